@@ -2486,6 +2486,10 @@ d = {
                 "2_buffer/retrieval.html#estimate_everywhere",
                 "personal_llm/buffer/retrieval.py",
             ),
+            "personal_llm.buffer.retrieval.find_same_question": (
+                "2_buffer/retrieval.html#find_same_question",
+                "personal_llm/buffer/retrieval.py",
+            ),
             "personal_llm.buffer.retrieval.fit_memories": (
                 "2_buffer/retrieval.html#fit_memories",
                 "personal_llm/buffer/retrieval.py",
@@ -2687,6 +2691,24 @@ d = {
             "personal_llm.buffer.synthesis.synthesize": (
                 "2_buffer/synthesis.html#synthesize",
                 "personal_llm/buffer/synthesis.py",
+            ),
+        },
+        "personal_llm.buffer.wishes": {
+            "personal_llm.buffer.wishes.KnownCorrection": (
+                "2_buffer/wishes.html#knowncorrection",
+                "personal_llm/buffer/wishes.py",
+            ),
+            "personal_llm.buffer.wishes.choose_wish": (
+                "2_buffer/wishes.html#choose_wish",
+                "personal_llm/buffer/wishes.py",
+            ),
+            "personal_llm.buffer.wishes.compute_help": (
+                "2_buffer/wishes.html#compute_help",
+                "personal_llm/buffer/wishes.py",
+            ),
+            "personal_llm.buffer.wishes.find_replaced": (
+                "2_buffer/wishes.html#find_replaced",
+                "personal_llm/buffer/wishes.py",
             ),
         },
         "personal_llm.course.checks": {
@@ -4881,8 +4903,16 @@ d = {
                 "6_device/personalizer.html#personalizer._find_rebuild_obstacle",
                 "personal_llm/device/personalizer.py",
             ),
+            "personal_llm.device.personalizer.Personalizer._find_skipped": (
+                "6_device/personalizer.html#personalizer._find_skipped",
+                "personal_llm/device/personalizer.py",
+            ),
             "personal_llm.device.personalizer.Personalizer._get_model_name": (
                 "6_device/personalizer.html#personalizer._get_model_name",
+                "personal_llm/device/personalizer.py",
+            ),
+            "personal_llm.device.personalizer.Personalizer._is_outdated": (
+                "6_device/personalizer.html#personalizer._is_outdated",
                 "personal_llm/device/personalizer.py",
             ),
             "personal_llm.device.personalizer.Personalizer._list_versions": (
@@ -4937,6 +4967,14 @@ d = {
                 "6_device/personalizer.html#personalizer.find_fact",
                 "personal_llm/device/personalizer.py",
             ),
+            "personal_llm.device.personalizer.Personalizer.find_learned_roots": (
+                "6_device/personalizer.html#personalizer.find_learned_roots",
+                "personal_llm/device/personalizer.py",
+            ),
+            "personal_llm.device.personalizer.Personalizer.find_replaced_roots": (
+                "6_device/personalizer.html#personalizer.find_replaced_roots",
+                "personal_llm/device/personalizer.py",
+            ),
             "personal_llm.device.personalizer.Personalizer.finetune": (
                 "6_device/personalizer.html#personalizer.finetune",
                 "personal_llm/device/personalizer.py",
@@ -4955,6 +4993,10 @@ d = {
             ),
             "personal_llm.device.personalizer.Personalizer.list_memories": (
                 "6_device/personalizer.html#personalizer.list_memories",
+                "personal_llm/device/personalizer.py",
+            ),
+            "personal_llm.device.personalizer.Personalizer.list_rounds_of_adapter": (
+                "6_device/personalizer.html#personalizer.list_rounds_of_adapter",
                 "personal_llm/device/personalizer.py",
             ),
             "personal_llm.device.personalizer.Personalizer.list_stream": (
@@ -5219,6 +5261,10 @@ d = {
                 "6_device/replay.html#personalizerstate.is_own_talk",
                 "personal_llm/device/replay.py",
             ),
+            "personal_llm.device.replay.PersonalizerState.list_corrections": (
+                "6_device/replay.html#personalizerstate.list_corrections",
+                "personal_llm/device/replay.py",
+            ),
             "personal_llm.device.replay.PersonalizerState.list_counters": (
                 "6_device/replay.html#personalizerstate.list_counters",
                 "personal_llm/device/replay.py",
@@ -5458,6 +5504,92 @@ d = {
                 "experiments/bins.html#measure",
                 "personal_llm/experiments/bins.py",
             )
+        },
+        "personal_llm.experiments.changes": {
+            "personal_llm.experiments.changes._count_people": (
+                "experiments/changes.html#_count_people",
+                "personal_llm/experiments/changes.py",
+            ),
+            "personal_llm.experiments.changes._judge_changes": (
+                "experiments/changes.html#_judge_changes",
+                "personal_llm/experiments/changes.py",
+            ),
+            "personal_llm.experiments.changes.ask_again": (
+                "experiments/changes.html#ask_again",
+                "personal_llm/experiments/changes.py",
+            ),
+            "personal_llm.experiments.changes.assigned": (
+                "experiments/changes.html#assigned",
+                "personal_llm/experiments/changes.py",
+            ),
+            "personal_llm.experiments.changes.colons": (
+                "experiments/changes.html#colons",
+                "personal_llm/experiments/changes.py",
+            ),
+            "personal_llm.experiments.changes.correct": (
+                "experiments/changes.html#correct",
+                "personal_llm/experiments/changes.py",
+            ),
+            "personal_llm.experiments.changes.double_dashes": (
+                "experiments/changes.html#double_dashes",
+                "personal_llm/experiments/changes.py",
+            ),
+            "personal_llm.experiments.changes.face_first": (
+                "experiments/changes.html#face_first",
+                "personal_llm/experiments/changes.py",
+            ),
+            "personal_llm.experiments.changes.hashed_lines": (
+                "experiments/changes.html#hashed_lines",
+                "personal_llm/experiments/changes.py",
+            ),
+            "personal_llm.experiments.changes.list_claims": (
+                "experiments/changes.html#list_claims",
+                "personal_llm/experiments/changes.py",
+            ),
+            "personal_llm.experiments.changes.make_stream": (
+                "experiments/changes.html#make_stream",
+                "personal_llm/experiments/changes.py",
+            ),
+            "personal_llm.experiments.changes.measure": (
+                "experiments/changes.html#measure",
+                "personal_llm/experiments/changes.py",
+            ),
+            "personal_llm.experiments.changes.measure_corrections": (
+                "experiments/changes.html#measure_corrections",
+                "personal_llm/experiments/changes.py",
+            ),
+            "personal_llm.experiments.changes.measure_stages": (
+                "experiments/changes.html#measure_stages",
+                "personal_llm/experiments/changes.py",
+            ),
+            "personal_llm.experiments.changes.measure_wishes": (
+                "experiments/changes.html#measure_wishes",
+                "personal_llm/experiments/changes.py",
+            ),
+            "personal_llm.experiments.changes.numeral": (
+                "experiments/changes.html#numeral",
+                "personal_llm/experiments/changes.py",
+            ),
+            "personal_llm.experiments.changes.paged": (
+                "experiments/changes.html#paged",
+                "personal_llm/experiments/changes.py",
+            ),
+            "personal_llm.experiments.changes.reply_to": (
+                "experiments/changes.html#reply_to",
+                "personal_llm/experiments/changes.py",
+            ),
+            "personal_llm.experiments.changes.sent_at": (
+                "experiments/changes.html#sent_at",
+                "personal_llm/experiments/changes.py",
+            ),
+            "personal_llm.experiments.changes.show_memories": (
+                "experiments/changes.html#show_memories",
+                "personal_llm/experiments/changes.py",
+            ),
+            "personal_llm.experiments.changes.use_earlier_rules": (
+                "experiments/changes.html#use_earlier_rules",
+                "personal_llm/experiments/changes.py",
+            ),
         },
         "personal_llm.experiments.choosing": {
             "personal_llm.experiments.choosing.StyleBelief": (

@@ -194,8 +194,10 @@ def get_conversation(session: ChatSession, key: Text = None, before: Text = None
     question = session.question and show_dialogue(session.question.dialogue, text=QUESTION_TEXT)
     turn, second = session.choice or (None, None)
     choice = turn and dict(id=turn["id"], replies=[turn["response"], second])
-    read = {d.id: show_dialogue(d) for d in session.reply_memories} if key == state.conversation else {}
-    memories = dict(text=session.describe_memories() if read else "", dialogues=[*read.values()])
+    read, told = {}, ""
+    if key == state.conversation:
+        read, told = {d.id: show_dialogue(d) for d in session.reply_memories}, session.describe_memories()
+    memories = dict(text=told, dialogues=[*read.values()])
     shown = dict(turns=show_turns(session, rows[first:end]), num_earlier=first)
     return shown | dict(key=key, title=make_title(state, key), question=question, choice=choice, memories=memories)
 

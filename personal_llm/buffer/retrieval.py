@@ -9,7 +9,8 @@ __all__ = ['ANSWERED_ORIGINS', 'MIN_AMPLIFIED', 'BM25_SATURATION', 'BM25_LENGTH'
            'MAX_MEMORY_TOKENS', 'PATTERN_TURNS', 'CORRECTION_THRESHOLD', 'DEFAULT_COUNT', 'MIN_CHECKED_ANSWERS',
            'MAX_CHECKED_ANSWERS', 'collect_memories', 'add_memories', 'compute_rarity', 'compute_bm25',
            'compute_early_states', 'PromptEmbedder', 'estimate_everywhere', 'estimate_correction_probability',
-           'rank_memories', 'fit_memories', 'compare_with_memories', 'retrieve', 'retrieve_in_talk', 'choose_count']
+           'rank_memories', 'fit_memories', 'compare_with_memories', 'retrieve', 'find_same_question',
+           'retrieve_in_talk', 'choose_count']
 
 # %% ../../nbs/2_buffer/10_retrieval.ipynb #ret00003
 import math
@@ -227,13 +228,15 @@ def retrieve(
     k: int = DEFAULT_COUNT,  # turns of memories; 0: none
     max_tokens: int = MAX_MEMORY_TOKENS,  # of all of them
     everywhere: float = 0.0,
+    skipped: frozenset = frozenset(),  # ids of corrections that the reply shall not read
 ) -> list:  # dialogues, the nearest last; one may occur several times
     "Choose the answered dialogues that a reply to a prompt should read."
     if k < 1 or not memories:
         return []
     probability, similarities = compare_with_memories(memories, prompt, embedder, everywhere)
     takes_corrected = probability >= CORRECTION_THRESHOLD
-    pool = [i for i, d in enumerate(memories) if (d.origin == "annotated") == takes_corrected]
+    is_pooled = lambda d: (d.origin == "annotated") == takes_corrected and d.id not in skipped
+    pool = [i for i, d in enumerate(memories) if is_pooled(d)]
     if not pool:
         return []
     ranked = rank_memories([memories[i] for i in pool], similarities[pool], prompt)
@@ -241,6 +244,14 @@ def retrieve(
     count_tokens = lambda text: len(tokenize(text)["input_ids"])
     count = k if takes_corrected else min(k, PATTERN_TURNS)
     return fit_memories(ranked, count, max_tokens, count_tokens, is_repeated=takes_corrected)
+
+# %% ../../nbs/2_buffer/10_retrieval.ipynb #retsame2
+def find_same_question(memories: list, prompt: str, skipped: frozenset = frozenset()):  # a `Dialogue`, or None
+    "Return the newest correction of a reply to this very prompt, if no talk came before it."
+    normalize = lambda text: " ".join(text.casefold().split()).rstrip(" .?!")
+    is_same = lambda d: d.origin == "annotated" and not d.history and normalize(d.prompt) == normalize(prompt)
+    own = [d for d in memories if is_same(d) and d.id not in skipped]
+    return max(own, key=lambda d: d.time, default=None)
 
 # %% ../../nbs/2_buffer/10_retrieval.ipynb #rettalk2
 def retrieve_in_talk(
@@ -250,9 +261,12 @@ def retrieve_in_talk(
     k: int = DEFAULT_COUNT,
     max_tokens: int = MAX_MEMORY_TOKENS,
     everywhere: float = 0.0,
+    skipped: frozenset = frozenset(),
 ) -> list:  # dialogues, the nearest last
     "Choose the answered dialogues that the reply to the newest prompt of a talk should read; see `retrieve`."
-    find = lambda text: retrieve(memories, text, embedder, k, max_tokens, everywhere)
+    find = lambda text: retrieve(memories, text, embedder, k, max_tokens, everywhere, skipped)
+    if same := find_same_question(memories, prompts[-1], skipped):
+        return retrieve([same], same.prompt, embedder, k, max_tokens, everywhere=1.0)
     if len(prompts) == 1:
         return find(prompts[0])
     opens = lambda text: compare_with_memories(memories, text, embedder, everywhere)[0] >= CORRECTION_THRESHOLD

@@ -175,8 +175,8 @@ def correct_history(self: ChatSession, history) -> list:  # (role, text) pairs
 
 # %% ../../nbs/6_device/07_conversation.ipynb #be02152e
 @patch
-def add_talk_memories(self: ChatSession, question: Dialogue, is_own: bool = True) -> Dialogue:
-    "Return a question as the model reads it, with a fact or with memories; the question itself is what we store."
+def add_talk_memories(self: ChatSession, question: Dialogue, is_own: bool = True, adapter=None) -> Dialogue:
+    "Return a question as the writer of the reply reads it, with a fact or memories; the question is what we store."
     self.reply_fact, self.reply_memories = "", []
     if not self.model.is_large or not self.me.settings.memories:
         return question
@@ -186,17 +186,21 @@ def add_talk_memories(self: ChatSession, question: Dialogue, is_own: bool = True
     if self.reply_fact:
         self.reply_memories = [source]
         return add_fact(shown, self.reply_fact)
-    self.reply_memories = self.me.retrieve_memories(question.prompt, history)
+    self.reply_memories = self.me.retrieve_memories(question.prompt, history, adapter)
     return add_memories(shown, self.reply_memories)
 
 # %% ../../nbs/6_device/07_conversation.ipynb #8d620152
 @patch
-def describe_memories(self: ChatSession) -> str:  # "" if the newest reply read none of your corrections
-    "Return a line about the fact or the corrections that the newest reply read."
+def describe_memories(self: ChatSession) -> str:  # "" if the base model wrote the newest reply, and read no correction
+    "Return a line about the fact or the corrections that the newest reply read, or about the fine-tune that wrote it."
     if self.reply_memories and self.reply_fact:
         return f'from what you said: "{self.reply_fact}"'
     count = len({d.id for d in self.reply_memories if d.origin == "annotated"})
-    return f"from {count} of your corrections" if count else ""
+    if count:
+        return f"from {count} of your corrections"
+    has_memory = self.model.is_large and self.me.settings.memories
+    is_tuned = self.reply is not None and self.reply.adapter_name != self.model.base
+    return "from a fine-tune on your corrections" if has_memory and is_tuned else ""
 
 # %% ../../nbs/6_device/07_conversation.ipynb #eebd6bd1
 @patch
@@ -240,8 +244,8 @@ def generate_reply(self: ChatSession, text: str, history, options: ReplyOptions,
     given = [(role, clean_text(text, self.max_characters)[0]) for role, text in history or ()]
     turns = self.history() if is_own else given
     question = Dialogue(prompt, "", turns, time=self.clock())
-    shown = self.add_talk_memories(question, is_own) if with_adapter else question
     adapter = self.me.choose_adapter(prompt) if with_adapter else None
+    shown = self.add_talk_memories(question, is_own, adapter) if with_adapter else question
     yield from self.stream_reply(shown, options, adapter)
     if is_observed:
         self.observe(question, self.reply, is_own)
@@ -331,9 +335,14 @@ def feedback(
         raise InputError("there is no reply yet", "write something first")
     id = self.turns[-1]["id"] if id is None else id
     text = clean_text(text, len(check(text, "text", "feedback: the text")))[0]
+    count_wishes = lambda: len({wish for wish, _ in self.me.state.wishes.values()})
+    before = count_wishes()
     with delay_interrupts():
         self.me.react(id, kind, text, **dict(time=self.clock()) | details)
         self.save()
+    if 0 < before < count_wishes():
+        message = "this correction is unlike your earlier ones; replies to such prompts follow it alone from now on"
+        self.messages_to_user.append(message)
 
 # %% ../../nbs/6_device/07_conversation.ipynb #24d5e5b9
 @patch
@@ -370,8 +379,8 @@ def generate_again(self: ChatSession, options: ReplyOptions = None):
     turn = self.turns[-1]
     options = options or replace(RETRY_OPTIONS, seed=crc32(turn["response"].encode()))
     question = Dialogue(turn["prompt"], "", tuple(self.history())[:-2], time=turn["time"])
-    shown = self.add_talk_memories(question)
-    yield from self.stream_reply(shown, options, self.me.choose_adapter(turn["prompt"]))
+    adapter = self.me.choose_adapter(turn["prompt"])
+    yield from self.stream_reply(self.add_talk_memories(question, adapter=adapter), options, adapter)
     if self.reply.text.split() in ([], turn["response"].split()):
         raise InputError("the model gave the same reply again", "write your wish in other words")
     return turn, self.reply.text

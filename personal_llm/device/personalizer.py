@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+
 from ..base.adapters import Adapter
 from ..base.core import MAX_SEED, NO_ANSWER, Cost, Dialogue, InputError, check
 from ..base.core import check_settings_fields, patch, setting
@@ -30,10 +31,12 @@ from ..buffer.facts import add_fact, asks_for_fact, find_facts, keep_facts, reca
 from ..buffer.feedback import find_disliked, get_first_id, is_same_reply
 from ..buffer.preferences import collect_preferences
 from ..buffer.retrieval import DEFAULT_COUNT, MAX_MEMORY_TOKENS, PromptEmbedder, add_memories, choose_count
-from ..buffer.retrieval import collect_memories, compare_with_memories, retrieve_in_talk
+from ..buffer.retrieval import collect_memories, compare_with_memories, find_same_question
+from ..buffer.retrieval import retrieve_in_talk
 from ..buffer.scoring import ScoredDialogue, load_lexicons
 from ..buffer.scoring import score as score_dialogues
 from ..buffer.synthesis import synthesize
+from ..buffer.wishes import choose_wish, find_replaced
 from ..data.reading import as_dialogues, load_replay
 from .forgetting import PUBLISHED_ADAPTER, ForgetReport, ForgetRequest, apply_to_folder
 from .forgetting import forget_dialogues
@@ -363,6 +366,12 @@ def _record_reaction(
     if self.state.find_slot(root) is None and candidate.scores.model != self._get_model_name():
         self.rescore([root])  # an earlier adapter made its scores
     facts = {name: value for name, value in vars(given).items() if name != "dialogue_id"}
+    if kind in ("edit", "better") and self.settings.memories and self.model.is_large:
+        correction = Dialogue(d.prompt, text, origin="annotated")
+        known = [c for c in self.state.list_corrections() if self.state.get_root(c.dialogue) != root]
+        with self.model.track_cost() as cost, self.model.use_adapter(None):
+            facts["wish"], facts["help"] = choose_wish(self.model, correction, known)
+        self.add_cost(cost)
     self.state.record("reacted", root, **facts, asked=asked, is_learned=is_learned, response=response)
     return given
 
@@ -399,12 +408,46 @@ def list_memories(self: Personalizer) -> list:  # dialogues, oldest first
         d = self.state.get_candidate(turn["id"]).dialogue
         if d.origin == "annotated" and turn["id"] not in known_ids:
             fields = dict(time=turn["time"], origin="annotated", parents=(turn["id"],))
-            known.append(Dialogue(turn["prompt"], d.response, **fields))
+            known.append(Dialogue(turn["prompt"], d.response, d.history, **fields))
     return sorted(known, key=lambda d: d.time)
 
 
 @patch
-def retrieve_memories(self: Personalizer, prompt: str, history=()) -> list:  # dialogues, the nearest last
+def list_rounds_of_adapter(self: Personalizer) -> list:  # `TrainingRound`s, each began from the one before
+    "Return the fine-tunes that made the present adapter; none if it is from elsewhere."
+    if not self.adapter or not self.rounds or Path(self.adapter.path) != Path(self.rounds[-1].adapter):
+        return []
+    first = max((place for place, round in enumerate(self.rounds) if round.start != "last"), default=0)
+    return self.rounds[first:]
+
+
+@patch
+def find_learned_roots(self: Personalizer) -> set:
+    "Return the roots of the corrections that the present adapter has learned, as they stand now."
+    rounds = [round for round in self.list_rounds_of_adapter() if round.best_loss < round.start_loss]
+    learned = {id for round in rounds for id in round.parents}
+    return {root for root in self.state.wishes if self.state.get_dialogue(root).id in learned}
+
+
+@patch
+def find_replaced_roots(self: Personalizer) -> set:
+    "Return the roots of the corrections whose wish a newer one replaces; see the chapter on wishes."
+    known = self.state.list_corrections()
+    if len({c.wish for c in known}) < 2:
+        return set()
+    self.embedder = self.embedder or PromptEmbedder(self.model)
+    approved, everywhere = [d for d in self.list_memories() if d.origin == "approved"], self.state.find_everywhere()
+    estimate = lambda old, prompt: compare_with_memories([*old, *approved], prompt, self.embedder, everywhere)[0]
+    return {self.state.get_root(known[i].dialogue) for i in find_replaced(known, estimate)}
+
+
+@patch
+def retrieve_memories(
+    self: Personalizer,
+    prompt: str,
+    history=(),
+    adapter=None,  # the `Adapter` that writes the reply, if one does
+) -> list:  # dialogues, the nearest last
     "Return the answered dialogues that a reply to a prompt reads after a history."
     memories = self.list_memories()
     if not memories or not self.settings.memories or not self.model.is_large:
@@ -415,7 +458,19 @@ def retrieve_memories(self: Personalizer, prompt: str, history=()) -> list:  # d
         self.memory_counts[checked_at] = choose_count(memories, self.embedder, self.settings.memories)
     k, max_tokens = self.memory_counts[checked_at], min(MAX_MEMORY_TOKENS, self.model.max_length // 2)
     prompts = [*(text for role, text in history if role == "user"), prompt]
-    return retrieve_in_talk(memories, prompts, self.embedder, k, max_tokens, self.state.find_everywhere())
+    skipped = self._find_skipped(memories, prompt, adapter)
+    return retrieve_in_talk(memories, prompts, self.embedder, k, max_tokens, self.state.find_everywhere(), skipped)
+
+
+@patch
+def _find_skipped(self: Personalizer, memories: list, prompt: str, adapter) -> frozenset:
+    "Return the ids of memories that are replaced, or that the adapter has learned; not of a correction to this prompt."
+    choose = lambda roots: frozenset(d.id for d in memories if self.state.get_root(d) in roots)
+    replaced = choose(self.find_replaced_roots())
+    same = find_same_question(memories, prompt, replaced)
+    if not adapter or same:
+        return replaced
+    return replaced | choose(self.find_learned_roots())
 
 # %% ../../nbs/6_device/04_personalizer.ipynb #adgate02
 ADAPTER_THRESHOLD = 0.4  # probability of a correction from which the adapter writes the reply
@@ -424,26 +479,35 @@ ADAPTER_THRESHOLD = 0.4  # probability of a correction from which the adapter wr
 @patch
 def is_adapter_for_all(self: Personalizer) -> bool:
     "Return whether the adapter learned from more than answers: from elsewhere, a library's pLLM or imported chats."
-    if not self.rounds or Path(self.adapter.path) != Path(self.rounds[-1].adapter):
-        return True
-    first = max((place for place, round in enumerate(self.rounds) if round.start != "last"), default=0)
-    chain = self.rounds[first:]  # each began from the one before
-    learned = {self.state.roots.get(id, id) for round in chain for id in round.parents}
+    rounds = self.list_rounds_of_adapter()
+    learned = {self.state.roots.get(id, id) for round in rounds for id in round.parents}
     has_imports = any(self.memory.conversations.get(root) == "import" for root in learned)
-    return has_imports or chain[0].start in ("library", "other")
+    return has_imports or not rounds or rounds[0].start in ("library", "other")
 
 
 @patch
 def choose_adapter(self: Personalizer, prompt: str):  # an `Adapter`, or None: the base model replies
-    "Return the last adapter, but None for a prompt that is unlike those whose replies the user corrected."
-    corrected = [d for d in self.state.versions.values() if d.origin == "annotated"]
+    "Return the last adapter, but None for a prompt unlike those of your corrections, or where you changed your mind."
+    corrected = [c.dialogue for c in self.state.list_corrections()]
     is_gated = self.settings.memories and self.model.is_large and self.model.engine is None
     if not self.adapter or not corrected or not is_gated or self.is_adapter_for_all():
         return self.adapter
     self.embedder = self.embedder or PromptEmbedder(self.model)
     known = [*corrected, *(d for d in self.list_memories() if d.origin == "approved")]
-    probability, _ = compare_with_memories(known, prompt, self.embedder, self.state.find_everywhere())
-    return self.adapter if probability >= ADAPTER_THRESHOLD else None
+    probability, similarities = compare_with_memories(known, prompt, self.embedder, self.state.find_everywhere())
+    is_outdated = self._is_outdated(similarities[: len(corrected)])
+    return self.adapter if probability >= ADAPTER_THRESHOLD and not is_outdated else None
+
+
+@patch
+def _is_outdated(self: Personalizer, similarities) -> bool:  # of a prompt to the corrections
+    "Return whether the wish of the nearest correction is new to the adapter, and another one that it learned is gone."
+    learned, replaced = self.find_learned_roots(), self.find_replaced_roots()
+    if not learned & replaced:
+        return False
+    rows = [(s, root) for s, root in zip(similarities, self.state.wishes) if root not in replaced]
+    get_wish = lambda root: self.state.wishes[root][0]
+    return get_wish(max(rows)[1]) not in {get_wish(root) for root in learned - replaced}
 
 # %% ../../nbs/6_device/04_personalizer.ipynb #adgate04
 @patch
@@ -468,9 +532,10 @@ def reply(
     question = Dialogue(prompt, "", history)
     with self.model.track_cost() as cost:
         fact, _ = self.find_fact(prompt)
-        memories = [] if fact else self.retrieve_memories(prompt, question.history)
+        adapter = self.choose_adapter(prompt)
+        memories = [] if fact else self.retrieve_memories(prompt, question.history, adapter)
         shown = add_fact(question, fact) if fact else add_memories(question, memories)
-        with self.model.use_adapter(self.choose_adapter(prompt)):
+        with self.model.use_adapter(adapter):
             text = self.model.reply_once(shown, max_tokens)
     self.add_cost(cost)
     return text
@@ -498,7 +563,9 @@ def select_trainable(self: Personalizer) -> list:
     with_response = [d for d in self.buffer.dialogues if d.response.strip() and (is_answered(d) or is_liked(d))]
     chosen = {d.id for d in self.buffer.policy.select_training_dialogues(with_response)}
     is_import = lambda d: d.origin == "user" and self.memory.conversations.get(self.state.get_root(d)) == "import"
-    return [d for d in with_response if d.id in chosen or is_import(d)]
+    replaced = self.find_replaced_roots()
+    is_current = lambda d: self.state.get_root(d) not in replaced
+    return [d for d in with_response if (d.id in chosen or is_import(d)) and is_current(d)]
 
 
 @patch
@@ -519,7 +586,8 @@ def collect_training_dialogues(self: Personalizer) -> list:
 def choose_start(self: Personalizer, start, dialogues: list, folder, model=None) -> tuple:
     "Return the adapter or folder where a fine-tune begins (or None), its name, the choice (or None), and its `Cost`."
     if isinstance(start, str) and start == "last":
-        start = self.adapter or self.start
+        is_outdated = self.find_learned_roots() & self.find_replaced_roots()
+        start = self.start if is_outdated else self.adapter or self.start
     if isinstance(start, Library):
         choice = warm_start(model or self.model, start, dialogues, folder, self.settings.seed)
         return choice.adapter, "library" if choice.adapter else "", choice.to_dict(), choice.cost

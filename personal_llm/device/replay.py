@@ -24,6 +24,7 @@ from ..buffer.feedback import estimate_dissatisfaction, find_disliked, get_first
 from ..buffer.retrieval import DEFAULT_COUNT, MAX_MEMORY_TOKENS, PATTERN_TURNS, collect_memories
 from ..buffer.retrieval import estimate_everywhere
 from ..buffer.scoring import ScoredDialogue
+from ..buffer.wishes import KnownCorrection
 from .memory import Event, Memory, find_state_folders, join_conversation
 from .memory import make_no_state_error, scores_from_dict, split_conversation
 
@@ -131,6 +132,7 @@ class PersonalizerState:
         self.scores = {}  # root -> the newest `Scores`
         self.versions = {}  # root -> `Dialogue` after a reaction
         self.roots = {}  # id of a version -> root
+        self.wishes = {}  # root -> (number of the wish, help), of corrections, in their order
         self.asked_ids = set()  # roots that the user was asked about, or answered unasked
         self.feedback_rows = []  # see the chapter on feedback
         self.conversation, self.conversations = "", {}  # key of the one that goes on; key -> turns of each
@@ -266,6 +268,7 @@ def _apply_offered(self: PersonalizerState, event: Event, facts: dict) -> None:
     self.scores.setdefault(root, offered.scores)
     self.wants_question = False
     self.versions.pop(root, None)
+    self.wishes.pop(root, None)
     if facts["considered"]:
         left = self.questions_left(self.settings["max_questions"])
         policy = self.buffer.policy
@@ -297,6 +300,13 @@ def questions_left(self: PersonalizerState, max_questions: int = None) -> int:
 def count_turns(self: PersonalizerState) -> int:
     "Count the turns of all conversations of ours."
     return sum(map(len, self.conversations.values()))
+
+
+@patch
+def list_corrections(self: PersonalizerState) -> list:  # `KnownCorrection`s, oldest first
+    "Return the corrections as they stand now, with their wishes."
+    rows = list(self.wishes.items())  # in one step, because a fine-tune asks in its own thread
+    return [KnownCorrection(self.get_dialogue(root), *known) for root, known in rows]
 
 
 @patch
@@ -433,6 +443,9 @@ def _apply_reacted(self: PersonalizerState, event: Event, facts: dict) -> None:
         self.asked_ids.add(root)
         family = dict(origin=origin, parents=(*d.parents, d.id))
         self._set_version(root, d.derive(response=given.text or d.response, **family))
+        self.wishes.pop(root, None)
+        if origin == "annotated":
+            self.wishes[root] = facts.get("wish", 0), facts.get("help")  # older programs did not know wishes
     if facts["response"]:
         self._replace_reply(root, given.dialogue_id, facts["response"])
 
