@@ -389,6 +389,17 @@ def test_contradictory_states_are_one_line(change, saved, tmp_path):
     assert "\n" not in str(caught.value) and caught.value.remedy
 
 
+@pytest.mark.parametrize("value", [False, True])
+def test_a_folder_with_a_former_setting_opens(value, saved, tmp_path):
+    folder = shutil.copytree(saved, tmp_path / "copy")
+    rewrite(folder, settings_of(lambda settings: settings.update(preferences=value)))
+    assert folder_status(folder)["seen"] == folder_status(saved)["seen"]
+    me = load(folder)
+    assert me.settings == load(saved).settings and "preferences" not in me.state.settings
+    me.save()
+    assert load(folder).status() == me.status()
+
+
 @pytest.mark.parametrize("column", ["prompt", "scores", "history", "labels", "parents", "origin", "time"])
 def test_a_damaged_dialogue_is_one_line(column, saved, tmp_path):
     folder = shutil.copytree(saved, tmp_path / "copy")

@@ -886,8 +886,3 @@ def test_noise_is_decided_by_the_seed_and_hinders_learning():
     quiet, loud = losses_of(**config), losses_of(**config, noise=50.0)
     assert loud == losses_of(**config, noise=50.0) and loud[0] == quiet[0]
     assert quiet[-1] < quiet[0] - 0.1 and quiet[-1] < loud[-1]
-
-
-def test_pairs_are_not_clipped():
-    with pytest.raises(InputError, match="preferences"):
-        training_loop.add_private_gradients([dict(role=None)], None, TuningConfig(clipping=1.0), [])

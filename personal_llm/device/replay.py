@@ -250,6 +250,7 @@ def _get_offered(self: PersonalizerState, root: str) -> ScoredDialogue:
 @patch
 def _apply_configured(self: PersonalizerState, event: Event, facts: dict) -> None:
     self.base, self.model, self.settings = facts["base"], facts["model"], dict(facts["settings"])
+    self.settings.pop("preferences", None)  # a former setting
     self.is_large = facts["is_large"]
     self.buffer.policy.allow_early_questions(self.settings.get("early_questions") or 0)
 

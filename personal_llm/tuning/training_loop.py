@@ -15,9 +15,9 @@ from pathlib import Path
 
 import numpy as np
 
-from ..base.core import InputError, make_generator
+from ..base.core import make_generator
 from ..base.files import compute_sha256, delete_path, write_atomically
-from ..buffer.preferences import collate_mixed, compute_mixed_loss, count_step
+from ..base.tokens import collate_samples
 from .config import TuningConfig
 from .validation import Checks
 
@@ -206,9 +206,9 @@ MAX_GRADIENT_NORM = 1.0  # as in `Trainer`
 
 def add_gradients(batches: list, checks: Checks, bfloat16: bool) -> float:  # nats a token
     "Add the gradients of one step's batches to those of the weights, and return the step's loss."
-    sizes, step_loss = count_step(batches), 0.0
+    num_labels, step_loss = sum(int((batch["labels"][:, 1:] != -100).sum()) for batch in batches), 0.0
     for batch in batches:
-        loss = compute_mixed_loss(checks.compute_nll(batch, bfloat16), batch, sizes)
+        loss = checks.compute_nll(batch, bfloat16).sum() / num_labels
         loss.backward()
         step_loss += loss.item()
     return step_loss
@@ -218,8 +218,6 @@ def add_private_gradients(batches: list, checks: Checks, config: TuningConfig, w
     "Set the weights' gradients to the clipped mean over samples, with noise; return the step's loss, nats a token."
     import torch
 
-    if any("role" in batch for batch in batches):
-        raise InputError("clipping with preferences: a pair has no gradient of its own", "leave one of the two out")
     sums, losses = [torch.zeros_like(p) for p in weights], []
     for batch in batches:
         for i in range(len(batch["labels"])):
@@ -262,7 +260,7 @@ def train(
             group["lr"] = compute_learning_rate(config, step)
         batches = []
         for numbers in select_step_batches(lengths, config, seed, step):
-            batch = collate_mixed([samples[i] for i in numbers], checks.pad_token_id)
+            batch = collate_samples([samples[i] for i in numbers], checks.pad_token_id)
             batches.append({name: values.to(adapted.device) for name, values in batch.items()})
         if config.clipping:
             step_loss = add_private_gradients(batches, checks, config, [*weights.values()])
