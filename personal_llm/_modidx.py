@@ -5245,6 +5245,10 @@ d = {
                 "6_device/replay.html#describe_unchanged",
                 "personal_llm/device/replay.py",
             ),
+            "personal_llm.device.replay.drop_former_settings": (
+                "6_device/replay.html#drop_former_settings",
+                "personal_llm/device/replay.py",
+            ),
             "personal_llm.device.replay.estimate_memory_tokens": (
                 "6_device/replay.html#estimate_memory_tokens",
                 "personal_llm/device/replay.py",

@@ -392,10 +392,11 @@ def test_contradictory_states_are_one_line(change, saved, tmp_path):
 @pytest.mark.parametrize("value", [False, True])
 def test_a_folder_with_a_former_setting_opens(value, saved, tmp_path):
     folder = shutil.copytree(saved, tmp_path / "copy")
-    rewrite(folder, settings_of(lambda settings: settings.update(preferences=value)))
+    former = dict(gradient_accumulation_steps=1 + value)
+    rewrite(folder, settings_of(lambda all: all.update(preferences=value, config=all["config"] | former)))
     assert folder_status(folder)["seen"] == folder_status(saved)["seen"]
     me = load(folder)
-    assert me.settings == load(saved).settings and "preferences" not in me.state.settings
+    assert me.settings == load(saved).settings and me.config == load(saved).config
     me.save()
     assert load(folder).status() == me.status()
 

@@ -48,7 +48,10 @@ def list_defaults(
     return found
 
 
-FORMER_DEFAULTS = {"PersonalizeSettings.preferences": "False"}  # off when rows were measured, and gone
+FORMER_DEFAULTS = {  # off when rows were measured, and gone
+    "PersonalizeSettings.preferences": "False",
+    "TuningConfig.gradient_accumulation_steps": "1",
+}
 
 
 def list_changed_defaults(

@@ -352,7 +352,7 @@ def estimate_cost(
         row = measure_second_run(lambda: forward(batch, config.bfloat16).sum().backward())
         adapter_bytes = sum(4 * p.numel() for p in adapted.parameters() if p.requires_grad)
     vars(model.cost).update(vars(before))
-    num_rows = config.batch_size * config.gradient_accumulation_steps
+    num_rows = config.batch_size
     sizes = dict(peak_memory_bytes=get_peak_memory(), bin_bytes=bin_bytes(candidate), adapter_bytes=adapter_bytes)
     sizes |= dict(joules=num_rows * row.joules, tokens=len(sample["input_ids"]), batch_size=num_rows)
     return CostEstimate(arrival.seconds, num_rows * row.seconds, **sizes)

@@ -49,13 +49,10 @@ def select_step_batches(
     seed: int,
     step: int,  # from 1
 ) -> list:  # arrays of sample numbers, one for each forward pass
-    "Return the batches of one optimiser step."
-    batches_per_epoch = math.ceil(len(lengths) / config.batch_size)
-    chosen = []
-    for number in range(config.gradient_accumulation_steps):
-        epoch, place = divmod((step - 1) * config.gradient_accumulation_steps + number, batches_per_epoch)
-        chosen.append(make_epoch_batches(lengths, config.batch_size, seed, epoch)[place])
-    return [part for rows in chosen for part in split_long_batch(rows, lengths, config.pass_tokens)]
+    "Return the batch of one optimiser step, in parts that fit a forward pass."
+    epoch, place = divmod(step - 1, math.ceil(len(lengths) / config.batch_size))
+    rows = make_epoch_batches(lengths, config.batch_size, seed, epoch)[place]
+    return split_long_batch(rows, lengths, config.pass_tokens)
 
 # %% ../../nbs/3_tuning/05_training_loop.ipynb #d27dc642
 def unwrap_peft(
