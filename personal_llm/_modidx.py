@@ -2626,8 +2626,8 @@ d = {
                 "2_buffer/synthesis.html#propose_rewrites",
                 "personal_llm/buffer/synthesis.py",
             ),
-            "personal_llm.buffer.synthesis.rewrite_texts": (
-                "2_buffer/synthesis.html#rewrite_texts",
+            "personal_llm.buffer.synthesis.rewrite_prompts": (
+                "2_buffer/synthesis.html#rewrite_prompts",
                 "personal_llm/buffer/synthesis.py",
             ),
             "personal_llm.buffer.synthesis.run_cached": (

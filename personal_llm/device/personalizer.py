@@ -78,9 +78,6 @@ class PersonalizerSettings:
         "whole number",
         0,
     )
-    synthesis_mode: str = setting(
-        "question", "what synthesis rewrites: question, or both it and response", choices=("question", "both")
-    )
     replay: int = setting(320, "dialogues of general conversation mixed into each fine-tune; 0: none", low=0)
     memories: int = setting(DEFAULT_COUNT, "most answered dialogues that a reply reads; 0: none", low=0, high=8)
     consolidation: int = setting(
@@ -563,7 +560,7 @@ def train_adapter(
     seed = settings.seed + len(self.rounds)
     merge = Path(out) / MERGE_FOLDER if out and is_claimed(Path(out)) else None  # None: in a temporary folder
     start_adapter, name, warm, cost = self.choose_start(start, dialogues, merge, model)
-    synthesis = synthesize(model, dialogues, settings.synthetic, settings.synthesis_mode, seed=seed)
+    synthesis = synthesize(model, dialogues, settings.synthetic, seed)
 
     stream, prompts = self.list_stream() if stream is None else stream, {d.prompt for d in dialogues}
     liked = {d.id for d in drop_disliked(stream, self.feedback_rows)}  # of the others we take the prompts only

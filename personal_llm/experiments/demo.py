@@ -48,8 +48,9 @@ def list_defaults(
     return found
 
 
-FORMER_DEFAULTS = {  # off when rows were measured, and gone
+FORMER_DEFAULTS = {  # as rows were measured, and the only way today
     "PersonalizeSettings.preferences": "False",
+    "PersonalizeSettings.synthesis_mode": "'question'",
     "TuningConfig.gradient_accumulation_steps": "1",
 }
 
