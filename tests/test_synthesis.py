@@ -208,7 +208,7 @@ def test_a_cleaned_reply_is_one_line_of_the_reply(reply):
     ],
 )
 def test_the_strict_check(rewrite, original, reason):
-    assert check_rewrite(rewrite, original, config=SynthesisConfig(strict=True)) == reason
+    assert check_rewrite(rewrite, original, config=SynthesisConfig(prompt="examples")) == reason
     assert check_rewrite(rewrite, original) == ""
 
 

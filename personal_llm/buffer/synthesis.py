@@ -84,9 +84,7 @@ def clean_rewrite(
     return line.strip('"“”[] ')
 
 # %% ../../nbs/2_buffer/06_synthesis.ipynb #23a00002
-EXAMPLES_DEFAULTS = dict(
-    prompt="examples", temperature=0.5, max_rounds=6, strict=True, max_surprise=0.6, max_loss_rise=0.3
-)
+EXAMPLES_DEFAULTS = dict(prompt="examples", temperature=0.5, max_rounds=6, max_surprise=0.6, max_loss_rise=0.3)
 
 
 @dataclass(frozen=True)
@@ -99,7 +97,6 @@ class SynthesisConfig:
     temperature: float = setting(0.7, "temperature; 0.5 in the paper, higher gives fewer copies", low=0)
     max_rounds: int = setting(2, "tries", low=1)
     prompt: str = setting("paper", "the paper's prompt, or examples for other models", choices=("paper", "examples"))
-    strict: bool = setting(False, "also reject added numbers, and questions that became statements or the reverse")
     max_surprise: float = setting(None, "highest surprise of the model at its rewrite, nats a token", "number", low=0)
     max_loss_rise: float = setting(None, "highest rise of the response's loss, nats a token", "number", low=0)
 
@@ -199,15 +196,15 @@ def check_rewrite(
     surprise: float = 0.0,  # of the model at the rewrite, nats a token
 ) -> str:  # "" if it is accepted, else the reason against it
     "Return the reason to reject a rewrite, or an empty text to accept it."
-    rouge1 = compute_rouge1(rewrite, original)
+    rouge1, has_examples = compute_rouge1(rewrite, original), config.prompt == "examples"
     is_dissimilar = similarity is not None and not similarity >= config.min_similarity
     reasons = {
         "no brackets": not rewrite,
         "unrelated": rouge1 < config.min_rouge1,
         "copy": rouge1 > config.max_rouge1,
         "another meaning": is_dissimilar or changes_facts(rewrite, original),
-        "another form": config.strict and changes_form(rewrite, original),
-        "another request": config.strict and changes_request(rewrite, original),
+        "another form": has_examples and changes_form(rewrite, original),
+        "another request": has_examples and changes_request(rewrite, original),
         "unsure": config.max_surprise is not None and not surprise <= config.max_surprise,
         "repeat": is_repeat(rewrite, others, config),
     }

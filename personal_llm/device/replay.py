@@ -597,8 +597,8 @@ def read_state(
         return state
 
 
-def folder_status(folder, policy=None) -> dict:  # plain values
+def folder_status(folder) -> dict:  # plain values
     "Describe the newest state in a folder; raise `InputError` if there is none."
     place = find_state_folders(folder)[0]
     size = sum(file.stat().st_size for file in place.rglob("*") if file.is_file())
-    return dict(folder=str(place), bytes=size) | read_state(place, policy).status()
+    return dict(folder=str(place), bytes=size) | read_state(place).status()
