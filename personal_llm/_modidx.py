@@ -2383,44 +2383,6 @@ d = {
                 "personal_llm/buffer/policies.py",
             ),
         },
-        "personal_llm.buffer.preferences": {
-            "personal_llm.buffer.preferences.Preference": (
-                "2_buffer/preferences.html#preference",
-                "personal_llm/buffer/preferences.py",
-            ),
-            "personal_llm.buffer.preferences.collate_mixed": (
-                "2_buffer/preferences.html#collate_mixed",
-                "personal_llm/buffer/preferences.py",
-            ),
-            "personal_llm.buffer.preferences.collect_preferences": (
-                "2_buffer/preferences.html#collect_preferences",
-                "personal_llm/buffer/preferences.py",
-            ),
-            "personal_llm.buffer.preferences.compute_mixed_loss": (
-                "2_buffer/preferences.html#compute_mixed_loss",
-                "personal_llm/buffer/preferences.py",
-            ),
-            "personal_llm.buffer.preferences.compute_pair_losses": (
-                "2_buffer/preferences.html#compute_pair_losses",
-                "personal_llm/buffer/preferences.py",
-            ),
-            "personal_llm.buffer.preferences.compute_thumb_losses": (
-                "2_buffer/preferences.html#compute_thumb_losses",
-                "personal_llm/buffer/preferences.py",
-            ),
-            "personal_llm.buffer.preferences.count_step": (
-                "2_buffer/preferences.html#count_step",
-                "personal_llm/buffer/preferences.py",
-            ),
-            "personal_llm.buffer.preferences.make_preference_samples": (
-                "2_buffer/preferences.html#make_preference_samples",
-                "personal_llm/buffer/preferences.py",
-            ),
-            "personal_llm.buffer.preferences.set_reference_losses": (
-                "2_buffer/preferences.html#set_reference_losses",
-                "personal_llm/buffer/preferences.py",
-            ),
-        },
         "personal_llm.buffer.retrieval": {
             "personal_llm.buffer.retrieval.PromptEmbedder": (
                 "2_buffer/retrieval.html#promptembedder",
@@ -2668,8 +2630,8 @@ d = {
                 "2_buffer/synthesis.html#propose_rewrites",
                 "personal_llm/buffer/synthesis.py",
             ),
-            "personal_llm.buffer.synthesis.rewrite_texts": (
-                "2_buffer/synthesis.html#rewrite_texts",
+            "personal_llm.buffer.synthesis.rewrite_prompts": (
+                "2_buffer/synthesis.html#rewrite_prompts",
                 "personal_llm/buffer/synthesis.py",
             ),
             "personal_llm.buffer.synthesis.run_cached": (
@@ -3889,6 +3851,10 @@ d = {
             ),
             "personal_llm.course.tasks_9_pairs._pairs": (
                 "course/tasks_9_pairs.html#_pairs",
+                "personal_llm/course/tasks_9_pairs.py",
+            ),
+            "personal_llm.course.tasks_9_pairs.compute_pair_losses": (
+                "course/tasks_9_pairs.html#compute_pair_losses",
                 "personal_llm/course/tasks_9_pairs.py",
             ),
             "personal_llm.course.tasks_9_pairs.margins": (
@@ -5323,6 +5289,10 @@ d = {
             ),
             "personal_llm.device.replay.describe_unchanged": (
                 "6_device/replay.html#describe_unchanged",
+                "personal_llm/device/replay.py",
+            ),
+            "personal_llm.device.replay.drop_former_settings": (
+                "6_device/replay.html#drop_former_settings",
                 "personal_llm/device/replay.py",
             ),
             "personal_llm.device.replay.estimate_memory_tokens": (
@@ -11016,16 +10986,8 @@ d = {
                 "3_tuning/finetune.html#trainingsplit",
                 "personal_llm/tuning/finetune.py",
             ),
-            "personal_llm.tuning.finetune.TrainingSplit.add_preferences": (
-                "3_tuning/finetune.html#trainingsplit.add_preferences",
-                "personal_llm/tuning/finetune.py",
-            ),
             "personal_llm.tuning.finetune.TrainingSplit.from_dialogues": (
                 "3_tuning/finetune.html#trainingsplit.from_dialogues",
-                "personal_llm/tuning/finetune.py",
-            ),
-            "personal_llm.tuning.finetune.TrainingSplit.make_checks": (
-                "3_tuning/finetune.html#trainingsplit.make_checks",
                 "personal_llm/tuning/finetune.py",
             ),
             "personal_llm.tuning.finetune.alternate_histories": (

@@ -28,7 +28,7 @@ from personal_llm.selection import library as library_module
 from personal_llm.selection.library import Library
 
 
-def tune(model, dialogues, config, start, out, seed, progress=True, replay=(), preferences=()):
+def tune(model, dialogues, config, start, out, seed, progress=True, replay=()):
     "Write a true adapter of 2 x 3 numbers."
     import torch
 

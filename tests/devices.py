@@ -89,7 +89,7 @@ class Fake:
         return [f"[other words for {p.split(chr(10), 1)[1]}]" for p in prompts]
 
 
-def fake_tune(model, dialogues, config, start, out, seed, progress=True, replay=(), preferences=()):
+def fake_tune(model, dialogues, config, start, out, seed, progress=True, replay=()):
     "An adapter whose weights are the ids it learned from and the weights it began from."
     out = make_folder(out or tempfile.mkdtemp())
     begun = weights_hash(start) if start else None

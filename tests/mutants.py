@@ -30,7 +30,7 @@ SECONDS = 300  # of a mutant; what takes longer counts as killed
 MODULES = {  # name -> (module, its tests)
     "buffer": ("personal_llm.buffer.buffer", "test_buffer.py"),
     "active": ("personal_llm.buffer.active", "test_asking.py test_policies.py"),
-    "losses": ("personal_llm.tuning.training_loop", "test_losses.py test_preferences.py test_tuning.py"),
+    "losses": ("personal_llm.tuning.training_loop", "test_losses.py test_tuning.py"),
     "finetune": ("personal_llm.tuning.finetune", "test_tuning.py test_validation.py"),
     "mixture": ("personal_llm.selection.mixture", "test_mixture.py"),
     "memory": ("personal_llm.device.memory", "test_store.py"),

@@ -21,7 +21,6 @@ from personal_llm.tuning.config import TuningConfig, selects_same_modules
         dict(validation=1.0),
         dict(validation=-0.1),
         dict(patience=0),
-        dict(gradient_accumulation_steps=0),
         dict(steps=2.5),
         dict(steps=2.0),
         dict(rank=4.0),

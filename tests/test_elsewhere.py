@@ -49,7 +49,7 @@ def test_a_modelfile_writes_turns_as_the_template_does(name):
     if folder_of(name) is None:
         pytest.skip("no tokenizer of Llama-3.2 here; its licence forbids shipping (PERSONAL_LLM_TOKENIZERS=folder)")
     model = shared_real(name)
-    lines = format_modelfile(model, "./b.gguf", "./a.gguf")
+    lines = format_modelfile(model)
     template = lines.split('"""')[1]
     talk = [("user", "Tea?"), ("assistant", "Yes."), ("user", "Milk?"), ("assistant", "No."), ("user", "Why?")]
     for system in ("", "Be brief."):
@@ -59,7 +59,10 @@ def test_a_modelfile_writes_turns_as_the_template_does(name):
         )
         adds_start = model.tokenizer("x")["input_ids"][0] == model.tokenizer.bos_token_id
         assert filled(template, talk, system) == written.removeprefix(model.tokenizer.bos_token if adds_start else "")
-    assert lines.startswith("FROM ./b.gguf\nADAPTER ./a.gguf\n") and f'stop "{model.tokenizer.eos_token}"' in lines
+    assert (
+        lines.startswith("FROM ./base.gguf\nADAPTER ./adapter.gguf\n")
+        and f'stop "{model.tokenizer.eos_token}"' in lines
+    )
 
 
 def filled(template: str, talk: list, system: str) -> str:

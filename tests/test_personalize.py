@@ -61,7 +61,7 @@ def no_tuning(monkeypatch, tmp_path_factory):
     "Fine-tuning is replaced by an adapter whose weights are the seed's."
     made = {}
 
-    def tune(model, dialogues, config, start, out, seed, progress, replay=(), preferences=()):
+    def tune(model, dialogues, config, start, out, seed, progress, replay=()):
         if seed not in made:
             made[seed] = random_adapter(model, tmp_path_factory.mktemp("made"), seed=seed + 1)
             (made[seed] / "README.md").unlink()

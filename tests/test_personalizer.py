@@ -412,7 +412,6 @@ def test_fine_tunes_begin_where_they_are_told_to(monkeypatch, tmp_path):
         dict(synthetic="3"),
         dict(max_questions=-1),
         dict(max_questions=True),
-        dict(synthesis_mode="answers"),
         dict(seed=-1),
         dict(seed=10**30),
         dict(seed="0"),

@@ -17,7 +17,6 @@ from personal_llm.app.cli import main
 from personal_llm.base import files
 from personal_llm.base.adapters import CONFIG_FILE, WEIGHTS_FILE
 from personal_llm.base.core import Dialogue, InputError
-from personal_llm.runtimes import phone
 from personal_llm.runtimes.phone import export_bundle, train_bundle
 from personal_llm.runtimes.phone_bundle import (
     ADAM_BETA1,
@@ -188,12 +187,6 @@ def test_a_changed_missing_or_short_file_is_refused(bundle, name):
     file.unlink()
     with pytest.raises(InputError, match=name.rpartition("/")[2]):
         open_bundle(bundle.folder)
-
-
-def test_an_error_names_the_setting(tmp_path, monkeypatch):
-    monkeypatch.setattr(phone, "require_executorch", lambda: None)
-    with pytest.raises(InputError, match="^gradient_accumulation_steps is 4"):
-        export_bundle(tiny("llama"), TALK, tmp_path / "out", TuningConfig(gradient_accumulation_steps=4))
 
 
 def test_a_full_disk_leaves_no_bundle(bundle, tmp_path, monkeypatch):

@@ -24,9 +24,7 @@ def test_sizes_by_hand(architecture, monkeypatch):
     torch.manual_seed(5)
     expected = torch.rand(1)
     torch.manual_seed(5)
-    config = TuningConfig(
-        rank=2, target_modules="q_proj, v_proj", batch_size=4, gradient_accumulation_steps=3, layers=1
-    )
+    config = TuningConfig(rank=2, target_modules="q_proj, v_proj", batch_size=12, layers=1)
     config = replace(config, target_modules="c_proj", layers=0) if architecture == "gpt2" else config
     found = estimate_cost(model, config)
     assert torch.equal(torch.rand(1), expected), "torch's own generator goes on as if nothing had been"

@@ -54,7 +54,6 @@ def test_saved_and_loaded_goes_on_the_same_way(policy, tmp_path):
         finetune_every=9,
         max_questions=7,
         ask_when="arrival",
-        synthesis_mode="both",
         seed=3,
         config=TuningConfig(steps=2),
     )
@@ -341,7 +340,7 @@ CHANGES = dict(
     no_config=settings_of(lambda settings: settings.pop("config")),
     unknown_config=settings_of(lambda settings: settings["config"].update(colour="red")),
     negative_seed=settings_of(lambda settings: settings.update(seed=-1)),
-    unknown_mode=settings_of(lambda settings: settings.update(synthesis_mode="x")),
+    unknown_moment=settings_of(lambda settings: settings.update(ask_when="x")),
     no_buffer=of_kind("configured", lambda facts: facts.pop("buffer")),
     buffer_is_text=of_kind("configured", lambda facts: facts.update(buffer="x")),
     no_policy=of_kind("configured", lambda facts: facts["buffer"].pop("policy")),
@@ -387,6 +386,18 @@ def test_contradictory_states_are_one_line(change, saved, tmp_path):
     with pytest.raises(InputError) as caught:
         load(folder)
     assert "\n" not in str(caught.value) and caught.value.remedy
+
+
+@pytest.mark.parametrize("value", [False, True])
+def test_a_folder_with_a_former_setting_opens(value, saved, tmp_path):
+    folder = shutil.copytree(saved, tmp_path / "copy")
+    former, former_config = dict(preferences=value, synthesis_mode="both"), dict(gradient_accumulation_steps=1 + value)
+    rewrite(folder, settings_of(lambda all: all.update(former, config=all["config"] | former_config)))
+    assert folder_status(folder)["seen"] == folder_status(saved)["seen"]
+    me = load(folder)
+    assert me.settings == load(saved).settings and me.config == load(saved).config
+    me.save()
+    assert load(folder).status() == me.status()
 
 
 @pytest.mark.parametrize("column", ["prompt", "scores", "history", "labels", "parents", "origin", "time"])

@@ -79,35 +79,29 @@ def test_parser(text):
     st.integers(0, 3),
     st.integers(1, 3),
     st.lists(TEXTS.map("[{}]".format) | TEXTS, min_size=1, max_size=5),
-    st.sampled_from(["question", "both"]),
 )
 @settings(max_examples=60, deadline=None)
-def test_synthesize(prompts, n, rounds, replies, mode):
+def test_synthesize(prompts, n, rounds, replies):
     originals = [Dialogue(" ".join(p), "what is the answer") for p in prompts]
     model = Scripted(replies)
-    made = synthesize(model, originals, n=n, max_rounds=rounds, mode=mode, min_similarity=0)
+    made = synthesize(model, originals, n=n, max_rounds=rounds, min_similarity=0)
     by_id = {d.id: d for d in originals}
     for d in made.dialogues:
         assert d.origin == "synthetic" and len(d.parents) == 1 and d.id not in by_id
         parent = by_id[d.parents[0]]
         assert 0.2 <= compute_rouge1(d.prompt, parent.prompt) <= 0.9
-        assert (
-            d.response == parent.response
-            or mode == "both"
-            and 0.2 <= compute_rouge1(d.response, parent.response) <= 0.9
-        )
+        assert d.response == parent.response
     assert max(Counter(d.parents[0] for d in made.dialogues).values(), default=0) <= n
-    asked = len(originals) * n * (1 if mode == "question" else 2)
+    asked = len(originals) * n
     assert asked <= model.asked <= asked * rounds and made.cost.forward == model.asked and model.cost.requests == 1
-    if mode == "question":
-        assert len(made.dialogues) + sum(made.rejected.values()) == model.asked
+    assert len(made.dialogues) + sum(made.rejected.values()) == model.asked
     assert len(made.examples) == min(MAX_REJECTED_EXAMPLES, sum(made.rejected.values()))
 
 
 @pytest.mark.parametrize(
     "wrong",
     [
-        dict(mode=5),
+        dict(prompt=5),
         dict(n=-1),
         dict(n=True),
         dict(n=10.5),
@@ -214,7 +208,7 @@ def test_a_cleaned_reply_is_one_line_of_the_reply(reply):
     ],
 )
 def test_the_strict_check(rewrite, original, reason):
-    assert check_rewrite(rewrite, original, config=SynthesisConfig(strict=True)) == reason
+    assert check_rewrite(rewrite, original, config=SynthesisConfig(prompt="examples")) == reason
     assert check_rewrite(rewrite, original) == ""
 
 
@@ -253,11 +247,11 @@ def test_the_same_seed_gives_the_same_rewrites():
     assert first == again != other and all(surprise >= 0 for _, surprise in first)
 
 
-def test_both_forms_on_the_pocket_model():
+def test_the_examples_on_the_pocket_model():
     model, one = load_model("pocket"), Dialogue("How do I book a table for two?", "Which place?")
     assert SynthesisConfig.for_model(model) == SynthesisConfig(), "the pocket model learned the paper's prompt"
-    made = synthesize(model, [one], n=1, mode="both", prompt="examples", max_loss_rise=0.0)
-    assert len(made.dialogues) + sum(made.rejected.values()) >= 1 and made.cost.forward >= 2
+    made = synthesize(model, [one], n=1, prompt="examples", max_loss_rise=0.0)
+    assert len(made.dialogues) + sum(made.rejected.values()) >= 1 and made.cost.forward >= 1
 
 
 def test_a_rewrite_that_does_not_bring_the_answer_is_refused():

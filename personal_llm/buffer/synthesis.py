@@ -84,23 +84,19 @@ def clean_rewrite(
     return line.strip('"“”[] ')
 
 # %% ../../nbs/2_buffer/06_synthesis.ipynb #23a00002
-EXAMPLES_DEFAULTS = dict(
-    prompt="examples", temperature=0.5, max_rounds=6, strict=True, max_surprise=0.6, max_loss_rise=0.3
-)
+EXAMPLES_DEFAULTS = dict(prompt="examples", temperature=0.5, max_rounds=6, max_surprise=0.6, max_loss_rise=0.3)
 
 
 @dataclass(frozen=True)
 class SynthesisConfig:
     "Settings of synthesis; raises `InputError` for values that cannot work."
 
-    mode: str = setting("question", "rewrite the question, or both question and response", choices=("question", "both"))
     min_rouge1: float = setting(0.2, "lowest ROUGE-1 against the original", low=0, high=1)
     max_rouge1: float = setting(0.9, "highest ROUGE-1 against the original", low=0, high=1)
     min_similarity: float = setting(0.45, "lowest similarity in meaning; 0 does not compare it", low=0, high=1)
     temperature: float = setting(0.7, "temperature; 0.5 in the paper, higher gives fewer copies", low=0)
     max_rounds: int = setting(2, "tries", low=1)
     prompt: str = setting("paper", "the paper's prompt, or examples for other models", choices=("paper", "examples"))
-    strict: bool = setting(False, "also reject added numbers, and questions that became statements or the reverse")
     max_surprise: float = setting(None, "highest surprise of the model at its rewrite, nats a token", "number", low=0)
     max_loss_rise: float = setting(None, "highest rise of the response's loss, nats a token", "number", low=0)
 
@@ -200,15 +196,15 @@ def check_rewrite(
     surprise: float = 0.0,  # of the model at the rewrite, nats a token
 ) -> str:  # "" if it is accepted, else the reason against it
     "Return the reason to reject a rewrite, or an empty text to accept it."
-    rouge1 = compute_rouge1(rewrite, original)
+    rouge1, has_examples = compute_rouge1(rewrite, original), config.prompt == "examples"
     is_dissimilar = similarity is not None and not similarity >= config.min_similarity
     reasons = {
         "no brackets": not rewrite,
         "unrelated": rouge1 < config.min_rouge1,
         "copy": rouge1 > config.max_rouge1,
         "another meaning": is_dissimilar or changes_facts(rewrite, original),
-        "another form": config.strict and changes_form(rewrite, original),
-        "another request": config.strict and changes_request(rewrite, original),
+        "another form": has_examples and changes_form(rewrite, original),
+        "another request": has_examples and changes_request(rewrite, original),
         "unsure": config.max_surprise is not None and not surprise <= config.max_surprise,
         "repeat": is_repeat(rewrite, others, config),
     }
@@ -373,14 +369,14 @@ def propose_rewrites(model, texts: list, config: SynthesisConfig, seed: int, was
     return [(reply, clean_rewrite(reply), surprise) for reply, surprise in replies]
 
 
-def check_round(model, texts: list, dialogues: list, proposals: list, others: list, config) -> list:  # reasons
-    "Check the proposals of a round: the texts first, then, where a bound is set, the loss of the response."
-    rewrites = [rewrite for _, rewrite, _ in proposals]
+def check_round(model, dialogues: list, proposals: list, others: list, config) -> list:  # reasons
+    "Check the proposals of a round: the prompts first, then, where a bound is set, the loss of the response."
+    texts, rewrites = [d.prompt for d in dialogues], [rewrite for _, rewrite, _ in proposals]
     similarities = semantic_similarities(rewrites, texts) if config.min_similarity > 0 else repeat(None)
     rows = zip(proposals, texts, others, similarities)
     reasons = [check_rewrite(r, text, seen, s, config, surprise) for (_, r, surprise), text, seen, s in rows]
     passed = [i for i, reason in enumerate(reasons) if not reason]
-    if passed and dialogues and config.max_loss_rise is not None:
+    if passed and config.max_loss_rise is not None:
         originals = [dialogues[i] for i in passed]
         nats = model.nll(originals + [d.derive(prompt=rewrites[i]) for i, d in zip(passed, originals)])
         before, after = np.split(nats[:, 0] / nats[:, 1], 2)  # nats a token
@@ -389,25 +385,24 @@ def check_round(model, texts: list, dialogues: list, proposals: list, others: li
     return reasons
 
 
-def rewrite_texts(
-    model, texts: list, n: int, config: SynthesisConfig, seed: int, dialogues: list = ()
-) -> tuple:  # (accepted rewrites of each text, (reason, original, reply) of the rejected ones)
-    "Return n accepted rewrites of each text, or fewer; dialogues with these prompts let us check the response's loss."
-    accepted, rejected, copied = [[] for _ in texts], [], set()
+def rewrite_prompts(
+    model, dialogues: list, n: int, config: SynthesisConfig, seed: int
+) -> tuple:  # (accepted rewrites of each prompt, (reason, original, reply) of the rejected ones)
+    "Return n accepted rewrites of the prompt of each dialogue, or fewer."
+    accepted, rejected, copied = [[] for _ in dialogues], [], set()
     for round_number in range(config.max_rounds):
         missing = [i for i, rewrites in enumerate(accepted) for _ in range(n - len(rewrites))]
         if not missing:
             break
-        originals, owners = [texts[i] for i in missing], [dialogues[i] for i in missing] if dialogues else []
-        was_copy = [i in copied for i in missing]
-        proposals = propose_rewrites(model, originals, config, seed * 1000 + round_number, was_copy)
-        seen = [accepted[i] for i in missing]
-        reasons = check_round(model, originals, owners, proposals, seen, config)
-        for i, (reply, rewrite, _), reason in zip(missing, proposals, reasons):
+        originals, was_copy = [dialogues[i] for i in missing], [i in copied for i in missing]
+        texts = [d.prompt for d in originals]
+        proposals = propose_rewrites(model, texts, config, seed * 1000 + round_number, was_copy)
+        reasons = check_round(model, originals, proposals, [accepted[i] for i in missing], config)
+        for i, text, (reply, rewrite, _), reason in zip(missing, texts, proposals, reasons):
             if not reason and is_repeat(rewrite, accepted[i], config):
                 reason = "repeat"
             if reason:
-                rejected.append((reason, texts[i], reply))
+                rejected.append((reason, text, reply))
                 copied |= {i} if reason in ("copy", "repeat") else set()
             else:
                 accepted[i].append(rewrite)
@@ -417,32 +412,24 @@ def rewrite_texts(
 def make_variants(
     original: Dialogue,
     prompts: list,  # rewrites of its prompt
-    responses: list,  # rewrites of its response, as many or fewer
 ) -> list:  # `Dialogue`s
-    "Return children of a dialogue: each prompt with a response of its own, or else with the original's."
-    responses = responses + [original.response] * (len(prompts) - len(responses))
-    pairs = zip(prompts, responses)
-    return [original.derive(prompt=prompt, response=response, origin="synthetic") for prompt, response in pairs]
+    "Return children of a dialogue: each prompt with the original's response."
+    return [original.derive(prompt=prompt, origin="synthetic") for prompt in prompts]
 
 # %% ../../nbs/2_buffer/06_synthesis.ipynb #962b8c37
 def synthesize(
     model,  # `Model` that writes the variants
     dialogues: list,  # originals
     n: int = 3,  # variants a dialogue
-    mode: str = "question",  # rewrite the "question", or "both" question and response
     seed: int = 0,
-    **options,  # the other fields of `SynthesisConfig`
+    **options,  # fields of `SynthesisConfig`
 ) -> SynthesisResult:
     "Make up to n variants of each dialogue (Qin et al. 2024, section 3); `InputError` for wrong settings."
-    config, seed = SynthesisConfig.for_model(model, mode=mode, **options), check_seed(seed)
+    config, seed = SynthesisConfig.for_model(model, **options), check_seed(seed)
     check(n, "whole number", "n", low=0)
-    responses = [[] for _ in dialogues]
     with model.track_cost() as cost:
-        prompts, rejected = rewrite_texts(model, [d.prompt for d in dialogues], n, config, seed, dialogues)
-        if mode == "both":
-            responses, more = rewrite_texts(model, [d.response for d in dialogues], n, config, seed + 1)
-            rejected += more
-    groups = [make_variants(*parts) for parts in zip(dialogues, prompts, responses)]
+        prompts, rejected = rewrite_prompts(model, dialogues, n, config, seed)
+    groups = [make_variants(*parts) for parts in zip(dialogues, prompts)]
     variants = [dialogue for group in groups for dialogue in group]
     reasons = Counter(reason for reason, _, _ in rejected)
     return SynthesisResult(variants, reasons, rejected[:MAX_REJECTED_EXAMPLES], cost)

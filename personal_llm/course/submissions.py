@@ -30,7 +30,7 @@ LIBRARY_ANSWERS = {  # task -> functions of the library that answer it: end of t
     "rouge_function": (("base/text.py", "compute_rouge1"),),
     "layer": (("personal_llm/tuning/lora.py", ""), ("peft/tuners/lora/layer.py", "")),
     "interval function": (("tuning/statistics.py", ""),),
-    "pair function": (("buffer/preferences.py", ""),),
+    "pair function": (("course/tasks_9_pairs.py", "compute_pair_losses"),),
     "area function": (("runtimes/audit.py", ""),),
     "gate function": (("buffer/retrieval.py", ""),),
     "choose": (("buffer/retrieval.py", ""),),
@@ -61,6 +61,7 @@ HANDED_OUT = {  # lesson -> names that its notebook and its solution import from
     9: {
         *("TASKS", "BASE_MEMBERS", "BASE_OTHERS", "BETA", "CANDIDATES", "DISLIKED", "FALSE_ALARM", "HIT", "LIKED"),
         *("MEMBERS", "OTHERS", "PLACES", "RANK", "RATE", "READINGS", "SHARES", "VALIDATIONS", "margins"),
+        *("PREFERENCE_TEMPERATURE", "compute_pair_losses"),
     },
     10: {
         *("TASKS", "ANSWERS_OF_MEMORY", "ANSWERS_OF_WEIGHTS", "APPROVED", "BATCH_SIZE", "CASES"),

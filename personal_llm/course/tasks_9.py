@@ -13,7 +13,8 @@ import numpy as np
 from ..base.core import make_generator
 from ..buffer.feedback import DISSATISFACTION, Feedback, estimate_dissatisfaction
 from .checks import Task, Wrong, later
-from .tasks_9_pairs import SHARES, margins as margins
+from .tasks_9_pairs import PREFERENCE_TEMPERATURE as PREFERENCE_TEMPERATURE
+from .tasks_9_pairs import SHARES, compute_pair_losses as compute_pair_losses, margins as margins
 from .tasks_9_privacy import AREA_MISTAKES, DRAWINGS, area, draw_curve, draw_losses, judge_curve
 
 # %% ../../nbs/course/tasks_9.ipynb #f969d889

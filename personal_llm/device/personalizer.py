@@ -29,7 +29,6 @@ from ..buffer.consolidation import DEFAULT_REPLIES, NUM_OTHER_DIALOGUES, consoli
 from ..buffer.feedback import MAX_FEEDBACK_CHARACTERS, TEXT_KINDS, Feedback, add_feedback, drop_disliked
 from ..buffer.facts import add_fact, asks_for_fact, find_facts, keep_facts, recall_fact
 from ..buffer.feedback import find_disliked, get_first_id, is_same_reply
-from ..buffer.preferences import collect_preferences
 from ..buffer.retrieval import DEFAULT_COUNT, MAX_MEMORY_TOKENS, PromptEmbedder, add_memories, choose_count
 from ..buffer.retrieval import collect_memories, compare_with_memories, find_same_question
 from ..buffer.retrieval import retrieve_in_talk
@@ -82,10 +81,6 @@ class PersonalizerSettings:
         "whole number",
         0,
     )
-    synthesis_mode: str = setting(
-        "question", "what synthesis rewrites: question, or both it and response", choices=("question", "both")
-    )
-    preferences: bool = setting(False, "also learn from choices and thumbs, as preferences between replies")
     replay: int = setting(320, "dialogues of general conversation mixed into each fine-tune; 0: none", low=0)
     memories: int = setting(DEFAULT_COUNT, "most answered dialogues that a reply reads; 0: none", low=0, high=8)
     consolidation: int = setting(
@@ -633,7 +628,7 @@ def train_adapter(
     seed = settings.seed + len(self.rounds)
     merge = Path(out) / MERGE_FOLDER if out and is_claimed(Path(out)) else None  # None: in a temporary folder
     start_adapter, name, warm, cost = self.choose_start(start, dialogues, merge, model)
-    synthesis = synthesize(model, dialogues, settings.synthetic, settings.synthesis_mode, seed=seed)
+    synthesis = synthesize(model, dialogues, settings.synthetic, seed)
 
     stream, prompts = self.list_stream() if stream is None else stream, {d.prompt for d in dialogues}
     liked = {d.id for d in drop_disliked(stream, self.feedback_rows)}  # of the others we take the prompts only
@@ -650,8 +645,7 @@ def train_adapter(
 
     synthesis, replay = synthesis + written, load_replay(min(settings.replay, num_replay))
     texts = dialogues + synthesis.dialogues + synthesis.uncorrected
-    preferences = collect_preferences(self.feedback_rows, self.buffer.dialogues) if settings.preferences else ()
-    adapter = tune(model, texts, config, start_adapter, out, seed, progress, replay, preferences)
+    adapter = tune(model, texts, config, start_adapter, out, seed, progress, replay)
     if merge:
         delete_path(merge)
     elsewhere = sorted(read_training_ids(getattr(start_adapter, "path", start_adapter))) if name == "other" else []

@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['ROUND_FIELDS', 'MAX_STORED_TURNS', 'MAX_PROMPT_TURNS', 'CHARACTERS_PER_TOKEN', 'MEASURED_COST',
-           'MEASURED_GAIN', 'describe_unchanged', 'TrainingRound', 'find_first_prompt_turn', 'estimate_memory_tokens',
-           'describe_training_benefit', 'PersonalizerState', 'place_candidate', 'read_state', 'folder_status']
+           'MEASURED_GAIN', 'FORMER_SETTINGS', 'describe_unchanged', 'TrainingRound', 'find_first_prompt_turn',
+           'estimate_memory_tokens', 'describe_training_benefit', 'PersonalizerState', 'drop_former_settings',
+           'place_candidate', 'read_state', 'folder_status']
 
 # %% ../../nbs/6_device/02_replay.ipynb #35a8b8bd
 import copy
@@ -249,9 +250,18 @@ def _get_offered(self: PersonalizerState, root: str) -> ScoredDialogue:
     return ScoredDialogue(self.get_dialogue(root), self.scores[root])
 
 # %% ../../nbs/6_device/02_replay.ipynb #e6d59583
+FORMER_SETTINGS = {"preferences", "synthesis_mode", "gradient_accumulation_steps"}  # older memories hold them
+
+
+def drop_former_settings(settings: dict) -> dict:
+    "Return the settings of a memory, and those of its fine-tunes, without the ones that are gone."
+    kept = {name: value for name, value in settings.items() if name not in FORMER_SETTINGS}
+    return kept | dict(config=drop_former_settings(kept["config"])) if "config" in kept else kept
+
+
 @patch
 def _apply_configured(self: PersonalizerState, event: Event, facts: dict) -> None:
-    self.base, self.model, self.settings = facts["base"], facts["model"], dict(facts["settings"])
+    self.base, self.model, self.settings = facts["base"], facts["model"], drop_former_settings(facts["settings"])
     self.is_large = facts["is_large"]
     self.buffer.policy.allow_early_questions(self.settings.get("early_questions") or 0)
 
@@ -600,8 +610,8 @@ def read_state(
         return state
 
 
-def folder_status(folder, policy=None) -> dict:  # plain values
+def folder_status(folder) -> dict:  # plain values
     "Describe the newest state in a folder; raise `InputError` if there is none."
     place = find_state_folders(folder)[0]
     size = sum(file.stat().st_size for file in place.rglob("*") if file.is_file())
-    return dict(folder=str(place), bytes=size) | read_state(place, policy).status()
+    return dict(folder=str(place), bytes=size) | read_state(place).status()

@@ -114,7 +114,7 @@ def measure(jobs: list):  # yields a dict of results a job
     test = LeakageTest(model, dialogues, is_member, test, seed, mean_response_nll(model, dialogues))
     members = [d for d, own in zip(dialogues, is_member) if own]
     training = [*members, make_canaries("locker", 1, seed)[0].derive(origin="annotated")]
-    training += synthesize(model, training, 1, "question", seed=seed).dialogues
+    training += synthesize(model, training, 1, seed).dialogues
     public = [d.prompt for d in members] + model.reply(members[:NUM_PROMPTS], max_new_tokens=40)
     public += [d.text for d in load_replay()]
     stopped = {}

@@ -52,7 +52,7 @@ def paraphrases(
     out = []
     for d in kept:
         group = next((stream_groups[id] for id in (d.id, *d.parents) if id in stream_groups), None)
-        out += make_variants(d, list(dict.fromkeys(ways[group]))[:MAX_REWRITES], [])
+        out += make_variants(d, list(dict.fromkeys(ways[group]))[:MAX_REWRITES])
     return out
 
 # %% ../../nbs/experiments/09_synthesis.ipynb #82d8f4e7

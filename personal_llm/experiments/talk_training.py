@@ -101,7 +101,7 @@ def measure(jobs: list):  # yields a dict of results a job
     bare = measure_adapter(model, user, *tests, None)
     for job in jobs:
         chosen = spread(answers, job["answers"])
-        texts = chosen + synthesize(model, chosen, 1, "question", seed=SEED).dialogues
+        texts = chosen + synthesize(model, chosen, 1, SEED).dialogues
         config = make_config(job["variant"], job["answers"])
         adapter = finetune(model, texts, config, seed=SEED, progress=False, replay=replay)
         facts = dict(steps=adapter.history[-1][0], validating=adapter.num_validation_dialogues, bare=bare)

@@ -42,10 +42,8 @@ def render_gaps(tokenizer, *roles: str) -> list:  # texts before, between and af
 # %% ../../nbs/7_runtimes/02_export.ipynb #6da1dd49
 def format_modelfile(
     model,  # a `Model`, for its template and end tokens
-    base: str = "./base.gguf",  # a GGUF file, as the Modelfile names it
-    adapter: str = "./adapter.gguf",
 ) -> str:
-    "Return Ollama's Modelfile for a base and an adapter; raise `InputError` for a template that has no such form."
+    "Return Ollama's Modelfile for the GGUF files of an export; raise `InputError` for a template that has no such form."
     tokenizer = model.tokenizer
     first, gap, middle, end = render_gaps(tokenizer, "user", "assistant", "user")
     shared = os.path.commonprefix([first[::-1], middle[::-1]])[::-1]
@@ -63,7 +61,7 @@ def format_modelfile(
         raise InputError("the chat template writes the last turn in another way", "write the TEMPLATE by hand")
     template = f"{header}{{{{ range .Messages }}}}{user}{reply}{{{{ end }}}}"
     stop = tokenizer.eos_token
-    return f'FROM {base}\nADAPTER {adapter}\nTEMPLATE """{template}"""\nPARAMETER stop "{stop}"\n'
+    return f'FROM ./base.gguf\nADAPTER ./adapter.gguf\nTEMPLATE """{template}"""\nPARAMETER stop "{stop}"\n'
 
 # %% ../../nbs/7_runtimes/02_export.ipynb #a1a8b8d5
 PEFT_PREFIX = "base_model.model."  # before the names of modules in an adapter's file

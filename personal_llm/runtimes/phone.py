@@ -41,9 +41,6 @@ def export_bundle(
 
     require_executorch()
     config = config or TuningConfig.for_model(model)
-    if config.gradient_accumulation_steps > 1:
-        what = f"gradient_accumulation_steps is {config.gradient_accumulation_steps}; on a phone a step is one batch"
-        raise InputError(what, "leave it out, and choose batch_size for the phone's memory")
     OwnedFolder(out).check_entries()
     if start is not None:
         start = check_adapter(start, model.base)

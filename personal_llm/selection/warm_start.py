@@ -105,7 +105,7 @@ def warm_start(
 PLAIN_TEXTS_FILE = ASSETS / "styles" / "plain.jsonl.gz"
 PLAIN_LICENCE = "CC BY-SA 4.0"  # that allows all of them to be adapted
 PLAIN_TUNING_CONFIG = TuningConfig(rank=4, alpha=8, steps=60, dropout=0.0, validation=0.0, checks=1, max_length=112)
-BUDGET_FIELDS = ("steps", "learning_rate", "batch_size", "gradient_accumulation_steps", "max_length", "warmup")
+BUDGET_FIELDS = ("steps", "learning_rate", "batch_size", "max_length", "warmup")
 
 # %% ../../nbs/5_selection/10_warm_start.ipynb #65b0f317
 def load_plain_dialogues() -> list:  # of `Dialogue`

@@ -31,11 +31,10 @@ from personal_llm.base.adapters import (
     stage_adapter,
 )
 from ..base.core import Cost, Dialogue, InputError, check_seed
-from ..base.core import get_peak_memory, measure_cost, patch, seed_everything
+from ..base.core import get_peak_memory, measure_cost, seed_everything
 from ..base.files import delete_path, make_folder, make_temporary_folder
 from ..base.tokens import collate_samples
 from ..buffer.buffer import bin_bytes
-from ..buffer.preferences import make_preference_samples, set_reference_losses
 from ..buffer.scoring import score
 from ..data.reading import as_dialogues, check_dialogues
 from .config import TuningConfig
@@ -102,23 +101,6 @@ class TrainingSplit:
         config = config.fit_to_answers(num_answers, rule.is_new_start, bool(validation))
         is_trial = rule == RULE_OF_TRIAL and bool(validation)
         return cls(training_samples, validation_samples, len(validation), num_answers, config, is_trial)
-
-# %% ../../nbs/3_tuning/07_finetune.ipynb #5821cd84
-@patch
-def add_preferences(self: TrainingSplit, model, preferences: list) -> list:  # all liked and disliked dialogues
-    "Add the samples of preferences to those of the dialogues."
-    encode = lambda d: model.encode(d, self.config.max_length)
-    self.training_samples += make_preference_samples(preferences, encode)
-    return [d for p in preferences for d in (p.liked, p.disliked) if d is not None]
-
-
-@patch
-def make_checks(self: TrainingSplit, adapted, pad_token_id: int) -> Checks:
-    "Return the checks of a fine-tune of a model with LoRA layers, after setting the reference of preferences."
-    forward = FastForward(adapted)
-    preferred = [sample for sample in self.training_samples if "rows" in sample]
-    set_reference_losses(preferred, adapted, forward, pad_token_id)
-    return Checks(self.validation_samples, pad_token_id, forward)
 
 # %% ../../nbs/3_tuning/07_finetune.ipynb #a76e8846
 def attach_trainable_lora(model, config: TuningConfig, start: Path = None):  # peft's model
@@ -197,12 +179,11 @@ def check_output_folder(out: Path) -> None:
 def compute_training_cost(split: TrainingSplit, seed: int, checks: Checks) -> Cost:
     "Return what a fine-tune put through the model."
     lengths = [len(sample["input_ids"]) for sample in split.training_samples]
-    sizes = [sum(len(row["input_ids"]) for row in sample.get("rows", [sample])) for sample in split.training_samples]
     steps, num_checks = max(checks.losses), len(checks.losses)
     batches = [batch for s in range(1, steps + 1) for batch in select_step_batches(lengths, split.config, seed, s)]
     trained = [i for batch in batches for i in batch]
     tokens_per_check = sum(len(sample["input_ids"]) for sample in split.validation_samples)
-    tokens = sum(sizes[i] for i in trained) + num_checks * tokens_per_check
+    tokens = sum(lengths[i] for i in trained) + num_checks * tokens_per_check
     return Cost(tokens=tokens, forward=len(trained) + num_checks * len(split.validation_samples), backward=len(trained))
 
 # %% ../../nbs/3_tuning/07_finetune.ipynb #fi20
@@ -239,7 +220,7 @@ def run_trial(
     "Train with some answers held back, and choose the steps for all; the trial's cost counts."
     config = split.config
     with trainable_adapter(model, config) as adapted:
-        checks = split.make_checks(adapted, model.tokenizer.pad_token_id)
+        checks = Checks(split.validation_samples, model.tokenizer.pad_token_id, FastForward(adapted))
         steps = train(adapted, split.training_samples, checks, config, seed)
         for _ in show_progress(steps, config.steps, "trial") if progress else steps:
             pass
@@ -264,7 +245,6 @@ def finetune(
     seed: int = 0,
     progress: bool = True,  # show a progress bar on stderr
     replay: list = (),  # general dialogues, up to two thirds of all, so that the model forgets less
-    preferences: list = (),  # `Preference`s: choices and thumbs, which train beside the dialogues
     on_step=None,  # called with (step, training loss) after each step, such as a logger
 ) -> Adapter:
     "Tune an adapter on dialogues (Qin et al. 2024, section 4); raise `InputError` when there is nothing to learn."
@@ -281,11 +261,11 @@ def finetune(
     with model.track_cost() as cost, torch.random.fork_rng():  # torch's random numbers go on as before
         seed_everything(seed)
         split = run_trial(model, split, dialogues, seed, replay, progress) if split.is_trial else split
-        config, sources = split.config, [*replay, *split.add_preferences(model, preferences)]
+        config = split.config
         with trainable_adapter(model, config, start) as adapted:
             if out:
-                out, checkpoints = open_output_folder(out, config, seed, model.base, dialogues, start, sources)
-            checks = split.make_checks(adapted, model.tokenizer.pad_token_id)
+                out, checkpoints = open_output_folder(out, config, seed, model.base, dialogues, start, replay)
+            checks = Checks(split.validation_samples, model.tokenizer.pad_token_id, FastForward(adapted))
             steps = train(adapted, split.training_samples, checks, config, seed, checkpoints)
             for step, loss in show_progress(steps, config.steps) if progress else steps:
                 if on_step:
@@ -372,7 +352,7 @@ def estimate_cost(
         row = measure_second_run(lambda: forward(batch, config.bfloat16).sum().backward())
         adapter_bytes = sum(4 * p.numel() for p in adapted.parameters() if p.requires_grad)
     vars(model.cost).update(vars(before))
-    num_rows = config.batch_size * config.gradient_accumulation_steps
+    num_rows = config.batch_size
     sizes = dict(peak_memory_bytes=get_peak_memory(), bin_bytes=bin_bytes(candidate), adapter_bytes=adapter_bytes)
     sizes |= dict(joules=num_rows * row.joules, tokens=len(sample["input_ids"]), batch_size=num_rows)
     return CostEstimate(arrival.seconds, num_rows * row.seconds, **sizes)

@@ -15,9 +15,9 @@ from pathlib import Path
 
 import numpy as np
 
-from ..base.core import InputError, make_generator
+from ..base.core import make_generator
 from ..base.files import compute_sha256, delete_path, write_atomically
-from ..buffer.preferences import collate_mixed, compute_mixed_loss, count_step
+from ..base.tokens import collate_samples
 from .config import TuningConfig
 from .validation import Checks
 
@@ -49,13 +49,10 @@ def select_step_batches(
     seed: int,
     step: int,  # from 1
 ) -> list:  # arrays of sample numbers, one for each forward pass
-    "Return the batches of one optimiser step."
-    batches_per_epoch = math.ceil(len(lengths) / config.batch_size)
-    chosen = []
-    for number in range(config.gradient_accumulation_steps):
-        epoch, place = divmod((step - 1) * config.gradient_accumulation_steps + number, batches_per_epoch)
-        chosen.append(make_epoch_batches(lengths, config.batch_size, seed, epoch)[place])
-    return [part for rows in chosen for part in split_long_batch(rows, lengths, config.pass_tokens)]
+    "Return the batch of one optimiser step, in parts that fit a forward pass."
+    epoch, place = divmod(step - 1, math.ceil(len(lengths) / config.batch_size))
+    rows = make_epoch_batches(lengths, config.batch_size, seed, epoch)[place]
+    return split_long_batch(rows, lengths, config.pass_tokens)
 
 # %% ../../nbs/3_tuning/05_training_loop.ipynb #d27dc642
 def unwrap_peft(
@@ -206,9 +203,9 @@ MAX_GRADIENT_NORM = 1.0  # as in `Trainer`
 
 def add_gradients(batches: list, checks: Checks, bfloat16: bool) -> float:  # nats a token
     "Add the gradients of one step's batches to those of the weights, and return the step's loss."
-    sizes, step_loss = count_step(batches), 0.0
+    num_labels, step_loss = sum(int((batch["labels"][:, 1:] != -100).sum()) for batch in batches), 0.0
     for batch in batches:
-        loss = compute_mixed_loss(checks.compute_nll(batch, bfloat16), batch, sizes)
+        loss = checks.compute_nll(batch, bfloat16).sum() / num_labels
         loss.backward()
         step_loss += loss.item()
     return step_loss
@@ -218,8 +215,6 @@ def add_private_gradients(batches: list, checks: Checks, config: TuningConfig, w
     "Set the weights' gradients to the clipped mean over samples, with noise; return the step's loss, nats a token."
     import torch
 
-    if any("role" in batch for batch in batches):
-        raise InputError("clipping with preferences: a pair has no gradient of its own", "leave one of the two out")
     sums, losses = [torch.zeros_like(p) for p in weights], []
     for batch in batches:
         for i in range(len(batch["labels"])):
@@ -262,7 +257,7 @@ def train(
             group["lr"] = compute_learning_rate(config, step)
         batches = []
         for numbers in select_step_batches(lengths, config, seed, step):
-            batch = collate_mixed([samples[i] for i in numbers], checks.pad_token_id)
+            batch = collate_samples([samples[i] for i in numbers], checks.pad_token_id)
             batches.append({name: values.to(adapted.device) for name, values in batch.items()})
         if config.clipping:
             step_loss = add_private_gradients(batches, checks, config, [*weights.values()])
