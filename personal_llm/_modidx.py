@@ -4865,12 +4865,12 @@ d = {
                 "6_device/personalizer.html#personalizer._configure",
                 "personal_llm/device/personalizer.py",
             ),
-            "personal_llm.device.personalizer.Personalizer._find_rebuild_obstacle": (
-                "6_device/personalizer.html#personalizer._find_rebuild_obstacle",
+            "personal_llm.device.personalizer.Personalizer._empty_unread": (
+                "6_device/personalizer.html#personalizer._empty_unread",
                 "personal_llm/device/personalizer.py",
             ),
-            "personal_llm.device.personalizer.Personalizer._find_skipped": (
-                "6_device/personalizer.html#personalizer._find_skipped",
+            "personal_llm.device.personalizer.Personalizer._find_rebuild_obstacle": (
+                "6_device/personalizer.html#personalizer._find_rebuild_obstacle",
                 "personal_llm/device/personalizer.py",
             ),
             "personal_llm.device.personalizer.Personalizer._get_model_name": (

@@ -86,7 +86,8 @@ def me(monkeypatch, tmp_path):
     monkeypatch.setattr(retrieval, "MIN_CHECKED_ANSWERS", 1000)
     choose = lambda model, correction, earlier: (int(correction.response.startswith("*")), 1.0 if earlier else None)
     monkeypatch.setattr(personalizer, "choose_wish", choose)
-    me = Personalizer(pocket, Buffer(8), folder=tmp_path / "me", synthetic=0, config=TuningConfig(steps=2, validation=0))
+    config = TuningConfig(steps=2, validation=0)
+    me = Personalizer(pocket, Buffer(8), folder=tmp_path / "me", synthetic=0, config=config)
     for text in ACHES[:2]:
         correct(me, text, OLD)
     return me

@@ -222,21 +222,19 @@ def compare_with_memories(memories: list, prompt: str, embedder: PromptEmbedder,
 
 
 def retrieve(
-    memories: list,  # answered dialogues, of `collect_memories`
+    memories: list,  # answered dialogues, of `collect_memories`; one without a response is compared, but not read
     prompt: str,
     embedder: PromptEmbedder,
     k: int = DEFAULT_COUNT,  # turns of memories; 0: none
     max_tokens: int = MAX_MEMORY_TOKENS,  # of all of them
     everywhere: float = 0.0,
-    skipped: frozenset = frozenset(),  # ids of corrections that the reply shall not read
 ) -> list:  # dialogues, the nearest last; one may occur several times
     "Choose the answered dialogues that a reply to a prompt should read."
     if k < 1 or not memories:
         return []
     probability, similarities = compare_with_memories(memories, prompt, embedder, everywhere)
     takes_corrected = probability >= CORRECTION_THRESHOLD
-    is_pooled = lambda d: (d.origin == "annotated") == takes_corrected and d.id not in skipped
-    pool = [i for i, d in enumerate(memories) if is_pooled(d)]
+    pool = [i for i, d in enumerate(memories) if (d.origin == "annotated") == takes_corrected and d.response]
     if not pool:
         return []
     ranked = rank_memories([memories[i] for i in pool], similarities[pool], prompt)
@@ -246,12 +244,12 @@ def retrieve(
     return fit_memories(ranked, count, max_tokens, count_tokens, is_repeated=takes_corrected)
 
 # %% ../../nbs/2_buffer/10_retrieval.ipynb #retsame2
-def find_same_question(memories: list, prompt: str, skipped: frozenset = frozenset()):  # a `Dialogue`, or None
+def find_same_question(memories: list, prompt: str):  # a `Dialogue`, or None
     "Return the newest correction of a reply to this very prompt, if no talk came before it."
     normalize = lambda text: " ".join(text.casefold().split()).rstrip(" .?!")
-    is_same = lambda d: d.origin == "annotated" and not d.history and normalize(d.prompt) == normalize(prompt)
-    own = [d for d in memories if is_same(d) and d.id not in skipped]
-    return max(own, key=lambda d: d.time, default=None)
+    corrected = [d for d in memories if d.origin == "annotated" and d.response and not d.history]
+    same = [d for d in corrected if normalize(d.prompt) == normalize(prompt)]
+    return max(same, key=lambda d: d.time, default=None)
 
 # %% ../../nbs/2_buffer/10_retrieval.ipynb #rettalk2
 def retrieve_in_talk(
@@ -261,11 +259,10 @@ def retrieve_in_talk(
     k: int = DEFAULT_COUNT,
     max_tokens: int = MAX_MEMORY_TOKENS,
     everywhere: float = 0.0,
-    skipped: frozenset = frozenset(),
 ) -> list:  # dialogues, the nearest last
     "Choose the answered dialogues that the reply to the newest prompt of a talk should read; see `retrieve`."
-    find = lambda text: retrieve(memories, text, embedder, k, max_tokens, everywhere, skipped)
-    if same := find_same_question(memories, prompts[-1], skipped):
+    find = lambda text: retrieve(memories, text, embedder, k, max_tokens, everywhere)
+    if same := find_same_question(memories, prompts[-1]):
         return retrieve([same], same.prompt, embedder, k, max_tokens, everywhere=1.0)
     if len(prompts) == 1:
         return find(prompts[0])

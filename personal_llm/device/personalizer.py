@@ -453,19 +453,17 @@ def retrieve_memories(
         self.memory_counts[checked_at] = choose_count(memories, self.embedder, self.settings.memories)
     k, max_tokens = self.memory_counts[checked_at], min(MAX_MEMORY_TOKENS, self.model.max_length // 2)
     prompts = [*(text for role, text in history if role == "user"), prompt]
-    skipped = self._find_skipped(memories, prompt, adapter)
-    return retrieve_in_talk(memories, prompts, self.embedder, k, max_tokens, self.state.find_everywhere(), skipped)
+    memories = self._empty_unread(memories, prompt, adapter)
+    return retrieve_in_talk(memories, prompts, self.embedder, k, max_tokens, self.state.find_everywhere())
 
 
 @patch
-def _find_skipped(self: Personalizer, memories: list, prompt: str, adapter) -> frozenset:
-    "Return the ids of memories that are replaced, or that the adapter has learned; not of a correction to this prompt."
-    choose = lambda roots: frozenset(d.id for d in memories if self.state.get_root(d) in roots)
-    replaced = choose(self.find_replaced_roots())
-    same = find_same_question(memories, prompt, replaced)
-    if not adapter or same:
-        return replaced
-    return replaced | choose(self.find_learned_roots())
+def _empty_unread(self: Personalizer, memories: list, prompt: str, adapter) -> list:
+    "Return memories without the responses that a reply shall not read: replaced ones, and those that the adapter knows."
+    empty = lambda roots: [replace(d, response="") if self.state.get_root(d) in roots else d for d in memories]
+    replaced = self.find_replaced_roots()
+    reads_learned = not adapter or find_same_question(empty(replaced), prompt)
+    return empty(replaced if reads_learned else replaced | self.find_learned_roots())
 
 # %% ../../nbs/6_device/04_personalizer.ipynb #adgate02
 ADAPTER_THRESHOLD = 0.4  # probability of a correction from which the adapter writes the reply
@@ -482,7 +480,7 @@ def is_adapter_for_all(self: Personalizer) -> bool:
 
 @patch
 def choose_adapter(self: Personalizer, prompt: str):  # an `Adapter`, or None: the base model replies
-    "Return the last adapter, but None for a prompt unlike those of your corrections, or where you changed your mind."
+    "Return the last adapter; None for a prompt unlike those of the corrections, or after a change of mind."
     corrected = [c.dialogue for c in self.state.list_corrections()]
     is_gated = self.settings.memories and self.model.is_large and self.model.engine is None
     if not self.adapter or not corrected or not is_gated or self.is_adapter_for_all():

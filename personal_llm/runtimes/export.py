@@ -43,7 +43,7 @@ def render_gaps(tokenizer, *roles: str) -> list:  # texts before, between and af
 def format_modelfile(
     model,  # a `Model`, for its template and end tokens
 ) -> str:
-    "Return Ollama's Modelfile for the GGUF files of an export; raise `InputError` for a template that has no such form."
+    "Return Ollama's Modelfile for the GGUF files of an export; `InputError` for a template that has no such form."
     tokenizer = model.tokenizer
     first, gap, middle, end = render_gaps(tokenizer, "user", "assistant", "user")
     shared = os.path.commonprefix([first[::-1], middle[::-1]])[::-1]
