@@ -459,7 +459,7 @@ def retrieve_memories(
 
 @patch
 def _empty_unread(self: Personalizer, memories: list, prompt: str, adapter) -> list:
-    "Return memories without the responses that a reply shall not read: replaced ones, and those that the adapter knows."
+    "Empty the responses that a reply shall not read: replaced ones, and those that the adapter knows."
     empty = lambda roots: [replace(d, response="") if self.state.get_root(d) in roots else d for d in memories]
     replaced = self.find_replaced_roots()
     reads_learned = not adapter or find_same_question(empty(replaced), prompt)
