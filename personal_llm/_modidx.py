@@ -5540,8 +5540,16 @@ d = {
                 "experiments/changes.html#numeral",
                 "personal_llm/experiments/changes.py",
             ),
+            "personal_llm.experiments.changes.okayed": (
+                "experiments/changes.html#okayed",
+                "personal_llm/experiments/changes.py",
+            ),
             "personal_llm.experiments.changes.paged": (
                 "experiments/changes.html#paged",
+                "personal_llm/experiments/changes.py",
+            ),
+            "personal_llm.experiments.changes.priced": (
+                "experiments/changes.html#priced",
                 "personal_llm/experiments/changes.py",
             ),
             "personal_llm.experiments.changes.reply_to": (

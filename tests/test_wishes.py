@@ -74,8 +74,8 @@ def test_the_replaced_wishes_are_those_of_a_naive_twin(rows):
         subjects = {subject for wish, subject in rows if wish == old}
         ended = max(k for k, row in enumerate(rows) if row[0] == old)
         later = {wish for wish, _ in rows[ended + 1 :]} - {wish for wish, _ in rows[: ended + 1]}
-        shares = [np.mean([0.9 if s in subjects else 0.2 for w, s in rows if w == new]) for new in later]
-        assert (i in replaced) == any(share >= 0.5 for share in shares)
+        prompts = {subject for wish, subject in rows if wish in later}
+        assert (i in replaced) == bool(prompts & subjects)
 
 
 @pytest.fixture

@@ -30,7 +30,7 @@ from ..data.reading import load_replay
 
 # %% ../../nbs/2_buffer/10_retrieval.ipynb #ret00006
 ANSWERED_ORIGINS = ("annotated", "approved")
-MIN_AMPLIFIED = 3  # different corrections in a prompt, from which number on a reply can amplify its memories
+MIN_AMPLIFIED = 3  # different corrections that a prompt must hold, so that a reply can amplify its memories
 
 
 def collect_memories(dialogues: list) -> list:  # answered dialogues, oldest first
@@ -245,9 +245,10 @@ def retrieve(
 
 # %% ../../nbs/2_buffer/10_retrieval.ipynb #retsame2
 def find_same_question(memories: list, prompt: str):  # a `Dialogue`, or None
-    "Return the newest correction of a reply to this very prompt, if no talk came before it."
+    "Return the newest correction of a reply to this very prompt, of those that have no talk before them."
     normalize = lambda text: " ".join(text.casefold().split()).rstrip(" .?!")
-    corrected = [d for d in memories if d.origin == "annotated" and d.response and not d.history]
+    is_first = lambda d: all(role == "system" for role, _ in d.history)
+    corrected = [d for d in memories if d.origin == "annotated" and d.response and is_first(d)]
     same = [d for d in corrected if normalize(d.prompt) == normalize(prompt)]
     return max(same, key=lambda d: d.time, default=None)
 

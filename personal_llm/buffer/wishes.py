@@ -16,7 +16,7 @@ from ..base.models import mean_response_nll
 from .retrieval import CORRECTION_THRESHOLD, add_memories
 
 # %% ../../nbs/2_buffer/13_wishes.ipynb #wish0006
-MIN_HELPS = 2  # known helps, from which on a correction may show a new wish
+MIN_HELPS = 2  # known helps that make a mean the usual help
 MAX_COMPARED = 4  # newest corrections of a wish, with which we compare a new one
 MIN_PATTERN = 0.25  # nats a token: corrections that help each other less have no common form
 SAME_WISH_SHARE = 0.5  # of the usual help
@@ -36,7 +36,7 @@ def compute_help(
     correction: Dialogue,
     earlier: list,  # dialogues
 ) -> float:  # h, nats a token
-    "Return how much likelier a correction as an example makes the responses of earlier ones."
+    "Return by how much a correction, as an example, lowers the mean loss on the responses of earlier ones."
     bare = [Dialogue(d.prompt, d.response) for d in earlier]
     losses = mean_response_nll(model, [*bare, *(add_memories(d, [correction]) for d in bare)])
     without, informed = np.split(losses, 2)
@@ -48,7 +48,7 @@ def choose_wish(
     correction: Dialogue,
     known: list,  # `KnownCorrection`s, oldest first
 ) -> tuple:  # (number of the wish, help or None)
-    "Return which wish a new correction shows: the one that it helps most, if it helps enough, else a new one."
+    "Return which wish a new correction shows: of those that it fits, the one that it helps most; else a new one."
     helps = [c.help for c in known if c.help is not None]
     same = []  # (help, wish)
     for wish in dict.fromkeys(c.wish for c in known):
@@ -79,7 +79,7 @@ def find_replaced(
         for new in wishes.values():
             if new[0] > old[-1]:
                 prompts = [known[i].dialogue.prompt for i in new]
-                if np.mean([estimate(corrections, prompt) for prompt in prompts]) >= CORRECTION_THRESHOLD:
+                if any(estimate(corrections, prompt) >= CORRECTION_THRESHOLD for prompt in prompts):
                     replaced += old
                     break
     return sorted(replaced)

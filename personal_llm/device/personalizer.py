@@ -418,10 +418,10 @@ def list_rounds_of_adapter(self: Personalizer) -> list:  # `TrainingRound`s, eac
 
 @patch
 def find_learned_roots(self: Personalizer) -> set:
-    "Return the roots of the corrections that the present adapter has learned, as they stand now."
+    "Return the roots of the corrections that the present adapter has learned and that have not changed since."
     rounds = [round for round in self.list_rounds_of_adapter() if round.best_loss < round.start_loss]
     learned = {id for round in rounds for id in round.parents}
-    return {root for root in self.state.wishes if self.state.get_dialogue(root).id in learned}
+    return {root for root in list(self.state.wishes) if self.state.get_dialogue(root).id in learned}
 
 
 @patch
@@ -450,7 +450,8 @@ def retrieve_memories(
     self.embedder = self.embedder or PromptEmbedder(self.model)
     checked_at = 2 ** (len(memories).bit_length() - 1), self.settings.memories
     if checked_at not in self.memory_counts:
-        self.memory_counts[checked_at] = choose_count(memories, self.embedder, self.settings.memories)
+        current = [d for d in self._empty_unread(memories, prompt, None) if d.response]
+        self.memory_counts[checked_at] = choose_count(current, self.embedder, self.settings.memories)
     k, max_tokens = self.memory_counts[checked_at], min(MAX_MEMORY_TOKENS, self.model.max_length // 2)
     prompts = [*(text for role, text in history if role == "user"), prompt]
     memories = self._empty_unread(memories, prompt, adapter)
@@ -459,7 +460,7 @@ def retrieve_memories(
 
 @patch
 def _empty_unread(self: Personalizer, memories: list, prompt: str, adapter) -> list:
-    "Empty the responses that a reply shall not read: replaced ones, and those that the adapter knows."
+    "Empty the responses that a reply does not read: of replaced corrections, and of those that its adapter learned."
     empty = lambda roots: [replace(d, response="") if self.state.get_root(d) in roots else d for d in memories]
     replaced = self.find_replaced_roots()
     reads_learned = not adapter or find_same_question(empty(replaced), prompt)
@@ -494,7 +495,7 @@ def choose_adapter(self: Personalizer, prompt: str):  # an `Adapter`, or None: t
 
 @patch
 def _is_outdated(self: Personalizer, similarities) -> bool:  # of a prompt to the corrections
-    "Return whether the wish of the nearest correction is new to the adapter, and another one that it learned is gone."
+    "Return whether the adapter learned a replaced correction, and not the wish of the nearest one that is current."
     learned, replaced = self.find_learned_roots(), self.find_replaced_roots()
     if not learned & replaced:
         return False
@@ -549,7 +550,7 @@ def finetune(
 
 @patch
 def select_trainable(self: Personalizer) -> list:
-    "Return the dialogues of the buffer with a response that the policy trains on, and those of imported chats."
+    "Return the buffer's dialogues that the policy trains on, and those of imported chats, but no replaced correction."
     disliked = find_disliked(self.feedback_rows)
     is_liked = lambda d: get_first_id(d) not in disliked
     is_answered = lambda d: d.origin not in ("model", "user")
@@ -613,7 +614,7 @@ def list_stream(self: Personalizer) -> list:  # dialogues, in the order in which
     return [self.state.get_dialogue(root) for root in self.memory.dialogues if self.state.is_own_talk(root)]
 
 
-MIN_LEARNED_DIALOGUES = 8  # corrections and written replies; fewer are learned by heart in so many steps
+MIN_LEARNED_DIALOGUES = 8  # corrections and written replies; the longer fine-tune would learn fewer by heart
 
 
 @patch
