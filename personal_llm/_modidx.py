@@ -5283,6 +5283,10 @@ d = {
                 "6_device/replay.html#traininground.__str__",
                 "personal_llm/device/replay.py",
             ),
+            "personal_llm.device.replay.TrainingRound.settled_ids": (
+                "6_device/replay.html#traininground.settled_ids",
+                "personal_llm/device/replay.py",
+            ),
             "personal_llm.device.replay.describe_training_benefit": (
                 "6_device/replay.html#describe_training_benefit",
                 "personal_llm/device/replay.py",

@@ -12,11 +12,13 @@ from personal_llm.buffer.buffer import Buffer
 from personal_llm.buffer.retrieval import retrieve_in_talk
 from personal_llm.buffer.wishes import KnownCorrection, choose_wish, compute_help, find_replaced
 from personal_llm.device import personalizer
+from personal_llm.device.conversation import ChatSession
 from personal_llm.device.personalizer import Personalizer
-from personal_llm.device.replay import read_state
+from personal_llm.device.replay import describe_training_benefit, read_state
 from personal_llm.tuning.config import TuningConfig
 
 ACHES = ["My knee hurts after a run.", "My elbow hurts after a run.", "My back hurts after a run."]
+SMALL = dict(synthetic=0, config=TuningConfig(steps=2, validation=0))
 OLD, NEW = "In short: rest it.", "* Rest it.\n* Walk a little."
 
 
@@ -86,8 +88,7 @@ def me(monkeypatch, tmp_path):
     monkeypatch.setattr(retrieval, "MIN_CHECKED_ANSWERS", 1000)
     choose = lambda model, correction, earlier: (int(correction.response.startswith("*")), 1.0 if earlier else None)
     monkeypatch.setattr(personalizer, "choose_wish", choose)
-    config = TuningConfig(steps=2, validation=0)
-    me = Personalizer(pocket, Buffer(8), folder=tmp_path / "me", synthetic=0, config=config)
+    me = Personalizer(pocket, Buffer(8), folder=tmp_path / "me", **SMALL)
     for text in ACHES[:2]:
         correct(me, text, OLD)
     return me
@@ -170,6 +171,8 @@ def test_an_outdated_adapter_does_not_write_and_the_next_fine_tune_begins_anew(m
     assert [d.response for d in me.select_trainable() if d.origin == "annotated"] == [NEW]
     me.finetune(progress=False)
     assert me.rounds[-1].start == "" and me.find_learned_roots() == {new.id}
+    assert {d.id for d in me.list_memories()} <= me.rounds[-1].settled_ids, "nothing is left for another fine-tune"
+    assert "nothing new" in describe_training_benefit(me.state)
     assert me.choose_adapter(foot) is me.adapter
     correct(me, "My ear hurts after a run.", NEW)
     me.finetune(progress=False)
@@ -181,6 +184,22 @@ def test_a_small_model_asks_for_no_wish(me, monkeypatch):
     monkeypatch.setattr(personalizer, "choose_wish", None)
     correct(me, ACHES[2], NEW)
     assert me.state.list_corrections()[-1].wish == 0
+
+
+def test_a_chat_tells_what_a_correction_replaces_and_who_wrote(me, tmp_path):
+    with ChatSession(me.model, tmp_path / "chat", **SMALL) as chat:
+        for text, better, told in zip(ACHES, (OLD, OLD, NEW), ("", "", "unlike 2 earlier ones")):
+            chat.open_conversation()
+            "".join(chat.say(text))
+            chat.correct(chat.turns[-1]["id"], better)
+            assert told in " ".join(chat.messages_to_user) and bool(told) == bool(chat.messages_to_user)
+        assert chat.count_new_answers() == 3
+        chat.me.finetune(progress=False)
+        assert chat.count_new_answers() == 0, "replaced corrections ask for no further fine-tune"
+        "".join(chat.say("My foot hurts after a run."))
+        learned = chat.me.find_learned_roots()
+        told = "from a fine-tune on your corrections" if learned else "from 1 of your corrections"
+        assert chat.describe_memories() == told
 
 
 def test_in_a_talk_the_same_question_is_answered_alone_and_only_there(me):

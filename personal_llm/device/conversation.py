@@ -335,14 +335,13 @@ def feedback(
         raise InputError("there is no reply yet", "write something first")
     id = self.turns[-1]["id"] if id is None else id
     text = clean_text(text, len(check(text, "text", "feedback: the text")))[0]
-    count_wishes = lambda: len({wish for wish, _ in self.me.state.wishes.values()})
-    before = count_wishes()
+    before = self.me.find_replaced_roots()
     with delay_interrupts():
         self.me.react(id, kind, text, **dict(time=self.clock()) | details)
         self.save()
-    if 0 < before < count_wishes():
-        message = "this correction is unlike your earlier ones; replies to such prompts follow it alone from now on"
-        self.messages_to_user.append(message)
+    if replaced := self.me.find_replaced_roots() - before:
+        told = f"this correction is unlike {len(replaced)} earlier ones and replaces them"
+        self.messages_to_user.append(f"{told}: replies to such prompts follow it from now on")
 
 # %% ../../nbs/6_device/07_conversation.ipynb #24d5e5b9
 @patch
@@ -490,8 +489,8 @@ def stop_learning(self: ChatSession) -> None:
 @patch
 def count_new_answers(self: ChatSession) -> int:
     "Count the answered dialogues of the buffer that no fine-tune has seen, not even one that you have undone."
-    known = {*self.me.rounds[-1].parents} if self.me.rounds else set()
-    known |= self.me.state.undone_ids
+    known = self.me.rounds[-1].settled_ids if self.me.rounds else set()
+    known = known | self.me.state.undone_ids
     answered = [d for d in self.me.buffer.dialogues if d.origin in ("annotated", "approved")]
     return sum(d.id not in known for d in answered)
 

@@ -657,6 +657,7 @@ def commit_round(self: Personalizer, prepared: PreparedRound, rebuilds: int = 0)
     adapter, synthesis, dialogues = prepared.adapter, prepared.synthesis, prepared.dialogues
     cost = prepared.cost + synthesis.cost + adapter.cost
     self.add_cost(cost)
+    replaced = self.find_replaced_roots()
     event = self.state.record(
         "tuned",
         seen=self.buffer.seen,
@@ -676,6 +677,7 @@ def commit_round(self: Personalizer, prepared: PreparedRound, rebuilds: int = 0)
         elsewhere=prepared.elsewhere,
         files=hash_adapter_files(adapter.path),
         rebuilds=rebuilds,
+        left_out=[d.id for d in self.buffer.dialogues if self.state.get_root(d) in replaced],
     )
     self._record_sources(dialogues, synthesis)
     self.adapter, self.synthesis = adapter, synthesis

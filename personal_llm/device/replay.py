@@ -56,6 +56,11 @@ class TrainingRound:
     start: str = ""  # where it began: "" (the base model), "last" (the adapter before), "library" or "other"
     event: Event = None  # that recorded it
 
+    @property
+    def settled_ids(self) -> set:
+        "The ids of what it learned, and of corrections that it left out because a newer wish replaces them."
+        return {*self.parents, *(self.event.content.get("left_out", ()) if self.event else ())}
+
     def __str__(self):
         count = self.num_validation_dialogues
         measured_on = f"on {count} validation dialogues" if count else "on the training dialogues"
@@ -100,7 +105,7 @@ def estimate_memory_tokens(dialogues: list, most: int = DEFAULT_COUNT) -> int:
 
 
 def describe_training_benefit(state) -> str:  # state: a `PersonalizerState`
-    "Say in one line what a fine-tune would cost, and what it would bring beside memory."
+    "Say in one line what a fine-tune would cost, and what it would save and bring."
     answered, last = collect_memories(state.buffer.dialogues), state.rounds[-1] if state.rounds else None
     minutes = round(last.seconds / 60) if last else 0
     cost = f"about {count_nouns(minutes, 'minute')}" if minutes else "less than a minute" if last else MEASURED_COST
@@ -109,10 +114,10 @@ def describe_training_benefit(state) -> str:  # state: a `PersonalizerState`
         return "Replies read no memories here: your corrections act through a fine-tune only."
     if not answered:
         return "No corrections yet: correct a reply, and the next one reads it at once."
-    memory = f"memory already (about {estimate_memory_tokens(answered, most)} tokens a reply)"
-    if last and all(d.id in last.parents for d in answered):
-        return f"Your corrections act through the last fine-tune, and through {memory}: another one brings nothing new."
-    return f"Your corrections act through {memory}. A fine-tune takes {cost} and adds to it: {MEASURED_GAIN}."
+    tokens = f"about {estimate_memory_tokens(answered, most)} tokens a reply"
+    if last and all(d.id in last.settled_ids for d in answered):
+        return f"Your corrections act through the last fine-tune, which saves {tokens}: another one brings nothing new."
+    return f"Your corrections act through memory ({tokens}). A fine-tune takes {cost} and saves them: {MEASURED_GAIN}."
 
 # %% ../../nbs/6_device/02_replay.ipynb #f42c49b5
 class PersonalizerState:
