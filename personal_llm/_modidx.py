@@ -4881,6 +4881,10 @@ d = {
                 "6_device/personalizer.html#personalizer._is_outdated",
                 "personal_llm/device/personalizer.py",
             ),
+            "personal_llm.device.personalizer.Personalizer._is_readable": (
+                "6_device/personalizer.html#personalizer._is_readable",
+                "personal_llm/device/personalizer.py",
+            ),
             "personal_llm.device.personalizer.Personalizer._list_versions": (
                 "6_device/personalizer.html#personalizer._list_versions",
                 "personal_llm/device/personalizer.py",
@@ -4939,6 +4943,10 @@ d = {
             ),
             "personal_llm.device.personalizer.Personalizer.find_replaced_roots": (
                 "6_device/personalizer.html#personalizer.find_replaced_roots",
+                "personal_llm/device/personalizer.py",
+            ),
+            "personal_llm.device.personalizer.Personalizer.find_start": (
+                "6_device/personalizer.html#personalizer.find_start",
                 "personal_llm/device/personalizer.py",
             ),
             "personal_llm.device.personalizer.Personalizer.finetune": (

@@ -1,11 +1,16 @@
 """A change of mind: which corrections a new one replaces, in replies, for the adapter, in a fine-tune, and on disk."""
 
+import tempfile
+import threading
+from contextlib import suppress
+from pathlib import Path
+
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from personal_llm.base.core import Dialogue
+from personal_llm.base.core import Dialogue, InputError
 from personal_llm.base.models import load_model
 from personal_llm.buffer import retrieval, wishes
 from personal_llm.buffer.buffer import Buffer
@@ -13,13 +18,14 @@ from personal_llm.buffer.retrieval import retrieve_in_talk
 from personal_llm.buffer.wishes import KnownCorrection, choose_wish, compute_help, find_replaced
 from personal_llm.device import personalizer
 from personal_llm.device.conversation import ChatSession
-from personal_llm.device.personalizer import Personalizer
+from personal_llm.device.personalizer import Personalizer, load_personalizer
 from personal_llm.device.replay import describe_training_benefit, read_state
 from personal_llm.tuning.config import TuningConfig
 
 ACHES = ["My knee hurts after a run.", "My elbow hurts after a run.", "My back hurts after a run."]
 SMALL = dict(synthetic=0, config=TuningConfig(steps=2, validation=0))
 OLD, NEW = "In short: rest it.", "* Rest it.\n* Walk a little."
+POCKET = load_model("pocket")
 
 
 def known(wish=0, help=1.0, prompt="a", **fields):
@@ -208,3 +214,124 @@ def test_in_a_talk_the_same_question_is_answered_alone_and_only_there(me):
     find = lambda *prompts: {d.response for d in retrieve_in_talk(memories, list(prompts), embedder)}
     assert find("Hello.", ACHES[2].upper() + " ") == {"In short: stretch."}
     assert find(ACHES[2], "My foot hurts after a run.") == {OLD, "In short: stretch."}
+
+
+def test_a_correction_that_is_too_long_for_memory_replaces_nothing(me, monkeypatch):
+    foot = "My foot hurts after a run."
+    long = correct(me, ACHES[2], "* Rest it.\n" * 60)
+    assert me.state.wishes[long.id] == (None, None) and me.find_replaced_roots() == set()
+    assert responses(me, foot) == {OLD}
+    assert responses(me, ACHES[2]) == {OLD}, "the same question, whose correction cannot be read"
+    seen = []
+    choose = personalizer.choose_wish
+    monkeypatch.setattr(personalizer, "choose_wish", lambda *given: seen.extend(given[2]) or choose(*given))
+    correct(me, "My ear hurts after a run.", NEW)
+    assert [c.wish for c in seen] == [0, 0], "no new correction is compared with it"
+    assert responses(me, foot) == {NEW}
+
+
+def test_a_model_that_fails_records_no_correction(me, monkeypatch):
+    def fail(*given):
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(personalizer, "choose_wish", fail)
+    d = Dialogue(ACHES[2], "Walk more.", origin="model", time=9.0)
+    me.observe(d)
+    events, cost = len(me.memory.events), me.cost.to_dict()
+    with pytest.raises(RuntimeError):
+        me.react(d.id, "better", NEW)
+    assert (len(me.memory.events), me.cost.to_dict(), d.id in me.state.versions) == (events, cost, False)
+
+
+def test_the_thread_of_a_fine_tune_reads_no_prompt_with_the_model_that_replies(me, monkeypatch):
+    threads, find = [], Personalizer.find_replaced_roots
+    note = lambda self: threads.append(threading.current_thread().name) or find(self)
+    monkeypatch.setattr(Personalizer, "find_replaced_roots", note)
+    with ChatSession(me.model, me.folder.parent / "chat", **SMALL) as chat:
+        "".join(chat.say(ACHES[0]))
+        chat.correct(chat.turns[-1]["id"], OLD)
+        chat.learn()
+        chat.finish_training()
+        assert len(chat.me.rounds) == 1 and "learning" not in threads
+
+
+def test_a_forgotten_correction_that_a_fine_tune_left_out_leaves_no_id(me):
+    old = me.state.get_dialogue(next(iter(me.state.wishes)))
+    correct(me, ACHES[2], NEW)
+    me.finetune(progress=False)
+    assert old.id in me.rounds[-1].settled_ids
+    me.save()
+    me.forget(ids=[me.state.get_root(old)])
+    assert len(me.rounds) == 1
+    assert not any(old.id.encode() in file.read_bytes() for file in me.folder.rglob("*") if file.is_file())
+
+
+def test_a_reply_by_an_adapter_from_elsewhere_is_not_from_your_corrections(me, tmp_path):
+    me.finetune(progress=False)
+    with ChatSession(me.model, tmp_path / "chat", **SMALL) as chat:
+        chat.me.use_adapter(me.adapter)
+        "".join(chat.say("Hello."))
+        assert chat.reply.adapter_name != me.model.base and chat.describe_memories() == ""
+
+
+def test_a_thumb_is_no_change_of_mind(me, monkeypatch, tmp_path):
+    "A thumb may change for which prompts a wish holds, and so what it replaces."
+    monkeypatch.setattr(Personalizer, "find_replaced_roots", lambda self: {row["kind"] for row in self.feedback_rows})
+    with ChatSession(me.model, tmp_path / "chat", **SMALL) as chat:
+        "".join(chat.say(ACHES[0]))
+        chat.feedback("thumb_down")
+        assert chat.messages_to_user == []
+
+
+def test_a_reply_reads_a_memory_with_half_a_character(me):
+    correct(me, ACHES[2], "In short: rest \ud800 it.")
+    assert "In short: rest \ud800 it." in responses(me, "My foot hurts after a run.")
+    me.reply("My foot hurts after a run.", max_tokens=2)
+
+
+def test_a_dialogue_that_comes_twice_keeps_its_correction(me):
+    d = correct(me, ACHES[2], NEW)
+    wishes, memories = dict(me.state.wishes), me.list_memories()
+    me.observe(d)
+    assert (me.state.wishes, me.list_memories()) == (wishes, memories)
+    assert sum(me.state.get_root(other) == d.id for other in me.buffer.dialogues) == 1
+
+
+KINDS = ("better", "thumb_up", "thumb_down", "retry", "again", "forget", "reload")
+STEPS = st.lists(st.tuples(st.sampled_from(KINDS), st.integers(0, 3), st.integers(0, 2)), max_size=12)
+
+
+@settings(max_examples=20, deadline=None)
+@given(STEPS)
+def test_wishes_are_those_of_the_corrections_in_their_order(steps):
+    choose = lambda model, correction, earlier: (int(correction.response[-1]), None)
+    with pytest.MonkeyPatch.context() as patched, tempfile.TemporaryDirectory() as folder:
+        patched.setattr(POCKET, "is_large", True)
+        patched.setattr(personalizer, "choose_wish", choose)
+        me = Personalizer(POCKET, Buffer(3), folder=Path(folder) / "me", **SMALL)
+        stream = [Dialogue(text, "Walk more.", origin="model") for text in (*ACHES, "Play a song.")]
+        me.observe_all(stream, progress=False)
+        twin = {}  # root -> wish
+        for kind, place, number in steps:
+            d = stream[place]
+            with suppress(InputError):  # forgotten, or the same reaction again
+                if kind == "forget":
+                    me.forget(ids=[d.id])
+                    twin.pop(d.id, None)
+                elif kind == "again":
+                    me.observe(d)
+                elif kind == "reload":
+                    me.save()
+                    me = load_personalizer(me.folder, POCKET)
+                else:
+                    me.react(d.id, kind, f"Rest {number}" if kind == "better" else "")
+                    if kind == "better":
+                        twin.pop(d.id, None)
+                        twin[d.id] = number
+            assert [(root, wish) for root, (wish, _) in me.state.wishes.items()] == [*twin.items()]
+            annotated = {me.state.get_root(row) for row in me.list_memories() if row.origin == "annotated"}
+            assert annotated <= {*twin} and all(c.dialogue.origin == "annotated" for c in me.state.list_corrections())
+            assert not twin or me.find_replaced_roots() < {*twin}, "the newest wish always holds"
+        before = [*me.state.wishes.items()], me.state.versions, me.buffer.dialogues
+        me.state.replay()
+        assert ([*me.state.wishes.items()], me.state.versions, me.buffer.dialogues) == before

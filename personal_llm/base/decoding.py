@@ -368,7 +368,8 @@ def encode_examples(rules: DecodingRules, dialogue) -> list:  # `Example`s; none
     "Return a dialogue's examples, without a short last line or sentence, which may be a sign-off; none for a toy."
     examples, tokenizer = [], rules.tokenizer
     for response in get_examples(dialogue).responses if rules.stops_loops else ():
-        ids = tokenizer(response, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+        text = response.encode("utf-16", "surrogatepass").decode("utf-16", "replace")  # well-formed
+        ids = tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
         ends = [0, *(unit.end for unit in read_reply(tokenizer, ids).split_units() if unit.words)]
         has_sign_off = len(ends) > 2 and ends[-1] - ends[-2] <= MAX_SIGN_OFF_TOKENS
         examples.append(Example(ids[: ends[-2]] if has_sign_off else ids))

@@ -246,11 +246,11 @@ def retrieve(
 # %% ../../nbs/2_buffer/10_retrieval.ipynb #retsame2
 def find_same_question(memories: list, prompt: str):  # a `Dialogue`, or None
     "Return the newest correction of a reply to this very prompt, of those that have no talk before them."
-    normalize = lambda text: " ".join(text.casefold().split()).rstrip(" .?!")
+    normalize = lambda text: " ".join(text.casefold().split()).rstrip(" .?!") or text
     is_first = lambda d: all(role == "system" for role, _ in d.history)
     corrected = [d for d in memories if d.origin == "annotated" and d.response and is_first(d)]
     same = [d for d in corrected if normalize(d.prompt) == normalize(prompt)]
-    return max(same, key=lambda d: d.time, default=None)
+    return max(reversed(same), key=lambda d: d.time, default=None)
 
 # %% ../../nbs/2_buffer/10_retrieval.ipynb #rettalk2
 def retrieve_in_talk(
@@ -263,8 +263,9 @@ def retrieve_in_talk(
 ) -> list:  # dialogues, the nearest last
     "Choose the answered dialogues that the reply to the newest prompt of a talk should read; see `retrieve`."
     find = lambda text: retrieve(memories, text, embedder, k, max_tokens, everywhere)
-    if same := find_same_question(memories, prompts[-1]):
-        return retrieve([same], same.prompt, embedder, k, max_tokens, everywhere=1.0)
+    same = find_same_question(memories, prompts[-1])
+    if same and (found := retrieve([same], same.prompt, embedder, k, max_tokens, everywhere=1.0)):
+        return found  # but not a correction that is too long to be read
     if len(prompts) == 1:
         return find(prompts[0])
     opens = lambda text: compare_with_memories(memories, text, embedder, everywhere)[0] >= CORRECTION_THRESHOLD

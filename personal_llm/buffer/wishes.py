@@ -27,7 +27,7 @@ class KnownCorrection:
     "A correction, and the wish that it shows."
 
     dialogue: Dialogue
-    wish: int = 0  # number of the wish
+    wish: int = 0  # number of the wish; None: too long for memory to show it, so we do not know
     help: float = None  # nats a token, of the earlier corrections of the wish; None: the first, or not measured
 
 

@@ -47,6 +47,7 @@ class BackgroundTraining:
         me: Personalizer,  # with a folder
     ):
         self.me, self.dialogues, self.stream = me, me.collect_training_dialogues(), me.list_stream()
+        self.start = me.find_start()  # here, because it may read prompts with the model that replies
         self.stop_event, self.prepared, self.error = threading.Event(), None, None
         inner, tokenizer = copy.deepcopy((me.model.model, me.model.tokenizer))
         install_stop_hook(inner, self.stop_event)
@@ -59,7 +60,7 @@ class BackgroundTraining:
         "Tune the copy; the thread runs this method."
         try:
             own = self.model, self.stream
-            self.prepared = self.me.train_adapter(self.dialogues, "last", self.folder, False, *own)
+            self.prepared = self.me.train_adapter(self.dialogues, self.start, self.folder, False, *own)
         except TrainingStopped:
             pass
         except Exception as error:

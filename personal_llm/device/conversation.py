@@ -200,7 +200,7 @@ def describe_memories(self: ChatSession) -> str:  # "" if the base model wrote t
         return f"from {count} of your corrections"
     has_memory = self.model.is_large and self.me.settings.memories
     is_tuned = self.reply is not None and self.reply.adapter_name != self.model.base
-    return "from a fine-tune on your corrections" if has_memory and is_tuned else ""
+    return "from a fine-tune on your corrections" if has_memory and is_tuned and self.me.find_learned_roots() else ""
 
 # %% ../../nbs/6_device/07_conversation.ipynb #eebd6bd1
 @patch
@@ -339,7 +339,8 @@ def feedback(
     with delay_interrupts():
         self.me.react(id, kind, text, **dict(time=self.clock()) | details)
         self.save()
-    if replaced := self.me.find_replaced_roots() - before:
+    replaced = self.me.find_replaced_roots() - before
+    if kind in ("edit", "better") and replaced:
         told = f"this correction is unlike {len(replaced)} earlier ones and replaces them"
         self.messages_to_user.append(f"{told}: replies to such prompts follow it from now on")
 

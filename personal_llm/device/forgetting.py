@@ -167,6 +167,7 @@ def forget_dialogues(state: PersonalizerState, request: ForgetRequest, report: F
         memory.dialogues[root] = ScoredDialogue(d, replace(row.scores, **blank))
     for event in [event for event in memory.events if event.kind == "tuned"]:
         event.content["elsewhere"] = [id for id in event.content["elsewhere"] if id not in foreign]
+        event.content["left_out"] = [id for id in event.content.get("left_out", ()) if id not in ids]
     is_read_again = lambda event: event.kind == "scored" and is_stale(event.dialogue, event.content["scores"]["model"])
     memory.events = [event for event in memory.events if not is_read_again(event)]
     question = memory.dialogues.get(state.question_id)  # without a score it cannot stay open

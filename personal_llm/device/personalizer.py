@@ -24,6 +24,7 @@ from ..base.files import OWNERSHIP_FILE, delete_path, open_results_folder, publi
 from ..base.lineage import STORE_FILE, collect_source_ids, copy_without_ids, read_training_ids
 from ..base.loading import get_lasting_name, load_encoder
 from ..base.text import count_nouns, escape_controls
+from ..base.tokens import clip_text
 from ..buffer.buffer import Buffer
 from ..buffer.consolidation import DEFAULT_REPLIES, NUM_OTHER_DIALOGUES, consolidate
 from ..buffer.feedback import MAX_FEEDBACK_CHARACTERS, TEXT_KINDS, Feedback, add_feedback, drop_disliked
@@ -262,8 +263,9 @@ def arrive(
     elif self.state.find_slot(root) is None and self.state.scores[root].model != candidate.scores.model:
         self.state.record("scored", root, scores=scores_to_dict(candidate.scores))
     considered = can_ask and self.settings.ask_when == "policy" and bool(candidate.dialogue.response.strip())
+    is_again = dict(is_again=True) if known is not None and known.dialogue == candidate.dialogue else {}
     try:
-        self.state.record("offered", root, considered=considered, is_informed=is_informed)
+        self.state.record("offered", root, considered=considered, is_informed=is_informed, **is_again)
     except BaseException:
         if known is None:  # no dialogue stays without its event
             self.memory.delete({root})
@@ -364,11 +366,22 @@ def _record_reaction(
     if kind in ("edit", "better") and self.settings.memories and self.model.is_large:
         correction = Dialogue(d.prompt, text, origin="annotated")
         known = [c for c in self.state.list_corrections() if self.state.get_root(c.dialogue) != root]
-        with self.model.track_cost() as cost, self.model.use_adapter(None):
-            facts["wish"], facts["help"] = choose_wish(self.model, correction, known)
-        self.add_cost(cost)
+        known = [c for c in known if c.wish is not None]
+        facts["wish"] = facts["help"] = None  # too long to be read: it replaces nothing
+        if self._is_readable(correction):
+            with self.model.track_cost() as cost, self.model.use_adapter(None):
+                facts["wish"], facts["help"] = choose_wish(self.model, correction, known)
+            self.add_cost(cost)
     self.state.record("reacted", root, **facts, asked=asked, is_learned=is_learned, response=response)
     return given
+
+
+@patch
+def _is_readable(self: Personalizer, correction: Dialogue) -> bool:
+    "Return whether a correction fits into the memories of a prompt."
+    texts = [clip_text(text, MAX_MEMORY_TOKENS)[0] for text in (correction.prompt, correction.response)]
+    num_tokens = sum(map(len, self.model.tokenizer(texts, add_special_tokens=False)["input_ids"]))
+    return num_tokens <= min(MAX_MEMORY_TOKENS, self.model.max_length // 2)
 
 # %% ../../nbs/6_device/04_personalizer.ipynb #1a61bab9
 @patch
@@ -427,7 +440,7 @@ def find_learned_roots(self: Personalizer) -> set:
 @patch
 def find_replaced_roots(self: Personalizer) -> set:
     "Return the roots of the corrections whose wish a newer one replaces; see the chapter on wishes."
-    known = self.state.list_corrections()
+    known = [c for c in self.state.list_corrections() if c.wish is not None]
     if len({c.wish for c in known}) < 2:
         return set()
     self.embedder = self.embedder or PromptEmbedder(self.model)
@@ -577,11 +590,17 @@ def collect_training_dialogues(self: Personalizer) -> list:
 
 
 @patch
+def find_start(self: Personalizer):  # an adapter, a folder, a `Library`, a `Ranking`, or None
+    "Return where the next fine-tune begins: at the present adapter, unless that learned a replaced correction."
+    is_outdated = self.find_learned_roots() & self.find_replaced_roots()
+    return self.start if is_outdated else self.adapter or self.start
+
+
+@patch
 def choose_start(self: Personalizer, start, dialogues: list, folder, model=None) -> tuple:
     "Return the adapter or folder where a fine-tune begins (or None), its name, the choice (or None), and its `Cost`."
     if isinstance(start, str) and start == "last":
-        is_outdated = self.find_learned_roots() & self.find_replaced_roots()
-        start = self.start if is_outdated else self.adapter or self.start
+        start = self.find_start()
     if isinstance(start, Library):
         choice = warm_start(model or self.model, start, dialogues, folder, self.settings.seed)
         return choice.adapter, "library" if choice.adapter else "", choice.to_dict(), choice.cost

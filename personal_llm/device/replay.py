@@ -282,8 +282,9 @@ def _apply_offered(self: PersonalizerState, event: Event, facts: dict) -> None:
     d = offered.dialogue
     self.scores.setdefault(root, offered.scores)
     self.wants_question = False
-    self.versions.pop(root, None)
-    self.wishes.pop(root, None)
+    if not facts.get("is_again"):  # another text under the same id
+        self.versions.pop(root, None)
+        self.wishes.pop(root, None)
     if facts["considered"]:
         left = self.questions_left(self.settings["max_questions"])
         policy = self.buffer.policy
