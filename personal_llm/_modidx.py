@@ -5291,6 +5291,10 @@ d = {
                 "6_device/replay.html#traininground.__str__",
                 "personal_llm/device/replay.py",
             ),
+            "personal_llm.device.replay.TrainingRound.replaces_memory": (
+                "6_device/replay.html#traininground.replaces_memory",
+                "personal_llm/device/replay.py",
+            ),
             "personal_llm.device.replay.TrainingRound.settled_ids": (
                 "6_device/replay.html#traininground.settled_ids",
                 "personal_llm/device/replay.py",

@@ -92,6 +92,7 @@ def me(monkeypatch, tmp_path):
     pocket = load_model("pocket")
     monkeypatch.setattr(pocket, "is_large", True)
     monkeypatch.setattr(retrieval, "MIN_CHECKED_ANSWERS", 1000)
+    monkeypatch.setattr(personalizer, "MIN_LEARNED_DIALOGUES", 1)
     choose = lambda model, correction, earlier: (int(correction.response.startswith("*")), 1.0 if earlier else None)
     monkeypatch.setattr(personalizer, "choose_wish", choose)
     me = Personalizer(pocket, Buffer(8), folder=tmp_path / "me", **SMALL)
@@ -158,6 +159,16 @@ def test_the_adapter_reads_only_what_it_has_not_learned(me):
     assert responses(me, foot, me.adapter) == {later}
     me.react(me.state.find_root(me.buffer.dialogues[0].id), "better", "In short: rest it for a week.")
     assert "In short: rest it for a week." in responses(me, foot, me.adapter), "corrected again, so not learned"
+
+
+def test_a_fine_tune_on_few_answers_does_not_replace_memory(me, monkeypatch):
+    monkeypatch.setattr(personalizer, "MIN_LEARNED_DIALOGUES", 3)
+    me.finetune(progress=False)
+    assert len(me.find_learned_roots()) == 2 and me.find_learned_roots(without_memory=True) == set()
+    assert responses(me, "My foot hurts after a run.", me.adapter) == {OLD}
+    assert "and through memory" in describe_training_benefit(me.state)
+    del me.rounds[-1].event.content["replaces_memory"]
+    assert not me.rounds[-1].replaces_memory, "a program before wishes wrote no synthetic dialogue"
 
 
 def test_a_fine_tune_that_changed_nothing_has_learned_nothing(me, monkeypatch):

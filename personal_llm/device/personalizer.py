@@ -430,10 +430,10 @@ def list_rounds_of_adapter(self: Personalizer) -> list:  # `TrainingRound`s, eac
 
 
 @patch
-def find_learned_roots(self: Personalizer) -> set:
-    "Return the roots of the corrections that the present adapter has learned and that have not changed since."
+def find_learned_roots(self: Personalizer, without_memory: bool = False) -> set:
+    "Return the roots of unchanged corrections that the adapter learned; without memory: so well that it reads none."
     rounds = [round for round in self.list_rounds_of_adapter() if round.best_loss < round.start_loss]
-    learned = {id for round in rounds for id in round.parents}
+    learned = {id for round in rounds for id in round.parents if round.replaces_memory or not without_memory}
     return {root for root in list(self.state.wishes) if self.state.get_dialogue(root).id in learned}
 
 
@@ -477,7 +477,7 @@ def _empty_unread(self: Personalizer, memories: list, prompt: str, adapter) -> l
     empty = lambda roots: [replace(d, response="") if self.state.get_root(d) in roots else d for d in memories]
     replaced = self.find_replaced_roots()
     reads_learned = not adapter or find_same_question(empty(replaced), prompt)
-    return empty(replaced if reads_learned else replaced | self.find_learned_roots())
+    return empty(replaced if reads_learned else replaced | self.find_learned_roots(without_memory=True))
 
 # %% ../../nbs/6_device/04_personalizer.ipynb #adgate02
 ADAPTER_THRESHOLD = 0.4  # probability of a correction from which the adapter writes the reply
@@ -625,6 +625,7 @@ class PreparedRound:
     cost: Cost  # of that choice
     start: str  # where it began, as in `TrainingRound`
     elsewhere: list  # ids of the dialogues behind the start, if the start is an adapter of another folder
+    num_learned: int  # corrections and written replies
 
 
 @patch
@@ -667,7 +668,7 @@ def train_adapter(
     if merge:
         delete_path(merge)
     elsewhere = sorted(read_training_ids(getattr(start_adapter, "path", start_adapter))) if name == "other" else []
-    return PreparedRound(dialogues, synthesis, adapter, warm, cost, name, elsewhere)
+    return PreparedRound(dialogues, synthesis, adapter, warm, cost, name, elsewhere, num_learned)
 
 # %% ../../nbs/6_device/04_personalizer.ipynb #e0d4d382
 @patch
@@ -676,7 +677,7 @@ def commit_round(self: Personalizer, prepared: PreparedRound, rebuilds: int = 0)
     adapter, synthesis, dialogues = prepared.adapter, prepared.synthesis, prepared.dialogues
     cost = prepared.cost + synthesis.cost + adapter.cost
     self.add_cost(cost)
-    replaced = self.find_replaced_roots()
+    replaced, has_improved = self.find_replaced_roots(), adapter.best_loss < adapter.start_loss
     event = self.state.record(
         "tuned",
         seen=self.buffer.seen,
@@ -696,6 +697,7 @@ def commit_round(self: Personalizer, prepared: PreparedRound, rebuilds: int = 0)
         elsewhere=prepared.elsewhere,
         files=hash_adapter_files(adapter.path),
         rebuilds=rebuilds,
+        replaces_memory=has_improved and prepared.num_learned >= MIN_LEARNED_DIALOGUES,
         left_out=[d.id for d in self.buffer.dialogues if self.state.get_root(d) in replaced],
     )
     self._record_sources(dialogues, synthesis)

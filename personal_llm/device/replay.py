@@ -57,6 +57,12 @@ class TrainingRound:
     event: Event = None  # that recorded it
 
     @property
+    def replaces_memory(self) -> bool:
+        "Whether its adapter writes without the corrections that it learned; older programs recorded no such decision."
+        recorded = self.event.content if self.event else {}
+        return recorded.get("replaces_memory", self.synthetic > 0 and self.best_loss < self.start_loss)
+
+    @property
     def settled_ids(self) -> set:
         "The ids of what it learned, and of corrections that it left out because a newer wish replaces them."
         return {*self.parents, *(self.event.content.get("left_out", ()) if self.event else ())}
@@ -116,7 +122,8 @@ def describe_training_benefit(state) -> str:  # state: a `PersonalizerState`
         return "No corrections yet: correct a reply, and the next one reads it at once."
     tokens = f"about {estimate_memory_tokens(answered, most)} tokens a reply"
     if last and all(d.id in last.settled_ids for d in answered):
-        return f"Your corrections act through the last fine-tune, which saves {tokens}: another one brings nothing new."
+        saved = f"which saves {tokens}" if last.replaces_memory else f"and through memory ({tokens})"
+        return f"Your corrections act through the last fine-tune, {saved}: another one brings nothing new."
     return f"Your corrections act through memory ({tokens}). A fine-tune takes {cost} and saves them: {MEASURED_GAIN}."
 
 # %% ../../nbs/6_device/02_replay.ipynb #f42c49b5
