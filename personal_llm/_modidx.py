@@ -5584,6 +5584,14 @@ d = {
                 "experiments/changes.html#use_earlier_rules",
                 "personal_llm/experiments/changes.py",
             ),
+            "personal_llm.experiments.changes.write_change_paragraph": (
+                "experiments/changes.html#write_change_paragraph",
+                "personal_llm/experiments/changes.py",
+            ),
+            "personal_llm.experiments.changes.write_people_table": (
+                "experiments/changes.html#write_people_table",
+                "personal_llm/experiments/changes.py",
+            ),
         },
         "personal_llm.experiments.choosing": {
             "personal_llm.experiments.choosing.StyleBelief": (

@@ -93,8 +93,8 @@ def find_first_prompt_turn(turns: list, start: str) -> int:  # an index of the t
 CHARACTERS_PER_TOKEN = 4  # of English text, about
 MEASURED_COST = "one to seven minutes of one processor core (SmolLM2-135M)"
 MEASURED_GAIN = (
-    "after 8 corrections, both together keep .90 of the habits in the first reply and 1.00 in the fourth turn, "
-    "memory alone .79 and .81"
+    "after 8 corrections and a fine-tune, replies keep .93 of the habits, and .96 in the fourth turn of a talk; "
+    "with memory alone .79 and .75"
 )
 
 

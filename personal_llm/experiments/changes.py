@@ -7,7 +7,8 @@ __all__ = ['FACES', 'ROMAN', 'FIRST', 'WITH_SUBJECT', 'PEOPLE', 'EVERYBODY', 'NE
            'CONDITIONS', 'FIRST_JOBS', 'GRIDS', 'ELEVENTH', 'AGAIN', 'NEW_BARS', 'MOST_OLD', 'SLEPT_BAR', 'COST',
            'SAME_COST', 'paged', 'hashed_lines', 'priced', 'okayed', 'colons', 'numeral', 'sent_at', 'double_dashes',
            'face_first', 'assigned', 'make_stream', 'use_earlier_rules', 'show_memories', 'reply_to', 'correct',
-           'ask_again', 'measure_wishes', 'measure_corrections', 'measure_stages', 'measure', 'list_claims']
+           'ask_again', 'measure_wishes', 'measure_corrections', 'measure_stages', 'measure', 'list_claims',
+           'write_people_table', 'write_change_paragraph']
 
 # %% ../../nbs/experiments/55_changes.ipynb #chg00003
 import re
@@ -23,8 +24,8 @@ from ..buffer.scoring import score
 from ..data.people import Habit, sign_off
 from ..device import personalizer
 from ..device.personalizer import Personalizer
-from .fresh_people import TAUGHT, Study, judge_plan
-from .other_people import LABELS, PLAN, measure_plain
+from .fresh_people import TAUGHT, Study, format_people, judge_plan, write_table
+from .other_people import LABELS, PLAN, README_METRICS, measure_plain
 from personal_llm.experiments.real_people import (
     ANATOMY,
     CHAT,
@@ -47,7 +48,7 @@ from personal_llm.experiments.real_people import (
     score_person,
     take_own_answers,
 )
-from .runner import Grid
+from .runner import Grid, paragraph
 from .wishes import GatedModel
 
 # %% ../../nbs/experiments/55_changes.ipynb #chg00006
@@ -264,7 +265,7 @@ AGAIN, NEW_BARS, MOST_OLD, SLEPT_BAR, COST, SAME_COST = 0.9, {1: 0.55, 3: 0.85},
 
 
 def _count_people(label: str, is_so) -> int:  # is_so: the numbers of the wishes -> whether it is so
-    return sum(is_so(row["wishes"]) for row in ELEVENTH.read(label))
+    return sum(is_so(row["wishes"]) for row in ELEVENTH.read(label).values())
 
 
 def _judge_changes() -> list:  # (claim, what we measured, whether it holds)
@@ -308,3 +309,17 @@ def list_claims() -> list:  # (claim of the plan, what we measured, whether it h
     if any(len(ELEVENTH.read(label)) < len(PEOPLE) for label in _names):
         return [("the eleventh plan", "not measured", None)]
     return [*_judge_changes(), *judge_plan(ELEVENTH, [line for line in PLAN if line[0] in TAUGHT], LABELS)]
+
+# %% ../../nbs/experiments/55_changes.ipynb #chg00030
+def write_people_table() -> str:
+    "Write the README's table: eight people after eight corrections, a line for each metric."
+    return write_table(ELEVENTH, {name: LABELS[name] for name in (*README_METRICS, "prompt_tokens")})
+
+
+def write_change_paragraph() -> str:
+    "Write the README's sentence about people who change their minds."
+    new = [f"{ELEVENTH.read_values('changed', f'new_{count}').mean():.2f}" for count in (1, 3)]
+    return paragraph(
+        "After a fine-tune the same people change their minds. One correction brings",
+        f"{new[0]} of the new habits into their next replies, and three bring {new[1]}.",
+    )

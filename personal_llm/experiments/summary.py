@@ -189,10 +189,15 @@ def list_start_claims() -> list:  # `Claim`s
 
 # %% ../../nbs/experiments/00_summary.ipynb #6fb78140
 def list_person_claims() -> list:  # `Claim`s
-    "Judge what the sixth to the tenth plan called a success, each by the newest plan that measured it."
-    from personal_llm.experiments import amplification, fresh_people, more_people, other_people, wishes
+    "Judge what the sixth to the eleventh plan called a success, each by the newest plan that measured it."
+    from personal_llm.experiments import amplification, changes, fresh_people, more_people, other_people, wishes
 
-    plans = {"54_amplification": amplification, "53_wishes": wishes, "52_more_people": more_people}
+    plans = {
+        "55_changes": changes,
+        "54_amplification": amplification,
+        "53_wishes": wishes,
+        "52_more_people": more_people,
+    }
     plans |= {"51_other_people": other_people, "49_fresh_people": fresh_people}
     claims = {}
     for where, plan in plans.items():
