@@ -313,13 +313,14 @@ def list_claims() -> list:  # (claim of the plan, what we measured, whether it h
 # %% ../../nbs/experiments/55_changes.ipynb #chg00030
 def write_people_table() -> str:
     "Write the README's table: eight people after eight corrections, a line for each metric."
-    return write_table(ELEVENTH, {name: LABELS[name] for name in (*README_METRICS, "prompt_tokens")})
+    names = [name for name in README_METRICS if name != "spill"]  # hardly any, in every column
+    return write_table(ELEVENTH, {name: LABELS[name] for name in (*names, "prompt_tokens")})
 
 
 def write_change_paragraph() -> str:
     "Write the README's sentence about people who change their minds."
     new = [f"{ELEVENTH.read_values('changed', f'new_{count}').mean():.2f}" for count in (1, 3)]
     return paragraph(
-        "After a fine-tune the same people change their minds. One correction brings",
-        f"{new[0]} of the new habits into their next replies, and three bring {new[1]}.",
+        f"If they change their minds after a fine-tune, one correction brings {new[0]} of the new habits",
+        f"into their next replies, and three bring {new[1]}.",
     )
