@@ -2440,6 +2440,10 @@ d = {
                 "2_buffer/retrieval.html#compute_rarity",
                 "personal_llm/buffer/retrieval.py",
             ),
+            "personal_llm.buffer.retrieval.count_memory_tokens": (
+                "2_buffer/retrieval.html#count_memory_tokens",
+                "personal_llm/buffer/retrieval.py",
+            ),
             "personal_llm.buffer.retrieval.estimate_correction_probability": (
                 "2_buffer/retrieval.html#estimate_correction_probability",
                 "personal_llm/buffer/retrieval.py",
@@ -4871,6 +4875,10 @@ d = {
             ),
             "personal_llm.device.personalizer.Personalizer._find_rebuild_obstacle": (
                 "6_device/personalizer.html#personalizer._find_rebuild_obstacle",
+                "personal_llm/device/personalizer.py",
+            ),
+            "personal_llm.device.personalizer.Personalizer._get_memory_limit": (
+                "6_device/personalizer.html#personalizer._get_memory_limit",
                 "personal_llm/device/personalizer.py",
             ),
             "personal_llm.device.personalizer.Personalizer._get_model_name": (

@@ -9,8 +9,8 @@ __all__ = ['ANSWERED_ORIGINS', 'MIN_AMPLIFIED', 'BM25_SATURATION', 'BM25_LENGTH'
            'MAX_MEMORY_TOKENS', 'PATTERN_TURNS', 'CORRECTION_THRESHOLD', 'DEFAULT_COUNT', 'MIN_CHECKED_ANSWERS',
            'MAX_CHECKED_ANSWERS', 'collect_memories', 'add_memories', 'compute_rarity', 'compute_bm25',
            'compute_early_states', 'PromptEmbedder', 'estimate_everywhere', 'estimate_correction_probability',
-           'rank_memories', 'fit_memories', 'compare_with_memories', 'retrieve', 'find_same_question',
-           'retrieve_in_talk', 'choose_count']
+           'rank_memories', 'fit_memories', 'compare_with_memories', 'count_memory_tokens', 'retrieve',
+           'find_same_question', 'retrieve_in_talk', 'choose_count']
 
 # %% ../../nbs/2_buffer/10_retrieval.ipynb #ret00003
 import math
@@ -221,6 +221,12 @@ def compare_with_memories(memories: list, prompt: str, embedder: PromptEmbedder,
     return estimate_correction_probability(*near, everywhere), similarities
 
 
+def count_memory_tokens(model, text: str) -> int:
+    "Count the tokens of a prompt or a response as a memory; of a text far above the limit only the start is read."
+    clipped, _ = clip_text(text, MAX_MEMORY_TOKENS)
+    return len(model.tokenizer(clipped, add_special_tokens=False)["input_ids"])
+
+
 def retrieve(
     memories: list,  # answered dialogues, of `collect_memories`; one without a response is compared, but not read
     prompt: str,
@@ -238,8 +244,7 @@ def retrieve(
     if not pool:
         return []
     ranked = rank_memories([memories[i] for i in pool], similarities[pool], prompt)
-    tokenize = lambda text: embedder.model.tokenizer(clip_text(text, MAX_MEMORY_TOKENS)[0], add_special_tokens=False)
-    count_tokens = lambda text: len(tokenize(text)["input_ids"])
+    count_tokens = lambda text: count_memory_tokens(embedder.model, text)
     count = k if takes_corrected else min(k, PATTERN_TURNS)
     return fit_memories(ranked, count, max_tokens, count_tokens, is_repeated=takes_corrected)
 

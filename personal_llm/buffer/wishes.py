@@ -73,13 +73,11 @@ def find_replaced(
     wishes = {}  # number -> indices
     for i, correction in enumerate(known):
         wishes.setdefault(correction.wish, []).append(i)
-    replaced = []
-    for old in wishes.values():
+
+    def replaces(new: list, old: list) -> bool:
         corrections = [known[i].dialogue for i in old]
-        for new in wishes.values():
-            if new[0] > old[-1]:
-                prompts = [known[i].dialogue.prompt for i in new]
-                if any(estimate(corrections, prompt) >= CORRECTION_THRESHOLD for prompt in prompts):
-                    replaced += old
-                    break
-    return sorted(replaced)
+        prompts = (known[i].dialogue.prompt for i in new if new[0] > old[-1])
+        return any(estimate(corrections, prompt) >= CORRECTION_THRESHOLD for prompt in prompts)
+
+    replaced = [old for old in wishes.values() if any(replaces(new, old) for new in wishes.values())]
+    return sorted(i for old in replaced for i in old)

@@ -15,7 +15,6 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-
 from ..base.adapters import Adapter
 from ..base.core import MAX_SEED, NO_ANSWER, Cost, Dialogue, InputError, check
 from ..base.core import check_settings_fields, patch, setting
@@ -24,15 +23,14 @@ from ..base.files import OWNERSHIP_FILE, delete_path, open_results_folder, publi
 from ..base.lineage import STORE_FILE, collect_source_ids, copy_without_ids, read_training_ids
 from ..base.loading import get_lasting_name, load_encoder
 from ..base.text import count_nouns, escape_controls
-from ..base.tokens import clip_text
 from ..buffer.buffer import Buffer
 from ..buffer.consolidation import DEFAULT_REPLIES, NUM_OTHER_DIALOGUES, consolidate
 from ..buffer.feedback import MAX_FEEDBACK_CHARACTERS, TEXT_KINDS, Feedback, add_feedback, drop_disliked
 from ..buffer.facts import add_fact, asks_for_fact, find_facts, keep_facts, recall_fact
 from ..buffer.feedback import find_disliked, get_first_id, is_same_reply
 from ..buffer.retrieval import DEFAULT_COUNT, MAX_MEMORY_TOKENS, PromptEmbedder, add_memories, choose_count
-from ..buffer.retrieval import collect_memories, compare_with_memories, find_same_question
-from ..buffer.retrieval import retrieve_in_talk
+from ..buffer.retrieval import collect_memories, compare_with_memories, count_memory_tokens
+from ..buffer.retrieval import find_same_question, retrieve_in_talk
 from ..buffer.scoring import ScoredDialogue, load_lexicons
 from ..buffer.scoring import score as score_dialogues
 from ..buffer.synthesis import synthesize
@@ -365,8 +363,8 @@ def _record_reaction(
     facts = {name: value for name, value in vars(given).items() if name != "dialogue_id"}
     if kind in ("edit", "better") and self.settings.memories and self.model.is_large:
         correction = Dialogue(d.prompt, text, origin="annotated")
-        known = [c for c in self.state.list_corrections() if self.state.get_root(c.dialogue) != root]
-        known = [c for c in known if c.wish is not None]
+        known = [c for c in self.state.list_corrections() if c.wish is not None]
+        known = [c for c in known if self.state.get_root(c.dialogue) != root]
         facts["wish"] = facts["help"] = None  # too long to be read: it replaces nothing
         if self._is_readable(correction):
             with self.model.track_cost() as cost, self.model.use_adapter(None):
@@ -377,11 +375,16 @@ def _record_reaction(
 
 
 @patch
+def _get_memory_limit(self: Personalizer) -> int:  # tokens
+    "Return how much of a prompt the memories may take."
+    return min(MAX_MEMORY_TOKENS, self.model.max_length // 2)
+
+
+@patch
 def _is_readable(self: Personalizer, correction: Dialogue) -> bool:
     "Return whether a correction fits into the memories of a prompt."
-    texts = [clip_text(text, MAX_MEMORY_TOKENS)[0] for text in (correction.prompt, correction.response)]
-    num_tokens = sum(map(len, self.model.tokenizer(texts, add_special_tokens=False)["input_ids"]))
-    return num_tokens <= min(MAX_MEMORY_TOKENS, self.model.max_length // 2)
+    texts = correction.prompt, correction.response
+    return sum(count_memory_tokens(self.model, text) for text in texts) <= self._get_memory_limit()
 
 # %% ../../nbs/6_device/04_personalizer.ipynb #1a61bab9
 @patch
@@ -465,7 +468,7 @@ def retrieve_memories(
     if checked_at not in self.memory_counts:
         current = [d for d in self._empty_unread(memories, prompt, None) if d.response]
         self.memory_counts[checked_at] = choose_count(current, self.embedder, self.settings.memories)
-    k, max_tokens = self.memory_counts[checked_at], min(MAX_MEMORY_TOKENS, self.model.max_length // 2)
+    k, max_tokens = self.memory_counts[checked_at], self._get_memory_limit()
     prompts = [*(text for role, text in history if role == "user"), prompt]
     memories = self._empty_unread(memories, prompt, adapter)
     return retrieve_in_talk(memories, prompts, self.embedder, k, max_tokens, self.state.find_everywhere())
@@ -502,8 +505,8 @@ def choose_adapter(self: Personalizer, prompt: str):  # an `Adapter`, or None: t
     self.embedder = self.embedder or PromptEmbedder(self.model)
     known = [*corrected, *(d for d in self.list_memories() if d.origin == "approved")]
     probability, similarities = compare_with_memories(known, prompt, self.embedder, self.state.find_everywhere())
-    is_outdated = self._is_outdated(similarities[: len(corrected)])
-    return self.adapter if probability >= ADAPTER_THRESHOLD and not is_outdated else None
+    is_near = probability >= ADAPTER_THRESHOLD
+    return self.adapter if is_near and not self._is_outdated(similarities[: len(corrected)]) else None
 
 
 @patch
@@ -653,7 +656,7 @@ def train_adapter(
     liked = {d.id for d in drop_disliked(stream, self.feedback_rows)}  # of the others we take the prompts only
     others = [d if d.id in liked else replace(d, response="") for d in stream if d.prompt not in prompts]
     rejected = [row["rejected"] for row in self.feedback_rows if row["rejected"]]
-    sizes = settings.consolidation, settings.memories, min(MAX_MEMORY_TOKENS, model.max_length // 2)
+    sizes = settings.consolidation, settings.memories, self._get_memory_limit()
     memories, everywhere, num_replay = collect_memories(dialogues), self.state.find_everywhere(), settings.replay
     written = consolidate(model, others, memories, rejected, *sizes, everywhere)
     num_learned = sum(d.origin == "annotated" for d in dialogues) + len(written.dialogues)
