@@ -17,9 +17,9 @@ from .retrieval import CORRECTION_THRESHOLD, add_memories
 
 # %% ../../nbs/2_buffer/13_wishes.ipynb #wish0006
 MIN_HELPS = 2  # known helps that make a mean the usual help
-MAX_COMPARED = 4  # newest corrections of a wish, with which we compare a new one
+MAX_COMPARED = 8  # newest corrections of a wish, with which we compare a new one
 MIN_PATTERN = 0.25  # nats a token: corrections that help each other less have no common form
-SAME_WISH_SHARE = 0.5  # of the usual help
+SAME_WISH_SHARE = 0.4  # of the usual help
 
 
 @dataclass(frozen=True)
@@ -49,15 +49,14 @@ def choose_wish(
     known: list,  # `KnownCorrection`s, oldest first
 ) -> tuple:  # (number of the wish, help or None)
     "Return which wish a new correction shows: of those that it fits, the one that it helps most; else a new one."
-    helps = [c.help for c in known if c.help is not None]
+    start = MIN_PATTERN if sum(c.help is not None for c in known) >= MIN_HELPS else 0.0
     same = []  # (help, wish)
     for wish in dict.fromkeys(c.wish for c in known):
         own = [c for c in known if c.wish == wish]
         help = compute_help(model, correction, [c.dialogue for c in own[-MAX_COMPARED:]])
-        own_helps = [c.help for c in own if c.help is not None]
-        usual = own_helps if len(own_helps) >= MIN_HELPS else helps
-        has_pattern = len(usual) >= MIN_HELPS and np.mean(usual) >= MIN_PATTERN
-        if not has_pattern or help >= SAME_WISH_SHARE * np.mean(usual):
+        helps = [c.help for c in own if c.help is not None]
+        usual = np.mean(helps) if len(helps) >= MIN_HELPS else start
+        if usual < MIN_PATTERN or help >= SAME_WISH_SHARE * usual:
             same.append((help, wish))
     if same:
         help, wish = max(same)
