@@ -8159,6 +8159,116 @@ d = {
                 "personal_llm/experiments/variations.py",
             ),
         },
+        "personal_llm.experiments.varying_habits": {
+            "personal_llm.experiments.varying_habits.EarlierWishes": (
+                "experiments/varying_habits.html#earlierwishes",
+                "personal_llm/experiments/varying_habits.py",
+            ),
+            "personal_llm.experiments.varying_habits.EarlierWishes.__call__": (
+                "experiments/varying_habits.html#earlierwishes.__call__",
+                "personal_llm/experiments/varying_habits.py",
+            ),
+            "personal_llm.experiments.varying_habits.EarlierWishes.__init__": (
+                "experiments/varying_habits.html#earlierwishes.__init__",
+                "personal_llm/experiments/varying_habits.py",
+            ),
+            "personal_llm.experiments.varying_habits.EarlierWishes.stand_in": (
+                "experiments/varying_habits.html#earlierwishes.stand_in",
+                "personal_llm/experiments/varying_habits.py",
+            ),
+            "personal_llm.experiments.varying_habits._judge_change": (
+                "experiments/varying_habits.html#_judge_change",
+                "personal_llm/experiments/varying_habits.py",
+            ),
+            "personal_llm.experiments.varying_habits._judge_first_wish": (
+                "experiments/varying_habits.html#_judge_first_wish",
+                "personal_llm/experiments/varying_habits.py",
+            ),
+            "personal_llm.experiments.varying_habits._judge_sleep": (
+                "experiments/varying_habits.html#_judge_sleep",
+                "personal_llm/experiments/varying_habits.py",
+            ),
+            "personal_llm.experiments.varying_habits.box_to_tick": (
+                "experiments/varying_habits.html#box_to_tick",
+                "personal_llm/experiments/varying_habits.py",
+            ),
+            "personal_llm.experiments.varying_habits.carded": (
+                "experiments/varying_habits.html#carded",
+                "personal_llm/experiments/varying_habits.py",
+            ),
+            "personal_llm.experiments.varying_habits.catalogued": (
+                "experiments/varying_habits.html#catalogued",
+                "personal_llm/experiments/varying_habits.py",
+            ),
+            "personal_llm.experiments.varying_habits.choose_earlier_wish": (
+                "experiments/varying_habits.html#choose_earlier_wish",
+                "personal_llm/experiments/varying_habits.py",
+            ),
+            "personal_llm.experiments.varying_habits.count_people": (
+                "experiments/varying_habits.html#count_people",
+                "personal_llm/experiments/varying_habits.py",
+            ),
+            "personal_llm.experiments.varying_habits.count_words": (
+                "experiments/varying_habits.html#count_words",
+                "personal_llm/experiments/varying_habits.py",
+            ),
+            "personal_llm.experiments.varying_habits.graded": (
+                "experiments/varying_habits.html#graded",
+                "personal_llm/experiments/varying_habits.py",
+            ),
+            "personal_llm.experiments.varying_habits.in_parentheses": (
+                "experiments/varying_habits.html#in_parentheses",
+                "personal_llm/experiments/varying_habits.py",
+            ),
+            "personal_llm.experiments.varying_habits.is_noticed": (
+                "experiments/varying_habits.html#is_noticed",
+                "personal_llm/experiments/varying_habits.py",
+            ),
+            "personal_llm.experiments.varying_habits.is_split": (
+                "experiments/varying_habits.html#is_split",
+                "personal_llm/experiments/varying_habits.py",
+            ),
+            "personal_llm.experiments.varying_habits.list_claims": (
+                "experiments/varying_habits.html#list_claims",
+                "personal_llm/experiments/varying_habits.py",
+            ),
+            "personal_llm.experiments.varying_habits.located": (
+                "experiments/varying_habits.html#located",
+                "personal_llm/experiments/varying_habits.py",
+            ),
+            "personal_llm.experiments.varying_habits.make_stream": (
+                "experiments/varying_habits.html#make_stream",
+                "personal_llm/experiments/varying_habits.py",
+            ),
+            "personal_llm.experiments.varying_habits.measure": (
+                "experiments/varying_habits.html#measure",
+                "personal_llm/experiments/varying_habits.py",
+            ),
+            "personal_llm.experiments.varying_habits.measure_both": (
+                "experiments/varying_habits.html#measure_both",
+                "personal_llm/experiments/varying_habits.py",
+            ),
+            "personal_llm.experiments.varying_habits.measure_corrections": (
+                "experiments/varying_habits.html#measure_corrections",
+                "personal_llm/experiments/varying_habits.py",
+            ),
+            "personal_llm.experiments.varying_habits.measure_replies": (
+                "experiments/varying_habits.html#measure_replies",
+                "personal_llm/experiments/varying_habits.py",
+            ),
+            "personal_llm.experiments.varying_habits.measure_stages": (
+                "experiments/varying_habits.html#measure_stages",
+                "personal_llm/experiments/varying_habits.py",
+            ),
+            "personal_llm.experiments.varying_habits.tallied": (
+                "experiments/varying_habits.html#tallied",
+                "personal_llm/experiments/varying_habits.py",
+            ),
+            "personal_llm.experiments.varying_habits.without_vowels": (
+                "experiments/varying_habits.html#without_vowels",
+                "personal_llm/experiments/varying_habits.py",
+            ),
+        },
         "personal_llm.experiments.warm_start": {
             "personal_llm.experiments.warm_start.average_library": (
                 "experiments/warm_start.html#average_library",
