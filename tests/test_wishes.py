@@ -53,25 +53,28 @@ def test_a_correction_joins_the_wish_that_it_helps_most(helps):
     earlier = [known(0, None, "old"), known(0, 1.0), known(0, 1.2), known(1, None, "new"), known(1, 0.8), known(1, 1.0)]
     helps |= dict(old=0.6, new=0.9)
     assert choose_wish(None, known().dialogue, earlier) == (1, 0.9)
-    helps |= dict(new=0.4)
+    helps |= dict(new=0.3)
     assert choose_wish(None, known().dialogue, earlier) == (0, 0.6)
-    helps |= dict(old=0.5)
+    helps |= dict(old=0.4)
     assert choose_wish(None, known().dialogue, earlier) == (2, None)
 
 
-def test_a_wish_of_one_correction_is_measured_by_what_is_usual_for_all(helps):
+def test_a_wish_that_begins_is_measured_by_a_quarter_nat_and_not_by_the_others(helps):
     earlier = [known(0, None, "old"), known(0, 1.0), known(0, 1.0), known(1, None, "new")]
-    helps |= dict(old=0.1, new=0.6)
-    assert choose_wish(None, known().dialogue, earlier) == (1, 0.6)
-    helps |= dict(new=0.4)
+    helps |= dict(old=0.39, new=0.1)
+    assert choose_wish(None, known().dialogue, earlier) == (1, 0.1)
+    helps |= dict(new=0.09)
     assert choose_wish(None, known().dialogue, earlier) == (2, None)
+    earlier = [known(0, None, "old"), known(0, 1.0)]  # nothing is usual yet
+    helps |= dict(old=-1.0)
+    assert choose_wish(None, known().dialogue, earlier) == (0, -1.0)
 
 
 def test_only_the_newest_corrections_of_a_wish_are_compared(monkeypatch):
     seen = []
     monkeypatch.setattr(wishes, "compute_help", lambda model, c, earlier: seen.append(earlier) or 1.0)
-    choose_wish(None, known().dialogue, [known(prompt=str(i)) for i in range(9)])
-    assert [d.prompt for d in seen[0]] == ["5", "6", "7", "8"]
+    choose_wish(None, known().dialogue, [known(prompt=str(i)) for i in range(10)])
+    assert [d.prompt for d in seen[0]] == [*"23456789"]
 
 
 @given(st.lists(st.tuples(st.integers(0, 3), st.sampled_from("xyz")), min_size=1, max_size=9))
