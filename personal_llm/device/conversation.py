@@ -342,7 +342,8 @@ def feedback(
     replaced = self.me.find_replaced_roots() - before
     if kind in ("edit", "better") and replaced:
         told = f"this correction is unlike {len(replaced)} earlier ones and replaces them"
-        self.messages_to_user.append(f"{told}: replies to such prompts follow it from now on")
+        undo = "if you want both, correct a reply as before once more"
+        self.messages_to_user.append(f"{told}: replies to such prompts follow it from now on; {undo}")
 
 # %% ../../nbs/6_device/07_conversation.ipynb #24d5e5b9
 @patch
