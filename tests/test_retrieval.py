@@ -25,6 +25,7 @@ from personal_llm.buffer.retrieval import (
     fit_memories,
     rank_memories,
     retrieve,
+    retrieve_in_talk,
 )
 from personal_llm.device.conversation import ChatSession
 from personal_llm.base.adapters import Adapter
@@ -89,6 +90,10 @@ def test_more_corrections_than_a_pattern_are_read_once_and_approvals_stay_few(em
 def test_rare_words_decide_between_equal_similarities():
     planted = memory("My sister is called Zarathea.")
     assert rank_memories([*map(memory, ACHES), planted], np.ones(4), "Who is Zarathea?")[0] is planted
+
+
+def test_a_talk_without_memories_reads_none(embedder):
+    assert retrieve_in_talk([], [ACHES[0], ACHES[1]], embedder) == []
 
 
 def test_near_copies_are_taken_once(embedder):

@@ -199,6 +199,14 @@ def test_an_outdated_adapter_does_not_write_and_the_next_fine_tune_begins_anew(m
     assert me.rounds[-1].start == "last"
 
 
+def test_a_correction_without_a_wish_makes_no_adapter_outdated(me, monkeypatch):
+    me.state.wishes = dict(old=(0, 1.0), music=(2, 1.0), long=(None, None), new=(1, 1.0))
+    monkeypatch.setattr(Personalizer, "find_learned_roots", lambda me: {"old", "music"})
+    monkeypatch.setattr(Personalizer, "find_replaced_roots", lambda me: {"old"})
+    assert not me._is_outdated([0.1, 0.5, 0.9, 0.2]), "the nearest one with a wish is about music"
+    assert me._is_outdated([0.1, 0.5, 0.9, 0.6])
+
+
 def test_a_small_model_asks_for_no_wish(me, monkeypatch):
     monkeypatch.setattr(me.model, "is_large", False)
     monkeypatch.setattr(personalizer, "choose_wish", None)

@@ -40,7 +40,7 @@ def collect_memories(dialogues: list) -> list:  # answered dialogues, oldest fir
 
 
 def add_memories(dialogue: Dialogue, memories: list, is_amplified: bool = False) -> Dialogue:
-    "Return a dialogue with memories as turns before its history, but after a system prompt; for a reply, not to store."
+    "Return a dialogue with memories as turns between its system prompt and its history; for a reply, not to store."
     if not memories:
         return dialogue
     turns = [turn for d in memories for turn in (("user", d.prompt), ("assistant", d.response))]
@@ -57,7 +57,7 @@ BM25_SATURATION, BM25_LENGTH = 1.2, 0.75  # k₁ and b
 
 
 def compute_rarity(num_texts: int, num_with_word: int) -> float:  # nats
-    "Return how rare a word is that stands in some of the texts, as BM25 weighs it."
+    "Return the rarity of a word that some of the texts contain, as BM25 weighs it."
     return math.log(1 + (num_texts - num_with_word + 0.5) / (num_with_word + 0.5))
 
 
@@ -156,7 +156,7 @@ EVERYWHERE_RATE, SUBJECT_RATE = 0.9, 0.25  # a, b: of replies that are corrected
 
 
 def estimate_everywhere(num_corrected: int, num_let_stand: int) -> float:  # u, in [0, 1]
-    "Return the probability that the user wants all replies so, from the replies that read no correction."
+    "Return the probability of a wish for all replies, from the replies that read no correction."
     for_it, against = EVERYWHERE_RATE / SUBJECT_RATE, (1 - EVERYWHERE_RATE) / (1 - SUBJECT_RATE)
     log_odds = math.log(EVERYWHERE_PRIOR / (1 - EVERYWHERE_PRIOR))
     log_odds += num_corrected * math.log(for_it) + num_let_stand * math.log(against)
@@ -196,7 +196,7 @@ def rank_memories(memories: list, similarities: np.ndarray, prompt: str) -> list
 
 
 def fit_memories(ranked: list, k: int, max_tokens: int, count_tokens, is_repeated: bool) -> list:  # the best last
-    "Return the k best memories that fit into the tokens; if repeated, again up to three turns, while tokens are left."
+    "Return the k best memories that fit into the tokens; if repeated, show fewer than three again, up to three turns."
     sizes = {d.id: count_tokens(d.prompt) + count_tokens(d.response) for d in ranked}
     chosen, left = [], max_tokens
     distinct = [d for d in ranked if sizes[d.id] <= max_tokens][:k]
@@ -271,8 +271,8 @@ def retrieve_in_talk(
     same = find_same_question(memories, prompts[-1])
     if same and (found := retrieve([same], same.prompt, embedder, k, max_tokens, everywhere=1.0)):
         return found  # but not a correction that is too long to be read
-    if len(prompts) == 1:
-        return find(prompts[0])
+    if len(prompts) == 1 or not memories:
+        return find(prompts[-1])
     opens = lambda text: compare_with_memories(memories, text, embedder, everywhere)[0] >= CORRECTION_THRESHOLD
     opening = [*takewhile(opens, reversed(prompts))]  # the newest first
     if not opening:
@@ -294,7 +294,7 @@ def choose_count(memories: list, embedder: PromptEmbedder, most: int = DEFAULT_C
     others = [[d for d in memories if d.id != own.id] for own in checked]
     found = [(d, retrieve(rest, d.prompt, embedder, most)) for d, rest in zip(checked, others)]
     found = [(d, memories) for d, memories in found if memories]
-    if not found:  # each answer is unlike the others, so they say nothing
+    if not found:  # no answer finds another one, so we cannot compare
         return most
     with_memories = [add_memories(d, memories) for d, memories in found]
     losses = mean_response_nll(embedder.model, [*(d for d, _ in found), *with_memories])

@@ -27,7 +27,7 @@ class KnownCorrection:
     "A correction, and the wish that it shows."
 
     dialogue: Dialogue
-    wish: int = 0  # number of the wish; None: too long for memory to show it, so we do not know
+    wish: int = 0  # its number; None: unknown, because the correction is too long for memory to show it
     help: float = None  # nats a token, of the earlier corrections of the wish; None: the first, or not measured
 
 
@@ -46,9 +46,9 @@ def compute_help(
 def choose_wish(
     model,  # `Model`, without an adapter
     correction: Dialogue,
-    known: list,  # `KnownCorrection`s, oldest first
+    known: list,  # `KnownCorrection`s whose wish is known, oldest first
 ) -> tuple:  # (number of the wish, help or None)
-    "Return which wish a new correction shows: of those that it fits, the one that it helps most; else a new one."
+    "Return the wish that a new correction shows: of those that it fits, the one that it helps most; else a new one."
     start = MIN_PATTERN if sum(c.help is not None for c in known) >= MIN_HELPS else 0.0
     same = []  # (help, wish)
     for wish in dict.fromkeys(c.wish for c in known):
@@ -65,8 +65,8 @@ def choose_wish(
 
 # %% ../../nbs/2_buffer/13_wishes.ipynb #wish0010
 def find_replaced(
-    known: list,  # `KnownCorrection`s, oldest first
-    estimate,  # (dialogues of corrections, prompt) -> probability that they open the gate for the prompt
+    known: list,  # `KnownCorrection`s whose wish is known, oldest first
+    estimate,  # (dialogues of corrections, prompt) -> probability of a correction, which the gate compares
 ) -> list:  # indices into `known`
     "Return the corrections whose wish a newer one replaces."
     wishes = {}  # number -> indices

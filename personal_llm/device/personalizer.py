@@ -80,7 +80,7 @@ class PersonalizerSettings:
         "whole number",
         0,
     )
-    replay: int = setting(320, "dialogues of general conversation mixed into each fine-tune; 0: none", low=0)
+    replay: int = setting(320, "at most so many dialogues of general conversation in each fine-tune; 0: none", low=0)
     memories: int = setting(DEFAULT_COUNT, "most answered dialogues that a reply reads; 0: none", low=0, high=8)
     consolidation: int = setting(
         DEFAULT_REPLIES, "most replies with memories that a fine-tune learns, too; 0: none", low=0, high=1000
@@ -91,7 +91,7 @@ class PersonalizerSettings:
         check_settings_fields(self)
 
     def complete(self, model, policy) -> "PersonalizerSettings":
-        "Return these settings with the defaults of a model and a policy; `InputError` if this policy cannot ask."
+        "Return these settings with the defaults of a model and a policy; `InputError` if it should ask but cannot."
         defaults = dict(synthetic=0, early_questions=EARLY_QUESTIONS) if model.is_large else SMALL_MODEL_DEFAULTS
         defaults = defaults | dict(ask_when="policy" if policy.can_ask else "freeze")
         if self.ask_when == "policy" and not policy.can_ask:
@@ -253,7 +253,7 @@ def arrive(
     can_ask: bool = True,
     is_informed: bool = False,  # whether its reply read corrections, or an adapter wrote it
 ) -> str:  # its id
-    "Remember a dialogue, and let the policy decide about a question; `state.wants_question` tells."
+    "Store a dialogue, and let the policy decide about a question; the decision is `state.wants_question`."
     root = candidate.dialogue.id
     known = self.memory.dialogues.get(root)
     if known is None or known.dialogue != candidate.dialogue:
@@ -285,7 +285,7 @@ def allow_questions(self: Personalizer, max_questions: int) -> None:
 
 @patch
 def open_question(self: Personalizer, root: str) -> None:
-    "Leave a question open until the user answers it, or until the dialogue is placed."
+    "Leave a question open until the user answers it, or until the buffer keeps or discards the dialogue."
     self.state.record("asked", root, has_answer=None)
 
 
@@ -346,7 +346,7 @@ def _record_reaction(
     response: str = "",
     **details,
 ) -> Feedback:
-    "Record a reaction; raise `InputError`, with nothing changed, if it is none or the same as before."
+    "Record a reaction; raise `InputError`, with nothing changed, if it is invalid or the same as before."
     candidate, rejected = self.state.get_candidate(root), details.pop("rejected", None)
     d = candidate.dialogue
     if kind in ("edit", "better") and d.origin != "annotated" and is_same_reply(text, d.response):
@@ -376,7 +376,7 @@ def _record_reaction(
 
 @patch
 def _get_memory_limit(self: Personalizer) -> int:  # tokens
-    "Return how much of a prompt the memories may take."
+    "Return the most tokens of a prompt that the memories may take."
     return min(MAX_MEMORY_TOKENS, self.model.max_length // 2)
 
 
@@ -412,7 +412,7 @@ def _apply_labels(self: Personalizer, d: Dialogue) -> None:
 # %% ../../nbs/6_device/04_personalizer.ipynb #78b38c61
 @patch
 def list_memories(self: Personalizer) -> list:  # dialogues, oldest first
-    "Return the answered dialogues that a reply may read: of the buffer, and corrections of a chat's last turns."
+    "Return the answered dialogues that a reply may read: those of the buffer, and corrections of a chat's last turns."
     known = collect_memories(self.buffer.dialogues)
     known_ids = {get_first_id(d) for d in known}
     for turn in self.turns:
@@ -434,7 +434,7 @@ def list_rounds_of_adapter(self: Personalizer) -> list:  # `TrainingRound`s, eac
 
 @patch
 def find_learned_roots(self: Personalizer, without_memory: bool = False) -> set:
-    "Return the roots of unchanged corrections that the adapter learned; without memory: so well that it reads none."
+    "Return the roots of unchanged corrections that the adapter learned; without_memory: those that replies leave out."
     rounds = [round for round in self.list_rounds_of_adapter() if round.best_loss < round.start_loss]
     learned = {id for round in rounds for id in round.parents if round.replaces_memory or not without_memory}
     return {root for root in list(self.state.wishes) if self.state.get_dialogue(root).id in learned}
@@ -511,13 +511,13 @@ def choose_adapter(self: Personalizer, prompt: str):  # an `Adapter`, or None: t
 
 @patch
 def _is_outdated(self: Personalizer, similarities) -> bool:  # of a prompt to the corrections
-    "Return whether the adapter learned a replaced correction, and not the wish of the nearest one that is current."
+    "Return whether the adapter learned a replaced correction, but not the wish of the nearest current one."
     learned, replaced = self.find_learned_roots(), self.find_replaced_roots()
     if not learned & replaced:
         return False
-    rows = [(s, root) for s, root in zip(similarities, self.state.wishes) if root not in replaced]
-    get_wish = lambda root: self.state.wishes[root][0]
-    return get_wish(max(rows)[1]) not in {get_wish(root) for root in learned - replaced}
+    wishes = {root: wish for root, (wish, _) in self.state.wishes.items()}  # None: too long to replace anything
+    rows = [(s, root) for s, root in zip(similarities, wishes) if root not in replaced and wishes[root] is not None]
+    return wishes[max(rows)[1]] not in {wishes[root] for root in learned - replaced}
 
 # %% ../../nbs/6_device/04_personalizer.ipynb #adgate04
 @patch
@@ -538,7 +538,7 @@ def reply(
     history=(),  # turns before it: (role, text) pairs; a system prompt stays first
     max_tokens: int = None,  # of the reply; the model's own limit by default
 ) -> str:
-    "Reply with a fact or memories in the prompt, by the model that `choose_adapter` gives; nothing is observed."
+    "Reply with a fact or memories in the prompt and the adapter of `choose_adapter`; do not observe the dialogue."
     question = Dialogue(prompt, "", history)
     with self.model.track_cost() as cost:
         fact, _ = self.find_fact(prompt)
@@ -637,7 +637,7 @@ def list_stream(self: Personalizer) -> list:  # dialogues, in the order in which
     return [self.state.get_dialogue(root) for root in self.memory.dialogues if self.state.is_own_talk(root)]
 
 
-MIN_LEARNED_DIALOGUES = 8  # corrections and written replies; the longer fine-tune would learn fewer by heart
+MIN_LEARNED_DIALOGUES = 8  # corrections and written replies; the longer fine-tune would learn fewer ones by heart
 
 
 @patch
@@ -676,7 +676,7 @@ def train_adapter(
 # %% ../../nbs/6_device/04_personalizer.ipynb #e0d4d382
 @patch
 def commit_round(self: Personalizer, prepared: PreparedRound, rebuilds: int = 0) -> TrainingRound:
-    "Record a new adapter with all that it cites, use it from now on, and score the buffer with it."
+    "Record a new adapter with its sources, use it from now on, and score the buffer with it."
     adapter, synthesis, dialogues = prepared.adapter, prepared.synthesis, prepared.dialogues
     cost = prepared.cost + synthesis.cost + adapter.cost
     self.add_cost(cost)
@@ -798,7 +798,7 @@ def save(
 
 @patch
 def status(self: Personalizer) -> dict:  # plain values
-    "Describe the personalizer in numbers, without text of the dialogues."
+    "Describe the personalizer in numbers, without the texts of dialogues."
     return dict(model=self.model.name) | self.state.status()
 
 # %% ../../nbs/6_device/04_personalizer.ipynb #05f6bbd4
@@ -810,7 +810,7 @@ def forget(
     before: float = None,  # a time: forget all earlier dialogues
     everything: bool = False,
 ) -> ForgetReport:
-    "Delete dialogues and all that was made of them, in memory and on the disk; other dialogues stay."
+    "Delete dialogues and all that we computed from them, in memory and on the disk; other dialogues stay."
     request = ForgetRequest(ids, text, before, everything)
     with self.locked():
         dead = list(self.state.tuned)
