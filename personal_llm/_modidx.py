@@ -10090,10 +10090,6 @@ d = {
             ),
         },
         "personal_llm.runtimes.idle": {
-            "personal_llm.runtimes.idle.MachineState": (
-                "7_runtimes/idle.html#machinestate",
-                "personal_llm/runtimes/idle.py",
-            ),
             "personal_llm.runtimes.idle.StopWhenBusy": (
                 "7_runtimes/idle.html#stopwhenbusy",
                 "personal_llm/runtimes/idle.py",
