@@ -10036,10 +10036,6 @@ d = {
                 "7_runtimes/export.html#choose_examples",
                 "personal_llm/runtimes/export.py",
             ),
-            "personal_llm.runtimes.export.count_lost_examples": (
-                "7_runtimes/export.html#count_lost_examples",
-                "personal_llm/runtimes/export.py",
-            ),
             "personal_llm.runtimes.export.describe_loss": (
                 "7_runtimes/export.html#describe_loss",
                 "personal_llm/runtimes/export.py",
@@ -10062,10 +10058,6 @@ d = {
             ),
             "personal_llm.runtimes.export.render_gaps": (
                 "7_runtimes/export.html#render_gaps",
-                "personal_llm/runtimes/export.py",
-            ),
-            "personal_llm.runtimes.export.write_examples": (
-                "7_runtimes/export.html#write_examples",
                 "personal_llm/runtimes/export.py",
             ),
             "personal_llm.runtimes.export.write_gguf": (
@@ -10243,8 +10235,8 @@ d = {
                 "7_runtimes/plugins.html#runtime",
                 "personal_llm/runtimes/plugins.py",
             ),
-            "personal_llm.runtimes.plugins.collect": (
-                "7_runtimes/plugins.html#collect",
+            "personal_llm.runtimes.plugins.collect_targets": (
+                "7_runtimes/plugins.html#collect_targets",
                 "personal_llm/runtimes/plugins.py",
             ),
             "personal_llm.runtimes.plugins.export_adapter": (
