@@ -10146,10 +10146,6 @@ d = {
                 "7_runtimes/export.html#choose_examples",
                 "personal_llm/runtimes/export.py",
             ),
-            "personal_llm.runtimes.export.count_lost_examples": (
-                "7_runtimes/export.html#count_lost_examples",
-                "personal_llm/runtimes/export.py",
-            ),
             "personal_llm.runtimes.export.describe_loss": (
                 "7_runtimes/export.html#describe_loss",
                 "personal_llm/runtimes/export.py",
@@ -10174,10 +10170,6 @@ d = {
                 "7_runtimes/export.html#render_gaps",
                 "personal_llm/runtimes/export.py",
             ),
-            "personal_llm.runtimes.export.write_examples": (
-                "7_runtimes/export.html#write_examples",
-                "personal_llm/runtimes/export.py",
-            ),
             "personal_llm.runtimes.export.write_gguf": (
                 "7_runtimes/export.html#write_gguf",
                 "personal_llm/runtimes/export.py",
@@ -10200,10 +10192,6 @@ d = {
             ),
         },
         "personal_llm.runtimes.idle": {
-            "personal_llm.runtimes.idle.MachineState": (
-                "7_runtimes/idle.html#machinestate",
-                "personal_llm/runtimes/idle.py",
-            ),
             "personal_llm.runtimes.idle.StopWhenBusy": (
                 "7_runtimes/idle.html#stopwhenbusy",
                 "personal_llm/runtimes/idle.py",
@@ -10357,8 +10345,8 @@ d = {
                 "7_runtimes/plugins.html#runtime",
                 "personal_llm/runtimes/plugins.py",
             ),
-            "personal_llm.runtimes.plugins.collect": (
-                "7_runtimes/plugins.html#collect",
+            "personal_llm.runtimes.plugins.collect_targets": (
+                "7_runtimes/plugins.html#collect_targets",
                 "personal_llm/runtimes/plugins.py",
             ),
             "personal_llm.runtimes.plugins.export_adapter": (

@@ -206,7 +206,7 @@ def talk(tmp_path, quick):
 
 def test_forget_names_a_copy_of_an_example(talk, tmp_path, capsys, monkeypatch):
     "The Modelfile holds texts of the user: whoever forgets one of them learns where its copy lies."
-    pytest.importorskip("gguf", reason="the extra `gguf` is not installed")
+    pytest.importorskip("gguf")
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
     adapter = read_state(talk).rounds[-1].adapter
     places = [tmp_path / name for name in ("here", "moved", "alone")]

@@ -61,7 +61,7 @@ def test_rows_in_the_other_order_give_the_same_attention():
 @pytest.mark.parametrize("target", ("gguf", "ollama"))
 @pytest.mark.parametrize("architecture", ("llama", "qwen2", "smollm"))
 def test_gguf(architecture, target, tmp_path):
-    gguf = pytest.importorskip("gguf", reason="the extra `gguf` is not installed")
+    gguf = pytest.importorskip("gguf")
     model = shared(architecture)
     adapter = random_adapter(model, tmp_path / "mine")
     export_adapter(model, adapter, tmp_path / "out", target)
@@ -183,7 +183,7 @@ def test_a_program_without_a_memory_loses_the_examples_and_says_it(target, tmp_p
 
 
 def test_each_program_gets_its_part_of_the_memory(tmp_path):
-    pytest.importorskip("gguf", reason="the extra `gguf` is not installed")
+    pytest.importorskip("gguf")
     model = shared("llama")
     adapter, known = random_adapter(model, tmp_path / "mine"), [answer(1, "Tea?"), answer(2, "Where is the sea?")]
     out = {}
@@ -208,7 +208,7 @@ def test_each_program_gets_its_part_of_the_memory(tmp_path):
 def test_llama_cpp_gives_our_numbers_with_base_and_adapter(name, tmp_path):
     "Base and adapter in GGUF, read by llama.cpp itself: the likeliest next tokens have our log-probabilities."
     pytest.importorskip("xllamacpp", reason="llama.cpp is not installed: pip install xllamacpp")
-    pytest.importorskip("gguf", reason="the extra `gguf` is not installed")
+    pytest.importorskip("gguf")
     from llama_cpp import next_log_probabilities, our_log_probabilities, write_base
 
     model, adapter = load_model("pocket", device="cpu"), ASSETS / "library" / name

@@ -4,7 +4,6 @@ import os
 import subprocess
 import sys
 import threading
-from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -19,9 +18,9 @@ from personal_llm.device.personalizer import load_personalizer
 from personal_llm.device.memory import get_state_version
 from personal_llm.device.replay import read_state
 from personal_llm.runtimes import idle
-from personal_llm.runtimes.idle import MachineState, StopWhenBusy, finetune_folder, finetune_when_idle
+from personal_llm.runtimes.idle import StopWhenBusy, finetune_folder, finetune_when_idle
 
-FREE = MachineState(0.0, 50.0, False, 8.0)
+FREE = dict(other_load=0.0, celsius=50.0, on_battery=False, free=8.0)
 BUSY = [
     (dict(other_load=0.9), "other programs"),
     (dict(celsius=99.0), "99 °C"),
@@ -50,9 +49,9 @@ def model():
 
 def test_each_limit_alone_keeps_a_fine_tune_from_beginning():
     for change, words in BUSY:
-        assert words in idle.find_obstacle(replace(FREE, **change)), change
-    assert not idle.find_obstacle(FREE)
-    assert not idle.find_obstacle(replace(FREE, free=0.1), training=True), "we use the memory ourselves"
+        assert words in idle.find_obstacle(**FREE | change), change
+    assert not idle.find_obstacle(**FREE)
+    assert not idle.find_obstacle(**FREE | dict(free=0.1), training=True), "we use the memory ourselves"
 
 
 def test_the_machine_must_be_idle_without_a_break(folder, monkeypatch):
@@ -61,21 +60,19 @@ def test_the_machine_must_be_idle_without_a_break(folder, monkeypatch):
     monkeypatch.setattr(idle.time, "monotonic", lambda: next(clock))
     monkeypatch.setattr(idle, "IDLE_SECONDS", 3 * idle.LOOK_SECONDS)
     seen, waits = iter([1, 1, 0, 1, 1, 1, 1, 1]), []
-    assert finetune_when_idle(
-        folder, model, lambda: FREE if next(seen) else replace(FREE, other_load=1.0), waits.append
-    )
+    assert finetune_when_idle(folder, model, lambda: FREE if next(seen) else FREE | dict(other_load=1.0), waits.append)
     assert waits == [idle.LOOK_SECONDS] * 7
 
 
 def test_the_machine_must_be_busy_without_a_break(monkeypatch):
     clock, loads = iter(range(10**6)), iter([1.0, 1.0, 1.0, 0.0, 1.0, 1.0, 1.0, 1.0])
     monkeypatch.setattr(idle.time, "monotonic", lambda: next(clock))
-    stop = StopWhenBusy(lambda: replace(FREE, other_load=next(loads)))
+    stop = StopWhenBusy(lambda: FREE | dict(other_load=next(loads)))
     assert [stop.is_set() for _ in range(8)] == [False] * 7 + [True]
 
 
 def test_a_machine_that_is_never_idle_trains_nothing(folder, capsys):
-    seen = iter([replace(FREE, **BUSY[k % 3][0]) for k in range(90)])
+    seen = iter([FREE | BUSY[k % 3][0] for k in range(90)])
     with pytest.raises(StopIteration):
         finetune_when_idle(folder, model, lambda: next(seen))
     assert len(read_state(folder).rounds) == 0
@@ -105,7 +102,7 @@ def test_a_busy_machine_ends_it_and_an_idle_one_goes_on(folder, monkeypatch):
             if len(tries) == 1:
                 idle.time.sleep(2e-3)
                 assert not stops[-1].is_set(), "the machine was idle"
-                state.now = replace(FREE, **change)
+                state.now = FREE | change
                 idle.time.sleep(2e-3)
                 assert stops[-1].is_set(), "nobody stopped it"
                 state.now = FREE

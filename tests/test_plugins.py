@@ -15,9 +15,9 @@ MODULE = """
 from typing import Annotated
 from personal_llm.runtimes.plugins import Runtime
 
-def write_name(model, adapter, folder):
+def write_name(model, adapter, folder, dialogues):
     (folder / "name.txt").write_text(model.name)
-    return "read name.txt"
+    return "read name.txt", ""
 
 def shout(text: Annotated[str, "what to say"], times: Annotated[int, "how often"] = 1, softly: Annotated[bool, ""] = 0):
     "Say a text in capitals."
@@ -25,7 +25,7 @@ def shout(text: Annotated[str, "what to say"], times: Annotated[int, "how often"
     return dict(text=text), [text] * times
 
 RUNTIME = Runtime(targets={"name": write_name}, commands={"shout": shout})
-WRITER = Runtime(targets={"vllm": write_name}, companions={"vllm": write_name})
+WRITER = Runtime(targets={"vllm": write_name})
 IDLE = Runtime()
 STATUS = Runtime(commands={"status": shout})
 """

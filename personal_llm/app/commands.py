@@ -46,7 +46,7 @@ from ..device.personalizer import ASK_WHEN_CHOICES, ask_at_terminal, retrain_fol
 from ..device.memory import ADAPTERS_FOLDER, find_run_folders, find_state_folders, has_state
 from ..device.memory import make_no_state_error
 from ..device.replay import describe_unchanged, folder_status, read_state
-from ..runtimes.plugins import collect, export_adapter, find_runtimes
+from ..runtimes.plugins import collect_targets, export_adapter, find_runtimes
 from ..selection.warm_start import describe_weights
 
 # %% ../../nbs/8_app/05_commands.ipynb #21b8492a
@@ -179,7 +179,7 @@ def read_state_answers(adapter: str) -> list:  # `Dialogue`s
 )
 def export_command(
     folder: Annotated[str, Argument(help="a new folder for the files", metavar="DIR")],
-    to: Annotated[Literal[tuple(collect("targets"))], Option(help=EXPORT_TARGET_HELP)],
+    to: Annotated[Literal[tuple(collect_targets())], Option(help=EXPORT_TARGET_HELP)],
     adapter: Adapter,
     model: ModelOptions,
 ):

@@ -11,7 +11,7 @@ import re
 from pathlib import Path
 
 from ..base.adapters import CONFIG_FILE, WEIGHTS_FILE, read_factors
-from ..base.core import InputError, import_extra
+from ..base.core import InputError
 from ..base.files import read_json, write_atomically, write_json
 from ..base.text import count_nouns, is_near_duplicate
 from ..base.tokens import get_special_strings
@@ -80,11 +80,12 @@ def merge_weights(model, adapter: Path) -> dict:  # name -> tensor
     return weights
 
 
-def write_merged(model, adapter: Path, out: Path) -> str:  # how to use the files
+def write_merged(model, adapter: Path, out: Path, dialogues=()) -> tuple:  # (how to use the files, "")
     "Write base and adapter as one model, with its tokenizer."
     model.model.save_pretrained(out, state_dict=merge_weights(model, adapter))
     model.tokenizer.save_pretrained(out)
-    return "give this folder as --model; transformers, MLX, vLLM and llama.cpp's converter read it, too"
+    usage = "give this folder as --model; transformers, MLX, vLLM and llama.cpp's converter read it, too"
+    return usage + describe_loss(model, dialogues, out), ""
 
 # %% ../../nbs/7_runtimes/02_export.ipynb #ca968d60
 GGUF_FAMILIES = dict(llama="llama", mistral="llama", smollm3="smollm3", granite="granite", qwen2="qwen2", qwen3="qwen3")
@@ -97,14 +98,15 @@ def pair_neighbours(B, num_heads: int):  # (rows, rank), rows in the other order
     return B.reshape(num_heads, 2, len(B) // num_heads // 2, B.shape[1]).swapaxes(1, 2).reshape(B.shape)
 
 # %% ../../nbs/7_runtimes/02_export.ipynb #92407864
-def write_gguf(model, adapter: Path, out: Path) -> str:  # how to use the file
+def write_gguf(model, adapter: Path, out: Path, dialogues=()) -> tuple:  # (how to use the file, "")
     "Write an adapter as llama.cpp reads it; raise `InputError` for a family of models or a layer that it lacks."
+    import gguf
+
     config = model.model.config.get_text_config()
     family = GGUF_FAMILIES.get(config.model_type)
     if family is None:
         problem = f"{config.model_type}: we cannot write its adapters for llama.cpp"
         raise InputError(problem, "use --to merged and its converter")
-    gguf = import_extra("gguf", "gguf", "a GGUF file")
     arch = {name: arch for arch, name in gguf.MODEL_ARCH_NAMES.items()}[family]
     names, tensors = gguf.get_tensor_name_map(arch, config.num_hidden_layers), {}
     heads = dict(q_proj=config.num_attention_heads, k_proj=config.num_key_value_heads)
@@ -126,27 +128,22 @@ def write_gguf(model, adapter: Path, out: Path) -> str:  # how to use the file
     for write in (writer.write_header_to_file, writer.write_kv_data_to_file, writer.write_tensors_to_file):
         write()
     writer.close()
-    return "llama-cli -m base.gguf --lora adapter.gguf, where base.gguf is the base model"
-
-
-def write_ollama(model, adapter: Path, out: Path) -> str:  # how to use the files
-    "Write an adapter as llama.cpp reads it, and Ollama's Modelfile."
-    write_atomically(out / "Modelfile", format_modelfile(model))
-    write_gguf(model, adapter, out)
-    return "put the base model's GGUF file here as base.gguf, then: ollama create mine -f Modelfile"
+    usage = "llama-cli -m base.gguf --lora adapter.gguf, where base.gguf is the base model"
+    return usage + describe_loss(model, dialogues, out), ""
 
 # %% ../../nbs/7_runtimes/02_export.ipynb #f00a7fbd
 VLLM_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # that its option takes
 
 
-def write_vllm(model, adapter: Path, out: Path) -> str:  # how to use the files
+def write_vllm(model, adapter: Path, out: Path, dialogues=()) -> tuple:  # (how to use the files, "")
     "Write an adapter as vLLM reads it: peft's weights and settings, without our card and a path of this machine."
     base = Path(model.name).name if Path(model.name).expanduser().exists() else model.name
     settings = read_json(adapter / CONFIG_FILE) | dict(base_model_name_or_path=base)
     write_atomically(out / WEIGHTS_FILE, (adapter / WEIGHTS_FILE).read_bytes())
     write_json(out / CONFIG_FILE, settings)
     rank = next((most for most in VLLM_RANKS if most >= settings["r"]), settings["r"])
-    return f"vllm serve {model.name} --enable-lora --max-lora-rank {rank} --lora-modules personal=DIR"
+    usage = f"vllm serve {model.name} --enable-lora --max-lora-rank {rank} --lora-modules personal=DIR"
+    return usage + describe_loss(model, dialogues), ""
 
 # %% ../../nbs/7_runtimes/02_export.ipynb #hnd00002
 def choose_examples(
@@ -190,32 +187,28 @@ def write_system_prompt(model, dialogues: list, folder: Path) -> str:  # "" if t
     return f"; {SYSTEM_FILE} holds your habits as a system prompt"
 
 
-def write_examples(model, dialogues: list, folder: Path) -> tuple:  # (line, name of the file with their ids)
-    "Append the user's examples to a Modelfile, and write the habits beside it."
-    examples, file = choose_examples(model, dialogues), folder / "Modelfile"
+def describe_loss(model, dialogues: list, folder: Path = None) -> str:  # "" for a model that reads no examples
+    "Return a line on the examples that a program without a memory loses; write the habits into a folder, if given."
+    examples = choose_examples(model, dialogues) if model.is_large else []  # a toy reads none
+    line = f"\nlost: your examples, of which a reply here reads up to {len(examples)} (--to ollama keeps them)"
+    return line + (write_system_prompt(model, dialogues, folder) if folder else "") if examples else ""
+
+
+def write_ollama(model, adapter: Path, out: Path, dialogues=()) -> tuple:  # (how to use the files, file with ids)
+    "Write an adapter as llama.cpp reads it, Ollama's Modelfile with the user's examples, and the habits beside it."
+    write_gguf(model, adapter, out)
+    examples, file = choose_examples(model, dialogues), out / "Modelfile"
+    write_atomically(file, format_modelfile(model) + format_messages(examples))
+    usage = "put the base model's GGUF file here as base.gguf, then: ollama create mine -f Modelfile"
     if not examples:
         return (
-            "the Modelfile holds no examples: this folder has no answers of yours (correct or approve replies first)",
+            usage
+            + "\nthe Modelfile holds no examples: this folder has no answers of yours (correct or approve replies first)",
             "",
         )
-    write_atomically(file, file.read_text(encoding="utf-8") + format_messages(examples))
-    line = f"the Modelfile holds {count_nouns(len(examples), 'answer')} of yours as examples, in plain text"
-    return line + write_system_prompt(model, dialogues, folder), file.name
-
-
-def count_lost_examples(model, dialogues: list, folder: Path) -> tuple:  # (line, "")
-    "Return a line on the examples that an export without a memory loses, and write nothing."
-    examples = choose_examples(model, dialogues) if model.is_large else []  # a toy reads none
-    line = f"lost: your examples, of which a reply here reads up to {len(examples)} (--to ollama keeps them)"
-    return line if examples else "", ""
-
-
-def describe_loss(model, dialogues: list, folder: Path) -> tuple:  # (line, "")
-    "Return the same line, and write the habits beside the weights."
-    line, _ = count_lost_examples(model, dialogues, folder)
-    return line and line + write_system_prompt(model, dialogues, folder), ""
+    usage += f"\nthe Modelfile holds {count_nouns(len(examples), 'answer')} of yours as examples, in plain text"
+    return usage + write_system_prompt(model, dialogues, out), file.name
 
 # %% ../../nbs/7_runtimes/02_export.ipynb #57e986e6
 EXPORT_TARGETS = dict(merged=write_merged, gguf=write_gguf, ollama=write_ollama, vllm=write_vllm)
-COMPANIONS = dict.fromkeys(EXPORT_TARGETS, describe_loss) | dict(ollama=write_examples, vllm=count_lost_examples)
-RUNTIME = Runtime(targets=EXPORT_TARGETS, companions=COMPANIONS)
+RUNTIME = Runtime(targets=EXPORT_TARGETS)

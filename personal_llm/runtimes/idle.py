@@ -11,7 +11,6 @@ import sys
 import threading
 import time
 from contextlib import suppress
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Annotated
@@ -30,38 +29,34 @@ MIN_MEMORY = 2.0  # GB that must be free before training begins
 IDLE_SECONDS, BUSY_SECONDS = 30.0, 3.0  # within all limits before training begins; with one broken until it ends
 
 # %% ../../nbs/7_runtimes/03_idle.ipynb #17ff524d
-@dataclass(frozen=True)
-class MachineState:
-    "Load, temperature, battery and memory of a machine at one moment."
-
-    other_load: float = 0.0  # share of all cores that other programs use
-    celsius: float = None  # of the warmest sensor; None: no sensor
-    on_battery: bool = False
-    free: float = None  # GB of memory
-
-
-def measure_machine(process) -> MachineState:  # process: ours, a `psutil.Process` that remembers the last call
-    "Return the state; the load is the mean since the last measurement, without this process."
+def measure_machine(process) -> dict:  # process: ours, a `psutil.Process` that remembers the last call
+    "Return what `find_obstacle` takes; the load is the mean since the last measurement, without this process."
     import psutil
 
     other_load = max(0.0, psutil.cpu_percent() - process.cpu_percent() / psutil.cpu_count()) / 100
     groups = getattr(psutil, "sensors_temperatures", dict)().values()
     celsius = max((sensor.current for group in groups for sensor in group if sensor.current), default=None)
     battery = getattr(psutil, "sensors_battery", lambda: None)()
-    on_battery = bool(battery) and not battery.power_plugged
-    return MachineState(other_load, celsius, on_battery, psutil.virtual_memory().available / 1e9)
+    on_battery, free = bool(battery) and not battery.power_plugged, psutil.virtual_memory().available / 1e9
+    return dict(other_load=other_load, celsius=celsius, on_battery=on_battery, free=free)
 
 # %% ../../nbs/7_runtimes/03_idle.ipynb #c3db97b3
-def find_obstacle(now: MachineState, training: bool = False) -> str:
+def find_obstacle(
+    other_load: float,  # share of all cores that other programs use
+    celsius: float,  # of the warmest sensor; None: no sensor
+    on_battery: bool,
+    free: float,  # GB of memory
+    training: bool = False,
+) -> str:
     "Return the reason why training must wait, or an empty text."
-    if now.on_battery:
+    if on_battery:
         return "on battery"
-    if now.celsius is not None and now.celsius > MAX_CELSIUS:
-        return f"{now.celsius:.0f} °C, above {MAX_CELSIUS:.0f}"
-    if now.other_load > MAX_LOAD:
-        return f"other programs use {100 * now.other_load:.0f} % of the processor"
-    if not training and now.free is not None and now.free < MIN_MEMORY:
-        return f"{now.free:.1f} GB of memory are free, {MIN_MEMORY:.1f} are needed"
+    if celsius is not None and celsius > MAX_CELSIUS:
+        return f"{celsius:.0f} °C, above {MAX_CELSIUS:.0f}"
+    if other_load > MAX_LOAD:
+        return f"other programs use {100 * other_load:.0f} % of the processor"
+    if not training and free < MIN_MEMORY:
+        return f"{free:.1f} GB of memory are free, {MIN_MEMORY:.1f} are needed"
     return ""
 
 # %% ../../nbs/7_runtimes/03_idle.ipynb #4224366a
@@ -71,14 +66,14 @@ LOOK_SECONDS = 1.0  # from one measurement to the next
 class StopWhenBusy:
     "A stop event for `install_stop_hook`, which measures the machine."
 
-    def __init__(self, measure):  # a function that returns a `MachineState`
+    def __init__(self, measure):  # a function that returns what `find_obstacle` takes
         self.measure, self.last_look, self.busy_seconds = measure, time.monotonic(), 0.0
 
     def is_set(self) -> bool:
         "Return whether a limit has been broken for more than `BUSY_SECONDS`; measure at most once a second."
         now = time.monotonic()
         if now >= self.last_look + LOOK_SECONDS:
-            is_busy = find_obstacle(self.measure(), training=True)
+            is_busy = find_obstacle(**self.measure(), training=True)
             self.busy_seconds = self.busy_seconds + now - self.last_look if is_busy else 0.0
             self.last_look = now
         return self.busy_seconds > BUSY_SECONDS
@@ -123,7 +118,7 @@ def finetune_when_idle(out, load_model, measure=None, sleep=time.sleep, progress
     idle_seconds, last_reason = 0.0, ""
     while True:
         sleep(LOOK_SECONDS)
-        reason = find_obstacle(measure())
+        reason = find_obstacle(**measure())
         try:
             with lock_folder(folder):
                 pass
