@@ -6538,6 +6538,24 @@ d = {
                 "personal_llm/experiments/methods/canaries.py",
             ),
         },
+        "personal_llm.experiments.methods.merge_weights": {
+            "personal_llm.experiments.methods.merge_weights.add_best_member": (
+                "experiments/methods/merge_weights.html#add_best_member",
+                "personal_llm/experiments/methods/merge_weights.py",
+            ),
+            "personal_llm.experiments.methods.merge_weights.find_members": (
+                "experiments/methods/merge_weights.html#find_members",
+                "personal_llm/experiments/methods/merge_weights.py",
+            ),
+            "personal_llm.experiments.methods.merge_weights.fit_member_weights": (
+                "experiments/methods/merge_weights.html#fit_member_weights",
+                "personal_llm/experiments/methods/merge_weights.py",
+            ),
+            "personal_llm.experiments.methods.merge_weights.fit_merge_weights": (
+                "experiments/methods/merge_weights.html#fit_merge_weights",
+                "personal_llm/experiments/methods/merge_weights.py",
+            ),
+        },
         "personal_llm.experiments.methods.searches": {
             "personal_llm.experiments.methods.searches.compute_update_distance": (
                 "experiments/methods/searches.html#compute_update_distance",
@@ -10488,28 +10506,12 @@ d = {
             ),
         },
         "personal_llm.selection.merging": {
-            "personal_llm.selection.merging.add_best_member": (
-                "5_selection/merging.html#add_best_member",
-                "personal_llm/selection/merging.py",
-            ),
             "personal_llm.selection.merging.combine_adapters": (
                 "5_selection/merging.html#combine_adapters",
                 "personal_llm/selection/merging.py",
             ),
             "personal_llm.selection.merging.equalize_row_norms": (
                 "5_selection/merging.html#equalize_row_norms",
-                "personal_llm/selection/merging.py",
-            ),
-            "personal_llm.selection.merging.find_members": (
-                "5_selection/merging.html#find_members",
-                "personal_llm/selection/merging.py",
-            ),
-            "personal_llm.selection.merging.fit_member_weights": (
-                "5_selection/merging.html#fit_member_weights",
-                "personal_llm/selection/merging.py",
-            ),
-            "personal_llm.selection.merging.fit_merge_weights": (
-                "5_selection/merging.html#fit_merge_weights",
                 "personal_llm/selection/merging.py",
             ),
             "personal_llm.selection.merging.merge": (
