@@ -6556,6 +6556,16 @@ d = {
                 "personal_llm/experiments/methods/merge_weights.py",
             ),
         },
+        "personal_llm.experiments.methods.private_gradients": {
+            "personal_llm.experiments.methods.private_gradients.add_private_gradients": (
+                "experiments/methods/private_gradients.html#add_private_gradients",
+                "personal_llm/experiments/methods/private_gradients.py",
+            ),
+            "personal_llm.experiments.methods.private_gradients.use_private_gradients": (
+                "experiments/methods/private_gradients.html#use_private_gradients",
+                "personal_llm/experiments/methods/private_gradients.py",
+            ),
+        },
         "personal_llm.experiments.methods.searches": {
             "personal_llm.experiments.methods.searches.compute_update_distance": (
                 "experiments/methods/searches.html#compute_update_distance",
@@ -11184,10 +11194,6 @@ d = {
         "personal_llm.tuning.training_loop": {
             "personal_llm.tuning.training_loop.add_gradients": (
                 "3_tuning/training_loop.html#add_gradients",
-                "personal_llm/tuning/training_loop.py",
-            ),
-            "personal_llm.tuning.training_loop.add_private_gradients": (
-                "3_tuning/training_loop.html#add_private_gradients",
                 "personal_llm/tuning/training_loop.py",
             ),
             "personal_llm.tuning.training_loop.bfloat16_context": (

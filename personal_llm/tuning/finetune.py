@@ -86,7 +86,7 @@ class TrainingSplit:
         check_dialogues(dialogues)
         if not dialogues:
             raise InputError("nothing to learn from: the buffer is empty", "observe some dialogues first")
-        trial = config.trial if config.validation and not config.clipping else 0
+        trial = config.trial if config.validation else 0
         rule, num_answers = choose_validation_rule(start, dialogues, trial), len(find_answered_lineages(dialogues)[1])
         training, validation = validation_split(dialogues, config.validation, seed, rule)
         personal, others = separate_users_lineages(training)
