@@ -925,41 +925,38 @@ d = {
                 "0_base/check.html#modelreport.ok",
                 "personal_llm/base/check.py",
             ),
-            "personal_llm.base.check._check_adapter_round_trip": (
-                "0_base/check.html#_check_adapter_round_trip",
+            "personal_llm.base.check.check_adapter_round_trip": (
+                "0_base/check.html#check_adapter_round_trip",
                 "personal_llm/base/check.py",
             ),
-            "personal_llm.base.check._check_causality": (
-                "0_base/check.html#_check_causality",
+            "personal_llm.base.check.check_causality": (
+                "0_base/check.html#check_causality",
                 "personal_llm/base/check.py",
             ),
-            "personal_llm.base.check._check_end_token": (
-                "0_base/check.html#_check_end_token",
+            "personal_llm.base.check.check_end_token": (
+                "0_base/check.html#check_end_token",
                 "personal_llm/base/check.py",
             ),
-            "personal_llm.base.check._check_loss_mask": (
-                "0_base/check.html#_check_loss_mask",
-                "personal_llm/base/check.py",
-            ),
-            "personal_llm.base.check._check_padding": (
-                "0_base/check.html#_check_padding",
-                "personal_llm/base/check.py",
-            ),
-            "personal_llm.base.check._check_template": (
-                "0_base/check.html#_check_template",
-                "personal_llm/base/check.py",
-            ),
-            "personal_llm.base.check._check_user_text": (
-                "0_base/check.html#_check_user_text",
+            "personal_llm.base.check.check_loss_mask": (
+                "0_base/check.html#check_loss_mask",
                 "personal_llm/base/check.py",
             ),
             "personal_llm.base.check.check_model": ("0_base/check.html#check_model", "personal_llm/base/check.py"),
+            "personal_llm.base.check.check_padding": ("0_base/check.html#check_padding", "personal_llm/base/check.py"),
+            "personal_llm.base.check.check_template": (
+                "0_base/check.html#check_template",
+                "personal_llm/base/check.py",
+            ),
+            "personal_llm.base.check.check_user_text": (
+                "0_base/check.html#check_user_text",
+                "personal_llm/base/check.py",
+            ),
             "personal_llm.base.check.get_trained_tokens": (
                 "0_base/check.html#get_trained_tokens",
                 "personal_llm/base/check.py",
             ),
-            "personal_llm.base.check.measure_random_adapter": (
-                "0_base/check.html#measure_random_adapter",
+            "personal_llm.base.check.register_check": (
+                "0_base/check.html#register_check",
                 "personal_llm/base/check.py",
             ),
         },
@@ -1424,10 +1421,6 @@ d = {
             ),
             "personal_llm.base.gguf.LocalModel": ("0_base/gguf.html#localmodel", "personal_llm/base/gguf.py"),
             "personal_llm.base.gguf.TensorInfo": ("0_base/gguf.html#tensorinfo", "personal_llm/base/gguf.py"),
-            "personal_llm.base.gguf.are_merges_known": (
-                "0_base/gguf.html#are_merges_known",
-                "personal_llm/base/gguf.py",
-            ),
             "personal_llm.base.gguf.build_tokenizer": ("0_base/gguf.html#build_tokenizer", "personal_llm/base/gguf.py"),
             "personal_llm.base.gguf.convert_gguf": ("0_base/gguf.html#convert_gguf", "personal_llm/base/gguf.py"),
             "personal_llm.base.gguf.describe_gguf": ("0_base/gguf.html#describe_gguf", "personal_llm/base/gguf.py"),
@@ -1508,10 +1501,6 @@ d = {
                 "personal_llm/base/loading.py",
             ),
             "personal_llm.base.loading.check_hub": ("0_base/loading.html#check_hub", "personal_llm/base/loading.py"),
-            "personal_llm.base.loading.check_loaded_weights": (
-                "0_base/loading.html#check_loaded_weights",
-                "personal_llm/base/loading.py",
-            ),
             "personal_llm.base.loading.choose_model_name": (
                 "0_base/loading.html#choose_model_name",
                 "personal_llm/base/loading.py",
@@ -1833,10 +1822,6 @@ d = {
             ),
             "personal_llm.base.tokens.tokenize_messages": (
                 "0_base/tokens.html#tokenize_messages",
-                "personal_llm/base/tokens.py",
-            ),
-            "personal_llm.base.tokens.tokenize_with_response": (
-                "0_base/tokens.html#tokenize_with_response",
                 "personal_llm/base/tokens.py",
             ),
         },
