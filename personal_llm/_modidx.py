@@ -10431,10 +10431,6 @@ d = {
                 "5_selection/library.html#library.add",
                 "personal_llm/selection/library.py",
             ),
-            "personal_llm.selection.library.Library.bulk_add": (
-                "5_selection/library.html#library.bulk_add",
-                "personal_llm/selection/library.py",
-            ),
             "personal_llm.selection.library.Library.card": (
                 "5_selection/library.html#library.card",
                 "personal_llm/selection/library.py",
