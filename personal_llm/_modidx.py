@@ -925,41 +925,38 @@ d = {
                 "0_base/check.html#modelreport.ok",
                 "personal_llm/base/check.py",
             ),
-            "personal_llm.base.check._check_adapter_round_trip": (
-                "0_base/check.html#_check_adapter_round_trip",
+            "personal_llm.base.check.check_adapter_round_trip": (
+                "0_base/check.html#check_adapter_round_trip",
                 "personal_llm/base/check.py",
             ),
-            "personal_llm.base.check._check_causality": (
-                "0_base/check.html#_check_causality",
+            "personal_llm.base.check.check_causality": (
+                "0_base/check.html#check_causality",
                 "personal_llm/base/check.py",
             ),
-            "personal_llm.base.check._check_end_token": (
-                "0_base/check.html#_check_end_token",
+            "personal_llm.base.check.check_end_token": (
+                "0_base/check.html#check_end_token",
                 "personal_llm/base/check.py",
             ),
-            "personal_llm.base.check._check_loss_mask": (
-                "0_base/check.html#_check_loss_mask",
-                "personal_llm/base/check.py",
-            ),
-            "personal_llm.base.check._check_padding": (
-                "0_base/check.html#_check_padding",
-                "personal_llm/base/check.py",
-            ),
-            "personal_llm.base.check._check_template": (
-                "0_base/check.html#_check_template",
-                "personal_llm/base/check.py",
-            ),
-            "personal_llm.base.check._check_user_text": (
-                "0_base/check.html#_check_user_text",
+            "personal_llm.base.check.check_loss_mask": (
+                "0_base/check.html#check_loss_mask",
                 "personal_llm/base/check.py",
             ),
             "personal_llm.base.check.check_model": ("0_base/check.html#check_model", "personal_llm/base/check.py"),
+            "personal_llm.base.check.check_padding": ("0_base/check.html#check_padding", "personal_llm/base/check.py"),
+            "personal_llm.base.check.check_template": (
+                "0_base/check.html#check_template",
+                "personal_llm/base/check.py",
+            ),
+            "personal_llm.base.check.check_user_text": (
+                "0_base/check.html#check_user_text",
+                "personal_llm/base/check.py",
+            ),
             "personal_llm.base.check.get_trained_tokens": (
                 "0_base/check.html#get_trained_tokens",
                 "personal_llm/base/check.py",
             ),
-            "personal_llm.base.check.measure_random_adapter": (
-                "0_base/check.html#measure_random_adapter",
+            "personal_llm.base.check.register_check": (
+                "0_base/check.html#register_check",
                 "personal_llm/base/check.py",
             ),
         },
@@ -1424,10 +1421,6 @@ d = {
             ),
             "personal_llm.base.gguf.LocalModel": ("0_base/gguf.html#localmodel", "personal_llm/base/gguf.py"),
             "personal_llm.base.gguf.TensorInfo": ("0_base/gguf.html#tensorinfo", "personal_llm/base/gguf.py"),
-            "personal_llm.base.gguf.are_merges_known": (
-                "0_base/gguf.html#are_merges_known",
-                "personal_llm/base/gguf.py",
-            ),
             "personal_llm.base.gguf.build_tokenizer": ("0_base/gguf.html#build_tokenizer", "personal_llm/base/gguf.py"),
             "personal_llm.base.gguf.convert_gguf": ("0_base/gguf.html#convert_gguf", "personal_llm/base/gguf.py"),
             "personal_llm.base.gguf.describe_gguf": ("0_base/gguf.html#describe_gguf", "personal_llm/base/gguf.py"),
@@ -1508,10 +1501,6 @@ d = {
                 "personal_llm/base/loading.py",
             ),
             "personal_llm.base.loading.check_hub": ("0_base/loading.html#check_hub", "personal_llm/base/loading.py"),
-            "personal_llm.base.loading.check_loaded_weights": (
-                "0_base/loading.html#check_loaded_weights",
-                "personal_llm/base/loading.py",
-            ),
             "personal_llm.base.loading.choose_model_name": (
                 "0_base/loading.html#choose_model_name",
                 "personal_llm/base/loading.py",
@@ -1833,10 +1822,6 @@ d = {
             ),
             "personal_llm.base.tokens.tokenize_messages": (
                 "0_base/tokens.html#tokenize_messages",
-                "personal_llm/base/tokens.py",
-            ),
-            "personal_llm.base.tokens.tokenize_with_response": (
-                "0_base/tokens.html#tokenize_with_response",
                 "personal_llm/base/tokens.py",
             ),
         },
@@ -6538,6 +6523,34 @@ d = {
                 "personal_llm/experiments/methods/canaries.py",
             ),
         },
+        "personal_llm.experiments.methods.merge_weights": {
+            "personal_llm.experiments.methods.merge_weights.add_best_member": (
+                "experiments/methods/merge_weights.html#add_best_member",
+                "personal_llm/experiments/methods/merge_weights.py",
+            ),
+            "personal_llm.experiments.methods.merge_weights.find_members": (
+                "experiments/methods/merge_weights.html#find_members",
+                "personal_llm/experiments/methods/merge_weights.py",
+            ),
+            "personal_llm.experiments.methods.merge_weights.fit_member_weights": (
+                "experiments/methods/merge_weights.html#fit_member_weights",
+                "personal_llm/experiments/methods/merge_weights.py",
+            ),
+            "personal_llm.experiments.methods.merge_weights.fit_merge_weights": (
+                "experiments/methods/merge_weights.html#fit_merge_weights",
+                "personal_llm/experiments/methods/merge_weights.py",
+            ),
+        },
+        "personal_llm.experiments.methods.private_gradients": {
+            "personal_llm.experiments.methods.private_gradients.add_private_gradients": (
+                "experiments/methods/private_gradients.html#add_private_gradients",
+                "personal_llm/experiments/methods/private_gradients.py",
+            ),
+            "personal_llm.experiments.methods.private_gradients.use_private_gradients": (
+                "experiments/methods/private_gradients.html#use_private_gradients",
+                "personal_llm/experiments/methods/private_gradients.py",
+            ),
+        },
         "personal_llm.experiments.methods.searches": {
             "personal_llm.experiments.methods.searches.compute_update_distance": (
                 "experiments/methods/searches.html#compute_update_distance",
@@ -10516,10 +10529,6 @@ d = {
                 "5_selection/library.html#library.add",
                 "personal_llm/selection/library.py",
             ),
-            "personal_llm.selection.library.Library.bulk_add": (
-                "5_selection/library.html#library.bulk_add",
-                "personal_llm/selection/library.py",
-            ),
             "personal_llm.selection.library.Library.card": (
                 "5_selection/library.html#library.card",
                 "personal_llm/selection/library.py",
@@ -10586,28 +10595,12 @@ d = {
             ),
         },
         "personal_llm.selection.merging": {
-            "personal_llm.selection.merging.add_best_member": (
-                "5_selection/merging.html#add_best_member",
-                "personal_llm/selection/merging.py",
-            ),
             "personal_llm.selection.merging.combine_adapters": (
                 "5_selection/merging.html#combine_adapters",
                 "personal_llm/selection/merging.py",
             ),
             "personal_llm.selection.merging.equalize_row_norms": (
                 "5_selection/merging.html#equalize_row_norms",
-                "personal_llm/selection/merging.py",
-            ),
-            "personal_llm.selection.merging.find_members": (
-                "5_selection/merging.html#find_members",
-                "personal_llm/selection/merging.py",
-            ),
-            "personal_llm.selection.merging.fit_member_weights": (
-                "5_selection/merging.html#fit_member_weights",
-                "personal_llm/selection/merging.py",
-            ),
-            "personal_llm.selection.merging.fit_merge_weights": (
-                "5_selection/merging.html#fit_merge_weights",
                 "personal_llm/selection/merging.py",
             ),
             "personal_llm.selection.merging.merge": (
@@ -11280,10 +11273,6 @@ d = {
         "personal_llm.tuning.training_loop": {
             "personal_llm.tuning.training_loop.add_gradients": (
                 "3_tuning/training_loop.html#add_gradients",
-                "personal_llm/tuning/training_loop.py",
-            ),
-            "personal_llm.tuning.training_loop.add_private_gradients": (
-                "3_tuning/training_loop.html#add_private_gradients",
                 "personal_llm/tuning/training_loop.py",
             ),
             "personal_llm.tuning.training_loop.bfloat16_context": (

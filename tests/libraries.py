@@ -87,9 +87,8 @@ def four(place):
 def small(path, made):
     "A library of three of them: a, b and c."
     lib = Library.create(path, Space(shared("llama").base))
-    with lib.bulk_add():
-        for i, name in enumerate("abc"):
-            lib.add(name, made[i], words(i), similarity=0.9, style="loud", **GIVEN)
+    for i, name in enumerate("abc"):
+        lib.add(name, made[i], words(i), similarity=0.9, style="loud", **GIVEN)
     return lib
 
 

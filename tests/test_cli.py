@@ -370,7 +370,7 @@ def test_check_tells_sound_from_damaged(tmp_path, capsys):
     code, out, err = invoke(capsys, "check", "--quiet", "--model", pocket, *template, "--json")
     assert code == 1 and json.loads(out)["ok"] is False and "price" not in json.loads(out) and err == ""
     code, out, err = invoke(capsys, "check", "--quiet", "--model", pocket)
-    assert code == 0 and "s to score a new dialogue of" in out and "kB of disk for a stored dialogue" in out
+    assert code == 0 and "s to score a new dialogue of" in out and "MB of memory" in out
     for file in pocket.glob("*.safetensors"):
         file.write_bytes(file.read_bytes()[:1000])
     code, out, err = invoke(capsys, "check", "--quiet", "--model", pocket)

@@ -29,7 +29,6 @@ from libraries import (
     words,
 )
 from personal_llm.base.core import InputError
-from personal_llm.selection import library as module
 from personal_llm.selection.cards import MAX_PLLM_RANK, PLLM, write_index
 from personal_llm.selection.library import Library
 from personal_llm.selection.merging import merge
@@ -178,27 +177,11 @@ def test_names_that_are_not_there(lib):
 # ---- changes
 
 
-def test_many_additions_write_the_index_once(made, tmp_path, monkeypatch):
-    lib, count, real = Library.create(tmp_path / "lib", Space(shared("llama").base)), [], module.write_index
-    monkeypatch.setattr(module, "write_index", lambda *a: count.append(1) or real(*a))
-    with pytest.raises(ZeroDivisionError):
-        with lib.bulk_add():
-            for i in range(3):
-                lib.add(f"m{i}", made[i], words(i), **GIVEN)
-            assert lib.names == []
-            1 / 0
-    assert len(count) == 1 and Library(lib.path).names == lib.names == ["m0", "m1", "m2"] and problems(lib) == []
-    with lib.bulk_add():
-        pass
-    assert len(count) == 1
-
-
-def test_a_name_is_taken_before_the_index_says_so(lib, made):
-    with lib.bulk_add():
-        lib.add("d", made[3], words(3), **GIVEN)
-        for name in "dD":
-            with pytest.raises(InputError, match="already"):
-                lib.add(name, made[0], words(0), **GIVEN)
+def test_a_name_is_taken_once(lib, made):
+    lib.add("d", made[3], words(3), **GIVEN)
+    for name in "dD":
+        with pytest.raises(InputError, match="already"):
+            lib.add(name, made[0], words(0), **GIVEN)
     assert Library(lib.path).names == list("abcd") and problems(lib) == []
     harm(lib.path, "card cut")
     with pytest.raises(InputError, match="already"):

@@ -13,10 +13,11 @@ from hypothesis.extra.numpy import arrays
 from safetensors.torch import load_file, save_file
 from scipy.optimize import nnls
 
-from personal_llm.selection import merging
+from personal_llm.experiments.methods import merge_weights
 from personal_llm.base.core import Dialogue, InputError
 from personal_llm.base.adapters import read_lora_config
-from personal_llm.selection.merging import fit_merge_weights, merge
+from personal_llm.experiments.methods.merge_weights import fit_merge_weights
+from personal_llm.selection.merging import merge
 from personal_llm.base.adapters import Adapter
 from personal_llm.tuning.config import TuningConfig
 from personal_llm.tuning.finetune import finetune
@@ -87,7 +88,7 @@ def test_as_good_as_trying_all_sets():
         error = np.sum((t - alpha @ Z) ** 2) / (t @ t)
         best = brute(Z, t, 3) / (t @ t)
         assert best - 1e-9 <= error
-        exact.append(error < best + merging.MIN_ERROR_REDUCTION)
+        exact.append(error < best + merge_weights.MIN_ERROR_REDUCTION)
     assert np.mean(exact) >= 0.8, np.mean(exact)
 
 

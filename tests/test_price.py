@@ -1,4 +1,4 @@
-"What a model costs: the sizes by hand, and a model that is left as it was."
+"What a model costs: seconds by hand, and a model that is left as it was."
 
 import itertools
 from dataclasses import replace
@@ -8,14 +8,12 @@ import torch
 from tiny import ARCHITECTURES, same, tiny, weights
 
 from personal_llm.base import core
-from personal_llm.buffer.buffer import bin_bytes
-from personal_llm.buffer.scoring import score
 from personal_llm.tuning.config import TuningConfig
 from personal_llm.tuning.finetune import SAMPLE_DIALOGUE, estimate_cost
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_sizes_by_hand(architecture, monkeypatch):
+def test_seconds_by_hand(architecture, monkeypatch):
     "Seconds come from a stopped clock: each reading is one second later than the one before."
     model, ticks = tiny(architecture), itertools.count()
     monkeypatch.setattr(core.time, "perf_counter", lambda: next(ticks))
@@ -31,10 +29,6 @@ def test_sizes_by_hand(architecture, monkeypatch):
     assert same(model, before) and vars(model.cost) == vars(cost)
     assert found.step_seconds % 12 == 0 and found.step_seconds > 0, "twelve rows a step"
     assert found.tokens == len(model.encode(SAMPLE_DIALOGUE, 256)["input_ids"]) and found.batch_size == 12
-    assert found.bin_bytes == bin_bytes(score(model, [SAMPLE_DIALOGUE])[0])
-    sizes = dict(llama=4 * 2 * 2 * 64, gpt2=4 * 2 * 2 * (64 + 160)).get(architecture, 4 * 2 * (64 + 48))
-    assert found.adapter_bytes == sizes
-    assert found.joules == 0 and "J for a step" not in str(found), "no counter, no energy"
 
 
 def test_a_counter_is_read_where_there_is_one(monkeypatch):
@@ -42,9 +36,6 @@ def test_a_counter_is_read_where_there_is_one(monkeypatch):
     ticks = itertools.count()
     monkeypatch.setattr(core, "read_processor_joules", lambda: next(ticks) / 2)
     model = tiny("llama")
-    found = estimate_cost(model, TuningConfig(rank=2, batch_size=4))
-    assert found.joules > 0 and found.joules % 2 == 0, "four rows"
-    assert "J for a step" in str(found)
     with model.track_cost() as cost, model.track_cost():
         pass
     assert cost.joules == 1.5 and (cost + cost).joules == 3 and cost.to_dict()["joules"] == 1.5

@@ -19,6 +19,7 @@ from personal_llm.base.adapters import Adapter
 from personal_llm.base.core import Dialogue, InputError
 from personal_llm.base.adapters import read_factors, read_lora_config, write_adapter
 from personal_llm.base.tokens import collate_samples
+from personal_llm.experiments.methods.private_gradients import use_private_gradients
 from personal_llm.tuning import finetune as tuning
 from personal_llm.tuning.config import TuningConfig
 from personal_llm.tuning import training_loop
@@ -265,9 +266,9 @@ def test_without_a_trial_three_answers_are_not_held_back():
     assert adapter.config["steps"] == 28 and adapter.num_validation_dialogues == 0
 
 
-@pytest.mark.parametrize("change", [dict(trial=0), dict(validation=0), dict(clipping=1.0)], ids=str)
+@pytest.mark.parametrize("change", [dict(trial=0), dict(validation=0)], ids=str)
 def test_no_trial_where_none_is_wanted(change):
-    "Without a trial, four answers go through the model once; so it is for private gradients."
+    "Without a trial, four answers go through the model once."
     config = TuningConfig(rank=2, steps=6, batch_size=2, max_length=64, **change)
     adapter = finetune(shared("llama"), TALK[:4], config, progress=False)
     assert "trial" not in adapter.notes.get("steps_by", "") and adapter.cost.backward <= 6 * 2
@@ -877,11 +878,16 @@ def losses_of(**changes) -> list:  # nats a token, of each step
 
 
 def test_a_clipping_norm_that_no_sample_reaches_changes_nothing():
-    assert losses_of(clipping=1e9) == pytest.approx(losses_of(), abs=1e-4)
+    with use_private_gradients(clipping=1e9):
+        clipped = losses_of()
+    assert clipped == pytest.approx(losses_of(), abs=1e-4)
 
 
 def test_noise_is_decided_by_the_seed_and_hinders_learning():
-    config = dict(batch_size=4, steps=12, clipping=1.0)
-    quiet, loud = losses_of(**config), losses_of(**config, noise=50.0)
-    assert loud == losses_of(**config, noise=50.0) and loud[0] == quiet[0]
+    found = []
+    for noise in (0.0, 50.0, 50.0):
+        with use_private_gradients(clipping=1.0, noise=noise):
+            found.append(losses_of(batch_size=4, steps=12))
+    quiet, loud, again = found
+    assert loud == again and loud[0] == quiet[0]
     assert quiet[-1] < quiet[0] - 0.1 and quiet[-1] < loud[-1]

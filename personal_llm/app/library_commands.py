@@ -9,7 +9,6 @@ __all__ = []
 import sys
 import time
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -249,9 +248,6 @@ def report_skipped(errors: dict, skip_invalid: bool) -> dict:  # name -> reason
     return {name: str(error) for name, error in errors.items()}
 
 # %% ../../nbs/8_app/06_library_commands.ipynb #31a57c83
-PLLMS_PER_INDEX = 32  # an interrupted build loses at most these
-
-
 def explain_here(model, space, probes, seed: int, folders: dict, prompts: dict):
     "Explain adapters one by one; yields (name, its `Explanation` or the `InputError`)."
     for name, folder in folders.items():
@@ -266,18 +262,15 @@ def add_explained(library, folders: dict, results, licence: str, quiet: bool = T
     from tqdm.auto import tqdm
 
     added, errors = [], {}
-    results = iter(tqdm(results, "explaining", len(folders), unit="pLLM", disable=quiet, leave=False))
-    for _ in range(0, len(folders), PLLMS_PER_INDEX):
-        with library.bulk_add():
-            for name, result in islice(results, PLLMS_PER_INDEX):
-                try:
-                    if isinstance(result, InputError):
-                        raise result
-                    samples = len(read_training_ids(folders[name]))
-                    library.add(name, folders[name], result, licence=licence, samples=samples)
-                    added.append(name)
-                except InputError as error:
-                    errors[name] = error
+    for name, result in tqdm(results, "explaining", len(folders), unit="pLLM", disable=quiet, leave=False):
+        try:
+            if isinstance(result, InputError):
+                raise result
+            samples = len(read_training_ids(folders[name]))
+            library.add(name, folders[name], result, licence=licence, samples=samples)
+            added.append(name)
+        except InputError as error:
+            errors[name] = error
     if len(library):
         load_sketch(library)
     return added, errors

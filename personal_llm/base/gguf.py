@@ -251,6 +251,8 @@ def read_vocabulary(header: GgufHeader) -> dict:  # as transformers' converter t
     values = {name: header.metadata.get(f"tokenizer.ggml.{key}") for key, name in VOCABULARY_FIELDS.items()}
     fields = {name: value for name, value in values.items() if value is not None}
     tokens, merges = fields.get("tokens"), fields.get("merges", [])
+    known = set(tokens) if isinstance(tokens, list) else set()
+    pairs = [merge.split(" ") if isinstance(merge, str) else () for merge in merges]
     for name in ("scores", "token_type"):
         if name in fields:
             fields[name] = np.atleast_1d(fields[name]).tolist()
@@ -261,17 +263,11 @@ def read_vocabulary(header: GgufHeader) -> dict:  # as transformers' converter t
         problem = "its tokenizer's lists differ in length"
     elif len(tokens) > header.tensors["token_embd.weight"].shape[0]:
         problem = f"its tokenizer has {len(tokens):,} tokens, the model knows fewer"
-    elif not are_merges_known(merges, set(tokens)):
+    elif any(len(pair) != 2 or not {*pair, "".join(pair)} <= known for pair in pairs):
         problem = "its tokenizer merges pieces that are no tokens"
     if problem:
         raise InputError(f"{header.path}: {problem}", GET_AGAIN)
     return fields
-
-
-def are_merges_known(merges, tokens: set) -> bool:
-    "Return whether each merge joins two tokens into a third one."
-    pairs = [merge.split(" ") if isinstance(merge, str) else () for merge in merges]
-    return all(len(pair) == 2 and {*pair, "".join(pair)} <= tokens for pair in pairs)
 
 
 def build_tokenizer(header: GgufHeader):  # a tokenizer of transformers

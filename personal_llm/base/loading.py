@@ -89,17 +89,6 @@ def get_lasting_name(name: str) -> str:  # empty for a model that was given as a
     is_path = name not in ("smollm2", "pocket", "live") and Path(name).expanduser().exists()
     return str(Path(name).expanduser().resolve()) if is_path else "" if name == "live" else name
 
-# %% ../../nbs/0_base/07_loading.ipynb #06loa009
-def check_loaded_weights(name: str, info: dict) -> None:
-    "Raise `InputError` unless every weight came from the files and every weight in them was used."
-    faults = dict(missing_keys="missing", unexpected_keys="not of this model", mismatched_keys="of another shape")
-    for key, fault in faults.items():
-        names = sorted(entry if isinstance(entry, str) else str(entry[0]) for entry in info.get(key) or ())
-        if names:
-            count = f"{len(names)} weights are" if len(names) > 1 else "1 weight is"
-            remedy = "get the whole model again: its weights and its config.json must belong together"
-            raise InputError(f"model {name!r}: {count} {fault}, such as {names[0]}", remedy)
-
 # %% ../../nbs/0_base/07_loading.ipynb #06loa012
 def is_causal(model) -> bool:
     "Say whether a later token leaves the outputs of earlier tokens unchanged, up to the rounding of the model's type."
@@ -156,7 +145,13 @@ def load_from_files(source: str, device: str, dtype: str, local: bool = True) ->
     options |= dict(dtype=getattr(torch, dtype), use_safetensors=True)
     options |= dict(output_loading_info=True, ignore_mismatched_sizes=True)  # list other sizes, so that we refuse them
     model, info = AutoModelForCausalLM.from_pretrained(source, **options)
-    check_loaded_weights(source, info)
+    faults = dict(missing_keys="missing", unexpected_keys="not of this model", mismatched_keys="of another shape")
+    for key, fault in faults.items():
+        names = sorted(entry if isinstance(entry, str) else str(entry[0]) for entry in info.get(key) or ())
+        if names:
+            count = f"{len(names)} weights are" if len(names) > 1 else "1 weight is"
+            remedy = "get the whole model again: its weights and its config.json must belong together"
+            raise InputError(f"model {source!r}: {count} {fault}, such as {names[0]}", remedy)
     return model.to(device).eval(), tokenizer
 
 # %% ../../nbs/0_base/07_loading.ipynb #06loa018

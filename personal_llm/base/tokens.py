@@ -137,19 +137,6 @@ def fit_messages(tokenize_function, messages: list, max_tokens: int, num_fixed: 
     places = [i for i in range(len(ids)) if i not in dropped]
     return [ids[i] for i in places], [token_owners[i] for i in places], messages, num_tokens - len(places)
 
-# %% ../../nbs/0_base/04_tokens.ipynb #03tok045
-def tokenize_with_response(tokenizer, messages: list) -> tuple:  # (token ids, owners)
-    "Tokenise up to the end token of the last message, the response, which also owns that token."
-    ids, token_owners = tokenize_messages(tokenizer, messages)
-    response = len(messages) - 1
-    if response not in token_owners:
-        return ids, token_owners
-    stop = len(token_owners) - token_owners[::-1].index(response)
-    if stop < len(ids) and ids[stop] in tokenizer.all_special_ids:
-        token_owners[stop] = response
-        stop += 1
-    return ids[:stop], token_owners[:stop]
-
 # %% ../../nbs/0_base/04_tokens.ipynb #a8f787e2
 def encode_dialogue(
     tokenizer,
@@ -157,8 +144,19 @@ def encode_dialogue(
     max_length: int = 512,  # tokens
 ) -> dict:  # `input_ids`, `labels` (−100 outside the response and its end token), `num_truncated`
     "Return a dialogue as a training sample; raise `InputError` when it would have no label."
+
+    def tokenize(messages):  # up to the end token of the response, which also owns that token
+        ids, token_owners = tokenize_messages(tokenizer, messages)
+        response = len(messages) - 1
+        if response not in token_owners:
+            return ids, token_owners
+        stop = len(token_owners) - token_owners[::-1].index(response)
+        if stop < len(ids) and ids[stop] in tokenizer.all_special_ids:
+            token_owners[stop] = response
+            stop += 1
+        return ids[:stop], token_owners[:stop]
+
     messages, num_clipped = get_latest_messages(dialogue, max_length)
-    tokenize = lambda messages: tokenize_with_response(tokenizer, messages)
     ids, token_owners, messages, num_truncated = fit_messages(tokenize, messages, max_length, num_fixed=2)
     response = len(messages) - 1
     if response not in token_owners:

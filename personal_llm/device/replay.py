@@ -262,7 +262,8 @@ def _get_offered(self: PersonalizerState, root: str) -> ScoredDialogue:
     return ScoredDialogue(self.get_dialogue(root), self.scores[root])
 
 # %% ../../nbs/6_device/02_replay.ipynb #e6d59583
-FORMER_SETTINGS = {"preferences", "synthesis_mode", "gradient_accumulation_steps"}  # older memories hold them
+# in older memories
+FORMER_SETTINGS = {"preferences", "synthesis_mode", "gradient_accumulation_steps", "clipping", "noise"}
 
 
 def drop_former_settings(settings: dict) -> dict:

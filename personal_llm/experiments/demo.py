@@ -52,6 +52,8 @@ FORMER_DEFAULTS = {  # as rows were measured, and the only way today
     "PersonalizeSettings.preferences": "False",
     "PersonalizeSettings.synthesis_mode": "'question'",
     "TuningConfig.gradient_accumulation_steps": "1",
+    "TuningConfig.clipping": "0.0",
+    "TuningConfig.noise": "0.0",
 }
 
 

@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['LEAKAGE_USERS', 'LEAKAGE_SEEDS', 'NUM_MEMBERS', 'NUM_TESTED', 'NUM_PROMPTS', 'NUM_CANDIDATES', 'STOPPED',
-           'ARMS', 'LEAKAGE_CONFIG', 'JOBS', 'GRIDS', 'divide_dialogues', 'LeakageTest', 'train_arm', 'measure_replies',
-           'measure']
+           'ARMS', 'PRIVACY', 'LEAKAGE_CONFIG', 'JOBS', 'GRIDS', 'divide_dialogues', 'LeakageTest', 'train_arm',
+           'measure_replies', 'measure']
 
 # %% ../../nbs/experiments/28_leakage.ipynb #xl02
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -23,6 +24,7 @@ from .runner import Grid
 from ..tuning.config import TuningConfig
 from ..tuning.finetune import finetune
 from .methods.canaries import compute_exposure, make_canaries
+from .methods.private_gradients import use_private_gradients
 from ..runtimes.audit import ATTACKS, measure_membership, measure_overlap
 
 # %% ../../nbs/experiments/28_leakage.ipynb #xl04
@@ -32,8 +34,9 @@ STOPPED = {"steps 10": 10, "steps 20": 20, "steps 40": 40}  # arms of the defaul
 ARMS = {  # name -> changes of the settings
     "default": {},
     "rank 2": dict(rank=2, alpha=4),
-    "noise": dict(steps=20, clipping=1.0, noise=0.05),
+    "noise": dict(steps=20),  # and private gradients
 }
+PRIVACY = dict(clipping=1.0, noise=0.05)  # of the arm "noise"
 LEAKAGE_CONFIG = TuningConfig(max_length=96)
 
 
@@ -82,20 +85,21 @@ class LeakageTest:
         return self.attack() | self.expose() | dict(loss=float(mean_response_nll(self.model, self.test).mean()))
 
 # %% ../../nbs/experiments/28_leakage.ipynb #xl06
-def train_arm(test: LeakageTest, training: list, changes: dict) -> tuple:  # (an `Adapter`, step -> measurements)
+def train_arm(test: LeakageTest, training: list, arm: str) -> tuple:  # (an `Adapter`, step -> measurements)
     "Tune an adapter as `Personalizer` does, and measure it at the steps of `STOPPED` on the way."
     stopped, model = {}, test.model
 
     def on_step(step, loss):
-        if step in STOPPED.values() and not changes:
+        if step in STOPPED.values() and arm == "default":
             was_training = model.model.training
             model.model.eval()
             stopped[step] = test.measure()
             model.model.train(was_training)
 
-    config = replace(LEAKAGE_CONFIG, **changes)
+    config = replace(LEAKAGE_CONFIG, **ARMS[arm])
     options = dict(seed=test.seed, progress=False, replay=load_replay(), on_step=on_step)
-    return finetune(model, training, config, **options), stopped
+    with use_private_gradients(**PRIVACY) if arm == "noise" else nullcontext():
+        return finetune(model, training, config, **options), stopped
 
 
 def measure_replies(test: LeakageTest, adapter, members: list, public: list) -> dict:
@@ -124,7 +128,7 @@ def measure(jobs: list):  # yields a dict of results a job
             continue
         adapter = None
         if arm != "base":
-            adapter, snapshots = train_arm(test, training, ARMS[arm])
+            adapter, snapshots = train_arm(test, training, arm)
         with model.use_adapter(adapter):
             found = test.measure()
         if arm == "default":  # a run that ends early was never at the later steps

@@ -29,6 +29,7 @@ from .people import CORRECTING_USERS, USERS_WITH_MODEL_REPLIES
 from .policies import BINS, REQUESTS, TESTED, make_scored_stream, load_experiment_tools
 from .runner import RESULTS, Grid, read_results
 from .fit import CHOOSE_BY, LEARN_FROM, STYLES, TEST_ON, USER_SEED, SELECTION_METHODS
+from .methods.merge_weights import fit_merge_weights
 from personal_llm.experiments.fit import (
     weighted_start_loss,
     cost_to_dict,
@@ -38,7 +39,6 @@ from personal_llm.experiments.fit import (
 )
 from ..buffer.buffer import Buffer
 from ..selection.library import Library
-from ..selection.merging import fit_merge_weights
 from ..selection.ranking import BASE_NAME, PLAIN_PLLM, compute_mean_loss
 from ..selection.selection import select
 from ..selection.warm_start import build_start_adapter, get_start_adapter

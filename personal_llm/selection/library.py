@@ -9,7 +9,6 @@ __all__ = ['SPACE_CLASSES', 'SHIPPED_LIBRARIES', 'load_space', 'find_library_fol
 # %% ../../nbs/5_selection/06_library.ipynb #f8a8d1bd
 import difflib
 import os
-from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 
@@ -84,7 +83,6 @@ class Library:
         self.remote = RemoteFolder(path, folder) if is_library_address(path) else None
         self.path = self.remote.folder if self.remote else find_library_folder(path)
         self.address = self.remote.address if self.remote else None
-        self._pending = None  # (name, row) pairs of `bulk_add`
         self.reload_index()
         if space is not None:
             self.space = self.read_space(space)
@@ -234,23 +232,6 @@ def _write_rows(self: Library, names: list, rows: np.ndarray) -> None:
     finally:
         self.reload_index()
 
-# %% ../../nbs/5_selection/06_library.ipynb #e85aa1ea
-@patch
-@contextmanager
-def bulk_add(self: Library):
-    "Write one index for many additions, when the block ends, even if it ends with an error."
-    if self._pending is not None:  # inside another block
-        yield self
-        return
-    self._pending = []
-    try:
-        yield self
-    finally:
-        pending, self._pending = self._pending, None
-        if pending:
-            names, rows = zip(*pending)
-            self._write_rows([*self.index.names, *names], np.vstack([self.matrix(), *rows]))
-
 # %% ../../nbs/5_selection/06_library.ipynb #82fb0dd3
 @patch
 def add(
@@ -266,8 +247,7 @@ def add(
     leakage=None,  # a `Leakage` of `measure_leakage`; None: not measured
 ) -> None:
     "Copy an adapter into the library, with a card. Raise `InputError`, and change no file, if it does not fit."
-    taken = [*self.index.names, *(other for other, _ in self._pending or ())]
-    if check_pllm_name(name).lower() in {other.lower() for other in taken}:
+    if check_pllm_name(name).lower() in {other.lower() for other in self.index.names}:
         raise InputError(f"{self.path}: {name!r} exists already", "choose another name or remove it first")
     if (self.path / name).is_file():
         raise InputError(f"{self.path}: a file has the name {name!r}", "choose another name")
@@ -297,10 +277,9 @@ def _write_pllm(self: Library, adapter_folder: Path, card: dict, row: np.ndarray
         delete_path(leftover)
     try:
         write_pllm(temporary, adapter_folder, card)
-        with self.bulk_add():
-            delete_path(place)  # left by an interrupted call
-            os.replace(temporary, place)
-            self._pending.append((card["name"], row))
+        delete_path(place)  # left by an interrupted call
+        os.replace(temporary, place)
+        self._write_rows([*self.index.names, place.name], np.vstack([self.matrix(), row]))
     except OSError as error:
         remedy = "free some space or make the folder writable"
         raise InputError(f"{place}: cannot be written ({error.strerror})", remedy) from error

@@ -16,7 +16,6 @@ from ..base.core import Cost, InputError, check_seed, measure_cost, patch
 from .mixture import choose_fit_candidates, select_by_fit
 from .gradient_match import select_by_gradient
 from .library import check_library_base
-from .merging import fit_merge_weights
 from .ranking import BASE_NAME, MIN_GAIN_OVER_BASE, MIN_GAIN_OVER_PLAIN, PLAIN_PLLM
 from .ranking import PLLMLosses, SelectionRequest, Ranking, get_download_bytes
 from .ranking import cosine_distance, is_gain_certain, l1_distance, find_nearest, race_by_loss
@@ -90,11 +89,9 @@ def select_by_style(
     if strength < threshold:
         weak = f"the text cannot be told from default text: strength {strength:.2f}, the threshold is {threshold:.2f}"
         return make_abstention(order, f"{weak}; start from the base", cost=cost)
-    z = row[slice(*library.space.columns["coordinates"])]
-    shares = fit_merge_weights(np.asarray(library.columns("coordinates")[near]), z)
-    weights = {library.names[i]: float(share) for i, share in zip(near, shares) if share > 0}
-    cost.bytes_moved += get_download_bytes(library, order[0][0])
-    return Ranking(order[0][0], *zip(*order), weights, reason=f"nearest of {len(library)}", cost=cost)
+    best = order[0][0]
+    cost.bytes_moved += get_download_bytes(library, best)
+    return Ranking(best, *zip(*order), {best: 1.0}, reason=f"nearest of {len(library)}", cost=cost)
 
 # %% ../../nbs/5_selection/09_selection.ipynb #e648a97e
 MAX_COMMON_FACTS = 3  # common facts that a reason lists

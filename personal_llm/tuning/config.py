@@ -51,16 +51,12 @@ class TuningConfig:
     trial: int = _count(8, "with fewer answers than this, a trial sets the number of steps; 0: never", low=0)
     checks: int = _count(6, "checks of the validation loss")
     patience: int = _count(3, "checks without progress before stopping")
-    clipping: float = setting(0.0, "largest gradient norm of one training sample, 0: no limit", low=0)
-    noise: float = setting(0.0, "Gaussian noise on the gradients' sum, as a multiple of clipping", low=0)
 
     def __post_init__(self):
         for field in fields(self):
             value = getattr(self, field.name)
             object.__setattr__(self, field.name, value.item() if isinstance(value, np.generic) else value)
         check_settings_fields(self)
-        if self.noise and not self.clipping:
-            raise InputError(f"noise is {self.noise} without clipping", "set clipping, such as clipping=1.0")
 
     @classmethod
     def for_model(

@@ -34,7 +34,6 @@ from ..base.core import Cost, Dialogue, InputError, check_seed
 from ..base.core import get_peak_memory, measure_cost, seed_everything
 from ..base.files import delete_path, make_folder, make_temporary_folder
 from ..base.tokens import collate_samples
-from ..buffer.buffer import bin_bytes
 from ..buffer.scoring import score
 from ..data.reading import as_dialogues, check_dialogues
 from .config import TuningConfig
@@ -86,7 +85,7 @@ class TrainingSplit:
         check_dialogues(dialogues)
         if not dialogues:
             raise InputError("nothing to learn from: the buffer is empty", "observe some dialogues first")
-        trial = config.trial if config.validation and not config.clipping else 0
+        trial = config.trial if config.validation else 0
         rule, num_answers = choose_validation_rule(start, dialogues, trial), len(find_answered_lineages(dialogues)[1])
         training, validation = validation_split(dialogues, config.validation, seed, rule)
         personal, others = separate_users_lineages(training)
@@ -303,12 +302,12 @@ def check_tuning_step(model, config: TuningConfig = None) -> tuple:  # (whether 
         return is_finite, f"one step in {layers}, saved and attached"
 
 
-def measure_second_run(action) -> Cost:  # its seconds and joules
-    "Return the cost of an action when it runs for the second time."
+def measure_second_run(action) -> float:  # seconds
+    "Return how long an action takes when it runs for the second time."
     action()
     with measure_cost(Cost()) as cost:
         action()
-    return cost
+    return cost.seconds
 
 # %% ../../nbs/3_tuning/07_finetune.ipynb #d30da2fa
 @dataclass(frozen=True)
@@ -319,18 +318,13 @@ class CostEstimate:
     step_seconds: float  # an optimiser step of `batch_size` rows, one row measured
     tokens: int  # of the dialogue
     batch_size: int  # rows of a step, in all its forward passes
-    peak_memory_bytes: int  # bytes, the process's highest so far
-    bin_bytes: int  # of a dialogue in the buffer
-    adapter_bytes: int  # of the weights that learn
-    joules: float = 0.0  # a step, by the processor's counter; 0 without one
+    peak_memory_bytes: int  # the process's highest so far
 
     def __str__(self):
-        energy = f",\n      about {self.joules:.2g} J for a step" if self.joules else ""
         return (
             f"here: {self.dialogue_seconds:.2g} s to score a new dialogue of {self.tokens} tokens, "
             f"about {self.step_seconds:.2g} s for a step of {self.batch_size} dialogues,\n"
-            f"      {self.peak_memory_bytes / 1e6:.0f} MB of memory, {self.bin_bytes / 1e3:.1f} kB of disk for a "
-            f"stored dialogue, {self.adapter_bytes / 1e6:.1f} MB for an adapter{energy}"
+            f"      {self.peak_memory_bytes / 1e6:.0f} MB of memory"
         )
 
 # %% ../../nbs/3_tuning/07_finetune.ipynb #d339759d
@@ -344,15 +338,11 @@ def estimate_cost(
     config = config or TuningConfig.for_model(model)
     sample, before = model.encode(SAMPLE_DIALOGUE, config.max_length), replace(model.cost)
     arrival = measure_second_run(lambda: score(model, [SAMPLE_DIALOGUE]))
-    (candidate,) = score(model, [SAMPLE_DIALOGUE])
     with torch.random.fork_rng(), trainable_adapter(model, config, None) as adapted:
         batch = collate_samples([sample], model.tokenizer.pad_token_id)
         batch = {name: values.to(adapted.device) for name, values in batch.items()}
         forward = FastForward(adapted.train())
         row = measure_second_run(lambda: forward(batch, config.bfloat16).sum().backward())
-        adapter_bytes = sum(4 * p.numel() for p in adapted.parameters() if p.requires_grad)
     vars(model.cost).update(vars(before))
-    num_rows = config.batch_size
-    sizes = dict(peak_memory_bytes=get_peak_memory(), bin_bytes=bin_bytes(candidate), adapter_bytes=adapter_bytes)
-    sizes |= dict(joules=num_rows * row.joules, tokens=len(sample["input_ids"]), batch_size=num_rows)
-    return CostEstimate(arrival.seconds, num_rows * row.seconds, **sizes)
+    tokens, num_rows = len(sample["input_ids"]), config.batch_size
+    return CostEstimate(arrival, num_rows * row, tokens, num_rows, get_peak_memory())

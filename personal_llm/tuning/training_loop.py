@@ -210,26 +210,6 @@ def add_gradients(batches: list, checks: Checks, bfloat16: bool) -> float:  # na
         step_loss += loss.item()
     return step_loss
 
-# %% ../../nbs/3_tuning/05_training_loop.ipynb #0e5729fb
-def add_private_gradients(batches: list, checks: Checks, config: TuningConfig, weights: list) -> float:
-    "Set the weights' gradients to the clipped mean over samples, with noise; return the step's loss, nats a token."
-    import torch
-
-    sums, losses = [torch.zeros_like(p) for p in weights], []
-    for batch in batches:
-        for i in range(len(batch["labels"])):
-            row = {name: values[i : i + 1, : int(batch["attention_mask"][i].sum())] for name, values in batch.items()}
-            loss = checks.compute_nll(row, config.bfloat16).sum() / (row["labels"][:, 1:] != -100).sum()
-            gradients = torch.autograd.grad(loss, weights)
-            norm = torch.stack([g.norm() for g in gradients]).norm()
-            for total, gradient in zip(sums, gradients):
-                total += gradient * (config.clipping / norm).clamp(max=1)
-            losses.append(loss.item())
-    for p, total in zip(weights, sums):
-        noise = torch.randn_like(total) * config.noise * config.clipping
-        p.grad = (total + noise) / len(losses)
-    return float(np.mean(losses))
-
 # %% ../../nbs/3_tuning/05_training_loop.ipynb #tl19
 def train(
     adapted,  # a model with trainable LoRA layers
@@ -259,10 +239,7 @@ def train(
         for numbers in select_step_batches(lengths, config, seed, step):
             batch = collate_samples([samples[i] for i in numbers], checks.pad_token_id)
             batches.append({name: values.to(adapted.device) for name, values in batch.items()})
-        if config.clipping:
-            step_loss = add_private_gradients(batches, checks, config, [*weights.values()])
-        else:
-            step_loss = add_gradients(batches, checks, config.bfloat16)
+        step_loss = add_gradients(batches, checks, config.bfloat16)
         torch.nn.utils.clip_grad_norm_(weights.values(), MAX_GRADIENT_NORM)
         optimiser.step()
         optimiser.zero_grad()
