@@ -328,19 +328,20 @@ def test_an_import_is_stored_whole_or_not_at_all(served, tmp_path, monkeypatch):
     assert say(served, "My knee hurts.")["id"] and len(read_state(tmp_path / "me").memory.dialogues) == 41
 
 
-def test_the_turns_before_an_imported_one_are_stored_as_far_as_the_model_reads_them(served, tmp_path):
-    "One chat of 6,000 turns: each of the last 2,000 dialogues would hold all turns before it."
+def test_the_turns_before_an_imported_one_are_stored_as_far_as_the_model_reads_them(served, tmp_path, monkeypatch):
+    "One chat of 6,000 turns: each of the last dialogues, here 200 in place of 2,000, would hold all turns before it."
+    monkeypatch.setattr(personal_endpoints, "MAX_IMPORTED_DIALOGUES", 200)
     turns = [dict(role=("user", "assistant")[i % 2], content=f"Turn {i}.") for i in range(6_000)]
     begin = time.monotonic()
     status, answer = ask(served, "POST", "/personal/import?name=x.json", json.dumps([dict(messages=turns)]).encode())
-    assert status == 200 and answer["dialogues"] == 2000 and time.monotonic() - begin < 120
+    assert status == 200 and answer["dialogues"] == 200 and time.monotonic() - begin < 120
     dialogues, window = read_state(tmp_path / "me").memory.dialogues, served.session.model.max_length
     for row in dialogues.values():
         history = row.dialogue.history
         assert 0 < len(history) <= window and history[0][0] == "user"
         number = int(row.dialogue.prompt.split()[1].strip("."))
         assert history[-1] == ("assistant", f"Turn {number - 1}.")
-    assert sum(path.stat().st_size for path in (tmp_path / "me").rglob("*")) < 2e8
+    assert sum(path.stat().st_size for path in (tmp_path / "me").rglob("*")) < 2e7
 
 
 @pytest.mark.parametrize("label", [dict(kind="shrug"), dict(kind="choice", probability="much"), "edit", 7, dict()])
