@@ -50,7 +50,8 @@ LATER = """
 tests/test_fuzz.py tests/test_faults.py tests/test_bit_flips.py tests/test_clock.py tests/test_machine.py
 tests/test_course*.py tests/test_forgotten_canaries.py tests/test_real_models.py tests/test_runner.py
 tests/test_results.py tests/test_benchmarks.py tests/test_pocket_*.py tests/test_revisions.py tests/test_summariser.py
-nbs/tutorials/* nbs/course/* nbs/recipes/* nbs/experiments/* nbs/*/*_space_fitting.ipynb nbs/*/*_audit.ipynb
+nbs/tutorials/* nbs/course/* nbs/recipes/* nbs/experiments/*
+nbs/*/*_space_fitting.ipynb nbs/*/*_decomposition.ipynb nbs/*/*_audit.ipynb
 """.split()
 
 
@@ -70,10 +71,20 @@ def pytest_configure(config):
     config.addinivalue_line("markers", "later: seconds of processor time; --quick leaves it out")
 
 
+def is_later_file(file: Path) -> bool:
+    "Return whether a contributor need not wait for the tests of a file."
+    path = file.relative_to(ROOT).as_posix() if file.is_relative_to(ROOT) else file.name
+    return any(fnmatch(path, pattern) for pattern in LATER)
+
+
 def is_later(item) -> bool:
     "Return whether a contributor need not wait for a test."
-    path = item.path.relative_to(ROOT).as_posix() if item.path.is_relative_to(ROOT) else item.path.name
-    return bool(item.get_closest_marker("later")) or any(fnmatch(path, pattern) for pattern in LATER)
+    return bool(item.get_closest_marker("later")) or is_later_file(item.path)
+
+
+def pytest_ignore_collect(collection_path, config):
+    "The quick tests do not even import the other files: peers of the benchmarks and fault cases take seconds a process."
+    return True if config.getoption("--quick") and is_later_file(collection_path) else None
 
 
 def pytest_collection_modifyitems(config, items):

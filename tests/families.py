@@ -1,6 +1,6 @@
 "Families of models at small width, with random weights and the pocket model's tokenizer."
 
-import copy
+from functools import lru_cache
 
 import torch
 from tiny import tiny_tokenizer
@@ -46,12 +46,15 @@ FAMILIES = {  # name -> (transformers' name of the text configuration, further s
 }
 
 
+shared_tokenizer = lru_cache(None)(tiny_tokenizer)  # its classes of tokens are found once
+
+
 def family(name: str, seed: int = 0):  # a `Model`
     "A new random model of a family."
     from transformers import AutoConfig, AutoModelForCausalLM
 
     kind, further = FAMILIES[name]
-    tokenizer = copy.deepcopy(tiny_tokenizer("plain"))
+    tokenizer = shared_tokenizer("plain")
     ids = {f"{end}_token_id": getattr(tokenizer, f"{end}_token_id") for end in ("bos", "eos", "pad")}
     if "vocab_size_per_layer_input" in further:
         further = further | dict(vocab_size_per_layer_input=len(tokenizer))

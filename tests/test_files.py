@@ -1,6 +1,7 @@
 "An output folder under a process that dies."
 
 import errno
+import io
 import os
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from personal_llm.base.core import InputError
 from personal_llm.base.files import OwnedFolder, is_full_disk, lock_folder, remove_temporary_files, write_json
 
 from kills import killed_at
+from typed import fails
 
 
 def one_output(folder):
@@ -82,18 +84,11 @@ def test_a_circle_of_causes_ends():
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes here")
 @pytest.mark.parametrize("kind", ["pipe", "device", "folder"])
-def test_a_lock_that_is_no_file_is_refused_at_once(tmp_path, kind):
+def test_a_lock_that_is_no_file_is_refused_at_once(tmp_path, kind, capsys, monkeypatch):
     make = dict(pipe=os.mkfifo, device=lambda file: file.symlink_to("/dev/zero"), folder=Path.mkdir)
     make[kind](tmp_path / ".lock")
-    program = """
-import sys
-from personal_llm.app.cli import main
-sys.exit(main(["chat", "--model", "pocket", "--out", sys.argv[1]]))
-"""
     with pytest.raises(InputError, match="lock: not a file; remove it, or choose another folder"):
         with lock_folder(tmp_path):
             pass
-    done = subprocess.run(
-        [sys.executable, "-c", program, tmp_path], input="Hello\n", capture_output=True, text=True, timeout=200
-    )
-    assert done.returncode == 2 and ".lock: not a file" in done.stderr and "Traceback" not in done.stderr
+    monkeypatch.setattr("sys.stdin", io.StringIO("Hello\n"))
+    assert ".lock: not a file" in fails(capsys, "chat", "--model", "pocket", "--out", tmp_path)

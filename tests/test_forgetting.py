@@ -484,9 +484,10 @@ def test_all_descendants_go(capacity, policy, when, corrects, tunes, who):
 def test_a_kill_in_between_loads_and_the_same_call_finishes(tmp_path):
     dialogues = conversation()
 
+    published_run(tmp_path / "whole", User(), dialogues, rounds=2)
+
     def folder(step):
-        published_run(tmp_path / f"{step}", User(), dialogues, rounds=2)
-        return tmp_path / f"{step}"
+        return shutil.copytree(tmp_path / "whole", tmp_path / f"{step}")
 
     def work(place):
         forget_folder(place, text=CANARY)

@@ -299,6 +299,7 @@ def test_the_recipe_of_a_library_goes_on_where_it_stopped(world, tmp_path, monke
 
     adapters = dict(loud=tuned("loud").path, plain=tuned("brief").path)
     space, explain_one = library_module.load_space(world / "space"), shipped_library.explain_pllm
+    monkeypatch.setattr(shipped_library, "load_probe_texts", library_commands.load_probe_texts)  # few, as above
     explained = []
 
     def stop_at_the_second(model, adapter, *inputs):

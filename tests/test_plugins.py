@@ -1,10 +1,12 @@
 "Runtimes come through entry points: ours, somebody else's, and broken ones or copies of our names, which harm nobody."
 
 import ast
+import json
 import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -29,11 +31,23 @@ WRITER = Runtime(targets={"vllm": write_name})
 IDLE = Runtime()
 STATUS = Runtime(commands={"status": shout})
 """
+RUN = """
+import contextlib, io, json, sys
+
+def run(words):
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        from personal_llm.app.cli import main
+        code = main(words)
+    return dict(code=code, out=out.getvalue(), err=err.getvalue())
+
+print(json.dumps([run(words) for words in json.loads(sys.argv[1])]))
+"""
 
 
 @pytest.fixture
 def command(tmp_path):
-    "Run personal-llm where a package of somebody else is installed, and one that cannot be imported."
+    "Run commands of personal-llm in one process, where a package of somebody else is installed, and one that cannot be imported."
     (tmp_path / "shout.py").write_text(MODULE)
     metadata = tmp_path / "shout-1.0.dist-info"
     metadata.mkdir()
@@ -44,34 +58,39 @@ def command(tmp_path):
     (metadata / "entry_points.txt").write_text("\n".join(lines))
     path = os.pathsep.join([str(tmp_path), str(ROOT)])
 
-    def run(*words):
-        words = [sys.executable, "-m", "personal_llm.app.cli", *map(str, words)]
-        return subprocess.run(words, capture_output=True, text=True, env=os.environ | dict(PYTHONPATH=path))
+    def run(*commands):
+        program = [sys.executable, "-c", RUN, json.dumps([[*map(str, words)] for words in commands])]
+        done = subprocess.run(program, capture_output=True, text=True, env=os.environ | dict(PYTHONPATH=path))
+        assert done.returncode == 0, done.stderr
+        return [SimpleNamespace(**row) for row in json.loads(done.stdout)]
 
     return run
 
 
 def test_somebody_else_can_write_one(command, tmp_path):
-    said = command("shout", "--text", "hello", "--times", 2)
-    assert (said.returncode, said.stdout) == (0, "HELLO\nHELLO\n"), said.stderr
-    assert command("shout", "--text", "hello", "--softly", "--json").stdout == '{"text": "hello"}\n'
-    assert "plug-in broken skipped: nowhere:RUNTIME: ModuleNotFoundError" in said.stderr
-    assert "plug-in nothing skipped" in said.stderr
-    missing = command("shout")
-    assert missing.returncode == 2 and "--text" in missing.stderr.splitlines()[-1]
     adapter = next((ROOT / "personal_llm/assets/library").glob("*/adapter_model.safetensors")).parent
-    done = command("export", tmp_path / "out", "--to", "name", "--adapter", adapter, "--model", "pocket")
-    assert done.returncode == 0 and (tmp_path / "out" / "name.txt").read_text() == "pocket", done.stderr
+    said, as_json, missing, done = command(
+        ("shout", "--text", "hello", "--times", 2),
+        ("shout", "--text", "hello", "--softly", "--json"),
+        ("shout",),
+        ("export", tmp_path / "out", "--to", "name", "--adapter", adapter, "--model", "pocket"),
+    )
+    assert (said.code, said.out) == (0, "HELLO\nHELLO\n"), said.err
+    assert as_json.out == '{"text": "hello"}\n'
+    assert "plug-in broken skipped: nowhere:RUNTIME: ModuleNotFoundError" in said.err
+    assert "plug-in nothing skipped" in said.err
+    assert missing.code == 2 and "--text" in missing.err.splitlines()[-1]
+    assert done.code == 0 and (tmp_path / "out" / "name.txt").read_text() == "pocket", done.err
 
 
 def test_no_plugin_takes_a_name_of_ours(command, tmp_path):
     "A target, an entry point and a command with our names: ours work on, and each of theirs is named."
-    done = command("status", "--out", tmp_path)
-    assert done.returncode == 2 and "no saved state" in done.stderr
-    assert "plug-in writer skipped: shout:WRITER: 'vllm' belongs to export" in done.stderr
-    assert "plug-in idle skipped: shout:IDLE: a runtime of this name is there already" in done.stderr
-    assert "plug-in status: command status skipped" in done.stderr
-    assert command("learn", "--help").returncode == 0
+    done, learn = command(("status", "--out", tmp_path), ("learn", "--help"))
+    assert done.code == 2 and "no saved state" in done.err
+    assert "plug-in writer skipped: shout:WRITER: 'vllm' belongs to export" in done.err
+    assert "plug-in idle skipped: shout:IDLE: a runtime of this name is there already" in done.err
+    assert "plug-in status: command status skipped" in done.err
+    assert learn.code == 0
 
 
 def test_ours_are_found_and_every_command_has_help():

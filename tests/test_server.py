@@ -20,6 +20,7 @@ import pytest
 from devices import fill_disk
 from servers import chat_server
 from tiny import shared
+from typed import fails
 
 pytest.importorskip("uvicorn", reason="the extra `serve` is not installed")
 pytest.importorskip("fastapi", reason="the extra `serve` is not installed")
@@ -327,19 +328,20 @@ def test_an_import_is_stored_whole_or_not_at_all(served, tmp_path, monkeypatch):
     assert say(served, "My knee hurts.")["id"] and len(read_state(tmp_path / "me").memory.dialogues) == 41
 
 
-def test_the_turns_before_an_imported_one_are_stored_as_far_as_the_model_reads_them(served, tmp_path):
-    "One chat of 60,000 turns: each of the last 2,000 dialogues would hold all turns before it."
-    turns = [dict(role=("user", "assistant")[i % 2], content=f"Turn {i}.") for i in range(60_000)]
+def test_the_turns_before_an_imported_one_are_stored_as_far_as_the_model_reads_them(served, tmp_path, monkeypatch):
+    "One chat of 6,000 turns: each of the last dialogues, here 200 in place of 2,000, would hold all turns before it."
+    monkeypatch.setattr(personal_endpoints, "MAX_IMPORTED_DIALOGUES", 200)
+    turns = [dict(role=("user", "assistant")[i % 2], content=f"Turn {i}.") for i in range(6_000)]
     begin = time.monotonic()
     status, answer = ask(served, "POST", "/personal/import?name=x.json", json.dumps([dict(messages=turns)]).encode())
-    assert status == 200 and answer["dialogues"] == 2000 and time.monotonic() - begin < 120
+    assert status == 200 and answer["dialogues"] == 200 and time.monotonic() - begin < 120
     dialogues, window = read_state(tmp_path / "me").memory.dialogues, served.session.model.max_length
     for row in dialogues.values():
         history = row.dialogue.history
         assert 0 < len(history) <= window and history[0][0] == "user"
         number = int(row.dialogue.prompt.split()[1].strip("."))
         assert history[-1] == ("assistant", f"Turn {number - 1}.")
-    assert sum(path.stat().st_size for path in (tmp_path / "me").rglob("*")) < 2e8
+    assert sum(path.stat().st_size for path in (tmp_path / "me").rglob("*")) < 2e7
 
 
 @pytest.mark.parametrize("label", [dict(kind="shrug"), dict(kind="choice", probability="much"), "edit", 7, dict()])
@@ -760,7 +762,7 @@ def test_the_text_of_a_reaction_is_neither_shown_nor_left(served, monkeypatch, c
 # the command
 
 
-def test_the_command_serves_one_writer_and_writes_no_word_of_the_user(tmp_path):
+def test_the_command_serves_one_writer_and_writes_no_word_of_the_user(tmp_path, capsys):
     command = [
         sys.executable,
         "-m",
@@ -778,8 +780,7 @@ def test_the_command_serves_one_writer_and_writes_no_word_of_the_user(tmp_path):
         running.port, running.token = int(link["address"].rpartition(":")[2]), link["token"]
         assert len(link["token"]) >= 32 and say(running, f"I live in {SECRET}.")["id"]
         ask(running, "POST", "/v1/chat/completions", dict(model=SECRET, messages=messages(SECRET)))
-        second = subprocess.run([*command, "--quiet"], capture_output=True, text=True)
-        assert second.returncode == 2 and "another run" in second.stderr and second.stderr.count("\n") == 1
+        assert "another run" in fails(capsys, *command[3:], "--quiet")
         running.send_signal(signal.SIGINT)
         out, err = running.communicate(timeout=30)
         assert running.returncode in (0, 130) and SECRET not in out + err and link["token"] not in out + err
@@ -942,12 +943,15 @@ def list_odd_requests(value):
     yield plain | dict(stop=[value], stream_options=dict(include_usage=value), personal=dict(ask=value))
 
 
-def test_no_odd_value_is_an_error_of_the_server(served):
-    "24 values in every field of every endpoint."
+@pytest.mark.parametrize(
+    "values", [ODD_VALUES[::5], pytest.param(ODD_VALUES, marks=pytest.mark.later)], ids=["some", "all"]
+)
+def test_no_odd_value_is_an_error_of_the_server(served, values):
+    "24 values in every field of every endpoint; five of them in the quick tests."
     say(served, "My knee hurts.")
     assert len(ODD_VALUES) == 24 and set(chat_completions.CompletionRequest.model_fields) <= set(COMPLETION_FIELDS)
     statuses, num_tries = {}, 0
-    for value in ODD_VALUES:
+    for value in values:
         cases = [("/v1/chat/completions", body) for body in list_odd_requests(value)]
         for (method, path), function in personal_endpoints.ENDPOINTS.items():
             names = [*personal_endpoints.make_fields(function).model_fields, "unknown"] if method == "POST" else []
@@ -958,7 +962,7 @@ def test_no_odd_value_is_an_error_of_the_server(served):
             statuses.setdefault(status, []).append((path, str(body)[:200]))
             assert status < 500 and '"detail": "an error' not in str(answer), (path, str(body)[:300], answer)
             assert status == 200 or "\n" not in str(answer.get("detail", answer.get("error"))), "one line"
-    assert num_tries > 1000 and set(statuses) <= {200, 400, 404} and len(statuses[200]) > 100
+    assert num_tries > 45 * len(values) and set(statuses) <= {200, 400, 404} and len(statuses[200]) > 4 * len(values)
     for path in ("/personal/memory?q=%ff%00%ED%A0%80", "/personal/memory?q=" + "x" * 5000, "/personal/memory?x=1"):
         assert ask(served, "GET", path)[0] in (200, 400)
     assert ask(served, "POST", "/personal/import?name=%ff%00&user=%ED%A0%80", b"\xff")[0] == 400
