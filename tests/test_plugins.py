@@ -47,7 +47,7 @@ print(json.dumps([run(words) for words in json.loads(sys.argv[1])]))
 
 @pytest.fixture
 def command(tmp_path):
-    "Run commands of personal-llm in one process, where a package of somebody else is installed, and one that cannot be imported."
+    "Run commands in one process, where a package of somebody else is installed, and one that cannot be imported."
     (tmp_path / "shout.py").write_text(MODULE)
     metadata = tmp_path / "shout-1.0.dist-info"
     metadata.mkdir()

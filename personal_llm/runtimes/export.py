@@ -201,11 +201,8 @@ def write_ollama(model, adapter: Path, out: Path, dialogues=()) -> tuple:  # (ho
     write_atomically(file, format_modelfile(model) + format_messages(examples))
     usage = "put the base model's GGUF file here as base.gguf, then: ollama create mine -f Modelfile"
     if not examples:
-        return (
-            usage
-            + "\nthe Modelfile holds no examples: this folder has no answers of yours (correct or approve replies first)",
-            "",
-        )
+        reason = "this folder has no answers of yours (correct or approve replies first)"
+        return f"{usage}\nthe Modelfile holds no examples: {reason}", ""
     usage += f"\nthe Modelfile holds {count_nouns(len(examples), 'answer')} of yours as examples, in plain text"
     return usage + write_system_prompt(model, dialogues, out), file.name
 
