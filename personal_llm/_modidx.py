@@ -5577,10 +5577,6 @@ d = {
                 "experiments/changes.html#use_earlier_rules",
                 "personal_llm/experiments/changes.py",
             ),
-            "personal_llm.experiments.changes.write_change_paragraph": (
-                "experiments/changes.html#write_change_paragraph",
-                "personal_llm/experiments/changes.py",
-            ),
             "personal_llm.experiments.changes.write_people_table": (
                 "experiments/changes.html#write_people_table",
                 "personal_llm/experiments/changes.py",
@@ -8279,6 +8275,10 @@ d = {
             ),
             "personal_llm.experiments.varying_habits.without_vowels": (
                 "experiments/varying_habits.html#without_vowels",
+                "personal_llm/experiments/varying_habits.py",
+            ),
+            "personal_llm.experiments.varying_habits.write_change_paragraph": (
+                "experiments/varying_habits.html#write_change_paragraph",
                 "personal_llm/experiments/varying_habits.py",
             ),
         },

@@ -11,7 +11,8 @@ from personal_llm.data.reading import read_dialogues
 from personal_llm.device import personalizer
 from personal_llm.experiments.demo import list_changed_defaults, write_demo_paragraph
 from personal_llm.experiments.fresh_people import write_asked_paragraph
-from personal_llm.experiments.changes import write_change_paragraph, write_people_table
+from personal_llm.experiments.varying_habits import write_change_paragraph
+from personal_llm.experiments.changes import write_people_table
 from personal_llm.experiments.runner import RESULTS
 from personal_llm.experiments.summary import read_rows
 

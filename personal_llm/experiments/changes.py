@@ -8,7 +8,7 @@ __all__ = ['FACES', 'ROMAN', 'FIRST', 'WITH_SUBJECT', 'PEOPLE', 'EVERYBODY', 'NE
            'SAME_COST', 'paged', 'hashed_lines', 'priced', 'okayed', 'colons', 'numeral', 'sent_at', 'double_dashes',
            'face_first', 'assigned', 'make_stream', 'use_earlier_rules', 'show_memories', 'reply_to', 'correct',
            'ask_again', 'measure_wishes', 'measure_corrections', 'measure_stages', 'measure', 'list_claims',
-           'write_people_table', 'write_change_paragraph']
+           'write_people_table']
 
 # %% ../../nbs/experiments/55_changes.ipynb #chg00003
 import re
@@ -48,7 +48,7 @@ from personal_llm.experiments.real_people import (
     score_person,
     take_own_answers,
 )
-from .runner import Grid, paragraph
+from .runner import Grid
 from .wishes import GatedModel
 
 # %% ../../nbs/experiments/55_changes.ipynb #chg00006
@@ -315,12 +315,3 @@ def write_people_table() -> str:
     "Write the README's table: eight people after eight corrections, a line for each metric."
     names = [name for name in README_METRICS if name != "spill"]  # hardly any, in every column
     return write_table(ELEVENTH, {name: LABELS[name] for name in (*names, "prompt_tokens")})
-
-
-def write_change_paragraph() -> str:
-    "Write the README's sentence about people who change their minds."
-    new = [f"{ELEVENTH.read_values('changed', f'new_{count}').mean():.2f}" for count in (1, 3)]
-    return paragraph(
-        f"If they change their minds after a fine-tune, one correction brings {new[0]} of the new habits",
-        f"into their next replies, and three bring {new[1]}.",
-    )

@@ -7,7 +7,8 @@ __all__ = ['CARDS', 'GRADES', 'WITH_SUBJECT', 'PEOPLE', 'NEXT', 'SEED', 'BEFORE'
            'TWELFTH', 'NEW_BARS', 'MOST_OLD', 'SLEPT_BAR', 'CONTENT_COST', 'SAME_COST', 'count_words', 'carded',
            'located', 'tallied', 'box_to_tick', 'in_parentheses', 'without_vowels', 'graded', 'catalogued',
            'make_stream', 'choose_earlier_wish', 'EarlierWishes', 'measure_replies', 'measure_both',
-           'measure_corrections', 'measure_stages', 'measure', 'count_people', 'is_noticed', 'is_split', 'list_claims']
+           'measure_corrections', 'measure_stages', 'measure', 'count_people', 'is_noticed', 'is_split', 'list_claims',
+           'write_change_paragraph']
 
 # %% ../../nbs/experiments/56_varying_habits.ipynb #vary0003
 import re
@@ -46,7 +47,7 @@ from personal_llm.experiments.real_people import (
     score_person,
     take_own_answers,
 )
-from .runner import Grid
+from .runner import Grid, paragraph
 
 # %% ../../nbs/experiments/56_varying_habits.ipynb #vary0005
 CARDS, GRADES = ("A♠", "K♥", "Q♦", "7♣", "3♥"), "ABCD"
@@ -312,3 +313,12 @@ def list_claims() -> list:  # (claim of the plan, what we measured, whether it h
     write = lambda value: f"{value:.2f}" if isinstance(value, float) else str(value)
     changes = (*_judge_change("changed, memory"), *_judge_change("changed"))
     return [(told, write(value), holds) for told, value, holds in (*_judge_first_wish(), *changes, *_judge_sleep())]
+
+# %% ../../nbs/experiments/56_varying_habits.ipynb #vary0028
+def write_change_paragraph() -> str:
+    "Write the README's sentence about people who change their minds."
+    new = [f"{TWELFTH.read_values('changed', f'new_{count}').mean():.2f}" for count in (1, 3)]
+    return paragraph(
+        f"Eight other people changed their minds after a fine-tune: one correction brought {new[0]} of the new habits",
+        f"into their next replies, and three brought {new[1]}.",
+    )
