@@ -246,8 +246,8 @@ NEW_BARS = {1: 0.55, 3: 0.85}
 MOST_OLD, SLEPT_BAR, CONTENT_COST, SAME_COST = 0.1, 0.85, 0.02, 0.05
 
 
-def count_people(label: str, is_so) -> int:  # is_so: the wishes of a person's corrections -> whether
-    "Count the people for whose wishes, after the last correction, something is so."
+def count_people(label: str, is_so) -> int:  # is_so: wishes of a person's corrections, oldest first -> bool
+    "Count the people for whose wishes a function returns true, after the last correction."
     return sum(is_so(row["wishes_3"]) for row in TWELFTH.read(label).values())
 
 
@@ -257,7 +257,7 @@ def is_noticed(wishes: list) -> bool:
 
 
 def is_split(wishes: list) -> bool:
-    "Return whether corrections of one wish count as several."
+    "Return whether some corrections, which a person made with one wish in mind, count as several wishes."
     return len(set(wishes)) > 1
 
 
