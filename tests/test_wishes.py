@@ -296,6 +296,16 @@ def test_a_reply_by_an_adapter_from_elsewhere_is_not_from_your_corrections(me, t
         assert chat.reply.adapter_name != me.model.base and chat.describe_memories() == ""
 
 
+def test_a_fine_tune_begins_at_the_folder_of_an_adapter_from_elsewhere(me):
+    "As in `chat --adapter mine`, and then /learn."
+    me.finetune(progress=False)
+    other = Personalizer(me.model, Buffer(8), **SMALL)
+    other.use_adapter(me.adapter.path)
+    correct(other, ACHES[0], OLD)
+    other.finetune(progress=False)
+    assert other.rounds[-1].start == "last" and other.find_learned_roots() <= set(other.memory.dialogues)
+
+
 def test_a_thumb_is_no_change_of_mind(me, monkeypatch, tmp_path):
     "A thumb may change for which prompts a wish holds, and so what it replaces."
     monkeypatch.setattr(Personalizer, "find_replaced_roots", lambda self: {row["kind"] for row in self.feedback_rows})

@@ -729,9 +729,9 @@ def _record_sources(self: Personalizer, dialogues: list, synthesis) -> None:
 
 
 @patch
-def use_adapter(self: Personalizer, adapter) -> None:
-    "Reply and score with an adapter from elsewhere, until the next fine-tune."
-    self.adapter = adapter
+def use_adapter(self: Personalizer, adapter) -> None:  # an `Adapter` or its folder
+    "Reply and score with an adapter from elsewhere, until the next fine-tune, which begins there."
+    self.adapter = adapter if isinstance(adapter, Adapter) else Adapter(Path(adapter), self.model.base)
 
 # %% ../../nbs/6_device/04_personalizer.ipynb #22f70f3f
 @patch
