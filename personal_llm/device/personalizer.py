@@ -729,9 +729,10 @@ def _record_sources(self: Personalizer, dialogues: list, synthesis) -> None:
 
 
 @patch
-def use_adapter(self: Personalizer, adapter) -> None:  # an `Adapter` or its folder
+def use_adapter(self: Personalizer, adapter) -> None:  # an `Adapter`, its folder, or None: none
     "Reply and score with an adapter from elsewhere, until the next fine-tune, which begins there."
-    self.adapter = adapter if isinstance(adapter, Adapter) else Adapter(Path(adapter), self.model.base)
+    is_folder = isinstance(adapter, (str, Path))
+    self.adapter = Adapter(Path(adapter), self.model.base) if is_folder else adapter
 
 # %% ../../nbs/6_device/04_personalizer.ipynb #22f70f3f
 @patch
