@@ -8429,6 +8429,10 @@ d = {
                 "experiments/wishes.html#_judge_chats",
                 "personal_llm/experiments/wishes.py",
             ),
+            "personal_llm.experiments.wishes.choose_by_length": (
+                "experiments/wishes.html#choose_by_length",
+                "personal_llm/experiments/wishes.py",
+            ),
             "personal_llm.experiments.wishes.doubled_marks": (
                 "experiments/wishes.html#doubled_marks",
                 "personal_llm/experiments/wishes.py",

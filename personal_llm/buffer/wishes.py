@@ -74,8 +74,9 @@ def find_replaced(
         wishes.setdefault(correction.wish, []).append(i)
 
     def replaces(new: list, old: list) -> bool:
-        corrections = [known[i].dialogue for i in old]
-        prompts = (known[i].dialogue.prompt for i in new if new[0] > old[-1])
+        if new[0] <= old[-1]:  # not newer, or the same wish
+            return False
+        corrections, prompts = [known[i].dialogue for i in old], (known[i].dialogue.prompt for i in new)
         return any(estimate(corrections, prompt) >= CORRECTION_THRESHOLD for prompt in prompts)
 
     replaced = [old for old in wishes.values() if any(replaces(new, old) for new in wishes.values())]

@@ -40,7 +40,7 @@ from personal_llm.experiments.real_people import (
     take_own_answers,
 )
 from .runner import Grid
-from .wishes import GatedModel
+from .wishes import GatedModel, choose_by_length
 
 # %% ../../nbs/experiments/54_amplification.ipynb #amp00006
 COLOURS, SECTION = ("Red", "Blue", "Green", "Grey", "White"), "\N{SECTION SIGN}"
@@ -57,7 +57,7 @@ def waved() -> Habit:
 
 
 def coloured() -> Habit:
-    change = lambda text: f"{COLOURS[len(text.split()) % len(COLOURS)]}. {text}"
+    change = lambda text: f"{choose_by_length(COLOURS, text)}. {text}"
     return make_habit("begins with a colour", rf"^({'|'.join(COLOURS)})\. \S", change)
 
 

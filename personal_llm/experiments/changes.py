@@ -49,7 +49,7 @@ from personal_llm.experiments.real_people import (
     take_own_answers,
 )
 from .runner import Grid
-from .wishes import GatedModel
+from .wishes import GatedModel, choose_by_length
 
 # %% ../../nbs/experiments/55_changes.ipynb #chg00006
 FACES, ROMAN = (":)", ":(", ":D", ";)", ":P"), ("I", "II", "III", "IV", "V")
@@ -82,7 +82,7 @@ def colons() -> Habit:
 
 
 def numeral() -> Habit:
-    change = lambda text: f"{ROMAN[len(text.split()) % len(ROMAN)]}. {text}"
+    change = lambda text: f"{choose_by_length(ROMAN, text)}. {text}"
     return make_habit("begins with a Roman numeral", r"^(I|II|III|IV|V)\. \S", change)
 
 
@@ -99,7 +99,7 @@ def double_dashes() -> Habit:
 
 
 def face_first() -> Habit:
-    change = lambda text: f"{FACES[len(text.split()) % len(FACES)]} {text}"
+    change = lambda text: f"{choose_by_length(FACES, text)} {text}"
     return make_habit("begins with a face", r"^[:;][()DP] \S", change)
 
 

@@ -48,6 +48,7 @@ from personal_llm.experiments.real_people import (
     take_own_answers,
 )
 from .runner import Grid, paragraph
+from .wishes import choose_by_length
 
 # %% ../../nbs/experiments/56_varying_habits.ipynb #vary0005
 CARDS, GRADES = ("A♠", "K♥", "Q♦", "7♣", "3♥"), "ABCD"
@@ -58,7 +59,7 @@ def count_words(text: str) -> int:
 
 
 def carded() -> Habit:
-    change = lambda text: f"{CARDS[count_words(text) % len(CARDS)]} {text}"
+    change = lambda text: f"{choose_by_length(CARDS, text)} {text}"
     return make_habit("begins with a card", r"^(10|[2-9AKQJ])[♠♥♦♣] \S", change)
 
 
@@ -90,7 +91,7 @@ def without_vowels() -> Habit:
 
 
 def graded() -> Habit:
-    change = lambda text: f"Grade {GRADES[count_words(text) % len(GRADES)]}: {text}"
+    change = lambda text: f"Grade {choose_by_length(GRADES, text)}: {text}"
     return make_habit("begins with a grade", r"^Grade [A-F]: \S", change)
 
 

@@ -6,9 +6,9 @@
 __all__ = ['WEEKDAYS', 'VERDICTS', 'WITH_SUBJECT', 'EVERYWHERE', 'PEOPLE', 'EVERYWHERE_NAMES', 'EVERYBODY', 'SEED',
            'ALWAYS', 'TURNS', 'TALK_TURNS', 'FIRST_LATE_TURN', 'MOST_CORRECTIONS', 'MOST_CHARACTERS', 'CHAT_TOKENS',
            'TALKS', 'EIGHT', 'WISHES', 'CHATS', 'GRIDS', 'NINTH', 'CHAT_GAIN', 'CHAT_SHARE', 'CHAT_COST', 'GATE_COST',
-           'pointed_end', 'slashes', 'weekday', 'verdict', 'underlined', 'on_topic', 'shouted_end', 'doubled_marks',
-           'make_stream', 'GatedModel', 'measure', 'draw_turns', 'hold_chat', 'measure_chats', 'read_chats',
-           'list_claims', 'write_people_table']
+           'choose_by_length', 'pointed_end', 'slashes', 'weekday', 'verdict', 'underlined', 'on_topic', 'shouted_end',
+           'doubled_marks', 'make_stream', 'GatedModel', 'measure', 'draw_turns', 'hold_chat', 'measure_chats',
+           'read_chats', 'list_claims', 'write_people_table']
 
 # %% ../../nbs/experiments/53_wishes.ipynb #nin00002
 import re
@@ -59,8 +59,12 @@ from .runner import Grid, read_results
 
 # %% ../../nbs/experiments/53_wishes.ipynb #nin00005
 WEEKDAYS, VERDICTS = ("Mon", "Tue", "Wed", "Thu", "Fri"), ("yes", "no", "perhaps")
-_choose = lambda words, text: words[len(text.split()) % len(words)]
 _topic = lambda text: find_longest_word(text).lower() or "this"
+
+
+def choose_by_length(options, text: str) -> str:
+    "Choose an option by the number of words of a text, so that it varies from reply to reply."
+    return options[len(text.split()) % len(options)]
 
 
 def pointed_end() -> Habit:
@@ -73,12 +77,12 @@ def slashes() -> Habit:
 
 
 def weekday() -> Habit:
-    change = lambda text: f"[{_choose(WEEKDAYS, text)}] {text}"
+    change = lambda text: f"[{choose_by_length(WEEKDAYS, text)}] {text}"
     return make_habit("begins with a weekday", r"^\[(Mon|Tue|Wed|Thu|Fri)\] \S", change)
 
 
 def verdict() -> Habit:
-    change = lambda text: f"{text} Verdict: {_choose(VERDICTS, text)}."
+    change = lambda text: f"{text} Verdict: {choose_by_length(VERDICTS, text)}."
     return make_habit("ends with a verdict", r"Verdict: (yes|no|perhaps)\.$", change)
 
 
