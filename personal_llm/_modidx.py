@@ -127,6 +127,7 @@ d = {
                 "personal_llm/app/chat.py",
             ),
             "personal_llm.app.chat.pop_notes": ("8_app/chat.html#pop_notes", "personal_llm/app/chat.py"),
+            "personal_llm.app.chat.print_pieces": ("8_app/chat.html#print_pieces", "personal_llm/app/chat.py"),
             "personal_llm.app.chat.read_line": ("8_app/chat.html#read_line", "personal_llm/app/chat.py"),
             "personal_llm.app.chat.run_chat_command": ("8_app/chat.html#run_chat_command", "personal_llm/app/chat.py"),
             "personal_llm.app.chat.run_conversation": ("8_app/chat.html#run_conversation", "personal_llm/app/chat.py"),
@@ -2526,6 +2527,16 @@ d = {
                 "personal_llm/buffer/scoring.py",
             ),
         },
+        "personal_llm.buffer.self_check": {
+            "personal_llm.buffer.self_check.compute_usual_help": (
+                "2_buffer/self_check.html#compute_usual_help",
+                "personal_llm/buffer/self_check.py",
+            ),
+            "personal_llm.buffer.self_check.improve_reply": (
+                "2_buffer/self_check.html#improve_reply",
+                "personal_llm/buffer/self_check.py",
+            ),
+        },
         "personal_llm.buffer.synthesis": {
             "personal_llm.buffer.synthesis.RewriteState": (
                 "2_buffer/synthesis.html#rewritestate",
@@ -4472,6 +4483,10 @@ d = {
                 "6_device/conversation.html#chatsession.answer",
                 "personal_llm/device/conversation.py",
             ),
+            "personal_llm.device.conversation.ChatSession.check_reply": (
+                "6_device/conversation.html#chatsession.check_reply",
+                "personal_llm/device/conversation.py",
+            ),
             "personal_llm.device.conversation.ChatSession.choose": (
                 "6_device/conversation.html#chatsession.choose",
                 "personal_llm/device/conversation.py",
@@ -4498,6 +4513,10 @@ d = {
             ),
             "personal_llm.device.conversation.ChatSession.feedback": (
                 "6_device/conversation.html#chatsession.feedback",
+                "personal_llm/device/conversation.py",
+            ),
+            "personal_llm.device.conversation.ChatSession.find_check": (
+                "6_device/conversation.html#chatsession.find_check",
                 "personal_llm/device/conversation.py",
             ),
             "personal_llm.device.conversation.ChatSession.finish_training": (
@@ -4590,6 +4609,10 @@ d = {
             ),
             "personal_llm.device.conversation.ChatSession.undo_learning": (
                 "6_device/conversation.html#chatsession.undo_learning",
+                "personal_llm/device/conversation.py",
+            ),
+            "personal_llm.device.conversation.Draft": (
+                "6_device/conversation.html#draft",
                 "personal_llm/device/conversation.py",
             ),
             "personal_llm.device.conversation.adopt_imported": (
@@ -4924,6 +4947,10 @@ d = {
             ),
             "personal_llm.device.personalizer.Personalizer.commit_round": (
                 "6_device/personalizer.html#personalizer.commit_round",
+                "personal_llm/device/personalizer.py",
+            ),
+            "personal_llm.device.personalizer.Personalizer.find_check": (
+                "6_device/personalizer.html#personalizer.find_check",
                 "personal_llm/device/personalizer.py",
             ),
             "personal_llm.device.personalizer.Personalizer.find_fact": (
@@ -5352,6 +5379,10 @@ d = {
             ),
             "personal_llm.device.streaming.ReplyStream.feed_part": (
                 "6_device/streaming.html#replystream.feed_part",
+                "personal_llm/device/streaming.py",
+            ),
+            "personal_llm.device.streaming.ReplyStream.replace_text": (
+                "6_device/streaming.html#replystream.replace_text",
                 "personal_llm/device/streaming.py",
             ),
             "personal_llm.device.streaming.ReplyStream.reuse_cache": (
@@ -7763,6 +7794,96 @@ d = {
             "personal_llm.experiments.selection.use_merged_adapter": (
                 "experiments/selection.html#use_merged_adapter",
                 "personal_llm/experiments/selection.py",
+            ),
+        },
+        "personal_llm.experiments.self_check": {
+            "personal_llm.experiments.self_check.CheckedModel": (
+                "experiments/self_check.html#checkedmodel",
+                "personal_llm/experiments/self_check.py",
+            ),
+            "personal_llm.experiments.self_check.CheckedModel.__init__": (
+                "experiments/self_check.html#checkedmodel.__init__",
+                "personal_llm/experiments/self_check.py",
+            ),
+            "personal_llm.experiments.self_check.CheckedModel.find_check": (
+                "experiments/self_check.html#checkedmodel.find_check",
+                "personal_llm/experiments/self_check.py",
+            ),
+            "personal_llm.experiments.self_check.CheckedModel.reply": (
+                "experiments/self_check.html#checkedmodel.reply",
+                "personal_llm/experiments/self_check.py",
+            ),
+            "personal_llm.experiments.self_check.CheckedModel.show": (
+                "experiments/self_check.html#checkedmodel.show",
+                "personal_llm/experiments/self_check.py",
+            ),
+            "personal_llm.experiments.self_check.addressed": (
+                "experiments/self_check.html#addressed",
+                "personal_llm/experiments/self_check.py",
+            ),
+            "personal_llm.experiments.self_check.called": (
+                "experiments/self_check.html#called",
+                "personal_llm/experiments/self_check.py",
+            ),
+            "personal_llm.experiments.self_check.compute_area": (
+                "experiments/self_check.html#compute_area",
+                "personal_llm/experiments/self_check.py",
+            ),
+            "personal_llm.experiments.self_check.copied": (
+                "experiments/self_check.html#copied",
+                "personal_llm/experiments/self_check.py",
+            ),
+            "personal_llm.experiments.self_check.count_words": (
+                "experiments/self_check.html#count_words",
+                "personal_llm/experiments/self_check.py",
+            ),
+            "personal_llm.experiments.self_check.degrees": (
+                "experiments/self_check.html#degrees",
+                "personal_llm/experiments/self_check.py",
+            ),
+            "personal_llm.experiments.self_check.delivered": (
+                "experiments/self_check.html#delivered",
+                "personal_llm/experiments/self_check.py",
+            ),
+            "personal_llm.experiments.self_check.judge_checks": (
+                "experiments/self_check.html#judge_checks",
+                "personal_llm/experiments/self_check.py",
+            ),
+            "personal_llm.experiments.self_check.list_claims": (
+                "experiments/self_check.html#list_claims",
+                "personal_llm/experiments/self_check.py",
+            ),
+            "personal_llm.experiments.self_check.make_stream": (
+                "experiments/self_check.html#make_stream",
+                "personal_llm/experiments/self_check.py",
+            ),
+            "personal_llm.experiments.self_check.measure": (
+                "experiments/self_check.html#measure",
+                "personal_llm/experiments/self_check.py",
+            ),
+            "personal_llm.experiments.self_check.measure_helps": (
+                "experiments/self_check.html#measure_helps",
+                "personal_llm/experiments/self_check.py",
+            ),
+            "personal_llm.experiments.self_check.moved": (
+                "experiments/self_check.html#moved",
+                "personal_llm/experiments/self_check.py",
+            ),
+            "personal_llm.experiments.self_check.summed": (
+                "experiments/self_check.html#summed",
+                "personal_llm/experiments/self_check.py",
+            ),
+            "personal_llm.experiments.self_check.ticked": (
+                "experiments/self_check.html#ticked",
+                "personal_llm/experiments/self_check.py",
+            ),
+            "personal_llm.experiments.self_check.time_check": (
+                "experiments/self_check.html#time_check",
+                "personal_llm/experiments/self_check.py",
+            ),
+            "personal_llm.experiments.self_check.write_people_table": (
+                "experiments/self_check.html#write_people_table",
+                "personal_llm/experiments/self_check.py",
             ),
         },
         "personal_llm.experiments.shares": {

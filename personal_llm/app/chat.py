@@ -26,7 +26,7 @@ from ..base.check import check_model
 from ..base.core import InputError, check, import_extra
 from ..base.loading import resolve_model
 from ..base.text import count_nouns, escape_controls, get_words
-from ..device.conversation import QUESTION_TEXT, ChatSession, check_session_folder
+from ..device.conversation import QUESTION_TEXT, ChatSession, Draft, check_session_folder
 from ..device.streaming import ReplyOptions, ReplyStream
 from ..explanation.description import describe_user
 from ..explanation.habits import USER_ORIGINS
@@ -163,6 +163,7 @@ def run_chat_command(session, line: str):  # a generator of pieces of the output
 def handle_line(
     session,  # a `ChatSession`
     line: str,  # as the user wrote it
+    shows_drafts: bool = False,  # as for `ChatSession.say`
 ):  # a generator of pieces of text
     "Yield the reply to a line, or the output of a command; answer the open question, with an empty line for yes."
     if line.strip().startswith("/"):
@@ -176,7 +177,7 @@ def handle_line(
         session.answer(line)
         yield say_thanks(session, id)
     else:
-        yield from session.say(line)
+        yield from session.say(line, shows_drafts=shows_drafts)
 
 # %% ../../nbs/8_app/04_chat.ipynb #eed3dfe0
 WELCOME_HINT = "write, and press Enter; /help lists the commands, Ctrl-D or /quit leaves"
@@ -189,24 +190,38 @@ def read_line(prompt: str = "> "):  # a line, or None at the end, and where ther
     return sys.stdin and sys.stdin.readline() or None
 
 
+REWRITTEN_NOTE = "this does not fit your corrections; written again:"
+
+
+def print_pieces(pieces) -> None:
+    "Print the pieces of an output as they come; a reply that is not as its draft was stands below it."
+    draft, has_output = "", False
+    for piece in pieces:
+        is_draft, has_output = isinstance(piece, Draft), has_output or bool(piece)
+        draft += piece if is_draft else ""
+        if draft and not is_draft and piece != draft:
+            print(flush=True)
+            print_note(REWRITTEN_NOTE)
+        if is_draft or piece != draft:
+            print(escape_controls(piece), end="", flush=True)
+    if has_output:
+        print(flush=True)
+
+
 def run_turn(session, line: str, as_json: bool = False) -> None:
     "Print the reply to a line as it comes, or one JSON object with all of it; Ctrl-C stops it."
-    session.reply, pieces, shown = None, handle_line(session, line), ""
+    session.reply, last = None, session.newest_id
+    pieces = handle_line(session, line, shows_drafts=not as_json and sys.stdout.isatty())
     try:
-        for piece in pieces:
-            shown += piece
-            if not as_json:
-                print(escape_controls(piece), end="", flush=True)
         if as_json:
-            print(json.dumps(dict(line=line.rstrip("\n"), output=shown)), flush=True)
-        elif shown:
-            print(flush=True)
+            print(json.dumps(dict(line=line.rstrip("\n"), output="".join(pieces))), flush=True)
+        else:
+            print_pieces(pieces)
     except KeyboardInterrupt:
         pieces.close()
         session.stop_reply()
-        is_unfinished = session.reply is not None and session.reply.reading is None
         print()
-        print_note("stopped" + "; this turn is not kept" * is_unfinished)
+        print_note("stopped" + "; this turn is not kept" * (session.reply is not None and session.newest_id == last))
 
 # %% ../../nbs/8_app/04_chat.ipynb #ch22
 LEARN_AGAIN_MESSAGE = "/learn starts the training again"

@@ -26,7 +26,7 @@ from .conversation_worker import ConversationWorker
 from ..base.core import Dialogue, InputError
 from ..data.formats import MAX_TURN_CHARACTERS
 from ..data.records import format_value
-from ..device.conversation import QUESTION_TEXT, RETRY_OPTIONS, ChatSession, clean_text
+from ..device.conversation import QUESTION_TEXT, RETRY_OPTIONS, ChatSession, Draft, clean_text
 from ..device.replay import MAX_STORED_TURNS
 
 # %% ../../nbs/8_app/10_personal_endpoints.ipynb #f15182f3
@@ -75,13 +75,14 @@ def say_line(
     conversation: Text = None,  # its key, or NEW_CONVERSATION; None: the one that goes on
     replaces: Text = None,  # id of the last turn, which goes
 ):
-    "Reply to a line, in events with a `piece` each; the last event is a summary of the turn."
+    """Reply to a line, in events with a `piece` each; the last event is a summary of the turn. Before a reply that we
+    check, events with a `draft` each show what the model writes; one `piece` with all of the reply takes their place."""
     open_conversation(session, conversation)
     if replaces is not None:
         if replaces != (session.turns[-1]["id"] if session.turns else ""):
             raise InputError("only the last message can be changed", "delete the turns after it first")
         session.undo()
-    yield from session.say(text)
+    yield from session.say(text, shows_drafts=True)
     yield summarise_turn(session)
 
 
@@ -376,7 +377,8 @@ def make_endpoint(worker: ConversationWorker, method: str, path: str):  # an asy
     function = ENDPOINTS[method, path]
     fields = make_fields(function)
     default = ... if any(field.is_required() for field in fields.model_fields.values()) else fields()
-    to_event = lambda item: make_event(dict(piece=item) if isinstance(item, str) else item)
+    name = lambda text: "draft" if isinstance(text, Draft) else "piece"
+    to_event = lambda item: make_event({name(item): item} if isinstance(item, str) else item)
 
     async def answer(given: fields = Query() if method == "GET" else Body(default)):
         call = lambda: function(worker.session, **{name: getattr(given, name) for name in fields.model_fields})

@@ -33,6 +33,7 @@ from ..buffer.retrieval import collect_memories, compare_with_memories, count_me
 from ..buffer.retrieval import find_same_question, retrieve_in_talk
 from ..buffer.scoring import ScoredDialogue, load_lexicons
 from ..buffer.scoring import score as score_dialogues
+from ..buffer.self_check import compute_usual_help, improve_reply
 from ..buffer.synthesis import synthesize
 from ..buffer.wishes import choose_wish, find_replaced
 from ..data.reading import as_dialogues, load_replay
@@ -532,6 +533,19 @@ def find_fact(self: Personalizer, prompt: str) -> tuple:  # (sentence, the `Dial
 
 
 @patch
+def find_check(self: Personalizer, question: Dialogue, memories: list, adapter=None) -> tuple:
+    "Return question, memories and usual help, as `improve_reply` takes them; nothing if the reply is not checked."
+    if self.model.engine is not None:
+        return ()
+    if adapter:  # it reads no correction that it learned
+        memories = self.retrieve_memories(question.prompt, question.history)
+    read = {self.state.get_root(d) for d in memories if d.origin == "annotated"}
+    wishes = {wish for root, (wish, _) in self.state.wishes.items() if root in read and wish is not None}
+    usual_help = compute_usual_help(memories, [c for c in self.state.list_corrections() if c.wish in wishes])
+    return () if usual_help is None else (question, memories, usual_help)
+
+
+@patch
 def reply(
     self: Personalizer,
     prompt: str,
@@ -547,6 +561,9 @@ def reply(
         shown = add_fact(question, fact) if fact else add_memories(question, memories)
         with self.model.use_adapter(adapter):
             text = self.model.reply_once(shown, max_tokens)
+        if check := () if fact else self.find_check(question, memories, adapter):
+            with self.model.use_adapter(None):
+                text = improve_reply(self.model, text, *check, max_tokens)
     self.add_cost(cost)
     return text
 

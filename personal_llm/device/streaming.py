@@ -168,3 +168,13 @@ def complete_reading(self: ReplyStream, ids: list, num_prompt_tokens: int) -> No
     prompt_losses, losses = self.losses[: num_prompt_tokens - 1], self.losses[num_prompt_tokens - 1 :]
     prompt_loss, hidden = (sum(prompt_losses), len(prompt_losses)), hidden.float().cpu().numpy()
     self.reading = ForwardResult(hidden, sum(losses), len(losses), self.adapter_name, *prompt_loss)
+
+# %% ../../nbs/6_device/05_streaming.ipynb #rpltxt02
+@patch
+def replace_text(self: ReplyStream, text: str) -> None:
+    "Take another text for a complete reply, and process it; attach the stream's adapter before."
+    ids, tokenizer = self.ids[: self.reading.prompt_tokens + 1], self.model.tokenizer
+    reply_ids = tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+    self.text, self.end_reason = text, "stop"
+    self.rewind(len(ids))
+    self.complete_reading([*ids, *reply_ids, tokenizer.eos_token_id], len(ids))

@@ -616,7 +616,7 @@ async function streamReply(path, body) { // whether the turn is stored
   item.append(...(body.text ? [own] : []), shown);
   $("empty").hidden = true;
   scrollDown();
-  let text = "", isStored = false;
+  let text = "", draft = "", isStored = false;
   try {
     for await (const event of readEvents(await send("POST", path, body, state.reply.signal))) {
       if (event.detail) throw new Error(event.detail);
@@ -625,10 +625,11 @@ async function streamReply(path, body) { // whether the turn is stored
         isStored = true;
         setKey(event.conversation);
       }
-      if (event.piece) {
-        text += event.piece;
+      if (event.draft || event.piece) {
+        draft = event.piece ? "" : draft + event.draft;
+        text += event.piece || "";
         noteScroll();
-        shown.textContent = text;
+        shown.textContent = draft || text;
         follow();
       }
     }
