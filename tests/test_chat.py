@@ -1,5 +1,6 @@
 "A live talk: streamed, scored by the same passes, asked about rarely, learned from, interrupted, full disks and all."
 
+import io
 import itertools
 import os
 import signal
@@ -20,14 +21,16 @@ from personal_llm.base.tokens import encode_prompt
 from personal_llm.device import background_training, replay
 from personal_llm.device.personalizer import Personalizer
 from personal_llm.device.conversation import delay_interrupts
-from personal_llm.device.conversation import ChatSession
+from personal_llm.device.conversation import QUESTION_TEXT, ChatSession
 from personal_llm.device.forgetting import SOURCE_FILE_NOTE, forget_folder
 from personal_llm.app.chat import (
+    ANSWER_PROMPT,
     CHAT_COMMANDS,
     DISLIKE_MESSAGE,
     LEARN_AGAIN_MESSAGE,
     handle_line,
     pop_notes,
+    run_conversation,
     say_thanks,
     select_own_answers,
 )
@@ -202,7 +205,7 @@ def test_what_was_corrected_is_likelier_after_learning(tmp_path):
     for line in LINES:
         reply(talk, line)
         if talk.question:
-            reply(talk, BETTER)
+            reply(talk, f"/better {BETTER}")
     corrected = [d for d in talk.me.buffer.dialogues if d.origin == "annotated"]
     assert len(corrected) >= 2 and all(d.response == BETTER for d in corrected)
     corrected = [replace(d, history=()) for d in corrected]  # the turns before a prompt take no part in the training
@@ -249,12 +252,41 @@ def test_no_answer_costs_nothing(tmp_path):
     talk.close()
 
 
+def test_a_message_while_a_question_is_open_is_no_answer(tmp_path):
+    "Only an empty line and a command answer it; of /better the question gets the answer, also about an earlier turn."
+    with fresh(tmp_path / "me") as talk:
+        asked = until_asked(talk, LINES)
+        num_turns = len(talk.turns)
+        reply(talk, "What shall I cook?")
+        assert talk.turns[-1]["prompt"] == "What shall I cook?" and len(talk.turns) == num_turns + 1
+        assert talk.me.cost.requests == 0 and talk.me.feedback_rows == []
+        talk.skip()
+        talk.me.open_question(talk.turns[-2]["id"])
+        assert talk.question.dialogue.prompt == asked
+        assert "thank you" in reply(talk, f"/better {BETTER}")
+        assert talk.question is None and talk.me.cost.requests == 1
+        assert [row["dialogue_id"] for row in talk.me.feedback_rows] == [talk.turns[-2]["id"]]
+
+
+def test_a_pipe_is_asked_only_if_a_line_follows(tmp_path, capsys, monkeypatch):
+    with fresh(tmp_path / "me") as talk:
+        until_asked(talk, LINES)
+        monkeypatch.setattr(sys, "stdin", io.StringIO(""))
+        run_conversation(talk)
+        assert capsys.readouterr() == ("", "") and talk.question is not None
+        monkeypatch.setattr(sys, "stdin", io.StringIO("\n"))
+        run_conversation(talk)
+        out, err = capsys.readouterr()
+        assert err == f"{QUESTION_TEXT}\n{ANSWER_PROMPT}> " and "thank you" in out and talk.me.cost.requests == 1
+
+
 # leaving and coming back
 
 
 @pytest.mark.later
 def test_leaving_after_every_line_makes_no_difference(tmp_path):
-    lines = [*LINES[:10], "", BETTER, *LINES[10:14], "/why", "/undo", "/why", LINES[14], "/forget chest", LINES[15]]
+    lines = [*LINES[:10], "", f"/better {BETTER}", *LINES[10:14]]
+    lines += ["/why", "/undo", "/why", LINES[14], "/forget chest", LINES[15]]
     straight, clock = fresh(tmp_path / "a"), itertools.count(1.0).__next__
     fresh(tmp_path / "b").close()
     questions = 0
@@ -285,7 +317,7 @@ def test_what_was_learned_is_there_tomorrow(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     talk = fresh("me")
     until_asked(talk, LINES)
-    reply(talk, BETTER)
+    reply(talk, f"/better {BETTER}")
     reply(talk, "/learn")
     talk.finish_training()
     one = reply(talk, "And now?")
@@ -354,7 +386,7 @@ def test_another_thread_need_not_be_undisturbed():
 def test_learning_that_is_stopped_or_fails_leaves_all_as_it_was(tmp_path, monkeypatch):
     talk = fresh(tmp_path / "me", steps=2000)
     until_asked(talk, LINES)
-    reply(talk, BETTER)
+    reply(talk, f"/better {BETTER}")
     before = summary(talk.me.state)
     reply(talk, "/learn")
     assert "a fine-tune is running" in reply(talk, "/learn")
@@ -373,7 +405,7 @@ def test_a_turn_while_it_learns_sweeps_nothing_away(tmp_path, monkeypatch):
     "The folder of what is being learned survives every turn, and goes where a killed process left it."
     talk, go = fresh(tmp_path / "me"), threading.Event()
     until_asked(talk, LINES)
-    reply(talk, BETTER)
+    reply(talk, f"/better {BETTER}")
     study = background_training.Personalizer.train_adapter
     monkeypatch.setattr(background_training.Personalizer, "train_adapter", lambda *given: (go.wait(), study(*given))[1])
     reply(talk, "/learn")
@@ -565,7 +597,7 @@ def test_forget_leaves_no_byte(tmp_path):
     talk = fresh(tmp_path / "me")
     reply(talk, "My sister Zanzibarquux has a cough.")
     until_asked(talk, LINES)
-    reply(talk, "Ask Zanzibarquux tonight.")
+    reply(talk, "/better Ask Zanzibarquux tonight.")
     reply(talk, "/learn")
     talk.finish_training()
     assert any(b"Zanzibarquux" in content for content in disk(tmp_path / "me").values())
@@ -614,7 +646,7 @@ def test_an_open_question_survives_that_an_adapter_is_forgotten_elsewhere(tmp_pa
     monkeypatch.setattr(replay, "MAX_STORED_TURNS", 1)  # the talk itself holds no word of what is forgotten
     talk = fresh(tmp_path / "me")
     until_asked(talk, LINES)
-    reply(talk, BETTER)
+    reply(talk, f"/better {BETTER}")
     reply(talk, "/learn")
     talk.finish_training()
     until_asked(talk, [f"What about my {thing}?" for thing in "car cat house boat garden piano dinner tax".split()] * 3)

@@ -157,7 +157,7 @@ def test_two_answers_to_one_question(tmp_path):
     with start(tmp_path / "me") as talk:
         say(talk, "My knee hurts.")
         talk.me.open_question(talk.turns[-1]["id"])
-        assert say(talk, BETTER) == ["thank you; stored, and /learn trains on it"]
+        assert say(talk, f"/better {BETTER}") == ["thank you; stored, and /learn trains on it"]
         before = everything(talk)
         with pytest.raises(InputError, match="no question is open"):
             talk.answer(BETTER)

@@ -238,6 +238,18 @@ def test_in_a_talk_the_same_question_is_answered_alone_and_only_there(me):
     assert find(ACHES[2], "My foot hurts after a run.") == {OLD, "In short: stretch."}
 
 
+def test_a_question_that_was_corrected_within_a_talk_is_the_same_if_it_has_four_words(me, tmp_path):
+    with ChatSession(me.model, tmp_path / "chat", **SMALL) as chat:
+        for text, better in ((ACHES[0], OLD), (ACHES[2], "In short: stretch."), ("And tomorrow?", "In short: walk.")):
+            "".join(chat.say(text))
+            chat.correct(chat.turns[-1]["id"], better)
+        "".join(chat.say(ACHES[2]))
+        assert {d.response for d in chat.reply_memories} == {"In short: stretch."}
+        chat.open_conversation()
+        "".join(chat.say("And tomorrow?"))
+        assert {d.response for d in chat.reply_memories} != {"In short: walk."}
+
+
 def test_a_correction_that_is_too_long_for_memory_replaces_nothing(me, monkeypatch):
     foot = "My foot hurts after a run."
     long = correct(me, ACHES[2], "* Rest it.\n" * 60)

@@ -103,13 +103,16 @@ def say_thanks(session, id: str) -> str:
 
 
 def take_feedback(session, kind: str, text: str) -> str:
-    "Record a reaction to the newest reply, or to the reply number N, counted from the newest, in a text `#N …`."
+    "Record a reaction to the reply that a question is about, else to the newest; in a text `#N …` to the N-th newest."
     number, _, rest = text.partition(" ") if text.startswith("#") else ("#1", "", text)
     turns = session.turns
-    if not (number[1:].isdecimal() and 1 <= int(number[1:]) <= len(turns)):
+    if session.question is not None and rest == text:
+        id = session.question.dialogue.id
+    elif number[1:].isdecimal() and 1 <= int(number[1:]) <= len(turns):
+        id = turns[-int(number[1:])]["id"]
+    else:
         what = f"{number[:20]} is no reply" if turns else "there is no reply yet"
         raise InputError(what, f"use #1 (the newest) to #{len(turns)}" if turns else "write something first")
-    id = turns[-int(number[1:])]["id"]
     session.feedback(kind, id, rest.strip())
     return DISLIKE_MESSAGE if kind == "thumb_down" else say_thanks(session, id)
 
@@ -165,29 +168,34 @@ def handle_line(
     line: str,  # as the user wrote it
     shows_drafts: bool = False,  # as for `ChatSession.say`
 ):  # a generator of pieces of text
-    "Yield the reply to a line, or the output of a command; answer the open question, with an empty line for yes."
+    "Yield the reply to a line, or the output of a command; an empty line approves the reply that a question is about."
     if line.strip().startswith("/"):
         yield from run_chat_command(session, line)
     elif session.choice is not None and line.strip() in ("1", "2"):
         id = session.choice[0]["id"]
         session.choose(int(line))
         yield say_thanks(session, id)
-    elif session.question is not None:
+    elif session.question is not None and not line.strip():
         id = session.question.dialogue.id
-        session.answer(line)
+        session.answer()
         yield say_thanks(session, id)
     else:
         yield from session.say(line, shows_drafts=shows_drafts)
 
 # %% ../../nbs/8_app/04_chat.ipynb #eed3dfe0
 WELCOME_HINT = "write, and press Enter; /help lists the commands, Ctrl-D or /quit leaves"
-ANSWER_PROMPT = "  (Enter: the reply is fine; or write a better one; /skip: no answer) "
+ANSWER_PROMPT = "  (Enter: the reply is fine; /better TEXT: what you would have liked; /skip; or your next message) "
 
 
-def read_line(prompt: str = "> "):  # a line, or None at the end, and where there is no stdin
-    "Read one line from the user, with the prompt on stderr."
-    print(prompt, end="", file=sys.stderr, flush=True)
-    return sys.stdin and sys.stdin.readline() or None
+def read_line(prompt: str = "> ", is_late: bool = False):  # a line, or None at the end, and where there is no stdin
+    "Read one line from the user, with the prompt on stderr; if late, after the line, and none at the end."
+    show = lambda: print(prompt, end="", file=sys.stderr, flush=True)
+    if not is_late:
+        show()
+    line = sys.stdin and sys.stdin.readline() or None
+    if is_late and line:
+        show()
+    return line
 
 
 REWRITTEN_NOTE = "this does not fit your corrections; written again:"
@@ -238,8 +246,10 @@ def run_conversation(session, as_json: bool = False) -> None:
     while True:
         for line in pop_notes(session):
             print_note(line)
+        prompt = f"{QUESTION_TEXT}\n{ANSWER_PROMPT}" if session.question else "> "
+        is_late = bool(session.question and sys.stdin and not sys.stdin.isatty())  # a pipe may have no more lines
         try:
-            line = read_line(f"{QUESTION_TEXT}\n{ANSWER_PROMPT}" if session.question else "> ")
+            line = read_line(prompt, is_late)
         except KeyboardInterrupt:
             print(file=sys.stderr)
             return

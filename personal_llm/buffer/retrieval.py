@@ -249,11 +249,15 @@ def retrieve(
     return fit_memories(ranked, count, max_tokens, count_tokens, is_repeated=takes_corrected)
 
 # %% ../../nbs/2_buffer/10_retrieval.ipynb #retsame2
+_MIN_CLEAR_WORDS = 4  # of a prompt that is clear without the talk before it
+
+
 def find_same_question(memories: list, prompt: str):  # a `Dialogue`, or None
-    "Return the newest correction of a reply to this very prompt, of those that have no talk before them."
+    "Return the newest correction of a reply to this very prompt; a short prompt is not the same within another talk."
     normalize = lambda text: " ".join(text.casefold().split()).rstrip(" .?!") or text
+    is_clear = len(get_words(prompt)) >= _MIN_CLEAR_WORDS
     is_first = lambda d: all(role == "system" for role, _ in d.history)
-    corrected = [d for d in memories if d.origin == "annotated" and d.response and is_first(d)]
+    corrected = [d for d in memories if d.origin == "annotated" and d.response and (is_clear or is_first(d))]
     same = [d for d in corrected if normalize(d.prompt) == normalize(prompt)]
     return max(reversed(same), key=lambda d: d.time, default=None)
 
