@@ -7865,6 +7865,10 @@ d = {
                 "experiments/self_check.html#measure_helps",
                 "personal_llm/experiments/self_check.py",
             ),
+            "personal_llm.experiments.self_check.measure_replies": (
+                "experiments/self_check.html#measure_replies",
+                "personal_llm/experiments/self_check.py",
+            ),
             "personal_llm.experiments.self_check.moved": (
                 "experiments/self_check.html#moved",
                 "personal_llm/experiments/self_check.py",
@@ -7879,10 +7883,6 @@ d = {
             ),
             "personal_llm.experiments.self_check.time_check": (
                 "experiments/self_check.html#time_check",
-                "personal_llm/experiments/self_check.py",
-            ),
-            "personal_llm.experiments.self_check.write_people_table": (
-                "experiments/self_check.html#write_people_table",
                 "personal_llm/experiments/self_check.py",
             ),
         },
