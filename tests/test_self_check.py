@@ -1,4 +1,4 @@
-"""A reply that does not fit the corrections is written again: when, with what, and what a person, a program and the memory see."""
+"A reply that does not fit the corrections is written again: when, how, and what a person and a program see."
 
 from dataclasses import replace
 

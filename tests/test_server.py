@@ -32,6 +32,7 @@ from personal_llm.base.files import ASSETS
 from personal_llm.buffer.buffer import Buffer
 from personal_llm.buffer.policies import get_policy
 from personal_llm.buffer.active import ActivePolicy
+from personal_llm.device import conversation
 from personal_llm.device.conversation import ChatSession
 from personal_llm.device.replay import read_state
 from personal_llm.tuning.config import TuningConfig
@@ -88,6 +89,17 @@ def until(holds, seconds=60):
 
 def messages(*texts):
     return [dict(role=("user", "assistant")[place % 2], content=text) for place, text in enumerate(texts)]
+
+
+def test_a_checked_reply_comes_as_drafts_to_the_page_and_whole_to_a_program(served, monkeypatch):
+    monkeypatch.setattr(ChatSession, "find_check", lambda self, question, *given: (question, [], 1.0))
+    monkeypatch.setattr(conversation, "improve_reply", lambda model, text, *given: BETTER)
+    *drafts, piece, summary = events(ask(served, "POST", "/personal/chat", dict(text="My knee hurts."))[1])
+    assert drafts and all(list(event) == ["draft"] for event in drafts) and piece == dict(piece=BETTER)
+    body = dict(model="personal", messages=messages("My knee hurts."), stream=True)
+    answer = events(ask(served, "POST", "/v1/chat/completions", body)[1])
+    texts = [choice["delta"].get("content") for event in answer for choice in event["choices"]]
+    assert [text for text in texts if text] == [BETTER]
 
 
 # other programs

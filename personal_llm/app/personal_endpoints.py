@@ -75,8 +75,8 @@ def say_line(
     conversation: Text = None,  # its key, or NEW_CONVERSATION; None: the one that goes on
     replaces: Text = None,  # id of the last turn, which goes
 ):
-    """Reply to a line, in events with a `piece` each; the last event is a summary of the turn. Before a reply that we
-    check, events with a `draft` each show what the model writes; one `piece` with all of the reply takes their place."""
+    """Reply to a line, in events with a `piece` each; the last event is a summary of the turn. If we check the reply,
+    events with a `draft` each show what the model writes; one `piece` with all of the reply takes their place."""
     open_conversation(session, conversation)
     if replaces is not None:
         if replaces != (session.turns[-1]["id"] if session.turns else ""):
