@@ -198,7 +198,7 @@ def read_line(prompt: str = "> ", is_late: bool = False):  # a line, or None at 
     return line
 
 
-REWRITTEN_NOTE = "this does not fit your corrections; written again:"
+REWRITTEN_NOTE = "this fits your corrections better:"
 
 
 def print_pieces(pieces) -> None:
