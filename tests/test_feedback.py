@@ -158,7 +158,7 @@ def test_two_answers_to_one_question(tmp_path):
     with start(tmp_path / "me") as talk:
         say(talk, "My knee hurts.")
         talk.me.open_question(talk.turns[-1]["id"])
-        assert say(talk, f"/better {BETTER}") == ["thank you; stored, and /learn trains on it"]
+        assert say(talk, f"/better {BETTER}") == ["thank you; noted, and /learn trains on it"]
         before = everything(talk)
         with pytest.raises(InputError, match="no question is open"):
             talk.answer(BETTER)
@@ -253,7 +253,7 @@ def test_a_choice_keeps_the_chosen_reply_and_the_pair(number, tmp_path):
         (shown,) = say(talk, "/choose")
         second = talk.choice[1]
         assert shown == f"1: {first}\n2: {second}\nwrite 1 or 2: which one is better?"
-        assert say(talk, number) == ["thank you; stored, and /learn trains on it"] and talk.choice is None
+        assert say(talk, number) == ["thank you; noted, and /learn trains on it"] and talk.choice is None
         chosen, rejected = (first, second) if number == "1" else (second, first)
         (row,) = talk.me.feedback_rows
         assert (row["kind"], row["text"], row["rejected"]) == ("choice", chosen, rejected)
