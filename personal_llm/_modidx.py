@@ -102,6 +102,10 @@ d = {
                 "personal_llm/app/chat.py",
             ),
             "personal_llm.app.chat.chat_command": ("8_app/chat.html#chat_command", "personal_llm/app/chat.py"),
+            "personal_llm.app.chat.check_chat_folder": (
+                "8_app/chat.html#check_chat_folder",
+                "personal_llm/app/chat.py",
+            ),
             "personal_llm.app.chat.check_command": ("8_app/chat.html#check_command", "personal_llm/app/chat.py"),
             "personal_llm.app.chat.check_reply": ("8_app/chat.html#check_reply", "personal_llm/app/chat.py"),
             "personal_llm.app.chat.close_conversation": (

@@ -263,6 +263,8 @@ def test_a_message_while_a_question_is_open_is_no_answer(tmp_path):
         talk.skip()
         talk.me.open_question(talk.turns[-2]["id"])
         assert talk.question.dialogue.prompt == asked
+        assert "0 answered, 1 open, at most 3 more" in reply(talk, "/status")
+        assert "[#N]   " in reply(talk, "/help")
         assert "thank you" in reply(talk, f"/better {BETTER}")
         assert talk.question is None and talk.me.cost.requests == 1
         assert [row["dialogue_id"] for row in talk.me.feedback_rows] == [talk.turns[-2]["id"]]
@@ -534,11 +536,11 @@ def test_thanks_say_what_is_trained_on(tmp_path):
     with ChatSession(shared("llama"), tmp_path / "me", buffer=Buffer(16), **QUICK) as talk:
         reply(talk, LINES[0])
         assert reply(talk, "/down") == DISLIKE_MESSAGE and "/better TEXT" in DISLIKE_MESSAGE
-        assert reply(talk, "/up") == "thank you; stored, and /learn trains on it"
+        assert reply(talk, "/up") == "thank you; noted, and /learn trains on it"
         assert [d.origin for d in talk.me.select_trainable()] == ["approved"]
         turn = talk.turns[-1]["id"]
         talk.me.buffer.clear()
-        assert say_thanks(talk, turn) == "thank you; stored, but the buffer did not keep this turn"
+        assert say_thanks(talk, turn) == "thank you; noted, but the buffer did not keep this turn"
 
 
 def test_a_stopped_training_names_the_command_that_starts_it_again(tmp_path):

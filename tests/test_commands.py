@@ -6,12 +6,14 @@ import json
 import shutil
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from personal_llm import Buffer, Dialogue, Personalizer, TuningConfig, personalize, read_dialogues
 from personal_llm.app import personalize as module
 from personal_llm.app.arguments import ModelOptions
+from personal_llm.base.core import InputError
 from personal_llm.base.files import COMMITTED_RESULTS, write_entry
 from personal_llm.base import decoding, models
 from personal_llm.base.adapters import CONFIG_FILE, WEIGHTS_FILE
@@ -19,7 +21,8 @@ from personal_llm.base.files import OwnedFolder, delete_path, write_json
 from personal_llm.base.ledger import get_ledger_file, record_egress
 from personal_llm.base.lineage import read_training_ids
 from personal_llm.device.memory import remove_adapter
-from personal_llm.device.replay import read_state
+from personal_llm.device.replay import TrainingRound, read_state
+from personal_llm.tuning.evaluation import Evaluation
 from tiny import shared, tiny
 from typed import fails, found, invoke, rows, snapshot, write
 
@@ -39,6 +42,10 @@ def world(tmp_path_factory, quick):
     write(folder / "few.jsonl", rows(12))
     personalize(folder / "few.jsonl", folder / "mine", capacity=8, synthetic=0, steps=1, progress=False)
     return folder
+
+
+def fail_to_load():
+    raise InputError("no model", "install one")
 
 
 def test_evaluate_says_when_it_tests_on_what_was_learned(world, capsys):
@@ -98,11 +105,24 @@ def test_another_models_adapter_is_refused(world, capsys):
 
 def test_chat_with_an_adapter_answers_and_keeps_nothing(world, capsys, monkeypatch):
     before = snapshot(world / "mine")
-    monkeypatch.setattr(sys, "stdin", io.StringIO("one\n/status\n\x1b[31mtwo\n"))
+    monkeypatch.setattr(sys, "stdin", io.StringIO("one\n/up\n/status\n\x1b[31mtwo\n"))
     code, out, err = invoke(capsys, "chat", "--quiet", "--adapter", world / "mine")
+    assert "thank you" in out and "stored" not in out
     assert code == 0 and "1/32 dialogues" in out and "\x1b" not in out and snapshot(world / "mine") == before
     fails(capsys, "chat", "--adapter", world / "mine", "--out", world / "mine")
     fails(capsys, "chat", "--out", world / "mine")
+
+
+@pytest.mark.parametrize("command", ["chat", "serve"])
+def test_a_folder_that_cannot_be_made_is_refused_before_the_model_loads(command, tmp_path, capsys, monkeypatch):
+    if command == "serve":
+        pytest.importorskip("uvicorn")
+    (tmp_path / "file").touch()
+    loads = []
+    monkeypatch.setattr(ModelOptions, "load", lambda self: loads.append(self) or fail_to_load())
+    assert "cannot be made" in fails(capsys, command, "--out", tmp_path / "file" / "x", "--quiet") and not loads
+    assert "no model" in fails(capsys, command, "--out", tmp_path / "new" / "x", "--quiet")
+    assert len(loads) == 1 and [path.name for path in tmp_path.iterdir()] == ["file"], "no new folder is left"
 
 
 def test_chat_prints_json_lines_when_asked(world, capsys, monkeypatch):
@@ -111,6 +131,14 @@ def test_chat_prints_json_lines_when_asked(world, capsys, monkeypatch):
     turns = [json.loads(line) for line in out.splitlines()]
     assert code == 0 and [turn["line"] for turn in turns] == ["one", "/status"]
     assert turns[0]["output"] and "1/32 dialogues" in turns[1]["output"]
+
+
+def test_one_dialogue_is_counted_in_the_singular():
+    with pytest.raises(InputError, match="^1 dialogue, too few"):
+        module.check_dialogue_count(module.PersonalizeSettings(), None, [Dialogue("a", "b")])
+    assert str(Evaluation([], dict(n=1))) == "evaluation: 1 dialogue"
+    losses = dict(num_validation_dialogues=1, kept=2, synthetic=0, cut=0, start_loss=2.0, best_loss=1.0, steps=3)
+    assert "(on 1 validation dialogue)" in TrainingRound.__str__(SimpleNamespace(**losses))
 
 
 def test_chat_without_an_input_ends(capsys, monkeypatch):

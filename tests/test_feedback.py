@@ -3,6 +3,7 @@
 import itertools
 import json
 from contextlib import nullcontext
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given, settings
@@ -157,7 +158,7 @@ def test_two_answers_to_one_question(tmp_path):
     with start(tmp_path / "me") as talk:
         say(talk, "My knee hurts.")
         talk.me.open_question(talk.turns[-1]["id"])
-        assert say(talk, f"/better {BETTER}") == ["thank you; stored, and /learn trains on it"]
+        assert say(talk, f"/better {BETTER}") == ["thank you; noted, and /learn trains on it"]
         before = everything(talk)
         with pytest.raises(InputError, match="no question is open"):
             talk.answer(BETTER)
@@ -219,6 +220,31 @@ def test_a_broken_off_retry_changes_nothing(tmp_path):
         assert everything(talk) == before
 
 
+@pytest.mark.parametrize("command", ["/choose", "/retry"])
+@pytest.mark.parametrize("num_same", range(5))
+def test_no_user_sees_two_equal_replies(command, num_same, tmp_path, monkeypatch):
+    "Up to three more draws, with other seeds; then an error alone."
+    with start(tmp_path / "me", "fifo") as talk:
+        say(talk, "My knee hurts.")
+        first, seeds = talk.turns[-1]["response"], []
+        other = first.rpartition(" ")[0] + " indeed, and more."
+
+        def stream(session, shown, options, adapter):
+            seeds.append(options.seed)
+            text = first if len(seeds) <= num_same else other
+            session.reply = SimpleNamespace(text=text)
+            yield from (text[i : i + 3] for i in range(0, len(text), 3))
+
+        monkeypatch.setattr(ChatSession, "stream_reply", stream)
+        (shown,) = say(talk, command)
+        assert len({*seeds}) == len(seeds) == min(num_same + 1, 4)
+        if num_same == 4:
+            assert shown == "the model gave the same reply again; write your wish in other words"
+            assert talk.choice is None and talk.turns[-1]["response"] == first and talk.me.feedback_rows == []
+        else:
+            assert shown == (f"1: {first}\n2: {other}\nwrite 1 or 2: which one is better?", other)[command == "/retry"]
+
+
 @pytest.mark.parametrize("number", ["1", "2"])
 def test_a_choice_keeps_the_chosen_reply_and_the_pair(number, tmp_path):
     with start(tmp_path / "me", "fifo") as talk:
@@ -227,7 +253,7 @@ def test_a_choice_keeps_the_chosen_reply_and_the_pair(number, tmp_path):
         (shown,) = say(talk, "/choose")
         second = talk.choice[1]
         assert shown == f"1: {first}\n2: {second}\nwrite 1 or 2: which one is better?"
-        assert say(talk, number) == ["thank you; stored, and /learn trains on it"] and talk.choice is None
+        assert say(talk, number) == ["thank you; noted, and /learn trains on it"] and talk.choice is None
         chosen, rejected = (first, second) if number == "1" else (second, first)
         (row,) = talk.me.feedback_rows
         assert (row["kind"], row["text"], row["rejected"]) == ("choice", chosen, rejected)

@@ -166,6 +166,7 @@ def test_results_for_people(world, tmp_path, capsys):
     code, out, err = invoke(capsys, "personalize", "--data", world / "few.jsonl", "--out", tmp_path / "x", *QUICK)
     assert code == 0 and "kept       8 of 12 (active, 8 bins)" in out and "no before and after" in out
     assert "training loss" in out or "validation loss on" in out
+    assert out.endswith(f"personal-llm chat --adapter {tmp_path / 'x'} --model pocket tries the result\n")
     code, out, err = invoke(capsys, "personalize", "--data", world / "chats.jsonl", "--out", tmp_path / "y", *QUICK)
     assert "response loss (nats a token)" in out and "repetition penalty 1.3" in out
 

@@ -13,6 +13,7 @@ import time
 from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass, replace
 from math import isfinite
+from pathlib import Path
 from typing import Annotated, Literal
 
 from typer import Option
@@ -24,6 +25,7 @@ from .personalize import make_session_settings, make_tuning_config, open_adapter
 from ..base.adapters import check_adapter
 from ..base.check import check_model
 from ..base.core import InputError, check, import_extra
+from ..base.files import make_folder
 from ..base.loading import resolve_model
 from ..base.text import count_nouns, escape_controls, get_words
 from ..device.conversation import QUESTION_TEXT, ChatSession, Draft, check_session_folder
@@ -49,11 +51,12 @@ def explain_last_decision(session) -> str:
 def format_chat_status(session) -> str:
     "Return the state of a chat in numbers, without any of its text."
     status, answers = session.me.status(), count_answers(session.me.buffer.dialogues)
-    left, training = max(0, session.me.questions_left()), session.background_training
+    num_open, training = int(session.question is not None), session.background_training
+    left = max(0, session.me.questions_left() - num_open)
     pairs = dict(
         kept=f"{count_nouns(status['bins'], 'dialogue')} of {status['seen']} ({status['policy']})",
         answers=f"{answers['corrected']} corrected, {answers['called_fine']} approved, in the buffer",
-        questions=f"{status['requests']} asked, at most {left} more before the next training",
+        questions=f"{status['requests']} answered{', 1 open' * num_open}, at most {left} more before the next training",
         trained=count_nouns(status["finetunes"], "time") + f"; last: {status['last']}" * bool(status["last"]),
         benefit=status["benefit"],
         training="" if training is None or training.is_done() else "in progress",
@@ -93,13 +96,13 @@ def skip_question(session) -> str:
     return "left without an answer"
 
 # %% ../../nbs/8_app/04_chat.ipynb #2303221c
-DISLIKE_MESSAGE = "thank you; stored. /better TEXT gives the reply that you wanted, and /learn trains on that"
+DISLIKE_MESSAGE = "thank you; noted. /better TEXT gives the reply that you wanted, and /learn trains on that"
 
 
 def say_thanks(session, id: str) -> str:
     "Return whether the next training learns from an answered turn."
     is_kept = session.me.is_kept(id)
-    return f"thank you; stored, {'and /learn trains on it' if is_kept else 'but the buffer did not keep this turn'}"
+    return f"thank you; noted, {'and /learn trains on it' if is_kept else 'but the buffer did not keep this turn'}"
 
 
 def take_feedback(session, kind: str, text: str) -> str:
@@ -149,7 +152,7 @@ def run_chat_command(session, line: str):  # a generator of pieces of the output
     function, argument, _ = CHAT_COMMANDS.get(name, (None, "", ""))
     if name == "/help":
         rows = {f"{name} {argument}".strip(): text for name, (_, argument, text) in CHAT_COMMANDS.items()}
-        rows |= {"/help": "this list", "/quit": "leave"}
+        rows |= {"/help": "this list", "/quit": "leave", "[#N]": "which reply: #2 is the one before the newest"}
         yield "\n".join(f"{call:<19}{text}" for call, text in rows.items())
     elif function is None:
         yield f"{name[:40]} is no command; /help lists them"
@@ -309,6 +312,16 @@ class ReplyingModelOptions(ModelOptions):
         return model
 
 
+def check_chat_folder(folder) -> None:
+    "Raise `InputError` for a folder that cannot store a chat, before the model takes its seconds; leave no new one."
+    check_session_folder(folder)
+    missing = [place for place in (Path(folder), *Path(folder).parents) if not place.exists()]
+    make_folder(folder)
+    with suppress(OSError):  # another session may just have begun there
+        for place in missing:
+            place.rmdir()
+
+
 @command("chat", "--out me", "--out me --max-questions 10", "--adapter mine", "--out me < lines.txt")
 def chat_command(
     model: ReplyingModelOptions,
@@ -325,7 +338,7 @@ def chat_command(
     tried = open_adapter(adapter) if adapter else None
     with ExitStack() as exit_stack:
         folder = out or exit_stack.enter_context(tempfile.TemporaryDirectory(prefix="chat-"))
-        check_session_folder(folder)
+        check_chat_folder(folder)
         loaded = model.load()
         options = make_session_settings(loaded, PersonalizeSettings(**vars(settings)))
         session = ChatSession(loaded, folder, reads_turns=read_turns, **options)

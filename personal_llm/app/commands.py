@@ -134,7 +134,8 @@ def personalize_command(
         ask_when=None if ask_when == AUTO else ask_when,
         **vars(settings),
     )
-    lines = format_personalization(result)
+    named = f" --model {shlex.quote(model.model)}" if model.model else ""
+    lines = [*format_personalization(result), f"personal-llm chat --adapter {shlex.quote(out)}{named} tries the result"]
     return CommandResult({name: value for name, value in result.items() if name != "examples"}, lines)
 
 # %% ../../nbs/8_app/05_commands.ipynb #2bdf5b21

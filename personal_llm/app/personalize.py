@@ -127,7 +127,7 @@ def check_dialogue_count(settings: PersonalizeSettings, start, dialogues: list) 
     "Raise `InputError` where there are too few dialogues for training or for choosing a start."
     if len(dialogues) < MIN_TRAINING_DIALOGUES:
         remedy = f"give at least {MIN_TRAINING_DIALOGUES}"
-        raise InputError(f"{len(dialogues)} dialogues, too few to learn from", remedy)
+        raise InputError(f"{count_nouns(len(dialogues), 'dialogue')}, too few to learn from", remedy)
     count = min(settings.capacity, settings.finetune_every or settings.capacity)
     if hasattr(start, "space") and count < MIN_TRAINING_DIALOGUES:
         problem = f"start {settings.start}: a choice from a library needs {MIN_TRAINING_DIALOGUES} kept dialogues"

@@ -20,14 +20,14 @@ from typing import Annotated
 from typer import Option
 
 from .arguments import choose_folder, command, pick_settings, print_note
-from .chat import CHAT_OUT_HELP, ReplyingModelOptions
+from .chat import CHAT_OUT_HELP, ReplyingModelOptions, check_chat_folder
 from .conversation_worker import ANSWERS_FOR_LEARNING, ConversationWorker
 from .personalize import QUESTION_FIELDS, TUNING_FIELDS, PersonalizeSettings
 from .personalize import make_session_settings, resolve_start
 from .server_guard import Guard, Refusal, ServerLimits, check_token, is_loopback
 from ..base.core import InputError, import_extra
 from ..base.files import ASSETS, get_user_folder, write_atomically
-from ..device.conversation import ChatSession, check_session_folder
+from ..device.conversation import ChatSession
 
 # %% ../../nbs/8_app/11_server.ipynb #e2a48869
 def import_server_packages():  # the module `uvicorn`
@@ -196,7 +196,7 @@ def serve_command(
     check_token(token, host)
     if token and new_token:
         raise InputError(f"--new-token: the token stands in {TOKEN_VARIABLE}", "change it there, or unset the variable")
-    check_session_folder(out)
+    check_chat_folder(out)
     with open_socket(host, port) as bound:
         share_arena()
         if not quiet:

@@ -11,7 +11,7 @@ import secrets
 import signal
 import threading
 import time
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from zlib import crc32
@@ -78,6 +78,8 @@ QUESTION_TEXT = "Was this reply acceptable, and if not, what would you have like
 
 class ChatSession:
     "A chat in a folder; raises `InputError` if another session uses the folder, or if its base model is another one."
+
+    max_draws = 4  # of another reply to one prompt, until it differs from the first one
 
     def __init__(
         self,
@@ -418,10 +420,21 @@ def generate_again(self: ChatSession, options: ReplyOptions = None):
     options = options or replace(RETRY_OPTIONS, seed=crc32(turn["response"].encode()))
     question = Dialogue(turn["prompt"], "", tuple(self.history())[:-2], time=turn["time"])
     adapter = self.me.choose_adapter(turn["prompt"])
-    yield from self.stream_reply(self.add_talk_memories(question, adapter=adapter), options, adapter)
-    if self.reply.text.split() in ([], turn["response"].split()):
-        raise InputError("the model gave the same reply again", "write your wish in other words")
-    return turn, self.reply.text
+    shown, first = self.add_talk_memories(question, adapter=adapter), turn["response"].split()
+    for number in range(self.max_draws):
+        text, num_shown = "", 0
+        draw = replace(options, seed=(options.seed + number) % 2**32)
+        with closing(self.stream_reply(shown, draw, adapter)) as pieces:
+            for piece in pieces:
+                text += piece
+                if num_shown or not " ".join(first).startswith(" ".join(text.split())):
+                    yield text[num_shown:]
+                    num_shown = len(text)
+        if text.split() not in ([], first):
+            if num_shown < len(text):  # it is the beginning of the first reply
+                yield text[num_shown:]
+            return turn, text
+    raise InputError("the model gave the same reply again", "write your wish in other words")
 
 # %% ../../nbs/6_device/07_conversation.ipynb #f6b75afa
 @patch

@@ -69,7 +69,7 @@ class TrainingRound:
 
     def __str__(self):
         count = self.num_validation_dialogues
-        measured_on = f"on {count} validation dialogues" if count else "on the training dialogues"
+        measured_on = f"on {count_nouns(count, 'validation dialogue')}" if count else "on the training dialogues"
         truncated = f", {self.cut} cut for length" if self.cut else ""
         data = f"{self.kept} kept and {self.synthetic} synthetic dialogues{truncated}"
         losses = f"{self.start_loss:.2f} -> {self.best_loss:.2f} nats a token ({measured_on}), {self.steps} steps"

@@ -55,6 +55,8 @@ def make_day(user: SimulatedUser, rows: list, seed: int) -> tuple:  # dialogues:
 class RememberingSession(ChatSession):
     "A session that takes replies of the bare model from a dictionary, and adds new ones to it."
 
+    max_draws = 1  # as on the day of the plan
+
     def __init__(self, model, folder, replies: dict, seed: int = 0):
         ticks = itertools.count(0, 60)
         own = dict(clock=lambda: float(next(ticks)), reads_turns=True, buffer=Buffer(seed=seed), seed=seed)

@@ -16,7 +16,7 @@ import numpy as np
 
 from ..base.core import InputError
 from ..base.models import mean_response_nll
-from ..base.text import compute_rouge1, get_language
+from ..base.text import compute_rouge1, count_nouns, get_language
 
 # %% ../../nbs/3_tuning/08_content.ipynb #26e14938
 LIST_MARK_PATTERN = re.compile(r"(?m)^[ \t]*(?:[-*•]|\d+[.)])(?=\s)")
@@ -120,7 +120,8 @@ def measure_content_preference(
     "Compare each answer with answers to other prompts; raise `InputError` for a single dialogue."
     n = len(dialogues)
     if n < 2:
-        raise InputError(f"{n} dialogues, and each needs the answer to another prompt", "give two or more")
+        problem = f"{count_nouns(n, 'dialogue')}, and each needs the answer to another prompt"
+        raise InputError(problem, "give two or more")
     steps = sorted({1, n - 1})  # each answer meets those of the prompts before and after it
     others = [d.derive(response=dialogues[(i + step) % n].response) for step in steps for i, d in enumerate(dialogues)]
     with model.use_adapter(adapter):

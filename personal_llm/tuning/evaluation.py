@@ -12,7 +12,7 @@ from types import SimpleNamespace
 import numpy as np
 
 from ..base.core import Cost, InputError, check, patch
-from ..base.text import split_rouge_words
+from ..base.text import count_nouns, split_rouge_words
 from .config import MAX_COUNT
 from .content import Frame, compute_content_rouge1, find_frame
 from .content import measure_content_losses, measure_content_preference
@@ -90,7 +90,7 @@ def __str__(self: Evaluation):
     if self.settings:
         limit, penalty = self.settings["max_new_tokens"], self.settings["repetition_penalty"]
         rows.append(("replies", f"{limit}", f"tokens at most, greedy, repetition penalty {penalty}"))
-    head = f"{self.user or 'evaluation'}: {s['n']} dialogues"
+    head = f"{self.user or 'evaluation'}: {count_nouns(s['n'], 'dialogue')}"
     return "\n".join([head] + [f"  {name:<40}{value:>8}  {unit}".rstrip() for name, value, unit in rows])
 
 # %% ../../nbs/3_tuning/09_evaluation.ipynb #e57f4657
