@@ -5847,6 +5847,60 @@ d = {
                 "personal_llm/experiments/facts.py",
             ),
         },
+        "personal_llm.experiments.first_correction": {
+            "personal_llm.experiments.first_correction.acid": (
+                "experiments/first_correction.html#acid",
+                "personal_llm/experiments/first_correction.py",
+            ),
+            "personal_llm.experiments.first_correction.article": (
+                "experiments/first_correction.html#article",
+                "personal_llm/experiments/first_correction.py",
+            ),
+            "personal_llm.experiments.first_correction.list_claims": (
+                "experiments/first_correction.html#list_claims",
+                "personal_llm/experiments/first_correction.py",
+            ),
+            "personal_llm.experiments.first_correction.make_stream": (
+                "experiments/first_correction.html#make_stream",
+                "personal_llm/experiments/first_correction.py",
+            ),
+            "personal_llm.experiments.first_correction.measure": (
+                "experiments/first_correction.html#measure",
+                "personal_llm/experiments/first_correction.py",
+            ),
+            "personal_llm.experiments.first_correction.measure_copies": (
+                "experiments/first_correction.html#measure_copies",
+                "personal_llm/experiments/first_correction.py",
+            ),
+            "personal_llm.experiments.first_correction.platform": (
+                "experiments/first_correction.html#platform",
+                "personal_llm/experiments/first_correction.py",
+            ),
+            "personal_llm.experiments.first_correction.referred": (
+                "experiments/first_correction.html#referred",
+                "personal_llm/experiments/first_correction.py",
+            ),
+            "personal_llm.experiments.first_correction.sized": (
+                "experiments/first_correction.html#sized",
+                "personal_llm/experiments/first_correction.py",
+            ),
+            "personal_llm.experiments.first_correction.telegraphed": (
+                "experiments/first_correction.html#telegraphed",
+                "personal_llm/experiments/first_correction.py",
+            ),
+            "personal_llm.experiments.first_correction.use_earlier_costs": (
+                "experiments/first_correction.html#use_earlier_costs",
+                "personal_llm/experiments/first_correction.py",
+            ),
+            "personal_llm.experiments.first_correction.weighed": (
+                "experiments/first_correction.html#weighed",
+                "personal_llm/experiments/first_correction.py",
+            ),
+            "personal_llm.experiments.first_correction.windy": (
+                "experiments/first_correction.html#windy",
+                "personal_llm/experiments/first_correction.py",
+            ),
+        },
         "personal_llm.experiments.fit": {
             "personal_llm.experiments.fit.PoolLibrary": (
                 "experiments/fit.html#poollibrary",
