@@ -205,7 +205,7 @@ REWRITTEN_NOTE = "this fits your corrections better:"
 
 
 def print_pieces(pieces) -> None:
-    "Print the pieces of an output as they come; a reply that is not as its draft was stands below it."
+    "Print the pieces of an output as they come; print a reply that differs from its draft below it, with a note."
     draft, has_output = "", False
     for piece in pieces:
         is_draft, has_output = isinstance(piece, Draft), has_output or bool(piece)

@@ -253,7 +253,7 @@ _MIN_CLEAR_WORDS = 4  # of a prompt that is clear without the talk before it
 
 
 def find_same_question(memories: list, prompt: str):  # a `Dialogue`, or None
-    "Return the newest correction of a reply to this very prompt; a short prompt is not the same within another talk."
+    "Return the newest correction of a reply to this very prompt; a short prompt must have begun its talk."
     normalize = lambda text: " ".join(text.casefold().split()).rstrip(" .?!") or text
     is_clear = len(get_words(prompt)) >= _MIN_CLEAR_WORDS
     is_first = lambda d: all(role == "system" for role, _ in d.history)

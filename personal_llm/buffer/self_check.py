@@ -19,7 +19,7 @@ FITS_SHARE = 0.8  # of the usual help
 
 
 def compute_usual_help(
-    memories: list,  # dialogues that a reply read
+    memories: list,  # dialogues that a reply read, or would read without its adapter
     known: list,  # `KnownCorrection`s of the wishes of these dialogues
 ):  # nats a token, or None: the reply is not checked
     "Return the mean help of corrections, each measured when it was new."
@@ -33,7 +33,7 @@ def improve_reply(
     model,  # `Model`, without an adapter
     text: str,  # the reply
     question: Dialogue,  # its prompt and history, without memories
-    memories: list,  # dialogues that the reply read, the nearest last
+    memories: list,  # those given to `compute_usual_help`, the nearest last
     usual_help: float,  # nats a token, of `compute_usual_help`
     max_new_tokens: int = None,  # of a reply; the model's own limit by default
 ) -> str:

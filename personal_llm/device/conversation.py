@@ -238,7 +238,7 @@ class Draft(str):
 def find_check(
     self: ChatSession, question: Dialogue, options: ReplyOptions, is_own: bool = True, adapter=None
 ) -> tuple:
-    "Return what `improve_reply` needs after the text; nothing if the reply is not checked."
+    "Return the arguments of `improve_reply` that follow the text; none if the reply is not checked."
     is_greedy = self.model.decoding.complete(options).temperature <= 0 and not options.stop
     if self.reply_fact or not is_greedy:
         return ()
@@ -248,7 +248,7 @@ def find_check(
 
 @patch
 def check_reply(self: ChatSession, check: tuple, options: ReplyOptions, adapter=None) -> None:
-    "Put a better reply into the place of the newest one, if it does not fit your corrections."
+    "Check the newest reply; if it does not fit your corrections, a reply that fits better takes its place."
     with self.model.track_cost() as cost:
         with self.model.use_adapter(None) as model:
             text = improve_reply(model, self.reply.text, *check, options.max_tokens)

@@ -172,7 +172,7 @@ def complete_reading(self: ReplyStream, ids: list, num_prompt_tokens: int) -> No
 # %% ../../nbs/6_device/05_streaming.ipynb #rpltxt02
 @patch
 def replace_text(self: ReplyStream, text: str) -> None:
-    "Take another text for a complete reply, and process it; attach the stream's adapter before."
+    "Replace the text of a complete reply, and process the new one; the stream's adapter must be attached."
     ids, tokenizer = self.ids[: self.reading.prompt_tokens + 1], self.model.tokenizer
     reply_ids = tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
     self.text, self.end_reason = text, "stop"
