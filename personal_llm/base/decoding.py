@@ -368,7 +368,7 @@ def encode_examples(rules: DecodingRules, dialogue) -> list:  # `Example`s; none
     "Return a dialogue's examples, without a short last line or sentence, which may be a sign-off; none for a toy."
     examples, tokenizer = [], rules.tokenizer
     for response in get_examples(dialogue).responses if rules.stops_loops else ():
-        text = response.encode("utf-16", "surrogatepass").decode("utf-16", "replace")  # well-formed
+        text = response.strip().encode("utf-16", "surrogatepass").decode("utf-16", "replace")  # well-formed
         ids = tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
         ends = [0, *(unit.end for unit in read_reply(tokenizer, ids).split_units() if unit.words)]
         is_own_line = len(ends) > 2 and "\n" in tokenizer.decode(ids[ends[-2] - 1 :])

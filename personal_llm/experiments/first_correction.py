@@ -178,7 +178,7 @@ def list_claims() -> list:  # (claim of the plan, what we measured, whether it h
             copies.value <= -COPIES_GAIN and copies.high < 0,
         ),
         (f"after 1: copies, at most {MOST_COPIES}", share, share <= MOST_COPIES),
-        ("after 1: habits in replies that are no copies above as before, interval above 0", own, own.low > 0),
+        ("after 1: replies with the habit that are no copies, above as before, interval above 0", own, own.low > 0),
         ("after 1: content above as before", content, content.value > 0),
         (f"after 3: habits below as before by at most {HABITS_COST}", later, later.value >= -HABITS_COST),
         (
