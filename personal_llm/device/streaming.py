@@ -175,6 +175,7 @@ def replace_text(self: ReplyStream, text: str) -> None:
     "Replace the text of a complete reply, and process the new one; the stream's adapter must be attached."
     ids, tokenizer = self.ids[: self.reading.prompt_tokens + 1], self.model.tokenizer
     reply_ids = tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
-    self.text, self.end_reason = text, "stop"
+    self.text = text
+    self.end_reason = "length" if len(reply_ids) >= self.options.max_tokens else "stop"
     self.rewind(len(ids))
     self.complete_reading([*ids, *reply_ids, tokenizer.eos_token_id], len(ids))

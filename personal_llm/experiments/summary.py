@@ -189,11 +189,13 @@ def list_start_claims() -> list:  # `Claim`s
 
 # %% ../../nbs/experiments/00_summary.ipynb #6fb78140
 def list_person_claims() -> list:  # `Claim`s
-    "Judge what the sixth to the twelfth plan called a success, each by the newest plan that measured it."
-    from personal_llm.experiments import amplification, changes, fresh_people, more_people, other_people
-    from personal_llm.experiments import varying_habits, wishes
+    "Judge what the sixth to the fourteenth plan called a success, each by the newest plan that measured it."
+    from personal_llm.experiments import amplification, changes, first_correction, fresh_people, more_people
+    from personal_llm.experiments import other_people, self_check, varying_habits, wishes
 
     plans = {
+        "58_first_correction": first_correction,
+        "57_self_check": self_check,
         "56_varying_habits": varying_habits,
         "55_changes": changes,
         "54_amplification": amplification,
