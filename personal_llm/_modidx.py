@@ -5856,6 +5856,10 @@ d = {
                 "experiments/first_correction.html#article",
                 "personal_llm/experiments/first_correction.py",
             ),
+            "personal_llm.experiments.first_correction.encode_strictly": (
+                "experiments/first_correction.html#encode_strictly",
+                "personal_llm/experiments/first_correction.py",
+            ),
             "personal_llm.experiments.first_correction.list_claims": (
                 "experiments/first_correction.html#list_claims",
                 "personal_llm/experiments/first_correction.py",
@@ -5888,8 +5892,8 @@ d = {
                 "experiments/first_correction.html#telegraphed",
                 "personal_llm/experiments/first_correction.py",
             ),
-            "personal_llm.experiments.first_correction.use_earlier_costs": (
-                "experiments/first_correction.html#use_earlier_costs",
+            "personal_llm.experiments.first_correction.use_costlier_copies": (
+                "experiments/first_correction.html#use_costlier_copies",
                 "personal_llm/experiments/first_correction.py",
             ),
             "personal_llm.experiments.first_correction.weighed": (

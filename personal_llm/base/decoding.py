@@ -332,8 +332,8 @@ def cost_neighbours(reply: ReplyText):  # a generator of (token, nats)
                 yield reply.tokens[start + done], COPY_COST * ((done + 1) / size) ** 2
 
 # %% ../../nbs/0_base/08_decoding.ipynb #deccpyg5
-EXAMPLE_COST = 4.0  # nats for each token of a run that is not free
-MAX_SIGN_OFF_TOKENS, MAX_SHORT_SIGN_OFF_TOKENS = 12, 6  # on a line of its own, and behind a sentence
+EXAMPLE_COST = 1.5  # nats for each token of a run that is not free
+MAX_SIGN_OFF_TOKENS = 12
 
 
 def cost_examples(reply: ReplyText):  # a generator of (token, nats)
@@ -368,12 +368,10 @@ def encode_examples(rules: DecodingRules, dialogue) -> list:  # `Example`s; none
     "Return a dialogue's examples, without a short last line or sentence, which may be a sign-off; none for a toy."
     examples, tokenizer = [], rules.tokenizer
     for response in get_examples(dialogue).responses if rules.stops_loops else ():
-        text = response.strip().encode("utf-16", "surrogatepass").decode("utf-16", "replace")  # well-formed
+        text = response.encode("utf-16", "surrogatepass").decode("utf-16", "replace")  # well-formed
         ids = tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
         ends = [0, *(unit.end for unit in read_reply(tokenizer, ids).split_units() if unit.words)]
-        is_own_line = len(ends) > 2 and "\n" in tokenizer.decode(ids[ends[-2] - 1 :])
-        most = MAX_SIGN_OFF_TOKENS if is_own_line else MAX_SHORT_SIGN_OFF_TOKENS
-        has_sign_off = len(ends) > 2 and ends[-1] - ends[-2] <= most
+        has_sign_off = len(ends) > 2 and ends[-1] - ends[-2] <= MAX_SIGN_OFF_TOKENS
         examples.append(Example(ids[: ends[-2]] if has_sign_off else ids))
     return examples
 

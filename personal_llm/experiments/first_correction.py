@@ -5,17 +5,18 @@
 # %% auto #0
 __all__ = ['WEIGHTS', 'SIZES', 'WINDS', 'WITH_SUBJECT', 'PEOPLE', 'SEED', 'BEFORE', 'COPY', 'CONDITIONS', 'GRIDS',
            'FOURTEENTH', 'FIRST_BAR', 'COPIES_GAIN', 'MOST_COPIES', 'HABITS_COST', 'CONTENT_COST', 'telegraphed',
-           'acid', 'weighed', 'platform', 'article', 'windy', 'sized', 'referred', 'make_stream', 'use_earlier_costs',
-           'measure_copies', 'measure', 'list_claims']
+           'acid', 'weighed', 'platform', 'article', 'windy', 'sized', 'referred', 'make_stream', 'encode_strictly',
+           'use_costlier_copies', 'measure_copies', 'measure', 'list_claims']
 
 # %% ../../nbs/experiments/58_first_correction.ipynb #fst00003
 import re
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from unittest import mock
 
 import numpy as np
 
-from ..base import decoding
+from ..base import decoding, models
+from ..base.decoding import Example, get_examples, read_reply
 from ..base.text import compute_rouge1
 from ..data.people import Habit, opener
 from .changes import reply_to
@@ -112,12 +113,24 @@ def make_stream(name: str):  # `UserData`
 BEFORE, COPY = ", as before", 0.6
 
 
+def encode_strictly(rules, dialogue) -> list:  # `Example`s, as of `encode_examples`
+    "Encode examples; leave a last line of at most twelve tokens free, and a last sentence of at most six."
+    examples, tokenizer = [], rules.tokenizer
+    for response in get_examples(dialogue).responses:
+        ids = tokenizer(response.strip(), add_special_tokens=False, split_special_tokens=True)["input_ids"]
+        ends = [0, *(unit.end for unit in read_reply(tokenizer, ids).split_units() if unit.words)]
+        is_own_line = len(ends) > 2 and "\n" in tokenizer.decode(ids[ends[-2] - 1 :])
+        has_sign_off = len(ends) > 2 and ends[-1] - ends[-2] <= (12 if is_own_line else 6)
+        examples.append(Example(ids[: ends[-2]] if has_sign_off else ids))
+    return examples
+
+
 @contextmanager
-def use_earlier_costs():
-    "Leave each last sentence of at most twelve tokens free, and let a further token of a copy cost 1.5 nats."
+def use_costlier_copies():
+    "Let a further token of a copy cost 4 nats, and encode examples strictly."
     with ExitStack() as stack:
-        for name, value in (("EXAMPLE_COST", 1.5), ("MAX_SHORT_SIGN_OFF_TOKENS", 12)):
-            stack.enter_context(mock.patch.object(decoding, name, value))
+        stack.enter_context(mock.patch.object(decoding, "EXAMPLE_COST", 4.0))
+        stack.enter_context(mock.patch.object(models, "encode_examples", encode_strictly))
         yield
 
 
@@ -143,10 +156,7 @@ def measure(jobs: list):  # yields a dict of results a job
     for job in jobs:
         count = job["count"]
         me = known[count] = known.get(count) or take_own_answers(model, user, candidates, count, SEED)
-        if job["method"].endswith(BEFORE):
-            with use_earlier_costs():
-                yield measure_copies(me, user, tests)
-        else:
+        with nullcontext() if job["method"].endswith(BEFORE) else use_costlier_copies():
             yield measure_copies(me, user, tests)
 
 
