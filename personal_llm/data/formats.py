@@ -111,7 +111,7 @@ def detect_format(record: dict, name: str = None) -> str:  # a key of `FORMATS`
             return candidate
     found = "found fields " + (", ".join(map(format_value, list(record)[:8])) or "none")
     if name is None:
-        raise InputError(found, "use prompt and response, or messages, or add the format with register_format")
+        raise InputError(found, "use prompt and response, or messages; --format ? lists the formats")
     wanted = " or ".join(" and ".join(fields) for fields in FORMATS[name].required_fields)
     raise InputError(f"{found}, format {name} needs {wanted}", "rename them or name another format")
 
