@@ -5,8 +5,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from personal_llm.app.chat import run_turn, take_feedback
 from personal_llm.app.chat_completions import CompletionRequest, generate
-from personal_llm.base.core import Dialogue
+from personal_llm.base.core import Dialogue, InputError
 from personal_llm.base.models import load_model
 from personal_llm.buffer import retrieval, self_check, wishes
 from personal_llm.buffer.buffer import Buffer
@@ -158,7 +159,7 @@ def chat(reading_pocket, tmp_path):
 
 
 def test_a_talk_holds_a_reply_back_until_it_is_checked(chat, checks):
-    assert list(chat.say(NEXT)) == [BETTER]
+    assert [piece for piece in chat.say(NEXT) if piece] == [BETTER]
     assert chat.turns[-1]["response"] == chat.reply.text == BETTER and chat.reply.reading is not None
     kept = chat.me.state.get_candidate(chat.turns[-1]["id"])
     alone = chat.me.score([kept.dialogue])[0]
@@ -205,7 +206,9 @@ def test_a_reply_that_is_stopped_before_its_check_is_not_stored(chat, checks):
 def test_a_program_gets_the_checked_reply_alone(chat, checks):
     messages = [dict(role="user", content=NEXT)]
     *pieces, summary = generate(chat, CompletionRequest(model="personal", messages=messages))
-    assert pieces == [BETTER] and summary["usage"]["completion_tokens"] == chat.reply.reading.tokens - 1
+    assert [piece for piece in pieces if piece] == [BETTER] and summary["usage"][
+        "completion_tokens"
+    ] == chat.reply.reading.tokens - 1
 
 
 def test_the_check_counts_as_a_cost_of_this_user(chat, monkeypatch):
@@ -221,3 +224,77 @@ def test_the_check_counts_as_a_cost_of_this_user(chat, monkeypatch):
     before = chat.me.cost.forward
     "".join(chat.say("My hand hurts after a run."))
     assert with_check > chat.me.cost.forward - before
+
+
+def test_a_rewritten_adapter_reply_has_the_scores_of_the_adapter_and_names_the_corrections(chat, checks, monkeypatch):
+    chat.learn()
+    chat.finish_training()
+    monkeypatch.setattr(type(chat.me), "choose_adapter", lambda self, prompt: self.adapter)
+    monkeypatch.setattr(type(chat.me), "find_learned_roots", lambda self, without_memory=False: set(self.state.wishes))
+    "".join(chat.say(NEXT))
+    assert chat.turns[-1]["response"] == BETTER and chat.describe_memories() == "from 3 of your corrections"
+    kept = chat.me.state.get_candidate(chat.turns[-1]["id"])
+    alone = chat.me.score([kept.dialogue])[0]
+    assert np.isclose(kept.scores.loss, alone.scores.loss, rtol=1e-3) and kept.scores.model == alone.scores.model
+
+
+def test_a_broken_pass_leaves_no_cache_to_the_next_reply(chat, checks, monkeypatch):
+    def broken(self, ids):
+        raise RuntimeError("out of memory")
+
+    with monkeypatch.context() as patch, pytest.raises(RuntimeError):
+        patch.setattr(conversation.ReplyStream, "replace_text", replace_text_with(broken))
+        list(chat.say(NEXT))
+    assert chat.reply.reading is None
+
+
+def replace_text_with(feed_part):
+    "`replace_text` whose forward pass fails."
+    whole = conversation.ReplyStream.replace_text
+
+    def replace_text(self, text):
+        self.feed_part = lambda ids: feed_part(self, ids)
+        whole(self, text)
+
+    return replace_text
+
+
+def test_no_check_by_another_engine_and_none_of_a_fact(chat, checks, monkeypatch):
+    memories = chat.me.retrieve_memories(NEXT)
+    monkeypatch.setattr(chat.model, "engine", object())
+    assert chat.me.find_check(Dialogue(NEXT, ""), memories) == ()
+    monkeypatch.setattr(chat.model, "engine", None)
+    assert chat.me.find_check(Dialogue(NEXT, ""), memories)
+    chat.reply_fact, chat.reply_memories = "My dog is Rex.", memories
+    assert chat.find_check(Dialogue(NEXT, ""), ReplyOptions()) == ()
+
+
+def test_a_program_talks_about_its_own_history(chat, checks):
+    history = [("user", ACHES[0]), ("assistant", "Walk more.")]
+    "".join(chat.say(NEXT, history))
+    assert checks[0][2].history == tuple(history)
+
+
+def test_a_further_reply_loses_a_character_that_the_limit_has_cut(monkeypatch):
+    memories = [Dialogue(text, "x", origin="annotated") for text in ACHES]
+    monkeypatch.setattr(self_check, "compute_help", lambda m, d, earlier: 2.0 if d.response == "b" else 0.1)
+    assert improve_reply(Writer("b \ufffd", "c"), "a", Dialogue("q", ""), memories, 1.0) == "b"
+
+
+def test_a_chat_keeps_the_keys_and_values_of_its_talk(chat, checks, monkeypatch):
+    reused, whole = [], conversation.ReplyStream.reuse_cache
+    note = lambda self, previous, ids: reused.append(previous) or whole(self, previous, ids)
+    monkeypatch.setattr(conversation.ReplyStream, "reuse_cache", note)
+    run_turn(chat, "Tell me a joke.\n")
+    first = chat.reply
+    run_turn(chat, "And another one.\n")
+    assert reused[-1] is first
+
+
+def test_a_correction_may_begin_with_a_number_sign(chat):
+    take_feedback(chat, "better", "# Rest it.")
+    take_feedback(chat, "better", "#2 Rest the other one.")
+    versions = [chat.me.state.get_dialogue(turn["id"]).response for turn in chat.turns[-2:]]
+    assert versions == ["Rest the other one.", "# Rest it."]
+    with pytest.raises(InputError, match="#9 is no reply"):
+        take_feedback(chat, "better", "#9 Rest.")

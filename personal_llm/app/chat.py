@@ -7,6 +7,7 @@ __all__ = ['handle_line']
 
 # %% ../../nbs/8_app/04_chat.ipynb #7963a43c
 import json
+import re
 import sys
 import tempfile
 import time
@@ -107,14 +108,15 @@ def say_thanks(session, id: str) -> str:
 
 def take_feedback(session, kind: str, text: str) -> str:
     "Record a reaction to the reply that a question is about, else to the newest; in a text `#N …` to the N-th newest."
-    number, _, rest = text.partition(" ") if text.startswith("#") else ("#1", "", text)
+    numbered = re.fullmatch(r"#([0-9]{1,6})(\s.*)?", text, re.DOTALL)
+    number, rest = (int(numbered[1]), numbered[2] or "") if numbered else (1, text)
     turns = session.turns
-    if session.question is not None and rest == text:
+    if session.question is not None and not numbered:
         id = session.question.dialogue.id
-    elif number[1:].isdecimal() and 1 <= int(number[1:]) <= len(turns):
-        id = turns[-int(number[1:])]["id"]
+    elif 1 <= number <= len(turns):
+        id = turns[-number]["id"]
     else:
-        what = f"{number[:20]} is no reply" if turns else "there is no reply yet"
+        what = f"#{number} is no reply" if turns else "there is no reply yet"
         raise InputError(what, f"use #1 (the newest) to #{len(turns)}" if turns else "write something first")
     session.feedback(kind, id, rest.strip())
     return DISLIKE_MESSAGE if kind == "thumb_down" else say_thanks(session, id)
@@ -221,7 +223,7 @@ def print_pieces(pieces) -> None:
 
 def run_turn(session, line: str, as_json: bool = False) -> None:
     "Print the reply to a line as it comes, or one JSON object with all of it; Ctrl-C stops it."
-    session.reply, last = None, session.newest_id
+    reply, last = session.reply, session.newest_id
     pieces = handle_line(session, line, shows_drafts=not as_json and sys.stdout.isatty())
     try:
         if as_json:
@@ -232,7 +234,7 @@ def run_turn(session, line: str, as_json: bool = False) -> None:
         pieces.close()
         session.stop_reply()
         print()
-        print_note("stopped" + "; this turn is not kept" * (session.reply is not None and session.newest_id == last))
+        print_note("stopped" + "; this turn is not kept" * (session.reply is not reply and session.newest_id == last))
 
 # %% ../../nbs/8_app/04_chat.ipynb #ch22
 LEARN_AGAIN_MESSAGE = "/learn starts the training again"

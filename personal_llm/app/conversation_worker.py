@@ -113,7 +113,8 @@ async def stream(self: ConversationWorker, make_items):  # an asynchronous gener
         for item in items:
             if stopped.is_set():
                 return items.close()
-            put(item)
+            if item != "":  # of a reply that is held back
+                put(item)
             self.do_reads()
 
     def job():

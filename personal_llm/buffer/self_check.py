@@ -48,5 +48,6 @@ def improve_reply(
         return text
     shown = [add_memories(question, memories, is_amplified=True), add_memories(question, memories[-1:] * 3)]
     others = model.reply([model.add_system_prompt(d) for d in shown], max_new_tokens)
+    others = [other.rstrip("\ufffd").rstrip() for other in others]  # a character that the limit has cut
     fresh = [other for other in others if not any(is_near_duplicate(other, d.response) for d in memories)]
     return max([(help, text), *((measure(other), other) for other in fresh)], key=lambda row: row[0])[1]

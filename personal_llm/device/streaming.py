@@ -174,6 +174,7 @@ def complete_reading(self: ReplyStream, ids: list, num_prompt_tokens: int) -> No
 def replace_text(self: ReplyStream, text: str) -> None:
     "Replace the text of a complete reply, and process the new one; the stream's adapter must be attached."
     ids, tokenizer = self.ids[: self.reading.prompt_tokens + 1], self.model.tokenizer
+    self.reading = None  # so that no later reply takes a cache of a pass that was broken off
     reply_ids = tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
     self.text = text
     self.end_reason = "length" if len(reply_ids) >= self.options.max_tokens else "stop"
