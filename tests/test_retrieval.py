@@ -22,6 +22,7 @@ from personal_llm.buffer.retrieval import (
     compute_bm25,
     estimate_correction_probability,
     estimate_everywhere,
+    find_same_question,
     fit_memories,
     rank_memories,
     retrieve,
@@ -318,6 +319,14 @@ def test_a_text_that_is_not_stored_is_forgotten_too(chat):
     assert any("4711" in text for text in chat.me.embedder.vectors)
     chat.forget("4711")
     assert chat.me.embedder.vectors == {}
+
+
+def test_a_short_prompt_is_the_same_only_where_no_talk_came_before():
+    turn = (("user", "Hello."), ("assistant", "Hi."))
+    cases = ((turn, "And then what?", False), (turn, "And then what happened?", True))
+    for history, text, is_same in (*cases, ((("system", "Be kind."),), "And then?", True)):
+        own = memory(text, history=history)
+        assert (find_same_question([own], text) is own) == is_same
 
 
 def test_forgetting_reaches_the_talk(chat):

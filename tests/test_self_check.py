@@ -269,6 +269,11 @@ def test_no_check_by_another_engine_and_none_of_a_fact(chat, checks, monkeypatch
     assert chat.find_check(Dialogue(NEXT, ""), ReplyOptions()) == ()
 
 
+def test_the_limit_of_a_talk_is_that_of_the_further_replies(chat, checks):
+    "".join(chat.say(NEXT, options=ReplyOptions(max_tokens=5)))
+    assert checks[0][-1] == 5
+
+
 def test_a_program_talks_about_its_own_history(chat, checks):
     history = [("user", ACHES[0]), ("assistant", "Walk more.")]
     "".join(chat.say(NEXT, history))
