@@ -2532,6 +2532,10 @@ d = {
             ),
         },
         "personal_llm.buffer.self_check": {
+            "personal_llm.buffer.self_check.compute_reply_help": (
+                "2_buffer/self_check.html#compute_reply_help",
+                "personal_llm/buffer/self_check.py",
+            ),
             "personal_llm.buffer.self_check.compute_usual_help": (
                 "2_buffer/self_check.html#compute_usual_help",
                 "personal_llm/buffer/self_check.py",
@@ -6045,6 +6049,10 @@ d = {
                 "experiments/fresh_people.html#first_line",
                 "personal_llm/experiments/fresh_people.py",
             ),
+            "personal_llm.experiments.fresh_people.format_claims": (
+                "experiments/fresh_people.html#format_claims",
+                "personal_llm/experiments/fresh_people.py",
+            ),
             "personal_llm.experiments.fresh_people.format_people": (
                 "experiments/fresh_people.html#format_people",
                 "personal_llm/experiments/fresh_people.py",
@@ -7561,6 +7569,10 @@ d = {
                 "experiments/real_people.html#score_person",
                 "personal_llm/experiments/real_people.py",
             ),
+            "personal_llm.experiments.real_people.score_replies": (
+                "experiments/real_people.html#score_replies",
+                "personal_llm/experiments/real_people.py",
+            ),
             "personal_llm.experiments.real_people.semicolons": (
                 "experiments/real_people.html#semicolons",
                 "personal_llm/experiments/real_people.py",
@@ -7893,10 +7905,6 @@ d = {
             ),
             "personal_llm.experiments.self_check.copied": (
                 "experiments/self_check.html#copied",
-                "personal_llm/experiments/self_check.py",
-            ),
-            "personal_llm.experiments.self_check.count_words": (
-                "experiments/self_check.html#count_words",
                 "personal_llm/experiments/self_check.py",
             ),
             "personal_llm.experiments.self_check.degrees": (

@@ -210,13 +210,15 @@ def print_pieces(pieces) -> None:
     "Print the pieces of an output as they come; print a reply that differs from its draft below it, with a note."
     draft, has_output = "", False
     for piece in pieces:
-        is_draft, has_output = isinstance(piece, Draft), has_output or bool(piece)
-        draft += piece if is_draft else ""
-        if draft and not is_draft and piece != draft:
+        has_output = has_output or bool(piece)
+        if isinstance(piece, Draft):
+            draft += piece
+        elif draft and piece == draft:
+            continue
+        elif draft:
             print(flush=True)
             print_note(REWRITTEN_NOTE)
-        if is_draft or piece != draft:
-            print(escape_controls(piece), end="", flush=True)
+        print(escape_controls(piece), end="", flush=True)
     if has_output:
         print(flush=True)
 

@@ -280,8 +280,9 @@ def generate_reply(self: ChatSession, text: str, history, options, is_observed, 
     adapter = self.me.choose_adapter(prompt) if with_adapter else None
     shown = self.add_talk_memories(question, is_own, adapter) if with_adapter else question
     check = self.find_check(question, options, is_own, adapter) if with_adapter else ()
-    for piece in self.stream_reply(shown, options, adapter):
-        yield piece if not check else Draft(piece) if shows_drafts else ""  # so that a caller can stop it
+    with closing(self.stream_reply(shown, options, adapter)) as pieces:
+        for piece in pieces:
+            yield piece if not check else Draft(piece) if shows_drafts else ""  # so that a caller can stop it
     if check:
         self.check_reply(check, options, adapter)
         yield self.reply.text

@@ -24,7 +24,7 @@ from ..buffer.scoring import score
 from ..data.people import Habit, sign_off
 from ..device import personalizer
 from ..device.personalizer import Personalizer
-from .fresh_people import TAUGHT, Study, format_people, judge_plan, write_table
+from .fresh_people import TAUGHT, Study, format_claims, format_people, judge_plan, write_table
 from .other_people import LABELS, PLAN, README_METRICS, measure_plain
 from personal_llm.experiments.real_people import (
     ANATOMY,
@@ -299,9 +299,7 @@ def _judge_changes() -> list:  # (claim, what we measured, whether it holds)
         (f"slept again: new habits at least {SLEPT_BAR}", mean("slept again", "new"), lambda x: x >= SLEPT_BAR)
     )
     lines.append((f"slept again: old habits below {MOST_OLD}", mean("slept again", "old"), lambda x: x < MOST_OLD))
-    return [
-        (told, f"{value:.2f}" if isinstance(value, float) else str(value), holds(value)) for told, value, holds in lines
-    ]
+    return format_claims((told, value, holds(value)) for told, value, holds in lines)
 
 
 def list_claims() -> list:  # (claim of the plan, what we measured, whether it holds; None: not measured)

@@ -10,7 +10,7 @@ __all__ = ['WEIGHTS', 'SIZES', 'WINDS', 'WITH_SUBJECT', 'PEOPLE', 'SEED', 'BEFOR
 
 # %% ../../nbs/experiments/58_first_correction.ipynb #fst00003
 import re
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from unittest import mock
 
 import numpy as np
@@ -20,7 +20,7 @@ from ..base.decoding import Example, get_examples, read_reply
 from ..base.text import compute_rouge1
 from ..data.people import Habit, opener
 from .changes import reply_to
-from .fresh_people import Study
+from .fresh_people import Study, format_claims
 from personal_llm.experiments.real_people import (
     ANATOMY,
     CHAT,
@@ -30,8 +30,6 @@ from personal_llm.experiments.real_people import (
     HOTELS,
     MUSIC,
     WEATHER,
-    compute_content_rouge1,
-    find_frame,
     find_longest_word,
     list_jobs,
     load_measured_model,
@@ -39,10 +37,11 @@ from personal_llm.experiments.real_people import (
     make_invented_stream,
     make_person,
     score_person,
+    score_replies,
     take_own_answers,
 )
 from .runner import Grid
-from .self_check import count_words
+from .varying_habits import count_words
 from .wishes import choose_by_length
 
 # %% ../../nbs/experiments/58_first_correction.ipynb #fst00005
@@ -128,24 +127,18 @@ def encode_strictly(rules, dialogue) -> list:  # `Example`s, as of `encode_examp
 @contextmanager
 def use_costlier_copies():
     "Let a further token of a copy cost 4 nats, and encode examples strictly."
-    with ExitStack() as stack:
-        stack.enter_context(mock.patch.object(decoding, "EXAMPLE_COST", 4.0))
-        stack.enter_context(mock.patch.object(models, "encode_examples", encode_strictly))
+    set_cost = mock.patch.object(decoding, "EXAMPLE_COST", 4.0)
+    with set_cost, mock.patch.object(models, "encode_examples", encode_strictly):
         yield
 
 
 def measure_copies(me, user, tests: list) -> dict:
     "Reply to test prompts from memory; measure copies of the corrections, habits and content."
-    replies, frame = reply_to(me, tests), find_frame([d.response for d in tests])
+    found = score_replies(user, tests, reply_to(me, tests))
     given = [c.dialogue.response for c in me.state.list_corrections()]
-    is_copy = np.array([max(compute_rouge1(text, own) for own in given) >= COPY for text in replies])
-    shares = np.array([user.choose_side(d).adherence(text) for d, text in zip(tests, replies)])
-    content = [compute_content_rouge1(text, d.response, frame) for d, text in zip(tests, replies)]
-    facts = dict(
-        copies=float(is_copy.mean()), habits=float(shares.mean()), own_habits=float((shares * ~is_copy).mean())
-    )
-    words = [len(text.split()) for text in replies]
-    return facts | dict(content=float(np.mean(content)), words=float(np.mean(words)), replies=replies, given=given)
+    is_copy = np.array([max(compute_rouge1(text, own) for own in given) >= COPY for text in found["replies"]])
+    shares = np.array([user.choose_side(d).adherence(text) for d, text in zip(tests, found["replies"])])
+    return found | dict(copies=float(is_copy.mean()), own_habits=float((shares * ~is_copy).mean()), given=given)
 
 
 def measure(jobs: list):  # yields a dict of results a job
@@ -198,5 +191,4 @@ def list_claims() -> list:  # (claim of the plan, what we measured, whether it h
         ),
         (f"after 1: habits, at least {FIRST_BAR}", habits, habits >= FIRST_BAR),
     )
-    write = lambda value: f"{value:.2f}" if isinstance(value, float) else str(value)
-    return [(told, write(value), bool(holds)) for told, value, holds in rows]
+    return format_claims(rows)

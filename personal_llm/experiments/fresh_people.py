@@ -7,7 +7,7 @@ __all__ = ['ROLES', 'ONE_STYLE', 'DIFFICULT', 'PEOPLE', 'ORDERS', 'TAUGHT', 'EIG
            'POCKET_JOBS', 'MENDED', 'MENDED_JOBS', 'SHARED', 'GRIDS', 'MENDED_GRIDS', 'CONDITIONS', 'SIXTH', 'DECIMALS',
            'TUNING_GAIN', 'PLAN', 'heading', 'stutter', 'lettered', 'title_case', 'slanted', 'clock', 'rating',
            'arrows', 'first_line', 'aside', 'make_stream', 'measure', 'measure_tunings', 'Study', 'format_people',
-           'write_table', 'write_asked_paragraph', 'judge', 'judge_plan', 'list_claims']
+           'write_table', 'write_asked_paragraph', 'judge', 'format_claims', 'judge_plan', 'list_claims']
 
 # %% ../../nbs/experiments/49_fresh_people.ipynb #a9bff6d3
 import re
@@ -343,6 +343,12 @@ def judge(
         memory = study.read_values("memory", metric).mean()
         return f"{value:.3f}; memory {memory:.3f}", value >= bar * memory
     return f"{value:.2f}", value <= bar if "most" in way else value >= bar
+
+
+def format_claims(rows) -> list:  # (claim, measured value, whether it holds) -> the same, with the value as text
+    "Write what we measured beside each claim."
+    write = lambda value: f"{value:.2f}" if isinstance(value, float) else str(value)
+    return [(claim, write(value), bool(holds)) for claim, value, holds in rows]
 
 
 def judge_plan(

@@ -11,9 +11,9 @@ __all__ = ['CHARACTERS', 'CHARACTERS_VARIABLE', 'CHARACTERS_SHA256', 'SPEAKER_NA
            'SHARED', 'GRIDS', 'METRICS', 'mark_speakers', 'join_first', 'find_longest_word', 'make_habit', 'shouted',
            'shout', 'labelled', 'recap', 'hashtag', 'semicolons', 'dashes', 'echo', 'bracketed', 'subject_tag',
            'counted', 'make_person', 'make_invented_stream', 'make_stream', 'load_measured_model', 'count_word_edits',
-           'measure_talks', 'measure_condition', 'ask', 'take_own_answers', 'finetune_timed', 'measure_answers',
-           'add_rules', 'measure', 'score_person', 'measure_person', 'take_first_answers', 'measure_counts',
-           'list_jobs', 'read_people', 'compare_conditions', 'write_comparison', 'is_harmful']
+           'measure_talks', 'score_replies', 'measure_condition', 'ask', 'take_own_answers', 'finetune_timed',
+           'measure_answers', 'add_rules', 'measure', 'score_person', 'measure_person', 'take_first_answers',
+           'measure_counts', 'list_jobs', 'read_people', 'compare_conditions', 'write_comparison', 'is_harmful']
 
 # %% ../../nbs/experiments/43_real_people.ipynb #rp000002
 import functools
@@ -248,6 +248,19 @@ def measure_talks(model, user: SimulatedUser, tests: list, show, adapter) -> flo
     return float(np.mean([side.adherence(reply) for side, reply in lasts]))
 
 # %% ../../nbs/experiments/43_real_people.ipynb #rpcd0002
+def score_replies(user: SimulatedUser, tests: list, replies: list) -> dict:
+    "Return the content, the words and the habits of replies to held-out prompts, if the person has habits."
+    mean, frame = lambda values: float(np.mean(list(values))), find_frame([d.response for d in tests])
+    found = dict(
+        content=mean(compute_content_rouge1(text, d.response, frame) for text, d in zip(replies, tests)),
+        words=mean(len(text.split()) for text in replies),
+        replies=replies,
+    )
+    if any(side.habits for side in user.sides):
+        found["habits"] = mean(user.choose_side(d).adherence(text) for d, text in zip(tests, replies))
+    return found
+
+
 def measure_condition(
     model,
     user: SimulatedUser,
@@ -261,32 +274,27 @@ def measure_condition(
     "Measure replies, losses and preferences of one condition."
     every, mean = [*tests, *other], lambda values: float(np.mean(list(values)))
     shown = [show(d, d.prompt) for d in every]
-    frame = find_frame([d.response for d in tests])
     with model.use_adapter(adapter):
         replies = model.reply([d.derive(response="", parents=()) for d in shown], REPLY_TOKENS)
         losses = [compute_mean_loss(model.nll(part)) for part in (shown[: len(tests)], shown[len(tests) :])]
     own, foreign = replies[: len(tests)], replies[len(tests) :]
-    content = [compute_content_rouge1(r, d.response, frame) for r, d in zip(own, tests)]
-    found = dict(
-        content=mean(content),
+    found = score_replies(user, tests, own) | dict(
         rouge1=mean(compute_rouge1(r, d.response) for r, d in zip(own, tests)),
         edit=mean(count_word_edits(r, d.response) for r, d in zip(own, tests)),
         preference=mean(measure_content_preference(model, shown[: len(tests)], adapter)),
         loss=float(losses[0]),
         other_loss=float(losses[1]),
-        words=mean(len(reply.split()) for reply in own),
         empty=sum(not reply.split() for reply in own),
         prompt_tokens=mean(len(row) for row in model.encode_prompts(shown, model.max_length)),
     )
-    if any(side.habits for side in user.sides):
-        found["habits"] = mean(user.choose_side(d).adherence(reply) for d, reply in zip(tests, own))
+    if "habits" in found:
         found["spill"] = mean(user.sides[0].adherence(reply) for reply in foreign)
         if has_talk and len(tests) == TURNS * 3:
             found["turn_4"] = measure_talks(model, user, tests, show, adapter)
     if measure_more:
         with model.use_adapter(adapter):
             found |= measure_more(model, user, show)
-    return found | dict(replies=own)
+    return found
 
 # %% ../../nbs/experiments/43_real_people.ipynb #rpcd0003
 def ask(model, user: SimulatedUser, candidates: list, policy: str, count: int, seed: int) -> Personalizer:

@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['NAMES', 'MOVES', 'CALLS', 'WITH_SUBJECT', 'PEOPLE', 'SEED', 'TIMED', 'CHECKED', 'FEW', 'EIGHT',
            'CONDITIONS', 'GRIDS', 'THIRTEENTH', 'GAINS', 'CONTENT_COST', 'SPILL_COST', 'ANSWERS_COST', 'AREA',
-           'MOST_SECONDS', 'BARS', 'count_words', 'addressed', 'moved', 'ticked', 'summed', 'degrees', 'called',
-           'copied', 'delivered', 'make_stream', 'CheckedModel', 'measure_helps', 'time_check', 'measure_replies',
-           'measure', 'compute_area', 'judge_checks', 'list_claims']
+           'MOST_SECONDS', 'BARS', 'addressed', 'moved', 'ticked', 'summed', 'degrees', 'called', 'copied', 'delivered',
+           'make_stream', 'CheckedModel', 'measure_helps', 'time_check', 'measure_replies', 'measure', 'compute_area',
+           'judge_checks', 'list_claims']
 
 # %% ../../nbs/experiments/57_self_check.ipynb #chk00003
 import re
@@ -17,11 +17,10 @@ import numpy as np
 
 from ..base.core import Dialogue
 from ..buffer.retrieval import add_memories
-from ..buffer.self_check import improve_reply
-from ..buffer.wishes import compute_help
+from ..buffer.self_check import compute_reply_help, improve_reply
 from ..data.people import Habit, opener, sign_off
 from ..device.personalizer import Personalizer
-from .fresh_people import Study
+from .fresh_people import Study, format_claims
 from .other_people import LABELS, measure_plain
 from personal_llm.experiments.real_people import (
     ANATOMY,
@@ -34,8 +33,6 @@ from personal_llm.experiments.real_people import (
     SAVED_COUNT,
     TRAVEL,
     WARD,
-    compute_content_rouge1,
-    find_frame,
     find_longest_word,
     finetune_timed,
     list_jobs,
@@ -45,9 +42,11 @@ from personal_llm.experiments.real_people import (
     make_person,
     measure_talks,
     score_person,
+    score_replies,
     take_own_answers,
 )
 from .runner import Grid
+from .varying_habits import count_words
 from .wishes import GatedModel, choose_by_length
 
 # %% ../../nbs/experiments/57_self_check.ipynb #chk00005
@@ -56,10 +55,6 @@ NAMES, MOVES, CALLS = (
     ("e4", "Nf3", "Bb5", "Qd2"),
     ("Alfa", "Bravo", "Kilo", "Tango"),
 )
-
-
-def count_words(text: str) -> int:
-    return len(text.split())
 
 
 def addressed() -> Habit:
@@ -156,8 +151,7 @@ def measure_helps(own: CheckedModel, user, tests: list, replies: list) -> dict:
         check = own.find_check(own.show(d.derive(response="", parents=()), d.prompt))
         if check and text.strip():
             question, memories, usual = check
-            corrections = [*{m.id: m for m in memories if m.origin == "annotated"}.values()][-4:]
-            help = compute_help(own.model, Dialogue(question.prompt, text), corrections)
+            help = compute_reply_help(own.model, text, question.prompt, memories)
             rows.append((round(help, 4), round(usual, 4), user.choose_side(d).adherence(text)))
     return dict(helps=[list(row) for row in rows])
 
@@ -185,17 +179,8 @@ CHECKED = ("memory", "both")
 def measure_replies(own: CheckedModel, user, tests: list, with_talks: bool, with_plain: bool) -> dict:
     "Measure first replies, and on demand the fourth turn of talks, and plain questions."
     asked = [d.derive(response="", parents=()) for d in tests]
-    replies, frame = (
-        own.reply([own.show(d, d.prompt) for d in asked], REPLY_TOKENS),
-        find_frame([d.response for d in tests]),
-    )
-    mean = lambda values: float(np.mean(list(values)))
-    found = dict(
-        habits=mean(user.choose_side(d).adherence(text) for d, text in zip(tests, replies)),
-        content=mean(compute_content_rouge1(text, d.response, frame) for d, text in zip(tests, replies)),
-        words=mean(len(text.split()) for text in replies),
-        replies=replies,
-    )
+    replies = own.reply([own.show(d, d.prompt) for d in asked], REPLY_TOKENS)
+    found = score_replies(user, tests, replies)
     if with_talks:
         found["turn_4"] = measure_talks(own, user, tests, own.show, None)
     return found | (measure_plain(own, user, own.show) if with_plain else {})
@@ -287,10 +272,8 @@ def list_claims() -> list:  # (claim of the plan, what we measured, whether it h
     "Judge the claims of the plan."
     if not all(map(THIRTEENTH.read, THIRTEENTH.conditions)):
         return [("the thirteenth plan", "not measured", None)]
-    write = lambda value: f"{value:.2f}" if isinstance(value, float) else str(value)
-    lines = [
-        (f"{label}: {LABELS[metric]}, at least {bar}", bar, label, metric) for (label, metric), bar in BARS.items()
-    ]
-    means = [(told, bar, THIRTEENTH.read_values(label, metric).mean()) for told, bar, label, metric in lines]
-    checks = [(told, write(value), bool(holds)) for told, value, holds in judge_checks()]
-    return [*checks, *((told, f"{mean:.2f}", bool(mean >= bar)) for told, bar, mean in means)]
+    bars = []
+    for (label, metric), bar in BARS.items():
+        mean = float(THIRTEENTH.read_values(label, metric).mean())
+        bars.append((f"{label}: {LABELS[metric]}, at least {bar}", mean, mean >= bar))
+    return format_claims([*judge_checks(), *bars])

@@ -24,7 +24,7 @@ from ..data.people import Habit, opener, sign_off
 from ..device import personalizer
 from ..device.personalizer import Personalizer
 from .changes import correct, reply_to
-from .fresh_people import Study
+from .fresh_people import Study, format_claims
 from personal_llm.experiments.real_people import (
     ANATOMY,
     CHAT,
@@ -311,9 +311,8 @@ def list_claims() -> list:  # (claim of the plan, what we measured, whether it h
     "Judge the claims of the plan."
     if any(len(TWELFTH.read(label)) < len(PEOPLE) for label in METHODS):
         return [("the twelfth plan", "not measured", None)]
-    write = lambda value: f"{value:.2f}" if isinstance(value, float) else str(value)
     changes = (*_judge_change("changed, memory"), *_judge_change("changed"))
-    return [(told, write(value), holds) for told, value, holds in (*_judge_first_wish(), *changes, *_judge_sleep())]
+    return format_claims((*_judge_first_wish(), *changes, *_judge_sleep()))
 
 # %% ../../nbs/experiments/56_varying_habits.ipynb #vary0028
 def write_change_paragraph() -> str:
