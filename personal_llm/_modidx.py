@@ -2545,6 +2545,16 @@ d = {
                 "personal_llm/buffer/self_check.py",
             ),
         },
+        "personal_llm.buffer.subjects": {
+            "personal_llm.buffer.subjects.compute_saved_share": (
+                "2_buffer/subjects.html#compute_saved_share",
+                "personal_llm/buffer/subjects.py",
+            ),
+            "personal_llm.buffer.subjects.continues_subject": (
+                "2_buffer/subjects.html#continues_subject",
+                "personal_llm/buffer/subjects.py",
+            ),
+        },
         "personal_llm.buffer.synthesis": {
             "personal_llm.buffer.synthesis.RewriteState": (
                 "2_buffer/synthesis.html#rewritestate",
@@ -4525,6 +4535,10 @@ d = {
             ),
             "personal_llm.device.conversation.ChatSession.find_check": (
                 "6_device/conversation.html#chatsession.find_check",
+                "personal_llm/device/conversation.py",
+            ),
+            "personal_llm.device.conversation.ChatSession.find_subject": (
+                "6_device/conversation.html#chatsession.find_subject",
                 "personal_llm/device/conversation.py",
             ),
             "personal_llm.device.conversation.ChatSession.finish_training": (
@@ -8052,6 +8066,60 @@ d = {
             "personal_llm.experiments.steps.measure": (
                 "experiments/steps.html#measure",
                 "personal_llm/experiments/steps.py",
+            ),
+        },
+        "personal_llm.experiments.subjects": {
+            "personal_llm.experiments.subjects.counted_calories": (
+                "experiments/subjects.html#counted_calories",
+                "personal_llm/experiments/subjects.py",
+            ),
+            "personal_llm.experiments.subjects.draw_turns": (
+                "experiments/subjects.html#draw_turns",
+                "personal_llm/experiments/subjects.py",
+            ),
+            "personal_llm.experiments.subjects.find_long_sentences": (
+                "experiments/subjects.html#find_long_sentences",
+                "personal_llm/experiments/subjects.py",
+            ),
+            "personal_llm.experiments.subjects.hold_talks": (
+                "experiments/subjects.html#hold_talks",
+                "personal_llm/experiments/subjects.py",
+            ),
+            "personal_llm.experiments.subjects.list_claims": (
+                "experiments/subjects.html#list_claims",
+                "personal_llm/experiments/subjects.py",
+            ),
+            "personal_llm.experiments.subjects.measure": (
+                "experiments/subjects.html#measure",
+                "personal_llm/experiments/subjects.py",
+            ),
+            "personal_llm.experiments.subjects.routed": (
+                "experiments/subjects.html#routed",
+                "personal_llm/experiments/subjects.py",
+            ),
+            "personal_llm.experiments.subjects.scored": (
+                "experiments/subjects.html#scored",
+                "personal_llm/experiments/subjects.py",
+            ),
+            "personal_llm.experiments.subjects.seated": (
+                "experiments/subjects.html#seated",
+                "personal_llm/experiments/subjects.py",
+            ),
+            "personal_llm.experiments.subjects.stamped": (
+                "experiments/subjects.html#stamped",
+                "personal_llm/experiments/subjects.py",
+            ),
+            "personal_llm.experiments.subjects.tuned": (
+                "experiments/subjects.html#tuned",
+                "personal_llm/experiments/subjects.py",
+            ),
+            "personal_llm.experiments.subjects.versed": (
+                "experiments/subjects.html#versed",
+                "personal_llm/experiments/subjects.py",
+            ),
+            "personal_llm.experiments.subjects.versioned": (
+                "experiments/subjects.html#versioned",
+                "personal_llm/experiments/subjects.py",
             ),
         },
         "personal_llm.experiments.summariser": {

@@ -163,7 +163,7 @@ def test_a_program_that_asks_for_a_fact_keeps_its_own_history(large_model, tmp_p
 def test_a_correction_stands_for_each_equal_turn_of_a_talk(large_model, tmp_path):
     with ChatSession(large_model, tmp_path / "talk") as session:
         list(session.say("Hello."))
-        session.observe(Dialogue("Hello.", "", (), time=2e9), session.reply)
+        session.observe(Dialogue("Hello.", "", session.history(), time=2e9), session.reply)
         first, second = session.turns
         assert first["response"] == second["response"] and first["id"] != second["id"]
         session.correct(first["id"], "Good day to you.")

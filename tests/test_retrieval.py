@@ -28,6 +28,7 @@ from personal_llm.buffer.retrieval import (
     retrieve,
     retrieve_in_talk,
 )
+from personal_llm.device import conversation
 from personal_llm.device.conversation import ChatSession
 from personal_llm.base.adapters import Adapter
 from personal_llm.device.personalizer import Personalizer
@@ -53,6 +54,7 @@ def reading_pocket(monkeypatch, pocket):
     "A pocket model that counts as large enough, so that the mechanics are tested without a real model."
     monkeypatch.setattr(pocket, "is_large", True)
     monkeypatch.setattr(retrieval, "MIN_CHECKED_ANSWERS", 1000)
+    monkeypatch.setattr(conversation, "continues_subject", lambda model, question: True)
     return pocket
 
 
@@ -419,7 +421,11 @@ def test_a_buffer_from_elsewhere_counts_the_same_after_it_is_read_again(pocket, 
 
 def test_in_a_long_talk_a_reply_stands_again_when_its_prompt_holds_no_correction(pocket):
     me = Personalizer(pocket, Buffer(8))
-    talk = [Dialogue(f"Tell me about {number}.", "No.", time=number, origin="model") for number in range(10)]
+    talk = []
+    for number in range(10):
+        read = talk[number - (number if number <= 6 else number - 4) :]  # the eighth reply drops the older half
+        history = [turn for d in read for turn in (("user", d.prompt), ("assistant", d.response))]
+        talk.append(Dialogue(f"Tell me about {number}.", "No.", history, time=number, origin="model"))
     for candidate in me.score(talk):
         me.arrive(candidate, "chat")
         if candidate.dialogue.time == 0:

@@ -35,6 +35,7 @@ def reading_pocket(monkeypatch, pocket):
     monkeypatch.setattr(pocket, "is_large", True)
     monkeypatch.setattr(retrieval, "MIN_CHECKED_ANSWERS", 1000)
     monkeypatch.setattr(wishes, "compute_help", lambda *given: 1.0)
+    monkeypatch.setattr(conversation, "continues_subject", lambda model, question: True)
     return pocket
 
 

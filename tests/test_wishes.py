@@ -16,7 +16,7 @@ from personal_llm.buffer import retrieval, wishes
 from personal_llm.buffer.buffer import Buffer
 from personal_llm.buffer.retrieval import retrieve_in_talk
 from personal_llm.buffer.wishes import KnownCorrection, choose_wish, compute_help, find_replaced
-from personal_llm.device import personalizer
+from personal_llm.device import conversation, personalizer
 from personal_llm.device.conversation import ChatSession
 from personal_llm.device.personalizer import Personalizer, load_personalizer
 from personal_llm.device.replay import describe_training_benefit, read_state
@@ -96,6 +96,7 @@ def me(monkeypatch, tmp_path):
     monkeypatch.setattr(pocket, "is_large", True)
     monkeypatch.setattr(retrieval, "MIN_CHECKED_ANSWERS", 1000)
     monkeypatch.setattr(personalizer, "MIN_LEARNED_DIALOGUES", 1)
+    monkeypatch.setattr(conversation, "continues_subject", lambda model, question: True)
     choose = lambda model, correction, earlier: (int(correction.response.startswith("*")), 1.0 if earlier else None)
     monkeypatch.setattr(personalizer, "choose_wish", choose)
     me = Personalizer(pocket, Buffer(8), folder=tmp_path / "me", **SMALL)

@@ -280,11 +280,16 @@ def read_shared_prefix(self: Model, rows: list):  # token ids of each dialogue -
 
 # %% ../../nbs/0_base/09_models.ipynb #9fcc39c8
 @patch
-def run_forward(self: Model, dialogues: list) -> list:  # `ForwardResult`s in the same order
-    "Run a forward pass over dialogues with responses, in batches; the cost counts a shared beginning once."
+def run_forward(
+    self: Model,
+    dialogues: list,
+    of_prompts: bool = False,  # True: no response is read; `nll`, `tokens` and `token_losses` are those of the prompt
+) -> list:  # `ForwardResult`s in the same order
+    "Run a forward pass over dialogues, in batches; the cost counts a shared beginning once."
     import torch
 
-    samples = [self.encode(d) for d in dialogues]
+    encode = (lambda d: encode_prompt(self.tokenizer, d, self.max_length)) if of_prompts else self.encode
+    samples = [encode(d) for d in dialogues]
     results = [None] * len(samples)
     with torch.inference_mode(), measure_cost(self.cost):
         prefix = self.read_shared_prefix([sample["input_ids"] for sample in samples])
@@ -300,9 +305,13 @@ def run_forward(self: Model, dialogues: list) -> list:  # `ForwardResult`s in th
 
 # %% ../../nbs/0_base/09_models.ipynb #1b43064a
 @patch
-def nll(self: Model, dialogues: list) -> np.ndarray:  # (n, 2): nats summed over the response, response tokens
+def nll(
+    self: Model,
+    dialogues: list,
+    of_prompts: bool = False,  # True: of the prompts, given the turns before them
+) -> np.ndarray:  # (n, 2): nats summed over the response, response tokens
     "Return the negative log-likelihood and the number of tokens of each response."
-    return np.array([(r.nll, r.tokens) for r in self.run_forward(dialogues)]).reshape(-1, 2)
+    return np.array([(r.nll, r.tokens) for r in self.run_forward(dialogues, of_prompts)]).reshape(-1, 2)
 
 
 def mean_response_nll(model, dialogues: list) -> np.ndarray:  # (n,) nats a token

@@ -168,12 +168,13 @@ def encode_dialogue(
     return dict(input_ids=ids[:max_length], labels=labels[:max_length], num_truncated=num_truncated)
 
 # %% ../../nbs/0_base/04_tokens.ipynb #03tok028
-def encode_prompt(tokenizer, dialogue: Dialogue, max_tokens: int) -> dict:  # `input_ids`, `num_truncated`
-    "Return a dialogue's tokens up to the place where the response begins; old turns go first if they do not fit."
+def encode_prompt(tokenizer, dialogue: Dialogue, max_tokens: int) -> dict:  # as of `encode_dialogue`
+    "Return a dialogue's tokens up to the response, with the prompt as labels; old turns go first if they do not fit."
     messages, num_clipped = get_latest_messages(dialogue, max_tokens, with_response=False)
     tokenize = lambda messages: tokenize_messages(tokenizer, messages, add_generation_prompt=True)
-    ids, _, _, num_truncated = fit_messages(tokenize, messages, max_tokens, num_fixed=1)
-    return dict(input_ids=ids, num_truncated=num_clipped + num_truncated)
+    ids, token_owners, messages, num_truncated = fit_messages(tokenize, messages, max_tokens, num_fixed=1)
+    labels = [token if owner == len(messages) - 1 else -100 for token, owner in zip(ids, token_owners)]
+    return dict(input_ids=ids, labels=labels, num_truncated=num_clipped + num_truncated)
 
 # %% ../../nbs/0_base/04_tokens.ipynb #e1442b82
 def pad_rows(rows: list, value: int, left: bool = False) -> tuple:  # two tensors (rows, longest): ids, attention mask

@@ -26,6 +26,7 @@ from ..buffer.facts import add_fact
 from ..buffer.retrieval import add_memories
 from ..buffer.scoring import score_reading
 from ..buffer.self_check import improve_reply
+from ..buffer.subjects import continues_subject
 from ..data.formats import MAX_TURN_CHARACTERS
 from .background_training import BackgroundTraining, release_memory
 from .forgetting import PUBLISHED_ADAPTER, ForgetReport
@@ -178,6 +179,18 @@ def correct_history(self: ChatSession, history) -> list:  # (role, text) pairs
 
 # %% ../../nbs/6_device/07_conversation.ipynb #be02152e
 @patch
+def find_subject(self: ChatSession, prompt: str) -> History:
+    "Return the turns of this talk that a prompt goes on from; none if it begins a new subject."
+    history = self.history()
+    if not history or not self.model.is_large:
+        return history
+    with self.model.track_cost() as cost:
+        goes_on = continues_subject(self.model, Dialogue(prompt, "", self.correct_history(history)))
+    self.me.add_cost(cost)
+    return history if goes_on else History(())
+
+
+@patch
 def add_talk_memories(self: ChatSession, question: Dialogue, is_own: bool = True, adapter=None) -> Dialogue:
     "Return a question as the writer of the reply reads it, with a fact or memories; the question is what we store."
     self.reply_fact, self.reply_memories = "", []
@@ -275,7 +288,7 @@ def generate_reply(self: ChatSession, text: str, history, options, is_observed, 
         self.messages_to_user.append(message)
     is_own = history is None
     given = [(role, clean_text(text, self.max_characters)[0]) for role, text in history or ()]
-    turns = self.history() if is_own else given
+    turns = self.find_subject(prompt) if is_own else given
     question = Dialogue(prompt, "", turns, time=self.clock())
     adapter = self.me.choose_adapter(prompt) if with_adapter else None
     shown = self.add_talk_memories(question, is_own, adapter) if with_adapter else question

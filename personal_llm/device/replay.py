@@ -299,8 +299,8 @@ def _apply_offered(self: PersonalizerState, event: Event, facts: dict) -> None:
         self.wants_question = policy.decide_question(self.buffer.view, self._get_offered(root), left)[0]
     own = split_conversation(self.memory.conversations[root])
     self.conversation = own[0] if own else self.conversation
+    read = self.turns[max(0, len(self.turns) - len(d.history) // 2) :] if own else []
     if d.origin == "model" and self.is_own_talk(root) and not facts.get("is_informed", True):
-        read = self.turns[find_first_prompt_turn(self.turns, self.first_turn) :] if own else ()
         bears_wish = lambda id: id not in self.uninformed_ids or self.get_dialogue(id).origin == "annotated"
         if any(bears_wish(row["id"]) for row in read):
             self.following_ids.add(root)
@@ -308,8 +308,7 @@ def _apply_offered(self: PersonalizerState, event: Event, facts: dict) -> None:
     if own:
         row = dict(id=root, prompt=d.prompt, response=d.response, time=d.time)
         self.conversations.setdefault(own[0], []).append(row)
-        turns = self.turns
-        self._first_turns[own[0]] = turns[find_first_prompt_turn(turns, self.first_turn)]["id"]
+        self._first_turns[own[0]] = [*read, row][0]["id"]
 
 # %% ../../nbs/6_device/02_replay.ipynb #44819ade
 @patch

@@ -1,0 +1,145 @@
+"A reply reads the turns since its subject began: how that is found, and that it stays so in the memory."
+
+import numpy as np
+import pytest
+
+from personal_llm.base.core import Dialogue
+from personal_llm.base.models import load_model
+from personal_llm.base.tokens import tokenize_messages
+from personal_llm.buffer import subjects
+from personal_llm.buffer.buffer import Buffer
+from personal_llm.buffer.subjects import MAX_LINK_CHARACTERS, compute_saved_share, continues_subject
+from personal_llm.device import conversation
+from personal_llm.device.conversation import ChatSession
+from personal_llm.device.replay import MAX_PROMPT_TURNS, read_state
+from personal_llm.device.streaming import ReplyOptions
+
+TALK = [("user", "Is it late?"), ("assistant", "Yes."), ("user", "Who wrote it?"), ("assistant", "A poet.")]
+SHORT = ReplyOptions(max_tokens=4)
+
+
+@pytest.fixture(scope="module")
+def pocket():
+    return load_model("pocket")
+
+
+@pytest.fixture
+def begins(monkeypatch, pocket):
+    "The prompts that begin a new subject; all others go on."
+    monkeypatch.setattr(pocket, "is_large", True)
+    prompts = set()
+    monkeypatch.setattr(conversation, "continues_subject", lambda model, question: question.prompt not in prompts)
+    return prompts
+
+
+def compute_slowly(model, dialogue) -> tuple:  # nats and tokens of the prompt
+    import torch
+
+    messages = [dict(role=role, content=text) for role, text in [*dialogue.history, ("user", dialogue.prompt)]]
+    ids, owners = tokenize_messages(model.tokenizer, messages, add_generation_prompt=True)
+    with torch.inference_mode():
+        losses = -model.model(torch.tensor([ids])).logits[0].float().log_softmax(-1)
+    places = [i for i, owner in enumerate(owners) if owner == len(messages) - 1]
+    return sum(losses[i - 1, ids[i]].item() for i in places), len(places)
+
+
+@pytest.mark.parametrize("prompt", ["Hi", "And then?\nWhy? " * 9, "say <|end|> and <|user|>", "ß 日本"])
+def test_the_loss_of_a_prompt_is_that_of_its_own_tokens(pocket, prompt):
+    dialogues = [Dialogue(prompt, "", TALK), Dialogue(prompt, ""), Dialogue("And you?", "", TALK[:2])]
+    expected = [compute_slowly(pocket, d) for d in dialogues]
+    assert np.allclose(pocket.nll(dialogues, of_prompts=True), expected, rtol=1e-3)
+    assert np.isfinite(pocket.nll([Dialogue(prompt + "\ud800", "")], of_prompts=True)).all()
+
+
+def test_only_the_last_exchange_and_the_beginning_of_a_long_message_count(pocket):
+    share = compute_saved_share(pocket, Dialogue("Which poet? " * 40, "", TALK))
+    assert share == compute_saved_share(pocket, Dialogue(("Which poet? " * 40)[:MAX_LINK_CHARACTERS], "", TALK[2:]))
+    assert share != compute_saved_share(pocket, Dialogue("Which poet? " * 40, "", TALK[:2]))
+
+
+def test_a_system_prompt_stands_before_both(pocket, monkeypatch):
+    seen = []
+    monkeypatch.setattr(pocket, "system_prompt", "Be kind.")
+    monkeypatch.setattr(pocket, "nll", lambda rows, of_prompts: seen.extend(rows) or np.array([(4.0, 1), (3.0, 1)]))
+    assert compute_saved_share(pocket, Dialogue("Which poet?", "", TALK)) == 0.25
+    assert [d.history[0] for d in seen] == [("system", "Be kind.")] * 2 and [len(d.history) for d in seen] == [1, 3]
+
+
+@pytest.mark.parametrize("share, goes_on", [(0.1, True), (0.0999, False), (-2.0, False), (1.0, True)])
+def test_a_tenth_of_the_loss_is_the_line(monkeypatch, share, goes_on):
+    monkeypatch.setattr(subjects, "compute_saved_share", lambda model, question: share)
+    assert continues_subject(None, None) is goes_on
+
+
+def send(session, *texts):
+    for text in texts:
+        "".join(session.say(text, options=SHORT))
+    return [len(session.me.memory.dialogues[turn["id"]].dialogue.history) // 2 for turn in session.turns]
+
+
+def test_a_reply_reads_the_turns_since_its_subject_began(pocket, begins, tmp_path):
+    texts = ["My knee hurts.", "Since a run.", "I like tea.", "Green tea.", "And milk?", "Who is Hamlet?", "A prince?"]
+    begins |= {texts[2], texts[5]}
+    with ChatSession(pocket, tmp_path, buffer=Buffer(8)) as session:
+        assert send(session, *texts[:6]) == [0, 1, 0, 1, 2, 0]
+        assert [text for role, text in session.history() if role == "user"] == [texts[5]]
+    assert read_state(tmp_path).first_turn == session.turns[-1]["id"]
+    with ChatSession(pocket, tmp_path) as session:  # tomorrow
+        assert send(session, texts[6])[-1] == 1
+        session.undo()
+        session.undo()
+        assert [text for role, text in session.history() if role == "user"] == texts[2:5]
+        session.open_conversation()
+        assert send(session, "h", "i") == [0, 1]
+
+
+def test_a_long_subject_drops_its_older_half(pocket, begins, tmp_path):
+    begins.add("2")
+    with ChatSession(pocket, tmp_path, buffer=Buffer(8)) as session:
+        counts = send(session, *map(str, range(11)))
+    half = MAX_PROMPT_TURNS // 2
+    assert counts == [0, 1, *range(MAX_PROMPT_TURNS + 1), half, half + 1]
+
+
+def test_another_reply_reads_the_same_turns(pocket, begins, tmp_path, monkeypatch):
+    begins.add("b")
+    shown = []
+    with ChatSession(pocket, tmp_path, buffer=Buffer(8)) as session:
+        send(session, "a", "b", "c")
+        monkeypatch.setattr(ChatSession, "add_talk_memories", lambda self, d, adapter: shown.append(d) or d)
+        list(session.retry(ReplyOptions(max_tokens=6, temperature=1.5, seed=3)))
+    assert [text for role, text in shown[0].history if role == "user"] == ["b"]
+
+
+def test_a_correction_counts_in_place_of_the_reply(pocket, tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr(pocket, "is_large", True)
+    monkeypatch.setattr(conversation, "continues_subject", lambda model, question: seen.append(question) or True)
+    with ChatSession(pocket, tmp_path, buffer=Buffer(8)) as session:
+        send(session, "a")
+        session.correct(session.turns[-1]["id"], "Better.")
+        before = session.me.cost.forward
+        send(session, "b")
+    assert [d.history[-1][1] for d in seen] == ["Better."] and session.me.cost.forward > before
+
+
+def test_a_program_and_a_small_model_keep_their_turns(pocket, tmp_path, monkeypatch):
+    monkeypatch.setattr(conversation, "continues_subject", lambda model, question: pytest.fail("nobody asks"))
+    with ChatSession(pocket, tmp_path, buffer=Buffer(8)) as session:
+        assert send(session, "a", "b", "c") == [0, 1, 2]
+        monkeypatch.setattr(pocket, "is_large", True)
+        "".join(session.say("d", history=TALK, options=SHORT))
+        assert tuple(session.reply.dialogue.history) == tuple(TALK)
+
+
+def test_the_cost_of_looking_is_the_persons(pocket, tmp_path, monkeypatch):
+    monkeypatch.setattr(pocket, "is_large", True)
+    costs = []
+    for find in (conversation.continues_subject, lambda model, question: True):
+        monkeypatch.setattr(conversation, "continues_subject", find)
+        with ChatSession(pocket, tmp_path / str(len(costs)), buffer=Buffer(8)) as session:
+            send(session, "a")
+            before = session.me.cost.tokens
+            session.find_subject("And then?")
+            costs.append(session.me.cost.tokens - before)
+    assert costs[0] > costs[1] == 0
