@@ -5249,10 +5249,6 @@ d = {
                 "6_device/replay.html#personalizerstate.find_slot",
                 "personal_llm/device/replay.py",
             ),
-            "personal_llm.device.replay.PersonalizerState.first_turn": (
-                "6_device/replay.html#personalizerstate.first_turn",
-                "personal_llm/device/replay.py",
-            ),
             "personal_llm.device.replay.PersonalizerState.get_candidate": (
                 "6_device/replay.html#personalizerstate.get_candidate",
                 "personal_llm/device/replay.py",
@@ -5321,6 +5317,10 @@ d = {
                 "6_device/replay.html#personalizerstate.status",
                 "personal_llm/device/replay.py",
             ),
+            "personal_llm.device.replay.PersonalizerState.subject_turns": (
+                "6_device/replay.html#personalizerstate.subject_turns",
+                "personal_llm/device/replay.py",
+            ),
             "personal_llm.device.replay.PersonalizerState.turns": (
                 "6_device/replay.html#personalizerstate.turns",
                 "personal_llm/device/replay.py",
@@ -5355,10 +5355,6 @@ d = {
             ),
             "personal_llm.device.replay.estimate_memory_tokens": (
                 "6_device/replay.html#estimate_memory_tokens",
-                "personal_llm/device/replay.py",
-            ),
-            "personal_llm.device.replay.find_first_prompt_turn": (
-                "6_device/replay.html#find_first_prompt_turn",
                 "personal_llm/device/replay.py",
             ),
             "personal_llm.device.replay.folder_status": (

@@ -70,7 +70,7 @@ def state_of(folder) -> str:
     adapter = me.adapter and weights_hash(me.adapter)
     state = me.state
     facts = me.buffer.log, me.buffer.dialogues, rounds, sorted(me.asked_ids), sorted(me.memory.dialogues)
-    facts += (state.turns, state.first_turn, state.question_id)
+    facts += (state.turns, state.subject_turns, state.question_id)
     return repr((facts, reactions, adapter, me.cost.requests, me.buffer.random.bit_generator.state))
 
 

@@ -301,7 +301,7 @@ def test_leaving_after_every_line_makes_no_difference(tmp_path):
     straight.close()
     one, other = (read_state(tmp_path / name) for name in "ab")
     assert questions and one.asked_ids == other.asked_ids and [*one.memory.dialogues] == [*other.memory.dialogues]
-    assert (one.turns, one.first_turn) == (other.turns, other.first_turn)
+    assert (one.turns, one.subject_turns) == (other.turns, other.subject_turns)
     assert one.buffer.dialogues == other.buffer.dialogues
     for d, e in zip(one.buffer.log, other.buffer.log, strict=True):
         assert (d.id, d.kept, d.evicted, d.reason, d.scores["domain"]) == (

@@ -83,7 +83,7 @@ def test_a_reply_reads_the_turns_since_its_subject_began(pocket, begins, tmp_pat
     with ChatSession(pocket, tmp_path, buffer=Buffer(8)) as session:
         assert send(session, *texts[:6]) == [0, 1, 0, 1, 2, 0]
         assert [text for role, text in session.history() if role == "user"] == [texts[5]]
-    assert read_state(tmp_path).first_turn == session.turns[-1]["id"]
+    assert read_state(tmp_path).subject_turns == session.turns[-1:]
     with ChatSession(pocket, tmp_path) as session:  # tomorrow
         assert send(session, texts[6])[-1] == 1
         session.undo()

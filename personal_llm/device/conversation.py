@@ -33,7 +33,7 @@ from .forgetting import PUBLISHED_ADAPTER, ForgetReport
 from .memory import ADAPTERS_FOLDER, get_state_version, has_state, hold_store
 from .memory import join_conversation
 from .personalizer import Personalizer, load_personalizer
-from .replay import find_first_prompt_turn, place_candidate
+from .replay import place_candidate
 from .streaming import ReplyOptions, ReplyStream
 
 # %% ../../nbs/6_device/07_conversation.ipynb #79b8c6bf
@@ -162,8 +162,8 @@ def rename_conversation(self: ChatSession, key: str, title: str) -> None:
 # %% ../../nbs/6_device/07_conversation.ipynb #ba83f72a
 @patch
 def history(self: ChatSession) -> History:
-    "Return the last turns, as the model sees them."
-    turns = self.turns[find_first_prompt_turn(self.turns, self.me.state.first_turn) :]
+    "Return the turns of the present subject, as the model sees them."
+    turns = self.me.state.subject_turns
     return History([pair for t in turns for pair in (("user", t["prompt"]), ("assistant", t["response"]))])
 
 

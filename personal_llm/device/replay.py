@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['ROUND_FIELDS', 'MAX_STORED_TURNS', 'MAX_PROMPT_TURNS', 'CHARACTERS_PER_TOKEN', 'MEASURED_COST',
-           'MEASURED_GAIN', 'FORMER_SETTINGS', 'describe_unchanged', 'TrainingRound', 'find_first_prompt_turn',
-           'estimate_memory_tokens', 'describe_training_benefit', 'PersonalizerState', 'drop_former_settings',
-           'place_candidate', 'read_state', 'folder_status']
+           'MEASURED_GAIN', 'FORMER_SETTINGS', 'describe_unchanged', 'TrainingRound', 'estimate_memory_tokens',
+           'describe_training_benefit', 'PersonalizerState', 'drop_former_settings', 'place_candidate', 'read_state',
+           'folder_status']
 
 # %% ../../nbs/6_device/02_replay.ipynb #35a8b8bd
 import copy
@@ -82,13 +82,6 @@ ROUND_FIELDS = [f.name for f in fields(TrainingRound) if f.name not in ("parents
 MAX_STORED_TURNS = 20  # turns of a conversation that you see at once
 MAX_PROMPT_TURNS = 6  # turns in the prompt of the model; when there are more, we drop the older half
 
-
-def find_first_prompt_turn(turns: list, start: str) -> int:  # an index of the turns
-    "Return the index of the first turn that the prompt of the model contains; start: id of the one before."
-    ids = [turn["id"] for turn in turns]
-    first = ids.index(start) if start in ids else max(0, len(ids) - MAX_PROMPT_TURNS // 2)
-    return first if len(ids) - first <= MAX_PROMPT_TURNS else len(ids) - MAX_PROMPT_TURNS // 2
-
 # %% ../../nbs/6_device/02_replay.ipynb #ask00012
 CHARACTERS_PER_TOKEN = 4  # of English text, about
 MEASURED_COST = "one to seven minutes of one processor core (SmolLM2-135M)"
@@ -149,7 +142,6 @@ class PersonalizerState:
         self.asked_ids = set()  # roots that the user was asked about, or answered unasked
         self.feedback_rows = []  # see the chapter on feedback
         self.conversation, self.conversations = "", {}  # key of the one that goes on; key -> turns of each
-        self._first_turns = {}  # key -> id of the first turn in the model's prompt
         self.question_id = ""  # root of the open question
         self.wants_question = False  # whether the policy wants to ask about the dialogue that was offered last
         self.rounds = []  # `TrainingRound`s
@@ -195,9 +187,12 @@ class PersonalizerState:
         return self.conversations.get(self.conversation, [])[-MAX_STORED_TURNS:]
 
     @property
-    def first_turn(self) -> str:
-        "The id of the first of these turns that the prompt of the model contains."
-        return self._first_turns.get(self.conversation, "")
+    def subject_turns(self) -> list:
+        "Those of them that the next prompt contains, if it goes on: the newest one, and those that its reply read."
+        turns = self.turns
+        count = len(self.memory.dialogues[turns[-1]["id"]].dialogue.history) // 2 + 1 if turns else 0
+        count = count if count <= MAX_PROMPT_TURNS else MAX_PROMPT_TURNS // 2
+        return turns[max(0, len(turns) - count) :]
 
     @property
     def question(self) -> ScoredDialogue:  # or None
@@ -299,8 +294,8 @@ def _apply_offered(self: PersonalizerState, event: Event, facts: dict) -> None:
         self.wants_question = policy.decide_question(self.buffer.view, self._get_offered(root), left)[0]
     own = split_conversation(self.memory.conversations[root])
     self.conversation = own[0] if own else self.conversation
-    read = self.turns[max(0, len(self.turns) - len(d.history) // 2) :] if own else []
     if d.origin == "model" and self.is_own_talk(root) and not facts.get("is_informed", True):
+        read = self.turns[max(0, len(self.turns) - len(d.history) // 2) :] if own else ()
         bears_wish = lambda id: id not in self.uninformed_ids or self.get_dialogue(id).origin == "annotated"
         if any(bears_wish(row["id"]) for row in read):
             self.following_ids.add(root)
@@ -308,7 +303,6 @@ def _apply_offered(self: PersonalizerState, event: Event, facts: dict) -> None:
     if own:
         row = dict(id=root, prompt=d.prompt, response=d.response, time=d.time)
         self.conversations.setdefault(own[0], []).append(row)
-        self._first_turns[own[0]] = [*read, row][0]["id"]
 
 # %% ../../nbs/6_device/02_replay.ipynb #44819ade
 @patch
