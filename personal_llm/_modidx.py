@@ -126,6 +126,7 @@ d = {
                 "personal_llm/app/chat.py",
             ),
             "personal_llm.app.chat.handle_line": ("8_app/chat.html#handle_line", "personal_llm/app/chat.py"),
+            "personal_llm.app.chat.has_line": ("8_app/chat.html#has_line", "personal_llm/app/chat.py"),
             "personal_llm.app.chat.offer_two_replies": (
                 "8_app/chat.html#offer_two_replies",
                 "personal_llm/app/chat.py",

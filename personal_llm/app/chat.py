@@ -8,6 +8,7 @@ __all__ = ['handle_line']
 # %% ../../nbs/8_app/04_chat.ipynb #7963a43c
 import json
 import re
+import select
 import sys
 import tempfile
 import time
@@ -150,7 +151,7 @@ CHAT_COMMANDS = {  # name -> (function of the session and of the argument if the
 # %% ../../nbs/8_app/04_chat.ipynb #cb11a324
 def run_chat_command(session, line: str):  # a generator of pieces of the output
     "Run a command; a mistake becomes one line with its remedy."
-    name, _, text = line.strip().partition(" ")
+    name, text = (*line.split(maxsplit=1), "")[:2]
     function, argument, _ = CHAT_COMMANDS.get(name, (None, "", ""))
     if name == "/help":
         rows = {f"{name} {argument}".strip(): text for name, (_, argument, text) in CHAT_COMMANDS.items()}
@@ -192,12 +193,27 @@ WELCOME_HINT = "write, and press Enter; /help lists the commands, Ctrl-D or /qui
 ANSWER_PROMPT = "  (Enter: the reply is fine; /better TEXT: what you would have liked; /skip; or your next message) "
 
 
-def read_line(prompt: str = "> ", is_late: bool = False):  # a line, or None at the end, and where there is no stdin
-    "Read one line from the user, with the prompt on stderr; if late, after the line, and none at the end."
+PASTE_SECONDS = 0.05  # between the lines of a paste, at most
+
+
+def has_line(seconds: float) -> bool:
+    "Return whether a terminal has a line for us within some seconds; False for a pipe, and on Windows."
+    with suppress(OSError, ValueError):
+        return sys.stdin.isatty() and bool(select.select([sys.stdin], [], [], seconds)[0])
+    return False
+
+
+def read_line(prompt: str = "> ", is_late: bool = False):  # text, or None at the end, and where there is no stdin
+    "Read a line, or a text pasted at a terminal, with the prompt on stderr; if late, after it, and none at the end."
     show = lambda: print(prompt, end="", file=sys.stderr, flush=True)
     if not is_late:
         show()
+    was_typed_ahead = bool(sys.stdin) and has_line(0)
     line = sys.stdin and sys.stdin.readline() or None
+    while line and (line[:1] != "/" or line.startswith("/better")) and not was_typed_ahead and has_line(PASTE_SECONDS):
+        line += (more := sys.stdin.readline())
+        if not more:
+            break
     if is_late and line:
         show()
     return line
