@@ -126,7 +126,6 @@ d = {
                 "personal_llm/app/chat.py",
             ),
             "personal_llm.app.chat.handle_line": ("8_app/chat.html#handle_line", "personal_llm/app/chat.py"),
-            "personal_llm.app.chat.has_line": ("8_app/chat.html#has_line", "personal_llm/app/chat.py"),
             "personal_llm.app.chat.offer_two_replies": (
                 "8_app/chat.html#offer_two_replies",
                 "personal_llm/app/chat.py",
@@ -5356,6 +5355,10 @@ d = {
             ),
             "personal_llm.device.replay.estimate_memory_tokens": (
                 "6_device/replay.html#estimate_memory_tokens",
+                "personal_llm/device/replay.py",
+            ),
+            "personal_llm.device.replay.find_first_prompt_turn": (
+                "6_device/replay.html#find_first_prompt_turn",
                 "personal_llm/device/replay.py",
             ),
             "personal_llm.device.replay.folder_status": (

@@ -30,7 +30,6 @@ from personal_llm.app.chat import (
     LEARN_AGAIN_MESSAGE,
     handle_line,
     pop_notes,
-    read_line,
     run_conversation,
     say_thanks,
     select_own_answers,
@@ -690,34 +689,6 @@ def test_lines_through_a_pipe(small, tmp_path, capsys):
     assert first.stderr.count(b"personal-llm:") == 1, "the hint, and nothing else"
     assert "this model is" in fails(capsys, "chat", "--model", "pocket", "--out", tmp_path / "me", "--quiet")
     assert read_state(tmp_path / "me").buffer.seen == 2
-
-
-@pytest.fixture
-def terminal(monkeypatch):
-    "A function that writes to the terminal that the chat reads."
-    pty = pytest.importorskip("pty")
-    person, program = pty.openpty()
-    with open(program, encoding="utf-8") as stdin:
-        monkeypatch.setattr("sys.stdin", stdin)
-        yield lambda text: os.write(person, text.encode())
-    os.close(person)
-
-
-def write_soon(write, text):
-    threading.Timer(0.3, write, [text]).start()
-
-
-def test_pasted_lines_are_one_text_and_lines_typed_ahead_are_not(terminal):
-    write_soon(terminal, "Dear Tom,\n\nhow are you?\n")
-    assert read_line() == "Dear Tom,\n\nhow are you?\n"
-    write_soon(terminal, "/better #2 Dear Tom,\nall is well.\n")
-    assert read_line() == "/better #2 Dear Tom,\nall is well.\n"
-    write_soon(terminal, "/style\n/quit\n")  # commands stay apart
-    assert (read_line(), read_line()) == ("/style\n", "/quit\n")
-    terminal("one\ntwo\n")  # while the model was writing
-    assert (read_line(), read_line()) == ("one\n", "two\n")
-    write_soon(terminal, "\x04")
-    assert read_line() is None
 
 
 def test_a_better_reply_of_several_lines_is_stored_whole(tmp_path):

@@ -60,9 +60,16 @@ def test_only_the_last_exchange_and_the_beginning_of_a_long_message_count(pocket
 def test_a_system_prompt_stands_before_both(pocket, monkeypatch):
     seen = []
     monkeypatch.setattr(pocket, "system_prompt", "Be kind.")
-    monkeypatch.setattr(pocket, "nll", lambda rows, of_prompts: seen.extend(rows) or np.array([(4.0, 1), (3.0, 1)]))
+    monkeypatch.setattr(pocket, "nll", lambda rows, of_prompts: seen.extend(rows) or np.array([(4.0, 1), (6.0, 2)]))
     assert compute_saved_share(pocket, Dialogue("Which poet?", "", TALK)) == 0.25
     assert [d.history[0] for d in seen] == [("system", "Be kind.")] * 2 and [len(d.history) for d in seen] == [1, 3]
+
+
+def test_a_message_that_has_no_loss_alone_goes_on(pocket, monkeypatch):
+    template = "{% for message in messages %}{{ message.content }}<|end|>{% endfor %}"
+    monkeypatch.setattr(pocket.tokenizer, "chat_template", template)  # no token stands before the first message
+    assert compute_saved_share(pocket, Dialogue("?", "", TALK)) == 1.0
+    assert abs(compute_saved_share(pocket, Dialogue("And which poet do you like?", "", TALK))) < 1
 
 
 @pytest.mark.parametrize("share, goes_on", [(0.1, True), (0.0999, False), (-2.0, False), (1.0, True)])
@@ -109,6 +116,36 @@ def test_another_reply_reads_the_same_turns(pocket, begins, tmp_path, monkeypatc
         monkeypatch.setattr(ChatSession, "add_talk_memories", lambda self, d, adapter: shown.append(d) or d)
         list(session.retry(ReplyOptions(max_tokens=6, temperature=1.5, seed=3)))
     assert [text for role, text in shown[0].history if role == "user"] == ["b"]
+
+
+def test_another_try_of_the_seventh_turn_reads_what_the_first_one_read(pocket, begins, tmp_path, monkeypatch):
+    shown = []
+    with ChatSession(pocket, tmp_path, buffer=Buffer(8)) as session:
+        assert send(session, *map(str, range(7)))[-1] == 6
+        monkeypatch.setattr(ChatSession, "add_talk_memories", lambda self, d, adapter: shown.append(d) or d)
+        list(session.retry(ReplyOptions(max_tokens=6, temperature=1.5, seed=3)))
+    assert len(shown[0].history) == 12
+
+
+def test_undo_of_a_repeated_text_cuts_no_earlier_turn(pocket, begins, tmp_path):
+    texts = ["My knee hurts.", "Go on.", "And then?", "Go on."]
+    with ChatSession(pocket, tmp_path, buffer=Buffer(8)) as session:
+        send(session, *texts)
+        session.undo()
+        assert [text for role, text in session.history() if role == "user"] == texts[:3]
+
+
+def test_forgetting_elsewhere_leaves_what_a_reply_had_read(pocket, begins, tmp_path, monkeypatch):
+    with ChatSession(pocket, tmp_path, buffer=Buffer(8)) as session:
+        send(session, "Hi")
+        session.correct(session.turns[-1]["id"], "Good day.")
+        monkeypatch.setattr(type(session.me), "retrieve_memories", lambda *given: [])
+        send(session, "And you?")
+        before = set(session.me.state.following_ids)
+        session.open_conversation()
+        send(session, "Hi")
+        session.undo()
+        assert before and session.me.state.following_ids == before
 
 
 def test_a_correction_counts_in_place_of_the_reply(pocket, tmp_path, monkeypatch):

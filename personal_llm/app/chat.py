@@ -8,7 +8,6 @@ __all__ = ['handle_line']
 # %% ../../nbs/8_app/04_chat.ipynb #7963a43c
 import json
 import re
-import select
 import sys
 import tempfile
 import time
@@ -83,11 +82,13 @@ def describe_chat_style(session) -> str:
     return "\n".join(describe_user(dialogues, [d.response for d in answers]).lines())
 
 # %% ../../nbs/8_app/04_chat.ipynb #fa0c6c61
-def forget_text(session, text: str) -> str:
+def forget_text(session, text: str):  # a generator of pieces of text
     "Delete every turn with these words, and all that was made of them."
+    if session.me.rounds:  # without its adapter we may have to score the buffer again
+        yield "deleting; this may take some seconds\n"
     report = session.forget(text)
     hint = "\n/learn trains again on the answers that are left" * bool(report.rebuildable)
-    return str(report) + hint if report.ids else "no stored turn contains it"
+    yield str(report) + hint if report.ids else "no stored turn contains it"
 
 
 def skip_question(session) -> str:
@@ -193,27 +194,12 @@ WELCOME_HINT = "write, and press Enter; /help lists the commands, Ctrl-D or /qui
 ANSWER_PROMPT = "  (Enter: the reply is fine; /better TEXT: what you would have liked; /skip; or your next message) "
 
 
-PASTE_SECONDS = 0.05  # between the lines of a paste, at most
-
-
-def has_line(seconds: float) -> bool:
-    "Return whether a terminal has a line for us within some seconds; False for a pipe, and on Windows."
-    with suppress(OSError, ValueError):
-        return sys.stdin.isatty() and bool(select.select([sys.stdin], [], [], seconds)[0])
-    return False
-
-
-def read_line(prompt: str = "> ", is_late: bool = False):  # text, or None at the end, and where there is no stdin
-    "Read a line, or a text pasted at a terminal, with the prompt on stderr; if late, after it, and none at the end."
+def read_line(prompt: str = "> ", is_late: bool = False):  # a line, or None at the end, and where there is no stdin
+    "Read one line from the user, with the prompt on stderr; if late, after the line, and none at the end."
     show = lambda: print(prompt, end="", file=sys.stderr, flush=True)
     if not is_late:
         show()
-    was_typed_ahead = bool(sys.stdin) and has_line(0)
     line = sys.stdin and sys.stdin.readline() or None
-    while line and (line[:1] != "/" or line.startswith("/better")) and not was_typed_ahead and has_line(PASTE_SECONDS):
-        line += (more := sys.stdin.readline())
-        if not more:
-            break
     if is_late and line:
         show()
     return line

@@ -20,8 +20,11 @@ def compute_saved_share(
     "Return the share of the message's loss that the exchange saves; `InputError` if its beginning is blank."
     alone = question.derive(prompt=question.prompt[:MAX_LINK_CHARACTERS], history=())
     after = alone.derive(history=tuple(question.history)[-2:])
-    nats = model.nll([model.add_system_prompt(d) for d in (alone, after)], of_prompts=True)[:, 0]
-    return float(1 - nats[1] / nats[0])
+    nats, counts = model.nll([model.add_system_prompt(d) for d in (alone, after)], of_prompts=True).T
+    if not counts[0]:  # a chat template without a token before the message: one token alone has no loss
+        return 1.0
+    losses = nats / counts
+    return float(1 - losses[1] / losses[0])
 
 
 def continues_subject(model, question: Dialogue) -> bool:

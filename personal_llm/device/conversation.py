@@ -442,7 +442,8 @@ def generate_again(self: ChatSession, options: ReplyOptions = None):
     self.settle_pending()
     turn = self.turns[-1]
     options = options or replace(RETRY_OPTIONS, seed=crc32(turn["response"].encode()))
-    question = Dialogue(turn["prompt"], "", tuple(self.history())[:-2], time=turn["time"])
+    read = self.me.memory.dialogues[turn["id"]].dialogue.history  # the turns that its first reply read
+    question = Dialogue(turn["prompt"], "", read, time=turn["time"])
     adapter = self.me.choose_adapter(turn["prompt"])
     shown, first = self.add_talk_memories(question, adapter=adapter), turn["response"].split()
     for number in range(self.max_draws):

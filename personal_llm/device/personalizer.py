@@ -41,7 +41,7 @@ from .forgetting import PUBLISHED_ADAPTER, ForgetReport, ForgetRequest, apply_to
 from .forgetting import forget_dialogues
 from .memory import MERGE_FOLDER, Memory, claim_adapter_folder, find_state_folders
 from .memory import get_state_version, hash_adapter_files, is_claimed, load_adapter, lock_state
-from .memory import remove_adapter, scores_to_dict, sweep_folder
+from .memory import remove_adapter, scores_to_dict, split_conversation, sweep_folder
 from .replay import PersonalizerState, TrainingRound, place_candidate, read_state
 from ..selection.library import Library, check_library_base
 from ..selection.ranking import Ranking
@@ -262,9 +262,11 @@ def arrive(
     elif self.state.find_slot(root) is None and self.state.scores[root].model != candidate.scores.model:
         self.state.record("scored", root, scores=scores_to_dict(candidate.scores))
     considered = can_ask and self.settings.ask_when == "policy" and bool(candidate.dialogue.response.strip())
-    is_again = dict(is_again=True) if known is not None and known.dialogue == candidate.dialogue else {}
+    facts = dict(is_again=True) if known is not None and known.dialogue == candidate.dialogue else {}
+    if split_conversation(conversation) and not candidate.dialogue.history:
+        facts["begins_subject"] = True
     try:
-        self.state.record("offered", root, considered=considered, is_informed=is_informed, **is_again)
+        self.state.record("offered", root, considered=considered, is_informed=is_informed, **facts)
     except BaseException:
         if known is None:  # no dialogue stays without its event
             self.memory.delete({root})

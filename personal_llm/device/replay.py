@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['ROUND_FIELDS', 'MAX_STORED_TURNS', 'MAX_PROMPT_TURNS', 'CHARACTERS_PER_TOKEN', 'MEASURED_COST',
-           'MEASURED_GAIN', 'FORMER_SETTINGS', 'describe_unchanged', 'TrainingRound', 'estimate_memory_tokens',
-           'describe_training_benefit', 'PersonalizerState', 'drop_former_settings', 'place_candidate', 'read_state',
-           'folder_status']
+           'MEASURED_GAIN', 'FORMER_SETTINGS', 'describe_unchanged', 'TrainingRound', 'find_first_prompt_turn',
+           'estimate_memory_tokens', 'describe_training_benefit', 'PersonalizerState', 'drop_former_settings',
+           'place_candidate', 'read_state', 'folder_status']
 
 # %% ../../nbs/6_device/02_replay.ipynb #35a8b8bd
 import copy
@@ -82,6 +82,13 @@ ROUND_FIELDS = [f.name for f in fields(TrainingRound) if f.name not in ("parents
 MAX_STORED_TURNS = 20  # turns of a conversation that you see at once
 MAX_PROMPT_TURNS = 6  # turns in the prompt of the model; when there are more, we drop the older half
 
+
+def find_first_prompt_turn(turns: list, start: str) -> int:  # an index of the turns
+    "Return the index of the first turn that the prompt of the model contains; start: id of the one before."
+    ids = [turn["id"] for turn in turns]
+    first = ids.index(start) if start in ids else max(0, len(ids) - MAX_PROMPT_TURNS // 2)
+    return first if len(ids) - first <= MAX_PROMPT_TURNS else len(ids) - MAX_PROMPT_TURNS // 2
+
 # %% ../../nbs/6_device/02_replay.ipynb #ask00012
 CHARACTERS_PER_TOKEN = 4  # of English text, about
 MEASURED_COST = "one to seven minutes of one processor core (SmolLM2-135M)"
@@ -142,6 +149,7 @@ class PersonalizerState:
         self.asked_ids = set()  # roots that the user was asked about, or answered unasked
         self.feedback_rows = []  # see the chapter on feedback
         self.conversation, self.conversations = "", {}  # key of the one that goes on; key -> turns of each
+        self._first_turns = {}  # key -> id of the first turn in the model's prompt
         self.question_id = ""  # root of the open question
         self.wants_question = False  # whether the policy wants to ask about the dialogue that was offered last
         self.rounds = []  # `TrainingRound`s
@@ -188,11 +196,9 @@ class PersonalizerState:
 
     @property
     def subject_turns(self) -> list:
-        "Those of them that the next prompt contains, if it goes on: the newest one, and those that its reply read."
+        "Those of them that the next prompt contains, if it goes on from them."
         turns = self.turns
-        count = len(self.memory.dialogues[turns[-1]["id"]].dialogue.history) // 2 + 1 if turns else 0
-        count = count if count <= MAX_PROMPT_TURNS else MAX_PROMPT_TURNS // 2
-        return turns[max(0, len(turns) - count) :]
+        return turns[find_first_prompt_turn(turns, self._first_turns.get(self.conversation, "")) :]
 
     @property
     def question(self) -> ScoredDialogue:  # or None
@@ -295,7 +301,7 @@ def _apply_offered(self: PersonalizerState, event: Event, facts: dict) -> None:
     own = split_conversation(self.memory.conversations[root])
     self.conversation = own[0] if own else self.conversation
     if d.origin == "model" and self.is_own_talk(root) and not facts.get("is_informed", True):
-        read = self.turns[max(0, len(self.turns) - len(d.history) // 2) :] if own else ()
+        read = self.subject_turns if own and not facts.get("begins_subject") else ()
         bears_wish = lambda id: id not in self.uninformed_ids or self.get_dialogue(id).origin == "annotated"
         if any(bears_wish(row["id"]) for row in read):
             self.following_ids.add(root)
@@ -303,6 +309,9 @@ def _apply_offered(self: PersonalizerState, event: Event, facts: dict) -> None:
     if own:
         row = dict(id=root, prompt=d.prompt, response=d.response, time=d.time)
         self.conversations.setdefault(own[0], []).append(row)
+        if facts.get("begins_subject"):
+            self._first_turns[own[0]] = root
+        self._first_turns[own[0]] = self.subject_turns[0]["id"]
 
 # %% ../../nbs/6_device/02_replay.ipynb #44819ade
 @patch
