@@ -348,7 +348,7 @@ def judge(
 def format_claims(rows) -> list:  # (claim, measured value, whether it holds) -> the same, with the value as text
     "Write what we measured beside each claim."
     write = lambda value: f"{value:.2f}" if isinstance(value, float) else str(value)
-    return [(claim, write(value), bool(holds)) for claim, value, holds in rows]
+    return [(claim, write(value), None if holds is None else bool(holds)) for claim, value, holds in rows]
 
 
 def judge_plan(

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['KEYS', 'TEAMS', 'SEASONS', 'PEOPLE', 'SEED', 'QUESTIONS', 'TALK_TURNS', 'BLOCK', 'NUM_CORRECTIONS',
-           'MOST_CHARACTERS', 'REPLY_TOKENS', 'MIN_ECHO_WORDS', 'HISTORIES', 'JOBS', 'GRIDS', 'FIFTEENTH',
+           'MOST_CHARACTERS', 'REPLY_TOKENS', 'MIN_ECHO_WORDS', 'HISTORIES', 'FLOOR', 'JOBS', 'GRIDS', 'FIFTEENTH',
            'MOST_ECHOES', 'ECHO_GAIN', 'RIGHT_GAIN', 'COST', 'LEAST_LINKED', 'LEAST_ALONE', 'MOST_SECONDS', 'tuned',
            'scored', 'seated', 'counted_calories', 'versed', 'stamped', 'routed', 'versioned', 'draw_turns',
            'find_long_sentences', 'hold_talks', 'measure', 'list_claims']
@@ -103,16 +103,12 @@ SEED = 150
 QUESTIONS = (  # a question, a pattern of right answers, a message that goes on from it, a pattern of right answers
     ("What is the capital of Japan?", "tokyo", "And of South Korea?", "seoul"),
     ("How many legs does a spider have?", "eight|8", "And an ant?", "six|6"),
-    ("What do cows eat?", "grass|hay|plant", "What do we get from them?", "milk|meat|beef|leather|dairy"),
     ("What is snow made of?", "ice|water|crystal", "When does it melt?", "warm|temperature|spring|heat|sun"),
     ("Who wrote Romeo and Juliet?", "shakespeare", "What is it about?", "love|famil|young"),
     ("What is the opposite of hot?", "cold|cool", "Give me a sentence with this word.", "cold|cool"),
     ("What colour is a ripe strawberry?", "red", "And its leaves?", "green"),
     ("Which language do people speak in Brazil?", "portug", "And in Argentina?", "spanish"),
-    ("What does a baker make?", "bread|cake|pastr|bak", "When does he get up?", "early|morning|am|a.m|o'clock|dawn"),
     ("My sister is called Nora.", "nora|name|sister", "What is she called?", "nora"),
-    ("Name an instrument with keys.", "piano|organ|keyboard", "Who plays it?", "piano|organ|keyboard|musician"),
-    ("How do I cook pasta?", "water|boil", "For how many minutes?", "minute"),
 )
 
 # %% ../../nbs/experiments/59_subjects.ipynb #sbj00011
@@ -188,7 +184,8 @@ def measure(jobs: list):  # yields a dict of results a job
         mean = lambda metric, chosen: float(np.mean([row[metric] for row in chosen]))
         groups = {kind: [row for row in rows if row["kind"] == kind] for kind in ("own", "plain", "follow")}
         late = [row for row in rows[TALK_TURNS:] if row["kind"] == "own"]
-        found = {f"{metric}s": mean(metric, rows) for metric in ("echo", "second", "word")}
+        found = {f"{metric}s": mean(metric, rows) for metric in ("echo", "word")}
+        found |= dict(turn_seconds=mean("second", rows))
         found |= dict(right=mean("right", groups["plain"]), follow_ups=mean("right", groups["follow"]))
         found |= dict(habits=mean("habits", late), spill=mean("habits", [row for row in rows if row["kind"] != "own"]))
         found |= dict(linked=float(np.mean([row["turns_read"] > 0 for row in groups["follow"]])))
@@ -196,15 +193,20 @@ def measure(jobs: list):  # yields a dict of results a job
         yield found | dict(corrections=sum(row["corrected"] for row in rows), turns=rows)
 
 
+FLOOR = "no turns"
 JOBS = [dict(user=name, seed=SEED, condition=condition) for name in PEOPLE for condition in HISTORIES]
-GRIDS = (Grid("fifteenth-talks", JOBS, measure, ("user", "seed"), "smollm2"),)
-FIFTEENTH = Study(PEOPLE, {name: (("fifteenth-talks",), dict(condition=name)) for name in HISTORIES})
+GRIDS = tuple(
+    Grid(name, [job for job in JOBS if (job["condition"] == FLOOR) == is_floor], measure, ("user", "seed"), "smollm2")
+    for name, is_floor in (("fifteenth-talks", False), ("fifteenth-floor", True))
+)
+FIFTEENTH = Study(PEOPLE, {name: (tuple(grid.name for grid in GRIDS), dict(condition=name)) for name in HISTORIES})
 MOST_ECHOES, ECHO_GAIN, RIGHT_GAIN, COST, LEAST_LINKED, LEAST_ALONE, MOST_SECONDS = 0.1, 0.1, 0.1, 0.05, 0.95, 0.85, 1.2
 
 
 def list_claims() -> list:  # (claim of the plan, what we measured, whether it holds; None: not measured)
     "Judge the claims of the plan."
-    if not all(map(FIFTEENTH.read, HISTORIES)):
+    measured = [condition for condition in HISTORIES if FIFTEENTH.read(condition)]
+    if not {*HISTORIES} - {FLOOR} <= {*measured}:
         return [("the fifteenth plan", "not measured", None)]
     change = lambda other, metric: FIFTEENTH.compare(other, "subject", metric)
     mean = lambda metric: FIFTEENTH.read_values("subject", metric).mean()
@@ -212,9 +214,10 @@ def list_claims() -> list:  # (claim of the plan, what we measured, whether it h
     rows = [(f"echoes, at most {MOST_ECHOES}", mean("echos"), mean("echos") <= MOST_ECHOES)]
     rows += [(f"echoes below all turns by {ECHO_GAIN}", echoes, echoes.value <= -ECHO_GAIN and echoes.high < 0)]
     rows += [(f"right answers above all turns by {RIGHT_GAIN}", right, right.value >= RIGHT_GAIN and right.low > 0)]
-    for other in ("all turns", "no turns"):
-        found = change(other, "follow_ups")
-        rows.append((f"right answers to messages that go on, above {other}, interval above 0", found, found.low > 0))
+    for other in ("all turns", FLOOR):
+        claim = f"right answers to messages that go on, above {other}, interval above 0"
+        found = change(other, "follow_ups") if other in measured else None
+        rows.append((claim, found, found.low > 0) if found else (claim, "not measured", None))
     found = change("last exchange", "follow_ups")
     rows.append((f"the same, below last exchange by at most {COST}", found, found.value >= -COST))
     rows.append(
@@ -227,7 +230,7 @@ def list_claims() -> list:  # (claim of the plan, what we measured, whether it h
     rows.append((f"questions read no turn, at least {LEAST_ALONE}", mean("alone"), mean("alone") >= LEAST_ALONE))
     rows.append((f"habits below all turns by at most {COST}", habits, habits.value >= -COST))
     rows.append((f"habits elsewhere above all turns by at most {COST}", spill, spill.value <= COST))
-    ratio = mean("seconds") / FIFTEENTH.read_values("all turns", "seconds").mean()
+    ratio = mean("turn_seconds") / FIFTEENTH.read_values("all turns", "turn_seconds").mean()
     return format_claims(
         [*rows, (f"processor seconds, at most {MOST_SECONDS} times all turns", ratio, ratio <= MOST_SECONDS)]
     )
