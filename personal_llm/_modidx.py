@@ -8073,6 +8073,10 @@ d = {
                 "experiments/subjects.html#counted_calories",
                 "personal_llm/experiments/subjects.py",
             ),
+            "personal_llm.experiments.subjects.draw_chats": (
+                "experiments/subjects.html#draw_chats",
+                "personal_llm/experiments/subjects.py",
+            ),
             "personal_llm.experiments.subjects.draw_turns": (
                 "experiments/subjects.html#draw_turns",
                 "personal_llm/experiments/subjects.py",
@@ -8091,6 +8095,10 @@ d = {
             ),
             "personal_llm.experiments.subjects.measure": (
                 "experiments/subjects.html#measure",
+                "personal_llm/experiments/subjects.py",
+            ),
+            "personal_llm.experiments.subjects.measure_chats": (
+                "experiments/subjects.html#measure_chats",
                 "personal_llm/experiments/subjects.py",
             ),
             "personal_llm.experiments.subjects.routed": (

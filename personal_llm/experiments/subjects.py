@@ -5,9 +5,10 @@
 # %% auto #0
 __all__ = ['KEYS', 'TEAMS', 'SEASONS', 'PEOPLE', 'SEED', 'QUESTIONS', 'TALK_TURNS', 'BLOCK', 'NUM_CORRECTIONS',
            'MOST_CHARACTERS', 'REPLY_TOKENS', 'MIN_ECHO_WORDS', 'HISTORIES', 'FLOOR', 'JOBS', 'GRIDS', 'FIFTEENTH',
-           'MOST_ECHOES', 'ECHO_GAIN', 'RIGHT_GAIN', 'COST', 'LEAST_LINKED', 'LEAST_ALONE', 'MOST_SECONDS', 'tuned',
-           'scored', 'seated', 'counted_calories', 'versed', 'stamped', 'routed', 'versioned', 'draw_turns',
-           'find_long_sentences', 'hold_talks', 'measure', 'list_claims']
+           'MOST_ECHOES', 'ECHO_GAIN', 'RIGHT_GAIN', 'COST', 'LEAST_LINKED', 'LEAST_ALONE', 'MOST_SECONDS', 'NUM_CHATS',
+           'CHAT_EXCHANGES', 'tuned', 'scored', 'seated', 'counted_calories', 'versed', 'stamped', 'routed',
+           'versioned', 'draw_turns', 'find_long_sentences', 'hold_talks', 'measure', 'list_claims', 'draw_chats',
+           'measure_chats']
 
 # %% ../../nbs/experiments/59_subjects.ipynb #sbj00003
 import re
@@ -18,9 +19,11 @@ from unittest import mock
 
 import numpy as np
 
-from ..base.core import Dialogue, History
+from ..base.core import Dialogue, History, make_generator
 from ..base.decoding import ReplyOptions
+from ..base.models import mean_response_nll
 from ..base.text import split_sentences
+from ..buffer.subjects import continues_subject
 from ..data.people import Habit, opener, sign_off, user_stream
 from ..data.reading import load_samples
 from ..device.conversation import ChatSession
@@ -234,3 +237,35 @@ def list_claims() -> list:  # (claim of the plan, what we measured, whether it h
     return format_claims(
         [*rows, (f"processor seconds, at most {MOST_SECONDS} times all turns", ratio, ratio <= MOST_SECONDS)]
     )
+
+# %% ../../nbs/experiments/59_subjects.ipynb #sbj0015c
+NUM_CHATS, CHAT_EXCHANGES = 100, 4
+
+
+def draw_chats() -> list:  # `Dialogue`s: the fourth exchange of a chat, with the first three as its history
+    "Draw chats of two people from the samples; each is by one persona."
+    rows, chats = [row for row in load_samples() if row["source"] == "synthetic_persona_chat"], []
+    for start in range(len(rows) - CHAT_EXCHANGES + 1):
+        *earlier, last = rows[start : start + CHAT_EXCHANGES]
+        if all(row["persona"] == last["persona"] for row in earlier):
+            history = [turn for row in earlier for turn in (("user", row["prompt"]), ("assistant", row["response"]))]
+            chats.append(Dialogue(last["prompt"], last["response"], history))
+    return [chats[i] for i in make_generator(SEED).permutation(len(chats))[:NUM_CHATS]]
+
+
+def measure_chats(jobs: list):  # yields a dict of results a job
+    "Measure the loss on true replies (nats a token) after the turns that each condition reads, for each chat."
+    model, chats = load_measured_model("smollm2"), draw_chats()
+    for _ in jobs:
+        goes_on = [continues_subject(model, d.derive(response="")) for d in chats]
+        read = {
+            "subject": [d if is_linked else d.derive(history=()) for d, is_linked in zip(chats, goes_on)],
+            "all turns": chats,
+            "last exchange": [d.derive(history=tuple(d.history)[-2:]) for d in chats],
+            FLOOR: [d.derive(history=()) for d in chats],
+        }
+        losses = {condition: mean_response_nll(model, dialogues).tolist() for condition, dialogues in read.items()}
+        yield dict(losses=losses, linked=float(np.mean(goes_on)))
+
+
+GRIDS += (Grid("fifteenth-chats", [dict(seed=SEED)], measure_chats, ("seed",), "smollm2"),)
