@@ -6119,10 +6119,6 @@ d = {
                 "experiments/fresh_people.html#title_case",
                 "personal_llm/experiments/fresh_people.py",
             ),
-            "personal_llm.experiments.fresh_people.write_asked_paragraph": (
-                "experiments/fresh_people.html#write_asked_paragraph",
-                "personal_llm/experiments/fresh_people.py",
-            ),
             "personal_llm.experiments.fresh_people.write_table": (
                 "experiments/fresh_people.html#write_table",
                 "personal_llm/experiments/fresh_people.py",
@@ -8127,6 +8123,10 @@ d = {
             ),
             "personal_llm.experiments.subjects.versioned": (
                 "experiments/subjects.html#versioned",
+                "personal_llm/experiments/subjects.py",
+            ),
+            "personal_llm.experiments.subjects.write_talk_paragraph": (
+                "experiments/subjects.html#write_talk_paragraph",
                 "personal_llm/experiments/subjects.py",
             ),
         },

@@ -10,7 +10,7 @@ from personal_llm import personalize
 from personal_llm.data.reading import read_dialogues
 from personal_llm.device import personalizer
 from personal_llm.experiments.demo import list_changed_defaults, write_demo_paragraph
-from personal_llm.experiments.fresh_people import write_asked_paragraph
+from personal_llm.experiments.subjects import write_talk_paragraph
 from personal_llm.experiments.varying_habits import write_change_paragraph
 from personal_llm.experiments.changes import write_people_table
 from personal_llm.experiments.runner import RESULTS
@@ -70,7 +70,7 @@ def test_commands_that_are_named_exist():
 
 
 SOURCE = json.loads((ROOT / "nbs" / "index.ipynb").read_text(encoding="utf-8"))
-MEASURED = (write_demo_paragraph, write_people_table, write_change_paragraph, write_asked_paragraph)
+MEASURED = (write_demo_paragraph, write_people_table, write_change_paragraph, write_talk_paragraph)
 ELSEWHERE = {  # numbers of the README that nothing measures -> what they are
     "3.10": "the oldest Python",
     "330": "MB of PyTorch on Linux, as pip says",

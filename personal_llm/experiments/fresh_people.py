@@ -7,7 +7,7 @@ __all__ = ['ROLES', 'ONE_STYLE', 'DIFFICULT', 'PEOPLE', 'ORDERS', 'TAUGHT', 'EIG
            'POCKET_JOBS', 'MENDED', 'MENDED_JOBS', 'SHARED', 'GRIDS', 'MENDED_GRIDS', 'CONDITIONS', 'SIXTH', 'DECIMALS',
            'TUNING_GAIN', 'PLAN', 'heading', 'stutter', 'lettered', 'title_case', 'slanted', 'clock', 'rating',
            'arrows', 'first_line', 'aside', 'make_stream', 'measure', 'measure_tunings', 'Study', 'format_people',
-           'write_table', 'write_asked_paragraph', 'judge', 'format_claims', 'judge_plan', 'list_claims']
+           'write_table', 'judge', 'format_claims', 'judge_plan', 'list_claims']
 
 # %% ../../nbs/experiments/49_fresh_people.ipynb #a9bff6d3
 import re
@@ -48,7 +48,7 @@ from personal_llm.experiments.real_people import (
     score_person,
     take_own_answers,
 )
-from .runner import Grid, paragraph, read_results
+from .runner import Grid, read_results
 from .methods.significance import mean_over_users
 
 # %% ../../nbs/experiments/49_fresh_people.ipynb #b89054bb
@@ -294,18 +294,6 @@ def write_table(study: Study, metrics: dict = METRICS) -> str:  # metrics: name 
         lines.append(f"| {label} | {' | '.join(cells)} | {interval} |")
     counts = [f"{len(study.find_harmful(column))} of {len(study.people)}" for column in columns[1:]]
     return "\n".join([*lines, f"| runs that harm, or have an empty reply | – | {' | '.join(counts)} | |"])
-
-# %% ../../nbs/experiments/49_fresh_people.ipynb #fresh0askedw
-def write_asked_paragraph() -> str:
-    "Write the README's sentences about 32 questions."
-    corrected, habits = (
-        {policy: SIXTH.read_values(policy, m).mean() for policy in ASKING} for m in ("corrected", "habits")
-    )
-    return paragraph(
-        f"Asked 32 questions, others corrected {corrected['active']:.0f} replies under our policy `active` and",
-        f"{corrected['sdss']:.0f} under SDSS's rule. As memory these keep {habits['active']:.2f} and",
-        f"{habits['sdss']:.2f} of the habits; a random choice's keep {habits['reservoir']:.2f}.",
-    )
 
 # %% ../../nbs/experiments/49_fresh_people.ipynb #7d5d85e8
 TUNING_GAIN = 0.05

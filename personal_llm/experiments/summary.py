@@ -189,11 +189,12 @@ def list_start_claims() -> list:  # `Claim`s
 
 # %% ../../nbs/experiments/00_summary.ipynb #6fb78140
 def list_person_claims() -> list:  # `Claim`s
-    "Judge what the sixth to the fourteenth plan called a success, each by the newest plan that measured it."
+    "Judge what the sixth to the fifteenth plan called a success, each by the newest plan that measured it."
     from personal_llm.experiments import amplification, changes, first_correction, fresh_people, more_people
-    from personal_llm.experiments import other_people, self_check, varying_habits, wishes
+    from personal_llm.experiments import other_people, self_check, subjects, varying_habits, wishes
 
     plans = {
+        "59_subjects": subjects,
         "58_first_correction": first_correction,
         "57_self_check": self_check,
         "56_varying_habits": varying_habits,
