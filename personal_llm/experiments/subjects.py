@@ -248,8 +248,8 @@ def write_talk_paragraph() -> str:
     )
     return paragraph(
         "A reply reads only the turns since its subject began. Of the replies to eight others,",
-        f"{echoes[1]} repeat a sentence of the model's own (with all turns {echoes[0]}), and {spill[1]} of the habits reach",
-        f"other replies ({spill[0]}).",
+        f"{echoes[1]} repeat a sentence of the model's own (with all turns {echoes[0]}), and {spill[1]} of the habits",
+        f"reach other replies ({spill[0]}).",
     )
 
 # %% ../../nbs/experiments/59_subjects.ipynb #sbj0015c
