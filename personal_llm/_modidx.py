@@ -4585,6 +4585,10 @@ d = {
                 "6_device/conversation.html#chatsession.pop_messages",
                 "personal_llm/device/conversation.py",
             ),
+            "personal_llm.device.conversation.ChatSession.read_talk": (
+                "6_device/conversation.html#chatsession.read_talk",
+                "personal_llm/device/conversation.py",
+            ),
             "personal_llm.device.conversation.ChatSession.rename_conversation": (
                 "6_device/conversation.html#chatsession.rename_conversation",
                 "personal_llm/device/conversation.py",
@@ -5727,6 +5731,56 @@ d = {
             "personal_llm.experiments.consolidation.write_changes": (
                 "experiments/consolidation.html#write_changes",
                 "personal_llm/experiments/consolidation.py",
+            ),
+        },
+        "personal_llm.experiments.copies": {
+            "personal_llm.experiments.copies.decides_for_last": (
+                "experiments/copies.html#decides_for_last",
+                "personal_llm/experiments/copies.py",
+            ),
+            "personal_llm.experiments.copies.draw_chats": (
+                "experiments/copies.html#draw_chats",
+                "personal_llm/experiments/copies.py",
+            ),
+            "personal_llm.experiments.copies.draw_questions": (
+                "experiments/copies.html#draw_questions",
+                "personal_llm/experiments/copies.py",
+            ),
+            "personal_llm.experiments.copies.form": (
+                "experiments/copies.html#form",
+                "personal_llm/experiments/copies.py",
+            ),
+            "personal_llm.experiments.copies.hold_chat": (
+                "experiments/copies.html#hold_chat",
+                "personal_llm/experiments/copies.py",
+            ),
+            "personal_llm.experiments.copies.hold_under": (
+                "experiments/copies.html#hold_under",
+                "personal_llm/experiments/copies.py",
+            ),
+            "personal_llm.experiments.copies.list_chat_claims": (
+                "experiments/copies.html#list_chat_claims",
+                "personal_llm/experiments/copies.py",
+            ),
+            "personal_llm.experiments.copies.list_claims": (
+                "experiments/copies.html#list_claims",
+                "personal_llm/experiments/copies.py",
+            ),
+            "personal_llm.experiments.copies.measure": (
+                "experiments/copies.html#measure",
+                "personal_llm/experiments/copies.py",
+            ),
+            "personal_llm.experiments.copies.measure_chats": (
+                "experiments/copies.html#measure_chats",
+                "personal_llm/experiments/copies.py",
+            ),
+            "personal_llm.experiments.copies.read_last": (
+                "experiments/copies.html#read_last",
+                "personal_llm/experiments/copies.py",
+            ),
+            "personal_llm.experiments.copies.read_strictly": (
+                "experiments/copies.html#read_strictly",
+                "personal_llm/experiments/copies.py",
             ),
         },
         "personal_llm.experiments.deciding": {
@@ -8097,6 +8151,10 @@ d = {
                 "experiments/subjects.html#measure_chats",
                 "personal_llm/experiments/subjects.py",
             ),
+            "personal_llm.experiments.subjects.read_without_costs": (
+                "experiments/subjects.html#read_without_costs",
+                "personal_llm/experiments/subjects.py",
+            ),
             "personal_llm.experiments.subjects.routed": (
                 "experiments/subjects.html#routed",
                 "personal_llm/experiments/subjects.py",
@@ -8111,6 +8169,10 @@ d = {
             ),
             "personal_llm.experiments.subjects.stamped": (
                 "experiments/subjects.html#stamped",
+                "personal_llm/experiments/subjects.py",
+            ),
+            "personal_llm.experiments.subjects.summarise_talks": (
+                "experiments/subjects.html#summarise_talks",
                 "personal_llm/experiments/subjects.py",
             ),
             "personal_llm.experiments.subjects.tuned": (

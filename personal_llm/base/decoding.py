@@ -167,6 +167,7 @@ class Example:
     ids: list  # tokens
     runs: list = field(default_factory=list, repr=False)  # tokens of the copy that ends at each place
     has_copy: bool = False  # whether the reply holds a copy longer than `FREE_RUN`
+    is_reply: bool = False  # whether the model itself wrote it, in this talk
 
     def add(self, token: int) -> None:
         "Add the reply's next token: lengthen the runs that it continues, and end the others."
@@ -337,14 +338,16 @@ MAX_SIGN_OFF_TOKENS = 12
 
 
 def cost_examples(reply: ReplyText):  # a generator of (token, nats)
-    "Yield the cost of each word that continues a copy of one example; words that several examples share are free."
-    costs, word_starts = {}, find_token_classes(reply.tokenizer).word_starts  # token -> nats of each example
-    for example in reply.examples:
+    "Yield the cost of each word that continues a copy; words that a response shares with another text are free."
+    costs, word_starts = {}, find_token_classes(reply.tokenizer).word_starts  # token -> place -> nats
+    for place, example in enumerate(reply.examples):
         free = FREE_RUN_AGAIN if example.has_copy else FREE_RUN
         for run, token in zip(example.runs, example.ids[1:]):
             if run >= free and token in word_starts:
-                costs.setdefault(token, {})[id(example)] = EXAMPLE_COST * (run - free + 1)
-    yield from ((token, *own.values()) for token, own in costs.items() if len(own) == 1)
+                costs.setdefault(token, {})[place] = EXAMPLE_COST * (run - free + 1)
+    for token, nats in costs.items():
+        if len(nats) == 1 or all(reply.examples[place].is_reply for place in nats):
+            yield token, max(nats.values())
 
 
 EXAMPLES = "examples"  # the label of a dialogue with `Examples`
@@ -352,10 +355,11 @@ EXAMPLES = "examples"  # the label of a dialogue with `Examples`
 
 @dataclass(frozen=True)
 class Examples:
-    "Turns before the history of a prompt that show how to reply; no file of dialogues can hold this label."
+    "Texts in a prompt's history that a reply must not repeat; no file of dialogues can hold this label."
 
-    responses: tuple  # in these turns; the reply must not repeat their words
+    responses: tuple = ()  # that show how to reply: the user wrote or approved them
     num_amplified: int = 0  # turns that the reply amplifies, from the first example on; see `amplify_examples`
+    replies: tuple = ()  # of the model itself, in this talk
 
 
 def get_examples(dialogue) -> Examples:
@@ -366,13 +370,14 @@ def get_examples(dialogue) -> Examples:
 
 def encode_examples(rules: DecodingRules, dialogue) -> list:  # `Example`s; none for a text in place of a dialogue
     "Return a dialogue's examples, without a short last line or sentence, which may be a sign-off; none for a toy."
-    examples, tokenizer = [], rules.tokenizer
-    for response in get_examples(dialogue).responses if rules.stops_loops else ():
+    given, examples, tokenizer = get_examples(dialogue), [], rules.tokenizer
+    texts = dict.fromkeys(given.replies, True) | dict.fromkeys(given.responses, False)  # -> whether it is a reply
+    for response, is_reply in texts.items() if rules.stops_loops else ():
         text = response.encode("utf-16", "surrogatepass").decode("utf-16", "replace")  # well-formed
         ids = tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
         ends = [0, *(unit.end for unit in read_reply(tokenizer, ids).split_units() if unit.words)]
         has_sign_off = len(ends) > 2 and ends[-1] - ends[-2] <= MAX_SIGN_OFF_TOKENS
-        examples.append(Example(ids[: ends[-2]] if has_sign_off else ids))
+        examples.append(Example(ids[: ends[-2]] if has_sign_off else ids, is_reply=is_reply))
     return examples
 
 # %% ../../nbs/0_base/08_decoding.ipynb #deccpy08

@@ -15,12 +15,13 @@ __all__ = ['ANSWERED_ORIGINS', 'MIN_AMPLIFIED', 'BM25_SATURATION', 'BM25_LENGTH'
 # %% ../../nbs/2_buffer/10_retrieval.ipynb #ret00003
 import math
 from collections import Counter
+from dataclasses import replace
 from itertools import takewhile
 
 import numpy as np
 
 from ..base.core import Dialogue
-from ..base.decoding import EXAMPLES, Examples
+from ..base.decoding import EXAMPLES, get_examples
 from ..base.loading import load_encoder
 from ..base.models import mean_response_nll
 from ..base.text import get_words, is_near_duplicate
@@ -47,9 +48,11 @@ def add_memories(dialogue: Dialogue, memories: list, is_amplified: bool = False)
     others = [d.response for d in memories if not is_near_duplicate(d.prompt, dialogue.prompt)]
     num_distinct = len({d.id for d in memories if d.origin == "annotated"})
     num_amplified = len(turns) if is_amplified and num_distinct >= MIN_AMPLIFIED else 0
-    labels = dialogue.labels | {EXAMPLES: Examples(tuple(dict.fromkeys(others)), num_amplified)}
+    given = get_examples(dialogue)
+    examples = replace(given, responses=tuple(dict.fromkeys((*others, *given.responses))), num_amplified=num_amplified)
     history = list(dialogue.history)
     first = 1 if history and history[0][0] == "system" else 0
+    labels = dialogue.labels | {EXAMPLES: examples}
     return dialogue.derive(history=[*history[:first], *turns, *history[first:]], labels=labels)
 
 # %% ../../nbs/2_buffer/10_retrieval.ipynb #ret00010

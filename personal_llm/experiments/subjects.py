@@ -7,8 +7,8 @@ __all__ = ['KEYS', 'TEAMS', 'SEASONS', 'PEOPLE', 'SEED', 'QUESTIONS', 'TALK_TURN
            'MOST_CHARACTERS', 'REPLY_TOKENS', 'MIN_ECHO_WORDS', 'HISTORIES', 'FLOOR', 'JOBS', 'GRIDS', 'FIFTEENTH',
            'MOST_ECHOES', 'ECHO_GAIN', 'RIGHT_GAIN', 'COST', 'LEAST_LINKED', 'LEAST_ALONE', 'MOST_SECONDS', 'NUM_CHATS',
            'CHAT_EXCHANGES', 'tuned', 'scored', 'seated', 'counted_calories', 'versed', 'stamped', 'routed',
-           'versioned', 'draw_turns', 'find_long_sentences', 'hold_talks', 'measure', 'list_claims',
-           'write_talk_paragraph', 'draw_chats', 'measure_chats']
+           'versioned', 'draw_turns', 'find_long_sentences', 'read_without_costs', 'hold_talks', 'summarise_talks',
+           'measure', 'list_claims', 'write_talk_paragraph', 'draw_chats', 'measure_chats']
 
 # %% ../../nbs/experiments/59_subjects.ipynb #sbj00003
 import re
@@ -152,10 +152,15 @@ HISTORIES = {  # condition -> the turns that a reply reads
 }
 
 
-def hold_talks(user, turns: list, condition: str) -> list:  # a dict a turn
+def read_without_costs(session, question):
+    "Read the corrected turns as the package did before [the next plan](60_copies.ipynb): no copy of them costs."
+    return question.derive(history=session.correct_history(question.history), parents=())
+
+
+def hold_talks(user, turns: list, find=None) -> list:  # a dict a turn; `find`: a function in place of `find_subject`
     "Hold talks in which a person corrects replies on the subject that lack a habit, eight at most."
     options = ReplyOptions(max_tokens=REPLY_TOKENS, soft_tokens=REPLY_TOKENS, temperature=0.0)
-    model, find, rows = load_measured_model("smollm2"), HISTORIES[condition], []
+    model, rows = load_measured_model("smollm2"), []
     patch = mock.patch.object(ChatSession, "find_subject", find) if find else nullcontext()
     with patch, tempfile.TemporaryDirectory() as folder, ChatSession(model, folder) as session:
         for place, (kind, prompt, right) in enumerate(turns):
@@ -166,12 +171,13 @@ def hold_talks(user, turns: list, condition: str) -> list:  # a dict a turn
             reply, side = "".join(session.say(prompt, options=options)), user.choose_side(Dialogue(prompt, "")) or user
             seconds, row = time.process_time() - started, dict(kind=kind, prompt=prompt, reply=reply)
             given = [find_long_sentences(d.response) for d in session.me.list_memories() if d.origin == "annotated"]
-            own = find_long_sentences(reply) - set().union(*given)
-            row |= dict(echo=bool(own & said), right=bool(right and re.search(right, reply.lower())), second=seconds)
+            sentences, given = find_long_sentences(reply), set().union(*given)
+            row |= dict(echo=bool(sentences - given & said), copied=bool(sentences & (said | given)))
+            row |= dict(right=bool(right and re.search(right, reply.lower())), second=seconds)
             history = session.me.memory.dialogues[session.turns[-1]["id"]].dialogue.history if reply else ()
             row |= dict(habits=side.adherence(reply) if reply else 0.0, word=count_words(reply))
             row |= dict(turns_read=len(history) // 2, corrected=False)
-            said |= find_long_sentences(reply)
+            said |= sentences
             rows.append(row)
             num_corrected = sum(row["corrected"] for row in rows)
             if reply and kind == "own" and row["habits"] < 1 and num_corrected < NUM_CORRECTIONS:
@@ -180,21 +186,26 @@ def hold_talks(user, turns: list, condition: str) -> list:  # a dict a turn
     return rows
 
 # %% ../../nbs/experiments/59_subjects.ipynb #sbj00014
+def summarise_talks(rows: list) -> dict:  # the results of a job
+    "Summarise the turns of one person."
+    mean = lambda metric, chosen: float(np.mean([row[metric] for row in chosen]))
+    groups = {kind: [row for row in rows if row["kind"] == kind] for kind in ("own", "plain", "follow")}
+    late = [row for row in rows[TALK_TURNS:] if row["kind"] == "own"]
+    found = {f"{metric}s": mean(metric, rows) for metric in ("echo", "word")}
+    found |= dict(turn_seconds=mean("second", rows))
+    found |= dict(right=mean("right", groups["plain"]), follow_ups=mean("right", groups["follow"]))
+    found |= dict(habits=mean("habits", late), spill=mean("habits", [row for row in rows if row["kind"] != "own"]))
+    found |= dict(linked=float(np.mean([row["turns_read"] > 0 for row in groups["follow"]])))
+    found |= dict(alone=float(np.mean([row["turns_read"] == 0 for row in groups["plain"]])))
+    return found | dict(corrections=sum(row["corrected"] for row in rows), turns=rows)
+
+
 def measure(jobs: list):  # yields a dict of results a job
-    "Measure the talks of one person."
+    "Measure the talks of one person, as the package held them when we wrote the plan."
     for job in jobs:
         user = PEOPLE[job["user"]]
-        rows = hold_talks(user, draw_turns(user), job["condition"])
-        mean = lambda metric, chosen: float(np.mean([row[metric] for row in chosen]))
-        groups = {kind: [row for row in rows if row["kind"] == kind] for kind in ("own", "plain", "follow")}
-        late = [row for row in rows[TALK_TURNS:] if row["kind"] == "own"]
-        found = {f"{metric}s": mean(metric, rows) for metric in ("echo", "word")}
-        found |= dict(turn_seconds=mean("second", rows))
-        found |= dict(right=mean("right", groups["plain"]), follow_ups=mean("right", groups["follow"]))
-        found |= dict(habits=mean("habits", late), spill=mean("habits", [row for row in rows if row["kind"] != "own"]))
-        found |= dict(linked=float(np.mean([row["turns_read"] > 0 for row in groups["follow"]])))
-        found |= dict(alone=float(np.mean([row["turns_read"] == 0 for row in groups["plain"]])))
-        yield found | dict(corrections=sum(row["corrected"] for row in rows), turns=rows)
+        with mock.patch.object(ChatSession, "read_talk", read_without_costs):
+            yield summarise_talks(hold_talks(user, draw_turns(user), HISTORIES[job["condition"]]))
 
 
 FLOOR = "no turns"
