@@ -194,14 +194,15 @@ def find_subject(self: ChatSession, prompt: str) -> History:  # (role, text) pai
 
 @patch
 def read_talk(self: ChatSession, question: Dialogue) -> Dialogue:
-    "Return a question of this talk with your corrections in its history, and with a label that stops copies of it."
+    "Return a question of this talk with your corrections in its history, and label the texts whose copies cost."
     history = self.correct_history(question.history) if self.me.settings.memories else list(question.history)
-    texts, own = ([text for _, text in turns[1::2]] for turns in (history, question.history))
-    can_repeat = [is_near_duplicate(prompt, question.prompt) for _, prompt in history[::2]]
-    if texts and texts[-1] == own[-1]:  # you may ask for the last reply once more, but not twice
-        can_repeat[-1] |= not any(is_near_duplicate(texts[-1], text) for text in texts[:-1])
-    rows = [(text, text == reply) for text, reply, is_free in zip(texts, own, can_repeat) if not is_free]
-    corrections, replies = (tuple(text for text, is_reply in rows if is_reply == kind) for kind in (False, True))
+    texts, stored = ([text for _, text in turns[1::2]] for turns in (history, question.history))
+    is_free = [is_near_duplicate(prompt, question.prompt) for _, prompt in history[::2]]
+    if texts and texts[-1] == stored[-1]:  # you may ask for the last reply once more, but not twice
+        is_free[-1] |= not any(is_near_duplicate(texts[-1], text) for text in texts[:-1])
+    costly = [(text, reply) for text, reply, free in zip(texts, stored, is_free) if not free]
+    corrections = tuple(text for text, reply in costly if text != reply)
+    replies = tuple(text for text, reply in costly if text == reply)
     labels = question.labels | {EXAMPLES: Examples(corrections, replies=replies)}
     return question.derive(history=history, parents=(), labels=labels)
 
