@@ -7752,6 +7752,24 @@ d = {
                 "personal_llm/experiments/retrieval.py",
             ),
         },
+        "personal_llm.experiments.revisions": {
+            "personal_llm.experiments.revisions.draw_messages": (
+                "experiments/revisions.html#draw_messages",
+                "personal_llm/experiments/revisions.py",
+            ),
+            "personal_llm.experiments.revisions.find_more_subjects": (
+                "experiments/revisions.html#find_more_subjects",
+                "personal_llm/experiments/revisions.py",
+            ),
+            "personal_llm.experiments.revisions.list_claims": (
+                "experiments/revisions.html#list_claims",
+                "personal_llm/experiments/revisions.py",
+            ),
+            "personal_llm.experiments.revisions.measure": (
+                "experiments/revisions.html#measure",
+                "personal_llm/experiments/revisions.py",
+            ),
+        },
         "personal_llm.experiments.rule": {
             "personal_llm.experiments.rule.AnyScoreSDSS": (
                 "experiments/rule.html#anyscoresdss",
