@@ -5782,6 +5782,10 @@ d = {
                 "experiments/copies.html#read_strictly",
                 "personal_llm/experiments/copies.py",
             ),
+            "personal_llm.experiments.copies.write_talk_paragraph": (
+                "experiments/copies.html#write_talk_paragraph",
+                "personal_llm/experiments/copies.py",
+            ),
         },
         "personal_llm.experiments.deciding": {
             "personal_llm.experiments.deciding.measure": (
@@ -8203,10 +8207,6 @@ d = {
             ),
             "personal_llm.experiments.subjects.versioned": (
                 "experiments/subjects.html#versioned",
-                "personal_llm/experiments/subjects.py",
-            ),
-            "personal_llm.experiments.subjects.write_talk_paragraph": (
-                "experiments/subjects.html#write_talk_paragraph",
                 "personal_llm/experiments/subjects.py",
             ),
         },

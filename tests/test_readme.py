@@ -9,8 +9,8 @@ import pytest
 from personal_llm import personalize
 from personal_llm.data.reading import read_dialogues
 from personal_llm.device import personalizer
+from personal_llm.experiments.copies import write_talk_paragraph
 from personal_llm.experiments.demo import list_changed_defaults, write_demo_paragraph
-from personal_llm.experiments.subjects import write_talk_paragraph
 from personal_llm.experiments.varying_habits import write_change_paragraph
 from personal_llm.experiments.changes import write_people_table
 from personal_llm.experiments.runner import RESULTS
@@ -147,7 +147,8 @@ def test_table_is_of_todays_defaults():
 
 
 def test_a_changed_default_is_found():
-    from personal_llm.experiments.demo import list_defaults
+    from personal_llm.experiments.copies import write_talk_paragraph
+from personal_llm.experiments.demo import list_defaults
 
     row = dict(defaults=list_defaults("smollm2"))
     assert find_stale_rows([row], "demo-smollm2") == ""

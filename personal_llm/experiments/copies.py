@@ -9,7 +9,7 @@ __all__ = ['WINDS', 'STONES', 'DANCES', 'STARS', 'COLOURS', 'FLOWERS', 'PLACES',
            'COPIES_GAIN', 'RIGHT_GAIN', 'RIGHT_COST', 'FOLLOW_COST', 'AGAIN_COST', 'HABITS_COST', 'SPILL_COST',
            'LEAST_LINKED', 'LEAST_ALONE', 'MOST_SECONDS', 'CHAT_GAIN', 'DECISION_COPIES', 'DECISION_SPILL', 'form',
            'draw_questions', 'read_last', 'read_strictly', 'hold_under', 'measure', 'draw_chats', 'hold_chat',
-           'measure_chats', 'list_chat_claims', 'list_claims', 'decides_for_last']
+           'measure_chats', 'list_chat_claims', 'list_claims', 'decides_for_last', 'write_talk_paragraph']
 
 # %% ../../nbs/experiments/60_copies.ipynb #cop00002
 import json
@@ -40,7 +40,7 @@ from personal_llm.experiments.real_people import (
     make_habit,
     make_person,
 )
-from .runner import RESULTS, Grid
+from .runner import RESULTS, Grid, paragraph
 from personal_llm.experiments.subjects import (
     REPLY_TOKENS,
     draw_turns,
@@ -278,7 +278,11 @@ def list_claims() -> list:  # (claim of the plan, what we measured, whether it h
         (f"the same for the same again, below subject by at most {AGAIN_COST}", again, again.value >= -AGAIN_COST),
         (f"habits below subject by at most {HABITS_COST}", habits, habits.value >= -HABITS_COST),
         (f"habits elsewhere above subject by at most {SPILL_COST}", spill, spill.value <= SPILL_COST),
-        (f"messages that go on read the question, {LEAST_LINKED}", mean("linked"), mean("linked") >= LEAST_LINKED),
+        (
+            f"messages that go on read the question, at least {LEAST_LINKED}",
+            mean("linked"),
+            mean("linked") >= LEAST_LINKED,
+        ),
         (f"questions read no turn, at least {LEAST_ALONE}", mean("alone"), mean("alone") >= LEAST_ALONE),
         (f"processor seconds, at most {MOST_SECONDS} times subject", ratio, ratio <= MOST_SECONDS),
     ]
@@ -290,3 +294,16 @@ def decides_for_last() -> bool:
     change = lambda metric: SIXTEENTH.compare("package", "or the last", metric)
     answers, copies, spill = change("answers"), change("copies"), change("spill")
     return answers.low > 0 and copies.value <= DECISION_COPIES and spill.value <= DECISION_SPILL
+
+
+def write_talk_paragraph() -> str:
+    "Write the README's sentences about long talks."
+    right, copies = (
+        [f"{SIXTEENTH.read_values(condition, metric).mean():.2f}" for condition in ("package", "all turns")]
+        for metric in ("right", "copies")
+    )
+    return paragraph(
+        f"A reply reads only the turns since its subject began. In long talks with sixteen others, {right[0]} of the",
+        f"answers to plain questions are right (with all turns {right[1]}), and {copies[0]} of the replies repeat a",
+        f"sentence ({copies[1]}).",
+    )

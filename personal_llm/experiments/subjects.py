@@ -8,7 +8,7 @@ __all__ = ['KEYS', 'TEAMS', 'SEASONS', 'PEOPLE', 'SEED', 'QUESTIONS', 'TALK_TURN
            'MOST_ECHOES', 'ECHO_GAIN', 'RIGHT_GAIN', 'COST', 'LEAST_LINKED', 'LEAST_ALONE', 'MOST_SECONDS', 'NUM_CHATS',
            'CHAT_EXCHANGES', 'tuned', 'scored', 'seated', 'counted_calories', 'versed', 'stamped', 'routed',
            'versioned', 'draw_turns', 'find_long_sentences', 'read_without_costs', 'hold_talks', 'summarise_talks',
-           'measure', 'list_claims', 'write_talk_paragraph', 'draw_chats', 'measure_chats']
+           'measure', 'list_claims', 'draw_chats', 'measure_chats']
 
 # %% ../../nbs/experiments/59_subjects.ipynb #sbj00003
 import re
@@ -42,7 +42,7 @@ from personal_llm.experiments.real_people import (
     make_habit,
     make_person,
 )
-from .runner import Grid, paragraph, read_results
+from .runner import Grid, read_results
 from .varying_habits import count_words
 from .wishes import choose_by_length
 
@@ -248,19 +248,6 @@ def list_claims() -> list:  # (claim of the plan, what we measured, whether it h
     ratio = mean("turn_seconds") / FIFTEENTH.read_values("all turns", "turn_seconds").mean()
     return format_claims(
         [*rows, (f"processor seconds, at most {MOST_SECONDS} times all turns", ratio, ratio <= MOST_SECONDS)]
-    )
-
-
-def write_talk_paragraph() -> str:
-    "Write the README's sentences about long talks."
-    mean = lambda condition, metric: f"{FIFTEENTH.read_values(condition, metric).mean():.2f}"
-    echoes, spill = (
-        [mean(condition, metric) for condition in ("all turns", "subject")] for metric in ("echos", "spill")
-    )
-    return paragraph(
-        "A reply reads only the turns since its subject began. Of the replies to eight others,",
-        f"{echoes[1]} repeat a sentence of the model's own (with all turns {echoes[0]}), and {spill[1]} of the habits",
-        f"reach other replies ({spill[0]}).",
     )
 
 # %% ../../nbs/experiments/59_subjects.ipynb #sbj0015c

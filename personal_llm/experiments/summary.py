@@ -189,11 +189,13 @@ def list_start_claims() -> list:  # `Claim`s
 
 # %% ../../nbs/experiments/00_summary.ipynb #6fb78140
 def list_person_claims() -> list:  # `Claim`s
-    "Judge what the sixth to the fifteenth plan called a success, each by the newest plan that measured it."
-    from personal_llm.experiments import amplification, changes, first_correction, fresh_people, more_people
-    from personal_llm.experiments import other_people, self_check, subjects, varying_habits, wishes
+    "Judge what the sixth to the seventeenth plan called a success, each by the newest plan that measured it."
+    from personal_llm.experiments import amplification, changes, copies, first_correction, fresh_people, more_people
+    from personal_llm.experiments import other_people, revisions, self_check, subjects, varying_habits, wishes
 
     plans = {
+        "61_revisions": revisions,
+        "60_copies": copies,
         "59_subjects": subjects,
         "58_first_correction": first_correction,
         "57_self_check": self_check,
