@@ -147,8 +147,7 @@ def test_table_is_of_todays_defaults():
 
 
 def test_a_changed_default_is_found():
-    from personal_llm.experiments.copies import write_talk_paragraph
-from personal_llm.experiments.demo import list_defaults
+    from personal_llm.experiments.demo import list_defaults
 
     row = dict(defaults=list_defaults("smollm2"))
     assert find_stale_rows([row], "demo-smollm2") == ""

@@ -304,6 +304,6 @@ def write_talk_paragraph() -> str:
     )
     return paragraph(
         f"A reply reads only the turns since its subject began. In long talks with sixteen others, {right[0]} of the",
-        f"answers to plain questions are right (with all turns {right[1]}), and {copies[0]} of the replies repeat a",
+        f"answers to plain questions are right (with all turns {right[1]}), and {copies[0]} of replies repeat a",
         f"sentence ({copies[1]}).",
     )
