@@ -4585,10 +4585,6 @@ d = {
                 "6_device/conversation.html#chatsession.pop_messages",
                 "personal_llm/device/conversation.py",
             ),
-            "personal_llm.device.conversation.ChatSession.read_talk": (
-                "6_device/conversation.html#chatsession.read_talk",
-                "personal_llm/device/conversation.py",
-            ),
             "personal_llm.device.conversation.ChatSession.rename_conversation": (
                 "6_device/conversation.html#chatsession.rename_conversation",
                 "personal_llm/device/conversation.py",
@@ -5758,12 +5754,20 @@ d = {
                 "experiments/copies.html#hold_under",
                 "personal_llm/experiments/copies.py",
             ),
+            "personal_llm.experiments.copies.label_copies": (
+                "experiments/copies.html#label_copies",
+                "personal_llm/experiments/copies.py",
+            ),
             "personal_llm.experiments.copies.list_chat_claims": (
                 "experiments/copies.html#list_chat_claims",
                 "personal_llm/experiments/copies.py",
             ),
             "personal_llm.experiments.copies.list_claims": (
                 "experiments/copies.html#list_claims",
+                "personal_llm/experiments/copies.py",
+            ),
+            "personal_llm.experiments.copies.make_costly": (
+                "experiments/copies.html#make_costly",
                 "personal_llm/experiments/copies.py",
             ),
             "personal_llm.experiments.copies.measure": (
@@ -5776,10 +5780,6 @@ d = {
             ),
             "personal_llm.experiments.copies.read_last": (
                 "experiments/copies.html#read_last",
-                "personal_llm/experiments/copies.py",
-            ),
-            "personal_llm.experiments.copies.read_strictly": (
-                "experiments/copies.html#read_strictly",
                 "personal_llm/experiments/copies.py",
             ),
             "personal_llm.experiments.copies.write_talk_paragraph": (
@@ -8171,10 +8171,6 @@ d = {
             ),
             "personal_llm.experiments.subjects.measure_chats": (
                 "experiments/subjects.html#measure_chats",
-                "personal_llm/experiments/subjects.py",
-            ),
-            "personal_llm.experiments.subjects.read_without_costs": (
-                "experiments/subjects.html#read_without_costs",
                 "personal_llm/experiments/subjects.py",
             ),
             "personal_llm.experiments.subjects.routed": (

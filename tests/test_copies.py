@@ -1,4 +1,4 @@
-"A reply does not copy the turns that it reads: which texts cost, and how much."
+"Copies of a talk can cost: which texts do in the experiments, and how much; in the package none."
 
 import importlib.util
 
@@ -12,6 +12,7 @@ from personal_llm.buffer.retrieval import add_memories
 from personal_llm.device import conversation
 from personal_llm.device.conversation import ChatSession
 from personal_llm.device.streaming import ReplyOptions
+from personal_llm.experiments.copies import label_copies
 
 OPTIONS = ReplyOptions(max_tokens=12)
 NEW = "How far is it to the sea?"
@@ -30,8 +31,8 @@ def talk(monkeypatch, tmp_path):
         yield session
 
 
-def read(session, prompt: str = NEW) -> Examples:
-    return session.read_talk(Dialogue(prompt, "", session.history())).labels[EXAMPLES]
+def read(session, prompt: str = NEW, is_last_free: bool = True) -> Examples:
+    return label_copies(session, Dialogue(prompt, "", session.history()), is_last_free).labels[EXAMPLES]
 
 
 def get_replies(session) -> list:
@@ -41,70 +42,29 @@ def get_replies(session) -> list:
 def test_earlier_replies_cost_and_the_last_one_is_free(talk):
     first, second, last = get_replies(talk)
     assert len({first, second, last}) == 3 and read(talk) == Examples(replies=(first, second))
+    assert read(talk, is_last_free=False) == Examples(replies=(first, second, last))
 
 
 def test_a_correction_is_labelled_as_a_response(talk):
     _, second, _ = get_replies(talk)
     talk.correct(talk.turns[0]["id"], "In short: rest it.")
     assert read(talk) == Examples(("In short: rest it.",), replies=(second,))
-    talk.correct(talk.turns[-1]["id"], "In short: no.")
-    assert read(talk) == Examples(("In short: rest it.", "In short: no."), replies=(second,))
 
 
-def test_a_last_reply_that_is_a_copy_costs(talk, monkeypatch):
+def test_a_last_reply_that_is_a_copy_costs(talk):
     first, second, last = get_replies(talk)
     copied = [*talk.history()[:5], ("assistant", second)]
-    shown = talk.read_talk(Dialogue(NEW, "", copied))
+    shown = label_copies(talk, Dialogue(NEW, "", copied), is_last_free=True)
     assert shown.labels[EXAMPLES] == Examples(replies=(first, second, second))
-    correction = "In short: rest it."
-    talk.correct(talk.turns[0]["id"], correction)
-    shown = talk.read_talk(Dialogue(NEW, "", [*talk.history()[:5], ("assistant", correction)]))
-    assert shown.labels[EXAMPLES] == Examples((correction,), replies=(second, correction)), (
-        "a copy of a correction, too"
-    )
 
 
 def test_the_same_message_may_get_the_same_reply(talk):
-    first, second, _ = get_replies(talk)
-    assert read(talk, "My knee hurts!") == Examples(replies=(second,))
-    talk.correct(talk.turns[0]["id"], "In short: rest it.")
-    assert read(talk, "My knee hurts!") == Examples(replies=(second,))
+    assert read(talk, "My knee hurts!") == Examples(replies=(get_replies(talk)[1],))
 
 
-def test_a_new_talk_has_nothing_to_copy(talk):
-    talk.open_conversation()
-    assert read(talk) == Examples() and talk.add_talk_memories(Dialogue(NEW, "")).history == ()
-
-
-def test_without_memories_replies_cost_and_corrections_are_not_read(talk):
-    first, second, last = get_replies(talk)
-    talk.correct(talk.turns[0]["id"], "In short: rest it.")
-    talk.me.settings = conversation.replace(talk.me.settings, memories=0)
-    shown = talk.add_talk_memories(Dialogue(NEW, "", talk.history()))
-    assert shown.labels[EXAMPLES] == Examples(replies=(first, second))
-    assert tuple(shown.history) == tuple(talk.history())
-
-
-def test_a_program_and_a_fact_have_no_label(talk):
-    own = [("user", "Hi."), ("assistant", "Hello, what can I do for you?")]
-    assert EXAMPLES not in talk.add_talk_memories(Dialogue(NEW, "", own), is_own=False).labels
-    list(talk.say("My dog is called Biscuit.", options=OPTIONS))
-    asked = talk.add_talk_memories(Dialogue("What is the name of my dog?", "", talk.history()))
-    assert talk.reply_fact and EXAMPLES not in asked.labels
-
-
-def test_the_stored_turn_has_no_label(talk):
-    assert all(not talk.me.memory.dialogues[turn["id"]].dialogue.labels.get(EXAMPLES) for turn in talk.turns)
-
-
-def test_the_stream_and_the_check_get_the_label(talk, monkeypatch):
-    first, second, third = get_replies(talk)
-    streamed, checked = [], []
-    monkeypatch.setattr(conversation, "ReplyStream", lambda model, shown, *given, **named: streamed.append(shown) or [])
-    monkeypatch.setattr(talk.me, "find_check", lambda question, *given: checked.append(question) or ())
-    list(talk.say(NEW, options=ReplyOptions(max_tokens=4, temperature=0.0), is_observed=False))
-    expected = Examples(replies=(first, second))
-    assert streamed[0].labels[EXAMPLES] == checked[0].labels[EXAMPLES] == expected
+@pytest.mark.parametrize("is_own", [True, False])
+def test_no_copy_of_a_talk_costs_in_the_package(talk, is_own):
+    assert EXAMPLES not in talk.add_talk_memories(Dialogue(NEW, "", talk.history()), is_own=is_own).labels
 
 
 def test_memories_join_the_label_of_a_talk():

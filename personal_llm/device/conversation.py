@@ -17,9 +17,8 @@ from pathlib import Path
 from zlib import crc32
 
 from ..base.core import Dialogue, History, InputError, check, patch
-from ..base.decoding import EXAMPLES, Examples
 from ..base.files import LOCK_FILE, is_full_disk, list_names, lock_folder, make_folder
-from ..base.text import CONTROL_CHARACTERS, count_nouns, is_near_duplicate
+from ..base.text import CONTROL_CHARACTERS, count_nouns
 from ..base.tokens import MAX_CHARACTERS_PER_TOKEN, find_first_turn
 from ..buffer.feedback import get_first_id
 from ..buffer.next_turn import find_reactions, read_next_turns
@@ -193,21 +192,6 @@ def find_subject(self: ChatSession, prompt: str) -> History:  # (role, text) pai
 
 
 @patch
-def read_talk(self: ChatSession, question: Dialogue) -> Dialogue:
-    "Return a question of this talk with your corrections in its history, and label the texts whose copies cost."
-    history = self.correct_history(question.history) if self.me.settings.memories else list(question.history)
-    texts, stored = ([text for _, text in turns[1::2]] for turns in (history, question.history))
-    is_free = [is_near_duplicate(prompt, question.prompt) for _, prompt in history[::2]]
-    if texts and texts[-1] == stored[-1]:  # you may ask for the last reply once more, but not twice
-        is_free[-1] |= not any(is_near_duplicate(texts[-1], text) for text in texts[:-1])
-    costly = [(text, reply) for text, reply, free in zip(texts, stored, is_free) if not free]
-    corrections = tuple(text for text, reply in costly if text != reply)
-    replies = tuple(text for text, reply in costly if text == reply)
-    labels = question.labels | {EXAMPLES: Examples(corrections, replies=replies)}
-    return question.derive(history=history, parents=(), labels=labels)
-
-
-@patch
 def add_talk_memories(
     self: ChatSession,
     question: Dialogue,  # as we store it
@@ -216,16 +200,15 @@ def add_talk_memories(
 ) -> Dialogue:
     "Return a question as the model reads it: with corrected turns, and a fact or memories, which the session notes."
     self.reply_fact, self.reply_memories = "", []
-    if not self.model.is_large:
+    if not self.model.is_large or not self.me.settings.memories:
         return question
-    shown = self.read_talk(question) if is_own else question.derive(parents=())
-    if not self.me.settings.memories:
-        return shown
+    history = self.correct_history(question.history) if is_own else question.history
+    shown = question.derive(history=history, parents=())
     self.reply_fact, source = self.me.find_fact(question.prompt)
     if self.reply_fact:
         self.reply_memories = [source]
-        return add_fact(shown.derive(labels=question.labels), self.reply_fact)  # which it may tell again
-    self.reply_memories = self.me.retrieve_memories(question.prompt, shown.history, adapter)
+        return add_fact(shown, self.reply_fact)
+    self.reply_memories = self.me.retrieve_memories(question.prompt, history, adapter)
     return add_memories(shown, self.reply_memories)
 
 # %% ../../nbs/6_device/07_conversation.ipynb #8d620152
@@ -278,8 +261,8 @@ def find_check(
     is_greedy = self.model.decoding.complete(options).temperature <= 0 and not options.stop
     if self.reply_fact or not is_greedy:
         return ()
-    shown = self.read_talk(question) if is_own else question.derive(parents=())
-    return self.me.find_check(shown, self.reply_memories, adapter)
+    history = self.correct_history(question.history) if is_own else question.history
+    return self.me.find_check(question.derive(history=history, parents=()), self.reply_memories, adapter)
 
 
 @patch

@@ -4,24 +4,24 @@
 
 # %% auto #0
 __all__ = ['WINDS', 'STONES', 'DANCES', 'STARS', 'COLOURS', 'FLOWERS', 'PLACES', 'SEED', 'QUESTIONS_FILE',
-           'NUM_QUESTIONS', 'PEOPLE', 'read_talk', 'read_all', 'read_nothing', 'CONDITIONS', 'NUM_CHATS',
+           'NUM_QUESTIONS', 'PEOPLE', 'add_memories', 'check', 'read_all', 'read_nothing', 'CONDITIONS', 'NUM_CHATS',
            'CHAT_MESSAGES', 'CHAT_CONDITIONS', 'JOBS', 'CHAT_JOBS', 'GRIDS', 'SIXTEENTH', 'CHATS', 'MOST_COPIES',
            'COPIES_GAIN', 'RIGHT_GAIN', 'RIGHT_COST', 'FOLLOW_COST', 'AGAIN_COST', 'HABITS_COST', 'SPILL_COST',
            'LEAST_LINKED', 'LEAST_ALONE', 'MOST_SECONDS', 'CHAT_GAIN', 'DECISION_COPIES', 'DECISION_SPILL', 'form',
-           'draw_questions', 'read_last', 'read_strictly', 'hold_under', 'measure', 'draw_chats', 'hold_chat',
-           'measure_chats', 'list_chat_claims', 'list_claims', 'decides_for_last', 'write_talk_paragraph']
+           'draw_questions', 'read_last', 'label_copies', 'make_costly', 'hold_under', 'measure', 'draw_chats',
+           'hold_chat', 'measure_chats', 'list_chat_claims', 'list_claims', 'decides_for_last', 'write_talk_paragraph']
 
 # %% ../../nbs/experiments/60_copies.ipynb #cop00002
 import json
 import tempfile
 from contextlib import ExitStack
-from dataclasses import replace
 from unittest import mock
 
 import numpy as np
 
 from ..base.core import Dialogue, History, make_generator
-from ..base.decoding import EXAMPLES, ReplyOptions
+from ..base.decoding import EXAMPLES, Examples, ReplyOptions
+from ..base.text import is_near_duplicate
 from ..buffer.subjects import continues_subject
 from ..data.people import Habit, opener, sign_off
 from ..data.reading import load_samples
@@ -46,7 +46,6 @@ from personal_llm.experiments.subjects import (
     draw_turns,
     find_long_sentences,
     hold_talks,
-    read_without_costs,
     summarise_talks,
 )
 from .varying_habits import count_words
@@ -147,31 +146,48 @@ def read_last(session, prompt: str) -> History:
     return History(turns[-2 * max(1, length) :])
 
 
-def read_strictly(session, question):
-    "Return a question as the package reads it, with the last reply among those that it must not repeat."
-    shown = read_talk(session, question)
-    given, last = shown.labels[EXAMPLES], [text for _, text in shown.history[-1:]]
-    is_free = last and last[0] not in given.responses
-    replies = tuple(dict.fromkeys((*given.replies, *last))) if is_free else given.replies
-    return shown.derive(labels=shown.labels | {EXAMPLES: replace(given, replies=replies)})
+def label_copies(session, question: Dialogue, is_last_free: bool) -> Dialogue:
+    "Label the texts of the talk whose copies cost; without the last reply, if it is free and no copy itself."
+    history = session.correct_history(question.history)
+    texts, stored = ([text for _, text in turns[1::2]] for turns in (history, question.history))
+    is_free = [is_near_duplicate(prompt, question.prompt) for _, prompt in history[::2]]
+    if is_last_free and texts and texts[-1] == stored[-1]:
+        is_free[-1] |= not any(is_near_duplicate(texts[-1], text) for text in texts[:-1])
+    costly = [(text, reply) for text, reply, free in zip(texts, stored, is_free) if not free]
+    corrections = tuple(text for text, reply in costly if text != reply)
+    replies = tuple(text for text, reply in costly if text == reply)
+    return question.derive(labels=question.labels | {EXAMPLES: Examples(corrections, replies=replies)})
 
 
-read_talk = ChatSession.read_talk
+def make_costly(is_last_free: bool) -> dict:  # name -> function
+    "Return functions in place of those of the chat, so that copies of the talk cost."
+
+    def add_talk_memories(session, question, is_own=True, adapter=None):
+        shown = add_memories(session, label_copies(session, question, is_last_free), is_own, adapter)
+        return shown.derive(labels=question.labels) if session.reply_fact else shown  # it may tell the fact again
+
+    def find_check(session, question, *given):
+        return check(session, label_copies(session, question, is_last_free), *given)
+
+    return dict(add_talk_memories=add_talk_memories, find_check=find_check)
+
+
+add_memories, check = ChatSession.add_talk_memories, ChatSession.find_check
 read_all, read_nothing = lambda session, _: session.history(), lambda session, _: History(())
 CONDITIONS = {  # condition -> functions in place of those of the chat
-    "package": {},
-    "strict": dict(read_talk=read_strictly),
-    "subject": dict(read_talk=read_without_costs),
-    "all turns": dict(find_subject=read_all, read_talk=read_without_costs),
-    "or the last": dict(find_subject=read_last),
+    "package": make_costly(is_last_free=True),
+    "strict": make_costly(is_last_free=False),
+    "subject": {},  # the package since then
+    "all turns": dict(find_subject=read_all),
+    "or the last": dict(find_subject=read_last) | make_costly(is_last_free=True),
     "no turns": dict(find_subject=read_nothing),
 }
 
 
-def hold_under(condition: str, hold, *given):
-    "Call a function under a condition."
+def hold_under(functions: dict, hold, *given):
+    "Call a function with functions in place of those of the chat."
     with ExitStack() as patches:
-        for name, function in CONDITIONS[condition].items():
+        for name, function in functions.items():
             patches.enter_context(mock.patch.object(ChatSession, name, function))
         return hold(*given)
 
@@ -182,7 +198,7 @@ def measure(jobs: list):  # yields a dict of results a job
     for job in jobs:
         user = PEOPLE[job["user"]]
         turns = draw_turns(user, questions[user.name], SEED)
-        rows = hold_under(job["condition"], hold_talks, user, turns)
+        rows = hold_under(CONDITIONS[job["condition"]], hold_talks, user, turns)
         again = [row for row in rows if row["kind"] == "follow"][list(PEOPLE).index(user.name) % (NUM_QUESTIONS + 1)]
         found = summarise_talks(rows) | dict(copies=float(np.mean([row["copied"] for row in rows])))
         yield found | dict(again=float(again["right"]), answers=(found["right"] + found["follow_ups"]) / 2)
@@ -218,7 +234,7 @@ def hold_chat(messages: list) -> list:  # a dict a turn
 def measure_chats(jobs: list):  # yields a dict of results a job
     "Measure the replies in one chat."
     for job in jobs:
-        rows = hold_under(job["condition"], hold_chat, draw_chats()[int(job["user"])])
+        rows = hold_under(CONDITIONS[job["condition"]], hold_chat, draw_chats()[int(job["user"])])
         mean = lambda metric: float(np.mean([row[metric] for row in rows]))
         words = float(np.mean([count_words(row["reply"]) for row in rows]))
         yield dict(copies=mean("copied"), read=mean("turns_read"), words=words, turns=rows)
@@ -299,7 +315,7 @@ def decides_for_last() -> bool:
 def write_talk_paragraph() -> str:
     "Write the README's sentences about long talks."
     right, copies = (
-        [f"{SIXTEENTH.read_values(condition, metric).mean():.2f}" for condition in ("package", "all turns")]
+        [f"{SIXTEENTH.read_values(condition, metric).mean():.2f}" for condition in ("subject", "all turns")]
         for metric in ("right", "copies")
     )
     return paragraph(

@@ -9,7 +9,6 @@ __all__ = ['SEED', 'NUM_BLOCKS', 'METALS', 'SIDES', 'PEOPLE', 'LOWER_SHARE', 'fi
 
 # %% ../../nbs/experiments/61_revisions.ipynb #rev00002
 import json
-from contextlib import ExitStack
 from unittest import mock
 
 import numpy as np
@@ -19,7 +18,7 @@ from ..buffer import subjects
 from ..data.people import opener, sign_off, user_stream
 from ..data.reading import load_samples
 from ..device.conversation import ChatSession
-from .copies import QUESTIONS_FILE, form, read_strictly
+from .copies import QUESTIONS_FILE, form, hold_under, make_costly
 from .fresh_people import Study, format_claims
 from personal_llm.experiments.real_people import (
     ANATOMY,
@@ -113,19 +112,17 @@ def find_more_subjects(session, prompt: str):
 
 find_subject = ChatSession.find_subject
 CONDITIONS = {  # condition -> functions in place of those of the chat
-    "package": {},
-    "strict": dict(read_talk=read_strictly),
-    "lower line": dict(read_talk=read_strictly, find_subject=find_more_subjects),
+    "package": make_costly(is_last_free=True),
+    "strict": make_costly(is_last_free=False),
+    "lower line": make_costly(is_last_free=False) | dict(find_subject=find_more_subjects),
 }
 
 
 def measure(jobs: list):  # yields a dict of results a job
     "Measure the talks of one person."
     for job in jobs:
-        with ExitStack() as patches:
-            for function_name, function in CONDITIONS[job["condition"]].items():
-                patches.enter_context(mock.patch.object(ChatSession, function_name, function))
-            rows = hold_talks(PEOPLE[job["user"]], draw_messages(job["user"]))
+        turns = draw_messages(job["user"])
+        rows = hold_under(CONDITIONS[job["condition"]], hold_talks, PEOPLE[job["user"]], turns)
         revisions = [row for row in rows if row["kind"] == "revise"]
         found = summarise_talks(rows)
         found |= dict(copies=float(np.mean([row["copied"] for row in rows if row["kind"] != "revise"])))

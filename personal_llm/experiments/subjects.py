@@ -7,8 +7,8 @@ __all__ = ['KEYS', 'TEAMS', 'SEASONS', 'PEOPLE', 'SEED', 'QUESTIONS', 'TALK_TURN
            'MOST_CHARACTERS', 'REPLY_TOKENS', 'MIN_ECHO_WORDS', 'HISTORIES', 'FLOOR', 'JOBS', 'GRIDS', 'FIFTEENTH',
            'MOST_ECHOES', 'ECHO_GAIN', 'RIGHT_GAIN', 'COST', 'LEAST_LINKED', 'LEAST_ALONE', 'MOST_SECONDS', 'NUM_CHATS',
            'CHAT_EXCHANGES', 'tuned', 'scored', 'seated', 'counted_calories', 'versed', 'stamped', 'routed',
-           'versioned', 'draw_turns', 'find_long_sentences', 'read_without_costs', 'hold_talks', 'summarise_talks',
-           'measure', 'list_claims', 'draw_chats', 'measure_chats']
+           'versioned', 'draw_turns', 'find_long_sentences', 'hold_talks', 'summarise_talks', 'measure', 'list_claims',
+           'draw_chats', 'measure_chats']
 
 # %% ../../nbs/experiments/59_subjects.ipynb #sbj00003
 import re
@@ -152,11 +152,6 @@ HISTORIES = {  # condition -> the turns that a reply reads
 }
 
 
-def read_without_costs(session, question):
-    "Read the corrected turns as the package did before [the next plan](60_copies.ipynb): no copy of them costs."
-    return question.derive(history=session.correct_history(question.history), parents=())
-
-
 def hold_talks(user, turns: list, find=None) -> list:  # a dict a turn; `find`: a function in place of `find_subject`
     "Hold talks in which a person corrects replies on the subject that lack a habit, eight at most."
     options = ReplyOptions(max_tokens=REPLY_TOKENS, soft_tokens=REPLY_TOKENS, temperature=0.0)
@@ -201,11 +196,10 @@ def summarise_talks(rows: list) -> dict:  # the results of a job
 
 
 def measure(jobs: list):  # yields a dict of results a job
-    "Measure the talks of one person, as the package held them when we wrote the plan."
+    "Measure the talks of one person."
     for job in jobs:
         user = PEOPLE[job["user"]]
-        with mock.patch.object(ChatSession, "read_talk", read_without_costs):
-            yield summarise_talks(hold_talks(user, draw_turns(user), HISTORIES[job["condition"]]))
+        yield summarise_talks(hold_talks(user, draw_turns(user), HISTORIES[job["condition"]]))
 
 
 FLOOR = "no turns"
