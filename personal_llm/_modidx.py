@@ -5750,10 +5750,6 @@ d = {
                 "experiments/copies.html#hold_chat",
                 "personal_llm/experiments/copies.py",
             ),
-            "personal_llm.experiments.copies.hold_under": (
-                "experiments/copies.html#hold_under",
-                "personal_llm/experiments/copies.py",
-            ),
             "personal_llm.experiments.copies.label_copies": (
                 "experiments/copies.html#label_copies",
                 "personal_llm/experiments/copies.py",
@@ -8159,6 +8155,10 @@ d = {
             ),
             "personal_llm.experiments.subjects.hold_talks": (
                 "experiments/subjects.html#hold_talks",
+                "personal_llm/experiments/subjects.py",
+            ),
+            "personal_llm.experiments.subjects.hold_under": (
+                "experiments/subjects.html#hold_under",
                 "personal_llm/experiments/subjects.py",
             ),
             "personal_llm.experiments.subjects.list_claims": (

@@ -4,18 +4,16 @@
 
 # %% auto #0
 __all__ = ['WINDS', 'STONES', 'DANCES', 'STARS', 'COLOURS', 'FLOWERS', 'PLACES', 'SEED', 'QUESTIONS_FILE',
-           'NUM_QUESTIONS', 'PEOPLE', 'add_memories', 'check', 'read_all', 'read_nothing', 'CONDITIONS', 'NUM_CHATS',
-           'CHAT_MESSAGES', 'CHAT_CONDITIONS', 'JOBS', 'CHAT_JOBS', 'GRIDS', 'SIXTEENTH', 'CHATS', 'MOST_COPIES',
-           'COPIES_GAIN', 'RIGHT_GAIN', 'RIGHT_COST', 'FOLLOW_COST', 'AGAIN_COST', 'HABITS_COST', 'SPILL_COST',
-           'LEAST_LINKED', 'LEAST_ALONE', 'MOST_SECONDS', 'CHAT_GAIN', 'DECISION_COPIES', 'DECISION_SPILL', 'form',
-           'draw_questions', 'read_last', 'label_copies', 'make_costly', 'hold_under', 'measure', 'draw_chats',
-           'hold_chat', 'measure_chats', 'list_chat_claims', 'list_claims', 'decides_for_last', 'write_talk_paragraph']
+           'NUM_QUESTIONS', 'PEOPLE', 'add_memories', 'check', 'CONDITIONS', 'NUM_CHATS', 'CHAT_MESSAGES',
+           'CHAT_CONDITIONS', 'JOBS', 'CHAT_JOBS', 'GRIDS', 'SIXTEENTH', 'CHATS', 'MOST_COPIES', 'COPIES_GAIN',
+           'RIGHT_GAIN', 'RIGHT_COST', 'FOLLOW_COST', 'AGAIN_COST', 'HABITS_COST', 'SPILL_COST', 'LEAST_LINKED',
+           'LEAST_ALONE', 'MOST_SECONDS', 'CHAT_GAIN', 'DECISION_COPIES', 'DECISION_SPILL', 'form', 'draw_questions',
+           'read_last', 'label_copies', 'make_costly', 'measure', 'draw_chats', 'hold_chat', 'measure_chats',
+           'list_chat_claims', 'list_claims', 'decides_for_last', 'write_talk_paragraph']
 
 # %% ../../nbs/experiments/60_copies.ipynb #cop00002
 import json
 import tempfile
-from contextlib import ExitStack
-from unittest import mock
 
 import numpy as np
 
@@ -42,10 +40,12 @@ from personal_llm.experiments.real_people import (
 )
 from .runner import RESULTS, Grid, paragraph
 from personal_llm.experiments.subjects import (
+    HISTORIES,
     REPLY_TOKENS,
     draw_turns,
     find_long_sentences,
     hold_talks,
+    hold_under,
     summarise_talks,
 )
 from .varying_habits import count_words
@@ -173,23 +173,14 @@ def make_costly(is_last_free: bool) -> dict:  # name -> function
 
 
 add_memories, check = ChatSession.add_talk_memories, ChatSession.find_check
-read_all, read_nothing = lambda session, _: session.history(), lambda session, _: History(())
 CONDITIONS = {  # condition -> functions in place of those of the chat
     "package": make_costly(is_last_free=True),
     "strict": make_costly(is_last_free=False),
-    "subject": {},  # the package since then
-    "all turns": dict(find_subject=read_all),
+    "subject": HISTORIES["subject"],  # the package since then
+    "all turns": HISTORIES["all turns"],
     "or the last": dict(find_subject=read_last) | make_costly(is_last_free=True),
-    "no turns": dict(find_subject=read_nothing),
+    "no turns": HISTORIES["no turns"],
 }
-
-
-def hold_under(functions: dict, hold, *given):
-    "Call a function with functions in place of those of the chat."
-    with ExitStack() as patches:
-        for name, function in functions.items():
-            patches.enter_context(mock.patch.object(ChatSession, name, function))
-        return hold(*given)
 
 
 def measure(jobs: list):  # yields a dict of results a job
@@ -233,8 +224,9 @@ def hold_chat(messages: list) -> list:  # a dict a turn
 
 def measure_chats(jobs: list):  # yields a dict of results a job
     "Measure the replies in one chat."
+    chats = draw_chats()
     for job in jobs:
-        rows = hold_under(CONDITIONS[job["condition"]], hold_chat, draw_chats()[int(job["user"])])
+        rows = hold_under(CONDITIONS[job["condition"]], hold_chat, chats[int(job["user"])])
         mean = lambda metric: float(np.mean([row[metric] for row in rows]))
         words = float(np.mean([count_words(row["reply"]) for row in rows]))
         yield dict(copies=mean("copied"), read=mean("turns_read"), words=words, turns=rows)

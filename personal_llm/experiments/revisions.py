@@ -18,7 +18,7 @@ from ..buffer import subjects
 from ..data.people import opener, sign_off, user_stream
 from ..data.reading import load_samples
 from ..device.conversation import ChatSession
-from .copies import QUESTIONS_FILE, form, hold_under, make_costly
+from .copies import QUESTIONS_FILE, form, make_costly
 from .fresh_people import Study, format_claims
 from personal_llm.experiments.real_people import (
     ANATOMY,
@@ -32,7 +32,7 @@ from personal_llm.experiments.real_people import (
     make_person,
 )
 from .runner import Grid
-from .subjects import MOST_CHARACTERS, hold_talks, summarise_talks
+from .subjects import MOST_CHARACTERS, hold_talks, hold_under, summarise_talks
 
 # %% ../../nbs/experiments/61_revisions.ipynb #rev00005
 SEED, NUM_BLOCKS = 170, 8

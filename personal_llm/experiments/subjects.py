@@ -7,14 +7,14 @@ __all__ = ['KEYS', 'TEAMS', 'SEASONS', 'PEOPLE', 'SEED', 'QUESTIONS', 'TALK_TURN
            'MOST_CHARACTERS', 'REPLY_TOKENS', 'MIN_ECHO_WORDS', 'HISTORIES', 'FLOOR', 'JOBS', 'GRIDS', 'FIFTEENTH',
            'MOST_ECHOES', 'ECHO_GAIN', 'RIGHT_GAIN', 'COST', 'LEAST_LINKED', 'LEAST_ALONE', 'MOST_SECONDS', 'NUM_CHATS',
            'CHAT_EXCHANGES', 'tuned', 'scored', 'seated', 'counted_calories', 'versed', 'stamped', 'routed',
-           'versioned', 'draw_turns', 'find_long_sentences', 'hold_talks', 'summarise_talks', 'measure', 'list_claims',
-           'draw_chats', 'measure_chats']
+           'versioned', 'draw_turns', 'find_long_sentences', 'hold_under', 'hold_talks', 'summarise_talks', 'measure',
+           'list_claims', 'draw_chats', 'measure_chats']
 
 # %% ../../nbs/experiments/59_subjects.ipynb #sbj00003
 import re
 import tempfile
 import time
-from contextlib import nullcontext
+from contextlib import ExitStack
 from unittest import mock
 
 import numpy as np
@@ -144,20 +144,27 @@ def find_long_sentences(text: str) -> set:
     return {words for words in found if len(words.split()) >= MIN_ECHO_WORDS}
 
 
-HISTORIES = {  # condition -> the turns that a reply reads
-    "subject": None,  # as the package finds them
-    "all turns": lambda session, prompt: session.history(),  # as before: the last six, or three of them
-    "last exchange": lambda session, prompt: History(tuple(session.history())[-2:]),
-    "no turns": lambda session, prompt: History(()),
+HISTORIES = {  # condition -> functions in place of those of the chat: what finds the turns that a reply reads
+    "subject": {},  # as the package finds them
+    "all turns": dict(find_subject=lambda session, prompt: session.history()),  # the last six, or three of them
+    "last exchange": dict(find_subject=lambda session, prompt: History(tuple(session.history())[-2:])),
+    "no turns": dict(find_subject=lambda session, prompt: History(())),
 }
 
 
-def hold_talks(user, turns: list, find=None) -> list:  # a dict a turn; `find`: a function in place of `find_subject`
+def hold_under(functions: dict, hold, *given):
+    "Call a function with functions in place of those of the chat."
+    with ExitStack() as patches:
+        for name, function in functions.items():
+            patches.enter_context(mock.patch.object(ChatSession, name, function))
+        return hold(*given)
+
+
+def hold_talks(user, turns: list) -> list:  # a dict a turn
     "Hold talks in which a person corrects replies on the subject that lack a habit, eight at most."
     options = ReplyOptions(max_tokens=REPLY_TOKENS, soft_tokens=REPLY_TOKENS, temperature=0.0)
     model, rows = load_measured_model("smollm2"), []
-    patch = mock.patch.object(ChatSession, "find_subject", find) if find else nullcontext()
-    with patch, tempfile.TemporaryDirectory() as folder, ChatSession(model, folder) as session:
+    with tempfile.TemporaryDirectory() as folder, ChatSession(model, folder) as session:
         for place, (kind, prompt, right) in enumerate(turns):
             if place % TALK_TURNS == 0:
                 session.open_conversation()
@@ -199,7 +206,7 @@ def measure(jobs: list):  # yields a dict of results a job
     "Measure the talks of one person."
     for job in jobs:
         user = PEOPLE[job["user"]]
-        yield summarise_talks(hold_talks(user, draw_turns(user), HISTORIES[job["condition"]]))
+        yield summarise_talks(hold_under(HISTORIES[job["condition"]], hold_talks, user, draw_turns(user)))
 
 
 FLOOR = "no turns"
