@@ -4683,12 +4683,20 @@ d = {
                 "6_device/forgetting.html#forgetrequest.matches",
                 "personal_llm/device/forgetting.py",
             ),
+            "personal_llm.device.forgetting._add_families": (
+                "6_device/forgetting.html#_add_families",
+                "personal_llm/device/forgetting.py",
+            ),
             "personal_llm.device.forgetting._cut_history": (
                 "6_device/forgetting.html#_cut_history",
                 "personal_llm/device/forgetting.py",
             ),
             "personal_llm.device.forgetting._find_published": (
                 "6_device/forgetting.html#_find_published",
+                "personal_llm/device/forgetting.py",
+            ),
+            "personal_llm.device.forgetting._find_readers": (
+                "6_device/forgetting.html#_find_readers",
                 "personal_llm/device/forgetting.py",
             ),
             "personal_llm.device.forgetting._find_roots": (

@@ -565,7 +565,7 @@ def test_only_an_import_has_a_file_of_chats(tmp_path):
         reply(talk, LINES[0])
         reply(talk, LINES[1])
         said = reply(talk, "/forget head")
-        assert said.startswith("forgotten: 1 dialogue") and SOURCE_FILE_NOTE not in said
+        assert said.startswith("forgotten: 2 turns of the talk") and SOURCE_FILE_NOTE not in said
     assert SOURCE_FILE_NOTE not in str(forget_folder(tmp_path / "other", everything=True))
 
 
@@ -604,7 +604,7 @@ def test_forget_leaves_no_byte(tmp_path):
     talk.finish_training()
     assert any(b"Zanzibarquux" in content for content in disk(tmp_path / "me").values())
     said = reply(talk, "/forget zanzibarquux")
-    assert "1 adapter;" in said and talk.me.adapter is None
+    assert "1 adapter" in said and talk.me.adapter is None
     assert not any(b"anzibarquux" in content for content in disk(tmp_path / "me").values())
     assert not any(b"adapter_model" in name.encode() for name in disk(tmp_path / "me"))
     assert reply(talk, "Hello again") and talk.me.buffer.seen > 2

@@ -152,6 +152,23 @@ def test_a_chat_says_which_fact_a_reply_read(large_model, tmp_path):
         assert session.describe_memories() == ""
 
 
+@pytest.mark.parametrize("reacts", [False, True])
+def test_a_reply_that_told_a_forgotten_fact_goes(large_model, reacts, tmp_path):
+    with ChatSession(large_model, tmp_path / "talk") as session:
+        list(session.say("My dog is called Biscuit."))
+        source = session.turns[0]["id"]
+        session.open_conversation()
+        list(session.say("Name a tree."))
+        list(session.say("What is the name of my dog?", history=[]))
+        if reacts:
+            session.feedback("thumb_up", session.newest_id)
+        report = session.forget(ids=[source])
+        prompts = [row.dialogue.prompt for row in session.me.memory.dialogues.values()]
+        assert prompts == ["Name a tree.", *["What is the name of my dog?"] * reacts]
+        assert report.replies == 1 - reacts
+        assert not any(source in str(event.content) for event in session.me.memory.events)
+
+
 def test_a_program_that_asks_for_a_fact_keeps_its_own_history(large_model, tmp_path):
     with ChatSession(large_model, tmp_path / "talk") as session:
         list(session.say("My dog is called Biscuit."))

@@ -56,7 +56,7 @@ def test_a_forgotten_code_is_neither_on_the_disk_nor_in_the_rebuilt_adapter(mode
     assert mean_exposure(model, out / "adapter") <= LARGEST_CHANCE
 
 
-CANARY = "zanzibarquux"
+CANARY = "vorticellapex"
 
 
 def list_holders(word: str) -> list:  # descriptions

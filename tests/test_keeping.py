@@ -38,7 +38,7 @@ def test_status_says_what_is_kept_and_no_word(out, capsys):
 def test_forget_a_text(out, capsys):
     assert CANARY.encode() in bytes_of(out)
     code, shown, err = invoke(capsys, "forget", "--out", out, "--containing", CANARY)
-    assert code == 0 and "forgotten: 1 dialogue, 1 adapter" in shown and shown.count("out of reach:") >= 2
+    assert code == 0 and "forgotten: 1 dialogue of the buffer, 1 adapter" in shown and shown.count("out of reach:") >= 2
     assert CANARY.encode() not in bytes_of(out) and CANARY not in err
     assert not (out / "adapter" / "adapter_model.safetensors").exists() and not (out / "personalize.json").exists()
     assert found(capsys, "status", "--out", out)["bins"] == "9/12"

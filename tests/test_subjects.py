@@ -180,3 +180,27 @@ def test_the_cost_of_looking_is_the_persons(pocket, tmp_path, monkeypatch):
             session.find_subject("And then?")
             costs.append(session.me.cost.tokens - before)
     assert costs[0] > costs[1] == 0
+
+
+def test_replies_that_read_a_forgotten_turn_go_unless_the_user_reacted(pocket, begins, tmp_path):
+    texts = ["My knee hurts.", "Since a run.", "And now?", "I like tea.", "Since a run."]
+    begins.add("I like tea.")
+    with ChatSession(pocket, tmp_path, buffer=Buffer(8)) as session:
+        send(session, texts[1])
+        other = session.turns[0]["id"]  # another talk with equal words
+        session.open_conversation()
+        send(session, *texts)
+        session.correct(session.turns[2]["id"], "Rest.")
+        report = session.forget("knee")
+        assert [turn["prompt"] for turn in session.turns] == texts[2:] and (report.replies, report.reacted) == (1, 1)
+        rows = session.me.memory.dialogues
+        assert [len(rows[turn["id"]].dialogue.history) for turn in session.turns] == [0, 0, 2] and other in rows
+    assert "2 turns of the talk" in str(report) and "the reply had read one: 1 turn\nstays: 1 turn to" in str(report)
+
+
+def test_a_reply_to_a_program_that_sent_forgotten_words_goes(pocket, tmp_path):
+    with ChatSession(pocket, tmp_path, buffer=Buffer(8)) as session:
+        "".join(session.say("And now?", history=[("user", "My knee hurts."), ("assistant", "Oh.")], options=SHORT))
+        "".join(session.say("And now?", history=[("user", "My hip hurts."), ("assistant", "Oh.")], options=SHORT))
+        assert session.forget("knee").replies == 1
+        assert [row.dialogue.history[0][1] for row in session.me.memory.dialogues.values()] == ["My hip hurts."]

@@ -83,7 +83,7 @@ def describe_chat_style(session) -> str:
 
 # %% ../../nbs/8_app/04_chat.ipynb #fa0c6c61
 def forget_text(session, text: str):  # a generator of pieces of text
-    "Delete every turn with these words, and all that was made of them."
+    "Delete every turn with these words, the replies that read one, and what learned from them."
     if session.me.rounds:  # without its adapter we may have to score the buffer again
         yield "deleting; this may take some seconds\n"
     report = session.forget(text)
@@ -144,7 +144,11 @@ CHAT_COMMANDS = {  # name -> (function of the session and of the argument if the
     "/choose": (offer_two_replies, "", "a second reply; write 1 or 2 to choose"),
     "/learn": (lambda session: session.learn(), "", "train now on the replies that you corrected or approved"),
     "/unlearn": (lambda session: session.undo_learning(), "", "undo the last training; your answers stay"),
-    "/forget": (forget_text, "TEXT", "delete every turn that contains TEXT, and all that was made of it"),
+    "/forget": (
+        forget_text,
+        "TEXT",
+        "delete each turn that contains TEXT, the replies that read it, and what learned from it",
+    ),
     "/undo": (lambda session: f"taken back: {session.undo()}", "", "take the last turn back"),
     "/skip": (skip_question, "", "leave a question without an answer"),
 }

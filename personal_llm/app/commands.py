@@ -255,7 +255,7 @@ def forget_command(
     retrain: Annotated[bool, Option("--retrain", help=RETRAIN_HELP)] = False,
     start: Annotated[str, Option("--start-from", help=START_HELP, metavar="DIR")] = "none",
 ):
-    """Delete dialogues and all that was made of them. That is adapters, variants, histories and reports.
+    """Delete dialogues, and what read or learned from them. That is later replies of a chat, adapters, and reports.
     Exit code 2: no dialogue matches."""
     rebuild = lambda: retrain_folder(out, model.load, resolve_start(start), not quiet)
     num_conditions = bool(id) + all + (before is not None) + (containing is not None)

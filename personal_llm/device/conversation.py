@@ -342,7 +342,8 @@ def observe(
             self.infer_feedback(d.prompt)
         state = self.me.state
         key = join_conversation(state.conversation, state.get_title(state.conversation))
-        root = self.me.arrive(candidate, key if is_own else "client", is_informed=is_informed)
+        fact = state.get_root(self.reply_memories[0]) if self.reply_fact else ""
+        root = self.me.arrive(candidate, key if is_own else "client", is_informed=is_informed, fact=fact)
         if state.wants_question and self.me.questions_left() > 0:
             self.me.open_question(root)
         else:

@@ -74,15 +74,24 @@ class ForgetReport:
     turns: int = 0  # number of turns that a chat lost
     rebuildable: list = field(default_factory=list)  # sentences about the deleted adapters
     titles: int = 0  # number of conversations that lost their title
+    replies: int = 0  # number of dialogues that went because their replies had read a forgotten one
+    reacted: int = 0  # number of such dialogues that stay, with shorter histories, because you reacted to them
 
     def __str__(self):
-        counts = f"forgotten: {count_nouns(self.dialogues, 'dialogue')}, {count_nouns(len(self.adapters), 'adapter')}; "
-        counts += f"{count_nouns(self.cut, 'history')} cut"
-        counts += f"; {count_nouns(self.turns, 'turn')} of the talk" * bool(self.turns)
-        counts += f"; {count_nouns(self.titles, 'title')} of conversations" * bool(self.titles)
-        lines = [f"removed: {path}" for path in self.adapters + self.files]
+        counts = {
+            f"{count_nouns(self.turns, 'turn')} of the talk": self.turns,
+            f"{count_nouns(self.dialogues, 'dialogue')} of the buffer": self.dialogues,
+            count_nouns(len(self.adapters), "adapter"): len(self.adapters),
+            f"the start of {count_nouns(self.cut, 'history')}": self.cut,
+            f"{count_nouns(self.titles, 'title')} of conversations": self.titles,
+        }
+        lines = ["forgotten: " + (", ".join(text for text, count in counts.items() if count) or "nothing")]
+        read = f"of these, because the reply had read one: {count_nouns(self.replies, 'turn')}"
+        lines += [read] * bool(self.replies)
+        lines += [f"stays: {count_nouns(self.reacted, 'turn')} to which you reacted"] * bool(self.reacted)
+        lines += [f"removed: {path}" for path in self.adapters + self.files]
         lines += [f"can be rebuilt: {note}" for note in self.rebuildable]
-        return "\n".join([counts, *lines, *(f"out of reach: {note}" for note in self.unreachable)])
+        return "\n".join(lines + [f"out of reach: {note}" for note in self.unreachable])
 
 # %% ../../nbs/6_device/03_forgetting.ipynb #73c67dfb
 def _find_roots(state: PersonalizerState, request: ForgetRequest) -> set:
@@ -96,11 +105,36 @@ def _find_roots(state: PersonalizerState, request: ForgetRequest) -> set:
             roots.add(root)
     replies = {d.response for root in roots for d in (known[root], state.get_dialogue(root))} - {""}
     roots |= {root for root, facts in reactions if not facts["is_given"] and facts["text"] in replies}
+    return _add_families(known, roots)
+
+
+def _add_families(known: dict, roots: set) -> set:  # known: root -> dialogue
+    "Return dialogues with their parents and children, and those of these."
     size = -1
     while len(roots) > size:
         size, family = len(roots), {name for root in roots for name in (root, *known[root].parents)}
-        roots |= {root for root, d in known.items() if not family.isdisjoint((root, *d.parents))}
+        roots = roots | {root for root, d in known.items() if not family.isdisjoint((root, *d.parents))}
     return roots
+
+
+def _find_readers(state: PersonalizerState, request: ForgetRequest, roots: set) -> set:
+    "Return the replies of our model without a reaction of yours that read a turn that must go, or told a fact of it."
+    memory, events = state.memory, state.memory.events
+    given = {event.dialogue for event in events if event.kind == "reacted" and event.content["is_given"]}
+    offered = {event.dialogue: event for event in reversed(events) if event.kind == "offered"}  # the first one of each
+    gone = {}  # (conversation, prompt) -> number of the first event
+    for root in roots & {*offered}:
+        turn = memory.conversations[root], memory.dialogues[root].dialogue.prompt
+        gone[turn] = min(offered[root].number, gone.get(turn, offered[root].number))
+    readers = set()
+    for root, event in offered.items():
+        d, key = memory.dialogues[root].dialogue, memory.conversations[root]
+        has_read = any(
+            request.is_in(text) or gone.get((key, text), event.number) < event.number for _, text in d.history
+        )
+        if d.origin == "model" and root not in given and (has_read or event.content.get("fact") in roots):
+            readers.add(root)
+    return readers - roots
 
 
 def _cut_history(d: Dialogue, request: ForgetRequest, texts: set) -> tuple:  # the turns that stay
@@ -144,6 +178,9 @@ def forget_dialogues(state: PersonalizerState, request: ForgetRequest, report: F
     size, num_turns, sources = len(state.buffer), state.count_turns(), list_sources(state)
     report.unreachable += _list_limits(state, request)
     known, roots = {root: row.dialogue for root, row in memory.dialogues.items()}, _find_roots(state, request)
+    while readers := _find_readers(state, request, roots):
+        roots = _add_families(known, roots | readers)
+        report.replies += len(readers)
     versions = [d for root in roots for d in (known[root], state.get_dialogue(root))]
     texts = {text for d in versions for text in (d.prompt, d.response)} - {""}
     histories = {root: tuple(d.history) for root, d in known.items()}
@@ -168,15 +205,18 @@ def forget_dialogues(state: PersonalizerState, request: ForgetRequest, report: F
     for event in [event for event in memory.events if event.kind == "tuned"]:
         event.content["elsewhere"] = [id for id in event.content["elsewhere"] if id not in foreign]
         event.content["left_out"] = [id for id in event.content.get("left_out", ()) if id not in ids]
+    for event in [event for event in memory.events if event.content.get("fact") in roots]:
+        del event.content["fact"]
     is_read_again = lambda event: event.kind == "scored" and is_stale(event.dialogue, event.content["scores"]["model"])
     memory.events = [event for event in memory.events if not is_read_again(event)]
     question = memory.dialogues.get(state.question_id)  # without a score it cannot stay open
+    counters = state.list_counters() | dict(cost=state.cost.to_dict())  # before the last turn of a chat goes
     memory.delete(roots if question is None or question.scores.model else roots | {state.question_id})
     given_up = 0 if request.everything else None
-    counters = state.list_counters() | dict(cost=state.cost.to_dict())
     memory.add("forgotten", content=counters | dict(adapters=[event.number for event in gone], given_up=given_up))
     state.replay()
     report.dialogues, report.cut = report.dialogues + size - len(state.buffer), report.cut + len(cuts)
+    report.reacted += sum(known[root].origin == "model" for root in cuts)
     report.turns, report.titles = report.turns + num_turns - state.count_turns(), report.titles + len(titles)
     report.adapters, report.ids = report.adapters + adapters, report.ids | ids
     report.rebuildable += state.list_rebuildable() if adapters else []

@@ -253,6 +253,7 @@ def arrive(
     conversation: str = "",
     can_ask: bool = True,
     is_informed: bool = False,  # whether its reply read corrections, or an adapter wrote it
+    fact: str = "",  # id of the stored dialogue with the fact that its reply told
 ) -> str:  # its id
     "Store a dialogue, and let the policy decide about a question; the decision is `state.wants_question`."
     root = candidate.dialogue.id
@@ -265,6 +266,7 @@ def arrive(
     facts = dict(is_again=True) if known is not None and known.dialogue == candidate.dialogue else {}
     if split_conversation(conversation) and not candidate.dialogue.history:
         facts["begins_subject"] = True
+    facts |= dict(fact=fact) if fact else {}
     try:
         self.state.record("offered", root, considered=considered, is_informed=is_informed, **facts)
     except BaseException:

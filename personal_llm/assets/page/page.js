@@ -712,7 +712,7 @@ $("toy-close").addEventListener("click", () => {
 
 // memory
 
-const ADAPTERS_GO = "This also deletes every adapter that learned from it, and all later adapters.";
+const ADAPTERS_GO = "This also deletes the replies that read it, every adapter that learned from it, and all later adapters.";
 const SCORE_NAMES = { eoe: "entropy of embedding", dss: "domain-specific score", idd: "in-domain dissimilarity" };
 
 function showDialogue(row) {
@@ -748,8 +748,10 @@ async function forgetDialogues(request, question) {
   if (!report) return $("forgotten").replaceChildren();
   dropAllDrafts(request);
   const counts = `Forgotten: ${count(report.dialogues, "dialogue")}, ${count(report.turns, "turn")} of the chat, ${count(report.adapters, "adapter")}.`;
+  const read = report.replies ? ` ${count(report.replies, "turn")} went because the reply had read a forgotten one.` : "";
+  const stay = report.reacted ? ` ${count(report.reacted, "turn")} to which you reacted stayed.` : "";
   const rest = report.unreachable.map((text) => make("li", { textContent: text }));
-  $("forgotten").replaceChildren(make("p", { textContent: counts }),
+  $("forgotten").replaceChildren(make("p", { textContent: counts + read + stay }),
     ...(rest.length ? [make("p", { textContent: "This program cannot reach:" }), make("ul", {}, ...rest)] : []));
   await refresh();
 }
