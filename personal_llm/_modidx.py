@@ -2554,6 +2554,18 @@ d = {
                 "2_buffer/subjects.html#continues_subject",
                 "personal_llm/buffer/subjects.py",
             ),
+            "personal_llm.buffer.subjects.find_prose": (
+                "2_buffer/subjects.html#find_prose",
+                "personal_llm/buffer/subjects.py",
+            ),
+            "personal_llm.buffer.subjects.is_about_reply": (
+                "2_buffer/subjects.html#is_about_reply",
+                "personal_llm/buffer/subjects.py",
+            ),
+            "personal_llm.buffer.subjects.label_replies": (
+                "2_buffer/subjects.html#label_replies",
+                "personal_llm/buffer/subjects.py",
+            ),
         },
         "personal_llm.buffer.synthesis": {
             "personal_llm.buffer.synthesis.RewriteState": (
@@ -4585,6 +4597,10 @@ d = {
                 "6_device/conversation.html#chatsession.pop_messages",
                 "personal_llm/device/conversation.py",
             ),
+            "personal_llm.device.conversation.ChatSession.read_talk": (
+                "6_device/conversation.html#chatsession.read_talk",
+                "personal_llm/device/conversation.py",
+            ),
             "personal_llm.device.conversation.ChatSession.rename_conversation": (
                 "6_device/conversation.html#chatsession.rename_conversation",
                 "personal_llm/device/conversation.py",
@@ -5786,6 +5802,10 @@ d = {
                 "experiments/copies.html#read_last",
                 "personal_llm/experiments/copies.py",
             ),
+            "personal_llm.experiments.copies.summarise_chat": (
+                "experiments/copies.html#summarise_chat",
+                "personal_llm/experiments/copies.py",
+            ),
             "personal_llm.experiments.copies.write_talk_paragraph": (
                 "experiments/copies.html#write_talk_paragraph",
                 "personal_llm/experiments/copies.py",
@@ -6078,6 +6098,36 @@ d = {
             "personal_llm.experiments.formats.parse_prosocial": (
                 "experiments/formats.html#parse_prosocial",
                 "personal_llm/experiments/formats.py",
+            ),
+        },
+        "personal_llm.experiments.found_revisions": {
+            "personal_llm.experiments.found_revisions.find_short": (
+                "experiments/found_revisions.html#find_short",
+                "personal_llm/experiments/found_revisions.py",
+            ),
+            "personal_llm.experiments.found_revisions.list_claims": (
+                "experiments/found_revisions.html#list_claims",
+                "personal_llm/experiments/found_revisions.py",
+            ),
+            "personal_llm.experiments.found_revisions.list_cost_claims": (
+                "experiments/found_revisions.html#list_cost_claims",
+                "personal_llm/experiments/found_revisions.py",
+            ),
+            "personal_llm.experiments.found_revisions.list_reader_claims": (
+                "experiments/found_revisions.html#list_reader_claims",
+                "personal_llm/experiments/found_revisions.py",
+            ),
+            "personal_llm.experiments.found_revisions.measure": (
+                "experiments/found_revisions.html#measure",
+                "personal_llm/experiments/found_revisions.py",
+            ),
+            "personal_llm.experiments.found_revisions.measure_chats": (
+                "experiments/found_revisions.html#measure_chats",
+                "personal_llm/experiments/found_revisions.py",
+            ),
+            "personal_llm.experiments.found_revisions.read_last_free": (
+                "experiments/found_revisions.html#read_last_free",
+                "personal_llm/experiments/found_revisions.py",
             ),
         },
         "personal_llm.experiments.fresh_people": {
@@ -7777,6 +7827,10 @@ d = {
                 "experiments/revisions.html#measure",
                 "personal_llm/experiments/revisions.py",
             ),
+            "personal_llm.experiments.revisions.summarise_revisions": (
+                "experiments/revisions.html#summarise_revisions",
+                "personal_llm/experiments/revisions.py",
+            ),
         },
         "personal_llm.experiments.rule": {
             "personal_llm.experiments.rule.AnyScoreSDSS": (
@@ -8157,6 +8211,10 @@ d = {
                 "experiments/subjects.html#draw_turns",
                 "personal_llm/experiments/subjects.py",
             ),
+            "personal_llm.experiments.subjects.find_by_share": (
+                "experiments/subjects.html#find_by_share",
+                "personal_llm/experiments/subjects.py",
+            ),
             "personal_llm.experiments.subjects.find_long_sentences": (
                 "experiments/subjects.html#find_long_sentences",
                 "personal_llm/experiments/subjects.py",
@@ -8179,6 +8237,10 @@ d = {
             ),
             "personal_llm.experiments.subjects.measure_chats": (
                 "experiments/subjects.html#measure_chats",
+                "personal_llm/experiments/subjects.py",
+            ),
+            "personal_llm.experiments.subjects.read_freely": (
+                "experiments/subjects.html#read_freely",
                 "personal_llm/experiments/subjects.py",
             ),
             "personal_llm.experiments.subjects.routed": (

@@ -43,13 +43,13 @@ def improve_reply(
     usual_help: float,  # nats a token, of `compute_usual_help`
     max_new_tokens: int = None,  # of a further reply; the model's own limit by default
 ) -> str:
-    "Return the reply if it fits the corrections of its memories, else the one of three with the greatest help."
+    "Return the reply if it fits the corrections of its memories, else the better of two others, if that one fits."
     measure = lambda text: compute_reply_help(model, text, question.prompt, memories)
-    help = measure(text)
-    if help >= FITS_SHARE * usual_help:
+    least = FITS_SHARE * usual_help
+    if measure(text) >= least:
         return text
     shown = [add_memories(question, memories, is_amplified=True), add_memories(question, memories[-1:] * 3)]
     others = model.reply([model.add_system_prompt(d) for d in shown], max_new_tokens)
     others = [other.rstrip("\ufffd").rstrip() for other in others]  # a character that the limit has cut
     fresh = [other for other in others if not any(is_near_duplicate(other, d.response) for d in memories)]
-    return max([(help, text), *((measure(other), other) for other in fresh)], key=lambda row: row[0])[1]
+    return max([(least, text), *((measure(other), other) for other in fresh)], key=lambda row: row[0])[1]

@@ -26,7 +26,7 @@ from ..buffer.facts import add_fact
 from ..buffer.retrieval import add_memories
 from ..buffer.scoring import score_reading
 from ..buffer.self_check import improve_reply
-from ..buffer.subjects import continues_subject
+from ..buffer.subjects import continues_subject, label_replies
 from ..data.formats import MAX_TURN_CHARACTERS
 from .background_training import BackgroundTraining, release_memory
 from .forgetting import PUBLISHED_ADAPTER, ForgetReport
@@ -192,6 +192,13 @@ def find_subject(self: ChatSession, prompt: str) -> History:  # (role, text) pai
 
 
 @patch
+def read_talk(self: ChatSession, question: Dialogue) -> Dialogue:
+    "Return a question of this talk with your corrections in its history, and a cost on copies of the other replies."
+    shown = question.derive(history=self.correct_history(question.history), parents=())
+    return label_replies(shown, [d.response for d in self.me.list_memories() if d.origin == "annotated"])
+
+
+@patch
 def add_talk_memories(
     self: ChatSession,
     question: Dialogue,  # as we store it
@@ -202,13 +209,12 @@ def add_talk_memories(
     self.reply_fact, self.reply_memories = "", []
     if not self.model.is_large or not self.me.settings.memories:
         return question
-    history = self.correct_history(question.history) if is_own else question.history
-    shown = question.derive(history=history, parents=())
+    shown = self.read_talk(question) if is_own else question.derive(parents=())
     self.reply_fact, source = self.me.find_fact(question.prompt)
     if self.reply_fact:
         self.reply_memories = [source]
-        return add_fact(shown, self.reply_fact)
-    self.reply_memories = self.me.retrieve_memories(question.prompt, history, adapter)
+        return add_fact(shown.derive(labels=question.labels), self.reply_fact)  # which a reply may tell again
+    self.reply_memories = self.me.retrieve_memories(question.prompt, shown.history, adapter)
     return add_memories(shown, self.reply_memories)
 
 # %% ../../nbs/6_device/07_conversation.ipynb #8d620152
@@ -261,8 +267,8 @@ def find_check(
     is_greedy = self.model.decoding.complete(options).temperature <= 0 and not options.stop
     if self.reply_fact or not is_greedy:
         return ()
-    history = self.correct_history(question.history) if is_own else question.history
-    return self.me.find_check(question.derive(history=history, parents=()), self.reply_memories, adapter)
+    shown = self.read_talk(question) if is_own else question.derive(parents=())
+    return self.me.find_check(shown, self.reply_memories, adapter)
 
 
 @patch

@@ -8,8 +8,8 @@ __all__ = ['WINDS', 'STONES', 'DANCES', 'STARS', 'COLOURS', 'FLOWERS', 'PLACES',
            'CHAT_CONDITIONS', 'JOBS', 'CHAT_JOBS', 'GRIDS', 'SIXTEENTH', 'CHATS', 'MOST_COPIES', 'COPIES_GAIN',
            'RIGHT_GAIN', 'RIGHT_COST', 'FOLLOW_COST', 'AGAIN_COST', 'HABITS_COST', 'SPILL_COST', 'LEAST_LINKED',
            'LEAST_ALONE', 'MOST_SECONDS', 'CHAT_GAIN', 'DECISION_COPIES', 'DECISION_SPILL', 'form', 'draw_questions',
-           'read_last', 'label_copies', 'make_costly', 'measure', 'draw_chats', 'hold_chat', 'measure_chats',
-           'list_chat_claims', 'list_claims', 'decides_for_last', 'write_talk_paragraph']
+           'read_last', 'label_copies', 'make_costly', 'measure', 'draw_chats', 'hold_chat', 'summarise_chat',
+           'measure_chats', 'list_chat_claims', 'list_claims', 'decides_for_last', 'write_talk_paragraph']
 
 # %% ../../nbs/experiments/60_copies.ipynb #cop00002
 import json
@@ -20,7 +20,6 @@ import numpy as np
 from ..base.core import Dialogue, History, make_generator
 from ..base.decoding import EXAMPLES, Examples, ReplyOptions
 from ..base.text import is_near_duplicate
-from ..buffer.subjects import continues_subject
 from ..data.people import Habit, opener, sign_off
 from ..data.reading import load_samples
 from ..device.conversation import ChatSession
@@ -43,6 +42,7 @@ from personal_llm.experiments.subjects import (
     HISTORIES,
     REPLY_TOKENS,
     draw_turns,
+    find_by_share,
     find_long_sentences,
     hold_talks,
     hold_under,
@@ -140,7 +140,7 @@ def draw_questions() -> dict:  # person -> (question, pattern, message that goes
 def read_last(session, prompt: str) -> History:
     "Return the turns of the subject if the message goes on, and else the last exchange."
     turns = tuple(session.history())  # of all subjects, because no stored turn has an empty history
-    goes_on = bool(turns) and continues_subject(session.model, Dialogue(prompt, "", session.correct_history(turns)))
+    goes_on = len(find_by_share(session, prompt)) > 0
     length = session.subject_length if goes_on else 0
     session.subject_length = length + 1
     return History(turns[-2 * max(1, length) :])
@@ -198,14 +198,14 @@ def measure(jobs: list):  # yields a dict of results a job
 NUM_CHATS, CHAT_MESSAGES, CHAT_CONDITIONS = 20, 8, ("package", "strict", "subject", "all turns")
 
 
-def draw_chats() -> list:  # of lists of messages
-    "Draw the first eight messages of chats in the samples; each is by one persona."
+def draw_chats(first: int = 0) -> list:  # of lists of messages
+    "Draw the first eight messages of twenty chats in the samples, from a place on; each is by one persona."
     chats = {}
     for row in load_samples():
         if row["source"] == "synthetic_persona_chat":
             chats.setdefault(row["persona"], []).append(row["prompt"])
     long = [messages[:CHAT_MESSAGES] for messages in chats.values() if len(messages) >= CHAT_MESSAGES]
-    return [long[i] for i in make_generator(SEED, "chats").permutation(len(long))[:NUM_CHATS]]
+    return [long[i] for i in make_generator(SEED, "chats").permutation(len(long))[first : first + NUM_CHATS]]
 
 
 def hold_chat(messages: list) -> list:  # a dict a turn
@@ -222,14 +222,18 @@ def hold_chat(messages: list) -> list:  # a dict a turn
     return rows
 
 
+def summarise_chat(rows: list) -> dict:  # the results of a job
+    "Summarise the turns of one chat, of `hold_chat`."
+    mean = lambda metric: float(np.mean([row[metric] for row in rows]))
+    words = float(np.mean([count_words(row["reply"]) for row in rows]))
+    return dict(copies=mean("copied"), read=mean("turns_read"), words=words, turns=rows)
+
+
 def measure_chats(jobs: list):  # yields a dict of results a job
     "Measure the replies in one chat."
     chats = draw_chats()
     for job in jobs:
-        rows = hold_under(CONDITIONS[job["condition"]], hold_chat, chats[int(job["user"])])
-        mean = lambda metric: float(np.mean([row[metric] for row in rows]))
-        words = float(np.mean([count_words(row["reply"]) for row in rows]))
-        yield dict(copies=mean("copied"), read=mean("turns_read"), words=words, turns=rows)
+        yield summarise_chat(hold_under(CONDITIONS[job["condition"]], hold_chat, chats[int(job["user"])]))
 
 # %% ../../nbs/experiments/60_copies.ipynb #cop00014
 JOBS = [dict(user=name, seed=SEED, condition=condition) for name in PEOPLE for condition in CONDITIONS]
