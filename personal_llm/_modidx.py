@@ -101,6 +101,10 @@ d = {
                 "8_app/chat.html#replyingmodeloptions.load",
                 "personal_llm/app/chat.py",
             ),
+            "personal_llm.app.chat.begin_conversation": (
+                "8_app/chat.html#begin_conversation",
+                "personal_llm/app/chat.py",
+            ),
             "personal_llm.app.chat.chat_command": ("8_app/chat.html#chat_command", "personal_llm/app/chat.py"),
             "personal_llm.app.chat.check_chat_folder": (
                 "8_app/chat.html#check_chat_folder",
@@ -8081,6 +8085,10 @@ d = {
             ),
             "personal_llm.experiments.self_check.measure_replies": (
                 "experiments/self_check.html#measure_replies",
+                "personal_llm/experiments/self_check.py",
+            ),
+            "personal_llm.experiments.self_check.measure_rewrites": (
+                "experiments/self_check.html#measure_rewrites",
                 "personal_llm/experiments/self_check.py",
             ),
             "personal_llm.experiments.self_check.moved": (

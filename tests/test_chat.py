@@ -282,7 +282,30 @@ def test_a_pipe_is_asked_only_if_a_line_follows(tmp_path, capsys, monkeypatch):
         assert err == f"{QUESTION_TEXT}\n{ANSWER_PROMPT}> " and "thank you" in out and talk.me.cost.requests == 1
 
 
+def test_a_new_conversation_reads_no_earlier_turn(tmp_path):
+    with fresh(tmp_path / "me") as talk:
+        reply(talk, LINES[0])
+        assert "a new conversation" in reply(talk, "/new") and talk.turns == [] and list(talk.history()) == []
+        reply(talk, LINES[1])
+        assert [turn["prompt"] for turn in talk.turns] == [LINES[1]] and len(talk.me.state.conversations) == 2
+    with ChatSession(shared("llama"), tmp_path / "me") as talk:
+        assert [turn["prompt"] for turn in talk.turns] == [LINES[1]], "the newest conversation goes on"
+
+
 # leaving and coming back
+
+
+def test_an_open_question_is_shown_with_its_reply_to_a_person_who_comes_back(tmp_path, capsys, monkeypatch):
+    with fresh(tmp_path / "me") as talk:
+        asked = until_asked(talk, LINES)
+    stdin = io.StringIO("")
+    monkeypatch.setattr(sys, "stdin", stdin)
+    monkeypatch.setattr(stdin, "isatty", lambda: True)
+    with ChatSession(shared("llama"), tmp_path / "me") as talk:
+        run_conversation(talk)
+        out, err = capsys.readouterr()
+        assert out.strip() == talk.turns[-1]["response"] and f"an open question is about the reply to: {asked}" in err
+        assert QUESTION_TEXT in err and talk.question is not None
 
 
 @pytest.mark.later

@@ -1,4 +1,4 @@
-"Copies of a talk can cost: which texts do in the experiments, and how much; in the package none."
+"Copies of a talk can cost: which texts do, in the package and in the experiments, and how much."
 
 import importlib.util
 
@@ -9,6 +9,7 @@ from personal_llm.base.decoding import EXAMPLES, Example, Examples, cost_example
 from personal_llm.base.models import load_model
 from personal_llm.buffer.buffer import Buffer
 from personal_llm.buffer.retrieval import add_memories
+from personal_llm.buffer.subjects import find_prose
 from personal_llm.device import conversation
 from personal_llm.device.conversation import ChatSession
 from personal_llm.device.streaming import ReplyOptions
@@ -62,9 +63,13 @@ def test_the_same_message_may_get_the_same_reply(talk):
     assert read(talk, "My knee hurts!") == Examples(replies=(get_replies(talk)[1],))
 
 
-@pytest.mark.parametrize("is_own", [True, False])
-def test_no_copy_of_a_talk_costs_in_the_package(talk, is_own):
-    assert EXAMPLES not in talk.add_talk_memories(Dialogue(NEW, "", talk.history()), is_own=is_own).labels
+def test_in_the_package_the_prose_of_own_replies_costs_and_nothing_that_a_program_sent(talk):
+    asked = Dialogue(NEW, "", talk.history())
+    prose = tuple(run for text in get_replies(talk) for run in find_prose(text))
+    assert prose and talk.add_talk_memories(asked).labels[EXAMPLES] == Examples(replies=prose)
+    assert talk.find_check(asked, OPTIONS) == () and EXAMPLES not in talk.add_talk_memories(asked, is_own=False).labels
+    talk.correct(talk.turns[0]["id"], f"In short: rest.\n{prose[0]}")  # so every reply may say it
+    assert talk.add_talk_memories(asked).labels[EXAMPLES].replies == ()
 
 
 def test_memories_join_the_label_of_a_talk():

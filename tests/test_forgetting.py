@@ -601,7 +601,10 @@ def test_no_model_is_loaded(tmp_path):
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-500:]
-    assert "forgotten: 1 dialogue of the buffer, 1 adapter, the start of 3 histories" in done.stdout and "out of reach" in done.stdout
+    assert (
+        "forgotten: 1 dialogue of the buffer, 1 adapter, the start of 3 histories" in done.stdout
+        and "out of reach" in done.stdout
+    )
 
 
 # ---- wishes

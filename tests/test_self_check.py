@@ -116,7 +116,7 @@ def test_the_two_further_replies_amplify_the_memories_and_repeat_the_nearest_one
     model, seen = Writer("one", "two"), []
     monkeypatch.setattr(self_check, "compute_help", lambda m, d, earlier: seen.append((d, earlier)) or len(d.response))
     question = Dialogue(NEXT, "", (("user", "Hello."), ("assistant", "Hi.")))
-    assert improve_reply(model, "a", question, memories, 9.0, 7) == "one"  # the first of two that help as much
+    assert improve_reply(model, "a", question, memories, 3.0, 7) == "one"  # the first of two that help as much
     amplified, repeated = model.shown
     assert amplified.labels["examples"].num_amplified == 6 and repeated.labels["examples"].num_amplified == 0
     texts = [text for role, text in repeated.history if role == "assistant"]
@@ -139,6 +139,14 @@ def test_a_reply_fits_from_the_share_of_the_usual_help_on(monkeypatch, help):
     memories = [Dialogue(text, "x", origin="annotated") for text in ACHES]
     monkeypatch.setattr(self_check, "compute_help", lambda m, d, earlier: help if d.response == "a" else 2.0)
     assert improve_reply(Writer("b", "c"), "a", Dialogue("q", ""), memories, 1.0) == ("a" if help == 0.8 else "b")
+
+
+@pytest.mark.parametrize("helps, kept", [((0.79, 0.5), "a"), ((0.8, 0.5), "a"), ((0.81, 0.5), "b"), ((0.81, 0.9), "c")])
+def test_a_reply_that_does_not_fit_stays_if_the_others_fit_no_better(monkeypatch, helps, kept):
+    memories = [Dialogue(text, "x", origin="annotated") for text in ACHES]
+    known = dict(zip("abc", (0.1, *helps)))
+    monkeypatch.setattr(self_check, "compute_help", lambda m, d, earlier: known[d.response])
+    assert improve_reply(Writer("b", "c"), "a", Dialogue("q", ""), memories, 1.0) == kept
 
 
 def test_an_unknown_help_is_not_compared():

@@ -4,11 +4,14 @@ import numpy as np
 import pytest
 
 from personal_llm.base.core import Dialogue
+from personal_llm.base.decoding import EXAMPLES, get_examples
 from personal_llm.base.models import load_model
+from personal_llm.base.text import set_language
 from personal_llm.base.tokens import tokenize_messages
 from personal_llm.buffer import subjects
 from personal_llm.buffer.buffer import Buffer
-from personal_llm.buffer.subjects import MAX_LINK_CHARACTERS, compute_saved_share, continues_subject
+from personal_llm.buffer.subjects import MAX_LINK_CHARACTERS, compute_saved_share, continues_subject, find_prose
+from personal_llm.buffer.subjects import is_about_reply, label_replies
 from personal_llm.device import conversation
 from personal_llm.device.conversation import ChatSession
 from personal_llm.device.replay import MAX_PROMPT_TURNS, read_state
@@ -75,7 +78,23 @@ def test_a_message_that_has_no_loss_alone_goes_on(pocket, monkeypatch):
 @pytest.mark.parametrize("share, goes_on", [(0.1, True), (0.0999, False), (-2.0, False), (1.0, True)])
 def test_a_tenth_of_the_loss_is_the_line(monkeypatch, share, goes_on):
     monkeypatch.setattr(subjects, "compute_saved_share", lambda model, question: share)
-    assert continues_subject(None, None) is goes_on
+    assert continues_subject(None, Dialogue("What do bees make?", "", TALK)) is goes_on
+
+
+REMARKS = {"Shorter, please.": True, "That's not what I asked.": True, "Name a river in Africa.": False}
+
+
+@pytest.mark.parametrize("prompt", REMARKS)
+def test_a_remark_on_the_reply_goes_on_whatever_the_loss(monkeypatch, prompt):
+    monkeypatch.setattr(subjects, "compute_saved_share", lambda model, question: 0.0)
+    talk = [("user", "What is snow?"), ("assistant", "Snow is frozen water that falls from clouds in winter.")]
+    question = Dialogue(prompt, "", talk)
+    assert continues_subject(None, question) is is_about_reply(question) is REMARKS[prompt]
+    set_language("german")
+    try:
+        assert not is_about_reply(question)  # the reader knows English only
+    finally:
+        set_language(None)
 
 
 def send(session, *texts):
@@ -204,3 +223,34 @@ def test_a_reply_to_a_program_that_sent_forgotten_words_goes(pocket, tmp_path):
         "".join(session.say("And now?", history=[("user", "My hip hurts."), ("assistant", "Oh.")], options=SHORT))
         assert session.forget("knee").replies == 1
         assert [row.dialogue.history[0][1] for row in session.me.memory.dialogues.values()] == ["My hip hurts."]
+
+
+PROSE = "We sell ripe fruit from many warm countries."
+PLAIN = {
+    PROSE: [PROSE],
+    f"{PROSE} They all taste sweet.": [f"{PROSE} They all taste sweet."],
+    "Too short to count here.": [],
+    f"It costs 5 euros a week. {PROSE}": [PROSE],
+    f"Read https://example.org for more about it. {PROSE}": [PROSE],
+    f"Here you are:\n```\nthe code of a long poem in words\n```\n{PROSE}": [PROSE],
+    "Call print(x) to see what the list of names is.": [],
+    "Use the name `names` for the list of all names.": [],
+    f"- {PROSE}\n* {PROSE}": [f"- {PROSE}"],
+    f"Have a lovely day, and write to me soon. {PROSE}": [PROSE],
+    "": [],
+}
+
+
+@pytest.mark.parametrize("text", PLAIN)
+def test_only_plain_sentences_of_six_words_or_more_cost(text):
+    assert find_prose(text, {"Have a lovely day, and write to me soon."}) == PLAIN[text]
+
+
+def test_the_prose_of_earlier_replies_is_labelled_unless_the_message_asks_for_it():
+    sign_off = "Have a lovely day, and write to me soon."
+    talk = [("user", "What do you sell?"), ("assistant", f"{PROSE}\n{sign_off}"), ("user", "Is it late?")]
+    talk += [("assistant", "No.")]
+    read = lambda prompt, history=talk: label_replies(Dialogue(prompt, "", history), [f"Yes. {sign_off}"])
+    assert get_examples(read("And where do you sell it?")).replies == (PROSE,)
+    assert EXAMPLES not in read("Shorter, please.").labels and EXAMPLES not in read("Hi", ()).labels
+    assert get_examples(read("What do you sell?")).replies == (), "the same question may get the same reply"

@@ -98,6 +98,13 @@ def skip_question(session) -> str:
     session.skip()
     return "left without an answer"
 
+
+def begin_conversation(session) -> str:
+    "Begin a new conversation: replies no longer read the turns of this one."
+    session.settle_pending()
+    session.open_conversation()
+    return "a new conversation; what you corrected still counts"
+
 # %% ../../nbs/8_app/04_chat.ipynb #2303221c
 DISLIKE_MESSAGE = "thank you; noted. /better TEXT gives the reply that you wanted, and /learn trains on that"
 
@@ -149,6 +156,7 @@ CHAT_COMMANDS = {  # name -> (function of the session and of the argument if the
         "TEXT",
         "delete each turn that contains TEXT, the replies that read it, and what learned from it",
     ),
+    "/new": (begin_conversation, "", "begin a new conversation; your corrections stay"),
     "/undo": (lambda session: f"taken back: {session.undo()}", "", "take the last turn back"),
     "/skip": (skip_question, "", "leave a question without an answer"),
 }
@@ -246,6 +254,7 @@ def run_turn(session, line: str, as_json: bool = False) -> None:
 
 # %% ../../nbs/8_app/04_chat.ipynb #ch22
 LEARN_AGAIN_MESSAGE = "/learn starts the training again"
+MAX_QUOTED_CHARACTERS = 100
 
 
 def pop_notes(session) -> list:  # lines
@@ -255,7 +264,11 @@ def pop_notes(session) -> list:  # lines
 
 
 def run_conversation(session, as_json: bool = False) -> None:
-    "Chat until the user ends it, or there are no more lines."
+    "Chat until the user ends it, or there are no more lines; first show what an open question is about."
+    if session.question is not None and not as_json and sys.stdin and sys.stdin.isatty():
+        d = session.question.dialogue
+        print_note(f"an open question is about the reply to: {d.prompt[:MAX_QUOTED_CHARACTERS]}")
+        print(escape_controls(d.response), flush=True)
     while True:
         for line in pop_notes(session):
             print_note(line)

@@ -33,7 +33,7 @@ def compute_saved_share(
     losses = nats / counts
     return float(1 - losses[1] / losses[0])
 
-
+# %% ../../nbs/2_buffer/15_subjects.ipynb #subj0021
 def is_about_reply(question: Dialogue) -> bool:
     "Return whether a prompt probably complains about the last reply, or repeats the message before it in other words."
     *_, (_, message), (_, reply) = question.history

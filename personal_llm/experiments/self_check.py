@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['NAMES', 'MOVES', 'CALLS', 'WITH_SUBJECT', 'PEOPLE', 'SEED', 'TIMED', 'CHECKED', 'FEW', 'EIGHT',
            'CONDITIONS', 'GRIDS', 'THIRTEENTH', 'GAINS', 'CONTENT_COST', 'SPILL_COST', 'ANSWERS_COST', 'AREA',
-           'MOST_SECONDS', 'BARS', 'addressed', 'moved', 'ticked', 'summed', 'degrees', 'called', 'copied', 'delivered',
-           'make_stream', 'CheckedModel', 'measure_helps', 'time_check', 'measure_replies', 'measure', 'compute_area',
-           'judge_checks', 'list_claims']
+           'MOST_SECONDS', 'BARS', 'COUNTS', 'REWRITES', 'addressed', 'moved', 'ticked', 'summed', 'degrees', 'called',
+           'copied', 'delivered', 'make_stream', 'CheckedModel', 'measure_helps', 'time_check', 'measure_replies',
+           'measure', 'compute_area', 'judge_checks', 'list_claims', 'measure_rewrites']
 
 # %% ../../nbs/experiments/57_self_check.ipynb #chk00003
 import re
@@ -45,7 +45,7 @@ from personal_llm.experiments.real_people import (
     score_replies,
     take_own_answers,
 )
-from .runner import Grid
+from .runner import Grid, read_results
 from .varying_habits import count_words
 from .wishes import GatedModel, choose_by_length
 
@@ -277,3 +277,33 @@ def list_claims() -> list:  # (claim of the plan, what we measured, whether it h
         mean = float(THIRTEENTH.read_values(label, metric).mean())
         bars.append((f"{label}: {LABELS[metric]}, at least {bar}", mean, mean >= bar))
     return format_claims([*judge_checks(), *bars])
+
+# %% ../../nbs/experiments/57_self_check.ipynb #chk00031
+COUNTS = (3, SAVED_COUNT)
+
+
+def measure_rewrites(jobs: list):  # yields a dict of results a job
+    "Measure the replies of the thirteenth plan that a rewrite replaced."
+    model = load_measured_model("smollm2")
+    for job in jobs:
+        user, data, rows = PEOPLE[job["user"]], make_stream(job["user"]), []
+        tests, _, candidates = score_person(model, user, data)
+        for count in COUNTS:
+            label = "memory" if count == SAVED_COUNT else "memory of 3"
+            first, last = (THIRTEENTH.read(name)[user.name]["replies"] for name in (f"{label}, plain", label))
+            own = CheckedModel(model, take_own_answers(model, user, candidates, count, SEED), True)
+            for d, *texts in zip(tests, first, last):
+                check = own.find_check(own.show(d.derive(response="", parents=()), d.prompt))
+                if texts[0] == texts[1] or not check:
+                    continue
+                question, memories, usual = check
+                shares = [compute_reply_help(model, text, question.prompt, memories) / usual for text in texts]
+                habits = [user.choose_side(d).adherence(text) for text in texts]
+                rows.append([count, *(round(share, 3) for share in shares), *habits])
+        yield dict(rewrites=rows)
+
+
+REWRITES = Grid(
+    "rewrites", [dict(user=name, seed=SEED) for name in PEOPLE], measure_rewrites, ("user", "seed"), "smollm2"
+)
+GRIDS += (REWRITES,)
