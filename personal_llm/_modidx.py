@@ -4715,6 +4715,10 @@ d = {
                 "6_device/forgetting.html#_find_published",
                 "personal_llm/device/forgetting.py",
             ),
+            "personal_llm.device.forgetting._find_reacted": (
+                "6_device/forgetting.html#_find_reacted",
+                "personal_llm/device/forgetting.py",
+            ),
             "personal_llm.device.forgetting._find_readers": (
                 "6_device/forgetting.html#_find_readers",
                 "personal_llm/device/forgetting.py",

@@ -147,6 +147,7 @@ def test_a_reply_that_does_not_fit_stays_if_the_others_fit_no_better(monkeypatch
     known = dict(zip("abc", (0.1, *helps)))
     monkeypatch.setattr(self_check, "compute_help", lambda m, d, earlier: known[d.response])
     assert improve_reply(Writer("b", "c"), "a", Dialogue("q", ""), memories, 1.0) == kept
+    assert improve_reply(Writer("b", "c"), " ", Dialogue("q", ""), memories, 1.0) == max("bc", key=known.get)
 
 
 def test_an_unknown_help_is_not_compared():

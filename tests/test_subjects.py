@@ -235,7 +235,8 @@ PLAIN = {
     f"Here you are:\n```\nthe code of a long poem in words\n```\n{PROSE}": [PROSE],
     "Call print(x) to see what the list of names is.": [],
     "Use the name `names` for the list of all names.": [],
-    f"- {PROSE}\n* {PROSE}": [f"- {PROSE}"],
+    f"- {PROSE}\n* {PROSE}\n• {PROSE}": [],
+    f"See www.example.org for all that we have. {PROSE}": [PROSE],
     f"Have a lovely day, and write to me soon. {PROSE}": [PROSE],
     "": [],
 }

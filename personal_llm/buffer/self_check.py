@@ -52,4 +52,5 @@ def improve_reply(
     others = model.reply([model.add_system_prompt(d) for d in shown], max_new_tokens)
     others = [other.rstrip("\ufffd").rstrip() for other in others]  # a character that the limit has cut
     fresh = [other for other in others if not any(is_near_duplicate(other, d.response) for d in memories)]
-    return max([(least, text), *((measure(other), other) for other in fresh)], key=lambda row: row[0])[1]
+    kept = (least if text.strip() else -np.inf, text)  # whatever has words is better than no reply
+    return max([kept, *((measure(other), other) for other in fresh)], key=lambda row: row[0])[1]

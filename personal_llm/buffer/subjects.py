@@ -43,11 +43,14 @@ def is_about_reply(question: Dialogue) -> bool:
 
 def continues_subject(model, question: Dialogue) -> bool:
     "Return whether a prompt goes on from the last exchange of its history; arguments as of `compute_saved_share`."
+    if not question.history:
+        return False
     return compute_saved_share(model, question) >= SUBJECT_SHARE or is_about_reply(question)
 
 # %% ../../nbs/2_buffer/15_subjects.ipynb #subj0020
 MIN_PROSE_WORDS = 6  # of sentences in a row whose copy costs
-CODE_PATTERN = re.compile(r"[\d{}<>=_|\\`/\[\]#*@]|\w\(|->")  # numbers, code, lists, tables and addresses
+# numbers, code, tables, addresses, and items of a list
+CODE_PATTERN = re.compile(r"[\d{}<>=_|\\`/\[\]#*@]|\w\(|->|\bwww\.|^\s*[-–•]\s")
 FENCE_PATTERN = re.compile(r"```.*?(?:```|$)", re.S)
 
 
@@ -68,6 +71,6 @@ def label_replies(
     if not turns or is_about_reply(question):
         return question
     free = {sentence for text in corrections for line in text.split("\n") for sentence in split_sentences(line)}
-    asked_anew = [text for (_, prompt), (_, text) in turns if not is_near_duplicate(prompt, question.prompt)]
-    replies = tuple(dict.fromkeys(run for text in asked_anew for run in find_prose(text, free)))
+    others = [text for (_, prompt), (_, text) in turns if not is_near_duplicate(prompt, question.prompt)]
+    replies = tuple(dict.fromkeys(run for text in others for run in find_prose(text, free)))
     return question.derive(labels=question.labels | {EXAMPLES: Examples(replies=replies)})

@@ -117,10 +117,15 @@ def _add_families(known: dict, roots: set) -> set:  # known: root -> dialogue
     return roots
 
 
+def _find_reacted(memory: Memory) -> set:
+    "Return the dialogues to which you reacted yourself."
+    return {event.dialogue for event in memory.events if event.kind == "reacted" and event.content["is_given"]}
+
+
 def _find_readers(state: PersonalizerState, request: ForgetRequest, roots: set) -> set:
-    "Return the replies of our model without a reaction of yours that read a turn that must go, or told a fact of it."
+    "Return the model's replies that read a turn that must go, or told a fact of it, unless you reacted to them."
     memory, events = state.memory, state.memory.events
-    given = {event.dialogue for event in events if event.kind == "reacted" and event.content["is_given"]}
+    given = _find_reacted(memory)
     offered = {event.dialogue: event for event in reversed(events) if event.kind == "offered"}  # the first one of each
     gone = {}  # (conversation, prompt) -> number of the first event
     for root in roots & {*offered}:
@@ -138,7 +143,7 @@ def _find_readers(state: PersonalizerState, request: ForgetRequest, roots: set) 
 
 
 def _cut_history(d: Dialogue, request: ForgetRequest, texts: set) -> tuple:  # the turns that stay
-    "Cut a history after its last turn that must go, and after the answer to that turn."
+    "Cut a history after its last turn that must go, and after the answer to it; all of it if a time decides."
     if request.before is not None and d.time != 0:
         return ()
     ends = [place for place, (_, text) in enumerate(d.history, 1) if text in texts or request.is_in(text)]
@@ -216,7 +221,7 @@ def forget_dialogues(state: PersonalizerState, request: ForgetRequest, report: F
     memory.add("forgotten", content=counters | dict(adapters=[event.number for event in gone], given_up=given_up))
     state.replay()
     report.dialogues, report.cut = report.dialogues + size - len(state.buffer), report.cut + len(cuts)
-    report.reacted += sum(known[root].origin == "model" for root in cuts)
+    report.reacted += sum(known[root].origin == "model" for root in cuts & _find_reacted(memory))
     report.turns, report.titles = report.turns + num_turns - state.count_turns(), report.titles + len(titles)
     report.adapters, report.ids = report.adapters + adapters, report.ids | ids
     report.rebuildable += state.list_rebuildable() if adapters else []
