@@ -6109,6 +6109,14 @@ d = {
             ),
         },
         "personal_llm.experiments.found_revisions": {
+            "personal_llm.experiments.found_revisions.find_linked": (
+                "experiments/found_revisions.html#find_linked",
+                "personal_llm/experiments/found_revisions.py",
+            ),
+            "personal_llm.experiments.found_revisions.find_read": (
+                "experiments/found_revisions.html#find_read",
+                "personal_llm/experiments/found_revisions.py",
+            ),
             "personal_llm.experiments.found_revisions.find_short": (
                 "experiments/found_revisions.html#find_short",
                 "personal_llm/experiments/found_revisions.py",

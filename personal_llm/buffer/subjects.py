@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MAX_LINK_CHARACTERS', 'SUBJECT_SHARE', 'MIN_PROSE_WORDS', 'CODE_PATTERN', 'FENCE_PATTERN',
-           'compute_saved_share', 'is_about_reply', 'continues_subject', 'find_prose', 'label_replies']
+           'compute_saved_share', 'continues_subject', 'is_about_reply', 'find_prose', 'label_replies']
 
 # %% ../../nbs/2_buffer/15_subjects.ipynb #subj0003
 import re
@@ -33,19 +33,17 @@ def compute_saved_share(
     losses = nats / counts
     return float(1 - losses[1] / losses[0])
 
+
+def continues_subject(model, question: Dialogue) -> bool:
+    "Return whether a prompt goes on from the last exchange of its history; arguments as of `compute_saved_share`."
+    return compute_saved_share(model, question) >= SUBJECT_SHARE
+
 # %% ../../nbs/2_buffer/15_subjects.ipynb #subj0021
 def is_about_reply(question: Dialogue) -> bool:
     "Return whether a prompt probably complains about the last reply, or repeats the message before it in other words."
     *_, (_, message), (_, reply) = question.history
     reading = read_next_turns([(message, reply, question.prompt)])[0]
     return reading["complaint"] + reading["rephrase"] >= MIN_READING
-
-
-def continues_subject(model, question: Dialogue) -> bool:
-    "Return whether a prompt goes on from the last exchange of its history; arguments as of `compute_saved_share`."
-    if not question.history:
-        return False
-    return compute_saved_share(model, question) >= SUBJECT_SHARE or is_about_reply(question)
 
 # %% ../../nbs/2_buffer/15_subjects.ipynb #subj0020
 MIN_PROSE_WORDS = 6  # of sentences in a row whose copy costs
