@@ -2570,6 +2570,10 @@ d = {
                 "2_buffer/subjects.html#label_replies",
                 "personal_llm/buffer/subjects.py",
             ),
+            "personal_llm.buffer.subjects.split_lines": (
+                "2_buffer/subjects.html#split_lines",
+                "personal_llm/buffer/subjects.py",
+            ),
         },
         "personal_llm.buffer.synthesis": {
             "personal_llm.buffer.synthesis.RewriteState": (
@@ -4739,6 +4743,10 @@ d = {
                 "6_device/forgetting.html#_list_limits",
                 "personal_llm/device/forgetting.py",
             ),
+            "personal_llm.device.forgetting._list_read_turns": (
+                "6_device/forgetting.html#_list_read_turns",
+                "personal_llm/device/forgetting.py",
+            ),
             "personal_llm.device.forgetting.apply_to_folder": (
                 "6_device/forgetting.html#apply_to_folder",
                 "personal_llm/device/forgetting.py",
@@ -5814,10 +5822,6 @@ d = {
                 "experiments/copies.html#summarise_chat",
                 "personal_llm/experiments/copies.py",
             ),
-            "personal_llm.experiments.copies.write_talk_paragraph": (
-                "experiments/copies.html#write_talk_paragraph",
-                "personal_llm/experiments/copies.py",
-            ),
         },
         "personal_llm.experiments.deciding": {
             "personal_llm.experiments.deciding.measure": (
@@ -6143,6 +6147,10 @@ d = {
             ),
             "personal_llm.experiments.found_revisions.read_last_free": (
                 "experiments/found_revisions.html#read_last_free",
+                "personal_llm/experiments/found_revisions.py",
+            ),
+            "personal_llm.experiments.found_revisions.write_talk_paragraph": (
+                "experiments/found_revisions.html#write_talk_paragraph",
                 "personal_llm/experiments/found_revisions.py",
             ),
         },

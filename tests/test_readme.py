@@ -9,7 +9,7 @@ import pytest
 from personal_llm import personalize
 from personal_llm.data.reading import read_dialogues
 from personal_llm.device import personalizer
-from personal_llm.experiments.copies import write_talk_paragraph
+from personal_llm.experiments.found_revisions import write_talk_paragraph
 from personal_llm.experiments.demo import list_changed_defaults, write_demo_paragraph
 from personal_llm.experiments.varying_habits import write_change_paragraph
 from personal_llm.experiments.changes import write_people_table

@@ -85,11 +85,10 @@ REMARKS = {"Shorter, please.": True, "That's not what I asked.": True, "Name a r
 
 
 @pytest.mark.parametrize("prompt", REMARKS)
-def test_a_remark_on_the_reply_goes_on_whatever_the_loss(monkeypatch, prompt):
-    monkeypatch.setattr(subjects, "compute_saved_share", lambda model, question: 0.0)
+def test_the_words_of_a_message_tell_whether_it_is_about_the_reply(prompt):
     talk = [("user", "What is snow?"), ("assistant", "Snow is frozen water that falls from clouds in winter.")]
     question = Dialogue(prompt, "", talk)
-    assert continues_subject(None, question) is is_about_reply(question) is REMARKS[prompt]
+    assert is_about_reply(question) is REMARKS[prompt]
     set_language("german")
     try:
         assert not is_about_reply(question)  # the reader knows English only
@@ -255,3 +254,29 @@ def test_the_prose_of_earlier_replies_is_labelled_unless_the_message_asks_for_it
     assert get_examples(read("And where do you sell it?")).replies == (PROSE,)
     assert EXAMPLES not in read("Shorter, please.").labels and EXAMPLES not in read("Hi", ()).labels
     assert get_examples(read("What do you sell?")).replies == (), "the same question may get the same reply"
+
+
+def test_forgetting_takes_only_replies_that_read_the_very_turn(pocket, begins, tmp_path):
+    "Equal messages of a talk, of programs and of system prompts are told apart."
+    begins |= {"Hello there.", "Be brief."}
+    with ChatSession(pocket, tmp_path, buffer=Buffer(8)) as session:
+        send(session, "Hello there.", "Hello there.", "Name a tree.")  # it read the second one only
+        others = [("user", "Hello there."), ("assistant", "Hi, I am another program.")]
+        "".join(session.say("And now?", history=others, options=SHORT))
+        first = session.turns[0]["id"]
+        assert session.forget(ids=[first]).replies == 0 and len(session.turns) == 2
+        "".join(session.say("Be brief.", history=[], options=SHORT))
+        told = session.newest_id
+        "".join(session.say("What is a river?", history=[("system", "Be brief.")], options=SHORT))
+        assert session.forget(ids=[told]).replies == 0 and session.forget("brief").replies == 0
+        assert [row.dialogue.prompt for row in session.me.memory.dialogues.values()][-1] == "What is a river?"
+
+
+def test_a_reply_that_read_another_try_goes_and_another_try_is_no_reaction(pocket, begins, tmp_path):
+    with ChatSession(pocket, tmp_path, buffer=Buffer(8)) as session:
+        send(session, "My knee hurts.")
+        list(session.retry(ReplyOptions(max_tokens=6, temperature=1.5, seed=3)))
+        send(session, "And now?", "And then?")
+        list(session.retry(ReplyOptions(max_tokens=6, temperature=1.5, seed=5)))
+        report = session.forget(ids=[session.turns[0]["id"]])
+        assert (report.replies, report.reacted, session.turns) == (2, 0, [])

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MAX_LINK_CHARACTERS', 'SUBJECT_SHARE', 'MIN_PROSE_WORDS', 'CODE_PATTERN', 'FENCE_PATTERN',
-           'compute_saved_share', 'continues_subject', 'is_about_reply', 'find_prose', 'label_replies']
+           'compute_saved_share', 'continues_subject', 'is_about_reply', 'split_lines', 'find_prose', 'label_replies']
 
 # %% ../../nbs/2_buffer/15_subjects.ipynb #subj0003
 import re
@@ -52,11 +52,16 @@ CODE_PATTERN = re.compile(r"[\d{}<>=_|\\`/\[\]#*@]|\w\(|->|\bwww\.|^\s*[-–•]
 FENCE_PATTERN = re.compile(r"```.*?(?:```|$)", re.S)
 
 
+def split_lines(text: str) -> list:  # lists of sentences
+    "Return the sentences of each line of a text, with one space where there are several."
+    return [split_sentences(re.sub(r"\s+", " ", line)) for line in text.split("\n")]
+
+
 def find_prose(text: str, free=()) -> list:  # texts
     "Return the sentences in a row of a reply that are plain words, and not among the free ones."
-    lines = FENCE_PATTERN.sub("\n", text).split("\n")
+    lines = split_lines(FENCE_PATTERN.sub("\n", text))
     is_plain = lambda sentence: sentence not in free and not CODE_PATTERN.search(sentence)
-    runs = [" ".join(run) for line in lines for plain, run in groupby(split_sentences(line), is_plain) if plain]
+    runs = [" ".join(run) for line in lines for plain, run in groupby(line, is_plain) if plain]
     return [run for run in runs if len(get_words(run)) >= MIN_PROSE_WORDS]
 
 
@@ -68,7 +73,7 @@ def label_replies(
     turns = list(zip(question.history[::2], question.history[1::2]))
     if not turns or is_about_reply(question):
         return question
-    free = {sentence for text in corrections for line in text.split("\n") for sentence in split_sentences(line)}
+    free = {sentence for text in corrections for line in split_lines(text) for sentence in line}
     others = [text for (_, prompt), (_, text) in turns if not is_near_duplicate(prompt, question.prompt)]
     replies = tuple(dict.fromkeys(run for text in others for run in find_prose(text, free)))
     return question.derive(labels=question.labels | {EXAMPLES: Examples(replies=replies)})

@@ -118,28 +118,38 @@ def _add_families(known: dict, roots: set) -> set:  # known: root -> dialogue
 
 
 def _find_reacted(memory: Memory) -> set:
-    "Return the dialogues to which you reacted yourself."
-    return {event.dialogue for event in memory.events if event.kind == "reacted" and event.content["is_given"]}
+    "Return the dialogues to which you reacted yourself; another try is no reaction."
+    reactions = [event for event in memory.events if event.kind == "reacted" and event.content["is_given"]]
+    return {event.dialogue for event in reactions if event.content["kind"] != "retry"}
+
+
+def _list_read_turns(state: PersonalizerState) -> list:  # (root of a reply, root of a turn in its history)
+    "Find the stored turns that the model's replies read: of the same conversation, the latest before each."
+    memory = state.memory
+    replies = {root: {row.dialogue.response} for root, row in memory.dialogues.items()}
+    for event in memory.events:  # another try may stand in later histories
+        if event.kind == "reacted" and event.content["response"]:
+            replies[event.dialogue].add(event.content["response"])
+    newest, read = {}, []  # newest: (conversation, message, reply) -> root
+    for root in dict.fromkeys(event.dialogue for event in memory.events if event.kind == "offered"):
+        d, key = memory.dialogues[root].dialogue, memory.conversations[root]
+        pairs = zip(d.history, d.history[1:]) if d.origin == "model" else ()
+        turns = [(key, prompt, text) for (role, prompt), (_, text) in pairs if role == "user"]
+        read += [(root, newest[turn]) for turn in turns if turn in newest]
+        newest |= {(key, d.prompt, text): root for text in replies[root]}
+    return read
 
 
 def _find_readers(state: PersonalizerState, request: ForgetRequest, roots: set) -> set:
     "Return the model's replies that read a turn that must go, or told a fact of it, unless you reacted to them."
-    memory, events = state.memory, state.memory.events
-    given = _find_reacted(memory)
-    offered = {event.dialogue: event for event in reversed(events) if event.kind == "offered"}  # the first one of each
-    gone = {}  # (conversation, prompt) -> number of the first event
-    for root in roots & {*offered}:
-        turn = memory.conversations[root], memory.dialogues[root].dialogue.prompt
-        gone[turn] = min(offered[root].number, gone.get(turn, offered[root].number))
-    readers = set()
-    for root, event in offered.items():
-        d, key = memory.dialogues[root].dialogue, memory.conversations[root]
-        has_read = any(
-            request.is_in(text) or gone.get((key, text), event.number) < event.number for _, text in d.history
-        )
-        if d.origin == "model" and root not in given and (has_read or event.content.get("fact") in roots):
+    memory = state.memory
+    readers = {root for root, turn in _list_read_turns(state) if turn in roots}
+    readers |= {event.dialogue for event in memory.events if event.content.get("fact") in roots}
+    for root, row in memory.dialogues.items():
+        said = [text for role, text in row.dialogue.history if role != "system"]
+        if row.dialogue.origin == "model" and any(map(request.is_in, said)):
             readers.add(root)
-    return readers - roots
+    return readers - roots - _find_reacted(memory)
 
 
 def _cut_history(d: Dialogue, request: ForgetRequest, texts: set) -> tuple:  # the turns that stay

@@ -9,7 +9,7 @@ __all__ = ['WINDS', 'STONES', 'DANCES', 'STARS', 'COLOURS', 'FLOWERS', 'PLACES',
            'RIGHT_GAIN', 'RIGHT_COST', 'FOLLOW_COST', 'AGAIN_COST', 'HABITS_COST', 'SPILL_COST', 'LEAST_LINKED',
            'LEAST_ALONE', 'MOST_SECONDS', 'CHAT_GAIN', 'DECISION_COPIES', 'DECISION_SPILL', 'form', 'draw_questions',
            'read_last', 'label_copies', 'make_costly', 'measure', 'draw_chats', 'hold_chat', 'summarise_chat',
-           'measure_chats', 'list_chat_claims', 'list_claims', 'decides_for_last', 'write_talk_paragraph']
+           'measure_chats', 'list_chat_claims', 'list_claims', 'decides_for_last']
 
 # %% ../../nbs/experiments/60_copies.ipynb #cop00002
 import json
@@ -37,7 +37,7 @@ from personal_llm.experiments.real_people import (
     make_habit,
     make_person,
 )
-from .runner import RESULTS, Grid, paragraph
+from .runner import RESULTS, Grid
 from personal_llm.experiments.subjects import (
     HISTORIES,
     REPLY_TOKENS,
@@ -306,16 +306,3 @@ def decides_for_last() -> bool:
     change = lambda metric: SIXTEENTH.compare("package", "or the last", metric)
     answers, copies, spill = change("answers"), change("copies"), change("spill")
     return answers.low > 0 and copies.value <= DECISION_COPIES and spill.value <= DECISION_SPILL
-
-
-def write_talk_paragraph() -> str:
-    "Write the README's sentences about long talks."
-    right, copies = (
-        [f"{SIXTEENTH.read_values(condition, metric).mean():.2f}" for condition in ("subject", "all turns")]
-        for metric in ("right", "copies")
-    )
-    return paragraph(
-        f"A reply reads only the turns since its subject began. In long talks with sixteen others, {right[0]} of the",
-        f"answers to plain questions are right (with all turns {right[1]}), and {copies[0]} of replies repeat a",
-        f"sentence ({copies[1]}).",
-    )

@@ -6,7 +6,8 @@
 __all__ = ['SEED', 'DECKS', 'PEOPLE', 'PARTS', 'MOST_WORDS', 'find_subject', 'read_talk', 'CONDITIONS', 'SINCE',
            'CHAT_CONDITIONS', 'JOBS', 'CHAT_JOBS', 'GRIDS', 'EIGHTEENTH', 'CHATS', 'REVISED_GAIN', 'READER_COST',
            'COPIES_GAIN', 'WORDS_COST', 'COSTS', 'SPILL_COST', 'METRICS', 'find_linked', 'find_read', 'find_short',
-           'read_last_free', 'measure', 'measure_chats', 'list_reader_claims', 'list_cost_claims', 'list_claims']
+           'read_last_free', 'measure', 'measure_chats', 'list_reader_claims', 'list_cost_claims', 'list_claims',
+           'write_talk_paragraph']
 
 # %% ../../nbs/experiments/62_found_revisions.ipynb #fnd00002
 from unittest import mock
@@ -17,7 +18,7 @@ from ..buffer.subjects import SUBJECT_SHARE, compute_saved_share, find_prose, is
 from ..data.people import opener, sign_off
 from ..device import conversation
 from ..device.conversation import ChatSession
-from .copies import NUM_CHATS, draw_chats, form, hold_chat, summarise_chat
+from .copies import NUM_CHATS, SIXTEENTH, draw_chats, form, hold_chat, summarise_chat
 from .fresh_people import Study, format_claims
 from personal_llm.experiments.real_people import (
     ANATOMY,
@@ -31,7 +32,7 @@ from personal_llm.experiments.real_people import (
     make_person,
 )
 from .revisions import NUM_BLOCKS, draw_messages, summarise_revisions
-from .runner import Grid
+from .runner import Grid, paragraph
 from .subjects import hold_talks, hold_under
 
 # %% ../../nbs/experiments/62_found_revisions.ipynb #fnd00005
@@ -183,3 +184,14 @@ def list_claims() -> list:  # (claim of the plan, what we measured, whether it h
     if not all(map(EIGHTEENTH.read, CONDITIONS)) or not all(map(CHATS.read, CHAT_CONDITIONS)):
         return [("the eighteenth plan", "not measured", None)]
     return format_claims(list_reader_claims() + list_cost_claims("package") + list_cost_claims("last free"))
+
+
+def write_talk_paragraph() -> str:
+    "Write the README's sentences about long talks."
+    right = [f"{SIXTEENTH.read_values(condition, 'right').mean():.2f}" for condition in ("subject", "all turns")]
+    copies = [f"{CHATS.read_values(condition, 'copies').mean():.2f}" for condition in ("cost alone", "reader")]
+    return paragraph(
+        f"A reply reads only the turns since its subject began. In long talks with sixteen others, {right[0]} of the",
+        f"answers to plain questions are right (with all turns {right[1]}). A copy of an earlier sentence costs: in small",
+        f"talk {copies[0]} of the replies repeat one ({copies[1]} without the cost).",
+    )

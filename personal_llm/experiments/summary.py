@@ -189,12 +189,21 @@ def list_start_claims() -> list:  # `Claim`s
 
 # %% ../../nbs/experiments/00_summary.ipynb #6fb78140
 def list_person_claims() -> list:  # `Claim`s
-    "Judge what the sixth to the seventeenth plan called a success, each by the newest plan that measured it."
+    "Judge what the sixth to the eighteenth plan called a success, each by the newest plan that measured it."
     from personal_llm.experiments import amplification, changes, copies, first_correction, fresh_people, more_people
-    from personal_llm.experiments import other_people, revisions, self_check, subjects, varying_habits, wishes
+    from personal_llm.experiments import (
+        found_revisions,
+        other_people,
+        revisions,
+        self_check,
+        subjects,
+        varying_habits,
+        wishes,
+    )
 
     plans = {
         "61_revisions": revisions,
+        "62_found_revisions": found_revisions,
         "60_copies": copies,
         "59_subjects": subjects,
         "58_first_correction": first_correction,
