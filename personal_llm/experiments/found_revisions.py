@@ -192,6 +192,6 @@ def write_talk_paragraph() -> str:
     copies = [f"{CHATS.read_values(condition, 'copies').mean():.2f}" for condition in ("cost alone", "reader")]
     return paragraph(
         f"A reply reads only the turns since its subject began. In long talks with sixteen others, {right[0]} of the",
-        f"answers to plain questions are right (with all turns {right[1]}). A copy of an earlier sentence costs: in small",
-        f"talk {copies[0]} of the replies repeat one ({copies[1]} without the cost).",
+        f"answers to plain questions are right (with all turns {right[1]}). A copy of an earlier sentence costs: in",
+        f"small talk {copies[0]} of the replies repeat one ({copies[1]} without the cost).",
     )
