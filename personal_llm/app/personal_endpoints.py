@@ -277,7 +277,7 @@ def forget_dialogues(
     everything: bool = False,
     conversation: Text = None,  # a key: all of its turns
 ) -> dict:
-    "Delete dialogues by a text, by ids or by conversation, and what read or learned from them; say what we cannot reach."
+    "Delete dialogues by text, ids or conversation, and what read or learned from them; say what we cannot reach."
     turns = session.me.state.conversations.get(conversation, []) if conversation is not None else []
     report = session.forget(text, [*ids, *(turn["id"] for turn in turns)], everything)
     counts = dict(dialogues=report.dialogues, turns=report.turns, histories=report.cut, adapters=len(report.adapters))
