@@ -142,6 +142,8 @@ def _list_read_turns(state: PersonalizerState) -> list:  # (root of a reply, roo
 
 def _find_readers(state: PersonalizerState, request: ForgetRequest, roots: set) -> set:
     "Return the model's replies that read a turn that must go, or told a fact of it, unless you reacted to them."
+    if request.before is not None:  # a date decides alone
+        return set()
     memory = state.memory
     readers = {root for root, turn in _list_read_turns(state) if turn in roots}
     readers |= {event.dialogue for event in memory.events if event.content.get("fact") in roots}
