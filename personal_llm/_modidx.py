@@ -4711,6 +4711,10 @@ d = {
                 "6_device/forgetting.html#_add_families",
                 "personal_llm/device/forgetting.py",
             ),
+            "personal_llm.device.forgetting._add_readers": (
+                "6_device/forgetting.html#_add_readers",
+                "personal_llm/device/forgetting.py",
+            ),
             "personal_llm.device.forgetting._cut_history": (
                 "6_device/forgetting.html#_cut_history",
                 "personal_llm/device/forgetting.py",
@@ -4721,10 +4725,6 @@ d = {
             ),
             "personal_llm.device.forgetting._find_reacted": (
                 "6_device/forgetting.html#_find_reacted",
-                "personal_llm/device/forgetting.py",
-            ),
-            "personal_llm.device.forgetting._find_readers": (
-                "6_device/forgetting.html#_find_readers",
                 "personal_llm/device/forgetting.py",
             ),
             "personal_llm.device.forgetting._find_roots": (
@@ -4743,8 +4743,8 @@ d = {
                 "6_device/forgetting.html#_list_limits",
                 "personal_llm/device/forgetting.py",
             ),
-            "personal_llm.device.forgetting._list_read_turns": (
-                "6_device/forgetting.html#_list_read_turns",
+            "personal_llm.device.forgetting._list_sources": (
+                "6_device/forgetting.html#_list_sources",
                 "personal_llm/device/forgetting.py",
             ),
             "personal_llm.device.forgetting.apply_to_folder": (
@@ -8237,10 +8237,6 @@ d = {
             ),
             "personal_llm.experiments.subjects.draw_turns": (
                 "experiments/subjects.html#draw_turns",
-                "personal_llm/experiments/subjects.py",
-            ),
-            "personal_llm.experiments.subjects.find_by_share": (
-                "experiments/subjects.html#find_by_share",
                 "personal_llm/experiments/subjects.py",
             ),
             "personal_llm.experiments.subjects.find_long_sentences": (

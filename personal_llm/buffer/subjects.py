@@ -11,7 +11,7 @@ import re
 from itertools import groupby
 
 from ..base.core import Dialogue
-from ..base.decoding import EXAMPLES, Examples
+from ..base.decoding import EXAMPLES, FENCE, Examples
 from ..base.text import get_words, is_near_duplicate, split_sentences
 from .next_turn import MIN_READING, read_next_turns
 
@@ -49,7 +49,7 @@ def is_about_reply(question: Dialogue) -> bool:
 MIN_PROSE_WORDS = 6  # of sentences in a row whose copy costs
 # numbers, code, tables, addresses, and items of a list
 CODE_PATTERN = re.compile(r"[\d{}<>=_|\\`/\[\]#*@]|\w\(|->|\bwww\.|^\s*[-–•]\s")
-FENCE_PATTERN = re.compile(r"```.*?(?:```|$)", re.S)
+FENCE_PATTERN = re.compile(rf"{FENCE}.*?(?:{FENCE}|$)", re.S)
 
 
 def split_lines(text: str) -> list:  # lists of sentences

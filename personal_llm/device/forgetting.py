@@ -123,35 +123,35 @@ def _find_reacted(memory: Memory) -> set:
     return {event.dialogue for event in reactions if event.content["kind"] != "retry"}
 
 
-def _list_read_turns(state: PersonalizerState) -> list:  # (root of a reply, root of a turn in its history)
-    "Find the stored turns that the model's replies read: of the same conversation, the latest before each."
-    memory = state.memory
+def _list_sources(memory: Memory) -> list:  # (root of a reply, root of a dialogue that it read)
+    "Find what the model's replies read: turns of their conversations, each the latest before a reply, and facts."
     replies = {root: {row.dialogue.response} for root, row in memory.dialogues.items()}
     for event in memory.events:  # another try may stand in later histories
         if event.kind == "reacted" and event.content["response"]:
             replies[event.dialogue].add(event.content["response"])
-    newest, read = {}, []  # newest: (conversation, message, reply) -> root
+    sources = [(event.dialogue, event.content["fact"]) for event in memory.events if "fact" in event.content]
+    newest = {}  # (conversation, message, reply) -> root
     for root in dict.fromkeys(event.dialogue for event in memory.events if event.kind == "offered"):
         d, key = memory.dialogues[root].dialogue, memory.conversations[root]
         pairs = zip(d.history, d.history[1:]) if d.origin == "model" else ()
         turns = [(key, prompt, text) for (role, prompt), (_, text) in pairs if role == "user"]
-        read += [(root, newest[turn]) for turn in turns if turn in newest]
+        sources += [(root, newest[turn]) for turn in turns if turn in newest]
         newest |= {(key, d.prompt, text): root for text in replies[root]}
-    return read
+    return sources
 
 
-def _find_readers(state: PersonalizerState, request: ForgetRequest, roots: set) -> set:
-    "Return the model's replies that read a turn that must go, or told a fact of it, unless you reacted to them."
+def _add_readers(memory: Memory, request: ForgetRequest, roots: set) -> tuple:  # (roots, number of replies)
+    "Add the model's replies that read what must go, with their families, unless you reacted to them."
     if request.before is not None:  # a date decides alone
-        return set()
-    memory = state.memory
-    readers = {root for root, turn in _list_read_turns(state) if turn in roots}
-    readers |= {event.dialogue for event in memory.events if event.content.get("fact") in roots}
-    for root, row in memory.dialogues.items():
-        said = [text for role, text in row.dialogue.history if role != "system"]
-        if row.dialogue.origin == "model" and any(map(request.is_in, said)):
-            readers.add(root)
-    return readers - roots - _find_reacted(memory)
+        return roots, 0
+    known, sources = {root: row.dialogue for root, row in memory.dialogues.items()}, _list_sources(memory)
+    count, reacted, said = 0, _find_reacted(memory), set()
+    for root, d in known.items():
+        if d.origin == "model" and any(request.is_in(text) for role, text in d.history if role != "system"):
+            said.add(root)
+    while readers := (said | {root for root, source in sources if source in roots}) - roots - reacted:
+        roots, count = _add_families(known, roots | readers), count + len(readers)
+    return roots, count
 
 
 def _cut_history(d: Dialogue, request: ForgetRequest, texts: set) -> tuple:  # the turns that stay
@@ -194,10 +194,9 @@ def forget_dialogues(state: PersonalizerState, request: ForgetRequest, report: F
     report, memory = ForgetReport() if report is None else report, state.memory
     size, num_turns, sources = len(state.buffer), state.count_turns(), list_sources(state)
     report.unreachable += _list_limits(state, request)
-    known, roots = {root: row.dialogue for root, row in memory.dialogues.items()}, _find_roots(state, request)
-    while readers := _find_readers(state, request, roots):
-        roots = _add_families(known, roots | readers)
-        report.replies += len(readers)
+    known = {root: row.dialogue for root, row in memory.dialogues.items()}
+    roots, num_replies = _add_readers(memory, request, _find_roots(state, request))
+    report.replies += num_replies
     versions = [d for root in roots for d in (known[root], state.get_dialogue(root))]
     texts = {text for d in versions for text in (d.prompt, d.response)} - {""}
     histories = {root: tuple(d.history) for root, d in known.items()}

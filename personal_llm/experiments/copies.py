@@ -20,6 +20,7 @@ import numpy as np
 from ..base.core import Dialogue, History, make_generator
 from ..base.decoding import EXAMPLES, Examples, ReplyOptions
 from ..base.text import is_near_duplicate
+from ..buffer.subjects import continues_subject
 from ..data.people import Habit, opener, sign_off
 from ..data.reading import load_samples
 from ..device.conversation import ChatSession
@@ -42,7 +43,6 @@ from personal_llm.experiments.subjects import (
     HISTORIES,
     REPLY_TOKENS,
     draw_turns,
-    find_by_share,
     find_long_sentences,
     hold_talks,
     hold_under,
@@ -140,7 +140,7 @@ def draw_questions() -> dict:  # person -> (question, pattern, message that goes
 def read_last(session, prompt: str) -> History:
     "Return the turns of the subject if the message goes on, and else the last exchange."
     turns = tuple(session.history())  # of all subjects, because no stored turn has an empty history
-    goes_on = len(find_by_share(session, prompt)) > 0
+    goes_on = bool(turns) and continues_subject(session.model, Dialogue(prompt, "", session.correct_history(turns)))
     length = session.subject_length if goes_on else 0
     session.subject_length = length + 1
     return History(turns[-2 * max(1, length) :])

@@ -14,7 +14,7 @@ from unittest import mock
 
 from ..base.decoding import EXAMPLES, Examples, get_examples
 from ..base.text import get_words, is_near_duplicate
-from ..buffer.subjects import SUBJECT_SHARE, compute_saved_share, find_prose, is_about_reply
+from ..buffer.subjects import continues_subject, find_prose, is_about_reply
 from ..data.people import opener, sign_off
 from ..device import conversation
 from ..device.conversation import ChatSession
@@ -70,7 +70,7 @@ MOST_WORDS = 4  # of a message that the cheap rival takes for one that goes on
 
 def find_linked(session, prompt: str, is_further):  # is_further: question -> whether it goes on without a link
     "Return the turns that a reply reads if a message goes on by the saved share, or by another rule."
-    goes_on = lambda model, question: is_further(question) or compute_saved_share(model, question) >= SUBJECT_SHARE
+    goes_on = lambda model, question: is_further(question) or continues_subject(model, question)
     with mock.patch.object(conversation, "continues_subject", goes_on):
         return find_subject(session, prompt)
 
@@ -138,6 +138,8 @@ CHATS = Study(
     {job["user"]: None for job in CHAT_JOBS},
     {name: (("eighteenth-chats",), dict(condition=name)) for name in (*CHAT_CONDITIONS, *SINCE)},
 )
+
+# %% ../../nbs/experiments/62_found_revisions.ipynb #fnd00025
 REVISED_GAIN, READER_COST, COPIES_GAIN, WORDS_COST = 0.1, 0.02, 0.05, 0.1
 COSTS = dict(right=0.02, follow_ups=0.03, served=0.05, habits=0.03)
 SPILL_COST = 0.02

@@ -7,8 +7,8 @@ __all__ = ['KEYS', 'TEAMS', 'SEASONS', 'PEOPLE', 'SEED', 'QUESTIONS', 'TALK_TURN
            'MOST_CHARACTERS', 'REPLY_TOKENS', 'MIN_ECHO_WORDS', 'HISTORIES', 'FORMER', 'FLOOR', 'JOBS', 'GRIDS',
            'FIFTEENTH', 'MOST_ECHOES', 'ECHO_GAIN', 'RIGHT_GAIN', 'COST', 'LEAST_LINKED', 'LEAST_ALONE', 'MOST_SECONDS',
            'NUM_CHATS', 'CHAT_EXCHANGES', 'tuned', 'scored', 'seated', 'counted_calories', 'versed', 'stamped',
-           'routed', 'versioned', 'draw_turns', 'find_long_sentences', 'find_by_share', 'read_freely', 'hold_under',
-           'hold_talks', 'summarise_talks', 'measure', 'list_claims', 'draw_chats', 'measure_chats']
+           'routed', 'versioned', 'draw_turns', 'find_long_sentences', 'read_freely', 'hold_under', 'hold_talks',
+           'summarise_talks', 'measure', 'list_claims', 'draw_chats', 'measure_chats']
 
 # %% ../../nbs/experiments/59_subjects.ipynb #sbj00003
 import re
@@ -23,8 +23,7 @@ from ..base.core import Dialogue, History, make_generator
 from ..base.decoding import ReplyOptions
 from ..base.models import mean_response_nll
 from ..base.text import split_sentences
-from ..buffer import subjects
-from ..buffer.subjects import compute_saved_share
+from ..buffer.subjects import continues_subject
 from ..data.people import Habit, opener, sign_off, user_stream
 from ..data.reading import load_samples
 from ..device.conversation import ChatSession
@@ -153,20 +152,12 @@ HISTORIES = {  # condition -> functions in place of those of the chat: what find
 }
 
 
-def find_by_share(session, prompt: str) -> History:
-    "Return the turns that a reply reads, as the package of this plan found them: by the saved share alone."
-    history = session.history()
-    asked = Dialogue(prompt, "", session.correct_history(history))
-    goes_on = history and compute_saved_share(session.model, asked) >= subjects.SUBJECT_SHARE
-    return history if goes_on else History(())
-
-
 def read_freely(session, question: Dialogue) -> Dialogue:
     "Return a question as the package of this plan read it: copies of the talk's replies are free."
     return question.derive(history=session.correct_history(question.history), parents=())
 
 
-FORMER = dict(find_subject=find_by_share, read_talk=read_freely)
+FORMER = dict(read_talk=read_freely)
 
 
 def hold_under(functions: dict, hold, *given):
@@ -287,8 +278,7 @@ def measure_chats(jobs: list):  # yields a dict of results a job
     "Measure the loss on true replies (nats a token) after the turns that each condition reads, for each chat."
     model, chats = load_measured_model("smollm2"), draw_chats()
     for _ in jobs:
-        shares = [compute_saved_share(model, d.derive(response="")) for d in chats]
-        goes_on = [share >= subjects.SUBJECT_SHARE for share in shares]
+        goes_on = [continues_subject(model, d.derive(response="")) for d in chats]
         read = {
             "subject": [d if is_linked else d.derive(history=()) for d, is_linked in zip(chats, goes_on)],
             "all turns": chats,
