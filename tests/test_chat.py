@@ -806,3 +806,18 @@ def test_the_personalizer_of_a_closed_talk_may_go_on(tmp_path):
         list(talk.say(LINES[0]))
     talk.me.save()
     assert talk.me.forget(text=LINES[0]).dialogues == 1
+
+
+def test_a_full_disk_while_forgetting_is_said_and_the_deletion_tried_again(tmp_path, monkeypatch):
+    talk = fresh(tmp_path / "me")
+    reply(talk, LINES[0])
+    reply(talk, LINES[1])
+    fill_disk(monkeypatch)
+    told = reply(talk, f"/forget {LINES[0]}")
+    assert "the disk is full" in told and "still holds" in told and len(told.splitlines()) == 1
+    monkeypatch.undo()
+    assert LINES[0].encode() in b"".join(disk(tmp_path / "me").values())
+    reply(talk, LINES[2])
+    assert [turn["prompt"] for turn in talk.turns] == [LINES[2]]
+    assert LINES[0].encode() not in b"".join(disk(tmp_path / "me").values())
+    talk.close()

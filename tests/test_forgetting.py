@@ -690,7 +690,8 @@ def test_the_open_question_of_another_program_is_forgotten(how, tmp_path):
     leave_open(me, asked)
     assert CANARY.encode() in bytes_below(tmp_path)
     assert "q" in forget_folder(tmp_path, **how).ids
-    assert CANARY.encode() not in bytes_below(tmp_path) and not read_state(tmp_path).question
+    forgotten = how.get("text", CANARY)
+    assert forgotten.encode() not in bytes_below(tmp_path) and not read_state(tmp_path).question
 
 
 def test_an_open_question_stays_when_another_dialogue_is_forgotten(tmp_path):
@@ -702,7 +703,7 @@ def test_an_open_question_stays_when_another_dialogue_is_forgotten(tmp_path):
     assert read_state(tmp_path).question.dialogue == asked
 
 
-def test_an_open_question_goes_with_an_exchange_of_its_history(tmp_path):
+def test_an_open_question_is_closed_with_an_exchange_of_its_history_and_its_turn_stays(tmp_path):
     "Another program sends a stored exchange as history; the exchange is forgotten by its id."
     told = Dialogue("Where is the " + CANARY + "?", "In the shed.", time=5)
     history = [("user", told.prompt), ("assistant", told.response)]
@@ -711,7 +712,10 @@ def test_an_open_question_goes_with_an_exchange_of_its_history(tmp_path):
     asked = Dialogue("And the key?", "There.", history, id="q", time=50)
     leave_open(me, asked)
     assert forget_folder(tmp_path, ids=[told.id]).ids == {told.id, "q"}
-    assert CANARY.encode() not in bytes_below(tmp_path) and not read_state(tmp_path).question
+    left = read_state(tmp_path)
+    assert CANARY.encode() not in bytes_below(tmp_path) and not left.question
+    assert left.memory.dialogues["q"].dialogue.history == () and left.find_slot("q") is not None
+    assert {entry.scores.model for entry in load(tmp_path).buffer.entries} == {"base"}, "it was scored again"
 
 
 def test_early_dialogues_that_left_the_buffer_leave_the_state(tmp_path):

@@ -268,7 +268,9 @@ def test_forgetting_takes_only_replies_that_read_the_very_turn(pocket, begins, t
         "".join(session.say("Be brief.", history=[], options=SHORT))
         told = session.newest_id
         "".join(session.say("What is a river?", history=[("system", "Be brief.")], options=SHORT))
-        assert session.forget(ids=[told]).replies == 0 and session.forget("brief").replies == 0
+        assert session.forget(ids=[told]).replies == 0
+        "".join(session.say("What is a river?", history=[("system", "Write little.")], options=SHORT))
+        assert session.forget("little").replies == 0
         assert [row.dialogue.prompt for row in session.me.memory.dialogues.values()][-1] == "What is a river?"
 
 
@@ -280,3 +282,21 @@ def test_a_reply_that_read_another_try_goes_and_another_try_is_no_reaction(pocke
         list(session.retry(ReplyOptions(max_tokens=6, temperature=1.5, seed=5)))
         report = session.forget(ids=[session.turns[0]["id"]])
         assert (report.replies, report.reacted, session.turns) == (2, 0, [])
+
+
+def test_forgetting_goes_on_to_replies_that_read_only_replies_that_go(pocket, begins, tmp_path):
+    "The last reply of a long subject no longer read its first turn, and a copy of a reply goes with it."
+    with ChatSession(pocket, tmp_path, buffer=Buffer(16)) as session:
+        send(session, "My knee hurts.", *(f"And then {number}?" for number in range(8)))
+        newest = session.me.memory.dialogues[session.newest_id].dialogue
+        assert newest.history[0][1] != "My knee hurts."
+        session.me.observe(Dialogue("A copy.", "Of it.", id="copy", parents=(newest.id,)))
+        assert session.forget("knee").replies == 8 and not session.me.memory.dialogues
+
+
+def test_an_inferred_reaction_keeps_no_reply_that_read_a_forgotten_turn(pocket, begins, tmp_path):
+    with ChatSession(pocket, tmp_path, buffer=Buffer(8)) as session:
+        send(session, "My knee hurts.", "And now?")
+        session.me.react(session.newest_id, "thumb_up", is_given=False, probability=0.9, time=9.0)
+        report = session.forget("knee")
+        assert (report.replies, report.reacted) == (1, 0)

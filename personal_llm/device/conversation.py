@@ -595,13 +595,19 @@ def undo_learning(self: ChatSession) -> str:  # a message for the user
 # %% ../../nbs/6_device/07_conversation.ipynb #770cb4c6
 @patch
 def forget(self: ChatSession, text: str = None, ids=(), everything: bool = False) -> ForgetReport:
-    "Delete turns with a text, with ids, or all, and what we computed from them; `InputError` unless one is given."
+    "Delete turns with a text, with ids, or all, and what came of them; `InputError` on a full disk, or for no wish."
     self.stop_reply()
     self.stop_learning()
     self.skip()
     self.reply, self.choice, self.reply_memories, self.reply_fact = None, None, [], ""  # they hold the forgotten text
     with delay_interrupts():
-        report = self.me.forget(ids, text, everything=everything)
+        try:
+            report = self.me.forget(ids, text, everything=everything)
+        except (InputError, OSError) as error:
+            if not is_full_disk(error):
+                raise
+            problem = f"the disk is full, and {self.folder} still holds what you forgot"
+            raise InputError(problem, "free some space; we delete it after your next message, or at the end") from error
         self.save()
     return report
 

@@ -21,7 +21,7 @@ from ..buffer.scoring import ScoredDialogue
 from .memory import ADAPTERS_FOLDER, OWN_NAMES, RUN_FOLDER_PATTERN, Memory, find_run_folders
 from .memory import get_state_version, is_own_folder, make_no_state_error
 from .memory import remove_adapter, sweep_folder
-from .replay import PersonalizerState, read_state
+from .replay import PersonalizerState, place_candidate, read_state
 
 # %% ../../nbs/6_device/03_forgetting.ipynb #d585b200
 @dataclass(frozen=True)
@@ -192,7 +192,7 @@ def _list_limits(state: PersonalizerState, request: ForgetRequest) -> list:  # s
 def forget_dialogues(state: PersonalizerState, request: ForgetRequest, report: ForgetReport = None) -> ForgetReport:
     "Delete all matching dialogues from a memory, and replay it; the caller stores it and deletes the files."
     report, memory = ForgetReport() if report is None else report, state.memory
-    size, num_turns, sources = len(state.buffer), state.count_turns(), list_sources(state)
+    num_turns, sources = state.count_turns(), list_sources(state)
     report.unreachable += _list_limits(state, request)
     known = {root: row.dialogue for root, row in memory.dialogues.items()}
     roots, num_replies = _add_readers(memory, request, _find_roots(state, request))
@@ -214,6 +214,10 @@ def forget_dialogues(state: PersonalizerState, request: ForgetRequest, report: F
     gone, adapters = state.tuned[num_left:], [str(round.adapter) for round in state.rounds[num_left:]]
     models = {state.base, *(event.content["model"] for event in state.tuned[:num_left])}
     is_stale = lambda root, model: root in cuts or bool(gone) and model not in models
+    question_id, question = state.question_id, state.question
+    if question and question_id not in roots and is_stale(question_id, question.scores.model):
+        place_candidate(state, question_id)  # without a score it cannot stay open
+    size = len(state.buffer)
     for root, row in memory.dialogues.items():
         blank = dict(embedding=0 * row.scores.embedding, model="") if is_stale(root, row.scores.model) else {}
         d = replace(row.dialogue, history=histories[root])  # which no longer shares its turns
@@ -225,9 +229,8 @@ def forget_dialogues(state: PersonalizerState, request: ForgetRequest, report: F
         del event.content["fact"]
     is_read_again = lambda event: event.kind == "scored" and is_stale(event.dialogue, event.content["scores"]["model"])
     memory.events = [event for event in memory.events if not is_read_again(event)]
-    question = memory.dialogues.get(state.question_id)  # without a score it cannot stay open
     counters = state.list_counters() | dict(cost=state.cost.to_dict())  # before the last turn of a chat goes
-    memory.delete(roots if question is None or question.scores.model else roots | {state.question_id})
+    memory.delete(roots)
     given_up = 0 if request.everything else None
     memory.add("forgotten", content=counters | dict(adapters=[event.number for event in gone], given_up=given_up))
     state.replay()
