@@ -5959,6 +5959,16 @@ d = {
                 "personal_llm/experiments/facts.py",
             ),
         },
+        "personal_llm.experiments.fewer_rewrites": {
+            "personal_llm.experiments.fewer_rewrites.list_claims": (
+                "experiments/fewer_rewrites.html#list_claims",
+                "personal_llm/experiments/fewer_rewrites.py",
+            ),
+            "personal_llm.experiments.fewer_rewrites.measure": (
+                "experiments/fewer_rewrites.html#measure",
+                "personal_llm/experiments/fewer_rewrites.py",
+            ),
+        },
         "personal_llm.experiments.first_correction": {
             "personal_llm.experiments.first_correction.acid": (
                 "experiments/first_correction.html#acid",
