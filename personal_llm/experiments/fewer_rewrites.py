@@ -9,6 +9,7 @@ __all__ = ['CONDITIONS', 'JOBS', 'GRIDS', 'NINETEENTH', 'COSTS', 'SPILL_COST', '
 from unittest import mock
 
 from ..buffer import self_check
+from ..buffer.self_check import compute_reply_help
 from ..device import conversation
 from .fresh_people import Study, format_claims
 from .found_revisions import PARTS, PEOPLE, SEED
@@ -24,18 +25,19 @@ def measure(jobs: list):  # yields a dict of results a job
     "Measure the talks of one person, and list the replies that were written again."
     improve = self_check.improve_reply
     for job in jobs:
-        rewrites, checked = [], []
+        rewrites, checked, share = [], [], CONDITIONS[job["condition"]]
 
-        def note(model, text, question, *given):
-            better = improve(model, text, question, *given)
+        def note(model, text, question, memories, usual_help, *given):
+            help = compute_reply_help(model, text, question.prompt, memories)
+            stays = help >= share * usual_help
+            better = text if stays else improve(model, text, question, memories, usual_help, *given)
             checked.append(question.prompt)
             if better != text:
                 rewrites.append([question.prompt, text, better])
             return better
 
         turns = draw_messages(job["user"], PEOPLE, SEED, PARTS)
-        share = mock.patch.object(self_check, "STAYS_SHARE", CONDITIONS[job["condition"]])
-        with share, mock.patch.object(conversation, "improve_reply", note):
+        with mock.patch.object(conversation, "improve_reply", note):
             found = summarise_revisions(hold_talks(PEOPLE[job["user"]], turns))
         yield found | dict(checked=len(checked), num_rewrites=len(rewrites), rewrites=rewrites)
 

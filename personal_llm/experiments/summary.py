@@ -189,9 +189,10 @@ def list_start_claims() -> list:  # `Claim`s
 
 # %% ../../nbs/experiments/00_summary.ipynb #6fb78140
 def list_person_claims() -> list:  # `Claim`s
-    "Judge what the sixth to the eighteenth plan called a success, each by the newest plan that measured it."
+    "Judge what the sixth to the nineteenth plan called a success, each by the newest plan that measured it."
     from personal_llm.experiments import amplification, changes, copies, first_correction, fresh_people, more_people
     from personal_llm.experiments import (
+        fewer_rewrites,
         found_revisions,
         other_people,
         revisions,
@@ -202,6 +203,7 @@ def list_person_claims() -> list:  # `Claim`s
     )
 
     plans = {
+        "63_fewer_rewrites": fewer_rewrites,
         "61_revisions": revisions,
         "62_found_revisions": found_revisions,
         "60_copies": copies,
