@@ -26,6 +26,7 @@ from personal_llm.device.forgetting import SOURCE_FILE_NOTE, forget_folder
 from personal_llm.app.chat import (
     ANSWER_PROMPT,
     CHAT_COMMANDS,
+    COMMANDS_HINT,
     DISLIKE_MESSAGE,
     LEARN_AGAIN_MESSAGE,
     handle_line,
@@ -280,6 +281,15 @@ def test_a_pipe_is_asked_only_if_a_line_follows(tmp_path, capsys, monkeypatch):
         run_conversation(talk)
         out, err = capsys.readouterr()
         assert err == f"{QUESTION_TEXT}\n{ANSWER_PROMPT}> " and "thank you" in out and talk.me.cost.requests == 1
+
+
+def test_a_bare_word_of_leaving_is_a_message_with_a_hint_and_quit_takes_any_text(tmp_path, capsys, monkeypatch):
+    with fresh(tmp_path / "me") as talk:
+        monkeypatch.setattr(sys, "stdin", io.StringIO("Help\nI quit.\nexit\n/help me\n/quit now\nHello\n"))
+        run_conversation(talk)
+        out, err = capsys.readouterr()
+        assert [turn["prompt"] for turn in talk.turns] == ["Help", "I quit.", "exit"]
+    assert err.count(COMMANDS_HINT) == 2 and "this list" in out and "is no command" not in out
 
 
 def test_a_new_conversation_reads_no_earlier_turn(tmp_path):

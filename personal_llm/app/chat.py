@@ -202,7 +202,8 @@ def handle_line(
         yield from session.say(line, shows_drafts=shows_drafts)
 
 # %% ../../nbs/8_app/04_chat.ipynb #eed3dfe0
-WELCOME_HINT = "write, and press Enter; /help lists the commands, Ctrl-D or /quit leaves"
+COMMANDS_HINT = "/help lists the commands, Ctrl-D or /quit leaves"
+WELCOME_HINT = f"write, and press Enter; {COMMANDS_HINT}"
 ANSWER_PROMPT = "  (Enter: the reply is fine; /better TEXT: what you would have liked; /skip; or your next message) "
 
 
@@ -279,8 +280,10 @@ def run_conversation(session, as_json: bool = False) -> None:
         except KeyboardInterrupt:
             print(file=sys.stderr)
             return
-        if line is None or line.strip() == "/quit":
+        if line is None or line.split()[:1] == ["/quit"]:
             return
+        if line.strip().lower() in ("help", "exit", "quit"):
+            print_note(COMMANDS_HINT)
         run_turn(session, line, as_json)
 
 
