@@ -111,8 +111,10 @@ DISLIKE_MESSAGE = "thank you; noted. /better TEXT gives the reply that you wante
 
 def say_thanks(session, id: str) -> str:
     "Return whether the next training learns from an answered turn."
-    is_kept = session.me.is_kept(id)
-    return f"thank you; noted, {'and /learn trains on it' if is_kept else 'but the buffer did not keep this turn'}"
+    known = "thank you; noted" + " until you leave" * session.is_temporary
+    return (
+        f"{known}, {'and /learn trains on it' if session.me.is_kept(id) else 'but the buffer did not keep this turn'}"
+    )
 
 
 def take_feedback(session, kind: str, text: str) -> str:
@@ -368,6 +370,7 @@ def chat_command(
         loaded = model.load()
         options = make_session_settings(loaded, PersonalizeSettings(**vars(settings)))
         session = ChatSession(loaded, folder, reads_turns=read_turns, **options)
+        session.is_temporary = not out
         exit_stack.callback(close_conversation, session)
         if tried:
             session.me.use_adapter(check_adapter(tried, loaded.base))

@@ -81,6 +81,7 @@ class ChatSession:
     "A chat in a folder; raises `InputError` if the folder is in use, damaged, of another base model, or not of a chat."
 
     max_draws = 4  # attempts at another reply to one prompt, until it differs from the first one
+    is_temporary = False  # True: the folder is deleted when the user leaves
 
     def __init__(
         self,
