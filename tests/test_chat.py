@@ -23,6 +23,7 @@ from personal_llm.device.personalizer import Personalizer
 from personal_llm.device.conversation import delay_interrupts
 from personal_llm.device.conversation import QUESTION_TEXT, ChatSession
 from personal_llm.device.forgetting import SOURCE_FILE_NOTE, forget_folder
+from personal_llm.app import chat, library_commands
 from personal_llm.app.chat import (
     ANSWER_PROMPT,
     CHAT_COMMANDS,
@@ -535,6 +536,28 @@ def test_every_model_has_a_style(architecture, tmp_path):
         talk.add_scored(talk.score_imported(rows[7:]))
         style = reply(talk, "/style")
         assert "opens with “Dear friend," in style and "10 of 10" in style
+
+
+@pytest.mark.parametrize("is_chat", [True, False])
+def test_the_base_reads_no_corrected_turn_of_a_chat(is_chat, tmp_path, capsys, monkeypatch):
+    "Else it would follow the corrections, and seem to have the user's habits. Dialogues of a file keep their histories."
+    history, read = (("user", "Hello."), ("assistant", "Dear friend, hello!")), []
+    note = lambda histories: read.append([list(one) for one in histories])
+    monkeypatch.setattr(chat, "sample_responses", lambda m, a, rows: note(d.history for d in rows) or rows)
+    with ChatSession(shared("llama"), tmp_path / "me", buffer=Buffer(16), **QUICK) as talk:
+        rows = [Dialogue(line, f"Dear friend, {line}", history, origin="annotated") for line in LINES[:8]]
+        talk.add_scored(talk.score_imported(rows))
+        reply(talk, "/style")
+    assert read.pop() == [[]] * 8
+
+    def stop_explaining(model, dialogues, *_):
+        note(d.history for d in dialogues)
+        raise InputError("read", "stop here")
+
+    monkeypatch.setattr(library_commands, "explain", stop_explaining)
+    monkeypatch.setattr(replay.PersonalizerState, "is_chat", is_chat)
+    assert "stop here" in fails(capsys, "explain", "--out", tmp_path / "me")
+    assert read == [[[] if is_chat else list(history)] * 8]
 
 
 def test_equal_corrections_are_no_style(tmp_path):

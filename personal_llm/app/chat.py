@@ -78,7 +78,8 @@ def select_own_answers(dialogues: list) -> list:  # `Dialogue`s
 def describe_chat_style(session) -> str:
     "Describe your preferred answers in words and counts; raise `InputError` for too few different answers."
     dialogues = select_own_answers(session.me.select_trainable())
-    answers = sample_responses(session.model, None, dialogues)
+    questions = [d.derive(history=()) for d in dialogues]  # a history holds your corrections
+    answers = sample_responses(session.model, None, questions)
     return "\n".join(describe_user(dialogues, [d.response for d in answers]).lines())
 
 # %% ../../nbs/8_app/04_chat.ipynb #fa0c6c61
