@@ -30,9 +30,11 @@ from personal_llm.app.chat import (
     COMMANDS_HINT,
     DISLIKE_MESSAGE,
     LEARN_AGAIN_MESSAGE,
+    LONG_MESSAGE_NOTE,
     handle_line,
     pop_notes,
     run_conversation,
+    run_turn,
     say_thanks,
     select_own_answers,
 )
@@ -483,11 +485,21 @@ def test_nothing_is_no_turn(tmp_path, line):
 def test_a_paste_of_a_megabyte_is_cut_and_said(tmp_path):
     talk = fresh(tmp_path / "me")
     assert reply(talk, "x" * 10**6 + " What about my knee?")
-    assert "were left out" in talk.pop_messages()[0]
+    assert "are left out" in talk.pop_messages()[0]
     (turn,) = talk.turns
     assert turn["prompt"].endswith("What about my knee?") and len(turn["prompt"]) <= max(talk.max_characters, 32_000)
     assert sum(len(content) for content in disk(tmp_path / "me").values()) < 100_000
     talk.close()
+
+
+def test_a_long_message_is_noted_before_the_model_reads_it(tmp_path, capsys, monkeypatch):
+    with fresh(tmp_path / "me") as talk:
+        noted, stream = [], talk.stream_reply
+        monkeypatch.setattr(talk, "stream_reply", lambda *a: noted.append(capsys.readouterr().err) or stream(*a))
+        for line in ("x" * 10**6, "x" * 30_000, "Hello."):
+            run_turn(talk, line)
+    assert "are left out" in noted[0] and "the model reads at most" in noted[1] and noted[2] == ""
+    assert all(LONG_MESSAGE_NOTE in text for text in noted[:2])
 
 
 def test_control_characters_reach_neither_model_nor_disk(tmp_path):

@@ -241,15 +241,31 @@ def print_pieces(pieces) -> None:
         print(flush=True)
 
 
+LONG_MESSAGE_CHARACTERS = 4000
+LONG_MESSAGE_NOTE = "a long message; reading it takes a while"
+
+
+def show_early_messages(session, pieces):  # a generator of the same pieces
+    "Print the messages that a session has before the first letter of a reply."
+    for piece in pieces:
+        if not piece:
+            for line in session.pop_messages():
+                print_note(line)
+        yield piece
+
+
 def run_turn(session, line: str, as_json: bool = False) -> None:
     "Print the reply to a line as it comes, or one JSON object with all of it; Ctrl-C stops it."
     reply, last = session.reply, session.newest_id
     pieces = handle_line(session, line, shows_drafts=not as_json and sys.stdout.isatty())
+    if len(line) > LONG_MESSAGE_CHARACTERS:
+        print_note(LONG_MESSAGE_NOTE)
+    shown = show_early_messages(session, pieces)
     try:
         if as_json:
-            print(json.dumps(dict(line=line.rstrip("\n"), output="".join(pieces))), flush=True)
+            print(json.dumps(dict(line=line.rstrip("\n"), output="".join(shown))), flush=True)
         else:
-            print_pieces(pieces)
+            print_pieces(shown)
     except KeyboardInterrupt:
         pieces.close()
         session.stop_reply()
