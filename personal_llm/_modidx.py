@@ -145,6 +145,10 @@ d = {
                 "8_app/chat.html#select_own_answers",
                 "personal_llm/app/chat.py",
             ),
+            "personal_llm.app.chat.show_early_messages": (
+                "8_app/chat.html#show_early_messages",
+                "personal_llm/app/chat.py",
+            ),
             "personal_llm.app.chat.skip_question": ("8_app/chat.html#skip_question", "personal_llm/app/chat.py"),
             "personal_llm.app.chat.take_feedback": ("8_app/chat.html#take_feedback", "personal_llm/app/chat.py"),
         },

@@ -23,14 +23,18 @@ from personal_llm.device.personalizer import Personalizer
 from personal_llm.device.conversation import delay_interrupts
 from personal_llm.device.conversation import QUESTION_TEXT, ChatSession
 from personal_llm.device.forgetting import SOURCE_FILE_NOTE, forget_folder
+from personal_llm.app import chat, library_commands
 from personal_llm.app.chat import (
     ANSWER_PROMPT,
     CHAT_COMMANDS,
+    COMMANDS_HINT,
     DISLIKE_MESSAGE,
     LEARN_AGAIN_MESSAGE,
+    LONG_MESSAGE_NOTE,
     handle_line,
     pop_notes,
     run_conversation,
+    run_turn,
     say_thanks,
     select_own_answers,
 )
@@ -282,6 +286,15 @@ def test_a_pipe_is_asked_only_if_a_line_follows(tmp_path, capsys, monkeypatch):
         assert err == f"{QUESTION_TEXT}\n{ANSWER_PROMPT}> " and "thank you" in out and talk.me.cost.requests == 1
 
 
+def test_a_bare_word_of_leaving_is_a_message_with_a_hint_and_quit_takes_any_text(tmp_path, capsys, monkeypatch):
+    with fresh(tmp_path / "me") as talk:
+        monkeypatch.setattr(sys, "stdin", io.StringIO("Help\nI quit.\nexit\n/help me\n/quit now\nHello\n"))
+        run_conversation(talk)
+        out, err = capsys.readouterr()
+        assert [turn["prompt"] for turn in talk.turns] == ["Help", "I quit.", "exit"]
+    assert err.count(COMMANDS_HINT) == 2 and "this list" in out and "is no command" not in out
+
+
 def test_a_new_conversation_reads_no_earlier_turn(tmp_path):
     with fresh(tmp_path / "me") as talk:
         reply(talk, LINES[0])
@@ -472,11 +485,21 @@ def test_nothing_is_no_turn(tmp_path, line):
 def test_a_paste_of_a_megabyte_is_cut_and_said(tmp_path):
     talk = fresh(tmp_path / "me")
     assert reply(talk, "x" * 10**6 + " What about my knee?")
-    assert "were left out" in talk.pop_messages()[0]
+    assert "are left out" in talk.pop_messages()[0]
     (turn,) = talk.turns
     assert turn["prompt"].endswith("What about my knee?") and len(turn["prompt"]) <= max(talk.max_characters, 32_000)
     assert sum(len(content) for content in disk(tmp_path / "me").values()) < 100_000
     talk.close()
+
+
+def test_a_long_message_is_noted_before_the_model_reads_it(tmp_path, capsys, monkeypatch):
+    with fresh(tmp_path / "me") as talk:
+        noted, stream = [], talk.stream_reply
+        monkeypatch.setattr(talk, "stream_reply", lambda *a: noted.append(capsys.readouterr().err) or stream(*a))
+        for line in ("x" * 10**6, "x" * 30_000, "Hello."):
+            run_turn(talk, line)
+    assert "are left out" in noted[0] and "the model reads at most" in noted[1] and noted[2] == ""
+    assert all(LONG_MESSAGE_NOTE in text for text in noted[:2])
 
 
 def test_control_characters_reach_neither_model_nor_disk(tmp_path):
@@ -525,6 +548,28 @@ def test_every_model_has_a_style(architecture, tmp_path):
         talk.add_scored(talk.score_imported(rows[7:]))
         style = reply(talk, "/style")
         assert "opens with “Dear friend," in style and "10 of 10" in style
+
+
+@pytest.mark.parametrize("is_chat", [True, False])
+def test_the_base_reads_no_corrected_turn_of_a_chat(is_chat, tmp_path, capsys, monkeypatch):
+    "Else it would follow the corrections, and seem to have the user's habits. Dialogues of a file keep their histories."
+    history, read = (("user", "Hello."), ("assistant", "Dear friend, hello!")), []
+    note = lambda histories: read.append([list(one) for one in histories])
+    monkeypatch.setattr(chat, "sample_responses", lambda m, a, rows: note(d.history for d in rows) or rows)
+    with ChatSession(shared("llama"), tmp_path / "me", buffer=Buffer(16), **QUICK) as talk:
+        rows = [Dialogue(line, f"Dear friend, {line}", history, origin="annotated") for line in LINES[:8]]
+        talk.add_scored(talk.score_imported(rows))
+        reply(talk, "/style")
+    assert read.pop() == [[]] * 8
+
+    def stop_explaining(model, dialogues, *_):
+        note(d.history for d in dialogues)
+        raise InputError("read", "stop here")
+
+    monkeypatch.setattr(library_commands, "explain", stop_explaining)
+    monkeypatch.setattr(replay.PersonalizerState, "is_chat", is_chat)
+    assert "stop here" in fails(capsys, "explain", "--out", tmp_path / "me")
+    assert read == [[[] if is_chat else list(history)] * 8]
 
 
 def test_equal_corrections_are_no_style(tmp_path):

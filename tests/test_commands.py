@@ -107,7 +107,7 @@ def test_chat_with_an_adapter_answers_and_keeps_nothing(world, capsys, monkeypat
     before = snapshot(world / "mine")
     monkeypatch.setattr(sys, "stdin", io.StringIO("one\n/up\n/status\n\x1b[31mtwo\n"))
     code, out, err = invoke(capsys, "chat", "--quiet", "--adapter", world / "mine")
-    assert "thank you" in out and "stored" not in out
+    assert "thank you; noted until you leave, and /learn" in out and "stored" not in out
     assert code == 0 and "1/32 dialogues" in out and "\x1b" not in out and snapshot(world / "mine") == before
     fails(capsys, "chat", "--adapter", world / "mine", "--out", world / "mine")
     fails(capsys, "chat", "--out", world / "mine")

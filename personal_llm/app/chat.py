@@ -78,7 +78,8 @@ def select_own_answers(dialogues: list) -> list:  # `Dialogue`s
 def describe_chat_style(session) -> str:
     "Describe your preferred answers in words and counts; raise `InputError` for too few different answers."
     dialogues = select_own_answers(session.me.select_trainable())
-    answers = sample_responses(session.model, None, dialogues)
+    questions = [d.derive(history=()) for d in dialogues]  # a history holds your corrections
+    answers = sample_responses(session.model, None, questions)
     return "\n".join(describe_user(dialogues, [d.response for d in answers]).lines())
 
 # %% ../../nbs/8_app/04_chat.ipynb #fa0c6c61
@@ -111,8 +112,10 @@ DISLIKE_MESSAGE = "thank you; noted. /better TEXT gives the reply that you wante
 
 def say_thanks(session, id: str) -> str:
     "Return whether the next training learns from an answered turn."
-    is_kept = session.me.is_kept(id)
-    return f"thank you; noted, {'and /learn trains on it' if is_kept else 'but the buffer did not keep this turn'}"
+    known = "thank you; noted" + " until you leave" * session.is_temporary
+    return (
+        f"{known}, {'and /learn trains on it' if session.me.is_kept(id) else 'but the buffer did not keep this turn'}"
+    )
 
 
 def take_feedback(session, kind: str, text: str) -> str:
@@ -202,7 +205,8 @@ def handle_line(
         yield from session.say(line, shows_drafts=shows_drafts)
 
 # %% ../../nbs/8_app/04_chat.ipynb #eed3dfe0
-WELCOME_HINT = "write, and press Enter; /help lists the commands, Ctrl-D or /quit leaves"
+COMMANDS_HINT = "/help lists the commands, Ctrl-D or /quit leaves"
+WELCOME_HINT = f"write, and press Enter; {COMMANDS_HINT}"
 ANSWER_PROMPT = "  (Enter: the reply is fine; /better TEXT: what you would have liked; /skip; or your next message) "
 
 
@@ -237,15 +241,31 @@ def print_pieces(pieces) -> None:
         print(flush=True)
 
 
+LONG_MESSAGE_CHARACTERS = 4000
+LONG_MESSAGE_NOTE = "a long message; reading it takes a while"
+
+
+def show_early_messages(session, pieces):  # a generator of the same pieces
+    "Print the messages that a session has before the first letter of a reply."
+    for piece in pieces:
+        if not piece:
+            for line in session.pop_messages():
+                print_note(line)
+        yield piece
+
+
 def run_turn(session, line: str, as_json: bool = False) -> None:
     "Print the reply to a line as it comes, or one JSON object with all of it; Ctrl-C stops it."
     reply, last = session.reply, session.newest_id
     pieces = handle_line(session, line, shows_drafts=not as_json and sys.stdout.isatty())
+    if len(line) > LONG_MESSAGE_CHARACTERS:
+        print_note(LONG_MESSAGE_NOTE)
+    shown = show_early_messages(session, pieces)
     try:
         if as_json:
-            print(json.dumps(dict(line=line.rstrip("\n"), output="".join(pieces))), flush=True)
+            print(json.dumps(dict(line=line.rstrip("\n"), output="".join(shown))), flush=True)
         else:
-            print_pieces(pieces)
+            print_pieces(shown)
     except KeyboardInterrupt:
         pieces.close()
         session.stop_reply()
@@ -279,8 +299,10 @@ def run_conversation(session, as_json: bool = False) -> None:
         except KeyboardInterrupt:
             print(file=sys.stderr)
             return
-        if line is None or line.strip() == "/quit":
+        if line is None or line.split()[:1] == ["/quit"]:
             return
+        if line.strip().lower() in ("help", "exit", "quit"):
+            print_note(COMMANDS_HINT)
         run_turn(session, line, as_json)
 
 
@@ -365,6 +387,7 @@ def chat_command(
         loaded = model.load()
         options = make_session_settings(loaded, PersonalizeSettings(**vars(settings)))
         session = ChatSession(loaded, folder, reads_turns=read_turns, **options)
+        session.is_temporary = not out
         exit_stack.callback(close_conversation, session)
         if tried:
             session.me.use_adapter(check_adapter(tried, loaded.base))

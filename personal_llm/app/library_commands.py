@@ -131,7 +131,10 @@ def explain_command(
     if adapter:
         adapter = open_adapter(adapter, opened and opened.base)
     if out:
-        dialogues = select_own_answers(read_state(find_state_folders(out)[0]).buffer.dialogues)
+        state = read_state(find_state_folders(out)[0])
+        dialogues = select_own_answers(state.buffer.dialogues)
+        if state.is_chat:  # a history holds the user's corrections, and the base would follow them
+            dialogues = [d.derive(history=()) for d in dialogues]
     else:
         dialogues = data.read() if data.data else None
     loaded = model.load()

@@ -81,6 +81,7 @@ class ChatSession:
     "A chat in a folder; raises `InputError` if the folder is in use, damaged, of another base model, or not of a chat."
 
     max_draws = 4  # attempts at another reply to one prompt, until it differs from the first one
+    is_temporary = False  # True: the folder is deleted when the user leaves
 
     def __init__(
         self,
@@ -293,11 +294,13 @@ def generate_reply(self: ChatSession, text: str, history, options, is_observed, 
     self.reply_memories, self.reply_fact = [], ""
     self.settle_pending(drops_question=is_observed)
     if num_dropped:
-        message = f"only the last {len(prompt):,} characters were read, {num_dropped:,} were left out"
+        message = f"only the last {len(prompt):,} characters are read, {num_dropped:,} are left out"
         self.messages_to_user.append(message)
+        yield ""  # so that a caller can show it before the model reads for minutes
     elif len(prompt) > self.max_characters:
         message = f"the message is stored, but the model reads at most its last {self.max_characters:,} characters"
         self.messages_to_user.append(message)
+        yield ""
     is_own = history is None
     given = [(role, clean_text(text, self.max_characters)[0]) for role, text in history or ()]
     turns = self.find_subject(prompt) if is_own else given
