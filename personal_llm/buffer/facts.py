@@ -139,7 +139,7 @@ def names_own_person(question: str, fact: str) -> bool:
     "Return whether a question about a named one of the user's people has all its content words in a fact."
     asked, names = {*get_content_words(question)}, {get_words(name)[0] for name in NAME_PATTERN.findall(fact)}
     has_lead = re.search(rf"{_LEAD}(?:what|where|who|whose|when|how old)\b", question, re.I)
-    has_name = any(get_content_words(name)[0] in names for name in get_proper_names(question))
+    has_name = any(names.intersection(get_content_words(name)[:1]) for name in get_proper_names(question))
     return bool(has_lead and has_name) and asked <= {*get_content_words(fact)}
 
 
