@@ -2144,9 +2144,18 @@ d = {
                 "2_buffer/facts.html#get_content_words",
                 "personal_llm/buffer/facts.py",
             ),
+            "personal_llm.buffer.facts.get_stems": ("2_buffer/facts.html#get_stems", "personal_llm/buffer/facts.py"),
             "personal_llm.buffer.facts.keep_facts": ("2_buffer/facts.html#keep_facts", "personal_llm/buffer/facts.py"),
+            "personal_llm.buffer.facts.names_own_person": (
+                "2_buffer/facts.html#names_own_person",
+                "personal_llm/buffer/facts.py",
+            ),
             "personal_llm.buffer.facts.recall_fact": (
                 "2_buffer/facts.html#recall_fact",
+                "personal_llm/buffer/facts.py",
+            ),
+            "personal_llm.buffer.facts.split_clauses": (
+                "2_buffer/facts.html#split_clauses",
                 "personal_llm/buffer/facts.py",
             ),
         },

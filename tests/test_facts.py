@@ -55,6 +55,9 @@ def test_statements_are_found_and_what_passes_is_not():
         "My boss is Ann Lee, and she is late!": ["My boss is Ann Lee, and she is late."],
         "I’m allergic to nuts, so what can I eat?": ["I’m allergic to nuts."],
         "Hi! We have two cats. Do you like cats?": ["We have two cats."],
+        "Hi, my name is Priya and I live in Leeds.": ["My name is Priya.", "I live in Leeds."],
+        "I'm glad to be here, and my name is Ann.": ["My name is Ann."],
+        "My dog is called Rex and he ate my shoes.": ["My dog is called Rex and he ate my shoes."],
     }
     for text, facts in stated.items():
         assert find_facts(text) == facts, text
@@ -101,6 +104,35 @@ def test_a_question_that_no_fact_answers_gets_none_and_others_cost_no_pass():
     assert model.calls == 1
 
 
+@pytest.mark.parametrize("newer", ["I live in York now.", "We moved to York last week."])
+def test_the_newest_of_equal_facts_answers_and_a_fact_about_others_does_not(newer):
+    facts, question = ["I live in Leeds.", newer, "My parents live in Cork."], "Where do I live?"
+    gains = {(facts[0], question): 4.0}
+    assert recall_fact(question, facts, Model(gains), Encoder()) == newer
+    assert recall_fact(question, facts[::2], Model(gains), Encoder()) == facts[0]
+    assert recall_fact(question, facts, Model({(facts[0], question): 30.0}), Encoder()) == facts[0]
+
+
+def test_a_newer_fact_about_something_else_of_the_dog_does_not_answer():
+    facts, question = ["My dog is called Rex.", "My dog is old and fat."], "What is my dog called?"
+    assert recall_fact(question, facts, Model({(facts[0], question): 3.0}), Encoder()) == facts[0]
+
+
+def test_a_question_about_a_named_person_needs_all_its_words_in_a_fact():
+    sister, flight = "My sister Anjali's birthday is 14 March.", "I have a flight to Oslo on Friday."
+    assert recall_fact("When is Anjali's birthday?", [flight, sister], Model({}), Encoder()) == sister
+    for question in ("Where does Anjali work?", "When is Ada's birthday?", "Where is Oslo?", "Tell me about Anjali."):
+        assert recall_fact(question, [flight, sister], Model({}), Encoder()) == "", question
+
+
+@pytest.mark.parametrize(
+    "right, question", [("My name is Priya.", "What is my name?"), ("I work as a pharmacist.", "What's my job?")]
+)
+def test_the_likelihood_is_measured_for_a_fact_with_frequent_or_linked_words(right, question):
+    others = [f"We own {thing}." for thing in "land boats hens bees goats tents drums kites looms maps".split()]
+    assert recall_fact(question, [*others, right], Model({(right, question): 4.0}), Encoder()) == right
+
+
 @settings(deadline=None)
 @given(st.lists(st.sampled_from([f"My {w} is called {n}." for w in ("cat", "dog") for n in "Abel Bert Cleo".split()])))
 def test_kept_facts_are_the_newest_distinct_ones_in_order(facts):
@@ -115,9 +147,8 @@ def test_a_fact_stands_in_the_prompt_and_the_system_prompt_stays_first(history):
     dialogue = Dialogue("Where do I live?", "", history)
     shown = add_fact(dialogue, "I live in Rome.")
     assert shown.prompt == 'Earlier I told you: "I live in Rome."\nWhere do I live?'
-    assert [role for role, _ in shown.history] == [r for r, _ in history[:1]] + ["user", "assistant"] * 2 + [
-        r for r, _ in history[1:]
-    ]
+    roles = [role for role, _ in history] + ["user", "assistant"] * 2  # the examples stand directly before the prompt
+    assert [role for role, _ in shown.history] == roles
     assert dialogue.prompt == "Where do I live?"
 
 
@@ -135,6 +166,8 @@ def test_a_personalizer_finds_what_was_told_until_it_is_forgotten(large_model):
     fact, source = me.find_fact(question)
     assert fact == "My dog is called Biscuit." and source.prompt == fact
     assert me.find_fact("What is the name of the king?") == ("", None)
+    me.observe(Dialogue("My sister Anjali's birthday is 14 March.", "Noted."))
+    assert me.find_fact("When is Anjali's birthday?")[0] == "My sister Anjali's birthday is 14 March."
     off = Personalizer(large_model, memories=0)
     off.observe(Dialogue("My dog is called Biscuit.", "Nice."))
     assert off.find_fact(question) == ("", None)

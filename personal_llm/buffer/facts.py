@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['MIN_FACT_WORDS', 'MAX_FACT_WORDS', 'STATE_PATTERN', 'PASSING_PATTERN', 'QUESTION_PART_PATTERN',
-           'FACT_QUESTION_PATTERN', 'ADVICE_PATTERN', 'FREQUENT_WORDS', 'ENDINGS', 'LENGTH_DISCOUNT', 'MEANING_WEIGHT',
-           'LIKELIHOOD_WEIGHT', 'MAX_LIKELIHOOD_FACTS', 'MIN_WORD_SCORE', 'MIN_LIKELIHOOD_GAIN', 'MAX_FACTS',
-           'FACT_EXAMPLES', 'find_facts', 'asks_for_fact', 'get_content_words', 'compute_word_scores', 'recall_fact',
-           'keep_facts', 'add_fact']
+           'GREETING_PATTERN', 'CLAUSE_BREAK', 'FACT_QUESTION_PATTERN', 'ADVICE_PATTERN', 'FREQUENT_WORDS', 'ENDINGS',
+           'LINKED_WORDS', 'LENGTH_DISCOUNT', 'MEANING_WEIGHT', 'LIKELIHOOD_WEIGHT', 'MAX_LIKELIHOOD_FACTS',
+           'MIN_WORD_SCORE', 'MIN_LIKELIHOOD_GAIN', 'NAME_PATTERN', 'SHARED_WEIGHT', 'TIE_MARGIN', 'MAX_FACTS',
+           'FACT_EXAMPLES', 'split_clauses', 'find_facts', 'asks_for_fact', 'get_stems', 'get_content_words',
+           'compute_word_scores', 'names_own_person', 'recall_fact', 'keep_facts', 'add_fact']
 
 # %% ../../nbs/2_buffer/11_facts.ipynb #fct00003
 import math
@@ -17,7 +18,14 @@ from collections import Counter
 import numpy as np
 
 from ..base.core import Dialogue
-from ..base.text import ENGLISH, get_language, get_words, normalise_text, split_sentences
+from personal_llm.base.text import (
+    ENGLISH,
+    get_language,
+    get_proper_names,
+    get_words,
+    normalise_text,
+    split_sentences,
+)
 from .retrieval import compute_rarity
 from .scoring import unit_vector
 
@@ -40,6 +48,15 @@ PASSING_PATTERN = re.compile(
     re.I,
 )
 QUESTION_PART_PATTERN = re.compile(r",\s*(?:so|what|which|how|any|where|can|could|who|when|why)\b", re.I)
+GREETING_PATTERN = re.compile(r"^(?:(?:hi|hello|hey|oh|well|so|and|but|ok|okay)\b[,!\s]*)+", re.I)
+CLAUSE_BREAK = re.compile(r"(?:,|,?\s+(?:and|but))\s+(?=(?:i|we|my|our)\b)", re.I)
+
+
+def split_clauses(statement: str) -> list:  # in order
+    "Return the clauses of a statement if each begins in the first person and states a fact; else the whole."
+    clauses = CLAUSE_BREAK.split(GREETING_PATTERN.sub("", statement))
+    states = all(len(get_words(c)) >= MIN_FACT_WORDS and STATE_PATTERN.match(c) for c in clauses)
+    return [clause[0].upper() + clause[1:] for clause in clauses] if states else [statement]
 
 
 def find_facts(text: str) -> list:  # sentences, in order
@@ -51,8 +68,8 @@ def find_facts(text: str) -> list:  # sentences, in order
         is_question = statement.endswith("?")
         is_long_enough = MIN_FACT_WORDS <= len(get_words(statement)) <= MAX_FACT_WORDS
         if is_long_enough and not is_question and STATE_PATTERN.search(statement):
-            if not PASSING_PATTERN.search(statement):
-                facts.append(statement.rstrip(" ,.!…") + ".")
+            clauses = [clause for clause in split_clauses(statement) if not PASSING_PATTERN.search(clause)]
+            facts += [clause.rstrip(" ,.!…") + "." for clause in clauses]
     return facts
 
 # %% ../../nbs/2_buffer/11_facts.ipynb #fct00010
@@ -85,17 +102,23 @@ FREQUENT_WORDS = frozenset(
     this that so not any""".split()
 )
 ENDINGS = ("'s", "ing", "ed", "es", "s")
+# stem -> word of the same sense: a small table, open to more
+LINKED_WORDS = {"mov": "live", "liv": "live", "job": "work", "we": "i", "our": "my"}
 LENGTH_DISCOUNT, MEANING_WEIGHT, LIKELIHOOD_WEIGHT = 0.05, 0.3, 0.1
 MAX_LIKELIHOOD_FACTS = 8  # facts whose query likelihood we measure
 # the sum of the terms of words and meaning (no unit), and nats; a fact that is below both does not answer
 MIN_WORD_SCORE, MIN_LIKELIHOOD_GAIN = 0.3, 3.0
 
 
-def get_content_words(text: str) -> list:  # in order, with repetitions
-    "Return the words of a text without the most frequent ones, each without its ending if three letters stay."
-    words = get_words(text.replace("’", "'"))
+def get_stems(words: list) -> list:  # in order
+    "Return words without their endings if three letters stay, or what `LINKED_WORDS` has for them."
     stem = lambda word: next((word[: -len(e)] for e in ENDINGS if word.endswith(e) and len(word) - len(e) >= 3), word)
-    return [stem(word) for word in words if word not in FREQUENT_WORDS]
+    return [LINKED_WORDS.get(stem(word), stem(word)) for word in words]
+
+
+def get_content_words(text: str) -> list:  # in order, with repetitions
+    "Return the stems of the words of a text without the most frequent ones."
+    return get_stems([word for word in get_words(text.replace("’", "'")) if word not in FREQUENT_WORDS])
 
 
 def compute_word_scores(question: str, facts: list) -> np.ndarray:  # (facts,)
@@ -107,6 +130,19 @@ def compute_word_scores(question: str, facts: list) -> np.ndarray:  # (facts,)
     return np.array(sums) / max(1, len(asked))
 
 # %% ../../nbs/2_buffer/11_facts.ipynb #fct00016
+NAME_PATTERN = re.compile(r"\b(?:[Mm]y|[Oo]ur) [a-z]+ ([A-Z][\w-]+)")  # my sister Anjali
+SHARED_WEIGHT = 0.05  # of each word that question and fact share, only for the choice of the eight facts
+TIE_MARGIN = 0.75  # of the score; a newer fact that is behind by less, with the same words of the question, answers
+
+
+def names_own_person(question: str, fact: str) -> bool:
+    "Return whether a question about a named one of the user's people has all its content words in a fact."
+    asked, names = {*get_content_words(question)}, {get_words(name)[0] for name in NAME_PATTERN.findall(fact)}
+    has_lead = re.search(rf"{_LEAD}(?:what|where|who|whose|when|how old)\b", question, re.I)
+    has_name = any(names.intersection(get_content_words(name)[:1]) for name in get_proper_names(question))
+    return bool(has_lead and has_name) and asked <= {*get_content_words(fact)}
+
+
 def recall_fact(
     prompt: str,
     facts: list,  # sentences, of `find_facts`, oldest first
@@ -114,19 +150,29 @@ def recall_fact(
     encoder,  # of `load_encoder`, for the meaning
 ) -> str:  # "" if the prompt asks for no fact, or none answers it
     "Return the fact that answers the last sentence of a prompt: the one with the highest score."
-    if not facts or not asks_for_fact(prompt):
+    question = (split_sentences(prompt) or [""])[-1]
+    if not asks_for_fact(prompt):
+        facts = [fact for fact in facts if names_own_person(question, fact)]
+    if not facts:
         return ""
-    question = split_sentences(prompt)[-1]
     texts = [" ".join(w for w in get_words(t) if w not in FREQUENT_WORDS) or t for t in (question, *facts)]
     first, *others = [unit_vector(vector) for vector in np.asarray(encoder.encode(texts), np.float64)]
     meanings = np.array([other @ first for other in others])  # cosines
-    known = compute_word_scores(question, facts) + MEANING_WEIGHT * meanings
-    best = np.argsort(-known.round(6), kind="stable")[:MAX_LIKELIHOOD_FACTS]
+    word_scores = compute_word_scores(question, facts)
+    known = word_scores + MEANING_WEIGHT * meanings
+    asked = {*get_stems(get_words(question))}
+    shared = [asked & {*get_stems(get_words(fact))} for fact in facts]  # also frequent words, such as "name"
+    order = known + SHARED_WEIGHT * np.array([len(words) for words in shared])
+    best = np.argsort(-order.round(6), kind="stable")[:MAX_LIKELIHOOD_FACTS]
     nats = model.nll([Dialogue(text, question) for text in (*(facts[i] for i in best), "Hello.")])[:, 0]
     gains = nats[-1] - nats[:-1]  # how much likelier the question is after each fact than after a greeting
     scores = known[best] + LIKELIHOOD_WEIGHT * gains
     i = int(scores.argmax())
-    return facts[best[i]] if known[best[i]] >= MIN_WORD_SCORE or gains[i] >= MIN_LIKELIHOOD_GAIN else ""
+    if known[best[i]] < MIN_WORD_SCORE and gains[i] < MIN_LIKELIHOOD_GAIN:
+        return ""
+    is_tie = lambda j: word_scores[best[j]] > 0 and shared[best[j]] >= shared[best[i]]
+    ties = [j for j in range(len(best)) if j == i or is_tie(j) and scores[j] >= scores[i] - TIE_MARGIN]
+    return facts[max(best[j] for j in ties)]  # the newest: a change of mind
 
 # %% ../../nbs/2_buffer/11_facts.ipynb #fct00018
 MAX_FACTS = 1024
@@ -147,9 +193,7 @@ FACT_EXAMPLES = (
 
 
 def add_fact(dialogue: Dialogue, fact: str) -> Dialogue:
-    "Return a dialogue whose prompt begins with a fact; two examples stand before its history. Not to be stored."
+    "Return a dialogue whose prompt begins with a fact, with two examples just before it. Not to be stored."
     put = lambda statement, question: f'Earlier I told you: "{statement}"\n{question}'
     turns = [t for f, q, a in FACT_EXAMPLES for t in (("user", put(f, q)), ("assistant", a))]
-    first = 1 if dialogue.history and dialogue.history[0][0] == "system" else 0
-    history = [*dialogue.history[:first], *turns, *dialogue.history[first:]]
-    return dialogue.derive(prompt=put(fact, dialogue.prompt), history=history)
+    return dialogue.derive(prompt=put(fact, dialogue.prompt), history=[*dialogue.history, *turns])

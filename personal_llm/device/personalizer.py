@@ -22,7 +22,7 @@ from ..base.database import READ_ERRORS
 from ..base.files import OWNERSHIP_FILE, delete_path, open_results_folder, publish_results
 from ..base.lineage import STORE_FILE, collect_source_ids, copy_without_ids, read_training_ids
 from ..base.loading import get_lasting_name, load_encoder
-from ..base.text import count_nouns, escape_controls
+from ..base.text import count_nouns, escape_controls, get_proper_names
 from ..buffer.buffer import Buffer
 from ..buffer.consolidation import DEFAULT_REPLIES, NUM_OTHER_DIALOGUES, consolidate
 from ..buffer.feedback import MAX_FEEDBACK_CHARACTERS, TEXT_KINDS, Feedback, add_feedback, drop_disliked
@@ -528,7 +528,8 @@ def _is_outdated(self: Personalizer, similarities) -> bool:  # of a prompt to th
 @patch
 def find_fact(self: Personalizer, prompt: str) -> tuple:  # (sentence, the `Dialogue` it is from), or ("", None)
     "Return what you once told the model, if a prompt asks for it (see the chapter on facts)."
-    if not self.settings.memories or not self.model.is_large or not asks_for_fact(prompt):
+    may_ask = asks_for_fact(prompt) or get_proper_names(prompt)  # about the user, or one of their people
+    if not self.settings.memories or not self.model.is_large or not may_ask:
         return "", None
     told = sorted((row.dialogue for row in self.memory.dialogues.values()), key=lambda d: d.time)
     facts = [(fact, d) for d in told for fact in find_facts(d.prompt)]
