@@ -1223,6 +1223,10 @@ d = {
                 "0_base/decoding.html#find_repeated_mark",
                 "personal_llm/base/decoding.py",
             ),
+            "personal_llm.base.decoding.find_repeated_row": (
+                "0_base/decoding.html#find_repeated_row",
+                "personal_llm/base/decoding.py",
+            ),
             "personal_llm.base.decoding.find_reply_end": (
                 "0_base/decoding.html#find_reply_end",
                 "personal_llm/base/decoding.py",
@@ -1231,6 +1235,7 @@ d = {
                 "0_base/decoding.html#find_restatement",
                 "personal_llm/base/decoding.py",
             ),
+            "personal_llm.base.decoding.find_rows": ("0_base/decoding.html#find_rows", "personal_llm/base/decoding.py"),
             "personal_llm.base.decoding.find_short_verse": (
                 "0_base/decoding.html#find_short_verse",
                 "personal_llm/base/decoding.py",
@@ -1246,10 +1251,6 @@ d = {
             ),
             "personal_llm.base.decoding.get_examples": (
                 "0_base/decoding.html#get_examples",
-                "personal_llm/base/decoding.py",
-            ),
-            "personal_llm.base.decoding.is_periodic": (
-                "0_base/decoding.html#is_periodic",
                 "personal_llm/base/decoding.py",
             ),
             "personal_llm.base.decoding.is_repeated": (

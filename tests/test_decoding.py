@@ -28,7 +28,9 @@ from personal_llm.base.decoding import (
     encode_examples,
     find_copy_costs,
     find_loop,
+    find_repeated_row,
     find_reply_end,
+    find_rows,
     find_token_classes,
     find_whole_from,
     mark_known_words,
@@ -109,12 +111,16 @@ def test_tokens_without_a_letter_are_exempt(pocket):
 # ---- loops
 
 SENTENCE = "You can boil the eggs in water. "
+DOCSTRING = '    """\n    Returns the larger one of two given numbers.\n    """\n'
 LOOPS = {
     "a sentence": "Wait a while. " + SENTENCE + "Then peel them. " + SENTENCE,
     "a line": "Dear friend,\nI hope that you are well\nI am here\nI hope that you are well\n",
     "a short sentence for the third time": "Yes, dear. Tea? Yes, dear. Milk? Yes, dear.",
     "a heading before it": SENTENCE + "\n\nMore tips:\n\n1. " + SENTENCE,
     "two lines of code again and again": "```\n" + "print(a)\nb = 1\n" * 20 + "```\n",
+    "three copies of a docstring in code": "```\ndef f(a, b):\n" + DOCSTRING * 4,
+    "a row of Japanese without a full stop": "東京は日本の首都です、" * 4,
+    "a long laugh": "Ha" + " ha" * 40,
     "rows of one emoji": "Well:\n" + "☀☀☀☀\n" * 2,
     "the same sentence with other numbers": "Take 1 egg now. Take 2 egg now. Take 3 egg now.",
 }
@@ -124,6 +130,11 @@ NO_LOOPS = {
     "short words": "Yes! No. Well, yes! I do. Oh, no. Maybe.",
     "code": "```\nfor a in b:\n    print(a)\nfor c in d:\n    print(a)\n```\n",
     "equal lines of code": "```\n" + "print(a)\n" * 5 + "```\n",
+    "two copies of a docstring in code": "```\ndef f(a, b):\n" + DOCSTRING * 2 + "    return max(a, b)\n```\n",
+    "a matrix of zeros in code": "```\n" + "[0, 0, 0, 0, 0, 0, 0, 0],\n" * 8 + "```\n",
+    "an empty table": "| a | b | c |\n| - | - | - |\n" + "|   |   |   |\n" * 3,
+    "a short laugh": "Well: ha ha ha ha ha ha ha ha!",
+    "numbers in a row": ", ".join(map(str, range(1, 60))),
     "links": "See www.eggs.example. for eggs.\nSee www.milk.example. for milk.\nSee www.rice.example. for rice.\n",
     "a times table in words": "".join(f"{n} times 7 is {7 * n}.\n" for n in range(1, 10)),
     "rows of marks": "One\n---\nTwo\n---\nThree\n---\n",
@@ -156,7 +167,19 @@ def test_the_repeated_sentence_itself_is_not_kept(pocket):
 def test_the_same_tokens_again_and_again_end(pocket, period):
     ids = encode(pocket, "a b c d e f g h i j k l m n o p q")[:period] * 24
     first = next(n for n in range(1, len(ids) + 1) if find_loop(read_reply(pocket.tokenizer, ids[:n])) is not None)
-    assert first == max(24, 4 * period)
+    assert first == max(24, 3 * period)
+
+
+def test_a_row_of_tokens_ends_with_its_second_copy(pocket):
+    kept = find_first_loop(pocket, LOOPS["three copies of a docstring in code"])
+    assert kept == ("```\ndef f(a, b):\n" + DOCSTRING * 2).strip()
+    assert find_first_loop(pocket, LOOPS["a row of Japanese without a full stop"]) == "東京は日本の首都です、" * 2
+
+
+def test_a_refrain_is_no_row_of_tokens(pocket):
+    verses = "Sing with the lark. Swim with the carp. Run with the hare. Rest with the snail.".split(". ")
+    song = read(pocket, "".join(f"{verse},\nand all of us are coming home.\n" for verse in verses))
+    assert find_repeated_row(song) is None and [*find_rows(song)] == []
 
 
 @pytest.mark.parametrize("name", NO_LOOPS)
@@ -252,7 +275,8 @@ def test_a_reply_that_turns_in_a_circle_ends(pocket):
     text = "A tale of love and doing. The story of the love of flowers. A story of flowers and of love. " * 4
     kept = find_first_loop(pocket, text)
     assert kept and kept.endswith(".") and len(kept) < len(text) / 2
-    fruits = "Take apples, lemons, grapes, cherries, apricots, " * 6
+    names = ["apples", "lemons", "grapes", "cherries", "apricots"]
+    fruits = "Take " + "".join(", ".join(names[n:] + names[:n][::-1]) + ", " for n in (0, 3, 1, 4, 2, 3))
     assert find_first_loop(pocket, fruits).endswith(("apples", "lemons", "grapes", "cherries", "apricots"))
     varied = ", ".join(f"word{chr(97 + n)}{chr(97 + n // 2)}" for n in range(26)) + "."
     assert find_first_loop(pocket, varied) is None
