@@ -552,7 +552,7 @@ def test_every_model_has_a_style(architecture, tmp_path):
 
 @pytest.mark.parametrize("is_chat", [True, False])
 def test_the_base_reads_no_corrected_turn_of_a_chat(is_chat, tmp_path, capsys, monkeypatch):
-    "Else it would follow the corrections, and seem to have the user's habits. Dialogues of a file keep their histories."
+    "Else it would follow the corrections, and seem to have the user's habits; dialogues of a file keep histories."
     history, read = (("user", "Hello."), ("assistant", "Dear friend, hello!")), []
     note = lambda histories: read.append([list(one) for one in histories])
     monkeypatch.setattr(chat, "sample_responses", lambda m, a, rows: note(d.history for d in rows) or rows)
