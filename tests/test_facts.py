@@ -57,6 +57,7 @@ def test_statements_are_found_and_what_passes_is_not():
         "Hi! We have two cats. Do you like cats?": ["We have two cats."],
         "Hi, my name is Priya and I live in Leeds.": ["My name is Priya.", "I live in Leeds."],
         "I'm glad to be here, and my name is Ann.": ["My name is Ann."],
+        "I work as a nurse and my wife is too.": ["I work as a nurse and my wife is too."],
         "My dog is called Rex and he ate my shoes.": ["My dog is called Rex and he ate my shoes."],
     }
     for text, facts in stated.items():
@@ -111,6 +112,28 @@ def test_the_newest_of_equal_facts_answers_and_a_fact_about_others_does_not(newe
     assert recall_fact(question, facts, Model(gains), Encoder()) == newer
     assert recall_fact(question, facts[::2], Model(gains), Encoder()) == facts[0]
     assert recall_fact(question, facts, Model({(facts[0], question): 30.0}), Encoder()) == facts[0]
+
+
+OTHERS = {  # question -> an older fact that answers it, and a newer one about something else
+    "When is my birthday?": ("My birthday is 3 May.", "My son's birthday is 9 June."),
+    "Where do I live?": ("I live in Leeds.", "I live with my two sisters."),
+    "Where do I work?": ("I work at the harbour.", "I work late on Fridays."),
+    "Where does my father live?": ("My father lives in Rome.", "My father's brother lives in Leeds."),
+}
+
+
+@pytest.mark.parametrize("question", OTHERS)
+def test_a_newer_fact_about_something_else_does_not_replace_the_answer(question):
+    older, newer = OTHERS[question]
+    assert recall_fact(question, [older, newer], Model({(older, question): 4.0}), Encoder()) == older
+
+
+def test_a_question_of_a_name_alone_is_not_about_the_user():
+    facts = ["My dog Einstein is old.", "I use my old Python book."]
+    for question in ("Who was Einstein?", "What is Python?"):
+        assert recall_fact(question, facts, Model({}), Encoder()) == ""
+    james = ["My brother James lives in Rome."]
+    assert recall_fact("Where does James live?", james, Model({}), Encoder()) == james[0]
 
 
 def test_a_newer_fact_about_something_else_of_the_dog_does_not_answer():

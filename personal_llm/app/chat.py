@@ -258,7 +258,7 @@ def run_turn(session, line: str, as_json: bool = False) -> None:
     "Print the reply to a line as it comes, or one JSON object with all of it; Ctrl-C stops it."
     reply, last = session.reply, session.newest_id
     pieces = handle_line(session, line, shows_drafts=not as_json and sys.stdout.isatty())
-    if len(line) > LONG_MESSAGE_CHARACTERS:
+    if len(line) > LONG_MESSAGE_CHARACTERS and not line.startswith("/"):
         print_note(LONG_MESSAGE_NOTE)
     shown = show_early_messages(session, pieces)
     try:

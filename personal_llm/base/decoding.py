@@ -7,17 +7,17 @@ __all__ = ['UNIT_END_CHARACTERS', 'TOY_REPETITION_PENALTY', 'REPETITION_PENALTY'
            'TOY_REPLY_TOKENS', 'REPLY_TOKENS', 'ITEM_MARK', 'FENCE', 'NO_END', 'FREE_RUN', 'FREE_RUN_AGAIN',
            'MIN_PART_WORDS', 'MAX_MARK_COPIES', 'MAX_MARK_PERIOD', 'SHORT_LINE_WORDS', 'FREE_LINES', 'LINE_BONUS',
            'PLACEHOLDER', 'FREE_PLACEHOLDERS', 'PLACEHOLDER_BONUS', 'LONG_SENTENCE', 'WORD_BONUS', 'AMPLIFICATION',
-           'PLAUSIBLE_SHARE', 'MIN_LOOP_WORDS', 'MIN_LOOP_LETTERS', 'MIN_SUM_NUMBERS', 'MIN_COPIES', 'MIN_COPY_TOKENS',
-           'MIN_CODE_TOKENS', 'MIN_MARK_COPIES', 'MIN_CODE_MARK_COPIES', 'VERSE_LINES', 'VERSE_WORDS',
-           'CONTENT_LETTERS', 'STEM_LETTERS', 'MIN_KNOWN_WORDS', 'KNOWN_SHARE', 'RECENT_WORDS', 'CIRCLE_WORDS',
-           'ABBREVIATIONS', 'ANNOUNCEMENT', 'LAST_TOKENS', 'MAX_ITEMS', 'ReplyOptions', 'DecodingRules', 'TokenClasses',
-           'find_stem', 'find_token_classes', 'find_end_tokens', 'make_decoding_rules', 'penalise_repetition', 'Unit',
-           'Example', 'ReplyText', 'read_reply', 'find_repeated_mark', 'find_copy_costs', 'compute_end_bonus',
-           'compute_stop_bonus', 'avoid_copies', 'amplify_examples', 'remove_examples', 'choose_next_token',
-           'count_whole_tokens', 'is_repeated', 'find_rows', 'find_repeated_row', 'find_short_verse', 'find_fragments',
-           'is_whole', 'mark_known_words', 'may_restate', 'find_restatement', 'find_loop', 'count_finished_tokens',
-           'find_whole_from', 'count_tokens_at_limit', 'count_settled_tokens', 'is_sentence_end', 'find_reply_end',
-           'BatchRules']
+           'PLAUSIBLE_SHARE', 'MIN_LOOP_WORDS', 'MIN_LOOP_LETTERS', 'MIN_SUM_NUMBERS', 'SHORT_ROW', 'MIN_COPIES',
+           'MIN_SHORT_COPIES', 'MIN_CODE_COPIES', 'MIN_COPY_TOKENS', 'MIN_CODE_TOKENS', 'MIN_MARK_COPIES',
+           'MIN_CODE_MARK_COPIES', 'VERSE_LINES', 'VERSE_WORDS', 'CONTENT_LETTERS', 'STEM_LETTERS', 'MIN_KNOWN_WORDS',
+           'KNOWN_SHARE', 'RECENT_WORDS', 'CIRCLE_WORDS', 'ABBREVIATIONS', 'ANNOUNCEMENT', 'LAST_TOKENS', 'MAX_ITEMS',
+           'ReplyOptions', 'DecodingRules', 'TokenClasses', 'find_stem', 'find_token_classes', 'find_end_tokens',
+           'make_decoding_rules', 'penalise_repetition', 'Unit', 'Example', 'ReplyText', 'read_reply',
+           'find_repeated_mark', 'find_copy_costs', 'compute_end_bonus', 'compute_stop_bonus', 'avoid_copies',
+           'amplify_examples', 'remove_examples', 'choose_next_token', 'count_whole_tokens', 'is_repeated', 'find_rows',
+           'find_repeated_row', 'find_short_verse', 'find_fragments', 'is_whole', 'mark_known_words', 'may_restate',
+           'find_restatement', 'find_loop', 'count_finished_tokens', 'find_whole_from', 'count_tokens_at_limit',
+           'count_settled_tokens', 'is_sentence_end', 'find_reply_end', 'BatchRules']
 
 # %% ../../nbs/0_base/08_decoding.ipynb #ingimp01
 import math
@@ -510,24 +510,29 @@ def is_repeated(unit: Unit, earlier: list) -> bool:
     return count >= (1 if is_long else 2) or similar >= 2
 
 # %% ../../nbs/0_base/08_decoding.ipynb #decper01
-MIN_COPIES, MIN_COPY_TOKENS = 3, 24  # of a row of tokens in a loop, and tokens of all copies
-MIN_CODE_TOKENS = 48  # of all copies in code
+SHORT_ROW = 12  # tokens
+MIN_COPIES, MIN_SHORT_COPIES, MIN_CODE_COPIES = 3, 4, 8  # of a row in a loop; of a short row; of a row in code
+MIN_COPY_TOKENS, MIN_CODE_TOKENS = 24, 48  # of all copies, in text and in code
 MIN_MARK_COPIES, MIN_CODE_MARK_COPIES = 4, 16  # of a row without a letter, in text and in code
 
 
 def find_rows(reply: ReplyText):  # a generator of (tokens of all copies, the same if it is a loop, tokens to keep)
     "Give each row of tokens that stands at least twice at the end of a reply."
     ids, size, in_code = reply.ids, len(reply.ids), reply.is_in_code()
-    exempt = find_token_classes(reply.tokenizer).exempt
+    classes = find_token_classes(reply.tokenizer)
+    is_mark = lambda token: token in classes.exempt and "\ufffd" not in classes.texts[token]  # no part of a letter
     for period in range(1, size // 2 + 1):
         start = size - period
         while start and ids[start - 1] == ids[start - 1 + period]:
             start -= 1
         if size - start >= 2 * period:
-            copies, least = MIN_COPIES, MIN_CODE_TOKENS if in_code else MIN_COPY_TOKENS
-            if exempt.issuperset(ids[-period:]):
-                copies, least = MIN_CODE_MARK_COPIES if in_code else MIN_MARK_COPIES, MIN_COPY_TOKENS
+            copies, least = MIN_SHORT_COPIES if period <= SHORT_ROW else MIN_COPIES, MIN_COPY_TOKENS
+            if in_code:
+                copies, least = MIN_CODE_COPIES, MIN_CODE_TOKENS
             first = next((end for end in reply.ends if start + period <= end < start + 2 * period), start + period)
+            if all(map(is_mark, ids[-period:])):  # such as a number, which a cut would change
+                copies, least = MIN_CODE_MARK_COPIES if in_code else MIN_MARK_COPIES, MIN_COPY_TOKENS
+                first = size - period
             yield size - start, max(copies * period, least), first + period
 
 
@@ -615,7 +620,7 @@ def find_restatement(reply: ReplyText):  # the number of tokens to keep, or None
 
 # %% ../../nbs/0_base/08_decoding.ipynb #decfin01
 def find_loop(reply: ReplyText):  # the number of tokens to keep, or None
-    "Find a loop at the end of a reply: a third copy of a row of tokens, or a repeated or restated unit."
+    "Find a loop at the end of a reply: many copies of a row of tokens, or a repeated or restated unit."
     in_code, units = reply.is_in_code(), reply.split_units()
     if (kept := find_repeated_row(reply)) is not None:
         return kept

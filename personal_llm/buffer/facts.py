@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['MIN_FACT_WORDS', 'MAX_FACT_WORDS', 'STATE_PATTERN', 'PASSING_PATTERN', 'QUESTION_PART_PATTERN',
-           'GREETING_PATTERN', 'CLAUSE_BREAK', 'FACT_QUESTION_PATTERN', 'ADVICE_PATTERN', 'FREQUENT_WORDS', 'ENDINGS',
-           'LINKED_WORDS', 'LENGTH_DISCOUNT', 'MEANING_WEIGHT', 'LIKELIHOOD_WEIGHT', 'MAX_LIKELIHOOD_FACTS',
-           'MIN_WORD_SCORE', 'MIN_LIKELIHOOD_GAIN', 'NAME_PATTERN', 'SHARED_WEIGHT', 'TIE_MARGIN', 'MAX_FACTS',
-           'FACT_EXAMPLES', 'split_clauses', 'find_facts', 'asks_for_fact', 'get_stems', 'get_content_words',
-           'compute_word_scores', 'names_own_person', 'recall_fact', 'keep_facts', 'add_fact']
+           'GREETING_PATTERN', 'CLAUSE_BREAK', 'INCOMPLETE_CLAUSE', 'FACT_QUESTION_PATTERN', 'ADVICE_PATTERN',
+           'FREQUENT_WORDS', 'ENDINGS', 'LINKED_WORDS', 'LENGTH_DISCOUNT', 'MEANING_WEIGHT', 'LIKELIHOOD_WEIGHT',
+           'MAX_LIKELIHOOD_FACTS', 'MIN_WORD_SCORE', 'MIN_LIKELIHOOD_GAIN', 'NAME_PATTERN', 'SHARED_WEIGHT',
+           'TIE_MARGIN', 'BEGINNING_WORDS', 'MAX_FACTS', 'FACT_EXAMPLES', 'split_clauses', 'find_facts',
+           'asks_for_fact', 'get_stems', 'get_content_words', 'compute_word_scores', 'names_own_person', 'recall_fact',
+           'keep_facts', 'add_fact']
 
 # %% ../../nbs/2_buffer/11_facts.ipynb #fct00003
 import math
@@ -18,14 +19,7 @@ from collections import Counter
 import numpy as np
 
 from ..base.core import Dialogue
-from personal_llm.base.text import (
-    ENGLISH,
-    get_language,
-    get_proper_names,
-    get_words,
-    normalise_text,
-    split_sentences,
-)
+from ..base.text import ENGLISH, get_language, get_proper_names, get_words, normalise_text, split_sentences
 from .retrieval import compute_rarity
 from .scoring import unit_vector
 
@@ -49,13 +43,15 @@ PASSING_PATTERN = re.compile(
 )
 QUESTION_PART_PATTERN = re.compile(r",\s*(?:so|what|which|how|any|where|can|could|who|when|why)\b", re.I)
 GREETING_PATTERN = re.compile(r"^(?:(?:hi|hello|hey|oh|well|so|and|but|ok|okay)\b[,!\s]*)+", re.I)
-CLAUSE_BREAK = re.compile(r"(?:,|,?\s+(?:and|but))\s+(?=(?:i|we|my|our)\b)", re.I)
+CLAUSE_BREAK = re.compile(r",?\s+(?:and|but)\s+(?=(?:i|we|my|our)\b)", re.I)
+INCOMPLETE_CLAUSE = re.compile(r"\b(?:too|not|so|either|it|older|younger)\W*$", re.I)  # has no meaning alone
 
 
 def split_clauses(statement: str) -> list:  # in order
     "Return the clauses of a statement if each begins in the first person and states a fact; else the whole."
     clauses = CLAUSE_BREAK.split(GREETING_PATTERN.sub("", statement))
-    states = all(len(get_words(c)) >= MIN_FACT_WORDS and STATE_PATTERN.match(c) for c in clauses)
+    is_fact = lambda clause: len(get_words(clause)) >= MIN_FACT_WORDS and STATE_PATTERN.match(clause)
+    states = all(is_fact(clause) and not INCOMPLETE_CLAUSE.search(clause) for clause in clauses)
     return [clause[0].upper() + clause[1:] for clause in clauses] if states else [statement]
 
 
@@ -103,7 +99,7 @@ FREQUENT_WORDS = frozenset(
 )
 ENDINGS = ("'s", "ing", "ed", "es", "s")
 # stem -> word of the same sense: a small table, open to more
-LINKED_WORDS = {"mov": "live", "liv": "live", "job": "work", "we": "i", "our": "my"}
+LINKED_WORDS = {"mov": "live", "liv": "live", "job": "work", "we": "i", "our": "my", "at": "in", "to": "in"}
 LENGTH_DISCOUNT, MEANING_WEIGHT, LIKELIHOOD_WEIGHT = 0.05, 0.3, 0.1
 MAX_LIKELIHOOD_FACTS = 8  # facts whose query likelihood we measure
 # the sum of the terms of words and meaning (no unit), and nats; a fact that is below both does not answer
@@ -132,15 +128,17 @@ def compute_word_scores(question: str, facts: list) -> np.ndarray:  # (facts,)
 # %% ../../nbs/2_buffer/11_facts.ipynb #fct00016
 NAME_PATTERN = re.compile(r"\b(?:[Mm]y|[Oo]ur) [a-z]+ ([A-Z][\w-]+)")  # my sister Anjali
 SHARED_WEIGHT = 0.05  # of each word that question and fact share, only for the choice of the eight facts
-TIE_MARGIN = 0.75  # of the score; a newer fact that is behind by less, with the same words of the question, answers
+TIE_MARGIN = 0.75  # of the score; a newer fact with the same beginning that is behind by less answers
+BEGINNING_WORDS = 3  # of two facts about the same thing
 
 
 def names_own_person(question: str, fact: str) -> bool:
     "Return whether a question about a named one of the user's people has all its content words in a fact."
-    asked, names = {*get_content_words(question)}, {get_words(name)[0] for name in NAME_PATTERN.findall(fact)}
+    asked = {*get_content_words(question)}
+    names = {word for name in NAME_PATTERN.findall(fact) for word in get_content_words(name)[:1]}
     has_lead = re.search(rf"{_LEAD}(?:what|where|who|whose|when|how old)\b", question, re.I)
     has_name = any(names.intersection(get_content_words(name)[:1]) for name in get_proper_names(question))
-    return bool(has_lead and has_name) and asked <= {*get_content_words(fact)}
+    return bool(has_lead and has_name and asked - names) and asked <= {*get_content_words(fact)}
 
 
 def recall_fact(
@@ -170,7 +168,8 @@ def recall_fact(
     i = int(scores.argmax())
     if known[best[i]] < MIN_WORD_SCORE and gains[i] < MIN_LIKELIHOOD_GAIN:
         return ""
-    is_tie = lambda j: word_scores[best[j]] > 0 and shared[best[j]] >= shared[best[i]]
+    begin = lambda j: get_stems(get_words(facts[best[j]]))[:BEGINNING_WORDS]
+    is_tie = lambda j: word_scores[best[j]] > 0 and shared[best[j]] >= shared[best[i]] and begin(j) == begin(i)
     ties = [j for j in range(len(best)) if j == i or is_tie(j) and scores[j] >= scores[i] - TIE_MARGIN]
     return facts[max(best[j] for j in ties)]  # the newest: a change of mind
 
