@@ -2141,18 +2141,22 @@ d = {
                 "personal_llm/buffer/facts.py",
             ),
             "personal_llm.buffer.facts.find_facts": ("2_buffer/facts.html#find_facts", "personal_llm/buffer/facts.py"),
+            "personal_llm.buffer.facts.find_named_facts": (
+                "2_buffer/facts.html#find_named_facts",
+                "personal_llm/buffer/facts.py",
+            ),
             "personal_llm.buffer.facts.get_content_words": (
                 "2_buffer/facts.html#get_content_words",
                 "personal_llm/buffer/facts.py",
             ),
             "personal_llm.buffer.facts.get_stems": ("2_buffer/facts.html#get_stems", "personal_llm/buffer/facts.py"),
             "personal_llm.buffer.facts.keep_facts": ("2_buffer/facts.html#keep_facts", "personal_llm/buffer/facts.py"),
-            "personal_llm.buffer.facts.names_own_person": (
-                "2_buffer/facts.html#names_own_person",
-                "personal_llm/buffer/facts.py",
-            ),
             "personal_llm.buffer.facts.recall_fact": (
                 "2_buffer/facts.html#recall_fact",
+                "personal_llm/buffer/facts.py",
+            ),
+            "personal_llm.buffer.facts.select_facts": (
+                "2_buffer/facts.html#select_facts",
                 "personal_llm/buffer/facts.py",
             ),
             "personal_llm.buffer.facts.split_clauses": (

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from families import family
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from personal_llm.base.core import Dialogue
@@ -514,8 +514,10 @@ def test_amplified_scores_are_those_of_a_naive_twin(scores, informed, bare):
 @given(LOGITS, st.floats(-9, 9))
 def test_examples_that_change_nothing_amplify_nothing(logits, constant):
     "Logits with and without examples that differ by a constant leave the choice as it is."
+    gaps = logits.max() - logits
+    assume(not ((gaps > 0) & (gaps < 1e-6)).any())  # float32 rounds them away
     found = amplify_examples(logits.double(), logits.double(), lambda: logits.double() + constant)
-    assert logits[found.argmax()] > logits.max() - 1e-6  # equal but for rounding
+    assert found.argmax() == logits.argmax()
 
 
 def make_examples(prompt: str, history=()) -> Dialogue:  # with two amplified examples

@@ -112,10 +112,9 @@ DISLIKE_MESSAGE = "thank you; noted. /better TEXT gives the reply that you wante
 
 def say_thanks(session, id: str) -> str:
     "Return whether the next training learns from an answered turn."
-    known = "thank you; noted" + " until you leave" * session.is_temporary
-    return (
-        f"{known}, {'and /learn trains on it' if session.me.is_kept(id) else 'but the buffer did not keep this turn'}"
-    )
+    noted = "noted until you leave" if session.is_temporary else "noted"
+    use = "and /learn trains on it" if session.me.is_kept(id) else "but the buffer did not keep this turn"
+    return f"thank you; {noted}, {use}"
 
 
 def take_feedback(session, kind: str, text: str) -> str:
@@ -386,8 +385,7 @@ def chat_command(
         check_chat_folder(folder)
         loaded = model.load()
         options = make_session_settings(loaded, PersonalizeSettings(**vars(settings)))
-        session = ChatSession(loaded, folder, reads_turns=read_turns, **options)
-        session.is_temporary = not out
+        session = ChatSession(loaded, folder, reads_turns=read_turns, is_temporary=not out, **options)
         exit_stack.callback(close_conversation, session)
         if tried:
             session.me.use_adapter(check_adapter(tried, loaded.base))

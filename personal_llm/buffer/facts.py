@@ -8,8 +8,8 @@ __all__ = ['MIN_FACT_WORDS', 'MAX_FACT_WORDS', 'STATE_PATTERN', 'PASSING_PATTERN
            'FREQUENT_WORDS', 'ENDINGS', 'LINKED_WORDS', 'LENGTH_DISCOUNT', 'MEANING_WEIGHT', 'LIKELIHOOD_WEIGHT',
            'MAX_LIKELIHOOD_FACTS', 'MIN_WORD_SCORE', 'MIN_LIKELIHOOD_GAIN', 'NAME_PATTERN', 'SHARED_WEIGHT',
            'TIE_MARGIN', 'BEGINNING_WORDS', 'MAX_FACTS', 'FACT_EXAMPLES', 'split_clauses', 'find_facts',
-           'asks_for_fact', 'get_stems', 'get_content_words', 'compute_word_scores', 'names_own_person', 'recall_fact',
-           'keep_facts', 'add_fact']
+           'asks_for_fact', 'get_stems', 'get_content_words', 'compute_word_scores', 'find_named_facts', 'select_facts',
+           'recall_fact', 'keep_facts', 'add_fact']
 
 # %% ../../nbs/2_buffer/11_facts.ipynb #fct00003
 import math
@@ -132,13 +132,23 @@ TIE_MARGIN = 0.75  # of the score; a newer fact with the same beginning that is 
 BEGINNING_WORDS = 3  # of two facts about the same thing
 
 
-def names_own_person(question: str, fact: str) -> bool:
-    "Return whether a question about a named one of the user's people has all its content words in a fact."
+def find_named_facts(question: str, facts: list) -> list:  # in order
+    "Return the facts about a named one of the user's people that have all content words of a question."
     asked = {*get_content_words(question)}
-    names = {word for name in NAME_PATTERN.findall(fact) for word in get_content_words(name)[:1]}
-    has_lead = re.search(rf"{_LEAD}(?:what|where|who|whose|when|how old)\b", question, re.I)
-    has_name = any(names.intersection(get_content_words(name)[:1]) for name in get_proper_names(question))
-    return bool(has_lead and has_name and asked - names) and asked <= {*get_content_words(fact)}
+    named = {word for name in get_proper_names(question) for word in get_content_words(name)[:1]}
+    if not named or not re.search(rf"{_LEAD}(?:what|where|who|whose|when|how old)\b", question, re.I):
+        return []
+    found = []
+    for fact in facts:
+        people = {word for name in NAME_PATTERN.findall(fact) for word in get_content_words(name)[:1]}
+        if named & people and asked - people and asked <= {*get_content_words(fact)}:
+            found.append(fact)
+    return found
+
+
+def select_facts(prompt: str, facts: list) -> list:  # in order
+    "Return the facts that the last sentence of a prompt may ask for: all, those about named people, or none."
+    return facts if asks_for_fact(prompt) else find_named_facts((split_sentences(prompt) or [""])[-1], facts)
 
 
 def recall_fact(
@@ -148,11 +158,10 @@ def recall_fact(
     encoder,  # of `load_encoder`, for the meaning
 ) -> str:  # "" if the prompt asks for no fact, or none answers it
     "Return the fact that answers the last sentence of a prompt: the one with the highest score."
-    question = (split_sentences(prompt) or [""])[-1]
-    if not asks_for_fact(prompt):
-        facts = [fact for fact in facts if names_own_person(question, fact)]
+    facts = select_facts(prompt, facts)
     if not facts:
         return ""
+    question = split_sentences(prompt)[-1]
     texts = [" ".join(w for w in get_words(t) if w not in FREQUENT_WORDS) or t for t in (question, *facts)]
     first, *others = [unit_vector(vector) for vector in np.asarray(encoder.encode(texts), np.float64)]
     meanings = np.array([other @ first for other in others])  # cosines

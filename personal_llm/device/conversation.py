@@ -81,7 +81,6 @@ class ChatSession:
     "A chat in a folder; raises `InputError` if the folder is in use, damaged, of another base model, or not of a chat."
 
     max_draws = 4  # attempts at another reply to one prompt, until it differs from the first one
-    is_temporary = False  # True: the folder is deleted when the user leaves
 
     def __init__(
         self,
@@ -89,9 +88,11 @@ class ChatSession:
         folder,  # where the memory is, or will be
         clock=time.time,  # function that returns the time of a turn, in seconds since the epoch
         reads_turns: bool = False,  # True: also infer feedback on a reply from your next message
+        is_temporary: bool = False,  # True: the folder is deleted when the user leaves
         **settings,  # of a new `Personalizer`; a stored one takes only max_questions, early_questions and start
     ):
         self.model, self.folder, self.clock, self.reads_turns = model, Path(folder), clock, reads_turns
+        self.is_temporary = is_temporary
         # a `BackgroundTraining`; the newest `ReplyStream`; the generator of `say`
         self.background_training, self.reply, self.active_reply = None, None, None
         self.reply_memories = []  # dialogues that the newest reply read

@@ -26,7 +26,7 @@ from ..base.text import count_nouns, escape_controls, get_proper_names
 from ..buffer.buffer import Buffer
 from ..buffer.consolidation import DEFAULT_REPLIES, NUM_OTHER_DIALOGUES, consolidate
 from ..buffer.feedback import MAX_FEEDBACK_CHARACTERS, TEXT_KINDS, Feedback, add_feedback, drop_disliked
-from ..buffer.facts import add_fact, asks_for_fact, find_facts, keep_facts, recall_fact
+from ..buffer.facts import add_fact, asks_for_fact, find_facts, keep_facts, recall_fact, select_facts
 from ..buffer.feedback import find_disliked, get_first_id, is_same_reply
 from ..buffer.retrieval import DEFAULT_COUNT, MAX_MEMORY_TOKENS, PromptEmbedder, add_memories, choose_count
 from ..buffer.retrieval import collect_memories, compare_with_memories, count_memory_tokens
@@ -533,7 +533,8 @@ def find_fact(self: Personalizer, prompt: str) -> tuple:  # (sentence, the `Dial
         return "", None
     told = sorted((row.dialogue for row in self.memory.dialogues.values()), key=lambda d: d.time)
     facts = [(fact, d) for d in told for fact in find_facts(d.prompt)]
-    fact = recall_fact(prompt, keep_facts([fact for fact, _ in facts]), self.model, load_encoder())
+    asked = select_facts(prompt, keep_facts([fact for fact, _ in facts]))
+    fact = recall_fact(prompt, asked, self.model, load_encoder()) if asked else ""
     return fact, dict(facts).get(fact)  # the newest dialogue of the sentence
 
 
