@@ -218,7 +218,7 @@ def test_without_the_extra_there_is_one_line(bundle, tmp_path, monkeypatch, caps
     ):
         assert main(words) == 2
         line = capsys.readouterr().err.strip()
-        assert EXECUTORCH_INSTALL in line and "\n" not in line
+        assert EXECUTORCH_INSTALL in line and 'in a clone pip install -e ".[phone]"' in line and "\n" not in line
     assert not (tmp_path / "out").exists()
 
 

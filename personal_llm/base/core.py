@@ -46,7 +46,8 @@ def import_extra(
         return importlib.import_module(name)
     except ImportError as error:
         problem = f"{purpose} needs the package {error.name or name}, which is not installed"
-        raise InputError(problem, f'pip install "personal_llm[{extra}]"') from error
+        remedy = f'pip install "personal_llm[{extra}]", or in a clone pip install -e ".[{extra}]"'
+        raise InputError(problem, remedy) from error
 
 # %% ../../nbs/0_base/01_core.ipynb #timed002
 def call_in_time(function, seconds: float):  # its result
