@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -210,6 +211,17 @@ def test_what_the_reader_noticed_is_said_without_the_words(tmp_path, capsys, no_
     code, out, err = invoke(capsys, *command)
     assert code == 0 and json.loads(out)["data"] == dict(file="bad.jsonl", dialogues=11, skipped=3, held_out=0)
     assert "bad rows skipped: 3, the first is number 10" in err and CANARY not in out + err
+
+
+def test_dialogues_too_like_others_are_counted(tmp_path, capsys, no_tuning):
+    "They are neither learned from nor tested on, so the counts of the first lines would not add up without them."
+    same = " ".join(map(str, range(13)))
+    data = write(
+        tmp_path / "data.jsonl", [row | dict(response=same) if i % 2 else row for i, row in enumerate(rows(60))]
+    )
+    code, out, err = invoke(capsys, "personalize", "--data", data, "--out", tmp_path / "x", *QUICK)
+    counts = re.search(r"60 dialogues, 0 invalid, (\d+) held out, (\d+) left out \(too like the others\)", out)
+    assert code == 0 and counts and f" of {60 - int(counts[1]) - int(counts[2])} (" in out
 
 
 def test_the_user_of_a_talk_between_people_can_be_named(tmp_path, capsys, no_tuning):

@@ -41,6 +41,7 @@ from ..base.lineage import read_training_ids
 from ..base.text import count_nouns
 from ..buffer.feedback import get_first_id
 from ..buffer.retrieval import collect_memories
+from ..data.splits import MAX_TEST_DIALOGUES
 from ..device.forgetting import forget_folder
 from ..device.personalizer import ASK_WHEN_CHOICES, ask_at_terminal, retrain_folder
 from ..device.memory import ADAPTERS_FOLDER, find_run_folders, find_state_folders, has_state
@@ -88,8 +89,11 @@ def format_personalization(result: dict) -> list:  # lines
         start = dict(style=warm["style"], start=f"{chosen} ({warm['reason']})")
     before, after, count = last["start_loss"], last["best_loss"], last["judged_on"]
     kind = f"validation loss on {count_nouns(count, 'dialogue')}" if count else "training loss"
+    chats = f"{count_nouns(data['dialogues'], 'dialogue')}, {data['skipped']} invalid, {data['held_out']} held out"
+    reason = "too like the others" + f", or above {MAX_TEST_DIALOGUES}" * (data["held_out"] == MAX_TEST_DIALOGUES)
+    num_left_out = data["dialogues"] - data["held_out"] - result["seen"]
     pairs = dict(
-        chats=f"{count_nouns(data['dialogues'], 'dialogue')}, {data['skipped']} invalid, {data['held_out']} held out",
+        chats=chats + f", {num_left_out} left out ({reason})" * (num_left_out > 0),
         kept=f"{result['kept']} of {result['seen']} ({settings['policy']}, {settings['capacity']} bins)",
         asked=format_answers(result["requests"], result["answers"]),
         learned=learned if result["learned_from"] < result["kept"] else "",
