@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from personal_llm.app.chat import handle_line
 from personal_llm.base.core import Dialogue
 from personal_llm.base.models import load_model
 from personal_llm.base.text import set_language
@@ -203,9 +204,10 @@ def test_a_chat_says_which_fact_a_reply_read(large_model, tmp_path):
         for text in ("My dog is called Biscuit.", "What is the name of my dog?"):
             list(session.say(text))
         assert session.describe_memories() == 'from what you said: "My dog is called Biscuit."'
+        assert "".join(handle_line(session, "/why")).endswith(f"\nthe newest reply is {session.describe_memories()}")
         assert session.me.turns[-1]["prompt"] == "What is the name of my dog?"
         list(session.say("Hello."))
-        assert session.describe_memories() == ""
+        assert session.describe_memories() == "" and "newest reply" not in "".join(handle_line(session, "/why"))
 
 
 @pytest.mark.parametrize("reacts", [False, True])

@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from personal_llm.app.chat import handle_line
 from personal_llm.base.core import Dialogue
 from personal_llm.base.models import load_model
 from personal_llm.base.tokens import encode_prompt
@@ -236,6 +237,7 @@ def test_a_correction_acts_in_the_same_talk_and_stored_history_stays_true(chat):
     "".join(chat.say(ACHES[2]))
     assert {d.response for d in chat.reply_memories} == {CORRECTION}
     assert chat.describe_memories() == "from 1 of your corrections"
+    assert "".join(handle_line(chat, "/why")).endswith("\nthe newest reply is from 1 of your corrections")
     shown = list(chat.reply.dialogue.history)
     assert shown[:2] == [("user", ACHES[0]), ("assistant", CORRECTION)]  # a memory
     assert shown[-2:] == [("user", ACHES[0]), ("assistant", CORRECTION)]  # the talk, with your words

@@ -38,15 +38,17 @@ from ..tuning.finetune import SAMPLE_DIALOGUE, check_tuning_step, estimate_cost
 
 # %% ../../nbs/8_app/04_chat.ipynb #c1b94045
 def explain_last_decision(session) -> str:
-    "Explain the last decision of the buffer; raise `InputError` if there is none."
+    "Explain the last decision of the buffer and the newest reply; raise `InputError` if there is no decision."
+    memories = session.describe_memories()
+    source = f"\nthe newest reply is {memories}" * bool(memories)
     if session.question is not None:
-        return "it is not decided yet: your answer to the question counts"
+        return "it is not decided yet: your answer to the question counts" + source
     if not session.me.buffer.log:
         raise InputError("no turn was decided yet", "write something first")
     last = session.me.buffer.log[-1]
     scores = "entropy of embedding {eoe:.4f}, domain-specific score {dss:.3f}, in-domain dissimilarity {idd:.2f}"
     scores = scores.format(**last.scores) + f"; domain: {last.scores['domain']}"
-    return f"{'kept' if last.kept else 'not kept'}: {last.reason}\n{scores}"
+    return f"{'kept' if last.kept else 'not kept'}: {last.reason}\n{scores}{source}"
 
 # %% ../../nbs/8_app/04_chat.ipynb #e02e84d6
 def format_chat_status(session) -> str:
@@ -143,7 +145,7 @@ def offer_two_replies(session):  # a generator of pieces of text
 
 # %% ../../nbs/8_app/04_chat.ipynb #5dd0c52a
 CHAT_COMMANDS = {  # name -> (function of the session and of the argument if there is one, argument's name, help)
-    "/why": (explain_last_decision, "", "why the last dialogue was kept or not"),
+    "/why": (explain_last_decision, "", "why the last dialogue was kept or not, and what the newest reply read"),
     "/status": (format_chat_status, "", "buffer and training, in numbers"),
     "/style": (describe_chat_style, "", "your style in words"),
     "/better": (lambda session, text: take_feedback(session, "better", text), "[#N] TEXT", "give a better reply"),
