@@ -663,6 +663,16 @@ def test_a_mistake_is_one_line(tmp_path, line):
 # taking back
 
 
+def test_forget_without_a_text_deletes_nothing_and_shows_the_last_messages(tmp_path):
+    with fresh(tmp_path / "me") as talk:
+        for line in (*LINES[:3], "My\nthumb " + "x" * 200):
+            reply(talk, line)
+        before = disk(tmp_path / "me")
+        first, _, *lines = reply(talk, "/forget ").splitlines()
+        assert first == "write /forget TEXT" and lines == [f"  {LINES[1]}", f"  {LINES[2]}", f"  My thumb {'x' * 91}"]
+        assert disk(tmp_path / "me") == before and len(talk.turns) == 4
+
+
 def test_forget_leaves_no_byte(tmp_path):
     talk = fresh(tmp_path / "me")
     reply(talk, "My sister Zanzibarquux has a cough.")

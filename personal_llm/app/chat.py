@@ -94,6 +94,16 @@ def forget_text(session, text: str):  # a generator of pieces of text
     yield str(report) + hint if report.ids else "no stored turn contains it"
 
 
+NUM_QUOTED_MESSAGES, MAX_QUOTED_CHARACTERS = 3, 100
+
+
+def quote_newest_messages(session) -> str:  # "" without a turn
+    "Quote your last messages, one a line, as examples of what `/forget` can delete."
+    prompts = [" ".join(turn["prompt"].split()) for turn in session.turns[-NUM_QUOTED_MESSAGES:]]
+    lines = [f"\n  {prompt[:MAX_QUOTED_CHARACTERS]}" for prompt in prompts]
+    return "\nTEXT is a part of the turns that you want to delete. Your last messages:" * bool(lines) + "".join(lines)
+
+
 def skip_question(session) -> str:
     "Leave the question without an answer."
     if session.question is None:
@@ -178,6 +188,8 @@ def run_chat_command(session, line: str):  # a generator of pieces of the output
         yield f"{name[:40]} is no command; /help lists them"
     elif bool(argument) != bool(text.strip()) and argument != "[#N]":
         yield f"write {name} {argument}" if argument else f"{name} takes no argument"
+        if name == "/forget":
+            yield quote_newest_messages(session)
     else:
         try:
             output = function(session, text.strip()) if argument else function(session)
@@ -275,7 +287,6 @@ def run_turn(session, line: str, as_json: bool = False) -> None:
 
 # %% ../../nbs/8_app/04_chat.ipynb #ch22
 LEARN_AGAIN_MESSAGE = "/learn starts the training again"
-MAX_QUOTED_CHARACTERS = 100
 
 
 def pop_notes(session) -> list:  # lines
