@@ -280,10 +280,22 @@ def test_a_pipe_is_asked_only_if_a_line_follows(tmp_path, capsys, monkeypatch):
         monkeypatch.setattr(sys, "stdin", io.StringIO(""))
         run_conversation(talk)
         assert capsys.readouterr() == ("", "") and talk.question is not None
-        monkeypatch.setattr(sys, "stdin", io.StringIO("\n"))
+        monkeypatch.setattr(sys, "stdin", io.StringIO("/up\n"))
         run_conversation(talk)
         out, err = capsys.readouterr()
         assert err == f"{QUESTION_TEXT}\n{ANSWER_PROMPT}> " and "thank you" in out and talk.me.cost.requests == 1
+
+
+@pytest.mark.parametrize("is_terminal", [False, True])
+def test_an_empty_line_approves_at_a_terminal_only(tmp_path, capsys, monkeypatch, is_terminal):
+    with fresh(tmp_path / "me") as talk:
+        until_asked(talk, LINES)
+        stdin = io.StringIO(" \n")
+        monkeypatch.setattr(stdin, "isatty", lambda: is_terminal)
+        monkeypatch.setattr(sys, "stdin", stdin)
+        run_conversation(talk)
+        assert ("thank you" in capsys.readouterr().out) == (talk.question is None) == is_terminal
+        assert talk.me.cost.requests == len(talk.me.feedback_rows) == is_terminal
 
 
 def test_a_bare_word_of_leaving_is_a_message_with_a_hint_and_quit_takes_any_text(tmp_path, capsys, monkeypatch):

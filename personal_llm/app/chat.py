@@ -202,15 +202,16 @@ def handle_line(
     session,  # a `ChatSession`
     line: str,  # as the user wrote it
     shows_drafts: bool = False,  # as for `ChatSession.say`
+    approves: bool = True,  # whether an empty line approves the reply that a question is about
 ):  # a generator of pieces of text
-    "Yield the reply to a line, or the output of a command; an empty line approves the reply that a question is about."
+    "Yield the reply to a line, or the output of a command."
     if line.strip().startswith("/"):
         yield from run_chat_command(session, line)
     elif session.choice is not None and line.strip() in ("1", "2"):
         id = session.choice[0]["id"]
         session.choose(int(line))
         yield say_thanks(session, id)
-    elif session.question is not None and not line.strip():
+    elif approves and session.question is not None and not line.strip():
         id = session.question.dialogue.id
         session.answer()
         yield say_thanks(session, id)
@@ -220,7 +221,7 @@ def handle_line(
 # %% ../../nbs/8_app/04_chat.ipynb #eed3dfe0
 COMMANDS_HINT = "/help lists the commands, Ctrl-D or /quit leaves"
 WELCOME_HINT = f"write, and press Enter; {COMMANDS_HINT}"
-ANSWER_PROMPT = "  (Enter: the reply is fine; /better TEXT: what you would have liked; /skip; or your next message) "
+ANSWER_PROMPT = "  (Enter or /up: the reply is fine; /better TEXT: the reply you wanted; /skip; or your next message) "
 
 
 def read_line(prompt: str = "> ", is_late: bool = False):  # a line, or None at the end, and where there is no stdin
@@ -270,7 +271,8 @@ def show_early_messages(session, pieces):  # a generator of the same pieces
 def run_turn(session, line: str, as_json: bool = False) -> None:
     "Print the reply to a line as it comes, or one JSON object with all of it; Ctrl-C stops it."
     reply, last = session.reply, session.newest_id
-    pieces = handle_line(session, line, shows_drafts=not as_json and sys.stdout.isatty())
+    is_typed = bool(sys.stdin and sys.stdin.isatty())  # an empty line of a pipe may be there by chance
+    pieces = handle_line(session, line, shows_drafts=not as_json and sys.stdout.isatty(), approves=is_typed)
     if len(line) > LONG_MESSAGE_CHARACTERS and not line.startswith("/"):
         print_note(LONG_MESSAGE_NOTE)
     shown = show_early_messages(session, pieces)
