@@ -679,6 +679,10 @@ d = {
                 "8_app/personalize.html#format_examples",
                 "personal_llm/app/personalize.py",
             ),
+            "personal_llm.app.personalize.format_figures": (
+                "8_app/personalize.html#format_figures",
+                "personal_llm/app/personalize.py",
+            ),
             "personal_llm.app.personalize.learn_stream": (
                 "8_app/personalize.html#learn_stream",
                 "personal_llm/app/personalize.py",

@@ -601,9 +601,11 @@ def test_a_saved_chat_is_named_and_explained(tmp_path, capsys):
         rows = [Dialogue(line, f"Dear friend, {line}", origin="annotated") for line in LINES[1:9]]
         talk.add_scored(talk.score_imported(rows[:7]))
         reply(talk, LINES[10])
+        status = [line.partition(", 1 open")[0] for line in reply(talk, "/status").splitlines()]
     shown = invoke(capsys, "status", "--out", folder)[1]
     assert "a saved chat with its last 2 turns" in shown and f"personal-llm chat --out '{folder}' goes on" in shown
-    assert "asked      never; in the buffer 7 corrected" in shown
+    assert "answers    7 corrected, 0 approved, in the buffer" in status
+    assert shown.splitlines()[2:] == ["adapter    none", *status], "the same labels and figures"
     line = fails(capsys, "explain", "--out", folder)
     assert "7 different texts among the replies" in line and "a style needs 8" in line
     assert "give --out DIR alone" in fails(capsys, "explain", "--out", folder, "--data", "a")

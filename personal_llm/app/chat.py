@@ -22,7 +22,7 @@ from typer import Option
 from .arguments import CommandResult, ModelOptions, choose_folder, command, format_pairs
 from .arguments import pick_settings, print_note
 from .personalize import QUESTION_FIELDS, TUNING_FIELDS, PersonalizeSettings, count_answers
-from .personalize import make_session_settings, make_tuning_config, open_adapter
+from .personalize import format_figures, make_session_settings, make_tuning_config, open_adapter
 from ..base.adapters import check_adapter
 from ..base.check import check_model
 from ..base.core import InputError, check, import_extra
@@ -56,15 +56,9 @@ def format_chat_status(session) -> str:
     status, answers = session.me.status(), count_answers(session.me.buffer.dialogues)
     num_open, training = int(session.question is not None), session.background_training
     left = max(0, session.me.questions_left() - num_open)
-    pairs = dict(
-        kept=f"{count_nouns(status['bins'], 'dialogue')} of {status['seen']} ({status['policy']})",
-        answers=f"{answers['corrected']} corrected, {answers['called_fine']} approved, in the buffer",
-        questions=f"{status['requests']} answered{', 1 open' * num_open}, at most {left} more before the next training",
-        trained=count_nouns(status["finetunes"], "time") + f"; last: {status['last']}" * bool(status["last"]),
-        benefit=status["benefit"],
-        training="" if training is None or training.is_done() else "in progress",
-    )
-    return "\n".join(format_pairs(pairs))
+    further = f"{', 1 open' * num_open}, at most {left} more before the next training"
+    state = dict(training="" if training is None or training.is_done() else "in progress")
+    return "\n".join(format_pairs(format_figures(status, answers, further) | state))
 
 
 def select_own_answers(dialogues: list) -> list:  # `Dialogue`s

@@ -31,7 +31,7 @@ from personal_llm.app.personalize import (
     count_answers,
 )
 from .personalize import describe_state, evaluate_replies, format_examples, personalize, resolve_start
-from .personalize import format_answers, format_change_table, open_adapter
+from .personalize import format_answers, format_change_table, format_figures, open_adapter
 from ..base.adapters import check_adapter, get_adapter_id
 from ..base.core import InputError
 from ..base.files import OWNERSHIP_FILE, check_new_folder, open_results_folder
@@ -219,11 +219,8 @@ def status_command(out: SavedFolder):
     pairs = dict(
         folder=status["kind"],
         state=f"{status['folder']} ({status['bytes'] / 1e6:.1f} MB)",
-        buffer=f"{status['bins']} bins full ({status['policy']}); {count_nouns(status['seen'], 'dialogue')} seen",
-        asked=format_answers(status["requests"], status["answers"]),
-        adapter=f"{status['adapter'] or 'none'}, {count_nouns(status['finetunes'], 'fine-tune')}",
-        last=status["last"],
-        benefit=status["benefit"],
+        adapter=status["adapter"] or "none",
+        **format_figures(status, status["answers"]),
     )
     return CommandResult(status, format_pairs(pairs))
 

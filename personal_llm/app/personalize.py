@@ -292,6 +292,17 @@ def format_answers(requests: int, answers: dict) -> str:
     return asked + f"; in the buffer {answers['corrected']} corrected{approved}" * bool(has_answers)
 
 
+def format_figures(status: dict, answers: dict, further: str = "") -> dict:  # label -> text
+    "Return the figures that `status` and the `/status` of a chat show; `further` follows the number of questions."
+    return dict(
+        kept=f"{count_nouns(status['bins'], 'dialogue')} of {status['seen']} ({status['policy']})",
+        answers=f"{answers['corrected']} corrected, {answers['called_fine']} approved, in the buffer",
+        questions=f"{status['requests']} answered{further}",
+        trained=count_nouns(status["finetunes"], "time") + f"; last: {status['last']}" * bool(status["last"]),
+        benefit=status["benefit"],
+    )
+
+
 def describe_state(state, folder) -> str:
     "Return what a saved state is, and for a chat the command that goes on with it."
     if not state.is_chat:
