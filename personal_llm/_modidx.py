@@ -8619,6 +8619,32 @@ d = {
                 "personal_llm/experiments/talk_training.py",
             ),
         },
+        "personal_llm.experiments.told_once": {
+            "personal_llm.experiments.told_once.is_quotation": (
+                "experiments/told_once.html#is_quotation",
+                "personal_llm/experiments/told_once.py",
+            ),
+            "personal_llm.experiments.told_once.list_claims": (
+                "experiments/told_once.html#list_claims",
+                "personal_llm/experiments/told_once.py",
+            ),
+            "personal_llm.experiments.told_once.make_stream": (
+                "experiments/told_once.html#make_stream",
+                "personal_llm/experiments/told_once.py",
+            ),
+            "personal_llm.experiments.told_once.measure": (
+                "experiments/told_once.html#measure",
+                "personal_llm/experiments/told_once.py",
+            ),
+            "personal_llm.experiments.told_once.measure_person": (
+                "experiments/told_once.html#measure_person",
+                "personal_llm/experiments/told_once.py",
+            ),
+            "personal_llm.experiments.told_once.read_people": (
+                "experiments/told_once.html#read_people",
+                "personal_llm/experiments/told_once.py",
+            ),
+        },
         "personal_llm.experiments.variations": {
             "personal_llm.experiments.variations.add_adapter_metrics": (
                 "experiments/variations.html#add_adapter_metrics",
