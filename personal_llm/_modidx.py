@@ -2139,26 +2139,38 @@ d = {
             ),
         },
         "personal_llm.buffer.facts": {
-            "personal_llm.buffer.facts.add_fact": ("2_buffer/facts.html#add_fact", "personal_llm/buffer/facts.py"),
+            "personal_llm.buffer.facts._make_turns": (
+                "2_buffer/facts.html#_make_turns",
+                "personal_llm/buffer/facts.py",
+            ),
+            "personal_llm.buffer.facts._measure": ("2_buffer/facts.html#_measure", "personal_llm/buffer/facts.py"),
             "personal_llm.buffer.facts.asks_for_fact": (
                 "2_buffer/facts.html#asks_for_fact",
                 "personal_llm/buffer/facts.py",
             ),
-            "personal_llm.buffer.facts.compute_word_scores": (
-                "2_buffer/facts.html#compute_word_scores",
+            "personal_llm.buffer.facts.compute_scores": (
+                "2_buffer/facts.html#compute_scores",
+                "personal_llm/buffer/facts.py",
+            ),
+            "personal_llm.buffer.facts.compute_similarities": (
+                "2_buffer/facts.html#compute_similarities",
                 "personal_llm/buffer/facts.py",
             ),
             "personal_llm.buffer.facts.find_facts": ("2_buffer/facts.html#find_facts", "personal_llm/buffer/facts.py"),
-            "personal_llm.buffer.facts.find_named_facts": (
-                "2_buffer/facts.html#find_named_facts",
+            "personal_llm.buffer.facts.find_statement": (
+                "2_buffer/facts.html#find_statement",
                 "personal_llm/buffer/facts.py",
             ),
-            "personal_llm.buffer.facts.get_content_words": (
-                "2_buffer/facts.html#get_content_words",
+            "personal_llm.buffer.facts.is_surely_unknown": (
+                "2_buffer/facts.html#is_surely_unknown",
                 "personal_llm/buffer/facts.py",
             ),
-            "personal_llm.buffer.facts.get_stems": ("2_buffer/facts.html#get_stems", "personal_llm/buffer/facts.py"),
             "personal_llm.buffer.facts.keep_facts": ("2_buffer/facts.html#keep_facts", "personal_llm/buffer/facts.py"),
+            "personal_llm.buffer.facts.measure_unknown": (
+                "2_buffer/facts.html#measure_unknown",
+                "personal_llm/buffer/facts.py",
+            ),
+            "personal_llm.buffer.facts.quote_fact": ("2_buffer/facts.html#quote_fact", "personal_llm/buffer/facts.py"),
             "personal_llm.buffer.facts.recall_fact": (
                 "2_buffer/facts.html#recall_fact",
                 "personal_llm/buffer/facts.py",
@@ -5013,6 +5025,10 @@ d = {
                 "6_device/personalizer.html#personalizer.allow_questions",
                 "personal_llm/device/personalizer.py",
             ),
+            "personal_llm.device.personalizer.Personalizer.answer_from_facts": (
+                "6_device/personalizer.html#personalizer.answer_from_facts",
+                "personal_llm/device/personalizer.py",
+            ),
             "personal_llm.device.personalizer.Personalizer.arrive": (
                 "6_device/personalizer.html#personalizer.arrive",
                 "personal_llm/device/personalizer.py",
@@ -5453,12 +5469,20 @@ d = {
                 "6_device/streaming.html#replystream.__iter__",
                 "personal_llm/device/streaming.py",
             ),
+            "personal_llm.device.streaming.ReplyStream._complete": (
+                "6_device/streaming.html#replystream._complete",
+                "personal_llm/device/streaming.py",
+            ),
             "personal_llm.device.streaming.ReplyStream.complete_reading": (
                 "6_device/streaming.html#replystream.complete_reading",
                 "personal_llm/device/streaming.py",
             ),
             "personal_llm.device.streaming.ReplyStream.decode_new_text": (
                 "6_device/streaming.html#replystream.decode_new_text",
+                "personal_llm/device/streaming.py",
+            ),
+            "personal_llm.device.streaming.ReplyStream.encode_prompt": (
+                "6_device/streaming.html#replystream.encode_prompt",
                 "personal_llm/device/streaming.py",
             ),
             "personal_llm.device.streaming.ReplyStream.feed": (
@@ -5479,6 +5503,10 @@ d = {
             ),
             "personal_llm.device.streaming.ReplyStream.rewind": (
                 "6_device/streaming.html#replystream.rewind",
+                "personal_llm/device/streaming.py",
+            ),
+            "personal_llm.device.streaming.ReplyStream.write_text": (
+                "6_device/streaming.html#replystream.write_text",
                 "personal_llm/device/streaming.py",
             ),
         },
@@ -6609,6 +6637,10 @@ d = {
                 "experiments/locomo.html#compute_recall",
                 "personal_llm/experiments/locomo.py",
             ),
+            "personal_llm.experiments.locomo.compute_word_scores": (
+                "experiments/locomo.html#compute_word_scores",
+                "personal_llm/experiments/locomo.py",
+            ),
             "personal_llm.experiments.locomo.embed_facts": (
                 "experiments/locomo.html#embed_facts",
                 "personal_llm/experiments/locomo.py",
@@ -6619,6 +6651,10 @@ d = {
             ),
             "personal_llm.experiments.locomo.find_facts_once": (
                 "experiments/locomo.html#find_facts_once",
+                "personal_llm/experiments/locomo.py",
+            ),
+            "personal_llm.experiments.locomo.get_content_words": (
+                "experiments/locomo.html#get_content_words",
                 "personal_llm/experiments/locomo.py",
             ),
             "personal_llm.experiments.locomo.grade_reply": (

@@ -5,6 +5,7 @@ import json
 
 import numpy as np
 import pytest
+from planted_facts import find_facts_by_words
 
 from personal_llm import personalize
 from personal_llm.app import personalize as module
@@ -90,6 +91,7 @@ def test_no_place_of_a_served_chat_keeps_a_forgotten_word(tmp_path, monkeypatch,
     with chat_server(fresh(tmp_path / "me")) as running:
         post, session = lambda path, **body: ask(running, "POST", path, body), running.session
         monkeypatch.setattr(session.model, "is_large", True)  # it reads facts and corrections
+        find_facts_by_words(monkeypatch)
         say(running, "My knee hurts.")
         first = say(running, f"I live in {word}.")["id"]
         assert post("/personal/feedback", id=first, kind="edit", better=f"Dear friend of {word}, rest.")[0] == 200

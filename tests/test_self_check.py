@@ -275,7 +275,7 @@ def test_no_check_by_another_engine_and_none_of_a_fact(chat, checks, monkeypatch
     assert chat.me.find_check(Dialogue(NEXT, ""), memories) == ()
     monkeypatch.setattr(chat.model, "engine", None)
     assert chat.me.find_check(Dialogue(NEXT, ""), memories)
-    chat.reply_fact, chat.reply_memories = "My dog is Rex.", memories
+    chat.fixed_reply, chat.reply_memories = "My dog is Rex.", memories
     assert chat.find_check(Dialogue(NEXT, ""), ReplyOptions()) == ()
 
 

@@ -13,6 +13,7 @@ import threading
 import time
 from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import replace
+from datetime import date
 from pathlib import Path
 from zlib import crc32
 
@@ -22,7 +23,6 @@ from ..base.text import CONTROL_CHARACTERS, count_nouns
 from ..base.tokens import MAX_CHARACTERS_PER_TOKEN, find_first_turn
 from ..buffer.feedback import get_first_id
 from ..buffer.next_turn import find_reactions, read_next_turns
-from ..buffer.facts import add_fact
 from ..buffer.retrieval import add_memories
 from ..buffer.scoring import score_reading
 from ..buffer.self_check import improve_reply
@@ -96,7 +96,8 @@ class ChatSession:
         # a `BackgroundTraining`; the newest `ReplyStream`; the generator of `say`
         self.background_training, self.reply, self.active_reply = None, None, None
         self.reply_memories = []  # dialogues that the newest reply read
-        self.reply_fact = ""  # a fact about the user, if the newest reply read one
+        self.reply_fact = ""  # a fact about the user, if the newest reply quotes one
+        self.fixed_reply = ""  # the newest reply, if no model wrote it
         self.choice = None  # (turn with the first reply, text of the second one), until the user chooses
         self.messages_to_user = []  # lines
         self.unsaved = ""  # reason why the last save failed; empty: all turns are stored
@@ -206,25 +207,28 @@ def add_talk_memories(
     question: Dialogue,  # as we store it
     is_own: bool = True,  # False: its history is the conversation of a program
     adapter=None,  # the `Adapter` that writes the reply; None: the base model writes it
+    quotes_facts: bool = True,  # False: the model writes the reply, whatever it asks
 ) -> Dialogue:
-    "Return a question as the model reads it: with corrected turns, and a fact or memories, which the session notes."
-    self.reply_fact, self.reply_memories = "", []
+    "Return a question as the model reads it: with corrected turns, and memories, which the session notes."
+    self.reply_fact, self.fixed_reply, self.reply_memories = "", "", []
     if not self.model.is_large or not self.me.settings.memories:
         return question
     shown = self.read_talk(question) if is_own else question.derive(parents=())
-    self.reply_fact, source = self.me.find_fact(question.prompt)
-    if self.reply_fact:
-        self.reply_memories = [source]
-        return add_fact(shown.derive(labels=question.labels), self.reply_fact)  # which a reply may tell again
+    if quotes_facts:
+        self.fixed_reply, self.reply_fact, source = self.me.answer_from_facts(question.prompt, question.history)
+    if self.fixed_reply:
+        self.reply_memories = [source] if source else []
+        return shown
     self.reply_memories = self.me.retrieve_memories(question.prompt, shown.history, adapter)
     return add_memories(shown, self.reply_memories)
 
 # %% ../../nbs/6_device/07_conversation.ipynb #8d620152
 @patch
 def describe_memories(self: ChatSession) -> str:  # "" if the base model wrote the reply and read neither
-    "Return a line about the fact or the corrections that the newest reply read, or about the fine-tune behind it."
-    if self.reply_memories and self.reply_fact:
-        return f'from what you said: "{self.reply_fact}"'
+    "Return a line about the fact or the corrections that the newest reply has, or about the fine-tune behind it."
+    if self.fixed_reply:
+        told = self.reply_memories[0].time if self.reply_memories else 0
+        return f"from what you said on {date.fromtimestamp(told)}" if told else ""
     count = len({d.id for d in self.reply_memories if d.origin == "annotated"})
     if count:
         return f"from {count} of your corrections"
@@ -267,7 +271,7 @@ def find_check(
 ) -> tuple:  # (question, memories, usual help in nats a token), or () if the reply is not checked
     "Return the arguments of `improve_reply` that follow the text; ours are as for `add_talk_memories`."
     is_greedy = self.model.decoding.complete(options).temperature <= 0 and not options.stop
-    if self.reply_fact or not is_greedy:
+    if self.fixed_reply or not is_greedy:
         return ()
     shown = self.read_talk(question) if is_own else question.derive(parents=())
     return self.me.find_check(shown, self.reply_memories, adapter)
@@ -292,7 +296,7 @@ def generate_reply(self: ChatSession, text: str, history, options, is_observed, 
     prompt, num_dropped = clean_text(text, max(self.max_characters, MAX_TURN_CHARACTERS))
     if not prompt:
         return
-    self.reply_memories, self.reply_fact = [], ""
+    self.reply_memories, self.reply_fact, self.fixed_reply = [], "", ""
     self.settle_pending(drops_question=is_observed)
     if num_dropped:
         message = f"only the last {len(prompt):,} characters are read, {num_dropped:,} are left out"
@@ -323,8 +327,13 @@ def generate_reply(self: ChatSession, text: str, history, options, is_observed, 
 def stream_reply(self: ChatSession, shown: Dialogue, options: ReplyOptions, adapter):  # a generator of pieces
     "Yield the pieces of a reply to the dialogue of `add_talk_memories`; keep its stream in `reply`, and add its cost."
     with self.model.track_cost() as cost, self.model.use_adapter(adapter) as model:
-        self.reply = (model.engine or ReplyStream)(model, shown, options, previous_stream=self.reply)
-        yield from self.reply
+        write = ReplyStream if self.fixed_reply else model.engine or ReplyStream
+        self.reply = write(model, shown, options, previous_stream=self.reply)
+        if self.fixed_reply:
+            self.reply.write_text(self.fixed_reply)
+            yield self.fixed_reply
+        else:
+            yield from self.reply
     self.me.add_cost(cost)
 
 # %% ../../nbs/6_device/07_conversation.ipynb #cf58eb01
@@ -342,7 +351,8 @@ def observe(
     with delay_interrupts():
         d = question.derive(response=reply.text, origin="model", parents=())
         is_base = reply.reading.model == self.model.base
-        is_informed = not is_base or any(m.origin == "annotated" for m in self.reply_memories)
+        has_corrections = any(m.origin == "annotated" for m in self.reply_memories)
+        is_informed = bool(self.fixed_reply) or not is_base or has_corrections
         if tuple(reply.dialogue.history) != tuple(d.history) or is_base and self.me.adapter:
             # the reply read other turns too, or the base model wrote it: we score the turn anew
             candidate = self.me.score([d])[0]
@@ -456,7 +466,8 @@ def generate_again(self: ChatSession, options: ReplyOptions = None):
     read = self.me.memory.dialogues[turn["id"]].dialogue.history  # the turns that its first reply read
     question = Dialogue(turn["prompt"], "", read, time=turn["time"])
     adapter = self.me.choose_adapter(turn["prompt"])
-    shown, first = self.add_talk_memories(question, adapter=adapter), turn["response"].split()
+    shown = self.add_talk_memories(question, adapter=adapter, quotes_facts=False)
+    first = turn["response"].split()
     for number in range(self.max_draws):
         text, num_shown = "", 0
         draw = replace(options, seed=(options.seed + number) % 2**32)
@@ -603,7 +614,8 @@ def forget(self: ChatSession, text: str = None, ids=(), everything: bool = False
     self.stop_reply()
     self.stop_learning()
     self.skip()
-    self.reply, self.choice, self.reply_memories, self.reply_fact = None, None, [], ""  # they hold the forgotten text
+    self.reply, self.choice, self.reply_memories = None, None, []  # they hold the forgotten text
+    self.reply_fact = self.fixed_reply = ""
     with delay_interrupts():
         try:
             report = self.me.forget(ids, text, everything=everything)

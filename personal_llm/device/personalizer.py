@@ -21,12 +21,21 @@ from ..base.core import check_settings_fields, patch, setting
 from ..base.database import READ_ERRORS
 from ..base.files import OWNERSHIP_FILE, delete_path, open_results_folder, publish_results
 from ..base.lineage import STORE_FILE, collect_source_ids, copy_without_ids, read_training_ids
-from ..base.loading import get_lasting_name, load_encoder
+from ..base.loading import get_lasting_name
 from ..base.text import count_nouns, escape_controls, get_proper_names
 from ..buffer.buffer import Buffer
 from ..buffer.consolidation import DEFAULT_REPLIES, NUM_OTHER_DIALOGUES, consolidate
 from ..buffer.feedback import MAX_FEEDBACK_CHARACTERS, TEXT_KINDS, Feedback, add_feedback, drop_disliked
-from ..buffer.facts import add_fact, asks_for_fact, find_facts, keep_facts, recall_fact, select_facts
+from personal_llm.buffer.facts import (
+    UNKNOWN_REPLY,
+    asks_for_fact,
+    find_facts,
+    is_surely_unknown,
+    keep_facts,
+    quote_fact,
+    recall_fact,
+    select_facts,
+)
 from ..buffer.feedback import find_disliked, get_first_id, is_same_reply
 from ..buffer.retrieval import DEFAULT_COUNT, MAX_MEMORY_TOKENS, PromptEmbedder, add_memories, choose_count
 from ..buffer.retrieval import collect_memories, compare_with_memories, count_memory_tokens
@@ -529,13 +538,25 @@ def _is_outdated(self: Personalizer, similarities) -> bool:  # of a prompt to th
 def find_fact(self: Personalizer, prompt: str) -> tuple:  # (sentence, the `Dialogue` it is from), or ("", None)
     "Return what you once told the model, if a prompt asks for it (see the chapter on facts)."
     may_ask = asks_for_fact(prompt) or get_proper_names(prompt)  # about the user, or one of their people
-    if not self.settings.memories or not self.model.is_large or not may_ask:
+    is_on = self.settings.memories and self.model.is_large and may_ask
+    if not is_on or find_same_question(self.list_memories(), prompt):  # whose reply you corrected
         return "", None
     told = sorted((row.dialogue for row in self.memory.dialogues.values()), key=lambda d: d.time)
     facts = [(fact, d) for d in told for fact in find_facts(d.prompt)]
     asked = select_facts(prompt, keep_facts([fact for fact, _ in facts]))
-    fact = recall_fact(prompt, asked, self.model, load_encoder()) if asked else ""
+    fact = recall_fact(prompt, asked, self.model) if asked else ""
     return fact, dict(facts).get(fact)  # the newest dialogue of the sentence
+
+
+@patch
+def answer_from_facts(self: Personalizer, prompt: str, history=()) -> tuple:  # (reply, fact, its `Dialogue`)
+    "Return a reply that quotes what you told, or says that you never told it; empty where the model replies."
+    fact, source = self.find_fact(prompt)
+    if fact:
+        return quote_fact(fact), fact, source
+    is_on = self.settings.memories and self.model.is_large and not any(role == "user" for role, _ in history)
+    is_unknown = is_on and not find_same_question(self.list_memories(), prompt)
+    return UNKNOWN_REPLY if is_unknown and is_surely_unknown(prompt, self.model) else "", "", None
 
 
 @patch
@@ -558,18 +579,18 @@ def reply(
     history=(),  # turns before it: (role, text) pairs; a system prompt stays first
     max_tokens: int = None,  # of the reply; the model's own limit by default
 ) -> str:
-    "Reply with a fact or memories in the prompt and the adapter of `choose_adapter`; do not observe the dialogue."
+    "Quote a fact, or reply with memories in the prompt and the adapter of `choose_adapter`; do not observe it."
     question = Dialogue(prompt, "", history)
     with self.model.track_cost() as cost:
-        fact, _ = self.find_fact(prompt)
-        adapter = self.choose_adapter(prompt)
-        memories = [] if fact else self.retrieve_memories(prompt, question.history, adapter)
-        shown = add_fact(question, fact) if fact else add_memories(question, memories)
-        with self.model.use_adapter(adapter):
-            text = self.model.reply_once(shown, max_tokens)
-        if check := () if fact else self.find_check(question, memories, adapter):
-            with self.model.use_adapter(None):
-                text = improve_reply(self.model, text, *check, max_tokens)
+        text, *_ = self.answer_from_facts(prompt, question.history)
+        if not text:
+            adapter = self.choose_adapter(prompt)
+            memories = self.retrieve_memories(prompt, question.history, adapter)
+            with self.model.use_adapter(adapter):
+                text = self.model.reply_once(add_memories(question, memories), max_tokens)
+            if check := self.find_check(question, memories, adapter):
+                with self.model.use_adapter(None):
+                    text = improve_reply(self.model, text, *check, max_tokens)
     self.add_cost(cost)
     return text
 

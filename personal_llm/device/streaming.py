@@ -124,14 +124,21 @@ def reuse_cache(self: ReplyStream, previous: ReplyStream, ids: list) -> None:  #
 
 # %% ../../nbs/6_device/05_streaming.ipynb #f0fc059b
 @patch
-def __iter__(self: ReplyStream):  # a generator of texts
-    "Yield the pieces of the reply; `reading` is set after the last piece."
-    import torch
-
+def encode_prompt(self: ReplyStream) -> list:  # tokens
+    "Return the tokens of the prompt, and take over what the stream of the turn before computed of them."
     (ids,) = self.model.encode_prompts([self.dialogue], max(8, self.model.max_length - self.options.max_tokens))
     if self.previous_stream is not None and self.previous_stream.reading is not None:
         self.reuse_cache(self.previous_stream, ids)
     self.previous_stream = None
+    return ids
+
+
+@patch
+def __iter__(self: ReplyStream):  # a generator of texts
+    "Yield the pieces of the reply; `reading` is set after the last piece."
+    import torch
+
+    ids = self.encode_prompt()
     self.feed(ids[len(self.ids) :])
     tokenizer = self.model.tokenizer
     reply, end_id = ReplyText(tokenizer, encode_examples(self.rules, self.dialogue)), tokenizer.eos_token_id
@@ -173,10 +180,22 @@ def complete_reading(self: ReplyStream, ids: list, num_prompt_tokens: int) -> No
 @patch
 def replace_text(self: ReplyStream, text: str) -> None:
     "Replace the text of a complete reply, and process the new one; the stream's adapter must be attached."
-    ids, tokenizer = self.ids[: self.reading.prompt_tokens + 1], self.model.tokenizer
+    ids = self.ids[: self.reading.prompt_tokens + 1]
     self.reading = None  # so that no later reply takes a cache of a pass that was broken off
+    self.rewind(len(ids))
+    self._complete(ids, text)
+
+
+@patch
+def write_text(self: ReplyStream, text: str) -> None:
+    "Complete a new stream with a text that no model wrote; the stream's adapter must be attached."
+    self._complete(self.encode_prompt(), text)
+
+
+@patch
+def _complete(self: ReplyStream, ids: list, text: str) -> None:  # ids: of the prompt
+    tokenizer = self.model.tokenizer
     reply_ids = tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
     self.text = text
     self.end_reason = "length" if len(reply_ids) >= self.options.max_tokens else "stop"
-    self.rewind(len(ids))
     self.complete_reading([*ids, *reply_ids, tokenizer.eos_token_id], len(ids))

@@ -14,9 +14,8 @@ import time
 import numpy as np
 
 from ..base.core import Dialogue
-from ..base.loading import load_encoder
 from ..base.models import load_model
-from ..buffer.facts import add_fact, find_facts, keep_facts, recall_fact
+from ..buffer.facts import find_facts, keep_facts, quote_fact, recall_fact
 from ..data.people import USERS, user_stream
 from ..data.reading import load_samples
 from .runner import Grid
@@ -105,14 +104,14 @@ def is_right(reply: str, words: tuple) -> bool:
 
 # %% ../../nbs/experiments/41_facts.ipynb #fex00009
 @functools.cache
-def load_tools() -> tuple:  # (model, encoder, samples)
+def load_tools() -> tuple:  # (model, samples)
     "Load what every job needs, once a process."
-    return load_model("smollm2"), load_encoder(), load_samples()
+    return load_model("smollm2"), load_samples()
 
 
 def make_prompts(user: str, rows: list) -> list:  # of the stream with the facts among them
     "Return the prompts of a person's stream, in which the statements stand at their places."
-    stream = user_stream(USERS[user], load_tools()[2], STREAM_LENGTH, signal_share=SIGNAL_SHARE, seed=SEED).stream
+    stream = user_stream(USERS[user], load_tools()[1], STREAM_LENGTH, signal_share=SIGNAL_SHARE, seed=SEED).stream
     prompts = [d.prompt for d in stream]
     for i, (statement, _, _) in enumerate(rows):
         prompts.insert(1 + SPACING * i, statement)
@@ -121,17 +120,17 @@ def make_prompts(user: str, rows: list) -> list:  # of the stream with the facts
 
 def measure_facts(jobs: list):  # yields a dict of results a job
     "Measure one part of the facts in one person's stream; without a stream, the bare model."
-    model, encoder, _ = load_tools()
+    model, _ = load_tools()
     for job in jobs:
         start, rows = time.process_time(), read_fact_rows(job["part"])
         prompts = make_prompts(job["user"], rows) if job["user"] else []
         facts = keep_facts([fact for prompt in prompts for fact in find_facts(prompt)], job.get("max_facts", 64))
         own = [find_facts(statement)[0] for statement, _, _ in rows]
-        found = [recall_fact(question, facts, model, encoder) for _, question, _ in rows]
-        questions = [Dialogue(question, "") for _, question, _ in rows]
-        replies = model.reply([add_fact(d, f) if f else d for d, f in zip(questions, found)], REPLY_TOKENS)
+        found = [recall_fact(question, facts, model) for _, question, _ in rows]
+        bare = model.reply([Dialogue(question, "") for _, question, _ in rows], REPLY_TOKENS)
+        replies = [quote_fact(fact) if fact else reply for fact, reply in zip(found, bare)]
         others = [prompt for prompt in prompts if prompt not in {row[0] for row in rows}]
-        leaked = [prompt for prompt in others if recall_fact(prompt, facts, model, encoder) in own]
+        leaked = [prompt for prompt in others if recall_fact(prompt, facts, model) in own]
         yield dict(
             facts=len(facts),
             kept=np.mean([fact in facts for fact in own]).item(),

@@ -4,16 +4,17 @@
 
 # %% auto #0
 __all__ = ['LOCOMO_VARIABLE', 'LOCOMO_SHA256', 'CONVERSATIONS', 'CATEGORIES', 'NO_RESPONSE', 'BUDGET', 'FOUND', 'SEEDS',
-           'FACT_WORDS', 'DRAWING', 'DECIDING', 'RIVALS', 'OURS', 'RETRIEVALS', 'ARTICLES', 'NO_PUNCTUATION',
-           'REFUSALS', 'SAMPLE_SEED', 'SAMPLE_SIZE', 'REPLY_TOKENS', 'ANSWER_KEPT', 'CONDITIONS', 'RECALL_JOBS',
-           'ANSWER_JOBS', 'GRIDS', 'NEW_WORD_WEIGHT', 'TIME_WEIGHT', 'TIME_WORDS', 'NEIGHBOUR_WEIGHT',
-           'HYBRID_MEANING_WEIGHT', 'OWN_POLICIES', 'NO_SCORES', 'PLANNED_GRIDS', 'CHOSEN_ON', 'CHECKED',
-           'read_conversations', 'write_turn', 'pair_turns', 'find_evidence', 'load_tools', 'add_fact_domain',
-           'keep_dialogues', 'Retriever', 'find_facts_once', 'list_facts', 'embed_facts', 'compute_recall',
-           'average_categories', 'measure_retrieval', 'measure_fact_store', 'score_conversation', 'measure_recall',
-           'list_recall_jobs', 'list_stems', 'compare_stems', 'grade_reply', 'sample_questions', 'write_request',
-           'write_prompt', 'write_prompts', 'measure_answers', 'NovelPolicy', 'score_by_hybrid', 'join_content_words',
-           'measure_novel', 'RarePolicy', 'measure_rare', 'read_values', 'compare_values']
+           'FACT_WORDS', 'DRAWING', 'DECIDING', 'RIVALS', 'OURS', 'FREQUENT_WORDS', 'ENDINGS', 'LENGTH_DISCOUNT',
+           'MEANING_WEIGHT', 'RETRIEVALS', 'ARTICLES', 'NO_PUNCTUATION', 'REFUSALS', 'SAMPLE_SEED', 'SAMPLE_SIZE',
+           'REPLY_TOKENS', 'ANSWER_KEPT', 'CONDITIONS', 'RECALL_JOBS', 'ANSWER_JOBS', 'GRIDS', 'NEW_WORD_WEIGHT',
+           'TIME_WEIGHT', 'TIME_WORDS', 'NEIGHBOUR_WEIGHT', 'HYBRID_MEANING_WEIGHT', 'OWN_POLICIES', 'NO_SCORES',
+           'PLANNED_GRIDS', 'CHOSEN_ON', 'CHECKED', 'read_conversations', 'write_turn', 'pair_turns', 'find_evidence',
+           'load_tools', 'add_fact_domain', 'keep_dialogues', 'get_content_words', 'compute_word_scores', 'Retriever',
+           'find_facts_once', 'list_facts', 'embed_facts', 'compute_recall', 'average_categories', 'measure_retrieval',
+           'measure_fact_store', 'score_conversation', 'measure_recall', 'list_recall_jobs', 'list_stems',
+           'compare_stems', 'grade_reply', 'sample_questions', 'write_request', 'write_prompt', 'write_prompts',
+           'measure_answers', 'NovelPolicy', 'score_by_hybrid', 'join_content_words', 'measure_novel', 'RarePolicy',
+           'measure_rare', 'read_values', 'compare_values']
 
 # %% ../../nbs/experiments/45_locomo.ipynb #lcm00003
 import functools
@@ -35,9 +36,9 @@ from ..base.loading import load_encoder
 from ..base.models import load_model
 from ..base.text import get_words
 from ..buffer.buffer import Buffer
-from ..buffer.facts import FREQUENT_WORDS, MEANING_WEIGHT, compute_word_scores, find_facts, get_content_words
+from ..buffer.facts import find_facts
 from ..buffer.policies import Policy
-from ..buffer.retrieval import WORDS_WEIGHT, PromptEmbedder, compute_bm25
+from ..buffer.retrieval import WORDS_WEIGHT, PromptEmbedder, compute_bm25, compute_rarity
 from personal_llm.buffer.scoring import (
     NO_DOMAIN,
     Lexicons,
@@ -136,6 +137,29 @@ def keep_dialogues(policy: str, candidates: list, seed: int) -> list:  # `Dialog
         buffer.add(candidate)
     return sorted(buffer.dialogues, key=lambda d: d.time)
 
+# %% ../../nbs/experiments/45_locomo.ipynb #lcmwrd01
+FREQUENT_WORDS = frozenset(
+    """a an the my our i me we you your is are was were am be been do does did have has had of in on at to for with from
+    by and or but what where who whose when which how again still name called remember know tell remind about it its
+    this that so not any""".split()
+)
+ENDINGS, LENGTH_DISCOUNT, MEANING_WEIGHT = ("'s", "ing", "ed", "es", "s"), 0.05, 0.3
+
+
+def get_content_words(text: str) -> list:  # in order, with repetitions
+    "Return the words of a text without endings, if three letters stay, and without the most frequent ones."
+    stem = lambda word: next((word[: -len(e)] for e in ENDINGS if word.endswith(e) and len(word) - len(e) >= 3), word)
+    return [stem(word) for word in get_words(text.replace("’", "'")) if word not in FREQUENT_WORDS]
+
+
+def compute_word_scores(question: str, facts: list) -> np.ndarray:  # (facts,)
+    "Return the rarity of the words that each fact shares with a question, discounted by both lengths."
+    counts, asked = [Counter(get_content_words(fact)) for fact in facts], {*get_content_words(question)}
+    frequency = Counter(word for count in counts for word in count)
+    rarity = {word: compute_rarity(len(facts), frequency[word]) for word in asked}
+    sums = [sum(rarity[word] for word in asked & {*count}) / (1 + LENGTH_DISCOUNT * count.total()) for count in counts]
+    return np.array(sums) / max(1, len(asked))
+
 # %% ../../nbs/experiments/45_locomo.ipynb #lcm00011
 class Retriever:
     "Ranks kept dialogues for a question in three ways."
@@ -166,7 +190,7 @@ class Retriever:
         return (similarities + WORDS_WEIGHT * words / max(words.max(), 1e-9)).round(6)
 
     def score_facts(self, question: str) -> np.ndarray:  # (facts,)
-        "Score facts as `recall_fact` does, without the likelihood."
+        "Score facts by words and meaning."
         similarities = self.meanings @ embed_facts([question], self.encoder)[0]
         return (compute_word_scores(question, self.facts) + MEANING_WEIGHT * similarities).round(6)
 
@@ -195,7 +219,7 @@ _FACT_VECTORS = {}  # text -> unit vector
 
 # %% ../../nbs/experiments/45_locomo.ipynb #lcm00011d
 def embed_facts(texts: list, encoder) -> np.ndarray:  # (texts, width)
-    "Embed texts without their most frequent words, as `recall_fact` does."
+    "Embed texts without their most frequent words."
     for text in set(texts) - set(_FACT_VECTORS):
         words = " ".join(w for w in get_words(text) if w not in FREQUENT_WORDS) or text
         _FACT_VECTORS[text] = unit_vector(np.asarray(encoder.encode([words]), np.float64)[0])
