@@ -107,10 +107,16 @@ def list_claims() -> list:  # (claim of the plan, what we measured, whether it h
     against = lambda metric: TWENTIETH.compare("before", "now", metric)
     mean = lambda metric: TWENTIETH.read_values("now", metric).mean().item()
     rows = [
-        (f"right answers at least {MIN_RIGHT}", mean("right"), mean("right") >= MIN_RIGHT),
-        ("more right answers", against("right"), against("right").low > 0),
-        ("fewer invented replies", against("invented"), against("invented").high < 0),
-        (f"displaced replies at most {MAX_DISPLACED}", mean("displaced"), mean("displaced") <= MAX_DISPLACED),
+        (f"told facts: right answers at least {MIN_RIGHT}", mean("right"), mean("right") >= MIN_RIGHT),
+        ("told facts: more right answers", against("right"), against("right").low > 0),
+        ("told facts: fewer invented replies", against("invented"), against("invented").high < 0),
+        (
+            f"told facts: displaced replies at most {MAX_DISPLACED}",
+            mean("displaced"),
+            mean("displaced") <= MAX_DISPLACED,
+        ),
     ]
     found = against("question_seconds")
-    return format_claims(rows + [(f"at most {MAX_SECONDS} seconds more", found, found.value <= MAX_SECONDS)])
+    return format_claims(
+        rows + [(f"told facts: at most {MAX_SECONDS} seconds more", found, found.value <= MAX_SECONDS)]
+    )
