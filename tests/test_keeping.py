@@ -32,7 +32,7 @@ def test_status_says_what_is_kept_and_no_word(out, capsys):
     status = found(capsys, "status", "--out", out)
     assert (status["bins"], status["seen"], status["finetunes"]) == ("10/12", 10, 1)
     code, shown, err = invoke(capsys, "status", "--out", out)
-    assert code == 0 and "10/12 bins" in shown and "1 fine-tune" in shown and CANARY not in shown + err
+    assert code == 0 and "10/12 dialogues of 10" in shown and "1 time; last" in shown and CANARY not in shown + err
 
 
 def test_forget_a_text(out, capsys):
