@@ -5009,6 +5009,10 @@ d = {
                 "6_device/personalizer.html#personalizer._load_last",
                 "personal_llm/device/personalizer.py",
             ),
+            "personal_llm.device.personalizer.Personalizer._may_quote": (
+                "6_device/personalizer.html#personalizer._may_quote",
+                "personal_llm/device/personalizer.py",
+            ),
             "personal_llm.device.personalizer.Personalizer._record_reaction": (
                 "6_device/personalizer.html#personalizer._record_reaction",
                 "personal_llm/device/personalizer.py",

@@ -535,11 +535,17 @@ def _is_outdated(self: Personalizer, similarities) -> bool:  # of a prompt to th
 
 # %% ../../nbs/6_device/04_personalizer.ipynb #adgate04
 @patch
-def find_fact(self: Personalizer, prompt: str) -> tuple:  # (sentence, the `Dialogue` it is from), or ("", None)
-    "Return what you once told the model, if a prompt asks for it (see the chapter on facts)."
+def _may_quote(self: Personalizer, prompt: str) -> bool:
+    "Return whether facts are read, a prompt may ask for one, and you corrected no reply to this very prompt."
     may_ask = asks_for_fact(prompt) or get_proper_names(prompt)  # about the user, or one of their people
     is_on = self.settings.memories and self.model.is_large and may_ask
-    if not is_on or find_same_question(self.list_memories(), prompt):  # whose reply you corrected
+    return bool(is_on and not find_same_question(self.list_memories(), prompt))
+
+
+@patch
+def find_fact(self: Personalizer, prompt: str) -> tuple:  # (sentence, the `Dialogue` it is from), or ("", None)
+    "Return what you once told the model, if a prompt asks for it (see the chapter on facts)."
+    if not self._may_quote(prompt):
         return "", None
     told = sorted((row.dialogue for row in self.memory.dialogues.values()), key=lambda d: d.time)
     facts = [(fact, d) for d in told for fact in find_facts(d.prompt)]
@@ -554,9 +560,9 @@ def answer_from_facts(self: Personalizer, prompt: str, history=()) -> tuple:  # 
     fact, source = self.find_fact(prompt)
     if fact:
         return quote_fact(fact), fact, source
-    is_on = self.settings.memories and self.model.is_large and not any(role == "user" for role, _ in history)
-    is_unknown = is_on and not find_same_question(self.list_memories(), prompt)
-    return UNKNOWN_REPLY if is_unknown and is_surely_unknown(prompt, self.model) else "", "", None
+    is_first = not any(role == "user" for role, _ in history)
+    is_unknown = is_first and self._may_quote(prompt) and is_surely_unknown(prompt, self.model)
+    return UNKNOWN_REPLY if is_unknown else "", "", None
 
 
 @patch
