@@ -6085,6 +6085,84 @@ d = {
                 "personal_llm/experiments/first_correction.py",
             ),
         },
+        "personal_llm.experiments.first_day": {
+            "personal_llm.experiments.first_day.ask_apart": (
+                "experiments/first_day.html#ask_apart",
+                "personal_llm/experiments/first_day.py",
+            ),
+            "personal_llm.experiments.first_day.ask_questions": (
+                "experiments/first_day.html#ask_questions",
+                "personal_llm/experiments/first_day.py",
+            ),
+            "personal_llm.experiments.first_day.bulleted": (
+                "experiments/first_day.html#bulleted",
+                "personal_llm/experiments/first_day.py",
+            ),
+            "personal_llm.experiments.first_day.draw_messages": (
+                "experiments/first_day.html#draw_messages",
+                "personal_llm/experiments/first_day.py",
+            ),
+            "personal_llm.experiments.first_day.draw_questions": (
+                "experiments/first_day.html#draw_questions",
+                "personal_llm/experiments/first_day.py",
+            ),
+            "personal_llm.experiments.first_day.find_measured_here": (
+                "experiments/first_day.html#find_measured_here",
+                "personal_llm/experiments/first_day.py",
+            ),
+            "personal_llm.experiments.first_day.hold_day": (
+                "experiments/first_day.html#hold_day",
+                "personal_llm/experiments/first_day.py",
+            ),
+            "personal_llm.experiments.first_day.hold_talk": (
+                "experiments/first_day.html#hold_talk",
+                "personal_llm/experiments/first_day.py",
+            ),
+            "personal_llm.experiments.first_day.judge_rest": (
+                "experiments/first_day.html#judge_rest",
+                "personal_llm/experiments/first_day.py",
+            ),
+            "personal_llm.experiments.first_day.list_claims": (
+                "experiments/first_day.html#list_claims",
+                "personal_llm/experiments/first_day.py",
+            ),
+            "personal_llm.experiments.first_day.loud_start": (
+                "experiments/first_day.html#loud_start",
+                "personal_llm/experiments/first_day.py",
+            ),
+            "personal_llm.experiments.first_day.make_stream": (
+                "experiments/first_day.html#make_stream",
+                "personal_llm/experiments/first_day.py",
+            ),
+            "personal_llm.experiments.first_day.measure": (
+                "experiments/first_day.html#measure",
+                "personal_llm/experiments/first_day.py",
+            ),
+            "personal_llm.experiments.first_day.measure_asked": (
+                "experiments/first_day.html#measure_asked",
+                "personal_llm/experiments/first_day.py",
+            ),
+            "personal_llm.experiments.first_day.measure_chat": (
+                "experiments/first_day.html#measure_chat",
+                "personal_llm/experiments/first_day.py",
+            ),
+            "personal_llm.experiments.first_day.measure_day": (
+                "experiments/first_day.html#measure_day",
+                "personal_llm/experiments/first_day.py",
+            ),
+            "personal_llm.experiments.first_day.measure_first": (
+                "experiments/first_day.html#measure_first",
+                "personal_llm/experiments/first_day.py",
+            ),
+            "personal_llm.experiments.first_day.measure_losses": (
+                "experiments/first_day.html#measure_losses",
+                "personal_llm/experiments/first_day.py",
+            ),
+            "personal_llm.experiments.first_day.say": (
+                "experiments/first_day.html#say",
+                "personal_llm/experiments/first_day.py",
+            ),
+        },
         "personal_llm.experiments.fit": {
             "personal_llm.experiments.fit.PoolLibrary": (
                 "experiments/fit.html#poollibrary",
