@@ -2156,6 +2156,10 @@ d = {
                 "2_buffer/facts.html#compute_similarities",
                 "personal_llm/buffer/facts.py",
             ),
+            "personal_llm.buffer.facts.count_statement_words": (
+                "2_buffer/facts.html#count_statement_words",
+                "personal_llm/buffer/facts.py",
+            ),
             "personal_llm.buffer.facts.find_facts": ("2_buffer/facts.html#find_facts", "personal_llm/buffer/facts.py"),
             "personal_llm.buffer.facts.find_statement": (
                 "2_buffer/facts.html#find_statement",
@@ -5105,6 +5109,10 @@ d = {
                 "6_device/personalizer.html#personalizer.list_stream",
                 "personal_llm/device/personalizer.py",
             ),
+            "personal_llm.device.personalizer.Personalizer.list_told": (
+                "6_device/personalizer.html#personalizer.list_told",
+                "personal_llm/device/personalizer.py",
+            ),
             "personal_llm.device.personalizer.Personalizer.locked": (
                 "6_device/personalizer.html#personalizer.locked",
                 "personal_llm/device/personalizer.py",
@@ -5355,8 +5363,16 @@ d = {
                 "6_device/replay.html#personalizerstate.is_chat",
                 "personal_llm/device/replay.py",
             ),
+            "personal_llm.device.replay.PersonalizerState.is_fixed": (
+                "6_device/replay.html#personalizerstate.is_fixed",
+                "personal_llm/device/replay.py",
+            ),
             "personal_llm.device.replay.PersonalizerState.is_own_talk": (
                 "6_device/replay.html#personalizerstate.is_own_talk",
+                "personal_llm/device/replay.py",
+            ),
+            "personal_llm.device.replay.PersonalizerState.list_corrected_quotations": (
+                "6_device/replay.html#personalizerstate.list_corrected_quotations",
                 "personal_llm/device/replay.py",
             ),
             "personal_llm.device.replay.PersonalizerState.list_corrections": (

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from personal_llm.app.chat import handle_line
 from personal_llm.base.core import Dialogue
+from personal_llm.base.decoding import ReplyOptions
 from personal_llm.base.models import load_model
 from personal_llm.base.text import set_language
 from personal_llm.buffer.facts import (
@@ -205,29 +206,80 @@ def test_a_chat_says_which_fact_a_reply_read(large_model, tmp_path):
         assert session.describe_memories() == "" and "newest reply" not in "".join(handle_line(session, "/why"))
 
 
-@pytest.mark.parametrize("reacts", [False, True])
-def test_a_reply_that_told_a_forgotten_fact_goes(large_model, reacts, tmp_path):
+@pytest.mark.parametrize("reaction", ["", "thumb_up", "better"])
+def test_a_reply_that_told_a_forgotten_fact_goes(large_model, reaction, tmp_path):
     with ChatSession(large_model, tmp_path / "talk") as session:
         list(session.say("My dog is called Biscuit."))
         source = session.turns[0]["id"]
         session.open_conversation()
         list(session.say("Name a tree."))
         list(session.say("What is the name of my dog?", history=[]))
-        if reacts:
-            session.feedback("thumb_up", session.newest_id)
+        if reaction:
+            session.feedback(reaction, session.newest_id, "It is Biscuit." * (reaction == "better"))
         report = session.forget(ids=[source])
         prompts = [row.dialogue.prompt for row in session.me.memory.dialogues.values()]
-        assert prompts == ["Name a tree.", *["What is the name of my dog?"] * reacts]
-        assert report.replies == 1 - reacts
+        assert prompts == ["Name a tree."] and report.replies == 1
         assert not any(source in str(event.content) for event in session.me.memory.events)
 
 
 def test_a_program_that_asks_for_a_fact_keeps_its_own_history(large_model, tmp_path):
+    question, own = "What is the name of my dog?", [("user", "Hello."), ("assistant", "Yes?")]
     with ChatSession(large_model, tmp_path / "talk") as session:
         list(session.say("My dog is called Biscuit."))
-        own = [("system", "Be brief."), ("user", "Hello."), ("assistant", "Yes?")]
-        shown = session.add_talk_memories(Dialogue("What is the name of my dog?", "", own), is_own=False)
-    assert session.reply_fact and list(shown.history) == own
+        shown = session.add_talk_memories(Dialogue(question, "", own), is_own=False)
+        assert session.fixed_reply == quote_fact("My dog is called Biscuit.") and list(shown.history) == own
+        told = [("user", "The name of my dog is Rex."), *own[1:]]
+        session.add_talk_memories(Dialogue(question, "", told), is_own=False)
+        assert session.fixed_reply == quote_fact("The name of my dog is Rex.") and session.reply_memories == []
+        session.add_talk_memories(Dialogue(question, "", [("system", "Reply in JSON."), *own]), is_own=False)
+        assert session.fixed_reply == ""
+
+
+def test_a_prompt_that_tells_what_it_asks_is_left_to_the_model(large_model):
+    me = Personalizer(large_model)
+    me.observe(Dialogue("I live in Leeds.", "Nice."))
+    assert me.answer_from_facts("Where do I live?")[0] == quote_fact("I live in Leeds.")
+    assert me.answer_from_facts("I moved to York. Where do I live now?") == ("", "", None)
+    assert me.answer_from_facts("I have 12 eggs and break 3. How many do I have left?") == ("", "", None)
+
+
+def test_nothing_learns_from_quotations(large_model, tmp_path):
+    with ChatSession(large_model, tmp_path / "talk", early_questions=9) as session:
+        list(session.say("My dog is called Biscuit."))
+        for question in ("What is the name of my dog?", "Where did I go to school?"):
+            session.open_conversation()
+            list(session.say(question))
+            assert session.fixed_reply and session.question is None
+            session.feedback("thumb_up")
+        told = {row.dialogue.response for row in session.me.memory.dialogues.values()} - {"Nice."}
+        assert session.me.list_memories() == [] and {quote_fact("My dog is called Biscuit."), UNKNOWN_REPLY} <= told
+        assert {d.prompt for d in session.me.list_stream()} == {"My dog is called Biscuit."}
+        assert not {question, "What is the name of my dog?"} & {d.prompt for d in session.me.select_trainable()}
+        list(session.retry())
+        session.feedback("thumb_up")
+        assert [d.prompt for d in session.me.list_memories()] == [question]  # the model wrote this one
+
+
+def test_a_corrected_quotation_retires_its_fact(large_model, tmp_path):
+    with ChatSession(large_model, tmp_path / "talk") as session:
+        list(session.say("I live in Leeds."))
+        list(session.say("Where do I live?"))
+        session.correct(session.newest_id, "I live in York now.")
+        session.open_conversation()
+        assert "".join(session.say("Where do I live?")) == "I live in York now."  # word by word
+        assert "".join(session.say("Tell me where I live now, please.")) == quote_fact("I live in York now.")
+        assert not any("Leeds" in fact for fact, _ in session.me.list_told())
+
+
+def test_a_fixed_reply_keeps_to_the_limits_of_a_program(large_model, tmp_path):
+    question = "What is the name of my dog?"
+    with ChatSession(large_model, tmp_path / "talk") as session:
+        list(session.say("My dog is called Biscuit."))
+        whole = quote_fact("My dog is called Biscuit.")
+        short = "".join(session.say(question, options=ReplyOptions(max_tokens=3)))
+        assert whole.startswith(short) and 0 < len(short) < len(whole) and session.reply.end_reason == "length"
+        assert "".join(session.say(question, options=ReplyOptions(stop=(" called",)))) == 'You told me: "My dog is'
+        assert session.reply.end_reason == "stop"
 
 
 def test_a_corrected_question_is_answered_by_the_correction_and_a_retry_by_the_model(large_model, tmp_path):
@@ -240,7 +292,7 @@ def test_a_corrected_question_is_answered_by_the_correction_and_a_retry_by_the_m
         assert session.turns[-1]["response"] not in ("", quote_fact("My dog is called Biscuit."))
         session.correct(session.newest_id, "He is Biscuit, my friend.")
         list(session.say(question))
-        assert session.fixed_reply == session.reply_fact == ""
+        assert session.fixed_reply == session.reply_fact == "He is Biscuit, my friend."
 
 
 @pytest.mark.parametrize("adapted", [False, True])

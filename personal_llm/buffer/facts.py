@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['MIN_FACT_WORDS', 'MAX_FACT_WORDS', 'MAX_SHORT_WORDS', 'FIRST_PERSON', 'REQUEST_PATTERN', 'PASSING_PATTERN',
-           'QUESTION_PARTS', 'GREETING_PATTERN', 'CLAUSE_BREAK', 'STATE_PATTERN', 'INCOMPLETE_CLAUSE',
-           'FACT_QUESTION_PATTERN', 'ADVICE_PATTERN', 'NAME_PATTERN', 'MAX_SIMILAR_FACTS', 'MAX_LIKELY_FACTS',
-           'TIE_MARGIN', 'UNKNOWN_WEIGHT', 'MIN_SCORE', 'MAX_UNKNOWN_LOSS', 'UNKNOWN_REPLY', 'FACT_EXAMPLES',
-           'OTHER_FACTS', 'UNKNOWN_EXAMPLES', 'MAX_FACTS', 'split_clauses', 'find_statement', 'find_facts',
-           'asks_for_fact', 'select_facts', 'compute_similarities', 'compute_scores', 'measure_unknown', 'recall_fact',
-           'is_surely_unknown', 'quote_fact', 'keep_facts']
+           'QUESTION_PARTS', 'GREETING_PATTERN', 'CLAUSE_BREAK', 'STATE_PATTERN', 'INCOMPLETE_CLAUSE', 'GIVEN_TEXT',
+           'QUOTED_LINE', 'SHORT_FORM', 'FACT_QUESTION_PATTERN', 'ADVICE_PATTERN', 'NAME_PATTERN', 'MAX_SIMILAR_FACTS',
+           'MAX_LIKELY_FACTS', 'TIE_MARGIN', 'UNKNOWN_WEIGHT', 'MIN_SCORE', 'MAX_UNKNOWN_LOSS', 'UNKNOWN_REPLY',
+           'FACT_EXAMPLES', 'OTHER_FACTS', 'UNKNOWN_EXAMPLES', 'MAX_FACTS', 'count_statement_words', 'split_clauses',
+           'find_statement', 'find_facts', 'asks_for_fact', 'select_facts', 'compute_similarities', 'compute_scores',
+           'measure_unknown', 'recall_fact', 'is_surely_unknown', 'quote_fact', 'keep_facts']
 
 # %% ../../nbs/2_buffer/11_facts.ipynb #fct00003
 import re
@@ -31,6 +31,7 @@ REQUEST_PATTERN = re.compile(
     r"|summari[sz]e|translate|recommend|draft|remind|send|book|order|play|set|turn|find|define|name|use|add|change"
     r"|rewrite|generate|provide|identify|classify|compare|compose|design|convert|answer|choose|pick|compute|calculate"
     r"|edit|correct|get|put|start|stop|check|read|take|call|open|search|look|say|think|imagine|consider|given?"
+    r"|if|unless|suppose|supposing|assume|assuming|pretend"
     r"|how|what|where|when|which|who|why|whose|do|does|did|is|are|should|thank|thanks|sure)\b",
     re.I,
 )
@@ -38,9 +39,14 @@ PASSING_PATTERN = re.compile(
     r"\b(?:i|we)(?:['’](?:m|re)|\s+(?:am|are))\s+(?:(?:just|so|very|really|not|also|all|quite|too)\s+)*"
     r"(?:looking|heading|going to (?:bed|sleep)|trying|sorry|glad|happy|sure|fine|good|okay|ok|interested|afraid|here"
     r"|back|done|ready|thinking|wondering|calling|set|free|headed|bored|tired|curious|confused)\b"
-    r"|\b(?:i|we)(?:['’]ve)?\s+(?:like|love|got|have)\s+(?:to|a question|a problem|it|that|this|you|your)\b"
-    r"|\b(?:i|we)\s+(?:need|want|think|guess|understand|see|agree|mean|wonder|bet|feel|will|hope|wish|know)\b"
-    r"|\b(?:i|we)\s+(?:don['’]?t|do not)\s+(?:know|think|want|need|have|care|understand|mind|see|remember)\b"
+    r"|\b(?:i|we)(?:['’]ve)?\s+(?:like|love|got|have)\s+(?:a question|a problem|it|that|this|you|your)\b"
+    r"|\b(?:i|we)(?:['’]ve)?\s+(?:got|have)\s+to\s+(?:go|leave|run|say|ask|admit|be|get|do|think)\b"
+    r"|\b(?:i|we)(?:['’]d)?\s+(?:like|love)\s+to\b"
+    r"|\b(?:i|we)\s+(?:need|want)\s+(?:to|an?|one|two|some|any|more|the|you|your|it|help)\b"
+    r"|\b(?:i|we)\s+(?:think|guess|understand|see|agree|mean|wonder|bet|feel|will|hope|wish|know|forgot|forget)\b"
+    r"|\b(?:i|we)\s+(?:don['’]?t|do not)\s+"
+    r"(?:know|think|want|need|care|understand|mind|see|remember|have (?:any|time))\b"
+    r"|\b(?:i|we)\s+(?:can['’]?t|cannot|couldn['’]?t)\s+(?:remember|recall|think)\b"
     r"|\b(?:i|we)(?:['’](?:d|ll)|\s+(?:would|could|should|might|may))\b",
     re.I,
 )
@@ -58,14 +64,24 @@ STATE_PATTERN = re.compile(
     re.I,
 )
 INCOMPLETE_CLAUSE = re.compile(r"\b(?:too|not|so|either|it|older|younger)\W*$", re.I)  # has no meaning alone
+GIVEN_TEXT = re.compile(r":(?!\d)")  # in a request: what follows is the text that it is about
+QUOTED_LINE = re.compile(r"\s*(?:#|//|>|```)")  # code, or somebody else's words
+SHORT_FORM = re.compile(r"(?:i['’]m|we['’]re)\b", re.I)
+
+
+def count_statement_words(statement: str) -> int:
+    "Count the words of a statement; *I'm* has two."
+    return len(get_words(statement)) + bool(SHORT_FORM.match(statement))
 
 
 def split_clauses(statement: str) -> list:  # in order
-    "Return the clauses of a statement if each begins in the first person and states a fact; else the whole."
-    clauses = CLAUSE_BREAK.split(GREETING_PATTERN.sub("", statement))
-    is_fact = lambda clause: len(get_words(clause)) >= MIN_FACT_WORDS and STATE_PATTERN.match(clause)
-    states = all(is_fact(clause) and not INCOMPLETE_CLAUSE.search(clause) for clause in clauses)
-    return [clause[0].upper() + clause[1:] for clause in clauses] if states else [statement]
+    "Return the lasting clauses of a statement if each begins in the first person and states a fact; else the whole."
+    every = CLAUSE_BREAK.split(GREETING_PATTERN.sub("", statement))
+    clauses = [clause for clause in every if not PASSING_PATTERN.search(clause)]
+    is_fact = lambda clause: count_statement_words(clause) >= MIN_FACT_WORDS and STATE_PATTERN.match(clause)
+    if all(is_fact(clause) and not INCOMPLETE_CLAUSE.search(clause) for clause in clauses):
+        return [clause[0].upper() + clause[1:] for clause in clauses]
+    return [statement] if clauses == every else []
 
 
 def find_statement(sentence: str) -> str:  # "" in a question without one
@@ -80,11 +96,12 @@ def find_facts(text: str) -> list:  # sentences, in order
     facts, is_short = [], len(get_words(text)) <= MAX_SHORT_WORDS
     for sentence in split_sentences(text) if get_language() is ENGLISH else ():
         statement = find_statement(sentence)
-        is_long_enough = MIN_FACT_WORDS <= len(get_words(statement)) <= MAX_FACT_WORDS
+        is_long_enough = MIN_FACT_WORDS <= count_statement_words(statement) <= MAX_FACT_WORDS
         is_own = FIRST_PERSON.search(statement) or is_short and statement == sentence
-        if is_long_enough and is_own and not REQUEST_PATTERN.search(statement):
-            clauses = [clause for clause in split_clauses(statement) if not PASSING_PATTERN.search(clause)]
-            facts += [clause.rstrip(" ,.!…") + "." for clause in clauses]
+        if REQUEST_PATTERN.search(sentence) and GIVEN_TEXT.search(sentence):
+            break
+        if is_long_enough and is_own and not (REQUEST_PATTERN.search(statement) or QUOTED_LINE.match(statement)):
+            facts += [clause.rstrip(" ,.!…") + "." for clause in split_clauses(statement)]
     return facts
 
 # %% ../../nbs/2_buffer/11_facts.ipynb #fct00010
@@ -95,7 +112,9 @@ _OWN = r"(?:\b(?:my|i|me|mine|(?:are|were) we)|(?:\b(?:is|are|was|were)|['’]s)
 FACT_QUESTION_PATTERN = re.compile(f"{_LEAD}(?:{_QUESTION}|{_REMINDER})[^,]*?{_OWN}", re.I)
 ADVICE_PATTERN = re.compile(
     r"\b(?:should|could|would|might|must|need to|can i|can we|may i|if (?:i|my|we)|do i do(?! for))\b"
-    r"|\btell me (?:an?|about|how|why|more)\b|^how (?:do|can|to)\b",
+    r"|\btell me (?:an?|about|how|why|more)\b|^how (?:do|can|to)\b"
+    r"|\bdo i (?:find|start|begin|fix|store|cook|clean|choose|pick|change|use|turn|know)\b"
+    r"|\bmy (?:best|next) (?:option|move|step|chance|bet|choice)\b|\bmy (?:chances|options|odds)\b",
     re.I,
 )
 NAME_PATTERN = re.compile(r"\b(?:[Mm]y|[Oo]ur) (?:[a-z]+ ){1,2}([A-Z][\w-]+)")  # my little sister Anjali

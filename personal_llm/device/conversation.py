@@ -331,7 +331,7 @@ def stream_reply(self: ChatSession, shown: Dialogue, options: ReplyOptions, adap
         self.reply = write(model, shown, options, previous_stream=self.reply)
         if self.fixed_reply:
             self.reply.write_text(self.fixed_reply)
-            yield self.fixed_reply
+            yield self.reply.text
         else:
             yield from self.reply
     self.me.add_cost(cost)
@@ -363,7 +363,9 @@ def observe(
         state = self.me.state
         key = join_conversation(state.conversation, state.get_title(state.conversation))
         fact = state.get_root(self.reply_memories[0]) if self.reply_fact else ""
-        root = self.me.arrive(candidate, key if is_own else "client", is_informed=is_informed, fact=fact)
+        root = self.me.arrive(
+            candidate, key if is_own else "client", is_informed=is_informed, fact=fact, is_fixed=bool(self.fixed_reply)
+        )
         if state.wants_question and self.me.questions_left() > 0:
             self.me.open_question(root)
         else:

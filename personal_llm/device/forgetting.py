@@ -141,11 +141,12 @@ def _list_sources(memory: Memory) -> list:  # (root of a reply, root of a dialog
 
 
 def _add_readers(memory: Memory, request: ForgetRequest, roots: set) -> tuple:  # (roots, number of replies)
-    "Add the model's replies that read what must go, with their families, unless you reacted to them."
+    "Add the model's replies that read what must go, with their families, unless you reacted; a quotation always goes."
     if request.before is not None:  # a date decides alone
         return roots, 0
     known, sources = {root: row.dialogue for root, row in memory.dialogues.items()}, _list_sources(memory)
-    count, reacted, said = 0, _find_reacted(memory), set()
+    quotations = {event.dialogue for event in memory.events if "fact" in event.content}
+    count, reacted, said = 0, _find_reacted(memory) - quotations, set()
     for root, d in known.items():
         if d.origin == "model" and any(request.is_in(text) for role, text in d.history if role != "system"):
             said.add(root)

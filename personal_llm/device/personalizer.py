@@ -262,7 +262,8 @@ def arrive(
     conversation: str = "",
     can_ask: bool = True,
     is_informed: bool = False,  # whether its reply read corrections, or an adapter wrote it
-    fact: str = "",  # id of the stored dialogue with the fact that its reply told
+    fact: str = "",  # id of the stored dialogue with the fact that its reply quotes
+    is_fixed: bool = False,  # whether no model wrote its reply: nobody is asked about it, and nothing learns from it
 ) -> str:  # its id
     "Store a dialogue, and let the policy decide about a question; the decision is `state.wants_question`."
     root = candidate.dialogue.id
@@ -271,11 +272,12 @@ def arrive(
         self.memory.remember(candidate, conversation)
     elif self.state.find_slot(root) is None and self.state.scores[root].model != candidate.scores.model:
         self.state.record("scored", root, scores=scores_to_dict(candidate.scores))
-    considered = can_ask and self.settings.ask_when == "policy" and bool(candidate.dialogue.response.strip())
+    is_open = can_ask and not is_fixed and self.settings.ask_when == "policy"
+    considered = is_open and bool(candidate.dialogue.response.strip())
     facts = dict(is_again=True) if known is not None and known.dialogue == candidate.dialogue else {}
     if split_conversation(conversation) and not candidate.dialogue.history:
         facts["begins_subject"] = True
-    facts |= dict(fact=fact) if fact else {}
+    facts |= (dict(fact=fact) if fact else {}) | (dict(is_fixed=True) if is_fixed else {})
     try:
         self.state.record("offered", root, considered=considered, is_informed=is_informed, **facts)
     except BaseException:
@@ -427,7 +429,7 @@ def _apply_labels(self: Personalizer, d: Dialogue) -> None:
 @patch
 def list_memories(self: Personalizer) -> list:  # dialogues, oldest first
     "Return the answered dialogues that a reply may read: those of the buffer, and corrections of a chat's last turns."
-    known = collect_memories(self.buffer.dialogues)
+    known = [d for d in collect_memories(self.buffer.dialogues) if not self.state.is_fixed(self.state.get_root(d))]
     known_ids = {get_first_id(d) for d in known}
     for turn in self.turns:
         d = self.state.get_candidate(turn["id"]).dialogue
@@ -543,12 +545,23 @@ def _may_quote(self: Personalizer, prompt: str) -> bool:
 
 
 @patch
-def find_fact(self: Personalizer, prompt: str) -> tuple:  # (sentence, the `Dialogue` it is from), or ("", None)
+def list_told(self: Personalizer, history=()) -> list:  # (fact, the `Dialogue` it is from, or None), oldest first
+    "Return what you told the model, then and in a history; what you corrected takes the place of what was quoted."
+    told = sorted((row.dialogue for row in self.memory.dialogues.values()), key=lambda d: d.time)
+    facts = [(fact, d) for d in told for fact in find_facts(d.prompt)]
+    for quotation, d in self.state.list_corrected_quotations():
+        facts = [row for row in facts if quote_fact(row[0]) != quotation]
+        facts += [(fact, d) for fact in find_facts(d.response)] if quotation != UNKNOWN_REPLY else []
+    here = [fact for role, text in history if role == "user" for fact in find_facts(text)]
+    return facts + [(fact, None) for fact in here if fact not in dict(facts)]
+
+
+@patch
+def find_fact(self: Personalizer, prompt: str, history=()) -> tuple:  # (fact, the `Dialogue` it is from), or ("", None)
     "Return what you once told the model, if a prompt asks for it (see the chapter on facts)."
     if not self._may_quote(prompt):
         return "", None
-    told = sorted((row.dialogue for row in self.memory.dialogues.values()), key=lambda d: d.time)
-    facts = [(fact, d) for d in told for fact in find_facts(d.prompt)]
+    facts = self.list_told(history)
     asked = select_facts(prompt, keep_facts([fact for fact, _ in facts]))
     fact = recall_fact(prompt, asked, self.model) if asked else ""
     return fact, dict(facts).get(fact)  # the newest dialogue of the sentence
@@ -557,10 +570,15 @@ def find_fact(self: Personalizer, prompt: str) -> tuple:  # (sentence, the `Dial
 @patch
 def answer_from_facts(self: Personalizer, prompt: str, history=()) -> tuple:  # (reply, fact, its `Dialogue`)
     "Return a reply that quotes what you told, or says that you never told it; empty where the model replies."
-    fact, source = self.find_fact(prompt)
+    is_instructed = any(role == "system" for role, _ in history)  # by a program, which may want another form
+    if is_instructed or find_facts(prompt):  # the prompt tells what its question needs
+        return "", "", None
+    if same := find_same_question([d for _, d in self.state.list_corrected_quotations()], prompt):
+        return same.response, same.response, same
+    fact, source = self.find_fact(prompt, history)
     if fact:
         return quote_fact(fact), fact, source
-    is_first = not any(role == "user" for role, _ in history)
+    is_first = not self.model.system_prompt and not any(role == "user" for role, _ in history)
     is_unknown = is_first and self._may_quote(prompt) and is_surely_unknown(prompt, self.model)
     return UNKNOWN_REPLY if is_unknown else "", "", None
 
@@ -619,8 +637,9 @@ def select_trainable(self: Personalizer) -> list:
     "Return the buffer's dialogues that the policy trains on, and those of imported chats, but no replaced correction."
     disliked = find_disliked(self.feedback_rows)
     is_liked = lambda d: get_first_id(d) not in disliked
+    is_written = lambda d: d.response.strip() and not self.state.is_fixed(self.state.get_root(d))
     is_answered = lambda d: d.origin not in ("model", "user")
-    with_response = [d for d in self.buffer.dialogues if d.response.strip() and (is_answered(d) or is_liked(d))]
+    with_response = [d for d in self.buffer.dialogues if is_written(d) and (is_answered(d) or is_liked(d))]
     chosen = {d.id for d in self.buffer.policy.select_training_dialogues(with_response)}
     is_import = lambda d: d.origin == "user" and self.memory.conversations.get(self.state.get_root(d)) == "import"
     replaced = self.find_replaced_roots()
@@ -683,8 +702,9 @@ class PreparedRound:
 
 @patch
 def list_stream(self: Personalizer) -> list:  # dialogues, in the order in which they came
-    "Return the stored dialogues, whose prompts consolidation uses; none of other programs or of imported files."
-    return [self.state.get_dialogue(root) for root in self.memory.dialogues if self.state.is_own_talk(root)]
+    "Return the stored dialogues, whose prompts consolidation uses; none of other programs, imports or quotations."
+    is_own = lambda root: self.state.is_own_talk(root) and not self.state.is_fixed(root)
+    return [self.state.get_dialogue(root) for root in self.memory.dialogues if is_own(root)]
 
 
 MIN_LEARNED_DIALOGUES = 8  # corrections and written replies; the longer fine-tune would learn fewer ones by heart

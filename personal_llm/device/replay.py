@@ -155,6 +155,7 @@ class PersonalizerState:
         self.rounds = []  # `TrainingRound`s
         self.deleted = []  # `Event`s of the fine-tunes that were forgotten and can be rebuilt
         self.undone_ids = set()  # what an undone fine-tune learned from
+        self.fixed_ids = set()  # roots whose first replies no model wrote
         self.uninformed_ids = set()  # roots of own talk whose first replies read no correction
         self.following_ids = set()  # those of them whose prompt had a corrected reply, or one that read a correction
         self.has_imports = self.was_chat = False  # was_chat: before something was forgotten
@@ -259,6 +260,19 @@ def get_dialogue(self: PersonalizerState, root: str) -> Dialogue:
 
 
 @patch
+def is_fixed(self: PersonalizerState, root: str) -> bool:
+    "Return whether the reply of a dialogue is still one that no model wrote: a quotation, say."
+    return root in self.fixed_ids and self.get_dialogue(root).response == self.memory.dialogues[root].dialogue.response
+
+
+@patch
+def list_corrected_quotations(self: PersonalizerState) -> list:  # (the quotation, the `Dialogue` with the correction)
+    "Return the fixed replies that you corrected, oldest first."
+    found = [(self.memory.dialogues[root].dialogue.response, self.get_dialogue(root)) for root in self.memory.dialogues]
+    return [(told, d) for told, d in found if d.origin == "annotated" and self.get_root(d) in self.fixed_ids]
+
+
+@patch
 def _get_offered(self: PersonalizerState, root: str) -> ScoredDialogue:
     return ScoredDialogue(self.get_dialogue(root), self.scores[root])
 
@@ -300,6 +314,8 @@ def _apply_offered(self: PersonalizerState, event: Event, facts: dict) -> None:
         self.wants_question = policy.decide_question(self.buffer.view, self._get_offered(root), left)[0]
     own = split_conversation(self.memory.conversations[root])
     self.conversation = own[0] if own else self.conversation
+    if facts.get("is_fixed"):
+        self.fixed_ids.add(root)
     if d.origin == "model" and self.is_own_talk(root) and not facts.get("is_informed", True):
         read = self.subject_turns if own and not facts.get("begins_subject") else ()
         bears_wish = lambda id: id not in self.uninformed_ids or self.get_dialogue(id).origin == "annotated"

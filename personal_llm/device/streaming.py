@@ -188,7 +188,12 @@ def replace_text(self: ReplyStream, text: str) -> None:
 
 @patch
 def write_text(self: ReplyStream, text: str) -> None:
-    "Complete a new stream with a text that no model wrote; the stream's adapter must be attached."
+    "Complete a new stream with a text that no model wrote, cut as a model's is; the stream's adapter must be attached."
+    tokenizer = self.model.tokenizer
+    ids = tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+    if len(ids) > self.options.max_tokens:
+        text = tokenizer.decode(ids[: self.options.max_tokens]).rstrip("\ufffd")
+    text = text[: min((text.find(stop) for stop in self.options.stop if stop in text), default=len(text))]
     self._complete(self.encode_prompt(), text)
 
 
