@@ -235,6 +235,7 @@ def test_a_changed_adapter_is_refused(tmp_path):
     assert load(tmp_path).adapter.path == place
 
 
+@pytest.mark.later
 def test_a_flipped_bit_of_the_store_is_refused_or_changes_nothing(tmp_path):
     me = start(tmp_path / "me", user=User())
     watch(me, TALK[:30])
