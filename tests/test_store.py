@@ -133,7 +133,10 @@ def forget_learned(me):
     me.forget([me.rounds[0].parents[0]])
 
 
-@pytest.mark.parametrize("change", [more, tune_again, forget_kept, forget_learned])
+LATER = [pytest.param(change, marks=pytest.mark.later) for change in (tune_again, forget_kept)]
+
+
+@pytest.mark.parametrize("change", [more, *LATER, forget_learned])
 def test_a_kill_leaves_the_old_state_or_the_new_one(change, tmp_path):
     "At every file operation of a change and the save after it; then the next run removes what is left."
     user = User(lambda d: d.time > 2)
