@@ -1691,6 +1691,7 @@ d = {
                 "0_base/models.html#compute_token_losses",
                 "personal_llm/base/models.py",
             ),
+            "personal_llm.base.models.keep_likely": ("0_base/models.html#keep_likely", "personal_llm/base/models.py"),
             "personal_llm.base.models.load_model": ("0_base/models.html#load_model", "personal_llm/base/models.py"),
             "personal_llm.base.models.mean_response_nll": (
                 "0_base/models.html#mean_response_nll",

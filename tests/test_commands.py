@@ -166,6 +166,7 @@ def test_a_dry_run_of_forget_deletes_nothing(world, tmp_path, capsys):
     assert planned["dry_run"] and planned["dialogues"] == done["dialogues"] and snapshot(mine) != before
 
 
+@pytest.mark.later
 def test_a_rebuilt_adapter_equals_one_that_never_saw_the_dialogue(tmp_path, capsys):
     "To the byte: the weights and settings of a run on the other dialogues. They are published again."
     own, out, settings = rows(12), tmp_path / "out", dict(capacity=16, steps=3, progress=False, synthetic=1)

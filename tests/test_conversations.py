@@ -97,7 +97,7 @@ def test_a_conversation_is_forgotten_whole(tmp_path):
 def test_earlier_turns_come_page_by_page_and_a_search_leads_to_one(tmp_path):
     endpoints = pytest.importorskip("personal_llm.app.personal_endpoints")
     with fresh(tmp_path / "me") as session:
-        for number in range(50):
+        for number in range(30):
             list(session.say(f"Message {number}."))
         session.correct(session.turns[-1]["id"], "Ask in **Zanzibar**.")
         shown, seen = endpoints.get_conversation(session), []
@@ -105,12 +105,12 @@ def test_earlier_turns_come_page_by_page_and_a_search_leads_to_one(tmp_path):
         while shown["turns"]:
             seen = [turn["prompt"] for turn in shown["turns"]] + seen
             shown = endpoints.get_conversation(session, before=shown["turns"][0]["id"])
-        assert seen == [f"Message {number}." for number in range(50)] and shown["num_earlier"] == 0
+        assert seen == [f"Message {number}." for number in range(30)] and shown["num_earlier"] == 0
         list(endpoints.say_line(session, "Another one.", endpoints.NEW_CONVERSATION))
         (row,) = endpoints.list_conversations(session, "MESSAGE 7.")["conversations"]
         assert row["title"] == "Message 0." and row["text"] == "Message 7."
         shown = endpoints.get_conversation(session, key=row["key"], since=row["found"])
-        assert shown["turns"][0]["prompt"] == "Message 7." and len(shown["turns"]) == 43
+        assert shown["turns"][0]["prompt"] == "Message 7." and len(shown["turns"]) == 23
         assert [one["key"] for one in endpoints.list_conversations(session, "zanzibar")["conversations"]] == [""]
         assert endpoints.list_conversations(session, "nowhere")["conversations"] == []
 

@@ -104,6 +104,7 @@ def test_a_text_that_is_both_counts_as_a_response():
 
 
 @needs_smollm2
+@pytest.mark.later
 def test_a_chain_of_copies_ends():
     model = load_model("smollm2")
     reply = (

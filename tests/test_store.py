@@ -133,7 +133,10 @@ def forget_learned(me):
     me.forget([me.rounds[0].parents[0]])
 
 
-@pytest.mark.parametrize("change", [more, tune_again, forget_kept, forget_learned])
+LATER = [pytest.param(change, marks=pytest.mark.later) for change in (tune_again, forget_kept)]
+
+
+@pytest.mark.parametrize("change", [more, *LATER, forget_learned])
 def test_a_kill_leaves_the_old_state_or_the_new_one(change, tmp_path):
     "At every file operation of a change and the save after it; then the next run removes what is left."
     user = User(lambda d: d.time > 2)
@@ -235,6 +238,7 @@ def test_a_changed_adapter_is_refused(tmp_path):
     assert load(tmp_path).adapter.path == place
 
 
+@pytest.mark.later
 def test_a_flipped_bit_of_the_store_is_refused_or_changes_nothing(tmp_path):
     me = start(tmp_path / "me", user=User())
     watch(me, TALK[:30])

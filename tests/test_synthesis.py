@@ -222,6 +222,7 @@ def test_a_rewrite_that_surprises_the_model_is_refused(surprise, reason):
 TEXTS_TO_REWRITE = ["What is a tendon?", "I would like a large cup of tea with milk, please.", "Cats purr."]
 
 
+@pytest.mark.later
 def test_each_text_continues_as_if_it_were_alone():
     "The cache of the examples, the padding and the rows that leave change no likeliest token."
     import torch

@@ -705,6 +705,7 @@ def operations_of(work) -> tuple:  # (file operations before the adapter is stag
     return tuple(int(n) for n in os.read(reading, 99).split())
 
 
+@pytest.mark.later
 @pytest.mark.parametrize("stride", [7, pytest.param(1, marks=pytest.mark.slow)], ids=["some", "all"])
 def test_a_kill_leaves_pairs_and_the_next_run_is_as_if_nothing_had_been(stride, tmp_path):
     "At file operations of a fine-tune over an older adapter: some of them, and with --slow every one."
@@ -844,7 +845,7 @@ def trainer_losses(adapted, samples, config, seed) -> list:
 
 
 @pytest.mark.parametrize("pass_tokens, bfloat16", [(0, False), (0, True), (100, False)])
-@pytest.mark.parametrize("architecture", ["llama", "qwen2"])
+@pytest.mark.parametrize("architecture", ["llama", pytest.param("qwen2", marks=pytest.mark.later)])
 def test_the_loop_has_the_losses_of_trainer(architecture, pass_tokens, bfloat16, monkeypatch):
     "On the same batches, without dropout: warm-up, schedule, clipping, optimiser and weight decay are Trainer's."
     monkeypatch.setattr(training_loop, "has_fast_bfloat16", lambda device: device == "cpu")
@@ -883,6 +884,7 @@ def test_a_clipping_norm_that_no_sample_reaches_changes_nothing():
     assert clipped == pytest.approx(losses_of(), abs=1e-4)
 
 
+@pytest.mark.later
 def test_noise_is_decided_by_the_seed_and_hinders_learning():
     found = []
     for noise in (0.0, 50.0, 50.0):

@@ -358,10 +358,25 @@ class BareBatch:
             self.cache = self.cache if has_keys(self.cache) else None  # None: all tokens are read anew
         return self.logits[self.rows.index(row)]
 
+# %% ../../nbs/0_base/09_models.ipynb #likely02
+DRAWN_SHARE = 0.95  # of the probability, from which we draw at a temperature above 0
+
+
+def keep_likely(scores, share: float):  # (rows, vocabulary)
+    "Return the scores with minus infinity for the least likely tokens, which together have at most 1 - share."
+    import torch
+
+    on_processor = scores.device.type == "cpu"
+    ordered = torch.from_numpy(np.sort(scores.numpy())) if on_processor else scores.sort().values
+    is_left_out = ordered.softmax(-1).cumsum(-1) <= 1 - share
+    is_left_out[..., -1] = False
+    least = ordered.gather(-1, is_left_out.sum(-1, keepdim=True))
+    return scores.masked_fill(scores < least, -torch.inf)
+
 # %% ../../nbs/0_base/09_models.ipynb #07mod020
 @patch
 def generate_tokens(self: Model, rows: list, examples: list = (), bare_rows: dict = None, **sampling_options) -> list:
-    "Continue one batch of prompts up to the end token; takes `penalty`, `reply_options` and options of `generate`."
+    "Continue one batch of prompts up to the end token; takes `penalty`, `temperature`, `reply_options` and others."
     from transformers import RepetitionPenaltyLogitsProcessor
 
     ids, mask = pad_rows(rows, self.tokenizer.pad_token_id, left=True)
@@ -369,14 +384,17 @@ def generate_tokens(self: Model, rows: list, examples: list = (), bare_rows: dic
     penalty, options = float(sampling_options.pop("penalty", 1.0)), sampling_options.pop("reply_options", None)
     bare = BareBatch(self, bare_rows) if options and bare_rows else None
     batch = BatchRules(self.decoding, options, width, examples, bare) if options else None
-    penalties = [RepetitionPenaltyLogitsProcessor(penalty, prompt_ignore_length=width)] if penalty != 1 else []
+    rules = [RepetitionPenaltyLogitsProcessor(penalty, prompt_ignore_length=width)] if penalty != 1 else []
+    if temperature := sampling_options.pop("temperature", 0.0):
+        rules.append(lambda ids, scores: keep_likely(scores / temperature, DRAWN_SHARE))
+        sampling_options |= dict(do_sample=True, temperature=1.0, top_k=0, top_p=1.0)
     new_ids = self.model.generate(
         input_ids=ids.to(self.device),
         attention_mask=mask.to(self.device),
         eos_token_id=sorted(ends),
         pad_token_id=self.tokenizer.pad_token_id,
         repetition_penalty=1.0,  # not the default of some models
-        logits_processor=[batch.process] if batch else penalties,
+        logits_processor=[batch.process] if batch else rules,
         stopping_criteria=[batch.is_finished] if batch else [],
         **sampling_options,
     )[:, width:]
@@ -395,9 +413,7 @@ def generate(
     repetition_penalty: float = 1.0,  # θ; 1: none
 ) -> list:  # responses, in order
     "Generate a response to each prompt; it ends at the end token."
-    sampling_options = dict(do_sample=False, penalty=repetition_penalty)
-    if temperature > 0:
-        sampling_options = sampling_options | dict(do_sample=True, temperature=float(temperature), top_k=0, top_p=0.95)
+    sampling_options = dict(do_sample=False, penalty=repetition_penalty, temperature=max(0.0, float(temperature)))
     return self.continue_prompts(prompts, max_new_tokens, seed, sampling_options)
 
 
