@@ -4786,8 +4786,8 @@ d = {
                 "6_device/forgetting.html#_list_limits",
                 "personal_llm/device/forgetting.py",
             ),
-            "personal_llm.device.forgetting._list_sources": (
-                "6_device/forgetting.html#_list_sources",
+            "personal_llm.device.forgetting._list_read_dialogues": (
+                "6_device/forgetting.html#_list_read_dialogues",
                 "personal_llm/device/forgetting.py",
             ),
             "personal_llm.device.forgetting.apply_to_folder": (

@@ -207,7 +207,7 @@ def compute_scores(question: str, facts: list, model) -> np.ndarray:  # (facts,)
 
 
 def measure_unknown(question: str, model) -> float:  # nats
-    "Return the loss of *You have not told me that* as the reply to a question: low if it is about the user."
+    "Return u, the loss of *You have not told me that* as the reply to a question: low if it is about the user."
     return float(_measure(model, [question], [UNKNOWN_REPLY], UNKNOWN_EXAMPLES)[0])
 
 
@@ -233,7 +233,7 @@ def is_surely_unknown(prompt: str, model) -> bool:
 
 
 def quote_fact(fact: str) -> str:
-    "Return the reply that tells a fact."
+    "Return the reply that quotes a fact."
     return f'You told me: "{fact}"'
 
 # %% ../../nbs/2_buffer/11_facts.ipynb #fct00018

@@ -74,7 +74,7 @@ class ForgetReport:
     turns: int = 0  # number of turns that a chat lost
     rebuildable: list = field(default_factory=list)  # sentences about the deleted adapters
     titles: int = 0  # number of conversations that lost their title
-    replies: int = 0  # number of dialogues that went because their replies had read a forgotten one
+    replies: int = 0  # number of dialogues that went because their replies had read or quoted a forgotten one
     reacted: int = 0  # number of such dialogues that stay, with shorter histories, because you reacted to them
 
     def __str__(self):
@@ -86,7 +86,7 @@ class ForgetReport:
             f"{count_nouns(self.titles, 'title')} of conversations": self.titles,
         }
         lines = ["forgotten: " + (", ".join(text for text, count in counts.items() if count) or "nothing")]
-        read = f"of these, because the reply had read one: {count_nouns(self.replies, 'turn')}"
+        read = f"of these, because the reply read or quoted a forgotten one: {count_nouns(self.replies, 'turn')}"
         lines += [read] * bool(self.replies)
         lines += [f"stays: {count_nouns(self.reacted, 'turn')} to which you reacted"] * bool(self.reacted)
         lines += [f"removed: {path}" for path in self.adapters + self.files]
@@ -123,8 +123,8 @@ def _find_reacted(memory: Memory) -> set:
     return {event.dialogue for event in reactions if event.content["kind"] != "retry"}
 
 
-def _list_sources(memory: Memory) -> list:  # (root of a reply, root of a dialogue that it read)
-    "Find what the model's replies read: turns of their conversations, each the latest before a reply, and facts."
+def _list_read_dialogues(memory: Memory) -> list:  # (root of a reply, root of a dialogue that it read or quotes)
+    "Return the turns that the model's replies read, each the latest before a reply, and the dialogues that they quote."
     replies = {root: {row.dialogue.response} for root, row in memory.dialogues.items()}
     for event in memory.events:  # another try may stand in later histories
         if event.kind == "reacted" and event.content["response"]:
@@ -144,7 +144,7 @@ def _add_readers(memory: Memory, request: ForgetRequest, roots: set) -> tuple:  
     "Add the model's replies that read what must go, with their families, unless you reacted; a quotation always goes."
     if request.before is not None:  # a date decides alone
         return roots, 0
-    known, sources = {root: row.dialogue for root, row in memory.dialogues.items()}, _list_sources(memory)
+    known, sources = {root: row.dialogue for root, row in memory.dialogues.items()}, _list_read_dialogues(memory)
     quotations = {event.dialogue for event in memory.events if "fact" in event.content}
     count, reacted, said = 0, _find_reacted(memory) - quotations, set()
     for root, d in known.items():
