@@ -538,7 +538,7 @@ def test_folders_that_are_not_its_own(tmp_path):
     (tmp_path / "letters").mkdir()
     (tmp_path / "letters" / "mother.txt").write_text("Dear mother")
     (tmp_path / "file").write_text("x")
-    for name, line in (("letters", "holds no talk, but mother.txt"), ("file", "a file, not a folder")):
+    for name, line in (("letters", "holds no conversation, but mother.txt"), ("file", "a file, not a folder")):
         with pytest.raises(InputError, match=line):
             fresh(tmp_path / name)
     assert [p.name for p in (tmp_path / "letters").iterdir()] == ["mother.txt"]

@@ -239,7 +239,7 @@ def test_no_user_sees_two_equal_replies(command, num_same, tmp_path, monkeypatch
         (shown,) = say(talk, command)
         assert len({*seeds}) == len(seeds) == min(num_same + 1, 4)
         if num_same == 4:
-            assert shown == "the model gave the same reply again; write your wish in other words"
+            assert shown == "the model gave the same reply again; ask in other words"
             assert talk.choice is None and talk.turns[-1]["response"] == first and talk.me.feedback_rows == []
         else:
             assert shown == (f"1: {first}\n2: {other}\nwrite 1 or 2: which one is better?", other)[command == "/retry"]

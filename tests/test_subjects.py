@@ -213,7 +213,7 @@ def test_replies_that_read_a_forgotten_turn_go_unless_the_user_reacted(pocket, b
         assert [turn["prompt"] for turn in session.turns] == texts[2:] and (report.replies, report.reacted) == (1, 1)
         rows = session.me.memory.dialogues
         assert [len(rows[turn["id"]].dialogue.history) for turn in session.turns] == [0, 0, 2] and other in rows
-    assert "2 turns of the talk" in str(report) and "the reply had read one: 1 turn\nstays: 1 turn to" in str(report)
+    assert "2 turns of the talk" in str(report) and "quoted a forgotten one: 1 turn\nstays: 1 turn to" in str(report)
 
 
 def test_a_reply_to_a_program_that_sent_forgotten_words_goes(pocket, tmp_path):
