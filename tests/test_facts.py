@@ -179,6 +179,9 @@ def test_the_newest_of_nearly_equal_facts_answers(gain, answer):
 def test_a_question_of_a_name_is_about_a_person_whom_the_user_introduced():
     sister, flight = "My little sister Anjali's birthday is 14 March.", "I have a flight to Oslo on Friday."
     assert select_facts("When is Anjali's birthday?", [flight, sister]) == [sister]
+    cat, age = "I have a cat, and her name is Mochi.", "Mochi turned six in May."
+    assert select_facts("How old is Mochi?", [flight, cat, age, sister]) == [cat, age]
+    assert asks_for_fact("whats my wifes name") and asks_for_fact("Where’s my car?")
     for question in ("When is Ada's birthday?", "Where is Oslo?", "Tell me about Anjali.", "What is Python?"):
         assert select_facts(question, [flight, sister]) == [], question
 

@@ -106,7 +106,7 @@ def find_facts(text: str) -> list:  # sentences, in order
 
 # %% ../../nbs/2_buffer/11_facts.ipynb #fct00010
 _LEAD = r"^(?:(?:so|and|hey|hi|please|ok|okay)[, ]+)*(?:(?:by|in|on|at|to|with|for)\s+)?"
-_QUESTION = r"(?:what|where|who|whose|when|which|how|do i|am i|did i|have i|is my|are my)\b"
+_QUESTION = r"(?:(?:what|where|who|when|how)['’]?s?|whose|which|do i|am i|did i|have i|is my|are my)\b"
 _REMINDER = r"(?:do you (?:still )?(?:remember|know|recall)|(?:can you |please )?(?:remind|tell) me)\b"
 _OWN = r"(?:\b(?:my|i|me|mine|(?:are|were) we)|(?:\b(?:is|are|was|were)|['’]s) our)\b"
 FACT_QUESTION_PATTERN = re.compile(f"{_LEAD}(?:{_QUESTION}|{_REMINDER})[^,]*?{_OWN}", re.I)
@@ -117,7 +117,9 @@ ADVICE_PATTERN = re.compile(
     r"|\bmy (?:best|next) (?:option|move|step|chance|bet|choice)\b|\bmy (?:chances|options|odds)\b",
     re.I,
 )
-NAME_PATTERN = re.compile(r"\b(?:[Mm]y|[Oo]ur) (?:[a-z]+ ){1,2}([A-Z][\w-]+)")  # my little sister Anjali
+NAME_PATTERN = re.compile(  # my little sister Anjali; my cat is called Mochi
+    r"\b(?:[Mm]y|[Oo]ur) (?:[a-z]+ ){1,2}([A-Z][\w-]+)|\b(?:called|named|name is|name['’]s) ([A-Z][\w-]+)"
+)
 
 
 def asks_for_fact(prompt: str) -> bool:
@@ -129,14 +131,15 @@ def asks_for_fact(prompt: str) -> bool:
 
 
 def select_facts(prompt: str, facts: list) -> list:  # in order
-    "Return the facts that the last sentence of a prompt may ask for: all, those about a person it names, or none."
+    "Return the facts that the last sentence of a prompt may ask for: all, those about somebody it names, or none."
     if asks_for_fact(prompt):
         return facts
     question = (split_sentences(prompt) or [""])[-1]
     named = {re.split("['’]", name)[0] for name in get_proper_names(question)}  # without 's
     if not named or not re.search(rf"{_LEAD}(?:what|where|who|whose|when|how old)\b", question, re.I):
         return []
-    return [fact for fact in facts if named & {*NAME_PATTERN.findall(fact)}]
+    named &= {name for fact in facts for pair in NAME_PATTERN.findall(fact) for name in pair}  # you introduced them
+    return [fact for fact in facts if any(re.search(rf"\b{re.escape(name)}\b", fact) for name in named)]
 
 # %% ../../nbs/2_buffer/11_facts.ipynb #fct00013
 MAX_SIMILAR_FACTS, MAX_LIKELY_FACTS = 24, 8  # whose likelihoods we measure, in one and in both directions
