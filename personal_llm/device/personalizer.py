@@ -552,8 +552,8 @@ def list_told(self: Personalizer, history=()) -> list:  # (fact, the `Dialogue` 
     for quotation, d in self.state.list_corrected_quotations():
         facts = [row for row in facts if quote_fact(row[0]) != quotation]
         facts += [(fact, d) for fact in find_facts(d.response)] if quotation != UNKNOWN_REPLY else []
-    here = [fact for role, text in history if role == "user" for fact in find_facts(text)]
-    return facts + [(fact, None) for fact in here if fact not in dict(facts)]
+    here, known = [fact for role, text in history if role == "user" for fact in find_facts(text)], dict(facts)
+    return facts + [(fact, None) for fact in here if fact not in known]
 
 
 @patch
@@ -570,8 +570,9 @@ def find_fact(self: Personalizer, prompt: str, history=()) -> tuple:  # (fact, t
 @patch
 def answer_from_facts(self: Personalizer, prompt: str, history=()) -> tuple:  # (reply, fact, its `Dialogue`)
     "Return a reply that quotes what you told, or says that you never told it; empty where the model replies."
+    is_on = self.settings.memories and self.model.is_large
     is_instructed = any(role == "system" for role, _ in history)  # by a program, which may want another form
-    if is_instructed or find_facts(prompt):  # the prompt tells what its question needs
+    if not is_on or is_instructed or find_facts(prompt):  # the prompt tells what its question needs
         return "", "", None
     if same := find_same_question([d for _, d in self.state.list_corrected_quotations()], prompt):
         return same.response, same.response, same

@@ -268,8 +268,9 @@ def is_fixed(self: PersonalizerState, root: str) -> bool:
 @patch
 def list_corrected_quotations(self: PersonalizerState) -> list:  # (the quotation, the `Dialogue` with the correction)
     "Return the fixed replies that you corrected, oldest first."
-    found = [(self.memory.dialogues[root].dialogue.response, self.get_dialogue(root)) for root in self.memory.dialogues]
-    return [(told, d) for told, d in found if d.origin == "annotated" and self.get_root(d) in self.fixed_ids]
+    fixed = [root for root in self.memory.dialogues if root in self.fixed_ids]
+    found = [(self.memory.dialogues[root].dialogue.response, self.get_dialogue(root)) for root in fixed]
+    return [(told, d) for told, d in found if d.origin == "annotated"]
 
 
 @patch
