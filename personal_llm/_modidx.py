@@ -2140,10 +2140,6 @@ d = {
             ),
         },
         "personal_llm.buffer.facts": {
-            "personal_llm.buffer.facts._make_turns": (
-                "2_buffer/facts.html#_make_turns",
-                "personal_llm/buffer/facts.py",
-            ),
             "personal_llm.buffer.facts._measure": ("2_buffer/facts.html#_measure", "personal_llm/buffer/facts.py"),
             "personal_llm.buffer.facts.asks_for_fact": (
                 "2_buffer/facts.html#asks_for_fact",
@@ -6177,6 +6173,14 @@ d = {
             ),
             "personal_llm.experiments.first_day.say": (
                 "experiments/first_day.html#say",
+                "personal_llm/experiments/first_day.py",
+            ),
+            "personal_llm.experiments.first_day.write_day_paragraph": (
+                "experiments/first_day.html#write_day_paragraph",
+                "personal_llm/experiments/first_day.py",
+            ),
+            "personal_llm.experiments.first_day.write_people_table": (
+                "experiments/first_day.html#write_people_table",
                 "personal_llm/experiments/first_day.py",
             ),
         },

@@ -12,7 +12,7 @@ from personal_llm.device import personalizer
 from personal_llm.experiments.found_revisions import write_talk_paragraph
 from personal_llm.experiments.demo import list_changed_defaults, write_demo_paragraph
 from personal_llm.experiments.varying_habits import write_change_paragraph
-from personal_llm.experiments.changes import write_people_table
+from personal_llm.experiments.first_day import write_day_paragraph, write_people_table
 from personal_llm.experiments.runner import RESULTS
 from personal_llm.experiments.summary import read_rows
 
@@ -70,7 +70,13 @@ def test_commands_that_are_named_exist():
 
 
 SOURCE = json.loads((ROOT / "nbs" / "index.ipynb").read_text(encoding="utf-8"))
-MEASURED = (write_demo_paragraph, write_people_table, write_change_paragraph, write_talk_paragraph)
+MEASURED = (
+    write_demo_paragraph,
+    write_people_table,
+    write_day_paragraph,
+    write_change_paragraph,
+    write_talk_paragraph,
+)
 ELSEWHERE = {  # numbers of the README that nothing measures -> what they are
     "3.10": "the oldest Python",
     "330": "MB of PyTorch on Linux, as pip says",
@@ -141,9 +147,9 @@ def test_figures_and_picture_are_of_todays_defaults(grid):
 
 def test_table_is_of_todays_defaults():
     "The first table was measured with the defaults that the code has now; its rows share one version of the code."
-    measured = json.loads((RESULTS / "eleventh-people.json").read_text(encoding="utf-8"))
-    assert find_stale_rows([measured], "eleventh-people-smollm2") == ""
-    assert len({row["made"]["revision"] for row in read_rows("eleventh-people")}) == 1
+    measured = json.loads((RESULTS / "twenty-first-days.json").read_text(encoding="utf-8"))
+    assert find_stale_rows([measured], "twenty-first-days-smollm2") == ""
+    assert len({row["made"]["revision"] for row in read_rows("twenty-first-days")}) == 1
 
 
 def test_a_changed_default_is_found():

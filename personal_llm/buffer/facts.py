@@ -166,12 +166,8 @@ UNKNOWN_EXAMPLES = (  # (question, reply)
 )
 
 
-def _make_turns(pairs) -> list:
-    return [turn for text, reply in pairs for turn in (("user", text), ("assistant", reply))]
-
-
 def _measure(model, texts, replies, examples) -> np.ndarray:  # nats of each reply to a text, after examples
-    turns = _make_turns(examples)
+    turns = [turn for text, reply in examples for turn in (("user", text), ("assistant", reply))]
     return model.nll([Dialogue(text, reply, history=turns) for text, reply in zip(texts, replies)])[:, 0]
 
 

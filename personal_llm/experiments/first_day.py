@@ -5,10 +5,11 @@
 # %% auto #0
 __all__ = ['TEMPI', 'PEOPLE', 'SEED', 'LENGTH', 'SIGNAL_SHARE', 'NUM_CORRECTIONS', 'COUNTS', 'TALK_TURNS', 'LONG_TALK',
            'ASKED_TURNS', 'TESTS', 'OTHERS', 'NUM_QUESTIONS', 'REPLY_TOKENS', 'OPTIONS', 'NEXT_QUESTION', 'METHODS',
-           'JOBS', 'GRIDS', 'TWENTY_FIRST', 'ANSWERS_COST', 'BOTH_COST', 'FALL', 'METRICS', 'PLAN', 'MOST_MINUTES',
-           'MOST_FIRST', 'LEAST_WORDS', 'bulleted', 'loud_start', 'make_stream', 'draw_messages', 'draw_questions',
-           'say', 'ask_apart', 'hold_day', 'hold_talk', 'ask_questions', 'measure_losses', 'measure_first',
-           'measure_chat', 'measure_asked', 'measure_day', 'measure', 'find_measured_here', 'judge_rest', 'list_claims']
+           'JOBS', 'AGAIN', 'GRIDS', 'TWENTY_FIRST', 'ANSWERS_COST', 'BOTH_COST', 'FALL', 'METRICS', 'PLAN',
+           'MOST_MINUTES', 'MOST_FIRST', 'LEAST_WORDS', 'README_METRICS', 'bulleted', 'loud_start', 'make_stream',
+           'draw_messages', 'draw_questions', 'say', 'ask_apart', 'hold_day', 'hold_talk', 'ask_questions',
+           'measure_losses', 'measure_first', 'measure_chat', 'measure_asked', 'measure_day', 'measure',
+           'find_measured_here', 'judge_rest', 'list_claims', 'write_people_table', 'write_day_paragraph']
 
 # %% ../../nbs/experiments/65_first_day.ipynb #day00003
 import json
@@ -28,7 +29,7 @@ from ..data.people import UserData, opener, sign_off, user_stream
 from ..data.reading import load_samples
 from ..device.conversation import ChatSession
 from .copies import QUESTIONS_FILE, form
-from .fresh_people import Study, format_claims, judge
+from .fresh_people import Study, format_claims, judge, write_table
 from .new_people_grid import choose_tests
 from .other_people import LABELS
 from personal_llm.experiments.real_people import (
@@ -50,7 +51,7 @@ from personal_llm.experiments.real_people import (
     make_person,
     score_replies,
 )
-from .runner import Grid
+from .runner import Grid, paragraph, read_results
 from .subjects import MOST_CHARACTERS, find_long_sentences
 from .wishes import GatedModel
 from ..selection.ranking import compute_mean_loss
@@ -294,7 +295,11 @@ def measure(jobs: list):  # yields a dict of results a job
 
 
 JOBS = [dict(user=name, seed=SEED, condition=method) for name in PEOPLE for method in METHODS]
-GRIDS = (Grid("twenty-first-days", JOBS, measure, ("user", "seed"), "smollm2"),)
+AGAIN = [job for job in JOBS if job["user"] == "chef"]  # on two cores, after the card
+GRIDS = (
+    Grid("twenty-first-days", JOBS, measure, ("user", "seed"), "smollm2"),
+    Grid("twenty-first-again", AGAIN, measure, ("user", "seed"), "smollm2"),
+)
 TWENTY_FIRST = Study(PEOPLE, {name: (("twenty-first-days",), dict(condition=name)) for name in METHODS})
 
 # %% ../../nbs/experiments/65_first_day.ipynb #day00012
@@ -336,7 +341,8 @@ MOST_MINUTES, MOST_FIRST, LEAST_WORDS = 8, 1.6, 0.8
 
 def find_measured_here(label: str) -> list:  # rows
     "Return the rows of a condition that no accelerator helped."
-    return [row for row in TWENTY_FIRST.read(label).values() if row["made"]["machine"].endswith("cores")]
+    again = [row for row in read_results("twenty-first-again") if row["condition"] == label]
+    return again + [row for row in TWENTY_FIRST.read(label).values() if row["made"]["machine"].endswith("cores")]
 
 
 def judge_rest() -> list:  # (claim, what we measured, whether it holds)
@@ -370,3 +376,30 @@ def list_claims() -> list:  # (claim of the plan, what we measured, whether it h
         for label, metric, way, bar in PLAN
     ]
     return [(f"first day, {claim}", told, bool(holds)) for claim, told, holds in [*whole, *format_claims(judge_rest())]]
+
+# %% ../../nbs/experiments/65_first_day.ipynb #day00024
+README_METRICS = (
+    "habits",
+    "turns",
+    "content",
+    "plain_spill",
+    "right",
+    "follow_ups",
+    "other_loss",
+    "prompt_tokens",
+)
+
+
+def write_people_table() -> str:
+    "Write the README's table: twelve people after a day, a line for each metric."
+    return write_table(TWENTY_FIRST, {name: METRICS[name] for name in README_METRICS})
+
+
+def write_day_paragraph() -> str:
+    "Write the README's sentences about the day."
+    mean = lambda label, metric="habits": TWENTY_FIRST.read_values(label, metric).mean()
+    few, asked = [f"{mean(f'memory of {count}'):.2f}" for count in COUNTS], mean("asked", "asked")
+    return paragraph(
+        f"One correction brings {few[0]} of the habits, three bring {few[1]}, and answers to the package's",
+        f"{asked:.1f} questions in twenty turns {mean('asked'):.2f}.",
+    )

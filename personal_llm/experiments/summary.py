@@ -189,10 +189,11 @@ def list_start_claims() -> list:  # `Claim`s
 
 # %% ../../nbs/experiments/00_summary.ipynb #6fb78140
 def list_person_claims() -> list:  # `Claim`s
-    "Judge what the sixth to the twentieth plan called a success, each by the newest plan that measured it."
+    "Judge what the sixth to the twenty-first plan called a success, each by the newest plan that measured it."
     from personal_llm.experiments import amplification, changes, copies, first_correction, fresh_people, more_people
     from personal_llm.experiments import (
         fewer_rewrites,
+        first_day,
         found_revisions,
         other_people,
         revisions,
@@ -204,6 +205,7 @@ def list_person_claims() -> list:  # `Claim`s
     )
 
     plans = {
+        "65_first_day": first_day,
         "64_told_once": told_once,
         "63_fewer_rewrites": fewer_rewrites,
         "61_revisions": revisions,
