@@ -64,12 +64,12 @@ def bulleted():
         "a dot before each sentence", holds, lambda text: "\n".join(map("• {}".format, split_sentences(text)))
     )
 
-
+# %% ../../nbs/experiments/65_first_day.ipynb #day00028
 def loud_start():
     shout = lambda text: re.sub(r"^\W*\w+(\W+\w+)?", lambda found: found[0].upper(), text)
     return make_habit("the first two words in capitals", lambda text: text.strip() == shout(text.strip()), shout)
 
-
+# %% ../../nbs/experiments/65_first_day.ipynb #day00030
 TEMPI = ("Largo", "Presto", "Andante")
 PEOPLE = {
     user.name: user
@@ -109,7 +109,7 @@ def make_stream(user) -> UserData:
     "Make the dialogues and the tests of a person."
     return user_stream(user, load_samples(), LENGTH, signal_share=SIGNAL_SHARE, seed=SEED)
 
-
+# %% ../../nbs/experiments/65_first_day.ipynb #day00032
 def draw_messages(
     user, data: UserData
 ) -> tuple:  # (dialogues on the subject, other ones), each in the order of the stream
@@ -119,7 +119,7 @@ def draw_messages(
     left = [d for prompt, d in fresh.items() if prompt not in tests]
     return [d for d in left if user.is_signal_dialogue(d)], [d for d in left if not user.is_signal_dialogue(d)]
 
-
+# %% ../../nbs/experiments/65_first_day.ipynb #day00034
 def draw_questions(name: str, people: dict = PEOPLE) -> list:  # (question, pattern, message that goes on, pattern)
     "Return the plain questions of a person."
     bank = json.loads(QUESTIONS_FILE.read_text(encoding="utf-8"))["day"]
@@ -130,7 +130,7 @@ def draw_questions(name: str, people: dict = PEOPLE) -> list:  # (question, patt
 def say(session: ChatSession, prompt: str) -> str:  # the reply
     return "".join(session.say(prompt, options=OPTIONS))
 
-
+# %% ../../nbs/experiments/65_first_day.ipynb #day00036
 def ask_apart(session: ChatSession, prompts: list) -> tuple:  # (replies, seconds until the first piece of each)
     "Send each prompt as the first message of a new talk, and store nothing."
     replies, seconds = [], []
@@ -144,7 +144,7 @@ def ask_apart(session: ChatSession, prompts: list) -> tuple:  # (replies, second
         seconds.append(first or 0.0)
     return replies, seconds
 
-
+# %% ../../nbs/experiments/65_first_day.ipynb #day00038
 def hold_day(session: ChatSession, user, own: list, others: list, note) -> dict:
     "Chat for a day, and correct replies on the subject that lack a habit; `note` gets the number of corrections."
     corrected = turns = 0
@@ -162,7 +162,7 @@ def hold_day(session: ChatSession, user, own: list, others: list, note) -> dict:
             break
     return dict(corrections=corrected, day_turns=turns)
 
-
+# %% ../../nbs/experiments/65_first_day.ipynb #day00040
 def hold_talk(session: ChatSession, user, prompts: list) -> dict:
     "Talk on the subject without a correction, and measure the habits turn by turn."
     session.open_conversation()
@@ -176,7 +176,7 @@ def hold_talk(session: ChatSession, user, prompts: list) -> dict:
     ends = dict(turns=mean(habits[1:]), early=mean(habits[: LONG_TALK // 2]), late=mean(habits[LONG_TALK // 2 :]))
     return ends | dict(turn_4=habits[3], by_turn=habits, copies=mean(copies), talk=replies)
 
-
+# %% ../../nbs/experiments/65_first_day.ipynb #day00042
 def ask_questions(session: ChatSession, user, questions: list) -> dict:
     "Ask plain questions, each in a talk of its own, and go on from each."
     rows = []
@@ -188,10 +188,10 @@ def ask_questions(session: ChatSession, user, questions: list) -> dict:
     spill = float(np.mean([user.adherence(reply) for reply in replies]))
     return dict(right=share(0), follow_ups=share(1), plain_spill=spill, plain=replies)
 
-
+# %% ../../nbs/experiments/65_first_day.ipynb #day00044
 NEXT_QUESTION = re.compile(r"(?im)^\s*(user|human|you|question|q)\s*:")
 
-
+# %% ../../nbs/experiments/65_first_day.ipynb #day00046
 def measure_losses(session: ChatSession, tests: list, other: list) -> dict:
     "Measure losses and preferences after what the chat would put before each prompt."
     session.open_conversation()
@@ -211,7 +211,7 @@ def measure_losses(session: ChatSession, tests: list, other: list) -> dict:
         prompt_tokens=float(np.mean(lengths)),
     )
 
-
+# %% ../../nbs/experiments/65_first_day.ipynb #day00048
 def measure_first(session: ChatSession, user, tests: list) -> dict:
     "Measure the first replies to new prompts on the subject."
     replies, seconds = ask_apart(session, [d.prompt for d in tests])
@@ -219,7 +219,7 @@ def measure_first(session: ChatSession, user, tests: list) -> dict:
     empty = sum(not reply.strip() for reply in replies)
     return found | dict(first_seconds=float(np.mean(seconds)), empty=empty)
 
-
+# %% ../../nbs/experiments/65_first_day.ipynb #day00050
 def measure_chat(folder: Path, user, tests: list, other: list, messages: list, name: str, **settings) -> dict:
     "Measure what a chat in a folder does for a person; the folder stays as it is."
     with tempfile.TemporaryDirectory() as place:
@@ -252,7 +252,7 @@ def measure_asked(user, tests: list, own: list) -> dict:
                 session.answer(user.preferred_response(d) if is_wrong else None)
         return dict(asked=asked, corrected=int(corrected)) | measure_first(session, user, tests)
 
-
+# %% ../../nbs/experiments/65_first_day.ipynb #day00052
 METHODS = ("alone", *(f"memory of {count}" for count in COUNTS), "asked", "memory", "weights", "both")
 
 
@@ -285,7 +285,7 @@ def measure_day(user, name: str):  # yields (method, results)
         yield "weights", facts | measured(folder, memories=0)
         yield "both", facts | measured(folder)
 
-
+# %% ../../nbs/experiments/65_first_day.ipynb #day00054
 def measure(jobs: list):  # yields a dict of results a job
     "Measure the conditions of one person."
     name, wanted = jobs[0]["user"], {job["condition"] for job in jobs}
@@ -336,6 +336,8 @@ PLAN = (
     ("weights", "habits", "share of memory's at least", 0.95),
     ("weights", "content", "share of memory's at least", 1.0),
 )
+
+# %% ../../nbs/experiments/65_first_day.ipynb #day00056
 MOST_MINUTES, MOST_FIRST, LEAST_WORDS = 8, 1.6, 0.8
 
 
@@ -344,7 +346,7 @@ def find_measured_here(label: str) -> list:  # rows
     again = [row for row in read_results("twenty-first-again") if row["condition"] == label]
     return again + [row for row in TWENTY_FIRST.read(label).values() if row["made"]["machine"].endswith("cores")]
 
-
+# %% ../../nbs/experiments/65_first_day.ipynb #day00058
 def judge_rest() -> list:  # (claim, what we measured, whether it holds)
     "Judge the lines that compare conditions or count seconds."
     lines, values = [], TWENTY_FIRST.read_values
@@ -366,7 +368,7 @@ def judge_rest() -> list:  # (claim, what we measured, whether it holds)
         lines.append((f"the first piece with memory, at most {MOST_FIRST} times", ratio, ratio <= MOST_FIRST))
     return lines
 
-
+# %% ../../nbs/experiments/65_first_day.ipynb #day00060
 def list_claims() -> list:  # (claim of the plan, what we measured, whether it holds; None: not measured)
     "Judge the plan, line by line."
     if not all(map(TWENTY_FIRST.read, METHODS)):
@@ -394,7 +396,7 @@ def write_people_table() -> str:
     "Write the README's table: twelve people after a day, a line for each metric."
     return write_table(TWENTY_FIRST, {name: METRICS[name] for name in README_METRICS})
 
-
+# %% ../../nbs/experiments/65_first_day.ipynb #day00062
 def write_day_paragraph() -> str:
     "Write the README's sentences about the day."
     mean = lambda label, metric="habits": TWENTY_FIRST.read_values(label, metric).mean()
