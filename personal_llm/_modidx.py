@@ -2172,6 +2172,10 @@ d = {
                 "personal_llm/buffer/facts.py",
             ),
             "personal_llm.buffer.facts.quote_fact": ("2_buffer/facts.html#quote_fact", "personal_llm/buffer/facts.py"),
+            "personal_llm.buffer.facts.read_plainly": (
+                "2_buffer/facts.html#read_plainly",
+                "personal_llm/buffer/facts.py",
+            ),
             "personal_llm.buffer.facts.recall_fact": (
                 "2_buffer/facts.html#recall_fact",
                 "personal_llm/buffer/facts.py",
@@ -4972,6 +4976,10 @@ d = {
             ),
             "personal_llm.device.personalizer.Personalizer._ask": (
                 "6_device/personalizer.html#personalizer._ask",
+                "personal_llm/device/personalizer.py",
+            ),
+            "personal_llm.device.personalizer.Personalizer._choose_fact": (
+                "6_device/personalizer.html#personalizer._choose_fact",
                 "personal_llm/device/personalizer.py",
             ),
             "personal_llm.device.personalizer.Personalizer._configure": (

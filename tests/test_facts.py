@@ -26,6 +26,7 @@ from personal_llm.buffer.facts import (
     is_surely_unknown,
     keep_facts,
     quote_fact,
+    read_plainly,
     recall_fact,
     select_facts,
 )
@@ -302,6 +303,33 @@ def test_a_corrected_quotation_retires_its_fact(large_model, tmp_path):
         assert "".join(session.say("Where do I live?")) == "I live in York now."  # word by word
         assert "".join(session.say("Tell me where I live now, please.")) == quote_fact("I live in York now.")
         assert not any("Leeds" in fact for fact, _ in session.me.list_told())
+
+
+def test_a_newer_fact_takes_the_place_of_a_correction(large_model, tmp_path):
+    with ChatSession(large_model, tmp_path / "talk", clock=iter(range(1, 99)).__next__) as session:
+        list(session.say("I live in Leeds."))
+        list(session.say("Where do I live?"))
+        session.correct(session.newest_id, "You live in Leeds, my dear.")
+        assert "".join(session.say("Where do I live?")) == "You live in Leeds, my dear."
+        list(session.say("My sister is tall."))
+        assert "".join(session.say("Where do I live?")) == "You live in Leeds, my dear."
+        list(session.say("We live in York now."))
+        assert "".join(session.say("Where do I live?")) == quote_fact("We live in York now.")
+
+
+def test_the_model_reads_no_quotation(large_model, tmp_path):
+    fact = "My dog is called Biscuit."
+    told = [
+        ("user", "Hello."),
+        ("assistant", "Yes?"),
+        ("user", "What is my dog called?"),
+        ("assistant", quote_fact(fact)),
+    ]
+    turns = [*told, ("user", "Where did I go to school?"), ("assistant", UNKNOWN_REPLY)]
+    assert read_plainly(turns) == [*told[:3], ("assistant", fact)] and read_plainly(turns[:2]) == turns[:2]
+    with ChatSession(large_model, tmp_path / "talk") as session:
+        assert list(session.read_talk(Dialogue("Hm.", "", turns)).history) == read_plainly(turns)
+        assert list(session.add_talk_memories(Dialogue("Hm.", "", turns), is_own=False).history) == read_plainly(turns)
 
 
 def test_a_fixed_reply_keeps_to_the_limits_of_a_program(large_model, tmp_path):

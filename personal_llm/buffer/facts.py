@@ -7,9 +7,10 @@ __all__ = ['MIN_FACT_WORDS', 'MAX_FACT_WORDS', 'MAX_SHORT_WORDS', 'FIRST_PERSON'
            'QUESTION_PARTS', 'GREETING_PATTERN', 'CLAUSE_BREAK', 'STATE_PATTERN', 'INCOMPLETE_CLAUSE', 'GIVEN_TEXT',
            'QUOTED_LINE', 'SHORT_FORM', 'FACT_QUESTION_PATTERN', 'ADVICE_PATTERN', 'NAME_PATTERN', 'MAX_SIMILAR_FACTS',
            'MAX_LIKELY_FACTS', 'TIE_MARGIN', 'UNKNOWN_WEIGHT', 'MIN_SCORE', 'MAX_UNKNOWN_LOSS', 'UNKNOWN_REPLY',
-           'FACT_EXAMPLES', 'OTHER_FACTS', 'UNKNOWN_EXAMPLES', 'MAX_FACTS', 'count_statement_words', 'split_clauses',
-           'find_statement', 'find_facts', 'asks_for_fact', 'select_facts', 'compute_similarities', 'compute_scores',
-           'measure_unknown', 'recall_fact', 'is_surely_unknown', 'quote_fact', 'keep_facts']
+           'FACT_EXAMPLES', 'OTHER_FACTS', 'UNKNOWN_EXAMPLES', 'QUOTATION', 'MAX_FACTS', 'count_statement_words',
+           'split_clauses', 'find_statement', 'find_facts', 'asks_for_fact', 'select_facts', 'compute_similarities',
+           'compute_scores', 'measure_unknown', 'recall_fact', 'is_surely_unknown', 'quote_fact', 'read_plainly',
+           'keep_facts']
 
 # %% ../../nbs/2_buffer/11_facts.ipynb #fct00003
 import re
@@ -234,6 +235,20 @@ def is_surely_unknown(prompt: str, model) -> bool:
 def quote_fact(fact: str) -> str:
     "Return the reply that quotes a fact."
     return f'You told me: "{fact}"'
+
+
+QUOTATION = re.compile(r'You told me: "(.*)"', re.S)
+
+
+def read_plainly(history) -> list:  # (role, text) pairs
+    "Return turns as a model should read them: a quotation is the fact alone, and what was not told is left out."
+    turns = []
+    for role, text in history:
+        if role == "assistant" and text == UNKNOWN_REPLY:
+            del turns[-1:]  # with its question
+        else:
+            turns.append((role, QUOTATION.sub(r"\1", text) if role == "assistant" else text))
+    return turns
 
 # %% ../../nbs/2_buffer/11_facts.ipynb #fct00018
 MAX_FACTS = 1024

@@ -26,6 +26,7 @@ from ..buffer.next_turn import find_reactions, read_next_turns
 from ..buffer.retrieval import add_memories
 from ..buffer.scoring import score_reading
 from ..buffer.self_check import improve_reply
+from ..buffer.facts import read_plainly
 from ..buffer.subjects import continues_subject, label_replies
 from ..data.formats import MAX_TURN_CHARACTERS
 from .background_training import BackgroundTraining, release_memory
@@ -197,7 +198,7 @@ def find_subject(self: ChatSession, prompt: str) -> History:  # (role, text) pai
 @patch
 def read_talk(self: ChatSession, question: Dialogue) -> Dialogue:
     "Return a dialogue with your corrections in its history, and a cost on copies of the other replies."
-    shown = question.derive(history=self.correct_history(question.history), parents=())
+    shown = question.derive(history=read_plainly(self.correct_history(question.history)), parents=())
     return label_replies(shown, [d.response for d in self.me.list_memories() if d.origin == "annotated"])
 
 
@@ -213,7 +214,8 @@ def add_talk_memories(
     self.reply_fact, self.fixed_reply, self.reply_memories = "", "", []
     if not self.model.is_large or not self.me.settings.memories:
         return question
-    shown = self.read_talk(question) if is_own else question.derive(parents=())
+    plain = question.derive(history=read_plainly(question.history), parents=())
+    shown = self.read_talk(question) if is_own else plain
     if quotes_facts:
         self.fixed_reply, self.reply_fact, source = self.me.answer_from_facts(question.prompt, question.history)
     if self.fixed_reply:
@@ -273,7 +275,8 @@ def find_check(
     is_greedy = self.model.decoding.complete(options).temperature <= 0 and not options.stop
     if self.fixed_reply or not is_greedy:
         return ()
-    shown = self.read_talk(question) if is_own else question.derive(parents=())
+    plain = question.derive(history=read_plainly(question.history), parents=())
+    shown = self.read_talk(question) if is_own else plain
     return self.me.find_check(shown, self.reply_memories, adapter)
 
 

@@ -552,6 +552,7 @@ def list_told(self: Personalizer, history=()) -> list:  # (fact, the `Dialogue` 
     for quotation, d in self.state.list_corrected_quotations():
         facts = [row for row in facts if quote_fact(row[0]) != quotation]
         facts += [(fact, d) for fact in find_facts(d.response)] if quotation != UNKNOWN_REPLY else []
+    facts.sort(key=lambda row: row[1].time)
     here, known = [fact for role, text in history if role == "user" for fact in find_facts(text)], dict(facts)
     return facts + [(fact, None) for fact in here if fact not in known]
 
@@ -559,8 +560,11 @@ def list_told(self: Personalizer, history=()) -> list:  # (fact, the `Dialogue` 
 @patch
 def find_fact(self: Personalizer, prompt: str, history=()) -> tuple:  # (fact, the `Dialogue` it is from), or ("", None)
     "Return what you once told the model, if a prompt asks for it (see the chapter on facts)."
-    if not self._may_quote(prompt):
-        return "", None
+    return self._choose_fact(prompt, history) if self._may_quote(prompt) else ("", None)
+
+
+@patch
+def _choose_fact(self: Personalizer, prompt: str, history) -> tuple:  # as `find_fact`
     facts = self.list_told(history)
     asked = select_facts(prompt, keep_facts([fact for fact, _ in facts]))
     fact = recall_fact(prompt, asked, self.model) if asked else ""
@@ -574,9 +578,10 @@ def answer_from_facts(self: Personalizer, prompt: str, history=()) -> tuple:  # 
     is_instructed = any(role == "system" for role, _ in history)  # by a program, which may want another form
     if not is_on or is_instructed or find_facts(prompt):  # the prompt tells what its question needs
         return "", "", None
-    if same := find_same_question([d for _, d in self.state.list_corrected_quotations()], prompt):
+    same = find_same_question([d for _, d in self.state.list_corrected_quotations()], prompt)
+    fact, source = self._choose_fact(prompt, history) if same else self.find_fact(prompt, history)
+    if same and (not source or source.time <= same.time):  # you told nothing newer
         return same.response, same.response, same
-    fact, source = self.find_fact(prompt, history)
     if fact:
         return quote_fact(fact), fact, source
     is_first = not self.model.system_prompt and not any(role == "user" for role, _ in history)
