@@ -5348,6 +5348,10 @@ d = {
                 "6_device/replay.html#personalizerstate.find_slot",
                 "personal_llm/device/replay.py",
             ),
+            "personal_llm.device.replay.PersonalizerState.forget_earlier_policy": (
+                "6_device/replay.html#personalizerstate.forget_earlier_policy",
+                "personal_llm/device/replay.py",
+            ),
             "personal_llm.device.replay.PersonalizerState.get_candidate": (
                 "6_device/replay.html#personalizerstate.get_candidate",
                 "personal_llm/device/replay.py",

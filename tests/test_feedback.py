@@ -106,7 +106,7 @@ def test_a_reaction_stays_when_its_dialogue_leaves_the_buffer(tmp_path):
 
 BAD = {  # name -> (a call that must fail, words of the line)
     "never said": (lambda talk, id: talk.feedback("thumb_up", "0" * 16), "it never came"),
-    "an unknown kind": (lambda talk, id: talk.feedback("star", id), "the kind of feedback is 'star'"),
+    "an unknown kind": (lambda talk, id: talk.feedback("no such kind", id), "the kind of feedback is 'no such kind'"),
     "no text": (lambda talk, id: talk.feedback("edit", id), "no text"),
     "spaces only": (lambda talk, id: talk.feedback("better", id, " \n"), "no text"),
     "a text for a thumb": (lambda talk, id: talk.feedback("thumb_up", id, "x"), "it takes no text"),
@@ -270,7 +270,7 @@ def test_a_choice_is_dropped_by_the_next_line(tmp_path):
 def test_a_damaged_reaction_is_a_damaged_state(tmp_path):
     with start(tmp_path / "me", "fifo") as talk:
         say(talk, "My knee hurts.", "/up")
-    for damage in (dict(kind="star"), dict(probability="x"), dict(is_given=5), {}):
+    for damage in (dict(kind="no such kind"), dict(probability="x"), dict(is_given=5), {}):
         with open_store(tmp_path / "me", writes=True) as store:
             row = store.execute("SELECT * FROM events WHERE kind = 'reacted'").fetchone()
             changed = (*row[:3], json.dumps(json.loads(row[3]) | damage))

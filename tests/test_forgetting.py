@@ -17,6 +17,8 @@ from personal_llm.base.core import Dialogue, History, InputError
 from personal_llm.base.files import OWNERSHIP_FILE, lock_folder
 from personal_llm.device import forgetting, personalizer
 from personal_llm.base.lineage import STORE_FILE
+from personal_llm.buffer.buffer import Buffer
+from personal_llm.buffer.scoring import score
 from personal_llm.device.memory import MARK_FILE, claim_folder
 from personal_llm.device.forgetting import ForgetReport, ForgetRequest, forget_folder
 from personal_llm.device.personalizer import load_personalizer
@@ -115,6 +117,23 @@ def test_memory_forgets_as_well(tmp_path):
     del dialogues
     gc.collect()
     assert len({c.scores.model for c in me.buffer.entries} | {"base"}) == 1, "embeddings are the bare model's"
+
+
+@pytest.mark.parametrize("request_", [dict(ids=True), dict(text=CANARY), dict(everything=True)])
+def test_what_a_policy_learned_before_the_memory_began_goes(request_, tmp_path):
+    model, buffer = Fake(), Buffer(4, "active")
+    candidates = [*score(model, conversation(), LEXICONS)]
+    for candidate in candidates:
+        buffer.add(candidate)
+    me = personalizer.Personalizer(model, buffer, lexicons=LEXICONS, folder=tmp_path / "run")
+    me.save()
+    forgotten = next(d for d in me.buffer.dialogues if CANARY in d.prompt)
+    assert forgotten.id.encode() in (tmp_path / "run" / STORE_FILE).read_bytes()
+    me.forget(**request_ | (dict(ids=[forgotten.id]) if "ids" in request_ else {}))
+    me.save()
+    left = bytes_below(tmp_path / "run")
+    assert forgotten.id.encode() not in left and (CANARY.encode() not in left or "ids" in request_)
+    folder_status(tmp_path / "run")
 
 
 def test_histories_are_cut_to_what_came_after(tmp_path):

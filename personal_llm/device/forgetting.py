@@ -6,6 +6,7 @@
 __all__ = ['ForgetRequest', 'ForgetReport', 'delete_memory', 'apply_to_folder', 'forget_folder']
 
 # %% ../../nbs/6_device/03_forgetting.ipynb #dab70a41
+import json
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field, replace
 from datetime import datetime
@@ -17,6 +18,7 @@ from ..base.files import COMMITTED_RESULTS, STAGED_RESULTS, OwnedFolder, delete_
 from ..base.ledger import read_ledger
 from ..base.lineage import STORE_FILE, fold_text, read_training_ids
 from ..base.text import count_nouns
+from ..buffer.policies import POLICIES
 from ..buffer.scoring import ScoredDialogue
 from .memory import ADAPTERS_FOLDER, OWN_NAMES, RUN_FOLDER_PATTERN, Memory, find_run_folders
 from .memory import get_state_version, is_own_folder, make_no_state_error
@@ -228,6 +230,9 @@ def forget_dialogues(state: PersonalizerState, request: ForgetRequest, report: F
         event.content["left_out"] = [id for id in event.content.get("left_out", ()) if id not in ids]
     for event in [event for event in memory.events if event.content.get("fact") in roots]:
         del event.content["fact"]
+    for header in [event.content["buffer"] for event in memory.events if "buffer" in event.content]:
+        if header["policy"] in POLICIES and (request.is_in(header) or any(id in json.dumps(header) for id in ids)):
+            state.forget_earlier_policy(header)
     is_read_again = lambda event: event.kind == "scored" and is_stale(event.dialogue, event.content["scores"]["model"])
     memory.events = [event for event in memory.events if not is_read_again(event)]
     counters = state.list_counters() | dict(cost=state.cost.to_dict())  # before the last turn of a chat goes

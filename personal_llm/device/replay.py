@@ -20,6 +20,7 @@ from ..base.database import report_damage
 from ..base.lineage import STORE_FILE, hash_dialogue
 from ..base.text import count_nouns
 from ..buffer.buffer import Buffer, Decision, open_buffer
+from ..buffer.policies import get_policy
 from ..buffer.feedback import Feedback, add_feedback, count_feedback
 from ..buffer.feedback import estimate_dissatisfaction, find_disliked, get_first_id
 from ..buffer.retrieval import DEFAULT_COUNT, MAX_MEMORY_TOKENS, PATTERN_TURNS, collect_memories
@@ -627,6 +628,16 @@ def replay(self: PersonalizerState) -> None:
     self.buffer.restart(copy.deepcopy(policy), random, seen)
     self._apply_all()
     self.conversation = conversation
+
+
+@patch
+def forget_earlier_policy(
+    self: PersonalizerState, header: dict
+) -> None:  # header: of the buffer before the first event
+    "Begin with a policy that has learned nothing: what it had learned before came from what is forgotten now."
+    policy = get_policy(header["policy"])
+    self._first = policy, *self._first[1:]
+    header["policy_state"] = policy.state()
 
 # %% ../../nbs/6_device/02_replay.ipynb #1b51e3fd
 def read_state(
