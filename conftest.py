@@ -53,7 +53,7 @@ tests/test_space_fitting.py tests/test_decomposition.py tests/test_baselines.py
 tests/test_demo.py tests/test_users.py
 tests/test_results.py tests/test_benchmarks.py tests/test_pocket_*.py tests/test_revisions.py tests/test_summariser.py
 nbs/tutorials/* nbs/course/* nbs/recipes/* nbs/experiments/*
-nbs/*/*_space_fitting.ipynb nbs/*/*_decomposition.ipynb nbs/*/*_audit.ipynb
+nbs/*/*_space_fitting.ipynb nbs/*/*_decomposition.ipynb nbs/*/*_audit.ipynb nbs/*/*_idle.ipynb
 """.split()
 
 

@@ -24,6 +24,7 @@ MOST_WORDS = 1000  # of the README, code not counted
 BLOCKS = re.findall(r"^```python\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
 
 
+@pytest.mark.later
 def test_the_lines_run(monkeypatch, capsys):
     "As they stand, but for a shorter stream and a fine-tune of one step."
     tune = personalizer.tune
