@@ -119,7 +119,7 @@ def test_no_place_of_a_served_chat_keeps_a_forgotten_word(tmp_path, monkeypatch,
             assert word in json.dumps(ask(running, "GET", f"/personal/{path}?q={CANARY}")[1])
         monkeypatch.setattr(ActivePolicy, "decide_question", lambda *given: (True, "it always asks"))
         assert post("/v1/chat/completions", **body, messages=talk)[0] == 200 and session.question
-        own = [dict(role="user", content=f"I live in {word}. Where do I live?")]
+        own = messages(f"I live in {word}.", "Nice.", "Where do I live?")
         assert post("/v1/chat/completions", **body, messages=own, store=False)[0] == 200
         assert session.question and word in session.reply_fact and session.me.embedder is not None
         assert CANARY.encode() in bytes_below(tmp_path).lower() and len(list_holders(CANARY)) > before + 10
