@@ -4552,6 +4552,10 @@ d = {
                 "6_device/conversation.html#chatsession.__init__",
                 "personal_llm/device/conversation.py",
             ),
+            "personal_llm.device.conversation.ChatSession._show_history": (
+                "6_device/conversation.html#chatsession._show_history",
+                "personal_llm/device/conversation.py",
+            ),
             "personal_llm.device.conversation.ChatSession.add_scored": (
                 "6_device/conversation.html#chatsession.add_scored",
                 "personal_llm/device/conversation.py",

@@ -7,10 +7,10 @@ __all__ = ['MIN_FACT_WORDS', 'MAX_FACT_WORDS', 'MAX_SHORT_WORDS', 'FIRST_PERSON'
            'QUESTION_PARTS', 'GREETING_PATTERN', 'CLAUSE_BREAK', 'STATE_PATTERN', 'INCOMPLETE_CLAUSE', 'GIVEN_TEXT',
            'QUOTED_LINE', 'SHORT_FORM', 'FACT_QUESTION_PATTERN', 'ADVICE_PATTERN', 'NAME_PATTERN', 'MAX_SIMILAR_FACTS',
            'MAX_LIKELY_FACTS', 'TIE_MARGIN', 'UNKNOWN_WEIGHT', 'MIN_SCORE', 'MAX_UNKNOWN_LOSS', 'UNKNOWN_REPLY',
-           'FACT_EXAMPLES', 'OTHER_FACTS', 'UNKNOWN_EXAMPLES', 'QUOTATION', 'MAX_FACTS', 'count_statement_words',
+           'FACT_EXAMPLES', 'OTHER_FACTS', 'UNKNOWN_EXAMPLES', 'MAX_FACTS', 'QUOTATION', 'count_statement_words',
            'split_clauses', 'find_statement', 'find_facts', 'asks_for_fact', 'select_facts', 'compute_similarities',
-           'compute_scores', 'measure_unknown', 'recall_fact', 'is_surely_unknown', 'quote_fact', 'read_plainly',
-           'keep_facts']
+           'compute_scores', 'measure_unknown', 'recall_fact', 'is_surely_unknown', 'keep_facts', 'quote_fact',
+           'read_plainly']
 
 # %% ../../nbs/2_buffer/11_facts.ipynb #fct00003
 import re
@@ -231,7 +231,18 @@ def is_surely_unknown(prompt: str, model) -> bool:
     "Return whether a prompt that no fact answers is surely a question about the user."
     return asks_for_fact(prompt) and measure_unknown(split_sentences(prompt)[-1], model) < MAX_UNKNOWN_LOSS
 
+# %% ../../nbs/2_buffer/11_facts.ipynb #fct00018
+MAX_FACTS = 1024
 
+
+def keep_facts(facts: list, max_facts: int = MAX_FACTS) -> list:  # oldest first
+    "Return the newest facts, each wording once; `facts` are sentences, oldest first."
+    newest = {}  # words of a fact -> the fact, the newest first
+    for fact in reversed(facts):
+        newest.setdefault(normalise_text(fact), fact)
+    return list(newest.values())[:max_facts][::-1]
+
+# %% ../../nbs/2_buffer/11_facts.ipynb #fctquot1
 def quote_fact(fact: str) -> str:
     "Return the reply that quotes a fact."
     return f'You told me: "{fact}"'
@@ -249,14 +260,3 @@ def read_plainly(history) -> list:  # (role, text) pairs
         else:
             turns.append((role, QUOTATION.sub(r"\1", text) if role == "assistant" else text))
     return turns
-
-# %% ../../nbs/2_buffer/11_facts.ipynb #fct00018
-MAX_FACTS = 1024
-
-
-def keep_facts(facts: list, max_facts: int = MAX_FACTS) -> list:  # oldest first
-    "Return the newest facts, each wording once; `facts` are sentences, oldest first."
-    newest = {}  # words of a fact -> the fact, the newest first
-    for fact in reversed(facts):
-        newest.setdefault(normalise_text(fact), fact)
-    return list(newest.values())[:max_facts][::-1]

@@ -203,6 +203,14 @@ def read_talk(self: ChatSession, question: Dialogue) -> Dialogue:
 
 
 @patch
+def _show_history(self: ChatSession, question: Dialogue, is_own: bool) -> Dialogue:
+    "Return a dialogue with its history as the model reads it; that of a program has no corrections of ours."
+    if is_own:
+        return self.read_talk(question)
+    return question.derive(history=read_plainly(question.history), parents=())
+
+
+@patch
 def add_talk_memories(
     self: ChatSession,
     question: Dialogue,  # as we store it
@@ -214,8 +222,7 @@ def add_talk_memories(
     self.reply_fact, self.fixed_reply, self.reply_memories = "", "", []
     if not self.model.is_large or not self.me.settings.memories:
         return question
-    plain = question.derive(history=read_plainly(question.history), parents=())
-    shown = self.read_talk(question) if is_own else plain
+    shown = self._show_history(question, is_own)
     if quotes_facts:
         self.fixed_reply, self.reply_fact, source = self.me.answer_from_facts(question.prompt, question.history)
     if self.fixed_reply:
@@ -275,8 +282,7 @@ def find_check(
     is_greedy = self.model.decoding.complete(options).temperature <= 0 and not options.stop
     if self.fixed_reply or not is_greedy:
         return ()
-    plain = question.derive(history=read_plainly(question.history), parents=())
-    shown = self.read_talk(question) if is_own else plain
+    shown = self._show_history(question, is_own)
     return self.me.find_check(shown, self.reply_memories, adapter)
 
 

@@ -231,7 +231,8 @@ def forget_dialogues(state: PersonalizerState, request: ForgetRequest, report: F
     for event in [event for event in memory.events if event.content.get("fact") in roots]:
         del event.content["fact"]
     for header in [event.content["buffer"] for event in memory.events if "buffer" in event.content]:
-        if header["policy"] in POLICIES and (request.is_in(header) or any(id in json.dumps(header) for id in ids)):
+        written = json.dumps(header)
+        if header["policy"] in POLICIES and (request.is_in(header) or any(id in written for id in ids)):
             state.forget_earlier_policy(header)
     is_read_again = lambda event: event.kind == "scored" and is_stale(event.dialogue, event.content["scores"]["model"])
     memory.events = [event for event in memory.events if not is_read_again(event)]

@@ -576,17 +576,18 @@ def answer_from_facts(self: Personalizer, prompt: str, history=()) -> tuple:  # 
     "Return a reply that quotes what you told, or says that you never told it; empty where the model replies."
     is_on = self.settings.memories and self.model.is_large
     is_instructed = any(role == "system" for role, _ in history)  # by a program, which may want another form
-    if not is_on or is_instructed or find_facts(prompt):  # the prompt tells what its question needs
+    if not is_on or is_instructed:
         return "", "", None
     same = find_same_question([d for _, d in self.state.list_corrected_quotations()], prompt)
-    fact, source = self._choose_fact(prompt, history) if same else self.find_fact(prompt, history)
+    if not (same or self._may_quote(prompt)) or find_facts(prompt):  # the prompt tells what its question needs
+        return "", "", None
+    fact, source = self._choose_fact(prompt, history)
     if same and (not source or source.time <= same.time):  # you told nothing newer
         return same.response, same.response, same
     if fact:
         return quote_fact(fact), fact, source
     is_first = not self.model.system_prompt and not any(role == "user" for role, _ in history)
-    is_unknown = is_first and self._may_quote(prompt) and is_surely_unknown(prompt, self.model)
-    return UNKNOWN_REPLY if is_unknown else "", "", None
+    return UNKNOWN_REPLY if is_first and is_surely_unknown(prompt, self.model) else "", "", None
 
 
 @patch
