@@ -4754,16 +4754,16 @@ d = {
                 "6_device/forgetting.html#forgetrequest.matches",
                 "personal_llm/device/forgetting.py",
             ),
-            "personal_llm.device.forgetting._add_families": (
-                "6_device/forgetting.html#_add_families",
-                "personal_llm/device/forgetting.py",
-            ),
-            "personal_llm.device.forgetting._add_readers": (
-                "6_device/forgetting.html#_add_readers",
-                "personal_llm/device/forgetting.py",
-            ),
             "personal_llm.device.forgetting._cut_history": (
                 "6_device/forgetting.html#_cut_history",
+                "personal_llm/device/forgetting.py",
+            ),
+            "personal_llm.device.forgetting._find_forgotten": (
+                "6_device/forgetting.html#_find_forgotten",
+                "personal_llm/device/forgetting.py",
+            ),
+            "personal_llm.device.forgetting._find_matches": (
+                "6_device/forgetting.html#_find_matches",
                 "personal_llm/device/forgetting.py",
             ),
             "personal_llm.device.forgetting._find_published": (
@@ -4774,8 +4774,8 @@ d = {
                 "6_device/forgetting.html#_find_reacted",
                 "personal_llm/device/forgetting.py",
             ),
-            "personal_llm.device.forgetting._find_roots": (
-                "6_device/forgetting.html#_find_roots",
+            "personal_llm.device.forgetting._follow": (
+                "6_device/forgetting.html#_follow",
                 "personal_llm/device/forgetting.py",
             ),
             "personal_llm.device.forgetting._holds_only_yours": (
@@ -4982,10 +4982,6 @@ d = {
                 "6_device/personalizer.html#personalizer._ask",
                 "personal_llm/device/personalizer.py",
             ),
-            "personal_llm.device.personalizer.Personalizer._choose_fact": (
-                "6_device/personalizer.html#personalizer._choose_fact",
-                "personal_llm/device/personalizer.py",
-            ),
             "personal_llm.device.personalizer.Personalizer._configure": (
                 "6_device/personalizer.html#personalizer._configure",
                 "personal_llm/device/personalizer.py",
@@ -5038,10 +5034,6 @@ d = {
                 "6_device/personalizer.html#personalizer.add_cost",
                 "personal_llm/device/personalizer.py",
             ),
-            "personal_llm.device.personalizer.Personalizer.allow_questions": (
-                "6_device/personalizer.html#personalizer.allow_questions",
-                "personal_llm/device/personalizer.py",
-            ),
             "personal_llm.device.personalizer.Personalizer.answer_from_facts": (
                 "6_device/personalizer.html#personalizer.answer_from_facts",
                 "personal_llm/device/personalizer.py",
@@ -5072,10 +5064,6 @@ d = {
             ),
             "personal_llm.device.personalizer.Personalizer.find_check": (
                 "6_device/personalizer.html#personalizer.find_check",
-                "personal_llm/device/personalizer.py",
-            ),
-            "personal_llm.device.personalizer.Personalizer.find_fact": (
-                "6_device/personalizer.html#personalizer.find_fact",
                 "personal_llm/device/personalizer.py",
             ),
             "personal_llm.device.personalizer.Personalizer.find_learned_roots": (
@@ -5462,10 +5450,6 @@ d = {
             ),
             "personal_llm.device.replay.describe_unchanged": (
                 "6_device/replay.html#describe_unchanged",
-                "personal_llm/device/replay.py",
-            ),
-            "personal_llm.device.replay.drop_former_settings": (
-                "6_device/replay.html#drop_former_settings",
                 "personal_llm/device/replay.py",
             ),
             "personal_llm.device.replay.estimate_memory_tokens": (

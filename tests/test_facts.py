@@ -214,16 +214,15 @@ def test_a_personalizer_finds_what_was_told_until_it_is_forgotten(large_model):
     me = Personalizer(large_model)
     me.observe_all([Dialogue("My dog is called Biscuit.", "Nice."), Dialogue("Boil an egg.", "Yes.")], progress=False)
     question = "What is the name of my dog?"
-    fact, source = me.find_fact(question)
+    _, fact, source = me.answer_from_facts(question)
     assert fact == "My dog is called Biscuit." and source.prompt == fact
-    assert me.find_fact("What is the name of the king?") == ("", None)
+    assert me.answer_from_facts("What is the name of the king?")[1:] == ("", None)
     me.observe(Dialogue("My sister Anjali's birthday is 14 March.", "Noted."))
-    assert me.find_fact("When is Anjali's birthday?")[0] == "My sister Anjali's birthday is 14 March."
+    assert me.answer_from_facts("When is Anjali's birthday?")[1] == "My sister Anjali's birthday is 14 March."
     off = Personalizer(large_model, memories=0)
     off.observe(Dialogue("My dog is called Biscuit.", "Nice."))
-    assert off.find_fact(question) == ("", None)
+    assert off.answer_from_facts(question) == ("", "", None)
     me.forget(text="Biscuit")
-    assert me.find_fact(question) == ("", None)
     assert me.answer_from_facts(question) == (UNKNOWN_REPLY, "", None)  # which is true again
     assert me.answer_from_facts(question, [("user", "It is Rex."), ("assistant", "Fine.")]) == ("", "", None)
 

@@ -171,8 +171,6 @@ def test_a_fine_tune_on_few_answers_does_not_replace_memory(me, monkeypatch):
     assert len(me.find_learned_roots()) == 2 and me.find_learned_roots(without_memory=True) == set()
     assert responses(me, "My foot hurts after a run.", me.adapter) == {OLD}
     assert "and through memory" in describe_training_benefit(me.state)
-    del me.rounds[-1].event.content["replaces_memory"]
-    assert not me.rounds[-1].replaces_memory, "a program before wishes wrote no synthetic dialogue"
 
 
 def test_a_fine_tune_that_changed_nothing_has_learned_nothing(me, monkeypatch):

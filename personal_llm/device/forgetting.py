@@ -96,8 +96,8 @@ class ForgetReport:
         return "\n".join(lines + [f"out of reach: {note}" for note in self.unreachable])
 
 # %% ../../nbs/6_device/03_forgetting.ipynb #73c67dfb
-def _find_roots(state: PersonalizerState, request: ForgetRequest) -> set:
-    "Return the dialogues that a request matches, with their families."
+def _find_matches(state: PersonalizerState, request: ForgetRequest) -> set:  # ids of roots
+    "Return the dialogues that a request matches: by themselves, by a reaction, or as an inferred correction."
     known = {root: row.dialogue for root, row in state.memory.dialogues.items()}
     named = {state.roots.get(id, id) for id in request.ids}
     roots = {root for root, d in known.items() if root in named or request.matches(d)}
@@ -106,17 +106,7 @@ def _find_roots(state: PersonalizerState, request: ForgetRequest) -> set:
         if request.is_early(facts["time"]) or request.is_in([facts["text"], facts["rejected"], facts["response"]]):
             roots.add(root)
     replies = {d.response for root in roots for d in (known[root], state.get_dialogue(root))} - {""}
-    roots |= {root for root, facts in reactions if not facts["is_given"] and facts["text"] in replies}
-    return _add_families(known, roots)
-
-
-def _add_families(known: dict, roots: set) -> set:  # known: root -> dialogue
-    "Return dialogues with their parents and children, and those of these."
-    size = -1
-    while len(roots) > size:
-        size, family = len(roots), {name for root in roots for name in (root, *known[root].parents)}
-        roots = roots | {root for root, d in known.items() if not family.isdisjoint((root, *d.parents))}
-    return roots
+    return roots | {root for root, facts in reactions if not facts["is_given"] and facts["text"] in replies}
 
 
 def _find_reacted(memory: Memory) -> set:
@@ -142,19 +132,32 @@ def _list_read_dialogues(memory: Memory) -> list:  # (root of a reply, root of a
     return sources
 
 
-def _add_readers(memory: Memory, request: ForgetRequest, roots: set) -> tuple:  # (roots, number of replies)
-    "Add the model's replies that read what must go, with their families, unless you reacted; a quotation always goes."
+def _follow(ids: set, links: list) -> set:  # links: (id, id of what goes with it)
+    "Return ids with all that goes with them, and with these."
+    found, following = set(), {}
+    for source, target in links:
+        following.setdefault(source, []).append(target)
+    while ids := {*ids} - found:
+        found |= ids
+        ids = {target for id in ids for target in following.get(id, ())}
+    return found
+
+
+def _find_forgotten(state: PersonalizerState, request: ForgetRequest) -> tuple:  # (roots, number of replies)
+    "Return what a request matches, with families, and with the replies that read or quoted it (how many?)."
+    memory = state.memory
+    known = {root: row.dialogue for root, row in memory.dialogues.items()}
+    families = [pair for root, d in known.items() for name in d.parents for pair in ((root, name), (name, root))]
+    roots = _follow(_find_matches(state, request), families) & {*known}
     if request.before is not None:  # a date decides alone
         return roots, 0
-    known, sources = {root: row.dialogue for root, row in memory.dialogues.items()}, _list_read_dialogues(memory)
     quotations = {event.dialogue for event in memory.events if "fact" in event.content}
-    count, reacted, said = 0, _find_reacted(memory) - quotations, set()
-    for root, d in known.items():
-        if d.origin == "model" and any(request.is_in(text) for role, text in d.history if role != "system"):
-            said.add(root)
-    while readers := (said | {root for root, source in sources if source in roots}) - roots - reacted:
-        roots, count = _add_families(known, roots | readers), count + len(readers)
-    return roots, count
+    stays = _find_reacted(memory) - quotations
+    was_told = lambda d: any(request.is_in(text) for role, text in d.history if role != "system")
+    readers = {root for root, d in known.items() if d.origin == "model" and was_told(d)} - stays
+    readings = [(source, root) for root, source in _list_read_dialogues(memory) if root not in stays]
+    found = _follow(roots | readers, families + readings) & {*known}
+    return found, len(found) - len(roots)
 
 
 def _cut_history(d: Dialogue, request: ForgetRequest, texts: set) -> tuple:  # the turns that stay
@@ -198,7 +201,7 @@ def forget_dialogues(state: PersonalizerState, request: ForgetRequest, report: F
     num_turns, sources = state.count_turns(), list_sources(state)
     report.unreachable += _list_limits(state, request)
     known = {root: row.dialogue for root, row in memory.dialogues.items()}
-    roots, num_replies = _add_readers(memory, request, _find_roots(state, request))
+    roots, num_replies = _find_forgotten(state, request)
     report.replies += num_replies
     versions = [d for root in roots for d in (known[root], state.get_dialogue(root))]
     texts = {text for d in versions for text in (d.prompt, d.response)} - {""}
@@ -227,7 +230,7 @@ def forget_dialogues(state: PersonalizerState, request: ForgetRequest, report: F
         memory.dialogues[root] = ScoredDialogue(d, replace(row.scores, **blank))
     for event in [event for event in memory.events if event.kind == "tuned"]:
         event.content["elsewhere"] = [id for id in event.content["elsewhere"] if id not in foreign]
-        event.content["left_out"] = [id for id in event.content.get("left_out", ()) if id not in ids]
+        event.content["left_out"] = [id for id in event.content["left_out"] if id not in ids]
     for event in [event for event in memory.events if event.content.get("fact") in roots]:
         del event.content["fact"]
     for header in [event.content["buffer"] for event in memory.events if "buffer" in event.content]:

@@ -294,12 +294,6 @@ def questions_left(self: Personalizer) -> int:
 
 
 @patch
-def allow_questions(self: Personalizer, max_questions: int) -> None:
-    "Change the number of questions that the user may be asked in all; None: one a bin until the next fine-tune."
-    self.settings = replace(self.settings, max_questions=max_questions)
-
-
-@patch
 def open_question(self: Personalizer, root: str) -> None:
     "Leave a question open until the user answers it, or until the buffer keeps or discards the dialogue."
     self.state.record("asked", root, has_answer=None)
@@ -558,20 +552,6 @@ def list_told(self: Personalizer, history=()) -> list:  # (fact, the `Dialogue` 
 
 
 @patch
-def find_fact(self: Personalizer, prompt: str, history=()) -> tuple:  # (fact, the `Dialogue` it is from), or ("", None)
-    "Return what you once told the model, if a prompt asks for it (see the chapter on facts)."
-    return self._choose_fact(prompt, history) if self._may_quote(prompt) else ("", None)
-
-
-@patch
-def _choose_fact(self: Personalizer, prompt: str, history) -> tuple:  # as `find_fact`
-    facts = self.list_told(history)
-    asked = select_facts(prompt, keep_facts([fact for fact, _ in facts]))
-    fact = recall_fact(prompt, asked, self.model) if asked else ""
-    return fact, dict(facts).get(fact)  # the newest dialogue of the sentence
-
-
-@patch
 def answer_from_facts(self: Personalizer, prompt: str, history=()) -> tuple:  # (reply, fact, its `Dialogue`)
     "Return a reply that quotes what you told, or says that you never told it; empty where the model replies."
     is_on = self.settings.memories and self.model.is_large
@@ -581,7 +561,10 @@ def answer_from_facts(self: Personalizer, prompt: str, history=()) -> tuple:  # 
     same = find_same_question([d for _, d in self.state.list_corrected_quotations()], prompt)
     if not (same or self._may_quote(prompt)) or find_facts(prompt):  # the prompt tells what its question needs
         return "", "", None
-    fact, source = self._choose_fact(prompt, history)
+    told = self.list_told(history)
+    asked = select_facts(prompt, keep_facts([fact for fact, _ in told]))
+    fact = recall_fact(prompt, asked, self.model) if asked else ""
+    source = dict(told).get(fact)  # the newest dialogue of the sentence
     if same and (not source or source.time <= same.time):  # you told nothing newer
         return same.response, same.response, same
     if fact:

@@ -4,9 +4,8 @@
 
 # %% auto #0
 __all__ = ['ROUND_FIELDS', 'MAX_STORED_TURNS', 'MAX_PROMPT_TURNS', 'CHARACTERS_PER_TOKEN', 'MEASURED_COST',
-           'MEASURED_GAIN', 'FORMER_SETTINGS', 'describe_unchanged', 'TrainingRound', 'find_first_prompt_turn',
-           'estimate_memory_tokens', 'describe_training_benefit', 'PersonalizerState', 'drop_former_settings',
-           'place_candidate', 'read_state', 'folder_status']
+           'MEASURED_GAIN', 'describe_unchanged', 'TrainingRound', 'find_first_prompt_turn', 'estimate_memory_tokens',
+           'describe_training_benefit', 'PersonalizerState', 'place_candidate', 'read_state', 'folder_status']
 
 # %% ../../nbs/6_device/02_replay.ipynb #35a8b8bd
 import copy
@@ -59,14 +58,13 @@ class TrainingRound:
 
     @property
     def replaces_memory(self) -> bool:
-        "Whether its adapter writes without the corrections that it learned; older programs recorded no such decision."
-        recorded = self.event.content if self.event else {}
-        return recorded.get("replaces_memory", self.synthetic > 0 and self.best_loss < self.start_loss)
+        "Whether its adapter writes without the corrections that it learned."
+        return self.event is not None and self.event.content["replaces_memory"]
 
     @property
     def settled_ids(self) -> set:
         "The ids of what it learned, and of corrections that it left out because a newer wish replaces them."
-        return {*self.parents, *(self.event.content.get("left_out", ()) if self.event else ())}
+        return {*self.parents, *(self.event.content["left_out"] if self.event else ())}
 
     def __str__(self):
         count = self.num_validation_dialogues
@@ -279,19 +277,9 @@ def _get_offered(self: PersonalizerState, root: str) -> ScoredDialogue:
     return ScoredDialogue(self.get_dialogue(root), self.scores[root])
 
 # %% ../../nbs/6_device/02_replay.ipynb #e6d59583
-# in older memories
-FORMER_SETTINGS = {"preferences", "synthesis_mode", "gradient_accumulation_steps", "clipping", "noise"}
-
-
-def drop_former_settings(settings: dict) -> dict:
-    "Return the settings of a memory, and those of its fine-tunes, without the ones that are gone."
-    kept = {name: value for name, value in settings.items() if name not in FORMER_SETTINGS}
-    return kept | dict(config=drop_former_settings(kept["config"])) if "config" in kept else kept
-
-
 @patch
 def _apply_configured(self: PersonalizerState, event: Event, facts: dict) -> None:
-    self.base, self.model, self.settings = facts["base"], facts["model"], drop_former_settings(facts["settings"])
+    self.base, self.model, self.settings = facts["base"], facts["model"], facts["settings"]
     self.is_large = facts["is_large"]
     self.buffer.policy.allow_early_questions(self.settings.get("early_questions") or 0)
 
@@ -489,7 +477,7 @@ def _apply_reacted(self: PersonalizerState, event: Event, facts: dict) -> None:
         self._set_version(root, d.derive(response=given.text or d.response, **family))
         self.wishes.pop(root, None)
         if origin == "annotated":
-            self.wishes[root] = facts.get("wish", 0), facts.get("help")  # older programs did not know wishes
+            self.wishes[root] = facts.get("wish", 0), facts.get("help")  # replies that read no memories need no wish
     if facts["response"]:
         self._replace_reply(root, given.dialogue_id, facts["response"])
 

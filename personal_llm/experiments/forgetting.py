@@ -7,6 +7,8 @@ __all__ = ['REPLAY_COUNTS', 'ROUNDS', 'QUESTIONS_PER_ROUND', 'DIALOGUES_PER_ROUN
            'run_rounds', 'measure']
 
 # %% ../../nbs/experiments/16_forgetting.ipynb #42b2695f
+from dataclasses import replace
+
 from ..data.people import user_stream
 from ..device.personalizer import Personalizer
 from .people import PEOPLE
@@ -37,7 +39,7 @@ def run_rounds(model, user, data, seed: int, replay: int, sets: dict) -> dict:
     )
     me, found = Personalizer(model, Buffer(BINS, policy, seed), user, max_questions=0, **settings), {}
     for done in range(ROUNDS):
-        me.allow_questions(me.max_questions + QUESTIONS_PER_ROUND)
+        me.settings = replace(me.settings, max_questions=me.max_questions + QUESTIONS_PER_ROUND)
         me.observe_all(data.stream[done * DIALOGUES_PER_ROUND : (done + 1) * DIALOGUES_PER_ROUND], progress=False)
         adapter = me.finetune(progress=False)
         found |= measure_losses(model, adapter, sets, done + 1)
