@@ -4552,16 +4552,8 @@ d = {
                 "6_device/conversation.html#chatsession.__init__",
                 "personal_llm/device/conversation.py",
             ),
-            "personal_llm.device.conversation.ChatSession._show_history": (
-                "6_device/conversation.html#chatsession._show_history",
-                "personal_llm/device/conversation.py",
-            ),
             "personal_llm.device.conversation.ChatSession.add_scored": (
                 "6_device/conversation.html#chatsession.add_scored",
-                "personal_llm/device/conversation.py",
-            ),
-            "personal_llm.device.conversation.ChatSession.add_talk_memories": (
-                "6_device/conversation.html#chatsession.add_talk_memories",
                 "personal_llm/device/conversation.py",
             ),
             "personal_llm.device.conversation.ChatSession.answer": (
@@ -4598,10 +4590,6 @@ d = {
             ),
             "personal_llm.device.conversation.ChatSession.feedback": (
                 "6_device/conversation.html#chatsession.feedback",
-                "personal_llm/device/conversation.py",
-            ),
-            "personal_llm.device.conversation.ChatSession.find_check": (
-                "6_device/conversation.html#chatsession.find_check",
                 "personal_llm/device/conversation.py",
             ),
             "personal_llm.device.conversation.ChatSession.find_subject": (
@@ -4646,6 +4634,10 @@ d = {
             ),
             "personal_llm.device.conversation.ChatSession.open_conversation": (
                 "6_device/conversation.html#chatsession.open_conversation",
+                "personal_llm/device/conversation.py",
+            ),
+            "personal_llm.device.conversation.ChatSession.plan_reply": (
+                "6_device/conversation.html#chatsession.plan_reply",
                 "personal_llm/device/conversation.py",
             ),
             "personal_llm.device.conversation.ChatSession.pop_messages": (
@@ -5018,10 +5010,6 @@ d = {
                 "6_device/personalizer.html#personalizer._load_last",
                 "personal_llm/device/personalizer.py",
             ),
-            "personal_llm.device.personalizer.Personalizer._may_quote": (
-                "6_device/personalizer.html#personalizer._may_quote",
-                "personal_llm/device/personalizer.py",
-            ),
             "personal_llm.device.personalizer.Personalizer._record_reaction": (
                 "6_device/personalizer.html#personalizer._record_reaction",
                 "personal_llm/device/personalizer.py",
@@ -5130,6 +5118,10 @@ d = {
                 "6_device/personalizer.html#personalizer.open_question",
                 "personal_llm/device/personalizer.py",
             ),
+            "personal_llm.device.personalizer.Personalizer.plan_reply": (
+                "6_device/personalizer.html#personalizer.plan_reply",
+                "personal_llm/device/personalizer.py",
+            ),
             "personal_llm.device.personalizer.Personalizer.questions_left": (
                 "6_device/personalizer.html#personalizer.questions_left",
                 "personal_llm/device/personalizer.py",
@@ -5208,6 +5200,10 @@ d = {
             ),
             "personal_llm.device.personalizer.PreparedRound": (
                 "6_device/personalizer.html#preparedround",
+                "personal_llm/device/personalizer.py",
+            ),
+            "personal_llm.device.personalizer.ReplyPlan": (
+                "6_device/personalizer.html#replyplan",
                 "personal_llm/device/personalizer.py",
             ),
             "personal_llm.device.personalizer.ask_at_terminal": (

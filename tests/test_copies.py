@@ -66,10 +66,10 @@ def test_the_same_message_may_get_the_same_reply(talk):
 def test_in_the_package_the_prose_of_own_replies_costs_and_nothing_that_a_program_sent(talk):
     asked = Dialogue(NEW, "", talk.history())
     prose = tuple(run for text in get_replies(talk) for run in find_prose(text))
-    assert prose and talk.add_talk_memories(asked).labels[EXAMPLES] == Examples(replies=prose)
-    assert talk.find_check(asked, OPTIONS) == () and EXAMPLES not in talk.add_talk_memories(asked, is_own=False).labels
+    assert prose and talk.plan_reply(asked).dialogue.labels[EXAMPLES] == Examples(replies=prose)
+    assert talk.plan_reply(asked).check == () and EXAMPLES not in talk.plan_reply(asked, is_own=False).dialogue.labels
     talk.correct(talk.turns[0]["id"], f"In short: rest.\n{prose[0]}")  # so every reply may say it
-    assert talk.add_talk_memories(asked).labels[EXAMPLES].replies == ()
+    assert talk.plan_reply(asked).dialogue.labels[EXAMPLES].replies == ()
 
 
 def test_memories_join_the_label_of_a_talk():

@@ -259,13 +259,13 @@ def test_a_program_that_asks_for_a_fact_keeps_its_own_history(large_model, tmp_p
     question, own = "What is the name of my dog?", [("user", "Hello."), ("assistant", "Yes?")]
     with ChatSession(large_model, tmp_path / "talk") as session:
         list(session.say("My dog is called Biscuit."))
-        shown = session.add_talk_memories(Dialogue(question, "", own), is_own=False)
-        assert session.fixed_reply == quote_fact("My dog is called Biscuit.") and list(shown.history) == own
+        plan = session.plan_reply(Dialogue(question, "", own), is_own=False)
+        assert plan.fixed == quote_fact("My dog is called Biscuit.") and list(plan.dialogue.history) == own
         told = [("user", "The name of my dog is Rex."), *own[1:]]
-        session.add_talk_memories(Dialogue(question, "", told), is_own=False)
-        assert session.fixed_reply == quote_fact("The name of my dog is Rex.") and session.reply_memories == []
-        session.add_talk_memories(Dialogue(question, "", [("system", "Reply in JSON."), *own]), is_own=False)
-        assert session.fixed_reply == ""
+        plan = session.plan_reply(Dialogue(question, "", told), is_own=False)
+        assert plan.fixed == quote_fact("The name of my dog is Rex.") and plan.memories == ()
+        plan = session.plan_reply(Dialogue(question, "", [("system", "Reply in JSON."), *own]), is_own=False)
+        assert plan.fixed == ""
 
 
 def test_a_prompt_that_tells_what_it_asks_is_left_to_the_model(large_model):
@@ -282,7 +282,7 @@ def test_nothing_learns_from_quotations(large_model, tmp_path):
         for question in ("What is the name of my dog?", "Where did I go to school?"):
             session.open_conversation()
             list(session.say(question))
-            assert session.fixed_reply and session.question is None
+            assert session.plan.fixed and session.question is None
             session.feedback("thumb_up")
         told = {row.dialogue.response for row in session.me.memory.dialogues.values()} - {"Nice."}
         assert session.me.list_memories() == [] and {quote_fact("My dog is called Biscuit."), UNKNOWN_REPLY} <= told
@@ -328,7 +328,9 @@ def test_the_model_reads_no_quotation(large_model, tmp_path):
     assert read_plainly(turns) == [*told[:3], ("assistant", fact)] and read_plainly(turns[:2]) == turns[:2]
     with ChatSession(large_model, tmp_path / "talk") as session:
         assert list(session.read_talk(Dialogue("Hm.", "", turns)).history) == read_plainly(turns)
-        assert list(session.add_talk_memories(Dialogue("Hm.", "", turns), is_own=False).history) == read_plainly(turns)
+        assert list(session.plan_reply(Dialogue("Hm.", "", turns), is_own=False).dialogue.history) == read_plainly(
+            turns
+        )
 
 
 def test_a_fixed_reply_keeps_to_the_limits_of_a_program(large_model, tmp_path):
@@ -347,12 +349,12 @@ def test_a_corrected_question_is_answered_by_the_correction_and_a_retry_by_the_m
     with ChatSession(large_model, tmp_path / "talk") as session:
         list(session.say("My dog is called Biscuit."))
         list(session.say(question))
-        assert session.fixed_reply == session.turns[-1]["response"] == quote_fact("My dog is called Biscuit.")
+        assert session.plan.fixed == session.turns[-1]["response"] == quote_fact("My dog is called Biscuit.")
         list(session.retry())
         assert session.turns[-1]["response"] not in ("", quote_fact("My dog is called Biscuit."))
         session.correct(session.newest_id, "He is Biscuit, my friend.")
         list(session.say(question))
-        assert session.fixed_reply == session.reply_fact == "He is Biscuit, my friend."
+        assert session.plan.fixed == session.plan.fact == "He is Biscuit, my friend."
 
 
 @pytest.mark.parametrize("adapted", [False, True])
@@ -360,7 +362,7 @@ def test_the_base_model_quotes_nothing(large_model, adapted, tmp_path):
     with ChatSession(large_model, tmp_path / "talk") as session:
         list(session.say("My dog is called Biscuit."))
         list(session.say("What is the name of my dog?", with_adapter=adapted))
-        assert bool(session.fixed_reply) == adapted
+        assert bool(session.plan.fixed) == adapted
 
 
 def test_a_correction_stands_for_each_equal_turn_of_a_talk(large_model, tmp_path):

@@ -229,7 +229,7 @@ def test_no_user_sees_two_equal_replies(command, num_same, tmp_path, monkeypatch
         first, seeds = talk.turns[-1]["response"], []
         other = first.rpartition(" ")[0] + " indeed, and more."
 
-        def stream(session, shown, options, adapter):
+        def stream(session, options):
             seeds.append(options.seed)
             text = first if len(seeds) <= num_same else other
             session.reply = SimpleNamespace(text=text)

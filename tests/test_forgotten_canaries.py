@@ -97,7 +97,7 @@ def test_no_place_of_a_served_chat_keeps_a_forgotten_word(tmp_path, monkeypatch,
         assert post("/personal/feedback", id=first, kind="edit", better=f"Dear friend of {word}, rest.")[0] == 200
         assert post("/personal/rename", key="", title=f"About {word}")[0] == 200
         second = say(running, "Where do I live?")["id"]
-        assert word in session.reply_fact
+        assert word in session.plan.fact
         replies = dict(rejected=f"{word}?", response=f"In {word}.")
         running.worker.executor.submit(lambda: session.me.react(second, "choice", f"In {word}.", **replies)).result()
         post("/personal/learn")
@@ -121,7 +121,7 @@ def test_no_place_of_a_served_chat_keeps_a_forgotten_word(tmp_path, monkeypatch,
         assert post("/v1/chat/completions", **body, messages=talk)[0] == 200 and session.question
         own = messages(f"I live in {word}.", "Nice.", "Where do I live?")
         assert post("/v1/chat/completions", **body, messages=own, store=False)[0] == 200
-        assert session.question and word in session.reply_fact and session.me.embedder is not None
+        assert session.question and word in session.plan.fact and session.me.embedder is not None
         assert CANARY.encode() in bytes_below(tmp_path).lower() and len(list_holders(CANARY)) > before + 10
         running.worker.finish_training = lambda: None  # a complete fine-tune waits
         session.me.config = TuningConfig(steps=2 if is_complete else 1000)

@@ -232,10 +232,10 @@ def chat(reading_pocket, tmp_path):
 def test_a_correction_acts_in_the_same_talk_and_stored_history_stays_true(chat):
     first = "".join(chat.say(ACHES[0]))
     turn = chat.turns[-1]
-    assert chat.reply_memories == []
+    assert chat.plan.memories == ()
     chat.correct(turn["id"], CORRECTION)
     "".join(chat.say(ACHES[2]))
-    assert {d.response for d in chat.reply_memories} == {CORRECTION}
+    assert {d.response for d in chat.plan.memories} == {CORRECTION}
     assert chat.describe_memories() == "from 1 of your corrections"
     assert "".join(handle_line(chat, "/why")).endswith("\nthe newest reply is from 1 of your corrections")
     shown = list(chat.reply.dialogue.history)
@@ -252,12 +252,12 @@ def test_memories_stay_in_a_talk_until_an_answer_changes_them(chat):
     "".join(chat.say(ACHES[0]))
     chat.correct(chat.turns[-1]["id"], CORRECTION)
     "".join(chat.say(ACHES[2]))
-    chosen = [d.id for d in chat.reply_memories]
+    chosen = [d.id for d in chat.plan.memories]
     "".join(chat.say("My elbow hurts after a run."))
-    assert [d.id for d in chat.reply_memories] == chosen
+    assert [d.id for d in chat.plan.memories] == chosen
     chat.correct(chat.turns[-1]["id"], "In short: ice.\nTake care, Ana")
     "".join(chat.say("My foot hurts after a run."))
-    assert {d.response for d in chat.reply_memories} == {CORRECTION, "In short: ice.\nTake care, Ana"}
+    assert {d.response for d in chat.plan.memories} == {CORRECTION, "In short: ice.\nTake care, Ana"}
 
 
 def test_a_talk_keeps_its_corrections_and_reads_no_approved_dialogue_after_its_first_prompt(reading_pocket):
@@ -339,7 +339,7 @@ def test_forgetting_reaches_the_talk(chat):
     "".join(chat.say(ACHES[2]))
     chat.forget("rest it for two days")
     "".join(chat.say("My elbow hurts after a run."))
-    assert chat.reply_memories == [] and chat.describe_memories() == ""
+    assert chat.plan.memories == () and chat.describe_memories() == ""
     assert "two days" not in str(list(chat.reply.dialogue.history))
 
 
@@ -347,9 +347,9 @@ def test_the_base_model_never_reads_memories(chat):
     "".join(chat.say(ACHES[0]))
     chat.correct(chat.turns[-1]["id"], CORRECTION)
     "".join(chat.say(ACHES[2], [], is_observed=False, with_adapter=False))
-    assert chat.reply_memories == [] and list(chat.reply.dialogue.history) == []
+    assert chat.plan.memories == () and list(chat.reply.dialogue.history) == []
     "".join(chat.say(ACHES[2], [("system", "Be kind.")], is_observed=False))
-    assert chat.reply.dialogue.history[0] == ("system", "Be kind.") and chat.reply_memories
+    assert chat.reply.dialogue.history[0] == ("system", "Be kind.") and chat.plan.memories
 
 
 @pytest.mark.parametrize("corrected", range(6))
@@ -369,12 +369,12 @@ def test_three_corrections_on_three_subjects_act_on_a_fourth(chat):
     for text in SUBJECTS:
         chat.open_conversation()
         "".join(chat.say(text))
-        assert chat.reply_memories == []
+        assert chat.plan.memories == ()
         chat.correct(chat.turns[-1]["id"], f"In short: {text}")
     assert np.isclose(chat.me.state.find_everywhere(), estimate_everywhere(3, 0))
     chat.open_conversation()
     "".join(chat.say(FOURTH))
-    assert {d.origin for d in chat.reply_memories} == {"annotated"}
+    assert {d.origin for d in chat.plan.memories} == {"annotated"}
     "".join(chat.say("Thank you."))  # what follows a reply that read corrections says nothing
     assert np.isclose(chat.me.state.find_everywhere(), estimate_everywhere(3, 0))
     chat.forget(f"In short: {CHAT[0]}")
@@ -468,7 +468,7 @@ def test_the_adapter_writes_replies_to_prompts_like_those_that_you_corrected(lea
     assert me.choose_adapter(ACHES[2]) is me.adapter is not None and me.choose_adapter(CHAT[1]) is None
     "".join(learned.say("Hello"))
     "".join(learned.say(CHAT[1]))
-    assert learned.reply.adapter_name == base and not learned.reply_memories  # the base model wrote it
+    assert learned.reply.adapter_name == base and not learned.plan.memories  # the base model wrote it
     newest = me.state.get_candidate(learned.turns[-1]["id"])
     assert newest.scores.model == me.buffer.entries[0].scores.model != base  # and the adapter scored it
     assert newest.dialogue.id in me.state.uninformed_ids

@@ -275,8 +275,9 @@ def test_no_check_by_another_engine_and_none_of_a_fact(chat, checks, monkeypatch
     assert chat.me.find_check(Dialogue(NEXT, ""), memories) == ()
     monkeypatch.setattr(chat.model, "engine", None)
     assert chat.me.find_check(Dialogue(NEXT, ""), memories)
-    chat.fixed_reply, chat.reply_memories = "My dog is Rex.", memories
-    assert chat.find_check(Dialogue(NEXT, ""), ReplyOptions()) == ()
+    assert chat.plan_reply(Dialogue(NEXT, "")).check and not chat.plan_reply(Dialogue(NEXT, ""), is_checked=False).check
+    monkeypatch.setattr(chat.me, "answer_from_facts", lambda *given: ("My dog is Rex.", "", None))
+    assert chat.plan_reply(Dialogue(NEXT, "")).check == ()
 
 
 def test_the_limit_of_a_talk_is_that_of_the_further_replies(chat, checks):

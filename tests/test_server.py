@@ -34,6 +34,7 @@ from personal_llm.buffer.policies import get_policy
 from personal_llm.buffer.active import ActivePolicy
 from personal_llm.device import conversation
 from personal_llm.device.conversation import ChatSession
+from personal_llm.device.personalizer import ReplyPlan
 from personal_llm.device.replay import read_state
 from personal_llm.tuning.config import TuningConfig
 
@@ -92,7 +93,8 @@ def messages(*texts):
 
 
 def test_a_checked_reply_comes_as_drafts_to_the_page_and_whole_to_a_program(served, monkeypatch):
-    monkeypatch.setattr(ChatSession, "find_check", lambda self, question, *given: (question, [], 1.0))
+    plan = lambda self, question, *given, **details: ReplyPlan(question, check=(question, [], 1.0))
+    monkeypatch.setattr(ChatSession, "plan_reply", plan)
     monkeypatch.setattr(conversation, "improve_reply", lambda model, text, *given: BETTER)
     *drafts, piece, summary = events(ask(served, "POST", "/personal/chat", dict(text="My knee hurts."))[1])
     assert drafts and all(list(event) == ["draft"] for event in drafts) and piece == dict(piece=BETTER)

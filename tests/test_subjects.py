@@ -14,6 +14,7 @@ from personal_llm.buffer.subjects import MAX_LINK_CHARACTERS, compute_saved_shar
 from personal_llm.buffer.subjects import is_about_reply, label_replies
 from personal_llm.device import conversation
 from personal_llm.device.conversation import ChatSession
+from personal_llm.device.personalizer import ReplyPlan
 from personal_llm.device.replay import MAX_PROMPT_TURNS, read_state
 from personal_llm.device.streaming import ReplyOptions
 
@@ -131,7 +132,7 @@ def test_another_reply_reads_the_same_turns(pocket, begins, tmp_path, monkeypatc
     shown = []
     with ChatSession(pocket, tmp_path, buffer=Buffer(8)) as session:
         send(session, "a", "b", "c")
-        monkeypatch.setattr(ChatSession, "add_talk_memories", lambda self, d, **_: shown.append(d) or d)
+        monkeypatch.setattr(ChatSession, "plan_reply", lambda self, d, **_: shown.append(d) or ReplyPlan(d))
         list(session.retry(ReplyOptions(max_tokens=6, temperature=1.5, seed=3)))
     assert [text for role, text in shown[0].history if role == "user"] == ["b"]
 
@@ -140,7 +141,7 @@ def test_another_try_of_the_seventh_turn_reads_what_the_first_one_read(pocket, b
     shown = []
     with ChatSession(pocket, tmp_path, buffer=Buffer(8)) as session:
         assert send(session, *map(str, range(7)))[-1] == 6
-        monkeypatch.setattr(ChatSession, "add_talk_memories", lambda self, d, **_: shown.append(d) or d)
+        monkeypatch.setattr(ChatSession, "plan_reply", lambda self, d, **_: shown.append(d) or ReplyPlan(d))
         list(session.retry(ReplyOptions(max_tokens=6, temperature=1.5, seed=3)))
     assert len(shown[0].history) == 12
 

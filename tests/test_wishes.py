@@ -243,10 +243,10 @@ def test_a_question_that_was_corrected_within_a_talk_is_the_same_if_it_has_four_
             "".join(chat.say(text))
             chat.correct(chat.turns[-1]["id"], better)
         "".join(chat.say(ACHES[2]))
-        assert {d.response for d in chat.reply_memories} == {"In short: stretch."}
+        assert {d.response for d in chat.plan.memories} == {"In short: stretch."}
         chat.open_conversation()
         "".join(chat.say("And tomorrow?"))
-        assert {d.response for d in chat.reply_memories} != {"In short: walk."}
+        assert {d.response for d in chat.plan.memories} != {"In short: walk."}
 
 
 def test_a_correction_that_is_too_long_for_memory_replaces_nothing(me, monkeypatch):

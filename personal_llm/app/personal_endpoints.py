@@ -197,7 +197,8 @@ def get_conversation(session: ChatSession, key: Text = None, before: Text = None
     choice = turn and dict(id=turn["id"], replies=[turn["response"], second])
     read, told = {}, ""
     if key == state.conversation:
-        read, told = {d.id: show_dialogue(d) for d in session.reply_memories}, session.describe_memories()
+        read = {d.id: show_dialogue(d) for d in session.plan.memories} if session.plan else {}
+        told = session.describe_memories()
     memories = dict(text=told, dialogues=[*read.values()])
     shown = dict(turns=show_turns(session, rows[first:end]), num_earlier=first)
     return shown | dict(key=key, title=make_title(state, key), question=question, choice=choice, memories=memories)

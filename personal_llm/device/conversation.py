@@ -23,7 +23,6 @@ from ..base.text import CONTROL_CHARACTERS, count_nouns
 from ..base.tokens import MAX_CHARACTERS_PER_TOKEN, find_first_turn
 from ..buffer.feedback import get_first_id
 from ..buffer.next_turn import find_reactions, read_next_turns
-from ..buffer.retrieval import add_memories
 from ..buffer.scoring import score_reading
 from ..buffer.self_check import improve_reply
 from ..buffer.facts import read_plainly
@@ -33,7 +32,7 @@ from .background_training import BackgroundTraining, release_memory
 from .forgetting import PUBLISHED_ADAPTER, ForgetReport
 from .memory import ADAPTERS_FOLDER, get_state_version, has_state, hold_store
 from .memory import join_conversation
-from .personalizer import Personalizer, load_personalizer
+from .personalizer import Personalizer, ReplyPlan, load_personalizer
 from .replay import place_candidate
 from .streaming import ReplyOptions, ReplyStream
 
@@ -96,9 +95,7 @@ class ChatSession:
         self.is_temporary = is_temporary
         # a `BackgroundTraining`; the newest `ReplyStream`; the generator of `say`
         self.background_training, self.reply, self.active_reply = None, None, None
-        self.reply_memories = []  # dialogues that the newest reply read
-        self.reply_fact = ""  # a fact about the user, or a correction, if the newest reply quotes it
-        self.fixed_reply = ""  # the newest reply, if no model wrote it
+        self.plan = None  # the `ReplyPlan` of the newest reply
         self.choice = None  # (turn with the first reply, text of the second one), until the user chooses
         self.messages_to_user = []  # lines
         self.unsaved = ""  # reason why the last save failed; empty: all turns are stored
@@ -203,47 +200,32 @@ def read_talk(self: ChatSession, question: Dialogue) -> Dialogue:
 
 
 @patch
-def _show_history(self: ChatSession, question: Dialogue, is_own: bool) -> Dialogue:
-    "Return a dialogue with its history as the model reads it; that of a program has no corrections of ours."
-    if is_own:
-        return self.read_talk(question)
-    return question.derive(history=read_plainly(question.history), parents=())
-
-
-@patch
-def add_talk_memories(
+def plan_reply(
     self: ChatSession,
     question: Dialogue,  # as we store it
     is_own: bool = True,  # False: its history is the conversation of a program
-    adapter=None,  # the `Adapter` that writes the reply; None: the base model writes it
-    quotes_facts: bool = True,  # False: the model writes the reply, whatever the prompt asks
-) -> Dialogue:
-    "Return the dialogue as the model reads it: with corrected turns, and memories, which the session notes."
-    self.reply_fact, self.fixed_reply, self.reply_memories = "", "", []
-    if not self.model.is_large or not self.me.settings.memories:
-        return question
-    shown = self._show_history(question, is_own)
-    if quotes_facts:
-        self.fixed_reply, self.reply_fact, source = self.me.answer_from_facts(question.prompt, question.history)
-    if self.fixed_reply:
-        self.reply_memories = [source] if source else []
-        return shown
-    self.reply_memories = self.me.retrieve_memories(question.prompt, shown.history, adapter)
-    return add_memories(shown, self.reply_memories)
+    **options,  # quotes_facts and is_checked, as for the personalizer
+) -> ReplyPlan:
+    "Decide what a reply reads, and who writes it: with corrected turns, if the conversation is ours."
+    if not self.me.reads_memories:
+        return self.me.plan_reply(question)
+    plainly = question.derive(history=read_plainly(question.history), parents=())
+    return self.me.plan_reply(question, self.read_talk(question) if is_own else plainly, **options)
 
 # %% ../../nbs/6_device/07_conversation.ipynb #8d620152
 @patch
 def describe_memories(self: ChatSession) -> str:  # "" if the reply has no such source
     "Return a line about the source of the newest reply: a fact, corrections or a fine-tune."
-    if self.fixed_reply:
-        told = self.reply_memories[0].time if self.reply_memories else 0
+    if self.plan is None:
+        return ""
+    if self.plan.fixed:
+        told = self.plan.memories[0].time if self.plan.memories else 0
         return f"from what you said on {date.fromtimestamp(told)}" if told else ""
-    count = len({d.id for d in self.reply_memories if d.origin == "annotated"})
+    count = len({d.id for d in self.plan.memories if d.origin == "annotated"})
     if count:
         return f"from {count} of your corrections"
-    has_memory = self.model.is_large and self.me.settings.memories
-    is_tuned = self.reply is not None and self.reply.adapter_name != self.model.base
-    return "from a fine-tune on your corrections" if has_memory and is_tuned and self.me.find_learned_roots() else ""
+    is_tuned = self.me.reads_memories and self.reply.adapter_name != self.model.base
+    return "from a fine-tune on your corrections" if is_tuned and self.me.find_learned_roots() else ""
 
 # %% ../../nbs/6_device/07_conversation.ipynb #eebd6bd1
 @patch
@@ -275,26 +257,14 @@ class Draft(str):
 
 
 @patch
-def find_check(
-    self: ChatSession, question: Dialogue, options: ReplyOptions, is_own: bool = True, adapter=None
-) -> tuple:  # (question, memories, usual help in nats a token), or () if the reply is not checked
-    "Return the arguments of `improve_reply` that follow the text; ours are as for `add_talk_memories`."
-    is_greedy = self.model.decoding.complete(options).temperature <= 0 and not options.stop
-    if self.fixed_reply or not is_greedy:
-        return ()
-    shown = self._show_history(question, is_own)
-    return self.me.find_check(shown, self.reply_memories, adapter)
-
-
-@patch
-def check_reply(self: ChatSession, check: tuple, options: ReplyOptions, adapter=None) -> None:
-    "Check the newest reply with the result of `find_check`; a reply that fits your corrections better takes its place."
+def check_reply(self: ChatSession, options: ReplyOptions) -> None:
+    "Check the newest reply as planned; a reply that fits your corrections better takes its place."
     with self.model.track_cost() as cost:
         with self.model.use_adapter(None) as model:
-            text = improve_reply(model, self.reply.text, *check, options.max_tokens)
+            text = improve_reply(model, self.reply.text, *self.plan.check, options.max_tokens)
         if text != self.reply.text:
-            self.reply_memories = check[1]
-            with self.model.use_adapter(adapter):
+            self.plan = replace(self.plan, memories=tuple(self.plan.check[1]))
+            with self.model.use_adapter(self.plan.adapter):
                 self.reply.replace_text(text)
     self.me.add_cost(cost)
 
@@ -305,7 +275,7 @@ def generate_reply(self: ChatSession, text: str, history, options, is_observed, 
     prompt, num_dropped = clean_text(text, max(self.max_characters, MAX_TURN_CHARACTERS))
     if not prompt:
         return
-    self.reply_memories, self.reply_fact, self.fixed_reply = [], "", ""
+    self.plan = None
     self.settle_pending(drops_question=is_observed)
     if num_dropped:
         message = f"only the last {len(prompt):,} characters are read, {num_dropped:,} are left out"
@@ -319,27 +289,26 @@ def generate_reply(self: ChatSession, text: str, history, options, is_observed, 
     given = [(role, clean_text(text, self.max_characters)[0]) for role, text in history or ()]
     turns = self.find_subject(prompt) if is_own else given
     question = Dialogue(prompt, "", turns, time=self.clock())
-    adapter = self.me.choose_adapter(prompt) if with_adapter else None
-    shown = self.add_talk_memories(question, is_own, adapter) if with_adapter else question
-    check = self.find_check(question, options, is_own, adapter) if with_adapter else ()
-    with closing(self.stream_reply(shown, options, adapter)) as pieces:
+    is_greedy = self.model.decoding.complete(options).temperature <= 0 and not options.stop
+    self.plan = self.plan_reply(question, is_own, is_checked=is_greedy) if with_adapter else ReplyPlan(question)
+    with closing(self.stream_reply(options)) as pieces:
         for piece in pieces:
-            yield piece if not check else Draft(piece) if shows_drafts else ""  # so that a caller can stop it
-    if check:
-        self.check_reply(check, options, adapter)
+            yield piece if not self.plan.check else Draft(piece) if shows_drafts else ""  # so that a caller can stop it
+    if self.plan.check:
+        self.check_reply(options)
         yield self.reply.text
     if is_observed:
         self.observe(question, self.reply, is_own)
 
 # %% ../../nbs/6_device/07_conversation.ipynb #fde88fa5
 @patch
-def stream_reply(self: ChatSession, shown: Dialogue, options: ReplyOptions, adapter):  # a generator of pieces
-    "Yield the pieces of a reply to the dialogue of `add_talk_memories`; keep its stream in `reply`, and add its cost."
-    with self.model.track_cost() as cost, self.model.use_adapter(adapter) as model:
-        write = ReplyStream if self.fixed_reply else model.engine or ReplyStream
-        self.reply = write(model, shown, options, previous_stream=self.reply)
-        if self.fixed_reply:
-            self.reply.write_text(self.fixed_reply)
+def stream_reply(self: ChatSession, options: ReplyOptions):  # a generator of pieces
+    "Yield the pieces of the planned reply; keep its stream in `reply`, and add its cost."
+    with self.model.track_cost() as cost, self.model.use_adapter(self.plan.adapter) as model:
+        write = ReplyStream if self.plan.fixed else model.engine or ReplyStream
+        self.reply = write(model, self.plan.dialogue, options, previous_stream=self.reply)
+        if self.plan.fixed:
+            self.reply.write_text(self.plan.fixed)
             yield self.reply.text
         else:
             yield from self.reply
@@ -360,8 +329,8 @@ def observe(
     with delay_interrupts():
         d = question.derive(response=reply.text, origin="model", parents=())
         is_base = reply.reading.model == self.model.base
-        has_corrections = any(m.origin == "annotated" for m in self.reply_memories)
-        is_informed = bool(self.fixed_reply) or not is_base or has_corrections
+        has_corrections = any(m.origin == "annotated" for m in self.plan.memories)
+        is_informed = bool(self.plan.fixed) or not is_base or has_corrections
         if tuple(reply.dialogue.history) != tuple(d.history) or is_base and self.me.adapter:
             # the reply read other turns too, or the base model wrote it: we score the turn anew
             candidate = self.me.score([d])[0]
@@ -371,10 +340,9 @@ def observe(
             self.infer_feedback(d.prompt)
         state = self.me.state
         key = join_conversation(state.conversation, state.get_title(state.conversation))
-        fact = state.get_root(self.reply_memories[0]) if self.reply_fact else ""
-        root = self.me.arrive(
-            candidate, key if is_own else "client", is_informed=is_informed, fact=fact, is_fixed=bool(self.fixed_reply)
-        )
+        details = dict(is_informed=is_informed, is_fixed=bool(self.plan.fixed))
+        details["fact"] = state.get_root(self.plan.memories[0]) if self.plan.fact else ""
+        root = self.me.arrive(candidate, key if is_own else "client", **details)
         if state.wants_question and self.me.questions_left() > 0:
             self.me.open_question(root)
         else:
@@ -476,13 +444,12 @@ def generate_again(self: ChatSession, options: ReplyOptions = None):
     options = options or replace(RETRY_OPTIONS, seed=crc32(turn["response"].encode()))
     read = self.me.memory.dialogues[turn["id"]].dialogue.history  # the turns that its first reply read
     question = Dialogue(turn["prompt"], "", read, time=turn["time"])
-    adapter = self.me.choose_adapter(turn["prompt"])
-    shown = self.add_talk_memories(question, adapter=adapter, quotes_facts=False)
+    self.plan = self.plan_reply(question, quotes_facts=False, is_checked=False)
     first = turn["response"].split()
     for number in range(self.max_draws):
         text, num_shown = "", 0
         draw = replace(options, seed=(options.seed + number) % 2**32)
-        with closing(self.stream_reply(shown, draw, adapter)) as pieces:
+        with closing(self.stream_reply(draw)) as pieces:
             for piece in pieces:
                 text += piece
                 if num_shown or not " ".join(first).startswith(" ".join(text.split())):
@@ -625,8 +592,7 @@ def forget(self: ChatSession, text: str = None, ids=(), everything: bool = False
     self.stop_reply()
     self.stop_learning()
     self.skip()
-    self.reply, self.choice, self.reply_memories = None, None, []  # they hold the forgotten text
-    self.reply_fact = self.fixed_reply = ""
+    self.reply, self.choice, self.plan = None, None, None  # they hold the forgotten text
     with delay_interrupts():
         try:
             report = self.me.forget(ids, text, everything=everything)

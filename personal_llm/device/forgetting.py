@@ -157,7 +157,8 @@ def _find_forgotten(state: PersonalizerState, request: ForgetRequest) -> tuple: 
     readers = {root for root, d in known.items() if d.origin == "model" and was_told(d)} - stays
     readings = [(source, root) for root, source in _list_read_dialogues(memory) if root not in stays]
     found = _follow(roots | readers, families + readings) & {*known}
-    return found, len(found) - len(roots)
+    read = readers | {root for source, root in readings if source in found}
+    return found, len(read - roots)
 
 
 def _cut_history(d: Dialogue, request: ForgetRequest, texts: set) -> tuple:  # the turns that stay

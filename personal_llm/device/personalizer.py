@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['ASK_WHEN_CHOICES', 'EARLY_QUESTIONS', 'SMALL_MODEL_DEFAULTS', 'OBSERVE_BATCH_SIZE', 'ADAPTER_THRESHOLD',
            'MIN_LEARNED_DIALOGUES', 'PersonalizerSettings', 'ask_at_terminal', 'count_rows', 'Personalizer',
-           'PreparedRound', 'load_personalizer', 'retrain_folder']
+           'ReplyPlan', 'PreparedRound', 'load_personalizer', 'retrain_folder']
 
 # %% ../../nbs/6_device/04_personalizer.ipynb #586726a1
 import json
@@ -186,6 +186,7 @@ class Personalizer:
         self._configure()
 
     max_questions = property(lambda self: self.settings.max_questions)
+    reads_memories = property(lambda self: bool(self.settings.memories and self.model.is_large))  # whether replies do
     buffer = property(lambda self: self.state.buffer)
     memory = property(lambda self: self.state.memory)
     rounds = property(lambda self: self.state.rounds)  # `TrainingRound`s
@@ -371,7 +372,7 @@ def _record_reaction(
     if self.state.find_slot(root) is None and candidate.scores.model != self._get_model_name():
         self.rescore([root])  # an earlier adapter made its scores
     facts = {name: value for name, value in vars(given).items() if name != "dialogue_id"}
-    if kind in ("edit", "better") and self.settings.memories and self.model.is_large:
+    if kind in ("edit", "better") and self.reads_memories:
         correction = Dialogue(d.prompt, text, origin="annotated")
         known = [c for c in self.state.list_corrections() if c.wish is not None]
         known = [c for c in known if self.state.get_root(c.dialogue) != root]
@@ -471,7 +472,7 @@ def retrieve_memories(
 ) -> list:  # dialogues, the nearest last
     "Return the answered dialogues that a reply to a prompt reads after a history."
     memories = self.list_memories()
-    if not memories or not self.settings.memories or not self.model.is_large:
+    if not memories or not self.reads_memories:
         return []
     self.embedder = self.embedder or PromptEmbedder(self.model)
     checked_at = 2 ** (len(memories).bit_length() - 1), self.settings.memories
@@ -509,7 +510,7 @@ def is_adapter_for_all(self: Personalizer) -> bool:
 def choose_adapter(self: Personalizer, prompt: str):  # an `Adapter`, or None: the base model replies
     "Return the last adapter; None for a prompt unlike those of the corrections, or after a change of mind."
     corrected = [c.dialogue for c in self.state.list_corrections()]
-    is_gated = self.settings.memories and self.model.is_large and self.model.engine is None
+    is_gated = self.reads_memories and self.model.engine is None
     if not self.adapter or not corrected or not is_gated or self.is_adapter_for_all():
         return self.adapter
     self.embedder = self.embedder or PromptEmbedder(self.model)
@@ -531,14 +532,6 @@ def _is_outdated(self: Personalizer, similarities) -> bool:  # of a prompt to th
 
 # %% ../../nbs/6_device/04_personalizer.ipynb #adgate04
 @patch
-def _may_quote(self: Personalizer, prompt: str) -> bool:
-    "Return whether facts are read, a prompt may ask for one, and you corrected no reply to this very prompt."
-    may_ask = asks_for_fact(prompt) or get_proper_names(prompt)  # about the user, or one of their people
-    is_on = self.settings.memories and self.model.is_large and may_ask
-    return bool(is_on and not find_same_question(self.list_memories(), prompt))
-
-
-@patch
 def list_told(self: Personalizer, history=()) -> list:  # (fact, the `Dialogue` it is from, or None), oldest first
     "Return what you told the model, then and in a history; what you corrected takes the place of what was quoted."
     told = sorted((row.dialogue for row in self.memory.dialogues.values()), key=lambda d: d.time)
@@ -554,12 +547,13 @@ def list_told(self: Personalizer, history=()) -> list:  # (fact, the `Dialogue` 
 @patch
 def answer_from_facts(self: Personalizer, prompt: str, history=()) -> tuple:  # (reply, fact, its `Dialogue`)
     "Return a reply that quotes what you told, or says that you never told it; empty where the model replies."
-    is_on = self.settings.memories and self.model.is_large
     is_instructed = any(role == "system" for role, _ in history)  # by a program, which may want another form
-    if not is_on or is_instructed:
+    if not self.reads_memories or is_instructed:
         return "", "", None
     same = find_same_question([d for _, d in self.state.list_corrected_quotations()], prompt)
-    if not (same or self._may_quote(prompt)) or find_facts(prompt):  # the prompt tells what its question needs
+    may_ask = asks_for_fact(prompt) or get_proper_names(prompt)  # about the user, or one of their people
+    may_quote = same or may_ask and not find_same_question(self.list_memories(), prompt)
+    if not may_quote or find_facts(prompt):  # the prompt tells what its question needs
         return "", "", None
     told = self.list_told(history)
     asked = select_facts(prompt, keep_facts([fact for fact, _ in told]))
@@ -586,6 +580,38 @@ def find_check(self: Personalizer, question: Dialogue, memories: list, adapter=N
     return () if usual_help is None else (question, memories, usual_help)
 
 
+@dataclass(frozen=True)
+class ReplyPlan:
+    "What a reply reads, who writes it, and how it is checked."
+
+    dialogue: Dialogue  # prompt, memories and history, as the model reads them
+    adapter: Adapter = None  # that writes the reply; None: the base model writes it
+    memories: tuple = ()  # the dialogues that the reply reads, the nearest last; of a fixed reply: its source
+    fixed: str = ""  # the reply, if no model writes it
+    fact: str = ""  # what a fixed reply quotes: a fact about the user, or a correction
+    check: tuple = ()  # question, memories and usual help, as `improve_reply` takes them; empty: no check
+
+
+@patch
+def plan_reply(
+    self: Personalizer,
+    question: Dialogue,  # as it is stored
+    shown: Dialogue = None,  # the question with its history as the model reads it; the question itself by default
+    quotes_facts: bool = True,  # False: the model writes the reply, whatever the prompt asks
+    is_checked: bool = True,
+) -> ReplyPlan:
+    "Decide who writes the reply to a question, what it reads, and how it is checked; nothing is written yet."
+    shown, adapter = shown or question, self.choose_adapter(question.prompt)
+    if not self.reads_memories:
+        return ReplyPlan(shown, adapter)
+    fixed, fact, source = self.answer_from_facts(question.prompt, question.history) if quotes_facts else ("", "", None)
+    if fixed:
+        return ReplyPlan(shown, adapter, (source,) if source else (), fixed, fact)
+    memories = self.retrieve_memories(question.prompt, shown.history, adapter)
+    check = self.find_check(shown, memories, adapter) if is_checked else ()
+    return ReplyPlan(add_memories(shown, memories), adapter, tuple(memories), check=check)
+
+
 @patch
 def reply(
     self: Personalizer,
@@ -594,17 +620,15 @@ def reply(
     max_tokens: int = None,  # of the reply; the model's own limit by default
 ) -> str:
     "Quote a fact, or reply with memories in the prompt and the adapter of `choose_adapter`; do not observe it."
-    question = Dialogue(prompt, "", history)
     with self.model.track_cost() as cost:
-        text, *_ = self.answer_from_facts(prompt, question.history)
+        plan = self.plan_reply(Dialogue(prompt, "", history))
+        text = plan.fixed
         if not text:
-            adapter = self.choose_adapter(prompt)
-            memories = self.retrieve_memories(prompt, question.history, adapter)
-            with self.model.use_adapter(adapter):
-                text = self.model.reply_once(add_memories(question, memories), max_tokens)
-            if check := self.find_check(question, memories, adapter):
-                with self.model.use_adapter(None):
-                    text = improve_reply(self.model, text, *check, max_tokens)
+            with self.model.use_adapter(plan.adapter):
+                text = self.model.reply_once(plan.dialogue, max_tokens)
+        if plan.check:
+            with self.model.use_adapter(None):
+                text = improve_reply(self.model, text, *plan.check, max_tokens)
     self.add_cost(cost)
     return text
 

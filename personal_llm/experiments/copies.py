@@ -4,16 +4,17 @@
 
 # %% auto #0
 __all__ = ['WINDS', 'STONES', 'DANCES', 'STARS', 'COLOURS', 'FLOWERS', 'PLACES', 'SEED', 'QUESTIONS_FILE',
-           'NUM_QUESTIONS', 'PEOPLE', 'add_memories', 'check', 'CONDITIONS', 'NUM_CHATS', 'CHAT_MESSAGES',
-           'CHAT_CONDITIONS', 'JOBS', 'CHAT_JOBS', 'GRIDS', 'SIXTEENTH', 'CHATS', 'MOST_COPIES', 'COPIES_GAIN',
-           'RIGHT_GAIN', 'RIGHT_COST', 'FOLLOW_COST', 'AGAIN_COST', 'HABITS_COST', 'SPILL_COST', 'LEAST_LINKED',
-           'LEAST_ALONE', 'MOST_SECONDS', 'CHAT_GAIN', 'DECISION_COPIES', 'DECISION_SPILL', 'form', 'draw_questions',
-           'read_last', 'label_copies', 'make_costly', 'measure', 'draw_chats', 'hold_chat', 'summarise_chat',
-           'measure_chats', 'list_chat_claims', 'list_claims', 'decides_for_last']
+           'NUM_QUESTIONS', 'PEOPLE', 'plan_reply', 'CONDITIONS', 'NUM_CHATS', 'CHAT_MESSAGES', 'CHAT_CONDITIONS',
+           'JOBS', 'CHAT_JOBS', 'GRIDS', 'SIXTEENTH', 'CHATS', 'MOST_COPIES', 'COPIES_GAIN', 'RIGHT_GAIN', 'RIGHT_COST',
+           'FOLLOW_COST', 'AGAIN_COST', 'HABITS_COST', 'SPILL_COST', 'LEAST_LINKED', 'LEAST_ALONE', 'MOST_SECONDS',
+           'CHAT_GAIN', 'DECISION_COPIES', 'DECISION_SPILL', 'form', 'draw_questions', 'read_last', 'label_copies',
+           'make_costly', 'measure', 'draw_chats', 'hold_chat', 'summarise_chat', 'measure_chats', 'list_chat_claims',
+           'list_claims', 'decides_for_last']
 
 # %% ../../nbs/experiments/60_copies.ipynb #cop00002
 import json
 import tempfile
+from dataclasses import replace
 
 import numpy as np
 
@@ -162,17 +163,15 @@ def label_copies(session, question: Dialogue, is_last_free: bool) -> Dialogue:
 def make_costly(is_last_free: bool) -> dict:  # name -> function
     "Return functions in place of those of the chat, so that copies of the talk cost."
 
-    def add_talk_memories(session, question, is_own=True, adapter=None):
-        shown = add_memories(session, label_copies(session, question, is_last_free), is_own, adapter)
-        return shown.derive(labels=question.labels) if session.reply_fact else shown  # it may tell the fact again
+    def plan_with_cost(session, question, *given, **details):
+        plan = plan_reply(session, label_copies(session, question, is_last_free), *given, **details)
+        told_again = plan.dialogue.derive(labels=question.labels)  # a quotation may tell the fact again
+        return replace(plan, dialogue=told_again) if plan.fact else plan
 
-    def find_check(session, question, *given):
-        return check(session, label_copies(session, question, is_last_free), *given)
-
-    return dict(add_talk_memories=add_talk_memories, find_check=find_check)
+    return dict(plan_reply=plan_with_cost)
 
 
-add_memories, check = ChatSession.add_talk_memories, ChatSession.find_check
+plan_reply = ChatSession.plan_reply
 CONDITIONS = {  # condition -> functions in place of those of the chat
     "package": make_costly(is_last_free=True),
     "strict": make_costly(is_last_free=False),

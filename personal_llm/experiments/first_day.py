@@ -197,9 +197,8 @@ def measure_losses(session: ChatSession, tests: list, other: list) -> dict:
     session.open_conversation()
 
     def show(d: Dialogue) -> Dialogue:
-        adapter = session.me.choose_adapter(d.prompt)
-        shown = session.add_talk_memories(d.derive(response="", parents=()), True, adapter, quotes_facts=False)
-        return shown.derive(response=d.response)
+        plan = session.plan_reply(d.derive(response="", parents=()), quotes_facts=False, is_checked=False)
+        return plan.dialogue.derive(response=d.response)
 
     model = GatedModel(session.model, session.me)
     own, foreign = list(map(show, tests)), list(map(show, other))
