@@ -4700,10 +4700,6 @@ d = {
                 "6_device/conversation.html#draft",
                 "personal_llm/device/conversation.py",
             ),
-            "personal_llm.device.conversation.adopt_imported": (
-                "6_device/conversation.html#adopt_imported",
-                "personal_llm/device/conversation.py",
-            ),
             "personal_llm.device.conversation.check_session_folder": (
                 "6_device/conversation.html#check_session_folder",
                 "personal_llm/device/conversation.py",
@@ -4974,6 +4970,10 @@ d = {
                 "6_device/personalizer.html#personalizer._ask",
                 "personal_llm/device/personalizer.py",
             ),
+            "personal_llm.device.personalizer.Personalizer._choose_wish": (
+                "6_device/personalizer.html#personalizer._choose_wish",
+                "personal_llm/device/personalizer.py",
+            ),
             "personal_llm.device.personalizer.Personalizer._configure": (
                 "6_device/personalizer.html#personalizer._configure",
                 "personal_llm/device/personalizer.py",
@@ -4996,10 +4996,6 @@ d = {
             ),
             "personal_llm.device.personalizer.Personalizer._is_outdated": (
                 "6_device/personalizer.html#personalizer._is_outdated",
-                "personal_llm/device/personalizer.py",
-            ),
-            "personal_llm.device.personalizer.Personalizer._is_readable": (
-                "6_device/personalizer.html#personalizer._is_readable",
                 "personal_llm/device/personalizer.py",
             ),
             "personal_llm.device.personalizer.Personalizer._list_versions": (
@@ -5314,10 +5310,6 @@ d = {
             ),
             "personal_llm.device.replay.PersonalizerState.apply": (
                 "6_device/replay.html#personalizerstate.apply",
-                "personal_llm/device/replay.py",
-            ),
-            "personal_llm.device.replay.PersonalizerState.check_base": (
-                "6_device/replay.html#personalizerstate.check_base",
                 "personal_llm/device/replay.py",
             ),
             "personal_llm.device.replay.PersonalizerState.count_turns": (

@@ -392,18 +392,6 @@ def test_contradictory_states_are_one_line(change, saved, tmp_path):
     assert "\n" not in str(caught.value) and caught.value.remedy
 
 
-@pytest.mark.parametrize("value", [False, True])
-def test_a_folder_with_a_former_setting_opens(value, saved, tmp_path):
-    folder = shutil.copytree(saved, tmp_path / "copy")
-    former, former_config = dict(preferences=value, synthesis_mode="both"), dict(gradient_accumulation_steps=1 + value)
-    rewrite(folder, settings_of(lambda all: all.update(former, config=all["config"] | former_config)))
-    assert folder_status(folder)["seen"] == folder_status(saved)["seen"]
-    me = load(folder)
-    assert me.settings == load(saved).settings and me.config == load(saved).config
-    me.save()
-    assert load(folder).status() == me.status()
-
-
 @pytest.mark.parametrize("column", ["prompt", "scores", "history", "labels", "parents", "origin", "time"])
 def test_a_damaged_dialogue_is_one_line(column, saved, tmp_path):
     folder = shutil.copytree(saved, tmp_path / "copy")

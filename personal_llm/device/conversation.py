@@ -489,22 +489,17 @@ def choose(self: ChatSession, number: int) -> None:  # 1: the first reply, 2: th
         self.choice = None
         self.save()
 
-# %% ../../nbs/6_device/07_conversation.ipynb #55f7b145
-def adopt_imported(dialogues: list, max_tokens: int) -> list:  # max_tokens: that the model can read
-    "Give imported dialogues and their parents ids that no turn of this folder has; drop turns that cannot be read."
-    rename, adopted = lambda name: hashlib.sha256(f"imported {name}".encode()).hexdigest()[:16], []
-    for d in dialogues:
-        first, turns = find_first_turn(d.history, max_tokens), d.history
-        system = [turns[0]] if first and turns[0][0] == "system" else []
-        turns = (*system, *(turns[place] for place in range(first, len(turns)))) if first else turns
-        adopted.append(d.derive(id=rename(d.id), parents=tuple(map(rename, d.parents)), history=turns))
-    return adopted
-
 # %% ../../nbs/6_device/07_conversation.ipynb #c6afdfe5
 @patch
 def score_imported(self: ChatSession, dialogues: list) -> list:  # `ScoredDialogue`s
-    "Score imported dialogues, such as those of an export, under ids of their own; nothing is stored yet."
-    return self.me.score(adopt_imported(dialogues, self.model.max_length))
+    "Score imported dialogues under ids that no turn of this folder has; drop turns that the model cannot read."
+    rename, adopted = lambda name: hashlib.sha256(f"imported {name}".encode()).hexdigest()[:16], []
+    for d in dialogues:
+        first, turns = find_first_turn(d.history, self.model.max_length), d.history
+        system = [turns[0]] if first and turns[0][0] == "system" else []
+        turns = (*system, *(turns[place] for place in range(first, len(turns)))) if first else turns
+        adopted.append(d.derive(id=rename(d.id), parents=tuple(map(rename, d.parents)), history=turns))
+    return self.me.score(adopted)
 
 # %% ../../nbs/6_device/07_conversation.ipynb #33718a1d
 @patch

@@ -373,14 +373,7 @@ def _record_reaction(
         self.rescore([root])  # an earlier adapter made its scores
     facts = {name: value for name, value in vars(given).items() if name != "dialogue_id"}
     if kind in ("edit", "better") and self.reads_memories:
-        correction = Dialogue(d.prompt, text, origin="annotated")
-        known = [c for c in self.state.list_corrections() if c.wish is not None]
-        known = [c for c in known if self.state.get_root(c.dialogue) != root]
-        facts["wish"] = facts["help"] = None  # too long to be read: it replaces nothing
-        if self._is_readable(correction):
-            with self.model.track_cost() as cost, self.model.use_adapter(None):
-                facts["wish"], facts["help"] = choose_wish(self.model, correction, known)
-            self.add_cost(cost)
+        facts["wish"], facts["help"] = self._choose_wish(root, Dialogue(d.prompt, text, origin="annotated"))
     self.state.record("reacted", root, **facts, asked=asked, is_learned=is_learned, response=response)
     return given
 
@@ -392,10 +385,16 @@ def _get_memory_limit(self: Personalizer) -> int:  # tokens
 
 
 @patch
-def _is_readable(self: Personalizer, correction: Dialogue) -> bool:
-    "Return whether a correction fits into the memories of a prompt."
-    texts = correction.prompt, correction.response
-    return sum(count_memory_tokens(self.model, text) for text in texts) <= self._get_memory_limit()
+def _choose_wish(self: Personalizer, root: str, correction: Dialogue) -> tuple:  # (number, help), or two times None
+    "Return the wish of a correction; one that is too long for the memories of a prompt has none, and replaces nothing."
+    size = sum(count_memory_tokens(self.model, text) for text in (correction.prompt, correction.response))
+    if size > self._get_memory_limit():
+        return None, None
+    known = [c for c in self.state.list_corrections() if c.wish is not None]
+    with self.model.track_cost() as cost, self.model.use_adapter(None):
+        found = choose_wish(self.model, correction, [c for c in known if self.state.get_root(c.dialogue) != root])
+    self.add_cost(cost)
+    return found
 
 # %% ../../nbs/6_device/04_personalizer.ipynb #1a61bab9
 @patch
@@ -1007,7 +1006,11 @@ def load_personalizer(
 ) -> Personalizer:
     "Load a personalizer; raise `InputError` for a damaged state, a missing adapter or another base model."
     state = read_state(folder, policy)
-    state.check_base(model.base, folder)
+    if state.base != model.base:
+        name = f"{state.model}, " * bool(state.model)
+        wrong = f"{folder}: saved with base {name}{state.base}, this model is {model.base}"
+        remedy = "leave the model out, or choose another folder" if state.model else "load the model it was made with"
+        raise InputError(wrong, remedy)
     try:
         settings = state.settings | dict(config=TuningConfig(**state.settings["config"]))
         parts = dict(annotator=annotator, lexicons=lexicons, folder=folder, start=start, has_lock=has_lock)

@@ -577,16 +577,6 @@ def list_exchange_ids(self: PersonalizerState) -> dict:  # hash -> root
     known = {hash_dialogue(row.dialogue): root for root, row in self.memory.dialogues.items()}
     return known | {hash_dialogue(d): root for root, d in self.versions.items()}
 
-# %% ../../nbs/6_device/02_replay.ipynb #eaa063cd
-@patch
-def check_base(self: PersonalizerState, base: str, place="the state") -> None:
-    "Raise `InputError` if the state of a place belongs to another base model than that of a fingerprint."
-    if self.base != base:
-        name = f"{self.model}, " * bool(self.model)
-        wrong = f"{place}: saved with base {name}{self.base}, this model is {base}"
-        remedy = "leave the model out, or choose another folder" if self.model else "load the model it was made with"
-        raise InputError(wrong, remedy)
-
 # %% ../../nbs/6_device/02_replay.ipynb #7ff9f665
 @patch
 def status(self: PersonalizerState) -> dict:  # plain values
