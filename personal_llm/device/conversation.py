@@ -326,11 +326,12 @@ def observe(
     if not reply.text:
         self.messages_to_user.append("the model had no answer; the turn is not kept")
         return
+    plan = self.plan or ReplyPlan(question)
     with delay_interrupts():
         d = question.derive(response=reply.text, origin="model", parents=())
         is_base = reply.reading.model == self.model.base
-        has_corrections = any(m.origin == "annotated" for m in self.plan.memories)
-        is_informed = bool(self.plan.fixed) or not is_base or has_corrections
+        has_corrections = any(m.origin == "annotated" for m in plan.memories)
+        is_informed = bool(plan.fixed) or not is_base or has_corrections
         if tuple(reply.dialogue.history) != tuple(d.history) or is_base and self.me.adapter:
             # the reply read other turns too, or the base model wrote it: we score the turn anew
             candidate = self.me.score([d])[0]
@@ -340,8 +341,8 @@ def observe(
             self.infer_feedback(d.prompt)
         state = self.me.state
         key = join_conversation(state.conversation, state.get_title(state.conversation))
-        details = dict(is_informed=is_informed, is_fixed=bool(self.plan.fixed))
-        details["fact"] = state.get_root(self.plan.memories[0]) if self.plan.fact else ""
+        details = dict(is_informed=is_informed, is_fixed=bool(plan.fixed))
+        details["fact"] = state.get_root(plan.memories[0]) if plan.fact else ""
         root = self.me.arrive(candidate, key if is_own else "client", **details)
         if state.wants_question and self.me.questions_left() > 0:
             self.me.open_question(root)
