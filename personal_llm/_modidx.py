@@ -1417,10 +1417,6 @@ d = {
                 "0_base/gguf.html#headercursor.__init__",
                 "personal_llm/base/gguf.py",
             ),
-            "personal_llm.base.gguf.HeaderCursor.count_entries": (
-                "0_base/gguf.html#headercursor.count_entries",
-                "personal_llm/base/gguf.py",
-            ),
             "personal_llm.base.gguf.HeaderCursor.fail": (
                 "0_base/gguf.html#headercursor.fail",
                 "personal_llm/base/gguf.py",
@@ -1474,7 +1470,6 @@ d = {
                 "0_base/gguf.html#read_tensor_info",
                 "personal_llm/base/gguf.py",
             ),
-            "personal_llm.base.gguf.read_vocabulary": ("0_base/gguf.html#read_vocabulary", "personal_llm/base/gguf.py"),
             "personal_llm.base.gguf.read_weights": ("0_base/gguf.html#read_weights", "personal_llm/base/gguf.py"),
             "personal_llm.base.gguf.write_converted_model": (
                 "0_base/gguf.html#write_converted_model",
