@@ -1124,20 +1124,12 @@ d = {
                 "0_base/decoding.html#replytext.add",
                 "personal_llm/base/decoding.py",
             ),
-            "personal_llm.base.decoding.ReplyText.add_mark": (
-                "0_base/decoding.html#replytext.add_mark",
-                "personal_llm/base/decoding.py",
-            ),
             "personal_llm.base.decoding.ReplyText.get_text": (
                 "0_base/decoding.html#replytext.get_text",
                 "personal_llm/base/decoding.py",
             ),
             "personal_llm.base.decoding.ReplyText.is_in_code": (
                 "0_base/decoding.html#replytext.is_in_code",
-                "personal_llm/base/decoding.py",
-            ),
-            "personal_llm.base.decoding.ReplyText.is_in_list": (
-                "0_base/decoding.html#replytext.is_in_list",
                 "personal_llm/base/decoding.py",
             ),
             "personal_llm.base.decoding.ReplyText.is_unit_end": (
@@ -1169,20 +1161,12 @@ d = {
                 "0_base/decoding.html#compute_end_bonus",
                 "personal_llm/base/decoding.py",
             ),
-            "personal_llm.base.decoding.compute_stop_bonus": (
-                "0_base/decoding.html#compute_stop_bonus",
-                "personal_llm/base/decoding.py",
-            ),
             "personal_llm.base.decoding.cost_examples": (
                 "0_base/decoding.html#cost_examples",
                 "personal_llm/base/decoding.py",
             ),
             "personal_llm.base.decoding.cost_heads": (
                 "0_base/decoding.html#cost_heads",
-                "personal_llm/base/decoding.py",
-            ),
-            "personal_llm.base.decoding.cost_neighbours": (
-                "0_base/decoding.html#cost_neighbours",
                 "personal_llm/base/decoding.py",
             ),
             "personal_llm.base.decoding.cost_parts": (
@@ -1263,10 +1247,6 @@ d = {
             ),
             "personal_llm.base.decoding.is_repeated": (
                 "0_base/decoding.html#is_repeated",
-                "personal_llm/base/decoding.py",
-            ),
-            "personal_llm.base.decoding.is_sentence_end": (
-                "0_base/decoding.html#is_sentence_end",
                 "personal_llm/base/decoding.py",
             ),
             "personal_llm.base.decoding.is_whole": ("0_base/decoding.html#is_whole", "personal_llm/base/decoding.py"),

@@ -22,7 +22,6 @@ from personal_llm.base.decoding import (
     avoid_copies,
     choose_next_token,
     compute_end_bonus,
-    compute_stop_bonus,
     cost_examples,
     count_settled_tokens,
     encode_examples,
@@ -346,9 +345,16 @@ def test_content_words_that_came_before_are_known(pocket):
 
 
 def test_a_long_sentence_helps_its_full_stop(pocket):
+    rules, comma, full_stop = make_rules(pocket), encode(pocket, ",")[0], encode(pocket, ".")[0]
+
+    def find_bonus(text):
+        scores = torch.zeros(len(pocket.tokenizer))
+        scores[comma] = 99.0
+        return float(avoid_copies(scores, read(pocket, text), rules)[full_stop])
+
     words = " ".join(["fish"] * 39)
-    assert compute_stop_bonus(read(pocket, words)) == 0
-    assert compute_stop_bonus(read(pocket, words + " and" * 11)) == pytest.approx(1.0)
+    assert find_bonus(words) == 0
+    assert find_bonus(words + " and" * 11) == pytest.approx(1.0)
 
 
 def test_placeholders_help_the_end(pocket):
