@@ -858,10 +858,6 @@ d = {
                 "0_base/adapters.html#adapter.nbytes",
                 "personal_llm/base/adapters.py",
             ),
-            "personal_llm.base.adapters._hash_files": (
-                "0_base/adapters.html#_hash_files",
-                "personal_llm/base/adapters.py",
-            ),
             "personal_llm.base.adapters.attach_adapter": (
                 "0_base/adapters.html#attach_adapter",
                 "personal_llm/base/adapters.py",
@@ -1036,10 +1032,6 @@ d = {
             "personal_llm.base.core.InputError": ("0_base/core.html#inputerror", "personal_llm/base/core.py"),
             "personal_llm.base.core.InputError.__init__": (
                 "0_base/core.html#inputerror.__init__",
-                "personal_llm/base/core.py",
-            ),
-            "personal_llm.base.core._describe_wanted": (
-                "0_base/core.html#_describe_wanted",
                 "personal_llm/base/core.py",
             ),
             "personal_llm.base.core._is_number": ("0_base/core.html#_is_number", "personal_llm/base/core.py"),
@@ -1309,10 +1301,6 @@ d = {
                 "0_base/files.html#ownedfolder.remove",
                 "personal_llm/base/files.py",
             ),
-            "personal_llm.base.files._lock_on_windows": (
-                "0_base/files.html#_lock_on_windows",
-                "personal_llm/base/files.py",
-            ),
             "personal_llm.base.files.check_new_folder": (
                 "0_base/files.html#check_new_folder",
                 "personal_llm/base/files.py",
@@ -1493,10 +1481,6 @@ d = {
             ),
         },
         "personal_llm.base.loading": {
-            "personal_llm.base.loading._load_named_encoder": (
-                "0_base/loading.html#_load_named_encoder",
-                "personal_llm/base/loading.py",
-            ),
             "personal_llm.base.loading.check_hub": ("0_base/loading.html#check_hub", "personal_llm/base/loading.py"),
             "personal_llm.base.loading.choose_model_name": (
                 "0_base/loading.html#choose_model_name",
@@ -1530,10 +1514,6 @@ d = {
             "personal_llm.base.loading.has_keys": ("0_base/loading.html#has_keys", "personal_llm/base/loading.py"),
             "personal_llm.base.loading.hash_attached_adapter": (
                 "0_base/loading.html#hash_attached_adapter",
-                "personal_llm/base/loading.py",
-            ),
-            "personal_llm.base.loading.hash_encoder": (
-                "0_base/loading.html#hash_encoder",
                 "personal_llm/base/loading.py",
             ),
             "personal_llm.base.loading.hash_tensors": (

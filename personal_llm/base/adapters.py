@@ -7,18 +7,16 @@ __all__ = ['Adapter', 'check_adapter', 'write_adapter', 'attach_adapter', 'read_
            'concatenate_factors']
 
 # %% ../../nbs/0_base/05_adapters.ipynb #895f7250
-import hashlib
 import math
 import os
 import warnings
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, fields, replace
-from functools import lru_cache
 from pathlib import Path
 
 from .core import Cost, InputError
-from .files import delete_path, get_temporary_path, make_folder, make_temporary_folder, read_json
-from .files import read_sealed, try_lock, write_json, write_sealed
+from .files import compute_sha256, delete_path, get_temporary_path, make_folder, make_temporary_folder
+from .files import read_json, read_sealed, try_lock, write_json, write_sealed
 
 # %% ../../nbs/0_base/05_adapters.ipynb #8c5ba1ac
 WEIGHTS_FILE = "adapter_model.safetensors"
@@ -152,18 +150,16 @@ def make_staging_folder(out) -> Path:  # a folder in it for the new files
     return make_folder(get_temporary_path(out / "adapter"))
 
 # %% ../../nbs/0_base/05_adapters.ipynb #04ada027
+_adapter_ids = {}  # (path, size, time) of both files -> id
+
+
 def get_adapter_id(folder) -> str:  # sixteen hex digits
     "Return a hash of an adapter's weights and settings."
     files = [Path(folder).resolve() / name for name in (WEIGHTS_FILE, CONFIG_FILE)]
-    return _hash_files(tuple((str(f), f.stat().st_size, f.stat().st_mtime_ns) for f in files))
-
-
-@lru_cache(maxsize=256)
-def _hash_files(files: tuple) -> str:  # of (path, size, time)
-    digest = hashlib.sha256()
-    for name, _, _ in files:
-        digest.update(Path(name).read_bytes())
-    return digest.hexdigest()[:16]
+    key = tuple((str(f), f.stat().st_size, f.stat().st_mtime_ns) for f in files)
+    if key not in _adapter_ids:
+        _adapter_ids[key] = compute_sha256(b"".join(f.read_bytes() for f in files))[:16]
+    return _adapter_ids[key]
 
 # %% ../../nbs/0_base/05_adapters.ipynb #04ada030
 def commit_adapter(stage: Path, adapter: Adapter) -> Adapter:

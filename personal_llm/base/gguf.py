@@ -8,7 +8,6 @@ __all__ = ['SMOLLM2_PACKAGE', 'SMOLLM2_VERSION', 'GET_SMOLLM2', 'TRAINING_BYTES'
            'list_local_models']
 
 # %% ../../nbs/0_base/06_gguf.ipynb #guf_imports
-import hashlib
 import json
 import math
 import os
@@ -22,8 +21,8 @@ from types import SimpleNamespace
 import numpy as np
 
 from .core import InputError, check
-from .files import ASSETS, delete_path, get_cache_folder, get_temporary_path, is_full_disk, make_folder
-from .files import open_lock_file, remove_temporary_files, try_lock
+from .files import ASSETS, compute_sha256, delete_path, get_cache_folder, get_temporary_path
+from .files import is_full_disk, make_folder, open_lock_file, remove_temporary_files, try_lock
 
 # %% ../../nbs/0_base/06_gguf.ipynb #guf_read
 GGUF_MAGIC = b"GGUF"
@@ -311,7 +310,7 @@ def convert_gguf(
         facts = key or (str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns)
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror})", "check the path") from None
-    name = hashlib.sha256(repr((CONVERSION, facts)).encode()).hexdigest()[:16]
+    name = compute_sha256(repr((CONVERSION, facts)).encode())[:16]
     folder = get_cache_folder() / CONVERTED_MODELS / name
     if folder.is_dir():
         return folder

@@ -14,11 +14,11 @@ import os
 import re
 import sys
 from contextlib import suppress
-from functools import cache, lru_cache
 from pathlib import Path
+from weakref import WeakKeyDictionary
 
 from .core import InputError, call_in_time, check
-from .files import ASSETS, get_cache_folder, read_json, write_json
+from .files import ASSETS, compute_sha256, get_cache_folder, read_json, write_json
 from .gguf import GET_SMOLLM2, SMOLLM2_PACKAGE, SMOLLM2_VERSION, convert_gguf, find_smollm2, is_gguf
 
 # %% ../../nbs/0_base/07_loading.ipynb #06loa006
@@ -234,7 +234,7 @@ def get_cached_fingerprint(model, files: list) -> str:
     stats = [(str(Path(f).resolve()), os.stat(f).st_size, os.stat(f).st_mtime_ns) for f in sorted(files)]
     if sum(size for _, size, _ in stats) < MIN_CACHED_FINGERPRINT_BYTES:
         return compute_fingerprint(model)
-    key = hashlib.sha256(repr((stats, str(model.dtype))).encode()).hexdigest()
+    key = compute_sha256(repr((stats, str(model.dtype))).encode())
     known = {}
     with suppress(InputError, TypeError, ValueError):
         known = dict(read_json(get_cache_folder() / FINGERPRINT_CACHE_FILE))
@@ -278,18 +278,7 @@ def has_keys(cache) -> bool:
 # %% ../../nbs/0_base/07_loading.ipynb #6b486c33
 ENCODER_VARIABLE = "PERSONAL_LLM_ENCODER"
 _chosen_encoder = [None]  # of `set_encoder`
-
-
-@cache
-def _load_named_encoder(name: str):
-    from sentence_transformers import SentenceTransformer
-
-    place = ASSETS / "encoder" if name == "pocket" else Path(name).expanduser()
-    try:
-        return SentenceTransformer(str(place) if place.is_dir() else name, device="cpu").float()
-    except (OSError, ValueError) as error:
-        remedy = 'use "pocket", a folder, or an id that is cached or can be reached'
-        raise InputError(f"unknown encoder {name!r}", remedy) from error
+_encoders = {}  # name -> `SentenceTransformer`
 
 
 def load_encoder(
@@ -297,7 +286,19 @@ def load_encoder(
 ):  # a `SentenceTransformer`, the same one at each call
     "Load a sentence encoder on the CPU, by default the chosen one; raise `InputError` when there is none of that name."
     name = name or _chosen_encoder[0] or os.environ.get(ENCODER_VARIABLE) or "pocket"
-    return name if hasattr(name, "encode") and not isinstance(name, str) else _load_named_encoder(str(name))
+    if hasattr(name, "encode") and not isinstance(name, str):
+        return name
+    name = str(name)
+    if name not in _encoders:
+        from sentence_transformers import SentenceTransformer
+
+        place = ASSETS / "encoder" if name == "pocket" else Path(name).expanduser()
+        try:
+            _encoders[name] = SentenceTransformer(str(place) if place.is_dir() else name, device="cpu").float()
+        except (OSError, ValueError) as error:
+            remedy = 'use "pocket", a folder, or an id that is cached or can be reached'
+            raise InputError(f"unknown encoder {name!r}", remedy) from error
+    return _encoders[name]
 
 
 def set_encoder(
@@ -307,14 +308,15 @@ def set_encoder(
     _chosen_encoder[0] = load_encoder(encoder) if encoder else None
 
 # %% ../../nbs/0_base/07_loading.ipynb #a33d5415
-@lru_cache(maxsize=8)
-def hash_encoder(encoder) -> str:  # sixteen hex digits
-    "Return a hash of an encoder's modules, weights and vocabulary."
-    modules = [type(module).__name__ for module in encoder]
-    words = sorted(encoder.tokenizer.get_vocab().items())
-    return hashlib.sha256(repr((modules, compute_fingerprint(encoder), words)).encode()).hexdigest()[:16]
+_encoder_ids = WeakKeyDictionary()  # encoder -> id
 
 
-def get_encoder_id() -> str:  # sixteen hex digits
-    "Return the id of the chosen encoder; computed once."
-    return hash_encoder(load_encoder())
+def get_encoder_id(encoder=None) -> str:  # sixteen hex digits; by default of the chosen encoder
+    "Return a hash of an encoder's modules, weights and vocabulary; computed once."
+    encoder = load_encoder() if encoder is None else encoder
+    if encoder not in _encoder_ids:
+        modules = [type(module).__name__ for module in encoder]
+        words = sorted(encoder.tokenizer.get_vocab().items())
+        content = repr((modules, compute_fingerprint(encoder), words)).encode()
+        _encoder_ids[encoder] = compute_sha256(content)[:16]
+    return _encoder_ids[encoder]
