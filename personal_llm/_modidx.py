@@ -895,10 +895,6 @@ d = {
                 "0_base/adapters.html#make_staging_folder",
                 "personal_llm/base/adapters.py",
             ),
-            "personal_llm.base.adapters.move_adapter_files": (
-                "0_base/adapters.html#move_adapter_files",
-                "personal_llm/base/adapters.py",
-            ),
             "personal_llm.base.adapters.parse_adapter_card": (
                 "0_base/adapters.html#parse_adapter_card",
                 "personal_llm/base/adapters.py",
@@ -1242,10 +1238,6 @@ d = {
                 "personal_llm/base/decoding.py",
             ),
             "personal_llm.base.decoding.is_whole": ("0_base/decoding.html#is_whole", "personal_llm/base/decoding.py"),
-            "personal_llm.base.decoding.make_decoding_rules": (
-                "0_base/decoding.html#make_decoding_rules",
-                "personal_llm/base/decoding.py",
-            ),
             "personal_llm.base.decoding.mark_known_words": (
                 "0_base/decoding.html#mark_known_words",
                 "personal_llm/base/decoding.py",
@@ -1521,10 +1513,6 @@ d = {
                 "personal_llm/base/loading.py",
             ),
             "personal_llm.base.loading.is_causal": ("0_base/loading.html#is_causal", "personal_llm/base/loading.py"),
-            "personal_llm.base.loading.is_plain_linear": (
-                "0_base/loading.html#is_plain_linear",
-                "personal_llm/base/loading.py",
-            ),
             "personal_llm.base.loading.load_causal_lm": (
                 "0_base/loading.html#load_causal_lm",
                 "personal_llm/base/loading.py",
@@ -1606,10 +1594,6 @@ d = {
                 "personal_llm/base/models.py",
             ),
             "personal_llm.base.models.Model.nll": ("0_base/models.html#model.nll", "personal_llm/base/models.py"),
-            "personal_llm.base.models.Model.read_shared_prefix": (
-                "0_base/models.html#model.read_shared_prefix",
-                "personal_llm/base/models.py",
-            ),
             "personal_llm.base.models.Model.reply": ("0_base/models.html#model.reply", "personal_llm/base/models.py"),
             "personal_llm.base.models.Model.reply_once": (
                 "0_base/models.html#model.reply_once",
@@ -1635,10 +1619,6 @@ d = {
             "personal_llm.base.models.SharedPrefix": ("0_base/models.html#sharedprefix", "personal_llm/base/models.py"),
             "personal_llm.base.models.SharedPrefix.__init__": (
                 "0_base/models.html#sharedprefix.__init__",
-                "personal_llm/base/models.py",
-            ),
-            "personal_llm.base.models.SharedPrefix.prepend": (
-                "0_base/models.html#sharedprefix.prepend",
                 "personal_llm/base/models.py",
             ),
             "personal_llm.base.models.choose_dtype": ("0_base/models.html#choose_dtype", "personal_llm/base/models.py"),

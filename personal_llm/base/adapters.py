@@ -10,7 +10,7 @@ __all__ = ['Adapter', 'check_adapter', 'write_adapter', 'attach_adapter', 'read_
 import math
 import os
 import warnings
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 
@@ -100,29 +100,26 @@ def locked(folder: Path):
 COMMITTED_ADAPTER = ".adapter.next"  # a complete set of files, about to take its place
 
 
-def move_adapter_files(journal: Path, out: Path) -> None:
-    "Move the files to their places; the old settings go first and the new ones come last."
+def finish_adapter_commit(out) -> None:
+    "Move committed files to their places; raise `InputError` when the folder cannot be written."
+    out = Path(out)
+    journal = out / COMMITTED_ADAPTER
+    if not journal.is_dir() or journal.is_symlink():  # a link in a folder from elsewhere may lead anywhere
+        return
     files = [journal / name for name in (WEIGHTS_FILE, ADAPTER_CARD_FILE, CONFIG_FILE)]
     try:
-        if files[-1].is_file():
-            (out / CONFIG_FILE).unlink(missing_ok=True)
-        for file in files:
-            if file.is_file() and not file.is_symlink():
-                os.replace(file, out / file.name)
-        delete_path(journal)
-    except FileNotFoundError:
-        raise
+        with locked(journal):
+            if files[-1].is_file():
+                (out / CONFIG_FILE).unlink(missing_ok=True)
+            for file in files:
+                if file.is_file() and not file.is_symlink():
+                    os.replace(file, out / file.name)
+            delete_path(journal)
+    except FileNotFoundError:  # another process has moved them
+        pass
     except OSError as error:
         remedy = "free some space or make the folder writable, the next run finishes it"
         raise InputError(f"{out}: the new adapter cannot take its place ({error.strerror})", remedy) from error
-
-# %% ../../nbs/0_base/05_adapters.ipynb #04ada037
-def finish_adapter_commit(out) -> None:
-    "Finish the move of a killed process; raise `InputError` when the folder cannot be written."
-    journal = Path(out) / COMMITTED_ADAPTER
-    if journal.is_dir() and not journal.is_symlink():  # a link in a folder from elsewhere may lead anywhere
-        with suppress(FileNotFoundError), locked(journal):  # not found: its own process has finished
-            move_adapter_files(journal, Path(out))
 
 # %% ../../nbs/0_base/05_adapters.ipynb #04ada015
 @contextmanager
@@ -171,9 +168,8 @@ def commit_adapter(stage: Path, adapter: Adapter) -> Adapter:
             file.chmod(0o600)
             with open(file, "rb+") as f:
                 os.fsync(f.fileno())
-        with locked(stage):
-            os.replace(stage, out / COMMITTED_ADAPTER)
-            move_adapter_files(out / COMMITTED_ADAPTER, out)
+        os.replace(stage, out / COMMITTED_ADAPTER)
+    finish_adapter_commit(out)
     return adapter
 
 # %% ../../nbs/0_base/05_adapters.ipynb #04ada035

@@ -99,21 +99,6 @@ def find_end_tokens(model, tokenizer) -> frozenset:  # token ids
     ends = np.atleast_1d(model.generation_config.eos_token_id or []).tolist()
     return frozenset({tokenizer.eos_token_id, *ends} - {None})
 
-
-def make_decoding_rules(
-    model,  # of transformers
-    tokenizer,
-    is_large: bool,  # False for a toy
-) -> DecodingRules:
-    "Read the rules of a model from its size and its generation config."
-    ends, config = find_end_tokens(model, tokenizer), model.generation_config
-    if not is_large:
-        return DecodingRules(tokenizer, ends, TOY_REPETITION_PENALTY, max_tokens=TOY_REPLY_TOKENS, stops_loops=False)
-    penalty = min(config.repetition_penalty or REPETITION_PENALTY, MAX_REPETITION_PENALTY)
-    exempt, is_drawn = find_token_classes(tokenizer).exempt | ends, bool(config.do_sample)
-    temperature = float(config.temperature or 0.0) if is_drawn else 0.0
-    return DecodingRules(tokenizer, ends, penalty, exempt, REPLY_TOKENS, temperature, float(config.top_p or 1.0))
-
 # %% ../../nbs/0_base/08_decoding.ipynb #decadj01
 def penalise_repetition(logits, reply_ids: list, rules: DecodingRules, penalty: float, may_be_empty=False):
     "Return float32 logits (vocabulary,), lowered by the factor `penalty` for the non-exempt tokens of the reply."

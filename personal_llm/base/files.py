@@ -206,12 +206,12 @@ class OwnedFolder:
         self.entries |= changed
         write_sealed(self.path / OWNERSHIP_FILE, dict(made=self.entries))
 
-    def claim(self, name: str) -> Path:
-        "Put a file or folder on the list before it is made; raise `InputError` where a foreign file is in its place."
-        self.check_entries(name)
+    def claim(self, *names: str) -> Path:  # of the first one
+        "Put entries on the list before they are made; raise `InputError` where a foreign file is in their place."
+        self.check_entries(*names)
         make_folder(self.path)
-        self._write_entries(**{name: None})
-        return self.path / name
+        self._write_entries(**dict.fromkeys(names))
+        return self.path / names[0]
 
     def record_files(self, *names: str) -> None:
         "List the files of claimed entries that are finished; a file that is added later is foreign."
@@ -312,9 +312,7 @@ def finish_results(owned: OwnedFolder) -> None:
     committed = owned.path / COMMITTED_RESULTS
     if COMMITTED_RESULTS in owned.entries and committed.is_dir():
         entries = sorted(committed.iterdir(), key=lambda entry: not entry.is_dir())  # folders, then files
-        owned.check_entries(*[entry.name for entry in entries])
-        for entry in entries:
-            owned.claim(entry.name)
+        owned.claim(COMMITTED_RESULTS, *[entry.name for entry in entries])
         for file in [entry for entry in entries if not entry.is_dir()]:
             delete_path(owned.path / file.name)
         for entry in entries:

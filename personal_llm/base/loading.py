@@ -102,32 +102,25 @@ def is_causal(model) -> bool:
     return bool(torch.allclose(first, second, rtol=tolerance, atol=tolerance))
 
 # %% ../../nbs/0_base/07_loading.ipynb #e4ec2ee2
-def is_plain_linear(module) -> bool:
-    "Return whether a layer only multiplies by its weight, under whatever name; a router returns something else."
-    import torch
-    from transformers.pytorch_utils import Conv1D
-
-    if type(module) in (torch.nn.Linear, Conv1D):
-        return True
-    if not isinstance(module, torch.nn.Linear) or not module.weight.is_floating_point():
-        return False
-    x = torch.linspace(-1, 1, module.in_features).to(module.weight)[None]
-    with torch.inference_mode():
-        y, product = module(x), torch.nn.functional.linear(x, module.weight, module.bias)
-    return torch.is_tensor(y) and y.shape == product.shape and torch.allclose(y, product, rtol=1e-2, atol=1e-3)
-
-
 def find_linear_modules(model):  # "all-linear", or a list of names
     "Name the modules that can have LoRA: all linear ones, or one by one where a model has experts or special layers."
     import torch
+    from transformers.pytorch_utils import Conv1D
 
     modules = [(name, m) for name, m in model.named_modules() if m is not model.get_output_embeddings()]
-    has_experts = any(
-        p.dim() > 2 and not isinstance(m, torch.nn.Conv1d) for _, m in modules for p in m.parameters(recurse=False)
-    )
-    plain = [name for name, m in modules if is_plain_linear(m)]
-    has_special = any(isinstance(m, torch.nn.Linear) and name not in plain for name, m in modules)
-    return plain if has_experts or has_special else "all-linear"
+    plain, has_other = [], False
+    for name, module in modules:
+        is_plain = type(module) in (torch.nn.Linear, Conv1D)
+        if isinstance(module, torch.nn.Linear) and not is_plain and module.weight.is_floating_point():
+            x = torch.linspace(-1, 1, module.in_features).to(module.weight)[None]
+            with torch.inference_mode():  # under whatever name, does it only multiply? a router returns something else
+                y, product = module(x), torch.nn.functional.linear(x, module.weight, module.bias)
+            is_plain = torch.is_tensor(y) and y.shape == product.shape and torch.allclose(y, product, 1e-2, 1e-3)
+        plain += [name] * is_plain
+        has_special = isinstance(module, torch.nn.Linear) and not is_plain
+        has_experts = not isinstance(module, torch.nn.Conv1d) and any(p.dim() > 2 for p in module.parameters(False))
+        has_other = has_other or has_special or has_experts
+    return plain if has_other else "all-linear"
 
 # %% ../../nbs/0_base/07_loading.ipynb #06loa015
 MAX_LAYERS = 1000  # a file that claims more would keep us busy for minutes

@@ -24,8 +24,9 @@ from personal_llm.base.adapters import (
     remove_peft_layers,
 )
 from .core import Cost, Dialogue, InputError, check, measure_cost, patch
-from .decoding import BatchRules, DecodingRules, ReplyOptions
-from .decoding import encode_examples, find_end_tokens, make_decoding_rules, remove_examples
+from .decoding import MAX_REPETITION_PENALTY, REPETITION_PENALTY, REPLY_TOKENS, TOY_REPETITION_PENALTY
+from .decoding import TOY_REPLY_TOKENS, BatchRules, DecodingRules, ReplyOptions, encode_examples
+from .decoding import find_end_tokens, find_token_classes, remove_examples
 from .files import get_cache_folder
 from .gguf import CONVERTED_MODELS
 from .loading import choose_model_name, compute_fingerprint, find_weight_files
@@ -105,8 +106,15 @@ class Model:
 
     @cached_property
     def decoding(self) -> DecodingRules:
-        "The rules of its replies; set it to the result of `replace` for others."
-        return make_decoding_rules(self.model, self.tokenizer, self.is_large)
+        "The rules of its replies, by its size and its generation config; set it to other ones if you like."
+        ends, config = find_end_tokens(self.model, self.tokenizer), self.model.generation_config
+        if not self.is_large:
+            toy = dict(max_tokens=TOY_REPLY_TOKENS, stops_loops=False)
+            return DecodingRules(self.tokenizer, ends, TOY_REPETITION_PENALTY, **toy)
+        penalty = min(config.repetition_penalty or REPETITION_PENALTY, MAX_REPETITION_PENALTY)
+        exempt, top_p = find_token_classes(self.tokenizer).exempt | ends, float(config.top_p or 1.0)
+        temperature = float(config.temperature or 0.0) if config.do_sample else 0.0
+        return DecodingRules(self.tokenizer, ends, penalty, exempt, REPLY_TOKENS, temperature, top_p)
 
     @property
     def width(self) -> int:
@@ -214,6 +222,8 @@ class ForwardResult:
 @patch
 def run_forward_batch(self: Model, samples: list, prefix=None) -> list:  # `ForwardResult`s
     "One forward pass over samples of `encode` of similar length, which all begin with the `SharedPrefix`, if given."
+    import torch
+
     batch = {name: x.to(self.device) for name, x in collate_samples(samples, self.tokenizer.pad_token_id).items()}
     ids, mask, response_mask = batch["input_ids"], batch["attention_mask"], batch["labels"][:, 1:] != -100
     prompt_mask = mask[:, 1:].bool() & ~response_mask  # (rows, tokens - 1)
@@ -230,8 +240,9 @@ def run_forward_batch(self: Model, samples: list, prefix=None) -> list:  # `Forw
     )
     hidden = output.hidden_states[-1].float().cpu().numpy()  # (rows, tokens, width)
     losses = compute_token_losses(output.logits, ids[:, num_shared:])
-    if prefix:
-        hidden, losses = prefix.prepend(hidden, losses, ids[:, num_shared])
+    if prefix:  # the whole rows, from those after the prefix
+        parts = prefix.losses.expand(len(ids), -1), prefix.next_losses[ids[:, num_shared]][:, None], losses
+        hidden, losses = np.concatenate([prefix.hidden.repeat(len(ids), 0), hidden], 1), torch.cat(parts, 1)
     sums = [part.tolist() for mask in (response_mask, prompt_mask) for part in ((losses * mask).sum(1), mask.sum(1))]
     states = [rows[: len(sample["input_ids"])].copy() for sample, rows in zip(samples, hidden)]
     own_losses = [row[own].cpu().numpy() for row, own in zip(losses, response_mask)]
@@ -241,42 +252,24 @@ def run_forward_batch(self: Model, samples: list, prefix=None) -> list:  # `Forw
     ]
 
 # %% ../../nbs/0_base/09_models.ipynb #07mod060
+MIN_SHARED_TOKENS, MIN_SAVED_TOKENS = 16, 256  # tokens of a prefix, and tokens that it saves in all
+
+
 class SharedPrefix:
     "The tokens with which all dialogues of a call begin, after one forward pass over them alone."
 
     def __init__(self, model: Model, ids: list):
         import torch
+        from transformers.cache_utils import DynamicLayer
 
         row = torch.tensor([ids], device=model.device)
         output = model.model(input_ids=row, output_hidden_states=True, use_cache=True)
         self.ids, self.cache = ids, get_cache(output)  # keys and values
+        # a plain cache has all keys and values of every layer
+        self.is_plain = all(type(layer) is DynamicLayer for layer in getattr(self.cache, "layers", [None]))
         self.hidden = output.hidden_states[-1].float().cpu().numpy()  # (1, tokens, width)
         self.losses = compute_token_losses(output.logits, row)  # (1, tokens - 1)
         self.next_losses = -output.logits[0, -1].float().log_softmax(-1)  # (vocabulary,) of the token after the prefix
-
-    def prepend(self, hidden, losses, next_ids) -> tuple:  # of the whole rows, from those after the prefix
-        "Put the prefix's hidden states and losses before those of each row of a batch."
-        import torch
-
-        num_rows = len(losses)
-        parts = self.losses.expand(num_rows, -1), self.next_losses[next_ids][:, None], losses
-        return np.concatenate([self.hidden.repeat(num_rows, 0), hidden], 1), torch.cat(parts, 1)
-
-
-MIN_SHARED_TOKENS, MIN_SAVED_TOKENS = 16, 256  # tokens of a prefix, and tokens that it saves in all
-
-
-@patch
-def read_shared_prefix(self: Model, rows: list):  # token ids of each dialogue -> `SharedPrefix` or None
-    "Read the tokens that all dialogues begin with, if that saves enough and the model has a plain cache."
-    from transformers.cache_utils import DynamicLayer
-
-    ids = os.path.commonprefix(rows)[: min(map(len, rows), default=1) - 1]
-    if len(ids) < MIN_SHARED_TOKENS or len(ids) * (len(rows) - 1) < MIN_SAVED_TOKENS:
-        return None
-    prefix = SharedPrefix(self, ids)
-    is_plain = all(type(layer) is DynamicLayer for layer in getattr(prefix.cache, "layers", [None]))
-    return prefix if is_plain else None  # a plain cache has all keys and values of every layer
 
 # %% ../../nbs/0_base/09_models.ipynb #9fcc39c8
 @patch
@@ -290,11 +283,14 @@ def run_forward(
 
     encode = (lambda d: encode_prompt(self.tokenizer, d, self.max_length)) if of_prompts else self.encode
     samples = [encode(d) for d in dialogues]
-    results = [None] * len(samples)
+    rows, results = [sample["input_ids"] for sample in samples], [None] * len(samples)
+    shared = os.path.commonprefix(rows)[: min(map(len, rows), default=1) - 1]
+    saves = len(shared) >= MIN_SHARED_TOKENS and len(shared) * (len(rows) - 1) >= MIN_SAVED_TOKENS
     with torch.inference_mode(), measure_cost(self.cost):
-        prefix = self.read_shared_prefix([sample["input_ids"] for sample in samples])
+        prefix = SharedPrefix(self, shared) if saves else None
+        prefix = prefix if prefix and prefix.is_plain else None
         num_shared = len(prefix.ids) if prefix else 0
-        lengths = [len(sample["input_ids"]) - num_shared for sample in samples]
+        lengths = [len(row) - num_shared for row in rows]
         self.cost.tokens += num_shared
         for batch in make_batches(lengths, self.tokens_per_batch):
             for i, result in zip(batch, self.run_forward_batch([samples[i] for i in batch], prefix)):
