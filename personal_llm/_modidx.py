@@ -1203,10 +1203,6 @@ d = {
                 "0_base/decoding.html#find_repeated_mark",
                 "personal_llm/base/decoding.py",
             ),
-            "personal_llm.base.decoding.find_repeated_row": (
-                "0_base/decoding.html#find_repeated_row",
-                "personal_llm/base/decoding.py",
-            ),
             "personal_llm.base.decoding.find_reply_end": (
                 "0_base/decoding.html#find_reply_end",
                 "personal_llm/base/decoding.py",
@@ -1504,14 +1500,6 @@ d = {
                 "personal_llm/base/loading.py",
             ),
             "personal_llm.base.loading.has_keys": ("0_base/loading.html#has_keys", "personal_llm/base/loading.py"),
-            "personal_llm.base.loading.hash_attached_adapter": (
-                "0_base/loading.html#hash_attached_adapter",
-                "personal_llm/base/loading.py",
-            ),
-            "personal_llm.base.loading.hash_tensors": (
-                "0_base/loading.html#hash_tensors",
-                "personal_llm/base/loading.py",
-            ),
             "personal_llm.base.loading.is_causal": ("0_base/loading.html#is_causal", "personal_llm/base/loading.py"),
             "personal_llm.base.loading.load_causal_lm": (
                 "0_base/loading.html#load_causal_lm",
@@ -1670,16 +1658,8 @@ d = {
                 "personal_llm/base/text.py",
             ),
             "personal_llm.base.text.RecentTexts": ("0_base/text.html#recenttexts", "personal_llm/base/text.py"),
-            "personal_llm.base.text.RecentTexts.__contains__": (
-                "0_base/text.html#recenttexts.__contains__",
-                "personal_llm/base/text.py",
-            ),
             "personal_llm.base.text.RecentTexts.__init__": (
                 "0_base/text.html#recenttexts.__init__",
-                "personal_llm/base/text.py",
-            ),
-            "personal_llm.base.text.RecentTexts.__len__": (
-                "0_base/text.html#recenttexts.__len__",
                 "personal_llm/base/text.py",
             ),
             "personal_llm.base.text.RecentTexts.add": ("0_base/text.html#recenttexts.add", "personal_llm/base/text.py"),

@@ -27,7 +27,6 @@ from personal_llm.base.decoding import (
     encode_examples,
     find_copy_costs,
     find_loop,
-    find_repeated_row,
     find_reply_end,
     find_rows,
     find_token_classes,
@@ -180,7 +179,7 @@ def test_a_row_of_tokens_ends_with_its_second_copy(pocket):
 def test_a_refrain_is_no_row_of_tokens(pocket):
     verses = "Sing with the lark. Swim with the carp. Run with the hare. Rest with the snail.".split(". ")
     song = read(pocket, "".join(f"{verse},\nand all of us are coming home.\n" for verse in verses))
-    assert find_repeated_row(song) is None and [*find_rows(song)] == []
+    assert [*find_rows(song)] == []
 
 
 @pytest.mark.parametrize("name", NO_LOOPS)
@@ -597,4 +596,4 @@ def test_the_cost_of_a_batch_counts_each_token_without_examples_once():
 
 def test_a_row_of_digits_keeps_all_its_copies(pocket):
     googol = read(pocket, "A googol is 1" + "0" * 60)
-    assert find_repeated_row(googol) == len(googol.ids)
+    assert find_loop(googol) == len(googol.ids)

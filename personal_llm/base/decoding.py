@@ -489,11 +489,6 @@ def find_rows(reply: ReplyText):  # a generator of (tokens of all copies, the sa
                 first = size - period
             yield size - start, max(copies * period, least), first + period
 
-
-def find_repeated_row(reply: ReplyText):  # the number of tokens to keep, or None
-    "Return where a reply ends if the same row of tokens comes again and again."
-    return next((kept for size, least, kept in find_rows(reply) if size >= least), None)
-
 # %% ../../nbs/0_base/08_decoding.ipynb #decvarc2
 VERSE_LINES, VERSE_WORDS = 4, 14  # lines after a comma that end with a comma, and their words at most
 
@@ -576,8 +571,9 @@ def find_restatement(reply: ReplyText):  # the number of tokens to keep, or None
 def find_loop(reply: ReplyText):  # the number of tokens to keep, or None
     "Find a loop at the end of a reply: many copies of a row of tokens, or a repeated or restated unit."
     in_code, units = reply.is_in_code(), reply.split_units()
-    if (kept := find_repeated_row(reply)) is not None:
-        return kept
+    for size, least, kept in find_rows(reply):
+        if size >= least:
+            return kept
     if in_code or not units:
         return None
     if reply.is_unit_end():

@@ -30,7 +30,7 @@ from .decoding import find_end_tokens, find_token_classes, remove_examples
 from .files import get_cache_folder
 from .gguf import CONVERTED_MODELS
 from .loading import choose_model_name, compute_fingerprint, find_weight_files
-from .loading import get_cached_fingerprint, hash_attached_adapter, is_causal
+from .loading import get_cached_fingerprint, is_causal
 from .loading import get_cache, has_keys, name_cache
 from .loading import load_causal_lm, resolve_model
 from .tokens import PLAIN_TEMPLATE, make_batches, collate_samples, encode_prompt, pad_rows
@@ -92,7 +92,7 @@ class Model:
         self.cost = Cost()  # of all calls since it was loaded
         self.truncated = {}  # id of a dialogue that was too long -> tokens left out
         self.base = base or compute_fingerprint(model)
-        adapter = hash_attached_adapter(model)
+        adapter = compute_fingerprint(model, of_adapter=True)
         self.active_adapter = f"{self.base}+{adapter}" if adapter else self.base
 
     def __repr__(self):
