@@ -1609,7 +1609,6 @@ d = {
                 "0_base/models.html#sharedprefix.__init__",
                 "personal_llm/base/models.py",
             ),
-            "personal_llm.base.models.choose_dtype": ("0_base/models.html#choose_dtype", "personal_llm/base/models.py"),
             "personal_llm.base.models.compute_token_losses": (
                 "0_base/models.html#compute_token_losses",
                 "personal_llm/base/models.py",
