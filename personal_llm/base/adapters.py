@@ -16,7 +16,7 @@ from pathlib import Path
 
 from .core import Cost, InputError
 from .files import compute_sha256, delete_path, get_temporary_path, make_folder, make_temporary_folder
-from .files import read_json, read_sealed, try_lock, write_json, write_sealed
+from .files import read_json, read_sealed, remove_temporary_files, try_lock, write_json, write_sealed
 
 # %% ../../nbs/0_base/05_adapters.ipynb #8c5ba1ac
 WEIGHTS_FILE = "adapter_model.safetensors"
@@ -142,8 +142,7 @@ def make_staging_folder(out) -> Path:  # a folder in it for the new files
     "Make a folder for a new adapter, after finishing or removing the work of killed runs."
     out = make_folder(out)
     finish_adapter_commit(out)
-    for leftover in out.glob(".adapter.[0-9]*.tmp"):  # other unfinished files may be another program's
-        delete_path(leftover)
+    remove_temporary_files(out, ["adapter"])  # other unfinished files may be another program's
     return make_folder(get_temporary_path(out / "adapter"))
 
 # %% ../../nbs/0_base/05_adapters.ipynb #04ada027

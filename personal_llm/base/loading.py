@@ -19,7 +19,8 @@ from weakref import WeakKeyDictionary
 
 from .core import InputError, call_in_time, check
 from .files import ASSETS, compute_sha256, get_cache_folder, read_json, write_json
-from .gguf import GET_SMOLLM2, SMOLLM2_PACKAGE, SMOLLM2_VERSION, convert_gguf, find_smollm2, is_gguf
+from .gguf import GET_SMOLLM2, MAX_LAYERS, SMOLLM2_PACKAGE, SMOLLM2_VERSION
+from .gguf import convert_gguf, find_smollm2, is_gguf
 
 # %% ../../nbs/0_base/07_loading.ipynb #06loa006
 DEFAULT_MODEL_VARIABLE = "PERSONAL_LLM_MODEL"
@@ -123,9 +124,6 @@ def find_linear_modules(model):  # "all-linear", or a list of names
     return plain if has_other else "all-linear"
 
 # %% ../../nbs/0_base/07_loading.ipynb #06loa015
-MAX_LAYERS = 1000  # a file that claims more would keep us busy for minutes
-
-
 def load_from_files(source: str, device: str, dtype: str, local: bool = True) -> tuple:  # (model, tokenizer)
     "Load a causal LM and its tokenizer; raise `InputError` unless every weight came from its files."
     import torch
