@@ -858,10 +858,6 @@ d = {
                 "0_base/adapters.html#adapter.nbytes",
                 "personal_llm/base/adapters.py",
             ),
-            "personal_llm.base.adapters._hash_files": (
-                "0_base/adapters.html#_hash_files",
-                "personal_llm/base/adapters.py",
-            ),
             "personal_llm.base.adapters.attach_adapter": (
                 "0_base/adapters.html#attach_adapter",
                 "personal_llm/base/adapters.py",
@@ -897,10 +893,6 @@ d = {
             "personal_llm.base.adapters.locked": ("0_base/adapters.html#locked", "personal_llm/base/adapters.py"),
             "personal_llm.base.adapters.make_staging_folder": (
                 "0_base/adapters.html#make_staging_folder",
-                "personal_llm/base/adapters.py",
-            ),
-            "personal_llm.base.adapters.move_adapter_files": (
-                "0_base/adapters.html#move_adapter_files",
                 "personal_llm/base/adapters.py",
             ),
             "personal_llm.base.adapters.parse_adapter_card": (
@@ -1038,10 +1030,6 @@ d = {
                 "0_base/core.html#inputerror.__init__",
                 "personal_llm/base/core.py",
             ),
-            "personal_llm.base.core._describe_wanted": (
-                "0_base/core.html#_describe_wanted",
-                "personal_llm/base/core.py",
-            ),
             "personal_llm.base.core._is_number": ("0_base/core.html#_is_number", "personal_llm/base/core.py"),
             "personal_llm.base.core.call_in_time": ("0_base/core.html#call_in_time", "personal_llm/base/core.py"),
             "personal_llm.base.core.check": ("0_base/core.html#check", "personal_llm/base/core.py"),
@@ -1124,20 +1112,12 @@ d = {
                 "0_base/decoding.html#replytext.add",
                 "personal_llm/base/decoding.py",
             ),
-            "personal_llm.base.decoding.ReplyText.add_mark": (
-                "0_base/decoding.html#replytext.add_mark",
-                "personal_llm/base/decoding.py",
-            ),
             "personal_llm.base.decoding.ReplyText.get_text": (
                 "0_base/decoding.html#replytext.get_text",
                 "personal_llm/base/decoding.py",
             ),
             "personal_llm.base.decoding.ReplyText.is_in_code": (
                 "0_base/decoding.html#replytext.is_in_code",
-                "personal_llm/base/decoding.py",
-            ),
-            "personal_llm.base.decoding.ReplyText.is_in_list": (
-                "0_base/decoding.html#replytext.is_in_list",
                 "personal_llm/base/decoding.py",
             ),
             "personal_llm.base.decoding.ReplyText.is_unit_end": (
@@ -1169,20 +1149,12 @@ d = {
                 "0_base/decoding.html#compute_end_bonus",
                 "personal_llm/base/decoding.py",
             ),
-            "personal_llm.base.decoding.compute_stop_bonus": (
-                "0_base/decoding.html#compute_stop_bonus",
-                "personal_llm/base/decoding.py",
-            ),
             "personal_llm.base.decoding.cost_examples": (
                 "0_base/decoding.html#cost_examples",
                 "personal_llm/base/decoding.py",
             ),
             "personal_llm.base.decoding.cost_heads": (
                 "0_base/decoding.html#cost_heads",
-                "personal_llm/base/decoding.py",
-            ),
-            "personal_llm.base.decoding.cost_neighbours": (
-                "0_base/decoding.html#cost_neighbours",
                 "personal_llm/base/decoding.py",
             ),
             "personal_llm.base.decoding.cost_parts": (
@@ -1231,10 +1203,6 @@ d = {
                 "0_base/decoding.html#find_repeated_mark",
                 "personal_llm/base/decoding.py",
             ),
-            "personal_llm.base.decoding.find_repeated_row": (
-                "0_base/decoding.html#find_repeated_row",
-                "personal_llm/base/decoding.py",
-            ),
             "personal_llm.base.decoding.find_reply_end": (
                 "0_base/decoding.html#find_reply_end",
                 "personal_llm/base/decoding.py",
@@ -1265,15 +1233,7 @@ d = {
                 "0_base/decoding.html#is_repeated",
                 "personal_llm/base/decoding.py",
             ),
-            "personal_llm.base.decoding.is_sentence_end": (
-                "0_base/decoding.html#is_sentence_end",
-                "personal_llm/base/decoding.py",
-            ),
             "personal_llm.base.decoding.is_whole": ("0_base/decoding.html#is_whole", "personal_llm/base/decoding.py"),
-            "personal_llm.base.decoding.make_decoding_rules": (
-                "0_base/decoding.html#make_decoding_rules",
-                "personal_llm/base/decoding.py",
-            ),
             "personal_llm.base.decoding.mark_known_words": (
                 "0_base/decoding.html#mark_known_words",
                 "personal_llm/base/decoding.py",
@@ -1327,10 +1287,6 @@ d = {
             ),
             "personal_llm.base.files.OwnedFolder.remove": (
                 "0_base/files.html#ownedfolder.remove",
-                "personal_llm/base/files.py",
-            ),
-            "personal_llm.base.files._lock_on_windows": (
-                "0_base/files.html#_lock_on_windows",
                 "personal_llm/base/files.py",
             ),
             "personal_llm.base.files.check_new_folder": (
@@ -1417,10 +1373,6 @@ d = {
                 "0_base/gguf.html#headercursor.__init__",
                 "personal_llm/base/gguf.py",
             ),
-            "personal_llm.base.gguf.HeaderCursor.count_entries": (
-                "0_base/gguf.html#headercursor.count_entries",
-                "personal_llm/base/gguf.py",
-            ),
             "personal_llm.base.gguf.HeaderCursor.fail": (
                 "0_base/gguf.html#headercursor.fail",
                 "personal_llm/base/gguf.py",
@@ -1474,7 +1426,6 @@ d = {
                 "0_base/gguf.html#read_tensor_info",
                 "personal_llm/base/gguf.py",
             ),
-            "personal_llm.base.gguf.read_vocabulary": ("0_base/gguf.html#read_vocabulary", "personal_llm/base/gguf.py"),
             "personal_llm.base.gguf.read_weights": ("0_base/gguf.html#read_weights", "personal_llm/base/gguf.py"),
             "personal_llm.base.gguf.write_converted_model": (
                 "0_base/gguf.html#write_converted_model",
@@ -1518,10 +1469,6 @@ d = {
             ),
         },
         "personal_llm.base.loading": {
-            "personal_llm.base.loading._load_named_encoder": (
-                "0_base/loading.html#_load_named_encoder",
-                "personal_llm/base/loading.py",
-            ),
             "personal_llm.base.loading.check_hub": ("0_base/loading.html#check_hub", "personal_llm/base/loading.py"),
             "personal_llm.base.loading.choose_model_name": (
                 "0_base/loading.html#choose_model_name",
@@ -1553,23 +1500,7 @@ d = {
                 "personal_llm/base/loading.py",
             ),
             "personal_llm.base.loading.has_keys": ("0_base/loading.html#has_keys", "personal_llm/base/loading.py"),
-            "personal_llm.base.loading.hash_attached_adapter": (
-                "0_base/loading.html#hash_attached_adapter",
-                "personal_llm/base/loading.py",
-            ),
-            "personal_llm.base.loading.hash_encoder": (
-                "0_base/loading.html#hash_encoder",
-                "personal_llm/base/loading.py",
-            ),
-            "personal_llm.base.loading.hash_tensors": (
-                "0_base/loading.html#hash_tensors",
-                "personal_llm/base/loading.py",
-            ),
             "personal_llm.base.loading.is_causal": ("0_base/loading.html#is_causal", "personal_llm/base/loading.py"),
-            "personal_llm.base.loading.is_plain_linear": (
-                "0_base/loading.html#is_plain_linear",
-                "personal_llm/base/loading.py",
-            ),
             "personal_llm.base.loading.load_causal_lm": (
                 "0_base/loading.html#load_causal_lm",
                 "personal_llm/base/loading.py",
@@ -1651,10 +1582,6 @@ d = {
                 "personal_llm/base/models.py",
             ),
             "personal_llm.base.models.Model.nll": ("0_base/models.html#model.nll", "personal_llm/base/models.py"),
-            "personal_llm.base.models.Model.read_shared_prefix": (
-                "0_base/models.html#model.read_shared_prefix",
-                "personal_llm/base/models.py",
-            ),
             "personal_llm.base.models.Model.reply": ("0_base/models.html#model.reply", "personal_llm/base/models.py"),
             "personal_llm.base.models.Model.reply_once": (
                 "0_base/models.html#model.reply_once",
@@ -1682,11 +1609,6 @@ d = {
                 "0_base/models.html#sharedprefix.__init__",
                 "personal_llm/base/models.py",
             ),
-            "personal_llm.base.models.SharedPrefix.prepend": (
-                "0_base/models.html#sharedprefix.prepend",
-                "personal_llm/base/models.py",
-            ),
-            "personal_llm.base.models.choose_dtype": ("0_base/models.html#choose_dtype", "personal_llm/base/models.py"),
             "personal_llm.base.models.compute_token_losses": (
                 "0_base/models.html#compute_token_losses",
                 "personal_llm/base/models.py",
@@ -1735,16 +1657,8 @@ d = {
                 "personal_llm/base/text.py",
             ),
             "personal_llm.base.text.RecentTexts": ("0_base/text.html#recenttexts", "personal_llm/base/text.py"),
-            "personal_llm.base.text.RecentTexts.__contains__": (
-                "0_base/text.html#recenttexts.__contains__",
-                "personal_llm/base/text.py",
-            ),
             "personal_llm.base.text.RecentTexts.__init__": (
                 "0_base/text.html#recenttexts.__init__",
-                "personal_llm/base/text.py",
-            ),
-            "personal_llm.base.text.RecentTexts.__len__": (
-                "0_base/text.html#recenttexts.__len__",
                 "personal_llm/base/text.py",
             ),
             "personal_llm.base.text.RecentTexts.add": ("0_base/text.html#recenttexts.add", "personal_llm/base/text.py"),

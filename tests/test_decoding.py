@@ -22,13 +22,11 @@ from personal_llm.base.decoding import (
     avoid_copies,
     choose_next_token,
     compute_end_bonus,
-    compute_stop_bonus,
     cost_examples,
     count_settled_tokens,
     encode_examples,
     find_copy_costs,
     find_loop,
-    find_repeated_row,
     find_reply_end,
     find_rows,
     find_token_classes,
@@ -181,7 +179,7 @@ def test_a_row_of_tokens_ends_with_its_second_copy(pocket):
 def test_a_refrain_is_no_row_of_tokens(pocket):
     verses = "Sing with the lark. Swim with the carp. Run with the hare. Rest with the snail.".split(". ")
     song = read(pocket, "".join(f"{verse},\nand all of us are coming home.\n" for verse in verses))
-    assert find_repeated_row(song) is None and [*find_rows(song)] == []
+    assert [*find_rows(song)] == []
 
 
 @pytest.mark.parametrize("name", NO_LOOPS)
@@ -346,9 +344,16 @@ def test_content_words_that_came_before_are_known(pocket):
 
 
 def test_a_long_sentence_helps_its_full_stop(pocket):
+    rules, comma, full_stop = make_rules(pocket), encode(pocket, ",")[0], encode(pocket, ".")[0]
+
+    def find_bonus(text):
+        scores = torch.zeros(len(pocket.tokenizer))
+        scores[comma] = 99.0
+        return float(avoid_copies(scores, read(pocket, text), rules)[full_stop])
+
     words = " ".join(["fish"] * 39)
-    assert compute_stop_bonus(read(pocket, words)) == 0
-    assert compute_stop_bonus(read(pocket, words + " and" * 11)) == pytest.approx(1.0)
+    assert find_bonus(words) == 0
+    assert find_bonus(words + " and" * 11) == pytest.approx(1.0)
 
 
 def test_placeholders_help_the_end(pocket):
@@ -591,4 +596,4 @@ def test_the_cost_of_a_batch_counts_each_token_without_examples_once():
 
 def test_a_row_of_digits_keeps_all_its_copies(pocket):
     googol = read(pocket, "A googol is 1" + "0" * 60)
-    assert find_repeated_row(googol) == len(googol.ids)
+    assert find_loop(googol) == len(googol.ids)

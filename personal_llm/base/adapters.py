@@ -7,18 +7,16 @@ __all__ = ['Adapter', 'check_adapter', 'write_adapter', 'attach_adapter', 'read_
            'concatenate_factors']
 
 # %% ../../nbs/0_base/05_adapters.ipynb #895f7250
-import hashlib
 import math
 import os
 import warnings
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields, replace
-from functools import lru_cache
 from pathlib import Path
 
 from .core import Cost, InputError
-from .files import delete_path, get_temporary_path, make_folder, make_temporary_folder, read_json
-from .files import read_sealed, try_lock, write_json, write_sealed
+from .files import compute_sha256, delete_path, get_temporary_path, make_folder, make_temporary_folder
+from .files import read_json, read_sealed, remove_temporary_files, try_lock, write_json, write_sealed
 
 # %% ../../nbs/0_base/05_adapters.ipynb #8c5ba1ac
 WEIGHTS_FILE = "adapter_model.safetensors"
@@ -102,29 +100,26 @@ def locked(folder: Path):
 COMMITTED_ADAPTER = ".adapter.next"  # a complete set of files, about to take its place
 
 
-def move_adapter_files(journal: Path, out: Path) -> None:
-    "Move the files to their places; the old settings go first and the new ones come last."
+def finish_adapter_commit(out) -> None:
+    "Move committed files to their places; raise `InputError` when the folder cannot be written."
+    out = Path(out)
+    journal = out / COMMITTED_ADAPTER
+    if not journal.is_dir() or journal.is_symlink():  # a link in a folder from elsewhere may lead anywhere
+        return
     files = [journal / name for name in (WEIGHTS_FILE, ADAPTER_CARD_FILE, CONFIG_FILE)]
     try:
-        if files[-1].is_file():
-            (out / CONFIG_FILE).unlink(missing_ok=True)
-        for file in files:
-            if file.is_file() and not file.is_symlink():
-                os.replace(file, out / file.name)
-        delete_path(journal)
-    except FileNotFoundError:
-        raise
+        with locked(journal):
+            if files[-1].is_file():
+                (out / CONFIG_FILE).unlink(missing_ok=True)
+            for file in files:
+                if file.is_file() and not file.is_symlink():
+                    os.replace(file, out / file.name)
+            delete_path(journal)
+    except FileNotFoundError:  # another process has moved them
+        pass
     except OSError as error:
         remedy = "free some space or make the folder writable, the next run finishes it"
         raise InputError(f"{out}: the new adapter cannot take its place ({error.strerror})", remedy) from error
-
-# %% ../../nbs/0_base/05_adapters.ipynb #04ada037
-def finish_adapter_commit(out) -> None:
-    "Finish the move of a killed process; raise `InputError` when the folder cannot be written."
-    journal = Path(out) / COMMITTED_ADAPTER
-    if journal.is_dir() and not journal.is_symlink():  # a link in a folder from elsewhere may lead anywhere
-        with suppress(FileNotFoundError), locked(journal):  # not found: its own process has finished
-            move_adapter_files(journal, Path(out))
 
 # %% ../../nbs/0_base/05_adapters.ipynb #04ada015
 @contextmanager
@@ -147,23 +142,20 @@ def make_staging_folder(out) -> Path:  # a folder in it for the new files
     "Make a folder for a new adapter, after finishing or removing the work of killed runs."
     out = make_folder(out)
     finish_adapter_commit(out)
-    for leftover in out.glob(".adapter.[0-9]*.tmp"):  # other unfinished files may be another program's
-        delete_path(leftover)
+    remove_temporary_files(out, ["adapter"])  # other unfinished files may be another program's
     return make_folder(get_temporary_path(out / "adapter"))
 
 # %% ../../nbs/0_base/05_adapters.ipynb #04ada027
+_adapter_ids = {}  # (path, size, time) of both files -> id
+
+
 def get_adapter_id(folder) -> str:  # sixteen hex digits
     "Return a hash of an adapter's weights and settings."
     files = [Path(folder).resolve() / name for name in (WEIGHTS_FILE, CONFIG_FILE)]
-    return _hash_files(tuple((str(f), f.stat().st_size, f.stat().st_mtime_ns) for f in files))
-
-
-@lru_cache(maxsize=256)
-def _hash_files(files: tuple) -> str:  # of (path, size, time)
-    digest = hashlib.sha256()
-    for name, _, _ in files:
-        digest.update(Path(name).read_bytes())
-    return digest.hexdigest()[:16]
+    key = tuple((str(f), f.stat().st_size, f.stat().st_mtime_ns) for f in files)
+    if key not in _adapter_ids:
+        _adapter_ids[key] = compute_sha256(b"".join(f.read_bytes() for f in files))[:16]
+    return _adapter_ids[key]
 
 # %% ../../nbs/0_base/05_adapters.ipynb #04ada030
 def commit_adapter(stage: Path, adapter: Adapter) -> Adapter:
@@ -175,9 +167,8 @@ def commit_adapter(stage: Path, adapter: Adapter) -> Adapter:
             file.chmod(0o600)
             with open(file, "rb+") as f:
                 os.fsync(f.fileno())
-        with locked(stage):
-            os.replace(stage, out / COMMITTED_ADAPTER)
-            move_adapter_files(out / COMMITTED_ADAPTER, out)
+        os.replace(stage, out / COMMITTED_ADAPTER)
+    finish_adapter_commit(out)
     return adapter
 
 # %% ../../nbs/0_base/05_adapters.ipynb #04ada035

@@ -92,20 +92,6 @@ VALUE_KINDS = {  # kind: (test of a value, the words of the remedy)
     "function": (callable, "a function"),
 }
 
-# %% ../../nbs/0_base/01_core.ipynb #chk2
-def _describe_wanted(kind, low, high, choices) -> str:
-    "Return the remedy: the values that we accept."
-    if choices is not None:
-        return f"use one of {', '.join(map(str, choices))}"
-    wanted = f"an instance of {kind.__name__}" if isinstance(kind, type) else VALUE_KINDS[kind][1]
-    if kind == "share":
-        low, high = low or 0, 1 if high is None else high
-    if low is not None and high is not None:
-        return f"give {wanted.replace('finite ', '')} from {low} to {high}"
-    if low is not None:
-        return f"give {wanted} of at least {low}"
-    return f"give {wanted} of at most {high}" if high is not None else f"give {wanted}"
-
 # %% ../../nbs/0_base/01_core.ipynb #chk3
 def check(
     value,  # the value that a user gave
@@ -123,16 +109,24 @@ def check(
         kind = kind.removesuffix(" or none")
     if choices is not None:
         is_accepted = any(type(value) is type(choice) and value == choice for choice in choices)
+        wanted = f"use one of {', '.join(map(str, choices))}"
     elif isinstance(kind, type):
-        is_accepted = isinstance(value, kind)
+        is_accepted, wanted = isinstance(value, kind), f"give an instance of {kind.__name__}"
     else:
-        is_kind = VALUE_KINDS[kind][0](value)
-        is_accepted = is_kind and (low is None or value >= low) and (high is None or value <= high)
+        is_kind, wanted = VALUE_KINDS[kind]
+        if kind == "share":
+            low, high = low or 0, 1 if high is None else high
+        is_accepted = is_kind(value) and (low is None or value >= low) and (high is None or value <= high)
+        if low is not None and high is not None:
+            wanted = f"{wanted.replace('finite ', '')} from {low} to {high}"
+        elif low is not None or high is not None:
+            wanted += f" of at most {high}" if low is None else f" of at least {low}"
+        wanted = f"give {wanted}"
     if is_accepted:
         return value.item() if isinstance(value, np.generic) else value
     is_short = isinstance(value, (int, float, np.generic, tuple, list, type(None)))
     shown = repr(value[:60]) if isinstance(value, str) else str(value)[:60] if is_short else type(value).__name__
-    raise InputError(f"{name} is {shown}", remedy or _describe_wanted(kind, low, high, choices))
+    raise InputError(f"{name} is {shown}", remedy or wanted)
 
 # %% ../../nbs/0_base/01_core.ipynb #chk6
 def setting(

@@ -86,16 +86,15 @@ def write_atomically(path, content) -> None:
         raise InputError(f"{path}: cannot be written ({error.strerror})", remedy) from error
 
 # %% ../../nbs/0_base/03_files.ipynb #6f37be93
-TEMPORARY_NAME_PATTERN = re.compile(r"\.(.+)\.\d+\.tmp(-wal|-shm|-journal)?")  # the suffixes are of a database
+TEMPORARY_NAME_PATTERN = re.compile(r"\.(.+)\.\d+\.tmp")
 
 
-def remove_temporary_files(folder, names) -> list:  # the names of the removed files
+def remove_temporary_files(folder, names) -> None:
     "Delete the leftovers of files with the given names, in a folder whose lock we hold."
-    found = [(path, TEMPORARY_NAME_PATTERN.fullmatch(path.name)) for path in sorted(Path(folder).glob(".*.tmp*"))]
-    leftovers = [path for path, match in found if match and match[1] in names]
-    for path in leftovers:
-        delete_path(path)
-    return [path.name for path in leftovers]
+    for path in Path(folder).glob(".*.tmp"):
+        match = TEMPORARY_NAME_PATTERN.fullmatch(path.name)
+        if match and match[1] in names:
+            delete_path(path)
 
 
 def delete_path(path: Path) -> None:
@@ -207,12 +206,12 @@ class OwnedFolder:
         self.entries |= changed
         write_sealed(self.path / OWNERSHIP_FILE, dict(made=self.entries))
 
-    def claim(self, name: str) -> Path:
-        "Put a file or folder on the list before it is made; raise `InputError` where a foreign file is in its place."
-        self.check_entries(name)
+    def claim(self, *names: str) -> Path:  # of the first one
+        "Put entries on the list before they are made; raise `InputError` where a foreign file is in their place."
+        self.check_entries(*names)
         make_folder(self.path)
-        self._write_entries(**{name: None})
-        return self.path / name
+        self._write_entries(**dict.fromkeys(names))
+        return self.path / names[0]
 
     def record_files(self, *names: str) -> None:
         "List the files of claimed entries that are finished; a file that is added later is foreign."
@@ -230,28 +229,22 @@ class OwnedFolder:
 # %% ../../nbs/0_base/03_files.ipynb #fl14
 def try_lock(file, wait: bool = False) -> bool:
     "Lock an open file or descriptor until it is closed; return whether that worked. `wait`: until it is free."
+    descriptor = file if isinstance(file, int) else file.fileno()
     try:
-        try:
-            import fcntl
-        except ImportError:  # Windows
-            import msvcrt
+        import fcntl
 
-            _lock_on_windows(msvcrt, file if isinstance(file, int) else file.fileno(), wait)
-        else:
-            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-    except OSError:
-        return False
-    return True
+        lock = lambda: fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except ImportError:
+        import msvcrt
 
-
-def _lock_on_windows(msvcrt, descriptor: int, wait: bool) -> None:
-    "Lock an open descriptor, or raise `OSError`; Windows itself waits for ten seconds only."
+        lock = lambda: msvcrt.locking(descriptor, msvcrt.LK_LOCK if wait else msvcrt.LK_NBLCK, 1)
     while True:
         try:
-            return msvcrt.locking(descriptor, msvcrt.LK_LOCK if wait else msvcrt.LK_NBLCK, 1)
+            lock()
+            return True
         except OSError as error:
-            if not wait or error.errno != errno.EDEADLK:
-                raise
+            if not wait or error.errno != errno.EDEADLK:  # Windows itself waits for ten seconds only
+                return False
 
 # %% ../../nbs/0_base/03_files.ipynb #ea5d82a8
 def open_lock_file(path):  # a file object
@@ -319,9 +312,7 @@ def finish_results(owned: OwnedFolder) -> None:
     committed = owned.path / COMMITTED_RESULTS
     if COMMITTED_RESULTS in owned.entries and committed.is_dir():
         entries = sorted(committed.iterdir(), key=lambda entry: not entry.is_dir())  # folders, then files
-        owned.check_entries(*[entry.name for entry in entries])
-        for entry in entries:
-            owned.claim(entry.name)
+        owned.claim(COMMITTED_RESULTS, *[entry.name for entry in entries])
         for file in [entry for entry in entries if not entry.is_dir()]:
             delete_path(owned.path / file.name)
         for entry in entries:

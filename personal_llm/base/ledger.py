@@ -55,10 +55,7 @@ def record_egress(
     _write_entry(row, key)
 
 
-def read_ledger(
-    kind: str = None,  # only rows of a kind
-    place: str = "",  # only rows whose place begins with this text
-) -> list:  # rows, the oldest first; bytes is None if the transfer did not end
+def read_ledger() -> list:  # rows, the oldest first; bytes is None if the transfer did not end
     "Read what left this device; raise `InputError` for a damaged ledger."
     file = get_ledger_file()
     if not file.is_file():
@@ -70,4 +67,4 @@ def read_ledger(
         rows = [json.loads(content) for _, content, _ in entries]
         # a row without a field, or with a wrong type, fails here
         [(row["kind"] + row["place"] + row["adapter"], row["time"] + (row["bytes"] or 0)) for row in rows]
-    return [row for row in rows if kind in (None, row["kind"]) and row["place"].startswith(place)]
+    return rows

@@ -222,12 +222,6 @@ class RecentTexts:
     def __init__(self, size: int = 256):  # number of texts
         self.signatures = deque(maxlen=size)  # of `make_text_signature`
 
-    def __len__(self):
-        return len(self.signatures)
-
-    def __contains__(self, text: str) -> bool:
-        return bool(self.find_duplicates(text))
-
     def find_duplicates(self, text: str) -> list:  # their places, 0 is the oldest
         "Find the near-duplicates of a text."
         trigrams, meaning = make_text_signature(text)
@@ -236,7 +230,7 @@ class RecentTexts:
 
     def add(self, text: str) -> bool:  # whether a near-duplicate was there
         "Remember a text."
-        has_duplicate = text in self
+        has_duplicate = bool(self.find_duplicates(text))
         self.signatures.append(make_text_signature(text))
         return has_duplicate
 

@@ -201,7 +201,7 @@ GRIDS = (Grid("loops", JOBS, measure, ("seed",), "smollm2"),)
 # %% ../../nbs/experiments/47_loops.ipynb #loprul02
 WITHOUT = {  # a rule -> what replaces it in the module `decoding`
     "equal sentence or line": dict(is_repeated=lambda unit, earlier: False),
-    "same few tokens": dict(find_repeated_row=lambda reply: None),
+    "same few tokens": dict(find_rows=lambda reply: ()),
     "fragments of verse": dict(find_fragments=lambda units: None),
     "restated sentence in prose": dict(MIN_KNOWN_WORDS=10**6),
     "circle": dict(CIRCLE_WORDS=10**6),
