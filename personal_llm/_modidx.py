@@ -41,10 +41,6 @@ d = {
                 "8_app/arguments.html#optionaldataoptions",
                 "personal_llm/app/arguments.py",
             ),
-            "personal_llm.app.arguments.annotate_setting": (
-                "8_app/arguments.html#annotate_setting",
-                "personal_llm/app/arguments.py",
-            ),
             "personal_llm.app.arguments.build_app": ("8_app/arguments.html#build_app", "personal_llm/app/arguments.py"),
             "personal_llm.app.arguments.choose_folder": (
                 "8_app/arguments.html#choose_folder",
@@ -120,6 +116,7 @@ d = {
                 "8_app/chat.html#describe_chat_style",
                 "personal_llm/app/chat.py",
             ),
+            "personal_llm.app.chat.erase": ("8_app/chat.html#erase", "personal_llm/app/chat.py"),
             "personal_llm.app.chat.explain_last_decision": (
                 "8_app/chat.html#explain_last_decision",
                 "personal_llm/app/chat.py",
@@ -135,11 +132,6 @@ d = {
                 "personal_llm/app/chat.py",
             ),
             "personal_llm.app.chat.pop_notes": ("8_app/chat.html#pop_notes", "personal_llm/app/chat.py"),
-            "personal_llm.app.chat.print_pieces": ("8_app/chat.html#print_pieces", "personal_llm/app/chat.py"),
-            "personal_llm.app.chat.quote_newest_messages": (
-                "8_app/chat.html#quote_newest_messages",
-                "personal_llm/app/chat.py",
-            ),
             "personal_llm.app.chat.read_line": ("8_app/chat.html#read_line", "personal_llm/app/chat.py"),
             "personal_llm.app.chat.run_chat_command": ("8_app/chat.html#run_chat_command", "personal_llm/app/chat.py"),
             "personal_llm.app.chat.run_conversation": ("8_app/chat.html#run_conversation", "personal_llm/app/chat.py"),
@@ -147,10 +139,6 @@ d = {
             "personal_llm.app.chat.say_thanks": ("8_app/chat.html#say_thanks", "personal_llm/app/chat.py"),
             "personal_llm.app.chat.select_own_answers": (
                 "8_app/chat.html#select_own_answers",
-                "personal_llm/app/chat.py",
-            ),
-            "personal_llm.app.chat.show_early_messages": (
-                "8_app/chat.html#show_early_messages",
                 "personal_llm/app/chat.py",
             ),
             "personal_llm.app.chat.skip_question": ("8_app/chat.html#skip_question", "personal_llm/app/chat.py"),
@@ -248,7 +236,6 @@ d = {
         },
         "personal_llm.app.cli": {
             "personal_llm.app.cli.format_error": ("8_app/cli.html#format_error", "personal_llm/app/cli.py"),
-            "personal_llm.app.cli.is_out_of_memory": ("8_app/cli.html#is_out_of_memory", "personal_llm/app/cli.py"),
             "personal_llm.app.cli.main": ("8_app/cli.html#main", "personal_llm/app/cli.py"),
             "personal_llm.app.cli.name_options": ("8_app/cli.html#name_options", "personal_llm/app/cli.py"),
             "personal_llm.app.cli.set_offline_mode": ("8_app/cli.html#set_offline_mode", "personal_llm/app/cli.py"),
@@ -287,10 +274,6 @@ d = {
                 "8_app/commands.html#get_smollm2_command",
                 "personal_llm/app/commands.py",
             ),
-            "personal_llm.app.commands.install_smollm2": (
-                "8_app/commands.html#install_smollm2",
-                "personal_llm/app/commands.py",
-            ),
             "personal_llm.app.commands.ledger_command": (
                 "8_app/commands.html#ledger_command",
                 "personal_llm/app/commands.py",
@@ -302,10 +285,6 @@ d = {
             "personal_llm.app.commands.parse_time": ("8_app/commands.html#parse_time", "personal_llm/app/commands.py"),
             "personal_llm.app.commands.personalize_command": (
                 "8_app/commands.html#personalize_command",
-                "personal_llm/app/commands.py",
-            ),
-            "personal_llm.app.commands.read_state_answers": (
-                "8_app/commands.html#read_state_answers",
                 "personal_llm/app/commands.py",
             ),
             "personal_llm.app.commands.status_command": (
@@ -635,10 +614,6 @@ d = {
                 "8_app/personalize.html#check_earlier_model",
                 "personal_llm/app/personalize.py",
             ),
-            "personal_llm.app.personalize.collect_examples": (
-                "8_app/personalize.html#collect_examples",
-                "personal_llm/app/personalize.py",
-            ),
             "personal_llm.app.personalize.compare_evaluations": (
                 "8_app/personalize.html#compare_evaluations",
                 "personal_llm/app/personalize.py",
@@ -655,20 +630,12 @@ d = {
                 "8_app/personalize.html#delete_other_runs",
                 "personal_llm/app/personalize.py",
             ),
-            "personal_llm.app.personalize.describe_state": (
-                "8_app/personalize.html#describe_state",
-                "personal_llm/app/personalize.py",
-            ),
             "personal_llm.app.personalize.evaluate_replies": (
                 "8_app/personalize.html#evaluate_replies",
                 "personal_llm/app/personalize.py",
             ),
             "personal_llm.app.personalize.find_adapter_folder": (
                 "8_app/personalize.html#find_adapter_folder",
-                "personal_llm/app/personalize.py",
-            ),
-            "personal_llm.app.personalize.format_answers": (
-                "8_app/personalize.html#format_answers",
                 "personal_llm/app/personalize.py",
             ),
             "personal_llm.app.personalize.format_change_table": (
@@ -685,10 +652,6 @@ d = {
             ),
             "personal_llm.app.personalize.learn_stream": (
                 "8_app/personalize.html#learn_stream",
-                "personal_llm/app/personalize.py",
-            ),
-            "personal_llm.app.personalize.make_buffer": (
-                "8_app/personalize.html#make_buffer",
                 "personal_llm/app/personalize.py",
             ),
             "personal_llm.app.personalize.make_run_name": (

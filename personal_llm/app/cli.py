@@ -49,20 +49,14 @@ OUT_OF_MEMORY_MESSAGE = (
 OUT_OF_MEMORY_WORDS = ("failed to map segment", "allocate memory", "not enough memory", "out of memory")
 
 
-def is_out_of_memory(error: BaseException) -> bool:
-    "Return whether an error says that the machine, a device or a limit has no memory left."
-    is_system_error = isinstance(error, (ImportError, OSError, RuntimeError))
-    has_words = any(words in str(error).lower() for words in OUT_OF_MEMORY_WORDS)
-    return isinstance(error, MemoryError) or is_system_error and has_words
-
-
 def format_error(error: Exception) -> str:  # empty for a bug of ours
     "Return the line that explains an error to the user."
     if isinstance(error, InputError):
         return str(error)
     if is_full_disk(error):
         return DISK_FULL_MESSAGE
-    if is_out_of_memory(error):
+    has_words = any(words in str(error).lower() for words in OUT_OF_MEMORY_WORDS)
+    if isinstance(error, MemoryError) or isinstance(error, (ImportError, OSError, RuntimeError)) and has_words:
         return OUT_OF_MEMORY_MESSAGE
     if type(error).__name__ in DAMAGED_FILE_ERRORS:
         return f"a file of the model or the adapter is damaged ({str(error)[:80]}); restore a copy or make it again"

@@ -23,6 +23,7 @@ from .arguments import reuse_setting
 from ..base.core import InputError, check_settings_fields, setting
 from ..base.files import ASSETS, open_results_folder, publish_results
 from ..base.plots import COLOURS, FIGURE_STYLE, encode_png, get_series_style
+from ..buffer.buffer import Buffer
 from ..buffer.scoring import load_lexicons, score
 from ..data.people import USERS, user_stream
 from ..data.reading import load_samples
@@ -69,7 +70,9 @@ class DemoSettings:
 
     def make_buffer(self, policy: str):  # an empty `Buffer`
         "Make the buffer of a policy."
-        return personalize.make_buffer(policy, self.capacity, self.seed, self.length or 1)
+        buffer = Buffer(self.capacity, policy, self.seed)
+        buffer.policy.expect(self.length or 1)
+        return buffer
 
 # %% ../../nbs/8_app/03_demo.ipynb #dm07
 class DemoRun:
