@@ -46,10 +46,6 @@ d = {
                 "8_app/arguments.html#choose_folder",
                 "personal_llm/app/arguments.py",
             ),
-            "personal_llm.app.arguments.choose_model_argument": (
-                "8_app/arguments.html#choose_model_argument",
-                "personal_llm/app/arguments.py",
-            ),
             "personal_llm.app.arguments.command": ("8_app/arguments.html#command", "personal_llm/app/arguments.py"),
             "personal_llm.app.arguments.format_pairs": (
                 "8_app/arguments.html#format_pairs",
@@ -133,7 +129,6 @@ d = {
             ),
             "personal_llm.app.chat.pop_notes": ("8_app/chat.html#pop_notes", "personal_llm/app/chat.py"),
             "personal_llm.app.chat.read_line": ("8_app/chat.html#read_line", "personal_llm/app/chat.py"),
-            "personal_llm.app.chat.run_chat_command": ("8_app/chat.html#run_chat_command", "personal_llm/app/chat.py"),
             "personal_llm.app.chat.run_conversation": ("8_app/chat.html#run_conversation", "personal_llm/app/chat.py"),
             "personal_llm.app.chat.run_turn": ("8_app/chat.html#run_turn", "personal_llm/app/chat.py"),
             "personal_llm.app.chat.say_thanks": ("8_app/chat.html#say_thanks", "personal_llm/app/chat.py"),
@@ -147,6 +142,14 @@ d = {
         "personal_llm.app.chat_completions": {
             "personal_llm.app.chat_completions.CompletionRequest": (
                 "8_app/chat_completions.html#completionrequest",
+                "personal_llm/app/chat_completions.py",
+            ),
+            "personal_llm.app.chat_completions.CompletionRequest.check_messages": (
+                "8_app/chat_completions.html#completionrequest.check_messages",
+                "personal_llm/app/chat_completions.py",
+            ),
+            "personal_llm.app.chat_completions.CompletionRequest.check_model": (
+                "8_app/chat_completions.html#completionrequest.check_model",
                 "personal_llm/app/chat_completions.py",
             ),
             "personal_llm.app.chat_completions.CompletionRequest.get_history": (
@@ -179,14 +182,6 @@ d = {
             ),
             "personal_llm.app.chat_completions.check_is_stored": (
                 "8_app/chat_completions.html#check_is_stored",
-                "personal_llm/app/chat_completions.py",
-            ),
-            "personal_llm.app.chat_completions.check_messages": (
-                "8_app/chat_completions.html#check_messages",
-                "personal_llm/app/chat_completions.py",
-            ),
-            "personal_llm.app.chat_completions.check_model_name": (
-                "8_app/chat_completions.html#check_model_name",
                 "personal_llm/app/chat_completions.py",
             ),
             "personal_llm.app.chat_completions.generate": (
@@ -238,8 +233,7 @@ d = {
             "personal_llm.app.cli.format_error": ("8_app/cli.html#format_error", "personal_llm/app/cli.py"),
             "personal_llm.app.cli.main": ("8_app/cli.html#main", "personal_llm/app/cli.py"),
             "personal_llm.app.cli.name_options": ("8_app/cli.html#name_options", "personal_llm/app/cli.py"),
-            "personal_llm.app.cli.set_offline_mode": ("8_app/cli.html#set_offline_mode", "personal_llm/app/cli.py"),
-            "personal_llm.app.cli.set_thread_waiting": ("8_app/cli.html#set_thread_waiting", "personal_llm/app/cli.py"),
+            "personal_llm.app.cli.prepare_model": ("8_app/cli.html#prepare_model", "personal_llm/app/cli.py"),
         },
         "personal_llm.app.commands": {
             "personal_llm.app.commands.adapt_plugin": (
@@ -333,10 +327,6 @@ d = {
                 "8_app/conversation_worker.html#conversationworker.watch",
                 "personal_llm/app/conversation_worker.py",
             ),
-            "personal_llm.app.conversation_worker.get_chat_numbers": (
-                "8_app/conversation_worker.html#get_chat_numbers",
-                "personal_llm/app/conversation_worker.py",
-            ),
         },
         "personal_llm.app.demo": {
             "personal_llm.app.demo.DemoRun": ("8_app/demo.html#demorun", "personal_llm/app/demo.py"),
@@ -358,11 +348,9 @@ d = {
                 "8_app/demo.html#demosettings.make_buffer",
                 "personal_llm/app/demo.py",
             ),
-            "personal_llm.app.demo.compare_scores": ("8_app/demo.html#compare_scores", "personal_llm/app/demo.py"),
             "personal_llm.app.demo.demo_setting": ("8_app/demo.html#demo_setting", "personal_llm/app/demo.py"),
             "personal_llm.app.demo.describe_run": ("8_app/demo.html#describe_run", "personal_llm/app/demo.py"),
             "personal_llm.app.demo.fill_template": ("8_app/demo.html#fill_template", "personal_llm/app/demo.py"),
-            "personal_llm.app.demo.format_headline": ("8_app/demo.html#format_headline", "personal_llm/app/demo.py"),
             "personal_llm.app.demo.plot_demo": ("8_app/demo.html#plot_demo", "personal_llm/app/demo.py"),
             "personal_llm.app.demo.run_demo": ("8_app/demo.html#run_demo", "personal_llm/app/demo.py"),
             "personal_llm.app.demo.run_policy": ("8_app/demo.html#run_policy", "personal_llm/app/demo.py"),
@@ -416,10 +404,6 @@ d = {
             ),
             "personal_llm.app.library_commands.format_explanation": (
                 "8_app/library_commands.html#format_explanation",
-                "personal_llm/app/library_commands.py",
-            ),
-            "personal_llm.app.library_commands.format_mixture": (
-                "8_app/library_commands.html#format_mixture",
                 "personal_llm/app/library_commands.py",
             ),
             "personal_llm.app.library_commands.list_command": (
@@ -568,10 +552,6 @@ d = {
                 "8_app/personal_endpoints.html#show_dialogue",
                 "personal_llm/app/personal_endpoints.py",
             ),
-            "personal_llm.app.personal_endpoints.show_turns": (
-                "8_app/personal_endpoints.html#show_turns",
-                "personal_llm/app/personal_endpoints.py",
-            ),
             "personal_llm.app.personal_endpoints.skip_question": (
                 "8_app/personal_endpoints.html#skip_question",
                 "personal_llm/app/personal_endpoints.py",
@@ -705,19 +685,11 @@ d = {
                 "8_app/server.html#chatcell.close",
                 "personal_llm/app/server.py",
             ),
-            "personal_llm.app.server.get_token_file": (
-                "8_app/server.html#get_token_file",
-                "personal_llm/app/server.py",
-            ),
             "personal_llm.app.server.import_server_packages": (
                 "8_app/server.html#import_server_packages",
                 "personal_llm/app/server.py",
             ),
             "personal_llm.app.server.make_app": ("8_app/server.html#make_app", "personal_llm/app/server.py"),
-            "personal_llm.app.server.make_http_protocol": (
-                "8_app/server.html#make_http_protocol",
-                "personal_llm/app/server.py",
-            ),
             "personal_llm.app.server.make_uvicorn": ("8_app/server.html#make_uvicorn", "personal_llm/app/server.py"),
             "personal_llm.app.server.open_socket": ("8_app/server.html#open_socket", "personal_llm/app/server.py"),
             "personal_llm.app.server.print_link": ("8_app/server.html#print_link", "personal_llm/app/server.py"),
@@ -742,12 +714,8 @@ d = {
                 "8_app/server_guard.html#guard.admit",
                 "personal_llm/app/server_guard.py",
             ),
-            "personal_llm.app.server_guard.Guard.check_sender": (
-                "8_app/server_guard.html#guard.check_sender",
-                "personal_llm/app/server_guard.py",
-            ),
-            "personal_llm.app.server_guard.Guard.check_site": (
-                "8_app/server_guard.html#guard.check_site",
+            "personal_llm.app.server_guard.Guard.check": (
+                "8_app/server_guard.html#guard.check",
                 "personal_llm/app/server_guard.py",
             ),
             "personal_llm.app.server_guard.Guard.read_body": (
@@ -792,14 +760,6 @@ d = {
             ),
             "personal_llm.app.server_guard.is_own_host": (
                 "8_app/server_guard.html#is_own_host",
-                "personal_llm/app/server_guard.py",
-            ),
-            "personal_llm.app.server_guard.is_public": (
-                "8_app/server_guard.html#is_public",
-                "personal_llm/app/server_guard.py",
-            ),
-            "personal_llm.app.server_guard.make_security_headers": (
-                "8_app/server_guard.html#make_security_headers",
                 "personal_llm/app/server_guard.py",
             ),
             "personal_llm.app.server_guard.parse_address": (
@@ -10744,10 +10704,6 @@ d = {
         "personal_llm.runtimes.cluster": {
             "personal_llm.runtimes.cluster._load_context": (
                 "7_runtimes/cluster.html#_load_context",
-                "personal_llm/runtimes/cluster.py",
-            ),
-            "personal_llm.runtimes.cluster._read_files": (
-                "7_runtimes/cluster.html#_read_files",
                 "personal_llm/runtimes/cluster.py",
             ),
             "personal_llm.runtimes.cluster.check_ray_address": (

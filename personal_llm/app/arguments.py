@@ -11,7 +11,6 @@ import inspect
 import json
 import sys
 import textwrap
-from contextlib import suppress
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass, make_dataclass
 from pathlib import Path
 from typing import Annotated, Literal, get_args
@@ -20,13 +19,10 @@ import typer
 from typer import Argument, Option
 
 from ..base.core import InputError
-from ..base.loading import choose_model_name
 from ..base.text import escape_controls
 from ..buffer.policies import POLICIES
 from ..data.formats import FORMATS
 from ..data.reading import TABLE_FORMAT, read_dialogues
-from ..device.memory import find_state_folders
-from ..device.replay import read_state
 from ..selection.library import Library
 
 # %% ../../nbs/8_app/01_arguments.ipynb #038b0aa2
@@ -270,18 +266,6 @@ class ModelOptions:
         from personal_llm.base import models
 
         return models.load_model(self.model, **self.settings())
-
-# %% ../../nbs/8_app/01_arguments.ipynb #076b5643
-def choose_model_argument(values: dict) -> None:
-    "Name the model for a command that got no name: the one of the state in a folder among its values, or the default."
-    if "model" not in values or values["model"] is not None:
-        return
-    out, adapter = values.get("out"), values.get("adapter")
-    adapters = adapter if isinstance(adapter, list) else [adapter] * bool(adapter)  # library build takes several
-    for folder in [out] * bool(out) + [place for one in adapters for place in (one, Path(one).parent)]:
-        with suppress(InputError, OSError):
-            values["model"] = values["model"] or read_state(find_state_folders(folder)[0]).model
-    values["model"] = values["model"] or choose_model_name()
 
 # %% ../../nbs/8_app/01_arguments.ipynb #7d8ff532
 @dataclass
