@@ -146,14 +146,14 @@ PROGRAM_HELP = "Personalise a language model on your own device: the program sen
 PROGRAM_EPILOG = "personal-llm COMMAND --help shows options and examples of a command."
 
 
-def build_app(commands: dict) -> typer.Typer:
+def build_app() -> typer.Typer:
     "Build the parser. A command that is called returns the `Command` and the values of its parameters."
     is_rich = bool(sys.stdout) and sys.stdout.isatty()
     shared = dict(rich_markup_mode="rich" if is_rich else None, pretty_exceptions_enable=False)
     app = typer.Typer(help=PROGRAM_HELP, epilog=PROGRAM_EPILOG, **shared)
     app.callback(context_settings=dict(help_option_names=["-h", "--help"]))(lambda: None)
     groups, wrap = {"": app}, dict(width=72, subsequent_indent="    ", break_long_words=False, break_on_hyphens=False)
-    for one in commands.values():
+    for one in COMMANDS.values():
         group, _, word = one.name.rpartition(" ")
         if group not in groups:
             groups[group] = typer.Typer(help=COMMAND_GROUPS.get(group, group), **shared)
@@ -184,13 +184,12 @@ def repeat_list_options(words: list, parameters: list) -> list:  # words
     return repeated
 
 
-def parse_arguments(argv: list = None, commands: dict = None) -> tuple:  # (`Command`, values of its parameters)
+def parse_arguments(argv: list = None) -> tuple[Command, dict]:  # with the values of its parameters
     "Parse the words after `personal-llm`; raise `InputError` for a mistake, and `SystemExit` after help."
     words = sys.argv[1:] if argv is None else [str(word) for word in argv]
-    known = COMMANDS if commands is None else commands
-    one = known.get(" ".join(words[:2])) or known.get(" ".join(words[:1]))
+    one = COMMANDS.get(" ".join(words[:2])) or COMMANDS.get(" ".join(words[:1]))
     words = repeat_list_options(words, one.list_parameters()) if one else words
-    app = typer.main.get_command(build_app(known))
+    app = typer.main.get_command(build_app())
     try:
         parsed = app.main(words, prog_name="personal-llm", standalone_mode=False)
     except Exception as error:

@@ -110,18 +110,13 @@ def make_uvicorn(app: Guard):  # a `uvicorn.Server`
 # %% ../../nbs/8_app/11_server.ipynb #6041e809
 def open_socket(host: str, port: int) -> socket.socket:  # listening
     "Bind a port; raise `InputError` if another program has it, or for a host that this computer does not have."
+    both = host == "::" and socket.has_dualstack_ipv6()  # IPv6 and IPv4
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    bound = socket.socket(family, socket.SOCK_STREAM)
     try:
-        if os.name != "nt":
-            bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        bound.bind((host, port))
-        bound.listen()
+        return socket.create_server((host, port), family=family, dualstack_ipv6=both)
     except OSError as error:
-        bound.close()
-        reason = error.strerror or str(error)
+        reason = (error.strerror or str(error)).partition(" (while")[0]  # create_server adds the address
         raise InputError(f"cannot listen on {host}, port {port}: {reason}", "choose another --port or --host") from None
-    return bound
 
 # %% ../../nbs/8_app/11_server.ipynb #a6f8e33e
 def share_arena() -> None:
