@@ -634,10 +634,6 @@ d = {
                 "8_app/personalize.html#learn_stream",
                 "personal_llm/app/personalize.py",
             ),
-            "personal_llm.app.personalize.make_run_name": (
-                "8_app/personalize.html#make_run_name",
-                "personal_llm/app/personalize.py",
-            ),
             "personal_llm.app.personalize.make_session_settings": (
                 "8_app/personalize.html#make_session_settings",
                 "personal_llm/app/personalize.py",

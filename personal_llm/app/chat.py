@@ -117,14 +117,12 @@ def take_feedback(session, kind: str, text: str) -> str:
     session.feedback(kind, id, rest.strip())
     return DISLIKE_MESSAGE if kind == "thumb_down" else say_thanks(session, id)
 
-
+# %% ../../nbs/8_app/04_chat.ipynb #5dd0c52a
 chat_command("/better", "give a better reply", "[#N] TEXT")(
     lambda session, text: take_feedback(session, "better", text)
 )
 chat_command("/up", "you like the reply", "[#N]")(lambda session, text: take_feedback(session, "thumb_up", text))
 chat_command("/down", "you do not like it", "[#N]")(lambda session, text: take_feedback(session, "thumb_down", text))
-
-# %% ../../nbs/8_app/04_chat.ipynb #5dd0c52a
 chat_command("/retry", "another try, in place of the newest reply")(lambda session: session.retry())
 
 

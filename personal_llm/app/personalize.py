@@ -216,12 +216,6 @@ def format_examples(before, after, counted: list) -> list:  # lines with texts, 
     return lines
 
 # %% ../../nbs/8_app/02_personalize.ipynb #8bc6b57d
-def make_run_name(base: str, settings: PersonalizeSettings, dialogues: list) -> str:
-    "Return the name of a run's folder, a hash of its inputs."
-    content = json.dumps([base, asdict(settings) | dict(start=str(settings.start)), [d.id for d in dialogues]])
-    return "run-" + hashlib.sha256(content.encode()).hexdigest()[:12]
-
-
 def delete_other_runs(owned: OwnedFolder, run: str) -> None:
     "Delete the files of earlier runs, and each folder unless other files are in it."
     for name in [name for name in owned.entries if name.startswith(RUN_FOLDER_PREFIX) and name != run]:
@@ -353,12 +347,13 @@ def personalize(
     file = Path(data).name if isinstance(data, (str, Path)) else ""
     facts = dict(file=file, dialogues=count, skipped=len(dialogues.skipped), held_out=len(test))
     with open_results_folder(out, *PERSONALIZE_FILES) as owned:
-        begin, run = time.perf_counter(), make_run_name(model.base, settings, dialogues)
+        begin, given = time.perf_counter(), asdict(settings) | dict(start=str(settings.start))
+        inputs = json.dumps([model.base, given, [d.id for d in dialogues]])
+        run = "run-" + hashlib.sha256(inputs.encode()).hexdigest()[:12]  # the same inputs go on with the same run
         before = evaluate_replies(model, test, progress=progress)
         me = learn_stream(model, settings, stream, owned.claim(run), start, annotator, progress)
         after, adapter = evaluate_replies(model, test, me.adapter, progress), Path(me.adapter.path)
-        result = dict(data=facts, settings=asdict(settings) | dict(start=str(settings.start)))
-        result |= summarise_personalizer(me) | compare_evaluations(before, after)
+        result = dict(data=facts, settings=given) | summarise_personalizer(me) | compare_evaluations(before, after)
         counted = count_habits(before, after)
         rows = [(trait.without_quotations().label, *counts) for trait, counts in counted]
         result |= dict(habits=[dict(zip(("habit", "answers", "before", "after"), row)) for row in rows])
