@@ -706,10 +706,6 @@ d = {
                 "8_app/server_guard.html#guard.__init__",
                 "personal_llm/app/server_guard.py",
             ),
-            "personal_llm.app.server_guard.Guard.admit": (
-                "8_app/server_guard.html#guard.admit",
-                "personal_llm/app/server_guard.py",
-            ),
             "personal_llm.app.server_guard.Guard.check": (
                 "8_app/server_guard.html#guard.check",
                 "personal_llm/app/server_guard.py",

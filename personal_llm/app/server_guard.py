@@ -163,16 +163,6 @@ async def read_body(self: Guard, request) -> bytes:  # request: a `Request` of S
             raise too_large
     return bytes(body)
 
-
-@patch
-async def admit(self: Guard, request) -> bytes:  # the body
-    "Check a request, and read its body; raise `Refusal` if it may not be served, or is too slow."
-    self.check(request.scope, request.headers)
-    try:
-        return await asyncio.wait_for(self.read_body(request), self.limits.body_seconds)
-    except asyncio.TimeoutError:
-        raise Refusal(408, "the request did not arrive in time", "request_timeout") from None
-
 # %% ../../nbs/8_app/07_server_guard.ipynb #c943d04c
 @patch
 async def __call__(self: Guard, scope, receive, send):
@@ -191,8 +181,12 @@ async def __call__(self: Guard, scope, receive, send):
         await send(message)
 
     try:
-        body = await self.admit(Request(scope, receive))
-    except Refusal as refusal:
+        request = Request(scope, receive)
+        self.check(scope, request.headers)
+        body = await asyncio.wait_for(self.read_body(request), self.limits.body_seconds)
+    except (Refusal, asyncio.TimeoutError) as error:
+        slow = Refusal(408, "the request did not arrive in time", "request_timeout")
+        refusal = error if isinstance(error, Refusal) else slow
         answer = JSONResponse(refusal.to_dict(scope["path"]), refusal.status, refusal.headers | {"Connection": "close"})
         return await answer(scope, receive, send_with_headers)
     except ClientDisconnect:
