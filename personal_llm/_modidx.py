@@ -41,17 +41,9 @@ d = {
                 "8_app/arguments.html#optionaldataoptions",
                 "personal_llm/app/arguments.py",
             ),
-            "personal_llm.app.arguments.annotate_setting": (
-                "8_app/arguments.html#annotate_setting",
-                "personal_llm/app/arguments.py",
-            ),
             "personal_llm.app.arguments.build_app": ("8_app/arguments.html#build_app", "personal_llm/app/arguments.py"),
             "personal_llm.app.arguments.choose_folder": (
                 "8_app/arguments.html#choose_folder",
-                "personal_llm/app/arguments.py",
-            ),
-            "personal_llm.app.arguments.choose_model_argument": (
-                "8_app/arguments.html#choose_model_argument",
                 "personal_llm/app/arguments.py",
             ),
             "personal_llm.app.arguments.command": ("8_app/arguments.html#command", "personal_llm/app/arguments.py"),
@@ -120,6 +112,7 @@ d = {
                 "8_app/chat.html#describe_chat_style",
                 "personal_llm/app/chat.py",
             ),
+            "personal_llm.app.chat.erase": ("8_app/chat.html#erase", "personal_llm/app/chat.py"),
             "personal_llm.app.chat.explain_last_decision": (
                 "8_app/chat.html#explain_last_decision",
                 "personal_llm/app/chat.py",
@@ -135,22 +128,12 @@ d = {
                 "personal_llm/app/chat.py",
             ),
             "personal_llm.app.chat.pop_notes": ("8_app/chat.html#pop_notes", "personal_llm/app/chat.py"),
-            "personal_llm.app.chat.print_pieces": ("8_app/chat.html#print_pieces", "personal_llm/app/chat.py"),
-            "personal_llm.app.chat.quote_newest_messages": (
-                "8_app/chat.html#quote_newest_messages",
-                "personal_llm/app/chat.py",
-            ),
             "personal_llm.app.chat.read_line": ("8_app/chat.html#read_line", "personal_llm/app/chat.py"),
-            "personal_llm.app.chat.run_chat_command": ("8_app/chat.html#run_chat_command", "personal_llm/app/chat.py"),
             "personal_llm.app.chat.run_conversation": ("8_app/chat.html#run_conversation", "personal_llm/app/chat.py"),
             "personal_llm.app.chat.run_turn": ("8_app/chat.html#run_turn", "personal_llm/app/chat.py"),
             "personal_llm.app.chat.say_thanks": ("8_app/chat.html#say_thanks", "personal_llm/app/chat.py"),
             "personal_llm.app.chat.select_own_answers": (
                 "8_app/chat.html#select_own_answers",
-                "personal_llm/app/chat.py",
-            ),
-            "personal_llm.app.chat.show_early_messages": (
-                "8_app/chat.html#show_early_messages",
                 "personal_llm/app/chat.py",
             ),
             "personal_llm.app.chat.skip_question": ("8_app/chat.html#skip_question", "personal_llm/app/chat.py"),
@@ -159,6 +142,14 @@ d = {
         "personal_llm.app.chat_completions": {
             "personal_llm.app.chat_completions.CompletionRequest": (
                 "8_app/chat_completions.html#completionrequest",
+                "personal_llm/app/chat_completions.py",
+            ),
+            "personal_llm.app.chat_completions.CompletionRequest.check_messages": (
+                "8_app/chat_completions.html#completionrequest.check_messages",
+                "personal_llm/app/chat_completions.py",
+            ),
+            "personal_llm.app.chat_completions.CompletionRequest.check_model": (
+                "8_app/chat_completions.html#completionrequest.check_model",
                 "personal_llm/app/chat_completions.py",
             ),
             "personal_llm.app.chat_completions.CompletionRequest.get_history": (
@@ -191,14 +182,6 @@ d = {
             ),
             "personal_llm.app.chat_completions.check_is_stored": (
                 "8_app/chat_completions.html#check_is_stored",
-                "personal_llm/app/chat_completions.py",
-            ),
-            "personal_llm.app.chat_completions.check_messages": (
-                "8_app/chat_completions.html#check_messages",
-                "personal_llm/app/chat_completions.py",
-            ),
-            "personal_llm.app.chat_completions.check_model_name": (
-                "8_app/chat_completions.html#check_model_name",
                 "personal_llm/app/chat_completions.py",
             ),
             "personal_llm.app.chat_completions.generate": (
@@ -248,11 +231,9 @@ d = {
         },
         "personal_llm.app.cli": {
             "personal_llm.app.cli.format_error": ("8_app/cli.html#format_error", "personal_llm/app/cli.py"),
-            "personal_llm.app.cli.is_out_of_memory": ("8_app/cli.html#is_out_of_memory", "personal_llm/app/cli.py"),
             "personal_llm.app.cli.main": ("8_app/cli.html#main", "personal_llm/app/cli.py"),
             "personal_llm.app.cli.name_options": ("8_app/cli.html#name_options", "personal_llm/app/cli.py"),
-            "personal_llm.app.cli.set_offline_mode": ("8_app/cli.html#set_offline_mode", "personal_llm/app/cli.py"),
-            "personal_llm.app.cli.set_thread_waiting": ("8_app/cli.html#set_thread_waiting", "personal_llm/app/cli.py"),
+            "personal_llm.app.cli.prepare_model": ("8_app/cli.html#prepare_model", "personal_llm/app/cli.py"),
         },
         "personal_llm.app.commands": {
             "personal_llm.app.commands.adapt_plugin": (
@@ -287,10 +268,6 @@ d = {
                 "8_app/commands.html#get_smollm2_command",
                 "personal_llm/app/commands.py",
             ),
-            "personal_llm.app.commands.install_smollm2": (
-                "8_app/commands.html#install_smollm2",
-                "personal_llm/app/commands.py",
-            ),
             "personal_llm.app.commands.ledger_command": (
                 "8_app/commands.html#ledger_command",
                 "personal_llm/app/commands.py",
@@ -302,10 +279,6 @@ d = {
             "personal_llm.app.commands.parse_time": ("8_app/commands.html#parse_time", "personal_llm/app/commands.py"),
             "personal_llm.app.commands.personalize_command": (
                 "8_app/commands.html#personalize_command",
-                "personal_llm/app/commands.py",
-            ),
-            "personal_llm.app.commands.read_state_answers": (
-                "8_app/commands.html#read_state_answers",
                 "personal_llm/app/commands.py",
             ),
             "personal_llm.app.commands.status_command": (
@@ -354,10 +327,6 @@ d = {
                 "8_app/conversation_worker.html#conversationworker.watch",
                 "personal_llm/app/conversation_worker.py",
             ),
-            "personal_llm.app.conversation_worker.get_chat_numbers": (
-                "8_app/conversation_worker.html#get_chat_numbers",
-                "personal_llm/app/conversation_worker.py",
-            ),
         },
         "personal_llm.app.demo": {
             "personal_llm.app.demo.DemoRun": ("8_app/demo.html#demorun", "personal_llm/app/demo.py"),
@@ -379,11 +348,9 @@ d = {
                 "8_app/demo.html#demosettings.make_buffer",
                 "personal_llm/app/demo.py",
             ),
-            "personal_llm.app.demo.compare_scores": ("8_app/demo.html#compare_scores", "personal_llm/app/demo.py"),
             "personal_llm.app.demo.demo_setting": ("8_app/demo.html#demo_setting", "personal_llm/app/demo.py"),
             "personal_llm.app.demo.describe_run": ("8_app/demo.html#describe_run", "personal_llm/app/demo.py"),
             "personal_llm.app.demo.fill_template": ("8_app/demo.html#fill_template", "personal_llm/app/demo.py"),
-            "personal_llm.app.demo.format_headline": ("8_app/demo.html#format_headline", "personal_llm/app/demo.py"),
             "personal_llm.app.demo.plot_demo": ("8_app/demo.html#plot_demo", "personal_llm/app/demo.py"),
             "personal_llm.app.demo.run_demo": ("8_app/demo.html#run_demo", "personal_llm/app/demo.py"),
             "personal_llm.app.demo.run_policy": ("8_app/demo.html#run_policy", "personal_llm/app/demo.py"),
@@ -437,10 +404,6 @@ d = {
             ),
             "personal_llm.app.library_commands.format_explanation": (
                 "8_app/library_commands.html#format_explanation",
-                "personal_llm/app/library_commands.py",
-            ),
-            "personal_llm.app.library_commands.format_mixture": (
-                "8_app/library_commands.html#format_mixture",
                 "personal_llm/app/library_commands.py",
             ),
             "personal_llm.app.library_commands.list_command": (
@@ -589,10 +552,6 @@ d = {
                 "8_app/personal_endpoints.html#show_dialogue",
                 "personal_llm/app/personal_endpoints.py",
             ),
-            "personal_llm.app.personal_endpoints.show_turns": (
-                "8_app/personal_endpoints.html#show_turns",
-                "personal_llm/app/personal_endpoints.py",
-            ),
             "personal_llm.app.personal_endpoints.skip_question": (
                 "8_app/personal_endpoints.html#skip_question",
                 "personal_llm/app/personal_endpoints.py",
@@ -635,10 +594,6 @@ d = {
                 "8_app/personalize.html#check_earlier_model",
                 "personal_llm/app/personalize.py",
             ),
-            "personal_llm.app.personalize.collect_examples": (
-                "8_app/personalize.html#collect_examples",
-                "personal_llm/app/personalize.py",
-            ),
             "personal_llm.app.personalize.compare_evaluations": (
                 "8_app/personalize.html#compare_evaluations",
                 "personal_llm/app/personalize.py",
@@ -655,20 +610,12 @@ d = {
                 "8_app/personalize.html#delete_other_runs",
                 "personal_llm/app/personalize.py",
             ),
-            "personal_llm.app.personalize.describe_state": (
-                "8_app/personalize.html#describe_state",
-                "personal_llm/app/personalize.py",
-            ),
             "personal_llm.app.personalize.evaluate_replies": (
                 "8_app/personalize.html#evaluate_replies",
                 "personal_llm/app/personalize.py",
             ),
             "personal_llm.app.personalize.find_adapter_folder": (
                 "8_app/personalize.html#find_adapter_folder",
-                "personal_llm/app/personalize.py",
-            ),
-            "personal_llm.app.personalize.format_answers": (
-                "8_app/personalize.html#format_answers",
                 "personal_llm/app/personalize.py",
             ),
             "personal_llm.app.personalize.format_change_table": (
@@ -685,14 +632,6 @@ d = {
             ),
             "personal_llm.app.personalize.learn_stream": (
                 "8_app/personalize.html#learn_stream",
-                "personal_llm/app/personalize.py",
-            ),
-            "personal_llm.app.personalize.make_buffer": (
-                "8_app/personalize.html#make_buffer",
-                "personal_llm/app/personalize.py",
-            ),
-            "personal_llm.app.personalize.make_run_name": (
-                "8_app/personalize.html#make_run_name",
                 "personal_llm/app/personalize.py",
             ),
             "personal_llm.app.personalize.make_session_settings": (
@@ -742,19 +681,11 @@ d = {
                 "8_app/server.html#chatcell.close",
                 "personal_llm/app/server.py",
             ),
-            "personal_llm.app.server.get_token_file": (
-                "8_app/server.html#get_token_file",
-                "personal_llm/app/server.py",
-            ),
             "personal_llm.app.server.import_server_packages": (
                 "8_app/server.html#import_server_packages",
                 "personal_llm/app/server.py",
             ),
             "personal_llm.app.server.make_app": ("8_app/server.html#make_app", "personal_llm/app/server.py"),
-            "personal_llm.app.server.make_http_protocol": (
-                "8_app/server.html#make_http_protocol",
-                "personal_llm/app/server.py",
-            ),
             "personal_llm.app.server.make_uvicorn": ("8_app/server.html#make_uvicorn", "personal_llm/app/server.py"),
             "personal_llm.app.server.open_socket": ("8_app/server.html#open_socket", "personal_llm/app/server.py"),
             "personal_llm.app.server.print_link": ("8_app/server.html#print_link", "personal_llm/app/server.py"),
@@ -775,16 +706,8 @@ d = {
                 "8_app/server_guard.html#guard.__init__",
                 "personal_llm/app/server_guard.py",
             ),
-            "personal_llm.app.server_guard.Guard.admit": (
-                "8_app/server_guard.html#guard.admit",
-                "personal_llm/app/server_guard.py",
-            ),
-            "personal_llm.app.server_guard.Guard.check_sender": (
-                "8_app/server_guard.html#guard.check_sender",
-                "personal_llm/app/server_guard.py",
-            ),
-            "personal_llm.app.server_guard.Guard.check_site": (
-                "8_app/server_guard.html#guard.check_site",
+            "personal_llm.app.server_guard.Guard.check": (
+                "8_app/server_guard.html#guard.check",
                 "personal_llm/app/server_guard.py",
             ),
             "personal_llm.app.server_guard.Guard.read_body": (
@@ -829,14 +752,6 @@ d = {
             ),
             "personal_llm.app.server_guard.is_own_host": (
                 "8_app/server_guard.html#is_own_host",
-                "personal_llm/app/server_guard.py",
-            ),
-            "personal_llm.app.server_guard.is_public": (
-                "8_app/server_guard.html#is_public",
-                "personal_llm/app/server_guard.py",
-            ),
-            "personal_llm.app.server_guard.make_security_headers": (
-                "8_app/server_guard.html#make_security_headers",
                 "personal_llm/app/server_guard.py",
             ),
             "personal_llm.app.server_guard.parse_address": (
@@ -10667,10 +10582,6 @@ d = {
         "personal_llm.runtimes.cluster": {
             "personal_llm.runtimes.cluster._load_context": (
                 "7_runtimes/cluster.html#_load_context",
-                "personal_llm/runtimes/cluster.py",
-            ),
-            "personal_llm.runtimes.cluster._read_files": (
-                "7_runtimes/cluster.html#_read_files",
                 "personal_llm/runtimes/cluster.py",
             ),
             "personal_llm.runtimes.cluster.check_ray_address": (

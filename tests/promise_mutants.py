@@ -37,7 +37,7 @@ MUTANTS = [  # (beginning of the row, file below personal_llm, old, new)
         'turn["id"] for turn in turns)]',
         'turn["id"] for turn in turns[1:])]',
     ),
-    ("`serve` lets no page", "app/server_guard.py", '{"X-Frame-Options": "DENY"} if', "{} if"),
+    ("`serve` lets no page", "app/server_guard.py", '''if frame_sites == "'none'":''', "if False:"),
     ("Size, time, rate", "app/server_guard.py", "if len(body) > limit:", "if len(body) > 100 * limit:"),
     ("An error shows its place", "app/chat_completions.py", "at {place}; please report it", "at {place}: {error}"),
     ("The server never acknowledges what it did not", "app/chat_completions.py", "    if unsaved:", "    if False:"),
@@ -133,8 +133,8 @@ MUTANTS = [  # (beginning of the row, file below personal_llm, old, new)
     (
         "Of an adapter's folder only",
         "runtimes/cluster.py",
-        "_read_files(folder, _JOB_FILES)",
-        "_read_files(folder, [file.name for file in Path(folder).iterdir()])",
+        "for file in _JOB_FILES if",
+        "for file in [one.name for one in Path(folder).iterdir()] if",
     ),
     (
         "A file of chats gives",

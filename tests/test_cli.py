@@ -18,7 +18,6 @@ import pytest
 
 from personal_llm.app import arguments, cli
 from personal_llm.app.arguments import COMMAND_GROUPS, COMMANDS, CommandResult, command, parse_arguments
-from personal_llm.app.cli import is_out_of_memory
 from personal_llm.app.demo import DemoSettings
 from personal_llm.app.personalize import PersonalizeSettings
 from personal_llm.base import loading
@@ -299,8 +298,8 @@ def test_too_little_memory_is_one_line():
         RuntimeError("DefaultCPUAllocator: can't allocate memory"),
         OSError(12, "Cannot allocate memory"),
     ):
-        assert is_out_of_memory(error)
-    assert not is_out_of_memory(ValueError("not enough memory"))
+        assert cli.format_error(error) == cli.OUT_OF_MEMORY_MESSAGE
+    assert cli.format_error(ValueError("not enough memory")) == ""
 
 
 def test_an_interrupt_and_a_closed_pipe(extra, capsys, monkeypatch):

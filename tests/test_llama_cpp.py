@@ -30,7 +30,8 @@ def model(tmp_path_factory):
         network = make_network("smollm2", vocab_size=263)  # llama.cpp wants as many rows as tokens
         model = load_model(make_gguf(place / "tiny.gguf", network=network), device="cpu", dtype="float32")
     model.decoding = replace(model.decoding, repetition_penalty=1.0)
-    model.engine = LlamaCppEngine(model, num_threads=1)
+    model.engine = LlamaCppEngine(model)
+    model.engine.num_threads = 1
     return model
 
 

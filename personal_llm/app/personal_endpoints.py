@@ -170,19 +170,6 @@ def show_dialogue(d: Dialogue, **fields) -> dict:  # plain JSON types
     return dict(id=d.id, prompt=d.prompt, response=d.response) | fields
 
 
-def show_turns(session: ChatSession, rows: list) -> list:  # of plain JSON types
-    "Return turns with your corrections and thumbs, and with the tree of the Markdown of the better reply."
-    versions = session.me.state.versions
-    thumbs = {row["dialogue_id"]: row["kind"] for row in session.me.feedback_rows if row["kind"].startswith("thumb")}
-    turns = []
-    for row in rows:
-        version = versions.get(row["id"])
-        better = version.response if version and version.response != row["response"] else None
-        tree = make_tree(MARKDOWN.parse(better or row["response"]))
-        turns.append(dict(row, thumb=thumbs.get(row["id"]), correction=better, tree=tree))
-    return turns
-
-
 @register_endpoint("GET", "/personal/conversation")
 def get_conversation(session: ChatSession, key: Text = None, before: Text = None, since: Text = None) -> dict:
     "Return the last turns of a conversation, those before a turn, or those since one; the open question and choice."
@@ -200,7 +187,14 @@ def get_conversation(session: ChatSession, key: Text = None, before: Text = None
         read = {d.id: show_dialogue(d) for d in session.plan.memories} if session.plan else {}
         told = session.describe_memories()
     memories = dict(text=told, dialogues=[*read.values()])
-    shown = dict(turns=show_turns(session, rows[first:end]), num_earlier=first)
+    thumbs = {row["dialogue_id"]: row["kind"] for row in session.me.feedback_rows if row["kind"].startswith("thumb")}
+    turns = []
+    for row in rows[first:end]:  # the tree is that of the Markdown of the better reply
+        version = state.versions.get(row["id"])
+        better = version.response if version and version.response != row["response"] else None
+        tree = make_tree(MARKDOWN.parse(better or row["response"]))
+        turns.append(dict(row, thumb=thumbs.get(row["id"]), correction=better, tree=tree))
+    shown = dict(turns=turns, num_earlier=first)
     return shown | dict(key=key, title=make_title(state, key), question=question, choice=choice, memories=memories)
 
 

@@ -8,7 +8,6 @@ __all__ = ['PERSONALIZE_FILES', 'tuning_setting', 'PersonalizeSettings', 'check_
 # %% ../../nbs/8_app/02_personalize.ipynb #249a60a3
 import hashlib
 import json
-import shlex
 import textwrap
 import time
 from collections import Counter
@@ -72,17 +71,12 @@ class PersonalizeSettings(PersonalizerSettings):
             raise InputError(f"policy {policy.name} asks no questions", 'use ask_when "freeze" or "arrival"')
 
     def new_buffer(self, length: int = 800):  # an empty `Buffer`; length: dialogues of the stream
-        "Make the buffer of a run."
-        return make_buffer(self.policy, self.capacity, self.seed, min(length, self.finetune_every or length))
+        "Make the buffer of a run; a policy that asks knows the number of dialogues until the fine-tune."
+        buffer = Buffer(self.capacity, self.policy, self.seed)
+        buffer.policy.expect(min(length, self.finetune_every or length))
+        return buffer
 
 # %% ../../nbs/8_app/02_personalize.ipynb #5fa2ab2f
-def make_buffer(policy: str, capacity: int, seed: int, length: int):  # an empty `Buffer`
-    "Make a buffer whose policy, if it asks, knows the number of dialogues until the fine-tune."
-    buffer = Buffer(capacity, policy, seed)
-    buffer.policy.expect(length)
-    return buffer
-
-
 def open_model(model):  # a `Model`; model: one, a name of `load_model`, a function that loads one, or None
     "Load a model, unless it is loaded."
     from personal_llm.base import models
@@ -208,33 +202,20 @@ def count_habits(before, after) -> list:  # (`Trait`, counts in answers, replies
 NUM_EXAMPLES, MAX_EXAMPLE_CHARACTERS = 3, 260  # prompts that we show; characters of each text
 
 
-def collect_examples(before, after, counted: list) -> dict:  # plain values with texts, for people only
-    "Return what a user reads of a run: the counts of habits, and the first replies before and after."
-    pairs = list(zip(before.items, after.items))[:NUM_EXAMPLES] if before else []
-    replies = [dict(prompt=b["prompt"], before=b["reply"], after=a["reply"]) for b, a in pairs]
-    return dict(num=len(before or ()), habits=[(t.key, *counts) for t, counts in counted], replies=replies)
-
-
-def format_examples(examples: dict) -> list:  # lines
-    "Return what changed in words, and the replies, for a terminal."
-    lines, count = [], examples["num"]
-    if examples["habits"]:
-        lines.append(f"{f'habits in {count} held-out dialogues':44}{'you':>6}{'before':>9}{'after':>9}")
-        lines += [f"  {habit[:40]:42}{own:>6}{old:>9}{new:>9}" for habit, own, old, new in examples["habits"]]
-    for example in examples["replies"]:
+def format_examples(before, after, counted: list) -> list:  # lines with texts, for people only
+    "Return the counts of habits and the first replies of two evaluations, for a terminal; none without a test set."
+    lines = []
+    if counted:
+        lines.append(f"{f'habits in {len(before)} held-out dialogues':44}{'you':>6}{'before':>9}{'after':>9}")
+        lines += [f"  {t.key[:40]:42}{own:>6}{old:>9}{new:>9}" for t, (own, old, new) in counted]
+    for one, other in list(zip(before.items, after.items))[:NUM_EXAMPLES] if before else ():
         lines.append("")
-        for name, text in example.items():
+        for name, text in dict(prompt=one["prompt"], before=one["reply"], after=other["reply"]).items():
             short = textwrap.shorten(text, MAX_EXAMPLE_CHARACTERS, placeholder=" …") or "(empty)"
             lines += textwrap.wrap(short, 110, initial_indent=f"{name:8}", subsequent_indent=" " * 8)
     return lines
 
 # %% ../../nbs/8_app/02_personalize.ipynb #8bc6b57d
-def make_run_name(base: str, settings: PersonalizeSettings, dialogues: list) -> str:
-    "Return the name of a run's folder, a hash of its inputs."
-    content = json.dumps([base, asdict(settings) | dict(start=str(settings.start)), [d.id for d in dialogues]])
-    return "run-" + hashlib.sha256(content.encode()).hexdigest()[:12]
-
-
 def delete_other_runs(owned: OwnedFolder, run: str) -> None:
     "Delete the files of earlier runs, and each folder unless other files are in it."
     for name in [name for name in owned.entries if name.startswith(RUN_FOLDER_PREFIX) and name != run]:
@@ -284,14 +265,6 @@ def count_answers(dialogues: list) -> dict:  # plain values
     return dict(corrected=origins["annotated"], called_fine=origins["approved"])
 
 
-def format_answers(requests: int, answers: dict) -> str:
-    "Return the number of questions and answers in words."
-    approved = f", {answers['called_fine']} approved" if answers["called_fine"] else ""
-    asked = count_nouns(requests, "time") if requests else "never"
-    has_answers = requests or any(answers.values())
-    return asked + f"; in the buffer {answers['corrected']} corrected{approved}" * bool(has_answers)
-
-
 def format_figures(status: dict, answers: dict, further: str = "") -> dict:  # label -> text
     "Return the figures that `status` and the `/status` of a chat show; `further` follows the number of questions."
     return dict(
@@ -301,14 +274,6 @@ def format_figures(status: dict, answers: dict, further: str = "") -> dict:  # l
         trained=count_nouns(status["finetunes"], "time") + f"; last: {status['last']}" * bool(status["last"]),
         benefit=status["benefit"],
     )
-
-
-def describe_state(state, folder) -> str:
-    "Return what a saved state is, and for a chat the command that goes on with it."
-    if not state.is_chat:
-        return "the output of personalize"
-    turns = f" with its last {count_nouns(len(state.turns), 'turn')}" if state.turns else ""
-    return f"a saved chat{turns}; personal-llm chat --out {shlex.quote(str(folder))} goes on"
 
 # %% ../../nbs/8_app/02_personalize.ipynb #fc092b6d
 # key in personalize.json -> field of `TrainingRound`
@@ -360,7 +325,7 @@ def personalize(
     on_note=None,  # callable: takes each note before the work begins
     reading_options: dict = None,  # as `read_dialogues` takes them: format, skip_invalid, user
     **settings,  # fields of `PersonalizeSettings`
-) -> dict:  # the content of personalize.json, and `examples`: texts that no file holds
+) -> dict:  # the content of personalize.json, and `examples`: lines with texts that no file holds
     "Learn one user from chats; raise `InputError` for impossible inputs, before anything is written."
     settings, options = PersonalizeSettings(**settings), reading_options or {}
     OwnedFolder(out).check_entries(*PERSONALIZE_FILES)
@@ -382,12 +347,13 @@ def personalize(
     file = Path(data).name if isinstance(data, (str, Path)) else ""
     facts = dict(file=file, dialogues=count, skipped=len(dialogues.skipped), held_out=len(test))
     with open_results_folder(out, *PERSONALIZE_FILES) as owned:
-        begin, run = time.perf_counter(), make_run_name(model.base, settings, dialogues)
+        begin, given = time.perf_counter(), asdict(settings) | dict(start=str(settings.start))
+        inputs = json.dumps([model.base, given, [d.id for d in dialogues]])
+        run = "run-" + hashlib.sha256(inputs.encode()).hexdigest()[:12]  # the same inputs go on with the same run
         before = evaluate_replies(model, test, progress=progress)
         me = learn_stream(model, settings, stream, owned.claim(run), start, annotator, progress)
         after, adapter = evaluate_replies(model, test, me.adapter, progress), Path(me.adapter.path)
-        result = dict(data=facts, settings=asdict(settings) | dict(start=str(settings.start)))
-        result |= summarise_personalizer(me) | compare_evaluations(before, after)
+        result = dict(data=facts, settings=given) | summarise_personalizer(me) | compare_evaluations(before, after)
         counted = count_habits(before, after)
         rows = [(trait.without_quotations().label, *counts) for trait, counts in counted]
         result |= dict(habits=[dict(zip(("habit", "answers", "before", "after"), row)) for row in rows])
@@ -396,4 +362,4 @@ def personalize(
         report = json.dumps(result, indent=1, ensure_ascii=False)
         publish_results(owned, {"adapter": copy_without_ids(adapter), "personalize.json": report})
         delete_other_runs(owned, run)
-    return result | dict(examples=collect_examples(before, after, counted))
+    return result | dict(examples=format_examples(before, after, counted))

@@ -85,8 +85,9 @@ def make_app(
     return Guard(app, token, host, limits, (IMPORT_PATH,), frame_sites)
 
 # %% ../../nbs/8_app/11_server.ipynb #9a41aed9
-def make_http_protocol(seconds: float):  # a protocol class of uvicorn
-    "Return uvicorn's protocol, with a limit on the time for the headers of a request."
+def make_uvicorn(app: Guard):  # a `uvicorn.Server`
+    "Return the server that runs an application; it writes no log, and limits the time for the headers of a request."
+    uvicorn, seconds = import_server_packages(), app.limits.header_seconds
     from uvicorn.protocols.http.h11_impl import H11Protocol
 
     class TimedProtocol(H11Protocol):
@@ -101,33 +102,21 @@ def make_http_protocol(seconds: float):  # a protocol class of uvicorn
             elif not self.transport.is_closing():
                 self.loop.call_later(seconds, self.close_if_waiting, self.cycle)
 
-    return TimedProtocol
-
-
-def make_uvicorn(app: Guard):  # a `uvicorn.Server`
-    "Return the server that runs an application; it writes no log."
-    uvicorn = import_server_packages()
     quiet = dict(log_config=None, log_level="critical", access_log=False, server_header=False, proxy_headers=False)
     bounds = dict(limit_concurrency=app.limits.connections, timeout_graceful_shutdown=5)
-    protocol = make_http_protocol(app.limits.header_seconds)
-    app.app.state.server = uvicorn.Server(uvicorn.Config(app, http=protocol, ws="none", **quiet, **bounds))
+    app.app.state.server = uvicorn.Server(uvicorn.Config(app, http=TimedProtocol, ws="none", **quiet, **bounds))
     return app.app.state.server
 
 # %% ../../nbs/8_app/11_server.ipynb #6041e809
 def open_socket(host: str, port: int) -> socket.socket:  # listening
     "Bind a port; raise `InputError` if another program has it, or for a host that this computer does not have."
+    both = host == "::" and socket.has_dualstack_ipv6()  # IPv6 and IPv4
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    bound = socket.socket(family, socket.SOCK_STREAM)
     try:
-        if os.name != "nt":
-            bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        bound.bind((host, port))
-        bound.listen()
+        return socket.create_server((host, port), family=family, dualstack_ipv6=both)
     except OSError as error:
-        bound.close()
-        reason = error.strerror or str(error)
+        reason = (error.strerror or str(error)).partition(" (while")[0]  # create_server adds the address
         raise InputError(f"cannot listen on {host}, port {port}: {reason}", "choose another --port or --host") from None
-    return bound
 
 # %% ../../nbs/8_app/11_server.ipynb #a6f8e33e
 def share_arena() -> None:
@@ -136,14 +125,9 @@ def share_arena() -> None:
         ctypes.CDLL(None).mallopt(-8, 1)  # M_ARENA_MAX of malloc.h
 
 # %% ../../nbs/8_app/11_server.ipynb #svtok001
-def get_token_file() -> Path:
-    "Return the file of the token, in your folder for configuration."
-    return get_user_folder("XDG_CONFIG_HOME", ".config") / "token"
-
-
 def read_token(is_new: bool = False) -> str:
     "Return the stored token; make one if there is none, it is weak, others can read it, or you want a new one."
-    file = get_token_file()
+    file = get_user_folder("XDG_CONFIG_HOME", ".config") / "token"  # in your folder for configuration
     with suppress(OSError, ValueError, InputError):
         token = file.read_text("ascii").strip()
         check_token(token, "localhost")

@@ -69,6 +69,10 @@ class RateLimit:
         return is_allowed
 
 # %% ../../nbs/8_app/07_server_guard.ipynb #78a922a5
+SECURITY_HEADERS = {"X-Content-Type-Options": "nosniff", "Referrer-Policy": "no-referrer", "Cache-Control": "no-store"}
+SECURITY_HEADERS |= {"Cross-Origin-Resource-Policy": "same-origin", "Cross-Origin-Opener-Policy": "same-origin"}
+
+
 class Refusal(Exception):
     "A request that the server does not serve; its text is a sentence for people."
 
@@ -86,23 +90,8 @@ class Refusal(Exception):
         kind = "server_error" if self.status >= 500 else kinds.get(self.status, "invalid_request_error")
         return dict(error=dict(message=self.message, type=kind, param=self.parameter, code=self.code))
 
-
-def make_security_headers(frame_sites: str) -> dict:
-    "Return the headers of every answer; pages of `frame_sites` may show ours in a frame."
-    sources = "script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'"
-    policy = f"default-src 'none'; {sources}; base-uri 'none'; form-action 'none'; frame-ancestors {frame_sites}"
-    headers = {"Content-Security-Policy": policy, "X-Content-Type-Options": "nosniff", "Referrer-Policy": "no-referrer"}
-    headers |= {"Cross-Origin-Resource-Policy": "same-origin", "Cross-Origin-Opener-Policy": "same-origin"}
-    no_frames = {"X-Frame-Options": "DENY"} if frame_sites == "'none'" else {}  # this one knows no list of sites
-    return headers | no_frames | {"Cache-Control": "no-store"}
-
 # %% ../../nbs/8_app/07_server_guard.ipynb #f9fa68c5
 MIN_TOKEN_CHARACTERS = 16
-
-
-def is_public(path: str) -> bool:
-    "Return whether a path belongs to the page, which needs no token."
-    return path in ("/", "/favicon.ico") or path.startswith("/page/")
 
 
 def check_token(token: str, host: str) -> None:
@@ -129,27 +118,29 @@ class Guard:
         frame_sites: str = "'none'",  # sites that may show the page in a frame
     ):
         self.app, self.token, self.host, self.limits, self.large_paths = app, token.encode(), host, limits, large_paths
-        self.headers = make_security_headers(frame_sites)
+        sources = "script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'"
+        policy = f"default-src 'none'; {sources}; base-uri 'none'; form-action 'none'; frame-ancestors {frame_sites}"
+        self.headers = {"Content-Security-Policy": policy} | SECURITY_HEADERS
+        if frame_sites == "'none'":
+            self.headers["X-Frame-Options"] = "DENY"  # this one knows no list of sites
         self.requests, self.public_requests = (RateLimit(limits.requests_per_minute) for _ in range(2))
         self.wrong_tokens = RateLimit(limits.wrong_tokens_per_minute)
 
-    def check_site(self, scope: dict, headers: dict) -> None:
-        "Raise `Refusal` for another host, and for a page of another site."
+    def check(self, scope: dict, headers: dict) -> None:
+        "Raise `Refusal` for another host, a page of another site, a wrong token, and too many requests."
         host, origin, site = (headers.get(name, "") for name in ("host", "origin", "sec-fetch-site"))
         if not is_own_host(host, self.host):
             remedy = "use its IP address, or start it with --host NAME"
             raise Refusal(403, f"this server does not know that name; {remedy}", "wrong_host")
+        needs_token = not (scope["path"] in ("/", "/favicon.ico") or scope["path"].startswith("/page/"))
         is_read = (scope["method"], headers.get("sec-fetch-mode")) == ("GET", "navigate")
-        is_foreign = site in ("cross-site", "same-site") and not (is_read and is_public(scope["path"]))
+        is_foreign = site in ("cross-site", "same-site") and (needs_token or not is_read)
         if is_foreign or origin not in ("", f"{scope.get('scheme', 'http')}://{host}"):
             remedy = "open its own page, or ask from a program"
             raise Refusal(403, f"pages of other sites may not use this server; {remedy}", "wrong_origin")
-
-    def check_sender(self, path: str, headers: dict) -> None:
-        "Raise `Refusal` for a wrong token, and for too many requests; a wrong token costs the owner no request."
         scheme, _, token = headers.get("authorization", "").partition(" ")
         is_own = scheme.lower() == "bearer" and hmac.compare_digest(token.strip().encode(), self.token)
-        if not is_own and not is_public(path):
+        if not is_own and needs_token:  # a wrong token costs the owner no request
             if not self.wrong_tokens.count():
                 raise Refusal(429, "too many wrong tokens; wait a minute", "rate_limit_exceeded")
             remedy = "use the one of the link that personal-llm serve printed last"
@@ -172,17 +163,6 @@ async def read_body(self: Guard, request) -> bytes:  # request: a `Request` of S
             raise too_large
     return bytes(body)
 
-
-@patch
-async def admit(self: Guard, request) -> bytes:  # the body
-    "Check a request, and read its body; raise `Refusal` if it may not be served, or is too slow."
-    self.check_site(request.scope, request.headers)
-    self.check_sender(request.scope["path"], request.headers)
-    try:
-        return await asyncio.wait_for(self.read_body(request), self.limits.body_seconds)
-    except asyncio.TimeoutError:
-        raise Refusal(408, "the request did not arrive in time", "request_timeout") from None
-
 # %% ../../nbs/8_app/07_server_guard.ipynb #c943d04c
 @patch
 async def __call__(self: Guard, scope, receive, send):
@@ -201,8 +181,12 @@ async def __call__(self: Guard, scope, receive, send):
         await send(message)
 
     try:
-        body = await self.admit(Request(scope, receive))
-    except Refusal as refusal:
+        request = Request(scope, receive)
+        self.check(scope, request.headers)
+        body = await asyncio.wait_for(self.read_body(request), self.limits.body_seconds)
+    except (Refusal, asyncio.TimeoutError) as error:
+        slow = Refusal(408, "the request did not arrive in time", "request_timeout")
+        refusal = error if isinstance(error, Refusal) else slow
         answer = JSONResponse(refusal.to_dict(scope["path"]), refusal.status, refusal.headers | {"Connection": "close"})
         return await answer(scope, receive, send_with_headers)
     except ClientDisconnect:

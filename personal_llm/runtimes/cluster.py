@@ -23,10 +23,6 @@ _JOB_FILES = (WEIGHTS_FILE, CONFIG_FILE, ADAPTER_CARD_FILE)  # of an adapter; no
 CONNECT_SECONDS = 3.0  # seconds for an address to answer
 
 
-def _read_files(folder, names) -> dict:  # name -> bytes
-    return {name: Path(folder, name).read_bytes() for name in names if Path(folder, name).is_file()}
-
-
 def pack_model(model) -> tuple:  # plain values and tensors
     "Return what `unpack_model` needs on another machine."
     weights = {name: tensor.cpu() for name, tensor in model.model.state_dict().items()}
@@ -112,7 +108,8 @@ def explain_with_ray(ray, model, space, probes, seed: int, folders: dict):
     shared = [ray.put((pack_model(model), space, probes, seed))]
     limit, tasks = 3 * max(1, int(ray.cluster_resources().get("CPU", 1))), []  # that run or wait
     for name, folder in folders.items():
-        tasks.append((name, explain.remote(shared, name, _read_files(folder, _JOB_FILES))))
+        files = {file: Path(folder, file).read_bytes() for file in _JOB_FILES if Path(folder, file).is_file()}
+        tasks.append((name, explain.remote(shared, name, files)))
         if len(tasks) == limit:
             first, task = tasks.pop(0)
             yield first, ray.get(task)

@@ -12,7 +12,7 @@ import threading
 from contextlib import closing
 from pathlib import Path
 
-from ..base.core import Dialogue, InputError, check, import_extra
+from ..base.core import Dialogue, InputError, import_extra
 from ..base.decoding import ReplyOptions, count_settled_tokens, count_tokens_at_limit
 from ..base.decoding import find_reply_end, find_whole_from, read_reply
 from ..base.gguf import find_smollm2, is_gguf
@@ -26,11 +26,7 @@ class LlamaCppEngine:
     You call it as you make a `ReplyStream`. It opens no network socket.
     """
 
-    def __init__(
-        self,
-        model,  # `Model` of a GGUF file, or of smollm2
-        num_threads: int = None,  # processor cores; as many as PyTorch uses by default
-    ):
+    def __init__(self, model):  # `Model` of a GGUF file, or of smollm2
         import torch
 
         self.base = find_smollm2() if model.name == "smollm2" else Path(model.name).expanduser()
@@ -38,8 +34,7 @@ class LlamaCppEngine:
             problem = f"model {model.name!r}: llama.cpp needs the base model as a GGUF file"
             raise InputError(problem, "use smollm2, or a GGUF file as the model")
         self.library = import_extra("xllamacpp", "llama", "the engine llama.cpp")
-        check(num_threads, "whole number or none", "num_threads", low=1)
-        self.num_threads = num_threads or torch.get_num_threads()
+        self.num_threads = torch.get_num_threads()  # as many as PyTorch uses
         self.server = self.loaded = None  # the running program, and the ids of base and adapter in it
 
     def __call__(self, model, dialogue: Dialogue, options=ReplyOptions(), previous_stream=None) -> "LlamaCppStream":
