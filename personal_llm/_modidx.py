@@ -7006,6 +7006,10 @@ d = {
                 "experiments/methods/searches.html#project_on_main_axes",
                 "personal_llm/experiments/methods/searches.py",
             ),
+            "personal_llm.experiments.methods.searches.rank_by_scores": (
+                "experiments/methods/searches.html#rank_by_scores",
+                "personal_llm/experiments/methods/searches.py",
+            ),
             "personal_llm.experiments.methods.searches.run_tpe_search": (
                 "experiments/methods/searches.html#run_tpe_search",
                 "personal_llm/experiments/methods/searches.py",
@@ -7020,6 +7024,10 @@ d = {
             ),
             "personal_llm.experiments.methods.searches.search_hyperband": (
                 "experiments/methods/searches.html#search_hyperband",
+                "personal_llm/experiments/methods/searches.py",
+            ),
+            "personal_llm.experiments.methods.searches.select_by_slope": (
+                "experiments/methods/searches.html#select_by_slope",
                 "personal_llm/experiments/methods/searches.py",
             ),
             "personal_llm.experiments.methods.searches.select_by_weight_cosine": (
@@ -11071,10 +11079,6 @@ d = {
                 "5_selection/cards.html#read_pllm_card",
                 "personal_llm/selection/cards.py",
             ),
-            "personal_llm.selection.cards.strip_machine_settings": (
-                "5_selection/cards.html#strip_machine_settings",
-                "personal_llm/selection/cards.py",
-            ),
             "personal_llm.selection.cards.write_index": (
                 "5_selection/cards.html#write_index",
                 "personal_llm/selection/cards.py",
@@ -11085,10 +11089,6 @@ d = {
             ),
         },
         "personal_llm.selection.gradient_match": {
-            "personal_llm.selection.gradient_match.capture_gradients": (
-                "5_selection/gradient_match.html#capture_gradients",
-                "personal_llm/selection/gradient_match.py",
-            ),
             "personal_llm.selection.gradient_match.compute_gradients": (
                 "5_selection/gradient_match.html#compute_gradients",
                 "personal_llm/selection/gradient_match.py",
@@ -11433,10 +11433,6 @@ d = {
                 "5_selection/ranking.html#race_by_loss",
                 "personal_llm/selection/ranking.py",
             ),
-            "personal_llm.selection.ranking.rank_by_scores": (
-                "5_selection/ranking.html#rank_by_scores",
-                "personal_llm/selection/ranking.py",
-            ),
         },
         "personal_llm.selection.remote_library": {
             "personal_llm.selection.remote_library.RemoteFolder": (
@@ -11517,18 +11513,6 @@ d = {
                 "5_selection/selection.html#selector",
                 "personal_llm/selection/selection.py",
             ),
-            "personal_llm.selection.selection.find_common_facts": (
-                "5_selection/selection.html#find_common_facts",
-                "personal_llm/selection/selection.py",
-            ),
-            "personal_llm.selection.selection.get_checked_row": (
-                "5_selection/selection.html#get_checked_row",
-                "personal_llm/selection/selection.py",
-            ),
-            "personal_llm.selection.selection.get_selector": (
-                "5_selection/selection.html#get_selector",
-                "personal_llm/selection/selection.py",
-            ),
             "personal_llm.selection.selection.make_abstention": (
                 "5_selection/selection.html#make_abstention",
                 "personal_llm/selection/selection.py",
@@ -11579,10 +11563,6 @@ d = {
                 "5_selection/verify.html#find_library_problems",
                 "personal_llm/selection/verify.py",
             ),
-            "personal_llm.selection.verify.find_pllm_problems": (
-                "5_selection/verify.html#find_pllm_problems",
-                "personal_llm/selection/verify.py",
-            ),
             "personal_llm.selection.verify.find_size_problems": (
                 "5_selection/verify.html#find_size_problems",
                 "personal_llm/selection/verify.py",
@@ -11603,14 +11583,6 @@ d = {
             ),
             "personal_llm.selection.warm_start.add_plain_pllm": (
                 "5_selection/warm_start.html#add_plain_pllm",
-                "personal_llm/selection/warm_start.py",
-            ),
-            "personal_llm.selection.warm_start.build_start_adapter": (
-                "5_selection/warm_start.html#build_start_adapter",
-                "personal_llm/selection/warm_start.py",
-            ),
-            "personal_llm.selection.warm_start.describe_missing_plain": (
-                "5_selection/warm_start.html#describe_missing_plain",
                 "personal_llm/selection/warm_start.py",
             ),
             "personal_llm.selection.warm_start.describe_weights": (

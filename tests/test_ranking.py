@@ -21,8 +21,8 @@ from personal_llm.selection.ranking import (
     compute_mean_loss,
     find_nearest,
     race_by_loss,
-    rank_by_scores,
 )
+from personal_llm.experiments.methods.searches import rank_by_scores
 from personal_llm.tuning.statistics import lower_confidence_bound
 from planted import planted, save_adapter, table
 from tiny import shared

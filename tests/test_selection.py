@@ -568,5 +568,3 @@ def test_a_selector_of_ones_own(six):
     assert got.best == "y" and seen[-1].losses.num_dialogues == len(TALK)
     with pytest.raises(InputError, match="needs"):
         select(six, method=Selector(last, ("losses",)))
-    with pytest.raises(InputError, match="a method is int"):
-        select(six, method=3)

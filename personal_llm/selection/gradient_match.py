@@ -8,7 +8,7 @@ __all__ = ['get_linear_layer', 'load_sketch', 'select_by_gradient']
 # %% ../../nbs/5_selection/03_gradient_match.ipynb #a2cefbd5
 import hashlib
 import io
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from tokenize import TokenError
@@ -19,7 +19,7 @@ from ..base.core import Cost, check, InputError, make_generator
 from ..base.adapters import read_factors, factor_inner_product
 from ..base.files import write_atomically
 from ..base.tokens import make_batches, collate_samples
-from .ranking import SelectionRequest, Ranking, rank_by_scores
+from .ranking import SelectionRequest, Ranking, find_nearest
 from ..tuning.training_loop import unwrap_peft, supports_partial_logits, last_hidden_states
 
 # %% ../../nbs/5_selection/03_gradient_match.ipynb #96919ac8
@@ -34,27 +34,6 @@ def get_linear_layer(model, module: str):  # a torch layer
     if dimensions != 2:
         raise InputError(f"{module} is no linear layer of this model", remedy)
     return layer
-
-# %% ../../nbs/5_selection/03_gradient_match.ipynb #43051e31
-@contextmanager
-def capture_gradients(model, modules: list, receive_gradient):
-    "Compute gradients for these layers only, pass each one on, and delete it."
-    from transformers.pytorch_utils import Conv1D
-
-    def pass_on(module, is_transposed, weight):
-        G, weight.grad = weight.grad.float().cpu().numpy(), None
-        receive_gradient(module, G.T if is_transposed else G)
-
-    with ExitStack() as stack:
-        for parameter in model.model.parameters():
-            stack.callback(setattr, parameter, "grad", None)
-            stack.callback(parameter.requires_grad_, parameter.requires_grad)
-        layers = {module: get_linear_layer(model, module) for module in modules}
-        model.model.requires_grad_(False)
-        for module, layer in layers.items():
-            weight, hook = layer.weight.requires_grad_(True), partial(pass_on, module, isinstance(layer, Conv1D))
-            stack.callback(weight.register_post_accumulate_grad_hook(hook).remove)
-        yield
 
 # %% ../../nbs/5_selection/03_gradient_match.ipynb #963bacb4
 def predict_labels(model, samples: list, labels_only: bool = False) -> tuple:
@@ -78,13 +57,27 @@ def compute_row_losses(logits, labels):  # (rows,) with gradient
 # %% ../../nbs/5_selection/03_gradient_match.ipynb #75090f8a
 def compute_gradients(model, dialogues: list, modules: list, transform=lambda module, G: G) -> dict:
     "Compute the mean loss's gradient by each layer's weights (out, in), and store a linear transform of it."
+    from transformers.pytorch_utils import Conv1D
+
     samples, gradients = [model.encode(d) for d in dialogues], {}
     labels_only = supports_partial_logits(model.model)
 
-    def receive_gradient(module, G):
-        gradients[module] = gradients.get(module, 0) + transform(module, G)
+    def receive_gradient(module, is_transposed, weight):
+        G, weight.grad = weight.grad.float().cpu().numpy(), None
+        gradients[module] = gradients.get(module, 0) + transform(module, G.T if is_transposed else G)
 
-    with capture_gradients(model, modules, receive_gradient):
+    with ExitStack() as stack:
+        for parameter in model.model.parameters():
+            stack.callback(setattr, parameter, "grad", None)
+            stack.callback(parameter.requires_grad_, parameter.requires_grad)
+        layers = {module: get_linear_layer(model, module) for module in modules}
+        model.model.requires_grad_(False)
+        for module, layer in layers.items():
+            weight, hook = (
+                layer.weight.requires_grad_(True),
+                partial(receive_gradient, module, isinstance(layer, Conv1D)),
+            )
+            stack.callback(weight.register_post_accumulate_grad_hook(hook).remove)
         for rows in make_batches([len(s["input_ids"]) for s in samples], model.tokens_per_batch):
             logits, labels = predict_labels(model, [samples[i] for i in rows], labels_only)
             (compute_row_losses(logits, labels).sum() / len(samples)).backward()
@@ -193,7 +186,7 @@ SKETCH_BLOCK_ROWS = 1024  # pLLMs whose sketch is in memory at a time
 
 # %% ../../nbs/5_selection/03_gradient_match.ipynb #5050d5s1
 def select_by_gradient(request: SelectionRequest) -> Ranking:
-    "Select the pLLM towards which the user's loss falls most steeply, by one backward pass and a sketch."
+    "Select the pLLM towards which the user's loss falls most steeply; its own download is not in the cost."
     library, losses = request.library, request.losses
     rows, directions = load_sketch(library)
     project_gradient = lambda m, G: (directions[m][0] @ G @ directions[m][1].T).ravel()
@@ -204,4 +197,5 @@ def select_by_gradient(request: SelectionRequest) -> Ranking:
     cost = Cost(forward=losses.num_dialogues, backward=losses.num_dialogues, tokens=int(losses.lengths.sum()))
     cost.bytes_moved = rows.nbytes + sum(X.nbytes for pair in directions.values() for X in pair)
     reason = f"of {len(scores)}, the loss falls most steeply towards it"
-    return rank_by_scores(library, library.names, scores, reason, cost)
+    order = [(library.names[i], float(scores[i])) for i in find_nearest(scores, library.names)]
+    return Ranking(order[0][0], *zip(*order), {order[0][0]: 1.0}, reason=reason, cost=cost)

@@ -245,7 +245,6 @@ def choose_fit_candidates(request: SelectionRequest) -> tuple:  # (names, `Cost`
         return sorted(library.names), Cost()
     steepest = select_by_gradient(request)
     names = [name for name in steepest.names if name != PLAIN_PLLM][:MAX_FITTED_PLLMS]
-    steepest.cost.bytes_moved -= get_download_bytes(library, steepest.best)  # counted with all fitted adapters
     return names + [PLAIN_PLLM] * (PLAIN_PLLM in library), steepest.cost
 
 # %% ../../nbs/5_selection/08_mixture.ipynb #7c12d706

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['BASE_NAME', 'PLAIN_PLLM', 'cosine_distance', 'l1_distance', 'compute_mean_loss', 'PLLMLosses',
-           'race_by_loss', 'Ranking', 'rank_by_scores', 'SelectionRequest']
+           'race_by_loss', 'Ranking', 'SelectionRequest']
 
 # %% ../../nbs/5_selection/02_ranking.ipynb #a88a268c
 from copy import copy
@@ -216,25 +216,6 @@ class Ranking:
         passes = f"{self.cost.tokens} tokens, {self.cost.forward} forward, {self.cost.backward} backward"
         moved = f"{self.cost.bytes_moved / 1e6:.2f} MB moved, {self.cost.seconds:.2f} s"
         return "\n".join([*lines, f"  cost: {passes}, {moved}"])
-
-# %% ../../nbs/5_selection/02_ranking.ipynb #68900dc5
-def rank_by_scores(
-    library,  # a `Library`
-    names: list,  # of the pLLMs that have a score
-    scores,  # one for each name, smaller is better
-    reason: str,  # why the best is the best
-    cost: Cost = None,  # besides the losses and the download of the best
-    losses: PLLMLosses = None,  # those that were measured
-) -> Ranking:
-    "Return the ranking of a selector that gives every pLLM a score."
-    order = [(names[i], float(scores[i])) for i in find_nearest(np.asarray(scores, float), names)]
-    best = order[0][0]
-    requested = losses.requested_counts if losses is not None else {}
-    cost = (cost or Cost()) + (losses.cost if losses is not None else Cost())
-    if best not in requested:
-        cost.bytes_moved += get_download_bytes(library, best)
-    measured = {name: losses.mean_loss(name, count) for name, count in requested.items()}
-    return Ranking(best, *zip(*order), {best: 1.0}, False, reason, cost, losses=measured)
 
 # %% ../../nbs/5_selection/02_ranking.ipynb #61b62df2
 @dataclass(frozen=True)
