@@ -9337,20 +9337,12 @@ d = {
                 "4_explanation/decomposition.html#sharedbasis.width",
                 "personal_llm/explanation/decomposition.py",
             ),
-            "personal_llm.explanation.decomposition._continue_greedily": (
-                "4_explanation/decomposition.html#_continue_greedily",
-                "personal_llm/explanation/decomposition.py",
-            ),
             "personal_llm.explanation.decomposition._fit_summary_prompts": (
                 "4_explanation/decomposition.html#_fit_summary_prompts",
                 "personal_llm/explanation/decomposition.py",
             ),
             "personal_llm.explanation.decomposition._parse_first_word": (
                 "4_explanation/decomposition.html#_parse_first_word",
-                "personal_llm/explanation/decomposition.py",
-            ),
-            "personal_llm.explanation.decomposition._project_shift": (
-                "4_explanation/decomposition.html#_project_shift",
                 "personal_llm/explanation/decomposition.py",
             ),
             "personal_llm.explanation.decomposition._require_base": (
@@ -9391,10 +9383,6 @@ d = {
             ),
             "personal_llm.explanation.decomposition.split_half_threshold": (
                 "4_explanation/decomposition.html#split_half_threshold",
-                "personal_llm/explanation/decomposition.py",
-            ),
-            "personal_llm.explanation.decomposition.style_pairs": (
-                "4_explanation/decomposition.html#style_pairs",
                 "personal_llm/explanation/decomposition.py",
             ),
             "personal_llm.explanation.decomposition.summary_states": (
@@ -9739,16 +9727,8 @@ d = {
                 "4_explanation/space_fitting.html#compute_shifts",
                 "personal_llm/explanation/space_fitting.py",
             ),
-            "personal_llm.explanation.space_fitting.discriminant_axes": (
-                "4_explanation/space_fitting.html#discriminant_axes",
-                "personal_llm/explanation/space_fitting.py",
-            ),
             "personal_llm.explanation.space_fitting.estimate_space_cost": (
                 "4_explanation/space_fitting.html#estimate_space_cost",
-                "personal_llm/explanation/space_fitting.py",
-            ),
-            "personal_llm.explanation.space_fitting.feature_scale": (
-                "4_explanation/space_fitting.html#feature_scale",
                 "personal_llm/explanation/space_fitting.py",
             ),
             "personal_llm.explanation.space_fitting.fit_axes": (
