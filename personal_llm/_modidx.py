@@ -11187,10 +11187,6 @@ d = {
                 "5_selection/library.html#library.list",
                 "personal_llm/selection/library.py",
             ),
-            "personal_llm.selection.library.Library.matrix": (
-                "5_selection/library.html#library.matrix",
-                "personal_llm/selection/library.py",
-            ),
             "personal_llm.selection.library.Library.read_space": (
                 "5_selection/library.html#library.read_space",
                 "personal_llm/selection/library.py",
