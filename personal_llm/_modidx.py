@@ -6986,6 +6986,22 @@ d = {
             ),
         },
         "personal_llm.experiments.methods.searches": {
+            "personal_llm.experiments.methods.searches.TableLosses": (
+                "experiments/methods/searches.html#tablelosses",
+                "personal_llm/experiments/methods/searches.py",
+            ),
+            "personal_llm.experiments.methods.searches.TableLosses.__init__": (
+                "experiments/methods/searches.html#tablelosses.__init__",
+                "personal_llm/experiments/methods/searches.py",
+            ),
+            "personal_llm.experiments.methods.searches.TableLosses.copy_without_cost": (
+                "experiments/methods/searches.html#tablelosses.copy_without_cost",
+                "personal_llm/experiments/methods/searches.py",
+            ),
+            "personal_llm.experiments.methods.searches.TableLosses.dialogue_losses": (
+                "experiments/methods/searches.html#tablelosses.dialogue_losses",
+                "personal_llm/experiments/methods/searches.py",
+            ),
             "personal_llm.experiments.methods.searches.compute_update_distance": (
                 "experiments/methods/searches.html#compute_update_distance",
                 "personal_llm/experiments/methods/searches.py",
@@ -7044,6 +7060,10 @@ d = {
             ),
             "personal_llm.experiments.methods.searches.select_uniform_merge": (
                 "experiments/methods/searches.html#select_uniform_merge",
+                "personal_llm/experiments/methods/searches.py",
+            ),
+            "personal_llm.experiments.methods.searches.select_with_losses": (
+                "experiments/methods/searches.html#select_with_losses",
                 "personal_llm/experiments/methods/searches.py",
             ),
         },
@@ -11349,10 +11369,6 @@ d = {
                 "5_selection/ranking.html#pllmlosses.__init__",
                 "personal_llm/selection/ranking.py",
             ),
-            "personal_llm.selection.ranking.PLLMLosses.copy_without_cost": (
-                "5_selection/ranking.html#pllmlosses.copy_without_cost",
-                "personal_llm/selection/ranking.py",
-            ),
             "personal_llm.selection.ranking.PLLMLosses.dialogue_losses": (
                 "5_selection/ranking.html#pllmlosses.dialogue_losses",
                 "personal_llm/selection/ranking.py",
@@ -11491,10 +11507,6 @@ d = {
             ),
             "personal_llm.selection.selection.make_abstention": (
                 "5_selection/selection.html#make_abstention",
-                "personal_llm/selection/selection.py",
-            ),
-            "personal_llm.selection.selection.prepare_losses": (
-                "5_selection/selection.html#prepare_losses",
                 "personal_llm/selection/selection.py",
             ),
             "personal_llm.selection.selection.read_card_description": (

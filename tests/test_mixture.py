@@ -462,7 +462,7 @@ def test_a_large_library_is_shortlisted(model, library, tmp_path):
         and few[0] == "p17"
         and cost.backward == losses.num_dialogues
     )
-    got = select(many, me(np.eye(len(names))[0]), "fit", losses=losses)
+    got = select(many, me(np.eye(len(names))[0]), "fit", model, says("c"))
     assert set(got.weights) <= set(few) and got.cost.bytes_moved > sum(get_download_bytes(many, name) for name in few)
 
 

@@ -155,7 +155,7 @@ class Selector:
     "A selection method: a function of a `SelectionRequest` that returns a `Ranking`, and the inputs it needs."
 
     run: object  # callable: `SelectionRequest` -> `Ranking`
-    needs: tuple = ()  # some of "row", "losses", "model"
+    needs: tuple = ()  # some of "row", "model"
 
 # %% ../../nbs/5_selection/09_selection.ipynb #80d6f016
 SELECTORS = {
@@ -167,19 +167,6 @@ SELECTORS = {
     "l1": Selector(partial(select_by_style, distance=l1_distance), ("row",)),
 }
 
-# %% ../../nbs/5_selection/09_selection.ipynb #8a2854d3
-def prepare_losses(selector: Selector, name: str, library, losses, model, dialogues):  # `PLLMLosses`, or None
-    "Return the losses that a selector needs. Raise `InputError` if they are missing."
-    if not {"losses", "model"} & {*selector.needs}:
-        return None
-    if losses is not None:
-        losses = losses.copy_without_cost()
-    elif model is not None and dialogues is not None:
-        losses = PLLMLosses(model, library, dialogues)
-    if losses is None or ("model" in selector.needs and (losses.model is None or not losses.dialogues)):
-        raise InputError(f"method {name!r} needs the personal dialogues and the model", "give both model and dialogues")
-    return losses
-
 # %% ../../nbs/5_selection/09_selection.ipynb #49bee888
 def select(
     library,  # `Library`
@@ -188,7 +175,6 @@ def select(
     model=None,  # `Model`, for true losses
     dialogues: list = None,  # of the user, for true losses: at least 4
     seed: int = 0,
-    losses: PLLMLosses = None,  # instead of model and dialogues: earlier measurements, at their cost
 ) -> Ranking:
     "Select the pLLM to start from, or none. Raise `InputError` if library, explanation and model do not fit."
     if method is None:  # a fit, but one download at an address, and none without dialogues to measure
@@ -201,14 +187,18 @@ def select(
         raise InputError(f"unknown method {method[:40]!r}", f"use one of {', '.join(SELECTORS)}")
     selector = SELECTORS[method] if isinstance(method, str) else method
     selector = selector if isinstance(selector, Selector) else Selector(selector)
-    model = model or getattr(losses, "model", None)
     if not len(library):
         raise InputError("the library is empty", "add pLLMs to it first")
     if model is not None:
         check_library_base(library, model)
     if "row" in selector.needs and explanation is None:
         raise InputError(f"method {name!r} needs the user's explanation", "explain(model, dialogues, library.space)")
-    losses = prepare_losses(selector, name, library, losses, model, dialogues)
+    losses = None
+    if "model" in selector.needs:
+        if model is None or dialogues is None:
+            what = f"method {name!r} needs the personal dialogues and the model"
+            raise InputError(what, "give both model and dialogues")
+        losses = PLLMLosses(model, library, dialogues)
     with measure_cost(Cost()) as spent:
         ranking = selector.run(SelectionRequest(library, explanation, losses, check_seed(seed)))
     return replace(ranking, method=name, cost=ranking.cost + spent, library=library)
