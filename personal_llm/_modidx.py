@@ -9709,10 +9709,6 @@ d = {
                 "4_explanation/space.html#stylespace.width",
                 "personal_llm/explanation/space.py",
             ),
-            "personal_llm.explanation.space.check_encoder": (
-                "4_explanation/space.html#check_encoder",
-                "personal_llm/explanation/space.py",
-            ),
             "personal_llm.explanation.space.concatenate_blocks": (
                 "4_explanation/space.html#concatenate_blocks",
                 "personal_llm/explanation/space.py",
@@ -11105,10 +11101,6 @@ d = {
                 "5_selection/gradient_match.html#find_leading_eigenvectors",
                 "personal_llm/selection/gradient_match.py",
             ),
-            "personal_llm.selection.gradient_match.find_update_directions": (
-                "5_selection/gradient_match.html#find_update_directions",
-                "personal_llm/selection/gradient_match.py",
-            ),
             "personal_llm.selection.gradient_match.get_linear_layer": (
                 "5_selection/gradient_match.html#get_linear_layer",
                 "personal_llm/selection/gradient_match.py",
@@ -11123,10 +11115,6 @@ d = {
             ),
             "personal_llm.selection.gradient_match.predict_labels": (
                 "5_selection/gradient_match.html#predict_labels",
-                "personal_llm/selection/gradient_match.py",
-            ),
-            "personal_llm.selection.gradient_match.project_update": (
-                "5_selection/gradient_match.html#project_update",
                 "personal_llm/selection/gradient_match.py",
             ),
             "personal_llm.selection.gradient_match.read_sketch": (
@@ -11331,8 +11319,8 @@ d = {
                 "5_selection/mixture.html#compute_leave_one_out_losses",
                 "personal_llm/selection/mixture.py",
             ),
-            "personal_llm.selection.mixture.compute_losses_and_slopes": (
-                "5_selection/mixture.html#compute_losses_and_slopes",
+            "personal_llm.selection.mixture.compute_slopes": (
+                "5_selection/mixture.html#compute_slopes",
                 "personal_llm/selection/mixture.py",
             ),
             "personal_llm.selection.mixture.estimate_weight_errors": (

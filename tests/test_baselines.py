@@ -13,7 +13,7 @@ from hypothesis import given, settings, strategies as st
 from personal_llm.base.core import Dialogue, InputError
 from personal_llm.experiments.methods import searches
 from personal_llm.experiments.methods.searches import SEARCHES, TableLosses, select_with_losses
-from personal_llm.selection.gradient_match import find_update_directions, compute_gradients, load_sketch
+from personal_llm.selection.gradient_match import compute_gradients, learn_sketch_directions, load_sketch
 from personal_llm.base.adapters import factor_inner_product
 from personal_llm.selection.ranking import (
     BASE_NAME,
@@ -422,22 +422,23 @@ def prefixed(pairs):
 
 def test_directions_are_those_of_the_differences():
     "What all have in common takes no direction, however large it is; the planted differences are found."
+    directions_of = lambda changes, size: learn_sketch_directions([dict(q=change) for change in changes], size)["q"]
     rng = np.random.default_rng(0)
     u, v = (np.linalg.qr(rng.normal(size=(n, 3)))[0].T for n in (12, 9))  # rows: one shared direction, two that differ
     changes = [
         (np.stack([v[0], v[1], v[2]]), np.stack([50 * u[0], a * u[1], b * u[2]], 1), 1.0)
         for a, b in ((3, 1), (-3, 0), (0, -1))
     ]
-    left, right = find_update_directions(changes, 2, np.random.default_rng(1))
+    left, right = directions_of(changes, 2)
     assert (
         left.shape == (2, 12)
         and right.shape == (2, 9)
         and np.allclose(np.abs(left @ u.T), [[0, 1, 0], [0, 0, 1]], atol=1e-4)
         and np.allclose(np.abs(right @ v.T), [[0, 1, 0], [0, 0, 1]], atol=1e-4)
     )
-    alone = find_update_directions(changes[:1], 4, np.random.default_rng(1))
+    alone = directions_of(changes[:1], 4)
     assert alone[0].shape == (4, 12) and np.isfinite(alone[0]).all(), "one pLLM differs from nobody"
-    wide = find_update_directions(changes, 20, np.random.default_rng(1))
+    wide = directions_of(changes, 20)
     assert wide[0].shape == (20, 12) and np.allclose(wide[0] @ wide[0].T, np.diag([1.0] * 12 + [0.0] * 8), atol=1e-8), (
         "no more directions than there are"
     )

@@ -94,12 +94,17 @@ def find_leading_eigenvectors(gram: np.ndarray, size: int, rng) -> np.ndarray:
     return np.ascontiguousarray(np.pad(vectors, ((0, size - len(vectors)), (0, 0))))
 
 # %% ../../nbs/5_selection/03_gradient_match.ipynb #85fd78e0
-def find_update_directions(changes: list, size: int, rng) -> tuple:
-    "Return the directions along which the changes of one layer differ most, on both sides."
-    mean = sum(B @ A / length for A, B, length in changes) / len(changes)
-    left = sum((B @ (A @ A.T) @ B.T) / length**2 for A, B, length in changes) - len(changes) * mean @ mean.T
-    right = sum((A.T @ (B.T @ B) @ A) / length**2 for A, B, length in changes) - len(changes) * mean.T @ mean
-    return tuple(find_leading_eigenvectors(gram, size, rng) for gram in (left, right))
+def learn_sketch_directions(updates: list, size: int) -> dict:  # layer -> (left, right)
+    "Return the directions along which the changes of each layer differ most, on both sides."
+    directions = {}
+    for m in sorted({m for update in updates for m in update}):
+        changes = [update[m] for update in updates if m in update]
+        mean = sum(B @ A / length for A, B, length in changes) / len(changes)
+        left = sum((B @ (A @ A.T) @ B.T) / length**2 for A, B, length in changes) - len(changes) * mean @ mean.T
+        right = sum((A.T @ (B.T @ B) @ A) / length**2 for A, B, length in changes) - len(changes) * mean.T @ mean
+        rng = make_generator(0, "sketch", m)
+        directions[m] = tuple(find_leading_eigenvectors(gram, size, rng) for gram in (left, right))
+    return directions
 
 # %% ../../nbs/5_selection/03_gradient_match.ipynb #ce76f25f
 def compute_sketch_stamp(library) -> str:
@@ -145,25 +150,6 @@ def read_update(library, name: str) -> dict:  # layer -> (A, B, the whole adapte
     length = factor_inner_product(factors, factors) ** 0.5 or 1.0
     return {m: (A.double().numpy(), B.double().numpy(), length) for m, (A, B) in factors.items()}
 
-
-def project_update(change: dict, directions: dict, size: int) -> np.ndarray:  # (layers, s * s) float16
-    "Return P B A Qᵀ / ‖Δ‖ of each layer, zeros for a layer that the adapter does not change."
-    row = np.zeros((len(directions), size * size), np.float16)
-    for i, (m, (left, right)) in enumerate(directions.items()):
-        if m in change:
-            A, B, length = change[m]
-            row[i] = ((left @ B) @ (A @ right.T) / length).ravel()
-    return row
-
-# %% ../../nbs/5_selection/03_gradient_match.ipynb #92dece0a
-def learn_sketch_directions(changes: list, size: int) -> dict:  # layer -> (left, right), float16
-    "Return the directions of every layer that one of the changes touches."
-    directions = {}
-    for m in sorted({m for change in changes for m in change}):
-        pair = find_update_directions([c[m] for c in changes if m in c], size, make_generator(0, "sketch", m))
-        directions[m] = tuple(side.astype(np.float16) for side in pair)
-    return directions
-
 # %% ../../nbs/5_selection/03_gradient_match.ipynb #a30ace54
 def load_sketch(
     library,  # `Library`
@@ -176,9 +162,16 @@ def load_sketch(
         return sketch
     step = -(-len(library) // SKETCH_SAMPLE_SIZE)
     sample = {name: read_update(library, name) for name in library.names[::step]}
-    directions = learn_sketch_directions(list(sample.values()), size)
-    rows = [project_update(sample.get(n) or read_update(library, n), directions, size) for n in library.names]
-    write_sketch(file, stamp, np.stack(rows), directions)
+    learned = learn_sketch_directions(list(sample.values()), size)
+    directions = {m: tuple(side.astype(np.float16) for side in pair) for m, pair in learned.items()}
+    rows = np.zeros((len(library), len(directions), size * size), np.float16)
+    for row, name in zip(rows, library.names):
+        update = sample.get(name) or read_update(library, name)
+        for i, (m, (left, right)) in enumerate(directions.items()):
+            if m in update:  # P B A Qᵀ / ‖Δ‖; zeros for a layer that the adapter does not change
+                A, B, length = update[m]
+                row[i] = ((left @ B) @ (A @ right.T) / length).ravel()
+    write_sketch(file, stamp, rows, directions)
     return read_sketch(file, stamp, len(library), size)
 
 # %% ../../nbs/5_selection/03_gradient_match.ipynb #5050d5b8

@@ -140,7 +140,7 @@ def check_unchanged(self: Library) -> None:
     if (now.head, now.names) != (self.index.head, self.index.names):
         raise InputError(f"{self.path}: has been changed since it was opened", "open it again")
 
-
+# %% ../../nbs/5_selection/06_library.ipynb #ca177b9f
 @patch
 @property
 def rows(self: Library) -> np.ndarray:  # (n, width) float32, one row for each of `names`
@@ -154,7 +154,7 @@ def rows(self: Library) -> np.ndarray:  # (n, width) float32, one row for each o
         self._matrix = np.lib.format.open_memmap(file, mode="r")
     return self._matrix
 
-
+# %% ../../nbs/5_selection/06_library.ipynb #c377a763
 @patch
 def columns(self: Library, name: str) -> np.ndarray:  # (n, d), a view
     'Return one group of columns of all rows, such as "coordinates"; raise `InputError` for an unknown group.'
@@ -256,7 +256,7 @@ def add(
     check_pllm_adapter(folder, self.base)
     self._write_pllm(folder, card, row)
 
-
+# %% ../../nbs/5_selection/06_library.ipynb #c397c61a
 @patch
 def _write_pllm(self: Library, adapter_folder: Path, card: dict, row: np.ndarray) -> None:
     "Write a sub-folder beside its place, move it there, and add its row to the index."

@@ -61,7 +61,7 @@ class TableLosses(PLLMLosses):
         other.requested_counts, other.cost = {}, Cost()
         return other
 
-
+# %% ../../../nbs/experiments/methods/01_searches.ipynb #c7280b6b
 def select_with_losses(library, selector: Selector, losses: TableLosses, seed: int = 0) -> Ranking:
     "Select by losses from a table, which costs as much as measuring them."
     ranking = selector.run(SelectionRequest(library, losses=losses.copy_without_cost(), seed=seed))
@@ -93,7 +93,7 @@ def select_randomly(request: SelectionRequest) -> Ranking:
     scores = make_generator(request.seed, "random selection").random(len(names))
     return rank_by_scores(request.library, names, scores, "by chance")
 
-
+# %% ../../../nbs/experiments/methods/01_searches.ipynb #c817823d
 def select_plain(request: SelectionRequest) -> Ranking:
     "Select the plain pLLM. Raise `InputError` if the library has none."
     if PLAIN_PLLM not in request.library:
@@ -101,14 +101,14 @@ def select_plain(request: SelectionRequest) -> Ranking:
         raise InputError(what, f"tune one on plain answers and add it as {PLAIN_PLLM!r}, or use another method")
     return rank_by_scores(request.library, [PLAIN_PLLM], [0.0], "the library's plain pLLM")
 
-
+# %% ../../../nbs/experiments/methods/01_searches.ipynb #c4749717
 def select_by_slope(request: SelectionRequest) -> Ranking:
     "Select the pLLM with the steepest slope, and count its download."
     ranking = select_by_gradient(request)
     ranking.cost.bytes_moved += get_download_bytes(request.library, ranking.best)
     return ranking
 
-
+# %% ../../../nbs/experiments/methods/01_searches.ipynb #c9c22a17
 def select_uniform_merge(request: SelectionRequest) -> Ranking:
     "Merge all pLLMs with equal weights."
     library, names = request.library, sorted(request.library.names)
@@ -117,7 +117,7 @@ def select_uniform_merge(request: SelectionRequest) -> Ranking:
     listed = tuple(names[:MAX_RANKED_PLLMS])
     return Ranking(None, listed, (0.0,) * len(listed), weights, reason=f"the average of all {len(names)}", cost=cost)
 
-
+# %% ../../../nbs/experiments/methods/01_searches.ipynb #c8f452d8
 def search_exhaustively(request: SelectionRequest) -> Ranking:
     "Measure every pLLM's loss on every dialogue, and select the lowest."
     library, losses = request.library, request.losses
@@ -149,7 +149,7 @@ def find_nearest_unmeasured(places: np.ndarray, point, measured, names: list) ->
     squares = ((places - point) ** 2).sum(1)
     return min((i for i in range(len(names)) if i not in measured), key=lambda i: (squares[i], names[i]))
 
-
+# %% ../../../nbs/experiments/methods/01_searches.ipynb #cc968ea6
 def run_tpe_search(names: list, places: np.ndarray, measure_loss, budget: int, seed: int) -> dict:  # row -> loss
     "Propose a point, measure the pLLM beside it, and give the sampler that pLLM's loss and place."
     optuna = import_optuna()
