@@ -58,7 +58,7 @@ class Stages:
         for name in ("explain", "select", "combine_adapters"):
             patch.setattr(module, name, getattr(self, name))
 
-    def explain(self, model, dialogues, space, seed, replies):
+    def explain(self, model, dialogues, space, seed):
         self.calls.append(("explain", len(dialogues), space.id, seed))
         return Said(cost=Cost(seconds=100, tokens=7))
 

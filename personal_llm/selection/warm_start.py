@@ -82,10 +82,9 @@ def warm_start(
     dialogues: list,  # of the user, at least 8
     out=None,  # folder for a merge; a temporary one by default
     seed: int = 0,
-    replies: dict = None,  # id -> the reply that the user corrected, as `explain` takes it
 ) -> WarmStart:
     "Explain the user, select a pLLM or a mixture, and build the adapter to start from (XPerT, Wang et al. 2025)."
-    explanation = explain(model, dialogues, library.space, seed, replies)
+    explanation = explain(model, dialogues, library.space, seed)
     ranking = select(library, explanation, None, model, dialogues, seed=seed)
     with model.track_cost() as merge_cost:
         adapter = get_start_adapter(ranking, out)
