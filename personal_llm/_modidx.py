@@ -11539,6 +11539,10 @@ d = {
                 "5_selection/verify.html#find_library_problems",
                 "personal_llm/selection/verify.py",
             ),
+            "personal_llm.selection.verify.find_pllm_problems": (
+                "5_selection/verify.html#find_pllm_problems",
+                "personal_llm/selection/verify.py",
+            ),
             "personal_llm.selection.verify.find_size_problems": (
                 "5_selection/verify.html#find_size_problems",
                 "personal_llm/selection/verify.py",

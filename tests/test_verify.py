@@ -138,6 +138,21 @@ def test_stray_links_at_the_top_are_found(root):
     assert names(root) == ["loop", "nothing", "passwd", "up"]
 
 
+@pytest.mark.parametrize("path", ["/home/ana/pocket", "../../pocket", r"C:\models\pocket", "~ana/pocket"])
+def test_a_path_in_the_settings_is_found(root, path):
+    settings_and_sum(root / "b", base_model_name_or_path=path)
+    (problem,) = look(root)
+    assert problem.name == "b" and "path" in problem.problem
+    settings_and_sum(root / "b", base_model_name_or_path="HuggingFaceTB/SmolLM2-135M")
+    assert names(root) == []
+
+
+def test_code_in_the_settings_is_found(root):
+    settings_and_sum(root / "b", auto_mapping=dict(base_model_class="x", parent_library="os"))
+    (problem,) = look(root)
+    assert problem.name == "b" and "code" in problem.problem
+
+
 def test_a_folder_of_another_case_is_found(root):
     if not (root / "B").exists():  # a disk that tells upper case
         shutil.copytree(root / "b", root / "B")

@@ -6,12 +6,14 @@
 __all__ = ['LibraryProblem', 'catch_problem']
 
 # %% ../../nbs/5_selection/04_verify.ipynb #bdc473b4
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from ..base.adapters import factor_inner_product, read_factors
+from ..base.adapters import CONFIG_FILE, factor_inner_product, read_factors
 from ..base.core import InputError
+from ..base.files import read_json
 from ..base.text import escape_controls
 from .cards import describe_file_risk
 
@@ -51,6 +53,23 @@ def find_file_problems(library):
             remedy = "delete it, or put the file itself there"
             yield LibraryProblem(escape_controls(file.name), problem, remedy)
 
+# %% ../../nbs/5_selection/04_verify.ipynb #746c1896
+def find_pllm_problems(pllm, row: np.ndarray = None):
+    "Yield problems of a pLLM's row of the index, if it is known, and of its settings."
+    card_row, problems = catch_problem(pllm.name, lambda: np.asarray(pllm.explanation.row))
+    yield from problems
+    is_compared, remedy = not (row is None or problems), "remove it and add it anew"
+    if is_compared and not (card_row.shape == row.shape and np.allclose(card_row, row, rtol=1e-4, atol=1e-4)):
+        yield LibraryProblem(pllm.name, "its row in the index is not that of its card", remedy)
+    config = read_json(pllm.adapter / CONFIG_FILE)
+    base = config.get("base_model_name_or_path") or ""
+    if Path(base).is_absolute() or ".." in base or "\\" in base or base.startswith("~"):
+        what = f"{CONFIG_FILE} names a path, {escape_controls(base)[:90]!r}"
+        yield LibraryProblem(pllm.name, what, f"{remedy}, which leaves that out")
+    if config.get("auto_mapping"):
+        what = f"{CONFIG_FILE} names code to import (auto_mapping)"
+        yield LibraryProblem(pllm.name, what, f"{remedy}, which leaves that out")
+
 # %% ../../nbs/5_selection/04_verify.ipynb #15398c24
 MAX_SIZE_RATIO = 5.0  # largest size over the median, and the median over the smallest size
 
@@ -73,14 +92,8 @@ def find_library_problems(library) -> list:  # of `LibraryProblem`
     for name, row_number in library.row_numbers.items():
         pllm, damage = catch_problem(name, lambda: library[name])
         problems += damage
-        if pllm is None:
-            continue
-        factors = read_factors(pllm.adapter)
-        sizes[name] = factor_inner_product(factors, factors) ** 0.5
-        card_row, damage = catch_problem(name, lambda: np.asarray(pllm.explanation.row))
-        problems += damage
-        row = card_row if rows is None or damage else rows[row_number]
-        if not damage and not (card_row.shape == row.shape and np.allclose(card_row, row, rtol=1e-4, atol=1e-4)):
-            what = "its row in the index is not that of its card"
-            problems.append(LibraryProblem(name, what, "remove it and add it anew"))
+        if pllm is not None:
+            problems += find_pllm_problems(pllm, None if rows is None else rows[row_number])
+            factors = read_factors(pllm.adapter)
+            sizes[name] = factor_inner_product(factors, factors) ** 0.5
     return [*problems, *find_size_problems(sizes), *find_file_problems(library)]
