@@ -9607,10 +9607,6 @@ d = {
                 "4_explanation/habits.html#find_format_habits",
                 "personal_llm/explanation/habits.py",
             ),
-            "personal_llm.explanation.habits.find_frame_habits": (
-                "4_explanation/habits.html#find_frame_habits",
-                "personal_llm/explanation/habits.py",
-            ),
             "personal_llm.explanation.habits.find_general_lengths": (
                 "4_explanation/habits.html#find_general_lengths",
                 "personal_llm/explanation/habits.py",

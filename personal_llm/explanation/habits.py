@@ -111,18 +111,6 @@ def find_common_run(answers: list, last: bool = False) -> str:  # words as they 
         longest, longest_count = run, count
     return longest
 
-# %% ../../nbs/4_explanation/03_habits.ipynb #c6ebedf9
-def find_frame_habits(answers: list, base: list) -> tuple:  # (traits, opening, closing)
-    "Find how a person begins and ends."
-    opening, closing, opens, closes = find_common_run(answers), find_common_run(answers, last=True), [], []
-    if opening and not LIST_PATTERN.match(opening + " "):  # a list is a habit of its own
-        starts = lambda text: get_language().join_pieces(text).startswith(opening)
-        opens = find_trait(f"opens with “{opening}”", starts, answers, base)
-    if closing and not EMOJI_PATTERN.search(closing):  # so is an emoji
-        ends = lambda text: get_language().join_pieces(text).endswith(closing)
-        closes = find_trait(f"signs off “{closing}”", ends, answers, base)
-    return opens + closes, opening if opens else "", closing if closes else ""
-
 # %% ../../nbs/4_explanation/03_habits.ipynb #c65b2392
 def strip_frame(answer: str, opening: str, closing: str) -> str:
     "Return the text between the opening and the sign-off."
@@ -234,9 +222,15 @@ def find_habits(
     compared_with: str = "the base",  # the name of the base answers in sentences
 ) -> list:  # `Trait`s
     "Find the habits that one side has and the other has not."
-    traits, opening, closing = find_frame_habits(answers, base)
-    bare = [strip_frame(answer, opening, closing) for answer in answers]
-    traits += find_length_habits(bare, base, base_is_truncated, compared_with)
+    opening, closing, opens, closes = find_common_run(answers), find_common_run(answers, last=True), [], []
+    if opening and not LIST_PATTERN.match(opening + " "):  # a list is a habit of its own
+        starts = lambda text: get_language().join_pieces(text).startswith(opening)
+        opens = find_trait(f"opens with “{opening}”", starts, answers, base)
+    if closing and not EMOJI_PATTERN.search(closing):  # so is an emoji
+        ends = lambda text: get_language().join_pieces(text).endswith(closing)
+        closes = find_trait(f"signs off “{closing}”", ends, answers, base)
+    bare = [strip_frame(answer, opening if opens else "", closing if closes else "") for answer in answers]
+    traits = opens + closes + find_length_habits(bare, base, base_is_truncated, compared_with)
     traits += find_format_habits(answers, base) + find_substitution_habits(bare, base)
     return [replace(trait, compared_with=compared_with) for trait in traits]
 

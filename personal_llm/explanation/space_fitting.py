@@ -70,7 +70,7 @@ def build_word_vectors(
 SHIFT_BATCH_SIZE = 64  # texts between two steps of the bar
 SHARED_BATCH_SIZE = 16  # the same with shared answers, for large models
 
-
+# %% ../../nbs/4_explanation/07_space_fitting.ipynb #c79c820e
 def compute_shifts(
     model,  # the base `Model`
     dialogues: list,

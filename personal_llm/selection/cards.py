@@ -185,7 +185,7 @@ MATRIX_FILE = "index.npy"
 NEXT_MATRIX_FILE = "index.next.npy"  # a new matrix, until index.json names its rows
 SHARED_FILES = ("index.json", MATRIX_FILE, "space.json", "space.safetensors", "sketch-8.npy", "sketch-8.safetensors")
 
-
+# %% ../../nbs/5_selection/01_cards.ipynb #c2175d21
 class LibraryIndex(NamedTuple):
     "The content of index.json, and the file of its matrix."
 
@@ -193,7 +193,7 @@ class LibraryIndex(NamedTuple):
     names: tuple  # in the order of the rows
     file: Path  # of the matrix
 
-
+# %% ../../nbs/5_selection/01_cards.ipynb #c3f40d81
 def read_index(path: Path) -> LibraryIndex:
     "Read a library's index.json and the header of its matrix, but no row and no card."
     file = path / "index.json"

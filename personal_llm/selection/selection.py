@@ -30,7 +30,7 @@ def make_abstention(order: list, reason: str, **fields) -> Ranking:
 # %% ../../nbs/5_selection/09_selection.ipynb #0463e09b
 SHORTLIST_SIZE = 12  # pLLMs that race in a match
 
-
+# %% ../../nbs/5_selection/09_selection.ipynb #c9f5ff99
 def select_by_gradient_and_loss(request: SelectionRequest) -> Ranking:
     "Select the winner of a race between the pLLMs with the steepest slopes; abstain if its gain is not certain."
     library, losses = request.library, request.losses
