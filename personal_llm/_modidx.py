@@ -6787,6 +6787,22 @@ d = {
             ),
         },
         "personal_llm.experiments.methods.searches": {
+            "personal_llm.experiments.methods.searches.TableLosses": (
+                "experiments/methods/searches.html#tablelosses",
+                "personal_llm/experiments/methods/searches.py",
+            ),
+            "personal_llm.experiments.methods.searches.TableLosses.__init__": (
+                "experiments/methods/searches.html#tablelosses.__init__",
+                "personal_llm/experiments/methods/searches.py",
+            ),
+            "personal_llm.experiments.methods.searches.TableLosses.copy_without_cost": (
+                "experiments/methods/searches.html#tablelosses.copy_without_cost",
+                "personal_llm/experiments/methods/searches.py",
+            ),
+            "personal_llm.experiments.methods.searches.TableLosses.dialogue_losses": (
+                "experiments/methods/searches.html#tablelosses.dialogue_losses",
+                "personal_llm/experiments/methods/searches.py",
+            ),
             "personal_llm.experiments.methods.searches.compute_update_distance": (
                 "experiments/methods/searches.html#compute_update_distance",
                 "personal_llm/experiments/methods/searches.py",
@@ -6807,6 +6823,10 @@ d = {
                 "experiments/methods/searches.html#project_on_main_axes",
                 "personal_llm/experiments/methods/searches.py",
             ),
+            "personal_llm.experiments.methods.searches.rank_by_scores": (
+                "experiments/methods/searches.html#rank_by_scores",
+                "personal_llm/experiments/methods/searches.py",
+            ),
             "personal_llm.experiments.methods.searches.run_tpe_search": (
                 "experiments/methods/searches.html#run_tpe_search",
                 "personal_llm/experiments/methods/searches.py",
@@ -6823,6 +6843,10 @@ d = {
                 "experiments/methods/searches.html#search_hyperband",
                 "personal_llm/experiments/methods/searches.py",
             ),
+            "personal_llm.experiments.methods.searches.select_by_slope": (
+                "experiments/methods/searches.html#select_by_slope",
+                "personal_llm/experiments/methods/searches.py",
+            ),
             "personal_llm.experiments.methods.searches.select_by_weight_cosine": (
                 "experiments/methods/searches.html#select_by_weight_cosine",
                 "personal_llm/experiments/methods/searches.py",
@@ -6837,6 +6861,10 @@ d = {
             ),
             "personal_llm.experiments.methods.searches.select_uniform_merge": (
                 "experiments/methods/searches.html#select_uniform_merge",
+                "personal_llm/experiments/methods/searches.py",
+            ),
+            "personal_llm.experiments.methods.searches.select_with_losses": (
+                "experiments/methods/searches.html#select_with_losses",
                 "personal_llm/experiments/methods/searches.py",
             ),
         },
@@ -9130,20 +9158,12 @@ d = {
                 "4_explanation/decomposition.html#sharedbasis.width",
                 "personal_llm/explanation/decomposition.py",
             ),
-            "personal_llm.explanation.decomposition._continue_greedily": (
-                "4_explanation/decomposition.html#_continue_greedily",
-                "personal_llm/explanation/decomposition.py",
-            ),
             "personal_llm.explanation.decomposition._fit_summary_prompts": (
                 "4_explanation/decomposition.html#_fit_summary_prompts",
                 "personal_llm/explanation/decomposition.py",
             ),
             "personal_llm.explanation.decomposition._parse_first_word": (
                 "4_explanation/decomposition.html#_parse_first_word",
-                "personal_llm/explanation/decomposition.py",
-            ),
-            "personal_llm.explanation.decomposition._project_shift": (
-                "4_explanation/decomposition.html#_project_shift",
                 "personal_llm/explanation/decomposition.py",
             ),
             "personal_llm.explanation.decomposition._require_base": (
@@ -9184,10 +9204,6 @@ d = {
             ),
             "personal_llm.explanation.decomposition.split_half_threshold": (
                 "4_explanation/decomposition.html#split_half_threshold",
-                "personal_llm/explanation/decomposition.py",
-            ),
-            "personal_llm.explanation.decomposition.style_pairs": (
-                "4_explanation/decomposition.html#style_pairs",
                 "personal_llm/explanation/decomposition.py",
             ),
             "personal_llm.explanation.decomposition.summary_states": (
@@ -9392,10 +9408,6 @@ d = {
                 "4_explanation/habits.html#find_format_habits",
                 "personal_llm/explanation/habits.py",
             ),
-            "personal_llm.explanation.habits.find_frame_habits": (
-                "4_explanation/habits.html#find_frame_habits",
-                "personal_llm/explanation/habits.py",
-            ),
             "personal_llm.explanation.habits.find_general_lengths": (
                 "4_explanation/habits.html#find_general_lengths",
                 "personal_llm/explanation/habits.py",
@@ -9494,10 +9506,6 @@ d = {
                 "4_explanation/space.html#stylespace.width",
                 "personal_llm/explanation/space.py",
             ),
-            "personal_llm.explanation.space.check_encoder": (
-                "4_explanation/space.html#check_encoder",
-                "personal_llm/explanation/space.py",
-            ),
             "personal_llm.explanation.space.concatenate_blocks": (
                 "4_explanation/space.html#concatenate_blocks",
                 "personal_llm/explanation/space.py",
@@ -9532,16 +9540,8 @@ d = {
                 "4_explanation/space_fitting.html#compute_shifts",
                 "personal_llm/explanation/space_fitting.py",
             ),
-            "personal_llm.explanation.space_fitting.discriminant_axes": (
-                "4_explanation/space_fitting.html#discriminant_axes",
-                "personal_llm/explanation/space_fitting.py",
-            ),
             "personal_llm.explanation.space_fitting.estimate_space_cost": (
                 "4_explanation/space_fitting.html#estimate_space_cost",
-                "personal_llm/explanation/space_fitting.py",
-            ),
-            "personal_llm.explanation.space_fitting.feature_scale": (
-                "4_explanation/space_fitting.html#feature_scale",
                 "personal_llm/explanation/space_fitting.py",
             ),
             "personal_llm.explanation.space_fitting.fit_axes": (
@@ -10868,10 +10868,6 @@ d = {
                 "5_selection/cards.html#read_pllm_card",
                 "personal_llm/selection/cards.py",
             ),
-            "personal_llm.selection.cards.strip_machine_settings": (
-                "5_selection/cards.html#strip_machine_settings",
-                "personal_llm/selection/cards.py",
-            ),
             "personal_llm.selection.cards.write_index": (
                 "5_selection/cards.html#write_index",
                 "personal_llm/selection/cards.py",
@@ -10882,10 +10878,6 @@ d = {
             ),
         },
         "personal_llm.selection.gradient_match": {
-            "personal_llm.selection.gradient_match.capture_gradients": (
-                "5_selection/gradient_match.html#capture_gradients",
-                "personal_llm/selection/gradient_match.py",
-            ),
             "personal_llm.selection.gradient_match.compute_gradients": (
                 "5_selection/gradient_match.html#compute_gradients",
                 "personal_llm/selection/gradient_match.py",
@@ -10902,10 +10894,6 @@ d = {
                 "5_selection/gradient_match.html#find_leading_eigenvectors",
                 "personal_llm/selection/gradient_match.py",
             ),
-            "personal_llm.selection.gradient_match.find_update_directions": (
-                "5_selection/gradient_match.html#find_update_directions",
-                "personal_llm/selection/gradient_match.py",
-            ),
             "personal_llm.selection.gradient_match.get_linear_layer": (
                 "5_selection/gradient_match.html#get_linear_layer",
                 "personal_llm/selection/gradient_match.py",
@@ -10920,10 +10908,6 @@ d = {
             ),
             "personal_llm.selection.gradient_match.predict_labels": (
                 "5_selection/gradient_match.html#predict_labels",
-                "personal_llm/selection/gradient_match.py",
-            ),
-            "personal_llm.selection.gradient_match.project_update": (
-                "5_selection/gradient_match.html#project_update",
                 "personal_llm/selection/gradient_match.py",
             ),
             "personal_llm.selection.gradient_match.read_sketch": (
@@ -11002,10 +10986,6 @@ d = {
             ),
             "personal_llm.selection.library.Library.list": (
                 "5_selection/library.html#library.list",
-                "personal_llm/selection/library.py",
-            ),
-            "personal_llm.selection.library.Library.matrix": (
-                "5_selection/library.html#library.matrix",
                 "personal_llm/selection/library.py",
             ),
             "personal_llm.selection.library.Library.read_space": (
@@ -11132,8 +11112,8 @@ d = {
                 "5_selection/mixture.html#compute_leave_one_out_losses",
                 "personal_llm/selection/mixture.py",
             ),
-            "personal_llm.selection.mixture.compute_losses_and_slopes": (
-                "5_selection/mixture.html#compute_losses_and_slopes",
+            "personal_llm.selection.mixture.compute_slopes": (
+                "5_selection/mixture.html#compute_slopes",
                 "personal_llm/selection/mixture.py",
             ),
             "personal_llm.selection.mixture.estimate_weight_errors": (
@@ -11168,10 +11148,6 @@ d = {
             ),
             "personal_llm.selection.ranking.PLLMLosses.__init__": (
                 "5_selection/ranking.html#pllmlosses.__init__",
-                "personal_llm/selection/ranking.py",
-            ),
-            "personal_llm.selection.ranking.PLLMLosses.copy_without_cost": (
-                "5_selection/ranking.html#pllmlosses.copy_without_cost",
                 "personal_llm/selection/ranking.py",
             ),
             "personal_llm.selection.ranking.PLLMLosses.dialogue_losses": (
@@ -11228,10 +11204,6 @@ d = {
             ),
             "personal_llm.selection.ranking.race_by_loss": (
                 "5_selection/ranking.html#race_by_loss",
-                "personal_llm/selection/ranking.py",
-            ),
-            "personal_llm.selection.ranking.rank_by_scores": (
-                "5_selection/ranking.html#rank_by_scores",
                 "personal_llm/selection/ranking.py",
             ),
         },
@@ -11314,24 +11286,8 @@ d = {
                 "5_selection/selection.html#selector",
                 "personal_llm/selection/selection.py",
             ),
-            "personal_llm.selection.selection.find_common_facts": (
-                "5_selection/selection.html#find_common_facts",
-                "personal_llm/selection/selection.py",
-            ),
-            "personal_llm.selection.selection.get_checked_row": (
-                "5_selection/selection.html#get_checked_row",
-                "personal_llm/selection/selection.py",
-            ),
-            "personal_llm.selection.selection.get_selector": (
-                "5_selection/selection.html#get_selector",
-                "personal_llm/selection/selection.py",
-            ),
             "personal_llm.selection.selection.make_abstention": (
                 "5_selection/selection.html#make_abstention",
-                "personal_llm/selection/selection.py",
-            ),
-            "personal_llm.selection.selection.prepare_losses": (
-                "5_selection/selection.html#prepare_losses",
                 "personal_llm/selection/selection.py",
             ),
             "personal_llm.selection.selection.read_card_description": (
@@ -11400,14 +11356,6 @@ d = {
             ),
             "personal_llm.selection.warm_start.add_plain_pllm": (
                 "5_selection/warm_start.html#add_plain_pllm",
-                "personal_llm/selection/warm_start.py",
-            ),
-            "personal_llm.selection.warm_start.build_start_adapter": (
-                "5_selection/warm_start.html#build_start_adapter",
-                "personal_llm/selection/warm_start.py",
-            ),
-            "personal_llm.selection.warm_start.describe_missing_plain": (
-                "5_selection/warm_start.html#describe_missing_plain",
                 "personal_llm/selection/warm_start.py",
             ),
             "personal_llm.selection.warm_start.describe_weights": (

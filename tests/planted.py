@@ -6,7 +6,8 @@ from types import SimpleNamespace
 
 import numpy as np
 
-from personal_llm.selection.ranking import BASE_NAME, PLLMLosses
+from personal_llm.experiments.methods.searches import TableLosses
+from personal_llm.selection.ranking import BASE_NAME
 from personal_llm.explanation.description import Description
 from personal_llm.explanation.habits import Trait
 
@@ -77,7 +78,7 @@ def table(losses: dict, dialogues=12, tokens=20, noise=0.0, seed=0):
 
 
 def replay(library, losses, base=9.0, **kw):  # losses of all pLLMs, in order of the names
-    return PLLMLosses(None, library, None, table(dict(zip([*library.names, BASE_NAME], [*losses, base])), **kw))
+    return TableLosses(library, table(dict(zip([*library.names, BASE_NAME], [*losses, base])), **kw))
 
 
 def save_adapter(folder, factors: dict, alpha=None, **more):  # module -> (A, B); scale alpha / rank, 1 by default

@@ -12,13 +12,12 @@ from hypothesis import given, settings, strategies as st
 
 from personal_llm.base.core import Dialogue, InputError
 from personal_llm.experiments.methods import searches
-from personal_llm.experiments.methods.searches import SEARCHES
-from personal_llm.selection.gradient_match import find_update_directions, compute_gradients, load_sketch
+from personal_llm.experiments.methods.searches import SEARCHES, TableLosses, select_with_losses
+from personal_llm.selection.gradient_match import compute_gradients, learn_sketch_directions, load_sketch
 from personal_llm.base.adapters import factor_inner_product
 from personal_llm.selection.ranking import (
     BASE_NAME,
     MAX_RANKED_PLLMS,
-    PLLMLosses,
     SelectionRequest,
     get_download_bytes,
     compute_mean_loss,
@@ -30,8 +29,11 @@ from tiny import shared
 METHODS = SELECTORS | SEARCHES
 
 
-def select(library, explanation=None, method=None, *given, **options):
-    "Select by a method of the package, or by the name of a search."
+def select(library, explanation=None, method=None, *given, losses=None, **options):
+    "Select by a method of the package, or by the name of a search; by losses from a table, if they are given."
+    if losses is not None:
+        method = method if isinstance(method, Selector) else METHODS[method]
+        return select_with_losses(library, method, losses, **options)
     return package_select(library, explanation, SEARCHES.get(method, method), *given, **options)
 
 
@@ -130,7 +132,7 @@ def test_places_tell_neighbours(library):
 @pytest.mark.parametrize("budget, spends", [(None, 7), (1, 1), (10, 10), (28, 28), (99, 28)])
 def test_bayesian_spends_its_budget(library, budget, spends):
     pytest.importorskip("optuna")
-    bayesian = Selector(partial(searches.search_bayesian, budget=budget), ("losses",))
+    bayesian = Selector(partial(searches.search_bayesian, budget=budget), ("model",))
     got = select(library, method=bayesian, losses=replay(library, LOSSES))
     assert len(got.losses) == len(got.names) == spends and got.cost.forward == 12 * spends, "nobody twice"
     assert got.best == min(got.losses, key=got.losses.get) and got.cost.bytes_moved == 28 * 6 * 4 + sum(
@@ -145,7 +147,7 @@ def test_bayesian_repeats_and_learns(tmp_path):
     angles = np.linspace(0, np.pi, 60)
     library = planted(tmp_path, np.stack([np.cos(angles), np.sin(angles)], 1))
     smooth = 1 + np.abs(angles - 2)
-    bayesian = Selector(partial(searches.search_bayesian, budget=20), ("losses",))
+    bayesian = Selector(partial(searches.search_bayesian, budget=20), ("model",))
     once = lambda seed, l=library, x=smooth: select(l, method=bayesian, losses=replay(l, x), seed=seed)
     assert once(1).losses == once(1).losses != once(2).losses
     order = np.random.default_rng(5).permutation(60)
@@ -160,9 +162,7 @@ def test_bayesian_repeats_and_learns(tmp_path):
 def test_hyperband_without_noise_finds_the_lowest(tmp_path_factory, seed, dialogues):
     pytest.importorskip("optuna")
     library = planted(tmp_path_factory.mktemp("l"), ROWS)
-    losses = PLLMLosses(
-        None, library, None, table(dict(zip([*library.names, BASE_NAME], [*LOSSES, 9])), dialogues=dialogues)
-    )
+    losses = TableLosses(library, table(dict(zip([*library.names, BASE_NAME], [*LOSSES, 9])), dialogues=dialogues))
     got = select(library, method="hyperband", losses=losses, seed=seed)
     assert got.best == library.names[LOSSES.argmin()] and set(got.losses) == set(library.names), (
         "everybody is looked at"
@@ -180,7 +180,7 @@ def test_hyperband_weeds_by_few_dialogues(library):
     sums = table(dict(zip([*library.names, BASE_NAME], [*LOSSES, 9])), dialogues=36)
     truth = library.names[LOSSES.argmin()]
     sums[truth][:4, 0] += 1000  # the right one looks terrible on the first four
-    losses = PLLMLosses(None, library, None, sums)
+    losses = TableLosses(library, sums)
     got = select(library, method="hyperband", losses=losses, seed=2)
     assert got.losses[truth] > 10, "the loss that it was judged by, on four dialogues"
     assert (
@@ -188,11 +188,11 @@ def test_hyperband_weeds_by_few_dialogues(library):
         and select(
             library,
             method="exhaustive",
-            losses=PLLMLosses(None, library, None, table(dict(zip(library.names, LOSSES)))),
+            losses=TableLosses(library, table(dict(zip(library.names, LOSSES)))),
         ).best
         == truth
     )
-    whole = Selector(partial(searches.search_hyperband, min_dialogues=36), ("losses",))
+    whole = Selector(partial(searches.search_hyperband, min_dialogues=36), ("model",))
     assert select(library, method=whole, losses=losses).cost.forward == 28 * 36
     assert select(library, method="hyperband", losses=losses, seed=2).cost.forward == got.cost.forward < 28 * 36
     order = np.random.default_rng(5).permutation(28)
@@ -210,16 +210,13 @@ def test_wrong_options(library, method, option):
 
 
 @pytest.mark.parametrize(
-    "method", [m for m, s in METHODS.items() if {"losses", "model"} & set(s.needs) and m not in ("match", "single")]
+    "method", [m for m, s in METHODS.items() if {"model"} & set(s.needs) and m not in ("match", "single")]
 )
 def test_needs_are_said(library, method):
     with pytest.raises(InputError, match="needs the user's explanation"):
         select(library, method="single")
     with pytest.raises(InputError, match="give both model and dialogues"):
         select(library, method=method)
-    if "model" in METHODS[method].needs:
-        with pytest.raises(InputError, match="give both model and dialogues"):
-            select(library, method=method, losses=replay(library, LOSSES))
     with pytest.raises(InputError, match="give 1 more"):
         select(
             planted(library.path, ROWS, base=shared("llama").base),
@@ -425,22 +422,23 @@ def prefixed(pairs):
 
 def test_directions_are_those_of_the_differences():
     "What all have in common takes no direction, however large it is; the planted differences are found."
+    directions_of = lambda changes, size: learn_sketch_directions([dict(q=change) for change in changes], size)["q"]
     rng = np.random.default_rng(0)
     u, v = (np.linalg.qr(rng.normal(size=(n, 3)))[0].T for n in (12, 9))  # rows: one shared direction, two that differ
     changes = [
         (np.stack([v[0], v[1], v[2]]), np.stack([50 * u[0], a * u[1], b * u[2]], 1), 1.0)
         for a, b in ((3, 1), (-3, 0), (0, -1))
     ]
-    left, right = find_update_directions(changes, 2, np.random.default_rng(1))
+    left, right = directions_of(changes, 2)
     assert (
         left.shape == (2, 12)
         and right.shape == (2, 9)
         and np.allclose(np.abs(left @ u.T), [[0, 1, 0], [0, 0, 1]], atol=1e-4)
         and np.allclose(np.abs(right @ v.T), [[0, 1, 0], [0, 0, 1]], atol=1e-4)
     )
-    alone = find_update_directions(changes[:1], 4, np.random.default_rng(1))
+    alone = directions_of(changes[:1], 4)
     assert alone[0].shape == (4, 12) and np.isfinite(alone[0]).all(), "one pLLM differs from nobody"
-    wide = find_update_directions(changes, 20, np.random.default_rng(1))
+    wide = directions_of(changes, 20)
     assert wide[0].shape == (20, 12) and np.allclose(wide[0] @ wide[0].T, np.diag([1.0] * 12 + [0.0] * 8), atol=1e-8), (
         "no more directions than there are"
     )

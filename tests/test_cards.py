@@ -10,13 +10,14 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 from libraries import edit, files, four, settings_and_sum, small, stand_in, weights_and_sum, widen
+from personal_llm.base.adapters import read_lora_config
 from personal_llm.base.core import InputError
 from personal_llm.base.files import read_sealed
 from personal_llm.selection.cards import (
     MAX_PLLM_RANK,
     check_pllm_name,
-    strip_machine_settings,
     read_pllm,
+    write_pllm,
     make_printable,
 )
 from personal_llm.selection.library import Library
@@ -191,10 +192,13 @@ def test_weights_that_are_not_finite(b):
     assert "finite" in refusal(lambda: read(b))
 
 
-def test_settings_name_no_path_and_no_code():
+def test_settings_name_no_path_and_no_code(b, tmp_path):
     for path in ("/home/ana/pocket", r"C:\Users\ana\pocket", "~/pocket", "../pocket", "ana/pocket", "pocket"):
-        config = strip_machine_settings(dict(r=2, base_model_name_or_path=path, auto_mapping=dict(parent_library="os")))
-        assert config == dict(r=2, base_model_name_or_path="pocket", auto_mapping=None)
+        settings_and_sum(b, base_model_name_or_path=path, auto_mapping=dict(parent_library="os"))
+        before, card = read_lora_config(b), json.loads((b / "card.json").read_text())
+        write_pllm(tmp_path / "copy", b, card)
+        config = json.loads((tmp_path / "copy" / "adapter_config.json").read_text())
+        assert config == before | dict(base_model_name_or_path="pocket", auto_mapping=None)
 
 
 # ---- folders

@@ -31,6 +31,7 @@ from libraries import (
 from personal_llm.base.core import InputError
 from personal_llm.selection.cards import MAX_PLLM_RANK, PLLM, write_index
 from personal_llm.selection.library import Library
+from personal_llm.selection.ranking import cosine_distance, find_nearest
 from personal_llm.selection.merging import merge
 from tiny import shared, tiny
 
@@ -560,8 +561,8 @@ def test_rows_that_are_not_finite(lib):
     rows[1, 2] = np.nan
     rewrite(lib.path, rows)
     one = Library(lib.path)
-    with pytest.raises(InputError, match="rows of b"):
-        one.rows
+    with pytest.raises(InputError, match="the distance of 'b' is not a finite number; remove that pLLM"):
+        find_nearest(cosine_distance(one.rows, np.ones(rows.shape[1])), one.names)
     one.remove("b")
     assert one.names == ["a", "c"] and np.isfinite(one.rows).all()
 

@@ -21,8 +21,8 @@ from personal_llm.selection.ranking import (
     compute_mean_loss,
     find_nearest,
     race_by_loss,
-    rank_by_scores,
 )
+from personal_llm.experiments.methods.searches import TableLosses, rank_by_scores
 from personal_llm.tuning.statistics import lower_confidence_bound
 from planted import planted, save_adapter, table
 from tiny import shared
@@ -93,7 +93,7 @@ def test_each_dialogue_weighs_the_same():
 
 
 def test_what_is_asked_for_is_billed_once(library):
-    losses = PLLMLosses(None, library, None, {"a": [(2, 2), (4, 2), (1, 2), (1, 2), (2, 2)], BASE_NAME: [(3, 2)] * 5})
+    losses = TableLosses(library, {"a": [(2, 2), (4, 2), (1, 2), (1, 2), (2, 2)], BASE_NAME: [(3, 2)] * 5})
     bill = lambda: (losses.cost.forward, losses.cost.tokens, losses.cost.bytes_moved)
     assert losses.mean_loss("a", 2) == 1.5 and losses.mean_loss("a", 1) == 1.0 and bill() == (2, 4, 1000)
     assert losses.mean_loss("a") == 1.0 and losses.mean_loss("a", 99) == 1.0 and bill() == (5, 10, 1000), (
@@ -104,7 +104,7 @@ def test_what_is_asked_for_is_billed_once(library):
 
 
 def test_the_same_losses_with_an_empty_bill(library):
-    losses = PLLMLosses(None, library, None, {"a": [(1, 1)] * 5})
+    losses = TableLosses(library, {"a": [(1, 1)] * 5})
     losses.mean_loss("a")
     fresh = losses.copy_without_cost()
     assert fresh.cost == Cost() and fresh.requested_counts == {} and fresh.mean_loss("a", 4) == 1.0
@@ -114,12 +114,12 @@ def test_the_same_losses_with_an_empty_bill(library):
 @pytest.mark.parametrize("bad", [(np.nan, 2), (np.inf, 2), (0, 0)])
 def test_a_loss_that_is_no_number_is_named(library, bad):
     with pytest.raises(InputError, match="the loss of 'c' is not a number.*; remove that pLLM"):
-        PLLMLosses(None, library, None, {"c": [bad] * 4}).mean_loss("c")
+        TableLosses(library, {"c": [bad] * 4}).mean_loss("c")
 
 
 def test_losses_that_cannot_be_known(library):
     with pytest.raises(InputError, match="dialogues 0 to 4 of 'b' are not in the table; give a model"):
-        PLLMLosses(None, library, None, {"a": [(1, 1)] * 5}).mean_loss("b")
+        TableLosses(library, {"a": [(1, 1)] * 5}).mean_loss("b")
     with pytest.raises(InputError, match="3 personal dialogues.*; give 1 more"):
         PLLMLosses(None, library, TALK[:3])
     with pytest.raises(InputError, match="0 personal dialogues.*; give 4 more"):
@@ -169,7 +169,7 @@ def test_a_table_is_continued_where_it_ends(real):
     model = shared("llama")
     with model.use_adapter(real["a"].adapter):
         known = model.nll(TALK[:4])
-    losses = PLLMLosses(model, real, TALK, {"a": known})
+    losses = TableLosses(real, {"a": known}, model, TALK)
     with model.track_cost() as spent:
         whole = losses.mean_loss("a")
     assert spent.forward == 2 and losses.cost.forward == 6, "two were measured, six are charged"
@@ -182,7 +182,7 @@ def test_a_table_is_continued_where_it_ends(real):
 def lanes(library, gaps):  # losses: each dialogue is as hard as it is, plus a pLLM's own gap
     hard = np.random.default_rng(9).uniform(1, 5, len(next(iter(gaps.values()))))
     sums = {name: np.stack([(hard + gap) * 10, np.full(len(hard), 10)], 1) for name, gap in gaps.items()}
-    return PLLMLosses(None, library, None, sums)
+    return TableLosses(library, sums)
 
 
 def test_what_is_sure_of_a_gap():
@@ -231,7 +231,7 @@ def test_a_race_keeps_the_best_of_clearly_different(library):
 
 
 def test_scores_become_an_answer(library):
-    losses = PLLMLosses(None, library, None, table(dict(a=2.0, b=1.5, c=9.0)))
+    losses = TableLosses(library, table(dict(a=2.0, b=1.5, c=9.0)))
     scores = [losses.mean_loss("a", 6), losses.mean_loss("b")]
     got = rank_by_scores(library, ["a", "b"], scores, "by hand", Cost(backward=3), losses)
     assert got.best == "b" and got.names == ("b", "a") and got.distances == pytest.approx((1.5, 2.0))

@@ -29,7 +29,7 @@ from personal_llm.tuning.config import TuningConfig
 from personal_llm.tuning.finetune import finetune
 from personal_llm.explanation import style
 from personal_llm.explanation.explanation import explain, explain_pllm, prepare_probes
-from personal_llm.explanation.space_fitting import fit_space
+from personal_llm.explanation.space_fitting import SpaceTexts, fit_space
 
 SHORT = TuningConfig(rank=2, steps=4, batch_size=4, max_length=96, checks=2, learning_rate=1e-2)
 TURNS = [("system", "You are a nurse."), ("user", "Hi"), ("assistant", "Good morning.")]
@@ -274,7 +274,8 @@ def test_people_and_adapters_are_explained(model, three, monkeypatch):
     Letters.instead_of_the_encoder(monkeypatch)
     monkeypatch.setattr(style, "RESPONSE_TEMPERATURE", 0.0)  # drawing from 128,000 tokens is slow
     ways = {"loud": (spoken(LOUD, 6, first=20), None), "brief": (spoken(BRIEF, 6, first=40), None)}
-    space = fit_space(model, ways, {"long": {"@log words": 1}}, spoken(str, 8), components=2, progress=False)
+    texts = SpaceTexts(ways, {"long": {"@log words": 1}}, spoken(str, 8))
+    space = fit_space(model, texts, components=2, progress=False)
     space = replace(space, nats_per_unit=1.0)
     person = explain(model, spoken(LOUD, 8, first=400), space)
     assert person.sparse_words and person.sparse_words[0] == "loud" and person.strength > 0

@@ -23,7 +23,7 @@ from personal_llm.selection.ranking import (
     cosine_distance,
     race_by_loss,
 )
-from personal_llm.experiments.methods.searches import SEARCHES
+from personal_llm.experiments.methods.searches import SEARCHES, TableLosses, select_with_losses
 from personal_llm.selection import selection as module
 from personal_llm.selection.selection import SELECTORS, Selector, select as package_select
 from personal_llm.explanation.habits import Trait
@@ -34,8 +34,11 @@ from tiny import shared
 METHODS = SELECTORS | SEARCHES
 
 
-def select(library, explanation=None, method=None, *given, **options):
-    "Select by a method of the package, or by the name of a search."
+def select(library, explanation=None, method=None, *given, losses=None, **options):
+    "Select by a method of the package, or by the name of a search; by losses from a table, if they are given."
+    if losses is not None:
+        method = method if isinstance(method, Selector) else METHODS[method]
+        return select_with_losses(library, method, losses, **options)
     return package_select(library, explanation, SEARCHES.get(method, method), *given, **options)
 
 
@@ -357,9 +360,7 @@ def test_a_small_gain_over_the_plain_pllm_counts_where_it_is_even(tmp_path, monk
         rates = {name: np.full(8, rate) for name, rate in {BASE_NAME: 2.5, "b": 3.0, PLAIN_PLLM: 2.0}.items()}
         rates["a"] = 2.0 - gaps
         table = {name: np.stack([10 * rate, np.full(8, 10)], 1) for name, rate in rates.items()}
-        found = selection.select_by_gradient_and_loss(
-            SelectionRequest(library, losses=PLLMLosses(None, library, None, table))
-        )
+        found = selection.select_by_gradient_and_loss(SelectionRequest(library, losses=TableLosses(library, table)))
         assert found.names[0] == "a" and found.abstained == (found.best is None)
         return found.best
 
@@ -526,7 +527,7 @@ def test_every_selector_answers_in_the_same_form(method, six, answers):
 @pytest.mark.parametrize("method", CHECKED)
 def test_every_selector_says_what_it_cost(method, six, answers):
     cost = answers[method].cost
-    looks = {"losses", "model"} & set(METHODS[method].needs)
+    looks = {"model"} & set(METHODS[method].needs)
     assert (cost.forward > 0) == bool(looks) and (cost.tokens > 0) == bool(looks) and cost.seconds > 0
     assert cost.bytes_moved > 0, "at least the chosen one is downloaded, or the rows are read"
 
@@ -564,9 +565,7 @@ def test_a_selector_of_ones_own(six):
         return Ranking(names[0], tuple(names), tuple(range(len(names))), reason="by name")
 
     assert select(six, method=last).best == "y" and seen[-1].losses is None
-    got = select(six, method=Selector(last, ("losses",)), model=shared("llama"), dialogues=TALK)
+    got = select(six, method=Selector(last, ("model",)), model=shared("llama"), dialogues=TALK)
     assert got.best == "y" and seen[-1].losses.num_dialogues == len(TALK)
     with pytest.raises(InputError, match="needs"):
-        select(six, method=Selector(last, ("losses",)))
-    with pytest.raises(InputError, match="a method is int"):
-        select(six, method=3)
+        select(six, method=Selector(last, ("model",)))

@@ -21,13 +21,11 @@ from personal_llm.explanation.space_fitting import (
     make_space,
     TEXTS_PER_DRAW,
     COVARIANCE_SHRINKAGE,
-    feature_scale,
     fit_axes,
     measure_nats_per_unit,
     panel_means,
     plain_threshold,
     compute_shifts,
-    discriminant_axes,
     build_word_vectors,
 )
 from personal_llm.explanation.space import concatenate_blocks, normalise_rows
@@ -39,20 +37,34 @@ from tiny import shared
 # ---- steps
 
 
+def scale_of(plain, blocks):
+    "The number by which each feature is divided."
+    return fit_axes(plain[:1], plain, plain, blocks, 1)["scale"]
+
+
+def axes_of(between, within, components):
+    "The axes where every feature has a spread of one in plain text, so that nothing is scaled."
+    width = between.shape[1]
+    even = np.stack([np.ones(width), -np.ones(width)]) / 1.001
+    found = fit_axes(between, within, even, (1,) * width, components)
+    assert np.allclose(found["scale"], 1)
+    return found["matrix"]
+
+
 @settings(max_examples=30, deadline=None)
 @given(seed=st.integers(0, 10**6), sizes=st.lists(st.integers(1, 9), min_size=1, max_size=4))
 def test_every_block_weighs_the_same(seed, sizes):
     rng = np.random.default_rng(seed)
     rows = rng.normal(size=(200, sum(sizes))) * rng.uniform(0.5, 5, sum(sizes))
     rows -= rows.mean(0)
-    scaled = rows / feature_scale(rows, tuple(sizes))
+    scaled = rows / scale_of(rows, tuple(sizes))
     weights = [(block**2).sum(1).mean() for block in np.split(scaled, np.cumsum(sizes)[:-1], axis=1)]
     assert np.allclose(weights, 1, atol=0.03)
 
 
 def test_a_feature_that_never_varies_is_not_divided_by_zero():
     rows = np.array([[1.0, 0, 5], [-1, 0, 5]])
-    assert np.isfinite(rows / feature_scale(rows, (3,))).all()
+    assert np.isfinite(rows / scale_of(rows, (3,))).all()
 
 
 @settings(max_examples=30, deadline=None)
@@ -62,18 +74,18 @@ def test_axes_have_noise_of_one_under_the_shrunk_covariance(seed, width):
     S = within.T @ within / 30
     shrunk = (1 - COVARIANCE_SHRINKAGE) * S + COVARIANCE_SHRINKAGE * np.diag(np.diag(S))
     between = np.random.default_rng(seed + 1).normal(size=(width, width))
-    axes = discriminant_axes(between, within, width)
+    axes = axes_of(between, within, width)
     assert np.allclose(axes.T @ shrunk @ axes, np.eye(width), atol=1e-3), "the noise along each axis is 1"
     gaps = ((between @ axes) ** 2).sum(0)
     assert (np.diff(gaps) <= 1e-6 * gaps.max()).all(), "the leading axis comes first"
-    assert np.isfinite(discriminant_axes(between, within[:2], 1)).all(), "fewer texts than features"
+    assert np.isfinite(axes_of(between, within[:2], 1)).all(), "fewer texts than features"
 
 
 def test_axes_find_the_planted_direction_and_are_at_right_angles_where_noise_is_even():
     rng = np.random.default_rng(0)
     planted = np.linalg.qr(rng.normal(size=(10, 2)))[0].T
     between = np.array([[3, 0], [0, 2], [-3, -2]]) @ planted
-    axes = discriminant_axes(between, 10**0.5 * np.eye(10), 2)
+    axes = axes_of(between, 10**0.5 * np.eye(10), 2)
     assert np.allclose(axes.T @ axes, np.eye(2), atol=1e-5)
     assert np.allclose(planted @ axes @ axes.T, planted, atol=1e-5), "the same plane"
 

@@ -18,7 +18,6 @@ from personal_llm.explanation.decomposition import (
     first_word_probabilities,
     is_adjective,
     neutral_pairs,
-    style_pairs,
     summary_states,
     word_vector,
 )
@@ -260,33 +259,15 @@ def test_word_vector_is_the_shift_of_the_two_texts():
     model.generate = lambda texts, **kw: (
         asked.append((texts, kw)) or [("styled " if "poetic" in t else "plain ") + t[-4:] for t in texts]
     )
-    pairs = style_pairs(model, "poetic", prompts)
-    assert [q for q, _, _ in pairs] == prompts and all(
-        a.startswith("styled") and b.startswith("plain") for _, a, b in pairs
-    )
+    vector = word_vector(model, "poetic", prompts)
     assert all("poetic" in t and p in t for t, p in zip(asked[0][0], prompts)) and not any(
         "poetic" in t for t in asked[1][0]
     )
-    centre = np.full(model.width, 0.5, np.float32)
-    assert np.allclose(
-        word_vector(model, "poetic", prompts, centre), summary_states(model, pairs).mean(0) - 0.5, atol=1e-5
-    )
-    before = len(asked)
-    assert (
-        np.allclose(
-            word_vector(model, "poetic", prompts, plain=[b for _, _, b in pairs]),
-            summary_states(model, pairs).mean(0),
-            atol=1e-5,
-        )
-        and len(asked) == before + 1
-    )
-    for wrong in (
-        lambda: style_pairs(model, " ", prompts),
-        lambda: style_pairs(model, "kind", []),
-        lambda: style_pairs(model, "kind", prompts, plain=["one"]),
-    ):
-        with pytest.raises(InputError):
-            wrong()
+    pairs = [(p, f"styled {p[-4:]}", f"plain {p[-4:]}") for p in prompts]
+    assert np.allclose(vector, summary_states(model, pairs).mean(0), atol=1e-5)
+    for word, few in ((" ", prompts), ("kind", [])):
+        with pytest.raises(InputError, match="a word's vector needs"):
+            word_vector(model, word, few)
 
 
 def test_neutral_pairs_are_default_answers():

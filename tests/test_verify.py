@@ -182,7 +182,7 @@ def test_rows_that_are_not_finite(root):
     rows[1, 2] = np.nan
     rewrite(root, rows)
     (problem,) = look(root)
-    assert problem.name == "index.npy" and "rows of b are not finite" in problem.problem
+    assert problem.name == "b" and "its row in the index is not that of its card" in problem.problem
 
 
 def test_rows_that_are_not_the_cards(root):

@@ -17,7 +17,7 @@ from personal_llm.base.models import Model
 from personal_llm.selection import warm_start as module
 from personal_llm.selection.merging import START_ROW_NORM
 from personal_llm.selection.ranking import Ranking
-from personal_llm.selection.warm_start import build_start_adapter, get_start_adapter, warm_start
+from personal_llm.selection.warm_start import get_start_adapter, warm_start
 from personal_llm.tuning.config import TuningConfig
 from tiny import random_adapter, shared, tiny
 
@@ -58,7 +58,7 @@ class Stages:
         for name in ("explain", "select", "combine_adapters"):
             patch.setattr(module, name, getattr(self, name))
 
-    def explain(self, model, dialogues, space, seed, replies):
+    def explain(self, model, dialogues, space, seed):
         self.calls.append(("explain", len(dialogues), space.id, seed))
         return Said(cost=Cost(seconds=100, tokens=7))
 
@@ -167,13 +167,18 @@ def test_start_of_a_ranking(library, tmp_path):
     assert error.value.remedy == "select again"
 
 
+def start_of(library, weights, out=None):
+    "The adapter of a ranking that is a mixture."
+    return get_start_adapter(Ranking(None, (), (), weights, library=library), out)
+
+
 def test_an_adapter_for_weights(library, tmp_path):
-    assert build_start_adapter(library, {}) is None
-    assert build_start_adapter(library, dict(a=1.0)) == library.path / "a"
-    half = build_start_adapter(library, dict(a=0.5), tmp_path / "m")
+    assert start_of(library, {}) is None
+    assert start_of(library, dict(a=1.0)) == library.path / "a"
+    half = start_of(library, dict(a=0.5), tmp_path / "m")
     assert half.parents == ("a",) and half.path == tmp_path / "m", "half of one is not that one"
     with pytest.raises(InputError, match="'z'"):
-        build_start_adapter(library, dict(z=1.0))
+        start_of(library, dict(z=1.0))
 
 
 def test_a_start_of_many_is_no_larger_than_a_fresh_adapter(tmp_path):
@@ -182,7 +187,7 @@ def test_a_start_of_many_is_no_larger_than_a_fresh_adapter(tmp_path):
     made = {name: random_adapter(model, tmp_path / name, 4, seed=i) for i, name in enumerate("abcde")}
     many = {name: SimpleNamespace(adapter=folder) for name, folder in made.items()}
     weights = dict(zip("abcde", (0.9, -0.2, 0.1, 0.05, 0.02)))
-    start = build_start_adapter(many, weights, tmp_path / "start")
+    start = start_of(many, weights, tmp_path / "start")
     pairs = read_factors(start.path)
     assert {len(A) for A, _ in pairs.values()} == {TuningConfig.rank}
     exact = concatenate_factors([(read_factors(one.adapter), weights[name]) for name, one in many.items()])
@@ -191,7 +196,7 @@ def test_a_start_of_many_is_no_larger_than_a_fresh_adapter(tmp_path):
         whole = exact[name][1] @ exact[name][0]
         U, s, V = torch.linalg.svd(whole)
         assert torch.allclose(B @ A, (U[:, :8] * s[:8]) @ V[:8], atol=1e-4), "the nearest of that rank"
-    few = build_start_adapter(many, dict(a=0.5, b=0.5), tmp_path / "few")
+    few = start_of(many, dict(a=0.5, b=0.5), tmp_path / "few")
     pairs = read_factors(few.path)
     halves = concatenate_factors([(read_factors(many[name].adapter), 0.5) for name in "ab"])
     assert all(torch.allclose(B @ A, halves[m][1] @ halves[m][0], atol=1e-4) for m, (A, B) in pairs.items()), "exact"

@@ -13,7 +13,7 @@ from personal_llm.tuning.finetune import finetune
 from personal_llm.explanation import space, style
 from personal_llm.explanation import space_fitting as fitting
 from personal_llm.explanation.explanation import prepare_probes
-from personal_llm.explanation.space_fitting import fit_space, measure_nats_per_unit
+from personal_llm.explanation.space_fitting import SpaceTexts, fit_space, measure_nats_per_unit
 from personal_llm.explanation.space import concatenate_blocks
 from personal_llm.explanation.style import style_shifts
 from tiny import shared
@@ -84,7 +84,8 @@ def tuned(name: str, seed: int = 0):  # an `Adapter`
 def space_of(model):  # a `StyleSpace`
     "Fitted on loud, brief and plain texts; the unit is measured on two pLLMs with seeds of their own."
     ways = {"loud": (spoken(LOUD, 20, first=20), None), "brief": (spoken(BRIEF, 20, first=40), None)}
-    found = fit_space(model, ways, {"long": {"@log words": 1}}, spoken(str, 24), components=2, progress=False)
+    texts = SpaceTexts(ways, {"long": {"@log words": 1}}, spoken(str, 24))
+    found = fit_space(model, texts, components=2, progress=False)
     panels = prepare_probes(model, found, [*spoken(LOUD, 12), *spoken(BRIEF, 12), *spoken(str, 12)], ["Why?"])
     known = [(tuned(name, 7), spoken(way, 16, first=100)) for name, way in (("loud", LOUD), ("brief", BRIEF))]
     return fitting.replace(found, nats_per_unit=measure_nats_per_unit(model, found, panels, known))

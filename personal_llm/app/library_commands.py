@@ -38,7 +38,7 @@ from ..selection.library import find_shipped_library, load_space
 from ..selection.ranking import PLAIN_PLLM
 from ..selection.remote_library import is_library_address, publish_library
 from ..selection.selection import SELECTORS, select
-from ..selection.warm_start import add_plain_pllm, describe_missing_plain, describe_weights
+from ..selection.warm_start import add_plain_pllm, describe_weights
 
 # %% ../../nbs/8_app/06_library_commands.ipynb #51b10185
 MAX_STYLE_DIALOGUES = 48  # the latest dialogues of a file, from which we read the style
@@ -357,7 +357,11 @@ def build_library(model, given: BuildOptions, ray=None) -> CommandResult:
     result = dict(library=given.out, pllms=len(library), added=added, there=known, skipped=skipped)
     counts = f"{len(added)} added, {len(known)} there before, {len(skipped)} skipped"
     counts += f"; now {count_nouns(len(library), 'pLLM')}"
-    return CommandResult(result, [f"{given.out}: {counts}", *describe_missing_plain(library)])
+    lines = [f"{given.out}: {counts}"]
+    if PLAIN_PLLM not in library:
+        lines.append(f"no pLLM is called {PLAIN_PLLM}: a user's style cannot be separated from the library's")
+        lines.append("  build once more without --no-baseline, or add one of that name")
+    return CommandResult(result, lines)
 
 # %% ../../nbs/8_app/06_library_commands.ipynb #bfcb8ce3
 @command(

@@ -23,9 +23,9 @@ from ..recipes.crafted_styles import GRID
 from ..recipes.style_pools import AUTHORS, pllm_folder, load_pool, tune_pllm
 from ..recipes.style_texts import BASE_STYLES
 from ..selection.mixture import AdapterMixture
-from ..selection.ranking import PLAIN_PLLM
+from ..selection.ranking import PLAIN_PLLM, Ranking
 from ..selection.selection import select
-from ..selection.warm_start import build_start_adapter
+from ..selection.warm_start import get_start_adapter
 
 # %% ../../nbs/experiments/20_fit.ipynb #2d4a9b2f
 POOLS = Path("~/.cache/personal_llm/pools").expanduser()  # where the pLLMs lie
@@ -91,7 +91,7 @@ def weighted_tokens(cost: dict) -> float:  # tokens, those of a backward pass co
 def weighted_start_loss(model, library: PoolLibrary, weights: dict, test: list) -> float:  # nats a token on dialogues
     "The loss of the adapter that weights give to begin from, in the rank that it has there."
     with tempfile.TemporaryDirectory() as folder:
-        start = build_start_adapter(library, weights, Path(folder, "start"))
+        start = get_start_adapter(Ranking(None, (), (), weights, library=library), Path(folder, "start"))
         reader = AdapterMixture(model, dict(start=start or library.folders[PLAIN_PLLM]))
     return float(reader.measure_losses(reader.encode(test, TEST_LENGTH), np.array([float(bool(weights))])).mean())
 

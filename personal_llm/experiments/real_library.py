@@ -29,7 +29,7 @@ from ..recipes.style_pools import crafted_pool
 from ..recipes.style_space import with_habits
 from ..selection.library import Library
 from ..selection.ranking import BASE_NAME, PLAIN_PLLM
-from ..selection.selection import get_selector, select
+from ..selection.selection import SELECTORS, select
 from ..selection.warm_start import get_start_adapter
 from ..tuning.config import TuningConfig
 from ..tuning.finetune import finetune
@@ -82,11 +82,10 @@ def choose(method: str, name: str, dialogues: list) -> dict:
         best = [select(library, method=SEARCHES[method], seed=seed).best for seed in range(RANDOM_DRAWS)]
         right = float(np.mean([choice == name for choice in best]))
         return dict(right=right, first=right, choice="", abstained=False)
-    selector = SEARCHES.get(method, method)
-    needs = get_selector(selector).needs
+    needs = (SELECTORS | SEARCHES)[method].needs
     given = dict(model=model, dialogues=dialogues) if "model" in needs else {}
     explanation = explain(model, dialogues, library.space) if "row" in needs else None
-    ranking = select(library, explanation, selector, **given)
+    ranking = select(library, explanation, SEARCHES.get(method, method), **given)
     choice = find_choice(ranking)
     facts = dict(
         abstained=ranking.abstained, reason=ranking.reason, weights=ranking.weights, ranked=[*ranking.names[:3]]

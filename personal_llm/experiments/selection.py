@@ -21,7 +21,7 @@ import numpy as np
 from ..base.core import make_generator
 from ..base.adapters import read_factors
 from .runner import Grid
-from .methods.searches import SEARCHES
+from .methods.searches import SEARCHES, TableLosses, select_with_losses
 from .fit import PoolLibrary, cost_to_dict, load_pool_library
 from ..recipes.crafted_styles import GRID
 from ..recipes.style_pools import AUTHORS, MIXED_STYLES, SIMILARITIES
@@ -32,8 +32,8 @@ from personal_llm.selection.gradient_match import (
     compute_sketch_stamp,
     write_sketch,
 )
-from ..selection.ranking import BASE_NAME, PLAIN_PLLM, PLLMLosses, compute_mean_loss, race_by_loss
-from ..selection.selection import select
+from ..selection.ranking import BASE_NAME, PLAIN_PLLM, compute_mean_loss, race_by_loss
+from ..selection.selection import SELECTORS, select
 
 # %% ../../nbs/experiments/03_selection.ipynb #sel00005
 CHOOSE_BY = dict(real=12, crafted=12, authors=24)  # dialogues that a user has written
@@ -111,7 +111,7 @@ def score_choice(found, right: str, loss) -> dict:  # `Ranking`, whose pLLM is m
     return facts | cost_to_dict(found.cost)
 
 # %% ../../nbs/experiments/03_selection.ipynb #sel00013
-def score_shortlists(found, losses) -> dict:  # `Ranking` of `match`, `PLLMLosses`
+def score_shortlists(found, losses) -> dict:  # `Ranking` of `match`, `TableLosses`
     "Whom the gradient alone, and a shortlist of five, would have named."
     steep = [name for _, name in sorted(zip(found.distances, found.names))]
     raced = race_by_loss(losses.copy_without_cost(), steep[:USUAL])
@@ -125,11 +125,11 @@ def measure(jobs: list):  # yields a dict of results a job
     asked = SELECTORS_BY_JOB[jobs[0]["asked"]]
     tables = loss_tables(model, library, own) if "exhaustive" in asked else [None] * len(jobs)
     for job, rows, table in zip(jobs, own, tables):
-        losses = PLLMLosses(model, library, rows, table)
+        losses = TableLosses(library, table or {}, model, rows)
         loss = make_loss_function(model, library, texts.rows(job["user"], "test", count=TEST_ON, seed=job["seed"]))
         right = PLAIN_PLLM if job["user"] == "default" else job["user"]
-        options = dict(losses=losses, seed=job["seed"])
-        found = {name: select(library, None, SEARCHES.get(name, name), **options) for name in asked}
+        methods = SELECTORS | SEARCHES
+        found = {name: select_with_losses(library, methods[name], losses, job["seed"]) for name in asked}
         row = {name: score_choice(one, right, loss) for name, one in found.items()}
         row |= {"match": row["match"] | score_shortlists(found["match"], losses)} if "match" in row else {}
         yield row

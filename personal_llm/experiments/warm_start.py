@@ -39,9 +39,9 @@ from personal_llm.experiments.fit import (
 )
 from ..buffer.buffer import Buffer
 from ..selection.library import Library
-from ..selection.ranking import BASE_NAME, PLAIN_PLLM, compute_mean_loss
+from ..selection.ranking import BASE_NAME, PLAIN_PLLM, Ranking, compute_mean_loss
 from ..selection.selection import select
-from ..selection.warm_start import build_start_adapter, get_start_adapter
+from ..selection.warm_start import get_start_adapter
 from ..tuning.config import TuningConfig
 from ..tuning.finetune import finetune
 from ..tuning.training_loop import response_nll, supports_partial_logits
@@ -155,7 +155,8 @@ ZERO_COST = dict(forward=0, backward=0, tokens=0)  # what an unasked start costs
 
 def average_library(library):  # an `Adapter`
     "Everyone a little."
-    return build_start_adapter(library, dict.fromkeys(library.names, 1 / len(library)))
+    weights = dict.fromkeys(library.names, 1 / len(library))
+    return get_start_adapter(Ranking(None, (), (), weights, library=library))
 
 
 def select_start(

@@ -122,37 +122,32 @@ def _parse_first_word(tokenizer, ids: list, stops: set) -> tuple:  # (word in lo
 MAX_CONTINUATION_TOKENS = 5  # tokens after the first one in which a word must end
 MIN_ADJECTIVE_SHARE = 0.05  # share of the probability that adjectives must get
 
-
-def _continue_greedily(summariser, row: list, num_first_tokens: int) -> tuple:  # (ids, log-probabilities), each (m, 6)
-    "Continue each of the likeliest first tokens after a prompt greedily."
-    import torch
-
-    with torch.inference_mode(), measure_cost(summariser.cost):
-        prompt = torch.tensor([row], device=summariser.device)
-        output = summariser.model(input_ids=prompt, use_cache=True, logits_to_keep=1)
-        limit = min(num_first_tokens, output.logits.shape[-1])
-        value, token = output.logits[0, -1].float().log_softmax(0).topk(limit)
-        tokens, values, cache = [token], [value], get_cache(output)
-        cache.batch_repeat_interleave(len(token))
-        for _ in range(MAX_CONTINUATION_TOKENS):
-            output = summariser.model(input_ids=token[:, None], use_cache=True, **name_cache(summariser.model, cache))
-            value, token = output.logits[:, -1].float().log_softmax(-1).max(-1)
-            tokens.append(token)
-            values.append(value)
-    summariser.cost.tokens += len(row) + MAX_CONTINUATION_TOKENS * len(token)
-    summariser.cost.forward += len(token)
-    return torch.stack(tokens, 1).tolist(), torch.stack(values, 1).cpu().numpy()
-
 # %% ../../nbs/4_explanation/06_decomposition.ipynb #7b4f2ac8
 def first_word_probabilities(summariser, pairs: list, num_first_tokens: int = 24) -> list:  # [(word, probability)]
     "Return the words with which the summariser would begin its answer, averaged over pairs, likeliest first."
+    import torch
+
     ends = summariser.model.generation_config.eos_token_id
     stops = {summariser.tokenizer.eos_token_id} | set(np.atleast_1d(ends or []).tolist())
     total = {}
     for row in _fit_summary_prompts(summariser, pairs):
-        for ids, logs in zip(*_continue_greedily(summariser, row, num_first_tokens)):
-            parsed = _parse_first_word(summariser.tokenizer, ids, stops)
-            if parsed:
+        with torch.inference_mode(), measure_cost(summariser.cost):
+            prompt = torch.tensor([row], device=summariser.device)
+            output = summariser.model(input_ids=prompt, use_cache=True, logits_to_keep=1)
+            logs = output.logits[0, -1].float().log_softmax(0)
+            value, token = logs.topk(min(num_first_tokens, len(logs)))
+            tokens, values, cache = [token], [value], get_cache(output)
+            cache.batch_repeat_interleave(len(token))
+            for _ in range(MAX_CONTINUATION_TOKENS):
+                caches = name_cache(summariser.model, cache)
+                output = summariser.model(input_ids=token[:, None], use_cache=True, **caches)
+                value, token = output.logits[:, -1].float().log_softmax(-1).max(-1)
+                tokens.append(token)
+                values.append(value)
+        summariser.cost.tokens += len(row) + MAX_CONTINUATION_TOKENS * len(token)
+        summariser.cost.forward += len(token)
+        for ids, logs in zip(torch.stack(tokens, 1).tolist(), torch.stack(values, 1).cpu().numpy()):
+            if parsed := _parse_first_word(summariser.tokenizer, ids, stops):
                 word, count = parsed
                 total[word] = total.get(word, 0.0) + float(np.exp(logs[:count].sum())) / len(pairs)
     return sorted(total.items(), key=lambda item: (-item[1], item[0]))
@@ -177,23 +172,14 @@ STYLED_PROMPT = "Answer the question below in a very {word} style. Write only th
 PLAIN_PROMPT = "Answer the question below in a plain, neutral style. Write only the answer.\n\n{prompt}"
 
 
-def style_pairs(summariser, word: str, prompts: list, plain: list = None, seed: int = 0) -> list:
-    "Let the summariser answer questions in a style and without it, unless the plain answers are given."
+def word_vector(summariser, word: str, prompts: list, seed: int = 0) -> np.ndarray:  # (width,)
+    "Make the vector of a word the slow way (step 2 of XPerT), not normalised and not centred."
     if not word.strip() or not prompts:
         raise InputError("a word's vector needs a word and prompts", "give an adjective and some dozens of questions")
     options = dict(max_new_tokens=MAX_SUMMARISED_TOKENS, temperature=0.7, seed=seed)
     styled = summariser.generate([STYLED_PROMPT.format(word=word, prompt=p) for p in prompts], **options)
-    if plain is None:
-        plain = summariser.generate([PLAIN_PROMPT.format(prompt=p) for p in prompts], **options)
-    if len(plain) != len(prompts):
-        raise InputError(f"{len(plain)} plain answers for {len(prompts)} prompts", "give one a prompt")
-    return list(zip(prompts, styled, plain))
-
-
-def word_vector(summariser, word: str, prompts: list, centre=None, plain=None, seed: int = 0) -> np.ndarray:  # (width,)
-    "Make the vector of a word the slow way (step 2 of XPerT), not normalised."
-    states = summary_states(summariser, style_pairs(summariser, word, prompts, plain, seed))
-    return states.mean(0) - (0 if centre is None else centre)  # the paper has no centre
+    plain = summariser.generate([PLAIN_PROMPT.format(prompt=p) for p in prompts], **options)
+    return summary_states(summariser, list(zip(prompts, styled, plain))).mean(0)
 
 # %% ../../nbs/4_explanation/06_decomposition.ipynb #1022bda1
 @dataclass(frozen=True)
@@ -333,18 +319,6 @@ def _require_base(model):  # the same model
         raise InputError(message, "leave its `with` block before it serves as base or summariser")
     return model
 
-# %% ../../nbs/4_explanation/06_decomposition.ipynb #321a528a
-def _project_shift(basis: SharedBasis, states: np.ndarray) -> dict:  # fields of `Explanation`
-    "Return the words with positive projections, as shares of the shift's length, given centred states (n, d)."
-    V = states.mean(0)
-    resampled = states[bootstrap_indices(len(states), 0)].mean(1)
-    length = max(np.linalg.norm(V), 1e-12)
-    z, errors = basis.coordinates(V), np.std(basis.coordinates(normalise_rows(resampled)), axis=0)
-    order = [i for i in np.argsort(-z, kind="stable") if z[i] > 0]
-    residual = min(1.0, float(np.linalg.norm(V - z @ basis.vectors) ** 2 / length**2))
-    words = tuple(basis.words[i] for i in order)
-    return dict(sparse_words=words, coefficients=(z / length)[order], errors=errors[order], residual=residual)
-
 # %% ../../nbs/4_explanation/06_decomposition.ipynb #af3c5b83
 def explain_as_published(
     summariser,  # the `Model` that made the basis
@@ -363,10 +337,17 @@ def explain_as_published(
         answers = model.generate(dialogues, max_new_tokens=MAX_SUMMARISED_TOKENS)
         pairs = [(d.prompt, d.response, answer) for d, answer in zip(dialogues, answers)]
         states = summary_states(summariser, pairs) - basis.centre
+    V = states.mean(0)
+    z, length = basis.coordinates(V), max(np.linalg.norm(V), 1e-12)
+    resampled = normalise_rows(states[bootstrap_indices(len(states), 0)].mean(1))
+    order = [i for i in np.argsort(-z, kind="stable") if z[i] > 0]
     return Explanation(
-        **_project_shift(basis, states),
-        strength=basis.strength(states.mean(0), len(states)),
-        row=basis.coordinates(states.mean(0)),
+        sparse_words=tuple(basis.words[i] for i in order),
+        coefficients=(z / length)[order],
+        errors=np.std(basis.coordinates(resampled), axis=0)[order],
+        residual=min(1.0, float(np.linalg.norm(V - z @ basis.vectors) ** 2 / length**2)),
+        strength=basis.strength(V, len(states)),
+        row=z,
         samples=len(states),
         counterpart="answers",
         space=basis.id,

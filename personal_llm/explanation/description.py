@@ -64,11 +64,9 @@ def describe_user(
     base_answers: list,  # the base model's truncated answer to each
     replies: dict = None,  # id of the dialogue or of its parent -> the reply that the person corrected
 ) -> Description:
-    "Describe a person; fewer than eight own answers give an empty description. Raises `InputError` for unequal lists."
-    if len(dialogues) != len(base_answers):
-        message = f"{len(dialogues)} dialogues and {len(base_answers)} answers of the base"
-        raise InputError(message, "give one answer for each dialogue, in the same order")
-    pairs = [(d, base) for d, base in zip(dialogues, base_answers) if d.origin in USER_ORIGINS and d.response.strip()]
+    "Describe a person; fewer than eight own answers give an empty description."
+    answered = zip(dialogues, base_answers, strict=True)
+    pairs = [(d, base) for d, base in answered if d.origin in USER_ORIGINS and d.response.strip()]
     if len(pairs) < MIN_EXPLAINED_DIALOGUES:
         return Description(samples=len(pairs))
     own, base_answers = zip(*pairs)

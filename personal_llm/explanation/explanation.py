@@ -27,7 +27,7 @@ from .style import sample_base_features, sample_responses, style_shifts, style_f
 # %% ../../nbs/4_explanation/05_explanation.ipynb #29c2efbe
 NO_SPACE_LINE = "no style space of this base model is at hand; personal-llm library space --out DIR makes one"
 
-
+# %% ../../nbs/4_explanation/05_explanation.ipynb #c610ec74
 @dataclass(frozen=True, eq=False)
 class Explanation:
     "A description of a person or a pLLM, and the row by which we compare it."
@@ -238,7 +238,7 @@ def prepare_probes(
         plain=plain,
     )
 
-
+# %% ../../nbs/4_explanation/05_explanation.ipynb #c0db4a20
 def likelihood_gains(
     model,  # the base `Model`
     adapter,  # a pLLM's folder, or an object with `.path`

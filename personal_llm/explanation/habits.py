@@ -97,7 +97,7 @@ def find_trait(label: str, has_trait, answers: list, base: list) -> list:  # a `
 MIN_RUN_SHARE = 0.9  # of the answers of a shorter run that a longer one must keep
 EMOJI_PATTERN, LIST_PATTERN = re.compile(PUNCTUATION_PATTERNS["emoji"]), re.compile(PUNCTUATION_PATTERNS["list marks"])
 
-
+# %% ../../nbs/4_explanation/03_habits.ipynb #cac64f15
 def find_common_run(answers: list, last: bool = False) -> str:  # words as they are written; "" where there is none
     "Return the words with which most answers begin, or end."
     language, longest, longest_count = get_language(), "", 0
@@ -111,19 +111,7 @@ def find_common_run(answers: list, last: bool = False) -> str:  # words as they 
         longest, longest_count = run, count
     return longest
 
-
-def find_frame_habits(answers: list, base: list) -> tuple:  # (traits, opening, closing)
-    "Find how a person begins and ends."
-    opening, closing, opens, closes = find_common_run(answers), find_common_run(answers, last=True), [], []
-    if opening and not LIST_PATTERN.match(opening + " "):  # a list is a habit of its own
-        starts = lambda text: get_language().join_pieces(text).startswith(opening)
-        opens = find_trait(f"opens with “{opening}”", starts, answers, base)
-    if closing and not EMOJI_PATTERN.search(closing):  # so is an emoji
-        ends = lambda text: get_language().join_pieces(text).endswith(closing)
-        closes = find_trait(f"signs off “{closing}”", ends, answers, base)
-    return opens + closes, opening if opens else "", closing if closes else ""
-
-
+# %% ../../nbs/4_explanation/03_habits.ipynb #c65b2392
 def strip_frame(answer: str, opening: str, closing: str) -> str:
     "Return the text between the opening and the sign-off."
     gap = r"\s+" if get_language().separator else r"\s*"
@@ -170,7 +158,7 @@ MIN_SUBSTITUTIONS = 2  # times
 MIN_ALIGNED_SHARE = 0.5  # of the person's words that an edit keeps
 MIN_SUBSTITUTION_SHARE = 0.8  # of the places of the old word
 
-
+# %% ../../nbs/4_explanation/03_habits.ipynb #c2e8488e
 def align_words(answer: str, base: str) -> list:  # (base word, person's word); equal where the word stayed
     "Pair the words that stand at the same places of an edited text."
     old, new, pairs = get_words(base), get_words(answer), []
@@ -182,7 +170,7 @@ def align_words(answer: str, base: str) -> list:  # (base word, person's word); 
             pairs += zip(old[i:j], new[k:m])
     return pairs
 
-
+# %% ../../nbs/4_explanation/03_habits.ipynb #c6072881
 def merge_plurals(pairs: list) -> list:
     "Replace a plural by its singular where the person substitutes both, in a language that forms it by an ending."
     ending = get_language().plural_ending
@@ -196,7 +184,7 @@ def merge_plurals(pairs: list) -> list:
         merged.append((old.removesuffix(ending), new.removesuffix(ending)) if is_plural else (old, new))
     return merged
 
-
+# %% ../../nbs/4_explanation/03_habits.ipynb #c195f3bc
 def find_substitution_habits(answers: list, base: list) -> list:
     "Find words that a person always puts in place of others."
     pairs = merge_plurals([pair for texts in zip(answers, base) for pair in align_words(*texts)])
@@ -234,9 +222,15 @@ def find_habits(
     compared_with: str = "the base",  # the name of the base answers in sentences
 ) -> list:  # `Trait`s
     "Find the habits that one side has and the other has not."
-    traits, opening, closing = find_frame_habits(answers, base)
-    bare = [strip_frame(answer, opening, closing) for answer in answers]
-    traits += find_length_habits(bare, base, base_is_truncated, compared_with)
+    opening, closing, opens, closes = find_common_run(answers), find_common_run(answers, last=True), [], []
+    if opening and not LIST_PATTERN.match(opening + " "):  # a list is a habit of its own
+        starts = lambda text: get_language().join_pieces(text).startswith(opening)
+        opens = find_trait(f"opens with “{opening}”", starts, answers, base)
+    if closing and not EMOJI_PATTERN.search(closing):  # so is an emoji
+        ends = lambda text: get_language().join_pieces(text).endswith(closing)
+        closes = find_trait(f"signs off “{closing}”", ends, answers, base)
+    bare = [strip_frame(answer, opening if opens else "", closing if closes else "") for answer in answers]
+    traits = opens + closes + find_length_habits(bare, base, base_is_truncated, compared_with)
     traits += find_format_habits(answers, base) + find_substitution_habits(bare, base)
     return [replace(trait, compared_with=compared_with) for trait in traits]
 
@@ -244,13 +238,13 @@ def find_habits(
 MIN_TOPIC_WORDS = 2  # different words of a topic that a dialogue must hold
 MAX_TOPIC_TEXT_WORDS = 32  # words of a dialogue that we read, about as many as talk in general has
 
-
+# %% ../../nbs/4_explanation/03_habits.ipynb #c1f687c6
 def load_topic_words() -> dict:  # topic -> words
     "Read the word lists of all topics; the medical lists make one topic."
     topics = {name.partition("/")[2]: words for name, words in load_lexicons("topic").lists.items()}
     return topics | dict(medicine=frozenset().union(*load_lexicons("medical").lists.values()))
 
-
+# %% ../../nbs/4_explanation/03_habits.ipynb #c7b4c32c
 def find_topics(
     texts: list,
     reference_texts: list,  # texts about everything
@@ -264,7 +258,7 @@ def find_topics(
         traits += compare_counts(f"about {topic}", [*map(is_about, words)], [*map(is_about, reference)])
     return sorted((replace(trait, compared_with=compared_with) for trait in traits), key=lambda trait: -trait.gap)
 
-
+# %% ../../nbs/4_explanation/03_habits.ipynb #c3a2e0c2
 def find_general_topics(
     texts: list,
 ) -> list:  # `Trait`s, the clearest first

@@ -148,17 +148,12 @@ class StyleSpace(StoredArrays):
             message = f"the style space was made for base {self.base}, this model is {model.base}"
             remedy = "load the model it was made for, or make a space of this one (personal-llm library space)"
             raise InputError(message, remedy)
-        check_encoder(self.encoder, "the style space")
+        if self.encoder != get_encoder_id():
+            message = f"the style space was made with encoder {self.encoder}, the chosen one is {get_encoder_id()}"
+            raise InputError(message, "choose that encoder (PERSONAL_LLM_ENCODER), or fit anew with this one")
         if self.language != get_language().name:
             message = f"the style space was made for {self.language}, the chosen language is {get_language().name}"
             raise InputError(message, "choose that language (PERSONAL_LLM_LANGUAGE), or fit a space for this one")
-
-# %% ../../nbs/4_explanation/02_space.ipynb #5b0e8c7d
-def check_encoder(encoder: str, name: str) -> None:
-    "Raise `InputError` unless the chosen sentence encoder has the same id; `name` is a noun for the message."
-    if encoder != get_encoder_id():
-        message = f"{name} was made with encoder {encoder}, the chosen one is {get_encoder_id()}"
-        raise InputError(message, "choose that encoder (PERSONAL_LLM_ENCODER), or fit anew with this one")
 
 # %% ../../nbs/4_explanation/02_space.ipynb #1332d30a
 MAX_CODE_WORDS = 4  # words of a sparse code at most

@@ -53,7 +53,7 @@ STYLOMETRIC_FEATURES = (
     *WORD_CLASSES,
 )
 
-
+# %% ../../nbs/4_explanation/01_style.ipynb #c1869792
 def stylometry(
     text: str,  # an answer
 ) -> (

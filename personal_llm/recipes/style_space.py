@@ -28,7 +28,7 @@ from .style_pools import crafted_pool, real_pool, tune_pllm
 from .style_texts import PERSONAS, rows_to_lines
 from ..explanation.explanation import load_probe_texts, prepare_probes
 from ..explanation.space import StyleSpace
-from ..explanation.space_fitting import SPACE_TEXTS_FILE, fit_space, measure_nats_per_unit
+from ..explanation.space_fitting import SPACE_TEXTS_FILE, SpaceTexts, fit_space, measure_nats_per_unit
 from ..explanation.style import sample_responses
 
 # %% ../../nbs/recipes/style_space.ipynb #f3a7d3c7
@@ -329,9 +329,8 @@ def make_space(
     with tempfile.TemporaryDirectory() as folder:
         own = tune_pllm(model, crafted, "default", 1.0, Path(folder, "plain"), seed)
         answers = sample_responses(model, own, crafted.probes(48), seed)
-        space = fit_space(
-            model, make_panels(), word_blends(), plain, answers, plain_people(), seed=seed, progress=progress
-        )
+        texts = SpaceTexts(make_panels(), word_blends(), plain, plain_people())
+        space = fit_space(model, texts, answers, seed=seed, progress=progress)
         read = prepare_probes(model, space, *load_probe_texts(), seed)
         known = reference_pllms(model, reference_texts(), folder)
         return replace(space, nats_per_unit=measure_nats_per_unit(model, space, read, known))

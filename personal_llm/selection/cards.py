@@ -167,17 +167,12 @@ def read_pllm(folder: Path, base: str, space: str) -> PLLM:
         raise InputError(f"{folder / PLLM_CARD_FILE}: rank or bytes are not those of the adapter", remedy)
     return PLLM(folder.name, folder, card)
 
-# %% ../../nbs/5_selection/01_cards.ipynb #f19fd204
-def strip_machine_settings(config: dict) -> dict:
-    "Return an adapter's settings without machine paths and without names of code to import."
-    base_name = re.split(r"[/\\]", config.get("base_model_name_or_path") or "")[-1]
-    return config | dict(base_model_name_or_path=base_name or None, auto_mapping=None)
-
 # %% ../../nbs/5_selection/01_cards.ipynb #9943e0bf
 def write_pllm(place: Path, adapter: Path, card: dict) -> None:
     "Write a pLLM's four files into a new folder; the card's fields of the weights are filled in."
-    weights, config = (adapter / WEIGHTS_FILE).read_bytes(), strip_machine_settings(read_lora_config(adapter))
-    settings = json.dumps(config, indent=1)
+    weights, config = (adapter / WEIGHTS_FILE).read_bytes(), read_lora_config(adapter)
+    base_name = re.split(r"[/\\]", config.get("base_model_name_or_path") or "")[-1]  # no path of the maker's machine
+    settings = json.dumps(config | dict(base_model_name_or_path=base_name or None, auto_mapping=None), indent=1)
     checksums = dict(sha256=compute_sha256(weights), config_sha256=compute_sha256(settings.encode()))
     card = card | checksums | dict(rank=config["r"], bytes=len(weights))
     write_atomically(place / WEIGHTS_FILE, weights)
@@ -190,7 +185,7 @@ MATRIX_FILE = "index.npy"
 NEXT_MATRIX_FILE = "index.next.npy"  # a new matrix, until index.json names its rows
 SHARED_FILES = ("index.json", MATRIX_FILE, "space.json", "space.safetensors", "sketch-8.npy", "sketch-8.safetensors")
 
-
+# %% ../../nbs/5_selection/01_cards.ipynb #c2175d21
 class LibraryIndex(NamedTuple):
     "The content of index.json, and the file of its matrix."
 
@@ -198,7 +193,7 @@ class LibraryIndex(NamedTuple):
     names: tuple  # in the order of the rows
     file: Path  # of the matrix
 
-
+# %% ../../nbs/5_selection/01_cards.ipynb #c3f40d81
 def read_index(path: Path) -> LibraryIndex:
     "Read a library's index.json and the header of its matrix, but no row and no card."
     file = path / "index.json"

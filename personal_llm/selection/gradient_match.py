@@ -8,7 +8,7 @@ __all__ = ['get_linear_layer', 'load_sketch', 'select_by_gradient']
 # %% ../../nbs/5_selection/03_gradient_match.ipynb #a2cefbd5
 import hashlib
 import io
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from tokenize import TokenError
@@ -19,7 +19,7 @@ from ..base.core import Cost, check, InputError, make_generator
 from ..base.adapters import read_factors, factor_inner_product
 from ..base.files import write_atomically
 from ..base.tokens import make_batches, collate_samples
-from .ranking import SelectionRequest, Ranking, rank_by_scores
+from .ranking import SelectionRequest, Ranking, find_nearest
 from ..tuning.training_loop import unwrap_peft, supports_partial_logits, last_hidden_states
 
 # %% ../../nbs/5_selection/03_gradient_match.ipynb #96919ac8
@@ -34,27 +34,6 @@ def get_linear_layer(model, module: str):  # a torch layer
     if dimensions != 2:
         raise InputError(f"{module} is no linear layer of this model", remedy)
     return layer
-
-# %% ../../nbs/5_selection/03_gradient_match.ipynb #43051e31
-@contextmanager
-def capture_gradients(model, modules: list, receive_gradient):
-    "Compute gradients for these layers only, pass each one on, and delete it."
-    from transformers.pytorch_utils import Conv1D
-
-    def pass_on(module, is_transposed, weight):
-        G, weight.grad = weight.grad.float().cpu().numpy(), None
-        receive_gradient(module, G.T if is_transposed else G)
-
-    with ExitStack() as stack:
-        for parameter in model.model.parameters():
-            stack.callback(setattr, parameter, "grad", None)
-            stack.callback(parameter.requires_grad_, parameter.requires_grad)
-        layers = {module: get_linear_layer(model, module) for module in modules}
-        model.model.requires_grad_(False)
-        for module, layer in layers.items():
-            weight, hook = layer.weight.requires_grad_(True), partial(pass_on, module, isinstance(layer, Conv1D))
-            stack.callback(weight.register_post_accumulate_grad_hook(hook).remove)
-        yield
 
 # %% ../../nbs/5_selection/03_gradient_match.ipynb #963bacb4
 def predict_labels(model, samples: list, labels_only: bool = False) -> tuple:
@@ -78,13 +57,27 @@ def compute_row_losses(logits, labels):  # (rows,) with gradient
 # %% ../../nbs/5_selection/03_gradient_match.ipynb #75090f8a
 def compute_gradients(model, dialogues: list, modules: list, transform=lambda module, G: G) -> dict:
     "Compute the mean loss's gradient by each layer's weights (out, in), and store a linear transform of it."
+    from transformers.pytorch_utils import Conv1D
+
     samples, gradients = [model.encode(d) for d in dialogues], {}
     labels_only = supports_partial_logits(model.model)
 
-    def receive_gradient(module, G):
-        gradients[module] = gradients.get(module, 0) + transform(module, G)
+    def receive_gradient(module, is_transposed, weight):
+        G, weight.grad = weight.grad.float().cpu().numpy(), None
+        gradients[module] = gradients.get(module, 0) + transform(module, G.T if is_transposed else G)
 
-    with capture_gradients(model, modules, receive_gradient):
+    with ExitStack() as stack:
+        for parameter in model.model.parameters():
+            stack.callback(setattr, parameter, "grad", None)
+            stack.callback(parameter.requires_grad_, parameter.requires_grad)
+        layers = {module: get_linear_layer(model, module) for module in modules}
+        model.model.requires_grad_(False)
+        for module, layer in layers.items():
+            weight, hook = (
+                layer.weight.requires_grad_(True),
+                partial(receive_gradient, module, isinstance(layer, Conv1D)),
+            )
+            stack.callback(weight.register_post_accumulate_grad_hook(hook).remove)
         for rows in make_batches([len(s["input_ids"]) for s in samples], model.tokens_per_batch):
             logits, labels = predict_labels(model, [samples[i] for i in rows], labels_only)
             (compute_row_losses(logits, labels).sum() / len(samples)).backward()
@@ -101,12 +94,17 @@ def find_leading_eigenvectors(gram: np.ndarray, size: int, rng) -> np.ndarray:
     return np.ascontiguousarray(np.pad(vectors, ((0, size - len(vectors)), (0, 0))))
 
 # %% ../../nbs/5_selection/03_gradient_match.ipynb #85fd78e0
-def find_update_directions(changes: list, size: int, rng) -> tuple:
-    "Return the directions along which the changes of one layer differ most, on both sides."
-    mean = sum(B @ A / length for A, B, length in changes) / len(changes)
-    left = sum((B @ (A @ A.T) @ B.T) / length**2 for A, B, length in changes) - len(changes) * mean @ mean.T
-    right = sum((A.T @ (B.T @ B) @ A) / length**2 for A, B, length in changes) - len(changes) * mean.T @ mean
-    return tuple(find_leading_eigenvectors(gram, size, rng) for gram in (left, right))
+def learn_sketch_directions(updates: list, size: int) -> dict:  # layer -> (left, right)
+    "Return the directions along which the changes of each layer differ most, on both sides."
+    directions = {}
+    for m in sorted({m for update in updates for m in update}):
+        changes = [update[m] for update in updates if m in update]
+        mean = sum(B @ A / length for A, B, length in changes) / len(changes)
+        left = sum((B @ (A @ A.T) @ B.T) / length**2 for A, B, length in changes) - len(changes) * mean @ mean.T
+        right = sum((A.T @ (B.T @ B) @ A) / length**2 for A, B, length in changes) - len(changes) * mean.T @ mean
+        rng = make_generator(0, "sketch", m)
+        directions[m] = tuple(find_leading_eigenvectors(gram, size, rng) for gram in (left, right))
+    return directions
 
 # %% ../../nbs/5_selection/03_gradient_match.ipynb #ce76f25f
 def compute_sketch_stamp(library) -> str:
@@ -152,25 +150,6 @@ def read_update(library, name: str) -> dict:  # layer -> (A, B, the whole adapte
     length = factor_inner_product(factors, factors) ** 0.5 or 1.0
     return {m: (A.double().numpy(), B.double().numpy(), length) for m, (A, B) in factors.items()}
 
-
-def project_update(change: dict, directions: dict, size: int) -> np.ndarray:  # (layers, s * s) float16
-    "Return P B A Qᵀ / ‖Δ‖ of each layer, zeros for a layer that the adapter does not change."
-    row = np.zeros((len(directions), size * size), np.float16)
-    for i, (m, (left, right)) in enumerate(directions.items()):
-        if m in change:
-            A, B, length = change[m]
-            row[i] = ((left @ B) @ (A @ right.T) / length).ravel()
-    return row
-
-# %% ../../nbs/5_selection/03_gradient_match.ipynb #92dece0a
-def learn_sketch_directions(changes: list, size: int) -> dict:  # layer -> (left, right), float16
-    "Return the directions of every layer that one of the changes touches."
-    directions = {}
-    for m in sorted({m for change in changes for m in change}):
-        pair = find_update_directions([c[m] for c in changes if m in c], size, make_generator(0, "sketch", m))
-        directions[m] = tuple(side.astype(np.float16) for side in pair)
-    return directions
-
 # %% ../../nbs/5_selection/03_gradient_match.ipynb #a30ace54
 def load_sketch(
     library,  # `Library`
@@ -183,9 +162,16 @@ def load_sketch(
         return sketch
     step = -(-len(library) // SKETCH_SAMPLE_SIZE)
     sample = {name: read_update(library, name) for name in library.names[::step]}
-    directions = learn_sketch_directions(list(sample.values()), size)
-    rows = [project_update(sample.get(n) or read_update(library, n), directions, size) for n in library.names]
-    write_sketch(file, stamp, np.stack(rows), directions)
+    learned = learn_sketch_directions(list(sample.values()), size)
+    directions = {m: tuple(side.astype(np.float16) for side in pair) for m, pair in learned.items()}
+    rows = np.zeros((len(library), len(directions), size * size), np.float16)
+    for row, name in zip(rows, library.names):
+        update = sample.get(name) or read_update(library, name)
+        for i, (m, (left, right)) in enumerate(directions.items()):
+            if m in update:  # P B A Qᵀ / ‖Δ‖; zeros for a layer that the adapter does not change
+                A, B, length = update[m]
+                row[i] = ((left @ B) @ (A @ right.T) / length).ravel()
+    write_sketch(file, stamp, rows, directions)
     return read_sketch(file, stamp, len(library), size)
 
 # %% ../../nbs/5_selection/03_gradient_match.ipynb #5050d5b8
@@ -193,7 +179,7 @@ SKETCH_BLOCK_ROWS = 1024  # pLLMs whose sketch is in memory at a time
 
 # %% ../../nbs/5_selection/03_gradient_match.ipynb #5050d5s1
 def select_by_gradient(request: SelectionRequest) -> Ranking:
-    "Select the pLLM towards which the user's loss falls most steeply, by one backward pass and a sketch."
+    "Select the pLLM towards which the user's loss falls most steeply; its own download is not in the cost."
     library, losses = request.library, request.losses
     rows, directions = load_sketch(library)
     project_gradient = lambda m, G: (directions[m][0] @ G @ directions[m][1].T).ravel()
@@ -204,4 +190,5 @@ def select_by_gradient(request: SelectionRequest) -> Ranking:
     cost = Cost(forward=losses.num_dialogues, backward=losses.num_dialogues, tokens=int(losses.lengths.sum()))
     cost.bytes_moved = rows.nbytes + sum(X.nbytes for pair in directions.values() for X in pair)
     reason = f"of {len(scores)}, the loss falls most steeply towards it"
-    return rank_by_scores(library, library.names, scores, reason, cost)
+    order = [(library.names[i], float(scores[i])) for i in find_nearest(scores, library.names)]
+    return Ranking(order[0][0], *zip(*order), {order[0][0]: 1.0}, reason=reason, cost=cost)

@@ -93,7 +93,7 @@ class Library:
         self.base = self.index.head["base"]  # fingerprint of the model that all pLLMs were made for
         self.row_numbers = {name: row for row, name in enumerate(self.index.names)}
         self.names = [*self.index.names]
-        self._matrix, self._is_finite = None, False  # the rows are read and checked on first use
+        self._matrix = None  # the rows are read and checked on first use
 
     @cached_property
     def space(self):
@@ -134,8 +134,17 @@ def read_space(self: Library, space=None):  # a `StyleSpace` or a `SharedBasis`;
 
 # %% ../../nbs/5_selection/06_library.ipynb #dbc1fc3f
 @patch
-def matrix(self: Library) -> np.ndarray:  # (n, width) float32, one row for each name of the index
-    "The memory-mapped matrix of all rows, after a check of its checksum."
+def check_unchanged(self: Library) -> None:
+    "Raise `InputError` if another program has written a new index since we opened the library."
+    now = read_index(self.path)
+    if (now.head, now.names) != (self.index.head, self.index.names):
+        raise InputError(f"{self.path}: has been changed since it was opened", "open it again")
+
+# %% ../../nbs/5_selection/06_library.ipynb #ca177b9f
+@patch
+@property
+def rows(self: Library) -> np.ndarray:  # (n, width) float32, one row for each of `names`
+    "The rows of the pLLMs, memory-mapped. Raises `InputError` for a matrix that is not the index's."
     if self._matrix is None:
         file = self.index.file
         content = file.read_bytes() if file.is_file() else b""
@@ -145,27 +154,7 @@ def matrix(self: Library) -> np.ndarray:  # (n, width) float32, one row for each
         self._matrix = np.lib.format.open_memmap(file, mode="r")
     return self._matrix
 
-
-@patch
-def check_unchanged(self: Library) -> None:
-    "Raise `InputError` if another program has written a new index since we opened the library."
-    now = read_index(self.path)
-    if (now.head, now.names) != (self.index.head, self.index.names):
-        raise InputError(f"{self.path}: has been changed since it was opened", "open it again")
-
-
-@patch
-@property
-def rows(self: Library) -> np.ndarray:  # (n, width) float32, one row for each of `names`
-    "The rows of the pLLMs, memory-mapped. Raises `InputError` for a row that is not finite."
-    matrix = self.matrix()
-    if not self._is_finite and (damaged := np.flatnonzero(~np.isfinite(matrix).all(1)).tolist()):
-        what = f"{self.index.file}: the rows of {', '.join(self.names[row] for row in damaged[:5])} are not finite"
-        raise InputError(what, "remove and add them anew")
-    self._is_finite = True
-    return matrix
-
-
+# %% ../../nbs/5_selection/06_library.ipynb #c377a763
 @patch
 def columns(self: Library, name: str) -> np.ndarray:  # (n, d), a view
     'Return one group of columns of all rows, such as "coordinates"; raise `InputError` for an unknown group.'
@@ -223,7 +212,7 @@ def _write_rows(self: Library, names: list, rows: np.ndarray) -> None:
             os.replace(self.index.file, self.path / MATRIX_FILE)
     except OSError as error:
         raise InputError(f"{self.path}: cannot be written ({error.strerror})", "make the folder writable") from error
-    self._matrix, self._is_finite = None, False  # some systems cannot replace a mapped file
+    self._matrix = None  # some systems cannot replace a mapped file
     for pattern in ("sketch-*", ".index.*.tmp"):  # a sketch of the old library, and what an interrupted change left
         for file in self.path.glob(pattern):
             delete_path(file)
@@ -267,7 +256,7 @@ def add(
     check_pllm_adapter(folder, self.base)
     self._write_pllm(folder, card, row)
 
-
+# %% ../../nbs/5_selection/06_library.ipynb #c397c61a
 @patch
 def _write_pllm(self: Library, adapter_folder: Path, card: dict, row: np.ndarray) -> None:
     "Write a sub-folder beside its place, move it there, and add its row to the index."
@@ -279,7 +268,7 @@ def _write_pllm(self: Library, adapter_folder: Path, card: dict, row: np.ndarray
         write_pllm(temporary, adapter_folder, card)
         delete_path(place)  # left by an interrupted call
         os.replace(temporary, place)
-        self._write_rows([*self.index.names, place.name], np.vstack([self.matrix(), row]))
+        self._write_rows([*self.index.names, place.name], np.vstack([self.rows, row]))
     except OSError as error:
         remedy = "free some space or make the folder writable"
         raise InputError(f"{place}: cannot be written ({error.strerror})", remedy) from error
@@ -291,7 +280,7 @@ def _write_pllm(self: Library, adapter_folder: Path, card: dict, row: np.ndarray
 def remove(self: Library, name: str) -> None:
     "Take a pLLM out of the index, then delete its folder. Raise `InputError` if the name is unknown."
     if isinstance(name, str) and name in self.row_numbers:
-        rows = np.delete(self.matrix(), self.row_numbers[name], 0)
+        rows = np.delete(self.rows, self.row_numbers[name], 0)
         self._write_rows([other for other in self.index.names if other != name], rows)
     else:  # perhaps an interrupted call left its folder, which holds nothing but files of a pLLM
         folder = self.path / check_pllm_name(name)

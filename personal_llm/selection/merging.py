@@ -58,7 +58,7 @@ def combine_adapters(
     card = dict(base=base, parents=tuple(weights), cost=cost, weights=weights, error=error)
     return write_adapter(factors, settings, out, **card)
 
-
+# %% ../../nbs/5_selection/07_merging.ipynb #c212c88e
 def merge(
     library,  # a `Library`, or a dict: name -> an adapter's folder
     weights: dict,  # name -> share, not negative, sum at most 1; the base model has the rest

@@ -78,13 +78,12 @@ def apply_weights(self: AdapterMixture, weights):
         yield
 
 # %% ../../nbs/5_selection/08_mixture.ipynb #ef8f1f6e
-def compute_losses_and_slopes(logits, labels, weights, keep_graph: bool) -> tuple:  # ((rows,), (rows, pLLMs))
-    "Return the loss of each row and its slope by the row's weights."
+def compute_slopes(logits, labels, weights, keep_graph: bool) -> np.ndarray:  # (rows, pLLMs)
+    "Return the slope of each row's loss by the row's weights."
     import torch
 
-    losses = compute_row_losses(logits, labels)
-    (slopes,) = torch.autograd.grad(losses.sum(), weights, retain_graph=keep_graph)
-    return losses.detach().cpu().numpy(), slopes.cpu().numpy()
+    (slopes,) = torch.autograd.grad(compute_row_losses(logits, labels).sum(), weights, retain_graph=keep_graph)
+    return slopes.cpu().numpy()
 
 # %% ../../nbs/5_selection/08_mixture.ipynb #aa10b51b
 @patch
@@ -102,29 +101,27 @@ def iterate_batches(self: AdapterMixture, samples: list, weights: np.ndarray):
 # %% ../../nbs/5_selection/08_mixture.ipynb #f923b248
 @dataclass
 class LossDerivatives:
-    "Losses of some dialogues at given weights, with slopes and curvature."
+    "Slopes and curvature of the loss of some dialogues at given weights."
 
-    row_losses: np.ndarray  # (n,) nats per token of each dialogue
     loss_slopes: np.ndarray  # (n, pLLMs) derivative of each dialogue's loss by each weight
     curvature: np.ndarray  # (pLLMs, pLLMs) estimated second derivative of the mean loss; 0 where not asked for
 
-
+# %% ../../nbs/5_selection/08_mixture.ipynb #c95a0bdc
 @patch
 def compute_derivatives(self: AdapterMixture, samples: list, weights, with_curvature=False) -> LossDerivatives:
     "Run a forward and a backward pass over dialogues, and for the curvature one more backward pass."
     import torch
 
     n, count = len(samples), len(self.names)
-    result = LossDerivatives(np.zeros(n), np.zeros((n, count)), np.zeros((count, count)))
+    result = LossDerivatives(np.zeros((n, count)), np.zeros((count, count)))
     for rows, batch, row_weights in self.iterate_batches(samples, weights):
         with self.apply_weights(row_weights.requires_grad_()):
             logits, labels = predict_labels(self.model, batch, self.labels_only)
-        losses, slopes = compute_losses_and_slopes(logits, labels, row_weights, with_curvature)
-        result.row_losses[rows], result.loss_slopes[rows] = losses, slopes
+        result.loss_slopes[rows] = compute_slopes(logits, labels, row_weights, with_curvature)
         if with_curvature:
             tokens = torch.multinomial(logits.detach().softmax(-1).cpu(), 1, generator=self.generator)[:, 0]
             drawn = labels.masked_scatter(labels != -100, tokens.to(labels.device))  # the model's own tokens
-            _, slopes = compute_losses_and_slopes(logits, drawn, row_weights, False)
+            slopes = compute_slopes(logits, drawn, row_weights, False)
             num_labels = (labels != -100).sum(1).cpu().numpy()
             result.curvature += np.einsum("r,rj,rk->jk", num_labels, slopes, slopes) / n
         self.cost.backward += len(rows) * (1 + with_curvature)
@@ -245,7 +242,6 @@ def choose_fit_candidates(request: SelectionRequest) -> tuple:  # (names, `Cost`
         return sorted(library.names), Cost()
     steepest = select_by_gradient(request)
     names = [name for name in steepest.names if name != PLAIN_PLLM][:MAX_FITTED_PLLMS]
-    steepest.cost.bytes_moved -= get_download_bytes(library, steepest.best)  # counted with all fitted adapters
     return names + [PLAIN_PLLM] * (PLAIN_PLLM in library), steepest.cost
 
 # %% ../../nbs/5_selection/08_mixture.ipynb #7c12d706
@@ -262,7 +258,7 @@ class FittedWeights:
     base_losses: np.ndarray  # (n,)
     note: str = ""  # why no step was taken
 
-
+# %% ../../nbs/5_selection/08_mixture.ipynb #c4502a29
 def fit_weights(
     mixture: AdapterMixture,
     samples: list,  # of `AdapterMixture.encode`

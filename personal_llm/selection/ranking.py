@@ -4,10 +4,9 @@
 
 # %% auto #0
 __all__ = ['BASE_NAME', 'PLAIN_PLLM', 'cosine_distance', 'l1_distance', 'compute_mean_loss', 'PLLMLosses',
-           'race_by_loss', 'Ranking', 'rank_by_scores', 'SelectionRequest']
+           'race_by_loss', 'Ranking', 'SelectionRequest']
 
 # %% ../../nbs/5_selection/02_ranking.ipynb #a88a268c
-from copy import copy
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
@@ -82,45 +81,29 @@ class PLLMLosses:
 
     def __init__(
         self,
-        model,  # `Model`; None if the table holds everything
+        model,  # `Model`
         library,  # of the pLLMs
-        dialogues: list,  # of the user; may be None with a table
-        table: dict = None,  # name -> (n, 2) summed nats and response tokens of each dialogue
+        dialogues: list,  # of the user
     ):
-        self.model = model
-        self.library = library
-        self.dialogues = list(dialogues or [])
-        self.known_sums = {name: np.asarray(sums, float).reshape(-1, 2) for name, sums in (table or {}).items()}
-        self.num_dialogues = len(self.dialogues) or max(map(len, self.known_sums.values()), default=0)
+        self.model, self.library, self.dialogues = model, library, list(dialogues)
+        self.num_dialogues = len(self.dialogues)
         if self.num_dialogues < MIN_LOSS_DIALOGUES:
             what = f"{self.num_dialogues} personal dialogues: a loss needs at least {MIN_LOSS_DIALOGUES}"
             raise InputError(what, f"give {MIN_LOSS_DIALOGUES - self.num_dialogues} more")
-        if model is not None and self.dialogues:
-            self.lengths = np.array([len(model.encode(d)["input_ids"]) for d in self.dialogues])  # tokens
-        else:  # a table knows the response's only
-            self.lengths = max(self.known_sums.values(), key=len)[:, 1].astype(int)
+        self.lengths = np.array([len(model.encode(d)["input_ids"]) for d in self.dialogues])  # tokens
+        self.known_sums = {}  # name -> (n, 2) summed nats and response tokens of the first dialogues
         self.requested_counts = {}  # name -> how many of the dialogues, from the first, were asked for
         self.cost = Cost()
-
-    def copy_without_cost(self) -> "PLLMLosses":
-        "Return an object with the same losses and a cost of zero."
-        other = copy(self)
-        other.requested_counts = {}
-        other.cost = Cost()
-        return other
 
     def dialogue_losses(
         self,
         name: str,  # of a pLLM, or `BASE_NAME`
         count: int = None,  # of dialogues, from the first; all by default
     ) -> np.ndarray:  # (count,) nats per response token
-        "Return the loss of each dialogue. Raise `InputError` for a loss that is not finite, or that we cannot measure."
+        "Return the loss of each dialogue. Raise `InputError` for a loss that is not finite."
         count = min(count or self.num_dialogues, self.num_dialogues)
         sums = self.known_sums.get(name, np.zeros((0, 2)))
         if len(sums) < count:
-            if self.model is None or not self.dialogues:
-                what = f"losses: dialogues {len(sums)} to {count - 1} of {name!r} are not in the table"
-                raise InputError(what, "give a model and dialogues, or a longer table")
             with self.model.use_adapter(None if name == BASE_NAME else self.library[name].adapter):
                 sums = np.concatenate([sums, self.model.nll(self.dialogues[len(sums) : count])])
             self.known_sums[name] = sums
@@ -216,25 +199,6 @@ class Ranking:
         passes = f"{self.cost.tokens} tokens, {self.cost.forward} forward, {self.cost.backward} backward"
         moved = f"{self.cost.bytes_moved / 1e6:.2f} MB moved, {self.cost.seconds:.2f} s"
         return "\n".join([*lines, f"  cost: {passes}, {moved}"])
-
-# %% ../../nbs/5_selection/02_ranking.ipynb #68900dc5
-def rank_by_scores(
-    library,  # a `Library`
-    names: list,  # of the pLLMs that have a score
-    scores,  # one for each name, smaller is better
-    reason: str,  # why the best is the best
-    cost: Cost = None,  # besides the losses and the download of the best
-    losses: PLLMLosses = None,  # those that were measured
-) -> Ranking:
-    "Return the ranking of a selector that gives every pLLM a score."
-    order = [(names[i], float(scores[i])) for i in find_nearest(np.asarray(scores, float), names)]
-    best = order[0][0]
-    requested = losses.requested_counts if losses is not None else {}
-    cost = (cost or Cost()) + (losses.cost if losses is not None else Cost())
-    if best not in requested:
-        cost.bytes_moved += get_download_bytes(library, best)
-    measured = {name: losses.mean_loss(name, count) for name, count in requested.items()}
-    return Ranking(best, *zip(*order), {best: 1.0}, False, reason, cost, losses=measured)
 
 # %% ../../nbs/5_selection/02_ranking.ipynb #61b62df2
 @dataclass(frozen=True)

@@ -82,7 +82,7 @@ MIN_BYTES_PER_SECOND = 20_000
 MAX_SECONDS = 3600.0  # for one file, whatever its size
 MAX_HEADER_BYTES = 65_536  # before the body; a server may send any number of interim answers
 
-
+# %% ../../nbs/5_selection/05_remote_library.ipynb #ca32487f
 class TimedReader(io.RawIOBase):
     "The bytes of a connection: each must arrive in time, and there is a limit to their number."
 

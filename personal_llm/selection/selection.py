@@ -30,13 +30,11 @@ def make_abstention(order: list, reason: str, **fields) -> Ranking:
 # %% ../../nbs/5_selection/09_selection.ipynb #0463e09b
 SHORTLIST_SIZE = 12  # pLLMs that race in a match
 
-
+# %% ../../nbs/5_selection/09_selection.ipynb #c9f5ff99
 def select_by_gradient_and_loss(request: SelectionRequest) -> Ranking:
     "Select the winner of a race between the pLLMs with the steepest slopes; abstain if its gain is not certain."
     library, losses = request.library, request.losses
     steepest = select_by_gradient(request)
-    moved = steepest.cost.bytes_moved - get_download_bytes(library, steepest.best)  # counted with the losses
-    cost = replace(steepest.cost, seconds=0.0, bytes_moved=moved)
     has_plain = PLAIN_PLLM in library
     references = {name: losses.mean_loss(name) for name in [BASE_NAME] + [PLAIN_PLLM] * has_plain}
     reference = min(references, key=references.get)
@@ -45,7 +43,7 @@ def select_by_gradient_and_loss(request: SelectionRequest) -> Ranking:
     raced = race_by_loss(losses, shortlist) if shortlist else {}
     order = sorted(order, key=lambda pair: raced.get(pair[0], np.inf)) or [(PLAIN_PLLM, 0.0)]  # the measured first
     best, measured = order[0][0], references | raced
-    fields = dict(cost=cost + losses.cost, losses=measured)
+    fields = dict(cost=steepest.cost + losses.cost, losses=measured)
     reason = f"lowest loss of the {len(shortlist)} nearest of {len(library)}: {measured[best]:.3f} nats a token, "
     reason += f"the base has {measured[BASE_NAME]:.3f}"
     gains = losses.dialogue_losses(reference) - losses.dialogue_losses(best)
@@ -56,9 +54,13 @@ def select_by_gradient_and_loss(request: SelectionRequest) -> Ranking:
     reason = f"no near pLLM is surely {min_gain:.1%} better than the {reference_name}; {reason}"
     return make_abstention(order, reason, weights={} if reference == BASE_NAME else {PLAIN_PLLM: 1.0}, **fields)
 
-# %% ../../nbs/5_selection/09_selection.ipynb #d0adc9c1
-def get_checked_row(request: SelectionRequest, part: str) -> np.ndarray:  # (width,) float64
-    "Return the user's row. Raise `InputError` if it does not fit the library."
+# %% ../../nbs/5_selection/09_selection.ipynb #417ee618
+def select_by_style(
+    request: SelectionRequest,
+    part: str = "coordinates",  # columns that are compared
+    distance=cosine_distance,  # or `l1_distance`
+) -> Ranking:
+    "Select the nearest row; abstain for default text. Raise `InputError` if the user's row does not fit the library."
     library, explanation = request.library, request.explanation
     columns, row = library.space.columns, np.asarray(explanation.row, np.float64)
     if explanation.space != library.space.id:
@@ -71,21 +73,11 @@ def get_checked_row(request: SelectionRequest, part: str) -> np.ndarray:  # (wid
         raise InputError(what, "explain with library.space")
     if not (np.isfinite(row).all() and np.isfinite(explanation.strength)):
         raise InputError("the explanation holds a NaN or an infinity", "explain the dialogues anew")
-    return row
-
-# %% ../../nbs/5_selection/09_selection.ipynb #417ee618
-def select_by_style(
-    request: SelectionRequest,
-    part: str = "coordinates",  # columns that are compared
-    distance=cosine_distance,  # or `l1_distance`
-) -> Ranking:
-    "Select the nearest row; abstain if the user's text cannot be told from default text."
-    library, row = request.library, get_checked_row(request, part)
-    distances = distance(library.columns(part), row[slice(*library.space.columns[part])])
+    distances = distance(library.columns(part), row[slice(*columns[part])])
     near = find_nearest(distances, library.names)
     order = [(library.names[i], float(distances[i])) for i in near]
     cost = Cost(bytes_moved=4 * int(np.prod(library.rows.shape)))
-    strength, threshold = request.explanation.strength, library.space.threshold
+    strength, threshold = explanation.strength, library.space.threshold
     if strength < threshold:
         weak = f"the text cannot be told from default text: strength {strength:.2f}, the threshold is {threshold:.2f}"
         return make_abstention(order, f"{weak}; start from the base", cost=cost)
@@ -105,11 +97,6 @@ def read_card_description(library, name: str) -> Description:
         raise InputError(what, "remove it, and add it with a new explanation, or use another method")
     return Description.from_dict(row)
 
-
-def find_common_facts(own: dict, card: dict) -> list:  # names
-    "List the facts that the user and a pLLM share, the weightiest first."
-    return sorted((fact for fact in own if own[fact] * card.get(fact, 0) > 0), key=lambda fact: -own[fact] * card[fact])
-
 # %% ../../nbs/5_selection/09_selection.ipynb #5e16a464
 def select_by_explanation(
     request: SelectionRequest,
@@ -128,7 +115,8 @@ def select_by_explanation(
     order = [([*styled][i], float(distances[i])) for i in find_nearest(distances, [*styled])]
     best, cost = order[0][0], Cost(bytes_moved=sum(len(json.dumps(one.to_dict())) for one in styled.values()))
     passed = description_items(description.habits)
-    facts = find_common_facts(passed, cards[best])
+    weight = {fact: gap * cards[best].get(fact, 0) for fact, gap in passed.items()}
+    facts = sorted((fact for fact in passed if weight[fact] > 0), key=lambda fact: -weight[fact])
     if is_informative(facts):
         cost.bytes_moved += get_download_bytes(library, best)
         numbers = [f"{fact} ({passed[fact]:.2f}; the card {cards[best][fact]:+.2f})" for fact in facts]
@@ -167,7 +155,7 @@ class Selector:
     "A selection method: a function of a `SelectionRequest` that returns a `Ranking`, and the inputs it needs."
 
     run: object  # callable: `SelectionRequest` -> `Ranking`
-    needs: tuple = ()  # some of "row", "losses", "model"
+    needs: tuple = ()  # some of "row", "model"
 
 # %% ../../nbs/5_selection/09_selection.ipynb #80d6f016
 SELECTORS = {
@@ -179,31 +167,6 @@ SELECTORS = {
     "l1": Selector(partial(select_by_style, distance=l1_distance), ("row",)),
 }
 
-# %% ../../nbs/5_selection/09_selection.ipynb #b8c3e265
-def get_selector(method) -> Selector:
-    "Return the selector of a method. Raise `InputError` for an unknown name."
-    if isinstance(method, str) and method not in SELECTORS:
-        raise InputError(f"unknown method {method[:40]!r}", f"use one of {', '.join(SELECTORS)}")
-    selector = SELECTORS[method] if isinstance(method, str) else method
-    if callable(selector):
-        selector = Selector(selector)
-    if not isinstance(selector, Selector):
-        raise InputError(f"a method is {type(method).__name__}", "give a name, or a function of a SelectionRequest")
-    return selector
-
-# %% ../../nbs/5_selection/09_selection.ipynb #8a2854d3
-def prepare_losses(selector: Selector, name: str, library, losses, model, dialogues):  # `PLLMLosses`, or None
-    "Return the losses that a selector needs. Raise `InputError` if they are missing."
-    if not {"losses", "model"} & {*selector.needs}:
-        return None
-    if losses is not None:
-        losses = losses.copy_without_cost()
-    elif model is not None and dialogues is not None:
-        losses = PLLMLosses(model, library, dialogues)
-    if losses is None or ("model" in selector.needs and (losses.model is None or not losses.dialogues)):
-        raise InputError(f"method {name!r} needs the personal dialogues and the model", "give both model and dialogues")
-    return losses
-
 # %% ../../nbs/5_selection/09_selection.ipynb #49bee888
 def select(
     library,  # `Library`
@@ -212,7 +175,6 @@ def select(
     model=None,  # `Model`, for true losses
     dialogues: list = None,  # of the user, for true losses: at least 4
     seed: int = 0,
-    losses: PLLMLosses = None,  # instead of model and dialogues: earlier measurements, at their cost
 ) -> Ranking:
     "Select the pLLM to start from, or none. Raise `InputError` if library, explanation and model do not fit."
     if method is None:  # a fit, but one download at an address, and none without dialogues to measure
@@ -221,14 +183,22 @@ def select(
         has_dialogues = model is not None and dialogues is not None
         method = "style" if not has_dialogues else "single" if one_download else "fit"
     name = method if isinstance(method, str) else getattr(method, "__name__", "your own")
-    selector, model = get_selector(method), model or getattr(losses, "model", None)
+    if isinstance(method, str) and method not in SELECTORS:
+        raise InputError(f"unknown method {method[:40]!r}", f"use one of {', '.join(SELECTORS)}")
+    selector = SELECTORS[method] if isinstance(method, str) else method
+    selector = selector if isinstance(selector, Selector) else Selector(selector)
     if not len(library):
         raise InputError("the library is empty", "add pLLMs to it first")
     if model is not None:
         check_library_base(library, model)
     if "row" in selector.needs and explanation is None:
         raise InputError(f"method {name!r} needs the user's explanation", "explain(model, dialogues, library.space)")
-    losses = prepare_losses(selector, name, library, losses, model, dialogues)
+    losses = None
+    if "model" in selector.needs:
+        if model is None or dialogues is None:
+            what = f"method {name!r} needs the personal dialogues and the model"
+            raise InputError(what, "give both model and dialogues")
+        losses = PLLMLosses(model, library, dialogues)
     with measure_cost(Cost()) as spent:
         ranking = selector.run(SelectionRequest(library, explanation, losses, check_seed(seed)))
     return replace(ranking, method=name, cost=ranking.cost + spent, library=library)

@@ -13,7 +13,7 @@ import numpy as np
 
 from ...base.core import InputError, patch
 from ...base.loading import get_encoder_id
-from ...explanation.space import StoredArrays, check_encoder
+from ...explanation.space import StoredArrays
 from ...explanation.style import check_answer_count
 from personal_llm.experiments.methods.word_classifier import (
     axis_scores_to_words,
@@ -55,7 +55,10 @@ class Vocabulary(StoredArrays):
     def load(cls, folder) -> "Vocabulary":
         "Read a vocabulary; raises `InputError` when it is missing, damaged, or made with another encoder."
         vocabulary = super().load(folder)
-        check_encoder(vocabulary.encoder, f"{folder}: the vocabulary")
+        if vocabulary.encoder != get_encoder_id():
+            what = f"{folder}: the vocabulary was made with encoder {vocabulary.encoder}, the chosen one is"
+            remedy = "choose that encoder (PERSONAL_LLM_ENCODER), or fit anew with this one"
+            raise InputError(f"{what} {get_encoder_id()}", remedy)
         return vocabulary
 
 # %% ../../../nbs/experiments/methods/03_vocabulary.ipynb #87aae032

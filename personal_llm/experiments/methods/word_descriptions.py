@@ -22,7 +22,7 @@ from ...explanation.description import description_items, description_similarity
 from ...explanation.habits import USER_ORIGINS
 from ...explanation.style import MIN_EXPLAINED_DIALOGUES
 from ...selection.ranking import PLAIN_PLLM, Ranking, SelectionRequest, find_nearest, get_download_bytes
-from ...selection.selection import find_common_facts, make_abstention
+from ...selection.selection import make_abstention
 
 # %% ../../../nbs/experiments/methods/04_word_descriptions.ipynb #wd000006
 @dataclass(frozen=True)
@@ -192,7 +192,9 @@ def select_by_words(request: SelectionRequest) -> Ranking:
     distances = np.array([1 - description_similarity(own, card) for card in cards.values()])
     order = [([*styled][i], float(distances[i])) for i in find_nearest(distances, [*styled])]
     best, cost = order[0][0], Cost(bytes_moved=sum(len(json.dumps(one.to_dict())) for one in styled.values()))
-    common = find_common_facts(passed_word_items(description), cards[best])
+    passed = passed_word_items(description)
+    weight = {fact: gap * cards[best].get(fact, 0) for fact, gap in passed.items()}
+    common = sorted((fact for fact in passed if weight[fact] > 0), key=lambda fact: -weight[fact])
     if is_informative_in_words(common):
         cost.bytes_moved += get_download_bytes(library, best)
         reason = f"its card has the most similar description, of {len(styled)}; common facts: {', '.join(common)}"
