@@ -2619,24 +2619,12 @@ d = {
             ),
         },
         "personal_llm.buffer.synthesis": {
-            "personal_llm.buffer.synthesis.RewriteState": (
-                "2_buffer/synthesis.html#rewritestate",
-                "personal_llm/buffer/synthesis.py",
-            ),
-            "personal_llm.buffer.synthesis.RewriteState.select": (
-                "2_buffer/synthesis.html#rewritestate.select",
-                "personal_llm/buffer/synthesis.py",
-            ),
             "personal_llm.buffer.synthesis.SynthesisConfig": (
                 "2_buffer/synthesis.html#synthesisconfig",
                 "personal_llm/buffer/synthesis.py",
             ),
             "personal_llm.buffer.synthesis.SynthesisConfig.__post_init__": (
                 "2_buffer/synthesis.html#synthesisconfig.__post_init__",
-                "personal_llm/buffer/synthesis.py",
-            ),
-            "personal_llm.buffer.synthesis.SynthesisConfig.for_model": (
-                "2_buffer/synthesis.html#synthesisconfig.for_model",
                 "personal_llm/buffer/synthesis.py",
             ),
             "personal_llm.buffer.synthesis.SynthesisResult": (
@@ -2655,52 +2643,8 @@ d = {
                 "2_buffer/synthesis.html#changes_facts",
                 "personal_llm/buffer/synthesis.py",
             ),
-            "personal_llm.buffer.synthesis.changes_form": (
-                "2_buffer/synthesis.html#changes_form",
-                "personal_llm/buffer/synthesis.py",
-            ),
-            "personal_llm.buffer.synthesis.changes_request": (
-                "2_buffer/synthesis.html#changes_request",
-                "personal_llm/buffer/synthesis.py",
-            ),
             "personal_llm.buffer.synthesis.check_rewrite": (
                 "2_buffer/synthesis.html#check_rewrite",
-                "personal_llm/buffer/synthesis.py",
-            ),
-            "personal_llm.buffer.synthesis.check_round": (
-                "2_buffer/synthesis.html#check_round",
-                "personal_llm/buffer/synthesis.py",
-            ),
-            "personal_llm.buffer.synthesis.clean_rewrite": (
-                "2_buffer/synthesis.html#clean_rewrite",
-                "personal_llm/buffer/synthesis.py",
-            ),
-            "personal_llm.buffer.synthesis.continue_rewrites": (
-                "2_buffer/synthesis.html#continue_rewrites",
-                "personal_llm/buffer/synthesis.py",
-            ),
-            "personal_llm.buffer.synthesis.draw_tokens": (
-                "2_buffer/synthesis.html#draw_tokens",
-                "personal_llm/buffer/synthesis.py",
-            ),
-            "personal_llm.buffer.synthesis.find_first_tokens": (
-                "2_buffer/synthesis.html#find_first_tokens",
-                "personal_llm/buffer/synthesis.py",
-            ),
-            "personal_llm.buffer.synthesis.get_content": (
-                "2_buffer/synthesis.html#get_content",
-                "personal_llm/buffer/synthesis.py",
-            ),
-            "personal_llm.buffer.synthesis.is_repeat": (
-                "2_buffer/synthesis.html#is_repeat",
-                "personal_llm/buffer/synthesis.py",
-            ),
-            "personal_llm.buffer.synthesis.make_request": (
-                "2_buffer/synthesis.html#make_request",
-                "personal_llm/buffer/synthesis.py",
-            ),
-            "personal_llm.buffer.synthesis.make_variants": (
-                "2_buffer/synthesis.html#make_variants",
                 "personal_llm/buffer/synthesis.py",
             ),
             "personal_llm.buffer.synthesis.parse_rewrite": (
@@ -2711,24 +2655,8 @@ d = {
                 "2_buffer/synthesis.html#propose_rewrites",
                 "personal_llm/buffer/synthesis.py",
             ),
-            "personal_llm.buffer.synthesis.rewrite_prompts": (
-                "2_buffer/synthesis.html#rewrite_prompts",
-                "personal_llm/buffer/synthesis.py",
-            ),
-            "personal_llm.buffer.synthesis.run_cached": (
-                "2_buffer/synthesis.html#run_cached",
-                "personal_llm/buffer/synthesis.py",
-            ),
-            "personal_llm.buffer.synthesis.sample_rewrites": (
-                "2_buffer/synthesis.html#sample_rewrites",
-                "personal_llm/buffer/synthesis.py",
-            ),
             "personal_llm.buffer.synthesis.semantic_similarities": (
                 "2_buffer/synthesis.html#semantic_similarities",
-                "personal_llm/buffer/synthesis.py",
-            ),
-            "personal_llm.buffer.synthesis.start_rewrites": (
-                "2_buffer/synthesis.html#start_rewrites",
                 "personal_llm/buffer/synthesis.py",
             ),
             "personal_llm.buffer.synthesis.synthesize": (
@@ -6955,6 +6883,80 @@ d = {
             "personal_llm.experiments.methods.canaries.make_canaries": (
                 "experiments/methods/canaries.html#make_canaries",
                 "personal_llm/experiments/methods/canaries.py",
+            ),
+        },
+        "personal_llm.experiments.methods.example_rewrites": {
+            "personal_llm.experiments.methods.example_rewrites.ExampleConfig": (
+                "experiments/methods/example_rewrites.html#exampleconfig",
+                "personal_llm/experiments/methods/example_rewrites.py",
+            ),
+            "personal_llm.experiments.methods.example_rewrites.RewriteState": (
+                "experiments/methods/example_rewrites.html#rewritestate",
+                "personal_llm/experiments/methods/example_rewrites.py",
+            ),
+            "personal_llm.experiments.methods.example_rewrites.RewriteState.select": (
+                "experiments/methods/example_rewrites.html#rewritestate.select",
+                "personal_llm/experiments/methods/example_rewrites.py",
+            ),
+            "personal_llm.experiments.methods.example_rewrites.changes_form": (
+                "experiments/methods/example_rewrites.html#changes_form",
+                "personal_llm/experiments/methods/example_rewrites.py",
+            ),
+            "personal_llm.experiments.methods.example_rewrites.changes_request": (
+                "experiments/methods/example_rewrites.html#changes_request",
+                "personal_llm/experiments/methods/example_rewrites.py",
+            ),
+            "personal_llm.experiments.methods.example_rewrites.check_example_rewrite": (
+                "experiments/methods/example_rewrites.html#check_example_rewrite",
+                "personal_llm/experiments/methods/example_rewrites.py",
+            ),
+            "personal_llm.experiments.methods.example_rewrites.check_round": (
+                "experiments/methods/example_rewrites.html#check_round",
+                "personal_llm/experiments/methods/example_rewrites.py",
+            ),
+            "personal_llm.experiments.methods.example_rewrites.clean_rewrite": (
+                "experiments/methods/example_rewrites.html#clean_rewrite",
+                "personal_llm/experiments/methods/example_rewrites.py",
+            ),
+            "personal_llm.experiments.methods.example_rewrites.continue_rewrites": (
+                "experiments/methods/example_rewrites.html#continue_rewrites",
+                "personal_llm/experiments/methods/example_rewrites.py",
+            ),
+            "personal_llm.experiments.methods.example_rewrites.draw_tokens": (
+                "experiments/methods/example_rewrites.html#draw_tokens",
+                "personal_llm/experiments/methods/example_rewrites.py",
+            ),
+            "personal_llm.experiments.methods.example_rewrites.find_first_tokens": (
+                "experiments/methods/example_rewrites.html#find_first_tokens",
+                "personal_llm/experiments/methods/example_rewrites.py",
+            ),
+            "personal_llm.experiments.methods.example_rewrites.get_content": (
+                "experiments/methods/example_rewrites.html#get_content",
+                "personal_llm/experiments/methods/example_rewrites.py",
+            ),
+            "personal_llm.experiments.methods.example_rewrites.make_request": (
+                "experiments/methods/example_rewrites.html#make_request",
+                "personal_llm/experiments/methods/example_rewrites.py",
+            ),
+            "personal_llm.experiments.methods.example_rewrites.rewrite_by_examples": (
+                "experiments/methods/example_rewrites.html#rewrite_by_examples",
+                "personal_llm/experiments/methods/example_rewrites.py",
+            ),
+            "personal_llm.experiments.methods.example_rewrites.run_cached": (
+                "experiments/methods/example_rewrites.html#run_cached",
+                "personal_llm/experiments/methods/example_rewrites.py",
+            ),
+            "personal_llm.experiments.methods.example_rewrites.sample_rewrites": (
+                "experiments/methods/example_rewrites.html#sample_rewrites",
+                "personal_llm/experiments/methods/example_rewrites.py",
+            ),
+            "personal_llm.experiments.methods.example_rewrites.start_rewrites": (
+                "experiments/methods/example_rewrites.html#start_rewrites",
+                "personal_llm/experiments/methods/example_rewrites.py",
+            ),
+            "personal_llm.experiments.methods.example_rewrites.synthesize_by_examples": (
+                "experiments/methods/example_rewrites.html#synthesize_by_examples",
+                "personal_llm/experiments/methods/example_rewrites.py",
             ),
         },
         "personal_llm.experiments.methods.merge_weights": {
