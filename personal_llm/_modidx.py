@@ -4221,10 +4221,6 @@ d = {
                 "1_data/people.html#simulateduser.apply_habits",
                 "personal_llm/data/people.py",
             ),
-            "personal_llm.data.people.SimulatedUser.choose_side": (
-                "1_data/people.html#simulateduser.choose_side",
-                "personal_llm/data/people.py",
-            ),
             "personal_llm.data.people.SimulatedUser.is_signal_dialogue": (
                 "1_data/people.html#simulateduser.is_signal_dialogue",
                 "personal_llm/data/people.py",
@@ -4233,17 +4229,9 @@ d = {
                 "1_data/people.html#simulateduser.preferred_response",
                 "personal_llm/data/people.py",
             ),
-            "personal_llm.data.people.SimulatedUser.sides": (
-                "1_data/people.html#simulateduser.sides",
-                "personal_llm/data/people.py",
-            ),
             "personal_llm.data.people.UserData": ("1_data/people.html#userdata", "personal_llm/data/people.py"),
             "personal_llm.data.people.brevity": ("1_data/people.html#brevity", "personal_llm/data/people.py"),
             "personal_llm.data.people.bullets": ("1_data/people.html#bullets", "personal_llm/data/people.py"),
-            "personal_llm.data.people.draw_user_stream": (
-                "1_data/people.html#draw_user_stream",
-                "personal_llm/data/people.py",
-            ),
             "personal_llm.data.people.emoji": ("1_data/people.html#emoji", "personal_llm/data/people.py"),
             "personal_llm.data.people.group_rows_by_subject": (
                 "1_data/people.html#group_rows_by_subject",
@@ -4254,10 +4242,6 @@ d = {
                 "personal_llm/data/people.py",
             ),
             "personal_llm.data.people.lower_case": ("1_data/people.html#lower_case", "personal_llm/data/people.py"),
-            "personal_llm.data.people.make_test_sets": (
-                "1_data/people.html#make_test_sets",
-                "personal_llm/data/people.py",
-            ),
             "personal_llm.data.people.marked_lines": ("1_data/people.html#marked_lines", "personal_llm/data/people.py"),
             "personal_llm.data.people.mix_sources": ("1_data/people.html#mix_sources", "personal_llm/data/people.py"),
             "personal_llm.data.people.numbered_steps": (
@@ -7615,6 +7599,44 @@ d = {
             "personal_llm.experiments.other_people.sure": (
                 "experiments/other_people.html#sure",
                 "personal_llm/experiments/other_people.py",
+            ),
+        },
+        "personal_llm.experiments.people": {
+            "personal_llm.experiments.people.Person": (
+                "experiments/people.html#person",
+                "personal_llm/experiments/people.py",
+            ),
+            "personal_llm.experiments.people.Person.__call__": (
+                "experiments/people.html#person.__call__",
+                "personal_llm/experiments/people.py",
+            ),
+            "personal_llm.experiments.people.Person.choose_side": (
+                "experiments/people.html#person.choose_side",
+                "personal_llm/experiments/people.py",
+            ),
+            "personal_llm.experiments.people.Person.is_signal_dialogue": (
+                "experiments/people.html#person.is_signal_dialogue",
+                "personal_llm/experiments/people.py",
+            ),
+            "personal_llm.experiments.people.Person.preferred_response": (
+                "experiments/people.html#person.preferred_response",
+                "personal_llm/experiments/people.py",
+            ),
+            "personal_llm.experiments.people.Person.sides": (
+                "experiments/people.html#person.sides",
+                "personal_llm/experiments/people.py",
+            ),
+            "personal_llm.experiments.people.draw_person_stream": (
+                "experiments/people.html#draw_person_stream",
+                "personal_llm/experiments/people.py",
+            ),
+            "personal_llm.experiments.people.list_subjects_of_sides": (
+                "experiments/people.html#list_subjects_of_sides",
+                "personal_llm/experiments/people.py",
+            ),
+            "personal_llm.experiments.people.person_stream": (
+                "experiments/people.html#person_stream",
+                "personal_llm/experiments/people.py",
             ),
         },
         "personal_llm.experiments.poisoning": {
