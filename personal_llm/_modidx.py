@@ -1857,20 +1857,8 @@ d = {
                 "2_buffer/active.html#activepolicy.__init__",
                 "personal_llm/buffer/active.py",
             ),
-            "personal_llm.buffer.active.ActivePolicy._compare_probability": (
-                "2_buffer/active.html#activepolicy._compare_probability",
-                "personal_llm/buffer/active.py",
-            ),
-            "personal_llm.buffer.active.ActivePolicy._find_step": (
-                "2_buffer/active.html#activepolicy._find_step",
-                "personal_llm/buffer/active.py",
-            ),
             "personal_llm.buffer.active.ActivePolicy._forget_traits": (
                 "2_buffer/active.html#activepolicy._forget_traits",
-                "personal_llm/buffer/active.py",
-            ),
-            "personal_llm.buffer.active.ActivePolicy._sample": (
-                "2_buffer/active.html#activepolicy._sample",
                 "personal_llm/buffer/active.py",
             ),
             "personal_llm.buffer.active.ActivePolicy.after_finetune": (
@@ -1879,10 +1867,6 @@ d = {
             ),
             "personal_llm.buffer.active.ActivePolicy.after_rescore": (
                 "2_buffer/active.html#activepolicy.after_rescore",
-                "personal_llm/buffer/active.py",
-            ),
-            "personal_llm.buffer.active.ActivePolicy.allow_early_questions": (
-                "2_buffer/active.html#activepolicy.allow_early_questions",
                 "personal_llm/buffer/active.py",
             ),
             "personal_llm.buffer.active.ActivePolicy.choose": (
@@ -1899,10 +1883,6 @@ d = {
             ),
             "personal_llm.buffer.active.ActivePolicy.discount_probability": (
                 "2_buffer/active.html#activepolicy.discount_probability",
-                "personal_llm/buffer/active.py",
-            ),
-            "personal_llm.buffer.active.ActivePolicy.expect": (
-                "2_buffer/active.html#activepolicy.expect",
                 "personal_llm/buffer/active.py",
             ),
             "personal_llm.buffer.active.ActivePolicy.find_wait": (
@@ -1923,10 +1903,6 @@ d = {
             ),
             "personal_llm.buffer.active.ActivePolicy.learn_from_reaction": (
                 "2_buffer/active.html#activepolicy.learn_from_reaction",
-                "personal_llm/buffer/active.py",
-            ),
-            "personal_llm.buffer.active.ActivePolicy.learn_from_silence": (
-                "2_buffer/active.html#activepolicy.learn_from_silence",
                 "personal_llm/buffer/active.py",
             ),
             "personal_llm.buffer.active.ActivePolicy.list_counters": (
@@ -2002,10 +1978,6 @@ d = {
             ),
             "personal_llm.buffer.buffer.Buffer._fill": (
                 "2_buffer/buffer.html#buffer._fill",
-                "personal_llm/buffer/buffer.py",
-            ),
-            "personal_llm.buffer.buffer.Buffer._place": (
-                "2_buffer/buffer.html#buffer._place",
                 "personal_llm/buffer/buffer.py",
             ),
             "personal_llm.buffer.buffer.Buffer._refill": (
@@ -2315,24 +2287,12 @@ d = {
                 "2_buffer/policies.html#policy.after_rescore",
                 "personal_llm/buffer/policies.py",
             ),
-            "personal_llm.buffer.policies.Policy.allow_early_questions": (
-                "2_buffer/policies.html#policy.allow_early_questions",
-                "personal_llm/buffer/policies.py",
-            ),
             "personal_llm.buffer.policies.Policy.choose": (
                 "2_buffer/policies.html#policy.choose",
                 "personal_llm/buffer/policies.py",
             ),
-            "personal_llm.buffer.policies.Policy.expect": (
-                "2_buffer/policies.html#policy.expect",
-                "personal_llm/buffer/policies.py",
-            ),
             "personal_llm.buffer.policies.Policy.learn_from_reaction": (
                 "2_buffer/policies.html#policy.learn_from_reaction",
-                "personal_llm/buffer/policies.py",
-            ),
-            "personal_llm.buffer.policies.Policy.learn_from_silence": (
-                "2_buffer/policies.html#policy.learn_from_silence",
                 "personal_llm/buffer/policies.py",
             ),
             "personal_llm.buffer.policies.Policy.list_counters": (

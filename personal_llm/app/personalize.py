@@ -79,7 +79,7 @@ class PersonalizeSettings(PersonalizerSettings):
 def make_buffer(policy: str, capacity: int, seed: int, length: int):  # an empty `Buffer`
     "Make a buffer whose policy, if it asks, knows the number of dialogues until the fine-tune."
     buffer = Buffer(capacity, policy, seed)
-    buffer.policy.expect(length)
+    buffer.policy.horizon = length
     return buffer
 
 

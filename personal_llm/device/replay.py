@@ -293,7 +293,7 @@ def drop_former_settings(settings: dict) -> dict:
 def _apply_configured(self: PersonalizerState, event: Event, facts: dict) -> None:
     self.base, self.model, self.settings = facts["base"], facts["model"], drop_former_settings(facts["settings"])
     self.is_large = facts["is_large"]
-    self.buffer.policy.allow_early_questions(self.settings.get("early_questions") or 0)
+    self.buffer.policy.early_questions = self.settings.get("early_questions") or 0
 
 
 @patch
@@ -412,7 +412,7 @@ def _close_question(self: PersonalizerState, root: str) -> None:
         return
     self.question_id = ""
     if all(row["dialogue_id"] != root for row in self.feedback_rows):
-        self.buffer.policy.learn_from_silence()
+        self.buffer.policy.num_unanswered += 1
 
 # %% ../../nbs/6_device/02_replay.ipynb #b79afa3d
 @patch
@@ -451,7 +451,7 @@ def _apply_asked(self: PersonalizerState, event: Event, facts: dict) -> None:
     else:
         self.cost.requests += 1
         self.asked_ids.add(event.dialogue)
-        self.buffer.policy.learn_from_silence()
+        self.buffer.policy.num_unanswered += 1
 
 # %% ../../nbs/6_device/02_replay.ipynb #f3453bd4
 @patch
