@@ -11961,10 +11961,6 @@ d = {
                 "3_tuning/training_loop.html#select_step_batches",
                 "personal_llm/tuning/training_loop.py",
             ),
-            "personal_llm.tuning.training_loop.split_long_batch": (
-                "3_tuning/training_loop.html#split_long_batch",
-                "personal_llm/tuning/training_loop.py",
-            ),
             "personal_llm.tuning.training_loop.supports_partial_logits": (
                 "3_tuning/training_loop.html#supports_partial_logits",
                 "personal_llm/tuning/training_loop.py",
