@@ -4093,10 +4093,6 @@ d = {
                 "1_data/exports.html#split_at_pauses",
                 "personal_llm/data/exports.py",
             ),
-            "personal_llm.data.exports.trace_branch": (
-                "1_data/exports.html#trace_branch",
-                "personal_llm/data/exports.py",
-            ),
         },
         "personal_llm.data.formats": {
             "personal_llm.data.formats.ParsedConversation": (
@@ -4258,10 +4254,6 @@ d = {
                 "1_data/reading.html#load_samples",
                 "personal_llm/data/reading.py",
             ),
-            "personal_llm.data.reading.match_format": (
-                "1_data/reading.html#match_format",
-                "personal_llm/data/reading.py",
-            ),
             "personal_llm.data.reading.parse_source": (
                 "1_data/reading.html#parse_source",
                 "personal_llm/data/reading.py",
@@ -4276,10 +4268,6 @@ d = {
             ),
             "personal_llm.data.reading.records_in_memory": (
                 "1_data/reading.html#records_in_memory",
-                "personal_llm/data/reading.py",
-            ),
-            "personal_llm.data.reading.rows_to_dialogues": (
-                "1_data/reading.html#rows_to_dialogues",
                 "personal_llm/data/reading.py",
             ),
             "personal_llm.data.reading.to_json_value": (
@@ -4301,7 +4289,6 @@ d = {
                 "1_data/records.html#decode_lines",
                 "personal_llm/data/records.py",
             ),
-            "personal_llm.data.records.decompress": ("1_data/records.html#decompress", "personal_llm/data/records.py"),
             "personal_llm.data.records.format_value": (
                 "1_data/records.html#format_value",
                 "personal_llm/data/records.py",
