@@ -1996,10 +1996,6 @@ d = {
                 "2_buffer/buffer.html#buffer.clear",
                 "personal_llm/buffer/buffer.py",
             ),
-            "personal_llm.buffer.buffer.Buffer.has_same_text": (
-                "2_buffer/buffer.html#buffer.has_same_text",
-                "personal_llm/buffer/buffer.py",
-            ),
             "personal_llm.buffer.buffer.Buffer.header": (
                 "2_buffer/buffer.html#buffer.header",
                 "personal_llm/buffer/buffer.py",
@@ -2098,10 +2094,6 @@ d = {
                 "2_buffer/correction_model.html#compute_answer_features",
                 "personal_llm/buffer/correction_model.py",
             ),
-            "personal_llm.buffer.correction_model.compute_relative_rank": (
-                "2_buffer/correction_model.html#compute_relative_rank",
-                "personal_llm/buffer/correction_model.py",
-            ),
             "personal_llm.buffer.correction_model.estimate_relevance": (
                 "2_buffer/correction_model.html#estimate_relevance",
                 "personal_llm/buffer/correction_model.py",
@@ -2130,10 +2122,6 @@ d = {
                 "personal_llm/buffer/facts.py",
             ),
             "personal_llm.buffer.facts.find_facts": ("2_buffer/facts.html#find_facts", "personal_llm/buffer/facts.py"),
-            "personal_llm.buffer.facts.find_statement": (
-                "2_buffer/facts.html#find_statement",
-                "personal_llm/buffer/facts.py",
-            ),
             "personal_llm.buffer.facts.is_surely_unknown": (
                 "2_buffer/facts.html#is_surely_unknown",
                 "personal_llm/buffer/facts.py",
@@ -2218,10 +2206,6 @@ d = {
             ),
             "personal_llm.buffer.next_turn.get_first_sentence": (
                 "2_buffer/next_turn.html#get_first_sentence",
-                "personal_llm/buffer/next_turn.py",
-            ),
-            "personal_llm.buffer.next_turn.load_reader": (
-                "2_buffer/next_turn.html#load_reader",
                 "personal_llm/buffer/next_turn.py",
             ),
             "personal_llm.buffer.next_turn.read_next_turns": (

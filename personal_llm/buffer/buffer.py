@@ -60,14 +60,6 @@ def bin_bytes(candidate: ScoredDialogue) -> int:  # bytes
     text = json.dumps(candidate.dialogue.to_dict(), ensure_ascii=False).encode("utf-8", "surrogatepass")
     return len(text) + candidate.scores.embedding.nbytes + len(candidate.scores.domain) + 4 * 8
 
-# %% ../../nbs/2_buffer/03_buffer.ipynb #c3bc24a5
-@patch
-def has_same_text(self: Buffer, candidate: ScoredDialogue) -> bool:
-    "Return whether an entry has the same text as this dialogue."
-    history, prompt, response = candidate.content_key
-    same = ((history, prompt, response), (history, prompt, None))
-    return any(entry.content_key in same for entry in self.entries)
-
 # %% ../../nbs/2_buffer/03_buffer.ipynb #63839ca4
 @patch
 def _fill(self: Buffer, slot: int, candidate: ScoredDialogue, arrival: int) -> None:
@@ -122,7 +114,9 @@ def add(self: Buffer, candidate: ScoredDialogue) -> Decision:
     scores = dict(eoe=s.eoe, dss=s.dss, idd=self.view.compute_idd(candidate), domain=s.domain)
     if any(candidate.dialogue.id == d.id for d in self.dialogues):
         return self._settle(candidate, None, SAME_ID, self.seen, scores)
-    if self.has_same_text(candidate):
+    history, prompt, response = candidate.content_key
+    same = ((history, prompt, response), (history, prompt, None))
+    if any(entry.content_key in same for entry in self.entries):
         return self._settle(candidate, None, SAME_TEXT, self.seen, scores)
     self.policy.remember(self.view, candidate)
     slot, reason = self.policy.place(self.view, candidate)
