@@ -2441,6 +2441,10 @@ d = {
                 "2_buffer/retrieval.html#fit_memories",
                 "personal_llm/buffer/retrieval.py",
             ),
+            "personal_llm.buffer.retrieval.measure_help": (
+                "2_buffer/retrieval.html#measure_help",
+                "personal_llm/buffer/retrieval.py",
+            ),
             "personal_llm.buffer.retrieval.rank_memories": (
                 "2_buffer/retrieval.html#rank_memories",
                 "personal_llm/buffer/retrieval.py",
