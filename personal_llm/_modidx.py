@@ -11920,10 +11920,6 @@ d = {
                 "3_tuning/training_loop.html#load_checkpoint",
                 "personal_llm/tuning/training_loop.py",
             ),
-            "personal_llm.tuning.training_loop.make_epoch_batches": (
-                "3_tuning/training_loop.html#make_epoch_batches",
-                "personal_llm/tuning/training_loop.py",
-            ),
             "personal_llm.tuning.training_loop.response_nll": (
                 "3_tuning/training_loop.html#response_nll",
                 "personal_llm/tuning/training_loop.py",
