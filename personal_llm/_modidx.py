@@ -2527,10 +2527,6 @@ d = {
             ),
         },
         "personal_llm.buffer.self_check": {
-            "personal_llm.buffer.self_check.compute_reply_help": (
-                "2_buffer/self_check.html#compute_reply_help",
-                "personal_llm/buffer/self_check.py",
-            ),
             "personal_llm.buffer.self_check.compute_usual_help": (
                 "2_buffer/self_check.html#compute_usual_help",
                 "personal_llm/buffer/self_check.py",
@@ -8219,6 +8215,10 @@ d = {
             ),
             "personal_llm.experiments.self_check.compute_area": (
                 "experiments/self_check.html#compute_area",
+                "personal_llm/experiments/self_check.py",
+            ),
+            "personal_llm.experiments.self_check.compute_reply_help": (
+                "experiments/self_check.html#compute_reply_help",
                 "personal_llm/experiments/self_check.py",
             ),
             "personal_llm.experiments.self_check.copied": (
