@@ -11631,10 +11631,6 @@ d = {
                 "3_tuning/config.html#read_adapter_shape",
                 "personal_llm/tuning/config.py",
             ),
-            "personal_llm.tuning.config.selects_same_modules": (
-                "3_tuning/config.html#selects_same_modules",
-                "personal_llm/tuning/config.py",
-            ),
         },
         "personal_llm.tuning.content": {
             "personal_llm.tuning.content.Frame": ("3_tuning/content.html#frame", "personal_llm/tuning/content.py"),
