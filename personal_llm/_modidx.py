@@ -2144,10 +2144,6 @@ d = {
                 "2_buffer/facts.html#select_facts",
                 "personal_llm/buffer/facts.py",
             ),
-            "personal_llm.buffer.facts.split_clauses": (
-                "2_buffer/facts.html#split_clauses",
-                "personal_llm/buffer/facts.py",
-            ),
         },
         "personal_llm.buffer.feedback": {
             "personal_llm.buffer.feedback.Feedback": (

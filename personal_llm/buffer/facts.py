@@ -8,8 +8,8 @@ __all__ = ['MIN_FACT_WORDS', 'MAX_FACT_WORDS', 'MAX_SHORT_WORDS', 'FIRST_PERSON'
            'QUOTED_LINE', 'SHORT_FORM', 'FACT_QUESTION_PATTERN', 'ADVICE_PATTERN', 'NAME_PATTERN', 'MAX_SIMILAR_FACTS',
            'MAX_LIKELY_FACTS', 'TIE_MARGIN', 'UNKNOWN_WEIGHT', 'MIN_SCORE', 'MAX_UNKNOWN_LOSS', 'UNKNOWN_REPLY',
            'FACT_EXAMPLES', 'OTHER_FACTS', 'UNKNOWN_EXAMPLES', 'MAX_FACTS', 'QUOTATION', 'count_statement_words',
-           'split_clauses', 'find_facts', 'asks_for_fact', 'select_facts', 'compute_similarities', 'compute_scores',
-           'measure_unknown', 'recall_fact', 'is_surely_unknown', 'keep_facts', 'quote_fact', 'read_plainly']
+           'find_facts', 'asks_for_fact', 'select_facts', 'compute_similarities', 'compute_scores', 'measure_unknown',
+           'recall_fact', 'is_surely_unknown', 'keep_facts', 'quote_fact', 'read_plainly']
 
 # %% ../../nbs/2_buffer/11_facts.ipynb #fct00003
 import re
@@ -74,16 +74,6 @@ def count_statement_words(statement: str) -> int:
     return len(get_words(statement)) + bool(SHORT_FORM.match(statement))
 
 
-def split_clauses(statement: str) -> list:  # in order
-    "Return the lasting clauses of a statement if each begins in the first person and states a fact; else the whole."
-    every = CLAUSE_BREAK.split(GREETING_PATTERN.sub("", statement))
-    clauses = [clause for clause in every if not PASSING_PATTERN.search(clause)]
-    is_fact = lambda clause: count_statement_words(clause) >= MIN_FACT_WORDS and STATE_PATTERN.match(clause)
-    if all(is_fact(clause) and not INCOMPLETE_CLAUSE.search(clause) for clause in clauses):
-        return [clause[0].upper() + clause[1:] for clause in clauses]
-    return [statement] if clauses == every else []
-
-
 def find_facts(text: str) -> list:  # sentences, in order
     "Return the statements of a prompt that may be facts about its user; none in a language other than English."
     facts, is_short = [], len(get_words(text)) <= MAX_SHORT_WORDS
@@ -96,8 +86,15 @@ def find_facts(text: str) -> list:  # sentences, in order
         is_own = FIRST_PERSON.search(statement) or is_short and statement == sentence
         if REQUEST_PATTERN.search(sentence) and GIVEN_TEXT.search(sentence):
             break
-        if is_long_enough and is_own and not (REQUEST_PATTERN.search(statement) or QUOTED_LINE.match(statement)):
-            facts += [clause.rstrip(" ,.!…") + "." for clause in split_clauses(statement)]
+        if not is_long_enough or not is_own or REQUEST_PATTERN.search(statement) or QUOTED_LINE.match(statement):
+            continue
+        every = CLAUSE_BREAK.split(GREETING_PATTERN.sub("", statement))
+        clauses = [clause for clause in every if not PASSING_PATTERN.search(clause)]
+        is_fact = lambda clause: count_statement_words(clause) >= MIN_FACT_WORDS and STATE_PATTERN.match(clause)
+        if all(is_fact(clause) and not INCOMPLETE_CLAUSE.search(clause) for clause in clauses):
+            facts += [(clause[0].upper() + clause[1:]).rstrip(" ,.!…") + "." for clause in clauses]  # the lasting ones
+        elif clauses == every:
+            facts.append(statement.rstrip(" ,.!…") + ".")
     return facts
 
 # %% ../../nbs/2_buffer/11_facts.ipynb #fct00010
