@@ -119,8 +119,8 @@ def run_without(name: str):
         if name == "shared dropout":
             speedups.share_dropout = lambda adapted: []
         if name == "length batches":
-            real = training_loop.make_epoch_batches
-            training_loop.make_epoch_batches = lambda lengths, *more: real([1] * len(lengths), *more)
+            real = training_loop.select_step_batches
+            training_loop.select_step_batches = lambda lengths, *more: real([1] * len(lengths), *more)
         if name == "label logits only":
             speedups.supports_partial_logits = lambda adapted: False
         run_ours(adapted, model, *rest)

@@ -1686,20 +1686,8 @@ d = {
                 "2_buffer/active.html#activepolicy.__init__",
                 "personal_llm/buffer/active.py",
             ),
-            "personal_llm.buffer.active.ActivePolicy._compare_probability": (
-                "2_buffer/active.html#activepolicy._compare_probability",
-                "personal_llm/buffer/active.py",
-            ),
-            "personal_llm.buffer.active.ActivePolicy._find_step": (
-                "2_buffer/active.html#activepolicy._find_step",
-                "personal_llm/buffer/active.py",
-            ),
             "personal_llm.buffer.active.ActivePolicy._forget_traits": (
                 "2_buffer/active.html#activepolicy._forget_traits",
-                "personal_llm/buffer/active.py",
-            ),
-            "personal_llm.buffer.active.ActivePolicy._sample": (
-                "2_buffer/active.html#activepolicy._sample",
                 "personal_llm/buffer/active.py",
             ),
             "personal_llm.buffer.active.ActivePolicy.after_finetune": (
@@ -1708,10 +1696,6 @@ d = {
             ),
             "personal_llm.buffer.active.ActivePolicy.after_rescore": (
                 "2_buffer/active.html#activepolicy.after_rescore",
-                "personal_llm/buffer/active.py",
-            ),
-            "personal_llm.buffer.active.ActivePolicy.allow_early_questions": (
-                "2_buffer/active.html#activepolicy.allow_early_questions",
                 "personal_llm/buffer/active.py",
             ),
             "personal_llm.buffer.active.ActivePolicy.choose": (
@@ -1728,10 +1712,6 @@ d = {
             ),
             "personal_llm.buffer.active.ActivePolicy.discount_probability": (
                 "2_buffer/active.html#activepolicy.discount_probability",
-                "personal_llm/buffer/active.py",
-            ),
-            "personal_llm.buffer.active.ActivePolicy.expect": (
-                "2_buffer/active.html#activepolicy.expect",
                 "personal_llm/buffer/active.py",
             ),
             "personal_llm.buffer.active.ActivePolicy.find_wait": (
@@ -1752,10 +1732,6 @@ d = {
             ),
             "personal_llm.buffer.active.ActivePolicy.learn_from_reaction": (
                 "2_buffer/active.html#activepolicy.learn_from_reaction",
-                "personal_llm/buffer/active.py",
-            ),
-            "personal_llm.buffer.active.ActivePolicy.learn_from_silence": (
-                "2_buffer/active.html#activepolicy.learn_from_silence",
                 "personal_llm/buffer/active.py",
             ),
             "personal_llm.buffer.active.ActivePolicy.list_counters": (
@@ -1833,10 +1809,6 @@ d = {
                 "2_buffer/buffer.html#buffer._fill",
                 "personal_llm/buffer/buffer.py",
             ),
-            "personal_llm.buffer.buffer.Buffer._place": (
-                "2_buffer/buffer.html#buffer._place",
-                "personal_llm/buffer/buffer.py",
-            ),
             "personal_llm.buffer.buffer.Buffer._refill": (
                 "2_buffer/buffer.html#buffer._refill",
                 "personal_llm/buffer/buffer.py",
@@ -1851,10 +1823,6 @@ d = {
             ),
             "personal_llm.buffer.buffer.Buffer.clear": (
                 "2_buffer/buffer.html#buffer.clear",
-                "personal_llm/buffer/buffer.py",
-            ),
-            "personal_llm.buffer.buffer.Buffer.has_same_text": (
-                "2_buffer/buffer.html#buffer.has_same_text",
                 "personal_llm/buffer/buffer.py",
             ),
             "personal_llm.buffer.buffer.Buffer.header": (
@@ -1955,10 +1923,6 @@ d = {
                 "2_buffer/correction_model.html#compute_answer_features",
                 "personal_llm/buffer/correction_model.py",
             ),
-            "personal_llm.buffer.correction_model.compute_relative_rank": (
-                "2_buffer/correction_model.html#compute_relative_rank",
-                "personal_llm/buffer/correction_model.py",
-            ),
             "personal_llm.buffer.correction_model.estimate_relevance": (
                 "2_buffer/correction_model.html#estimate_relevance",
                 "personal_llm/buffer/correction_model.py",
@@ -1987,10 +1951,6 @@ d = {
                 "personal_llm/buffer/facts.py",
             ),
             "personal_llm.buffer.facts.find_facts": ("2_buffer/facts.html#find_facts", "personal_llm/buffer/facts.py"),
-            "personal_llm.buffer.facts.find_statement": (
-                "2_buffer/facts.html#find_statement",
-                "personal_llm/buffer/facts.py",
-            ),
             "personal_llm.buffer.facts.is_surely_unknown": (
                 "2_buffer/facts.html#is_surely_unknown",
                 "personal_llm/buffer/facts.py",
@@ -2011,10 +1971,6 @@ d = {
             ),
             "personal_llm.buffer.facts.select_facts": (
                 "2_buffer/facts.html#select_facts",
-                "personal_llm/buffer/facts.py",
-            ),
-            "personal_llm.buffer.facts.split_clauses": (
-                "2_buffer/facts.html#split_clauses",
                 "personal_llm/buffer/facts.py",
             ),
         },
@@ -2075,10 +2031,6 @@ d = {
             ),
             "personal_llm.buffer.next_turn.get_first_sentence": (
                 "2_buffer/next_turn.html#get_first_sentence",
-                "personal_llm/buffer/next_turn.py",
-            ),
-            "personal_llm.buffer.next_turn.load_reader": (
-                "2_buffer/next_turn.html#load_reader",
                 "personal_llm/buffer/next_turn.py",
             ),
             "personal_llm.buffer.next_turn.read_next_turns": (
@@ -2144,24 +2096,12 @@ d = {
                 "2_buffer/policies.html#policy.after_rescore",
                 "personal_llm/buffer/policies.py",
             ),
-            "personal_llm.buffer.policies.Policy.allow_early_questions": (
-                "2_buffer/policies.html#policy.allow_early_questions",
-                "personal_llm/buffer/policies.py",
-            ),
             "personal_llm.buffer.policies.Policy.choose": (
                 "2_buffer/policies.html#policy.choose",
                 "personal_llm/buffer/policies.py",
             ),
-            "personal_llm.buffer.policies.Policy.expect": (
-                "2_buffer/policies.html#policy.expect",
-                "personal_llm/buffer/policies.py",
-            ),
             "personal_llm.buffer.policies.Policy.learn_from_reaction": (
                 "2_buffer/policies.html#policy.learn_from_reaction",
-                "personal_llm/buffer/policies.py",
-            ),
-            "personal_llm.buffer.policies.Policy.learn_from_silence": (
-                "2_buffer/policies.html#policy.learn_from_silence",
                 "personal_llm/buffer/policies.py",
             ),
             "personal_llm.buffer.policies.Policy.list_counters": (
@@ -2326,6 +2266,10 @@ d = {
                 "2_buffer/retrieval.html#fit_memories",
                 "personal_llm/buffer/retrieval.py",
             ),
+            "personal_llm.buffer.retrieval.measure_help": (
+                "2_buffer/retrieval.html#measure_help",
+                "personal_llm/buffer/retrieval.py",
+            ),
             "personal_llm.buffer.retrieval.rank_memories": (
                 "2_buffer/retrieval.html#rank_memories",
                 "personal_llm/buffer/retrieval.py",
@@ -2408,10 +2352,6 @@ d = {
             ),
         },
         "personal_llm.buffer.self_check": {
-            "personal_llm.buffer.self_check.compute_reply_help": (
-                "2_buffer/self_check.html#compute_reply_help",
-                "personal_llm/buffer/self_check.py",
-            ),
             "personal_llm.buffer.self_check.compute_usual_help": (
                 "2_buffer/self_check.html#compute_usual_help",
                 "personal_llm/buffer/self_check.py",
@@ -2448,24 +2388,12 @@ d = {
             ),
         },
         "personal_llm.buffer.synthesis": {
-            "personal_llm.buffer.synthesis.RewriteState": (
-                "2_buffer/synthesis.html#rewritestate",
-                "personal_llm/buffer/synthesis.py",
-            ),
-            "personal_llm.buffer.synthesis.RewriteState.select": (
-                "2_buffer/synthesis.html#rewritestate.select",
-                "personal_llm/buffer/synthesis.py",
-            ),
             "personal_llm.buffer.synthesis.SynthesisConfig": (
                 "2_buffer/synthesis.html#synthesisconfig",
                 "personal_llm/buffer/synthesis.py",
             ),
             "personal_llm.buffer.synthesis.SynthesisConfig.__post_init__": (
                 "2_buffer/synthesis.html#synthesisconfig.__post_init__",
-                "personal_llm/buffer/synthesis.py",
-            ),
-            "personal_llm.buffer.synthesis.SynthesisConfig.for_model": (
-                "2_buffer/synthesis.html#synthesisconfig.for_model",
                 "personal_llm/buffer/synthesis.py",
             ),
             "personal_llm.buffer.synthesis.SynthesisResult": (
@@ -2484,52 +2412,8 @@ d = {
                 "2_buffer/synthesis.html#changes_facts",
                 "personal_llm/buffer/synthesis.py",
             ),
-            "personal_llm.buffer.synthesis.changes_form": (
-                "2_buffer/synthesis.html#changes_form",
-                "personal_llm/buffer/synthesis.py",
-            ),
-            "personal_llm.buffer.synthesis.changes_request": (
-                "2_buffer/synthesis.html#changes_request",
-                "personal_llm/buffer/synthesis.py",
-            ),
             "personal_llm.buffer.synthesis.check_rewrite": (
                 "2_buffer/synthesis.html#check_rewrite",
-                "personal_llm/buffer/synthesis.py",
-            ),
-            "personal_llm.buffer.synthesis.check_round": (
-                "2_buffer/synthesis.html#check_round",
-                "personal_llm/buffer/synthesis.py",
-            ),
-            "personal_llm.buffer.synthesis.clean_rewrite": (
-                "2_buffer/synthesis.html#clean_rewrite",
-                "personal_llm/buffer/synthesis.py",
-            ),
-            "personal_llm.buffer.synthesis.continue_rewrites": (
-                "2_buffer/synthesis.html#continue_rewrites",
-                "personal_llm/buffer/synthesis.py",
-            ),
-            "personal_llm.buffer.synthesis.draw_tokens": (
-                "2_buffer/synthesis.html#draw_tokens",
-                "personal_llm/buffer/synthesis.py",
-            ),
-            "personal_llm.buffer.synthesis.find_first_tokens": (
-                "2_buffer/synthesis.html#find_first_tokens",
-                "personal_llm/buffer/synthesis.py",
-            ),
-            "personal_llm.buffer.synthesis.get_content": (
-                "2_buffer/synthesis.html#get_content",
-                "personal_llm/buffer/synthesis.py",
-            ),
-            "personal_llm.buffer.synthesis.is_repeat": (
-                "2_buffer/synthesis.html#is_repeat",
-                "personal_llm/buffer/synthesis.py",
-            ),
-            "personal_llm.buffer.synthesis.make_request": (
-                "2_buffer/synthesis.html#make_request",
-                "personal_llm/buffer/synthesis.py",
-            ),
-            "personal_llm.buffer.synthesis.make_variants": (
-                "2_buffer/synthesis.html#make_variants",
                 "personal_llm/buffer/synthesis.py",
             ),
             "personal_llm.buffer.synthesis.parse_rewrite": (
@@ -2540,24 +2424,8 @@ d = {
                 "2_buffer/synthesis.html#propose_rewrites",
                 "personal_llm/buffer/synthesis.py",
             ),
-            "personal_llm.buffer.synthesis.rewrite_prompts": (
-                "2_buffer/synthesis.html#rewrite_prompts",
-                "personal_llm/buffer/synthesis.py",
-            ),
-            "personal_llm.buffer.synthesis.run_cached": (
-                "2_buffer/synthesis.html#run_cached",
-                "personal_llm/buffer/synthesis.py",
-            ),
-            "personal_llm.buffer.synthesis.sample_rewrites": (
-                "2_buffer/synthesis.html#sample_rewrites",
-                "personal_llm/buffer/synthesis.py",
-            ),
             "personal_llm.buffer.synthesis.semantic_similarities": (
                 "2_buffer/synthesis.html#semantic_similarities",
-                "personal_llm/buffer/synthesis.py",
-            ),
-            "personal_llm.buffer.synthesis.start_rewrites": (
-                "2_buffer/synthesis.html#start_rewrites",
                 "personal_llm/buffer/synthesis.py",
             ),
             "personal_llm.buffer.synthesis.synthesize": (
@@ -4034,10 +3902,6 @@ d = {
                 "1_data/exports.html#split_at_pauses",
                 "personal_llm/data/exports.py",
             ),
-            "personal_llm.data.exports.trace_branch": (
-                "1_data/exports.html#trace_branch",
-                "personal_llm/data/exports.py",
-            ),
         },
         "personal_llm.data.formats": {
             "personal_llm.data.formats.ParsedConversation": (
@@ -4122,10 +3986,6 @@ d = {
                 "1_data/people.html#simulateduser.apply_habits",
                 "personal_llm/data/people.py",
             ),
-            "personal_llm.data.people.SimulatedUser.choose_side": (
-                "1_data/people.html#simulateduser.choose_side",
-                "personal_llm/data/people.py",
-            ),
             "personal_llm.data.people.SimulatedUser.is_signal_dialogue": (
                 "1_data/people.html#simulateduser.is_signal_dialogue",
                 "personal_llm/data/people.py",
@@ -4134,17 +3994,9 @@ d = {
                 "1_data/people.html#simulateduser.preferred_response",
                 "personal_llm/data/people.py",
             ),
-            "personal_llm.data.people.SimulatedUser.sides": (
-                "1_data/people.html#simulateduser.sides",
-                "personal_llm/data/people.py",
-            ),
             "personal_llm.data.people.UserData": ("1_data/people.html#userdata", "personal_llm/data/people.py"),
             "personal_llm.data.people.brevity": ("1_data/people.html#brevity", "personal_llm/data/people.py"),
             "personal_llm.data.people.bullets": ("1_data/people.html#bullets", "personal_llm/data/people.py"),
-            "personal_llm.data.people.draw_user_stream": (
-                "1_data/people.html#draw_user_stream",
-                "personal_llm/data/people.py",
-            ),
             "personal_llm.data.people.emoji": ("1_data/people.html#emoji", "personal_llm/data/people.py"),
             "personal_llm.data.people.group_rows_by_subject": (
                 "1_data/people.html#group_rows_by_subject",
@@ -4155,10 +4007,6 @@ d = {
                 "personal_llm/data/people.py",
             ),
             "personal_llm.data.people.lower_case": ("1_data/people.html#lower_case", "personal_llm/data/people.py"),
-            "personal_llm.data.people.make_test_sets": (
-                "1_data/people.html#make_test_sets",
-                "personal_llm/data/people.py",
-            ),
             "personal_llm.data.people.marked_lines": ("1_data/people.html#marked_lines", "personal_llm/data/people.py"),
             "personal_llm.data.people.mix_sources": ("1_data/people.html#mix_sources", "personal_llm/data/people.py"),
             "personal_llm.data.people.numbered_steps": (
@@ -4215,10 +4063,6 @@ d = {
                 "1_data/reading.html#load_samples",
                 "personal_llm/data/reading.py",
             ),
-            "personal_llm.data.reading.match_format": (
-                "1_data/reading.html#match_format",
-                "personal_llm/data/reading.py",
-            ),
             "personal_llm.data.reading.parse_source": (
                 "1_data/reading.html#parse_source",
                 "personal_llm/data/reading.py",
@@ -4233,10 +4077,6 @@ d = {
             ),
             "personal_llm.data.reading.records_in_memory": (
                 "1_data/reading.html#records_in_memory",
-                "personal_llm/data/reading.py",
-            ),
-            "personal_llm.data.reading.rows_to_dialogues": (
-                "1_data/reading.html#rows_to_dialogues",
                 "personal_llm/data/reading.py",
             ),
             "personal_llm.data.reading.to_json_value": (
@@ -4258,7 +4098,6 @@ d = {
                 "1_data/records.html#decode_lines",
                 "personal_llm/data/records.py",
             ),
-            "personal_llm.data.records.decompress": ("1_data/records.html#decompress", "personal_llm/data/records.py"),
             "personal_llm.data.records.format_value": (
                 "1_data/records.html#format_value",
                 "personal_llm/data/records.py",
@@ -6758,6 +6597,80 @@ d = {
                 "personal_llm/experiments/methods/canaries.py",
             ),
         },
+        "personal_llm.experiments.methods.example_rewrites": {
+            "personal_llm.experiments.methods.example_rewrites.ExampleConfig": (
+                "experiments/methods/example_rewrites.html#exampleconfig",
+                "personal_llm/experiments/methods/example_rewrites.py",
+            ),
+            "personal_llm.experiments.methods.example_rewrites.RewriteState": (
+                "experiments/methods/example_rewrites.html#rewritestate",
+                "personal_llm/experiments/methods/example_rewrites.py",
+            ),
+            "personal_llm.experiments.methods.example_rewrites.RewriteState.select": (
+                "experiments/methods/example_rewrites.html#rewritestate.select",
+                "personal_llm/experiments/methods/example_rewrites.py",
+            ),
+            "personal_llm.experiments.methods.example_rewrites.changes_form": (
+                "experiments/methods/example_rewrites.html#changes_form",
+                "personal_llm/experiments/methods/example_rewrites.py",
+            ),
+            "personal_llm.experiments.methods.example_rewrites.changes_request": (
+                "experiments/methods/example_rewrites.html#changes_request",
+                "personal_llm/experiments/methods/example_rewrites.py",
+            ),
+            "personal_llm.experiments.methods.example_rewrites.check_example_rewrite": (
+                "experiments/methods/example_rewrites.html#check_example_rewrite",
+                "personal_llm/experiments/methods/example_rewrites.py",
+            ),
+            "personal_llm.experiments.methods.example_rewrites.check_round": (
+                "experiments/methods/example_rewrites.html#check_round",
+                "personal_llm/experiments/methods/example_rewrites.py",
+            ),
+            "personal_llm.experiments.methods.example_rewrites.clean_rewrite": (
+                "experiments/methods/example_rewrites.html#clean_rewrite",
+                "personal_llm/experiments/methods/example_rewrites.py",
+            ),
+            "personal_llm.experiments.methods.example_rewrites.continue_rewrites": (
+                "experiments/methods/example_rewrites.html#continue_rewrites",
+                "personal_llm/experiments/methods/example_rewrites.py",
+            ),
+            "personal_llm.experiments.methods.example_rewrites.draw_tokens": (
+                "experiments/methods/example_rewrites.html#draw_tokens",
+                "personal_llm/experiments/methods/example_rewrites.py",
+            ),
+            "personal_llm.experiments.methods.example_rewrites.find_first_tokens": (
+                "experiments/methods/example_rewrites.html#find_first_tokens",
+                "personal_llm/experiments/methods/example_rewrites.py",
+            ),
+            "personal_llm.experiments.methods.example_rewrites.get_content": (
+                "experiments/methods/example_rewrites.html#get_content",
+                "personal_llm/experiments/methods/example_rewrites.py",
+            ),
+            "personal_llm.experiments.methods.example_rewrites.make_request": (
+                "experiments/methods/example_rewrites.html#make_request",
+                "personal_llm/experiments/methods/example_rewrites.py",
+            ),
+            "personal_llm.experiments.methods.example_rewrites.rewrite_by_examples": (
+                "experiments/methods/example_rewrites.html#rewrite_by_examples",
+                "personal_llm/experiments/methods/example_rewrites.py",
+            ),
+            "personal_llm.experiments.methods.example_rewrites.run_cached": (
+                "experiments/methods/example_rewrites.html#run_cached",
+                "personal_llm/experiments/methods/example_rewrites.py",
+            ),
+            "personal_llm.experiments.methods.example_rewrites.sample_rewrites": (
+                "experiments/methods/example_rewrites.html#sample_rewrites",
+                "personal_llm/experiments/methods/example_rewrites.py",
+            ),
+            "personal_llm.experiments.methods.example_rewrites.start_rewrites": (
+                "experiments/methods/example_rewrites.html#start_rewrites",
+                "personal_llm/experiments/methods/example_rewrites.py",
+            ),
+            "personal_llm.experiments.methods.example_rewrites.synthesize_by_examples": (
+                "experiments/methods/example_rewrites.html#synthesize_by_examples",
+                "personal_llm/experiments/methods/example_rewrites.py",
+            ),
+        },
         "personal_llm.experiments.methods.merge_weights": {
             "personal_llm.experiments.methods.merge_weights.add_best_member": (
                 "experiments/methods/merge_weights.html#add_best_member",
@@ -7444,6 +7357,44 @@ d = {
                 "personal_llm/experiments/other_people.py",
             ),
         },
+        "personal_llm.experiments.people": {
+            "personal_llm.experiments.people.Person": (
+                "experiments/people.html#person",
+                "personal_llm/experiments/people.py",
+            ),
+            "personal_llm.experiments.people.Person.__call__": (
+                "experiments/people.html#person.__call__",
+                "personal_llm/experiments/people.py",
+            ),
+            "personal_llm.experiments.people.Person.choose_side": (
+                "experiments/people.html#person.choose_side",
+                "personal_llm/experiments/people.py",
+            ),
+            "personal_llm.experiments.people.Person.is_signal_dialogue": (
+                "experiments/people.html#person.is_signal_dialogue",
+                "personal_llm/experiments/people.py",
+            ),
+            "personal_llm.experiments.people.Person.preferred_response": (
+                "experiments/people.html#person.preferred_response",
+                "personal_llm/experiments/people.py",
+            ),
+            "personal_llm.experiments.people.Person.sides": (
+                "experiments/people.html#person.sides",
+                "personal_llm/experiments/people.py",
+            ),
+            "personal_llm.experiments.people.draw_person_stream": (
+                "experiments/people.html#draw_person_stream",
+                "personal_llm/experiments/people.py",
+            ),
+            "personal_llm.experiments.people.list_subjects_of_sides": (
+                "experiments/people.html#list_subjects_of_sides",
+                "personal_llm/experiments/people.py",
+            ),
+            "personal_llm.experiments.people.person_stream": (
+                "experiments/people.html#person_stream",
+                "personal_llm/experiments/people.py",
+            ),
+        },
         "personal_llm.experiments.poisoning": {
             "personal_llm.experiments.poisoning.fill_buffer": (
                 "experiments/poisoning.html#fill_buffer",
@@ -8089,6 +8040,10 @@ d = {
             ),
             "personal_llm.experiments.self_check.compute_area": (
                 "experiments/self_check.html#compute_area",
+                "personal_llm/experiments/self_check.py",
+            ),
+            "personal_llm.experiments.self_check.compute_reply_help": (
+                "experiments/self_check.html#compute_reply_help",
                 "personal_llm/experiments/self_check.py",
             ),
             "personal_llm.experiments.self_check.copied": (
@@ -11417,10 +11372,6 @@ d = {
                 "3_tuning/config.html#read_adapter_shape",
                 "personal_llm/tuning/config.py",
             ),
-            "personal_llm.tuning.config.selects_same_modules": (
-                "3_tuning/config.html#selects_same_modules",
-                "personal_llm/tuning/config.py",
-            ),
         },
         "personal_llm.tuning.content": {
             "personal_llm.tuning.content.Frame": ("3_tuning/content.html#frame", "personal_llm/tuning/content.py"),
@@ -11706,10 +11657,6 @@ d = {
                 "3_tuning/training_loop.html#load_checkpoint",
                 "personal_llm/tuning/training_loop.py",
             ),
-            "personal_llm.tuning.training_loop.make_epoch_batches": (
-                "3_tuning/training_loop.html#make_epoch_batches",
-                "personal_llm/tuning/training_loop.py",
-            ),
             "personal_llm.tuning.training_loop.response_nll": (
                 "3_tuning/training_loop.html#response_nll",
                 "personal_llm/tuning/training_loop.py",
@@ -11720,10 +11667,6 @@ d = {
             ),
             "personal_llm.tuning.training_loop.select_step_batches": (
                 "3_tuning/training_loop.html#select_step_batches",
-                "personal_llm/tuning/training_loop.py",
-            ),
-            "personal_llm.tuning.training_loop.split_long_batch": (
-                "3_tuning/training_loop.html#split_long_batch",
                 "personal_llm/tuning/training_loop.py",
             ),
             "personal_llm.tuning.training_loop.supports_partial_logits": (

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from personal_llm.base.core import InputError
-from personal_llm.tuning.config import TuningConfig, selects_same_modules
+from personal_llm.tuning.config import TuningConfig
 
 
 @pytest.mark.parametrize(
@@ -56,6 +56,7 @@ def test_numpy_numbers_become_pythons():
 
 MODULES = [f"model.layers.{i}.{part}" for i in (0, 1) for part in ("attn.q_proj", "attn.v_proj", "mlp.up_proj")]
 ALL_Q = ",".join(name for name in MODULES if name.endswith("q_proj"))
+START = dict(r=4, lora_alpha=8, lora_dropout=0.0, target_modules=[name for name in MODULES if "q_proj" in name])
 
 
 @pytest.mark.parametrize(
@@ -71,11 +72,17 @@ ALL_Q = ",".join(name for name in MODULES if name.endswith("q_proj"))
     ],
 )
 def test_targets_are_compared_by_what_they_select(one, other, same):
-    assert selects_same_modules(one, other, MODULES) is selects_same_modules(other, one, MODULES) is same
-    assert selects_same_modules(one, one, [])
+    def match(ours, theirs, modules):
+        settings = START | dict(target_modules=theirs.split(","))
+        return TuningConfig(target_modules=ours).match_adapter(settings, "mine", modules)
 
-
-START = dict(r=4, lora_alpha=8, lora_dropout=0.0, target_modules=[name for name in MODULES if "q_proj" in name])
+    for ours, theirs in ((one, other), (other, one)):
+        if same:
+            assert match(ours, theirs, MODULES).rank == 4
+        else:
+            with pytest.raises(InputError, match="target_modules"):
+                match(ours, theirs, MODULES)
+    assert match(one, one, []).rank == 4
 
 
 def test_a_start_gives_its_whole_shape():

@@ -11,7 +11,7 @@ from personal_llm.data.exports import (
     CONVERSATION_GAP_SECONDS,
     ChatMessage,
     split_at_pauses,
-    trace_branch,
+    parse_branch,
     parse_timestamps,
     parse_time,
     identify_user,
@@ -118,7 +118,8 @@ def test_parents_in_a_circle_are_refused(tmp_path):
 
 def test_a_long_branch():
     nodes = {str(i): dict(parent=str(i - 1)) for i in range(50_000)}
-    assert len(trace_branch(nodes, "49999")) == 50_000 and trace_branch({}, "x") == []
+    assert parse_branch(nodes, "49999", lambda node: (node["parent"],))[-1] == ("49998",)
+    assert len(parse_branch(nodes, "49999", lambda node: None)) == 50_000 and parse_branch({}, "x", None) == []
 
 
 def feedback_kinds(d):

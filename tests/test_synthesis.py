@@ -15,13 +15,19 @@ from personal_llm.buffer.synthesis import (
     MAX_REJECTED_EXAMPLES,
     SynthesisConfig,
     check_rewrite,
-    clean_rewrite,
-    make_request,
-    sample_rewrites,
     semantic_similarities,
     parse_rewrite,
     changes_facts,
     synthesize,
+)
+from personal_llm.experiments.methods.example_rewrites import (
+    ExampleConfig,
+    check_example_rewrite,
+    check_round,
+    clean_rewrite,
+    make_request,
+    sample_rewrites,
+    synthesize_by_examples,
 )
 
 WORDS = st.lists(st.sampled_from("what is a tendon pain Tea ärzte 42".split()), max_size=8)
@@ -101,7 +107,8 @@ def test_synthesize(prompts, n, rounds, replies):
 @pytest.mark.parametrize(
     "wrong",
     [
-        dict(prompt=5),
+        dict(temperature=-1),
+        dict(max_rounds=0),
         dict(n=-1),
         dict(n=True),
         dict(n=10.5),
@@ -208,15 +215,15 @@ def test_a_cleaned_reply_is_one_line_of_the_reply(reply):
     ],
 )
 def test_the_strict_check(rewrite, original, reason):
-    assert check_rewrite(rewrite, original, config=SynthesisConfig(prompt="examples")) == reason
+    assert check_example_rewrite(rewrite, original) == reason
     assert check_rewrite(rewrite, original) == ""
 
 
 @pytest.mark.parametrize("surprise,reason", [(0.6, ""), (0.61, "unsure"), (float("nan"), "unsure")])
 def test_a_rewrite_that_surprises_the_model_is_refused(surprise, reason):
-    texts, config = ("How can I reserve a table?", "How do I book a table?"), SynthesisConfig(max_surprise=0.6)
-    assert check_rewrite(*texts, config=config, surprise=surprise) == reason
-    assert check_rewrite(*texts, surprise=surprise) == ""
+    texts = ("Can you define tendon?", "Define tendon.")
+    assert check_example_rewrite(*texts, surprise=surprise) == reason
+    assert check_rewrite(*texts) == ""
 
 
 TEXTS_TO_REWRITE = ["What is a tendon?", "I would like a large cup of tea with milk, please.", "Cats purr."]
@@ -250,19 +257,18 @@ def test_the_same_seed_gives_the_same_rewrites():
 
 def test_the_examples_on_the_pocket_model():
     model, one = load_model("pocket"), Dialogue("How do I book a table for two?", "Which place?")
-    assert SynthesisConfig.for_model(model) == SynthesisConfig(), "the pocket model learned the paper's prompt"
-    made = synthesize(model, [one], n=1, prompt="examples", max_loss_rise=0.0)
+    made = synthesize_by_examples(model, [one], n=1, max_loss_rise=0.0)
     assert len(made.dialogues) + sum(made.rejected.values()) >= 1 and made.cost.forward >= 1
 
 
 def test_a_rewrite_that_does_not_bring_the_answer_is_refused():
-    class Reader(Scripted):
+    class Reader:
         "The response costs 1 nat a token, and 3 after a rewrite."
 
         def nll(self, dialogues):
             return np.array([(6.0 if d.prompt.startswith("How can") else 2.0, 2.0) for d in dialogues])
 
-    model, one = Reader(["[How can I book a nice table?]"]), Dialogue("How do I book a table?", "Which place?")
-    options = dict(n=1, max_rounds=1, min_similarity=0)
-    assert synthesize(model, [one], max_loss_rise=1.9, **options).rejected == {"another answer": 1}
-    assert len(synthesize(model, [one], max_loss_rise=2.0, **options).dialogues) == 1
+    one, proposal = Dialogue("How do I book a table?", "Which place?"), ('"…"', "How can I book a table please?", 0.0)
+    for max_loss_rise, reason in ((1.9, "another answer"), (2.0, "")):
+        config = ExampleConfig(max_loss_rise=max_loss_rise, min_similarity=0)
+        assert check_round(Reader(), [one], [proposal], [[]], config) == [reason]

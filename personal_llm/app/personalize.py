@@ -73,7 +73,7 @@ class PersonalizeSettings(PersonalizerSettings):
     def new_buffer(self, length: int = 800):  # an empty `Buffer`; length: dialogues of the stream
         "Make the buffer of a run; a policy that asks knows the number of dialogues until the fine-tune."
         buffer = Buffer(self.capacity, self.policy, self.seed)
-        buffer.policy.expect(min(length, self.finetune_every or length))
+        buffer.policy.horizon = min(length, self.finetune_every or length)
         return buffer
 
 # %% ../../nbs/8_app/02_personalize.ipynb #5fa2ab2f

@@ -65,42 +65,20 @@ class ActivePolicy(Policy):
         self.num_early = self.num_unanswered = 0  # early questions asked; unanswered ones since the last answer
         self.last_question = -99  # number of dialogues seen at the last question
 
-    def expect(self, num_dialogues: int) -> None:
-        "Make the questions last for this many dialogues."
-        self.horizon = num_dialogues
-
-# %% ../../nbs/2_buffer/05_active.ipynb #6d4781e6
+# %% ../../nbs/2_buffer/05_active.ipynb #dd20ee83
 SAMPLE_SIZE = 64  # dialogues
 
 
-@patch
-def _sample(self: ActivePolicy, observed: CandidateFeatures) -> None:
-    "Add a dialogue to the sample if it is its turn; thin a full sample, so that it spans the stream."
-    if self.seen % max(1, self.seen // SAMPLE_SIZE) == 0:
-        self.sample[observed.id], self.traits[observed.id] = observed.direction, observed.traits
-    if len(self.sample) > SAMPLE_SIZE:
-        self.sample = dict(list(self.sample.items())[::2])
-
-
-@patch
-def _find_step(self: ActivePolicy, dialogue) -> int:  # None for a new dialogue
-    "Return the place in the stream of a dialogue that we observed before."
-    for id in (dialogue.id, *dialogue.parents):
-        if id in self.steps:
-            return self.steps[id]
-        if id in self.traits:
-            return int(self.traits[id][-1])
-    return None
-
-# %% ../../nbs/2_buffer/05_active.ipynb #dd20ee83
 @patch
 def observe_candidate(self: ActivePolicy, candidate: ScoredDialogue) -> CandidateFeatures:
     "Compute a candidate's features, and add it to the statistics; a later call changes nothing."
     dialogue, statistics = candidate.dialogue, self.stream_statistics
     if self.current is not None and self.current.id in (dialogue.id, *dialogue.parents):
         return self.current
-    step, ranks = self._find_step(dialogue), statistics.compute_ranks(candidate)
-    now, is_new = self.seen if step is None else step, step is None
+    known = [id for id in (dialogue.id, *dialogue.parents) if id in self.steps or id in self.traits]
+    is_new, now, ranks = not known, self.seen, statistics.compute_ranks(candidate)
+    if known:
+        now = self.steps[known[0]] if known[0] in self.steps else int(self.traits[known[0]][-1])
     answers = [answer for answer in (self.reactions | self.answers).values() if answer.step <= now]
     answers = compute_answer_features(statistics, answers, now, candidate.direction)
     features = np.array([1.0, *ranks, *statistics.smooth_ranks(ranks), *answers.values()])
@@ -119,7 +97,10 @@ def observe_candidate(self: ActivePolicy, candidate: ScoredDialogue) -> Candidat
         self.seen += 1
         if not observed.is_repeated:
             statistics.record(candidate, ranks)
-            self._sample(observed)
+            if self.seen % max(1, self.seen // SAMPLE_SIZE) == 0:
+                self.sample[observed.id], self.traits[observed.id] = observed.direction, observed.traits
+            if len(self.sample) > SAMPLE_SIZE:
+                self.sample = dict(list(self.sample.items())[::2])  # it spans the stream
     return observed
 
 # %% ../../nbs/2_buffer/05_active.ipynb #ebec1466
@@ -167,12 +148,6 @@ def is_early_question_due(self: ActivePolicy, view: BufferView) -> bool:
 
 
 @patch
-def allow_early_questions(self: ActivePolicy, most: int) -> None:
-    "Set the limit of the early questions, `E`; 0 turns them off."
-    self.early_questions = most
-
-
-@patch
 def list_counters(self: ActivePolicy) -> dict:  # plain values
     "Return the number of early questions, and of dialogues since the last question."
     return dict(num_early=self.num_early, since_question=self.seen - self.last_question)
@@ -200,41 +175,28 @@ def decide_question(self: ActivePolicy, view: BufferView, candidate: ScoredDialo
     if self.is_early_question_due(view):
         self.num_early, self.last_question = self.num_early + 1, self.seen
         return True, "an early answer serves all replies after it"
-    should_ask, reason = self._compare_probability(observed, probability, recent, questions_left)
-    self.last_question = self.seen if should_ask else self.last_question
-    return should_ask, reason
-
-
-@patch
-def _compare_probability(self: ActivePolicy, observed, probability: float, recent: list, questions_left: int) -> tuple:
-    "Decide whether a discounted probability is among the highest of the recent ones; return the reason, too."
     if self.seen <= MIN_DIALOGUES_BEFORE_QUESTION:
         return False, f"fewer than {MIN_DIALOGUES_BEFORE_QUESTION} dialogues came before"
     if len(self.answers) >= MAX_UNCORRECTED_ANSWERS and not self.has_corrections():
         return False, "the user corrected nothing: the questions left are for the freeze"
     dialogues_left = max(1, self.horizon - (self.seen - 1 - self.seen_at_finetune))
     share = min(1.0, QUESTION_RATE_FACTOR * questions_left / dialogues_left)
-    is_top = len(recent) < MIN_DIALOGUES_BEFORE_QUESTION or probability >= np.quantile(recent, 1 - share)
+    is_top = bool(len(recent) < MIN_DIALOGUES_BEFORE_QUESTION or probability >= np.quantile(recent, 1 - share))
+    self.last_question = self.seen if is_top else self.last_question
     place = f"{'in' if is_top else 'not in'} the top {share:.0%} of the last dialogues"
-    return bool(is_top), f"probability of a correction {observed.correction_probability:.0%}: {place}"
+    return is_top, f"probability of a correction {observed.correction_probability:.0%}: {place}"
 
 
 @patch
 def learn_from_answer(self: ActivePolicy, view: BufferView, candidate: ScoredDialogue, corrected: bool) -> None:
     "Learn from the user's answer about the present candidate."
-    observed, step = self.observe_candidate(candidate), self._find_step(candidate.dialogue)
+    observed = self.observe_candidate(candidate)
     self.correction_model.update(observed.features, corrected)
-    self.answers[observed.id] = Answer(step, observed.direction, bool(corrected), observed.id)
+    self.answers[observed.id] = Answer(observed.step, observed.direction, bool(corrected), observed.id)
     self.num_unanswered = 0
     if corrected:
-        self.episode_corrections += self.seen - 1 - step <= EPISODE_GAP_DIALOGUES
-        self.last_correction = max(self.last_correction, step)
-
-
-@patch
-def learn_from_silence(self: ActivePolicy) -> None:
-    "Learn that the user left a question without an answer: the next one comes later."
-    self.num_unanswered += 1
+        self.episode_corrections += self.seen - 1 - observed.step <= EPISODE_GAP_DIALOGUES
+        self.last_correction = max(self.last_correction, observed.step)
 
 # %% ../../nbs/2_buffer/05_active.ipynb #d7d45ec5
 REACTION_LOG_ODDS = 2.0  # y, in absolute value
@@ -267,11 +229,11 @@ def learn_from_reaction(
     self: ActivePolicy, view: BufferView, candidate: ScoredDialogue, dissatisfaction: float
 ) -> None:
     "Learn from a reaction to a reply, given or inferred: the probability that the reply did not satisfy."
-    observed, step = self.observe_candidate(candidate), self._find_step(candidate.dialogue)
+    observed = self.observe_candidate(candidate)
     if observed.id not in self.answers and observed.id not in self.reactions:
         self.correction_model.update(observed.features, dissatisfaction > 0.5, abs(2 * dissatisfaction - 1))
     others = [item for item in self.reactions.items() if item[0] != observed.id]
-    reaction = Answer(step, observed.direction, float(dissatisfaction), observed.id)
+    reaction = Answer(observed.step, observed.direction, float(dissatisfaction), observed.id)
     self.reactions = dict([*others, (observed.id, reaction)][-WINDOW_SIZE:])
     self.traits.setdefault(observed.id, observed.traits)
 

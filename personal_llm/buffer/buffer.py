@@ -60,14 +60,6 @@ def bin_bytes(candidate: ScoredDialogue) -> int:  # bytes
     text = json.dumps(candidate.dialogue.to_dict(), ensure_ascii=False).encode("utf-8", "surrogatepass")
     return len(text) + candidate.scores.embedding.nbytes + len(candidate.scores.domain) + 4 * 8
 
-# %% ../../nbs/2_buffer/03_buffer.ipynb #c3bc24a5
-@patch
-def has_same_text(self: Buffer, candidate: ScoredDialogue) -> bool:
-    "Return whether an entry has the same text as this dialogue."
-    history, prompt, response = candidate.content_key
-    same = ((history, prompt, response), (history, prompt, None))
-    return any(entry.content_key in same for entry in self.entries)
-
 # %% ../../nbs/2_buffer/03_buffer.ipynb #63839ca4
 @patch
 def _fill(self: Buffer, slot: int, candidate: ScoredDialogue, arrival: int) -> None:
@@ -113,23 +105,6 @@ def _check_same_model(candidates: list) -> None:
             what = f"dialogue {c.dialogue.id} was embedded by {c.scores.model}, others by {candidates[0].scores.model}"
             raise InputError(what, "score all of them with the same model and adapter (`rescore`)")
 
-
-@patch
-def _place(self: Buffer, candidate: ScoredDialogue) -> tuple:  # (slot or None, reason)
-    "Return the policy's decision, checked."
-    if any(candidate.dialogue.id == d.id for d in self.dialogues):
-        return None, SAME_ID
-    if self.has_same_text(candidate):
-        return None, SAME_TEXT
-    self.policy.remember(self.view, candidate)
-    slot, reason = self.policy.place(self.view, candidate)
-    if slot is None:
-        return None, reason
-    if not 0 <= slot < min(len(self) + 1, self.capacity):
-        what = f"policy {self.policy.name} chose slot {slot} of {len(self)} entries in {self.capacity} bins"
-        raise InputError(what, "return the slot of an entry, None, or len(view) while a bin is free")
-    return int(slot), reason
-
 # %% ../../nbs/2_buffer/03_buffer.ipynb #ee2c9cdb
 @patch
 def add(self: Buffer, candidate: ScoredDialogue) -> Decision:
@@ -137,7 +112,18 @@ def add(self: Buffer, candidate: ScoredDialogue) -> Decision:
     _check_same_model([*self.entries[:1], candidate])
     s = candidate.scores
     scores = dict(eoe=s.eoe, dss=s.dss, idd=self.view.compute_idd(candidate), domain=s.domain)
-    return self._settle(candidate, *self._place(candidate), self.seen, scores)
+    if any(candidate.dialogue.id == d.id for d in self.dialogues):
+        return self._settle(candidate, None, SAME_ID, self.seen, scores)
+    history, prompt, response = candidate.content_key
+    same = ((history, prompt, response), (history, prompt, None))
+    if any(entry.content_key in same for entry in self.entries):
+        return self._settle(candidate, None, SAME_TEXT, self.seen, scores)
+    self.policy.remember(self.view, candidate)
+    slot, reason = self.policy.place(self.view, candidate)
+    if slot is not None and not 0 <= slot < min(len(self) + 1, self.capacity):
+        what = f"policy {self.policy.name} chose slot {slot} of {len(self)} entries in {self.capacity} bins"
+        raise InputError(what, "return the slot of an entry, None, or len(view) while a bin is free")
+    return self._settle(candidate, None if slot is None else int(slot), reason, self.seen, scores)
 
 
 @patch

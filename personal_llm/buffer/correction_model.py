@@ -43,15 +43,6 @@ WINDOW_SIZE = 150  # dialogues with which a rank compares
 MIN_RANK_WINDOW = 10  # with fewer dialogues the rank is 0
 SMOOTHING_WINDOW = 4  # dialogues
 
-
-def compute_relative_rank(
-    value: float, before: list
-) -> float:  # −1 (the lowest) to 1 (the highest); 0 while there are too few
-    "Return the share of the earlier values that are lower, minus the share that are higher."
-    if len(before) < MIN_RANK_WINDOW:
-        return 0.0
-    return float(np.sign(value - np.array(before)).mean())
-
 # %% ../../nbs/2_buffer/04_correction_model.ipynb #c87dadfa
 @dataclass
 class StreamStatistics:
@@ -64,8 +55,12 @@ class StreamStatistics:
     last_directions: list = ()  # of two dialogues
 
     def compute_ranks(self, candidate: ScoredDialogue) -> np.ndarray:  # (scores,) in [−1, 1]
-        "Return the ranks of a dialogue's scores among the last dialogues."
-        return np.array([compute_relative_rank(getattr(candidate.scores, n), self.columns[n]) for n in RANKED_SCORES])
+        "Return the share of the last dialogues with a lower score, minus the share with a higher one; 0 for too few."
+        ranks = np.zeros(len(RANKED_SCORES))
+        for i, name in enumerate(RANKED_SCORES):
+            if len(self.columns[name]) >= MIN_RANK_WINDOW:
+                ranks[i] = np.sign(getattr(candidate.scores, name) - np.array(self.columns[name])).mean()
+        return ranks
 
     def smooth_ranks(self, ranks: np.ndarray) -> np.ndarray:  # (scores,)
         "Return the mean of the last ranks, these included."

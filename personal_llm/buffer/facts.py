@@ -8,9 +8,8 @@ __all__ = ['MIN_FACT_WORDS', 'MAX_FACT_WORDS', 'MAX_SHORT_WORDS', 'FIRST_PERSON'
            'QUOTED_LINE', 'SHORT_FORM', 'FACT_QUESTION_PATTERN', 'ADVICE_PATTERN', 'NAME_PATTERN', 'MAX_SIMILAR_FACTS',
            'MAX_LIKELY_FACTS', 'TIE_MARGIN', 'UNKNOWN_WEIGHT', 'MIN_SCORE', 'MAX_UNKNOWN_LOSS', 'UNKNOWN_REPLY',
            'FACT_EXAMPLES', 'OTHER_FACTS', 'UNKNOWN_EXAMPLES', 'MAX_FACTS', 'QUOTATION', 'count_statement_words',
-           'split_clauses', 'find_statement', 'find_facts', 'asks_for_fact', 'select_facts', 'compute_similarities',
-           'compute_scores', 'measure_unknown', 'recall_fact', 'is_surely_unknown', 'keep_facts', 'quote_fact',
-           'read_plainly']
+           'find_facts', 'asks_for_fact', 'select_facts', 'compute_similarities', 'compute_scores', 'measure_unknown',
+           'recall_fact', 'is_surely_unknown', 'keep_facts', 'quote_fact', 'read_plainly']
 
 # %% ../../nbs/2_buffer/11_facts.ipynb #fct00003
 import re
@@ -75,34 +74,27 @@ def count_statement_words(statement: str) -> int:
     return len(get_words(statement)) + bool(SHORT_FORM.match(statement))
 
 
-def split_clauses(statement: str) -> list:  # in order
-    "Return the lasting clauses of a statement if each begins in the first person and states a fact; else the whole."
-    every = CLAUSE_BREAK.split(GREETING_PATTERN.sub("", statement))
-    clauses = [clause for clause in every if not PASSING_PATTERN.search(clause)]
-    is_fact = lambda clause: count_statement_words(clause) >= MIN_FACT_WORDS and STATE_PATTERN.match(clause)
-    if all(is_fact(clause) and not INCOMPLETE_CLAUSE.search(clause) for clause in clauses):
-        return [clause[0].upper() + clause[1:] for clause in clauses]
-    return [statement] if clauses == every else []
-
-
-def find_statement(sentence: str) -> str:  # "" in a question without one
-    "Return the part of a sentence before the question that it asks."
-    found = (pattern.search(sentence) for pattern in QUESTION_PARTS)
-    end = next((match.start() for match in found if match), 0 if sentence.endswith("?") else len(sentence))
-    return sentence[:end] if sentence.endswith("?") else sentence
-
-
 def find_facts(text: str) -> list:  # sentences, in order
     "Return the statements of a prompt that may be facts about its user; none in a language other than English."
     facts, is_short = [], len(get_words(text)) <= MAX_SHORT_WORDS
     for sentence in split_sentences(text) if get_language() is ENGLISH else ():
-        statement = find_statement(sentence)
+        statement = sentence
+        if sentence.endswith("?"):  # the part before the question
+            ends = [match.start() for pattern in QUESTION_PARTS if (match := pattern.search(sentence))]
+            statement = sentence[: ends[0]] if ends else ""
         is_long_enough = MIN_FACT_WORDS <= count_statement_words(statement) <= MAX_FACT_WORDS
         is_own = FIRST_PERSON.search(statement) or is_short and statement == sentence
         if REQUEST_PATTERN.search(sentence) and GIVEN_TEXT.search(sentence):
             break
-        if is_long_enough and is_own and not (REQUEST_PATTERN.search(statement) or QUOTED_LINE.match(statement)):
-            facts += [clause.rstrip(" ,.!…") + "." for clause in split_clauses(statement)]
+        if not is_long_enough or not is_own or REQUEST_PATTERN.search(statement) or QUOTED_LINE.match(statement):
+            continue
+        every = CLAUSE_BREAK.split(GREETING_PATTERN.sub("", statement))
+        clauses = [clause for clause in every if not PASSING_PATTERN.search(clause)]
+        is_fact = lambda clause: count_statement_words(clause) >= MIN_FACT_WORDS and STATE_PATTERN.match(clause)
+        if all(is_fact(clause) and not INCOMPLETE_CLAUSE.search(clause) for clause in clauses):
+            facts += [(clause[0].upper() + clause[1:]).rstrip(" ,.!…") + "." for clause in clauses]  # the lasting ones
+        elif clauses == every:
+            facts.append(statement.rstrip(" ,.!…") + ".")
     return facts
 
 # %% ../../nbs/2_buffer/11_facts.ipynb #fct00010

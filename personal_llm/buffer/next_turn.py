@@ -6,7 +6,6 @@
 __all__ = []
 
 # %% ../../nbs/2_buffer/09_next_turn.ipynb #635677a0
-import functools
 import json
 import re
 
@@ -60,12 +59,6 @@ def count_turn(prompt: str, response: str, turn: str) -> list:  # numbers
 READER_ENCODER = "pocket"  # whose vectors the regression was fitted to, whichever encoder other chapters have
 
 
-@functools.cache
-def load_reader() -> tuple:  # (encoder, arrays by name)
-    arrays = json.loads((ASSETS / "next_turn.json").read_text(encoding="utf-8"))
-    return load_encoder(READER_ENCODER), {name: np.array(values) for name, values in arrays.items()}
-
-
 def compute_turn_features(encoder, turns: list) -> np.ndarray:  # (n, features); turns: (prompt, response, turn)
     "Return counts, similarities and the vector of the first sentence of each turn."
     clean = lambda text: " ".join(split_turn(text)) or "."
@@ -93,8 +86,9 @@ def read_next_turns(
         return []
     if get_language().name != ENGLISH.name:  # the words of the counts are English
         return [{kind: float(kind == "going on") for kind in TURN_KINDS} for _ in turns]
-    encoder, reader = load_reader()
-    scaled = (compute_turn_features(encoder, turns) - reader["centre"]) / reader["spread"]
+    arrays = json.loads((ASSETS / "next_turn.json").read_text(encoding="utf-8"))
+    reader = {name: np.array(values) for name, values in arrays.items()}
+    scaled = (compute_turn_features(load_encoder(READER_ENCODER), turns) - reader["centre"]) / reader["spread"]
     probabilities = softmax(scaled @ reader["weights"].T + reader["bias"], axis=1)
     return [dict(zip(TURN_KINDS, map(float, row))) for row in probabilities]
 

@@ -13,7 +13,7 @@ from pkgutil import resolve_name
 
 import numpy as np
 
-from ..base.core import InputError, patch
+from ..base.core import InputError
 from .scoring import ScoredDialogue
 
 # %% ../../nbs/2_buffer/02_policies.ipynb #c0c0e7a1
@@ -89,6 +89,9 @@ class Policy:
     name = ""  # of the class, or as registered; part of the seed, the log and the memory
     max_capacity = 1_000_000  # bins
     can_ask = False  # True for a policy that asks during the stream, with `decide_question` and `learn_from_answer`
+    horizon = 800  # dialogues over which the questions are to last
+    early_questions = 0  # most questions that come before the first corrections
+    num_unanswered = 0  # questions without an answer since the last answer
 
     def __init_subclass__(cls):
         cls.name = cls.__name__
@@ -110,21 +113,12 @@ class Policy:
     def after_finetune(self, buffer) -> None:
         "React to an adapter that was trained on the entries."
 
-    def expect(self, num_dialogues: int) -> None:
-        "Plan for a stream of this many dialogues."
-
     def order_questions(self, view: BufferView) -> list:  # slots
         "Return the order in which we ask the user about the entries at the freeze: the oldest first."
         return [int(slot) for slot in view.arrival.argsort(kind="stable")]
 
     def learn_from_reaction(self, view: BufferView, candidate: ScoredDialogue, dissatisfaction: float) -> None:
         "Learn from a reaction to a reply, given as the probability that the reply did not satisfy."
-
-    def learn_from_silence(self) -> None:
-        "Learn that the user left a question without an answer."
-
-    def allow_early_questions(self, most: int) -> None:
-        "Allow up to `most` early questions, which come before the first corrections."
 
     def list_counters(self) -> dict:  # plain values
         "Return the counts that go on when the policy begins anew, because the user deleted dialogues."
@@ -137,16 +131,12 @@ class Policy:
         "Return the entries to train on."
         return dialogues
 
-# %% ../../nbs/2_buffer/02_policies.ipynb #e0c380a1
-@patch
-def state(self: Policy) -> dict:  # plain JSON types
-    "Return what the policy knows, for `restore`."
-    return {}
+    def state(self) -> dict:  # plain JSON types
+        "Return what the policy knows, for `restore`."
+        return {}
 
-
-@patch
-def restore(self: Policy, state: dict) -> None:
-    "Restore what `state` returned."
+    def restore(self, state: dict) -> None:
+        "Restore what `state` returned."
 
 # %% ../../nbs/2_buffer/02_policies.ipynb #f524d13e
 POLICIES = {}  # name -> class, or its address "module:Class"

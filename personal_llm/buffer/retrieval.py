@@ -10,7 +10,7 @@ __all__ = ['ANSWERED_ORIGINS', 'MIN_AMPLIFIED', 'BM25_SATURATION', 'BM25_LENGTH'
            'MAX_CHECKED_ANSWERS', 'collect_memories', 'add_memories', 'compute_rarity', 'compute_bm25',
            'compute_early_states', 'PromptEmbedder', 'estimate_everywhere', 'estimate_correction_probability',
            'rank_memories', 'fit_memories', 'compare_with_memories', 'count_memory_tokens', 'retrieve',
-           'find_same_question', 'retrieve_in_talk', 'choose_count']
+           'find_same_question', 'retrieve_in_talk', 'measure_help', 'choose_count']
 
 # %% ../../nbs/2_buffer/10_retrieval.ipynb #ret00003
 import math
@@ -291,6 +291,13 @@ def retrieve_in_talk(
 MIN_CHECKED_ANSWERS, MAX_CHECKED_ANSWERS = 4, 8
 
 
+def measure_help(model, pairs: list) -> float:  # nats a token; pairs: (dialogue, memories)
+    "Return by how much memories lower the mean loss on the responses of their dialogues."
+    losses = mean_response_nll(model, [*(d for d, _ in pairs), *(add_memories(d, memories) for d, memories in pairs)])
+    without, informed = np.split(losses, 2)
+    return float((without - informed).mean())
+
+
 def choose_count(memories: list, embedder: PromptEmbedder, most: int = DEFAULT_COUNT) -> int:  # k, or 0
     "Return how many memories a reply should read: `most`, or none where they do not help the model."
     if most < 1 or not embedder.model.is_large:
@@ -303,7 +310,4 @@ def choose_count(memories: list, embedder: PromptEmbedder, most: int = DEFAULT_C
     found = [(d, memories) for d, memories in found if memories]
     if not found:  # no answer finds another one, so we cannot compare
         return most
-    with_memories = [add_memories(d, memories) for d, memories in found]
-    losses = mean_response_nll(embedder.model, [*(d for d, _ in found), *with_memories])
-    without, informed = np.split(losses, 2)
-    return most if (without - informed).mean() > 0 else 0
+    return most if measure_help(embedder.model, found) > 0 else 0

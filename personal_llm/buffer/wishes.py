@@ -12,8 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..base.core import Dialogue
-from ..base.models import mean_response_nll
-from .retrieval import CORRECTION_THRESHOLD, add_memories
+from .retrieval import CORRECTION_THRESHOLD, measure_help
 
 # %% ../../nbs/2_buffer/13_wishes.ipynb #wish0006
 MIN_HELPS = 2  # known helps that make a mean the usual help
@@ -37,10 +36,7 @@ def compute_help(
     earlier: list,  # dialogues
 ) -> float:  # h, nats a token
     "Return by how much a correction, as an example, lowers the mean loss on the responses of earlier ones."
-    bare = [Dialogue(d.prompt, d.response) for d in earlier]
-    losses = mean_response_nll(model, [*bare, *(add_memories(d, [correction]) for d in bare)])
-    without, informed = np.split(losses, 2)
-    return float((without - informed).mean())
+    return measure_help(model, [(Dialogue(d.prompt, d.response), [correction]) for d in earlier])
 
 
 def choose_wish(

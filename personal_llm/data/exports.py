@@ -42,17 +42,6 @@ def make_answered_conversation(turns: list, user: str = "") -> list:  # one `Par
     has_answer = any(first[0] == "user" and second[0] == "assistant" for first, second in zip(turns, turns[1:]))
     return [ParsedConversation(turns, user=user)] if has_answer else []
 
-# %% ../../nbs/1_data/03_exports.ipynb #7d51e909
-def trace_branch(nodes: dict, last: str, parent_field: str = "parent") -> list:  # nodes from the first to the last
-    "Return the nodes from the root to the one with id `last`; raise `InputError` if the parents form a cycle."
-    branch = {}
-    while last in nodes:
-        if last in branch:
-            raise InputError(f"the parents of message {format_value(last)} form a cycle", "export the chats anew")
-        branch[last] = nodes[last]
-        last = nodes[last].get(parent_field)
-    return list(branch.values())[::-1]
-
 # %% ../../nbs/1_data/03_exports.ipynb #c846ae0c
 RETRY_PROBABILITY = 0.8  # that a person who asked for another try prefers the branch that we see
 
@@ -63,12 +52,17 @@ def add_reactions(turn: tuple, reactions: list) -> tuple:
 
 
 def parse_branch(nodes: dict, last: str, parse, parent_field: str = "parent") -> list:  # each a turn or None
-    "Parse the messages up to the last one; a reply with another try beside it becomes a choice between the two."
-    siblings, turns = {}, []
+    "Parse the messages from the root to the last one; a reply with another try beside it becomes a choice of the two."
+    branch, siblings, turns = {}, {}, []
+    while last in nodes:
+        if last in branch:
+            raise InputError(f"the parents of message {format_value(last)} form a cycle", "export the chats anew")
+        branch[last] = nodes[last]
+        last = nodes[last].get(parent_field)
     for node in nodes.values():
         if isinstance(node, dict):
             siblings.setdefault(node.get(parent_field), []).append(node)
-    for node in trace_branch(nodes, last, parent_field):
+    for node in reversed(branch.values()):
         turn, others = parse(node), siblings[node.get(parent_field)]
         if turn and turn[0] == "assistant" and len(others) > 1:
             tries = [other[1] for other in map(parse, others) if other and other[0] == "assistant"]

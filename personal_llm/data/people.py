@@ -6,7 +6,7 @@
 __all__ = ['MAX_CLOSING_WORDS', 'SMALL_TALK_SUBJECTS', 'USERS', 'MAX_TEST_ROWS', 'RARE_SHARE', 'DUPLICATE_SHARE',
            'Habit', 'opener', 'sign_off', 'emoji', 'brevity', 'preferred_words', 'lower_case', 'marked_lines',
            'bullets', 'numbered_steps', 'SimulatedUser', 'list_subjects', 'row_to_dialogue', 'group_rows_by_subject',
-           'mix_sources', 'UserData', 'draw_user_stream', 'user_stream']
+           'mix_sources', 'UserData', 'user_stream']
 
 # %% ../../nbs/1_data/07_people.ipynb #7275bf95
 import re
@@ -16,7 +16,7 @@ from typing import Callable
 
 import numpy as np
 
-from ..base.core import NO_ANSWER, Dialogue, InputError, check, check_seed, make_generator, patch
+from ..base.core import Dialogue, InputError, check, check_seed, make_generator
 from ..base.text import split_sentences
 from .splits import get_dialogue_group, get_row_group, is_reserved, remove_leaks
 from .streams import correlated_stream
@@ -135,25 +135,11 @@ class SimulatedUser:
     habits: tuple  # `Habit`s, applied in this order
     small_talk: tuple = SMALL_TALK_SUBJECTS  # (source, domain) pairs of everything else
     corrects: bool = True  # False: this user accepts every response
-    answer_probability: float = 1.0  # probability that this user answers a question about a prompt at all
-    second: "SimulatedUser" = None  # a second side: its subjects come with its habits
-    changes_at: float = None  # share of a stream after which the second side replaces this one; None: both all along
-
-    @property
-    def sides(self) -> tuple:
-        "This user, and the second side if there is one."
-        return (self, self.second) if self.second else (self,)
-
-    def choose_side(self, dialogue: Dialogue) -> "SimulatedUser":
-        "Return the side whose subject a dialogue has: one at random if both have it, None if neither does."
-        labels, subject = dialogue.labels, (dialogue.labels.get("source"), dialogue.labels.get("domain"))
-        sides = [side for side in self.sides if labels.get("kind") == "signal" and subject in side.signal_subjects]
-        chosen = int(make_generator(0, "side", dialogue.prompt).integers(len(sides))) if len(sides) > 1 else 0
-        return sides[chosen] if sides else None
 
     def is_signal_dialogue(self, dialogue: Dialogue) -> bool:
         "Tell whether a dialogue is about a subject of this user."
-        return self.choose_side(dialogue) is not None
+        labels = dialogue.labels
+        return labels.get("kind") == "signal" and (labels.get("source"), labels.get("domain")) in self.signal_subjects
 
     def apply_habits(self, text: str) -> str:
         "Rewrite a response in this user's style."
@@ -165,24 +151,16 @@ class SimulatedUser:
         "Return the share of the user's habits that hold on a response."
         return sum(habit.holds(text) for habit in self.habits) / len(self.habits) if self.habits else 1.0
 
-# %% ../../nbs/1_data/07_people.ipynb #a9c897c6
-@patch
-def preferred_response(self: SimulatedUser, dialogue: Dialogue) -> str:
-    "Return the data set's answer, in the style of the side whose subject the dialogue has, if any."
-    plain, side = dialogue.labels.get("reference", dialogue.response), self.choose_side(dialogue)
-    return side.apply_habits(plain) if side else plain
+    def preferred_response(self, dialogue: Dialogue) -> str:
+        "Return the data set's answer, in the user's style if the dialogue is about a subject of this user."
+        plain = dialogue.labels.get("reference", dialogue.response)
+        return self.apply_habits(plain) if self.is_signal_dialogue(dialogue) else plain
 
-
-@patch
-def __call__(self: SimulatedUser, dialogue: Dialogue) -> str:
-    "Return a better response, None if the given one will do, or `NO_ANSWER`."
-    if self.answer_probability < 1:
-        draw = make_generator(0, "answers", self.name, dialogue.prompt).random()
-        if draw >= self.answer_probability:
-            return NO_ANSWER
-    preferred = self.preferred_response(dialogue)
-    accepts = not self.corrects or not self.is_signal_dialogue(dialogue) or dialogue.response == preferred
-    return None if accepts else preferred
+    def __call__(self, dialogue: Dialogue) -> str:
+        "Return a better response, or None if the given one will do."
+        preferred = self.preferred_response(dialogue)
+        accepts = not self.corrects or not self.is_signal_dialogue(dialogue) or dialogue.response == preferred
+        return None if accepts else preferred
 
 # %% ../../nbs/1_data/07_people.ipynb #dba9c67f
 USERS = {}  # name -> `SimulatedUser`
@@ -256,16 +234,15 @@ USERS["traveller"] = SimulatedUser(
 )
 
 # %% ../../nbs/1_data/07_people.ipynb #2e2b6e09
-MAX_TEST_ROWS = 64  # dialogues of a test set, about; of each side in `test_signal`
+MAX_TEST_ROWS = 64  # dialogues of a test set, about
 
 
 def list_subjects(user: SimulatedUser) -> list:  # of (subject, kind, number of test rows)
     "List the subjects of a user's dialogues; general instructions come last."
-    signal = {s: MAX_TEST_ROWS // len(side.signal_subjects) for side in user.sides for s in side.signal_subjects}
-    others = (*signal, user.rare_subject)
-    small_talk = [subject for subject in user.small_talk if subject not in others]
+    signal = user.signal_subjects
+    small_talk = [subject for subject in user.small_talk if subject not in (*signal, user.rare_subject)]
     num_talk = MAX_TEST_ROWS // 2 // len(small_talk) + 1
-    plans = [(subject, "signal", num_signal) for subject, num_signal in signal.items()]
+    plans = [(subject, "signal", MAX_TEST_ROWS // len(signal)) for subject in signal]
     plans.append((user.rare_subject, "rare", MAX_TEST_ROWS))
     plans += [(subject, "small talk", num_talk) for subject in small_talk]
     return [*plans, (("dolly_6400", "general"), "general", MAX_TEST_ROWS // 2)]
@@ -314,17 +291,6 @@ def mix_sources(pools: list, rng: np.random.Generator) -> list:  # of dialogues
     chosen = [block for source_blocks in blocks for block in source_blocks[:num_blocks]]
     return [d for i in rng.permutation(len(chosen)) for d in chosen[i]]
 
-# %% ../../nbs/1_data/07_people.ipynb #0b128a83
-def make_test_sets(user: SimulatedUser, candidates: dict, stream: list) -> dict:  # kind -> dialogues
-    "Return the test candidates of each subject that do not leak, with the responses that the user prefers."
-    tests = {"signal": [], "rare": [], "small talk": [], "general": []}
-    clean_ids = {d.id for d in remove_leaks([d for group in candidates.values() for d in group], stream)}
-    for subject, kind, num_test_rows in list_subjects(user):
-        clean = [d for d in candidates[subject] if d.id in clean_ids][:num_test_rows]
-        for d in clean:
-            tests[kind].append(d.derive(response=user.preferred_response(d), origin="user", parents=d.parents))
-    return tests
-
 # %% ../../nbs/1_data/07_people.ipynb #611633bb
 RARE_SHARE = 0.02  # of a user's stream
 DUPLICATE_SHARE = 0.3  # of the small talk, near-copies of earlier small talk
@@ -335,28 +301,9 @@ class UserData:
     "A stream and its test sets; lists of `Dialogue`."
 
     stream: list  # plain answers (origin "model"); `time` is the position
-    test_signal: list  # preferred responses (origin "user"), of both sides if there are two
+    test_signal: list  # preferred responses (origin "user")
     test_rare: list
     test_retention: list
-
-
-def draw_user_stream(user: SimulatedUser, pools: dict, length: int, stay: float, share: float, rng) -> list:
-    "Draw a stream from the pools; if a user changes, a second stream of dialogues that are not used yet follows."
-    names = [[" ".join(s) for s in side.signal_subjects] for side in user.sides]
-    first = length if user.changes_at is None else round(length * user.changes_at)
-    parts = [({*sum(names, [])}, length)] if first == length else [({*names[0]}, first), ({*names[-1]}, length - first)]
-    rare, stream = " ".join(user.rare_subject), []
-    for signal, part_length in parts:
-        shares = {name: share / len(signal) for name in pools if name in signal}
-        shares |= {rare: RARE_SHARE, "small talk": 1 - share - RARE_SHARE}
-        chosen, seed = {name: pools[name] for name in shares}, int(rng.integers(2**31))
-        part = correlated_stream(chosen, shares, part_length, stay, {"small talk": DUPLICATE_SHARE}, seed)
-        used = {(d.prompt, d.response) for d in part}
-        pools = {name: [d for d in pool if (d.prompt, d.response) not in used] for name, pool in pools.items()}
-        time, episode = len(stream), stream[-1].labels["episode"] + 1 if stream else 0
-        shift = lambda d: dict(time=d.time + time, labels=d.labels | dict(episode=d.labels["episode"] + episode))
-        stream += [d.derive(**shift(d), parents=d.parents) for d in part] if time else part
-    return stream
 
 # %% ../../nbs/1_data/07_people.ipynb #01c40d90
 def user_stream(
@@ -369,12 +316,9 @@ def user_stream(
 ) -> UserData:
     "Make a correlated stream of one user and three test sets that share no group with it, or raise `InputError`."
     check(signal_share, "number", "signal_share", 0, 1 - RARE_SHARE)
-    if user.changes_at is not None and (user.second is None or not 0 < user.changes_at < 1):
-        raise InputError(f"user {user.name!r} changes at {user.changes_at}", "give a share, and a second side")
-    if any(user.rare_subject in side.signal_subjects for side in user.sides):
-        raise InputError(
-            f"user {user.name!r} has {' '.join(user.rare_subject)} as a signal too", "choose a rare subject"
-        )
+    if user.rare_subject in user.signal_subjects:
+        problem = f"user {user.name!r} has {' '.join(user.rare_subject)} as a signal too"
+        raise InputError(problem, "choose a rare subject")
     rng, rows_by_subject = make_generator(check_seed(seed), "users", user.name), group_rows_by_subject(user, rows)
     pools, candidates, small_talk = {}, {}, []
     for subject, kind, num_test_rows in list_subjects(user):
@@ -385,6 +329,13 @@ def user_stream(
         elif kind != "general":
             pools[" ".join(subject)] = pool
     pools["small talk"] = mix_sources(small_talk, rng)
-    stream = draw_user_stream(user, pools, length, stay_probability, signal_share, rng)
-    tests = make_test_sets(user, candidates, stream)
+    shares = {" ".join(subject): signal_share / len(user.signal_subjects) for subject in user.signal_subjects}
+    shares |= {" ".join(user.rare_subject): RARE_SHARE, "small talk": 1 - signal_share - RARE_SHARE}
+    duplicates, stream_seed = {"small talk": DUPLICATE_SHARE}, int(rng.integers(2**31))
+    stream = correlated_stream(pools, shares, length, stay_probability, duplicates, stream_seed)
+    tests = {"signal": [], "rare": [], "small talk": [], "general": []}
+    clean_ids = {d.id for d in remove_leaks([d for group in candidates.values() for d in group], stream)}
+    for subject, kind, num_test_rows in list_subjects(user):
+        for d in [d for d in candidates[subject] if d.id in clean_ids][:num_test_rows]:
+            tests[kind].append(d.derive(response=user.preferred_response(d), origin="user", parents=d.parents))
     return UserData(stream, tests["signal"], tests["rare"], tests["small talk"] + tests["general"])

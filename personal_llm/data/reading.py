@@ -46,36 +46,6 @@ class Dialogues(list):
             )
         return notes
 
-# %% ../../nbs/1_data/04_reading.ipynb #5f6f6b0c
-def match_format(records: list, name: str = None) -> tuple:  # (name or None, [(number, row)], [(number, InputError)])
-    "Return the format of the records, the rows that have its fields, and the errors of the others."
-    rows, errors = collect(normalise_record, records)
-    detected, _ = collect(detect_format, rows)
-    name = name or (detected[0][1] if detected else None)
-    _, misfits = collect(lambda row: detect_format(row, name), rows)
-    bad_numbers = {number for number, _ in misfits}
-    return name, [row for row in rows if row[0] not in bad_numbers], errors + misfits
-
-# %% ../../nbs/1_data/04_reading.ipynb #c00ddbe7
-def rows_to_dialogues(rows: list, name: str, user: str, file: str) -> tuple:  # (Dialogues, [(number, InputError)])
-    "Parse rows of a format into dialogues, each labelled with the group of its conversation."
-
-    def parse_row(row):
-        conversations = parse_record(row, name, user)
-        return [(conversation, *call_safely(split_into_dialogues, conversation)) for conversation in conversations]
-
-    parsed, errors = collect(parse_row, rows)
-    result = Dialogues(format=name)
-    for number, conversations in parsed:
-        for count, (conversation, dialogues, num_truncated) in enumerate(conversations, 1):
-            source = f"{file}:{number}" + (f":{count}" if len(conversations) > 1 else "")
-            group = conversation.group or (source if len(dialogues) > 1 else "")
-            labels = dict(group=group) if group else {}
-            result += [d.derive(id=d.id, parents=d.parents, labels=d.labels | labels) for d in dialogues]
-            result.num_truncated += num_truncated
-            result.user = result.user or conversation.user
-    return result, errors
-
 # %% ../../nbs/1_data/04_reading.ipynb #0a9b1dc2
 def to_json_value(value):
     "Convert a value of NumPy or pandas to one that JSON has; NaN becomes None."
@@ -123,16 +93,34 @@ TABLE_FORMAT = "csv"  # names a table; its columns decide the format
 
 def parse_source(source, name: str, user: str) -> tuple:  # (Dialogues, [(number, InputError)], "line", "item" or "row")
     "Parse a file or rows in memory; raise `InputError` if it cannot be read at all."
-    if isinstance(source, (str, Path)):
-        file, is_table = Path(source).name, name == TABLE_FORMAT or None
-        unit, records, errors = read_records(source, is_table)
+    is_file = isinstance(source, (str, Path))
+    if is_file:
+        unit, records, errors = read_records(source, name == TABLE_FORMAT or None)
     else:
-        file, unit, (records, errors) = f"the {type(source).__name__}", "row", records_in_memory(source)
-    name, rows, misfits = match_format(records, None if name == TABLE_FORMAT else name)
-    if name == "chatgpt" and isinstance(source, (str, Path)):
-        ratings = read_chatgpt_ratings(Path(source).parent / RATINGS_FILE)
-        rows = [(number, row | dict(message_feedback=ratings)) for number, row in rows]
-    result, unparsed = rows_to_dialogues(rows, name or "", user, clean_value(file))
+        unit, (records, errors) = "row", records_in_memory(source)
+    file = clean_value(Path(source).name if is_file else f"the {type(source).__name__}")
+    rows, misfits = collect(normalise_record, records)
+    if name in (None, TABLE_FORMAT):
+        detected, _ = collect(detect_format, rows)
+        name = detected[0][1] if detected else None
+    has_ratings = name == "chatgpt" and is_file
+    ratings = dict(message_feedback=read_chatgpt_ratings(Path(source).parent / RATINGS_FILE)) if has_ratings else {}
+
+    def parse_row(row):
+        detect_format(row, name)  # an error for a row of another format
+        conversations = parse_record(row | ratings, name, user)
+        return [(conversation, *call_safely(split_into_dialogues, conversation)) for conversation in conversations]
+
+    parsed, unparsed = collect(parse_row, rows)
+    result = Dialogues(format=name or "")
+    for number, conversations in parsed:
+        for count, (conversation, dialogues, num_truncated) in enumerate(conversations, 1):
+            place = f"{file}:{number}" + (f":{count}" if len(conversations) > 1 else "")
+            group = conversation.group or (place if len(dialogues) > 1 else "")
+            labels = dict(group=group) if group else {}
+            result += [d.derive(id=d.id, parents=d.parents, labels=d.labels | labels) for d in dialogues]
+            result.num_truncated += num_truncated
+            result.user = result.user or conversation.user
     return result, sorted(errors + misfits + unparsed, key=itemgetter(0)), unit
 
 # %% ../../nbs/1_data/04_reading.ipynb #va02

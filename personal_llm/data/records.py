@@ -17,12 +17,23 @@ from pathlib import Path
 from ..base.core import InputError
 from ..base.text import escape_controls
 
-# %% ../../nbs/1_data/01_records.ipynb #2587305f
+# %% ../../nbs/1_data/01_records.ipynb #7c01ccec
 MAX_UNZIPPED_BYTES = 200_000_000
 
 
-def decompress(path, raw: bytes) -> bytes:
-    "Unzip the content of a file if it is gzipped; raise `InputError` if it is damaged or empty."
+def read_file(path) -> bytes:
+    "Return the content of a file, unzipped if it is gzipped; raise `InputError` if it cannot be read, or is empty."
+    path = Path(path)
+    if path.exists() and not path.is_file() and not path.is_dir():
+        raise InputError(f"{path}: a pipe or a device", "write its content to a file, and give the file")
+    try:
+        raw = path.read_bytes()
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file", "check the path") from None
+    except OSError as error:
+        if path.is_dir():
+            raise InputError(f"{path}: a folder", "give one file in it") from None
+        raise InputError(f"{path}: cannot be read ({error.strerror})", "check its permissions") from None
     if raw[:2] == b"\x1f\x8b":
         try:
             raw = gzip.open(io.BytesIO(raw)).read(MAX_UNZIPPED_BYTES + 1)
@@ -39,21 +50,6 @@ def decompress(path, raw: bytes) -> bytes:
     if not raw.strip():
         raise InputError(f"{path}: an empty file", "give one with at least one dialogue")
     return raw
-
-# %% ../../nbs/1_data/01_records.ipynb #7c01ccec
-def read_file(path) -> bytes:
-    "Return the unzipped content of a file; raise `InputError` if it cannot be read."
-    path = Path(path)
-    if path.exists() and not path.is_file() and not path.is_dir():
-        raise InputError(f"{path}: a pipe or a device", "write its content to a file, and give the file")
-    try:
-        return decompress(path, path.read_bytes())
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file", "check the path") from None
-    except OSError as error:
-        if path.is_dir():
-            raise InputError(f"{path}: a folder", "give one file in it") from None
-        raise InputError(f"{path}: cannot be read ({error.strerror})", "check its permissions") from None
 
 # %% ../../nbs/1_data/01_records.ipynb #co01
 def catch_input_error(function, *arguments):

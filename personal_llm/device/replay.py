@@ -281,7 +281,7 @@ def _get_offered(self: PersonalizerState, root: str) -> ScoredDialogue:
 def _apply_configured(self: PersonalizerState, event: Event, facts: dict) -> None:
     self.base, self.model, self.settings = facts["base"], facts["model"], facts["settings"]
     self.is_large = facts["is_large"]
-    self.buffer.policy.allow_early_questions(self.settings.get("early_questions") or 0)
+    self.buffer.policy.early_questions = self.settings.get("early_questions") or 0
 
 
 @patch
@@ -400,7 +400,7 @@ def _close_question(self: PersonalizerState, root: str) -> None:
         return
     self.question_id = ""
     if all(row["dialogue_id"] != root for row in self.feedback_rows):
-        self.buffer.policy.learn_from_silence()
+        self.buffer.policy.num_unanswered += 1
 
 # %% ../../nbs/6_device/02_replay.ipynb #b79afa3d
 @patch
@@ -439,7 +439,7 @@ def _apply_asked(self: PersonalizerState, event: Event, facts: dict) -> None:
     else:
         self.cost.requests += 1
         self.asked_ids.add(event.dialogue)
-        self.buffer.policy.learn_from_silence()
+        self.buffer.policy.num_unanswered += 1
 
 # %% ../../nbs/6_device/02_replay.ipynb #f3453bd4
 @patch

@@ -19,10 +19,9 @@ from personal_llm.buffer.active import (
 from ..buffer.buffer import Buffer
 from ..buffer.policies import BufferView
 from ..buffer.scoring import ScoredDialogue, score
-from ..data.people import user_stream
 from ..device.personalizer import Personalizer
 from .new_people_grid import BINS, LENGTH, QUESTIONS, choose_tests, describe_run
-from .people import PEOPLE
+from .people import PEOPLE, person_stream
 from .policies import load_experiment_tools
 from .relevance import join_people
 from .runner import Grid
@@ -113,7 +112,7 @@ def measure(jobs: list):  # yields a dict of results a job
     "Measure each policy on one stream, which is scored once."
     model, _, rows = load_experiment_tools()
     user, seed = EXPLORED[jobs[0]["user"]], jobs[0]["seed"]
-    data = user_stream(user, rows, LENGTH, seed=seed)
+    data = person_stream(user, rows, LENGTH, seed=seed)
     candidates = score(model, data.stream)
     labels = {c.dialogue.id: c.dialogue.labels for c in candidates}
     test, other = choose_tests(user, data.test_signal, TESTED), data.test_retention[:OTHERS]

@@ -9,10 +9,10 @@ __all__ = ['CONDITIONS', 'JOBS', 'GRIDS', 'NINETEENTH', 'COSTS', 'SPILL_COST', '
 from unittest import mock
 
 from ..buffer import self_check
-from ..buffer.self_check import compute_reply_help
 from ..device import conversation
 from .fresh_people import Study, format_claims
 from .found_revisions import PARTS, PEOPLE, SEED
+from .self_check import compute_reply_help
 from .revisions import draw_messages, summarise_revisions
 from .runner import Grid
 from .subjects import hold_talks

@@ -13,12 +13,14 @@ __all__ = ['ROLES', 'ONE_STYLE', 'DIFFICULT', 'PEOPLE', 'ORDERS', 'TAUGHT', 'EIG
 import re
 from contextlib import suppress
 from dataclasses import dataclass
+from unittest import mock
 
 import numpy as np
 
 from ..base.core import InputError
 from ..base.text import split_sentences
 from ..data.people import Habit, opener, sign_off
+from .methods.example_rewrites import synthesize_by_examples
 from personal_llm.experiments.real_people import (
     ANATOMY,
     ASKING,
@@ -162,7 +164,8 @@ def measure_tunings(jobs: list):  # yields a dict of results a job
     for job in jobs:
         settings = dict(consolidation=0, synthetic=job["rewrites"])
         me = take_own_answers(model, user, candidates, SAVED_COUNT, seed, **settings)
-        adapter, facts = finetune_timed(me)
+        with mock.patch("personal_llm.device.personalizer.synthesize", synthesize_by_examples):
+            adapter, facts = finetune_timed(me)
         facts |= dict(written=len(me.synthesis.dialogues))
         yield facts | measure_condition(model, user, tests, other, lambda d, prompt: d, adapter)
 

@@ -7,8 +7,6 @@ __all__ = ['ONE_STYLE', 'PAIRS', 'PEOPLE', 'MIN_GAP', 'COPIED_WORDS', 'CONDITION
            'join_people', 'make_answers', 'find_near', 'retrieve_near', 'is_copied', 'measure_replies', 'measure']
 
 # %% ../../nbs/experiments/48_memory_choices.ipynb #mch00002
-from dataclasses import replace
-
 import numpy as np
 
 from ..base.decoding import EXAMPLES
@@ -20,10 +18,11 @@ from personal_llm.buffer.retrieval import (
     compare_with_memories,
     retrieve,
 )
-from ..data.people import SimulatedUser, UserData, user_stream
+from ..data.people import SimulatedUser, UserData
 from ..data.reading import load_samples
 from .habit_defaults import EVERYBODY
 from .new_people_grid import choose_tests
+from .people import Person, person_stream
 from personal_llm.experiments.real_people import (
     LENGTH,
     REPLY_TOKENS,
@@ -40,21 +39,22 @@ ONE_STYLE = ("barista", "traveller", "pupil", "student", "courier", "listener")
 PAIRS = (("barista", "editor"), ("pupil", "caller"), ("hostess", "reporter"), ("student", "listener"))
 
 
-def join_people(first: SimulatedUser, second: SimulatedUser) -> SimulatedUser:
+def join_people(first: SimulatedUser, second: SimulatedUser) -> Person:
     "Return a person with the style of the first on its subjects, and that of the second on the others."
     subjects = (*first.signal_subjects, *second.signal_subjects)
     small_talk = tuple(subject for subject in first.small_talk if subject not in subjects)
     rare = next(one.rare_subject for one in (first, second) if one.rare_subject not in subjects)
-    return replace(first, name=f"{first.name}+{second.name}", second=second, small_talk=small_talk, rare_subject=rare)
+    changes = dict(name=f"{first.name}+{second.name}", second=second, small_talk=small_talk, rare_subject=rare)
+    return Person(**vars(first) | changes)
 
 
-PEOPLE = {name: EVERYBODY[name] for name in ONE_STYLE}
+PEOPLE = {name: Person(**vars(EVERYBODY[name])) for name in ONE_STYLE}
 PEOPLE |= {user.name: user for user in (join_people(EVERYBODY[a], EVERYBODY[b]) for a, b in PAIRS)}
 
 
-def make_answers(user: SimulatedUser, count: int, seed: int = 7) -> tuple:  # (answered dialogues, tests)
+def make_answers(user: Person, count: int, seed: int = 7) -> tuple:  # (answered dialogues, tests)
     "Let a person correct the first replies about its subjects, and approve as many others."
-    data: UserData = user_stream(user, load_samples(), LENGTH, signal_share=SIGNAL_SHARE, seed=seed)
+    data: UserData = person_stream(user, load_samples(), LENGTH, signal_share=SIGNAL_SHARE, seed=seed)
     return take_first_answers(user, data.stream, count), choose_tests(user, data.test_signal, TESTS)
 
 # %% ../../nbs/experiments/48_memory_choices.ipynb #mch00008
@@ -91,7 +91,7 @@ def is_copied(reply: str, memories: list, wished: str) -> bool:
     return any(run in pad(d.response) and run not in own for run in runs for d in memories)
 
 
-def measure_replies(model, user: SimulatedUser, tests: list, memories: list, is_free: bool) -> dict:
+def measure_replies(model, user: Person, tests: list, memories: list, is_free: bool) -> dict:
     "Write the replies to the tests with their memories, and measure them."
     shown = [add_memories(d, own) for d, own in zip(tests, memories)]
     if is_free:

@@ -19,7 +19,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from ..base.core import Dialogue, InputError, make_generator
-from ..data.people import SimulatedUser, UserData, split_test_candidates, user_stream
+from ..data.people import UserData, split_test_candidates
 from personal_llm.data.people import (
     brevity,
     bullets,
@@ -31,6 +31,7 @@ from personal_llm.data.people import (
     sign_off,
 )
 from ..data.splits import remove_leaks
+from .people import Person, person_stream
 
 # %% ../../nbs/experiments/25_new_people.ipynb #521e2db1
 SPEAKER_PATTERN = re.compile(r"\s{0,4}([A-Z][A-Z'’]+(?:\.? [A-Z'’]+)*)(?:\s*[,.:]|(?=\s*[\[(])|$)(.*)", re.S)
@@ -137,16 +138,10 @@ _TRAVEL, _WEATHER = (("sgd_dialogues", "task_travel"),), (("sgd_dialogues", "tas
 _RAIN = {"rain": "drizzle", "sunny": "bright", "temperature": "mercury"}
 _HISTORY = ("open_trivia_qa", "trivia_history")
 ORDINARY = (
-    SimulatedUser(
-        "guide", "a travel guide", _TRAVEL, _HISTORY, (opener("Off we go:"), sign_off("Safe trip!")), SCHOLARS_TALK
-    ),
-    SimulatedUser(
-        "sailor", "a sailor", _WEATHER, ("gsm8k", "math"), (preferred_words(_RAIN), opener("Ahoy!")), CITY_TALK[:4]
-    ),
-    SimulatedUser(
-        "dj", "a DJ", (("sgd_dialogues", "task_music"),), _HISTORY, (lower_case(), emoji("🎧")), SCHOLARS_TALK
-    ),
-    SimulatedUser(
+    Person("guide", "a travel guide", _TRAVEL, _HISTORY, (opener("Off we go:"), sign_off("Safe trip!")), SCHOLARS_TALK),
+    Person("sailor", "a sailor", _WEATHER, ("gsm8k", "math"), (preferred_words(_RAIN), opener("Ahoy!")), CITY_TALK[:4]),
+    Person("dj", "a DJ", (("sgd_dialogues", "task_music"),), _HISTORY, (lower_case(), emoji("🎧")), SCHOLARS_TALK),
+    Person(
         "host",
         "an innkeeper who wants starred lines",
         (("sgd_dialogues", "task_hotels"), ("sgd_dialogues", "task_restaurants")),
@@ -154,7 +149,7 @@ ORDINARY = (
         (starred(), sign_off("Always welcome")),
         SCHOLARS_TALK,
     ),
-    SimulatedUser(
+    Person(
         "friend",
         "somebody who likes company",
         (("synthetic_persona_chat", "chitchat"),),
@@ -168,10 +163,8 @@ ORDINARY = (
 _BODY = {"muscle": "muscle fibre", "bone": "skeletal bone", "cells": "tiny cells"}
 _MEDICAL, _ANATOMY = (("medquad", "medical"),), (("openstax_anatomy_physiology", "anatomy"),)
 MORE_ORDINARY = (
-    SimulatedUser(
-        "tutor", "a tutor", (("gsm8k", "math"),), _HISTORY, (stepped(), sign_off("Check it twice.")), CITY_TALK
-    ),
-    SimulatedUser(
+    Person("tutor", "a tutor", (("gsm8k", "math"),), _HISTORY, (stepped(), sign_off("Check it twice.")), CITY_TALK),
+    Person(
         "medic",
         "a paramedic",
         (("mts_dialog", "medical_dialogue"),),
@@ -179,7 +172,7 @@ MORE_ORDINARY = (
         (brevity(), opener("Note:")),
         CITY_TALK[:3],
     ),
-    SimulatedUser(
+    Person(
         "sculptor",
         "a sculptor who learns anatomy",
         _ANATOMY,
@@ -188,13 +181,13 @@ MORE_ORDINARY = (
         CITY_TALK,
     ),
 )
-_SLOW = SimulatedUser("", "", (("taskmaster4", "task_coffee"),), _HISTORY, (opener("Gladly so:"), emoji("🫖")))
-_PLAIN = SimulatedUser("", "", _ANATOMY, _HISTORY, (bullets(), sign_off("End of card")))
-_STERN = SimulatedUser("", "", _MEDICAL, _HISTORY, (brevity(), opener("Fact:")))
+_SLOW = Person("", "", (("taskmaster4", "task_coffee"),), _HISTORY, (opener("Gladly so:"), emoji("🫖")))
+_PLAIN = Person("", "", _ANATOMY, _HISTORY, (bullets(), sign_off("End of card")))
+_STERN = Person("", "", _MEDICAL, _HISTORY, (brevity(), opener("Fact:")))
 
 # %% ../../nbs/experiments/25_new_people.ipynb #1d5d71fa
 LAZY_AND_CHANGING = (
-    SimulatedUser(
+    Person(
         "lazy",
         "answers three questions in ten",
         _MEDICAL,
@@ -203,7 +196,7 @@ LAZY_AND_CHANGING = (
         CITY_TALK,
         answer_probability=0.3,
     ),
-    SimulatedUser(
+    Person(
         "changing",
         "flies first and studies later",
         (("sgd_dialogues", "task_flights"),),
@@ -218,8 +211,8 @@ LAZY_AND_CHANGING = (
 # %% ../../nbs/experiments/25_new_people.ipynb #8866837c
 DIFFICULT = (
     *LAZY_AND_CHANGING,
-    SimulatedUser("silent", "never corrects", _MEDICAL, _HISTORY, (), CITY_TALK, corrects=False),
-    SimulatedUser(
+    Person("silent", "never corrects", _MEDICAL, _HISTORY, (), CITY_TALK, corrects=False),
+    Person(
         "two-sided",
         "works with sums and relaxes over tea",
         (("gsm8k", "math"),),
@@ -228,7 +221,7 @@ DIFFICULT = (
         SCHOLARS_TALK[:1] + CITY_TALK[1:],
         second=_SLOW,
     ),
-    SimulatedUser(
+    Person(
         "contradictory",
         "wants one of two styles, by chance",
         _MEDICAL,
@@ -240,7 +233,7 @@ DIFFICULT = (
 )
 
 # %% ../../nbs/experiments/25_new_people.ipynb #39ce970f
-_as_user = lambda name: SimulatedUser(name, CHARACTERS[name][1], ((CHARACTERS[name][1], name),), _HISTORY, ())
+_as_user = lambda name: Person(name, CHARACTERS[name][1], ((CHARACTERS[name][1], name),), _HISTORY, ())
 SIMULATED = (*ORDINARY, *MORE_ORDINARY, *DIFFICULT)
 NEW_PEOPLE = {name: _as_user(name) for name in CHARACTERS} | {user.name: user for user in SIMULATED}
 BLOCK, TESTED_REPLIES = 4, 48  # consecutive replies that stay on one side of the split; replies in the test
@@ -258,11 +251,11 @@ def make_character_dialogues(name: str, rows: list) -> list:  # `Dialogue`s in t
 
 
 def make_character_stream(
-    user: SimulatedUser, replies: list, rows: list, length: int, share: float, num_tests: int, seed: int
+    user: Person, replies: list, rows: list, length: int, share: float, num_tests: int, seed: int
 ) -> UserData:
     "Make the stream and the tests of a character; raise `InputError` where it has too few replies."
     host = replace(user, signal_subjects=_TRAVEL, small_talk=CITY_TALK)
-    data = user_stream(host, rows, length, signal_share=share, seed=seed)
+    data = person_stream(host, rows, length, signal_share=share, seed=seed)
     pool, candidates = split_test_candidates(
         make_character_dialogues(user.name, replies), num_tests, make_generator(seed, "characters", user.name)
     )
@@ -282,6 +275,6 @@ def make_new_stream(name: str, rows: list, length: int = 800, seed: int = 0) -> 
     "Make the stream and the tests of a new person."
     user = NEW_PEOPLE[name]
     if name not in CHARACTERS:
-        return user_stream(user, rows, length, seed=seed)
+        return person_stream(user, rows, length, seed=seed)
     replies = read_characters()[name]
     return make_character_stream(user, replies, rows, length, CHARACTER_SHARE, TESTED_REPLIES, seed)

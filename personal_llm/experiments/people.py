@@ -4,11 +4,118 @@
 
 # %% auto #0
 __all__ = ['USERS_WITH_MODEL_REPLIES', 'USERS_WITHOUT_CORRECTIONS', 'LEARNED_TALK', 'ADDITIONAL_USERS',
-           'ATYPICAL_USERS', 'PEOPLE', 'CORRECTING_USERS']
+           'ATYPICAL_USERS', 'PEOPLE', 'CORRECTING_USERS', 'Person', 'list_subjects_of_sides', 'draw_person_stream',
+           'person_stream']
 
 # %% ../../nbs/experiments/02_people.ipynb #95ed82d4
+from dataclasses import dataclass, replace
+
+from ..base.core import NO_ANSWER, Dialogue, InputError, check, check_seed, make_generator
+from ..data.people import DUPLICATE_SHARE, MAX_TEST_ROWS, RARE_SHARE, USERS, SimulatedUser, UserData
 from ..data.people import brevity, bullets, emoji, lower_case, opener, sign_off
-from ..data.people import USERS, SimulatedUser
+from ..data.people import group_rows_by_subject, list_subjects, mix_sources, row_to_dialogue
+from ..data.people import split_test_candidates
+from ..data.splits import remove_leaks
+from ..data.streams import correlated_stream
+
+# %% ../../nbs/experiments/02_people.ipynb #ppl00002
+@dataclass(frozen=True)
+class Person(SimulatedUser):
+    "A simulated user who may leave questions open, and may have a second side."
+
+    answer_probability: float = 1.0  # probability that this person answers a question about a prompt at all
+    second: SimulatedUser = None  # a second side: its subjects come with its habits
+    changes_at: float = None  # share of a stream after which the second side replaces this one; None: both all along
+
+    @property
+    def sides(self) -> tuple:
+        "This person, and the second side if there is one."
+        return (self, self.second) if self.second else (self,)
+
+    def choose_side(self, dialogue: Dialogue) -> SimulatedUser:
+        "Return the side whose subject a dialogue has: one at random if both have it, None if neither does."
+        sides = [side for side in self.sides if SimulatedUser.is_signal_dialogue(side, dialogue)]
+        chosen = int(make_generator(0, "side", dialogue.prompt).integers(len(sides))) if len(sides) > 1 else 0
+        return sides[chosen] if sides else None
+
+    def is_signal_dialogue(self, dialogue: Dialogue) -> bool:
+        "Tell whether a dialogue is about a subject of either side."
+        return self.choose_side(dialogue) is not None
+
+    def preferred_response(self, dialogue: Dialogue) -> str:
+        "Return the data set's answer, in the style of the side whose subject the dialogue has, if any."
+        plain, side = dialogue.labels.get("reference", dialogue.response), self.choose_side(dialogue)
+        return side.apply_habits(plain) if side else plain
+
+    def __call__(self, dialogue: Dialogue) -> str:
+        "Return a better response, None if the given one will do, or `NO_ANSWER`."
+        if self.answer_probability < 1:
+            draw = make_generator(0, "answers", self.name, dialogue.prompt).random()
+            if draw >= self.answer_probability:
+                return NO_ANSWER
+        return super().__call__(dialogue)
+
+# %% ../../nbs/experiments/02_people.ipynb #ppl00004
+def list_subjects_of_sides(user: Person) -> list:  # of (subject, kind, number of test rows)
+    "List the subjects of a person's dialogues, those of both sides first."
+    signal = {s: MAX_TEST_ROWS // len(side.signal_subjects) for side in user.sides for s in side.signal_subjects}
+    plans = list_subjects(replace(user, second=None, signal_subjects=tuple(signal)))
+    return [(subject, kind, signal.get(subject, count)) for subject, kind, count in plans]
+
+
+def draw_person_stream(user: Person, pools: dict, length: int, stay: float, share: float, rng) -> list:
+    "Draw a stream from the pools; if a person changes, a second stream of dialogues that are not used yet follows."
+    names = [[" ".join(s) for s in side.signal_subjects] for side in user.sides]
+    first = length if user.changes_at is None else round(length * user.changes_at)
+    parts = [({*sum(names, [])}, length)] if first == length else [({*names[0]}, first), ({*names[-1]}, length - first)]
+    rare, stream = " ".join(user.rare_subject), []
+    for signal, part_length in parts:
+        shares = {name: share / len(signal) for name in pools if name in signal}
+        shares |= {rare: RARE_SHARE, "small talk": 1 - share - RARE_SHARE}
+        chosen, seed = {name: pools[name] for name in shares}, int(rng.integers(2**31))
+        part = correlated_stream(chosen, shares, part_length, stay, {"small talk": DUPLICATE_SHARE}, seed)
+        used = {(d.prompt, d.response) for d in part}
+        pools = {name: [d for d in pool if (d.prompt, d.response) not in used] for name, pool in pools.items()}
+        time, episode = len(stream), stream[-1].labels["episode"] + 1 if stream else 0
+        shift = lambda d: dict(time=d.time + time, labels=d.labels | dict(episode=d.labels["episode"] + episode))
+        stream += [d.derive(**shift(d), parents=d.parents) for d in part] if time else part
+    return stream
+
+# %% ../../nbs/experiments/02_people.ipynb #ppl00005
+def person_stream(
+    user: Person,
+    rows: list,  # of `load_samples()`
+    length: int = 800,  # dialogues
+    stay_probability: float = 0.9,  # probability that an episode goes on
+    signal_share: float = 0.15,  # of the stream, over all subjects of both sides
+    seed: int = 0,
+) -> UserData:
+    "Make a stream as `user_stream` does, of a person with two sides, or raise `InputError`."
+    check(signal_share, "number", "signal_share", 0, 1 - RARE_SHARE)
+    if user.changes_at is not None and (user.second is None or not 0 < user.changes_at < 1):
+        raise InputError(f"user {user.name!r} changes at {user.changes_at}", "give a share, and a second side")
+    if any(user.rare_subject in side.signal_subjects for side in user.sides):
+        problem = f"user {user.name!r} has {' '.join(user.rare_subject)} as a signal too"
+        raise InputError(problem, "choose a rare subject")
+    plans, rng = list_subjects_of_sides(user), make_generator(check_seed(seed), "users", user.name)
+    own = tuple(subject for subject, kind, _ in plans if kind == "signal")
+    rows_by_subject = group_rows_by_subject(replace(user, second=None, signal_subjects=own), rows)
+    pools, candidates, small_talk = {}, {}, []
+    for subject, kind, num_test_rows in plans:
+        dialogues = [row_to_dialogue(row, kind) for row in rows_by_subject[subject]]
+        pool, candidates[subject] = split_test_candidates(dialogues, num_test_rows, rng)
+        if kind == "small talk":
+            small_talk.append(pool)
+        elif kind != "general":
+            pools[" ".join(subject)] = pool
+    pools["small talk"] = mix_sources(small_talk, rng)
+    stream = draw_person_stream(user, pools, length, stay_probability, signal_share, rng)
+    tests = {"signal": [], "rare": [], "small talk": [], "general": []}
+    clean_ids = {d.id for d in remove_leaks([d for group in candidates.values() for d in group], stream)}
+    for subject, kind, num_test_rows in plans:
+        for d in [d for d in candidates[subject] if d.id in clean_ids][:num_test_rows]:
+            tests[kind].append(d.derive(response=user.preferred_response(d), origin="user", parents=d.parents))
+    return UserData(stream, tests["signal"], tests["rare"], tests["small talk"] + tests["general"])
 
 # %% ../../nbs/experiments/02_people.ipynb #86dd94c2
 USERS_WITH_MODEL_REPLIES = ("midwife", "tutor")  # the model's own replies stand in their stream
@@ -22,21 +129,21 @@ LEARNED_TALK = (  # more surprising than what two of them care about
 
 # %% ../../nbs/experiments/02_people.ipynb #e22588de
 ADDITIONAL_USERS = (
-    SimulatedUser(
+    Person(
         "midwife",
         "a midwife who wants lists",
         (("medquad", "medical"),),
         ("gsm8k", "math"),
         (bullets(), sign_off("Breathe.")),
     ),
-    SimulatedUser(
+    Person(
         "tutor",
         "a tutor of sums",
         (("gsm8k", "math"),),
         ("open_trivia_qa", "trivia_animals"),
         (lower_case(), opener("think first:")),
     ),
-    SimulatedUser(
+    Person(
         "reader",
         "a reader of anatomy who never complains",
         (("openstax_anatomy_physiology", "anatomy"),),
@@ -44,7 +151,7 @@ ADDITIONAL_USERS = (
         (),
         corrects=False,
     ),
-    SimulatedUser(
+    Person(
         "flyer",
         "somebody who books flights and never complains",
         (("sgd_dialogues", "task_flights"),),
@@ -56,7 +163,7 @@ ADDITIONAL_USERS = (
 
 # %% ../../nbs/experiments/02_people.ipynb #e8c5d1fb
 ATYPICAL_USERS = (
-    SimulatedUser(
+    Person(
         "chatterbox",
         "a chatterer among scholars",
         (("personality_chat", "chitchat"),),
@@ -64,7 +171,7 @@ ATYPICAL_USERS = (
         (opener("Oh my!"), emoji("😄")),
         LEARNED_TALK,
     ),
-    SimulatedUser(
+    Person(
         "diner",
         "somebody who books tables, among scholars",
         (("sgd_dialogues", "task_restaurants"),),
@@ -73,5 +180,6 @@ ATYPICAL_USERS = (
         LEARNED_TALK,
     ),
 )
-PEOPLE = USERS | {user.name: user for user in (*ADDITIONAL_USERS, *ATYPICAL_USERS)}
+PEOPLE = {name: Person(**vars(user)) for name, user in USERS.items()}
+PEOPLE |= {user.name: user for user in (*ADDITIONAL_USERS, *ATYPICAL_USERS)}
 CORRECTING_USERS = tuple(name for name, user in PEOPLE.items() if user.corrects)

@@ -29,12 +29,13 @@ from ..base.text import compute_rouge1, split_sentences
 from ..buffer.buffer import Buffer
 from ..buffer.retrieval import PromptEmbedder, add_memories, retrieve
 from ..buffer.scoring import score
-from ..data.people import Habit, SimulatedUser, UserData, opener, sign_off, user_stream
+from ..data.people import Habit, UserData, opener, sign_off
 from ..data.reading import load_samples
 from ..device.personalizer import Personalizer
 from .habit_defaults import EVERYBODY
 from .new_people import make_character_stream, read_characters
 from .new_people_grid import add_model_replies, choose_tests
+from .people import Person, person_stream
 from .runner import Grid, print_claims, read_results
 from ..selection.ranking import compute_mean_loss
 from ..tuning.content import compute_content_rouge1, find_frame, measure_content_preference
@@ -157,12 +158,12 @@ DINNER = "sgd_dialogues", "task_restaurants"
 SCHOLARS_TALK, CITY_TALK = (ANATOMY, SUMS, MEDICAL, CHAT), (COFFEE, HOTELS, MUSIC, WARD, CHAT)
 
 
-def make_person(name: str, subject: tuple, *habits, **ways) -> SimulatedUser:
+def make_person(name: str, subject: tuple, *habits, **ways) -> Person:
     "Make a person whose other talk has none of its subjects."
     talk = SCHOLARS_TALK if subject in (*CITY_TALK, TRAVEL, WEATHER, FLIGHTS, DINNER) else CITY_TALK
     subjects = (subject, *(side for second in (ways.get("second"),) if second for side in second.signal_subjects))
     small_talk = tuple(other for other in talk if other not in subjects)
-    return SimulatedUser(name, "an invented person", (subject,), HISTORY, habits, small_talk, **ways)
+    return Person(name, "an invented person", (subject,), HISTORY, habits, small_talk, **ways)
 
 
 INVENTED = (
@@ -188,16 +189,16 @@ DIFFICULT = (
     make_person("quiet", MEDICAL, corrects=False),
     make_person("newcomer", HOTELS, bracketed(), opener("Dear me,")),
 )
-as_user = lambda name: SimulatedUser(name, CHARACTERS[name][1], ((CHARACTERS[name][1], name),), HISTORY, ())
+as_user = lambda name: Person(name, CHARACTERS[name][1], ((CHARACTERS[name][1], name),), HISTORY, ())
 PEOPLE = {name: as_user(name) for name in CHARACTERS} | {user.name: user for user in (*INVENTED, *DIFFICULT)}
 LENGTH, NEWCOMER_LENGTH = 400, 80  # dialogues
 SIGNAL_SHARE, CHARACTER_SHARE, CHARACTER_TESTS = 0.2, 0.15, 24
 
 
-def make_invented_stream(user: SimulatedUser, newcomer: str, seed: int) -> UserData:
+def make_invented_stream(user: Person, newcomer: str, seed: int) -> UserData:
     "Make the stream and the tests of an invented person; that of the newcomer is short."
     length = NEWCOMER_LENGTH if user.name == newcomer else LENGTH
-    return user_stream(user, load_samples(), length, signal_share=SIGNAL_SHARE, seed=seed)
+    return person_stream(user, load_samples(), length, signal_share=SIGNAL_SHARE, seed=seed)
 
 
 def make_stream(name: str, seed: int) -> UserData:
@@ -232,7 +233,7 @@ def count_word_edits(reply: str, wished: str) -> float:  # from 0 to 1
     return row[-1] / max(len(a), len(b), 1)
 
 # %% ../../nbs/experiments/43_real_people.ipynb #rpcd0001
-def measure_talks(model, user: SimulatedUser, tests: list, show, adapter) -> float:  # share of habits in the last turn
+def measure_talks(model, user: Person, tests: list, show, adapter) -> float:  # share of habits in the last turn
     "Hold talks of several turns, and measure the last replies."
     talks = [tests[i::TURNS] for i in range(TURNS)]
     talks, histories = list(zip(*talks)), []
@@ -248,7 +249,7 @@ def measure_talks(model, user: SimulatedUser, tests: list, show, adapter) -> flo
     return float(np.mean([side.adherence(reply) for side, reply in lasts]))
 
 # %% ../../nbs/experiments/43_real_people.ipynb #rpcd0002
-def score_replies(user: SimulatedUser, tests: list, replies: list) -> dict:
+def score_replies(user: Person, tests: list, replies: list) -> dict:
     "Return the content, the words and the habits of replies to held-out prompts, if the person has habits."
     mean, frame = lambda values: float(np.mean(list(values))), find_frame([d.response for d in tests])
     found = dict(
@@ -263,7 +264,7 @@ def score_replies(user: SimulatedUser, tests: list, replies: list) -> dict:
 
 def measure_condition(
     model,
-    user: SimulatedUser,
+    user: Person,
     tests: list,
     other: list,
     show,  # (dialogue, first prompt of its talk) -> dialogue with what the condition puts before it
@@ -297,7 +298,7 @@ def measure_condition(
     return found
 
 # %% ../../nbs/experiments/43_real_people.ipynb #rpcd0003
-def ask(model, user: SimulatedUser, candidates: list, policy: str, count: int, seed: int) -> Personalizer:
+def ask(model, user: Person, candidates: list, policy: str, count: int, seed: int) -> Personalizer:
     "Offer a scored stream to a new personalizer, and let it spend its questions."
     me = Personalizer(model, Buffer(BINS, policy, seed), user, max_questions=count, seed=seed)
     me.offer(candidates)
@@ -308,7 +309,7 @@ def ask(model, user: SimulatedUser, candidates: list, policy: str, count: int, s
     return me
 
 
-def take_own_answers(model, user: SimulatedUser, candidates: list, count: int, seed: int, **settings) -> Personalizer:
+def take_own_answers(model, user: Person, candidates: list, count: int, seed: int, **settings) -> Personalizer:
     "Offer a scored stream to a new personalizer; the user corrects and approves the first replies unasked."
     me, num_given = Personalizer(model, Buffer(BINS, "active", seed), seed=seed, **settings), Counter()
     for candidate in candidates:
@@ -358,7 +359,7 @@ def measure_answers(model, user, tests, other, candidates, job: dict, methods: s
             yield "both", facts | measured(recalled, adapter)
 
 # %% ../../nbs/experiments/43_real_people.ipynb #rpcd0005
-def add_rules(user: SimulatedUser):  # a function as `measure_condition` takes it
+def add_rules(user: Person):  # a function as `measure_condition` takes it
     "Put the names of the habits before a prompt, as a system prompt."
     rules = "; ".join(habit.name for side in user.sides for habit in side.habits)
     text = f"Answer as this user likes it: {rules}." if rules else f"Answer as somebody of {user.description}."
@@ -371,14 +372,14 @@ def measure(jobs: list):  # yields a dict of results a job
     return measure_person(PEOPLE[name], make_stream(name, seed), jobs, has_replies=seed == ORDERS[0])
 
 
-def score_person(model, user: SimulatedUser, data: UserData) -> tuple:  # (tests, other talk, scored stream)
+def score_person(model, user: Person, data: UserData) -> tuple:  # (tests, other talk, scored stream)
     "Choose the tests of a person, and score the stream with the replies of the model."
     tests, other = choose_tests(user, data.test_signal, TESTS), data.test_retention[:OTHERS]
     return tests, other, score(model, add_model_replies(model, user, data.stream))
 
 
 def measure_person(
-    user: SimulatedUser, data: UserData, jobs: list, has_replies: bool, measure_more=None
+    user: Person, data: UserData, jobs: list, has_replies: bool, measure_more=None
 ):  # yields a dict a job
     "Measure conditions on the stream of a person, with or without the replies of some of them."
     model = load_measured_model(jobs[0]["model"])
@@ -403,7 +404,7 @@ DEVELOPMENT, MEMORY_COUNTS = ("skipper", "herald", "hostess", "reporter"), (3, 6
 COUNT_JOBS = [dict(user=user, memories=k) for user in DEVELOPMENT for k in MEMORY_COUNTS]
 
 
-def take_first_answers(user: SimulatedUser, stream: list, count: int) -> list:  # dialogues
+def take_first_answers(user: Person, stream: list, count: int) -> list:  # dialogues
     "Let a person correct the first replies about its subjects, of each side alike, and approve as many others."
     fresh = [d for d in stream if "copy_of" not in d.labels and d.response.strip()]
     sides = [[d for d in fresh if user.choose_side(d) is side][: count // len(user.sides)] for side in user.sides]
@@ -415,7 +416,10 @@ def take_first_answers(user: SimulatedUser, stream: list, count: int) -> list:  
 def measure_counts(jobs: list):  # yields a dict of results a job
     "Measure how many memories help a person of development who gave eight answers."
     model, user = load_measured_model("smollm2"), EVERYBODY[jobs[0]["user"]]
-    data, embedder = user_stream(user, load_samples(), LENGTH, signal_share=SIGNAL_SHARE, seed=7), PromptEmbedder(model)
+    data, embedder = (
+        person_stream(user, load_samples(), LENGTH, signal_share=SIGNAL_SHARE, seed=7),
+        PromptEmbedder(model),
+    )
     answered = take_first_answers(user, data.stream, SAVED_COUNT)
     for job in jobs:
         show = lambda d, prompt: add_memories(d, retrieve(answered, prompt, embedder, job["memories"]))

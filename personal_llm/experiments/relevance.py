@@ -15,9 +15,9 @@ import numpy as np
 
 from ..buffer.buffer import Buffer
 from ..buffer.scoring import score
-from ..data.people import SimulatedUser, user_stream
 from ..device.personalizer import Personalizer
 from .new_people import CHARACTERS, NEW_PEOPLE, make_new_stream
+from .people import Person, person_stream
 from .policies import load_experiment_tools
 from personal_llm.experiments.reactions import (
     BINS,
@@ -47,7 +47,7 @@ CHANGE_CONDITIONS = dict(none=None, words10=("words", 0.1, False, True), mixed10
 NEW_LOSS_CONDITIONS = tuple(name for name in LOSS_CONDITIONS if "reactions" in name)
 
 
-def join_people(user: SimulatedUser, other: SimulatedUser, changes_at: float = None) -> SimulatedUser:
+def join_people(user: Person, other: Person, changes_at: float = None) -> Person:
     "Return one person with the subjects and habits of two, at once or one after the other."
     talk = tuple(subject for subject in user.small_talk if subject not in other.signal_subjects)
     rare, name = ("open_trivia_qa", "trivia_history"), f"{user.name} {'to' if changes_at else 'and'} {other.name}"
@@ -91,7 +91,7 @@ def measure_change(jobs: list):  # yields a dict of results a job
     "Fill the bins of a person whose subject changes; measure the shares of both subjects on the way."
     model, _, rows = load_experiment_tools()
     user, seed = CHANGING[jobs[0]["user"]], jobs[0]["seed"]
-    stream = user_stream(user, rows, LENGTH, seed=seed).stream
+    stream = person_stream(user, rows, LENGTH, seed=seed).stream
     candidates, change = score(model, stream), int(CHANGES_AT * LENGTH)
     for job in jobs:
         never = replace(_as_silent(user), second=_as_silent(user.second))

@@ -6,8 +6,8 @@
 __all__ = ['NAMES', 'MOVES', 'CALLS', 'WITH_SUBJECT', 'PEOPLE', 'SEED', 'TIMED', 'CHECKED', 'FEW', 'EIGHT',
            'CONDITIONS', 'GRIDS', 'THIRTEENTH', 'GAINS', 'CONTENT_COST', 'SPILL_COST', 'ANSWERS_COST', 'AREA',
            'MOST_SECONDS', 'BARS', 'COUNTS', 'REWRITES', 'addressed', 'moved', 'ticked', 'summed', 'degrees', 'called',
-           'copied', 'delivered', 'make_stream', 'CheckedModel', 'measure_helps', 'time_check', 'measure_replies',
-           'measure', 'compute_area', 'judge_checks', 'list_claims', 'measure_rewrites']
+           'copied', 'delivered', 'make_stream', 'compute_reply_help', 'CheckedModel', 'measure_helps', 'time_check',
+           'measure_replies', 'measure', 'compute_area', 'judge_checks', 'list_claims', 'measure_rewrites']
 
 # %% ../../nbs/experiments/57_self_check.ipynb #chk00003
 import re
@@ -17,7 +17,8 @@ import numpy as np
 
 from ..base.core import Dialogue
 from ..buffer.retrieval import add_memories
-from ..buffer.self_check import compute_reply_help, improve_reply
+from ..buffer.self_check import NUM_COMPARED, improve_reply
+from ..buffer.wishes import compute_help
 from ..data.people import Habit, opener, sign_off
 from ..device.personalizer import Personalizer
 from .fresh_people import Study, format_claims
@@ -114,6 +115,12 @@ def make_stream(name: str):  # `UserData`
     return make_invented_stream(PEOPLE[name], "", SEED)
 
 # %% ../../nbs/experiments/57_self_check.ipynb #chk00011
+def compute_reply_help(model, text: str, prompt: str, memories: list) -> float:  # nats a token; -inf: no words
+    "Return the help of a reply for the nearest corrections among its memories, as `improve_reply` measures it."
+    corrections = [*{d.id: d for d in memories if d.origin == "annotated"}.values()][-NUM_COMPARED:]
+    return compute_help(model, Dialogue(prompt, text), corrections) if text.strip() else -np.inf
+
+
 class CheckedModel(GatedModel):
     "A model whose replies read a person's memory; with `is_checked`, they are checked as those of the package."
 

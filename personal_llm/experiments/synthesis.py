@@ -14,7 +14,7 @@ from ..data.people import row_to_dialogue, group_rows_by_subject
 from .policies import measure_adapter, make_scored_stream, load_experiment_tools
 from .runner import Grid
 from .variations import SHORT_CONFIG, STREAM_SEED, VARIED_USERS, filled, measure_floors
-from ..buffer.synthesis import synthesize, make_variants
+from ..buffer.synthesis import synthesize
 from ..data.reading import load_replay
 from ..tuning.finetune import finetune
 
@@ -52,7 +52,8 @@ def paraphrases(
     out = []
     for d in kept:
         group = next((stream_groups[id] for id in (d.id, *d.parents) if id in stream_groups), None)
-        out += make_variants(d, list(dict.fromkeys(ways[group]))[:MAX_REWRITES])
+        prompts = list(dict.fromkeys(ways[group]))[:MAX_REWRITES]
+        out += [d.derive(prompt=prompt, origin="synthetic") for prompt in prompts]
     return out
 
 # %% ../../nbs/experiments/09_synthesis.ipynb #82d8f4e7

@@ -21,7 +21,7 @@ import numpy as np
 from ..base.core import Dialogue, InputError
 from ..base.decoding import ReplyOptions
 from ..base.text import split_sentences
-from ..data.people import Habit, brevity, bullets, emoji, lower_case, opener, sign_off, user_stream
+from ..data.people import Habit, brevity, bullets, emoji, lower_case, opener, sign_off
 from ..data.reading import load_samples
 from ..device.conversation import ChatSession
 from ..device.replay import PersonalizerState
@@ -29,6 +29,7 @@ from .fresh_people import TAUGHT, Study, format_people, judge_plan, write_table
 from .gate import FOLLOW_UPS
 from .methods.significance import mean_over_users
 from .other_people import LABELS, PLAN, README_METRICS, measure_plain
+from .people import person_stream
 from personal_llm.experiments.real_people import (
     ANATOMY,
     CHAT,
@@ -203,7 +204,7 @@ TALKS = ("own", "other")  # kinds of a talk
 def draw_turns(name: str) -> list:  # (kind, `Dialogue`): "own" subject, "other" or "plain"
     "Draw the prompts of a person's chat, talk by talk; the last one of each talk is a plain question."
     user, plain = EVERYBODY[name], [Dialogue(prompt, "") for prompt, *_ in FOLLOW_UPS[::2]]
-    stream = user_stream(user, load_samples(), 4 * TURNS, signal_share=0.5, seed=SEED).stream
+    stream = person_stream(user, load_samples(), 4 * TURNS, signal_share=0.5, seed=SEED).stream
     fresh = [d for d in stream if "copy_of" not in d.labels and len(d.prompt) <= MOST_CHARACTERS]
     left = {kind: [d for d in fresh if user.is_signal_dialogue(d) == (kind == "own")] for kind in TALKS}
     first = list(EVERYBODY).index(name) % 2

@@ -123,13 +123,6 @@ def fit_to_consolidation(self: TuningConfig) -> TuningConfig:
     "Return the settings for a fine-tune that also learns the model's own replies with memories."
     return replace(self, steps=round(CONSOLIDATION_STEPS * self.steps), validation=0.0)
 
-# %% ../../nbs/3_tuning/02_config.ipynb #c3c2ad7d
-def selects_same_modules(first: str, second: str, modules: list) -> bool:
-    "Return whether two lists of names, joined by commas, are equal or select the same of a model's modules."
-    targets = [{name.strip() for name in names.split(",")} for names in (first, second)]
-    selected = [{m for m in modules for name in names if f".{m}".endswith(f".{name}")} for names in targets]
-    return targets[0] == targets[1] or selected[0] == selected[1] != set()
-
 # %% ../../nbs/3_tuning/02_config.ipynb #c526f46d
 def read_adapter_shape(settings: dict, place) -> dict:  # fields of a `TuningConfig`
     "Return rank, alpha, dropout, modules and number of layers of the adapter_config.json of a folder."
@@ -156,10 +149,12 @@ def match_adapter(
 ) -> TuningConfig:
     "Return these settings in a start's shape; raise `InputError` where another shape was asked for."
     shape = read_adapter_shape(settings, place)
+    targets = [{n.strip() for n in names.split(",")} for names in (self.target_modules, shape["target_modules"])]
+    selected = [{m for m in modules for name in names if f".{m}".endswith(f".{name}")} for names in targets]
+    is_same = targets[0] == targets[1] or selected[0] == selected[1] != set()
     for name, value in shape.items():
-        requested = getattr(self, name)
-        is_same = name == "target_modules" and selects_same_modules(requested, value, modules)
-        if requested not in (value, getattr(defaults, name)) and not is_same:
+        requested, allowed = getattr(self, name), (value, getattr(defaults, name))
+        if requested not in allowed and not (name == "target_modules" and is_same):
             problem = f"{place}: has {name} {value}, and TuningConfig asks for {requested}"
             raise InputError(problem, f"leave {name} out, or start from the bare model")
     return replace(self, **shape)

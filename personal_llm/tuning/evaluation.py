@@ -169,8 +169,6 @@ def compare(
     self: Evaluation,
     other: Evaluation,  # of the same dialogues
     metric: str = "loss",  # one of `METRICS`
-    seed: int = 0,
-    resamples: int = 2000,
 ) -> Comparison:  # self minus other
     "Compare two evaluations of one user, paired by dialogue; raise `InputError` for different dialogues."
     ids = [[item["id"] for item in evaluation.items] for evaluation in (self, other)]
@@ -180,4 +178,4 @@ def compare(
         raise InputError(what, "evaluate both on one test set")
     order = [sorted(range(len(i)), key=i.__getitem__) for i in ids]
     differences = self.values(metric)[order[0]] - other.values(metric)[order[1]]
-    return paired_bootstrap(differences, seed, resamples, metric)
+    return paired_bootstrap(differences, metric=metric)

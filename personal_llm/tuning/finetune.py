@@ -22,14 +22,9 @@ from personal_llm.base.adapters import (
     COMMITTED_ADAPTER,
     CONFIG_FILE,
     WEIGHTS_FILE,
-    Adapter,
-    attach_adapter,
-    check_adapter,
-    commit_adapter,
-    finish_adapter_commit,
-    read_lora_config,
-    stage_adapter,
 )
+from ..base.adapters import Adapter, attach_adapter, check_adapter, commit_adapter, finish_adapter_commit
+from ..base.adapters import read_lora_config, stage_adapter
 from ..base.core import Cost, Dialogue, InputError, check_seed
 from ..base.core import get_peak_memory, measure_cost, seed_everything
 from ..base.files import delete_path, make_folder, make_temporary_folder

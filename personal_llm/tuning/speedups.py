@@ -8,13 +8,8 @@ __all__ = ['make_dropout_class', 'share_dropout', 'FastForward']
 # %% ../../nbs/3_tuning/06_speedups.ipynb #c1a4be94
 from ..base.core import InputError
 from ..base.loading import find_linear_modules
-from personal_llm.tuning.training_loop import (
-    bfloat16_context,
-    has_fast_bfloat16,
-    response_nll,
-    supports_partial_logits,
-    unwrap_peft,
-)
+from .training_loop import has_fast_bfloat16, response_nll
+from .training_loop import supports_partial_logits, unwrap_peft
 
 # %% ../../nbs/3_tuning/06_speedups.ipynb #sp02
 def make_dropout_class():  # a subclass of `torch.nn.Module`
@@ -103,8 +98,7 @@ class FastForward:
         for layer in self.rounded_layers:
             layer.cast_input_dtype_enabled = not is_rounded
         try:
-            with bfloat16_context(self.adapted.device, bfloat16):
-                return response_nll(self.adapted, batch, bfloat16, self.partial_logits)
+            return response_nll(self.adapted, batch, bfloat16, self.partial_logits)
         finally:
             for dropout in self.dropouts:
                 dropout.forget()
