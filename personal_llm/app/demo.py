@@ -70,7 +70,7 @@ class DemoSettings:
     def make_buffer(self, policy: str):  # an empty `Buffer`
         "Make the buffer of a policy."
         buffer = Buffer(self.capacity, policy, self.seed)
-        buffer.policy.expect(self.length or 1)
+        buffer.policy.horizon = self.length or 1
         return buffer
 
 # %% ../../nbs/8_app/03_demo.ipynb #dm07
