@@ -93,6 +93,7 @@ d = {
                 "8_app/chat.html#replyingmodeloptions.load",
                 "personal_llm/app/chat.py",
             ),
+            "personal_llm.app.chat.ask_at_terminal": ("8_app/chat.html#ask_at_terminal", "personal_llm/app/chat.py"),
             "personal_llm.app.chat.begin_conversation": (
                 "8_app/chat.html#begin_conversation",
                 "personal_llm/app/chat.py",
@@ -4868,10 +4869,6 @@ d = {
             ),
             "personal_llm.device.personalizer.ReplyPlan": (
                 "6_device/personalizer.html#replyplan",
-                "personal_llm/device/personalizer.py",
-            ),
-            "personal_llm.device.personalizer.ask_at_terminal": (
-                "6_device/personalizer.html#ask_at_terminal",
                 "personal_llm/device/personalizer.py",
             ),
             "personal_llm.device.personalizer.count_rows": (

@@ -25,6 +25,7 @@ from personal_llm.device.conversation import QUESTION_TEXT, ChatSession
 from personal_llm.device.forgetting import SOURCE_FILE_NOTE, forget_folder
 from personal_llm.app import chat, library_commands
 from personal_llm.app.chat import (
+    ask_at_terminal,
     ANSWER_PROMPT,
     CHAT_COMMANDS,
     COMMANDS_HINT,
@@ -890,3 +891,9 @@ def test_a_full_disk_while_forgetting_is_said_and_the_deletion_tried_again(tmp_p
     assert [turn["prompt"] for turn in talk.turns] == [LINES[2]]
     assert LINES[0].encode() not in b"".join(disk(tmp_path / "me").values())
     talk.close()
+
+
+def test_what_a_terminal_would_obey_is_shown_in_a_question(capsys):
+    assert ask_at_terminal(Dialogue("a\x1b]0;b\x07", "\x1b[2J"), read=lambda question: " ") is None
+    shown = capsys.readouterr().err
+    assert "\x1b" not in shown and r"\x1b[2J" in shown

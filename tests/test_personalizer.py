@@ -18,7 +18,6 @@ from personal_llm.base.adapters import WEIGHTS_FILE
 from personal_llm.base.core import Cost, Dialogue, InputError
 from personal_llm.device import personalizer
 from personal_llm.device.personalizer import Personalizer, load_personalizer
-from personal_llm.device.personalizer import ask_at_terminal
 from personal_llm.device.replay import PersonalizerState
 from personal_llm.buffer.buffer import Buffer
 from personal_llm.buffer.policies import POLICIES
@@ -167,12 +166,6 @@ def test_an_annotator_that_fails_is_asked_again_and_costs_nothing():
     assert me.cost.requests == 1 and len(me.rounds) == 1, "the second question was answered, nothing was lost"
     me.finetune(progress=False)
     assert me.cost.requests == 2 and "better" in [d.response for d in me.buffer.dialogues]
-
-
-def test_what_a_terminal_would_obey_is_shown(capsys):
-    assert ask_at_terminal(Dialogue("a\x1b]0;b\x07", "\x1b[2J"), read=lambda question: " ") is None
-    shown = capsys.readouterr().err
-    assert "\x1b" not in shown and r"\x1b[2J" in shown
 
 
 # ---- the order of things

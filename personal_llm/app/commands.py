@@ -21,7 +21,7 @@ from typer import Argument, Option
 
 from .arguments import COMMAND_GROUPS, COMMANDS, CommandResult, DataOptions, ModelOptions, SavedFolder
 from .arguments import choose_folder, command, format_pairs, format_table, pick_settings, print_note
-from .chat import read_line
+from .chat import ask_at_terminal, read_line
 from .demo import DemoSettings, fill_template, run_demo
 from .personalize import QUESTION_FIELDS, TUNING_FIELDS, PersonalizeSettings
 from .personalize import compare_evaluations, count_answers, evaluate_replies, format_change_table
@@ -37,7 +37,7 @@ from ..buffer.feedback import get_first_id
 from ..buffer.retrieval import collect_memories
 from ..data.splits import MAX_TEST_DIALOGUES
 from ..device.forgetting import forget_folder
-from ..device.personalizer import ASK_WHEN_CHOICES, ask_at_terminal, retrain_folder
+from ..device.personalizer import ASK_WHEN_CHOICES, retrain_folder
 from ..device.memory import ADAPTERS_FOLDER, find_run_folders, find_state_folders, has_state
 from ..device.memory import make_no_state_error
 from ..device.replay import describe_unchanged, folder_status, read_state

@@ -4,12 +4,11 @@
 
 # %% auto #0
 __all__ = ['ASK_WHEN_CHOICES', 'EARLY_QUESTIONS', 'SMALL_MODEL_DEFAULTS', 'OBSERVE_BATCH_SIZE', 'ADAPTER_THRESHOLD',
-           'MIN_LEARNED_DIALOGUES', 'PersonalizerSettings', 'ask_at_terminal', 'count_rows', 'Personalizer',
-           'ReplyPlan', 'PreparedRound', 'load_personalizer', 'retrain_folder']
+           'MIN_LEARNED_DIALOGUES', 'PersonalizerSettings', 'count_rows', 'Personalizer', 'ReplyPlan', 'PreparedRound',
+           'load_personalizer', 'retrain_folder']
 
 # %% ../../nbs/6_device/04_personalizer.ipynb #586726a1
 import json
-import sys
 import warnings
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -22,7 +21,7 @@ from ..base.database import READ_ERRORS
 from ..base.files import OWNERSHIP_FILE, delete_path, open_results_folder, publish_results
 from ..base.lineage import STORE_FILE, collect_source_ids, copy_without_ids, read_training_ids
 from ..base.loading import get_lasting_name
-from ..base.text import count_nouns, escape_controls, get_proper_names
+from ..base.text import count_nouns, get_proper_names
 from ..buffer.buffer import Buffer
 from ..buffer.consolidation import DEFAULT_REPLIES, NUM_OTHER_DIALOGUES, consolidate
 from ..buffer.feedback import MAX_FEEDBACK_CHARACTERS, TEXT_KINDS, Feedback, add_feedback, drop_disliked
@@ -108,16 +107,6 @@ class PersonalizerSettings:
             remedy = 'use ask_when="freeze", or the policy active'
             raise InputError(f"policy {policy.name} does not say what to ask about", remedy)
         return replace(self, **{name: x for name, x in defaults.items() if getattr(self, name) is None})
-
-# %% ../../nbs/6_device/04_personalizer.ipynb #a86fa35a
-def ask_at_terminal(
-    dialogue: Dialogue,  # prompt and response that the user judges
-    read=input,  # function that prints a question and returns the typed line
-) -> str:  # a better response, or None
-    "Ask the person at the terminal if a response is acceptable, and if not, for a better one."
-    print(f"\nYou:   {escape_controls(dialogue.prompt)}\nModel: {escape_controls(dialogue.response)}", file=sys.stderr)
-    better = read("Is this answer acceptable? Press Enter for yes, or write a better one: ").strip()
-    return better or None
 
 # %% ../../nbs/6_device/04_personalizer.ipynb #4a5369e8
 OBSERVE_BATCH_SIZE = 256  # dialogues that are scored together, in batches of similar length
