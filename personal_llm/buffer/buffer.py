@@ -122,7 +122,7 @@ def add(self: Buffer, candidate: ScoredDialogue) -> Decision:
     slot, reason = self.policy.place(self.view, candidate)
     if slot is not None and not 0 <= slot < min(len(self) + 1, self.capacity):
         what = f"policy {self.policy.name} chose slot {slot} of {len(self)} entries in {self.capacity} bins"
-        raise InputError(what, "return the slot of an entry, None, or len(view) while a bin is free")
+        raise InputError(what, "return the slot of an entry, None, or the number of entries while a bin is free")
     return self._settle(candidate, None if slot is None else int(slot), reason, self.seen, scores)
 
 
