@@ -210,7 +210,7 @@ def test_mistakes_are_one_line_and_make_nothing(tmp_path, capsys, monkeypatch, a
 
 
 # functions that no command calls with a value of the user: their errors are for Python
-PYTHON_ONLY = "get_latest_messages _place group_rows_by_subject check_dialogues correlated_stream candidate_words"
+PYTHON_ONLY = "get_latest_messages group_rows_by_subject check_dialogues correlated_stream candidate_words"
 PYTHON_ONLY = {*PYTHON_ONLY.split(), "select", "__post_init__", "export_bundle"}
 PYTHON_NAME = re.compile(r"\w+\(|\b[a-z]+_[a-z_]+\b|\b[A-Z][a-z]+[A-Z]\w*|\b[a-z]\w*=\S|\bpersonal_llm\.")
 OTHER_NAMES = re.compile(r"\w+\.json\b|token_embd|lora_alpha|peft_type|num_hidden_layers|personal_llm\[\w+\]|NaN|LoRA")
