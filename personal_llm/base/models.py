@@ -17,12 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from . import tokens
-from personal_llm.base.adapters import (
-    attach_adapter,
-    check_adapter,
-    get_adapter_id,
-    remove_peft_layers,
-)
+from .adapters import attach_adapter, check_adapter, get_adapter_id, remove_peft_layers
 from .core import Cost, Dialogue, InputError, check, measure_cost, patch
 from .decoding import MAX_REPETITION_PENALTY, REPETITION_PENALTY, REPLY_TOKENS, TOY_REPETITION_PENALTY
 from .decoding import TOY_REPLY_TOKENS, BatchRules, DecodingRules, ReplyOptions, encode_examples

@@ -25,16 +25,8 @@ from ..base.text import count_nouns, get_proper_names
 from ..buffer.buffer import Buffer
 from ..buffer.consolidation import DEFAULT_REPLIES, NUM_OTHER_DIALOGUES, consolidate
 from ..buffer.feedback import MAX_FEEDBACK_CHARACTERS, TEXT_KINDS, Feedback, add_feedback, drop_disliked
-from personal_llm.buffer.facts import (
-    UNKNOWN_REPLY,
-    asks_for_fact,
-    find_facts,
-    is_surely_unknown,
-    keep_facts,
-    quote_fact,
-    recall_fact,
-    select_facts,
-)
+from ..buffer.facts import UNKNOWN_REPLY, asks_for_fact, find_facts, is_surely_unknown, keep_facts
+from ..buffer.facts import quote_fact, recall_fact, select_facts
 from ..buffer.feedback import find_disliked, get_first_id, is_same_reply
 from ..buffer.retrieval import DEFAULT_COUNT, MAX_MEMORY_TOKENS, PromptEmbedder, add_memories, choose_count
 from ..buffer.retrieval import collect_memories, compare_with_memories, count_memory_tokens

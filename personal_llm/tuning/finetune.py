@@ -16,13 +16,8 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from personal_llm.base.adapters import (
-    ADAPTER_CARD_FILE,
-    CHECKPOINTS_FOLDER,
-    COMMITTED_ADAPTER,
-    CONFIG_FILE,
-    WEIGHTS_FILE,
-)
+from ..base.adapters import ADAPTER_CARD_FILE, CHECKPOINTS_FOLDER, COMMITTED_ADAPTER, CONFIG_FILE
+from ..base.adapters import WEIGHTS_FILE
 from ..base.adapters import Adapter, attach_adapter, check_adapter, commit_adapter, finish_adapter_commit
 from ..base.adapters import read_lora_config, stage_adapter
 from ..base.core import Cost, Dialogue, InputError, check_seed
