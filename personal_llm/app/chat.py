@@ -96,14 +96,14 @@ DISLIKE_MESSAGE = "thank you; noted. /better TEXT gives the reply that you wante
 
 
 def say_thanks(session, id: str) -> str:
-    "Return whether the next training learns from an answered turn."
+    "Return a line of thanks that says whether the next training learns from the answer."
     noted = "noted until you leave" if session.is_temporary else "noted"
     use = "and /learn trains on it" if session.me.is_kept(id) else "but the buffer did not keep this turn"
     return f"thank you; {noted}, {use}"
 
 
 def take_feedback(session, kind: str, text: str) -> str:
-    "Record a reaction to the reply that a question is about, else to the newest; in a text `#N …` to the N-th newest."
+    "Record a reaction to the reply in question, or else to the newest one; a text `#N …` names the N-th newest."
     numbered = re.fullmatch(r"#([0-9]{1,6})(\s.*)?", text, re.DOTALL)
     number, rest = (int(numbered[1]), numbered[2] or "") if numbered else (1, text)
     turns = session.turns
@@ -220,7 +220,7 @@ ANSWER_PROMPT = "  (Enter or /up: the reply is fine; /better TEXT: the reply you
 
 
 def read_line(prompt: str = "> ", is_late: bool = False):  # a line, or None at the end, and where there is no stdin
-    "Read one line from the user, with the prompt on stderr; if late, after the line, and none at the end."
+    "Read one line, after a prompt on stderr; is_late: show the prompt after the line, and none at the end."
     show = lambda: print(prompt, end="", file=sys.stderr, flush=True)
     if not is_late:
         show()

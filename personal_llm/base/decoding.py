@@ -238,7 +238,7 @@ MAX_HEAD_WORDS = 6  # a longer head of an item is a sentence
 
 # %% ../../nbs/0_base/08_decoding.ipynb #deccpyb5
 def cost_runs(reply: ReplyText):  # a generator of (token, nats)
-    "Give the costs of going on with a run of words as it went on before; of two words, from the third time on."
+    "Give the cost of each word that continues a copied run of words; after a pair, from its third time on."
     words, count, pairs = reply.words, len(reply.words), Counter()
     for place in range(1, count):
         k = 0
@@ -251,7 +251,7 @@ def cost_runs(reply: ReplyText):  # a generator of (token, nats)
 
 # %% ../../nbs/0_base/08_decoding.ipynb #deccpyc5
 def cost_starts(reply: ReplyText):  # a generator of (token, nats)
-    "Give the costs of beginning a part as the parts before: a third one with the same word, or two words again."
+    "Give the costs of beginning a part like earlier ones: the same word a third time in a row, or two words again."
     words, count, starts = reply.words, len(reply.words), [place for place in reply.parts if place < len(reply.words)]
     if starts and reply.parts[-1] == count:
         first = words[starts[-1]]
@@ -263,7 +263,7 @@ def cost_starts(reply: ReplyText):  # a generator of (token, nats)
 
 # %% ../../nbs/0_base/08_decoding.ipynb #deccpyd5
 def cost_parts(reply: ReplyText):  # a generator of (token, nats)
-    "Give the costs of going on with a line, a sentence, a heading, or the words just before, that are there already."
+    "Give the costs of continuing a copy of a line, a sentence or a heading, or of the words just before."
     words, count, spans = reply.words, len(reply.words), []  # spans: (first word, number of words, words that are done)
     for starts, least in ((reply.lines, 1), (reply.parts, MIN_PART_WORDS)):
         done = count - starts[-1]
@@ -278,7 +278,7 @@ def cost_parts(reply: ReplyText):  # a generator of (token, nats)
 
 # %% ../../nbs/0_base/08_decoding.ipynb #deccpye5
 def cost_heads(reply: ReplyText):  # a generator of (token, nats)
-    "Give the costs of going on with the head of an earlier item, in the singular or the plural."
+    "Give the costs of continuing a copy of an earlier item's head, in the singular or the plural."
     if not reply.heads or reply.heads[-1][1] is not None:
         return
     forms = find_token_classes(reply.tokenizer).forms
@@ -470,7 +470,7 @@ MIN_COPY_TOKENS, MIN_CODE_TOKENS = 24, 48  # of all copies, in text and in code
 MIN_MARK_COPIES, MIN_CODE_MARK_COPIES = 4, 16  # of a row without a letter, in text and in code
 
 
-def find_rows(reply: ReplyText):  # a generator of (tokens of all copies, the same if it is a loop, tokens to keep)
+def find_rows(reply: ReplyText):  # a generator of (tokens of all copies, their least number in a loop, tokens to keep)
     "Give each row of tokens that stands at least twice at the end of a reply."
     ids, size, in_code = reply.ids, len(reply.ids), reply.is_in_code()
     classes = find_token_classes(reply.tokenizer)

@@ -100,7 +100,7 @@ def observe_candidate(self: ActivePolicy, candidate: ScoredDialogue) -> Candidat
             if self.seen % max(1, self.seen // SAMPLE_SIZE) == 0:
                 self.sample[observed.id], self.traits[observed.id] = observed.direction, observed.traits
             if len(self.sample) > SAMPLE_SIZE:
-                self.sample = dict(list(self.sample.items())[::2])  # it spans the stream
+                self.sample = dict(list(self.sample.items())[::2])  # it still spans the stream
     return observed
 
 # %% ../../nbs/2_buffer/05_active.ipynb #ebec1466

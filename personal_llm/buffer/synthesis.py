@@ -14,8 +14,7 @@ from itertools import repeat
 
 import numpy as np
 
-from ..base.core import Cost, Dialogue, InputError, check, check_seed, check_settings_fields
-from ..base.core import setting
+from ..base.core import Cost, InputError, check, check_seed, check_settings_fields, setting
 from ..base.loading import load_encoder
 from ..base.text import compute_rouge1, count_negations, get_numbers, get_proper_names, get_words
 
@@ -112,7 +111,7 @@ MAX_REJECTED_EXAMPLES = 20  # rejected rewrites that a result holds
 
 # %% ../../nbs/2_buffer/06_synthesis.ipynb #84ca0576
 def propose_rewrites(model, texts: list, temperature: float, seed: int) -> list:  # replies
-    "Ask once for each text."
+    "Return one reply of the model to the rewriting prompt of each text."
     longest = max([24] + [len(model.tokenizer(text)["input_ids"]) for text in texts])
     limit = min(model.max_length // 3, longest + 16)  # a reply may be a little longer than the longest text
     prompts = [SYNTHESIS_PROMPT.format(text=text) for text in texts]

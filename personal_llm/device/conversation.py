@@ -154,7 +154,7 @@ def open_conversation(self: ChatSession, key: str = None) -> None:  # None: a ne
 # %% ../../nbs/6_device/07_conversation.ipynb #e3208c89
 @patch
 def rename_conversation(self: ChatSession, key: str, title: str) -> None:
-    "Give a conversation a title; an empty one: its first message. `InputError` if the key has no stored turn."
+    "Give a conversation a title; without one we show its first message. `InputError` if the key has no stored turn."
     if key not in self.me.state.conversations:
         raise InputError("this conversation is not stored", "write a message first")
     with delay_interrupts():
@@ -206,7 +206,7 @@ def plan_reply(
     is_own: bool = True,  # False: its history is the conversation of a program
     **options,  # quotes_facts and is_checked, as for the personalizer
 ) -> ReplyPlan:
-    "Decide what a reply reads, and who writes it: with corrected turns, if the conversation is ours."
+    "Plan a reply: what the model reads (with corrected turns, if the conversation is ours), and which model writes."
     if not self.me.reads_memories:
         return self.me.plan_reply(question)
     plainly = question.derive(history=read_plainly(question.history), parents=())

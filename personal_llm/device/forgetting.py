@@ -116,7 +116,7 @@ def _find_reacted(memory: Memory) -> set:
 
 
 def _list_read_dialogues(memory: Memory) -> list:  # (root of a reply, root of a dialogue that it read or quotes)
-    "Return the turns that the model's replies read, each the latest before a reply, and the dialogues that they quote."
+    "List which turns each reply of the model read (of equal turns the latest), and which dialogue it quotes."
     replies = {root: {row.dialogue.response} for root, row in memory.dialogues.items()}
     for event in memory.events:  # another try may stand in later histories
         if event.kind == "reacted" and event.content["response"]:
@@ -133,7 +133,7 @@ def _list_read_dialogues(memory: Memory) -> list:  # (root of a reply, root of a
 
 
 def _follow(ids: set, links: list) -> set:  # links: (id, id of what goes with it)
-    "Return ids with all that goes with them, and with these."
+    "Return ids, all that goes with them, all that goes with these, and so on."
     found, following = set(), {}
     for source, target in links:
         following.setdefault(source, []).append(target)
@@ -144,7 +144,7 @@ def _follow(ids: set, links: list) -> set:  # links: (id, id of what goes with i
 
 
 def _find_forgotten(state: PersonalizerState, request: ForgetRequest) -> tuple:  # (roots, number of replies)
-    "Return what a request matches, with families, and with the replies that read or quoted it (how many?)."
+    "Return what a request matches, with families and the replies that read or quoted it; and the number of these."
     memory = state.memory
     known = {root: row.dialogue for root, row in memory.dialogues.items()}
     families = [pair for root, d in known.items() for name in d.parents for pair in ((root, name), (name, root))]
@@ -153,8 +153,8 @@ def _find_forgotten(state: PersonalizerState, request: ForgetRequest) -> tuple: 
         return roots, 0
     quotations = {event.dialogue for event in memory.events if "fact" in event.content}
     stays = _find_reacted(memory) - quotations
-    was_told = lambda d: any(request.is_in(text) for role, text in d.history if role != "system")
-    readers = {root for root, d in known.items() if d.origin == "model" and was_told(d)} - stays
+    has_match = lambda d: any(request.is_in(text) for role, text in d.history if role != "system")
+    readers = {root for root, d in known.items() if d.origin == "model" and has_match(d)} - stays
     readings = [(source, root) for root, source in _list_read_dialogues(memory) if root not in stays]
     found = _follow(roots | readers, families + readings) & {*known}
     read = readers | {root for source, root in readings if source in found}
@@ -162,7 +162,7 @@ def _find_forgotten(state: PersonalizerState, request: ForgetRequest) -> tuple: 
 
 
 def _cut_history(d: Dialogue, request: ForgetRequest, texts: set) -> tuple:  # the turns that stay
-    "Cut a history after its last turn that must go, and after the answer to it; all of it if a time decides."
+    "Drop a history up to the last turn that must go and the answer to it; all of it if the request names a time."
     if request.before is not None and d.time != 0:
         return ()
     ends = [place for place, (_, text) in enumerate(d.history, 1) if text in texts or request.is_in(text)]

@@ -366,7 +366,7 @@ def _get_memory_limit(self: Personalizer) -> int:  # tokens
 
 
 @patch
-def _choose_wish(self: Personalizer, root: str, correction: Dialogue) -> tuple:  # (number, help), or two times None
+def _choose_wish(self: Personalizer, root: str, correction: Dialogue) -> tuple:  # (number, help), or two Nones
     "Return the wish of a correction; one that is too long for the memories of a prompt has none, and replaces nothing."
     size = sum(count_memory_tokens(self.model, text) for text in (correction.prompt, correction.response))
     if size > self._get_memory_limit():
@@ -513,7 +513,7 @@ def _is_outdated(self: Personalizer, similarities) -> bool:  # of a prompt to th
 # %% ../../nbs/6_device/04_personalizer.ipynb #adgate04
 @patch
 def list_told(self: Personalizer, history=()) -> list:  # (fact, the `Dialogue` it is from, or None), oldest first
-    "Return what you told the model, then and in a history; what you corrected takes the place of what was quoted."
+    "Return the facts that you told the model, before and in a history; a corrected quotation replaces its fact."
     told = sorted((row.dialogue for row in self.memory.dialogues.values()), key=lambda d: d.time)
     facts = [(fact, d) for d in told for fact in find_facts(d.prompt)]
     for quotation, d in self.state.list_corrected_quotations():
@@ -562,7 +562,7 @@ def find_check(self: Personalizer, question: Dialogue, memories: list, adapter=N
 
 @dataclass(frozen=True)
 class ReplyPlan:
-    "What a reply reads, who writes it, and how it is checked."
+    "The plan of a reply: what the model reads, which model writes, and how we check the result."
 
     dialogue: Dialogue  # prompt, memories and history, as the model reads them
     adapter: Adapter = None  # that writes the reply; None: the base model writes it
@@ -580,7 +580,7 @@ def plan_reply(
     quotes_facts: bool = True,  # False: the model writes the reply, whatever the prompt asks
     is_checked: bool = True,
 ) -> ReplyPlan:
-    "Decide who writes the reply to a question, what it reads, and how it is checked; nothing is written yet."
+    "Plan the reply to a question, without writing it: what the model reads, which model writes, and how we check it."
     shown, adapter = shown or question, self.choose_adapter(question.prompt)
     if not self.reads_memories:
         return ReplyPlan(shown, adapter)
@@ -701,7 +701,7 @@ def list_stream(self: Personalizer) -> list:  # dialogues, in the order in which
     return [self.state.get_dialogue(root) for root in self.memory.dialogues if is_own(root)]
 
 
-MIN_LEARNED_DIALOGUES = 8  # corrections and written replies; the longer fine-tune would learn fewer ones by heart
+MIN_LEARNED_DIALOGUES = 8  # corrections and written replies; the longer fine-tune would learn fewer by heart
 
 
 @patch

@@ -54,7 +54,7 @@ class TrainingRound:
     cut: int = 0  # dialogues that were truncated
     warm: dict = None  # the choice from a library; None: began from the last adapter or the base model
     start: str = ""  # where it began: "" (the base model), "last" (the adapter before), "library" or "other"
-    event: Event = None  # that recorded it
+    event: Event = None  # the event that recorded it
 
     @property
     def replaces_memory(self) -> bool:
@@ -83,7 +83,7 @@ MAX_PROMPT_TURNS = 6  # turns in the prompt of the model; when there are more, w
 
 
 def find_first_prompt_turn(turns: list, start: str) -> int:  # an index of the turns
-    "Return the index of the first turn that the prompt of the model contains; start: id of the one before."
+    "Return the index of the first turn that the prompt of the model contains; start: the id of the first one so far."
     ids = [turn["id"] for turn in turns]
     first = ids.index(start) if start in ids else max(0, len(ids) - MAX_PROMPT_TURNS // 2)
     return first if len(ids) - first <= MAX_PROMPT_TURNS else len(ids) - MAX_PROMPT_TURNS // 2
@@ -168,8 +168,8 @@ class PersonalizerState:
     def record(self, kind: str, dialogue: str = "", /, **content) -> Event:
         "Apply an event, and append it to the memory; an event that raises an error is not appended."
         event, policy = Event(self.memory.number + 1, kind, dialogue, content), None
-        if kind == "reacted":  # which a policy may learn by half
-            with suppress(TypeError):  # it holds what nobody can copy
+        if kind == "reacted":  # a policy that fails may have learned a part of it
+            with suppress(TypeError):  # the policy holds an object that cannot be copied
                 policy = copy.deepcopy(self.buffer.policy)
         try:
             self.apply(event)
@@ -196,7 +196,7 @@ class PersonalizerState:
 
     @property
     def subject_turns(self) -> list:
-        "Those of them that the next prompt contains, if it goes on from them."
+        "The turns that the next prompt contains, if your message goes on with their subject."
         turns = self.turns
         return turns[find_first_prompt_turn(turns, self._first_turns.get(self.conversation, "")) :]
 
@@ -330,7 +330,7 @@ def questions_left(self: PersonalizerState, max_questions: int = None) -> int:
 
 @patch
 def count_turns(self: PersonalizerState) -> int:
-    "Count the turns of all conversations of ours."
+    "Count the turns of all conversations of the chat."
     return sum(map(len, self.conversations.values()))
 
 
@@ -395,7 +395,7 @@ def _apply_discarded(self: PersonalizerState, event: Event, facts: dict) -> None
 
 @patch
 def _close_question(self: PersonalizerState, root: str) -> None:
-    "Close a question if it is still open; the policy learns of a silence, unless the user reacted otherwise."
+    "Close a question if it is still open; without a reaction to the reply, the policy counts it as unanswered."
     if self.question_id != root:
         return
     self.question_id = ""
@@ -477,7 +477,7 @@ def _apply_reacted(self: PersonalizerState, event: Event, facts: dict) -> None:
         self._set_version(root, d.derive(response=given.text or d.response, **family))
         self.wishes.pop(root, None)
         if origin == "annotated":
-            self.wishes[root] = facts.get("wish", 0), facts.get("help")  # replies that read no memories need no wish
+            self.wishes[root] = facts.get("wish", 0), facts.get("help")  # 0 where replies read no memories
     if facts["response"]:
         self._replace_reply(root, given.dialogue_id, facts["response"])
 
@@ -557,7 +557,7 @@ def list_counters(self: PersonalizerState) -> dict:  # plain values
 # %% ../../nbs/6_device/02_replay.ipynb #1cf55a62
 @patch
 def list_training_ids(self: PersonalizerState, tuned: Event, is_direct: bool = True) -> list:  # roots
-    "Return what a fine-tune learned from directly, or by prompt, version or history, as far as it is stored."
+    "Return the stored dialogues of a fine-tune: those it trained on (or the others that it cites)."
     following = [event for event in self.memory.events if event.number > tuned.number]
     own = takewhile(lambda event: event.kind != "tuned", following)
     return [event.dialogue for event in own if event.kind == "learned" and event.content["is_direct"] == is_direct]
@@ -573,7 +573,7 @@ def list_rebuildable(self: PersonalizerState) -> list:  # sentences
 
 @patch
 def list_exchange_ids(self: PersonalizerState) -> dict:  # hash -> root
-    "Return the hash of the exchange of each dialogue and of its newest version."
+    "Map the hash of each dialogue's exchange, and that of its newest version, to the root."
     known = {hash_dialogue(row.dialogue): root for root, row in self.memory.dialogues.items()}
     return known | {hash_dialogue(d): root for root, d in self.versions.items()}
 
