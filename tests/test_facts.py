@@ -268,6 +268,14 @@ def test_a_program_that_asks_for_a_fact_keeps_its_own_history(large_model, tmp_p
         assert plan.fixed == ""
 
 
+def test_a_turn_that_quotes_a_message_of_a_program_is_observed(large_model, tmp_path):
+    told = [("user", "My dog is called Biscuit."), ("assistant", "Nice.")]
+    with ChatSession(large_model, tmp_path / "talk") as session:
+        reply = "".join(session.say("What is the name of my dog?", history=told))
+        assert reply == quote_fact("My dog is called Biscuit.")
+        assert session.me.state.is_fixed(session.newest_id) and session.forget("Biscuit").dialogues == 1
+
+
 def test_a_prompt_that_tells_what_it_asks_is_left_to_the_model(large_model):
     me = Personalizer(large_model)
     me.observe(Dialogue("I live in Leeds.", "Nice."))

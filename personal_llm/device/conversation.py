@@ -342,7 +342,9 @@ def observe(
         state = self.me.state
         key = join_conversation(state.conversation, state.get_title(state.conversation))
         details = dict(is_informed=is_informed, is_fixed=bool(plan.fixed))
-        details["fact"] = state.get_root(plan.memories[0]) if plan.fact else ""
+        details["fact"] = (
+            state.get_root(plan.memories[0]) if plan.fact and plan.memories else ""
+        )  # a program's own message is not stored
         root = self.me.arrive(candidate, key if is_own else "client", **details)
         if state.wants_question and self.me.questions_left() > 0:
             self.me.open_question(root)
