@@ -4989,6 +4989,10 @@ d = {
                 "6_device/replay.html#personalizerstate.find_root",
                 "personal_llm/device/replay.py",
             ),
+            "personal_llm.device.replay.PersonalizerState.find_settled_ids": (
+                "6_device/replay.html#personalizerstate.find_settled_ids",
+                "personal_llm/device/replay.py",
+            ),
             "personal_llm.device.replay.PersonalizerState.find_slot": (
                 "6_device/replay.html#personalizerstate.find_slot",
                 "personal_llm/device/replay.py",

@@ -340,9 +340,7 @@ CHANGES = dict(
     a_loss_is_text=of_kind("tuned", lambda facts: facts.update(best_loss="low")),
     no_settings=of_kind("configured", lambda facts: facts.pop("settings")),
     settings_of_another_kind=of_kind("configured", lambda facts: facts.update(settings=[1])),
-    unknown_setting=settings_of(lambda settings: settings.update(colour="red")),
     no_config=settings_of(lambda settings: settings.pop("config")),
-    unknown_config=settings_of(lambda settings: settings["config"].update(colour="red")),
     negative_seed=settings_of(lambda settings: settings.update(seed=-1)),
     unknown_moment=settings_of(lambda settings: settings.update(ask_when="x")),
     no_buffer=of_kind("configured", lambda facts: facts.pop("buffer")),
@@ -390,6 +388,18 @@ def test_contradictory_states_are_one_line(change, saved, tmp_path):
     with pytest.raises(InputError) as caught:
         load(folder)
     assert "\n" not in str(caught.value) and caught.value.remedy
+
+
+@pytest.mark.parametrize("value", [False, True])
+def test_a_folder_with_a_setting_that_this_version_does_not_know_opens(value, saved, tmp_path):
+    folder = shutil.copytree(saved, tmp_path / "copy")
+    former, former_config = dict(preferences=value, synthesis_mode="both"), dict(gradient_accumulation_steps=1 + value)
+    rewrite(folder, settings_of(lambda all: all.update(former, config=all["config"] | former_config)))
+    assert folder_status(folder)["seen"] == folder_status(saved)["seen"]
+    me = load(folder)
+    assert me.settings == load(saved).settings and me.config == load(saved).config
+    me.save()
+    assert load(folder).status() == me.status()
 
 
 @pytest.mark.parametrize("column", ["prompt", "scores", "history", "labels", "parents", "origin", "time"])

@@ -38,9 +38,10 @@ from ..device.replay import folder_status
 
 # %% ../../nbs/8_app/02_personalize.ipynb #81728a31
 def tuning_setting(name: str):  # a field with the default None
-    "Make a field with the range and the help of a field of `TuningConfig`; None stands for the model's default."
+    "Make a field like one of `TuningConfig`; None stands for the model's default."
     known = TuningConfig.__dataclass_fields__[name].metadata
-    return setting(None, f"{known['help']} (default: the model's)", known["kind"], known["low"], known["high"])
+    bounds = dict(low=known["low"], high=known["high"], choices=known["choices"])
+    return setting(None, f"{known['help']} (default: the model's)", known["kind"], **bounds)
 
 
 @dataclass(frozen=True)

@@ -342,9 +342,8 @@ def observe(
         state = self.me.state
         key = join_conversation(state.conversation, state.get_title(state.conversation))
         details = dict(is_informed=is_informed, is_fixed=bool(plan.fixed))
-        details["fact"] = (
-            state.get_root(plan.memories[0]) if plan.fact and plan.memories else ""
-        )  # a program's own message is not stored
+        source = plan.memories[0] if plan.fact and plan.memories else None  # a program's own message is not stored
+        details["fact"] = state.get_root(source) if source else ""
         root = self.me.arrive(candidate, key if is_own else "client", **details)
         if state.wants_question and self.me.questions_left() > 0:
             self.me.open_question(root)
@@ -564,8 +563,7 @@ def stop_learning(self: ChatSession) -> None:
 @patch
 def count_new_answers(self: ChatSession) -> int:
     "Count the corrected or approved dialogues of the buffer that no fine-tune has seen, not even an undone one."
-    known = self.me.rounds[-1].settled_ids if self.me.rounds else set()
-    known = known | self.me.state.undone_ids
+    known = self.me.state.find_settled_ids()
     answered = [d for d in self.me.buffer.dialogues if d.origin in ("annotated", "approved")]
     return sum(d.id not in known for d in answered)
 

@@ -11,7 +11,7 @@ __all__ = ['ASK_WHEN_CHOICES', 'EARLY_QUESTIONS', 'SMALL_MODEL_DEFAULTS', 'OBSER
 import json
 import warnings
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
 from ..base.adapters import Adapter
@@ -993,7 +993,9 @@ def load_personalizer(
         remedy = "leave the model out, or choose another folder" if state.model else "load the model it was made with"
         raise InputError(wrong, remedy)
     try:
-        settings = state.settings | dict(config=TuningConfig(**state.settings["config"]))
+        keep_known = lambda kind, values: {f.name: values[f.name] for f in fields(kind) if f.name in values}
+        settings = keep_known(PersonalizerSettings, state.settings)
+        settings["config"] = TuningConfig(**keep_known(TuningConfig, state.settings["config"]))
         parts = dict(annotator=annotator, lexicons=lexicons, folder=folder, start=start, has_lock=has_lock)
         me = Personalizer(model, state=state, **parts, **settings)
     except READ_ERRORS as error:

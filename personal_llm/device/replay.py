@@ -329,6 +329,12 @@ def questions_left(self: PersonalizerState, max_questions: int = None) -> int:
 
 
 @patch
+def find_settled_ids(self: PersonalizerState) -> set:
+    "Return the ids that another fine-tune would bring nothing new of: of the last fine-tune, and of undone ones."
+    return self.undone_ids | (self.rounds[-1].settled_ids if self.rounds else set())
+
+
+@patch
 def count_turns(self: PersonalizerState) -> int:
     "Count the turns of all conversations of the chat."
     return sum(map(len, self.conversations.values()))

@@ -83,7 +83,7 @@ def finetune_folder(out, load_model, stop=threading.Event(), progress: bool = Fa
     "Begin or resume a fine-tune and save the state; return the `TrainingRound`, or None if there is nothing new."
     model = load_model()
     me = load_personalizer(find_state_folders(out)[0], model)
-    known, dialogues = set(me.rounds[-1].parents) if me.rounds else set(), []
+    known, dialogues = me.state.find_settled_ids(), []
     with suppress(InputError):  # the buffer holds no response
         dialogues = me.collect_training_dialogues()
     if all(d.id in known for d in dialogues) or all(d.origin == "model" for d in dialogues):
