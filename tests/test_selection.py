@@ -406,6 +406,7 @@ def at(row, value):
     "message, call",
     [
         ("unknown method 'telepathy'.*style.*l1", lambda l, m: select(l, m, "telepathy")),
+        ("method is 5; give a function", lambda l, m: package_select(l, m, 5)),
         ("needs the user's explanation", lambda l, m: select(l)),
         (
             "of space other, the library of planted",

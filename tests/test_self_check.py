@@ -2,11 +2,12 @@
 
 import sys
 from dataclasses import replace
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
 
-from personal_llm.app.chat import run_turn, take_feedback
+from personal_llm.app.chat import erase, run_turn, take_feedback
 from personal_llm.app.chat_completions import CompletionRequest, generate
 from personal_llm.base.core import Dialogue, InputError
 from personal_llm.base.models import load_model
@@ -205,6 +206,34 @@ def test_a_rewritten_reply_takes_the_place_of_its_draft(chat, checks, capsys, mo
     rows = sum(max(1, -(-len(line) // 20)) for line in draft.split("\n"))
     assert bool(draft) == is_terminal and draft == checks[0][1] * is_terminal
     assert shown == ("\x1b[A" * (rows - 1) + "\x1b[J") * is_terminal + f"{BETTER}\n"
+
+
+ROWS = {  # a draft -> its rows in a terminal of seven columns
+    "a" * 14: 2,
+    "a" * 14 + "\n": 3,
+    "漢" * 7: 3,  # three a row: the seventh column stays empty
+    "a漢" * 4: 2,
+    "e\u0301" * 7: 1,  # an accent of its own takes no place
+    "नमस्ते": 1,
+    "a\tb\tc": 1,  # a tab ends at the last column
+}
+
+
+@pytest.mark.parametrize("draft", ROWS)
+def test_the_rows_of_a_draft_are_those_of_a_terminal(draft, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "7")
+    erase(draft)
+    assert capsys.readouterr().out == "\r" + "\x1b[A" * (ROWS[draft] - 1) + "\x1b[J"
+
+
+def test_a_reply_that_could_not_begin_has_no_source(reading_pocket, tmp_path, monkeypatch):
+    "As where llama.cpp stops at the first message."
+    refuse = Mock(side_effect=InputError("llama.cpp ended", "start it again"))
+    with ChatSession(reading_pocket, tmp_path / "me", buffer=Buffer(8), synthetic=0) as session:
+        monkeypatch.setattr(conversation, "ReplyStream", refuse)
+        with pytest.raises(InputError):
+            "".join(session.say(NEXT))
+        assert session.describe_memories() == ""
 
 
 @pytest.mark.parametrize("options", (ReplyOptions(temperature=0.7), ReplyOptions(stop=("zzz",))))

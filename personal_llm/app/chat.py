@@ -236,11 +236,17 @@ LONG_MESSAGE_NOTE = "a long message; reading it takes a while"
 
 def erase(text: str) -> None:
     "Clear the lines of a text that was printed last in this terminal."
-    columns, rows = shutil.get_terminal_size().columns, 0
-    for line in text.expandtabs().split("\n"):
-        width = sum(1 + (unicodedata.east_asian_width(letter) in "WF") for letter in line)
-        rows += max(1, -(-width // columns))
-    print("\r" + "\x1b[A" * (rows - 1) + "\x1b[J", end="")
+    columns, rows, place = shutil.get_terminal_size().columns, 0, 0
+    for letter in text:
+        width = 1 + (unicodedata.east_asian_width(letter) in "WF")
+        if letter == "\t":
+            place = min(place // 8 * 8 + 8, columns - 1)
+        elif letter == "\n":
+            rows, place = rows + 1, 0
+        elif unicodedata.category(letter) not in ("Mn", "Me", "Cf"):  # accents and joiners take no place
+            is_full = place + width > columns  # a wide letter that does not fit leaves the last place empty
+            rows, place = rows + is_full, width if is_full else place + width
+    print("\r" + "\x1b[A" * rows + "\x1b[J", end="")
 
 
 def run_turn(session, line: str, as_json: bool = False) -> None:

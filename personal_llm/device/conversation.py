@@ -216,7 +216,7 @@ def plan_reply(
 @patch
 def describe_memories(self: ChatSession) -> str:  # "" if the reply has no such source
     "Return a line about the source of the newest reply: a fact, corrections or a fine-tune."
-    if self.plan is None:
+    if self.plan is None or self.reply is None:  # a reply that could not begin has none, either
         return ""
     if self.plan.fixed:
         told = self.plan.memories[0].time if self.plan.memories else 0

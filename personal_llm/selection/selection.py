@@ -12,7 +12,7 @@ from functools import partial
 
 import numpy as np
 
-from ..base.core import Cost, InputError, check_seed, measure_cost, patch
+from ..base.core import Cost, InputError, check, check_seed, measure_cost, patch
 from .mixture import choose_fit_candidates, select_by_fit
 from .gradient_match import select_by_gradient
 from .library import check_library_base
@@ -186,7 +186,7 @@ def select(
     if isinstance(method, str) and method not in SELECTORS:
         raise InputError(f"unknown method {method[:40]!r}", f"use one of {', '.join(SELECTORS)}")
     selector = SELECTORS[method] if isinstance(method, str) else method
-    selector = selector if isinstance(selector, Selector) else Selector(selector)
+    selector = selector if isinstance(selector, Selector) else Selector(check(selector, "function", "method"))
     if not len(library):
         raise InputError("the library is empty", "add pLLMs to it first")
     if model is not None:
