@@ -200,6 +200,7 @@ def test_a_reply_that_fits_stays_as_it_was(chat, monkeypatch):
 def test_a_rewritten_reply_takes_the_place_of_its_draft(chat, checks, capsys, monkeypatch, is_terminal):
     "A terminal clears all lines of the draft, and a pipe gets no draft and no escape sequence."
     monkeypatch.setenv("COLUMNS", "20")
+    monkeypatch.setenv("LINES", "1000")
     monkeypatch.setattr(sys.stdout, "isatty", lambda: is_terminal)
     run_turn(chat, NEXT)
     draft, _, shown = capsys.readouterr().out.rpartition("\r")
@@ -222,8 +223,19 @@ ROWS = {  # a draft -> its rows in a terminal of seven columns
 @pytest.mark.parametrize("draft", ROWS)
 def test_the_rows_of_a_draft_are_those_of_a_terminal(draft, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "7")
+    monkeypatch.setenv("LINES", "24")
     erase(draft)
     assert capsys.readouterr().out == "\r" + "\x1b[A" * (ROWS[draft] - 1) + "\x1b[J"
+
+
+def test_a_draft_that_is_longer_than_the_screen_stays_with_a_note(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "7")
+    monkeypatch.setenv("LINES", "3")
+    erase("a" * 21)
+    assert capsys.readouterr().out == "\r\x1b[A\x1b[A\x1b[J"
+    erase("a" * 22)
+    shown = capsys.readouterr()
+    assert shown.out == "\n" and "fits your corrections better" in shown.err
 
 
 def test_a_reply_that_could_not_begin_has_no_source(reading_pocket, tmp_path, monkeypatch):

@@ -232,11 +232,12 @@ def read_line(prompt: str = "> ", is_late: bool = False):  # a line, or None at 
 
 LONG_MESSAGE_CHARACTERS = 4000
 LONG_MESSAGE_NOTE = "a long message; reading it takes a while"
+BETTER_NOTE = "this fits your corrections better:"
 
 
 def erase(text: str) -> None:
-    "Clear the lines of a text that was printed last in this terminal."
-    columns, rows, place = shutil.get_terminal_size().columns, 0, 0
+    "Clear the lines of a text that was printed last in this terminal; if it is too long, begin a line with a note."
+    (columns, num_lines), rows, place = shutil.get_terminal_size(), 0, 0
     for letter in text:
         width = 1 + (unicodedata.east_asian_width(letter) in "WF")
         if letter == "\t":
@@ -246,7 +247,11 @@ def erase(text: str) -> None:
         elif unicodedata.category(letter) not in ("Mn", "Me", "Cf"):  # accents and joiners take no place
             is_full = place + width > columns  # a wide letter that does not fit leaves the last place empty
             rows, place = rows + is_full, width if is_full else place + width
-    print("\r" + "\x1b[A" * rows + "\x1b[J", end="")
+    if rows < num_lines:
+        print("\r" + "\x1b[A" * rows + "\x1b[J", end="")
+    else:  # its first lines have left the screen
+        print(flush=True)
+        print_note(BETTER_NOTE)
 
 
 def run_turn(session, line: str, as_json: bool = False) -> None:
