@@ -37,7 +37,7 @@ MUTANTS = [  # (beginning of the row, file below personal_llm, old, new)
         'turn["id"] for turn in turns)]',
         'turn["id"] for turn in turns[1:])]',
     ),
-    ("`serve` lets no page", "app/server_guard.py", '''if frame_sites == "'none'":''', "if False:"),
+    ("`serve` lets no page", "app/server_guard.py", """if frame_sites == "'none'":""", "if False:"),
     ("Size, time, rate", "app/server_guard.py", "if len(body) > limit:", "if len(body) > 100 * limit:"),
     ("An error shows its place", "app/chat_completions.py", "at {place}; please report it", "at {place}: {error}"),
     ("The server never acknowledges what it did not", "app/chat_completions.py", "    if unsaved:", "    if False:"),
