@@ -2409,6 +2409,10 @@ d = {
                 "2_buffer/synthesis.html#synthesisresult.__str__",
                 "personal_llm/buffer/synthesis.py",
             ),
+            "personal_llm.buffer.synthesis.SynthesisResult.from_rewrites": (
+                "2_buffer/synthesis.html#synthesisresult.from_rewrites",
+                "personal_llm/buffer/synthesis.py",
+            ),
             "personal_llm.buffer.synthesis.changes_facts": (
                 "2_buffer/synthesis.html#changes_facts",
                 "personal_llm/buffer/synthesis.py",
@@ -3998,6 +4002,7 @@ d = {
             "personal_llm.data.people.UserData": ("1_data/people.html#userdata", "personal_llm/data/people.py"),
             "personal_llm.data.people.brevity": ("1_data/people.html#brevity", "personal_llm/data/people.py"),
             "personal_llm.data.people.bullets": ("1_data/people.html#bullets", "personal_llm/data/people.py"),
+            "personal_llm.data.people.draw_pools": ("1_data/people.html#draw_pools", "personal_llm/data/people.py"),
             "personal_llm.data.people.emoji": ("1_data/people.html#emoji", "personal_llm/data/people.py"),
             "personal_llm.data.people.group_rows_by_subject": (
                 "1_data/people.html#group_rows_by_subject",
@@ -4008,6 +4013,10 @@ d = {
                 "personal_llm/data/people.py",
             ),
             "personal_llm.data.people.lower_case": ("1_data/people.html#lower_case", "personal_llm/data/people.py"),
+            "personal_llm.data.people.make_user_data": (
+                "1_data/people.html#make_user_data",
+                "personal_llm/data/people.py",
+            ),
             "personal_llm.data.people.marked_lines": ("1_data/people.html#marked_lines", "personal_llm/data/people.py"),
             "personal_llm.data.people.mix_sources": ("1_data/people.html#mix_sources", "personal_llm/data/people.py"),
             "personal_llm.data.people.numbered_steps": (

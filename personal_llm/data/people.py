@@ -6,7 +6,7 @@
 __all__ = ['MAX_CLOSING_WORDS', 'SMALL_TALK_SUBJECTS', 'USERS', 'MAX_TEST_ROWS', 'RARE_SHARE', 'DUPLICATE_SHARE',
            'Habit', 'opener', 'sign_off', 'emoji', 'brevity', 'preferred_words', 'lower_case', 'marked_lines',
            'bullets', 'numbered_steps', 'SimulatedUser', 'list_subjects', 'row_to_dialogue', 'group_rows_by_subject',
-           'mix_sources', 'UserData', 'user_stream']
+           'mix_sources', 'UserData', 'draw_pools', 'make_user_data', 'user_stream']
 
 # %% ../../nbs/1_data/07_people.ipynb #7275bf95
 import re
@@ -305,6 +305,30 @@ class UserData:
     test_rare: list
     test_retention: list
 
+# %% ../../nbs/1_data/07_people.ipynb #ppldraw1
+def draw_pools(plans: list, rows_by_subject: dict, rng) -> tuple:  # (name -> pool, subject -> candidates)
+    "Divide the rows of each subject of `list_subjects` into a pool for the stream and candidates for the tests."
+    pools, candidates, small_talk = {}, {}, []
+    for subject, kind, num_test_rows in plans:
+        dialogues = [row_to_dialogue(row, kind) for row in rows_by_subject[subject]]
+        pool, candidates[subject] = split_test_candidates(dialogues, num_test_rows, rng)
+        if kind == "small talk":
+            small_talk.append(pool)
+        elif kind != "general":
+            pools[" ".join(subject)] = pool
+    pools["small talk"] = mix_sources(small_talk, rng)
+    return pools, candidates
+
+
+def make_user_data(user: SimulatedUser, plans: list, stream: list, candidates: dict) -> UserData:
+    "Make the test sets of a stream from the candidates that share no group with it, with preferred responses."
+    tests = {"signal": [], "rare": [], "small talk": [], "general": []}
+    clean_ids = {d.id for d in remove_leaks([d for group in candidates.values() for d in group], stream)}
+    for subject, kind, num_test_rows in plans:
+        for d in [d for d in candidates[subject] if d.id in clean_ids][:num_test_rows]:
+            tests[kind].append(d.derive(response=user.preferred_response(d), origin="user", parents=d.parents))
+    return UserData(stream, tests["signal"], tests["rare"], tests["small talk"] + tests["general"])
+
 # %% ../../nbs/1_data/07_people.ipynb #01c40d90
 def user_stream(
     user: SimulatedUser,  # one of `USERS`, or your own
@@ -320,22 +344,10 @@ def user_stream(
         problem = f"user {user.name!r} has {' '.join(user.rare_subject)} as a signal too"
         raise InputError(problem, "choose a rare subject")
     rng, rows_by_subject = make_generator(check_seed(seed), "users", user.name), group_rows_by_subject(user, rows)
-    pools, candidates, small_talk = {}, {}, []
-    for subject, kind, num_test_rows in list_subjects(user):
-        dialogues = [row_to_dialogue(row, kind) for row in rows_by_subject[subject]]
-        pool, candidates[subject] = split_test_candidates(dialogues, num_test_rows, rng)
-        if kind == "small talk":
-            small_talk.append(pool)
-        elif kind != "general":
-            pools[" ".join(subject)] = pool
-    pools["small talk"] = mix_sources(small_talk, rng)
+    plans = list_subjects(user)
+    pools, candidates = draw_pools(plans, rows_by_subject, rng)
     shares = {" ".join(subject): signal_share / len(user.signal_subjects) for subject in user.signal_subjects}
     shares |= {" ".join(user.rare_subject): RARE_SHARE, "small talk": 1 - signal_share - RARE_SHARE}
     duplicates, stream_seed = {"small talk": DUPLICATE_SHARE}, int(rng.integers(2**31))
     stream = correlated_stream(pools, shares, length, stay_probability, duplicates, stream_seed)
-    tests = {"signal": [], "rare": [], "small talk": [], "general": []}
-    clean_ids = {d.id for d in remove_leaks([d for group in candidates.values() for d in group], stream)}
-    for subject, kind, num_test_rows in list_subjects(user):
-        for d in [d for d in candidates[subject] if d.id in clean_ids][:num_test_rows]:
-            tests[kind].append(d.derive(response=user.preferred_response(d), origin="user", parents=d.parents))
-    return UserData(stream, tests["signal"], tests["rare"], tests["small talk"] + tests["general"])
+    return make_user_data(user, plans, stream, candidates)

@@ -209,8 +209,11 @@ def plan_reply(
     "Plan a reply: what the model reads (with corrected turns, if the conversation is ours), and which model writes."
     if not self.me.reads_memories:
         return self.me.plan_reply(question)
-    plainly = question.derive(history=read_plainly(question.history), parents=())
-    return self.me.plan_reply(question, self.read_talk(question) if is_own else plainly, **options)
+    if is_own:
+        shown = self.read_talk(question)
+    else:
+        shown = question.derive(history=read_plainly(question.history), parents=())
+    return self.me.plan_reply(question, shown, **options)
 
 # %% ../../nbs/6_device/07_conversation.ipynb #8d620152
 @patch

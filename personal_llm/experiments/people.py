@@ -13,9 +13,7 @@ from dataclasses import dataclass, replace
 from ..base.core import NO_ANSWER, Dialogue, InputError, check, check_seed, make_generator
 from ..data.people import DUPLICATE_SHARE, MAX_TEST_ROWS, RARE_SHARE, USERS, SimulatedUser, UserData
 from ..data.people import brevity, bullets, emoji, lower_case, opener, sign_off
-from ..data.people import group_rows_by_subject, list_subjects, mix_sources, row_to_dialogue
-from ..data.people import split_test_candidates
-from ..data.splits import remove_leaks
+from ..data.people import draw_pools, group_rows_by_subject, list_subjects, make_user_data
 from ..data.streams import correlated_stream
 
 # %% ../../nbs/experiments/02_people.ipynb #ppl00002
@@ -100,22 +98,9 @@ def person_stream(
     plans, rng = list_subjects_of_sides(user), make_generator(check_seed(seed), "users", user.name)
     own = tuple(subject for subject, kind, _ in plans if kind == "signal")
     rows_by_subject = group_rows_by_subject(replace(user, second=None, signal_subjects=own), rows)
-    pools, candidates, small_talk = {}, {}, []
-    for subject, kind, num_test_rows in plans:
-        dialogues = [row_to_dialogue(row, kind) for row in rows_by_subject[subject]]
-        pool, candidates[subject] = split_test_candidates(dialogues, num_test_rows, rng)
-        if kind == "small talk":
-            small_talk.append(pool)
-        elif kind != "general":
-            pools[" ".join(subject)] = pool
-    pools["small talk"] = mix_sources(small_talk, rng)
+    pools, candidates = draw_pools(plans, rows_by_subject, rng)
     stream = draw_person_stream(user, pools, length, stay_probability, signal_share, rng)
-    tests = {"signal": [], "rare": [], "small talk": [], "general": []}
-    clean_ids = {d.id for d in remove_leaks([d for group in candidates.values() for d in group], stream)}
-    for subject, kind, num_test_rows in plans:
-        for d in [d for d in candidates[subject] if d.id in clean_ids][:num_test_rows]:
-            tests[kind].append(d.derive(response=user.preferred_response(d), origin="user", parents=d.parents))
-    return UserData(stream, tests["signal"], tests["rare"], tests["small talk"] + tests["general"])
+    return make_user_data(user, plans, stream, candidates)
 
 # %% ../../nbs/experiments/02_people.ipynb #86dd94c2
 USERS_WITH_MODEL_REPLIES = ("midwife", "tutor")  # the model's own replies stand in their stream

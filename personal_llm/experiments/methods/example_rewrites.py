@@ -8,7 +8,6 @@ __all__ = ['EXAMPLES', 'POLITE_EXAMPLES', 'STYLES', 'make_request', 'clean_rewri
 
 # %% ../../../nbs/experiments/methods/10_example_rewrites.ipynb #erw00003
 import re
-from collections import Counter
 from copy import deepcopy
 from dataclasses import dataclass
 from itertools import repeat
@@ -20,7 +19,7 @@ from ...base.core import Dialogue, check, check_seed, measure_cost, setting
 from ...base.loading import name_cache
 from ...base.text import get_numbers, get_words, split_sentences
 from ...base.tokens import encode_prompt, pad_rows
-from ...buffer.synthesis import MAX_REJECTED_EXAMPLES, SynthesisConfig, SynthesisResult
+from ...buffer.synthesis import SynthesisConfig, SynthesisResult
 from ...buffer.synthesis import check_rewrite, semantic_similarities
 
 # %% ../../../nbs/experiments/methods/10_example_rewrites.ipynb #syn00002
@@ -325,7 +324,4 @@ def synthesize_by_examples(
     check(n, "whole number", "n", low=0)
     with model.track_cost() as cost:
         prompts, rejected = rewrite_by_examples(model, dialogues, n, config, seed)
-    variants = [d.derive(prompt=text, origin="synthetic") for d, texts in zip(dialogues, prompts) for text in texts]
-    return SynthesisResult(
-        variants, Counter(reason for reason, _, _ in rejected), rejected[:MAX_REJECTED_EXAMPLES], cost
-    )
+    return SynthesisResult.from_rewrites(dialogues, prompts, rejected, cost)
