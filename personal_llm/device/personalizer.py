@@ -546,7 +546,7 @@ def answer_from_facts(self: Personalizer, prompt: str, history=()) -> tuple:  # 
     is_first = not self.model.system_prompt and not any(role == "user" for role, _ in history)
     return UNKNOWN_REPLY if is_first and is_surely_unknown(prompt, self.model) else "", "", None
 
-
+# %% ../../nbs/6_device/04_personalizer.ipynb #replplan2
 @patch
 def find_check(self: Personalizer, question: Dialogue, memories: list, adapter=None) -> tuple:
     "Return question, memories and usual help, as `improve_reply` takes them; nothing if the reply is not checked."
