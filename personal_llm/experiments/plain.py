@@ -160,7 +160,7 @@ class LlamaCpp:
         parameters.warmup = False
         parameters.verbosity = -1
         self.folder = tempfile.mkdtemp()
-        parameters.hostnames = [f"{self.folder}/socket"]
+        parameters.hostnames = [f"{self.folder}/llama.sock"]
         self.server = xllamacpp.Server(parameters)
         self.known = {}
 
