@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .runner import RESULTS, append_json_line, read_json_lines
+from .harness import RESULTS, append_json_line, read_json_lines
 
 # %% ../../nbs/experiments/66_plain.ipynb #plain006
 class Form(NamedTuple):
