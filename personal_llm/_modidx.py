@@ -6321,48 +6321,6 @@ d = {
                 "personal_llm/explanation/style.py",
             ),
         },
-        "personal_llm.recipes.asking_prior": {
-            "personal_llm.recipes.asking_prior.RecordingActive": (
-                "recipes/asking_prior.html#recordingactive",
-                "personal_llm/recipes/asking_prior.py",
-            ),
-            "personal_llm.recipes.asking_prior.RecordingActive.__init__": (
-                "recipes/asking_prior.html#recordingactive.__init__",
-                "personal_llm/recipes/asking_prior.py",
-            ),
-            "personal_llm.recipes.asking_prior.draw_stream": (
-                "recipes/asking_prior.html#draw_stream",
-                "personal_llm/recipes/asking_prior.py",
-            ),
-            "personal_llm.recipes.asking_prior.draw_user": (
-                "recipes/asking_prior.html#draw_user",
-                "personal_llm/recipes/asking_prior.py",
-            ),
-            "personal_llm.recipes.asking_prior.evaluate_prior": (
-                "recipes/asking_prior.html#evaluate_prior",
-                "personal_llm/recipes/asking_prior.py",
-            ),
-            "personal_llm.recipes.asking_prior.fit_logistic": (
-                "recipes/asking_prior.html#fit_logistic",
-                "personal_llm/recipes/asking_prior.py",
-            ),
-            "personal_llm.recipes.asking_prior.fit_prior": (
-                "recipes/asking_prior.html#fit_prior",
-                "personal_llm/recipes/asking_prior.py",
-            ),
-            "personal_llm.recipes.asking_prior.group_reserved_rows": (
-                "recipes/asking_prior.html#group_reserved_rows",
-                "personal_llm/recipes/asking_prior.py",
-            ),
-            "personal_llm.recipes.asking_prior.main": (
-                "recipes/asking_prior.html#main",
-                "personal_llm/recipes/asking_prior.py",
-            ),
-            "personal_llm.recipes.asking_prior.simulate": (
-                "recipes/asking_prior.html#simulate",
-                "personal_llm/recipes/asking_prior.py",
-            ),
-        },
         "personal_llm.recipes.course_replies": {
             "personal_llm.recipes.course_replies.compute_rates": (
                 "recipes/course_replies.html#compute_rates",
@@ -6505,117 +6463,13 @@ d = {
                 "personal_llm/recipes/data.py",
             ),
         },
-        "personal_llm.recipes.encoder_measures": {
-            "personal_llm.recipes.encoder_measures.answer_ranks": (
-                "recipes/encoder_measures.html#answer_ranks",
-                "personal_llm/recipes/encoder_measures.py",
-            ),
-            "personal_llm.recipes.encoder_measures.by_encoder": (
-                "recipes/encoder_measures.html#by_encoder",
-                "personal_llm/recipes/encoder_measures.py",
-            ),
-            "personal_llm.recipes.encoder_measures.distinct_rows": (
-                "recipes/encoder_measures.html#distinct_rows",
-                "personal_llm/recipes/encoder_measures.py",
-            ),
-            "personal_llm.recipes.encoder_measures.evaluate_encoder": (
-                "recipes/encoder_measures.html#evaluate_encoder",
-                "personal_llm/recipes/encoder_measures.py",
-            ),
-            "personal_llm.recipes.encoder_measures.interval": (
-                "recipes/encoder_measures.html#interval",
-                "personal_llm/recipes/encoder_measures.py",
-            ),
-            "personal_llm.recipes.encoder_measures.paraphrase_scores": (
-                "recipes/encoder_measures.html#paraphrase_scores",
-                "personal_llm/recipes/encoder_measures.py",
-            ),
-            "personal_llm.recipes.encoder_measures.question_pool": (
-                "recipes/encoder_measures.html#question_pool",
-                "personal_llm/recipes/encoder_measures.py",
-            ),
-            "personal_llm.recipes.encoder_measures.rank_measures": (
-                "recipes/encoder_measures.html#rank_measures",
-                "personal_llm/recipes/encoder_measures.py",
-            ),
-            "personal_llm.recipes.encoder_measures.table_lines": (
-                "recipes/encoder_measures.html#table_lines",
-                "personal_llm/recipes/encoder_measures.py",
-            ),
-            "personal_llm.recipes.encoder_measures.tfidf": (
-                "recipes/encoder_measures.html#tfidf",
-                "personal_llm/recipes/encoder_measures.py",
-            ),
-        },
-        "personal_llm.recipes.hindsight": {
-            "personal_llm.recipes.hindsight.add_adapter": (
-                "recipes/hindsight.html#add_adapter",
-                "personal_llm/recipes/hindsight.py",
-            ),
-            "personal_llm.recipes.hindsight.compute_hindsight_loss": (
-                "recipes/hindsight.html#compute_hindsight_loss",
-                "personal_llm/recipes/hindsight.py",
-            ),
-            "personal_llm.recipes.hindsight.compute_hindsight_step": (
-                "recipes/hindsight.html#compute_hindsight_step",
-                "personal_llm/recipes/hindsight.py",
-            ),
-            "personal_llm.recipes.hindsight.compute_reply_logits": (
-                "recipes/hindsight.html#compute_reply_logits",
-                "personal_llm/recipes/hindsight.py",
-            ),
-            "personal_llm.recipes.hindsight.compute_teacher_logits": (
-                "recipes/hindsight.html#compute_teacher_logits",
-                "personal_llm/recipes/hindsight.py",
-            ),
-            "personal_llm.recipes.hindsight.learn_round": (
-                "recipes/hindsight.html#learn_round",
-                "personal_llm/recipes/hindsight.py",
-            ),
-            "personal_llm.recipes.hindsight.main": ("recipes/hindsight.html#main", "personal_llm/recipes/hindsight.py"),
-            "personal_llm.recipes.hindsight.measure_people": (
-                "recipes/hindsight.html#measure_people",
-                "personal_llm/recipes/hindsight.py",
-            ),
-            "personal_llm.recipes.hindsight.simulate_person": (
-                "recipes/hindsight.html#simulate_person",
-                "personal_llm/recipes/hindsight.py",
-            ),
-        },
-        "personal_llm.recipes.next_turn": {
-            "personal_llm.recipes.next_turn.compute_auc": (
-                "recipes/next_turn.html#compute_auc",
-                "personal_llm/recipes/next_turn.py",
-            ),
-            "personal_llm.recipes.next_turn.compute_ece": (
-                "recipes/next_turn.html#compute_ece",
-                "personal_llm/recipes/next_turn.py",
-            ),
-            "personal_llm.recipes.next_turn.fit_reader": (
-                "recipes/next_turn.html#fit_reader",
-                "personal_llm/recipes/next_turn.py",
-            ),
-            "personal_llm.recipes.next_turn.main": ("recipes/next_turn.html#main", "personal_llm/recipes/next_turn.py"),
-            "personal_llm.recipes.next_turn.make_turns": (
-                "recipes/next_turn.html#make_turns",
-                "personal_llm/recipes/next_turn.py",
-            ),
-            "personal_llm.recipes.next_turn.measure_reader": (
-                "recipes/next_turn.html#measure_reader",
-                "personal_llm/recipes/next_turn.py",
-            ),
-            "personal_llm.recipes.next_turn.read_talk": (
-                "recipes/next_turn.html#read_talk",
-                "personal_llm/recipes/next_turn.py",
-            ),
-            "personal_llm.recipes.next_turn.write_turn": (
-                "recipes/next_turn.html#write_turn",
-                "personal_llm/recipes/next_turn.py",
-            ),
-        },
         "personal_llm.recipes.pocket_encoder": {
             "personal_llm.recipes.pocket_encoder.build": (
                 "recipes/pocket_encoder.html#build",
+                "personal_llm/recipes/pocket_encoder.py",
+            ),
+            "personal_llm.recipes.pocket_encoder.count_found": (
+                "recipes/pocket_encoder.html#count_found",
                 "personal_llm/recipes/pocket_encoder.py",
             ),
             "personal_llm.recipes.pocket_encoder.describe_run": (
@@ -6632,10 +6486,6 @@ d = {
             ),
             "personal_llm.recipes.pocket_encoder.encoder_settings": (
                 "recipes/pocket_encoder.html#encoder_settings",
-                "personal_llm/recipes/pocket_encoder.py",
-            ),
-            "personal_llm.recipes.pocket_encoder.format_measures": (
-                "recipes/pocket_encoder.html#format_measures",
                 "personal_llm/recipes/pocket_encoder.py",
             ),
             "personal_llm.recipes.pocket_encoder.main": (
@@ -6745,48 +6595,6 @@ d = {
                 "personal_llm/recipes/pocket_model.py",
             ),
         },
-        "personal_llm.recipes.pocket_report": {
-            "personal_llm.recipes.pocket_report.bits_per_character": (
-                "recipes/pocket_report.html#bits_per_character",
-                "personal_llm/recipes/pocket_report.py",
-            ),
-            "personal_llm.recipes.pocket_report.count_rewrites": (
-                "recipes/pocket_report.html#count_rewrites",
-                "personal_llm/recipes/pocket_report.py",
-            ),
-            "personal_llm.recipes.pocket_report.evaluate_rewrites": (
-                "recipes/pocket_report.html#evaluate_rewrites",
-                "personal_llm/recipes/pocket_report.py",
-            ),
-            "personal_llm.recipes.pocket_report.find_own_prompt": (
-                "recipes/pocket_report.html#find_own_prompt",
-                "personal_llm/recipes/pocket_report.py",
-            ),
-            "personal_llm.recipes.pocket_report.forty_replies": (
-                "recipes/pocket_report.html#forty_replies",
-                "personal_llm/recipes/pocket_report.py",
-            ),
-            "personal_llm.recipes.pocket_report.make_model_card": (
-                "recipes/pocket_report.html#make_model_card",
-                "personal_llm/recipes/pocket_report.py",
-            ),
-            "personal_llm.recipes.pocket_report.own_prompt_shares": (
-                "recipes/pocket_report.html#own_prompt_shares",
-                "personal_llm/recipes/pocket_report.py",
-            ),
-            "personal_llm.recipes.pocket_report.report": (
-                "recipes/pocket_report.html#report",
-                "personal_llm/recipes/pocket_report.py",
-            ),
-            "personal_llm.recipes.pocket_report.rewriting": (
-                "recipes/pocket_report.html#rewriting",
-                "personal_llm/recipes/pocket_report.py",
-            ),
-            "personal_llm.recipes.pocket_report.shares_by_bound": (
-                "recipes/pocket_report.html#shares_by_bound",
-                "personal_llm/recipes/pocket_report.py",
-            ),
-        },
         "personal_llm.recipes.pocket_text": {
             "personal_llm.recipes.pocket_text.build_streams": (
                 "recipes/pocket_text.html#build_streams",
@@ -6819,107 +6627,6 @@ d = {
             "personal_llm.recipes.pocket_text.train_tokenizer": (
                 "recipes/pocket_text.html#train_tokenizer",
                 "personal_llm/recipes/pocket_text.py",
-            ),
-        },
-        "personal_llm.recipes.revision_talks": {
-            "personal_llm.recipes.revision_talks.TalkMaker": (
-                "recipes/revision_talks.html#talkmaker",
-                "personal_llm/recipes/revision_talks.py",
-            ),
-            "personal_llm.recipes.revision_talks.TalkMaker.__post_init__": (
-                "recipes/revision_talks.html#talkmaker.__post_init__",
-                "personal_llm/recipes/revision_talks.py",
-            ),
-            "personal_llm.recipes.revision_talks.TalkMaker.draw": (
-                "recipes/revision_talks.html#talkmaker.draw",
-                "personal_llm/recipes/revision_talks.py",
-            ),
-            "personal_llm.recipes.revision_talks.TalkMaker.draw_row": (
-                "recipes/revision_talks.html#talkmaker.draw_row",
-                "personal_llm/recipes/revision_talks.py",
-            ),
-            "personal_llm.recipes.revision_talks.TalkMaker.write": (
-                "recipes/revision_talks.html#talkmaker.write",
-                "personal_llm/recipes/revision_talks.py",
-            ),
-            "personal_llm.recipes.revision_talks._make_kinder_talk": (
-                "recipes/revision_talks.html#_make_kinder_talk",
-                "personal_llm/recipes/revision_talks.py",
-            ),
-            "personal_llm.recipes.revision_talks._make_talk": (
-                "recipes/revision_talks.html#_make_talk",
-                "personal_llm/recipes/revision_talks.py",
-            ),
-            "personal_llm.recipes.revision_talks.change_reply": (
-                "recipes/revision_talks.html#change_reply",
-                "personal_llm/recipes/revision_talks.py",
-            ),
-            "personal_llm.recipes.revision_talks.cut_reference": (
-                "recipes/revision_talks.html#cut_reference",
-                "personal_llm/recipes/revision_talks.py",
-            ),
-            "personal_llm.recipes.revision_talks.make_talks": (
-                "recipes/revision_talks.html#make_talks",
-                "personal_llm/recipes/revision_talks.py",
-            ),
-        },
-        "personal_llm.recipes.revisions": {
-            "personal_llm.recipes.revisions.check_revision": (
-                "recipes/revisions.html#check_revision",
-                "personal_llm/recipes/revisions.py",
-            ),
-            "personal_llm.recipes.revisions.choose_test_rows": (
-                "recipes/revisions.html#choose_test_rows",
-                "personal_llm/recipes/revisions.py",
-            ),
-            "personal_llm.recipes.revisions.compute_step_loss": (
-                "recipes/revisions.html#compute_step_loss",
-                "personal_llm/recipes/revisions.py",
-            ),
-            "personal_llm.recipes.revisions.encode_talks": (
-                "recipes/revisions.html#encode_talks",
-                "personal_llm/recipes/revisions.py",
-            ),
-            "personal_llm.recipes.revisions.evaluate_revisions": (
-                "recipes/revisions.html#evaluate_revisions",
-                "personal_llm/recipes/revisions.py",
-            ),
-            "personal_llm.recipes.revisions.main": ("recipes/revisions.html#main", "personal_llm/recipes/revisions.py"),
-            "personal_llm.recipes.revisions.make_batches_of_rows": (
-                "recipes/revisions.html#make_batches_of_rows",
-                "personal_llm/recipes/revisions.py",
-            ),
-            "personal_llm.recipes.revisions.make_cases": (
-                "recipes/revisions.html#make_cases",
-                "personal_llm/recipes/revisions.py",
-            ),
-            "personal_llm.recipes.revisions.measure_gains": (
-                "recipes/revisions.html#measure_gains",
-                "personal_llm/recipes/revisions.py",
-            ),
-            "personal_llm.recipes.revisions.measure_met": (
-                "recipes/revisions.html#measure_met",
-                "personal_llm/recipes/revisions.py",
-            ),
-            "personal_llm.recipes.revisions.measure_ordinary": (
-                "recipes/revisions.html#measure_ordinary",
-                "personal_llm/recipes/revisions.py",
-            ),
-            "personal_llm.recipes.revisions.measure_revisions": (
-                "recipes/revisions.html#measure_revisions",
-                "personal_llm/recipes/revisions.py",
-            ),
-            "personal_llm.recipes.revisions.read_result": (
-                "recipes/revisions.html#read_result",
-                "personal_llm/recipes/revisions.py",
-            ),
-            "personal_llm.recipes.revisions.read_rows": (
-                "recipes/revisions.html#read_rows",
-                "personal_llm/recipes/revisions.py",
-            ),
-            "personal_llm.recipes.revisions.train_revisions": (
-                "recipes/revisions.html#train_revisions",
-                "personal_llm/recipes/revisions.py",
             ),
         },
         "personal_llm.recipes.samples": {
@@ -7199,38 +6906,6 @@ d = {
             "personal_llm.recipes.style_texts.running_texts": (
                 "recipes/style_texts.html#running_texts",
                 "personal_llm/recipes/style_texts.py",
-            ),
-        },
-        "personal_llm.recipes.turn_wordings": {
-            "personal_llm.recipes.turn_wordings.fill_wording": (
-                "recipes/turn_wordings.html#fill_wording",
-                "personal_llm/recipes/turn_wordings.py",
-            )
-        },
-        "personal_llm.recipes.word_texts": {
-            "personal_llm.recipes.word_texts.add_texts": (
-                "recipes/word_texts.html#add_texts",
-                "personal_llm/recipes/word_texts.py",
-            ),
-            "personal_llm.recipes.word_texts.drop_ambiguous_texts": (
-                "recipes/word_texts.html#drop_ambiguous_texts",
-                "personal_llm/recipes/word_texts.py",
-            ),
-            "personal_llm.recipes.word_texts.load_open_texts": (
-                "recipes/word_texts.html#load_open_texts",
-                "personal_llm/recipes/word_texts.py",
-            ),
-            "personal_llm.recipes.word_texts.main": (
-                "recipes/word_texts.html#main",
-                "personal_llm/recipes/word_texts.py",
-            ),
-            "personal_llm.recipes.word_texts.make_words": (
-                "recipes/word_texts.html#make_words",
-                "personal_llm/recipes/word_texts.py",
-            ),
-            "personal_llm.recipes.word_texts.plain_people": (
-                "recipes/word_texts.html#plain_people",
-                "personal_llm/recipes/word_texts.py",
             ),
         },
         "personal_llm.runtimes.audit": {

@@ -40,7 +40,7 @@ from personal_llm.device import personalizer
 from personal_llm.device.forgetting import forget_folder
 from personal_llm.device.memory import _hash_row
 from personal_llm.device.replay import folder_status, read_state
-from personal_llm.experiments.runner import read_json_lines
+from personal_llm.experiments.harness import read_json_lines
 from personal_llm.runtimes import phone, phone_bundle
 from personal_llm.selection import cards, remote_library
 from personal_llm.selection import library as library_module
