@@ -7461,6 +7461,70 @@ d = {
                 "personal_llm/experiments/people.py",
             ),
         },
+        "personal_llm.experiments.plain": {
+            "personal_llm.experiments.plain.Cell": ("experiments/plain.html#cell", "personal_llm/experiments/plain.py"),
+            "personal_llm.experiments.plain.Form": ("experiments/plain.html#form", "personal_llm/experiments/plain.py"),
+            "personal_llm.experiments.plain.LlamaCpp": (
+                "experiments/plain.html#llamacpp",
+                "personal_llm/experiments/plain.py",
+            ),
+            "personal_llm.experiments.plain.LlamaCpp.__init__": (
+                "experiments/plain.html#llamacpp.__init__",
+                "personal_llm/experiments/plain.py",
+            ),
+            "personal_llm.experiments.plain.LlamaCpp._ask": (
+                "experiments/plain.html#llamacpp._ask",
+                "personal_llm/experiments/plain.py",
+            ),
+            "personal_llm.experiments.plain.LlamaCpp.ask": (
+                "experiments/plain.html#llamacpp.ask",
+                "personal_llm/experiments/plain.py",
+            ),
+            "personal_llm.experiments.plain.build_messages": (
+                "experiments/plain.html#build_messages",
+                "personal_llm/experiments/plain.py",
+            ),
+            "personal_llm.experiments.plain.choose_form": (
+                "experiments/plain.html#choose_form",
+                "personal_llm/experiments/plain.py",
+            ),
+            "personal_llm.experiments.plain.correct": (
+                "experiments/plain.html#correct",
+                "personal_llm/experiments/plain.py",
+            ),
+            "personal_llm.experiments.plain.draw_questions": (
+                "experiments/plain.html#draw_questions",
+                "personal_llm/experiments/plain.py",
+            ),
+            "personal_llm.experiments.plain.list_cells": (
+                "experiments/plain.html#list_cells",
+                "personal_llm/experiments/plain.py",
+            ),
+            "personal_llm.experiments.plain.measure_cell": (
+                "experiments/plain.html#measure_cell",
+                "personal_llm/experiments/plain.py",
+            ),
+            "personal_llm.experiments.plain.measure_form": (
+                "experiments/plain.html#measure_form",
+                "personal_llm/experiments/plain.py",
+            ),
+            "personal_llm.experiments.plain.measure_plain": (
+                "experiments/plain.html#measure_plain",
+                "personal_llm/experiments/plain.py",
+            ),
+            "personal_llm.experiments.plain.read_processor_seconds": (
+                "experiments/plain.html#read_processor_seconds",
+                "personal_llm/experiments/plain.py",
+            ),
+            "personal_llm.experiments.plain.retrieve_plain": (
+                "experiments/plain.html#retrieve_plain",
+                "personal_llm/experiments/plain.py",
+            ),
+            "personal_llm.experiments.plain.write_reply": (
+                "experiments/plain.html#write_reply",
+                "personal_llm/experiments/plain.py",
+            ),
+        },
         "personal_llm.experiments.poisoning": {
             "personal_llm.experiments.poisoning.fill_buffer": (
                 "experiments/poisoning.html#fill_buffer",
