@@ -15,7 +15,8 @@ from pathlib import Path
 from ..base.core import Dialogue, InputError, import_extra
 from ..base.decoding import ReplyOptions, count_settled_tokens, count_tokens_at_limit
 from ..base.decoding import find_reply_end, find_whole_from, read_reply
-from ..base.gguf import find_smollm2, is_gguf
+from ..base.gguf import is_gguf
+from ..base.weights import WEIGHTS, find_weights
 from ..device.streaming import ReplyStream
 from .export import write_gguf
 
@@ -29,7 +30,7 @@ class LlamaCppEngine:
     def __init__(self, model):  # `Model` of a GGUF file, or of smollm2
         import torch
 
-        self.base = find_smollm2() if model.name == "smollm2" else Path(model.name).expanduser()
+        self.base = find_weights(model.name) if model.name in WEIGHTS else Path(model.name).expanduser()
         if self.base is None or not is_gguf(self.base):
             problem = f"model {model.name!r}: llama.cpp needs the base model as a GGUF file"
             raise InputError(problem, "use smollm2, or a GGUF file as the model")
