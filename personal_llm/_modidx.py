@@ -5155,8 +5155,16 @@ d = {
                 "experiments/harness.html#job_key",
                 "personal_llm/experiments/harness.py",
             ),
+            "personal_llm.experiments.harness.list_grids": (
+                "experiments/harness.html#list_grids",
+                "personal_llm/experiments/harness.py",
+            ),
             "personal_llm.experiments.harness.machine": (
                 "experiments/harness.html#machine",
+                "personal_llm/experiments/harness.py",
+            ),
+            "personal_llm.experiments.harness.main": (
+                "experiments/harness.html#main",
                 "personal_llm/experiments/harness.py",
             ),
             "personal_llm.experiments.harness.make_result_row": (

@@ -21,14 +21,6 @@ def pairs(dialogues):
 ROWS = [Dialogue(f"prompt {i % 90}", f"response {i}") for i in range(100)]  # the last ten repeat the first ten prompts
 
 
-def test_paper_stream():
-    stream, test = paper_stream(ROWS)
-    assert pairs(stream) == pairs(ROWS[:10]) and pairs(test) == pairs(ROWS[10:90])
-    assert [d.time for d in stream] == list(range(10))
-    assert pairs(paper_stream(ROWS, seed=3)[0]) == pairs(ROWS[30:40])
-    assert paper_stream(ROWS, seed=13) == paper_stream(ROWS, seed=3)
-
-
 @pytest.mark.parametrize("stay", [0.0, 0.5, 0.9])
 def test_episode_length_is_one_over_one_minus_stay(stay):
     _, episode = draw_episodes(np.array([0.6, 0.4]), 100_000, stay, make_generator(1, "t"))

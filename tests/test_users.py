@@ -5,10 +5,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from personal_llm.base.core import NO_ANSWER, InputError
+from personal_llm.base.core import InputError
 from personal_llm.data.reading import load_samples
 from personal_llm.data.splits import get_dialogue_group, get_row_group, remove_leaks, is_reserved, count_leaks
-from personal_llm.data.people import MAX_TEST_ROWS, USERS, bullets, list_subjects, user_stream
+from personal_llm.data.people import MAX_TEST_ROWS, USERS, list_subjects, user_stream
 
 ROWS = load_samples()
 
@@ -97,5 +97,3 @@ def test_missing_rows_are_named():
 def test_the_rare_subject_is_no_signal():
     with pytest.raises(InputError, match="gsm8k math as a signal too"):
         user_stream(replace(USERS["pupil"], rare_subject=("gsm8k", "math")), ROWS)
-
-

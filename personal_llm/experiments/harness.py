@@ -11,20 +11,25 @@ __all__ = ['PACKAGE', 'RESULTS', 'RUNNER_FIELDS', 'THREAD_VARIABLES', 'REVISION_
            'find_missing_jobs', 'append_results', 'run_grid', 'read_results', 'group_rows', 'user_means',
            'MeanEstimate', 'mean_over_users', 'summarise_rows', 'format_table', 'take_complete', 'mean_table',
            'paragraph', 'print_claims', 'check_budgets', 'sign_flip_test', 'holm_correction', 'Headroom',
-           'measure_headroom', 'HeadroomShare', 'share_of_headroom', 'RatioToBest', 'ratio_to_best', 'ranking_auc']
+           'measure_headroom', 'HeadroomShare', 'share_of_headroom', 'RatioToBest', 'ratio_to_best', 'ranking_auc',
+           'list_grids', 'main']
 
 # %% ../../nbs/experiments/00_harness.ipynb #harn0003
+import argparse
 import json
 import os
+import pkgutil
 import platform
 import re
 import subprocess
+import sys
 import textwrap
 import time
 import traceback
 from collections import Counter
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager, suppress
+from importlib import import_module
 from importlib.metadata import version
 from multiprocessing import get_context
 from pathlib import Path
@@ -669,3 +674,41 @@ ATYPICAL_USERS = (
 PEOPLE = dict(USERS)
 PEOPLE |= {user.name: user for user in (*ADDITIONAL_USERS, *ATYPICAL_USERS)}
 CORRECTING_USERS = tuple(name for name, user in PEOPLE.items() if user.corrects)
+
+# %% ../../nbs/experiments/00_harness.ipynb #harn0025
+def list_grids() -> dict:  # name -> `Grid`
+    "Return the grids of all experiments."
+    names = sorted(module.name for module in pkgutil.iter_modules([str(PACKAGE / "experiments")]))
+    modules = [import_module(f"personal_llm.experiments.{name}") for name in names if name != "harness"]
+    return {grid.name: grid for module in modules for grid in getattr(module, "GRIDS", ())}
+
+
+def main(argv=None) -> int:  # exit code: 1 when a job failed or the input was wrong
+    "Measure what is missing, or list it."
+    parser = argparse.ArgumentParser(description="Run what is missing of the experiments; call again to go on.")
+    parser.add_argument("--only", nargs="+", metavar="NAME", help="these grids; all of them by default")
+    parser.add_argument("--list", action="store_true", help="say what is there and what is missing, run nothing")
+    parser.add_argument("--workers", type=int, default=1, help="processes")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the results")
+    args = parser.parse_args(argv)
+    num_failed = 0
+    try:
+        grids = list_grids()
+        for name in args.only or grids:
+            if name not in grids:
+                raise InputError(f"no experiment {name!r}", f"there are {', '.join(grids)}")
+            grid = grids[name]
+            if args.list:
+                done = {job_key(line["job"]) for line in read_result_lines(name, args.out)}
+                left = sum(job_key(job) not in done for job in grid.jobs)
+                print(f"{name:24}{len(grid.jobs) - left:>6} of {len(grid.jobs):>6} jobs, {left:>6} missing")
+            else:
+                num_failed += len(run_grid(*grid[:3], args.out, grid.shared, args.workers, grid.model))
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return int(num_failed > 0)
+
+# %% ../../nbs/experiments/00_harness.ipynb #harn0027
+if __name__ == "__main__" and "__file__" in globals():
+    sys.exit(main())
