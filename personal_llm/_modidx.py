@@ -5467,6 +5467,10 @@ d = {
                 "experiments/plain.html#choose_form",
                 "personal_llm/experiments/plain.py",
             ),
+            "personal_llm.experiments.plain.compare_labels": (
+                "experiments/plain.html#compare_labels",
+                "personal_llm/experiments/plain.py",
+            ),
             "personal_llm.experiments.plain.correct": (
                 "experiments/plain.html#correct",
                 "personal_llm/experiments/plain.py",
@@ -5495,8 +5499,16 @@ d = {
                 "experiments/plain.html#read_processor_seconds",
                 "personal_llm/experiments/plain.py",
             ),
+            "personal_llm.experiments.plain.read_scores": (
+                "experiments/plain.html#read_scores",
+                "personal_llm/experiments/plain.py",
+            ),
             "personal_llm.experiments.plain.retrieve_plain": (
                 "experiments/plain.html#retrieve_plain",
+                "personal_llm/experiments/plain.py",
+            ),
+            "personal_llm.experiments.plain.score_row": (
+                "experiments/plain.html#score_row",
                 "personal_llm/experiments/plain.py",
             ),
             "personal_llm.experiments.plain.write_reply": (

@@ -75,6 +75,11 @@ RECORDS = [
     ("sharegpt", dict(conversations=[CHAT[:2], CHAT[2:]]), PAIRS),
     ("sharegpt", dict(conversations=[dict(id=1, messages=CHAT[:2]), dict(id=2, messages=CHAT[2:])]), PAIRS),
     ("dolly", dict(instruction="Who?", context="Ada wrote it.", response="Ada"), [("Who?\n\nAda wrote it.", "Ada")]),
+    (
+        "text",
+        dict(text="One two three four five six seven eight nine.", label=3),
+        [("One two three four five six", "seven eight nine.")],
+    ),
 ]
 
 
@@ -201,6 +206,7 @@ def test_a_value_of_the_wrong_kind_is_the_error_of_its_row():
 
 
 def test_openings():
-    assert split_opening(TEXT) == ("One two three, four five six", "seven eight\n\nnine.")
+    text = "One two three,\nfour five six seven eight\n\nnine."
+    assert split_opening(text) == ("One two three, four five six", "seven eight\n\nnine.")
     with pytest.raises(InputError, match="more than 8 words"):
         split_opening("one two three four five six seven eight")

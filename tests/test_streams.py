@@ -14,13 +14,6 @@ from personal_llm.data.streams import (
 )
 
 
-def pairs(dialogues):
-    return [(d.prompt, d.response) for d in dialogues]
-
-
-ROWS = [Dialogue(f"prompt {i % 90}", f"response {i}") for i in range(100)]  # the last ten repeat the first ten prompts
-
-
 @pytest.mark.parametrize("stay", [0.0, 0.5, 0.9])
 def test_episode_length_is_one_over_one_minus_stay(stay):
     _, episode = draw_episodes(np.array([0.6, 0.4]), 100_000, stay, make_generator(1, "t"))
