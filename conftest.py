@@ -51,7 +51,7 @@ PACKAGE = ROOT / "personal_llm"
 LATER = """
 tests/test_clock.py tests/test_machine.py
 tests/test_course*.py tests/test_forgotten_canaries.py tests/test_real_models.py tests/test_runner.py
-tests/test_decomposition.py tests/test_baselines.py
+tests/test_decomposition.py
 tests/test_demo.py tests/test_users.py
 tests/test_results.py tests/test_benchmarks.py tests/test_pocket_*.py tests/test_revisions.py
 nbs/tutorials/* nbs/course/* nbs/recipes/* nbs/experiments/*

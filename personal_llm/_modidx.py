@@ -4818,106 +4818,6 @@ d = {
                 "personal_llm/experiments/methods/canaries.py",
             ),
         },
-        "personal_llm.experiments.methods.merge_weights": {
-            "personal_llm.experiments.methods.merge_weights.add_best_member": (
-                "experiments/methods/merge_weights.html#add_best_member",
-                "personal_llm/experiments/methods/merge_weights.py",
-            ),
-            "personal_llm.experiments.methods.merge_weights.find_members": (
-                "experiments/methods/merge_weights.html#find_members",
-                "personal_llm/experiments/methods/merge_weights.py",
-            ),
-            "personal_llm.experiments.methods.merge_weights.fit_member_weights": (
-                "experiments/methods/merge_weights.html#fit_member_weights",
-                "personal_llm/experiments/methods/merge_weights.py",
-            ),
-            "personal_llm.experiments.methods.merge_weights.fit_merge_weights": (
-                "experiments/methods/merge_weights.html#fit_merge_weights",
-                "personal_llm/experiments/methods/merge_weights.py",
-            ),
-        },
-        "personal_llm.experiments.methods.searches": {
-            "personal_llm.experiments.methods.searches.TableLosses": (
-                "experiments/methods/searches.html#tablelosses",
-                "personal_llm/experiments/methods/searches.py",
-            ),
-            "personal_llm.experiments.methods.searches.TableLosses.__init__": (
-                "experiments/methods/searches.html#tablelosses.__init__",
-                "personal_llm/experiments/methods/searches.py",
-            ),
-            "personal_llm.experiments.methods.searches.TableLosses.copy_without_cost": (
-                "experiments/methods/searches.html#tablelosses.copy_without_cost",
-                "personal_llm/experiments/methods/searches.py",
-            ),
-            "personal_llm.experiments.methods.searches.TableLosses.dialogue_losses": (
-                "experiments/methods/searches.html#tablelosses.dialogue_losses",
-                "personal_llm/experiments/methods/searches.py",
-            ),
-            "personal_llm.experiments.methods.searches.compute_update_distance": (
-                "experiments/methods/searches.html#compute_update_distance",
-                "personal_llm/experiments/methods/searches.py",
-            ),
-            "personal_llm.experiments.methods.searches.find_nearest_unmeasured": (
-                "experiments/methods/searches.html#find_nearest_unmeasured",
-                "personal_llm/experiments/methods/searches.py",
-            ),
-            "personal_llm.experiments.methods.searches.get_round_sizes": (
-                "experiments/methods/searches.html#get_round_sizes",
-                "personal_llm/experiments/methods/searches.py",
-            ),
-            "personal_llm.experiments.methods.searches.import_optuna": (
-                "experiments/methods/searches.html#import_optuna",
-                "personal_llm/experiments/methods/searches.py",
-            ),
-            "personal_llm.experiments.methods.searches.project_on_main_axes": (
-                "experiments/methods/searches.html#project_on_main_axes",
-                "personal_llm/experiments/methods/searches.py",
-            ),
-            "personal_llm.experiments.methods.searches.rank_by_scores": (
-                "experiments/methods/searches.html#rank_by_scores",
-                "personal_llm/experiments/methods/searches.py",
-            ),
-            "personal_llm.experiments.methods.searches.run_tpe_search": (
-                "experiments/methods/searches.html#run_tpe_search",
-                "personal_llm/experiments/methods/searches.py",
-            ),
-            "personal_llm.experiments.methods.searches.search_bayesian": (
-                "experiments/methods/searches.html#search_bayesian",
-                "personal_llm/experiments/methods/searches.py",
-            ),
-            "personal_llm.experiments.methods.searches.search_exhaustively": (
-                "experiments/methods/searches.html#search_exhaustively",
-                "personal_llm/experiments/methods/searches.py",
-            ),
-            "personal_llm.experiments.methods.searches.search_hyperband": (
-                "experiments/methods/searches.html#search_hyperband",
-                "personal_llm/experiments/methods/searches.py",
-            ),
-            "personal_llm.experiments.methods.searches.select_by_slope": (
-                "experiments/methods/searches.html#select_by_slope",
-                "personal_llm/experiments/methods/searches.py",
-            ),
-            "personal_llm.experiments.methods.searches.select_by_weight_cosine": (
-                "experiments/methods/searches.html#select_by_weight_cosine",
-                "personal_llm/experiments/methods/searches.py",
-            ),
-            "personal_llm.experiments.methods.searches.select_plain": (
-                "experiments/methods/searches.html#select_plain",
-                "personal_llm/experiments/methods/searches.py",
-            ),
-            "personal_llm.experiments.methods.searches.select_randomly": (
-                "experiments/methods/searches.html#select_randomly",
-                "personal_llm/experiments/methods/searches.py",
-            ),
-            "personal_llm.experiments.methods.searches.select_uniform_merge": (
-                "experiments/methods/searches.html#select_uniform_merge",
-                "personal_llm/experiments/methods/searches.py",
-            ),
-            "personal_llm.experiments.methods.searches.select_with_losses": (
-                "experiments/methods/searches.html#select_with_losses",
-                "personal_llm/experiments/methods/searches.py",
-            ),
-        },
         "personal_llm.experiments.plain": {
             "personal_llm.experiments.plain.Cell": ("experiments/plain.html#cell", "personal_llm/experiments/plain.py"),
             "personal_llm.experiments.plain.Form": ("experiments/plain.html#form", "personal_llm/experiments/plain.py"),
@@ -6735,10 +6635,6 @@ d = {
                 "5_selection/ranking.html#ranking.to_dict",
                 "personal_llm/selection/ranking.py",
             ),
-            "personal_llm.selection.ranking.Ranking.weights": (
-                "5_selection/ranking.html#ranking.weights",
-                "personal_llm/selection/ranking.py",
-            ),
             "personal_llm.selection.ranking.SelectionRequest": (
                 "5_selection/ranking.html#selectionrequest",
                 "personal_llm/selection/ranking.py",
@@ -6797,10 +6693,6 @@ d = {
             ),
             "personal_llm.selection.warm_start.add_plain_pllm": (
                 "5_selection/warm_start.html#add_plain_pllm",
-                "personal_llm/selection/warm_start.py",
-            ),
-            "personal_llm.selection.warm_start.get_start_adapter": (
-                "5_selection/warm_start.html#get_start_adapter",
                 "personal_llm/selection/warm_start.py",
             ),
             "personal_llm.selection.warm_start.load_plain_dialogues": (

@@ -9,8 +9,6 @@ __all__ = ['compute_slopes']
 from contextlib import ExitStack
 from functools import partial
 
-import numpy as np
-
 from ..base.adapters import factor_inner_product, read_factors
 from ..base.core import InputError, measure_cost
 

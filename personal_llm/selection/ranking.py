@@ -151,10 +151,6 @@ class Ranking:
         return self.best is None
 
     @property
-    def weights(self) -> dict:
-        return {self.start: 1.0} if self.start else {}
-
-    @property
     def adapter(self) -> Path:  # None for the base model
         "The folder of the adapter to start from. Raises `InputError` if the ranking does not know its library."
         if self.start is None:
