@@ -5139,10 +5139,6 @@ d = {
                 "4_explanation/decomposition.html#_fit_summary_prompts",
                 "personal_llm/explanation/decomposition.py",
             ),
-            "personal_llm.explanation.decomposition._parse_first_word": (
-                "4_explanation/decomposition.html#_parse_first_word",
-                "personal_llm/explanation/decomposition.py",
-            ),
             "personal_llm.explanation.decomposition._read_words": (
                 "4_explanation/decomposition.html#_read_words",
                 "personal_llm/explanation/decomposition.py",
@@ -5171,16 +5167,16 @@ d = {
                 "4_explanation/decomposition.html#explain_as_published",
                 "personal_llm/explanation/decomposition.py",
             ),
-            "personal_llm.explanation.decomposition.first_word_probabilities": (
-                "4_explanation/decomposition.html#first_word_probabilities",
-                "personal_llm/explanation/decomposition.py",
-            ),
             "personal_llm.explanation.decomposition.is_adjective": (
                 "4_explanation/decomposition.html#is_adjective",
                 "personal_llm/explanation/decomposition.py",
             ),
             "personal_llm.explanation.decomposition.neutral_pairs": (
                 "4_explanation/decomposition.html#neutral_pairs",
+                "personal_llm/explanation/decomposition.py",
+            ),
+            "personal_llm.explanation.decomposition.next_word_probabilities": (
+                "4_explanation/decomposition.html#next_word_probabilities",
                 "personal_llm/explanation/decomposition.py",
             ),
             "personal_llm.explanation.decomposition.split_half_threshold": (
