@@ -970,24 +970,6 @@ d = {
             "personal_llm.base.core.seed_everything": ("0_base/core.html#seed_everything", "personal_llm/base/core.py"),
             "personal_llm.base.core.setting": ("0_base/core.html#setting", "personal_llm/base/core.py"),
         },
-        "personal_llm.base.database": {
-            "personal_llm.base.database.EmptyDatabaseError": (
-                "0_base/database.html#emptydatabaseerror",
-                "personal_llm/base/database.py",
-            ),
-            "personal_llm.base.database.connect_database": (
-                "0_base/database.html#connect_database",
-                "personal_llm/base/database.py",
-            ),
-            "personal_llm.base.database.open_database": (
-                "0_base/database.html#open_database",
-                "personal_llm/base/database.py",
-            ),
-            "personal_llm.base.database.report_damage": (
-                "0_base/database.html#report_damage",
-                "personal_llm/base/database.py",
-            ),
-        },
         "personal_llm.base.decoding": {
             "personal_llm.base.decoding.BatchRules": (
                 "0_base/decoding.html#batchrules",
@@ -1338,42 +1320,6 @@ d = {
             "personal_llm.base.gguf.write_converted_model": (
                 "0_base/gguf.html#write_converted_model",
                 "personal_llm/base/gguf.py",
-            ),
-        },
-        "personal_llm.base.ledger": {
-            "personal_llm.base.ledger._write_entry": ("0_base/ledger.html#_write_entry", "personal_llm/base/ledger.py"),
-            "personal_llm.base.ledger.get_ledger_file": (
-                "0_base/ledger.html#get_ledger_file",
-                "personal_llm/base/ledger.py",
-            ),
-            "personal_llm.base.ledger.hash_entry": ("0_base/ledger.html#hash_entry", "personal_llm/base/ledger.py"),
-            "personal_llm.base.ledger.read_ledger": ("0_base/ledger.html#read_ledger", "personal_llm/base/ledger.py"),
-            "personal_llm.base.ledger.record_egress": (
-                "0_base/ledger.html#record_egress",
-                "personal_llm/base/ledger.py",
-            ),
-        },
-        "personal_llm.base.lineage": {
-            "personal_llm.base.lineage.collect_source_ids": (
-                "0_base/lineage.html#collect_source_ids",
-                "personal_llm/base/lineage.py",
-            ),
-            "personal_llm.base.lineage.copy_without_ids": (
-                "0_base/lineage.html#copy_without_ids",
-                "personal_llm/base/lineage.py",
-            ),
-            "personal_llm.base.lineage.fold_text": ("0_base/lineage.html#fold_text", "personal_llm/base/lineage.py"),
-            "personal_llm.base.lineage.hash_dialogue": (
-                "0_base/lineage.html#hash_dialogue",
-                "personal_llm/base/lineage.py",
-            ),
-            "personal_llm.base.lineage.hash_exchange": (
-                "0_base/lineage.html#hash_exchange",
-                "personal_llm/base/lineage.py",
-            ),
-            "personal_llm.base.lineage.read_training_ids": (
-                "0_base/lineage.html#read_training_ids",
-                "personal_llm/base/lineage.py",
             ),
         },
         "personal_llm.base.loading": {
@@ -4249,6 +4195,10 @@ d = {
             ),
             "personal_llm.device.chat.WorkStopped": ("6_device/chat.html#workstopped", "personal_llm/device/chat.py"),
             "personal_llm.device.chat.clean_text": ("6_device/chat.html#clean_text", "personal_llm/device/chat.py"),
+            "personal_llm.device.chat.stop_at_forward_pass": (
+                "6_device/chat.html#stop_at_forward_pass",
+                "personal_llm/device/chat.py",
+            ),
         },
         "personal_llm.device.forgetting": {
             "personal_llm.device.forgetting.ForgetPlan": (
@@ -4303,6 +4253,10 @@ d = {
             ),
             "personal_llm.device.learning.choose_start": (
                 "6_device/learning.html#choose_start",
+                "personal_llm/device/learning.py",
+            ),
+            "personal_llm.device.learning.find_place": (
+                "6_device/learning.html#find_place",
                 "personal_llm/device/learning.py",
             ),
             "personal_llm.device.learning.hash_weights": (
@@ -10068,24 +10022,12 @@ d = {
                 "7_runtimes/export.html#choose_examples",
                 "personal_llm/runtimes/export.py",
             ),
-            "personal_llm.runtimes.export.describe_loss": (
-                "7_runtimes/export.html#describe_loss",
-                "personal_llm/runtimes/export.py",
-            ),
             "personal_llm.runtimes.export.format_messages": (
                 "7_runtimes/export.html#format_messages",
                 "personal_llm/runtimes/export.py",
             ),
             "personal_llm.runtimes.export.format_modelfile": (
                 "7_runtimes/export.html#format_modelfile",
-                "personal_llm/runtimes/export.py",
-            ),
-            "personal_llm.runtimes.export.merge_weights": (
-                "7_runtimes/export.html#merge_weights",
-                "personal_llm/runtimes/export.py",
-            ),
-            "personal_llm.runtimes.export.pair_neighbours": (
-                "7_runtimes/export.html#pair_neighbours",
                 "personal_llm/runtimes/export.py",
             ),
             "personal_llm.runtimes.export.render_gaps": (
@@ -10104,16 +10046,16 @@ d = {
                 "7_runtimes/export.html#write_ollama",
                 "personal_llm/runtimes/export.py",
             ),
-            "personal_llm.runtimes.export.write_system_prompt": (
-                "7_runtimes/export.html#write_system_prompt",
-                "personal_llm/runtimes/export.py",
-            ),
             "personal_llm.runtimes.export.write_vllm": (
                 "7_runtimes/export.html#write_vllm",
                 "personal_llm/runtimes/export.py",
             ),
         },
         "personal_llm.runtimes.idle": {
+            "personal_llm.runtimes.idle.IdleLimits": (
+                "7_runtimes/idle.html#idlelimits",
+                "personal_llm/runtimes/idle.py",
+            ),
             "personal_llm.runtimes.idle.StopWhenBusy": (
                 "7_runtimes/idle.html#stopwhenbusy",
                 "personal_llm/runtimes/idle.py",

@@ -5,20 +5,18 @@
 # %% auto #0
 __all__ = ['format_modelfile', 'choose_examples', 'format_messages']
 
-# %% ../../nbs/7_runtimes/02_export.ipynb #2a60805e
+# %% ../../nbs/7_runtimes/02_export.ipynb #7ca4f82f
 import os
 import re
 from pathlib import Path
 
-from ..base.adapters import CONFIG_FILE, WEIGHTS_FILE, read_factors
+from ..base.adapters import CONFIG_FILE, WEIGHTS_FILE
 from ..base.core import InputError
 from ..base.files import read_json, write_atomically, write_json
+from ..base.replies import write_gguf_adapter
 from ..base.text import count_nouns, is_near_duplicate
 from ..base.tokens import get_special_strings
-from ..buffer.feedback import get_first_id
-from ..buffer.retrieval import DEFAULT_COUNT, MAX_MEMORY_TOKENS, collect_memories
-from ..explanation.explanation import explain
-from ..explanation.style import MIN_EXPLAINED_DIALOGUES
+from ..buffer.retrieval import MemoryConfig, collect_memories
 from .plugins import Runtime
 
 # %% ../../nbs/7_runtimes/02_export.ipynb #mfgaps01
@@ -63,104 +61,51 @@ def format_modelfile(
     stop = tokenizer.eos_token
     return f'FROM ./base.gguf\nADAPTER ./adapter.gguf\nTEMPLATE """{template}"""\nPARAMETER stop "{stop}"\n'
 
-# %% ../../nbs/7_runtimes/02_export.ipynb #a1a8b8d5
-PEFT_PREFIX = "base_model.model."  # before the names of modules in an adapter's file
-
-
-def merge_weights(model, adapter: Path) -> dict:  # name -> tensor
-    "Return the weights of a model, with W + BA for each W that the adapter changes."
-    from transformers.pytorch_utils import Conv1D
-
-    weights = model.model.state_dict()
-    for name, (A, B) in read_factors(adapter).items():
-        name = name.removeprefix(PEFT_PREFIX)
-        W, change = weights[f"{name}.weight"], B @ A
-        change = change.T if isinstance(model.model.get_submodule(name), Conv1D) else change
-        weights[f"{name}.weight"] = (W.float() + change.to(W.device)).to(W.dtype)
-    return weights
-
-
-def write_merged(model, adapter: Path, out: Path, dialogues=()) -> tuple:  # (how to use the files, "")
+# %% ../../nbs/7_runtimes/02_export.ipynb #b3823f03
+def write_merged(model, adapter: Path, out: Path, dialogues=()) -> str:  # how to use the files
     "Write base and adapter as one model, with its tokenizer."
-    model.model.save_pretrained(out, state_dict=merge_weights(model, adapter))
+    from peft import PeftModel
+
+    merged = PeftModel.from_pretrained(model.clone().model, str(adapter)).merge_and_unload()
+    merged.save_pretrained(out)
     model.tokenizer.save_pretrained(out)
-    usage = "give this folder as --model; transformers, MLX, vLLM and llama.cpp's converter read it, too"
-    return usage + describe_loss(model, dialogues, out), ""
+    return "give this folder as --model; transformers, MLX, vLLM and llama.cpp's converter read it, too"
 
-# %% ../../nbs/7_runtimes/02_export.ipynb #ca968d60
-GGUF_FAMILIES = dict(llama="llama", mistral="llama", smollm3="smollm3", granite="granite", qwen2="qwen2", qwen3="qwen3")
-GGUF_FAMILIES |= dict(gemma2="gemma2", gemma3_text="gemma3", phi3="phi3", olmo2="olmo2")
-NEIGHBOUR_PAIRS = ("llama", "mistral", "smollm3", "granite")  # rotary pairs are neighbours in llama.cpp's files
-
-
-def pair_neighbours(B, num_heads: int):  # (rows, rank), rows in the other order
-    "Put the rows of each head in the order of llama.cpp's rotary embedding."
-    return B.reshape(num_heads, 2, len(B) // num_heads // 2, B.shape[1]).swapaxes(1, 2).reshape(B.shape)
-
-# %% ../../nbs/7_runtimes/02_export.ipynb #92407864
-def write_gguf(model, adapter: Path, out: Path, dialogues=()) -> tuple:  # (how to use the file, "")
+# %% ../../nbs/7_runtimes/02_export.ipynb #65e42059
+def write_gguf(model, adapter: Path, out: Path, dialogues=()) -> str:  # how to use the file
     "Write an adapter as llama.cpp reads it; raise `InputError` for a family of models or a layer that it lacks."
-    import gguf
-
     config = model.model.config.get_text_config()
-    family = GGUF_FAMILIES.get(config.model_type)
-    if family is None:
-        problem = f"{config.model_type}: we cannot write its adapters for llama.cpp"
-        raise InputError(problem, "use --to merged and its converter")
-    arch = {name: arch for arch, name in gguf.MODEL_ARCH_NAMES.items()}[family]
-    names, tensors = gguf.get_tensor_name_map(arch, config.num_hidden_layers), {}
-    heads = dict(q_proj=config.num_attention_heads, k_proj=config.num_key_value_heads)
-    for name, (A, B) in read_factors(adapter).items():
-        name = name.removeprefix(PEFT_PREFIX)
-        part, tensor_name = name.rpartition(".")[2], names.get_name(f"{name}.weight", (".weight",))
-        if tensor_name is None:
-            raise InputError(f"{name}: llama.cpp has no such layer", "tune with other --targets, or use --to merged")
-        if config.model_type in NEIGHBOUR_PAIRS and part in heads:
-            B = pair_neighbours(B, heads[part])
-        tensors[tensor_name] = A.numpy(), B.numpy()
-    writer = gguf.GGUFWriter(str(out / "adapter.gguf"), family)
-    writer.add_type(gguf.GGUFType.ADAPTER)
-    writer.add_string(gguf.Keys.Adapter.TYPE, "lora")
-    writer.add_float32(gguf.Keys.Adapter.LORA_ALPHA, len(next(iter(tensors.values()))[0]))  # the scale is in B
-    for name, (A, B) in tensors.items():
-        writer.add_tensor(f"{name}.lora_a", A)
-        writer.add_tensor(f"{name}.lora_b", B)
-    for write in (writer.write_header_to_file, writer.write_kv_data_to_file, writer.write_tensors_to_file):
-        write()
-    writer.close()
-    usage = "llama-cli -m base.gguf --lora adapter.gguf, where base.gguf is the base model"
-    return usage + describe_loss(model, dialogues, out), ""
+    family = config.model_type.removesuffix("_text")
+    shape = (config.num_hidden_layers, config.num_attention_heads, config.num_key_value_heads)
+    write_gguf_adapter(adapter, out / "adapter.gguf", family, *shape)
+    return "llama-cli -m base.gguf --lora adapter.gguf, where base.gguf is the base model"
 
-# %% ../../nbs/7_runtimes/02_export.ipynb #f00a7fbd
-VLLM_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # that its option takes
-
-
-def write_vllm(model, adapter: Path, out: Path, dialogues=()) -> tuple:  # (how to use the files, "")
+# %% ../../nbs/7_runtimes/02_export.ipynb #c7b10425
+def write_vllm(model, adapter: Path, out: Path, dialogues=()) -> str:  # how to use the files
     "Write an adapter as vLLM reads it: peft's weights and settings, without our card and a path of this machine."
     base = Path(model.name).name if Path(model.name).expanduser().exists() else model.name
     settings = read_json(adapter / CONFIG_FILE) | dict(base_model_name_or_path=base)
     write_atomically(out / WEIGHTS_FILE, (adapter / WEIGHTS_FILE).read_bytes())
     write_json(out / CONFIG_FILE, settings)
-    rank = next((most for most in VLLM_RANKS if most >= settings["r"]), settings["r"])
-    usage = f"vllm serve {model.name} --enable-lora --max-lora-rank {rank} --lora-modules personal=DIR"
-    return usage + describe_loss(model, dialogues), ""
+    rank = max(8, 2 ** (settings["r"] - 1).bit_length())  # the next power of two, which its option takes
+    return f"vllm serve {model.name} --enable-lora --max-lora-rank {rank} --lora-modules personal=DIR"
 
-# %% ../../nbs/7_runtimes/02_export.ipynb #hnd00002
+# %% ../../nbs/7_runtimes/02_export.ipynb #0cad71d4
 def choose_examples(
     model,  # a `Model`, for its tokens
     dialogues: list,
-    count: int = DEFAULT_COUNT,  # examples at most
-    max_tokens: int = MAX_MEMORY_TOKENS,  # of all examples
+    config: MemoryConfig = MemoryConfig(),  # how many examples, and how many tokens of all of them
 ) -> list:  # `Dialogue`s, corrected ones first
     "Return the answered dialogues that go with an adapter to a program without a memory."
-    unsafe, left = ['"""', *get_special_strings(model.tokenizer)], min(max_tokens, model.max_length // 2)
-    priority = lambda d: (d.origin == "annotated", d.time)
+    unsafe = ['"""', *get_special_strings(model.tokenizer)]
+    left = min(config.max_tokens, model.max_length // 2)
     examples = []
-    for d in sorted(collect_memories(dialogues), key=priority, reverse=True):
-        is_safe = not any(text in d.prompt + "\n" + d.response for text in unsafe)
+    ranked = sorted(collect_memories(dialogues), key=lambda d: (d.origin == "annotated", d.time), reverse=True)
+    for d in ranked:
+        is_safe = not any(text in d.text for text in unsafe)
         is_new = not any(is_near_duplicate(d.prompt, other.prompt) for other in examples)
-        size = sum(len(model.tokenizer(text)["input_ids"]) for text in (d.prompt, d.response)) if is_safe else 0
-        if is_safe and is_new and size <= left and len(examples) < count:
+        size = model.count_tokens(d.text)
+        if is_safe and is_new and size <= left and len(examples) < config.memories:
             examples.append(d)
             left -= size
     return examples
@@ -168,43 +113,17 @@ def choose_examples(
 
 def format_messages(examples: list) -> str:
     "Return the lines of a Modelfile that show examples as earlier turns of each talk."
-    turn = '# dialogue {}\nMESSAGE user """{}"""\nMESSAGE assistant """{}"""\n'
-    return "".join(turn.format(get_first_id(d), d.prompt, d.response) for d in examples)
+    turn = 'MESSAGE user """{}"""\nMESSAGE assistant """{}"""\n'
+    return "".join(turn.format(d.prompt, d.response) for d in examples)
 
-# %% ../../nbs/7_runtimes/02_export.ipynb #hnd00005
-MAX_DESCRIBED_ANSWERS = 24  # the newest ones, for the habits in a system prompt
-SYSTEM_FILE = "system.txt"
-
-
-def write_system_prompt(model, dialogues: list, folder: Path) -> str:  # "" if there are too few, or no habit is found
-    "Write the habits of the user's answers as an instruction, and return a clause that names the file."
-    answered = collect_memories(dialogues)[-MAX_DESCRIBED_ANSWERS:]
-    habits = explain(model, answered).description.habits if len(answered) >= MIN_EXPLAINED_DIALOGUES else ()
-    if not habits:
-        return ""
-    labels = "; ".join(trait.label for trait in habits)
-    write_atomically(folder / SYSTEM_FILE, f"Answer as this user likes it: {labels}.\n")
-    return f"; {SYSTEM_FILE} holds your habits as a system prompt"
-
-
-def describe_loss(model, dialogues: list, folder: Path = None) -> str:  # "" for a model that reads no examples
-    "Return a line on the examples that a program without a memory loses; write the habits into a folder, if given."
-    examples = choose_examples(model, dialogues) if model.is_large else []  # a toy reads none
-    line = f"\nlost: your examples, of which a reply here reads up to {len(examples)} (--to ollama keeps them)"
-    return line + (write_system_prompt(model, dialogues, folder) if folder else "") if examples else ""
-
-
-def write_ollama(model, adapter: Path, out: Path, dialogues=()) -> tuple:  # (how to use the files, file with ids)
-    "Write an adapter as llama.cpp reads it, Ollama's Modelfile with the user's examples, and the habits beside it."
+# %% ../../nbs/7_runtimes/02_export.ipynb #4cb17bb0
+def write_ollama(model, adapter: Path, out: Path, dialogues=()) -> str:  # how to use the files
+    "Write an adapter as llama.cpp reads it, and Ollama's Modelfile with the user's examples."
     write_gguf(model, adapter, out)
-    examples, file = choose_examples(model, dialogues), out / "Modelfile"
-    write_atomically(file, format_modelfile(model) + format_messages(examples))
+    examples = choose_examples(model, dialogues)
+    write_atomically(out / "Modelfile", format_modelfile(model) + format_messages(examples))
     usage = "put the base model's GGUF file here as base.gguf, then: ollama create mine -f Modelfile"
-    if not examples:
-        reason = "this folder has no answers of yours (correct or approve replies first)"
-        return f"{usage}\nthe Modelfile holds no examples: {reason}", ""
-    usage += f"\nthe Modelfile holds {count_nouns(len(examples), 'answer')} of yours as examples, in plain text"
-    return usage + write_system_prompt(model, dialogues, out), file.name
+    return f"{usage}\nthe Modelfile holds {count_nouns(len(examples), 'answer')} of yours, in plain text"
 
 # %% ../../nbs/7_runtimes/02_export.ipynb #57e986e6
 EXPORT_TARGETS = dict(merged=write_merged, gguf=write_gguf, ollama=write_ollama, vllm=write_vllm)

@@ -5,28 +5,37 @@
 # %% auto #0
 __all__ = []
 
-# %% ../../nbs/7_runtimes/03_idle.ipynb #196e9f64
+# %% ../../nbs/7_runtimes/03_idle.ipynb #9cdae008
 import os
 import sys
 import threading
 import time
 from contextlib import suppress
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 from ..base.core import InputError
-from ..base.files import lock_folder
-from ..device.background_training import TrainingStopped, install_stop_hook
-from ..device.personalizer import load_personalizer
-from ..device.memory import find_state_folders
+from ..device.archive import hold_folder
+from ..device.chat import WorkStopped, stop_at_forward_pass
+from ..device.personalizer import Personalizer
 from .plugins import Runtime
 
-# %% ../../nbs/7_runtimes/03_idle.ipynb #35d6b3d9
-MAX_LOAD = 0.25  # share of all cores that other programs may use
-MAX_CELSIUS = 80.0  # of the warmest sensor; without a sensor there is no limit
-MIN_MEMORY = 2.0  # GB that must be free before training begins
-IDLE_SECONDS, BUSY_SECONDS = 30.0, 3.0  # within all limits before training begins; with one broken until it ends
+# %% ../../nbs/7_runtimes/03_idle.ipynb #4c1f97d5
+@dataclass(frozen=True)
+class IdleLimits:
+    "When a machine is idle."
+
+    load: float = 0.25  # share of all cores that other programs may use
+    celsius: float = 80.0  # of the warmest sensor; without a sensor there is no limit
+    memory: float = 4.0  # GB that must be free before training begins: what a fine-tune of the default model takes
+    idle_seconds: float = 30.0  # within all limits before training begins
+    busy_seconds: float = 3.0  # with one of them broken until it ends
+    look_seconds: float = 1.0  # from one measurement to the next
+
+
+LIMITS = IdleLimits()
 
 # %% ../../nbs/7_runtimes/03_idle.ipynb #17ff524d
 def measure_machine(process) -> dict:  # process: ours, a `psutil.Process` that remembers the last call
@@ -40,7 +49,7 @@ def measure_machine(process) -> dict:  # process: ours, a `psutil.Process` that 
     on_battery, free = bool(battery) and not battery.power_plugged, psutil.virtual_memory().available / 1e9
     return dict(other_load=other_load, celsius=celsius, on_battery=on_battery, free=free)
 
-# %% ../../nbs/7_runtimes/03_idle.ipynb #c3db97b3
+# %% ../../nbs/7_runtimes/03_idle.ipynb #f1e5d0cd
 def find_obstacle(
     other_load: float,  # share of all cores that other programs use
     celsius: float,  # of the warmest sensor; None: no sensor
@@ -51,50 +60,48 @@ def find_obstacle(
     "Return the reason why training must wait, or an empty text."
     if on_battery:
         return "on battery"
-    if celsius is not None and celsius > MAX_CELSIUS:
-        return f"{celsius:.0f} °C, above {MAX_CELSIUS:.0f}"
-    if other_load > MAX_LOAD:
+    if celsius is not None and celsius > LIMITS.celsius:
+        return f"{celsius:.0f} °C, above {LIMITS.celsius:.0f}"
+    if other_load > LIMITS.load:
         return f"other programs use {100 * other_load:.0f} % of the processor"
-    if not training and free < MIN_MEMORY:
-        return f"{free:.1f} GB of memory are free, {MIN_MEMORY:.1f} are needed"
+    if not training and free < LIMITS.memory:
+        return f"{free:.1f} GB of memory are free, {LIMITS.memory:.1f} are needed"
     return ""
 
-# %% ../../nbs/7_runtimes/03_idle.ipynb #4224366a
-LOOK_SECONDS = 1.0  # from one measurement to the next
-
-
+# %% ../../nbs/7_runtimes/03_idle.ipynb #9f5036ce
 class StopWhenBusy:
-    "A stop event for `install_stop_hook`, which measures the machine."
+    "A stop event for `stop_at_forward_pass`, which measures the machine."
 
     def __init__(self, measure):  # a function that returns what `find_obstacle` takes
-        self.measure, self.last_look, self.busy_seconds = measure, time.monotonic(), 0.0
+        self.measure = measure
+        self.last_look = time.monotonic()
+        self.busy_seconds = 0.0
 
     def is_set(self) -> bool:
-        "Return whether a limit has been broken for more than `BUSY_SECONDS`; measure at most once a second."
+        "Return whether a limit has been broken for more than three seconds; measure at most once a second."
         now = time.monotonic()
-        if now >= self.last_look + LOOK_SECONDS:
+        if now >= self.last_look + LIMITS.look_seconds:
             is_busy = find_obstacle(**self.measure(), training=True)
             self.busy_seconds = self.busy_seconds + now - self.last_look if is_busy else 0.0
             self.last_look = now
-        return self.busy_seconds > BUSY_SECONDS
+        return self.busy_seconds > LIMITS.busy_seconds
 
-# %% ../../nbs/7_runtimes/03_idle.ipynb #9b8cb5d0
-def finetune_folder(out, load_model, stop=threading.Event(), progress: bool = False):  # stop: has `is_set`
-    "Begin or resume a fine-tune and save the state; return the `TrainingRound`, or None if there is nothing new."
+# %% ../../nbs/7_runtimes/03_idle.ipynb #bf28f049
+def finetune_folder(out, load_model, stop=threading.Event(), progress: bool = False, config=None):
+    "Begin or resume a fine-tune until `stop.is_set()`; return the `Round`, or None if there is nothing new."
     model = load_model()
-    me = load_personalizer(find_state_folders(out)[0], model)
-    known, dialogues = me.state.find_settled_ids(), []
-    with suppress(InputError):  # the buffer holds no response
-        dialogues = me.collect_training_dialogues()
-    if all(d.id in known for d in dialogues) or all(d.origin == "model" for d in dialogues):
-        return None
-    hook = install_stop_hook(model.model, stop)
+    me = Personalizer(model, folder=out, config=config)
     try:
-        me.finetune(progress=progress)
+        if not me.state.list_unlearned():
+            return None
+        hook = stop_at_forward_pass(model.model, stop)
+        try:
+            me.finetune(progress=progress)
+        finally:
+            hook.remove()
+        return me.rounds[-1]
     finally:
-        hook.remove()
-    me.save()
-    return me.rounds[-1]
+        me.close()
 
 # %% ../../nbs/7_runtimes/03_idle.ipynb #d5d7667b
 def lower_priority() -> None:
@@ -109,30 +116,31 @@ def lower_priority() -> None:
     with suppress(OSError, AttributeError):
         os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))  # Linux: runs only on an idle core
 
-# %% ../../nbs/7_runtimes/03_idle.ipynb #56d6d14c
+# %% ../../nbs/7_runtimes/03_idle.ipynb #9eca41dd
 def finetune_when_idle(out, load_model, measure=None, sleep=time.sleep, progress=False):
     "Fine-tune whenever the machine is idle, until it is done; return what `finetune_folder` returns."
     import psutil
 
-    folder, measure = find_state_folders(out)[0], measure or partial(measure_machine, psutil.Process())
-    idle_seconds, last_reason = 0.0, ""
+    measure = measure or partial(measure_machine, psutil.Process())
+    idle_seconds = 0.0
+    last_reason = ""
     while True:
-        sleep(LOOK_SECONDS)
+        sleep(LIMITS.look_seconds)
         reason = find_obstacle(**measure())
         try:
-            with lock_folder(folder):
-                pass
+            hold_folder(out).release()
         except InputError:
             reason = reason or "a chat or a run is at work in the folder"
         if reason and reason != last_reason:
             print(f"waiting: {reason}", file=sys.stderr, flush=True)
         last_reason = reason or last_reason
-        idle_seconds = 0.0 if reason else idle_seconds + LOOK_SECONDS
-        if idle_seconds > IDLE_SECONDS:
+        idle_seconds = 0.0 if reason else idle_seconds + LIMITS.look_seconds
+        if idle_seconds > LIMITS.idle_seconds:
             try:
                 return finetune_folder(out, load_model, StopWhenBusy(measure), progress)
-            except TrainingStopped:
-                idle_seconds, last_reason = 0.0, ""
+            except WorkStopped:
+                idle_seconds = 0.0
+                last_reason = ""
 
 # %% ../../nbs/7_runtimes/03_idle.ipynb #4795f178
 def learn(

@@ -14,11 +14,10 @@ from typing import Annotated
 
 import numpy as np
 
-from ..base.adapters import CONFIG_FILE, WEIGHTS_FILE, Adapter, check_adapter, get_adapter_id
+from ..base.adapters import CONFIG_FILE, WEIGHTS_FILE, Adapter, check_adapter
 from ..base.adapters import commit_adapter, discard_on_error, make_staging_folder, read_lora_config
 from ..base.core import Cost, InputError, check_seed, get_peak_memory, seed_everything
 from ..base.files import OwnedFolder, lock_folder, make_folder, write_atomically
-from ..base.ledger import record_egress
 from ..base.text import count_nouns
 from .plugins import Runtime
 from .phone_bundle import METHOD, PROGRAM_FILE, START_FOLDER, PhoneBundle, compile_program
@@ -32,7 +31,7 @@ def export_bundle(
     model,  # `Model`
     dialogues: list,  # what to learn from
     out,  # a new folder, an empty one, or an earlier bundle
-    config: TuningConfig = None,  # `TuningConfig.for_model` by default
+    config: TuningConfig = None,  # the defaults of `TuningConfig` if None
     start=None,  # an adapter to go on from
     seed: int = 0,
 ) -> PhoneBundle:
@@ -40,13 +39,12 @@ def export_bundle(
     import torch
 
     require_executorch()
-    config = config or TuningConfig.for_model(model)
+    config = config or TuningConfig()
     OwnedFolder(out).check_entries()
     if start is not None:
         start = check_adapter(start, model.base)
-        modules = [name for name, _ in model.model.named_modules()]
-        config = config.match_adapter(read_lora_config(start), start, modules, TuningConfig.for_model(model))
-    config, original_dtype = replace(config, dropout=0.0, bfloat16=False), model.model.dtype
+        config = config.match_adapter(read_lora_config(start), start)
+    config, original_dtype = replace(config, dropout=0.0), model.model.dtype
     samples = [model.encode(d, config.max_length) for d in dialogues]
     records = encode_records(samples, model.tokenizer.pad_token_id)
     card = dict(base=model.base, parents=[d.id for d in dialogues], seed=check_seed(seed))
@@ -124,7 +122,7 @@ def phone_export(
     dialogues,
     out: Annotated[str, "folder for the bundle: a new one, or an earlier bundle, which a finished export replaces"],
     start_from: Annotated[str, "adapter to start from"] = None,
-    steps: Annotated[int, "optimiser steps (default: the model's)"] = None,
+    steps: Annotated[int, "optimiser steps"] = 48,
     batch: Annotated[int, "dialogues in a step; fewer need less memory"] = 4,
     max_length: Annotated[int, "tokens of a dialogue; longer ones lose their beginning"] = 128,
     seed: Annotated[int, "seed of all random choices"] = 0,
@@ -132,7 +130,7 @@ def phone_export(
     "Pack a training program, the chats as records and a manifest."
     require_executorch()
     model = load_model(device="cpu", dtype="float32")  # the program computes in these
-    config = TuningConfig.for_model(model, steps=steps, batch_size=batch, max_length=max_length)
+    config = TuningConfig(steps=steps, batch_size=batch, max_length=max_length)
     bundle = export_bundle(model, dialogues, out, config, start_from, seed)
     files, shape = bundle.manifest["files"], {name: bundle.manifest[name] for name in ("batch", "length")}
     sizes = [f"{name:<34}{row['bytes'] / 1e6:>8.2f} MB" for name, row in files.items()]

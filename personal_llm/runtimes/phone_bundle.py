@@ -17,7 +17,6 @@ import numpy as np
 
 from ..base.adapters import CONFIG_FILE, WEIGHTS_FILE, check_adapter
 from ..base.core import InputError, import_extra, make_generator
-from ..base.database import report_damage
 from ..base.files import compute_sha256, is_full_disk, open_results_folder
 from ..base.files import publish_results, read_sealed, recover_results, seal
 from ..tuning.config import TuningConfig

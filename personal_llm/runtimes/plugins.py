@@ -5,17 +5,16 @@
 # %% auto #0
 __all__ = ['ENTRY_POINT_GROUP', 'Runtime', 'find_runtimes', 'collect_targets']
 
-# %% ../../nbs/7_runtimes/01_plugins.ipynb #30638c19
+# %% ../../nbs/7_runtimes/01_plugins.ipynb #397e41fc
 import os
 from dataclasses import dataclass, field
 from functools import cache
 from importlib.metadata import entry_points
 from pathlib import Path
 
-from ..base.adapters import check_adapter, get_adapter_id
+from ..base.adapters import check_adapter
 from ..base.core import InputError, check
 from ..base.files import check_new_folder, delete_path, get_temporary_path, make_folder
-from ..base.ledger import record_egress
 
 # %% ../../nbs/7_runtimes/01_plugins.ipynb #806d3c2f
 @dataclass(frozen=True)
@@ -59,28 +58,26 @@ def collect_targets() -> dict:  # name -> function
     "Return the targets of all runtimes."
     return {name: target for runtime in find_runtimes()[0].values() for name, target in runtime.targets.items()}
 
-# %% ../../nbs/7_runtimes/01_plugins.ipynb #253bb731
+# %% ../../nbs/7_runtimes/01_plugins.ipynb #9deca46e
 def export_adapter(
     model,  # the base `Model`
     adapter,  # a folder, or an `Adapter`
     out,  # a new folder
     target: str,  # name of a target
     dialogues: list = (),  # answered dialogues of the user
-) -> str:  # how to use the files, and a line on the dialogues
+) -> str:  # how to use the files
     "Write an adapter as another program reads it; raise `InputError` for a folder with files, and write nothing."
     targets = collect_targets()
     check(target, "choice", "target", choices=tuple(targets))
     check_new_folder(out)
-    out, adapter = Path(out), check_adapter(adapter, model.base)
+    out = Path(out)
+    adapter = check_adapter(adapter, model.base)
     stage = make_folder(get_temporary_path(out))
     try:
-        usage, id_file = targets[target](model, adapter, stage, list(dialogues))
-        with record_egress("export", out, get_adapter_id(adapter)) as row:
-            row["bytes"] = sum(file.stat().st_size for file in stage.rglob("*") if file.is_file())
-            row |= dict(id_file=id_file) if id_file else {}
-            if out.exists():
-                out.rmdir()
-            os.replace(stage, out)
+        usage = targets[target](model, adapter, stage, list(dialogues))
+        if out.exists():
+            out.rmdir()
+        os.replace(stage, out)
     finally:
         delete_path(stage)
     return usage
