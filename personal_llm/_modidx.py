@@ -1151,15 +1151,6 @@ d = {
             ),
         },
         "personal_llm.base.models": {
-            "personal_llm.base.models.BareBatch": ("0_base/models.html#barebatch", "personal_llm/base/models.py"),
-            "personal_llm.base.models.BareBatch.__init__": (
-                "0_base/models.html#barebatch.__init__",
-                "personal_llm/base/models.py",
-            ),
-            "personal_llm.base.models.BareBatch.find_logits": (
-                "0_base/models.html#barebatch.find_logits",
-                "personal_llm/base/models.py",
-            ),
             "personal_llm.base.models.ForwardResult": (
                 "0_base/models.html#forwardresult",
                 "personal_llm/base/models.py",
@@ -1173,24 +1164,20 @@ d = {
                 "0_base/models.html#model.__repr__",
                 "personal_llm/base/models.py",
             ),
-            "personal_llm.base.models.Model._insert_adapter": (
-                "0_base/models.html#model._insert_adapter",
+            "personal_llm.base.models.Model._attach": (
+                "0_base/models.html#model._attach",
+                "personal_llm/base/models.py",
+            ),
+            "personal_llm.base.models.Model._detach": (
+                "0_base/models.html#model._detach",
                 "personal_llm/base/models.py",
             ),
             "personal_llm.base.models.Model._note_truncation": (
                 "0_base/models.html#model._note_truncation",
                 "personal_llm/base/models.py",
             ),
-            "personal_llm.base.models.Model.add_system_prompt": (
-                "0_base/models.html#model.add_system_prompt",
-                "personal_llm/base/models.py",
-            ),
-            "personal_llm.base.models.Model.continue_prompts": (
-                "0_base/models.html#model.continue_prompts",
-                "personal_llm/base/models.py",
-            ),
-            "personal_llm.base.models.Model.decoding": (
-                "0_base/models.html#model.decoding",
+            "personal_llm.base.models.Model._set_network": (
+                "0_base/models.html#model._set_network",
                 "personal_llm/base/models.py",
             ),
             "personal_llm.base.models.Model.device": ("0_base/models.html#model.device", "personal_llm/base/models.py"),
@@ -1203,16 +1190,8 @@ d = {
                 "0_base/models.html#model.generate",
                 "personal_llm/base/models.py",
             ),
-            "personal_llm.base.models.Model.generate_tokens": (
-                "0_base/models.html#model.generate_tokens",
-                "personal_llm/base/models.py",
-            ),
+            "personal_llm.base.models.Model.model": ("0_base/models.html#model.model", "personal_llm/base/models.py"),
             "personal_llm.base.models.Model.nll": ("0_base/models.html#model.nll", "personal_llm/base/models.py"),
-            "personal_llm.base.models.Model.reply": ("0_base/models.html#model.reply", "personal_llm/base/models.py"),
-            "personal_llm.base.models.Model.reply_once": (
-                "0_base/models.html#model.reply_once",
-                "personal_llm/base/models.py",
-            ),
             "personal_llm.base.models.Model.run_forward": (
                 "0_base/models.html#model.run_forward",
                 "personal_llm/base/models.py",
@@ -1225,27 +1204,33 @@ d = {
                 "0_base/models.html#model.track_cost",
                 "personal_llm/base/models.py",
             ),
+            "personal_llm.base.models.Model.unload": ("0_base/models.html#model.unload", "personal_llm/base/models.py"),
             "personal_llm.base.models.Model.use_adapter": (
                 "0_base/models.html#model.use_adapter",
                 "personal_llm/base/models.py",
             ),
             "personal_llm.base.models.Model.width": ("0_base/models.html#model.width", "personal_llm/base/models.py"),
-            "personal_llm.base.models.SharedPrefix": ("0_base/models.html#sharedprefix", "personal_llm/base/models.py"),
-            "personal_llm.base.models.SharedPrefix.__init__": (
-                "0_base/models.html#sharedprefix.__init__",
-                "personal_llm/base/models.py",
-            ),
+            "personal_llm.base.models.check_list": ("0_base/models.html#check_list", "personal_llm/base/models.py"),
             "personal_llm.base.models.compute_token_losses": (
                 "0_base/models.html#compute_token_losses",
                 "personal_llm/base/models.py",
             ),
-            "personal_llm.base.models.keep_likely": ("0_base/models.html#keep_likely", "personal_llm/base/models.py"),
+            "personal_llm.base.models.find_end_tokens": (
+                "0_base/models.html#find_end_tokens",
+                "personal_llm/base/models.py",
+            ),
+            "personal_llm.base.models.find_gguf": ("0_base/models.html#find_gguf", "personal_llm/base/models.py"),
+            "personal_llm.base.models.get_gguf_id": ("0_base/models.html#get_gguf_id", "personal_llm/base/models.py"),
+            "personal_llm.base.models.load_gguf_tokenizer": (
+                "0_base/models.html#load_gguf_tokenizer",
+                "personal_llm/base/models.py",
+            ),
             "personal_llm.base.models.load_model": ("0_base/models.html#load_model", "personal_llm/base/models.py"),
+            "personal_llm.base.models.load_network": ("0_base/models.html#load_network", "personal_llm/base/models.py"),
             "personal_llm.base.models.mean_response_nll": (
                 "0_base/models.html#mean_response_nll",
                 "personal_llm/base/models.py",
             ),
-            "personal_llm.base.models.merge_layers": ("0_base/models.html#merge_layers", "personal_llm/base/models.py"),
             "personal_llm.base.models.prepare_libraries": (
                 "0_base/models.html#prepare_libraries",
                 "personal_llm/base/models.py",
@@ -1259,6 +1244,74 @@ d = {
             ),
             "personal_llm.base.plots.show_figure": ("0_base/plots.html#show_figure", "personal_llm/base/plots.py"),
             "personal_llm.base.plots.subplots": ("0_base/plots.html#subplots", "personal_llm/base/plots.py"),
+        },
+        "personal_llm.base.replies": {
+            "personal_llm.base.replies.LlamaCpp": ("0_base/replies.html#llamacpp", "personal_llm/base/replies.py"),
+            "personal_llm.base.replies.LlamaCpp.__init__": (
+                "0_base/replies.html#llamacpp.__init__",
+                "personal_llm/base/replies.py",
+            ),
+            "personal_llm.base.replies.LlamaCpp.prepare": (
+                "0_base/replies.html#llamacpp.prepare",
+                "personal_llm/base/replies.py",
+            ),
+            "personal_llm.base.replies.LlamaCpp.write": (
+                "0_base/replies.html#llamacpp.write",
+                "personal_llm/base/replies.py",
+            ),
+            "personal_llm.base.replies.Model.reply": (
+                "0_base/replies.html#model.reply",
+                "personal_llm/base/replies.py",
+            ),
+            "personal_llm.base.replies.Model.reply_once": (
+                "0_base/replies.html#model.reply_once",
+                "personal_llm/base/replies.py",
+            ),
+            "personal_llm.base.replies.Model.stream": (
+                "0_base/replies.html#model.stream",
+                "personal_llm/base/replies.py",
+            ),
+            "personal_llm.base.replies.ReplyOptions": (
+                "0_base/replies.html#replyoptions",
+                "personal_llm/base/replies.py",
+            ),
+            "personal_llm.base.replies.ReplyStream": (
+                "0_base/replies.html#replystream",
+                "personal_llm/base/replies.py",
+            ),
+            "personal_llm.base.replies.ReplyStream.__init__": (
+                "0_base/replies.html#replystream.__init__",
+                "personal_llm/base/replies.py",
+            ),
+            "personal_llm.base.replies.ReplyStream.__iter__": (
+                "0_base/replies.html#replystream.__iter__",
+                "personal_llm/base/replies.py",
+            ),
+            "personal_llm.base.replies.count_idle_cores": (
+                "0_base/replies.html#count_idle_cores",
+                "personal_llm/base/replies.py",
+            ),
+            "personal_llm.base.replies.count_reply_tokens": (
+                "0_base/replies.html#count_reply_tokens",
+                "personal_llm/base/replies.py",
+            ),
+            "personal_llm.base.replies.find_engine": (
+                "0_base/replies.html#find_engine",
+                "personal_llm/base/replies.py",
+            ),
+            "personal_llm.base.replies.hold_back": ("0_base/replies.html#hold_back", "personal_llm/base/replies.py"),
+            "personal_llm.base.replies.pair_neighbours": (
+                "0_base/replies.html#pair_neighbours",
+                "personal_llm/base/replies.py",
+            ),
+            "personal_llm.base.replies.write_gguf_adapter": (
+                "0_base/replies.html#write_gguf_adapter",
+                "personal_llm/base/replies.py",
+            ),
+            "personal_llm.base.replies.write_with_transformers": (
+                "0_base/replies.html#write_with_transformers",
+                "personal_llm/base/replies.py",
+            ),
         },
         "personal_llm.base.text": {
             "personal_llm.base.text.Language": ("0_base/text.html#language", "personal_llm/base/text.py"),
