@@ -11243,22 +11243,6 @@ d = {
                 "3_tuning/config.html#tuningconfig.check_interval",
                 "personal_llm/tuning/config.py",
             ),
-            "personal_llm.tuning.config.TuningConfig.fit_to_answers": (
-                "3_tuning/config.html#tuningconfig.fit_to_answers",
-                "personal_llm/tuning/config.py",
-            ),
-            "personal_llm.tuning.config.TuningConfig.fit_to_consolidation": (
-                "3_tuning/config.html#tuningconfig.fit_to_consolidation",
-                "personal_llm/tuning/config.py",
-            ),
-            "personal_llm.tuning.config.TuningConfig.fit_to_trial": (
-                "3_tuning/config.html#tuningconfig.fit_to_trial",
-                "personal_llm/tuning/config.py",
-            ),
-            "personal_llm.tuning.config.TuningConfig.for_model": (
-                "3_tuning/config.html#tuningconfig.for_model",
-                "personal_llm/tuning/config.py",
-            ),
             "personal_llm.tuning.config.TuningConfig.match_adapter": (
                 "3_tuning/config.html#tuningconfig.match_adapter",
                 "personal_llm/tuning/config.py",
@@ -11279,10 +11263,6 @@ d = {
                 "3_tuning/content.html#find_content",
                 "personal_llm/tuning/content.py",
             ),
-            "personal_llm.tuning.content.find_content_tokens": (
-                "3_tuning/content.html#find_content_tokens",
-                "personal_llm/tuning/content.py",
-            ),
             "personal_llm.tuning.content.find_frame": (
                 "3_tuning/content.html#find_frame",
                 "personal_llm/tuning/content.py",
@@ -11293,14 +11273,6 @@ d = {
             ),
             "personal_llm.tuning.content.find_repeated_beginnings": (
                 "3_tuning/content.html#find_repeated_beginnings",
-                "personal_llm/tuning/content.py",
-            ),
-            "personal_llm.tuning.content.measure_content_losses": (
-                "3_tuning/content.html#measure_content_losses",
-                "personal_llm/tuning/content.py",
-            ),
-            "personal_llm.tuning.content.measure_content_preference": (
-                "3_tuning/content.html#measure_content_preference",
                 "personal_llm/tuning/content.py",
             ),
             "personal_llm.tuning.content.strip_frame": (
@@ -11363,22 +11335,6 @@ d = {
                 "3_tuning/finetune.html#costestimate.__str__",
                 "personal_llm/tuning/finetune.py",
             ),
-            "personal_llm.tuning.finetune.TrainingSplit": (
-                "3_tuning/finetune.html#trainingsplit",
-                "personal_llm/tuning/finetune.py",
-            ),
-            "personal_llm.tuning.finetune.TrainingSplit.from_dialogues": (
-                "3_tuning/finetune.html#trainingsplit.from_dialogues",
-                "personal_llm/tuning/finetune.py",
-            ),
-            "personal_llm.tuning.finetune.alternate_histories": (
-                "3_tuning/finetune.html#alternate_histories",
-                "personal_llm/tuning/finetune.py",
-            ),
-            "personal_llm.tuning.finetune.attach_trainable_lora": (
-                "3_tuning/finetune.html#attach_trainable_lora",
-                "personal_llm/tuning/finetune.py",
-            ),
             "personal_llm.tuning.finetune.check_output_folder": (
                 "3_tuning/finetune.html#check_output_folder",
                 "personal_llm/tuning/finetune.py",
@@ -11387,16 +11343,16 @@ d = {
                 "3_tuning/finetune.html#check_tuning_step",
                 "personal_llm/tuning/finetune.py",
             ),
-            "personal_llm.tuning.finetune.compute_training_cost": (
-                "3_tuning/finetune.html#compute_training_cost",
-                "personal_llm/tuning/finetune.py",
-            ),
             "personal_llm.tuning.finetune.describe_result": (
                 "3_tuning/finetune.html#describe_result",
                 "personal_llm/tuning/finetune.py",
             ),
             "personal_llm.tuning.finetune.estimate_cost": (
                 "3_tuning/finetune.html#estimate_cost",
+                "personal_llm/tuning/finetune.py",
+            ),
+            "personal_llm.tuning.finetune.find_lineages": (
+                "3_tuning/finetune.html#find_lineages",
                 "personal_llm/tuning/finetune.py",
             ),
             "personal_llm.tuning.finetune.finetune": (
@@ -11415,12 +11371,8 @@ d = {
                 "3_tuning/finetune.html#remove_checkpoints",
                 "personal_llm/tuning/finetune.py",
             ),
-            "personal_llm.tuning.finetune.run_trial": (
-                "3_tuning/finetune.html#run_trial",
-                "personal_llm/tuning/finetune.py",
-            ),
-            "personal_llm.tuning.finetune.separate_users_lineages": (
-                "3_tuning/finetune.html#separate_users_lineages",
+            "personal_llm.tuning.finetune.remove_earlier_turns": (
+                "3_tuning/finetune.html#remove_earlier_turns",
                 "personal_llm/tuning/finetune.py",
             ),
             "personal_llm.tuning.finetune.show_progress": (
@@ -11429,6 +11381,10 @@ d = {
             ),
             "personal_llm.tuning.finetune.trainable_adapter": (
                 "3_tuning/finetune.html#trainable_adapter",
+                "personal_llm/tuning/finetune.py",
+            ),
+            "personal_llm.tuning.finetune.validation_split": (
+                "3_tuning/finetune.html#validation_split",
                 "personal_llm/tuning/finetune.py",
             ),
         },
@@ -11447,32 +11403,6 @@ d = {
                 "personal_llm/tuning/lora.py",
             ),
             "personal_llm.tuning.lora.add_lora": ("3_tuning/lora.html#add_lora", "personal_llm/tuning/lora.py"),
-        },
-        "personal_llm.tuning.speedups": {
-            "personal_llm.tuning.speedups.FastForward": (
-                "3_tuning/speedups.html#fastforward",
-                "personal_llm/tuning/speedups.py",
-            ),
-            "personal_llm.tuning.speedups.FastForward.__call__": (
-                "3_tuning/speedups.html#fastforward.__call__",
-                "personal_llm/tuning/speedups.py",
-            ),
-            "personal_llm.tuning.speedups.FastForward.__init__": (
-                "3_tuning/speedups.html#fastforward.__init__",
-                "personal_llm/tuning/speedups.py",
-            ),
-            "personal_llm.tuning.speedups.choose_top_layers": (
-                "3_tuning/speedups.html#choose_top_layers",
-                "personal_llm/tuning/speedups.py",
-            ),
-            "personal_llm.tuning.speedups.make_dropout_class": (
-                "3_tuning/speedups.html#make_dropout_class",
-                "personal_llm/tuning/speedups.py",
-            ),
-            "personal_llm.tuning.speedups.share_dropout": (
-                "3_tuning/speedups.html#share_dropout",
-                "personal_llm/tuning/speedups.py",
-            ),
         },
         "personal_llm.tuning.statistics": {
             "personal_llm.tuning.statistics.Comparison": (
@@ -11521,28 +11451,32 @@ d = {
             ),
         },
         "personal_llm.tuning.training_loop": {
+            "personal_llm.tuning.training_loop.TrainingState": (
+                "3_tuning/training_loop.html#trainingstate",
+                "personal_llm/tuning/training_loop.py",
+            ),
             "personal_llm.tuning.training_loop.add_gradients": (
                 "3_tuning/training_loop.html#add_gradients",
                 "personal_llm/tuning/training_loop.py",
             ),
-            "personal_llm.tuning.training_loop.bfloat16_context": (
-                "3_tuning/training_loop.html#bfloat16_context",
-                "personal_llm/tuning/training_loop.py",
-            ),
-            "personal_llm.tuning.training_loop.compute_label_losses": (
-                "3_tuning/training_loop.html#compute_label_losses",
+            "personal_llm.tuning.training_loop.choose_step_samples": (
+                "3_tuning/training_loop.html#choose_step_samples",
                 "personal_llm/tuning/training_loop.py",
             ),
             "personal_llm.tuning.training_loop.compute_learning_rate": (
                 "3_tuning/training_loop.html#compute_learning_rate",
                 "personal_llm/tuning/training_loop.py",
             ),
-            "personal_llm.tuning.training_loop.has_fast_bfloat16": (
-                "3_tuning/training_loop.html#has_fast_bfloat16",
+            "personal_llm.tuning.training_loop.compute_validation_loss": (
+                "3_tuning/training_loop.html#compute_validation_loss",
                 "personal_llm/tuning/training_loop.py",
             ),
-            "personal_llm.tuning.training_loop.last_hidden_states": (
-                "3_tuning/training_loop.html#last_hidden_states",
+            "personal_llm.tuning.training_loop.count_labels": (
+                "3_tuning/training_loop.html#count_labels",
+                "personal_llm/tuning/training_loop.py",
+            ),
+            "personal_llm.tuning.training_loop.keep_best": (
+                "3_tuning/training_loop.html#keep_best",
                 "personal_llm/tuning/training_loop.py",
             ),
             "personal_llm.tuning.training_loop.list_checkpoints": (
@@ -11553,6 +11487,10 @@ d = {
                 "3_tuning/training_loop.html#load_checkpoint",
                 "personal_llm/tuning/training_loop.py",
             ),
+            "personal_llm.tuning.training_loop.make_passes": (
+                "3_tuning/training_loop.html#make_passes",
+                "personal_llm/tuning/training_loop.py",
+            ),
             "personal_llm.tuning.training_loop.response_nll": (
                 "3_tuning/training_loop.html#response_nll",
                 "personal_llm/tuning/training_loop.py",
@@ -11561,75 +11499,9 @@ d = {
                 "3_tuning/training_loop.html#save_checkpoint",
                 "personal_llm/tuning/training_loop.py",
             ),
-            "personal_llm.tuning.training_loop.select_step_batches": (
-                "3_tuning/training_loop.html#select_step_batches",
-                "personal_llm/tuning/training_loop.py",
-            ),
-            "personal_llm.tuning.training_loop.supports_partial_logits": (
-                "3_tuning/training_loop.html#supports_partial_logits",
-                "personal_llm/tuning/training_loop.py",
-            ),
             "personal_llm.tuning.training_loop.train": (
                 "3_tuning/training_loop.html#train",
                 "personal_llm/tuning/training_loop.py",
-            ),
-            "personal_llm.tuning.training_loop.unwrap_peft": (
-                "3_tuning/training_loop.html#unwrap_peft",
-                "personal_llm/tuning/training_loop.py",
-            ),
-        },
-        "personal_llm.tuning.validation": {
-            "personal_llm.tuning.validation.Checks": (
-                "3_tuning/validation.html#checks",
-                "personal_llm/tuning/validation.py",
-            ),
-            "personal_llm.tuning.validation.Checks.__init__": (
-                "3_tuning/validation.html#checks.__init__",
-                "personal_llm/tuning/validation.py",
-            ),
-            "personal_llm.tuning.validation.Checks.compute_loss": (
-                "3_tuning/validation.html#checks.compute_loss",
-                "personal_llm/tuning/validation.py",
-            ),
-            "personal_llm.tuning.validation.Checks.history": (
-                "3_tuning/validation.html#checks.history",
-                "personal_llm/tuning/validation.py",
-            ),
-            "personal_llm.tuning.validation.Checks.is_finished": (
-                "3_tuning/validation.html#checks.is_finished",
-                "personal_llm/tuning/validation.py",
-            ),
-            "personal_llm.tuning.validation.Checks.restore": (
-                "3_tuning/validation.html#checks.restore",
-                "personal_llm/tuning/validation.py",
-            ),
-            "personal_llm.tuning.validation.Checks.run_check": (
-                "3_tuning/validation.html#checks.run_check",
-                "personal_llm/tuning/validation.py",
-            ),
-            "personal_llm.tuning.validation.ValidationRule": (
-                "3_tuning/validation.html#validationrule",
-                "personal_llm/tuning/validation.py",
-            ),
-            "personal_llm.tuning.validation.choose_validation_rule": (
-                "3_tuning/validation.html#choose_validation_rule",
-                "personal_llm/tuning/validation.py",
-            ),
-            "personal_llm.tuning.validation.find_answered_lineages": (
-                "3_tuning/validation.html#find_answered_lineages",
-                "personal_llm/tuning/validation.py",
-            ),
-            "personal_llm.tuning.validation.find_lineages": (
-                "3_tuning/validation.html#find_lineages",
-                "personal_llm/tuning/validation.py",
-            ),
-            "personal_llm.tuning.validation.select_users_answers": (
-                "3_tuning/validation.html#select_users_answers",
-                "personal_llm/tuning/validation.py",
-            ),
-            "personal_llm.tuning.validation.validation_split": (
-                "3_tuning/validation.html#validation_split",
-                "personal_llm/tuning/validation.py",
             ),
         },
     },
