@@ -1509,10 +1509,6 @@ d = {
                 "2_buffer/active.html#activepolicy.__init__",
                 "personal_llm/buffer/active.py",
             ),
-            "personal_llm.buffer.active.ActivePolicy._forget_traits": (
-                "2_buffer/active.html#activepolicy._forget_traits",
-                "personal_llm/buffer/active.py",
-            ),
             "personal_llm.buffer.active.ActivePolicy.after_finetune": (
                 "2_buffer/active.html#activepolicy.after_finetune",
                 "personal_llm/buffer/active.py",
@@ -1525,44 +1521,32 @@ d = {
                 "2_buffer/active.html#activepolicy.choose",
                 "personal_llm/buffer/active.py",
             ),
-            "personal_llm.buffer.active.ActivePolicy.compute_relevance": (
-                "2_buffer/active.html#activepolicy.compute_relevance",
+            "personal_llm.buffer.active.ActivePolicy.compute_features": (
+                "2_buffer/active.html#activepolicy.compute_features",
                 "personal_llm/buffer/active.py",
             ),
             "personal_llm.buffer.active.ActivePolicy.decide_question": (
                 "2_buffer/active.html#activepolicy.decide_question",
                 "personal_llm/buffer/active.py",
             ),
-            "personal_llm.buffer.active.ActivePolicy.discount_probability": (
-                "2_buffer/active.html#activepolicy.discount_probability",
+            "personal_llm.buffer.active.ActivePolicy.find_probability": (
+                "2_buffer/active.html#activepolicy.find_probability",
                 "personal_llm/buffer/active.py",
             ),
-            "personal_llm.buffer.active.ActivePolicy.find_wait": (
-                "2_buffer/active.html#activepolicy.find_wait",
+            "personal_llm.buffer.active.ActivePolicy.get_rank": (
+                "2_buffer/active.html#activepolicy.get_rank",
                 "personal_llm/buffer/active.py",
             ),
-            "personal_llm.buffer.active.ActivePolicy.has_corrections": (
-                "2_buffer/active.html#activepolicy.has_corrections",
-                "personal_llm/buffer/active.py",
-            ),
-            "personal_llm.buffer.active.ActivePolicy.is_early_question_due": (
-                "2_buffer/active.html#activepolicy.is_early_question_due",
+            "personal_llm.buffer.active.ActivePolicy.is_repeated": (
+                "2_buffer/active.html#activepolicy.is_repeated",
                 "personal_llm/buffer/active.py",
             ),
             "personal_llm.buffer.active.ActivePolicy.learn_from_answer": (
                 "2_buffer/active.html#activepolicy.learn_from_answer",
                 "personal_llm/buffer/active.py",
             ),
-            "personal_llm.buffer.active.ActivePolicy.learn_from_reaction": (
-                "2_buffer/active.html#activepolicy.learn_from_reaction",
-                "personal_llm/buffer/active.py",
-            ),
-            "personal_llm.buffer.active.ActivePolicy.list_counters": (
-                "2_buffer/active.html#activepolicy.list_counters",
-                "personal_llm/buffer/active.py",
-            ),
-            "personal_llm.buffer.active.ActivePolicy.observe_candidate": (
-                "2_buffer/active.html#activepolicy.observe_candidate",
+            "personal_llm.buffer.active.ActivePolicy.observe": (
+                "2_buffer/active.html#activepolicy.observe",
                 "personal_llm/buffer/active.py",
             ),
             "personal_llm.buffer.active.ActivePolicy.order_questions": (
@@ -1571,10 +1555,6 @@ d = {
             ),
             "personal_llm.buffer.active.ActivePolicy.place": (
                 "2_buffer/active.html#activepolicy.place",
-                "personal_llm/buffer/active.py",
-            ),
-            "personal_llm.buffer.active.ActivePolicy.raise_counters": (
-                "2_buffer/active.html#activepolicy.raise_counters",
                 "personal_llm/buffer/active.py",
             ),
             "personal_llm.buffer.active.ActivePolicy.remember": (
@@ -1591,26 +1571,6 @@ d = {
             ),
             "personal_llm.buffer.active.ActivePolicy.state": (
                 "2_buffer/active.html#activepolicy.state",
-                "personal_llm/buffer/active.py",
-            ),
-            "personal_llm.buffer.active.CandidateFeatures": (
-                "2_buffer/active.html#candidatefeatures",
-                "personal_llm/buffer/active.py",
-            ),
-            "personal_llm.buffer.active.CandidateFeatures.traits": (
-                "2_buffer/active.html#candidatefeatures.traits",
-                "personal_llm/buffer/active.py",
-            ),
-            "personal_llm.buffer.active._to_arrays": (
-                "2_buffer/active.html#_to_arrays",
-                "personal_llm/buffer/active.py",
-            ),
-            "personal_llm.buffer.active._weigh_reaction": (
-                "2_buffer/active.html#_weigh_reaction",
-                "personal_llm/buffer/active.py",
-            ),
-            "personal_llm.buffer.active.expect_log_odds": (
-                "2_buffer/active.html#expect_log_odds",
                 "personal_llm/buffer/active.py",
             ),
         },
@@ -1668,10 +1628,6 @@ d = {
                 "2_buffer/buffer.html#buffer.rescore",
                 "personal_llm/buffer/buffer.py",
             ),
-            "personal_llm.buffer.buffer.Buffer.restart": (
-                "2_buffer/buffer.html#buffer.restart",
-                "personal_llm/buffer/buffer.py",
-            ),
             "personal_llm.buffer.buffer.Buffer.view": (
                 "2_buffer/buffer.html#buffer.view",
                 "personal_llm/buffer/buffer.py",
@@ -1685,24 +1641,6 @@ d = {
             "personal_llm.buffer.buffer.open_buffer": (
                 "2_buffer/buffer.html#open_buffer",
                 "personal_llm/buffer/buffer.py",
-            ),
-        },
-        "personal_llm.buffer.consolidation": {
-            "personal_llm.buffer.consolidation.check_reply": (
-                "2_buffer/consolidation.html#check_reply",
-                "personal_llm/buffer/consolidation.py",
-            ),
-            "personal_llm.buffer.consolidation.choose_prompts": (
-                "2_buffer/consolidation.html#choose_prompts",
-                "personal_llm/buffer/consolidation.py",
-            ),
-            "personal_llm.buffer.consolidation.consolidate": (
-                "2_buffer/consolidation.html#consolidate",
-                "personal_llm/buffer/consolidation.py",
-            ),
-            "personal_llm.buffer.consolidation.estimate_likeness": (
-                "2_buffer/consolidation.html#estimate_likeness",
-                "personal_llm/buffer/consolidation.py",
             ),
         },
         "personal_llm.buffer.correction_model": {
@@ -1742,59 +1680,21 @@ d = {
                 "2_buffer/correction_model.html#streamstatistics.smooth_ranks",
                 "personal_llm/buffer/correction_model.py",
             ),
-            "personal_llm.buffer.correction_model.compute_answer_features": (
-                "2_buffer/correction_model.html#compute_answer_features",
+            "personal_llm.buffer.correction_model.compute_features": (
+                "2_buffer/correction_model.html#compute_features",
                 "personal_llm/buffer/correction_model.py",
             ),
-            "personal_llm.buffer.correction_model.estimate_relevance": (
-                "2_buffer/correction_model.html#estimate_relevance",
+            "personal_llm.buffer.correction_model.make_prior": (
+                "2_buffer/correction_model.html#make_prior",
                 "personal_llm/buffer/correction_model.py",
             ),
             "personal_llm.buffer.correction_model.neighbour_log_odds": (
                 "2_buffer/correction_model.html#neighbour_log_odds",
                 "personal_llm/buffer/correction_model.py",
             ),
-        },
-        "personal_llm.buffer.facts": {
-            "personal_llm.buffer.facts._measure": ("2_buffer/facts.html#_measure", "personal_llm/buffer/facts.py"),
-            "personal_llm.buffer.facts.asks_for_fact": (
-                "2_buffer/facts.html#asks_for_fact",
-                "personal_llm/buffer/facts.py",
-            ),
-            "personal_llm.buffer.facts.compute_scores": (
-                "2_buffer/facts.html#compute_scores",
-                "personal_llm/buffer/facts.py",
-            ),
-            "personal_llm.buffer.facts.compute_similarities": (
-                "2_buffer/facts.html#compute_similarities",
-                "personal_llm/buffer/facts.py",
-            ),
-            "personal_llm.buffer.facts.count_statement_words": (
-                "2_buffer/facts.html#count_statement_words",
-                "personal_llm/buffer/facts.py",
-            ),
-            "personal_llm.buffer.facts.find_facts": ("2_buffer/facts.html#find_facts", "personal_llm/buffer/facts.py"),
-            "personal_llm.buffer.facts.is_surely_unknown": (
-                "2_buffer/facts.html#is_surely_unknown",
-                "personal_llm/buffer/facts.py",
-            ),
-            "personal_llm.buffer.facts.keep_facts": ("2_buffer/facts.html#keep_facts", "personal_llm/buffer/facts.py"),
-            "personal_llm.buffer.facts.measure_unknown": (
-                "2_buffer/facts.html#measure_unknown",
-                "personal_llm/buffer/facts.py",
-            ),
-            "personal_llm.buffer.facts.quote_fact": ("2_buffer/facts.html#quote_fact", "personal_llm/buffer/facts.py"),
-            "personal_llm.buffer.facts.read_plainly": (
-                "2_buffer/facts.html#read_plainly",
-                "personal_llm/buffer/facts.py",
-            ),
-            "personal_llm.buffer.facts.recall_fact": (
-                "2_buffer/facts.html#recall_fact",
-                "personal_llm/buffer/facts.py",
-            ),
-            "personal_llm.buffer.facts.select_facts": (
-                "2_buffer/facts.html#select_facts",
-                "personal_llm/buffer/facts.py",
+            "personal_llm.buffer.correction_model.sigmoid": (
+                "2_buffer/correction_model.html#sigmoid",
+                "personal_llm/buffer/correction_model.py",
             ),
         },
         "personal_llm.buffer.feedback": {
@@ -1806,63 +1706,21 @@ d = {
                 "2_buffer/feedback.html#feedback.__post_init__",
                 "personal_llm/buffer/feedback.py",
             ),
-            "personal_llm.buffer.feedback._get_slot": (
-                "2_buffer/feedback.html#_get_slot",
-                "personal_llm/buffer/feedback.py",
-            ),
-            "personal_llm.buffer.feedback.add_feedback": (
-                "2_buffer/feedback.html#add_feedback",
-                "personal_llm/buffer/feedback.py",
-            ),
-            "personal_llm.buffer.feedback.count_feedback": (
-                "2_buffer/feedback.html#count_feedback",
+            "personal_llm.buffer.feedback.Feedback.is_correction": (
+                "2_buffer/feedback.html#feedback.is_correction",
                 "personal_llm/buffer/feedback.py",
             ),
             "personal_llm.buffer.feedback.drop_disliked": (
                 "2_buffer/feedback.html#drop_disliked",
                 "personal_llm/buffer/feedback.py",
             ),
-            "personal_llm.buffer.feedback.estimate_dissatisfaction": (
-                "2_buffer/feedback.html#estimate_dissatisfaction",
-                "personal_llm/buffer/feedback.py",
-            ),
-            "personal_llm.buffer.feedback.find_disliked": (
-                "2_buffer/feedback.html#find_disliked",
+            "personal_llm.buffer.feedback.find_latest": (
+                "2_buffer/feedback.html#find_latest",
                 "personal_llm/buffer/feedback.py",
             ),
             "personal_llm.buffer.feedback.get_first_id": (
                 "2_buffer/feedback.html#get_first_id",
                 "personal_llm/buffer/feedback.py",
-            ),
-            "personal_llm.buffer.feedback.is_same_reply": (
-                "2_buffer/feedback.html#is_same_reply",
-                "personal_llm/buffer/feedback.py",
-            ),
-        },
-        "personal_llm.buffer.next_turn": {
-            "personal_llm.buffer.next_turn.compute_turn_features": (
-                "2_buffer/next_turn.html#compute_turn_features",
-                "personal_llm/buffer/next_turn.py",
-            ),
-            "personal_llm.buffer.next_turn.count_turn": (
-                "2_buffer/next_turn.html#count_turn",
-                "personal_llm/buffer/next_turn.py",
-            ),
-            "personal_llm.buffer.next_turn.find_reactions": (
-                "2_buffer/next_turn.html#find_reactions",
-                "personal_llm/buffer/next_turn.py",
-            ),
-            "personal_llm.buffer.next_turn.get_first_sentence": (
-                "2_buffer/next_turn.html#get_first_sentence",
-                "personal_llm/buffer/next_turn.py",
-            ),
-            "personal_llm.buffer.next_turn.read_next_turns": (
-                "2_buffer/next_turn.html#read_next_turns",
-                "personal_llm/buffer/next_turn.py",
-            ),
-            "personal_llm.buffer.next_turn.split_turn": (
-                "2_buffer/next_turn.html#split_turn",
-                "personal_llm/buffer/next_turn.py",
             ),
         },
         "personal_llm.buffer.policies": {
@@ -1923,12 +1781,8 @@ d = {
                 "2_buffer/policies.html#policy.choose",
                 "personal_llm/buffer/policies.py",
             ),
-            "personal_llm.buffer.policies.Policy.learn_from_reaction": (
-                "2_buffer/policies.html#policy.learn_from_reaction",
-                "personal_llm/buffer/policies.py",
-            ),
-            "personal_llm.buffer.policies.Policy.list_counters": (
-                "2_buffer/policies.html#policy.list_counters",
+            "personal_llm.buffer.policies.Policy.learn_from_answer": (
+                "2_buffer/policies.html#policy.learn_from_answer",
                 "personal_llm/buffer/policies.py",
             ),
             "personal_llm.buffer.policies.Policy.order_questions": (
@@ -1937,10 +1791,6 @@ d = {
             ),
             "personal_llm.buffer.policies.Policy.place": (
                 "2_buffer/policies.html#policy.place",
-                "personal_llm/buffer/policies.py",
-            ),
-            "personal_llm.buffer.policies.Policy.raise_counters": (
-                "2_buffer/policies.html#policy.raise_counters",
                 "personal_llm/buffer/policies.py",
             ),
             "personal_llm.buffer.policies.Policy.remember": (
@@ -2013,96 +1863,52 @@ d = {
             ),
         },
         "personal_llm.buffer.retrieval": {
-            "personal_llm.buffer.retrieval.PromptEmbedder": (
-                "2_buffer/retrieval.html#promptembedder",
+            "personal_llm.buffer.retrieval.MemoryConfig": (
+                "2_buffer/retrieval.html#memoryconfig",
                 "personal_llm/buffer/retrieval.py",
             ),
-            "personal_llm.buffer.retrieval.PromptEmbedder.__init__": (
-                "2_buffer/retrieval.html#promptembedder.__init__",
+            "personal_llm.buffer.retrieval.MemoryConfig.__post_init__": (
+                "2_buffer/retrieval.html#memoryconfig.__post_init__",
                 "personal_llm/buffer/retrieval.py",
             ),
-            "personal_llm.buffer.retrieval.PromptEmbedder._join": (
-                "2_buffer/retrieval.html#promptembedder._join",
+            "personal_llm.buffer.retrieval.VectorStore": (
+                "2_buffer/retrieval.html#vectorstore",
                 "personal_llm/buffer/retrieval.py",
             ),
-            "personal_llm.buffer.retrieval.PromptEmbedder.background": (
-                "2_buffer/retrieval.html#promptembedder.background",
+            "personal_llm.buffer.retrieval.VectorStore.__init__": (
+                "2_buffer/retrieval.html#vectorstore.__init__",
                 "personal_llm/buffer/retrieval.py",
             ),
-            "personal_llm.buffer.retrieval.PromptEmbedder.clear": (
-                "2_buffer/retrieval.html#promptembedder.clear",
+            "personal_llm.buffer.retrieval.VectorStore.clear": (
+                "2_buffer/retrieval.html#vectorstore.clear",
                 "personal_llm/buffer/retrieval.py",
             ),
-            "personal_llm.buffer.retrieval.PromptEmbedder.embed": (
-                "2_buffer/retrieval.html#promptembedder.embed",
-                "personal_llm/buffer/retrieval.py",
-            ),
-            "personal_llm.buffer.retrieval._LayerReached": (
-                "2_buffer/retrieval.html#_layerreached",
+            "personal_llm.buffer.retrieval.VectorStore.embed": (
+                "2_buffer/retrieval.html#vectorstore.embed",
                 "personal_llm/buffer/retrieval.py",
             ),
             "personal_llm.buffer.retrieval.add_memories": (
                 "2_buffer/retrieval.html#add_memories",
                 "personal_llm/buffer/retrieval.py",
             ),
-            "personal_llm.buffer.retrieval.choose_count": (
-                "2_buffer/retrieval.html#choose_count",
-                "personal_llm/buffer/retrieval.py",
-            ),
             "personal_llm.buffer.retrieval.collect_memories": (
                 "2_buffer/retrieval.html#collect_memories",
                 "personal_llm/buffer/retrieval.py",
             ),
-            "personal_llm.buffer.retrieval.compare_with_memories": (
-                "2_buffer/retrieval.html#compare_with_memories",
+            "personal_llm.buffer.retrieval.find_near": (
+                "2_buffer/retrieval.html#find_near",
                 "personal_llm/buffer/retrieval.py",
             ),
-            "personal_llm.buffer.retrieval.compute_bm25": (
-                "2_buffer/retrieval.html#compute_bm25",
-                "personal_llm/buffer/retrieval.py",
-            ),
-            "personal_llm.buffer.retrieval.compute_early_states": (
-                "2_buffer/retrieval.html#compute_early_states",
-                "personal_llm/buffer/retrieval.py",
-            ),
-            "personal_llm.buffer.retrieval.compute_rarity": (
-                "2_buffer/retrieval.html#compute_rarity",
-                "personal_llm/buffer/retrieval.py",
-            ),
-            "personal_llm.buffer.retrieval.count_memory_tokens": (
-                "2_buffer/retrieval.html#count_memory_tokens",
-                "personal_llm/buffer/retrieval.py",
-            ),
-            "personal_llm.buffer.retrieval.estimate_correction_probability": (
-                "2_buffer/retrieval.html#estimate_correction_probability",
-                "personal_llm/buffer/retrieval.py",
-            ),
-            "personal_llm.buffer.retrieval.estimate_everywhere": (
-                "2_buffer/retrieval.html#estimate_everywhere",
-                "personal_llm/buffer/retrieval.py",
-            ),
-            "personal_llm.buffer.retrieval.find_same_question": (
-                "2_buffer/retrieval.html#find_same_question",
-                "personal_llm/buffer/retrieval.py",
-            ),
-            "personal_llm.buffer.retrieval.fit_memories": (
-                "2_buffer/retrieval.html#fit_memories",
-                "personal_llm/buffer/retrieval.py",
-            ),
-            "personal_llm.buffer.retrieval.measure_help": (
-                "2_buffer/retrieval.html#measure_help",
-                "personal_llm/buffer/retrieval.py",
-            ),
-            "personal_llm.buffer.retrieval.rank_memories": (
-                "2_buffer/retrieval.html#rank_memories",
+            "personal_llm.buffer.retrieval.format_date": (
+                "2_buffer/retrieval.html#format_date",
                 "personal_llm/buffer/retrieval.py",
             ),
             "personal_llm.buffer.retrieval.retrieve": (
                 "2_buffer/retrieval.html#retrieve",
                 "personal_llm/buffer/retrieval.py",
             ),
-            "personal_llm.buffer.retrieval.retrieve_in_talk": (
-                "2_buffer/retrieval.html#retrieve_in_talk",
+            "personal_llm.buffer.retrieval.retrieve_statements": (
+                "2_buffer/retrieval.html#retrieve_statements",
                 "personal_llm/buffer/retrieval.py",
             ),
         },
@@ -2174,42 +1980,6 @@ d = {
                 "personal_llm/buffer/scoring.py",
             ),
         },
-        "personal_llm.buffer.self_check": {
-            "personal_llm.buffer.self_check.compute_usual_help": (
-                "2_buffer/self_check.html#compute_usual_help",
-                "personal_llm/buffer/self_check.py",
-            ),
-            "personal_llm.buffer.self_check.improve_reply": (
-                "2_buffer/self_check.html#improve_reply",
-                "personal_llm/buffer/self_check.py",
-            ),
-        },
-        "personal_llm.buffer.subjects": {
-            "personal_llm.buffer.subjects.compute_saved_share": (
-                "2_buffer/subjects.html#compute_saved_share",
-                "personal_llm/buffer/subjects.py",
-            ),
-            "personal_llm.buffer.subjects.continues_subject": (
-                "2_buffer/subjects.html#continues_subject",
-                "personal_llm/buffer/subjects.py",
-            ),
-            "personal_llm.buffer.subjects.find_prose": (
-                "2_buffer/subjects.html#find_prose",
-                "personal_llm/buffer/subjects.py",
-            ),
-            "personal_llm.buffer.subjects.is_about_reply": (
-                "2_buffer/subjects.html#is_about_reply",
-                "personal_llm/buffer/subjects.py",
-            ),
-            "personal_llm.buffer.subjects.label_replies": (
-                "2_buffer/subjects.html#label_replies",
-                "personal_llm/buffer/subjects.py",
-            ),
-            "personal_llm.buffer.subjects.split_lines": (
-                "2_buffer/subjects.html#split_lines",
-                "personal_llm/buffer/subjects.py",
-            ),
-        },
         "personal_llm.buffer.synthesis": {
             "personal_llm.buffer.synthesis.SynthesisConfig": (
                 "2_buffer/synthesis.html#synthesisconfig",
@@ -2258,24 +2028,6 @@ d = {
             "personal_llm.buffer.synthesis.synthesize": (
                 "2_buffer/synthesis.html#synthesize",
                 "personal_llm/buffer/synthesis.py",
-            ),
-        },
-        "personal_llm.buffer.wishes": {
-            "personal_llm.buffer.wishes.KnownCorrection": (
-                "2_buffer/wishes.html#knowncorrection",
-                "personal_llm/buffer/wishes.py",
-            ),
-            "personal_llm.buffer.wishes.choose_wish": (
-                "2_buffer/wishes.html#choose_wish",
-                "personal_llm/buffer/wishes.py",
-            ),
-            "personal_llm.buffer.wishes.compute_help": (
-                "2_buffer/wishes.html#compute_help",
-                "personal_llm/buffer/wishes.py",
-            ),
-            "personal_llm.buffer.wishes.find_replaced": (
-                "2_buffer/wishes.html#find_replaced",
-                "personal_llm/buffer/wishes.py",
             ),
         },
         "personal_llm.course.checks": {
