@@ -10297,36 +10297,6 @@ d = {
                 "personal_llm/runtimes/idle.py",
             ),
         },
-        "personal_llm.runtimes.llama_cpp": {
-            "personal_llm.runtimes.llama_cpp.LlamaCppEngine": (
-                "7_runtimes/llama_cpp.html#llamacppengine",
-                "personal_llm/runtimes/llama_cpp.py",
-            ),
-            "personal_llm.runtimes.llama_cpp.LlamaCppEngine.__call__": (
-                "7_runtimes/llama_cpp.html#llamacppengine.__call__",
-                "personal_llm/runtimes/llama_cpp.py",
-            ),
-            "personal_llm.runtimes.llama_cpp.LlamaCppEngine.__init__": (
-                "7_runtimes/llama_cpp.html#llamacppengine.__init__",
-                "personal_llm/runtimes/llama_cpp.py",
-            ),
-            "personal_llm.runtimes.llama_cpp.LlamaCppEngine.generate": (
-                "7_runtimes/llama_cpp.html#llamacppengine.generate",
-                "personal_llm/runtimes/llama_cpp.py",
-            ),
-            "personal_llm.runtimes.llama_cpp.LlamaCppEngine.prepare": (
-                "7_runtimes/llama_cpp.html#llamacppengine.prepare",
-                "personal_llm/runtimes/llama_cpp.py",
-            ),
-            "personal_llm.runtimes.llama_cpp.LlamaCppStream": (
-                "7_runtimes/llama_cpp.html#llamacppstream",
-                "personal_llm/runtimes/llama_cpp.py",
-            ),
-            "personal_llm.runtimes.llama_cpp.LlamaCppStream.__iter__": (
-                "7_runtimes/llama_cpp.html#llamacppstream.__iter__",
-                "personal_llm/runtimes/llama_cpp.py",
-            ),
-        },
         "personal_llm.runtimes.phone": {
             "personal_llm.runtimes.phone.export_bundle": (
                 "7_runtimes/phone.html#export_bundle",
