@@ -12,6 +12,7 @@ import os
 import threading
 import warnings
 from contextlib import contextmanager, suppress
+from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,11 +21,12 @@ import numpy as np
 from . import tokens
 from .adapters import attach_adapter, check_adapter, get_adapter_id, remove_peft_layers
 from .core import Cost, Dialogue, InputError, check, measure_cost, patch
-from .files import compute_sha256, get_cache_folder, make_folder
-from .gguf import build_tokenizer, find_smollm2, is_gguf, read_gguf_header
+from .files import delete_path, get_cache_folder, get_temporary_path, make_folder, read_json, write_json
+from .gguf import build_tokenizer, is_gguf, read_gguf_header
 from .loading import choose_model_name, compute_fingerprint, find_weight_files
-from .loading import get_cached_fingerprint, is_causal, load_causal_lm, resolve_model
+from .loading import get_cached_fingerprint, is_causal, load_causal_lm
 from .tokens import PLAIN_TEMPLATE, collate_samples, encode_prompt, make_batches, pad_rows
+from .weights import WEIGHTS, compute_file_sha256, find_weights
 
 # %% ../../nbs/0_base/08_models.ipynb #c0cba331
 def prepare_libraries() -> None:
@@ -132,30 +134,47 @@ class Model:
 
 # %% ../../nbs/0_base/08_models.ipynb #stubs001
 def find_gguf(name):  # a path, or None
-    "Return the GGUF file that a name stands for."
-    if name == "smollm2":
-        return find_smollm2()
+    "Return the GGUF file that a name stands for, if it stands for one."
+    if name in WEIGHTS:
+        return find_weights(name)
     return Path(name).expanduser() if is_gguf(Path(name).expanduser()) else None
 
 
-def get_gguf_id(file: Path) -> str:
-    "Return the id of a GGUF file."
-    return compute_sha256(repr((file.name, file.stat().st_size)).encode())[:16]
+def get_gguf_id(file: Path) -> str:  # sixteen hex digits
+    "Return the beginning of a GGUF file's hash; an unchanged file is hashed once."
+    notes_file = get_cache_folder() / "gguf.json"
+    facts = file.stat()
+    key = f"{file.resolve()} {facts.st_size} {facts.st_mtime_ns}"
+    notes = {}
+    with suppress(InputError, TypeError, ValueError):  # a damaged note costs one hash
+        notes = dict(read_json(notes_file))
+    if key not in notes:
+        notes[key] = compute_file_sha256(file)[:16]
+        with suppress(InputError):  # a cache that cannot be written saves nothing
+            write_json(notes_file, notes)
+    return notes[key]
 
 
-def load_gguf_tokenizer(file: Path):
-    "Load the tokenizer of a GGUF file, from the cache after the first time."
+def load_gguf_tokenizer(file: Path):  # a tokenizer of transformers
+    "Load the tokenizer of a GGUF file, after the first time from the cache."
     from transformers import PreTrainedTokenizerFast
 
     folder = get_cache_folder() / "tokenizers" / get_gguf_id(file)
     if not folder.is_dir():
-        build_tokenizer(read_gguf_header(file)).save_pretrained(make_folder(folder))
+        stage = get_temporary_path(make_folder(folder.parent) / folder.name)
+        build_tokenizer(read_gguf_header(file)).save_pretrained(stage)
+        with suppress(OSError):  # another process was faster
+            os.replace(stage, folder)
+        delete_path(stage)
     return PreTrainedTokenizerFast.from_pretrained(folder)
 
 
-def load_network(name, device, dtype) -> tuple:
-    "Load a network."
-    return load_causal_lm(name, device or "cpu", dtype or "float32")
+def load_network(name, device, dtype) -> tuple:  # (network, tokenizer)
+    "Load a network of PyTorch."
+    import torch
+
+    best = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    return load_causal_lm(name, device or best, dtype or "float32")
 
 # %% ../../nbs/0_base/08_models.ipynb #9a9f3b9b
 def load_model(
@@ -411,3 +430,16 @@ def use_adapter(self: Model, adapter):
         self._detach()
         self.adapter_folder = None
         self.active_adapter = self.base
+
+# %% ../../nbs/0_base/08_models.ipynb #50a66eaa
+@patch
+def clone(self: Model) -> Model:
+    "Return a copy for another thread, with its own tokenizer; a lazy model is loaded anew at its first use."
+    network = self.load or deepcopy(self._network)
+    return Model(network, deepcopy(self.tokenizer), self.name, self.max_length, self.base, self.gguf)
+
+
+@patch
+def count_tokens(self: Model, text: str) -> int:
+    "Return the number of tokens of a text."
+    return len(self.tokenizer(text, add_special_tokens=False)["input_ids"])
