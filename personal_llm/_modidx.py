@@ -9769,10 +9769,6 @@ d = {
                 "7_runtimes/export.html#merge_weights",
                 "personal_llm/runtimes/export.py",
             ),
-            "personal_llm.runtimes.export.pair_neighbours": (
-                "7_runtimes/export.html#pair_neighbours",
-                "personal_llm/runtimes/export.py",
-            ),
             "personal_llm.runtimes.export.render_gaps": (
                 "7_runtimes/export.html#render_gaps",
                 "personal_llm/runtimes/export.py",
@@ -9799,16 +9795,20 @@ d = {
             ),
         },
         "personal_llm.runtimes.idle": {
+            "personal_llm.runtimes.idle.MachineBusy": (
+                "7_runtimes/idle.html#machinebusy",
+                "personal_llm/runtimes/idle.py",
+            ),
             "personal_llm.runtimes.idle.StopWhenBusy": (
                 "7_runtimes/idle.html#stopwhenbusy",
                 "personal_llm/runtimes/idle.py",
             ),
-            "personal_llm.runtimes.idle.StopWhenBusy.__init__": (
-                "7_runtimes/idle.html#stopwhenbusy.__init__",
+            "personal_llm.runtimes.idle.StopWhenBusy.__call__": (
+                "7_runtimes/idle.html#stopwhenbusy.__call__",
                 "personal_llm/runtimes/idle.py",
             ),
-            "personal_llm.runtimes.idle.StopWhenBusy.is_set": (
-                "7_runtimes/idle.html#stopwhenbusy.is_set",
+            "personal_llm.runtimes.idle.StopWhenBusy.__init__": (
+                "7_runtimes/idle.html#stopwhenbusy.__init__",
                 "personal_llm/runtimes/idle.py",
             ),
             "personal_llm.runtimes.idle.find_obstacle": (

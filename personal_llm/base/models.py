@@ -185,6 +185,8 @@ def load_model(
     max_length: int = None,  # longest dialogue in tokens; by default 2048, at most the window
 ) -> Model:
     "Load a causal language model, by default the best one on this machine; raise `InputError` for an unknown name."
+    from personal_llm.base import replies  # noqa: F401 (the next chapter gives a model its replies)
+
     prepare_libraries()
     name = choose_model_name(name)
     is_live = isinstance(name, tuple)
