@@ -62,7 +62,7 @@ def test_the_example_of_a_command_names_its_options():
         ("status", "--out"),
         ("status --out nowhere", "nothing is stored here"),
         ("demo --policy luck", "luck"),
-        ("demo --length many", "many"),
+        ("demo --length many", "--length"),
         ("demo --user nobody", "nobody"),
         ("personalize --data nowhere.json --out new", "no such file"),
         ("personalize --data few.jsonl --out new", "at least 8"),

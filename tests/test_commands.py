@@ -1,0 +1,125 @@
+"Commands on one memory: learned from a file, shown, evaluated, exported, copied, talked with and forgotten."
+
+import io
+import shutil
+import sqlite3
+import sys
+
+import pytest
+
+from personal_llm.app.personalize import find_adapter
+from personal_llm.base.files import ASSETS
+from personal_llm.data.reading import read_dialogues
+from typed import fails, found, invoke, snapshot, write
+
+BRIEF = ("--steps", 2, "--capacity", 8, "--quiet")
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    "A folder with chats and the output of personalize."
+    from personal_llm.app import cli
+
+    home = tmp_path_factory.mktemp("home")
+    rows = [d.to_dict() for d in read_dialogues(ASSETS / "samples" / "chats.jsonl")[:60]]
+    write(home / "chats.jsonl", [dict(prompt=row["prompt"], response=row["response"]) for row in rows])
+    words = ["personalize", "--data", home / "chats.jsonl", "--out", home / "mine", "--policy", "sdss", *BRIEF]
+    assert cli.main(words) == 0
+    return home
+
+
+@pytest.fixture
+def mine(home, tmp_path):
+    "A copy of the memory, which a test may change."
+    return shutil.copytree(home / "mine", tmp_path / "mine")
+
+
+def test_status_shows_numbers_and_no_text(home, capsys):
+    status = found(capsys, "status", "--out", home / "mine")
+    assert status["finetunes"] == 1 and status["bins"].startswith("8 of 8 (sdss); 54 seen")
+    text = str(status)
+    assert not any(d.prompt in text for d in read_dialogues(home / "chats.jsonl"))
+
+
+def test_evaluate_takes_an_output_folder_and_an_adapter(home, capsys):
+    data = write(home / "few.jsonl", (home / "chats.jsonl").read_text().splitlines()[:3])
+    first = found(capsys, "evaluate", "--data", data, "--adapter", home / "mine")
+    second = found(capsys, "evaluate", "--data", data, "--adapter", find_adapter(home / "mine"), "--model", "pocket")
+    assert first["change"] == second["change"] and first["change"]["loss"]["before"] > 0
+
+
+def test_a_second_file_goes_on_and_the_same_one_is_refused(home, mine, capsys):
+    before = snapshot(mine)
+    words = ("personalize", "--data", home / "chats.jsonl", "--out", mine, *BRIEF)
+    code, out, err = invoke(capsys, *words)
+    assert code == 2 and "learned before" in err and snapshot(mine) == before
+    new = write(home / "new.jsonl", [dict(prompt=f"What is thing {i}?", response=f"A toy {i}.") for i in range(10)])
+    assert found(capsys, "personalize", "--data", new, "--out", mine, *BRIEF)["seen"] == 64
+
+
+def test_another_model_is_refused(home, mine, tmp_path, capsys):
+    other = shutil.copytree(ASSETS / "pocket", tmp_path / "other")
+    from safetensors.torch import load_file, save_file
+
+    weights = load_file(other / "model.safetensors")
+    name = next(iter(weights))
+    save_file(weights | {name: weights[name] + 1}, other / "model.safetensors", metadata=dict(format="pt"))
+    before = snapshot(mine)
+    new = write(home / "new.jsonl", [dict(prompt=f"What is thing {i}?", response=f"A toy {i}.") for i in range(10)])
+    code, out, err = invoke(capsys, "personalize", "--data", new, "--out", mine, "--model", other, *BRIEF)
+    assert code == 2 and "made with the model pocket" in err and snapshot(mine) == before
+
+
+def test_forget_lists_and_asks(mine, capsys, monkeypatch):
+    prompt = sqlite3.connect(mine / "memory.sqlite").execute("SELECT prompt FROM dialogues LIMIT 1").fetchone()[0]
+    words = ("forget", "--out", mine, "--containing", prompt)
+    before = snapshot(mine)
+    assert "no terminal" in fails(capsys, *words)
+    code, out, _ = invoke(capsys, *words, "--dry-run")
+    assert code == 0 and "dry run" in out and "dialogue: " in out
+    monkeypatch.setattr("personal_llm.app.commands.is_terminal", lambda: True)
+    monkeypatch.setattr(sys, "stdin", io.StringIO("no\n"))
+    assert invoke(capsys, *words)[0] == 2 and snapshot(mine) == before
+    monkeypatch.setattr(sys, "stdin", io.StringIO("y\n"))
+    assert invoke(capsys, *words)[0] == 0
+    assert prompt.encode() not in (mine / "memory.sqlite").read_bytes()
+    assert "no stored dialogue" in fails(capsys, *words)
+    assert "--before" in fails(capsys, "forget", "--out", mine, "--before", "soon")
+    assert "nothing was named" in fails(capsys, "forget", "--out", mine)
+
+
+def test_everything_goes_even_from_a_damaged_folder(mine, capsys):
+    content = bytearray((mine / "memory.sqlite").read_bytes())
+    content[200:] = b"x" * (len(content) - 200)
+    (mine / "memory.sqlite").write_bytes(content)
+    (mine / "notes.txt").write_text("mine")
+    assert "damaged" in fails(capsys, "status", "--out", mine)
+    assert found(capsys, "forget", "--out", mine, "--everything", "--yes")["deleted"]
+    assert not (mine / "memory.sqlite").exists() and (mine / "notes.txt").exists()
+
+
+def test_backup_and_export_write_new_files(home, mine, tmp_path, capsys):
+    copy = found(capsys, "backup", tmp_path / "copy.sqlite", "--out", mine)["file"]
+    tables = [
+        sqlite3.connect(file).execute("SELECT count(*) FROM dialogues") for file in (copy, mine / "memory.sqlite")
+    ]
+    assert tables[0].fetchone() == tables[1].fetchone()
+    result = found(capsys, "export", tmp_path / "vllm", "--to", "vllm", "--adapter", mine)
+    assert "adapter_model.safetensors" in result["files"]
+    assert "vllm" in fails(capsys, "export", tmp_path / "vllm", "--to", "vllm", "--adapter", mine).splitlines()[-1]
+
+
+def test_chat_reads_a_pipe_and_goes_on(mine, capsys, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", io.StringIO("What is tea?\n/better In short: a drink.\n"))
+    code, out, err = invoke(capsys, "chat", "--out", mine)
+    assert code == 0 and "noted" in out and "loading the model pocket" in err
+    monkeypatch.setattr(sys, "stdin", io.StringIO("/status\n"))
+    assert "corrected  1" in invoke(capsys, "chat", "--out", mine)[1]
+
+
+def test_learn_trains_on_what_was_corrected(mine, capsys, monkeypatch):
+    monkeypatch.setattr("personal_llm.device.personalizer.TuningConfig.steps", 2)
+    assert found(capsys, "learn", "--out", mine)["learned"] is False
+    monkeypatch.setattr(sys, "stdin", io.StringIO("What is tea?\n/better In short: a drink.\n"))
+    invoke(capsys, "chat", "--out", mine)
+    assert found(capsys, "learn", "--out", mine)["learned"] is True
