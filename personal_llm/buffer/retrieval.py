@@ -44,7 +44,7 @@ class VectorStore:
 
     def __init__(
         self,
-        encoder=None,  # as `load_encoder` takes it; None: the chosen encoder
+        encoder=None,  # as `load_encoder` takes it; None: the default
     ):
         self.encoder = encoder
         self.vectors = {}  # text -> (width,), of length 1
