@@ -3803,6 +3803,10 @@ d = {
                 "6_device/archive.html#delete_dialogues",
                 "personal_llm/device/archive.py",
             ),
+            "personal_llm.device.archive.hold_folder": (
+                "6_device/archive.html#hold_folder",
+                "personal_llm/device/archive.py",
+            ),
             "personal_llm.device.archive.is_archive_file": (
                 "6_device/archive.html#is_archive_file",
                 "personal_llm/device/archive.py",
@@ -4005,6 +4009,52 @@ d = {
                 "personal_llm/device/forgetting.py",
             ),
         },
+        "personal_llm.device.learning": {
+            "personal_llm.device.learning.PreparedRound": (
+                "6_device/learning.html#preparedround",
+                "personal_llm/device/learning.py",
+            ),
+            "personal_llm.device.learning.choose_start": (
+                "6_device/learning.html#choose_start",
+                "personal_llm/device/learning.py",
+            ),
+            "personal_llm.device.learning.hash_weights": (
+                "6_device/learning.html#hash_weights",
+                "personal_llm/device/learning.py",
+            ),
+            "personal_llm.device.learning.load_last_adapter": (
+                "6_device/learning.html#load_last_adapter",
+                "personal_llm/device/learning.py",
+            ),
+            "personal_llm.device.learning.prepare_round": (
+                "6_device/learning.html#prepare_round",
+                "personal_llm/device/learning.py",
+            ),
+        },
+        "personal_llm.device.memory": {
+            "personal_llm.device.memory.Memory": ("6_device/memory.html#memory", "personal_llm/device/memory.py"),
+            "personal_llm.device.memory.Memory.__init__": (
+                "6_device/memory.html#memory.__init__",
+                "personal_llm/device/memory.py",
+            ),
+            "personal_llm.device.memory.Memory.clear": (
+                "6_device/memory.html#memory.clear",
+                "personal_llm/device/memory.py",
+            ),
+            "personal_llm.device.memory.Memory.find": (
+                "6_device/memory.html#memory.find",
+                "personal_llm/device/memory.py",
+            ),
+            "personal_llm.device.memory.Memory.load": (
+                "6_device/memory.html#memory.load",
+                "personal_llm/device/memory.py",
+            ),
+            "personal_llm.device.memory.Memory.store": (
+                "6_device/memory.html#memory.store",
+                "personal_llm/device/memory.py",
+            ),
+            "personal_llm.device.memory.Recall": ("6_device/memory.html#recall", "personal_llm/device/memory.py"),
+        },
         "personal_llm.device.personalizer": {
             "personal_llm.device.personalizer.Personalizer": (
                 "6_device/personalizer.html#personalizer",
@@ -4026,20 +4076,8 @@ d = {
                 "6_device/personalizer.html#personalizer._check_base",
                 "personal_llm/device/personalizer.py",
             ),
-            "personal_llm.device.personalizer.Personalizer._choose_start": (
-                "6_device/personalizer.html#personalizer._choose_start",
-                "personal_llm/device/personalizer.py",
-            ),
-            "personal_llm.device.personalizer.Personalizer._complete": (
-                "6_device/personalizer.html#personalizer._complete",
-                "personal_llm/device/personalizer.py",
-            ),
             "personal_llm.device.personalizer.Personalizer._configure": (
                 "6_device/personalizer.html#personalizer._configure",
-                "personal_llm/device/personalizer.py",
-            ),
-            "personal_llm.device.personalizer.Personalizer._load_adapter": (
-                "6_device/personalizer.html#personalizer._load_adapter",
                 "personal_llm/device/personalizer.py",
             ),
             "personal_llm.device.personalizer.Personalizer._place_scored": (
@@ -4048,10 +4086,6 @@ d = {
             ),
             "personal_llm.device.personalizer.Personalizer._record_reaction": (
                 "6_device/personalizer.html#personalizer._record_reaction",
-                "personal_llm/device/personalizer.py",
-            ),
-            "personal_llm.device.personalizer.Personalizer._take_lock": (
-                "6_device/personalizer.html#personalizer._take_lock",
                 "personal_llm/device/personalizer.py",
             ),
             "personal_llm.device.personalizer.Personalizer._trim": (
@@ -4092,10 +4126,6 @@ d = {
             ),
             "personal_llm.device.personalizer.Personalizer.forget": (
                 "6_device/personalizer.html#personalizer.forget",
-                "personal_llm/device/personalizer.py",
-            ),
-            "personal_llm.device.personalizer.Personalizer.load_vectors": (
-                "6_device/personalizer.html#personalizer.load_vectors",
                 "personal_llm/device/personalizer.py",
             ),
             "personal_llm.device.personalizer.Personalizer.observe": (
@@ -4142,10 +4172,6 @@ d = {
                 "6_device/personalizer.html#personalizer.status",
                 "personal_llm/device/personalizer.py",
             ),
-            "personal_llm.device.personalizer.Personalizer.store_vectors": (
-                "6_device/personalizer.html#personalizer.store_vectors",
-                "personal_llm/device/personalizer.py",
-            ),
             "personal_llm.device.personalizer.Personalizer.train": (
                 "6_device/personalizer.html#personalizer.train",
                 "personal_llm/device/personalizer.py",
@@ -4154,21 +4180,19 @@ d = {
                 "6_device/personalizer.html#personalizer.undo_finetune",
                 "personal_llm/device/personalizer.py",
             ),
-            "personal_llm.device.personalizer.PersonalizerSettings": (
-                "6_device/personalizer.html#personalizersettings",
-                "personal_llm/device/personalizer.py",
+        },
+        "personal_llm.device.settings": {
+            "personal_llm.device.settings.PersonalizerSettings": (
+                "6_device/settings.html#personalizersettings",
+                "personal_llm/device/settings.py",
             ),
-            "personal_llm.device.personalizer.PersonalizerSettings.__post_init__": (
-                "6_device/personalizer.html#personalizersettings.__post_init__",
-                "personal_llm/device/personalizer.py",
+            "personal_llm.device.settings.PersonalizerSettings.__post_init__": (
+                "6_device/settings.html#personalizersettings.__post_init__",
+                "personal_llm/device/settings.py",
             ),
-            "personal_llm.device.personalizer.PreparedRound": (
-                "6_device/personalizer.html#preparedround",
-                "personal_llm/device/personalizer.py",
-            ),
-            "personal_llm.device.personalizer.Recall": (
-                "6_device/personalizer.html#recall",
-                "personal_llm/device/personalizer.py",
+            "personal_llm.device.settings.PersonalizerSettings.complete": (
+                "6_device/settings.html#personalizersettings.complete",
+                "personal_llm/device/settings.py",
             ),
         },
         "personal_llm.device.state": {
@@ -4288,6 +4312,10 @@ d = {
                 "personal_llm/device/state.py",
             ),
             "personal_llm.device.state.State.root": ("6_device/state.html#state.root", "personal_llm/device/state.py"),
+            "personal_llm.device.state.State.status": (
+                "6_device/state.html#state.status",
+                "personal_llm/device/state.py",
+            ),
             "personal_llm.device.state.open_state": ("6_device/state.html#open_state", "personal_llm/device/state.py"),
             "personal_llm.device.state.place": ("6_device/state.html#place", "personal_llm/device/state.py"),
             "personal_llm.device.state.round_embedding": (

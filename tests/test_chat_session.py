@@ -89,6 +89,10 @@ def test_a_correction_is_read_at_once_and_named_as_the_source(model):
     say(session, "Is seven a prime number?")
     session.react("better", "In short: yes.")
     say(session, "Is seven a prime number?")
+    assert session.recalled.memories == (), "the turn is in the history, as it was corrected"
+    assert ("assistant", "In short: yes.") in session.recalled.dialogue.history
+    session.open_talk()
+    say(session, "Is seven a prime number?")
     assert [d.response for d in session.recalled.memories] == ["In short: yes."]
     assert session.describe_source().startswith("from 1 answer of yours")
     with pytest.raises(InputError):

@@ -64,7 +64,7 @@ class Round:
 
 ROUND_FIELDS = [f.name for f in fields(Round) if f.name != "learned"]
 
-# %% ../../nbs/6_device/02_state.ipynb #ba1fdc2d
+# %% ../../nbs/6_device/02_state.ipynb #4d8bf9d5
 class State:
     "How things stand after all events of an archive; change it by `record` only."
 
@@ -281,6 +281,23 @@ class State:
         "Return the answered dialogues that no fine-tune has learned, not even an undone one."
         learned = self.undone.union(*(round.learned for round in self.rounds))
         return [id for id, reaction in self.reactions.items() if reaction["kind"] != "down" and id not in learned]
+
+    def status(self) -> dict:  # plain values
+        "Describe the state in numbers, without the texts of dialogues."
+        origins = [d.origin for d in self.list_answered()]
+        return dict(
+            policy=self.buffer.policy.name,
+            bins=f"{len(self.buffer)}/{self.buffer.capacity}",
+            seen=self.buffer.seen,
+            stored=len(self.archive.dialogues),
+            requests=self.cost.requests,
+            corrected=origins.count("annotated"),
+            approved=origins.count("approved"),
+            unlearned=len(self.list_unlearned()),
+            finetunes=len(self.rounds),
+            last=str(self.rounds[-1]) if self.rounds else None,
+            cost=self.cost.to_dict(),
+        )
 
 
 FILE = ""  # the talk of dialogues that came from a file
