@@ -127,10 +127,6 @@ d = {
             "personal_llm.app.check.check_padding": ("8_app/check.html#check_padding", "personal_llm/app/check.py"),
             "personal_llm.app.check.check_reply": ("8_app/check.html#check_reply", "personal_llm/app/check.py"),
             "personal_llm.app.check.check_template": ("8_app/check.html#check_template", "personal_llm/app/check.py"),
-            "personal_llm.app.check.check_tuning_step": (
-                "8_app/check.html#check_tuning_step",
-                "personal_llm/app/check.py",
-            ),
             "personal_llm.app.check.check_user_text": ("8_app/check.html#check_user_text", "personal_llm/app/check.py"),
             "personal_llm.app.check.get_trained_tokens": (
                 "8_app/check.html#get_trained_tokens",
@@ -170,7 +166,6 @@ d = {
             ),
             "personal_llm.app.commands.load": ("8_app/commands.html#load", "personal_llm/app/commands.py"),
             "personal_llm.app.commands.models": ("8_app/commands.html#models", "personal_llm/app/commands.py"),
-            "personal_llm.app.commands.parse_time": ("8_app/commands.html#parse_time", "personal_llm/app/commands.py"),
             "personal_llm.app.commands.personalize_command": (
                 "8_app/commands.html#personalize_command",
                 "personal_llm/app/commands.py",
@@ -683,24 +678,6 @@ d = {
             "personal_llm.base.core.seed_everything": ("0_base/core.html#seed_everything", "personal_llm/base/core.py"),
             "personal_llm.base.core.setting": ("0_base/core.html#setting", "personal_llm/base/core.py"),
         },
-        "personal_llm.base.database": {
-            "personal_llm.base.database.EmptyDatabaseError": (
-                "0_base/database.html#emptydatabaseerror",
-                "personal_llm/base/database.py",
-            ),
-            "personal_llm.base.database.connect_database": (
-                "0_base/database.html#connect_database",
-                "personal_llm/base/database.py",
-            ),
-            "personal_llm.base.database.open_database": (
-                "0_base/database.html#open_database",
-                "personal_llm/base/database.py",
-            ),
-            "personal_llm.base.database.report_damage": (
-                "0_base/database.html#report_damage",
-                "personal_llm/base/database.py",
-            ),
-        },
         "personal_llm.base.decoding": {
             "personal_llm.base.decoding.BatchRules": (
                 "0_base/decoding.html#batchrules",
@@ -1051,42 +1028,6 @@ d = {
             "personal_llm.base.gguf.write_converted_model": (
                 "0_base/gguf.html#write_converted_model",
                 "personal_llm/base/gguf.py",
-            ),
-        },
-        "personal_llm.base.ledger": {
-            "personal_llm.base.ledger._write_entry": ("0_base/ledger.html#_write_entry", "personal_llm/base/ledger.py"),
-            "personal_llm.base.ledger.get_ledger_file": (
-                "0_base/ledger.html#get_ledger_file",
-                "personal_llm/base/ledger.py",
-            ),
-            "personal_llm.base.ledger.hash_entry": ("0_base/ledger.html#hash_entry", "personal_llm/base/ledger.py"),
-            "personal_llm.base.ledger.read_ledger": ("0_base/ledger.html#read_ledger", "personal_llm/base/ledger.py"),
-            "personal_llm.base.ledger.record_egress": (
-                "0_base/ledger.html#record_egress",
-                "personal_llm/base/ledger.py",
-            ),
-        },
-        "personal_llm.base.lineage": {
-            "personal_llm.base.lineage.collect_source_ids": (
-                "0_base/lineage.html#collect_source_ids",
-                "personal_llm/base/lineage.py",
-            ),
-            "personal_llm.base.lineage.copy_without_ids": (
-                "0_base/lineage.html#copy_without_ids",
-                "personal_llm/base/lineage.py",
-            ),
-            "personal_llm.base.lineage.fold_text": ("0_base/lineage.html#fold_text", "personal_llm/base/lineage.py"),
-            "personal_llm.base.lineage.hash_dialogue": (
-                "0_base/lineage.html#hash_dialogue",
-                "personal_llm/base/lineage.py",
-            ),
-            "personal_llm.base.lineage.hash_exchange": (
-                "0_base/lineage.html#hash_exchange",
-                "personal_llm/base/lineage.py",
-            ),
-            "personal_llm.base.lineage.read_training_ids": (
-                "0_base/lineage.html#read_training_ids",
-                "personal_llm/base/lineage.py",
             ),
         },
         "personal_llm.base.loading": {

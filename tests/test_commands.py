@@ -36,7 +36,7 @@ def mine(home, tmp_path):
 
 def test_status_shows_numbers_and_no_text(home, capsys):
     status = found(capsys, "status", "--out", home / "mine")
-    assert status["finetunes"] == 1 and status["bins"].startswith("8 of 8 (sdss); 54 seen")
+    assert status["finetunes"] == 1 and (status["bins"], status["policy"], status["seen"]) == ("8/8", "sdss", 54)
     text = str(status)
     assert not any(d.prompt in text for d in read_dialogues(home / "chats.jsonl"))
 

@@ -53,7 +53,7 @@ def test_an_interrupted_run_goes_on(model, tmp_path, monkeypatch):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr("personal_llm.device.personalizer.tune", fail)
+        patched.setattr("personal_llm.device.learning.tune", fail)
         with pytest.raises(KeyboardInterrupt):
             run(model, tmp_path)
     assert run(model, tmp_path)[0]["seen"] == 60 - len(CHATS) // 10

@@ -91,7 +91,7 @@ COMMANDS = {
     "/quit": "leave",
 }
 
-# %% ../../nbs/8_app/04_chat.ipynb #17ee1c43
+# %% ../../nbs/8_app/04_chat.ipynb #fe8f1357
 def run_command(session, name: str, text: str) -> str:  # the output
     "Run one command of the chat; raise `InputError` where it cannot be done."
     question = session.question
@@ -149,7 +149,7 @@ def explain_reply(session, verbose: bool = False) -> list:  # lines
     lines += ["written by your fine-tune"] * (recalled.adapter is not None)
     if verbose:
         read = [*recalled.memories, *recalled.statements]
-        vectors = session.me.vectors.embed([recalled.dialogue.prompt, *(d.prompt for d in read)])
+        vectors = session.me.memory.vectors.embed([recalled.dialogue.prompt, *(d.prompt for d in read)])
         lines += [f"{vector @ vectors[0]:.2f} similarity to “{d.prompt}”" for d, vector in zip(read, vectors[1:])]
         lines += [f"buffer: {last.reason}" for last in session.me.buffer.log[-1:]]
     return lines

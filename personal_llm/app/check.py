@@ -16,8 +16,7 @@ from ..base.core import Dialogue, InputError
 from ..base.loading import find_linear_modules, is_causal
 from ..base.models import Model, load_model
 from ..base.tokens import get_special_strings
-from ..tuning.config import TuningConfig
-from ..tuning.finetune import finetune
+from ..tuning.finetune import check_tuning_step
 
 # %% ../../nbs/8_app/01_check.ipynb #53dc4f52
 @dataclass
@@ -155,11 +154,4 @@ def check_reply(model):
     return bool(text), f"{time.perf_counter() - begin:.1f} s for its first twelve tokens"
 
 
-@register_check("tuning step")
-def check_tuning_step(model):
-    config = TuningConfig(steps=2, validation=0.0)
-    with tempfile.TemporaryDirectory() as folder:
-        adapter = finetune(model, PADDING_DIALOGUES * 4, config, out=f"{folder}/adapter", progress=False)
-    losses = [loss for _, loss, _ in adapter.history]
-    whole = adapter.cost.seconds / config.steps * TuningConfig.steps
-    return np.isfinite(losses).all(), f"about {whole:.0f} s for the {TuningConfig.steps} steps of a fine-tune"
+register_check("tuning step")(check_tuning_step)

@@ -8,7 +8,7 @@ __all__ = ['Model', 'Out', 'Data', 'Adapter', 'AsJson', 'Quiet', 'Seed', 'User',
            'load_options', 'app', 'select_given', 'show', 'format_table', 'read_chats', 'find_model_name', 'load',
            'set_load_options']
 
-# %% ../../nbs/8_app/05_commands.ipynb #85ac7082
+# %% ../../nbs/8_app/05_commands.ipynb #0c2c7529
 import json
 import os
 import shlex
@@ -25,7 +25,6 @@ from .chat import ask_at_terminal, confirm, is_terminal, print_note, run_chat
 from .personalize import compare, find_adapter, find_start, format_comparison, measure
 from .personalize import open_archive, personalize
 from ..base.core import InputError
-from ..base.files import lock_folder
 from ..base.gguf import is_gguf
 from ..base.loading import choose_model_name, resolve_model
 from ..base.text import count_nouns, escape_controls
@@ -33,7 +32,7 @@ from ..base.weights import DEFAULT_ENCODER, DEFAULT_MODEL, WEIGHTS
 from ..base.weights import find_weights, get_program_folders, get_weights
 from ..buffer.policies import POLICIES
 from ..data.reading import read_dialogues
-from ..device.archive import ARCHIVE_FILE, backup_archive
+from ..device.archive import ARCHIVE_FILE, backup_archive, hold_folder
 from ..device.forgetting import forget_dialogues, forget_everything, plan_forgetting
 from ..device.state import open_state
 from ..runtimes.plugins import collect_targets, export_adapter
@@ -159,7 +158,7 @@ def set_load_options(
     load_options.clear()
     load_options.update(select_given(device=device, dtype=dtype, chat_template=chat_template))
 
-# %% ../../nbs/8_app/05_commands.ipynb #613ce17b
+# %% ../../nbs/8_app/05_commands.ipynb #48c6c845
 @app.command(epilog="Example: personal-llm get qwen2.5-coder-1.5b")
 def get(
     name: Annotated[str, Argument(help=f"one of {', '.join(WEIGHTS)}", metavar="[NAME]")] = None,
@@ -207,12 +206,14 @@ def models(as_json: AsJson = False):
 def check(model: Model = None, quiet: Quiet = False, as_json: AsJson = False):
     "Try a model: template, tokens, adapters, a reply and a tuning step. Exit code 1: one of them failed."
     from personal_llm.app.check import check_model
+    from personal_llm.tuning.finetune import estimate_cost
 
     name = find_model_name(model)
     resolve_model(name)  # an unknown name is a mistake in the arguments
     report = check_model(name, on_check=lambda text: quiet or print_note(f"checking: {text}"), **load_options)
     rows = [dict(name=text, ok=passed, detail=detail) for text, passed, detail in report.rows]
-    show(dict(model=name, ok=report.ok, rows=rows), [report], as_json)
+    lines = [report] + ([estimate_cost(report.model)] if report.ok else [])
+    show(dict(model=name, ok=report.ok, rows=rows), lines, as_json)
     if not report.ok:
         raise typer.Exit(1)
 
@@ -343,33 +344,16 @@ def serve(
     settings = select_given(max_questions=max_questions, memory=memory, memories=memories, archive=archive)
     run_server(lambda: load(model, out), out, host, port, **settings)
 
-# %% ../../nbs/8_app/05_commands.ipynb #610d5850
+# %% ../../nbs/8_app/05_commands.ipynb #6b88634a
 @app.command(epilog="Example: personal-llm status --out me")
 def status(out: Out, as_json: AsJson = False):
     "Show a memory in numbers; no text of your chats is shown."
     archive = open_archive(out)
     state = open_state(archive)
-    buffer = state.buffer
-    result = dict(
-        model=state.model,
-        dialogues=len(archive.dialogues),
-        bins=f"{len(buffer)} of {buffer.capacity} ({buffer.policy.name}); {buffer.seen} seen",
-        answers=len(state.list_answered()),
-        questions=state.cost.requests,
-        unlearned=len(state.list_unlearned()),
-        finetunes=len(state.rounds),
-        last=str(state.rounds[-1]) if state.rounds else "none",
-        megabytes=round(archive.file.stat().st_size / 1e6, 2),
-    )
-    show(result, [f"{name:<11}{value}" for name, value in result.items()], as_json)
-
-
-def parse_time(text: str) -> float:  # seconds since the epoch; None for None
-    "Return a date as dialogues have it; raise `InputError` for another text."
-    try:
-        return text and datetime.fromisoformat(text).timestamp()
-    except ValueError:
-        raise InputError(f"--before {text[:40]}: no date", "give one such as 2024-05-31") from None
+    megabytes = round(archive.file.stat().st_size / 1e6, 2)
+    result = dict(model=state.model) | state.status() | dict(megabytes=megabytes)
+    lines = [f"{name:<11}{value}" for name, value in result.items() if name != "cost" and value is not None]
+    show(result, lines, as_json)
 
 
 @app.command(epilog="Example: personal-llm forget --out me --containing 'my sister'")
@@ -377,7 +361,7 @@ def forget(
     out: Out,
     containing: Annotated[str, Option(help="dialogues that hold these words", metavar="WORDS")] = None,
     id: Annotated[list[str], Option(help="a dialogue; give it several times for more", metavar="ID")] = (),
-    before: Annotated[str, Option(help="dialogues before a date, such as 2024-05-31", metavar="DATE")] = None,
+    before: Annotated[datetime, Option(help="dialogues before a date, such as 2024-05-31", metavar="DATE")] = None,
     everything: Annotated[bool, Option("--everything", help="the whole memory, also a damaged one")] = False,
     dry_run: Annotated[bool, Option("--dry-run", help="list what would go, and delete nothing")] = False,
     yes: Annotated[bool, Option("--yes", help="do not ask")] = False,
@@ -390,7 +374,7 @@ def forget(
         lines = [f"the memory and all adapters in {out}"]
     else:
         archive = open_archive(out)
-        plan = plan_forgetting(open_state(archive), id, containing, parse_time(before))
+        plan = plan_forgetting(open_state(archive), id, containing, before and before.timestamp())
         lines = list(plan.lines)
         if not plan.dialogues:
             raise InputError("no stored dialogue matches", "nothing was deleted; give other words")
@@ -401,10 +385,12 @@ def forget(
         if not confirm("delete all of this?"):
             raise InputError("your answer was not yes", "nothing was deleted")
     if not dry_run:
-        with lock_folder(out):
-            lines = forget_everything(out) if everything else lines
-            if not everything:
-                forget_dialogues(open_state(archive), plan)
+        lock = hold_folder(out)
+        if everything:
+            lines = forget_everything(out)
+        else:
+            forget_dialogues(open_state(archive), plan)
+        lock.release()
     head = "dry run: nothing was deleted; without --dry-run it would be" if dry_run else "deleted"
     show(dict(dry_run=dry_run, deleted=lines), [head, *lines], as_json)
 

@@ -15,8 +15,7 @@ from pathlib import Path
 from typing import Annotated
 
 from ..base.core import InputError
-from ..base.files import lock_folder
-from ..device.archive import ARCHIVE_FILE
+from ..device.archive import ARCHIVE_FILE, hold_folder
 from ..device.personalizer import Personalizer
 from .plugins import Runtime
 
@@ -129,8 +128,7 @@ def finetune_when_idle(out, load_model, measure=None, sleep=time.sleep, progress
         sleep(LOOK_SECONDS)
         reason = find_obstacle(**measure())
         try:
-            with lock_folder(out):
-                pass
+            hold_folder(out).release()
         except InputError:
             reason = reason or "a chat or a run is at work in the folder"
         if reason and reason != last_reason:
