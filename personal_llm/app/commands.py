@@ -8,7 +8,7 @@ __all__ = ['Model', 'Out', 'Data', 'Adapter', 'AsJson', 'Quiet', 'Seed', 'User',
            'load_options', 'app', 'select_given', 'show', 'format_table', 'read_chats', 'find_model_name', 'load',
            'set_load_options']
 
-# %% ../../nbs/8_app/05_commands.ipynb #0c2c7529
+# %% ../../nbs/8_app/05_commands.ipynb #37370e7d
 import json
 import os
 import shlex
@@ -25,6 +25,7 @@ from .chat import ask_at_terminal, confirm, is_terminal, print_note, run_chat
 from .personalize import compare, find_adapter, find_start, format_comparison, measure
 from .personalize import open_archive, personalize
 from ..base.core import InputError
+from ..base.files import check_new_folder
 from ..base.gguf import is_gguf
 from ..base.loading import choose_model_name, resolve_model
 from ..base.text import count_nouns, escape_controls
@@ -37,7 +38,7 @@ from ..device.forgetting import forget_dialogues, forget_everything, plan_forget
 from ..device.state import open_state
 from ..runtimes.plugins import collect_targets, export_adapter
 
-# %% ../../nbs/8_app/05_commands.ipynb #991dd5cf
+# %% ../../nbs/8_app/05_commands.ipynb #15c314e9
 Model = Annotated[
     str,
     Option(
@@ -62,9 +63,13 @@ Seed = Annotated[int, Option(help="seed of all random numbers", metavar="N", min
 User = Annotated[str, Option(help="your name in a chat between people", metavar="NAME")]
 SkipInvalid = Annotated[bool, Option("--skip-invalid", help="leave invalid rows out instead of stopping")]
 Policy = Annotated[
-    str, Option(help=f"policy of the buffer: {', '.join(POLICIES)}; sdss is the paper's", metavar="NAME")
+    str,
+    Option(
+        help=f"policy of the buffer: {', '.join(POLICIES)}; sdss is the paper's (default: the folder's, or active)",
+        metavar="NAME",
+    ),
 ]
-Capacity = Annotated[int, Option(help="bins of the buffer", metavar="N", min=1)]
+Capacity = Annotated[int, Option(help="bins of the buffer (default: those of the folder, or 32)", metavar="N", min=1)]
 Synthetic = Annotated[int, Option(help="synthetic dialogues for each kept one; 0: none", metavar="N", min=0)]
 MaxQuestions = Annotated[
     int, Option(help="most questions to you (default: one a bin and fine-tune)", metavar="N", min=0)
@@ -217,7 +222,7 @@ def check(model: Model = None, quiet: Quiet = False, as_json: AsJson = False):
     if not report.ok:
         raise typer.Exit(1)
 
-# %% ../../nbs/8_app/05_commands.ipynb #f5303c72
+# %% ../../nbs/8_app/05_commands.ipynb #c98ce851
 @app.command(epilog="Example: personal-llm demo --user barista --out barista")
 def demo(
     out: Annotated[str, Option(help="folder for report, picture and memory", metavar="DIR")] = "demo-output",
@@ -249,8 +254,8 @@ def personalize_command(
     model: Model = None,
     user: User = None,
     skip_invalid: SkipInvalid = False,
-    policy: Policy = "active",
-    capacity: Capacity = 32,
+    policy: Policy = None,
+    capacity: Capacity = None,
     ask_when: Annotated[
         Literal["freeze", "arrival", "policy"],
         Option(help="ask you here: before the fine-tune, when a dialogue is kept, or when the policy wants it"),
@@ -344,7 +349,7 @@ def serve(
     settings = select_given(max_questions=max_questions, memory=memory, memories=memories, archive=archive)
     run_server(lambda: load(model, out), out, host, port, **settings)
 
-# %% ../../nbs/8_app/05_commands.ipynb #6b88634a
+# %% ../../nbs/8_app/05_commands.ipynb #00700b6d
 @app.command(epilog="Example: personal-llm status --out me")
 def status(out: Out, as_json: AsJson = False):
     "Show a memory in numbers; no text of your chats is shown."
@@ -413,6 +418,7 @@ def export(
     as_json: AsJson = False,
 ):
     "Write an adapter as other programs read it."
+    check_new_folder(folder)
     path = find_adapter(adapter)
     answers = []
     if (Path(adapter) / ARCHIVE_FILE).is_file():  # for programs without a memory

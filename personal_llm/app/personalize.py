@@ -110,7 +110,7 @@ def format_replies(before, after, count: int = 3, width: int = 110) -> list:  # 
             lines += textwrap.wrap(short, width, initial_indent=f"{name:8}", subsequent_indent=" " * 8)
     return lines
 
-# %% ../../nbs/8_app/02_personalize.ipynb #737d0794
+# %% ../../nbs/8_app/02_personalize.ipynb #efeb20b1
 def describe(me: Personalizer) -> dict:  # plain values
     "Return the numbers of a personalizer, without any text."
     last = me.rounds[-1]
@@ -163,8 +163,8 @@ def personalize(
     out,  # folder of the archive: a new one, or an earlier one, which goes on
     model,  # `Model`, or a function that loads it
     annotator=None,  # dialogue -> better response, or None if the response is fine
-    policy: str = "active",
-    capacity: int = 32,  # bins of the buffer
+    policy: str = None,  # of the buffer; by default that of the folder, or active
+    capacity: int = None,  # bins of the buffer; by default those of the folder, or 32
     start=None,  # as for `Personalizer`
     config=None,  # `TuningConfig`
     progress: bool = True,
@@ -172,7 +172,7 @@ def personalize(
 ) -> tuple:  # (numbers, which personalize.json holds too; lines with texts for a terminal)
     "Learn one user from chats; raise `InputError` for a wrong input before anything is written."
     begin = time.perf_counter()
-    buffer = Buffer(capacity, policy, settings.get("seed", 0))
+    buffer = Buffer(capacity or 32, policy or "active", settings.get("seed", 0))
     dialogues = read_dialogues(data)
     if len(dialogues) < 8:
         raise InputError(f"{count_nouns(len(dialogues), 'dialogue')}, too few to learn from", "give at least 8")
@@ -180,6 +180,8 @@ def personalize(
     model = model() if callable(model) else model
     stream, test = split_test_dialogues(dialogues)
     buffer.policy.horizon = len(stream)
+    if policy is None and (Path(out) / ARCHIVE_FILE).is_file():
+        buffer = None  # the folder's own
     me = Personalizer(model, buffer, annotator, config=config, folder=out, start=start, **settings)
     try:
         known = set(me.archive.dialogues)
