@@ -115,12 +115,13 @@ def test_a_day(page):
     assert "The first reply" in page.texts("#turns summary")
     page.press("A good reply")
     page.until(lambda: page.texts("#turns [aria-pressed=true]") == ["👍"])
+    page.press("New talk")
     page.say("My knee hurts again.")
     page.until(lambda: [text for text in page.texts("#turns > li:last-child summary") if "From" in text])
     page.press("New talk")
     page.say("I have a dog, Biscuit.")
     titles = [text for text in page.texts("#talk-list button") if text != "✕"]
-    assert titles == ["I have a dog, Biscuit.", "What can I cook from rice, eggs and tomatoes?"]
+    assert titles[:2] == ["I have a dog, Biscuit.", "My knee hurts again."] and len(titles) == 3
     page.press("What I know about you")
     page.until(lambda: any(BETTER in text for text in page.texts("#answers li")))
     assert any("Biscuit" in text for text in page.texts("#statements li"))
