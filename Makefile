@@ -41,8 +41,8 @@ test-rest: .venv/.installed-dev ## what `make test` leaves out: tutorials, lesso
 test-slow: .venv/.installed-dev ## all tests, also those of hours: cells flagged slow, kills at every file operation
 	@$(BIN)/python -m pytest -n auto --slow --durations=20 $(ARGS)
 
-test-browser: .venv/.installed-browser ## tutorials, lessons and the chat in JupyterLab, run by chromium; pictures in browser/ (some: ARGS="chat tutorials/04")
-	@$(BIN)/python tools/browser.py $(ARGS)
+test-browser: .venv/.installed-browser ## the page of `serve` in chromium (first: apt-get install chromium chromium-driver)
+	@$(BIN)/python -m pytest tests/test_page.py $(ARGS)
 
 test-wheel: .venv/.installed ## the wheel alone in a new environment: size, imports, demo, chat, a lesson and a tutorial
 	@$(BIN)/python tools/wheel_check.py $(TORCH)

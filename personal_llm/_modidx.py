@@ -19,96 +19,6 @@ d = {
             "personal_llm.app.chat.run_command": ("8_app/chat.html#run_command", "personal_llm/app/chat.py"),
             "personal_llm.app.chat.run_line": ("8_app/chat.html#run_line", "personal_llm/app/chat.py"),
         },
-        "personal_llm.app.chat_completions": {
-            "personal_llm.app.chat_completions.CompletionRequest": (
-                "8_app/chat_completions.html#completionrequest",
-                "personal_llm/app/chat_completions.py",
-            ),
-            "personal_llm.app.chat_completions.CompletionRequest.check_messages": (
-                "8_app/chat_completions.html#completionrequest.check_messages",
-                "personal_llm/app/chat_completions.py",
-            ),
-            "personal_llm.app.chat_completions.CompletionRequest.check_model": (
-                "8_app/chat_completions.html#completionrequest.check_model",
-                "personal_llm/app/chat_completions.py",
-            ),
-            "personal_llm.app.chat_completions.CompletionRequest.get_history": (
-                "8_app/chat_completions.html#completionrequest.get_history",
-                "personal_llm/app/chat_completions.py",
-            ),
-            "personal_llm.app.chat_completions.CompletionRequest.get_options": (
-                "8_app/chat_completions.html#completionrequest.get_options",
-                "personal_llm/app/chat_completions.py",
-            ),
-            "personal_llm.app.chat_completions.CompletionRequest.is_observed": (
-                "8_app/chat_completions.html#completionrequest.is_observed",
-                "personal_llm/app/chat_completions.py",
-            ),
-            "personal_llm.app.chat_completions.Fields": (
-                "8_app/chat_completions.html#fields",
-                "personal_llm/app/chat_completions.py",
-            ),
-            "personal_llm.app.chat_completions.Message": (
-                "8_app/chat_completions.html#message",
-                "personal_llm/app/chat_completions.py",
-            ),
-            "personal_llm.app.chat_completions.Message.get_text": (
-                "8_app/chat_completions.html#message.get_text",
-                "personal_llm/app/chat_completions.py",
-            ),
-            "personal_llm.app.chat_completions.TextPart": (
-                "8_app/chat_completions.html#textpart",
-                "personal_llm/app/chat_completions.py",
-            ),
-            "personal_llm.app.chat_completions.check_is_stored": (
-                "8_app/chat_completions.html#check_is_stored",
-                "personal_llm/app/chat_completions.py",
-            ),
-            "personal_llm.app.chat_completions.generate": (
-                "8_app/chat_completions.html#generate",
-                "personal_llm/app/chat_completions.py",
-            ),
-            "personal_llm.app.chat_completions.make_answer": (
-                "8_app/chat_completions.html#make_answer",
-                "personal_llm/app/chat_completions.py",
-            ),
-            "personal_llm.app.chat_completions.make_completions_router": (
-                "8_app/chat_completions.html#make_completions_router",
-                "personal_llm/app/chat_completions.py",
-            ),
-            "personal_llm.app.chat_completions.make_event": (
-                "8_app/chat_completions.html#make_event",
-                "personal_llm/app/chat_completions.py",
-            ),
-            "personal_llm.app.chat_completions.make_head": (
-                "8_app/chat_completions.html#make_head",
-                "personal_llm/app/chat_completions.py",
-            ),
-            "personal_llm.app.chat_completions.make_item_events": (
-                "8_app/chat_completions.html#make_item_events",
-                "personal_llm/app/chat_completions.py",
-            ),
-            "personal_llm.app.chat_completions.only": (
-                "8_app/chat_completions.html#only",
-                "personal_llm/app/chat_completions.py",
-            ),
-            "personal_llm.app.chat_completions.refuse_field": (
-                "8_app/chat_completions.html#refuse_field",
-                "personal_llm/app/chat_completions.py",
-            ),
-            "personal_llm.app.chat_completions.stream_events": (
-                "8_app/chat_completions.html#stream_events",
-                "personal_llm/app/chat_completions.py",
-            ),
-            "personal_llm.app.chat_completions.summarise_reply": (
-                "8_app/chat_completions.html#summarise_reply",
-                "personal_llm/app/chat_completions.py",
-            ),
-            "personal_llm.app.chat_completions.to_refusal": (
-                "8_app/chat_completions.html#to_refusal",
-                "personal_llm/app/chat_completions.py",
-            ),
-        },
         "personal_llm.app.check": {
             "personal_llm.app.check.ModelReport": ("8_app/check.html#modelreport", "personal_llm/app/check.py"),
             "personal_llm.app.check.ModelReport.__str__": (
@@ -183,48 +93,6 @@ d = {
             "personal_llm.app.commands.show": ("8_app/commands.html#show", "personal_llm/app/commands.py"),
             "personal_llm.app.commands.status": ("8_app/commands.html#status", "personal_llm/app/commands.py"),
         },
-        "personal_llm.app.conversation_worker": {
-            "personal_llm.app.conversation_worker.ConversationWorker": (
-                "8_app/conversation_worker.html#conversationworker",
-                "personal_llm/app/conversation_worker.py",
-            ),
-            "personal_llm.app.conversation_worker.ConversationWorker.__init__": (
-                "8_app/conversation_worker.html#conversationworker.__init__",
-                "personal_llm/app/conversation_worker.py",
-            ),
-            "personal_llm.app.conversation_worker.ConversationWorker.after_job": (
-                "8_app/conversation_worker.html#conversationworker.after_job",
-                "personal_llm/app/conversation_worker.py",
-            ),
-            "personal_llm.app.conversation_worker.ConversationWorker.close": (
-                "8_app/conversation_worker.html#conversationworker.close",
-                "personal_llm/app/conversation_worker.py",
-            ),
-            "personal_llm.app.conversation_worker.ConversationWorker.do_reads": (
-                "8_app/conversation_worker.html#conversationworker.do_reads",
-                "personal_llm/app/conversation_worker.py",
-            ),
-            "personal_llm.app.conversation_worker.ConversationWorker.finish_training": (
-                "8_app/conversation_worker.html#conversationworker.finish_training",
-                "personal_llm/app/conversation_worker.py",
-            ),
-            "personal_llm.app.conversation_worker.ConversationWorker.read": (
-                "8_app/conversation_worker.html#conversationworker.read",
-                "personal_llm/app/conversation_worker.py",
-            ),
-            "personal_llm.app.conversation_worker.ConversationWorker.run": (
-                "8_app/conversation_worker.html#conversationworker.run",
-                "personal_llm/app/conversation_worker.py",
-            ),
-            "personal_llm.app.conversation_worker.ConversationWorker.stream": (
-                "8_app/conversation_worker.html#conversationworker.stream",
-                "personal_llm/app/conversation_worker.py",
-            ),
-            "personal_llm.app.conversation_worker.ConversationWorker.watch": (
-                "8_app/conversation_worker.html#conversationworker.watch",
-                "personal_llm/app/conversation_worker.py",
-            ),
-        },
         "personal_llm.app.demo": {
             "personal_llm.app.demo.format_demo": ("8_app/demo.html#format_demo", "personal_llm/app/demo.py"),
             "personal_llm.app.demo.keep_by_policy": ("8_app/demo.html#keep_by_policy", "personal_llm/app/demo.py"),
@@ -259,124 +127,6 @@ d = {
             "personal_llm.app.library_commands.show_command": (
                 "8_app/library_commands.html#show_command",
                 "personal_llm/app/library_commands.py",
-            ),
-        },
-        "personal_llm.app.personal_endpoints": {
-            "personal_llm.app.personal_endpoints.check_line": (
-                "8_app/personal_endpoints.html#check_line",
-                "personal_llm/app/personal_endpoints.py",
-            ),
-            "personal_llm.app.personal_endpoints.choose_reply": (
-                "8_app/personal_endpoints.html#choose_reply",
-                "personal_llm/app/personal_endpoints.py",
-            ),
-            "personal_llm.app.personal_endpoints.compare_replies": (
-                "8_app/personal_endpoints.html#compare_replies",
-                "personal_llm/app/personal_endpoints.py",
-            ),
-            "personal_llm.app.personal_endpoints.export_memory": (
-                "8_app/personal_endpoints.html#export_memory",
-                "personal_llm/app/personal_endpoints.py",
-            ),
-            "personal_llm.app.personal_endpoints.find_in_turn": (
-                "8_app/personal_endpoints.html#find_in_turn",
-                "personal_llm/app/personal_endpoints.py",
-            ),
-            "personal_llm.app.personal_endpoints.forget_dialogues": (
-                "8_app/personal_endpoints.html#forget_dialogues",
-                "personal_llm/app/personal_endpoints.py",
-            ),
-            "personal_llm.app.personal_endpoints.get_conversation": (
-                "8_app/personal_endpoints.html#get_conversation",
-                "personal_llm/app/personal_endpoints.py",
-            ),
-            "personal_llm.app.personal_endpoints.get_learning_curve": (
-                "8_app/personal_endpoints.html#get_learning_curve",
-                "personal_llm/app/personal_endpoints.py",
-            ),
-            "personal_llm.app.personal_endpoints.get_style": (
-                "8_app/personal_endpoints.html#get_style",
-                "personal_llm/app/personal_endpoints.py",
-            ),
-            "personal_llm.app.personal_endpoints.give_feedback": (
-                "8_app/personal_endpoints.html#give_feedback",
-                "personal_llm/app/personal_endpoints.py",
-            ),
-            "personal_llm.app.personal_endpoints.list_conversations": (
-                "8_app/personal_endpoints.html#list_conversations",
-                "personal_llm/app/personal_endpoints.py",
-            ),
-            "personal_llm.app.personal_endpoints.list_memory": (
-                "8_app/personal_endpoints.html#list_memory",
-                "personal_llm/app/personal_endpoints.py",
-            ),
-            "personal_llm.app.personal_endpoints.make_endpoint": (
-                "8_app/personal_endpoints.html#make_endpoint",
-                "personal_llm/app/personal_endpoints.py",
-            ),
-            "personal_llm.app.personal_endpoints.make_fields": (
-                "8_app/personal_endpoints.html#make_fields",
-                "personal_llm/app/personal_endpoints.py",
-            ),
-            "personal_llm.app.personal_endpoints.make_personal_router": (
-                "8_app/personal_endpoints.html#make_personal_router",
-                "personal_llm/app/personal_endpoints.py",
-            ),
-            "personal_llm.app.personal_endpoints.make_title": (
-                "8_app/personal_endpoints.html#make_title",
-                "personal_llm/app/personal_endpoints.py",
-            ),
-            "personal_llm.app.personal_endpoints.make_tree": (
-                "8_app/personal_endpoints.html#make_tree",
-                "personal_llm/app/personal_endpoints.py",
-            ),
-            "personal_llm.app.personal_endpoints.open_conversation": (
-                "8_app/personal_endpoints.html#open_conversation",
-                "personal_llm/app/personal_endpoints.py",
-            ),
-            "personal_llm.app.personal_endpoints.read_import": (
-                "8_app/personal_endpoints.html#read_import",
-                "personal_llm/app/personal_endpoints.py",
-            ),
-            "personal_llm.app.personal_endpoints.register_endpoint": (
-                "8_app/personal_endpoints.html#register_endpoint",
-                "personal_llm/app/personal_endpoints.py",
-            ),
-            "personal_llm.app.personal_endpoints.rename_conversation": (
-                "8_app/personal_endpoints.html#rename_conversation",
-                "personal_llm/app/personal_endpoints.py",
-            ),
-            "personal_llm.app.personal_endpoints.say_again": (
-                "8_app/personal_endpoints.html#say_again",
-                "personal_llm/app/personal_endpoints.py",
-            ),
-            "personal_llm.app.personal_endpoints.say_line": (
-                "8_app/personal_endpoints.html#say_line",
-                "personal_llm/app/personal_endpoints.py",
-            ),
-            "personal_llm.app.personal_endpoints.show_dialogue": (
-                "8_app/personal_endpoints.html#show_dialogue",
-                "personal_llm/app/personal_endpoints.py",
-            ),
-            "personal_llm.app.personal_endpoints.skip_question": (
-                "8_app/personal_endpoints.html#skip_question",
-                "personal_llm/app/personal_endpoints.py",
-            ),
-            "personal_llm.app.personal_endpoints.start_learning": (
-                "8_app/personal_endpoints.html#start_learning",
-                "personal_llm/app/personal_endpoints.py",
-            ),
-            "personal_llm.app.personal_endpoints.summarise_turn": (
-                "8_app/personal_endpoints.html#summarise_turn",
-                "personal_llm/app/personal_endpoints.py",
-            ),
-            "personal_llm.app.personal_endpoints.undo_fine_tune": (
-                "8_app/personal_endpoints.html#undo_fine_tune",
-                "personal_llm/app/personal_endpoints.py",
-            ),
-            "personal_llm.app.personal_endpoints.undo_turn": (
-                "8_app/personal_endpoints.html#undo_turn",
-                "personal_llm/app/personal_endpoints.py",
             ),
         },
         "personal_llm.app.personalize": {
@@ -426,96 +176,58 @@ d = {
             ),
         },
         "personal_llm.app.server": {
-            "personal_llm.app.server.ChatCell": ("8_app/server.html#chatcell", "personal_llm/app/server.py"),
-            "personal_llm.app.server.ChatCell.__init__": (
-                "8_app/server.html#chatcell.__init__",
+            "personal_llm.app.server.Change": ("8_app/server.html#change", "personal_llm/app/server.py"),
+            "personal_llm.app.server.CompletionRequest": (
+                "8_app/server.html#completionrequest",
                 "personal_llm/app/server.py",
             ),
-            "personal_llm.app.server.ChatCell._repr_html_": (
-                "8_app/server.html#chatcell._repr_html_",
+            "personal_llm.app.server.CompletionRequest.check_fields": (
+                "8_app/server.html#completionrequest.check_fields",
                 "personal_llm/app/server.py",
             ),
-            "personal_llm.app.server.ChatCell.close": (
-                "8_app/server.html#chatcell.close",
+            "personal_llm.app.server.CompletionRequest.get_history": (
+                "8_app/server.html#completionrequest.get_history",
                 "personal_llm/app/server.py",
             ),
-            "personal_llm.app.server.import_server_packages": (
-                "8_app/server.html#import_server_packages",
+            "personal_llm.app.server.CompletionRequest.get_options": (
+                "8_app/server.html#completionrequest.get_options",
                 "personal_llm/app/server.py",
             ),
+            "personal_llm.app.server.Message": ("8_app/server.html#message", "personal_llm/app/server.py"),
+            "personal_llm.app.server.Message.read": ("8_app/server.html#message.read", "personal_llm/app/server.py"),
+            "personal_llm.app.server.Part": ("8_app/server.html#part", "personal_llm/app/server.py"),
+            "personal_llm.app.server.SessionThread": ("8_app/server.html#sessionthread", "personal_llm/app/server.py"),
+            "personal_llm.app.server.SessionThread.__init__": (
+                "8_app/server.html#sessionthread.__init__",
+                "personal_llm/app/server.py",
+            ),
+            "personal_llm.app.server.SessionThread.change": (
+                "8_app/server.html#sessionthread.change",
+                "personal_llm/app/server.py",
+            ),
+            "personal_llm.app.server.SessionThread.read": (
+                "8_app/server.html#sessionthread.read",
+                "personal_llm/app/server.py",
+            ),
+            "personal_llm.app.server.SessionThread.stream": (
+                "8_app/server.html#sessionthread.stream",
+                "personal_llm/app/server.py",
+            ),
+            "personal_llm.app.server.answer_error": ("8_app/server.html#answer_error", "personal_llm/app/server.py"),
+            "personal_llm.app.server.check_request": ("8_app/server.html#check_request", "personal_llm/app/server.py"),
+            "personal_llm.app.server.describe_status": (
+                "8_app/server.html#describe_status",
+                "personal_llm/app/server.py",
+            ),
+            "personal_llm.app.server.forget": ("8_app/server.html#forget", "personal_llm/app/server.py"),
+            "personal_llm.app.server.guard": ("8_app/server.html#guard", "personal_llm/app/server.py"),
+            "personal_llm.app.server.list_known": ("8_app/server.html#list_known", "personal_llm/app/server.py"),
+            "personal_llm.app.server.list_talks": ("8_app/server.html#list_talks", "personal_llm/app/server.py"),
             "personal_llm.app.server.make_app": ("8_app/server.html#make_app", "personal_llm/app/server.py"),
-            "personal_llm.app.server.make_uvicorn": ("8_app/server.html#make_uvicorn", "personal_llm/app/server.py"),
             "personal_llm.app.server.open_socket": ("8_app/server.html#open_socket", "personal_llm/app/server.py"),
-            "personal_llm.app.server.print_link": ("8_app/server.html#print_link", "personal_llm/app/server.py"),
-            "personal_llm.app.server.read_token": ("8_app/server.html#read_token", "personal_llm/app/server.py"),
-            "personal_llm.app.server.serve_command": ("8_app/server.html#serve_command", "personal_llm/app/server.py"),
-            "personal_llm.app.server.share_arena": ("8_app/server.html#share_arena", "personal_llm/app/server.py"),
-        },
-        "personal_llm.app.server_guard": {
-            "personal_llm.app.server_guard.Guard": (
-                "8_app/server_guard.html#guard",
-                "personal_llm/app/server_guard.py",
-            ),
-            "personal_llm.app.server_guard.Guard.__call__": (
-                "8_app/server_guard.html#guard.__call__",
-                "personal_llm/app/server_guard.py",
-            ),
-            "personal_llm.app.server_guard.Guard.__init__": (
-                "8_app/server_guard.html#guard.__init__",
-                "personal_llm/app/server_guard.py",
-            ),
-            "personal_llm.app.server_guard.Guard.check": (
-                "8_app/server_guard.html#guard.check",
-                "personal_llm/app/server_guard.py",
-            ),
-            "personal_llm.app.server_guard.Guard.read_body": (
-                "8_app/server_guard.html#guard.read_body",
-                "personal_llm/app/server_guard.py",
-            ),
-            "personal_llm.app.server_guard.RateLimit": (
-                "8_app/server_guard.html#ratelimit",
-                "personal_llm/app/server_guard.py",
-            ),
-            "personal_llm.app.server_guard.RateLimit.__init__": (
-                "8_app/server_guard.html#ratelimit.__init__",
-                "personal_llm/app/server_guard.py",
-            ),
-            "personal_llm.app.server_guard.RateLimit.count": (
-                "8_app/server_guard.html#ratelimit.count",
-                "personal_llm/app/server_guard.py",
-            ),
-            "personal_llm.app.server_guard.Refusal": (
-                "8_app/server_guard.html#refusal",
-                "personal_llm/app/server_guard.py",
-            ),
-            "personal_llm.app.server_guard.Refusal.__init__": (
-                "8_app/server_guard.html#refusal.__init__",
-                "personal_llm/app/server_guard.py",
-            ),
-            "personal_llm.app.server_guard.Refusal.to_dict": (
-                "8_app/server_guard.html#refusal.to_dict",
-                "personal_llm/app/server_guard.py",
-            ),
-            "personal_llm.app.server_guard.ServerLimits": (
-                "8_app/server_guard.html#serverlimits",
-                "personal_llm/app/server_guard.py",
-            ),
-            "personal_llm.app.server_guard.check_token": (
-                "8_app/server_guard.html#check_token",
-                "personal_llm/app/server_guard.py",
-            ),
-            "personal_llm.app.server_guard.is_loopback": (
-                "8_app/server_guard.html#is_loopback",
-                "personal_llm/app/server_guard.py",
-            ),
-            "personal_llm.app.server_guard.is_own_host": (
-                "8_app/server_guard.html#is_own_host",
-                "personal_llm/app/server_guard.py",
-            ),
-            "personal_llm.app.server_guard.parse_address": (
-                "8_app/server_guard.html#parse_address",
-                "personal_llm/app/server_guard.py",
-            ),
+            "personal_llm.app.server.serve": ("8_app/server.html#serve", "personal_llm/app/server.py"),
+            "personal_llm.app.server.write_events": ("8_app/server.html#write_events", "personal_llm/app/server.py"),
+            "personal_llm.app.server.write_reply": ("8_app/server.html#write_reply", "personal_llm/app/server.py"),
         },
         "personal_llm.base.adapters": {
             "personal_llm.base.adapters.Adapter": ("0_base/adapters.html#adapter", "personal_llm/base/adapters.py"),

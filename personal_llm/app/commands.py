@@ -311,7 +311,7 @@ def evaluate(data: Data, adapter: Adapter, model: Model = None, user: User = Non
     head = f"{count_nouns(len(dialogues), 'dialogue')}; before: {loaded.name}, after: with {folder}"
     show(dict(dialogues=len(dialogues), model=loaded.name, change=table), [head, *format_comparison(table)], as_json)
 
-# %% ../../nbs/8_app/05_commands.ipynb #128892e0
+# %% ../../nbs/8_app/05_commands.ipynb #016fb67a
 @app.command("chat", epilog="Example: personal-llm chat --out me")
 def chat_command(
     out: Annotated[str, Option(help="folder that stores the chat (default: nothing is stored)", metavar="DIR")] = None,
@@ -342,12 +342,13 @@ def serve(
     memory: Memory = None,
     memories: Memories = None,
     archive: ArchiveSize = None,
+    as_json: AsJson = False,
 ):
     "Serve a page and the OpenAI protocol; the command prints a link."
     from personal_llm.app.server import serve as run_server
 
     settings = select_given(max_questions=max_questions, memory=memory, memories=memories, archive=archive)
-    run_server(lambda: load(model, out), out, host, port, **settings)
+    run_server(load(model, out), out, host, port, as_json, **settings)
 
 # %% ../../nbs/8_app/05_commands.ipynb #00700b6d
 @app.command(epilog="Example: personal-llm status --out me")
