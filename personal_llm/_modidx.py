@@ -37,6 +37,10 @@ d = {
             "personal_llm.app.check.check_padding": ("8_app/check.html#check_padding", "personal_llm/app/check.py"),
             "personal_llm.app.check.check_reply": ("8_app/check.html#check_reply", "personal_llm/app/check.py"),
             "personal_llm.app.check.check_template": ("8_app/check.html#check_template", "personal_llm/app/check.py"),
+            "personal_llm.app.check.check_tuning_step": (
+                "8_app/check.html#check_tuning_step",
+                "personal_llm/app/check.py",
+            ),
             "personal_llm.app.check.check_user_text": ("8_app/check.html#check_user_text", "personal_llm/app/check.py"),
             "personal_llm.app.check.get_trained_tokens": (
                 "8_app/check.html#get_trained_tokens",

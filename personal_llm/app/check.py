@@ -16,7 +16,8 @@ from ..base.core import Dialogue, InputError
 from ..base.loading import find_linear_modules, is_causal
 from ..base.models import Model, load_model
 from ..base.tokens import get_special_strings
-from ..tuning.finetune import check_tuning_step
+from ..tuning.config import TuningConfig
+from ..tuning.finetune import finetune
 
 # %% ../../nbs/8_app/01_check.ipynb #53dc4f52
 @dataclass
@@ -154,4 +155,11 @@ def check_reply(model):
     return bool(text), f"{time.perf_counter() - begin:.1f} s for its first twelve tokens"
 
 
-register_check("tuning step")(check_tuning_step)
+@register_check("tuning step")
+def check_tuning_step(model):
+    config = TuningConfig(steps=2, validation=0.0)
+    with tempfile.TemporaryDirectory() as folder:
+        adapter = finetune(model, PADDING_DIALOGUES * 2, config, out=f"{folder}/adapter", progress=False)
+    whole = adapter.cost.seconds / config.steps * TuningConfig.steps
+    detail = f"two short ones in {adapter.cost.seconds:.1f} s: at least {whole:.0f} s for {TuningConfig.steps} steps"
+    return np.isfinite([adapter.start_loss, adapter.best_loss]).all(), detail

@@ -163,7 +163,7 @@ def set_load_options(
     load_options.clear()
     load_options.update(select_given(device=device, dtype=dtype, chat_template=chat_template))
 
-# %% ../../nbs/8_app/05_commands.ipynb #48c6c845
+# %% ../../nbs/8_app/05_commands.ipynb #613ce17b
 @app.command(epilog="Example: personal-llm get qwen2.5-coder-1.5b")
 def get(
     name: Annotated[str, Argument(help=f"one of {', '.join(WEIGHTS)}", metavar="[NAME]")] = None,
@@ -211,14 +211,12 @@ def models(as_json: AsJson = False):
 def check(model: Model = None, quiet: Quiet = False, as_json: AsJson = False):
     "Try a model: template, tokens, adapters, a reply and a tuning step. Exit code 1: one of them failed."
     from personal_llm.app.check import check_model
-    from personal_llm.tuning.finetune import estimate_cost
 
     name = find_model_name(model)
     resolve_model(name)  # an unknown name is a mistake in the arguments
     report = check_model(name, on_check=lambda text: quiet or print_note(f"checking: {text}"), **load_options)
     rows = [dict(name=text, ok=passed, detail=detail) for text, passed, detail in report.rows]
-    lines = [report] + ([estimate_cost(report.model)] if report.ok else [])
-    show(dict(model=name, ok=report.ok, rows=rows), lines, as_json)
+    show(dict(model=name, ok=report.ok, rows=rows), [report], as_json)
     if not report.ok:
         raise typer.Exit(1)
 
