@@ -7234,28 +7234,12 @@ d = {
             ),
         },
         "personal_llm.tuning.finetune": {
-            "personal_llm.tuning.finetune.CostEstimate": (
-                "3_tuning/finetune.html#costestimate",
-                "personal_llm/tuning/finetune.py",
-            ),
-            "personal_llm.tuning.finetune.CostEstimate.__str__": (
-                "3_tuning/finetune.html#costestimate.__str__",
-                "personal_llm/tuning/finetune.py",
-            ),
             "personal_llm.tuning.finetune.check_output_folder": (
                 "3_tuning/finetune.html#check_output_folder",
                 "personal_llm/tuning/finetune.py",
             ),
-            "personal_llm.tuning.finetune.check_tuning_step": (
-                "3_tuning/finetune.html#check_tuning_step",
-                "personal_llm/tuning/finetune.py",
-            ),
             "personal_llm.tuning.finetune.describe_result": (
                 "3_tuning/finetune.html#describe_result",
-                "personal_llm/tuning/finetune.py",
-            ),
-            "personal_llm.tuning.finetune.estimate_cost": (
-                "3_tuning/finetune.html#estimate_cost",
                 "personal_llm/tuning/finetune.py",
             ),
             "personal_llm.tuning.finetune.find_lineages": (
@@ -7264,10 +7248,6 @@ d = {
             ),
             "personal_llm.tuning.finetune.finetune": (
                 "3_tuning/finetune.html#finetune",
-                "personal_llm/tuning/finetune.py",
-            ),
-            "personal_llm.tuning.finetune.measure_second_run": (
-                "3_tuning/finetune.html#measure_second_run",
                 "personal_llm/tuning/finetune.py",
             ),
             "personal_llm.tuning.finetune.open_output_folder": (
