@@ -1,8 +1,8 @@
 """`python -m benchmarks`: a fine-tune of ours beside the same work in transformers' Trainer and in TRL.
 
-Each way takes the same optimiser steps on batches of the same size, with the same LoRA, in float32, in a forked child of its
-own, the ways in turn in every round. What counts is processor time, and the ratio within a round. TRL takes part where it
-is installed: `pip install trl`.
+Each way takes the same optimiser steps on batches of the same size, with the same LoRA, in float32, in a forked child
+of its own, the ways in turn in every round. What counts is processor time, and the ratio within a round. TRL takes part
+where it is installed: `pip install trl`.
 """
 
 import argparse
