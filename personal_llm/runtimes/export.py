@@ -5,18 +5,20 @@
 # %% auto #0
 __all__ = ['format_modelfile', 'choose_examples', 'format_messages']
 
-# %% ../../nbs/7_runtimes/02_export.ipynb #7ca4f82f
+# %% ../../nbs/7_runtimes/02_export.ipynb #2a60805e
 import os
 import re
 from pathlib import Path
 
-from ..base.adapters import CONFIG_FILE, WEIGHTS_FILE
+from ..base.adapters import CONFIG_FILE, WEIGHTS_FILE, read_factors
 from ..base.core import InputError
 from ..base.files import read_json, write_atomically, write_json
 from ..base.replies import write_gguf_adapter
 from ..base.text import count_nouns, is_near_duplicate
 from ..base.tokens import get_special_strings
 from ..buffer.retrieval import MemoryConfig, collect_memories
+from ..explanation.explanation import explain
+from ..explanation.style import MIN_EXPLAINED_DIALOGUES
 from .plugins import Runtime
 
 # %% ../../nbs/7_runtimes/02_export.ipynb #mfgaps01
@@ -61,51 +63,77 @@ def format_modelfile(
     stop = tokenizer.eos_token
     return f'FROM ./base.gguf\nADAPTER ./adapter.gguf\nTEMPLATE """{template}"""\nPARAMETER stop "{stop}"\n'
 
-# %% ../../nbs/7_runtimes/02_export.ipynb #b3823f03
+# %% ../../nbs/7_runtimes/02_export.ipynb #a1a8b8d5
+PEFT_PREFIX = "base_model.model."  # before the names of modules in an adapter's file
+
+
+def merge_weights(model, adapter: Path) -> dict:  # name -> tensor
+    "Return the weights of a model, with W + BA for each W that the adapter changes."
+    from transformers.pytorch_utils import Conv1D
+
+    weights = model.model.state_dict()
+    for name, (A, B) in read_factors(adapter).items():
+        name = name.removeprefix(PEFT_PREFIX)
+        W, change = weights[f"{name}.weight"], B @ A
+        change = change.T if isinstance(model.model.get_submodule(name), Conv1D) else change
+        weights[f"{name}.weight"] = (W.float() + change.to(W.device)).to(W.dtype)
+    return weights
+
+
 def write_merged(model, adapter: Path, out: Path, dialogues=()) -> str:  # how to use the files
     "Write base and adapter as one model, with its tokenizer."
-    from peft import PeftModel
-
-    merged = PeftModel.from_pretrained(model.clone().model, str(adapter)).merge_and_unload()
-    merged.save_pretrained(out)
+    model.model.save_pretrained(out, state_dict=merge_weights(model, adapter))
     model.tokenizer.save_pretrained(out)
-    return "give this folder as --model; transformers, MLX, vLLM and llama.cpp's converter read it, too"
+    usage = "give this folder as --model; transformers, MLX, vLLM and llama.cpp's converter read it, too"
+    return usage + describe_loss(model, dialogues, out)
 
-# %% ../../nbs/7_runtimes/02_export.ipynb #65e42059
+# %% ../../nbs/7_runtimes/02_export.ipynb #92407864
+GGUF_FAMILIES = dict(mistral="llama", gemma3_text="gemma3")  # where llama.cpp has another name
+PLAIN_FAMILIES = ("llama", "smollm3", "granite", "qwen2", "qwen3", "gemma2", "gemma3", "phi3", "olmo2")
+
+
 def write_gguf(model, adapter: Path, out: Path, dialogues=()) -> str:  # how to use the file
     "Write an adapter as llama.cpp reads it; raise `InputError` for a family of models or a layer that it lacks."
     config = model.model.config.get_text_config()
-    family = config.model_type.removesuffix("_text")
+    family = GGUF_FAMILIES.get(config.model_type, config.model_type)
+    if family not in PLAIN_FAMILIES:
+        problem = f"{config.model_type}: we cannot write its adapters for llama.cpp"
+        raise InputError(problem, "use --to merged and its converter")
     shape = (config.num_hidden_layers, config.num_attention_heads, config.num_key_value_heads)
     write_gguf_adapter(adapter, out / "adapter.gguf", family, *shape)
-    return "llama-cli -m base.gguf --lora adapter.gguf, where base.gguf is the base model"
+    usage = "llama-cli -m base.gguf --lora adapter.gguf, where base.gguf is the base model"
+    return usage + describe_loss(model, dialogues, out)
 
-# %% ../../nbs/7_runtimes/02_export.ipynb #c7b10425
+# %% ../../nbs/7_runtimes/02_export.ipynb #f00a7fbd
+VLLM_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # that its option takes
+
+
 def write_vllm(model, adapter: Path, out: Path, dialogues=()) -> str:  # how to use the files
     "Write an adapter as vLLM reads it: peft's weights and settings, without our card and a path of this machine."
     base = Path(model.name).name if Path(model.name).expanduser().exists() else model.name
     settings = read_json(adapter / CONFIG_FILE) | dict(base_model_name_or_path=base)
     write_atomically(out / WEIGHTS_FILE, (adapter / WEIGHTS_FILE).read_bytes())
     write_json(out / CONFIG_FILE, settings)
-    rank = max(8, 2 ** (settings["r"] - 1).bit_length())  # the next power of two, which its option takes
-    return f"vllm serve {model.name} --enable-lora --max-lora-rank {rank} --lora-modules personal=DIR"
+    rank = next((most for most in VLLM_RANKS if most >= settings["r"]), settings["r"])
+    usage = f"vllm serve {model.name} --enable-lora --max-lora-rank {rank} --lora-modules personal=DIR"
+    return usage + describe_loss(model, dialogues)
 
-# %% ../../nbs/7_runtimes/02_export.ipynb #0cad71d4
+# %% ../../nbs/7_runtimes/02_export.ipynb #hnd00002
 def choose_examples(
     model,  # a `Model`, for its tokens
     dialogues: list,
-    config: MemoryConfig = MemoryConfig(),  # how many examples, and how many tokens of all of them
+    count: int = MemoryConfig.memories,  # examples at most
+    max_tokens: int = MemoryConfig.max_tokens,  # of all examples
 ) -> list:  # `Dialogue`s, corrected ones first
     "Return the answered dialogues that go with an adapter to a program without a memory."
-    unsafe = ['"""', *get_special_strings(model.tokenizer)]
-    left = min(config.max_tokens, model.max_length // 2)
+    unsafe, left = ['"""', *get_special_strings(model.tokenizer)], min(max_tokens, model.max_length // 2)
+    priority = lambda d: (d.origin == "annotated", d.time)
     examples = []
-    ranked = sorted(collect_memories(dialogues), key=lambda d: (d.origin == "annotated", d.time), reverse=True)
-    for d in ranked:
-        is_safe = not any(text in d.text for text in unsafe)
+    for d in sorted(collect_memories(dialogues), key=priority, reverse=True):
+        is_safe = not any(text in d.prompt + "\n" + d.response for text in unsafe)
         is_new = not any(is_near_duplicate(d.prompt, other.prompt) for other in examples)
-        size = model.count_tokens(d.text)
-        if is_safe and is_new and size <= left and len(examples) < config.memories:
+        size = sum(len(model.tokenizer(text)["input_ids"]) for text in (d.prompt, d.response)) if is_safe else 0
+        if is_safe and is_new and size <= left and len(examples) < count:
             examples.append(d)
             left -= size
     return examples
@@ -116,14 +144,40 @@ def format_messages(examples: list) -> str:
     turn = 'MESSAGE user """{}"""\nMESSAGE assistant """{}"""\n'
     return "".join(turn.format(d.prompt, d.response) for d in examples)
 
-# %% ../../nbs/7_runtimes/02_export.ipynb #4cb17bb0
-def write_ollama(model, adapter: Path, out: Path, dialogues=()) -> str:  # how to use the files
-    "Write an adapter as llama.cpp reads it, and Ollama's Modelfile with the user's examples."
-    write_gguf(model, adapter, out)
+# %% ../../nbs/7_runtimes/02_export.ipynb #hnd00005
+MAX_DESCRIBED_ANSWERS = 24  # the newest ones, for the habits in a system prompt
+SYSTEM_FILE = "system.txt"
+
+
+def write_system_prompt(model, dialogues: list, folder: Path) -> str:  # "" if there are too few, or no habit is found
+    "Write the habits of the user's answers as an instruction, and return a clause that names the file."
+    answered = collect_memories(dialogues)[-MAX_DESCRIBED_ANSWERS:]
+    habits = explain(model, answered).description.habits if len(answered) >= MIN_EXPLAINED_DIALOGUES else ()
+    if not habits:
+        return ""
+    labels = "; ".join(trait.label for trait in habits)
+    write_atomically(folder / SYSTEM_FILE, f"Answer as this user likes it: {labels}.\n")
+    return f"; {SYSTEM_FILE} holds your habits as a system prompt"
+
+
+def describe_loss(model, dialogues: list, folder: Path = None) -> str:  # "" without answers
+    "Return a line on the examples that a program without a memory loses; write the habits into a folder, if given."
     examples = choose_examples(model, dialogues)
-    write_atomically(out / "Modelfile", format_modelfile(model) + format_messages(examples))
+    line = f"\nlost: your examples, of which a reply here reads up to {len(examples)} (--to ollama keeps them)"
+    return line + (write_system_prompt(model, dialogues, folder) if folder else "") if examples else ""
+
+
+def write_ollama(model, adapter: Path, out: Path, dialogues=()) -> str:  # how to use the files
+    "Write an adapter as llama.cpp reads it, Ollama's Modelfile with the user's examples, and the habits beside it."
+    write_gguf(model, adapter, out)
+    examples, file = choose_examples(model, dialogues), out / "Modelfile"
+    write_atomically(file, format_modelfile(model) + format_messages(examples))
     usage = "put the base model's GGUF file here as base.gguf, then: ollama create mine -f Modelfile"
-    return f"{usage}\nthe Modelfile holds {count_nouns(len(examples), 'answer')} of yours, in plain text"
+    if not examples:
+        reason = "this folder has no answers of yours (correct or approve replies first)"
+        return f"{usage}\nthe Modelfile holds no examples: {reason}"
+    usage += f"\nthe Modelfile holds {count_nouns(len(examples), 'answer')} of yours as examples, in plain text"
+    return usage + write_system_prompt(model, dialogues, out)
 
 # %% ../../nbs/7_runtimes/02_export.ipynb #57e986e6
 EXPORT_TARGETS = dict(merged=write_merged, gguf=write_gguf, ollama=write_ollama, vllm=write_vllm)

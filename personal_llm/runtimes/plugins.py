@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['ENTRY_POINT_GROUP', 'Runtime', 'find_runtimes', 'collect_targets']
 
-# %% ../../nbs/7_runtimes/01_plugins.ipynb #397e41fc
+# %% ../../nbs/7_runtimes/01_plugins.ipynb #30638c19
 import os
 from dataclasses import dataclass, field
 from functools import cache
@@ -58,7 +58,7 @@ def collect_targets() -> dict:  # name -> function
     "Return the targets of all runtimes."
     return {name: target for runtime in find_runtimes()[0].values() for name, target in runtime.targets.items()}
 
-# %% ../../nbs/7_runtimes/01_plugins.ipynb #9deca46e
+# %% ../../nbs/7_runtimes/01_plugins.ipynb #253bb731
 def export_adapter(
     model,  # the base `Model`
     adapter,  # a folder, or an `Adapter`
@@ -71,10 +71,9 @@ def export_adapter(
     check(target, "choice", "target", choices=tuple(targets))
     check_new_folder(out)
     out = Path(out)
-    adapter = check_adapter(adapter, model.base)
     stage = make_folder(get_temporary_path(out))
     try:
-        usage = targets[target](model, adapter, stage, list(dialogues))
+        usage = targets[target](model, check_adapter(adapter, model.base), stage, list(dialogues))
         if out.exists():
             out.rmdir()
         os.replace(stage, out)
