@@ -331,7 +331,7 @@ def test_encoders_have_ids():
 
 
 def test_one_choice_of_an_encoder_reaches_every_chapter(monkeypatch):
-    from personal_llm.buffer.retrieval import PromptEmbedder
+    from personal_llm.buffer.retrieval import VectorStore
     from personal_llm.buffer.synthesis import semantic_similarities
 
     class Vowels:
@@ -344,9 +344,9 @@ def test_one_choice_of_an_encoder_reaches_every_chapter(monkeypatch):
     own = Vowels()
     try:
         set_encoder(own)
-        assert load_encoder() is own and PromptEmbedder(model=None).encoder is own
+        assert load_encoder() is own and VectorStore().embed(["a"]).shape == (1, 2)
         semantic_similarities(["a"], ["b"])
-        assert own.calls[1:] == [["a"], ["b"]]
+        assert own.calls[-2:] == [["a"], ["b"]]
         assert load_encoder("pocket") is not own
         with pytest.raises(InputError, match="unknown encoder"):
             set_encoder("no/such/encoder")
