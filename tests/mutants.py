@@ -29,7 +29,7 @@ HERE = Path(__file__).parent
 SECONDS = 300  # of a mutant; what takes longer counts as killed
 MODULES = {  # name -> (module, its tests)
     "buffer": ("personal_llm.buffer.buffer", "test_buffer.py"),
-    "active": ("personal_llm.buffer.active", "test_asking.py test_policies.py"),
+    "active": ("personal_llm.buffer.active", "test_active.py test_policies.py"),
     "losses": ("personal_llm.tuning.training_loop", "test_losses.py test_tuning.py"),
     "finetune": ("personal_llm.tuning.finetune", "test_tuning.py test_validation.py"),
     "mixture": ("personal_llm.selection.mixture", "test_mixture.py"),
