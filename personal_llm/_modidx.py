@@ -970,24 +970,6 @@ d = {
             "personal_llm.base.core.seed_everything": ("0_base/core.html#seed_everything", "personal_llm/base/core.py"),
             "personal_llm.base.core.setting": ("0_base/core.html#setting", "personal_llm/base/core.py"),
         },
-        "personal_llm.base.database": {
-            "personal_llm.base.database.EmptyDatabaseError": (
-                "0_base/database.html#emptydatabaseerror",
-                "personal_llm/base/database.py",
-            ),
-            "personal_llm.base.database.connect_database": (
-                "0_base/database.html#connect_database",
-                "personal_llm/base/database.py",
-            ),
-            "personal_llm.base.database.open_database": (
-                "0_base/database.html#open_database",
-                "personal_llm/base/database.py",
-            ),
-            "personal_llm.base.database.report_damage": (
-                "0_base/database.html#report_damage",
-                "personal_llm/base/database.py",
-            ),
-        },
         "personal_llm.base.decoding": {
             "personal_llm.base.decoding.BatchRules": (
                 "0_base/decoding.html#batchrules",
@@ -1340,42 +1322,6 @@ d = {
                 "personal_llm/base/gguf.py",
             ),
         },
-        "personal_llm.base.ledger": {
-            "personal_llm.base.ledger._write_entry": ("0_base/ledger.html#_write_entry", "personal_llm/base/ledger.py"),
-            "personal_llm.base.ledger.get_ledger_file": (
-                "0_base/ledger.html#get_ledger_file",
-                "personal_llm/base/ledger.py",
-            ),
-            "personal_llm.base.ledger.hash_entry": ("0_base/ledger.html#hash_entry", "personal_llm/base/ledger.py"),
-            "personal_llm.base.ledger.read_ledger": ("0_base/ledger.html#read_ledger", "personal_llm/base/ledger.py"),
-            "personal_llm.base.ledger.record_egress": (
-                "0_base/ledger.html#record_egress",
-                "personal_llm/base/ledger.py",
-            ),
-        },
-        "personal_llm.base.lineage": {
-            "personal_llm.base.lineage.collect_source_ids": (
-                "0_base/lineage.html#collect_source_ids",
-                "personal_llm/base/lineage.py",
-            ),
-            "personal_llm.base.lineage.copy_without_ids": (
-                "0_base/lineage.html#copy_without_ids",
-                "personal_llm/base/lineage.py",
-            ),
-            "personal_llm.base.lineage.fold_text": ("0_base/lineage.html#fold_text", "personal_llm/base/lineage.py"),
-            "personal_llm.base.lineage.hash_dialogue": (
-                "0_base/lineage.html#hash_dialogue",
-                "personal_llm/base/lineage.py",
-            ),
-            "personal_llm.base.lineage.hash_exchange": (
-                "0_base/lineage.html#hash_exchange",
-                "personal_llm/base/lineage.py",
-            ),
-            "personal_llm.base.lineage.read_training_ids": (
-                "0_base/lineage.html#read_training_ids",
-                "personal_llm/base/lineage.py",
-            ),
-        },
         "personal_llm.base.loading": {
             "personal_llm.base.loading.check_hub": ("0_base/loading.html#check_hub", "personal_llm/base/loading.py"),
             "personal_llm.base.loading.choose_model_name": (
@@ -1465,6 +1411,11 @@ d = {
             ),
             "personal_llm.base.models.Model._set_network": (
                 "0_base/models.html#model._set_network",
+                "personal_llm/base/models.py",
+            ),
+            "personal_llm.base.models.Model.clone": ("0_base/models.html#model.clone", "personal_llm/base/models.py"),
+            "personal_llm.base.models.Model.count_tokens": (
+                "0_base/models.html#model.count_tokens",
                 "personal_llm/base/models.py",
             ),
             "personal_llm.base.models.Model.device": ("0_base/models.html#model.device", "personal_llm/base/models.py"),
@@ -4016,461 +3967,310 @@ d = {
                 "personal_llm/data/streams.py",
             ),
         },
-        "personal_llm.device.background_training": {
-            "personal_llm.device.background_training.BackgroundTraining": (
-                "6_device/background_training.html#backgroundtraining",
-                "personal_llm/device/background_training.py",
+        "personal_llm.device.archive": {
+            "personal_llm.device.archive.Archive": ("6_device/archive.html#archive", "personal_llm/device/archive.py"),
+            "personal_llm.device.archive.Archive.__init__": (
+                "6_device/archive.html#archive.__init__",
+                "personal_llm/device/archive.py",
             ),
-            "personal_llm.device.background_training.BackgroundTraining.__init__": (
-                "6_device/background_training.html#backgroundtraining.__init__",
-                "personal_llm/device/background_training.py",
+            "personal_llm.device.archive.Archive.__repr__": (
+                "6_device/archive.html#archive.__repr__",
+                "personal_llm/device/archive.py",
             ),
-            "personal_llm.device.background_training.BackgroundTraining.collect": (
-                "6_device/background_training.html#backgroundtraining.collect",
-                "personal_llm/device/background_training.py",
+            "personal_llm.device.archive.Archive._note": (
+                "6_device/archive.html#archive._note",
+                "personal_llm/device/archive.py",
             ),
-            "personal_llm.device.background_training.BackgroundTraining.drop_dialogues": (
-                "6_device/background_training.html#backgroundtraining.drop_dialogues",
-                "personal_llm/device/background_training.py",
+            "personal_llm.device.archive.Archive.add": (
+                "6_device/archive.html#archive.add",
+                "personal_llm/device/archive.py",
             ),
-            "personal_llm.device.background_training.BackgroundTraining.is_done": (
-                "6_device/background_training.html#backgroundtraining.is_done",
-                "personal_llm/device/background_training.py",
+            "personal_llm.device.archive.Archive.append": (
+                "6_device/archive.html#archive.append",
+                "personal_llm/device/archive.py",
             ),
-            "personal_llm.device.background_training.BackgroundTraining.run": (
-                "6_device/background_training.html#backgroundtraining.run",
-                "personal_llm/device/background_training.py",
+            "personal_llm.device.archive.Archive.close": (
+                "6_device/archive.html#archive.close",
+                "personal_llm/device/archive.py",
             ),
-            "personal_llm.device.background_training.BackgroundTraining.stop": (
-                "6_device/background_training.html#backgroundtraining.stop",
-                "personal_llm/device/background_training.py",
+            "personal_llm.device.archive.Archive.execute": (
+                "6_device/archive.html#archive.execute",
+                "personal_llm/device/archive.py",
             ),
-            "personal_llm.device.background_training.TrainingStopped": (
-                "6_device/background_training.html#trainingstopped",
-                "personal_llm/device/background_training.py",
+            "personal_llm.device.archive.Archive.load": (
+                "6_device/archive.html#archive.load",
+                "personal_llm/device/archive.py",
             ),
-            "personal_llm.device.background_training.install_stop_hook": (
-                "6_device/background_training.html#install_stop_hook",
-                "personal_llm/device/background_training.py",
+            "personal_llm.device.archive.Archive.transaction": (
+                "6_device/archive.html#archive.transaction",
+                "personal_llm/device/archive.py",
             ),
-            "personal_llm.device.background_training.release_memory": (
-                "6_device/background_training.html#release_memory",
-                "personal_llm/device/background_training.py",
+            "personal_llm.device.archive.Event": ("6_device/archive.html#event", "personal_llm/device/archive.py"),
+            "personal_llm.device.archive.backup_archive": (
+                "6_device/archive.html#backup_archive",
+                "personal_llm/device/archive.py",
+            ),
+            "personal_llm.device.archive.clean": ("6_device/archive.html#clean", "personal_llm/device/archive.py"),
+            "personal_llm.device.archive.connect": ("6_device/archive.html#connect", "personal_llm/device/archive.py"),
+            "personal_llm.device.archive.count_bytes": (
+                "6_device/archive.html#count_bytes",
+                "personal_llm/device/archive.py",
+            ),
+            "personal_llm.device.archive.delete_dialogues": (
+                "6_device/archive.html#delete_dialogues",
+                "personal_llm/device/archive.py",
+            ),
+            "personal_llm.device.archive.hold_folder": (
+                "6_device/archive.html#hold_folder",
+                "personal_llm/device/archive.py",
+            ),
+            "personal_llm.device.archive.is_archive_file": (
+                "6_device/archive.html#is_archive_file",
+                "personal_llm/device/archive.py",
+            ),
+            "personal_llm.device.archive.load_vectors": (
+                "6_device/archive.html#load_vectors",
+                "personal_llm/device/archive.py",
+            ),
+            "personal_llm.device.archive.purge": ("6_device/archive.html#purge", "personal_llm/device/archive.py"),
+            "personal_llm.device.archive.report_damage": (
+                "6_device/archive.html#report_damage",
+                "personal_llm/device/archive.py",
+            ),
+            "personal_llm.device.archive.restore_history": (
+                "6_device/archive.html#restore_history",
+                "personal_llm/device/archive.py",
+            ),
+            "personal_llm.device.archive.search": ("6_device/archive.html#search", "personal_llm/device/archive.py"),
+            "personal_llm.device.archive.shorten_history": (
+                "6_device/archive.html#shorten_history",
+                "personal_llm/device/archive.py",
+            ),
+            "personal_llm.device.archive.store_vectors": (
+                "6_device/archive.html#store_vectors",
+                "personal_llm/device/archive.py",
+            ),
+            "personal_llm.device.archive.trim_archive": (
+                "6_device/archive.html#trim_archive",
+                "personal_llm/device/archive.py",
             ),
         },
-        "personal_llm.device.conversation": {
-            "personal_llm.device.conversation.ChatSession": (
-                "6_device/conversation.html#chatsession",
-                "personal_llm/device/conversation.py",
+        "personal_llm.device.chat": {
+            "personal_llm.device.chat.BackgroundWork": (
+                "6_device/chat.html#backgroundwork",
+                "personal_llm/device/chat.py",
             ),
-            "personal_llm.device.conversation.ChatSession.__enter__": (
-                "6_device/conversation.html#chatsession.__enter__",
-                "personal_llm/device/conversation.py",
+            "personal_llm.device.chat.BackgroundWork.__init__": (
+                "6_device/chat.html#backgroundwork.__init__",
+                "personal_llm/device/chat.py",
             ),
-            "personal_llm.device.conversation.ChatSession.__exit__": (
-                "6_device/conversation.html#chatsession.__exit__",
-                "personal_llm/device/conversation.py",
+            "personal_llm.device.chat.BackgroundWork._run": (
+                "6_device/chat.html#backgroundwork._run",
+                "personal_llm/device/chat.py",
             ),
-            "personal_llm.device.conversation.ChatSession.__init__": (
-                "6_device/conversation.html#chatsession.__init__",
-                "personal_llm/device/conversation.py",
+            "personal_llm.device.chat.BackgroundWork.is_done": (
+                "6_device/chat.html#backgroundwork.is_done",
+                "personal_llm/device/chat.py",
             ),
-            "personal_llm.device.conversation.ChatSession.add_scored": (
-                "6_device/conversation.html#chatsession.add_scored",
-                "personal_llm/device/conversation.py",
+            "personal_llm.device.chat.BackgroundWork.stop": (
+                "6_device/chat.html#backgroundwork.stop",
+                "personal_llm/device/chat.py",
             ),
-            "personal_llm.device.conversation.ChatSession.answer": (
-                "6_device/conversation.html#chatsession.answer",
-                "personal_llm/device/conversation.py",
+            "personal_llm.device.chat.ChatSession": ("6_device/chat.html#chatsession", "personal_llm/device/chat.py"),
+            "personal_llm.device.chat.ChatSession.__enter__": (
+                "6_device/chat.html#chatsession.__enter__",
+                "personal_llm/device/chat.py",
             ),
-            "personal_llm.device.conversation.ChatSession.check_reply": (
-                "6_device/conversation.html#chatsession.check_reply",
-                "personal_llm/device/conversation.py",
+            "personal_llm.device.chat.ChatSession.__exit__": (
+                "6_device/chat.html#chatsession.__exit__",
+                "personal_llm/device/chat.py",
             ),
-            "personal_llm.device.conversation.ChatSession.choose": (
-                "6_device/conversation.html#chatsession.choose",
-                "personal_llm/device/conversation.py",
+            "personal_llm.device.chat.ChatSession.__init__": (
+                "6_device/chat.html#chatsession.__init__",
+                "personal_llm/device/chat.py",
             ),
-            "personal_llm.device.conversation.ChatSession.close": (
-                "6_device/conversation.html#chatsession.close",
-                "personal_llm/device/conversation.py",
+            "personal_llm.device.chat.ChatSession._cancel_timer": (
+                "6_device/chat.html#chatsession._cancel_timer",
+                "personal_llm/device/chat.py",
             ),
-            "personal_llm.device.conversation.ChatSession.correct": (
-                "6_device/conversation.html#chatsession.correct",
-                "personal_llm/device/conversation.py",
+            "personal_llm.device.chat.ChatSession._settle": (
+                "6_device/chat.html#chatsession._settle",
+                "personal_llm/device/chat.py",
             ),
-            "personal_llm.device.conversation.ChatSession.correct_history": (
-                "6_device/conversation.html#chatsession.correct_history",
-                "personal_llm/device/conversation.py",
+            "personal_llm.device.chat.ChatSession._start_timer": (
+                "6_device/chat.html#chatsession._start_timer",
+                "personal_llm/device/chat.py",
             ),
-            "personal_llm.device.conversation.ChatSession.count_new_answers": (
-                "6_device/conversation.html#chatsession.count_new_answers",
-                "personal_llm/device/conversation.py",
+            "personal_llm.device.chat.ChatSession._train": (
+                "6_device/chat.html#chatsession._train",
+                "personal_llm/device/chat.py",
             ),
-            "personal_llm.device.conversation.ChatSession.describe_memories": (
-                "6_device/conversation.html#chatsession.describe_memories",
-                "personal_llm/device/conversation.py",
+            "personal_llm.device.chat.ChatSession._write": (
+                "6_device/chat.html#chatsession._write",
+                "personal_llm/device/chat.py",
             ),
-            "personal_llm.device.conversation.ChatSession.feedback": (
-                "6_device/conversation.html#chatsession.feedback",
-                "personal_llm/device/conversation.py",
+            "personal_llm.device.chat.ChatSession.close": (
+                "6_device/chat.html#chatsession.close",
+                "personal_llm/device/chat.py",
             ),
-            "personal_llm.device.conversation.ChatSession.find_subject": (
-                "6_device/conversation.html#chatsession.find_subject",
-                "personal_llm/device/conversation.py",
+            "personal_llm.device.chat.ChatSession.collect": (
+                "6_device/chat.html#chatsession.collect",
+                "personal_llm/device/chat.py",
             ),
-            "personal_llm.device.conversation.ChatSession.finish_training": (
-                "6_device/conversation.html#chatsession.finish_training",
-                "personal_llm/device/conversation.py",
+            "personal_llm.device.chat.ChatSession.describe_source": (
+                "6_device/chat.html#chatsession.describe_source",
+                "personal_llm/device/chat.py",
             ),
-            "personal_llm.device.conversation.ChatSession.forget": (
-                "6_device/conversation.html#chatsession.forget",
-                "personal_llm/device/conversation.py",
+            "personal_llm.device.chat.ChatSession.finish_learning": (
+                "6_device/chat.html#chatsession.finish_learning",
+                "personal_llm/device/chat.py",
             ),
-            "personal_llm.device.conversation.ChatSession.generate_again": (
-                "6_device/conversation.html#chatsession.generate_again",
-                "personal_llm/device/conversation.py",
+            "personal_llm.device.chat.ChatSession.forget": (
+                "6_device/chat.html#chatsession.forget",
+                "personal_llm/device/chat.py",
             ),
-            "personal_llm.device.conversation.ChatSession.generate_reply": (
-                "6_device/conversation.html#chatsession.generate_reply",
-                "personal_llm/device/conversation.py",
+            "personal_llm.device.chat.ChatSession.learn": (
+                "6_device/chat.html#chatsession.learn",
+                "personal_llm/device/chat.py",
             ),
-            "personal_llm.device.conversation.ChatSession.history": (
-                "6_device/conversation.html#chatsession.history",
-                "personal_llm/device/conversation.py",
+            "personal_llm.device.chat.ChatSession.open_talk": (
+                "6_device/chat.html#chatsession.open_talk",
+                "personal_llm/device/chat.py",
             ),
-            "personal_llm.device.conversation.ChatSession.infer_feedback": (
-                "6_device/conversation.html#chatsession.infer_feedback",
-                "personal_llm/device/conversation.py",
+            "personal_llm.device.chat.ChatSession.pop_messages": (
+                "6_device/chat.html#chatsession.pop_messages",
+                "personal_llm/device/chat.py",
             ),
-            "personal_llm.device.conversation.ChatSession.learn": (
-                "6_device/conversation.html#chatsession.learn",
-                "personal_llm/device/conversation.py",
+            "personal_llm.device.chat.ChatSession.question": (
+                "6_device/chat.html#chatsession.question",
+                "personal_llm/device/chat.py",
             ),
-            "personal_llm.device.conversation.ChatSession.observe": (
-                "6_device/conversation.html#chatsession.observe",
-                "personal_llm/device/conversation.py",
+            "personal_llm.device.chat.ChatSession.react": (
+                "6_device/chat.html#chatsession.react",
+                "personal_llm/device/chat.py",
             ),
-            "personal_llm.device.conversation.ChatSession.offer_choice": (
-                "6_device/conversation.html#chatsession.offer_choice",
-                "personal_llm/device/conversation.py",
+            "personal_llm.device.chat.ChatSession.say": (
+                "6_device/chat.html#chatsession.say",
+                "personal_llm/device/chat.py",
             ),
-            "personal_llm.device.conversation.ChatSession.open_conversation": (
-                "6_device/conversation.html#chatsession.open_conversation",
-                "personal_llm/device/conversation.py",
+            "personal_llm.device.chat.ChatSession.score_in_background": (
+                "6_device/chat.html#chatsession.score_in_background",
+                "personal_llm/device/chat.py",
             ),
-            "personal_llm.device.conversation.ChatSession.plan_reply": (
-                "6_device/conversation.html#chatsession.plan_reply",
-                "personal_llm/device/conversation.py",
+            "personal_llm.device.chat.ChatSession.skip": (
+                "6_device/chat.html#chatsession.skip",
+                "personal_llm/device/chat.py",
             ),
-            "personal_llm.device.conversation.ChatSession.pop_messages": (
-                "6_device/conversation.html#chatsession.pop_messages",
-                "personal_llm/device/conversation.py",
+            "personal_llm.device.chat.ChatSession.stop_learning": (
+                "6_device/chat.html#chatsession.stop_learning",
+                "personal_llm/device/chat.py",
             ),
-            "personal_llm.device.conversation.ChatSession.read_talk": (
-                "6_device/conversation.html#chatsession.read_talk",
-                "personal_llm/device/conversation.py",
+            "personal_llm.device.chat.ChatSession.stop_reply": (
+                "6_device/chat.html#chatsession.stop_reply",
+                "personal_llm/device/chat.py",
             ),
-            "personal_llm.device.conversation.ChatSession.rename_conversation": (
-                "6_device/conversation.html#chatsession.rename_conversation",
-                "personal_llm/device/conversation.py",
+            "personal_llm.device.chat.ChatSession.turns": (
+                "6_device/chat.html#chatsession.turns",
+                "personal_llm/device/chat.py",
             ),
-            "personal_llm.device.conversation.ChatSession.retry": (
-                "6_device/conversation.html#chatsession.retry",
-                "personal_llm/device/conversation.py",
+            "personal_llm.device.chat.ChatSession.undo_learning": (
+                "6_device/chat.html#chatsession.undo_learning",
+                "personal_llm/device/chat.py",
             ),
-            "personal_llm.device.conversation.ChatSession.save": (
-                "6_device/conversation.html#chatsession.save",
-                "personal_llm/device/conversation.py",
-            ),
-            "personal_llm.device.conversation.ChatSession.say": (
-                "6_device/conversation.html#chatsession.say",
-                "personal_llm/device/conversation.py",
-            ),
-            "personal_llm.device.conversation.ChatSession.score_imported": (
-                "6_device/conversation.html#chatsession.score_imported",
-                "personal_llm/device/conversation.py",
-            ),
-            "personal_llm.device.conversation.ChatSession.settle_pending": (
-                "6_device/conversation.html#chatsession.settle_pending",
-                "personal_llm/device/conversation.py",
-            ),
-            "personal_llm.device.conversation.ChatSession.skip": (
-                "6_device/conversation.html#chatsession.skip",
-                "personal_llm/device/conversation.py",
-            ),
-            "personal_llm.device.conversation.ChatSession.stop_learning": (
-                "6_device/conversation.html#chatsession.stop_learning",
-                "personal_llm/device/conversation.py",
-            ),
-            "personal_llm.device.conversation.ChatSession.stop_reply": (
-                "6_device/conversation.html#chatsession.stop_reply",
-                "personal_llm/device/conversation.py",
-            ),
-            "personal_llm.device.conversation.ChatSession.stream_reply": (
-                "6_device/conversation.html#chatsession.stream_reply",
-                "personal_llm/device/conversation.py",
-            ),
-            "personal_llm.device.conversation.ChatSession.undo": (
-                "6_device/conversation.html#chatsession.undo",
-                "personal_llm/device/conversation.py",
-            ),
-            "personal_llm.device.conversation.ChatSession.undo_learning": (
-                "6_device/conversation.html#chatsession.undo_learning",
-                "personal_llm/device/conversation.py",
-            ),
-            "personal_llm.device.conversation.Draft": (
-                "6_device/conversation.html#draft",
-                "personal_llm/device/conversation.py",
-            ),
-            "personal_llm.device.conversation.check_session_folder": (
-                "6_device/conversation.html#check_session_folder",
-                "personal_llm/device/conversation.py",
-            ),
-            "personal_llm.device.conversation.clean_text": (
-                "6_device/conversation.html#clean_text",
-                "personal_llm/device/conversation.py",
-            ),
-            "personal_llm.device.conversation.delay_interrupts": (
-                "6_device/conversation.html#delay_interrupts",
-                "personal_llm/device/conversation.py",
-            ),
+            "personal_llm.device.chat.WorkStopped": ("6_device/chat.html#workstopped", "personal_llm/device/chat.py"),
+            "personal_llm.device.chat.clean_text": ("6_device/chat.html#clean_text", "personal_llm/device/chat.py"),
         },
         "personal_llm.device.forgetting": {
-            "personal_llm.device.forgetting.ForgetReport": (
-                "6_device/forgetting.html#forgetreport",
+            "personal_llm.device.forgetting.ForgetPlan": (
+                "6_device/forgetting.html#forgetplan",
                 "personal_llm/device/forgetting.py",
             ),
-            "personal_llm.device.forgetting.ForgetReport.__str__": (
-                "6_device/forgetting.html#forgetreport.__str__",
+            "personal_llm.device.forgetting.ForgetPlan.__str__": (
+                "6_device/forgetting.html#forgetplan.__str__",
                 "personal_llm/device/forgetting.py",
             ),
-            "personal_llm.device.forgetting.ForgetRequest": (
-                "6_device/forgetting.html#forgetrequest",
+            "personal_llm.device.forgetting.empty_replies": (
+                "6_device/forgetting.html#empty_replies",
                 "personal_llm/device/forgetting.py",
             ),
-            "personal_llm.device.forgetting.ForgetRequest.__post_init__": (
-                "6_device/forgetting.html#forgetrequest.__post_init__",
+            "personal_llm.device.forgetting.find_adapters": (
+                "6_device/forgetting.html#find_adapters",
                 "personal_llm/device/forgetting.py",
             ),
-            "personal_llm.device.forgetting.ForgetRequest.is_early": (
-                "6_device/forgetting.html#forgetrequest.is_early",
+            "personal_llm.device.forgetting.find_readers": (
+                "6_device/forgetting.html#find_readers",
                 "personal_llm/device/forgetting.py",
             ),
-            "personal_llm.device.forgetting.ForgetRequest.is_in": (
-                "6_device/forgetting.html#forgetrequest.is_in",
-                "personal_llm/device/forgetting.py",
-            ),
-            "personal_llm.device.forgetting.ForgetRequest.matches": (
-                "6_device/forgetting.html#forgetrequest.matches",
-                "personal_llm/device/forgetting.py",
-            ),
-            "personal_llm.device.forgetting._cut_history": (
-                "6_device/forgetting.html#_cut_history",
-                "personal_llm/device/forgetting.py",
-            ),
-            "personal_llm.device.forgetting._find_forgotten": (
-                "6_device/forgetting.html#_find_forgotten",
-                "personal_llm/device/forgetting.py",
-            ),
-            "personal_llm.device.forgetting._find_matches": (
-                "6_device/forgetting.html#_find_matches",
-                "personal_llm/device/forgetting.py",
-            ),
-            "personal_llm.device.forgetting._find_published": (
-                "6_device/forgetting.html#_find_published",
-                "personal_llm/device/forgetting.py",
-            ),
-            "personal_llm.device.forgetting._find_reacted": (
-                "6_device/forgetting.html#_find_reacted",
-                "personal_llm/device/forgetting.py",
-            ),
-            "personal_llm.device.forgetting._follow": (
-                "6_device/forgetting.html#_follow",
-                "personal_llm/device/forgetting.py",
-            ),
-            "personal_llm.device.forgetting._holds_only_yours": (
-                "6_device/forgetting.html#_holds_only_yours",
-                "personal_llm/device/forgetting.py",
-            ),
-            "personal_llm.device.forgetting._list_copies": (
-                "6_device/forgetting.html#_list_copies",
-                "personal_llm/device/forgetting.py",
-            ),
-            "personal_llm.device.forgetting._list_limits": (
-                "6_device/forgetting.html#_list_limits",
-                "personal_llm/device/forgetting.py",
-            ),
-            "personal_llm.device.forgetting._list_read_dialogues": (
-                "6_device/forgetting.html#_list_read_dialogues",
-                "personal_llm/device/forgetting.py",
-            ),
-            "personal_llm.device.forgetting.apply_to_folder": (
-                "6_device/forgetting.html#apply_to_folder",
-                "personal_llm/device/forgetting.py",
-            ),
-            "personal_llm.device.forgetting.delete_memory": (
-                "6_device/forgetting.html#delete_memory",
+            "personal_llm.device.forgetting.fold": (
+                "6_device/forgetting.html#fold",
                 "personal_llm/device/forgetting.py",
             ),
             "personal_llm.device.forgetting.forget_dialogues": (
                 "6_device/forgetting.html#forget_dialogues",
                 "personal_llm/device/forgetting.py",
             ),
-            "personal_llm.device.forgetting.forget_folder": (
-                "6_device/forgetting.html#forget_folder",
+            "personal_llm.device.forgetting.forget_everything": (
+                "6_device/forgetting.html#forget_everything",
                 "personal_llm/device/forgetting.py",
             ),
-            "personal_llm.device.forgetting.list_sources": (
-                "6_device/forgetting.html#list_sources",
+            "personal_llm.device.forgetting.plan_forgetting": (
+                "6_device/forgetting.html#plan_forgetting",
+                "personal_llm/device/forgetting.py",
+            ),
+            "personal_llm.device.forgetting.remove_adapter": (
+                "6_device/forgetting.html#remove_adapter",
+                "personal_llm/device/forgetting.py",
+            ),
+            "personal_llm.device.forgetting.select_dialogues": (
+                "6_device/forgetting.html#select_dialogues",
                 "personal_llm/device/forgetting.py",
             ),
         },
+        "personal_llm.device.learning": {
+            "personal_llm.device.learning.PreparedRound": (
+                "6_device/learning.html#preparedround",
+                "personal_llm/device/learning.py",
+            ),
+            "personal_llm.device.learning.choose_start": (
+                "6_device/learning.html#choose_start",
+                "personal_llm/device/learning.py",
+            ),
+            "personal_llm.device.learning.hash_weights": (
+                "6_device/learning.html#hash_weights",
+                "personal_llm/device/learning.py",
+            ),
+            "personal_llm.device.learning.load_last_adapter": (
+                "6_device/learning.html#load_last_adapter",
+                "personal_llm/device/learning.py",
+            ),
+            "personal_llm.device.learning.prepare_round": (
+                "6_device/learning.html#prepare_round",
+                "personal_llm/device/learning.py",
+            ),
+        },
         "personal_llm.device.memory": {
-            "personal_llm.device.memory.Event": ("6_device/memory.html#event", "personal_llm/device/memory.py"),
             "personal_llm.device.memory.Memory": ("6_device/memory.html#memory", "personal_llm/device/memory.py"),
             "personal_llm.device.memory.Memory.__init__": (
                 "6_device/memory.html#memory.__init__",
                 "personal_llm/device/memory.py",
             ),
-            "personal_llm.device.memory.Memory.__repr__": (
-                "6_device/memory.html#memory.__repr__",
+            "personal_llm.device.memory.Memory.clear": (
+                "6_device/memory.html#memory.clear",
                 "personal_llm/device/memory.py",
             ),
-            "personal_llm.device.memory.Memory.add": (
-                "6_device/memory.html#memory.add",
+            "personal_llm.device.memory.Memory.find": (
+                "6_device/memory.html#memory.find",
                 "personal_llm/device/memory.py",
             ),
-            "personal_llm.device.memory.Memory.append": (
-                "6_device/memory.html#memory.append",
+            "personal_llm.device.memory.Memory.load": (
+                "6_device/memory.html#memory.load",
                 "personal_llm/device/memory.py",
             ),
-            "personal_llm.device.memory.Memory.delete": (
-                "6_device/memory.html#memory.delete",
+            "personal_llm.device.memory.Memory.store": (
+                "6_device/memory.html#memory.store",
                 "personal_llm/device/memory.py",
             ),
-            "personal_llm.device.memory.Memory.is_configured": (
-                "6_device/memory.html#memory.is_configured",
-                "personal_llm/device/memory.py",
-            ),
-            "personal_llm.device.memory.Memory.read": (
-                "6_device/memory.html#memory.read",
-                "personal_llm/device/memory.py",
-            ),
-            "personal_llm.device.memory.Memory.remember": (
-                "6_device/memory.html#memory.remember",
-                "personal_llm/device/memory.py",
-            ),
-            "personal_llm.device.memory.Memory.write": (
-                "6_device/memory.html#memory.write",
-                "personal_llm/device/memory.py",
-            ),
-            "personal_llm.device.memory._dialogue_from_row": (
-                "6_device/memory.html#_dialogue_from_row",
-                "personal_llm/device/memory.py",
-            ),
-            "personal_llm.device.memory._dialogue_to_row": (
-                "6_device/memory.html#_dialogue_to_row",
-                "personal_llm/device/memory.py",
-            ),
-            "personal_llm.device.memory._event_from_row": (
-                "6_device/memory.html#_event_from_row",
-                "personal_llm/device/memory.py",
-            ),
-            "personal_llm.device.memory._event_to_row": (
-                "6_device/memory.html#_event_to_row",
-                "personal_llm/device/memory.py",
-            ),
-            "personal_llm.device.memory._hash_row": ("6_device/memory.html#_hash_row", "personal_llm/device/memory.py"),
-            "personal_llm.device.memory._is_linked": (
-                "6_device/memory.html#_is_linked",
-                "personal_llm/device/memory.py",
-            ),
-            "personal_llm.device.memory._read_rows": (
-                "6_device/memory.html#_read_rows",
-                "personal_llm/device/memory.py",
-            ),
-            "personal_llm.device.memory.claim_adapter_folder": (
-                "6_device/memory.html#claim_adapter_folder",
-                "personal_llm/device/memory.py",
-            ),
-            "personal_llm.device.memory.claim_folder": (
-                "6_device/memory.html#claim_folder",
-                "personal_llm/device/memory.py",
-            ),
-            "personal_llm.device.memory.find_run_folders": (
-                "6_device/memory.html#find_run_folders",
-                "personal_llm/device/memory.py",
-            ),
-            "personal_llm.device.memory.find_state_folders": (
-                "6_device/memory.html#find_state_folders",
-                "personal_llm/device/memory.py",
-            ),
-            "personal_llm.device.memory.get_state_version": (
-                "6_device/memory.html#get_state_version",
-                "personal_llm/device/memory.py",
-            ),
-            "personal_llm.device.memory.has_state": ("6_device/memory.html#has_state", "personal_llm/device/memory.py"),
-            "personal_llm.device.memory.hash_adapter_files": (
-                "6_device/memory.html#hash_adapter_files",
-                "personal_llm/device/memory.py",
-            ),
-            "personal_llm.device.memory.hold_store": (
-                "6_device/memory.html#hold_store",
-                "personal_llm/device/memory.py",
-            ),
-            "personal_llm.device.memory.is_claimed": (
-                "6_device/memory.html#is_claimed",
-                "personal_llm/device/memory.py",
-            ),
-            "personal_llm.device.memory.is_own_folder": (
-                "6_device/memory.html#is_own_folder",
-                "personal_llm/device/memory.py",
-            ),
-            "personal_llm.device.memory.join_conversation": (
-                "6_device/memory.html#join_conversation",
-                "personal_llm/device/memory.py",
-            ),
-            "personal_llm.device.memory.load_adapter": (
-                "6_device/memory.html#load_adapter",
-                "personal_llm/device/memory.py",
-            ),
-            "personal_llm.device.memory.lock_state": (
-                "6_device/memory.html#lock_state",
-                "personal_llm/device/memory.py",
-            ),
-            "personal_llm.device.memory.make_no_state_error": (
-                "6_device/memory.html#make_no_state_error",
-                "personal_llm/device/memory.py",
-            ),
-            "personal_llm.device.memory.open_store": (
-                "6_device/memory.html#open_store",
-                "personal_llm/device/memory.py",
-            ),
-            "personal_llm.device.memory.remove_adapter": (
-                "6_device/memory.html#remove_adapter",
-                "personal_llm/device/memory.py",
-            ),
-            "personal_llm.device.memory.scores_from_dict": (
-                "6_device/memory.html#scores_from_dict",
-                "personal_llm/device/memory.py",
-            ),
-            "personal_llm.device.memory.scores_to_dict": (
-                "6_device/memory.html#scores_to_dict",
-                "personal_llm/device/memory.py",
-            ),
-            "personal_llm.device.memory.split_conversation": (
-                "6_device/memory.html#split_conversation",
-                "personal_llm/device/memory.py",
-            ),
-            "personal_llm.device.memory.sweep_folder": (
-                "6_device/memory.html#sweep_folder",
-                "personal_llm/device/memory.py",
-            ),
-            "personal_llm.device.memory.truncate_journal": (
-                "6_device/memory.html#truncate_journal",
-                "personal_llm/device/memory.py",
-            ),
+            "personal_llm.device.memory.Recall": ("6_device/memory.html#recall", "personal_llm/device/memory.py"),
         },
         "personal_llm.device.personalizer": {
             "personal_llm.device.personalizer.Personalizer": (
@@ -4485,104 +4285,56 @@ d = {
                 "6_device/personalizer.html#personalizer.__repr__",
                 "personal_llm/device/personalizer.py",
             ),
-            "personal_llm.device.personalizer.Personalizer._apply_labels": (
-                "6_device/personalizer.html#personalizer._apply_labels",
-                "personal_llm/device/personalizer.py",
-            ),
             "personal_llm.device.personalizer.Personalizer._ask": (
                 "6_device/personalizer.html#personalizer._ask",
                 "personal_llm/device/personalizer.py",
             ),
-            "personal_llm.device.personalizer.Personalizer._choose_wish": (
-                "6_device/personalizer.html#personalizer._choose_wish",
+            "personal_llm.device.personalizer.Personalizer._check_base": (
+                "6_device/personalizer.html#personalizer._check_base",
                 "personal_llm/device/personalizer.py",
             ),
             "personal_llm.device.personalizer.Personalizer._configure": (
                 "6_device/personalizer.html#personalizer._configure",
                 "personal_llm/device/personalizer.py",
             ),
-            "personal_llm.device.personalizer.Personalizer._empty_unread": (
-                "6_device/personalizer.html#personalizer._empty_unread",
-                "personal_llm/device/personalizer.py",
-            ),
-            "personal_llm.device.personalizer.Personalizer._find_rebuild_obstacle": (
-                "6_device/personalizer.html#personalizer._find_rebuild_obstacle",
-                "personal_llm/device/personalizer.py",
-            ),
-            "personal_llm.device.personalizer.Personalizer._get_memory_limit": (
-                "6_device/personalizer.html#personalizer._get_memory_limit",
-                "personal_llm/device/personalizer.py",
-            ),
-            "personal_llm.device.personalizer.Personalizer._get_model_name": (
-                "6_device/personalizer.html#personalizer._get_model_name",
-                "personal_llm/device/personalizer.py",
-            ),
-            "personal_llm.device.personalizer.Personalizer._is_outdated": (
-                "6_device/personalizer.html#personalizer._is_outdated",
-                "personal_llm/device/personalizer.py",
-            ),
-            "personal_llm.device.personalizer.Personalizer._list_versions": (
-                "6_device/personalizer.html#personalizer._list_versions",
-                "personal_llm/device/personalizer.py",
-            ),
-            "personal_llm.device.personalizer.Personalizer._load_last": (
-                "6_device/personalizer.html#personalizer._load_last",
+            "personal_llm.device.personalizer.Personalizer._place_scored": (
+                "6_device/personalizer.html#personalizer._place_scored",
                 "personal_llm/device/personalizer.py",
             ),
             "personal_llm.device.personalizer.Personalizer._record_reaction": (
                 "6_device/personalizer.html#personalizer._record_reaction",
                 "personal_llm/device/personalizer.py",
             ),
-            "personal_llm.device.personalizer.Personalizer._record_sources": (
-                "6_device/personalizer.html#personalizer._record_sources",
-                "personal_llm/device/personalizer.py",
-            ),
-            "personal_llm.device.personalizer.Personalizer.add_cost": (
-                "6_device/personalizer.html#personalizer.add_cost",
-                "personal_llm/device/personalizer.py",
-            ),
-            "personal_llm.device.personalizer.Personalizer.answer_from_facts": (
-                "6_device/personalizer.html#personalizer.answer_from_facts",
+            "personal_llm.device.personalizer.Personalizer._trim": (
+                "6_device/personalizer.html#personalizer._trim",
                 "personal_llm/device/personalizer.py",
             ),
             "personal_llm.device.personalizer.Personalizer.arrive": (
                 "6_device/personalizer.html#personalizer.arrive",
                 "personal_llm/device/personalizer.py",
             ),
-            "personal_llm.device.personalizer.Personalizer.check_undo": (
-                "6_device/personalizer.html#personalizer.check_undo",
+            "personal_llm.device.personalizer.Personalizer.buffer": (
+                "6_device/personalizer.html#personalizer.buffer",
                 "personal_llm/device/personalizer.py",
             ),
-            "personal_llm.device.personalizer.Personalizer.choose_adapter": (
-                "6_device/personalizer.html#personalizer.choose_adapter",
+            "personal_llm.device.personalizer.Personalizer.change": (
+                "6_device/personalizer.html#personalizer.change",
                 "personal_llm/device/personalizer.py",
             ),
-            "personal_llm.device.personalizer.Personalizer.choose_start": (
-                "6_device/personalizer.html#personalizer.choose_start",
+            "personal_llm.device.personalizer.Personalizer.close": (
+                "6_device/personalizer.html#personalizer.close",
                 "personal_llm/device/personalizer.py",
             ),
-            "personal_llm.device.personalizer.Personalizer.collect_training_dialogues": (
-                "6_device/personalizer.html#personalizer.collect_training_dialogues",
+            "personal_llm.device.personalizer.Personalizer.collect_training": (
+                "6_device/personalizer.html#personalizer.collect_training",
                 "personal_llm/device/personalizer.py",
             ),
-            "personal_llm.device.personalizer.Personalizer.commit_round": (
-                "6_device/personalizer.html#personalizer.commit_round",
+            "personal_llm.device.personalizer.Personalizer.commit": (
+                "6_device/personalizer.html#personalizer.commit",
                 "personal_llm/device/personalizer.py",
             ),
-            "personal_llm.device.personalizer.Personalizer.find_check": (
-                "6_device/personalizer.html#personalizer.find_check",
-                "personal_llm/device/personalizer.py",
-            ),
-            "personal_llm.device.personalizer.Personalizer.find_learned_roots": (
-                "6_device/personalizer.html#personalizer.find_learned_roots",
-                "personal_llm/device/personalizer.py",
-            ),
-            "personal_llm.device.personalizer.Personalizer.find_replaced_roots": (
-                "6_device/personalizer.html#personalizer.find_replaced_roots",
-                "personal_llm/device/personalizer.py",
-            ),
-            "personal_llm.device.personalizer.Personalizer.find_start": (
-                "6_device/personalizer.html#personalizer.find_start",
+            "personal_llm.device.personalizer.Personalizer.cost": (
+                "6_device/personalizer.html#personalizer.cost",
                 "personal_llm/device/personalizer.py",
             ),
             "personal_llm.device.personalizer.Personalizer.finetune": (
@@ -4593,34 +4345,6 @@ d = {
                 "6_device/personalizer.html#personalizer.forget",
                 "personal_llm/device/personalizer.py",
             ),
-            "personal_llm.device.personalizer.Personalizer.is_adapter_for_all": (
-                "6_device/personalizer.html#personalizer.is_adapter_for_all",
-                "personal_llm/device/personalizer.py",
-            ),
-            "personal_llm.device.personalizer.Personalizer.is_kept": (
-                "6_device/personalizer.html#personalizer.is_kept",
-                "personal_llm/device/personalizer.py",
-            ),
-            "personal_llm.device.personalizer.Personalizer.list_memories": (
-                "6_device/personalizer.html#personalizer.list_memories",
-                "personal_llm/device/personalizer.py",
-            ),
-            "personal_llm.device.personalizer.Personalizer.list_rounds_of_adapter": (
-                "6_device/personalizer.html#personalizer.list_rounds_of_adapter",
-                "personal_llm/device/personalizer.py",
-            ),
-            "personal_llm.device.personalizer.Personalizer.list_stream": (
-                "6_device/personalizer.html#personalizer.list_stream",
-                "personal_llm/device/personalizer.py",
-            ),
-            "personal_llm.device.personalizer.Personalizer.list_told": (
-                "6_device/personalizer.html#personalizer.list_told",
-                "personal_llm/device/personalizer.py",
-            ),
-            "personal_llm.device.personalizer.Personalizer.locked": (
-                "6_device/personalizer.html#personalizer.locked",
-                "personal_llm/device/personalizer.py",
-            ),
             "personal_llm.device.personalizer.Personalizer.observe": (
                 "6_device/personalizer.html#personalizer.observe",
                 "personal_llm/device/personalizer.py",
@@ -4629,16 +4353,8 @@ d = {
                 "6_device/personalizer.html#personalizer.observe_all",
                 "personal_llm/device/personalizer.py",
             ),
-            "personal_llm.device.personalizer.Personalizer.offer": (
-                "6_device/personalizer.html#personalizer.offer",
-                "personal_llm/device/personalizer.py",
-            ),
-            "personal_llm.device.personalizer.Personalizer.open_question": (
-                "6_device/personalizer.html#personalizer.open_question",
-                "personal_llm/device/personalizer.py",
-            ),
-            "personal_llm.device.personalizer.Personalizer.plan_reply": (
-                "6_device/personalizer.html#personalizer.plan_reply",
+            "personal_llm.device.personalizer.Personalizer.place": (
+                "6_device/personalizer.html#personalizer.place",
                 "personal_llm/device/personalizer.py",
             ),
             "personal_llm.device.personalizer.Personalizer.questions_left": (
@@ -4649,508 +4365,187 @@ d = {
                 "6_device/personalizer.html#personalizer.react",
                 "personal_llm/device/personalizer.py",
             ),
-            "personal_llm.device.personalizer.Personalizer.release": (
-                "6_device/personalizer.html#personalizer.release",
+            "personal_llm.device.personalizer.Personalizer.recall": (
+                "6_device/personalizer.html#personalizer.recall",
                 "personal_llm/device/personalizer.py",
             ),
             "personal_llm.device.personalizer.Personalizer.reply": (
                 "6_device/personalizer.html#personalizer.reply",
                 "personal_llm/device/personalizer.py",
             ),
-            "personal_llm.device.personalizer.Personalizer.rescore": (
-                "6_device/personalizer.html#personalizer.rescore",
+            "personal_llm.device.personalizer.Personalizer.rounds": (
+                "6_device/personalizer.html#personalizer.rounds",
                 "personal_llm/device/personalizer.py",
             ),
-            "personal_llm.device.personalizer.Personalizer.rescore_stale": (
-                "6_device/personalizer.html#personalizer.rescore_stale",
+            "personal_llm.device.personalizer.Personalizer.score_due": (
+                "6_device/personalizer.html#personalizer.score_due",
                 "personal_llm/device/personalizer.py",
             ),
-            "personal_llm.device.personalizer.Personalizer.retrain": (
-                "6_device/personalizer.html#personalizer.retrain",
-                "personal_llm/device/personalizer.py",
-            ),
-            "personal_llm.device.personalizer.Personalizer.retrieve_memories": (
-                "6_device/personalizer.html#personalizer.retrieve_memories",
-                "personal_llm/device/personalizer.py",
-            ),
-            "personal_llm.device.personalizer.Personalizer.save": (
-                "6_device/personalizer.html#personalizer.save",
-                "personal_llm/device/personalizer.py",
-            ),
-            "personal_llm.device.personalizer.Personalizer.score": (
-                "6_device/personalizer.html#personalizer.score",
-                "personal_llm/device/personalizer.py",
-            ),
-            "personal_llm.device.personalizer.Personalizer.select_trainable": (
-                "6_device/personalizer.html#personalizer.select_trainable",
-                "personal_llm/device/personalizer.py",
-            ),
-            "personal_llm.device.personalizer.Personalizer.settings": (
-                "6_device/personalizer.html#personalizer.settings",
+            "personal_llm.device.personalizer.Personalizer.settle": (
+                "6_device/personalizer.html#personalizer.settle",
                 "personal_llm/device/personalizer.py",
             ),
             "personal_llm.device.personalizer.Personalizer.status": (
                 "6_device/personalizer.html#personalizer.status",
                 "personal_llm/device/personalizer.py",
             ),
-            "personal_llm.device.personalizer.Personalizer.train_adapter": (
-                "6_device/personalizer.html#personalizer.train_adapter",
+            "personal_llm.device.personalizer.Personalizer.train": (
+                "6_device/personalizer.html#personalizer.train",
                 "personal_llm/device/personalizer.py",
             ),
             "personal_llm.device.personalizer.Personalizer.undo_finetune": (
                 "6_device/personalizer.html#personalizer.undo_finetune",
                 "personal_llm/device/personalizer.py",
             ),
-            "personal_llm.device.personalizer.Personalizer.use_adapter": (
-                "6_device/personalizer.html#personalizer.use_adapter",
-                "personal_llm/device/personalizer.py",
+        },
+        "personal_llm.device.settings": {
+            "personal_llm.device.settings.PersonalizerSettings": (
+                "6_device/settings.html#personalizersettings",
+                "personal_llm/device/settings.py",
             ),
-            "personal_llm.device.personalizer.PersonalizerSettings": (
-                "6_device/personalizer.html#personalizersettings",
-                "personal_llm/device/personalizer.py",
+            "personal_llm.device.settings.PersonalizerSettings.__post_init__": (
+                "6_device/settings.html#personalizersettings.__post_init__",
+                "personal_llm/device/settings.py",
             ),
-            "personal_llm.device.personalizer.PersonalizerSettings.__post_init__": (
-                "6_device/personalizer.html#personalizersettings.__post_init__",
-                "personal_llm/device/personalizer.py",
-            ),
-            "personal_llm.device.personalizer.PersonalizerSettings.complete": (
-                "6_device/personalizer.html#personalizersettings.complete",
-                "personal_llm/device/personalizer.py",
-            ),
-            "personal_llm.device.personalizer.PreparedRound": (
-                "6_device/personalizer.html#preparedround",
-                "personal_llm/device/personalizer.py",
-            ),
-            "personal_llm.device.personalizer.ReplyPlan": (
-                "6_device/personalizer.html#replyplan",
-                "personal_llm/device/personalizer.py",
-            ),
-            "personal_llm.device.personalizer.count_rows": (
-                "6_device/personalizer.html#count_rows",
-                "personal_llm/device/personalizer.py",
-            ),
-            "personal_llm.device.personalizer.load_personalizer": (
-                "6_device/personalizer.html#load_personalizer",
-                "personal_llm/device/personalizer.py",
-            ),
-            "personal_llm.device.personalizer.retrain_folder": (
-                "6_device/personalizer.html#retrain_folder",
-                "personal_llm/device/personalizer.py",
+            "personal_llm.device.settings.PersonalizerSettings.complete": (
+                "6_device/settings.html#personalizersettings.complete",
+                "personal_llm/device/settings.py",
             ),
         },
-        "personal_llm.device.replay": {
-            "personal_llm.device.replay.PersonalizerState": (
-                "6_device/replay.html#personalizerstate",
-                "personal_llm/device/replay.py",
-            ),
-            "personal_llm.device.replay.PersonalizerState.__init__": (
-                "6_device/replay.html#personalizerstate.__init__",
-                "personal_llm/device/replay.py",
-            ),
-            "personal_llm.device.replay.PersonalizerState._apply_all": (
-                "6_device/replay.html#personalizerstate._apply_all",
-                "personal_llm/device/replay.py",
-            ),
-            "personal_llm.device.replay.PersonalizerState._apply_asked": (
-                "6_device/replay.html#personalizerstate._apply_asked",
-                "personal_llm/device/replay.py",
-            ),
-            "personal_llm.device.replay.PersonalizerState._apply_configured": (
-                "6_device/replay.html#personalizerstate._apply_configured",
-                "personal_llm/device/replay.py",
-            ),
-            "personal_llm.device.replay.PersonalizerState._apply_discarded": (
-                "6_device/replay.html#personalizerstate._apply_discarded",
-                "personal_llm/device/replay.py",
-            ),
-            "personal_llm.device.replay.PersonalizerState._apply_evicted": (
-                "6_device/replay.html#personalizerstate._apply_evicted",
-                "personal_llm/device/replay.py",
-            ),
-            "personal_llm.device.replay.PersonalizerState._apply_forgotten": (
-                "6_device/replay.html#personalizerstate._apply_forgotten",
-                "personal_llm/device/replay.py",
-            ),
-            "personal_llm.device.replay.PersonalizerState._apply_imported": (
-                "6_device/replay.html#personalizerstate._apply_imported",
-                "personal_llm/device/replay.py",
-            ),
-            "personal_llm.device.replay.PersonalizerState._apply_kept": (
-                "6_device/replay.html#personalizerstate._apply_kept",
-                "personal_llm/device/replay.py",
-            ),
-            "personal_llm.device.replay.PersonalizerState._apply_learned": (
-                "6_device/replay.html#personalizerstate._apply_learned",
-                "personal_llm/device/replay.py",
-            ),
-            "personal_llm.device.replay.PersonalizerState._apply_offered": (
-                "6_device/replay.html#personalizerstate._apply_offered",
-                "personal_llm/device/replay.py",
-            ),
-            "personal_llm.device.replay.PersonalizerState._apply_reacted": (
-                "6_device/replay.html#personalizerstate._apply_reacted",
-                "personal_llm/device/replay.py",
-            ),
-            "personal_llm.device.replay.PersonalizerState._apply_scored": (
-                "6_device/replay.html#personalizerstate._apply_scored",
-                "personal_llm/device/replay.py",
-            ),
-            "personal_llm.device.replay.PersonalizerState._apply_tuned": (
-                "6_device/replay.html#personalizerstate._apply_tuned",
-                "personal_llm/device/replay.py",
-            ),
-            "personal_llm.device.replay.PersonalizerState._apply_undone": (
-                "6_device/replay.html#personalizerstate._apply_undone",
-                "personal_llm/device/replay.py",
-            ),
-            "personal_llm.device.replay.PersonalizerState._close_question": (
-                "6_device/replay.html#personalizerstate._close_question",
-                "personal_llm/device/replay.py",
-            ),
-            "personal_llm.device.replay.PersonalizerState._drop_vacated": (
-                "6_device/replay.html#personalizerstate._drop_vacated",
-                "personal_llm/device/replay.py",
-            ),
-            "personal_llm.device.replay.PersonalizerState._get_offered": (
-                "6_device/replay.html#personalizerstate._get_offered",
-                "personal_llm/device/replay.py",
-            ),
-            "personal_llm.device.replay.PersonalizerState._give_up": (
-                "6_device/replay.html#personalizerstate._give_up",
-                "personal_llm/device/replay.py",
-            ),
-            "personal_llm.device.replay.PersonalizerState._replace_reply": (
-                "6_device/replay.html#personalizerstate._replace_reply",
-                "personal_llm/device/replay.py",
-            ),
-            "personal_llm.device.replay.PersonalizerState._set_version": (
-                "6_device/replay.html#personalizerstate._set_version",
-                "personal_llm/device/replay.py",
-            ),
-            "personal_llm.device.replay.PersonalizerState.apply": (
-                "6_device/replay.html#personalizerstate.apply",
-                "personal_llm/device/replay.py",
-            ),
-            "personal_llm.device.replay.PersonalizerState.count_turns": (
-                "6_device/replay.html#personalizerstate.count_turns",
-                "personal_llm/device/replay.py",
-            ),
-            "personal_llm.device.replay.PersonalizerState.find_everywhere": (
-                "6_device/replay.html#personalizerstate.find_everywhere",
-                "personal_llm/device/replay.py",
-            ),
-            "personal_llm.device.replay.PersonalizerState.find_root": (
-                "6_device/replay.html#personalizerstate.find_root",
-                "personal_llm/device/replay.py",
-            ),
-            "personal_llm.device.replay.PersonalizerState.find_settled_ids": (
-                "6_device/replay.html#personalizerstate.find_settled_ids",
-                "personal_llm/device/replay.py",
-            ),
-            "personal_llm.device.replay.PersonalizerState.find_slot": (
-                "6_device/replay.html#personalizerstate.find_slot",
-                "personal_llm/device/replay.py",
-            ),
-            "personal_llm.device.replay.PersonalizerState.forget_earlier_policy": (
-                "6_device/replay.html#personalizerstate.forget_earlier_policy",
-                "personal_llm/device/replay.py",
-            ),
-            "personal_llm.device.replay.PersonalizerState.get_candidate": (
-                "6_device/replay.html#personalizerstate.get_candidate",
-                "personal_llm/device/replay.py",
-            ),
-            "personal_llm.device.replay.PersonalizerState.get_dialogue": (
-                "6_device/replay.html#personalizerstate.get_dialogue",
-                "personal_llm/device/replay.py",
-            ),
-            "personal_llm.device.replay.PersonalizerState.get_root": (
-                "6_device/replay.html#personalizerstate.get_root",
-                "personal_llm/device/replay.py",
-            ),
-            "personal_llm.device.replay.PersonalizerState.get_title": (
-                "6_device/replay.html#personalizerstate.get_title",
-                "personal_llm/device/replay.py",
-            ),
-            "personal_llm.device.replay.PersonalizerState.is_chat": (
-                "6_device/replay.html#personalizerstate.is_chat",
-                "personal_llm/device/replay.py",
-            ),
-            "personal_llm.device.replay.PersonalizerState.is_fixed": (
-                "6_device/replay.html#personalizerstate.is_fixed",
-                "personal_llm/device/replay.py",
-            ),
-            "personal_llm.device.replay.PersonalizerState.is_own_talk": (
-                "6_device/replay.html#personalizerstate.is_own_talk",
-                "personal_llm/device/replay.py",
-            ),
-            "personal_llm.device.replay.PersonalizerState.list_corrected_quotations": (
-                "6_device/replay.html#personalizerstate.list_corrected_quotations",
-                "personal_llm/device/replay.py",
-            ),
-            "personal_llm.device.replay.PersonalizerState.list_corrections": (
-                "6_device/replay.html#personalizerstate.list_corrections",
-                "personal_llm/device/replay.py",
-            ),
-            "personal_llm.device.replay.PersonalizerState.list_counters": (
-                "6_device/replay.html#personalizerstate.list_counters",
-                "personal_llm/device/replay.py",
-            ),
-            "personal_llm.device.replay.PersonalizerState.list_exchange_ids": (
-                "6_device/replay.html#personalizerstate.list_exchange_ids",
-                "personal_llm/device/replay.py",
-            ),
-            "personal_llm.device.replay.PersonalizerState.list_rebuildable": (
-                "6_device/replay.html#personalizerstate.list_rebuildable",
-                "personal_llm/device/replay.py",
-            ),
-            "personal_llm.device.replay.PersonalizerState.list_training_ids": (
-                "6_device/replay.html#personalizerstate.list_training_ids",
-                "personal_llm/device/replay.py",
-            ),
-            "personal_llm.device.replay.PersonalizerState.question": (
-                "6_device/replay.html#personalizerstate.question",
-                "personal_llm/device/replay.py",
-            ),
-            "personal_llm.device.replay.PersonalizerState.questions_left": (
-                "6_device/replay.html#personalizerstate.questions_left",
-                "personal_llm/device/replay.py",
-            ),
-            "personal_llm.device.replay.PersonalizerState.record": (
-                "6_device/replay.html#personalizerstate.record",
-                "personal_llm/device/replay.py",
-            ),
-            "personal_llm.device.replay.PersonalizerState.rename": (
-                "6_device/replay.html#personalizerstate.rename",
-                "personal_llm/device/replay.py",
-            ),
-            "personal_llm.device.replay.PersonalizerState.replay": (
-                "6_device/replay.html#personalizerstate.replay",
-                "personal_llm/device/replay.py",
-            ),
-            "personal_llm.device.replay.PersonalizerState.status": (
-                "6_device/replay.html#personalizerstate.status",
-                "personal_llm/device/replay.py",
-            ),
-            "personal_llm.device.replay.PersonalizerState.subject_turns": (
-                "6_device/replay.html#personalizerstate.subject_turns",
-                "personal_llm/device/replay.py",
-            ),
-            "personal_llm.device.replay.PersonalizerState.turns": (
-                "6_device/replay.html#personalizerstate.turns",
-                "personal_llm/device/replay.py",
-            ),
-            "personal_llm.device.replay.TrainingRound": (
-                "6_device/replay.html#traininground",
-                "personal_llm/device/replay.py",
-            ),
-            "personal_llm.device.replay.TrainingRound.__str__": (
-                "6_device/replay.html#traininground.__str__",
-                "personal_llm/device/replay.py",
-            ),
-            "personal_llm.device.replay.TrainingRound.replaces_memory": (
-                "6_device/replay.html#traininground.replaces_memory",
-                "personal_llm/device/replay.py",
-            ),
-            "personal_llm.device.replay.TrainingRound.settled_ids": (
-                "6_device/replay.html#traininground.settled_ids",
-                "personal_llm/device/replay.py",
-            ),
-            "personal_llm.device.replay.describe_training_benefit": (
-                "6_device/replay.html#describe_training_benefit",
-                "personal_llm/device/replay.py",
-            ),
-            "personal_llm.device.replay.describe_unchanged": (
-                "6_device/replay.html#describe_unchanged",
-                "personal_llm/device/replay.py",
-            ),
-            "personal_llm.device.replay.estimate_memory_tokens": (
-                "6_device/replay.html#estimate_memory_tokens",
-                "personal_llm/device/replay.py",
-            ),
-            "personal_llm.device.replay.find_first_prompt_turn": (
-                "6_device/replay.html#find_first_prompt_turn",
-                "personal_llm/device/replay.py",
-            ),
-            "personal_llm.device.replay.folder_status": (
-                "6_device/replay.html#folder_status",
-                "personal_llm/device/replay.py",
-            ),
-            "personal_llm.device.replay.place_candidate": (
-                "6_device/replay.html#place_candidate",
-                "personal_llm/device/replay.py",
-            ),
-            "personal_llm.device.replay.read_state": (
-                "6_device/replay.html#read_state",
-                "personal_llm/device/replay.py",
-            ),
-        },
-        "personal_llm.device.streaming": {
-            "personal_llm.device.streaming.ReplyStream": (
-                "6_device/streaming.html#replystream",
-                "personal_llm/device/streaming.py",
-            ),
-            "personal_llm.device.streaming.ReplyStream.__init__": (
-                "6_device/streaming.html#replystream.__init__",
-                "personal_llm/device/streaming.py",
-            ),
-            "personal_llm.device.streaming.ReplyStream.__iter__": (
-                "6_device/streaming.html#replystream.__iter__",
-                "personal_llm/device/streaming.py",
-            ),
-            "personal_llm.device.streaming.ReplyStream._complete": (
-                "6_device/streaming.html#replystream._complete",
-                "personal_llm/device/streaming.py",
-            ),
-            "personal_llm.device.streaming.ReplyStream.complete_reading": (
-                "6_device/streaming.html#replystream.complete_reading",
-                "personal_llm/device/streaming.py",
-            ),
-            "personal_llm.device.streaming.ReplyStream.decode_new_text": (
-                "6_device/streaming.html#replystream.decode_new_text",
-                "personal_llm/device/streaming.py",
-            ),
-            "personal_llm.device.streaming.ReplyStream.encode_prompt": (
-                "6_device/streaming.html#replystream.encode_prompt",
-                "personal_llm/device/streaming.py",
-            ),
-            "personal_llm.device.streaming.ReplyStream.feed": (
-                "6_device/streaming.html#replystream.feed",
-                "personal_llm/device/streaming.py",
-            ),
-            "personal_llm.device.streaming.ReplyStream.feed_part": (
-                "6_device/streaming.html#replystream.feed_part",
-                "personal_llm/device/streaming.py",
-            ),
-            "personal_llm.device.streaming.ReplyStream.replace_text": (
-                "6_device/streaming.html#replystream.replace_text",
-                "personal_llm/device/streaming.py",
-            ),
-            "personal_llm.device.streaming.ReplyStream.reuse_cache": (
-                "6_device/streaming.html#replystream.reuse_cache",
-                "personal_llm/device/streaming.py",
-            ),
-            "personal_llm.device.streaming.ReplyStream.rewind": (
-                "6_device/streaming.html#replystream.rewind",
-                "personal_llm/device/streaming.py",
-            ),
-            "personal_llm.device.streaming.ReplyStream.write_text": (
-                "6_device/streaming.html#replystream.write_text",
-                "personal_llm/device/streaming.py",
-            ),
-        },
-        "personal_llm.experiments.all": {
-            "personal_llm.experiments.all.all_grids": (
-                "experiments/all.html#all_grids",
-                "personal_llm/experiments/all.py",
-            ),
-            "personal_llm.experiments.all.format_progress": (
-                "experiments/all.html#format_progress",
-                "personal_llm/experiments/all.py",
-            ),
-            "personal_llm.experiments.all.main": ("experiments/all.html#main", "personal_llm/experiments/all.py"),
-            "personal_llm.experiments.all.parse_arguments": (
-                "experiments/all.html#parse_arguments",
-                "personal_llm/experiments/all.py",
-            ),
-            "personal_llm.experiments.all.select_grids": (
-                "experiments/all.html#select_grids",
-                "personal_llm/experiments/all.py",
-            ),
-        },
-        "personal_llm.experiments.amplification": {
-            "personal_llm.experiments.amplification._judge_memory": (
-                "experiments/amplification.html#_judge_memory",
-                "personal_llm/experiments/amplification.py",
-            ),
-            "personal_llm.experiments.amplification.added": (
-                "experiments/amplification.html#added",
-                "personal_llm/experiments/amplification.py",
-            ),
-            "personal_llm.experiments.amplification.coloured": (
-                "experiments/amplification.html#coloured",
-                "personal_llm/experiments/amplification.py",
-            ),
-            "personal_llm.experiments.amplification.list_claims": (
-                "experiments/amplification.html#list_claims",
-                "personal_llm/experiments/amplification.py",
-            ),
-            "personal_llm.experiments.amplification.make_stream": (
-                "experiments/amplification.html#make_stream",
-                "personal_llm/experiments/amplification.py",
-            ),
-            "personal_llm.experiments.amplification.measure": (
-                "experiments/amplification.html#measure",
-                "personal_llm/experiments/amplification.py",
-            ),
-            "personal_llm.experiments.amplification.piped": (
-                "experiments/amplification.html#piped",
-                "personal_llm/experiments/amplification.py",
-            ),
-            "personal_llm.experiments.amplification.rated": (
-                "experiments/amplification.html#rated",
-                "personal_llm/experiments/amplification.py",
-            ),
-            "personal_llm.experiments.amplification.sections": (
-                "experiments/amplification.html#sections",
-                "personal_llm/experiments/amplification.py",
-            ),
-            "personal_llm.experiments.amplification.starred_end": (
-                "experiments/amplification.html#starred_end",
-                "personal_llm/experiments/amplification.py",
-            ),
-            "personal_llm.experiments.amplification.use_plain_decoding": (
-                "experiments/amplification.html#use_plain_decoding",
-                "personal_llm/experiments/amplification.py",
-            ),
-            "personal_llm.experiments.amplification.waved": (
-                "experiments/amplification.html#waved",
-                "personal_llm/experiments/amplification.py",
-            ),
-            "personal_llm.experiments.amplification.word_count": (
-                "experiments/amplification.html#word_count",
-                "personal_llm/experiments/amplification.py",
-            ),
-            "personal_llm.experiments.amplification.write_people_table": (
-                "experiments/amplification.html#write_people_table",
-                "personal_llm/experiments/amplification.py",
-            ),
-        },
-        "personal_llm.experiments.asking": {
-            "personal_llm.experiments.asking.CoveringPolicy": (
-                "experiments/asking.html#coveringpolicy",
-                "personal_llm/experiments/asking.py",
-            ),
-            "personal_llm.experiments.asking.CoveringPolicy.__init__": (
-                "experiments/asking.html#coveringpolicy.__init__",
-                "personal_llm/experiments/asking.py",
-            ),
-            "personal_llm.experiments.asking.CoveringPolicy.compute_gain": (
-                "experiments/asking.html#coveringpolicy.compute_gain",
-                "personal_llm/experiments/asking.py",
-            ),
-            "personal_llm.experiments.asking.CoveringPolicy.decide_question": (
-                "experiments/asking.html#coveringpolicy.decide_question",
-                "personal_llm/experiments/asking.py",
-            ),
-            "personal_llm.experiments.asking.CoveringPolicy.is_early_question_due": (
-                "experiments/asking.html#coveringpolicy.is_early_question_due",
-                "personal_llm/experiments/asking.py",
-            ),
-            "personal_llm.experiments.asking.count_questions": (
-                "experiments/asking.html#count_questions",
-                "personal_llm/experiments/asking.py",
-            ),
-            "personal_llm.experiments.asking.hold_talk": (
-                "experiments/asking.html#hold_talk",
-                "personal_llm/experiments/asking.py",
-            ),
-            "personal_llm.experiments.asking.measure": (
-                "experiments/asking.html#measure",
-                "personal_llm/experiments/asking.py",
-            ),
-            "personal_llm.experiments.asking.measure_development": (
-                "experiments/asking.html#measure_development",
-                "personal_llm/experiments/asking.py",
+        "personal_llm.device.state": {
+            "personal_llm.device.state.Round": ("6_device/state.html#round", "personal_llm/device/state.py"),
+            "personal_llm.device.state.Round.__str__": (
+                "6_device/state.html#round.__str__",
+                "personal_llm/device/state.py",
+            ),
+            "personal_llm.device.state.State": ("6_device/state.html#state", "personal_llm/device/state.py"),
+            "personal_llm.device.state.State.__init__": (
+                "6_device/state.html#state.__init__",
+                "personal_llm/device/state.py",
+            ),
+            "personal_llm.device.state.State._set_version": (
+                "6_device/state.html#state._set_version",
+                "personal_llm/device/state.py",
+            ),
+            "personal_llm.device.state.State.apply": (
+                "6_device/state.html#state.apply",
+                "personal_llm/device/state.py",
+            ),
+            "personal_llm.device.state.State.apply_asked": (
+                "6_device/state.html#state.apply_asked",
+                "personal_llm/device/state.py",
+            ),
+            "personal_llm.device.state.State.apply_configured": (
+                "6_device/state.html#state.apply_configured",
+                "personal_llm/device/state.py",
+            ),
+            "personal_llm.device.state.State.apply_discarded": (
+                "6_device/state.html#state.apply_discarded",
+                "personal_llm/device/state.py",
+            ),
+            "personal_llm.device.state.State.apply_evicted": (
+                "6_device/state.html#state.apply_evicted",
+                "personal_llm/device/state.py",
+            ),
+            "personal_llm.device.state.State.apply_forgotten": (
+                "6_device/state.html#state.apply_forgotten",
+                "personal_llm/device/state.py",
+            ),
+            "personal_llm.device.state.State.apply_kept": (
+                "6_device/state.html#state.apply_kept",
+                "personal_llm/device/state.py",
+            ),
+            "personal_llm.device.state.State.apply_learned": (
+                "6_device/state.html#state.apply_learned",
+                "personal_llm/device/state.py",
+            ),
+            "personal_llm.device.state.State.apply_reacted": (
+                "6_device/state.html#state.apply_reacted",
+                "personal_llm/device/state.py",
+            ),
+            "personal_llm.device.state.State.apply_said": (
+                "6_device/state.html#state.apply_said",
+                "personal_llm/device/state.py",
+            ),
+            "personal_llm.device.state.State.apply_scored": (
+                "6_device/state.html#state.apply_scored",
+                "personal_llm/device/state.py",
+            ),
+            "personal_llm.device.state.State.apply_tuned": (
+                "6_device/state.html#state.apply_tuned",
+                "personal_llm/device/state.py",
+            ),
+            "personal_llm.device.state.State.apply_undone": (
+                "6_device/state.html#state.apply_undone",
+                "personal_llm/device/state.py",
+            ),
+            "personal_llm.device.state.State.close_question": (
+                "6_device/state.html#state.close_question",
+                "personal_llm/device/state.py",
+            ),
+            "personal_llm.device.state.State.find": ("6_device/state.html#state.find", "personal_llm/device/state.py"),
+            "personal_llm.device.state.State.find_root": (
+                "6_device/state.html#state.find_root",
+                "personal_llm/device/state.py",
+            ),
+            "personal_llm.device.state.State.find_slot": (
+                "6_device/state.html#state.find_slot",
+                "personal_llm/device/state.py",
+            ),
+            "personal_llm.device.state.State.learn": (
+                "6_device/state.html#state.learn",
+                "personal_llm/device/state.py",
+            ),
+            "personal_llm.device.state.State.list_answered": (
+                "6_device/state.html#state.list_answered",
+                "personal_llm/device/state.py",
+            ),
+            "personal_llm.device.state.State.list_own": (
+                "6_device/state.html#state.list_own",
+                "personal_llm/device/state.py",
+            ),
+            "personal_llm.device.state.State.list_talks": (
+                "6_device/state.html#state.list_talks",
+                "personal_llm/device/state.py",
+            ),
+            "personal_llm.device.state.State.list_turns": (
+                "6_device/state.html#state.list_turns",
+                "personal_llm/device/state.py",
+            ),
+            "personal_llm.device.state.State.list_unlearned": (
+                "6_device/state.html#state.list_unlearned",
+                "personal_llm/device/state.py",
+            ),
+            "personal_llm.device.state.State.newest": (
+                "6_device/state.html#state.newest",
+                "personal_llm/device/state.py",
+            ),
+            "personal_llm.device.state.State.questions_left": (
+                "6_device/state.html#state.questions_left",
+                "personal_llm/device/state.py",
+            ),
+            "personal_llm.device.state.State.record": (
+                "6_device/state.html#state.record",
+                "personal_llm/device/state.py",
+            ),
+            "personal_llm.device.state.State.root": ("6_device/state.html#state.root", "personal_llm/device/state.py"),
+            "personal_llm.device.state.State.status": (
+                "6_device/state.html#state.status",
+                "personal_llm/device/state.py",
+            ),
+            "personal_llm.device.state.open_state": ("6_device/state.html#open_state", "personal_llm/device/state.py"),
+            "personal_llm.device.state.place": ("6_device/state.html#place", "personal_llm/device/state.py"),
+            "personal_llm.device.state.round_embedding": (
+                "6_device/state.html#round_embedding",
+                "personal_llm/device/state.py",
+            ),
+            "personal_llm.device.state.scores_from_dict": (
+                "6_device/state.html#scores_from_dict",
+                "personal_llm/device/state.py",
+            ),
+            "personal_llm.device.state.scores_to_dict": (
+                "6_device/state.html#scores_to_dict",
+                "personal_llm/device/state.py",
             ),
         },
         "personal_llm.experiments.bins": {
@@ -5159,1082 +4554,203 @@ d = {
                 "personal_llm/experiments/bins.py",
             )
         },
-        "personal_llm.experiments.changes": {
-            "personal_llm.experiments.changes._count_people": (
-                "experiments/changes.html#_count_people",
-                "personal_llm/experiments/changes.py",
-            ),
-            "personal_llm.experiments.changes._judge_changes": (
-                "experiments/changes.html#_judge_changes",
-                "personal_llm/experiments/changes.py",
-            ),
-            "personal_llm.experiments.changes.ask_again": (
-                "experiments/changes.html#ask_again",
-                "personal_llm/experiments/changes.py",
-            ),
-            "personal_llm.experiments.changes.assigned": (
-                "experiments/changes.html#assigned",
-                "personal_llm/experiments/changes.py",
-            ),
-            "personal_llm.experiments.changes.colons": (
-                "experiments/changes.html#colons",
-                "personal_llm/experiments/changes.py",
-            ),
-            "personal_llm.experiments.changes.correct": (
-                "experiments/changes.html#correct",
-                "personal_llm/experiments/changes.py",
-            ),
-            "personal_llm.experiments.changes.double_dashes": (
-                "experiments/changes.html#double_dashes",
-                "personal_llm/experiments/changes.py",
-            ),
-            "personal_llm.experiments.changes.face_first": (
-                "experiments/changes.html#face_first",
-                "personal_llm/experiments/changes.py",
-            ),
-            "personal_llm.experiments.changes.hashed_lines": (
-                "experiments/changes.html#hashed_lines",
-                "personal_llm/experiments/changes.py",
-            ),
-            "personal_llm.experiments.changes.list_claims": (
-                "experiments/changes.html#list_claims",
-                "personal_llm/experiments/changes.py",
-            ),
-            "personal_llm.experiments.changes.make_stream": (
-                "experiments/changes.html#make_stream",
-                "personal_llm/experiments/changes.py",
-            ),
-            "personal_llm.experiments.changes.measure": (
-                "experiments/changes.html#measure",
-                "personal_llm/experiments/changes.py",
-            ),
-            "personal_llm.experiments.changes.measure_corrections": (
-                "experiments/changes.html#measure_corrections",
-                "personal_llm/experiments/changes.py",
-            ),
-            "personal_llm.experiments.changes.measure_stages": (
-                "experiments/changes.html#measure_stages",
-                "personal_llm/experiments/changes.py",
-            ),
-            "personal_llm.experiments.changes.measure_wishes": (
-                "experiments/changes.html#measure_wishes",
-                "personal_llm/experiments/changes.py",
-            ),
-            "personal_llm.experiments.changes.numeral": (
-                "experiments/changes.html#numeral",
-                "personal_llm/experiments/changes.py",
-            ),
-            "personal_llm.experiments.changes.okayed": (
-                "experiments/changes.html#okayed",
-                "personal_llm/experiments/changes.py",
-            ),
-            "personal_llm.experiments.changes.paged": (
-                "experiments/changes.html#paged",
-                "personal_llm/experiments/changes.py",
-            ),
-            "personal_llm.experiments.changes.priced": (
-                "experiments/changes.html#priced",
-                "personal_llm/experiments/changes.py",
-            ),
-            "personal_llm.experiments.changes.reply_to": (
-                "experiments/changes.html#reply_to",
-                "personal_llm/experiments/changes.py",
-            ),
-            "personal_llm.experiments.changes.sent_at": (
-                "experiments/changes.html#sent_at",
-                "personal_llm/experiments/changes.py",
-            ),
-            "personal_llm.experiments.changes.show_memories": (
-                "experiments/changes.html#show_memories",
-                "personal_llm/experiments/changes.py",
-            ),
-            "personal_llm.experiments.changes.use_earlier_rules": (
-                "experiments/changes.html#use_earlier_rules",
-                "personal_llm/experiments/changes.py",
-            ),
-            "personal_llm.experiments.changes.write_people_table": (
-                "experiments/changes.html#write_people_table",
-                "personal_llm/experiments/changes.py",
-            ),
-        },
-        "personal_llm.experiments.choosing": {
-            "personal_llm.experiments.choosing.StyleBelief": (
-                "experiments/choosing.html#stylebelief",
-                "personal_llm/experiments/choosing.py",
-            ),
-            "personal_llm.experiments.choosing.StyleBelief.__init__": (
-                "experiments/choosing.html#stylebelief.__init__",
-                "personal_llm/experiments/choosing.py",
-            ),
-            "personal_llm.experiments.choosing.StyleBelief.choose_pair": (
-                "experiments/choosing.html#stylebelief.choose_pair",
-                "personal_llm/experiments/choosing.py",
-            ),
-            "personal_llm.experiments.choosing.StyleBelief.update": (
-                "experiments/choosing.html#stylebelief.update",
-                "personal_llm/experiments/choosing.py",
-            ),
-            "personal_llm.experiments.choosing.compute_answer_chances": (
-                "experiments/choosing.html#compute_answer_chances",
-                "personal_llm/experiments/choosing.py",
-            ),
-            "personal_llm.experiments.choosing.compute_entropy": (
-                "experiments/choosing.html#compute_entropy",
-                "personal_llm/experiments/choosing.py",
-            ),
-            "personal_llm.experiments.choosing.compute_utilities": (
-                "experiments/choosing.html#compute_utilities",
-                "personal_llm/experiments/choosing.py",
-            ),
-            "personal_llm.experiments.choosing.is_sure": (
-                "experiments/choosing.html#is_sure",
-                "personal_llm/experiments/choosing.py",
-            ),
-            "personal_llm.experiments.choosing.rank_by_belief": (
-                "experiments/choosing.html#rank_by_belief",
-                "personal_llm/experiments/choosing.py",
-            ),
-        },
-        "personal_llm.experiments.clicks": {
-            "personal_llm.experiments.clicks.click": (
-                "experiments/clicks.html#click",
-                "personal_llm/experiments/clicks.py",
-            ),
-            "personal_llm.experiments.clicks.fit_utilities": (
-                "experiments/clicks.html#fit_utilities",
-                "personal_llm/experiments/clicks.py",
-            ),
-            "personal_llm.experiments.clicks.measure": (
-                "experiments/clicks.html#measure",
-                "personal_llm/experiments/clicks.py",
-            ),
-            "personal_llm.experiments.clicks.measure_coordinates": (
-                "experiments/clicks.html#measure_coordinates",
-                "personal_llm/experiments/clicks.py",
-            ),
-            "personal_llm.experiments.clicks.sample_replies": (
-                "experiments/clicks.html#sample_replies",
-                "personal_llm/experiments/clicks.py",
-            ),
-            "personal_llm.experiments.clicks.simulate": (
-                "experiments/clicks.html#simulate",
-                "personal_llm/experiments/clicks.py",
-            ),
-        },
-        "personal_llm.experiments.consolidation": {
-            "personal_llm.experiments.consolidation.check_claims": (
-                "experiments/consolidation.html#check_claims",
-                "personal_llm/experiments/consolidation.py",
-            ),
-            "personal_llm.experiments.consolidation.compare_methods": (
-                "experiments/consolidation.html#compare_methods",
-                "personal_llm/experiments/consolidation.py",
-            ),
-            "personal_llm.experiments.consolidation.list_jobs": (
-                "experiments/consolidation.html#list_jobs",
-                "personal_llm/experiments/consolidation.py",
-            ),
-            "personal_llm.experiments.consolidation.list_measured": (
-                "experiments/consolidation.html#list_measured",
-                "personal_llm/experiments/consolidation.py",
-            ),
-            "personal_llm.experiments.consolidation.measure": (
-                "experiments/consolidation.html#measure",
-                "personal_llm/experiments/consolidation.py",
-            ),
-            "personal_llm.experiments.consolidation.read_first_order": (
-                "experiments/consolidation.html#read_first_order",
-                "personal_llm/experiments/consolidation.py",
-            ),
-            "personal_llm.experiments.consolidation.write_changes": (
-                "experiments/consolidation.html#write_changes",
-                "personal_llm/experiments/consolidation.py",
-            ),
-        },
-        "personal_llm.experiments.copies": {
-            "personal_llm.experiments.copies.decides_for_last": (
-                "experiments/copies.html#decides_for_last",
-                "personal_llm/experiments/copies.py",
-            ),
-            "personal_llm.experiments.copies.draw_chats": (
-                "experiments/copies.html#draw_chats",
-                "personal_llm/experiments/copies.py",
-            ),
-            "personal_llm.experiments.copies.draw_questions": (
-                "experiments/copies.html#draw_questions",
-                "personal_llm/experiments/copies.py",
-            ),
-            "personal_llm.experiments.copies.form": (
-                "experiments/copies.html#form",
-                "personal_llm/experiments/copies.py",
-            ),
-            "personal_llm.experiments.copies.hold_chat": (
-                "experiments/copies.html#hold_chat",
-                "personal_llm/experiments/copies.py",
-            ),
-            "personal_llm.experiments.copies.label_copies": (
-                "experiments/copies.html#label_copies",
-                "personal_llm/experiments/copies.py",
-            ),
-            "personal_llm.experiments.copies.list_chat_claims": (
-                "experiments/copies.html#list_chat_claims",
-                "personal_llm/experiments/copies.py",
-            ),
-            "personal_llm.experiments.copies.list_claims": (
-                "experiments/copies.html#list_claims",
-                "personal_llm/experiments/copies.py",
-            ),
-            "personal_llm.experiments.copies.make_costly": (
-                "experiments/copies.html#make_costly",
-                "personal_llm/experiments/copies.py",
-            ),
-            "personal_llm.experiments.copies.measure": (
-                "experiments/copies.html#measure",
-                "personal_llm/experiments/copies.py",
-            ),
-            "personal_llm.experiments.copies.measure_chats": (
-                "experiments/copies.html#measure_chats",
-                "personal_llm/experiments/copies.py",
-            ),
-            "personal_llm.experiments.copies.read_last": (
-                "experiments/copies.html#read_last",
-                "personal_llm/experiments/copies.py",
-            ),
-            "personal_llm.experiments.copies.summarise_chat": (
-                "experiments/copies.html#summarise_chat",
-                "personal_llm/experiments/copies.py",
-            ),
-        },
-        "personal_llm.experiments.deciding": {
-            "personal_llm.experiments.deciding.measure": (
-                "experiments/deciding.html#measure",
-                "personal_llm/experiments/deciding.py",
-            ),
-            "personal_llm.experiments.deciding.time_decision": (
-                "experiments/deciding.html#time_decision",
-                "personal_llm/experiments/deciding.py",
-            ),
-            "personal_llm.experiments.deciding.time_forward_pass": (
-                "experiments/deciding.html#time_forward_pass",
-                "personal_llm/experiments/deciding.py",
-            ),
-        },
-        "personal_llm.experiments.demo": {
-            "personal_llm.experiments.demo.compare_defaults": (
-                "experiments/demo.html#compare_defaults",
-                "personal_llm/experiments/demo.py",
-            ),
-            "personal_llm.experiments.demo.describe_content": (
-                "experiments/demo.html#describe_content",
-                "personal_llm/experiments/demo.py",
-            ),
-            "personal_llm.experiments.demo.describe_share": (
-                "experiments/demo.html#describe_share",
-                "personal_llm/experiments/demo.py",
-            ),
-            "personal_llm.experiments.demo.format_interval": (
-                "experiments/demo.html#format_interval",
-                "personal_llm/experiments/demo.py",
-            ),
-            "personal_llm.experiments.demo.list_changed_defaults": (
-                "experiments/demo.html#list_changed_defaults",
-                "personal_llm/experiments/demo.py",
-            ),
-            "personal_llm.experiments.demo.list_defaults": (
-                "experiments/demo.html#list_defaults",
-                "personal_llm/experiments/demo.py",
-            ),
-            "personal_llm.experiments.demo.measure": (
-                "experiments/demo.html#measure",
-                "personal_llm/experiments/demo.py",
-            ),
-            "personal_llm.experiments.demo.measure_sample": (
-                "experiments/demo.html#measure_sample",
-                "personal_llm/experiments/demo.py",
-            ),
-            "personal_llm.experiments.demo.measure_sample_smollm2": (
-                "experiments/demo.html#measure_sample_smollm2",
-                "personal_llm/experiments/demo.py",
-            ),
-            "personal_llm.experiments.demo.measure_smollm2": (
-                "experiments/demo.html#measure_smollm2",
-                "personal_llm/experiments/demo.py",
-            ),
-            "personal_llm.experiments.demo.write_buffer_share_sentences": (
-                "experiments/demo.html#write_buffer_share_sentences",
-                "personal_llm/experiments/demo.py",
-            ),
-            "personal_llm.experiments.demo.write_demo_paragraph": (
-                "experiments/demo.html#write_demo_paragraph",
-                "personal_llm/experiments/demo.py",
-            ),
-            "personal_llm.experiments.demo.write_new_people_paragraph": (
-                "experiments/demo.html#write_new_people_paragraph",
-                "personal_llm/experiments/demo.py",
-            ),
-            "personal_llm.experiments.demo.write_policies_paragraph": (
-                "experiments/demo.html#write_policies_paragraph",
-                "personal_llm/experiments/demo.py",
-            ),
-            "personal_llm.experiments.demo.write_sample_paragraph": (
-                "experiments/demo.html#write_sample_paragraph",
-                "personal_llm/experiments/demo.py",
-            ),
-        },
-        "personal_llm.experiments.exploration": {
-            "personal_llm.experiments.exploration.CoveringPolicy": (
-                "experiments/exploration.html#coveringpolicy",
-                "personal_llm/experiments/exploration.py",
-            ),
-            "personal_llm.experiments.exploration.CoveringPolicy.__init__": (
-                "experiments/exploration.html#coveringpolicy.__init__",
-                "personal_llm/experiments/exploration.py",
-            ),
-            "personal_llm.experiments.exploration.CoveringPolicy.discount_probability": (
-                "experiments/exploration.html#coveringpolicy.discount_probability",
-                "personal_llm/experiments/exploration.py",
-            ),
-            "personal_llm.experiments.exploration.ExploringPolicy": (
-                "experiments/exploration.html#exploringpolicy",
-                "personal_llm/experiments/exploration.py",
-            ),
-            "personal_llm.experiments.exploration.ExploringPolicy.__init__": (
-                "experiments/exploration.html#exploringpolicy.__init__",
-                "personal_llm/experiments/exploration.py",
-            ),
-            "personal_llm.experiments.exploration.ExploringPolicy.compute_value": (
-                "experiments/exploration.html#exploringpolicy.compute_value",
-                "personal_llm/experiments/exploration.py",
-            ),
-            "personal_llm.experiments.exploration.ExploringPolicy.decide_question": (
-                "experiments/exploration.html#exploringpolicy.decide_question",
-                "personal_llm/experiments/exploration.py",
-            ),
-            "personal_llm.experiments.exploration.compute_novelty": (
-                "experiments/exploration.html#compute_novelty",
-                "personal_llm/experiments/exploration.py",
-            ),
-            "personal_llm.experiments.exploration.measure": (
-                "experiments/exploration.html#measure",
-                "personal_llm/experiments/exploration.py",
-            ),
-        },
-        "personal_llm.experiments.facts": {
-            "personal_llm.experiments.facts.is_right": (
-                "experiments/facts.html#is_right",
-                "personal_llm/experiments/facts.py",
-            ),
-            "personal_llm.experiments.facts.load_tools": (
-                "experiments/facts.html#load_tools",
-                "personal_llm/experiments/facts.py",
-            ),
-            "personal_llm.experiments.facts.make_prompts": (
-                "experiments/facts.html#make_prompts",
-                "personal_llm/experiments/facts.py",
-            ),
-            "personal_llm.experiments.facts.measure_facts": (
-                "experiments/facts.html#measure_facts",
-                "personal_llm/experiments/facts.py",
-            ),
-            "personal_llm.experiments.facts.read_fact_rows": (
-                "experiments/facts.html#read_fact_rows",
-                "personal_llm/experiments/facts.py",
-            ),
-        },
-        "personal_llm.experiments.fewer_rewrites": {
-            "personal_llm.experiments.fewer_rewrites.list_claims": (
-                "experiments/fewer_rewrites.html#list_claims",
-                "personal_llm/experiments/fewer_rewrites.py",
-            ),
-            "personal_llm.experiments.fewer_rewrites.measure": (
-                "experiments/fewer_rewrites.html#measure",
-                "personal_llm/experiments/fewer_rewrites.py",
-            ),
-        },
-        "personal_llm.experiments.first_correction": {
-            "personal_llm.experiments.first_correction.acid": (
-                "experiments/first_correction.html#acid",
-                "personal_llm/experiments/first_correction.py",
-            ),
-            "personal_llm.experiments.first_correction.article": (
-                "experiments/first_correction.html#article",
-                "personal_llm/experiments/first_correction.py",
-            ),
-            "personal_llm.experiments.first_correction.encode_strictly": (
-                "experiments/first_correction.html#encode_strictly",
-                "personal_llm/experiments/first_correction.py",
-            ),
-            "personal_llm.experiments.first_correction.list_claims": (
-                "experiments/first_correction.html#list_claims",
-                "personal_llm/experiments/first_correction.py",
-            ),
-            "personal_llm.experiments.first_correction.make_stream": (
-                "experiments/first_correction.html#make_stream",
-                "personal_llm/experiments/first_correction.py",
-            ),
-            "personal_llm.experiments.first_correction.measure": (
-                "experiments/first_correction.html#measure",
-                "personal_llm/experiments/first_correction.py",
-            ),
-            "personal_llm.experiments.first_correction.measure_copies": (
-                "experiments/first_correction.html#measure_copies",
-                "personal_llm/experiments/first_correction.py",
-            ),
-            "personal_llm.experiments.first_correction.platform": (
-                "experiments/first_correction.html#platform",
-                "personal_llm/experiments/first_correction.py",
-            ),
-            "personal_llm.experiments.first_correction.referred": (
-                "experiments/first_correction.html#referred",
-                "personal_llm/experiments/first_correction.py",
-            ),
-            "personal_llm.experiments.first_correction.sized": (
-                "experiments/first_correction.html#sized",
-                "personal_llm/experiments/first_correction.py",
-            ),
-            "personal_llm.experiments.first_correction.telegraphed": (
-                "experiments/first_correction.html#telegraphed",
-                "personal_llm/experiments/first_correction.py",
-            ),
-            "personal_llm.experiments.first_correction.use_costlier_copies": (
-                "experiments/first_correction.html#use_costlier_copies",
-                "personal_llm/experiments/first_correction.py",
-            ),
-            "personal_llm.experiments.first_correction.weighed": (
-                "experiments/first_correction.html#weighed",
-                "personal_llm/experiments/first_correction.py",
-            ),
-            "personal_llm.experiments.first_correction.windy": (
-                "experiments/first_correction.html#windy",
-                "personal_llm/experiments/first_correction.py",
-            ),
-        },
-        "personal_llm.experiments.first_day": {
-            "personal_llm.experiments.first_day.ask_apart": (
-                "experiments/first_day.html#ask_apart",
-                "personal_llm/experiments/first_day.py",
-            ),
-            "personal_llm.experiments.first_day.ask_questions": (
-                "experiments/first_day.html#ask_questions",
-                "personal_llm/experiments/first_day.py",
-            ),
-            "personal_llm.experiments.first_day.bulleted": (
-                "experiments/first_day.html#bulleted",
-                "personal_llm/experiments/first_day.py",
-            ),
-            "personal_llm.experiments.first_day.draw_messages": (
-                "experiments/first_day.html#draw_messages",
-                "personal_llm/experiments/first_day.py",
-            ),
-            "personal_llm.experiments.first_day.draw_questions": (
-                "experiments/first_day.html#draw_questions",
-                "personal_llm/experiments/first_day.py",
-            ),
-            "personal_llm.experiments.first_day.find_measured_here": (
-                "experiments/first_day.html#find_measured_here",
-                "personal_llm/experiments/first_day.py",
-            ),
-            "personal_llm.experiments.first_day.hold_day": (
-                "experiments/first_day.html#hold_day",
-                "personal_llm/experiments/first_day.py",
-            ),
-            "personal_llm.experiments.first_day.hold_talk": (
-                "experiments/first_day.html#hold_talk",
-                "personal_llm/experiments/first_day.py",
-            ),
-            "personal_llm.experiments.first_day.judge_rest": (
-                "experiments/first_day.html#judge_rest",
-                "personal_llm/experiments/first_day.py",
-            ),
-            "personal_llm.experiments.first_day.list_claims": (
-                "experiments/first_day.html#list_claims",
-                "personal_llm/experiments/first_day.py",
-            ),
-            "personal_llm.experiments.first_day.loud_start": (
-                "experiments/first_day.html#loud_start",
-                "personal_llm/experiments/first_day.py",
-            ),
-            "personal_llm.experiments.first_day.make_stream": (
-                "experiments/first_day.html#make_stream",
-                "personal_llm/experiments/first_day.py",
-            ),
-            "personal_llm.experiments.first_day.measure": (
-                "experiments/first_day.html#measure",
-                "personal_llm/experiments/first_day.py",
-            ),
-            "personal_llm.experiments.first_day.measure_asked": (
-                "experiments/first_day.html#measure_asked",
-                "personal_llm/experiments/first_day.py",
-            ),
-            "personal_llm.experiments.first_day.measure_chat": (
-                "experiments/first_day.html#measure_chat",
-                "personal_llm/experiments/first_day.py",
-            ),
-            "personal_llm.experiments.first_day.measure_day": (
-                "experiments/first_day.html#measure_day",
-                "personal_llm/experiments/first_day.py",
-            ),
-            "personal_llm.experiments.first_day.measure_first": (
-                "experiments/first_day.html#measure_first",
-                "personal_llm/experiments/first_day.py",
-            ),
-            "personal_llm.experiments.first_day.measure_losses": (
-                "experiments/first_day.html#measure_losses",
-                "personal_llm/experiments/first_day.py",
-            ),
-            "personal_llm.experiments.first_day.say": (
-                "experiments/first_day.html#say",
-                "personal_llm/experiments/first_day.py",
-            ),
-            "personal_llm.experiments.first_day.write_day_paragraph": (
-                "experiments/first_day.html#write_day_paragraph",
-                "personal_llm/experiments/first_day.py",
-            ),
-            "personal_llm.experiments.first_day.write_people_table": (
-                "experiments/first_day.html#write_people_table",
-                "personal_llm/experiments/first_day.py",
-            ),
-        },
-        "personal_llm.experiments.fit": {
-            "personal_llm.experiments.fit.PoolLibrary": (
-                "experiments/fit.html#poollibrary",
-                "personal_llm/experiments/fit.py",
-            ),
-            "personal_llm.experiments.fit.PoolLibrary.__getitem__": (
-                "experiments/fit.html#poollibrary.__getitem__",
-                "personal_llm/experiments/fit.py",
-            ),
-            "personal_llm.experiments.fit.PoolLibrary.__iter__": (
-                "experiments/fit.html#poollibrary.__iter__",
-                "personal_llm/experiments/fit.py",
-            ),
-            "personal_llm.experiments.fit.PoolLibrary.__len__": (
-                "experiments/fit.html#poollibrary.__len__",
-                "personal_llm/experiments/fit.py",
-            ),
-            "personal_llm.experiments.fit.baseline_starts": (
-                "experiments/fit.html#baseline_starts",
-                "personal_llm/experiments/fit.py",
-            ),
-            "personal_llm.experiments.fit.cost_to_dict": (
-                "experiments/fit.html#cost_to_dict",
-                "personal_llm/experiments/fit.py",
-            ),
-            "personal_llm.experiments.fit.list_styles": (
-                "experiments/fit.html#list_styles",
-                "personal_llm/experiments/fit.py",
-            ),
-            "personal_llm.experiments.fit.load_pool_library": (
-                "experiments/fit.html#load_pool_library",
-                "personal_llm/experiments/fit.py",
-            ),
-            "personal_llm.experiments.fit.make_start_jobs": (
-                "experiments/fit.html#make_start_jobs",
-                "personal_llm/experiments/fit.py",
-            ),
-            "personal_llm.experiments.fit.measure": ("experiments/fit.html#measure", "personal_llm/experiments/fit.py"),
-            "personal_llm.experiments.fit.measure_user_starts": (
-                "experiments/fit.html#measure_user_starts",
-                "personal_llm/experiments/fit.py",
-            ),
-            "personal_llm.experiments.fit.styled_jobs": (
-                "experiments/fit.html#styled_jobs",
-                "personal_llm/experiments/fit.py",
-            ),
-            "personal_llm.experiments.fit.weighted_start_loss": (
-                "experiments/fit.html#weighted_start_loss",
-                "personal_llm/experiments/fit.py",
-            ),
-            "personal_llm.experiments.fit.weighted_tokens": (
-                "experiments/fit.html#weighted_tokens",
-                "personal_llm/experiments/fit.py",
-            ),
-        },
-        "personal_llm.experiments.forgetting": {
-            "personal_llm.experiments.forgetting.measure": (
-                "experiments/forgetting.html#measure",
-                "personal_llm/experiments/forgetting.py",
-            ),
-            "personal_llm.experiments.forgetting.measure_losses": (
-                "experiments/forgetting.html#measure_losses",
-                "personal_llm/experiments/forgetting.py",
-            ),
-            "personal_llm.experiments.forgetting.run_rounds": (
-                "experiments/forgetting.html#run_rounds",
-                "personal_llm/experiments/forgetting.py",
-            ),
-        },
-        "personal_llm.experiments.formats": {
-            "personal_llm.experiments.formats.measure": (
-                "experiments/formats.html#measure",
-                "personal_llm/experiments/formats.py",
-            ),
-            "personal_llm.experiments.formats.paper_stream": (
-                "experiments/formats.html#paper_stream",
-                "personal_llm/experiments/formats.py",
-            ),
-            "personal_llm.experiments.formats.parse_consultation": (
-                "experiments/formats.html#parse_consultation",
-                "personal_llm/experiments/formats.py",
-            ),
-            "personal_llm.experiments.formats.parse_consultation_turn": (
-                "experiments/formats.html#parse_consultation_turn",
-                "personal_llm/experiments/formats.py",
-            ),
-            "personal_llm.experiments.formats.parse_openorca": (
-                "experiments/formats.html#parse_openorca",
-                "personal_llm/experiments/formats.py",
-            ),
-            "personal_llm.experiments.formats.parse_prosocial": (
-                "experiments/formats.html#parse_prosocial",
-                "personal_llm/experiments/formats.py",
-            ),
-        },
-        "personal_llm.experiments.found_revisions": {
-            "personal_llm.experiments.found_revisions.find_linked": (
-                "experiments/found_revisions.html#find_linked",
-                "personal_llm/experiments/found_revisions.py",
-            ),
-            "personal_llm.experiments.found_revisions.find_read": (
-                "experiments/found_revisions.html#find_read",
-                "personal_llm/experiments/found_revisions.py",
-            ),
-            "personal_llm.experiments.found_revisions.find_short": (
-                "experiments/found_revisions.html#find_short",
-                "personal_llm/experiments/found_revisions.py",
-            ),
-            "personal_llm.experiments.found_revisions.list_claims": (
-                "experiments/found_revisions.html#list_claims",
-                "personal_llm/experiments/found_revisions.py",
-            ),
-            "personal_llm.experiments.found_revisions.list_cost_claims": (
-                "experiments/found_revisions.html#list_cost_claims",
-                "personal_llm/experiments/found_revisions.py",
-            ),
-            "personal_llm.experiments.found_revisions.list_reader_claims": (
-                "experiments/found_revisions.html#list_reader_claims",
-                "personal_llm/experiments/found_revisions.py",
-            ),
-            "personal_llm.experiments.found_revisions.measure": (
-                "experiments/found_revisions.html#measure",
-                "personal_llm/experiments/found_revisions.py",
-            ),
-            "personal_llm.experiments.found_revisions.measure_chats": (
-                "experiments/found_revisions.html#measure_chats",
-                "personal_llm/experiments/found_revisions.py",
-            ),
-            "personal_llm.experiments.found_revisions.read_last_free": (
-                "experiments/found_revisions.html#read_last_free",
-                "personal_llm/experiments/found_revisions.py",
-            ),
-            "personal_llm.experiments.found_revisions.write_talk_paragraph": (
-                "experiments/found_revisions.html#write_talk_paragraph",
-                "personal_llm/experiments/found_revisions.py",
-            ),
-        },
         "personal_llm.experiments.fresh_people": {
-            "personal_llm.experiments.fresh_people.Study": (
-                "experiments/fresh_people.html#study",
+            "personal_llm.experiments.fresh_people.compare": (
+                "experiments/fresh_people.html#compare",
                 "personal_llm/experiments/fresh_people.py",
             ),
-            "personal_llm.experiments.fresh_people.Study.compare": (
-                "experiments/fresh_people.html#study.compare",
+            "personal_llm.experiments.fresh_people.read_asked": (
+                "experiments/fresh_people.html#read_asked",
                 "personal_llm/experiments/fresh_people.py",
             ),
-            "personal_llm.experiments.fresh_people.Study.find_harmful": (
-                "experiments/fresh_people.html#study.find_harmful",
-                "personal_llm/experiments/fresh_people.py",
-            ),
-            "personal_llm.experiments.fresh_people.Study.read": (
-                "experiments/fresh_people.html#study.read",
-                "personal_llm/experiments/fresh_people.py",
-            ),
-            "personal_llm.experiments.fresh_people.Study.read_values": (
-                "experiments/fresh_people.html#study.read_values",
-                "personal_llm/experiments/fresh_people.py",
-            ),
-            "personal_llm.experiments.fresh_people._condition": (
-                "experiments/fresh_people.html#_condition",
-                "personal_llm/experiments/fresh_people.py",
-            ),
-            "personal_llm.experiments.fresh_people._tuning": (
-                "experiments/fresh_people.html#_tuning",
-                "personal_llm/experiments/fresh_people.py",
-            ),
-            "personal_llm.experiments.fresh_people.arrows": (
-                "experiments/fresh_people.html#arrows",
-                "personal_llm/experiments/fresh_people.py",
-            ),
-            "personal_llm.experiments.fresh_people.aside": (
-                "experiments/fresh_people.html#aside",
-                "personal_llm/experiments/fresh_people.py",
-            ),
-            "personal_llm.experiments.fresh_people.clock": (
-                "experiments/fresh_people.html#clock",
-                "personal_llm/experiments/fresh_people.py",
-            ),
-            "personal_llm.experiments.fresh_people.first_line": (
-                "experiments/fresh_people.html#first_line",
-                "personal_llm/experiments/fresh_people.py",
-            ),
-            "personal_llm.experiments.fresh_people.format_claims": (
-                "experiments/fresh_people.html#format_claims",
-                "personal_llm/experiments/fresh_people.py",
-            ),
-            "personal_llm.experiments.fresh_people.format_people": (
-                "experiments/fresh_people.html#format_people",
-                "personal_llm/experiments/fresh_people.py",
-            ),
-            "personal_llm.experiments.fresh_people.heading": (
-                "experiments/fresh_people.html#heading",
-                "personal_llm/experiments/fresh_people.py",
-            ),
-            "personal_llm.experiments.fresh_people.judge": (
-                "experiments/fresh_people.html#judge",
-                "personal_llm/experiments/fresh_people.py",
-            ),
-            "personal_llm.experiments.fresh_people.judge_plan": (
-                "experiments/fresh_people.html#judge_plan",
-                "personal_llm/experiments/fresh_people.py",
-            ),
-            "personal_llm.experiments.fresh_people.lettered": (
-                "experiments/fresh_people.html#lettered",
-                "personal_llm/experiments/fresh_people.py",
-            ),
-            "personal_llm.experiments.fresh_people.list_claims": (
-                "experiments/fresh_people.html#list_claims",
-                "personal_llm/experiments/fresh_people.py",
-            ),
-            "personal_llm.experiments.fresh_people.make_stream": (
-                "experiments/fresh_people.html#make_stream",
-                "personal_llm/experiments/fresh_people.py",
-            ),
-            "personal_llm.experiments.fresh_people.measure": (
-                "experiments/fresh_people.html#measure",
-                "personal_llm/experiments/fresh_people.py",
-            ),
-            "personal_llm.experiments.fresh_people.measure_tunings": (
-                "experiments/fresh_people.html#measure_tunings",
-                "personal_llm/experiments/fresh_people.py",
-            ),
-            "personal_llm.experiments.fresh_people.rating": (
-                "experiments/fresh_people.html#rating",
-                "personal_llm/experiments/fresh_people.py",
-            ),
-            "personal_llm.experiments.fresh_people.slanted": (
-                "experiments/fresh_people.html#slanted",
-                "personal_llm/experiments/fresh_people.py",
-            ),
-            "personal_llm.experiments.fresh_people.stutter": (
-                "experiments/fresh_people.html#stutter",
-                "personal_llm/experiments/fresh_people.py",
-            ),
-            "personal_llm.experiments.fresh_people.title_case": (
-                "experiments/fresh_people.html#title_case",
-                "personal_llm/experiments/fresh_people.py",
-            ),
-            "personal_llm.experiments.fresh_people.write_table": (
-                "experiments/fresh_people.html#write_table",
+            "personal_llm.experiments.fresh_people.read_tuned": (
+                "experiments/fresh_people.html#read_tuned",
                 "personal_llm/experiments/fresh_people.py",
             ),
         },
-        "personal_llm.experiments.gate": {
-            "personal_llm.experiments.gate.add_memories_between": (
-                "experiments/gate.html#add_memories_between",
-                "personal_llm/experiments/gate.py",
+        "personal_llm.experiments.harness": {
+            "personal_llm.experiments.harness.Grid": (
+                "experiments/harness.html#grid",
+                "personal_llm/experiments/harness.py",
             ),
-            "personal_llm.experiments.gate.add_memories_first": (
-                "experiments/gate.html#add_memories_first",
-                "personal_llm/experiments/gate.py",
+            "personal_llm.experiments.harness.Headroom": (
+                "experiments/harness.html#headroom",
+                "personal_llm/experiments/harness.py",
             ),
-            "personal_llm.experiments.gate.add_memories_last": (
-                "experiments/gate.html#add_memories_last",
-                "personal_llm/experiments/gate.py",
+            "personal_llm.experiments.harness.HeadroomShare": (
+                "experiments/harness.html#headroomshare",
+                "personal_llm/experiments/harness.py",
             ),
-            "personal_llm.experiments.gate.choose_memories": (
-                "experiments/gate.html#choose_memories",
-                "personal_llm/experiments/gate.py",
+            "personal_llm.experiments.harness.MeanEstimate": (
+                "experiments/harness.html#meanestimate",
+                "personal_llm/experiments/harness.py",
             ),
-            "personal_llm.experiments.gate.continue_memories": (
-                "experiments/gate.html#continue_memories",
-                "personal_llm/experiments/gate.py",
+            "personal_llm.experiments.harness.MeanEstimate.__str__": (
+                "experiments/harness.html#meanestimate.__str__",
+                "personal_llm/experiments/harness.py",
             ),
-            "personal_llm.experiments.gate.estimate_with_own_prompts": (
-                "experiments/gate.html#estimate_with_own_prompts",
-                "personal_llm/experiments/gate.py",
+            "personal_llm.experiments.harness.RatioToBest": (
+                "experiments/harness.html#ratiotobest",
+                "personal_llm/experiments/harness.py",
             ),
-            "personal_llm.experiments.gate.list_jobs": (
-                "experiments/gate.html#list_jobs",
-                "personal_llm/experiments/gate.py",
+            "personal_llm.experiments.harness.RatioToBest.__str__": (
+                "experiments/harness.html#ratiotobest.__str__",
+                "personal_llm/experiments/harness.py",
             ),
-            "personal_llm.experiments.gate.measure_floor": (
-                "experiments/gate.html#measure_floor",
-                "personal_llm/experiments/gate.py",
+            "personal_llm.experiments.harness._check_same_users": (
+                "experiments/harness.html#_check_same_users",
+                "personal_llm/experiments/harness.py",
             ),
-            "personal_llm.experiments.gate.measure_follow_ups": (
-                "experiments/gate.html#measure_follow_ups",
-                "personal_llm/experiments/gate.py",
+            "personal_llm.experiments.harness._measure_list": (
+                "experiments/harness.html#_measure_list",
+                "personal_llm/experiments/harness.py",
             ),
-            "personal_llm.experiments.gate.measure_gate": (
-                "experiments/gate.html#measure_gate",
-                "personal_llm/experiments/gate.py",
+            "personal_llm.experiments.harness.append_json_line": (
+                "experiments/harness.html#append_json_line",
+                "personal_llm/experiments/harness.py",
             ),
-            "personal_llm.experiments.gate.measure_general": (
-                "experiments/gate.html#measure_general",
-                "personal_llm/experiments/gate.py",
+            "personal_llm.experiments.harness.append_results": (
+                "experiments/harness.html#append_results",
+                "personal_llm/experiments/harness.py",
             ),
-            "personal_llm.experiments.gate.measure_replies": (
-                "experiments/gate.html#measure_replies",
-                "personal_llm/experiments/gate.py",
+            "personal_llm.experiments.harness.check_budgets": (
+                "experiments/harness.html#check_budgets",
+                "personal_llm/experiments/harness.py",
             ),
-            "personal_llm.experiments.gate.prepare": (
-                "experiments/gate.html#prepare",
-                "personal_llm/experiments/gate.py",
+            "personal_llm.experiments.harness.check_grid": (
+                "experiments/harness.html#check_grid",
+                "personal_llm/experiments/harness.py",
             ),
-            "personal_llm.experiments.gate.score_plain": (
-                "experiments/gate.html#score_plain",
-                "personal_llm/experiments/gate.py",
+            "personal_llm.experiments.harness.check_revision": (
+                "experiments/harness.html#check_revision",
+                "personal_llm/experiments/harness.py",
             ),
-            "personal_llm.experiments.gate.split_vectors": (
-                "experiments/gate.html#split_vectors",
-                "personal_llm/experiments/gate.py",
+            "personal_llm.experiments.harness.find_missing_jobs": (
+                "experiments/harness.html#find_missing_jobs",
+                "personal_llm/experiments/harness.py",
             ),
-        },
-        "personal_llm.experiments.habit_defaults": {
-            "personal_llm.experiments.habit_defaults.bold_start": (
-                "experiments/habit_defaults.html#bold_start",
-                "personal_llm/experiments/habit_defaults.py",
+            "personal_llm.experiments.harness.format_table": (
+                "experiments/harness.html#format_table",
+                "personal_llm/experiments/harness.py",
             ),
-            "personal_llm.experiments.habit_defaults.is_only_frame": (
-                "experiments/habit_defaults.html#is_only_frame",
-                "personal_llm/experiments/habit_defaults.py",
+            "personal_llm.experiments.harness.group_jobs": (
+                "experiments/harness.html#group_jobs",
+                "personal_llm/experiments/harness.py",
             ),
-            "personal_llm.experiments.habit_defaults.load_texts": (
-                "experiments/habit_defaults.html#load_texts",
-                "personal_llm/experiments/habit_defaults.py",
+            "personal_llm.experiments.harness.group_rows": (
+                "experiments/harness.html#group_rows",
+                "personal_llm/experiments/harness.py",
             ),
-            "personal_llm.experiments.habit_defaults.make_job": (
-                "experiments/habit_defaults.html#make_job",
-                "personal_llm/experiments/habit_defaults.py",
+            "personal_llm.experiments.harness.holm_correction": (
+                "experiments/harness.html#holm_correction",
+                "personal_llm/experiments/harness.py",
             ),
-            "personal_llm.experiments.habit_defaults.make_test_person": (
-                "experiments/habit_defaults.html#make_test_person",
-                "personal_llm/experiments/habit_defaults.py",
+            "personal_llm.experiments.harness.job_key": (
+                "experiments/harness.html#job_key",
+                "personal_llm/experiments/harness.py",
             ),
-            "personal_llm.experiments.habit_defaults.measure": (
-                "experiments/habit_defaults.html#measure",
-                "personal_llm/experiments/habit_defaults.py",
+            "personal_llm.experiments.harness.list_grids": (
+                "experiments/harness.html#list_grids",
+                "personal_llm/experiments/harness.py",
             ),
-            "personal_llm.experiments.habit_defaults.measure_replies": (
-                "experiments/habit_defaults.html#measure_replies",
-                "personal_llm/experiments/habit_defaults.py",
+            "personal_llm.experiments.harness.machine": (
+                "experiments/harness.html#machine",
+                "personal_llm/experiments/harness.py",
             ),
-            "personal_llm.experiments.habit_defaults.own_lines": (
-                "experiments/habit_defaults.html#own_lines",
-                "personal_llm/experiments/habit_defaults.py",
+            "personal_llm.experiments.harness.main": (
+                "experiments/harness.html#main",
+                "personal_llm/experiments/harness.py",
             ),
-            "personal_llm.experiments.habit_defaults.pause": (
-                "experiments/habit_defaults.html#pause",
-                "personal_llm/experiments/habit_defaults.py",
+            "personal_llm.experiments.harness.make_result_row": (
+                "experiments/harness.html#make_result_row",
+                "personal_llm/experiments/harness.py",
             ),
-            "personal_llm.experiments.habit_defaults.sentence_marks": (
-                "experiments/habit_defaults.html#sentence_marks",
-                "personal_llm/experiments/habit_defaults.py",
+            "personal_llm.experiments.harness.mean_over_users": (
+                "experiments/harness.html#mean_over_users",
+                "personal_llm/experiments/harness.py",
             ),
-            "personal_llm.experiments.habit_defaults.tune": (
-                "experiments/habit_defaults.html#tune",
-                "personal_llm/experiments/habit_defaults.py",
+            "personal_llm.experiments.harness.mean_table": (
+                "experiments/harness.html#mean_table",
+                "personal_llm/experiments/harness.py",
             ),
-            "personal_llm.experiments.habit_defaults.weigh_ends": (
-                "experiments/habit_defaults.html#weigh_ends",
-                "personal_llm/experiments/habit_defaults.py",
+            "personal_llm.experiments.harness.measure_group": (
+                "experiments/harness.html#measure_group",
+                "personal_llm/experiments/harness.py",
             ),
-            "personal_llm.experiments.habit_defaults.weighted_ends": (
-                "experiments/habit_defaults.html#weighted_ends",
-                "personal_llm/experiments/habit_defaults.py",
+            "personal_llm.experiments.harness.measure_headroom": (
+                "experiments/harness.html#measure_headroom",
+                "personal_llm/experiments/harness.py",
             ),
-            "personal_llm.experiments.habit_defaults.word_count": (
-                "experiments/habit_defaults.html#word_count",
-                "personal_llm/experiments/habit_defaults.py",
+            "personal_llm.experiments.harness.one_thread": (
+                "experiments/harness.html#one_thread",
+                "personal_llm/experiments/harness.py",
             ),
-            "personal_llm.experiments.habit_defaults.wrapped": (
-                "experiments/habit_defaults.html#wrapped",
-                "personal_llm/experiments/habit_defaults.py",
+            "personal_llm.experiments.harness.paragraph": (
+                "experiments/harness.html#paragraph",
+                "personal_llm/experiments/harness.py",
             ),
-        },
-        "personal_llm.experiments.headroom": {
-            "personal_llm.experiments.headroom.Headroom": (
-                "experiments/headroom.html#headroom",
-                "personal_llm/experiments/headroom.py",
+            "personal_llm.experiments.harness.print_claims": (
+                "experiments/harness.html#print_claims",
+                "personal_llm/experiments/harness.py",
             ),
-            "personal_llm.experiments.headroom.HeadroomShare": (
-                "experiments/headroom.html#headroomshare",
-                "personal_llm/experiments/headroom.py",
+            "personal_llm.experiments.harness.provenance": (
+                "experiments/harness.html#provenance",
+                "personal_llm/experiments/harness.py",
             ),
-            "personal_llm.experiments.headroom.RatioToBest": (
-                "experiments/headroom.html#ratiotobest",
-                "personal_llm/experiments/headroom.py",
+            "personal_llm.experiments.harness.ranking_auc": (
+                "experiments/harness.html#ranking_auc",
+                "personal_llm/experiments/harness.py",
             ),
-            "personal_llm.experiments.headroom.RatioToBest.__str__": (
-                "experiments/headroom.html#ratiotobest.__str__",
-                "personal_llm/experiments/headroom.py",
+            "personal_llm.experiments.harness.ratio_to_best": (
+                "experiments/harness.html#ratio_to_best",
+                "personal_llm/experiments/harness.py",
             ),
-            "personal_llm.experiments.headroom._check_same_users": (
-                "experiments/headroom.html#_check_same_users",
-                "personal_llm/experiments/headroom.py",
+            "personal_llm.experiments.harness.read_json_lines": (
+                "experiments/harness.html#read_json_lines",
+                "personal_llm/experiments/harness.py",
             ),
-            "personal_llm.experiments.headroom.measure_headroom": (
-                "experiments/headroom.html#measure_headroom",
-                "personal_llm/experiments/headroom.py",
+            "personal_llm.experiments.harness.read_result_lines": (
+                "experiments/harness.html#read_result_lines",
+                "personal_llm/experiments/harness.py",
             ),
-            "personal_llm.experiments.headroom.ratio_to_best": (
-                "experiments/headroom.html#ratio_to_best",
-                "personal_llm/experiments/headroom.py",
+            "personal_llm.experiments.harness.read_results": (
+                "experiments/harness.html#read_results",
+                "personal_llm/experiments/harness.py",
             ),
-            "personal_llm.experiments.headroom.share_of_headroom": (
-                "experiments/headroom.html#share_of_headroom",
-                "personal_llm/experiments/headroom.py",
+            "personal_llm.experiments.harness.revision": (
+                "experiments/harness.html#revision",
+                "personal_llm/experiments/harness.py",
             ),
-        },
-        "personal_llm.experiments.leakage": {
-            "personal_llm.experiments.leakage.LeakageTest": (
-                "experiments/leakage.html#leakagetest",
-                "personal_llm/experiments/leakage.py",
+            "personal_llm.experiments.harness.run_grid": (
+                "experiments/harness.html#run_grid",
+                "personal_llm/experiments/harness.py",
             ),
-            "personal_llm.experiments.leakage.LeakageTest.attack": (
-                "experiments/leakage.html#leakagetest.attack",
-                "personal_llm/experiments/leakage.py",
+            "personal_llm.experiments.harness.run_groups": (
+                "experiments/harness.html#run_groups",
+                "personal_llm/experiments/harness.py",
             ),
-            "personal_llm.experiments.leakage.LeakageTest.expose": (
-                "experiments/leakage.html#leakagetest.expose",
-                "personal_llm/experiments/leakage.py",
+            "personal_llm.experiments.harness.share_of_headroom": (
+                "experiments/harness.html#share_of_headroom",
+                "personal_llm/experiments/harness.py",
             ),
-            "personal_llm.experiments.leakage.LeakageTest.measure": (
-                "experiments/leakage.html#leakagetest.measure",
-                "personal_llm/experiments/leakage.py",
+            "personal_llm.experiments.harness.sign_flip_test": (
+                "experiments/harness.html#sign_flip_test",
+                "personal_llm/experiments/harness.py",
             ),
-            "personal_llm.experiments.leakage.divide_dialogues": (
-                "experiments/leakage.html#divide_dialogues",
-                "personal_llm/experiments/leakage.py",
+            "personal_llm.experiments.harness.summarise_rows": (
+                "experiments/harness.html#summarise_rows",
+                "personal_llm/experiments/harness.py",
             ),
-            "personal_llm.experiments.leakage.measure": (
-                "experiments/leakage.html#measure",
-                "personal_llm/experiments/leakage.py",
+            "personal_llm.experiments.harness.take_complete": (
+                "experiments/harness.html#take_complete",
+                "personal_llm/experiments/harness.py",
             ),
-            "personal_llm.experiments.leakage.measure_replies": (
-                "experiments/leakage.html#measure_replies",
-                "personal_llm/experiments/leakage.py",
-            ),
-            "personal_llm.experiments.leakage.train_arm": (
-                "experiments/leakage.html#train_arm",
-                "personal_llm/experiments/leakage.py",
-            ),
-        },
-        "personal_llm.experiments.learning_speed": {
-            "personal_llm.experiments.learning_speed.measure": (
-                "experiments/learning_speed.html#measure",
-                "personal_llm/experiments/learning_speed.py",
-            )
-        },
-        "personal_llm.experiments.lines": {
-            "personal_llm.experiments.lines.false_lines": (
-                "experiments/lines.html#false_lines",
-                "personal_llm/experiments/lines.py",
-            ),
-            "personal_llm.experiments.lines.find_by_lines": (
-                "experiments/lines.html#find_by_lines",
-                "personal_llm/experiments/lines.py",
-            ),
-            "personal_llm.experiments.lines.line_holds": (
-                "experiments/lines.html#line_holds",
-                "personal_llm/experiments/lines.py",
-            ),
-            "personal_llm.experiments.lines.line_texts": (
-                "experiments/lines.html#line_texts",
-                "personal_llm/experiments/lines.py",
-            ),
-            "personal_llm.experiments.lines.measure_lines": (
-                "experiments/lines.html#measure_lines",
-                "personal_llm/experiments/lines.py",
-            ),
-            "personal_llm.experiments.lines.read_median": (
-                "experiments/lines.html#read_median",
-                "personal_llm/experiments/lines.py",
+            "personal_llm.experiments.harness.user_means": (
+                "experiments/harness.html#user_means",
+                "personal_llm/experiments/harness.py",
             ),
         },
         "personal_llm.experiments.locomo": {
-            "personal_llm.experiments.locomo.NovelPolicy": (
-                "experiments/locomo.html#novelpolicy",
-                "personal_llm/experiments/locomo.py",
-            ),
-            "personal_llm.experiments.locomo.NovelPolicy.__init__": (
-                "experiments/locomo.html#novelpolicy.__init__",
-                "personal_llm/experiments/locomo.py",
-            ),
-            "personal_llm.experiments.locomo.NovelPolicy.choose": (
-                "experiments/locomo.html#novelpolicy.choose",
-                "personal_llm/experiments/locomo.py",
-            ),
-            "personal_llm.experiments.locomo.NovelPolicy.remember": (
-                "experiments/locomo.html#novelpolicy.remember",
-                "personal_llm/experiments/locomo.py",
-            ),
-            "personal_llm.experiments.locomo.RarePolicy": (
-                "experiments/locomo.html#rarepolicy",
-                "personal_llm/experiments/locomo.py",
-            ),
-            "personal_llm.experiments.locomo.RarePolicy.__init__": (
-                "experiments/locomo.html#rarepolicy.__init__",
-                "personal_llm/experiments/locomo.py",
-            ),
-            "personal_llm.experiments.locomo.RarePolicy.choose": (
-                "experiments/locomo.html#rarepolicy.choose",
-                "personal_llm/experiments/locomo.py",
-            ),
-            "personal_llm.experiments.locomo.RarePolicy.rate": (
-                "experiments/locomo.html#rarepolicy.rate",
-                "personal_llm/experiments/locomo.py",
-            ),
-            "personal_llm.experiments.locomo.RarePolicy.remember": (
-                "experiments/locomo.html#rarepolicy.remember",
-                "personal_llm/experiments/locomo.py",
-            ),
-            "personal_llm.experiments.locomo.Retriever": (
-                "experiments/locomo.html#retriever",
-                "personal_llm/experiments/locomo.py",
-            ),
-            "personal_llm.experiments.locomo.Retriever.__init__": (
-                "experiments/locomo.html#retriever.__init__",
-                "personal_llm/experiments/locomo.py",
-            ),
-            "personal_llm.experiments.locomo.Retriever.rank": (
-                "experiments/locomo.html#retriever.rank",
-                "personal_llm/experiments/locomo.py",
-            ),
-            "personal_llm.experiments.locomo.Retriever.score_by_bm25": (
-                "experiments/locomo.html#retriever.score_by_bm25",
-                "personal_llm/experiments/locomo.py",
-            ),
-            "personal_llm.experiments.locomo.Retriever.score_by_facts": (
-                "experiments/locomo.html#retriever.score_by_facts",
-                "personal_llm/experiments/locomo.py",
-            ),
-            "personal_llm.experiments.locomo.Retriever.score_by_memory": (
-                "experiments/locomo.html#retriever.score_by_memory",
-                "personal_llm/experiments/locomo.py",
-            ),
-            "personal_llm.experiments.locomo.Retriever.score_facts": (
-                "experiments/locomo.html#retriever.score_facts",
-                "personal_llm/experiments/locomo.py",
-            ),
-            "personal_llm.experiments.locomo.Retriever.vectors": (
-                "experiments/locomo.html#retriever.vectors",
-                "personal_llm/experiments/locomo.py",
-            ),
-            "personal_llm.experiments.locomo.add_fact_domain": (
-                "experiments/locomo.html#add_fact_domain",
-                "personal_llm/experiments/locomo.py",
-            ),
             "personal_llm.experiments.locomo.average_categories": (
                 "experiments/locomo.html#average_categories",
                 "personal_llm/experiments/locomo.py",
@@ -6243,76 +4759,32 @@ d = {
                 "experiments/locomo.html#compare_stems",
                 "personal_llm/experiments/locomo.py",
             ),
-            "personal_llm.experiments.locomo.compare_values": (
-                "experiments/locomo.html#compare_values",
-                "personal_llm/experiments/locomo.py",
-            ),
             "personal_llm.experiments.locomo.compute_recall": (
                 "experiments/locomo.html#compute_recall",
                 "personal_llm/experiments/locomo.py",
             ),
-            "personal_llm.experiments.locomo.compute_word_scores": (
-                "experiments/locomo.html#compute_word_scores",
+            "personal_llm.experiments.locomo.embed_once": (
+                "experiments/locomo.html#embed_once",
                 "personal_llm/experiments/locomo.py",
             ),
-            "personal_llm.experiments.locomo.embed_facts": (
-                "experiments/locomo.html#embed_facts",
+            "personal_llm.experiments.locomo.find_dialogues": (
+                "experiments/locomo.html#find_dialogues",
                 "personal_llm/experiments/locomo.py",
             ),
             "personal_llm.experiments.locomo.find_evidence": (
                 "experiments/locomo.html#find_evidence",
                 "personal_llm/experiments/locomo.py",
             ),
-            "personal_llm.experiments.locomo.find_facts_once": (
-                "experiments/locomo.html#find_facts_once",
-                "personal_llm/experiments/locomo.py",
-            ),
-            "personal_llm.experiments.locomo.get_content_words": (
-                "experiments/locomo.html#get_content_words",
-                "personal_llm/experiments/locomo.py",
-            ),
             "personal_llm.experiments.locomo.grade_reply": (
                 "experiments/locomo.html#grade_reply",
-                "personal_llm/experiments/locomo.py",
-            ),
-            "personal_llm.experiments.locomo.join_content_words": (
-                "experiments/locomo.html#join_content_words",
                 "personal_llm/experiments/locomo.py",
             ),
             "personal_llm.experiments.locomo.keep_dialogues": (
                 "experiments/locomo.html#keep_dialogues",
                 "personal_llm/experiments/locomo.py",
             ),
-            "personal_llm.experiments.locomo.list_facts": (
-                "experiments/locomo.html#list_facts",
-                "personal_llm/experiments/locomo.py",
-            ),
-            "personal_llm.experiments.locomo.list_recall_jobs": (
-                "experiments/locomo.html#list_recall_jobs",
-                "personal_llm/experiments/locomo.py",
-            ),
             "personal_llm.experiments.locomo.list_stems": (
                 "experiments/locomo.html#list_stems",
-                "personal_llm/experiments/locomo.py",
-            ),
-            "personal_llm.experiments.locomo.load_tools": (
-                "experiments/locomo.html#load_tools",
-                "personal_llm/experiments/locomo.py",
-            ),
-            "personal_llm.experiments.locomo.measure_answers": (
-                "experiments/locomo.html#measure_answers",
-                "personal_llm/experiments/locomo.py",
-            ),
-            "personal_llm.experiments.locomo.measure_fact_store": (
-                "experiments/locomo.html#measure_fact_store",
-                "personal_llm/experiments/locomo.py",
-            ),
-            "personal_llm.experiments.locomo.measure_novel": (
-                "experiments/locomo.html#measure_novel",
-                "personal_llm/experiments/locomo.py",
-            ),
-            "personal_llm.experiments.locomo.measure_rare": (
-                "experiments/locomo.html#measure_rare",
                 "personal_llm/experiments/locomo.py",
             ),
             "personal_llm.experiments.locomo.measure_recall": (
@@ -6327,6 +4799,14 @@ d = {
                 "experiments/locomo.html#pair_turns",
                 "personal_llm/experiments/locomo.py",
             ),
+            "personal_llm.experiments.locomo.rank_by_meaning": (
+                "experiments/locomo.html#rank_by_meaning",
+                "personal_llm/experiments/locomo.py",
+            ),
+            "personal_llm.experiments.locomo.rank_by_words": (
+                "experiments/locomo.html#rank_by_words",
+                "personal_llm/experiments/locomo.py",
+            ),
             "personal_llm.experiments.locomo.read_conversations": (
                 "experiments/locomo.html#read_conversations",
                 "personal_llm/experiments/locomo.py",
@@ -6335,111 +4815,13 @@ d = {
                 "experiments/locomo.html#read_values",
                 "personal_llm/experiments/locomo.py",
             ),
-            "personal_llm.experiments.locomo.sample_questions": (
-                "experiments/locomo.html#sample_questions",
-                "personal_llm/experiments/locomo.py",
-            ),
-            "personal_llm.experiments.locomo.score_by_hybrid": (
-                "experiments/locomo.html#score_by_hybrid",
-                "personal_llm/experiments/locomo.py",
-            ),
             "personal_llm.experiments.locomo.score_conversation": (
                 "experiments/locomo.html#score_conversation",
-                "personal_llm/experiments/locomo.py",
-            ),
-            "personal_llm.experiments.locomo.write_prompt": (
-                "experiments/locomo.html#write_prompt",
-                "personal_llm/experiments/locomo.py",
-            ),
-            "personal_llm.experiments.locomo.write_prompts": (
-                "experiments/locomo.html#write_prompts",
-                "personal_llm/experiments/locomo.py",
-            ),
-            "personal_llm.experiments.locomo.write_request": (
-                "experiments/locomo.html#write_request",
                 "personal_llm/experiments/locomo.py",
             ),
             "personal_llm.experiments.locomo.write_turn": (
                 "experiments/locomo.html#write_turn",
                 "personal_llm/experiments/locomo.py",
-            ),
-        },
-        "personal_llm.experiments.loops": {
-            "personal_llm.experiments.loops.count_decided": (
-                "experiments/loops.html#count_decided",
-                "personal_llm/experiments/loops.py",
-            ),
-            "personal_llm.experiments.loops.find_end": (
-                "experiments/loops.html#find_end",
-                "personal_llm/experiments/loops.py",
-            ),
-            "personal_llm.experiments.loops.measure": (
-                "experiments/loops.html#measure",
-                "personal_llm/experiments/loops.py",
-            ),
-            "personal_llm.experiments.loops.measure_fresh": (
-                "experiments/loops.html#measure_fresh",
-                "personal_llm/experiments/loops.py",
-            ),
-        },
-        "personal_llm.experiments.memory_choices": {
-            "personal_llm.experiments.memory_choices.find_near": (
-                "experiments/memory_choices.html#find_near",
-                "personal_llm/experiments/memory_choices.py",
-            ),
-            "personal_llm.experiments.memory_choices.is_copied": (
-                "experiments/memory_choices.html#is_copied",
-                "personal_llm/experiments/memory_choices.py",
-            ),
-            "personal_llm.experiments.memory_choices.join_people": (
-                "experiments/memory_choices.html#join_people",
-                "personal_llm/experiments/memory_choices.py",
-            ),
-            "personal_llm.experiments.memory_choices.make_answers": (
-                "experiments/memory_choices.html#make_answers",
-                "personal_llm/experiments/memory_choices.py",
-            ),
-            "personal_llm.experiments.memory_choices.measure": (
-                "experiments/memory_choices.html#measure",
-                "personal_llm/experiments/memory_choices.py",
-            ),
-            "personal_llm.experiments.memory_choices.measure_replies": (
-                "experiments/memory_choices.html#measure_replies",
-                "personal_llm/experiments/memory_choices.py",
-            ),
-            "personal_llm.experiments.memory_choices.retrieve_near": (
-                "experiments/memory_choices.html#retrieve_near",
-                "personal_llm/experiments/memory_choices.py",
-            ),
-        },
-        "personal_llm.experiments.methods.adapter_scale": {
-            "personal_llm.experiments.methods.adapter_scale.choose_adapter_scale": (
-                "experiments/methods/adapter_scale.html#choose_adapter_scale",
-                "personal_llm/experiments/methods/adapter_scale.py",
-            ),
-            "personal_llm.experiments.methods.adapter_scale.find_habitual_runs": (
-                "experiments/methods/adapter_scale.html#find_habitual_runs",
-                "personal_llm/experiments/methods/adapter_scale.py",
-            ),
-            "personal_llm.experiments.methods.adapter_scale.is_affordable": (
-                "experiments/methods/adapter_scale.html#is_affordable",
-                "personal_llm/experiments/methods/adapter_scale.py",
-            ),
-            "personal_llm.experiments.methods.adapter_scale.measure_kept_runs": (
-                "experiments/methods/adapter_scale.html#measure_kept_runs",
-                "personal_llm/experiments/methods/adapter_scale.py",
-            ),
-            "personal_llm.experiments.methods.adapter_scale.measure_prices": (
-                "experiments/methods/adapter_scale.html#measure_prices",
-                "personal_llm/experiments/methods/adapter_scale.py",
-            ),
-            "personal_llm.experiments.methods.adapter_scale.select_scale_answers": (
-                "experiments/methods/adapter_scale.html#select_scale_answers",
-                "personal_llm/experiments/methods/adapter_scale.py",
-            ),
-            "personal_llm.experiments.methods.adapter_scale.set_adapter_scale": (
-                "experiments/methods/adapter_scale.html#set_adapter_scale",
-                "personal_llm/experiments/methods/adapter_scale.py",
             ),
         },
         "personal_llm.experiments.methods.canaries": {
@@ -6450,80 +4832,6 @@ d = {
             "personal_llm.experiments.methods.canaries.make_canaries": (
                 "experiments/methods/canaries.html#make_canaries",
                 "personal_llm/experiments/methods/canaries.py",
-            ),
-        },
-        "personal_llm.experiments.methods.example_rewrites": {
-            "personal_llm.experiments.methods.example_rewrites.ExampleConfig": (
-                "experiments/methods/example_rewrites.html#exampleconfig",
-                "personal_llm/experiments/methods/example_rewrites.py",
-            ),
-            "personal_llm.experiments.methods.example_rewrites.RewriteState": (
-                "experiments/methods/example_rewrites.html#rewritestate",
-                "personal_llm/experiments/methods/example_rewrites.py",
-            ),
-            "personal_llm.experiments.methods.example_rewrites.RewriteState.select": (
-                "experiments/methods/example_rewrites.html#rewritestate.select",
-                "personal_llm/experiments/methods/example_rewrites.py",
-            ),
-            "personal_llm.experiments.methods.example_rewrites.changes_form": (
-                "experiments/methods/example_rewrites.html#changes_form",
-                "personal_llm/experiments/methods/example_rewrites.py",
-            ),
-            "personal_llm.experiments.methods.example_rewrites.changes_request": (
-                "experiments/methods/example_rewrites.html#changes_request",
-                "personal_llm/experiments/methods/example_rewrites.py",
-            ),
-            "personal_llm.experiments.methods.example_rewrites.check_example_rewrite": (
-                "experiments/methods/example_rewrites.html#check_example_rewrite",
-                "personal_llm/experiments/methods/example_rewrites.py",
-            ),
-            "personal_llm.experiments.methods.example_rewrites.check_round": (
-                "experiments/methods/example_rewrites.html#check_round",
-                "personal_llm/experiments/methods/example_rewrites.py",
-            ),
-            "personal_llm.experiments.methods.example_rewrites.clean_rewrite": (
-                "experiments/methods/example_rewrites.html#clean_rewrite",
-                "personal_llm/experiments/methods/example_rewrites.py",
-            ),
-            "personal_llm.experiments.methods.example_rewrites.continue_rewrites": (
-                "experiments/methods/example_rewrites.html#continue_rewrites",
-                "personal_llm/experiments/methods/example_rewrites.py",
-            ),
-            "personal_llm.experiments.methods.example_rewrites.draw_tokens": (
-                "experiments/methods/example_rewrites.html#draw_tokens",
-                "personal_llm/experiments/methods/example_rewrites.py",
-            ),
-            "personal_llm.experiments.methods.example_rewrites.find_first_tokens": (
-                "experiments/methods/example_rewrites.html#find_first_tokens",
-                "personal_llm/experiments/methods/example_rewrites.py",
-            ),
-            "personal_llm.experiments.methods.example_rewrites.get_content": (
-                "experiments/methods/example_rewrites.html#get_content",
-                "personal_llm/experiments/methods/example_rewrites.py",
-            ),
-            "personal_llm.experiments.methods.example_rewrites.make_request": (
-                "experiments/methods/example_rewrites.html#make_request",
-                "personal_llm/experiments/methods/example_rewrites.py",
-            ),
-            "personal_llm.experiments.methods.example_rewrites.rewrite_by_examples": (
-                "experiments/methods/example_rewrites.html#rewrite_by_examples",
-                "personal_llm/experiments/methods/example_rewrites.py",
-            ),
-            "personal_llm.experiments.methods.example_rewrites.run_cached": (
-                "experiments/methods/example_rewrites.html#run_cached",
-                "personal_llm/experiments/methods/example_rewrites.py",
-            ),
-            "personal_llm.experiments.methods.example_rewrites.sample_rewrites": (
-                "experiments/methods/example_rewrites.html#sample_rewrites",
-                "personal_llm/experiments/methods/example_rewrites.py",
-            ),
-            "personal_llm.experiments.methods.example_rewrites.start_rewrites": (
-                "experiments/methods/example_rewrites.html#start_rewrites",
-                "personal_llm/experiments/methods/example_rewrites.py",
-            ),
-            "personal_llm.experiments.methods.example_rewrites.synthesize_by_examples": (
-                "experiments/methods/example_rewrites.html#synthesize_by_examples",
-                "personal_llm/experiments/methods/example_rewrites.py",
             ),
         },
         "personal_llm.experiments.methods.merge_weights": {
@@ -6542,16 +4850,6 @@ d = {
             "personal_llm.experiments.methods.merge_weights.fit_merge_weights": (
                 "experiments/methods/merge_weights.html#fit_merge_weights",
                 "personal_llm/experiments/methods/merge_weights.py",
-            ),
-        },
-        "personal_llm.experiments.methods.private_gradients": {
-            "personal_llm.experiments.methods.private_gradients.add_private_gradients": (
-                "experiments/methods/private_gradients.html#add_private_gradients",
-                "personal_llm/experiments/methods/private_gradients.py",
-            ),
-            "personal_llm.experiments.methods.private_gradients.use_private_gradients": (
-                "experiments/methods/private_gradients.html#use_private_gradients",
-                "personal_llm/experiments/methods/private_gradients.py",
             ),
         },
         "personal_llm.experiments.methods.searches": {
@@ -6636,620 +4934,6 @@ d = {
                 "personal_llm/experiments/methods/searches.py",
             ),
         },
-        "personal_llm.experiments.methods.significance": {
-            "personal_llm.experiments.methods.significance.MeanEstimate": (
-                "experiments/methods/significance.html#meanestimate",
-                "personal_llm/experiments/methods/significance.py",
-            ),
-            "personal_llm.experiments.methods.significance.MeanEstimate.__str__": (
-                "experiments/methods/significance.html#meanestimate.__str__",
-                "personal_llm/experiments/methods/significance.py",
-            ),
-            "personal_llm.experiments.methods.significance.holm_correction": (
-                "experiments/methods/significance.html#holm_correction",
-                "personal_llm/experiments/methods/significance.py",
-            ),
-            "personal_llm.experiments.methods.significance.mean_over_users": (
-                "experiments/methods/significance.html#mean_over_users",
-                "personal_llm/experiments/methods/significance.py",
-            ),
-            "personal_llm.experiments.methods.significance.sign_flip_test": (
-                "experiments/methods/significance.html#sign_flip_test",
-                "personal_llm/experiments/methods/significance.py",
-            ),
-        },
-        "personal_llm.experiments.methods.vocabulary": {
-            "personal_llm.experiments.methods.vocabulary.Vocabulary": (
-                "experiments/methods/vocabulary.html#vocabulary",
-                "personal_llm/experiments/methods/vocabulary.py",
-            ),
-            "personal_llm.experiments.methods.vocabulary.Vocabulary.__post_init__": (
-                "experiments/methods/vocabulary.html#vocabulary.__post_init__",
-                "personal_llm/experiments/methods/vocabulary.py",
-            ),
-            "personal_llm.experiments.methods.vocabulary.Vocabulary.load": (
-                "experiments/methods/vocabulary.html#vocabulary.load",
-                "personal_llm/experiments/methods/vocabulary.py",
-            ),
-            "personal_llm.experiments.methods.vocabulary.Vocabulary.recentre": (
-                "experiments/methods/vocabulary.html#vocabulary.recentre",
-                "personal_llm/experiments/methods/vocabulary.py",
-            ),
-            "personal_llm.experiments.methods.vocabulary.Vocabulary.scale": (
-                "experiments/methods/vocabulary.html#vocabulary.scale",
-                "personal_llm/experiments/methods/vocabulary.py",
-            ),
-            "personal_llm.experiments.methods.vocabulary.Vocabulary.score_user": (
-                "experiments/methods/vocabulary.html#vocabulary.score_user",
-                "personal_llm/experiments/methods/vocabulary.py",
-            ),
-            "personal_llm.experiments.methods.vocabulary.Vocabulary.scores": (
-                "experiments/methods/vocabulary.html#vocabulary.scores",
-                "personal_llm/experiments/methods/vocabulary.py",
-            ),
-            "personal_llm.experiments.methods.vocabulary.WordScores": (
-                "experiments/methods/vocabulary.html#wordscores",
-                "personal_llm/experiments/methods/vocabulary.py",
-            ),
-            "personal_llm.experiments.methods.vocabulary.WordScores.__str__": (
-                "experiments/methods/vocabulary.html#wordscores.__str__",
-                "personal_llm/experiments/methods/vocabulary.py",
-            ),
-            "personal_llm.experiments.methods.vocabulary.WordScores.clearest_word": (
-                "experiments/methods/vocabulary.html#wordscores.clearest_word",
-                "personal_llm/experiments/methods/vocabulary.py",
-            ),
-            "personal_llm.experiments.methods.vocabulary._fit_vocabulary": (
-                "experiments/methods/vocabulary.html#_fit_vocabulary",
-                "personal_llm/experiments/methods/vocabulary.py",
-            ),
-            "personal_llm.experiments.methods.vocabulary.kind_distance": (
-                "experiments/methods/vocabulary.html#kind_distance",
-                "personal_llm/experiments/methods/vocabulary.py",
-            ),
-            "personal_llm.experiments.methods.vocabulary.load_vocabulary": (
-                "experiments/methods/vocabulary.html#load_vocabulary",
-                "personal_llm/experiments/methods/vocabulary.py",
-            ),
-            "personal_llm.experiments.methods.vocabulary.mean_of_each_kind": (
-                "experiments/methods/vocabulary.html#mean_of_each_kind",
-                "personal_llm/experiments/methods/vocabulary.py",
-            ),
-            "personal_llm.experiments.methods.vocabulary.select_examples": (
-                "experiments/methods/vocabulary.html#select_examples",
-                "personal_llm/experiments/methods/vocabulary.py",
-            ),
-        },
-        "personal_llm.experiments.methods.word_classifier": {
-            "personal_llm.experiments.methods.word_classifier.LabelledTexts": (
-                "experiments/methods/word_classifier.html#labelledtexts",
-                "personal_llm/experiments/methods/word_classifier.py",
-            ),
-            "personal_llm.experiments.methods.word_classifier.LabelledTexts.__len__": (
-                "experiments/methods/word_classifier.html#labelledtexts.__len__",
-                "personal_llm/experiments/methods/word_classifier.py",
-            ),
-            "personal_llm.experiments.methods.word_classifier.WordTest": (
-                "experiments/methods/word_classifier.html#wordtest",
-                "personal_llm/experiments/methods/word_classifier.py",
-            ),
-            "personal_llm.experiments.methods.word_classifier.WordTest.calibrate": (
-                "experiments/methods/word_classifier.html#wordtest.calibrate",
-                "personal_llm/experiments/methods/word_classifier.py",
-            ),
-            "personal_llm.experiments.methods.word_classifier.WordTest.clarity": (
-                "experiments/methods/word_classifier.html#wordtest.clarity",
-                "personal_llm/experiments/methods/word_classifier.py",
-            ),
-            "personal_llm.experiments.methods.word_classifier.WordTest.count": (
-                "experiments/methods/word_classifier.html#wordtest.count",
-                "personal_llm/experiments/methods/word_classifier.py",
-            ),
-            "personal_llm.experiments.methods.word_classifier.WordTest.users_with": (
-                "experiments/methods/word_classifier.html#wordtest.users_with",
-                "personal_llm/experiments/methods/word_classifier.py",
-            ),
-            "personal_llm.experiments.methods.word_classifier.are_synonyms": (
-                "experiments/methods/word_classifier.html#are_synonyms",
-                "personal_llm/experiments/methods/word_classifier.py",
-            ),
-            "personal_llm.experiments.methods.word_classifier.assign_fold": (
-                "experiments/methods/word_classifier.html#assign_fold",
-                "personal_llm/experiments/methods/word_classifier.py",
-            ),
-            "personal_llm.experiments.methods.word_classifier.axis_ends": (
-                "experiments/methods/word_classifier.html#axis_ends",
-                "personal_llm/experiments/methods/word_classifier.py",
-            ),
-            "personal_llm.experiments.methods.word_classifier.axis_scores_to_words": (
-                "experiments/methods/word_classifier.html#axis_scores_to_words",
-                "personal_llm/experiments/methods/word_classifier.py",
-            ),
-            "personal_llm.experiments.methods.word_classifier.axis_targets": (
-                "experiments/methods/word_classifier.html#axis_targets",
-                "personal_llm/experiments/methods/word_classifier.py",
-            ),
-            "personal_llm.experiments.methods.word_classifier.balanced_weights": (
-                "experiments/methods/word_classifier.html#balanced_weights",
-                "personal_llm/experiments/methods/word_classifier.py",
-            ),
-            "personal_llm.experiments.methods.word_classifier.calibrate_word": (
-                "experiments/methods/word_classifier.html#calibrate_word",
-                "personal_llm/experiments/methods/word_classifier.py",
-            ),
-            "personal_llm.experiments.methods.word_classifier.check_training_texts": (
-                "experiments/methods/word_classifier.html#check_training_texts",
-                "personal_llm/experiments/methods/word_classifier.py",
-            ),
-            "personal_llm.experiments.methods.word_classifier.cross_test_word": (
-                "experiments/methods/word_classifier.html#cross_test_word",
-                "personal_llm/experiments/methods/word_classifier.py",
-            ),
-            "personal_llm.experiments.methods.word_classifier.exceeds_threshold": (
-                "experiments/methods/word_classifier.html#exceeds_threshold",
-                "personal_llm/experiments/methods/word_classifier.py",
-            ),
-            "personal_llm.experiments.methods.word_classifier.fit_word_regression": (
-                "experiments/methods/word_classifier.html#fit_word_regression",
-                "personal_llm/experiments/methods/word_classifier.py",
-            ),
-            "personal_llm.experiments.methods.word_classifier.get_answers": (
-                "experiments/methods/word_classifier.html#get_answers",
-                "personal_llm/experiments/methods/word_classifier.py",
-            ),
-            "personal_llm.experiments.methods.word_classifier.get_text_and_group": (
-                "experiments/methods/word_classifier.html#get_text_and_group",
-                "personal_llm/experiments/methods/word_classifier.py",
-            ),
-            "personal_llm.experiments.methods.word_classifier.label_texts": (
-                "experiments/methods/word_classifier.html#label_texts",
-                "personal_llm/experiments/methods/word_classifier.py",
-            ),
-            "personal_llm.experiments.methods.word_classifier.make_test_users": (
-                "experiments/methods/word_classifier.html#make_test_users",
-                "personal_llm/experiments/methods/word_classifier.py",
-            ),
-            "personal_llm.experiments.methods.word_classifier.mean_and_error": (
-                "experiments/methods/word_classifier.html#mean_and_error",
-                "personal_llm/experiments/methods/word_classifier.py",
-            ),
-            "personal_llm.experiments.methods.word_classifier.merge_synonyms": (
-                "experiments/methods/word_classifier.html#merge_synonyms",
-                "personal_llm/experiments/methods/word_classifier.py",
-            ),
-            "personal_llm.experiments.methods.word_classifier.out_of_fold_scores": (
-                "experiments/methods/word_classifier.html#out_of_fold_scores",
-                "personal_llm/experiments/methods/word_classifier.py",
-            ),
-            "personal_llm.experiments.methods.word_classifier.ranking_auc": (
-                "experiments/methods/word_classifier.html#ranking_auc",
-                "personal_llm/experiments/methods/word_classifier.py",
-            ),
-            "personal_llm.experiments.methods.word_classifier.rejection_reason": (
-                "experiments/methods/word_classifier.html#rejection_reason",
-                "personal_llm/experiments/methods/word_classifier.py",
-            ),
-            "personal_llm.experiments.methods.word_classifier.ridge_directions": (
-                "experiments/methods/word_classifier.html#ridge_directions",
-                "personal_llm/experiments/methods/word_classifier.py",
-            ),
-            "personal_llm.experiments.methods.word_classifier.run_word_test": (
-                "experiments/methods/word_classifier.html#run_word_test",
-                "personal_llm/experiments/methods/word_classifier.py",
-            ),
-            "personal_llm.experiments.methods.word_classifier.scale_features": (
-                "experiments/methods/word_classifier.html#scale_features",
-                "personal_llm/experiments/methods/word_classifier.py",
-            ),
-            "personal_llm.experiments.methods.word_classifier.text_features": (
-                "experiments/methods/word_classifier.html#text_features",
-                "personal_llm/experiments/methods/word_classifier.py",
-            ),
-            "personal_llm.experiments.methods.word_classifier.unmixed_scores": (
-                "experiments/methods/word_classifier.html#unmixed_scores",
-                "personal_llm/experiments/methods/word_classifier.py",
-            ),
-            "personal_llm.experiments.methods.word_classifier.unmixing_matrix": (
-                "experiments/methods/word_classifier.html#unmixing_matrix",
-                "personal_llm/experiments/methods/word_classifier.py",
-            ),
-            "personal_llm.experiments.methods.word_classifier.word_axes": (
-                "experiments/methods/word_classifier.html#word_axes",
-                "personal_llm/experiments/methods/word_classifier.py",
-            ),
-        },
-        "personal_llm.experiments.methods.word_descriptions": {
-            "personal_llm.experiments.methods.word_descriptions.WordDescription": (
-                "experiments/methods/word_descriptions.html#worddescription",
-                "personal_llm/experiments/methods/word_descriptions.py",
-            ),
-            "personal_llm.experiments.methods.word_descriptions.WordDescription.__str__": (
-                "experiments/methods/word_descriptions.html#worddescription.__str__",
-                "personal_llm/experiments/methods/word_descriptions.py",
-            ),
-            "personal_llm.experiments.methods.word_descriptions.WordDescription.lines": (
-                "experiments/methods/word_descriptions.html#worddescription.lines",
-                "personal_llm/experiments/methods/word_descriptions.py",
-            ),
-            "personal_llm.experiments.methods.word_descriptions.WordDescription.to_dict": (
-                "experiments/methods/word_descriptions.html#worddescription.to_dict",
-                "personal_llm/experiments/methods/word_descriptions.py",
-            ),
-            "personal_llm.experiments.methods.word_descriptions.WordDescription.words": (
-                "experiments/methods/word_descriptions.html#worddescription.words",
-                "personal_llm/experiments/methods/word_descriptions.py",
-            ),
-            "personal_llm.experiments.methods.word_descriptions._from_dict": (
-                "experiments/methods/word_descriptions.html#_from_dict",
-                "personal_llm/experiments/methods/word_descriptions.py",
-            ),
-            "personal_llm.experiments.methods.word_descriptions.compare_word_descriptions": (
-                "experiments/methods/word_descriptions.html#compare_word_descriptions",
-                "personal_llm/experiments/methods/word_descriptions.py",
-            ),
-            "personal_llm.experiments.methods.word_descriptions.describe_pllm_in_words": (
-                "experiments/methods/word_descriptions.html#describe_pllm_in_words",
-                "personal_llm/experiments/methods/word_descriptions.py",
-            ),
-            "personal_llm.experiments.methods.word_descriptions.describe_user_in_words": (
-                "experiments/methods/word_descriptions.html#describe_user_in_words",
-                "personal_llm/experiments/methods/word_descriptions.py",
-            ),
-            "personal_llm.experiments.methods.word_descriptions.fit_word_shifts": (
-                "experiments/methods/word_descriptions.html#fit_word_shifts",
-                "personal_llm/experiments/methods/word_descriptions.py",
-            ),
-            "personal_llm.experiments.methods.word_descriptions.is_informative_in_words": (
-                "experiments/methods/word_descriptions.html#is_informative_in_words",
-                "personal_llm/experiments/methods/word_descriptions.py",
-            ),
-            "personal_llm.experiments.methods.word_descriptions.measure_word_shifts": (
-                "experiments/methods/word_descriptions.html#measure_word_shifts",
-                "personal_llm/experiments/methods/word_descriptions.py",
-            ),
-            "personal_llm.experiments.methods.word_descriptions.passed_word_items": (
-                "experiments/methods/word_descriptions.html#passed_word_items",
-                "personal_llm/experiments/methods/word_descriptions.py",
-            ),
-            "personal_llm.experiments.methods.word_descriptions.score_examples": (
-                "experiments/methods/word_descriptions.html#score_examples",
-                "personal_llm/experiments/methods/word_descriptions.py",
-            ),
-            "personal_llm.experiments.methods.word_descriptions.score_library_words": (
-                "experiments/methods/word_descriptions.html#score_library_words",
-                "personal_llm/experiments/methods/word_descriptions.py",
-            ),
-            "personal_llm.experiments.methods.word_descriptions.select_by_words": (
-                "experiments/methods/word_descriptions.html#select_by_words",
-                "personal_llm/experiments/methods/word_descriptions.py",
-            ),
-            "personal_llm.experiments.methods.word_descriptions.word_items": (
-                "experiments/methods/word_descriptions.html#word_items",
-                "personal_llm/experiments/methods/word_descriptions.py",
-            ),
-        },
-        "personal_llm.experiments.more_people": {
-            "personal_llm.experiments.more_people._condition": (
-                "experiments/more_people.html#_condition",
-                "personal_llm/experiments/more_people.py",
-            ),
-            "personal_llm.experiments.more_people.footnote": (
-                "experiments/more_people.html#footnote",
-                "personal_llm/experiments/more_people.py",
-            ),
-            "personal_llm.experiments.more_people.gesture": (
-                "experiments/more_people.html#gesture",
-                "personal_llm/experiments/more_people.py",
-            ),
-            "personal_llm.experiments.more_people.json_object": (
-                "experiments/more_people.html#json_object",
-                "personal_llm/experiments/more_people.py",
-            ),
-            "personal_llm.experiments.more_people.kinda": (
-                "experiments/more_people.html#kinda",
-                "personal_llm/experiments/more_people.py",
-            ),
-            "personal_llm.experiments.more_people.list_claims": (
-                "experiments/more_people.html#list_claims",
-                "personal_llm/experiments/more_people.py",
-            ),
-            "personal_llm.experiments.more_people.make_stream": (
-                "experiments/more_people.html#make_stream",
-                "personal_llm/experiments/more_people.py",
-            ),
-            "personal_llm.experiments.more_people.measure": (
-                "experiments/more_people.html#measure",
-                "personal_llm/experiments/more_people.py",
-            ),
-            "personal_llm.experiments.more_people.measure_unfiltered": (
-                "experiments/more_people.html#measure_unfiltered",
-                "personal_llm/experiments/more_people.py",
-            ),
-            "personal_llm.experiments.more_people.pointing": (
-                "experiments/more_people.html#pointing",
-                "personal_llm/experiments/more_people.py",
-            ),
-            "personal_llm.experiments.more_people.ruled": (
-                "experiments/more_people.html#ruled",
-                "personal_llm/experiments/more_people.py",
-            ),
-            "personal_llm.experiments.more_people.short_lines": (
-                "experiments/more_people.html#short_lines",
-                "personal_llm/experiments/more_people.py",
-            ),
-            "personal_llm.experiments.more_people.spaced_marks": (
-                "experiments/more_people.html#spaced_marks",
-                "personal_llm/experiments/more_people.py",
-            ),
-            "personal_llm.experiments.more_people.spelled_out": (
-                "experiments/more_people.html#spelled_out",
-                "personal_llm/experiments/more_people.py",
-            ),
-            "personal_llm.experiments.more_people.tildes": (
-                "experiments/more_people.html#tildes",
-                "personal_llm/experiments/more_people.py",
-            ),
-        },
-        "personal_llm.experiments.new_people": {
-            "personal_llm.experiments.new_people.collect_replies": (
-                "experiments/new_people.html#collect_replies",
-                "personal_llm/experiments/new_people.py",
-            ),
-            "personal_llm.experiments.new_people.make_character_dialogues": (
-                "experiments/new_people.html#make_character_dialogues",
-                "personal_llm/experiments/new_people.py",
-            ),
-            "personal_llm.experiments.new_people.make_character_stream": (
-                "experiments/new_people.html#make_character_stream",
-                "personal_llm/experiments/new_people.py",
-            ),
-            "personal_llm.experiments.new_people.make_new_stream": (
-                "experiments/new_people.html#make_new_stream",
-                "personal_llm/experiments/new_people.py",
-            ),
-            "personal_llm.experiments.new_people.parse_play": (
-                "experiments/new_people.html#parse_play",
-                "personal_llm/experiments/new_people.py",
-            ),
-            "personal_llm.experiments.new_people.read_characters": (
-                "experiments/new_people.html#read_characters",
-                "personal_llm/experiments/new_people.py",
-            ),
-            "personal_llm.experiments.new_people.starred": (
-                "experiments/new_people.html#starred",
-                "personal_llm/experiments/new_people.py",
-            ),
-            "personal_llm.experiments.new_people.stepped": (
-                "experiments/new_people.html#stepped",
-                "personal_llm/experiments/new_people.py",
-            ),
-            "personal_llm.experiments.new_people.write_characters": (
-                "experiments/new_people.html#write_characters",
-                "personal_llm/experiments/new_people.py",
-            ),
-        },
-        "personal_llm.experiments.new_people_grid": {
-            "personal_llm.experiments.new_people_grid.add_model_replies": (
-                "experiments/new_people_grid.html#add_model_replies",
-                "personal_llm/experiments/new_people_grid.py",
-            ),
-            "personal_llm.experiments.new_people_grid.add_profile": (
-                "experiments/new_people_grid.html#add_profile",
-                "personal_llm/experiments/new_people_grid.py",
-            ),
-            "personal_llm.experiments.new_people_grid.add_retrieved": (
-                "experiments/new_people_grid.html#add_retrieved",
-                "personal_llm/experiments/new_people_grid.py",
-            ),
-            "personal_llm.experiments.new_people_grid.check_plan": (
-                "experiments/new_people_grid.html#check_plan",
-                "personal_llm/experiments/new_people_grid.py",
-            ),
-            "personal_llm.experiments.new_people_grid.choose_tests": (
-                "experiments/new_people_grid.html#choose_tests",
-                "personal_llm/experiments/new_people_grid.py",
-            ),
-            "personal_llm.experiments.new_people_grid.describe_person": (
-                "experiments/new_people_grid.html#describe_person",
-                "personal_llm/experiments/new_people_grid.py",
-            ),
-            "personal_llm.experiments.new_people_grid.describe_progress": (
-                "experiments/new_people_grid.html#describe_progress",
-                "personal_llm/experiments/new_people_grid.py",
-            ),
-            "personal_llm.experiments.new_people_grid.describe_run": (
-                "experiments/new_people_grid.html#describe_run",
-                "personal_llm/experiments/new_people_grid.py",
-            ),
-            "personal_llm.experiments.new_people_grid.evaluate_conversation": (
-                "experiments/new_people_grid.html#evaluate_conversation",
-                "personal_llm/experiments/new_people_grid.py",
-            ),
-            "personal_llm.experiments.new_people_grid.freeze_plan": (
-                "experiments/new_people_grid.html#freeze_plan",
-                "personal_llm/experiments/new_people_grid.py",
-            ),
-            "personal_llm.experiments.new_people_grid.get_character_tests": (
-                "experiments/new_people_grid.html#get_character_tests",
-                "personal_llm/experiments/new_people_grid.py",
-            ),
-            "personal_llm.experiments.new_people_grid.hash_plan": (
-                "experiments/new_people_grid.html#hash_plan",
-                "personal_llm/experiments/new_people_grid.py",
-            ),
-            "personal_llm.experiments.new_people_grid.list_changed_jobs": (
-                "experiments/new_people_grid.html#list_changed_jobs",
-                "personal_llm/experiments/new_people_grid.py",
-            ),
-            "personal_llm.experiments.new_people_grid.make_plan": (
-                "experiments/new_people_grid.html#make_plan",
-                "personal_llm/experiments/new_people_grid.py",
-            ),
-            "personal_llm.experiments.new_people_grid.make_style_pairs": (
-                "experiments/new_people_grid.html#make_style_pairs",
-                "personal_llm/experiments/new_people_grid.py",
-            ),
-            "personal_llm.experiments.new_people_grid.measure": (
-                "experiments/new_people_grid.html#measure",
-                "personal_llm/experiments/new_people_grid.py",
-            ),
-            "personal_llm.experiments.new_people_grid.measure_memory": (
-                "experiments/new_people_grid.html#measure_memory",
-                "personal_llm/experiments/new_people_grid.py",
-            ),
-            "personal_llm.experiments.new_people_grid.measure_person": (
-                "experiments/new_people_grid.html#measure_person",
-                "personal_llm/experiments/new_people_grid.py",
-            ),
-            "personal_llm.experiments.new_people_grid.measure_stream": (
-                "experiments/new_people_grid.html#measure_stream",
-                "personal_llm/experiments/new_people_grid.py",
-            ),
-            "personal_llm.experiments.new_people_grid.measure_style": (
-                "experiments/new_people_grid.html#measure_style",
-                "personal_llm/experiments/new_people_grid.py",
-            ),
-            "personal_llm.experiments.new_people_grid.measure_style_preference": (
-                "experiments/new_people_grid.html#measure_style_preference",
-                "personal_llm/experiments/new_people_grid.py",
-            ),
-            "personal_llm.experiments.new_people_grid.person_means": (
-                "experiments/new_people_grid.html#person_means",
-                "personal_llm/experiments/new_people_grid.py",
-            ),
-            "personal_llm.experiments.new_people_grid.read_changed_rows": (
-                "experiments/new_people_grid.html#read_changed_rows",
-                "personal_llm/experiments/new_people_grid.py",
-            ),
-            "personal_llm.experiments.new_people_grid.read_covering_rows": (
-                "experiments/new_people_grid.html#read_covering_rows",
-                "personal_llm/experiments/new_people_grid.py",
-            ),
-            "personal_llm.experiments.new_people_grid.read_rows": (
-                "experiments/new_people_grid.html#read_rows",
-                "personal_llm/experiments/new_people_grid.py",
-            ),
-            "personal_llm.experiments.new_people_grid.share_from_best_rival": (
-                "experiments/new_people_grid.html#share_from_best_rival",
-                "personal_llm/experiments/new_people_grid.py",
-            ),
-            "personal_llm.experiments.new_people_grid.train": (
-                "experiments/new_people_grid.html#train",
-                "personal_llm/experiments/new_people_grid.py",
-            ),
-            "personal_llm.experiments.new_people_grid.write_profile": (
-                "experiments/new_people_grid.html#write_profile",
-                "personal_llm/experiments/new_people_grid.py",
-            ),
-        },
-        "personal_llm.experiments.other_people": {
-            "personal_llm.experiments.other_people._condition": (
-                "experiments/other_people.html#_condition",
-                "personal_llm/experiments/other_people.py",
-            ),
-            "personal_llm.experiments.other_people.ampersands": (
-                "experiments/other_people.html#ampersands",
-                "personal_llm/experiments/other_people.py",
-            ),
-            "personal_llm.experiments.other_people.asked_back": (
-                "experiments/other_people.html#asked_back",
-                "personal_llm/experiments/other_people.py",
-            ),
-            "personal_llm.experiments.other_people.barred": (
-                "experiments/other_people.html#barred",
-                "personal_llm/experiments/other_people.py",
-            ),
-            "personal_llm.experiments.other_people.bracketed_first": (
-                "experiments/other_people.html#bracketed_first",
-                "personal_llm/experiments/other_people.py",
-            ),
-            "personal_llm.experiments.other_people.doubled": (
-                "experiments/other_people.html#doubled",
-                "personal_llm/experiments/other_people.py",
-            ),
-            "personal_llm.experiments.other_people.ellipses": (
-                "experiments/other_people.html#ellipses",
-                "personal_llm/experiments/other_people.py",
-            ),
-            "personal_llm.experiments.other_people.estimate_gates": (
-                "experiments/other_people.html#estimate_gates",
-                "personal_llm/experiments/other_people.py",
-            ),
-            "personal_llm.experiments.other_people.initials": (
-                "experiments/other_people.html#initials",
-                "personal_llm/experiments/other_people.py",
-            ),
-            "personal_llm.experiments.other_people.list_claims": (
-                "experiments/other_people.html#list_claims",
-                "personal_llm/experiments/other_people.py",
-            ),
-            "personal_llm.experiments.other_people.make_stream": (
-                "experiments/other_people.html#make_stream",
-                "personal_llm/experiments/other_people.py",
-            ),
-            "personal_llm.experiments.other_people.measure": (
-                "experiments/other_people.html#measure",
-                "personal_llm/experiments/other_people.py",
-            ),
-            "personal_llm.experiments.other_people.measure_gates": (
-                "experiments/other_people.html#measure_gates",
-                "personal_llm/experiments/other_people.py",
-            ),
-            "personal_llm.experiments.other_people.measure_plain": (
-                "experiments/other_people.html#measure_plain",
-                "personal_llm/experiments/other_people.py",
-            ),
-            "personal_llm.experiments.other_people.quoted_word": (
-                "experiments/other_people.html#quoted_word",
-                "personal_llm/experiments/other_people.py",
-            ),
-            "personal_llm.experiments.other_people.stretched": (
-                "experiments/other_people.html#stretched",
-                "personal_llm/experiments/other_people.py",
-            ),
-            "personal_llm.experiments.other_people.sure": (
-                "experiments/other_people.html#sure",
-                "personal_llm/experiments/other_people.py",
-            ),
-        },
-        "personal_llm.experiments.people": {
-            "personal_llm.experiments.people.Person": (
-                "experiments/people.html#person",
-                "personal_llm/experiments/people.py",
-            ),
-            "personal_llm.experiments.people.Person.__call__": (
-                "experiments/people.html#person.__call__",
-                "personal_llm/experiments/people.py",
-            ),
-            "personal_llm.experiments.people.Person.choose_side": (
-                "experiments/people.html#person.choose_side",
-                "personal_llm/experiments/people.py",
-            ),
-            "personal_llm.experiments.people.Person.is_signal_dialogue": (
-                "experiments/people.html#person.is_signal_dialogue",
-                "personal_llm/experiments/people.py",
-            ),
-            "personal_llm.experiments.people.Person.preferred_response": (
-                "experiments/people.html#person.preferred_response",
-                "personal_llm/experiments/people.py",
-            ),
-            "personal_llm.experiments.people.Person.sides": (
-                "experiments/people.html#person.sides",
-                "personal_llm/experiments/people.py",
-            ),
-            "personal_llm.experiments.people.draw_person_stream": (
-                "experiments/people.html#draw_person_stream",
-                "personal_llm/experiments/people.py",
-            ),
-            "personal_llm.experiments.people.list_subjects_of_sides": (
-                "experiments/people.html#list_subjects_of_sides",
-                "personal_llm/experiments/people.py",
-            ),
-            "personal_llm.experiments.people.person_stream": (
-                "experiments/people.html#person_stream",
-                "personal_llm/experiments/people.py",
-            ),
-        },
         "personal_llm.experiments.plain": {
             "personal_llm.experiments.plain.Cell": ("experiments/plain.html#cell", "personal_llm/experiments/plain.py"),
             "personal_llm.experiments.plain.Form": ("experiments/plain.html#form", "personal_llm/experiments/plain.py"),
@@ -7275,6 +4959,10 @@ d = {
             ),
             "personal_llm.experiments.plain.choose_form": (
                 "experiments/plain.html#choose_form",
+                "personal_llm/experiments/plain.py",
+            ),
+            "personal_llm.experiments.plain.compare_labels": (
+                "experiments/plain.html#compare_labels",
                 "personal_llm/experiments/plain.py",
             ),
             "personal_llm.experiments.plain.correct": (
@@ -7305,39 +4993,21 @@ d = {
                 "experiments/plain.html#read_processor_seconds",
                 "personal_llm/experiments/plain.py",
             ),
+            "personal_llm.experiments.plain.read_scores": (
+                "experiments/plain.html#read_scores",
+                "personal_llm/experiments/plain.py",
+            ),
             "personal_llm.experiments.plain.retrieve_plain": (
                 "experiments/plain.html#retrieve_plain",
+                "personal_llm/experiments/plain.py",
+            ),
+            "personal_llm.experiments.plain.score_row": (
+                "experiments/plain.html#score_row",
                 "personal_llm/experiments/plain.py",
             ),
             "personal_llm.experiments.plain.write_reply": (
                 "experiments/plain.html#write_reply",
                 "personal_llm/experiments/plain.py",
-            ),
-        },
-        "personal_llm.experiments.poisoning": {
-            "personal_llm.experiments.poisoning.fill_buffer": (
-                "experiments/poisoning.html#fill_buffer",
-                "personal_llm/experiments/poisoning.py",
-            ),
-            "personal_llm.experiments.poisoning.make_extremes": (
-                "experiments/poisoning.html#make_extremes",
-                "personal_llm/experiments/poisoning.py",
-            ),
-            "personal_llm.experiments.poisoning.measure_backdoor": (
-                "experiments/poisoning.html#measure_backdoor",
-                "personal_llm/experiments/poisoning.py",
-            ),
-            "personal_llm.experiments.poisoning.measure_poisoning": (
-                "experiments/poisoning.html#measure_poisoning",
-                "personal_llm/experiments/poisoning.py",
-            ),
-            "personal_llm.experiments.poisoning.plant_phrase": (
-                "experiments/poisoning.html#plant_phrase",
-                "personal_llm/experiments/poisoning.py",
-            ),
-            "personal_llm.experiments.poisoning.spread": (
-                "experiments/poisoning.html#spread",
-                "personal_llm/experiments/poisoning.py",
             ),
         },
         "personal_llm.experiments.policies": {
@@ -7357,315 +5027,9 @@ d = {
                 "experiments/policies.html#measure_adapter",
                 "personal_llm/experiments/policies.py",
             ),
-            "personal_llm.experiments.policies.summarise_buffer": (
-                "experiments/policies.html#summarise_buffer",
+            "personal_llm.experiments.policies.train_on_buffer": (
+                "experiments/policies.html#train_on_buffer",
                 "personal_llm/experiments/policies.py",
-            ),
-            "personal_llm.experiments.policies.train_on_stream": (
-                "experiments/policies.html#train_on_stream",
-                "personal_llm/experiments/policies.py",
-            ),
-        },
-        "personal_llm.experiments.reactions": {
-            "personal_llm.experiments.reactions.Reaction": (
-                "experiments/reactions.html#reaction",
-                "personal_llm/experiments/reactions.py",
-            ),
-            "personal_llm.experiments.reactions.draw_reaction": (
-                "experiments/reactions.html#draw_reaction",
-                "personal_llm/experiments/reactions.py",
-            ),
-            "personal_llm.experiments.reactions.find_next_prompt": (
-                "experiments/reactions.html#find_next_prompt",
-                "personal_llm/experiments/reactions.py",
-            ),
-            "personal_llm.experiments.reactions.measure_bins": (
-                "experiments/reactions.html#measure_bins",
-                "personal_llm/experiments/reactions.py",
-            ),
-            "personal_llm.experiments.reactions.measure_loss": (
-                "experiments/reactions.html#measure_loss",
-                "personal_llm/experiments/reactions.py",
-            ),
-            "personal_llm.experiments.reactions.measure_signal": (
-                "experiments/reactions.html#measure_signal",
-                "personal_llm/experiments/reactions.py",
-            ),
-            "personal_llm.experiments.reactions.observe_stream": (
-                "experiments/reactions.html#observe_stream",
-                "personal_llm/experiments/reactions.py",
-            ),
-            "personal_llm.experiments.reactions.simulate_feedback": (
-                "experiments/reactions.html#simulate_feedback",
-                "personal_llm/experiments/reactions.py",
-            ),
-        },
-        "personal_llm.experiments.real_defaults": {
-            "personal_llm.experiments.real_defaults.capital_line": (
-                "experiments/real_defaults.html#capital_line",
-                "personal_llm/experiments/real_defaults.py",
-            ),
-            "personal_llm.experiments.real_defaults.load_real_model": (
-                "experiments/real_defaults.html#load_real_model",
-                "personal_llm/experiments/real_defaults.py",
-            ),
-            "personal_llm.experiments.real_defaults.load_texts": (
-                "experiments/real_defaults.html#load_texts",
-                "personal_llm/experiments/real_defaults.py",
-            ),
-            "personal_llm.experiments.real_defaults.make_job": (
-                "experiments/real_defaults.html#make_job",
-                "personal_llm/experiments/real_defaults.py",
-            ),
-            "personal_llm.experiments.real_defaults.make_person": (
-                "experiments/real_defaults.html#make_person",
-                "personal_llm/experiments/real_defaults.py",
-            ),
-            "personal_llm.experiments.real_defaults.measure": (
-                "experiments/real_defaults.html#measure",
-                "personal_llm/experiments/real_defaults.py",
-            ),
-            "personal_llm.experiments.real_defaults.measure_replies": (
-                "experiments/real_defaults.html#measure_replies",
-                "personal_llm/experiments/real_defaults.py",
-            ),
-            "personal_llm.experiments.real_defaults.read_peak_memory": (
-                "experiments/real_defaults.html#read_peak_memory",
-                "personal_llm/experiments/real_defaults.py",
-            ),
-            "personal_llm.experiments.real_defaults.reset_peak_memory": (
-                "experiments/real_defaults.html#reset_peak_memory",
-                "personal_llm/experiments/real_defaults.py",
-            ),
-            "personal_llm.experiments.real_defaults.spelled_numbers": (
-                "experiments/real_defaults.html#spelled_numbers",
-                "personal_llm/experiments/real_defaults.py",
-            ),
-            "personal_llm.experiments.real_defaults.tune": (
-                "experiments/real_defaults.html#tune",
-                "personal_llm/experiments/real_defaults.py",
-            ),
-            "personal_llm.experiments.real_defaults.two_parts": (
-                "experiments/real_defaults.html#two_parts",
-                "personal_llm/experiments/real_defaults.py",
-            ),
-        },
-        "personal_llm.experiments.real_library": {
-            "personal_llm.experiments.real_library.answer_held_out_prompts": (
-                "experiments/real_library.html#answer_held_out_prompts",
-                "personal_llm/experiments/real_library.py",
-            ),
-            "personal_llm.experiments.real_library.choose": (
-                "experiments/real_library.html#choose",
-                "personal_llm/experiments/real_library.py",
-            ),
-            "personal_llm.experiments.real_library.find_choice": (
-                "experiments/real_library.html#find_choice",
-                "personal_llm/experiments/real_library.py",
-            ),
-            "personal_llm.experiments.real_library.load_real_library": (
-                "experiments/real_library.html#load_real_library",
-                "personal_llm/experiments/real_library.py",
-            ),
-            "personal_llm.experiments.real_library.load_user": (
-                "experiments/real_library.html#load_user",
-                "personal_llm/experiments/real_library.py",
-            ),
-            "personal_llm.experiments.real_library.measure_selections": (
-                "experiments/real_library.html#measure_selections",
-                "personal_llm/experiments/real_library.py",
-            ),
-            "personal_llm.experiments.real_library.measure_starts": (
-                "experiments/real_library.html#measure_starts",
-                "personal_llm/experiments/real_library.py",
-            ),
-            "personal_llm.experiments.real_library.tune_from": (
-                "experiments/real_library.html#tune_from",
-                "personal_llm/experiments/real_library.py",
-            ),
-        },
-        "personal_llm.experiments.real_people": {
-            "personal_llm.experiments.real_people.add_rules": (
-                "experiments/real_people.html#add_rules",
-                "personal_llm/experiments/real_people.py",
-            ),
-            "personal_llm.experiments.real_people.ask": (
-                "experiments/real_people.html#ask",
-                "personal_llm/experiments/real_people.py",
-            ),
-            "personal_llm.experiments.real_people.bracketed": (
-                "experiments/real_people.html#bracketed",
-                "personal_llm/experiments/real_people.py",
-            ),
-            "personal_llm.experiments.real_people.compare_conditions": (
-                "experiments/real_people.html#compare_conditions",
-                "personal_llm/experiments/real_people.py",
-            ),
-            "personal_llm.experiments.real_people.count_word_edits": (
-                "experiments/real_people.html#count_word_edits",
-                "personal_llm/experiments/real_people.py",
-            ),
-            "personal_llm.experiments.real_people.counted": (
-                "experiments/real_people.html#counted",
-                "personal_llm/experiments/real_people.py",
-            ),
-            "personal_llm.experiments.real_people.dashes": (
-                "experiments/real_people.html#dashes",
-                "personal_llm/experiments/real_people.py",
-            ),
-            "personal_llm.experiments.real_people.echo": (
-                "experiments/real_people.html#echo",
-                "personal_llm/experiments/real_people.py",
-            ),
-            "personal_llm.experiments.real_people.find_longest_word": (
-                "experiments/real_people.html#find_longest_word",
-                "personal_llm/experiments/real_people.py",
-            ),
-            "personal_llm.experiments.real_people.finetune_timed": (
-                "experiments/real_people.html#finetune_timed",
-                "personal_llm/experiments/real_people.py",
-            ),
-            "personal_llm.experiments.real_people.hashtag": (
-                "experiments/real_people.html#hashtag",
-                "personal_llm/experiments/real_people.py",
-            ),
-            "personal_llm.experiments.real_people.is_harmful": (
-                "experiments/real_people.html#is_harmful",
-                "personal_llm/experiments/real_people.py",
-            ),
-            "personal_llm.experiments.real_people.join_first": (
-                "experiments/real_people.html#join_first",
-                "personal_llm/experiments/real_people.py",
-            ),
-            "personal_llm.experiments.real_people.labelled": (
-                "experiments/real_people.html#labelled",
-                "personal_llm/experiments/real_people.py",
-            ),
-            "personal_llm.experiments.real_people.list_jobs": (
-                "experiments/real_people.html#list_jobs",
-                "personal_llm/experiments/real_people.py",
-            ),
-            "personal_llm.experiments.real_people.load_measured_model": (
-                "experiments/real_people.html#load_measured_model",
-                "personal_llm/experiments/real_people.py",
-            ),
-            "personal_llm.experiments.real_people.make_habit": (
-                "experiments/real_people.html#make_habit",
-                "personal_llm/experiments/real_people.py",
-            ),
-            "personal_llm.experiments.real_people.make_invented_stream": (
-                "experiments/real_people.html#make_invented_stream",
-                "personal_llm/experiments/real_people.py",
-            ),
-            "personal_llm.experiments.real_people.make_person": (
-                "experiments/real_people.html#make_person",
-                "personal_llm/experiments/real_people.py",
-            ),
-            "personal_llm.experiments.real_people.make_stream": (
-                "experiments/real_people.html#make_stream",
-                "personal_llm/experiments/real_people.py",
-            ),
-            "personal_llm.experiments.real_people.mark_speakers": (
-                "experiments/real_people.html#mark_speakers",
-                "personal_llm/experiments/real_people.py",
-            ),
-            "personal_llm.experiments.real_people.measure": (
-                "experiments/real_people.html#measure",
-                "personal_llm/experiments/real_people.py",
-            ),
-            "personal_llm.experiments.real_people.measure_answers": (
-                "experiments/real_people.html#measure_answers",
-                "personal_llm/experiments/real_people.py",
-            ),
-            "personal_llm.experiments.real_people.measure_condition": (
-                "experiments/real_people.html#measure_condition",
-                "personal_llm/experiments/real_people.py",
-            ),
-            "personal_llm.experiments.real_people.measure_counts": (
-                "experiments/real_people.html#measure_counts",
-                "personal_llm/experiments/real_people.py",
-            ),
-            "personal_llm.experiments.real_people.measure_person": (
-                "experiments/real_people.html#measure_person",
-                "personal_llm/experiments/real_people.py",
-            ),
-            "personal_llm.experiments.real_people.measure_talks": (
-                "experiments/real_people.html#measure_talks",
-                "personal_llm/experiments/real_people.py",
-            ),
-            "personal_llm.experiments.real_people.read_people": (
-                "experiments/real_people.html#read_people",
-                "personal_llm/experiments/real_people.py",
-            ),
-            "personal_llm.experiments.real_people.recap": (
-                "experiments/real_people.html#recap",
-                "personal_llm/experiments/real_people.py",
-            ),
-            "personal_llm.experiments.real_people.score_person": (
-                "experiments/real_people.html#score_person",
-                "personal_llm/experiments/real_people.py",
-            ),
-            "personal_llm.experiments.real_people.score_replies": (
-                "experiments/real_people.html#score_replies",
-                "personal_llm/experiments/real_people.py",
-            ),
-            "personal_llm.experiments.real_people.semicolons": (
-                "experiments/real_people.html#semicolons",
-                "personal_llm/experiments/real_people.py",
-            ),
-            "personal_llm.experiments.real_people.shout": (
-                "experiments/real_people.html#shout",
-                "personal_llm/experiments/real_people.py",
-            ),
-            "personal_llm.experiments.real_people.shouted": (
-                "experiments/real_people.html#shouted",
-                "personal_llm/experiments/real_people.py",
-            ),
-            "personal_llm.experiments.real_people.subject_tag": (
-                "experiments/real_people.html#subject_tag",
-                "personal_llm/experiments/real_people.py",
-            ),
-            "personal_llm.experiments.real_people.take_first_answers": (
-                "experiments/real_people.html#take_first_answers",
-                "personal_llm/experiments/real_people.py",
-            ),
-            "personal_llm.experiments.real_people.take_own_answers": (
-                "experiments/real_people.html#take_own_answers",
-                "personal_llm/experiments/real_people.py",
-            ),
-            "personal_llm.experiments.real_people.write_comparison": (
-                "experiments/real_people.html#write_comparison",
-                "personal_llm/experiments/real_people.py",
-            ),
-        },
-        "personal_llm.experiments.relevance": {
-            "personal_llm.experiments.relevance.join_people": (
-                "experiments/relevance.html#join_people",
-                "personal_llm/experiments/relevance.py",
-            ),
-            "personal_llm.experiments.relevance.make_personalizer": (
-                "experiments/relevance.html#make_personalizer",
-                "personal_llm/experiments/relevance.py",
-            ),
-            "personal_llm.experiments.relevance.measure_bins": (
-                "experiments/relevance.html#measure_bins",
-                "personal_llm/experiments/relevance.py",
-            ),
-            "personal_llm.experiments.relevance.measure_change": (
-                "experiments/relevance.html#measure_change",
-                "personal_llm/experiments/relevance.py",
-            ),
-            "personal_llm.experiments.relevance.measure_sides": (
-                "experiments/relevance.html#measure_sides",
-                "personal_llm/experiments/relevance.py",
-            ),
-            "personal_llm.experiments.relevance.read_loss_rows": (
-                "experiments/relevance.html#read_loss_rows",
-                "personal_llm/experiments/relevance.py",
-            ),
-            "personal_llm.experiments.relevance.simulate": (
-                "experiments/relevance.html#simulate",
-                "personal_llm/experiments/relevance.py",
             ),
         },
         "personal_llm.experiments.requests": {
@@ -7673,78 +5037,6 @@ d = {
                 "experiments/requests.html#measure",
                 "personal_llm/experiments/requests.py",
             )
-        },
-        "personal_llm.experiments.retrieval": {
-            "personal_llm.experiments.retrieval.choose_memories": (
-                "experiments/retrieval.html#choose_memories",
-                "personal_llm/experiments/retrieval.py",
-            ),
-            "personal_llm.experiments.retrieval.compute_auc": (
-                "experiments/retrieval.html#compute_auc",
-                "personal_llm/experiments/retrieval.py",
-            ),
-            "personal_llm.experiments.retrieval.exclaimed": (
-                "experiments/retrieval.html#exclaimed",
-                "personal_llm/experiments/retrieval.py",
-            ),
-            "personal_llm.experiments.retrieval.load_tools": (
-                "experiments/retrieval.html#load_tools",
-                "personal_llm/experiments/retrieval.py",
-            ),
-            "personal_llm.experiments.retrieval.make_job": (
-                "experiments/retrieval.html#make_job",
-                "personal_llm/experiments/retrieval.py",
-            ),
-            "personal_llm.experiments.retrieval.make_person": (
-                "experiments/retrieval.html#make_person",
-                "personal_llm/experiments/retrieval.py",
-            ),
-            "personal_llm.experiments.retrieval.make_person_data": (
-                "experiments/retrieval.html#make_person_data",
-                "personal_llm/experiments/retrieval.py",
-            ),
-            "personal_llm.experiments.retrieval.measure": (
-                "experiments/retrieval.html#measure",
-                "personal_llm/experiments/retrieval.py",
-            ),
-            "personal_llm.experiments.retrieval.measure_gate": (
-                "experiments/retrieval.html#measure_gate",
-                "personal_llm/experiments/retrieval.py",
-            ),
-            "personal_llm.experiments.retrieval.measure_replies": (
-                "experiments/retrieval.html#measure_replies",
-                "personal_llm/experiments/retrieval.py",
-            ),
-            "personal_llm.experiments.retrieval.quoted": (
-                "experiments/retrieval.html#quoted",
-                "personal_llm/experiments/retrieval.py",
-            ),
-            "personal_llm.experiments.retrieval.read_gate_vectors": (
-                "experiments/retrieval.html#read_gate_vectors",
-                "personal_llm/experiments/retrieval.py",
-            ),
-        },
-        "personal_llm.experiments.revisions": {
-            "personal_llm.experiments.revisions.draw_messages": (
-                "experiments/revisions.html#draw_messages",
-                "personal_llm/experiments/revisions.py",
-            ),
-            "personal_llm.experiments.revisions.find_more_subjects": (
-                "experiments/revisions.html#find_more_subjects",
-                "personal_llm/experiments/revisions.py",
-            ),
-            "personal_llm.experiments.revisions.list_claims": (
-                "experiments/revisions.html#list_claims",
-                "personal_llm/experiments/revisions.py",
-            ),
-            "personal_llm.experiments.revisions.measure": (
-                "experiments/revisions.html#measure",
-                "personal_llm/experiments/revisions.py",
-            ),
-            "personal_llm.experiments.revisions.summarise_revisions": (
-                "experiments/revisions.html#summarise_revisions",
-                "personal_llm/experiments/revisions.py",
-            ),
         },
         "personal_llm.experiments.rule": {
             "personal_llm.experiments.rule.AnyScoreSDSS": (
@@ -7804,231 +5096,21 @@ d = {
                 "personal_llm/experiments/rule.py",
             ),
         },
-        "personal_llm.experiments.runner": {
-            "personal_llm.experiments.runner.Grid": (
-                "experiments/runner.html#grid",
-                "personal_llm/experiments/runner.py",
-            ),
-            "personal_llm.experiments.runner.append_json_line": (
-                "experiments/runner.html#append_json_line",
-                "personal_llm/experiments/runner.py",
-            ),
-            "personal_llm.experiments.runner.append_results": (
-                "experiments/runner.html#append_results",
-                "personal_llm/experiments/runner.py",
-            ),
-            "personal_llm.experiments.runner.check_budgets": (
-                "experiments/runner.html#check_budgets",
-                "personal_llm/experiments/runner.py",
-            ),
-            "personal_llm.experiments.runner.check_grid": (
-                "experiments/runner.html#check_grid",
-                "personal_llm/experiments/runner.py",
-            ),
-            "personal_llm.experiments.runner.check_revision": (
-                "experiments/runner.html#check_revision",
-                "personal_llm/experiments/runner.py",
-            ),
-            "personal_llm.experiments.runner.find_missing_jobs": (
-                "experiments/runner.html#find_missing_jobs",
-                "personal_llm/experiments/runner.py",
-            ),
-            "personal_llm.experiments.runner.format_table": (
-                "experiments/runner.html#format_table",
-                "personal_llm/experiments/runner.py",
-            ),
-            "personal_llm.experiments.runner.group_rows": (
-                "experiments/runner.html#group_rows",
-                "personal_llm/experiments/runner.py",
-            ),
-            "personal_llm.experiments.runner.machine": (
-                "experiments/runner.html#machine",
-                "personal_llm/experiments/runner.py",
-            ),
-            "personal_llm.experiments.runner.paragraph": (
-                "experiments/runner.html#paragraph",
-                "personal_llm/experiments/runner.py",
-            ),
-            "personal_llm.experiments.runner.print_claims": (
-                "experiments/runner.html#print_claims",
-                "personal_llm/experiments/runner.py",
-            ),
-            "personal_llm.experiments.runner.provenance": (
-                "experiments/runner.html#provenance",
-                "personal_llm/experiments/runner.py",
-            ),
-            "personal_llm.experiments.runner.read_json_lines": (
-                "experiments/runner.html#read_json_lines",
-                "personal_llm/experiments/runner.py",
-            ),
-            "personal_llm.experiments.runner.read_result_lines": (
-                "experiments/runner.html#read_result_lines",
-                "personal_llm/experiments/runner.py",
-            ),
-            "personal_llm.experiments.runner.read_results": (
-                "experiments/runner.html#read_results",
-                "personal_llm/experiments/runner.py",
-            ),
-            "personal_llm.experiments.runner.revision": (
-                "experiments/runner.html#revision",
-                "personal_llm/experiments/runner.py",
-            ),
-            "personal_llm.experiments.runner.run_grid": (
-                "experiments/runner.html#run_grid",
-                "personal_llm/experiments/runner.py",
-            ),
-            "personal_llm.experiments.runner.summarise_rows": (
-                "experiments/runner.html#summarise_rows",
-                "personal_llm/experiments/runner.py",
-            ),
-            "personal_llm.experiments.runner.user_means": (
-                "experiments/runner.html#user_means",
-                "personal_llm/experiments/runner.py",
-            ),
-        },
-        "personal_llm.experiments.selection": {
-            "personal_llm.experiments.selection.enlarge_library": (
-                "experiments/selection.html#enlarge_library",
-                "personal_llm/experiments/selection.py",
-            ),
-            "personal_llm.experiments.selection.load_choice_library": (
-                "experiments/selection.html#load_choice_library",
-                "personal_llm/experiments/selection.py",
-            ),
-            "personal_llm.experiments.selection.loss_tables": (
-                "experiments/selection.html#loss_tables",
-                "personal_llm/experiments/selection.py",
-            ),
-            "personal_llm.experiments.selection.make_choice_jobs": (
-                "experiments/selection.html#make_choice_jobs",
-                "personal_llm/experiments/selection.py",
-            ),
-            "personal_llm.experiments.selection.make_loss_function": (
-                "experiments/selection.html#make_loss_function",
-                "personal_llm/experiments/selection.py",
-            ),
-            "personal_llm.experiments.selection.measure": (
-                "experiments/selection.html#measure",
-                "personal_llm/experiments/selection.py",
-            ),
-            "personal_llm.experiments.selection.measure_sizes": (
-                "experiments/selection.html#measure_sizes",
-                "personal_llm/experiments/selection.py",
-            ),
-            "personal_llm.experiments.selection.score_choice": (
-                "experiments/selection.html#score_choice",
-                "personal_llm/experiments/selection.py",
-            ),
-            "personal_llm.experiments.selection.score_shortlists": (
-                "experiments/selection.html#score_shortlists",
-                "personal_llm/experiments/selection.py",
-            ),
-            "personal_llm.experiments.selection.use_merged_adapter": (
-                "experiments/selection.html#use_merged_adapter",
-                "personal_llm/experiments/selection.py",
-            ),
-        },
-        "personal_llm.experiments.self_check": {
-            "personal_llm.experiments.self_check.CheckedModel": (
-                "experiments/self_check.html#checkedmodel",
-                "personal_llm/experiments/self_check.py",
-            ),
-            "personal_llm.experiments.self_check.CheckedModel.__init__": (
-                "experiments/self_check.html#checkedmodel.__init__",
-                "personal_llm/experiments/self_check.py",
-            ),
-            "personal_llm.experiments.self_check.CheckedModel.find_check": (
-                "experiments/self_check.html#checkedmodel.find_check",
-                "personal_llm/experiments/self_check.py",
-            ),
-            "personal_llm.experiments.self_check.CheckedModel.reply": (
-                "experiments/self_check.html#checkedmodel.reply",
-                "personal_llm/experiments/self_check.py",
-            ),
-            "personal_llm.experiments.self_check.CheckedModel.show": (
-                "experiments/self_check.html#checkedmodel.show",
-                "personal_llm/experiments/self_check.py",
-            ),
-            "personal_llm.experiments.self_check.addressed": (
-                "experiments/self_check.html#addressed",
-                "personal_llm/experiments/self_check.py",
-            ),
-            "personal_llm.experiments.self_check.called": (
-                "experiments/self_check.html#called",
-                "personal_llm/experiments/self_check.py",
-            ),
-            "personal_llm.experiments.self_check.compute_area": (
-                "experiments/self_check.html#compute_area",
-                "personal_llm/experiments/self_check.py",
-            ),
-            "personal_llm.experiments.self_check.compute_reply_help": (
-                "experiments/self_check.html#compute_reply_help",
-                "personal_llm/experiments/self_check.py",
-            ),
-            "personal_llm.experiments.self_check.copied": (
-                "experiments/self_check.html#copied",
-                "personal_llm/experiments/self_check.py",
-            ),
-            "personal_llm.experiments.self_check.degrees": (
-                "experiments/self_check.html#degrees",
-                "personal_llm/experiments/self_check.py",
-            ),
-            "personal_llm.experiments.self_check.delivered": (
-                "experiments/self_check.html#delivered",
-                "personal_llm/experiments/self_check.py",
-            ),
-            "personal_llm.experiments.self_check.judge_checks": (
-                "experiments/self_check.html#judge_checks",
-                "personal_llm/experiments/self_check.py",
-            ),
-            "personal_llm.experiments.self_check.list_claims": (
-                "experiments/self_check.html#list_claims",
-                "personal_llm/experiments/self_check.py",
-            ),
-            "personal_llm.experiments.self_check.make_stream": (
-                "experiments/self_check.html#make_stream",
-                "personal_llm/experiments/self_check.py",
-            ),
-            "personal_llm.experiments.self_check.measure": (
-                "experiments/self_check.html#measure",
-                "personal_llm/experiments/self_check.py",
-            ),
-            "personal_llm.experiments.self_check.measure_helps": (
-                "experiments/self_check.html#measure_helps",
-                "personal_llm/experiments/self_check.py",
-            ),
-            "personal_llm.experiments.self_check.measure_replies": (
-                "experiments/self_check.html#measure_replies",
-                "personal_llm/experiments/self_check.py",
-            ),
-            "personal_llm.experiments.self_check.measure_rewrites": (
-                "experiments/self_check.html#measure_rewrites",
-                "personal_llm/experiments/self_check.py",
-            ),
-            "personal_llm.experiments.self_check.moved": (
-                "experiments/self_check.html#moved",
-                "personal_llm/experiments/self_check.py",
-            ),
-            "personal_llm.experiments.self_check.summed": (
-                "experiments/self_check.html#summed",
-                "personal_llm/experiments/self_check.py",
-            ),
-            "personal_llm.experiments.self_check.ticked": (
-                "experiments/self_check.html#ticked",
-                "personal_llm/experiments/self_check.py",
-            ),
-            "personal_llm.experiments.self_check.time_check": (
-                "experiments/self_check.html#time_check",
-                "personal_llm/experiments/self_check.py",
-            ),
-        },
         "personal_llm.experiments.shares": {
-            "personal_llm.experiments.shares.fill_buffer": (
-                "experiments/shares.html#fill_buffer",
+            "personal_llm.experiments.shares.answer": (
+                "experiments/shares.html#answer",
                 "personal_llm/experiments/shares.py",
             ),
-            "personal_llm.experiments.shares.fill_with_questions": (
-                "experiments/shares.html#fill_with_questions",
+            "personal_llm.experiments.shares.count_kept": (
+                "experiments/shares.html#count_kept",
+                "personal_llm/experiments/shares.py",
+            ),
+            "personal_llm.experiments.shares.fill": (
+                "experiments/shares.html#fill",
+                "personal_llm/experiments/shares.py",
+            ),
+            "personal_llm.experiments.shares.fill_buffer": (
+                "experiments/shares.html#fill_buffer",
                 "personal_llm/experiments/shares.py",
             ),
             "personal_llm.experiments.shares.measure": (
@@ -8052,209 +5134,13 @@ d = {
                 "personal_llm/experiments/shares.py",
             ),
         },
-        "personal_llm.experiments.sizes": {
-            "personal_llm.experiments.sizes.fit_growth": (
-                "experiments/sizes.html#fit_growth",
-                "personal_llm/experiments/sizes.py",
-            ),
-            "personal_llm.experiments.sizes.list_answers": (
-                "experiments/sizes.html#list_answers",
-                "personal_llm/experiments/sizes.py",
-            ),
-            "personal_llm.experiments.sizes.load_sized_model": (
-                "experiments/sizes.html#load_sized_model",
-                "personal_llm/experiments/sizes.py",
-            ),
-            "personal_llm.experiments.sizes.make_sized_stream": (
-                "experiments/sizes.html#make_sized_stream",
-                "personal_llm/experiments/sizes.py",
-            ),
-            "personal_llm.experiments.sizes.measure": (
-                "experiments/sizes.html#measure",
-                "personal_llm/experiments/sizes.py",
-            ),
-            "personal_llm.experiments.sizes.measure_growth": (
-                "experiments/sizes.html#measure_growth",
-                "personal_llm/experiments/sizes.py",
-            ),
-            "personal_llm.experiments.sizes.measure_starts": (
-                "experiments/sizes.html#measure_starts",
-                "personal_llm/experiments/sizes.py",
-            ),
-            "personal_llm.experiments.sizes.measure_without_rewrites": (
-                "experiments/sizes.html#measure_without_rewrites",
-                "personal_llm/experiments/sizes.py",
-            ),
-            "personal_llm.experiments.sizes.name_trend": (
-                "experiments/sizes.html#name_trend",
-                "personal_llm/experiments/sizes.py",
-            ),
-            "personal_llm.experiments.sizes.read_growth": (
-                "experiments/sizes.html#read_growth",
-                "personal_llm/experiments/sizes.py",
-            ),
-            "personal_llm.experiments.sizes.read_sized_rows": (
-                "experiments/sizes.html#read_sized_rows",
-                "personal_llm/experiments/sizes.py",
-            ),
-            "personal_llm.experiments.sizes.train_sized_pllms": (
-                "experiments/sizes.html#train_sized_pllms",
-                "personal_llm/experiments/sizes.py",
-            ),
-        },
-        "personal_llm.experiments.steps": {
-            "personal_llm.experiments.steps.load_texts": (
-                "experiments/steps.html#load_texts",
-                "personal_llm/experiments/steps.py",
-            ),
-            "personal_llm.experiments.steps.make_config": (
-                "experiments/steps.html#make_config",
-                "personal_llm/experiments/steps.py",
-            ),
-            "personal_llm.experiments.steps.make_jobs": (
-                "experiments/steps.html#make_jobs",
-                "personal_llm/experiments/steps.py",
-            ),
-            "personal_llm.experiments.steps.measure": (
-                "experiments/steps.html#measure",
-                "personal_llm/experiments/steps.py",
-            ),
-        },
-        "personal_llm.experiments.subjects": {
-            "personal_llm.experiments.subjects.counted_calories": (
-                "experiments/subjects.html#counted_calories",
-                "personal_llm/experiments/subjects.py",
-            ),
-            "personal_llm.experiments.subjects.draw_chats": (
-                "experiments/subjects.html#draw_chats",
-                "personal_llm/experiments/subjects.py",
-            ),
-            "personal_llm.experiments.subjects.draw_turns": (
-                "experiments/subjects.html#draw_turns",
-                "personal_llm/experiments/subjects.py",
-            ),
-            "personal_llm.experiments.subjects.find_long_sentences": (
-                "experiments/subjects.html#find_long_sentences",
-                "personal_llm/experiments/subjects.py",
-            ),
-            "personal_llm.experiments.subjects.hold_talks": (
-                "experiments/subjects.html#hold_talks",
-                "personal_llm/experiments/subjects.py",
-            ),
-            "personal_llm.experiments.subjects.hold_under": (
-                "experiments/subjects.html#hold_under",
-                "personal_llm/experiments/subjects.py",
-            ),
-            "personal_llm.experiments.subjects.list_claims": (
-                "experiments/subjects.html#list_claims",
-                "personal_llm/experiments/subjects.py",
-            ),
-            "personal_llm.experiments.subjects.measure": (
-                "experiments/subjects.html#measure",
-                "personal_llm/experiments/subjects.py",
-            ),
-            "personal_llm.experiments.subjects.measure_chats": (
-                "experiments/subjects.html#measure_chats",
-                "personal_llm/experiments/subjects.py",
-            ),
-            "personal_llm.experiments.subjects.read_freely": (
-                "experiments/subjects.html#read_freely",
-                "personal_llm/experiments/subjects.py",
-            ),
-            "personal_llm.experiments.subjects.routed": (
-                "experiments/subjects.html#routed",
-                "personal_llm/experiments/subjects.py",
-            ),
-            "personal_llm.experiments.subjects.scored": (
-                "experiments/subjects.html#scored",
-                "personal_llm/experiments/subjects.py",
-            ),
-            "personal_llm.experiments.subjects.seated": (
-                "experiments/subjects.html#seated",
-                "personal_llm/experiments/subjects.py",
-            ),
-            "personal_llm.experiments.subjects.stamped": (
-                "experiments/subjects.html#stamped",
-                "personal_llm/experiments/subjects.py",
-            ),
-            "personal_llm.experiments.subjects.summarise_talks": (
-                "experiments/subjects.html#summarise_talks",
-                "personal_llm/experiments/subjects.py",
-            ),
-            "personal_llm.experiments.subjects.tuned": (
-                "experiments/subjects.html#tuned",
-                "personal_llm/experiments/subjects.py",
-            ),
-            "personal_llm.experiments.subjects.versed": (
-                "experiments/subjects.html#versed",
-                "personal_llm/experiments/subjects.py",
-            ),
-            "personal_llm.experiments.subjects.versioned": (
-                "experiments/subjects.html#versioned",
-                "personal_llm/experiments/subjects.py",
-            ),
-        },
-        "personal_llm.experiments.summariser": {
-            "personal_llm.experiments.summariser.draw_pair": (
-                "experiments/summariser.html#draw_pair",
-                "personal_llm/experiments/summariser.py",
-            ),
-            "personal_llm.experiments.summariser.labelled_pairs": (
-                "experiments/summariser.html#labelled_pairs",
-                "personal_llm/experiments/summariser.py",
-            ),
-            "personal_llm.experiments.summariser.load_published_method": (
-                "experiments/summariser.html#load_published_method",
-                "personal_llm/experiments/summariser.py",
-            ),
-            "personal_llm.experiments.summariser.load_summariser": (
-                "experiments/summariser.html#load_summariser",
-                "personal_llm/experiments/summariser.py",
-            ),
-            "personal_llm.experiments.summariser.measure_published": (
-                "experiments/summariser.html#measure_published",
-                "personal_llm/experiments/summariser.py",
-            ),
-            "personal_llm.experiments.summariser.measure_summaries": (
-                "experiments/summariser.html#measure_summaries",
-                "personal_llm/experiments/summariser.py",
-            ),
-            "personal_llm.experiments.summariser.nearest_pllm": (
-                "experiments/summariser.html#nearest_pllm",
-                "personal_llm/experiments/summariser.py",
-            ),
-            "personal_llm.experiments.summariser.shared_basis": (
-                "experiments/summariser.html#shared_basis",
-                "personal_llm/experiments/summariser.py",
-            ),
-            "personal_llm.experiments.summariser.states": (
-                "experiments/summariser.html#states",
-                "personal_llm/experiments/summariser.py",
-            ),
-            "personal_llm.experiments.summariser.summarise_pairs": (
-                "experiments/summariser.html#summarise_pairs",
-                "personal_llm/experiments/summariser.py",
-            ),
-            "personal_llm.experiments.summariser.take_first_words": (
-                "experiments/summariser.html#take_first_words",
-                "personal_llm/experiments/summariser.py",
-            ),
-            "personal_llm.experiments.summariser.teach_summariser": (
-                "experiments/summariser.html#teach_summariser",
-                "personal_llm/experiments/summariser.py",
-            ),
-            "personal_llm.experiments.summariser.truncate_pair": (
-                "experiments/summariser.html#truncate_pair",
-                "personal_llm/experiments/summariser.py",
-            ),
-            "personal_llm.experiments.summariser.word_vectors": (
-                "experiments/summariser.html#word_vectors",
-                "personal_llm/experiments/summariser.py",
-            ),
-        },
         "personal_llm.experiments.summary": {
             "personal_llm.experiments.summary.Claim": (
                 "experiments/summary.html#claim",
+                "personal_llm/experiments/summary.py",
+            ),
+            "personal_llm.experiments.summary.Measured": (
+                "experiments/summary.html#measured",
                 "personal_llm/experiments/summary.py",
             ),
             "personal_llm.experiments.summary.as_markdown": (
@@ -8265,104 +5151,44 @@ d = {
                 "experiments/summary.html#as_percent",
                 "personal_llm/experiments/summary.py",
             ),
-            "personal_llm.experiments.summary.asking_claims": (
-                "experiments/summary.html#asking_claims",
-                "personal_llm/experiments/summary.py",
-            ),
-            "personal_llm.experiments.summary.benchmark_claims": (
-                "experiments/summary.html#benchmark_claims",
+            "personal_llm.experiments.summary.compute_saved": (
+                "experiments/summary.html#compute_saved",
                 "personal_llm/experiments/summary.py",
             ),
             "personal_llm.experiments.summary.decide_verdict": (
                 "experiments/summary.html#decide_verdict",
                 "personal_llm/experiments/summary.py",
             ),
-            "personal_llm.experiments.summary.floor_claim": (
-                "experiments/summary.html#floor_claim",
-                "personal_llm/experiments/summary.py",
-            ),
-            "personal_llm.experiments.summary.forgetting_claim": (
-                "experiments/summary.html#forgetting_claim",
-                "personal_llm/experiments/summary.py",
-            ),
-            "personal_llm.experiments.summary.format_claim": (
-                "experiments/summary.html#format_claim",
-                "personal_llm/experiments/summary.py",
-            ),
-            "personal_llm.experiments.summary.gain_claim": (
-                "experiments/summary.html#gain_claim",
-                "personal_llm/experiments/summary.py",
-            ),
-            "personal_llm.experiments.summary.harm_claim": (
-                "experiments/summary.html#harm_claim",
-                "personal_llm/experiments/summary.py",
-            ),
-            "personal_llm.experiments.summary.headroom_claim": (
-                "experiments/summary.html#headroom_claim",
-                "personal_llm/experiments/summary.py",
-            ),
             "personal_llm.experiments.summary.judge_gain": (
                 "experiments/summary.html#judge_gain",
                 "personal_llm/experiments/summary.py",
             ),
-            "personal_llm.experiments.summary.judge_rewrites": (
-                "experiments/summary.html#judge_rewrites",
+            "personal_llm.experiments.summary.judge_length": (
+                "experiments/summary.html#judge_length",
                 "personal_llm/experiments/summary.py",
             ),
-            "personal_llm.experiments.summary.kept_claims": (
-                "experiments/summary.html#kept_claims",
+            "personal_llm.experiments.summary.judge_ratio": (
+                "experiments/summary.html#judge_ratio",
                 "personal_llm/experiments/summary.py",
             ),
-            "personal_llm.experiments.summary.list_person_claims": (
-                "experiments/summary.html#list_person_claims",
+            "personal_llm.experiments.summary.judge_scores": (
+                "experiments/summary.html#judge_scores",
                 "personal_llm/experiments/summary.py",
             ),
-            "personal_llm.experiments.summary.list_rule_claims": (
-                "experiments/summary.html#list_rule_claims",
+            "personal_llm.experiments.summary.list_own_claims": (
+                "experiments/summary.html#list_own_claims",
                 "personal_llm/experiments/summary.py",
             ),
-            "personal_llm.experiments.summary.list_start_claims": (
-                "experiments/summary.html#list_start_claims",
+            "personal_llm.experiments.summary.list_sdss_claims": (
+                "experiments/summary.html#list_sdss_claims",
                 "personal_llm/experiments/summary.py",
             ),
-            "personal_llm.experiments.summary.memory_claims": (
-                "experiments/summary.html#memory_claims",
+            "personal_llm.experiments.summary.list_xpert_claims": (
+                "experiments/summary.html#list_xpert_claims",
                 "personal_llm/experiments/summary.py",
             ),
-            "personal_llm.experiments.summary.new_headroom_claim": (
-                "experiments/summary.html#new_headroom_claim",
-                "personal_llm/experiments/summary.py",
-            ),
-            "personal_llm.experiments.summary.policies_rows": (
-                "experiments/summary.html#policies_rows",
-                "personal_llm/experiments/summary.py",
-            ),
-            "personal_llm.experiments.summary.ratio_claim": (
-                "experiments/summary.html#ratio_claim",
-                "personal_llm/experiments/summary.py",
-            ),
-            "personal_llm.experiments.summary.read_rows": (
-                "experiments/summary.html#read_rows",
-                "personal_llm/experiments/summary.py",
-            ),
-            "personal_llm.experiments.summary.score_claims": (
-                "experiments/summary.html#score_claims",
-                "personal_llm/experiments/summary.py",
-            ),
-            "personal_llm.experiments.summary.size_claims": (
-                "experiments/summary.html#size_claims",
-                "personal_llm/experiments/summary.py",
-            ),
-            "personal_llm.experiments.summary.speed_claim": (
-                "experiments/summary.html#speed_claim",
-                "personal_llm/experiments/summary.py",
-            ),
-            "personal_llm.experiments.summary.synthesis_claim": (
-                "experiments/summary.html#synthesis_claim",
-                "personal_llm/experiments/summary.py",
-            ),
-            "personal_llm.experiments.summary.turns_claim": (
-                "experiments/summary.html#turns_claim",
+            "personal_llm.experiments.summary.measure_right": (
+                "experiments/summary.html#measure_right",
                 "personal_llm/experiments/summary.py",
             ),
         },
@@ -8382,613 +5208,6 @@ d = {
             "personal_llm.experiments.synthesis.paraphrases": (
                 "experiments/synthesis.html#paraphrases",
                 "personal_llm/experiments/synthesis.py",
-            ),
-        },
-        "personal_llm.experiments.talk": {
-            "personal_llm.experiments.talk.RememberingSession": (
-                "experiments/talk.html#rememberingsession",
-                "personal_llm/experiments/talk.py",
-            ),
-            "personal_llm.experiments.talk.RememberingSession.__init__": (
-                "experiments/talk.html#rememberingsession.__init__",
-                "personal_llm/experiments/talk.py",
-            ),
-            "personal_llm.experiments.talk.RememberingSession.generate_reply": (
-                "experiments/talk.html#rememberingsession.generate_reply",
-                "personal_llm/experiments/talk.py",
-            ),
-            "personal_llm.experiments.talk.average_shown": (
-                "experiments/talk.html#average_shown",
-                "personal_llm/experiments/talk.py",
-            ),
-            "personal_llm.experiments.talk.draw_action": (
-                "experiments/talk.html#draw_action",
-                "personal_llm/experiments/talk.py",
-            ),
-            "personal_llm.experiments.talk.find_shown_habits": (
-                "experiments/talk.html#find_shown_habits",
-                "personal_llm/experiments/talk.py",
-            ),
-            "personal_llm.experiments.talk.list_jobs": (
-                "experiments/talk.html#list_jobs",
-                "personal_llm/experiments/talk.py",
-            ),
-            "personal_llm.experiments.talk.live_and_learn": (
-                "experiments/talk.html#live_and_learn",
-                "personal_llm/experiments/talk.py",
-            ),
-            "personal_llm.experiments.talk.live_day": (
-                "experiments/talk.html#live_day",
-                "personal_llm/experiments/talk.py",
-            ),
-            "personal_llm.experiments.talk.make_day": (
-                "experiments/talk.html#make_day",
-                "personal_llm/experiments/talk.py",
-            ),
-            "personal_llm.experiments.talk.measure": (
-                "experiments/talk.html#measure",
-                "personal_llm/experiments/talk.py",
-            ),
-            "personal_llm.experiments.talk.measure_alone": (
-                "experiments/talk.html#measure_alone",
-                "personal_llm/experiments/talk.py",
-            ),
-            "personal_llm.experiments.talk.measure_next_day": (
-                "experiments/talk.html#measure_next_day",
-                "personal_llm/experiments/talk.py",
-            ),
-            "personal_llm.experiments.talk.measure_person": (
-                "experiments/talk.html#measure_person",
-                "personal_llm/experiments/talk.py",
-            ),
-            "personal_llm.experiments.talk.react": ("experiments/talk.html#react", "personal_llm/experiments/talk.py"),
-            "personal_llm.experiments.talk.train_without_history": (
-                "experiments/talk.html#train_without_history",
-                "personal_llm/experiments/talk.py",
-            ),
-        },
-        "personal_llm.experiments.talk_training": {
-            "personal_llm.experiments.talk_training.list_variants": (
-                "experiments/talk_training.html#list_variants",
-                "personal_llm/experiments/talk_training.py",
-            ),
-            "personal_llm.experiments.talk_training.live_corrected_day": (
-                "experiments/talk_training.html#live_corrected_day",
-                "personal_llm/experiments/talk_training.py",
-            ),
-            "personal_llm.experiments.talk_training.load_texts": (
-                "experiments/talk_training.html#load_texts",
-                "personal_llm/experiments/talk_training.py",
-            ),
-            "personal_llm.experiments.talk_training.make_config": (
-                "experiments/talk_training.html#make_config",
-                "personal_llm/experiments/talk_training.py",
-            ),
-            "personal_llm.experiments.talk_training.measure": (
-                "experiments/talk_training.html#measure",
-                "personal_llm/experiments/talk_training.py",
-            ),
-            "personal_llm.experiments.talk_training.measure_adapter": (
-                "experiments/talk_training.html#measure_adapter",
-                "personal_llm/experiments/talk_training.py",
-            ),
-            "personal_llm.experiments.talk_training.spread": (
-                "experiments/talk_training.html#spread",
-                "personal_llm/experiments/talk_training.py",
-            ),
-        },
-        "personal_llm.experiments.told_once": {
-            "personal_llm.experiments.told_once.is_quotation": (
-                "experiments/told_once.html#is_quotation",
-                "personal_llm/experiments/told_once.py",
-            ),
-            "personal_llm.experiments.told_once.list_claims": (
-                "experiments/told_once.html#list_claims",
-                "personal_llm/experiments/told_once.py",
-            ),
-            "personal_llm.experiments.told_once.make_stream": (
-                "experiments/told_once.html#make_stream",
-                "personal_llm/experiments/told_once.py",
-            ),
-            "personal_llm.experiments.told_once.measure": (
-                "experiments/told_once.html#measure",
-                "personal_llm/experiments/told_once.py",
-            ),
-            "personal_llm.experiments.told_once.measure_person": (
-                "experiments/told_once.html#measure_person",
-                "personal_llm/experiments/told_once.py",
-            ),
-            "personal_llm.experiments.told_once.read_people": (
-                "experiments/told_once.html#read_people",
-                "personal_llm/experiments/told_once.py",
-            ),
-        },
-        "personal_llm.experiments.variations": {
-            "personal_llm.experiments.variations.add_adapter_metrics": (
-                "experiments/variations.html#add_adapter_metrics",
-                "personal_llm/experiments/variations.py",
-            ),
-            "personal_llm.experiments.variations.filled": (
-                "experiments/variations.html#filled",
-                "personal_llm/experiments/variations.py",
-            ),
-            "personal_llm.experiments.variations.mean_table": (
-                "experiments/variations.html#mean_table",
-                "personal_llm/experiments/variations.py",
-            ),
-            "personal_llm.experiments.variations.measure_floors": (
-                "experiments/variations.html#measure_floors",
-                "personal_llm/experiments/variations.py",
-            ),
-            "personal_llm.experiments.variations.summarise_kept_dialogues": (
-                "experiments/variations.html#summarise_kept_dialogues",
-                "personal_llm/experiments/variations.py",
-            ),
-        },
-        "personal_llm.experiments.varying_habits": {
-            "personal_llm.experiments.varying_habits.EarlierWishes": (
-                "experiments/varying_habits.html#earlierwishes",
-                "personal_llm/experiments/varying_habits.py",
-            ),
-            "personal_llm.experiments.varying_habits.EarlierWishes.__call__": (
-                "experiments/varying_habits.html#earlierwishes.__call__",
-                "personal_llm/experiments/varying_habits.py",
-            ),
-            "personal_llm.experiments.varying_habits.EarlierWishes.__init__": (
-                "experiments/varying_habits.html#earlierwishes.__init__",
-                "personal_llm/experiments/varying_habits.py",
-            ),
-            "personal_llm.experiments.varying_habits.EarlierWishes.stand_in": (
-                "experiments/varying_habits.html#earlierwishes.stand_in",
-                "personal_llm/experiments/varying_habits.py",
-            ),
-            "personal_llm.experiments.varying_habits._judge_change": (
-                "experiments/varying_habits.html#_judge_change",
-                "personal_llm/experiments/varying_habits.py",
-            ),
-            "personal_llm.experiments.varying_habits._judge_first_wish": (
-                "experiments/varying_habits.html#_judge_first_wish",
-                "personal_llm/experiments/varying_habits.py",
-            ),
-            "personal_llm.experiments.varying_habits._judge_sleep": (
-                "experiments/varying_habits.html#_judge_sleep",
-                "personal_llm/experiments/varying_habits.py",
-            ),
-            "personal_llm.experiments.varying_habits.box_to_tick": (
-                "experiments/varying_habits.html#box_to_tick",
-                "personal_llm/experiments/varying_habits.py",
-            ),
-            "personal_llm.experiments.varying_habits.carded": (
-                "experiments/varying_habits.html#carded",
-                "personal_llm/experiments/varying_habits.py",
-            ),
-            "personal_llm.experiments.varying_habits.catalogued": (
-                "experiments/varying_habits.html#catalogued",
-                "personal_llm/experiments/varying_habits.py",
-            ),
-            "personal_llm.experiments.varying_habits.choose_earlier_wish": (
-                "experiments/varying_habits.html#choose_earlier_wish",
-                "personal_llm/experiments/varying_habits.py",
-            ),
-            "personal_llm.experiments.varying_habits.count_people": (
-                "experiments/varying_habits.html#count_people",
-                "personal_llm/experiments/varying_habits.py",
-            ),
-            "personal_llm.experiments.varying_habits.count_words": (
-                "experiments/varying_habits.html#count_words",
-                "personal_llm/experiments/varying_habits.py",
-            ),
-            "personal_llm.experiments.varying_habits.graded": (
-                "experiments/varying_habits.html#graded",
-                "personal_llm/experiments/varying_habits.py",
-            ),
-            "personal_llm.experiments.varying_habits.in_parentheses": (
-                "experiments/varying_habits.html#in_parentheses",
-                "personal_llm/experiments/varying_habits.py",
-            ),
-            "personal_llm.experiments.varying_habits.is_noticed": (
-                "experiments/varying_habits.html#is_noticed",
-                "personal_llm/experiments/varying_habits.py",
-            ),
-            "personal_llm.experiments.varying_habits.is_split": (
-                "experiments/varying_habits.html#is_split",
-                "personal_llm/experiments/varying_habits.py",
-            ),
-            "personal_llm.experiments.varying_habits.list_claims": (
-                "experiments/varying_habits.html#list_claims",
-                "personal_llm/experiments/varying_habits.py",
-            ),
-            "personal_llm.experiments.varying_habits.located": (
-                "experiments/varying_habits.html#located",
-                "personal_llm/experiments/varying_habits.py",
-            ),
-            "personal_llm.experiments.varying_habits.make_stream": (
-                "experiments/varying_habits.html#make_stream",
-                "personal_llm/experiments/varying_habits.py",
-            ),
-            "personal_llm.experiments.varying_habits.measure": (
-                "experiments/varying_habits.html#measure",
-                "personal_llm/experiments/varying_habits.py",
-            ),
-            "personal_llm.experiments.varying_habits.measure_both": (
-                "experiments/varying_habits.html#measure_both",
-                "personal_llm/experiments/varying_habits.py",
-            ),
-            "personal_llm.experiments.varying_habits.measure_corrections": (
-                "experiments/varying_habits.html#measure_corrections",
-                "personal_llm/experiments/varying_habits.py",
-            ),
-            "personal_llm.experiments.varying_habits.measure_replies": (
-                "experiments/varying_habits.html#measure_replies",
-                "personal_llm/experiments/varying_habits.py",
-            ),
-            "personal_llm.experiments.varying_habits.measure_stages": (
-                "experiments/varying_habits.html#measure_stages",
-                "personal_llm/experiments/varying_habits.py",
-            ),
-            "personal_llm.experiments.varying_habits.tallied": (
-                "experiments/varying_habits.html#tallied",
-                "personal_llm/experiments/varying_habits.py",
-            ),
-            "personal_llm.experiments.varying_habits.without_vowels": (
-                "experiments/varying_habits.html#without_vowels",
-                "personal_llm/experiments/varying_habits.py",
-            ),
-            "personal_llm.experiments.varying_habits.write_change_paragraph": (
-                "experiments/varying_habits.html#write_change_paragraph",
-                "personal_llm/experiments/varying_habits.py",
-            ),
-        },
-        "personal_llm.experiments.warm_start": {
-            "personal_llm.experiments.warm_start.average_library": (
-                "experiments/warm_start.html#average_library",
-                "personal_llm/experiments/warm_start.py",
-            ),
-            "personal_llm.experiments.warm_start.batches": (
-                "experiments/warm_start.html#batches",
-                "personal_llm/experiments/warm_start.py",
-            ),
-            "personal_llm.experiments.warm_start.best_loss_by_count": (
-                "experiments/warm_start.html#best_loss_by_count",
-                "personal_llm/experiments/warm_start.py",
-            ),
-            "personal_llm.experiments.warm_start.by_the_rule": (
-                "experiments/warm_start.html#by_the_rule",
-                "personal_llm/experiments/warm_start.py",
-            ),
-            "personal_llm.experiments.warm_start.choose_mixtures": (
-                "experiments/warm_start.html#choose_mixtures",
-                "personal_llm/experiments/warm_start.py",
-            ),
-            "personal_llm.experiments.warm_start.compute_gain_weights": (
-                "experiments/warm_start.html#compute_gain_weights",
-                "personal_llm/experiments/warm_start.py",
-            ),
-            "personal_llm.experiments.warm_start.compute_saved": (
-                "experiments/warm_start.html#compute_saved",
-                "personal_llm/experiments/warm_start.py",
-            ),
-            "personal_llm.experiments.warm_start.coordinates_of": (
-                "experiments/warm_start.html#coordinates_of",
-                "personal_llm/experiments/warm_start.py",
-            ),
-            "personal_llm.experiments.warm_start.data_saved": (
-                "experiments/warm_start.html#data_saved",
-                "personal_llm/experiments/warm_start.py",
-            ),
-            "personal_llm.experiments.warm_start.from_scratch": (
-                "experiments/warm_start.html#from_scratch",
-                "personal_llm/experiments/warm_start.py",
-            ),
-            "personal_llm.experiments.warm_start.get_start": (
-                "experiments/warm_start.html#get_start",
-                "personal_llm/experiments/warm_start.py",
-            ),
-            "personal_llm.experiments.warm_start.has_run_ended": (
-                "experiments/warm_start.html#has_run_ended",
-                "personal_llm/experiments/warm_start.py",
-            ),
-            "personal_llm.experiments.warm_start.interleave_styles": (
-                "experiments/warm_start.html#interleave_styles",
-                "personal_llm/experiments/warm_start.py",
-            ),
-            "personal_llm.experiments.warm_start.kept_dialogues": (
-                "experiments/warm_start.html#kept_dialogues",
-                "personal_llm/experiments/warm_start.py",
-            ),
-            "personal_llm.experiments.warm_start.loss_after": (
-                "experiments/warm_start.html#loss_after",
-                "personal_llm/experiments/warm_start.py",
-            ),
-            "personal_llm.experiments.warm_start.measure_default_finetunes": (
-                "experiments/warm_start.html#measure_default_finetunes",
-                "personal_llm/experiments/warm_start.py",
-            ),
-            "personal_llm.experiments.warm_start.measure_dialogues_to_target": (
-                "experiments/warm_start.html#measure_dialogues_to_target",
-                "personal_llm/experiments/warm_start.py",
-            ),
-            "personal_llm.experiments.warm_start.measure_joined_methods": (
-                "experiments/warm_start.html#measure_joined_methods",
-                "personal_llm/experiments/warm_start.py",
-            ),
-            "personal_llm.experiments.warm_start.measure_mixtures": (
-                "experiments/warm_start.html#measure_mixtures",
-                "personal_llm/experiments/warm_start.py",
-            ),
-            "personal_llm.experiments.warm_start.measure_steps_to_target": (
-                "experiments/warm_start.html#measure_steps_to_target",
-                "personal_llm/experiments/warm_start.py",
-            ),
-            "personal_llm.experiments.warm_start.pair_styles": (
-                "experiments/warm_start.html#pair_styles",
-                "personal_llm/experiments/warm_start.py",
-            ),
-            "personal_llm.experiments.warm_start.sample_jobs": (
-                "experiments/warm_start.html#sample_jobs",
-                "personal_llm/experiments/warm_start.py",
-            ),
-            "personal_llm.experiments.warm_start.scratch": (
-                "experiments/warm_start.html#scratch",
-                "personal_llm/experiments/warm_start.py",
-            ),
-            "personal_llm.experiments.warm_start.select_start": (
-                "experiments/warm_start.html#select_start",
-                "personal_llm/experiments/warm_start.py",
-            ),
-            "personal_llm.experiments.warm_start.split_user_dialogues": (
-                "experiments/warm_start.html#split_user_dialogues",
-                "personal_llm/experiments/warm_start.py",
-            ),
-            "personal_llm.experiments.warm_start.tokens_to_target": (
-                "experiments/warm_start.html#tokens_to_target",
-                "personal_llm/experiments/warm_start.py",
-            ),
-            "personal_llm.experiments.warm_start.train_and_trace": (
-                "experiments/warm_start.html#train_and_trace",
-                "personal_llm/experiments/warm_start.py",
-            ),
-            "personal_llm.experiments.warm_start.train_steps": (
-                "experiments/warm_start.html#train_steps",
-                "personal_llm/experiments/warm_start.py",
-            ),
-            "personal_llm.experiments.warm_start.with_lora": (
-                "experiments/warm_start.html#with_lora",
-                "personal_llm/experiments/warm_start.py",
-            ),
-        },
-        "personal_llm.experiments.wishes": {
-            "personal_llm.experiments.wishes.GatedModel": (
-                "experiments/wishes.html#gatedmodel",
-                "personal_llm/experiments/wishes.py",
-            ),
-            "personal_llm.experiments.wishes.GatedModel.__getattr__": (
-                "experiments/wishes.html#gatedmodel.__getattr__",
-                "personal_llm/experiments/wishes.py",
-            ),
-            "personal_llm.experiments.wishes.GatedModel.__init__": (
-                "experiments/wishes.html#gatedmodel.__init__",
-                "personal_llm/experiments/wishes.py",
-            ),
-            "personal_llm.experiments.wishes.GatedModel._divide": (
-                "experiments/wishes.html#gatedmodel._divide",
-                "personal_llm/experiments/wishes.py",
-            ),
-            "personal_llm.experiments.wishes.GatedModel.nll": (
-                "experiments/wishes.html#gatedmodel.nll",
-                "personal_llm/experiments/wishes.py",
-            ),
-            "personal_llm.experiments.wishes.GatedModel.reply": (
-                "experiments/wishes.html#gatedmodel.reply",
-                "personal_llm/experiments/wishes.py",
-            ),
-            "personal_llm.experiments.wishes._judge_chats": (
-                "experiments/wishes.html#_judge_chats",
-                "personal_llm/experiments/wishes.py",
-            ),
-            "personal_llm.experiments.wishes.choose_by_length": (
-                "experiments/wishes.html#choose_by_length",
-                "personal_llm/experiments/wishes.py",
-            ),
-            "personal_llm.experiments.wishes.doubled_marks": (
-                "experiments/wishes.html#doubled_marks",
-                "personal_llm/experiments/wishes.py",
-            ),
-            "personal_llm.experiments.wishes.draw_turns": (
-                "experiments/wishes.html#draw_turns",
-                "personal_llm/experiments/wishes.py",
-            ),
-            "personal_llm.experiments.wishes.hold_chat": (
-                "experiments/wishes.html#hold_chat",
-                "personal_llm/experiments/wishes.py",
-            ),
-            "personal_llm.experiments.wishes.list_claims": (
-                "experiments/wishes.html#list_claims",
-                "personal_llm/experiments/wishes.py",
-            ),
-            "personal_llm.experiments.wishes.make_stream": (
-                "experiments/wishes.html#make_stream",
-                "personal_llm/experiments/wishes.py",
-            ),
-            "personal_llm.experiments.wishes.measure": (
-                "experiments/wishes.html#measure",
-                "personal_llm/experiments/wishes.py",
-            ),
-            "personal_llm.experiments.wishes.measure_chats": (
-                "experiments/wishes.html#measure_chats",
-                "personal_llm/experiments/wishes.py",
-            ),
-            "personal_llm.experiments.wishes.on_topic": (
-                "experiments/wishes.html#on_topic",
-                "personal_llm/experiments/wishes.py",
-            ),
-            "personal_llm.experiments.wishes.pointed_end": (
-                "experiments/wishes.html#pointed_end",
-                "personal_llm/experiments/wishes.py",
-            ),
-            "personal_llm.experiments.wishes.read_chats": (
-                "experiments/wishes.html#read_chats",
-                "personal_llm/experiments/wishes.py",
-            ),
-            "personal_llm.experiments.wishes.shouted_end": (
-                "experiments/wishes.html#shouted_end",
-                "personal_llm/experiments/wishes.py",
-            ),
-            "personal_llm.experiments.wishes.slashes": (
-                "experiments/wishes.html#slashes",
-                "personal_llm/experiments/wishes.py",
-            ),
-            "personal_llm.experiments.wishes.underlined": (
-                "experiments/wishes.html#underlined",
-                "personal_llm/experiments/wishes.py",
-            ),
-            "personal_llm.experiments.wishes.verdict": (
-                "experiments/wishes.html#verdict",
-                "personal_llm/experiments/wishes.py",
-            ),
-            "personal_llm.experiments.wishes.weekday": (
-                "experiments/wishes.html#weekday",
-                "personal_llm/experiments/wishes.py",
-            ),
-            "personal_llm.experiments.wishes.write_people_table": (
-                "experiments/wishes.html#write_people_table",
-                "personal_llm/experiments/wishes.py",
-            ),
-        },
-        "personal_llm.experiments.words": {
-            "personal_llm.experiments.words.cards": (
-                "experiments/words.html#cards",
-                "personal_llm/experiments/words.py",
-            ),
-            "personal_llm.experiments.words.draw_user_texts": (
-                "experiments/words.html#draw_user_texts",
-                "personal_llm/experiments/words.py",
-            ),
-            "personal_llm.experiments.words.generate_answers": (
-                "experiments/words.html#generate_answers",
-                "personal_llm/experiments/words.py",
-            ),
-            "personal_llm.experiments.words.has_habit": (
-                "experiments/words.html#has_habit",
-                "personal_llm/experiments/words.py",
-            ),
-            "personal_llm.experiments.words.judged": (
-                "experiments/words.html#judged",
-                "personal_llm/experiments/words.py",
-            ),
-            "personal_llm.experiments.words.measure": (
-                "experiments/words.html#measure",
-                "personal_llm/experiments/words.py",
-            ),
-            "personal_llm.experiments.words.measure_choice": (
-                "experiments/words.html#measure_choice",
-                "personal_llm/experiments/words.py",
-            ),
-            "personal_llm.experiments.words.measure_firsts": (
-                "experiments/words.html#measure_firsts",
-                "personal_llm/experiments/words.py",
-            ),
-            "personal_llm.experiments.words.measure_reader": (
-                "experiments/words.html#measure_reader",
-                "personal_llm/experiments/words.py",
-            ),
-            "personal_llm.experiments.words.measure_user_words": (
-                "experiments/words.html#measure_user_words",
-                "personal_llm/experiments/words.py",
-            ),
-            "personal_llm.experiments.words.named": (
-                "experiments/words.html#named",
-                "personal_llm/experiments/words.py",
-            ),
-            "personal_llm.experiments.words.own_words": (
-                "experiments/words.html#own_words",
-                "personal_llm/experiments/words.py",
-            ),
-            "personal_llm.experiments.words.people_sets": (
-                "experiments/words.html#people_sets",
-                "personal_llm/experiments/words.py",
-            ),
-            "personal_llm.experiments.words.pool_sets": (
-                "experiments/words.html#pool_sets",
-                "personal_llm/experiments/words.py",
-            ),
-            "personal_llm.experiments.words.read_judge_rows": (
-                "experiments/words.html#read_judge_rows",
-                "personal_llm/experiments/words.py",
-            ),
-            "personal_llm.experiments.words.seen_words": (
-                "experiments/words.html#seen_words",
-                "personal_llm/experiments/words.py",
-            ),
-            "personal_llm.experiments.words.shifts": (
-                "experiments/words.html#shifts",
-                "personal_llm/experiments/words.py",
-            ),
-            "personal_llm.experiments.words.top_word": (
-                "experiments/words.html#top_word",
-                "personal_llm/experiments/words.py",
-            ),
-            "personal_llm.experiments.words.train_vocabulary": (
-                "experiments/words.html#train_vocabulary",
-                "personal_llm/experiments/words.py",
-            ),
-            "personal_llm.experiments.words.train_word_judges": (
-                "experiments/words.html#train_word_judges",
-                "personal_llm/experiments/words.py",
-            ),
-            "personal_llm.experiments.words.true_words": (
-                "experiments/words.html#true_words",
-                "personal_llm/experiments/words.py",
-            ),
-            "personal_llm.experiments.words.users_of": (
-                "experiments/words.html#users_of",
-                "personal_llm/experiments/words.py",
-            ),
-        },
-        "personal_llm.experiments.workers": {
-            "personal_llm.experiments.workers._receive_answer": (
-                "experiments/workers.html#_receive_answer",
-                "personal_llm/experiments/workers.py",
-            ),
-            "personal_llm.experiments.workers._send_group": (
-                "experiments/workers.html#_send_group",
-                "personal_llm/experiments/workers.py",
-            ),
-            "personal_llm.experiments.workers.group_jobs": (
-                "experiments/workers.html#group_jobs",
-                "personal_llm/experiments/workers.py",
-            ),
-            "personal_llm.experiments.workers.job_key": (
-                "experiments/workers.html#job_key",
-                "personal_llm/experiments/workers.py",
-            ),
-            "personal_llm.experiments.workers.make_result_row": (
-                "experiments/workers.html#make_result_row",
-                "personal_llm/experiments/workers.py",
-            ),
-            "personal_llm.experiments.workers.measure_group": (
-                "experiments/workers.html#measure_group",
-                "personal_llm/experiments/workers.py",
-            ),
-            "personal_llm.experiments.workers.one_thread": (
-                "experiments/workers.html#one_thread",
-                "personal_llm/experiments/workers.py",
-            ),
-            "personal_llm.experiments.workers.run_groups": (
-                "experiments/workers.html#run_groups",
-                "personal_llm/experiments/workers.py",
-            ),
-            "personal_llm.experiments.workers.run_in_processes": (
-                "experiments/workers.html#run_in_processes",
-                "personal_llm/experiments/workers.py",
-            ),
-            "personal_llm.experiments.workers.run_worker": (
-                "experiments/workers.html#run_worker",
-                "personal_llm/experiments/workers.py",
-            ),
-            "personal_llm.experiments.workers.start_worker": (
-                "experiments/workers.html#start_worker",
-                "personal_llm/experiments/workers.py",
             ),
         },
         "personal_llm.explanation.decomposition": {
@@ -9477,48 +5696,6 @@ d = {
                 "personal_llm/explanation/style.py",
             ),
         },
-        "personal_llm.recipes.asking_prior": {
-            "personal_llm.recipes.asking_prior.RecordingActive": (
-                "recipes/asking_prior.html#recordingactive",
-                "personal_llm/recipes/asking_prior.py",
-            ),
-            "personal_llm.recipes.asking_prior.RecordingActive.__init__": (
-                "recipes/asking_prior.html#recordingactive.__init__",
-                "personal_llm/recipes/asking_prior.py",
-            ),
-            "personal_llm.recipes.asking_prior.draw_stream": (
-                "recipes/asking_prior.html#draw_stream",
-                "personal_llm/recipes/asking_prior.py",
-            ),
-            "personal_llm.recipes.asking_prior.draw_user": (
-                "recipes/asking_prior.html#draw_user",
-                "personal_llm/recipes/asking_prior.py",
-            ),
-            "personal_llm.recipes.asking_prior.evaluate_prior": (
-                "recipes/asking_prior.html#evaluate_prior",
-                "personal_llm/recipes/asking_prior.py",
-            ),
-            "personal_llm.recipes.asking_prior.fit_logistic": (
-                "recipes/asking_prior.html#fit_logistic",
-                "personal_llm/recipes/asking_prior.py",
-            ),
-            "personal_llm.recipes.asking_prior.fit_prior": (
-                "recipes/asking_prior.html#fit_prior",
-                "personal_llm/recipes/asking_prior.py",
-            ),
-            "personal_llm.recipes.asking_prior.group_reserved_rows": (
-                "recipes/asking_prior.html#group_reserved_rows",
-                "personal_llm/recipes/asking_prior.py",
-            ),
-            "personal_llm.recipes.asking_prior.main": (
-                "recipes/asking_prior.html#main",
-                "personal_llm/recipes/asking_prior.py",
-            ),
-            "personal_llm.recipes.asking_prior.simulate": (
-                "recipes/asking_prior.html#simulate",
-                "personal_llm/recipes/asking_prior.py",
-            ),
-        },
         "personal_llm.recipes.course_replies": {
             "personal_llm.recipes.course_replies.compute_rates": (
                 "recipes/course_replies.html#compute_rates",
@@ -9661,117 +5838,13 @@ d = {
                 "personal_llm/recipes/data.py",
             ),
         },
-        "personal_llm.recipes.encoder_measures": {
-            "personal_llm.recipes.encoder_measures.answer_ranks": (
-                "recipes/encoder_measures.html#answer_ranks",
-                "personal_llm/recipes/encoder_measures.py",
-            ),
-            "personal_llm.recipes.encoder_measures.by_encoder": (
-                "recipes/encoder_measures.html#by_encoder",
-                "personal_llm/recipes/encoder_measures.py",
-            ),
-            "personal_llm.recipes.encoder_measures.distinct_rows": (
-                "recipes/encoder_measures.html#distinct_rows",
-                "personal_llm/recipes/encoder_measures.py",
-            ),
-            "personal_llm.recipes.encoder_measures.evaluate_encoder": (
-                "recipes/encoder_measures.html#evaluate_encoder",
-                "personal_llm/recipes/encoder_measures.py",
-            ),
-            "personal_llm.recipes.encoder_measures.interval": (
-                "recipes/encoder_measures.html#interval",
-                "personal_llm/recipes/encoder_measures.py",
-            ),
-            "personal_llm.recipes.encoder_measures.paraphrase_scores": (
-                "recipes/encoder_measures.html#paraphrase_scores",
-                "personal_llm/recipes/encoder_measures.py",
-            ),
-            "personal_llm.recipes.encoder_measures.question_pool": (
-                "recipes/encoder_measures.html#question_pool",
-                "personal_llm/recipes/encoder_measures.py",
-            ),
-            "personal_llm.recipes.encoder_measures.rank_measures": (
-                "recipes/encoder_measures.html#rank_measures",
-                "personal_llm/recipes/encoder_measures.py",
-            ),
-            "personal_llm.recipes.encoder_measures.table_lines": (
-                "recipes/encoder_measures.html#table_lines",
-                "personal_llm/recipes/encoder_measures.py",
-            ),
-            "personal_llm.recipes.encoder_measures.tfidf": (
-                "recipes/encoder_measures.html#tfidf",
-                "personal_llm/recipes/encoder_measures.py",
-            ),
-        },
-        "personal_llm.recipes.hindsight": {
-            "personal_llm.recipes.hindsight.add_adapter": (
-                "recipes/hindsight.html#add_adapter",
-                "personal_llm/recipes/hindsight.py",
-            ),
-            "personal_llm.recipes.hindsight.compute_hindsight_loss": (
-                "recipes/hindsight.html#compute_hindsight_loss",
-                "personal_llm/recipes/hindsight.py",
-            ),
-            "personal_llm.recipes.hindsight.compute_hindsight_step": (
-                "recipes/hindsight.html#compute_hindsight_step",
-                "personal_llm/recipes/hindsight.py",
-            ),
-            "personal_llm.recipes.hindsight.compute_reply_logits": (
-                "recipes/hindsight.html#compute_reply_logits",
-                "personal_llm/recipes/hindsight.py",
-            ),
-            "personal_llm.recipes.hindsight.compute_teacher_logits": (
-                "recipes/hindsight.html#compute_teacher_logits",
-                "personal_llm/recipes/hindsight.py",
-            ),
-            "personal_llm.recipes.hindsight.learn_round": (
-                "recipes/hindsight.html#learn_round",
-                "personal_llm/recipes/hindsight.py",
-            ),
-            "personal_llm.recipes.hindsight.main": ("recipes/hindsight.html#main", "personal_llm/recipes/hindsight.py"),
-            "personal_llm.recipes.hindsight.measure_people": (
-                "recipes/hindsight.html#measure_people",
-                "personal_llm/recipes/hindsight.py",
-            ),
-            "personal_llm.recipes.hindsight.simulate_person": (
-                "recipes/hindsight.html#simulate_person",
-                "personal_llm/recipes/hindsight.py",
-            ),
-        },
-        "personal_llm.recipes.next_turn": {
-            "personal_llm.recipes.next_turn.compute_auc": (
-                "recipes/next_turn.html#compute_auc",
-                "personal_llm/recipes/next_turn.py",
-            ),
-            "personal_llm.recipes.next_turn.compute_ece": (
-                "recipes/next_turn.html#compute_ece",
-                "personal_llm/recipes/next_turn.py",
-            ),
-            "personal_llm.recipes.next_turn.fit_reader": (
-                "recipes/next_turn.html#fit_reader",
-                "personal_llm/recipes/next_turn.py",
-            ),
-            "personal_llm.recipes.next_turn.main": ("recipes/next_turn.html#main", "personal_llm/recipes/next_turn.py"),
-            "personal_llm.recipes.next_turn.make_turns": (
-                "recipes/next_turn.html#make_turns",
-                "personal_llm/recipes/next_turn.py",
-            ),
-            "personal_llm.recipes.next_turn.measure_reader": (
-                "recipes/next_turn.html#measure_reader",
-                "personal_llm/recipes/next_turn.py",
-            ),
-            "personal_llm.recipes.next_turn.read_talk": (
-                "recipes/next_turn.html#read_talk",
-                "personal_llm/recipes/next_turn.py",
-            ),
-            "personal_llm.recipes.next_turn.write_turn": (
-                "recipes/next_turn.html#write_turn",
-                "personal_llm/recipes/next_turn.py",
-            ),
-        },
         "personal_llm.recipes.pocket_encoder": {
             "personal_llm.recipes.pocket_encoder.build": (
                 "recipes/pocket_encoder.html#build",
+                "personal_llm/recipes/pocket_encoder.py",
+            ),
+            "personal_llm.recipes.pocket_encoder.count_found": (
+                "recipes/pocket_encoder.html#count_found",
                 "personal_llm/recipes/pocket_encoder.py",
             ),
             "personal_llm.recipes.pocket_encoder.describe_run": (
@@ -9788,10 +5861,6 @@ d = {
             ),
             "personal_llm.recipes.pocket_encoder.encoder_settings": (
                 "recipes/pocket_encoder.html#encoder_settings",
-                "personal_llm/recipes/pocket_encoder.py",
-            ),
-            "personal_llm.recipes.pocket_encoder.format_measures": (
-                "recipes/pocket_encoder.html#format_measures",
                 "personal_llm/recipes/pocket_encoder.py",
             ),
             "personal_llm.recipes.pocket_encoder.main": (
@@ -9901,48 +5970,6 @@ d = {
                 "personal_llm/recipes/pocket_model.py",
             ),
         },
-        "personal_llm.recipes.pocket_report": {
-            "personal_llm.recipes.pocket_report.bits_per_character": (
-                "recipes/pocket_report.html#bits_per_character",
-                "personal_llm/recipes/pocket_report.py",
-            ),
-            "personal_llm.recipes.pocket_report.count_rewrites": (
-                "recipes/pocket_report.html#count_rewrites",
-                "personal_llm/recipes/pocket_report.py",
-            ),
-            "personal_llm.recipes.pocket_report.evaluate_rewrites": (
-                "recipes/pocket_report.html#evaluate_rewrites",
-                "personal_llm/recipes/pocket_report.py",
-            ),
-            "personal_llm.recipes.pocket_report.find_own_prompt": (
-                "recipes/pocket_report.html#find_own_prompt",
-                "personal_llm/recipes/pocket_report.py",
-            ),
-            "personal_llm.recipes.pocket_report.forty_replies": (
-                "recipes/pocket_report.html#forty_replies",
-                "personal_llm/recipes/pocket_report.py",
-            ),
-            "personal_llm.recipes.pocket_report.make_model_card": (
-                "recipes/pocket_report.html#make_model_card",
-                "personal_llm/recipes/pocket_report.py",
-            ),
-            "personal_llm.recipes.pocket_report.own_prompt_shares": (
-                "recipes/pocket_report.html#own_prompt_shares",
-                "personal_llm/recipes/pocket_report.py",
-            ),
-            "personal_llm.recipes.pocket_report.report": (
-                "recipes/pocket_report.html#report",
-                "personal_llm/recipes/pocket_report.py",
-            ),
-            "personal_llm.recipes.pocket_report.rewriting": (
-                "recipes/pocket_report.html#rewriting",
-                "personal_llm/recipes/pocket_report.py",
-            ),
-            "personal_llm.recipes.pocket_report.shares_by_bound": (
-                "recipes/pocket_report.html#shares_by_bound",
-                "personal_llm/recipes/pocket_report.py",
-            ),
-        },
         "personal_llm.recipes.pocket_text": {
             "personal_llm.recipes.pocket_text.build_streams": (
                 "recipes/pocket_text.html#build_streams",
@@ -9975,107 +6002,6 @@ d = {
             "personal_llm.recipes.pocket_text.train_tokenizer": (
                 "recipes/pocket_text.html#train_tokenizer",
                 "personal_llm/recipes/pocket_text.py",
-            ),
-        },
-        "personal_llm.recipes.revision_talks": {
-            "personal_llm.recipes.revision_talks.TalkMaker": (
-                "recipes/revision_talks.html#talkmaker",
-                "personal_llm/recipes/revision_talks.py",
-            ),
-            "personal_llm.recipes.revision_talks.TalkMaker.__post_init__": (
-                "recipes/revision_talks.html#talkmaker.__post_init__",
-                "personal_llm/recipes/revision_talks.py",
-            ),
-            "personal_llm.recipes.revision_talks.TalkMaker.draw": (
-                "recipes/revision_talks.html#talkmaker.draw",
-                "personal_llm/recipes/revision_talks.py",
-            ),
-            "personal_llm.recipes.revision_talks.TalkMaker.draw_row": (
-                "recipes/revision_talks.html#talkmaker.draw_row",
-                "personal_llm/recipes/revision_talks.py",
-            ),
-            "personal_llm.recipes.revision_talks.TalkMaker.write": (
-                "recipes/revision_talks.html#talkmaker.write",
-                "personal_llm/recipes/revision_talks.py",
-            ),
-            "personal_llm.recipes.revision_talks._make_kinder_talk": (
-                "recipes/revision_talks.html#_make_kinder_talk",
-                "personal_llm/recipes/revision_talks.py",
-            ),
-            "personal_llm.recipes.revision_talks._make_talk": (
-                "recipes/revision_talks.html#_make_talk",
-                "personal_llm/recipes/revision_talks.py",
-            ),
-            "personal_llm.recipes.revision_talks.change_reply": (
-                "recipes/revision_talks.html#change_reply",
-                "personal_llm/recipes/revision_talks.py",
-            ),
-            "personal_llm.recipes.revision_talks.cut_reference": (
-                "recipes/revision_talks.html#cut_reference",
-                "personal_llm/recipes/revision_talks.py",
-            ),
-            "personal_llm.recipes.revision_talks.make_talks": (
-                "recipes/revision_talks.html#make_talks",
-                "personal_llm/recipes/revision_talks.py",
-            ),
-        },
-        "personal_llm.recipes.revisions": {
-            "personal_llm.recipes.revisions.check_revision": (
-                "recipes/revisions.html#check_revision",
-                "personal_llm/recipes/revisions.py",
-            ),
-            "personal_llm.recipes.revisions.choose_test_rows": (
-                "recipes/revisions.html#choose_test_rows",
-                "personal_llm/recipes/revisions.py",
-            ),
-            "personal_llm.recipes.revisions.compute_step_loss": (
-                "recipes/revisions.html#compute_step_loss",
-                "personal_llm/recipes/revisions.py",
-            ),
-            "personal_llm.recipes.revisions.encode_talks": (
-                "recipes/revisions.html#encode_talks",
-                "personal_llm/recipes/revisions.py",
-            ),
-            "personal_llm.recipes.revisions.evaluate_revisions": (
-                "recipes/revisions.html#evaluate_revisions",
-                "personal_llm/recipes/revisions.py",
-            ),
-            "personal_llm.recipes.revisions.main": ("recipes/revisions.html#main", "personal_llm/recipes/revisions.py"),
-            "personal_llm.recipes.revisions.make_batches_of_rows": (
-                "recipes/revisions.html#make_batches_of_rows",
-                "personal_llm/recipes/revisions.py",
-            ),
-            "personal_llm.recipes.revisions.make_cases": (
-                "recipes/revisions.html#make_cases",
-                "personal_llm/recipes/revisions.py",
-            ),
-            "personal_llm.recipes.revisions.measure_gains": (
-                "recipes/revisions.html#measure_gains",
-                "personal_llm/recipes/revisions.py",
-            ),
-            "personal_llm.recipes.revisions.measure_met": (
-                "recipes/revisions.html#measure_met",
-                "personal_llm/recipes/revisions.py",
-            ),
-            "personal_llm.recipes.revisions.measure_ordinary": (
-                "recipes/revisions.html#measure_ordinary",
-                "personal_llm/recipes/revisions.py",
-            ),
-            "personal_llm.recipes.revisions.measure_revisions": (
-                "recipes/revisions.html#measure_revisions",
-                "personal_llm/recipes/revisions.py",
-            ),
-            "personal_llm.recipes.revisions.read_result": (
-                "recipes/revisions.html#read_result",
-                "personal_llm/recipes/revisions.py",
-            ),
-            "personal_llm.recipes.revisions.read_rows": (
-                "recipes/revisions.html#read_rows",
-                "personal_llm/recipes/revisions.py",
-            ),
-            "personal_llm.recipes.revisions.train_revisions": (
-                "recipes/revisions.html#train_revisions",
-                "personal_llm/recipes/revisions.py",
             ),
         },
         "personal_llm.recipes.samples": {
@@ -10355,38 +6281,6 @@ d = {
             "personal_llm.recipes.style_texts.running_texts": (
                 "recipes/style_texts.html#running_texts",
                 "personal_llm/recipes/style_texts.py",
-            ),
-        },
-        "personal_llm.recipes.turn_wordings": {
-            "personal_llm.recipes.turn_wordings.fill_wording": (
-                "recipes/turn_wordings.html#fill_wording",
-                "personal_llm/recipes/turn_wordings.py",
-            )
-        },
-        "personal_llm.recipes.word_texts": {
-            "personal_llm.recipes.word_texts.add_texts": (
-                "recipes/word_texts.html#add_texts",
-                "personal_llm/recipes/word_texts.py",
-            ),
-            "personal_llm.recipes.word_texts.drop_ambiguous_texts": (
-                "recipes/word_texts.html#drop_ambiguous_texts",
-                "personal_llm/recipes/word_texts.py",
-            ),
-            "personal_llm.recipes.word_texts.load_open_texts": (
-                "recipes/word_texts.html#load_open_texts",
-                "personal_llm/recipes/word_texts.py",
-            ),
-            "personal_llm.recipes.word_texts.main": (
-                "recipes/word_texts.html#main",
-                "personal_llm/recipes/word_texts.py",
-            ),
-            "personal_llm.recipes.word_texts.make_words": (
-                "recipes/word_texts.html#make_words",
-                "personal_llm/recipes/word_texts.py",
-            ),
-            "personal_llm.recipes.word_texts.plain_people": (
-                "recipes/word_texts.html#plain_people",
-                "personal_llm/recipes/word_texts.py",
             ),
         },
         "personal_llm.runtimes.audit": {
@@ -11236,22 +7130,6 @@ d = {
                 "3_tuning/config.html#tuningconfig.check_interval",
                 "personal_llm/tuning/config.py",
             ),
-            "personal_llm.tuning.config.TuningConfig.fit_to_answers": (
-                "3_tuning/config.html#tuningconfig.fit_to_answers",
-                "personal_llm/tuning/config.py",
-            ),
-            "personal_llm.tuning.config.TuningConfig.fit_to_consolidation": (
-                "3_tuning/config.html#tuningconfig.fit_to_consolidation",
-                "personal_llm/tuning/config.py",
-            ),
-            "personal_llm.tuning.config.TuningConfig.fit_to_trial": (
-                "3_tuning/config.html#tuningconfig.fit_to_trial",
-                "personal_llm/tuning/config.py",
-            ),
-            "personal_llm.tuning.config.TuningConfig.for_model": (
-                "3_tuning/config.html#tuningconfig.for_model",
-                "personal_llm/tuning/config.py",
-            ),
             "personal_llm.tuning.config.TuningConfig.match_adapter": (
                 "3_tuning/config.html#tuningconfig.match_adapter",
                 "personal_llm/tuning/config.py",
@@ -11272,10 +7150,6 @@ d = {
                 "3_tuning/content.html#find_content",
                 "personal_llm/tuning/content.py",
             ),
-            "personal_llm.tuning.content.find_content_tokens": (
-                "3_tuning/content.html#find_content_tokens",
-                "personal_llm/tuning/content.py",
-            ),
             "personal_llm.tuning.content.find_frame": (
                 "3_tuning/content.html#find_frame",
                 "personal_llm/tuning/content.py",
@@ -11286,14 +7160,6 @@ d = {
             ),
             "personal_llm.tuning.content.find_repeated_beginnings": (
                 "3_tuning/content.html#find_repeated_beginnings",
-                "personal_llm/tuning/content.py",
-            ),
-            "personal_llm.tuning.content.measure_content_losses": (
-                "3_tuning/content.html#measure_content_losses",
-                "personal_llm/tuning/content.py",
-            ),
-            "personal_llm.tuning.content.measure_content_preference": (
-                "3_tuning/content.html#measure_content_preference",
                 "personal_llm/tuning/content.py",
             ),
             "personal_llm.tuning.content.strip_frame": (
@@ -11356,22 +7222,6 @@ d = {
                 "3_tuning/finetune.html#costestimate.__str__",
                 "personal_llm/tuning/finetune.py",
             ),
-            "personal_llm.tuning.finetune.TrainingSplit": (
-                "3_tuning/finetune.html#trainingsplit",
-                "personal_llm/tuning/finetune.py",
-            ),
-            "personal_llm.tuning.finetune.TrainingSplit.from_dialogues": (
-                "3_tuning/finetune.html#trainingsplit.from_dialogues",
-                "personal_llm/tuning/finetune.py",
-            ),
-            "personal_llm.tuning.finetune.alternate_histories": (
-                "3_tuning/finetune.html#alternate_histories",
-                "personal_llm/tuning/finetune.py",
-            ),
-            "personal_llm.tuning.finetune.attach_trainable_lora": (
-                "3_tuning/finetune.html#attach_trainable_lora",
-                "personal_llm/tuning/finetune.py",
-            ),
             "personal_llm.tuning.finetune.check_output_folder": (
                 "3_tuning/finetune.html#check_output_folder",
                 "personal_llm/tuning/finetune.py",
@@ -11380,16 +7230,16 @@ d = {
                 "3_tuning/finetune.html#check_tuning_step",
                 "personal_llm/tuning/finetune.py",
             ),
-            "personal_llm.tuning.finetune.compute_training_cost": (
-                "3_tuning/finetune.html#compute_training_cost",
-                "personal_llm/tuning/finetune.py",
-            ),
             "personal_llm.tuning.finetune.describe_result": (
                 "3_tuning/finetune.html#describe_result",
                 "personal_llm/tuning/finetune.py",
             ),
             "personal_llm.tuning.finetune.estimate_cost": (
                 "3_tuning/finetune.html#estimate_cost",
+                "personal_llm/tuning/finetune.py",
+            ),
+            "personal_llm.tuning.finetune.find_lineages": (
+                "3_tuning/finetune.html#find_lineages",
                 "personal_llm/tuning/finetune.py",
             ),
             "personal_llm.tuning.finetune.finetune": (
@@ -11408,12 +7258,8 @@ d = {
                 "3_tuning/finetune.html#remove_checkpoints",
                 "personal_llm/tuning/finetune.py",
             ),
-            "personal_llm.tuning.finetune.run_trial": (
-                "3_tuning/finetune.html#run_trial",
-                "personal_llm/tuning/finetune.py",
-            ),
-            "personal_llm.tuning.finetune.separate_users_lineages": (
-                "3_tuning/finetune.html#separate_users_lineages",
+            "personal_llm.tuning.finetune.remove_earlier_turns": (
+                "3_tuning/finetune.html#remove_earlier_turns",
                 "personal_llm/tuning/finetune.py",
             ),
             "personal_llm.tuning.finetune.show_progress": (
@@ -11422,6 +7268,10 @@ d = {
             ),
             "personal_llm.tuning.finetune.trainable_adapter": (
                 "3_tuning/finetune.html#trainable_adapter",
+                "personal_llm/tuning/finetune.py",
+            ),
+            "personal_llm.tuning.finetune.validation_split": (
+                "3_tuning/finetune.html#validation_split",
                 "personal_llm/tuning/finetune.py",
             ),
         },
@@ -11440,32 +7290,6 @@ d = {
                 "personal_llm/tuning/lora.py",
             ),
             "personal_llm.tuning.lora.add_lora": ("3_tuning/lora.html#add_lora", "personal_llm/tuning/lora.py"),
-        },
-        "personal_llm.tuning.speedups": {
-            "personal_llm.tuning.speedups.FastForward": (
-                "3_tuning/speedups.html#fastforward",
-                "personal_llm/tuning/speedups.py",
-            ),
-            "personal_llm.tuning.speedups.FastForward.__call__": (
-                "3_tuning/speedups.html#fastforward.__call__",
-                "personal_llm/tuning/speedups.py",
-            ),
-            "personal_llm.tuning.speedups.FastForward.__init__": (
-                "3_tuning/speedups.html#fastforward.__init__",
-                "personal_llm/tuning/speedups.py",
-            ),
-            "personal_llm.tuning.speedups.choose_top_layers": (
-                "3_tuning/speedups.html#choose_top_layers",
-                "personal_llm/tuning/speedups.py",
-            ),
-            "personal_llm.tuning.speedups.make_dropout_class": (
-                "3_tuning/speedups.html#make_dropout_class",
-                "personal_llm/tuning/speedups.py",
-            ),
-            "personal_llm.tuning.speedups.share_dropout": (
-                "3_tuning/speedups.html#share_dropout",
-                "personal_llm/tuning/speedups.py",
-            ),
         },
         "personal_llm.tuning.statistics": {
             "personal_llm.tuning.statistics.Comparison": (
@@ -11514,28 +7338,32 @@ d = {
             ),
         },
         "personal_llm.tuning.training_loop": {
+            "personal_llm.tuning.training_loop.TrainingState": (
+                "3_tuning/training_loop.html#trainingstate",
+                "personal_llm/tuning/training_loop.py",
+            ),
             "personal_llm.tuning.training_loop.add_gradients": (
                 "3_tuning/training_loop.html#add_gradients",
                 "personal_llm/tuning/training_loop.py",
             ),
-            "personal_llm.tuning.training_loop.bfloat16_context": (
-                "3_tuning/training_loop.html#bfloat16_context",
-                "personal_llm/tuning/training_loop.py",
-            ),
-            "personal_llm.tuning.training_loop.compute_label_losses": (
-                "3_tuning/training_loop.html#compute_label_losses",
+            "personal_llm.tuning.training_loop.choose_step_samples": (
+                "3_tuning/training_loop.html#choose_step_samples",
                 "personal_llm/tuning/training_loop.py",
             ),
             "personal_llm.tuning.training_loop.compute_learning_rate": (
                 "3_tuning/training_loop.html#compute_learning_rate",
                 "personal_llm/tuning/training_loop.py",
             ),
-            "personal_llm.tuning.training_loop.has_fast_bfloat16": (
-                "3_tuning/training_loop.html#has_fast_bfloat16",
+            "personal_llm.tuning.training_loop.compute_validation_loss": (
+                "3_tuning/training_loop.html#compute_validation_loss",
                 "personal_llm/tuning/training_loop.py",
             ),
-            "personal_llm.tuning.training_loop.last_hidden_states": (
-                "3_tuning/training_loop.html#last_hidden_states",
+            "personal_llm.tuning.training_loop.count_labels": (
+                "3_tuning/training_loop.html#count_labels",
+                "personal_llm/tuning/training_loop.py",
+            ),
+            "personal_llm.tuning.training_loop.keep_best": (
+                "3_tuning/training_loop.html#keep_best",
                 "personal_llm/tuning/training_loop.py",
             ),
             "personal_llm.tuning.training_loop.list_checkpoints": (
@@ -11546,6 +7374,10 @@ d = {
                 "3_tuning/training_loop.html#load_checkpoint",
                 "personal_llm/tuning/training_loop.py",
             ),
+            "personal_llm.tuning.training_loop.make_passes": (
+                "3_tuning/training_loop.html#make_passes",
+                "personal_llm/tuning/training_loop.py",
+            ),
             "personal_llm.tuning.training_loop.response_nll": (
                 "3_tuning/training_loop.html#response_nll",
                 "personal_llm/tuning/training_loop.py",
@@ -11554,75 +7386,9 @@ d = {
                 "3_tuning/training_loop.html#save_checkpoint",
                 "personal_llm/tuning/training_loop.py",
             ),
-            "personal_llm.tuning.training_loop.select_step_batches": (
-                "3_tuning/training_loop.html#select_step_batches",
-                "personal_llm/tuning/training_loop.py",
-            ),
-            "personal_llm.tuning.training_loop.supports_partial_logits": (
-                "3_tuning/training_loop.html#supports_partial_logits",
-                "personal_llm/tuning/training_loop.py",
-            ),
             "personal_llm.tuning.training_loop.train": (
                 "3_tuning/training_loop.html#train",
                 "personal_llm/tuning/training_loop.py",
-            ),
-            "personal_llm.tuning.training_loop.unwrap_peft": (
-                "3_tuning/training_loop.html#unwrap_peft",
-                "personal_llm/tuning/training_loop.py",
-            ),
-        },
-        "personal_llm.tuning.validation": {
-            "personal_llm.tuning.validation.Checks": (
-                "3_tuning/validation.html#checks",
-                "personal_llm/tuning/validation.py",
-            ),
-            "personal_llm.tuning.validation.Checks.__init__": (
-                "3_tuning/validation.html#checks.__init__",
-                "personal_llm/tuning/validation.py",
-            ),
-            "personal_llm.tuning.validation.Checks.compute_loss": (
-                "3_tuning/validation.html#checks.compute_loss",
-                "personal_llm/tuning/validation.py",
-            ),
-            "personal_llm.tuning.validation.Checks.history": (
-                "3_tuning/validation.html#checks.history",
-                "personal_llm/tuning/validation.py",
-            ),
-            "personal_llm.tuning.validation.Checks.is_finished": (
-                "3_tuning/validation.html#checks.is_finished",
-                "personal_llm/tuning/validation.py",
-            ),
-            "personal_llm.tuning.validation.Checks.restore": (
-                "3_tuning/validation.html#checks.restore",
-                "personal_llm/tuning/validation.py",
-            ),
-            "personal_llm.tuning.validation.Checks.run_check": (
-                "3_tuning/validation.html#checks.run_check",
-                "personal_llm/tuning/validation.py",
-            ),
-            "personal_llm.tuning.validation.ValidationRule": (
-                "3_tuning/validation.html#validationrule",
-                "personal_llm/tuning/validation.py",
-            ),
-            "personal_llm.tuning.validation.choose_validation_rule": (
-                "3_tuning/validation.html#choose_validation_rule",
-                "personal_llm/tuning/validation.py",
-            ),
-            "personal_llm.tuning.validation.find_answered_lineages": (
-                "3_tuning/validation.html#find_answered_lineages",
-                "personal_llm/tuning/validation.py",
-            ),
-            "personal_llm.tuning.validation.find_lineages": (
-                "3_tuning/validation.html#find_lineages",
-                "personal_llm/tuning/validation.py",
-            ),
-            "personal_llm.tuning.validation.select_users_answers": (
-                "3_tuning/validation.html#select_users_answers",
-                "personal_llm/tuning/validation.py",
-            ),
-            "personal_llm.tuning.validation.validation_split": (
-                "3_tuning/validation.html#validation_split",
-                "personal_llm/tuning/validation.py",
             ),
         },
     },

@@ -332,7 +332,6 @@ def test_encoders_have_ids():
 
 def test_one_choice_of_an_encoder_reaches_every_chapter(monkeypatch):
     from personal_llm.buffer.retrieval import VectorStore
-    from personal_llm.experiments.methods.word_classifier import text_features
 
     class Vowels:
         calls = []
@@ -345,9 +344,8 @@ def test_one_choice_of_an_encoder_reaches_every_chapter(monkeypatch):
     try:
         set_encoder(own)
         assert load_encoder() is own
-        assert text_features(["banana"])[0, -2:].tolist() == [4, 1]
         VectorStore().embed(["a", "b"])
-        assert own.calls[1:] == [["a", "b"]]
+        assert own.calls == [["a", "b"]]
         assert load_encoder("pocket") is not own
         with pytest.raises(InputError, match="unknown encoder"):
             set_encoder("no/such/encoder")
