@@ -367,24 +367,12 @@ d = {
                 "8_app/library_commands.html#buildoptions",
                 "personal_llm/app/library_commands.py",
             ),
-            "personal_llm.app.library_commands.add_explained": (
-                "8_app/library_commands.html#add_explained",
-                "personal_llm/app/library_commands.py",
-            ),
             "personal_llm.app.library_commands.build_command": (
                 "8_app/library_commands.html#build_command",
                 "personal_llm/app/library_commands.py",
             ),
-            "personal_llm.app.library_commands.build_library": (
-                "8_app/library_commands.html#build_library",
-                "personal_llm/app/library_commands.py",
-            ),
             "personal_llm.app.library_commands.check_style_space": (
                 "8_app/library_commands.html#check_style_space",
-                "personal_llm/app/library_commands.py",
-            ),
-            "personal_llm.app.library_commands.choose_space": (
-                "8_app/library_commands.html#choose_space",
                 "personal_llm/app/library_commands.py",
             ),
             "personal_llm.app.library_commands.describe_input": (
@@ -393,10 +381,6 @@ d = {
             ),
             "personal_llm.app.library_commands.explain_command": (
                 "8_app/library_commands.html#explain_command",
-                "personal_llm/app/library_commands.py",
-            ),
-            "personal_llm.app.library_commands.explain_here": (
-                "8_app/library_commands.html#explain_here",
                 "personal_llm/app/library_commands.py",
             ),
             "personal_llm.app.library_commands.explanation_to_dict": (
@@ -415,32 +399,24 @@ d = {
                 "8_app/library_commands.html#list_command",
                 "personal_llm/app/library_commands.py",
             ),
-            "personal_llm.app.library_commands.make_space_here": (
-                "8_app/library_commands.html#make_space_here",
-                "personal_llm/app/library_commands.py",
-            ),
-            "personal_llm.app.library_commands.measure_command": (
-                "8_app/library_commands.html#measure_command",
-                "personal_llm/app/library_commands.py",
-            ),
-            "personal_llm.app.library_commands.open_local_library": (
-                "8_app/library_commands.html#open_local_library",
+            "personal_llm.app.library_commands.note_skipped": (
+                "8_app/library_commands.html#note_skipped",
                 "personal_llm/app/library_commands.py",
             ),
             "personal_llm.app.library_commands.open_named_style": (
                 "8_app/library_commands.html#open_named_style",
                 "personal_llm/app/library_commands.py",
             ),
-            "personal_llm.app.library_commands.publish_command": (
-                "8_app/library_commands.html#publish_command",
+            "personal_llm.app.library_commands.open_or_create": (
+                "8_app/library_commands.html#open_or_create",
+                "personal_llm/app/library_commands.py",
+            ),
+            "personal_llm.app.library_commands.read_own_prompts": (
+                "8_app/library_commands.html#read_own_prompts",
                 "personal_llm/app/library_commands.py",
             ),
             "personal_llm.app.library_commands.read_probes": (
                 "8_app/library_commands.html#read_probes",
-                "personal_llm/app/library_commands.py",
-            ),
-            "personal_llm.app.library_commands.report_skipped": (
-                "8_app/library_commands.html#report_skipped",
                 "personal_llm/app/library_commands.py",
             ),
             "personal_llm.app.library_commands.select_command": (
@@ -449,14 +425,6 @@ d = {
             ),
             "personal_llm.app.library_commands.show_command": (
                 "8_app/library_commands.html#show_command",
-                "personal_llm/app/library_commands.py",
-            ),
-            "personal_llm.app.library_commands.space_command": (
-                "8_app/library_commands.html#space_command",
-                "personal_llm/app/library_commands.py",
-            ),
-            "personal_llm.app.library_commands.verify_command": (
-                "8_app/library_commands.html#verify_command",
                 "personal_llm/app/library_commands.py",
             ),
         },
@@ -4834,106 +4802,6 @@ d = {
                 "personal_llm/experiments/methods/canaries.py",
             ),
         },
-        "personal_llm.experiments.methods.merge_weights": {
-            "personal_llm.experiments.methods.merge_weights.add_best_member": (
-                "experiments/methods/merge_weights.html#add_best_member",
-                "personal_llm/experiments/methods/merge_weights.py",
-            ),
-            "personal_llm.experiments.methods.merge_weights.find_members": (
-                "experiments/methods/merge_weights.html#find_members",
-                "personal_llm/experiments/methods/merge_weights.py",
-            ),
-            "personal_llm.experiments.methods.merge_weights.fit_member_weights": (
-                "experiments/methods/merge_weights.html#fit_member_weights",
-                "personal_llm/experiments/methods/merge_weights.py",
-            ),
-            "personal_llm.experiments.methods.merge_weights.fit_merge_weights": (
-                "experiments/methods/merge_weights.html#fit_merge_weights",
-                "personal_llm/experiments/methods/merge_weights.py",
-            ),
-        },
-        "personal_llm.experiments.methods.searches": {
-            "personal_llm.experiments.methods.searches.TableLosses": (
-                "experiments/methods/searches.html#tablelosses",
-                "personal_llm/experiments/methods/searches.py",
-            ),
-            "personal_llm.experiments.methods.searches.TableLosses.__init__": (
-                "experiments/methods/searches.html#tablelosses.__init__",
-                "personal_llm/experiments/methods/searches.py",
-            ),
-            "personal_llm.experiments.methods.searches.TableLosses.copy_without_cost": (
-                "experiments/methods/searches.html#tablelosses.copy_without_cost",
-                "personal_llm/experiments/methods/searches.py",
-            ),
-            "personal_llm.experiments.methods.searches.TableLosses.dialogue_losses": (
-                "experiments/methods/searches.html#tablelosses.dialogue_losses",
-                "personal_llm/experiments/methods/searches.py",
-            ),
-            "personal_llm.experiments.methods.searches.compute_update_distance": (
-                "experiments/methods/searches.html#compute_update_distance",
-                "personal_llm/experiments/methods/searches.py",
-            ),
-            "personal_llm.experiments.methods.searches.find_nearest_unmeasured": (
-                "experiments/methods/searches.html#find_nearest_unmeasured",
-                "personal_llm/experiments/methods/searches.py",
-            ),
-            "personal_llm.experiments.methods.searches.get_round_sizes": (
-                "experiments/methods/searches.html#get_round_sizes",
-                "personal_llm/experiments/methods/searches.py",
-            ),
-            "personal_llm.experiments.methods.searches.import_optuna": (
-                "experiments/methods/searches.html#import_optuna",
-                "personal_llm/experiments/methods/searches.py",
-            ),
-            "personal_llm.experiments.methods.searches.project_on_main_axes": (
-                "experiments/methods/searches.html#project_on_main_axes",
-                "personal_llm/experiments/methods/searches.py",
-            ),
-            "personal_llm.experiments.methods.searches.rank_by_scores": (
-                "experiments/methods/searches.html#rank_by_scores",
-                "personal_llm/experiments/methods/searches.py",
-            ),
-            "personal_llm.experiments.methods.searches.run_tpe_search": (
-                "experiments/methods/searches.html#run_tpe_search",
-                "personal_llm/experiments/methods/searches.py",
-            ),
-            "personal_llm.experiments.methods.searches.search_bayesian": (
-                "experiments/methods/searches.html#search_bayesian",
-                "personal_llm/experiments/methods/searches.py",
-            ),
-            "personal_llm.experiments.methods.searches.search_exhaustively": (
-                "experiments/methods/searches.html#search_exhaustively",
-                "personal_llm/experiments/methods/searches.py",
-            ),
-            "personal_llm.experiments.methods.searches.search_hyperband": (
-                "experiments/methods/searches.html#search_hyperband",
-                "personal_llm/experiments/methods/searches.py",
-            ),
-            "personal_llm.experiments.methods.searches.select_by_slope": (
-                "experiments/methods/searches.html#select_by_slope",
-                "personal_llm/experiments/methods/searches.py",
-            ),
-            "personal_llm.experiments.methods.searches.select_by_weight_cosine": (
-                "experiments/methods/searches.html#select_by_weight_cosine",
-                "personal_llm/experiments/methods/searches.py",
-            ),
-            "personal_llm.experiments.methods.searches.select_plain": (
-                "experiments/methods/searches.html#select_plain",
-                "personal_llm/experiments/methods/searches.py",
-            ),
-            "personal_llm.experiments.methods.searches.select_randomly": (
-                "experiments/methods/searches.html#select_randomly",
-                "personal_llm/experiments/methods/searches.py",
-            ),
-            "personal_llm.experiments.methods.searches.select_uniform_merge": (
-                "experiments/methods/searches.html#select_uniform_merge",
-                "personal_llm/experiments/methods/searches.py",
-            ),
-            "personal_llm.experiments.methods.searches.select_with_losses": (
-                "experiments/methods/searches.html#select_with_losses",
-                "personal_llm/experiments/methods/searches.py",
-            ),
-        },
         "personal_llm.experiments.plain": {
             "personal_llm.experiments.plain.Cell": ("experiments/plain.html#cell", "personal_llm/experiments/plain.py"),
             "personal_llm.experiments.plain.Form": ("experiments/plain.html#form", "personal_llm/experiments/plain.py"),
@@ -5259,6 +5127,10 @@ d = {
                 "4_explanation/decomposition.html#_parse_first_word",
                 "personal_llm/explanation/decomposition.py",
             ),
+            "personal_llm.explanation.decomposition._read_words": (
+                "4_explanation/decomposition.html#_read_words",
+                "personal_llm/explanation/decomposition.py",
+            ),
             "personal_llm.explanation.decomposition._require_base": (
                 "4_explanation/decomposition.html#_require_base",
                 "personal_llm/explanation/decomposition.py",
@@ -5337,28 +5209,12 @@ d = {
                 "4_explanation/description.html#description.without_quotations",
                 "personal_llm/explanation/description.py",
             ),
-            "personal_llm.explanation.description.centre_on_library": (
-                "4_explanation/description.html#centre_on_library",
-                "personal_llm/explanation/description.py",
-            ),
             "personal_llm.explanation.description.describe_pllm": (
                 "4_explanation/description.html#describe_pllm",
                 "personal_llm/explanation/description.py",
             ),
             "personal_llm.explanation.description.describe_user": (
                 "4_explanation/description.html#describe_user",
-                "personal_llm/explanation/description.py",
-            ),
-            "personal_llm.explanation.description.description_items": (
-                "4_explanation/description.html#description_items",
-                "personal_llm/explanation/description.py",
-            ),
-            "personal_llm.explanation.description.description_similarity": (
-                "4_explanation/description.html#description_similarity",
-                "personal_llm/explanation/description.py",
-            ),
-            "personal_llm.explanation.description.is_informative": (
-                "4_explanation/description.html#is_informative",
                 "personal_llm/explanation/description.py",
             ),
         },
@@ -5431,8 +5287,20 @@ d = {
                 "4_explanation/explanation.html#load_probe_texts",
                 "personal_llm/explanation/explanation.py",
             ),
+            "personal_llm.explanation.explanation.place_pllm": (
+                "4_explanation/explanation.html#place_pllm",
+                "personal_llm/explanation/explanation.py",
+            ),
+            "personal_llm.explanation.explanation.place_user": (
+                "4_explanation/explanation.html#place_user",
+                "personal_llm/explanation/explanation.py",
+            ),
             "personal_llm.explanation.explanation.prepare_probes": (
                 "4_explanation/explanation.html#prepare_probes",
+                "personal_llm/explanation/explanation.py",
+            ),
+            "personal_llm.explanation.explanation.sample_pllm_responses": (
+                "4_explanation/explanation.html#sample_pllm_responses",
                 "personal_llm/explanation/explanation.py",
             ),
             "personal_llm.explanation.explanation.sample_topic_prompts": (
@@ -5459,10 +5327,6 @@ d = {
             ),
             "personal_llm.explanation.habits.Trait.format_counts": (
                 "4_explanation/habits.html#trait.format_counts",
-                "personal_llm/explanation/habits.py",
-            ),
-            "personal_llm.explanation.habits.Trait.from_dict": (
-                "4_explanation/habits.html#trait.from_dict",
                 "personal_llm/explanation/habits.py",
             ),
             "personal_llm.explanation.habits.Trait.gap": (
@@ -5501,6 +5365,10 @@ d = {
                 "4_explanation/habits.html#find_format_habits",
                 "personal_llm/explanation/habits.py",
             ),
+            "personal_llm.explanation.habits.find_frame": (
+                "4_explanation/habits.html#find_frame",
+                "personal_llm/explanation/habits.py",
+            ),
             "personal_llm.explanation.habits.find_general_lengths": (
                 "4_explanation/habits.html#find_general_lengths",
                 "personal_llm/explanation/habits.py",
@@ -5531,6 +5399,14 @@ d = {
             ),
             "personal_llm.explanation.habits.is_longer": (
                 "4_explanation/habits.html#is_longer",
+                "personal_llm/explanation/habits.py",
+            ),
+            "personal_llm.explanation.habits.is_lower_case": (
+                "4_explanation/habits.html#is_lower_case",
+                "personal_llm/explanation/habits.py",
+            ),
+            "personal_llm.explanation.habits.is_one_sentence": (
+                "4_explanation/habits.html#is_one_sentence",
                 "personal_llm/explanation/habits.py",
             ),
             "personal_llm.explanation.habits.load_topic_words": (
@@ -5575,20 +5451,12 @@ d = {
                 "4_explanation/space.html#stylespace",
                 "personal_llm/explanation/space.py",
             ),
-            "personal_llm.explanation.space.StyleSpace.__post_init__": (
-                "4_explanation/space.html#stylespace.__post_init__",
-                "personal_llm/explanation/space.py",
-            ),
             "personal_llm.explanation.space.StyleSpace.check": (
                 "4_explanation/space.html#stylespace.check",
                 "personal_llm/explanation/space.py",
             ),
             "personal_llm.explanation.space.StyleSpace.columns": (
                 "4_explanation/space.html#stylespace.columns",
-                "personal_llm/explanation/space.py",
-            ),
-            "personal_llm.explanation.space.StyleSpace.id": (
-                "4_explanation/space.html#stylespace.id",
                 "personal_llm/explanation/space.py",
             ),
             "personal_llm.explanation.space.StyleSpace.project": (
@@ -5601,6 +5469,14 @@ d = {
             ),
             "personal_llm.explanation.space.concatenate_blocks": (
                 "4_explanation/space.html#concatenate_blocks",
+                "personal_llm/explanation/space.py",
+            ),
+            "personal_llm.explanation.space.convert_to_tuples": (
+                "4_explanation/space.html#convert_to_tuples",
+                "personal_llm/explanation/space.py",
+            ),
+            "personal_llm.explanation.space.find_encoder": (
+                "4_explanation/space.html#find_encoder",
                 "personal_llm/explanation/space.py",
             ),
             "personal_llm.explanation.space.nonnegative_coefficients": (
@@ -5616,59 +5492,13 @@ d = {
                 "personal_llm/explanation/space.py",
             ),
         },
-        "personal_llm.explanation.space_fitting": {
-            "personal_llm.explanation.space_fitting.SpaceTexts": (
-                "4_explanation/space_fitting.html#spacetexts",
-                "personal_llm/explanation/space_fitting.py",
-            ),
-            "personal_llm.explanation.space_fitting.SpaceTexts.all_dialogues": (
-                "4_explanation/space_fitting.html#spacetexts.all_dialogues",
-                "personal_llm/explanation/space_fitting.py",
-            ),
-            "personal_llm.explanation.space_fitting.build_word_vectors": (
-                "4_explanation/space_fitting.html#build_word_vectors",
-                "personal_llm/explanation/space_fitting.py",
-            ),
-            "personal_llm.explanation.space_fitting.compute_shifts": (
-                "4_explanation/space_fitting.html#compute_shifts",
-                "personal_llm/explanation/space_fitting.py",
-            ),
-            "personal_llm.explanation.space_fitting.estimate_space_cost": (
-                "4_explanation/space_fitting.html#estimate_space_cost",
-                "personal_llm/explanation/space_fitting.py",
-            ),
-            "personal_llm.explanation.space_fitting.fit_axes": (
-                "4_explanation/space_fitting.html#fit_axes",
-                "personal_llm/explanation/space_fitting.py",
-            ),
-            "personal_llm.explanation.space_fitting.fit_space": (
-                "4_explanation/space_fitting.html#fit_space",
-                "personal_llm/explanation/space_fitting.py",
-            ),
-            "personal_llm.explanation.space_fitting.load_space_texts": (
-                "4_explanation/space_fitting.html#load_space_texts",
-                "personal_llm/explanation/space_fitting.py",
-            ),
-            "personal_llm.explanation.space_fitting.make_space": (
-                "4_explanation/space_fitting.html#make_space",
-                "personal_llm/explanation/space_fitting.py",
-            ),
-            "personal_llm.explanation.space_fitting.measure_nats_per_unit": (
-                "4_explanation/space_fitting.html#measure_nats_per_unit",
-                "personal_llm/explanation/space_fitting.py",
-            ),
-            "personal_llm.explanation.space_fitting.panel_means": (
-                "4_explanation/space_fitting.html#panel_means",
-                "personal_llm/explanation/space_fitting.py",
-            ),
-            "personal_llm.explanation.space_fitting.plain_threshold": (
-                "4_explanation/space_fitting.html#plain_threshold",
-                "personal_llm/explanation/space_fitting.py",
-            ),
-        },
         "personal_llm.explanation.style": {
             "personal_llm.explanation.style.check_answer_count": (
                 "4_explanation/style.html#check_answer_count",
+                "personal_llm/explanation/style.py",
+            ),
+            "personal_llm.explanation.style.load_word_classes": (
+                "4_explanation/style.html#load_word_classes",
                 "personal_llm/explanation/style.py",
             ),
             "personal_llm.explanation.style.sample_base_features": (
@@ -6099,6 +5929,52 @@ d = {
             "personal_llm.recipes.shipped_library.tune_person": (
                 "recipes/shipped_library.html#tune_person",
                 "personal_llm/recipes/shipped_library.py",
+            ),
+        },
+        "personal_llm.recipes.space_fitting": {
+            "personal_llm.recipes.space_fitting.SpaceTexts": (
+                "recipes/space_fitting.html#spacetexts",
+                "personal_llm/recipes/space_fitting.py",
+            ),
+            "personal_llm.recipes.space_fitting.SpaceTexts.all_dialogues": (
+                "recipes/space_fitting.html#spacetexts.all_dialogues",
+                "personal_llm/recipes/space_fitting.py",
+            ),
+            "personal_llm.recipes.space_fitting.build_word_vectors": (
+                "recipes/space_fitting.html#build_word_vectors",
+                "personal_llm/recipes/space_fitting.py",
+            ),
+            "personal_llm.recipes.space_fitting.compute_shifts": (
+                "recipes/space_fitting.html#compute_shifts",
+                "personal_llm/recipes/space_fitting.py",
+            ),
+            "personal_llm.recipes.space_fitting.fit_axes": (
+                "recipes/space_fitting.html#fit_axes",
+                "personal_llm/recipes/space_fitting.py",
+            ),
+            "personal_llm.recipes.space_fitting.fit_space": (
+                "recipes/space_fitting.html#fit_space",
+                "personal_llm/recipes/space_fitting.py",
+            ),
+            "personal_llm.recipes.space_fitting.load_space_texts": (
+                "recipes/space_fitting.html#load_space_texts",
+                "personal_llm/recipes/space_fitting.py",
+            ),
+            "personal_llm.recipes.space_fitting.make_space": (
+                "recipes/space_fitting.html#make_space",
+                "personal_llm/recipes/space_fitting.py",
+            ),
+            "personal_llm.recipes.space_fitting.measure_nats_per_unit": (
+                "recipes/space_fitting.html#measure_nats_per_unit",
+                "personal_llm/recipes/space_fitting.py",
+            ),
+            "personal_llm.recipes.space_fitting.panel_means": (
+                "recipes/space_fitting.html#panel_means",
+                "personal_llm/recipes/space_fitting.py",
+            ),
+            "personal_llm.recipes.space_fitting.plain_threshold": (
+                "recipes/space_fitting.html#plain_threshold",
+                "personal_llm/recipes/space_fitting.py",
             ),
         },
         "personal_llm.recipes.style_pools": {
@@ -6564,104 +6440,17 @@ d = {
                 "personal_llm/runtimes/plugins.py",
             ),
         },
-        "personal_llm.selection.cards": {
-            "personal_llm.selection.cards.LibraryIndex": (
-                "5_selection/cards.html#libraryindex",
-                "personal_llm/selection/cards.py",
-            ),
-            "personal_llm.selection.cards.PLLM": ("5_selection/cards.html#pllm", "personal_llm/selection/cards.py"),
-            "personal_llm.selection.cards.PLLM.explanation": (
-                "5_selection/cards.html#pllm.explanation",
-                "personal_llm/selection/cards.py",
-            ),
-            "personal_llm.selection.cards.check_card_field": (
-                "5_selection/cards.html#check_card_field",
-                "personal_llm/selection/cards.py",
-            ),
-            "personal_llm.selection.cards.check_pllm_adapter": (
-                "5_selection/cards.html#check_pllm_adapter",
-                "personal_llm/selection/cards.py",
-            ),
-            "personal_llm.selection.cards.check_pllm_name": (
-                "5_selection/cards.html#check_pllm_name",
-                "personal_llm/selection/cards.py",
-            ),
-            "personal_llm.selection.cards.describe_file_risk": (
-                "5_selection/cards.html#describe_file_risk",
-                "personal_llm/selection/cards.py",
-            ),
-            "personal_llm.selection.cards.make_printable": (
-                "5_selection/cards.html#make_printable",
-                "personal_llm/selection/cards.py",
-            ),
-            "personal_llm.selection.cards.read_index": (
-                "5_selection/cards.html#read_index",
-                "personal_llm/selection/cards.py",
-            ),
-            "personal_llm.selection.cards.read_pllm": (
-                "5_selection/cards.html#read_pllm",
-                "personal_llm/selection/cards.py",
-            ),
-            "personal_llm.selection.cards.read_pllm_card": (
-                "5_selection/cards.html#read_pllm_card",
-                "personal_llm/selection/cards.py",
-            ),
-            "personal_llm.selection.cards.write_index": (
-                "5_selection/cards.html#write_index",
-                "personal_llm/selection/cards.py",
-            ),
-            "personal_llm.selection.cards.write_pllm": (
-                "5_selection/cards.html#write_pllm",
-                "personal_llm/selection/cards.py",
-            ),
-        },
         "personal_llm.selection.gradient_match": {
-            "personal_llm.selection.gradient_match.compute_gradients": (
-                "5_selection/gradient_match.html#compute_gradients",
+            "personal_llm.selection.gradient_match.compute_inner_product": (
+                "5_selection/gradient_match.html#compute_inner_product",
                 "personal_llm/selection/gradient_match.py",
             ),
-            "personal_llm.selection.gradient_match.compute_row_losses": (
-                "5_selection/gradient_match.html#compute_row_losses",
-                "personal_llm/selection/gradient_match.py",
-            ),
-            "personal_llm.selection.gradient_match.compute_sketch_stamp": (
-                "5_selection/gradient_match.html#compute_sketch_stamp",
-                "personal_llm/selection/gradient_match.py",
-            ),
-            "personal_llm.selection.gradient_match.find_leading_eigenvectors": (
-                "5_selection/gradient_match.html#find_leading_eigenvectors",
+            "personal_llm.selection.gradient_match.compute_slopes": (
+                "5_selection/gradient_match.html#compute_slopes",
                 "personal_llm/selection/gradient_match.py",
             ),
             "personal_llm.selection.gradient_match.get_linear_layer": (
                 "5_selection/gradient_match.html#get_linear_layer",
-                "personal_llm/selection/gradient_match.py",
-            ),
-            "personal_llm.selection.gradient_match.learn_sketch_directions": (
-                "5_selection/gradient_match.html#learn_sketch_directions",
-                "personal_llm/selection/gradient_match.py",
-            ),
-            "personal_llm.selection.gradient_match.load_sketch": (
-                "5_selection/gradient_match.html#load_sketch",
-                "personal_llm/selection/gradient_match.py",
-            ),
-            "personal_llm.selection.gradient_match.predict_labels": (
-                "5_selection/gradient_match.html#predict_labels",
-                "personal_llm/selection/gradient_match.py",
-            ),
-            "personal_llm.selection.gradient_match.read_sketch": (
-                "5_selection/gradient_match.html#read_sketch",
-                "personal_llm/selection/gradient_match.py",
-            ),
-            "personal_llm.selection.gradient_match.read_update": (
-                "5_selection/gradient_match.html#read_update",
-                "personal_llm/selection/gradient_match.py",
-            ),
-            "personal_llm.selection.gradient_match.select_by_gradient": (
-                "5_selection/gradient_match.html#select_by_gradient",
-                "personal_llm/selection/gradient_match.py",
-            ),
-            "personal_llm.selection.gradient_match.write_sketch": (
-                "5_selection/gradient_match.html#write_sketch",
                 "personal_llm/selection/gradient_match.py",
             ),
         },
@@ -6694,24 +6483,12 @@ d = {
                 "5_selection/library.html#library.__repr__",
                 "personal_llm/selection/library.py",
             ),
-            "personal_llm.selection.library.Library._write_pllm": (
-                "5_selection/library.html#library._write_pllm",
-                "personal_llm/selection/library.py",
-            ),
-            "personal_llm.selection.library.Library._write_rows": (
-                "5_selection/library.html#library._write_rows",
-                "personal_llm/selection/library.py",
-            ),
             "personal_llm.selection.library.Library.add": (
                 "5_selection/library.html#library.add",
                 "personal_llm/selection/library.py",
             ),
             "personal_llm.selection.library.Library.card": (
                 "5_selection/library.html#library.card",
-                "personal_llm/selection/library.py",
-            ),
-            "personal_llm.selection.library.Library.check_unchanged": (
-                "5_selection/library.html#library.check_unchanged",
                 "personal_llm/selection/library.py",
             ),
             "personal_llm.selection.library.Library.columns": (
@@ -6726,12 +6503,8 @@ d = {
                 "5_selection/library.html#library.list",
                 "personal_llm/selection/library.py",
             ),
-            "personal_llm.selection.library.Library.read_space": (
-                "5_selection/library.html#library.read_space",
-                "personal_llm/selection/library.py",
-            ),
-            "personal_llm.selection.library.Library.reload_index": (
-                "5_selection/library.html#library.reload_index",
+            "personal_llm.selection.library.Library.names": (
+                "5_selection/library.html#library.names",
                 "personal_llm/selection/library.py",
             ),
             "personal_llm.selection.library.Library.remove": (
@@ -6746,12 +6519,24 @@ d = {
                 "5_selection/library.html#library.space",
                 "personal_llm/selection/library.py",
             ),
-            "personal_llm.selection.library.Library.verify": (
-                "5_selection/library.html#library.verify",
+            "personal_llm.selection.library.PLLM": (
+                "5_selection/library.html#pllm",
+                "personal_llm/selection/library.py",
+            ),
+            "personal_llm.selection.library.PLLM.explanation": (
+                "5_selection/library.html#pllm.explanation",
                 "personal_llm/selection/library.py",
             ),
             "personal_llm.selection.library.check_library_base": (
                 "5_selection/library.html#check_library_base",
+                "personal_llm/selection/library.py",
+            ),
+            "personal_llm.selection.library.check_pllm_name": (
+                "5_selection/library.html#check_pllm_name",
+                "personal_llm/selection/library.py",
+            ),
+            "personal_llm.selection.library.download_library": (
+                "5_selection/library.html#download_library",
                 "personal_llm/selection/library.py",
             ),
             "personal_llm.selection.library.find_library_folder": (
@@ -6762,121 +6547,39 @@ d = {
                 "5_selection/library.html#find_shipped_library",
                 "personal_llm/selection/library.py",
             ),
+            "personal_llm.selection.library.is_library_address": (
+                "5_selection/library.html#is_library_address",
+                "personal_llm/selection/library.py",
+            ),
             "personal_llm.selection.library.load_space": (
                 "5_selection/library.html#load_space",
                 "personal_llm/selection/library.py",
             ),
+            "personal_llm.selection.library.make_printable": (
+                "5_selection/library.html#make_printable",
+                "personal_llm/selection/library.py",
+            ),
+            "personal_llm.selection.library.read_card": (
+                "5_selection/library.html#read_card",
+                "personal_llm/selection/library.py",
+            ),
+            "personal_llm.selection.library.write_pllm": (
+                "5_selection/library.html#write_pllm",
+                "personal_llm/selection/library.py",
+            ),
         },
         "personal_llm.selection.merging": {
-            "personal_llm.selection.merging.combine_adapters": (
-                "5_selection/merging.html#combine_adapters",
+            "personal_llm.selection.merging.check_shares": (
+                "5_selection/merging.html#check_shares",
                 "personal_llm/selection/merging.py",
             ),
-            "personal_llm.selection.merging.equalize_row_norms": (
-                "5_selection/merging.html#equalize_row_norms",
+            "personal_llm.selection.merging.fit_merge_weights": (
+                "5_selection/merging.html#fit_merge_weights",
                 "personal_llm/selection/merging.py",
             ),
             "personal_llm.selection.merging.merge": (
                 "5_selection/merging.html#merge",
                 "personal_llm/selection/merging.py",
-            ),
-        },
-        "personal_llm.selection.mixture": {
-            "personal_llm.selection.mixture.AdapterMixture": (
-                "5_selection/mixture.html#adaptermixture",
-                "personal_llm/selection/mixture.py",
-            ),
-            "personal_llm.selection.mixture.AdapterMixture.__init__": (
-                "5_selection/mixture.html#adaptermixture.__init__",
-                "personal_llm/selection/mixture.py",
-            ),
-            "personal_llm.selection.mixture.AdapterMixture.apply_weights": (
-                "5_selection/mixture.html#adaptermixture.apply_weights",
-                "personal_llm/selection/mixture.py",
-            ),
-            "personal_llm.selection.mixture.AdapterMixture.compute_derivatives": (
-                "5_selection/mixture.html#adaptermixture.compute_derivatives",
-                "personal_llm/selection/mixture.py",
-            ),
-            "personal_llm.selection.mixture.AdapterMixture.encode": (
-                "5_selection/mixture.html#adaptermixture.encode",
-                "personal_llm/selection/mixture.py",
-            ),
-            "personal_llm.selection.mixture.AdapterMixture.iterate_batches": (
-                "5_selection/mixture.html#adaptermixture.iterate_batches",
-                "personal_llm/selection/mixture.py",
-            ),
-            "personal_llm.selection.mixture.AdapterMixture.measure_losses": (
-                "5_selection/mixture.html#adaptermixture.measure_losses",
-                "personal_llm/selection/mixture.py",
-            ),
-            "personal_llm.selection.mixture.FittedWeights": (
-                "5_selection/mixture.html#fittedweights",
-                "personal_llm/selection/mixture.py",
-            ),
-            "personal_llm.selection.mixture.LossDerivatives": (
-                "5_selection/mixture.html#lossderivatives",
-                "personal_llm/selection/mixture.py",
-            ),
-            "personal_llm.selection.mixture.SingleLosses": (
-                "5_selection/mixture.html#singlelosses",
-                "personal_llm/selection/mixture.py",
-            ),
-            "personal_llm.selection.mixture.SingleLosses.__init__": (
-                "5_selection/mixture.html#singlelosses.__init__",
-                "personal_llm/selection/mixture.py",
-            ),
-            "personal_llm.selection.mixture.SingleLosses.dialogue_losses": (
-                "5_selection/mixture.html#singlelosses.dialogue_losses",
-                "personal_llm/selection/mixture.py",
-            ),
-            "personal_llm.selection.mixture.SingleLosses.mean_loss": (
-                "5_selection/mixture.html#singlelosses.mean_loss",
-                "personal_llm/selection/mixture.py",
-            ),
-            "personal_llm.selection.mixture.choose_fit_candidates": (
-                "5_selection/mixture.html#choose_fit_candidates",
-                "personal_llm/selection/mixture.py",
-            ),
-            "personal_llm.selection.mixture.choose_leave_one_out": (
-                "5_selection/mixture.html#choose_leave_one_out",
-                "personal_llm/selection/mixture.py",
-            ),
-            "personal_llm.selection.mixture.compute_contributions": (
-                "5_selection/mixture.html#compute_contributions",
-                "personal_llm/selection/mixture.py",
-            ),
-            "personal_llm.selection.mixture.compute_leave_one_out_losses": (
-                "5_selection/mixture.html#compute_leave_one_out_losses",
-                "personal_llm/selection/mixture.py",
-            ),
-            "personal_llm.selection.mixture.compute_slopes": (
-                "5_selection/mixture.html#compute_slopes",
-                "personal_llm/selection/mixture.py",
-            ),
-            "personal_llm.selection.mixture.estimate_weight_errors": (
-                "5_selection/mixture.html#estimate_weight_errors",
-                "personal_llm/selection/mixture.py",
-            ),
-            "personal_llm.selection.mixture.fit_weights": (
-                "5_selection/mixture.html#fit_weights",
-                "personal_llm/selection/mixture.py",
-            ),
-            "personal_llm.selection.mixture.race_nearest_pllms": (
-                "5_selection/mixture.html#race_nearest_pllms",
-                "personal_llm/selection/mixture.py",
-            ),
-            "personal_llm.selection.mixture.select_by_fit": (
-                "5_selection/mixture.html#select_by_fit",
-                "personal_llm/selection/mixture.py",
-            ),
-            "personal_llm.selection.mixture.take_leave_one_out_steps": (
-                "5_selection/mixture.html#take_leave_one_out_steps",
-                "personal_llm/selection/mixture.py",
-            ),
-            "personal_llm.selection.mixture.take_newton_step": (
-                "5_selection/mixture.html#take_newton_step",
-                "personal_llm/selection/mixture.py",
             ),
         },
         "personal_llm.selection.ranking": {
@@ -6904,8 +6607,12 @@ d = {
                 "5_selection/ranking.html#ranking.__str__",
                 "personal_llm/selection/ranking.py",
             ),
-            "personal_llm.selection.ranking.Ranking._format_row": (
-                "5_selection/ranking.html#ranking._format_row",
+            "personal_llm.selection.ranking.Ranking.abstained": (
+                "5_selection/ranking.html#ranking.abstained",
+                "personal_llm/selection/ranking.py",
+            ),
+            "personal_llm.selection.ranking.Ranking.adapter": (
+                "5_selection/ranking.html#ranking.adapter",
                 "personal_llm/selection/ranking.py",
             ),
             "personal_llm.selection.ranking.Ranking.to_dict": (
@@ -6924,14 +6631,6 @@ d = {
                 "5_selection/ranking.html#cosine_distance",
                 "personal_llm/selection/ranking.py",
             ),
-            "personal_llm.selection.ranking.find_nearest": (
-                "5_selection/ranking.html#find_nearest",
-                "personal_llm/selection/ranking.py",
-            ),
-            "personal_llm.selection.ranking.get_download_bytes": (
-                "5_selection/ranking.html#get_download_bytes",
-                "personal_llm/selection/ranking.py",
-            ),
             "personal_llm.selection.ranking.is_gain_certain": (
                 "5_selection/ranking.html#is_gain_certain",
                 "personal_llm/selection/ranking.py",
@@ -6944,139 +6643,23 @@ d = {
                 "5_selection/ranking.html#race_by_loss",
                 "personal_llm/selection/ranking.py",
             ),
-        },
-        "personal_llm.selection.remote_library": {
-            "personal_llm.selection.remote_library.RemoteFolder": (
-                "5_selection/remote_library.html#remotefolder",
-                "personal_llm/selection/remote_library.py",
-            ),
-            "personal_llm.selection.remote_library.RemoteFolder.__init__": (
-                "5_selection/remote_library.html#remotefolder.__init__",
-                "personal_llm/selection/remote_library.py",
-            ),
-            "personal_llm.selection.remote_library.RemoteFolder.fetch": (
-                "5_selection/remote_library.html#remotefolder.fetch",
-                "personal_llm/selection/remote_library.py",
-            ),
-            "personal_llm.selection.remote_library.RemoteFolder.fetch_pllm": (
-                "5_selection/remote_library.html#remotefolder.fetch_pllm",
-                "personal_llm/selection/remote_library.py",
-            ),
-            "personal_llm.selection.remote_library.RemoteFolder.request_file": (
-                "5_selection/remote_library.html#remotefolder.request_file",
-                "personal_llm/selection/remote_library.py",
-            ),
-            "personal_llm.selection.remote_library.TimedReader": (
-                "5_selection/remote_library.html#timedreader",
-                "personal_llm/selection/remote_library.py",
-            ),
-            "personal_llm.selection.remote_library.TimedReader.__init__": (
-                "5_selection/remote_library.html#timedreader.__init__",
-                "personal_llm/selection/remote_library.py",
-            ),
-            "personal_llm.selection.remote_library.TimedReader.close": (
-                "5_selection/remote_library.html#timedreader.close",
-                "personal_llm/selection/remote_library.py",
-            ),
-            "personal_llm.selection.remote_library.TimedReader.makefile": (
-                "5_selection/remote_library.html#timedreader.makefile",
-                "personal_llm/selection/remote_library.py",
-            ),
-            "personal_llm.selection.remote_library.TimedReader.readable": (
-                "5_selection/remote_library.html#timedreader.readable",
-                "personal_llm/selection/remote_library.py",
-            ),
-            "personal_llm.selection.remote_library.TimedReader.readinto": (
-                "5_selection/remote_library.html#timedreader.readinto",
-                "personal_llm/selection/remote_library.py",
-            ),
-            "personal_llm.selection.remote_library.check_library_address": (
-                "5_selection/remote_library.html#check_library_address",
-                "personal_llm/selection/remote_library.py",
-            ),
-            "personal_llm.selection.remote_library.fetch_file": (
-                "5_selection/remote_library.html#fetch_file",
-                "personal_llm/selection/remote_library.py",
-            ),
-            "personal_llm.selection.remote_library.is_library_address": (
-                "5_selection/remote_library.html#is_library_address",
-                "personal_llm/selection/remote_library.py",
-            ),
-            "personal_llm.selection.remote_library.is_library_file": (
-                "5_selection/remote_library.html#is_library_file",
-                "personal_llm/selection/remote_library.py",
-            ),
-            "personal_llm.selection.remote_library.parse_manifest": (
-                "5_selection/remote_library.html#parse_manifest",
-                "personal_llm/selection/remote_library.py",
-            ),
-            "personal_llm.selection.remote_library.publish_library": (
-                "5_selection/remote_library.html#publish_library",
-                "personal_llm/selection/remote_library.py",
+            "personal_llm.selection.ranking.sort_by_distance": (
+                "5_selection/ranking.html#sort_by_distance",
+                "personal_llm/selection/ranking.py",
             ),
         },
         "personal_llm.selection.selection": {
-            "personal_llm.selection.selection.Ranking.group_contributions": (
-                "5_selection/selection.html#ranking.group_contributions",
-                "personal_llm/selection/selection.py",
-            ),
-            "personal_llm.selection.selection.Selector": (
-                "5_selection/selection.html#selector",
-                "personal_llm/selection/selection.py",
-            ),
-            "personal_llm.selection.selection.make_abstention": (
-                "5_selection/selection.html#make_abstention",
-                "personal_llm/selection/selection.py",
-            ),
-            "personal_llm.selection.selection.read_card_description": (
-                "5_selection/selection.html#read_card_description",
-                "personal_llm/selection/selection.py",
-            ),
             "personal_llm.selection.selection.select": (
                 "5_selection/selection.html#select",
                 "personal_llm/selection/selection.py",
             ),
-            "personal_llm.selection.selection.select_by_explanation": (
-                "5_selection/selection.html#select_by_explanation",
-                "personal_llm/selection/selection.py",
-            ),
-            "personal_llm.selection.selection.select_by_explanation_and_loss": (
-                "5_selection/selection.html#select_by_explanation_and_loss",
-                "personal_llm/selection/selection.py",
-            ),
-            "personal_llm.selection.selection.select_by_gradient_and_loss": (
-                "5_selection/selection.html#select_by_gradient_and_loss",
+            "personal_llm.selection.selection.select_by_match": (
+                "5_selection/selection.html#select_by_match",
                 "personal_llm/selection/selection.py",
             ),
             "personal_llm.selection.selection.select_by_style": (
                 "5_selection/selection.html#select_by_style",
                 "personal_llm/selection/selection.py",
-            ),
-        },
-        "personal_llm.selection.verify": {
-            "personal_llm.selection.verify.LibraryProblem": (
-                "5_selection/verify.html#libraryproblem",
-                "personal_llm/selection/verify.py",
-            ),
-            "personal_llm.selection.verify.catch_problem": (
-                "5_selection/verify.html#catch_problem",
-                "personal_llm/selection/verify.py",
-            ),
-            "personal_llm.selection.verify.find_file_problems": (
-                "5_selection/verify.html#find_file_problems",
-                "personal_llm/selection/verify.py",
-            ),
-            "personal_llm.selection.verify.find_library_problems": (
-                "5_selection/verify.html#find_library_problems",
-                "personal_llm/selection/verify.py",
-            ),
-            "personal_llm.selection.verify.find_pllm_problems": (
-                "5_selection/verify.html#find_pllm_problems",
-                "personal_llm/selection/verify.py",
-            ),
-            "personal_llm.selection.verify.find_size_problems": (
-                "5_selection/verify.html#find_size_problems",
-                "personal_llm/selection/verify.py",
             ),
         },
         "personal_llm.selection.warm_start": {
@@ -7096,20 +6679,8 @@ d = {
                 "5_selection/warm_start.html#add_plain_pllm",
                 "personal_llm/selection/warm_start.py",
             ),
-            "personal_llm.selection.warm_start.describe_weights": (
-                "5_selection/warm_start.html#describe_weights",
-                "personal_llm/selection/warm_start.py",
-            ),
-            "personal_llm.selection.warm_start.get_start_adapter": (
-                "5_selection/warm_start.html#get_start_adapter",
-                "personal_llm/selection/warm_start.py",
-            ),
             "personal_llm.selection.warm_start.load_plain_dialogues": (
                 "5_selection/warm_start.html#load_plain_dialogues",
-                "personal_llm/selection/warm_start.py",
-            ),
-            "personal_llm.selection.warm_start.tune_plain_pllm": (
-                "5_selection/warm_start.html#tune_plain_pllm",
                 "personal_llm/selection/warm_start.py",
             ),
             "personal_llm.selection.warm_start.warm_start": (
@@ -7214,28 +6785,12 @@ d = {
             ),
         },
         "personal_llm.tuning.finetune": {
-            "personal_llm.tuning.finetune.CostEstimate": (
-                "3_tuning/finetune.html#costestimate",
-                "personal_llm/tuning/finetune.py",
-            ),
-            "personal_llm.tuning.finetune.CostEstimate.__str__": (
-                "3_tuning/finetune.html#costestimate.__str__",
-                "personal_llm/tuning/finetune.py",
-            ),
             "personal_llm.tuning.finetune.check_output_folder": (
                 "3_tuning/finetune.html#check_output_folder",
                 "personal_llm/tuning/finetune.py",
             ),
-            "personal_llm.tuning.finetune.check_tuning_step": (
-                "3_tuning/finetune.html#check_tuning_step",
-                "personal_llm/tuning/finetune.py",
-            ),
             "personal_llm.tuning.finetune.describe_result": (
                 "3_tuning/finetune.html#describe_result",
-                "personal_llm/tuning/finetune.py",
-            ),
-            "personal_llm.tuning.finetune.estimate_cost": (
-                "3_tuning/finetune.html#estimate_cost",
                 "personal_llm/tuning/finetune.py",
             ),
             "personal_llm.tuning.finetune.find_lineages": (
@@ -7244,10 +6799,6 @@ d = {
             ),
             "personal_llm.tuning.finetune.finetune": (
                 "3_tuning/finetune.html#finetune",
-                "personal_llm/tuning/finetune.py",
-            ),
-            "personal_llm.tuning.finetune.measure_second_run": (
-                "3_tuning/finetune.html#measure_second_run",
                 "personal_llm/tuning/finetune.py",
             ),
             "personal_llm.tuning.finetune.open_output_folder": (
