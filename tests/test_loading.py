@@ -17,7 +17,7 @@ from tiny import random_adapter, tiny, tiny_tokenizer
 
 from personal_llm.base import loading
 from personal_llm.base.adapters import attach_adapter
-from personal_llm.base.check import check_model
+from personal_llm.app.check import check_model
 from personal_llm.base.core import InputError
 from personal_llm.base.files import ASSETS
 from personal_llm.base.loading import (

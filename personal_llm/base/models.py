@@ -8,6 +8,7 @@ __all__ = ['Model', 'load_model', 'ForwardResult', 'mean_response_nll']
 # %% ../../nbs/0_base/08_models.ipynb #80794698
 import ctypes
 import gc
+import importlib
 import os
 import threading
 import warnings
@@ -185,6 +186,7 @@ def load_model(
     max_length: int = None,  # longest dialogue in tokens; by default 2048, at most the window
 ) -> Model:
     "Load a causal language model, by default the best one on this machine; raise `InputError` for an unknown name."
+    importlib.import_module("personal_llm.base.replies")  # the next chapter gives a model its replies
     prepare_libraries()
     name = choose_model_name(name)
     is_live = isinstance(name, tuple)
