@@ -60,7 +60,7 @@ experiments: .venv/.installed-dev ## measure what is missing in nbs/experiments/
 docs: .venv/.installed-docs ## write the site to site/, from the notebooks as they are saved (python -m http.server -d site)
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
 
-benchmarks: .venv/.installed-dev ## how fast tuning is beside its peers, on this machine, in minutes (true sizes: ARGS="--sizes FOLDER")
+benchmarks: .venv/.installed-dev ## how fast a fine-tune is beside TRL, on this machine, in minutes (another model: ARGS="--model NAME")
 	@$(BIN)/python -m benchmarks $(ARGS)
 
 slides: .venv/.installed-docs ## slides of the course in site/slides/, a file a lesson, readable without a network

@@ -1,59 +1,38 @@
-"""`python -m benchmarks [--rounds N] [--steps N] [--out FILE]`: how fast tuning is, beside its peers; some minutes."""
+"""`python -m benchmarks [--model NAME] [--rounds N]`: a fine-tune beside the same work in TRL, by processor seconds.
+
+Both train the same LoRA on the same dialogues for the same number of steps and samples, in turn, each in a process of its
+own. A ratio is taken within a round, so that a busy machine spoils little. TRL must be installed: `pip install trl`.
+"""
 
 import argparse
+import json
+import multiprocessing
 import os
+import statistics
+from pathlib import Path
+
+from benchmarks.finetunes import measure_way
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
-from pathlib import Path  # noqa: E402
-
-import torch  # noqa: E402
-
-from benchmarks import checks, finetunes, learning, observing, sizes, tuning, whole  # noqa: E402
-from personal_llm.base.files import write_json  # noqa: E402
-from personal_llm.base.models import load_model  # noqa: E402
-
-RESULTS = Path(__file__).parent.parent / "nbs" / "experiments" / "results"
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("--rounds", type=int, default=5, help="how often every way is run")
-    parser.add_argument("--steps", type=int, default=12, help="steps of a run; the first four see new dialogues")
-    parser.add_argument("--sizes", metavar="FOLDER", help="instead: true sizes, from a folder of configurations")
-    parser.add_argument("--whole", metavar="FOLDER", help="instead: a whole personalisation at true size")
-    parser.add_argument("--checks", metavar="FOLDER", help="instead: the command check at true size")
-    parser.add_argument("--layers", type=int, default=0, help="for --whole: layers from the top that learn; 0: all")
-    parser.add_argument("--learning", action="store_true", help="instead: seconds to equal held-out loss")
-    parser.add_argument(
-        "--finetunes", action="store_true", help="instead: whole fine-tunes, and what each speed-up buys"
-    )
-    parser.add_argument("--observing", action="store_true", help="instead: what an adapter adds to reading a dialogue")
-    parser.add_argument("--threads", type=int, default=1, help="for --finetunes: processor threads")
-    parser.add_argument("--only", default="smollm2", help="which of them, joined by commas")
-    parser.add_argument("--out", type=Path, help="a JSON file; nbs/experiments/results by default")
+    parser.add_argument("--model", default="pocket", help="a name, a folder or a GGUF file")
+    parser.add_argument("--rounds", type=int, default=3, help="how often each way runs")
+    parser.add_argument("--steps", type=int, default=48, help="optimiser steps of a fine-tune")
+    parser.add_argument("--out", type=Path, help="a JSON file for the rows")
     given = parser.parse_args()
-    torch.set_num_threads(1)
-    if given.sizes:
-        out = given.out or RESULTS / "sizes.json"
-        found = sizes.measure(Path(given.sizes), given.only.split(","))
-    elif given.checks:
-        out = given.out or RESULTS / "check.json"
-        found = checks.measure(Path(given.checks), given.only.split(","))
-    elif given.whole:
-        out = given.out or RESULTS / "whole.json"
-        found = whole.measure(Path(given.whole), given.only.split(","), given.layers)
-    elif given.finetunes:
-        out = given.out or RESULTS / f"finetunes-{given.threads}.json"
-        found = finetunes.measure(load_model("pocket", device="cpu"), given.rounds, given.steps, given.threads)
-    elif given.observing:
-        out = given.out or RESULTS / "observing.json"
-        found = observing.measure(load_model("pocket", device="cpu"))
-    elif given.learning:
-        out = given.out or RESULTS / "speed-to-loss.json"
-        found = learning.measure(load_model("pocket", device="cpu"), given.rounds, given.steps)
-    else:
-        out = given.out or RESULTS / "speed.json"
-        found = tuning.measure(load_model("pocket", device="cpu"), given.rounds, given.steps)
-    write_json(out, found)
-    print(out)
+    rows = []
+    with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
+        for number in range(given.rounds):
+            for way in ("ours", "trl"):
+                found = pool.apply(measure_way, (way, given.model, given.steps))
+                rows.append(dict(round=number, way=way, model=given.model, steps=given.steps) | found)
+                print(rows[-1], flush=True)
+    seconds = {(row["way"], row["round"]): row["seconds"] for row in rows}
+    ratio = statistics.median(seconds["ours", i] / seconds["trl", i] for i in range(given.rounds))
+    if given.out:
+        given.out.write_text(json.dumps(dict(rows=rows, ratio=ratio), indent=1))
+    print(f"ours takes {ratio:.2f} times the processor seconds of TRL")
