@@ -11,6 +11,7 @@ def run_ours(model, dialogues: list, config) -> None:
 
 def run_trl(model, dialogues: list, config) -> None:
     from datasets import Dataset
+    from datasets.table import InMemoryTable
     from peft import LoraConfig
     from trl import SFTConfig, SFTTrainer
 
@@ -35,7 +36,7 @@ def run_trl(model, dialogues: list, config) -> None:
         dataloader_pin_memory=False,
     )
     shape = LoraConfig(task_type="CAUSAL_LM", r=config.rank, lora_alpha=config.alpha, target_modules="all-linear")
-    data = dict(train_dataset=Dataset.from_list(rows), processing_class=model.tokenizer)
+    data = dict(train_dataset=Dataset(InMemoryTable.from_pylist(rows), fingerprint="rows"), processing_class=model.tokenizer)
     SFTTrainer(model=model.model, args=settings, peft_config=shape, **data).train()
 
 
