@@ -3,444 +3,125 @@
 d = {
     "settings": {"branch": "main", "doc_baseurl": "/", "doc_host": "", "git_url": "", "lib_path": "personal_llm"},
     "syms": {
-        "personal_llm.app.arguments": {
-            "personal_llm.app.arguments.Command": ("8_app/arguments.html#command", "personal_llm/app/arguments.py"),
-            "personal_llm.app.arguments.Command.list_parameters": (
-                "8_app/arguments.html#command.list_parameters",
-                "personal_llm/app/arguments.py",
-            ),
-            "personal_llm.app.arguments.Command.run": (
-                "8_app/arguments.html#command.run",
-                "personal_llm/app/arguments.py",
-            ),
-            "personal_llm.app.arguments.CommandResult": (
-                "8_app/arguments.html#commandresult",
-                "personal_llm/app/arguments.py",
-            ),
-            "personal_llm.app.arguments.DataOptions": (
-                "8_app/arguments.html#dataoptions",
-                "personal_llm/app/arguments.py",
-            ),
-            "personal_llm.app.arguments.DataOptions.read": (
-                "8_app/arguments.html#dataoptions.read",
-                "personal_llm/app/arguments.py",
-            ),
-            "personal_llm.app.arguments.ModelOptions": (
-                "8_app/arguments.html#modeloptions",
-                "personal_llm/app/arguments.py",
-            ),
-            "personal_llm.app.arguments.ModelOptions.load": (
-                "8_app/arguments.html#modeloptions.load",
-                "personal_llm/app/arguments.py",
-            ),
-            "personal_llm.app.arguments.ModelOptions.settings": (
-                "8_app/arguments.html#modeloptions.settings",
-                "personal_llm/app/arguments.py",
-            ),
-            "personal_llm.app.arguments.OptionalDataOptions": (
-                "8_app/arguments.html#optionaldataoptions",
-                "personal_llm/app/arguments.py",
-            ),
-            "personal_llm.app.arguments.build_app": ("8_app/arguments.html#build_app", "personal_llm/app/arguments.py"),
-            "personal_llm.app.arguments.choose_folder": (
-                "8_app/arguments.html#choose_folder",
-                "personal_llm/app/arguments.py",
-            ),
-            "personal_llm.app.arguments.command": ("8_app/arguments.html#command", "personal_llm/app/arguments.py"),
-            "personal_llm.app.arguments.format_pairs": (
-                "8_app/arguments.html#format_pairs",
-                "personal_llm/app/arguments.py",
-            ),
-            "personal_llm.app.arguments.format_table": (
-                "8_app/arguments.html#format_table",
-                "personal_llm/app/arguments.py",
-            ),
-            "personal_llm.app.arguments.open_library": (
-                "8_app/arguments.html#open_library",
-                "personal_llm/app/arguments.py",
-            ),
-            "personal_llm.app.arguments.parse_arguments": (
-                "8_app/arguments.html#parse_arguments",
-                "personal_llm/app/arguments.py",
-            ),
-            "personal_llm.app.arguments.pick_settings": (
-                "8_app/arguments.html#pick_settings",
-                "personal_llm/app/arguments.py",
-            ),
-            "personal_llm.app.arguments.print_note": (
-                "8_app/arguments.html#print_note",
-                "personal_llm/app/arguments.py",
-            ),
-            "personal_llm.app.arguments.print_result": (
-                "8_app/arguments.html#print_result",
-                "personal_llm/app/arguments.py",
-            ),
-            "personal_llm.app.arguments.repeat_list_options": (
-                "8_app/arguments.html#repeat_list_options",
-                "personal_llm/app/arguments.py",
-            ),
-            "personal_llm.app.arguments.reuse_setting": (
-                "8_app/arguments.html#reuse_setting",
-                "personal_llm/app/arguments.py",
-            ),
-        },
         "personal_llm.app.chat": {
-            "personal_llm.app.chat.ReplyingModelOptions": (
-                "8_app/chat.html#replyingmodeloptions",
-                "personal_llm/app/chat.py",
-            ),
-            "personal_llm.app.chat.ReplyingModelOptions.load": (
-                "8_app/chat.html#replyingmodeloptions.load",
-                "personal_llm/app/chat.py",
-            ),
             "personal_llm.app.chat.ask_at_terminal": ("8_app/chat.html#ask_at_terminal", "personal_llm/app/chat.py"),
-            "personal_llm.app.chat.begin_conversation": (
-                "8_app/chat.html#begin_conversation",
-                "personal_llm/app/chat.py",
-            ),
-            "personal_llm.app.chat.chat_command": ("8_app/chat.html#chat_command", "personal_llm/app/chat.py"),
-            "personal_llm.app.chat.check_chat_folder": (
-                "8_app/chat.html#check_chat_folder",
-                "personal_llm/app/chat.py",
-            ),
-            "personal_llm.app.chat.check_command": ("8_app/chat.html#check_command", "personal_llm/app/chat.py"),
-            "personal_llm.app.chat.check_reply": ("8_app/chat.html#check_reply", "personal_llm/app/chat.py"),
-            "personal_llm.app.chat.close_conversation": (
-                "8_app/chat.html#close_conversation",
-                "personal_llm/app/chat.py",
-            ),
-            "personal_llm.app.chat.describe_chat_style": (
-                "8_app/chat.html#describe_chat_style",
-                "personal_llm/app/chat.py",
-            ),
-            "personal_llm.app.chat.erase": ("8_app/chat.html#erase", "personal_llm/app/chat.py"),
-            "personal_llm.app.chat.explain_last_decision": (
-                "8_app/chat.html#explain_last_decision",
-                "personal_llm/app/chat.py",
-            ),
-            "personal_llm.app.chat.forget_text": ("8_app/chat.html#forget_text", "personal_llm/app/chat.py"),
-            "personal_llm.app.chat.format_chat_status": (
-                "8_app/chat.html#format_chat_status",
-                "personal_llm/app/chat.py",
-            ),
-            "personal_llm.app.chat.handle_line": ("8_app/chat.html#handle_line", "personal_llm/app/chat.py"),
-            "personal_llm.app.chat.offer_two_replies": (
-                "8_app/chat.html#offer_two_replies",
-                "personal_llm/app/chat.py",
-            ),
-            "personal_llm.app.chat.pop_notes": ("8_app/chat.html#pop_notes", "personal_llm/app/chat.py"),
+            "personal_llm.app.chat.confirm": ("8_app/chat.html#confirm", "personal_llm/app/chat.py"),
+            "personal_llm.app.chat.edit_text": ("8_app/chat.html#edit_text", "personal_llm/app/chat.py"),
+            "personal_llm.app.chat.explain_reply": ("8_app/chat.html#explain_reply", "personal_llm/app/chat.py"),
+            "personal_llm.app.chat.handle": ("8_app/chat.html#handle", "personal_llm/app/chat.py"),
+            "personal_llm.app.chat.has_waiting_line": ("8_app/chat.html#has_waiting_line", "personal_llm/app/chat.py"),
+            "personal_llm.app.chat.is_terminal": ("8_app/chat.html#is_terminal", "personal_llm/app/chat.py"),
+            "personal_llm.app.chat.print_note": ("8_app/chat.html#print_note", "personal_llm/app/chat.py"),
+            "personal_llm.app.chat.read_block": ("8_app/chat.html#read_block", "personal_llm/app/chat.py"),
             "personal_llm.app.chat.read_line": ("8_app/chat.html#read_line", "personal_llm/app/chat.py"),
-            "personal_llm.app.chat.run_conversation": ("8_app/chat.html#run_conversation", "personal_llm/app/chat.py"),
-            "personal_llm.app.chat.run_turn": ("8_app/chat.html#run_turn", "personal_llm/app/chat.py"),
-            "personal_llm.app.chat.say_thanks": ("8_app/chat.html#say_thanks", "personal_llm/app/chat.py"),
-            "personal_llm.app.chat.select_own_answers": (
-                "8_app/chat.html#select_own_answers",
-                "personal_llm/app/chat.py",
-            ),
-            "personal_llm.app.chat.skip_question": ("8_app/chat.html#skip_question", "personal_llm/app/chat.py"),
-            "personal_llm.app.chat.take_feedback": ("8_app/chat.html#take_feedback", "personal_llm/app/chat.py"),
+            "personal_llm.app.chat.read_message": ("8_app/chat.html#read_message", "personal_llm/app/chat.py"),
+            "personal_llm.app.chat.run_chat": ("8_app/chat.html#run_chat", "personal_llm/app/chat.py"),
+            "personal_llm.app.chat.run_command": ("8_app/chat.html#run_command", "personal_llm/app/chat.py"),
+            "personal_llm.app.chat.run_line": ("8_app/chat.html#run_line", "personal_llm/app/chat.py"),
         },
-        "personal_llm.app.chat_completions": {
-            "personal_llm.app.chat_completions.CompletionRequest": (
-                "8_app/chat_completions.html#completionrequest",
-                "personal_llm/app/chat_completions.py",
+        "personal_llm.app.check": {
+            "personal_llm.app.check.ModelReport": ("8_app/check.html#modelreport", "personal_llm/app/check.py"),
+            "personal_llm.app.check.ModelReport.__str__": (
+                "8_app/check.html#modelreport.__str__",
+                "personal_llm/app/check.py",
             ),
-            "personal_llm.app.chat_completions.CompletionRequest.check_messages": (
-                "8_app/chat_completions.html#completionrequest.check_messages",
-                "personal_llm/app/chat_completions.py",
+            "personal_llm.app.check.ModelReport.ok": ("8_app/check.html#modelreport.ok", "personal_llm/app/check.py"),
+            "personal_llm.app.check.check_adapter_round_trip": (
+                "8_app/check.html#check_adapter_round_trip",
+                "personal_llm/app/check.py",
             ),
-            "personal_llm.app.chat_completions.CompletionRequest.check_model": (
-                "8_app/chat_completions.html#completionrequest.check_model",
-                "personal_llm/app/chat_completions.py",
+            "personal_llm.app.check.check_causality": ("8_app/check.html#check_causality", "personal_llm/app/check.py"),
+            "personal_llm.app.check.check_end_token": ("8_app/check.html#check_end_token", "personal_llm/app/check.py"),
+            "personal_llm.app.check.check_loss_mask": ("8_app/check.html#check_loss_mask", "personal_llm/app/check.py"),
+            "personal_llm.app.check.check_model": ("8_app/check.html#check_model", "personal_llm/app/check.py"),
+            "personal_llm.app.check.check_padding": ("8_app/check.html#check_padding", "personal_llm/app/check.py"),
+            "personal_llm.app.check.check_reply": ("8_app/check.html#check_reply", "personal_llm/app/check.py"),
+            "personal_llm.app.check.check_template": ("8_app/check.html#check_template", "personal_llm/app/check.py"),
+            "personal_llm.app.check.check_tuning_step": (
+                "8_app/check.html#check_tuning_step",
+                "personal_llm/app/check.py",
             ),
-            "personal_llm.app.chat_completions.CompletionRequest.get_history": (
-                "8_app/chat_completions.html#completionrequest.get_history",
-                "personal_llm/app/chat_completions.py",
+            "personal_llm.app.check.check_user_text": ("8_app/check.html#check_user_text", "personal_llm/app/check.py"),
+            "personal_llm.app.check.get_trained_tokens": (
+                "8_app/check.html#get_trained_tokens",
+                "personal_llm/app/check.py",
             ),
-            "personal_llm.app.chat_completions.CompletionRequest.get_options": (
-                "8_app/chat_completions.html#completionrequest.get_options",
-                "personal_llm/app/chat_completions.py",
-            ),
-            "personal_llm.app.chat_completions.CompletionRequest.is_observed": (
-                "8_app/chat_completions.html#completionrequest.is_observed",
-                "personal_llm/app/chat_completions.py",
-            ),
-            "personal_llm.app.chat_completions.Fields": (
-                "8_app/chat_completions.html#fields",
-                "personal_llm/app/chat_completions.py",
-            ),
-            "personal_llm.app.chat_completions.Message": (
-                "8_app/chat_completions.html#message",
-                "personal_llm/app/chat_completions.py",
-            ),
-            "personal_llm.app.chat_completions.Message.get_text": (
-                "8_app/chat_completions.html#message.get_text",
-                "personal_llm/app/chat_completions.py",
-            ),
-            "personal_llm.app.chat_completions.TextPart": (
-                "8_app/chat_completions.html#textpart",
-                "personal_llm/app/chat_completions.py",
-            ),
-            "personal_llm.app.chat_completions.check_is_stored": (
-                "8_app/chat_completions.html#check_is_stored",
-                "personal_llm/app/chat_completions.py",
-            ),
-            "personal_llm.app.chat_completions.generate": (
-                "8_app/chat_completions.html#generate",
-                "personal_llm/app/chat_completions.py",
-            ),
-            "personal_llm.app.chat_completions.make_answer": (
-                "8_app/chat_completions.html#make_answer",
-                "personal_llm/app/chat_completions.py",
-            ),
-            "personal_llm.app.chat_completions.make_completions_router": (
-                "8_app/chat_completions.html#make_completions_router",
-                "personal_llm/app/chat_completions.py",
-            ),
-            "personal_llm.app.chat_completions.make_event": (
-                "8_app/chat_completions.html#make_event",
-                "personal_llm/app/chat_completions.py",
-            ),
-            "personal_llm.app.chat_completions.make_head": (
-                "8_app/chat_completions.html#make_head",
-                "personal_llm/app/chat_completions.py",
-            ),
-            "personal_llm.app.chat_completions.make_item_events": (
-                "8_app/chat_completions.html#make_item_events",
-                "personal_llm/app/chat_completions.py",
-            ),
-            "personal_llm.app.chat_completions.only": (
-                "8_app/chat_completions.html#only",
-                "personal_llm/app/chat_completions.py",
-            ),
-            "personal_llm.app.chat_completions.refuse_field": (
-                "8_app/chat_completions.html#refuse_field",
-                "personal_llm/app/chat_completions.py",
-            ),
-            "personal_llm.app.chat_completions.stream_events": (
-                "8_app/chat_completions.html#stream_events",
-                "personal_llm/app/chat_completions.py",
-            ),
-            "personal_llm.app.chat_completions.summarise_reply": (
-                "8_app/chat_completions.html#summarise_reply",
-                "personal_llm/app/chat_completions.py",
-            ),
-            "personal_llm.app.chat_completions.to_refusal": (
-                "8_app/chat_completions.html#to_refusal",
-                "personal_llm/app/chat_completions.py",
-            ),
+            "personal_llm.app.check.register_check": ("8_app/check.html#register_check", "personal_llm/app/check.py"),
         },
         "personal_llm.app.cli": {
-            "personal_llm.app.cli.format_error": ("8_app/cli.html#format_error", "personal_llm/app/cli.py"),
+            "personal_llm.app.cli.adapt_plugin": ("8_app/cli.html#adapt_plugin", "personal_llm/app/cli.py"),
+            "personal_llm.app.cli.add_plugins": ("8_app/cli.html#add_plugins", "personal_llm/app/cli.py"),
+            "personal_llm.app.cli.explain_error": ("8_app/cli.html#explain_error", "personal_llm/app/cli.py"),
             "personal_llm.app.cli.main": ("8_app/cli.html#main", "personal_llm/app/cli.py"),
-            "personal_llm.app.cli.name_options": ("8_app/cli.html#name_options", "personal_llm/app/cli.py"),
-            "personal_llm.app.cli.prepare_model": ("8_app/cli.html#prepare_model", "personal_llm/app/cli.py"),
         },
         "personal_llm.app.commands": {
-            "personal_llm.app.commands.adapt_plugin": (
-                "8_app/commands.html#adapt_plugin",
+            "personal_llm.app.commands.backup": ("8_app/commands.html#backup", "personal_llm/app/commands.py"),
+            "personal_llm.app.commands.chat_command": (
+                "8_app/commands.html#chat_command",
                 "personal_llm/app/commands.py",
             ),
-            "personal_llm.app.commands.demo_command": (
-                "8_app/commands.html#demo_command",
+            "personal_llm.app.commands.check": ("8_app/commands.html#check", "personal_llm/app/commands.py"),
+            "personal_llm.app.commands.demo": ("8_app/commands.html#demo", "personal_llm/app/commands.py"),
+            "personal_llm.app.commands.evaluate": ("8_app/commands.html#evaluate", "personal_llm/app/commands.py"),
+            "personal_llm.app.commands.export": ("8_app/commands.html#export", "personal_llm/app/commands.py"),
+            "personal_llm.app.commands.find_model_name": (
+                "8_app/commands.html#find_model_name",
                 "personal_llm/app/commands.py",
             ),
-            "personal_llm.app.commands.evaluate_command": (
-                "8_app/commands.html#evaluate_command",
+            "personal_llm.app.commands.forget": ("8_app/commands.html#forget", "personal_llm/app/commands.py"),
+            "personal_llm.app.commands.format_table": (
+                "8_app/commands.html#format_table",
                 "personal_llm/app/commands.py",
             ),
-            "personal_llm.app.commands.export_command": (
-                "8_app/commands.html#export_command",
+            "personal_llm.app.commands.get": ("8_app/commands.html#get", "personal_llm/app/commands.py"),
+            "personal_llm.app.commands.list_models": (
+                "8_app/commands.html#list_models",
                 "personal_llm/app/commands.py",
             ),
-            "personal_llm.app.commands.finish_interrupted_run": (
-                "8_app/commands.html#finish_interrupted_run",
-                "personal_llm/app/commands.py",
-            ),
-            "personal_llm.app.commands.forget_command": (
-                "8_app/commands.html#forget_command",
-                "personal_llm/app/commands.py",
-            ),
-            "personal_llm.app.commands.format_personalization": (
-                "8_app/commands.html#format_personalization",
-                "personal_llm/app/commands.py",
-            ),
-            "personal_llm.app.commands.get_command": (
-                "8_app/commands.html#get_command",
-                "personal_llm/app/commands.py",
-            ),
-            "personal_llm.app.commands.ledger_command": (
-                "8_app/commands.html#ledger_command",
-                "personal_llm/app/commands.py",
-            ),
-            "personal_llm.app.commands.list_other_models": (
-                "8_app/commands.html#list_other_models",
-                "personal_llm/app/commands.py",
-            ),
-            "personal_llm.app.commands.models_command": (
-                "8_app/commands.html#models_command",
-                "personal_llm/app/commands.py",
-            ),
-            "personal_llm.app.commands.parse_time": ("8_app/commands.html#parse_time", "personal_llm/app/commands.py"),
+            "personal_llm.app.commands.load": ("8_app/commands.html#load", "personal_llm/app/commands.py"),
+            "personal_llm.app.commands.models": ("8_app/commands.html#models", "personal_llm/app/commands.py"),
             "personal_llm.app.commands.personalize_command": (
                 "8_app/commands.html#personalize_command",
                 "personal_llm/app/commands.py",
             ),
-            "personal_llm.app.commands.status_command": (
-                "8_app/commands.html#status_command",
+            "personal_llm.app.commands.read_chats": ("8_app/commands.html#read_chats", "personal_llm/app/commands.py"),
+            "personal_llm.app.commands.select_given": (
+                "8_app/commands.html#select_given",
                 "personal_llm/app/commands.py",
             ),
-        },
-        "personal_llm.app.conversation_worker": {
-            "personal_llm.app.conversation_worker.ConversationWorker": (
-                "8_app/conversation_worker.html#conversationworker",
-                "personal_llm/app/conversation_worker.py",
+            "personal_llm.app.commands.serve": ("8_app/commands.html#serve", "personal_llm/app/commands.py"),
+            "personal_llm.app.commands.set_load_options": (
+                "8_app/commands.html#set_load_options",
+                "personal_llm/app/commands.py",
             ),
-            "personal_llm.app.conversation_worker.ConversationWorker.__init__": (
-                "8_app/conversation_worker.html#conversationworker.__init__",
-                "personal_llm/app/conversation_worker.py",
-            ),
-            "personal_llm.app.conversation_worker.ConversationWorker.after_job": (
-                "8_app/conversation_worker.html#conversationworker.after_job",
-                "personal_llm/app/conversation_worker.py",
-            ),
-            "personal_llm.app.conversation_worker.ConversationWorker.close": (
-                "8_app/conversation_worker.html#conversationworker.close",
-                "personal_llm/app/conversation_worker.py",
-            ),
-            "personal_llm.app.conversation_worker.ConversationWorker.do_reads": (
-                "8_app/conversation_worker.html#conversationworker.do_reads",
-                "personal_llm/app/conversation_worker.py",
-            ),
-            "personal_llm.app.conversation_worker.ConversationWorker.finish_training": (
-                "8_app/conversation_worker.html#conversationworker.finish_training",
-                "personal_llm/app/conversation_worker.py",
-            ),
-            "personal_llm.app.conversation_worker.ConversationWorker.read": (
-                "8_app/conversation_worker.html#conversationworker.read",
-                "personal_llm/app/conversation_worker.py",
-            ),
-            "personal_llm.app.conversation_worker.ConversationWorker.run": (
-                "8_app/conversation_worker.html#conversationworker.run",
-                "personal_llm/app/conversation_worker.py",
-            ),
-            "personal_llm.app.conversation_worker.ConversationWorker.stream": (
-                "8_app/conversation_worker.html#conversationworker.stream",
-                "personal_llm/app/conversation_worker.py",
-            ),
-            "personal_llm.app.conversation_worker.ConversationWorker.watch": (
-                "8_app/conversation_worker.html#conversationworker.watch",
-                "personal_llm/app/conversation_worker.py",
-            ),
+            "personal_llm.app.commands.show": ("8_app/commands.html#show", "personal_llm/app/commands.py"),
+            "personal_llm.app.commands.status": ("8_app/commands.html#status", "personal_llm/app/commands.py"),
         },
         "personal_llm.app.demo": {
-            "personal_llm.app.demo.DemoRun": ("8_app/demo.html#demorun", "personal_llm/app/demo.py"),
-            "personal_llm.app.demo.DemoRun.__init__": ("8_app/demo.html#demorun.__init__", "personal_llm/app/demo.py"),
-            "personal_llm.app.demo.DemoRun.show_stage": (
-                "8_app/demo.html#demorun.show_stage",
-                "personal_llm/app/demo.py",
-            ),
-            "personal_llm.app.demo.DemoSettings": ("8_app/demo.html#demosettings", "personal_llm/app/demo.py"),
-            "personal_llm.app.demo.DemoSettings.__post_init__": (
-                "8_app/demo.html#demosettings.__post_init__",
-                "personal_llm/app/demo.py",
-            ),
-            "personal_llm.app.demo.DemoSettings.complete": (
-                "8_app/demo.html#demosettings.complete",
-                "personal_llm/app/demo.py",
-            ),
-            "personal_llm.app.demo.DemoSettings.make_buffer": (
-                "8_app/demo.html#demosettings.make_buffer",
-                "personal_llm/app/demo.py",
-            ),
-            "personal_llm.app.demo.demo_setting": ("8_app/demo.html#demo_setting", "personal_llm/app/demo.py"),
-            "personal_llm.app.demo.describe_run": ("8_app/demo.html#describe_run", "personal_llm/app/demo.py"),
-            "personal_llm.app.demo.fill_template": ("8_app/demo.html#fill_template", "personal_llm/app/demo.py"),
+            "personal_llm.app.demo.format_demo": ("8_app/demo.html#format_demo", "personal_llm/app/demo.py"),
+            "personal_llm.app.demo.keep_by_policy": ("8_app/demo.html#keep_by_policy", "personal_llm/app/demo.py"),
             "personal_llm.app.demo.plot_demo": ("8_app/demo.html#plot_demo", "personal_llm/app/demo.py"),
             "personal_llm.app.demo.run_demo": ("8_app/demo.html#run_demo", "personal_llm/app/demo.py"),
-            "personal_llm.app.demo.run_policy": ("8_app/demo.html#run_policy", "personal_llm/app/demo.py"),
-            "personal_llm.app.demo.score_adapter": ("8_app/demo.html#score_adapter", "personal_llm/app/demo.py"),
-            "personal_llm.app.demo.summarise_scores": ("8_app/demo.html#summarise_scores", "personal_llm/app/demo.py"),
         },
         "personal_llm.app.library_commands": {
-            "personal_llm.app.library_commands.BuildOptions": (
-                "8_app/library_commands.html#buildoptions",
-                "personal_llm/app/library_commands.py",
-            ),
-            "personal_llm.app.library_commands.add_explained": (
-                "8_app/library_commands.html#add_explained",
-                "personal_llm/app/library_commands.py",
-            ),
-            "personal_llm.app.library_commands.build_command": (
-                "8_app/library_commands.html#build_command",
-                "personal_llm/app/library_commands.py",
-            ),
-            "personal_llm.app.library_commands.build_library": (
-                "8_app/library_commands.html#build_library",
-                "personal_llm/app/library_commands.py",
-            ),
-            "personal_llm.app.library_commands.check_style_space": (
-                "8_app/library_commands.html#check_style_space",
-                "personal_llm/app/library_commands.py",
-            ),
-            "personal_llm.app.library_commands.choose_space": (
-                "8_app/library_commands.html#choose_space",
-                "personal_llm/app/library_commands.py",
-            ),
-            "personal_llm.app.library_commands.describe_input": (
-                "8_app/library_commands.html#describe_input",
+            "personal_llm.app.library_commands.build": (
+                "8_app/library_commands.html#build",
                 "personal_llm/app/library_commands.py",
             ),
             "personal_llm.app.library_commands.explain_command": (
                 "8_app/library_commands.html#explain_command",
                 "personal_llm/app/library_commands.py",
             ),
-            "personal_llm.app.library_commands.explain_here": (
-                "8_app/library_commands.html#explain_here",
-                "personal_llm/app/library_commands.py",
-            ),
-            "personal_llm.app.library_commands.explanation_to_dict": (
-                "8_app/library_commands.html#explanation_to_dict",
-                "personal_llm/app/library_commands.py",
-            ),
-            "personal_llm.app.library_commands.find_adapters": (
-                "8_app/library_commands.html#find_adapters",
-                "personal_llm/app/library_commands.py",
-            ),
-            "personal_llm.app.library_commands.format_explanation": (
-                "8_app/library_commands.html#format_explanation",
-                "personal_llm/app/library_commands.py",
-            ),
             "personal_llm.app.library_commands.list_command": (
                 "8_app/library_commands.html#list_command",
                 "personal_llm/app/library_commands.py",
             ),
-            "personal_llm.app.library_commands.make_space_here": (
-                "8_app/library_commands.html#make_space_here",
+            "personal_llm.app.library_commands.open_library_for": (
+                "8_app/library_commands.html#open_library_for",
                 "personal_llm/app/library_commands.py",
             ),
-            "personal_llm.app.library_commands.measure_command": (
-                "8_app/library_commands.html#measure_command",
-                "personal_llm/app/library_commands.py",
-            ),
-            "personal_llm.app.library_commands.open_local_library": (
-                "8_app/library_commands.html#open_local_library",
-                "personal_llm/app/library_commands.py",
-            ),
-            "personal_llm.app.library_commands.open_named_style": (
-                "8_app/library_commands.html#open_named_style",
-                "personal_llm/app/library_commands.py",
-            ),
-            "personal_llm.app.library_commands.publish_command": (
-                "8_app/library_commands.html#publish_command",
-                "personal_llm/app/library_commands.py",
-            ),
-            "personal_llm.app.library_commands.read_probes": (
-                "8_app/library_commands.html#read_probes",
-                "personal_llm/app/library_commands.py",
-            ),
-            "personal_llm.app.library_commands.report_skipped": (
-                "8_app/library_commands.html#report_skipped",
+            "personal_llm.app.library_commands.remove": (
+                "8_app/library_commands.html#remove",
                 "personal_llm/app/library_commands.py",
             ),
             "personal_llm.app.library_commands.select_command": (
@@ -451,318 +132,106 @@ d = {
                 "8_app/library_commands.html#show_command",
                 "personal_llm/app/library_commands.py",
             ),
-            "personal_llm.app.library_commands.space_command": (
-                "8_app/library_commands.html#space_command",
-                "personal_llm/app/library_commands.py",
-            ),
-            "personal_llm.app.library_commands.verify_command": (
-                "8_app/library_commands.html#verify_command",
-                "personal_llm/app/library_commands.py",
-            ),
-        },
-        "personal_llm.app.personal_endpoints": {
-            "personal_llm.app.personal_endpoints.check_line": (
-                "8_app/personal_endpoints.html#check_line",
-                "personal_llm/app/personal_endpoints.py",
-            ),
-            "personal_llm.app.personal_endpoints.choose_reply": (
-                "8_app/personal_endpoints.html#choose_reply",
-                "personal_llm/app/personal_endpoints.py",
-            ),
-            "personal_llm.app.personal_endpoints.compare_replies": (
-                "8_app/personal_endpoints.html#compare_replies",
-                "personal_llm/app/personal_endpoints.py",
-            ),
-            "personal_llm.app.personal_endpoints.export_memory": (
-                "8_app/personal_endpoints.html#export_memory",
-                "personal_llm/app/personal_endpoints.py",
-            ),
-            "personal_llm.app.personal_endpoints.find_in_turn": (
-                "8_app/personal_endpoints.html#find_in_turn",
-                "personal_llm/app/personal_endpoints.py",
-            ),
-            "personal_llm.app.personal_endpoints.forget_dialogues": (
-                "8_app/personal_endpoints.html#forget_dialogues",
-                "personal_llm/app/personal_endpoints.py",
-            ),
-            "personal_llm.app.personal_endpoints.get_conversation": (
-                "8_app/personal_endpoints.html#get_conversation",
-                "personal_llm/app/personal_endpoints.py",
-            ),
-            "personal_llm.app.personal_endpoints.get_learning_curve": (
-                "8_app/personal_endpoints.html#get_learning_curve",
-                "personal_llm/app/personal_endpoints.py",
-            ),
-            "personal_llm.app.personal_endpoints.get_style": (
-                "8_app/personal_endpoints.html#get_style",
-                "personal_llm/app/personal_endpoints.py",
-            ),
-            "personal_llm.app.personal_endpoints.give_feedback": (
-                "8_app/personal_endpoints.html#give_feedback",
-                "personal_llm/app/personal_endpoints.py",
-            ),
-            "personal_llm.app.personal_endpoints.list_conversations": (
-                "8_app/personal_endpoints.html#list_conversations",
-                "personal_llm/app/personal_endpoints.py",
-            ),
-            "personal_llm.app.personal_endpoints.list_memory": (
-                "8_app/personal_endpoints.html#list_memory",
-                "personal_llm/app/personal_endpoints.py",
-            ),
-            "personal_llm.app.personal_endpoints.make_endpoint": (
-                "8_app/personal_endpoints.html#make_endpoint",
-                "personal_llm/app/personal_endpoints.py",
-            ),
-            "personal_llm.app.personal_endpoints.make_fields": (
-                "8_app/personal_endpoints.html#make_fields",
-                "personal_llm/app/personal_endpoints.py",
-            ),
-            "personal_llm.app.personal_endpoints.make_personal_router": (
-                "8_app/personal_endpoints.html#make_personal_router",
-                "personal_llm/app/personal_endpoints.py",
-            ),
-            "personal_llm.app.personal_endpoints.make_title": (
-                "8_app/personal_endpoints.html#make_title",
-                "personal_llm/app/personal_endpoints.py",
-            ),
-            "personal_llm.app.personal_endpoints.make_tree": (
-                "8_app/personal_endpoints.html#make_tree",
-                "personal_llm/app/personal_endpoints.py",
-            ),
-            "personal_llm.app.personal_endpoints.open_conversation": (
-                "8_app/personal_endpoints.html#open_conversation",
-                "personal_llm/app/personal_endpoints.py",
-            ),
-            "personal_llm.app.personal_endpoints.read_import": (
-                "8_app/personal_endpoints.html#read_import",
-                "personal_llm/app/personal_endpoints.py",
-            ),
-            "personal_llm.app.personal_endpoints.register_endpoint": (
-                "8_app/personal_endpoints.html#register_endpoint",
-                "personal_llm/app/personal_endpoints.py",
-            ),
-            "personal_llm.app.personal_endpoints.rename_conversation": (
-                "8_app/personal_endpoints.html#rename_conversation",
-                "personal_llm/app/personal_endpoints.py",
-            ),
-            "personal_llm.app.personal_endpoints.say_again": (
-                "8_app/personal_endpoints.html#say_again",
-                "personal_llm/app/personal_endpoints.py",
-            ),
-            "personal_llm.app.personal_endpoints.say_line": (
-                "8_app/personal_endpoints.html#say_line",
-                "personal_llm/app/personal_endpoints.py",
-            ),
-            "personal_llm.app.personal_endpoints.show_dialogue": (
-                "8_app/personal_endpoints.html#show_dialogue",
-                "personal_llm/app/personal_endpoints.py",
-            ),
-            "personal_llm.app.personal_endpoints.skip_question": (
-                "8_app/personal_endpoints.html#skip_question",
-                "personal_llm/app/personal_endpoints.py",
-            ),
-            "personal_llm.app.personal_endpoints.start_learning": (
-                "8_app/personal_endpoints.html#start_learning",
-                "personal_llm/app/personal_endpoints.py",
-            ),
-            "personal_llm.app.personal_endpoints.summarise_turn": (
-                "8_app/personal_endpoints.html#summarise_turn",
-                "personal_llm/app/personal_endpoints.py",
-            ),
-            "personal_llm.app.personal_endpoints.undo_fine_tune": (
-                "8_app/personal_endpoints.html#undo_fine_tune",
-                "personal_llm/app/personal_endpoints.py",
-            ),
-            "personal_llm.app.personal_endpoints.undo_turn": (
-                "8_app/personal_endpoints.html#undo_turn",
-                "personal_llm/app/personal_endpoints.py",
-            ),
         },
         "personal_llm.app.personalize": {
-            "personal_llm.app.personalize.PersonalizeSettings": (
-                "8_app/personalize.html#personalizesettings",
+            "personal_llm.app.personalize.check_output_folder": (
+                "8_app/personalize.html#check_output_folder",
                 "personal_llm/app/personalize.py",
             ),
-            "personal_llm.app.personalize.PersonalizeSettings.__post_init__": (
-                "8_app/personalize.html#personalizesettings.__post_init__",
+            "personal_llm.app.personalize.compare": (
+                "8_app/personalize.html#compare",
                 "personal_llm/app/personalize.py",
             ),
-            "personal_llm.app.personalize.PersonalizeSettings.new_buffer": (
-                "8_app/personalize.html#personalizesettings.new_buffer",
+            "personal_llm.app.personalize.describe": (
+                "8_app/personalize.html#describe",
                 "personal_llm/app/personalize.py",
             ),
-            "personal_llm.app.personalize.check_dialogue_count": (
-                "8_app/personalize.html#check_dialogue_count",
+            "personal_llm.app.personalize.find_adapter": (
+                "8_app/personalize.html#find_adapter",
                 "personal_llm/app/personalize.py",
             ),
-            "personal_llm.app.personalize.check_earlier_model": (
-                "8_app/personalize.html#check_earlier_model",
+            "personal_llm.app.personalize.find_start": (
+                "8_app/personalize.html#find_start",
                 "personal_llm/app/personalize.py",
             ),
-            "personal_llm.app.personalize.compare_evaluations": (
-                "8_app/personalize.html#compare_evaluations",
+            "personal_llm.app.personalize.format_comparison": (
+                "8_app/personalize.html#format_comparison",
                 "personal_llm/app/personalize.py",
             ),
-            "personal_llm.app.personalize.count_answers": (
-                "8_app/personalize.html#count_answers",
+            "personal_llm.app.personalize.format_replies": (
+                "8_app/personalize.html#format_replies",
                 "personal_llm/app/personalize.py",
             ),
-            "personal_llm.app.personalize.count_habits": (
-                "8_app/personalize.html#count_habits",
+            "personal_llm.app.personalize.format_run": (
+                "8_app/personalize.html#format_run",
                 "personal_llm/app/personalize.py",
             ),
-            "personal_llm.app.personalize.delete_other_runs": (
-                "8_app/personalize.html#delete_other_runs",
+            "personal_llm.app.personalize.measure": (
+                "8_app/personalize.html#measure",
                 "personal_llm/app/personalize.py",
             ),
-            "personal_llm.app.personalize.evaluate_replies": (
-                "8_app/personalize.html#evaluate_replies",
-                "personal_llm/app/personalize.py",
-            ),
-            "personal_llm.app.personalize.find_adapter_folder": (
-                "8_app/personalize.html#find_adapter_folder",
-                "personal_llm/app/personalize.py",
-            ),
-            "personal_llm.app.personalize.format_change_table": (
-                "8_app/personalize.html#format_change_table",
-                "personal_llm/app/personalize.py",
-            ),
-            "personal_llm.app.personalize.format_examples": (
-                "8_app/personalize.html#format_examples",
-                "personal_llm/app/personalize.py",
-            ),
-            "personal_llm.app.personalize.format_figures": (
-                "8_app/personalize.html#format_figures",
-                "personal_llm/app/personalize.py",
-            ),
-            "personal_llm.app.personalize.learn_stream": (
-                "8_app/personalize.html#learn_stream",
-                "personal_llm/app/personalize.py",
-            ),
-            "personal_llm.app.personalize.make_session_settings": (
-                "8_app/personalize.html#make_session_settings",
-                "personal_llm/app/personalize.py",
-            ),
-            "personal_llm.app.personalize.make_tuning_config": (
-                "8_app/personalize.html#make_tuning_config",
-                "personal_llm/app/personalize.py",
-            ),
-            "personal_llm.app.personalize.open_adapter": (
-                "8_app/personalize.html#open_adapter",
-                "personal_llm/app/personalize.py",
-            ),
-            "personal_llm.app.personalize.open_model": (
-                "8_app/personalize.html#open_model",
+            "personal_llm.app.personalize.open_archive": (
+                "8_app/personalize.html#open_archive",
                 "personal_llm/app/personalize.py",
             ),
             "personal_llm.app.personalize.personalize": (
                 "8_app/personalize.html#personalize",
                 "personal_llm/app/personalize.py",
             ),
-            "personal_llm.app.personalize.resolve_start": (
-                "8_app/personalize.html#resolve_start",
-                "personal_llm/app/personalize.py",
-            ),
-            "personal_llm.app.personalize.summarise_personalizer": (
-                "8_app/personalize.html#summarise_personalizer",
-                "personal_llm/app/personalize.py",
-            ),
-            "personal_llm.app.personalize.tuning_setting": (
-                "8_app/personalize.html#tuning_setting",
-                "personal_llm/app/personalize.py",
-            ),
         },
         "personal_llm.app.server": {
-            "personal_llm.app.server.ChatCell": ("8_app/server.html#chatcell", "personal_llm/app/server.py"),
-            "personal_llm.app.server.ChatCell.__init__": (
-                "8_app/server.html#chatcell.__init__",
+            "personal_llm.app.server.Change": ("8_app/server.html#change", "personal_llm/app/server.py"),
+            "personal_llm.app.server.CompletionRequest": (
+                "8_app/server.html#completionrequest",
                 "personal_llm/app/server.py",
             ),
-            "personal_llm.app.server.ChatCell._repr_html_": (
-                "8_app/server.html#chatcell._repr_html_",
+            "personal_llm.app.server.CompletionRequest.check_fields": (
+                "8_app/server.html#completionrequest.check_fields",
                 "personal_llm/app/server.py",
             ),
-            "personal_llm.app.server.ChatCell.close": (
-                "8_app/server.html#chatcell.close",
+            "personal_llm.app.server.CompletionRequest.get_history": (
+                "8_app/server.html#completionrequest.get_history",
                 "personal_llm/app/server.py",
             ),
-            "personal_llm.app.server.import_server_packages": (
-                "8_app/server.html#import_server_packages",
+            "personal_llm.app.server.CompletionRequest.get_options": (
+                "8_app/server.html#completionrequest.get_options",
                 "personal_llm/app/server.py",
             ),
+            "personal_llm.app.server.Message": ("8_app/server.html#message", "personal_llm/app/server.py"),
+            "personal_llm.app.server.Message.read": ("8_app/server.html#message.read", "personal_llm/app/server.py"),
+            "personal_llm.app.server.Part": ("8_app/server.html#part", "personal_llm/app/server.py"),
+            "personal_llm.app.server.SessionThread": ("8_app/server.html#sessionthread", "personal_llm/app/server.py"),
+            "personal_llm.app.server.SessionThread.__init__": (
+                "8_app/server.html#sessionthread.__init__",
+                "personal_llm/app/server.py",
+            ),
+            "personal_llm.app.server.SessionThread.change": (
+                "8_app/server.html#sessionthread.change",
+                "personal_llm/app/server.py",
+            ),
+            "personal_llm.app.server.SessionThread.read": (
+                "8_app/server.html#sessionthread.read",
+                "personal_llm/app/server.py",
+            ),
+            "personal_llm.app.server.SessionThread.stream": (
+                "8_app/server.html#sessionthread.stream",
+                "personal_llm/app/server.py",
+            ),
+            "personal_llm.app.server.answer_error": ("8_app/server.html#answer_error", "personal_llm/app/server.py"),
+            "personal_llm.app.server.check_request": ("8_app/server.html#check_request", "personal_llm/app/server.py"),
+            "personal_llm.app.server.describe_status": (
+                "8_app/server.html#describe_status",
+                "personal_llm/app/server.py",
+            ),
+            "personal_llm.app.server.forget": ("8_app/server.html#forget", "personal_llm/app/server.py"),
+            "personal_llm.app.server.guard": ("8_app/server.html#guard", "personal_llm/app/server.py"),
+            "personal_llm.app.server.list_known": ("8_app/server.html#list_known", "personal_llm/app/server.py"),
+            "personal_llm.app.server.list_talks": ("8_app/server.html#list_talks", "personal_llm/app/server.py"),
             "personal_llm.app.server.make_app": ("8_app/server.html#make_app", "personal_llm/app/server.py"),
-            "personal_llm.app.server.make_uvicorn": ("8_app/server.html#make_uvicorn", "personal_llm/app/server.py"),
             "personal_llm.app.server.open_socket": ("8_app/server.html#open_socket", "personal_llm/app/server.py"),
-            "personal_llm.app.server.print_link": ("8_app/server.html#print_link", "personal_llm/app/server.py"),
-            "personal_llm.app.server.read_token": ("8_app/server.html#read_token", "personal_llm/app/server.py"),
-            "personal_llm.app.server.serve_command": ("8_app/server.html#serve_command", "personal_llm/app/server.py"),
-            "personal_llm.app.server.share_arena": ("8_app/server.html#share_arena", "personal_llm/app/server.py"),
-        },
-        "personal_llm.app.server_guard": {
-            "personal_llm.app.server_guard.Guard": (
-                "8_app/server_guard.html#guard",
-                "personal_llm/app/server_guard.py",
-            ),
-            "personal_llm.app.server_guard.Guard.__call__": (
-                "8_app/server_guard.html#guard.__call__",
-                "personal_llm/app/server_guard.py",
-            ),
-            "personal_llm.app.server_guard.Guard.__init__": (
-                "8_app/server_guard.html#guard.__init__",
-                "personal_llm/app/server_guard.py",
-            ),
-            "personal_llm.app.server_guard.Guard.check": (
-                "8_app/server_guard.html#guard.check",
-                "personal_llm/app/server_guard.py",
-            ),
-            "personal_llm.app.server_guard.Guard.read_body": (
-                "8_app/server_guard.html#guard.read_body",
-                "personal_llm/app/server_guard.py",
-            ),
-            "personal_llm.app.server_guard.RateLimit": (
-                "8_app/server_guard.html#ratelimit",
-                "personal_llm/app/server_guard.py",
-            ),
-            "personal_llm.app.server_guard.RateLimit.__init__": (
-                "8_app/server_guard.html#ratelimit.__init__",
-                "personal_llm/app/server_guard.py",
-            ),
-            "personal_llm.app.server_guard.RateLimit.count": (
-                "8_app/server_guard.html#ratelimit.count",
-                "personal_llm/app/server_guard.py",
-            ),
-            "personal_llm.app.server_guard.Refusal": (
-                "8_app/server_guard.html#refusal",
-                "personal_llm/app/server_guard.py",
-            ),
-            "personal_llm.app.server_guard.Refusal.__init__": (
-                "8_app/server_guard.html#refusal.__init__",
-                "personal_llm/app/server_guard.py",
-            ),
-            "personal_llm.app.server_guard.Refusal.to_dict": (
-                "8_app/server_guard.html#refusal.to_dict",
-                "personal_llm/app/server_guard.py",
-            ),
-            "personal_llm.app.server_guard.ServerLimits": (
-                "8_app/server_guard.html#serverlimits",
-                "personal_llm/app/server_guard.py",
-            ),
-            "personal_llm.app.server_guard.check_token": (
-                "8_app/server_guard.html#check_token",
-                "personal_llm/app/server_guard.py",
-            ),
-            "personal_llm.app.server_guard.is_loopback": (
-                "8_app/server_guard.html#is_loopback",
-                "personal_llm/app/server_guard.py",
-            ),
-            "personal_llm.app.server_guard.is_own_host": (
-                "8_app/server_guard.html#is_own_host",
-                "personal_llm/app/server_guard.py",
-            ),
-            "personal_llm.app.server_guard.parse_address": (
-                "8_app/server_guard.html#parse_address",
-                "personal_llm/app/server_guard.py",
-            ),
+            "personal_llm.app.server.serve": ("8_app/server.html#serve", "personal_llm/app/server.py"),
+            "personal_llm.app.server.write_events": ("8_app/server.html#write_events", "personal_llm/app/server.py"),
+            "personal_llm.app.server.write_reply": ("8_app/server.html#write_reply", "personal_llm/app/server.py"),
         },
         "personal_llm.base.adapters": {
             "personal_llm.base.adapters.Adapter": ("0_base/adapters.html#adapter", "personal_llm/base/adapters.py"),
@@ -846,51 +315,6 @@ d = {
             "personal_llm.base.adapters.write_adapter": (
                 "0_base/adapters.html#write_adapter",
                 "personal_llm/base/adapters.py",
-            ),
-        },
-        "personal_llm.base.check": {
-            "personal_llm.base.check.ModelReport": ("0_base/check.html#modelreport", "personal_llm/base/check.py"),
-            "personal_llm.base.check.ModelReport.__str__": (
-                "0_base/check.html#modelreport.__str__",
-                "personal_llm/base/check.py",
-            ),
-            "personal_llm.base.check.ModelReport.ok": (
-                "0_base/check.html#modelreport.ok",
-                "personal_llm/base/check.py",
-            ),
-            "personal_llm.base.check.check_adapter_round_trip": (
-                "0_base/check.html#check_adapter_round_trip",
-                "personal_llm/base/check.py",
-            ),
-            "personal_llm.base.check.check_causality": (
-                "0_base/check.html#check_causality",
-                "personal_llm/base/check.py",
-            ),
-            "personal_llm.base.check.check_end_token": (
-                "0_base/check.html#check_end_token",
-                "personal_llm/base/check.py",
-            ),
-            "personal_llm.base.check.check_loss_mask": (
-                "0_base/check.html#check_loss_mask",
-                "personal_llm/base/check.py",
-            ),
-            "personal_llm.base.check.check_model": ("0_base/check.html#check_model", "personal_llm/base/check.py"),
-            "personal_llm.base.check.check_padding": ("0_base/check.html#check_padding", "personal_llm/base/check.py"),
-            "personal_llm.base.check.check_template": (
-                "0_base/check.html#check_template",
-                "personal_llm/base/check.py",
-            ),
-            "personal_llm.base.check.check_user_text": (
-                "0_base/check.html#check_user_text",
-                "personal_llm/base/check.py",
-            ),
-            "personal_llm.base.check.get_trained_tokens": (
-                "0_base/check.html#get_trained_tokens",
-                "personal_llm/base/check.py",
-            ),
-            "personal_llm.base.check.register_check": (
-                "0_base/check.html#register_check",
-                "personal_llm/base/check.py",
             ),
         },
         "personal_llm.base.core": {
@@ -1256,80 +680,55 @@ d = {
             "personal_llm.base.files.write_json": ("0_base/files.html#write_json", "personal_llm/base/files.py"),
             "personal_llm.base.files.write_sealed": ("0_base/files.html#write_sealed", "personal_llm/base/files.py"),
         },
-        "personal_llm.base.gguf": {
-            "personal_llm.base.gguf.GgufHeader": ("0_base/gguf.html#ggufheader", "personal_llm/base/gguf.py"),
-            "personal_llm.base.gguf.GgufHeader.__repr__": (
-                "0_base/gguf.html#ggufheader.__repr__",
-                "personal_llm/base/gguf.py",
-            ),
-            "personal_llm.base.gguf.GgufHeader.family": (
-                "0_base/gguf.html#ggufheader.family",
-                "personal_llm/base/gguf.py",
-            ),
-            "personal_llm.base.gguf.GgufHeader.num_weights": (
-                "0_base/gguf.html#ggufheader.num_weights",
-                "personal_llm/base/gguf.py",
-            ),
-            "personal_llm.base.gguf.HeaderCursor": ("0_base/gguf.html#headercursor", "personal_llm/base/gguf.py"),
-            "personal_llm.base.gguf.HeaderCursor.__init__": (
-                "0_base/gguf.html#headercursor.__init__",
-                "personal_llm/base/gguf.py",
-            ),
-            "personal_llm.base.gguf.HeaderCursor.fail": (
-                "0_base/gguf.html#headercursor.fail",
-                "personal_llm/base/gguf.py",
-            ),
-            "personal_llm.base.gguf.HeaderCursor.read": (
-                "0_base/gguf.html#headercursor.read",
-                "personal_llm/base/gguf.py",
-            ),
-            "personal_llm.base.gguf.HeaderCursor.read_number": (
-                "0_base/gguf.html#headercursor.read_number",
-                "personal_llm/base/gguf.py",
-            ),
-            "personal_llm.base.gguf.HeaderCursor.read_text": (
-                "0_base/gguf.html#headercursor.read_text",
-                "personal_llm/base/gguf.py",
-            ),
-            "personal_llm.base.gguf.HeaderCursor.read_value": (
-                "0_base/gguf.html#headercursor.read_value",
-                "personal_llm/base/gguf.py",
-            ),
-            "personal_llm.base.gguf.TensorInfo": ("0_base/gguf.html#tensorinfo", "personal_llm/base/gguf.py"),
-            "personal_llm.base.gguf.build_tokenizer": ("0_base/gguf.html#build_tokenizer", "personal_llm/base/gguf.py"),
-            "personal_llm.base.gguf.convert_gguf": ("0_base/gguf.html#convert_gguf", "personal_llm/base/gguf.py"),
-            "personal_llm.base.gguf.find_family_problem": (
-                "0_base/gguf.html#find_family_problem",
-                "personal_llm/base/gguf.py",
-            ),
-            "personal_llm.base.gguf.is_gguf": ("0_base/gguf.html#is_gguf", "personal_llm/base/gguf.py"),
-            "personal_llm.base.gguf.read_gguf_config": (
-                "0_base/gguf.html#read_gguf_config",
-                "personal_llm/base/gguf.py",
-            ),
-            "personal_llm.base.gguf.read_gguf_header": (
-                "0_base/gguf.html#read_gguf_header",
-                "personal_llm/base/gguf.py",
-            ),
-            "personal_llm.base.gguf.read_tensor": ("0_base/gguf.html#read_tensor", "personal_llm/base/gguf.py"),
-            "personal_llm.base.gguf.read_tensor_info": (
-                "0_base/gguf.html#read_tensor_info",
-                "personal_llm/base/gguf.py",
-            ),
-            "personal_llm.base.gguf.read_weights": ("0_base/gguf.html#read_weights", "personal_llm/base/gguf.py"),
-            "personal_llm.base.gguf.write_converted_model": (
-                "0_base/gguf.html#write_converted_model",
-                "personal_llm/base/gguf.py",
-            ),
-        },
         "personal_llm.base.loading": {
-            "personal_llm.base.loading.check_hub": ("0_base/loading.html#check_hub", "personal_llm/base/loading.py"),
+            "personal_llm.base.loading.GgufCursor": ("0_base/loading.html#ggufcursor", "personal_llm/base/loading.py"),
+            "personal_llm.base.loading.GgufCursor.__init__": (
+                "0_base/loading.html#ggufcursor.__init__",
+                "personal_llm/base/loading.py",
+            ),
+            "personal_llm.base.loading.GgufCursor.read": (
+                "0_base/loading.html#ggufcursor.read",
+                "personal_llm/base/loading.py",
+            ),
+            "personal_llm.base.loading.GgufCursor.read_number": (
+                "0_base/loading.html#ggufcursor.read_number",
+                "personal_llm/base/loading.py",
+            ),
+            "personal_llm.base.loading.GgufCursor.read_text": (
+                "0_base/loading.html#ggufcursor.read_text",
+                "personal_llm/base/loading.py",
+            ),
+            "personal_llm.base.loading.GgufCursor.read_value": (
+                "0_base/loading.html#ggufcursor.read_value",
+                "personal_llm/base/loading.py",
+            ),
+            "personal_llm.base.loading.GgufHeader": ("0_base/loading.html#ggufheader", "personal_llm/base/loading.py"),
+            "personal_llm.base.loading.GgufHeader.family": (
+                "0_base/loading.html#ggufheader.family",
+                "personal_llm/base/loading.py",
+            ),
+            "personal_llm.base.loading.GgufHeader.num_weights": (
+                "0_base/loading.html#ggufheader.num_weights",
+                "personal_llm/base/loading.py",
+            ),
+            "personal_llm.base.loading.build_tokenizer": (
+                "0_base/loading.html#build_tokenizer",
+                "personal_llm/base/loading.py",
+            ),
+            "personal_llm.base.loading.choose_dtype": (
+                "0_base/loading.html#choose_dtype",
+                "personal_llm/base/loading.py",
+            ),
             "personal_llm.base.loading.choose_model_name": (
                 "0_base/loading.html#choose_model_name",
                 "personal_llm/base/loading.py",
             ),
             "personal_llm.base.loading.compute_fingerprint": (
                 "0_base/loading.html#compute_fingerprint",
+                "personal_llm/base/loading.py",
+            ),
+            "personal_llm.base.loading.convert_gguf": (
+                "0_base/loading.html#convert_gguf",
                 "personal_llm/base/loading.py",
             ),
             "personal_llm.base.loading.find_encoder": (
@@ -1340,15 +739,7 @@ d = {
                 "0_base/loading.html#find_linear_modules",
                 "personal_llm/base/loading.py",
             ),
-            "personal_llm.base.loading.find_weight_files": (
-                "0_base/loading.html#find_weight_files",
-                "personal_llm/base/loading.py",
-            ),
             "personal_llm.base.loading.get_cache": ("0_base/loading.html#get_cache", "personal_llm/base/loading.py"),
-            "personal_llm.base.loading.get_cached_fingerprint": (
-                "0_base/loading.html#get_cached_fingerprint",
-                "personal_llm/base/loading.py",
-            ),
             "personal_llm.base.loading.get_encoder_id": (
                 "0_base/loading.html#get_encoder_id",
                 "personal_llm/base/loading.py",
@@ -1357,8 +748,13 @@ d = {
                 "0_base/loading.html#get_lasting_name",
                 "personal_llm/base/loading.py",
             ),
+            "personal_llm.base.loading.get_processor_name": (
+                "0_base/loading.html#get_processor_name",
+                "personal_llm/base/loading.py",
+            ),
             "personal_llm.base.loading.has_keys": ("0_base/loading.html#has_keys", "personal_llm/base/loading.py"),
             "personal_llm.base.loading.is_causal": ("0_base/loading.html#is_causal", "personal_llm/base/loading.py"),
+            "personal_llm.base.loading.is_gguf": ("0_base/loading.html#is_gguf", "personal_llm/base/loading.py"),
             "personal_llm.base.loading.load_causal_lm": (
                 "0_base/loading.html#load_causal_lm",
                 "personal_llm/base/loading.py",
@@ -1371,15 +767,32 @@ d = {
                 "0_base/loading.html#load_from_files",
                 "personal_llm/base/loading.py",
             ),
+            "personal_llm.base.loading.measure_products": (
+                "0_base/loading.html#measure_products",
+                "personal_llm/base/loading.py",
+            ),
             "personal_llm.base.loading.name_cache": ("0_base/loading.html#name_cache", "personal_llm/base/loading.py"),
             "personal_llm.base.loading.note_once": ("0_base/loading.html#note_once", "personal_llm/base/loading.py"),
             "personal_llm.base.loading.quote_name": ("0_base/loading.html#quote_name", "personal_llm/base/loading.py"),
+            "personal_llm.base.loading.read_gguf_header": (
+                "0_base/loading.html#read_gguf_header",
+                "personal_llm/base/loading.py",
+            ),
             "personal_llm.base.loading.resolve_model": (
                 "0_base/loading.html#resolve_model",
                 "personal_llm/base/loading.py",
             ),
             "personal_llm.base.loading.set_encoder": (
                 "0_base/loading.html#set_encoder",
+                "personal_llm/base/loading.py",
+            ),
+            "personal_llm.base.loading.tie_tables": ("0_base/loading.html#tie_tables", "personal_llm/base/loading.py"),
+            "personal_llm.base.loading.time_product": (
+                "0_base/loading.html#time_product",
+                "personal_llm/base/loading.py",
+            ),
+            "personal_llm.base.loading.write_converted_model": (
+                "0_base/loading.html#write_converted_model",
                 "personal_llm/base/loading.py",
             ),
         },
@@ -4195,6 +3608,10 @@ d = {
             ),
             "personal_llm.device.chat.WorkStopped": ("6_device/chat.html#workstopped", "personal_llm/device/chat.py"),
             "personal_llm.device.chat.clean_text": ("6_device/chat.html#clean_text", "personal_llm/device/chat.py"),
+            "personal_llm.device.chat.stop_at_forward_pass": (
+                "6_device/chat.html#stop_at_forward_pass",
+                "personal_llm/device/chat.py",
+            ),
         },
         "personal_llm.device.forgetting": {
             "personal_llm.device.forgetting.ForgetPlan": (
@@ -4249,6 +3666,10 @@ d = {
             ),
             "personal_llm.device.learning.choose_start": (
                 "6_device/learning.html#choose_start",
+                "personal_llm/device/learning.py",
+            ),
+            "personal_llm.device.learning.find_place": (
+                "6_device/learning.html#find_place",
                 "personal_llm/device/learning.py",
             ),
             "personal_llm.device.learning.hash_weights": (
@@ -4850,106 +4271,6 @@ d = {
                 "personal_llm/experiments/methods/canaries.py",
             ),
         },
-        "personal_llm.experiments.methods.merge_weights": {
-            "personal_llm.experiments.methods.merge_weights.add_best_member": (
-                "experiments/methods/merge_weights.html#add_best_member",
-                "personal_llm/experiments/methods/merge_weights.py",
-            ),
-            "personal_llm.experiments.methods.merge_weights.find_members": (
-                "experiments/methods/merge_weights.html#find_members",
-                "personal_llm/experiments/methods/merge_weights.py",
-            ),
-            "personal_llm.experiments.methods.merge_weights.fit_member_weights": (
-                "experiments/methods/merge_weights.html#fit_member_weights",
-                "personal_llm/experiments/methods/merge_weights.py",
-            ),
-            "personal_llm.experiments.methods.merge_weights.fit_merge_weights": (
-                "experiments/methods/merge_weights.html#fit_merge_weights",
-                "personal_llm/experiments/methods/merge_weights.py",
-            ),
-        },
-        "personal_llm.experiments.methods.searches": {
-            "personal_llm.experiments.methods.searches.TableLosses": (
-                "experiments/methods/searches.html#tablelosses",
-                "personal_llm/experiments/methods/searches.py",
-            ),
-            "personal_llm.experiments.methods.searches.TableLosses.__init__": (
-                "experiments/methods/searches.html#tablelosses.__init__",
-                "personal_llm/experiments/methods/searches.py",
-            ),
-            "personal_llm.experiments.methods.searches.TableLosses.copy_without_cost": (
-                "experiments/methods/searches.html#tablelosses.copy_without_cost",
-                "personal_llm/experiments/methods/searches.py",
-            ),
-            "personal_llm.experiments.methods.searches.TableLosses.dialogue_losses": (
-                "experiments/methods/searches.html#tablelosses.dialogue_losses",
-                "personal_llm/experiments/methods/searches.py",
-            ),
-            "personal_llm.experiments.methods.searches.compute_update_distance": (
-                "experiments/methods/searches.html#compute_update_distance",
-                "personal_llm/experiments/methods/searches.py",
-            ),
-            "personal_llm.experiments.methods.searches.find_nearest_unmeasured": (
-                "experiments/methods/searches.html#find_nearest_unmeasured",
-                "personal_llm/experiments/methods/searches.py",
-            ),
-            "personal_llm.experiments.methods.searches.get_round_sizes": (
-                "experiments/methods/searches.html#get_round_sizes",
-                "personal_llm/experiments/methods/searches.py",
-            ),
-            "personal_llm.experiments.methods.searches.import_optuna": (
-                "experiments/methods/searches.html#import_optuna",
-                "personal_llm/experiments/methods/searches.py",
-            ),
-            "personal_llm.experiments.methods.searches.project_on_main_axes": (
-                "experiments/methods/searches.html#project_on_main_axes",
-                "personal_llm/experiments/methods/searches.py",
-            ),
-            "personal_llm.experiments.methods.searches.rank_by_scores": (
-                "experiments/methods/searches.html#rank_by_scores",
-                "personal_llm/experiments/methods/searches.py",
-            ),
-            "personal_llm.experiments.methods.searches.run_tpe_search": (
-                "experiments/methods/searches.html#run_tpe_search",
-                "personal_llm/experiments/methods/searches.py",
-            ),
-            "personal_llm.experiments.methods.searches.search_bayesian": (
-                "experiments/methods/searches.html#search_bayesian",
-                "personal_llm/experiments/methods/searches.py",
-            ),
-            "personal_llm.experiments.methods.searches.search_exhaustively": (
-                "experiments/methods/searches.html#search_exhaustively",
-                "personal_llm/experiments/methods/searches.py",
-            ),
-            "personal_llm.experiments.methods.searches.search_hyperband": (
-                "experiments/methods/searches.html#search_hyperband",
-                "personal_llm/experiments/methods/searches.py",
-            ),
-            "personal_llm.experiments.methods.searches.select_by_slope": (
-                "experiments/methods/searches.html#select_by_slope",
-                "personal_llm/experiments/methods/searches.py",
-            ),
-            "personal_llm.experiments.methods.searches.select_by_weight_cosine": (
-                "experiments/methods/searches.html#select_by_weight_cosine",
-                "personal_llm/experiments/methods/searches.py",
-            ),
-            "personal_llm.experiments.methods.searches.select_plain": (
-                "experiments/methods/searches.html#select_plain",
-                "personal_llm/experiments/methods/searches.py",
-            ),
-            "personal_llm.experiments.methods.searches.select_randomly": (
-                "experiments/methods/searches.html#select_randomly",
-                "personal_llm/experiments/methods/searches.py",
-            ),
-            "personal_llm.experiments.methods.searches.select_uniform_merge": (
-                "experiments/methods/searches.html#select_uniform_merge",
-                "personal_llm/experiments/methods/searches.py",
-            ),
-            "personal_llm.experiments.methods.searches.select_with_losses": (
-                "experiments/methods/searches.html#select_with_losses",
-                "personal_llm/experiments/methods/searches.py",
-            ),
-        },
         "personal_llm.experiments.plain": {
             "personal_llm.experiments.plain.Cell": ("experiments/plain.html#cell", "personal_llm/experiments/plain.py"),
             "personal_llm.experiments.plain.Form": ("experiments/plain.html#form", "personal_llm/experiments/plain.py"),
@@ -5019,6 +4340,10 @@ d = {
             ),
             "personal_llm.experiments.plain.score_row": (
                 "experiments/plain.html#score_row",
+                "personal_llm/experiments/plain.py",
+            ),
+            "personal_llm.experiments.plain.write_readme_row": (
+                "experiments/plain.html#write_readme_row",
                 "personal_llm/experiments/plain.py",
             ),
             "personal_llm.experiments.plain.write_reply": (
@@ -5271,8 +4596,8 @@ d = {
                 "4_explanation/decomposition.html#_fit_summary_prompts",
                 "personal_llm/explanation/decomposition.py",
             ),
-            "personal_llm.explanation.decomposition._parse_first_word": (
-                "4_explanation/decomposition.html#_parse_first_word",
+            "personal_llm.explanation.decomposition._read_words": (
+                "4_explanation/decomposition.html#_read_words",
                 "personal_llm/explanation/decomposition.py",
             ),
             "personal_llm.explanation.decomposition._require_base": (
@@ -5299,16 +4624,16 @@ d = {
                 "4_explanation/decomposition.html#explain_as_published",
                 "personal_llm/explanation/decomposition.py",
             ),
-            "personal_llm.explanation.decomposition.first_word_probabilities": (
-                "4_explanation/decomposition.html#first_word_probabilities",
-                "personal_llm/explanation/decomposition.py",
-            ),
             "personal_llm.explanation.decomposition.is_adjective": (
                 "4_explanation/decomposition.html#is_adjective",
                 "personal_llm/explanation/decomposition.py",
             ),
             "personal_llm.explanation.decomposition.neutral_pairs": (
                 "4_explanation/decomposition.html#neutral_pairs",
+                "personal_llm/explanation/decomposition.py",
+            ),
+            "personal_llm.explanation.decomposition.next_word_probabilities": (
+                "4_explanation/decomposition.html#next_word_probabilities",
                 "personal_llm/explanation/decomposition.py",
             ),
             "personal_llm.explanation.decomposition.split_half_threshold": (
@@ -5353,28 +4678,12 @@ d = {
                 "4_explanation/description.html#description.without_quotations",
                 "personal_llm/explanation/description.py",
             ),
-            "personal_llm.explanation.description.centre_on_library": (
-                "4_explanation/description.html#centre_on_library",
-                "personal_llm/explanation/description.py",
-            ),
             "personal_llm.explanation.description.describe_pllm": (
                 "4_explanation/description.html#describe_pllm",
                 "personal_llm/explanation/description.py",
             ),
             "personal_llm.explanation.description.describe_user": (
                 "4_explanation/description.html#describe_user",
-                "personal_llm/explanation/description.py",
-            ),
-            "personal_llm.explanation.description.description_items": (
-                "4_explanation/description.html#description_items",
-                "personal_llm/explanation/description.py",
-            ),
-            "personal_llm.explanation.description.description_similarity": (
-                "4_explanation/description.html#description_similarity",
-                "personal_llm/explanation/description.py",
-            ),
-            "personal_llm.explanation.description.is_informative": (
-                "4_explanation/description.html#is_informative",
                 "personal_llm/explanation/description.py",
             ),
         },
@@ -5447,8 +4756,20 @@ d = {
                 "4_explanation/explanation.html#load_probe_texts",
                 "personal_llm/explanation/explanation.py",
             ),
+            "personal_llm.explanation.explanation.place_pllm": (
+                "4_explanation/explanation.html#place_pllm",
+                "personal_llm/explanation/explanation.py",
+            ),
+            "personal_llm.explanation.explanation.place_user": (
+                "4_explanation/explanation.html#place_user",
+                "personal_llm/explanation/explanation.py",
+            ),
             "personal_llm.explanation.explanation.prepare_probes": (
                 "4_explanation/explanation.html#prepare_probes",
+                "personal_llm/explanation/explanation.py",
+            ),
+            "personal_llm.explanation.explanation.sample_pllm_responses": (
+                "4_explanation/explanation.html#sample_pllm_responses",
                 "personal_llm/explanation/explanation.py",
             ),
             "personal_llm.explanation.explanation.sample_topic_prompts": (
@@ -5475,10 +4796,6 @@ d = {
             ),
             "personal_llm.explanation.habits.Trait.format_counts": (
                 "4_explanation/habits.html#trait.format_counts",
-                "personal_llm/explanation/habits.py",
-            ),
-            "personal_llm.explanation.habits.Trait.from_dict": (
-                "4_explanation/habits.html#trait.from_dict",
                 "personal_llm/explanation/habits.py",
             ),
             "personal_llm.explanation.habits.Trait.gap": (
@@ -5517,6 +4834,10 @@ d = {
                 "4_explanation/habits.html#find_format_habits",
                 "personal_llm/explanation/habits.py",
             ),
+            "personal_llm.explanation.habits.find_frame": (
+                "4_explanation/habits.html#find_frame",
+                "personal_llm/explanation/habits.py",
+            ),
             "personal_llm.explanation.habits.find_general_lengths": (
                 "4_explanation/habits.html#find_general_lengths",
                 "personal_llm/explanation/habits.py",
@@ -5547,6 +4868,14 @@ d = {
             ),
             "personal_llm.explanation.habits.is_longer": (
                 "4_explanation/habits.html#is_longer",
+                "personal_llm/explanation/habits.py",
+            ),
+            "personal_llm.explanation.habits.is_lower_case": (
+                "4_explanation/habits.html#is_lower_case",
+                "personal_llm/explanation/habits.py",
+            ),
+            "personal_llm.explanation.habits.is_one_sentence": (
+                "4_explanation/habits.html#is_one_sentence",
                 "personal_llm/explanation/habits.py",
             ),
             "personal_llm.explanation.habits.load_topic_words": (
@@ -5591,20 +4920,12 @@ d = {
                 "4_explanation/space.html#stylespace",
                 "personal_llm/explanation/space.py",
             ),
-            "personal_llm.explanation.space.StyleSpace.__post_init__": (
-                "4_explanation/space.html#stylespace.__post_init__",
-                "personal_llm/explanation/space.py",
-            ),
             "personal_llm.explanation.space.StyleSpace.check": (
                 "4_explanation/space.html#stylespace.check",
                 "personal_llm/explanation/space.py",
             ),
             "personal_llm.explanation.space.StyleSpace.columns": (
                 "4_explanation/space.html#stylespace.columns",
-                "personal_llm/explanation/space.py",
-            ),
-            "personal_llm.explanation.space.StyleSpace.id": (
-                "4_explanation/space.html#stylespace.id",
                 "personal_llm/explanation/space.py",
             ),
             "personal_llm.explanation.space.StyleSpace.project": (
@@ -5617,6 +4938,14 @@ d = {
             ),
             "personal_llm.explanation.space.concatenate_blocks": (
                 "4_explanation/space.html#concatenate_blocks",
+                "personal_llm/explanation/space.py",
+            ),
+            "personal_llm.explanation.space.convert_to_tuples": (
+                "4_explanation/space.html#convert_to_tuples",
+                "personal_llm/explanation/space.py",
+            ),
+            "personal_llm.explanation.space.find_encoder": (
+                "4_explanation/space.html#find_encoder",
                 "personal_llm/explanation/space.py",
             ),
             "personal_llm.explanation.space.nonnegative_coefficients": (
@@ -5632,59 +4961,13 @@ d = {
                 "personal_llm/explanation/space.py",
             ),
         },
-        "personal_llm.explanation.space_fitting": {
-            "personal_llm.explanation.space_fitting.SpaceTexts": (
-                "4_explanation/space_fitting.html#spacetexts",
-                "personal_llm/explanation/space_fitting.py",
-            ),
-            "personal_llm.explanation.space_fitting.SpaceTexts.all_dialogues": (
-                "4_explanation/space_fitting.html#spacetexts.all_dialogues",
-                "personal_llm/explanation/space_fitting.py",
-            ),
-            "personal_llm.explanation.space_fitting.build_word_vectors": (
-                "4_explanation/space_fitting.html#build_word_vectors",
-                "personal_llm/explanation/space_fitting.py",
-            ),
-            "personal_llm.explanation.space_fitting.compute_shifts": (
-                "4_explanation/space_fitting.html#compute_shifts",
-                "personal_llm/explanation/space_fitting.py",
-            ),
-            "personal_llm.explanation.space_fitting.estimate_space_cost": (
-                "4_explanation/space_fitting.html#estimate_space_cost",
-                "personal_llm/explanation/space_fitting.py",
-            ),
-            "personal_llm.explanation.space_fitting.fit_axes": (
-                "4_explanation/space_fitting.html#fit_axes",
-                "personal_llm/explanation/space_fitting.py",
-            ),
-            "personal_llm.explanation.space_fitting.fit_space": (
-                "4_explanation/space_fitting.html#fit_space",
-                "personal_llm/explanation/space_fitting.py",
-            ),
-            "personal_llm.explanation.space_fitting.load_space_texts": (
-                "4_explanation/space_fitting.html#load_space_texts",
-                "personal_llm/explanation/space_fitting.py",
-            ),
-            "personal_llm.explanation.space_fitting.make_space": (
-                "4_explanation/space_fitting.html#make_space",
-                "personal_llm/explanation/space_fitting.py",
-            ),
-            "personal_llm.explanation.space_fitting.measure_nats_per_unit": (
-                "4_explanation/space_fitting.html#measure_nats_per_unit",
-                "personal_llm/explanation/space_fitting.py",
-            ),
-            "personal_llm.explanation.space_fitting.panel_means": (
-                "4_explanation/space_fitting.html#panel_means",
-                "personal_llm/explanation/space_fitting.py",
-            ),
-            "personal_llm.explanation.space_fitting.plain_threshold": (
-                "4_explanation/space_fitting.html#plain_threshold",
-                "personal_llm/explanation/space_fitting.py",
-            ),
-        },
         "personal_llm.explanation.style": {
             "personal_llm.explanation.style.check_answer_count": (
                 "4_explanation/style.html#check_answer_count",
+                "personal_llm/explanation/style.py",
+            ),
+            "personal_llm.explanation.style.load_word_classes": (
+                "4_explanation/style.html#load_word_classes",
                 "personal_llm/explanation/style.py",
             ),
             "personal_llm.explanation.style.sample_base_features": (
@@ -6117,6 +5400,52 @@ d = {
                 "personal_llm/recipes/shipped_library.py",
             ),
         },
+        "personal_llm.recipes.space_fitting": {
+            "personal_llm.recipes.space_fitting.SpaceTexts": (
+                "recipes/space_fitting.html#spacetexts",
+                "personal_llm/recipes/space_fitting.py",
+            ),
+            "personal_llm.recipes.space_fitting.SpaceTexts.all_dialogues": (
+                "recipes/space_fitting.html#spacetexts.all_dialogues",
+                "personal_llm/recipes/space_fitting.py",
+            ),
+            "personal_llm.recipes.space_fitting.build_word_vectors": (
+                "recipes/space_fitting.html#build_word_vectors",
+                "personal_llm/recipes/space_fitting.py",
+            ),
+            "personal_llm.recipes.space_fitting.compute_shifts": (
+                "recipes/space_fitting.html#compute_shifts",
+                "personal_llm/recipes/space_fitting.py",
+            ),
+            "personal_llm.recipes.space_fitting.fit_axes": (
+                "recipes/space_fitting.html#fit_axes",
+                "personal_llm/recipes/space_fitting.py",
+            ),
+            "personal_llm.recipes.space_fitting.fit_space": (
+                "recipes/space_fitting.html#fit_space",
+                "personal_llm/recipes/space_fitting.py",
+            ),
+            "personal_llm.recipes.space_fitting.load_space_texts": (
+                "recipes/space_fitting.html#load_space_texts",
+                "personal_llm/recipes/space_fitting.py",
+            ),
+            "personal_llm.recipes.space_fitting.make_space": (
+                "recipes/space_fitting.html#make_space",
+                "personal_llm/recipes/space_fitting.py",
+            ),
+            "personal_llm.recipes.space_fitting.measure_nats_per_unit": (
+                "recipes/space_fitting.html#measure_nats_per_unit",
+                "personal_llm/recipes/space_fitting.py",
+            ),
+            "personal_llm.recipes.space_fitting.panel_means": (
+                "recipes/space_fitting.html#panel_means",
+                "personal_llm/recipes/space_fitting.py",
+            ),
+            "personal_llm.recipes.space_fitting.plain_threshold": (
+                "recipes/space_fitting.html#plain_threshold",
+                "personal_llm/recipes/space_fitting.py",
+            ),
+        },
         "personal_llm.recipes.style_pools": {
             "personal_llm.recipes.style_pools.Pool": (
                 "recipes/style_pools.html#pool",
@@ -6414,10 +5743,6 @@ d = {
                 "7_runtimes/export.html#merge_weights",
                 "personal_llm/runtimes/export.py",
             ),
-            "personal_llm.runtimes.export.pair_neighbours": (
-                "7_runtimes/export.html#pair_neighbours",
-                "personal_llm/runtimes/export.py",
-            ),
             "personal_llm.runtimes.export.render_gaps": (
                 "7_runtimes/export.html#render_gaps",
                 "personal_llm/runtimes/export.py",
@@ -6444,16 +5769,20 @@ d = {
             ),
         },
         "personal_llm.runtimes.idle": {
+            "personal_llm.runtimes.idle.MachineBusy": (
+                "7_runtimes/idle.html#machinebusy",
+                "personal_llm/runtimes/idle.py",
+            ),
             "personal_llm.runtimes.idle.StopWhenBusy": (
                 "7_runtimes/idle.html#stopwhenbusy",
                 "personal_llm/runtimes/idle.py",
             ),
-            "personal_llm.runtimes.idle.StopWhenBusy.__init__": (
-                "7_runtimes/idle.html#stopwhenbusy.__init__",
+            "personal_llm.runtimes.idle.StopWhenBusy.__call__": (
+                "7_runtimes/idle.html#stopwhenbusy.__call__",
                 "personal_llm/runtimes/idle.py",
             ),
-            "personal_llm.runtimes.idle.StopWhenBusy.is_set": (
-                "7_runtimes/idle.html#stopwhenbusy.is_set",
+            "personal_llm.runtimes.idle.StopWhenBusy.__init__": (
+                "7_runtimes/idle.html#stopwhenbusy.__init__",
                 "personal_llm/runtimes/idle.py",
             ),
             "personal_llm.runtimes.idle.find_obstacle": (
@@ -6580,104 +5909,17 @@ d = {
                 "personal_llm/runtimes/plugins.py",
             ),
         },
-        "personal_llm.selection.cards": {
-            "personal_llm.selection.cards.LibraryIndex": (
-                "5_selection/cards.html#libraryindex",
-                "personal_llm/selection/cards.py",
-            ),
-            "personal_llm.selection.cards.PLLM": ("5_selection/cards.html#pllm", "personal_llm/selection/cards.py"),
-            "personal_llm.selection.cards.PLLM.explanation": (
-                "5_selection/cards.html#pllm.explanation",
-                "personal_llm/selection/cards.py",
-            ),
-            "personal_llm.selection.cards.check_card_field": (
-                "5_selection/cards.html#check_card_field",
-                "personal_llm/selection/cards.py",
-            ),
-            "personal_llm.selection.cards.check_pllm_adapter": (
-                "5_selection/cards.html#check_pllm_adapter",
-                "personal_llm/selection/cards.py",
-            ),
-            "personal_llm.selection.cards.check_pllm_name": (
-                "5_selection/cards.html#check_pllm_name",
-                "personal_llm/selection/cards.py",
-            ),
-            "personal_llm.selection.cards.describe_file_risk": (
-                "5_selection/cards.html#describe_file_risk",
-                "personal_llm/selection/cards.py",
-            ),
-            "personal_llm.selection.cards.make_printable": (
-                "5_selection/cards.html#make_printable",
-                "personal_llm/selection/cards.py",
-            ),
-            "personal_llm.selection.cards.read_index": (
-                "5_selection/cards.html#read_index",
-                "personal_llm/selection/cards.py",
-            ),
-            "personal_llm.selection.cards.read_pllm": (
-                "5_selection/cards.html#read_pllm",
-                "personal_llm/selection/cards.py",
-            ),
-            "personal_llm.selection.cards.read_pllm_card": (
-                "5_selection/cards.html#read_pllm_card",
-                "personal_llm/selection/cards.py",
-            ),
-            "personal_llm.selection.cards.write_index": (
-                "5_selection/cards.html#write_index",
-                "personal_llm/selection/cards.py",
-            ),
-            "personal_llm.selection.cards.write_pllm": (
-                "5_selection/cards.html#write_pllm",
-                "personal_llm/selection/cards.py",
-            ),
-        },
         "personal_llm.selection.gradient_match": {
-            "personal_llm.selection.gradient_match.compute_gradients": (
-                "5_selection/gradient_match.html#compute_gradients",
+            "personal_llm.selection.gradient_match.compute_inner_product": (
+                "5_selection/gradient_match.html#compute_inner_product",
                 "personal_llm/selection/gradient_match.py",
             ),
-            "personal_llm.selection.gradient_match.compute_row_losses": (
-                "5_selection/gradient_match.html#compute_row_losses",
-                "personal_llm/selection/gradient_match.py",
-            ),
-            "personal_llm.selection.gradient_match.compute_sketch_stamp": (
-                "5_selection/gradient_match.html#compute_sketch_stamp",
-                "personal_llm/selection/gradient_match.py",
-            ),
-            "personal_llm.selection.gradient_match.find_leading_eigenvectors": (
-                "5_selection/gradient_match.html#find_leading_eigenvectors",
+            "personal_llm.selection.gradient_match.compute_slopes": (
+                "5_selection/gradient_match.html#compute_slopes",
                 "personal_llm/selection/gradient_match.py",
             ),
             "personal_llm.selection.gradient_match.get_linear_layer": (
                 "5_selection/gradient_match.html#get_linear_layer",
-                "personal_llm/selection/gradient_match.py",
-            ),
-            "personal_llm.selection.gradient_match.learn_sketch_directions": (
-                "5_selection/gradient_match.html#learn_sketch_directions",
-                "personal_llm/selection/gradient_match.py",
-            ),
-            "personal_llm.selection.gradient_match.load_sketch": (
-                "5_selection/gradient_match.html#load_sketch",
-                "personal_llm/selection/gradient_match.py",
-            ),
-            "personal_llm.selection.gradient_match.predict_labels": (
-                "5_selection/gradient_match.html#predict_labels",
-                "personal_llm/selection/gradient_match.py",
-            ),
-            "personal_llm.selection.gradient_match.read_sketch": (
-                "5_selection/gradient_match.html#read_sketch",
-                "personal_llm/selection/gradient_match.py",
-            ),
-            "personal_llm.selection.gradient_match.read_update": (
-                "5_selection/gradient_match.html#read_update",
-                "personal_llm/selection/gradient_match.py",
-            ),
-            "personal_llm.selection.gradient_match.select_by_gradient": (
-                "5_selection/gradient_match.html#select_by_gradient",
-                "personal_llm/selection/gradient_match.py",
-            ),
-            "personal_llm.selection.gradient_match.write_sketch": (
-                "5_selection/gradient_match.html#write_sketch",
                 "personal_llm/selection/gradient_match.py",
             ),
         },
@@ -6710,24 +5952,12 @@ d = {
                 "5_selection/library.html#library.__repr__",
                 "personal_llm/selection/library.py",
             ),
-            "personal_llm.selection.library.Library._write_pllm": (
-                "5_selection/library.html#library._write_pllm",
-                "personal_llm/selection/library.py",
-            ),
-            "personal_llm.selection.library.Library._write_rows": (
-                "5_selection/library.html#library._write_rows",
-                "personal_llm/selection/library.py",
-            ),
             "personal_llm.selection.library.Library.add": (
                 "5_selection/library.html#library.add",
                 "personal_llm/selection/library.py",
             ),
             "personal_llm.selection.library.Library.card": (
                 "5_selection/library.html#library.card",
-                "personal_llm/selection/library.py",
-            ),
-            "personal_llm.selection.library.Library.check_unchanged": (
-                "5_selection/library.html#library.check_unchanged",
                 "personal_llm/selection/library.py",
             ),
             "personal_llm.selection.library.Library.columns": (
@@ -6742,12 +5972,8 @@ d = {
                 "5_selection/library.html#library.list",
                 "personal_llm/selection/library.py",
             ),
-            "personal_llm.selection.library.Library.read_space": (
-                "5_selection/library.html#library.read_space",
-                "personal_llm/selection/library.py",
-            ),
-            "personal_llm.selection.library.Library.reload_index": (
-                "5_selection/library.html#library.reload_index",
+            "personal_llm.selection.library.Library.names": (
+                "5_selection/library.html#library.names",
                 "personal_llm/selection/library.py",
             ),
             "personal_llm.selection.library.Library.remove": (
@@ -6762,12 +5988,24 @@ d = {
                 "5_selection/library.html#library.space",
                 "personal_llm/selection/library.py",
             ),
-            "personal_llm.selection.library.Library.verify": (
-                "5_selection/library.html#library.verify",
+            "personal_llm.selection.library.PLLM": (
+                "5_selection/library.html#pllm",
+                "personal_llm/selection/library.py",
+            ),
+            "personal_llm.selection.library.PLLM.explanation": (
+                "5_selection/library.html#pllm.explanation",
                 "personal_llm/selection/library.py",
             ),
             "personal_llm.selection.library.check_library_base": (
                 "5_selection/library.html#check_library_base",
+                "personal_llm/selection/library.py",
+            ),
+            "personal_llm.selection.library.check_pllm_name": (
+                "5_selection/library.html#check_pllm_name",
+                "personal_llm/selection/library.py",
+            ),
+            "personal_llm.selection.library.download_library": (
+                "5_selection/library.html#download_library",
                 "personal_llm/selection/library.py",
             ),
             "personal_llm.selection.library.find_library_folder": (
@@ -6778,121 +6016,39 @@ d = {
                 "5_selection/library.html#find_shipped_library",
                 "personal_llm/selection/library.py",
             ),
+            "personal_llm.selection.library.is_library_address": (
+                "5_selection/library.html#is_library_address",
+                "personal_llm/selection/library.py",
+            ),
             "personal_llm.selection.library.load_space": (
                 "5_selection/library.html#load_space",
                 "personal_llm/selection/library.py",
             ),
+            "personal_llm.selection.library.make_printable": (
+                "5_selection/library.html#make_printable",
+                "personal_llm/selection/library.py",
+            ),
+            "personal_llm.selection.library.read_card": (
+                "5_selection/library.html#read_card",
+                "personal_llm/selection/library.py",
+            ),
+            "personal_llm.selection.library.write_pllm": (
+                "5_selection/library.html#write_pllm",
+                "personal_llm/selection/library.py",
+            ),
         },
         "personal_llm.selection.merging": {
-            "personal_llm.selection.merging.combine_adapters": (
-                "5_selection/merging.html#combine_adapters",
+            "personal_llm.selection.merging.check_shares": (
+                "5_selection/merging.html#check_shares",
                 "personal_llm/selection/merging.py",
             ),
-            "personal_llm.selection.merging.equalize_row_norms": (
-                "5_selection/merging.html#equalize_row_norms",
+            "personal_llm.selection.merging.fit_merge_weights": (
+                "5_selection/merging.html#fit_merge_weights",
                 "personal_llm/selection/merging.py",
             ),
             "personal_llm.selection.merging.merge": (
                 "5_selection/merging.html#merge",
                 "personal_llm/selection/merging.py",
-            ),
-        },
-        "personal_llm.selection.mixture": {
-            "personal_llm.selection.mixture.AdapterMixture": (
-                "5_selection/mixture.html#adaptermixture",
-                "personal_llm/selection/mixture.py",
-            ),
-            "personal_llm.selection.mixture.AdapterMixture.__init__": (
-                "5_selection/mixture.html#adaptermixture.__init__",
-                "personal_llm/selection/mixture.py",
-            ),
-            "personal_llm.selection.mixture.AdapterMixture.apply_weights": (
-                "5_selection/mixture.html#adaptermixture.apply_weights",
-                "personal_llm/selection/mixture.py",
-            ),
-            "personal_llm.selection.mixture.AdapterMixture.compute_derivatives": (
-                "5_selection/mixture.html#adaptermixture.compute_derivatives",
-                "personal_llm/selection/mixture.py",
-            ),
-            "personal_llm.selection.mixture.AdapterMixture.encode": (
-                "5_selection/mixture.html#adaptermixture.encode",
-                "personal_llm/selection/mixture.py",
-            ),
-            "personal_llm.selection.mixture.AdapterMixture.iterate_batches": (
-                "5_selection/mixture.html#adaptermixture.iterate_batches",
-                "personal_llm/selection/mixture.py",
-            ),
-            "personal_llm.selection.mixture.AdapterMixture.measure_losses": (
-                "5_selection/mixture.html#adaptermixture.measure_losses",
-                "personal_llm/selection/mixture.py",
-            ),
-            "personal_llm.selection.mixture.FittedWeights": (
-                "5_selection/mixture.html#fittedweights",
-                "personal_llm/selection/mixture.py",
-            ),
-            "personal_llm.selection.mixture.LossDerivatives": (
-                "5_selection/mixture.html#lossderivatives",
-                "personal_llm/selection/mixture.py",
-            ),
-            "personal_llm.selection.mixture.SingleLosses": (
-                "5_selection/mixture.html#singlelosses",
-                "personal_llm/selection/mixture.py",
-            ),
-            "personal_llm.selection.mixture.SingleLosses.__init__": (
-                "5_selection/mixture.html#singlelosses.__init__",
-                "personal_llm/selection/mixture.py",
-            ),
-            "personal_llm.selection.mixture.SingleLosses.dialogue_losses": (
-                "5_selection/mixture.html#singlelosses.dialogue_losses",
-                "personal_llm/selection/mixture.py",
-            ),
-            "personal_llm.selection.mixture.SingleLosses.mean_loss": (
-                "5_selection/mixture.html#singlelosses.mean_loss",
-                "personal_llm/selection/mixture.py",
-            ),
-            "personal_llm.selection.mixture.choose_fit_candidates": (
-                "5_selection/mixture.html#choose_fit_candidates",
-                "personal_llm/selection/mixture.py",
-            ),
-            "personal_llm.selection.mixture.choose_leave_one_out": (
-                "5_selection/mixture.html#choose_leave_one_out",
-                "personal_llm/selection/mixture.py",
-            ),
-            "personal_llm.selection.mixture.compute_contributions": (
-                "5_selection/mixture.html#compute_contributions",
-                "personal_llm/selection/mixture.py",
-            ),
-            "personal_llm.selection.mixture.compute_leave_one_out_losses": (
-                "5_selection/mixture.html#compute_leave_one_out_losses",
-                "personal_llm/selection/mixture.py",
-            ),
-            "personal_llm.selection.mixture.compute_slopes": (
-                "5_selection/mixture.html#compute_slopes",
-                "personal_llm/selection/mixture.py",
-            ),
-            "personal_llm.selection.mixture.estimate_weight_errors": (
-                "5_selection/mixture.html#estimate_weight_errors",
-                "personal_llm/selection/mixture.py",
-            ),
-            "personal_llm.selection.mixture.fit_weights": (
-                "5_selection/mixture.html#fit_weights",
-                "personal_llm/selection/mixture.py",
-            ),
-            "personal_llm.selection.mixture.race_nearest_pllms": (
-                "5_selection/mixture.html#race_nearest_pllms",
-                "personal_llm/selection/mixture.py",
-            ),
-            "personal_llm.selection.mixture.select_by_fit": (
-                "5_selection/mixture.html#select_by_fit",
-                "personal_llm/selection/mixture.py",
-            ),
-            "personal_llm.selection.mixture.take_leave_one_out_steps": (
-                "5_selection/mixture.html#take_leave_one_out_steps",
-                "personal_llm/selection/mixture.py",
-            ),
-            "personal_llm.selection.mixture.take_newton_step": (
-                "5_selection/mixture.html#take_newton_step",
-                "personal_llm/selection/mixture.py",
             ),
         },
         "personal_llm.selection.ranking": {
@@ -6920,8 +6076,12 @@ d = {
                 "5_selection/ranking.html#ranking.__str__",
                 "personal_llm/selection/ranking.py",
             ),
-            "personal_llm.selection.ranking.Ranking._format_row": (
-                "5_selection/ranking.html#ranking._format_row",
+            "personal_llm.selection.ranking.Ranking.abstained": (
+                "5_selection/ranking.html#ranking.abstained",
+                "personal_llm/selection/ranking.py",
+            ),
+            "personal_llm.selection.ranking.Ranking.adapter": (
+                "5_selection/ranking.html#ranking.adapter",
                 "personal_llm/selection/ranking.py",
             ),
             "personal_llm.selection.ranking.Ranking.to_dict": (
@@ -6940,14 +6100,6 @@ d = {
                 "5_selection/ranking.html#cosine_distance",
                 "personal_llm/selection/ranking.py",
             ),
-            "personal_llm.selection.ranking.find_nearest": (
-                "5_selection/ranking.html#find_nearest",
-                "personal_llm/selection/ranking.py",
-            ),
-            "personal_llm.selection.ranking.get_download_bytes": (
-                "5_selection/ranking.html#get_download_bytes",
-                "personal_llm/selection/ranking.py",
-            ),
             "personal_llm.selection.ranking.is_gain_certain": (
                 "5_selection/ranking.html#is_gain_certain",
                 "personal_llm/selection/ranking.py",
@@ -6960,139 +6112,23 @@ d = {
                 "5_selection/ranking.html#race_by_loss",
                 "personal_llm/selection/ranking.py",
             ),
-        },
-        "personal_llm.selection.remote_library": {
-            "personal_llm.selection.remote_library.RemoteFolder": (
-                "5_selection/remote_library.html#remotefolder",
-                "personal_llm/selection/remote_library.py",
-            ),
-            "personal_llm.selection.remote_library.RemoteFolder.__init__": (
-                "5_selection/remote_library.html#remotefolder.__init__",
-                "personal_llm/selection/remote_library.py",
-            ),
-            "personal_llm.selection.remote_library.RemoteFolder.fetch": (
-                "5_selection/remote_library.html#remotefolder.fetch",
-                "personal_llm/selection/remote_library.py",
-            ),
-            "personal_llm.selection.remote_library.RemoteFolder.fetch_pllm": (
-                "5_selection/remote_library.html#remotefolder.fetch_pllm",
-                "personal_llm/selection/remote_library.py",
-            ),
-            "personal_llm.selection.remote_library.RemoteFolder.request_file": (
-                "5_selection/remote_library.html#remotefolder.request_file",
-                "personal_llm/selection/remote_library.py",
-            ),
-            "personal_llm.selection.remote_library.TimedReader": (
-                "5_selection/remote_library.html#timedreader",
-                "personal_llm/selection/remote_library.py",
-            ),
-            "personal_llm.selection.remote_library.TimedReader.__init__": (
-                "5_selection/remote_library.html#timedreader.__init__",
-                "personal_llm/selection/remote_library.py",
-            ),
-            "personal_llm.selection.remote_library.TimedReader.close": (
-                "5_selection/remote_library.html#timedreader.close",
-                "personal_llm/selection/remote_library.py",
-            ),
-            "personal_llm.selection.remote_library.TimedReader.makefile": (
-                "5_selection/remote_library.html#timedreader.makefile",
-                "personal_llm/selection/remote_library.py",
-            ),
-            "personal_llm.selection.remote_library.TimedReader.readable": (
-                "5_selection/remote_library.html#timedreader.readable",
-                "personal_llm/selection/remote_library.py",
-            ),
-            "personal_llm.selection.remote_library.TimedReader.readinto": (
-                "5_selection/remote_library.html#timedreader.readinto",
-                "personal_llm/selection/remote_library.py",
-            ),
-            "personal_llm.selection.remote_library.check_library_address": (
-                "5_selection/remote_library.html#check_library_address",
-                "personal_llm/selection/remote_library.py",
-            ),
-            "personal_llm.selection.remote_library.fetch_file": (
-                "5_selection/remote_library.html#fetch_file",
-                "personal_llm/selection/remote_library.py",
-            ),
-            "personal_llm.selection.remote_library.is_library_address": (
-                "5_selection/remote_library.html#is_library_address",
-                "personal_llm/selection/remote_library.py",
-            ),
-            "personal_llm.selection.remote_library.is_library_file": (
-                "5_selection/remote_library.html#is_library_file",
-                "personal_llm/selection/remote_library.py",
-            ),
-            "personal_llm.selection.remote_library.parse_manifest": (
-                "5_selection/remote_library.html#parse_manifest",
-                "personal_llm/selection/remote_library.py",
-            ),
-            "personal_llm.selection.remote_library.publish_library": (
-                "5_selection/remote_library.html#publish_library",
-                "personal_llm/selection/remote_library.py",
+            "personal_llm.selection.ranking.sort_by_distance": (
+                "5_selection/ranking.html#sort_by_distance",
+                "personal_llm/selection/ranking.py",
             ),
         },
         "personal_llm.selection.selection": {
-            "personal_llm.selection.selection.Ranking.group_contributions": (
-                "5_selection/selection.html#ranking.group_contributions",
-                "personal_llm/selection/selection.py",
-            ),
-            "personal_llm.selection.selection.Selector": (
-                "5_selection/selection.html#selector",
-                "personal_llm/selection/selection.py",
-            ),
-            "personal_llm.selection.selection.make_abstention": (
-                "5_selection/selection.html#make_abstention",
-                "personal_llm/selection/selection.py",
-            ),
-            "personal_llm.selection.selection.read_card_description": (
-                "5_selection/selection.html#read_card_description",
-                "personal_llm/selection/selection.py",
-            ),
             "personal_llm.selection.selection.select": (
                 "5_selection/selection.html#select",
                 "personal_llm/selection/selection.py",
             ),
-            "personal_llm.selection.selection.select_by_explanation": (
-                "5_selection/selection.html#select_by_explanation",
-                "personal_llm/selection/selection.py",
-            ),
-            "personal_llm.selection.selection.select_by_explanation_and_loss": (
-                "5_selection/selection.html#select_by_explanation_and_loss",
-                "personal_llm/selection/selection.py",
-            ),
-            "personal_llm.selection.selection.select_by_gradient_and_loss": (
-                "5_selection/selection.html#select_by_gradient_and_loss",
+            "personal_llm.selection.selection.select_by_match": (
+                "5_selection/selection.html#select_by_match",
                 "personal_llm/selection/selection.py",
             ),
             "personal_llm.selection.selection.select_by_style": (
                 "5_selection/selection.html#select_by_style",
                 "personal_llm/selection/selection.py",
-            ),
-        },
-        "personal_llm.selection.verify": {
-            "personal_llm.selection.verify.LibraryProblem": (
-                "5_selection/verify.html#libraryproblem",
-                "personal_llm/selection/verify.py",
-            ),
-            "personal_llm.selection.verify.catch_problem": (
-                "5_selection/verify.html#catch_problem",
-                "personal_llm/selection/verify.py",
-            ),
-            "personal_llm.selection.verify.find_file_problems": (
-                "5_selection/verify.html#find_file_problems",
-                "personal_llm/selection/verify.py",
-            ),
-            "personal_llm.selection.verify.find_library_problems": (
-                "5_selection/verify.html#find_library_problems",
-                "personal_llm/selection/verify.py",
-            ),
-            "personal_llm.selection.verify.find_pllm_problems": (
-                "5_selection/verify.html#find_pllm_problems",
-                "personal_llm/selection/verify.py",
-            ),
-            "personal_llm.selection.verify.find_size_problems": (
-                "5_selection/verify.html#find_size_problems",
-                "personal_llm/selection/verify.py",
             ),
         },
         "personal_llm.selection.warm_start": {
@@ -7112,20 +6148,8 @@ d = {
                 "5_selection/warm_start.html#add_plain_pllm",
                 "personal_llm/selection/warm_start.py",
             ),
-            "personal_llm.selection.warm_start.describe_weights": (
-                "5_selection/warm_start.html#describe_weights",
-                "personal_llm/selection/warm_start.py",
-            ),
-            "personal_llm.selection.warm_start.get_start_adapter": (
-                "5_selection/warm_start.html#get_start_adapter",
-                "personal_llm/selection/warm_start.py",
-            ),
             "personal_llm.selection.warm_start.load_plain_dialogues": (
                 "5_selection/warm_start.html#load_plain_dialogues",
-                "personal_llm/selection/warm_start.py",
-            ),
-            "personal_llm.selection.warm_start.tune_plain_pllm": (
-                "5_selection/warm_start.html#tune_plain_pllm",
                 "personal_llm/selection/warm_start.py",
             ),
             "personal_llm.selection.warm_start.warm_start": (
