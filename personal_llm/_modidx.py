@@ -6238,6 +6238,10 @@ d = {
             ),
         },
         "personal_llm.tuning.finetune": {
+            "personal_llm.tuning.finetune.attach_new_layers": (
+                "3_tuning/finetune.html#attach_new_layers",
+                "personal_llm/tuning/finetune.py",
+            ),
             "personal_llm.tuning.finetune.check_output_folder": (
                 "3_tuning/finetune.html#check_output_folder",
                 "personal_llm/tuning/finetune.py",
