@@ -1477,8 +1477,13 @@ d = {
                 "0_base/models.html#model.generate",
                 "personal_llm/base/models.py",
             ),
+            "personal_llm.base.models.Model.limit_reply": (
+                "0_base/models.html#model.limit_reply",
+                "personal_llm/base/models.py",
+            ),
             "personal_llm.base.models.Model.model": ("0_base/models.html#model.model", "personal_llm/base/models.py"),
             "personal_llm.base.models.Model.nll": ("0_base/models.html#model.nll", "personal_llm/base/models.py"),
+            "personal_llm.base.models.Model.reply": ("0_base/models.html#model.reply", "personal_llm/base/models.py"),
             "personal_llm.base.models.Model.run_forward": (
                 "0_base/models.html#model.run_forward",
                 "personal_llm/base/models.py",
@@ -1546,10 +1551,6 @@ d = {
                 "0_base/replies.html#llamacpp.write",
                 "personal_llm/base/replies.py",
             ),
-            "personal_llm.base.replies.Model.reply": (
-                "0_base/replies.html#model.reply",
-                "personal_llm/base/replies.py",
-            ),
             "personal_llm.base.replies.Model.reply_once": (
                 "0_base/replies.html#model.reply_once",
                 "personal_llm/base/replies.py",
@@ -1576,10 +1577,6 @@ d = {
             ),
             "personal_llm.base.replies.count_idle_cores": (
                 "0_base/replies.html#count_idle_cores",
-                "personal_llm/base/replies.py",
-            ),
-            "personal_llm.base.replies.count_reply_tokens": (
-                "0_base/replies.html#count_reply_tokens",
                 "personal_llm/base/replies.py",
             ),
             "personal_llm.base.replies.find_engine": (
