@@ -33,9 +33,9 @@ _ROOMS = {
     "selection.merging": "merge",
     "selection.selection": "SELECTORS Selector select",
     "selection.warm_start": "warm_start",
-    "device.replay": "folder_status",
-    "device.forgetting": "forget_folder",
-    "device.personalizer": "Personalizer load_personalizer",
+    "device.forgetting": "forget_everything",
+    "device.personalizer": "Personalizer PersonalizerSettings",
+    "device.chat": "ChatSession",
     "app.demo": "run_demo",
     "app.personalize": "personalize",
 }

@@ -1467,6 +1467,11 @@ d = {
                 "0_base/models.html#model._set_network",
                 "personal_llm/base/models.py",
             ),
+            "personal_llm.base.models.Model.clone": ("0_base/models.html#model.clone", "personal_llm/base/models.py"),
+            "personal_llm.base.models.Model.count_tokens": (
+                "0_base/models.html#model.count_tokens",
+                "personal_llm/base/models.py",
+            ),
             "personal_llm.base.models.Model.device": ("0_base/models.html#model.device", "personal_llm/base/models.py"),
             "personal_llm.base.models.Model.encode": ("0_base/models.html#model.encode", "personal_llm/base/models.py"),
             "personal_llm.base.models.Model.encode_prompts": (
@@ -1793,10 +1798,6 @@ d = {
                 "2_buffer/active.html#activepolicy.__init__",
                 "personal_llm/buffer/active.py",
             ),
-            "personal_llm.buffer.active.ActivePolicy._forget_traits": (
-                "2_buffer/active.html#activepolicy._forget_traits",
-                "personal_llm/buffer/active.py",
-            ),
             "personal_llm.buffer.active.ActivePolicy.after_finetune": (
                 "2_buffer/active.html#activepolicy.after_finetune",
                 "personal_llm/buffer/active.py",
@@ -1809,44 +1810,32 @@ d = {
                 "2_buffer/active.html#activepolicy.choose",
                 "personal_llm/buffer/active.py",
             ),
-            "personal_llm.buffer.active.ActivePolicy.compute_relevance": (
-                "2_buffer/active.html#activepolicy.compute_relevance",
+            "personal_llm.buffer.active.ActivePolicy.compute_features": (
+                "2_buffer/active.html#activepolicy.compute_features",
                 "personal_llm/buffer/active.py",
             ),
             "personal_llm.buffer.active.ActivePolicy.decide_question": (
                 "2_buffer/active.html#activepolicy.decide_question",
                 "personal_llm/buffer/active.py",
             ),
-            "personal_llm.buffer.active.ActivePolicy.discount_probability": (
-                "2_buffer/active.html#activepolicy.discount_probability",
+            "personal_llm.buffer.active.ActivePolicy.find_probability": (
+                "2_buffer/active.html#activepolicy.find_probability",
                 "personal_llm/buffer/active.py",
             ),
-            "personal_llm.buffer.active.ActivePolicy.find_wait": (
-                "2_buffer/active.html#activepolicy.find_wait",
+            "personal_llm.buffer.active.ActivePolicy.get_rank": (
+                "2_buffer/active.html#activepolicy.get_rank",
                 "personal_llm/buffer/active.py",
             ),
-            "personal_llm.buffer.active.ActivePolicy.has_corrections": (
-                "2_buffer/active.html#activepolicy.has_corrections",
-                "personal_llm/buffer/active.py",
-            ),
-            "personal_llm.buffer.active.ActivePolicy.is_early_question_due": (
-                "2_buffer/active.html#activepolicy.is_early_question_due",
+            "personal_llm.buffer.active.ActivePolicy.is_repeated": (
+                "2_buffer/active.html#activepolicy.is_repeated",
                 "personal_llm/buffer/active.py",
             ),
             "personal_llm.buffer.active.ActivePolicy.learn_from_answer": (
                 "2_buffer/active.html#activepolicy.learn_from_answer",
                 "personal_llm/buffer/active.py",
             ),
-            "personal_llm.buffer.active.ActivePolicy.learn_from_reaction": (
-                "2_buffer/active.html#activepolicy.learn_from_reaction",
-                "personal_llm/buffer/active.py",
-            ),
-            "personal_llm.buffer.active.ActivePolicy.list_counters": (
-                "2_buffer/active.html#activepolicy.list_counters",
-                "personal_llm/buffer/active.py",
-            ),
-            "personal_llm.buffer.active.ActivePolicy.observe_candidate": (
-                "2_buffer/active.html#activepolicy.observe_candidate",
+            "personal_llm.buffer.active.ActivePolicy.observe": (
+                "2_buffer/active.html#activepolicy.observe",
                 "personal_llm/buffer/active.py",
             ),
             "personal_llm.buffer.active.ActivePolicy.order_questions": (
@@ -1855,10 +1844,6 @@ d = {
             ),
             "personal_llm.buffer.active.ActivePolicy.place": (
                 "2_buffer/active.html#activepolicy.place",
-                "personal_llm/buffer/active.py",
-            ),
-            "personal_llm.buffer.active.ActivePolicy.raise_counters": (
-                "2_buffer/active.html#activepolicy.raise_counters",
                 "personal_llm/buffer/active.py",
             ),
             "personal_llm.buffer.active.ActivePolicy.remember": (
@@ -1875,26 +1860,6 @@ d = {
             ),
             "personal_llm.buffer.active.ActivePolicy.state": (
                 "2_buffer/active.html#activepolicy.state",
-                "personal_llm/buffer/active.py",
-            ),
-            "personal_llm.buffer.active.CandidateFeatures": (
-                "2_buffer/active.html#candidatefeatures",
-                "personal_llm/buffer/active.py",
-            ),
-            "personal_llm.buffer.active.CandidateFeatures.traits": (
-                "2_buffer/active.html#candidatefeatures.traits",
-                "personal_llm/buffer/active.py",
-            ),
-            "personal_llm.buffer.active._to_arrays": (
-                "2_buffer/active.html#_to_arrays",
-                "personal_llm/buffer/active.py",
-            ),
-            "personal_llm.buffer.active._weigh_reaction": (
-                "2_buffer/active.html#_weigh_reaction",
-                "personal_llm/buffer/active.py",
-            ),
-            "personal_llm.buffer.active.expect_log_odds": (
-                "2_buffer/active.html#expect_log_odds",
                 "personal_llm/buffer/active.py",
             ),
         },
@@ -1952,10 +1917,6 @@ d = {
                 "2_buffer/buffer.html#buffer.rescore",
                 "personal_llm/buffer/buffer.py",
             ),
-            "personal_llm.buffer.buffer.Buffer.restart": (
-                "2_buffer/buffer.html#buffer.restart",
-                "personal_llm/buffer/buffer.py",
-            ),
             "personal_llm.buffer.buffer.Buffer.view": (
                 "2_buffer/buffer.html#buffer.view",
                 "personal_llm/buffer/buffer.py",
@@ -1969,24 +1930,6 @@ d = {
             "personal_llm.buffer.buffer.open_buffer": (
                 "2_buffer/buffer.html#open_buffer",
                 "personal_llm/buffer/buffer.py",
-            ),
-        },
-        "personal_llm.buffer.consolidation": {
-            "personal_llm.buffer.consolidation.check_reply": (
-                "2_buffer/consolidation.html#check_reply",
-                "personal_llm/buffer/consolidation.py",
-            ),
-            "personal_llm.buffer.consolidation.choose_prompts": (
-                "2_buffer/consolidation.html#choose_prompts",
-                "personal_llm/buffer/consolidation.py",
-            ),
-            "personal_llm.buffer.consolidation.consolidate": (
-                "2_buffer/consolidation.html#consolidate",
-                "personal_llm/buffer/consolidation.py",
-            ),
-            "personal_llm.buffer.consolidation.estimate_likeness": (
-                "2_buffer/consolidation.html#estimate_likeness",
-                "personal_llm/buffer/consolidation.py",
             ),
         },
         "personal_llm.buffer.correction_model": {
@@ -2026,59 +1969,21 @@ d = {
                 "2_buffer/correction_model.html#streamstatistics.smooth_ranks",
                 "personal_llm/buffer/correction_model.py",
             ),
-            "personal_llm.buffer.correction_model.compute_answer_features": (
-                "2_buffer/correction_model.html#compute_answer_features",
+            "personal_llm.buffer.correction_model.compute_features": (
+                "2_buffer/correction_model.html#compute_features",
                 "personal_llm/buffer/correction_model.py",
             ),
-            "personal_llm.buffer.correction_model.estimate_relevance": (
-                "2_buffer/correction_model.html#estimate_relevance",
+            "personal_llm.buffer.correction_model.make_prior": (
+                "2_buffer/correction_model.html#make_prior",
                 "personal_llm/buffer/correction_model.py",
             ),
             "personal_llm.buffer.correction_model.neighbour_log_odds": (
                 "2_buffer/correction_model.html#neighbour_log_odds",
                 "personal_llm/buffer/correction_model.py",
             ),
-        },
-        "personal_llm.buffer.facts": {
-            "personal_llm.buffer.facts._measure": ("2_buffer/facts.html#_measure", "personal_llm/buffer/facts.py"),
-            "personal_llm.buffer.facts.asks_for_fact": (
-                "2_buffer/facts.html#asks_for_fact",
-                "personal_llm/buffer/facts.py",
-            ),
-            "personal_llm.buffer.facts.compute_scores": (
-                "2_buffer/facts.html#compute_scores",
-                "personal_llm/buffer/facts.py",
-            ),
-            "personal_llm.buffer.facts.compute_similarities": (
-                "2_buffer/facts.html#compute_similarities",
-                "personal_llm/buffer/facts.py",
-            ),
-            "personal_llm.buffer.facts.count_statement_words": (
-                "2_buffer/facts.html#count_statement_words",
-                "personal_llm/buffer/facts.py",
-            ),
-            "personal_llm.buffer.facts.find_facts": ("2_buffer/facts.html#find_facts", "personal_llm/buffer/facts.py"),
-            "personal_llm.buffer.facts.is_surely_unknown": (
-                "2_buffer/facts.html#is_surely_unknown",
-                "personal_llm/buffer/facts.py",
-            ),
-            "personal_llm.buffer.facts.keep_facts": ("2_buffer/facts.html#keep_facts", "personal_llm/buffer/facts.py"),
-            "personal_llm.buffer.facts.measure_unknown": (
-                "2_buffer/facts.html#measure_unknown",
-                "personal_llm/buffer/facts.py",
-            ),
-            "personal_llm.buffer.facts.quote_fact": ("2_buffer/facts.html#quote_fact", "personal_llm/buffer/facts.py"),
-            "personal_llm.buffer.facts.read_plainly": (
-                "2_buffer/facts.html#read_plainly",
-                "personal_llm/buffer/facts.py",
-            ),
-            "personal_llm.buffer.facts.recall_fact": (
-                "2_buffer/facts.html#recall_fact",
-                "personal_llm/buffer/facts.py",
-            ),
-            "personal_llm.buffer.facts.select_facts": (
-                "2_buffer/facts.html#select_facts",
-                "personal_llm/buffer/facts.py",
+            "personal_llm.buffer.correction_model.sigmoid": (
+                "2_buffer/correction_model.html#sigmoid",
+                "personal_llm/buffer/correction_model.py",
             ),
         },
         "personal_llm.buffer.feedback": {
@@ -2090,63 +1995,21 @@ d = {
                 "2_buffer/feedback.html#feedback.__post_init__",
                 "personal_llm/buffer/feedback.py",
             ),
-            "personal_llm.buffer.feedback._get_slot": (
-                "2_buffer/feedback.html#_get_slot",
-                "personal_llm/buffer/feedback.py",
-            ),
-            "personal_llm.buffer.feedback.add_feedback": (
-                "2_buffer/feedback.html#add_feedback",
-                "personal_llm/buffer/feedback.py",
-            ),
-            "personal_llm.buffer.feedback.count_feedback": (
-                "2_buffer/feedback.html#count_feedback",
+            "personal_llm.buffer.feedback.Feedback.is_correction": (
+                "2_buffer/feedback.html#feedback.is_correction",
                 "personal_llm/buffer/feedback.py",
             ),
             "personal_llm.buffer.feedback.drop_disliked": (
                 "2_buffer/feedback.html#drop_disliked",
                 "personal_llm/buffer/feedback.py",
             ),
-            "personal_llm.buffer.feedback.estimate_dissatisfaction": (
-                "2_buffer/feedback.html#estimate_dissatisfaction",
-                "personal_llm/buffer/feedback.py",
-            ),
-            "personal_llm.buffer.feedback.find_disliked": (
-                "2_buffer/feedback.html#find_disliked",
+            "personal_llm.buffer.feedback.find_latest": (
+                "2_buffer/feedback.html#find_latest",
                 "personal_llm/buffer/feedback.py",
             ),
             "personal_llm.buffer.feedback.get_first_id": (
                 "2_buffer/feedback.html#get_first_id",
                 "personal_llm/buffer/feedback.py",
-            ),
-            "personal_llm.buffer.feedback.is_same_reply": (
-                "2_buffer/feedback.html#is_same_reply",
-                "personal_llm/buffer/feedback.py",
-            ),
-        },
-        "personal_llm.buffer.next_turn": {
-            "personal_llm.buffer.next_turn.compute_turn_features": (
-                "2_buffer/next_turn.html#compute_turn_features",
-                "personal_llm/buffer/next_turn.py",
-            ),
-            "personal_llm.buffer.next_turn.count_turn": (
-                "2_buffer/next_turn.html#count_turn",
-                "personal_llm/buffer/next_turn.py",
-            ),
-            "personal_llm.buffer.next_turn.find_reactions": (
-                "2_buffer/next_turn.html#find_reactions",
-                "personal_llm/buffer/next_turn.py",
-            ),
-            "personal_llm.buffer.next_turn.get_first_sentence": (
-                "2_buffer/next_turn.html#get_first_sentence",
-                "personal_llm/buffer/next_turn.py",
-            ),
-            "personal_llm.buffer.next_turn.read_next_turns": (
-                "2_buffer/next_turn.html#read_next_turns",
-                "personal_llm/buffer/next_turn.py",
-            ),
-            "personal_llm.buffer.next_turn.split_turn": (
-                "2_buffer/next_turn.html#split_turn",
-                "personal_llm/buffer/next_turn.py",
             ),
         },
         "personal_llm.buffer.policies": {
@@ -2207,12 +2070,8 @@ d = {
                 "2_buffer/policies.html#policy.choose",
                 "personal_llm/buffer/policies.py",
             ),
-            "personal_llm.buffer.policies.Policy.learn_from_reaction": (
-                "2_buffer/policies.html#policy.learn_from_reaction",
-                "personal_llm/buffer/policies.py",
-            ),
-            "personal_llm.buffer.policies.Policy.list_counters": (
-                "2_buffer/policies.html#policy.list_counters",
+            "personal_llm.buffer.policies.Policy.learn_from_answer": (
+                "2_buffer/policies.html#policy.learn_from_answer",
                 "personal_llm/buffer/policies.py",
             ),
             "personal_llm.buffer.policies.Policy.order_questions": (
@@ -2221,10 +2080,6 @@ d = {
             ),
             "personal_llm.buffer.policies.Policy.place": (
                 "2_buffer/policies.html#policy.place",
-                "personal_llm/buffer/policies.py",
-            ),
-            "personal_llm.buffer.policies.Policy.raise_counters": (
-                "2_buffer/policies.html#policy.raise_counters",
                 "personal_llm/buffer/policies.py",
             ),
             "personal_llm.buffer.policies.Policy.remember": (
@@ -2297,96 +2152,52 @@ d = {
             ),
         },
         "personal_llm.buffer.retrieval": {
-            "personal_llm.buffer.retrieval.PromptEmbedder": (
-                "2_buffer/retrieval.html#promptembedder",
+            "personal_llm.buffer.retrieval.MemoryConfig": (
+                "2_buffer/retrieval.html#memoryconfig",
                 "personal_llm/buffer/retrieval.py",
             ),
-            "personal_llm.buffer.retrieval.PromptEmbedder.__init__": (
-                "2_buffer/retrieval.html#promptembedder.__init__",
+            "personal_llm.buffer.retrieval.MemoryConfig.__post_init__": (
+                "2_buffer/retrieval.html#memoryconfig.__post_init__",
                 "personal_llm/buffer/retrieval.py",
             ),
-            "personal_llm.buffer.retrieval.PromptEmbedder._join": (
-                "2_buffer/retrieval.html#promptembedder._join",
+            "personal_llm.buffer.retrieval.VectorStore": (
+                "2_buffer/retrieval.html#vectorstore",
                 "personal_llm/buffer/retrieval.py",
             ),
-            "personal_llm.buffer.retrieval.PromptEmbedder.background": (
-                "2_buffer/retrieval.html#promptembedder.background",
+            "personal_llm.buffer.retrieval.VectorStore.__init__": (
+                "2_buffer/retrieval.html#vectorstore.__init__",
                 "personal_llm/buffer/retrieval.py",
             ),
-            "personal_llm.buffer.retrieval.PromptEmbedder.clear": (
-                "2_buffer/retrieval.html#promptembedder.clear",
+            "personal_llm.buffer.retrieval.VectorStore.clear": (
+                "2_buffer/retrieval.html#vectorstore.clear",
                 "personal_llm/buffer/retrieval.py",
             ),
-            "personal_llm.buffer.retrieval.PromptEmbedder.embed": (
-                "2_buffer/retrieval.html#promptembedder.embed",
-                "personal_llm/buffer/retrieval.py",
-            ),
-            "personal_llm.buffer.retrieval._LayerReached": (
-                "2_buffer/retrieval.html#_layerreached",
+            "personal_llm.buffer.retrieval.VectorStore.embed": (
+                "2_buffer/retrieval.html#vectorstore.embed",
                 "personal_llm/buffer/retrieval.py",
             ),
             "personal_llm.buffer.retrieval.add_memories": (
                 "2_buffer/retrieval.html#add_memories",
                 "personal_llm/buffer/retrieval.py",
             ),
-            "personal_llm.buffer.retrieval.choose_count": (
-                "2_buffer/retrieval.html#choose_count",
-                "personal_llm/buffer/retrieval.py",
-            ),
             "personal_llm.buffer.retrieval.collect_memories": (
                 "2_buffer/retrieval.html#collect_memories",
                 "personal_llm/buffer/retrieval.py",
             ),
-            "personal_llm.buffer.retrieval.compare_with_memories": (
-                "2_buffer/retrieval.html#compare_with_memories",
+            "personal_llm.buffer.retrieval.find_near": (
+                "2_buffer/retrieval.html#find_near",
                 "personal_llm/buffer/retrieval.py",
             ),
-            "personal_llm.buffer.retrieval.compute_bm25": (
-                "2_buffer/retrieval.html#compute_bm25",
-                "personal_llm/buffer/retrieval.py",
-            ),
-            "personal_llm.buffer.retrieval.compute_early_states": (
-                "2_buffer/retrieval.html#compute_early_states",
-                "personal_llm/buffer/retrieval.py",
-            ),
-            "personal_llm.buffer.retrieval.compute_rarity": (
-                "2_buffer/retrieval.html#compute_rarity",
-                "personal_llm/buffer/retrieval.py",
-            ),
-            "personal_llm.buffer.retrieval.count_memory_tokens": (
-                "2_buffer/retrieval.html#count_memory_tokens",
-                "personal_llm/buffer/retrieval.py",
-            ),
-            "personal_llm.buffer.retrieval.estimate_correction_probability": (
-                "2_buffer/retrieval.html#estimate_correction_probability",
-                "personal_llm/buffer/retrieval.py",
-            ),
-            "personal_llm.buffer.retrieval.estimate_everywhere": (
-                "2_buffer/retrieval.html#estimate_everywhere",
-                "personal_llm/buffer/retrieval.py",
-            ),
-            "personal_llm.buffer.retrieval.find_same_question": (
-                "2_buffer/retrieval.html#find_same_question",
-                "personal_llm/buffer/retrieval.py",
-            ),
-            "personal_llm.buffer.retrieval.fit_memories": (
-                "2_buffer/retrieval.html#fit_memories",
-                "personal_llm/buffer/retrieval.py",
-            ),
-            "personal_llm.buffer.retrieval.measure_help": (
-                "2_buffer/retrieval.html#measure_help",
-                "personal_llm/buffer/retrieval.py",
-            ),
-            "personal_llm.buffer.retrieval.rank_memories": (
-                "2_buffer/retrieval.html#rank_memories",
+            "personal_llm.buffer.retrieval.format_date": (
+                "2_buffer/retrieval.html#format_date",
                 "personal_llm/buffer/retrieval.py",
             ),
             "personal_llm.buffer.retrieval.retrieve": (
                 "2_buffer/retrieval.html#retrieve",
                 "personal_llm/buffer/retrieval.py",
             ),
-            "personal_llm.buffer.retrieval.retrieve_in_talk": (
-                "2_buffer/retrieval.html#retrieve_in_talk",
+            "personal_llm.buffer.retrieval.retrieve_statements": (
+                "2_buffer/retrieval.html#retrieve_statements",
                 "personal_llm/buffer/retrieval.py",
             ),
         },
@@ -2458,42 +2269,6 @@ d = {
                 "personal_llm/buffer/scoring.py",
             ),
         },
-        "personal_llm.buffer.self_check": {
-            "personal_llm.buffer.self_check.compute_usual_help": (
-                "2_buffer/self_check.html#compute_usual_help",
-                "personal_llm/buffer/self_check.py",
-            ),
-            "personal_llm.buffer.self_check.improve_reply": (
-                "2_buffer/self_check.html#improve_reply",
-                "personal_llm/buffer/self_check.py",
-            ),
-        },
-        "personal_llm.buffer.subjects": {
-            "personal_llm.buffer.subjects.compute_saved_share": (
-                "2_buffer/subjects.html#compute_saved_share",
-                "personal_llm/buffer/subjects.py",
-            ),
-            "personal_llm.buffer.subjects.continues_subject": (
-                "2_buffer/subjects.html#continues_subject",
-                "personal_llm/buffer/subjects.py",
-            ),
-            "personal_llm.buffer.subjects.find_prose": (
-                "2_buffer/subjects.html#find_prose",
-                "personal_llm/buffer/subjects.py",
-            ),
-            "personal_llm.buffer.subjects.is_about_reply": (
-                "2_buffer/subjects.html#is_about_reply",
-                "personal_llm/buffer/subjects.py",
-            ),
-            "personal_llm.buffer.subjects.label_replies": (
-                "2_buffer/subjects.html#label_replies",
-                "personal_llm/buffer/subjects.py",
-            ),
-            "personal_llm.buffer.subjects.split_lines": (
-                "2_buffer/subjects.html#split_lines",
-                "personal_llm/buffer/subjects.py",
-            ),
-        },
         "personal_llm.buffer.synthesis": {
             "personal_llm.buffer.synthesis.SynthesisConfig": (
                 "2_buffer/synthesis.html#synthesisconfig",
@@ -2542,24 +2317,6 @@ d = {
             "personal_llm.buffer.synthesis.synthesize": (
                 "2_buffer/synthesis.html#synthesize",
                 "personal_llm/buffer/synthesis.py",
-            ),
-        },
-        "personal_llm.buffer.wishes": {
-            "personal_llm.buffer.wishes.KnownCorrection": (
-                "2_buffer/wishes.html#knowncorrection",
-                "personal_llm/buffer/wishes.py",
-            ),
-            "personal_llm.buffer.wishes.choose_wish": (
-                "2_buffer/wishes.html#choose_wish",
-                "personal_llm/buffer/wishes.py",
-            ),
-            "personal_llm.buffer.wishes.compute_help": (
-                "2_buffer/wishes.html#compute_help",
-                "personal_llm/buffer/wishes.py",
-            ),
-            "personal_llm.buffer.wishes.find_replaced": (
-                "2_buffer/wishes.html#find_replaced",
-                "personal_llm/buffer/wishes.py",
             ),
         },
         "personal_llm.course.checks": {
@@ -4277,461 +4034,310 @@ d = {
                 "personal_llm/data/streams.py",
             ),
         },
-        "personal_llm.device.background_training": {
-            "personal_llm.device.background_training.BackgroundTraining": (
-                "6_device/background_training.html#backgroundtraining",
-                "personal_llm/device/background_training.py",
+        "personal_llm.device.archive": {
+            "personal_llm.device.archive.Archive": ("6_device/archive.html#archive", "personal_llm/device/archive.py"),
+            "personal_llm.device.archive.Archive.__init__": (
+                "6_device/archive.html#archive.__init__",
+                "personal_llm/device/archive.py",
             ),
-            "personal_llm.device.background_training.BackgroundTraining.__init__": (
-                "6_device/background_training.html#backgroundtraining.__init__",
-                "personal_llm/device/background_training.py",
+            "personal_llm.device.archive.Archive.__repr__": (
+                "6_device/archive.html#archive.__repr__",
+                "personal_llm/device/archive.py",
             ),
-            "personal_llm.device.background_training.BackgroundTraining.collect": (
-                "6_device/background_training.html#backgroundtraining.collect",
-                "personal_llm/device/background_training.py",
+            "personal_llm.device.archive.Archive._note": (
+                "6_device/archive.html#archive._note",
+                "personal_llm/device/archive.py",
             ),
-            "personal_llm.device.background_training.BackgroundTraining.drop_dialogues": (
-                "6_device/background_training.html#backgroundtraining.drop_dialogues",
-                "personal_llm/device/background_training.py",
+            "personal_llm.device.archive.Archive.add": (
+                "6_device/archive.html#archive.add",
+                "personal_llm/device/archive.py",
             ),
-            "personal_llm.device.background_training.BackgroundTraining.is_done": (
-                "6_device/background_training.html#backgroundtraining.is_done",
-                "personal_llm/device/background_training.py",
+            "personal_llm.device.archive.Archive.append": (
+                "6_device/archive.html#archive.append",
+                "personal_llm/device/archive.py",
             ),
-            "personal_llm.device.background_training.BackgroundTraining.run": (
-                "6_device/background_training.html#backgroundtraining.run",
-                "personal_llm/device/background_training.py",
+            "personal_llm.device.archive.Archive.close": (
+                "6_device/archive.html#archive.close",
+                "personal_llm/device/archive.py",
             ),
-            "personal_llm.device.background_training.BackgroundTraining.stop": (
-                "6_device/background_training.html#backgroundtraining.stop",
-                "personal_llm/device/background_training.py",
+            "personal_llm.device.archive.Archive.execute": (
+                "6_device/archive.html#archive.execute",
+                "personal_llm/device/archive.py",
             ),
-            "personal_llm.device.background_training.TrainingStopped": (
-                "6_device/background_training.html#trainingstopped",
-                "personal_llm/device/background_training.py",
+            "personal_llm.device.archive.Archive.load": (
+                "6_device/archive.html#archive.load",
+                "personal_llm/device/archive.py",
             ),
-            "personal_llm.device.background_training.install_stop_hook": (
-                "6_device/background_training.html#install_stop_hook",
-                "personal_llm/device/background_training.py",
+            "personal_llm.device.archive.Archive.transaction": (
+                "6_device/archive.html#archive.transaction",
+                "personal_llm/device/archive.py",
             ),
-            "personal_llm.device.background_training.release_memory": (
-                "6_device/background_training.html#release_memory",
-                "personal_llm/device/background_training.py",
+            "personal_llm.device.archive.Event": ("6_device/archive.html#event", "personal_llm/device/archive.py"),
+            "personal_llm.device.archive.backup_archive": (
+                "6_device/archive.html#backup_archive",
+                "personal_llm/device/archive.py",
+            ),
+            "personal_llm.device.archive.clean": ("6_device/archive.html#clean", "personal_llm/device/archive.py"),
+            "personal_llm.device.archive.connect": ("6_device/archive.html#connect", "personal_llm/device/archive.py"),
+            "personal_llm.device.archive.count_bytes": (
+                "6_device/archive.html#count_bytes",
+                "personal_llm/device/archive.py",
+            ),
+            "personal_llm.device.archive.delete_dialogues": (
+                "6_device/archive.html#delete_dialogues",
+                "personal_llm/device/archive.py",
+            ),
+            "personal_llm.device.archive.hold_folder": (
+                "6_device/archive.html#hold_folder",
+                "personal_llm/device/archive.py",
+            ),
+            "personal_llm.device.archive.is_archive_file": (
+                "6_device/archive.html#is_archive_file",
+                "personal_llm/device/archive.py",
+            ),
+            "personal_llm.device.archive.load_vectors": (
+                "6_device/archive.html#load_vectors",
+                "personal_llm/device/archive.py",
+            ),
+            "personal_llm.device.archive.purge": ("6_device/archive.html#purge", "personal_llm/device/archive.py"),
+            "personal_llm.device.archive.report_damage": (
+                "6_device/archive.html#report_damage",
+                "personal_llm/device/archive.py",
+            ),
+            "personal_llm.device.archive.restore_history": (
+                "6_device/archive.html#restore_history",
+                "personal_llm/device/archive.py",
+            ),
+            "personal_llm.device.archive.search": ("6_device/archive.html#search", "personal_llm/device/archive.py"),
+            "personal_llm.device.archive.shorten_history": (
+                "6_device/archive.html#shorten_history",
+                "personal_llm/device/archive.py",
+            ),
+            "personal_llm.device.archive.store_vectors": (
+                "6_device/archive.html#store_vectors",
+                "personal_llm/device/archive.py",
+            ),
+            "personal_llm.device.archive.trim_archive": (
+                "6_device/archive.html#trim_archive",
+                "personal_llm/device/archive.py",
             ),
         },
-        "personal_llm.device.conversation": {
-            "personal_llm.device.conversation.ChatSession": (
-                "6_device/conversation.html#chatsession",
-                "personal_llm/device/conversation.py",
+        "personal_llm.device.chat": {
+            "personal_llm.device.chat.BackgroundWork": (
+                "6_device/chat.html#backgroundwork",
+                "personal_llm/device/chat.py",
             ),
-            "personal_llm.device.conversation.ChatSession.__enter__": (
-                "6_device/conversation.html#chatsession.__enter__",
-                "personal_llm/device/conversation.py",
+            "personal_llm.device.chat.BackgroundWork.__init__": (
+                "6_device/chat.html#backgroundwork.__init__",
+                "personal_llm/device/chat.py",
             ),
-            "personal_llm.device.conversation.ChatSession.__exit__": (
-                "6_device/conversation.html#chatsession.__exit__",
-                "personal_llm/device/conversation.py",
+            "personal_llm.device.chat.BackgroundWork._run": (
+                "6_device/chat.html#backgroundwork._run",
+                "personal_llm/device/chat.py",
             ),
-            "personal_llm.device.conversation.ChatSession.__init__": (
-                "6_device/conversation.html#chatsession.__init__",
-                "personal_llm/device/conversation.py",
+            "personal_llm.device.chat.BackgroundWork.is_done": (
+                "6_device/chat.html#backgroundwork.is_done",
+                "personal_llm/device/chat.py",
             ),
-            "personal_llm.device.conversation.ChatSession.add_scored": (
-                "6_device/conversation.html#chatsession.add_scored",
-                "personal_llm/device/conversation.py",
+            "personal_llm.device.chat.BackgroundWork.stop": (
+                "6_device/chat.html#backgroundwork.stop",
+                "personal_llm/device/chat.py",
             ),
-            "personal_llm.device.conversation.ChatSession.answer": (
-                "6_device/conversation.html#chatsession.answer",
-                "personal_llm/device/conversation.py",
+            "personal_llm.device.chat.ChatSession": ("6_device/chat.html#chatsession", "personal_llm/device/chat.py"),
+            "personal_llm.device.chat.ChatSession.__enter__": (
+                "6_device/chat.html#chatsession.__enter__",
+                "personal_llm/device/chat.py",
             ),
-            "personal_llm.device.conversation.ChatSession.check_reply": (
-                "6_device/conversation.html#chatsession.check_reply",
-                "personal_llm/device/conversation.py",
+            "personal_llm.device.chat.ChatSession.__exit__": (
+                "6_device/chat.html#chatsession.__exit__",
+                "personal_llm/device/chat.py",
             ),
-            "personal_llm.device.conversation.ChatSession.choose": (
-                "6_device/conversation.html#chatsession.choose",
-                "personal_llm/device/conversation.py",
+            "personal_llm.device.chat.ChatSession.__init__": (
+                "6_device/chat.html#chatsession.__init__",
+                "personal_llm/device/chat.py",
             ),
-            "personal_llm.device.conversation.ChatSession.close": (
-                "6_device/conversation.html#chatsession.close",
-                "personal_llm/device/conversation.py",
+            "personal_llm.device.chat.ChatSession._cancel_timer": (
+                "6_device/chat.html#chatsession._cancel_timer",
+                "personal_llm/device/chat.py",
             ),
-            "personal_llm.device.conversation.ChatSession.correct": (
-                "6_device/conversation.html#chatsession.correct",
-                "personal_llm/device/conversation.py",
+            "personal_llm.device.chat.ChatSession._settle": (
+                "6_device/chat.html#chatsession._settle",
+                "personal_llm/device/chat.py",
             ),
-            "personal_llm.device.conversation.ChatSession.correct_history": (
-                "6_device/conversation.html#chatsession.correct_history",
-                "personal_llm/device/conversation.py",
+            "personal_llm.device.chat.ChatSession._start_timer": (
+                "6_device/chat.html#chatsession._start_timer",
+                "personal_llm/device/chat.py",
             ),
-            "personal_llm.device.conversation.ChatSession.count_new_answers": (
-                "6_device/conversation.html#chatsession.count_new_answers",
-                "personal_llm/device/conversation.py",
+            "personal_llm.device.chat.ChatSession._train": (
+                "6_device/chat.html#chatsession._train",
+                "personal_llm/device/chat.py",
             ),
-            "personal_llm.device.conversation.ChatSession.describe_memories": (
-                "6_device/conversation.html#chatsession.describe_memories",
-                "personal_llm/device/conversation.py",
+            "personal_llm.device.chat.ChatSession._write": (
+                "6_device/chat.html#chatsession._write",
+                "personal_llm/device/chat.py",
             ),
-            "personal_llm.device.conversation.ChatSession.feedback": (
-                "6_device/conversation.html#chatsession.feedback",
-                "personal_llm/device/conversation.py",
+            "personal_llm.device.chat.ChatSession.close": (
+                "6_device/chat.html#chatsession.close",
+                "personal_llm/device/chat.py",
             ),
-            "personal_llm.device.conversation.ChatSession.find_subject": (
-                "6_device/conversation.html#chatsession.find_subject",
-                "personal_llm/device/conversation.py",
+            "personal_llm.device.chat.ChatSession.collect": (
+                "6_device/chat.html#chatsession.collect",
+                "personal_llm/device/chat.py",
             ),
-            "personal_llm.device.conversation.ChatSession.finish_training": (
-                "6_device/conversation.html#chatsession.finish_training",
-                "personal_llm/device/conversation.py",
+            "personal_llm.device.chat.ChatSession.describe_source": (
+                "6_device/chat.html#chatsession.describe_source",
+                "personal_llm/device/chat.py",
             ),
-            "personal_llm.device.conversation.ChatSession.forget": (
-                "6_device/conversation.html#chatsession.forget",
-                "personal_llm/device/conversation.py",
+            "personal_llm.device.chat.ChatSession.finish_learning": (
+                "6_device/chat.html#chatsession.finish_learning",
+                "personal_llm/device/chat.py",
             ),
-            "personal_llm.device.conversation.ChatSession.generate_again": (
-                "6_device/conversation.html#chatsession.generate_again",
-                "personal_llm/device/conversation.py",
+            "personal_llm.device.chat.ChatSession.forget": (
+                "6_device/chat.html#chatsession.forget",
+                "personal_llm/device/chat.py",
             ),
-            "personal_llm.device.conversation.ChatSession.generate_reply": (
-                "6_device/conversation.html#chatsession.generate_reply",
-                "personal_llm/device/conversation.py",
+            "personal_llm.device.chat.ChatSession.learn": (
+                "6_device/chat.html#chatsession.learn",
+                "personal_llm/device/chat.py",
             ),
-            "personal_llm.device.conversation.ChatSession.history": (
-                "6_device/conversation.html#chatsession.history",
-                "personal_llm/device/conversation.py",
+            "personal_llm.device.chat.ChatSession.open_talk": (
+                "6_device/chat.html#chatsession.open_talk",
+                "personal_llm/device/chat.py",
             ),
-            "personal_llm.device.conversation.ChatSession.infer_feedback": (
-                "6_device/conversation.html#chatsession.infer_feedback",
-                "personal_llm/device/conversation.py",
+            "personal_llm.device.chat.ChatSession.pop_messages": (
+                "6_device/chat.html#chatsession.pop_messages",
+                "personal_llm/device/chat.py",
             ),
-            "personal_llm.device.conversation.ChatSession.learn": (
-                "6_device/conversation.html#chatsession.learn",
-                "personal_llm/device/conversation.py",
+            "personal_llm.device.chat.ChatSession.question": (
+                "6_device/chat.html#chatsession.question",
+                "personal_llm/device/chat.py",
             ),
-            "personal_llm.device.conversation.ChatSession.observe": (
-                "6_device/conversation.html#chatsession.observe",
-                "personal_llm/device/conversation.py",
+            "personal_llm.device.chat.ChatSession.react": (
+                "6_device/chat.html#chatsession.react",
+                "personal_llm/device/chat.py",
             ),
-            "personal_llm.device.conversation.ChatSession.offer_choice": (
-                "6_device/conversation.html#chatsession.offer_choice",
-                "personal_llm/device/conversation.py",
+            "personal_llm.device.chat.ChatSession.say": (
+                "6_device/chat.html#chatsession.say",
+                "personal_llm/device/chat.py",
             ),
-            "personal_llm.device.conversation.ChatSession.open_conversation": (
-                "6_device/conversation.html#chatsession.open_conversation",
-                "personal_llm/device/conversation.py",
+            "personal_llm.device.chat.ChatSession.score_in_background": (
+                "6_device/chat.html#chatsession.score_in_background",
+                "personal_llm/device/chat.py",
             ),
-            "personal_llm.device.conversation.ChatSession.plan_reply": (
-                "6_device/conversation.html#chatsession.plan_reply",
-                "personal_llm/device/conversation.py",
+            "personal_llm.device.chat.ChatSession.skip": (
+                "6_device/chat.html#chatsession.skip",
+                "personal_llm/device/chat.py",
             ),
-            "personal_llm.device.conversation.ChatSession.pop_messages": (
-                "6_device/conversation.html#chatsession.pop_messages",
-                "personal_llm/device/conversation.py",
+            "personal_llm.device.chat.ChatSession.stop_learning": (
+                "6_device/chat.html#chatsession.stop_learning",
+                "personal_llm/device/chat.py",
             ),
-            "personal_llm.device.conversation.ChatSession.read_talk": (
-                "6_device/conversation.html#chatsession.read_talk",
-                "personal_llm/device/conversation.py",
+            "personal_llm.device.chat.ChatSession.stop_reply": (
+                "6_device/chat.html#chatsession.stop_reply",
+                "personal_llm/device/chat.py",
             ),
-            "personal_llm.device.conversation.ChatSession.rename_conversation": (
-                "6_device/conversation.html#chatsession.rename_conversation",
-                "personal_llm/device/conversation.py",
+            "personal_llm.device.chat.ChatSession.turns": (
+                "6_device/chat.html#chatsession.turns",
+                "personal_llm/device/chat.py",
             ),
-            "personal_llm.device.conversation.ChatSession.retry": (
-                "6_device/conversation.html#chatsession.retry",
-                "personal_llm/device/conversation.py",
+            "personal_llm.device.chat.ChatSession.undo_learning": (
+                "6_device/chat.html#chatsession.undo_learning",
+                "personal_llm/device/chat.py",
             ),
-            "personal_llm.device.conversation.ChatSession.save": (
-                "6_device/conversation.html#chatsession.save",
-                "personal_llm/device/conversation.py",
-            ),
-            "personal_llm.device.conversation.ChatSession.say": (
-                "6_device/conversation.html#chatsession.say",
-                "personal_llm/device/conversation.py",
-            ),
-            "personal_llm.device.conversation.ChatSession.score_imported": (
-                "6_device/conversation.html#chatsession.score_imported",
-                "personal_llm/device/conversation.py",
-            ),
-            "personal_llm.device.conversation.ChatSession.settle_pending": (
-                "6_device/conversation.html#chatsession.settle_pending",
-                "personal_llm/device/conversation.py",
-            ),
-            "personal_llm.device.conversation.ChatSession.skip": (
-                "6_device/conversation.html#chatsession.skip",
-                "personal_llm/device/conversation.py",
-            ),
-            "personal_llm.device.conversation.ChatSession.stop_learning": (
-                "6_device/conversation.html#chatsession.stop_learning",
-                "personal_llm/device/conversation.py",
-            ),
-            "personal_llm.device.conversation.ChatSession.stop_reply": (
-                "6_device/conversation.html#chatsession.stop_reply",
-                "personal_llm/device/conversation.py",
-            ),
-            "personal_llm.device.conversation.ChatSession.stream_reply": (
-                "6_device/conversation.html#chatsession.stream_reply",
-                "personal_llm/device/conversation.py",
-            ),
-            "personal_llm.device.conversation.ChatSession.undo": (
-                "6_device/conversation.html#chatsession.undo",
-                "personal_llm/device/conversation.py",
-            ),
-            "personal_llm.device.conversation.ChatSession.undo_learning": (
-                "6_device/conversation.html#chatsession.undo_learning",
-                "personal_llm/device/conversation.py",
-            ),
-            "personal_llm.device.conversation.Draft": (
-                "6_device/conversation.html#draft",
-                "personal_llm/device/conversation.py",
-            ),
-            "personal_llm.device.conversation.check_session_folder": (
-                "6_device/conversation.html#check_session_folder",
-                "personal_llm/device/conversation.py",
-            ),
-            "personal_llm.device.conversation.clean_text": (
-                "6_device/conversation.html#clean_text",
-                "personal_llm/device/conversation.py",
-            ),
-            "personal_llm.device.conversation.delay_interrupts": (
-                "6_device/conversation.html#delay_interrupts",
-                "personal_llm/device/conversation.py",
-            ),
+            "personal_llm.device.chat.WorkStopped": ("6_device/chat.html#workstopped", "personal_llm/device/chat.py"),
+            "personal_llm.device.chat.clean_text": ("6_device/chat.html#clean_text", "personal_llm/device/chat.py"),
         },
         "personal_llm.device.forgetting": {
-            "personal_llm.device.forgetting.ForgetReport": (
-                "6_device/forgetting.html#forgetreport",
+            "personal_llm.device.forgetting.ForgetPlan": (
+                "6_device/forgetting.html#forgetplan",
                 "personal_llm/device/forgetting.py",
             ),
-            "personal_llm.device.forgetting.ForgetReport.__str__": (
-                "6_device/forgetting.html#forgetreport.__str__",
+            "personal_llm.device.forgetting.ForgetPlan.__str__": (
+                "6_device/forgetting.html#forgetplan.__str__",
                 "personal_llm/device/forgetting.py",
             ),
-            "personal_llm.device.forgetting.ForgetRequest": (
-                "6_device/forgetting.html#forgetrequest",
+            "personal_llm.device.forgetting.empty_replies": (
+                "6_device/forgetting.html#empty_replies",
                 "personal_llm/device/forgetting.py",
             ),
-            "personal_llm.device.forgetting.ForgetRequest.__post_init__": (
-                "6_device/forgetting.html#forgetrequest.__post_init__",
+            "personal_llm.device.forgetting.find_adapters": (
+                "6_device/forgetting.html#find_adapters",
                 "personal_llm/device/forgetting.py",
             ),
-            "personal_llm.device.forgetting.ForgetRequest.is_early": (
-                "6_device/forgetting.html#forgetrequest.is_early",
+            "personal_llm.device.forgetting.find_readers": (
+                "6_device/forgetting.html#find_readers",
                 "personal_llm/device/forgetting.py",
             ),
-            "personal_llm.device.forgetting.ForgetRequest.is_in": (
-                "6_device/forgetting.html#forgetrequest.is_in",
-                "personal_llm/device/forgetting.py",
-            ),
-            "personal_llm.device.forgetting.ForgetRequest.matches": (
-                "6_device/forgetting.html#forgetrequest.matches",
-                "personal_llm/device/forgetting.py",
-            ),
-            "personal_llm.device.forgetting._cut_history": (
-                "6_device/forgetting.html#_cut_history",
-                "personal_llm/device/forgetting.py",
-            ),
-            "personal_llm.device.forgetting._find_forgotten": (
-                "6_device/forgetting.html#_find_forgotten",
-                "personal_llm/device/forgetting.py",
-            ),
-            "personal_llm.device.forgetting._find_matches": (
-                "6_device/forgetting.html#_find_matches",
-                "personal_llm/device/forgetting.py",
-            ),
-            "personal_llm.device.forgetting._find_published": (
-                "6_device/forgetting.html#_find_published",
-                "personal_llm/device/forgetting.py",
-            ),
-            "personal_llm.device.forgetting._find_reacted": (
-                "6_device/forgetting.html#_find_reacted",
-                "personal_llm/device/forgetting.py",
-            ),
-            "personal_llm.device.forgetting._follow": (
-                "6_device/forgetting.html#_follow",
-                "personal_llm/device/forgetting.py",
-            ),
-            "personal_llm.device.forgetting._holds_only_yours": (
-                "6_device/forgetting.html#_holds_only_yours",
-                "personal_llm/device/forgetting.py",
-            ),
-            "personal_llm.device.forgetting._list_copies": (
-                "6_device/forgetting.html#_list_copies",
-                "personal_llm/device/forgetting.py",
-            ),
-            "personal_llm.device.forgetting._list_limits": (
-                "6_device/forgetting.html#_list_limits",
-                "personal_llm/device/forgetting.py",
-            ),
-            "personal_llm.device.forgetting._list_read_dialogues": (
-                "6_device/forgetting.html#_list_read_dialogues",
-                "personal_llm/device/forgetting.py",
-            ),
-            "personal_llm.device.forgetting.apply_to_folder": (
-                "6_device/forgetting.html#apply_to_folder",
-                "personal_llm/device/forgetting.py",
-            ),
-            "personal_llm.device.forgetting.delete_memory": (
-                "6_device/forgetting.html#delete_memory",
+            "personal_llm.device.forgetting.fold": (
+                "6_device/forgetting.html#fold",
                 "personal_llm/device/forgetting.py",
             ),
             "personal_llm.device.forgetting.forget_dialogues": (
                 "6_device/forgetting.html#forget_dialogues",
                 "personal_llm/device/forgetting.py",
             ),
-            "personal_llm.device.forgetting.forget_folder": (
-                "6_device/forgetting.html#forget_folder",
+            "personal_llm.device.forgetting.forget_everything": (
+                "6_device/forgetting.html#forget_everything",
                 "personal_llm/device/forgetting.py",
             ),
-            "personal_llm.device.forgetting.list_sources": (
-                "6_device/forgetting.html#list_sources",
+            "personal_llm.device.forgetting.plan_forgetting": (
+                "6_device/forgetting.html#plan_forgetting",
+                "personal_llm/device/forgetting.py",
+            ),
+            "personal_llm.device.forgetting.remove_adapter": (
+                "6_device/forgetting.html#remove_adapter",
+                "personal_llm/device/forgetting.py",
+            ),
+            "personal_llm.device.forgetting.select_dialogues": (
+                "6_device/forgetting.html#select_dialogues",
                 "personal_llm/device/forgetting.py",
             ),
         },
+        "personal_llm.device.learning": {
+            "personal_llm.device.learning.PreparedRound": (
+                "6_device/learning.html#preparedround",
+                "personal_llm/device/learning.py",
+            ),
+            "personal_llm.device.learning.choose_start": (
+                "6_device/learning.html#choose_start",
+                "personal_llm/device/learning.py",
+            ),
+            "personal_llm.device.learning.hash_weights": (
+                "6_device/learning.html#hash_weights",
+                "personal_llm/device/learning.py",
+            ),
+            "personal_llm.device.learning.load_last_adapter": (
+                "6_device/learning.html#load_last_adapter",
+                "personal_llm/device/learning.py",
+            ),
+            "personal_llm.device.learning.prepare_round": (
+                "6_device/learning.html#prepare_round",
+                "personal_llm/device/learning.py",
+            ),
+        },
         "personal_llm.device.memory": {
-            "personal_llm.device.memory.Event": ("6_device/memory.html#event", "personal_llm/device/memory.py"),
             "personal_llm.device.memory.Memory": ("6_device/memory.html#memory", "personal_llm/device/memory.py"),
             "personal_llm.device.memory.Memory.__init__": (
                 "6_device/memory.html#memory.__init__",
                 "personal_llm/device/memory.py",
             ),
-            "personal_llm.device.memory.Memory.__repr__": (
-                "6_device/memory.html#memory.__repr__",
+            "personal_llm.device.memory.Memory.clear": (
+                "6_device/memory.html#memory.clear",
                 "personal_llm/device/memory.py",
             ),
-            "personal_llm.device.memory.Memory.add": (
-                "6_device/memory.html#memory.add",
+            "personal_llm.device.memory.Memory.find": (
+                "6_device/memory.html#memory.find",
                 "personal_llm/device/memory.py",
             ),
-            "personal_llm.device.memory.Memory.append": (
-                "6_device/memory.html#memory.append",
+            "personal_llm.device.memory.Memory.load": (
+                "6_device/memory.html#memory.load",
                 "personal_llm/device/memory.py",
             ),
-            "personal_llm.device.memory.Memory.delete": (
-                "6_device/memory.html#memory.delete",
+            "personal_llm.device.memory.Memory.store": (
+                "6_device/memory.html#memory.store",
                 "personal_llm/device/memory.py",
             ),
-            "personal_llm.device.memory.Memory.is_configured": (
-                "6_device/memory.html#memory.is_configured",
-                "personal_llm/device/memory.py",
-            ),
-            "personal_llm.device.memory.Memory.read": (
-                "6_device/memory.html#memory.read",
-                "personal_llm/device/memory.py",
-            ),
-            "personal_llm.device.memory.Memory.remember": (
-                "6_device/memory.html#memory.remember",
-                "personal_llm/device/memory.py",
-            ),
-            "personal_llm.device.memory.Memory.write": (
-                "6_device/memory.html#memory.write",
-                "personal_llm/device/memory.py",
-            ),
-            "personal_llm.device.memory._dialogue_from_row": (
-                "6_device/memory.html#_dialogue_from_row",
-                "personal_llm/device/memory.py",
-            ),
-            "personal_llm.device.memory._dialogue_to_row": (
-                "6_device/memory.html#_dialogue_to_row",
-                "personal_llm/device/memory.py",
-            ),
-            "personal_llm.device.memory._event_from_row": (
-                "6_device/memory.html#_event_from_row",
-                "personal_llm/device/memory.py",
-            ),
-            "personal_llm.device.memory._event_to_row": (
-                "6_device/memory.html#_event_to_row",
-                "personal_llm/device/memory.py",
-            ),
-            "personal_llm.device.memory._hash_row": ("6_device/memory.html#_hash_row", "personal_llm/device/memory.py"),
-            "personal_llm.device.memory._is_linked": (
-                "6_device/memory.html#_is_linked",
-                "personal_llm/device/memory.py",
-            ),
-            "personal_llm.device.memory._read_rows": (
-                "6_device/memory.html#_read_rows",
-                "personal_llm/device/memory.py",
-            ),
-            "personal_llm.device.memory.claim_adapter_folder": (
-                "6_device/memory.html#claim_adapter_folder",
-                "personal_llm/device/memory.py",
-            ),
-            "personal_llm.device.memory.claim_folder": (
-                "6_device/memory.html#claim_folder",
-                "personal_llm/device/memory.py",
-            ),
-            "personal_llm.device.memory.find_run_folders": (
-                "6_device/memory.html#find_run_folders",
-                "personal_llm/device/memory.py",
-            ),
-            "personal_llm.device.memory.find_state_folders": (
-                "6_device/memory.html#find_state_folders",
-                "personal_llm/device/memory.py",
-            ),
-            "personal_llm.device.memory.get_state_version": (
-                "6_device/memory.html#get_state_version",
-                "personal_llm/device/memory.py",
-            ),
-            "personal_llm.device.memory.has_state": ("6_device/memory.html#has_state", "personal_llm/device/memory.py"),
-            "personal_llm.device.memory.hash_adapter_files": (
-                "6_device/memory.html#hash_adapter_files",
-                "personal_llm/device/memory.py",
-            ),
-            "personal_llm.device.memory.hold_store": (
-                "6_device/memory.html#hold_store",
-                "personal_llm/device/memory.py",
-            ),
-            "personal_llm.device.memory.is_claimed": (
-                "6_device/memory.html#is_claimed",
-                "personal_llm/device/memory.py",
-            ),
-            "personal_llm.device.memory.is_own_folder": (
-                "6_device/memory.html#is_own_folder",
-                "personal_llm/device/memory.py",
-            ),
-            "personal_llm.device.memory.join_conversation": (
-                "6_device/memory.html#join_conversation",
-                "personal_llm/device/memory.py",
-            ),
-            "personal_llm.device.memory.load_adapter": (
-                "6_device/memory.html#load_adapter",
-                "personal_llm/device/memory.py",
-            ),
-            "personal_llm.device.memory.lock_state": (
-                "6_device/memory.html#lock_state",
-                "personal_llm/device/memory.py",
-            ),
-            "personal_llm.device.memory.make_no_state_error": (
-                "6_device/memory.html#make_no_state_error",
-                "personal_llm/device/memory.py",
-            ),
-            "personal_llm.device.memory.open_store": (
-                "6_device/memory.html#open_store",
-                "personal_llm/device/memory.py",
-            ),
-            "personal_llm.device.memory.remove_adapter": (
-                "6_device/memory.html#remove_adapter",
-                "personal_llm/device/memory.py",
-            ),
-            "personal_llm.device.memory.scores_from_dict": (
-                "6_device/memory.html#scores_from_dict",
-                "personal_llm/device/memory.py",
-            ),
-            "personal_llm.device.memory.scores_to_dict": (
-                "6_device/memory.html#scores_to_dict",
-                "personal_llm/device/memory.py",
-            ),
-            "personal_llm.device.memory.split_conversation": (
-                "6_device/memory.html#split_conversation",
-                "personal_llm/device/memory.py",
-            ),
-            "personal_llm.device.memory.sweep_folder": (
-                "6_device/memory.html#sweep_folder",
-                "personal_llm/device/memory.py",
-            ),
-            "personal_llm.device.memory.truncate_journal": (
-                "6_device/memory.html#truncate_journal",
-                "personal_llm/device/memory.py",
-            ),
+            "personal_llm.device.memory.Recall": ("6_device/memory.html#recall", "personal_llm/device/memory.py"),
         },
         "personal_llm.device.personalizer": {
             "personal_llm.device.personalizer.Personalizer": (
@@ -4746,104 +4352,56 @@ d = {
                 "6_device/personalizer.html#personalizer.__repr__",
                 "personal_llm/device/personalizer.py",
             ),
-            "personal_llm.device.personalizer.Personalizer._apply_labels": (
-                "6_device/personalizer.html#personalizer._apply_labels",
-                "personal_llm/device/personalizer.py",
-            ),
             "personal_llm.device.personalizer.Personalizer._ask": (
                 "6_device/personalizer.html#personalizer._ask",
                 "personal_llm/device/personalizer.py",
             ),
-            "personal_llm.device.personalizer.Personalizer._choose_wish": (
-                "6_device/personalizer.html#personalizer._choose_wish",
+            "personal_llm.device.personalizer.Personalizer._check_base": (
+                "6_device/personalizer.html#personalizer._check_base",
                 "personal_llm/device/personalizer.py",
             ),
             "personal_llm.device.personalizer.Personalizer._configure": (
                 "6_device/personalizer.html#personalizer._configure",
                 "personal_llm/device/personalizer.py",
             ),
-            "personal_llm.device.personalizer.Personalizer._empty_unread": (
-                "6_device/personalizer.html#personalizer._empty_unread",
-                "personal_llm/device/personalizer.py",
-            ),
-            "personal_llm.device.personalizer.Personalizer._find_rebuild_obstacle": (
-                "6_device/personalizer.html#personalizer._find_rebuild_obstacle",
-                "personal_llm/device/personalizer.py",
-            ),
-            "personal_llm.device.personalizer.Personalizer._get_memory_limit": (
-                "6_device/personalizer.html#personalizer._get_memory_limit",
-                "personal_llm/device/personalizer.py",
-            ),
-            "personal_llm.device.personalizer.Personalizer._get_model_name": (
-                "6_device/personalizer.html#personalizer._get_model_name",
-                "personal_llm/device/personalizer.py",
-            ),
-            "personal_llm.device.personalizer.Personalizer._is_outdated": (
-                "6_device/personalizer.html#personalizer._is_outdated",
-                "personal_llm/device/personalizer.py",
-            ),
-            "personal_llm.device.personalizer.Personalizer._list_versions": (
-                "6_device/personalizer.html#personalizer._list_versions",
-                "personal_llm/device/personalizer.py",
-            ),
-            "personal_llm.device.personalizer.Personalizer._load_last": (
-                "6_device/personalizer.html#personalizer._load_last",
+            "personal_llm.device.personalizer.Personalizer._place_scored": (
+                "6_device/personalizer.html#personalizer._place_scored",
                 "personal_llm/device/personalizer.py",
             ),
             "personal_llm.device.personalizer.Personalizer._record_reaction": (
                 "6_device/personalizer.html#personalizer._record_reaction",
                 "personal_llm/device/personalizer.py",
             ),
-            "personal_llm.device.personalizer.Personalizer._record_sources": (
-                "6_device/personalizer.html#personalizer._record_sources",
-                "personal_llm/device/personalizer.py",
-            ),
-            "personal_llm.device.personalizer.Personalizer.add_cost": (
-                "6_device/personalizer.html#personalizer.add_cost",
-                "personal_llm/device/personalizer.py",
-            ),
-            "personal_llm.device.personalizer.Personalizer.answer_from_facts": (
-                "6_device/personalizer.html#personalizer.answer_from_facts",
+            "personal_llm.device.personalizer.Personalizer._trim": (
+                "6_device/personalizer.html#personalizer._trim",
                 "personal_llm/device/personalizer.py",
             ),
             "personal_llm.device.personalizer.Personalizer.arrive": (
                 "6_device/personalizer.html#personalizer.arrive",
                 "personal_llm/device/personalizer.py",
             ),
-            "personal_llm.device.personalizer.Personalizer.check_undo": (
-                "6_device/personalizer.html#personalizer.check_undo",
+            "personal_llm.device.personalizer.Personalizer.buffer": (
+                "6_device/personalizer.html#personalizer.buffer",
                 "personal_llm/device/personalizer.py",
             ),
-            "personal_llm.device.personalizer.Personalizer.choose_adapter": (
-                "6_device/personalizer.html#personalizer.choose_adapter",
+            "personal_llm.device.personalizer.Personalizer.change": (
+                "6_device/personalizer.html#personalizer.change",
                 "personal_llm/device/personalizer.py",
             ),
-            "personal_llm.device.personalizer.Personalizer.choose_start": (
-                "6_device/personalizer.html#personalizer.choose_start",
+            "personal_llm.device.personalizer.Personalizer.close": (
+                "6_device/personalizer.html#personalizer.close",
                 "personal_llm/device/personalizer.py",
             ),
-            "personal_llm.device.personalizer.Personalizer.collect_training_dialogues": (
-                "6_device/personalizer.html#personalizer.collect_training_dialogues",
+            "personal_llm.device.personalizer.Personalizer.collect_training": (
+                "6_device/personalizer.html#personalizer.collect_training",
                 "personal_llm/device/personalizer.py",
             ),
-            "personal_llm.device.personalizer.Personalizer.commit_round": (
-                "6_device/personalizer.html#personalizer.commit_round",
+            "personal_llm.device.personalizer.Personalizer.commit": (
+                "6_device/personalizer.html#personalizer.commit",
                 "personal_llm/device/personalizer.py",
             ),
-            "personal_llm.device.personalizer.Personalizer.find_check": (
-                "6_device/personalizer.html#personalizer.find_check",
-                "personal_llm/device/personalizer.py",
-            ),
-            "personal_llm.device.personalizer.Personalizer.find_learned_roots": (
-                "6_device/personalizer.html#personalizer.find_learned_roots",
-                "personal_llm/device/personalizer.py",
-            ),
-            "personal_llm.device.personalizer.Personalizer.find_replaced_roots": (
-                "6_device/personalizer.html#personalizer.find_replaced_roots",
-                "personal_llm/device/personalizer.py",
-            ),
-            "personal_llm.device.personalizer.Personalizer.find_start": (
-                "6_device/personalizer.html#personalizer.find_start",
+            "personal_llm.device.personalizer.Personalizer.cost": (
+                "6_device/personalizer.html#personalizer.cost",
                 "personal_llm/device/personalizer.py",
             ),
             "personal_llm.device.personalizer.Personalizer.finetune": (
@@ -4854,34 +4412,6 @@ d = {
                 "6_device/personalizer.html#personalizer.forget",
                 "personal_llm/device/personalizer.py",
             ),
-            "personal_llm.device.personalizer.Personalizer.is_adapter_for_all": (
-                "6_device/personalizer.html#personalizer.is_adapter_for_all",
-                "personal_llm/device/personalizer.py",
-            ),
-            "personal_llm.device.personalizer.Personalizer.is_kept": (
-                "6_device/personalizer.html#personalizer.is_kept",
-                "personal_llm/device/personalizer.py",
-            ),
-            "personal_llm.device.personalizer.Personalizer.list_memories": (
-                "6_device/personalizer.html#personalizer.list_memories",
-                "personal_llm/device/personalizer.py",
-            ),
-            "personal_llm.device.personalizer.Personalizer.list_rounds_of_adapter": (
-                "6_device/personalizer.html#personalizer.list_rounds_of_adapter",
-                "personal_llm/device/personalizer.py",
-            ),
-            "personal_llm.device.personalizer.Personalizer.list_stream": (
-                "6_device/personalizer.html#personalizer.list_stream",
-                "personal_llm/device/personalizer.py",
-            ),
-            "personal_llm.device.personalizer.Personalizer.list_told": (
-                "6_device/personalizer.html#personalizer.list_told",
-                "personal_llm/device/personalizer.py",
-            ),
-            "personal_llm.device.personalizer.Personalizer.locked": (
-                "6_device/personalizer.html#personalizer.locked",
-                "personal_llm/device/personalizer.py",
-            ),
             "personal_llm.device.personalizer.Personalizer.observe": (
                 "6_device/personalizer.html#personalizer.observe",
                 "personal_llm/device/personalizer.py",
@@ -4890,16 +4420,8 @@ d = {
                 "6_device/personalizer.html#personalizer.observe_all",
                 "personal_llm/device/personalizer.py",
             ),
-            "personal_llm.device.personalizer.Personalizer.offer": (
-                "6_device/personalizer.html#personalizer.offer",
-                "personal_llm/device/personalizer.py",
-            ),
-            "personal_llm.device.personalizer.Personalizer.open_question": (
-                "6_device/personalizer.html#personalizer.open_question",
-                "personal_llm/device/personalizer.py",
-            ),
-            "personal_llm.device.personalizer.Personalizer.plan_reply": (
-                "6_device/personalizer.html#personalizer.plan_reply",
+            "personal_llm.device.personalizer.Personalizer.place": (
+                "6_device/personalizer.html#personalizer.place",
                 "personal_llm/device/personalizer.py",
             ),
             "personal_llm.device.personalizer.Personalizer.questions_left": (
@@ -4910,393 +4432,187 @@ d = {
                 "6_device/personalizer.html#personalizer.react",
                 "personal_llm/device/personalizer.py",
             ),
-            "personal_llm.device.personalizer.Personalizer.release": (
-                "6_device/personalizer.html#personalizer.release",
+            "personal_llm.device.personalizer.Personalizer.recall": (
+                "6_device/personalizer.html#personalizer.recall",
                 "personal_llm/device/personalizer.py",
             ),
             "personal_llm.device.personalizer.Personalizer.reply": (
                 "6_device/personalizer.html#personalizer.reply",
                 "personal_llm/device/personalizer.py",
             ),
-            "personal_llm.device.personalizer.Personalizer.rescore": (
-                "6_device/personalizer.html#personalizer.rescore",
+            "personal_llm.device.personalizer.Personalizer.rounds": (
+                "6_device/personalizer.html#personalizer.rounds",
                 "personal_llm/device/personalizer.py",
             ),
-            "personal_llm.device.personalizer.Personalizer.rescore_stale": (
-                "6_device/personalizer.html#personalizer.rescore_stale",
+            "personal_llm.device.personalizer.Personalizer.score_due": (
+                "6_device/personalizer.html#personalizer.score_due",
                 "personal_llm/device/personalizer.py",
             ),
-            "personal_llm.device.personalizer.Personalizer.retrain": (
-                "6_device/personalizer.html#personalizer.retrain",
-                "personal_llm/device/personalizer.py",
-            ),
-            "personal_llm.device.personalizer.Personalizer.retrieve_memories": (
-                "6_device/personalizer.html#personalizer.retrieve_memories",
-                "personal_llm/device/personalizer.py",
-            ),
-            "personal_llm.device.personalizer.Personalizer.save": (
-                "6_device/personalizer.html#personalizer.save",
-                "personal_llm/device/personalizer.py",
-            ),
-            "personal_llm.device.personalizer.Personalizer.score": (
-                "6_device/personalizer.html#personalizer.score",
-                "personal_llm/device/personalizer.py",
-            ),
-            "personal_llm.device.personalizer.Personalizer.select_trainable": (
-                "6_device/personalizer.html#personalizer.select_trainable",
-                "personal_llm/device/personalizer.py",
-            ),
-            "personal_llm.device.personalizer.Personalizer.settings": (
-                "6_device/personalizer.html#personalizer.settings",
+            "personal_llm.device.personalizer.Personalizer.settle": (
+                "6_device/personalizer.html#personalizer.settle",
                 "personal_llm/device/personalizer.py",
             ),
             "personal_llm.device.personalizer.Personalizer.status": (
                 "6_device/personalizer.html#personalizer.status",
                 "personal_llm/device/personalizer.py",
             ),
-            "personal_llm.device.personalizer.Personalizer.train_adapter": (
-                "6_device/personalizer.html#personalizer.train_adapter",
+            "personal_llm.device.personalizer.Personalizer.train": (
+                "6_device/personalizer.html#personalizer.train",
                 "personal_llm/device/personalizer.py",
             ),
             "personal_llm.device.personalizer.Personalizer.undo_finetune": (
                 "6_device/personalizer.html#personalizer.undo_finetune",
                 "personal_llm/device/personalizer.py",
             ),
-            "personal_llm.device.personalizer.Personalizer.use_adapter": (
-                "6_device/personalizer.html#personalizer.use_adapter",
-                "personal_llm/device/personalizer.py",
+        },
+        "personal_llm.device.settings": {
+            "personal_llm.device.settings.PersonalizerSettings": (
+                "6_device/settings.html#personalizersettings",
+                "personal_llm/device/settings.py",
             ),
-            "personal_llm.device.personalizer.PersonalizerSettings": (
-                "6_device/personalizer.html#personalizersettings",
-                "personal_llm/device/personalizer.py",
+            "personal_llm.device.settings.PersonalizerSettings.__post_init__": (
+                "6_device/settings.html#personalizersettings.__post_init__",
+                "personal_llm/device/settings.py",
             ),
-            "personal_llm.device.personalizer.PersonalizerSettings.__post_init__": (
-                "6_device/personalizer.html#personalizersettings.__post_init__",
-                "personal_llm/device/personalizer.py",
-            ),
-            "personal_llm.device.personalizer.PersonalizerSettings.complete": (
-                "6_device/personalizer.html#personalizersettings.complete",
-                "personal_llm/device/personalizer.py",
-            ),
-            "personal_llm.device.personalizer.PreparedRound": (
-                "6_device/personalizer.html#preparedround",
-                "personal_llm/device/personalizer.py",
-            ),
-            "personal_llm.device.personalizer.ReplyPlan": (
-                "6_device/personalizer.html#replyplan",
-                "personal_llm/device/personalizer.py",
-            ),
-            "personal_llm.device.personalizer.count_rows": (
-                "6_device/personalizer.html#count_rows",
-                "personal_llm/device/personalizer.py",
-            ),
-            "personal_llm.device.personalizer.load_personalizer": (
-                "6_device/personalizer.html#load_personalizer",
-                "personal_llm/device/personalizer.py",
-            ),
-            "personal_llm.device.personalizer.retrain_folder": (
-                "6_device/personalizer.html#retrain_folder",
-                "personal_llm/device/personalizer.py",
+            "personal_llm.device.settings.PersonalizerSettings.complete": (
+                "6_device/settings.html#personalizersettings.complete",
+                "personal_llm/device/settings.py",
             ),
         },
-        "personal_llm.device.replay": {
-            "personal_llm.device.replay.PersonalizerState": (
-                "6_device/replay.html#personalizerstate",
-                "personal_llm/device/replay.py",
-            ),
-            "personal_llm.device.replay.PersonalizerState.__init__": (
-                "6_device/replay.html#personalizerstate.__init__",
-                "personal_llm/device/replay.py",
-            ),
-            "personal_llm.device.replay.PersonalizerState._apply_all": (
-                "6_device/replay.html#personalizerstate._apply_all",
-                "personal_llm/device/replay.py",
-            ),
-            "personal_llm.device.replay.PersonalizerState._apply_asked": (
-                "6_device/replay.html#personalizerstate._apply_asked",
-                "personal_llm/device/replay.py",
-            ),
-            "personal_llm.device.replay.PersonalizerState._apply_configured": (
-                "6_device/replay.html#personalizerstate._apply_configured",
-                "personal_llm/device/replay.py",
-            ),
-            "personal_llm.device.replay.PersonalizerState._apply_discarded": (
-                "6_device/replay.html#personalizerstate._apply_discarded",
-                "personal_llm/device/replay.py",
-            ),
-            "personal_llm.device.replay.PersonalizerState._apply_evicted": (
-                "6_device/replay.html#personalizerstate._apply_evicted",
-                "personal_llm/device/replay.py",
-            ),
-            "personal_llm.device.replay.PersonalizerState._apply_forgotten": (
-                "6_device/replay.html#personalizerstate._apply_forgotten",
-                "personal_llm/device/replay.py",
-            ),
-            "personal_llm.device.replay.PersonalizerState._apply_imported": (
-                "6_device/replay.html#personalizerstate._apply_imported",
-                "personal_llm/device/replay.py",
-            ),
-            "personal_llm.device.replay.PersonalizerState._apply_kept": (
-                "6_device/replay.html#personalizerstate._apply_kept",
-                "personal_llm/device/replay.py",
-            ),
-            "personal_llm.device.replay.PersonalizerState._apply_learned": (
-                "6_device/replay.html#personalizerstate._apply_learned",
-                "personal_llm/device/replay.py",
-            ),
-            "personal_llm.device.replay.PersonalizerState._apply_offered": (
-                "6_device/replay.html#personalizerstate._apply_offered",
-                "personal_llm/device/replay.py",
-            ),
-            "personal_llm.device.replay.PersonalizerState._apply_reacted": (
-                "6_device/replay.html#personalizerstate._apply_reacted",
-                "personal_llm/device/replay.py",
-            ),
-            "personal_llm.device.replay.PersonalizerState._apply_scored": (
-                "6_device/replay.html#personalizerstate._apply_scored",
-                "personal_llm/device/replay.py",
-            ),
-            "personal_llm.device.replay.PersonalizerState._apply_tuned": (
-                "6_device/replay.html#personalizerstate._apply_tuned",
-                "personal_llm/device/replay.py",
-            ),
-            "personal_llm.device.replay.PersonalizerState._apply_undone": (
-                "6_device/replay.html#personalizerstate._apply_undone",
-                "personal_llm/device/replay.py",
-            ),
-            "personal_llm.device.replay.PersonalizerState._close_question": (
-                "6_device/replay.html#personalizerstate._close_question",
-                "personal_llm/device/replay.py",
-            ),
-            "personal_llm.device.replay.PersonalizerState._drop_vacated": (
-                "6_device/replay.html#personalizerstate._drop_vacated",
-                "personal_llm/device/replay.py",
-            ),
-            "personal_llm.device.replay.PersonalizerState._get_offered": (
-                "6_device/replay.html#personalizerstate._get_offered",
-                "personal_llm/device/replay.py",
-            ),
-            "personal_llm.device.replay.PersonalizerState._give_up": (
-                "6_device/replay.html#personalizerstate._give_up",
-                "personal_llm/device/replay.py",
-            ),
-            "personal_llm.device.replay.PersonalizerState._replace_reply": (
-                "6_device/replay.html#personalizerstate._replace_reply",
-                "personal_llm/device/replay.py",
-            ),
-            "personal_llm.device.replay.PersonalizerState._set_version": (
-                "6_device/replay.html#personalizerstate._set_version",
-                "personal_llm/device/replay.py",
-            ),
-            "personal_llm.device.replay.PersonalizerState.apply": (
-                "6_device/replay.html#personalizerstate.apply",
-                "personal_llm/device/replay.py",
-            ),
-            "personal_llm.device.replay.PersonalizerState.count_turns": (
-                "6_device/replay.html#personalizerstate.count_turns",
-                "personal_llm/device/replay.py",
-            ),
-            "personal_llm.device.replay.PersonalizerState.find_everywhere": (
-                "6_device/replay.html#personalizerstate.find_everywhere",
-                "personal_llm/device/replay.py",
-            ),
-            "personal_llm.device.replay.PersonalizerState.find_root": (
-                "6_device/replay.html#personalizerstate.find_root",
-                "personal_llm/device/replay.py",
-            ),
-            "personal_llm.device.replay.PersonalizerState.find_settled_ids": (
-                "6_device/replay.html#personalizerstate.find_settled_ids",
-                "personal_llm/device/replay.py",
-            ),
-            "personal_llm.device.replay.PersonalizerState.find_slot": (
-                "6_device/replay.html#personalizerstate.find_slot",
-                "personal_llm/device/replay.py",
-            ),
-            "personal_llm.device.replay.PersonalizerState.forget_earlier_policy": (
-                "6_device/replay.html#personalizerstate.forget_earlier_policy",
-                "personal_llm/device/replay.py",
-            ),
-            "personal_llm.device.replay.PersonalizerState.get_candidate": (
-                "6_device/replay.html#personalizerstate.get_candidate",
-                "personal_llm/device/replay.py",
-            ),
-            "personal_llm.device.replay.PersonalizerState.get_dialogue": (
-                "6_device/replay.html#personalizerstate.get_dialogue",
-                "personal_llm/device/replay.py",
-            ),
-            "personal_llm.device.replay.PersonalizerState.get_root": (
-                "6_device/replay.html#personalizerstate.get_root",
-                "personal_llm/device/replay.py",
-            ),
-            "personal_llm.device.replay.PersonalizerState.get_title": (
-                "6_device/replay.html#personalizerstate.get_title",
-                "personal_llm/device/replay.py",
-            ),
-            "personal_llm.device.replay.PersonalizerState.is_chat": (
-                "6_device/replay.html#personalizerstate.is_chat",
-                "personal_llm/device/replay.py",
-            ),
-            "personal_llm.device.replay.PersonalizerState.is_fixed": (
-                "6_device/replay.html#personalizerstate.is_fixed",
-                "personal_llm/device/replay.py",
-            ),
-            "personal_llm.device.replay.PersonalizerState.is_own_talk": (
-                "6_device/replay.html#personalizerstate.is_own_talk",
-                "personal_llm/device/replay.py",
-            ),
-            "personal_llm.device.replay.PersonalizerState.list_corrected_quotations": (
-                "6_device/replay.html#personalizerstate.list_corrected_quotations",
-                "personal_llm/device/replay.py",
-            ),
-            "personal_llm.device.replay.PersonalizerState.list_corrections": (
-                "6_device/replay.html#personalizerstate.list_corrections",
-                "personal_llm/device/replay.py",
-            ),
-            "personal_llm.device.replay.PersonalizerState.list_counters": (
-                "6_device/replay.html#personalizerstate.list_counters",
-                "personal_llm/device/replay.py",
-            ),
-            "personal_llm.device.replay.PersonalizerState.list_exchange_ids": (
-                "6_device/replay.html#personalizerstate.list_exchange_ids",
-                "personal_llm/device/replay.py",
-            ),
-            "personal_llm.device.replay.PersonalizerState.list_rebuildable": (
-                "6_device/replay.html#personalizerstate.list_rebuildable",
-                "personal_llm/device/replay.py",
-            ),
-            "personal_llm.device.replay.PersonalizerState.list_training_ids": (
-                "6_device/replay.html#personalizerstate.list_training_ids",
-                "personal_llm/device/replay.py",
-            ),
-            "personal_llm.device.replay.PersonalizerState.question": (
-                "6_device/replay.html#personalizerstate.question",
-                "personal_llm/device/replay.py",
-            ),
-            "personal_llm.device.replay.PersonalizerState.questions_left": (
-                "6_device/replay.html#personalizerstate.questions_left",
-                "personal_llm/device/replay.py",
-            ),
-            "personal_llm.device.replay.PersonalizerState.record": (
-                "6_device/replay.html#personalizerstate.record",
-                "personal_llm/device/replay.py",
-            ),
-            "personal_llm.device.replay.PersonalizerState.rename": (
-                "6_device/replay.html#personalizerstate.rename",
-                "personal_llm/device/replay.py",
-            ),
-            "personal_llm.device.replay.PersonalizerState.replay": (
-                "6_device/replay.html#personalizerstate.replay",
-                "personal_llm/device/replay.py",
-            ),
-            "personal_llm.device.replay.PersonalizerState.status": (
-                "6_device/replay.html#personalizerstate.status",
-                "personal_llm/device/replay.py",
-            ),
-            "personal_llm.device.replay.PersonalizerState.subject_turns": (
-                "6_device/replay.html#personalizerstate.subject_turns",
-                "personal_llm/device/replay.py",
-            ),
-            "personal_llm.device.replay.PersonalizerState.turns": (
-                "6_device/replay.html#personalizerstate.turns",
-                "personal_llm/device/replay.py",
-            ),
-            "personal_llm.device.replay.TrainingRound": (
-                "6_device/replay.html#traininground",
-                "personal_llm/device/replay.py",
-            ),
-            "personal_llm.device.replay.TrainingRound.__str__": (
-                "6_device/replay.html#traininground.__str__",
-                "personal_llm/device/replay.py",
-            ),
-            "personal_llm.device.replay.TrainingRound.replaces_memory": (
-                "6_device/replay.html#traininground.replaces_memory",
-                "personal_llm/device/replay.py",
-            ),
-            "personal_llm.device.replay.TrainingRound.settled_ids": (
-                "6_device/replay.html#traininground.settled_ids",
-                "personal_llm/device/replay.py",
-            ),
-            "personal_llm.device.replay.describe_training_benefit": (
-                "6_device/replay.html#describe_training_benefit",
-                "personal_llm/device/replay.py",
-            ),
-            "personal_llm.device.replay.describe_unchanged": (
-                "6_device/replay.html#describe_unchanged",
-                "personal_llm/device/replay.py",
-            ),
-            "personal_llm.device.replay.estimate_memory_tokens": (
-                "6_device/replay.html#estimate_memory_tokens",
-                "personal_llm/device/replay.py",
-            ),
-            "personal_llm.device.replay.find_first_prompt_turn": (
-                "6_device/replay.html#find_first_prompt_turn",
-                "personal_llm/device/replay.py",
-            ),
-            "personal_llm.device.replay.folder_status": (
-                "6_device/replay.html#folder_status",
-                "personal_llm/device/replay.py",
-            ),
-            "personal_llm.device.replay.place_candidate": (
-                "6_device/replay.html#place_candidate",
-                "personal_llm/device/replay.py",
-            ),
-            "personal_llm.device.replay.read_state": (
-                "6_device/replay.html#read_state",
-                "personal_llm/device/replay.py",
-            ),
-        },
-        "personal_llm.device.streaming": {
-            "personal_llm.device.streaming.ReplyStream": (
-                "6_device/streaming.html#replystream",
-                "personal_llm/device/streaming.py",
-            ),
-            "personal_llm.device.streaming.ReplyStream.__init__": (
-                "6_device/streaming.html#replystream.__init__",
-                "personal_llm/device/streaming.py",
-            ),
-            "personal_llm.device.streaming.ReplyStream.__iter__": (
-                "6_device/streaming.html#replystream.__iter__",
-                "personal_llm/device/streaming.py",
-            ),
-            "personal_llm.device.streaming.ReplyStream._complete": (
-                "6_device/streaming.html#replystream._complete",
-                "personal_llm/device/streaming.py",
-            ),
-            "personal_llm.device.streaming.ReplyStream.complete_reading": (
-                "6_device/streaming.html#replystream.complete_reading",
-                "personal_llm/device/streaming.py",
-            ),
-            "personal_llm.device.streaming.ReplyStream.decode_new_text": (
-                "6_device/streaming.html#replystream.decode_new_text",
-                "personal_llm/device/streaming.py",
-            ),
-            "personal_llm.device.streaming.ReplyStream.encode_prompt": (
-                "6_device/streaming.html#replystream.encode_prompt",
-                "personal_llm/device/streaming.py",
-            ),
-            "personal_llm.device.streaming.ReplyStream.feed": (
-                "6_device/streaming.html#replystream.feed",
-                "personal_llm/device/streaming.py",
-            ),
-            "personal_llm.device.streaming.ReplyStream.feed_part": (
-                "6_device/streaming.html#replystream.feed_part",
-                "personal_llm/device/streaming.py",
-            ),
-            "personal_llm.device.streaming.ReplyStream.replace_text": (
-                "6_device/streaming.html#replystream.replace_text",
-                "personal_llm/device/streaming.py",
-            ),
-            "personal_llm.device.streaming.ReplyStream.reuse_cache": (
-                "6_device/streaming.html#replystream.reuse_cache",
-                "personal_llm/device/streaming.py",
-            ),
-            "personal_llm.device.streaming.ReplyStream.rewind": (
-                "6_device/streaming.html#replystream.rewind",
-                "personal_llm/device/streaming.py",
-            ),
-            "personal_llm.device.streaming.ReplyStream.write_text": (
-                "6_device/streaming.html#replystream.write_text",
-                "personal_llm/device/streaming.py",
+        "personal_llm.device.state": {
+            "personal_llm.device.state.Round": ("6_device/state.html#round", "personal_llm/device/state.py"),
+            "personal_llm.device.state.Round.__str__": (
+                "6_device/state.html#round.__str__",
+                "personal_llm/device/state.py",
+            ),
+            "personal_llm.device.state.State": ("6_device/state.html#state", "personal_llm/device/state.py"),
+            "personal_llm.device.state.State.__init__": (
+                "6_device/state.html#state.__init__",
+                "personal_llm/device/state.py",
+            ),
+            "personal_llm.device.state.State._set_version": (
+                "6_device/state.html#state._set_version",
+                "personal_llm/device/state.py",
+            ),
+            "personal_llm.device.state.State.apply": (
+                "6_device/state.html#state.apply",
+                "personal_llm/device/state.py",
+            ),
+            "personal_llm.device.state.State.apply_asked": (
+                "6_device/state.html#state.apply_asked",
+                "personal_llm/device/state.py",
+            ),
+            "personal_llm.device.state.State.apply_configured": (
+                "6_device/state.html#state.apply_configured",
+                "personal_llm/device/state.py",
+            ),
+            "personal_llm.device.state.State.apply_discarded": (
+                "6_device/state.html#state.apply_discarded",
+                "personal_llm/device/state.py",
+            ),
+            "personal_llm.device.state.State.apply_evicted": (
+                "6_device/state.html#state.apply_evicted",
+                "personal_llm/device/state.py",
+            ),
+            "personal_llm.device.state.State.apply_forgotten": (
+                "6_device/state.html#state.apply_forgotten",
+                "personal_llm/device/state.py",
+            ),
+            "personal_llm.device.state.State.apply_kept": (
+                "6_device/state.html#state.apply_kept",
+                "personal_llm/device/state.py",
+            ),
+            "personal_llm.device.state.State.apply_learned": (
+                "6_device/state.html#state.apply_learned",
+                "personal_llm/device/state.py",
+            ),
+            "personal_llm.device.state.State.apply_reacted": (
+                "6_device/state.html#state.apply_reacted",
+                "personal_llm/device/state.py",
+            ),
+            "personal_llm.device.state.State.apply_said": (
+                "6_device/state.html#state.apply_said",
+                "personal_llm/device/state.py",
+            ),
+            "personal_llm.device.state.State.apply_scored": (
+                "6_device/state.html#state.apply_scored",
+                "personal_llm/device/state.py",
+            ),
+            "personal_llm.device.state.State.apply_tuned": (
+                "6_device/state.html#state.apply_tuned",
+                "personal_llm/device/state.py",
+            ),
+            "personal_llm.device.state.State.apply_undone": (
+                "6_device/state.html#state.apply_undone",
+                "personal_llm/device/state.py",
+            ),
+            "personal_llm.device.state.State.close_question": (
+                "6_device/state.html#state.close_question",
+                "personal_llm/device/state.py",
+            ),
+            "personal_llm.device.state.State.find": ("6_device/state.html#state.find", "personal_llm/device/state.py"),
+            "personal_llm.device.state.State.find_root": (
+                "6_device/state.html#state.find_root",
+                "personal_llm/device/state.py",
+            ),
+            "personal_llm.device.state.State.find_slot": (
+                "6_device/state.html#state.find_slot",
+                "personal_llm/device/state.py",
+            ),
+            "personal_llm.device.state.State.learn": (
+                "6_device/state.html#state.learn",
+                "personal_llm/device/state.py",
+            ),
+            "personal_llm.device.state.State.list_answered": (
+                "6_device/state.html#state.list_answered",
+                "personal_llm/device/state.py",
+            ),
+            "personal_llm.device.state.State.list_own": (
+                "6_device/state.html#state.list_own",
+                "personal_llm/device/state.py",
+            ),
+            "personal_llm.device.state.State.list_talks": (
+                "6_device/state.html#state.list_talks",
+                "personal_llm/device/state.py",
+            ),
+            "personal_llm.device.state.State.list_turns": (
+                "6_device/state.html#state.list_turns",
+                "personal_llm/device/state.py",
+            ),
+            "personal_llm.device.state.State.list_unlearned": (
+                "6_device/state.html#state.list_unlearned",
+                "personal_llm/device/state.py",
+            ),
+            "personal_llm.device.state.State.newest": (
+                "6_device/state.html#state.newest",
+                "personal_llm/device/state.py",
+            ),
+            "personal_llm.device.state.State.questions_left": (
+                "6_device/state.html#state.questions_left",
+                "personal_llm/device/state.py",
+            ),
+            "personal_llm.device.state.State.record": (
+                "6_device/state.html#state.record",
+                "personal_llm/device/state.py",
+            ),
+            "personal_llm.device.state.State.root": ("6_device/state.html#state.root", "personal_llm/device/state.py"),
+            "personal_llm.device.state.State.status": (
+                "6_device/state.html#state.status",
+                "personal_llm/device/state.py",
+            ),
+            "personal_llm.device.state.open_state": ("6_device/state.html#open_state", "personal_llm/device/state.py"),
+            "personal_llm.device.state.place": ("6_device/state.html#place", "personal_llm/device/state.py"),
+            "personal_llm.device.state.round_embedding": (
+                "6_device/state.html#round_embedding",
+                "personal_llm/device/state.py",
+            ),
+            "personal_llm.device.state.scores_from_dict": (
+                "6_device/state.html#scores_from_dict",
+                "personal_llm/device/state.py",
+            ),
+            "personal_llm.device.state.scores_to_dict": (
+                "6_device/state.html#scores_to_dict",
+                "personal_llm/device/state.py",
             ),
         },
         "personal_llm.experiments.all": {
@@ -11497,22 +10813,6 @@ d = {
                 "3_tuning/config.html#tuningconfig.check_interval",
                 "personal_llm/tuning/config.py",
             ),
-            "personal_llm.tuning.config.TuningConfig.fit_to_answers": (
-                "3_tuning/config.html#tuningconfig.fit_to_answers",
-                "personal_llm/tuning/config.py",
-            ),
-            "personal_llm.tuning.config.TuningConfig.fit_to_consolidation": (
-                "3_tuning/config.html#tuningconfig.fit_to_consolidation",
-                "personal_llm/tuning/config.py",
-            ),
-            "personal_llm.tuning.config.TuningConfig.fit_to_trial": (
-                "3_tuning/config.html#tuningconfig.fit_to_trial",
-                "personal_llm/tuning/config.py",
-            ),
-            "personal_llm.tuning.config.TuningConfig.for_model": (
-                "3_tuning/config.html#tuningconfig.for_model",
-                "personal_llm/tuning/config.py",
-            ),
             "personal_llm.tuning.config.TuningConfig.match_adapter": (
                 "3_tuning/config.html#tuningconfig.match_adapter",
                 "personal_llm/tuning/config.py",
@@ -11533,10 +10833,6 @@ d = {
                 "3_tuning/content.html#find_content",
                 "personal_llm/tuning/content.py",
             ),
-            "personal_llm.tuning.content.find_content_tokens": (
-                "3_tuning/content.html#find_content_tokens",
-                "personal_llm/tuning/content.py",
-            ),
             "personal_llm.tuning.content.find_frame": (
                 "3_tuning/content.html#find_frame",
                 "personal_llm/tuning/content.py",
@@ -11547,14 +10843,6 @@ d = {
             ),
             "personal_llm.tuning.content.find_repeated_beginnings": (
                 "3_tuning/content.html#find_repeated_beginnings",
-                "personal_llm/tuning/content.py",
-            ),
-            "personal_llm.tuning.content.measure_content_losses": (
-                "3_tuning/content.html#measure_content_losses",
-                "personal_llm/tuning/content.py",
-            ),
-            "personal_llm.tuning.content.measure_content_preference": (
-                "3_tuning/content.html#measure_content_preference",
                 "personal_llm/tuning/content.py",
             ),
             "personal_llm.tuning.content.strip_frame": (
@@ -11617,22 +10905,6 @@ d = {
                 "3_tuning/finetune.html#costestimate.__str__",
                 "personal_llm/tuning/finetune.py",
             ),
-            "personal_llm.tuning.finetune.TrainingSplit": (
-                "3_tuning/finetune.html#trainingsplit",
-                "personal_llm/tuning/finetune.py",
-            ),
-            "personal_llm.tuning.finetune.TrainingSplit.from_dialogues": (
-                "3_tuning/finetune.html#trainingsplit.from_dialogues",
-                "personal_llm/tuning/finetune.py",
-            ),
-            "personal_llm.tuning.finetune.alternate_histories": (
-                "3_tuning/finetune.html#alternate_histories",
-                "personal_llm/tuning/finetune.py",
-            ),
-            "personal_llm.tuning.finetune.attach_trainable_lora": (
-                "3_tuning/finetune.html#attach_trainable_lora",
-                "personal_llm/tuning/finetune.py",
-            ),
             "personal_llm.tuning.finetune.check_output_folder": (
                 "3_tuning/finetune.html#check_output_folder",
                 "personal_llm/tuning/finetune.py",
@@ -11641,16 +10913,16 @@ d = {
                 "3_tuning/finetune.html#check_tuning_step",
                 "personal_llm/tuning/finetune.py",
             ),
-            "personal_llm.tuning.finetune.compute_training_cost": (
-                "3_tuning/finetune.html#compute_training_cost",
-                "personal_llm/tuning/finetune.py",
-            ),
             "personal_llm.tuning.finetune.describe_result": (
                 "3_tuning/finetune.html#describe_result",
                 "personal_llm/tuning/finetune.py",
             ),
             "personal_llm.tuning.finetune.estimate_cost": (
                 "3_tuning/finetune.html#estimate_cost",
+                "personal_llm/tuning/finetune.py",
+            ),
+            "personal_llm.tuning.finetune.find_lineages": (
+                "3_tuning/finetune.html#find_lineages",
                 "personal_llm/tuning/finetune.py",
             ),
             "personal_llm.tuning.finetune.finetune": (
@@ -11669,12 +10941,8 @@ d = {
                 "3_tuning/finetune.html#remove_checkpoints",
                 "personal_llm/tuning/finetune.py",
             ),
-            "personal_llm.tuning.finetune.run_trial": (
-                "3_tuning/finetune.html#run_trial",
-                "personal_llm/tuning/finetune.py",
-            ),
-            "personal_llm.tuning.finetune.separate_users_lineages": (
-                "3_tuning/finetune.html#separate_users_lineages",
+            "personal_llm.tuning.finetune.remove_earlier_turns": (
+                "3_tuning/finetune.html#remove_earlier_turns",
                 "personal_llm/tuning/finetune.py",
             ),
             "personal_llm.tuning.finetune.show_progress": (
@@ -11683,6 +10951,10 @@ d = {
             ),
             "personal_llm.tuning.finetune.trainable_adapter": (
                 "3_tuning/finetune.html#trainable_adapter",
+                "personal_llm/tuning/finetune.py",
+            ),
+            "personal_llm.tuning.finetune.validation_split": (
+                "3_tuning/finetune.html#validation_split",
                 "personal_llm/tuning/finetune.py",
             ),
         },
@@ -11701,32 +10973,6 @@ d = {
                 "personal_llm/tuning/lora.py",
             ),
             "personal_llm.tuning.lora.add_lora": ("3_tuning/lora.html#add_lora", "personal_llm/tuning/lora.py"),
-        },
-        "personal_llm.tuning.speedups": {
-            "personal_llm.tuning.speedups.FastForward": (
-                "3_tuning/speedups.html#fastforward",
-                "personal_llm/tuning/speedups.py",
-            ),
-            "personal_llm.tuning.speedups.FastForward.__call__": (
-                "3_tuning/speedups.html#fastforward.__call__",
-                "personal_llm/tuning/speedups.py",
-            ),
-            "personal_llm.tuning.speedups.FastForward.__init__": (
-                "3_tuning/speedups.html#fastforward.__init__",
-                "personal_llm/tuning/speedups.py",
-            ),
-            "personal_llm.tuning.speedups.choose_top_layers": (
-                "3_tuning/speedups.html#choose_top_layers",
-                "personal_llm/tuning/speedups.py",
-            ),
-            "personal_llm.tuning.speedups.make_dropout_class": (
-                "3_tuning/speedups.html#make_dropout_class",
-                "personal_llm/tuning/speedups.py",
-            ),
-            "personal_llm.tuning.speedups.share_dropout": (
-                "3_tuning/speedups.html#share_dropout",
-                "personal_llm/tuning/speedups.py",
-            ),
         },
         "personal_llm.tuning.statistics": {
             "personal_llm.tuning.statistics.Comparison": (
@@ -11775,28 +11021,32 @@ d = {
             ),
         },
         "personal_llm.tuning.training_loop": {
+            "personal_llm.tuning.training_loop.TrainingState": (
+                "3_tuning/training_loop.html#trainingstate",
+                "personal_llm/tuning/training_loop.py",
+            ),
             "personal_llm.tuning.training_loop.add_gradients": (
                 "3_tuning/training_loop.html#add_gradients",
                 "personal_llm/tuning/training_loop.py",
             ),
-            "personal_llm.tuning.training_loop.bfloat16_context": (
-                "3_tuning/training_loop.html#bfloat16_context",
-                "personal_llm/tuning/training_loop.py",
-            ),
-            "personal_llm.tuning.training_loop.compute_label_losses": (
-                "3_tuning/training_loop.html#compute_label_losses",
+            "personal_llm.tuning.training_loop.choose_step_samples": (
+                "3_tuning/training_loop.html#choose_step_samples",
                 "personal_llm/tuning/training_loop.py",
             ),
             "personal_llm.tuning.training_loop.compute_learning_rate": (
                 "3_tuning/training_loop.html#compute_learning_rate",
                 "personal_llm/tuning/training_loop.py",
             ),
-            "personal_llm.tuning.training_loop.has_fast_bfloat16": (
-                "3_tuning/training_loop.html#has_fast_bfloat16",
+            "personal_llm.tuning.training_loop.compute_validation_loss": (
+                "3_tuning/training_loop.html#compute_validation_loss",
                 "personal_llm/tuning/training_loop.py",
             ),
-            "personal_llm.tuning.training_loop.last_hidden_states": (
-                "3_tuning/training_loop.html#last_hidden_states",
+            "personal_llm.tuning.training_loop.count_labels": (
+                "3_tuning/training_loop.html#count_labels",
+                "personal_llm/tuning/training_loop.py",
+            ),
+            "personal_llm.tuning.training_loop.keep_best": (
+                "3_tuning/training_loop.html#keep_best",
                 "personal_llm/tuning/training_loop.py",
             ),
             "personal_llm.tuning.training_loop.list_checkpoints": (
@@ -11807,6 +11057,10 @@ d = {
                 "3_tuning/training_loop.html#load_checkpoint",
                 "personal_llm/tuning/training_loop.py",
             ),
+            "personal_llm.tuning.training_loop.make_passes": (
+                "3_tuning/training_loop.html#make_passes",
+                "personal_llm/tuning/training_loop.py",
+            ),
             "personal_llm.tuning.training_loop.response_nll": (
                 "3_tuning/training_loop.html#response_nll",
                 "personal_llm/tuning/training_loop.py",
@@ -11815,75 +11069,9 @@ d = {
                 "3_tuning/training_loop.html#save_checkpoint",
                 "personal_llm/tuning/training_loop.py",
             ),
-            "personal_llm.tuning.training_loop.select_step_batches": (
-                "3_tuning/training_loop.html#select_step_batches",
-                "personal_llm/tuning/training_loop.py",
-            ),
-            "personal_llm.tuning.training_loop.supports_partial_logits": (
-                "3_tuning/training_loop.html#supports_partial_logits",
-                "personal_llm/tuning/training_loop.py",
-            ),
             "personal_llm.tuning.training_loop.train": (
                 "3_tuning/training_loop.html#train",
                 "personal_llm/tuning/training_loop.py",
-            ),
-            "personal_llm.tuning.training_loop.unwrap_peft": (
-                "3_tuning/training_loop.html#unwrap_peft",
-                "personal_llm/tuning/training_loop.py",
-            ),
-        },
-        "personal_llm.tuning.validation": {
-            "personal_llm.tuning.validation.Checks": (
-                "3_tuning/validation.html#checks",
-                "personal_llm/tuning/validation.py",
-            ),
-            "personal_llm.tuning.validation.Checks.__init__": (
-                "3_tuning/validation.html#checks.__init__",
-                "personal_llm/tuning/validation.py",
-            ),
-            "personal_llm.tuning.validation.Checks.compute_loss": (
-                "3_tuning/validation.html#checks.compute_loss",
-                "personal_llm/tuning/validation.py",
-            ),
-            "personal_llm.tuning.validation.Checks.history": (
-                "3_tuning/validation.html#checks.history",
-                "personal_llm/tuning/validation.py",
-            ),
-            "personal_llm.tuning.validation.Checks.is_finished": (
-                "3_tuning/validation.html#checks.is_finished",
-                "personal_llm/tuning/validation.py",
-            ),
-            "personal_llm.tuning.validation.Checks.restore": (
-                "3_tuning/validation.html#checks.restore",
-                "personal_llm/tuning/validation.py",
-            ),
-            "personal_llm.tuning.validation.Checks.run_check": (
-                "3_tuning/validation.html#checks.run_check",
-                "personal_llm/tuning/validation.py",
-            ),
-            "personal_llm.tuning.validation.ValidationRule": (
-                "3_tuning/validation.html#validationrule",
-                "personal_llm/tuning/validation.py",
-            ),
-            "personal_llm.tuning.validation.choose_validation_rule": (
-                "3_tuning/validation.html#choose_validation_rule",
-                "personal_llm/tuning/validation.py",
-            ),
-            "personal_llm.tuning.validation.find_answered_lineages": (
-                "3_tuning/validation.html#find_answered_lineages",
-                "personal_llm/tuning/validation.py",
-            ),
-            "personal_llm.tuning.validation.find_lineages": (
-                "3_tuning/validation.html#find_lineages",
-                "personal_llm/tuning/validation.py",
-            ),
-            "personal_llm.tuning.validation.select_users_answers": (
-                "3_tuning/validation.html#select_users_answers",
-                "personal_llm/tuning/validation.py",
-            ),
-            "personal_llm.tuning.validation.validation_split": (
-                "3_tuning/validation.html#validation_split",
-                "personal_llm/tuning/validation.py",
             ),
         },
     },

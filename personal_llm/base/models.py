@@ -12,6 +12,7 @@ import os
 import threading
 import warnings
 from contextlib import contextmanager, suppress
+from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -449,3 +450,16 @@ def use_adapter(self: Model, adapter):
         self._detach()
         self.adapter_folder = None
         self.active_adapter = self.base
+
+# %% ../../nbs/0_base/08_models.ipynb #50a66eaa
+@patch
+def clone(self: Model) -> Model:
+    "Return a copy for another thread, with its own tokenizer; a lazy model is loaded anew at its first use."
+    network = self.load or deepcopy(self._network)
+    return Model(network, deepcopy(self.tokenizer), self.name, self.max_length, self.base, self.gguf)
+
+
+@patch
+def count_tokens(self: Model, text: str) -> int:
+    "Return the number of tokens of a text."
+    return len(self.tokenizer(text, add_special_tokens=False)["input_ids"])

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from ..base.core import Dialogue, InputError, check, check_seed, make_generator, patch
-from .policies import DEFAULT_POLICY, POLICIES, BufferView, Policy, get_policy
+from .policies import DEFAULT_POLICY, POLICIES, BufferView, get_policy
 from .scoring import ScoredDialogue, Scores
 
 # %% ../../nbs/2_buffer/03_buffer.ipynb #c71b2c2e
@@ -72,7 +72,9 @@ def _fill(self: Buffer, slot: int, candidate: ScoredDialogue, arrival: int) -> N
 @patch
 def _refill(self: Buffer, entries: list, arrivals: list) -> None:
     "Replace all entries."
-    self.entries, self.arrivals, self._view = list(entries), list(arrivals), None
+    self.entries = list(entries)
+    self.arrivals = list(arrivals)
+    self._view = None
 
 
 @patch
@@ -194,11 +196,3 @@ def replay(self: Buffer, candidate: ScoredDialogue, slot, facts: dict) -> None: 
     self._settle(candidate, slot, facts["reason"], facts["step"], facts["scores"])
     if "random" in facts:
         self.random.bit_generator.state = facts["random"]
-
-
-@patch
-def restart(self: Buffer, policy: Policy, random: dict, seen: int) -> None:  # random: state of the generator
-    "Empty the buffer and its log, and begin anew."
-    self.policy, self.log, self.seen = policy, [], seen
-    self.random.bit_generator.state = random
-    self._refill([], [])

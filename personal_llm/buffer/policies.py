@@ -88,10 +88,8 @@ class Policy:
 
     name = ""  # of the class, or as registered; part of the seed, the log and the memory
     max_capacity = 1_000_000  # bins
-    can_ask = False  # True for a policy that asks during the stream, with `decide_question` and `learn_from_answer`
+    can_ask = False  # True for a policy that asks during the stream, with a method `decide_question`
     horizon = 800  # dialogues over which the questions are to last
-    early_questions = 0  # most questions that come before the first corrections
-    num_unanswered = 0  # questions without an answer since the last answer
 
     def __init_subclass__(cls):
         cls.name = cls.__name__
@@ -117,15 +115,8 @@ class Policy:
         "Return the order in which we ask the user about the entries at the freeze: the oldest first."
         return [int(slot) for slot in view.arrival.argsort(kind="stable")]
 
-    def learn_from_reaction(self, view: BufferView, candidate: ScoredDialogue, dissatisfaction: float) -> None:
-        "Learn from a reaction to a reply, given as the probability that the reply did not satisfy."
-
-    def list_counters(self) -> dict:  # plain values
-        "Return the counts that go on when the policy begins anew, because the user deleted dialogues."
-        return {}
-
-    def raise_counters(self, counters: dict) -> None:
-        "Raise the counts to those of `list_counters`."
+    def learn_from_answer(self, view: BufferView, candidate: ScoredDialogue, corrected: bool) -> None:
+        "Learn from the user's answer or reaction: whether the reply had to be corrected."
 
     def select_training_dialogues(self, dialogues: list) -> list:
         "Return the entries to train on."

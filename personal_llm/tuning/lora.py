@@ -43,7 +43,8 @@ def add_lora(
 ) -> list:  # the new layers
     "Wrap every linear layer but the output layer, in place; return the new layers."
     model.requires_grad_(False)
-    head, added = model.get_output_embeddings(), []
+    head = model.get_output_embeddings()
+    added = []
     for name, layer in list(model.named_modules()):
         if isinstance(layer, nn.Linear) and layer is not head:
             added.append(LoRALinear(layer, r, alpha))

@@ -81,7 +81,8 @@ def paired_bootstrap(
 ) -> Comparison:
     "Mean difference with a bootstrap interval; raises `InputError` unless there are two finite values or more."
     values = check_user_values(values, "paired_bootstrap")
-    n, mean = len(values), float(values.mean())
+    n = len(values)
+    mean = float(values.mean())
     low, high = widen_interval(mean, values[draw_resamples(n, seed, resamples)].mean(1), n)
     return Comparison(mean, low, high, n, float(values.std(ddof=1) / np.sqrt(n)), metric)
 

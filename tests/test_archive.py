@@ -1,0 +1,225 @@
+"The archive: what is stored whole, what is refused, and what is left of deleted text."
+
+import os
+import sqlite3
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from personal_llm.base.core import Dialogue, InputError
+from personal_llm.device.archive import (
+    ARCHIVE_FILE,
+    Archive,
+    backup_archive,
+    count_bytes,
+    delete_dialogues,
+    load_vectors,
+    purge,
+    search,
+    store_vectors,
+    trim_archive,
+)
+
+
+def say(archive, prompt, response="An answer.", history=(), talk="monday", **fields):
+    dialogue = Dialogue(prompt, response, history, **fields)
+    with archive.transaction():
+        archive.add(dialogue, talk)
+        archive.append("said", dialogue.id, dict(reads=[]))
+    return dialogue
+
+
+TEXT = st.text(min_size=1, max_size=40).filter(lambda text: text.strip())
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.lists(st.tuples(TEXT, TEXT, st.booleans()), min_size=1, max_size=6))
+def test_a_second_opening_reads_the_same_dialogues(tmp_path_factory, rows):
+    folder = tmp_path_factory.mktemp("archive")
+    archive = Archive(folder)
+    history = []
+    said = []
+    for number, (prompt, response, goes_on) in enumerate(rows):
+        history = history if goes_on else []
+        said.append(say(archive, prompt, response, history, time=float(number)))
+        history = [*history, ("user", prompt), ("assistant", response)]
+    archive.close()
+    again = Archive(folder)
+    clean = [d.prompt.encode("utf-8", "replace").decode() for d in said]
+    assert [d.prompt for d in again.dialogues.values()] == clean
+    if clean == [d.prompt for d in said] and len({(p, r) for p, r, _ in rows}) == len(rows):
+        assert list(again.dialogues.values()) == said
+    assert len(again.events) == len(said)
+    again.close()
+
+
+def test_half_a_surrogate_pair_is_stored_as_a_question_mark(tmp_path):
+    archive = Archive(tmp_path)
+    say(archive, "\ud83d smile", "\udc00")
+    archive.close()
+    (again,) = Archive(tmp_path).dialogues.values()
+    assert (again.prompt, again.response) == ("? smile", "?")
+
+
+def test_an_error_inside_a_transaction_changes_neither_file_nor_memory(tmp_path):
+    archive = Archive(tmp_path)
+    kept = say(archive, "Who wrote Emma?")
+    with pytest.raises(ZeroDivisionError):
+        with archive.transaction():
+            say(archive, "And Ulysses?")
+            archive.append("scored", kept.id)
+            1 / 0
+    assert list(archive.dialogues) == [kept.id] and len(archive.events) == 1
+    assert archive.execute("SELECT count(*) FROM events") == [(1,)]
+    say(archive, "And Dubliners?")
+    assert [event.number for event in archive.events] == [1, 2]
+
+
+def test_a_process_that_dies_inside_a_transaction_leaves_the_state_before(tmp_path):
+    program = f"""
+import os
+from personal_llm.base.core import Dialogue
+from personal_llm.device.archive import Archive
+archive = Archive({str(tmp_path)!r})
+archive.add(Dialogue("stored", "yes"))
+with archive.transaction():
+    archive.add(Dialogue("lost", "no"))
+    os._exit(9)
+"""
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True)
+    assert ended.returncode == 9, ended.stderr.decode()
+    assert [d.prompt for d in Archive(tmp_path).dialogues.values()] == ["stored"]
+
+
+def test_a_full_disk_is_one_line_and_changes_nothing(tmp_path):
+    archive = Archive(tmp_path)
+    kept = say(archive, "Who wrote Emma?")
+    pages = archive.execute("PRAGMA page_count")[0][0]
+    archive.execute(f"PRAGMA max_page_count = {pages + 1}")
+    with pytest.raises(InputError, match="full.*free some space"):
+        say(archive, "long " * 20_000)
+    assert list(archive.dialogues) == [kept.id]
+    archive.execute("PRAGMA max_page_count = 100000")
+    assert say(archive, "And Ulysses?").id in archive.dialogues
+
+
+@pytest.mark.parametrize("content", [b"a shopping list " * 50, b"SQLite format 3\0" + bytes(5000), b"x"])
+def test_a_file_that_is_no_archive_stays_as_it_is(tmp_path, content):
+    (tmp_path / ARCHIVE_FILE).write_bytes(content)
+    with pytest.raises(InputError):
+        Archive(tmp_path)
+    assert (tmp_path / ARCHIVE_FILE).read_bytes() == content
+
+
+def test_a_database_of_another_program_stays_as_it_is(tmp_path):
+    with sqlite3.connect(tmp_path / ARCHIVE_FILE) as other:
+        other.execute("CREATE TABLE recipes (name TEXT)")
+    with pytest.raises(InputError, match="not an archive"):
+        Archive(tmp_path)
+    with sqlite3.connect(tmp_path / ARCHIVE_FILE) as other:
+        assert other.execute("SELECT name FROM sqlite_master").fetchall() == [("recipes",)]
+
+
+@pytest.mark.parametrize("share", [0.2, 0.5, 0.9])
+def test_a_file_that_was_cut_is_reported(tmp_path, share):
+    archive = Archive(tmp_path)
+    for number in range(50):
+        say(archive, f"Question {number}?", "An answer. " * 30)
+    archive.close()
+    file = tmp_path / ARCHIVE_FILE
+    content = file.read_bytes()
+    file.write_bytes(content[: int(share * len(content))])
+    with pytest.raises(InputError, match="damaged"):
+        Archive(tmp_path)
+
+
+def test_the_file_belongs_to_its_owner_alone(tmp_path):
+    archive = Archive(tmp_path / "new")
+    say(archive, "Who wrote Emma?")
+    for file in (tmp_path / "new").iterdir():
+        assert file.stat().st_mode & 0o077 == 0, file
+    copy = backup_archive(archive, tmp_path / "copy.sqlite")
+    assert copy.stat().st_mode & 0o077 == 0
+    with pytest.raises(InputError, match="exists already"):
+        backup_archive(archive, copy)
+
+
+def test_deleting_takes_events_index_and_bytes_along(tmp_path):
+    archive = Archive(tmp_path)
+    gone = say(archive, "My dog is called Biscuit.", "What a lovely name, Biscuit!")
+    kept = say(archive, "Who wrote Emma?", history=[("user", gone.prompt), ("assistant", gone.response)])
+    store_vectors(archive, "encoder", {gone.id: [1.0, 0.0], kept.id: [0.0, 1.0]})
+    delete_dialogues(archive, [gone.id])
+    purge(archive)
+    assert list(archive.dialogues) == [kept.id]
+    assert archive.dialogues[kept.id].history == ()
+    assert [event.dialogue for event in archive.events] == [kept.id]
+    assert search(archive, "biscuit") == [] and search(archive, "emma") == [kept.id]
+    assert [*load_vectors(archive, "encoder")] == [kept.id]
+    content = b"".join(file.read_bytes() for file in Path(tmp_path).iterdir())
+    assert b"biscuit" not in content.lower()
+
+
+def test_purging_while_another_program_reads_says_so(tmp_path):
+    archive = Archive(tmp_path)
+    gone = say(archive, "My dog is called Biscuit.")
+    reader = sqlite3.connect(tmp_path / ARCHIVE_FILE, isolation_level=None)
+    reader.execute("BEGIN")
+    reader.execute("SELECT count(*) FROM dialogues").fetchone()
+    delete_dialogues(archive, [gone.id])
+    with pytest.raises(InputError, match="end (that|the other) program"):
+        purge(archive)
+    reader.close()
+    purge(archive)
+    assert b"Biscuit" not in b"".join(file.read_bytes() for file in Path(tmp_path).iterdir())
+
+
+def test_a_search_takes_any_text_and_wants_all_words():
+    archive = Archive()
+    first = say(archive, "Who wrote Emma?", "Jane Austen.")
+    say(archive, "Who wrote Ulysses?", "James Joyce.")
+    assert search(archive, "wrote emma") == [first.id]
+    assert search(archive, "austen") == [first.id]
+    assert len(search(archive, "who", limit=1)) == 1
+    for text in ("", '"', "NEAR(", "a AND", "*", "prompt:"):
+        search(archive, text)
+
+
+def test_the_oldest_dialogues_leave_a_full_archive(tmp_path):
+    archive = Archive(tmp_path)
+    said = [say(archive, f"Question {number}?", "word " * 300, time=float(number)) for number in range(60)]
+    budget = count_bytes(archive) // 2
+    left = trim_archive(archive, budget, keep={said[0].id})
+    assert count_bytes(archive) <= budget
+    assert said[0].id in archive.dialogues and said[-1].id in archive.dialogues
+    assert left == [d.id for d in said if d.id not in archive.dialogues]
+    assert left == [d.id for d in said[1 : len(left) + 1]]
+    assert trim_archive(archive, 0, keep={said[-1].id}) and list(archive.dialogues) == [said[-1].id]
+
+
+def test_vectors_of_another_encoder_are_not_read(tmp_path):
+    archive = Archive(tmp_path)
+    d = say(archive, "Who wrote Emma?")
+    store_vectors(archive, "first", {d.id: [0.6, 0.8]})
+    assert load_vectors(archive, "second") == {}
+    store_vectors(archive, "second", {d.id: [1.0]})
+    assert load_vectors(archive, "first") == {} and load_vectors(archive, "second")[d.id].tolist() == [1.0]
+
+
+def test_a_dialogue_with_a_known_id_is_replaced():
+    archive = Archive()
+    say(archive, "Who wrote Emma?", "Jane.", id="a")
+    say(archive, "Who wrote Emma?", "Jane Austen.", id="a")
+    assert [d.response for d in archive.dialogues.values()] == ["Jane Austen."]
+    assert search(archive, "austen") == ["a"]
+
+
+@pytest.mark.skipif(os.geteuid() == 0 if hasattr(os, "geteuid") else True, reason="the superuser may write everywhere")
+def test_a_folder_that_cannot_be_written_is_one_line(tmp_path):
+    tmp_path.chmod(0o500)
+    with pytest.raises(InputError):
+        Archive(tmp_path / "new")

@@ -1,0 +1,209 @@
+"A chat: pieces, turns, and work that nobody waits for."
+
+import pytest
+
+from personal_llm.base.core import Dialogue, InputError
+from personal_llm.base.models import load_model
+from personal_llm.base.replies import ReplyOptions
+from personal_llm.device.chat import BackgroundWork, ChatSession, clean_text
+from personal_llm.tuning.config import TuningConfig
+
+FEW = ReplyOptions(max_tokens=5)
+
+
+@pytest.fixture(scope="module")
+def model():
+    return load_model("pocket")
+
+
+class Clock:
+    def __init__(self):
+        self.seconds = 1_000_000.0
+
+    def __call__(self):
+        self.seconds += 60.0
+        return self.seconds
+
+
+def open_chat(model, folder=None, **settings):
+    settings = dict(config=TuningConfig(steps=2, batch_size=2)) | settings
+    return ChatSession(model, folder, clock=Clock(), idle_seconds=999.0, **settings)
+
+
+def say(session, text, **options):
+    return "".join(session.say(text, options=FEW, **options))
+
+
+def test_a_turn_is_stored_when_its_last_piece_is_taken(model, tmp_path):
+    with open_chat(model, tmp_path) as session:
+        text = say(session, "Hello\x07 there")
+        assert [d.prompt for d in session.turns] == ["Hello  there"] and session.turns[0].response == text
+        pieces = session.say("And you?", options=FEW)
+        next(pieces, None)
+        session.stop_reply()
+        assert len(session.turns) == 1, "a stopped reply is not stored"
+        assert say(session, "  ") == "" and len(session.turns) == 1
+    with open_chat(model, tmp_path) as again:
+        assert [d.response for d in again.turns] == [text]
+
+
+def test_a_reply_reads_the_last_turns_as_they_were_corrected(model):
+    session = open_chat(model, num_turns=2)
+    for number in range(3):
+        say(session, f"Message {number}")
+    session.react("better", "So be it.")
+    say(session, "Message 3")
+    history = session.recalled.dialogue.history
+    assert [text for role, text in history if role == "user"][-2:] == ["Message 1", "Message 2"]
+    assert history[-1] == ("assistant", "So be it.")
+    references = session.me.archive.references[session.turns[-1].id]
+    assert len(references) == 2 and set(references) <= set(session.me.archive.dialogues)
+
+
+def test_a_program_brings_its_own_history(model):
+    session = open_chat(model)
+    say(session, "Hello")
+    say(session, "And?", history=[("system", "Be brief."), ("user", "Hi"), ("assistant", "Ho")])
+    assert len(session.turns) == 1, "the program's talk is not ours"
+    assert list(session.me.archive.talks.values())[-1] == "client"
+    say(session, "Secret", is_observed=False)
+    assert len(session.me.archive.dialogues) == 2
+
+
+def test_talks(model):
+    session = open_chat(model)
+    say(session, "Hello")
+    first = session.talk
+    session.open_talk()
+    say(session, "A new subject")
+    assert session.recalled.dialogue.history == ()
+    session.open_talk(first)
+    assert [d.prompt for d in session.turns] == ["Hello"]
+    assert list(session.me.state.list_talks()) == [first, next(k for k in session.me.state.list_talks() if k != first)]
+    with pytest.raises(InputError, match="not stored"):
+        session.open_talk("unknown")
+
+
+def test_a_correction_is_read_at_once_and_named_as_the_source(model):
+    session = open_chat(model)
+    say(session, "Is seven a prime number?")
+    session.react("better", "In short: yes.")
+    say(session, "Is seven a prime number?")
+    assert session.recalled.memories == (), "the turn is in the history, as it was corrected"
+    assert ("assistant", "In short: yes.") in session.recalled.dialogue.history
+    session.open_talk()
+    say(session, "Is seven a prime number?")
+    assert [d.response for d in session.recalled.memories] == ["In short: yes."]
+    assert session.describe_source().startswith("from 1 answer of yours")
+    with pytest.raises(InputError):
+        session.react("better", "")
+    with pytest.raises(InputError, match="write something first"):
+        open_chat(model).react("up")
+
+
+def test_turns_are_scored_when_the_chat_is_idle(model):
+    session = open_chat(model, ask_when="freeze")
+    say(session, "Hello")
+    assert session.me.state.pending and len(session.me.buffer) == 0
+    session.score_in_background()
+    session.collect(waits=True)
+    assert session.me.state.pending == [] and len(session.me.buffer) == 1
+
+
+def test_the_policy_asks_about_a_turn_and_the_answer_closes_the_question(model):
+    session = open_chat(model)
+    policy = session.me.buffer.policy
+    policy.decide_question = lambda view, candidate, left: (True, "always")
+    say(session, "Hello")
+    say(session, "How are you?")
+    session.score_in_background()
+    session.collect(waits=True)
+    asked = session.question
+    assert asked is not None and asked.prompt == "Hello"
+    session.react("better", "Good day!", id=asked)
+    assert session.question is None and session.me.cost.requests == 1
+    session.score_in_background()
+    session.collect(waits=True)
+    assert "Good day!" in [d.response for d in session.me.buffer.dialogues]
+
+
+def test_a_new_message_leaves_a_question_without_an_answer(model):
+    session = open_chat(model)
+    session.me.buffer.policy.decide_question = lambda view, candidate, left: (True, "always")
+    say(session, "Hello")
+    session.score_in_background()
+    session.collect(waits=True)
+    assert session.question is not None
+    say(session, "Let us go on")
+    assert session.question is None and len(session.me.buffer) == 1
+
+
+def test_learning_in_the_background_and_back(model, tmp_path):
+    with open_chat(model, tmp_path) as session:
+        with pytest.raises(InputError, match="nothing to learn"):
+            session.learn()
+        say(session, "Is seven a prime number?")
+        session.react("better", "In short: yes.")
+        session.learn()
+        with pytest.raises(InputError, match="is running"):
+            session.learn()
+        say(session, "Go on meanwhile")
+        session.finish_learning()
+        assert any(line.startswith("learned:") for line in session.pop_messages())
+        assert session.me.adapter is not None and len(session.me.rounds) == 1
+        assert session.undo_learning() and session.me.adapter is None
+
+
+def test_a_fine_tune_that_is_stopped_leaves_nothing(model, tmp_path):
+    with open_chat(model, tmp_path, config=TuningConfig(steps=500)) as session:
+        say(session, "Is seven a prime number?")
+        session.react("better", "In short: yes.")
+        session.learn()
+        session.stop_learning()
+        assert session.me.rounds == [] and session.learning is None
+        assert session.pop_messages() == ["learning was stopped; nothing of it stays"]
+        session.learn()
+        session.stop_learning()
+
+
+def test_a_fine_tune_that_fails_is_one_message(model, tmp_path, monkeypatch):
+    with open_chat(model, tmp_path) as session:
+        say(session, "Is seven a prime number?")
+        session.react("better", "In short: yes.")
+
+        def fail(*args, **options):
+            raise InputError("the disk is full", "free some space")
+
+        monkeypatch.setattr(session.me, "train", fail)
+        session.learn()
+        session.finish_learning()
+        (message,) = session.pop_messages()
+        assert message.startswith("learning failed: the disk is full")
+
+
+def test_forgetting_lists_first(model, tmp_path):
+    with open_chat(model, tmp_path) as session:
+        say(session, "I have a dog, Biscuit.")
+        say(session, "I am allergic to peanuts.")
+        plan = session.forget("biscuit", dry=True)
+        assert len(session.turns) == 2 and len(plan.dialogues) == 1 and len(plan.replies) == 1
+        session.forget("biscuit")
+        assert [d.prompt for d in session.turns] == ["I am allergic to peanuts."]
+        assert session.turns[0].response == ""
+        say(session, "Which snack can I take?")
+        assert all("Biscuit" not in text for _, text in session.recalled.dialogue.history)
+
+
+def test_work_on_a_copy_leaves_the_model_as_it_is(model):
+    work = BackgroundWork(model, lambda copy: copy is not model and copy.nll([Dialogue("Hi", "Hello")])[0][1])
+    work.thread.join()
+    assert work.error is None and work.result > 0 and work.model is None
+    failing = BackgroundWork(model, lambda copy: 1 / 0)
+    failing.thread.join()
+    assert isinstance(failing.error, ZeroDivisionError)
+
+
+def test_control_characters_become_spaces():
+    assert clean_text("a\x1b[2J\r\nb\tc\x00") == "a [2J\nb\tc"
+    with pytest.raises(InputError):
+        clean_text(None)

@@ -1,0 +1,136 @@
+"The state: computed anew from the events, it is the same."
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from personal_llm.base.core import Dialogue, InputError
+from personal_llm.buffer.buffer import Buffer
+from personal_llm.buffer.scoring import ScoredDialogue, Scores
+from personal_llm.device.archive import Archive, delete_dialogues
+from personal_llm.device.state import State, open_state, place, round_embedding, scores_from_dict, scores_to_dict
+
+
+def make_scores(rng, model="base"):
+    numbers = rng.random(4).round(6)
+    fields = dict(eoe=numbers[0], eoe_scripts=numbers[1], dss=numbers[2], loss=1 + numbers[3])
+    fields = {name: float(value) for name, value in fields.items()}
+    domain = ["none", "medical/drug", "emotion/fear"][rng.integers(3)]
+    return Scores(**fields, domain=domain, embedding=rng.normal(size=8).astype("f4"), tokens=9, model=model)
+
+
+def open_new(policy, capacity=3):
+    state = State(Archive(), Buffer(capacity, policy, seed=7))
+    state.record("configured", base="base", model="m", settings=dict(max_questions=5), buffer=state.buffer.header())
+    return state
+
+
+def say(state, number, rng, is_considered=False):
+    d = Dialogue(f"Question {number}?", f"Answer {number}.", time=float(number), origin="model")
+    state.archive.add(d, "monday")
+    state.record("said", d.id, reads=[], statements=[])
+    candidate = round_embedding(ScoredDialogue(d, make_scores(rng)))
+    state.record("scored", d.id, scores=scores_to_dict(candidate.scores), is_considered=is_considered)
+    return place(state, d.id)
+
+
+def describe(state):
+    buffer = state.buffer
+    entries = [(e.dialogue, e.scores.embedding.tolist(), e.scores.loss) for e in buffer.entries]
+    parts = [entries, buffer.arrivals, buffer.seen, buffer.random.bit_generator.state, buffer.policy.state()]
+    own = [state.versions, state.reactions, state.asked, state.question, state.pending, state.rounds, state.talk]
+    return parts + own + [state.cost, state.questions_left(), state.list_answered(), state.list_unlearned()]
+
+
+@pytest.mark.parametrize("policy", ["active", "sdss", "sdss-scripts", "random", "reservoir", "fifo", "kcenter"])
+@settings(max_examples=12, deadline=None)
+@given(st.lists(st.sampled_from(["say", "ask", "better", "up", "down", "tune", "undo"]), min_size=4, max_size=20))
+def test_a_state_computed_anew_is_the_same(policy, acts):
+    rng = np.random.default_rng(len(acts))
+    state = open_new(policy)
+    for number, act in enumerate(acts):
+        known = list(state.archive.dialogues)
+        if act == "say" or not known:
+            say(state, number, rng)
+        elif act == "ask":
+            can_ask = state.buffer.policy.can_ask
+            say(state, number, rng, is_considered=can_ask)
+        elif act == "tune":
+            fields = dict(start="", seen=state.buffer.seen, kept=1, synthetic=0, rejected={}, requests=0)
+            fields |= dict(start_loss=2.0, best_loss=1.0, num_validation_dialogues=0, steps=8, seconds=1.0)
+            state.record("tuned", adapter=f"a{number}", **fields, cut=0, warm=None, digest="")
+            state.record("learned", known[-1])
+        elif act == "undo":
+            if state.rounds:
+                state.record("undone")
+        else:
+            text = "Better." if act == "better" else ""
+            id = known[rng.integers(len(known))]
+            state.record("reacted", id, kind=act, text=text, asked=bool(rng.integers(2)), time=float(number))
+    again = open_state(state.archive)
+    assert str(describe(again)) == str(describe(state))
+
+
+def test_scores_survive_their_event_to_the_bit():
+    scores = make_scores(np.random.default_rng(0))
+    rounded = round_embedding(ScoredDialogue(Dialogue("a", "b"), scores)).scores
+    again = scores_from_dict(scores_to_dict(rounded))
+    assert (again.embedding == rounded.embedding).all()
+    assert vars(again) | dict(embedding=0) == vars(scores) | dict(embedding=0)
+
+
+def test_the_bin_of_a_forgotten_dialogue_stays_empty():
+    state = open_new("fifo", capacity=2)
+    rng = np.random.default_rng(1)
+    for number in range(4):
+        say(state, number, rng)
+    third, fourth = list(state.archive.dialogues)[2:]
+    delete_dialogues(state.archive, [fourth])
+    again = open_state(state.archive)
+    assert [d.id for d in again.buffer.dialogues] == [third]
+    say(again, 9, rng)
+    assert len(again.buffer) == 2
+
+
+def test_a_pending_dialogue_learns_its_reaction_once_it_is_scored():
+    state = open_new("active")
+    d = Dialogue("Question?", "Answer.", origin="model")
+    state.archive.add(d, "monday")
+    state.record("said", d.id, reads=[], statements=[])
+    state.record("reacted", d.id, kind="better", text="Better.", asked=False, time=1.0)
+    assert state.taught == set() and state.pending == [d.id]
+    scores = scores_to_dict(make_scores(np.random.default_rng(2)))
+    state.record("scored", d.id, scores=scores, is_considered=False)
+    place(state, d.id)
+    assert state.taught == {(d.id, True)} and state.pending == []
+    assert [d.response for d in state.buffer.dialogues] == ["Better."]
+
+
+def test_thumbs_change_what_counts_as_answered():
+    state = open_new("fifo")
+    say(state, 0, np.random.default_rng(3))
+    (id,) = state.archive.dialogues
+    for kind, origin in (("up", "approved"), ("down", "model"), ("up", "approved")):
+        state.record("reacted", id, kind=kind, text="", asked=False, time=0.0)
+        assert state.newest(id).origin == origin
+    assert state.list_unlearned() == [id]
+    state.record("reacted", id, kind="better", text="So.", asked=False, time=0.0)
+    assert state.newest(id).response == "So." and state.buffer.dialogues[0].response == "So."
+    assert state.find_root(state.newest(id).id) == id
+
+
+def test_talks_are_told_apart():
+    state = open_new("fifo")
+    for number, talk in enumerate(["a", "client", "b", "a", ""]):
+        d = Dialogue(f"Question {number}?", "Answer.", time=float(number), origin="model")
+        state.archive.add(d, talk)
+        state.record("said", d.id, reads=[], statements=[])
+    assert {key: len(ids) for key, ids in state.list_talks().items()} == dict(a=2, b=1)
+    assert [d.time for d in state.list_turns("a")] == [0.0, 3.0]
+    assert len(state.list_own()) == 4 and state.talk == "a"
+
+
+def test_an_empty_archive_is_no_state(tmp_path):
+    with pytest.raises(InputError, match="nothing is stored here"):
+        open_state(Archive(tmp_path))
