@@ -156,20 +156,24 @@ def test_generate_stops_at_the_end_token():
     words = model.tokenizer(" one two three", add_special_tokens=False)["input_ids"]
 
     class Script(torch.nn.Module):
-        "Says the same tokens to everybody, end token in the middle."
+        "Says the same tokens to everybody; transformers fills the row after the end token."
 
         generation_config = model.model.generation_config
 
         def generate(self, input_ids, max_new_tokens, **settings):
             assert settings["eos_token_id"] == [end] and settings["attention_mask"].shape == input_ids.shape
-            return torch.cat([input_ids, torch.tensor([words + [end] + words]).expand(len(input_ids), -1)], 1)
+            return torch.cat(
+                [input_ids, torch.tensor([words + [end] + [settings["pad_token_id"]] * 3]).expand(len(input_ids), -1)],
+                1,
+            )
 
     script = Script()
     script.register_parameter("none", torch.nn.Parameter(torch.zeros(1)))
     model.model = script
     assert model.generate(["a", "a longer one"]) == ["one two three"] * 2
     read = sum(len(encode_prompt(model.tokenizer, Dialogue(p, ""), 99)["input_ids"]) for p in ("a", "a longer one"))
-    assert model.cost.tokens == read + 2 * len(words) and model.cost.forward == 2
+    num_ends = end != model.tokenizer.pad_token_id
+    assert model.cost.tokens == read + 2 * (len(words) + num_ends) and model.cost.forward == 2
 
 
 @pytest.mark.parametrize("wrong", [[5], [None], [dict(prompt="a")], ["  "]], ids=str)

@@ -21,7 +21,14 @@ import numpy as np
 from . import tokens
 from .adapters import attach_adapter, check_adapter, get_adapter_id, remove_peft_layers
 from .core import Cost, Dialogue, InputError, check, measure_cost, patch
-from .files import delete_path, get_cache_folder, get_temporary_path, make_folder, read_json, write_json
+from personal_llm.base.files import (
+    delete_path,
+    get_cache_folder,
+    get_temporary_path,
+    make_folder,
+    read_json,
+    write_json,
+)
 from .gguf import build_tokenizer, is_gguf, read_gguf_header
 from .loading import choose_model_name, compute_fingerprint, find_weight_files
 from .loading import get_cached_fingerprint, is_causal, load_causal_lm
@@ -198,7 +205,9 @@ def load_model(
         files = [] if is_live else find_weight_files(network.name_or_path)
         base = get_cached_fingerprint(network, files)
         if not is_causal(network.eval()):
-            raise InputError(f"model {network.name_or_path!r} looks ahead, as encoders do", "give a causal language model")
+            raise InputError(
+                f"model {network.name_or_path!r} looks ahead, as encoders do", "give a causal language model"
+            )
     if chat_template:
         tokenizer.chat_template = PLAIN_TEMPLATE if chat_template == "plain" else chat_template
     return Model(network, tokenizer, "live" if is_live else str(name), max_length, base, gguf)

@@ -17,7 +17,7 @@ from pathlib import Path
 from .adapters import read_factors
 from .core import Dialogue, InputError, measure_cost, patch
 from .gguf import read_gguf_header
-from .models import LOOP_TOKENS, Model, find_end_tokens
+from .models import Model, find_end_tokens
 
 # %% ../../nbs/0_base/09_replies.ipynb #rpl00006
 @dataclass(frozen=True)
@@ -30,12 +30,12 @@ class ReplyOptions:
     stop: tuple = ()  # texts that end the reply and do not belong to it
     seed: int = 0  # for a temperature above 0
 
-# %% ../../nbs/0_base/09_replies.ipynb #rpl00009
+# %% ../../nbs/0_base/09_replies.ipynb #rpl0008b
 def pair_neighbours(B, num_heads: int):  # (rows, rank), rows in the other order
     "Put the rows of each head in the order of llama.cpp's rotary embedding."
     return B.reshape(num_heads, 2, len(B) // num_heads // 2, B.shape[1]).swapaxes(1, 2).reshape(B.shape)
 
-
+# %% ../../nbs/0_base/09_replies.ipynb #rpl00009
 def write_gguf_adapter(
     adapter: Path,  # folder
     out: Path,  # the file to write
@@ -100,7 +100,7 @@ class LlamaCpp:
         parameters.model.path = str(self.model.gguf)
         parameters.n_ctx = self.model.max_length
         parameters.n_parallel = 1
-        parameters.n_ubatch = 128  # tokens at once: a quarter of the default's memory at the same speed
+        parameters.n_ubatch = 128  # tokens at once; each has a row of logits in memory
         parameters.cache_ram_mib = 0  # or it would read keys and values of older prompts, of another adapter
         parameters.warmup = False
         parameters.verbosity = -1
