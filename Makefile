@@ -55,7 +55,7 @@ notebooks: .venv/.installed-dev ## open the notebooks in JupyterLab
 	$(BIN)/jupyter lab nbs
 
 experiments: .venv/.installed-dev ## measure what is missing in nbs/experiments/results, for hours; call again to go on (what is missing: ARGS=--list)
-	@$(BIN)/python -m personal_llm.experiments.all $(ARGS)
+	@$(BIN)/python -m personal_llm.experiments.harness $(ARGS)
 
 docs: .venv/.installed-docs ## write the site to site/, from the notebooks as they are saved (python -m http.server -d site)
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet

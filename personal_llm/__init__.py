@@ -32,7 +32,7 @@ _ROOMS = {
     "selection.library": "Library",
     "selection.ranking": "Ranking",
     "selection.merging": "merge",
-    "selection.selection": "SELECTORS Selector select",
+    "selection.selection": "SELECTORS select",
     "selection.warm_start": "warm_start",
     "device.forgetting": "forget_everything",
     "device.personalizer": "Personalizer PersonalizerSettings",

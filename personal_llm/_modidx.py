@@ -367,24 +367,12 @@ d = {
                 "8_app/library_commands.html#buildoptions",
                 "personal_llm/app/library_commands.py",
             ),
-            "personal_llm.app.library_commands.add_explained": (
-                "8_app/library_commands.html#add_explained",
-                "personal_llm/app/library_commands.py",
-            ),
             "personal_llm.app.library_commands.build_command": (
                 "8_app/library_commands.html#build_command",
                 "personal_llm/app/library_commands.py",
             ),
-            "personal_llm.app.library_commands.build_library": (
-                "8_app/library_commands.html#build_library",
-                "personal_llm/app/library_commands.py",
-            ),
             "personal_llm.app.library_commands.check_style_space": (
                 "8_app/library_commands.html#check_style_space",
-                "personal_llm/app/library_commands.py",
-            ),
-            "personal_llm.app.library_commands.choose_space": (
-                "8_app/library_commands.html#choose_space",
                 "personal_llm/app/library_commands.py",
             ),
             "personal_llm.app.library_commands.describe_input": (
@@ -393,10 +381,6 @@ d = {
             ),
             "personal_llm.app.library_commands.explain_command": (
                 "8_app/library_commands.html#explain_command",
-                "personal_llm/app/library_commands.py",
-            ),
-            "personal_llm.app.library_commands.explain_here": (
-                "8_app/library_commands.html#explain_here",
                 "personal_llm/app/library_commands.py",
             ),
             "personal_llm.app.library_commands.explanation_to_dict": (
@@ -415,32 +399,24 @@ d = {
                 "8_app/library_commands.html#list_command",
                 "personal_llm/app/library_commands.py",
             ),
-            "personal_llm.app.library_commands.make_space_here": (
-                "8_app/library_commands.html#make_space_here",
-                "personal_llm/app/library_commands.py",
-            ),
-            "personal_llm.app.library_commands.measure_command": (
-                "8_app/library_commands.html#measure_command",
-                "personal_llm/app/library_commands.py",
-            ),
-            "personal_llm.app.library_commands.open_local_library": (
-                "8_app/library_commands.html#open_local_library",
+            "personal_llm.app.library_commands.note_skipped": (
+                "8_app/library_commands.html#note_skipped",
                 "personal_llm/app/library_commands.py",
             ),
             "personal_llm.app.library_commands.open_named_style": (
                 "8_app/library_commands.html#open_named_style",
                 "personal_llm/app/library_commands.py",
             ),
-            "personal_llm.app.library_commands.publish_command": (
-                "8_app/library_commands.html#publish_command",
+            "personal_llm.app.library_commands.open_or_create": (
+                "8_app/library_commands.html#open_or_create",
+                "personal_llm/app/library_commands.py",
+            ),
+            "personal_llm.app.library_commands.read_own_prompts": (
+                "8_app/library_commands.html#read_own_prompts",
                 "personal_llm/app/library_commands.py",
             ),
             "personal_llm.app.library_commands.read_probes": (
                 "8_app/library_commands.html#read_probes",
-                "personal_llm/app/library_commands.py",
-            ),
-            "personal_llm.app.library_commands.report_skipped": (
-                "8_app/library_commands.html#report_skipped",
                 "personal_llm/app/library_commands.py",
             ),
             "personal_llm.app.library_commands.select_command": (
@@ -449,14 +425,6 @@ d = {
             ),
             "personal_llm.app.library_commands.show_command": (
                 "8_app/library_commands.html#show_command",
-                "personal_llm/app/library_commands.py",
-            ),
-            "personal_llm.app.library_commands.space_command": (
-                "8_app/library_commands.html#space_command",
-                "personal_llm/app/library_commands.py",
-            ),
-            "personal_llm.app.library_commands.verify_command": (
-                "8_app/library_commands.html#verify_command",
                 "personal_llm/app/library_commands.py",
             ),
         },
@@ -4374,1203 +4342,209 @@ d = {
                 "personal_llm/device/state.py",
             ),
         },
-        "personal_llm.experiments.all": {
-            "personal_llm.experiments.all.all_grids": (
-                "experiments/all.html#all_grids",
-                "personal_llm/experiments/all.py",
-            ),
-            "personal_llm.experiments.all.format_progress": (
-                "experiments/all.html#format_progress",
-                "personal_llm/experiments/all.py",
-            ),
-            "personal_llm.experiments.all.main": ("experiments/all.html#main", "personal_llm/experiments/all.py"),
-            "personal_llm.experiments.all.parse_arguments": (
-                "experiments/all.html#parse_arguments",
-                "personal_llm/experiments/all.py",
-            ),
-            "personal_llm.experiments.all.select_grids": (
-                "experiments/all.html#select_grids",
-                "personal_llm/experiments/all.py",
-            ),
-        },
-        "personal_llm.experiments.amplification": {
-            "personal_llm.experiments.amplification._judge_memory": (
-                "experiments/amplification.html#_judge_memory",
-                "personal_llm/experiments/amplification.py",
-            ),
-            "personal_llm.experiments.amplification.added": (
-                "experiments/amplification.html#added",
-                "personal_llm/experiments/amplification.py",
-            ),
-            "personal_llm.experiments.amplification.coloured": (
-                "experiments/amplification.html#coloured",
-                "personal_llm/experiments/amplification.py",
-            ),
-            "personal_llm.experiments.amplification.list_claims": (
-                "experiments/amplification.html#list_claims",
-                "personal_llm/experiments/amplification.py",
-            ),
-            "personal_llm.experiments.amplification.make_stream": (
-                "experiments/amplification.html#make_stream",
-                "personal_llm/experiments/amplification.py",
-            ),
-            "personal_llm.experiments.amplification.measure": (
-                "experiments/amplification.html#measure",
-                "personal_llm/experiments/amplification.py",
-            ),
-            "personal_llm.experiments.amplification.piped": (
-                "experiments/amplification.html#piped",
-                "personal_llm/experiments/amplification.py",
-            ),
-            "personal_llm.experiments.amplification.rated": (
-                "experiments/amplification.html#rated",
-                "personal_llm/experiments/amplification.py",
-            ),
-            "personal_llm.experiments.amplification.sections": (
-                "experiments/amplification.html#sections",
-                "personal_llm/experiments/amplification.py",
-            ),
-            "personal_llm.experiments.amplification.starred_end": (
-                "experiments/amplification.html#starred_end",
-                "personal_llm/experiments/amplification.py",
-            ),
-            "personal_llm.experiments.amplification.use_plain_decoding": (
-                "experiments/amplification.html#use_plain_decoding",
-                "personal_llm/experiments/amplification.py",
-            ),
-            "personal_llm.experiments.amplification.waved": (
-                "experiments/amplification.html#waved",
-                "personal_llm/experiments/amplification.py",
-            ),
-            "personal_llm.experiments.amplification.word_count": (
-                "experiments/amplification.html#word_count",
-                "personal_llm/experiments/amplification.py",
-            ),
-            "personal_llm.experiments.amplification.write_people_table": (
-                "experiments/amplification.html#write_people_table",
-                "personal_llm/experiments/amplification.py",
-            ),
-        },
-        "personal_llm.experiments.asking": {
-            "personal_llm.experiments.asking.CoveringPolicy": (
-                "experiments/asking.html#coveringpolicy",
-                "personal_llm/experiments/asking.py",
-            ),
-            "personal_llm.experiments.asking.CoveringPolicy.__init__": (
-                "experiments/asking.html#coveringpolicy.__init__",
-                "personal_llm/experiments/asking.py",
-            ),
-            "personal_llm.experiments.asking.CoveringPolicy.compute_gain": (
-                "experiments/asking.html#coveringpolicy.compute_gain",
-                "personal_llm/experiments/asking.py",
-            ),
-            "personal_llm.experiments.asking.CoveringPolicy.decide_question": (
-                "experiments/asking.html#coveringpolicy.decide_question",
-                "personal_llm/experiments/asking.py",
-            ),
-            "personal_llm.experiments.asking.CoveringPolicy.is_early_question_due": (
-                "experiments/asking.html#coveringpolicy.is_early_question_due",
-                "personal_llm/experiments/asking.py",
-            ),
-            "personal_llm.experiments.asking.count_questions": (
-                "experiments/asking.html#count_questions",
-                "personal_llm/experiments/asking.py",
-            ),
-            "personal_llm.experiments.asking.hold_talk": (
-                "experiments/asking.html#hold_talk",
-                "personal_llm/experiments/asking.py",
-            ),
-            "personal_llm.experiments.asking.measure": (
-                "experiments/asking.html#measure",
-                "personal_llm/experiments/asking.py",
-            ),
-            "personal_llm.experiments.asking.measure_development": (
-                "experiments/asking.html#measure_development",
-                "personal_llm/experiments/asking.py",
-            ),
-        },
         "personal_llm.experiments.bins": {
             "personal_llm.experiments.bins.measure": (
                 "experiments/bins.html#measure",
                 "personal_llm/experiments/bins.py",
             )
         },
-        "personal_llm.experiments.changes": {
-            "personal_llm.experiments.changes._count_people": (
-                "experiments/changes.html#_count_people",
-                "personal_llm/experiments/changes.py",
-            ),
-            "personal_llm.experiments.changes._judge_changes": (
-                "experiments/changes.html#_judge_changes",
-                "personal_llm/experiments/changes.py",
-            ),
-            "personal_llm.experiments.changes.ask_again": (
-                "experiments/changes.html#ask_again",
-                "personal_llm/experiments/changes.py",
-            ),
-            "personal_llm.experiments.changes.assigned": (
-                "experiments/changes.html#assigned",
-                "personal_llm/experiments/changes.py",
-            ),
-            "personal_llm.experiments.changes.colons": (
-                "experiments/changes.html#colons",
-                "personal_llm/experiments/changes.py",
-            ),
-            "personal_llm.experiments.changes.correct": (
-                "experiments/changes.html#correct",
-                "personal_llm/experiments/changes.py",
-            ),
-            "personal_llm.experiments.changes.double_dashes": (
-                "experiments/changes.html#double_dashes",
-                "personal_llm/experiments/changes.py",
-            ),
-            "personal_llm.experiments.changes.face_first": (
-                "experiments/changes.html#face_first",
-                "personal_llm/experiments/changes.py",
-            ),
-            "personal_llm.experiments.changes.hashed_lines": (
-                "experiments/changes.html#hashed_lines",
-                "personal_llm/experiments/changes.py",
-            ),
-            "personal_llm.experiments.changes.list_claims": (
-                "experiments/changes.html#list_claims",
-                "personal_llm/experiments/changes.py",
-            ),
-            "personal_llm.experiments.changes.make_stream": (
-                "experiments/changes.html#make_stream",
-                "personal_llm/experiments/changes.py",
-            ),
-            "personal_llm.experiments.changes.measure": (
-                "experiments/changes.html#measure",
-                "personal_llm/experiments/changes.py",
-            ),
-            "personal_llm.experiments.changes.measure_corrections": (
-                "experiments/changes.html#measure_corrections",
-                "personal_llm/experiments/changes.py",
-            ),
-            "personal_llm.experiments.changes.measure_stages": (
-                "experiments/changes.html#measure_stages",
-                "personal_llm/experiments/changes.py",
-            ),
-            "personal_llm.experiments.changes.measure_wishes": (
-                "experiments/changes.html#measure_wishes",
-                "personal_llm/experiments/changes.py",
-            ),
-            "personal_llm.experiments.changes.numeral": (
-                "experiments/changes.html#numeral",
-                "personal_llm/experiments/changes.py",
-            ),
-            "personal_llm.experiments.changes.okayed": (
-                "experiments/changes.html#okayed",
-                "personal_llm/experiments/changes.py",
-            ),
-            "personal_llm.experiments.changes.paged": (
-                "experiments/changes.html#paged",
-                "personal_llm/experiments/changes.py",
-            ),
-            "personal_llm.experiments.changes.priced": (
-                "experiments/changes.html#priced",
-                "personal_llm/experiments/changes.py",
-            ),
-            "personal_llm.experiments.changes.reply_to": (
-                "experiments/changes.html#reply_to",
-                "personal_llm/experiments/changes.py",
-            ),
-            "personal_llm.experiments.changes.sent_at": (
-                "experiments/changes.html#sent_at",
-                "personal_llm/experiments/changes.py",
-            ),
-            "personal_llm.experiments.changes.show_memories": (
-                "experiments/changes.html#show_memories",
-                "personal_llm/experiments/changes.py",
-            ),
-            "personal_llm.experiments.changes.use_earlier_rules": (
-                "experiments/changes.html#use_earlier_rules",
-                "personal_llm/experiments/changes.py",
-            ),
-            "personal_llm.experiments.changes.write_people_table": (
-                "experiments/changes.html#write_people_table",
-                "personal_llm/experiments/changes.py",
-            ),
-        },
-        "personal_llm.experiments.choosing": {
-            "personal_llm.experiments.choosing.StyleBelief": (
-                "experiments/choosing.html#stylebelief",
-                "personal_llm/experiments/choosing.py",
-            ),
-            "personal_llm.experiments.choosing.StyleBelief.__init__": (
-                "experiments/choosing.html#stylebelief.__init__",
-                "personal_llm/experiments/choosing.py",
-            ),
-            "personal_llm.experiments.choosing.StyleBelief.choose_pair": (
-                "experiments/choosing.html#stylebelief.choose_pair",
-                "personal_llm/experiments/choosing.py",
-            ),
-            "personal_llm.experiments.choosing.StyleBelief.update": (
-                "experiments/choosing.html#stylebelief.update",
-                "personal_llm/experiments/choosing.py",
-            ),
-            "personal_llm.experiments.choosing.compute_answer_chances": (
-                "experiments/choosing.html#compute_answer_chances",
-                "personal_llm/experiments/choosing.py",
-            ),
-            "personal_llm.experiments.choosing.compute_entropy": (
-                "experiments/choosing.html#compute_entropy",
-                "personal_llm/experiments/choosing.py",
-            ),
-            "personal_llm.experiments.choosing.compute_utilities": (
-                "experiments/choosing.html#compute_utilities",
-                "personal_llm/experiments/choosing.py",
-            ),
-            "personal_llm.experiments.choosing.is_sure": (
-                "experiments/choosing.html#is_sure",
-                "personal_llm/experiments/choosing.py",
-            ),
-            "personal_llm.experiments.choosing.rank_by_belief": (
-                "experiments/choosing.html#rank_by_belief",
-                "personal_llm/experiments/choosing.py",
-            ),
-        },
-        "personal_llm.experiments.clicks": {
-            "personal_llm.experiments.clicks.click": (
-                "experiments/clicks.html#click",
-                "personal_llm/experiments/clicks.py",
-            ),
-            "personal_llm.experiments.clicks.fit_utilities": (
-                "experiments/clicks.html#fit_utilities",
-                "personal_llm/experiments/clicks.py",
-            ),
-            "personal_llm.experiments.clicks.measure": (
-                "experiments/clicks.html#measure",
-                "personal_llm/experiments/clicks.py",
-            ),
-            "personal_llm.experiments.clicks.measure_coordinates": (
-                "experiments/clicks.html#measure_coordinates",
-                "personal_llm/experiments/clicks.py",
-            ),
-            "personal_llm.experiments.clicks.sample_replies": (
-                "experiments/clicks.html#sample_replies",
-                "personal_llm/experiments/clicks.py",
-            ),
-            "personal_llm.experiments.clicks.simulate": (
-                "experiments/clicks.html#simulate",
-                "personal_llm/experiments/clicks.py",
-            ),
-        },
-        "personal_llm.experiments.consolidation": {
-            "personal_llm.experiments.consolidation.check_claims": (
-                "experiments/consolidation.html#check_claims",
-                "personal_llm/experiments/consolidation.py",
-            ),
-            "personal_llm.experiments.consolidation.compare_methods": (
-                "experiments/consolidation.html#compare_methods",
-                "personal_llm/experiments/consolidation.py",
-            ),
-            "personal_llm.experiments.consolidation.list_jobs": (
-                "experiments/consolidation.html#list_jobs",
-                "personal_llm/experiments/consolidation.py",
-            ),
-            "personal_llm.experiments.consolidation.list_measured": (
-                "experiments/consolidation.html#list_measured",
-                "personal_llm/experiments/consolidation.py",
-            ),
-            "personal_llm.experiments.consolidation.measure": (
-                "experiments/consolidation.html#measure",
-                "personal_llm/experiments/consolidation.py",
-            ),
-            "personal_llm.experiments.consolidation.read_first_order": (
-                "experiments/consolidation.html#read_first_order",
-                "personal_llm/experiments/consolidation.py",
-            ),
-            "personal_llm.experiments.consolidation.write_changes": (
-                "experiments/consolidation.html#write_changes",
-                "personal_llm/experiments/consolidation.py",
-            ),
-        },
-        "personal_llm.experiments.copies": {
-            "personal_llm.experiments.copies.decides_for_last": (
-                "experiments/copies.html#decides_for_last",
-                "personal_llm/experiments/copies.py",
-            ),
-            "personal_llm.experiments.copies.draw_chats": (
-                "experiments/copies.html#draw_chats",
-                "personal_llm/experiments/copies.py",
-            ),
-            "personal_llm.experiments.copies.draw_questions": (
-                "experiments/copies.html#draw_questions",
-                "personal_llm/experiments/copies.py",
-            ),
-            "personal_llm.experiments.copies.form": (
-                "experiments/copies.html#form",
-                "personal_llm/experiments/copies.py",
-            ),
-            "personal_llm.experiments.copies.hold_chat": (
-                "experiments/copies.html#hold_chat",
-                "personal_llm/experiments/copies.py",
-            ),
-            "personal_llm.experiments.copies.label_copies": (
-                "experiments/copies.html#label_copies",
-                "personal_llm/experiments/copies.py",
-            ),
-            "personal_llm.experiments.copies.list_chat_claims": (
-                "experiments/copies.html#list_chat_claims",
-                "personal_llm/experiments/copies.py",
-            ),
-            "personal_llm.experiments.copies.list_claims": (
-                "experiments/copies.html#list_claims",
-                "personal_llm/experiments/copies.py",
-            ),
-            "personal_llm.experiments.copies.make_costly": (
-                "experiments/copies.html#make_costly",
-                "personal_llm/experiments/copies.py",
-            ),
-            "personal_llm.experiments.copies.measure": (
-                "experiments/copies.html#measure",
-                "personal_llm/experiments/copies.py",
-            ),
-            "personal_llm.experiments.copies.measure_chats": (
-                "experiments/copies.html#measure_chats",
-                "personal_llm/experiments/copies.py",
-            ),
-            "personal_llm.experiments.copies.read_last": (
-                "experiments/copies.html#read_last",
-                "personal_llm/experiments/copies.py",
-            ),
-            "personal_llm.experiments.copies.summarise_chat": (
-                "experiments/copies.html#summarise_chat",
-                "personal_llm/experiments/copies.py",
-            ),
-        },
-        "personal_llm.experiments.deciding": {
-            "personal_llm.experiments.deciding.measure": (
-                "experiments/deciding.html#measure",
-                "personal_llm/experiments/deciding.py",
-            ),
-            "personal_llm.experiments.deciding.time_decision": (
-                "experiments/deciding.html#time_decision",
-                "personal_llm/experiments/deciding.py",
-            ),
-            "personal_llm.experiments.deciding.time_forward_pass": (
-                "experiments/deciding.html#time_forward_pass",
-                "personal_llm/experiments/deciding.py",
-            ),
-        },
-        "personal_llm.experiments.demo": {
-            "personal_llm.experiments.demo.compare_defaults": (
-                "experiments/demo.html#compare_defaults",
-                "personal_llm/experiments/demo.py",
-            ),
-            "personal_llm.experiments.demo.describe_content": (
-                "experiments/demo.html#describe_content",
-                "personal_llm/experiments/demo.py",
-            ),
-            "personal_llm.experiments.demo.describe_share": (
-                "experiments/demo.html#describe_share",
-                "personal_llm/experiments/demo.py",
-            ),
-            "personal_llm.experiments.demo.format_interval": (
-                "experiments/demo.html#format_interval",
-                "personal_llm/experiments/demo.py",
-            ),
-            "personal_llm.experiments.demo.list_changed_defaults": (
-                "experiments/demo.html#list_changed_defaults",
-                "personal_llm/experiments/demo.py",
-            ),
-            "personal_llm.experiments.demo.list_defaults": (
-                "experiments/demo.html#list_defaults",
-                "personal_llm/experiments/demo.py",
-            ),
-            "personal_llm.experiments.demo.measure": (
-                "experiments/demo.html#measure",
-                "personal_llm/experiments/demo.py",
-            ),
-            "personal_llm.experiments.demo.measure_sample": (
-                "experiments/demo.html#measure_sample",
-                "personal_llm/experiments/demo.py",
-            ),
-            "personal_llm.experiments.demo.measure_sample_smollm2": (
-                "experiments/demo.html#measure_sample_smollm2",
-                "personal_llm/experiments/demo.py",
-            ),
-            "personal_llm.experiments.demo.measure_smollm2": (
-                "experiments/demo.html#measure_smollm2",
-                "personal_llm/experiments/demo.py",
-            ),
-            "personal_llm.experiments.demo.write_buffer_share_sentences": (
-                "experiments/demo.html#write_buffer_share_sentences",
-                "personal_llm/experiments/demo.py",
-            ),
-            "personal_llm.experiments.demo.write_demo_paragraph": (
-                "experiments/demo.html#write_demo_paragraph",
-                "personal_llm/experiments/demo.py",
-            ),
-            "personal_llm.experiments.demo.write_new_people_paragraph": (
-                "experiments/demo.html#write_new_people_paragraph",
-                "personal_llm/experiments/demo.py",
-            ),
-            "personal_llm.experiments.demo.write_policies_paragraph": (
-                "experiments/demo.html#write_policies_paragraph",
-                "personal_llm/experiments/demo.py",
-            ),
-            "personal_llm.experiments.demo.write_sample_paragraph": (
-                "experiments/demo.html#write_sample_paragraph",
-                "personal_llm/experiments/demo.py",
-            ),
-        },
-        "personal_llm.experiments.exploration": {
-            "personal_llm.experiments.exploration.CoveringPolicy": (
-                "experiments/exploration.html#coveringpolicy",
-                "personal_llm/experiments/exploration.py",
-            ),
-            "personal_llm.experiments.exploration.CoveringPolicy.__init__": (
-                "experiments/exploration.html#coveringpolicy.__init__",
-                "personal_llm/experiments/exploration.py",
-            ),
-            "personal_llm.experiments.exploration.CoveringPolicy.discount_probability": (
-                "experiments/exploration.html#coveringpolicy.discount_probability",
-                "personal_llm/experiments/exploration.py",
-            ),
-            "personal_llm.experiments.exploration.ExploringPolicy": (
-                "experiments/exploration.html#exploringpolicy",
-                "personal_llm/experiments/exploration.py",
-            ),
-            "personal_llm.experiments.exploration.ExploringPolicy.__init__": (
-                "experiments/exploration.html#exploringpolicy.__init__",
-                "personal_llm/experiments/exploration.py",
-            ),
-            "personal_llm.experiments.exploration.ExploringPolicy.compute_value": (
-                "experiments/exploration.html#exploringpolicy.compute_value",
-                "personal_llm/experiments/exploration.py",
-            ),
-            "personal_llm.experiments.exploration.ExploringPolicy.decide_question": (
-                "experiments/exploration.html#exploringpolicy.decide_question",
-                "personal_llm/experiments/exploration.py",
-            ),
-            "personal_llm.experiments.exploration.compute_novelty": (
-                "experiments/exploration.html#compute_novelty",
-                "personal_llm/experiments/exploration.py",
-            ),
-            "personal_llm.experiments.exploration.measure": (
-                "experiments/exploration.html#measure",
-                "personal_llm/experiments/exploration.py",
-            ),
-        },
-        "personal_llm.experiments.facts": {
-            "personal_llm.experiments.facts.is_right": (
-                "experiments/facts.html#is_right",
-                "personal_llm/experiments/facts.py",
-            ),
-            "personal_llm.experiments.facts.load_tools": (
-                "experiments/facts.html#load_tools",
-                "personal_llm/experiments/facts.py",
-            ),
-            "personal_llm.experiments.facts.make_prompts": (
-                "experiments/facts.html#make_prompts",
-                "personal_llm/experiments/facts.py",
-            ),
-            "personal_llm.experiments.facts.measure_facts": (
-                "experiments/facts.html#measure_facts",
-                "personal_llm/experiments/facts.py",
-            ),
-            "personal_llm.experiments.facts.read_fact_rows": (
-                "experiments/facts.html#read_fact_rows",
-                "personal_llm/experiments/facts.py",
-            ),
-        },
-        "personal_llm.experiments.fewer_rewrites": {
-            "personal_llm.experiments.fewer_rewrites.list_claims": (
-                "experiments/fewer_rewrites.html#list_claims",
-                "personal_llm/experiments/fewer_rewrites.py",
-            ),
-            "personal_llm.experiments.fewer_rewrites.measure": (
-                "experiments/fewer_rewrites.html#measure",
-                "personal_llm/experiments/fewer_rewrites.py",
-            ),
-        },
-        "personal_llm.experiments.first_correction": {
-            "personal_llm.experiments.first_correction.acid": (
-                "experiments/first_correction.html#acid",
-                "personal_llm/experiments/first_correction.py",
-            ),
-            "personal_llm.experiments.first_correction.article": (
-                "experiments/first_correction.html#article",
-                "personal_llm/experiments/first_correction.py",
-            ),
-            "personal_llm.experiments.first_correction.encode_strictly": (
-                "experiments/first_correction.html#encode_strictly",
-                "personal_llm/experiments/first_correction.py",
-            ),
-            "personal_llm.experiments.first_correction.list_claims": (
-                "experiments/first_correction.html#list_claims",
-                "personal_llm/experiments/first_correction.py",
-            ),
-            "personal_llm.experiments.first_correction.make_stream": (
-                "experiments/first_correction.html#make_stream",
-                "personal_llm/experiments/first_correction.py",
-            ),
-            "personal_llm.experiments.first_correction.measure": (
-                "experiments/first_correction.html#measure",
-                "personal_llm/experiments/first_correction.py",
-            ),
-            "personal_llm.experiments.first_correction.measure_copies": (
-                "experiments/first_correction.html#measure_copies",
-                "personal_llm/experiments/first_correction.py",
-            ),
-            "personal_llm.experiments.first_correction.platform": (
-                "experiments/first_correction.html#platform",
-                "personal_llm/experiments/first_correction.py",
-            ),
-            "personal_llm.experiments.first_correction.referred": (
-                "experiments/first_correction.html#referred",
-                "personal_llm/experiments/first_correction.py",
-            ),
-            "personal_llm.experiments.first_correction.sized": (
-                "experiments/first_correction.html#sized",
-                "personal_llm/experiments/first_correction.py",
-            ),
-            "personal_llm.experiments.first_correction.telegraphed": (
-                "experiments/first_correction.html#telegraphed",
-                "personal_llm/experiments/first_correction.py",
-            ),
-            "personal_llm.experiments.first_correction.use_costlier_copies": (
-                "experiments/first_correction.html#use_costlier_copies",
-                "personal_llm/experiments/first_correction.py",
-            ),
-            "personal_llm.experiments.first_correction.weighed": (
-                "experiments/first_correction.html#weighed",
-                "personal_llm/experiments/first_correction.py",
-            ),
-            "personal_llm.experiments.first_correction.windy": (
-                "experiments/first_correction.html#windy",
-                "personal_llm/experiments/first_correction.py",
-            ),
-        },
-        "personal_llm.experiments.first_day": {
-            "personal_llm.experiments.first_day.ask_apart": (
-                "experiments/first_day.html#ask_apart",
-                "personal_llm/experiments/first_day.py",
-            ),
-            "personal_llm.experiments.first_day.ask_questions": (
-                "experiments/first_day.html#ask_questions",
-                "personal_llm/experiments/first_day.py",
-            ),
-            "personal_llm.experiments.first_day.bulleted": (
-                "experiments/first_day.html#bulleted",
-                "personal_llm/experiments/first_day.py",
-            ),
-            "personal_llm.experiments.first_day.draw_messages": (
-                "experiments/first_day.html#draw_messages",
-                "personal_llm/experiments/first_day.py",
-            ),
-            "personal_llm.experiments.first_day.draw_questions": (
-                "experiments/first_day.html#draw_questions",
-                "personal_llm/experiments/first_day.py",
-            ),
-            "personal_llm.experiments.first_day.find_measured_here": (
-                "experiments/first_day.html#find_measured_here",
-                "personal_llm/experiments/first_day.py",
-            ),
-            "personal_llm.experiments.first_day.hold_day": (
-                "experiments/first_day.html#hold_day",
-                "personal_llm/experiments/first_day.py",
-            ),
-            "personal_llm.experiments.first_day.hold_talk": (
-                "experiments/first_day.html#hold_talk",
-                "personal_llm/experiments/first_day.py",
-            ),
-            "personal_llm.experiments.first_day.judge_rest": (
-                "experiments/first_day.html#judge_rest",
-                "personal_llm/experiments/first_day.py",
-            ),
-            "personal_llm.experiments.first_day.list_claims": (
-                "experiments/first_day.html#list_claims",
-                "personal_llm/experiments/first_day.py",
-            ),
-            "personal_llm.experiments.first_day.loud_start": (
-                "experiments/first_day.html#loud_start",
-                "personal_llm/experiments/first_day.py",
-            ),
-            "personal_llm.experiments.first_day.make_stream": (
-                "experiments/first_day.html#make_stream",
-                "personal_llm/experiments/first_day.py",
-            ),
-            "personal_llm.experiments.first_day.measure": (
-                "experiments/first_day.html#measure",
-                "personal_llm/experiments/first_day.py",
-            ),
-            "personal_llm.experiments.first_day.measure_asked": (
-                "experiments/first_day.html#measure_asked",
-                "personal_llm/experiments/first_day.py",
-            ),
-            "personal_llm.experiments.first_day.measure_chat": (
-                "experiments/first_day.html#measure_chat",
-                "personal_llm/experiments/first_day.py",
-            ),
-            "personal_llm.experiments.first_day.measure_day": (
-                "experiments/first_day.html#measure_day",
-                "personal_llm/experiments/first_day.py",
-            ),
-            "personal_llm.experiments.first_day.measure_first": (
-                "experiments/first_day.html#measure_first",
-                "personal_llm/experiments/first_day.py",
-            ),
-            "personal_llm.experiments.first_day.measure_losses": (
-                "experiments/first_day.html#measure_losses",
-                "personal_llm/experiments/first_day.py",
-            ),
-            "personal_llm.experiments.first_day.say": (
-                "experiments/first_day.html#say",
-                "personal_llm/experiments/first_day.py",
-            ),
-            "personal_llm.experiments.first_day.write_day_paragraph": (
-                "experiments/first_day.html#write_day_paragraph",
-                "personal_llm/experiments/first_day.py",
-            ),
-            "personal_llm.experiments.first_day.write_people_table": (
-                "experiments/first_day.html#write_people_table",
-                "personal_llm/experiments/first_day.py",
-            ),
-        },
-        "personal_llm.experiments.fit": {
-            "personal_llm.experiments.fit.PoolLibrary": (
-                "experiments/fit.html#poollibrary",
-                "personal_llm/experiments/fit.py",
-            ),
-            "personal_llm.experiments.fit.PoolLibrary.__getitem__": (
-                "experiments/fit.html#poollibrary.__getitem__",
-                "personal_llm/experiments/fit.py",
-            ),
-            "personal_llm.experiments.fit.PoolLibrary.__iter__": (
-                "experiments/fit.html#poollibrary.__iter__",
-                "personal_llm/experiments/fit.py",
-            ),
-            "personal_llm.experiments.fit.PoolLibrary.__len__": (
-                "experiments/fit.html#poollibrary.__len__",
-                "personal_llm/experiments/fit.py",
-            ),
-            "personal_llm.experiments.fit.baseline_starts": (
-                "experiments/fit.html#baseline_starts",
-                "personal_llm/experiments/fit.py",
-            ),
-            "personal_llm.experiments.fit.cost_to_dict": (
-                "experiments/fit.html#cost_to_dict",
-                "personal_llm/experiments/fit.py",
-            ),
-            "personal_llm.experiments.fit.list_styles": (
-                "experiments/fit.html#list_styles",
-                "personal_llm/experiments/fit.py",
-            ),
-            "personal_llm.experiments.fit.load_pool_library": (
-                "experiments/fit.html#load_pool_library",
-                "personal_llm/experiments/fit.py",
-            ),
-            "personal_llm.experiments.fit.make_start_jobs": (
-                "experiments/fit.html#make_start_jobs",
-                "personal_llm/experiments/fit.py",
-            ),
-            "personal_llm.experiments.fit.measure": ("experiments/fit.html#measure", "personal_llm/experiments/fit.py"),
-            "personal_llm.experiments.fit.measure_user_starts": (
-                "experiments/fit.html#measure_user_starts",
-                "personal_llm/experiments/fit.py",
-            ),
-            "personal_llm.experiments.fit.styled_jobs": (
-                "experiments/fit.html#styled_jobs",
-                "personal_llm/experiments/fit.py",
-            ),
-            "personal_llm.experiments.fit.weighted_start_loss": (
-                "experiments/fit.html#weighted_start_loss",
-                "personal_llm/experiments/fit.py",
-            ),
-            "personal_llm.experiments.fit.weighted_tokens": (
-                "experiments/fit.html#weighted_tokens",
-                "personal_llm/experiments/fit.py",
-            ),
-        },
-        "personal_llm.experiments.forgetting": {
-            "personal_llm.experiments.forgetting.measure": (
-                "experiments/forgetting.html#measure",
-                "personal_llm/experiments/forgetting.py",
-            ),
-            "personal_llm.experiments.forgetting.measure_losses": (
-                "experiments/forgetting.html#measure_losses",
-                "personal_llm/experiments/forgetting.py",
-            ),
-            "personal_llm.experiments.forgetting.run_rounds": (
-                "experiments/forgetting.html#run_rounds",
-                "personal_llm/experiments/forgetting.py",
-            ),
-        },
-        "personal_llm.experiments.formats": {
-            "personal_llm.experiments.formats.measure": (
-                "experiments/formats.html#measure",
-                "personal_llm/experiments/formats.py",
-            ),
-            "personal_llm.experiments.formats.paper_stream": (
-                "experiments/formats.html#paper_stream",
-                "personal_llm/experiments/formats.py",
-            ),
-            "personal_llm.experiments.formats.parse_consultation": (
-                "experiments/formats.html#parse_consultation",
-                "personal_llm/experiments/formats.py",
-            ),
-            "personal_llm.experiments.formats.parse_consultation_turn": (
-                "experiments/formats.html#parse_consultation_turn",
-                "personal_llm/experiments/formats.py",
-            ),
-            "personal_llm.experiments.formats.parse_openorca": (
-                "experiments/formats.html#parse_openorca",
-                "personal_llm/experiments/formats.py",
-            ),
-            "personal_llm.experiments.formats.parse_prosocial": (
-                "experiments/formats.html#parse_prosocial",
-                "personal_llm/experiments/formats.py",
-            ),
-        },
-        "personal_llm.experiments.found_revisions": {
-            "personal_llm.experiments.found_revisions.find_linked": (
-                "experiments/found_revisions.html#find_linked",
-                "personal_llm/experiments/found_revisions.py",
-            ),
-            "personal_llm.experiments.found_revisions.find_read": (
-                "experiments/found_revisions.html#find_read",
-                "personal_llm/experiments/found_revisions.py",
-            ),
-            "personal_llm.experiments.found_revisions.find_short": (
-                "experiments/found_revisions.html#find_short",
-                "personal_llm/experiments/found_revisions.py",
-            ),
-            "personal_llm.experiments.found_revisions.list_claims": (
-                "experiments/found_revisions.html#list_claims",
-                "personal_llm/experiments/found_revisions.py",
-            ),
-            "personal_llm.experiments.found_revisions.list_cost_claims": (
-                "experiments/found_revisions.html#list_cost_claims",
-                "personal_llm/experiments/found_revisions.py",
-            ),
-            "personal_llm.experiments.found_revisions.list_reader_claims": (
-                "experiments/found_revisions.html#list_reader_claims",
-                "personal_llm/experiments/found_revisions.py",
-            ),
-            "personal_llm.experiments.found_revisions.measure": (
-                "experiments/found_revisions.html#measure",
-                "personal_llm/experiments/found_revisions.py",
-            ),
-            "personal_llm.experiments.found_revisions.measure_chats": (
-                "experiments/found_revisions.html#measure_chats",
-                "personal_llm/experiments/found_revisions.py",
-            ),
-            "personal_llm.experiments.found_revisions.read_last_free": (
-                "experiments/found_revisions.html#read_last_free",
-                "personal_llm/experiments/found_revisions.py",
-            ),
-            "personal_llm.experiments.found_revisions.write_talk_paragraph": (
-                "experiments/found_revisions.html#write_talk_paragraph",
-                "personal_llm/experiments/found_revisions.py",
-            ),
-        },
         "personal_llm.experiments.fresh_people": {
-            "personal_llm.experiments.fresh_people.Study": (
-                "experiments/fresh_people.html#study",
+            "personal_llm.experiments.fresh_people.compare": (
+                "experiments/fresh_people.html#compare",
                 "personal_llm/experiments/fresh_people.py",
             ),
-            "personal_llm.experiments.fresh_people.Study.compare": (
-                "experiments/fresh_people.html#study.compare",
+            "personal_llm.experiments.fresh_people.read_asked": (
+                "experiments/fresh_people.html#read_asked",
                 "personal_llm/experiments/fresh_people.py",
             ),
-            "personal_llm.experiments.fresh_people.Study.find_harmful": (
-                "experiments/fresh_people.html#study.find_harmful",
-                "personal_llm/experiments/fresh_people.py",
-            ),
-            "personal_llm.experiments.fresh_people.Study.read": (
-                "experiments/fresh_people.html#study.read",
-                "personal_llm/experiments/fresh_people.py",
-            ),
-            "personal_llm.experiments.fresh_people.Study.read_values": (
-                "experiments/fresh_people.html#study.read_values",
-                "personal_llm/experiments/fresh_people.py",
-            ),
-            "personal_llm.experiments.fresh_people._condition": (
-                "experiments/fresh_people.html#_condition",
-                "personal_llm/experiments/fresh_people.py",
-            ),
-            "personal_llm.experiments.fresh_people._tuning": (
-                "experiments/fresh_people.html#_tuning",
-                "personal_llm/experiments/fresh_people.py",
-            ),
-            "personal_llm.experiments.fresh_people.arrows": (
-                "experiments/fresh_people.html#arrows",
-                "personal_llm/experiments/fresh_people.py",
-            ),
-            "personal_llm.experiments.fresh_people.aside": (
-                "experiments/fresh_people.html#aside",
-                "personal_llm/experiments/fresh_people.py",
-            ),
-            "personal_llm.experiments.fresh_people.clock": (
-                "experiments/fresh_people.html#clock",
-                "personal_llm/experiments/fresh_people.py",
-            ),
-            "personal_llm.experiments.fresh_people.first_line": (
-                "experiments/fresh_people.html#first_line",
-                "personal_llm/experiments/fresh_people.py",
-            ),
-            "personal_llm.experiments.fresh_people.format_claims": (
-                "experiments/fresh_people.html#format_claims",
-                "personal_llm/experiments/fresh_people.py",
-            ),
-            "personal_llm.experiments.fresh_people.format_people": (
-                "experiments/fresh_people.html#format_people",
-                "personal_llm/experiments/fresh_people.py",
-            ),
-            "personal_llm.experiments.fresh_people.heading": (
-                "experiments/fresh_people.html#heading",
-                "personal_llm/experiments/fresh_people.py",
-            ),
-            "personal_llm.experiments.fresh_people.judge": (
-                "experiments/fresh_people.html#judge",
-                "personal_llm/experiments/fresh_people.py",
-            ),
-            "personal_llm.experiments.fresh_people.judge_plan": (
-                "experiments/fresh_people.html#judge_plan",
-                "personal_llm/experiments/fresh_people.py",
-            ),
-            "personal_llm.experiments.fresh_people.lettered": (
-                "experiments/fresh_people.html#lettered",
-                "personal_llm/experiments/fresh_people.py",
-            ),
-            "personal_llm.experiments.fresh_people.list_claims": (
-                "experiments/fresh_people.html#list_claims",
-                "personal_llm/experiments/fresh_people.py",
-            ),
-            "personal_llm.experiments.fresh_people.make_stream": (
-                "experiments/fresh_people.html#make_stream",
-                "personal_llm/experiments/fresh_people.py",
-            ),
-            "personal_llm.experiments.fresh_people.measure": (
-                "experiments/fresh_people.html#measure",
-                "personal_llm/experiments/fresh_people.py",
-            ),
-            "personal_llm.experiments.fresh_people.measure_tunings": (
-                "experiments/fresh_people.html#measure_tunings",
-                "personal_llm/experiments/fresh_people.py",
-            ),
-            "personal_llm.experiments.fresh_people.rating": (
-                "experiments/fresh_people.html#rating",
-                "personal_llm/experiments/fresh_people.py",
-            ),
-            "personal_llm.experiments.fresh_people.slanted": (
-                "experiments/fresh_people.html#slanted",
-                "personal_llm/experiments/fresh_people.py",
-            ),
-            "personal_llm.experiments.fresh_people.stutter": (
-                "experiments/fresh_people.html#stutter",
-                "personal_llm/experiments/fresh_people.py",
-            ),
-            "personal_llm.experiments.fresh_people.title_case": (
-                "experiments/fresh_people.html#title_case",
-                "personal_llm/experiments/fresh_people.py",
-            ),
-            "personal_llm.experiments.fresh_people.write_table": (
-                "experiments/fresh_people.html#write_table",
+            "personal_llm.experiments.fresh_people.read_tuned": (
+                "experiments/fresh_people.html#read_tuned",
                 "personal_llm/experiments/fresh_people.py",
             ),
         },
-        "personal_llm.experiments.gate": {
-            "personal_llm.experiments.gate.add_memories_between": (
-                "experiments/gate.html#add_memories_between",
-                "personal_llm/experiments/gate.py",
+        "personal_llm.experiments.harness": {
+            "personal_llm.experiments.harness.Grid": (
+                "experiments/harness.html#grid",
+                "personal_llm/experiments/harness.py",
             ),
-            "personal_llm.experiments.gate.add_memories_first": (
-                "experiments/gate.html#add_memories_first",
-                "personal_llm/experiments/gate.py",
+            "personal_llm.experiments.harness.Headroom": (
+                "experiments/harness.html#headroom",
+                "personal_llm/experiments/harness.py",
             ),
-            "personal_llm.experiments.gate.add_memories_last": (
-                "experiments/gate.html#add_memories_last",
-                "personal_llm/experiments/gate.py",
+            "personal_llm.experiments.harness.HeadroomShare": (
+                "experiments/harness.html#headroomshare",
+                "personal_llm/experiments/harness.py",
             ),
-            "personal_llm.experiments.gate.choose_memories": (
-                "experiments/gate.html#choose_memories",
-                "personal_llm/experiments/gate.py",
+            "personal_llm.experiments.harness.MeanEstimate": (
+                "experiments/harness.html#meanestimate",
+                "personal_llm/experiments/harness.py",
             ),
-            "personal_llm.experiments.gate.continue_memories": (
-                "experiments/gate.html#continue_memories",
-                "personal_llm/experiments/gate.py",
+            "personal_llm.experiments.harness.MeanEstimate.__str__": (
+                "experiments/harness.html#meanestimate.__str__",
+                "personal_llm/experiments/harness.py",
             ),
-            "personal_llm.experiments.gate.estimate_with_own_prompts": (
-                "experiments/gate.html#estimate_with_own_prompts",
-                "personal_llm/experiments/gate.py",
+            "personal_llm.experiments.harness.RatioToBest": (
+                "experiments/harness.html#ratiotobest",
+                "personal_llm/experiments/harness.py",
             ),
-            "personal_llm.experiments.gate.list_jobs": (
-                "experiments/gate.html#list_jobs",
-                "personal_llm/experiments/gate.py",
+            "personal_llm.experiments.harness.RatioToBest.__str__": (
+                "experiments/harness.html#ratiotobest.__str__",
+                "personal_llm/experiments/harness.py",
             ),
-            "personal_llm.experiments.gate.measure_floor": (
-                "experiments/gate.html#measure_floor",
-                "personal_llm/experiments/gate.py",
+            "personal_llm.experiments.harness._check_same_users": (
+                "experiments/harness.html#_check_same_users",
+                "personal_llm/experiments/harness.py",
             ),
-            "personal_llm.experiments.gate.measure_follow_ups": (
-                "experiments/gate.html#measure_follow_ups",
-                "personal_llm/experiments/gate.py",
+            "personal_llm.experiments.harness._measure_list": (
+                "experiments/harness.html#_measure_list",
+                "personal_llm/experiments/harness.py",
             ),
-            "personal_llm.experiments.gate.measure_gate": (
-                "experiments/gate.html#measure_gate",
-                "personal_llm/experiments/gate.py",
+            "personal_llm.experiments.harness.append_json_line": (
+                "experiments/harness.html#append_json_line",
+                "personal_llm/experiments/harness.py",
             ),
-            "personal_llm.experiments.gate.measure_general": (
-                "experiments/gate.html#measure_general",
-                "personal_llm/experiments/gate.py",
+            "personal_llm.experiments.harness.append_results": (
+                "experiments/harness.html#append_results",
+                "personal_llm/experiments/harness.py",
             ),
-            "personal_llm.experiments.gate.measure_replies": (
-                "experiments/gate.html#measure_replies",
-                "personal_llm/experiments/gate.py",
+            "personal_llm.experiments.harness.check_budgets": (
+                "experiments/harness.html#check_budgets",
+                "personal_llm/experiments/harness.py",
             ),
-            "personal_llm.experiments.gate.prepare": (
-                "experiments/gate.html#prepare",
-                "personal_llm/experiments/gate.py",
+            "personal_llm.experiments.harness.check_grid": (
+                "experiments/harness.html#check_grid",
+                "personal_llm/experiments/harness.py",
             ),
-            "personal_llm.experiments.gate.score_plain": (
-                "experiments/gate.html#score_plain",
-                "personal_llm/experiments/gate.py",
+            "personal_llm.experiments.harness.check_revision": (
+                "experiments/harness.html#check_revision",
+                "personal_llm/experiments/harness.py",
             ),
-            "personal_llm.experiments.gate.split_vectors": (
-                "experiments/gate.html#split_vectors",
-                "personal_llm/experiments/gate.py",
+            "personal_llm.experiments.harness.find_missing_jobs": (
+                "experiments/harness.html#find_missing_jobs",
+                "personal_llm/experiments/harness.py",
             ),
-        },
-        "personal_llm.experiments.habit_defaults": {
-            "personal_llm.experiments.habit_defaults.bold_start": (
-                "experiments/habit_defaults.html#bold_start",
-                "personal_llm/experiments/habit_defaults.py",
+            "personal_llm.experiments.harness.format_table": (
+                "experiments/harness.html#format_table",
+                "personal_llm/experiments/harness.py",
             ),
-            "personal_llm.experiments.habit_defaults.is_only_frame": (
-                "experiments/habit_defaults.html#is_only_frame",
-                "personal_llm/experiments/habit_defaults.py",
+            "personal_llm.experiments.harness.group_jobs": (
+                "experiments/harness.html#group_jobs",
+                "personal_llm/experiments/harness.py",
             ),
-            "personal_llm.experiments.habit_defaults.load_texts": (
-                "experiments/habit_defaults.html#load_texts",
-                "personal_llm/experiments/habit_defaults.py",
+            "personal_llm.experiments.harness.group_rows": (
+                "experiments/harness.html#group_rows",
+                "personal_llm/experiments/harness.py",
             ),
-            "personal_llm.experiments.habit_defaults.make_job": (
-                "experiments/habit_defaults.html#make_job",
-                "personal_llm/experiments/habit_defaults.py",
+            "personal_llm.experiments.harness.holm_correction": (
+                "experiments/harness.html#holm_correction",
+                "personal_llm/experiments/harness.py",
             ),
-            "personal_llm.experiments.habit_defaults.make_test_person": (
-                "experiments/habit_defaults.html#make_test_person",
-                "personal_llm/experiments/habit_defaults.py",
+            "personal_llm.experiments.harness.job_key": (
+                "experiments/harness.html#job_key",
+                "personal_llm/experiments/harness.py",
             ),
-            "personal_llm.experiments.habit_defaults.measure": (
-                "experiments/habit_defaults.html#measure",
-                "personal_llm/experiments/habit_defaults.py",
+            "personal_llm.experiments.harness.list_grids": (
+                "experiments/harness.html#list_grids",
+                "personal_llm/experiments/harness.py",
             ),
-            "personal_llm.experiments.habit_defaults.measure_replies": (
-                "experiments/habit_defaults.html#measure_replies",
-                "personal_llm/experiments/habit_defaults.py",
+            "personal_llm.experiments.harness.machine": (
+                "experiments/harness.html#machine",
+                "personal_llm/experiments/harness.py",
             ),
-            "personal_llm.experiments.habit_defaults.own_lines": (
-                "experiments/habit_defaults.html#own_lines",
-                "personal_llm/experiments/habit_defaults.py",
+            "personal_llm.experiments.harness.main": (
+                "experiments/harness.html#main",
+                "personal_llm/experiments/harness.py",
             ),
-            "personal_llm.experiments.habit_defaults.pause": (
-                "experiments/habit_defaults.html#pause",
-                "personal_llm/experiments/habit_defaults.py",
+            "personal_llm.experiments.harness.make_result_row": (
+                "experiments/harness.html#make_result_row",
+                "personal_llm/experiments/harness.py",
             ),
-            "personal_llm.experiments.habit_defaults.sentence_marks": (
-                "experiments/habit_defaults.html#sentence_marks",
-                "personal_llm/experiments/habit_defaults.py",
+            "personal_llm.experiments.harness.mean_over_users": (
+                "experiments/harness.html#mean_over_users",
+                "personal_llm/experiments/harness.py",
             ),
-            "personal_llm.experiments.habit_defaults.tune": (
-                "experiments/habit_defaults.html#tune",
-                "personal_llm/experiments/habit_defaults.py",
+            "personal_llm.experiments.harness.mean_table": (
+                "experiments/harness.html#mean_table",
+                "personal_llm/experiments/harness.py",
             ),
-            "personal_llm.experiments.habit_defaults.weigh_ends": (
-                "experiments/habit_defaults.html#weigh_ends",
-                "personal_llm/experiments/habit_defaults.py",
+            "personal_llm.experiments.harness.measure_group": (
+                "experiments/harness.html#measure_group",
+                "personal_llm/experiments/harness.py",
             ),
-            "personal_llm.experiments.habit_defaults.weighted_ends": (
-                "experiments/habit_defaults.html#weighted_ends",
-                "personal_llm/experiments/habit_defaults.py",
+            "personal_llm.experiments.harness.measure_headroom": (
+                "experiments/harness.html#measure_headroom",
+                "personal_llm/experiments/harness.py",
             ),
-            "personal_llm.experiments.habit_defaults.word_count": (
-                "experiments/habit_defaults.html#word_count",
-                "personal_llm/experiments/habit_defaults.py",
+            "personal_llm.experiments.harness.one_thread": (
+                "experiments/harness.html#one_thread",
+                "personal_llm/experiments/harness.py",
             ),
-            "personal_llm.experiments.habit_defaults.wrapped": (
-                "experiments/habit_defaults.html#wrapped",
-                "personal_llm/experiments/habit_defaults.py",
+            "personal_llm.experiments.harness.paragraph": (
+                "experiments/harness.html#paragraph",
+                "personal_llm/experiments/harness.py",
             ),
-        },
-        "personal_llm.experiments.headroom": {
-            "personal_llm.experiments.headroom.Headroom": (
-                "experiments/headroom.html#headroom",
-                "personal_llm/experiments/headroom.py",
+            "personal_llm.experiments.harness.print_claims": (
+                "experiments/harness.html#print_claims",
+                "personal_llm/experiments/harness.py",
             ),
-            "personal_llm.experiments.headroom.HeadroomShare": (
-                "experiments/headroom.html#headroomshare",
-                "personal_llm/experiments/headroom.py",
+            "personal_llm.experiments.harness.provenance": (
+                "experiments/harness.html#provenance",
+                "personal_llm/experiments/harness.py",
             ),
-            "personal_llm.experiments.headroom.RatioToBest": (
-                "experiments/headroom.html#ratiotobest",
-                "personal_llm/experiments/headroom.py",
+            "personal_llm.experiments.harness.ranking_auc": (
+                "experiments/harness.html#ranking_auc",
+                "personal_llm/experiments/harness.py",
             ),
-            "personal_llm.experiments.headroom.RatioToBest.__str__": (
-                "experiments/headroom.html#ratiotobest.__str__",
-                "personal_llm/experiments/headroom.py",
+            "personal_llm.experiments.harness.ratio_to_best": (
+                "experiments/harness.html#ratio_to_best",
+                "personal_llm/experiments/harness.py",
             ),
-            "personal_llm.experiments.headroom._check_same_users": (
-                "experiments/headroom.html#_check_same_users",
-                "personal_llm/experiments/headroom.py",
+            "personal_llm.experiments.harness.read_json_lines": (
+                "experiments/harness.html#read_json_lines",
+                "personal_llm/experiments/harness.py",
             ),
-            "personal_llm.experiments.headroom.measure_headroom": (
-                "experiments/headroom.html#measure_headroom",
-                "personal_llm/experiments/headroom.py",
+            "personal_llm.experiments.harness.read_result_lines": (
+                "experiments/harness.html#read_result_lines",
+                "personal_llm/experiments/harness.py",
             ),
-            "personal_llm.experiments.headroom.ratio_to_best": (
-                "experiments/headroom.html#ratio_to_best",
-                "personal_llm/experiments/headroom.py",
+            "personal_llm.experiments.harness.read_results": (
+                "experiments/harness.html#read_results",
+                "personal_llm/experiments/harness.py",
             ),
-            "personal_llm.experiments.headroom.share_of_headroom": (
-                "experiments/headroom.html#share_of_headroom",
-                "personal_llm/experiments/headroom.py",
+            "personal_llm.experiments.harness.revision": (
+                "experiments/harness.html#revision",
+                "personal_llm/experiments/harness.py",
             ),
-        },
-        "personal_llm.experiments.leakage": {
-            "personal_llm.experiments.leakage.LeakageTest": (
-                "experiments/leakage.html#leakagetest",
-                "personal_llm/experiments/leakage.py",
+            "personal_llm.experiments.harness.run_grid": (
+                "experiments/harness.html#run_grid",
+                "personal_llm/experiments/harness.py",
             ),
-            "personal_llm.experiments.leakage.LeakageTest.attack": (
-                "experiments/leakage.html#leakagetest.attack",
-                "personal_llm/experiments/leakage.py",
+            "personal_llm.experiments.harness.run_groups": (
+                "experiments/harness.html#run_groups",
+                "personal_llm/experiments/harness.py",
             ),
-            "personal_llm.experiments.leakage.LeakageTest.expose": (
-                "experiments/leakage.html#leakagetest.expose",
-                "personal_llm/experiments/leakage.py",
+            "personal_llm.experiments.harness.share_of_headroom": (
+                "experiments/harness.html#share_of_headroom",
+                "personal_llm/experiments/harness.py",
             ),
-            "personal_llm.experiments.leakage.LeakageTest.measure": (
-                "experiments/leakage.html#leakagetest.measure",
-                "personal_llm/experiments/leakage.py",
+            "personal_llm.experiments.harness.sign_flip_test": (
+                "experiments/harness.html#sign_flip_test",
+                "personal_llm/experiments/harness.py",
             ),
-            "personal_llm.experiments.leakage.divide_dialogues": (
-                "experiments/leakage.html#divide_dialogues",
-                "personal_llm/experiments/leakage.py",
+            "personal_llm.experiments.harness.summarise_rows": (
+                "experiments/harness.html#summarise_rows",
+                "personal_llm/experiments/harness.py",
             ),
-            "personal_llm.experiments.leakage.measure": (
-                "experiments/leakage.html#measure",
-                "personal_llm/experiments/leakage.py",
+            "personal_llm.experiments.harness.take_complete": (
+                "experiments/harness.html#take_complete",
+                "personal_llm/experiments/harness.py",
             ),
-            "personal_llm.experiments.leakage.measure_replies": (
-                "experiments/leakage.html#measure_replies",
-                "personal_llm/experiments/leakage.py",
-            ),
-            "personal_llm.experiments.leakage.train_arm": (
-                "experiments/leakage.html#train_arm",
-                "personal_llm/experiments/leakage.py",
-            ),
-        },
-        "personal_llm.experiments.learning_speed": {
-            "personal_llm.experiments.learning_speed.measure": (
-                "experiments/learning_speed.html#measure",
-                "personal_llm/experiments/learning_speed.py",
-            )
-        },
-        "personal_llm.experiments.lines": {
-            "personal_llm.experiments.lines.false_lines": (
-                "experiments/lines.html#false_lines",
-                "personal_llm/experiments/lines.py",
-            ),
-            "personal_llm.experiments.lines.find_by_lines": (
-                "experiments/lines.html#find_by_lines",
-                "personal_llm/experiments/lines.py",
-            ),
-            "personal_llm.experiments.lines.line_holds": (
-                "experiments/lines.html#line_holds",
-                "personal_llm/experiments/lines.py",
-            ),
-            "personal_llm.experiments.lines.line_texts": (
-                "experiments/lines.html#line_texts",
-                "personal_llm/experiments/lines.py",
-            ),
-            "personal_llm.experiments.lines.measure_lines": (
-                "experiments/lines.html#measure_lines",
-                "personal_llm/experiments/lines.py",
-            ),
-            "personal_llm.experiments.lines.read_median": (
-                "experiments/lines.html#read_median",
-                "personal_llm/experiments/lines.py",
+            "personal_llm.experiments.harness.user_means": (
+                "experiments/harness.html#user_means",
+                "personal_llm/experiments/harness.py",
             ),
         },
         "personal_llm.experiments.locomo": {
-            "personal_llm.experiments.locomo.NovelPolicy": (
-                "experiments/locomo.html#novelpolicy",
-                "personal_llm/experiments/locomo.py",
-            ),
-            "personal_llm.experiments.locomo.NovelPolicy.__init__": (
-                "experiments/locomo.html#novelpolicy.__init__",
-                "personal_llm/experiments/locomo.py",
-            ),
-            "personal_llm.experiments.locomo.NovelPolicy.choose": (
-                "experiments/locomo.html#novelpolicy.choose",
-                "personal_llm/experiments/locomo.py",
-            ),
-            "personal_llm.experiments.locomo.NovelPolicy.remember": (
-                "experiments/locomo.html#novelpolicy.remember",
-                "personal_llm/experiments/locomo.py",
-            ),
-            "personal_llm.experiments.locomo.RarePolicy": (
-                "experiments/locomo.html#rarepolicy",
-                "personal_llm/experiments/locomo.py",
-            ),
-            "personal_llm.experiments.locomo.RarePolicy.__init__": (
-                "experiments/locomo.html#rarepolicy.__init__",
-                "personal_llm/experiments/locomo.py",
-            ),
-            "personal_llm.experiments.locomo.RarePolicy.choose": (
-                "experiments/locomo.html#rarepolicy.choose",
-                "personal_llm/experiments/locomo.py",
-            ),
-            "personal_llm.experiments.locomo.RarePolicy.rate": (
-                "experiments/locomo.html#rarepolicy.rate",
-                "personal_llm/experiments/locomo.py",
-            ),
-            "personal_llm.experiments.locomo.RarePolicy.remember": (
-                "experiments/locomo.html#rarepolicy.remember",
-                "personal_llm/experiments/locomo.py",
-            ),
-            "personal_llm.experiments.locomo.Retriever": (
-                "experiments/locomo.html#retriever",
-                "personal_llm/experiments/locomo.py",
-            ),
-            "personal_llm.experiments.locomo.Retriever.__init__": (
-                "experiments/locomo.html#retriever.__init__",
-                "personal_llm/experiments/locomo.py",
-            ),
-            "personal_llm.experiments.locomo.Retriever.rank": (
-                "experiments/locomo.html#retriever.rank",
-                "personal_llm/experiments/locomo.py",
-            ),
-            "personal_llm.experiments.locomo.Retriever.score_by_bm25": (
-                "experiments/locomo.html#retriever.score_by_bm25",
-                "personal_llm/experiments/locomo.py",
-            ),
-            "personal_llm.experiments.locomo.Retriever.score_by_facts": (
-                "experiments/locomo.html#retriever.score_by_facts",
-                "personal_llm/experiments/locomo.py",
-            ),
-            "personal_llm.experiments.locomo.Retriever.score_by_memory": (
-                "experiments/locomo.html#retriever.score_by_memory",
-                "personal_llm/experiments/locomo.py",
-            ),
-            "personal_llm.experiments.locomo.Retriever.score_facts": (
-                "experiments/locomo.html#retriever.score_facts",
-                "personal_llm/experiments/locomo.py",
-            ),
-            "personal_llm.experiments.locomo.Retriever.vectors": (
-                "experiments/locomo.html#retriever.vectors",
-                "personal_llm/experiments/locomo.py",
-            ),
-            "personal_llm.experiments.locomo.add_fact_domain": (
-                "experiments/locomo.html#add_fact_domain",
-                "personal_llm/experiments/locomo.py",
-            ),
             "personal_llm.experiments.locomo.average_categories": (
                 "experiments/locomo.html#average_categories",
                 "personal_llm/experiments/locomo.py",
@@ -5579,76 +4553,32 @@ d = {
                 "experiments/locomo.html#compare_stems",
                 "personal_llm/experiments/locomo.py",
             ),
-            "personal_llm.experiments.locomo.compare_values": (
-                "experiments/locomo.html#compare_values",
-                "personal_llm/experiments/locomo.py",
-            ),
             "personal_llm.experiments.locomo.compute_recall": (
                 "experiments/locomo.html#compute_recall",
                 "personal_llm/experiments/locomo.py",
             ),
-            "personal_llm.experiments.locomo.compute_word_scores": (
-                "experiments/locomo.html#compute_word_scores",
+            "personal_llm.experiments.locomo.embed_once": (
+                "experiments/locomo.html#embed_once",
                 "personal_llm/experiments/locomo.py",
             ),
-            "personal_llm.experiments.locomo.embed_facts": (
-                "experiments/locomo.html#embed_facts",
+            "personal_llm.experiments.locomo.find_dialogues": (
+                "experiments/locomo.html#find_dialogues",
                 "personal_llm/experiments/locomo.py",
             ),
             "personal_llm.experiments.locomo.find_evidence": (
                 "experiments/locomo.html#find_evidence",
                 "personal_llm/experiments/locomo.py",
             ),
-            "personal_llm.experiments.locomo.find_facts_once": (
-                "experiments/locomo.html#find_facts_once",
-                "personal_llm/experiments/locomo.py",
-            ),
-            "personal_llm.experiments.locomo.get_content_words": (
-                "experiments/locomo.html#get_content_words",
-                "personal_llm/experiments/locomo.py",
-            ),
             "personal_llm.experiments.locomo.grade_reply": (
                 "experiments/locomo.html#grade_reply",
-                "personal_llm/experiments/locomo.py",
-            ),
-            "personal_llm.experiments.locomo.join_content_words": (
-                "experiments/locomo.html#join_content_words",
                 "personal_llm/experiments/locomo.py",
             ),
             "personal_llm.experiments.locomo.keep_dialogues": (
                 "experiments/locomo.html#keep_dialogues",
                 "personal_llm/experiments/locomo.py",
             ),
-            "personal_llm.experiments.locomo.list_facts": (
-                "experiments/locomo.html#list_facts",
-                "personal_llm/experiments/locomo.py",
-            ),
-            "personal_llm.experiments.locomo.list_recall_jobs": (
-                "experiments/locomo.html#list_recall_jobs",
-                "personal_llm/experiments/locomo.py",
-            ),
             "personal_llm.experiments.locomo.list_stems": (
                 "experiments/locomo.html#list_stems",
-                "personal_llm/experiments/locomo.py",
-            ),
-            "personal_llm.experiments.locomo.load_tools": (
-                "experiments/locomo.html#load_tools",
-                "personal_llm/experiments/locomo.py",
-            ),
-            "personal_llm.experiments.locomo.measure_answers": (
-                "experiments/locomo.html#measure_answers",
-                "personal_llm/experiments/locomo.py",
-            ),
-            "personal_llm.experiments.locomo.measure_fact_store": (
-                "experiments/locomo.html#measure_fact_store",
-                "personal_llm/experiments/locomo.py",
-            ),
-            "personal_llm.experiments.locomo.measure_novel": (
-                "experiments/locomo.html#measure_novel",
-                "personal_llm/experiments/locomo.py",
-            ),
-            "personal_llm.experiments.locomo.measure_rare": (
-                "experiments/locomo.html#measure_rare",
                 "personal_llm/experiments/locomo.py",
             ),
             "personal_llm.experiments.locomo.measure_recall": (
@@ -5663,6 +4593,14 @@ d = {
                 "experiments/locomo.html#pair_turns",
                 "personal_llm/experiments/locomo.py",
             ),
+            "personal_llm.experiments.locomo.rank_by_meaning": (
+                "experiments/locomo.html#rank_by_meaning",
+                "personal_llm/experiments/locomo.py",
+            ),
+            "personal_llm.experiments.locomo.rank_by_words": (
+                "experiments/locomo.html#rank_by_words",
+                "personal_llm/experiments/locomo.py",
+            ),
             "personal_llm.experiments.locomo.read_conversations": (
                 "experiments/locomo.html#read_conversations",
                 "personal_llm/experiments/locomo.py",
@@ -5671,111 +4609,13 @@ d = {
                 "experiments/locomo.html#read_values",
                 "personal_llm/experiments/locomo.py",
             ),
-            "personal_llm.experiments.locomo.sample_questions": (
-                "experiments/locomo.html#sample_questions",
-                "personal_llm/experiments/locomo.py",
-            ),
-            "personal_llm.experiments.locomo.score_by_hybrid": (
-                "experiments/locomo.html#score_by_hybrid",
-                "personal_llm/experiments/locomo.py",
-            ),
             "personal_llm.experiments.locomo.score_conversation": (
                 "experiments/locomo.html#score_conversation",
-                "personal_llm/experiments/locomo.py",
-            ),
-            "personal_llm.experiments.locomo.write_prompt": (
-                "experiments/locomo.html#write_prompt",
-                "personal_llm/experiments/locomo.py",
-            ),
-            "personal_llm.experiments.locomo.write_prompts": (
-                "experiments/locomo.html#write_prompts",
-                "personal_llm/experiments/locomo.py",
-            ),
-            "personal_llm.experiments.locomo.write_request": (
-                "experiments/locomo.html#write_request",
                 "personal_llm/experiments/locomo.py",
             ),
             "personal_llm.experiments.locomo.write_turn": (
                 "experiments/locomo.html#write_turn",
                 "personal_llm/experiments/locomo.py",
-            ),
-        },
-        "personal_llm.experiments.loops": {
-            "personal_llm.experiments.loops.count_decided": (
-                "experiments/loops.html#count_decided",
-                "personal_llm/experiments/loops.py",
-            ),
-            "personal_llm.experiments.loops.find_end": (
-                "experiments/loops.html#find_end",
-                "personal_llm/experiments/loops.py",
-            ),
-            "personal_llm.experiments.loops.measure": (
-                "experiments/loops.html#measure",
-                "personal_llm/experiments/loops.py",
-            ),
-            "personal_llm.experiments.loops.measure_fresh": (
-                "experiments/loops.html#measure_fresh",
-                "personal_llm/experiments/loops.py",
-            ),
-        },
-        "personal_llm.experiments.memory_choices": {
-            "personal_llm.experiments.memory_choices.find_near": (
-                "experiments/memory_choices.html#find_near",
-                "personal_llm/experiments/memory_choices.py",
-            ),
-            "personal_llm.experiments.memory_choices.is_copied": (
-                "experiments/memory_choices.html#is_copied",
-                "personal_llm/experiments/memory_choices.py",
-            ),
-            "personal_llm.experiments.memory_choices.join_people": (
-                "experiments/memory_choices.html#join_people",
-                "personal_llm/experiments/memory_choices.py",
-            ),
-            "personal_llm.experiments.memory_choices.make_answers": (
-                "experiments/memory_choices.html#make_answers",
-                "personal_llm/experiments/memory_choices.py",
-            ),
-            "personal_llm.experiments.memory_choices.measure": (
-                "experiments/memory_choices.html#measure",
-                "personal_llm/experiments/memory_choices.py",
-            ),
-            "personal_llm.experiments.memory_choices.measure_replies": (
-                "experiments/memory_choices.html#measure_replies",
-                "personal_llm/experiments/memory_choices.py",
-            ),
-            "personal_llm.experiments.memory_choices.retrieve_near": (
-                "experiments/memory_choices.html#retrieve_near",
-                "personal_llm/experiments/memory_choices.py",
-            ),
-        },
-        "personal_llm.experiments.methods.adapter_scale": {
-            "personal_llm.experiments.methods.adapter_scale.choose_adapter_scale": (
-                "experiments/methods/adapter_scale.html#choose_adapter_scale",
-                "personal_llm/experiments/methods/adapter_scale.py",
-            ),
-            "personal_llm.experiments.methods.adapter_scale.find_habitual_runs": (
-                "experiments/methods/adapter_scale.html#find_habitual_runs",
-                "personal_llm/experiments/methods/adapter_scale.py",
-            ),
-            "personal_llm.experiments.methods.adapter_scale.is_affordable": (
-                "experiments/methods/adapter_scale.html#is_affordable",
-                "personal_llm/experiments/methods/adapter_scale.py",
-            ),
-            "personal_llm.experiments.methods.adapter_scale.measure_kept_runs": (
-                "experiments/methods/adapter_scale.html#measure_kept_runs",
-                "personal_llm/experiments/methods/adapter_scale.py",
-            ),
-            "personal_llm.experiments.methods.adapter_scale.measure_prices": (
-                "experiments/methods/adapter_scale.html#measure_prices",
-                "personal_llm/experiments/methods/adapter_scale.py",
-            ),
-            "personal_llm.experiments.methods.adapter_scale.select_scale_answers": (
-                "experiments/methods/adapter_scale.html#select_scale_answers",
-                "personal_llm/experiments/methods/adapter_scale.py",
-            ),
-            "personal_llm.experiments.methods.adapter_scale.set_adapter_scale": (
-                "experiments/methods/adapter_scale.html#set_adapter_scale",
-                "personal_llm/experiments/methods/adapter_scale.py",
             ),
         },
         "personal_llm.experiments.methods.canaries": {
@@ -5786,804 +4626,6 @@ d = {
             "personal_llm.experiments.methods.canaries.make_canaries": (
                 "experiments/methods/canaries.html#make_canaries",
                 "personal_llm/experiments/methods/canaries.py",
-            ),
-        },
-        "personal_llm.experiments.methods.example_rewrites": {
-            "personal_llm.experiments.methods.example_rewrites.ExampleConfig": (
-                "experiments/methods/example_rewrites.html#exampleconfig",
-                "personal_llm/experiments/methods/example_rewrites.py",
-            ),
-            "personal_llm.experiments.methods.example_rewrites.RewriteState": (
-                "experiments/methods/example_rewrites.html#rewritestate",
-                "personal_llm/experiments/methods/example_rewrites.py",
-            ),
-            "personal_llm.experiments.methods.example_rewrites.RewriteState.select": (
-                "experiments/methods/example_rewrites.html#rewritestate.select",
-                "personal_llm/experiments/methods/example_rewrites.py",
-            ),
-            "personal_llm.experiments.methods.example_rewrites.changes_form": (
-                "experiments/methods/example_rewrites.html#changes_form",
-                "personal_llm/experiments/methods/example_rewrites.py",
-            ),
-            "personal_llm.experiments.methods.example_rewrites.changes_request": (
-                "experiments/methods/example_rewrites.html#changes_request",
-                "personal_llm/experiments/methods/example_rewrites.py",
-            ),
-            "personal_llm.experiments.methods.example_rewrites.check_example_rewrite": (
-                "experiments/methods/example_rewrites.html#check_example_rewrite",
-                "personal_llm/experiments/methods/example_rewrites.py",
-            ),
-            "personal_llm.experiments.methods.example_rewrites.check_round": (
-                "experiments/methods/example_rewrites.html#check_round",
-                "personal_llm/experiments/methods/example_rewrites.py",
-            ),
-            "personal_llm.experiments.methods.example_rewrites.clean_rewrite": (
-                "experiments/methods/example_rewrites.html#clean_rewrite",
-                "personal_llm/experiments/methods/example_rewrites.py",
-            ),
-            "personal_llm.experiments.methods.example_rewrites.continue_rewrites": (
-                "experiments/methods/example_rewrites.html#continue_rewrites",
-                "personal_llm/experiments/methods/example_rewrites.py",
-            ),
-            "personal_llm.experiments.methods.example_rewrites.draw_tokens": (
-                "experiments/methods/example_rewrites.html#draw_tokens",
-                "personal_llm/experiments/methods/example_rewrites.py",
-            ),
-            "personal_llm.experiments.methods.example_rewrites.find_first_tokens": (
-                "experiments/methods/example_rewrites.html#find_first_tokens",
-                "personal_llm/experiments/methods/example_rewrites.py",
-            ),
-            "personal_llm.experiments.methods.example_rewrites.get_content": (
-                "experiments/methods/example_rewrites.html#get_content",
-                "personal_llm/experiments/methods/example_rewrites.py",
-            ),
-            "personal_llm.experiments.methods.example_rewrites.make_request": (
-                "experiments/methods/example_rewrites.html#make_request",
-                "personal_llm/experiments/methods/example_rewrites.py",
-            ),
-            "personal_llm.experiments.methods.example_rewrites.rewrite_by_examples": (
-                "experiments/methods/example_rewrites.html#rewrite_by_examples",
-                "personal_llm/experiments/methods/example_rewrites.py",
-            ),
-            "personal_llm.experiments.methods.example_rewrites.run_cached": (
-                "experiments/methods/example_rewrites.html#run_cached",
-                "personal_llm/experiments/methods/example_rewrites.py",
-            ),
-            "personal_llm.experiments.methods.example_rewrites.sample_rewrites": (
-                "experiments/methods/example_rewrites.html#sample_rewrites",
-                "personal_llm/experiments/methods/example_rewrites.py",
-            ),
-            "personal_llm.experiments.methods.example_rewrites.start_rewrites": (
-                "experiments/methods/example_rewrites.html#start_rewrites",
-                "personal_llm/experiments/methods/example_rewrites.py",
-            ),
-            "personal_llm.experiments.methods.example_rewrites.synthesize_by_examples": (
-                "experiments/methods/example_rewrites.html#synthesize_by_examples",
-                "personal_llm/experiments/methods/example_rewrites.py",
-            ),
-        },
-        "personal_llm.experiments.methods.merge_weights": {
-            "personal_llm.experiments.methods.merge_weights.add_best_member": (
-                "experiments/methods/merge_weights.html#add_best_member",
-                "personal_llm/experiments/methods/merge_weights.py",
-            ),
-            "personal_llm.experiments.methods.merge_weights.find_members": (
-                "experiments/methods/merge_weights.html#find_members",
-                "personal_llm/experiments/methods/merge_weights.py",
-            ),
-            "personal_llm.experiments.methods.merge_weights.fit_member_weights": (
-                "experiments/methods/merge_weights.html#fit_member_weights",
-                "personal_llm/experiments/methods/merge_weights.py",
-            ),
-            "personal_llm.experiments.methods.merge_weights.fit_merge_weights": (
-                "experiments/methods/merge_weights.html#fit_merge_weights",
-                "personal_llm/experiments/methods/merge_weights.py",
-            ),
-        },
-        "personal_llm.experiments.methods.private_gradients": {
-            "personal_llm.experiments.methods.private_gradients.add_private_gradients": (
-                "experiments/methods/private_gradients.html#add_private_gradients",
-                "personal_llm/experiments/methods/private_gradients.py",
-            ),
-            "personal_llm.experiments.methods.private_gradients.use_private_gradients": (
-                "experiments/methods/private_gradients.html#use_private_gradients",
-                "personal_llm/experiments/methods/private_gradients.py",
-            ),
-        },
-        "personal_llm.experiments.methods.searches": {
-            "personal_llm.experiments.methods.searches.TableLosses": (
-                "experiments/methods/searches.html#tablelosses",
-                "personal_llm/experiments/methods/searches.py",
-            ),
-            "personal_llm.experiments.methods.searches.TableLosses.__init__": (
-                "experiments/methods/searches.html#tablelosses.__init__",
-                "personal_llm/experiments/methods/searches.py",
-            ),
-            "personal_llm.experiments.methods.searches.TableLosses.copy_without_cost": (
-                "experiments/methods/searches.html#tablelosses.copy_without_cost",
-                "personal_llm/experiments/methods/searches.py",
-            ),
-            "personal_llm.experiments.methods.searches.TableLosses.dialogue_losses": (
-                "experiments/methods/searches.html#tablelosses.dialogue_losses",
-                "personal_llm/experiments/methods/searches.py",
-            ),
-            "personal_llm.experiments.methods.searches.compute_update_distance": (
-                "experiments/methods/searches.html#compute_update_distance",
-                "personal_llm/experiments/methods/searches.py",
-            ),
-            "personal_llm.experiments.methods.searches.find_nearest_unmeasured": (
-                "experiments/methods/searches.html#find_nearest_unmeasured",
-                "personal_llm/experiments/methods/searches.py",
-            ),
-            "personal_llm.experiments.methods.searches.get_round_sizes": (
-                "experiments/methods/searches.html#get_round_sizes",
-                "personal_llm/experiments/methods/searches.py",
-            ),
-            "personal_llm.experiments.methods.searches.import_optuna": (
-                "experiments/methods/searches.html#import_optuna",
-                "personal_llm/experiments/methods/searches.py",
-            ),
-            "personal_llm.experiments.methods.searches.project_on_main_axes": (
-                "experiments/methods/searches.html#project_on_main_axes",
-                "personal_llm/experiments/methods/searches.py",
-            ),
-            "personal_llm.experiments.methods.searches.rank_by_scores": (
-                "experiments/methods/searches.html#rank_by_scores",
-                "personal_llm/experiments/methods/searches.py",
-            ),
-            "personal_llm.experiments.methods.searches.run_tpe_search": (
-                "experiments/methods/searches.html#run_tpe_search",
-                "personal_llm/experiments/methods/searches.py",
-            ),
-            "personal_llm.experiments.methods.searches.search_bayesian": (
-                "experiments/methods/searches.html#search_bayesian",
-                "personal_llm/experiments/methods/searches.py",
-            ),
-            "personal_llm.experiments.methods.searches.search_exhaustively": (
-                "experiments/methods/searches.html#search_exhaustively",
-                "personal_llm/experiments/methods/searches.py",
-            ),
-            "personal_llm.experiments.methods.searches.search_hyperband": (
-                "experiments/methods/searches.html#search_hyperband",
-                "personal_llm/experiments/methods/searches.py",
-            ),
-            "personal_llm.experiments.methods.searches.select_by_slope": (
-                "experiments/methods/searches.html#select_by_slope",
-                "personal_llm/experiments/methods/searches.py",
-            ),
-            "personal_llm.experiments.methods.searches.select_by_weight_cosine": (
-                "experiments/methods/searches.html#select_by_weight_cosine",
-                "personal_llm/experiments/methods/searches.py",
-            ),
-            "personal_llm.experiments.methods.searches.select_plain": (
-                "experiments/methods/searches.html#select_plain",
-                "personal_llm/experiments/methods/searches.py",
-            ),
-            "personal_llm.experiments.methods.searches.select_randomly": (
-                "experiments/methods/searches.html#select_randomly",
-                "personal_llm/experiments/methods/searches.py",
-            ),
-            "personal_llm.experiments.methods.searches.select_uniform_merge": (
-                "experiments/methods/searches.html#select_uniform_merge",
-                "personal_llm/experiments/methods/searches.py",
-            ),
-            "personal_llm.experiments.methods.searches.select_with_losses": (
-                "experiments/methods/searches.html#select_with_losses",
-                "personal_llm/experiments/methods/searches.py",
-            ),
-        },
-        "personal_llm.experiments.methods.significance": {
-            "personal_llm.experiments.methods.significance.MeanEstimate": (
-                "experiments/methods/significance.html#meanestimate",
-                "personal_llm/experiments/methods/significance.py",
-            ),
-            "personal_llm.experiments.methods.significance.MeanEstimate.__str__": (
-                "experiments/methods/significance.html#meanestimate.__str__",
-                "personal_llm/experiments/methods/significance.py",
-            ),
-            "personal_llm.experiments.methods.significance.holm_correction": (
-                "experiments/methods/significance.html#holm_correction",
-                "personal_llm/experiments/methods/significance.py",
-            ),
-            "personal_llm.experiments.methods.significance.mean_over_users": (
-                "experiments/methods/significance.html#mean_over_users",
-                "personal_llm/experiments/methods/significance.py",
-            ),
-            "personal_llm.experiments.methods.significance.sign_flip_test": (
-                "experiments/methods/significance.html#sign_flip_test",
-                "personal_llm/experiments/methods/significance.py",
-            ),
-        },
-        "personal_llm.experiments.methods.vocabulary": {
-            "personal_llm.experiments.methods.vocabulary.Vocabulary": (
-                "experiments/methods/vocabulary.html#vocabulary",
-                "personal_llm/experiments/methods/vocabulary.py",
-            ),
-            "personal_llm.experiments.methods.vocabulary.Vocabulary.__post_init__": (
-                "experiments/methods/vocabulary.html#vocabulary.__post_init__",
-                "personal_llm/experiments/methods/vocabulary.py",
-            ),
-            "personal_llm.experiments.methods.vocabulary.Vocabulary.load": (
-                "experiments/methods/vocabulary.html#vocabulary.load",
-                "personal_llm/experiments/methods/vocabulary.py",
-            ),
-            "personal_llm.experiments.methods.vocabulary.Vocabulary.recentre": (
-                "experiments/methods/vocabulary.html#vocabulary.recentre",
-                "personal_llm/experiments/methods/vocabulary.py",
-            ),
-            "personal_llm.experiments.methods.vocabulary.Vocabulary.scale": (
-                "experiments/methods/vocabulary.html#vocabulary.scale",
-                "personal_llm/experiments/methods/vocabulary.py",
-            ),
-            "personal_llm.experiments.methods.vocabulary.Vocabulary.score_user": (
-                "experiments/methods/vocabulary.html#vocabulary.score_user",
-                "personal_llm/experiments/methods/vocabulary.py",
-            ),
-            "personal_llm.experiments.methods.vocabulary.Vocabulary.scores": (
-                "experiments/methods/vocabulary.html#vocabulary.scores",
-                "personal_llm/experiments/methods/vocabulary.py",
-            ),
-            "personal_llm.experiments.methods.vocabulary.WordScores": (
-                "experiments/methods/vocabulary.html#wordscores",
-                "personal_llm/experiments/methods/vocabulary.py",
-            ),
-            "personal_llm.experiments.methods.vocabulary.WordScores.__str__": (
-                "experiments/methods/vocabulary.html#wordscores.__str__",
-                "personal_llm/experiments/methods/vocabulary.py",
-            ),
-            "personal_llm.experiments.methods.vocabulary.WordScores.clearest_word": (
-                "experiments/methods/vocabulary.html#wordscores.clearest_word",
-                "personal_llm/experiments/methods/vocabulary.py",
-            ),
-            "personal_llm.experiments.methods.vocabulary._fit_vocabulary": (
-                "experiments/methods/vocabulary.html#_fit_vocabulary",
-                "personal_llm/experiments/methods/vocabulary.py",
-            ),
-            "personal_llm.experiments.methods.vocabulary.kind_distance": (
-                "experiments/methods/vocabulary.html#kind_distance",
-                "personal_llm/experiments/methods/vocabulary.py",
-            ),
-            "personal_llm.experiments.methods.vocabulary.load_vocabulary": (
-                "experiments/methods/vocabulary.html#load_vocabulary",
-                "personal_llm/experiments/methods/vocabulary.py",
-            ),
-            "personal_llm.experiments.methods.vocabulary.mean_of_each_kind": (
-                "experiments/methods/vocabulary.html#mean_of_each_kind",
-                "personal_llm/experiments/methods/vocabulary.py",
-            ),
-            "personal_llm.experiments.methods.vocabulary.select_examples": (
-                "experiments/methods/vocabulary.html#select_examples",
-                "personal_llm/experiments/methods/vocabulary.py",
-            ),
-        },
-        "personal_llm.experiments.methods.word_classifier": {
-            "personal_llm.experiments.methods.word_classifier.LabelledTexts": (
-                "experiments/methods/word_classifier.html#labelledtexts",
-                "personal_llm/experiments/methods/word_classifier.py",
-            ),
-            "personal_llm.experiments.methods.word_classifier.LabelledTexts.__len__": (
-                "experiments/methods/word_classifier.html#labelledtexts.__len__",
-                "personal_llm/experiments/methods/word_classifier.py",
-            ),
-            "personal_llm.experiments.methods.word_classifier.WordTest": (
-                "experiments/methods/word_classifier.html#wordtest",
-                "personal_llm/experiments/methods/word_classifier.py",
-            ),
-            "personal_llm.experiments.methods.word_classifier.WordTest.calibrate": (
-                "experiments/methods/word_classifier.html#wordtest.calibrate",
-                "personal_llm/experiments/methods/word_classifier.py",
-            ),
-            "personal_llm.experiments.methods.word_classifier.WordTest.clarity": (
-                "experiments/methods/word_classifier.html#wordtest.clarity",
-                "personal_llm/experiments/methods/word_classifier.py",
-            ),
-            "personal_llm.experiments.methods.word_classifier.WordTest.count": (
-                "experiments/methods/word_classifier.html#wordtest.count",
-                "personal_llm/experiments/methods/word_classifier.py",
-            ),
-            "personal_llm.experiments.methods.word_classifier.WordTest.users_with": (
-                "experiments/methods/word_classifier.html#wordtest.users_with",
-                "personal_llm/experiments/methods/word_classifier.py",
-            ),
-            "personal_llm.experiments.methods.word_classifier.are_synonyms": (
-                "experiments/methods/word_classifier.html#are_synonyms",
-                "personal_llm/experiments/methods/word_classifier.py",
-            ),
-            "personal_llm.experiments.methods.word_classifier.assign_fold": (
-                "experiments/methods/word_classifier.html#assign_fold",
-                "personal_llm/experiments/methods/word_classifier.py",
-            ),
-            "personal_llm.experiments.methods.word_classifier.axis_ends": (
-                "experiments/methods/word_classifier.html#axis_ends",
-                "personal_llm/experiments/methods/word_classifier.py",
-            ),
-            "personal_llm.experiments.methods.word_classifier.axis_scores_to_words": (
-                "experiments/methods/word_classifier.html#axis_scores_to_words",
-                "personal_llm/experiments/methods/word_classifier.py",
-            ),
-            "personal_llm.experiments.methods.word_classifier.axis_targets": (
-                "experiments/methods/word_classifier.html#axis_targets",
-                "personal_llm/experiments/methods/word_classifier.py",
-            ),
-            "personal_llm.experiments.methods.word_classifier.balanced_weights": (
-                "experiments/methods/word_classifier.html#balanced_weights",
-                "personal_llm/experiments/methods/word_classifier.py",
-            ),
-            "personal_llm.experiments.methods.word_classifier.calibrate_word": (
-                "experiments/methods/word_classifier.html#calibrate_word",
-                "personal_llm/experiments/methods/word_classifier.py",
-            ),
-            "personal_llm.experiments.methods.word_classifier.check_training_texts": (
-                "experiments/methods/word_classifier.html#check_training_texts",
-                "personal_llm/experiments/methods/word_classifier.py",
-            ),
-            "personal_llm.experiments.methods.word_classifier.cross_test_word": (
-                "experiments/methods/word_classifier.html#cross_test_word",
-                "personal_llm/experiments/methods/word_classifier.py",
-            ),
-            "personal_llm.experiments.methods.word_classifier.exceeds_threshold": (
-                "experiments/methods/word_classifier.html#exceeds_threshold",
-                "personal_llm/experiments/methods/word_classifier.py",
-            ),
-            "personal_llm.experiments.methods.word_classifier.fit_word_regression": (
-                "experiments/methods/word_classifier.html#fit_word_regression",
-                "personal_llm/experiments/methods/word_classifier.py",
-            ),
-            "personal_llm.experiments.methods.word_classifier.get_answers": (
-                "experiments/methods/word_classifier.html#get_answers",
-                "personal_llm/experiments/methods/word_classifier.py",
-            ),
-            "personal_llm.experiments.methods.word_classifier.get_text_and_group": (
-                "experiments/methods/word_classifier.html#get_text_and_group",
-                "personal_llm/experiments/methods/word_classifier.py",
-            ),
-            "personal_llm.experiments.methods.word_classifier.label_texts": (
-                "experiments/methods/word_classifier.html#label_texts",
-                "personal_llm/experiments/methods/word_classifier.py",
-            ),
-            "personal_llm.experiments.methods.word_classifier.make_test_users": (
-                "experiments/methods/word_classifier.html#make_test_users",
-                "personal_llm/experiments/methods/word_classifier.py",
-            ),
-            "personal_llm.experiments.methods.word_classifier.mean_and_error": (
-                "experiments/methods/word_classifier.html#mean_and_error",
-                "personal_llm/experiments/methods/word_classifier.py",
-            ),
-            "personal_llm.experiments.methods.word_classifier.merge_synonyms": (
-                "experiments/methods/word_classifier.html#merge_synonyms",
-                "personal_llm/experiments/methods/word_classifier.py",
-            ),
-            "personal_llm.experiments.methods.word_classifier.out_of_fold_scores": (
-                "experiments/methods/word_classifier.html#out_of_fold_scores",
-                "personal_llm/experiments/methods/word_classifier.py",
-            ),
-            "personal_llm.experiments.methods.word_classifier.ranking_auc": (
-                "experiments/methods/word_classifier.html#ranking_auc",
-                "personal_llm/experiments/methods/word_classifier.py",
-            ),
-            "personal_llm.experiments.methods.word_classifier.rejection_reason": (
-                "experiments/methods/word_classifier.html#rejection_reason",
-                "personal_llm/experiments/methods/word_classifier.py",
-            ),
-            "personal_llm.experiments.methods.word_classifier.ridge_directions": (
-                "experiments/methods/word_classifier.html#ridge_directions",
-                "personal_llm/experiments/methods/word_classifier.py",
-            ),
-            "personal_llm.experiments.methods.word_classifier.run_word_test": (
-                "experiments/methods/word_classifier.html#run_word_test",
-                "personal_llm/experiments/methods/word_classifier.py",
-            ),
-            "personal_llm.experiments.methods.word_classifier.scale_features": (
-                "experiments/methods/word_classifier.html#scale_features",
-                "personal_llm/experiments/methods/word_classifier.py",
-            ),
-            "personal_llm.experiments.methods.word_classifier.text_features": (
-                "experiments/methods/word_classifier.html#text_features",
-                "personal_llm/experiments/methods/word_classifier.py",
-            ),
-            "personal_llm.experiments.methods.word_classifier.unmixed_scores": (
-                "experiments/methods/word_classifier.html#unmixed_scores",
-                "personal_llm/experiments/methods/word_classifier.py",
-            ),
-            "personal_llm.experiments.methods.word_classifier.unmixing_matrix": (
-                "experiments/methods/word_classifier.html#unmixing_matrix",
-                "personal_llm/experiments/methods/word_classifier.py",
-            ),
-            "personal_llm.experiments.methods.word_classifier.word_axes": (
-                "experiments/methods/word_classifier.html#word_axes",
-                "personal_llm/experiments/methods/word_classifier.py",
-            ),
-        },
-        "personal_llm.experiments.methods.word_descriptions": {
-            "personal_llm.experiments.methods.word_descriptions.WordDescription": (
-                "experiments/methods/word_descriptions.html#worddescription",
-                "personal_llm/experiments/methods/word_descriptions.py",
-            ),
-            "personal_llm.experiments.methods.word_descriptions.WordDescription.__str__": (
-                "experiments/methods/word_descriptions.html#worddescription.__str__",
-                "personal_llm/experiments/methods/word_descriptions.py",
-            ),
-            "personal_llm.experiments.methods.word_descriptions.WordDescription.lines": (
-                "experiments/methods/word_descriptions.html#worddescription.lines",
-                "personal_llm/experiments/methods/word_descriptions.py",
-            ),
-            "personal_llm.experiments.methods.word_descriptions.WordDescription.to_dict": (
-                "experiments/methods/word_descriptions.html#worddescription.to_dict",
-                "personal_llm/experiments/methods/word_descriptions.py",
-            ),
-            "personal_llm.experiments.methods.word_descriptions.WordDescription.words": (
-                "experiments/methods/word_descriptions.html#worddescription.words",
-                "personal_llm/experiments/methods/word_descriptions.py",
-            ),
-            "personal_llm.experiments.methods.word_descriptions._from_dict": (
-                "experiments/methods/word_descriptions.html#_from_dict",
-                "personal_llm/experiments/methods/word_descriptions.py",
-            ),
-            "personal_llm.experiments.methods.word_descriptions.compare_word_descriptions": (
-                "experiments/methods/word_descriptions.html#compare_word_descriptions",
-                "personal_llm/experiments/methods/word_descriptions.py",
-            ),
-            "personal_llm.experiments.methods.word_descriptions.describe_pllm_in_words": (
-                "experiments/methods/word_descriptions.html#describe_pllm_in_words",
-                "personal_llm/experiments/methods/word_descriptions.py",
-            ),
-            "personal_llm.experiments.methods.word_descriptions.describe_user_in_words": (
-                "experiments/methods/word_descriptions.html#describe_user_in_words",
-                "personal_llm/experiments/methods/word_descriptions.py",
-            ),
-            "personal_llm.experiments.methods.word_descriptions.fit_word_shifts": (
-                "experiments/methods/word_descriptions.html#fit_word_shifts",
-                "personal_llm/experiments/methods/word_descriptions.py",
-            ),
-            "personal_llm.experiments.methods.word_descriptions.is_informative_in_words": (
-                "experiments/methods/word_descriptions.html#is_informative_in_words",
-                "personal_llm/experiments/methods/word_descriptions.py",
-            ),
-            "personal_llm.experiments.methods.word_descriptions.measure_word_shifts": (
-                "experiments/methods/word_descriptions.html#measure_word_shifts",
-                "personal_llm/experiments/methods/word_descriptions.py",
-            ),
-            "personal_llm.experiments.methods.word_descriptions.passed_word_items": (
-                "experiments/methods/word_descriptions.html#passed_word_items",
-                "personal_llm/experiments/methods/word_descriptions.py",
-            ),
-            "personal_llm.experiments.methods.word_descriptions.score_examples": (
-                "experiments/methods/word_descriptions.html#score_examples",
-                "personal_llm/experiments/methods/word_descriptions.py",
-            ),
-            "personal_llm.experiments.methods.word_descriptions.score_library_words": (
-                "experiments/methods/word_descriptions.html#score_library_words",
-                "personal_llm/experiments/methods/word_descriptions.py",
-            ),
-            "personal_llm.experiments.methods.word_descriptions.select_by_words": (
-                "experiments/methods/word_descriptions.html#select_by_words",
-                "personal_llm/experiments/methods/word_descriptions.py",
-            ),
-            "personal_llm.experiments.methods.word_descriptions.word_items": (
-                "experiments/methods/word_descriptions.html#word_items",
-                "personal_llm/experiments/methods/word_descriptions.py",
-            ),
-        },
-        "personal_llm.experiments.more_people": {
-            "personal_llm.experiments.more_people._condition": (
-                "experiments/more_people.html#_condition",
-                "personal_llm/experiments/more_people.py",
-            ),
-            "personal_llm.experiments.more_people.footnote": (
-                "experiments/more_people.html#footnote",
-                "personal_llm/experiments/more_people.py",
-            ),
-            "personal_llm.experiments.more_people.gesture": (
-                "experiments/more_people.html#gesture",
-                "personal_llm/experiments/more_people.py",
-            ),
-            "personal_llm.experiments.more_people.json_object": (
-                "experiments/more_people.html#json_object",
-                "personal_llm/experiments/more_people.py",
-            ),
-            "personal_llm.experiments.more_people.kinda": (
-                "experiments/more_people.html#kinda",
-                "personal_llm/experiments/more_people.py",
-            ),
-            "personal_llm.experiments.more_people.list_claims": (
-                "experiments/more_people.html#list_claims",
-                "personal_llm/experiments/more_people.py",
-            ),
-            "personal_llm.experiments.more_people.make_stream": (
-                "experiments/more_people.html#make_stream",
-                "personal_llm/experiments/more_people.py",
-            ),
-            "personal_llm.experiments.more_people.measure": (
-                "experiments/more_people.html#measure",
-                "personal_llm/experiments/more_people.py",
-            ),
-            "personal_llm.experiments.more_people.measure_unfiltered": (
-                "experiments/more_people.html#measure_unfiltered",
-                "personal_llm/experiments/more_people.py",
-            ),
-            "personal_llm.experiments.more_people.pointing": (
-                "experiments/more_people.html#pointing",
-                "personal_llm/experiments/more_people.py",
-            ),
-            "personal_llm.experiments.more_people.ruled": (
-                "experiments/more_people.html#ruled",
-                "personal_llm/experiments/more_people.py",
-            ),
-            "personal_llm.experiments.more_people.short_lines": (
-                "experiments/more_people.html#short_lines",
-                "personal_llm/experiments/more_people.py",
-            ),
-            "personal_llm.experiments.more_people.spaced_marks": (
-                "experiments/more_people.html#spaced_marks",
-                "personal_llm/experiments/more_people.py",
-            ),
-            "personal_llm.experiments.more_people.spelled_out": (
-                "experiments/more_people.html#spelled_out",
-                "personal_llm/experiments/more_people.py",
-            ),
-            "personal_llm.experiments.more_people.tildes": (
-                "experiments/more_people.html#tildes",
-                "personal_llm/experiments/more_people.py",
-            ),
-        },
-        "personal_llm.experiments.new_people": {
-            "personal_llm.experiments.new_people.collect_replies": (
-                "experiments/new_people.html#collect_replies",
-                "personal_llm/experiments/new_people.py",
-            ),
-            "personal_llm.experiments.new_people.make_character_dialogues": (
-                "experiments/new_people.html#make_character_dialogues",
-                "personal_llm/experiments/new_people.py",
-            ),
-            "personal_llm.experiments.new_people.make_character_stream": (
-                "experiments/new_people.html#make_character_stream",
-                "personal_llm/experiments/new_people.py",
-            ),
-            "personal_llm.experiments.new_people.make_new_stream": (
-                "experiments/new_people.html#make_new_stream",
-                "personal_llm/experiments/new_people.py",
-            ),
-            "personal_llm.experiments.new_people.parse_play": (
-                "experiments/new_people.html#parse_play",
-                "personal_llm/experiments/new_people.py",
-            ),
-            "personal_llm.experiments.new_people.read_characters": (
-                "experiments/new_people.html#read_characters",
-                "personal_llm/experiments/new_people.py",
-            ),
-            "personal_llm.experiments.new_people.starred": (
-                "experiments/new_people.html#starred",
-                "personal_llm/experiments/new_people.py",
-            ),
-            "personal_llm.experiments.new_people.stepped": (
-                "experiments/new_people.html#stepped",
-                "personal_llm/experiments/new_people.py",
-            ),
-            "personal_llm.experiments.new_people.write_characters": (
-                "experiments/new_people.html#write_characters",
-                "personal_llm/experiments/new_people.py",
-            ),
-        },
-        "personal_llm.experiments.new_people_grid": {
-            "personal_llm.experiments.new_people_grid.add_model_replies": (
-                "experiments/new_people_grid.html#add_model_replies",
-                "personal_llm/experiments/new_people_grid.py",
-            ),
-            "personal_llm.experiments.new_people_grid.add_profile": (
-                "experiments/new_people_grid.html#add_profile",
-                "personal_llm/experiments/new_people_grid.py",
-            ),
-            "personal_llm.experiments.new_people_grid.add_retrieved": (
-                "experiments/new_people_grid.html#add_retrieved",
-                "personal_llm/experiments/new_people_grid.py",
-            ),
-            "personal_llm.experiments.new_people_grid.check_plan": (
-                "experiments/new_people_grid.html#check_plan",
-                "personal_llm/experiments/new_people_grid.py",
-            ),
-            "personal_llm.experiments.new_people_grid.choose_tests": (
-                "experiments/new_people_grid.html#choose_tests",
-                "personal_llm/experiments/new_people_grid.py",
-            ),
-            "personal_llm.experiments.new_people_grid.describe_person": (
-                "experiments/new_people_grid.html#describe_person",
-                "personal_llm/experiments/new_people_grid.py",
-            ),
-            "personal_llm.experiments.new_people_grid.describe_progress": (
-                "experiments/new_people_grid.html#describe_progress",
-                "personal_llm/experiments/new_people_grid.py",
-            ),
-            "personal_llm.experiments.new_people_grid.describe_run": (
-                "experiments/new_people_grid.html#describe_run",
-                "personal_llm/experiments/new_people_grid.py",
-            ),
-            "personal_llm.experiments.new_people_grid.evaluate_conversation": (
-                "experiments/new_people_grid.html#evaluate_conversation",
-                "personal_llm/experiments/new_people_grid.py",
-            ),
-            "personal_llm.experiments.new_people_grid.freeze_plan": (
-                "experiments/new_people_grid.html#freeze_plan",
-                "personal_llm/experiments/new_people_grid.py",
-            ),
-            "personal_llm.experiments.new_people_grid.get_character_tests": (
-                "experiments/new_people_grid.html#get_character_tests",
-                "personal_llm/experiments/new_people_grid.py",
-            ),
-            "personal_llm.experiments.new_people_grid.hash_plan": (
-                "experiments/new_people_grid.html#hash_plan",
-                "personal_llm/experiments/new_people_grid.py",
-            ),
-            "personal_llm.experiments.new_people_grid.list_changed_jobs": (
-                "experiments/new_people_grid.html#list_changed_jobs",
-                "personal_llm/experiments/new_people_grid.py",
-            ),
-            "personal_llm.experiments.new_people_grid.make_plan": (
-                "experiments/new_people_grid.html#make_plan",
-                "personal_llm/experiments/new_people_grid.py",
-            ),
-            "personal_llm.experiments.new_people_grid.make_style_pairs": (
-                "experiments/new_people_grid.html#make_style_pairs",
-                "personal_llm/experiments/new_people_grid.py",
-            ),
-            "personal_llm.experiments.new_people_grid.measure": (
-                "experiments/new_people_grid.html#measure",
-                "personal_llm/experiments/new_people_grid.py",
-            ),
-            "personal_llm.experiments.new_people_grid.measure_memory": (
-                "experiments/new_people_grid.html#measure_memory",
-                "personal_llm/experiments/new_people_grid.py",
-            ),
-            "personal_llm.experiments.new_people_grid.measure_person": (
-                "experiments/new_people_grid.html#measure_person",
-                "personal_llm/experiments/new_people_grid.py",
-            ),
-            "personal_llm.experiments.new_people_grid.measure_stream": (
-                "experiments/new_people_grid.html#measure_stream",
-                "personal_llm/experiments/new_people_grid.py",
-            ),
-            "personal_llm.experiments.new_people_grid.measure_style": (
-                "experiments/new_people_grid.html#measure_style",
-                "personal_llm/experiments/new_people_grid.py",
-            ),
-            "personal_llm.experiments.new_people_grid.measure_style_preference": (
-                "experiments/new_people_grid.html#measure_style_preference",
-                "personal_llm/experiments/new_people_grid.py",
-            ),
-            "personal_llm.experiments.new_people_grid.person_means": (
-                "experiments/new_people_grid.html#person_means",
-                "personal_llm/experiments/new_people_grid.py",
-            ),
-            "personal_llm.experiments.new_people_grid.read_changed_rows": (
-                "experiments/new_people_grid.html#read_changed_rows",
-                "personal_llm/experiments/new_people_grid.py",
-            ),
-            "personal_llm.experiments.new_people_grid.read_covering_rows": (
-                "experiments/new_people_grid.html#read_covering_rows",
-                "personal_llm/experiments/new_people_grid.py",
-            ),
-            "personal_llm.experiments.new_people_grid.read_rows": (
-                "experiments/new_people_grid.html#read_rows",
-                "personal_llm/experiments/new_people_grid.py",
-            ),
-            "personal_llm.experiments.new_people_grid.share_from_best_rival": (
-                "experiments/new_people_grid.html#share_from_best_rival",
-                "personal_llm/experiments/new_people_grid.py",
-            ),
-            "personal_llm.experiments.new_people_grid.train": (
-                "experiments/new_people_grid.html#train",
-                "personal_llm/experiments/new_people_grid.py",
-            ),
-            "personal_llm.experiments.new_people_grid.write_profile": (
-                "experiments/new_people_grid.html#write_profile",
-                "personal_llm/experiments/new_people_grid.py",
-            ),
-        },
-        "personal_llm.experiments.other_people": {
-            "personal_llm.experiments.other_people._condition": (
-                "experiments/other_people.html#_condition",
-                "personal_llm/experiments/other_people.py",
-            ),
-            "personal_llm.experiments.other_people.ampersands": (
-                "experiments/other_people.html#ampersands",
-                "personal_llm/experiments/other_people.py",
-            ),
-            "personal_llm.experiments.other_people.asked_back": (
-                "experiments/other_people.html#asked_back",
-                "personal_llm/experiments/other_people.py",
-            ),
-            "personal_llm.experiments.other_people.barred": (
-                "experiments/other_people.html#barred",
-                "personal_llm/experiments/other_people.py",
-            ),
-            "personal_llm.experiments.other_people.bracketed_first": (
-                "experiments/other_people.html#bracketed_first",
-                "personal_llm/experiments/other_people.py",
-            ),
-            "personal_llm.experiments.other_people.doubled": (
-                "experiments/other_people.html#doubled",
-                "personal_llm/experiments/other_people.py",
-            ),
-            "personal_llm.experiments.other_people.ellipses": (
-                "experiments/other_people.html#ellipses",
-                "personal_llm/experiments/other_people.py",
-            ),
-            "personal_llm.experiments.other_people.estimate_gates": (
-                "experiments/other_people.html#estimate_gates",
-                "personal_llm/experiments/other_people.py",
-            ),
-            "personal_llm.experiments.other_people.initials": (
-                "experiments/other_people.html#initials",
-                "personal_llm/experiments/other_people.py",
-            ),
-            "personal_llm.experiments.other_people.list_claims": (
-                "experiments/other_people.html#list_claims",
-                "personal_llm/experiments/other_people.py",
-            ),
-            "personal_llm.experiments.other_people.make_stream": (
-                "experiments/other_people.html#make_stream",
-                "personal_llm/experiments/other_people.py",
-            ),
-            "personal_llm.experiments.other_people.measure": (
-                "experiments/other_people.html#measure",
-                "personal_llm/experiments/other_people.py",
-            ),
-            "personal_llm.experiments.other_people.measure_gates": (
-                "experiments/other_people.html#measure_gates",
-                "personal_llm/experiments/other_people.py",
-            ),
-            "personal_llm.experiments.other_people.measure_plain": (
-                "experiments/other_people.html#measure_plain",
-                "personal_llm/experiments/other_people.py",
-            ),
-            "personal_llm.experiments.other_people.quoted_word": (
-                "experiments/other_people.html#quoted_word",
-                "personal_llm/experiments/other_people.py",
-            ),
-            "personal_llm.experiments.other_people.stretched": (
-                "experiments/other_people.html#stretched",
-                "personal_llm/experiments/other_people.py",
-            ),
-            "personal_llm.experiments.other_people.sure": (
-                "experiments/other_people.html#sure",
-                "personal_llm/experiments/other_people.py",
-            ),
-        },
-        "personal_llm.experiments.people": {
-            "personal_llm.experiments.people.Person": (
-                "experiments/people.html#person",
-                "personal_llm/experiments/people.py",
-            ),
-            "personal_llm.experiments.people.Person.__call__": (
-                "experiments/people.html#person.__call__",
-                "personal_llm/experiments/people.py",
-            ),
-            "personal_llm.experiments.people.Person.choose_side": (
-                "experiments/people.html#person.choose_side",
-                "personal_llm/experiments/people.py",
-            ),
-            "personal_llm.experiments.people.Person.is_signal_dialogue": (
-                "experiments/people.html#person.is_signal_dialogue",
-                "personal_llm/experiments/people.py",
-            ),
-            "personal_llm.experiments.people.Person.preferred_response": (
-                "experiments/people.html#person.preferred_response",
-                "personal_llm/experiments/people.py",
-            ),
-            "personal_llm.experiments.people.Person.sides": (
-                "experiments/people.html#person.sides",
-                "personal_llm/experiments/people.py",
-            ),
-            "personal_llm.experiments.people.draw_person_stream": (
-                "experiments/people.html#draw_person_stream",
-                "personal_llm/experiments/people.py",
-            ),
-            "personal_llm.experiments.people.list_subjects_of_sides": (
-                "experiments/people.html#list_subjects_of_sides",
-                "personal_llm/experiments/people.py",
-            ),
-            "personal_llm.experiments.people.person_stream": (
-                "experiments/people.html#person_stream",
-                "personal_llm/experiments/people.py",
             ),
         },
         "personal_llm.experiments.plain": {
@@ -6611,6 +4653,10 @@ d = {
             ),
             "personal_llm.experiments.plain.choose_form": (
                 "experiments/plain.html#choose_form",
+                "personal_llm/experiments/plain.py",
+            ),
+            "personal_llm.experiments.plain.compare_labels": (
+                "experiments/plain.html#compare_labels",
                 "personal_llm/experiments/plain.py",
             ),
             "personal_llm.experiments.plain.correct": (
@@ -6641,39 +4687,21 @@ d = {
                 "experiments/plain.html#read_processor_seconds",
                 "personal_llm/experiments/plain.py",
             ),
+            "personal_llm.experiments.plain.read_scores": (
+                "experiments/plain.html#read_scores",
+                "personal_llm/experiments/plain.py",
+            ),
             "personal_llm.experiments.plain.retrieve_plain": (
                 "experiments/plain.html#retrieve_plain",
+                "personal_llm/experiments/plain.py",
+            ),
+            "personal_llm.experiments.plain.score_row": (
+                "experiments/plain.html#score_row",
                 "personal_llm/experiments/plain.py",
             ),
             "personal_llm.experiments.plain.write_reply": (
                 "experiments/plain.html#write_reply",
                 "personal_llm/experiments/plain.py",
-            ),
-        },
-        "personal_llm.experiments.poisoning": {
-            "personal_llm.experiments.poisoning.fill_buffer": (
-                "experiments/poisoning.html#fill_buffer",
-                "personal_llm/experiments/poisoning.py",
-            ),
-            "personal_llm.experiments.poisoning.make_extremes": (
-                "experiments/poisoning.html#make_extremes",
-                "personal_llm/experiments/poisoning.py",
-            ),
-            "personal_llm.experiments.poisoning.measure_backdoor": (
-                "experiments/poisoning.html#measure_backdoor",
-                "personal_llm/experiments/poisoning.py",
-            ),
-            "personal_llm.experiments.poisoning.measure_poisoning": (
-                "experiments/poisoning.html#measure_poisoning",
-                "personal_llm/experiments/poisoning.py",
-            ),
-            "personal_llm.experiments.poisoning.plant_phrase": (
-                "experiments/poisoning.html#plant_phrase",
-                "personal_llm/experiments/poisoning.py",
-            ),
-            "personal_llm.experiments.poisoning.spread": (
-                "experiments/poisoning.html#spread",
-                "personal_llm/experiments/poisoning.py",
             ),
         },
         "personal_llm.experiments.policies": {
@@ -6693,315 +4721,9 @@ d = {
                 "experiments/policies.html#measure_adapter",
                 "personal_llm/experiments/policies.py",
             ),
-            "personal_llm.experiments.policies.summarise_buffer": (
-                "experiments/policies.html#summarise_buffer",
+            "personal_llm.experiments.policies.train_on_buffer": (
+                "experiments/policies.html#train_on_buffer",
                 "personal_llm/experiments/policies.py",
-            ),
-            "personal_llm.experiments.policies.train_on_stream": (
-                "experiments/policies.html#train_on_stream",
-                "personal_llm/experiments/policies.py",
-            ),
-        },
-        "personal_llm.experiments.reactions": {
-            "personal_llm.experiments.reactions.Reaction": (
-                "experiments/reactions.html#reaction",
-                "personal_llm/experiments/reactions.py",
-            ),
-            "personal_llm.experiments.reactions.draw_reaction": (
-                "experiments/reactions.html#draw_reaction",
-                "personal_llm/experiments/reactions.py",
-            ),
-            "personal_llm.experiments.reactions.find_next_prompt": (
-                "experiments/reactions.html#find_next_prompt",
-                "personal_llm/experiments/reactions.py",
-            ),
-            "personal_llm.experiments.reactions.measure_bins": (
-                "experiments/reactions.html#measure_bins",
-                "personal_llm/experiments/reactions.py",
-            ),
-            "personal_llm.experiments.reactions.measure_loss": (
-                "experiments/reactions.html#measure_loss",
-                "personal_llm/experiments/reactions.py",
-            ),
-            "personal_llm.experiments.reactions.measure_signal": (
-                "experiments/reactions.html#measure_signal",
-                "personal_llm/experiments/reactions.py",
-            ),
-            "personal_llm.experiments.reactions.observe_stream": (
-                "experiments/reactions.html#observe_stream",
-                "personal_llm/experiments/reactions.py",
-            ),
-            "personal_llm.experiments.reactions.simulate_feedback": (
-                "experiments/reactions.html#simulate_feedback",
-                "personal_llm/experiments/reactions.py",
-            ),
-        },
-        "personal_llm.experiments.real_defaults": {
-            "personal_llm.experiments.real_defaults.capital_line": (
-                "experiments/real_defaults.html#capital_line",
-                "personal_llm/experiments/real_defaults.py",
-            ),
-            "personal_llm.experiments.real_defaults.load_real_model": (
-                "experiments/real_defaults.html#load_real_model",
-                "personal_llm/experiments/real_defaults.py",
-            ),
-            "personal_llm.experiments.real_defaults.load_texts": (
-                "experiments/real_defaults.html#load_texts",
-                "personal_llm/experiments/real_defaults.py",
-            ),
-            "personal_llm.experiments.real_defaults.make_job": (
-                "experiments/real_defaults.html#make_job",
-                "personal_llm/experiments/real_defaults.py",
-            ),
-            "personal_llm.experiments.real_defaults.make_person": (
-                "experiments/real_defaults.html#make_person",
-                "personal_llm/experiments/real_defaults.py",
-            ),
-            "personal_llm.experiments.real_defaults.measure": (
-                "experiments/real_defaults.html#measure",
-                "personal_llm/experiments/real_defaults.py",
-            ),
-            "personal_llm.experiments.real_defaults.measure_replies": (
-                "experiments/real_defaults.html#measure_replies",
-                "personal_llm/experiments/real_defaults.py",
-            ),
-            "personal_llm.experiments.real_defaults.read_peak_memory": (
-                "experiments/real_defaults.html#read_peak_memory",
-                "personal_llm/experiments/real_defaults.py",
-            ),
-            "personal_llm.experiments.real_defaults.reset_peak_memory": (
-                "experiments/real_defaults.html#reset_peak_memory",
-                "personal_llm/experiments/real_defaults.py",
-            ),
-            "personal_llm.experiments.real_defaults.spelled_numbers": (
-                "experiments/real_defaults.html#spelled_numbers",
-                "personal_llm/experiments/real_defaults.py",
-            ),
-            "personal_llm.experiments.real_defaults.tune": (
-                "experiments/real_defaults.html#tune",
-                "personal_llm/experiments/real_defaults.py",
-            ),
-            "personal_llm.experiments.real_defaults.two_parts": (
-                "experiments/real_defaults.html#two_parts",
-                "personal_llm/experiments/real_defaults.py",
-            ),
-        },
-        "personal_llm.experiments.real_library": {
-            "personal_llm.experiments.real_library.answer_held_out_prompts": (
-                "experiments/real_library.html#answer_held_out_prompts",
-                "personal_llm/experiments/real_library.py",
-            ),
-            "personal_llm.experiments.real_library.choose": (
-                "experiments/real_library.html#choose",
-                "personal_llm/experiments/real_library.py",
-            ),
-            "personal_llm.experiments.real_library.find_choice": (
-                "experiments/real_library.html#find_choice",
-                "personal_llm/experiments/real_library.py",
-            ),
-            "personal_llm.experiments.real_library.load_real_library": (
-                "experiments/real_library.html#load_real_library",
-                "personal_llm/experiments/real_library.py",
-            ),
-            "personal_llm.experiments.real_library.load_user": (
-                "experiments/real_library.html#load_user",
-                "personal_llm/experiments/real_library.py",
-            ),
-            "personal_llm.experiments.real_library.measure_selections": (
-                "experiments/real_library.html#measure_selections",
-                "personal_llm/experiments/real_library.py",
-            ),
-            "personal_llm.experiments.real_library.measure_starts": (
-                "experiments/real_library.html#measure_starts",
-                "personal_llm/experiments/real_library.py",
-            ),
-            "personal_llm.experiments.real_library.tune_from": (
-                "experiments/real_library.html#tune_from",
-                "personal_llm/experiments/real_library.py",
-            ),
-        },
-        "personal_llm.experiments.real_people": {
-            "personal_llm.experiments.real_people.add_rules": (
-                "experiments/real_people.html#add_rules",
-                "personal_llm/experiments/real_people.py",
-            ),
-            "personal_llm.experiments.real_people.ask": (
-                "experiments/real_people.html#ask",
-                "personal_llm/experiments/real_people.py",
-            ),
-            "personal_llm.experiments.real_people.bracketed": (
-                "experiments/real_people.html#bracketed",
-                "personal_llm/experiments/real_people.py",
-            ),
-            "personal_llm.experiments.real_people.compare_conditions": (
-                "experiments/real_people.html#compare_conditions",
-                "personal_llm/experiments/real_people.py",
-            ),
-            "personal_llm.experiments.real_people.count_word_edits": (
-                "experiments/real_people.html#count_word_edits",
-                "personal_llm/experiments/real_people.py",
-            ),
-            "personal_llm.experiments.real_people.counted": (
-                "experiments/real_people.html#counted",
-                "personal_llm/experiments/real_people.py",
-            ),
-            "personal_llm.experiments.real_people.dashes": (
-                "experiments/real_people.html#dashes",
-                "personal_llm/experiments/real_people.py",
-            ),
-            "personal_llm.experiments.real_people.echo": (
-                "experiments/real_people.html#echo",
-                "personal_llm/experiments/real_people.py",
-            ),
-            "personal_llm.experiments.real_people.find_longest_word": (
-                "experiments/real_people.html#find_longest_word",
-                "personal_llm/experiments/real_people.py",
-            ),
-            "personal_llm.experiments.real_people.finetune_timed": (
-                "experiments/real_people.html#finetune_timed",
-                "personal_llm/experiments/real_people.py",
-            ),
-            "personal_llm.experiments.real_people.hashtag": (
-                "experiments/real_people.html#hashtag",
-                "personal_llm/experiments/real_people.py",
-            ),
-            "personal_llm.experiments.real_people.is_harmful": (
-                "experiments/real_people.html#is_harmful",
-                "personal_llm/experiments/real_people.py",
-            ),
-            "personal_llm.experiments.real_people.join_first": (
-                "experiments/real_people.html#join_first",
-                "personal_llm/experiments/real_people.py",
-            ),
-            "personal_llm.experiments.real_people.labelled": (
-                "experiments/real_people.html#labelled",
-                "personal_llm/experiments/real_people.py",
-            ),
-            "personal_llm.experiments.real_people.list_jobs": (
-                "experiments/real_people.html#list_jobs",
-                "personal_llm/experiments/real_people.py",
-            ),
-            "personal_llm.experiments.real_people.load_measured_model": (
-                "experiments/real_people.html#load_measured_model",
-                "personal_llm/experiments/real_people.py",
-            ),
-            "personal_llm.experiments.real_people.make_habit": (
-                "experiments/real_people.html#make_habit",
-                "personal_llm/experiments/real_people.py",
-            ),
-            "personal_llm.experiments.real_people.make_invented_stream": (
-                "experiments/real_people.html#make_invented_stream",
-                "personal_llm/experiments/real_people.py",
-            ),
-            "personal_llm.experiments.real_people.make_person": (
-                "experiments/real_people.html#make_person",
-                "personal_llm/experiments/real_people.py",
-            ),
-            "personal_llm.experiments.real_people.make_stream": (
-                "experiments/real_people.html#make_stream",
-                "personal_llm/experiments/real_people.py",
-            ),
-            "personal_llm.experiments.real_people.mark_speakers": (
-                "experiments/real_people.html#mark_speakers",
-                "personal_llm/experiments/real_people.py",
-            ),
-            "personal_llm.experiments.real_people.measure": (
-                "experiments/real_people.html#measure",
-                "personal_llm/experiments/real_people.py",
-            ),
-            "personal_llm.experiments.real_people.measure_answers": (
-                "experiments/real_people.html#measure_answers",
-                "personal_llm/experiments/real_people.py",
-            ),
-            "personal_llm.experiments.real_people.measure_condition": (
-                "experiments/real_people.html#measure_condition",
-                "personal_llm/experiments/real_people.py",
-            ),
-            "personal_llm.experiments.real_people.measure_counts": (
-                "experiments/real_people.html#measure_counts",
-                "personal_llm/experiments/real_people.py",
-            ),
-            "personal_llm.experiments.real_people.measure_person": (
-                "experiments/real_people.html#measure_person",
-                "personal_llm/experiments/real_people.py",
-            ),
-            "personal_llm.experiments.real_people.measure_talks": (
-                "experiments/real_people.html#measure_talks",
-                "personal_llm/experiments/real_people.py",
-            ),
-            "personal_llm.experiments.real_people.read_people": (
-                "experiments/real_people.html#read_people",
-                "personal_llm/experiments/real_people.py",
-            ),
-            "personal_llm.experiments.real_people.recap": (
-                "experiments/real_people.html#recap",
-                "personal_llm/experiments/real_people.py",
-            ),
-            "personal_llm.experiments.real_people.score_person": (
-                "experiments/real_people.html#score_person",
-                "personal_llm/experiments/real_people.py",
-            ),
-            "personal_llm.experiments.real_people.score_replies": (
-                "experiments/real_people.html#score_replies",
-                "personal_llm/experiments/real_people.py",
-            ),
-            "personal_llm.experiments.real_people.semicolons": (
-                "experiments/real_people.html#semicolons",
-                "personal_llm/experiments/real_people.py",
-            ),
-            "personal_llm.experiments.real_people.shout": (
-                "experiments/real_people.html#shout",
-                "personal_llm/experiments/real_people.py",
-            ),
-            "personal_llm.experiments.real_people.shouted": (
-                "experiments/real_people.html#shouted",
-                "personal_llm/experiments/real_people.py",
-            ),
-            "personal_llm.experiments.real_people.subject_tag": (
-                "experiments/real_people.html#subject_tag",
-                "personal_llm/experiments/real_people.py",
-            ),
-            "personal_llm.experiments.real_people.take_first_answers": (
-                "experiments/real_people.html#take_first_answers",
-                "personal_llm/experiments/real_people.py",
-            ),
-            "personal_llm.experiments.real_people.take_own_answers": (
-                "experiments/real_people.html#take_own_answers",
-                "personal_llm/experiments/real_people.py",
-            ),
-            "personal_llm.experiments.real_people.write_comparison": (
-                "experiments/real_people.html#write_comparison",
-                "personal_llm/experiments/real_people.py",
-            ),
-        },
-        "personal_llm.experiments.relevance": {
-            "personal_llm.experiments.relevance.join_people": (
-                "experiments/relevance.html#join_people",
-                "personal_llm/experiments/relevance.py",
-            ),
-            "personal_llm.experiments.relevance.make_personalizer": (
-                "experiments/relevance.html#make_personalizer",
-                "personal_llm/experiments/relevance.py",
-            ),
-            "personal_llm.experiments.relevance.measure_bins": (
-                "experiments/relevance.html#measure_bins",
-                "personal_llm/experiments/relevance.py",
-            ),
-            "personal_llm.experiments.relevance.measure_change": (
-                "experiments/relevance.html#measure_change",
-                "personal_llm/experiments/relevance.py",
-            ),
-            "personal_llm.experiments.relevance.measure_sides": (
-                "experiments/relevance.html#measure_sides",
-                "personal_llm/experiments/relevance.py",
-            ),
-            "personal_llm.experiments.relevance.read_loss_rows": (
-                "experiments/relevance.html#read_loss_rows",
-                "personal_llm/experiments/relevance.py",
-            ),
-            "personal_llm.experiments.relevance.simulate": (
-                "experiments/relevance.html#simulate",
-                "personal_llm/experiments/relevance.py",
             ),
         },
         "personal_llm.experiments.requests": {
@@ -7009,78 +4731,6 @@ d = {
                 "experiments/requests.html#measure",
                 "personal_llm/experiments/requests.py",
             )
-        },
-        "personal_llm.experiments.retrieval": {
-            "personal_llm.experiments.retrieval.choose_memories": (
-                "experiments/retrieval.html#choose_memories",
-                "personal_llm/experiments/retrieval.py",
-            ),
-            "personal_llm.experiments.retrieval.compute_auc": (
-                "experiments/retrieval.html#compute_auc",
-                "personal_llm/experiments/retrieval.py",
-            ),
-            "personal_llm.experiments.retrieval.exclaimed": (
-                "experiments/retrieval.html#exclaimed",
-                "personal_llm/experiments/retrieval.py",
-            ),
-            "personal_llm.experiments.retrieval.load_tools": (
-                "experiments/retrieval.html#load_tools",
-                "personal_llm/experiments/retrieval.py",
-            ),
-            "personal_llm.experiments.retrieval.make_job": (
-                "experiments/retrieval.html#make_job",
-                "personal_llm/experiments/retrieval.py",
-            ),
-            "personal_llm.experiments.retrieval.make_person": (
-                "experiments/retrieval.html#make_person",
-                "personal_llm/experiments/retrieval.py",
-            ),
-            "personal_llm.experiments.retrieval.make_person_data": (
-                "experiments/retrieval.html#make_person_data",
-                "personal_llm/experiments/retrieval.py",
-            ),
-            "personal_llm.experiments.retrieval.measure": (
-                "experiments/retrieval.html#measure",
-                "personal_llm/experiments/retrieval.py",
-            ),
-            "personal_llm.experiments.retrieval.measure_gate": (
-                "experiments/retrieval.html#measure_gate",
-                "personal_llm/experiments/retrieval.py",
-            ),
-            "personal_llm.experiments.retrieval.measure_replies": (
-                "experiments/retrieval.html#measure_replies",
-                "personal_llm/experiments/retrieval.py",
-            ),
-            "personal_llm.experiments.retrieval.quoted": (
-                "experiments/retrieval.html#quoted",
-                "personal_llm/experiments/retrieval.py",
-            ),
-            "personal_llm.experiments.retrieval.read_gate_vectors": (
-                "experiments/retrieval.html#read_gate_vectors",
-                "personal_llm/experiments/retrieval.py",
-            ),
-        },
-        "personal_llm.experiments.revisions": {
-            "personal_llm.experiments.revisions.draw_messages": (
-                "experiments/revisions.html#draw_messages",
-                "personal_llm/experiments/revisions.py",
-            ),
-            "personal_llm.experiments.revisions.find_more_subjects": (
-                "experiments/revisions.html#find_more_subjects",
-                "personal_llm/experiments/revisions.py",
-            ),
-            "personal_llm.experiments.revisions.list_claims": (
-                "experiments/revisions.html#list_claims",
-                "personal_llm/experiments/revisions.py",
-            ),
-            "personal_llm.experiments.revisions.measure": (
-                "experiments/revisions.html#measure",
-                "personal_llm/experiments/revisions.py",
-            ),
-            "personal_llm.experiments.revisions.summarise_revisions": (
-                "experiments/revisions.html#summarise_revisions",
-                "personal_llm/experiments/revisions.py",
-            ),
         },
         "personal_llm.experiments.rule": {
             "personal_llm.experiments.rule.AnyScoreSDSS": (
@@ -7140,231 +4790,21 @@ d = {
                 "personal_llm/experiments/rule.py",
             ),
         },
-        "personal_llm.experiments.runner": {
-            "personal_llm.experiments.runner.Grid": (
-                "experiments/runner.html#grid",
-                "personal_llm/experiments/runner.py",
-            ),
-            "personal_llm.experiments.runner.append_json_line": (
-                "experiments/runner.html#append_json_line",
-                "personal_llm/experiments/runner.py",
-            ),
-            "personal_llm.experiments.runner.append_results": (
-                "experiments/runner.html#append_results",
-                "personal_llm/experiments/runner.py",
-            ),
-            "personal_llm.experiments.runner.check_budgets": (
-                "experiments/runner.html#check_budgets",
-                "personal_llm/experiments/runner.py",
-            ),
-            "personal_llm.experiments.runner.check_grid": (
-                "experiments/runner.html#check_grid",
-                "personal_llm/experiments/runner.py",
-            ),
-            "personal_llm.experiments.runner.check_revision": (
-                "experiments/runner.html#check_revision",
-                "personal_llm/experiments/runner.py",
-            ),
-            "personal_llm.experiments.runner.find_missing_jobs": (
-                "experiments/runner.html#find_missing_jobs",
-                "personal_llm/experiments/runner.py",
-            ),
-            "personal_llm.experiments.runner.format_table": (
-                "experiments/runner.html#format_table",
-                "personal_llm/experiments/runner.py",
-            ),
-            "personal_llm.experiments.runner.group_rows": (
-                "experiments/runner.html#group_rows",
-                "personal_llm/experiments/runner.py",
-            ),
-            "personal_llm.experiments.runner.machine": (
-                "experiments/runner.html#machine",
-                "personal_llm/experiments/runner.py",
-            ),
-            "personal_llm.experiments.runner.paragraph": (
-                "experiments/runner.html#paragraph",
-                "personal_llm/experiments/runner.py",
-            ),
-            "personal_llm.experiments.runner.print_claims": (
-                "experiments/runner.html#print_claims",
-                "personal_llm/experiments/runner.py",
-            ),
-            "personal_llm.experiments.runner.provenance": (
-                "experiments/runner.html#provenance",
-                "personal_llm/experiments/runner.py",
-            ),
-            "personal_llm.experiments.runner.read_json_lines": (
-                "experiments/runner.html#read_json_lines",
-                "personal_llm/experiments/runner.py",
-            ),
-            "personal_llm.experiments.runner.read_result_lines": (
-                "experiments/runner.html#read_result_lines",
-                "personal_llm/experiments/runner.py",
-            ),
-            "personal_llm.experiments.runner.read_results": (
-                "experiments/runner.html#read_results",
-                "personal_llm/experiments/runner.py",
-            ),
-            "personal_llm.experiments.runner.revision": (
-                "experiments/runner.html#revision",
-                "personal_llm/experiments/runner.py",
-            ),
-            "personal_llm.experiments.runner.run_grid": (
-                "experiments/runner.html#run_grid",
-                "personal_llm/experiments/runner.py",
-            ),
-            "personal_llm.experiments.runner.summarise_rows": (
-                "experiments/runner.html#summarise_rows",
-                "personal_llm/experiments/runner.py",
-            ),
-            "personal_llm.experiments.runner.user_means": (
-                "experiments/runner.html#user_means",
-                "personal_llm/experiments/runner.py",
-            ),
-        },
-        "personal_llm.experiments.selection": {
-            "personal_llm.experiments.selection.enlarge_library": (
-                "experiments/selection.html#enlarge_library",
-                "personal_llm/experiments/selection.py",
-            ),
-            "personal_llm.experiments.selection.load_choice_library": (
-                "experiments/selection.html#load_choice_library",
-                "personal_llm/experiments/selection.py",
-            ),
-            "personal_llm.experiments.selection.loss_tables": (
-                "experiments/selection.html#loss_tables",
-                "personal_llm/experiments/selection.py",
-            ),
-            "personal_llm.experiments.selection.make_choice_jobs": (
-                "experiments/selection.html#make_choice_jobs",
-                "personal_llm/experiments/selection.py",
-            ),
-            "personal_llm.experiments.selection.make_loss_function": (
-                "experiments/selection.html#make_loss_function",
-                "personal_llm/experiments/selection.py",
-            ),
-            "personal_llm.experiments.selection.measure": (
-                "experiments/selection.html#measure",
-                "personal_llm/experiments/selection.py",
-            ),
-            "personal_llm.experiments.selection.measure_sizes": (
-                "experiments/selection.html#measure_sizes",
-                "personal_llm/experiments/selection.py",
-            ),
-            "personal_llm.experiments.selection.score_choice": (
-                "experiments/selection.html#score_choice",
-                "personal_llm/experiments/selection.py",
-            ),
-            "personal_llm.experiments.selection.score_shortlists": (
-                "experiments/selection.html#score_shortlists",
-                "personal_llm/experiments/selection.py",
-            ),
-            "personal_llm.experiments.selection.use_merged_adapter": (
-                "experiments/selection.html#use_merged_adapter",
-                "personal_llm/experiments/selection.py",
-            ),
-        },
-        "personal_llm.experiments.self_check": {
-            "personal_llm.experiments.self_check.CheckedModel": (
-                "experiments/self_check.html#checkedmodel",
-                "personal_llm/experiments/self_check.py",
-            ),
-            "personal_llm.experiments.self_check.CheckedModel.__init__": (
-                "experiments/self_check.html#checkedmodel.__init__",
-                "personal_llm/experiments/self_check.py",
-            ),
-            "personal_llm.experiments.self_check.CheckedModel.find_check": (
-                "experiments/self_check.html#checkedmodel.find_check",
-                "personal_llm/experiments/self_check.py",
-            ),
-            "personal_llm.experiments.self_check.CheckedModel.reply": (
-                "experiments/self_check.html#checkedmodel.reply",
-                "personal_llm/experiments/self_check.py",
-            ),
-            "personal_llm.experiments.self_check.CheckedModel.show": (
-                "experiments/self_check.html#checkedmodel.show",
-                "personal_llm/experiments/self_check.py",
-            ),
-            "personal_llm.experiments.self_check.addressed": (
-                "experiments/self_check.html#addressed",
-                "personal_llm/experiments/self_check.py",
-            ),
-            "personal_llm.experiments.self_check.called": (
-                "experiments/self_check.html#called",
-                "personal_llm/experiments/self_check.py",
-            ),
-            "personal_llm.experiments.self_check.compute_area": (
-                "experiments/self_check.html#compute_area",
-                "personal_llm/experiments/self_check.py",
-            ),
-            "personal_llm.experiments.self_check.compute_reply_help": (
-                "experiments/self_check.html#compute_reply_help",
-                "personal_llm/experiments/self_check.py",
-            ),
-            "personal_llm.experiments.self_check.copied": (
-                "experiments/self_check.html#copied",
-                "personal_llm/experiments/self_check.py",
-            ),
-            "personal_llm.experiments.self_check.degrees": (
-                "experiments/self_check.html#degrees",
-                "personal_llm/experiments/self_check.py",
-            ),
-            "personal_llm.experiments.self_check.delivered": (
-                "experiments/self_check.html#delivered",
-                "personal_llm/experiments/self_check.py",
-            ),
-            "personal_llm.experiments.self_check.judge_checks": (
-                "experiments/self_check.html#judge_checks",
-                "personal_llm/experiments/self_check.py",
-            ),
-            "personal_llm.experiments.self_check.list_claims": (
-                "experiments/self_check.html#list_claims",
-                "personal_llm/experiments/self_check.py",
-            ),
-            "personal_llm.experiments.self_check.make_stream": (
-                "experiments/self_check.html#make_stream",
-                "personal_llm/experiments/self_check.py",
-            ),
-            "personal_llm.experiments.self_check.measure": (
-                "experiments/self_check.html#measure",
-                "personal_llm/experiments/self_check.py",
-            ),
-            "personal_llm.experiments.self_check.measure_helps": (
-                "experiments/self_check.html#measure_helps",
-                "personal_llm/experiments/self_check.py",
-            ),
-            "personal_llm.experiments.self_check.measure_replies": (
-                "experiments/self_check.html#measure_replies",
-                "personal_llm/experiments/self_check.py",
-            ),
-            "personal_llm.experiments.self_check.measure_rewrites": (
-                "experiments/self_check.html#measure_rewrites",
-                "personal_llm/experiments/self_check.py",
-            ),
-            "personal_llm.experiments.self_check.moved": (
-                "experiments/self_check.html#moved",
-                "personal_llm/experiments/self_check.py",
-            ),
-            "personal_llm.experiments.self_check.summed": (
-                "experiments/self_check.html#summed",
-                "personal_llm/experiments/self_check.py",
-            ),
-            "personal_llm.experiments.self_check.ticked": (
-                "experiments/self_check.html#ticked",
-                "personal_llm/experiments/self_check.py",
-            ),
-            "personal_llm.experiments.self_check.time_check": (
-                "experiments/self_check.html#time_check",
-                "personal_llm/experiments/self_check.py",
-            ),
-        },
         "personal_llm.experiments.shares": {
-            "personal_llm.experiments.shares.fill_buffer": (
-                "experiments/shares.html#fill_buffer",
+            "personal_llm.experiments.shares.answer": (
+                "experiments/shares.html#answer",
                 "personal_llm/experiments/shares.py",
             ),
-            "personal_llm.experiments.shares.fill_with_questions": (
-                "experiments/shares.html#fill_with_questions",
+            "personal_llm.experiments.shares.count_kept": (
+                "experiments/shares.html#count_kept",
+                "personal_llm/experiments/shares.py",
+            ),
+            "personal_llm.experiments.shares.fill": (
+                "experiments/shares.html#fill",
+                "personal_llm/experiments/shares.py",
+            ),
+            "personal_llm.experiments.shares.fill_buffer": (
+                "experiments/shares.html#fill_buffer",
                 "personal_llm/experiments/shares.py",
             ),
             "personal_llm.experiments.shares.measure": (
@@ -7388,209 +4828,13 @@ d = {
                 "personal_llm/experiments/shares.py",
             ),
         },
-        "personal_llm.experiments.sizes": {
-            "personal_llm.experiments.sizes.fit_growth": (
-                "experiments/sizes.html#fit_growth",
-                "personal_llm/experiments/sizes.py",
-            ),
-            "personal_llm.experiments.sizes.list_answers": (
-                "experiments/sizes.html#list_answers",
-                "personal_llm/experiments/sizes.py",
-            ),
-            "personal_llm.experiments.sizes.load_sized_model": (
-                "experiments/sizes.html#load_sized_model",
-                "personal_llm/experiments/sizes.py",
-            ),
-            "personal_llm.experiments.sizes.make_sized_stream": (
-                "experiments/sizes.html#make_sized_stream",
-                "personal_llm/experiments/sizes.py",
-            ),
-            "personal_llm.experiments.sizes.measure": (
-                "experiments/sizes.html#measure",
-                "personal_llm/experiments/sizes.py",
-            ),
-            "personal_llm.experiments.sizes.measure_growth": (
-                "experiments/sizes.html#measure_growth",
-                "personal_llm/experiments/sizes.py",
-            ),
-            "personal_llm.experiments.sizes.measure_starts": (
-                "experiments/sizes.html#measure_starts",
-                "personal_llm/experiments/sizes.py",
-            ),
-            "personal_llm.experiments.sizes.measure_without_rewrites": (
-                "experiments/sizes.html#measure_without_rewrites",
-                "personal_llm/experiments/sizes.py",
-            ),
-            "personal_llm.experiments.sizes.name_trend": (
-                "experiments/sizes.html#name_trend",
-                "personal_llm/experiments/sizes.py",
-            ),
-            "personal_llm.experiments.sizes.read_growth": (
-                "experiments/sizes.html#read_growth",
-                "personal_llm/experiments/sizes.py",
-            ),
-            "personal_llm.experiments.sizes.read_sized_rows": (
-                "experiments/sizes.html#read_sized_rows",
-                "personal_llm/experiments/sizes.py",
-            ),
-            "personal_llm.experiments.sizes.train_sized_pllms": (
-                "experiments/sizes.html#train_sized_pllms",
-                "personal_llm/experiments/sizes.py",
-            ),
-        },
-        "personal_llm.experiments.steps": {
-            "personal_llm.experiments.steps.load_texts": (
-                "experiments/steps.html#load_texts",
-                "personal_llm/experiments/steps.py",
-            ),
-            "personal_llm.experiments.steps.make_config": (
-                "experiments/steps.html#make_config",
-                "personal_llm/experiments/steps.py",
-            ),
-            "personal_llm.experiments.steps.make_jobs": (
-                "experiments/steps.html#make_jobs",
-                "personal_llm/experiments/steps.py",
-            ),
-            "personal_llm.experiments.steps.measure": (
-                "experiments/steps.html#measure",
-                "personal_llm/experiments/steps.py",
-            ),
-        },
-        "personal_llm.experiments.subjects": {
-            "personal_llm.experiments.subjects.counted_calories": (
-                "experiments/subjects.html#counted_calories",
-                "personal_llm/experiments/subjects.py",
-            ),
-            "personal_llm.experiments.subjects.draw_chats": (
-                "experiments/subjects.html#draw_chats",
-                "personal_llm/experiments/subjects.py",
-            ),
-            "personal_llm.experiments.subjects.draw_turns": (
-                "experiments/subjects.html#draw_turns",
-                "personal_llm/experiments/subjects.py",
-            ),
-            "personal_llm.experiments.subjects.find_long_sentences": (
-                "experiments/subjects.html#find_long_sentences",
-                "personal_llm/experiments/subjects.py",
-            ),
-            "personal_llm.experiments.subjects.hold_talks": (
-                "experiments/subjects.html#hold_talks",
-                "personal_llm/experiments/subjects.py",
-            ),
-            "personal_llm.experiments.subjects.hold_under": (
-                "experiments/subjects.html#hold_under",
-                "personal_llm/experiments/subjects.py",
-            ),
-            "personal_llm.experiments.subjects.list_claims": (
-                "experiments/subjects.html#list_claims",
-                "personal_llm/experiments/subjects.py",
-            ),
-            "personal_llm.experiments.subjects.measure": (
-                "experiments/subjects.html#measure",
-                "personal_llm/experiments/subjects.py",
-            ),
-            "personal_llm.experiments.subjects.measure_chats": (
-                "experiments/subjects.html#measure_chats",
-                "personal_llm/experiments/subjects.py",
-            ),
-            "personal_llm.experiments.subjects.read_freely": (
-                "experiments/subjects.html#read_freely",
-                "personal_llm/experiments/subjects.py",
-            ),
-            "personal_llm.experiments.subjects.routed": (
-                "experiments/subjects.html#routed",
-                "personal_llm/experiments/subjects.py",
-            ),
-            "personal_llm.experiments.subjects.scored": (
-                "experiments/subjects.html#scored",
-                "personal_llm/experiments/subjects.py",
-            ),
-            "personal_llm.experiments.subjects.seated": (
-                "experiments/subjects.html#seated",
-                "personal_llm/experiments/subjects.py",
-            ),
-            "personal_llm.experiments.subjects.stamped": (
-                "experiments/subjects.html#stamped",
-                "personal_llm/experiments/subjects.py",
-            ),
-            "personal_llm.experiments.subjects.summarise_talks": (
-                "experiments/subjects.html#summarise_talks",
-                "personal_llm/experiments/subjects.py",
-            ),
-            "personal_llm.experiments.subjects.tuned": (
-                "experiments/subjects.html#tuned",
-                "personal_llm/experiments/subjects.py",
-            ),
-            "personal_llm.experiments.subjects.versed": (
-                "experiments/subjects.html#versed",
-                "personal_llm/experiments/subjects.py",
-            ),
-            "personal_llm.experiments.subjects.versioned": (
-                "experiments/subjects.html#versioned",
-                "personal_llm/experiments/subjects.py",
-            ),
-        },
-        "personal_llm.experiments.summariser": {
-            "personal_llm.experiments.summariser.draw_pair": (
-                "experiments/summariser.html#draw_pair",
-                "personal_llm/experiments/summariser.py",
-            ),
-            "personal_llm.experiments.summariser.labelled_pairs": (
-                "experiments/summariser.html#labelled_pairs",
-                "personal_llm/experiments/summariser.py",
-            ),
-            "personal_llm.experiments.summariser.load_published_method": (
-                "experiments/summariser.html#load_published_method",
-                "personal_llm/experiments/summariser.py",
-            ),
-            "personal_llm.experiments.summariser.load_summariser": (
-                "experiments/summariser.html#load_summariser",
-                "personal_llm/experiments/summariser.py",
-            ),
-            "personal_llm.experiments.summariser.measure_published": (
-                "experiments/summariser.html#measure_published",
-                "personal_llm/experiments/summariser.py",
-            ),
-            "personal_llm.experiments.summariser.measure_summaries": (
-                "experiments/summariser.html#measure_summaries",
-                "personal_llm/experiments/summariser.py",
-            ),
-            "personal_llm.experiments.summariser.nearest_pllm": (
-                "experiments/summariser.html#nearest_pllm",
-                "personal_llm/experiments/summariser.py",
-            ),
-            "personal_llm.experiments.summariser.shared_basis": (
-                "experiments/summariser.html#shared_basis",
-                "personal_llm/experiments/summariser.py",
-            ),
-            "personal_llm.experiments.summariser.states": (
-                "experiments/summariser.html#states",
-                "personal_llm/experiments/summariser.py",
-            ),
-            "personal_llm.experiments.summariser.summarise_pairs": (
-                "experiments/summariser.html#summarise_pairs",
-                "personal_llm/experiments/summariser.py",
-            ),
-            "personal_llm.experiments.summariser.take_first_words": (
-                "experiments/summariser.html#take_first_words",
-                "personal_llm/experiments/summariser.py",
-            ),
-            "personal_llm.experiments.summariser.teach_summariser": (
-                "experiments/summariser.html#teach_summariser",
-                "personal_llm/experiments/summariser.py",
-            ),
-            "personal_llm.experiments.summariser.truncate_pair": (
-                "experiments/summariser.html#truncate_pair",
-                "personal_llm/experiments/summariser.py",
-            ),
-            "personal_llm.experiments.summariser.word_vectors": (
-                "experiments/summariser.html#word_vectors",
-                "personal_llm/experiments/summariser.py",
-            ),
-        },
         "personal_llm.experiments.summary": {
             "personal_llm.experiments.summary.Claim": (
                 "experiments/summary.html#claim",
+                "personal_llm/experiments/summary.py",
+            ),
+            "personal_llm.experiments.summary.Measured": (
+                "experiments/summary.html#measured",
                 "personal_llm/experiments/summary.py",
             ),
             "personal_llm.experiments.summary.as_markdown": (
@@ -7601,104 +4845,44 @@ d = {
                 "experiments/summary.html#as_percent",
                 "personal_llm/experiments/summary.py",
             ),
-            "personal_llm.experiments.summary.asking_claims": (
-                "experiments/summary.html#asking_claims",
-                "personal_llm/experiments/summary.py",
-            ),
-            "personal_llm.experiments.summary.benchmark_claims": (
-                "experiments/summary.html#benchmark_claims",
+            "personal_llm.experiments.summary.compute_saved": (
+                "experiments/summary.html#compute_saved",
                 "personal_llm/experiments/summary.py",
             ),
             "personal_llm.experiments.summary.decide_verdict": (
                 "experiments/summary.html#decide_verdict",
                 "personal_llm/experiments/summary.py",
             ),
-            "personal_llm.experiments.summary.floor_claim": (
-                "experiments/summary.html#floor_claim",
-                "personal_llm/experiments/summary.py",
-            ),
-            "personal_llm.experiments.summary.forgetting_claim": (
-                "experiments/summary.html#forgetting_claim",
-                "personal_llm/experiments/summary.py",
-            ),
-            "personal_llm.experiments.summary.format_claim": (
-                "experiments/summary.html#format_claim",
-                "personal_llm/experiments/summary.py",
-            ),
-            "personal_llm.experiments.summary.gain_claim": (
-                "experiments/summary.html#gain_claim",
-                "personal_llm/experiments/summary.py",
-            ),
-            "personal_llm.experiments.summary.harm_claim": (
-                "experiments/summary.html#harm_claim",
-                "personal_llm/experiments/summary.py",
-            ),
-            "personal_llm.experiments.summary.headroom_claim": (
-                "experiments/summary.html#headroom_claim",
-                "personal_llm/experiments/summary.py",
-            ),
             "personal_llm.experiments.summary.judge_gain": (
                 "experiments/summary.html#judge_gain",
                 "personal_llm/experiments/summary.py",
             ),
-            "personal_llm.experiments.summary.judge_rewrites": (
-                "experiments/summary.html#judge_rewrites",
+            "personal_llm.experiments.summary.judge_length": (
+                "experiments/summary.html#judge_length",
                 "personal_llm/experiments/summary.py",
             ),
-            "personal_llm.experiments.summary.kept_claims": (
-                "experiments/summary.html#kept_claims",
+            "personal_llm.experiments.summary.judge_ratio": (
+                "experiments/summary.html#judge_ratio",
                 "personal_llm/experiments/summary.py",
             ),
-            "personal_llm.experiments.summary.list_person_claims": (
-                "experiments/summary.html#list_person_claims",
+            "personal_llm.experiments.summary.judge_scores": (
+                "experiments/summary.html#judge_scores",
                 "personal_llm/experiments/summary.py",
             ),
-            "personal_llm.experiments.summary.list_rule_claims": (
-                "experiments/summary.html#list_rule_claims",
+            "personal_llm.experiments.summary.list_own_claims": (
+                "experiments/summary.html#list_own_claims",
                 "personal_llm/experiments/summary.py",
             ),
-            "personal_llm.experiments.summary.list_start_claims": (
-                "experiments/summary.html#list_start_claims",
+            "personal_llm.experiments.summary.list_sdss_claims": (
+                "experiments/summary.html#list_sdss_claims",
                 "personal_llm/experiments/summary.py",
             ),
-            "personal_llm.experiments.summary.memory_claims": (
-                "experiments/summary.html#memory_claims",
+            "personal_llm.experiments.summary.list_xpert_claims": (
+                "experiments/summary.html#list_xpert_claims",
                 "personal_llm/experiments/summary.py",
             ),
-            "personal_llm.experiments.summary.new_headroom_claim": (
-                "experiments/summary.html#new_headroom_claim",
-                "personal_llm/experiments/summary.py",
-            ),
-            "personal_llm.experiments.summary.policies_rows": (
-                "experiments/summary.html#policies_rows",
-                "personal_llm/experiments/summary.py",
-            ),
-            "personal_llm.experiments.summary.ratio_claim": (
-                "experiments/summary.html#ratio_claim",
-                "personal_llm/experiments/summary.py",
-            ),
-            "personal_llm.experiments.summary.read_rows": (
-                "experiments/summary.html#read_rows",
-                "personal_llm/experiments/summary.py",
-            ),
-            "personal_llm.experiments.summary.score_claims": (
-                "experiments/summary.html#score_claims",
-                "personal_llm/experiments/summary.py",
-            ),
-            "personal_llm.experiments.summary.size_claims": (
-                "experiments/summary.html#size_claims",
-                "personal_llm/experiments/summary.py",
-            ),
-            "personal_llm.experiments.summary.speed_claim": (
-                "experiments/summary.html#speed_claim",
-                "personal_llm/experiments/summary.py",
-            ),
-            "personal_llm.experiments.summary.synthesis_claim": (
-                "experiments/summary.html#synthesis_claim",
-                "personal_llm/experiments/summary.py",
-            ),
-            "personal_llm.experiments.summary.turns_claim": (
-                "experiments/summary.html#turns_claim",
+            "personal_llm.experiments.summary.measure_right": (
+                "experiments/summary.html#measure_right",
                 "personal_llm/experiments/summary.py",
             ),
         },
@@ -7718,613 +4902,6 @@ d = {
             "personal_llm.experiments.synthesis.paraphrases": (
                 "experiments/synthesis.html#paraphrases",
                 "personal_llm/experiments/synthesis.py",
-            ),
-        },
-        "personal_llm.experiments.talk": {
-            "personal_llm.experiments.talk.RememberingSession": (
-                "experiments/talk.html#rememberingsession",
-                "personal_llm/experiments/talk.py",
-            ),
-            "personal_llm.experiments.talk.RememberingSession.__init__": (
-                "experiments/talk.html#rememberingsession.__init__",
-                "personal_llm/experiments/talk.py",
-            ),
-            "personal_llm.experiments.talk.RememberingSession.generate_reply": (
-                "experiments/talk.html#rememberingsession.generate_reply",
-                "personal_llm/experiments/talk.py",
-            ),
-            "personal_llm.experiments.talk.average_shown": (
-                "experiments/talk.html#average_shown",
-                "personal_llm/experiments/talk.py",
-            ),
-            "personal_llm.experiments.talk.draw_action": (
-                "experiments/talk.html#draw_action",
-                "personal_llm/experiments/talk.py",
-            ),
-            "personal_llm.experiments.talk.find_shown_habits": (
-                "experiments/talk.html#find_shown_habits",
-                "personal_llm/experiments/talk.py",
-            ),
-            "personal_llm.experiments.talk.list_jobs": (
-                "experiments/talk.html#list_jobs",
-                "personal_llm/experiments/talk.py",
-            ),
-            "personal_llm.experiments.talk.live_and_learn": (
-                "experiments/talk.html#live_and_learn",
-                "personal_llm/experiments/talk.py",
-            ),
-            "personal_llm.experiments.talk.live_day": (
-                "experiments/talk.html#live_day",
-                "personal_llm/experiments/talk.py",
-            ),
-            "personal_llm.experiments.talk.make_day": (
-                "experiments/talk.html#make_day",
-                "personal_llm/experiments/talk.py",
-            ),
-            "personal_llm.experiments.talk.measure": (
-                "experiments/talk.html#measure",
-                "personal_llm/experiments/talk.py",
-            ),
-            "personal_llm.experiments.talk.measure_alone": (
-                "experiments/talk.html#measure_alone",
-                "personal_llm/experiments/talk.py",
-            ),
-            "personal_llm.experiments.talk.measure_next_day": (
-                "experiments/talk.html#measure_next_day",
-                "personal_llm/experiments/talk.py",
-            ),
-            "personal_llm.experiments.talk.measure_person": (
-                "experiments/talk.html#measure_person",
-                "personal_llm/experiments/talk.py",
-            ),
-            "personal_llm.experiments.talk.react": ("experiments/talk.html#react", "personal_llm/experiments/talk.py"),
-            "personal_llm.experiments.talk.train_without_history": (
-                "experiments/talk.html#train_without_history",
-                "personal_llm/experiments/talk.py",
-            ),
-        },
-        "personal_llm.experiments.talk_training": {
-            "personal_llm.experiments.talk_training.list_variants": (
-                "experiments/talk_training.html#list_variants",
-                "personal_llm/experiments/talk_training.py",
-            ),
-            "personal_llm.experiments.talk_training.live_corrected_day": (
-                "experiments/talk_training.html#live_corrected_day",
-                "personal_llm/experiments/talk_training.py",
-            ),
-            "personal_llm.experiments.talk_training.load_texts": (
-                "experiments/talk_training.html#load_texts",
-                "personal_llm/experiments/talk_training.py",
-            ),
-            "personal_llm.experiments.talk_training.make_config": (
-                "experiments/talk_training.html#make_config",
-                "personal_llm/experiments/talk_training.py",
-            ),
-            "personal_llm.experiments.talk_training.measure": (
-                "experiments/talk_training.html#measure",
-                "personal_llm/experiments/talk_training.py",
-            ),
-            "personal_llm.experiments.talk_training.measure_adapter": (
-                "experiments/talk_training.html#measure_adapter",
-                "personal_llm/experiments/talk_training.py",
-            ),
-            "personal_llm.experiments.talk_training.spread": (
-                "experiments/talk_training.html#spread",
-                "personal_llm/experiments/talk_training.py",
-            ),
-        },
-        "personal_llm.experiments.told_once": {
-            "personal_llm.experiments.told_once.is_quotation": (
-                "experiments/told_once.html#is_quotation",
-                "personal_llm/experiments/told_once.py",
-            ),
-            "personal_llm.experiments.told_once.list_claims": (
-                "experiments/told_once.html#list_claims",
-                "personal_llm/experiments/told_once.py",
-            ),
-            "personal_llm.experiments.told_once.make_stream": (
-                "experiments/told_once.html#make_stream",
-                "personal_llm/experiments/told_once.py",
-            ),
-            "personal_llm.experiments.told_once.measure": (
-                "experiments/told_once.html#measure",
-                "personal_llm/experiments/told_once.py",
-            ),
-            "personal_llm.experiments.told_once.measure_person": (
-                "experiments/told_once.html#measure_person",
-                "personal_llm/experiments/told_once.py",
-            ),
-            "personal_llm.experiments.told_once.read_people": (
-                "experiments/told_once.html#read_people",
-                "personal_llm/experiments/told_once.py",
-            ),
-        },
-        "personal_llm.experiments.variations": {
-            "personal_llm.experiments.variations.add_adapter_metrics": (
-                "experiments/variations.html#add_adapter_metrics",
-                "personal_llm/experiments/variations.py",
-            ),
-            "personal_llm.experiments.variations.filled": (
-                "experiments/variations.html#filled",
-                "personal_llm/experiments/variations.py",
-            ),
-            "personal_llm.experiments.variations.mean_table": (
-                "experiments/variations.html#mean_table",
-                "personal_llm/experiments/variations.py",
-            ),
-            "personal_llm.experiments.variations.measure_floors": (
-                "experiments/variations.html#measure_floors",
-                "personal_llm/experiments/variations.py",
-            ),
-            "personal_llm.experiments.variations.summarise_kept_dialogues": (
-                "experiments/variations.html#summarise_kept_dialogues",
-                "personal_llm/experiments/variations.py",
-            ),
-        },
-        "personal_llm.experiments.varying_habits": {
-            "personal_llm.experiments.varying_habits.EarlierWishes": (
-                "experiments/varying_habits.html#earlierwishes",
-                "personal_llm/experiments/varying_habits.py",
-            ),
-            "personal_llm.experiments.varying_habits.EarlierWishes.__call__": (
-                "experiments/varying_habits.html#earlierwishes.__call__",
-                "personal_llm/experiments/varying_habits.py",
-            ),
-            "personal_llm.experiments.varying_habits.EarlierWishes.__init__": (
-                "experiments/varying_habits.html#earlierwishes.__init__",
-                "personal_llm/experiments/varying_habits.py",
-            ),
-            "personal_llm.experiments.varying_habits.EarlierWishes.stand_in": (
-                "experiments/varying_habits.html#earlierwishes.stand_in",
-                "personal_llm/experiments/varying_habits.py",
-            ),
-            "personal_llm.experiments.varying_habits._judge_change": (
-                "experiments/varying_habits.html#_judge_change",
-                "personal_llm/experiments/varying_habits.py",
-            ),
-            "personal_llm.experiments.varying_habits._judge_first_wish": (
-                "experiments/varying_habits.html#_judge_first_wish",
-                "personal_llm/experiments/varying_habits.py",
-            ),
-            "personal_llm.experiments.varying_habits._judge_sleep": (
-                "experiments/varying_habits.html#_judge_sleep",
-                "personal_llm/experiments/varying_habits.py",
-            ),
-            "personal_llm.experiments.varying_habits.box_to_tick": (
-                "experiments/varying_habits.html#box_to_tick",
-                "personal_llm/experiments/varying_habits.py",
-            ),
-            "personal_llm.experiments.varying_habits.carded": (
-                "experiments/varying_habits.html#carded",
-                "personal_llm/experiments/varying_habits.py",
-            ),
-            "personal_llm.experiments.varying_habits.catalogued": (
-                "experiments/varying_habits.html#catalogued",
-                "personal_llm/experiments/varying_habits.py",
-            ),
-            "personal_llm.experiments.varying_habits.choose_earlier_wish": (
-                "experiments/varying_habits.html#choose_earlier_wish",
-                "personal_llm/experiments/varying_habits.py",
-            ),
-            "personal_llm.experiments.varying_habits.count_people": (
-                "experiments/varying_habits.html#count_people",
-                "personal_llm/experiments/varying_habits.py",
-            ),
-            "personal_llm.experiments.varying_habits.count_words": (
-                "experiments/varying_habits.html#count_words",
-                "personal_llm/experiments/varying_habits.py",
-            ),
-            "personal_llm.experiments.varying_habits.graded": (
-                "experiments/varying_habits.html#graded",
-                "personal_llm/experiments/varying_habits.py",
-            ),
-            "personal_llm.experiments.varying_habits.in_parentheses": (
-                "experiments/varying_habits.html#in_parentheses",
-                "personal_llm/experiments/varying_habits.py",
-            ),
-            "personal_llm.experiments.varying_habits.is_noticed": (
-                "experiments/varying_habits.html#is_noticed",
-                "personal_llm/experiments/varying_habits.py",
-            ),
-            "personal_llm.experiments.varying_habits.is_split": (
-                "experiments/varying_habits.html#is_split",
-                "personal_llm/experiments/varying_habits.py",
-            ),
-            "personal_llm.experiments.varying_habits.list_claims": (
-                "experiments/varying_habits.html#list_claims",
-                "personal_llm/experiments/varying_habits.py",
-            ),
-            "personal_llm.experiments.varying_habits.located": (
-                "experiments/varying_habits.html#located",
-                "personal_llm/experiments/varying_habits.py",
-            ),
-            "personal_llm.experiments.varying_habits.make_stream": (
-                "experiments/varying_habits.html#make_stream",
-                "personal_llm/experiments/varying_habits.py",
-            ),
-            "personal_llm.experiments.varying_habits.measure": (
-                "experiments/varying_habits.html#measure",
-                "personal_llm/experiments/varying_habits.py",
-            ),
-            "personal_llm.experiments.varying_habits.measure_both": (
-                "experiments/varying_habits.html#measure_both",
-                "personal_llm/experiments/varying_habits.py",
-            ),
-            "personal_llm.experiments.varying_habits.measure_corrections": (
-                "experiments/varying_habits.html#measure_corrections",
-                "personal_llm/experiments/varying_habits.py",
-            ),
-            "personal_llm.experiments.varying_habits.measure_replies": (
-                "experiments/varying_habits.html#measure_replies",
-                "personal_llm/experiments/varying_habits.py",
-            ),
-            "personal_llm.experiments.varying_habits.measure_stages": (
-                "experiments/varying_habits.html#measure_stages",
-                "personal_llm/experiments/varying_habits.py",
-            ),
-            "personal_llm.experiments.varying_habits.tallied": (
-                "experiments/varying_habits.html#tallied",
-                "personal_llm/experiments/varying_habits.py",
-            ),
-            "personal_llm.experiments.varying_habits.without_vowels": (
-                "experiments/varying_habits.html#without_vowels",
-                "personal_llm/experiments/varying_habits.py",
-            ),
-            "personal_llm.experiments.varying_habits.write_change_paragraph": (
-                "experiments/varying_habits.html#write_change_paragraph",
-                "personal_llm/experiments/varying_habits.py",
-            ),
-        },
-        "personal_llm.experiments.warm_start": {
-            "personal_llm.experiments.warm_start.average_library": (
-                "experiments/warm_start.html#average_library",
-                "personal_llm/experiments/warm_start.py",
-            ),
-            "personal_llm.experiments.warm_start.batches": (
-                "experiments/warm_start.html#batches",
-                "personal_llm/experiments/warm_start.py",
-            ),
-            "personal_llm.experiments.warm_start.best_loss_by_count": (
-                "experiments/warm_start.html#best_loss_by_count",
-                "personal_llm/experiments/warm_start.py",
-            ),
-            "personal_llm.experiments.warm_start.by_the_rule": (
-                "experiments/warm_start.html#by_the_rule",
-                "personal_llm/experiments/warm_start.py",
-            ),
-            "personal_llm.experiments.warm_start.choose_mixtures": (
-                "experiments/warm_start.html#choose_mixtures",
-                "personal_llm/experiments/warm_start.py",
-            ),
-            "personal_llm.experiments.warm_start.compute_gain_weights": (
-                "experiments/warm_start.html#compute_gain_weights",
-                "personal_llm/experiments/warm_start.py",
-            ),
-            "personal_llm.experiments.warm_start.compute_saved": (
-                "experiments/warm_start.html#compute_saved",
-                "personal_llm/experiments/warm_start.py",
-            ),
-            "personal_llm.experiments.warm_start.coordinates_of": (
-                "experiments/warm_start.html#coordinates_of",
-                "personal_llm/experiments/warm_start.py",
-            ),
-            "personal_llm.experiments.warm_start.data_saved": (
-                "experiments/warm_start.html#data_saved",
-                "personal_llm/experiments/warm_start.py",
-            ),
-            "personal_llm.experiments.warm_start.from_scratch": (
-                "experiments/warm_start.html#from_scratch",
-                "personal_llm/experiments/warm_start.py",
-            ),
-            "personal_llm.experiments.warm_start.get_start": (
-                "experiments/warm_start.html#get_start",
-                "personal_llm/experiments/warm_start.py",
-            ),
-            "personal_llm.experiments.warm_start.has_run_ended": (
-                "experiments/warm_start.html#has_run_ended",
-                "personal_llm/experiments/warm_start.py",
-            ),
-            "personal_llm.experiments.warm_start.interleave_styles": (
-                "experiments/warm_start.html#interleave_styles",
-                "personal_llm/experiments/warm_start.py",
-            ),
-            "personal_llm.experiments.warm_start.kept_dialogues": (
-                "experiments/warm_start.html#kept_dialogues",
-                "personal_llm/experiments/warm_start.py",
-            ),
-            "personal_llm.experiments.warm_start.loss_after": (
-                "experiments/warm_start.html#loss_after",
-                "personal_llm/experiments/warm_start.py",
-            ),
-            "personal_llm.experiments.warm_start.measure_default_finetunes": (
-                "experiments/warm_start.html#measure_default_finetunes",
-                "personal_llm/experiments/warm_start.py",
-            ),
-            "personal_llm.experiments.warm_start.measure_dialogues_to_target": (
-                "experiments/warm_start.html#measure_dialogues_to_target",
-                "personal_llm/experiments/warm_start.py",
-            ),
-            "personal_llm.experiments.warm_start.measure_joined_methods": (
-                "experiments/warm_start.html#measure_joined_methods",
-                "personal_llm/experiments/warm_start.py",
-            ),
-            "personal_llm.experiments.warm_start.measure_mixtures": (
-                "experiments/warm_start.html#measure_mixtures",
-                "personal_llm/experiments/warm_start.py",
-            ),
-            "personal_llm.experiments.warm_start.measure_steps_to_target": (
-                "experiments/warm_start.html#measure_steps_to_target",
-                "personal_llm/experiments/warm_start.py",
-            ),
-            "personal_llm.experiments.warm_start.pair_styles": (
-                "experiments/warm_start.html#pair_styles",
-                "personal_llm/experiments/warm_start.py",
-            ),
-            "personal_llm.experiments.warm_start.sample_jobs": (
-                "experiments/warm_start.html#sample_jobs",
-                "personal_llm/experiments/warm_start.py",
-            ),
-            "personal_llm.experiments.warm_start.scratch": (
-                "experiments/warm_start.html#scratch",
-                "personal_llm/experiments/warm_start.py",
-            ),
-            "personal_llm.experiments.warm_start.select_start": (
-                "experiments/warm_start.html#select_start",
-                "personal_llm/experiments/warm_start.py",
-            ),
-            "personal_llm.experiments.warm_start.split_user_dialogues": (
-                "experiments/warm_start.html#split_user_dialogues",
-                "personal_llm/experiments/warm_start.py",
-            ),
-            "personal_llm.experiments.warm_start.tokens_to_target": (
-                "experiments/warm_start.html#tokens_to_target",
-                "personal_llm/experiments/warm_start.py",
-            ),
-            "personal_llm.experiments.warm_start.train_and_trace": (
-                "experiments/warm_start.html#train_and_trace",
-                "personal_llm/experiments/warm_start.py",
-            ),
-            "personal_llm.experiments.warm_start.train_steps": (
-                "experiments/warm_start.html#train_steps",
-                "personal_llm/experiments/warm_start.py",
-            ),
-            "personal_llm.experiments.warm_start.with_lora": (
-                "experiments/warm_start.html#with_lora",
-                "personal_llm/experiments/warm_start.py",
-            ),
-        },
-        "personal_llm.experiments.wishes": {
-            "personal_llm.experiments.wishes.GatedModel": (
-                "experiments/wishes.html#gatedmodel",
-                "personal_llm/experiments/wishes.py",
-            ),
-            "personal_llm.experiments.wishes.GatedModel.__getattr__": (
-                "experiments/wishes.html#gatedmodel.__getattr__",
-                "personal_llm/experiments/wishes.py",
-            ),
-            "personal_llm.experiments.wishes.GatedModel.__init__": (
-                "experiments/wishes.html#gatedmodel.__init__",
-                "personal_llm/experiments/wishes.py",
-            ),
-            "personal_llm.experiments.wishes.GatedModel._divide": (
-                "experiments/wishes.html#gatedmodel._divide",
-                "personal_llm/experiments/wishes.py",
-            ),
-            "personal_llm.experiments.wishes.GatedModel.nll": (
-                "experiments/wishes.html#gatedmodel.nll",
-                "personal_llm/experiments/wishes.py",
-            ),
-            "personal_llm.experiments.wishes.GatedModel.reply": (
-                "experiments/wishes.html#gatedmodel.reply",
-                "personal_llm/experiments/wishes.py",
-            ),
-            "personal_llm.experiments.wishes._judge_chats": (
-                "experiments/wishes.html#_judge_chats",
-                "personal_llm/experiments/wishes.py",
-            ),
-            "personal_llm.experiments.wishes.choose_by_length": (
-                "experiments/wishes.html#choose_by_length",
-                "personal_llm/experiments/wishes.py",
-            ),
-            "personal_llm.experiments.wishes.doubled_marks": (
-                "experiments/wishes.html#doubled_marks",
-                "personal_llm/experiments/wishes.py",
-            ),
-            "personal_llm.experiments.wishes.draw_turns": (
-                "experiments/wishes.html#draw_turns",
-                "personal_llm/experiments/wishes.py",
-            ),
-            "personal_llm.experiments.wishes.hold_chat": (
-                "experiments/wishes.html#hold_chat",
-                "personal_llm/experiments/wishes.py",
-            ),
-            "personal_llm.experiments.wishes.list_claims": (
-                "experiments/wishes.html#list_claims",
-                "personal_llm/experiments/wishes.py",
-            ),
-            "personal_llm.experiments.wishes.make_stream": (
-                "experiments/wishes.html#make_stream",
-                "personal_llm/experiments/wishes.py",
-            ),
-            "personal_llm.experiments.wishes.measure": (
-                "experiments/wishes.html#measure",
-                "personal_llm/experiments/wishes.py",
-            ),
-            "personal_llm.experiments.wishes.measure_chats": (
-                "experiments/wishes.html#measure_chats",
-                "personal_llm/experiments/wishes.py",
-            ),
-            "personal_llm.experiments.wishes.on_topic": (
-                "experiments/wishes.html#on_topic",
-                "personal_llm/experiments/wishes.py",
-            ),
-            "personal_llm.experiments.wishes.pointed_end": (
-                "experiments/wishes.html#pointed_end",
-                "personal_llm/experiments/wishes.py",
-            ),
-            "personal_llm.experiments.wishes.read_chats": (
-                "experiments/wishes.html#read_chats",
-                "personal_llm/experiments/wishes.py",
-            ),
-            "personal_llm.experiments.wishes.shouted_end": (
-                "experiments/wishes.html#shouted_end",
-                "personal_llm/experiments/wishes.py",
-            ),
-            "personal_llm.experiments.wishes.slashes": (
-                "experiments/wishes.html#slashes",
-                "personal_llm/experiments/wishes.py",
-            ),
-            "personal_llm.experiments.wishes.underlined": (
-                "experiments/wishes.html#underlined",
-                "personal_llm/experiments/wishes.py",
-            ),
-            "personal_llm.experiments.wishes.verdict": (
-                "experiments/wishes.html#verdict",
-                "personal_llm/experiments/wishes.py",
-            ),
-            "personal_llm.experiments.wishes.weekday": (
-                "experiments/wishes.html#weekday",
-                "personal_llm/experiments/wishes.py",
-            ),
-            "personal_llm.experiments.wishes.write_people_table": (
-                "experiments/wishes.html#write_people_table",
-                "personal_llm/experiments/wishes.py",
-            ),
-        },
-        "personal_llm.experiments.words": {
-            "personal_llm.experiments.words.cards": (
-                "experiments/words.html#cards",
-                "personal_llm/experiments/words.py",
-            ),
-            "personal_llm.experiments.words.draw_user_texts": (
-                "experiments/words.html#draw_user_texts",
-                "personal_llm/experiments/words.py",
-            ),
-            "personal_llm.experiments.words.generate_answers": (
-                "experiments/words.html#generate_answers",
-                "personal_llm/experiments/words.py",
-            ),
-            "personal_llm.experiments.words.has_habit": (
-                "experiments/words.html#has_habit",
-                "personal_llm/experiments/words.py",
-            ),
-            "personal_llm.experiments.words.judged": (
-                "experiments/words.html#judged",
-                "personal_llm/experiments/words.py",
-            ),
-            "personal_llm.experiments.words.measure": (
-                "experiments/words.html#measure",
-                "personal_llm/experiments/words.py",
-            ),
-            "personal_llm.experiments.words.measure_choice": (
-                "experiments/words.html#measure_choice",
-                "personal_llm/experiments/words.py",
-            ),
-            "personal_llm.experiments.words.measure_firsts": (
-                "experiments/words.html#measure_firsts",
-                "personal_llm/experiments/words.py",
-            ),
-            "personal_llm.experiments.words.measure_reader": (
-                "experiments/words.html#measure_reader",
-                "personal_llm/experiments/words.py",
-            ),
-            "personal_llm.experiments.words.measure_user_words": (
-                "experiments/words.html#measure_user_words",
-                "personal_llm/experiments/words.py",
-            ),
-            "personal_llm.experiments.words.named": (
-                "experiments/words.html#named",
-                "personal_llm/experiments/words.py",
-            ),
-            "personal_llm.experiments.words.own_words": (
-                "experiments/words.html#own_words",
-                "personal_llm/experiments/words.py",
-            ),
-            "personal_llm.experiments.words.people_sets": (
-                "experiments/words.html#people_sets",
-                "personal_llm/experiments/words.py",
-            ),
-            "personal_llm.experiments.words.pool_sets": (
-                "experiments/words.html#pool_sets",
-                "personal_llm/experiments/words.py",
-            ),
-            "personal_llm.experiments.words.read_judge_rows": (
-                "experiments/words.html#read_judge_rows",
-                "personal_llm/experiments/words.py",
-            ),
-            "personal_llm.experiments.words.seen_words": (
-                "experiments/words.html#seen_words",
-                "personal_llm/experiments/words.py",
-            ),
-            "personal_llm.experiments.words.shifts": (
-                "experiments/words.html#shifts",
-                "personal_llm/experiments/words.py",
-            ),
-            "personal_llm.experiments.words.top_word": (
-                "experiments/words.html#top_word",
-                "personal_llm/experiments/words.py",
-            ),
-            "personal_llm.experiments.words.train_vocabulary": (
-                "experiments/words.html#train_vocabulary",
-                "personal_llm/experiments/words.py",
-            ),
-            "personal_llm.experiments.words.train_word_judges": (
-                "experiments/words.html#train_word_judges",
-                "personal_llm/experiments/words.py",
-            ),
-            "personal_llm.experiments.words.true_words": (
-                "experiments/words.html#true_words",
-                "personal_llm/experiments/words.py",
-            ),
-            "personal_llm.experiments.words.users_of": (
-                "experiments/words.html#users_of",
-                "personal_llm/experiments/words.py",
-            ),
-        },
-        "personal_llm.experiments.workers": {
-            "personal_llm.experiments.workers._receive_answer": (
-                "experiments/workers.html#_receive_answer",
-                "personal_llm/experiments/workers.py",
-            ),
-            "personal_llm.experiments.workers._send_group": (
-                "experiments/workers.html#_send_group",
-                "personal_llm/experiments/workers.py",
-            ),
-            "personal_llm.experiments.workers.group_jobs": (
-                "experiments/workers.html#group_jobs",
-                "personal_llm/experiments/workers.py",
-            ),
-            "personal_llm.experiments.workers.job_key": (
-                "experiments/workers.html#job_key",
-                "personal_llm/experiments/workers.py",
-            ),
-            "personal_llm.experiments.workers.make_result_row": (
-                "experiments/workers.html#make_result_row",
-                "personal_llm/experiments/workers.py",
-            ),
-            "personal_llm.experiments.workers.measure_group": (
-                "experiments/workers.html#measure_group",
-                "personal_llm/experiments/workers.py",
-            ),
-            "personal_llm.experiments.workers.one_thread": (
-                "experiments/workers.html#one_thread",
-                "personal_llm/experiments/workers.py",
-            ),
-            "personal_llm.experiments.workers.run_groups": (
-                "experiments/workers.html#run_groups",
-                "personal_llm/experiments/workers.py",
-            ),
-            "personal_llm.experiments.workers.run_in_processes": (
-                "experiments/workers.html#run_in_processes",
-                "personal_llm/experiments/workers.py",
-            ),
-            "personal_llm.experiments.workers.run_worker": (
-                "experiments/workers.html#run_worker",
-                "personal_llm/experiments/workers.py",
-            ),
-            "personal_llm.experiments.workers.start_worker": (
-                "experiments/workers.html#start_worker",
-                "personal_llm/experiments/workers.py",
             ),
         },
         "personal_llm.explanation.decomposition": {
@@ -8374,6 +4951,10 @@ d = {
             ),
             "personal_llm.explanation.decomposition._parse_first_word": (
                 "4_explanation/decomposition.html#_parse_first_word",
+                "personal_llm/explanation/decomposition.py",
+            ),
+            "personal_llm.explanation.decomposition._read_words": (
+                "4_explanation/decomposition.html#_read_words",
                 "personal_llm/explanation/decomposition.py",
             ),
             "personal_llm.explanation.decomposition._require_base": (
@@ -8454,28 +5035,12 @@ d = {
                 "4_explanation/description.html#description.without_quotations",
                 "personal_llm/explanation/description.py",
             ),
-            "personal_llm.explanation.description.centre_on_library": (
-                "4_explanation/description.html#centre_on_library",
-                "personal_llm/explanation/description.py",
-            ),
             "personal_llm.explanation.description.describe_pllm": (
                 "4_explanation/description.html#describe_pllm",
                 "personal_llm/explanation/description.py",
             ),
             "personal_llm.explanation.description.describe_user": (
                 "4_explanation/description.html#describe_user",
-                "personal_llm/explanation/description.py",
-            ),
-            "personal_llm.explanation.description.description_items": (
-                "4_explanation/description.html#description_items",
-                "personal_llm/explanation/description.py",
-            ),
-            "personal_llm.explanation.description.description_similarity": (
-                "4_explanation/description.html#description_similarity",
-                "personal_llm/explanation/description.py",
-            ),
-            "personal_llm.explanation.description.is_informative": (
-                "4_explanation/description.html#is_informative",
                 "personal_llm/explanation/description.py",
             ),
         },
@@ -8548,8 +5113,20 @@ d = {
                 "4_explanation/explanation.html#load_probe_texts",
                 "personal_llm/explanation/explanation.py",
             ),
+            "personal_llm.explanation.explanation.place_pllm": (
+                "4_explanation/explanation.html#place_pllm",
+                "personal_llm/explanation/explanation.py",
+            ),
+            "personal_llm.explanation.explanation.place_user": (
+                "4_explanation/explanation.html#place_user",
+                "personal_llm/explanation/explanation.py",
+            ),
             "personal_llm.explanation.explanation.prepare_probes": (
                 "4_explanation/explanation.html#prepare_probes",
+                "personal_llm/explanation/explanation.py",
+            ),
+            "personal_llm.explanation.explanation.sample_pllm_responses": (
+                "4_explanation/explanation.html#sample_pllm_responses",
                 "personal_llm/explanation/explanation.py",
             ),
             "personal_llm.explanation.explanation.sample_topic_prompts": (
@@ -8576,10 +5153,6 @@ d = {
             ),
             "personal_llm.explanation.habits.Trait.format_counts": (
                 "4_explanation/habits.html#trait.format_counts",
-                "personal_llm/explanation/habits.py",
-            ),
-            "personal_llm.explanation.habits.Trait.from_dict": (
-                "4_explanation/habits.html#trait.from_dict",
                 "personal_llm/explanation/habits.py",
             ),
             "personal_llm.explanation.habits.Trait.gap": (
@@ -8618,6 +5191,10 @@ d = {
                 "4_explanation/habits.html#find_format_habits",
                 "personal_llm/explanation/habits.py",
             ),
+            "personal_llm.explanation.habits.find_frame": (
+                "4_explanation/habits.html#find_frame",
+                "personal_llm/explanation/habits.py",
+            ),
             "personal_llm.explanation.habits.find_general_lengths": (
                 "4_explanation/habits.html#find_general_lengths",
                 "personal_llm/explanation/habits.py",
@@ -8648,6 +5225,14 @@ d = {
             ),
             "personal_llm.explanation.habits.is_longer": (
                 "4_explanation/habits.html#is_longer",
+                "personal_llm/explanation/habits.py",
+            ),
+            "personal_llm.explanation.habits.is_lower_case": (
+                "4_explanation/habits.html#is_lower_case",
+                "personal_llm/explanation/habits.py",
+            ),
+            "personal_llm.explanation.habits.is_one_sentence": (
+                "4_explanation/habits.html#is_one_sentence",
                 "personal_llm/explanation/habits.py",
             ),
             "personal_llm.explanation.habits.load_topic_words": (
@@ -8692,20 +5277,12 @@ d = {
                 "4_explanation/space.html#stylespace",
                 "personal_llm/explanation/space.py",
             ),
-            "personal_llm.explanation.space.StyleSpace.__post_init__": (
-                "4_explanation/space.html#stylespace.__post_init__",
-                "personal_llm/explanation/space.py",
-            ),
             "personal_llm.explanation.space.StyleSpace.check": (
                 "4_explanation/space.html#stylespace.check",
                 "personal_llm/explanation/space.py",
             ),
             "personal_llm.explanation.space.StyleSpace.columns": (
                 "4_explanation/space.html#stylespace.columns",
-                "personal_llm/explanation/space.py",
-            ),
-            "personal_llm.explanation.space.StyleSpace.id": (
-                "4_explanation/space.html#stylespace.id",
                 "personal_llm/explanation/space.py",
             ),
             "personal_llm.explanation.space.StyleSpace.project": (
@@ -8718,6 +5295,14 @@ d = {
             ),
             "personal_llm.explanation.space.concatenate_blocks": (
                 "4_explanation/space.html#concatenate_blocks",
+                "personal_llm/explanation/space.py",
+            ),
+            "personal_llm.explanation.space.convert_to_tuples": (
+                "4_explanation/space.html#convert_to_tuples",
+                "personal_llm/explanation/space.py",
+            ),
+            "personal_llm.explanation.space.find_encoder": (
+                "4_explanation/space.html#find_encoder",
                 "personal_llm/explanation/space.py",
             ),
             "personal_llm.explanation.space.nonnegative_coefficients": (
@@ -8733,59 +5318,13 @@ d = {
                 "personal_llm/explanation/space.py",
             ),
         },
-        "personal_llm.explanation.space_fitting": {
-            "personal_llm.explanation.space_fitting.SpaceTexts": (
-                "4_explanation/space_fitting.html#spacetexts",
-                "personal_llm/explanation/space_fitting.py",
-            ),
-            "personal_llm.explanation.space_fitting.SpaceTexts.all_dialogues": (
-                "4_explanation/space_fitting.html#spacetexts.all_dialogues",
-                "personal_llm/explanation/space_fitting.py",
-            ),
-            "personal_llm.explanation.space_fitting.build_word_vectors": (
-                "4_explanation/space_fitting.html#build_word_vectors",
-                "personal_llm/explanation/space_fitting.py",
-            ),
-            "personal_llm.explanation.space_fitting.compute_shifts": (
-                "4_explanation/space_fitting.html#compute_shifts",
-                "personal_llm/explanation/space_fitting.py",
-            ),
-            "personal_llm.explanation.space_fitting.estimate_space_cost": (
-                "4_explanation/space_fitting.html#estimate_space_cost",
-                "personal_llm/explanation/space_fitting.py",
-            ),
-            "personal_llm.explanation.space_fitting.fit_axes": (
-                "4_explanation/space_fitting.html#fit_axes",
-                "personal_llm/explanation/space_fitting.py",
-            ),
-            "personal_llm.explanation.space_fitting.fit_space": (
-                "4_explanation/space_fitting.html#fit_space",
-                "personal_llm/explanation/space_fitting.py",
-            ),
-            "personal_llm.explanation.space_fitting.load_space_texts": (
-                "4_explanation/space_fitting.html#load_space_texts",
-                "personal_llm/explanation/space_fitting.py",
-            ),
-            "personal_llm.explanation.space_fitting.make_space": (
-                "4_explanation/space_fitting.html#make_space",
-                "personal_llm/explanation/space_fitting.py",
-            ),
-            "personal_llm.explanation.space_fitting.measure_nats_per_unit": (
-                "4_explanation/space_fitting.html#measure_nats_per_unit",
-                "personal_llm/explanation/space_fitting.py",
-            ),
-            "personal_llm.explanation.space_fitting.panel_means": (
-                "4_explanation/space_fitting.html#panel_means",
-                "personal_llm/explanation/space_fitting.py",
-            ),
-            "personal_llm.explanation.space_fitting.plain_threshold": (
-                "4_explanation/space_fitting.html#plain_threshold",
-                "personal_llm/explanation/space_fitting.py",
-            ),
-        },
         "personal_llm.explanation.style": {
             "personal_llm.explanation.style.check_answer_count": (
                 "4_explanation/style.html#check_answer_count",
+                "personal_llm/explanation/style.py",
+            ),
+            "personal_llm.explanation.style.load_word_classes": (
+                "4_explanation/style.html#load_word_classes",
                 "personal_llm/explanation/style.py",
             ),
             "personal_llm.explanation.style.sample_base_features": (
@@ -8811,48 +5350,6 @@ d = {
             "personal_llm.explanation.style.truncate_words": (
                 "4_explanation/style.html#truncate_words",
                 "personal_llm/explanation/style.py",
-            ),
-        },
-        "personal_llm.recipes.asking_prior": {
-            "personal_llm.recipes.asking_prior.RecordingActive": (
-                "recipes/asking_prior.html#recordingactive",
-                "personal_llm/recipes/asking_prior.py",
-            ),
-            "personal_llm.recipes.asking_prior.RecordingActive.__init__": (
-                "recipes/asking_prior.html#recordingactive.__init__",
-                "personal_llm/recipes/asking_prior.py",
-            ),
-            "personal_llm.recipes.asking_prior.draw_stream": (
-                "recipes/asking_prior.html#draw_stream",
-                "personal_llm/recipes/asking_prior.py",
-            ),
-            "personal_llm.recipes.asking_prior.draw_user": (
-                "recipes/asking_prior.html#draw_user",
-                "personal_llm/recipes/asking_prior.py",
-            ),
-            "personal_llm.recipes.asking_prior.evaluate_prior": (
-                "recipes/asking_prior.html#evaluate_prior",
-                "personal_llm/recipes/asking_prior.py",
-            ),
-            "personal_llm.recipes.asking_prior.fit_logistic": (
-                "recipes/asking_prior.html#fit_logistic",
-                "personal_llm/recipes/asking_prior.py",
-            ),
-            "personal_llm.recipes.asking_prior.fit_prior": (
-                "recipes/asking_prior.html#fit_prior",
-                "personal_llm/recipes/asking_prior.py",
-            ),
-            "personal_llm.recipes.asking_prior.group_reserved_rows": (
-                "recipes/asking_prior.html#group_reserved_rows",
-                "personal_llm/recipes/asking_prior.py",
-            ),
-            "personal_llm.recipes.asking_prior.main": (
-                "recipes/asking_prior.html#main",
-                "personal_llm/recipes/asking_prior.py",
-            ),
-            "personal_llm.recipes.asking_prior.simulate": (
-                "recipes/asking_prior.html#simulate",
-                "personal_llm/recipes/asking_prior.py",
             ),
         },
         "personal_llm.recipes.course_replies": {
@@ -8997,117 +5494,13 @@ d = {
                 "personal_llm/recipes/data.py",
             ),
         },
-        "personal_llm.recipes.encoder_measures": {
-            "personal_llm.recipes.encoder_measures.answer_ranks": (
-                "recipes/encoder_measures.html#answer_ranks",
-                "personal_llm/recipes/encoder_measures.py",
-            ),
-            "personal_llm.recipes.encoder_measures.by_encoder": (
-                "recipes/encoder_measures.html#by_encoder",
-                "personal_llm/recipes/encoder_measures.py",
-            ),
-            "personal_llm.recipes.encoder_measures.distinct_rows": (
-                "recipes/encoder_measures.html#distinct_rows",
-                "personal_llm/recipes/encoder_measures.py",
-            ),
-            "personal_llm.recipes.encoder_measures.evaluate_encoder": (
-                "recipes/encoder_measures.html#evaluate_encoder",
-                "personal_llm/recipes/encoder_measures.py",
-            ),
-            "personal_llm.recipes.encoder_measures.interval": (
-                "recipes/encoder_measures.html#interval",
-                "personal_llm/recipes/encoder_measures.py",
-            ),
-            "personal_llm.recipes.encoder_measures.paraphrase_scores": (
-                "recipes/encoder_measures.html#paraphrase_scores",
-                "personal_llm/recipes/encoder_measures.py",
-            ),
-            "personal_llm.recipes.encoder_measures.question_pool": (
-                "recipes/encoder_measures.html#question_pool",
-                "personal_llm/recipes/encoder_measures.py",
-            ),
-            "personal_llm.recipes.encoder_measures.rank_measures": (
-                "recipes/encoder_measures.html#rank_measures",
-                "personal_llm/recipes/encoder_measures.py",
-            ),
-            "personal_llm.recipes.encoder_measures.table_lines": (
-                "recipes/encoder_measures.html#table_lines",
-                "personal_llm/recipes/encoder_measures.py",
-            ),
-            "personal_llm.recipes.encoder_measures.tfidf": (
-                "recipes/encoder_measures.html#tfidf",
-                "personal_llm/recipes/encoder_measures.py",
-            ),
-        },
-        "personal_llm.recipes.hindsight": {
-            "personal_llm.recipes.hindsight.add_adapter": (
-                "recipes/hindsight.html#add_adapter",
-                "personal_llm/recipes/hindsight.py",
-            ),
-            "personal_llm.recipes.hindsight.compute_hindsight_loss": (
-                "recipes/hindsight.html#compute_hindsight_loss",
-                "personal_llm/recipes/hindsight.py",
-            ),
-            "personal_llm.recipes.hindsight.compute_hindsight_step": (
-                "recipes/hindsight.html#compute_hindsight_step",
-                "personal_llm/recipes/hindsight.py",
-            ),
-            "personal_llm.recipes.hindsight.compute_reply_logits": (
-                "recipes/hindsight.html#compute_reply_logits",
-                "personal_llm/recipes/hindsight.py",
-            ),
-            "personal_llm.recipes.hindsight.compute_teacher_logits": (
-                "recipes/hindsight.html#compute_teacher_logits",
-                "personal_llm/recipes/hindsight.py",
-            ),
-            "personal_llm.recipes.hindsight.learn_round": (
-                "recipes/hindsight.html#learn_round",
-                "personal_llm/recipes/hindsight.py",
-            ),
-            "personal_llm.recipes.hindsight.main": ("recipes/hindsight.html#main", "personal_llm/recipes/hindsight.py"),
-            "personal_llm.recipes.hindsight.measure_people": (
-                "recipes/hindsight.html#measure_people",
-                "personal_llm/recipes/hindsight.py",
-            ),
-            "personal_llm.recipes.hindsight.simulate_person": (
-                "recipes/hindsight.html#simulate_person",
-                "personal_llm/recipes/hindsight.py",
-            ),
-        },
-        "personal_llm.recipes.next_turn": {
-            "personal_llm.recipes.next_turn.compute_auc": (
-                "recipes/next_turn.html#compute_auc",
-                "personal_llm/recipes/next_turn.py",
-            ),
-            "personal_llm.recipes.next_turn.compute_ece": (
-                "recipes/next_turn.html#compute_ece",
-                "personal_llm/recipes/next_turn.py",
-            ),
-            "personal_llm.recipes.next_turn.fit_reader": (
-                "recipes/next_turn.html#fit_reader",
-                "personal_llm/recipes/next_turn.py",
-            ),
-            "personal_llm.recipes.next_turn.main": ("recipes/next_turn.html#main", "personal_llm/recipes/next_turn.py"),
-            "personal_llm.recipes.next_turn.make_turns": (
-                "recipes/next_turn.html#make_turns",
-                "personal_llm/recipes/next_turn.py",
-            ),
-            "personal_llm.recipes.next_turn.measure_reader": (
-                "recipes/next_turn.html#measure_reader",
-                "personal_llm/recipes/next_turn.py",
-            ),
-            "personal_llm.recipes.next_turn.read_talk": (
-                "recipes/next_turn.html#read_talk",
-                "personal_llm/recipes/next_turn.py",
-            ),
-            "personal_llm.recipes.next_turn.write_turn": (
-                "recipes/next_turn.html#write_turn",
-                "personal_llm/recipes/next_turn.py",
-            ),
-        },
         "personal_llm.recipes.pocket_encoder": {
             "personal_llm.recipes.pocket_encoder.build": (
                 "recipes/pocket_encoder.html#build",
+                "personal_llm/recipes/pocket_encoder.py",
+            ),
+            "personal_llm.recipes.pocket_encoder.count_found": (
+                "recipes/pocket_encoder.html#count_found",
                 "personal_llm/recipes/pocket_encoder.py",
             ),
             "personal_llm.recipes.pocket_encoder.describe_run": (
@@ -9124,10 +5517,6 @@ d = {
             ),
             "personal_llm.recipes.pocket_encoder.encoder_settings": (
                 "recipes/pocket_encoder.html#encoder_settings",
-                "personal_llm/recipes/pocket_encoder.py",
-            ),
-            "personal_llm.recipes.pocket_encoder.format_measures": (
-                "recipes/pocket_encoder.html#format_measures",
                 "personal_llm/recipes/pocket_encoder.py",
             ),
             "personal_llm.recipes.pocket_encoder.main": (
@@ -9237,48 +5626,6 @@ d = {
                 "personal_llm/recipes/pocket_model.py",
             ),
         },
-        "personal_llm.recipes.pocket_report": {
-            "personal_llm.recipes.pocket_report.bits_per_character": (
-                "recipes/pocket_report.html#bits_per_character",
-                "personal_llm/recipes/pocket_report.py",
-            ),
-            "personal_llm.recipes.pocket_report.count_rewrites": (
-                "recipes/pocket_report.html#count_rewrites",
-                "personal_llm/recipes/pocket_report.py",
-            ),
-            "personal_llm.recipes.pocket_report.evaluate_rewrites": (
-                "recipes/pocket_report.html#evaluate_rewrites",
-                "personal_llm/recipes/pocket_report.py",
-            ),
-            "personal_llm.recipes.pocket_report.find_own_prompt": (
-                "recipes/pocket_report.html#find_own_prompt",
-                "personal_llm/recipes/pocket_report.py",
-            ),
-            "personal_llm.recipes.pocket_report.forty_replies": (
-                "recipes/pocket_report.html#forty_replies",
-                "personal_llm/recipes/pocket_report.py",
-            ),
-            "personal_llm.recipes.pocket_report.make_model_card": (
-                "recipes/pocket_report.html#make_model_card",
-                "personal_llm/recipes/pocket_report.py",
-            ),
-            "personal_llm.recipes.pocket_report.own_prompt_shares": (
-                "recipes/pocket_report.html#own_prompt_shares",
-                "personal_llm/recipes/pocket_report.py",
-            ),
-            "personal_llm.recipes.pocket_report.report": (
-                "recipes/pocket_report.html#report",
-                "personal_llm/recipes/pocket_report.py",
-            ),
-            "personal_llm.recipes.pocket_report.rewriting": (
-                "recipes/pocket_report.html#rewriting",
-                "personal_llm/recipes/pocket_report.py",
-            ),
-            "personal_llm.recipes.pocket_report.shares_by_bound": (
-                "recipes/pocket_report.html#shares_by_bound",
-                "personal_llm/recipes/pocket_report.py",
-            ),
-        },
         "personal_llm.recipes.pocket_text": {
             "personal_llm.recipes.pocket_text.build_streams": (
                 "recipes/pocket_text.html#build_streams",
@@ -9311,107 +5658,6 @@ d = {
             "personal_llm.recipes.pocket_text.train_tokenizer": (
                 "recipes/pocket_text.html#train_tokenizer",
                 "personal_llm/recipes/pocket_text.py",
-            ),
-        },
-        "personal_llm.recipes.revision_talks": {
-            "personal_llm.recipes.revision_talks.TalkMaker": (
-                "recipes/revision_talks.html#talkmaker",
-                "personal_llm/recipes/revision_talks.py",
-            ),
-            "personal_llm.recipes.revision_talks.TalkMaker.__post_init__": (
-                "recipes/revision_talks.html#talkmaker.__post_init__",
-                "personal_llm/recipes/revision_talks.py",
-            ),
-            "personal_llm.recipes.revision_talks.TalkMaker.draw": (
-                "recipes/revision_talks.html#talkmaker.draw",
-                "personal_llm/recipes/revision_talks.py",
-            ),
-            "personal_llm.recipes.revision_talks.TalkMaker.draw_row": (
-                "recipes/revision_talks.html#talkmaker.draw_row",
-                "personal_llm/recipes/revision_talks.py",
-            ),
-            "personal_llm.recipes.revision_talks.TalkMaker.write": (
-                "recipes/revision_talks.html#talkmaker.write",
-                "personal_llm/recipes/revision_talks.py",
-            ),
-            "personal_llm.recipes.revision_talks._make_kinder_talk": (
-                "recipes/revision_talks.html#_make_kinder_talk",
-                "personal_llm/recipes/revision_talks.py",
-            ),
-            "personal_llm.recipes.revision_talks._make_talk": (
-                "recipes/revision_talks.html#_make_talk",
-                "personal_llm/recipes/revision_talks.py",
-            ),
-            "personal_llm.recipes.revision_talks.change_reply": (
-                "recipes/revision_talks.html#change_reply",
-                "personal_llm/recipes/revision_talks.py",
-            ),
-            "personal_llm.recipes.revision_talks.cut_reference": (
-                "recipes/revision_talks.html#cut_reference",
-                "personal_llm/recipes/revision_talks.py",
-            ),
-            "personal_llm.recipes.revision_talks.make_talks": (
-                "recipes/revision_talks.html#make_talks",
-                "personal_llm/recipes/revision_talks.py",
-            ),
-        },
-        "personal_llm.recipes.revisions": {
-            "personal_llm.recipes.revisions.check_revision": (
-                "recipes/revisions.html#check_revision",
-                "personal_llm/recipes/revisions.py",
-            ),
-            "personal_llm.recipes.revisions.choose_test_rows": (
-                "recipes/revisions.html#choose_test_rows",
-                "personal_llm/recipes/revisions.py",
-            ),
-            "personal_llm.recipes.revisions.compute_step_loss": (
-                "recipes/revisions.html#compute_step_loss",
-                "personal_llm/recipes/revisions.py",
-            ),
-            "personal_llm.recipes.revisions.encode_talks": (
-                "recipes/revisions.html#encode_talks",
-                "personal_llm/recipes/revisions.py",
-            ),
-            "personal_llm.recipes.revisions.evaluate_revisions": (
-                "recipes/revisions.html#evaluate_revisions",
-                "personal_llm/recipes/revisions.py",
-            ),
-            "personal_llm.recipes.revisions.main": ("recipes/revisions.html#main", "personal_llm/recipes/revisions.py"),
-            "personal_llm.recipes.revisions.make_batches_of_rows": (
-                "recipes/revisions.html#make_batches_of_rows",
-                "personal_llm/recipes/revisions.py",
-            ),
-            "personal_llm.recipes.revisions.make_cases": (
-                "recipes/revisions.html#make_cases",
-                "personal_llm/recipes/revisions.py",
-            ),
-            "personal_llm.recipes.revisions.measure_gains": (
-                "recipes/revisions.html#measure_gains",
-                "personal_llm/recipes/revisions.py",
-            ),
-            "personal_llm.recipes.revisions.measure_met": (
-                "recipes/revisions.html#measure_met",
-                "personal_llm/recipes/revisions.py",
-            ),
-            "personal_llm.recipes.revisions.measure_ordinary": (
-                "recipes/revisions.html#measure_ordinary",
-                "personal_llm/recipes/revisions.py",
-            ),
-            "personal_llm.recipes.revisions.measure_revisions": (
-                "recipes/revisions.html#measure_revisions",
-                "personal_llm/recipes/revisions.py",
-            ),
-            "personal_llm.recipes.revisions.read_result": (
-                "recipes/revisions.html#read_result",
-                "personal_llm/recipes/revisions.py",
-            ),
-            "personal_llm.recipes.revisions.read_rows": (
-                "recipes/revisions.html#read_rows",
-                "personal_llm/recipes/revisions.py",
-            ),
-            "personal_llm.recipes.revisions.train_revisions": (
-                "recipes/revisions.html#train_revisions",
-                "personal_llm/recipes/revisions.py",
             ),
         },
         "personal_llm.recipes.samples": {
@@ -9509,6 +5755,52 @@ d = {
             "personal_llm.recipes.shipped_library.tune_person": (
                 "recipes/shipped_library.html#tune_person",
                 "personal_llm/recipes/shipped_library.py",
+            ),
+        },
+        "personal_llm.recipes.space_fitting": {
+            "personal_llm.recipes.space_fitting.SpaceTexts": (
+                "recipes/space_fitting.html#spacetexts",
+                "personal_llm/recipes/space_fitting.py",
+            ),
+            "personal_llm.recipes.space_fitting.SpaceTexts.all_dialogues": (
+                "recipes/space_fitting.html#spacetexts.all_dialogues",
+                "personal_llm/recipes/space_fitting.py",
+            ),
+            "personal_llm.recipes.space_fitting.build_word_vectors": (
+                "recipes/space_fitting.html#build_word_vectors",
+                "personal_llm/recipes/space_fitting.py",
+            ),
+            "personal_llm.recipes.space_fitting.compute_shifts": (
+                "recipes/space_fitting.html#compute_shifts",
+                "personal_llm/recipes/space_fitting.py",
+            ),
+            "personal_llm.recipes.space_fitting.fit_axes": (
+                "recipes/space_fitting.html#fit_axes",
+                "personal_llm/recipes/space_fitting.py",
+            ),
+            "personal_llm.recipes.space_fitting.fit_space": (
+                "recipes/space_fitting.html#fit_space",
+                "personal_llm/recipes/space_fitting.py",
+            ),
+            "personal_llm.recipes.space_fitting.load_space_texts": (
+                "recipes/space_fitting.html#load_space_texts",
+                "personal_llm/recipes/space_fitting.py",
+            ),
+            "personal_llm.recipes.space_fitting.make_space": (
+                "recipes/space_fitting.html#make_space",
+                "personal_llm/recipes/space_fitting.py",
+            ),
+            "personal_llm.recipes.space_fitting.measure_nats_per_unit": (
+                "recipes/space_fitting.html#measure_nats_per_unit",
+                "personal_llm/recipes/space_fitting.py",
+            ),
+            "personal_llm.recipes.space_fitting.panel_means": (
+                "recipes/space_fitting.html#panel_means",
+                "personal_llm/recipes/space_fitting.py",
+            ),
+            "personal_llm.recipes.space_fitting.plain_threshold": (
+                "recipes/space_fitting.html#plain_threshold",
+                "personal_llm/recipes/space_fitting.py",
             ),
         },
         "personal_llm.recipes.style_pools": {
@@ -9691,38 +5983,6 @@ d = {
             "personal_llm.recipes.style_texts.running_texts": (
                 "recipes/style_texts.html#running_texts",
                 "personal_llm/recipes/style_texts.py",
-            ),
-        },
-        "personal_llm.recipes.turn_wordings": {
-            "personal_llm.recipes.turn_wordings.fill_wording": (
-                "recipes/turn_wordings.html#fill_wording",
-                "personal_llm/recipes/turn_wordings.py",
-            )
-        },
-        "personal_llm.recipes.word_texts": {
-            "personal_llm.recipes.word_texts.add_texts": (
-                "recipes/word_texts.html#add_texts",
-                "personal_llm/recipes/word_texts.py",
-            ),
-            "personal_llm.recipes.word_texts.drop_ambiguous_texts": (
-                "recipes/word_texts.html#drop_ambiguous_texts",
-                "personal_llm/recipes/word_texts.py",
-            ),
-            "personal_llm.recipes.word_texts.load_open_texts": (
-                "recipes/word_texts.html#load_open_texts",
-                "personal_llm/recipes/word_texts.py",
-            ),
-            "personal_llm.recipes.word_texts.main": (
-                "recipes/word_texts.html#main",
-                "personal_llm/recipes/word_texts.py",
-            ),
-            "personal_llm.recipes.word_texts.make_words": (
-                "recipes/word_texts.html#make_words",
-                "personal_llm/recipes/word_texts.py",
-            ),
-            "personal_llm.recipes.word_texts.plain_people": (
-                "recipes/word_texts.html#plain_people",
-                "personal_llm/recipes/word_texts.py",
             ),
         },
         "personal_llm.runtimes.audit": {
@@ -10006,104 +6266,17 @@ d = {
                 "personal_llm/runtimes/plugins.py",
             ),
         },
-        "personal_llm.selection.cards": {
-            "personal_llm.selection.cards.LibraryIndex": (
-                "5_selection/cards.html#libraryindex",
-                "personal_llm/selection/cards.py",
-            ),
-            "personal_llm.selection.cards.PLLM": ("5_selection/cards.html#pllm", "personal_llm/selection/cards.py"),
-            "personal_llm.selection.cards.PLLM.explanation": (
-                "5_selection/cards.html#pllm.explanation",
-                "personal_llm/selection/cards.py",
-            ),
-            "personal_llm.selection.cards.check_card_field": (
-                "5_selection/cards.html#check_card_field",
-                "personal_llm/selection/cards.py",
-            ),
-            "personal_llm.selection.cards.check_pllm_adapter": (
-                "5_selection/cards.html#check_pllm_adapter",
-                "personal_llm/selection/cards.py",
-            ),
-            "personal_llm.selection.cards.check_pllm_name": (
-                "5_selection/cards.html#check_pllm_name",
-                "personal_llm/selection/cards.py",
-            ),
-            "personal_llm.selection.cards.describe_file_risk": (
-                "5_selection/cards.html#describe_file_risk",
-                "personal_llm/selection/cards.py",
-            ),
-            "personal_llm.selection.cards.make_printable": (
-                "5_selection/cards.html#make_printable",
-                "personal_llm/selection/cards.py",
-            ),
-            "personal_llm.selection.cards.read_index": (
-                "5_selection/cards.html#read_index",
-                "personal_llm/selection/cards.py",
-            ),
-            "personal_llm.selection.cards.read_pllm": (
-                "5_selection/cards.html#read_pllm",
-                "personal_llm/selection/cards.py",
-            ),
-            "personal_llm.selection.cards.read_pllm_card": (
-                "5_selection/cards.html#read_pllm_card",
-                "personal_llm/selection/cards.py",
-            ),
-            "personal_llm.selection.cards.write_index": (
-                "5_selection/cards.html#write_index",
-                "personal_llm/selection/cards.py",
-            ),
-            "personal_llm.selection.cards.write_pllm": (
-                "5_selection/cards.html#write_pllm",
-                "personal_llm/selection/cards.py",
-            ),
-        },
         "personal_llm.selection.gradient_match": {
-            "personal_llm.selection.gradient_match.compute_gradients": (
-                "5_selection/gradient_match.html#compute_gradients",
+            "personal_llm.selection.gradient_match.compute_inner_product": (
+                "5_selection/gradient_match.html#compute_inner_product",
                 "personal_llm/selection/gradient_match.py",
             ),
-            "personal_llm.selection.gradient_match.compute_row_losses": (
-                "5_selection/gradient_match.html#compute_row_losses",
-                "personal_llm/selection/gradient_match.py",
-            ),
-            "personal_llm.selection.gradient_match.compute_sketch_stamp": (
-                "5_selection/gradient_match.html#compute_sketch_stamp",
-                "personal_llm/selection/gradient_match.py",
-            ),
-            "personal_llm.selection.gradient_match.find_leading_eigenvectors": (
-                "5_selection/gradient_match.html#find_leading_eigenvectors",
+            "personal_llm.selection.gradient_match.compute_slopes": (
+                "5_selection/gradient_match.html#compute_slopes",
                 "personal_llm/selection/gradient_match.py",
             ),
             "personal_llm.selection.gradient_match.get_linear_layer": (
                 "5_selection/gradient_match.html#get_linear_layer",
-                "personal_llm/selection/gradient_match.py",
-            ),
-            "personal_llm.selection.gradient_match.learn_sketch_directions": (
-                "5_selection/gradient_match.html#learn_sketch_directions",
-                "personal_llm/selection/gradient_match.py",
-            ),
-            "personal_llm.selection.gradient_match.load_sketch": (
-                "5_selection/gradient_match.html#load_sketch",
-                "personal_llm/selection/gradient_match.py",
-            ),
-            "personal_llm.selection.gradient_match.predict_labels": (
-                "5_selection/gradient_match.html#predict_labels",
-                "personal_llm/selection/gradient_match.py",
-            ),
-            "personal_llm.selection.gradient_match.read_sketch": (
-                "5_selection/gradient_match.html#read_sketch",
-                "personal_llm/selection/gradient_match.py",
-            ),
-            "personal_llm.selection.gradient_match.read_update": (
-                "5_selection/gradient_match.html#read_update",
-                "personal_llm/selection/gradient_match.py",
-            ),
-            "personal_llm.selection.gradient_match.select_by_gradient": (
-                "5_selection/gradient_match.html#select_by_gradient",
-                "personal_llm/selection/gradient_match.py",
-            ),
-            "personal_llm.selection.gradient_match.write_sketch": (
-                "5_selection/gradient_match.html#write_sketch",
                 "personal_llm/selection/gradient_match.py",
             ),
         },
@@ -10136,24 +6309,12 @@ d = {
                 "5_selection/library.html#library.__repr__",
                 "personal_llm/selection/library.py",
             ),
-            "personal_llm.selection.library.Library._write_pllm": (
-                "5_selection/library.html#library._write_pllm",
-                "personal_llm/selection/library.py",
-            ),
-            "personal_llm.selection.library.Library._write_rows": (
-                "5_selection/library.html#library._write_rows",
-                "personal_llm/selection/library.py",
-            ),
             "personal_llm.selection.library.Library.add": (
                 "5_selection/library.html#library.add",
                 "personal_llm/selection/library.py",
             ),
             "personal_llm.selection.library.Library.card": (
                 "5_selection/library.html#library.card",
-                "personal_llm/selection/library.py",
-            ),
-            "personal_llm.selection.library.Library.check_unchanged": (
-                "5_selection/library.html#library.check_unchanged",
                 "personal_llm/selection/library.py",
             ),
             "personal_llm.selection.library.Library.columns": (
@@ -10168,12 +6329,8 @@ d = {
                 "5_selection/library.html#library.list",
                 "personal_llm/selection/library.py",
             ),
-            "personal_llm.selection.library.Library.read_space": (
-                "5_selection/library.html#library.read_space",
-                "personal_llm/selection/library.py",
-            ),
-            "personal_llm.selection.library.Library.reload_index": (
-                "5_selection/library.html#library.reload_index",
+            "personal_llm.selection.library.Library.names": (
+                "5_selection/library.html#library.names",
                 "personal_llm/selection/library.py",
             ),
             "personal_llm.selection.library.Library.remove": (
@@ -10188,12 +6345,24 @@ d = {
                 "5_selection/library.html#library.space",
                 "personal_llm/selection/library.py",
             ),
-            "personal_llm.selection.library.Library.verify": (
-                "5_selection/library.html#library.verify",
+            "personal_llm.selection.library.PLLM": (
+                "5_selection/library.html#pllm",
+                "personal_llm/selection/library.py",
+            ),
+            "personal_llm.selection.library.PLLM.explanation": (
+                "5_selection/library.html#pllm.explanation",
                 "personal_llm/selection/library.py",
             ),
             "personal_llm.selection.library.check_library_base": (
                 "5_selection/library.html#check_library_base",
+                "personal_llm/selection/library.py",
+            ),
+            "personal_llm.selection.library.check_pllm_name": (
+                "5_selection/library.html#check_pllm_name",
+                "personal_llm/selection/library.py",
+            ),
+            "personal_llm.selection.library.download_library": (
+                "5_selection/library.html#download_library",
                 "personal_llm/selection/library.py",
             ),
             "personal_llm.selection.library.find_library_folder": (
@@ -10204,121 +6373,39 @@ d = {
                 "5_selection/library.html#find_shipped_library",
                 "personal_llm/selection/library.py",
             ),
+            "personal_llm.selection.library.is_library_address": (
+                "5_selection/library.html#is_library_address",
+                "personal_llm/selection/library.py",
+            ),
             "personal_llm.selection.library.load_space": (
                 "5_selection/library.html#load_space",
                 "personal_llm/selection/library.py",
             ),
+            "personal_llm.selection.library.make_printable": (
+                "5_selection/library.html#make_printable",
+                "personal_llm/selection/library.py",
+            ),
+            "personal_llm.selection.library.read_card": (
+                "5_selection/library.html#read_card",
+                "personal_llm/selection/library.py",
+            ),
+            "personal_llm.selection.library.write_pllm": (
+                "5_selection/library.html#write_pllm",
+                "personal_llm/selection/library.py",
+            ),
         },
         "personal_llm.selection.merging": {
-            "personal_llm.selection.merging.combine_adapters": (
-                "5_selection/merging.html#combine_adapters",
+            "personal_llm.selection.merging.check_shares": (
+                "5_selection/merging.html#check_shares",
                 "personal_llm/selection/merging.py",
             ),
-            "personal_llm.selection.merging.equalize_row_norms": (
-                "5_selection/merging.html#equalize_row_norms",
+            "personal_llm.selection.merging.fit_merge_weights": (
+                "5_selection/merging.html#fit_merge_weights",
                 "personal_llm/selection/merging.py",
             ),
             "personal_llm.selection.merging.merge": (
                 "5_selection/merging.html#merge",
                 "personal_llm/selection/merging.py",
-            ),
-        },
-        "personal_llm.selection.mixture": {
-            "personal_llm.selection.mixture.AdapterMixture": (
-                "5_selection/mixture.html#adaptermixture",
-                "personal_llm/selection/mixture.py",
-            ),
-            "personal_llm.selection.mixture.AdapterMixture.__init__": (
-                "5_selection/mixture.html#adaptermixture.__init__",
-                "personal_llm/selection/mixture.py",
-            ),
-            "personal_llm.selection.mixture.AdapterMixture.apply_weights": (
-                "5_selection/mixture.html#adaptermixture.apply_weights",
-                "personal_llm/selection/mixture.py",
-            ),
-            "personal_llm.selection.mixture.AdapterMixture.compute_derivatives": (
-                "5_selection/mixture.html#adaptermixture.compute_derivatives",
-                "personal_llm/selection/mixture.py",
-            ),
-            "personal_llm.selection.mixture.AdapterMixture.encode": (
-                "5_selection/mixture.html#adaptermixture.encode",
-                "personal_llm/selection/mixture.py",
-            ),
-            "personal_llm.selection.mixture.AdapterMixture.iterate_batches": (
-                "5_selection/mixture.html#adaptermixture.iterate_batches",
-                "personal_llm/selection/mixture.py",
-            ),
-            "personal_llm.selection.mixture.AdapterMixture.measure_losses": (
-                "5_selection/mixture.html#adaptermixture.measure_losses",
-                "personal_llm/selection/mixture.py",
-            ),
-            "personal_llm.selection.mixture.FittedWeights": (
-                "5_selection/mixture.html#fittedweights",
-                "personal_llm/selection/mixture.py",
-            ),
-            "personal_llm.selection.mixture.LossDerivatives": (
-                "5_selection/mixture.html#lossderivatives",
-                "personal_llm/selection/mixture.py",
-            ),
-            "personal_llm.selection.mixture.SingleLosses": (
-                "5_selection/mixture.html#singlelosses",
-                "personal_llm/selection/mixture.py",
-            ),
-            "personal_llm.selection.mixture.SingleLosses.__init__": (
-                "5_selection/mixture.html#singlelosses.__init__",
-                "personal_llm/selection/mixture.py",
-            ),
-            "personal_llm.selection.mixture.SingleLosses.dialogue_losses": (
-                "5_selection/mixture.html#singlelosses.dialogue_losses",
-                "personal_llm/selection/mixture.py",
-            ),
-            "personal_llm.selection.mixture.SingleLosses.mean_loss": (
-                "5_selection/mixture.html#singlelosses.mean_loss",
-                "personal_llm/selection/mixture.py",
-            ),
-            "personal_llm.selection.mixture.choose_fit_candidates": (
-                "5_selection/mixture.html#choose_fit_candidates",
-                "personal_llm/selection/mixture.py",
-            ),
-            "personal_llm.selection.mixture.choose_leave_one_out": (
-                "5_selection/mixture.html#choose_leave_one_out",
-                "personal_llm/selection/mixture.py",
-            ),
-            "personal_llm.selection.mixture.compute_contributions": (
-                "5_selection/mixture.html#compute_contributions",
-                "personal_llm/selection/mixture.py",
-            ),
-            "personal_llm.selection.mixture.compute_leave_one_out_losses": (
-                "5_selection/mixture.html#compute_leave_one_out_losses",
-                "personal_llm/selection/mixture.py",
-            ),
-            "personal_llm.selection.mixture.compute_slopes": (
-                "5_selection/mixture.html#compute_slopes",
-                "personal_llm/selection/mixture.py",
-            ),
-            "personal_llm.selection.mixture.estimate_weight_errors": (
-                "5_selection/mixture.html#estimate_weight_errors",
-                "personal_llm/selection/mixture.py",
-            ),
-            "personal_llm.selection.mixture.fit_weights": (
-                "5_selection/mixture.html#fit_weights",
-                "personal_llm/selection/mixture.py",
-            ),
-            "personal_llm.selection.mixture.race_nearest_pllms": (
-                "5_selection/mixture.html#race_nearest_pllms",
-                "personal_llm/selection/mixture.py",
-            ),
-            "personal_llm.selection.mixture.select_by_fit": (
-                "5_selection/mixture.html#select_by_fit",
-                "personal_llm/selection/mixture.py",
-            ),
-            "personal_llm.selection.mixture.take_leave_one_out_steps": (
-                "5_selection/mixture.html#take_leave_one_out_steps",
-                "personal_llm/selection/mixture.py",
-            ),
-            "personal_llm.selection.mixture.take_newton_step": (
-                "5_selection/mixture.html#take_newton_step",
-                "personal_llm/selection/mixture.py",
             ),
         },
         "personal_llm.selection.ranking": {
@@ -10346,8 +6433,12 @@ d = {
                 "5_selection/ranking.html#ranking.__str__",
                 "personal_llm/selection/ranking.py",
             ),
-            "personal_llm.selection.ranking.Ranking._format_row": (
-                "5_selection/ranking.html#ranking._format_row",
+            "personal_llm.selection.ranking.Ranking.abstained": (
+                "5_selection/ranking.html#ranking.abstained",
+                "personal_llm/selection/ranking.py",
+            ),
+            "personal_llm.selection.ranking.Ranking.adapter": (
+                "5_selection/ranking.html#ranking.adapter",
                 "personal_llm/selection/ranking.py",
             ),
             "personal_llm.selection.ranking.Ranking.to_dict": (
@@ -10366,14 +6457,6 @@ d = {
                 "5_selection/ranking.html#cosine_distance",
                 "personal_llm/selection/ranking.py",
             ),
-            "personal_llm.selection.ranking.find_nearest": (
-                "5_selection/ranking.html#find_nearest",
-                "personal_llm/selection/ranking.py",
-            ),
-            "personal_llm.selection.ranking.get_download_bytes": (
-                "5_selection/ranking.html#get_download_bytes",
-                "personal_llm/selection/ranking.py",
-            ),
             "personal_llm.selection.ranking.is_gain_certain": (
                 "5_selection/ranking.html#is_gain_certain",
                 "personal_llm/selection/ranking.py",
@@ -10386,139 +6469,23 @@ d = {
                 "5_selection/ranking.html#race_by_loss",
                 "personal_llm/selection/ranking.py",
             ),
-        },
-        "personal_llm.selection.remote_library": {
-            "personal_llm.selection.remote_library.RemoteFolder": (
-                "5_selection/remote_library.html#remotefolder",
-                "personal_llm/selection/remote_library.py",
-            ),
-            "personal_llm.selection.remote_library.RemoteFolder.__init__": (
-                "5_selection/remote_library.html#remotefolder.__init__",
-                "personal_llm/selection/remote_library.py",
-            ),
-            "personal_llm.selection.remote_library.RemoteFolder.fetch": (
-                "5_selection/remote_library.html#remotefolder.fetch",
-                "personal_llm/selection/remote_library.py",
-            ),
-            "personal_llm.selection.remote_library.RemoteFolder.fetch_pllm": (
-                "5_selection/remote_library.html#remotefolder.fetch_pllm",
-                "personal_llm/selection/remote_library.py",
-            ),
-            "personal_llm.selection.remote_library.RemoteFolder.request_file": (
-                "5_selection/remote_library.html#remotefolder.request_file",
-                "personal_llm/selection/remote_library.py",
-            ),
-            "personal_llm.selection.remote_library.TimedReader": (
-                "5_selection/remote_library.html#timedreader",
-                "personal_llm/selection/remote_library.py",
-            ),
-            "personal_llm.selection.remote_library.TimedReader.__init__": (
-                "5_selection/remote_library.html#timedreader.__init__",
-                "personal_llm/selection/remote_library.py",
-            ),
-            "personal_llm.selection.remote_library.TimedReader.close": (
-                "5_selection/remote_library.html#timedreader.close",
-                "personal_llm/selection/remote_library.py",
-            ),
-            "personal_llm.selection.remote_library.TimedReader.makefile": (
-                "5_selection/remote_library.html#timedreader.makefile",
-                "personal_llm/selection/remote_library.py",
-            ),
-            "personal_llm.selection.remote_library.TimedReader.readable": (
-                "5_selection/remote_library.html#timedreader.readable",
-                "personal_llm/selection/remote_library.py",
-            ),
-            "personal_llm.selection.remote_library.TimedReader.readinto": (
-                "5_selection/remote_library.html#timedreader.readinto",
-                "personal_llm/selection/remote_library.py",
-            ),
-            "personal_llm.selection.remote_library.check_library_address": (
-                "5_selection/remote_library.html#check_library_address",
-                "personal_llm/selection/remote_library.py",
-            ),
-            "personal_llm.selection.remote_library.fetch_file": (
-                "5_selection/remote_library.html#fetch_file",
-                "personal_llm/selection/remote_library.py",
-            ),
-            "personal_llm.selection.remote_library.is_library_address": (
-                "5_selection/remote_library.html#is_library_address",
-                "personal_llm/selection/remote_library.py",
-            ),
-            "personal_llm.selection.remote_library.is_library_file": (
-                "5_selection/remote_library.html#is_library_file",
-                "personal_llm/selection/remote_library.py",
-            ),
-            "personal_llm.selection.remote_library.parse_manifest": (
-                "5_selection/remote_library.html#parse_manifest",
-                "personal_llm/selection/remote_library.py",
-            ),
-            "personal_llm.selection.remote_library.publish_library": (
-                "5_selection/remote_library.html#publish_library",
-                "personal_llm/selection/remote_library.py",
+            "personal_llm.selection.ranking.sort_by_distance": (
+                "5_selection/ranking.html#sort_by_distance",
+                "personal_llm/selection/ranking.py",
             ),
         },
         "personal_llm.selection.selection": {
-            "personal_llm.selection.selection.Ranking.group_contributions": (
-                "5_selection/selection.html#ranking.group_contributions",
-                "personal_llm/selection/selection.py",
-            ),
-            "personal_llm.selection.selection.Selector": (
-                "5_selection/selection.html#selector",
-                "personal_llm/selection/selection.py",
-            ),
-            "personal_llm.selection.selection.make_abstention": (
-                "5_selection/selection.html#make_abstention",
-                "personal_llm/selection/selection.py",
-            ),
-            "personal_llm.selection.selection.read_card_description": (
-                "5_selection/selection.html#read_card_description",
-                "personal_llm/selection/selection.py",
-            ),
             "personal_llm.selection.selection.select": (
                 "5_selection/selection.html#select",
                 "personal_llm/selection/selection.py",
             ),
-            "personal_llm.selection.selection.select_by_explanation": (
-                "5_selection/selection.html#select_by_explanation",
-                "personal_llm/selection/selection.py",
-            ),
-            "personal_llm.selection.selection.select_by_explanation_and_loss": (
-                "5_selection/selection.html#select_by_explanation_and_loss",
-                "personal_llm/selection/selection.py",
-            ),
-            "personal_llm.selection.selection.select_by_gradient_and_loss": (
-                "5_selection/selection.html#select_by_gradient_and_loss",
+            "personal_llm.selection.selection.select_by_match": (
+                "5_selection/selection.html#select_by_match",
                 "personal_llm/selection/selection.py",
             ),
             "personal_llm.selection.selection.select_by_style": (
                 "5_selection/selection.html#select_by_style",
                 "personal_llm/selection/selection.py",
-            ),
-        },
-        "personal_llm.selection.verify": {
-            "personal_llm.selection.verify.LibraryProblem": (
-                "5_selection/verify.html#libraryproblem",
-                "personal_llm/selection/verify.py",
-            ),
-            "personal_llm.selection.verify.catch_problem": (
-                "5_selection/verify.html#catch_problem",
-                "personal_llm/selection/verify.py",
-            ),
-            "personal_llm.selection.verify.find_file_problems": (
-                "5_selection/verify.html#find_file_problems",
-                "personal_llm/selection/verify.py",
-            ),
-            "personal_llm.selection.verify.find_library_problems": (
-                "5_selection/verify.html#find_library_problems",
-                "personal_llm/selection/verify.py",
-            ),
-            "personal_llm.selection.verify.find_pllm_problems": (
-                "5_selection/verify.html#find_pllm_problems",
-                "personal_llm/selection/verify.py",
-            ),
-            "personal_llm.selection.verify.find_size_problems": (
-                "5_selection/verify.html#find_size_problems",
-                "personal_llm/selection/verify.py",
             ),
         },
         "personal_llm.selection.warm_start": {
@@ -10538,20 +6505,8 @@ d = {
                 "5_selection/warm_start.html#add_plain_pllm",
                 "personal_llm/selection/warm_start.py",
             ),
-            "personal_llm.selection.warm_start.describe_weights": (
-                "5_selection/warm_start.html#describe_weights",
-                "personal_llm/selection/warm_start.py",
-            ),
-            "personal_llm.selection.warm_start.get_start_adapter": (
-                "5_selection/warm_start.html#get_start_adapter",
-                "personal_llm/selection/warm_start.py",
-            ),
             "personal_llm.selection.warm_start.load_plain_dialogues": (
                 "5_selection/warm_start.html#load_plain_dialogues",
-                "personal_llm/selection/warm_start.py",
-            ),
-            "personal_llm.selection.warm_start.tune_plain_pllm": (
-                "5_selection/warm_start.html#tune_plain_pllm",
                 "personal_llm/selection/warm_start.py",
             ),
             "personal_llm.selection.warm_start.warm_start": (
@@ -10656,28 +6611,12 @@ d = {
             ),
         },
         "personal_llm.tuning.finetune": {
-            "personal_llm.tuning.finetune.CostEstimate": (
-                "3_tuning/finetune.html#costestimate",
-                "personal_llm/tuning/finetune.py",
-            ),
-            "personal_llm.tuning.finetune.CostEstimate.__str__": (
-                "3_tuning/finetune.html#costestimate.__str__",
-                "personal_llm/tuning/finetune.py",
-            ),
             "personal_llm.tuning.finetune.check_output_folder": (
                 "3_tuning/finetune.html#check_output_folder",
                 "personal_llm/tuning/finetune.py",
             ),
-            "personal_llm.tuning.finetune.check_tuning_step": (
-                "3_tuning/finetune.html#check_tuning_step",
-                "personal_llm/tuning/finetune.py",
-            ),
             "personal_llm.tuning.finetune.describe_result": (
                 "3_tuning/finetune.html#describe_result",
-                "personal_llm/tuning/finetune.py",
-            ),
-            "personal_llm.tuning.finetune.estimate_cost": (
-                "3_tuning/finetune.html#estimate_cost",
                 "personal_llm/tuning/finetune.py",
             ),
             "personal_llm.tuning.finetune.find_lineages": (
@@ -10686,10 +6625,6 @@ d = {
             ),
             "personal_llm.tuning.finetune.finetune": (
                 "3_tuning/finetune.html#finetune",
-                "personal_llm/tuning/finetune.py",
-            ),
-            "personal_llm.tuning.finetune.measure_second_run": (
-                "3_tuning/finetune.html#measure_second_run",
                 "personal_llm/tuning/finetune.py",
             ),
             "personal_llm.tuning.finetune.open_output_folder": (

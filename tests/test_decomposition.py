@@ -1,6 +1,5 @@
 "The published basis: planted vectors, and a twin that follows the paper's sentences."
 
-import json
 from dataclasses import replace
 
 import numpy as np
@@ -8,9 +7,20 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 from personal_llm.base.core import Cost, Dialogue, InputError
-from personal_llm.explanation.decomposition import SharedBasis, decompose, explain_as_published, split_half_threshold
-from personal_llm.explanation.decomposition import neutral_pairs, summary_states
-from tiny import shared
+from personal_llm.explanation.decomposition import SharedBasis, decompose, explain_as_published
+from personal_llm.explanation import decomposition
+from personal_llm.explanation.decomposition import (
+    SUMMARY_PROMPT,
+    _fit_summary_prompts,
+    _parse_first_word,
+    candidate_words,
+    first_word_probabilities,
+    is_adjective,
+    neutral_pairs,
+    summary_states,
+    word_vector,
+)
+from tiny import ARCHITECTURES, shared
 
 
 # decomposition
@@ -91,18 +101,6 @@ def test_planted_orthogonal_words_are_recovered_exactly(seed, count):
     assert not lost.is_complete and lost.residuals[-1] > 0.99 and "ran out" in str(lost)
 
 
-@settings(max_examples=40, deadline=None)
-@given(st.integers(0, 10**6), st.integers(2, 9))
-def test_a_shift_in_the_span_of_gated_vectors_is_nearly_reproduced(seed, count):
-    V, words, vectors = problem(seed, 300, count)
-    basis = decompose(V, words, vectors, stop=0).vectors
-    inside = np.random.default_rng(seed).normal(size=len(basis)) @ basis
-    assert (
-        np.linalg.norm(inside - (inside @ basis.T) @ basis)
-        <= 0.1 * max(len(basis) - 1, 1e-9) * np.linalg.norm(inside) + 1e-9
-    )
-
-
 def test_the_gate_and_the_stop_are_strict_by_hand():
     V = np.array([3, 4, 12.0])
     got = decompose(
@@ -176,16 +174,6 @@ def test_basis_grows_and_never_shrinks(seed, users):
     assert np.allclose(basis.coordinates(shifts), [basis.coordinates(V) for V in shifts], atol=1e-5)
 
 
-def test_words_that_are_there_are_used_first():
-    basis = SharedBasis("b", "s", np.zeros(3), 1.0, 9, 1.0)
-    basis.grow(np.array([1.0, 0, 0]), ["short"], [(5, 0, 0)])
-    got = basis.grow(np.array([2.0, 0.1, 0]), ["warm"], [(0, 1, 0)])
-    assert got.is_complete and got.num_candidates_tried == 0 and basis.words == ("short",), (
-        "a shift that the basis explains adds nothing"
-    )
-    assert not basis.grow(np.array([0.0, 3, 3]), ["warm"], [(0, 1, 0)]).is_complete and basis.words == ("short", "warm")
-
-
 def test_saved_and_loaded(tmp_path):
     basis = SharedBasis("b", "s", np.arange(4), 2.5, 9, 1.25)
     basis.save(tmp_path / "empty")
@@ -231,13 +219,6 @@ def test_saved_and_loaded(tmp_path):
         1.25,
         "xpert",
     )
-    head = json.loads((tmp_path / "space.json").read_text())
-    assert {"spread", "neutral"} <= set(head), "the file keeps its keys"
-    assert (
-        head["id"] == basis.id
-        and head["kind"] == "xpert"
-        and sorted(p.name for p in tmp_path.iterdir() if p.is_file()) == ["space.json", "space.safetensors"]
-    )
 
 
 @pytest.mark.parametrize(
@@ -251,7 +232,7 @@ def test_saved_and_loaded(tmp_path):
         lambda f: (f / "space.safetensors").write_bytes((f / "space.safetensors").read_bytes()[:-3]),
         lambda f: (f / "space.json").write_text((f / "space.json").read_text().replace("kurz", "lang")),
         lambda f: (f / "space.json").write_text((f / "space.json").read_text().replace("xpert", "style")),
-        lambda f: (f / "space.json").write_text((f / "space.json").read_text().replace("spread", "sprout")),
+        lambda f: (f / "space.json").write_text((f / "space.json").read_text().replace("neutral_variance", "sprout")),
         lambda f: (f / "space.safetensors").write_bytes(flip((f / "space.safetensors").read_bytes())),
     ],
 )
@@ -356,16 +337,145 @@ def test_explanation_refusals(scene):
         model.active_adapter = model.base
 
 
-def test_two_models_are_billed_once_each(scene):
-    model, basis, dialogues, *_ = scene
-    other = replace_length(model, 256)
-    e = explain_as_published(other, model, dialogues, basis)
-    assert e.cost.forward == 18 and other.cost.forward == 9, "nine summaries and nine answers"
+# the summariser
+
+PAIRS = [
+    ("Hi?", "Yes.", "No."),
+    ("What is a cell?", "A cell is the smallest unit of life, and there are many kinds of it.", "A cell."),
+    ("Why?", "Because {it} is <|end|> so.", "I do not know."),
+    ("Who?", "", "Ana."),
+]
 
 
-def test_threshold_of_halves_is_little_above_chance():
-    states = np.random.default_rng(0).normal(size=(60, 40))
-    spread = float(((states - states.mean(0)) ** 2).sum(1).mean()) * 60 / 59
-    assert 1 < split_half_threshold(states, spread) < 1.3 and split_half_threshold(
-        states, spread
-    ) == split_half_threshold(states, spread)
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_state_is_what_the_output_layer_reads_alone_and_in_a_batch(architecture):
+    import torch
+
+    model = replace_length(shared(architecture), 256)
+    together = summary_states(model, PAIRS)
+    for pair, state in zip(PAIRS, together):
+        ids = _fit_summary_prompts(model, [pair])[0]
+        with torch.inference_mode():
+            got = model.model(input_ids=torch.tensor([ids]), output_hidden_states=True)
+        assert np.allclose(state, got.hidden_states[-1][0, -1], atol=1e-4)
+        assert torch.allclose(model.model.get_output_embeddings()(torch.tensor(state)), got.logits[0, -1], atol=1e-3)
+    model.tokens_per_batch = 300  # two rows
+    assert np.allclose(summary_states(model, PAIRS), together, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "pair", [("w " * 900, "a " * 900, "b " * 900), ("q", "a " * 900, "b"), ("q", "é😀" * 300, "<|end|>" * 300)]
+)
+def test_long_texts_are_cut_and_the_instruction_is_not(pair):
+    model = replace_length(shared("llama"), 200)
+    ids = _fit_summary_prompts(model, [pair])[0]
+    text = model.tokenizer.decode(ids)
+    assert (
+        len(ids) <= 200
+        and text.count("Reply with only one adjective.") == 1
+        and "Response 2: " + pair[2][:6] in text
+        and text.endswith("<|assistant|>")
+    )
+
+
+def test_bad_pairs():
+    model = replace_length(shared("llama"), 256)
+    for pairs in ([], [("q", "a")], [("q", None, "b")]):
+        with pytest.raises(InputError):
+            summary_states(model, pairs)
+    with pytest.raises(InputError, match="max_length"):
+        summary_states(replace_length(model, 60), PAIRS)
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gpt2"])
+def test_first_words_against_a_naive_twin(architecture):
+    "Without a cache: each continuation read again from the beginning."
+    import torch
+
+    model = replace_length(shared(architecture), 250)
+    stops, total = {model.tokenizer.eos_token_id}, {}
+    logs = lambda ids: model.model(input_ids=torch.tensor([ids])).logits[0, -1].float().log_softmax(0)
+    with torch.inference_mode():
+        for pair in PAIRS[:2]:
+            row = _fit_summary_prompts(model, [pair])[0]
+            value, token = logs(row).topk(6)
+            for v, t in zip(value.tolist(), token.tolist()):
+                ids, values = [t], [v]
+                for _ in range(5):
+                    best = logs(row + ids).max(0)
+                    ids.append(int(best.indices))
+                    values.append(float(best.values))
+                word = _parse_first_word(model.tokenizer, ids, stops)
+                if word:
+                    total[word[0]] = total.get(word[0], 0) + np.exp(sum(values[: word[1]])) / 2
+    assert total and dict(first_word_probabilities(model, PAIRS[:2], num_first_tokens=6)) == pytest.approx(
+        total, rel=1e-3
+    )
+
+
+def test_whole_words_only():
+    tokenizer = shared("llama").tokenizer
+    ids = lambda text: tokenizer(text, add_special_tokens=False)["input_ids"]
+    word = lambda text, end=(): _parse_first_word(tokenizer, ids(text) + list(end), {tokenizer.eos_token_id})
+    assert (
+        word("Concise", [tokenizer.eos_token_id])[0] == "concise"
+        and word("**Formal**, yes")[0] == "formal"
+        and word('"Warm" is')[0] == "warm"
+        and word("Zärtlich.")[0] == "zärtlich"
+    )
+    assert (
+        word("Concise") is None
+        and word("well-written text") is None
+        and word("don't know") is None
+        and word("123 !", [tokenizer.eos_token_id]) is None
+    )
+    n = word("formal and", [tokenizer.eos_token_id])[1]
+    assert tokenizer.decode(ids("formal and")[:n]) == "formal" and n <= len(ids("formal"))
+
+
+def test_word_vector_is_the_shift_of_the_two_texts():
+    model = replace_length(shared("llama"), 256)
+    asked, prompts = [], ["Why?", "Who?"]
+    model.generate = lambda texts, **kw: (
+        asked.append((texts, kw)) or [("styled " if "poetic" in t else "plain ") + t[-4:] for t in texts]
+    )
+    vector = word_vector(model, "poetic", prompts)
+    assert all("poetic" in t and p in t for t, p in zip(asked[0][0], prompts)) and not any(
+        "poetic" in t for t in asked[1][0]
+    )
+    pairs = [(p, f"styled {p[-4:]}", f"plain {p[-4:]}") for p in prompts]
+    assert np.allclose(vector, summary_states(model, pairs).mean(0), atol=1e-5)
+    for word, few in ((" ", prompts), ("kind", [])):
+        with pytest.raises(InputError, match="a word's vector needs"):
+            word_vector(model, word, few)
+
+
+def test_candidates_are_adjectives_or_the_summariser_is_refused(monkeypatch):
+    model = shared("llama")
+    said = [("concise", 0.4), ("the", 0.2), ("Formal", 0.15)]
+    monkeypatch.setattr(decomposition, "first_word_probabilities", lambda summariser, pairs: said)
+    assert candidate_words(model, PAIRS) == [("concise", 0.4), ("Formal", 0.15)]
+    said[:] = [("the", 0.6), ("kind", 0.04)]
+    with pytest.raises(InputError, match="larger instruct model, or the style space"):
+        candidate_words(model, PAIRS)
+    assert "Reply with only one adjective." in SUMMARY_PROMPT
+
+
+def test_adjectives():
+    for word in ("Concise", "graceful", "artless", "humorous", "burlesque", "paradoxical", "agreeable", "abrasive"):
+        assert is_adjective(word), word
+    for word in (
+        "",
+        "it",
+        "the",
+        "similar",
+        "response",
+        "vegetable",
+        "believe",
+        "form-al",
+        "conc",
+        "ful",
+        "table",
+        "live",
+    ):
+        assert not is_adjective(word), word

@@ -6,7 +6,6 @@ import pytest
 
 from personal_llm.base.core import History, InputError
 from personal_llm.data import reading  # registers every format
-from personal_llm.experiments import formats as paper_formats  # noqa: F401 (it registers the paper's)
 from personal_llm.data.formats import (
     FORMATS,
     MAX_TURN_CHARACTERS,
@@ -38,8 +37,6 @@ def turn(who, text):
 
 CHAT = [user("Hi"), bot("Hello"), user("Bye"), bot("See you")]
 PAIRS = [("Hi", "Hello"), ("Bye", "See you")]
-COUGH = [("I cough.", "Since when?")]
-TEXT = "One two three,\nfour five six seven eight\n\nnine."
 
 # format, record, the (prompt, response) pairs that it holds
 RECORDS = [
@@ -79,22 +76,10 @@ RECORDS = [
     ("sharegpt", dict(conversations=[dict(id=1, messages=CHAT[:2]), dict(id=2, messages=CHAT[2:])]), PAIRS),
     ("dolly", dict(instruction="Who?", context="Ada wrote it.", response="Ada"), [("Who?\n\nAda wrote it.", "Ada")]),
     (
-        "openorca",
-        dict(id="1", system_prompt="Be brief.", question="Who?", response="Ada"),
-        [("Be brief.\n\nWho?", "Ada")],
+        "text",
+        dict(text="One two three four five six seven eight nine.", label=3),
+        [("One two three four five six", "seven eight nine.")],
     ),
-    ("openorca", dict(id="1", system_prompt="", question="Who?", response="Ada"), [("Who?", "Ada")]),
-    ("meddialog", dict(description="cough", utterances=["patient: I cough.", "doctor: Since when?"]), COUGH),
-    (
-        "meddialog",
-        dict(dialogue_turns=[dict(speaker="Patient", utterance="I cough."), dict(speaker=1, utterance="Since when?")]),
-        COUGH,
-    ),
-    ("meddialog", dict(dialogue_turns=dict(speaker=[0, 1], utterance=["I cough.", "Since when?"])), COUGH),
-    ("meddialog", dict(input="I cough.", output="Since when?"), COUGH),
-    ("meddialog", dict(patient_message="I cough.", doctor_response="Since when?", dialogue_context=""), COUGH),
-    ("text", dict(text=TEXT, label=3), [("One two three, four five six", "seven eight\n\nnine.")]),
-    ("prosocial", dict(context="I lied.", response="Tell them.", rots=[], dialogue_id=3), [("I lied.", "Tell them.")]),
 ]
 
 
@@ -116,11 +101,6 @@ def test_every_format_is_tested():
     assert reading.FORMATS is FORMATS
 
 
-def test_alpaca_as_medical_rows_when_named():
-    row = dict(instruction="You are a doctor", input="I cough.", output="Since when?")
-    assert pairs(parse_record(row, "meddialog")) == COUGH
-
-
 BAD = [
     ("messages", dict(messages="Hi"), "list of objects"),
     ("messages", dict(messages=[3]), "list of objects"),
@@ -131,12 +111,6 @@ BAD = [
     ("sharegpt", dict(conversations=dict(a=1)), "list of objects"),
     ("prompt-completion", dict(prompt=3, response="x"), "int, not text"),
     ("prompt-completion", dict(prompt=["Hi", 3], response="x"), "list, not text"),
-    ("meddialog", dict(utterances=["nurse: hi"]), "unknown speaker"),
-    ("meddialog", dict(utterances=3), "not a list"),
-    ("meddialog", dict(utterances=[dict(speaker=["0"], utterance="x")]), "unknown speaker"),
-    ("openorca", dict(question=" ", response="x"), "empty prompt"),
-    ("text", dict(text="too short"), "more than 8 words"),
-    ("text", dict(text=7), "int, not text"),
 ]
 
 
@@ -232,6 +206,7 @@ def test_a_value_of_the_wrong_kind_is_the_error_of_its_row():
 
 
 def test_openings():
-    assert split_opening(TEXT) == ("One two three, four five six", "seven eight\n\nnine.")
+    text = "One two three,\nfour five six seven eight\n\nnine."
+    assert split_opening(text) == ("One two three, four five six", "seven eight\n\nnine.")
     with pytest.raises(InputError, match="more than 8 words"):
         split_opening("one two three four five six seven eight")

@@ -3,22 +3,20 @@
 import gzip
 import json
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
-from personal_llm.base.core import Dialogue, InputError
+from personal_llm.base.core import InputError
 from personal_llm.experiments import locomo
 from personal_llm.experiments.locomo import (
     LOCOMO_VARIABLE,
-    NovelPolicy,
     compute_recall,
     find_evidence,
     grade_reply,
     pair_turns,
-    write_prompt,
+    find_dialogues,
 )
-from personal_llm.experiments.runner import RESULTS
+from personal_llm.experiments.harness import RESULTS
 
 
 def test_another_file_is_refused(tmp_path, monkeypatch):
@@ -41,8 +39,7 @@ def test_recall_counts_the_evidence_turns_in_the_dialogues():
     evidence = find_evidence(dict(evidence=["D1:2; D1:5", "D1:3"]))
     assert compute_recall(dialogues[:1], evidence) == pytest.approx(1 / 3)
     assert compute_recall(dialogues, evidence) == 1
-    prompt = write_prompt(dict(question="Which line?", category=4), dialogues, {"D1:2"})
-    assert prompt.startswith("1 May: Ann: Line 2. [shares a boat]\n\n") and "Line 1" not in prompt
+    assert find_dialogues("bm25", dialogues, "Which is line 3?")[0] is dialogues[1]
 
 
 @pytest.mark.parametrize(
@@ -59,17 +56,6 @@ def test_recall_counts_the_evidence_turns_in_the_dialogues():
 )
 def test_the_authors_rules(reply, question, score):
     assert grade_reply(reply, question) == pytest.approx(score)
-
-
-def test_the_policy_of_new_words_lets_the_lowest_value_leave():
-    policy, texts = NovelPolicy(), ("I bought a red kite.", "I bought a kite.", "We sold the blue boat yesterday.")
-    dialogues = [Dialogue(text, "Fine.") for text in texts]
-    for i, d in enumerate(dialogues):
-        policy.remember(SimpleNamespace(seen=i), SimpleNamespace(dialogue=d))
-    view, last = SimpleNamespace(dialogues=dialogues[:2]), SimpleNamespace(dialogue=dialogues[2])
-    assert policy.choose(view, last)[0] == 1
-    view.dialogues = [dialogues[0], dialogues[2]]
-    assert policy.choose(view, SimpleNamespace(dialogue=dialogues[1]))[0] is None
 
 
 @pytest.mark.parametrize("path", sorted(Path(RESULTS).glob("locomo*.jsonl")), ids=lambda path: path.stem)

@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from planted import planted
 from real import NAMES, SHIPPED, build, folder_of, shared_real, whole_folder
 from test_tuning import TALK, TEST, bits, result, stop_at
 from tiny import same, weights
@@ -22,14 +21,11 @@ from personal_llm.base.core import Dialogue
 from personal_llm.base.models import load_model
 from personal_llm.base.tokens import collate_samples, pad_rows
 from personal_llm.buffer.scoring import score
-from personal_llm.selection.merging import combine_adapters
-from personal_llm.selection.ranking import BASE_NAME
-from personal_llm.selection.selection import select
+from personal_llm.selection.merging import merge
 from personal_llm.tuning.config import TuningConfig
 from personal_llm.tuning.finetune import finetune
-from personal_llm.explanation import style
 from personal_llm.explanation.explanation import explain, explain_pllm, prepare_probes
-from personal_llm.explanation.space_fitting import SpaceTexts, fit_space
+from personal_llm.recipes.space_fitting import SpaceTexts, fit_space
 
 SHORT = TuningConfig(rank=2, steps=4, batch_size=4, max_length=96, checks=2, learning_rate=1e-2)
 TURNS = [("system", "You are a nurse."), ("user", "Hi"), ("assistant", "Good morning.")]
@@ -241,7 +237,7 @@ def test_a_merge_is_the_weighted_sum(model, three, tmp_path):
 
     shares = {"a": 0.5, "c": 0.3}
     folders = {name: Path(adapter.path) for name, adapter in zip("abc", three)}
-    merged = combine_adapters(folders, shares, tmp_path / "m")
+    merged = merge(model, folders, shares, tmp_path / "m")
     before, scale = weights(model), SHORT.alpha / SHORT.rank
     with torch.no_grad():
         for name, share in shares.items():
@@ -257,24 +253,9 @@ def test_a_merge_is_the_weighted_sum(model, three, tmp_path):
     assert not np.allclose(by_hand, model.nll(TEST), rtol=1e-3)
 
 
-def test_selection_finds_the_lowest_loss(model, three):
-    "The race over the true losses ends at the pLLM that a look at all of them would take."
-    mine = spoken(LOUD, 6, first=320)
-    library = planted(Path(three[0].path).parent, np.eye(3), "abc", base=model.base)
-    found = select(library, None, "match", model, mine)
-    true = {BASE_NAME: model.nll(mine)}
-    for name, adapter in zip("abc", three):
-        with model.use_adapter(adapter):
-            true[name] = model.nll(mine)
-    true = {name: float(np.mean(nats[:, 0] / nats[:, 1])) for name, nats in true.items()}
-    assert found.best == min("abc", key=true.get) and true[found.best] < true[BASE_NAME]
-    assert found.losses[found.best] == pytest.approx(true[found.best], rel=1e-4)
-
-
 def test_people_and_adapters_are_explained(model, three, monkeypatch):
     "In a space that is fitted on this model; who writes loudly is called loud."
     Letters.instead_of_the_encoder(monkeypatch)
-    monkeypatch.setattr(style, "RESPONSE_TEMPERATURE", 0.0)  # drawing from 128,000 tokens is slow
     ways = {"loud": (spoken(LOUD, 6, first=20), None), "brief": (spoken(BRIEF, 6, first=40), None)}
     texts = SpaceTexts(ways, {"long": {"@log words": 1}}, spoken(str, 8))
     space = fit_space(model, texts, components=2, progress=False)

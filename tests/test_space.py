@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 from personal_llm.base.core import InputError
-from personal_llm.base.loading import get_encoder_id
+from personal_llm.explanation import space as module
 from personal_llm.explanation.space import (
     StyleSpace,
     concatenate_blocks,
@@ -61,15 +61,6 @@ def test_columns_name_the_parts_of_a_row():
     assert concatenate_blocks(blocks).tolist() == [[0, 0, 0, 7, 7, 1, 1]] * 2
 
 
-def test_what_is_not_given_is_the_plain_case():
-    space = a_space(coordinate_scale=None, encoder=None)
-    assert space.coordinate_scale.tolist() == [1] * K and space.encoder == get_encoder_id()
-    assert all(
-        getattr(space, name).dtype == np.float32
-        for name in ("vectors", "scale", "centres", "matrix", "coordinate_scale")
-    )
-
-
 # ---- files
 
 
@@ -100,6 +91,7 @@ def test_space_comes_back_from_its_folder(tmp_path):
         dict(words=("a", "b", "c")),
         dict(encoder="another"),
         dict(nats_per_unit=0.06),
+        dict(plain_noise=2.5),
         dict(vectors=-a_space().vectors),
         dict(coordinate_scale=a_space().coordinate_scale + 1),
         dict(centres=a_space().centres + 1),
@@ -127,7 +119,7 @@ def harm(folder, damage):
         arrays.write_bytes((folder / "other" / "space.safetensors").read_bytes())
     if damage == "kind":
         card.write_text(json.dumps(json.loads(card.read_text()) | dict(kind="xpert")))
-    if damage in ("words", "noise", "id", "encoder"):
+    if damage in ("words", "plain_noise", "id", "encoder"):
         card.write_text(json.dumps({k: v for k, v in json.loads(card.read_text()).items() if k != damage}))
     if damage == "no arrays":
         arrays.unlink()
@@ -144,7 +136,7 @@ DAMAGES = [
     "other arrays",
     "kind",
     "words",
-    "noise",
+    "plain_noise",
     "encoder",
     "id",
     "no arrays",
@@ -161,13 +153,18 @@ def test_a_damaged_space_is_refused_in_one_line(tmp_path, damage):
     assert "\n" not in str(caught.value) and caught.value.remedy and str(tmp_path) in str(caught.value)
 
 
-def test_another_base_or_encoder_is_refused():
+def test_another_base_or_language_is_refused_and_the_encoder_is_its_own(monkeypatch):
     model = SimpleNamespace(base="base")
-    a_space(encoder=get_encoder_id()).check(model)
+    a_space().check(model)
     with pytest.raises(InputError, match="made for base other, this model is base"):
-        a_space(base="other", encoder=get_encoder_id()).check(model)
-    with pytest.raises(InputError, match="made with encoder an encoder"):
-        a_space().check(model)
+        a_space(base="other").check(model)
+    with pytest.raises(InputError, match="made for german"):
+        a_space(language="german").check(model)
+    monkeypatch.setattr(module, "load_encoder", lambda name=None: name or "chosen")
+    monkeypatch.setattr(module, "get_encoder_id", lambda encoder=None: f"id of {encoder or 'chosen'}")
+    assert module.find_encoder("id of pocket") == "pocket" and module.find_encoder("id of chosen") == "chosen"
+    with pytest.raises(InputError, match="made with encoder another, the chosen one is id of chosen"):
+        module.find_encoder("another")
 
 
 # ---- sparse code

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 from personal_llm.base.core import InputError
-from personal_llm.experiments.headroom import measure_headroom, share_of_headroom
+from personal_llm.experiments.harness import measure_headroom, share_of_headroom
 from personal_llm.tuning.statistics import Comparison, paired_bootstrap
 
 floats = st.floats(-100, 100).map(lambda x: round(x, 3))

@@ -12,49 +12,6 @@ from personal_llm.data.streams import (
     draw_episodes,
     edit_prompt,
 )
-from personal_llm.experiments.formats import paper_stream
-
-
-def pairs(dialogues):
-    return [(d.prompt, d.response) for d in dialogues]
-
-
-ROWS = [Dialogue(f"prompt {i % 90}", f"response {i}") for i in range(100)]  # the last ten repeat the first ten prompts
-
-
-def test_paper_stream():
-    stream, test = paper_stream(ROWS)
-    assert pairs(stream) == pairs(ROWS[:10]) and pairs(test) == pairs(ROWS[10:90])
-    assert [d.time for d in stream] == list(range(10))
-    assert pairs(paper_stream(ROWS, seed=3)[0]) == pairs(ROWS[30:40])
-    assert paper_stream(ROWS, seed=13) == paper_stream(ROWS, seed=3)
-
-
-def test_paper_stream_refuses_what_leaks():
-    long = " ".join(map(str, range(20)))
-    rows = [Dialogue("a", long), Dialogue("b", "x " + long), Dialogue("c", "d")]
-    assert paper_stream(rows, share=0.34)[1] == [Dialogue("c", "d")]
-
-
-def test_a_stream_keeps_origins_parents_and_histories():
-    row = Dialogue("a", "b", history=[("user", "x"), ("assistant", "y")], parents=("p",), origin="annotated")
-    d = paper_stream([row] + ROWS[:10])[0][0]
-    assert (d.origin, d.parents, d.history) == (row.origin, row.parents, row.history)
-
-
-@pytest.mark.parametrize(
-    "wrong", [dict(share=0), dict(share=1), dict(share=0.001), dict(seed=-1), dict(seed=10**12), dict(seed="1")]
-)
-def test_wrong_arguments_of_paper_stream(wrong):
-    with pytest.raises(InputError):
-        paper_stream(ROWS, **wrong)
-
-
-def test_too_few_for_a_stream():
-    with pytest.raises(InputError, match="shares its group"):
-        paper_stream([Dialogue("a", "b")] * 20)
-    with pytest.raises(InputError, match="too few"):
-        paper_stream([])
 
 
 @pytest.mark.parametrize("stay", [0.0, 0.5, 0.9])

@@ -2,15 +2,13 @@
 
 from collections import Counter
 
-import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from personal_llm.base.core import Cost, Dialogue, InputError
-from personal_llm.base.models import Model, load_model
+from personal_llm.base.models import Model
 from personal_llm.base.text import compute_rouge1
-from personal_llm.base.tokens import encode_prompt
 from personal_llm.buffer.synthesis import (
     MAX_REJECTED_EXAMPLES,
     SynthesisConfig,
@@ -19,15 +17,6 @@ from personal_llm.buffer.synthesis import (
     parse_rewrite,
     changes_facts,
     synthesize,
-)
-from personal_llm.experiments.methods.example_rewrites import (
-    ExampleConfig,
-    check_example_rewrite,
-    check_round,
-    clean_rewrite,
-    make_request,
-    sample_rewrites,
-    synthesize_by_examples,
 )
 
 WORDS = st.lists(st.sampled_from("what is a tendon pain Tea ärzte 42".split()), max_size=8)
@@ -180,95 +169,3 @@ def test_likenesses():
         ["What is a tendon?", "", "Cats purr"], ["What is a tendon?", "Cats purr", "What is a tendon?"]
     )
     assert found[0] == pytest.approx(1, abs=1e-5) and abs(found[1]) < 1e-5 and found[2] < 0.3
-
-
-@pytest.mark.parametrize(
-    "reply,expected",
-    [
-        ('"Can you tell me?"', "Can you tell me?"),
-        ('Rewritten: "What now?" I hope so.', "What now?"),
-        ("Sure! [What now?]\nAn answer.", "What now?"),
-        ("\n\n“What now?”", "What now?"),
-        ('"cut off', "cut off"),
-        ("It isn't 'late'", "It isn't 'late'"),
-        ("[", ""),
-        ("", ""),
-    ],
-)
-def test_a_free_reply_is_cleaned(reply, expected):
-    assert clean_rewrite(reply) == expected
-
-
-@given(st.text(max_size=40))
-def test_a_cleaned_reply_is_one_line_of_the_reply(reply):
-    rewrite = clean_rewrite(reply)
-    assert rewrite in reply and len(rewrite.splitlines()) <= 1
-
-
-@pytest.mark.parametrize(
-    "rewrite,original,reason",
-    [
-        ("Do about 15 of people have a tendon?", "How many people have a tendon?", "another form"),
-        ("Many people in town have a tendon", "How many people have a tendon?", "another form"),
-        ("Today I feel weak. What now?", "I feel weak and tired", "another form"),
-        ("What does the word tendon mean?", "Define the word: tendon.", ""),
-    ],
-)
-def test_the_strict_check(rewrite, original, reason):
-    assert check_example_rewrite(rewrite, original) == reason
-    assert check_rewrite(rewrite, original) == ""
-
-
-@pytest.mark.parametrize("surprise,reason", [(0.6, ""), (0.61, "unsure"), (float("nan"), "unsure")])
-def test_a_rewrite_that_surprises_the_model_is_refused(surprise, reason):
-    texts = ("Can you define tendon?", "Define tendon.")
-    assert check_example_rewrite(*texts, surprise=surprise) == reason
-    assert check_rewrite(*texts) == ""
-
-
-TEXTS_TO_REWRITE = ["What is a tendon?", "I would like a large cup of tea with milk, please.", "Cats purr."]
-
-
-@pytest.mark.later
-def test_each_text_continues_as_if_it_were_alone():
-    "The cache of the examples, the padding and the rows that leave change no likeliest token."
-    import torch
-
-    model = load_model("pocket")
-    replies = [reply for reply, _ in sample_rewrites(model, TEXTS_TO_REWRITE, 0, seed=0)]
-    assert [r for r, _ in sample_rewrites(model, TEXTS_TO_REWRITE[::-1], 0, seed=5)] == replies[::-1]
-    for text, reply in zip(TEXTS_TO_REWRITE, replies):
-        ids = encode_prompt(model.tokenizer, make_request(text), model.max_length * 2 // 3)["input_ids"]
-        new = []
-        while len(new) < len(model.tokenizer(text)["input_ids"]) * 5 // 4 + 8:
-            with torch.inference_mode():
-                new.append(int(model.model(torch.tensor([ids + new])).logits[0, -1].argmax()))
-            naive = model.tokenizer.decode(new, skip_special_tokens=True)
-            if naive.count('"') > 1 or "\n" in naive.strip(" ") or new[-1] in model.tokenizer.all_special_ids:
-                break
-        assert reply == naive.strip()
-
-
-def test_the_same_seed_gives_the_same_rewrites():
-    model = load_model("pocket")
-    first, again, other = (sample_rewrites(model, TEXTS_TO_REWRITE, 1.0, seed=seed) for seed in (3, 3, 4))
-    assert first == again != other and all(surprise >= 0 for _, surprise in first)
-
-
-def test_the_examples_on_the_pocket_model():
-    model, one = load_model("pocket"), Dialogue("How do I book a table for two?", "Which place?")
-    made = synthesize_by_examples(model, [one], n=1, max_loss_rise=0.0)
-    assert len(made.dialogues) + sum(made.rejected.values()) >= 1 and made.cost.forward >= 1
-
-
-def test_a_rewrite_that_does_not_bring_the_answer_is_refused():
-    class Reader:
-        "The response costs 1 nat a token, and 3 after a rewrite."
-
-        def nll(self, dialogues):
-            return np.array([(6.0 if d.prompt.startswith("How can") else 2.0, 2.0) for d in dialogues])
-
-    one, proposal = Dialogue("How do I book a table?", "Which place?"), ('"…"', "How can I book a table please?", 0.0)
-    for max_loss_rise, reason in ((1.9, "another answer"), (2.0, "")):
-        config = ExampleConfig(max_loss_rise=max_loss_rise, min_similarity=0)
-        assert check_round(Reader(), [one], [proposal], [[]], config) == [reason]

@@ -10,9 +10,6 @@ from personal_llm.data.reading import load_replay, load_samples
 from personal_llm.data.people import USERS, user_stream
 from personal_llm.explanation.description import describe_user
 from personal_llm.explanation.habits import (
-    MIN_HABIT_GAP,
-    MIN_HABIT_SHARE,
-    MAX_QUOTATION_LENGTH,
     Trait,
     find_common_run,
     choose_quotation,
@@ -55,7 +52,7 @@ def said(*habits, **more):
 def test_a_fact_is_what_a_person_mostly_does_and_the_base_does_not(pairs):
     mine, base = map(list, zip(*pairs))
     found = compare_counts("it", mine, base, [str(i) for i in range(len(mine))])
-    habit = sum(mine) / len(mine) >= MIN_HABIT_SHARE and sum(mine) / len(mine) - sum(base) / len(base) >= MIN_HABIT_GAP
+    habit = sum(mine) / len(mine) >= 0.6 and sum(mine) / len(mine) - sum(base) / len(base) >= 0.4
     assert bool(found) == bool(habit)
     if found:
         assert (found[0].count, found[0].num_answers, found[0].base_count, found[0].num_base_answers) == (
@@ -69,9 +66,7 @@ def test_a_fact_is_what_a_person_mostly_does_and_the_base_does_not(pairs):
 
 def test_quotations_are_short_and_one_line():
     assert choose_quotation(["a", "two\nlines", "x " * 90]) == "two lines" and choose_quotation([]) == ""
-    assert len(choose_quotation(["word " * 50])) <= MAX_QUOTATION_LENGTH and choose_quotation(["word " * 50]).endswith(
-        "…"
-    )
+    assert len(choose_quotation(["word " * 50])) <= 70 and choose_quotation(["word " * 50]).endswith("…")
     assert str(Trait("lists", 8, 9, 1, 9, "- a")) == "lists (8 of 9; the base 1 of 9): “- a”"
     assert str(Trait("*x* for *y*", 2, 2, 0, 0)) == "*x* for *y* (2 of 2)"
 
@@ -178,7 +173,7 @@ def test_what_is_said_of_the_nurse_is_true_line_by_line(seed, count):
     for what, fact in facts.items():
         if what.startswith("*"):
             assert what in ("*physician* for *doctor*", "*patients* for *people*")
-        assert fact.count / fact.num_answers >= MIN_HABIT_SHARE
+        assert fact.count / fact.num_answers >= 0.6
 
 
 def test_people_who_change_nothing_have_no_habits():
@@ -204,12 +199,3 @@ def test_a_plural_counts_with_its_word():
     assert find_substitution_habits(mine[1:2] * 2, base[1:2] * 2)[0].label == "*physicians* for *doctors*", (
         "no singular was seen"
     )
-
-
-def test_a_word_or_two_make_no_answer_short():
-    say = lambda count: [" ".join(["Word."] * count)] * 9
-    assert find_length_habits(say(2), say(4)) == [] == find_length_habits(say(4), say(2))
-    assert [fact.key for fact in find_length_habits(say(2), say(5)) + find_length_habits(say(5), say(2))] == [
-        "shorter",
-        "longer",
-    ]

@@ -5,11 +5,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from personal_llm.base.core import NO_ANSWER, InputError
+from personal_llm.base.core import InputError
 from personal_llm.data.reading import load_samples
 from personal_llm.data.splits import get_dialogue_group, get_row_group, remove_leaks, is_reserved, count_leaks
-from personal_llm.data.people import MAX_TEST_ROWS, USERS, bullets, list_subjects, user_stream
-from personal_llm.experiments.people import PEOPLE, person_stream
+from personal_llm.data.people import MAX_TEST_ROWS, USERS, list_subjects, user_stream
 
 ROWS = load_samples()
 
@@ -95,52 +94,6 @@ def test_missing_rows_are_named():
         user_stream(USERS["nurse"], [row for row in ROWS if row["source"] != "medquad"])
 
 
-def test_a_lazy_user_is_silent_about_the_same_prompts_each_time():
-    lazy = replace(PEOPLE["nurse"], answer_probability=0.3)
-    stream = user_stream(USERS["nurse"], ROWS, length=400).stream
-    answers = [lazy(d) for d in stream]
-    assert 0.2 < np.mean([answer != NO_ANSWER for answer in answers]) < 0.4
-    assert answers == [lazy(d.derive(origin="user")) for d in stream]
-    assert all(answer in (NO_ANSWER, USERS["nurse"](d)) for answer, d in zip(answers, stream))
-
-
-@pytest.mark.parametrize("changes_at", [None, 0.5])
-def test_a_second_side_brings_its_subjects_with_its_habits(changes_at):
-    user = replace(PEOPLE["nurse"], second=USERS["barista"], changes_at=changes_at)
-    data = person_stream(user, ROWS, length=400, seed=2)
-    assert [d.time for d in data.stream] == list(range(400)) and len({d.id for d in data.stream}) == 400
-    times = {side.name: [d.time for d in data.stream if user.choose_side(d) is side] for side in user.sides}
-    assert all(30 > len(found) / 4 > 3 for found in times.values())
-    if changes_at:
-        assert max(times["nurse"]) < 200 <= min(times["barista"])
-    assert all(side.adherence(user.preferred_response(d)) == 1 for d in data.stream if (side := user.choose_side(d)))
-    assert remove_leaks(data.test_signal, data.stream) == data.test_signal and len(data.test_signal) == 128
-
-
-def test_a_contradictory_user_draws_a_side_for_each_prompt():
-    nurse = PEOPLE["nurse"]
-    user = replace(nurse, second=replace(nurse, name="other", habits=(bullets(),)))
-    signal = [d for d in person_stream(user, ROWS, length=400).stream if user.is_signal_dialogue(d)]
-    share = np.mean([user.choose_side(d) is user for d in signal])
-    assert 0.3 < share < 0.7 and [user(d) for d in signal] == [user(d.derive(id="x")) for d in signal]
-
-
-@pytest.mark.parametrize("wrong", [dict(changes_at=0.5), dict(changes_at=0.0, second=USERS["barista"])])
-def test_a_change_needs_a_second_side_and_a_place_within_the_stream(wrong):
-    with pytest.raises(InputError, match="a second side"):
-        person_stream(replace(PEOPLE["nurse"], **wrong), ROWS)
-
-
-def test_the_rare_subject_of_one_side_is_no_signal_of_the_other():
-    with pytest.raises(InputError, match="gsm8k math as a signal too"):
-        person_stream(replace(PEOPLE["nurse"], second=USERS["pupil"]), ROWS)
-
-
 def test_the_rare_subject_is_no_signal():
     with pytest.raises(InputError, match="gsm8k math as a signal too"):
         user_stream(replace(USERS["pupil"], rare_subject=("gsm8k", "math")), ROWS)
-
-
-def test_a_person_without_a_second_side_has_the_stream_of_a_user():
-    for name in ("quiz", "traveller"):
-        assert person_stream(PEOPLE[name], ROWS, 200, seed=3) == user_stream(USERS[name], ROWS, 200, seed=3)

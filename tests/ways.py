@@ -11,9 +11,9 @@ from personal_llm.base.core import Dialogue
 from personal_llm.tuning.config import TuningConfig
 from personal_llm.tuning.finetune import finetune
 from personal_llm.explanation import space, style
-from personal_llm.explanation import space_fitting as fitting
 from personal_llm.explanation.explanation import prepare_probes
-from personal_llm.explanation.space_fitting import SpaceTexts, fit_space, measure_nats_per_unit
+from personal_llm.recipes import space_fitting as fitting
+from personal_llm.recipes.space_fitting import SpaceTexts, fit_space, measure_nats_per_unit
 from personal_llm.explanation.space import concatenate_blocks
 from personal_llm.explanation.style import style_shifts
 from tiny import shared
@@ -42,7 +42,7 @@ def spoken(way, count: int, first: int = 0) -> list:
 
 
 class Letters:
-    "An encoder that counts letters; counterparts are short, as nothing here depends on them."
+    "An encoder that counts letters."
 
     @staticmethod
     def encode(texts, show_progress_bar=False):
@@ -50,9 +50,10 @@ class Letters:
 
     @classmethod
     def instead_of_the_encoder(cls, patch):
-        patch.setattr(style, "load_encoder", lambda: cls)
-        patch.setattr(space, "get_encoder_id", lambda: "letters")
-        patch.setattr(style, "MAX_RESPONSE_TOKENS", 8)
+        for module in (style, space):
+            patch.setattr(module, "load_encoder", lambda name=None: cls)
+        for module in (space, fitting):
+            patch.setattr(module, "get_encoder_id", lambda encoder=None: "letters")
 
     @classmethod
     def shifts(cls, model, dialogues, seed=0):

@@ -209,7 +209,7 @@ MODEL_HELP = (
     "state or adapter, else smollm2 where it is installed, else pocket)"
 )
 TEMPLATE_HELP = "plain, or a file with a Jinja template, for models that have none"
-LIBRARY_HELP = "a library's folder, its https address, or a model with a library in the package: smollm2, pocket"
+LIBRARY_HELP = "a library's folder, hf://owner/name, or a model with a library in the package: smollm2, pocket"
 OWN_LIBRARY_HELP = f"{LIBRARY_HELP} (default: the one in the package that was made for the model)"
 SKIP_INVALID_HELP = "report invalid rows and leave them out, instead of stopping at the first"
 DATA_HELP = (
@@ -295,5 +295,5 @@ def open_library(name: str):  # a `Library`
     "Open a library for a command; raise `InputError` where there is none."
     library = Library(name)
     if library.address:
-        print_note(f"{library.address}: fetched over the network; personal-llm ledger lists each request")
+        print_note(f"{library.address}: fetched from the Hugging Face hub")
     return library

@@ -47,7 +47,6 @@ from ..device.memory import ADAPTERS_FOLDER, find_run_folders, find_state_folder
 from ..device.memory import make_no_state_error
 from ..device.replay import describe_unchanged, folder_status, read_state
 from ..runtimes.plugins import collect_targets, export_adapter, find_runtimes
-from ..selection.warm_start import describe_weights
 
 # %% ../../nbs/8_app/05_commands.ipynb #21b8492a
 OUT_HELP = "folder for the results: a new one, or an earlier output, which a finished run replaces"
@@ -84,7 +83,7 @@ def format_personalization(result: dict) -> list:  # lines
     learned = f"from {result['learned_from']} of them; the others have no answer, or we did not ask about them"
     start = dict(start="" if settings["start"] == "none" else settings["start"])
     if warm:  # the choice from a library
-        chosen = describe_weights(warm["weights"]) or "the bare model"
+        chosen = warm.get("start") or "the bare model"
         start = dict(style=warm["style"], start=f"{chosen} ({warm['reason']})")
     before, after, count = last["start_loss"], last["best_loss"], last["judged_on"]
     kind = f"validation loss on {count_nouns(count, 'dialogue')}" if count else "training loss"

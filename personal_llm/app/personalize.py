@@ -26,8 +26,7 @@ from ..data.splits import split_test_dialogues
 from ..device.personalizer import Personalizer, PersonalizerSettings, count_rows
 from ..explanation.habits import EMOJI_PATTERN, LIST_PATTERN, find_habits, strip_frame
 from ..explanation.style import MIN_EXPLAINED_DIALOGUES
-from ..selection.library import check_library_base, find_library_folder
-from ..selection.remote_library import is_library_address
+from ..selection.library import check_library_base, find_library_folder, is_library_address
 from ..tuning.config import TuningConfig
 from ..tuning.evaluation import evaluate
 from ..base.text import count_nouns, get_language, split_sentences
@@ -104,7 +103,7 @@ def resolve_start(name: str):  # None, a `Library`, or an adapter's folder
     "Find the start of the first fine-tune; raise `InputError` where the name leads nowhere."
     if str(name) == "none":
         return None
-    if is_library_address(name) or (find_library_folder(name) / "index.json").is_file():
+    if is_library_address(name) or (find_library_folder(name) / "library.json").is_file():
         library = open_library(name)
         if not len(library):
             raise InputError(f"start {name}: the library is empty", "add pLLMs to it first (library build)")

@@ -6,10 +6,9 @@
 __all__ = ['BUDGETS', 'QUESTION_POLICIES', 'SEEDS', 'JOBS', 'GRIDS', 'measure']
 
 # %% ../../nbs/experiments/14_requests.ipynb #d4fdb233
-from .policies import load_experiment_tools
-from .runner import Grid
-from .shares import score_user_stream
-from .variations import VARIED_USERS, filled, summarise_kept_dialogues
+from .bins import VARIED_USERS
+from .harness import Grid
+from .shares import count_kept, fill, score_user_stream
 
 # %% ../../nbs/experiments/14_requests.ipynb #8b707468
 BUDGETS = (0, 4, 8, 16, 32, 64)  # requests
@@ -26,14 +25,11 @@ SEEDS = (63, 64)
 
 def measure(jobs: list):  # yields a dict of results a job
     "Every way to ask on one person's stream."
-    model, _, _ = load_experiment_tools()
     user, candidates = score_user_stream(jobs[0]["user"], jobs[0]["seed"])
     for job in jobs:
         policy, when = QUESTION_POLICIES[job["way"]]
-        me = filled(model, user, candidates, policy, job["seed"], requests=job["budget"], ask_when=when)
-        along = me.cost.requests
-        me.collect_training_dialogues()
-        yield summarise_kept_dialogues(me, candidates) | dict(along=along)
+        buffer, asked = fill(policy, candidates, user, job["seed"], questions=job["budget"], when=when)
+        yield count_kept(buffer) | dict(asked=asked)
 
 
 JOBS = [

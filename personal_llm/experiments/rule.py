@@ -10,16 +10,14 @@ __all__ = ['RULES', 'SEEDS', 'JOBS', 'REAL_LENGTH', 'REAL_JOBS', 'GRIDS', 'make_
 # %% ../../nbs/experiments/17_rule.ipynb #42661981
 import numpy as np
 
-from .people import PEOPLE
-from .policies import BINS
-from .runner import Grid
-from .real_people import load_measured_model
-from .shares import LENGTH, score_user_stream
+from ..base.models import load_model
 from ..buffer.buffer import Buffer
 from ..buffer.policies import SDSSPolicy, get_policy
 from ..buffer.scoring import score
 from ..data.people import user_stream
 from ..data.reading import load_samples
+from .harness import PEOPLE, Grid
+from .shares import BINS, LENGTH, score_user_stream
 
 # %% ../../nbs/experiments/17_rule.ipynb #a9456c43
 def make_score_policy(*names) -> type:  # a subclass of `SDSSPolicy`
@@ -129,7 +127,7 @@ def measure_real(jobs: list):  # yields a dict of results a job
     "Every rule on the beginning of one person's stream, scored by SmolLM2."
     user = PEOPLE[jobs[0]["user"]]
     stream = user_stream(user, load_samples(), LENGTH, seed=jobs[0]["seed"]).stream[:REAL_LENGTH]
-    yield from measure_rules(score(load_measured_model("smollm2"), stream), jobs)
+    yield from measure_rules(score(load_model("smollm2"), stream), jobs)
 
 
 JOBS = [dict(user=u, seed=s, rule=r) for s in SEEDS for u in PEOPLE for r in RULES]

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['POLICIES_COMPARED', 'SEEDS', 'LENGTH', 'BINS', 'REQUESTS', 'SCORES', 'JOBS', 'GRIDS', 'score_samples',
-           'score_stream', 'score_user_stream', 'fill_with_questions', 'fill_buffer', 'score_facts', 'measure']
+           'score_stream', 'score_user_stream', 'answer', 'fill', 'count_kept', 'fill_buffer', 'score_facts', 'measure']
 
 # %% ../../nbs/experiments/05_shares.ipynb #3be63d7a
 import functools
@@ -12,14 +12,12 @@ import functools
 import numpy as np
 
 from ..base.models import load_model
-from ..data.reading import load_samples
-from ..data.people import user_stream
-from .people import PEOPLE
-from .methods.word_classifier import ranking_auc
-from .runner import Grid
-from ..buffer.policies import get_policy
+from ..buffer.active import ActivePolicy
 from ..buffer.buffer import Buffer
 from ..buffer.scoring import ScoredDialogue, score
+from ..data.people import user_stream
+from ..data.reading import load_samples
+from .harness import PEOPLE, Grid, ranking_auc
 
 # %% ../../nbs/experiments/05_shares.ipynb #6cd328f7
 POLICIES_COMPARED = ("random", "reservoir", "fifo", "kcenter", "eoe", "dss", "idd", "sdss", "active-unasked", "active")
@@ -47,51 +45,75 @@ def score_user_stream(name: str, seed: int) -> tuple:  # (user, `ScoredDialogue`
     return user, score_stream(user_stream(user, score_samples()[1], LENGTH, seed=seed).stream)
 
 # %% ../../nbs/experiments/05_shares.ipynb #692cb027
-def fill_with_questions(buffer: Buffer, candidates: list, user) -> list:  # (place, corrected) of each question
-    "Let the policy ask along the stream; the answers go with the dialogues."
-    asked = []
-    for i, c in enumerate(candidates):
-        d = c.dialogue
-        if buffer.policy.decide_question(buffer.view, c, REQUESTS - len(asked))[0]:
-            better = user(d)
-            buffer.policy.learn_from_answer(buffer.view, c, better is not None)
-            asked.append((i, better is not None))
-            verdict = dict(origin="approved") if better is None else dict(origin="annotated", response=better)
-            c = ScoredDialogue(d.derive(labels=d.labels, **verdict), c.scores)
-        buffer.add(c)
-    return asked
+def answer(candidate: ScoredDialogue, user) -> tuple:  # (candidate with the user's verdict, whether it is corrected)
+    "Ask a user about a dialogue."
+    dialogue = candidate.dialogue
+    better = user(dialogue)
+    verdict = dict(origin="approved") if better is None else dict(origin="annotated", response=better)
+    return ScoredDialogue(dialogue.derive(labels=dialogue.labels, **verdict), candidate.scores), better is not None
+
+
+def fill(
+    policy: str,
+    candidates: list,  # the scored stream
+    user,  # `SimulatedUser`
+    seed: int,
+    bins: int = BINS,
+    questions: int = REQUESTS,
+    when: str = "freeze",  # "policy": along the stream; "arrival": as a dialogue enters; "freeze": after the stream
+) -> tuple:  # (the buffer, number of questions)
+    "Fill a buffer with a stream, and ask the user; the oracle keeps a uniform sample of the signal."
+    kind = {"oracle": "reservoir", "active": ActivePolicy(horizon=len(candidates))}.get(policy, policy)
+    buffer = Buffer(bins, kind, seed)
+    asked = 0
+    for c in candidates:
+        if policy == "oracle" and c.dialogue.labels["kind"] != "signal":
+            continue
+        if when == "policy" and buffer.policy.decide_question(buffer.view, c, questions - asked)[0]:
+            asked += 1
+            answered, is_corrected = answer(c, user)
+            buffer.policy.learn_from_answer(buffer.view, c, is_corrected)
+            c = answered
+        is_kept = buffer.add(c).kept
+        if when == "arrival" and is_kept and asked < questions:
+            asked += 1
+            slot = [d.id for d in buffer.dialogues].index(c.dialogue.id)
+            buffer.replace_dialogue(slot, answer(c, user)[0].dialogue)
+    if when == "freeze":
+        for slot in list(buffer.policy.order_questions(buffer.view))[:questions]:
+            asked += 1
+            buffer.replace_dialogue(slot, answer(buffer.entries[slot], user)[0].dialogue)
+    return buffer, asked
+
+
+def count_kept(buffer: Buffer) -> dict:
+    "Count the signal in the bins, and the corrections."
+    kept = buffer.dialogues
+    corrected = [d for d in kept if d.origin == "annotated"]
+    return dict(
+        signal=float(np.mean([d.labels["kind"] == "signal" for d in kept])),
+        corrected=len(corrected),
+        episodes=len({d.labels["episode"] for d in corrected}),
+    )
 
 # %% ../../nbs/experiments/05_shares.ipynb #2c53a0b6
 def fill_buffer(policy: str, candidates: list, user, seed: int) -> dict:
     "What is in the bins of one policy after a stream."
-    can_ask = policy == "active"
-    buffer = Buffer(
-        BINS, get_policy("active", horizon=len(candidates)) if policy.startswith("active") else policy, seed
-    )
-    asked = fill_with_questions(buffer, candidates, user) if can_ask else [buffer.add(c) for c in candidates] and []
-    kept = buffer.dialogues
-    signal = [d for d in kept if d.labels["kind"] == "signal"]
-    corrected = [d for d in kept if d.origin == "annotated"] if can_ask else signal * user.corrects
-    arrivals = buffer.view.arrival
-    return dict(
-        signal=len(signal) / len(kept),
-        corrected=len(corrected),
-        episodes=len({d.labels["episode"] for d in corrected}),
-        asked=len(asked) if can_ask else REQUESTS * (policy != "active-unasked"),
-        first_quarter=float(np.mean(arrivals < len(candidates) / 4)),
-    )
+    when = "policy" if policy == "active" else "freeze"
+    questions = 0 if policy == "active-unasked" else REQUESTS
+    buffer, asked = fill(policy.removesuffix("-unasked"), candidates, user, seed, questions=questions, when=when)
+    early = float(np.mean(buffer.view.arrival < len(candidates) / 4))
+    return count_kept(buffer) | dict(asked=asked, first_quarter=early)
 
 # %% ../../nbs/experiments/05_shares.ipynb #ae144ad7
 SCORES = dict(eoe="eoe", dss="dss", loss="loss", surprise="prompt_loss", tokens="tokens")  # key in the results -> field
 
 
 def score_facts(candidates: list) -> dict:
-    "The area under the curve of each score on one stream, and of worth, which is smoothed over the episode."
+    "The area under the curve of each score on one stream."
     truth = np.array([c.dialogue.labels["kind"] == "signal" for c in candidates])
     column = lambda name: np.array([getattr(c.scores, name) for c in candidates], float)
     values = {key: column(field) for key, field in SCORES.items()}
-    policy = get_policy("active", horizon=len(candidates))
-    values["worth"] = np.array([policy.observe_candidate(c).relevance for c in candidates])
     return {f"auc_{key}": ranking_auc(column[truth], column[~truth]) for key, column in values.items()}
 
 # %% ../../nbs/experiments/05_shares.ipynb #949b0144

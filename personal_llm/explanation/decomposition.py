@@ -14,7 +14,6 @@ import numpy as np
 
 from ..base.core import InputError, make_generator, measure_cost
 from ..base.files import ASSETS
-from ..base.loading import get_cache, name_cache
 from ..base.tokens import make_batches, pad_rows, tokenize_messages
 from .explanation import Explanation, bootstrap_indices
 from .space import StoredArrays, normalise_rows
@@ -28,28 +27,28 @@ SUMMARY_PROMPT = (
 )
 
 # %% ../../nbs/4_explanation/06_decomposition.ipynb #f43dab69
-MIN_TEXT_TOKENS = 8  # tokens of each text that a summariser must be able to read
 MAX_SUMMARISED_TOKENS = 48  # tokens of an answer at most
 
 
-def _summary_prompt_ids(summariser, *texts: str, limit: int = None) -> list:  # token ids, up to its answer
-    "Write the prompt for a question and two responses, each cut to a number of tokens."
+def _summary_prompt_ids(summariser, question: str, first: str, second: str, limit: int = None) -> list:  # token ids
+    "Write the prompt for a question and two responses up to the summariser's answer, each cut to a number of tokens."
+    texts = [question, first, second]
     if limit:
-        ids = summariser.tokenizer([*texts], add_special_tokens=False, split_special_tokens=True)["input_ids"]
+        ids = summariser.tokenizer(texts, add_special_tokens=False, split_special_tokens=True)["input_ids"]
         texts = [summariser.tokenizer.decode(row[:limit]) for row in ids]
-    content = SUMMARY_PROMPT.format(**dict(zip(("question", "first", "second"), texts)))
+    content = SUMMARY_PROMPT.format(question=texts[0], first=texts[1], second=texts[2])
     return tokenize_messages(summariser.tokenizer, [dict(role="user", content=content)], add_generation_prompt=True)[0]
 
 # %% ../../nbs/4_explanation/06_decomposition.ipynb #b5f5da4b
-def _fit_summary_prompts(summariser, pairs: list) -> list:  # lists of token ids
-    "Write the prompt for each pair, and cut its texts if the whole is longer than the summariser reads."
+def _fit_summary_prompts(summariser, pairs: list, min_tokens: int = 8) -> list:  # lists of token ids
+    "Write the prompt for each pair, and cut its texts (to `min_tokens` or more) if the summariser reads no more."
     remedy = "give three texts: question, response, base model's response"
     if not pairs:
         raise InputError("no pairs to summarise", remedy)
     limit = (summariser.max_length - len(_summary_prompt_ids(summariser, "", "", ""))) // 3 - 4  # for tokens at a cut
-    if limit < MIN_TEXT_TOKENS:
-        message = f"summariser {summariser.name}: {summariser.max_length} tokens do not hold the prompt"
-        raise InputError(message, "load it with a larger max_length")
+    if limit < min_tokens:
+        problem = f"summariser {summariser.name}: {summariser.max_length} tokens do not hold the prompt"
+        raise InputError(problem, "load it with a larger max_length")
     rows = []
     for number, pair in enumerate(pairs):
         if not isinstance(pair, (tuple, list)) or [type(text) for text in pair] != [str] * 3:
@@ -89,82 +88,85 @@ def neutral_pairs(model, prompts: list, seed: int = 0) -> list:
     return list(zip(prompts, sampled, greedy))
 
 # %% ../../nbs/4_explanation/06_decomposition.ipynb #d7dd36cf
-ADJECTIVES, NON_STYLE_WORDS = (
-    frozenset((ASSETS / "styles" / f"{name}.txt").read_text(encoding="utf-8").split())
-    for name in ("adjectives", "non_style_words")
-)
-ADJECTIVE_PATTERN = re.compile(r"^[a-z]{3,}(?:ful|less|ous|ible|esque|ical|ional|istic)$|^[a-z]{4,}(?:able|ive)$")
+def _read_words(name: str) -> frozenset:
+    "Read a word list of the package."
+    return frozenset((ASSETS / "styles" / f"{name}.txt").read_text(encoding="utf-8").split())
+
+
+ADJECTIVES = _read_words("adjectives")
+NON_STYLE_WORDS = _read_words("non_style_words")
+SUFFIXES = ("ful", "less", "ous", "ible", "able", "esque", "ical", "ional", "istic", "ive")
 
 
 def is_adjective(word: str) -> bool:
-    "Return whether a word may name a style: it is on the list, or has the suffix of an adjective."
+    "Return whether a word may name a style: it is on the list, or has the suffix of an adjective after three letters."
     word = word.lower()
     if len(word) < 3 or not word.isalpha() or word in NON_STYLE_WORDS:
         return False
-    return word in ADJECTIVES or bool(ADJECTIVE_PATTERN.match(word))
+    return word in ADJECTIVES or any(word.endswith(suffix) and len(word) > len(suffix) + 2 for suffix in SUFFIXES)
 
 # %% ../../nbs/4_explanation/06_decomposition.ipynb #su02
-LETTERS_PATTERN = re.compile(r"[^\W\d_]+")
-
-
 def _parse_first_word(tokenizer, ids: list, stops: set) -> tuple:  # (word in lower case, its number of tokens), or None
     "Read the whole word with which an answer begins; None if it does not end, or has a hyphen or an apostrophe."
     end = next((k for k, token in enumerate(ids) if token in stops), len(ids))
     text = tokenizer.decode(ids[:end])
-    match = LETTERS_PATTERN.search(text)
+    match = re.search(r"[^\W\d_]+", text)
     may_go_on = match and match.end() == len(text) and end == len(ids)
     if not match or may_go_on or text[match.end() : match.end() + 1] in ("-", "'", "’", "\ufffd"):
         return None
     count = next(k for k in range(1, end + 1) if match.group() in tokenizer.decode(ids[:k]))
     return match.group().lower(), count
 
-# %% ../../nbs/4_explanation/06_decomposition.ipynb #e20ccc2b
-MAX_CONTINUATION_TOKENS = 5  # tokens after the first one in which a word must end
-MIN_ADJECTIVE_SHARE = 0.05  # share of the probability that adjectives must get
-
 # %% ../../nbs/4_explanation/06_decomposition.ipynb #7b4f2ac8
 def first_word_probabilities(summariser, pairs: list, num_first_tokens: int = 24) -> list:  # [(word, probability)]
     "Return the words with which the summariser would begin its answer, averaged over pairs, likeliest first."
     import torch
 
-    ends = summariser.model.generation_config.eos_token_id
+    model = summariser.model
+    options = dict(
+        max_new_tokens=5, do_sample=False, repetition_penalty=1.0, pad_token_id=summariser.tokenizer.pad_token_id
+    )
+    ends = model.generation_config.eos_token_id
     stops = {summariser.tokenizer.eos_token_id} | set(np.atleast_1d(ends or []).tolist())
     total = {}
     for row in _fit_summary_prompts(summariser, pairs):
         with torch.inference_mode(), measure_cost(summariser.cost):
             prompt = torch.tensor([row], device=summariser.device)
-            output = summariser.model(input_ids=prompt, use_cache=True, logits_to_keep=1)
-            logs = output.logits[0, -1].float().log_softmax(0)
-            value, token = logs.topk(min(num_first_tokens, len(logs)))
-            tokens, values, cache = [token], [value], get_cache(output)
-            cache.batch_repeat_interleave(len(token))
-            for _ in range(MAX_CONTINUATION_TOKENS):
-                caches = name_cache(summariser.model, cache)
-                output = summariser.model(input_ids=token[:, None], use_cache=True, **caches)
-                value, token = output.logits[:, -1].float().log_softmax(-1).max(-1)
-                tokens.append(token)
-                values.append(value)
-        summariser.cost.tokens += len(row) + MAX_CONTINUATION_TOKENS * len(token)
-        summariser.cost.forward += len(token)
-        for ids, logs in zip(torch.stack(tokens, 1).tolist(), torch.stack(values, 1).cpu().numpy()):
+            logits = model(input_ids=prompt, logits_to_keep=1).logits[0, -1]
+            first_logs, tokens = logits.float().log_softmax(0).topk(min(num_first_tokens, len(logits)))
+            begun = torch.cat([prompt.expand(len(tokens), -1), tokens[:, None]], 1)
+            output = model.generate(
+                begun,
+                attention_mask=torch.ones_like(begun),
+                output_logits=True,
+                return_dict_in_generate=True,
+                **options,
+            )
+        continued = output.sequences[:, begun.shape[1] :]
+        later_logs = torch.stack(output.logits, 1).float().log_softmax(-1).gather(-1, continued[:, :, None])[:, :, 0]
+        logs = torch.cat([first_logs[:, None], later_logs], 1).cpu().numpy()
+        summariser.cost.tokens += begun.numel() + continued.numel()
+        summariser.cost.forward += len(tokens)
+        for ids, log in zip(output.sequences[:, len(row) :].tolist(), logs):
             if parsed := _parse_first_word(summariser.tokenizer, ids, stops):
                 word, count = parsed
-                total[word] = total.get(word, 0.0) + float(np.exp(logs[:count].sum())) / len(pairs)
+                total[word] = total.get(word, 0.0) + float(np.exp(log[:count].sum())) / len(pairs)
     return sorted(total.items(), key=lambda item: (-item[1], item[0]))
 
 # %% ../../nbs/4_explanation/06_decomposition.ipynb #4680a8d6
 def candidate_words(
     summariser,  # a `Model`
     pairs: list,  # (question, Response 1, Response 2)
+    min_share: float = 0.05,  # of the probability that adjectives must get, or the summariser did not understand
 ) -> list:  # [(adjective, probability)], likeliest first
     "Return the summariser's own adjectives (step 2 of XPerT); raises `InputError` if it answers with nonsense."
     words = first_word_probabilities(summariser, pairs)
     adjectives = [(word, p) for word, p in words if is_adjective(word)]
     share = sum(p for _, p in adjectives)
-    if share < MIN_ADJECTIVE_SHARE:
+    if share < min_share:
         answers = ", ".join(repr(word) for word, _ in words[:4]) or "no words"
-        message = f"summariser {summariser.name} answers with {answers}; adjectives hold {share:.1%} of the probability"
-        raise InputError(message, "use a larger instruct model, or the style space of personal_llm.explanation.space")
+        problem = f"summariser {summariser.name} answers with {answers}; adjectives hold {share:.1%} of the probability"
+        raise InputError(problem, "use a larger instruct model, or the style space of personal_llm.explanation.space")
     return adjectives
 
 # %% ../../nbs/4_explanation/06_decomposition.ipynb #9cb51f71
@@ -215,28 +217,26 @@ def _unit_vectors(vectors, width: int, words: list) -> np.ndarray:  # (n, width)
             raise InputError(f"the vector of {word!r} has length {length}", remedy)
     return vectors / lengths[:, None]
 
-# %% ../../nbs/4_explanation/06_decomposition.ipynb #ea40a34c
-MAX_COSINE = 0.1  # the gate: the cosine of two kept vectors lies between -MAX_COSINE and MAX_COSINE
-MAX_RESIDUAL = 0.2  # the stopping rule: share of the length of V that may be left
-
 # %% ../../nbs/4_explanation/06_decomposition.ipynb #61305b3c
 def decompose(
     V: np.ndarray,  # (width,), a shift
     words: list,  # candidates, likeliest first
     vectors: np.ndarray,  # (n, width), of the candidates, of any length
-    gate: float = MAX_COSINE,
-    stop: float = MAX_RESIDUAL,
+    gate: float = 0.1,  # the paper's: the cosine of two kept vectors lies between -gate and gate
+    stop: float = 0.2,  # the paper's: share of the length of V that may be left
     start: tuple = ((), ()),  # (words, vectors) that are kept already, as in a shared basis
 ) -> Decomposition:
     "Decompose a shift into words, greedily in the order of the candidates (step 2 of XPerT)."
     V = np.asarray(V, float)
     length = np.linalg.norm(V)
     if V.ndim != 1 or not 0 < length < np.inf:
-        message = "the shift is zero or not finite: the responses do not differ, or no text was read"
-        raise InputError(message, "give other dialogues")
-    kept, basis = list(start[0]), list(_unit_vectors(start[1], len(V), start[0]))
+        problem = "the shift is zero or not finite: the responses do not differ, or no text was read"
+        raise InputError(problem, "give other dialogues")
+    kept = list(start[0])
+    basis = list(_unit_vectors(start[1], len(V), start[0]))
     remainder = V - sum((V @ v) * v for v in basis)
-    residuals, num_tried = [np.linalg.norm(remainder) / length], 0
+    residuals = [float(np.linalg.norm(remainder) / length)]
+    num_tried = 0
     for word, v in zip(words, _unit_vectors(vectors, len(V), words)):
         if residuals[-1] < stop:
             break
@@ -245,9 +245,9 @@ def decompose(
             kept.append(word)
             basis.append(v)
             remainder = remainder - (V @ v) * v
-            residuals.append(np.linalg.norm(remainder) / length)
-    basis, residuals = np.array(basis).reshape(-1, len(V)), tuple(map(float, residuals))
-    return Decomposition(tuple(kept), basis @ V, basis, residuals, residuals[-1] < stop, num_tried)
+            residuals.append(float(np.linalg.norm(remainder) / length))
+    vectors = np.array(basis).reshape(-1, len(V))
+    return Decomposition(tuple(kept), vectors @ V, vectors, tuple(residuals), residuals[-1] < stop, num_tried)
 
 # %% ../../nbs/4_explanation/06_decomposition.ipynb #2ce2ac69
 @dataclass
@@ -262,8 +262,7 @@ class SharedBasis(StoredArrays):
     threshold: float  # strength below which text counts as default
     words: tuple = ()
     vectors: np.ndarray = None  # (k, d) float32, of length 1
-    kind, file_name = "xpert", "space"
-    file_keys = {"neutral_variance": "spread", "num_neutral_states": "neutral"}
+    kind = "xpert"
 
     def __post_init__(self):
         if self.vectors is None:
@@ -277,7 +276,8 @@ class SharedBasis(StoredArrays):
     def grow(self, V: np.ndarray, candidates: list, vectors: np.ndarray) -> Decomposition:  # of V in the grown basis
         "Add the words that V needs and the basis lacks, given candidates and their vectors, all centred."
         decomposition = decompose(V, candidates, vectors, start=(self.words, self.vectors))
-        self.words, self.vectors = decomposition.words, np.asarray(decomposition.vectors, np.float32)
+        self.words = decomposition.words
+        self.vectors = np.asarray(decomposition.vectors, np.float32)
         return decomposition
 
     def strength(self, V: np.ndarray, samples: int) -> float:
@@ -298,7 +298,8 @@ class SharedBasis(StoredArrays):
         "Make an empty basis for a base model; centre, unit and threshold come from neutral pairs for some questions."
         check_answer_count(len(prompts), "prompts for a basis")
         states = summary_states(summariser, neutral_pairs(_require_base(model), prompts))
-        centre, count = states.mean(0), len(states)
+        centre = states.mean(0)
+        count = len(states)
         variance = float(((states - centre) ** 2).sum(1).mean()) * count / (count - 1)
         threshold = split_half_threshold(states, variance)
         return cls(model.base, _require_base(summariser).base, centre, variance, count, threshold)
@@ -306,7 +307,8 @@ class SharedBasis(StoredArrays):
 # %% ../../nbs/4_explanation/06_decomposition.ipynb #9b3e6d21
 def split_half_threshold(states: np.ndarray, variance: float) -> float:
     "Return the strength that 95 % of splits of neutral states (m, d) into halves stay below."
-    half, rng = len(states) // 2, make_generator(0, "threshold")
+    half = len(states) // 2
+    rng = make_generator(0, "threshold")
     draws = [states[rng.permutation(len(states))] for _ in range(200)]
     distances = [np.linalg.norm(drawn[:half].mean(0) - drawn[half:].mean(0)) for drawn in draws]
     return float(np.quantile(distances, 0.95) / np.sqrt(variance * (1 / half + 1 / (len(states) - half))))
@@ -338,7 +340,8 @@ def explain_as_published(
         pairs = [(d.prompt, d.response, answer) for d, answer in zip(dialogues, answers)]
         states = summary_states(summariser, pairs) - basis.centre
     V = states.mean(0)
-    z, length = basis.coordinates(V), max(np.linalg.norm(V), 1e-12)
+    length = max(np.linalg.norm(V), 1e-12)
+    z = basis.coordinates(V)
     resampled = normalise_rows(states[bootstrap_indices(len(states), 0)].mean(1))
     order = [i for i in np.argsort(-z, kind="stable") if z[i] > 0]
     return Explanation(

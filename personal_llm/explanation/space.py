@@ -14,7 +14,7 @@ import numpy as np
 
 from ..base.core import InputError
 from ..base.files import compute_sha256, read_json, write_atomically, write_json
-from ..base.loading import get_encoder_id
+from ..base.loading import get_encoder_id, load_encoder
 from ..base.text import get_language
 from .style import FEATURE_BLOCKS
 
@@ -32,22 +32,29 @@ def normalise_rows(
     "Scale each vector to length 1."
     return x / np.maximum(np.linalg.norm(x, axis=-1, keepdims=True), 1e-12)
 
+# %% ../../nbs/4_explanation/02_space.ipynb #enc00001
+def find_encoder(encoder_id: str):  # a sentence encoder
+    "Return the encoder of an id, in the package or chosen; raise `InputError` if it is neither."
+    for name in ("pocket", None):  # None: the chosen one
+        encoder = load_encoder(name)
+        if get_encoder_id(encoder) == encoder_id:
+            return encoder
+    problem = f"the style space was made with encoder {encoder_id}, the chosen one is {get_encoder_id()}"
+    raise InputError(problem, "choose that encoder (PERSONAL_LLM_ENCODER), or fit a space with this one")
+
 # %% ../../nbs/4_explanation/02_space.ipynb #a15952c0
 class StoredArrays:
     "A dataclass with arrays, which are float32; `save` writes a JSON file and a safetensors file, `load` reads them."
-
-    file_name = ""  # of the two files, without ending
-    file_keys = {}  # field -> its key in the files, where they differ
 
     def __post_init__(self):
         for f in fields(self):
             if f.type is np.ndarray:
                 object.__setattr__(self, f.name, np.ascontiguousarray(getattr(self, f.name), np.float32))
 
-    def split_fields(self) -> tuple:  # (key -> array, key -> plain value)
-        values = {self.file_keys.get(f.name, f.name): getattr(self, f.name) for f in fields(self)}
-        arrays = {key: value for key, value in values.items() if isinstance(value, np.ndarray)}
-        return arrays, {key: value for key, value in values.items() if key not in arrays}
+    def split_fields(self) -> tuple:  # (name -> array, name -> plain value)
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        arrays = {name: value for name, value in values.items() if isinstance(value, np.ndarray)}
+        return arrays, {name: value for name, value in values.items() if name not in arrays}
 
     @property
     def id(self) -> str:  # 16 hex digits; changes with every value
@@ -56,12 +63,12 @@ class StoredArrays:
         return compute_sha256(content)[:16]
 
     def save(self, folder) -> None:
-        "Write the JSON file and the safetensors file into a folder, which is made if it is not there."
+        "Write space.json and space.safetensors into a folder, which is made if it is not there."
         from safetensors.numpy import save
 
         arrays, card = self.split_fields()
-        write_atomically(Path(folder, f"{self.file_name}.safetensors"), save(arrays))
-        write_json(Path(folder, f"{self.file_name}.json"), dict(kind=self.kind, id=self.id) | card)
+        write_atomically(Path(folder, "space.safetensors"), save(arrays))
+        write_json(Path(folder, "space.json"), dict(kind=self.kind, id=self.id) | card)
 
     @classmethod
     def load(cls, folder):  # a value of this class
@@ -69,26 +76,27 @@ class StoredArrays:
         from safetensors import SafetensorError
         from safetensors.numpy import load
 
-        as_tuples = lambda value: tuple(map(as_tuples, value)) if isinstance(value, list) else value
-        card_file, array_file = (Path(folder, f"{cls.file_name}.{ending}") for ending in ("json", "safetensors"))
-        if not card_file.exists():
-            raise InputError(f"{folder}: no {card_file.name} here", "give the folder of a library")
-        card = read_json(card_file)
+        file = Path(folder, "space.json")
+        if not file.exists():
+            raise InputError(f"{folder}: no {file.name} here", "give the folder of a library with a space")
+        card = read_json(file)
         try:
-            stored = card | load(array_file.read_bytes())
-            stored_id, names = (
-                (stored.pop("kind"), stored.pop("id")),
-                {key: name for name, key in cls.file_keys.items()},
-            )
-            value = cls(**{names.get(key, key): as_tuples(part) for key, part in stored.items()})
-            if stored_id != (value.kind, value.id):
+            kind = card.pop("kind")
+            stored_id = card.pop("id")
+            values = {name: convert_to_tuples(value) for name, value in card.items()}
+            space = cls(**values, **load(file.with_suffix(".safetensors").read_bytes()))
+            if (kind, stored_id) != (cls.kind, space.id):
                 raise ValueError("the two files do not belong together")
-            return value
+            return space
         except (OSError, SafetensorError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
-            message = f"{folder}: {card_file.name} or {array_file.name} is missing or damaged"
-            raise InputError(
-                f"{message} ({type(error).__name__}: {str(error)[:80]})", "restore a copy of both"
-            ) from error
+            problem = f"{folder}: space.json or space.safetensors is missing or damaged"
+            reason = f"{type(error).__name__}: {str(error)[:80]}"
+            raise InputError(f"{problem} ({reason})", "restore a copy of both") from error
+
+
+def convert_to_tuples(value):
+    "Return a JSON value with tuples in place of its lists."
+    return tuple(map(convert_to_tuples, value)) if isinstance(value, list) else value
 
 # %% ../../nbs/4_explanation/02_space.ipynb #1387f934
 @dataclass(frozen=True, eq=False)
@@ -104,25 +112,11 @@ class StyleSpace(StoredArrays):
     blocks: tuple  # features in each of `FEATURE_BLOCKS`
     plain_noise: float  # root mean square length of z_i in plain text
     threshold: float  # strength below which a text counts as plain
-    coordinate_scale: np.ndarray = None  # (k,) r, root mean square of pure styles; ones by default
+    coordinate_scale: np.ndarray  # (k,) r, root mean square of pure styles
+    encoder: str  # id of the sentence encoder
     nats_per_unit: float = 1.0  # length of the slope of a pLLM of length 1, in nats a token (see `explain_pllm`)
-    encoder: str = None  # id of the sentence encoder; the chosen one by default
     language: str = "english"  # name of the `Language` of the texts
-    kind, file_name = "style", "space"
-    file_keys = {"plain_noise": "noise", "coordinate_scale": "spread"}
-
-    def __post_init__(self):
-        if self.coordinate_scale is None:
-            object.__setattr__(self, "coordinate_scale", np.ones(self.matrix.shape[1]))
-        object.__setattr__(self, "encoder", self.encoder or get_encoder_id())
-        super().__post_init__()
-
-    @property
-    def id(self) -> str:  # 16 hex digits; changes with every field but `plain_noise` and `threshold`
-        head = (self.base, self.words, self.blocks, self.encoder, float(self.nats_per_unit))
-        head += () if self.language == "english" else (self.language,)
-        arrays = (self.vectors, self.scale, self.centres, self.matrix, self.coordinate_scale)
-        return compute_sha256(repr(head).encode() + b"".join(array.tobytes() for array in arrays))[:16]
+    kind = "style"
 
     @property
     def width(self) -> int:  # entries of a row
@@ -143,23 +137,15 @@ class StyleSpace(StoredArrays):
         return np.concatenate([x @ self.matrix / self.coordinate_scale, x], -1).astype(np.float32)
 
     def check(self, model) -> None:
-        "Raise `InputError` unless this model, the chosen encoder and the chosen language made the space."
+        "Raise `InputError` unless this model and the chosen language made the space."
         if self.base != model.base:
-            message = f"the style space was made for base {self.base}, this model is {model.base}"
-            remedy = "load the model it was made for, or make a space of this one (personal-llm library space)"
-            raise InputError(message, remedy)
-        if self.encoder != get_encoder_id():
-            message = f"the style space was made with encoder {self.encoder}, the chosen one is {get_encoder_id()}"
-            raise InputError(message, "choose that encoder (PERSONAL_LLM_ENCODER), or fit anew with this one")
+            problem = f"the style space was made for base {self.base}, this model is {model.base}"
+            raise InputError(problem, "load the model it was made for, or explain without a space")
         if self.language != get_language().name:
-            message = f"the style space was made for {self.language}, the chosen language is {get_language().name}"
-            raise InputError(message, "choose that language (PERSONAL_LLM_LANGUAGE), or fit a space for this one")
+            problem = f"the style space was made for {self.language}, the chosen language is {get_language().name}"
+            raise InputError(problem, "choose that language (PERSONAL_LLM_LANGUAGE), or fit a space for this one")
 
 # %% ../../nbs/4_explanation/02_space.ipynb #1332d30a
-MAX_CODE_WORDS = 4  # words of a sparse code at most
-MIN_WORD_GAIN = 0.03  # share of the squared length that a further word must explain
-
-
 def nonnegative_coefficients(vectors: np.ndarray, target: np.ndarray) -> np.ndarray:  # (words,) coefficients >= 0
     "Fit a target (k,) of length 1 as a non-negative sum of words (words, k), by least squares."
     from scipy.optimize import nnls
@@ -170,18 +156,24 @@ def nonnegative_coefficients(vectors: np.ndarray, target: np.ndarray) -> np.ndar
 def sparse_code(
     vectors: np.ndarray,  # (words, k), rows of length 1
     target: np.ndarray,  # (k,) a direction of any length
+    max_words: int = 4,  # a reader keeps no more in mind
+    min_gain: float = 0.03,  # share of the squared length that a further word must explain
 ) -> tuple:  # (indices, coefficients > 0 of the unit target, largest first, unexplained share 0 to 1)
     "Find a few words whose non-negative sum is nearest to a direction."
     target = normalise_rows(np.asarray(target, float))
-    chosen, coefficients, remainder = [], np.zeros(0), target
-    while len(chosen) < MAX_CODE_WORDS:
+    chosen = []
+    coefficients = np.zeros(0)
+    remainder = target
+    while len(chosen) < max_words:
         similarity = vectors @ remainder
         similarity[chosen] = -np.inf
         candidates = [*chosen, int(similarity.argmax())]
         fitted = nonnegative_coefficients(vectors[candidates], target)
         new_remainder = target - fitted @ vectors[candidates]
-        if remainder @ remainder - new_remainder @ new_remainder < MIN_WORD_GAIN:
+        if remainder @ remainder - new_remainder @ new_remainder < min_gain:
             break
-        chosen, coefficients, remainder = candidates, fitted, new_remainder
+        chosen = candidates
+        coefficients = fitted
+        remainder = new_remainder
     order = [i for i in np.argsort(-coefficients) if coefficients[i] > 0]
     return [chosen[i] for i in order], coefficients[order], float(remainder @ remainder)

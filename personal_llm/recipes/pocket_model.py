@@ -23,7 +23,6 @@ from tqdm.auto import tqdm
 
 from ..base.core import InputError, patch
 from ..base.files import write_json
-from .pocket_report import report
 from .pocket_text import WINDOW, build_streams
 
 # %% ../../nbs/recipes/pocket_model.ipynb #9bd09654
@@ -279,7 +278,6 @@ def training_arguments() -> argparse.ArgumentParser:
         "--mean", action="store_true", help=f"then take the mean with the start, {LATER_WEIGHT_SHARE:.0%}% of it new"
     )
     parser.add_argument("--no-compile", action="store_true", help="do without a C++ compiler, a third slower")
-    parser.add_argument("--report", metavar="FILE", help="then write the three reports on reserved rows to FILE")
     return parser
 
 # %% ../../nbs/recipes/pocket_model.ipynb #a624bab2
@@ -291,8 +289,6 @@ def main(argv=None):
     if args.start and args.mean:
         folder = average_models(args.start, folder, out / "mean")
     print("saved", folder)
-    if args.report:
-        write_json(args.report, report(args.data, str(folder)))
 
 # %% ../../nbs/recipes/pocket_model.ipynb #106662ac
 if __name__ == "__main__" and "__file__" in globals():

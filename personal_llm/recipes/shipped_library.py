@@ -19,10 +19,9 @@ from ..data.splits import get_row_group, is_reserved
 from ..data.people import brevity, bullets, emoji, lower_case
 from ..data.people import numbered_steps, opener, preferred_words, sign_off
 from .samples import clean_answer, read_source
-from ..selection.gradient_match import load_sketch
 from ..selection.library import Library
 from ..selection.ranking import PLAIN_PLLM
-from ..selection.warm_start import load_plain_dialogues, tune_plain_pllm
+from ..selection.warm_start import load_plain_dialogues
 from ..tuning.config import TuningConfig
 from ..tuning.finetune import finetune
 from ..explanation.explanation import explain_pllm, load_probe_texts, prepare_probes
@@ -151,7 +150,7 @@ def tune_all(
     adapters = {name: tune_person(model, data, name, seed + number, place / name) for number, name in people}
     own = place / PLAIN_PLLM
     if not (own / "adapter.json").is_file():
-        tune_plain_pllm(model, own, seed=seed + len(SUBJECTS), config=library_config(model))
+        finetune(model, load_plain_dialogues(), library_config(model), out=own, seed=seed + len(SUBJECTS), progress=False)
     return adapters | {PLAIN_PLLM: Adapter.load(own)}
 
 
@@ -172,7 +171,7 @@ def make_library(
     seed: int = 0,  # of what is said
 ):  # a `Library`
     "Explain beside the plain one's answers, each person's pLLM also on its own subject, and add."
-    library = Library(out, space) if Path(out, "index.json").is_file() else Library.create(out, space)
+    library = Library(out) if Path(out, "library.json").is_file() else Library.create(out, space)
     missing = [name for name in adapters if name not in library]
     if missing:
         panels = prepare_probes(model, space, *load_probe_texts(), seed, adapters[PLAIN_PLLM])
@@ -181,5 +180,4 @@ def make_library(
         mine = explain_pllm(model, adapters[name], space, panels, seed, prompts).without_timings()
         facts = dict(samples=ROWS_PER_PLLM, similarity=SIMILARITY if name in SUBJECTS else None)
         library.add(name, adapters[name], mine, licence="CC BY-SA 4.0", style=describe_aim(name), **facts)
-    load_sketch(library)  # beside the index, so that a device need not make it
     return library

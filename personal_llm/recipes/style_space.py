@@ -28,7 +28,7 @@ from .style_pools import crafted_pool, real_pool, tune_pllm
 from .style_texts import PERSONAS, rows_to_lines
 from ..explanation.explanation import load_probe_texts, prepare_probes
 from ..explanation.space import StyleSpace
-from ..explanation.space_fitting import SPACE_TEXTS_FILE, SpaceTexts, fit_space, measure_nats_per_unit
+from .space_fitting import SPACE_TEXTS_FILE, SpaceTexts, fit_space, measure_nats_per_unit
 from ..explanation.style import sample_responses
 
 # %% ../../nbs/recipes/style_space.ipynb #f3a7d3c7
@@ -338,7 +338,7 @@ def make_space(
 # %% ../../nbs/recipes/style_space.ipynb #8be23757
 def make_shipped_library(model, data: str, out: str, space: str = None, adapters: str = None) -> None:
     "Tune the nine pLLMs and put them into a library; a large model's weigh 16 bits. An interrupted call goes on."
-    from personal_llm.explanation import space_fitting
+    from personal_llm.recipes import space_fitting
     from personal_llm.recipes.shipped_library import halve_weights, make_library, tune_all
 
     with tempfile.TemporaryDirectory() as temporary:

@@ -12,46 +12,34 @@ from pathlib import Path
 
 import numpy as np
 
+from ..base.adapters import WEIGHTS_FILE
 from ..base.core import Cost, InputError
 from ..tuning.statistics import lower_confidence_bound
 
 # %% ../../nbs/5_selection/02_ranking.ipynb #9087c868
 def cosine_distance(
-    rows: np.ndarray,  # (n, d), may be memory-mapped
+    rows: np.ndarray,  # (n, d)
     z: np.ndarray,  # (d,)
 ) -> np.ndarray:  # (n,) from 0 to 2; 1 where a row or z has length zero
     "Return one minus the cosine between each row and z."
-    z = np.asarray(z, np.float64)
-    unit = (z / (np.linalg.norm(z) or 1.0)).astype(np.float32)
-    with np.errstate(invalid="ignore"):  # NaN stays NaN, and `find_nearest` names its pLLM
-        lengths = np.sqrt(np.einsum("nd,nd->n", rows, rows))
-        cosine = np.divide(rows @ unit, lengths, out=np.zeros(len(rows), np.float32), where=lengths != 0)
-    return 1 - cosine
+    lengths = np.linalg.norm(rows, axis=1) * np.linalg.norm(z)
+    return 1 - rows @ np.asarray(z, float) / np.where(lengths == 0, 1, lengths)
 
 # %% ../../nbs/5_selection/02_ranking.ipynb #bd69868e
 def l1_distance(
-    rows: np.ndarray,  # (n, d), may be memory-mapped
+    rows: np.ndarray,  # (n, d)
     z: np.ndarray,  # (d,)
 ) -> np.ndarray:  # (n,)
     "Return the sum of absolute differences between each row and z, the paper's distance."
-    from scipy.spatial.distance import cdist
-
-    return cdist(rows, np.asarray(z, np.float32)[None], "cityblock")[:, 0]
-
-# %% ../../nbs/5_selection/02_ranking.ipynb #32e5ba0f
-MAX_RANKED_PLLMS = 100  # pLLMs that a `Ranking` names
+    return np.abs(rows - np.asarray(z, float)).sum(1)
 
 # %% ../../nbs/5_selection/02_ranking.ipynb #e86705bc
-def find_nearest(distances: np.ndarray, names: list, max_count: int = MAX_RANKED_PLLMS) -> list:
-    "Return the indices of the smallest distances (n,). Raise `InputError` for a distance that is not finite."
-    broken = np.flatnonzero(~np.isfinite(distances))
-    if len(broken):
-        what = f"library: the distance of {names[broken[0]]!r} is not a finite number"
-        raise InputError(what, "remove that pLLM or add it anew")
-    candidates = range(len(distances))
-    if len(distances) > max_count:
-        candidates = np.argpartition(distances, max_count - 1)[:max_count]
-    return sorted(map(int, candidates), key=lambda i: (distances[i], names[i]))
+def sort_by_distance(distances: np.ndarray, names: list) -> list:  # (name, distance), nearest first
+    "Order pLLMs by their distances (n,). Raise `InputError` for a distance that is not finite."
+    for name, distance in zip(names, distances):
+        if not np.isfinite(distance):
+            raise InputError(f"library: the distance of {name!r} is not a finite number", "remove that pLLM")
+    return sorted(zip(names, map(float, distances)), key=lambda pair: (pair[1], pair[0]))
 
 # %% ../../nbs/5_selection/02_ranking.ipynb #5597cafa
 def compute_mean_loss(
@@ -65,35 +53,26 @@ def compute_mean_loss(
 BASE_NAME = "(base)"  # the name of the base model among losses
 PLAIN_PLLM = "plain"  # the name of a library's plain pLLM, which was tuned on text without a style of its own
 
-# %% ../../nbs/5_selection/02_ranking.ipynb #6c5f71c2
-MIN_LOSS_DIALOGUES = 4  # fewer dialogues make no loss that we compare
-
-# %% ../../nbs/5_selection/02_ranking.ipynb #9ef58ae5
-def get_download_bytes(library, name: str) -> int:
-    "Return the size of a pLLM's adapter in bytes; downloads nothing."
-    if remote := getattr(library, "remote", None):
-        return remote.manifest[f"{name}/adapter_model.safetensors"][0]
-    return (Path(library[name].adapter) / "adapter_model.safetensors").stat().st_size
-
 # %% ../../nbs/5_selection/02_ranking.ipynb #ef131a6d
 class PLLMLosses:
-    "Losses of pLLMs on a user's dialogues, each measured once, and the cost of those that were asked for."
+    "Losses of pLLMs on a user's dialogues, each measured once."
 
     def __init__(
         self,
         model,  # `Model`
         library,  # of the pLLMs
         dialogues: list,  # of the user
+        min_dialogues: int = 4,  # fewer make no loss that we compare
     ):
-        self.model, self.library, self.dialogues = model, library, list(dialogues)
+        self.model = model
+        self.library = library
+        self.dialogues = list(dialogues)
         self.num_dialogues = len(self.dialogues)
-        if self.num_dialogues < MIN_LOSS_DIALOGUES:
-            what = f"{self.num_dialogues} personal dialogues: a loss needs at least {MIN_LOSS_DIALOGUES}"
-            raise InputError(what, f"give {MIN_LOSS_DIALOGUES - self.num_dialogues} more")
-        self.lengths = np.array([len(model.encode(d)["input_ids"]) for d in self.dialogues])  # tokens
+        if self.num_dialogues < min_dialogues:
+            problem = f"{self.num_dialogues} personal dialogues: a loss needs at least {min_dialogues}"
+            raise InputError(problem, f"give {min_dialogues - self.num_dialogues} more")
         self.known_sums = {}  # name -> (n, 2) summed nats and response tokens of the first dialogues
-        self.requested_counts = {}  # name -> how many of the dialogues, from the first, were asked for
-        self.cost = Cost()
+        self.bytes_moved = 0  # of the adapters that we attached
 
     def dialogue_losses(
         self,
@@ -104,23 +83,17 @@ class PLLMLosses:
         count = min(count or self.num_dialogues, self.num_dialogues)
         sums = self.known_sums.get(name, np.zeros((0, 2)))
         if len(sums) < count:
-            with self.model.use_adapter(None if name == BASE_NAME else self.library[name].adapter):
+            adapter = None if name == BASE_NAME else self.library[name].adapter
+            if adapter and not len(sums):
+                self.bytes_moved += (Path(adapter) / WEIGHTS_FILE).stat().st_size
+            with self.model.use_adapter(adapter):
                 sums = np.concatenate([sums, self.model.nll(self.dialogues[len(sums) : count])])
             self.known_sums[name] = sums
-        sums, before = sums[:count], self.requested_counts.get(name, 0)
-        if before == 0 and name != BASE_NAME:
-            self.cost.bytes_moved += get_download_bytes(self.library, name)
-        if count > before:
-            self.cost.forward += count - before
-            self.cost.tokens += int(self.lengths[before:count].sum())
-            self.requested_counts[name] = count
-        with np.errstate(divide="ignore", invalid="ignore"):
-            values = sums[:, 0] / sums[:, 1]
-        if not np.isfinite(values).all():
-            nats, tokens = sums.sum(0)
-            what = f"the loss of {name!r} is not a number ({nats:g} nats for {tokens:g} tokens)"
-            raise InputError(what, "remove that pLLM from the library")
-        return values
+        nats, tokens = sums[:count].T
+        if not (np.isfinite(nats).all() and tokens.all()):
+            problem = f"the loss of {name!r} is not a number ({nats.sum():g} nats for {tokens.sum():g} tokens)"
+            raise InputError(problem, "remove that pLLM from the library")
+        return nats / tokens
 
     def mean_loss(
         self,
@@ -130,18 +103,17 @@ class PLLMLosses:
         "Return the mean of `dialogue_losses`."
         return float(self.dialogue_losses(name, count).mean())
 
-# %% ../../nbs/5_selection/02_ranking.ipynb #c085c99e
-MIN_GAIN_STANDARD_ERRORS = 1.5  # standard errors that the mean gain must exceed
-MIN_GAIN_OVER_PLAIN = 0.005  # share of the reference loss, in a library with a plain pLLM
-MIN_GAIN_OVER_BASE = 0.05  # share of the reference loss, in a library without one
-
 # %% ../../nbs/5_selection/02_ranking.ipynb #53sure02
-def is_gain_certain(gains: np.ndarray, reference_loss: float, has_plain: bool) -> bool:
-    "Whether the gains (n,) over the reference, in nats per token, are surely large enough; never for one or a NaN."
+def is_gain_certain(
+    gains: np.ndarray,  # (n,) over the reference, in nats per token
+    reference_loss: float,
+    min_share: float,  # of the reference loss, that the mean gain must exceed
+    num_errors: float = 1.5,  # standard errors that the mean gain must exceed
+) -> bool:
+    "Whether the gains are surely large enough; never for one or a NaN."
     if len(gains) < 2:
         return False
-    min_share = MIN_GAIN_OVER_PLAIN if has_plain else MIN_GAIN_OVER_BASE
-    is_sure = lower_confidence_bound(gains, MIN_GAIN_STANDARD_ERRORS) > 0
+    is_sure = lower_confidence_bound(gains, num_errors) > 0
     return bool(is_sure and gains.mean() > min_share * reference_loss)
 
 # %% ../../nbs/5_selection/02_ranking.ipynb #8a93620b
@@ -151,9 +123,9 @@ def race_by_loss(
 ) -> dict:  # name -> nats per token on all dialogues, for each pLLM that stayed to the end
     "Measure a shortlist on 4, 8, 16, … dialogues, dropping the pLLMs that are clearly behind."
     racing = list(names)
-    count = 0
-    while count < losses.num_dialogues:
-        count = min(losses.num_dialogues, max(MIN_LOSS_DIALOGUES, 2 * count))
+    count = 2
+    while racing and count < losses.num_dialogues:
+        count = min(losses.num_dialogues, 2 * count)
         values = {name: losses.dialogue_losses(name, count) for name in racing}
         leader = min(racing, key=lambda name: values[name].mean())
         racing = [name for name in racing if lower_confidence_bound(values[name] - values[leader]) <= 0]
@@ -164,17 +136,28 @@ def race_by_loss(
 class Ranking:
     "The answer of a selector: the nearest pLLMs, the chosen one, the reason and the cost."
 
-    best: str  # the pLLM to start from; None: start from a merge by `weights`, or from the base model
-    names: tuple  # nearest first, at most `MAX_RANKED_PLLMS`; those with a measured loss stand first
+    best: str  # the chosen pLLM; None: the selector abstains
+    names: tuple  # nearest first; those with a measured loss stand first
     distances: tuple  # one for each name, in the selector's own unit; smaller is better
-    weights: dict = field(default_factory=dict)  # name -> share of a merge, the base has the rest; any number for "fit"
-    abstained: bool = False  # whether no pLLM is worth starting from
     reason: str = ""  # why this pLLM, or why none
+    start: str = None  # the pLLM to start from: `best`, or after an abstention the plain one; None: the base model
+    losses: dict = field(default_factory=dict)  # name -> nats per token, where measured
     cost: Cost = field(default_factory=Cost)
     method: str = ""  # the selector's name
-    losses: dict = field(default_factory=dict)  # name -> nats per token, where measured
     library: object = field(default=None, repr=False, compare=False)  # of the names; never saved
-    errors: dict = field(default_factory=dict)  # name -> standard error of its weight, where fitted
+
+    @property
+    def abstained(self) -> bool:
+        return self.best is None
+
+    @property
+    def adapter(self) -> Path:  # None for the base model
+        "The folder of the adapter to start from. Raises `InputError` if the ranking does not know its library."
+        if self.start is None:
+            return None
+        if self.library is None:
+            raise InputError("this ranking does not know its library", "select again")
+        return self.library[self.start].adapter
 
     def to_dict(self) -> dict:
         "Return the ranking in JSON types, without the library."
@@ -182,23 +165,18 @@ class Ranking:
         del row["library"]
         return row
 
-    def _format_row(self, name: str, distance: str = "") -> str:
-        "Format one pLLM of the table; unknown values stay blank."
-        loss = f"{self.losses[name]:.3f}" if name in self.losses else ""
-        weight = f"{self.weights[name]:.2f}" if name in self.weights else ""
-        error = f" ± {self.errors[name]:.2f}" if name in self.errors and weight else ""
-        return f"  {name:<24}{distance:>10}{loss:>14}{weight:>8}{error}".rstrip()
-
     def __str__(self) -> str:
-        choice = self.best or ("a mixture" if self.weights and not self.abstained else "no pLLM")
-        lines = [f"{self.method or 'ranking'}: {choice} ({self.reason})"]
-        score = dict(fit="change", match="slope").get(self.method, "distance")  # a fit's scores are changes of the loss
-        lines.append(f"  {'pLLM':<24}{score:>10}{'nats a token':>14}{'weight':>8}")
-        lines += [self._format_row(name, f"{place:.4f}") for name, place in [*zip(self.names, self.distances)][:5]]
-        lines += [self._format_row(BASE_NAME)] if BASE_NAME in self.losses else []
-        passes = f"{self.cost.tokens} tokens, {self.cost.forward} forward, {self.cost.backward} backward"
-        moved = f"{self.cost.bytes_moved / 1e6:.2f} MB moved, {self.cost.seconds:.2f} s"
-        return "\n".join([*lines, f"  cost: {passes}, {moved}"])
+        "The choice, its reason, the nearest five, the base model and the cost."
+        rows = [(name, f"{distance:.4f}") for name, distance in zip(self.names[:5], self.distances)]
+        rows += [(BASE_NAME, "")] if BASE_NAME in self.losses else []
+        lines = [f"{self.method or 'ranking'}: {self.best or 'no pLLM'} ({self.reason})"]
+        lines.append(f"  {'pLLM':<24}{'slope' if self.method == 'match' else 'distance':>10}{'nats a token':>14}")
+        for name, distance in rows:
+            loss = f"{self.losses[name]:.3f}" if name in self.losses else ""
+            lines.append(f"  {name:<24}{distance:>10}{loss:>14}".rstrip())
+        cost = self.cost
+        passes = f"{cost.tokens} tokens, {cost.forward} forward, {cost.backward} backward"
+        return "\n".join([*lines, f"  cost: {passes}, {cost.bytes_moved / 1e6:.2f} MB moved, {cost.seconds:.2f} s"])
 
 # %% ../../nbs/5_selection/02_ranking.ipynb #61b62df2
 @dataclass(frozen=True)
