@@ -1037,80 +1037,55 @@ d = {
             "personal_llm.base.files.write_json": ("0_base/files.html#write_json", "personal_llm/base/files.py"),
             "personal_llm.base.files.write_sealed": ("0_base/files.html#write_sealed", "personal_llm/base/files.py"),
         },
-        "personal_llm.base.gguf": {
-            "personal_llm.base.gguf.GgufHeader": ("0_base/gguf.html#ggufheader", "personal_llm/base/gguf.py"),
-            "personal_llm.base.gguf.GgufHeader.__repr__": (
-                "0_base/gguf.html#ggufheader.__repr__",
-                "personal_llm/base/gguf.py",
-            ),
-            "personal_llm.base.gguf.GgufHeader.family": (
-                "0_base/gguf.html#ggufheader.family",
-                "personal_llm/base/gguf.py",
-            ),
-            "personal_llm.base.gguf.GgufHeader.num_weights": (
-                "0_base/gguf.html#ggufheader.num_weights",
-                "personal_llm/base/gguf.py",
-            ),
-            "personal_llm.base.gguf.HeaderCursor": ("0_base/gguf.html#headercursor", "personal_llm/base/gguf.py"),
-            "personal_llm.base.gguf.HeaderCursor.__init__": (
-                "0_base/gguf.html#headercursor.__init__",
-                "personal_llm/base/gguf.py",
-            ),
-            "personal_llm.base.gguf.HeaderCursor.fail": (
-                "0_base/gguf.html#headercursor.fail",
-                "personal_llm/base/gguf.py",
-            ),
-            "personal_llm.base.gguf.HeaderCursor.read": (
-                "0_base/gguf.html#headercursor.read",
-                "personal_llm/base/gguf.py",
-            ),
-            "personal_llm.base.gguf.HeaderCursor.read_number": (
-                "0_base/gguf.html#headercursor.read_number",
-                "personal_llm/base/gguf.py",
-            ),
-            "personal_llm.base.gguf.HeaderCursor.read_text": (
-                "0_base/gguf.html#headercursor.read_text",
-                "personal_llm/base/gguf.py",
-            ),
-            "personal_llm.base.gguf.HeaderCursor.read_value": (
-                "0_base/gguf.html#headercursor.read_value",
-                "personal_llm/base/gguf.py",
-            ),
-            "personal_llm.base.gguf.TensorInfo": ("0_base/gguf.html#tensorinfo", "personal_llm/base/gguf.py"),
-            "personal_llm.base.gguf.build_tokenizer": ("0_base/gguf.html#build_tokenizer", "personal_llm/base/gguf.py"),
-            "personal_llm.base.gguf.convert_gguf": ("0_base/gguf.html#convert_gguf", "personal_llm/base/gguf.py"),
-            "personal_llm.base.gguf.find_family_problem": (
-                "0_base/gguf.html#find_family_problem",
-                "personal_llm/base/gguf.py",
-            ),
-            "personal_llm.base.gguf.is_gguf": ("0_base/gguf.html#is_gguf", "personal_llm/base/gguf.py"),
-            "personal_llm.base.gguf.read_gguf_config": (
-                "0_base/gguf.html#read_gguf_config",
-                "personal_llm/base/gguf.py",
-            ),
-            "personal_llm.base.gguf.read_gguf_header": (
-                "0_base/gguf.html#read_gguf_header",
-                "personal_llm/base/gguf.py",
-            ),
-            "personal_llm.base.gguf.read_tensor": ("0_base/gguf.html#read_tensor", "personal_llm/base/gguf.py"),
-            "personal_llm.base.gguf.read_tensor_info": (
-                "0_base/gguf.html#read_tensor_info",
-                "personal_llm/base/gguf.py",
-            ),
-            "personal_llm.base.gguf.read_weights": ("0_base/gguf.html#read_weights", "personal_llm/base/gguf.py"),
-            "personal_llm.base.gguf.write_converted_model": (
-                "0_base/gguf.html#write_converted_model",
-                "personal_llm/base/gguf.py",
-            ),
-        },
         "personal_llm.base.loading": {
-            "personal_llm.base.loading.check_hub": ("0_base/loading.html#check_hub", "personal_llm/base/loading.py"),
+            "personal_llm.base.loading.GgufCursor": ("0_base/loading.html#ggufcursor", "personal_llm/base/loading.py"),
+            "personal_llm.base.loading.GgufCursor.__init__": (
+                "0_base/loading.html#ggufcursor.__init__",
+                "personal_llm/base/loading.py",
+            ),
+            "personal_llm.base.loading.GgufCursor.read": (
+                "0_base/loading.html#ggufcursor.read",
+                "personal_llm/base/loading.py",
+            ),
+            "personal_llm.base.loading.GgufCursor.read_number": (
+                "0_base/loading.html#ggufcursor.read_number",
+                "personal_llm/base/loading.py",
+            ),
+            "personal_llm.base.loading.GgufCursor.read_text": (
+                "0_base/loading.html#ggufcursor.read_text",
+                "personal_llm/base/loading.py",
+            ),
+            "personal_llm.base.loading.GgufCursor.read_value": (
+                "0_base/loading.html#ggufcursor.read_value",
+                "personal_llm/base/loading.py",
+            ),
+            "personal_llm.base.loading.GgufHeader": ("0_base/loading.html#ggufheader", "personal_llm/base/loading.py"),
+            "personal_llm.base.loading.GgufHeader.family": (
+                "0_base/loading.html#ggufheader.family",
+                "personal_llm/base/loading.py",
+            ),
+            "personal_llm.base.loading.GgufHeader.num_weights": (
+                "0_base/loading.html#ggufheader.num_weights",
+                "personal_llm/base/loading.py",
+            ),
+            "personal_llm.base.loading.build_tokenizer": (
+                "0_base/loading.html#build_tokenizer",
+                "personal_llm/base/loading.py",
+            ),
+            "personal_llm.base.loading.choose_dtype": (
+                "0_base/loading.html#choose_dtype",
+                "personal_llm/base/loading.py",
+            ),
             "personal_llm.base.loading.choose_model_name": (
                 "0_base/loading.html#choose_model_name",
                 "personal_llm/base/loading.py",
             ),
             "personal_llm.base.loading.compute_fingerprint": (
                 "0_base/loading.html#compute_fingerprint",
+                "personal_llm/base/loading.py",
+            ),
+            "personal_llm.base.loading.convert_gguf": (
+                "0_base/loading.html#convert_gguf",
                 "personal_llm/base/loading.py",
             ),
             "personal_llm.base.loading.find_encoder": (
@@ -1121,15 +1096,7 @@ d = {
                 "0_base/loading.html#find_linear_modules",
                 "personal_llm/base/loading.py",
             ),
-            "personal_llm.base.loading.find_weight_files": (
-                "0_base/loading.html#find_weight_files",
-                "personal_llm/base/loading.py",
-            ),
             "personal_llm.base.loading.get_cache": ("0_base/loading.html#get_cache", "personal_llm/base/loading.py"),
-            "personal_llm.base.loading.get_cached_fingerprint": (
-                "0_base/loading.html#get_cached_fingerprint",
-                "personal_llm/base/loading.py",
-            ),
             "personal_llm.base.loading.get_encoder_id": (
                 "0_base/loading.html#get_encoder_id",
                 "personal_llm/base/loading.py",
@@ -1138,8 +1105,13 @@ d = {
                 "0_base/loading.html#get_lasting_name",
                 "personal_llm/base/loading.py",
             ),
+            "personal_llm.base.loading.get_processor_name": (
+                "0_base/loading.html#get_processor_name",
+                "personal_llm/base/loading.py",
+            ),
             "personal_llm.base.loading.has_keys": ("0_base/loading.html#has_keys", "personal_llm/base/loading.py"),
             "personal_llm.base.loading.is_causal": ("0_base/loading.html#is_causal", "personal_llm/base/loading.py"),
+            "personal_llm.base.loading.is_gguf": ("0_base/loading.html#is_gguf", "personal_llm/base/loading.py"),
             "personal_llm.base.loading.load_causal_lm": (
                 "0_base/loading.html#load_causal_lm",
                 "personal_llm/base/loading.py",
@@ -1152,15 +1124,32 @@ d = {
                 "0_base/loading.html#load_from_files",
                 "personal_llm/base/loading.py",
             ),
+            "personal_llm.base.loading.measure_products": (
+                "0_base/loading.html#measure_products",
+                "personal_llm/base/loading.py",
+            ),
             "personal_llm.base.loading.name_cache": ("0_base/loading.html#name_cache", "personal_llm/base/loading.py"),
             "personal_llm.base.loading.note_once": ("0_base/loading.html#note_once", "personal_llm/base/loading.py"),
             "personal_llm.base.loading.quote_name": ("0_base/loading.html#quote_name", "personal_llm/base/loading.py"),
+            "personal_llm.base.loading.read_gguf_header": (
+                "0_base/loading.html#read_gguf_header",
+                "personal_llm/base/loading.py",
+            ),
             "personal_llm.base.loading.resolve_model": (
                 "0_base/loading.html#resolve_model",
                 "personal_llm/base/loading.py",
             ),
             "personal_llm.base.loading.set_encoder": (
                 "0_base/loading.html#set_encoder",
+                "personal_llm/base/loading.py",
+            ),
+            "personal_llm.base.loading.tie_tables": ("0_base/loading.html#tie_tables", "personal_llm/base/loading.py"),
+            "personal_llm.base.loading.time_product": (
+                "0_base/loading.html#time_product",
+                "personal_llm/base/loading.py",
+            ),
+            "personal_llm.base.loading.write_converted_model": (
+                "0_base/loading.html#write_converted_model",
                 "personal_llm/base/loading.py",
             ),
         },

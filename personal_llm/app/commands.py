@@ -25,7 +25,7 @@ from .personalize import format_figures, open_adapter, personalize, resolve_star
 from ..base.adapters import check_adapter, get_adapter_id
 from ..base.core import InputError
 from ..base.files import OWNERSHIP_FILE, check_new_folder, open_results_folder
-from ..base.gguf import is_gguf
+from ..base.loading import is_gguf
 from ..base.ledger import read_ledger
 from ..base.lineage import read_training_ids
 from ..base.loading import resolve_model

@@ -29,9 +29,8 @@ from personal_llm.base.files import (
     read_json,
     write_json,
 )
-from .gguf import build_tokenizer, is_gguf, read_gguf_header
-from .loading import choose_model_name, compute_fingerprint, find_weight_files
-from .loading import get_cached_fingerprint, is_causal, load_causal_lm
+from .loading import build_tokenizer, is_gguf, read_gguf_header
+from .loading import choose_model_name, compute_fingerprint, is_causal, load_causal_lm
 from .tokens import PLAIN_TEMPLATE, collate_samples, encode_prompt, make_batches, pad_rows
 from .weights import WEIGHTS, compute_file_sha256, find_weights
 
@@ -142,6 +141,8 @@ class Model:
 # %% ../../nbs/0_base/08_models.ipynb #stubs001
 def find_gguf(name):  # a path, or None
     "Return the GGUF file that a name stands for, if it stands for one."
+    if not isinstance(name, (str, Path)):
+        return None  # `load_causal_lm` says so
     if name in WEIGHTS:
         return find_weights(name)
     return Path(name).expanduser() if is_gguf(Path(name).expanduser()) else None
@@ -181,7 +182,7 @@ def load_network(name, device, dtype) -> tuple:  # (network, tokenizer)
     import torch
 
     best = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    return load_causal_lm(name, device or best, dtype or "float32")
+    return load_causal_lm(name, device or best, dtype)
 
 # %% ../../nbs/0_base/08_models.ipynb #9a9f3b9b
 def load_model(
@@ -194,6 +195,7 @@ def load_model(
     "Load a causal language model, by default the best one on this machine; raise `InputError` for an unknown name."
     prepare_libraries()
     name = choose_model_name(name)
+    check(dtype, "choice or none", "dtype", choices=("float32", "bfloat16", "float16"))
     is_live = isinstance(name, tuple)
     gguf = None if is_live else find_gguf(name)
     if gguf is not None:
@@ -202,8 +204,7 @@ def load_model(
         base = get_gguf_id(gguf)
     else:
         network, tokenizer = name if is_live else load_network(name, device, dtype)
-        files = [] if is_live else find_weight_files(network.name_or_path)
-        base = get_cached_fingerprint(network, files)
+        base = compute_fingerprint(network)
         if not is_causal(network.eval()):
             raise InputError(
                 f"model {network.name_or_path!r} looks ahead, as encoders do", "give a causal language model"
