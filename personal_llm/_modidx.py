@@ -3,420 +3,125 @@
 d = {
     "settings": {"branch": "main", "doc_baseurl": "/", "doc_host": "", "git_url": "", "lib_path": "personal_llm"},
     "syms": {
-        "personal_llm.app.arguments": {
-            "personal_llm.app.arguments.Command": ("8_app/arguments.html#command", "personal_llm/app/arguments.py"),
-            "personal_llm.app.arguments.Command.list_parameters": (
-                "8_app/arguments.html#command.list_parameters",
-                "personal_llm/app/arguments.py",
-            ),
-            "personal_llm.app.arguments.Command.run": (
-                "8_app/arguments.html#command.run",
-                "personal_llm/app/arguments.py",
-            ),
-            "personal_llm.app.arguments.CommandResult": (
-                "8_app/arguments.html#commandresult",
-                "personal_llm/app/arguments.py",
-            ),
-            "personal_llm.app.arguments.DataOptions": (
-                "8_app/arguments.html#dataoptions",
-                "personal_llm/app/arguments.py",
-            ),
-            "personal_llm.app.arguments.DataOptions.read": (
-                "8_app/arguments.html#dataoptions.read",
-                "personal_llm/app/arguments.py",
-            ),
-            "personal_llm.app.arguments.ModelOptions": (
-                "8_app/arguments.html#modeloptions",
-                "personal_llm/app/arguments.py",
-            ),
-            "personal_llm.app.arguments.ModelOptions.load": (
-                "8_app/arguments.html#modeloptions.load",
-                "personal_llm/app/arguments.py",
-            ),
-            "personal_llm.app.arguments.ModelOptions.settings": (
-                "8_app/arguments.html#modeloptions.settings",
-                "personal_llm/app/arguments.py",
-            ),
-            "personal_llm.app.arguments.OptionalDataOptions": (
-                "8_app/arguments.html#optionaldataoptions",
-                "personal_llm/app/arguments.py",
-            ),
-            "personal_llm.app.arguments.build_app": ("8_app/arguments.html#build_app", "personal_llm/app/arguments.py"),
-            "personal_llm.app.arguments.choose_folder": (
-                "8_app/arguments.html#choose_folder",
-                "personal_llm/app/arguments.py",
-            ),
-            "personal_llm.app.arguments.command": ("8_app/arguments.html#command", "personal_llm/app/arguments.py"),
-            "personal_llm.app.arguments.format_pairs": (
-                "8_app/arguments.html#format_pairs",
-                "personal_llm/app/arguments.py",
-            ),
-            "personal_llm.app.arguments.format_table": (
-                "8_app/arguments.html#format_table",
-                "personal_llm/app/arguments.py",
-            ),
-            "personal_llm.app.arguments.open_library": (
-                "8_app/arguments.html#open_library",
-                "personal_llm/app/arguments.py",
-            ),
-            "personal_llm.app.arguments.parse_arguments": (
-                "8_app/arguments.html#parse_arguments",
-                "personal_llm/app/arguments.py",
-            ),
-            "personal_llm.app.arguments.pick_settings": (
-                "8_app/arguments.html#pick_settings",
-                "personal_llm/app/arguments.py",
-            ),
-            "personal_llm.app.arguments.print_note": (
-                "8_app/arguments.html#print_note",
-                "personal_llm/app/arguments.py",
-            ),
-            "personal_llm.app.arguments.print_result": (
-                "8_app/arguments.html#print_result",
-                "personal_llm/app/arguments.py",
-            ),
-            "personal_llm.app.arguments.repeat_list_options": (
-                "8_app/arguments.html#repeat_list_options",
-                "personal_llm/app/arguments.py",
-            ),
-            "personal_llm.app.arguments.reuse_setting": (
-                "8_app/arguments.html#reuse_setting",
-                "personal_llm/app/arguments.py",
-            ),
-        },
         "personal_llm.app.chat": {
-            "personal_llm.app.chat.ReplyingModelOptions": (
-                "8_app/chat.html#replyingmodeloptions",
-                "personal_llm/app/chat.py",
-            ),
-            "personal_llm.app.chat.ReplyingModelOptions.load": (
-                "8_app/chat.html#replyingmodeloptions.load",
-                "personal_llm/app/chat.py",
-            ),
             "personal_llm.app.chat.ask_at_terminal": ("8_app/chat.html#ask_at_terminal", "personal_llm/app/chat.py"),
-            "personal_llm.app.chat.begin_conversation": (
-                "8_app/chat.html#begin_conversation",
-                "personal_llm/app/chat.py",
-            ),
-            "personal_llm.app.chat.chat_command": ("8_app/chat.html#chat_command", "personal_llm/app/chat.py"),
-            "personal_llm.app.chat.check_chat_folder": (
-                "8_app/chat.html#check_chat_folder",
-                "personal_llm/app/chat.py",
-            ),
-            "personal_llm.app.chat.check_command": ("8_app/chat.html#check_command", "personal_llm/app/chat.py"),
-            "personal_llm.app.chat.check_reply": ("8_app/chat.html#check_reply", "personal_llm/app/chat.py"),
-            "personal_llm.app.chat.close_conversation": (
-                "8_app/chat.html#close_conversation",
-                "personal_llm/app/chat.py",
-            ),
-            "personal_llm.app.chat.describe_chat_style": (
-                "8_app/chat.html#describe_chat_style",
-                "personal_llm/app/chat.py",
-            ),
-            "personal_llm.app.chat.erase": ("8_app/chat.html#erase", "personal_llm/app/chat.py"),
-            "personal_llm.app.chat.explain_last_decision": (
-                "8_app/chat.html#explain_last_decision",
-                "personal_llm/app/chat.py",
-            ),
-            "personal_llm.app.chat.forget_text": ("8_app/chat.html#forget_text", "personal_llm/app/chat.py"),
-            "personal_llm.app.chat.format_chat_status": (
-                "8_app/chat.html#format_chat_status",
-                "personal_llm/app/chat.py",
-            ),
-            "personal_llm.app.chat.handle_line": ("8_app/chat.html#handle_line", "personal_llm/app/chat.py"),
-            "personal_llm.app.chat.offer_two_replies": (
-                "8_app/chat.html#offer_two_replies",
-                "personal_llm/app/chat.py",
-            ),
-            "personal_llm.app.chat.pop_notes": ("8_app/chat.html#pop_notes", "personal_llm/app/chat.py"),
+            "personal_llm.app.chat.confirm": ("8_app/chat.html#confirm", "personal_llm/app/chat.py"),
+            "personal_llm.app.chat.edit_text": ("8_app/chat.html#edit_text", "personal_llm/app/chat.py"),
+            "personal_llm.app.chat.explain_reply": ("8_app/chat.html#explain_reply", "personal_llm/app/chat.py"),
+            "personal_llm.app.chat.handle": ("8_app/chat.html#handle", "personal_llm/app/chat.py"),
+            "personal_llm.app.chat.has_waiting_line": ("8_app/chat.html#has_waiting_line", "personal_llm/app/chat.py"),
+            "personal_llm.app.chat.is_terminal": ("8_app/chat.html#is_terminal", "personal_llm/app/chat.py"),
+            "personal_llm.app.chat.print_note": ("8_app/chat.html#print_note", "personal_llm/app/chat.py"),
+            "personal_llm.app.chat.read_block": ("8_app/chat.html#read_block", "personal_llm/app/chat.py"),
             "personal_llm.app.chat.read_line": ("8_app/chat.html#read_line", "personal_llm/app/chat.py"),
-            "personal_llm.app.chat.run_conversation": ("8_app/chat.html#run_conversation", "personal_llm/app/chat.py"),
-            "personal_llm.app.chat.run_turn": ("8_app/chat.html#run_turn", "personal_llm/app/chat.py"),
-            "personal_llm.app.chat.say_thanks": ("8_app/chat.html#say_thanks", "personal_llm/app/chat.py"),
-            "personal_llm.app.chat.select_own_answers": (
-                "8_app/chat.html#select_own_answers",
-                "personal_llm/app/chat.py",
-            ),
-            "personal_llm.app.chat.skip_question": ("8_app/chat.html#skip_question", "personal_llm/app/chat.py"),
-            "personal_llm.app.chat.take_feedback": ("8_app/chat.html#take_feedback", "personal_llm/app/chat.py"),
+            "personal_llm.app.chat.read_message": ("8_app/chat.html#read_message", "personal_llm/app/chat.py"),
+            "personal_llm.app.chat.run_chat": ("8_app/chat.html#run_chat", "personal_llm/app/chat.py"),
+            "personal_llm.app.chat.run_command": ("8_app/chat.html#run_command", "personal_llm/app/chat.py"),
+            "personal_llm.app.chat.run_line": ("8_app/chat.html#run_line", "personal_llm/app/chat.py"),
         },
-        "personal_llm.app.chat_completions": {
-            "personal_llm.app.chat_completions.CompletionRequest": (
-                "8_app/chat_completions.html#completionrequest",
-                "personal_llm/app/chat_completions.py",
+        "personal_llm.app.check": {
+            "personal_llm.app.check.ModelReport": ("8_app/check.html#modelreport", "personal_llm/app/check.py"),
+            "personal_llm.app.check.ModelReport.__str__": (
+                "8_app/check.html#modelreport.__str__",
+                "personal_llm/app/check.py",
             ),
-            "personal_llm.app.chat_completions.CompletionRequest.check_messages": (
-                "8_app/chat_completions.html#completionrequest.check_messages",
-                "personal_llm/app/chat_completions.py",
+            "personal_llm.app.check.ModelReport.ok": ("8_app/check.html#modelreport.ok", "personal_llm/app/check.py"),
+            "personal_llm.app.check.check_adapter_round_trip": (
+                "8_app/check.html#check_adapter_round_trip",
+                "personal_llm/app/check.py",
             ),
-            "personal_llm.app.chat_completions.CompletionRequest.check_model": (
-                "8_app/chat_completions.html#completionrequest.check_model",
-                "personal_llm/app/chat_completions.py",
+            "personal_llm.app.check.check_causality": ("8_app/check.html#check_causality", "personal_llm/app/check.py"),
+            "personal_llm.app.check.check_end_token": ("8_app/check.html#check_end_token", "personal_llm/app/check.py"),
+            "personal_llm.app.check.check_loss_mask": ("8_app/check.html#check_loss_mask", "personal_llm/app/check.py"),
+            "personal_llm.app.check.check_model": ("8_app/check.html#check_model", "personal_llm/app/check.py"),
+            "personal_llm.app.check.check_padding": ("8_app/check.html#check_padding", "personal_llm/app/check.py"),
+            "personal_llm.app.check.check_reply": ("8_app/check.html#check_reply", "personal_llm/app/check.py"),
+            "personal_llm.app.check.check_template": ("8_app/check.html#check_template", "personal_llm/app/check.py"),
+            "personal_llm.app.check.check_tuning_step": (
+                "8_app/check.html#check_tuning_step",
+                "personal_llm/app/check.py",
             ),
-            "personal_llm.app.chat_completions.CompletionRequest.get_history": (
-                "8_app/chat_completions.html#completionrequest.get_history",
-                "personal_llm/app/chat_completions.py",
+            "personal_llm.app.check.check_user_text": ("8_app/check.html#check_user_text", "personal_llm/app/check.py"),
+            "personal_llm.app.check.get_trained_tokens": (
+                "8_app/check.html#get_trained_tokens",
+                "personal_llm/app/check.py",
             ),
-            "personal_llm.app.chat_completions.CompletionRequest.get_options": (
-                "8_app/chat_completions.html#completionrequest.get_options",
-                "personal_llm/app/chat_completions.py",
-            ),
-            "personal_llm.app.chat_completions.CompletionRequest.is_observed": (
-                "8_app/chat_completions.html#completionrequest.is_observed",
-                "personal_llm/app/chat_completions.py",
-            ),
-            "personal_llm.app.chat_completions.Fields": (
-                "8_app/chat_completions.html#fields",
-                "personal_llm/app/chat_completions.py",
-            ),
-            "personal_llm.app.chat_completions.Message": (
-                "8_app/chat_completions.html#message",
-                "personal_llm/app/chat_completions.py",
-            ),
-            "personal_llm.app.chat_completions.Message.get_text": (
-                "8_app/chat_completions.html#message.get_text",
-                "personal_llm/app/chat_completions.py",
-            ),
-            "personal_llm.app.chat_completions.TextPart": (
-                "8_app/chat_completions.html#textpart",
-                "personal_llm/app/chat_completions.py",
-            ),
-            "personal_llm.app.chat_completions.check_is_stored": (
-                "8_app/chat_completions.html#check_is_stored",
-                "personal_llm/app/chat_completions.py",
-            ),
-            "personal_llm.app.chat_completions.generate": (
-                "8_app/chat_completions.html#generate",
-                "personal_llm/app/chat_completions.py",
-            ),
-            "personal_llm.app.chat_completions.make_answer": (
-                "8_app/chat_completions.html#make_answer",
-                "personal_llm/app/chat_completions.py",
-            ),
-            "personal_llm.app.chat_completions.make_completions_router": (
-                "8_app/chat_completions.html#make_completions_router",
-                "personal_llm/app/chat_completions.py",
-            ),
-            "personal_llm.app.chat_completions.make_event": (
-                "8_app/chat_completions.html#make_event",
-                "personal_llm/app/chat_completions.py",
-            ),
-            "personal_llm.app.chat_completions.make_head": (
-                "8_app/chat_completions.html#make_head",
-                "personal_llm/app/chat_completions.py",
-            ),
-            "personal_llm.app.chat_completions.make_item_events": (
-                "8_app/chat_completions.html#make_item_events",
-                "personal_llm/app/chat_completions.py",
-            ),
-            "personal_llm.app.chat_completions.only": (
-                "8_app/chat_completions.html#only",
-                "personal_llm/app/chat_completions.py",
-            ),
-            "personal_llm.app.chat_completions.refuse_field": (
-                "8_app/chat_completions.html#refuse_field",
-                "personal_llm/app/chat_completions.py",
-            ),
-            "personal_llm.app.chat_completions.stream_events": (
-                "8_app/chat_completions.html#stream_events",
-                "personal_llm/app/chat_completions.py",
-            ),
-            "personal_llm.app.chat_completions.summarise_reply": (
-                "8_app/chat_completions.html#summarise_reply",
-                "personal_llm/app/chat_completions.py",
-            ),
-            "personal_llm.app.chat_completions.to_refusal": (
-                "8_app/chat_completions.html#to_refusal",
-                "personal_llm/app/chat_completions.py",
-            ),
+            "personal_llm.app.check.register_check": ("8_app/check.html#register_check", "personal_llm/app/check.py"),
         },
         "personal_llm.app.cli": {
-            "personal_llm.app.cli.format_error": ("8_app/cli.html#format_error", "personal_llm/app/cli.py"),
+            "personal_llm.app.cli.adapt_plugin": ("8_app/cli.html#adapt_plugin", "personal_llm/app/cli.py"),
+            "personal_llm.app.cli.add_plugins": ("8_app/cli.html#add_plugins", "personal_llm/app/cli.py"),
+            "personal_llm.app.cli.explain_error": ("8_app/cli.html#explain_error", "personal_llm/app/cli.py"),
             "personal_llm.app.cli.main": ("8_app/cli.html#main", "personal_llm/app/cli.py"),
-            "personal_llm.app.cli.name_options": ("8_app/cli.html#name_options", "personal_llm/app/cli.py"),
-            "personal_llm.app.cli.prepare_model": ("8_app/cli.html#prepare_model", "personal_llm/app/cli.py"),
         },
         "personal_llm.app.commands": {
-            "personal_llm.app.commands.adapt_plugin": (
-                "8_app/commands.html#adapt_plugin",
+            "personal_llm.app.commands.backup": ("8_app/commands.html#backup", "personal_llm/app/commands.py"),
+            "personal_llm.app.commands.chat_command": (
+                "8_app/commands.html#chat_command",
                 "personal_llm/app/commands.py",
             ),
-            "personal_llm.app.commands.demo_command": (
-                "8_app/commands.html#demo_command",
+            "personal_llm.app.commands.check": ("8_app/commands.html#check", "personal_llm/app/commands.py"),
+            "personal_llm.app.commands.demo": ("8_app/commands.html#demo", "personal_llm/app/commands.py"),
+            "personal_llm.app.commands.evaluate": ("8_app/commands.html#evaluate", "personal_llm/app/commands.py"),
+            "personal_llm.app.commands.export": ("8_app/commands.html#export", "personal_llm/app/commands.py"),
+            "personal_llm.app.commands.find_model_name": (
+                "8_app/commands.html#find_model_name",
                 "personal_llm/app/commands.py",
             ),
-            "personal_llm.app.commands.evaluate_command": (
-                "8_app/commands.html#evaluate_command",
+            "personal_llm.app.commands.forget": ("8_app/commands.html#forget", "personal_llm/app/commands.py"),
+            "personal_llm.app.commands.format_table": (
+                "8_app/commands.html#format_table",
                 "personal_llm/app/commands.py",
             ),
-            "personal_llm.app.commands.export_command": (
-                "8_app/commands.html#export_command",
+            "personal_llm.app.commands.get": ("8_app/commands.html#get", "personal_llm/app/commands.py"),
+            "personal_llm.app.commands.list_models": (
+                "8_app/commands.html#list_models",
                 "personal_llm/app/commands.py",
             ),
-            "personal_llm.app.commands.finish_interrupted_run": (
-                "8_app/commands.html#finish_interrupted_run",
-                "personal_llm/app/commands.py",
-            ),
-            "personal_llm.app.commands.forget_command": (
-                "8_app/commands.html#forget_command",
-                "personal_llm/app/commands.py",
-            ),
-            "personal_llm.app.commands.format_personalization": (
-                "8_app/commands.html#format_personalization",
-                "personal_llm/app/commands.py",
-            ),
-            "personal_llm.app.commands.get_command": (
-                "8_app/commands.html#get_command",
-                "personal_llm/app/commands.py",
-            ),
-            "personal_llm.app.commands.ledger_command": (
-                "8_app/commands.html#ledger_command",
-                "personal_llm/app/commands.py",
-            ),
-            "personal_llm.app.commands.list_other_models": (
-                "8_app/commands.html#list_other_models",
-                "personal_llm/app/commands.py",
-            ),
-            "personal_llm.app.commands.models_command": (
-                "8_app/commands.html#models_command",
-                "personal_llm/app/commands.py",
-            ),
-            "personal_llm.app.commands.parse_time": ("8_app/commands.html#parse_time", "personal_llm/app/commands.py"),
+            "personal_llm.app.commands.load": ("8_app/commands.html#load", "personal_llm/app/commands.py"),
+            "personal_llm.app.commands.models": ("8_app/commands.html#models", "personal_llm/app/commands.py"),
             "personal_llm.app.commands.personalize_command": (
                 "8_app/commands.html#personalize_command",
                 "personal_llm/app/commands.py",
             ),
-            "personal_llm.app.commands.status_command": (
-                "8_app/commands.html#status_command",
+            "personal_llm.app.commands.read_chats": ("8_app/commands.html#read_chats", "personal_llm/app/commands.py"),
+            "personal_llm.app.commands.select_given": (
+                "8_app/commands.html#select_given",
                 "personal_llm/app/commands.py",
             ),
-        },
-        "personal_llm.app.conversation_worker": {
-            "personal_llm.app.conversation_worker.ConversationWorker": (
-                "8_app/conversation_worker.html#conversationworker",
-                "personal_llm/app/conversation_worker.py",
+            "personal_llm.app.commands.serve": ("8_app/commands.html#serve", "personal_llm/app/commands.py"),
+            "personal_llm.app.commands.set_load_options": (
+                "8_app/commands.html#set_load_options",
+                "personal_llm/app/commands.py",
             ),
-            "personal_llm.app.conversation_worker.ConversationWorker.__init__": (
-                "8_app/conversation_worker.html#conversationworker.__init__",
-                "personal_llm/app/conversation_worker.py",
-            ),
-            "personal_llm.app.conversation_worker.ConversationWorker.after_job": (
-                "8_app/conversation_worker.html#conversationworker.after_job",
-                "personal_llm/app/conversation_worker.py",
-            ),
-            "personal_llm.app.conversation_worker.ConversationWorker.close": (
-                "8_app/conversation_worker.html#conversationworker.close",
-                "personal_llm/app/conversation_worker.py",
-            ),
-            "personal_llm.app.conversation_worker.ConversationWorker.do_reads": (
-                "8_app/conversation_worker.html#conversationworker.do_reads",
-                "personal_llm/app/conversation_worker.py",
-            ),
-            "personal_llm.app.conversation_worker.ConversationWorker.finish_training": (
-                "8_app/conversation_worker.html#conversationworker.finish_training",
-                "personal_llm/app/conversation_worker.py",
-            ),
-            "personal_llm.app.conversation_worker.ConversationWorker.read": (
-                "8_app/conversation_worker.html#conversationworker.read",
-                "personal_llm/app/conversation_worker.py",
-            ),
-            "personal_llm.app.conversation_worker.ConversationWorker.run": (
-                "8_app/conversation_worker.html#conversationworker.run",
-                "personal_llm/app/conversation_worker.py",
-            ),
-            "personal_llm.app.conversation_worker.ConversationWorker.stream": (
-                "8_app/conversation_worker.html#conversationworker.stream",
-                "personal_llm/app/conversation_worker.py",
-            ),
-            "personal_llm.app.conversation_worker.ConversationWorker.watch": (
-                "8_app/conversation_worker.html#conversationworker.watch",
-                "personal_llm/app/conversation_worker.py",
-            ),
+            "personal_llm.app.commands.show": ("8_app/commands.html#show", "personal_llm/app/commands.py"),
+            "personal_llm.app.commands.status": ("8_app/commands.html#status", "personal_llm/app/commands.py"),
         },
         "personal_llm.app.demo": {
-            "personal_llm.app.demo.DemoRun": ("8_app/demo.html#demorun", "personal_llm/app/demo.py"),
-            "personal_llm.app.demo.DemoRun.__init__": ("8_app/demo.html#demorun.__init__", "personal_llm/app/demo.py"),
-            "personal_llm.app.demo.DemoRun.show_stage": (
-                "8_app/demo.html#demorun.show_stage",
-                "personal_llm/app/demo.py",
-            ),
-            "personal_llm.app.demo.DemoSettings": ("8_app/demo.html#demosettings", "personal_llm/app/demo.py"),
-            "personal_llm.app.demo.DemoSettings.__post_init__": (
-                "8_app/demo.html#demosettings.__post_init__",
-                "personal_llm/app/demo.py",
-            ),
-            "personal_llm.app.demo.DemoSettings.complete": (
-                "8_app/demo.html#demosettings.complete",
-                "personal_llm/app/demo.py",
-            ),
-            "personal_llm.app.demo.DemoSettings.make_buffer": (
-                "8_app/demo.html#demosettings.make_buffer",
-                "personal_llm/app/demo.py",
-            ),
-            "personal_llm.app.demo.demo_setting": ("8_app/demo.html#demo_setting", "personal_llm/app/demo.py"),
-            "personal_llm.app.demo.describe_run": ("8_app/demo.html#describe_run", "personal_llm/app/demo.py"),
-            "personal_llm.app.demo.fill_template": ("8_app/demo.html#fill_template", "personal_llm/app/demo.py"),
+            "personal_llm.app.demo.format_demo": ("8_app/demo.html#format_demo", "personal_llm/app/demo.py"),
+            "personal_llm.app.demo.keep_by_policy": ("8_app/demo.html#keep_by_policy", "personal_llm/app/demo.py"),
             "personal_llm.app.demo.plot_demo": ("8_app/demo.html#plot_demo", "personal_llm/app/demo.py"),
             "personal_llm.app.demo.run_demo": ("8_app/demo.html#run_demo", "personal_llm/app/demo.py"),
-            "personal_llm.app.demo.run_policy": ("8_app/demo.html#run_policy", "personal_llm/app/demo.py"),
-            "personal_llm.app.demo.score_adapter": ("8_app/demo.html#score_adapter", "personal_llm/app/demo.py"),
-            "personal_llm.app.demo.summarise_scores": ("8_app/demo.html#summarise_scores", "personal_llm/app/demo.py"),
         },
         "personal_llm.app.library_commands": {
-            "personal_llm.app.library_commands.BuildOptions": (
-                "8_app/library_commands.html#buildoptions",
-                "personal_llm/app/library_commands.py",
-            ),
-            "personal_llm.app.library_commands.build_command": (
-                "8_app/library_commands.html#build_command",
-                "personal_llm/app/library_commands.py",
-            ),
-            "personal_llm.app.library_commands.check_style_space": (
-                "8_app/library_commands.html#check_style_space",
-                "personal_llm/app/library_commands.py",
-            ),
-            "personal_llm.app.library_commands.describe_input": (
-                "8_app/library_commands.html#describe_input",
+            "personal_llm.app.library_commands.build": (
+                "8_app/library_commands.html#build",
                 "personal_llm/app/library_commands.py",
             ),
             "personal_llm.app.library_commands.explain_command": (
                 "8_app/library_commands.html#explain_command",
                 "personal_llm/app/library_commands.py",
             ),
-            "personal_llm.app.library_commands.explanation_to_dict": (
-                "8_app/library_commands.html#explanation_to_dict",
-                "personal_llm/app/library_commands.py",
-            ),
-            "personal_llm.app.library_commands.find_adapters": (
-                "8_app/library_commands.html#find_adapters",
-                "personal_llm/app/library_commands.py",
-            ),
-            "personal_llm.app.library_commands.format_explanation": (
-                "8_app/library_commands.html#format_explanation",
-                "personal_llm/app/library_commands.py",
-            ),
             "personal_llm.app.library_commands.list_command": (
                 "8_app/library_commands.html#list_command",
                 "personal_llm/app/library_commands.py",
             ),
-            "personal_llm.app.library_commands.note_skipped": (
-                "8_app/library_commands.html#note_skipped",
+            "personal_llm.app.library_commands.open_library_for": (
+                "8_app/library_commands.html#open_library_for",
                 "personal_llm/app/library_commands.py",
             ),
-            "personal_llm.app.library_commands.open_named_style": (
-                "8_app/library_commands.html#open_named_style",
-                "personal_llm/app/library_commands.py",
-            ),
-            "personal_llm.app.library_commands.open_or_create": (
-                "8_app/library_commands.html#open_or_create",
-                "personal_llm/app/library_commands.py",
-            ),
-            "personal_llm.app.library_commands.read_own_prompts": (
-                "8_app/library_commands.html#read_own_prompts",
-                "personal_llm/app/library_commands.py",
-            ),
-            "personal_llm.app.library_commands.read_probes": (
-                "8_app/library_commands.html#read_probes",
+            "personal_llm.app.library_commands.remove": (
+                "8_app/library_commands.html#remove",
                 "personal_llm/app/library_commands.py",
             ),
             "personal_llm.app.library_commands.select_command": (
@@ -428,309 +133,105 @@ d = {
                 "personal_llm/app/library_commands.py",
             ),
         },
-        "personal_llm.app.personal_endpoints": {
-            "personal_llm.app.personal_endpoints.check_line": (
-                "8_app/personal_endpoints.html#check_line",
-                "personal_llm/app/personal_endpoints.py",
-            ),
-            "personal_llm.app.personal_endpoints.choose_reply": (
-                "8_app/personal_endpoints.html#choose_reply",
-                "personal_llm/app/personal_endpoints.py",
-            ),
-            "personal_llm.app.personal_endpoints.compare_replies": (
-                "8_app/personal_endpoints.html#compare_replies",
-                "personal_llm/app/personal_endpoints.py",
-            ),
-            "personal_llm.app.personal_endpoints.export_memory": (
-                "8_app/personal_endpoints.html#export_memory",
-                "personal_llm/app/personal_endpoints.py",
-            ),
-            "personal_llm.app.personal_endpoints.find_in_turn": (
-                "8_app/personal_endpoints.html#find_in_turn",
-                "personal_llm/app/personal_endpoints.py",
-            ),
-            "personal_llm.app.personal_endpoints.forget_dialogues": (
-                "8_app/personal_endpoints.html#forget_dialogues",
-                "personal_llm/app/personal_endpoints.py",
-            ),
-            "personal_llm.app.personal_endpoints.get_conversation": (
-                "8_app/personal_endpoints.html#get_conversation",
-                "personal_llm/app/personal_endpoints.py",
-            ),
-            "personal_llm.app.personal_endpoints.get_learning_curve": (
-                "8_app/personal_endpoints.html#get_learning_curve",
-                "personal_llm/app/personal_endpoints.py",
-            ),
-            "personal_llm.app.personal_endpoints.get_style": (
-                "8_app/personal_endpoints.html#get_style",
-                "personal_llm/app/personal_endpoints.py",
-            ),
-            "personal_llm.app.personal_endpoints.give_feedback": (
-                "8_app/personal_endpoints.html#give_feedback",
-                "personal_llm/app/personal_endpoints.py",
-            ),
-            "personal_llm.app.personal_endpoints.list_conversations": (
-                "8_app/personal_endpoints.html#list_conversations",
-                "personal_llm/app/personal_endpoints.py",
-            ),
-            "personal_llm.app.personal_endpoints.list_memory": (
-                "8_app/personal_endpoints.html#list_memory",
-                "personal_llm/app/personal_endpoints.py",
-            ),
-            "personal_llm.app.personal_endpoints.make_endpoint": (
-                "8_app/personal_endpoints.html#make_endpoint",
-                "personal_llm/app/personal_endpoints.py",
-            ),
-            "personal_llm.app.personal_endpoints.make_fields": (
-                "8_app/personal_endpoints.html#make_fields",
-                "personal_llm/app/personal_endpoints.py",
-            ),
-            "personal_llm.app.personal_endpoints.make_personal_router": (
-                "8_app/personal_endpoints.html#make_personal_router",
-                "personal_llm/app/personal_endpoints.py",
-            ),
-            "personal_llm.app.personal_endpoints.make_title": (
-                "8_app/personal_endpoints.html#make_title",
-                "personal_llm/app/personal_endpoints.py",
-            ),
-            "personal_llm.app.personal_endpoints.make_tree": (
-                "8_app/personal_endpoints.html#make_tree",
-                "personal_llm/app/personal_endpoints.py",
-            ),
-            "personal_llm.app.personal_endpoints.open_conversation": (
-                "8_app/personal_endpoints.html#open_conversation",
-                "personal_llm/app/personal_endpoints.py",
-            ),
-            "personal_llm.app.personal_endpoints.read_import": (
-                "8_app/personal_endpoints.html#read_import",
-                "personal_llm/app/personal_endpoints.py",
-            ),
-            "personal_llm.app.personal_endpoints.register_endpoint": (
-                "8_app/personal_endpoints.html#register_endpoint",
-                "personal_llm/app/personal_endpoints.py",
-            ),
-            "personal_llm.app.personal_endpoints.rename_conversation": (
-                "8_app/personal_endpoints.html#rename_conversation",
-                "personal_llm/app/personal_endpoints.py",
-            ),
-            "personal_llm.app.personal_endpoints.say_again": (
-                "8_app/personal_endpoints.html#say_again",
-                "personal_llm/app/personal_endpoints.py",
-            ),
-            "personal_llm.app.personal_endpoints.say_line": (
-                "8_app/personal_endpoints.html#say_line",
-                "personal_llm/app/personal_endpoints.py",
-            ),
-            "personal_llm.app.personal_endpoints.show_dialogue": (
-                "8_app/personal_endpoints.html#show_dialogue",
-                "personal_llm/app/personal_endpoints.py",
-            ),
-            "personal_llm.app.personal_endpoints.skip_question": (
-                "8_app/personal_endpoints.html#skip_question",
-                "personal_llm/app/personal_endpoints.py",
-            ),
-            "personal_llm.app.personal_endpoints.start_learning": (
-                "8_app/personal_endpoints.html#start_learning",
-                "personal_llm/app/personal_endpoints.py",
-            ),
-            "personal_llm.app.personal_endpoints.summarise_turn": (
-                "8_app/personal_endpoints.html#summarise_turn",
-                "personal_llm/app/personal_endpoints.py",
-            ),
-            "personal_llm.app.personal_endpoints.undo_fine_tune": (
-                "8_app/personal_endpoints.html#undo_fine_tune",
-                "personal_llm/app/personal_endpoints.py",
-            ),
-            "personal_llm.app.personal_endpoints.undo_turn": (
-                "8_app/personal_endpoints.html#undo_turn",
-                "personal_llm/app/personal_endpoints.py",
-            ),
-        },
         "personal_llm.app.personalize": {
-            "personal_llm.app.personalize.PersonalizeSettings": (
-                "8_app/personalize.html#personalizesettings",
+            "personal_llm.app.personalize.check_output_folder": (
+                "8_app/personalize.html#check_output_folder",
                 "personal_llm/app/personalize.py",
             ),
-            "personal_llm.app.personalize.PersonalizeSettings.__post_init__": (
-                "8_app/personalize.html#personalizesettings.__post_init__",
+            "personal_llm.app.personalize.compare": (
+                "8_app/personalize.html#compare",
                 "personal_llm/app/personalize.py",
             ),
-            "personal_llm.app.personalize.PersonalizeSettings.new_buffer": (
-                "8_app/personalize.html#personalizesettings.new_buffer",
+            "personal_llm.app.personalize.describe": (
+                "8_app/personalize.html#describe",
                 "personal_llm/app/personalize.py",
             ),
-            "personal_llm.app.personalize.check_dialogue_count": (
-                "8_app/personalize.html#check_dialogue_count",
+            "personal_llm.app.personalize.find_adapter": (
+                "8_app/personalize.html#find_adapter",
                 "personal_llm/app/personalize.py",
             ),
-            "personal_llm.app.personalize.check_earlier_model": (
-                "8_app/personalize.html#check_earlier_model",
+            "personal_llm.app.personalize.find_start": (
+                "8_app/personalize.html#find_start",
                 "personal_llm/app/personalize.py",
             ),
-            "personal_llm.app.personalize.compare_evaluations": (
-                "8_app/personalize.html#compare_evaluations",
+            "personal_llm.app.personalize.format_comparison": (
+                "8_app/personalize.html#format_comparison",
                 "personal_llm/app/personalize.py",
             ),
-            "personal_llm.app.personalize.count_answers": (
-                "8_app/personalize.html#count_answers",
+            "personal_llm.app.personalize.format_replies": (
+                "8_app/personalize.html#format_replies",
                 "personal_llm/app/personalize.py",
             ),
-            "personal_llm.app.personalize.count_habits": (
-                "8_app/personalize.html#count_habits",
+            "personal_llm.app.personalize.format_run": (
+                "8_app/personalize.html#format_run",
                 "personal_llm/app/personalize.py",
             ),
-            "personal_llm.app.personalize.delete_other_runs": (
-                "8_app/personalize.html#delete_other_runs",
+            "personal_llm.app.personalize.measure": (
+                "8_app/personalize.html#measure",
                 "personal_llm/app/personalize.py",
             ),
-            "personal_llm.app.personalize.evaluate_replies": (
-                "8_app/personalize.html#evaluate_replies",
-                "personal_llm/app/personalize.py",
-            ),
-            "personal_llm.app.personalize.find_adapter_folder": (
-                "8_app/personalize.html#find_adapter_folder",
-                "personal_llm/app/personalize.py",
-            ),
-            "personal_llm.app.personalize.format_change_table": (
-                "8_app/personalize.html#format_change_table",
-                "personal_llm/app/personalize.py",
-            ),
-            "personal_llm.app.personalize.format_examples": (
-                "8_app/personalize.html#format_examples",
-                "personal_llm/app/personalize.py",
-            ),
-            "personal_llm.app.personalize.format_figures": (
-                "8_app/personalize.html#format_figures",
-                "personal_llm/app/personalize.py",
-            ),
-            "personal_llm.app.personalize.learn_stream": (
-                "8_app/personalize.html#learn_stream",
-                "personal_llm/app/personalize.py",
-            ),
-            "personal_llm.app.personalize.make_session_settings": (
-                "8_app/personalize.html#make_session_settings",
-                "personal_llm/app/personalize.py",
-            ),
-            "personal_llm.app.personalize.make_tuning_config": (
-                "8_app/personalize.html#make_tuning_config",
-                "personal_llm/app/personalize.py",
-            ),
-            "personal_llm.app.personalize.open_adapter": (
-                "8_app/personalize.html#open_adapter",
-                "personal_llm/app/personalize.py",
-            ),
-            "personal_llm.app.personalize.open_model": (
-                "8_app/personalize.html#open_model",
+            "personal_llm.app.personalize.open_archive": (
+                "8_app/personalize.html#open_archive",
                 "personal_llm/app/personalize.py",
             ),
             "personal_llm.app.personalize.personalize": (
                 "8_app/personalize.html#personalize",
                 "personal_llm/app/personalize.py",
             ),
-            "personal_llm.app.personalize.resolve_start": (
-                "8_app/personalize.html#resolve_start",
-                "personal_llm/app/personalize.py",
-            ),
-            "personal_llm.app.personalize.summarise_personalizer": (
-                "8_app/personalize.html#summarise_personalizer",
-                "personal_llm/app/personalize.py",
-            ),
-            "personal_llm.app.personalize.tuning_setting": (
-                "8_app/personalize.html#tuning_setting",
-                "personal_llm/app/personalize.py",
-            ),
         },
         "personal_llm.app.server": {
-            "personal_llm.app.server.ChatCell": ("8_app/server.html#chatcell", "personal_llm/app/server.py"),
-            "personal_llm.app.server.ChatCell.__init__": (
-                "8_app/server.html#chatcell.__init__",
+            "personal_llm.app.server.Change": ("8_app/server.html#change", "personal_llm/app/server.py"),
+            "personal_llm.app.server.CompletionRequest": (
+                "8_app/server.html#completionrequest",
                 "personal_llm/app/server.py",
             ),
-            "personal_llm.app.server.ChatCell._repr_html_": (
-                "8_app/server.html#chatcell._repr_html_",
+            "personal_llm.app.server.CompletionRequest.check_fields": (
+                "8_app/server.html#completionrequest.check_fields",
                 "personal_llm/app/server.py",
             ),
-            "personal_llm.app.server.ChatCell.close": (
-                "8_app/server.html#chatcell.close",
+            "personal_llm.app.server.CompletionRequest.get_history": (
+                "8_app/server.html#completionrequest.get_history",
                 "personal_llm/app/server.py",
             ),
-            "personal_llm.app.server.import_server_packages": (
-                "8_app/server.html#import_server_packages",
+            "personal_llm.app.server.CompletionRequest.get_options": (
+                "8_app/server.html#completionrequest.get_options",
                 "personal_llm/app/server.py",
             ),
+            "personal_llm.app.server.Message": ("8_app/server.html#message", "personal_llm/app/server.py"),
+            "personal_llm.app.server.Message.read": ("8_app/server.html#message.read", "personal_llm/app/server.py"),
+            "personal_llm.app.server.Part": ("8_app/server.html#part", "personal_llm/app/server.py"),
+            "personal_llm.app.server.SessionThread": ("8_app/server.html#sessionthread", "personal_llm/app/server.py"),
+            "personal_llm.app.server.SessionThread.__init__": (
+                "8_app/server.html#sessionthread.__init__",
+                "personal_llm/app/server.py",
+            ),
+            "personal_llm.app.server.SessionThread.change": (
+                "8_app/server.html#sessionthread.change",
+                "personal_llm/app/server.py",
+            ),
+            "personal_llm.app.server.SessionThread.read": (
+                "8_app/server.html#sessionthread.read",
+                "personal_llm/app/server.py",
+            ),
+            "personal_llm.app.server.SessionThread.stream": (
+                "8_app/server.html#sessionthread.stream",
+                "personal_llm/app/server.py",
+            ),
+            "personal_llm.app.server.answer_error": ("8_app/server.html#answer_error", "personal_llm/app/server.py"),
+            "personal_llm.app.server.check_request": ("8_app/server.html#check_request", "personal_llm/app/server.py"),
+            "personal_llm.app.server.describe_status": (
+                "8_app/server.html#describe_status",
+                "personal_llm/app/server.py",
+            ),
+            "personal_llm.app.server.forget": ("8_app/server.html#forget", "personal_llm/app/server.py"),
+            "personal_llm.app.server.guard": ("8_app/server.html#guard", "personal_llm/app/server.py"),
+            "personal_llm.app.server.list_known": ("8_app/server.html#list_known", "personal_llm/app/server.py"),
+            "personal_llm.app.server.list_talks": ("8_app/server.html#list_talks", "personal_llm/app/server.py"),
             "personal_llm.app.server.make_app": ("8_app/server.html#make_app", "personal_llm/app/server.py"),
-            "personal_llm.app.server.make_uvicorn": ("8_app/server.html#make_uvicorn", "personal_llm/app/server.py"),
             "personal_llm.app.server.open_socket": ("8_app/server.html#open_socket", "personal_llm/app/server.py"),
-            "personal_llm.app.server.print_link": ("8_app/server.html#print_link", "personal_llm/app/server.py"),
-            "personal_llm.app.server.read_token": ("8_app/server.html#read_token", "personal_llm/app/server.py"),
-            "personal_llm.app.server.serve_command": ("8_app/server.html#serve_command", "personal_llm/app/server.py"),
-            "personal_llm.app.server.share_arena": ("8_app/server.html#share_arena", "personal_llm/app/server.py"),
-        },
-        "personal_llm.app.server_guard": {
-            "personal_llm.app.server_guard.Guard": (
-                "8_app/server_guard.html#guard",
-                "personal_llm/app/server_guard.py",
-            ),
-            "personal_llm.app.server_guard.Guard.__call__": (
-                "8_app/server_guard.html#guard.__call__",
-                "personal_llm/app/server_guard.py",
-            ),
-            "personal_llm.app.server_guard.Guard.__init__": (
-                "8_app/server_guard.html#guard.__init__",
-                "personal_llm/app/server_guard.py",
-            ),
-            "personal_llm.app.server_guard.Guard.check": (
-                "8_app/server_guard.html#guard.check",
-                "personal_llm/app/server_guard.py",
-            ),
-            "personal_llm.app.server_guard.Guard.read_body": (
-                "8_app/server_guard.html#guard.read_body",
-                "personal_llm/app/server_guard.py",
-            ),
-            "personal_llm.app.server_guard.RateLimit": (
-                "8_app/server_guard.html#ratelimit",
-                "personal_llm/app/server_guard.py",
-            ),
-            "personal_llm.app.server_guard.RateLimit.__init__": (
-                "8_app/server_guard.html#ratelimit.__init__",
-                "personal_llm/app/server_guard.py",
-            ),
-            "personal_llm.app.server_guard.RateLimit.count": (
-                "8_app/server_guard.html#ratelimit.count",
-                "personal_llm/app/server_guard.py",
-            ),
-            "personal_llm.app.server_guard.Refusal": (
-                "8_app/server_guard.html#refusal",
-                "personal_llm/app/server_guard.py",
-            ),
-            "personal_llm.app.server_guard.Refusal.__init__": (
-                "8_app/server_guard.html#refusal.__init__",
-                "personal_llm/app/server_guard.py",
-            ),
-            "personal_llm.app.server_guard.Refusal.to_dict": (
-                "8_app/server_guard.html#refusal.to_dict",
-                "personal_llm/app/server_guard.py",
-            ),
-            "personal_llm.app.server_guard.ServerLimits": (
-                "8_app/server_guard.html#serverlimits",
-                "personal_llm/app/server_guard.py",
-            ),
-            "personal_llm.app.server_guard.check_token": (
-                "8_app/server_guard.html#check_token",
-                "personal_llm/app/server_guard.py",
-            ),
-            "personal_llm.app.server_guard.is_loopback": (
-                "8_app/server_guard.html#is_loopback",
-                "personal_llm/app/server_guard.py",
-            ),
-            "personal_llm.app.server_guard.is_own_host": (
-                "8_app/server_guard.html#is_own_host",
-                "personal_llm/app/server_guard.py",
-            ),
-            "personal_llm.app.server_guard.parse_address": (
-                "8_app/server_guard.html#parse_address",
-                "personal_llm/app/server_guard.py",
-            ),
+            "personal_llm.app.server.serve": ("8_app/server.html#serve", "personal_llm/app/server.py"),
+            "personal_llm.app.server.write_events": ("8_app/server.html#write_events", "personal_llm/app/server.py"),
+            "personal_llm.app.server.write_reply": ("8_app/server.html#write_reply", "personal_llm/app/server.py"),
         },
         "personal_llm.base.adapters": {
             "personal_llm.base.adapters.Adapter": ("0_base/adapters.html#adapter", "personal_llm/base/adapters.py"),
@@ -814,51 +315,6 @@ d = {
             "personal_llm.base.adapters.write_adapter": (
                 "0_base/adapters.html#write_adapter",
                 "personal_llm/base/adapters.py",
-            ),
-        },
-        "personal_llm.base.check": {
-            "personal_llm.base.check.ModelReport": ("0_base/check.html#modelreport", "personal_llm/base/check.py"),
-            "personal_llm.base.check.ModelReport.__str__": (
-                "0_base/check.html#modelreport.__str__",
-                "personal_llm/base/check.py",
-            ),
-            "personal_llm.base.check.ModelReport.ok": (
-                "0_base/check.html#modelreport.ok",
-                "personal_llm/base/check.py",
-            ),
-            "personal_llm.base.check.check_adapter_round_trip": (
-                "0_base/check.html#check_adapter_round_trip",
-                "personal_llm/base/check.py",
-            ),
-            "personal_llm.base.check.check_causality": (
-                "0_base/check.html#check_causality",
-                "personal_llm/base/check.py",
-            ),
-            "personal_llm.base.check.check_end_token": (
-                "0_base/check.html#check_end_token",
-                "personal_llm/base/check.py",
-            ),
-            "personal_llm.base.check.check_loss_mask": (
-                "0_base/check.html#check_loss_mask",
-                "personal_llm/base/check.py",
-            ),
-            "personal_llm.base.check.check_model": ("0_base/check.html#check_model", "personal_llm/base/check.py"),
-            "personal_llm.base.check.check_padding": ("0_base/check.html#check_padding", "personal_llm/base/check.py"),
-            "personal_llm.base.check.check_template": (
-                "0_base/check.html#check_template",
-                "personal_llm/base/check.py",
-            ),
-            "personal_llm.base.check.check_user_text": (
-                "0_base/check.html#check_user_text",
-                "personal_llm/base/check.py",
-            ),
-            "personal_llm.base.check.get_trained_tokens": (
-                "0_base/check.html#get_trained_tokens",
-                "personal_llm/base/check.py",
-            ),
-            "personal_llm.base.check.register_check": (
-                "0_base/check.html#register_check",
-                "personal_llm/base/check.py",
             ),
         },
         "personal_llm.base.core": {
@@ -3962,6 +3418,10 @@ d = {
             ),
             "personal_llm.device.chat.WorkStopped": ("6_device/chat.html#workstopped", "personal_llm/device/chat.py"),
             "personal_llm.device.chat.clean_text": ("6_device/chat.html#clean_text", "personal_llm/device/chat.py"),
+            "personal_llm.device.chat.stop_at_forward_pass": (
+                "6_device/chat.html#stop_at_forward_pass",
+                "personal_llm/device/chat.py",
+            ),
         },
         "personal_llm.device.forgetting": {
             "personal_llm.device.forgetting.ForgetPlan": (
@@ -4016,6 +3476,10 @@ d = {
             ),
             "personal_llm.device.learning.choose_start": (
                 "6_device/learning.html#choose_start",
+                "personal_llm/device/learning.py",
+            ),
+            "personal_llm.device.learning.find_place": (
+                "6_device/learning.html#find_place",
                 "personal_llm/device/learning.py",
             ),
             "personal_llm.device.learning.hash_weights": (
@@ -4688,6 +4152,10 @@ d = {
                 "experiments/plain.html#score_row",
                 "personal_llm/experiments/plain.py",
             ),
+            "personal_llm.experiments.plain.write_readme_row": (
+                "experiments/plain.html#write_readme_row",
+                "personal_llm/experiments/plain.py",
+            ),
             "personal_llm.experiments.plain.write_reply": (
                 "experiments/plain.html#write_reply",
                 "personal_llm/experiments/plain.py",
@@ -4938,10 +4406,6 @@ d = {
                 "4_explanation/decomposition.html#_fit_summary_prompts",
                 "personal_llm/explanation/decomposition.py",
             ),
-            "personal_llm.explanation.decomposition._parse_first_word": (
-                "4_explanation/decomposition.html#_parse_first_word",
-                "personal_llm/explanation/decomposition.py",
-            ),
             "personal_llm.explanation.decomposition._read_words": (
                 "4_explanation/decomposition.html#_read_words",
                 "personal_llm/explanation/decomposition.py",
@@ -4970,16 +4434,16 @@ d = {
                 "4_explanation/decomposition.html#explain_as_published",
                 "personal_llm/explanation/decomposition.py",
             ),
-            "personal_llm.explanation.decomposition.first_word_probabilities": (
-                "4_explanation/decomposition.html#first_word_probabilities",
-                "personal_llm/explanation/decomposition.py",
-            ),
             "personal_llm.explanation.decomposition.is_adjective": (
                 "4_explanation/decomposition.html#is_adjective",
                 "personal_llm/explanation/decomposition.py",
             ),
             "personal_llm.explanation.decomposition.neutral_pairs": (
                 "4_explanation/decomposition.html#neutral_pairs",
+                "personal_llm/explanation/decomposition.py",
+            ),
+            "personal_llm.explanation.decomposition.next_word_probabilities": (
+                "4_explanation/decomposition.html#next_word_probabilities",
                 "personal_llm/explanation/decomposition.py",
             ),
             "personal_llm.explanation.decomposition.split_half_threshold": (
@@ -6089,10 +5553,6 @@ d = {
                 "7_runtimes/export.html#merge_weights",
                 "personal_llm/runtimes/export.py",
             ),
-            "personal_llm.runtimes.export.pair_neighbours": (
-                "7_runtimes/export.html#pair_neighbours",
-                "personal_llm/runtimes/export.py",
-            ),
             "personal_llm.runtimes.export.render_gaps": (
                 "7_runtimes/export.html#render_gaps",
                 "personal_llm/runtimes/export.py",
@@ -6119,16 +5579,20 @@ d = {
             ),
         },
         "personal_llm.runtimes.idle": {
+            "personal_llm.runtimes.idle.MachineBusy": (
+                "7_runtimes/idle.html#machinebusy",
+                "personal_llm/runtimes/idle.py",
+            ),
             "personal_llm.runtimes.idle.StopWhenBusy": (
                 "7_runtimes/idle.html#stopwhenbusy",
                 "personal_llm/runtimes/idle.py",
             ),
-            "personal_llm.runtimes.idle.StopWhenBusy.__init__": (
-                "7_runtimes/idle.html#stopwhenbusy.__init__",
+            "personal_llm.runtimes.idle.StopWhenBusy.__call__": (
+                "7_runtimes/idle.html#stopwhenbusy.__call__",
                 "personal_llm/runtimes/idle.py",
             ),
-            "personal_llm.runtimes.idle.StopWhenBusy.is_set": (
-                "7_runtimes/idle.html#stopwhenbusy.is_set",
+            "personal_llm.runtimes.idle.StopWhenBusy.__init__": (
+                "7_runtimes/idle.html#stopwhenbusy.__init__",
                 "personal_llm/runtimes/idle.py",
             ),
             "personal_llm.runtimes.idle.find_obstacle": (

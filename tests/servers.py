@@ -1,9 +1,11 @@
-"A web server on this machine, in a thread."
+"Servers on this machine, in threads: static files, and the package's own."
 
 import contextlib
+import http.client
+import json
 import threading
+from functools import lru_cache
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
-from types import SimpleNamespace
 
 
 class Static(SimpleHTTPRequestHandler):
@@ -25,26 +27,56 @@ def serving(handler):
     return server
 
 
-@contextlib.contextmanager
-def chat_server(session, learn_every=0, limits=None, token="token-of-this-test", port=0):
-    "The package's own server around a session, in a thread; gives its address, port, token and worker."
-    from personal_llm.app import server as app
-    from personal_llm.app.conversation_worker import ConversationWorker
+@lru_cache
+def pocket():
+    from personal_llm.base.models import load_model
 
-    limits = limits or app.ServerLimits()
-    worker = ConversationWorker(session, learn_every, limits.waiting_requests)
-    bound = app.open_socket("127.0.0.1", port)
-    running = app.make_uvicorn(app.make_app(worker, token, limits=limits))
-    thread = threading.Thread(target=running.run, args=([bound],), daemon=True)
-    thread.start()
-    while not running.started:
-        thread.join(0.02)
-    port = bound.getsockname()[1]
+    return load_model("pocket")
+
+
+class ChatServer:
+    "The package's server around a session."
+
+    def __init__(self, session, token: str = "token-of-this-test"):
+        import uvicorn
+
+        from personal_llm.app.server import make_app, open_socket
+
+        self.session = session
+        self.token = token
+        bound = open_socket("127.0.0.1", 0)
+        self.port = bound.getsockname()[1]
+        self.address = f"http://127.0.0.1:{self.port}"
+        self.server = uvicorn.Server(uvicorn.Config(make_app(session, token), log_level="critical"))
+        self.thread = threading.Thread(target=self.server.run, args=([bound],), daemon=True)
+        self.thread.start()
+        while not self.server.started:
+            self.thread.join(0.02)
+
+    def ask(self, method: str, path: str, body=None, **headers) -> tuple:  # (status, JSON or text)
+        "Ask with the token, unless a header of None leaves it out."
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=120)
+        content = body if body is None or isinstance(body, bytes) else json.dumps(body).encode()
+        given = {"Authorization": f"Bearer {self.token}"} | {k.replace("_", "-"): v for k, v in headers.items()}
+        connection.request(method, path, content, {name: value for name, value in given.items() if value is not None})
+        response = connection.getresponse()
+        text = response.read().decode()
+        connection.close()
+        return response.status, json.loads(text) if text.startswith("{") else text
+
+    def close(self) -> None:
+        self.server.should_exit = True
+        self.thread.join(60)
+        assert not self.thread.is_alive()
+
+
+@contextlib.contextmanager
+def chat_server(folder, **settings):
+    "A server around a session of the pocket model in a folder."
+    from personal_llm.device.chat import ChatSession
+
+    running = ChatServer(ChatSession(pocket(), folder, **settings))
     try:
-        yield SimpleNamespace(
-            address=f"http://127.0.0.1:{port}", port=port, token=token, worker=worker, session=session
-        )
+        yield running
     finally:
-        running.should_exit = True
-        thread.join(30)
-        assert not thread.is_alive()
+        running.close()

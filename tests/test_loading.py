@@ -15,7 +15,7 @@ from tiny import random_adapter, tiny, tiny_tokenizer
 
 from personal_llm.base import loading
 from personal_llm.base.adapters import attach_adapter
-from personal_llm.base.check import check_model
+from personal_llm.app.check import check_model
 from personal_llm.base.core import InputError
 from personal_llm.base.files import ASSETS
 from personal_llm.base.loading import (
@@ -276,7 +276,6 @@ def test_encoders_have_ids():
 
 def test_one_choice_of_an_encoder_reaches_every_chapter(monkeypatch):
     from personal_llm.buffer.synthesis import semantic_similarities
-    from personal_llm.experiments.methods.word_classifier import text_features
 
     class Vowels:
         calls = []
@@ -289,9 +288,8 @@ def test_one_choice_of_an_encoder_reaches_every_chapter(monkeypatch):
     try:
         set_encoder(own)
         assert load_encoder() is own
-        assert text_features(["banana"])[0, -2:].tolist() == [4, 1]
         semantic_similarities(["a"], ["b"])
-        assert own.calls[1:] == [["a"], ["b"]]
+        assert own.calls == [["a"], ["b"]]
         assert load_encoder("pocket") is not own
         with pytest.raises(InputError, match="unknown encoder"):
             set_encoder("no/such/encoder")

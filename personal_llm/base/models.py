@@ -8,6 +8,7 @@ __all__ = ['LOOP_TOKENS', 'Model', 'load_model', 'ForwardResult', 'mean_response
 # %% ../../nbs/0_base/08_models.ipynb #80794698
 import ctypes
 import gc
+import importlib
 import os
 import threading
 import warnings
@@ -193,6 +194,7 @@ def load_model(
     max_length: int = None,  # longest dialogue in tokens; by default 2048, at most the window
 ) -> Model:
     "Load a causal language model, by default the best one on this machine; raise `InputError` for an unknown name."
+    importlib.import_module("personal_llm.base.replies")  # the next chapter gives a model its replies
     prepare_libraries()
     name = choose_model_name(name)
     check(dtype, "choice or none", "dtype", choices=("float32", "bfloat16", "float16"))

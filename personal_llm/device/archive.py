@@ -109,7 +109,7 @@ def connect(file):  # a connection of `sqlite3`; file: None for an archive in me
 # %% ../../nbs/6_device/01_archive.ipynb #17bd5443
 def hold_folder(folder):  # a `FileLock`
     "Lock a folder, made if missing; raise `InputError` if another program holds it."
-    lock = FileLock(make_folder(folder) / ".lock", timeout=0, mode=0o600)
+    lock = FileLock(make_folder(folder) / ".lock", timeout=0, mode=0o600, thread_local=False)
     try:
         return lock.acquire().lock
     except Timeout:

@@ -61,10 +61,10 @@ class Memory:
         "Return what the reply to a question reads; count_tokens: text -> number of tokens."
         shown = {text for role, text in question.history if role == "user"}
         own = [d for d in state.list_own() if d.prompt not in shown]  # the turns of the talk are there already
-        if not own:
+        answered = [d for d in state.list_answered() if d.prompt not in shown]  # also another program's
+        if not own and not answered:
             return Recall(question, adapter=adapter)
         self.load()
-        answered = [d for d in state.list_answered() if d.prompt not in shown]
         memories = retrieve(answered, question.prompt, self.vectors, self.config, count_tokens)
         said = [d for d in own if d not in memories]
         statements = retrieve_statements(said, question.prompt, self.vectors, self.config)
