@@ -1,7 +1,6 @@
 "SECURITY.md: every test that it names exists, and the promises that no other test holds."
 
 import ast
-import asyncio
 import io
 import json
 import os
@@ -15,7 +14,6 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from personal_llm.app.server_guard import Guard, ServerLimits
 from personal_llm.base import ledger
 from personal_llm.base.adapters import WEIGHTS_FILE
 from personal_llm.base.core import Dialogue, InputError
@@ -212,67 +210,6 @@ def test_a_folder_that_nobody_can_write_is_read():
         assert done.stdout == "1\n" and sorted(Path(place).rglob("*")) == names, done.stderr[-500:]
 
 
-# ---- the server
-
-
-TOKEN = "token-of-this-test"
-
-
-async def answer_ok(scope, receive, send):
-    await send(dict(type="http.response.start", status=200, headers=[]))
-
-
-def send(guard: Guard, token: str = TOKEN, path: str = "/v1/models", chunks=(b"",)) -> int:  # the status
-    "Send a request to the guard without a network; `chunks` are the pieces of its body, and may have no end."
-    pytest.importorskip("starlette", reason="the extra `serve` is not installed")
-    headers = [(b"host", b"127.0.0.1")] + [(b"authorization", f"Bearer {token}".encode())] * (token is not None)
-    scope, statuses, pieces = dict(type="http", method="GET", path=path, headers=headers), [], iter(chunks)
-
-    async def receive():
-        piece = next(pieces, None)
-        return dict(type="http.request", body=piece or b"", more_body=piece not in (None, b""))
-
-    async def collect(message):
-        statuses.extend([message["status"]] if message["type"] == "http.response.start" else [])
-
-    asyncio.run(guard(scope, receive, collect))
-    return statuses[0]
-
-
-def test_requests_are_limited_also_with_the_token():
-    guard = Guard(answer_ok, TOKEN, limits=ServerLimits(requests_per_minute=3))
-    assert [send(guard) for _ in range(5)] == [200, 200, 200, 429, 429]
-
-
-def test_requests_without_the_token_cost_the_owner_nothing():
-    guard = Guard(answer_ok, TOKEN, limits=ServerLimits(requests_per_minute=3, wrong_tokens_per_minute=2))
-    wrong = [send(guard, token) for token in (None, "", "x", None)]
-    page = [send(guard, None, "/page/page.js") for _ in range(5)]
-    assert wrong == [401, 401, 429, 429] and page == [200, 200, 200, 429, 429]
-    assert [send(guard) for _ in range(4)] == [200, 200, 200, 429]
-
-
-def test_a_chunked_gigabyte_is_not_read():
-    "A body without a length is read up to the limit, and no piece further."
-    num_pieces = 0
-
-    def gigabyte():
-        nonlocal num_pieces
-        for num_pieces in range(1, 2**14 + 1):
-            yield b"x" * 2**16
-
-    guard = Guard(answer_ok, TOKEN, large_paths=("/personal/import",))
-    for path, limit in (("/personal/chat", 2**20), ("/personal/import", 2**25)):
-        assert send(guard, path=path, chunks=gigabyte()) == 413 and num_pieces == limit / 2**16 + 1
-
-
-def test_a_token_of_the_right_length_is_none():
-    guard = Guard(answer_ok, TOKEN, limits=ServerLimits(wrong_tokens_per_minute=10**6))
-    near = [TOKEN[:place] + chr(ord(letter) ^ 1) + TOKEN[place + 1 :] for place, letter in enumerate(TOKEN)]
-    near += [TOKEN[::-1], TOKEN.upper(), TOKEN[1:] + TOKEN[0], TOKEN[:-1], TOKEN + "n", "x" * len(TOKEN), ""]
-    assert {send(guard, token) for token in near} == {401} and send(guard) == 200
-
-
 # ---- the clock
 
 
@@ -288,5 +225,5 @@ def list_clock_readers(words: set) -> set:  # files of the package
 
 def test_the_clock_of_the_wall_only_dates_what_happened():
     "It may jump. So nothing waits, expires or is put in order by it; whoever waits uses `time.monotonic`."
-    dated = {"base/ledger.py", "device/conversation.py", "app/chat_completions.py"}
+    dated = {"base/ledger.py", "device/conversation.py", "app/server.py"}
     assert list_clock_readers({"time.time", "time.time_ns", "datetime.now", "datetime.today", "date.today"}) == dated
