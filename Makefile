@@ -18,7 +18,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 SOURCES := nbs tests tools benchmarks conftest.py setup.py
 METADATA := settings.ini setup.py pyproject.toml
 
-.PHONY: help install install-dev demo test test-rest test-slow test-browser test-wheel lint docs slides export clean-notebooks readme check notebooks experiments benchmarks
+.PHONY: help install install-dev demo test test-rest test-slow test-wheel lint docs slides export clean-notebooks readme check notebooks experiments benchmarks
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -41,9 +41,6 @@ test-rest: .venv/.installed-dev ## what `make test` leaves out: tutorials, lesso
 test-slow: .venv/.installed-dev ## all tests, also those of hours: cells flagged slow, kills at every file operation
 	@$(BIN)/python -m pytest -n auto --slow --durations=20 $(ARGS)
 
-test-browser: .venv/.installed-browser ## the page of `serve` in chromium (first: apt-get install chromium chromium-driver)
-	@$(BIN)/python -m pytest tests/test_page.py $(ARGS)
-
 test-wheel: .venv/.installed ## the wheel alone in a new environment: size, imports, demo, chat, a lesson and a tutorial
 	@$(BIN)/python tools/wheel_check.py $(TORCH)
 
@@ -60,7 +57,7 @@ experiments: .venv/.installed-dev ## measure what is missing in nbs/experiments/
 docs: .venv/.installed-docs ## write the site to site/, from the notebooks as they are saved (python -m http.server -d site)
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
 
-benchmarks: .venv/.installed-dev ## how fast tuning is beside its peers, on this machine, in minutes (true sizes: ARGS="--sizes FOLDER")
+benchmarks: .venv/.installed-dev ## a fine-tune beside the same work in Trainer and TRL (another model: ARGS="--model NAME")
 	@$(BIN)/python -m benchmarks $(ARGS)
 
 slides: .venv/.installed-docs ## slides of the course in site/slides/, a file a lesson, readable without a network
@@ -96,10 +93,6 @@ check: ## what the continuous integration runs
 
 .venv/.installed-dev: .venv/.installed
 	$(PIP) install -e ".[dev]"
-	@touch $@
-
-.venv/.installed-browser: .venv/.installed-dev
-	$(PIP) install -e ".[browser]"
 	@touch $@
 
 .venv/.installed-docs: .venv/.installed

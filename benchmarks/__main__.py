@@ -1,59 +1,159 @@
-"""`python -m benchmarks [--rounds N] [--steps N] [--out FILE]`: how fast tuning is, beside its peers; some minutes."""
+"""`python -m benchmarks`: a fine-tune of ours beside the same work in transformers' Trainer and in TRL.
+
+Each way takes the same optimiser steps on batches of the same size, with the same LoRA, in float32, in a forked child
+of its own, the ways in turn in every round. What counts is processor time, and the ratio within a round. TRL takes part
+where it is installed: `pip install trl`.
+"""
 
 import argparse
+import json
 import os
+import resource
+import statistics
+import tempfile
+import time
+import traceback
+from importlib.util import find_spec
+from pathlib import Path
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")
-os.environ.setdefault("HF_HUB_OFFLINE", "1")
+from personal_llm.base.core import Dialogue, seed_everything
+from personal_llm.base.models import load_model
+from personal_llm.data.reading import load_samples
+from personal_llm.tuning.config import TuningConfig
+from personal_llm.tuning.finetune import finetune
 
-from pathlib import Path  # noqa: E402
+SOURCES = ("medquad", "dolly_6400", "openstax_anatomy_physiology", "synthetic_persona_chat")  # of mixed lengths
 
-import torch  # noqa: E402
 
-from benchmarks import checks, finetunes, learning, observing, sizes, tuning, whole  # noqa: E402
-from personal_llm.base.files import write_json  # noqa: E402
-from personal_llm.base.models import load_model  # noqa: E402
+def make_dialogues(count: int) -> list:  # `Dialogue`s
+    "Take sample rows of mixed lengths, the sources in turn."
+    rows = [load_samples(source)[: count // len(SOURCES) + 1] for source in SOURCES]
+    mixed = [row for part in zip(*rows) for row in part][:count]
+    return [Dialogue(row["prompt"], row["response"]) for row in mixed]
 
-RESULTS = Path(__file__).parent.parent / "nbs" / "experiments" / "results"
+
+def tune_ours(model, dialogues: list, config: TuningConfig, folder: str) -> None:
+    finetune(model, dialogues, config, out=Path(folder, "adapter"), progress=False)
+
+
+def make_trainer_settings(config: TuningConfig, folder: str, kind=None, **more):  # kind: a class, `TrainingArguments`
+    "Return settings of transformers' Trainer with our schedule, for training without reports."
+    from transformers import TrainingArguments
+
+    return (kind or TrainingArguments)(
+        output_dir=folder,
+        max_steps=config.steps,
+        learning_rate=config.learning_rate,
+        weight_decay=config.weight_decay,
+        lr_scheduler_type="cosine",
+        warmup_steps=round(config.warmup * config.steps),
+        report_to="none",
+        use_cpu=True,
+        disable_tqdm=True,
+        dataloader_pin_memory=False,
+        label_names=["labels"],
+        **dict(remove_unused_columns=False) | more,
+    )
+
+
+def _lora(config: TuningConfig):
+    from peft import LoraConfig
+
+    shape = dict(r=config.rank, lora_alpha=config.alpha, target_modules=config.target_modules)
+    return LoraConfig(task_type="CAUSAL_LM", **shape)
+
+
+def tune_trainer(model, dialogues: list, config: TuningConfig, folder: str) -> None:
+    "Tune with transformers' Trainer and peft."
+    from peft import get_peft_model
+    from transformers import DataCollatorForSeq2Seq, Trainer
+
+    samples = [model.encode(dialogue, config.max_length) for dialogue in dialogues]
+    samples = [{name: sample[name] for name in ("input_ids", "labels")} for sample in samples]
+    collator = DataCollatorForSeq2Seq(model.tokenizer, padding="longest")
+    adapted = get_peft_model(model.model, _lora(config))
+    batch = dict(per_device_train_batch_size=config.batch_size, save_strategy="no")
+    arguments = make_trainer_settings(config, folder, **batch)
+    Trainer(model=adapted, args=arguments, train_dataset=samples, data_collator=collator).train()
+
+
+def tune_trl(model, dialogues: list, config: TuningConfig, folder: str) -> None:
+    "Tune with TRL's SFTTrainer, which masks the prompts of prompt-completion rows by itself."
+    from datasets import Dataset
+    from trl import SFTConfig, SFTTrainer
+
+    message = lambda role, text: [dict(role=role, content=text)]
+    rows = [dict(prompt=message("user", d.prompt), completion=message("assistant", d.response)) for d in dialogues]
+    batch = dict(per_device_train_batch_size=config.batch_size, save_strategy="no", remove_unused_columns=True)
+    more = dict(max_length=config.max_length, gradient_checkpointing=False)
+    arguments = make_trainer_settings(config, folder, SFTConfig, **batch, **more)
+    given = dict(train_dataset=Dataset.from_list(rows), processing_class=model.tokenizer, peft_config=_lora(config))
+    SFTTrainer(model=model.model, args=arguments, **given).train()
+
+
+WAYS = {"ours": tune_ours, "Trainer": tune_trainer}
+if find_spec("trl"):
+    WAYS["TRL"] = tune_trl
+
+
+def run_in_child(action) -> dict:  # processor and wall seconds, peak of memory in MB
+    "Run something in a forked copy of this process, and measure it."
+    read, write = os.pipe()
+    child = os.fork()
+    if child == 0:
+        status = 1
+        try:
+            begin = time.process_time(), time.perf_counter()
+            action()
+            found = dict(processor=time.process_time() - begin[0], seconds=time.perf_counter() - begin[1])
+            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1000
+            os.write(write, json.dumps(found | dict(peak_mb=round(peak))).encode())
+            status = 0
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            os._exit(status)
+    os.close(write)
+    with os.fdopen(read) as answer:
+        text = answer.read()
+    if os.waitpid(child, 0)[1]:
+        raise RuntimeError("a measurement failed; its message stands above")
+    return json.loads(text)
+
+
+def summarise(rows: list) -> dict:  # way -> medians over rounds; *ratio* is ours against it within a round
+    "Summarise the rounds."
+    found = {}
+    for way in dict.fromkeys(row["way"] for row in rows):
+        own = [row for row in rows if row["way"] == way]
+        ours = {row["round"]: row["processor"] for row in rows if row["way"] == "ours"}
+        median = lambda name: statistics.median(row[name] for row in own)
+        ratio = statistics.median(ours[row["round"]] / row["processor"] for row in own)
+        numbers = dict(processor=median("processor"), seconds=median("seconds"), peak_mb=median("peak_mb"), ratio=ratio)
+        found[way] = {name: round(value, 3) for name, value in numbers.items()}
+    return found
+
+
+def measure(name: str, rounds: int, count: int, config: TuningConfig) -> dict:
+    "Run every way in every round."
+    model, dialogues, rows = load_model(name), make_dialogues(count), []
+    model.model.requires_grad_(False)  # loaded once, before the children
+    for number in range(rounds):
+        for way, tune in WAYS.items():
+            with tempfile.TemporaryDirectory() as folder:
+                seed_everything(number)
+                found = run_in_child(lambda: tune(model, dialogues, config, folder))
+            rows.append(dict(round=number, way=way) | found)
+            print(rows[-1], flush=True)
+    return dict(model=name, steps=config.steps, ways=summarise(rows))
+
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("--rounds", type=int, default=5, help="how often every way is run")
-    parser.add_argument("--steps", type=int, default=12, help="steps of a run; the first four see new dialogues")
-    parser.add_argument("--sizes", metavar="FOLDER", help="instead: true sizes, from a folder of configurations")
-    parser.add_argument("--whole", metavar="FOLDER", help="instead: a whole personalisation at true size")
-    parser.add_argument("--checks", metavar="FOLDER", help="instead: the command check at true size")
-    parser.add_argument("--layers", type=int, default=0, help="for --whole: layers from the top that learn; 0: all")
-    parser.add_argument("--learning", action="store_true", help="instead: seconds to equal held-out loss")
-    parser.add_argument(
-        "--finetunes", action="store_true", help="instead: whole fine-tunes, and what each speed-up buys"
-    )
-    parser.add_argument("--observing", action="store_true", help="instead: what an adapter adds to reading a dialogue")
-    parser.add_argument("--threads", type=int, default=1, help="for --finetunes: processor threads")
-    parser.add_argument("--only", default="smollm2", help="which of them, joined by commas")
-    parser.add_argument("--out", type=Path, help="a JSON file; nbs/experiments/results by default")
+    parser.add_argument("--model", default="pocket", help="a name, a folder or a GGUF file")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=TuningConfig().steps)
+    parser.add_argument("--dialogues", type=int, default=24)
     given = parser.parse_args()
-    torch.set_num_threads(1)
-    if given.sizes:
-        out = given.out or RESULTS / "sizes.json"
-        found = sizes.measure(Path(given.sizes), given.only.split(","))
-    elif given.checks:
-        out = given.out or RESULTS / "check.json"
-        found = checks.measure(Path(given.checks), given.only.split(","))
-    elif given.whole:
-        out = given.out or RESULTS / "whole.json"
-        found = whole.measure(Path(given.whole), given.only.split(","), given.layers)
-    elif given.finetunes:
-        out = given.out or RESULTS / f"finetunes-{given.threads}.json"
-        found = finetunes.measure(load_model("pocket", device="cpu"), given.rounds, given.steps, given.threads)
-    elif given.observing:
-        out = given.out or RESULTS / "observing.json"
-        found = observing.measure(load_model("pocket", device="cpu"))
-    elif given.learning:
-        out = given.out or RESULTS / "speed-to-loss.json"
-        found = learning.measure(load_model("pocket", device="cpu"), given.rounds, given.steps)
-    else:
-        out = given.out or RESULTS / "speed.json"
-        found = tuning.measure(load_model("pocket", device="cpu"), given.rounds, given.steps)
-    write_json(out, found)
-    print(out)
+    config = TuningConfig(steps=given.steps, validation=0.0)
+    print(json.dumps(measure(given.model, given.rounds, given.dialogues, config), indent=1))

@@ -12,7 +12,7 @@ _ROOMS = {
     "base.loading": "load_encoder",
     "base.models": "Model load_model",
     "base.adapters": "Adapter",
-    "base.check": "check_model",
+    "app.check": "check_model",
     "data.reading": "read_dialogues load_samples",
     "data.splits": "remove_leaks split_test_dialogues",
     "data.streams": "correlated_stream",

@@ -3,288 +3,125 @@
 d = {
     "settings": {"branch": "main", "doc_baseurl": "/", "doc_host": "", "git_url": "", "lib_path": "personal_llm"},
     "syms": {
-        "personal_llm.app.arguments": {
-            "personal_llm.app.arguments.Command": ("8_app/arguments.html#command", "personal_llm/app/arguments.py"),
-            "personal_llm.app.arguments.Command.list_parameters": (
-                "8_app/arguments.html#command.list_parameters",
-                "personal_llm/app/arguments.py",
-            ),
-            "personal_llm.app.arguments.Command.run": (
-                "8_app/arguments.html#command.run",
-                "personal_llm/app/arguments.py",
-            ),
-            "personal_llm.app.arguments.CommandResult": (
-                "8_app/arguments.html#commandresult",
-                "personal_llm/app/arguments.py",
-            ),
-            "personal_llm.app.arguments.DataOptions": (
-                "8_app/arguments.html#dataoptions",
-                "personal_llm/app/arguments.py",
-            ),
-            "personal_llm.app.arguments.DataOptions.read": (
-                "8_app/arguments.html#dataoptions.read",
-                "personal_llm/app/arguments.py",
-            ),
-            "personal_llm.app.arguments.ModelOptions": (
-                "8_app/arguments.html#modeloptions",
-                "personal_llm/app/arguments.py",
-            ),
-            "personal_llm.app.arguments.ModelOptions.load": (
-                "8_app/arguments.html#modeloptions.load",
-                "personal_llm/app/arguments.py",
-            ),
-            "personal_llm.app.arguments.ModelOptions.settings": (
-                "8_app/arguments.html#modeloptions.settings",
-                "personal_llm/app/arguments.py",
-            ),
-            "personal_llm.app.arguments.OptionalDataOptions": (
-                "8_app/arguments.html#optionaldataoptions",
-                "personal_llm/app/arguments.py",
-            ),
-            "personal_llm.app.arguments.build_app": ("8_app/arguments.html#build_app", "personal_llm/app/arguments.py"),
-            "personal_llm.app.arguments.choose_folder": (
-                "8_app/arguments.html#choose_folder",
-                "personal_llm/app/arguments.py",
-            ),
-            "personal_llm.app.arguments.command": ("8_app/arguments.html#command", "personal_llm/app/arguments.py"),
-            "personal_llm.app.arguments.format_pairs": (
-                "8_app/arguments.html#format_pairs",
-                "personal_llm/app/arguments.py",
-            ),
-            "personal_llm.app.arguments.format_table": (
-                "8_app/arguments.html#format_table",
-                "personal_llm/app/arguments.py",
-            ),
-            "personal_llm.app.arguments.open_library": (
-                "8_app/arguments.html#open_library",
-                "personal_llm/app/arguments.py",
-            ),
-            "personal_llm.app.arguments.parse_arguments": (
-                "8_app/arguments.html#parse_arguments",
-                "personal_llm/app/arguments.py",
-            ),
-            "personal_llm.app.arguments.pick_settings": (
-                "8_app/arguments.html#pick_settings",
-                "personal_llm/app/arguments.py",
-            ),
-            "personal_llm.app.arguments.print_note": (
-                "8_app/arguments.html#print_note",
-                "personal_llm/app/arguments.py",
-            ),
-            "personal_llm.app.arguments.print_result": (
-                "8_app/arguments.html#print_result",
-                "personal_llm/app/arguments.py",
-            ),
-            "personal_llm.app.arguments.repeat_list_options": (
-                "8_app/arguments.html#repeat_list_options",
-                "personal_llm/app/arguments.py",
-            ),
-            "personal_llm.app.arguments.reuse_setting": (
-                "8_app/arguments.html#reuse_setting",
-                "personal_llm/app/arguments.py",
-            ),
-        },
         "personal_llm.app.chat": {
-            "personal_llm.app.chat.ReplyingModelOptions": (
-                "8_app/chat.html#replyingmodeloptions",
-                "personal_llm/app/chat.py",
-            ),
-            "personal_llm.app.chat.ReplyingModelOptions.load": (
-                "8_app/chat.html#replyingmodeloptions.load",
-                "personal_llm/app/chat.py",
-            ),
             "personal_llm.app.chat.ask_at_terminal": ("8_app/chat.html#ask_at_terminal", "personal_llm/app/chat.py"),
-            "personal_llm.app.chat.begin_conversation": (
-                "8_app/chat.html#begin_conversation",
-                "personal_llm/app/chat.py",
-            ),
-            "personal_llm.app.chat.chat_command": ("8_app/chat.html#chat_command", "personal_llm/app/chat.py"),
-            "personal_llm.app.chat.check_chat_folder": (
-                "8_app/chat.html#check_chat_folder",
-                "personal_llm/app/chat.py",
-            ),
-            "personal_llm.app.chat.check_command": ("8_app/chat.html#check_command", "personal_llm/app/chat.py"),
-            "personal_llm.app.chat.check_reply": ("8_app/chat.html#check_reply", "personal_llm/app/chat.py"),
-            "personal_llm.app.chat.close_conversation": (
-                "8_app/chat.html#close_conversation",
-                "personal_llm/app/chat.py",
-            ),
-            "personal_llm.app.chat.describe_chat_style": (
-                "8_app/chat.html#describe_chat_style",
-                "personal_llm/app/chat.py",
-            ),
-            "personal_llm.app.chat.erase": ("8_app/chat.html#erase", "personal_llm/app/chat.py"),
-            "personal_llm.app.chat.explain_last_decision": (
-                "8_app/chat.html#explain_last_decision",
-                "personal_llm/app/chat.py",
-            ),
-            "personal_llm.app.chat.forget_text": ("8_app/chat.html#forget_text", "personal_llm/app/chat.py"),
-            "personal_llm.app.chat.format_chat_status": (
-                "8_app/chat.html#format_chat_status",
-                "personal_llm/app/chat.py",
-            ),
-            "personal_llm.app.chat.handle_line": ("8_app/chat.html#handle_line", "personal_llm/app/chat.py"),
-            "personal_llm.app.chat.offer_two_replies": (
-                "8_app/chat.html#offer_two_replies",
-                "personal_llm/app/chat.py",
-            ),
-            "personal_llm.app.chat.pop_notes": ("8_app/chat.html#pop_notes", "personal_llm/app/chat.py"),
+            "personal_llm.app.chat.confirm": ("8_app/chat.html#confirm", "personal_llm/app/chat.py"),
+            "personal_llm.app.chat.edit_text": ("8_app/chat.html#edit_text", "personal_llm/app/chat.py"),
+            "personal_llm.app.chat.explain_reply": ("8_app/chat.html#explain_reply", "personal_llm/app/chat.py"),
+            "personal_llm.app.chat.handle": ("8_app/chat.html#handle", "personal_llm/app/chat.py"),
+            "personal_llm.app.chat.has_waiting_line": ("8_app/chat.html#has_waiting_line", "personal_llm/app/chat.py"),
+            "personal_llm.app.chat.is_terminal": ("8_app/chat.html#is_terminal", "personal_llm/app/chat.py"),
+            "personal_llm.app.chat.print_note": ("8_app/chat.html#print_note", "personal_llm/app/chat.py"),
+            "personal_llm.app.chat.read_block": ("8_app/chat.html#read_block", "personal_llm/app/chat.py"),
             "personal_llm.app.chat.read_line": ("8_app/chat.html#read_line", "personal_llm/app/chat.py"),
-            "personal_llm.app.chat.run_conversation": ("8_app/chat.html#run_conversation", "personal_llm/app/chat.py"),
-            "personal_llm.app.chat.run_turn": ("8_app/chat.html#run_turn", "personal_llm/app/chat.py"),
-            "personal_llm.app.chat.say_thanks": ("8_app/chat.html#say_thanks", "personal_llm/app/chat.py"),
-            "personal_llm.app.chat.select_own_answers": (
-                "8_app/chat.html#select_own_answers",
-                "personal_llm/app/chat.py",
+            "personal_llm.app.chat.read_message": ("8_app/chat.html#read_message", "personal_llm/app/chat.py"),
+            "personal_llm.app.chat.run_chat": ("8_app/chat.html#run_chat", "personal_llm/app/chat.py"),
+            "personal_llm.app.chat.run_command": ("8_app/chat.html#run_command", "personal_llm/app/chat.py"),
+            "personal_llm.app.chat.run_line": ("8_app/chat.html#run_line", "personal_llm/app/chat.py"),
+        },
+        "personal_llm.app.check": {
+            "personal_llm.app.check.ModelReport": ("8_app/check.html#modelreport", "personal_llm/app/check.py"),
+            "personal_llm.app.check.ModelReport.__str__": (
+                "8_app/check.html#modelreport.__str__",
+                "personal_llm/app/check.py",
             ),
-            "personal_llm.app.chat.skip_question": ("8_app/chat.html#skip_question", "personal_llm/app/chat.py"),
-            "personal_llm.app.chat.take_feedback": ("8_app/chat.html#take_feedback", "personal_llm/app/chat.py"),
+            "personal_llm.app.check.ModelReport.ok": ("8_app/check.html#modelreport.ok", "personal_llm/app/check.py"),
+            "personal_llm.app.check.check_adapter_round_trip": (
+                "8_app/check.html#check_adapter_round_trip",
+                "personal_llm/app/check.py",
+            ),
+            "personal_llm.app.check.check_causality": ("8_app/check.html#check_causality", "personal_llm/app/check.py"),
+            "personal_llm.app.check.check_end_token": ("8_app/check.html#check_end_token", "personal_llm/app/check.py"),
+            "personal_llm.app.check.check_loss_mask": ("8_app/check.html#check_loss_mask", "personal_llm/app/check.py"),
+            "personal_llm.app.check.check_model": ("8_app/check.html#check_model", "personal_llm/app/check.py"),
+            "personal_llm.app.check.check_padding": ("8_app/check.html#check_padding", "personal_llm/app/check.py"),
+            "personal_llm.app.check.check_reply": ("8_app/check.html#check_reply", "personal_llm/app/check.py"),
+            "personal_llm.app.check.check_template": ("8_app/check.html#check_template", "personal_llm/app/check.py"),
+            "personal_llm.app.check.check_tuning_step": (
+                "8_app/check.html#check_tuning_step",
+                "personal_llm/app/check.py",
+            ),
+            "personal_llm.app.check.check_user_text": ("8_app/check.html#check_user_text", "personal_llm/app/check.py"),
+            "personal_llm.app.check.get_trained_tokens": (
+                "8_app/check.html#get_trained_tokens",
+                "personal_llm/app/check.py",
+            ),
+            "personal_llm.app.check.register_check": ("8_app/check.html#register_check", "personal_llm/app/check.py"),
         },
         "personal_llm.app.cli": {
-            "personal_llm.app.cli.format_error": ("8_app/cli.html#format_error", "personal_llm/app/cli.py"),
+            "personal_llm.app.cli.adapt_plugin": ("8_app/cli.html#adapt_plugin", "personal_llm/app/cli.py"),
+            "personal_llm.app.cli.add_plugins": ("8_app/cli.html#add_plugins", "personal_llm/app/cli.py"),
+            "personal_llm.app.cli.explain_error": ("8_app/cli.html#explain_error", "personal_llm/app/cli.py"),
             "personal_llm.app.cli.main": ("8_app/cli.html#main", "personal_llm/app/cli.py"),
-            "personal_llm.app.cli.name_options": ("8_app/cli.html#name_options", "personal_llm/app/cli.py"),
-            "personal_llm.app.cli.prepare_model": ("8_app/cli.html#prepare_model", "personal_llm/app/cli.py"),
         },
         "personal_llm.app.commands": {
-            "personal_llm.app.commands.adapt_plugin": (
-                "8_app/commands.html#adapt_plugin",
+            "personal_llm.app.commands.backup": ("8_app/commands.html#backup", "personal_llm/app/commands.py"),
+            "personal_llm.app.commands.chat_command": (
+                "8_app/commands.html#chat_command",
                 "personal_llm/app/commands.py",
             ),
-            "personal_llm.app.commands.demo_command": (
-                "8_app/commands.html#demo_command",
+            "personal_llm.app.commands.check": ("8_app/commands.html#check", "personal_llm/app/commands.py"),
+            "personal_llm.app.commands.demo": ("8_app/commands.html#demo", "personal_llm/app/commands.py"),
+            "personal_llm.app.commands.evaluate": ("8_app/commands.html#evaluate", "personal_llm/app/commands.py"),
+            "personal_llm.app.commands.export": ("8_app/commands.html#export", "personal_llm/app/commands.py"),
+            "personal_llm.app.commands.find_model_name": (
+                "8_app/commands.html#find_model_name",
                 "personal_llm/app/commands.py",
             ),
-            "personal_llm.app.commands.evaluate_command": (
-                "8_app/commands.html#evaluate_command",
+            "personal_llm.app.commands.forget": ("8_app/commands.html#forget", "personal_llm/app/commands.py"),
+            "personal_llm.app.commands.format_table": (
+                "8_app/commands.html#format_table",
                 "personal_llm/app/commands.py",
             ),
-            "personal_llm.app.commands.export_command": (
-                "8_app/commands.html#export_command",
+            "personal_llm.app.commands.get": ("8_app/commands.html#get", "personal_llm/app/commands.py"),
+            "personal_llm.app.commands.list_models": (
+                "8_app/commands.html#list_models",
                 "personal_llm/app/commands.py",
             ),
-            "personal_llm.app.commands.finish_interrupted_run": (
-                "8_app/commands.html#finish_interrupted_run",
-                "personal_llm/app/commands.py",
-            ),
-            "personal_llm.app.commands.forget_command": (
-                "8_app/commands.html#forget_command",
-                "personal_llm/app/commands.py",
-            ),
-            "personal_llm.app.commands.format_personalization": (
-                "8_app/commands.html#format_personalization",
-                "personal_llm/app/commands.py",
-            ),
-            "personal_llm.app.commands.get_command": (
-                "8_app/commands.html#get_command",
-                "personal_llm/app/commands.py",
-            ),
-            "personal_llm.app.commands.ledger_command": (
-                "8_app/commands.html#ledger_command",
-                "personal_llm/app/commands.py",
-            ),
-            "personal_llm.app.commands.list_other_models": (
-                "8_app/commands.html#list_other_models",
-                "personal_llm/app/commands.py",
-            ),
-            "personal_llm.app.commands.models_command": (
-                "8_app/commands.html#models_command",
-                "personal_llm/app/commands.py",
-            ),
-            "personal_llm.app.commands.parse_time": ("8_app/commands.html#parse_time", "personal_llm/app/commands.py"),
+            "personal_llm.app.commands.load": ("8_app/commands.html#load", "personal_llm/app/commands.py"),
+            "personal_llm.app.commands.models": ("8_app/commands.html#models", "personal_llm/app/commands.py"),
             "personal_llm.app.commands.personalize_command": (
                 "8_app/commands.html#personalize_command",
                 "personal_llm/app/commands.py",
             ),
-            "personal_llm.app.commands.status_command": (
-                "8_app/commands.html#status_command",
+            "personal_llm.app.commands.read_chats": ("8_app/commands.html#read_chats", "personal_llm/app/commands.py"),
+            "personal_llm.app.commands.select_given": (
+                "8_app/commands.html#select_given",
                 "personal_llm/app/commands.py",
             ),
+            "personal_llm.app.commands.serve": ("8_app/commands.html#serve", "personal_llm/app/commands.py"),
+            "personal_llm.app.commands.set_load_options": (
+                "8_app/commands.html#set_load_options",
+                "personal_llm/app/commands.py",
+            ),
+            "personal_llm.app.commands.show": ("8_app/commands.html#show", "personal_llm/app/commands.py"),
+            "personal_llm.app.commands.status": ("8_app/commands.html#status", "personal_llm/app/commands.py"),
         },
         "personal_llm.app.demo": {
-            "personal_llm.app.demo.DemoRun": ("8_app/demo.html#demorun", "personal_llm/app/demo.py"),
-            "personal_llm.app.demo.DemoRun.__init__": ("8_app/demo.html#demorun.__init__", "personal_llm/app/demo.py"),
-            "personal_llm.app.demo.DemoRun.show_stage": (
-                "8_app/demo.html#demorun.show_stage",
-                "personal_llm/app/demo.py",
-            ),
-            "personal_llm.app.demo.DemoSettings": ("8_app/demo.html#demosettings", "personal_llm/app/demo.py"),
-            "personal_llm.app.demo.DemoSettings.__post_init__": (
-                "8_app/demo.html#demosettings.__post_init__",
-                "personal_llm/app/demo.py",
-            ),
-            "personal_llm.app.demo.DemoSettings.complete": (
-                "8_app/demo.html#demosettings.complete",
-                "personal_llm/app/demo.py",
-            ),
-            "personal_llm.app.demo.DemoSettings.make_buffer": (
-                "8_app/demo.html#demosettings.make_buffer",
-                "personal_llm/app/demo.py",
-            ),
-            "personal_llm.app.demo.demo_setting": ("8_app/demo.html#demo_setting", "personal_llm/app/demo.py"),
-            "personal_llm.app.demo.describe_run": ("8_app/demo.html#describe_run", "personal_llm/app/demo.py"),
-            "personal_llm.app.demo.fill_template": ("8_app/demo.html#fill_template", "personal_llm/app/demo.py"),
+            "personal_llm.app.demo.format_demo": ("8_app/demo.html#format_demo", "personal_llm/app/demo.py"),
+            "personal_llm.app.demo.keep_by_policy": ("8_app/demo.html#keep_by_policy", "personal_llm/app/demo.py"),
             "personal_llm.app.demo.plot_demo": ("8_app/demo.html#plot_demo", "personal_llm/app/demo.py"),
             "personal_llm.app.demo.run_demo": ("8_app/demo.html#run_demo", "personal_llm/app/demo.py"),
-            "personal_llm.app.demo.run_policy": ("8_app/demo.html#run_policy", "personal_llm/app/demo.py"),
-            "personal_llm.app.demo.score_adapter": ("8_app/demo.html#score_adapter", "personal_llm/app/demo.py"),
-            "personal_llm.app.demo.summarise_scores": ("8_app/demo.html#summarise_scores", "personal_llm/app/demo.py"),
         },
         "personal_llm.app.library_commands": {
-            "personal_llm.app.library_commands.BuildOptions": (
-                "8_app/library_commands.html#buildoptions",
-                "personal_llm/app/library_commands.py",
-            ),
-            "personal_llm.app.library_commands.build_command": (
-                "8_app/library_commands.html#build_command",
-                "personal_llm/app/library_commands.py",
-            ),
-            "personal_llm.app.library_commands.check_style_space": (
-                "8_app/library_commands.html#check_style_space",
-                "personal_llm/app/library_commands.py",
-            ),
-            "personal_llm.app.library_commands.describe_input": (
-                "8_app/library_commands.html#describe_input",
+            "personal_llm.app.library_commands.build": (
+                "8_app/library_commands.html#build",
                 "personal_llm/app/library_commands.py",
             ),
             "personal_llm.app.library_commands.explain_command": (
                 "8_app/library_commands.html#explain_command",
                 "personal_llm/app/library_commands.py",
             ),
-            "personal_llm.app.library_commands.explanation_to_dict": (
-                "8_app/library_commands.html#explanation_to_dict",
-                "personal_llm/app/library_commands.py",
-            ),
-            "personal_llm.app.library_commands.find_adapters": (
-                "8_app/library_commands.html#find_adapters",
-                "personal_llm/app/library_commands.py",
-            ),
-            "personal_llm.app.library_commands.format_explanation": (
-                "8_app/library_commands.html#format_explanation",
-                "personal_llm/app/library_commands.py",
-            ),
             "personal_llm.app.library_commands.list_command": (
                 "8_app/library_commands.html#list_command",
                 "personal_llm/app/library_commands.py",
             ),
-            "personal_llm.app.library_commands.note_skipped": (
-                "8_app/library_commands.html#note_skipped",
+            "personal_llm.app.library_commands.open_library_for": (
+                "8_app/library_commands.html#open_library_for",
                 "personal_llm/app/library_commands.py",
             ),
-            "personal_llm.app.library_commands.open_named_style": (
-                "8_app/library_commands.html#open_named_style",
-                "personal_llm/app/library_commands.py",
-            ),
-            "personal_llm.app.library_commands.open_or_create": (
-                "8_app/library_commands.html#open_or_create",
-                "personal_llm/app/library_commands.py",
-            ),
-            "personal_llm.app.library_commands.read_own_prompts": (
-                "8_app/library_commands.html#read_own_prompts",
-                "personal_llm/app/library_commands.py",
-            ),
-            "personal_llm.app.library_commands.read_probes": (
-                "8_app/library_commands.html#read_probes",
+            "personal_llm.app.library_commands.remove": (
+                "8_app/library_commands.html#remove",
                 "personal_llm/app/library_commands.py",
             ),
             "personal_llm.app.library_commands.select_command": (
@@ -297,96 +134,48 @@ d = {
             ),
         },
         "personal_llm.app.personalize": {
-            "personal_llm.app.personalize.PersonalizeSettings": (
-                "8_app/personalize.html#personalizesettings",
+            "personal_llm.app.personalize.check_output_folder": (
+                "8_app/personalize.html#check_output_folder",
                 "personal_llm/app/personalize.py",
             ),
-            "personal_llm.app.personalize.PersonalizeSettings.__post_init__": (
-                "8_app/personalize.html#personalizesettings.__post_init__",
+            "personal_llm.app.personalize.compare": (
+                "8_app/personalize.html#compare",
                 "personal_llm/app/personalize.py",
             ),
-            "personal_llm.app.personalize.PersonalizeSettings.new_buffer": (
-                "8_app/personalize.html#personalizesettings.new_buffer",
+            "personal_llm.app.personalize.describe": (
+                "8_app/personalize.html#describe",
                 "personal_llm/app/personalize.py",
             ),
-            "personal_llm.app.personalize.check_dialogue_count": (
-                "8_app/personalize.html#check_dialogue_count",
+            "personal_llm.app.personalize.find_adapter": (
+                "8_app/personalize.html#find_adapter",
                 "personal_llm/app/personalize.py",
             ),
-            "personal_llm.app.personalize.check_earlier_model": (
-                "8_app/personalize.html#check_earlier_model",
+            "personal_llm.app.personalize.find_start": (
+                "8_app/personalize.html#find_start",
                 "personal_llm/app/personalize.py",
             ),
-            "personal_llm.app.personalize.compare_evaluations": (
-                "8_app/personalize.html#compare_evaluations",
+            "personal_llm.app.personalize.format_comparison": (
+                "8_app/personalize.html#format_comparison",
                 "personal_llm/app/personalize.py",
             ),
-            "personal_llm.app.personalize.count_answers": (
-                "8_app/personalize.html#count_answers",
+            "personal_llm.app.personalize.format_replies": (
+                "8_app/personalize.html#format_replies",
                 "personal_llm/app/personalize.py",
             ),
-            "personal_llm.app.personalize.count_habits": (
-                "8_app/personalize.html#count_habits",
+            "personal_llm.app.personalize.format_run": (
+                "8_app/personalize.html#format_run",
                 "personal_llm/app/personalize.py",
             ),
-            "personal_llm.app.personalize.delete_other_runs": (
-                "8_app/personalize.html#delete_other_runs",
+            "personal_llm.app.personalize.measure": (
+                "8_app/personalize.html#measure",
                 "personal_llm/app/personalize.py",
             ),
-            "personal_llm.app.personalize.evaluate_replies": (
-                "8_app/personalize.html#evaluate_replies",
-                "personal_llm/app/personalize.py",
-            ),
-            "personal_llm.app.personalize.find_adapter_folder": (
-                "8_app/personalize.html#find_adapter_folder",
-                "personal_llm/app/personalize.py",
-            ),
-            "personal_llm.app.personalize.format_change_table": (
-                "8_app/personalize.html#format_change_table",
-                "personal_llm/app/personalize.py",
-            ),
-            "personal_llm.app.personalize.format_examples": (
-                "8_app/personalize.html#format_examples",
-                "personal_llm/app/personalize.py",
-            ),
-            "personal_llm.app.personalize.format_figures": (
-                "8_app/personalize.html#format_figures",
-                "personal_llm/app/personalize.py",
-            ),
-            "personal_llm.app.personalize.learn_stream": (
-                "8_app/personalize.html#learn_stream",
-                "personal_llm/app/personalize.py",
-            ),
-            "personal_llm.app.personalize.make_session_settings": (
-                "8_app/personalize.html#make_session_settings",
-                "personal_llm/app/personalize.py",
-            ),
-            "personal_llm.app.personalize.make_tuning_config": (
-                "8_app/personalize.html#make_tuning_config",
-                "personal_llm/app/personalize.py",
-            ),
-            "personal_llm.app.personalize.open_adapter": (
-                "8_app/personalize.html#open_adapter",
-                "personal_llm/app/personalize.py",
-            ),
-            "personal_llm.app.personalize.open_model": (
-                "8_app/personalize.html#open_model",
+            "personal_llm.app.personalize.open_archive": (
+                "8_app/personalize.html#open_archive",
                 "personal_llm/app/personalize.py",
             ),
             "personal_llm.app.personalize.personalize": (
                 "8_app/personalize.html#personalize",
-                "personal_llm/app/personalize.py",
-            ),
-            "personal_llm.app.personalize.resolve_start": (
-                "8_app/personalize.html#resolve_start",
-                "personal_llm/app/personalize.py",
-            ),
-            "personal_llm.app.personalize.summarise_personalizer": (
-                "8_app/personalize.html#summarise_personalizer",
-                "personal_llm/app/personalize.py",
-            ),
-            "personal_llm.app.personalize.tuning_setting": (
-                "8_app/personalize.html#tuning_setting",
                 "personal_llm/app/personalize.py",
             ),
         },
@@ -526,51 +315,6 @@ d = {
             "personal_llm.base.adapters.write_adapter": (
                 "0_base/adapters.html#write_adapter",
                 "personal_llm/base/adapters.py",
-            ),
-        },
-        "personal_llm.base.check": {
-            "personal_llm.base.check.ModelReport": ("0_base/check.html#modelreport", "personal_llm/base/check.py"),
-            "personal_llm.base.check.ModelReport.__str__": (
-                "0_base/check.html#modelreport.__str__",
-                "personal_llm/base/check.py",
-            ),
-            "personal_llm.base.check.ModelReport.ok": (
-                "0_base/check.html#modelreport.ok",
-                "personal_llm/base/check.py",
-            ),
-            "personal_llm.base.check.check_adapter_round_trip": (
-                "0_base/check.html#check_adapter_round_trip",
-                "personal_llm/base/check.py",
-            ),
-            "personal_llm.base.check.check_causality": (
-                "0_base/check.html#check_causality",
-                "personal_llm/base/check.py",
-            ),
-            "personal_llm.base.check.check_end_token": (
-                "0_base/check.html#check_end_token",
-                "personal_llm/base/check.py",
-            ),
-            "personal_llm.base.check.check_loss_mask": (
-                "0_base/check.html#check_loss_mask",
-                "personal_llm/base/check.py",
-            ),
-            "personal_llm.base.check.check_model": ("0_base/check.html#check_model", "personal_llm/base/check.py"),
-            "personal_llm.base.check.check_padding": ("0_base/check.html#check_padding", "personal_llm/base/check.py"),
-            "personal_llm.base.check.check_template": (
-                "0_base/check.html#check_template",
-                "personal_llm/base/check.py",
-            ),
-            "personal_llm.base.check.check_user_text": (
-                "0_base/check.html#check_user_text",
-                "personal_llm/base/check.py",
-            ),
-            "personal_llm.base.check.get_trained_tokens": (
-                "0_base/check.html#get_trained_tokens",
-                "personal_llm/base/check.py",
-            ),
-            "personal_llm.base.check.register_check": (
-                "0_base/check.html#register_check",
-                "personal_llm/base/check.py",
             ),
         },
         "personal_llm.base.core": {
@@ -936,80 +680,55 @@ d = {
             "personal_llm.base.files.write_json": ("0_base/files.html#write_json", "personal_llm/base/files.py"),
             "personal_llm.base.files.write_sealed": ("0_base/files.html#write_sealed", "personal_llm/base/files.py"),
         },
-        "personal_llm.base.gguf": {
-            "personal_llm.base.gguf.GgufHeader": ("0_base/gguf.html#ggufheader", "personal_llm/base/gguf.py"),
-            "personal_llm.base.gguf.GgufHeader.__repr__": (
-                "0_base/gguf.html#ggufheader.__repr__",
-                "personal_llm/base/gguf.py",
-            ),
-            "personal_llm.base.gguf.GgufHeader.family": (
-                "0_base/gguf.html#ggufheader.family",
-                "personal_llm/base/gguf.py",
-            ),
-            "personal_llm.base.gguf.GgufHeader.num_weights": (
-                "0_base/gguf.html#ggufheader.num_weights",
-                "personal_llm/base/gguf.py",
-            ),
-            "personal_llm.base.gguf.HeaderCursor": ("0_base/gguf.html#headercursor", "personal_llm/base/gguf.py"),
-            "personal_llm.base.gguf.HeaderCursor.__init__": (
-                "0_base/gguf.html#headercursor.__init__",
-                "personal_llm/base/gguf.py",
-            ),
-            "personal_llm.base.gguf.HeaderCursor.fail": (
-                "0_base/gguf.html#headercursor.fail",
-                "personal_llm/base/gguf.py",
-            ),
-            "personal_llm.base.gguf.HeaderCursor.read": (
-                "0_base/gguf.html#headercursor.read",
-                "personal_llm/base/gguf.py",
-            ),
-            "personal_llm.base.gguf.HeaderCursor.read_number": (
-                "0_base/gguf.html#headercursor.read_number",
-                "personal_llm/base/gguf.py",
-            ),
-            "personal_llm.base.gguf.HeaderCursor.read_text": (
-                "0_base/gguf.html#headercursor.read_text",
-                "personal_llm/base/gguf.py",
-            ),
-            "personal_llm.base.gguf.HeaderCursor.read_value": (
-                "0_base/gguf.html#headercursor.read_value",
-                "personal_llm/base/gguf.py",
-            ),
-            "personal_llm.base.gguf.TensorInfo": ("0_base/gguf.html#tensorinfo", "personal_llm/base/gguf.py"),
-            "personal_llm.base.gguf.build_tokenizer": ("0_base/gguf.html#build_tokenizer", "personal_llm/base/gguf.py"),
-            "personal_llm.base.gguf.convert_gguf": ("0_base/gguf.html#convert_gguf", "personal_llm/base/gguf.py"),
-            "personal_llm.base.gguf.find_family_problem": (
-                "0_base/gguf.html#find_family_problem",
-                "personal_llm/base/gguf.py",
-            ),
-            "personal_llm.base.gguf.is_gguf": ("0_base/gguf.html#is_gguf", "personal_llm/base/gguf.py"),
-            "personal_llm.base.gguf.read_gguf_config": (
-                "0_base/gguf.html#read_gguf_config",
-                "personal_llm/base/gguf.py",
-            ),
-            "personal_llm.base.gguf.read_gguf_header": (
-                "0_base/gguf.html#read_gguf_header",
-                "personal_llm/base/gguf.py",
-            ),
-            "personal_llm.base.gguf.read_tensor": ("0_base/gguf.html#read_tensor", "personal_llm/base/gguf.py"),
-            "personal_llm.base.gguf.read_tensor_info": (
-                "0_base/gguf.html#read_tensor_info",
-                "personal_llm/base/gguf.py",
-            ),
-            "personal_llm.base.gguf.read_weights": ("0_base/gguf.html#read_weights", "personal_llm/base/gguf.py"),
-            "personal_llm.base.gguf.write_converted_model": (
-                "0_base/gguf.html#write_converted_model",
-                "personal_llm/base/gguf.py",
-            ),
-        },
         "personal_llm.base.loading": {
-            "personal_llm.base.loading.check_hub": ("0_base/loading.html#check_hub", "personal_llm/base/loading.py"),
+            "personal_llm.base.loading.GgufCursor": ("0_base/loading.html#ggufcursor", "personal_llm/base/loading.py"),
+            "personal_llm.base.loading.GgufCursor.__init__": (
+                "0_base/loading.html#ggufcursor.__init__",
+                "personal_llm/base/loading.py",
+            ),
+            "personal_llm.base.loading.GgufCursor.read": (
+                "0_base/loading.html#ggufcursor.read",
+                "personal_llm/base/loading.py",
+            ),
+            "personal_llm.base.loading.GgufCursor.read_number": (
+                "0_base/loading.html#ggufcursor.read_number",
+                "personal_llm/base/loading.py",
+            ),
+            "personal_llm.base.loading.GgufCursor.read_text": (
+                "0_base/loading.html#ggufcursor.read_text",
+                "personal_llm/base/loading.py",
+            ),
+            "personal_llm.base.loading.GgufCursor.read_value": (
+                "0_base/loading.html#ggufcursor.read_value",
+                "personal_llm/base/loading.py",
+            ),
+            "personal_llm.base.loading.GgufHeader": ("0_base/loading.html#ggufheader", "personal_llm/base/loading.py"),
+            "personal_llm.base.loading.GgufHeader.family": (
+                "0_base/loading.html#ggufheader.family",
+                "personal_llm/base/loading.py",
+            ),
+            "personal_llm.base.loading.GgufHeader.num_weights": (
+                "0_base/loading.html#ggufheader.num_weights",
+                "personal_llm/base/loading.py",
+            ),
+            "personal_llm.base.loading.build_tokenizer": (
+                "0_base/loading.html#build_tokenizer",
+                "personal_llm/base/loading.py",
+            ),
+            "personal_llm.base.loading.choose_dtype": (
+                "0_base/loading.html#choose_dtype",
+                "personal_llm/base/loading.py",
+            ),
             "personal_llm.base.loading.choose_model_name": (
                 "0_base/loading.html#choose_model_name",
                 "personal_llm/base/loading.py",
             ),
             "personal_llm.base.loading.compute_fingerprint": (
                 "0_base/loading.html#compute_fingerprint",
+                "personal_llm/base/loading.py",
+            ),
+            "personal_llm.base.loading.convert_gguf": (
+                "0_base/loading.html#convert_gguf",
                 "personal_llm/base/loading.py",
             ),
             "personal_llm.base.loading.find_encoder": (
@@ -1020,15 +739,7 @@ d = {
                 "0_base/loading.html#find_linear_modules",
                 "personal_llm/base/loading.py",
             ),
-            "personal_llm.base.loading.find_weight_files": (
-                "0_base/loading.html#find_weight_files",
-                "personal_llm/base/loading.py",
-            ),
             "personal_llm.base.loading.get_cache": ("0_base/loading.html#get_cache", "personal_llm/base/loading.py"),
-            "personal_llm.base.loading.get_cached_fingerprint": (
-                "0_base/loading.html#get_cached_fingerprint",
-                "personal_llm/base/loading.py",
-            ),
             "personal_llm.base.loading.get_encoder_id": (
                 "0_base/loading.html#get_encoder_id",
                 "personal_llm/base/loading.py",
@@ -1037,8 +748,13 @@ d = {
                 "0_base/loading.html#get_lasting_name",
                 "personal_llm/base/loading.py",
             ),
+            "personal_llm.base.loading.get_processor_name": (
+                "0_base/loading.html#get_processor_name",
+                "personal_llm/base/loading.py",
+            ),
             "personal_llm.base.loading.has_keys": ("0_base/loading.html#has_keys", "personal_llm/base/loading.py"),
             "personal_llm.base.loading.is_causal": ("0_base/loading.html#is_causal", "personal_llm/base/loading.py"),
+            "personal_llm.base.loading.is_gguf": ("0_base/loading.html#is_gguf", "personal_llm/base/loading.py"),
             "personal_llm.base.loading.load_causal_lm": (
                 "0_base/loading.html#load_causal_lm",
                 "personal_llm/base/loading.py",
@@ -1051,15 +767,32 @@ d = {
                 "0_base/loading.html#load_from_files",
                 "personal_llm/base/loading.py",
             ),
+            "personal_llm.base.loading.measure_products": (
+                "0_base/loading.html#measure_products",
+                "personal_llm/base/loading.py",
+            ),
             "personal_llm.base.loading.name_cache": ("0_base/loading.html#name_cache", "personal_llm/base/loading.py"),
             "personal_llm.base.loading.note_once": ("0_base/loading.html#note_once", "personal_llm/base/loading.py"),
             "personal_llm.base.loading.quote_name": ("0_base/loading.html#quote_name", "personal_llm/base/loading.py"),
+            "personal_llm.base.loading.read_gguf_header": (
+                "0_base/loading.html#read_gguf_header",
+                "personal_llm/base/loading.py",
+            ),
             "personal_llm.base.loading.resolve_model": (
                 "0_base/loading.html#resolve_model",
                 "personal_llm/base/loading.py",
             ),
             "personal_llm.base.loading.set_encoder": (
                 "0_base/loading.html#set_encoder",
+                "personal_llm/base/loading.py",
+            ),
+            "personal_llm.base.loading.tie_tables": ("0_base/loading.html#tie_tables", "personal_llm/base/loading.py"),
+            "personal_llm.base.loading.time_product": (
+                "0_base/loading.html#time_product",
+                "personal_llm/base/loading.py",
+            ),
+            "personal_llm.base.loading.write_converted_model": (
+                "0_base/loading.html#write_converted_model",
                 "personal_llm/base/loading.py",
             ),
         },
@@ -3875,6 +3608,10 @@ d = {
             ),
             "personal_llm.device.chat.WorkStopped": ("6_device/chat.html#workstopped", "personal_llm/device/chat.py"),
             "personal_llm.device.chat.clean_text": ("6_device/chat.html#clean_text", "personal_llm/device/chat.py"),
+            "personal_llm.device.chat.stop_at_forward_pass": (
+                "6_device/chat.html#stop_at_forward_pass",
+                "personal_llm/device/chat.py",
+            ),
         },
         "personal_llm.device.forgetting": {
             "personal_llm.device.forgetting.ForgetPlan": (
@@ -3929,6 +3666,10 @@ d = {
             ),
             "personal_llm.device.learning.choose_start": (
                 "6_device/learning.html#choose_start",
+                "personal_llm/device/learning.py",
+            ),
+            "personal_llm.device.learning.find_place": (
+                "6_device/learning.html#find_place",
                 "personal_llm/device/learning.py",
             ),
             "personal_llm.device.learning.hash_weights": (
@@ -4601,6 +4342,10 @@ d = {
                 "experiments/plain.html#score_row",
                 "personal_llm/experiments/plain.py",
             ),
+            "personal_llm.experiments.plain.write_readme_row": (
+                "experiments/plain.html#write_readme_row",
+                "personal_llm/experiments/plain.py",
+            ),
             "personal_llm.experiments.plain.write_reply": (
                 "experiments/plain.html#write_reply",
                 "personal_llm/experiments/plain.py",
@@ -4851,10 +4596,6 @@ d = {
                 "4_explanation/decomposition.html#_fit_summary_prompts",
                 "personal_llm/explanation/decomposition.py",
             ),
-            "personal_llm.explanation.decomposition._parse_first_word": (
-                "4_explanation/decomposition.html#_parse_first_word",
-                "personal_llm/explanation/decomposition.py",
-            ),
             "personal_llm.explanation.decomposition._read_words": (
                 "4_explanation/decomposition.html#_read_words",
                 "personal_llm/explanation/decomposition.py",
@@ -4883,16 +4624,16 @@ d = {
                 "4_explanation/decomposition.html#explain_as_published",
                 "personal_llm/explanation/decomposition.py",
             ),
-            "personal_llm.explanation.decomposition.first_word_probabilities": (
-                "4_explanation/decomposition.html#first_word_probabilities",
-                "personal_llm/explanation/decomposition.py",
-            ),
             "personal_llm.explanation.decomposition.is_adjective": (
                 "4_explanation/decomposition.html#is_adjective",
                 "personal_llm/explanation/decomposition.py",
             ),
             "personal_llm.explanation.decomposition.neutral_pairs": (
                 "4_explanation/decomposition.html#neutral_pairs",
+                "personal_llm/explanation/decomposition.py",
+            ),
+            "personal_llm.explanation.decomposition.next_word_probabilities": (
+                "4_explanation/decomposition.html#next_word_probabilities",
                 "personal_llm/explanation/decomposition.py",
             ),
             "personal_llm.explanation.decomposition.split_half_threshold": (
@@ -6002,10 +5743,6 @@ d = {
                 "7_runtimes/export.html#merge_weights",
                 "personal_llm/runtimes/export.py",
             ),
-            "personal_llm.runtimes.export.pair_neighbours": (
-                "7_runtimes/export.html#pair_neighbours",
-                "personal_llm/runtimes/export.py",
-            ),
             "personal_llm.runtimes.export.render_gaps": (
                 "7_runtimes/export.html#render_gaps",
                 "personal_llm/runtimes/export.py",
@@ -6032,16 +5769,20 @@ d = {
             ),
         },
         "personal_llm.runtimes.idle": {
+            "personal_llm.runtimes.idle.MachineBusy": (
+                "7_runtimes/idle.html#machinebusy",
+                "personal_llm/runtimes/idle.py",
+            ),
             "personal_llm.runtimes.idle.StopWhenBusy": (
                 "7_runtimes/idle.html#stopwhenbusy",
                 "personal_llm/runtimes/idle.py",
             ),
-            "personal_llm.runtimes.idle.StopWhenBusy.__init__": (
-                "7_runtimes/idle.html#stopwhenbusy.__init__",
+            "personal_llm.runtimes.idle.StopWhenBusy.__call__": (
+                "7_runtimes/idle.html#stopwhenbusy.__call__",
                 "personal_llm/runtimes/idle.py",
             ),
-            "personal_llm.runtimes.idle.StopWhenBusy.is_set": (
-                "7_runtimes/idle.html#stopwhenbusy.is_set",
+            "personal_llm.runtimes.idle.StopWhenBusy.__init__": (
+                "7_runtimes/idle.html#stopwhenbusy.__init__",
                 "personal_llm/runtimes/idle.py",
             ),
             "personal_llm.runtimes.idle.find_obstacle": (

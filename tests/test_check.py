@@ -6,7 +6,7 @@ import torch
 from tiny import ARCHITECTURES, TEMPLATES, same, shared, tiny, weights
 
 from personal_llm.base.adapters import attach_adapter
-from personal_llm.base.check import MODEL_CHECKS, check_model
+from personal_llm.app.check import MODEL_CHECKS, check_model
 
 
 def found(model):
@@ -19,7 +19,7 @@ def test_check_is_ok(architecture, template):
     model = shared(architecture, template)
     before = weights(model)
     report = check_model(model)
-    assert report.ok and len(report.rows) == len(MODEL_CHECKS) == 7, f"\n{report}"
+    assert report.ok and len(report.rows) == len(MODEL_CHECKS) == 9, f"\n{report}"
     assert same(model, before)
 
 

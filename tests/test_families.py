@@ -8,7 +8,7 @@ from families import FAMILIES, family
 from test_tuning import TALK
 
 from personal_llm.app.chat import check_reply
-from personal_llm.base.check import check_model
+from personal_llm.app.check import check_model
 from personal_llm.base.core import InputError
 from personal_llm.tuning.config import TuningConfig
 from personal_llm.tuning.finetune import check_tuning_step, finetune

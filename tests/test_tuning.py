@@ -599,7 +599,7 @@ def trainer_losses(adapted, samples, config, seed) -> list:
     "The losses of transformers' Trainer on the batches of our loop."
     from transformers import Trainer, TrainerCallback
 
-    from benchmarks.finetunes import make_trainer_settings
+    from benchmarks.__main__ import make_trainer_settings
 
     lengths, rows = [len(sample["input_ids"]) for sample in samples], []
 

@@ -23,7 +23,8 @@ def snapshot(folder):
     "Content of every visible file below a folder."
     files = [p for p in sorted(Path(folder).rglob("*")) if p.is_file()]
     names = {str(p.relative_to(folder)): p for p in files}
-    visible = {name: p for name, p in names.items() if not any(part[0] == "." for part in name.split("/"))}
+    is_hidden = lambda name: name.endswith(("-wal", "-shm")) or any(part[0] == "." for part in name.split("/"))
+    visible = {name: p for name, p in names.items() if not is_hidden(name)}  # SQLite's own two files come and go
     return {name: hashlib.sha1(p.read_bytes()).hexdigest() for name, p in visible.items()}
 
 

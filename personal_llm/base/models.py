@@ -8,6 +8,7 @@ __all__ = ['Model', 'load_model', 'ForwardResult', 'mean_response_nll']
 # %% ../../nbs/0_base/08_models.ipynb #80794698
 import ctypes
 import gc
+import importlib
 import os
 import threading
 import warnings
@@ -21,10 +22,16 @@ import numpy as np
 from . import tokens
 from .adapters import attach_adapter, check_adapter, get_adapter_id, remove_peft_layers
 from .core import Cost, Dialogue, InputError, check, measure_cost, patch
-from .files import delete_path, get_cache_folder, get_temporary_path, make_folder, read_json, write_json
-from .gguf import build_tokenizer, is_gguf, read_gguf_header
-from .loading import choose_model_name, compute_fingerprint, find_weight_files
-from .loading import get_cached_fingerprint, is_causal, load_causal_lm
+from personal_llm.base.files import (
+    delete_path,
+    get_cache_folder,
+    get_temporary_path,
+    make_folder,
+    read_json,
+    write_json,
+)
+from .loading import build_tokenizer, is_gguf, read_gguf_header
+from .loading import choose_model_name, compute_fingerprint, is_causal, load_causal_lm
 from .tokens import PLAIN_TEMPLATE, collate_samples, encode_prompt, make_batches, pad_rows
 from .weights import WEIGHTS, compute_file_sha256, find_weights
 
@@ -135,6 +142,8 @@ class Model:
 # %% ../../nbs/0_base/08_models.ipynb #stubs001
 def find_gguf(name):  # a path, or None
     "Return the GGUF file that a name stands for, if it stands for one."
+    if not isinstance(name, (str, Path)):
+        return None  # `load_causal_lm` says so
     if name in WEIGHTS:
         return find_weights(name)
     return Path(name).expanduser() if is_gguf(Path(name).expanduser()) else None
@@ -174,7 +183,7 @@ def load_network(name, device, dtype) -> tuple:  # (network, tokenizer)
     import torch
 
     best = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    return load_causal_lm(name, device or best, dtype or "float32")
+    return load_causal_lm(name, device or best, dtype)
 
 # %% ../../nbs/0_base/08_models.ipynb #9a9f3b9b
 def load_model(
@@ -185,6 +194,7 @@ def load_model(
     max_length: int = None,  # longest dialogue in tokens; by default 2048, at most the window
 ) -> Model:
     "Load a causal language model, by default the best one on this machine; raise `InputError` for an unknown name."
+    importlib.import_module("personal_llm.base.replies")  # the next chapter gives a model its replies
     prepare_libraries()
     name = choose_model_name(name)
     is_live = isinstance(name, tuple)
@@ -195,10 +205,11 @@ def load_model(
         base = get_gguf_id(gguf)
     else:
         network, tokenizer = name if is_live else load_network(name, device, dtype)
-        files = [] if is_live else find_weight_files(network.name_or_path)
-        base = get_cached_fingerprint(network, files)
+        base = compute_fingerprint(network)
         if not is_causal(network.eval()):
-            raise InputError(f"model {network.name_or_path!r} looks ahead, as encoders do", "give a causal language model")
+            raise InputError(
+                f"model {network.name_or_path!r} looks ahead, as encoders do", "give a causal language model"
+            )
     if chat_template:
         tokenizer.chat_template = PLAIN_TEMPLATE if chat_template == "plain" else chat_template
     return Model(network, tokenizer, "live" if is_live else str(name), max_length, base, gguf)

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from .adapters import read_factors
 from .core import Dialogue, InputError, measure_cost, patch
-from .gguf import read_gguf_header
+from .loading import read_gguf_header
 from .models import Model, check_list, find_end_tokens
 
 # %% ../../nbs/0_base/09_replies.ipynb #rpl00006

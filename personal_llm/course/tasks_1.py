@@ -10,7 +10,7 @@ from functools import cache
 
 import numpy as np
 
-from ..base.check import check_model
+from ..app.check import check_model
 from ..base.core import Dialogue, make_generator
 from ..base.models import load_model
 from .checks import Task, Wrong, later

@@ -15,7 +15,7 @@ POLICIES = ("active", "sdss", "reservoir", "kcenter")
 
 
 def read_asked(policy: str, metric: str) -> np.ndarray:  # (people,)
-    "Return a metric of all people whose buffer a policy filled, and who answered 32 questions; mended rows replace others."
+    "Return a metric of all people after 32 questions of a policy; mended rows replace others."
     rows = [*read_results("fresh-asked"), *read_results("fresh-mended")]
     values = {row["user"]: row[metric] for row in rows if (row["policy"], row["seed"]) == (policy, SEED)}
     return np.array([values[user] for user in sorted(values)])

@@ -113,7 +113,8 @@ def list_sdss_claims() -> list:  # `Claim`s
     shares = [row for row in read_results("shares") if row["user"] in CORRECTING_USERS]
     signal = user_means(shares, "policy", "signal")
     best = max(("random", "reservoir", "fifo", "kcenter"), key=lambda policy: signal[policy].mean())
-    text = f"signal {signal['sdss'].mean():.0%}, {best} {signal[best].mean():.0%}, stream 15 % ({len(signal[best])} people)"
+    text = f"signal {signal['sdss'].mean():.0%}, {best} {signal[best].mean():.0%}, stream 15 %"
+    text += f" ({len(signal[best])} people)"
     finds = judge_gain(signal["sdss"] - signal[best], 0.1, text, "05_shares")
     asked = [row for row in read_results("requests") if row["budget"] == 32]
     brought = {way: values.mean() for way, values in user_means(asked, "way", "corrected").items()}
@@ -241,7 +242,9 @@ def list_xpert_claims() -> list:  # `Claim`s
     text = f"loss of one pLLM minus that of the rule: {mean_over_users(gain)} nats ({len(gain)} users)"
     claims.append(
         Claim(
-            "merging by the rule serves a user of two styles", "–", {toy: judge_gain(gain, 0.0, text, "04_warm_start")}
+            "merging by the rule serves a user of two styles",
+            "–",
+            {toy: judge_gain(gain, 0.0, text, "04_warm_start")},
         )
     )
     claims.append(Claim("minutes and kilojoules on phones", "17.9 min, 2.8 kJ", {}))

@@ -13,10 +13,10 @@ from pathlib import Path
 from ..base.adapters import CONFIG_FILE, WEIGHTS_FILE, read_factors
 from ..base.core import InputError
 from ..base.files import read_json, write_atomically, write_json
+from ..base.replies import write_gguf_adapter
 from ..base.text import count_nouns, is_near_duplicate
 from ..base.tokens import get_special_strings
-from ..buffer.feedback import get_first_id
-from ..buffer.retrieval import DEFAULT_COUNT, MAX_MEMORY_TOKENS, collect_memories
+from ..buffer.retrieval import MemoryConfig, collect_memories
 from ..explanation.explanation import explain
 from ..explanation.style import MIN_EXPLAINED_DIALOGUES
 from .plugins import Runtime
@@ -80,62 +80,35 @@ def merge_weights(model, adapter: Path) -> dict:  # name -> tensor
     return weights
 
 
-def write_merged(model, adapter: Path, out: Path, dialogues=()) -> tuple:  # (how to use the files, "")
+def write_merged(model, adapter: Path, out: Path, dialogues=()) -> str:  # how to use the files
     "Write base and adapter as one model, with its tokenizer."
     model.model.save_pretrained(out, state_dict=merge_weights(model, adapter))
     model.tokenizer.save_pretrained(out)
     usage = "give this folder as --model; transformers, MLX, vLLM and llama.cpp's converter read it, too"
-    return usage + describe_loss(model, dialogues, out), ""
-
-# %% ../../nbs/7_runtimes/02_export.ipynb #ca968d60
-GGUF_FAMILIES = dict(llama="llama", mistral="llama", smollm3="smollm3", granite="granite", qwen2="qwen2", qwen3="qwen3")
-GGUF_FAMILIES |= dict(gemma2="gemma2", gemma3_text="gemma3", phi3="phi3", olmo2="olmo2")
-NEIGHBOUR_PAIRS = ("llama", "mistral", "smollm3", "granite")  # rotary pairs are neighbours in llama.cpp's files
-
-
-def pair_neighbours(B, num_heads: int):  # (rows, rank), rows in the other order
-    "Put the rows of each head in the order of llama.cpp's rotary embedding."
-    return B.reshape(num_heads, 2, len(B) // num_heads // 2, B.shape[1]).swapaxes(1, 2).reshape(B.shape)
+    return usage + describe_loss(model, dialogues, out)
 
 # %% ../../nbs/7_runtimes/02_export.ipynb #92407864
-def write_gguf(model, adapter: Path, out: Path, dialogues=()) -> tuple:  # (how to use the file, "")
-    "Write an adapter as llama.cpp reads it; raise `InputError` for a family of models or a layer that it lacks."
-    import gguf
+GGUF_FAMILIES = dict(mistral="llama", gemma3_text="gemma3")  # where llama.cpp has another name
+PLAIN_FAMILIES = ("llama", "smollm3", "granite", "qwen2", "qwen3", "gemma2", "gemma3", "phi3", "olmo2")
 
+
+def write_gguf(model, adapter: Path, out: Path, dialogues=()) -> str:  # how to use the file
+    "Write an adapter as llama.cpp reads it; raise `InputError` for a family of models or a layer that it lacks."
     config = model.model.config.get_text_config()
-    family = GGUF_FAMILIES.get(config.model_type)
-    if family is None:
+    family = GGUF_FAMILIES.get(config.model_type, config.model_type)
+    if family not in PLAIN_FAMILIES:
         problem = f"{config.model_type}: we cannot write its adapters for llama.cpp"
         raise InputError(problem, "use --to merged and its converter")
-    arch = {name: arch for arch, name in gguf.MODEL_ARCH_NAMES.items()}[family]
-    names, tensors = gguf.get_tensor_name_map(arch, config.num_hidden_layers), {}
-    heads = dict(q_proj=config.num_attention_heads, k_proj=config.num_key_value_heads)
-    for name, (A, B) in read_factors(adapter).items():
-        name = name.removeprefix(PEFT_PREFIX)
-        part, tensor_name = name.rpartition(".")[2], names.get_name(f"{name}.weight", (".weight",))
-        if tensor_name is None:
-            raise InputError(f"{name}: llama.cpp has no such layer", "tune with other --targets, or use --to merged")
-        if config.model_type in NEIGHBOUR_PAIRS and part in heads:
-            B = pair_neighbours(B, heads[part])
-        tensors[tensor_name] = A.numpy(), B.numpy()
-    writer = gguf.GGUFWriter(str(out / "adapter.gguf"), family)
-    writer.add_type(gguf.GGUFType.ADAPTER)
-    writer.add_string(gguf.Keys.Adapter.TYPE, "lora")
-    writer.add_float32(gguf.Keys.Adapter.LORA_ALPHA, len(next(iter(tensors.values()))[0]))  # the scale is in B
-    for name, (A, B) in tensors.items():
-        writer.add_tensor(f"{name}.lora_a", A)
-        writer.add_tensor(f"{name}.lora_b", B)
-    for write in (writer.write_header_to_file, writer.write_kv_data_to_file, writer.write_tensors_to_file):
-        write()
-    writer.close()
+    shape = (config.num_hidden_layers, config.num_attention_heads, config.num_key_value_heads)
+    write_gguf_adapter(adapter, out / "adapter.gguf", family, *shape)
     usage = "llama-cli -m base.gguf --lora adapter.gguf, where base.gguf is the base model"
-    return usage + describe_loss(model, dialogues, out), ""
+    return usage + describe_loss(model, dialogues, out)
 
 # %% ../../nbs/7_runtimes/02_export.ipynb #f00a7fbd
 VLLM_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # that its option takes
 
 
-def write_vllm(model, adapter: Path, out: Path, dialogues=()) -> tuple:  # (how to use the files, "")
+def write_vllm(model, adapter: Path, out: Path, dialogues=()) -> str:  # how to use the files
     "Write an adapter as vLLM reads it: peft's weights and settings, without our card and a path of this machine."
     base = Path(model.name).name if Path(model.name).expanduser().exists() else model.name
     settings = read_json(adapter / CONFIG_FILE) | dict(base_model_name_or_path=base)
@@ -143,14 +116,14 @@ def write_vllm(model, adapter: Path, out: Path, dialogues=()) -> tuple:  # (how 
     write_json(out / CONFIG_FILE, settings)
     rank = next((most for most in VLLM_RANKS if most >= settings["r"]), settings["r"])
     usage = f"vllm serve {model.name} --enable-lora --max-lora-rank {rank} --lora-modules personal=DIR"
-    return usage + describe_loss(model, dialogues), ""
+    return usage + describe_loss(model, dialogues)
 
 # %% ../../nbs/7_runtimes/02_export.ipynb #hnd00002
 def choose_examples(
     model,  # a `Model`, for its tokens
     dialogues: list,
-    count: int = DEFAULT_COUNT,  # examples at most
-    max_tokens: int = MAX_MEMORY_TOKENS,  # of all examples
+    count: int = MemoryConfig.memories,  # examples at most
+    max_tokens: int = MemoryConfig.max_tokens,  # of all examples
 ) -> list:  # `Dialogue`s, corrected ones first
     "Return the answered dialogues that go with an adapter to a program without a memory."
     unsafe, left = ['"""', *get_special_strings(model.tokenizer)], min(max_tokens, model.max_length // 2)
@@ -168,8 +141,8 @@ def choose_examples(
 
 def format_messages(examples: list) -> str:
     "Return the lines of a Modelfile that show examples as earlier turns of each talk."
-    turn = '# dialogue {}\nMESSAGE user """{}"""\nMESSAGE assistant """{}"""\n'
-    return "".join(turn.format(get_first_id(d), d.prompt, d.response) for d in examples)
+    turn = 'MESSAGE user """{}"""\nMESSAGE assistant """{}"""\n'
+    return "".join(turn.format(d.prompt, d.response) for d in examples)
 
 # %% ../../nbs/7_runtimes/02_export.ipynb #hnd00005
 MAX_DESCRIBED_ANSWERS = 24  # the newest ones, for the habits in a system prompt
@@ -187,14 +160,14 @@ def write_system_prompt(model, dialogues: list, folder: Path) -> str:  # "" if t
     return f"; {SYSTEM_FILE} holds your habits as a system prompt"
 
 
-def describe_loss(model, dialogues: list, folder: Path = None) -> str:  # "" for a model that reads no examples
+def describe_loss(model, dialogues: list, folder: Path = None) -> str:  # "" without answers
     "Return a line on the examples that a program without a memory loses; write the habits into a folder, if given."
-    examples = choose_examples(model, dialogues) if model.is_large else []  # a toy reads none
+    examples = choose_examples(model, dialogues)
     line = f"\nlost: your examples, of which a reply here reads up to {len(examples)} (--to ollama keeps them)"
     return line + (write_system_prompt(model, dialogues, folder) if folder else "") if examples else ""
 
 
-def write_ollama(model, adapter: Path, out: Path, dialogues=()) -> tuple:  # (how to use the files, file with ids)
+def write_ollama(model, adapter: Path, out: Path, dialogues=()) -> str:  # how to use the files
     "Write an adapter as llama.cpp reads it, Ollama's Modelfile with the user's examples, and the habits beside it."
     write_gguf(model, adapter, out)
     examples, file = choose_examples(model, dialogues), out / "Modelfile"
@@ -202,9 +175,9 @@ def write_ollama(model, adapter: Path, out: Path, dialogues=()) -> tuple:  # (ho
     usage = "put the base model's GGUF file here as base.gguf, then: ollama create mine -f Modelfile"
     if not examples:
         reason = "this folder has no answers of yours (correct or approve replies first)"
-        return f"{usage}\nthe Modelfile holds no examples: {reason}", ""
+        return f"{usage}\nthe Modelfile holds no examples: {reason}"
     usage += f"\nthe Modelfile holds {count_nouns(len(examples), 'answer')} of yours as examples, in plain text"
-    return usage + write_system_prompt(model, dialogues, out), file.name
+    return usage + write_system_prompt(model, dialogues, out)
 
 # %% ../../nbs/7_runtimes/02_export.ipynb #57e986e6
 EXPORT_TARGETS = dict(merged=write_merged, gguf=write_gguf, ollama=write_ollama, vllm=write_vllm)

@@ -14,12 +14,12 @@ from typing import Annotated
 
 import numpy as np
 
-from ..base.adapters import CONFIG_FILE, WEIGHTS_FILE, Adapter, check_adapter, get_adapter_id
+from ..base.adapters import CONFIG_FILE, WEIGHTS_FILE, Adapter, check_adapter
 from ..base.adapters import commit_adapter, discard_on_error, make_staging_folder, read_lora_config
 from ..base.core import Cost, InputError, check_seed, get_peak_memory, seed_everything
-from ..base.files import OwnedFolder, lock_folder, make_folder, write_atomically
-from ..base.ledger import record_egress
+from ..base.files import check_new_folder, make_folder, write_atomically
 from ..base.text import count_nouns
+from ..device.archive import hold_folder
 from .plugins import Runtime
 from .phone_bundle import METHOD, PROGRAM_FILE, START_FOLDER, PhoneBundle, compile_program
 from .phone_bundle import encode_records, open_bundle, read_adapter_vector
@@ -31,8 +31,8 @@ from ..tuning.finetune import check_output_folder, trainable_adapter
 def export_bundle(
     model,  # `Model`
     dialogues: list,  # what to learn from
-    out,  # a new folder, an empty one, or an earlier bundle
-    config: TuningConfig = None,  # `TuningConfig.for_model` by default
+    out,  # a new or empty folder
+    config: TuningConfig = None,  # the defaults of `TuningConfig` if left out
     start=None,  # an adapter to go on from
     seed: int = 0,
 ) -> PhoneBundle:
@@ -40,13 +40,13 @@ def export_bundle(
     import torch
 
     require_executorch()
-    config = config or TuningConfig.for_model(model)
-    OwnedFolder(out).check_entries()
+    config = config or TuningConfig()
+    check_new_folder(out)
     if start is not None:
         start = check_adapter(start, model.base)
-        modules = [name for name, _ in model.model.named_modules()]
-        config = config.match_adapter(read_lora_config(start), start, modules, TuningConfig.for_model(model))
-    config, original_dtype = replace(config, dropout=0.0, bfloat16=False), model.model.dtype
+        config = config.match_adapter(read_lora_config(start), start)
+    config = replace(config, dropout=0.0)
+    original_dtype = model.model.dtype
     samples = [model.encode(d, config.max_length) for d in dialogues]
     records = encode_records(samples, model.tokenizer.pad_token_id)
     card = dict(base=model.base, parents=[d.id for d in dialogues], seed=check_seed(seed))
@@ -58,10 +58,7 @@ def export_bundle(
             adapted.float()
             program = compile_program(*trace_training_graph(adapted, vector, config.batch_size, records.shape[2]))
         model.model.to(original_dtype)
-        with record_egress("bundle", out, get_adapter_id(start) if start else "") as row:
-            bundle = write_bundle(out, program, records, work, config, card)
-            row["bytes"] = sum(file["bytes"] for file in bundle.manifest["files"].values())
-        return bundle
+        return write_bundle(out, program, records, work, config, card)
 
 # %% ../../nbs/7_runtimes/06_phone.ipynb #a9a7372e
 def load_runtime(file: Path):  # program.pte -> what `train_bundle` calls `execute`
@@ -96,7 +93,8 @@ def train_bundle(
     check_output_folder(out)
     vectors = [bundle.start.numbers, *np.zeros((2, bundle.start.numbers.size), "<f4")]
     losses, seconds = [], 0.0
-    with lock_folder(out):
+    lock = hold_folder(out)
+    try:
         for ids, targets, rates in tqdm(bundle.batches, "training", unit="step", leave=False, disable=not progress):
             step_start = time.perf_counter()
             loss, *vectors = execute(ids, targets, *vectors, rates)
@@ -117,14 +115,16 @@ def train_bundle(
         history = tuple((i, loss, None) for i, loss in enumerate(losses, 1))
         made = dict(parents=tuple(card["parents"]), config=card["config"], seed=card["seed"])
         return commit_adapter(stage, Adapter(out, card["base"], cost=cost, history=history, **made))
+    finally:
+        lock.release()
 
 # %% ../../nbs/7_runtimes/06_phone.ipynb #87d0bbbb
 def phone_export(
     load_model,
     dialogues,
-    out: Annotated[str, "folder for the bundle: a new one, or an earlier bundle, which a finished export replaces"],
+    out: Annotated[str, "a new folder for the bundle"],
     start_from: Annotated[str, "adapter to start from"] = None,
-    steps: Annotated[int, "optimiser steps (default: the model's)"] = None,
+    steps: Annotated[int, "optimiser steps"] = TuningConfig.steps,
     batch: Annotated[int, "dialogues in a step; fewer need less memory"] = 4,
     max_length: Annotated[int, "tokens of a dialogue; longer ones lose their beginning"] = 128,
     seed: Annotated[int, "seed of all random choices"] = 0,
@@ -132,7 +132,7 @@ def phone_export(
     "Pack a training program, the chats as records and a manifest."
     require_executorch()
     model = load_model(device="cpu", dtype="float32")  # the program computes in these
-    config = TuningConfig.for_model(model, steps=steps, batch_size=batch, max_length=max_length)
+    config = TuningConfig(steps=steps, batch_size=batch, max_length=max_length)
     bundle = export_bundle(model, dialogues, out, config, start_from, seed)
     files, shape = bundle.manifest["files"], {name: bundle.manifest[name] for name in ("batch", "length")}
     sizes = [f"{name:<34}{row['bytes'] / 1e6:>8.2f} MB" for name, row in files.items()]

@@ -6,8 +6,8 @@
 __all__ = ['METHOD', 'compile_program', 'PhoneBundle', 'write_bundle', 'open_bundle']
 
 # %% ../../nbs/7_runtimes/05_phone_bundle.ipynb #04d375b5
-import json
 import math
+import os
 import re
 from dataclasses import asdict
 from pathlib import Path
@@ -17,9 +17,8 @@ import numpy as np
 
 from ..base.adapters import CONFIG_FILE, WEIGHTS_FILE, check_adapter
 from ..base.core import InputError, import_extra, make_generator
-from ..base.database import report_damage
-from ..base.files import compute_sha256, is_full_disk, open_results_folder
-from ..base.files import publish_results, read_sealed, recover_results, seal
+from ..base.files import check_new_folder, compute_sha256, delete_path, get_temporary_path
+from ..base.files import is_full_disk, make_folder, read_sealed, write_atomically, write_sealed
 from ..tuning.config import TuningConfig
 from ..tuning.training_loop import MAX_GRADIENT_NORM, compute_learning_rate
 
@@ -228,7 +227,7 @@ class PhoneBundle(NamedTuple):
 
 # %% ../../nbs/7_runtimes/05_phone_bundle.ipynb #f6e0a50f
 def write_bundle(
-    out,  # a new folder, an empty one, or an earlier bundle
+    out,  # a new or empty folder
     program: bytes,  # of `compile_program`
     records: np.ndarray,  # of `encode_records`
     start,  # folder of the adapter to start from, float32
@@ -249,8 +248,17 @@ def write_bundle(
         steps=plan_steps(len(records), config, card["seed"]),
         card=card | dict(config=asdict(config)),
     )
-    with open_results_folder(out, PROGRAM_FILE, RECORDS_FILE, START_FOLDER, MANIFEST_FILE) as owned:
-        publish_results(owned, contents | {START_FOLDER: start, MANIFEST_FILE: json.dumps(seal(manifest))})
+    check_new_folder(out)
+    stage = make_folder(get_temporary_path(out))
+    try:
+        make_folder(stage / START_FOLDER)
+        for name, content in (contents | starts).items():
+            write_atomically(stage / name, content)
+        write_sealed(stage / MANIFEST_FILE, manifest)
+        delete_path(Path(out))  # empty
+        os.replace(stage, out)
+    finally:
+        delete_path(stage)
     return open_bundle(out)
 
 # %% ../../nbs/7_runtimes/05_phone_bundle.ipynb #ebf1d165
@@ -259,9 +267,9 @@ def open_bundle(
 ) -> PhoneBundle:
     "Open a bundle; raises `InputError` if a file or the manifest changed after `write_bundle`, or contradicts itself."
     folder = Path(folder)
-    recover_results(folder)
-    manifest = read_sealed(place := folder / MANIFEST_FILE)
-    with report_damage(place):
+    place = folder / MANIFEST_FILE
+    manifest = read_sealed(place)
+    try:
         if manifest["format"] != BUNDLE_FORMAT:
             problem = f"{place}: format {str(manifest['format'])[:40]}, this version reads {BUNDLE_FORMAT}"
             raise InputError(problem, DAMAGED_BUNDLE_REMEDY)
@@ -280,4 +288,8 @@ def open_bundle(
         card = manifest["card"]  # raises unless an adapter's card can be made of it
         dict(card["config"]), range(card["seed"]), "".join((card["base"], *card["parents"]))
         start = read_adapter_vector(folder / START_FOLDER / WEIGHTS_FILE)
+    except (KeyError, TypeError, ValueError, IndexError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"{place}: damaged ({str(error)[:80]})", DAMAGED_BUNDLE_REMEDY) from error
     return PhoneBundle(folder, manifest, start, [(rows[:, 0], rows[:, 1], rates) for rows, rates in batches])

@@ -12,10 +12,9 @@ from functools import cache
 from importlib.metadata import entry_points
 from pathlib import Path
 
-from ..base.adapters import check_adapter, get_adapter_id
+from ..base.adapters import check_adapter
 from ..base.core import InputError, check
 from ..base.files import check_new_folder, delete_path, get_temporary_path, make_folder
-from ..base.ledger import record_egress
 
 # %% ../../nbs/7_runtimes/01_plugins.ipynb #806d3c2f
 @dataclass(frozen=True)
@@ -66,21 +65,18 @@ def export_adapter(
     out,  # a new folder
     target: str,  # name of a target
     dialogues: list = (),  # answered dialogues of the user
-) -> str:  # how to use the files, and a line on the dialogues
+) -> str:  # how to use the files
     "Write an adapter as another program reads it; raise `InputError` for a folder with files, and write nothing."
     targets = collect_targets()
     check(target, "choice", "target", choices=tuple(targets))
     check_new_folder(out)
-    out, adapter = Path(out), check_adapter(adapter, model.base)
+    out = Path(out)
     stage = make_folder(get_temporary_path(out))
     try:
-        usage, id_file = targets[target](model, adapter, stage, list(dialogues))
-        with record_egress("export", out, get_adapter_id(adapter)) as row:
-            row["bytes"] = sum(file.stat().st_size for file in stage.rglob("*") if file.is_file())
-            row |= dict(id_file=id_file) if id_file else {}
-            if out.exists():
-                out.rmdir()
-            os.replace(stage, out)
+        usage = targets[target](model, check_adapter(adapter, model.base), stage, list(dialogues))
+        if out.exists():
+            out.rmdir()
+        os.replace(stage, out)
     finally:
         delete_path(stage)
     return usage
