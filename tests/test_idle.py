@@ -11,7 +11,7 @@ import pytest
 from devices import TALK, Fake, fake_tune, start, watch
 from typed import fails, found
 
-from personal_llm.base.files import lock_folder
+from personal_llm.device.archive import hold_folder
 from personal_llm.device import personalizer
 from personal_llm.device.background_training import TrainingStopped
 from personal_llm.device.personalizer import load_personalizer
@@ -144,7 +144,7 @@ def test_a_measurement_that_fails_ends_the_fine_tune_with_its_error(folder, monk
 
 def test_an_open_chat_is_an_obstacle(folder, capsys):
     left = iter([FREE] * 5)
-    with lock_folder(folder), pytest.raises(StopIteration):
+    with hold_folder(folder), pytest.raises(StopIteration):
         finetune_when_idle(folder, model, lambda: next(left))
     assert "a chat or a run is at work" in capsys.readouterr().err and len(read_state(folder).rounds) == 0
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from .core import Cost, InputError
 from .files import compute_sha256, delete_path, get_temporary_path, make_folder, make_temporary_folder
-from .files import read_json, read_sealed, remove_temporary_files, try_lock, write_json, write_sealed
+from .files import read_json, read_sealed, remove_temporary_files, write_json, write_sealed
 
 # %% ../../nbs/0_base/05_adapters.ipynb #8c5ba1ac
 WEIGHTS_FILE = "adapter_model.safetensors"
@@ -89,9 +89,11 @@ def locked(folder: Path):
     if os.name == "nt":  # Windows cannot lock folders
         yield
         return
+    import fcntl
+
     handle = os.open(folder, os.O_RDONLY)
     try:
-        try_lock(handle, wait=True)
+        fcntl.flock(handle, fcntl.LOCK_EX)
         yield
     finally:
         os.close(handle)
