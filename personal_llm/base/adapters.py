@@ -228,12 +228,15 @@ def write_adapter(
 
 # %% ../../nbs/0_base/05_adapters.ipynb #63dc0fe7
 def remove_peft_layers(base_model) -> None:
-    "Take all of peft's layers out of a model."
+    "Take all of peft's layers out of a model, and put the modules of the base back that an adapter replaced."
     from peft.tuners.tuners_utils import BaseTunerLayer
+    from peft.utils.other import AuxiliaryTrainingWrapper
 
     for name, layer in list(base_model.named_modules()):
         if isinstance(layer, BaseTunerLayer):
             base_model.set_submodule(name, layer.get_base_layer())
+        elif isinstance(layer, AuxiliaryTrainingWrapper):  # of `modules_to_save`
+            base_model.set_submodule(name, layer.original_module)
     vars(base_model).pop("peft_config", None)
 
 # %% ../../nbs/0_base/05_adapters.ipynb #04ada023
