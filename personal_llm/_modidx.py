@@ -1588,36 +1588,20 @@ d = {
                 "2_buffer/synthesis.html#synthesisresult",
                 "personal_llm/buffer/synthesis.py",
             ),
-            "personal_llm.buffer.synthesis.SynthesisResult.__add__": (
-                "2_buffer/synthesis.html#synthesisresult.__add__",
-                "personal_llm/buffer/synthesis.py",
-            ),
             "personal_llm.buffer.synthesis.SynthesisResult.__str__": (
                 "2_buffer/synthesis.html#synthesisresult.__str__",
-                "personal_llm/buffer/synthesis.py",
-            ),
-            "personal_llm.buffer.synthesis.SynthesisResult.from_rewrites": (
-                "2_buffer/synthesis.html#synthesisresult.from_rewrites",
-                "personal_llm/buffer/synthesis.py",
-            ),
-            "personal_llm.buffer.synthesis.changes_facts": (
-                "2_buffer/synthesis.html#changes_facts",
                 "personal_llm/buffer/synthesis.py",
             ),
             "personal_llm.buffer.synthesis.check_rewrite": (
                 "2_buffer/synthesis.html#check_rewrite",
                 "personal_llm/buffer/synthesis.py",
             ),
+            "personal_llm.buffer.synthesis.make_text_block": (
+                "2_buffer/synthesis.html#make_text_block",
+                "personal_llm/buffer/synthesis.py",
+            ),
             "personal_llm.buffer.synthesis.parse_rewrite": (
                 "2_buffer/synthesis.html#parse_rewrite",
-                "personal_llm/buffer/synthesis.py",
-            ),
-            "personal_llm.buffer.synthesis.propose_rewrites": (
-                "2_buffer/synthesis.html#propose_rewrites",
-                "personal_llm/buffer/synthesis.py",
-            ),
-            "personal_llm.buffer.synthesis.semantic_similarities": (
-                "2_buffer/synthesis.html#semantic_similarities",
                 "personal_llm/buffer/synthesis.py",
             ),
             "personal_llm.buffer.synthesis.synthesize": (
@@ -6198,6 +6182,10 @@ d = {
             ),
         },
         "personal_llm.tuning.finetune": {
+            "personal_llm.tuning.finetune.attach_new_layers": (
+                "3_tuning/finetune.html#attach_new_layers",
+                "personal_llm/tuning/finetune.py",
+            ),
             "personal_llm.tuning.finetune.check_output_folder": (
                 "3_tuning/finetune.html#check_output_folder",
                 "personal_llm/tuning/finetune.py",
