@@ -740,24 +740,6 @@ d = {
                 "0_base/text.html#language.split_sentences",
                 "personal_llm/base/text.py",
             ),
-            "personal_llm.base.text.RecentTexts": ("0_base/text.html#recenttexts", "personal_llm/base/text.py"),
-            "personal_llm.base.text.RecentTexts.__init__": (
-                "0_base/text.html#recenttexts.__init__",
-                "personal_llm/base/text.py",
-            ),
-            "personal_llm.base.text.RecentTexts.add": ("0_base/text.html#recenttexts.add", "personal_llm/base/text.py"),
-            "personal_llm.base.text.RecentTexts.find_duplicates": (
-                "0_base/text.html#recenttexts.find_duplicates",
-                "personal_llm/base/text.py",
-            ),
-            "personal_llm.base.text.RecentTexts.restore": (
-                "0_base/text.html#recenttexts.restore",
-                "personal_llm/base/text.py",
-            ),
-            "personal_llm.base.text.RecentTexts.to_list": (
-                "0_base/text.html#recenttexts.to_list",
-                "personal_llm/base/text.py",
-            ),
             "personal_llm.base.text._find_language": ("0_base/text.html#_find_language", "personal_llm/base/text.py"),
             "personal_llm.base.text.are_trigrams_similar": (
                 "0_base/text.html#are_trigrams_similar",
@@ -773,10 +755,6 @@ d = {
             "personal_llm.base.text.escape_controls": ("0_base/text.html#escape_controls", "personal_llm/base/text.py"),
             "personal_llm.base.text.get_language": ("0_base/text.html#get_language", "personal_llm/base/text.py"),
             "personal_llm.base.text.get_numbers": ("0_base/text.html#get_numbers", "personal_llm/base/text.py"),
-            "personal_llm.base.text.get_proper_names": (
-                "0_base/text.html#get_proper_names",
-                "personal_llm/base/text.py",
-            ),
             "personal_llm.base.text.get_words": ("0_base/text.html#get_words", "personal_llm/base/text.py"),
             "personal_llm.base.text.hash_shingles": ("0_base/text.html#hash_shingles", "personal_llm/base/text.py"),
             "personal_llm.base.text.hash_trigrams": ("0_base/text.html#hash_trigrams", "personal_llm/base/text.py"),
