@@ -57,12 +57,11 @@ def test_it_is_read_in_five_minutes():
 
 
 def test_commands_that_are_named_exist():
-    from personal_llm.app import cli
-    from personal_llm.app.arguments import COMMANDS
+    from personal_llm.app.cli import app, typer
 
-    named = re.findall(r"`personal-llm ([a-z][a-z0-9 ]*?)(?= -|`| \")", README + CONTENTS)
-    is_known = lambda name: name in COMMANDS or name.rpartition(" ")[0] in COMMANDS  # the last word may be a folder
-    assert cli and named and [name for name in named if not is_known(name)] == []
+    commands = typer.main.get_command(app).commands
+    named = re.findall(r"`personal-llm ([a-z]+)", README + CONTENTS)
+    assert named and [name for name in named if name not in commands] == []
 
 
 SOURCE = json.loads((ROOT / "nbs" / "index.ipynb").read_text(encoding="utf-8"))
