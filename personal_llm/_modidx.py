@@ -394,193 +394,6 @@ d = {
             "personal_llm.base.core.seed_everything": ("0_base/core.html#seed_everything", "personal_llm/base/core.py"),
             "personal_llm.base.core.setting": ("0_base/core.html#setting", "personal_llm/base/core.py"),
         },
-        "personal_llm.base.decoding": {
-            "personal_llm.base.decoding.BatchRules": (
-                "0_base/decoding.html#batchrules",
-                "personal_llm/base/decoding.py",
-            ),
-            "personal_llm.base.decoding.BatchRules.__init__": (
-                "0_base/decoding.html#batchrules.__init__",
-                "personal_llm/base/decoding.py",
-            ),
-            "personal_llm.base.decoding.BatchRules.is_finished": (
-                "0_base/decoding.html#batchrules.is_finished",
-                "personal_llm/base/decoding.py",
-            ),
-            "personal_llm.base.decoding.BatchRules.process": (
-                "0_base/decoding.html#batchrules.process",
-                "personal_llm/base/decoding.py",
-            ),
-            "personal_llm.base.decoding.BatchRules.read": (
-                "0_base/decoding.html#batchrules.read",
-                "personal_llm/base/decoding.py",
-            ),
-            "personal_llm.base.decoding.DecodingRules": (
-                "0_base/decoding.html#decodingrules",
-                "personal_llm/base/decoding.py",
-            ),
-            "personal_llm.base.decoding.DecodingRules.complete": (
-                "0_base/decoding.html#decodingrules.complete",
-                "personal_llm/base/decoding.py",
-            ),
-            "personal_llm.base.decoding.Example": ("0_base/decoding.html#example", "personal_llm/base/decoding.py"),
-            "personal_llm.base.decoding.Example.add": (
-                "0_base/decoding.html#example.add",
-                "personal_llm/base/decoding.py",
-            ),
-            "personal_llm.base.decoding.Examples": ("0_base/decoding.html#examples", "personal_llm/base/decoding.py"),
-            "personal_llm.base.decoding.ReplyOptions": (
-                "0_base/decoding.html#replyoptions",
-                "personal_llm/base/decoding.py",
-            ),
-            "personal_llm.base.decoding.ReplyText": ("0_base/decoding.html#replytext", "personal_llm/base/decoding.py"),
-            "personal_llm.base.decoding.ReplyText.add": (
-                "0_base/decoding.html#replytext.add",
-                "personal_llm/base/decoding.py",
-            ),
-            "personal_llm.base.decoding.ReplyText.get_text": (
-                "0_base/decoding.html#replytext.get_text",
-                "personal_llm/base/decoding.py",
-            ),
-            "personal_llm.base.decoding.ReplyText.is_in_code": (
-                "0_base/decoding.html#replytext.is_in_code",
-                "personal_llm/base/decoding.py",
-            ),
-            "personal_llm.base.decoding.ReplyText.is_unit_end": (
-                "0_base/decoding.html#replytext.is_unit_end",
-                "personal_llm/base/decoding.py",
-            ),
-            "personal_llm.base.decoding.ReplyText.split_units": (
-                "0_base/decoding.html#replytext.split_units",
-                "personal_llm/base/decoding.py",
-            ),
-            "personal_llm.base.decoding.TokenClasses": (
-                "0_base/decoding.html#tokenclasses",
-                "personal_llm/base/decoding.py",
-            ),
-            "personal_llm.base.decoding.Unit": ("0_base/decoding.html#unit", "personal_llm/base/decoding.py"),
-            "personal_llm.base.decoding.amplify_examples": (
-                "0_base/decoding.html#amplify_examples",
-                "personal_llm/base/decoding.py",
-            ),
-            "personal_llm.base.decoding.avoid_copies": (
-                "0_base/decoding.html#avoid_copies",
-                "personal_llm/base/decoding.py",
-            ),
-            "personal_llm.base.decoding.choose_next_token": (
-                "0_base/decoding.html#choose_next_token",
-                "personal_llm/base/decoding.py",
-            ),
-            "personal_llm.base.decoding.compute_end_bonus": (
-                "0_base/decoding.html#compute_end_bonus",
-                "personal_llm/base/decoding.py",
-            ),
-            "personal_llm.base.decoding.cost_examples": (
-                "0_base/decoding.html#cost_examples",
-                "personal_llm/base/decoding.py",
-            ),
-            "personal_llm.base.decoding.cost_heads": (
-                "0_base/decoding.html#cost_heads",
-                "personal_llm/base/decoding.py",
-            ),
-            "personal_llm.base.decoding.cost_parts": (
-                "0_base/decoding.html#cost_parts",
-                "personal_llm/base/decoding.py",
-            ),
-            "personal_llm.base.decoding.cost_runs": ("0_base/decoding.html#cost_runs", "personal_llm/base/decoding.py"),
-            "personal_llm.base.decoding.cost_starts": (
-                "0_base/decoding.html#cost_starts",
-                "personal_llm/base/decoding.py",
-            ),
-            "personal_llm.base.decoding.count_finished_tokens": (
-                "0_base/decoding.html#count_finished_tokens",
-                "personal_llm/base/decoding.py",
-            ),
-            "personal_llm.base.decoding.count_settled_tokens": (
-                "0_base/decoding.html#count_settled_tokens",
-                "personal_llm/base/decoding.py",
-            ),
-            "personal_llm.base.decoding.count_tokens_at_limit": (
-                "0_base/decoding.html#count_tokens_at_limit",
-                "personal_llm/base/decoding.py",
-            ),
-            "personal_llm.base.decoding.count_whole_tokens": (
-                "0_base/decoding.html#count_whole_tokens",
-                "personal_llm/base/decoding.py",
-            ),
-            "personal_llm.base.decoding.encode_examples": (
-                "0_base/decoding.html#encode_examples",
-                "personal_llm/base/decoding.py",
-            ),
-            "personal_llm.base.decoding.find_copy_costs": (
-                "0_base/decoding.html#find_copy_costs",
-                "personal_llm/base/decoding.py",
-            ),
-            "personal_llm.base.decoding.find_end_tokens": (
-                "0_base/decoding.html#find_end_tokens",
-                "personal_llm/base/decoding.py",
-            ),
-            "personal_llm.base.decoding.find_fragments": (
-                "0_base/decoding.html#find_fragments",
-                "personal_llm/base/decoding.py",
-            ),
-            "personal_llm.base.decoding.find_loop": ("0_base/decoding.html#find_loop", "personal_llm/base/decoding.py"),
-            "personal_llm.base.decoding.find_repeated_mark": (
-                "0_base/decoding.html#find_repeated_mark",
-                "personal_llm/base/decoding.py",
-            ),
-            "personal_llm.base.decoding.find_reply_end": (
-                "0_base/decoding.html#find_reply_end",
-                "personal_llm/base/decoding.py",
-            ),
-            "personal_llm.base.decoding.find_restatement": (
-                "0_base/decoding.html#find_restatement",
-                "personal_llm/base/decoding.py",
-            ),
-            "personal_llm.base.decoding.find_rows": ("0_base/decoding.html#find_rows", "personal_llm/base/decoding.py"),
-            "personal_llm.base.decoding.find_short_verse": (
-                "0_base/decoding.html#find_short_verse",
-                "personal_llm/base/decoding.py",
-            ),
-            "personal_llm.base.decoding.find_stem": ("0_base/decoding.html#find_stem", "personal_llm/base/decoding.py"),
-            "personal_llm.base.decoding.find_token_classes": (
-                "0_base/decoding.html#find_token_classes",
-                "personal_llm/base/decoding.py",
-            ),
-            "personal_llm.base.decoding.find_whole_from": (
-                "0_base/decoding.html#find_whole_from",
-                "personal_llm/base/decoding.py",
-            ),
-            "personal_llm.base.decoding.get_examples": (
-                "0_base/decoding.html#get_examples",
-                "personal_llm/base/decoding.py",
-            ),
-            "personal_llm.base.decoding.is_repeated": (
-                "0_base/decoding.html#is_repeated",
-                "personal_llm/base/decoding.py",
-            ),
-            "personal_llm.base.decoding.is_whole": ("0_base/decoding.html#is_whole", "personal_llm/base/decoding.py"),
-            "personal_llm.base.decoding.mark_known_words": (
-                "0_base/decoding.html#mark_known_words",
-                "personal_llm/base/decoding.py",
-            ),
-            "personal_llm.base.decoding.may_restate": (
-                "0_base/decoding.html#may_restate",
-                "personal_llm/base/decoding.py",
-            ),
-            "personal_llm.base.decoding.penalise_repetition": (
-                "0_base/decoding.html#penalise_repetition",
-                "personal_llm/base/decoding.py",
-            ),
-            "personal_llm.base.decoding.read_reply": (
-                "0_base/decoding.html#read_reply",
-                "personal_llm/base/decoding.py",
-            ),
-            "personal_llm.base.decoding.remove_examples": (
-                "0_base/decoding.html#remove_examples",
-                "personal_llm/base/decoding.py",
-            ),
-        },
         "personal_llm.base.files": {
             "personal_llm.base.files.OwnedFolder": ("0_base/files.html#ownedfolder", "personal_llm/base/files.py"),
             "personal_llm.base.files.OwnedFolder.__init__": (
@@ -680,80 +493,55 @@ d = {
             "personal_llm.base.files.write_json": ("0_base/files.html#write_json", "personal_llm/base/files.py"),
             "personal_llm.base.files.write_sealed": ("0_base/files.html#write_sealed", "personal_llm/base/files.py"),
         },
-        "personal_llm.base.gguf": {
-            "personal_llm.base.gguf.GgufHeader": ("0_base/gguf.html#ggufheader", "personal_llm/base/gguf.py"),
-            "personal_llm.base.gguf.GgufHeader.__repr__": (
-                "0_base/gguf.html#ggufheader.__repr__",
-                "personal_llm/base/gguf.py",
-            ),
-            "personal_llm.base.gguf.GgufHeader.family": (
-                "0_base/gguf.html#ggufheader.family",
-                "personal_llm/base/gguf.py",
-            ),
-            "personal_llm.base.gguf.GgufHeader.num_weights": (
-                "0_base/gguf.html#ggufheader.num_weights",
-                "personal_llm/base/gguf.py",
-            ),
-            "personal_llm.base.gguf.HeaderCursor": ("0_base/gguf.html#headercursor", "personal_llm/base/gguf.py"),
-            "personal_llm.base.gguf.HeaderCursor.__init__": (
-                "0_base/gguf.html#headercursor.__init__",
-                "personal_llm/base/gguf.py",
-            ),
-            "personal_llm.base.gguf.HeaderCursor.fail": (
-                "0_base/gguf.html#headercursor.fail",
-                "personal_llm/base/gguf.py",
-            ),
-            "personal_llm.base.gguf.HeaderCursor.read": (
-                "0_base/gguf.html#headercursor.read",
-                "personal_llm/base/gguf.py",
-            ),
-            "personal_llm.base.gguf.HeaderCursor.read_number": (
-                "0_base/gguf.html#headercursor.read_number",
-                "personal_llm/base/gguf.py",
-            ),
-            "personal_llm.base.gguf.HeaderCursor.read_text": (
-                "0_base/gguf.html#headercursor.read_text",
-                "personal_llm/base/gguf.py",
-            ),
-            "personal_llm.base.gguf.HeaderCursor.read_value": (
-                "0_base/gguf.html#headercursor.read_value",
-                "personal_llm/base/gguf.py",
-            ),
-            "personal_llm.base.gguf.TensorInfo": ("0_base/gguf.html#tensorinfo", "personal_llm/base/gguf.py"),
-            "personal_llm.base.gguf.build_tokenizer": ("0_base/gguf.html#build_tokenizer", "personal_llm/base/gguf.py"),
-            "personal_llm.base.gguf.convert_gguf": ("0_base/gguf.html#convert_gguf", "personal_llm/base/gguf.py"),
-            "personal_llm.base.gguf.find_family_problem": (
-                "0_base/gguf.html#find_family_problem",
-                "personal_llm/base/gguf.py",
-            ),
-            "personal_llm.base.gguf.is_gguf": ("0_base/gguf.html#is_gguf", "personal_llm/base/gguf.py"),
-            "personal_llm.base.gguf.read_gguf_config": (
-                "0_base/gguf.html#read_gguf_config",
-                "personal_llm/base/gguf.py",
-            ),
-            "personal_llm.base.gguf.read_gguf_header": (
-                "0_base/gguf.html#read_gguf_header",
-                "personal_llm/base/gguf.py",
-            ),
-            "personal_llm.base.gguf.read_tensor": ("0_base/gguf.html#read_tensor", "personal_llm/base/gguf.py"),
-            "personal_llm.base.gguf.read_tensor_info": (
-                "0_base/gguf.html#read_tensor_info",
-                "personal_llm/base/gguf.py",
-            ),
-            "personal_llm.base.gguf.read_weights": ("0_base/gguf.html#read_weights", "personal_llm/base/gguf.py"),
-            "personal_llm.base.gguf.write_converted_model": (
-                "0_base/gguf.html#write_converted_model",
-                "personal_llm/base/gguf.py",
-            ),
-        },
         "personal_llm.base.loading": {
-            "personal_llm.base.loading.check_hub": ("0_base/loading.html#check_hub", "personal_llm/base/loading.py"),
+            "personal_llm.base.loading.GgufCursor": ("0_base/loading.html#ggufcursor", "personal_llm/base/loading.py"),
+            "personal_llm.base.loading.GgufCursor.__init__": (
+                "0_base/loading.html#ggufcursor.__init__",
+                "personal_llm/base/loading.py",
+            ),
+            "personal_llm.base.loading.GgufCursor.read": (
+                "0_base/loading.html#ggufcursor.read",
+                "personal_llm/base/loading.py",
+            ),
+            "personal_llm.base.loading.GgufCursor.read_number": (
+                "0_base/loading.html#ggufcursor.read_number",
+                "personal_llm/base/loading.py",
+            ),
+            "personal_llm.base.loading.GgufCursor.read_text": (
+                "0_base/loading.html#ggufcursor.read_text",
+                "personal_llm/base/loading.py",
+            ),
+            "personal_llm.base.loading.GgufCursor.read_value": (
+                "0_base/loading.html#ggufcursor.read_value",
+                "personal_llm/base/loading.py",
+            ),
+            "personal_llm.base.loading.GgufHeader": ("0_base/loading.html#ggufheader", "personal_llm/base/loading.py"),
+            "personal_llm.base.loading.GgufHeader.family": (
+                "0_base/loading.html#ggufheader.family",
+                "personal_llm/base/loading.py",
+            ),
+            "personal_llm.base.loading.GgufHeader.num_weights": (
+                "0_base/loading.html#ggufheader.num_weights",
+                "personal_llm/base/loading.py",
+            ),
+            "personal_llm.base.loading.build_tokenizer": (
+                "0_base/loading.html#build_tokenizer",
+                "personal_llm/base/loading.py",
+            ),
+            "personal_llm.base.loading.choose_dtype": (
+                "0_base/loading.html#choose_dtype",
+                "personal_llm/base/loading.py",
+            ),
             "personal_llm.base.loading.choose_model_name": (
                 "0_base/loading.html#choose_model_name",
                 "personal_llm/base/loading.py",
             ),
             "personal_llm.base.loading.compute_fingerprint": (
                 "0_base/loading.html#compute_fingerprint",
+                "personal_llm/base/loading.py",
+            ),
+            "personal_llm.base.loading.convert_gguf": (
+                "0_base/loading.html#convert_gguf",
                 "personal_llm/base/loading.py",
             ),
             "personal_llm.base.loading.find_encoder": (
@@ -764,15 +552,7 @@ d = {
                 "0_base/loading.html#find_linear_modules",
                 "personal_llm/base/loading.py",
             ),
-            "personal_llm.base.loading.find_weight_files": (
-                "0_base/loading.html#find_weight_files",
-                "personal_llm/base/loading.py",
-            ),
             "personal_llm.base.loading.get_cache": ("0_base/loading.html#get_cache", "personal_llm/base/loading.py"),
-            "personal_llm.base.loading.get_cached_fingerprint": (
-                "0_base/loading.html#get_cached_fingerprint",
-                "personal_llm/base/loading.py",
-            ),
             "personal_llm.base.loading.get_encoder_id": (
                 "0_base/loading.html#get_encoder_id",
                 "personal_llm/base/loading.py",
@@ -781,8 +561,13 @@ d = {
                 "0_base/loading.html#get_lasting_name",
                 "personal_llm/base/loading.py",
             ),
+            "personal_llm.base.loading.get_processor_name": (
+                "0_base/loading.html#get_processor_name",
+                "personal_llm/base/loading.py",
+            ),
             "personal_llm.base.loading.has_keys": ("0_base/loading.html#has_keys", "personal_llm/base/loading.py"),
             "personal_llm.base.loading.is_causal": ("0_base/loading.html#is_causal", "personal_llm/base/loading.py"),
+            "personal_llm.base.loading.is_gguf": ("0_base/loading.html#is_gguf", "personal_llm/base/loading.py"),
             "personal_llm.base.loading.load_causal_lm": (
                 "0_base/loading.html#load_causal_lm",
                 "personal_llm/base/loading.py",
@@ -795,15 +580,32 @@ d = {
                 "0_base/loading.html#load_from_files",
                 "personal_llm/base/loading.py",
             ),
+            "personal_llm.base.loading.measure_products": (
+                "0_base/loading.html#measure_products",
+                "personal_llm/base/loading.py",
+            ),
             "personal_llm.base.loading.name_cache": ("0_base/loading.html#name_cache", "personal_llm/base/loading.py"),
             "personal_llm.base.loading.note_once": ("0_base/loading.html#note_once", "personal_llm/base/loading.py"),
             "personal_llm.base.loading.quote_name": ("0_base/loading.html#quote_name", "personal_llm/base/loading.py"),
+            "personal_llm.base.loading.read_gguf_header": (
+                "0_base/loading.html#read_gguf_header",
+                "personal_llm/base/loading.py",
+            ),
             "personal_llm.base.loading.resolve_model": (
                 "0_base/loading.html#resolve_model",
                 "personal_llm/base/loading.py",
             ),
             "personal_llm.base.loading.set_encoder": (
                 "0_base/loading.html#set_encoder",
+                "personal_llm/base/loading.py",
+            ),
+            "personal_llm.base.loading.tie_tables": ("0_base/loading.html#tie_tables", "personal_llm/base/loading.py"),
+            "personal_llm.base.loading.time_product": (
+                "0_base/loading.html#time_product",
+                "personal_llm/base/loading.py",
+            ),
+            "personal_llm.base.loading.write_converted_model": (
+                "0_base/loading.html#write_converted_model",
                 "personal_llm/base/loading.py",
             ),
         },
@@ -852,8 +654,13 @@ d = {
                 "0_base/models.html#model.generate",
                 "personal_llm/base/models.py",
             ),
+            "personal_llm.base.models.Model.limit_reply": (
+                "0_base/models.html#model.limit_reply",
+                "personal_llm/base/models.py",
+            ),
             "personal_llm.base.models.Model.model": ("0_base/models.html#model.model", "personal_llm/base/models.py"),
             "personal_llm.base.models.Model.nll": ("0_base/models.html#model.nll", "personal_llm/base/models.py"),
+            "personal_llm.base.models.Model.reply": ("0_base/models.html#model.reply", "personal_llm/base/models.py"),
             "personal_llm.base.models.Model.run_forward": (
                 "0_base/models.html#model.run_forward",
                 "personal_llm/base/models.py",
@@ -921,10 +728,6 @@ d = {
                 "0_base/replies.html#llamacpp.write",
                 "personal_llm/base/replies.py",
             ),
-            "personal_llm.base.replies.Model.reply": (
-                "0_base/replies.html#model.reply",
-                "personal_llm/base/replies.py",
-            ),
             "personal_llm.base.replies.Model.reply_once": (
                 "0_base/replies.html#model.reply_once",
                 "personal_llm/base/replies.py",
@@ -951,10 +754,6 @@ d = {
             ),
             "personal_llm.base.replies.count_idle_cores": (
                 "0_base/replies.html#count_idle_cores",
-                "personal_llm/base/replies.py",
-            ),
-            "personal_llm.base.replies.count_reply_tokens": (
-                "0_base/replies.html#count_reply_tokens",
                 "personal_llm/base/replies.py",
             ),
             "personal_llm.base.replies.find_engine": (
@@ -1655,36 +1454,20 @@ d = {
                 "2_buffer/synthesis.html#synthesisresult",
                 "personal_llm/buffer/synthesis.py",
             ),
-            "personal_llm.buffer.synthesis.SynthesisResult.__add__": (
-                "2_buffer/synthesis.html#synthesisresult.__add__",
-                "personal_llm/buffer/synthesis.py",
-            ),
             "personal_llm.buffer.synthesis.SynthesisResult.__str__": (
                 "2_buffer/synthesis.html#synthesisresult.__str__",
-                "personal_llm/buffer/synthesis.py",
-            ),
-            "personal_llm.buffer.synthesis.SynthesisResult.from_rewrites": (
-                "2_buffer/synthesis.html#synthesisresult.from_rewrites",
-                "personal_llm/buffer/synthesis.py",
-            ),
-            "personal_llm.buffer.synthesis.changes_facts": (
-                "2_buffer/synthesis.html#changes_facts",
                 "personal_llm/buffer/synthesis.py",
             ),
             "personal_llm.buffer.synthesis.check_rewrite": (
                 "2_buffer/synthesis.html#check_rewrite",
                 "personal_llm/buffer/synthesis.py",
             ),
+            "personal_llm.buffer.synthesis.make_text_block": (
+                "2_buffer/synthesis.html#make_text_block",
+                "personal_llm/buffer/synthesis.py",
+            ),
             "personal_llm.buffer.synthesis.parse_rewrite": (
                 "2_buffer/synthesis.html#parse_rewrite",
-                "personal_llm/buffer/synthesis.py",
-            ),
-            "personal_llm.buffer.synthesis.propose_rewrites": (
-                "2_buffer/synthesis.html#propose_rewrites",
-                "personal_llm/buffer/synthesis.py",
-            ),
-            "personal_llm.buffer.synthesis.semantic_similarities": (
-                "2_buffer/synthesis.html#semantic_similarities",
                 "personal_llm/buffer/synthesis.py",
             ),
             "personal_llm.buffer.synthesis.synthesize": (
@@ -3619,6 +3402,10 @@ d = {
             ),
             "personal_llm.device.chat.WorkStopped": ("6_device/chat.html#workstopped", "personal_llm/device/chat.py"),
             "personal_llm.device.chat.clean_text": ("6_device/chat.html#clean_text", "personal_llm/device/chat.py"),
+            "personal_llm.device.chat.stop_at_forward_pass": (
+                "6_device/chat.html#stop_at_forward_pass",
+                "personal_llm/device/chat.py",
+            ),
         },
         "personal_llm.device.forgetting": {
             "personal_llm.device.forgetting.ForgetPlan": (
@@ -3673,6 +3460,10 @@ d = {
             ),
             "personal_llm.device.learning.choose_start": (
                 "6_device/learning.html#choose_start",
+                "personal_llm/device/learning.py",
+            ),
+            "personal_llm.device.learning.find_place": (
+                "6_device/learning.html#find_place",
                 "personal_llm/device/learning.py",
             ),
             "personal_llm.device.learning.hash_weights": (
@@ -4599,10 +4390,6 @@ d = {
                 "4_explanation/decomposition.html#_fit_summary_prompts",
                 "personal_llm/explanation/decomposition.py",
             ),
-            "personal_llm.explanation.decomposition._parse_first_word": (
-                "4_explanation/decomposition.html#_parse_first_word",
-                "personal_llm/explanation/decomposition.py",
-            ),
             "personal_llm.explanation.decomposition._read_words": (
                 "4_explanation/decomposition.html#_read_words",
                 "personal_llm/explanation/decomposition.py",
@@ -4631,16 +4418,16 @@ d = {
                 "4_explanation/decomposition.html#explain_as_published",
                 "personal_llm/explanation/decomposition.py",
             ),
-            "personal_llm.explanation.decomposition.first_word_probabilities": (
-                "4_explanation/decomposition.html#first_word_probabilities",
-                "personal_llm/explanation/decomposition.py",
-            ),
             "personal_llm.explanation.decomposition.is_adjective": (
                 "4_explanation/decomposition.html#is_adjective",
                 "personal_llm/explanation/decomposition.py",
             ),
             "personal_llm.explanation.decomposition.neutral_pairs": (
                 "4_explanation/decomposition.html#neutral_pairs",
+                "personal_llm/explanation/decomposition.py",
+            ),
+            "personal_llm.explanation.decomposition.next_word_probabilities": (
+                "4_explanation/decomposition.html#next_word_probabilities",
                 "personal_llm/explanation/decomposition.py",
             ),
             "personal_llm.explanation.decomposition.split_half_threshold": (
@@ -6261,6 +6048,10 @@ d = {
             ),
         },
         "personal_llm.tuning.finetune": {
+            "personal_llm.tuning.finetune.attach_new_layers": (
+                "3_tuning/finetune.html#attach_new_layers",
+                "personal_llm/tuning/finetune.py",
+            ),
             "personal_llm.tuning.finetune.check_output_folder": (
                 "3_tuning/finetune.html#check_output_folder",
                 "personal_llm/tuning/finetune.py",

@@ -337,4 +337,4 @@ def test_get_downloads_the_model_and_the_encoder(index, monkeypatch, capsys):
     assert asked[-1] == converted[-1] == "qwen2.5-coder-1.5b"
     code, out, _ = invoke(capsys, "models", "--json")
     names = [row["name"] for row in json.loads(out)["models"]]
-    assert names[:4] == [name for name in WEIGHTS if name != "tiny"] and "pocket" in names
+    assert {*names} >= {"pocket", *WEIGHTS}

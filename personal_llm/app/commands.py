@@ -26,8 +26,7 @@ from .personalize import compare, find_adapter, find_start, format_comparison, m
 from .personalize import open_archive, personalize
 from ..base.core import InputError
 from ..base.files import check_new_folder
-from ..base.gguf import is_gguf
-from ..base.loading import choose_model_name, resolve_model
+from ..base.loading import choose_model_name, is_gguf, resolve_model
 from ..base.text import count_nouns, escape_controls
 from ..base.weights import DEFAULT_ENCODER, DEFAULT_MODEL, WEIGHTS
 from ..base.weights import find_weights, get_program_folders, get_weights

@@ -20,9 +20,19 @@ from .forgetting import ForgetPlan
 from .personalizer import Personalizer
 from .state import CLIENT
 
-# %% ../../nbs/6_device/08_chat.ipynb #a7360546
+# %% ../../nbs/6_device/08_chat.ipynb #0849e30d
 class WorkStopped(Exception):
     "Raised inside background work after its stop event was set."
+
+
+def stop_at_forward_pass(network, stop_event):  # the hook's handle
+    "Make a network raise `WorkStopped` at the first forward pass after an event (an object with `is_set`) is set."
+
+    def raise_if_stopped(*args):
+        if stop_event.is_set():
+            raise WorkStopped
+
+    return network.get_input_embeddings().register_forward_pre_hook(raise_if_stopped)
 
 
 class BackgroundWork:
@@ -38,12 +48,8 @@ class BackgroundWork:
         self.thread.start()
 
     def _run(self) -> None:
-        def raise_if_stopped(*args):
-            if self.stop_event.is_set():
-                raise WorkStopped
-
         try:
-            self.model.model.get_input_embeddings().register_forward_pre_hook(raise_if_stopped)
+            stop_at_forward_pass(self.model.model, self.stop_event)
             self.result = self.function(self.model)
         except WorkStopped:
             pass

@@ -113,7 +113,7 @@ def remove_adapter(folder) -> None:
     if folder.is_dir() and not folder.is_symlink():
         shutil.rmtree(folder)
 
-# %% ../../nbs/6_device/03_forgetting.ipynb #c890e3d9
+# %% ../../nbs/6_device/03_forgetting.ipynb #6afc84b7
 def forget_dialogues(state: State, plan: ForgetPlan, policy=None) -> State:
     "Delete what a plan lists, in memory and on the disk, and return the state without it."
     archive = state.archive
@@ -123,10 +123,13 @@ def forget_dialogues(state: State, plan: ForgetPlan, policy=None) -> State:
         counts = dict(seen=state.buffer.seen, adapters=list(plan.adapters), cost=state.cost.to_dict())
         archive.append("forgotten", "", counts)
     purge(archive)
+    state = open_state(archive, policy)
     if archive.file is not None:
-        for adapter in plan.adapters:
-            remove_adapter(archive.file.parent / adapter)
-    return open_state(archive, policy)
+        used = {one.adapter for one in state.rounds}
+        for folder in (archive.file.parent / ADAPTERS_FOLDER).glob("*"):  # also those of fine-tunes that were stopped
+            if f"{ADAPTERS_FOLDER}/{folder.name}" not in used:
+                remove_adapter(folder)
+    return state
 
 
 def forget_everything(folder) -> list:  # paths that were deleted

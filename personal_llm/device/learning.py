@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['PreparedRound', 'choose_start', 'prepare_round', 'hash_weights', 'load_last_adapter']
 
-# %% ../../nbs/6_device/05_learning.ipynb #51dfe1ab
+# %% ../../nbs/6_device/05_learning.ipynb #efff4d5f
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 
 from ..base.adapters import WEIGHTS_FILE, Adapter
@@ -50,7 +51,13 @@ def choose_start(
         return None, "", None, Cost()
     return start, "last" if start is last else "other", None, Cost()
 
-# %% ../../nbs/6_device/05_learning.ipynb #c3c78458
+# %% ../../nbs/6_device/05_learning.ipynb #4cc16997
+def find_place(folder) -> Path:
+    "Return the folder of the next adapter: the first one without weights, where a stopped fine-tune resumes."
+    places = (Path(folder) / ADAPTERS_FOLDER / f"{number:03d}" for number in count())
+    return next(place for place in places if not (place / WEIGHTS_FILE).exists())
+
+# %% ../../nbs/6_device/05_learning.ipynb #8f5a5394
 def prepare_round(
     state: State,
     dialogues: list,  # to learn from
@@ -65,10 +72,7 @@ def prepare_round(
     progress: bool = True,
 ) -> PreparedRound:
     "Choose a start, synthesise and tune (Qin et al. 2024, figure 1); the state stays as it is."
-    place = None
-    if folder is not None:
-        numbers = [int(p.name) for p in (Path(folder) / ADAPTERS_FOLDER).glob("[0-9]*")]
-        place = Path(folder) / ADAPTERS_FOLDER / f"{max(numbers, default=-1) + 1:03d}"
+    place = find_place(folder) if folder is not None else None
     begin, name, warm, cost = choose_start(start, last, dialogues, model, seed)
     written = synthesize(model, dialogues, synthetic, seed)
     others = load_replay(replay) if replay else ()

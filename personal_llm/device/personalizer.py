@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Personalizer']
 
-# %% ../../nbs/6_device/07_personalizer.ipynb #5f95bf31
+# %% ../../nbs/6_device/07_personalizer.ipynb #0e032ff4
 import warnings
 from contextlib import contextmanager
 from dataclasses import asdict, replace
@@ -19,7 +19,7 @@ from ..buffer.retrieval import MemoryConfig
 from ..buffer.scoring import load_lexicons, score
 from ..data.reading import as_dialogues
 from .archive import Archive, hold_folder, trim_archive
-from .forgetting import ForgetPlan, forget_dialogues, plan_forgetting
+from .forgetting import ForgetPlan, forget_dialogues, plan_forgetting, remove_adapter
 from .learning import PreparedRound, load_last_adapter, prepare_round
 from .memory import Memory, Recall
 from .settings import PersonalizerSettings
@@ -27,7 +27,7 @@ from .state import FILE, State, open_state, place, round_embedding, scores_to_di
 from ..selection.library import Library, check_library_base
 from ..tuning.config import TuningConfig
 
-# %% ../../nbs/6_device/07_personalizer.ipynb #f4b4f018
+# %% ../../nbs/6_device/07_personalizer.ipynb #2a5b3c6c
 class Personalizer:
     "Learns one user; raises `InputError` for settings that cannot work, and for a folder of another model or in use."
 
@@ -313,10 +313,12 @@ class Personalizer:
         self.adapter = prepared.adapter
 
     def undo_finetune(self) -> None:
-        "Use the adapter before the last fine-tune; raise `InputError` if there is no fine-tune."
+        "Delete the last adapter, and use the one before; raise `InputError` if there is no fine-tune."
         if not self.rounds:
             raise InputError("there is no fine-tune to undo", "learn first")
+        undone = self.rounds[-1].adapter
         self.state.record("undone")
+        remove_adapter((self.folder or Path()) / undone)
         self.adapter = load_last_adapter(self.state, self.folder)
 
     # forget

@@ -7,7 +7,6 @@ __all__ = ['SUMMARY_PROMPT', 'summary_states', 'candidate_words', 'Decomposition
            'explain_as_published']
 
 # %% ../../nbs/4_explanation/06_decomposition.ipynb #21ed3f0e
-import re
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -105,52 +104,19 @@ def is_adjective(word: str) -> bool:
         return False
     return word in ADJECTIVES or any(word.endswith(suffix) and len(word) > len(suffix) + 2 for suffix in SUFFIXES)
 
-# %% ../../nbs/4_explanation/06_decomposition.ipynb #su02
-def _parse_first_word(tokenizer, ids: list, stops: set) -> tuple:  # (word in lower case, its number of tokens), or None
-    "Read the whole word with which an answer begins; None if it does not end, or has a hyphen or an apostrophe."
-    end = next((k for k, token in enumerate(ids) if token in stops), len(ids))
-    text = tokenizer.decode(ids[:end])
-    match = re.search(r"[^\W\d_]+", text)
-    may_go_on = match and match.end() == len(text) and end == len(ids)
-    if not match or may_go_on or text[match.end() : match.end() + 1] in ("-", "'", "’", "\ufffd"):
-        return None
-    count = next(k for k in range(1, end + 1) if match.group() in tokenizer.decode(ids[:k]))
-    return match.group().lower(), count
-
 # %% ../../nbs/4_explanation/06_decomposition.ipynb #7b4f2ac8
-def first_word_probabilities(summariser, pairs: list, num_first_tokens: int = 24) -> list:  # [(word, probability)]
-    "Return the words with which the summariser would begin its answer, averaged over pairs, likeliest first."
+def next_word_probabilities(summariser, states: np.ndarray, num_tokens: int = 500) -> list:  # [(word, probability)]
+    "Return the likeliest next words after states (n, width), averaged over them, likeliest first."
     import torch
 
-    model = summariser.model
-    options = dict(
-        max_new_tokens=5, do_sample=False, repetition_penalty=1.0, pad_token_id=summariser.tokenizer.pad_token_id
-    )
-    ends = model.generation_config.eos_token_id
-    stops = {summariser.tokenizer.eos_token_id} | set(np.atleast_1d(ends or []).tolist())
+    layer = summariser.model.get_output_embeddings()
+    with torch.inference_mode():
+        logits = layer(torch.tensor(states, dtype=layer.weight.dtype, device=layer.weight.device))
+        probabilities = logits.float().softmax(-1).mean(0).cpu()
     total = {}
-    for row in _fit_summary_prompts(summariser, pairs):
-        with torch.inference_mode(), measure_cost(summariser.cost):
-            prompt = torch.tensor([row], device=summariser.device)
-            logits = model(input_ids=prompt, logits_to_keep=1).logits[0, -1]
-            first_logs, tokens = logits.float().log_softmax(0).topk(min(num_first_tokens, len(logits)))
-            begun = torch.cat([prompt.expand(len(tokens), -1), tokens[:, None]], 1)
-            output = model.generate(
-                begun,
-                attention_mask=torch.ones_like(begun),
-                output_logits=True,
-                return_dict_in_generate=True,
-                **options,
-            )
-        continued = output.sequences[:, begun.shape[1] :]
-        later_logs = torch.stack(output.logits, 1).float().log_softmax(-1).gather(-1, continued[:, :, None])[:, :, 0]
-        logs = torch.cat([first_logs[:, None], later_logs], 1).cpu().numpy()
-        summariser.cost.tokens += begun.numel() + continued.numel()
-        summariser.cost.forward += len(tokens)
-        for ids, log in zip(output.sequences[:, len(row) :].tolist(), logs):
-            if parsed := _parse_first_word(summariser.tokenizer, ids, stops):
-                word, count = parsed
-                total[word] = total.get(word, 0.0) + float(np.exp(log[:count].sum())) / len(pairs)
+    for p, token in zip(*probabilities.topk(min(num_tokens, len(probabilities)))):
+        word = summariser.tokenizer.decode([int(token)]).strip().lower()
+        total[word] = total.get(word, 0.0) + float(p)
     return sorted(total.items(), key=lambda item: (-item[1], item[0]))
 
 # %% ../../nbs/4_explanation/06_decomposition.ipynb #4680a8d6
@@ -160,7 +126,7 @@ def candidate_words(
     min_share: float = 0.05,  # of the probability that adjectives must get, or the summariser did not understand
 ) -> list:  # [(adjective, probability)], likeliest first
     "Return the summariser's own adjectives (step 2 of XPerT); raises `InputError` if it answers with nonsense."
-    words = first_word_probabilities(summariser, pairs)
+    words = next_word_probabilities(summariser, summary_states(summariser, pairs))
     adjectives = [(word, p) for word, p in words if is_adjective(word)]
     share = sum(p for _, p in adjectives)
     if share < min_share:

@@ -55,7 +55,6 @@ def warm_start(
     ranking = select(library, explanation, model=model, dialogues=dialogues, seed=seed)
     return WarmStart(ranking.adapter, explanation, ranking, explanation.cost + ranking.cost)
 
-
 # %% ../../nbs/5_selection/06_warm_start.ipynb #65b0f317
 PLAIN_LICENCE = "CC BY-SA 4.0"  # that allows all of the package's plain texts to be adapted
 
