@@ -5,7 +5,7 @@ import json
 import numpy as np
 import torch
 
-from personal_llm.runtimes.export import pair_neighbours
+from personal_llm.base.replies import pair_neighbours
 
 
 def write_base(model, file) -> None:

@@ -59,20 +59,6 @@ def test_assets_are_small():
     assert 0 < size <= 40e6, f"{size / 1e6:.1f} MB of assets"
 
 
-def test_the_shipped_library_has_its_sketch():
-    "An installed package may lie where nobody can write."
-    from personal_llm.selection.library import Library
-    from personal_llm.selection.gradient_match import load_sketch
-
-    before = {path: path.stat().st_mtime_ns for path in (PACKAGE / "assets" / "library").rglob("*")}
-    rows, sides = load_sketch(Library(PACKAGE / "assets" / "library"))
-    assert (
-        len(rows) == 9
-        and len(sides) == 42
-        and before == {path: path.stat().st_mtime_ns for path in (PACKAGE / "assets" / "library").rglob("*")}
-    )
-
-
 def test_no_pickles():
     "Formats that can run code when they are loaded."
     unsafe = {".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib", ".h5"}

@@ -47,7 +47,9 @@ def test_the_folder_goes_on_where_it_was(model, tmp_path):
     once = make(model, policy="reservoir")
     once.observe_all(STREAM[:7], progress=False)
     once.react(STREAM[6], "better", "In short: yes.", time=20.0)
-    assert [d.kept for d in once.observe_all(STREAM[7:], False)] == [d.kept for d in again.observe_all(STREAM[7:], False)]
+    assert [d.kept for d in once.observe_all(STREAM[7:], False)] == [
+        d.kept for d in again.observe_all(STREAM[7:], False)
+    ]
     again.close()
 
 
@@ -110,7 +112,9 @@ def test_a_reaction_makes_a_new_version_in_buffer_and_archive(model):
     me = make(model)
     me.observe(STREAM[0])
     me.react(STREAM[0], "better", " In short: no. ")
-    assert [d.response for d in me.buffer.dialogues] == ["In short: no."] == [d.response for d in me.state.list_answered()]
+    assert (
+        [d.response for d in me.buffer.dialogues] == ["In short: no."] == [d.response for d in me.state.list_answered()]
+    )
     newest = me.buffer.dialogues[0]
     me.react(newest, "down")
     assert me.state.list_answered() == []

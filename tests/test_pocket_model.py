@@ -133,11 +133,11 @@ def test_the_command(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     main(["--data", "DATA"])
     cache = tmp_path / ".cache/personal_llm/recipes/pocket"
-    assert given["args"] == ("DATA", cache, pocket_model.TOKEN_BUDGET, 0, "cpu", True, "", 7), (
+    assert given["args"] == ("DATA", cache, pocket_model.TOKEN_BUDGET, 0, "cpu", True, ""), (
         "called again it goes on there"
     )
     main(["--data", "DATA", "--out", "here", "--tokens", "99", "--seed", "3", "--device", "cuda", "--no-compile"])
-    assert given["args"][2:] == (99, 3, "cuda", False, "", 7) and str(given["args"][1]) == "here"
+    assert given["args"][2:] == (99, 3, "cuda", False, "") and str(given["args"][1]) == "here"
     with pytest.raises(SystemExit):
         training_arguments().parse_args(["--data", "DATA", "--minutes", "86"])
 

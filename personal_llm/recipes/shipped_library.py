@@ -150,7 +150,9 @@ def tune_all(
     adapters = {name: tune_person(model, data, name, seed + number, place / name) for number, name in people}
     own = place / PLAIN_PLLM
     if not (own / "adapter.json").is_file():
-        finetune(model, load_plain_dialogues(), library_config(model), out=own, seed=seed + len(SUBJECTS), progress=False)
+        finetune(
+            model, load_plain_dialogues(), library_config(model), out=own, seed=seed + len(SUBJECTS), progress=False
+        )
     return adapters | {PLAIN_PLLM: Adapter.load(own)}
 
 

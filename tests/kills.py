@@ -1,0 +1,77 @@
+"Processes that really die at their k-th file operation, so that nothing cleans up after them."
+
+import builtins
+import os
+import signal
+import sys
+import time
+import traceback
+
+OPERATIONS = [(os, name) for name in ("replace", "rename", "link", "unlink", "rmdir", "mkdir", "fsync", "open")]
+
+
+def at_operation(step, act) -> list:
+    "Let the step-th file operation of this process `act` instead; the list's item counts them."
+    count = [0]
+
+    def now() -> bool:
+        count[0] += 1
+        return count[0] == step + 1
+
+    def guarded(operation):
+        def call(*given, **named):
+            return act() if now() else operation(*given, **named)
+
+        return call
+
+    for owner, name in OPERATIONS:
+        setattr(owner, name, guarded(getattr(owner, name)))
+    real = builtins.open
+
+    def opened(file, mode="r", *given, **named):
+        writes = set(mode) & set("wax+") and not isinstance(file, int)
+        return act() if writes and now() else real(file, mode, *given, **named)
+
+    builtins.open = opened
+    return count
+
+
+def ended(child, patience=180) -> int:
+    "The exit code of a child; one that hangs is killed after so many seconds."
+    for _ in range(int(patience / 0.01)):
+        found, status = os.waitpid(child, os.WNOHANG)
+        if found:
+            return os.waitstatus_to_exitcode(status)
+        time.sleep(0.01)
+    os.kill(child, signal.SIGKILL)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def killed_at(step, work) -> bool:
+    "Do some work in a child process that dies at an operation; whether it died before the end."
+    child = os.fork()
+    if not child:
+        try:
+            if "torch" in sys.modules:
+                sys.modules["torch"].set_num_threads(1)  # the parent's other threads are not in the child
+            at_operation(step, lambda: os._exit(9))
+            work()
+            os._exit(0)
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            os._exit(1)
+    code = ended(child)
+    assert code in (0, 9), f"the work failed at operation {step}"
+    return code == 9
+
+
+def every_kill(new_folder, work, check) -> list:
+    "Kill the work at each of its file operations in turn; what `check(folder, step)` says of each."
+    found, step, died = [], 0, True
+    while died:
+        folder = new_folder(step)
+        died = killed_at(step, lambda: work(folder))
+        found.append(check(folder, step))
+        step += 1
+    return found
