@@ -275,7 +275,7 @@ def test_encoders_have_ids():
 
 
 def test_one_choice_of_an_encoder_reaches_every_chapter(monkeypatch):
-    from personal_llm.buffer.synthesis import semantic_similarities
+    from personal_llm.buffer.retrieval import VectorStore
 
     class Vowels:
         calls = []
@@ -288,8 +288,8 @@ def test_one_choice_of_an_encoder_reaches_every_chapter(monkeypatch):
     try:
         set_encoder(own)
         assert load_encoder() is own
-        semantic_similarities(["a"], ["b"])
-        assert own.calls == [["a"], ["b"]]
+        VectorStore().embed(["a", "b"])
+        assert own.calls == [["a", "b"]]
         assert load_encoder("pocket") is not own
         with pytest.raises(InputError, match="unknown encoder"):
             set_encoder("no/such/encoder")

@@ -1,7 +1,8 @@
-"Rewrites: the parser, the two bounds, what is counted. No weights needed."
+"Rewrites: the parser, the bounds, both modes and prompts, what is counted. No weights needed."
 
 from collections import Counter
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -9,13 +10,13 @@ from hypothesis import strategies as st
 from personal_llm.base.core import Cost, Dialogue, InputError
 from personal_llm.base.models import Model
 from personal_llm.base.text import compute_rouge1
+from personal_llm.buffer.retrieval import VectorStore
 from personal_llm.buffer.synthesis import (
-    MAX_REJECTED_EXAMPLES,
+    SYNTHESIS_PROMPTS,
     SynthesisConfig,
     check_rewrite,
-    semantic_similarities,
+    make_text_block,
     parse_rewrite,
-    changes_facts,
     synthesize,
 )
 
@@ -26,18 +27,27 @@ TEXTS = WORDS.map(" ".join)
 class Scripted:
     "Gives drawn replies, and keeps count of what it was asked."
 
-    max_length, is_large, tokenizer = 256, False, staticmethod(lambda text: dict(input_ids=text.split()))
-
-    def __init__(self, replies):
-        self.replies, self.asked, self.cost = replies, 0, Cost(requests=1)
-
+    max_length = 256
+    tokenizer = staticmethod(lambda text: dict(input_ids=text.split()))
     track_cost = Model.track_cost
 
+    def __init__(self, replies):
+        self.replies = replies
+        self.asked = []
+        self.cost = Cost(requests=1)
+
     def generate(self, prompts, **settings):
-        out = [self.replies[(self.asked + i) % len(self.replies)] for i in range(len(prompts))]
-        self.asked += len(prompts)
+        out = [self.replies[(len(self.asked) + i) % len(self.replies)] for i in range(len(prompts))]
+        self.asked.extend(prompts)
         self.cost.forward += len(prompts)
         return out
+
+
+class Meaning:
+    "An encoder in which each text that holds *joke* is at a right angle to the others."
+
+    def encode(self, texts, **options):
+        return np.array([[0.0, 1.0] if "joke" in text else [1.0, 0.0] for text in texts])
 
 
 @given(TEXTS, TEXTS)
@@ -45,28 +55,42 @@ def test_rouge_is_its_formula(a, b):
     first, second = a.lower().split(), b.lower().split()
     both = sum(min(first.count(w), second.count(w)) for w in set(first))
     assert compute_rouge1(a, b) == (2 * both / (len(first) + len(second)) if both else 0) == compute_rouge1(b, a) <= 1
-    assert compute_rouge1(a, a) == (1 if a else 0) and compute_rouge1(a, " ".join(first[::-1])) == compute_rouge1(a, a)
 
 
-@given(TEXTS, TEXTS.filter(bool), st.lists(TEXTS, max_size=3), st.floats(0, 0.4), st.floats(0.5, 1))
-def test_accepted_lies_between_the_bounds(rewrite, original, others, lower, upper):
+@given(TEXTS, TEXTS.filter(bool), st.lists(TEXTS, max_size=3), st.floats(0, 0.4), st.floats(0.5, 1), st.floats(-1, 1))
+def test_accepted_lies_between_the_bounds(rewrite, original, others, lower, upper, similarity):
     config = SynthesisConfig(min_rouge1=lower, max_rouge1=upper)
-    found = check_rewrite(rewrite, original, others, config=config)
-    assert found in ("", "no brackets", "unrelated", "copy", "another meaning", "repeat")
-    inside = (
-        bool(rewrite)
-        and not changes_facts(rewrite, original)
-        and lower <= compute_rouge1(rewrite, original) <= upper
-        and all(compute_rouge1(rewrite, o) <= upper for o in others)
-    )
-    assert (found == "") == inside
+    reason = check_rewrite(rewrite, original, others, similarity, config)
+    assert reason in ("", "another form", "unrelated", "copy", "another meaning")
+    is_inside = lower <= compute_rouge1(rewrite, original) <= upper and similarity >= config.min_similarity
+    assert (reason == "") == bool(rewrite and is_inside and all(compute_rouge1(rewrite, o) <= upper for o in others))
+
+
+def test_a_similarity_that_is_no_number_is_another_meaning():
+    assert check_rewrite("what is pain", "what is a tendon", similarity=float("nan")) == "another meaning"
 
 
 @given(st.text(max_size=20))
-def test_parser(text):
-    assert parse_rewrite(f"Sure! [{text}] done") == text.strip()
+def test_brackets(text):
+    parts = parse_rewrite(f"Sure! [{text}] done", "question", "paper")
+    assert parts == ((text.strip(),) if text.strip() else ())
     if "]" not in text:
-        assert parse_rewrite("[" + text) == ""
+        assert parse_rewrite("[" + text, "question", "paper") == ()
+
+
+@pytest.mark.parametrize("prompt", ["paper", "plain"])
+@pytest.mark.parametrize(
+    "text, parts",
+    [
+        ("Question: Why?\nAnswer: Because.", ("Why?", "Because.")),
+        ("**Question:** x", ()),
+        ("Question: Why?", ()),
+        ("Question: \nAnswer: Because.", ()),
+        ("Question: Why?\n\nAnswer:\n- one\n- two", ("Why?", "- one\n- two")),
+    ],
+)
+def test_a_pair_names_its_question_and_its_answer(prompt, text, parts):
+    assert parse_rewrite(f"[{text}]" if prompt == "paper" else text, "pair", prompt) == parts
 
 
 @given(
@@ -76,21 +100,55 @@ def test_parser(text):
     st.lists(TEXTS.map("[{}]".format) | TEXTS, min_size=1, max_size=5),
 )
 @settings(max_examples=60, deadline=None)
-def test_synthesize(prompts, n, rounds, replies):
+def test_what_is_accepted_and_what_is_counted(prompts, num_each, rounds, replies):
     originals = [Dialogue(" ".join(p), "what is the answer") for p in prompts]
     model = Scripted(replies)
-    made = synthesize(model, originals, n=n, max_rounds=rounds, min_similarity=0)
+    options = dict(prompt="paper", max_rounds=rounds, min_similarity=0)
+    result = synthesize(model, originals, num_each, **options)
     by_id = {d.id: d for d in originals}
-    for d in made.dialogues:
-        assert d.origin == "synthetic" and len(d.parents) == 1 and d.id not in by_id
-        parent = by_id[d.parents[0]]
+    for d in result.dialogues:
+        (parent,) = (by_id[id] for id in d.parents)
+        assert d.origin == "synthetic" and d.response == parent.response
         assert 0.2 <= compute_rouge1(d.prompt, parent.prompt) <= 0.9
-        assert d.response == parent.response
-    assert max(Counter(d.parents[0] for d in made.dialogues).values(), default=0) <= n
-    asked = len(originals) * n
-    assert asked <= model.asked <= asked * rounds and made.cost.forward == model.asked and model.cost.requests == 1
-    assert len(made.dialogues) + sum(made.rejected.values()) == model.asked
-    assert len(made.examples) == min(MAX_REJECTED_EXAMPLES, sum(made.rejected.values()))
+    assert max(Counter(d.parents[0] for d in result.dialogues).values(), default=0) <= num_each
+    num_asked = len(model.asked)
+    assert len(originals) * num_each <= num_asked <= len(originals) * num_each * rounds
+    assert result.cost.forward == num_asked and model.cost.requests == 1
+    assert len(result.dialogues) + sum(result.rejected.values()) == num_asked
+    assert len(result.examples) == sum(result.rejected.values())
+
+
+def test_meaning_is_compared_beside_the_words():
+    original = Dialogue("What is a tendon?", "In short: a cord.")
+    vectors = VectorStore(Meaning())
+    replies = ["What is a joke?", "What does a tendon do?"]
+    result = synthesize(Scripted(replies), [original], 1, vectors=vectors)
+    assert [d.prompt for d in result.dialogues] == ["What does a tendon do?"]
+    assert result.rejected == {"another meaning": 1} and result.examples == [
+        ("another meaning", "What is a tendon?", "What is a joke?")
+    ]
+    assert [d.prompt for d in synthesize(Scripted(replies), [original], 1, min_similarity=0).dialogues] == replies[:1]
+
+
+@pytest.mark.parametrize("mode, prompt", SYNTHESIS_PROMPTS)
+def test_each_mode_and_prompt_asks_about_its_block(mode, prompt):
+    original = Dialogue("What is a tendon?", "In short: a cord of the body.", origin="annotated")
+    block = "Question: What is a muscle?\nAnswer: In short: a part of the body."
+    reply = "What does a tendon do?" if mode == "question" else block
+    model = Scripted([f"[{reply}]" if prompt == "paper" else reply])
+    (variant,) = synthesize(model, [original], 1, mode=mode, prompt=prompt, min_similarity=0).dialogues
+    assert model.asked == [SYNTHESIS_PROMPTS[mode, prompt].format(text=make_text_block(original, mode))]
+    wanted = ("What does a tendon do?", original.response)
+    assert (variant.prompt, variant.response) == (
+        wanted if mode == "question" else ("What is a muscle?", "In short: a part of the body.")
+    )
+    assert variant.parents == (original.id,) and variant.origin == "synthetic"
+
+
+def test_braces_in_a_text_are_text():
+    model = Scripted(["What is {x} here?"])
+    (variant,) = synthesize(model, [Dialogue("What is {x} there?", "y")], 1, min_similarity=0).dialogues
+    assert variant.prompt == "What is {x} here?" and "What is {x} there?" in model.asked[0]
 
 
 @pytest.mark.parametrize(
@@ -98,74 +156,19 @@ def test_synthesize(prompts, n, rounds, replies):
     [
         dict(temperature=-1),
         dict(max_rounds=0),
-        dict(n=-1),
-        dict(n=True),
-        dict(n=10.5),
+        dict(num_each=-1),
+        dict(num_each=10.5),
         dict(seed=-1),
         dict(seed=2**40),
-        dict(min_rouge1=-1),
-        dict(max_rouge1=2),
+        dict(mode="answer"),
+        dict(prompt="short"),
+        dict(min_rouge1=0.9, max_rouge1=0.2),
         dict(min_similarity=1.5),
-        dict(min_similarity=-0.1),
     ],
     ids=str,
 )
 def test_wrong_settings_are_one_line(wrong):
     model = Scripted(["[x]"])
-    with pytest.raises(InputError) as caught:
+    with pytest.raises(InputError) as error:
         synthesize(model, [Dialogue("how so", "so")], **wrong)
-    assert caught.value.remedy and "\n" not in str(caught.value) and model.asked == 0
-
-
-STRANGE = ("What do you think about love?", "Tell me what city you're in")  # (rewrite, original)
-
-
-def test_another_meaning_is_refused():
-    assert check_rewrite(*STRANGE) == "", "by words alone it passes"
-    (similarity,) = semantic_similarities(*([text] for text in STRANGE))
-    assert similarity < 0.2 and check_rewrite(*STRANGE, similarity=similarity) == "another meaning"
-    assert check_rewrite(*STRANGE, similarity=similarity, config=SynthesisConfig(min_similarity=0.01)) == ""
-    assert check_rewrite(*STRANGE, similarity=float("nan")) == "another meaning"
-
-
-def test_a_rewrite_in_other_words_passes():
-    rewrite, original = "How can I reserve a table for two?", "How do I book a table for two?"
-    (similarity,) = semantic_similarities([rewrite], [original])
-    assert check_rewrite(rewrite, original, similarity=similarity) == ""
-
-
-@pytest.mark.parametrize(
-    "rewrite,original,otherwise",
-    [
-        ("I take 30 mg of it each day", "I take 20 mg of it a day", True),
-        ("I take some of it each day", "I take 20 mg of it a day", True),
-        ("Each day I take 20 mg of it", "I take 20 mg of it a day", False),
-        ("Is the treatment for Kabuki syndrome known?", "What is the treatment for Troyer syndrome?", True),
-        ("Tell me the treatment for troyer syndrome", "What is the treatment for Troyer syndrome?", False),
-        ("I am not feeling well today", "I am feeling well today", True),
-        ("I am feeling well today", "I don't feel well today", True),
-        ("I do not feel well today", "I don't feel well today", False),
-        ("How does a tendon heal?", "What Is A Tendon?", False),
-    ],
-)
-def test_where_an_encoder_is_blind(rewrite, original, otherwise):
-    config = SynthesisConfig(min_rouge1=0.0, max_rouge1=1.0)
-    assert changes_facts(rewrite, original) == otherwise
-    assert (check_rewrite(rewrite, original, (), 1.0, config) == "another meaning") == otherwise
-
-
-def test_synthesis_asks_for_the_meaning():
-    rewrite, original = STRANGE
-    model, one = Scripted([f"[{rewrite}]"]), Dialogue(original, "In none.")
-    made = synthesize(model, [one], n=1, max_rounds=1)
-    assert not made.dialogues and made.rejected == {"another meaning": 1}
-    assert made.examples == [("another meaning", original, f"[{rewrite}]")]
-    assert len(synthesize(model, [one], n=1, max_rounds=1, min_similarity=0).dialogues) == 1
-    assert SynthesisConfig().min_similarity > 0, "on by default"
-
-
-def test_likenesses():
-    found = semantic_similarities(
-        ["What is a tendon?", "", "Cats purr"], ["What is a tendon?", "Cats purr", "What is a tendon?"]
-    )
-    assert found[0] == pytest.approx(1, abs=1e-5) and abs(found[1]) < 1e-5 and found[2] < 0.3
+    assert error.value.remedy and "\n" not in str(error.value) and not model.asked

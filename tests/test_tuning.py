@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 
-from kills import at_operation, killed_at
 from personal_llm.base.adapters import Adapter
 from personal_llm.base.core import Dialogue, InputError
 from personal_llm.base.tokens import collate_samples
@@ -479,48 +478,6 @@ def test_a_damaged_start_leaves_the_model_bare(content, old, tmp_path):
 KILLED = TuningConfig(rank=2, steps=2, batch_size=2, max_length=64, checks=2)
 
 
-def operations_of(work) -> tuple:  # (file operations before the adapter is staged, and in all)
-    "Counted in a child, which is not disturbed otherwise."
-    reading, writing = os.pipe()
-    child = os.fork()
-    if not child:
-        torch.set_num_threads(1)  # the parent's other threads are not in the child
-        counted, real = at_operation(-1, None), tuning.stage_adapter
-        seen = []
-        tuning.stage_adapter = lambda *given: seen.append(counted[0]) or real(*given)
-        work()
-        os.write(writing, f"{seen[0]} {counted[0]}".encode())
-        os._exit(0)
-    os.waitpid(child, 0)
-    return tuple(int(n) for n in os.read(reading, 99).split())
-
-
-@pytest.mark.later
-@pytest.mark.parametrize("stride", [7, pytest.param(1, marks=pytest.mark.slow)], ids=["some", "all"])
-def test_a_kill_leaves_pairs_and_the_next_run_is_as_if_nothing_had_been(stride, tmp_path):
-    "At file operations of a fine-tune over an older adapter: some of them, and with --slow every one."
-    model, out, kept = shared("llama"), tmp_path / "mine", set()
-    older = finetune(model, TALK[:5], BRIEF, out=tmp_path / "older", progress=False)
-    straight = finetune(model, TALK[5:], KILLED, out=tmp_path / "straight", progress=False)
-    work = lambda: finetune(model, TALK[5:], KILLED, out=out, progress=False)
-    shutil.copytree(older.path, out)
-    trained, total = operations_of(work)
-    assert 5 < trained < total - 10
-    for step in sorted({*range(0, total + 1, stride), trained, total - 1}):
-        shutil.rmtree(out)
-        shutil.copytree(older.path, out)
-        assert killed_at(step, work) == (step < total)
-        found = Adapter.load(out)
-        assert found.parents in (older.parents, straight.parents)
-        same_weights = bits(out) == bits(older)
-        assert same_weights == (found.parents == older.parents), f"step {step}: weights and card do not belong together"
-        kept.add(found.parents)
-        assert result(work()) == result(straight), f"step {step}: another adapter than the uninterrupted run's"
-        assert sorted(p.name for p in out.iterdir()) == WHOLE, f"step {step}: debris"
-        assert sorted(p.name for p in tmp_path.iterdir()) == ["mine", "older", "straight"]
-    assert len(kept) == 2
-
-
 def test_a_full_disk_in_a_checkpoint_is_one_line(monkeypatch, tmp_path):
     model, real = shared("llama"), os.replace
     older = finetune(model, TALK[:5], BRIEF, out=tmp_path, progress=False)
@@ -597,9 +554,7 @@ def test_an_adapter_that_learned_nothing_says_so(old, tmp_path):
 
 def trainer_losses(adapted, samples, config, seed) -> list:
     "The losses of transformers' Trainer on the batches of our loop."
-    from transformers import Trainer, TrainerCallback
-
-    from benchmarks.__main__ import make_trainer_settings
+    from transformers import Trainer, TrainerCallback, TrainingArguments
 
     lengths, rows = [len(sample["input_ids"]) for sample in samples], []
 
@@ -615,7 +570,19 @@ def trainer_losses(adapted, samples, config, seed) -> list:
                 samples, batch_sampler=chosen, collate_fn=lambda found: collate_samples(found, 0)
             )
 
-    settings = make_trainer_settings(config, "unused", logging_steps=1, save_strategy="no", bf16=False)
+    schedule = dict(learning_rate=config.learning_rate, lr_scheduler_type="cosine")
+    schedule |= dict(max_steps=config.steps, warmup_steps=round(config.warmup * config.steps))
+    quiet = dict(report_to="none", disable_tqdm=True, save_strategy="no", dataloader_pin_memory=False)
+    settings = TrainingArguments(
+        output_dir="unused",
+        weight_decay=config.weight_decay,
+        logging_steps=1,
+        use_cpu=True,
+        remove_unused_columns=False,
+        label_names=["labels"],
+        **schedule,
+        **quiet,
+    )
     OurBatches(model=adapted, args=settings, train_dataset=samples, callbacks=[Log()]).train()
     return rows
 

@@ -21,7 +21,7 @@ import numpy as np
 from ..base.core import InputError, patch
 from ..base.text import normalise_text, compute_rouge1, hash_shingles
 from ..data.splits import get_row_group, count_leaks, is_reserved
-from ..buffer.synthesis import SYNTHESIS_PROMPT
+from ..buffer.synthesis import PAPER_PROMPT
 
 # %% ../../nbs/recipes/data.ipynb #c2bb47c6
 def read_gz(
@@ -358,7 +358,7 @@ def synthesis_rows(
     pairs: list,  # (text, rewrite)
 ) -> list:  # rows that a dialogue model trains on
     "Each pair as a dialogue: the papers' prompt, and the rewrite in brackets."
-    return [dict(prompt=SYNTHESIS_PROMPT.format(text=a), response=f"[{b}]", source="synthesis") for a, b in pairs]
+    return [dict(prompt=PAPER_PROMPT.format(text=a), response=f"[{b}]", source="synthesis") for a, b in pairs]
 
 # %% ../../nbs/recipes/data.ipynb #fa009917
 MAX_LEAK_SHARE = 0.005  # largest share of the reserved 13-word runs that may be in the training text

@@ -66,27 +66,32 @@ def remove_earlier_turns(dialogue: Dialogue) -> Dialogue:
     return replace(dialogue, history=[turn for turn in dialogue.history if turn[0] == "system"])
 
 # %% ../../nbs/3_tuning/07_finetune.ipynb #a76e8846
-@contextmanager
-def trainable_adapter(
-    model,  # `Model`
-    config: TuningConfig,
-    start: Path = None,  # a checked adapter's folder
-):  # peft's model
-    "Attach trainable LoRA layers inside a block; raise `InputError` for modules that the model does not have."
+def attach_new_layers(model, config: TuningConfig):  # peft's model
+    "Return the model with new LoRA layers; raise `InputError` for modules that it does not have."
     from peft import LoraConfig, get_peft_model
 
     names = config.target_modules
     names = names if names == "all-linear" else [name.strip() for name in names.split(",")]
     shape = dict(r=config.rank, lora_alpha=config.alpha, lora_dropout=config.dropout, target_modules=names)
     try:
-        if start is None:
-            adapted = get_peft_model(model.model, LoraConfig(task_type="CAUSAL_LM", **shape))
-        else:
-            adapted = attach_adapter(model.model, start, trainable=True)
+        return get_peft_model(model.model, LoraConfig(task_type="CAUSAL_LM", **shape))
     except ValueError as error:
         problem = f"target_modules {config.target_modules!r} cannot be tuned in this model ({str(error)[:80]})"
         remedy = "use another model" if config.target_modules == "all-linear" else "use all-linear"
         raise InputError(problem, remedy) from error
+
+# %% ../../nbs/3_tuning/07_finetune.ipynb #a76e8847
+@contextmanager
+def trainable_adapter(
+    model,  # `Model`
+    config: TuningConfig,
+    start: Path = None,  # a checked adapter's folder
+):  # peft's model
+    "Attach trainable LoRA layers inside a block; raise `InputError` for layers that do not fit the model."
+    if start is None:
+        adapted = attach_new_layers(model, config)
+    else:
+        adapted = attach_adapter(model.model, start, trainable=True)
     try:
         yield adapted
     finally:
