@@ -11,6 +11,7 @@ _ROOMS = {
     "base.core": "Cost Dialogue InputError",
     "base.loading": "load_encoder",
     "base.models": "Model load_model",
+    "base.replies": "ReplyOptions",
     "base.adapters": "Adapter",
     "app.check": "check_model",
     "data.reading": "read_dialogues load_samples",

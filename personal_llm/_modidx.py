@@ -394,227 +394,7 @@ d = {
             "personal_llm.base.core.seed_everything": ("0_base/core.html#seed_everything", "personal_llm/base/core.py"),
             "personal_llm.base.core.setting": ("0_base/core.html#setting", "personal_llm/base/core.py"),
         },
-        "personal_llm.base.decoding": {
-            "personal_llm.base.decoding.BatchRules": (
-                "0_base/decoding.html#batchrules",
-                "personal_llm/base/decoding.py",
-            ),
-            "personal_llm.base.decoding.BatchRules.__init__": (
-                "0_base/decoding.html#batchrules.__init__",
-                "personal_llm/base/decoding.py",
-            ),
-            "personal_llm.base.decoding.BatchRules.is_finished": (
-                "0_base/decoding.html#batchrules.is_finished",
-                "personal_llm/base/decoding.py",
-            ),
-            "personal_llm.base.decoding.BatchRules.process": (
-                "0_base/decoding.html#batchrules.process",
-                "personal_llm/base/decoding.py",
-            ),
-            "personal_llm.base.decoding.BatchRules.read": (
-                "0_base/decoding.html#batchrules.read",
-                "personal_llm/base/decoding.py",
-            ),
-            "personal_llm.base.decoding.DecodingRules": (
-                "0_base/decoding.html#decodingrules",
-                "personal_llm/base/decoding.py",
-            ),
-            "personal_llm.base.decoding.DecodingRules.complete": (
-                "0_base/decoding.html#decodingrules.complete",
-                "personal_llm/base/decoding.py",
-            ),
-            "personal_llm.base.decoding.Example": ("0_base/decoding.html#example", "personal_llm/base/decoding.py"),
-            "personal_llm.base.decoding.Example.add": (
-                "0_base/decoding.html#example.add",
-                "personal_llm/base/decoding.py",
-            ),
-            "personal_llm.base.decoding.Examples": ("0_base/decoding.html#examples", "personal_llm/base/decoding.py"),
-            "personal_llm.base.decoding.ReplyOptions": (
-                "0_base/decoding.html#replyoptions",
-                "personal_llm/base/decoding.py",
-            ),
-            "personal_llm.base.decoding.ReplyText": ("0_base/decoding.html#replytext", "personal_llm/base/decoding.py"),
-            "personal_llm.base.decoding.ReplyText.add": (
-                "0_base/decoding.html#replytext.add",
-                "personal_llm/base/decoding.py",
-            ),
-            "personal_llm.base.decoding.ReplyText.get_text": (
-                "0_base/decoding.html#replytext.get_text",
-                "personal_llm/base/decoding.py",
-            ),
-            "personal_llm.base.decoding.ReplyText.is_in_code": (
-                "0_base/decoding.html#replytext.is_in_code",
-                "personal_llm/base/decoding.py",
-            ),
-            "personal_llm.base.decoding.ReplyText.is_unit_end": (
-                "0_base/decoding.html#replytext.is_unit_end",
-                "personal_llm/base/decoding.py",
-            ),
-            "personal_llm.base.decoding.ReplyText.split_units": (
-                "0_base/decoding.html#replytext.split_units",
-                "personal_llm/base/decoding.py",
-            ),
-            "personal_llm.base.decoding.TokenClasses": (
-                "0_base/decoding.html#tokenclasses",
-                "personal_llm/base/decoding.py",
-            ),
-            "personal_llm.base.decoding.Unit": ("0_base/decoding.html#unit", "personal_llm/base/decoding.py"),
-            "personal_llm.base.decoding.amplify_examples": (
-                "0_base/decoding.html#amplify_examples",
-                "personal_llm/base/decoding.py",
-            ),
-            "personal_llm.base.decoding.avoid_copies": (
-                "0_base/decoding.html#avoid_copies",
-                "personal_llm/base/decoding.py",
-            ),
-            "personal_llm.base.decoding.choose_next_token": (
-                "0_base/decoding.html#choose_next_token",
-                "personal_llm/base/decoding.py",
-            ),
-            "personal_llm.base.decoding.compute_end_bonus": (
-                "0_base/decoding.html#compute_end_bonus",
-                "personal_llm/base/decoding.py",
-            ),
-            "personal_llm.base.decoding.cost_examples": (
-                "0_base/decoding.html#cost_examples",
-                "personal_llm/base/decoding.py",
-            ),
-            "personal_llm.base.decoding.cost_heads": (
-                "0_base/decoding.html#cost_heads",
-                "personal_llm/base/decoding.py",
-            ),
-            "personal_llm.base.decoding.cost_parts": (
-                "0_base/decoding.html#cost_parts",
-                "personal_llm/base/decoding.py",
-            ),
-            "personal_llm.base.decoding.cost_runs": ("0_base/decoding.html#cost_runs", "personal_llm/base/decoding.py"),
-            "personal_llm.base.decoding.cost_starts": (
-                "0_base/decoding.html#cost_starts",
-                "personal_llm/base/decoding.py",
-            ),
-            "personal_llm.base.decoding.count_finished_tokens": (
-                "0_base/decoding.html#count_finished_tokens",
-                "personal_llm/base/decoding.py",
-            ),
-            "personal_llm.base.decoding.count_settled_tokens": (
-                "0_base/decoding.html#count_settled_tokens",
-                "personal_llm/base/decoding.py",
-            ),
-            "personal_llm.base.decoding.count_tokens_at_limit": (
-                "0_base/decoding.html#count_tokens_at_limit",
-                "personal_llm/base/decoding.py",
-            ),
-            "personal_llm.base.decoding.count_whole_tokens": (
-                "0_base/decoding.html#count_whole_tokens",
-                "personal_llm/base/decoding.py",
-            ),
-            "personal_llm.base.decoding.encode_examples": (
-                "0_base/decoding.html#encode_examples",
-                "personal_llm/base/decoding.py",
-            ),
-            "personal_llm.base.decoding.find_copy_costs": (
-                "0_base/decoding.html#find_copy_costs",
-                "personal_llm/base/decoding.py",
-            ),
-            "personal_llm.base.decoding.find_end_tokens": (
-                "0_base/decoding.html#find_end_tokens",
-                "personal_llm/base/decoding.py",
-            ),
-            "personal_llm.base.decoding.find_fragments": (
-                "0_base/decoding.html#find_fragments",
-                "personal_llm/base/decoding.py",
-            ),
-            "personal_llm.base.decoding.find_loop": ("0_base/decoding.html#find_loop", "personal_llm/base/decoding.py"),
-            "personal_llm.base.decoding.find_repeated_mark": (
-                "0_base/decoding.html#find_repeated_mark",
-                "personal_llm/base/decoding.py",
-            ),
-            "personal_llm.base.decoding.find_reply_end": (
-                "0_base/decoding.html#find_reply_end",
-                "personal_llm/base/decoding.py",
-            ),
-            "personal_llm.base.decoding.find_restatement": (
-                "0_base/decoding.html#find_restatement",
-                "personal_llm/base/decoding.py",
-            ),
-            "personal_llm.base.decoding.find_rows": ("0_base/decoding.html#find_rows", "personal_llm/base/decoding.py"),
-            "personal_llm.base.decoding.find_short_verse": (
-                "0_base/decoding.html#find_short_verse",
-                "personal_llm/base/decoding.py",
-            ),
-            "personal_llm.base.decoding.find_stem": ("0_base/decoding.html#find_stem", "personal_llm/base/decoding.py"),
-            "personal_llm.base.decoding.find_token_classes": (
-                "0_base/decoding.html#find_token_classes",
-                "personal_llm/base/decoding.py",
-            ),
-            "personal_llm.base.decoding.find_whole_from": (
-                "0_base/decoding.html#find_whole_from",
-                "personal_llm/base/decoding.py",
-            ),
-            "personal_llm.base.decoding.get_examples": (
-                "0_base/decoding.html#get_examples",
-                "personal_llm/base/decoding.py",
-            ),
-            "personal_llm.base.decoding.is_repeated": (
-                "0_base/decoding.html#is_repeated",
-                "personal_llm/base/decoding.py",
-            ),
-            "personal_llm.base.decoding.is_whole": ("0_base/decoding.html#is_whole", "personal_llm/base/decoding.py"),
-            "personal_llm.base.decoding.mark_known_words": (
-                "0_base/decoding.html#mark_known_words",
-                "personal_llm/base/decoding.py",
-            ),
-            "personal_llm.base.decoding.may_restate": (
-                "0_base/decoding.html#may_restate",
-                "personal_llm/base/decoding.py",
-            ),
-            "personal_llm.base.decoding.penalise_repetition": (
-                "0_base/decoding.html#penalise_repetition",
-                "personal_llm/base/decoding.py",
-            ),
-            "personal_llm.base.decoding.read_reply": (
-                "0_base/decoding.html#read_reply",
-                "personal_llm/base/decoding.py",
-            ),
-            "personal_llm.base.decoding.remove_examples": (
-                "0_base/decoding.html#remove_examples",
-                "personal_llm/base/decoding.py",
-            ),
-        },
         "personal_llm.base.files": {
-            "personal_llm.base.files.OwnedFolder": ("0_base/files.html#ownedfolder", "personal_llm/base/files.py"),
-            "personal_llm.base.files.OwnedFolder.__init__": (
-                "0_base/files.html#ownedfolder.__init__",
-                "personal_llm/base/files.py",
-            ),
-            "personal_llm.base.files.OwnedFolder.__repr__": (
-                "0_base/files.html#ownedfolder.__repr__",
-                "personal_llm/base/files.py",
-            ),
-            "personal_llm.base.files.OwnedFolder._list_files": (
-                "0_base/files.html#ownedfolder._list_files",
-                "personal_llm/base/files.py",
-            ),
-            "personal_llm.base.files.OwnedFolder._write_entries": (
-                "0_base/files.html#ownedfolder._write_entries",
-                "personal_llm/base/files.py",
-            ),
-            "personal_llm.base.files.OwnedFolder.check_entries": (
-                "0_base/files.html#ownedfolder.check_entries",
-                "personal_llm/base/files.py",
-            ),
-            "personal_llm.base.files.OwnedFolder.claim": (
-                "0_base/files.html#ownedfolder.claim",
-                "personal_llm/base/files.py",
-            ),
-            "personal_llm.base.files.OwnedFolder.record_files": (
-                "0_base/files.html#ownedfolder.record_files",
-                "personal_llm/base/files.py",
-            ),
-            "personal_llm.base.files.OwnedFolder.remove": (
-                "0_base/files.html#ownedfolder.remove",
-                "personal_llm/base/files.py",
-            ),
             "personal_llm.base.files.check_new_folder": (
                 "0_base/files.html#check_new_folder",
                 "personal_llm/base/files.py",
@@ -624,10 +404,6 @@ d = {
                 "personal_llm/base/files.py",
             ),
             "personal_llm.base.files.delete_path": ("0_base/files.html#delete_path", "personal_llm/base/files.py"),
-            "personal_llm.base.files.finish_results": (
-                "0_base/files.html#finish_results",
-                "personal_llm/base/files.py",
-            ),
             "personal_llm.base.files.get_cache_folder": (
                 "0_base/files.html#get_cache_folder",
                 "personal_llm/base/files.py",
@@ -642,41 +418,22 @@ d = {
             ),
             "personal_llm.base.files.is_full_disk": ("0_base/files.html#is_full_disk", "personal_llm/base/files.py"),
             "personal_llm.base.files.list_names": ("0_base/files.html#list_names", "personal_llm/base/files.py"),
-            "personal_llm.base.files.lock_folder": ("0_base/files.html#lock_folder", "personal_llm/base/files.py"),
             "personal_llm.base.files.make_folder": ("0_base/files.html#make_folder", "personal_llm/base/files.py"),
             "personal_llm.base.files.make_temporary_folder": (
                 "0_base/files.html#make_temporary_folder",
                 "personal_llm/base/files.py",
             ),
-            "personal_llm.base.files.open_lock_file": (
-                "0_base/files.html#open_lock_file",
-                "personal_llm/base/files.py",
-            ),
-            "personal_llm.base.files.open_results_folder": (
-                "0_base/files.html#open_results_folder",
-                "personal_llm/base/files.py",
-            ),
-            "personal_llm.base.files.publish_results": (
-                "0_base/files.html#publish_results",
-                "personal_llm/base/files.py",
-            ),
             "personal_llm.base.files.read_json": ("0_base/files.html#read_json", "personal_llm/base/files.py"),
             "personal_llm.base.files.read_sealed": ("0_base/files.html#read_sealed", "personal_llm/base/files.py"),
-            "personal_llm.base.files.recover_results": (
-                "0_base/files.html#recover_results",
-                "personal_llm/base/files.py",
-            ),
             "personal_llm.base.files.remove_temporary_files": (
                 "0_base/files.html#remove_temporary_files",
                 "personal_llm/base/files.py",
             ),
             "personal_llm.base.files.seal": ("0_base/files.html#seal", "personal_llm/base/files.py"),
-            "personal_llm.base.files.try_lock": ("0_base/files.html#try_lock", "personal_llm/base/files.py"),
             "personal_llm.base.files.write_atomically": (
                 "0_base/files.html#write_atomically",
                 "personal_llm/base/files.py",
             ),
-            "personal_llm.base.files.write_entry": ("0_base/files.html#write_entry", "personal_llm/base/files.py"),
             "personal_llm.base.files.write_json": ("0_base/files.html#write_json", "personal_llm/base/files.py"),
             "personal_llm.base.files.write_sealed": ("0_base/files.html#write_sealed", "personal_llm/base/files.py"),
         },
@@ -841,8 +598,13 @@ d = {
                 "0_base/models.html#model.generate",
                 "personal_llm/base/models.py",
             ),
+            "personal_llm.base.models.Model.limit_reply": (
+                "0_base/models.html#model.limit_reply",
+                "personal_llm/base/models.py",
+            ),
             "personal_llm.base.models.Model.model": ("0_base/models.html#model.model", "personal_llm/base/models.py"),
             "personal_llm.base.models.Model.nll": ("0_base/models.html#model.nll", "personal_llm/base/models.py"),
+            "personal_llm.base.models.Model.reply": ("0_base/models.html#model.reply", "personal_llm/base/models.py"),
             "personal_llm.base.models.Model.run_forward": (
                 "0_base/models.html#model.run_forward",
                 "personal_llm/base/models.py",
@@ -910,10 +672,6 @@ d = {
                 "0_base/replies.html#llamacpp.write",
                 "personal_llm/base/replies.py",
             ),
-            "personal_llm.base.replies.Model.reply": (
-                "0_base/replies.html#model.reply",
-                "personal_llm/base/replies.py",
-            ),
             "personal_llm.base.replies.Model.reply_once": (
                 "0_base/replies.html#model.reply_once",
                 "personal_llm/base/replies.py",
@@ -940,10 +698,6 @@ d = {
             ),
             "personal_llm.base.replies.count_idle_cores": (
                 "0_base/replies.html#count_idle_cores",
-                "personal_llm/base/replies.py",
-            ),
-            "personal_llm.base.replies.count_reply_tokens": (
-                "0_base/replies.html#count_reply_tokens",
                 "personal_llm/base/replies.py",
             ),
             "personal_llm.base.replies.find_engine": (
@@ -986,24 +740,6 @@ d = {
                 "0_base/text.html#language.split_sentences",
                 "personal_llm/base/text.py",
             ),
-            "personal_llm.base.text.RecentTexts": ("0_base/text.html#recenttexts", "personal_llm/base/text.py"),
-            "personal_llm.base.text.RecentTexts.__init__": (
-                "0_base/text.html#recenttexts.__init__",
-                "personal_llm/base/text.py",
-            ),
-            "personal_llm.base.text.RecentTexts.add": ("0_base/text.html#recenttexts.add", "personal_llm/base/text.py"),
-            "personal_llm.base.text.RecentTexts.find_duplicates": (
-                "0_base/text.html#recenttexts.find_duplicates",
-                "personal_llm/base/text.py",
-            ),
-            "personal_llm.base.text.RecentTexts.restore": (
-                "0_base/text.html#recenttexts.restore",
-                "personal_llm/base/text.py",
-            ),
-            "personal_llm.base.text.RecentTexts.to_list": (
-                "0_base/text.html#recenttexts.to_list",
-                "personal_llm/base/text.py",
-            ),
             "personal_llm.base.text._find_language": ("0_base/text.html#_find_language", "personal_llm/base/text.py"),
             "personal_llm.base.text.are_trigrams_similar": (
                 "0_base/text.html#are_trigrams_similar",
@@ -1019,10 +755,6 @@ d = {
             "personal_llm.base.text.escape_controls": ("0_base/text.html#escape_controls", "personal_llm/base/text.py"),
             "personal_llm.base.text.get_language": ("0_base/text.html#get_language", "personal_llm/base/text.py"),
             "personal_llm.base.text.get_numbers": ("0_base/text.html#get_numbers", "personal_llm/base/text.py"),
-            "personal_llm.base.text.get_proper_names": (
-                "0_base/text.html#get_proper_names",
-                "personal_llm/base/text.py",
-            ),
             "personal_llm.base.text.get_words": ("0_base/text.html#get_words", "personal_llm/base/text.py"),
             "personal_llm.base.text.hash_shingles": ("0_base/text.html#hash_shingles", "personal_llm/base/text.py"),
             "personal_llm.base.text.hash_trigrams": ("0_base/text.html#hash_trigrams", "personal_llm/base/text.py"),

@@ -157,8 +157,8 @@ def test_generate_is_a_greedy_walk(model):
     ids, mask = pad_rows(rows, model.tokenizer.pad_token_id, left=True)
     assert mask[0, 0] == 0 and mask[:, -1].all()
     ends = {model.tokenizer.eos_token_id, *np.atleast_1d(model.model.generation_config.eos_token_id or [])}
+    together = model.generate(asked, 5)
     with torch.inference_mode():
-        together = model.generate_tokens(rows, max_new_tokens=5, do_sample=False)
         for row, found in zip(rows, together):
             walk = list(row)
             while len(walk) < len(row) + 5:
@@ -166,7 +166,7 @@ def test_generate_is_a_greedy_walk(model):
                 if walk[-1] in ends:
                     walk.pop()
                     break
-            assert found == walk[len(row) :]
+            assert found == model.tokenizer.decode(walk[len(row) :], skip_special_tokens=True).strip()
     assert model.generate(asked, 5) == [model.generate([one], 5)[0] for one in asked]
 
 
@@ -174,15 +174,17 @@ def test_every_end_token_ends(name, model):
     "Llama-3.2 has three of them, and an answer may end at any."
     ends = np.atleast_1d(model.model.generation_config.eos_token_id).tolist()
     assert len(ends) == (3 if name == "llama3.2" else 1) and model.tokenizer.eos_token_id in ends
+    generation = model.model.generation_config
+    kept = generation.eos_token_id
     row = model.encode_prompts(["Hi"], 100)[0]
     with torch.inference_mode():
-        (free,) = model.generate_tokens([row], max_new_tokens=3, do_sample=False)
-        generation = model.model.generation_config
-        kept, generation.eos_token_id = generation.eos_token_id, [*ends, free[1]]
-        try:
-            assert model.generate_tokens([row], max_new_tokens=3, do_sample=False) == [free[: free.index(free[1])]]
-        finally:
-            generation.eos_token_id = kept
+        first = int(model.model(torch.tensor([row])).logits[0, -1].argmax())
+    try:
+        generation.eos_token_id = [*ends, first]
+        assert model.generate(["Hi"], 3)[0] == model.tokenizer.decode([first], skip_special_tokens=True).strip()
+        assert model.cost.tokens, "the reply ended with its first token"
+    finally:
+        generation.eos_token_id = kept
 
 
 # ---- tuning

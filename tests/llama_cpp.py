@@ -1,0 +1,72 @@
+"A model of the Llama family as a GGUF file with float32 weights, and llama.cpp's log-probabilities of the next token."
+
+import json
+
+import numpy as np
+import torch
+
+from personal_llm.base.replies import pair_neighbours
+
+
+def write_base(model, file) -> None:
+    "What llama.cpp's own converter writes for a Llama with tied or own output weights."
+    import gguf
+
+    config, writer = model.model.config, gguf.GGUFWriter(str(file), "llama")
+    vocabulary = json.loads(model.tokenizer.backend_tokenizer.to_str())["model"]
+    tokens = model.tokenizer.convert_ids_to_tokens(range(config.vocab_size))
+    special = {*model.tokenizer.all_special_ids}
+    writer.add_block_count(config.num_hidden_layers)
+    writer.add_context_length(config.max_position_embeddings)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_head_count(config.num_attention_heads)
+    writer.add_head_count_kv(config.num_key_value_heads)
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    writer.add_rope_dimension_count(config.head_dim)
+    writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
+    writer.add_vocab_size(config.vocab_size)
+    writer.add_file_type(gguf.LlamaFileType.ALL_F32)
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("gpt-2")
+    writer.add_token_list([token or f"[{i}]" for i, token in enumerate(tokens)])
+    writer.add_token_types([3 if i in special else 1 for i in range(config.vocab_size)])
+    writer.add_token_merges([" ".join(pair) if isinstance(pair, list) else pair for pair in vocabulary["merges"]])
+    writer.add_bos_token_id(model.tokenizer.bos_token_id)
+    writer.add_eos_token_id(model.tokenizer.eos_token_id)
+    writer.add_add_bos_token(False)
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config.num_hidden_layers)
+    heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}
+    for name, x in model.model.state_dict().items():
+        if name == "lm_head.weight" and config.tie_word_embeddings:
+            continue
+        x = x.float()
+        part = name.split(".")[-2]
+        x = pair_neighbours(x, heads[part]) if part in heads else x
+        writer.add_tensor(names.get_name(name, try_suffixes=(".weight",)), x.contiguous().numpy())
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def next_log_probabilities(base, adapter, prompts: list, count: int) -> list:  # of dicts: token id -> log-probability
+    "Ask llama.cpp (package xllamacpp) for the likeliest next tokens after each list of token ids."
+    import xllamacpp
+
+    params = xllamacpp.CommonParams()
+    params.model.path, params.n_ctx, params.warmup, params.verbosity = str(base), 256, False, -1
+    params.cpuparams.n_threads, params.n_parallel, params.n_gpu_layers = 1, 1, 0
+    if adapter is not None:
+        params.lora_adapters = [xllamacpp.CommonAdapterLoraInfo(str(adapter), 1.0)]
+    server, found = xllamacpp.Server(params), []
+    for ids in prompts:
+        request = dict(prompt=ids, max_tokens=1, logprobs=count, temperature=0.0, cache_prompt=False)
+        answer = server.handle_completions(request)["choices"][0]["logprobs"]["content"][0]
+        found.append({row["id"]: row["logprob"] for row in answer["top_logprobs"]})
+    return found
+
+
+def our_log_probabilities(model, ids: list) -> np.ndarray:  # (vocabulary,)
+    with torch.inference_mode():
+        return model.model(input_ids=torch.tensor([ids])).logits[0, -1].float().log_softmax(-1).numpy()

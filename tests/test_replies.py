@@ -1,0 +1,121 @@
+"Replies by both engines: the same tokens, adapters that come and go, stops, limits, and no network port."
+
+from dataclasses import replace
+
+import numpy as np
+import psutil
+import pytest
+from llama_cpp import our_log_probabilities, write_base
+from tiny import random_adapter
+
+from personal_llm.base import replies
+from personal_llm.base.core import Dialogue, InputError
+from personal_llm.base.models import Model, load_model
+from personal_llm.base.replies import ReplyOptions
+
+PROMPTS = """Hello, how are you?|What is a tendon?|Define the medical term: fever.|What should I cook tonight?|Why?
+I am tired.|Tell me a story.|Where is the hospital?|Thank you.|Good morning!|What is your name?|Do you like tea?
+Book me a table for two.|What is the weather like?|Name a colour.|How old are you?|What is pain?|Is it late?
+My knee hurts.|See you soon.""".replace("\n", "|").split("|")
+SHORT = ReplyOptions(max_tokens=12)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    "The pocket model, with its weights in a GGUF file too."
+    pytest.importorskip("xllamacpp")
+    file = tmp_path_factory.mktemp("gguf") / "pocket.gguf"
+    pocket = load_model("pocket", device="cpu", dtype="float32")
+    write_base(pocket, file)
+    return Model(pocket.model, pocket.tokenizer, "pocket", base=pocket.base, gguf=file)
+
+
+@pytest.fixture(scope="module")
+def adapter(model, tmp_path_factory):
+    return random_adapter(model, tmp_path_factory.mktemp("adapter"))
+
+
+def by_transformers(model):
+    "The same model without its GGUF file."
+    return Model(model.model, model.tokenizer, "pocket", base=model.base)
+
+
+def write(model, prompt: str, options=SHORT):
+    stream = model.stream(Dialogue(prompt, ""), options)
+    assert "".join(stream) == stream.text
+    return stream
+
+
+def likeliest(model, ids: list) -> dict:  # token -> nats
+    engine = model.engine or replies.LlamaCpp(model)
+    model.engine = engine
+    engine.prepare()
+    weight = 0.0 if model.adapter_folder is None else 1.0
+    request = dict(prompt=ids, max_tokens=1, logprobs=20, temperature=0.0, lora=[dict(id=0, scale=weight)])
+    (place,) = engine.server.handle_completions(request)["choices"][0]["logprobs"]["content"]
+    return {row["id"]: row["logprob"] for row in place["top_logprobs"]}
+
+
+def test_both_engines_give_the_same_probabilities(model, adapter):
+    "Of the twenty likeliest tokens after twenty prompts, with an adapter and without."
+    for folder in (None, adapter, None):
+        with model.use_adapter(folder):
+            for prompt in PROMPTS:
+                (ids,) = model.encode_prompts([prompt], 100)
+                ours = our_log_probabilities(model, ids)
+                theirs = likeliest(model, ids)
+                assert np.abs([ours[token] - nats for token, nats in theirs.items()]).max() < 0.02
+
+
+def test_a_reply_is_that_of_transformers_with_and_without_an_adapter(model, adapter):
+    ports = {(row.laddr, row.status) for row in psutil.Process().net_connections(kind="inet")}
+    texts = set()
+    for folder in (None, adapter, None):
+        with model.use_adapter(folder):
+            theirs = write(model, "What is a tendon?")
+            ours = write(by_transformers(model), "What is a tendon?")
+        assert (theirs.num_prompt_tokens, theirs.num_tokens) == (ours.num_prompt_tokens, ours.num_tokens)
+        assert theirs.text == ours.text and theirs.end_reason == ours.end_reason
+        texts.add(theirs.text)
+    assert len(texts) == 2, "the adapter changes the reply, and goes"
+    assert {(row.laddr, row.status) for row in psutil.Process().net_connections(kind="inet")} == ports
+
+
+def test_an_adapter_is_loaded_once(model, adapter):
+    servers = set()
+    for folder in (adapter, None, adapter):
+        with model.use_adapter(folder):
+            write(model, "Hi")
+            servers.add(model.engine.server)
+    assert len(servers) == 1
+
+
+@pytest.mark.parametrize("kind", ["llama.cpp", "transformers"])
+def test_stops_limits_and_a_reader_who_goes_away(kind, model):
+    model = model if kind == "llama.cpp" else by_transformers(model)
+    whole = write(model, "Tell me a story.")
+    assert whole.end_reason == "length" and whole.num_tokens == 12 and whole.text == whole.text.strip()
+    stop = whole.text[6:9]
+    cut = write(model, "Tell me a story.", replace(SHORT, stop=("☃", stop)))
+    assert cut.text == whole.text[: whole.text.index(stop)].strip() and cut.end_reason == "stop"
+    pieces = iter(model.stream(Dialogue("Tell me a story.", ""), replace(SHORT, max_tokens=150)))
+    next(pieces)
+    pieces.close()
+    assert write(model, "Tell me a story.").text == whole.text, "the next reply comes"
+    drawn = replace(SHORT, temperature=1.0, top_p=0.9, seed=3)
+    assert write(model, "Tell me a story.", drawn).text == write(model, "Tell me a story.", drawn).text
+    assert model.reply_once("Tell me a story.", 12) == whole.text
+
+
+def test_a_damaged_file_is_one_line(model, tmp_path):
+    file = tmp_path / "cut.gguf"
+    file.write_bytes(model.gguf.read_bytes()[:100_000])
+    broken = Model(model.model, model.tokenizer, "pocket", base=model.base, gguf=file)
+    with pytest.raises(InputError, match="llama.cpp cannot load it"):
+        write(broken, "Hi")
+
+
+def test_without_the_package_transformers_writes(model, monkeypatch):
+    monkeypatch.setattr(replies.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(replies, "LlamaCpp", None)
+    assert write(model, "Hi").text
