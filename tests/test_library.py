@@ -11,6 +11,8 @@ import pytest
 
 from personal_llm.base.core import InputError
 from personal_llm.base.files import ASSETS
+from personal_llm.base.models import load_model
+from personal_llm.base.weights import WEIGHTS
 from personal_llm.selection import library as module
 from personal_llm.selection.library import SHIPPED_LIBRARIES, Library, find_shipped_library, load_space
 
@@ -38,6 +40,14 @@ def test_a_library_in_the_package_is_whole(name):
     assert len(library) == 9 and "plain" in library and library.rows.shape == (9, library.space.width)
     assert all(library[name].explanation.description is not None for name in library)
     assert np.isfinite(library.rows).all() and load_space(library.path).id == library.space.id
+
+
+def test_each_shipped_library_belongs_to_the_model_of_its_name():
+    (file,) = WEIGHTS["smollm2"].files.values()
+    assert Library("smollm2").base == file.sha256[:16]
+    assert Library("pocket").base == load_model("pocket").base
+    size = sum(path.stat().st_size for path in (ASSETS / "library-smollm2").rglob("*") if path.is_file())
+    assert size < 9e6, f"{size / 1e6:.1f} MB"
 
 
 def test_what_was_added_comes_back(library):

@@ -5,10 +5,11 @@ import re
 from pathlib import Path
 
 import pytest
+import typer
 
 from personal_llm import personalize
 from personal_llm.data.reading import read_dialogues
-from personal_llm.device import personalizer
+from personal_llm.device import learning
 from personal_llm.experiments.plain import write_readme_row
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -22,12 +23,12 @@ BLOCKS = re.findall(r"^```python\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
 @pytest.mark.later
 def test_the_lines_run(monkeypatch, capsys):
     "As they stand, but for a shorter stream and a fine-tune of one step."
-    tune = personalizer.tune
+    tune = learning.tune
 
-    def tune_briefly(model, rows, config, *rest):
-        return tune(model, rows, personalizer.TuningConfig(steps=1, checks=1), *rest)
+    def tune_briefly(model, rows, config, *rest, **more):
+        return tune(model, rows, learning.TuningConfig(steps=1, checks=1), *rest, **more)
 
-    monkeypatch.setattr(personalizer, "tune", tune_briefly)
+    monkeypatch.setattr(learning, "tune", tune_briefly)
     monkeypatch.setitem(vars(__import__("personal_llm")), "read_dialogues", lambda file: read_dialogues(file)[:80])
     names = {}
     assert BLOCKS
@@ -56,13 +57,21 @@ def test_it_is_read_in_five_minutes():
     assert len(as_one_line_but_for_code(README).split()) <= MOST_WORDS
 
 
-def test_commands_that_are_named_exist():
-    from personal_llm.app import cli
-    from personal_llm.app.arguments import COMMANDS
+def list_commands(command, words=()) -> set:  # "forget", "library add"
+    "Return the names of a command and of those below it."
+    found = {" ".join(words)} if words else set()
+    for name, one in getattr(command, "commands", {}).items():
+        found |= list_commands(one, (*words, name))
+    return found
 
+
+def test_commands_that_are_named_exist():
+    from personal_llm.app.cli import app
+
+    known = list_commands(typer.main.get_command(app))
     named = re.findall(r"`personal-llm ([a-z][a-z0-9 ]*?)(?= -|`| \")", README + CONTENTS)
-    is_known = lambda name: name in COMMANDS or name.rpartition(" ")[0] in COMMANDS  # the last word may be a folder
-    assert cli and named and [name for name in named if not is_known(name)] == []
+    is_known = lambda name: name in known or name.rpartition(" ")[0] in known  # the last word may be a folder
+    assert named and [name for name in named if not is_known(name)] == []
 
 
 SOURCE = json.loads((ROOT / "nbs" / "index.ipynb").read_text(encoding="utf-8"))
