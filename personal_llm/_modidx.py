@@ -395,39 +395,6 @@ d = {
             "personal_llm.base.core.setting": ("0_base/core.html#setting", "personal_llm/base/core.py"),
         },
         "personal_llm.base.files": {
-            "personal_llm.base.files.OwnedFolder": ("0_base/files.html#ownedfolder", "personal_llm/base/files.py"),
-            "personal_llm.base.files.OwnedFolder.__init__": (
-                "0_base/files.html#ownedfolder.__init__",
-                "personal_llm/base/files.py",
-            ),
-            "personal_llm.base.files.OwnedFolder.__repr__": (
-                "0_base/files.html#ownedfolder.__repr__",
-                "personal_llm/base/files.py",
-            ),
-            "personal_llm.base.files.OwnedFolder._list_files": (
-                "0_base/files.html#ownedfolder._list_files",
-                "personal_llm/base/files.py",
-            ),
-            "personal_llm.base.files.OwnedFolder._write_entries": (
-                "0_base/files.html#ownedfolder._write_entries",
-                "personal_llm/base/files.py",
-            ),
-            "personal_llm.base.files.OwnedFolder.check_entries": (
-                "0_base/files.html#ownedfolder.check_entries",
-                "personal_llm/base/files.py",
-            ),
-            "personal_llm.base.files.OwnedFolder.claim": (
-                "0_base/files.html#ownedfolder.claim",
-                "personal_llm/base/files.py",
-            ),
-            "personal_llm.base.files.OwnedFolder.record_files": (
-                "0_base/files.html#ownedfolder.record_files",
-                "personal_llm/base/files.py",
-            ),
-            "personal_llm.base.files.OwnedFolder.remove": (
-                "0_base/files.html#ownedfolder.remove",
-                "personal_llm/base/files.py",
-            ),
             "personal_llm.base.files.check_new_folder": (
                 "0_base/files.html#check_new_folder",
                 "personal_llm/base/files.py",
@@ -437,10 +404,6 @@ d = {
                 "personal_llm/base/files.py",
             ),
             "personal_llm.base.files.delete_path": ("0_base/files.html#delete_path", "personal_llm/base/files.py"),
-            "personal_llm.base.files.finish_results": (
-                "0_base/files.html#finish_results",
-                "personal_llm/base/files.py",
-            ),
             "personal_llm.base.files.get_cache_folder": (
                 "0_base/files.html#get_cache_folder",
                 "personal_llm/base/files.py",
@@ -455,41 +418,22 @@ d = {
             ),
             "personal_llm.base.files.is_full_disk": ("0_base/files.html#is_full_disk", "personal_llm/base/files.py"),
             "personal_llm.base.files.list_names": ("0_base/files.html#list_names", "personal_llm/base/files.py"),
-            "personal_llm.base.files.lock_folder": ("0_base/files.html#lock_folder", "personal_llm/base/files.py"),
             "personal_llm.base.files.make_folder": ("0_base/files.html#make_folder", "personal_llm/base/files.py"),
             "personal_llm.base.files.make_temporary_folder": (
                 "0_base/files.html#make_temporary_folder",
                 "personal_llm/base/files.py",
             ),
-            "personal_llm.base.files.open_lock_file": (
-                "0_base/files.html#open_lock_file",
-                "personal_llm/base/files.py",
-            ),
-            "personal_llm.base.files.open_results_folder": (
-                "0_base/files.html#open_results_folder",
-                "personal_llm/base/files.py",
-            ),
-            "personal_llm.base.files.publish_results": (
-                "0_base/files.html#publish_results",
-                "personal_llm/base/files.py",
-            ),
             "personal_llm.base.files.read_json": ("0_base/files.html#read_json", "personal_llm/base/files.py"),
             "personal_llm.base.files.read_sealed": ("0_base/files.html#read_sealed", "personal_llm/base/files.py"),
-            "personal_llm.base.files.recover_results": (
-                "0_base/files.html#recover_results",
-                "personal_llm/base/files.py",
-            ),
             "personal_llm.base.files.remove_temporary_files": (
                 "0_base/files.html#remove_temporary_files",
                 "personal_llm/base/files.py",
             ),
             "personal_llm.base.files.seal": ("0_base/files.html#seal", "personal_llm/base/files.py"),
-            "personal_llm.base.files.try_lock": ("0_base/files.html#try_lock", "personal_llm/base/files.py"),
             "personal_llm.base.files.write_atomically": (
                 "0_base/files.html#write_atomically",
                 "personal_llm/base/files.py",
             ),
-            "personal_llm.base.files.write_entry": ("0_base/files.html#write_entry", "personal_llm/base/files.py"),
             "personal_llm.base.files.write_json": ("0_base/files.html#write_json", "personal_llm/base/files.py"),
             "personal_llm.base.files.write_sealed": ("0_base/files.html#write_sealed", "personal_llm/base/files.py"),
         },
@@ -796,24 +740,6 @@ d = {
                 "0_base/text.html#language.split_sentences",
                 "personal_llm/base/text.py",
             ),
-            "personal_llm.base.text.RecentTexts": ("0_base/text.html#recenttexts", "personal_llm/base/text.py"),
-            "personal_llm.base.text.RecentTexts.__init__": (
-                "0_base/text.html#recenttexts.__init__",
-                "personal_llm/base/text.py",
-            ),
-            "personal_llm.base.text.RecentTexts.add": ("0_base/text.html#recenttexts.add", "personal_llm/base/text.py"),
-            "personal_llm.base.text.RecentTexts.find_duplicates": (
-                "0_base/text.html#recenttexts.find_duplicates",
-                "personal_llm/base/text.py",
-            ),
-            "personal_llm.base.text.RecentTexts.restore": (
-                "0_base/text.html#recenttexts.restore",
-                "personal_llm/base/text.py",
-            ),
-            "personal_llm.base.text.RecentTexts.to_list": (
-                "0_base/text.html#recenttexts.to_list",
-                "personal_llm/base/text.py",
-            ),
             "personal_llm.base.text._find_language": ("0_base/text.html#_find_language", "personal_llm/base/text.py"),
             "personal_llm.base.text.are_trigrams_similar": (
                 "0_base/text.html#are_trigrams_similar",
@@ -829,10 +755,6 @@ d = {
             "personal_llm.base.text.escape_controls": ("0_base/text.html#escape_controls", "personal_llm/base/text.py"),
             "personal_llm.base.text.get_language": ("0_base/text.html#get_language", "personal_llm/base/text.py"),
             "personal_llm.base.text.get_numbers": ("0_base/text.html#get_numbers", "personal_llm/base/text.py"),
-            "personal_llm.base.text.get_proper_names": (
-                "0_base/text.html#get_proper_names",
-                "personal_llm/base/text.py",
-            ),
             "personal_llm.base.text.get_words": ("0_base/text.html#get_words", "personal_llm/base/text.py"),
             "personal_llm.base.text.hash_shingles": ("0_base/text.html#hash_shingles", "personal_llm/base/text.py"),
             "personal_llm.base.text.hash_trigrams": ("0_base/text.html#hash_trigrams", "personal_llm/base/text.py"),

@@ -374,3 +374,40 @@ def test_only_the_owner_reads_it(model, fitting, tmp_path):
     commit_adapter(stage, Adapter(out, model.base))
     assert {oct(file.stat().st_mode & 0o777) for file in out.iterdir()} == {"0o600"}
     assert {oct(folder.stat().st_mode & 0o777) for folder in (out, out.parent)} == {"0o700"}
+
+
+@pytest.mark.parametrize("architecture", ["llama", "smollm"])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        dict(target_modules="all-linear"),
+        dict(target_modules=["q_proj"], modules_to_save=["lm_head"]),
+        dict(target_modules=["q_proj"], modules_to_save=["norm"]),
+        dict(target_modules=["embed_tokens", "v_proj"]),
+        dict(target_modules=["q_proj"], use_dora=True),
+        dict(target_modules=["q_proj"], use_rslora=True, bias="all"),
+    ],
+    ids=["plain", "head", "norm", "table", "dora", "bias"],
+)
+def test_the_base_is_the_same_to_the_bit_after_any_adapter(kind, architecture, tmp_path):
+    "Also after one that brings whole modules of its own."
+    from peft import LoraConfig, get_peft_model
+
+    model = tiny(architecture).model
+    ids = torch.arange(3, 40)[None]
+    before = model(ids).logits.detach()
+    other = get_peft_model(tiny(architecture).model, LoraConfig(r=2, init_lora_weights=False, **kind))
+    with torch.no_grad():
+        for name, weight in other.named_parameters():
+            if weight.requires_grad:
+                weight += 0.1
+    other.save_pretrained(tmp_path)
+    try:
+        adapted = attach_adapter(model, tmp_path).eval()
+    except InputError:
+        adapted = None  # of a kind that we refuse
+    if adapted is not None:
+        assert not torch.equal(adapted(ids).logits, before)
+        adapters.remove_peft_layers(model)
+    assert torch.equal(model(ids).logits, before)
+    assert not any("lora" in name or "saved" in name for name, _ in model.named_parameters())

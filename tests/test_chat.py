@@ -39,6 +39,7 @@ def test_a_correction_is_read_by_the_next_reply(session):
     write(session, "What is a good breakfast?")
     assert "from now on" in write(session, "/better Porridge\nwith honey.")
     assert session.turns[0].response == "Porridge\nwith honey."
+    write(session, "/new")
     write(session, "What is a good breakfast today?")
     assert "your answer to “What is a good breakfast?”: Porridge" in write(session, "/why")
     assert "similarity" in write(session, "/why --verbose")

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from tiny import tiny
 from torch.fx.experimental.proxy_tensor import make_fx
 
+from personal_llm.device.archive import hold_folder
 from personal_llm.app.cli import main
 from personal_llm.base import files
 from personal_llm.base.adapters import CONFIG_FILE, WEIGHTS_FILE
@@ -224,11 +225,11 @@ def test_without_the_extra_there_is_one_line(bundle, tmp_path, monkeypatch, caps
 
 def test_a_run_has_its_folder_alone(bundle, tmp_path):
     def pull_alone(*arrays):
-        with pytest.raises(InputError, match="another run is at work"), files.lock_folder(tmp_path / "out"):
+        with pytest.raises(InputError, match="another run is at work"), hold_folder(tmp_path / "out"):
             pass
         return pull(*arrays)
 
-    with files.lock_folder(files.make_folder(tmp_path / "out")), pytest.raises(InputError, match="out"):
+    with hold_folder(files.make_folder(tmp_path / "out")), pytest.raises(InputError, match="out"):
         train_bundle(bundle.folder, tmp_path / "out", pull)
     adapter = train_bundle(bundle.folder, tmp_path / "out", pull_alone)
     assert adapter.history == train_bundle(bundle.folder, tmp_path / "again", pull).history

@@ -1,16 +1,11 @@
 "Texts that are nearly the same, and those that only look so."
 
-import json
-
 import numpy as np
 import pytest
-from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from personal_llm.base.core import make_generator
 from personal_llm.base.text import (
-    RecentTexts,
-    get_proper_names,
     is_near_duplicate,
     count_negations,
 )
@@ -58,26 +53,6 @@ def test_small_edits_are_recognised_on_real_rows():
         assert np.mean([not is_near_duplicate(p, edit_prompt(p, rng)) for p in prompts]) <= most
 
 
-@given(TEXTS, TEXTS)
-@settings(max_examples=300, deadline=None)
-def test_recent_texts_find_near_duplicates(a, b):
-    recent = RecentTexts()
-    recent.add(a)
-    assert bool(recent.find_duplicates(b)) == is_near_duplicate(a, b)
-
-
-def test_the_memory_is_bounded_and_saved():
-    recent = RecentTexts(size=3)
-    for text in ("one thing", "another matter", "a third question", "the last of them"):
-        recent.add(text)
-    assert recent.find_duplicates("one thing") == [] and recent.find_duplicates("Hey, the last of them") == [2]
-    assert len(recent.signatures) == 3
-    again = RecentTexts(size=3)
-    again.restore(json.loads(json.dumps(recent.to_list())))
-    assert list(again.signatures) == list(recent.signatures)
-    assert again.find_duplicates("another matter") == [0] and "third" not in json.dumps(again.to_list())
-
-
 def test_negations():
     assert [count_negations(t) for t in ("do not", "don't, won’t", "cannot", "I want a note", "dont")] == [
         1,
@@ -86,9 +61,3 @@ def test_negations():
         0,
         1,
     ]
-
-
-def test_names():
-    assert get_proper_names("I think I'm in Paris, I’d say. Ana is there.") == ["Paris"]
-    assert get_proper_names("WHAT IS THIS") == get_proper_names("Yes") == get_proper_names("") == []
-    assert get_proper_names("Is it Marfan syndrome?") == ["Marfan"]

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from .core import Cost, InputError
 from .files import compute_sha256, delete_path, get_temporary_path, make_folder, make_temporary_folder
-from .files import read_json, read_sealed, remove_temporary_files, try_lock, write_json, write_sealed
+from .files import read_json, read_sealed, remove_temporary_files, write_json, write_sealed
 
 # %% ../../nbs/0_base/05_adapters.ipynb #8c5ba1ac
 WEIGHTS_FILE = "adapter_model.safetensors"
@@ -89,9 +89,11 @@ def locked(folder: Path):
     if os.name == "nt":  # Windows cannot lock folders
         yield
         return
+    import fcntl
+
     handle = os.open(folder, os.O_RDONLY)
     try:
-        try_lock(handle, wait=True)
+        fcntl.flock(handle, fcntl.LOCK_EX)
         yield
     finally:
         os.close(handle)
@@ -226,12 +228,15 @@ def write_adapter(
 
 # %% ../../nbs/0_base/05_adapters.ipynb #63dc0fe7
 def remove_peft_layers(base_model) -> None:
-    "Take all of peft's layers out of a model."
+    "Take all of peft's layers out of a model, and put the modules of the base back that an adapter replaced."
     from peft.tuners.tuners_utils import BaseTunerLayer
+    from peft.utils.other import AuxiliaryTrainingWrapper
 
     for name, layer in list(base_model.named_modules()):
         if isinstance(layer, BaseTunerLayer):
             base_model.set_submodule(name, layer.get_base_layer())
+        elif isinstance(layer, AuxiliaryTrainingWrapper):  # of `modules_to_save`
+            base_model.set_submodule(name, layer.original_module)
     vars(base_model).pop("peft_config", None)
 
 # %% ../../nbs/0_base/05_adapters.ipynb #04ada023

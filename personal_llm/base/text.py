@@ -13,7 +13,7 @@ import os
 import re
 import unicodedata
 import zlib
-from collections import Counter, deque
+from collections import Counter
 from dataclasses import dataclass
 
 import numpy as np
@@ -40,7 +40,6 @@ class Language:
     min_stem: int = 3  # letters before an ending
     plural_ending: str = ""  # "" where a plural has no ending of its own
     negation_pattern: re.Pattern = re.compile(r"(?!)")  # by default it never matches
-    capitals_are_names: bool = True  # False where other words have capitals too
 
     def find_words(self, text: str) -> list:  # in order, with repetitions
         "Return the words of a text as they are written."
@@ -88,7 +87,6 @@ GERMAN = Language(
     negation_pattern=re.compile(
         r"\b(?:nicht|nie|niemals|nichts|niemand|nirgends|weder|ohne|kein(?:e[mnrs]?)?)\b", re.I
     ),
-    capitals_are_names=False,
 )
 _JAPANESE_RUN = "[一-鿿々〆]+|[ぁ-ゟ]+|[ァ-ヿ]+|[^\\W_ぁ-ヿ一-鿿々〆]+"
 JAPANESE = Language(
@@ -100,7 +98,6 @@ JAPANESE = Language(
     endings=("です", "ます", "だ"),
     min_stem=0,
     negation_pattern=re.compile("ない|ません|なかった|ぬ(?=[。、]|$)"),
-    capitals_are_names=False,
 )
 LANGUAGES = {language.name: language for language in (ENGLISH, GERMAN, JAPANESE)}
 
@@ -173,16 +170,6 @@ def count_negations(text: str) -> int:
     "Count the negations of a text."
     return len(get_language().negation_pattern.findall(text))
 
-
-def get_proper_names(text: str) -> list:  # in order
-    "Return the words of a text that are names by their capitals; none in a language where capitals show no names."
-    language = get_language()
-    if not language.capitals_are_names:
-        return []
-    words = [word for sentence in language.split_sentences(text) for word in language.find_words(sentence)[1:]]
-    capitalised = [word for word in words if word[0].isupper() and not re.match(r"I\b", word)]
-    return capitalised if 2 * len(capitalised) <= len(words) else []
-
 # %% ../../nbs/0_base/02_text.ipynb #3c90202c
 def hash_trigrams(text: str) -> frozenset:  # 32-bit hashes
     "Hash the runs of three characters of a normalised text, whatever the order inside a run."
@@ -214,34 +201,6 @@ def is_near_duplicate(first: str, second: str) -> bool:
     "Say whether two texts share enough trigrams and have the same numbers and as many negations."
     (trigrams, meaning), (other_trigrams, other_meaning) = make_text_signature(first), make_text_signature(second)
     return meaning == other_meaning and are_trigrams_similar(trigrams, other_trigrams)
-
-# %% ../../nbs/0_base/02_text.ipynb #f6317f9c
-class RecentTexts:
-    "The signatures of the last texts of a stream; when it is full, the oldest leaves."
-
-    def __init__(self, size: int = 256):  # number of texts
-        self.signatures = deque(maxlen=size)  # of `make_text_signature`
-
-    def find_duplicates(self, text: str) -> list:  # their places, 0 is the oldest
-        "Find the near-duplicates of a text."
-        trigrams, meaning = make_text_signature(text)
-        same = [(i, other) for i, (other, other_meaning) in enumerate(self.signatures) if other_meaning == meaning]
-        return [i for i, other in same if are_trigrams_similar(trigrams, other)]
-
-    def add(self, text: str) -> bool:  # whether a near-duplicate was there
-        "Remember a text."
-        has_duplicate = bool(self.find_duplicates(text))
-        self.signatures.append(make_text_signature(text))
-        return has_duplicate
-
-    def to_list(self) -> list:  # of [sorted trigrams, hash], the oldest first, for JSON
-        "Return the signatures for a file."
-        return [[sorted(trigrams), meaning] for trigrams, meaning in self.signatures]
-
-    def restore(self, rows: list) -> None:
-        "Replace the signatures by those that `to_list` returned."
-        self.signatures.clear()
-        self.signatures.extend((frozenset(trigrams), meaning) for trigrams, meaning in rows)
 
 # %% ../../nbs/0_base/02_text.ipynb #2e2fff85
 def split_rouge_words(text: str) -> list:  # lower-case words in order

@@ -311,7 +311,7 @@ def _held_back(size: int) -> int:
     "As `validation_split` does it, with the default share."
     from personal_llm.base.core import Dialogue
     from personal_llm.tuning.config import TuningConfig
-    from personal_llm.tuning.validation import validation_split
+    from personal_llm.tuning.finetune import validation_split
 
     dialogues = [Dialogue(f"question {i}", "answer") for i in range(size)]
     return len(validation_split(dialogues, TuningConfig.validation)[1])
@@ -326,15 +326,8 @@ TASKS["judged_on"] = Task(
         Wrong(
             "a tenth", (1, 2, 6), "a tenth of few is too few to judge by: read what `validation_split` does about it"
         ),
-        Wrong("always split", (4, 4, 6), "of few dialogues a quarter is held back, which may be less than four"),
-        Wrong("training counted", (9, 16, 54), "these train; the others are held back"),
-        Wrong("none of few", (0, 4, 6), "twelve dialogues are enough to hold some back"),
-        Wrong(
-            "none, then a tenth", (0, 2, 6), "twelve dialogues are enough to hold some back; a tenth of 20 is too few"
-        ),
-        Wrong("a quarter", (3, 5, 15), "a quarter is for few dialogues only, and it has an upper bound"),
-        Wrong("no upper bound", (3, 5, 6), "the quarter of few dialogues has an upper bound"),
-        Wrong("at least two", (2, 2, 6), "two is the least; of few dialogues a quarter is held back"),
+        Wrong("always split", (4, 4, 6), "where a tenth is fewer than four, all dialogues train"),
+        Wrong("training counted", (12, 20, 54), "these train; the others are held back"),
         Wrong("never split", (0, 0, 0), "from some number on dialogues are held back"),
     ),
     "numbers",

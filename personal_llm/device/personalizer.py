@@ -323,7 +323,9 @@ class Personalizer:
 
     # forget
 
-    def forget(self, ids=(), text: str = None, before: float = None, everything: bool = False, dry: bool = False) -> ForgetPlan:
+    def forget(
+        self, ids=(), text: str = None, before: float = None, everything: bool = False, dry: bool = False
+    ) -> ForgetPlan:
         "Delete dialogues, the replies that read them and what learned from them; return the list. dry: only list it."
         plan = plan_forgetting(self.state, ids, text, before, everything)
         if not dry and plan.dialogues:

@@ -20,7 +20,9 @@ from .archive import Archive, Event
 # %% ../../nbs/6_device/02_state.ipynb #180b5fec
 def round_embedding(candidate: ScoredDialogue) -> ScoredDialogue:
     "Return a scored dialogue with its embedding in half precision, as the archive stores it."
-    scores = Scores(**vars(candidate.scores) | dict(embedding=np.asarray(candidate.scores.embedding, "<f2").astype("<f4")))
+    scores = Scores(
+        **vars(candidate.scores) | dict(embedding=np.asarray(candidate.scores.embedding, "<f2").astype("<f4"))
+    )
     return ScoredDialogue(candidate.dialogue, scores)
 
 

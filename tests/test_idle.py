@@ -1,0 +1,92 @@
+"Learning on an idle machine: when it begins, what ends it, and what it leaves."
+
+import pytest
+
+from personal_llm.base.core import Dialogue, InputError
+from personal_llm.base.models import load_model
+from personal_llm.buffer.buffer import Buffer
+from personal_llm.device.archive import hold_folder
+from personal_llm.device.personalizer import Personalizer
+from personal_llm.runtimes import idle
+from personal_llm.runtimes.idle import MachineBusy, StopWhenBusy, finetune_folder, finetune_when_idle, find_obstacle
+from personal_llm.tuning.config import TuningConfig
+
+FREE = dict(other_load=0.0, celsius=50.0, on_battery=False, free=8.0)
+BRIEF = TuningConfig(steps=2)
+BUSY = [
+    (dict(other_load=0.9), "other programs"),
+    (dict(celsius=99.0), "99 °C"),
+    (dict(on_battery=True), "on battery"),
+    (dict(free=0.5), "memory"),
+]
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    "A memory with a correction."
+    monkeypatch.setattr(idle, "LOOK_SECONDS", 1e-3)
+    monkeypatch.setattr(idle, "IDLE_SECONDS", 0.0)
+    me = Personalizer(load_model("pocket"), Buffer(4, "fifo"), folder=tmp_path)
+    me.observe_all([Dialogue(f"My {part} hurts.", "Cool it.") for part in ("knee", "toe")], progress=False)
+    me.react(me.buffer.dialogues[0], "better", "Dear friend, rest.")
+    me.close()
+    return tmp_path
+
+
+def model():
+    return load_model("pocket")
+
+
+def test_each_limit_alone_keeps_a_fine_tune_from_beginning():
+    for change, words in BUSY:
+        assert words in find_obstacle(**FREE | change), change
+    assert not find_obstacle(**FREE)
+    assert not find_obstacle(**FREE | dict(free=0.1), training=True), "we use the memory ourselves"
+
+
+def test_the_machine_must_be_idle_without_a_break(folder, monkeypatch):
+    monkeypatch.setattr(idle, "IDLE_SECONDS", 3 * idle.LOOK_SECONDS)
+    seen = iter([1, 1, 0, 1, 1, 1, 1, 1])
+    waits = []
+    measure = lambda: FREE if next(seen, 1) else FREE | dict(other_load=1.0)
+    assert finetune_when_idle(folder, model, measure, waits.append, config=BRIEF)
+    assert waits == [idle.LOOK_SECONDS] * 7
+
+
+def test_the_machine_must_be_busy_without_a_break(monkeypatch):
+    clock = iter(range(10**6))
+    loads = iter([1.0, 1.0, 1.0, 0.0, 1.0, 1.0, 1.0, 1.0])
+    monkeypatch.setattr(idle.time, "monotonic", lambda: next(clock))
+    stop = StopWhenBusy(lambda: FREE | dict(other_load=next(loads)))
+    for _ in range(7):
+        stop()
+    with pytest.raises(MachineBusy):
+        stop()
+
+
+def test_a_stopped_fine_tune_leaves_the_memory_as_it_was(folder):
+    def stop(*args):
+        raise MachineBusy
+
+    with pytest.raises(MachineBusy):
+        finetune_folder(folder, model, stop, config=BRIEF)
+    me = Personalizer(model(), folder=folder)
+    assert me.rounds == [] and len(me.state.list_unlearned()) == 1
+    me.close()
+    assert finetune_folder(folder, model, config=BRIEF).kept >= 1
+    assert finetune_folder(folder, model) is None, "nothing new"
+
+
+def test_a_chat_in_the_folder_is_an_obstacle(folder, capsys):
+    lock = hold_folder(folder)
+    seen = iter([FREE] * 3)
+    with pytest.raises(StopIteration):
+        finetune_when_idle(folder, model, lambda: next(seen))
+    lock.release()
+    assert capsys.readouterr().err.count("a chat or a run is at work") == 1
+
+
+def test_a_folder_without_a_memory_is_one_line(tmp_path):
+    with pytest.raises(InputError, match="nothing is stored"):
+        finetune_folder(tmp_path / "nowhere", model)
+    assert not (tmp_path / "nowhere").exists()
