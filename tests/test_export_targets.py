@@ -11,7 +11,6 @@ from tiny import ARCHITECTURES, random_adapter, same, shared, weights
 
 from personal_llm.base.adapters import CONFIG_FILE, WEIGHTS_FILE, read_factors
 from personal_llm.base.core import Dialogue, InputError
-from personal_llm.base.files import ASSETS
 from personal_llm.base.models import load_model
 from personal_llm.base.replies import pair_neighbours
 from personal_llm.runtimes.export import choose_examples, format_messages
