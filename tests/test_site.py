@@ -123,10 +123,8 @@ ASKED = {  # typed into the search -> page among the first three results
     "how to delete my data": "08_forget_me",
     "export to ollama": "11_elsewhere",
     "use my own model": "12_your_own_model",
-    "fewer questions": "07_ask_well",
     "why was this kept": "06_why_kept",
     "start from another user": "03_never_from_scratch",
-    "learn from thumbs": "13_without_asking",
 }
 SEARCH = """
 const fs = require('fs'), [script, index, ...queries] = process.argv.slice(2);

@@ -147,15 +147,11 @@ QUESTIONS = {  # tutorial -> questions as people type them; each becomes a headi
     ),
     "03_never_from_scratch": ("How do I start from another user's model instead of from scratch?",),
     "04_chat": ("How do I chat with the model in a notebook, and correct a wrong reply?",),
-    "05_one_dialogue": ("How does it work, step by step?",),
     "06_why_kept": ("Why was this dialogue kept or discarded?",),
-    "07_ask_well": ("How often does it ask me questions, and can I have fewer questions?",),
     "08_forget_me": ("How do I delete my data, and make the model forget something?",),
-    "09_a_week": ("How long until it learns, and when does it train at night?",),
     "10_library": ("How do I build a library of models for several people?",),
     "11_elsewhere": ("How do I export my adapter to Ollama, llama.cpp or transformers?",),
     "12_your_own_model": ("How do I use my own model, a GGUF file or a model of Hugging Face?",),
-    "13_without_asking": ("Does it learn from thumbs, edits and feedback without asking?",),
 }
 BOOST = dict(tutorials="---\nsearch:\n  boost: 20\n---\n\n")  # the search shows tutorials before chapters
 MINUTES = re.compile(r"(\d+) minutes")
