@@ -1466,43 +1466,6 @@ d = {
             "personal_llm.course.checks.misfit": ("course/checks.html#misfit", "personal_llm/course/checks.py"),
             "personal_llm.course.checks.same": ("course/checks.html#same", "personal_llm/course/checks.py"),
         },
-        "personal_llm.course.figures": {
-            "personal_llm.course.figures._agree": ("course/figures.html#_agree", "personal_llm/course/figures.py"),
-            "personal_llm.course.figures._difference": (
-                "course/figures.html#_difference",
-                "personal_llm/course/figures.py",
-            ),
-            "personal_llm.course.figures._distances": (
-                "course/figures.html#_distances",
-                "personal_llm/course/figures.py",
-            ),
-            "personal_llm.course.figures._frozen": ("course/figures.html#_frozen", "personal_llm/course/figures.py"),
-            "personal_llm.course.figures._known_points": (
-                "course/figures.html#_known_points",
-                "personal_llm/course/figures.py",
-            ),
-            "personal_llm.course.figures._own_curves": (
-                "course/figures.html#_own_curves",
-                "personal_llm/course/figures.py",
-            ),
-            "personal_llm.course.figures.draw_each": (
-                "course/figures.html#draw_each",
-                "personal_llm/course/figures.py",
-            ),
-            "personal_llm.course.figures.has_points_on": (
-                "course/figures.html#has_points_on",
-                "personal_llm/course/figures.py",
-            ),
-            "personal_llm.course.figures.is_curve": ("course/figures.html#is_curve", "personal_llm/course/figures.py"),
-            "personal_llm.course.figures.judge_drawing": (
-                "course/figures.html#judge_drawing",
-                "personal_llm/course/figures.py",
-            ),
-            "personal_llm.course.figures.read_axes": (
-                "course/figures.html#read_axes",
-                "personal_llm/course/figures.py",
-            ),
-        },
         "personal_llm.course.floors": {
             "personal_llm.course.floors.choose_typical_answer": (
                 "course/floors.html#choose_typical_answer",
@@ -1821,23 +1784,9 @@ d = {
             ),
         },
         "personal_llm.course.tasks_10": {
-            "personal_llm.course.tasks_10._after": ("course/tasks_10.html#_after", "personal_llm/course/tasks_10.py"),
-            "personal_llm.course.tasks_10._cosine": ("course/tasks_10.html#_cosine", "personal_llm/course/tasks_10.py"),
-            "personal_llm.course.tasks_10._draw_similarities": (
-                "course/tasks_10.html#_draw_similarities",
-                "personal_llm/course/tasks_10.py",
-            ),
-            "personal_llm.course.tasks_10._mix": ("course/tasks_10.html#_mix", "personal_llm/course/tasks_10.py"),
-            "personal_llm.course.tasks_10._of_means": (
-                "course/tasks_10.html#_of_means",
-                "personal_llm/course/tasks_10.py",
-            ),
+            "personal_llm.course.tasks_10._after": ("course/tasks_10.html#_after", "personal_llm/course/tasks_10.py")
         },
         "personal_llm.course.tasks_10_memory": {
-            "personal_llm.course.tasks_10_memory._change_choice": (
-                "course/tasks_10_memory.html#_change_choice",
-                "personal_llm/course/tasks_10_memory.py",
-            ),
             "personal_llm.course.tasks_10_memory._change_replay": (
                 "course/tasks_10_memory.html#_change_replay",
                 "personal_llm/course/tasks_10_memory.py",
@@ -1862,40 +1811,16 @@ d = {
                 "course/tasks_10_memory.html#_longest_run",
                 "personal_llm/course/tasks_10_memory.py",
             ),
-            "personal_llm.course.tasks_10_memory._nearest_again": (
-                "course/tasks_10_memory.html#_nearest_again",
-                "personal_llm/course/tasks_10_memory.py",
-            ),
-            "personal_llm.course.tasks_10_memory._nearest_alone": (
-                "course/tasks_10_memory.html#_nearest_alone",
-                "personal_llm/course/tasks_10_memory.py",
-            ),
             "personal_llm.course.tasks_10_memory._subsequence": (
                 "course/tasks_10_memory.html#_subsequence",
-                "personal_llm/course/tasks_10_memory.py",
-            ),
-            "personal_llm.course.tasks_10_memory._until_k_fit": (
-                "course/tasks_10_memory.html#_until_k_fit",
-                "personal_llm/course/tasks_10_memory.py",
-            ),
-            "personal_llm.course.tasks_10_memory._without_budget": (
-                "course/tasks_10_memory.html#_without_budget",
                 "personal_llm/course/tasks_10_memory.py",
             ),
             "personal_llm.course.tasks_10_memory._words": (
                 "course/tasks_10_memory.html#_words",
                 "personal_llm/course/tasks_10_memory.py",
             ),
-            "personal_llm.course.tasks_10_memory.choose": (
-                "course/tasks_10_memory.html#choose",
-                "personal_llm/course/tasks_10_memory.py",
-            ),
             "personal_llm.course.tasks_10_memory.copied": (
                 "course/tasks_10_memory.html#copied",
-                "personal_llm/course/tasks_10_memory.py",
-            ),
-            "personal_llm.course.tasks_10_memory.draw_choice": (
-                "course/tasks_10_memory.html#draw_choice",
                 "personal_llm/course/tasks_10_memory.py",
             ),
             "personal_llm.course.tasks_10_memory.draw_events": (
@@ -2224,28 +2149,6 @@ d = {
                 "personal_llm/course/tasks_5.py",
             ),
         },
-        "personal_llm.course.tasks_5_pairs": {
-            "personal_llm.course.tasks_5_pairs.check_cases": (
-                "course/tasks_5_pairs.html#check_cases",
-                "personal_llm/course/tasks_5_pairs.py",
-            ),
-            "personal_llm.course.tasks_5_pairs.judge_check": (
-                "course/tasks_5_pairs.html#judge_check",
-                "personal_llm/course/tasks_5_pairs.py",
-            ),
-            "personal_llm.course.tasks_5_pairs.keeps_copies": (
-                "course/tasks_5_pairs.html#keeps_copies",
-                "personal_llm/course/tasks_5_pairs.py",
-            ),
-            "personal_llm.course.tasks_5_pairs.make_deaf": (
-                "course/tasks_5_pairs.html#make_deaf",
-                "personal_llm/course/tasks_5_pairs.py",
-            ),
-            "personal_llm.course.tasks_5_pairs.package_check": (
-                "course/tasks_5_pairs.html#package_check",
-                "personal_llm/course/tasks_5_pairs.py",
-            ),
-        },
         "personal_llm.course.tasks_5_spending": {
             "personal_llm.course.tasks_5_spending._inner_part": (
                 "course/tasks_5_spending.html#_inner_part",
@@ -2476,86 +2379,7 @@ d = {
                 "personal_llm/course/tasks_8_planted.py",
             ),
         },
-        "personal_llm.course.tasks_8_start": {
-            "personal_llm.course.tasks_8_start._any_gain": (
-                "course/tasks_8_start.html#_any_gain",
-                "personal_llm/course/tasks_8_start.py",
-            ),
-            "personal_llm.course.tasks_8_start._bar_of_best": (
-                "course/tasks_8_start.html#_bar_of_best",
-                "personal_llm/course/tasks_8_start.py",
-            ),
-            "personal_llm.course.tasks_8_start._bar_only": (
-                "course/tasks_8_start.html#_bar_only",
-                "personal_llm/course/tasks_8_start.py",
-            ),
-            "personal_llm.course.tasks_8_start._error": (
-                "course/tasks_8_start.html#_error",
-                "personal_llm/course/tasks_8_start.py",
-            ),
-            "personal_llm.course.tasks_8_start._every_dialogue": (
-                "course/tasks_8_start.html#_every_dialogue",
-                "personal_llm/course/tasks_8_start.py",
-            ),
-            "personal_llm.course.tasks_8_start._first_sure": (
-                "course/tasks_8_start.html#_first_sure",
-                "personal_llm/course/tasks_8_start.py",
-            ),
-            "personal_llm.course.tasks_8_start._highest": (
-                "course/tasks_8_start.html#_highest",
-                "personal_llm/course/tasks_8_start.py",
-            ),
-            "personal_llm.course.tasks_8_start._lowest": (
-                "course/tasks_8_start.html#_lowest",
-                "personal_llm/course/tasks_8_start.py",
-            ),
-            "personal_llm.course.tasks_8_start._lowest_median": (
-                "course/tasks_8_start.html#_lowest_median",
-                "personal_llm/course/tasks_8_start.py",
-            ),
-            "personal_llm.course.tasks_8_start._median_gain": (
-                "course/tasks_8_start.html#_median_gain",
-                "personal_llm/course/tasks_8_start.py",
-            ),
-            "personal_llm.course.tasks_8_start._next_best": (
-                "course/tasks_8_start.html#_next_best",
-                "personal_llm/course/tasks_8_start.py",
-            ),
-            "personal_llm.course.tasks_8_start._of_ratios": (
-                "course/tasks_8_start.html#_of_ratios",
-                "personal_llm/course/tasks_8_start.py",
-            ),
-            "personal_llm.course.tasks_8_start._one_dialogue": (
-                "course/tasks_8_start.html#_one_dialogue",
-                "personal_llm/course/tasks_8_start.py",
-            ),
-            "personal_llm.course.tasks_8_start._over_n": (
-                "course/tasks_8_start.html#_over_n",
-                "personal_llm/course/tasks_8_start.py",
-            ),
-            "personal_llm.course.tasks_8_start._sure": (
-                "course/tasks_8_start.html#_sure",
-                "personal_llm/course/tasks_8_start.py",
-            ),
-            "personal_llm.course.tasks_8_start._surest": (
-                "course/tasks_8_start.html#_surest",
-                "personal_llm/course/tasks_8_start.py",
-            ),
-            "personal_llm.course.tasks_8_start._two_intervals": (
-                "course/tasks_8_start.html#_two_intervals",
-                "personal_llm/course/tasks_8_start.py",
-            ),
-            "personal_llm.course.tasks_8_start.chosen": (
-                "course/tasks_8_start.html#chosen",
-                "personal_llm/course/tasks_8_start.py",
-            ),
-            "personal_llm.course.tasks_8_start.draw_start": (
-                "course/tasks_8_start.html#draw_start",
-                "personal_llm/course/tasks_8_start.py",
-            ),
-        },
         "personal_llm.course.tasks_9": {
-            "personal_llm.course.tasks_9._doubt": ("course/tasks_9.html#_doubt", "personal_llm/course/tasks_9.py"),
             "personal_llm.course.tasks_9._draw_pairs": (
                 "course/tasks_9.html#_draw_pairs",
                 "personal_llm/course/tasks_9.py",
@@ -2595,83 +2419,17 @@ d = {
                 "course/tasks_9_privacy.html#_accuracy",
                 "personal_llm/course/tasks_9_privacy.py",
             ),
-            "personal_llm.course.tasks_9_privacy._breaks_ties": (
-                "course/tasks_9_privacy.html#_breaks_ties",
-                "personal_llm/course/tasks_9_privacy.py",
-            ),
-            "personal_llm.course.tasks_9_privacy._by_threshold": (
-                "course/tasks_9_privacy.html#_by_threshold",
-                "personal_llm/course/tasks_9_privacy.py",
-            ),
-            "personal_llm.course.tasks_9_privacy._density": (
-                "course/tasks_9_privacy.html#_density",
-                "personal_llm/course/tasks_9_privacy.py",
-            ),
-            "personal_llm.course.tasks_9_privacy._drawn": (
-                "course/tasks_9_privacy.html#_drawn",
-                "personal_llm/course/tasks_9_privacy.py",
-            ),
-            "personal_llm.course.tasks_9_privacy._precision": (
-                "course/tasks_9_privacy.html#_precision",
-                "personal_llm/course/tasks_9_privacy.py",
-            ),
-            "personal_llm.course.tasks_9_privacy._rates": (
-                "course/tasks_9_privacy.html#_rates",
-                "personal_llm/course/tasks_9_privacy.py",
-            ),
             "personal_llm.course.tasks_9_privacy._side_by_side": (
                 "course/tasks_9_privacy.html#_side_by_side",
-                "personal_llm/course/tasks_9_privacy.py",
-            ),
-            "personal_llm.course.tasks_9_privacy._text_by_text": (
-                "course/tasks_9_privacy.html#_text_by_text",
                 "personal_llm/course/tasks_9_privacy.py",
             ),
             "personal_llm.course.tasks_9_privacy.area": (
                 "course/tasks_9_privacy.html#area",
                 "personal_llm/course/tasks_9_privacy.py",
             ),
-            "personal_llm.course.tasks_9_privacy.draw_curve": (
-                "course/tasks_9_privacy.html#draw_curve",
-                "personal_llm/course/tasks_9_privacy.py",
-            ),
             "personal_llm.course.tasks_9_privacy.draw_losses": (
                 "course/tasks_9_privacy.html#draw_losses",
                 "personal_llm/course/tasks_9_privacy.py",
-            ),
-            "personal_llm.course.tasks_9_privacy.judge_curve": (
-                "course/tasks_9_privacy.html#judge_curve",
-                "personal_llm/course/tasks_9_privacy.py",
-            ),
-            "personal_llm.course.tasks_9_privacy.without_ties": (
-                "course/tasks_9_privacy.html#without_ties",
-                "personal_llm/course/tasks_9_privacy.py",
-            ),
-        },
-        "personal_llm.course.tasks_drawings": {
-            "personal_llm.course.tasks_drawings._drawer": (
-                "course/tasks_drawings.html#_drawer",
-                "personal_llm/course/tasks_drawings.py",
-            ),
-            "personal_llm.course.tasks_drawings._left": (
-                "course/tasks_drawings.html#_left",
-                "personal_llm/course/tasks_drawings.py",
-            ),
-            "personal_llm.course.tasks_drawings.draw_reservoir": (
-                "course/tasks_drawings.html#draw_reservoir",
-                "personal_llm/course/tasks_drawings.py",
-            ),
-            "personal_llm.course.tasks_drawings.draw_sizes": (
-                "course/tasks_drawings.html#draw_sizes",
-                "personal_llm/course/tasks_drawings.py",
-            ),
-            "personal_llm.course.tasks_drawings.draw_words": (
-                "course/tasks_drawings.html#draw_words",
-                "personal_llm/course/tasks_drawings.py",
-            ),
-            "personal_llm.course.tasks_drawings.drawing_task": (
-                "course/tasks_drawings.html#drawing_task",
-                "personal_llm/course/tasks_drawings.py",
             ),
         },
         "personal_llm.course.worker": {

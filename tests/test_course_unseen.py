@@ -1,6 +1,6 @@
 """Answers that were written before the checks were read: how many wrong ones pass, how many right ones do not.
 
-`course_attempts_unseen.txt` holds 1,038 answers to all 93 tasks. Their author read the lessons only, and gave each
+`course_attempts_unseen.txt` holds 892 answers to all 82 tasks. Their author read the lessons only, and gave each
 answer its verdict. The file was committed before the checks were opened, and its verdicts stay as they were.
 """
 
@@ -20,10 +20,8 @@ def test_each_task_has_unseen_answers_of_both_kinds():
     kinds = collections.defaultdict(set)
     for attempt in UNSEEN:
         kinds[attempt.lesson, attempt.task].add(attempt.is_right)
-    assert len(UNSEEN) == 1038 and set(kinds) == TASKS
-    assert [place for place, found in kinds.items() if found != {True, False}] == [
-        (5, "design")
-    ]  # no right one was found
+    assert len(UNSEEN) == 892 and set(kinds) == TASKS
+    assert all(found == {True, False} for found in kinds.values())
 
 
 @pytest.mark.slow
@@ -50,7 +48,6 @@ FALSE_HINTS = {  # a wrong answer -> a word of the sentence that was false for i
     (5, "rouge", "3 / 9"): "opposite",
     (5, "spend", "chance < np.quantile"): "not used",
     (4, "rule", "if (own > scores).all()"): "always",
-    (9, "draw", "np.mean(np.asarray(others) < t)"): "back and forth",
 }
 
 

@@ -200,7 +200,7 @@ def course_page() -> str:
     readers = {
         "For learners": ("glossary", "00_floors", "exam", "report_template", "sample_reports"),
         "For teachers": ("00_course", "instructor_notes", "00_commands"),
-        "How the grading works": ("00_checks", "00_figures", "00_grading", "00_submissions", "00_worker", "00_probes"),
+        "How the grading works": ("00_checks", "00_grading", "00_submissions", "00_worker", "00_probes"),
     }
     for reader, names in readers.items():
         rows += ["", f"## {reader}", ""]

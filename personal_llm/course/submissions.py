@@ -32,8 +32,6 @@ LIBRARY_ANSWERS = {  # task -> functions of the library that answer it: end of t
     "interval function": (("tuning/statistics.py", ""),),
     "pair function": (("course/tasks_9_pairs.py", "compute_pair_losses"),),
     "area function": (("runtimes/audit.py", ""),),
-    "gate function": (("buffer/retrieval.py", ""),),
-    "choose": (("buffer/retrieval.py", ""),),
     "design": (("personal_llm/data/people.py", ""),),  # the simulated users know what they want
 }
 HANDED_OUT = {  # lesson -> names that its notebook and its solution import from its tasks
@@ -57,18 +55,16 @@ HANDED_OUT = {  # lesson -> names that its notebook and its solution import from
         "draws_of",
         "overfitting_curve",
     },
-    8: {"TASKS", "FACTORS", "LEAST", "SHIFT", "TESTS", "USER", "WORDS", "P", "Q", "library_rows"},
+    8: {"TASKS", "FACTORS", "SHIFT", "TESTS", "USER", "WORDS", "P", "Q", "library_rows"},
     9: {
         *("TASKS", "BASE_MEMBERS", "BASE_OTHERS", "BETA", "CANDIDATES", "DISLIKED", "FALSE_ALARM", "HIT", "LIKED"),
-        *("MEMBERS", "OTHERS", "PLACES", "RANK", "RATE", "READINGS", "SHARES", "VALIDATIONS", "margins"),
+        *("MEMBERS", "OTHERS", "PLACES", "RANK", "RATE", "SHARES", "VALIDATIONS", "margins"),
         *("PREFERENCE_TEMPERATURE", "compute_pair_losses"),
     },
     10: {
-        *("TASKS", "ANSWERS_OF_MEMORY", "ANSWERS_OF_WEIGHTS", "APPROVED", "BATCH_SIZE", "CASES"),
-        *("CORRECTED", "EVENTS", "EVENTS_DIALOGUES", "FAILURES", "GENERAL", "HABITS_BY_MEMORY"),
-        *("HABITS_BY_WEIGHTS", "MEMORY_TOKENS", "NUM_MEMORIES", "PASSES", "PROMPT_TOKENS", "REPLY_TOKENS"),
-        *("SAMPLE_TOKENS", "SENTENCE_NEW", "SENTENCE_OLD", "SITUATIONS", "STATE_MEAN", "STATE_NEW"),
-        *("STATE_OLD", "STEPS"),
+        *("TASKS", "ANSWERS_OF_MEMORY", "ANSWERS_OF_WEIGHTS", "BATCH_SIZE", "CASES", "EVENTS", "EVENTS_DIALOGUES"),
+        *("FAILURES", "HABITS_BY_MEMORY", "HABITS_BY_WEIGHTS", "MEMORY_TOKENS", "NUM_MEMORIES", "PASSES"),
+        *("PROMPT_TOKENS", "REPLY_TOKENS", "SAMPLE_TOKENS", "SITUATIONS", "STEPS"),
     },
 }
 

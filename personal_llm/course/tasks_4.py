@@ -14,7 +14,6 @@ import numpy as np
 
 from ..base.core import make_generator
 from .checks import KINDS, Task, Wrong
-from .tasks_drawings import draw_reservoir
 from .lesson_probes import keep_dialogues
 from .probes import Answer, plain
 from ..data.people import USERS, user_stream
@@ -308,6 +307,3 @@ TASKS["figure"] = Task(
     ),
     tolerance=2,
 )
-
-# %% ../../nbs/course/tasks_4.ipynb #f59ba629
-TASKS["draw"] = draw_reservoir()

@@ -15,7 +15,7 @@ from ..base.text import compute_rouge1, split_rouge_words
 from .checks import Task, Wrong, as_array, later
 from .probes import plain
 from .tasks_5_spending import LENGTH, eager, evenly, fixed_bar, judge_spending, toy_stream
-from .tasks_5_pairs import LABELS, PAIRS, judge_check, keeps_copies, make_deaf, package_check
+from .tasks_5_pairs import LABELS, PAIRS
 
 # %% ../../nbs/course/tasks_5.ipynb #84b1e9d9
 TASKS = {}  # name -> Task, in the order of the lesson
@@ -236,38 +236,6 @@ TASKS["false_accepts"] = Task(
     "function",
     tries=TRIES,
     draw=_draw_labels,
-)
-
-# %% ../../nbs/course/tasks_5.ipynb #ffa0fe7a
-TASKS["design"] = Task(
-    "design",
-    5,
-    "Write `accept(rewrite, original)`: true for a rewrite that says the same in other words.",
-    package_check,
-    (
-        Wrong(
-            "shared words only",
-            lambda r, o: 0.2 <= compute_rouge1(r, o) <= 0.9,
-            "a rewrite about something else gets in: small words are shared by all questions",
-        ),
-        Wrong("negation missed", make_deaf(r"\bnot\b"), "a rewrite with a negation more gets in"),
-        Wrong("number missed", make_deaf(r"\b\d+\b"), "a rewrite with another number gets in"),
-        Wrong("copy kept", keeps_copies, "a copy gets in: it teaches nothing new"),
-        Wrong(
-            "starts as in the list",
-            lambda r, o: package_check(r, o) or (r != o and r.lower().startswith(("can you", "could you"))),
-            "a polite beginning is taken for the same meaning",
-        ),
-        Wrong(
-            "only the list",
-            lambda r, o: any((o, r) == pair and keeps for pair, keeps in zip(PAIRS, LABELS)),
-            "no good rewrite that is new gets in: a rule is wanted, not a table of the pairs that you saw",
-        ),
-        Wrong("rejects everything", lambda r, o: False, "nothing gets in: no rewrite would ever be made"),
-        Wrong("accepts everything", lambda r, o: True, "everything gets in"),
-    ),
-    "function",
-    judge=judge_check,
 )
 
 # %% ../../nbs/course/tasks_5.ipynb #0fa2f404

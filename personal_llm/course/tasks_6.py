@@ -11,7 +11,6 @@ import numpy as np
 
 from ..base.core import make_generator
 from .checks import KINDS, Task, Wrong, later
-from .tasks_drawings import draw_sizes
 from .lesson_probes import probe_layer
 from .probes import Answer
 from .tasks_6_rank import SAYS, share_of_first, train_fully, train_with_rank as train_with_rank
@@ -409,6 +408,3 @@ TASKS["spectrum"] = Task(
     ),
     tolerance=0.03,
 )
-
-# %% ../../nbs/course/tasks_6.ipynb #3ad51146
-TASKS["draw"] = draw_sizes()

@@ -11,9 +11,6 @@ import numpy as np
 
 from ..base.core import make_generator
 from .checks import Task, Wrong, describe, later
-from .tasks_drawings import draw_words
-from .tasks_8_start import LEAST as LEAST
-from .tasks_8_start import START_BASE, START_MISTAKES, STARTS, chosen, draw_start
 from .tasks_8_planted import PICKERS, judge_picker, library_rows as library_rows
 from .tasks_8_planted import opposite_of, plane_of_styles
 from ..selection.ranking import cosine_distance
@@ -226,18 +223,6 @@ TASKS["merge"] = Task(
     judge=judge_merge,
 )
 
-# %% ../../nbs/course/tasks_8.ipynb #272e42d4
-TASKS["nobody"] = Task(
-    "nobody",
-    8,
-    'Write `choose(base, losses)`: the pLLM with the lowest loss if it surely gains enough, else the text "nobody".',
-    chosen,
-    START_MISTAKES,
-    kind="function",
-    tries=[(START_BASE, losses) for losses in STARTS],
-    draw=draw_start,
-)
-
 # %% ../../nbs/course/tasks_8.ipynb #cc7a2cd5
 TESTS = (
     "five people find that the words read well",
@@ -290,6 +275,3 @@ TASKS["figure"] = Task(
     ),
     kind="choice",
 )
-
-# %% ../../nbs/course/tasks_8.ipynb #58a4725e
-TASKS["draw"] = draw_words()

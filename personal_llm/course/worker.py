@@ -246,8 +246,7 @@ def prepare(lesson: int, wanted: set) -> None:
 
     matplotlib.use("Agg")
     module = importlib.import_module(f"personal_llm.course.tasks_{lesson}")
-    for probes in ("figures", "lesson_probes"):
-        importlib.import_module(f"personal_llm.course.{probes}")
+    importlib.import_module("personal_llm.course.lesson_probes")
     package = importlib.import_module("personal_llm.course")
     strip_answers(module, wanted)
     package.check = lambda *_, **__: Recorded()
