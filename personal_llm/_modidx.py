@@ -53,6 +53,7 @@ d = {
             "personal_llm.app.cli.add_plugins": ("8_app/cli.html#add_plugins", "personal_llm/app/cli.py"),
             "personal_llm.app.cli.explain_error": ("8_app/cli.html#explain_error", "personal_llm/app/cli.py"),
             "personal_llm.app.cli.main": ("8_app/cli.html#main", "personal_llm/app/cli.py"),
+            "personal_llm.app.cli.serve": ("8_app/cli.html#serve", "personal_llm/app/cli.py"),
         },
         "personal_llm.app.commands": {
             "personal_llm.app.commands.backup": ("8_app/commands.html#backup", "personal_llm/app/commands.py"),
@@ -89,7 +90,6 @@ d = {
                 "8_app/commands.html#select_given",
                 "personal_llm/app/commands.py",
             ),
-            "personal_llm.app.commands.serve": ("8_app/commands.html#serve", "personal_llm/app/commands.py"),
             "personal_llm.app.commands.set_load_options": (
                 "8_app/commands.html#set_load_options",
                 "personal_llm/app/commands.py",

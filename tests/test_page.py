@@ -1,4 +1,4 @@
-"The page in chromium: a day, the keyboard, a phone's width, hostile replies, and the token. `make test-browser` runs it."
+"The page in chromium: a day, the keyboard, a phone's width, hostile replies, and the token."
 
 import shutil
 import time

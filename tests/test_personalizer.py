@@ -254,7 +254,8 @@ def test_a_folder_in_use_or_of_another_model_is_refused(model, tmp_path):
     me = make(model, tmp_path)
     with pytest.raises(InputError, match="another program is at work"):
         Personalizer(model, folder=tmp_path)
-    program = f"from personal_llm import Personalizer, load_model; Personalizer(load_model('pocket'), folder={str(tmp_path)!r})"
+    program = "from personal_llm import Personalizer, load_model; "
+    program += f"Personalizer(load_model('pocket'), folder={str(tmp_path)!r})"
     ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert "another program is at work" in ended.stderr
     me.close()

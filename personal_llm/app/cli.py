@@ -12,13 +12,33 @@ import sys
 from typing import Annotated, get_args
 
 import typer
+from typer import Option
 
 from . import library_commands  # noqa: F401 (it registers its commands)
 from .chat import print_note
-from .commands import AsJson, Data, Model, Quiet, app, load, read_chats, show
+from .commands import ArchiveSize, AsJson, Data, MaxQuestions, Memories, Memory, Model, Out, Quiet
+from .commands import app, load, read_chats, select_given, show
+from .server import serve as run_server
 from ..base.core import InputError
 from ..base.files import is_full_disk
 from ..runtimes.plugins import find_runtimes
+
+# %% ../../nbs/8_app/08_cli.ipynb #cliserv2
+@app.command(epilog="Example: personal-llm serve --out me --port 8484")
+def serve(
+    out: Out,
+    model: Model = None,
+    host: Annotated[str, Option(help="address; 127.0.0.1 is this computer only", metavar="HOST")] = "127.0.0.1",
+    port: Annotated[int, Option(help="port; 0: any free one", metavar="N", min=0, max=65535)] = 8484,
+    max_questions: MaxQuestions = None,
+    memory: Memory = None,
+    memories: Memories = None,
+    archive: ArchiveSize = None,
+    as_json: AsJson = False,
+):
+    "Serve a page and the OpenAI protocol; the command prints a link."
+    settings = select_given(max_questions=max_questions, memory=memory, memories=memories, archive=archive)
+    run_server(load(model, out), out, host, port, as_json, **settings)
 
 # %% ../../nbs/8_app/08_cli.ipynb #47fb7044
 SHARED_PARAMETERS = dict(load_model=("model", Model), dialogues=("data", Data), progress=("quiet", Quiet))

@@ -11,7 +11,6 @@ from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from ..base import replies  # noqa: F401: it gives a model its replies
 from ..base.adapters import Adapter
 from ..base.core import Cost, Dialogue, InputError, check
 from ..buffer.buffer import Buffer
@@ -229,7 +228,7 @@ class Personalizer:
         text: str = "",
         time: float = 0.0,  # in seconds since the epoch
     ) -> None:
-        "Take a reaction to a reply; the next reply reads it. Raises `InputError`, with nothing changed, if it is invalid."
+        "Take a reaction to a reply, which the next reply reads; `InputError`, with nothing changed, if invalid."
         id = self.state.find_root(dialogue.id if isinstance(dialogue, Dialogue) else dialogue)
         check(kind, "choice", "the reaction", choices=("better", "up", "down"))
         if (kind == "better") != bool(text.strip()):

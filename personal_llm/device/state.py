@@ -7,7 +7,6 @@ __all__ = ['ROUND_FIELDS', 'FILE', 'CLIENT', 'OTHER_TALKS', 'ANSWERED', 'Round',
 
 # %% ../../nbs/6_device/02_state.ipynb #956da979
 import base64
-import copy
 from dataclasses import asdict, dataclass, fields
 
 import numpy as np
