@@ -1,30 +1,10 @@
-"Servers on this machine, in threads: static files, and the package's own."
+"The package's server on this machine, in a thread."
 
 import contextlib
 import http.client
 import json
 import threading
 from functools import lru_cache
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
-
-
-class Static(SimpleHTTPRequestHandler):
-    "Files of a folder; what was asked for is written down."
-
-    def log_message(self, *given):
-        pass
-
-    def do_GET(self):
-        self.server.asked.append(self.path)
-        super().do_GET()
-
-
-def serving(handler):
-    "A server that has begun; the caller shuts it down."
-    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    server.asked = []
-    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
-    return server
 
 
 @lru_cache

@@ -34,7 +34,7 @@ def keep_by_policy(me: Personalizer, policies: list) -> dict:  # policy -> place
         kept[policy] = sorted(int(d.time) for d in buffer.dialogues)
     return kept | {me.buffer.policy.name: sorted(int(d.time) for d in me.buffer.dialogues)}
 
-# %% ../../nbs/8_app/03_demo.ipynb #5dd62c1f
+# %% ../../nbs/8_app/03_demo.ipynb #795a6a78
 def run_demo(
     out,  # folder of the archive, `demo.json` and `figure.png`: a new or empty one
     model,  # `Model`, or a function that loads it
@@ -43,7 +43,7 @@ def run_demo(
     capacity: int = 24,  # bins of the buffer
     policy: str = "active",  # that learns
     synthetic: int = 1,  # synthetic dialogues for each kept one
-    tests: int = 16,  # dialogues of the test set
+    tests: int = 12,  # dialogues of the test set
     seed: int = 0,
     progress: bool = True,
     **tuning,  # fields of `TuningConfig`
@@ -62,7 +62,7 @@ def run_demo(
     check_output_folder(out)
     model = model() if callable(model) else model
     test = data.test_signal[:tests]
-    options = dict(habits=person.habits, max_tokens=64)
+    options = dict(habits=person.habits, max_tokens=48)
     me = Personalizer(model, buffer, person, config=config, folder=out, synthetic=synthetic, seed=seed)
     try:
         before = evaluate(model, test, **options)

@@ -388,7 +388,7 @@ def generate(
     responses = [None] * len(rows)
     with torch.random.fork_rng(), measure_cost(self.cost):
         torch.manual_seed(seed)
-        for batch in make_batches([len(row) + max_new_tokens for row in rows], self.tokens_per_batch):
+        for batch in make_batches([len(row) + max_new_tokens for row in rows], 2048):  # logits of one token a row
             ids, mask = pad_rows([rows[i] for i in batch], pad, left=True)
             new_ids = self.model.generate(
                 input_ids=ids.to(self.device),

@@ -129,7 +129,8 @@ class LlamaCpp:
         request = dict(prompt=ids, stream=True, max_tokens=options.max_tokens, cache_prompt=True)
         request |= dict(samplers=["dry", "temperature", "top_p"], temperature=options.temperature)
         request |= dict(top_p=options.top_p, seed=options.seed % 2**32, stop=list(options.stop))
-        request |= dict(dry_multiplier=0.8, dry_base=1.75, dry_allowed_length=8, dry_penalty_last_n=128)
+        request |= dict(dry_multiplier=0.8, dry_base=1.75, dry_allowed_length=8)
+        request |= dict(dry_penalty_last_n=options.max_tokens)
         request |= dict(dry_sequence_breakers=[self.model.tokenizer.eos_token])
         request |= dict(lora=[dict(id=0, scale=weight)] * (self.adapter_id is not None))
         end = {}

@@ -35,7 +35,7 @@ def compute_rates(model, dialogues: list) -> list:  # of numbers
 
 def make_asked(model, rows: list) -> list:
     "Generate the replies of lesson 5 again, with their losses."
-    texts = model.reply([row["prompt"] for row in rows], max_new_tokens=ASKED_TOKENS)
+    texts = model.reply([row["prompt"] for row in rows], max_tokens=ASKED_TOKENS)
     rows = [replace_reply(row, "reply", text, "is_corrected") for row, text in zip(rows, texts)]
     rates = compute_rates(model, [Dialogue(row["prompt"], row["reply"]) for row in rows])
     return [row | dict(nats=rate) for row, rate in zip(rows, rates)]
@@ -43,7 +43,7 @@ def make_asked(model, rows: list) -> list:
 
 def make_tested(model, rows: list, name: str) -> list:  # "base" or "tuned"
     "Generate the replies of lesson 7 again, with the losses of Ben's own replies."
-    texts = model.reply([row["prompt"] for row in rows], max_new_tokens=TESTED_TOKENS)
+    texts = model.reply([row["prompt"] for row in rows], max_tokens=TESTED_TOKENS)
     rates = compute_rates(model, [Dialogue(row["prompt"], row["wanted"]) for row in rows])
     rows = [replace_reply(row, name, text, f"{name}_helps") for row, text in zip(rows, texts)]
     return [row | {f"{name}_nats": rate} for row, rate in zip(rows, rates)]

@@ -98,9 +98,9 @@ def add_plain_rows(
 def library_config(model) -> TuningConfig:
     "Return how we tune the pLLMs of a library: by the size of the base model."
     lasting = dict(batch_size=8, dropout=0.0, validation=0.0, checks=1, max_length=112)
-    if model.is_large:
-        return TuningConfig(rank=2, alpha=16, learning_rate=1.5e-3, steps=16, **lasting)
-    return TuningConfig(rank=4, alpha=8, steps=60, learning_rate=1e-3, **lasting)
+    if model.name == "pocket":
+        return TuningConfig(rank=4, alpha=8, learning_rate=1e-3, steps=60, **lasting)
+    return TuningConfig(rank=2, alpha=16, learning_rate=1.5e-3, steps=16, **lasting)
 
 
 def halve_weights(folder) -> None:

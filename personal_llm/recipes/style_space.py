@@ -343,7 +343,7 @@ def make_shipped_library(model, data: str, out: str, space: str = None, adapters
 
     with tempfile.TemporaryDirectory() as temporary:
         tuned = tune_all(model, data, Path(adapters or temporary))
-        if model.is_large:
+        if model.name != "pocket":
             for adapter in tuned.values():
                 halve_weights(adapter.path)
         folder = Path(space or out)

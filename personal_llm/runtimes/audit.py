@@ -194,7 +194,7 @@ def measure_leakage(
     found = attacks[attack]
     asked = members[:MAX_ASKED]
     with model.use_adapter(adapter):
-        written = [*written, *model.reply(asked, max_new_tokens=MAX_REPLY_TOKENS)]
-    public = [*public, *(d.prompt for d in members), *model.reply(asked, max_new_tokens=MAX_REPLY_TOKENS)]
+        written = [*written, *model.reply(asked, max_tokens=MAX_REPLY_TOKENS)]
+    public = [*public, *(d.prompt for d in members), *model.reply(asked, max_tokens=MAX_REPLY_TOKENS)]
     overlap = measure_overlap(written, [d.text for d in members], public)
     return Leakage(attack, found.auc, *found[3:], overlap.longest, overlap.shares[min(NGRAM_SIZES)])

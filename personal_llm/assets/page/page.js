@@ -234,7 +234,7 @@ async function loadStatus() {
   const time = status.seconds ? `about ${count(left, "minute")} left` : `for ${count(Math.round(minutes), "minute")} so far`;
   const idle = `Answers of yours that are not learned yet: ${status.unlearned}.`;
   $("learning").textContent = status.is_learning ? `Learning, ${time}. You can go on chatting.` : idle;
-  $("model").textContent = status.is_learning ? `${status.model} · learning, ${time}` : status.model;
+  $("model").textContent = status.model.split("/").pop() + (status.is_learning ? ` · learning, ${time}` : "");
   $("progress").hidden = $("stop").hidden = !status.is_learning;
   $("learn").disabled = status.is_learning || !status.unlearned;
   $("undo").hidden = status.is_learning || !status.finetunes;
