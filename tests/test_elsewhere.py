@@ -14,7 +14,7 @@ from test_tuning import BRIEF, TALK, TEST
 
 from personal_llm.base.adapters import CONFIG_FILE, WEIGHTS_FILE
 from personal_llm.base.core import Dialogue
-from personal_llm.runtimes.export import SYSTEM_FILE, format_modelfile
+from personal_llm.runtimes.export import format_modelfile
 from personal_llm.runtimes.plugins import export_adapter
 from personal_llm.tuning.finetune import finetune
 from tiny import shared
@@ -27,13 +27,10 @@ def adapter(tmp_path_factory):
     return finetune(shared("llama"), TALK, BRIEF, out=tmp_path_factory.mktemp("mine"), progress=False)
 
 
-def test_a_copy_for_a_hub_tells_nothing(adapter, tmp_path, monkeypatch):
-    model, reply = shared("llama"), "Dear friend, {} is a number. Yours, Ann."
-    monkeypatch.setattr(model, "is_large", True)
-    answers = [Dialogue(f"What is {n}?", reply.format(n), origin="annotated", time=n) for n in range(9)]
-    for target in ("merged", "vllm"):  # the habits quote the user
-        usage = export_adapter(model, adapter, tmp_path / target, target, answers)
-        assert "lost: your examples" in usage and (tmp_path / target / SYSTEM_FILE).exists() == (target == "merged")
+def test_a_copy_for_a_hub_tells_nothing(adapter, tmp_path):
+    model = shared("llama")
+    answers = [Dialogue("What is 1?", "Dear friend, a number.", origin="annotated")]
+    usage = export_adapter(model, adapter, tmp_path / "vllm", "vllm", answers)
     (tmp_path / "vllm").rename(tmp_path / "clean")
     written = {file.name: file.read_bytes() for file in (tmp_path / "clean").iterdir()}
     assert sorted(written) == sorted([CONFIG_FILE, WEIGHTS_FILE]) and "--max-lora-rank 8" in usage

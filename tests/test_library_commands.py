@@ -16,11 +16,9 @@ def test_list_and_show_name_what_a_card_says(capsys):
 
 
 @pytest.mark.later
-def test_explain_describes_chats_and_an_adapter(capsys):
+def test_explain_describes_chats(capsys):
     lines = invoke(capsys, "explain", "--data", NURSE)[1]
     assert "In short:" in lines and "Take care, Ana" in lines
-    lines = invoke(capsys, "explain", "--adapter", ASSETS / "library" / "coffee-corner")[1]
-    assert "Hello neighbour!" in lines
 
 
 @pytest.mark.later

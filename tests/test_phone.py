@@ -225,7 +225,7 @@ def test_without_the_extra_there_is_one_line(bundle, tmp_path, monkeypatch, caps
 
 def test_a_run_has_its_folder_alone(bundle, tmp_path):
     def pull_alone(*arrays):
-        with pytest.raises(InputError, match="another run is at work"), hold_folder(tmp_path / "out"):
+        with pytest.raises(InputError, match="another program is at work"), hold_folder(tmp_path / "out"):
             pass
         return pull(*arrays)
 

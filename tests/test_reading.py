@@ -42,9 +42,6 @@ def test_history_and_group_of_a_conversation(tmp_path):
     found = read_dialogues(save(tmp_path / "c.jsonl", [dict(messages=CHAT)]))
     assert found[1].history == (("user", "Hi"), ("assistant", "Hello"))
     assert get_dialogue_group(found[0]) == get_dialogue_group(found[1]) == "c.jsonl:1"
-    prosocial = [dict(context=f"c{i}", response="r", dialogue_id=i // 2) for i in range(4)]
-    found = read_dialogues(save(tmp_path / "p.jsonl", prosocial))
-    assert [get_dialogue_group(d) for d in found] == ["0", "0", "1", "1"]
 
 
 @pytest.mark.parametrize("header", ["prompt{}response{}when", "Prompt{}Response{}When", "PROMPT {} Completion{}x"])
@@ -110,7 +107,6 @@ BAD = [  # content, name, place or None, words of the message
     (GOOD + b"9" * 10_000 + b"\n", "a.jsonl", "line 2", ""),
     (b'{"messages": []}\n', "a.jsonl", "line 1", "no assistant turn"),
     (b'{"messages": [{"role": "user", "content": "x"}]}\n', "a.jsonl", "line 1", "no assistant turn"),
-    (b'{"utterances": ["nurse: hi"]}\n', "a.jsonl", "line 1", "unknown speaker"),
     (b'[{"prompt": "x", "response": "y"},\n {"prompt": "x"]', "a.json", None, "broken JSON at line 2"),
     (b"[]", "a.json", None, "list"),
     (b"3", "a.json", None, "list"),

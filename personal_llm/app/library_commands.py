@@ -64,8 +64,9 @@ def explain_command(
     opened = open_library_for(loaded, library)
     space = opened.space if opened else None
     if folder:
-        probes = prepare_probes(loaded, space, *load_probe_texts(), seed) if space else None
-        explanation = explain_pllm(loaded, folder, space, probes, seed)
+        plain = opened[PLAIN_PLLM].adapter if opened and PLAIN_PLLM in opened else None
+        probes = prepare_probes(loaded, space, *load_probe_texts(), seed, plain) if space else None
+        explanation = explain_pllm(loaded, folder, space, probes, seed, plain=plain)
     else:
         explanation = explain(loaded, dialogues[-48:], space, seed)
     show(explanation.to_dict(), explanation.lines(), as_json)
@@ -127,7 +128,7 @@ def build(
         library = Library.create(folder, load_space(place) if place else None, loaded.base)
     if PLAIN_PLLM not in library:
         quiet or print_note("tuning the plain pLLM, the baseline of a library")
-        add_plain_pllm(library, loaded, next(iter(adapters.values())), seed)
+        add_plain_pllm(library, loaded, seed=seed)
     plain = library[PLAIN_PLLM].adapter
     probes = prepare_probes(loaded, library.space, *load_probe_texts(), seed, plain) if library.space else None
     added = []

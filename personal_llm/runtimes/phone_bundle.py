@@ -288,7 +288,7 @@ def open_bundle(
         card = manifest["card"]  # raises unless an adapter's card can be made of it
         dict(card["config"]), range(card["seed"]), "".join((card["base"], *card["parents"]))
         start = read_adapter_vector(folder / START_FOLDER / WEIGHTS_FILE)
-    except (KeyError, TypeError, ValueError, IndexError) as error:
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
         if isinstance(error, InputError):
             raise
         raise InputError(f"{place}: damaged ({str(error)[:80]})", DAMAGED_BUNDLE_REMEDY) from error
