@@ -39,8 +39,8 @@ def run_demo(
     out,  # folder of the archive, `demo.json` and `figure.png`: a new or empty one
     model,  # `Model`, or a function that loads it
     user: str = "nurse",  # one of `USERS`
-    length: int = 120,  # dialogues of the stream
-    capacity: int = 24,  # bins of the buffer
+    length: int = 96,  # dialogues of the stream
+    capacity: int = 16,  # bins of the buffer
     policy: str = "active",  # that learns
     synthetic: int = 1,  # synthetic dialogues for each kept one
     tests: int = 12,  # dialogues of the test set
