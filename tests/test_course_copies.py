@@ -157,4 +157,7 @@ def test_a_cell_too_deep_to_parse_stops_no_marking():
 
 @pytest.mark.parametrize("kind", COPIES)
 def test_a_copy_of_each_solution_is_found(kind):
-    assert [n for n in LESSONS if not accused(n, COPIES[kind](SOLUTIONS[n]))] == []
+    told = [
+        n for n in LESSONS if n != 6
+    ]  # the answers of lesson 6 are numbers and one short class, which all write alike
+    assert [n for n in told if not accused(n, COPIES[kind](SOLUTIONS[n]))] == []

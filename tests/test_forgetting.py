@@ -161,7 +161,7 @@ def test_everything_goes_from_a_damaged_folder_but_no_foreign_file(tmp_path):
     (tmp_path / "letter.txt").write_text("mine")
     forget_everything(tmp_path)
     assert [path.name for path in tmp_path.iterdir() if path.is_file()] == ["letter.txt"]
-    assert list((tmp_path / "adapters").iterdir()) == []
+    assert not (tmp_path / "adapters").exists()
     foreign = tmp_path / "other"
     foreign.mkdir()
     (foreign / ARCHIVE_FILE).write_bytes(b"a shopping list " * 50)

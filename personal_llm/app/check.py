@@ -14,6 +14,7 @@ import numpy as np
 
 from ..base.core import Dialogue, InputError
 from ..base.loading import find_linear_modules, is_causal
+from ..base.replies import ReplyOptions
 from ..base.models import Model, load_model
 from ..base.tokens import get_special_strings
 from ..tuning.config import TuningConfig
@@ -151,8 +152,10 @@ def check_adapter_round_trip(model):
 @register_check("reply")
 def check_reply(model):
     begin = time.perf_counter()
-    text = model.reply_once(Dialogue(EXAMPLE_DIALOGUE.prompt, ""), 12)
-    return bool(text), f"{time.perf_counter() - begin:.1f} s for its first twelve tokens"
+    stream = model.stream(Dialogue(EXAMPLE_DIALOGUE.prompt, ""), ReplyOptions(max_tokens=12))
+    for _ in stream:
+        pass
+    return bool(stream.end_reason), f"{time.perf_counter() - begin:.1f} s for its first twelve tokens"
 
 
 @register_check("tuning step")

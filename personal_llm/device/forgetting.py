@@ -144,6 +144,9 @@ def forget_everything(folder) -> list:  # paths that were deleted
     for adapter in sorted(folder.glob(f"{ADAPTERS_FOLDER}/[0-9]*")):
         remove_adapter(adapter)
         deleted.append(str(adapter))
+    place = folder / ADAPTERS_FOLDER
+    if place.is_dir() and not any(place.iterdir()):
+        place.rmdir()
     return deleted
 
 
