@@ -205,6 +205,8 @@ class PackageState:
         ours = [v for v in values if isinstance(v, type) and v.__module__.startswith("personal_llm.")]
         self.registries = [(v, dict(v)) for v in values if type(v) is dict]
         self.methods = [(v, dict(vars(v))) for v in ours]
+        apps = [v for v in values if "registered_commands" in getattr(v, "__dict__", {})]  # a command registers itself
+        self.commands = [(rows, list(rows)) for app in apps for rows in vars(app).values() if type(rows) is list]
 
     def restore(self):
         "Put back what a notebook has changed."
@@ -212,6 +214,8 @@ class PackageState:
             if registry != before or any(registry[name] is not before[name] for name in before):
                 registry.clear()
                 registry.update(before)
+        for rows, before in self.commands:
+            rows[:] = before
         for owner, before in self.methods:
             for name in [name for name in vars(owner) if name not in before]:
                 delattr(owner, name)
