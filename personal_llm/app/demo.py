@@ -17,6 +17,7 @@ from ..base.text import count_nouns
 from ..buffer.buffer import Buffer
 from ..data.people import USERS, user_stream
 from ..data.reading import load_samples
+from ..device.archive import ARCHIVE_FILE
 from ..device.forgetting import forget_everything
 from ..device.personalizer import Personalizer
 from ..tuning.config import TuningConfig
@@ -57,8 +58,10 @@ def run_demo(
     buffer = Buffer(capacity, policy, seed)
     buffer.policy.horizon = length
     config = TuningConfig(**tuning)
-    if (Path(out) / "demo.json").is_file():
+    if all((Path(out) / name).is_file() for name in ("demo.json", ARCHIVE_FILE)):
         forget_everything(out)  # of an earlier demo
+        for name in ("demo.json", "figure.png"):
+            (Path(out) / name).unlink(missing_ok=True)
     check_output_folder(out)
     model = model() if callable(model) else model
     test = data.test_signal[:tests]
