@@ -496,20 +496,14 @@ d = {
                 "0_base/loading.html#find_linear_modules",
                 "personal_llm/base/loading.py",
             ),
-            "personal_llm.base.loading.get_cache": ("0_base/loading.html#get_cache", "personal_llm/base/loading.py"),
             "personal_llm.base.loading.get_encoder_id": (
                 "0_base/loading.html#get_encoder_id",
-                "personal_llm/base/loading.py",
-            ),
-            "personal_llm.base.loading.get_lasting_name": (
-                "0_base/loading.html#get_lasting_name",
                 "personal_llm/base/loading.py",
             ),
             "personal_llm.base.loading.get_processor_name": (
                 "0_base/loading.html#get_processor_name",
                 "personal_llm/base/loading.py",
             ),
-            "personal_llm.base.loading.has_keys": ("0_base/loading.html#has_keys", "personal_llm/base/loading.py"),
             "personal_llm.base.loading.is_causal": ("0_base/loading.html#is_causal", "personal_llm/base/loading.py"),
             "personal_llm.base.loading.is_gguf": ("0_base/loading.html#is_gguf", "personal_llm/base/loading.py"),
             "personal_llm.base.loading.load_causal_lm": (
@@ -528,7 +522,6 @@ d = {
                 "0_base/loading.html#measure_products",
                 "personal_llm/base/loading.py",
             ),
-            "personal_llm.base.loading.name_cache": ("0_base/loading.html#name_cache", "personal_llm/base/loading.py"),
             "personal_llm.base.loading.note_once": ("0_base/loading.html#note_once", "personal_llm/base/loading.py"),
             "personal_llm.base.loading.quote_name": ("0_base/loading.html#quote_name", "personal_llm/base/loading.py"),
             "personal_llm.base.loading.read_gguf_header": (

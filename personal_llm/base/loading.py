@@ -4,14 +4,12 @@
 
 # %% auto #0
 __all__ = ['CONVERTED_MODELS', 'ENCODER_VARIABLE', 'GgufHeader', 'GgufCursor', 'read_gguf_header', 'is_gguf',
-           'build_tokenizer', 'convert_gguf', 'note_once', 'choose_model_name', 'get_lasting_name',
-           'get_processor_name', 'time_product', 'measure_products', 'choose_dtype', 'compute_fingerprint',
-           'find_encoder', 'load_encoder', 'set_encoder']
+           'build_tokenizer', 'convert_gguf', 'note_once', 'choose_model_name', 'get_processor_name', 'time_product',
+           'measure_products', 'choose_dtype', 'compute_fingerprint', 'find_encoder', 'load_encoder', 'set_encoder']
 
 # %% ../../nbs/0_base/07_loading.ipynb #06loa003
 import difflib
 import hashlib
-import inspect
 import math
 import mmap
 import os
@@ -332,12 +330,6 @@ def choose_model_name(name=None):  # the name itself, or that of the default mod
         note_once(f"{DEFAULT_MODEL} is not here, so {name} replies; type: personal-llm get")
     return name
 
-
-def get_lasting_name(name: str) -> str:  # empty for a model that was given as an object
-    "Return a model's name as it still holds in another folder: a path becomes absolute."
-    is_path = name not in (*MODEL_WORDS, "live") and Path(name).expanduser().exists()
-    return str(Path(name).expanduser().resolve()) if is_path else "" if name == "live" else name
-
 # %% ../../nbs/0_base/07_loading.ipynb #06loa012
 def is_causal(model) -> bool:
     "Say whether a later token leaves the outputs of earlier tokens unchanged, up to the rounding of the model's type."
@@ -469,26 +461,6 @@ def load_causal_lm(name, device: str, dtype=None) -> tuple:  # (model, tokenizer
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
         problem = f"model {quote_name(name)} cannot be loaded ({reason})"
         raise InputError(problem, "check the name, give a folder, or use pocket") from error
-
-# %% ../../nbs/0_base/07_loading.ipynb #pkv00002
-def name_cache(model, cache) -> dict:
-    "Return the cache of keys and values under the name that a model of transformers knows."
-    base = model.get_base_model() if hasattr(model, "get_base_model") else model  # below peft's model
-    names = inspect.signature(getattr(base, "forward", base)).parameters
-    return {"cache" if "cache" in names else "past_key_values": cache}
-
-
-def get_cache(output):  # keys and values
-    "Return the cache of a model's output under either name."
-    cache = getattr(output, "cache", None)
-    return output.past_key_values if cache is None else cache
-
-
-def has_keys(cache) -> bool:
-    "Return whether a cache has keys and values in some layer, so that it takes several tokens at once."
-    from transformers.cache_utils import DynamicLayer
-
-    return any(isinstance(layer, DynamicLayer) for layer in getattr(cache, "layers", ()))
 
 # %% ../../nbs/0_base/07_loading.ipynb #34695628
 def compute_fingerprint(

@@ -22,14 +22,8 @@ import numpy as np
 from . import tokens
 from .adapters import attach_adapter, check_adapter, get_adapter_id, remove_peft_layers
 from .core import Cost, Dialogue, InputError, check, measure_cost, patch
-from personal_llm.base.files import (
-    delete_path,
-    get_cache_folder,
-    get_temporary_path,
-    make_folder,
-    read_json,
-    write_json,
-)
+from .files import delete_path, get_cache_folder, get_temporary_path
+from .files import make_folder, read_json, write_json
 from .loading import build_tokenizer, is_gguf, read_gguf_header
 from .loading import choose_model_name, compute_fingerprint, is_causal, load_causal_lm
 from .tokens import PLAIN_TEMPLATE, collate_samples, encode_prompt, make_batches, pad_rows
