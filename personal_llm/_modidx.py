@@ -875,6 +875,10 @@ d = {
                 "0_base/weights.html#read_weight_table",
                 "personal_llm/base/weights.py",
             ),
+            "personal_llm.base.weights.remember_file_sha256": (
+                "0_base/weights.html#remember_file_sha256",
+                "personal_llm/base/weights.py",
+            ),
         },
         "personal_llm.buffer.active": {
             "personal_llm.buffer.active.ActivePolicy": (

@@ -22,12 +22,11 @@ import numpy as np
 from . import tokens
 from .adapters import attach_adapter, check_adapter, get_adapter_id, remove_peft_layers
 from .core import Cost, Dialogue, InputError, check, measure_cost, patch
-from .files import delete_path, get_cache_folder, get_temporary_path
-from .files import make_folder, read_json, write_json
+from .files import delete_path, get_cache_folder, get_temporary_path, make_folder
 from .loading import build_tokenizer, is_gguf, read_gguf_header
 from .loading import choose_model_name, compute_fingerprint, is_causal, load_causal_lm
 from .tokens import PLAIN_TEMPLATE, collate_samples, encode_prompt, make_batches, pad_rows
-from .weights import WEIGHTS, compute_file_sha256, find_weights
+from .weights import WEIGHTS, find_weights, remember_file_sha256
 
 # %% ../../nbs/0_base/08_models.ipynb #c0cba331
 def prepare_libraries() -> None:
@@ -145,17 +144,7 @@ def find_gguf(name):  # a path, or None
 
 def get_gguf_id(file: Path) -> str:  # sixteen hex digits
     "Return the beginning of a GGUF file's hash; an unchanged file is hashed once."
-    notes_file = get_cache_folder() / "gguf.json"
-    facts = file.stat()
-    key = f"{file.resolve()} {facts.st_size} {facts.st_mtime_ns}"
-    notes = {}
-    with suppress(InputError, TypeError, ValueError):  # a damaged note costs one hash
-        notes = dict(read_json(notes_file))
-    if key not in notes:
-        notes[key] = compute_file_sha256(file)[:16]
-        with suppress(InputError):  # a cache that cannot be written saves nothing
-            write_json(notes_file, notes)
-    return notes[key]
+    return remember_file_sha256(file)[:16]
 
 
 def load_gguf_tokenizer(file: Path):  # a tokenizer of transformers

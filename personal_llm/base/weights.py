@@ -77,26 +77,27 @@ def compute_file_sha256(path) -> str:  # 64 hex digits
     return digest.hexdigest()
 
 
+def remember_file_sha256(path: Path) -> str:  # 64 hex digits
+    "Return the SHA-256 of a file; an unchanged file is hashed once."
+    notes_file = get_weights_folder() / "verified.json"
+    facts = path.stat()
+    key = f"{path.resolve()} {facts.st_size} {facts.st_mtime_ns}"
+    notes = {}
+    with suppress(InputError, TypeError, ValueError):  # a damaged note costs one hash
+        notes = dict(read_json(notes_file))
+    if key not in notes:
+        notes[key] = compute_file_sha256(path)
+        with suppress(InputError):  # a cache that cannot be written saves nothing
+            write_json(notes_file, notes)
+    return notes[key]
+
+
 def has_content(path: Path, expected: WeightFile) -> bool:
-    "Say whether a file has the expected size and hash; an unchanged file is hashed once."
+    "Say whether a file has the expected size and hash."
     try:
-        facts = path.stat()
-        if facts.st_size != expected.num_bytes:
-            return False
-        notes_file = get_weights_folder() / "verified.json"
-        notes = {}
-        with suppress(InputError, TypeError, ValueError):  # a damaged note costs one hash
-            notes = dict(read_json(notes_file))
-        note = [facts.st_size, facts.st_mtime_ns, expected.sha256]
-        if notes.get(str(path)) == note:
-            return True
-        if compute_file_sha256(path) != expected.sha256:
-            return False
+        return path.stat().st_size == expected.num_bytes and remember_file_sha256(path) == expected.sha256
     except OSError:
         return False
-    with suppress(InputError):  # a cache that cannot be written saves nothing
-        write_json(notes_file, notes | {str(path): note})
-    return True
 
 # %% ../../nbs/0_base/06_weights.ipynb #wgt00011
 def get_program_folders() -> dict:  # program -> folders
