@@ -249,7 +249,7 @@ WRONG = [  # (lesson, task, answer, the mistake's name)
     (5, "spend", stops_at(0.6), "a fixed bar"),
     (6, "change", lambda A, B, alpha: alpha / A.shape[1] * B @ A, "alpha over in"),
     (6, "change", lambda A, B, alpha: alpha / len(B) * B @ A, "alpha over out"),
-    (6, "change", lambda A, B, alpha: alpha / 4 * B @ A, "a fixed rank"),
+    (6, "change", lambda A, B, alpha: alpha / 4 * B @ A, "alpha over 4"),
     (6, "layer", scaled_layer(lambda alpha, r, layer: 2 * r), "scale 2r"),
     (6, "layer", scaled_layer(lambda alpha, r, layer: alpha / 2), "alpha over 2"),
     (6, "layer", scaled_layer(lambda alpha, r, layer: alpha / layer.in_features), "alpha over in"),
