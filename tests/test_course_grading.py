@@ -217,7 +217,7 @@ def test_a_folder_without_notebooks_is_an_error(tmp_path):
 
 def test_the_command_grades_a_folder(tmp_path):
     hand_in(tmp_path / "in" / "eve_lesson_2.ipynb", ALL)
-    command = [sys.executable, "-m", "personal_llm.course", "grade", str(tmp_path / "in"), "--lessons", "2"]
+    command = [sys.executable, "-m", "personal_llm.course", str(tmp_path / "in"), "--lessons", "2"]
     done = subprocess.run(
         [*command, "--out", str(tmp_path / "marks.csv")],
         capture_output=True,
@@ -228,7 +228,7 @@ def test_the_command_grades_a_folder(tmp_path):
     assert (
         "eve,60.0,6 of 7" in (tmp_path / "marks.csv").read_text() and (tmp_path / "marks_reports" / "eve.md").exists()
     )
-    assert subprocess.run([*command[:4], str(tmp_path / "no")], capture_output=True).returncode == 2
+    assert subprocess.run([*command[:3], str(tmp_path / "no")], capture_output=True).returncode == 2
 
 
 def test_the_report_of_a_copy_says_why_it_has_no_points(graded):

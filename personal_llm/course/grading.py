@@ -293,7 +293,7 @@ def grade_class(
     report: Callable = lambda line: None,
 ) -> ClassMarks:
     "Grade every notebook below a folder; raise `InputError` for a folder without notebooks."
-    submissions = find_submissions(folder, {n: list(course_tasks(n)) for n in LESSONS})
+    submissions = find_submissions(folder)
     taken = sorted({one.lesson for one in submissions if one.lesson})
     handed_out = {n: handed_out_cells(n, course) for n in taken}
     solutions = {
@@ -307,7 +307,7 @@ def grade_class(
         report(f"{submission.learner}, {submission.path.name}: {result}")
         return marked
 
-    with ThreadPoolExecutor(jobs) as pool:
+    with ThreadPoolExecutor(max(1, jobs)) as pool:
         marked = list(pool.map(mark_one, submissions))
     for one in marked:
         n = one.submission.lesson

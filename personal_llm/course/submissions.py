@@ -70,16 +70,10 @@ def tasks_in(source: str) -> list:
     return re.findall(r"""TASKS\[\s*["']([^"']+)["']\s*\]""", source)
 
 
-def lesson_of(
-    cells: list,
-    tasks: dict,  # lesson -> its tasks' names
-) -> int | None:
-    "Return the lesson whose tasks occur most, with the import of its tasks as a second sign."
-    text = "\n".join(cells)
-    asked = set(tasks_in(text))
-    score = {n: 2 * len(asked & set(names)) + (f"tasks_{n} " in text) for n, names in tasks.items()}
-    best = max(score, key=score.get)
-    return best if score[best] else None
+def lesson_of(cells: list) -> int | None:
+    "Return the lesson whose tasks a notebook imports."
+    numbers = [int(number) for number in re.findall(r"course\.tasks_(\d+) import", "\n".join(cells))]
+    return numbers[0] if numbers and numbers[0] in LESSONS else None
 
 # %% ../../nbs/course/00_submissions.ipynb #45c8b9af
 def learner_of(path: Path, folder: Path) -> str:
@@ -89,10 +83,7 @@ def learner_of(path: Path, folder: Path) -> str:
     return parts[0] if parts else name or path.stem
 
 
-def find_submissions(
-    folder: Path,
-    tasks: dict,  # lesson -> its tasks' names
-) -> list:  # of `Submission`, by file
+def find_submissions(folder: Path) -> list:  # of `Submission`, by file
     "Read every notebook below a folder; raise `InputError` if there is none."
     paths = [path for path in sorted(folder.rglob("*.ipynb")) if ".ipynb_checkpoints" not in path.parts]
     if not paths:
@@ -103,7 +94,7 @@ def find_submissions(
             if one.path.is_symlink():
                 raise InputError(f"{one.path.name}: is a link to another file", "ask for the file")
             one.cells = code_cells(one.path)
-            one.lesson = lesson_of(one.cells, tasks)
+            one.lesson = lesson_of(one.cells)
         except InputError as error:
             one.fault = str(error).split("; ")[0]
     return found
