@@ -1414,14 +1414,6 @@ d = {
             ),
             "personal_llm.course.checks.Wrong": ("course/checks.html#wrong", "personal_llm/course/checks.py"),
             "personal_llm.course.checks._choice": ("course/checks.html#_choice", "personal_llm/course/checks.py"),
-            "personal_llm.course.checks._holds_open": (
-                "course/checks.html#_holds_open",
-                "personal_llm/course/checks.py",
-            ),
-            "personal_llm.course.checks._is_rounded": (
-                "course/checks.html#_is_rounded",
-                "personal_llm/course/checks.py",
-            ),
             "personal_llm.course.checks._is_texts": ("course/checks.html#_is_texts", "personal_llm/course/checks.py"),
             "personal_llm.course.checks._judge_function": (
                 "course/checks.html#_judge_function",
@@ -1438,10 +1430,6 @@ d = {
             ),
             "personal_llm.course.checks._plausible": ("course/checks.html#_plausible", "personal_llm/course/checks.py"),
             "personal_llm.course.checks._relation": ("course/checks.html#_relation", "personal_llm/course/checks.py"),
-            "personal_llm.course.checks._relation_of_numbers": (
-                "course/checks.html#_relation_of_numbers",
-                "personal_llm/course/checks.py",
-            ),
             "personal_llm.course.checks._results": ("course/checks.html#_results", "personal_llm/course/checks.py"),
             "personal_llm.course.checks._short": ("course/checks.html#_short", "personal_llm/course/checks.py"),
             "personal_llm.course.checks._unwrap": ("course/checks.html#_unwrap", "personal_llm/course/checks.py"),

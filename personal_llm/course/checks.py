@@ -16,7 +16,7 @@ from functools import cache
 import numpy as np
 
 from ..base.core import make_generator
-from .probes import Answer, AnswerError, Strange, call_each, one_line, plain
+from .probes import Answer, AnswerError, Strange, call_each, is_open, one_line, plain
 
 # %% ../../nbs/course/00_checks.ipynb #1dac2e0c
 class later:
@@ -239,12 +239,12 @@ def _judge_function(task: Task, answer: Answer, seed: int) -> str:  # "", the na
         return f"{shown}; does it have a `return`?"
     if (array := as_array(got[place])) is not None and np.isnan(array).any():
         return f"{shown}; is something divided by zero, or the log of zero taken?"
-    hint = _relation(got, right, fits, task.tolerance) or task.hint
+    hint = _relation(got, right, fits) or task.hint
     return f"{shown}, which is not right; {hint}"
 
 
 def _unwrap(value, like):
-    "A list of one number for a number, a column for a row: other forms of the same result."
+    "Return a list of one number as a number, a column as a row: other forms of the same result."
     if isinstance(value, (list, frozenset)) and isinstance(like, list) and _is_texts(value) and set(value) == set(like):
         return like  # names in any order
     x = as_array(value)
@@ -254,52 +254,18 @@ def _unwrap(value, like):
     return x.reshape(y.shape)
 
 
-def _relation(got: list, right: list, fits: list, tolerance: float) -> str:  # a sentence, or ""
+def _relation(got: list, right: list, fits: list) -> str:  # a sentence, or ""
     "Describe how wrong results relate to the right ones, without the right ones."
-    pairs = [(as_array(x), as_array(y)) for x, y in zip(got, right)]
-    if any(y is None for _, y in pairs):
-        strange = [value for value in got if not _is_texts(value)]
-        return f"texts were expected, this is {describe(strange[0])}" if strange and all(map(_is_texts, right)) else ""
-    if any(x is None for x, _ in pairs):
-        return f"numbers were expected, this is {describe(got[[x is None for x, _ in pairs].index(True)])}"
-    shapes = [(x.shape, y.shape) for x, y in pairs if x.shape != y.shape]
-    if shapes:
-        return "a result of shape {1} was expected, yours has the shape {0}".format(*shapes[0])
-    x, y = (np.concatenate([part.ravel() for part in side]) for side in zip(*pairs))
-    some = f"it is right in {sum(fits)} of {len(fits)} cases: what is special about this one?"
-    return _relation_of_numbers(x, y, tolerance) or (some if any(fits) else "")
-
-
-def _relation_of_numbers(x: np.ndarray, y: np.ndarray, tolerance: float) -> str:
-    "Describe a simple relation of wrong numbers to the right ones."
-    if not np.isfinite(x).all():
-        return ""
-    for other, sentence in (
-        (-x, "only the sign is wrong"),
-        (x / 100 if np.abs(x).max() > 1 else x, "this is in percent; give a share of 1"),
-        (np.sort(x), "the numbers are right, but their order is not"),
-        (np.sort(x)[::-1], "the numbers are right, but their order is not"),
-    ):
-        if np.allclose(other, y, rtol=1e-6, atol=tolerance):
-            return sentence
-    solid = np.abs(y) > 10 * tolerance
-    factors = x[solid] / y[solid]
-    if solid.sum() > 2 and factors.std() < 1e-3 * np.abs(factors).max():
-        return "all results are off by the same factor: is a factor missing, or one too many?"
-    if len(y) > 2 and (x - y).std() < 1e-6 + tolerance / 10:
-        return "all results are off by the same amount"
-    return "only the rounding is too coarse: give more digits" if _is_rounded(x, y, tolerance) else ""
-
-
-def _is_rounded(x: np.ndarray, y: np.ndarray, tolerance: float) -> bool:
-    "Whether x is y with too few decimals, rounded or cut off, and two more decimals would do."
-    decimals = next((d for d in range(5) if np.allclose(x, x.round(d), rtol=0, atol=1e-9)), None)
-    if decimals is None or not np.allclose(y.round(decimals + 2), y, rtol=0, atol=tolerance):
-        return False
-    cut = np.trunc(y * 10**decimals) / 10**decimals
-    is_near = any(np.allclose(x, other, rtol=0, atol=1e-9) for other in (y.round(decimals), cut))
-    has_two_digits = (np.abs(x) >= 10 ** (1 - decimals)).all()  # one digit agrees too often by chance
-    return bool(is_near and (has_two_digits or len(np.unique(x)) > 2))
+    for value, wanted in zip(got, right):
+        x = as_array(_unwrap(value, wanted))
+        y = as_array(wanted)
+        if y is not None and x is None:
+            return f"numbers were expected, this is {describe(value)}"
+        if y is not None and x.shape != y.shape:
+            return f"a result of shape {y.shape} was expected, yours has the shape {x.shape}"
+        if _is_texts(wanted) and not _is_texts(value):
+            return f"texts were expected, this is {describe(value)}"
+    return f"it is right in {sum(fits)} of {len(fits)} cases: what is special about this one?" if any(fits) else ""
 
 # %% ../../nbs/course/00_checks.ipynb #3fcfe02c
 def _plain_value(task: Task, answer):
@@ -321,8 +287,7 @@ def _judge_value(task: Task, answer) -> str:  # "", the name of a wrong one, or 
         if same(given, _plain_value(task, plain(task.value(wrong.answer))), task.tolerance):
             return wrong.name
     if task.kind in ("number", "numbers"):
-        relation = _relation_of_numbers(given, right, task.tolerance) or _plausible(task, given, right)
-        return relation or f"not right; {task.hint}"
+        return _plausible(task, given, right) or f"not right; {task.hint}"
     if task.kind == "names":
         too_many = len(set(given) - set(right))
         missing = len(set(right) - set(given))
@@ -364,16 +329,11 @@ def misfit(task: Task, answer) -> str:  # "" when it can be compared
 
 # %% ../../nbs/course/00_checks.ipynb #be08dac1
 def _number_of(answer):
-    "The number that a text spells, or the answer as it is."
+    "Return the number that a text spells, or the answer as it is."
     try:
         return float(answer) if isinstance(answer, str) else answer
     except ValueError:
         return answer
-
-
-def _holds_open(answer) -> bool:
-    parts = answer.values() if isinstance(answer, dict) else answer if isinstance(answer, (list, frozenset)) else ()
-    return any(part is ... for part in parts)
 
 
 def check_plain(
@@ -382,7 +342,7 @@ def check_plain(
     seed: int = 0,  # of the hidden cases
 ) -> Verdict:
     "Judge an answer that is plain values; never raises for one."
-    if answer is ... or getattr(answer, "is_open", False) or _holds_open(answer):
+    if is_open(answer) or getattr(answer, "is_open", False):
         return Verdict(task.name, "open")
     answer = _number_of(answer) if task.kind == "number" else answer
     reason = misfit(task, answer)

@@ -26,7 +26,7 @@ IDLE = {"RESUME", "NOP", "LOAD_CONST", "RETURN_CONST", "RETURN_VALUE", "CACHE", 
 def is_open(answer) -> bool:
     "Return whether an answer is still `...`, holds `...`, or is a function or class with an empty body."
     parts = answer.values() if isinstance(answer, dict) else answer
-    if answer is ... or isinstance(answer, (list, tuple, set, dict)):
+    if answer is ... or isinstance(answer, (list, tuple, set, frozenset, dict)):
         return answer is ... or any(part is ... for part in parts)
     if isinstance(answer, type):
         methods = [part for part in vars(answer).values() if inspect.isfunction(part)]

@@ -32,16 +32,21 @@ def replay(
     return responses
 
 
-def _change_replay(answered=("corrected", "approved"), first=False, evicts="now", response=None, start=None):
+def _change_replay(
+    answered: tuple = ("corrected", "approved"),  # kinds of events
+    first: bool = False,  # the first answer stays
+    evicts: str = "now",
+    response=lambda text, dialogue, old: text or dialogue[1],  # text: of the event, "" of an approval
+    starts_with_all: bool = False,
+):
     "Return a replay with one part exchanged."
-    response = response or (lambda dialogues, kind, id, text, old: text if kind == "corrected" else dialogues[id][1])
 
     def mistaken(dialogues, events):
         gone = {id for kind, id, _ in events if kind == "evicted"} if evicts == "for good" else set()
-        responses = start(dialogues) if start else {}
+        responses = {id: response for id, (_, response) in dialogues.items()} if starts_with_all else {}
         for kind, id, text in events:
             if kind in answered and not (first and id in responses):
-                responses[id] = response(dialogues, kind, id, text, responses.get(id))
+                responses[id] = response(text, dialogues[id], responses.get(id))
             elif kind == "evicted" and evicts == "now":
                 responses.pop(id, None)
             elif kind == "evicted" and evicts == "none":
@@ -81,32 +86,20 @@ TASKS.add(
     replay,
     ("corrections only", _change_replay(("corrected",)), "an approved dialogue is a memory, too"),
     ("approvals only", _change_replay(("approved",)), "a corrected dialogue is a memory, too"),
-    (
-        "without an answer",
-        _change_replay(start=lambda ds: {id: one for id, (_, one) in ds.items()}),
-        "a dialogue without your answer is no memory: its response is the model's own",
-    ),
+    ("without an answer", _change_replay(starts_with_all=True), "a dialogue without your answer is no memory"),
     ("the first answer", _change_replay(first=True), "if there are several answers, the last one counts"),
     ("evicted ones stay", _change_replay(evicts="never"), "an evicted dialogue is no memory"),
     ("evicted for good", _change_replay(evicts="for good"), "a dialogue that is answered again is a memory again"),
     ("evicted ones are empty", _change_replay(evicts="none"), "an evicted dialogue is left out, not empty"),
-    (
-        "the model's responses",
-        _change_replay(response=lambda ds, kind, id, text, old: ds[id][1]),
-        "a correction is the response",
-    ),
-    (
-        "texts of events",
-        _change_replay(response=lambda ds, kind, id, text, old: text),
-        "an approval has no text of its own",
-    ),
+    ("the model's responses", _change_replay(response=lambda text, own, old: own[1]), "a correction is the response"),
+    ("texts of events", _change_replay(response=lambda text, own, old: text), "an approval has no text of its own"),
     (
         "a correction stays",
-        _change_replay(response=lambda ds, kind, id, text, old: text or old or ds[id][1]),
+        _change_replay(response=lambda text, own, old: text or old or own[1]),
         "a later approval counts, too",
     ),
     ("asked is answered", _change_replay(("corrected", "approved", "asked")), "a question is no answer yet"),
-    ("prompts", _change_replay(response=lambda ds, kind, id, text, old: text or ds[id][0]), "that is a prompt"),
+    ("prompts", _change_replay(response=lambda text, own, old: text or own[0]), "that is a prompt"),
     tolerance=0,
     tries=[(EVENTS_DIALOGUES, EVENTS), (EVENTS_DIALOGUES, [])],
     draw=draw_events,

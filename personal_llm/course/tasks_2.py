@@ -271,14 +271,10 @@ TASKS.add(
     "split",
     "Write `split(groups, seed)`: True for the rows of a fifth of the groups, drawn at random; no group on both sides.",
     by_group,
-    (
-        "split by row",
-        lambda g, seed: np.random.default_rng(seed).random(len(g)) < 0.2,
-        "some group has rows on both sides",
-    ),
+    ("split by row", lambda g, s: np.random.default_rng(s).random(len(g)) < 0.2, "some group has rows on both sides"),
     (
         "the first fifth",
-        lambda g, seed: _part(g, seed, lambda names, _: names[: len(names) // 5]),
+        lambda g, s: _part(g, s, lambda all, _: all[: len(all) // 5]),
         "every seed gives the same test",
     ),
     ("nothing reserved", lambda g, seed: np.zeros(len(g), bool), "the test set is empty"),
@@ -288,10 +284,6 @@ TASKS.add(
     ("a block", lambda g, seed: _part(g, seed, _block), "the reserved groups stand side by side: draw each by itself"),
     ("a comb", lambda g, seed: _part(g, seed, _comb), "the reserved groups never stand side by side"),
     ("large groups", _by_size, "a group with many rows is reserved more often: draw among the groups, not the rows"),
-    (
-        "always the same",
-        lambda g, seed: by_group(g, seed) | (np.array(g) == g[0]),
-        "some group is in nearly every test",
-    ),
+    ("always the same", lambda g, s: by_group(g, s) | (np.array(g) == g[0]), "some group is in nearly every test"),
     judge=judge_split,
 )

@@ -84,11 +84,7 @@ TASKS.add(
     entropy_of_embedding,
     *EOE_MISTAKES,
     ("log(n + 1)", lambda h: entropy(energies(h)) / np.log(len(h) + 1), "the divisor is of one token too many"),
-    (
-        "mean over the width",
-        lambda h: _share_entropy(energies(h, h.mean(1, keepdims=True))),
-        "take the mean of the tokens",
-    ),
+    ("mean over the width", lambda h: _share_entropy(energies(h, h.mean(1, keepdims=True))), "not the tokens' mean"),
     ("of the numbers", lambda h: _share_entropy(np.square(h - h.mean(0)).ravel()), "the shares are of tokens"),
     ("one mean for all numbers", lambda h: _share_entropy(energies(h, h.mean())), "each column has a mean of its own"),
     ("the median", lambda h: _share_entropy(energies(h, np.median(h, axis=0)) + 1e-12), "the formula has the mean"),
@@ -204,11 +200,7 @@ TASKS.add(
     "Write `dss(words, lists)`: words of a text, and a dict from a lexicon's name to its words.",
     word_score,
     *DSS_MISTAKES,
-    (
-        "each word once",
-        lambda w, lists: _count(list(set(w)), lists, str.__eq__) * len(set(w)) / len(w),
-        "a set forgets",
-    ),
+    ("each word once", lambda w, lists: _count(list(set(w)), lists, str.__eq__) * len(set(w)) / len(w), "twice is two"),
     ("substrings", lambda w, lists: _count(w, lists, str.count), "parts of words were counted: compare whole words"),
     ("beginnings", _beginnings, "words that only begin like a lexicon's word were counted"),
     ("lists merged", _merged, "a word that stands in two lexicons counts in each of them"),
@@ -277,20 +269,12 @@ IDD_MISTAKES = (
     ("sum", lambda e, kept: _each(e, kept).sum(), "distances were added, not averaged"),
     ("not unit", lambda e, kept: 1 - (kept @ e).mean(), "vectors were not scaled to length one first"),
     ("cosine with the mean of raw vectors", lambda e, kept: _to_mean(e, kept.mean(0)), "the mean was taken too early"),
-    (
-        "cosine with the mean of directions",
-        lambda e, kept: _to_mean(e, _units(kept).mean(0)),
-        "the mean of directions is shorter than one: leave it so",
-    ),
+    ("cosine with the mean of directions", lambda e, kept: _to_mean(e, _units(kept).mean(0)), "leave its length"),
     ("farthest", lambda e, kept: _each(e, kept).max(), "that is the farthest kept one; all kept ones count"),
     ("half", lambda e, kept: _each(e, kept).mean() / 2, "a factor of one half is too many"),
     ("distance", lambda e, kept: np.linalg.norm(kept - e, axis=1).mean(), "Euclidean; the cosine is asked"),
     ("one length", lambda e, kept: 1 - (kept @ unit_vector(e)).mean(), "the kept vectors have lengths, too"),
-    (
-        "angle",
-        lambda e, kept: np.arccos(np.clip(1 - _each(e, kept), -1, 1)).mean(),
-        "that is the angle, not its cosine",
-    ),
+    ("angle", lambda e, kept: np.arccos(np.clip(1 - _each(e, kept), -1, 1)).mean(), "that is the angle"),
     ("nearest", lambda e, kept: _each(e, kept).min(), "all kept ones count"),
 )
 TASKS.add(

@@ -168,16 +168,8 @@ TASKS.add(
     ("the last leaves", _least(lambda s, t: -np.arange(len(t))), "over many draws always the last slot of several"),
     ("nobody leaves", _by_row(lambda s, own: np.zeros(len(s), bool)), "newcomers that beat an entry are discarded"),
     ("somebody leaves", _somebody, "a newcomer that beats nobody gets a place"),
-    (
-        "weighted by margin",
-        lambda s, t, own, r: _drawn(s < own, r, (own - s).sum(1)),
-        "not equally often: those far below leave more",
-    ),
-    (
-        "weighted by age",
-        lambda s, t, own, r: _drawn(s < own, r, 1.0 + t.max() - t),
-        "not equally often: older ones leave more",
-    ),
+    ("weighted by margin", lambda s, t, own, r: _drawn(s < own, r, (own - s).sum(1)), "those far below leave more"),
+    ("weighted by age", lambda s, t, own, r: _drawn(s < own, r, 1.0 + t.max() - t), "older ones leave more often"),
     judge=judge_rule,
 )
 

@@ -85,11 +85,7 @@ TASKS.add(
         lambda a, b: _f(*_shared(a, b, lambda text: set(split_rouge_words(text)))),
         "a repeated word counts twice",
     ),
-    (
-        "not clipped",
-        _with_count(lambda a, b: sum(word in b for word in a)),
-        "a word is shared as often as both have it",
-    ),
+    ("not clipped", _with_count(lambda a, b: sum(word in b for word in a)), "as often as both texts have it"),
     ("case kept", lambda a, b: _f(*_shared(a, b, lambda t: t.replace("?", "").split())), "capitals make no other word"),
     ("punctuation kept", lambda a, b: _f(*_shared(a.lower(), b.lower(), str.split)), "question marks are no words"),
     ("precision", _precision, "this is the precision: the reference's length is missing"),

@@ -165,11 +165,7 @@ TASKS.add(
         "the weight stands on both factors, so that it counts twice",
     ),
     ("weights forgotten", lambda parts: stacked([(A, B, 1.0) for A, B, _ in parts]), "the weights are missing"),
-    (
-        "crossed",
-        lambda parts: (np.concatenate([A for A, _, _ in parts][::-1]), stacked(parts)[1]),
-        "each A has its own B",
-    ),
+    ("crossed", lambda parts: (np.concatenate([A for A, _, _ in parts][::-1]), stacked(parts)[1]), "each A has its B"),
     ("one of them", lambda parts: stacked(parts[:1]), "only the first adapter is in it"),
     ("exchanged", lambda parts: stacked(parts)[::-1], "the two matrices come in the wrong order: A first, then B"),
     (
@@ -281,11 +277,7 @@ TASKS.add(
     ("the loudest wins", lambda z, rows: (rows @ z).argmax(), "pLLMs with long rows are chosen by too many"),
     ("the farthest", lambda z, rows: cosine(rows, z).argmax(), "that is the pLLM that points away the most"),
     ("rows not scaled", lambda z, rows: np.linalg.norm(rows - _unit(z), axis=1).argmin(), "the rows have lengths, too"),
-    (
-        "signs",
-        lambda z, rows: np.linalg.norm(np.sign(rows) - np.sign(z), axis=1).argmin(),
-        "a direction has sizes, too",
-    ),
+    ("signs", lambda z, rows: np.linalg.norm(np.sign(rows) - np.sign(z), axis=1).argmin(), "directions have sizes"),
     ("always the same", lambda z, rows: 0 * len(z), "every user gets the same pLLM"),
     ("one word", _one_word, "one coordinate decides; a style is a direction in all of them"),
     judge=judge_picker,
