@@ -1908,10 +1908,6 @@ d = {
             ),
             "personal_llm.course.tasks_4._drawn": ("course/tasks_4.html#_drawn", "personal_llm/course/tasks_4.py"),
             "personal_llm.course.tasks_4._is_even": ("course/tasks_4.html#_is_even", "personal_llm/course/tasks_4.py"),
-            "personal_llm.course.tasks_4._is_whole": (
-                "course/tasks_4.html#_is_whole",
-                "personal_llm/course/tasks_4.py",
-            ),
             "personal_llm.course.tasks_4._known_counts": (
                 "course/tasks_4.html#_known_counts",
                 "personal_llm/course/tasks_4.py",

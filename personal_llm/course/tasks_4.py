@@ -118,8 +118,8 @@ def judge_rule(rule: Answer, seed: int) -> str:  # "", a mistake's name, or a se
     "Compare the slots that a rule can choose, and how evenly it chooses them."
     cases = rule_cases(seed)
     slots = _ask_slots(rule, cases, seed)
-    strange = [slot for row in slots for slot in row if not (slot is None or type(slot) is int or _is_whole(slot))]
-    if strange:
+    numbers = [slot for row in slots for slot in row if slot is not None]
+    if strange := [slot for slot in numbers if type(slot) not in (int, float) or slot % 1]:
         return f"a slot's number or None was expected; your function gave {describe(strange[0])}"
     counts = _counts(slots)
     right = _counts(_ask_slots(plain(sdss_rule), cases, seed))
@@ -137,10 +137,6 @@ def judge_rule(rule: Answer, seed: int) -> str:  # "", a mistake's name, or a se
     parts = [f"in {too_many} of {len(counts)} cases an entry leaves that may not"] * bool(too_many)
     parts += [f"in {missing} of {len(counts)} cases an entry that may leave never does"] * bool(missing)
     return "; ".join(parts) or "it discards newcomers that beat an entry, or the other way round"
-
-
-def _is_whole(slot) -> bool:
-    return isinstance(slot, float) and slot.is_integer()
 
 
 def _distance(counts: list, other: list) -> int:
