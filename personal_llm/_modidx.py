@@ -3105,6 +3105,10 @@ d = {
                 "6_device/forgetting.html#find_readers",
                 "personal_llm/device/forgetting.py",
             ),
+            "personal_llm.device.forgetting.find_wishes": (
+                "6_device/forgetting.html#find_wishes",
+                "personal_llm/device/forgetting.py",
+            ),
             "personal_llm.device.forgetting.fold": (
                 "6_device/forgetting.html#fold",
                 "personal_llm/device/forgetting.py",
@@ -3385,6 +3389,10 @@ d = {
             ),
             "personal_llm.device.state.State.apply_undone": (
                 "6_device/state.html#state.apply_undone",
+                "personal_llm/device/state.py",
+            ),
+            "personal_llm.device.state.State.apply_wished": (
+                "6_device/state.html#state.apply_wished",
                 "personal_llm/device/state.py",
             ),
             "personal_llm.device.state.State.close_question": (

@@ -119,8 +119,8 @@ def run_command(session, name: str, text: str) -> str:  # the output
             return session.undo_learning()
         case "/forget":
             plan = session.forget(text, dry=True)
-            print(escape_controls(str(plan)), end="\n" * bool(plan.dialogues), flush=True)
-            if not plan.dialogues:
+            print(escape_controls(str(plan)), end="\n" * bool(plan.lines), flush=True)
+            if not plan.lines:
                 return "no stored turn holds it"
             if not confirm("delete all of this?"):
                 return "nothing was deleted"
