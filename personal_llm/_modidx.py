@@ -3946,6 +3946,16 @@ d = {
                 "personal_llm/experiments/shares.py",
             ),
         },
+        "personal_llm.experiments.starts": {
+            "personal_llm.experiments.starts.find_start": (
+                "experiments/starts.html#find_start",
+                "personal_llm/experiments/starts.py",
+            ),
+            "personal_llm.experiments.starts.measure_savings": (
+                "experiments/starts.html#measure_savings",
+                "personal_llm/experiments/starts.py",
+            ),
+        },
         "personal_llm.experiments.summary": {
             "personal_llm.experiments.summary.Claim": (
                 "experiments/summary.html#claim",
@@ -4023,28 +4033,28 @@ d = {
             ),
         },
         "personal_llm.experiments.xpert": {
-            "personal_llm.experiments.xpert.build_basis": (
-                "experiments/xpert.html#build_basis",
+            "personal_llm.experiments.xpert.choose": (
+                "experiments/xpert.html#choose",
                 "personal_llm/experiments/xpert.py",
             ),
-            "personal_llm.experiments.xpert.choose_by_answers": (
-                "experiments/xpert.html#choose_by_answers",
+            "personal_llm.experiments.xpert.choose_of_library": (
+                "experiments/xpert.html#choose_of_library",
                 "personal_llm/experiments/xpert.py",
             ),
-            "personal_llm.experiments.xpert.choose_by_loss": (
-                "experiments/xpert.html#choose_by_loss",
+            "personal_llm.experiments.xpert.explain_library": (
+                "experiments/xpert.html#explain_library",
                 "personal_llm/experiments/xpert.py",
             ),
-            "personal_llm.experiments.xpert.find_start": (
-                "experiments/xpert.html#find_start",
+            "personal_llm.experiments.xpert.explain_pllms": (
+                "experiments/xpert.html#explain_pllms",
                 "personal_llm/experiments/xpert.py",
             ),
             "personal_llm.experiments.xpert.list_text_jobs": (
                 "experiments/xpert.html#list_text_jobs",
                 "personal_llm/experiments/xpert.py",
             ),
-            "personal_llm.experiments.xpert.load_fresh_dialogues": (
-                "experiments/xpert.html#load_fresh_dialogues",
+            "personal_llm.experiments.xpert.load_plain": (
+                "experiments/xpert.html#load_plain",
                 "personal_llm/experiments/xpert.py",
             ),
             "personal_llm.experiments.xpert.make_pairs": (
@@ -4059,10 +4069,6 @@ d = {
                 "experiments/xpert.html#measure_library",
                 "personal_llm/experiments/xpert.py",
             ),
-            "personal_llm.experiments.xpert.measure_savings": (
-                "experiments/xpert.html#measure_savings",
-                "personal_llm/experiments/xpert.py",
-            ),
             "personal_llm.experiments.xpert.measure_texts": (
                 "experiments/xpert.html#measure_texts",
                 "personal_llm/experiments/xpert.py",
@@ -4071,16 +4077,16 @@ d = {
                 "experiments/xpert.html#open_library",
                 "personal_llm/experiments/xpert.py",
             ),
-            "personal_llm.experiments.xpert.pair_answers": (
-                "experiments/xpert.html#pair_answers",
-                "personal_llm/experiments/xpert.py",
-            ),
             "personal_llm.experiments.xpert.read_output_rows": (
                 "experiments/xpert.html#read_output_rows",
                 "personal_llm/experiments/xpert.py",
             ),
             "personal_llm.experiments.xpert.read_pairs": (
                 "experiments/xpert.html#read_pairs",
+                "personal_llm/experiments/xpert.py",
+            ),
+            "personal_llm.experiments.xpert.remember": (
+                "experiments/xpert.html#remember",
                 "personal_llm/experiments/xpert.py",
             ),
             "personal_llm.experiments.xpert.stylometric_shift": (
