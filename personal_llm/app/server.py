@@ -280,7 +280,7 @@ def describe_status(session: ChatSession, talk: str) -> dict:
     session.collect()
     seconds = session.me.rounds[-1].seconds if session.me.rounds else None
     shown = dict(is_learning=session.learning is not None, seconds=seconds, messages=session.pop_messages())
-    return session.me.status() | shown
+    return session.me.state.status() | shown
 
 
 class Change(BaseModel, strict=True):
