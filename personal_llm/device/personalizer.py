@@ -76,7 +76,6 @@ class Personalizer:
     def cost(self) -> Cost:
         return self.state.cost
 
-
 # %% ../../nbs/6_device/07_personalizer.ipynb #per0chgc
 @patch
 @contextmanager
@@ -210,7 +209,6 @@ def react(
         self.state.react(feedback, asked=id == self.state.question)
         if id not in self.state.pending and self.state.find_slot(id) is None:  # it gets another chance
             self.state.record("said", id, reads=self.state.reads[id], statements=self.state.statements[id])
-
 
 # %% ../../nbs/6_device/07_personalizer.ipynb #per4repc
 @patch

@@ -182,6 +182,11 @@ def apply_wished(self: State, id: str, content: dict) -> None:
     self.wish = content["text"]
 
 # %% ../../nbs/6_device/02_state.ipynb #st2scoc
+FILE = ""  # the talk of dialogues that came from a file
+CLIENT = "client"  # the talk of dialogues of another program
+OTHER_TALKS = (FILE, CLIENT)
+
+
 @patch
 def apply_said(self: State, id: str, content: dict) -> None:
     self.reads[id] = content["reads"]
@@ -381,11 +386,6 @@ def trim(self: State, budget: int) -> None:  # bytes; 0: the dialogues of the bu
         self.archive.append("forgotten", "", dict(seen=seen, adapters=[], cost=self.cost.to_dict()))
 
 # %% ../../nbs/6_device/02_state.ipynb #st6lisc
-FILE = ""  # the talk of dialogues that came from a file
-CLIENT = "client"  # the talk of dialogues of another program
-OTHER_TALKS = (FILE, CLIENT)
-
-
 @patch
 def list_answered(self: State) -> list:  # `Dialogue`s, the oldest first
     "Return the dialogues whose reply the user corrected or approved."
