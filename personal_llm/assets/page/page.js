@@ -2,6 +2,8 @@ const $ = (id) => document.getElementById(id);
 const TOKEN = "personal_llm.token"; // its place in this tab's storage
 const EXAMPLES = ["What can I cook from rice, eggs and tomatoes?", "Explain in three sentences why the sky is blue."];
 const NO_ANSWER = "The server does not answer. Start personal-llm serve again, and open the link that it prints.";
+const WAITING = "reading the talk and what it knows of you …";
+const SLOWER = " This takes longer while it learns.";
 let token = "";
 let talk = ""; // key of the talk on the page; empty: a new one
 let reply = null; // the `AbortController` of the reply that is being written
@@ -16,6 +18,7 @@ function make(tag, properties = {}, ...children) {
 function makeButton(text, label, action, className = "small") {
   const button = make("button", { type: "button", textContent: text, className, onclick: action });
   button.setAttribute("aria-label", label);
+  button.title = label;
   return button;
 }
 
@@ -94,20 +97,26 @@ function makeMarkdown(text) {
 // a turn
 const makeFold = (title, ...children) => make("details", {}, make("summary", { textContent: title }), ...children);
 
-function makeEditor(turn, text) {
-  const field = make("textarea", { id: `better-${turn.id}`, rows: 3, value: text });
+function makeEditor(turn) {
+  const field = make("textarea", { id: `better-${turn.id}`, rows: 3 });
   const label = make("label", { htmlFor: field.id, textContent: "The reply that you wanted" });
   const save = make("button", { className: "primary", textContent: "Say it like this" });
   const form = make("form", {}, label, field);
-  form.append(make("p", { className: "row" }, save, makeButton("Cancel", "Cancel", () => form.remove(), "")));
+  const fill = makeButton("Edit the reply", "Edit the reply", () => { field.value = turn.reply; field.focus(); }, "");
+  form.append(make("p", { className: "row" }, save, fill, makeButton("Cancel", "Cancel", () => form.remove(), "")));
   form.onsubmit = (event) => { event.preventDefault(); react(turn, "better", field.value); };
   return form;
+}
+
+function openEditor(item, turn) {
+  item.querySelector("form")?.remove();
+  item.appendChild(makeEditor(turn)).querySelector("textarea").focus();
 }
 
 const react = (turn, kind, text = "") => attempt(async () => {
   await post("react", { id: turn.id, kind, text });
   show(kind === "better" ? "Noted: from now on I answer like this." : "Noted.");
-  await loadTalk();
+  await Promise.all([loadTalk(), loadKnown()]);
 });
 
 function makeTurn(turn, question) {
@@ -118,17 +127,13 @@ function makeTurn(turn, question) {
   const lines = turn.read.map((text) => make("li", { textContent: text, dir: "auto" }));
   if (lines.length) item.append(makeFold(`From ${count(lines.length, "earlier message")} of yours`, make("ul", {}, ...lines)));
   const actions = make("p", { className: "row" });
-  const edit = (text) => () => {
-    item.querySelector("form")?.remove();
-    item.appendChild(makeEditor(turn, text)).querySelector("textarea").focus();
-  };
   for (const [kind, icon, label] of [["up", "👍", "A good reply"], ["down", "👎", "A bad reply"]]) {
     const button = makeButton(icon, label, () => react(turn, kind));
     button.setAttribute("aria-pressed", String(turn.reaction === kind));
     actions.append(button);
   }
-  actions.append(makeButton("Say it like this …", "Write the reply that you wanted", edit("")));
-  actions.append(makeButton("Edit", "Edit this reply", edit(turn.reply)));
+  actions.append(makeButton("✎", "Write the reply that you wanted", () => openEditor(item, turn)));
+  actions.append(makeButton("🗑", "Forget this turn", () => forgetAll({ ids: [turn.id] })));
   if (question) {
     const skip = async () => { await post("skip"); await loadTalk(); };
     item.append(make("p", { className: "question row" }, question, makeButton("Skip", "Skip the question", () => attempt(skip))));
@@ -168,7 +173,7 @@ async function startTalk() {
 async function send(text) {
   reply = new AbortController();
   const item = make("li", {}, make("p", { className: "own", dir: "auto", textContent: text }));
-  const waiting = item.appendChild(make("p", { className: "soft", textContent: "reading the talk and your answers …" }));
+  const waiting = item.appendChild(make("p", { className: "soft", textContent: WAITING + (learningSince ? SLOWER : "") }));
   $("empty").hidden = true;
   $("turns").append(item);
   $("send").textContent = "Stop";
@@ -198,7 +203,10 @@ async function send(text) {
 function makeKnown(row, ...children) {
   const forget = makeButton("Forget", `Forget: ${row.prompt.slice(0, 80)}`, () => forgetAll({ ids: [row.id] }), "small danger");
   const date = row.time > 1e8 ? new Date(row.time * 1000).toLocaleDateString() : "";
-  return make("li", {}, ...children, make("p", { className: "row" }, make("span", { className: "soft", textContent: date }), forget));
+  const source = make("span", { className: "soft", textContent: [row.source, date].filter(Boolean).join(", ") });
+  const item = make("li", {}, ...children, make("p", { className: "row" }, source, forget));
+  if (row.reply) forget.before(makeButton("✎", `Correct: ${row.prompt.slice(0, 80)}`, () => openEditor(item, row)));
+  return item;
 }
 
 async function loadKnown() {
@@ -208,7 +216,7 @@ async function loadKnown() {
   const fill = (id, rows) => $(id).replaceChildren(...(rows.length ? rows : [make("li", { textContent: "Nothing yet." })]));
   const soft = (row) => make("p", { className: "soft", textContent: kind(row) });
   fill("answers", answers.map((row) => makeKnown(row, text(row.prompt), soft(row), text(row.reply))));
-  fill("statements", statements.map((row) => makeKnown(row, text(row.prompt))));
+  fill("statements", statements.map((row) => makeKnown({ ...row, reply: "" }, text(row.prompt))));
 }
 
 const forgetAll = (request) => attempt(async () => {
@@ -260,10 +268,11 @@ function showConnect() {
   showSection("connect");
 }
 
-const connect = (given) => attempt(async () => {
-  token = given;
+const connect = (given, code) => attempt(async () => {
+  if (code) token = (await (await ask("/connect", { text: code })).json()).token; // works once
+  else token = given;
   await loadTalk();
-  sessionStorage.setItem(TOKEN, given);
+  sessionStorage.setItem(TOKEN, token);
   showSection("chat");
   await loadStatus();
   $("line").focus();
@@ -297,7 +306,7 @@ for (const text of EXAMPLES) $("examples").append(makeButton(text, text, () => s
 setInterval(() => { if (token && !document.hidden) attempt(loadStatus); }, 5000);
 $("talks").open = matchMedia("(min-width: 64rem)").matches;
 
-const given = new URLSearchParams(location.hash.slice(1)).get("token");
-if (given) history.replaceState(null, "", location.pathname);
-if (given || sessionStorage.getItem(TOKEN)) connect(given || sessionStorage.getItem(TOKEN));
+const code = new URLSearchParams(location.hash.slice(1)).get("code");
+if (code) history.replaceState(null, "", location.pathname);
+if (sessionStorage.getItem(TOKEN) || code) connect(sessionStorage.getItem(TOKEN), code);
 else showConnect();
