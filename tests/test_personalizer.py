@@ -167,6 +167,24 @@ def test_the_next_reply_reads_a_correction_near_the_prompt(model):
     assert isinstance(me.reply("Is 9 a prime number?", max_tokens=4), str)
 
 
+@pytest.mark.parametrize("memory", ["plain", "none"])
+def test_every_reply_reads_the_wish_until_it_is_taken_back(model, tmp_path, memory):
+    me = make(model, tmp_path, memory=memory)
+    me.react(None, "wish", " Two bullets, please. ")
+    me.close()
+    again = make(model, tmp_path, memory=memory)
+    question = Dialogue("Is 9 a prime number?", "", [("system", "Be kind.")])
+    assert again.recall(question).dialogue.history == (("system", "Be kind.\nTwo bullets, please."),)
+    again.react(None, "wish", "Three bullets.")
+    assert again.recall(question).dialogue.history == (("system", "Be kind.\nThree bullets."),)
+    again.react(None, "wish", "")
+    assert again.state.wish == "" and again.recall(question).dialogue.history == question.history
+    assert again.forget(text="bullets").lines == ("your wish: Two bullets, please.", "your wish: Three bullets.")
+    again.close()
+    content = b"".join(file.read_bytes() for file in tmp_path.rglob("*") if file.is_file())
+    assert b"bullets" not in content
+
+
 # finetune
 
 
