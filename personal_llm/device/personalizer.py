@@ -14,7 +14,7 @@ from pathlib import Path
 from ..base.adapters import Adapter
 from ..base.core import Cost, Dialogue, InputError, check
 from ..buffer.buffer import Buffer
-from ..buffer.retrieval import MemoryConfig
+from ..buffer.retrieval import MemoryConfig, add_memories
 from ..buffer.scoring import load_lexicons, score
 from ..data.reading import as_dialogues
 from .archive import Archive, hold_folder, trim_archive
@@ -223,14 +223,18 @@ class Personalizer:
 
     def react(
         self,
-        dialogue,  # a `Dialogue` that was observed, or its id
-        kind: str,  # "better" (with the reply that you wanted), "up" or "down"
+        dialogue,  # a `Dialogue` that was observed, or its id; None for a wish
+        kind: str,  # "better" (with the reply that you wanted), "up", "down", or "wish" (how to answer; "": no wish)
         text: str = "",
         time: float = 0.0,  # in seconds since the epoch
     ) -> None:
         "Take a reaction to a reply, which the next reply reads; `InputError`, with nothing changed, if invalid."
+        if kind == "wish":
+            with self.change():
+                self.state.record("wished", text=check(text, "text", "the wish").strip())
+            return
         id = self.state.find_root(dialogue.id if isinstance(dialogue, Dialogue) else dialogue)
-        check(kind, "choice", "the reaction", choices=("better", "up", "down"))
+        check(kind, "choice", "the reaction", choices=("better", "up", "down", "wish"))
         if (kind == "better") != bool(text.strip()):
             remedy = "give the reply that you wanted" if kind == "better" else 'give a text with "better" only'
             raise InputError(f"{kind}: {'no' if kind == 'better' else 'a'} text", remedy)
@@ -250,7 +254,7 @@ class Personalizer:
     def recall(self, question: Dialogue) -> Recall:
         "Find what the reply to a question reads: the nearest answers, and statements of the user."
         if self.settings.memory == "none":
-            return Recall(question, adapter=self.adapter)
+            return Recall(add_memories(question, [], wish=self.state.wish), adapter=self.adapter)
         return self.memory.find(self.state, question, self.model.count_tokens, self.adapter)
 
     def reply(self, prompt: str, history=(), max_tokens: int = None) -> str:
@@ -327,7 +331,7 @@ class Personalizer:
     ) -> ForgetPlan:
         "Delete dialogues, the replies that read them and what learned from them; return the list. dry: only list it."
         plan = plan_forgetting(self.state, ids, text, before, everything)
-        if not dry and plan.dialogues:
+        if not dry and plan.lines:
             self.state = forget_dialogues(self.state, plan, self.policy)
             self.memory.clear()
             self.model.truncated.clear()

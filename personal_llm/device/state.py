@@ -91,6 +91,7 @@ class State:
         self.reads = {}  # id -> ids of the answered dialogues that its reply read
         self.statements = {}  # id -> ids of the dialogues whose messages its reply read
         self.talk = ""  # key of the talk that goes on
+        self.wish = ""  # the user's words about how to answer
         self.rounds = []  # `Round`s
         self.undone = set()  # ids that undone fine-tunes had learned
         self.taught = set()  # (id, whether the reply was wrong) that the policy has learned
@@ -123,6 +124,9 @@ class State:
         self.base = content["base"]
         self.model = content["model"]
         self.settings = content["settings"]
+
+    def apply_wished(self, id: str, content: dict) -> None:
+        self.wish = content["text"]
 
     def apply_said(self, id: str, content: dict) -> None:
         self.reads[id] = content["reads"]

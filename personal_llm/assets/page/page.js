@@ -42,6 +42,8 @@ const post = async (name, body = {}) => (await ask(`/me/${name}`, body)).json();
 
 const attempt = (action) => action().catch((error) => show(error.message)); // shows an error in place of raising it
 
+const onSubmit = (form, action) => { form.onsubmit = (event) => { event.preventDefault(); attempt(action); }; };
+
 async function* readEvents(response) {
   const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
   let rest = "";
@@ -97,20 +99,16 @@ function makeMarkdown(text) {
 // a turn
 const makeFold = (title, ...children) => make("details", {}, make("summary", { textContent: title }), ...children);
 
-function makeEditor(turn) {
+function openEditor(item, turn) {
+  item.querySelector("form")?.remove();
   const field = make("textarea", { id: `better-${turn.id}`, rows: 3 });
   const label = make("label", { htmlFor: field.id, textContent: "The reply that you wanted" });
   const save = make("button", { className: "primary", textContent: "Say it like this" });
-  const form = make("form", {}, label, field);
   const fill = makeButton("Edit the reply", "Edit the reply", () => { field.value = turn.reply; field.focus(); }, "");
+  const form = item.appendChild(make("form", {}, label, field));
   form.append(make("p", { className: "row" }, save, fill, makeButton("Cancel", "Cancel", () => form.remove(), "")));
-  form.onsubmit = (event) => { event.preventDefault(); react(turn, "better", field.value); };
-  return form;
-}
-
-function openEditor(item, turn) {
-  item.querySelector("form")?.remove();
-  item.appendChild(makeEditor(turn)).querySelector("textarea").focus();
+  onSubmit(form, () => react(turn, "better", field.value));
+  field.focus();
 }
 
 const react = (turn, kind, text = "") => attempt(async () => {
@@ -210,7 +208,8 @@ function makeKnown(row, ...children) {
 }
 
 async function loadKnown() {
-  const { answers, statements } = await get("/me/known");
+  const { wish, answers, statements } = await get("/me/known");
+  $("wish").value = wish;
   const text = (content) => make("p", { textContent: content, dir: "auto" });
   const kind = (row) => (row.origin === "annotated" ? "You would say:" : "You liked:");
   const fill = (id, rows) => $(id).replaceChildren(...(rows.length ? rows : [make("li", { textContent: "Nothing yet." })]));
@@ -287,15 +286,15 @@ $("open-known").onclick = () => attempt(async () => {
 });
 $("new").onclick = () => attempt(startTalk);
 $("forget-all").onclick = () => forgetAll({ everything: true });
-$("forget-form").onsubmit = (event) => { event.preventDefault(); forgetAll({ text: $("words").value }); };
-$("connect-form").onsubmit = (event) => { event.preventDefault(); connect($("token").value.trim()); };
-$("composer").onsubmit = (event) => {
-  event.preventDefault();
+onSubmit($("forget-form"), () => forgetAll({ text: $("words").value }));
+onSubmit($("wish-form"), async () => { await post("wish", { text: $("wish").value }); show("Noted: the next replies follow it."); });
+onSubmit($("connect-form"), () => connect($("token").value.trim()));
+onSubmit($("composer"), async () => {
   if (reply) return reply.abort();
   const text = $("line").value.trim();
   $("line").value = "";
   return text && send(text);
-};
+});
 $("line").onkeydown = (event) => {
   if (event.key !== "Enter" || event.shiftKey || event.isComposing || reply) return;
   event.preventDefault();
