@@ -3961,6 +3961,32 @@ d = {
                 "personal_llm/experiments/shares.py",
             ),
         },
+        "personal_llm.experiments.steps": {
+            "personal_llm.experiments.steps.has_form": (
+                "experiments/steps.html#has_form",
+                "personal_llm/experiments/steps.py",
+            ),
+            "personal_llm.experiments.steps.list_jobs": (
+                "experiments/steps.html#list_jobs",
+                "personal_llm/experiments/steps.py",
+            ),
+            "personal_llm.experiments.steps.measure_replies": (
+                "experiments/steps.html#measure_replies",
+                "personal_llm/experiments/steps.py",
+            ),
+            "personal_llm.experiments.steps.measure_steps": (
+                "experiments/steps.html#measure_steps",
+                "personal_llm/experiments/steps.py",
+            ),
+            "personal_llm.experiments.steps.score_steps": (
+                "experiments/steps.html#score_steps",
+                "personal_llm/experiments/steps.py",
+            ),
+            "personal_llm.experiments.steps.write_answer": (
+                "experiments/steps.html#write_answer",
+                "personal_llm/experiments/steps.py",
+            ),
+        },
         "personal_llm.experiments.summary": {
             "personal_llm.experiments.summary.Claim": (
                 "experiments/summary.html#claim",
