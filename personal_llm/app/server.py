@@ -97,7 +97,7 @@ def answer_error(request: Request, error: Exception) -> Response:
     return Response(json.dumps(content), status, media_type="application/json")
 
 # %% ../../nbs/8_app/07_server.ipynb #a853767c
-PUBLIC = ("/", "/page.css", "/page.js", "/connect")
+PUBLIC = ("/", "/page.css", "/page.js")
 POLICY = "default-src 'none'; script-src 'self'; style-src 'self'; img-src data:; connect-src 'self'"
 HEADERS = {"Content-Security-Policy": f"{POLICY}; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"}
 HEADERS |= {"X-Content-Type-Options": "nosniff", "Referrer-Policy": "no-referrer", "Cache-Control": "no-store"}
@@ -113,7 +113,7 @@ def check_request(request: Request, token: str, host: str) -> None:
     if request.headers.get("origin", "") not in ("", f"http://{own}"):
         raise HTTPException(403, "pages of other sites may not use this server; open its own page")
     given = request.headers.get("authorization", "").partition(" ")[2].strip()
-    if request.url.path not in PUBLIC and not secrets.compare_digest(given.encode(), token.encode()):
+    if request.url.path not in (*PUBLIC, "/connect") and not secrets.compare_digest(given.encode(), token.encode()):
         raise HTTPException(401, "the token is missing or wrong; use that of the link which personal-llm serve printed")
     if "transfer-encoding" in request.headers or int(request.headers.get("content-length", 0)) > 2**25:
         raise HTTPException(413, "the request is larger than 32 MB, or does not tell its length")

@@ -2,8 +2,6 @@ const $ = (id) => document.getElementById(id);
 const TOKEN = "personal_llm.token"; // its place in this tab's storage
 const EXAMPLES = ["What can I cook from rice, eggs and tomatoes?", "Explain in three sentences why the sky is blue."];
 const NO_ANSWER = "The server does not answer. Start personal-llm serve again, and open the link that it prints.";
-const WAITING = "reading the talk and what it knows of you …";
-const SLOWER = " This takes longer while it learns.";
 let token = "";
 let talk = ""; // key of the talk on the page; empty: a new one
 let reply = null; // the `AbortController` of the reply that is being written
@@ -15,11 +13,8 @@ function make(tag, properties = {}, ...children) {
   return element;
 }
 
-function makeButton(text, label, action, className = "small") {
-  const button = make("button", { type: "button", textContent: text, className, onclick: action });
-  button.setAttribute("aria-label", label);
-  button.title = label;
-  return button;
+function makeButton(text, label, onclick, className = "small") {
+  return make("button", { type: "button", textContent: text, ariaLabel: label, title: label, className, onclick });
 }
 
 const show = (text) => { $("note").textContent = text; };
@@ -109,6 +104,7 @@ function openEditor(item, turn) {
   form.append(make("p", { className: "row" }, save, fill, makeButton("Cancel", "Cancel", () => form.remove(), "")));
   onSubmit(form, () => react(turn, "better", field.value));
   field.focus();
+  form.scrollIntoView({ block: "center" });
 }
 
 const react = (turn, kind, text = "") => attempt(async () => {
@@ -126,12 +122,11 @@ function makeTurn(turn, question) {
   if (lines.length) item.append(makeFold(`From ${count(lines.length, "earlier message")} of yours`, make("ul", {}, ...lines)));
   const actions = make("p", { className: "row" });
   for (const [kind, icon, label] of [["up", "👍", "A good reply"], ["down", "👎", "A bad reply"]]) {
-    const button = makeButton(icon, label, () => react(turn, kind));
-    button.setAttribute("aria-pressed", String(turn.reaction === kind));
-    actions.append(button);
+    const ariaPressed = String(turn.reaction === kind);
+    actions.append(Object.assign(makeButton(icon, label, () => react(turn, kind)), { ariaPressed }));
   }
   actions.append(makeButton("✎", "Write the reply that you wanted", () => openEditor(item, turn)));
-  actions.append(makeButton("🗑", "Forget this turn", () => forgetAll({ ids: [turn.id] })));
+  actions.append(makeButton("✕", "Forget this turn", () => forgetAll({ ids: [turn.id] })));
   if (question) {
     const skip = async () => { await post("skip"); await loadTalk(); };
     item.append(make("p", { className: "question row" }, question, makeButton("Skip", "Skip the question", () => attempt(skip))));
@@ -143,7 +138,7 @@ function makeTurn(turn, question) {
 // a talk
 function makeTalk(row) {
   const open = makeButton(row.title, row.title, () => attempt(() => loadTalk(row.talk)));
-  if (row.talk === talk) open.setAttribute("aria-current", "true");
+  if (row.talk === talk) open.ariaCurrent = "true";
   const forget = makeButton("✕", `Forget the talk: ${row.title}`, () => forgetAll({ talk: row.talk }), "small danger");
   return make("li", {}, open, forget);
 }
@@ -171,7 +166,8 @@ async function startTalk() {
 async function send(text) {
   reply = new AbortController();
   const item = make("li", {}, make("p", { className: "own", dir: "auto", textContent: text }));
-  const waiting = item.appendChild(make("p", { className: "soft", textContent: WAITING + (learningSince ? SLOWER : "") }));
+  const reason = "reading the talk and what I know about you …" + (learningSince ? " It takes longer while I learn." : "");
+  const waiting = item.appendChild(make("p", { className: "soft", textContent: reason }));
   $("empty").hidden = true;
   $("turns").append(item);
   $("send").textContent = "Stop";
@@ -181,8 +177,7 @@ async function send(text) {
     const body = { model: "personal", stream: true, talk, messages: [{ role: "user", content: text }] };
     for await (const event of readEvents(await ask("/v1/chat/completions", body, reply.signal))) {
       if (event.error) throw new Error(event.error.message);
-      const [choice] = event.choices;
-      written += choice?.delta.content || "";
+      written += event.choices[0]?.delta.content || "";
       talk = event.me?.talk || talk;
       if (written) (item.querySelector(".reply") || waiting).replaceWith(makeMarkdown(written));
       item.scrollIntoView({ block: "end" });
@@ -257,7 +252,7 @@ for (const name of ["learn", "stop", "undo"]) {
 // the page
 function showSection(name) {
   for (const section of document.querySelectorAll("main > section")) section.hidden = section.id !== name;
-  $("open-known").setAttribute("aria-expanded", String(name === "known"));
+  $("open-known").ariaExpanded = String(name === "known");
   $("open-known").textContent = name === "known" ? "Back to the chat" : "What I know about you";
 }
 
@@ -268,8 +263,7 @@ function showConnect() {
 }
 
 const connect = (given, code) => attempt(async () => {
-  if (code) token = (await (await ask("/connect", { text: code })).json()).token; // works once
-  else token = given;
+  token = code ? (await (await ask("/connect", { text: code })).json()).token : given; // a code works once
   await loadTalk();
   sessionStorage.setItem(TOKEN, token);
   showSection("chat");
