@@ -33,17 +33,17 @@ def test_a_stream_ends_in_the_buffer_and_in_the_archive(model, tmp_path):
     assert [decision.kept for decision in decisions] == [True] * 12
     assert [d.prompt for d in me.buffer.dialogues] == [d.prompt for d in STREAM[8:]] or len(me.buffer) == 4
     assert len(me.archive.dialogues) == 12 and me.buffer.seen == 12
-    assert me.status()["stored"] == 12
+    assert me.state.status()["stored"] == 12
 
 
 def test_the_folder_goes_on_where_it_was(model, tmp_path):
     me = make(model, tmp_path, policy="reservoir")
     me.observe_all(STREAM[:7], progress=False)
     me.react(STREAM[6], "better", "In short: yes.", time=20.0)
-    before = [me.buffer.dialogues, me.buffer.seen, me.state.list_answered(), me.status()]
+    before = [me.buffer.dialogues, me.buffer.seen, me.state.list_answered(), me.state.status()]
     me.close()
     again = Personalizer(model, folder=tmp_path, config=SHORT)
-    assert [again.buffer.dialogues, again.buffer.seen, again.state.list_answered(), again.status()] == before
+    assert [again.buffer.dialogues, again.buffer.seen, again.state.list_answered(), again.state.status()] == before
     once = make(model, policy="reservoir")
     once.observe_all(STREAM[:7], progress=False)
     once.react(STREAM[6], "better", "In short: yes.", time=20.0)
@@ -300,9 +300,8 @@ def test_settings_are_checked_stored_and_changed(model, tmp_path):
         PersonalizerSettings(seed=-1)
 
 
-def test_a_buffer_that_was_filled_before_is_taken_over(model):
-    first = make(model)
-    first.observe_all(STREAM[:3], progress=False)
-    second = Personalizer(model, first.buffer, config=SHORT)
-    assert [d.prompt for d in second.buffer.dialogues] == [d.prompt for d in STREAM[:3]]
-    assert len(second.archive.dialogues) == 3
+def test_a_buffer_that_has_entries_is_refused(model):
+    me = make(model)
+    me.observe_all(STREAM[:3], progress=False)
+    with pytest.raises(InputError, match="the buffer holds 3 dialogues; give an empty one"):
+        Personalizer(model, me.buffer, config=SHORT)
