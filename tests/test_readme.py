@@ -58,10 +58,11 @@ def test_it_is_read_in_five_minutes():
 
 
 def list_options(command, words=()) -> dict:  # "library build" -> {"--adapter", …}
-    "Return the options of a command and of those below it."
+    "Return the options of a command, or of those below it."
     options = {option for parameter in command.params for option in (*parameter.opts, "--help")}
-    found = {" ".join(words): options} if words else {}
-    for name, one in getattr(command, "commands", {}).items():
+    commands = getattr(command, "commands", {})
+    found = {} if commands else {" ".join(words): options}
+    for name, one in commands.items():
         found |= list_options(one, (*words, name))
     return found
 
