@@ -117,30 +117,8 @@ def places(value, path=()):
         yield path
 
 
-def test_a_changed_manifest_is_refused(bundle):
-    "Whichever value is replaced by nonsense."
-    place = bundle.folder / MANIFEST_FILE
-    whole, tried = place.read_text(), 0
-    for path in places(json.loads(whole)):
-        for wrong in (-1, None, "x", 1e400, [], 10**9):
-            changed = json.loads(whole)
-            inner = changed
-            for key in path[:-1]:
-                inner = inner[key]
-            if inner[path[-1]] == wrong:
-                continue
-            inner[path[-1]] = wrong
-            place.write_text(json.dumps(changed))
-            tried += 1
-            with pytest.raises(InputError) as told:
-                open_bundle(bundle.folder)
-            assert str(bundle.folder) in str(told.value), path
-    place.write_text(whole)
-    assert tried > 100 and open_bundle(bundle.folder).manifest == bundle.manifest
-
-
 def test_a_manifest_that_contradicts_itself_is_refused_before_any_step(bundle):
-    "Whoever changes it on purpose also computes its hash anew; then it is refused when it is opened, or it ends well."
+    "It is refused when it is opened, or it ends well."
     place, refused = bundle.folder / MANIFEST_FILE, set()
     whole = place.read_text()
     for path in [*places(json.loads(whole)), ("card",), ("card", "parents"), ("steps",), ("files",)]:
@@ -150,7 +128,7 @@ def test_a_manifest_that_contradicts_itself_is_refused_before_any_step(bundle):
             for key in path[:-1]:
                 inner = inner[key]
             inner[path[-1]] = wrong
-            place.write_text(json.dumps(files.seal(changed)))
+            place.write_text(json.dumps(changed))
             try:
                 opened = open_bundle(bundle.folder)
             except InputError as error:
@@ -168,7 +146,7 @@ def test_records_that_are_no_tokens_are_refused(bundle):
     records.write_bytes(content)
     manifest = json.loads(place.read_text())
     manifest["files"][RECORDS_FILE]["sha256"] = files.compute_sha256(content)
-    place.write_text(json.dumps(files.seal(manifest)))
+    place.write_text(json.dumps(manifest))
     with pytest.raises(InputError, match="records.bin holds other numbers than token ids"):
         open_bundle(bundle.folder)
 

@@ -133,32 +133,6 @@ def compute_sha256(content: bytes) -> str:  # 64 hex digits
     "Return the SHA-256 of some bytes."
     return hashlib.sha256(content).hexdigest()
 
-# %% ../../nbs/0_base/03_files.ipynb #560fd9a0
-def seal(row: dict) -> dict:  # the row with the field `checksum`
-    "Add a checksum of all other fields, as they read after they were written as JSON."
-    plain = json.loads(json.dumps({name: value for name, value in row.items() if name != "checksum"}))
-    content = json.dumps(plain, sort_keys=True, ensure_ascii=False).encode("utf-8", "replace")
-    return plain | dict(checksum=compute_sha256(content)[:32])
-
-
-def write_sealed(path, row: dict) -> None:
-    "Write fields as JSON with their checksum, in one step."
-    write_json(path, seal(row))
-
-
-def read_sealed(path):  # its value without the checksum
-    "Read a JSON file; raise `InputError` if it is missing, damaged, or does not agree with its checksum."
-    row = read_json(path)
-    if not isinstance(row, dict) or not row:
-        return row
-    *names, last = row  # `checksum` is the last field; a changed bit may be in its name
-    is_renamed = last != "checksum" and row[last] == seal({name: row[name] for name in names})["checksum"]
-    if "checksum" not in row and not is_renamed:  # of another program, or of an older version
-        return row
-    if is_renamed or seal(row) != row:
-        raise InputError(f"{path}: damaged (its checksum is wrong)", "restore a copy or make it anew")
-    return {name: value for name, value in row.items() if name != "checksum"}
-
 # %% ../../nbs/0_base/03_files.ipynb #adae8492
 # pocket models, lexicons, samples
 ASSETS = Path(__file__).parents[1] / "assets" if "__file__" in globals() else Path("../../personal_llm/assets")
@@ -175,3 +149,16 @@ def get_user_folder(variable: str, default: str) -> Path:  # default: below the 
 def get_cache_folder() -> Path:
     "Return the folder for values that we can compute again; raise `InputError` for a user without a home folder."
     return get_user_folder("XDG_CACHE_HOME", ".cache")
+
+
+def remember(name: str, key: str, compute):  # a value of plain JSON types
+    "Return the value of a key in a file of the cache; compute it the first time."
+    file = get_cache_folder() / f"{name}.json"
+    notes = {}
+    with suppress(InputError, TypeError, ValueError):  # a damaged file costs one computation
+        notes = dict(read_json(file))
+    if key not in notes:
+        notes[key] = compute()
+        with suppress(InputError):  # a cache that cannot be written saves nothing
+            write_json(file, notes)
+    return notes[key]

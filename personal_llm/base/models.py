@@ -15,6 +15,7 @@ import warnings
 from contextlib import contextmanager, suppress
 from copy import deepcopy
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -22,11 +23,10 @@ import numpy as np
 from . import tokens
 from .adapters import attach_adapter, check_adapter, get_adapter_id, remove_peft_layers
 from .core import Cost, Dialogue, InputError, check, measure_cost, patch
-from .files import delete_path, get_cache_folder, get_temporary_path, make_folder
-from .loading import build_tokenizer, is_gguf, read_gguf_header
-from .loading import choose_model_name, compute_fingerprint, is_causal, load_causal_lm
+from .loading import check_causal, choose_model_name, compute_fingerprint, find_gguf
+from .loading import load_causal_lm, load_gguf_tokenizer
 from .tokens import PLAIN_TEMPLATE, collate_samples, encode_prompt, make_batches, pad_rows
-from .weights import WEIGHTS, find_weights, remember_file_sha256
+from .weights import hash_file
 
 # %% ../../nbs/0_base/08_models.ipynb #c0cba331
 def prepare_libraries() -> None:
@@ -133,40 +133,9 @@ class Model:
         return self.model.config.get_text_config().hidden_size
 
 # %% ../../nbs/0_base/08_models.ipynb #stubs001
-def find_gguf(name):  # a path, or None
-    "Return the GGUF file that a name stands for, if it stands for one."
-    if not isinstance(name, (str, Path)):
-        return None  # `load_causal_lm` says so
-    if name in WEIGHTS:
-        return find_weights(name)
-    return Path(name).expanduser() if is_gguf(Path(name).expanduser()) else None
-
-
-def get_gguf_id(file: Path) -> str:  # sixteen hex digits
-    "Return the beginning of a GGUF file's hash; an unchanged file is hashed once."
-    return remember_file_sha256(file)[:16]
-
-
-def load_gguf_tokenizer(file: Path):  # a tokenizer of transformers
-    "Load the tokenizer of a GGUF file, after the first time from the cache."
-    from transformers import PreTrainedTokenizerFast
-
-    folder = get_cache_folder() / "tokenizers" / get_gguf_id(file)
-    if not folder.is_dir():
-        stage = get_temporary_path(make_folder(folder.parent) / folder.name)
-        build_tokenizer(read_gguf_header(file)).save_pretrained(stage)
-        with suppress(OSError):  # another process was faster
-            os.replace(stage, folder)
-        delete_path(stage)
-    return PreTrainedTokenizerFast.from_pretrained(folder)
-
-
-def load_network(name, device, dtype) -> tuple:  # (network, tokenizer)
-    "Load a network of PyTorch."
-    import torch
-
-    best = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    return load_causal_lm(name, device or best, dtype)
+def load_network(file: Path, device: str, dtype: str):
+    "Load the network of PyTorch of a GGUF file."
+    return load_causal_lm(file, device, dtype)[0]
 
 # %% ../../nbs/0_base/08_models.ipynb #9a9f3b9b
 def load_model(
@@ -182,18 +151,15 @@ def load_model(
     name = choose_model_name(name)
     check(dtype, "choice or none", "dtype", choices=("float32", "bfloat16", "float16"))
     is_live = isinstance(name, tuple)
-    gguf = None if is_live else find_gguf(name)
+    gguf = None if is_live or name == "pocket" else find_gguf(name)
     if gguf is not None:
-        network = lambda: load_network(name, device, dtype)[0]
+        network = partial(load_network, gguf, device, dtype)
         tokenizer = load_gguf_tokenizer(gguf)
-        base = get_gguf_id(gguf)
+        base = hash_file(gguf)[:16]
     else:
-        network, tokenizer = name if is_live else load_network(name, device, dtype)
+        network, tokenizer = name if is_live else load_causal_lm(name, device, dtype)
+        check_causal(network)
         base = compute_fingerprint(network)
-        if not is_causal(network.eval()):
-            raise InputError(
-                f"model {network.name_or_path!r} looks ahead, as encoders do", "give a causal language model"
-            )
     if chat_template:
         tokenizer.chat_template = PLAIN_TEMPLATE if chat_template == "plain" else chat_template
     return Model(network, tokenizer, "live" if is_live else str(name), max_length, base, gguf)
@@ -342,6 +308,11 @@ def find_end_tokens(model, tokenizer) -> list:  # token ids
     return sorted({tokenizer.eos_token_id, *ends} - {None})
 
 
+def find_unused_tokens(model, tokenizer):  # token ids, or None
+    "Return the rows of the table of tokens that have no text; many tables are longer than their tokenizer."
+    return [*range(len(tokenizer), model.get_input_embeddings().weight.shape[0])] or None
+
+
 @patch
 def encode_prompts(self: Model, prompts: list, max_tokens: int) -> list:  # of lists of tokens
     "Encode texts or dialogues up to the place of the response, and record in `truncated` which were too long."
@@ -378,6 +349,7 @@ def generate(
                 attention_mask=mask.to(self.device),
                 max_new_tokens=max_new_tokens,
                 eos_token_id=find_end_tokens(self.model, self.tokenizer),
+                suppress_tokens=find_unused_tokens(self.model, self.tokenizer),
                 pad_token_id=pad,
                 repetition_penalty=1.0,  # not the default of some models
                 **sampling,

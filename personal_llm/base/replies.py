@@ -15,9 +15,9 @@ from functools import partial
 from pathlib import Path
 
 from .adapters import read_factors
-from .core import Dialogue, InputError, measure_cost, patch
-from .loading import read_gguf_header
-from .models import Model, find_end_tokens
+from .core import Dialogue, InputError, catch_panic, measure_cost, patch
+from .loading import read_gguf
+from .models import Model, find_end_tokens, find_unused_tokens
 
 # %% ../../nbs/0_base/09_replies.ipynb #rpl00006
 @dataclass(frozen=True)
@@ -110,10 +110,10 @@ class LlamaCpp:
         with tempfile.TemporaryDirectory(prefix="llama-") as folder:
             if adapter is not None:
                 file = Path(folder) / "adapter.gguf"
-                header = read_gguf_header(self.model.gguf)
-                get = lambda key: header.metadata[f"{header.family}.{key}"]
-                shape = (get("block_count"), get("attention.head_count"), get("attention.head_count_kv"))
-                write_gguf_adapter(adapter, file, header.family, *shape)
+                metadata = read_gguf(self.model.gguf)
+                family = metadata["general.architecture"]
+                keys = ("block_count", "attention.head_count", "attention.head_count_kv")
+                write_gguf_adapter(adapter, file, family, *(metadata[f"{family}.{key}"] for key in keys))
                 parameters.lora_adapters = [self.library.CommonAdapterLoraInfo(str(file), 1.0)]
             parameters.hostnames = [f"{folder}/engine.sock"]
             try:
@@ -193,6 +193,7 @@ def write_with_transformers(model: Model, ids: list, options: ReplyOptions, put,
             stopping_criteria=[lambda ids, scores, **_: torch.full((len(ids),), is_stopped.is_set())],
             max_new_tokens=options.max_tokens,
             eos_token_id=ends,
+            suppress_tokens=find_unused_tokens(model.model, tokenizer),
             pad_token_id=tokenizer.pad_token_id,
             repetition_penalty=1.0,
             no_repeat_ngram_size=13,
@@ -227,7 +228,7 @@ class ReplyStream:
             try:
                 with measure_cost(model.cost):
                     pieces.put(find_engine(model)(ids, options, pieces.put, is_stopped))
-            except Exception as error:
+            except BaseException as error:  # a panic of the tokenizer is no `Exception`
                 pieces.put(error)
 
         thread = threading.Thread(target=work, daemon=True)
@@ -245,8 +246,9 @@ class ReplyStream:
         finally:
             is_stopped.set()
             thread.join()
-        if isinstance(piece, Exception):
-            raise piece
+        if isinstance(piece, BaseException):
+            with catch_panic():
+                raise piece
         self.end_reason, self.num_tokens = piece
         model.cost.tokens += len(ids) + self.num_tokens
         model.cost.forward += 1

@@ -6,9 +6,11 @@
 __all__ = ['PLAIN_TEMPLATE', 'encode_dialogue', 'encode_prompt', 'pad_rows', 'collate_samples', 'make_batches']
 
 # %% ../../nbs/0_base/04_tokens.ipynb #86a14246
+from functools import partial
+
 import numpy as np
 
-from .core import Dialogue, InputError, call_in_time, check
+from .core import Dialogue, InputError, call_in_time, catch_panic, check
 
 # %% ../../nbs/0_base/04_tokens.ipynb #c2f3fa3c
 PLAIN_TEMPLATE = (
@@ -19,31 +21,52 @@ PLAIN_TEMPLATE = (
 )
 
 # %% ../../nbs/0_base/04_tokens.ipynb #be2479f3
-TEMPLATE_SECONDS = 10  # for the first conversation of a template
-_rendered_templates = set()  # those that were in time
-
-
-def split_template(tokenizer, messages: list, add_generation_prompt: bool = False) -> list:  # (text, index or None)
-    "Cut a rendered chat template into its own pieces and the contents; raise `InputError` when it loses a content."
-    placeholders = [f"\ue000{i}\ue001" for i in range(len(messages))]
-    marked = [dict(m, content=placeholder) for m, placeholder in zip(messages, placeholders)]
+def cut_template(tokenizer, marked: list, messages: list, seconds: float, **options) -> list:  # as `split_template`
+    "Render placeholders, and cut the text at them; raise `InputError` for a template that fails or loses one."
     remedy = "give load_model another chat_template"
-    options = dict(tokenize=False, add_generation_prompt=add_generation_prompt)
-    render = lambda: tokenizer.apply_chat_template(marked, **options)
-    template = str(getattr(tokenizer, "chat_template", ""))
     try:
-        text = render() if template in _rendered_templates else call_in_time(render, TEMPLATE_SECONDS)
-        _rendered_templates.add(template)
+        text = call_in_time(partial(tokenizer.apply_chat_template, marked, tokenize=False, **options), seconds)
     except Exception as error:
         reason = str(error) or type(error).__name__  # such as MemoryError
         raise InputError(f"the chat template refuses this dialogue ({reason})", remedy) from error
     pieces = []
-    for i, (placeholder, message) in enumerate(zip(placeholders, messages)):
+    for i, message in enumerate(messages):
+        placeholder = f"\ue000{i}\ue001"
+        if not any(placeholder in m["content"] for m in marked):
+            continue
         before, separator, text = text.partition(placeholder)
         if not separator or placeholder in text:
             raise InputError(f"the chat template drops or repeats the {message['role']} message", remedy)
         pieces += [(before, None), (message["content"], i)]
     return [piece for piece in pieces + [(text, None)] if piece[0]]
+
+
+def make_strict(messages: list) -> list:
+    "Return a conversation that begins with the user, whose first turn also has the system text."
+    system = [m["content"] for m in messages[:1] if m["role"] == "system"]
+    turns = messages[len(system) :]
+    while turns and turns[0]["role"] == "assistant":
+        turns = turns[1:]
+    content = "\n\n".join([*system, turns[0]["content"]]) if turns else ""
+    return [dict(turns[0], content=content), *turns[1:]] if turns else []
+
+
+def split_template(
+    tokenizer,
+    messages: list,
+    add_generation_prompt: bool = False,
+    seconds: float = 10,  # a template from elsewhere may loop
+) -> list:  # (text, index of the message or None)
+    "Cut a rendered chat template into its own pieces and the contents; raise `InputError` when it loses a content."
+    marked = [dict(m, content=f"\ue000{i}\ue001") for i, m in enumerate(messages)]
+    options = dict(seconds=seconds, add_generation_prompt=add_generation_prompt)
+    try:
+        return cut_template(tokenizer, marked, messages, **options)
+    except InputError:
+        strict = make_strict(marked)
+        if strict == marked:
+            raise
+        return cut_template(tokenizer, strict, messages, **options)
 
 # %% ../../nbs/0_base/04_tokens.ipynb #eea788fa
 def get_special_strings(tokenizer) -> list:
@@ -52,6 +75,7 @@ def get_special_strings(tokenizer) -> list:
     return sorted(set(added) | set(tokenizer.all_special_tokens))
 
 
+@catch_panic()
 def tokenize_messages(tokenizer, messages: list, add_generation_prompt: bool = False) -> tuple:
     "Tokenise a conversation, and return its token ids and the message of each: its index, or -1."
     pieces = split_template(tokenizer, messages, add_generation_prompt)

@@ -18,7 +18,7 @@ import numpy as np
 from ..base.adapters import CONFIG_FILE, WEIGHTS_FILE, check_adapter
 from ..base.core import InputError, import_extra, make_generator
 from ..base.files import check_new_folder, compute_sha256, delete_path, get_temporary_path
-from ..base.files import is_full_disk, make_folder, read_sealed, write_atomically, write_sealed
+from ..base.files import is_full_disk, make_folder, read_json, write_atomically, write_json
 from ..tuning.config import TuningConfig
 from ..tuning.training_loop import MAX_GRADIENT_NORM, compute_learning_rate
 
@@ -254,7 +254,7 @@ def write_bundle(
         make_folder(stage / START_FOLDER)
         for name, content in (contents | starts).items():
             write_atomically(stage / name, content)
-        write_sealed(stage / MANIFEST_FILE, manifest)
+        write_json(stage / MANIFEST_FILE, manifest)
         delete_path(Path(out))  # empty
         os.replace(stage, out)
     finally:
@@ -268,7 +268,7 @@ def open_bundle(
     "Open a bundle; raises `InputError` if a file or the manifest changed after `write_bundle`, or contradicts itself."
     folder = Path(folder)
     place = folder / MANIFEST_FILE
-    manifest = read_sealed(place)
+    manifest = read_json(place)
     try:
         if manifest["format"] != BUNDLE_FORMAT:
             problem = f"{place}: format {str(manifest['format'])[:40]}, this version reads {BUNDLE_FORMAT}"
