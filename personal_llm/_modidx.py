@@ -414,7 +414,6 @@ d = {
                 "personal_llm/base/files.py",
             ),
             "personal_llm.base.files.is_full_disk": ("0_base/files.html#is_full_disk", "personal_llm/base/files.py"),
-            "personal_llm.base.files.list_names": ("0_base/files.html#list_names", "personal_llm/base/files.py"),
             "personal_llm.base.files.make_folder": ("0_base/files.html#make_folder", "personal_llm/base/files.py"),
             "personal_llm.base.files.make_temporary_folder": (
                 "0_base/files.html#make_temporary_folder",
@@ -422,10 +421,6 @@ d = {
             ),
             "personal_llm.base.files.read_json": ("0_base/files.html#read_json", "personal_llm/base/files.py"),
             "personal_llm.base.files.remember": ("0_base/files.html#remember", "personal_llm/base/files.py"),
-            "personal_llm.base.files.remove_temporary_files": (
-                "0_base/files.html#remove_temporary_files",
-                "personal_llm/base/files.py",
-            ),
             "personal_llm.base.files.write_atomically": (
                 "0_base/files.html#write_atomically",
                 "personal_llm/base/files.py",
@@ -694,12 +689,12 @@ d = {
                 "personal_llm/base/text.py",
             ),
             "personal_llm.base.text._find_language": ("0_base/text.html#_find_language", "personal_llm/base/text.py"),
-            "personal_llm.base.text.are_trigrams_similar": (
-                "0_base/text.html#are_trigrams_similar",
-                "personal_llm/base/text.py",
-            ),
             "personal_llm.base.text.collect_shingles": (
                 "0_base/text.html#collect_shingles",
+                "personal_llm/base/text.py",
+            ),
+            "personal_llm.base.text.collect_trigrams": (
+                "0_base/text.html#collect_trigrams",
                 "personal_llm/base/text.py",
             ),
             "personal_llm.base.text.compute_rouge1": ("0_base/text.html#compute_rouge1", "personal_llm/base/text.py"),
@@ -710,17 +705,12 @@ d = {
             "personal_llm.base.text.get_numbers": ("0_base/text.html#get_numbers", "personal_llm/base/text.py"),
             "personal_llm.base.text.get_words": ("0_base/text.html#get_words", "personal_llm/base/text.py"),
             "personal_llm.base.text.hash_shingles": ("0_base/text.html#hash_shingles", "personal_llm/base/text.py"),
-            "personal_llm.base.text.hash_trigrams": ("0_base/text.html#hash_trigrams", "personal_llm/base/text.py"),
             "personal_llm.base.text.is_near_duplicate": (
                 "0_base/text.html#is_near_duplicate",
                 "personal_llm/base/text.py",
             ),
             "personal_llm.base.text.make_sentence_break": (
                 "0_base/text.html#make_sentence_break",
-                "personal_llm/base/text.py",
-            ),
-            "personal_llm.base.text.make_text_signature": (
-                "0_base/text.html#make_text_signature",
                 "personal_llm/base/text.py",
             ),
             "personal_llm.base.text.normalise_text": ("0_base/text.html#normalise_text", "personal_llm/base/text.py"),

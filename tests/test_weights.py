@@ -272,7 +272,7 @@ def test_the_table_is_whole():
 
 def test_without_a_name_the_best_model_here_replies(index, capsys, monkeypatch):
     monkeypatch.delenv("PERSONAL_LLM_MODEL")
-    monkeypatch.setattr(loading, "_noted", set())
+    loading.note_once.cache_clear()
     here = set()
     monkeypatch.setattr(loading, "find_weights", lambda name: name in here)
     assert choose_model_name() == choose_model_name() == "pocket"
@@ -295,7 +295,7 @@ def test_a_name_without_its_files_says_what_to_type(index):
 
 def test_without_the_encoder_the_pocket_one_serves(index, capsys, monkeypatch):
     monkeypatch.delenv("PERSONAL_LLM_ENCODER")
-    monkeypatch.setattr(loading, "_noted", set())
+    loading.note_once.cache_clear()
     assert load_encoder() is load_encoder() is load_encoder("pocket")
     assert capsys.readouterr().err.count("all-MiniLM-L6-v2 is not here, so the pocket encoder serves") == 1
 

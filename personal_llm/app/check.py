@@ -55,9 +55,10 @@ def check_model(
     if not isinstance(model, Model):
         try:
             model = load_model(model, **settings)
+            dtype = str(model.model.dtype).removeprefix("torch.")
         except InputError as error:
             return ModelReport([("loading", False, str(error))])
-        rows.append(("loading", True, f"every weight came from its files, base {model.base}"))
+        rows.append(("loading", True, f"every weight came from its files, base {model.base}, {dtype}"))
     for name, run_check in MODEL_CHECKS.items():
         on_check(name)
         try:

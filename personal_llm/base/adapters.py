@@ -16,7 +16,7 @@ from pathlib import Path
 
 from .core import Cost, InputError
 from .files import compute_sha256, delete_path, get_temporary_path, make_folder, make_temporary_folder
-from .files import read_json, remove_temporary_files, write_json
+from .files import read_json, write_json
 
 # %% ../../nbs/0_base/05_adapters.ipynb #8c5ba1ac
 WEIGHTS_FILE = "adapter_model.safetensors"
@@ -103,7 +103,8 @@ def discard_on_error(stage: Path, out: Path):
 def make_staging_folder(out) -> Path:  # a folder in it for the new files
     "Make a folder for a new adapter, after removing those of killed runs."
     out = make_folder(out)
-    remove_temporary_files(out, ["adapter"])  # other unfinished files may be another program's
+    for rest in out.glob(".adapter.[0-9]*.tmp"):
+        delete_path(rest)
     return make_folder(get_temporary_path(out / "adapter"))
 
 # %% ../../nbs/0_base/05_adapters.ipynb #04ada027
@@ -198,9 +199,9 @@ def read_lora_config(
     is_plain: bool = True,  # False: also the variants that leave the base as it is
 ) -> dict:  # its adapter_config.json
     "Read an adapter's settings; raise `InputError` if it is not LoRA, or of a variant that we do not take."
-    taken = """r lora_alpha lora_dropout target_modules exclude_modules layers_to_transform layers_pattern fan_in_fan_out
-    base_model_name_or_path revision task_type peft_type peft_version inference_mode init_lora_weights auto_mapping
-    megatron_core qalora_group_size""".split()  # the change stays alpha / r * B A
+    taken = """r lora_alpha lora_dropout target_modules exclude_modules layers_to_transform layers_pattern
+    fan_in_fan_out base_model_name_or_path revision task_type peft_type peft_version inference_mode init_lora_weights
+    auto_mapping megatron_core qalora_group_size""".split()  # the change stays alpha / r * B A
     reason = "only plain LoRA is taken, because its sum is exact"
     if not is_plain:
         taken += """use_dora use_rslora lora_bias rank_pattern alpha_pattern modules_to_save trainable_token_indices
