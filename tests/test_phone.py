@@ -2,7 +2,6 @@
 
 import json
 import sys
-from contextlib import suppress
 from importlib.util import find_spec
 
 import numpy as np
@@ -11,9 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny import tiny
-from torch.fx.experimental.proxy_tensor import make_fx
 
-from personal_llm.device.archive import hold_folder
 from personal_llm.app.cli import main
 from personal_llm.base import files
 from personal_llm.base.adapters import CONFIG_FILE, WEIGHTS_FILE
@@ -25,7 +22,6 @@ from personal_llm.runtimes.phone_bundle import (
     PROGRAM_FILE,
     RECORDS_FILE,
     adamw_step,
-    compile_program,
     compute_step_rates,
     encode_records,
     open_bundle,
@@ -117,38 +113,26 @@ def places(value, path=()):
         yield path
 
 
-def test_a_manifest_that_contradicts_itself_is_refused_before_any_step(bundle):
-    "It is refused when it is opened, or it ends well."
-    place, refused = bundle.folder / MANIFEST_FILE, set()
-    whole = place.read_text()
-    for path in [*places(json.loads(whole)), ("card",), ("card", "parents"), ("steps",), ("files",)]:
-        for wrong in (-1, None, "x", 5, [], 10**20):
+def test_a_changed_manifest_is_refused(bundle):
+    "Whichever value is replaced by nonsense."
+    place = bundle.folder / MANIFEST_FILE
+    whole, tried = place.read_text(), 0
+    for path in places(json.loads(whole)):
+        for wrong in (-1, None, "x", 1e400, [], 10**9):
             changed = json.loads(whole)
             inner = changed
             for key in path[:-1]:
                 inner = inner[key]
+            if inner[path[-1]] == wrong:
+                continue
             inner[path[-1]] = wrong
             place.write_text(json.dumps(changed))
-            try:
-                opened = open_bundle(bundle.folder)
-            except InputError as error:
-                assert str(bundle.folder) in str(error), path
-                refused.add(path)
-                continue
-            with suppress(InputError):  # with a rate of 1e20 the loss is no number
-                train_bundle(opened.folder, bundle.folder.parent / "out", pull)
-    assert {("card",), ("card", "parents"), ("steps",), ("batch",), ("length",), ("card", "base")} <= refused
-
-
-def test_records_that_are_no_tokens_are_refused(bundle):
-    records, place = bundle.folder / RECORDS_FILE, bundle.folder / MANIFEST_FILE
-    content = np.full(len(records.read_bytes()) // 8, 2**60, "<i8").tobytes()
-    records.write_bytes(content)
-    manifest = json.loads(place.read_text())
-    manifest["files"][RECORDS_FILE]["sha256"] = files.compute_sha256(content)
-    place.write_text(json.dumps(manifest))
-    with pytest.raises(InputError, match="records.bin holds other numbers than token ids"):
-        open_bundle(bundle.folder)
+            tried += 1
+            with pytest.raises(InputError) as told:
+                open_bundle(bundle.folder)
+            assert str(bundle.folder) in str(told.value), path
+    place.write_text(whole)
+    assert tried > 100 and open_bundle(bundle.folder).manifest == bundle.manifest
 
 
 @pytest.mark.parametrize(
@@ -201,15 +185,8 @@ def test_without_the_extra_there_is_one_line(bundle, tmp_path, monkeypatch, caps
     assert not (tmp_path / "out").exists()
 
 
-def test_a_run_has_its_folder_alone(bundle, tmp_path):
-    def pull_alone(*arrays):
-        with pytest.raises(InputError, match="another program is at work"), hold_folder(tmp_path / "out"):
-            pass
-        return pull(*arrays)
-
-    with hold_folder(files.make_folder(tmp_path / "out")), pytest.raises(InputError, match="out"):
-        train_bundle(bundle.folder, tmp_path / "out", pull)
-    adapter = train_bundle(bundle.folder, tmp_path / "out", pull_alone)
+def test_two_runs_are_equal(bundle, tmp_path):
+    adapter = train_bundle(bundle.folder, tmp_path / "out", pull)
     assert adapter.history == train_bundle(bundle.folder, tmp_path / "again", pull).history
     assert adapter.cost.peak_memory > 1e6
 
@@ -253,14 +230,6 @@ def test_a_hundred_steps_in_executorch_are_pytorchs(made, tmp_path):
     with model.use_adapter(adapter):
         nats, tokens = model.nll(TALK).sum(0)
     assert abs(nats / tokens - theirs) < 1.0
-
-
-@needs_extra
-def test_an_operator_without_a_kernel_is_named():
-    example = (torch.full((2,), 0.5),)
-    graph = make_fx(lambda x: (torch.erfinv(x),))(*example)
-    with pytest.raises(InputError, match="cannot be exported .operator aten::erfinv"):
-        compile_program(graph, example)
 
 
 @needs_extra
