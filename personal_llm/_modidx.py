@@ -56,6 +56,10 @@ d = {
             "personal_llm.app.cli.serve": ("8_app/cli.html#serve", "personal_llm/app/cli.py"),
         },
         "personal_llm.app.commands": {
+            "personal_llm.app.commands.add_settings": (
+                "8_app/commands.html#add_settings",
+                "personal_llm/app/commands.py",
+            ),
             "personal_llm.app.commands.backup": ("8_app/commands.html#backup", "personal_llm/app/commands.py"),
             "personal_llm.app.commands.chat_command": (
                 "8_app/commands.html#chat_command",
@@ -199,6 +203,7 @@ d = {
             ),
             "personal_llm.app.server.Message": ("8_app/server.html#message", "personal_llm/app/server.py"),
             "personal_llm.app.server.Message.read": ("8_app/server.html#message.read", "personal_llm/app/server.py"),
+            "personal_llm.app.server.Panic": ("8_app/server.html#panic", "personal_llm/app/server.py"),
             "personal_llm.app.server.Part": ("8_app/server.html#part", "personal_llm/app/server.py"),
             "personal_llm.app.server.SessionThread": ("8_app/server.html#sessionthread", "personal_llm/app/server.py"),
             "personal_llm.app.server.SessionThread.__init__": (
@@ -218,6 +223,7 @@ d = {
                 "personal_llm/app/server.py",
             ),
             "personal_llm.app.server.answer_error": ("8_app/server.html#answer_error", "personal_llm/app/server.py"),
+            "personal_llm.app.server.call": ("8_app/server.html#call", "personal_llm/app/server.py"),
             "personal_llm.app.server.check_request": ("8_app/server.html#check_request", "personal_llm/app/server.py"),
             "personal_llm.app.server.describe_status": (
                 "8_app/server.html#describe_status",
@@ -228,6 +234,7 @@ d = {
             "personal_llm.app.server.list_known": ("8_app/server.html#list_known", "personal_llm/app/server.py"),
             "personal_llm.app.server.list_talks": ("8_app/server.html#list_talks", "personal_llm/app/server.py"),
             "personal_llm.app.server.make_app": ("8_app/server.html#make_app", "personal_llm/app/server.py"),
+            "personal_llm.app.server.make_server": ("8_app/server.html#make_server", "personal_llm/app/server.py"),
             "personal_llm.app.server.open_socket": ("8_app/server.html#open_socket", "personal_llm/app/server.py"),
             "personal_llm.app.server.serve": ("8_app/server.html#serve", "personal_llm/app/server.py"),
             "personal_llm.app.server.write_events": ("8_app/server.html#write_events", "personal_llm/app/server.py"),
@@ -3984,6 +3991,16 @@ d = {
                 "personal_llm/experiments/shares.py",
             ),
         },
+        "personal_llm.experiments.starts": {
+            "personal_llm.experiments.starts.find_start": (
+                "experiments/starts.html#find_start",
+                "personal_llm/experiments/starts.py",
+            ),
+            "personal_llm.experiments.starts.measure_savings": (
+                "experiments/starts.html#measure_savings",
+                "personal_llm/experiments/starts.py",
+            ),
+        },
         "personal_llm.experiments.steps": {
             "personal_llm.experiments.steps.has_form": (
                 "experiments/steps.html#has_form",
@@ -4086,6 +4103,72 @@ d = {
                 "personal_llm/experiments/synthesis.py",
             ),
         },
+        "personal_llm.experiments.xpert": {
+            "personal_llm.experiments.xpert.choose": (
+                "experiments/xpert.html#choose",
+                "personal_llm/experiments/xpert.py",
+            ),
+            "personal_llm.experiments.xpert.choose_of_library": (
+                "experiments/xpert.html#choose_of_library",
+                "personal_llm/experiments/xpert.py",
+            ),
+            "personal_llm.experiments.xpert.explain_library": (
+                "experiments/xpert.html#explain_library",
+                "personal_llm/experiments/xpert.py",
+            ),
+            "personal_llm.experiments.xpert.explain_pllms": (
+                "experiments/xpert.html#explain_pllms",
+                "personal_llm/experiments/xpert.py",
+            ),
+            "personal_llm.experiments.xpert.list_text_jobs": (
+                "experiments/xpert.html#list_text_jobs",
+                "personal_llm/experiments/xpert.py",
+            ),
+            "personal_llm.experiments.xpert.load_plain": (
+                "experiments/xpert.html#load_plain",
+                "personal_llm/experiments/xpert.py",
+            ),
+            "personal_llm.experiments.xpert.make_pairs": (
+                "experiments/xpert.html#make_pairs",
+                "personal_llm/experiments/xpert.py",
+            ),
+            "personal_llm.experiments.xpert.measure_levels": (
+                "experiments/xpert.html#measure_levels",
+                "personal_llm/experiments/xpert.py",
+            ),
+            "personal_llm.experiments.xpert.measure_library": (
+                "experiments/xpert.html#measure_library",
+                "personal_llm/experiments/xpert.py",
+            ),
+            "personal_llm.experiments.xpert.measure_texts": (
+                "experiments/xpert.html#measure_texts",
+                "personal_llm/experiments/xpert.py",
+            ),
+            "personal_llm.experiments.xpert.open_library": (
+                "experiments/xpert.html#open_library",
+                "personal_llm/experiments/xpert.py",
+            ),
+            "personal_llm.experiments.xpert.read_output_rows": (
+                "experiments/xpert.html#read_output_rows",
+                "personal_llm/experiments/xpert.py",
+            ),
+            "personal_llm.experiments.xpert.read_pairs": (
+                "experiments/xpert.html#read_pairs",
+                "personal_llm/experiments/xpert.py",
+            ),
+            "personal_llm.experiments.xpert.remember": (
+                "experiments/xpert.html#remember",
+                "personal_llm/experiments/xpert.py",
+            ),
+            "personal_llm.experiments.xpert.stylometric_shift": (
+                "experiments/xpert.html#stylometric_shift",
+                "personal_llm/experiments/xpert.py",
+            ),
+            "personal_llm.experiments.xpert.write_word": (
+                "experiments/xpert.html#write_word",
+                "personal_llm/experiments/xpert.py",
+            ),
+        },
         "personal_llm.explanation.decomposition": {
             "personal_llm.explanation.decomposition.Decomposition": (
                 "4_explanation/decomposition.html#decomposition",
@@ -4099,10 +4182,6 @@ d = {
                 "4_explanation/decomposition.html#sharedbasis",
                 "personal_llm/explanation/decomposition.py",
             ),
-            "personal_llm.explanation.decomposition.SharedBasis.__post_init__": (
-                "4_explanation/decomposition.html#sharedbasis.__post_init__",
-                "personal_llm/explanation/decomposition.py",
-            ),
             "personal_llm.explanation.decomposition.SharedBasis.columns": (
                 "4_explanation/decomposition.html#sharedbasis.columns",
                 "personal_llm/explanation/decomposition.py",
@@ -4111,24 +4190,12 @@ d = {
                 "4_explanation/decomposition.html#sharedbasis.coordinates",
                 "personal_llm/explanation/decomposition.py",
             ),
-            "personal_llm.explanation.decomposition.SharedBasis.from_prompts": (
-                "4_explanation/decomposition.html#sharedbasis.from_prompts",
-                "personal_llm/explanation/decomposition.py",
-            ),
             "personal_llm.explanation.decomposition.SharedBasis.grow": (
                 "4_explanation/decomposition.html#sharedbasis.grow",
                 "personal_llm/explanation/decomposition.py",
             ),
-            "personal_llm.explanation.decomposition.SharedBasis.strength": (
-                "4_explanation/decomposition.html#sharedbasis.strength",
-                "personal_llm/explanation/decomposition.py",
-            ),
             "personal_llm.explanation.decomposition.SharedBasis.width": (
                 "4_explanation/decomposition.html#sharedbasis.width",
-                "personal_llm/explanation/decomposition.py",
-            ),
-            "personal_llm.explanation.decomposition._fit_summary_prompts": (
-                "4_explanation/decomposition.html#_fit_summary_prompts",
                 "personal_llm/explanation/decomposition.py",
             ),
             "personal_llm.explanation.decomposition._read_words": (
@@ -4137,10 +4204,6 @@ d = {
             ),
             "personal_llm.explanation.decomposition._require_base": (
                 "4_explanation/decomposition.html#_require_base",
-                "personal_llm/explanation/decomposition.py",
-            ),
-            "personal_llm.explanation.decomposition._summary_prompt_ids": (
-                "4_explanation/decomposition.html#_summary_prompt_ids",
                 "personal_llm/explanation/decomposition.py",
             ),
             "personal_llm.explanation.decomposition._unit_vectors": (
@@ -4159,28 +4222,32 @@ d = {
                 "4_explanation/decomposition.html#explain_as_published",
                 "personal_llm/explanation/decomposition.py",
             ),
+            "personal_llm.explanation.decomposition.explain_differences": (
+                "4_explanation/decomposition.html#explain_differences",
+                "personal_llm/explanation/decomposition.py",
+            ),
+            "personal_llm.explanation.decomposition.halve_differences": (
+                "4_explanation/decomposition.html#halve_differences",
+                "personal_llm/explanation/decomposition.py",
+            ),
             "personal_llm.explanation.decomposition.is_adjective": (
                 "4_explanation/decomposition.html#is_adjective",
-                "personal_llm/explanation/decomposition.py",
-            ),
-            "personal_llm.explanation.decomposition.neutral_pairs": (
-                "4_explanation/decomposition.html#neutral_pairs",
-                "personal_llm/explanation/decomposition.py",
-            ),
-            "personal_llm.explanation.decomposition.next_word_probabilities": (
-                "4_explanation/decomposition.html#next_word_probabilities",
-                "personal_llm/explanation/decomposition.py",
-            ),
-            "personal_llm.explanation.decomposition.split_half_threshold": (
-                "4_explanation/decomposition.html#split_half_threshold",
                 "personal_llm/explanation/decomposition.py",
             ),
             "personal_llm.explanation.decomposition.summary_states": (
                 "4_explanation/decomposition.html#summary_states",
                 "personal_llm/explanation/decomposition.py",
             ),
-            "personal_llm.explanation.decomposition.word_vector": (
-                "4_explanation/decomposition.html#word_vector",
+            "personal_llm.explanation.decomposition.swap_strength": (
+                "4_explanation/decomposition.html#swap_strength",
+                "personal_llm/explanation/decomposition.py",
+            ),
+            "personal_llm.explanation.decomposition.word_vectors": (
+                "4_explanation/decomposition.html#word_vectors",
+                "personal_llm/explanation/decomposition.py",
+            ),
+            "personal_llm.explanation.decomposition.write_summary_prompt": (
+                "4_explanation/decomposition.html#write_summary_prompt",
                 "personal_llm/explanation/decomposition.py",
             ),
         },
@@ -5164,31 +5231,6 @@ d = {
             ),
         },
         "personal_llm.runtimes.audit": {
-            "personal_llm.runtimes.audit.Leakage": ("7_runtimes/audit.html#leakage", "personal_llm/runtimes/audit.py"),
-            "personal_llm.runtimes.audit.Leakage.__post_init__": (
-                "7_runtimes/audit.html#leakage.__post_init__",
-                "personal_llm/runtimes/audit.py",
-            ),
-            "personal_llm.runtimes.audit.Leakage.from_dict": (
-                "7_runtimes/audit.html#leakage.from_dict",
-                "personal_llm/runtimes/audit.py",
-            ),
-            "personal_llm.runtimes.audit.Leakage.is_high": (
-                "7_runtimes/audit.html#leakage.is_high",
-                "personal_llm/runtimes/audit.py",
-            ),
-            "personal_llm.runtimes.audit.Leakage.lines": (
-                "7_runtimes/audit.html#leakage.lines",
-                "personal_llm/runtimes/audit.py",
-            ),
-            "personal_llm.runtimes.audit.Leakage.summary": (
-                "7_runtimes/audit.html#leakage.summary",
-                "personal_llm/runtimes/audit.py",
-            ),
-            "personal_llm.runtimes.audit.Leakage.to_dict": (
-                "7_runtimes/audit.html#leakage.to_dict",
-                "personal_llm/runtimes/audit.py",
-            ),
             "personal_llm.runtimes.audit.Membership": (
                 "7_runtimes/audit.html#membership",
                 "personal_llm/runtimes/audit.py",
@@ -5198,8 +5240,8 @@ d = {
                 "personal_llm/runtimes/audit.py",
             ),
             "personal_llm.runtimes.audit.Overlap": ("7_runtimes/audit.html#overlap", "personal_llm/runtimes/audit.py"),
-            "personal_llm.runtimes.audit._collect_ngrams": (
-                "7_runtimes/audit.html#_collect_ngrams",
+            "personal_llm.runtimes.audit.collect_ngrams": (
+                "7_runtimes/audit.html#collect_ngrams",
                 "personal_llm/runtimes/audit.py",
             ),
             "personal_llm.runtimes.audit.compute_advantage": (
@@ -5208,10 +5250,6 @@ d = {
             ),
             "personal_llm.runtimes.audit.compute_auc": (
                 "7_runtimes/audit.html#compute_auc",
-                "personal_llm/runtimes/audit.py",
-            ),
-            "personal_llm.runtimes.audit.measure_leakage": (
-                "7_runtimes/audit.html#measure_leakage",
                 "personal_llm/runtimes/audit.py",
             ),
             "personal_llm.runtimes.audit.measure_membership": (
@@ -5228,32 +5266,12 @@ d = {
             ),
         },
         "personal_llm.runtimes.cluster": {
-            "personal_llm.runtimes.cluster._load_context": (
-                "7_runtimes/cluster.html#_load_context",
-                "personal_llm/runtimes/cluster.py",
-            ),
-            "personal_llm.runtimes.cluster.check_ray_address": (
-                "7_runtimes/cluster.html#check_ray_address",
-                "personal_llm/runtimes/cluster.py",
-            ),
             "personal_llm.runtimes.cluster.explain_job": (
                 "7_runtimes/cluster.html#explain_job",
                 "personal_llm/runtimes/cluster.py",
             ),
             "personal_llm.runtimes.cluster.explain_with_ray": (
                 "7_runtimes/cluster.html#explain_with_ray",
-                "personal_llm/runtimes/cluster.py",
-            ),
-            "personal_llm.runtimes.cluster.pack_model": (
-                "7_runtimes/cluster.html#pack_model",
-                "personal_llm/runtimes/cluster.py",
-            ),
-            "personal_llm.runtimes.cluster.ray_cluster": (
-                "7_runtimes/cluster.html#ray_cluster",
-                "personal_llm/runtimes/cluster.py",
-            ),
-            "personal_llm.runtimes.cluster.unpack_model": (
-                "7_runtimes/cluster.html#unpack_model",
                 "personal_llm/runtimes/cluster.py",
             ),
         },
@@ -5274,10 +5292,6 @@ d = {
                 "7_runtimes/export.html#format_modelfile",
                 "personal_llm/runtimes/export.py",
             ),
-            "personal_llm.runtimes.export.merge_weights": (
-                "7_runtimes/export.html#merge_weights",
-                "personal_llm/runtimes/export.py",
-            ),
             "personal_llm.runtimes.export.render_gaps": (
                 "7_runtimes/export.html#render_gaps",
                 "personal_llm/runtimes/export.py",
@@ -5292,10 +5306,6 @@ d = {
             ),
             "personal_llm.runtimes.export.write_ollama": (
                 "7_runtimes/export.html#write_ollama",
-                "personal_llm/runtimes/export.py",
-            ),
-            "personal_llm.runtimes.export.write_system_prompt": (
-                "7_runtimes/export.html#write_system_prompt",
                 "personal_llm/runtimes/export.py",
             ),
             "personal_llm.runtimes.export.write_vllm": (
@@ -5324,6 +5334,7 @@ d = {
                 "7_runtimes/idle.html#find_obstacle",
                 "personal_llm/runtimes/idle.py",
             ),
+            "personal_llm.runtimes.idle.find_user": ("7_runtimes/idle.html#find_user", "personal_llm/runtimes/idle.py"),
             "personal_llm.runtimes.idle.finetune_folder": (
                 "7_runtimes/idle.html#finetune_folder",
                 "personal_llm/runtimes/idle.py",
