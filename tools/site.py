@@ -13,20 +13,17 @@ from mkdocs.structure.files import File
 from nbconvert import MarkdownExporter
 
 ROOT = Path(__file__).resolve().parent.parent
-PARTS = {  # folder of nbs -> (heading, sentence), in reading order
-    "tutorials": ("Tutorials", "Each tutorial does one job, from the first minute to a model of your own."),
-    "0_base": ("0 · Base", "What the package stands on: dialogues, models, tokens, adapters and files."),
-    "1_data": ("1 · Data", "Chats are read, split and streamed; simulated people stand in for real ones."),
-    "2_buffer": (
-        "2 · Buffer",
-        "The policy scores dialogues, keeps a few, asks rarely, and the model rewrites prompts.",
-    ),
-    "3_tuning": ("3 · Tuning", "LoRA by hand, one training loop, validation, and what a fine-tune is worth."),
-    "4_explanation": ("4 · Explanation", "A person's or a model's style, in words and numbers."),
-    "5_selection": ("5 · Selection", "Which personalised model to start from, or none."),
-    "6_device": ("6 · Device", "The loop on the device: what it stores, when it asks, how it forgets."),
-    "7_runtimes": ("7 · Runtimes", "Other places where it runs: a phone, a cluster, an idle machine."),
-    "8_app": ("8 · App", "The command line, the chat and the demo."),
+PARTS = {  # folder of nbs -> (heading, sentence), in reading order: that of nbs/contents.ipynb
+    "tutorials": ("Tutorials", "Each tutorial does one job, and begins with what you see at its end."),
+    "2_buffer": ("Buffer", "The policy scores dialogues, keeps a few, asks rarely, and the model rewrites prompts."),
+    "3_tuning": ("Tuning", "LoRA by hand, one training loop, validation, and what a fine-tune is worth."),
+    "4_explanation": ("Explanation", "A person's or a model's style, in words and numbers."),
+    "5_selection": ("Selection", "Which personalised model to start from, or none."),
+    "6_device": ("Device", "The loop on the device: what it stores, when it asks, how it forgets."),
+    "0_base": ("How it is made: base", "Dialogues, models, tokens, adapters and files."),
+    "1_data": ("How it is made: data", "Chats are read, split and streamed; simulated people stand in for real ones."),
+    "7_runtimes": ("How it is made: runtimes", "Other places where it runs: a phone, a cluster, an idle machine."),
+    "8_app": ("How it is made: app", "The command line, the chat and the demo."),
     "experiments": ("Experiments", "Each experiment asks one question and answers it with a table and a figure."),
     "experiments/methods": ("Methods", "Methods that we tried and that did not become part of the package."),
     "course": ("Course", "Ten lessons with exercises that check themselves."),
@@ -140,16 +137,20 @@ def with_alternatives(text: str, cell) -> str:
 
 
 QUESTIONS = {  # tutorial -> questions as people type them; each becomes a heading that the search finds
-    "01_first_steps": ("How do I start? A quick start for beginners",),
+    "01_first_steps": (
+        "How do I start? A quick start for beginners",
+        "How do I chat with the model in a notebook, and correct a wrong reply?",
+    ),
     "02_your_own_chats": (
         "How do I import my chats from ChatGPT, WhatsApp or a JSON file?",
         "How do I know whether fine-tuning helped?",
     ),
-    "03_never_from_scratch": ("How do I start from another user's model instead of from scratch?",),
-    "04_chat": ("How do I chat with the model in a notebook, and correct a wrong reply?",),
+    "03_never_from_scratch": (
+        "How do I start from another user's model instead of from scratch?",
+        "How do I build a library of models for several people?",
+    ),
     "06_why_kept": ("Why was this dialogue kept or discarded?",),
     "08_forget_me": ("How do I delete my data, and make the model forget something?",),
-    "10_library": ("How do I build a library of models for several people?",),
     "11_elsewhere": ("How do I export my adapter to Ollama, llama.cpp or transformers?",),
     "12_your_own_model": ("How do I use my own model, a GGUF file or a model of Hugging Face?",),
 }
@@ -277,7 +278,7 @@ def copy_notebooks(to: Path) -> None:
 def as_pages(text: str) -> str:
     "Links to notebooks lead to their pages."
     text = re.sub(rf"\]\((?:\.\./)+({'|'.join(map(re.escape, PLAIN_FILES))})\)", r"](/\1)", text)
-    text = re.sub(r"\]\(\.\./(ARCHITECTURE|CONTRIBUTING|CHANGELOG)\.md", r"](\1.md", text)
+    text = re.sub(r"\]\(\.\./(ARCHITECTURE|CONTRIBUTING|CHANGELOG|SECURITY)\.md", r"](\1.md", text)
     text = re.sub(r"(\]\((?![a-z]+:)[^)\s#]+)\.ipynb", r"\1.md", text)
     return re.sub(r"\]\(((?:\.\./)*(?:tutorials|course|experiments|recipes|\d_\w+))/?\)", r"](\1/index.md)", text)
 
@@ -313,12 +314,15 @@ def on_config(config):
     parts = []
     for folder, (heading, _) in PARTS.items():
         notebooks = [one for one in sorted((ROOT / "nbs" / folder).glob("*.ipynb")) if shown_on_site(one)]
+        notebooks = [one for one in notebooks if one.stem != "00_summary"]  # has a place of its own in the menu
         parts.append(
             {heading: [f"{folder}/index.md", *[{title_of(one): f"{folder}/{one.stem}.md"} for one in notebooks]]}
         )
     reference = [{PARTS[act][0]: f"reference/{act}.md"} for act in ACTS]
-    config["nav"] = [{"personal_llm": "index.md"}, *parts, {"Reference": ["reference/index.md", *reference]}]
+    config["nav"] = [{"personal_llm": "index.md"}, {"Contents": "contents.md"}, *parts]
     config["nav"] += [
+        {"Every claim of both papers": "experiments/00_summary.md"},
+        {"Reference": ["reference/index.md", *reference]},
         {"Architecture": "ARCHITECTURE.md"},
         {"Contributing": "CONTRIBUTING.md"},
         {"Security": "SECURITY.md"},
