@@ -46,6 +46,7 @@ d = {
                 "8_app/check.html#get_trained_tokens",
                 "personal_llm/app/check.py",
             ),
+            "personal_llm.app.check.is_causal": ("8_app/check.html#is_causal", "personal_llm/app/check.py"),
             "personal_llm.app.check.register_check": ("8_app/check.html#register_check", "personal_llm/app/check.py"),
         },
         "personal_llm.app.cli": {
@@ -56,6 +57,10 @@ d = {
             "personal_llm.app.cli.serve": ("8_app/cli.html#serve", "personal_llm/app/cli.py"),
         },
         "personal_llm.app.commands": {
+            "personal_llm.app.commands.add_settings": (
+                "8_app/commands.html#add_settings",
+                "personal_llm/app/commands.py",
+            ),
             "personal_llm.app.commands.backup": ("8_app/commands.html#backup", "personal_llm/app/commands.py"),
             "personal_llm.app.commands.chat_command": (
                 "8_app/commands.html#chat_command",
@@ -199,6 +204,7 @@ d = {
             ),
             "personal_llm.app.server.Message": ("8_app/server.html#message", "personal_llm/app/server.py"),
             "personal_llm.app.server.Message.read": ("8_app/server.html#message.read", "personal_llm/app/server.py"),
+            "personal_llm.app.server.Panic": ("8_app/server.html#panic", "personal_llm/app/server.py"),
             "personal_llm.app.server.Part": ("8_app/server.html#part", "personal_llm/app/server.py"),
             "personal_llm.app.server.SessionThread": ("8_app/server.html#sessionthread", "personal_llm/app/server.py"),
             "personal_llm.app.server.SessionThread.__init__": (
@@ -218,6 +224,7 @@ d = {
                 "personal_llm/app/server.py",
             ),
             "personal_llm.app.server.answer_error": ("8_app/server.html#answer_error", "personal_llm/app/server.py"),
+            "personal_llm.app.server.call": ("8_app/server.html#call", "personal_llm/app/server.py"),
             "personal_llm.app.server.check_request": ("8_app/server.html#check_request", "personal_llm/app/server.py"),
             "personal_llm.app.server.describe_status": (
                 "8_app/server.html#describe_status",
@@ -228,6 +235,7 @@ d = {
             "personal_llm.app.server.list_known": ("8_app/server.html#list_known", "personal_llm/app/server.py"),
             "personal_llm.app.server.list_talks": ("8_app/server.html#list_talks", "personal_llm/app/server.py"),
             "personal_llm.app.server.make_app": ("8_app/server.html#make_app", "personal_llm/app/server.py"),
+            "personal_llm.app.server.make_server": ("8_app/server.html#make_server", "personal_llm/app/server.py"),
             "personal_llm.app.server.open_socket": ("8_app/server.html#open_socket", "personal_llm/app/server.py"),
             "personal_llm.app.server.serve": ("8_app/server.html#serve", "personal_llm/app/server.py"),
             "personal_llm.app.server.write_events": ("8_app/server.html#write_events", "personal_llm/app/server.py"),
@@ -271,15 +279,10 @@ d = {
                 "0_base/adapters.html#factor_inner_product",
                 "personal_llm/base/adapters.py",
             ),
-            "personal_llm.base.adapters.finish_adapter_commit": (
-                "0_base/adapters.html#finish_adapter_commit",
-                "personal_llm/base/adapters.py",
-            ),
             "personal_llm.base.adapters.get_adapter_id": (
                 "0_base/adapters.html#get_adapter_id",
                 "personal_llm/base/adapters.py",
             ),
-            "personal_llm.base.adapters.locked": ("0_base/adapters.html#locked", "personal_llm/base/adapters.py"),
             "personal_llm.base.adapters.make_staging_folder": (
                 "0_base/adapters.html#make_staging_folder",
                 "personal_llm/base/adapters.py",
@@ -376,6 +379,7 @@ d = {
             ),
             "personal_llm.base.core._is_number": ("0_base/core.html#_is_number", "personal_llm/base/core.py"),
             "personal_llm.base.core.call_in_time": ("0_base/core.html#call_in_time", "personal_llm/base/core.py"),
+            "personal_llm.base.core.catch_panic": ("0_base/core.html#catch_panic", "personal_llm/base/core.py"),
             "personal_llm.base.core.check": ("0_base/core.html#check", "personal_llm/base/core.py"),
             "personal_llm.base.core.check_seed": ("0_base/core.html#check_seed", "personal_llm/base/core.py"),
             "personal_llm.base.core.check_settings_fields": (
@@ -417,59 +421,22 @@ d = {
                 "personal_llm/base/files.py",
             ),
             "personal_llm.base.files.is_full_disk": ("0_base/files.html#is_full_disk", "personal_llm/base/files.py"),
-            "personal_llm.base.files.list_names": ("0_base/files.html#list_names", "personal_llm/base/files.py"),
             "personal_llm.base.files.make_folder": ("0_base/files.html#make_folder", "personal_llm/base/files.py"),
             "personal_llm.base.files.make_temporary_folder": (
                 "0_base/files.html#make_temporary_folder",
                 "personal_llm/base/files.py",
             ),
             "personal_llm.base.files.read_json": ("0_base/files.html#read_json", "personal_llm/base/files.py"),
-            "personal_llm.base.files.read_sealed": ("0_base/files.html#read_sealed", "personal_llm/base/files.py"),
-            "personal_llm.base.files.remove_temporary_files": (
-                "0_base/files.html#remove_temporary_files",
-                "personal_llm/base/files.py",
-            ),
-            "personal_llm.base.files.seal": ("0_base/files.html#seal", "personal_llm/base/files.py"),
+            "personal_llm.base.files.remember": ("0_base/files.html#remember", "personal_llm/base/files.py"),
             "personal_llm.base.files.write_atomically": (
                 "0_base/files.html#write_atomically",
                 "personal_llm/base/files.py",
             ),
             "personal_llm.base.files.write_json": ("0_base/files.html#write_json", "personal_llm/base/files.py"),
-            "personal_llm.base.files.write_sealed": ("0_base/files.html#write_sealed", "personal_llm/base/files.py"),
         },
         "personal_llm.base.loading": {
-            "personal_llm.base.loading.GgufCursor": ("0_base/loading.html#ggufcursor", "personal_llm/base/loading.py"),
-            "personal_llm.base.loading.GgufCursor.__init__": (
-                "0_base/loading.html#ggufcursor.__init__",
-                "personal_llm/base/loading.py",
-            ),
-            "personal_llm.base.loading.GgufCursor.read": (
-                "0_base/loading.html#ggufcursor.read",
-                "personal_llm/base/loading.py",
-            ),
-            "personal_llm.base.loading.GgufCursor.read_number": (
-                "0_base/loading.html#ggufcursor.read_number",
-                "personal_llm/base/loading.py",
-            ),
-            "personal_llm.base.loading.GgufCursor.read_text": (
-                "0_base/loading.html#ggufcursor.read_text",
-                "personal_llm/base/loading.py",
-            ),
-            "personal_llm.base.loading.GgufCursor.read_value": (
-                "0_base/loading.html#ggufcursor.read_value",
-                "personal_llm/base/loading.py",
-            ),
-            "personal_llm.base.loading.GgufHeader": ("0_base/loading.html#ggufheader", "personal_llm/base/loading.py"),
-            "personal_llm.base.loading.GgufHeader.family": (
-                "0_base/loading.html#ggufheader.family",
-                "personal_llm/base/loading.py",
-            ),
-            "personal_llm.base.loading.GgufHeader.num_weights": (
-                "0_base/loading.html#ggufheader.num_weights",
-                "personal_llm/base/loading.py",
-            ),
-            "personal_llm.base.loading.build_tokenizer": (
-                "0_base/loading.html#build_tokenizer",
+            "personal_llm.base.loading.check_causal": (
+                "0_base/loading.html#check_causal",
                 "personal_llm/base/loading.py",
             ),
             "personal_llm.base.loading.choose_dtype": (
@@ -492,19 +459,11 @@ d = {
                 "0_base/loading.html#find_encoder",
                 "personal_llm/base/loading.py",
             ),
-            "personal_llm.base.loading.find_linear_modules": (
-                "0_base/loading.html#find_linear_modules",
-                "personal_llm/base/loading.py",
-            ),
+            "personal_llm.base.loading.find_gguf": ("0_base/loading.html#find_gguf", "personal_llm/base/loading.py"),
             "personal_llm.base.loading.get_encoder_id": (
                 "0_base/loading.html#get_encoder_id",
                 "personal_llm/base/loading.py",
             ),
-            "personal_llm.base.loading.get_processor_name": (
-                "0_base/loading.html#get_processor_name",
-                "personal_llm/base/loading.py",
-            ),
-            "personal_llm.base.loading.is_causal": ("0_base/loading.html#is_causal", "personal_llm/base/loading.py"),
             "personal_llm.base.loading.is_gguf": ("0_base/loading.html#is_gguf", "personal_llm/base/loading.py"),
             "personal_llm.base.loading.load_causal_lm": (
                 "0_base/loading.html#load_causal_lm",
@@ -518,14 +477,19 @@ d = {
                 "0_base/loading.html#load_from_files",
                 "personal_llm/base/loading.py",
             ),
-            "personal_llm.base.loading.measure_products": (
-                "0_base/loading.html#measure_products",
+            "personal_llm.base.loading.load_gguf_tokenizer": (
+                "0_base/loading.html#load_gguf_tokenizer",
+                "personal_llm/base/loading.py",
+            ),
+            "personal_llm.base.loading.load_whole_model": (
+                "0_base/loading.html#load_whole_model",
                 "personal_llm/base/loading.py",
             ),
             "personal_llm.base.loading.note_once": ("0_base/loading.html#note_once", "personal_llm/base/loading.py"),
             "personal_llm.base.loading.quote_name": ("0_base/loading.html#quote_name", "personal_llm/base/loading.py"),
-            "personal_llm.base.loading.read_gguf_header": (
-                "0_base/loading.html#read_gguf_header",
+            "personal_llm.base.loading.read_gguf": ("0_base/loading.html#read_gguf", "personal_llm/base/loading.py"),
+            "personal_llm.base.loading.read_rope_scaling": (
+                "0_base/loading.html#read_rope_scaling",
                 "personal_llm/base/loading.py",
             ),
             "personal_llm.base.loading.resolve_model": (
@@ -625,10 +589,8 @@ d = {
                 "0_base/models.html#find_end_tokens",
                 "personal_llm/base/models.py",
             ),
-            "personal_llm.base.models.find_gguf": ("0_base/models.html#find_gguf", "personal_llm/base/models.py"),
-            "personal_llm.base.models.get_gguf_id": ("0_base/models.html#get_gguf_id", "personal_llm/base/models.py"),
-            "personal_llm.base.models.load_gguf_tokenizer": (
-                "0_base/models.html#load_gguf_tokenizer",
+            "personal_llm.base.models.find_unused_tokens": (
+                "0_base/models.html#find_unused_tokens",
                 "personal_llm/base/models.py",
             ),
             "personal_llm.base.models.load_model": ("0_base/models.html#load_model", "personal_llm/base/models.py"),
@@ -734,12 +696,12 @@ d = {
                 "personal_llm/base/text.py",
             ),
             "personal_llm.base.text._find_language": ("0_base/text.html#_find_language", "personal_llm/base/text.py"),
-            "personal_llm.base.text.are_trigrams_similar": (
-                "0_base/text.html#are_trigrams_similar",
-                "personal_llm/base/text.py",
-            ),
             "personal_llm.base.text.collect_shingles": (
                 "0_base/text.html#collect_shingles",
+                "personal_llm/base/text.py",
+            ),
+            "personal_llm.base.text.collect_trigrams": (
+                "0_base/text.html#collect_trigrams",
                 "personal_llm/base/text.py",
             ),
             "personal_llm.base.text.compute_rouge1": ("0_base/text.html#compute_rouge1", "personal_llm/base/text.py"),
@@ -750,17 +712,12 @@ d = {
             "personal_llm.base.text.get_numbers": ("0_base/text.html#get_numbers", "personal_llm/base/text.py"),
             "personal_llm.base.text.get_words": ("0_base/text.html#get_words", "personal_llm/base/text.py"),
             "personal_llm.base.text.hash_shingles": ("0_base/text.html#hash_shingles", "personal_llm/base/text.py"),
-            "personal_llm.base.text.hash_trigrams": ("0_base/text.html#hash_trigrams", "personal_llm/base/text.py"),
             "personal_llm.base.text.is_near_duplicate": (
                 "0_base/text.html#is_near_duplicate",
                 "personal_llm/base/text.py",
             ),
             "personal_llm.base.text.make_sentence_break": (
                 "0_base/text.html#make_sentence_break",
-                "personal_llm/base/text.py",
-            ),
-            "personal_llm.base.text.make_text_signature": (
-                "0_base/text.html#make_text_signature",
                 "personal_llm/base/text.py",
             ),
             "personal_llm.base.text.normalise_text": ("0_base/text.html#normalise_text", "personal_llm/base/text.py"),
@@ -781,6 +738,7 @@ d = {
                 "0_base/tokens.html#collate_samples",
                 "personal_llm/base/tokens.py",
             ),
+            "personal_llm.base.tokens.cut_template": ("0_base/tokens.html#cut_template", "personal_llm/base/tokens.py"),
             "personal_llm.base.tokens.drop_oldest_turns": (
                 "0_base/tokens.html#drop_oldest_turns",
                 "personal_llm/base/tokens.py",
@@ -807,6 +765,7 @@ d = {
                 "personal_llm/base/tokens.py",
             ),
             "personal_llm.base.tokens.make_batches": ("0_base/tokens.html#make_batches", "personal_llm/base/tokens.py"),
+            "personal_llm.base.tokens.make_strict": ("0_base/tokens.html#make_strict", "personal_llm/base/tokens.py"),
             "personal_llm.base.tokens.pad_rows": ("0_base/tokens.html#pad_rows", "personal_llm/base/tokens.py"),
             "personal_llm.base.tokens.split_template": (
                 "0_base/tokens.html#split_template",
@@ -818,7 +777,6 @@ d = {
             ),
         },
         "personal_llm.base.weights": {
-            "personal_llm.base.weights.WeightFile": ("0_base/weights.html#weightfile", "personal_llm/base/weights.py"),
             "personal_llm.base.weights.WeightSource": (
                 "0_base/weights.html#weightsource",
                 "personal_llm/base/weights.py",
@@ -851,10 +809,6 @@ d = {
                 "0_base/weights.html#find_weights",
                 "personal_llm/base/weights.py",
             ),
-            "personal_llm.base.weights.get_program_folders": (
-                "0_base/weights.html#get_program_folders",
-                "personal_llm/base/weights.py",
-            ),
             "personal_llm.base.weights.get_weights": (
                 "0_base/weights.html#get_weights",
                 "personal_llm/base/weights.py",
@@ -867,18 +821,7 @@ d = {
                 "0_base/weights.html#has_content",
                 "personal_llm/base/weights.py",
             ),
-            "personal_llm.base.weights.list_places": (
-                "0_base/weights.html#list_places",
-                "personal_llm/base/weights.py",
-            ),
-            "personal_llm.base.weights.read_weight_table": (
-                "0_base/weights.html#read_weight_table",
-                "personal_llm/base/weights.py",
-            ),
-            "personal_llm.base.weights.remember_file_sha256": (
-                "0_base/weights.html#remember_file_sha256",
-                "personal_llm/base/weights.py",
-            ),
+            "personal_llm.base.weights.hash_file": ("0_base/weights.html#hash_file", "personal_llm/base/weights.py"),
         },
         "personal_llm.buffer.active": {
             "personal_llm.buffer.active.ActivePolicy": (
@@ -2908,6 +2851,10 @@ d = {
                 "6_device/archive.html#count_bytes",
                 "personal_llm/device/archive.py",
             ),
+            "personal_llm.device.archive.cut_history": (
+                "6_device/archive.html#cut_history",
+                "personal_llm/device/archive.py",
+            ),
             "personal_llm.device.archive.delete_dialogues": (
                 "6_device/archive.html#delete_dialogues",
                 "personal_llm/device/archive.py",
@@ -3102,6 +3049,10 @@ d = {
                 "6_device/forgetting.html#forgetplan.__str__",
                 "personal_llm/device/forgetting.py",
             ),
+            "personal_llm.device.forgetting.begin": (
+                "6_device/forgetting.html#begin",
+                "personal_llm/device/forgetting.py",
+            ),
             "personal_llm.device.forgetting.empty_replies": (
                 "6_device/forgetting.html#empty_replies",
                 "personal_llm/device/forgetting.py",
@@ -3112,6 +3063,10 @@ d = {
             ),
             "personal_llm.device.forgetting.find_readers": (
                 "6_device/forgetting.html#find_readers",
+                "personal_llm/device/forgetting.py",
+            ),
+            "personal_llm.device.forgetting.find_turns": (
+                "6_device/forgetting.html#find_turns",
                 "personal_llm/device/forgetting.py",
             ),
             "personal_llm.device.forgetting.find_wishes": (
@@ -3128,6 +3083,14 @@ d = {
             ),
             "personal_llm.device.forgetting.forget_everything": (
                 "6_device/forgetting.html#forget_everything",
+                "personal_llm/device/forgetting.py",
+            ),
+            "personal_llm.device.forgetting.list_everything": (
+                "6_device/forgetting.html#list_everything",
+                "personal_llm/device/forgetting.py",
+            ),
+            "personal_llm.device.forgetting.list_written": (
+                "6_device/forgetting.html#list_written",
                 "personal_llm/device/forgetting.py",
             ),
             "personal_llm.device.forgetting.plan_forgetting": (
@@ -5196,31 +5159,6 @@ d = {
             ),
         },
         "personal_llm.runtimes.audit": {
-            "personal_llm.runtimes.audit.Leakage": ("7_runtimes/audit.html#leakage", "personal_llm/runtimes/audit.py"),
-            "personal_llm.runtimes.audit.Leakage.__post_init__": (
-                "7_runtimes/audit.html#leakage.__post_init__",
-                "personal_llm/runtimes/audit.py",
-            ),
-            "personal_llm.runtimes.audit.Leakage.from_dict": (
-                "7_runtimes/audit.html#leakage.from_dict",
-                "personal_llm/runtimes/audit.py",
-            ),
-            "personal_llm.runtimes.audit.Leakage.is_high": (
-                "7_runtimes/audit.html#leakage.is_high",
-                "personal_llm/runtimes/audit.py",
-            ),
-            "personal_llm.runtimes.audit.Leakage.lines": (
-                "7_runtimes/audit.html#leakage.lines",
-                "personal_llm/runtimes/audit.py",
-            ),
-            "personal_llm.runtimes.audit.Leakage.summary": (
-                "7_runtimes/audit.html#leakage.summary",
-                "personal_llm/runtimes/audit.py",
-            ),
-            "personal_llm.runtimes.audit.Leakage.to_dict": (
-                "7_runtimes/audit.html#leakage.to_dict",
-                "personal_llm/runtimes/audit.py",
-            ),
             "personal_llm.runtimes.audit.Membership": (
                 "7_runtimes/audit.html#membership",
                 "personal_llm/runtimes/audit.py",
@@ -5230,8 +5168,8 @@ d = {
                 "personal_llm/runtimes/audit.py",
             ),
             "personal_llm.runtimes.audit.Overlap": ("7_runtimes/audit.html#overlap", "personal_llm/runtimes/audit.py"),
-            "personal_llm.runtimes.audit._collect_ngrams": (
-                "7_runtimes/audit.html#_collect_ngrams",
+            "personal_llm.runtimes.audit.collect_ngrams": (
+                "7_runtimes/audit.html#collect_ngrams",
                 "personal_llm/runtimes/audit.py",
             ),
             "personal_llm.runtimes.audit.compute_advantage": (
@@ -5240,10 +5178,6 @@ d = {
             ),
             "personal_llm.runtimes.audit.compute_auc": (
                 "7_runtimes/audit.html#compute_auc",
-                "personal_llm/runtimes/audit.py",
-            ),
-            "personal_llm.runtimes.audit.measure_leakage": (
-                "7_runtimes/audit.html#measure_leakage",
                 "personal_llm/runtimes/audit.py",
             ),
             "personal_llm.runtimes.audit.measure_membership": (
@@ -5260,32 +5194,12 @@ d = {
             ),
         },
         "personal_llm.runtimes.cluster": {
-            "personal_llm.runtimes.cluster._load_context": (
-                "7_runtimes/cluster.html#_load_context",
-                "personal_llm/runtimes/cluster.py",
-            ),
-            "personal_llm.runtimes.cluster.check_ray_address": (
-                "7_runtimes/cluster.html#check_ray_address",
-                "personal_llm/runtimes/cluster.py",
-            ),
             "personal_llm.runtimes.cluster.explain_job": (
                 "7_runtimes/cluster.html#explain_job",
                 "personal_llm/runtimes/cluster.py",
             ),
             "personal_llm.runtimes.cluster.explain_with_ray": (
                 "7_runtimes/cluster.html#explain_with_ray",
-                "personal_llm/runtimes/cluster.py",
-            ),
-            "personal_llm.runtimes.cluster.pack_model": (
-                "7_runtimes/cluster.html#pack_model",
-                "personal_llm/runtimes/cluster.py",
-            ),
-            "personal_llm.runtimes.cluster.ray_cluster": (
-                "7_runtimes/cluster.html#ray_cluster",
-                "personal_llm/runtimes/cluster.py",
-            ),
-            "personal_llm.runtimes.cluster.unpack_model": (
-                "7_runtimes/cluster.html#unpack_model",
                 "personal_llm/runtimes/cluster.py",
             ),
         },
@@ -5306,10 +5220,6 @@ d = {
                 "7_runtimes/export.html#format_modelfile",
                 "personal_llm/runtimes/export.py",
             ),
-            "personal_llm.runtimes.export.merge_weights": (
-                "7_runtimes/export.html#merge_weights",
-                "personal_llm/runtimes/export.py",
-            ),
             "personal_llm.runtimes.export.render_gaps": (
                 "7_runtimes/export.html#render_gaps",
                 "personal_llm/runtimes/export.py",
@@ -5324,10 +5234,6 @@ d = {
             ),
             "personal_llm.runtimes.export.write_ollama": (
                 "7_runtimes/export.html#write_ollama",
-                "personal_llm/runtimes/export.py",
-            ),
-            "personal_llm.runtimes.export.write_system_prompt": (
-                "7_runtimes/export.html#write_system_prompt",
                 "personal_llm/runtimes/export.py",
             ),
             "personal_llm.runtimes.export.write_vllm": (
@@ -5356,6 +5262,7 @@ d = {
                 "7_runtimes/idle.html#find_obstacle",
                 "personal_llm/runtimes/idle.py",
             ),
+            "personal_llm.runtimes.idle.find_user": ("7_runtimes/idle.html#find_user", "personal_llm/runtimes/idle.py"),
             "personal_llm.runtimes.idle.finetune_folder": (
                 "7_runtimes/idle.html#finetune_folder",
                 "personal_llm/runtimes/idle.py",
@@ -5423,6 +5330,10 @@ d = {
             ),
             "personal_llm.runtimes.phone_bundle.export_error": (
                 "7_runtimes/phone_bundle.html#export_error",
+                "personal_llm/runtimes/phone_bundle.py",
+            ),
+            "personal_llm.runtimes.phone_bundle.hash_manifest": (
+                "7_runtimes/phone_bundle.html#hash_manifest",
                 "personal_llm/runtimes/phone_bundle.py",
             ),
             "personal_llm.runtimes.phone_bundle.make_training_step": (
