@@ -3818,10 +3818,6 @@ d = {
                 "4_explanation/decomposition.html#sharedbasis.width",
                 "personal_llm/explanation/decomposition.py",
             ),
-            "personal_llm.explanation.decomposition._read_words": (
-                "4_explanation/decomposition.html#_read_words",
-                "personal_llm/explanation/decomposition.py",
-            ),
             "personal_llm.explanation.decomposition._require_base": (
                 "4_explanation/decomposition.html#_require_base",
                 "personal_llm/explanation/decomposition.py",
@@ -3848,10 +3844,6 @@ d = {
             ),
             "personal_llm.explanation.decomposition.halve_differences": (
                 "4_explanation/decomposition.html#halve_differences",
-                "personal_llm/explanation/decomposition.py",
-            ),
-            "personal_llm.explanation.decomposition.is_adjective": (
-                "4_explanation/decomposition.html#is_adjective",
                 "personal_llm/explanation/decomposition.py",
             ),
             "personal_llm.explanation.decomposition.summary_states": (
