@@ -2851,6 +2851,10 @@ d = {
                 "6_device/archive.html#count_bytes",
                 "personal_llm/device/archive.py",
             ),
+            "personal_llm.device.archive.cut_history": (
+                "6_device/archive.html#cut_history",
+                "personal_llm/device/archive.py",
+            ),
             "personal_llm.device.archive.delete_dialogues": (
                 "6_device/archive.html#delete_dialogues",
                 "personal_llm/device/archive.py",
@@ -3045,6 +3049,10 @@ d = {
                 "6_device/forgetting.html#forgetplan.__str__",
                 "personal_llm/device/forgetting.py",
             ),
+            "personal_llm.device.forgetting.begin": (
+                "6_device/forgetting.html#begin",
+                "personal_llm/device/forgetting.py",
+            ),
             "personal_llm.device.forgetting.empty_replies": (
                 "6_device/forgetting.html#empty_replies",
                 "personal_llm/device/forgetting.py",
@@ -3055,6 +3063,10 @@ d = {
             ),
             "personal_llm.device.forgetting.find_readers": (
                 "6_device/forgetting.html#find_readers",
+                "personal_llm/device/forgetting.py",
+            ),
+            "personal_llm.device.forgetting.find_turns": (
+                "6_device/forgetting.html#find_turns",
                 "personal_llm/device/forgetting.py",
             ),
             "personal_llm.device.forgetting.find_wishes": (
@@ -3071,6 +3083,14 @@ d = {
             ),
             "personal_llm.device.forgetting.forget_everything": (
                 "6_device/forgetting.html#forget_everything",
+                "personal_llm/device/forgetting.py",
+            ),
+            "personal_llm.device.forgetting.list_everything": (
+                "6_device/forgetting.html#list_everything",
+                "personal_llm/device/forgetting.py",
+            ),
+            "personal_llm.device.forgetting.list_written": (
+                "6_device/forgetting.html#list_written",
                 "personal_llm/device/forgetting.py",
             ),
             "personal_llm.device.forgetting.plan_forgetting": (
