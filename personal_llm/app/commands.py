@@ -231,11 +231,11 @@ def check(model: Model = None, quiet: Quiet = False, as_json: AsJson = False):
         raise typer.Exit(1)
 
 # %% ../../nbs/8_app/05_commands.ipynb #c98ce851
-@app.command(epilog="Example: personal-llm demo --user barista --out barista")
+@app.command(epilog="Example: personal-llm demo --user nurse --out nurse")
 def demo(
     out: Annotated[str, Option(help="folder for report, picture and memory", metavar="DIR")] = "demo-output",
     model: Model = None,
-    user: Annotated[str, Option(help="simulated user: nurse, clinic, student, barista …", metavar="NAME")] = "nurse",
+    user: Annotated[str, Option(help="simulated user: barista, nurse, clinic, student …", metavar="NAME")] = "barista",
     length: Annotated[int, Option(help="dialogues of the stream", metavar="N", min=8)] = 96,
     capacity: Capacity = 16,
     policy: Policy = "active",
