@@ -46,6 +46,7 @@ d = {
                 "8_app/check.html#get_trained_tokens",
                 "personal_llm/app/check.py",
             ),
+            "personal_llm.app.check.is_causal": ("8_app/check.html#is_causal", "personal_llm/app/check.py"),
             "personal_llm.app.check.register_check": ("8_app/check.html#register_check", "personal_llm/app/check.py"),
         },
         "personal_llm.app.cli": {
@@ -56,6 +57,10 @@ d = {
             "personal_llm.app.cli.serve": ("8_app/cli.html#serve", "personal_llm/app/cli.py"),
         },
         "personal_llm.app.commands": {
+            "personal_llm.app.commands.add_settings": (
+                "8_app/commands.html#add_settings",
+                "personal_llm/app/commands.py",
+            ),
             "personal_llm.app.commands.backup": ("8_app/commands.html#backup", "personal_llm/app/commands.py"),
             "personal_llm.app.commands.chat_command": (
                 "8_app/commands.html#chat_command",
@@ -199,6 +204,7 @@ d = {
             ),
             "personal_llm.app.server.Message": ("8_app/server.html#message", "personal_llm/app/server.py"),
             "personal_llm.app.server.Message.read": ("8_app/server.html#message.read", "personal_llm/app/server.py"),
+            "personal_llm.app.server.Panic": ("8_app/server.html#panic", "personal_llm/app/server.py"),
             "personal_llm.app.server.Part": ("8_app/server.html#part", "personal_llm/app/server.py"),
             "personal_llm.app.server.SessionThread": ("8_app/server.html#sessionthread", "personal_llm/app/server.py"),
             "personal_llm.app.server.SessionThread.__init__": (
@@ -218,6 +224,7 @@ d = {
                 "personal_llm/app/server.py",
             ),
             "personal_llm.app.server.answer_error": ("8_app/server.html#answer_error", "personal_llm/app/server.py"),
+            "personal_llm.app.server.call": ("8_app/server.html#call", "personal_llm/app/server.py"),
             "personal_llm.app.server.check_request": ("8_app/server.html#check_request", "personal_llm/app/server.py"),
             "personal_llm.app.server.describe_status": (
                 "8_app/server.html#describe_status",
@@ -228,6 +235,7 @@ d = {
             "personal_llm.app.server.list_known": ("8_app/server.html#list_known", "personal_llm/app/server.py"),
             "personal_llm.app.server.list_talks": ("8_app/server.html#list_talks", "personal_llm/app/server.py"),
             "personal_llm.app.server.make_app": ("8_app/server.html#make_app", "personal_llm/app/server.py"),
+            "personal_llm.app.server.make_server": ("8_app/server.html#make_server", "personal_llm/app/server.py"),
             "personal_llm.app.server.open_socket": ("8_app/server.html#open_socket", "personal_llm/app/server.py"),
             "personal_llm.app.server.serve": ("8_app/server.html#serve", "personal_llm/app/server.py"),
             "personal_llm.app.server.write_events": ("8_app/server.html#write_events", "personal_llm/app/server.py"),
@@ -271,15 +279,10 @@ d = {
                 "0_base/adapters.html#factor_inner_product",
                 "personal_llm/base/adapters.py",
             ),
-            "personal_llm.base.adapters.finish_adapter_commit": (
-                "0_base/adapters.html#finish_adapter_commit",
-                "personal_llm/base/adapters.py",
-            ),
             "personal_llm.base.adapters.get_adapter_id": (
                 "0_base/adapters.html#get_adapter_id",
                 "personal_llm/base/adapters.py",
             ),
-            "personal_llm.base.adapters.locked": ("0_base/adapters.html#locked", "personal_llm/base/adapters.py"),
             "personal_llm.base.adapters.make_staging_folder": (
                 "0_base/adapters.html#make_staging_folder",
                 "personal_llm/base/adapters.py",
@@ -376,6 +379,7 @@ d = {
             ),
             "personal_llm.base.core._is_number": ("0_base/core.html#_is_number", "personal_llm/base/core.py"),
             "personal_llm.base.core.call_in_time": ("0_base/core.html#call_in_time", "personal_llm/base/core.py"),
+            "personal_llm.base.core.catch_panic": ("0_base/core.html#catch_panic", "personal_llm/base/core.py"),
             "personal_llm.base.core.check": ("0_base/core.html#check", "personal_llm/base/core.py"),
             "personal_llm.base.core.check_seed": ("0_base/core.html#check_seed", "personal_llm/base/core.py"),
             "personal_llm.base.core.check_settings_fields": (
@@ -417,59 +421,22 @@ d = {
                 "personal_llm/base/files.py",
             ),
             "personal_llm.base.files.is_full_disk": ("0_base/files.html#is_full_disk", "personal_llm/base/files.py"),
-            "personal_llm.base.files.list_names": ("0_base/files.html#list_names", "personal_llm/base/files.py"),
             "personal_llm.base.files.make_folder": ("0_base/files.html#make_folder", "personal_llm/base/files.py"),
             "personal_llm.base.files.make_temporary_folder": (
                 "0_base/files.html#make_temporary_folder",
                 "personal_llm/base/files.py",
             ),
             "personal_llm.base.files.read_json": ("0_base/files.html#read_json", "personal_llm/base/files.py"),
-            "personal_llm.base.files.read_sealed": ("0_base/files.html#read_sealed", "personal_llm/base/files.py"),
-            "personal_llm.base.files.remove_temporary_files": (
-                "0_base/files.html#remove_temporary_files",
-                "personal_llm/base/files.py",
-            ),
-            "personal_llm.base.files.seal": ("0_base/files.html#seal", "personal_llm/base/files.py"),
+            "personal_llm.base.files.remember": ("0_base/files.html#remember", "personal_llm/base/files.py"),
             "personal_llm.base.files.write_atomically": (
                 "0_base/files.html#write_atomically",
                 "personal_llm/base/files.py",
             ),
             "personal_llm.base.files.write_json": ("0_base/files.html#write_json", "personal_llm/base/files.py"),
-            "personal_llm.base.files.write_sealed": ("0_base/files.html#write_sealed", "personal_llm/base/files.py"),
         },
         "personal_llm.base.loading": {
-            "personal_llm.base.loading.GgufCursor": ("0_base/loading.html#ggufcursor", "personal_llm/base/loading.py"),
-            "personal_llm.base.loading.GgufCursor.__init__": (
-                "0_base/loading.html#ggufcursor.__init__",
-                "personal_llm/base/loading.py",
-            ),
-            "personal_llm.base.loading.GgufCursor.read": (
-                "0_base/loading.html#ggufcursor.read",
-                "personal_llm/base/loading.py",
-            ),
-            "personal_llm.base.loading.GgufCursor.read_number": (
-                "0_base/loading.html#ggufcursor.read_number",
-                "personal_llm/base/loading.py",
-            ),
-            "personal_llm.base.loading.GgufCursor.read_text": (
-                "0_base/loading.html#ggufcursor.read_text",
-                "personal_llm/base/loading.py",
-            ),
-            "personal_llm.base.loading.GgufCursor.read_value": (
-                "0_base/loading.html#ggufcursor.read_value",
-                "personal_llm/base/loading.py",
-            ),
-            "personal_llm.base.loading.GgufHeader": ("0_base/loading.html#ggufheader", "personal_llm/base/loading.py"),
-            "personal_llm.base.loading.GgufHeader.family": (
-                "0_base/loading.html#ggufheader.family",
-                "personal_llm/base/loading.py",
-            ),
-            "personal_llm.base.loading.GgufHeader.num_weights": (
-                "0_base/loading.html#ggufheader.num_weights",
-                "personal_llm/base/loading.py",
-            ),
-            "personal_llm.base.loading.build_tokenizer": (
-                "0_base/loading.html#build_tokenizer",
+            "personal_llm.base.loading.check_causal": (
+                "0_base/loading.html#check_causal",
                 "personal_llm/base/loading.py",
             ),
             "personal_llm.base.loading.choose_dtype": (
@@ -492,19 +459,11 @@ d = {
                 "0_base/loading.html#find_encoder",
                 "personal_llm/base/loading.py",
             ),
-            "personal_llm.base.loading.find_linear_modules": (
-                "0_base/loading.html#find_linear_modules",
-                "personal_llm/base/loading.py",
-            ),
+            "personal_llm.base.loading.find_gguf": ("0_base/loading.html#find_gguf", "personal_llm/base/loading.py"),
             "personal_llm.base.loading.get_encoder_id": (
                 "0_base/loading.html#get_encoder_id",
                 "personal_llm/base/loading.py",
             ),
-            "personal_llm.base.loading.get_processor_name": (
-                "0_base/loading.html#get_processor_name",
-                "personal_llm/base/loading.py",
-            ),
-            "personal_llm.base.loading.is_causal": ("0_base/loading.html#is_causal", "personal_llm/base/loading.py"),
             "personal_llm.base.loading.is_gguf": ("0_base/loading.html#is_gguf", "personal_llm/base/loading.py"),
             "personal_llm.base.loading.load_causal_lm": (
                 "0_base/loading.html#load_causal_lm",
@@ -518,14 +477,19 @@ d = {
                 "0_base/loading.html#load_from_files",
                 "personal_llm/base/loading.py",
             ),
-            "personal_llm.base.loading.measure_products": (
-                "0_base/loading.html#measure_products",
+            "personal_llm.base.loading.load_gguf_tokenizer": (
+                "0_base/loading.html#load_gguf_tokenizer",
+                "personal_llm/base/loading.py",
+            ),
+            "personal_llm.base.loading.load_whole_model": (
+                "0_base/loading.html#load_whole_model",
                 "personal_llm/base/loading.py",
             ),
             "personal_llm.base.loading.note_once": ("0_base/loading.html#note_once", "personal_llm/base/loading.py"),
             "personal_llm.base.loading.quote_name": ("0_base/loading.html#quote_name", "personal_llm/base/loading.py"),
-            "personal_llm.base.loading.read_gguf_header": (
-                "0_base/loading.html#read_gguf_header",
+            "personal_llm.base.loading.read_gguf": ("0_base/loading.html#read_gguf", "personal_llm/base/loading.py"),
+            "personal_llm.base.loading.read_rope_scaling": (
+                "0_base/loading.html#read_rope_scaling",
                 "personal_llm/base/loading.py",
             ),
             "personal_llm.base.loading.resolve_model": (
@@ -625,10 +589,8 @@ d = {
                 "0_base/models.html#find_end_tokens",
                 "personal_llm/base/models.py",
             ),
-            "personal_llm.base.models.find_gguf": ("0_base/models.html#find_gguf", "personal_llm/base/models.py"),
-            "personal_llm.base.models.get_gguf_id": ("0_base/models.html#get_gguf_id", "personal_llm/base/models.py"),
-            "personal_llm.base.models.load_gguf_tokenizer": (
-                "0_base/models.html#load_gguf_tokenizer",
+            "personal_llm.base.models.find_unused_tokens": (
+                "0_base/models.html#find_unused_tokens",
                 "personal_llm/base/models.py",
             ),
             "personal_llm.base.models.load_model": ("0_base/models.html#load_model", "personal_llm/base/models.py"),
@@ -734,12 +696,12 @@ d = {
                 "personal_llm/base/text.py",
             ),
             "personal_llm.base.text._find_language": ("0_base/text.html#_find_language", "personal_llm/base/text.py"),
-            "personal_llm.base.text.are_trigrams_similar": (
-                "0_base/text.html#are_trigrams_similar",
-                "personal_llm/base/text.py",
-            ),
             "personal_llm.base.text.collect_shingles": (
                 "0_base/text.html#collect_shingles",
+                "personal_llm/base/text.py",
+            ),
+            "personal_llm.base.text.collect_trigrams": (
+                "0_base/text.html#collect_trigrams",
                 "personal_llm/base/text.py",
             ),
             "personal_llm.base.text.compute_rouge1": ("0_base/text.html#compute_rouge1", "personal_llm/base/text.py"),
@@ -750,17 +712,12 @@ d = {
             "personal_llm.base.text.get_numbers": ("0_base/text.html#get_numbers", "personal_llm/base/text.py"),
             "personal_llm.base.text.get_words": ("0_base/text.html#get_words", "personal_llm/base/text.py"),
             "personal_llm.base.text.hash_shingles": ("0_base/text.html#hash_shingles", "personal_llm/base/text.py"),
-            "personal_llm.base.text.hash_trigrams": ("0_base/text.html#hash_trigrams", "personal_llm/base/text.py"),
             "personal_llm.base.text.is_near_duplicate": (
                 "0_base/text.html#is_near_duplicate",
                 "personal_llm/base/text.py",
             ),
             "personal_llm.base.text.make_sentence_break": (
                 "0_base/text.html#make_sentence_break",
-                "personal_llm/base/text.py",
-            ),
-            "personal_llm.base.text.make_text_signature": (
-                "0_base/text.html#make_text_signature",
                 "personal_llm/base/text.py",
             ),
             "personal_llm.base.text.normalise_text": ("0_base/text.html#normalise_text", "personal_llm/base/text.py"),
@@ -781,6 +738,7 @@ d = {
                 "0_base/tokens.html#collate_samples",
                 "personal_llm/base/tokens.py",
             ),
+            "personal_llm.base.tokens.cut_template": ("0_base/tokens.html#cut_template", "personal_llm/base/tokens.py"),
             "personal_llm.base.tokens.drop_oldest_turns": (
                 "0_base/tokens.html#drop_oldest_turns",
                 "personal_llm/base/tokens.py",
@@ -807,6 +765,7 @@ d = {
                 "personal_llm/base/tokens.py",
             ),
             "personal_llm.base.tokens.make_batches": ("0_base/tokens.html#make_batches", "personal_llm/base/tokens.py"),
+            "personal_llm.base.tokens.make_strict": ("0_base/tokens.html#make_strict", "personal_llm/base/tokens.py"),
             "personal_llm.base.tokens.pad_rows": ("0_base/tokens.html#pad_rows", "personal_llm/base/tokens.py"),
             "personal_llm.base.tokens.split_template": (
                 "0_base/tokens.html#split_template",
@@ -818,7 +777,6 @@ d = {
             ),
         },
         "personal_llm.base.weights": {
-            "personal_llm.base.weights.WeightFile": ("0_base/weights.html#weightfile", "personal_llm/base/weights.py"),
             "personal_llm.base.weights.WeightSource": (
                 "0_base/weights.html#weightsource",
                 "personal_llm/base/weights.py",
@@ -851,10 +809,6 @@ d = {
                 "0_base/weights.html#find_weights",
                 "personal_llm/base/weights.py",
             ),
-            "personal_llm.base.weights.get_program_folders": (
-                "0_base/weights.html#get_program_folders",
-                "personal_llm/base/weights.py",
-            ),
             "personal_llm.base.weights.get_weights": (
                 "0_base/weights.html#get_weights",
                 "personal_llm/base/weights.py",
@@ -867,18 +821,7 @@ d = {
                 "0_base/weights.html#has_content",
                 "personal_llm/base/weights.py",
             ),
-            "personal_llm.base.weights.list_places": (
-                "0_base/weights.html#list_places",
-                "personal_llm/base/weights.py",
-            ),
-            "personal_llm.base.weights.read_weight_table": (
-                "0_base/weights.html#read_weight_table",
-                "personal_llm/base/weights.py",
-            ),
-            "personal_llm.base.weights.remember_file_sha256": (
-                "0_base/weights.html#remember_file_sha256",
-                "personal_llm/base/weights.py",
-            ),
+            "personal_llm.base.weights.hash_file": ("0_base/weights.html#hash_file", "personal_llm/base/weights.py"),
         },
         "personal_llm.buffer.active": {
             "personal_llm.buffer.active.ActivePolicy": (
@@ -1086,20 +1029,12 @@ d = {
                 "2_buffer/feedback.html#feedback.__post_init__",
                 "personal_llm/buffer/feedback.py",
             ),
+            "personal_llm.buffer.feedback.Feedback.apply": (
+                "2_buffer/feedback.html#feedback.apply",
+                "personal_llm/buffer/feedback.py",
+            ),
             "personal_llm.buffer.feedback.Feedback.is_correction": (
                 "2_buffer/feedback.html#feedback.is_correction",
-                "personal_llm/buffer/feedback.py",
-            ),
-            "personal_llm.buffer.feedback.drop_disliked": (
-                "2_buffer/feedback.html#drop_disliked",
-                "personal_llm/buffer/feedback.py",
-            ),
-            "personal_llm.buffer.feedback.find_latest": (
-                "2_buffer/feedback.html#find_latest",
-                "personal_llm/buffer/feedback.py",
-            ),
-            "personal_llm.buffer.feedback.get_first_id": (
-                "2_buffer/feedback.html#get_first_id",
                 "personal_llm/buffer/feedback.py",
             ),
         },
@@ -2993,16 +2928,28 @@ d = {
                 "6_device/chat.html#chatsession.__init__",
                 "personal_llm/device/chat.py",
             ),
+            "personal_llm.device.chat.ChatSession._ask_model": (
+                "6_device/chat.html#chatsession._ask_model",
+                "personal_llm/device/chat.py",
+            ),
             "personal_llm.device.chat.ChatSession._cancel_timer": (
                 "6_device/chat.html#chatsession._cancel_timer",
                 "personal_llm/device/chat.py",
             ),
-            "personal_llm.device.chat.ChatSession._settle": (
-                "6_device/chat.html#chatsession._settle",
+            "personal_llm.device.chat.ChatSession._commit": (
+                "6_device/chat.html#chatsession._commit",
+                "personal_llm/device/chat.py",
+            ),
+            "personal_llm.device.chat.ChatSession._end_work": (
+                "6_device/chat.html#chatsession._end_work",
                 "personal_llm/device/chat.py",
             ),
             "personal_llm.device.chat.ChatSession._start_timer": (
                 "6_device/chat.html#chatsession._start_timer",
+                "personal_llm/device/chat.py",
+            ),
+            "personal_llm.device.chat.ChatSession._take_over": (
+                "6_device/chat.html#chatsession._take_over",
                 "personal_llm/device/chat.py",
             ),
             "personal_llm.device.chat.ChatSession._train": (
@@ -3083,10 +3030,15 @@ d = {
             ),
             "personal_llm.device.chat.WorkStopped": ("6_device/chat.html#workstopped", "personal_llm/device/chat.py"),
             "personal_llm.device.chat.clean_text": ("6_device/chat.html#clean_text", "personal_llm/device/chat.py"),
+            "personal_llm.device.chat.describe_error": (
+                "6_device/chat.html#describe_error",
+                "personal_llm/device/chat.py",
+            ),
             "personal_llm.device.chat.stop_at_forward_pass": (
                 "6_device/chat.html#stop_at_forward_pass",
                 "personal_llm/device/chat.py",
             ),
+            "personal_llm.device.chat.warm_encoder": ("6_device/chat.html#warm_encoder", "personal_llm/device/chat.py"),
         },
         "personal_llm.device.forgetting": {
             "personal_llm.device.forgetting.ForgetPlan": (
@@ -3107,6 +3059,10 @@ d = {
             ),
             "personal_llm.device.forgetting.find_readers": (
                 "6_device/forgetting.html#find_readers",
+                "personal_llm/device/forgetting.py",
+            ),
+            "personal_llm.device.forgetting.find_wishes": (
+                "6_device/forgetting.html#find_wishes",
                 "personal_llm/device/forgetting.py",
             ),
             "personal_llm.device.forgetting.fold": (
@@ -3137,6 +3093,10 @@ d = {
         "personal_llm.device.learning": {
             "personal_llm.device.learning.PreparedRound": (
                 "6_device/learning.html#preparedround",
+                "personal_llm/device/learning.py",
+            ),
+            "personal_llm.device.learning.check_start": (
+                "6_device/learning.html#check_start",
                 "personal_llm/device/learning.py",
             ),
             "personal_llm.device.learning.choose_start": (
@@ -3197,28 +3157,8 @@ d = {
                 "6_device/personalizer.html#personalizer.__repr__",
                 "personal_llm/device/personalizer.py",
             ),
-            "personal_llm.device.personalizer.Personalizer._ask": (
-                "6_device/personalizer.html#personalizer._ask",
-                "personal_llm/device/personalizer.py",
-            ),
-            "personal_llm.device.personalizer.Personalizer._check_base": (
-                "6_device/personalizer.html#personalizer._check_base",
-                "personal_llm/device/personalizer.py",
-            ),
-            "personal_llm.device.personalizer.Personalizer._configure": (
-                "6_device/personalizer.html#personalizer._configure",
-                "personal_llm/device/personalizer.py",
-            ),
-            "personal_llm.device.personalizer.Personalizer._place_scored": (
-                "6_device/personalizer.html#personalizer._place_scored",
-                "personal_llm/device/personalizer.py",
-            ),
-            "personal_llm.device.personalizer.Personalizer._record_reaction": (
-                "6_device/personalizer.html#personalizer._record_reaction",
-                "personal_llm/device/personalizer.py",
-            ),
-            "personal_llm.device.personalizer.Personalizer._trim": (
-                "6_device/personalizer.html#personalizer._trim",
+            "personal_llm.device.personalizer.Personalizer._decide": (
+                "6_device/personalizer.html#personalizer._decide",
                 "personal_llm/device/personalizer.py",
             ),
             "personal_llm.device.personalizer.Personalizer.arrive": (
@@ -3265,14 +3205,6 @@ d = {
                 "6_device/personalizer.html#personalizer.observe_all",
                 "personal_llm/device/personalizer.py",
             ),
-            "personal_llm.device.personalizer.Personalizer.place": (
-                "6_device/personalizer.html#personalizer.place",
-                "personal_llm/device/personalizer.py",
-            ),
-            "personal_llm.device.personalizer.Personalizer.questions_left": (
-                "6_device/personalizer.html#personalizer.questions_left",
-                "personal_llm/device/personalizer.py",
-            ),
             "personal_llm.device.personalizer.Personalizer.react": (
                 "6_device/personalizer.html#personalizer.react",
                 "personal_llm/device/personalizer.py",
@@ -3297,16 +3229,16 @@ d = {
                 "6_device/personalizer.html#personalizer.settle",
                 "personal_llm/device/personalizer.py",
             ),
-            "personal_llm.device.personalizer.Personalizer.status": (
-                "6_device/personalizer.html#personalizer.status",
-                "personal_llm/device/personalizer.py",
-            ),
             "personal_llm.device.personalizer.Personalizer.train": (
                 "6_device/personalizer.html#personalizer.train",
                 "personal_llm/device/personalizer.py",
             ),
             "personal_llm.device.personalizer.Personalizer.undo_finetune": (
                 "6_device/personalizer.html#personalizer.undo_finetune",
+                "personal_llm/device/personalizer.py",
+            ),
+            "personal_llm.device.personalizer.Personalizer.use_adapter": (
+                "6_device/personalizer.html#personalizer.use_adapter",
                 "personal_llm/device/personalizer.py",
             ),
         },
@@ -3323,6 +3255,14 @@ d = {
                 "6_device/settings.html#personalizersettings.complete",
                 "personal_llm/device/settings.py",
             ),
+            "personal_llm.device.settings.PersonalizerSettings.from_stored": (
+                "6_device/settings.html#personalizersettings.from_stored",
+                "personal_llm/device/settings.py",
+            ),
+            "personal_llm.device.settings.PersonalizerSettings.get_memory_config": (
+                "6_device/settings.html#personalizersettings.get_memory_config",
+                "personal_llm/device/settings.py",
+            ),
         },
         "personal_llm.device.state": {
             "personal_llm.device.state.Round": ("6_device/state.html#round", "personal_llm/device/state.py"),
@@ -3335,8 +3275,8 @@ d = {
                 "6_device/state.html#state.__init__",
                 "personal_llm/device/state.py",
             ),
-            "personal_llm.device.state.State._set_version": (
-                "6_device/state.html#state._set_version",
+            "personal_llm.device.state.State._empty_bin": (
+                "6_device/state.html#state._empty_bin",
                 "personal_llm/device/state.py",
             ),
             "personal_llm.device.state.State.apply": (
@@ -3391,8 +3331,17 @@ d = {
                 "6_device/state.html#state.apply_undone",
                 "personal_llm/device/state.py",
             ),
+            "personal_llm.device.state.State.apply_wished": (
+                "6_device/state.html#state.apply_wished",
+                "personal_llm/device/state.py",
+            ),
+            "personal_llm.device.state.State.ask": ("6_device/state.html#state.ask", "personal_llm/device/state.py"),
             "personal_llm.device.state.State.close_question": (
                 "6_device/state.html#state.close_question",
+                "personal_llm/device/state.py",
+            ),
+            "personal_llm.device.state.State.configure": (
+                "6_device/state.html#state.configure",
                 "personal_llm/device/state.py",
             ),
             "personal_llm.device.state.State.find": ("6_device/state.html#state.find", "personal_llm/device/state.py"),
@@ -3432,25 +3381,37 @@ d = {
                 "6_device/state.html#state.newest",
                 "personal_llm/device/state.py",
             ),
+            "personal_llm.device.state.State.place": (
+                "6_device/state.html#state.place",
+                "personal_llm/device/state.py",
+            ),
             "personal_llm.device.state.State.questions_left": (
                 "6_device/state.html#state.questions_left",
+                "personal_llm/device/state.py",
+            ),
+            "personal_llm.device.state.State.react": (
+                "6_device/state.html#state.react",
                 "personal_llm/device/state.py",
             ),
             "personal_llm.device.state.State.record": (
                 "6_device/state.html#state.record",
                 "personal_llm/device/state.py",
             ),
+            "personal_llm.device.state.State.record_scores": (
+                "6_device/state.html#state.record_scores",
+                "personal_llm/device/state.py",
+            ),
             "personal_llm.device.state.State.root": ("6_device/state.html#state.root", "personal_llm/device/state.py"),
+            "personal_llm.device.state.State.skip_question": (
+                "6_device/state.html#state.skip_question",
+                "personal_llm/device/state.py",
+            ),
             "personal_llm.device.state.State.status": (
                 "6_device/state.html#state.status",
                 "personal_llm/device/state.py",
             ),
+            "personal_llm.device.state.State.trim": ("6_device/state.html#state.trim", "personal_llm/device/state.py"),
             "personal_llm.device.state.open_state": ("6_device/state.html#open_state", "personal_llm/device/state.py"),
-            "personal_llm.device.state.place": ("6_device/state.html#place", "personal_llm/device/state.py"),
-            "personal_llm.device.state.round_embedding": (
-                "6_device/state.html#round_embedding",
-                "personal_llm/device/state.py",
-            ),
             "personal_llm.device.state.scores_from_dict": (
                 "6_device/state.html#scores_from_dict",
                 "personal_llm/device/state.py",
@@ -3950,6 +3911,42 @@ d = {
                 "personal_llm/experiments/shares.py",
             ),
         },
+        "personal_llm.experiments.starts": {
+            "personal_llm.experiments.starts.find_start": (
+                "experiments/starts.html#find_start",
+                "personal_llm/experiments/starts.py",
+            ),
+            "personal_llm.experiments.starts.measure_savings": (
+                "experiments/starts.html#measure_savings",
+                "personal_llm/experiments/starts.py",
+            ),
+        },
+        "personal_llm.experiments.steps": {
+            "personal_llm.experiments.steps.has_form": (
+                "experiments/steps.html#has_form",
+                "personal_llm/experiments/steps.py",
+            ),
+            "personal_llm.experiments.steps.list_jobs": (
+                "experiments/steps.html#list_jobs",
+                "personal_llm/experiments/steps.py",
+            ),
+            "personal_llm.experiments.steps.measure_replies": (
+                "experiments/steps.html#measure_replies",
+                "personal_llm/experiments/steps.py",
+            ),
+            "personal_llm.experiments.steps.measure_steps": (
+                "experiments/steps.html#measure_steps",
+                "personal_llm/experiments/steps.py",
+            ),
+            "personal_llm.experiments.steps.score_steps": (
+                "experiments/steps.html#score_steps",
+                "personal_llm/experiments/steps.py",
+            ),
+            "personal_llm.experiments.steps.write_answer": (
+                "experiments/steps.html#write_answer",
+                "personal_llm/experiments/steps.py",
+            ),
+        },
         "personal_llm.experiments.summary": {
             "personal_llm.experiments.summary.Claim": (
                 "experiments/summary.html#claim",
@@ -4026,6 +4023,72 @@ d = {
                 "personal_llm/experiments/synthesis.py",
             ),
         },
+        "personal_llm.experiments.xpert": {
+            "personal_llm.experiments.xpert.choose": (
+                "experiments/xpert.html#choose",
+                "personal_llm/experiments/xpert.py",
+            ),
+            "personal_llm.experiments.xpert.choose_of_library": (
+                "experiments/xpert.html#choose_of_library",
+                "personal_llm/experiments/xpert.py",
+            ),
+            "personal_llm.experiments.xpert.explain_library": (
+                "experiments/xpert.html#explain_library",
+                "personal_llm/experiments/xpert.py",
+            ),
+            "personal_llm.experiments.xpert.explain_pllms": (
+                "experiments/xpert.html#explain_pllms",
+                "personal_llm/experiments/xpert.py",
+            ),
+            "personal_llm.experiments.xpert.list_text_jobs": (
+                "experiments/xpert.html#list_text_jobs",
+                "personal_llm/experiments/xpert.py",
+            ),
+            "personal_llm.experiments.xpert.load_plain": (
+                "experiments/xpert.html#load_plain",
+                "personal_llm/experiments/xpert.py",
+            ),
+            "personal_llm.experiments.xpert.make_pairs": (
+                "experiments/xpert.html#make_pairs",
+                "personal_llm/experiments/xpert.py",
+            ),
+            "personal_llm.experiments.xpert.measure_levels": (
+                "experiments/xpert.html#measure_levels",
+                "personal_llm/experiments/xpert.py",
+            ),
+            "personal_llm.experiments.xpert.measure_library": (
+                "experiments/xpert.html#measure_library",
+                "personal_llm/experiments/xpert.py",
+            ),
+            "personal_llm.experiments.xpert.measure_texts": (
+                "experiments/xpert.html#measure_texts",
+                "personal_llm/experiments/xpert.py",
+            ),
+            "personal_llm.experiments.xpert.open_library": (
+                "experiments/xpert.html#open_library",
+                "personal_llm/experiments/xpert.py",
+            ),
+            "personal_llm.experiments.xpert.read_output_rows": (
+                "experiments/xpert.html#read_output_rows",
+                "personal_llm/experiments/xpert.py",
+            ),
+            "personal_llm.experiments.xpert.read_pairs": (
+                "experiments/xpert.html#read_pairs",
+                "personal_llm/experiments/xpert.py",
+            ),
+            "personal_llm.experiments.xpert.remember": (
+                "experiments/xpert.html#remember",
+                "personal_llm/experiments/xpert.py",
+            ),
+            "personal_llm.experiments.xpert.stylometric_shift": (
+                "experiments/xpert.html#stylometric_shift",
+                "personal_llm/experiments/xpert.py",
+            ),
+            "personal_llm.experiments.xpert.write_word": (
+                "experiments/xpert.html#write_word",
+                "personal_llm/experiments/xpert.py",
+            ),
+        },
         "personal_llm.explanation.decomposition": {
             "personal_llm.explanation.decomposition.Decomposition": (
                 "4_explanation/decomposition.html#decomposition",
@@ -4039,10 +4102,6 @@ d = {
                 "4_explanation/decomposition.html#sharedbasis",
                 "personal_llm/explanation/decomposition.py",
             ),
-            "personal_llm.explanation.decomposition.SharedBasis.__post_init__": (
-                "4_explanation/decomposition.html#sharedbasis.__post_init__",
-                "personal_llm/explanation/decomposition.py",
-            ),
             "personal_llm.explanation.decomposition.SharedBasis.columns": (
                 "4_explanation/decomposition.html#sharedbasis.columns",
                 "personal_llm/explanation/decomposition.py",
@@ -4051,24 +4110,12 @@ d = {
                 "4_explanation/decomposition.html#sharedbasis.coordinates",
                 "personal_llm/explanation/decomposition.py",
             ),
-            "personal_llm.explanation.decomposition.SharedBasis.from_prompts": (
-                "4_explanation/decomposition.html#sharedbasis.from_prompts",
-                "personal_llm/explanation/decomposition.py",
-            ),
             "personal_llm.explanation.decomposition.SharedBasis.grow": (
                 "4_explanation/decomposition.html#sharedbasis.grow",
                 "personal_llm/explanation/decomposition.py",
             ),
-            "personal_llm.explanation.decomposition.SharedBasis.strength": (
-                "4_explanation/decomposition.html#sharedbasis.strength",
-                "personal_llm/explanation/decomposition.py",
-            ),
             "personal_llm.explanation.decomposition.SharedBasis.width": (
                 "4_explanation/decomposition.html#sharedbasis.width",
-                "personal_llm/explanation/decomposition.py",
-            ),
-            "personal_llm.explanation.decomposition._fit_summary_prompts": (
-                "4_explanation/decomposition.html#_fit_summary_prompts",
                 "personal_llm/explanation/decomposition.py",
             ),
             "personal_llm.explanation.decomposition._read_words": (
@@ -4077,10 +4124,6 @@ d = {
             ),
             "personal_llm.explanation.decomposition._require_base": (
                 "4_explanation/decomposition.html#_require_base",
-                "personal_llm/explanation/decomposition.py",
-            ),
-            "personal_llm.explanation.decomposition._summary_prompt_ids": (
-                "4_explanation/decomposition.html#_summary_prompt_ids",
                 "personal_llm/explanation/decomposition.py",
             ),
             "personal_llm.explanation.decomposition._unit_vectors": (
@@ -4099,28 +4142,32 @@ d = {
                 "4_explanation/decomposition.html#explain_as_published",
                 "personal_llm/explanation/decomposition.py",
             ),
+            "personal_llm.explanation.decomposition.explain_differences": (
+                "4_explanation/decomposition.html#explain_differences",
+                "personal_llm/explanation/decomposition.py",
+            ),
+            "personal_llm.explanation.decomposition.halve_differences": (
+                "4_explanation/decomposition.html#halve_differences",
+                "personal_llm/explanation/decomposition.py",
+            ),
             "personal_llm.explanation.decomposition.is_adjective": (
                 "4_explanation/decomposition.html#is_adjective",
-                "personal_llm/explanation/decomposition.py",
-            ),
-            "personal_llm.explanation.decomposition.neutral_pairs": (
-                "4_explanation/decomposition.html#neutral_pairs",
-                "personal_llm/explanation/decomposition.py",
-            ),
-            "personal_llm.explanation.decomposition.next_word_probabilities": (
-                "4_explanation/decomposition.html#next_word_probabilities",
-                "personal_llm/explanation/decomposition.py",
-            ),
-            "personal_llm.explanation.decomposition.split_half_threshold": (
-                "4_explanation/decomposition.html#split_half_threshold",
                 "personal_llm/explanation/decomposition.py",
             ),
             "personal_llm.explanation.decomposition.summary_states": (
                 "4_explanation/decomposition.html#summary_states",
                 "personal_llm/explanation/decomposition.py",
             ),
-            "personal_llm.explanation.decomposition.word_vector": (
-                "4_explanation/decomposition.html#word_vector",
+            "personal_llm.explanation.decomposition.swap_strength": (
+                "4_explanation/decomposition.html#swap_strength",
+                "personal_llm/explanation/decomposition.py",
+            ),
+            "personal_llm.explanation.decomposition.word_vectors": (
+                "4_explanation/decomposition.html#word_vectors",
+                "personal_llm/explanation/decomposition.py",
+            ),
+            "personal_llm.explanation.decomposition.write_summary_prompt": (
+                "4_explanation/decomposition.html#write_summary_prompt",
                 "personal_llm/explanation/decomposition.py",
             ),
         },
@@ -5104,31 +5151,6 @@ d = {
             ),
         },
         "personal_llm.runtimes.audit": {
-            "personal_llm.runtimes.audit.Leakage": ("7_runtimes/audit.html#leakage", "personal_llm/runtimes/audit.py"),
-            "personal_llm.runtimes.audit.Leakage.__post_init__": (
-                "7_runtimes/audit.html#leakage.__post_init__",
-                "personal_llm/runtimes/audit.py",
-            ),
-            "personal_llm.runtimes.audit.Leakage.from_dict": (
-                "7_runtimes/audit.html#leakage.from_dict",
-                "personal_llm/runtimes/audit.py",
-            ),
-            "personal_llm.runtimes.audit.Leakage.is_high": (
-                "7_runtimes/audit.html#leakage.is_high",
-                "personal_llm/runtimes/audit.py",
-            ),
-            "personal_llm.runtimes.audit.Leakage.lines": (
-                "7_runtimes/audit.html#leakage.lines",
-                "personal_llm/runtimes/audit.py",
-            ),
-            "personal_llm.runtimes.audit.Leakage.summary": (
-                "7_runtimes/audit.html#leakage.summary",
-                "personal_llm/runtimes/audit.py",
-            ),
-            "personal_llm.runtimes.audit.Leakage.to_dict": (
-                "7_runtimes/audit.html#leakage.to_dict",
-                "personal_llm/runtimes/audit.py",
-            ),
             "personal_llm.runtimes.audit.Membership": (
                 "7_runtimes/audit.html#membership",
                 "personal_llm/runtimes/audit.py",
@@ -5138,8 +5160,8 @@ d = {
                 "personal_llm/runtimes/audit.py",
             ),
             "personal_llm.runtimes.audit.Overlap": ("7_runtimes/audit.html#overlap", "personal_llm/runtimes/audit.py"),
-            "personal_llm.runtimes.audit._collect_ngrams": (
-                "7_runtimes/audit.html#_collect_ngrams",
+            "personal_llm.runtimes.audit.collect_ngrams": (
+                "7_runtimes/audit.html#collect_ngrams",
                 "personal_llm/runtimes/audit.py",
             ),
             "personal_llm.runtimes.audit.compute_advantage": (
@@ -5148,10 +5170,6 @@ d = {
             ),
             "personal_llm.runtimes.audit.compute_auc": (
                 "7_runtimes/audit.html#compute_auc",
-                "personal_llm/runtimes/audit.py",
-            ),
-            "personal_llm.runtimes.audit.measure_leakage": (
-                "7_runtimes/audit.html#measure_leakage",
                 "personal_llm/runtimes/audit.py",
             ),
             "personal_llm.runtimes.audit.measure_membership": (
@@ -5168,32 +5186,12 @@ d = {
             ),
         },
         "personal_llm.runtimes.cluster": {
-            "personal_llm.runtimes.cluster._load_context": (
-                "7_runtimes/cluster.html#_load_context",
-                "personal_llm/runtimes/cluster.py",
-            ),
-            "personal_llm.runtimes.cluster.check_ray_address": (
-                "7_runtimes/cluster.html#check_ray_address",
-                "personal_llm/runtimes/cluster.py",
-            ),
             "personal_llm.runtimes.cluster.explain_job": (
                 "7_runtimes/cluster.html#explain_job",
                 "personal_llm/runtimes/cluster.py",
             ),
             "personal_llm.runtimes.cluster.explain_with_ray": (
                 "7_runtimes/cluster.html#explain_with_ray",
-                "personal_llm/runtimes/cluster.py",
-            ),
-            "personal_llm.runtimes.cluster.pack_model": (
-                "7_runtimes/cluster.html#pack_model",
-                "personal_llm/runtimes/cluster.py",
-            ),
-            "personal_llm.runtimes.cluster.ray_cluster": (
-                "7_runtimes/cluster.html#ray_cluster",
-                "personal_llm/runtimes/cluster.py",
-            ),
-            "personal_llm.runtimes.cluster.unpack_model": (
-                "7_runtimes/cluster.html#unpack_model",
                 "personal_llm/runtimes/cluster.py",
             ),
         },
@@ -5214,10 +5212,6 @@ d = {
                 "7_runtimes/export.html#format_modelfile",
                 "personal_llm/runtimes/export.py",
             ),
-            "personal_llm.runtimes.export.merge_weights": (
-                "7_runtimes/export.html#merge_weights",
-                "personal_llm/runtimes/export.py",
-            ),
             "personal_llm.runtimes.export.render_gaps": (
                 "7_runtimes/export.html#render_gaps",
                 "personal_llm/runtimes/export.py",
@@ -5232,10 +5226,6 @@ d = {
             ),
             "personal_llm.runtimes.export.write_ollama": (
                 "7_runtimes/export.html#write_ollama",
-                "personal_llm/runtimes/export.py",
-            ),
-            "personal_llm.runtimes.export.write_system_prompt": (
-                "7_runtimes/export.html#write_system_prompt",
                 "personal_llm/runtimes/export.py",
             ),
             "personal_llm.runtimes.export.write_vllm": (
@@ -5264,6 +5254,7 @@ d = {
                 "7_runtimes/idle.html#find_obstacle",
                 "personal_llm/runtimes/idle.py",
             ),
+            "personal_llm.runtimes.idle.find_user": ("7_runtimes/idle.html#find_user", "personal_llm/runtimes/idle.py"),
             "personal_llm.runtimes.idle.finetune_folder": (
                 "7_runtimes/idle.html#finetune_folder",
                 "personal_llm/runtimes/idle.py",
@@ -5331,6 +5322,10 @@ d = {
             ),
             "personal_llm.runtimes.phone_bundle.export_error": (
                 "7_runtimes/phone_bundle.html#export_error",
+                "personal_llm/runtimes/phone_bundle.py",
+            ),
+            "personal_llm.runtimes.phone_bundle.hash_manifest": (
+                "7_runtimes/phone_bundle.html#hash_manifest",
                 "personal_llm/runtimes/phone_bundle.py",
             ),
             "personal_llm.runtimes.phone_bundle.make_training_step": (

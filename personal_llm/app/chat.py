@@ -78,6 +78,7 @@ def edit_text(text: str) -> str:
 COMMANDS = {
     "/better [TEXT]": "the reply that you wanted; without TEXT: the lines up to an empty one",
     "/edit": "change the newest reply in your editor ($EDITOR)",
+    "/wish [TEXT]": "how I should answer, in every reply; an empty text: no wish",
     "/up": "you like the reply",
     "/down": "you do not like it",
     "/why [--verbose]": "what the newest reply read; --verbose: with similarities and scores",
@@ -108,6 +109,9 @@ def run_command(session, name: str, text: str) -> str:  # the output
         case "/better":
             session.react("better", text or read_block(), id)
             return "noted: from now on I answer like this"
+        case "/wish":
+            session.me.react(None, "wish", text or read_block())
+            return "noted: every reply reads it" if session.me.state.wish else "no wish is left"
         case "/up" | "/down":
             session.react(name[1:], "", id)
             return "noted" if name == "/up" else "noted; /better TEXT shows me what you wanted"
@@ -119,8 +123,8 @@ def run_command(session, name: str, text: str) -> str:  # the output
             return session.undo_learning()
         case "/forget":
             plan = session.forget(text, dry=True)
-            print(escape_controls(str(plan)), end="\n" * bool(plan.dialogues), flush=True)
-            if not plan.dialogues:
+            print(escape_controls(str(plan)), end="\n" * bool(plan.lines), flush=True)
+            if not plan.lines:
                 return "no stored turn holds it"
             if not confirm("delete all of this?"):
                 return "nothing was deleted"
@@ -130,7 +134,7 @@ def run_command(session, name: str, text: str) -> str:  # the output
             session.open_talk()
             return "a new talk; what you corrected still counts"
         case "/status":
-            rows = {key: value for key, value in session.me.status().items() if key != "cost"}
+            rows = {key: value for key, value in session.me.state.status().items() if key != "cost"}
             return "\n".join(f"{key:<11}{value}" for key, value in rows.items() if value is not None)
         case "/style":
             dialogues = [d.derive(history=()) for d in session.me.state.list_answered()]
@@ -144,7 +148,8 @@ def explain_reply(session, verbose: bool = False) -> list:  # lines
     recalled = session.recalled
     if recalled is None:
         raise InputError("there is no reply yet", "write something first")
-    lines = [f"your answer to “{d.prompt}”: {d.response}" for d in recalled.memories]
+    lines = [f"your wish: {session.me.state.wish}"] * bool(session.me.state.wish)
+    lines += [f"your answer to “{d.prompt}”: {d.response}" for d in recalled.memories]
     lines += [f"you said: {d.prompt}" for d in recalled.statements]
     lines += ["written by your fine-tune"] * (recalled.adapter is not None)
     if verbose:
@@ -163,7 +168,10 @@ def handle(session, line: str):  # a generator of pieces of text
     if not name and session.question is not None and is_terminal():
         name = "/up"
     if not name.startswith("/"):
-        yield from session.say(line)
+        try:
+            yield from session.say(line)
+        except InputError as error:
+            yield f"\n{error}"
         return
     usage = {usage.split()[0]: usage for usage in COMMANDS}.get(name)
     if usage is None:

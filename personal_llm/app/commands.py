@@ -6,12 +6,14 @@
 __all__ = []
 
 # %% ../../nbs/8_app/05_commands.ipynb #37370e7d
+import inspect
 import json
 import os
 import shlex
 import sys
 import tempfile
 from datetime import datetime
+from functools import wraps
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -23,14 +25,15 @@ from .personalize import compare, find_adapter, find_start, format_comparison, m
 from .personalize import open_archive, personalize
 from ..base.core import InputError
 from ..base.files import check_new_folder
-from ..base.loading import choose_model_name, is_gguf, resolve_model
+from ..base.loading import choose_model_name, resolve_model
 from ..base.text import count_nouns, escape_controls
 from ..base.weights import DEFAULT_ENCODER, DEFAULT_MODEL, WEIGHTS
-from ..base.weights import find_weights, get_program_folders, get_weights
+from ..base.weights import find_weights, get_weights
 from ..buffer.policies import POLICIES
 from ..data.reading import read_dialogues
 from ..device.archive import ARCHIVE_FILE, backup_archive, hold_folder
 from ..device.forgetting import forget_dialogues, forget_everything, plan_forgetting
+from ..device.settings import PersonalizerSettings
 from ..device.state import open_state
 from ..runtimes.plugins import collect_targets, export_adapter
 
@@ -67,20 +70,8 @@ Policy = Annotated[
 ]
 Capacity = Annotated[int, Option(help="bins of the buffer (default: those of the folder, or 32)", metavar="N", min=1)]
 Synthetic = Annotated[int, Option(help="synthetic dialogues for each kept one; 0: none", metavar="N", min=0)]
-MaxQuestions = Annotated[
-    int, Option(help="most questions to you (default: one a bin and fine-tune)", metavar="N", min=0)
-]
-Memory = Annotated[Literal["plain", "none"], Option(help="plain: a reply reads your nearest answers (default)")]
-Memories = Annotated[int, Option(help="most answers that a reply reads (default: 6)", metavar="N", min=0)]
-ArchiveSize = Annotated[
-    int,
-    Option(
-        "--archive", help="megabytes of dialogues that are kept; 0: the buffer only (default: 200)", metavar="MB", min=0
-    ),
-]
 Steps = Annotated[int, Option(help="optimiser steps of a fine-tune", metavar="N", min=1)]
 LearningRate = Annotated[float, Option(help="largest step size of a fine-tune", metavar="X")]
-Replay = Annotated[int, Option(help="dialogues of general conversation in a fine-tune", metavar="N", min=0)]
 Start = Annotated[
     str, Option("--start", help="where a fine-tune begins: none, a library, or an adapter's folder", metavar="DIR")
 ]
@@ -101,6 +92,32 @@ def format_table(rows: list, *names: str) -> list:  # lines; rows: dictionaries
     cells = [list(names)] + [[str(row[name]) for name in names] for row in rows]
     widths = [max(map(len, column)) for column in zip(*cells)]
     return ["  ".join(text.ljust(width) for text, width in zip(line, widths)).rstrip() for line in cells]
+
+
+def add_settings(*names):  # a decorator
+    "Add options of `PersonalizerSettings` to a command, which gets those that were given as `settings`."
+
+    def decorate(command):
+        own = inspect.signature(command).parameters
+        options = [one for name, one in own.items() if name != "settings"]
+        for name in names:
+            field = PersonalizerSettings.__dataclass_fields__[name]
+            about = field.metadata
+            default = "" if field.default is None else f" (default: {field.default})"
+            kind = Literal[about["choices"]] if about["choices"] else field.type
+            limits = dict(min=about["low"], max=about["high"], metavar="N") if kind is int else {}
+            option = Option("--" + name.replace("_", "-"), help=about["help"] + default, **limits)
+            options.append(inspect.Parameter(name, 3, default=None, annotation=Annotated[kind, option]))
+
+        @wraps(command)
+        def run(**given):
+            settings = select_given(**{name: given.pop(name) for name in names})
+            return command(**given, settings=settings)
+
+        run.__signature__ = inspect.Signature([one.replace(kind=3) for one in options])
+        return run
+
+    return decorate
 
 # %% ../../nbs/8_app/05_commands.ipynb #235cc668
 load_options = {}  # of `load_model`, from the options before the command
@@ -176,7 +193,7 @@ def get(
 
 
 def list_models() -> list:  # dictionaries
-    "List the models that can be named, and those of other programs."
+    "List the models that can be named, and those in the cache of Hugging Face."
     from huggingface_hub import scan_cache_dir
     from huggingface_hub.errors import CacheNotFound
 
@@ -184,9 +201,6 @@ def list_models() -> list:  # dictionaries
     for name, source in WEIGHTS.items():
         place = find_weights(name) or f"type: personal-llm get {name}"
         rows.append(dict(name=name, megabytes=round(source.num_bytes / 1e6), place=str(place)))
-    for program, folders in get_program_folders().items():
-        for file in sorted(file for folder in folders for file in folder.rglob("*") if is_gguf(file)):
-            rows.append(dict(name=program, megabytes=round(file.stat().st_size / 1e6), place=str(file)))
     try:
         repositories = [one for one in scan_cache_dir().repos if one.repo_type == "model"]
     except CacheNotFound:
@@ -198,7 +212,7 @@ def list_models() -> list:  # dictionaries
 
 @app.command(epilog="Example: personal-llm models --json")
 def models(as_json: AsJson = False):
-    "List the models that you can name, and those that other programs stored on this machine."
+    "List the models that you can name, and those in the cache of Hugging Face."
     rows = list_models()
     show(dict(models=rows), format_table(rows, "name", "megabytes", "place"), as_json)
 
@@ -242,49 +256,30 @@ def demo(
 
 
 @app.command("personalize", epilog="Example: personal-llm personalize --data chats.jsonl --out me --ask-when freeze")
+@add_settings("ask_when", "max_questions", "synthetic", "replay", "memory", "memories", "archive", "seed")
 def personalize_command(
     data: Data,
     out: Out,
+    settings: dict,
     model: Model = None,
     user: User = None,
     skip_invalid: SkipInvalid = False,
     policy: Policy = None,
     capacity: Capacity = None,
-    ask_when: Annotated[
-        Literal["freeze", "arrival", "policy"],
-        Option(help="ask you here: before the fine-tune, when a dialogue is kept, or when the policy wants it"),
-    ] = None,
-    max_questions: MaxQuestions = None,
-    synthetic: Synthetic = None,
     start: Start = "none",
     steps: Steps = None,
     learning_rate: LearningRate = None,
-    replay: Replay = None,
-    memory: Memory = None,
-    memories: Memories = None,
-    archive: ArchiveSize = None,
-    seed: Seed = None,
     quiet: Quiet = False,
     as_json: AsJson = False,
 ):
     "Learn from an export of your chats: an adapter, a memory to chat with, and replies before and after."
     from personal_llm.tuning.config import TuningConfig
 
-    settings = select_given(
-        ask_when=ask_when,
-        max_questions=max_questions,
-        synthetic=synthetic,
-        replay=replay,
-        memory=memory,
-        memories=memories,
-        archive=archive,
-        seed=seed,
-    )
     result, lines = personalize(
         read_chats(data, user, skip_invalid),
         out,
         lambda: load(model, out),
-        ask_at_terminal if ask_when else None,
+        ask_at_terminal if "ask_when" in settings else None,
         policy,
         capacity,
         find_start(start),
@@ -307,18 +302,15 @@ def evaluate(data: Data, adapter: Adapter, model: Model = None, user: User = Non
 
 # %% ../../nbs/8_app/05_commands.ipynb #016fb67a
 @app.command("chat", epilog="Example: personal-llm chat --out me")
+@add_settings("max_questions", "memory", "memories", "archive")
 def chat_command(
+    settings: dict,
     out: Annotated[str, Option(help="folder that stores the chat (default: nothing is stored)", metavar="DIR")] = None,
     model: Model = None,
-    max_questions: MaxQuestions = None,
-    memory: Memory = None,
-    memories: Memories = None,
-    archive: ArchiveSize = None,
 ):
     "Chat with a model that learns from you. Correct a reply with /better, and the next one reads it."
     from personal_llm.device.chat import ChatSession
 
-    settings = select_given(max_questions=max_questions, memory=memory, memories=memories, archive=archive)
     with tempfile.TemporaryDirectory(prefix="chat-") as temporary:
         folder = out or temporary
         if not out:
@@ -357,7 +349,7 @@ def forget(
         archive = open_archive(out)
         plan = plan_forgetting(open_state(archive), id, containing, before and before.timestamp())
         lines = list(plan.lines)
-        if not plan.dialogues:
+        if not plan.lines:
             raise InputError("no stored dialogue matches", "nothing was deleted; give other words")
     if not (dry_run or yes):
         if not is_terminal():
