@@ -147,6 +147,10 @@ d = {
                 "8_app/personalize.html#compare",
                 "personal_llm/app/personalize.py",
             ),
+            "personal_llm.app.personalize.count_cut": (
+                "8_app/personalize.html#count_cut",
+                "personal_llm/app/personalize.py",
+            ),
             "personal_llm.app.personalize.describe": (
                 "8_app/personalize.html#describe",
                 "personal_llm/app/personalize.py",
