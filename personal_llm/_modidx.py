@@ -2570,7 +2570,6 @@ d = {
                 "1_data/formats.html#parse_conversations",
                 "personal_llm/data/formats.py",
             ),
-            "personal_llm.data.formats.parse_pair": ("1_data/formats.html#parse_pair", "personal_llm/data/formats.py"),
             "personal_llm.data.formats.parse_preference": (
                 "1_data/formats.html#parse_preference",
                 "personal_llm/data/formats.py",

@@ -261,7 +261,7 @@ MARKED = {
     "<think>a</think>Yes.\n<think>b</think>\nIt is.": "Yes.\n\nIt is.",
     "Only 1 and 7.\n</think>\nYes.": "Yes.",
     "<|channel|>analysis<|message|>Hm.<|end|><|start|>assistant<|channel|>final<|message|>Yes.<|return|>": "Yes.",
-    '<details type="reasoning" done="true" duration="4">\n<summary>Thought for 4 seconds</summary>\n> Hm\n</details>\nYes.': "Yes.",
+    '<details type="reasoning" done="true">\n<summary>Thought for 4 seconds</summary>\n> Hm\n</details>\nYes.': "Yes.",
     '<details type="tool_calls" done="true" name="w">\n<summary>Tool</summary>\n</details>\nYes.': "Yes.",
     "<details>\n<summary>Thought for 2 seconds</summary>\nHm\n</details>\n\nYes.": "Yes.",
     "Yes.\ue200cite\ue202turn0search1\ue202turn0search4\ue201 No.\ue200filecite\ue202turn0file0\ue201": "Yes. No.",
@@ -273,7 +273,7 @@ MARKED = {
     "Yes:contentReference[oaicite:0]{index=0}.": "Yes.",
     "```\nThis block is not supported on your current device yet.\n```\n\nYes.": "Yes.",
     "This block is not supported on your current device yet.": "",
-    "Viewing artifacts created via the Analysis Tool web feature preview isn’t yet supported on mobile.\n\nYes.": "Yes.",
+    "Viewing artifacts created via the Analysis Tool web feature preview isn’t yet supported on mobile.\nYes.": "Yes.",
     "Yes.<|im_end|>\n": "Yes.",
     "Yes.</s>": "Yes.",
 }
@@ -372,6 +372,21 @@ def test_many_turns_of_one_side_and_long_texts_are_quick():
 def test_conversations_without_dialogues(turns, words):
     with pytest.raises(InputError, match=words):
         split_into_dialogues(ParsedConversation(turns))
+
+
+@pytest.mark.parametrize(
+    "turns",
+    [
+        [user(PICTURE), bot("A red bicycle.")],
+        [user("### Task:\nGenerate a title."), bot('{"title": "x"}')],
+        [user("Hi"), bot("Yo") | dict(weight=0)],
+        [user("A story!"), bot("<think>Let me see")],
+    ],
+)
+def test_a_row_that_holds_nobodys_words_is_left_out(turns):
+    "It is no mistake of the file: the other rows are read, and its gap is counted."
+    dialogues, _, num_gaps = split_into_dialogues(parse_record(dict(messages=turns), "messages")[0])
+    assert not dialogues and num_gaps == ("weight" not in turns[1])
 
 
 def test_names_and_texts():

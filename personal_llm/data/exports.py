@@ -279,13 +279,14 @@ def parse_timestamps(stamps: list) -> list:  # seconds since the epoch, one for 
 ATTACHMENT = re.compile(
     r"\A\u200e?[^\n]{1,200}\.\w{2,5} \([^()\n]{1,80}\)(?:\n|\Z)|\s{0,2}(?:\u200e<[^<>]*>|\s<[^<>]{6,}>)\Z|\A<[^<>]*>\Z"
 )
-DELETIONS = """this message/delete, diese nachricht/gelösch, este mensaje/elimin, mensagem/apag, mensagem/elimin,
-ce message/supprim, questo messaggio/elimina, bericht/verwijderd, wiadomoś/usuni, wiadomoś/usuną, сообщение/удал,
-повідомлення/видал, съобщени/изтри, bu mesaj/sil, pesan ini/hapus, mesej ini/padam, meddelande/rader, meddelande/bort,
-besked/slet, melding/slett, viesti/poist, zpráv/smaz, zpráv/odstran, správ/vymaz, správ/odstrán, üzenet/töröl, mesaj/șters,
-μήνυμα/διαγρ, poruk/izbris, poruk/obris, sporočil/izbris, missatge/suprim, missatge/elimin, tin nhắn/xóa, tin nhắn/xoá,
-मैसेज/हटा, मैसेज/मिटा, संदेश/हटा, संदेश/मिटा, मेसेज/हट, মেসেজ/মুছ, বার্তা/মুছ, ข้อความ/ลบ, 消息/删除, 消息/撤回, 訊息/刪除,
-メッセージ/削除, 메시지/삭제, הודעה זו/מחק, الرسالة/حذف, پیام/حذف, پیغام/حذف"""
+DELETIONS = """this message/delete, diese nachricht/gelösch, este mensaje/elimin, mensagem/apag,
+mensagem/elimin, ce message/supprim, questo messaggio/elimina, bericht/verwijderd, wiadomoś/usuni,
+wiadomoś/usuną, сообщение/удал, повідомлення/видал, съобщени/изтри, bu mesaj/sil, pesan ini/hapus,
+mesej ini/padam, meddelande/rader, meddelande/bort, besked/slet, melding/slett, viesti/poist, zpráv/smaz,
+zpráv/odstran, správ/vymaz, správ/odstrán, üzenet/töröl, mesaj/șters, μήνυμα/διαγρ, poruk/izbris, poruk/obris,
+sporočil/izbris, missatge/suprim, missatge/elimin, tin nhắn/xóa, tin nhắn/xoá, मैसेज/हटा, मैसेज/मिटा, संदेश/हटा,
+संदेश/मिटा, मेसेज/हट, মেসেজ/মুছ, বার্তা/মুছ, ข้อความ/ลบ, 消息/删除, 消息/撤回, 訊息/刪除, メッセージ/削除, 메시지/삭제, הודעה זו/מחק,
+الرسالة/حذف, پیام/حذف, پیغام/حذف"""
 DELETION_WORDS = [pair.strip().split("/") for pair in DELETIONS.split(",")]
 
 

@@ -45,7 +45,8 @@ THOUGHTS = re.compile(
 )
 MARKS = re.compile(
     r"<details\b[^>]*\btype=.*?</details>|<details[^>]*>\s*<summary>\W*(?:Thought|Thinking|Reasoning).*?</details>"
-    r"|\ue200(?:\w*entity\ue202\[\"[^\"]*\", *\"(?P<name>[^\"]*)[^\ue201]*|url\ue202(?P<link>[^\ue201\ue202]*)[^\ue201]*|[^\ue201]*)\ue201"
+    r"|\ue200(?:\w*entity\ue202\[\"[^\"]*\", *\"(?P<name>[^\"]*)[^\ue201]*|url\ue202(?P<link>[^\ue201\ue202]*)"
+    r"[^\ue201]*|[^\ue201]*)\ue201"
     r"|[\ue200-\ue20f]| ?【[^【】]*†[^【】]*】|:contentReference\[[^\]]*\](?:\{[^}]*\})?|</?antArtifact[^>]*>"
     r"|(?:```\s*)?(?:This block is not supported on your current device yet\.|Viewing artifacts created via the "
     r"Analysis Tool web feature preview isn.t yet supported on mobile\.)(?:\s*```)?|(?:<\|\w+\|>|</s>)\s*\Z",
@@ -85,7 +86,7 @@ def merge_turns(turns: list) -> list:  # of `Turn`, with alternating roles
 # %% ../../nbs/1_data/02_formats.ipynb #fosplit1
 def split_into_dialogues(conversation: ParsedConversation) -> tuple:  # (dialogues, texts that we cut, gaps)
     "Return a dialogue for each answer to a turn of the user; raise `InputError` if a row of a data set has none."
-    dialogues, num_cut, num_gaps, problem = [], 0, 0, "no assistant turn after a user turn"
+    dialogues, num_exchanges, num_cut, num_gaps, problem = [], 0, 0, 0, "no assistant turn after a user turn"
     pieces = [[]]  # a system turn begins one
     for turn in merge_turns([Turn(*turn) for turn in conversation.turns]):
         if turn.role == "system":
@@ -100,6 +101,7 @@ def split_into_dialogues(conversation: ParsedConversation) -> tuple:  # (dialogu
         kept = [*system, *(turn for pair in whole for turn in pair)]
         history = History((turn.role, turn.text[:MAX_TURN_CHARACTERS]) for turn in kept)
         num_cut += sum(len(turn.text) > MAX_TURN_CHARACTERS for turn in kept)
+        num_exchanges += len(pairs)
         num_gaps += len(pairs) - len(whole)
         for i, (prompt, answer) in enumerate(whole):
             place = len(system) + 2 * i
@@ -108,7 +110,8 @@ def split_into_dialogues(conversation: ParsedConversation) -> tuple:  # (dialogu
             texts = history[place][1], history[place + 1][1]
             if answer.is_learned:
                 dialogues.append(Dialogue(*texts, history.first(place), time=prompt.time, origin=origin, labels=labels))
-    if not dialogues and conversation.is_row:
+    is_blank = any(turn[1] is not None and not turn[1].strip() for turn in conversation.turns)
+    if not dialogues and conversation.is_row and (is_blank or not num_exchanges):
         raise InputError(
             problem, "give its words" if problem.startswith("empty") else "give conversations with answers"
         )
@@ -315,9 +318,7 @@ def parse_row(record: dict) -> list:  # of `Turn`
     return [*parse_request(record), *turns, answer._replace(reactions=parse_reactions(record))]
 
 
-@register_format("pairs", *product(PROMPT_FIELDS, RESPONSE_FIELDS))
-def parse_pair(record):
-    return [ParsedConversation(parse_row(record))]
+register_format("pairs", *product(PROMPT_FIELDS, RESPONSE_FIELDS))(lambda row: [ParsedConversation(parse_row(row))])
 
 # %% ../../nbs/1_data/02_formats.ipynb #3ae11542
 @register_format("messages", *([name] for name in TURN_LIST_FIELDS))
