@@ -32,7 +32,7 @@ from ..base.weights import find_weights, get_weights
 from ..buffer.policies import POLICIES
 from ..data.reading import read_dialogues
 from ..device.archive import ARCHIVE_FILE, backup_archive, hold_folder
-from ..device.forgetting import forget_dialogues, forget_everything, plan_forgetting
+from ..device.forgetting import forget_dialogues, forget_everything, list_everything, plan_forgetting
 from ..device.settings import PersonalizerSettings
 from ..device.state import open_state
 from ..runtimes.plugins import collect_targets, export_adapter
@@ -240,7 +240,7 @@ def demo(
     capacity: Capacity = 16,
     policy: Policy = "active",
     synthetic: Synthetic = 1,
-    steps: Steps = 20,
+    steps: Steps = None,
     seed: Seed = 0,
     quiet: Quiet = False,
     as_json: AsJson = False,
@@ -248,7 +248,7 @@ def demo(
     "A model learns one simulated user: what the buffer keeps, questions, a fine-tune, replies before and after."
     from personal_llm.app.demo import run_demo
 
-    options = dict(synthetic=synthetic, seed=seed, steps=steps, progress=not quiet)
+    options = dict(synthetic=synthetic, seed=seed, progress=not quiet) | select_given(steps=steps)
     result, lines = run_demo(out, lambda: load(model), user, length, capacity, policy, **options)
     lines += ["", f"picture: {Path(out) / 'figure.png'}; {result['seconds']:.0f} seconds. Now you:"]
     lines += ["personal-llm chat --out me", "personal-llm personalize --data YOUR-CHATS.json --out me"]
@@ -344,7 +344,7 @@ def forget(
     if everything:
         if not Path(out).is_dir():
             raise InputError(f"{out}: no such folder", "give the output folder of personalize, chat or serve")
-        lines = [f"the memory and all adapters in {out}"]
+        lines = list_everything(out)
     else:
         archive = open_archive(out)
         plan = plan_forgetting(open_state(archive), id, containing, before and before.timestamp())
@@ -387,6 +387,8 @@ def export(
 ):
     "Write an adapter as other programs read it."
     check_new_folder(folder)
+    if Path(adapter).resolve() in Path(folder).resolve().parents:
+        raise InputError(f"{folder}: lies inside {adapter}", "choose another folder: forgetting deletes no copies")
     path = find_adapter(adapter)
     answers = []
     if (Path(adapter) / ARCHIVE_FILE).is_file():  # for programs without a memory
