@@ -147,6 +147,10 @@ d = {
                 "8_app/personalize.html#compare",
                 "personal_llm/app/personalize.py",
             ),
+            "personal_llm.app.personalize.count_cut": (
+                "8_app/personalize.html#count_cut",
+                "personal_llm/app/personalize.py",
+            ),
             "personal_llm.app.personalize.describe": (
                 "8_app/personalize.html#describe",
                 "personal_llm/app/personalize.py",
@@ -2146,24 +2150,19 @@ d = {
             ),
         },
         "personal_llm.data.exports": {
-            "personal_llm.data.exports.ChatMessage": (
-                "1_data/exports.html#chatmessage",
-                "personal_llm/data/exports.py",
-            ),
-            "personal_llm.data.exports.add_reactions": (
-                "1_data/exports.html#add_reactions",
-                "personal_llm/data/exports.py",
-            ),
             "personal_llm.data.exports.fold_name": ("1_data/exports.html#fold_name", "personal_llm/data/exports.py"),
+            "personal_llm.data.exports.gather_text": (
+                "1_data/exports.html#gather_text",
+                "personal_llm/data/exports.py",
+            ),
             "personal_llm.data.exports.identify_user": (
                 "1_data/exports.html#identify_user",
                 "personal_llm/data/exports.py",
             ),
-            "personal_llm.data.exports.make_answered_conversation": (
-                "1_data/exports.html#make_answered_conversation",
+            "personal_llm.data.exports.make_conversation": (
+                "1_data/exports.html#make_conversation",
                 "personal_llm/data/exports.py",
             ),
-            "personal_llm.data.exports.make_date": ("1_data/exports.html#make_date", "personal_llm/data/exports.py"),
             "personal_llm.data.exports.make_turn": ("1_data/exports.html#make_turn", "personal_llm/data/exports.py"),
             "personal_llm.data.exports.parse_branch": (
                 "1_data/exports.html#parse_branch",
@@ -2232,19 +2231,17 @@ d = {
                 "1_data/formats.html#recordformat",
                 "personal_llm/data/formats.py",
             ),
+            "personal_llm.data.formats.Turn": ("1_data/formats.html#turn", "personal_llm/data/formats.py"),
             "personal_llm.data.formats.as_text": ("1_data/formats.html#as_text", "personal_llm/data/formats.py"),
-            "personal_llm.data.formats.call_safely": (
-                "1_data/formats.html#call_safely",
+            "personal_llm.data.formats.check_is_no_talk": (
+                "1_data/formats.html#check_is_no_talk",
                 "personal_llm/data/formats.py",
             ),
             "personal_llm.data.formats.detect_format": (
                 "1_data/formats.html#detect_format",
                 "personal_llm/data/formats.py",
             ),
-            "personal_llm.data.formats.make_exchange": (
-                "1_data/formats.html#make_exchange",
-                "personal_llm/data/formats.py",
-            ),
+            "personal_llm.data.formats.find_field": ("1_data/formats.html#find_field", "personal_llm/data/formats.py"),
             "personal_llm.data.formats.merge_turns": (
                 "1_data/formats.html#merge_turns",
                 "personal_llm/data/formats.py",
@@ -2257,26 +2254,35 @@ d = {
                 "1_data/formats.html#parse_conversations",
                 "personal_llm/data/formats.py",
             ),
-            "personal_llm.data.formats.parse_pair": ("1_data/formats.html#parse_pair", "personal_llm/data/formats.py"),
-            "personal_llm.data.formats.parse_rating": (
-                "1_data/formats.html#parse_rating",
+            "personal_llm.data.formats.parse_preference": (
+                "1_data/formats.html#parse_preference",
+                "personal_llm/data/formats.py",
+            ),
+            "personal_llm.data.formats.parse_reactions": (
+                "1_data/formats.html#parse_reactions",
                 "personal_llm/data/formats.py",
             ),
             "personal_llm.data.formats.parse_record": (
                 "1_data/formats.html#parse_record",
                 "personal_llm/data/formats.py",
             ),
+            "personal_llm.data.formats.parse_request": (
+                "1_data/formats.html#parse_request",
+                "personal_llm/data/formats.py",
+            ),
+            "personal_llm.data.formats.parse_row": ("1_data/formats.html#parse_row", "personal_llm/data/formats.py"),
             "personal_llm.data.formats.parse_running_text": (
                 "1_data/formats.html#parse_running_text",
                 "personal_llm/data/formats.py",
             ),
+            "personal_llm.data.formats.parse_side": ("1_data/formats.html#parse_side", "personal_llm/data/formats.py"),
             "personal_llm.data.formats.parse_turn": ("1_data/formats.html#parse_turn", "personal_llm/data/formats.py"),
             "personal_llm.data.formats.register_format": (
                 "1_data/formats.html#register_format",
                 "personal_llm/data/formats.py",
             ),
-            "personal_llm.data.formats.register_pairs": (
-                "1_data/formats.html#register_pairs",
+            "personal_llm.data.formats.remove_marks": (
+                "1_data/formats.html#remove_marks",
                 "personal_llm/data/formats.py",
             ),
             "personal_llm.data.formats.split_into_dialogues": (
@@ -2380,6 +2386,7 @@ d = {
                 "1_data/reading.html#dialogues_from_texts",
                 "personal_llm/data/reading.py",
             ),
+            "personal_llm.data.reading.find_files": ("1_data/reading.html#find_files", "personal_llm/data/reading.py"),
             "personal_llm.data.reading.load_replay": (
                 "1_data/reading.html#load_replay",
                 "personal_llm/data/reading.py",
@@ -2400,6 +2407,7 @@ d = {
                 "1_data/reading.html#read_dialogues",
                 "personal_llm/data/reading.py",
             ),
+            "personal_llm.data.reading.read_frame": ("1_data/reading.html#read_frame", "personal_llm/data/reading.py"),
             "personal_llm.data.reading.records_in_memory": (
                 "1_data/reading.html#records_in_memory",
                 "personal_llm/data/reading.py",
@@ -2419,10 +2427,6 @@ d = {
                 "personal_llm/data/records.py",
             ),
             "personal_llm.data.records.collect": ("1_data/records.html#collect", "personal_llm/data/records.py"),
-            "personal_llm.data.records.decode_lines": (
-                "1_data/records.html#decode_lines",
-                "personal_llm/data/records.py",
-            ),
             "personal_llm.data.records.format_value": (
                 "1_data/records.html#format_value",
                 "personal_llm/data/records.py",
@@ -2431,28 +2435,31 @@ d = {
                 "1_data/records.html#is_message_list",
                 "personal_llm/data/records.py",
             ),
-            "personal_llm.data.records.parse_first_value": (
-                "1_data/records.html#parse_first_value",
+            "personal_llm.data.records.parse_json": ("1_data/records.html#parse_json", "personal_llm/data/records.py"),
+            "personal_llm.data.records.parse_json_rows": (
+                "1_data/records.html#parse_json_rows",
                 "personal_llm/data/records.py",
             ),
-            "personal_llm.data.records.parse_json": ("1_data/records.html#parse_json", "personal_llm/data/records.py"),
-            "personal_llm.data.records.parse_row": ("1_data/records.html#parse_row", "personal_llm/data/records.py"),
             "personal_llm.data.records.parse_table": (
                 "1_data/records.html#parse_table",
                 "personal_llm/data/records.py",
             ),
-            "personal_llm.data.records.parse_whole_json": (
-                "1_data/records.html#parse_whole_json",
+            "personal_llm.data.records.parse_value": (
+                "1_data/records.html#parse_value",
                 "personal_llm/data/records.py",
             ),
-            "personal_llm.data.records.read_file": ("1_data/records.html#read_file", "personal_llm/data/records.py"),
             "personal_llm.data.records.read_records": (
                 "1_data/records.html#read_records",
                 "personal_llm/data/records.py",
             ),
+            "personal_llm.data.records.read_text": ("1_data/records.html#read_text", "personal_llm/data/records.py"),
         },
         "personal_llm.data.splits": {
             "personal_llm.data.splits.count_leaks": ("1_data/splits.html#count_leaks", "personal_llm/data/splits.py"),
+            "personal_llm.data.splits.explain_missing_test": (
+                "1_data/splits.html#explain_missing_test",
+                "personal_llm/data/splits.py",
+            ),
             "personal_llm.data.splits.get_dialogue_group": (
                 "1_data/splits.html#get_dialogue_group",
                 "personal_llm/data/splits.py",

@@ -48,10 +48,10 @@ Model = Annotated[
 ]
 Out = Annotated[str, Option(help="folder of your memory: a new one, or an earlier one, which goes on", metavar="DIR")]
 Data = Annotated[
-    str,
+    list[str],
     Option(
-        help="chats: .jsonl, .json, .csv, .tsv or .txt, also gzipped; an export of another program, or rows with "
-        "prompt and response",
+        help="chats: a .jsonl, .json, .csv, .tsv, .txt or .parquet file, or a folder; an export of another program, "
+        "or rows with prompt and response; give it once for each file",
         metavar="FILE",
     ),
 ]
@@ -123,11 +123,11 @@ def add_settings(*names):  # a decorator
 load_options = {}  # of `load_model`, from the options before the command
 
 
-def read_chats(file: str, user: str = None, skip_invalid: bool = False) -> list:
-    "Read a file of chats, with the reader's remarks on stderr."
-    dialogues = read_dialogues(file, skip_invalid=skip_invalid, user=user)
+def read_chats(files: list, user: str = None, skip_invalid: bool = False) -> list:
+    "Read files of chats, with the reader's remarks on stderr."
+    dialogues = read_dialogues(files, skip_invalid=skip_invalid, user=user)
     for line in dialogues.notes():
-        print_note(f"{file}: {line}")
+        print_note(f"{', '.join(files)}: {line}")
     return dialogues
 
 
