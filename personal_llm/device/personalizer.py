@@ -297,6 +297,7 @@ class Personalizer:
             start=(self.adapter or self.start) if isinstance(start, str) and start == "last" else start,
             last=self.adapter,
             synthetic=settings.synthetic if synthetic is None else synthetic,
+            synthesis=(settings.synthesis_mode, settings.synthesis_prompt),
             replay=settings.replay,
             seed=settings.seed + len(self.rounds),
             progress=progress,

@@ -213,7 +213,7 @@ class State:
     def learn(self, id: str) -> None:
         "Let the policy learn from the newest reaction to a scored dialogue."
         is_wrong = self.reactions[id]["kind"] != "up"
-        if self.buffer.policy.can_ask and (id, is_wrong) not in self.taught:
+        if self.buffer.policy.ask_when == "policy" and (id, is_wrong) not in self.taught:
             self.taught.add((id, is_wrong))
             self.buffer.policy.learn_from_answer(self.buffer.view, self.find(id), is_wrong)
 
@@ -251,6 +251,8 @@ class State:
     def questions_left(self) -> int:
         "Return how many questions the budget still allows; by default one a bin until the next fine-tune."
         most = self.settings.get("max_questions")
+        if most is None and self.settings.get("ask_when") == "arrival":
+            most = self.buffer.seen  # each entry that changes is asked about
         if most is not None:
             return most - self.cost.requests
         since = self.rounds[-1].requests if self.rounds else 0
