@@ -1393,6 +1393,10 @@ d = {
                 "2_buffer/synthesis.html#synthesize",
                 "personal_llm/buffer/synthesis.py",
             ),
+            "personal_llm.buffer.synthesis.write_texts": (
+                "2_buffer/synthesis.html#write_texts",
+                "personal_llm/buffer/synthesis.py",
+            ),
         },
         "personal_llm.course.checks": {
             "personal_llm.course.checks.Task": ("course/checks.html#task", "personal_llm/course/checks.py"),
@@ -3906,6 +3910,76 @@ d = {
             "personal_llm.experiments.rule.summarise_kept": (
                 "experiments/rule.html#summarise_kept",
                 "personal_llm/experiments/rule.py",
+            ),
+        },
+        "personal_llm.experiments.sdss": {
+            "personal_llm.experiments.sdss.AnswersStayPolicy": (
+                "experiments/sdss.html#answersstaypolicy",
+                "personal_llm/experiments/sdss.py",
+            ),
+            "personal_llm.experiments.sdss.AnswersStayPolicy.__init__": (
+                "experiments/sdss.html#answersstaypolicy.__init__",
+                "personal_llm/experiments/sdss.py",
+            ),
+            "personal_llm.experiments.sdss.AnswersStayPolicy.choose": (
+                "experiments/sdss.html#answersstaypolicy.choose",
+                "personal_llm/experiments/sdss.py",
+            ),
+            "personal_llm.experiments.sdss.AnswersStayPolicy.decide_question": (
+                "experiments/sdss.html#answersstaypolicy.decide_question",
+                "personal_llm/experiments/sdss.py",
+            ),
+            "personal_llm.experiments.sdss.draw_originals": (
+                "experiments/sdss.html#draw_originals",
+                "personal_llm/experiments/sdss.py",
+            ),
+            "personal_llm.experiments.sdss.draw_stream": (
+                "experiments/sdss.html#draw_stream",
+                "personal_llm/experiments/sdss.py",
+            ),
+            "personal_llm.experiments.sdss.fill_buffer": (
+                "experiments/sdss.html#fill_buffer",
+                "personal_llm/experiments/sdss.py",
+            ),
+            "personal_llm.experiments.sdss.list_jobs": (
+                "experiments/sdss.html#list_jobs",
+                "personal_llm/experiments/sdss.py",
+            ),
+            "personal_llm.experiments.sdss.load_tools": (
+                "experiments/sdss.html#load_tools",
+                "personal_llm/experiments/sdss.py",
+            ),
+            "personal_llm.experiments.sdss.measure": (
+                "experiments/sdss.html#measure",
+                "personal_llm/experiments/sdss.py",
+            ),
+            "personal_llm.experiments.sdss.measure_nearest": (
+                "experiments/sdss.html#measure_nearest",
+                "personal_llm/experiments/sdss.py",
+            ),
+            "personal_llm.experiments.sdss.measure_rewrites": (
+                "experiments/sdss.html#measure_rewrites",
+                "personal_llm/experiments/sdss.py",
+            ),
+            "personal_llm.experiments.sdss.measure_test": (
+                "experiments/sdss.html#measure_test",
+                "personal_llm/experiments/sdss.py",
+            ),
+            "personal_llm.experiments.sdss.order_stream": (
+                "experiments/sdss.html#order_stream",
+                "personal_llm/experiments/sdss.py",
+            ),
+            "personal_llm.experiments.sdss.read_set": (
+                "experiments/sdss.html#read_set",
+                "personal_llm/experiments/sdss.py",
+            ),
+            "personal_llm.experiments.sdss.score_set": (
+                "experiments/sdss.html#score_set",
+                "personal_llm/experiments/sdss.py",
+            ),
+            "personal_llm.experiments.sdss.write_reply": (
+                "experiments/sdss.html#write_reply",
+                "personal_llm/experiments/sdss.py",
             ),
         },
         "personal_llm.experiments.shares": {
