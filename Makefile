@@ -37,6 +37,7 @@ test: .venv/.installed-dev ## the chapters and the quick tests, a process a core
 
 test-rest: .venv/.installed-dev ## what `make test` leaves out: tutorials, lessons, faults, random input, experiments
 	@$(BIN)/python -m pytest -n auto --rest --durations=20 $(ARGS)
+	@$(BIN)/python -m pytest -n auto --other-type
 
 test-slow: .venv/.installed-dev ## all tests, also those of hours: cells flagged slow, kills at every file operation
 	@$(BIN)/python -m pytest -n auto --slow --durations=20 $(ARGS)

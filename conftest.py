@@ -5,6 +5,7 @@
     pytest --quick                                            # what a contributor waits for: without the files of `LATER`
     pytest --rest                                             # the files of `LATER` alone; CI runs them after the quick ones
     pytest --slow                                             # all, with the cells flagged `#| slow` and the tests marked slow
+    pytest --other-type                                       # notebooks with a real model, in the number type that is slower here
     pytest --processor-times times.txt                        # also write the processor seconds of each test
     pytest -n auto                                            # a process a core; a file's tests stay in one process
 
@@ -12,7 +13,7 @@ The sections of a notebook share their variables, as in Jupyter. When one fails,
 `#| eval: false`, `skip_exec: true` and the flags in `tst_flags` (pyproject.toml) mean what they mean to nbdev-test.
 """
 
-import ast, gc, importlib, importlib.util, json, linecache, os, re, signal, sys, tempfile, threading, traceback, types
+import ast, gc, importlib, importlib.util, json, linecache, os, re, signal, sys, threading, traceback, types
 from contextlib import suppress
 from fnmatch import fnmatch
 from pathlib import Path
@@ -23,8 +24,6 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ["PERSONAL_LLM_MODEL"] = "pocket"  # the default model of the tests; cells flagged smollm2 or qwen name theirs
 os.environ["PERSONAL_LLM_ENCODER"] = "pocket"
-os.environ["XDG_DATA_HOME"] = tempfile.mkdtemp(prefix="ledger-")  # the ledger of who runs the tests is not touched
-os.environ["XDG_CONFIG_HOME"] = tempfile.mkdtemp(prefix="config-")  # nor is the token of the server
 cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 if "PYTEST_XDIST_WORKER" in os.environ:  # a process a core: one thread each
     os.environ["OMP_NUM_THREADS"] = str(max(1, cores // int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", cores))))
@@ -66,6 +65,9 @@ def pytest_addoption(parser):
         "--slow", action="store_true", help="run the cells flagged `#| slow` and the tests marked slow too"
     )
     parser.addoption(
+        "--other-type", action="store_true", help="run the notebooks with a real model in the slower number type"
+    )
+    parser.addoption(
         "--processor-times", metavar="FILE", help="append processor and wall seconds of each test to a file"
     )
 
@@ -73,6 +75,24 @@ def pytest_addoption(parser):
 def pytest_configure(config):
     config.addinivalue_line("markers", "slow: hours; runs with --slow only")
     config.addinivalue_line("markers", "later: seconds of processor time; --quick leaves it out")
+    if config.getoption("--other-type"):
+        use_other_type()
+
+
+def use_other_type():
+    "Let real models load in the number type that was not measured as the faster one."
+    from personal_llm.base import loading
+
+    def choose_other(num_parameters, device="cpu"):
+        return dict(float32="bfloat16", bfloat16="float32")[choose_dtype(num_parameters, device)]
+
+    choose_dtype = loading.choose_dtype
+    loading.choose_dtype = choose_other
+
+
+def has_real_model(file: Path) -> bool:
+    "Return whether a notebook has cells with a real model."
+    return file.suffix == ".ipynb" and re.search(r'"#\| (qwen|smollm2)', file.read_text(encoding="utf-8"))
 
 
 def is_later_file(file: Path) -> bool:
@@ -88,6 +108,8 @@ def is_later(item) -> bool:
 
 def pytest_ignore_collect(collection_path, config):
     "The quick tests do not even import the other files: peers of the benchmarks and fault cases take seconds a process."
+    if config.getoption("--other-type") and collection_path.is_file():
+        return None if has_real_model(collection_path) else True
     return True if config.getoption("--quick") and is_later_file(collection_path) else None
 
 

@@ -1086,20 +1086,12 @@ d = {
                 "2_buffer/feedback.html#feedback.__post_init__",
                 "personal_llm/buffer/feedback.py",
             ),
+            "personal_llm.buffer.feedback.Feedback.apply": (
+                "2_buffer/feedback.html#feedback.apply",
+                "personal_llm/buffer/feedback.py",
+            ),
             "personal_llm.buffer.feedback.Feedback.is_correction": (
                 "2_buffer/feedback.html#feedback.is_correction",
-                "personal_llm/buffer/feedback.py",
-            ),
-            "personal_llm.buffer.feedback.drop_disliked": (
-                "2_buffer/feedback.html#drop_disliked",
-                "personal_llm/buffer/feedback.py",
-            ),
-            "personal_llm.buffer.feedback.find_latest": (
-                "2_buffer/feedback.html#find_latest",
-                "personal_llm/buffer/feedback.py",
-            ),
-            "personal_llm.buffer.feedback.get_first_id": (
-                "2_buffer/feedback.html#get_first_id",
                 "personal_llm/buffer/feedback.py",
             ),
         },
@@ -2993,16 +2985,28 @@ d = {
                 "6_device/chat.html#chatsession.__init__",
                 "personal_llm/device/chat.py",
             ),
+            "personal_llm.device.chat.ChatSession._ask_model": (
+                "6_device/chat.html#chatsession._ask_model",
+                "personal_llm/device/chat.py",
+            ),
             "personal_llm.device.chat.ChatSession._cancel_timer": (
                 "6_device/chat.html#chatsession._cancel_timer",
                 "personal_llm/device/chat.py",
             ),
-            "personal_llm.device.chat.ChatSession._settle": (
-                "6_device/chat.html#chatsession._settle",
+            "personal_llm.device.chat.ChatSession._commit": (
+                "6_device/chat.html#chatsession._commit",
+                "personal_llm/device/chat.py",
+            ),
+            "personal_llm.device.chat.ChatSession._end_work": (
+                "6_device/chat.html#chatsession._end_work",
                 "personal_llm/device/chat.py",
             ),
             "personal_llm.device.chat.ChatSession._start_timer": (
                 "6_device/chat.html#chatsession._start_timer",
+                "personal_llm/device/chat.py",
+            ),
+            "personal_llm.device.chat.ChatSession._take_over": (
+                "6_device/chat.html#chatsession._take_over",
                 "personal_llm/device/chat.py",
             ),
             "personal_llm.device.chat.ChatSession._train": (
@@ -3083,10 +3087,15 @@ d = {
             ),
             "personal_llm.device.chat.WorkStopped": ("6_device/chat.html#workstopped", "personal_llm/device/chat.py"),
             "personal_llm.device.chat.clean_text": ("6_device/chat.html#clean_text", "personal_llm/device/chat.py"),
+            "personal_llm.device.chat.describe_error": (
+                "6_device/chat.html#describe_error",
+                "personal_llm/device/chat.py",
+            ),
             "personal_llm.device.chat.stop_at_forward_pass": (
                 "6_device/chat.html#stop_at_forward_pass",
                 "personal_llm/device/chat.py",
             ),
+            "personal_llm.device.chat.warm_encoder": ("6_device/chat.html#warm_encoder", "personal_llm/device/chat.py"),
         },
         "personal_llm.device.forgetting": {
             "personal_llm.device.forgetting.ForgetPlan": (
@@ -3107,6 +3116,10 @@ d = {
             ),
             "personal_llm.device.forgetting.find_readers": (
                 "6_device/forgetting.html#find_readers",
+                "personal_llm/device/forgetting.py",
+            ),
+            "personal_llm.device.forgetting.find_wishes": (
+                "6_device/forgetting.html#find_wishes",
                 "personal_llm/device/forgetting.py",
             ),
             "personal_llm.device.forgetting.fold": (
@@ -3137,6 +3150,10 @@ d = {
         "personal_llm.device.learning": {
             "personal_llm.device.learning.PreparedRound": (
                 "6_device/learning.html#preparedround",
+                "personal_llm/device/learning.py",
+            ),
+            "personal_llm.device.learning.check_start": (
+                "6_device/learning.html#check_start",
                 "personal_llm/device/learning.py",
             ),
             "personal_llm.device.learning.choose_start": (
@@ -3197,28 +3214,8 @@ d = {
                 "6_device/personalizer.html#personalizer.__repr__",
                 "personal_llm/device/personalizer.py",
             ),
-            "personal_llm.device.personalizer.Personalizer._ask": (
-                "6_device/personalizer.html#personalizer._ask",
-                "personal_llm/device/personalizer.py",
-            ),
-            "personal_llm.device.personalizer.Personalizer._check_base": (
-                "6_device/personalizer.html#personalizer._check_base",
-                "personal_llm/device/personalizer.py",
-            ),
-            "personal_llm.device.personalizer.Personalizer._configure": (
-                "6_device/personalizer.html#personalizer._configure",
-                "personal_llm/device/personalizer.py",
-            ),
-            "personal_llm.device.personalizer.Personalizer._place_scored": (
-                "6_device/personalizer.html#personalizer._place_scored",
-                "personal_llm/device/personalizer.py",
-            ),
-            "personal_llm.device.personalizer.Personalizer._record_reaction": (
-                "6_device/personalizer.html#personalizer._record_reaction",
-                "personal_llm/device/personalizer.py",
-            ),
-            "personal_llm.device.personalizer.Personalizer._trim": (
-                "6_device/personalizer.html#personalizer._trim",
+            "personal_llm.device.personalizer.Personalizer._decide": (
+                "6_device/personalizer.html#personalizer._decide",
                 "personal_llm/device/personalizer.py",
             ),
             "personal_llm.device.personalizer.Personalizer.arrive": (
@@ -3265,14 +3262,6 @@ d = {
                 "6_device/personalizer.html#personalizer.observe_all",
                 "personal_llm/device/personalizer.py",
             ),
-            "personal_llm.device.personalizer.Personalizer.place": (
-                "6_device/personalizer.html#personalizer.place",
-                "personal_llm/device/personalizer.py",
-            ),
-            "personal_llm.device.personalizer.Personalizer.questions_left": (
-                "6_device/personalizer.html#personalizer.questions_left",
-                "personal_llm/device/personalizer.py",
-            ),
             "personal_llm.device.personalizer.Personalizer.react": (
                 "6_device/personalizer.html#personalizer.react",
                 "personal_llm/device/personalizer.py",
@@ -3297,16 +3286,16 @@ d = {
                 "6_device/personalizer.html#personalizer.settle",
                 "personal_llm/device/personalizer.py",
             ),
-            "personal_llm.device.personalizer.Personalizer.status": (
-                "6_device/personalizer.html#personalizer.status",
-                "personal_llm/device/personalizer.py",
-            ),
             "personal_llm.device.personalizer.Personalizer.train": (
                 "6_device/personalizer.html#personalizer.train",
                 "personal_llm/device/personalizer.py",
             ),
             "personal_llm.device.personalizer.Personalizer.undo_finetune": (
                 "6_device/personalizer.html#personalizer.undo_finetune",
+                "personal_llm/device/personalizer.py",
+            ),
+            "personal_llm.device.personalizer.Personalizer.use_adapter": (
+                "6_device/personalizer.html#personalizer.use_adapter",
                 "personal_llm/device/personalizer.py",
             ),
         },
@@ -3323,6 +3312,14 @@ d = {
                 "6_device/settings.html#personalizersettings.complete",
                 "personal_llm/device/settings.py",
             ),
+            "personal_llm.device.settings.PersonalizerSettings.from_stored": (
+                "6_device/settings.html#personalizersettings.from_stored",
+                "personal_llm/device/settings.py",
+            ),
+            "personal_llm.device.settings.PersonalizerSettings.get_memory_config": (
+                "6_device/settings.html#personalizersettings.get_memory_config",
+                "personal_llm/device/settings.py",
+            ),
         },
         "personal_llm.device.state": {
             "personal_llm.device.state.Round": ("6_device/state.html#round", "personal_llm/device/state.py"),
@@ -3335,8 +3332,8 @@ d = {
                 "6_device/state.html#state.__init__",
                 "personal_llm/device/state.py",
             ),
-            "personal_llm.device.state.State._set_version": (
-                "6_device/state.html#state._set_version",
+            "personal_llm.device.state.State._empty_bin": (
+                "6_device/state.html#state._empty_bin",
                 "personal_llm/device/state.py",
             ),
             "personal_llm.device.state.State.apply": (
@@ -3391,8 +3388,17 @@ d = {
                 "6_device/state.html#state.apply_undone",
                 "personal_llm/device/state.py",
             ),
+            "personal_llm.device.state.State.apply_wished": (
+                "6_device/state.html#state.apply_wished",
+                "personal_llm/device/state.py",
+            ),
+            "personal_llm.device.state.State.ask": ("6_device/state.html#state.ask", "personal_llm/device/state.py"),
             "personal_llm.device.state.State.close_question": (
                 "6_device/state.html#state.close_question",
+                "personal_llm/device/state.py",
+            ),
+            "personal_llm.device.state.State.configure": (
+                "6_device/state.html#state.configure",
                 "personal_llm/device/state.py",
             ),
             "personal_llm.device.state.State.find": ("6_device/state.html#state.find", "personal_llm/device/state.py"),
@@ -3432,25 +3438,37 @@ d = {
                 "6_device/state.html#state.newest",
                 "personal_llm/device/state.py",
             ),
+            "personal_llm.device.state.State.place": (
+                "6_device/state.html#state.place",
+                "personal_llm/device/state.py",
+            ),
             "personal_llm.device.state.State.questions_left": (
                 "6_device/state.html#state.questions_left",
+                "personal_llm/device/state.py",
+            ),
+            "personal_llm.device.state.State.react": (
+                "6_device/state.html#state.react",
                 "personal_llm/device/state.py",
             ),
             "personal_llm.device.state.State.record": (
                 "6_device/state.html#state.record",
                 "personal_llm/device/state.py",
             ),
+            "personal_llm.device.state.State.record_scores": (
+                "6_device/state.html#state.record_scores",
+                "personal_llm/device/state.py",
+            ),
             "personal_llm.device.state.State.root": ("6_device/state.html#state.root", "personal_llm/device/state.py"),
+            "personal_llm.device.state.State.skip_question": (
+                "6_device/state.html#state.skip_question",
+                "personal_llm/device/state.py",
+            ),
             "personal_llm.device.state.State.status": (
                 "6_device/state.html#state.status",
                 "personal_llm/device/state.py",
             ),
+            "personal_llm.device.state.State.trim": ("6_device/state.html#state.trim", "personal_llm/device/state.py"),
             "personal_llm.device.state.open_state": ("6_device/state.html#open_state", "personal_llm/device/state.py"),
-            "personal_llm.device.state.place": ("6_device/state.html#place", "personal_llm/device/state.py"),
-            "personal_llm.device.state.round_embedding": (
-                "6_device/state.html#round_embedding",
-                "personal_llm/device/state.py",
-            ),
             "personal_llm.device.state.scores_from_dict": (
                 "6_device/state.html#scores_from_dict",
                 "personal_llm/device/state.py",
@@ -4018,6 +4036,32 @@ d = {
             "personal_llm.experiments.shares.score_user_stream": (
                 "experiments/shares.html#score_user_stream",
                 "personal_llm/experiments/shares.py",
+            ),
+        },
+        "personal_llm.experiments.steps": {
+            "personal_llm.experiments.steps.has_form": (
+                "experiments/steps.html#has_form",
+                "personal_llm/experiments/steps.py",
+            ),
+            "personal_llm.experiments.steps.list_jobs": (
+                "experiments/steps.html#list_jobs",
+                "personal_llm/experiments/steps.py",
+            ),
+            "personal_llm.experiments.steps.measure_replies": (
+                "experiments/steps.html#measure_replies",
+                "personal_llm/experiments/steps.py",
+            ),
+            "personal_llm.experiments.steps.measure_steps": (
+                "experiments/steps.html#measure_steps",
+                "personal_llm/experiments/steps.py",
+            ),
+            "personal_llm.experiments.steps.score_steps": (
+                "experiments/steps.html#score_steps",
+                "personal_llm/experiments/steps.py",
+            ),
+            "personal_llm.experiments.steps.write_answer": (
+                "experiments/steps.html#write_answer",
+                "personal_llm/experiments/steps.py",
             ),
         },
         "personal_llm.experiments.summary": {

@@ -170,7 +170,7 @@ def test_a_notebook_lies_where_its_module_lies():
     assert wrong == []
 
 
-def chapters() -> list:  # notebooks of the acts, in reading order
+def chapters() -> list:  # notebooks of the acts, in the order of imports
     return [path for path in notebooks() if re.fullmatch(r"\d_\w+", path.parent.name)]
 
 
@@ -190,12 +190,12 @@ def forward(pairs: set, order: list) -> list:
     return sorted(pair for pair in pairs if set(pair) <= set(place) and place[pair[1]] > place[pair[0]])
 
 
-def reading_order() -> list:  # module names
+def import_order() -> list:  # module names
     return [f"personal_llm.{path.parent.name[2:]}.{path.stem[3:]}" for path in chapters()]
 
 
 def test_no_chapter_imports_a_later_one():
-    assert forward(arrows_of_the_package(), reading_order()) == []
+    assert forward(arrows_of_the_package(), import_order()) == []
     assert forward({("a", "b"), ("b", "a")}, ["a", "b"]) == [("a", "b")]
 
 

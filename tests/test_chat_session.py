@@ -1,11 +1,15 @@
 "A chat: pieces, turns, and work that nobody waits for."
 
+import threading
+
 import pytest
 
+from personal_llm.base import replies
 from personal_llm.base.core import Dialogue, InputError
 from personal_llm.base.models import load_model
 from personal_llm.base.replies import ReplyOptions
-from personal_llm.device.chat import BackgroundWork, ChatSession, clean_text
+from personal_llm.device import personalizer
+from personal_llm.device.chat import BackgroundWork, ChatSession, clean_text, describe_error
 from personal_llm.tuning.config import TuningConfig
 
 FEW = ReplyOptions(max_tokens=5)
@@ -166,19 +170,107 @@ def test_a_fine_tune_that_is_stopped_leaves_nothing(model, tmp_path):
         session.stop_learning()
 
 
-def test_a_fine_tune_that_fails_is_one_message(model, tmp_path, monkeypatch):
+class Panic(BaseException):
+    "As Rust code raises it: no `Exception`."
+
+
+ERRORS = [InputError("the disk is full", "free some space"), MemoryError(), Panic("index out of range\nnote: run with")]
+
+
+def start_learning(session):
+    say(session, "Is seven a prime number?")
+    session.react("better", "In short: yes.")
+    session.learn()
+
+
+@pytest.mark.parametrize("error", ERRORS, ids=lambda error: type(error).__name__)
+def test_whatever_a_thread_raises_is_one_message(model, tmp_path, monkeypatch, error):
+    def fail(*args, **options):
+        raise error
+
+    with open_chat(model, tmp_path) as session:
+        monkeypatch.setattr(session.me, "train", fail)
+        start_learning(session)
+        session.finish_learning()
+        assert session.pop_messages() == [f"learning failed: {describe_error(error)}; all is as it was"]
+        monkeypatch.setattr(personalizer, "score", fail)
+        say(session, "Go on")
+        session.score_in_background()
+        session.collect(waits=True)
+        assert session.pop_messages() == [f"the last turns are not scored: {describe_error(error)}"]
+        monkeypatch.setattr(session.model, "clone", fail)
+        session.score_in_background()
+        assert session.scoring is None and len(session.pop_messages()) == 1
+        assert session.me.state.pending, "they are scored another time"
+
+
+def test_an_error_becomes_one_line_with_its_name_if_it_has_no_words():
+    assert [describe_error(error) for error in ERRORS] == [
+        "the disk is full; free some space",
+        "MemoryError",
+        "Panic: index out of range",
+    ]
+
+
+@pytest.mark.parametrize("error", ERRORS, ids=lambda error: type(error).__name__)
+def test_a_reply_that_fails_is_one_line_and_never_hangs(model, tmp_path, monkeypatch, error):
+    def write(ids, options, put, is_stopped):
+        put("Hel")
+        raise error
+
+    outcome = []
+
+    def run():
+        try:
+            say(session, "Hello")
+        except BaseException as raised:
+            outcome.append(raised)
+
+    with open_chat(model, tmp_path) as session:
+        monkeypatch.setattr(replies, "find_engine", lambda model: write)
+        reader = threading.Thread(target=run, daemon=True)
+        reader.start()
+        reader.join(60)
+        (raised,) = outcome
+        assert isinstance(raised, InputError) and len(str(raised).splitlines()) == 1
+        assert describe_error(error) in str(raised) and session.turns == []
+        monkeypatch.undo()
+        assert say(session, "Hello") and len(session.turns) == 1
+
+
+def test_a_message_that_comes_while_the_thread_scores_is_neither_lost_nor_raced(model, tmp_path, monkeypatch):
+    "The thread reads the lists of the state only while it holds the archive's lock."
+    is_scoring = threading.Event()
+    goes_on = threading.Event()
+
+    class Watched(list):
+        def __iter__(self):
+            is_main = threading.current_thread() is threading.main_thread()
+            assert is_main or session.me.archive.lock._is_owned(), "read without the lock"
+            return super().__iter__()
+
+    def slow(*args, score=personalizer.score):
+        is_scoring.set()
+        goes_on.wait(60)
+        return score(*args)
+
+    monkeypatch.setattr(personalizer, "score", slow)
     with open_chat(model, tmp_path) as session:
         say(session, "Is seven a prime number?")
         session.react("better", "In short: yes.")
-
-        def fail(*args, **options):
-            raise InputError("the disk is full", "free some space")
-
-        monkeypatch.setattr(session.me, "train", fail)
+        session.me.state.pending = Watched(session.me.state.pending)
+        session.me.buffer.entries = Watched(session.me.buffer.entries)
         session.learn()
+        assert is_scoring.wait(60)
+        say(session, "Go on meanwhile")
+        replied = session.me.cost.tokens
+        goes_on.set()
         session.finish_learning()
-        (message,) = session.pop_messages()
-        assert message.startswith("learning failed: the disk is full")
+        assert any(line.startswith("learned:") for line in session.pop_messages())
+        assert session.me.state.pending == [session.turns[-1].id]
+        assert session.me.cost.tokens > replied, "both threads' costs count"
+    with open_chat(model, tmp_path) as again:
+        assert [d.prompt for d in again.turns] == ["Is seven a prime number?", "Go on meanwhile"]
 
 
 def test_forgetting_lists_first(model, tmp_path):

@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import numpy  # noqa: F401 - inside a run of pytester it could be imported only once
 import pytest
 
 CONFTEST = Path(__file__).parent.parent / "conftest.py"

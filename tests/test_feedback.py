@@ -1,9 +1,9 @@
-"Reactions: three kinds, the newest counts, and a disliked reply trains nothing."
+"Reactions: three kinds, and the version that each of them makes."
 
 import pytest
 
 from personal_llm.base.core import Dialogue, InputError
-from personal_llm.buffer.feedback import FEEDBACK_KINDS, Feedback, drop_disliked, find_latest, get_first_id
+from personal_llm.buffer.feedback import Feedback
 
 
 @pytest.mark.parametrize(
@@ -25,23 +25,21 @@ def test_wrong_reactions_are_one_line(values, problem):
 
 
 def test_only_a_thumb_up_is_no_correction():
-    texts = dict(better="Rest it.")
-    corrections = [Feedback(kind, "d1", texts.get(kind, "")).is_correction for kind in FEEDBACK_KINDS]
-    assert corrections == [True, False, True]
+    texts = dict(better="Rest it.", up="", down="")
+    assert [Feedback(kind, "d1", text).is_correction for kind, text in texts.items()] == [True, False, True]
 
 
-def test_the_newest_reaction_counts_whatever_the_order():
-    first, second = Feedback("down", "d1", time=1.0), Feedback("up", "d1", time=2.0)
-    assert find_latest([first, second]) == find_latest([second, first]) == dict(d1=second)
-    twice = [Feedback("down", "d1"), Feedback("up", "d1")]
-    assert find_latest(twice)["d1"].kind == "up", "of equal times the last one"
-
-
-def test_a_disliked_reply_trains_nothing_but_its_correction_does():
+def test_each_reaction_makes_a_version_with_all_earlier_ones_as_parents():
     reply = Dialogue("My knee hurts.", "Run.", origin="model")
-    corrected = reply.derive(response="Rest it.", origin="annotated")
-    again = corrected.derive(response="Rest it well.", parents=(*corrected.parents, corrected.id))
-    assert get_first_id(reply) == get_first_id(corrected) == get_first_id(again) == reply.id
-    down = Feedback("down", reply.id)
-    assert drop_disliked([reply, corrected, again], [down]) == [corrected, again]
-    assert drop_disliked([reply], [down, Feedback("up", reply.id, time=1.0)]) == [reply]
+    better = Feedback("better", reply.id, "Rest it.").apply(reply)
+    assert (better.response, better.origin, better.parents) == ("Rest it.", "annotated", (reply.id,))
+    down = Feedback("down", reply.id).apply(better)
+    assert (down.response, down.origin, down.parents) == ("Rest it.", "model", (reply.id, better.id))
+    assert Feedback("up", reply.id).apply(down).origin == "approved"
+
+
+def test_a_reaction_that_changes_nothing_makes_no_version():
+    reply = Dialogue("My knee hurts.", "Run.", origin="model")
+    assert Feedback("down", reply.id).apply(reply) is reply
+    better = Feedback("better", reply.id, "Rest it.")
+    assert better.apply(better.apply(reply)).parents == (reply.id,)

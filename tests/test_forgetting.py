@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from personal_llm.base.core import Dialogue, InputError
 from personal_llm.buffer.buffer import Buffer
 from personal_llm.device.archive import ARCHIVE_FILE, Archive
-from personal_llm.device.forgetting import fold, forget_dialogues, forget_everything, plan_forgetting
+from personal_llm.device.forgetting import ForgetPlan, fold, forget_dialogues, forget_everything, plan_forgetting
 from personal_llm.device.state import State, open_state
 
 ROUND = dict(start="", seen=0, kept=1, synthetic=0, rejected={}, requests=0, start_loss=2.0, best_loss=1.0)
@@ -133,6 +133,17 @@ def test_a_turn_of_another_program_is_searched_too():
     talks.state.archive.add(d, "client")
     talks.state.record("said", "x", reads=[], statements=[])
     assert plan_forgetting(talks.state, text="ada").dialogues == ("x",)
+
+
+def test_a_wish_goes_by_its_words_with_those_before_it():
+    talks = Talks()
+    for text in ("Call me Ada.", "Call me Ada, and be brief.", "Be brief."):
+        talks.state.record("wished", text=text)
+    plan = plan_forgetting(talks.state, text="ada")
+    assert plan.lines == ("your wish: Call me Ada.", "your wish: Call me Ada, and be brief.")
+    state = forget_dialogues(talks.state, plan)
+    assert state.wish == "Be brief." and plan_forgetting(state, text="ada") == ForgetPlan()
+    assert forget_dialogues(state, plan_forgetting(state, text="brief")).wish == ""
 
 
 def test_before_a_time_and_everything():

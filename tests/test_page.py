@@ -170,7 +170,7 @@ def test_stop_keeps_nothing_and_gives_the_text_back(page, monkeypatch):
     page.until(lambda: page.texts("#turns .reply"))
     page.find("body").send_keys(Keys.ESCAPE)
     page.until(lambda: page.find("#line").get_property("value") == "Count." and not page.texts("#turns > li"))
-    assert page.running.session.me.status()["stored"] == 0
+    assert page.running.session.me.state.status()["stored"] == 0
 
 
 def test_the_token_is_in_the_tab_and_not_in_the_address(page):

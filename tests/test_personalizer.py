@@ -33,17 +33,17 @@ def test_a_stream_ends_in_the_buffer_and_in_the_archive(model, tmp_path):
     assert [decision.kept for decision in decisions] == [True] * 12
     assert [d.prompt for d in me.buffer.dialogues] == [d.prompt for d in STREAM[8:]] or len(me.buffer) == 4
     assert len(me.archive.dialogues) == 12 and me.buffer.seen == 12
-    assert me.status()["stored"] == 12
+    assert me.state.status()["stored"] == 12
 
 
 def test_the_folder_goes_on_where_it_was(model, tmp_path):
     me = make(model, tmp_path, policy="reservoir")
     me.observe_all(STREAM[:7], progress=False)
     me.react(STREAM[6], "better", "In short: yes.", time=20.0)
-    before = [me.buffer.dialogues, me.buffer.seen, me.state.list_answered(), me.status()]
+    before = [me.buffer.dialogues, me.buffer.seen, me.state.list_answered(), me.state.status()]
     me.close()
     again = Personalizer(model, folder=tmp_path, config=SHORT)
-    assert [again.buffer.dialogues, again.buffer.seen, again.state.list_answered(), again.status()] == before
+    assert [again.buffer.dialogues, again.buffer.seen, again.state.list_answered(), again.state.status()] == before
     once = make(model, policy="reservoir")
     once.observe_all(STREAM[:7], progress=False)
     once.react(STREAM[6], "better", "In short: yes.", time=20.0)
@@ -183,6 +183,24 @@ def test_the_next_reply_reads_a_correction_near_the_prompt(model):
     assert isinstance(me.reply("Is 9 a prime number?", max_tokens=4), str)
 
 
+@pytest.mark.parametrize("memory", ["plain", "none"])
+def test_every_reply_reads_the_wish_until_it_is_taken_back(model, tmp_path, memory):
+    me = make(model, tmp_path, memory=memory)
+    me.react(None, "wish", " Two bullets, please. ")
+    me.close()
+    again = make(model, tmp_path, memory=memory)
+    question = Dialogue("Is 9 a prime number?", "", [("system", "Be kind.")])
+    assert again.recall(question).dialogue.history == (("system", "Be kind.\nTwo bullets, please."),)
+    again.react(None, "wish", "Three bullets.")
+    assert again.recall(question).dialogue.history == (("system", "Be kind.\nThree bullets."),)
+    again.react(None, "wish", "")
+    assert again.state.wish == "" and again.recall(question).dialogue.history == question.history
+    assert again.forget(text="bullets").lines == ("your wish: Two bullets, please.", "your wish: Three bullets.")
+    again.close()
+    content = b"".join(file.read_bytes() for file in tmp_path.rglob("*") if file.is_file())
+    assert b"bullets" not in content
+
+
 # finetune
 
 
@@ -298,9 +316,8 @@ def test_settings_are_checked_stored_and_changed(model, tmp_path):
         PersonalizerSettings(seed=-1)
 
 
-def test_a_buffer_that_was_filled_before_is_taken_over(model):
-    first = make(model)
-    first.observe_all(STREAM[:3], progress=False)
-    second = Personalizer(model, first.buffer, config=SHORT)
-    assert [d.prompt for d in second.buffer.dialogues] == [d.prompt for d in STREAM[:3]]
-    assert len(second.archive.dialogues) == 3
+def test_a_buffer_that_has_entries_is_refused(model):
+    me = make(model)
+    me.observe_all(STREAM[:3], progress=False)
+    with pytest.raises(InputError, match="the buffer holds 3 dialogues; give an empty one"):
+        Personalizer(model, me.buffer, config=SHORT)

@@ -102,10 +102,11 @@ def test_the_prompt_keeps_its_parts_in_order():
     history = [("system", "Be kind."), ("user", "Hello."), ("assistant", "Hi!")]
     asked = Dialogue("And now?", "", history)
     said = [Dialogue("I moved\nto  Bonn.", "", time=86_400.0 * 20_000), Dialogue("I like tea.", "", time=3.0)]
-    shown = add_memories(asked, [memory(1), memory(2)], said, MemoryConfig(sentence="As before."))
+    shown = add_memories(asked, [memory(1), memory(2)], said, MemoryConfig(sentence="As before."), "Be brief.")
     roles = [role for role, _ in shown.history]
     assert roles == ["system", "user", "assistant", "user", "assistant", "user", "assistant"]
-    lines = ["Be kind.", "As before.", "The user told you before:", "- 2024-10-04: I moved to Bonn.", "- I like tea."]
+    lines = ["Be kind.", "Be brief.", "As before.", "The user told you before:"]
+    lines += ["- 2024-10-04: I moved to Bonn.", "- I like tea."]
     assert shown.history[0][1].split("\n") == lines and shown.history[-1] == ("assistant", "Hi!")
     assert shown.prompt == asked.prompt and asked.history[0] == ("system", "Be kind."), "the dialogue itself stays"
 
@@ -116,6 +117,7 @@ def test_without_memories_nothing_is_added():
     silent = add_memories(asked, [memory(1)], config=MemoryConfig(sentence=""))
     assert [role for role, _ in silent.history] == ["user", "assistant"]
     assert [role for role, _ in add_memories(asked, [], [memory(1)]).history] == ["system"]
+    assert add_memories(asked, [], wish="Be brief.").history == (("system", "Be brief."),)
 
 
 def test_a_place_in_a_stream_is_no_date():

@@ -158,14 +158,14 @@ def test_each_field_is_followed_ignored_or_refused_by_name(served, is_stream):
     base = dict(model="personal", messages=messages("Hello"), max_tokens=2, stream=is_stream)
     for change in SUPPORTED:
         assert served.ask("POST", COMPLETIONS, base | change)[0] == 200, change
-    before = served.session.me.status()["stored"]
+    before = served.session.me.state.status()["stored"]
     for change in REFUSED:
         status, answer = served.ask("POST", COMPLETIONS, base | change)
         assert status == 400 and answer["error"]["message"].startswith(next(iter(change))), (change, answer)
         assert set(answer["error"]) == {"message", "type", "param", "code"} and "\n" not in answer["error"]["message"]
     for body in (b"", b"x", b"[]", b'"x"', b'{"\\ud800": 1}', b"\xff", b"[" * 5000):
         assert served.ask("POST", COMPLETIONS, body)[0] == 400, body[:20]
-    assert served.session.me.status()["stored"] == before
+    assert served.session.me.state.status()["stored"] == before
 
 
 json_values = st.recursive(
@@ -214,20 +214,20 @@ def test_two_users_are_not_mixed(served):
     complete(served, "I am Ann.", user="ann")
     complete(served, "Hello")
     complete(served, "I like nuts.", user="ann")
-    before = served.session.me.status()["stored"]
+    before = served.session.me.state.status()["stored"]
     body = dict(model="personal", messages=messages("I am Bob."), user="bob")
     status, answer = served.ask("POST", COMPLETIONS, body)
     assert status == 403 and "another folder" in answer["error"]["message"]
-    assert served.session.me.status()["stored"] == before == 3
+    assert served.session.me.state.status()["stored"] == before == 3
 
 
 def test_tasks_of_a_program_and_what_it_does_not_store_are_not_kept(served):
     complete(served, f"I live in {SECRET}.", store=False)
     complete(served, f"### Task:\nMake a title.\n### Talk:\nUSER: I live in {SECRET}.")
     complete(served, f"I live in {SECRET}.", model="personal-base")
-    assert served.session.me.status()["stored"] == 0
+    assert served.session.me.state.status()["stored"] == 0
     assert complete(served, "I live here.")["me"]["id"]
-    assert served.session.me.status()["stored"] == 1
+    assert served.session.me.state.status()["stored"] == 1
 
 
 def test_the_base_reads_no_answer_and_the_personal_model_does(served, monkeypatch):
@@ -340,7 +340,7 @@ def test_a_client_that_leaves_stops_its_reply(served, monkeypatch, is_stream):
     connection.sock.shutdown(socket.SHUT_RDWR)
     connection.close()
     before = until(lambda: (n := len(counts)) and (time.sleep(0.3), len(counts) == n)[1] and n)
-    assert before < 500 and served.session.me.status()["stored"] == 0
+    assert before < 500 and served.session.me.state.status()["stored"] == 0
     monkeypatch.undo()
     assert complete(served)["me"]["id"], "the next one is served"
 

@@ -83,6 +83,14 @@ def test_links_to_notebooks_lead_to_pages(site):
     assert site["as_pages"](text) == wanted
 
 
+def test_the_book_has_one_order(site):
+    "The acts of the site stand as in the tables of the contents."
+    cells = json.loads((ROOT / "nbs" / "contents.ipynb").read_text(encoding="utf-8"))["cells"]
+    text = "\n".join("".join(cell["source"]) for cell in cells)
+    assert re.findall(r"(?m)^\| `(\d_\w+)` \|", text) == site["ACTS"]
+    assert site["ACTS"][0] == "2_buffer" and len(site["ACTS"]) == 9
+
+
 def test_the_course_page_has_the_lessons_in_order_with_minutes(site):
     rows = re.findall(r"(?m)^\| (\d+) · \[[^]]+\]\(lesson_(\d+)_\w+\.md\) \| (.+) \| (\d+) \|$", site["course_page"]())
     assert [row[:2] for row in rows] == [(str(n), str(n)) for n in range(1, 11)]

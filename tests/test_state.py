@@ -9,7 +9,7 @@ from personal_llm.base.core import Dialogue, InputError
 from personal_llm.buffer.buffer import Buffer
 from personal_llm.buffer.scoring import ScoredDialogue, Scores
 from personal_llm.device.archive import Archive, delete_dialogues
-from personal_llm.device.state import State, open_state, place, round_embedding, scores_from_dict, scores_to_dict
+from personal_llm.device.state import State, open_state, scores_from_dict, scores_to_dict
 
 
 def make_scores(rng, model="base"):
@@ -30,9 +30,8 @@ def say(state, number, rng, is_considered=False):
     d = Dialogue(f"Question {number}?", f"Answer {number}.", time=float(number), origin="model")
     state.archive.add(d, "monday")
     state.record("said", d.id, reads=[], statements=[])
-    candidate = round_embedding(ScoredDialogue(d, make_scores(rng)))
-    state.record("scored", d.id, scores=scores_to_dict(candidate.scores), is_considered=is_considered)
-    return place(state, d.id)
+    state.record_scores(ScoredDialogue(d, make_scores(rng)), is_considered)
+    return state.place(d.id)
 
 
 def describe(state):
@@ -74,9 +73,9 @@ def test_a_state_computed_anew_is_the_same(policy, acts):
 
 def test_scores_survive_their_event_to_the_bit():
     scores = make_scores(np.random.default_rng(0))
-    rounded = round_embedding(ScoredDialogue(Dialogue("a", "b"), scores)).scores
-    again = scores_from_dict(scores_to_dict(rounded))
-    assert (again.embedding == rounded.embedding).all()
+    again = scores_from_dict(scores_to_dict(scores))
+    assert (again.embedding == scores.embedding.astype("<f2").astype("<f4")).all()
+    assert scores_to_dict(again) == scores_to_dict(scores)
     assert vars(again) | dict(embedding=0) == vars(scores) | dict(embedding=0)
 
 
@@ -100,9 +99,8 @@ def test_a_pending_dialogue_learns_its_reaction_once_it_is_scored():
     state.record("said", d.id, reads=[], statements=[])
     state.record("reacted", d.id, kind="better", text="Better.", asked=False, time=1.0)
     assert state.taught == set() and state.pending == [d.id]
-    scores = scores_to_dict(make_scores(np.random.default_rng(2)))
-    state.record("scored", d.id, scores=scores, is_considered=False)
-    place(state, d.id)
+    state.record_scores(ScoredDialogue(d, make_scores(np.random.default_rng(2))))
+    state.place(d.id)
     assert state.taught == {(d.id, True)} and state.pending == []
     assert [d.response for d in state.buffer.dialogues] == ["Better."]
 

@@ -13,20 +13,17 @@ from mkdocs.structure.files import File
 from nbconvert import MarkdownExporter
 
 ROOT = Path(__file__).resolve().parent.parent
-PARTS = {  # folder of nbs -> (heading, sentence), in reading order
-    "tutorials": ("Tutorials", "Each tutorial does one job, from the first minute to a model of your own."),
-    "0_base": ("0 · Base", "What the package stands on: dialogues, models, tokens, adapters and files."),
-    "1_data": ("1 · Data", "Chats are read, split and streamed; simulated people stand in for real ones."),
-    "2_buffer": (
-        "2 · Buffer",
-        "The policy scores dialogues, keeps a few, asks rarely, and the model rewrites prompts.",
-    ),
-    "3_tuning": ("3 · Tuning", "LoRA by hand, one training loop, validation, and what a fine-tune is worth."),
-    "4_explanation": ("4 · Explanation", "A person's or a model's style, in words and numbers."),
-    "5_selection": ("5 · Selection", "Which personalised model to start from, or none."),
-    "6_device": ("6 · Device", "The loop on the device: what it stores, when it asks, how it forgets."),
-    "7_runtimes": ("7 · Runtimes", "Other places where it runs: a phone, a cluster, an idle machine."),
-    "8_app": ("8 · App", "The command line, the chat and the demo."),
+PARTS = {  # folder of nbs -> (heading, sentence), in reading order: that of nbs/contents.ipynb
+    "tutorials": ("Tutorials", "Each tutorial does one job, and begins with what you see at its end."),
+    "2_buffer": ("Buffer", "The policy scores dialogues, keeps a few, asks rarely, and the model rewrites prompts."),
+    "3_tuning": ("Tuning", "LoRA by hand, one training loop, validation, and what a fine-tune is worth."),
+    "4_explanation": ("Explanation", "A person's or a model's style, in words and numbers."),
+    "5_selection": ("Selection", "Which personalised model to start from, or none."),
+    "6_device": ("Device", "The loop on the device: what it stores, when it asks, how it forgets."),
+    "0_base": ("How it is made: base", "Dialogues, models, tokens, adapters and files."),
+    "1_data": ("How it is made: data", "Chats are read, split and streamed; simulated people stand in for real ones."),
+    "7_runtimes": ("How it is made: runtimes", "Other places where it runs: a phone, a cluster, an idle machine."),
+    "8_app": ("How it is made: app", "The command line, the chat and the demo."),
     "experiments": ("Experiments", "Each experiment asks one question and answers it with a table and a figure."),
     "experiments/methods": ("Methods", "Methods that we tried and that did not become part of the package."),
     "course": ("Course", "Ten lessons with exercises that check themselves."),
@@ -317,8 +314,10 @@ def on_config(config):
             {heading: [f"{folder}/index.md", *[{title_of(one): f"{folder}/{one.stem}.md"} for one in notebooks]]}
         )
     reference = [{PARTS[act][0]: f"reference/{act}.md"} for act in ACTS]
-    config["nav"] = [{"personal_llm": "index.md"}, *parts, {"Reference": ["reference/index.md", *reference]}]
+    config["nav"] = [{"personal_llm": "index.md"}, {"Contents": "contents.md"}, *parts]
     config["nav"] += [
+        {"Every claim of both papers": "experiments/00_summary.md"},
+        {"Reference": ["reference/index.md", *reference]},
         {"Architecture": "ARCHITECTURE.md"},
         {"Contributing": "CONTRIBUTING.md"},
         {"Security": "SECURITY.md"},

@@ -119,8 +119,8 @@ def run_command(session, name: str, text: str) -> str:  # the output
             return session.undo_learning()
         case "/forget":
             plan = session.forget(text, dry=True)
-            print(escape_controls(str(plan)), end="\n" * bool(plan.dialogues), flush=True)
-            if not plan.dialogues:
+            print(escape_controls(str(plan)), end="\n" * bool(plan.lines), flush=True)
+            if not plan.lines:
                 return "no stored turn holds it"
             if not confirm("delete all of this?"):
                 return "nothing was deleted"
@@ -130,7 +130,7 @@ def run_command(session, name: str, text: str) -> str:  # the output
             session.open_talk()
             return "a new talk; what you corrected still counts"
         case "/status":
-            rows = {key: value for key, value in session.me.status().items() if key != "cost"}
+            rows = {key: value for key, value in session.me.state.status().items() if key != "cost"}
             return "\n".join(f"{key:<11}{value}" for key, value in rows.items() if value is not None)
         case "/style":
             dialogues = [d.derive(history=()) for d in session.me.state.list_answered()]
@@ -163,7 +163,10 @@ def handle(session, line: str):  # a generator of pieces of text
     if not name and session.question is not None and is_terminal():
         name = "/up"
     if not name.startswith("/"):
-        yield from session.say(line)
+        try:
+            yield from session.say(line)
+        except InputError as error:
+            yield f"\n{error}"
         return
     usage = {usage.split()[0]: usage for usage in COMMANDS}.get(name)
     if usage is None:

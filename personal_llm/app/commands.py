@@ -363,7 +363,7 @@ def forget(
         archive = open_archive(out)
         plan = plan_forgetting(open_state(archive), id, containing, before and before.timestamp())
         lines = list(plan.lines)
-        if not plan.dialogues:
+        if not plan.lines:
             raise InputError("no stored dialogue matches", "nothing was deleted; give other words")
     if not (dry_run or yes):
         if not is_terminal():

@@ -260,9 +260,11 @@ def list_talks(session: ChatSession, talk: str) -> dict:
     turns = []
     for id in talks.get(talk or session.talk, ()):
         d = state.newest(id)
-        read = [state.newest(other).prompt for other in (*state.reads[id], *state.statements[id])]
+        sources = [other for other in (*state.reads[id], *state.statements[id]) if other in dialogues]
+        read = [state.newest(other).prompt for other in sources]
+        reaction = state.reactions.get(id)
         turn = dict(id=id, prompt=d.prompt, reply=d.response, first=dialogues[id].response, read=read)
-        turns.append(turn | dict(reaction=state.reactions.get(id, {}).get("kind")))
+        turns.append(turn | dict(reaction=reaction and reaction.kind))
     rows.sort(key=lambda row: -row["time"])
     return dict(talks=rows, talk=talk or session.talk, turns=turns, question=state.question, text=QUESTION_TEXT)
 
@@ -280,7 +282,7 @@ def describe_status(session: ChatSession, talk: str) -> dict:
     session.collect()
     seconds = session.me.rounds[-1].seconds if session.me.rounds else None
     shown = dict(is_learning=session.learning is not None, seconds=seconds, messages=session.pop_messages())
-    return session.me.status() | shown
+    return session.me.state.status() | shown
 
 
 class Change(BaseModel, strict=True):

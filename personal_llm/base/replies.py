@@ -227,7 +227,7 @@ class ReplyStream:
             try:
                 with measure_cost(model.cost):
                     pieces.put(find_engine(model)(ids, options, pieces.put, is_stopped))
-            except Exception as error:
+            except BaseException as error:  # also a panic of Rust code; a reader who gets no piece would wait for ever
                 pieces.put(error)
 
         thread = threading.Thread(target=work, daemon=True)
@@ -245,7 +245,7 @@ class ReplyStream:
         finally:
             is_stopped.set()
             thread.join()
-        if isinstance(piece, Exception):
+        if isinstance(piece, BaseException):
             raise piece
         self.end_reason, self.num_tokens = piece
         model.cost.tokens += len(ids) + self.num_tokens

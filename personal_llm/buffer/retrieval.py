@@ -119,12 +119,15 @@ def add_memories(
     memories: list,  # of `retrieve`
     statements: list = (),  # of `retrieve_statements`
     config: MemoryConfig = MemoryConfig(),
+    wish: str = "",  # the user's own words about how to answer
 ) -> Dialogue:
-    "Return the dialogue with memories as turns and statements in the system prompt; for a reply, not to store."
-    if not memories and not statements:
+    "Return the dialogue with memories as turns, wish and statements in the system prompt; for a reply, not to store."
+    if not memories and not statements and not wish:
         return dialogue
     history = list(dialogue.history)
     lines = [history.pop(0)[1]] if history and history[0][0] == "system" else []
+    if wish:
+        lines.append(wish)
     if memories and config.sentence:
         lines.append(config.sentence)
     if statements:

@@ -32,6 +32,7 @@ class ForgetPlan:
     dialogues: tuple = ()  # ids that are deleted
     replies: tuple = ()  # ids whose replies are deleted; the messages stay
     adapters: tuple = ()  # folders of adapters, relative to that of the archive
+    wishes: tuple = ()  # numbers of the events that hold a wish, up to the newest with the text
     lines: tuple = ()  # all of this in words, with the beginnings of the texts
 
     def __str__(self):
@@ -70,6 +71,13 @@ def find_readers(state: State, gone: set) -> list:  # ids
     return readers
 
 
+def find_wishes(state: State, text: str = None, everything: bool = False) -> list:  # events, the oldest first
+    "Return the wishes up to the newest one that holds a text: a wish before it counts no more."
+    wishes = [event for event in state.archive.events if event.kind == "wished"]
+    named = [n for n, event in enumerate(wishes, 1) if everything or text and fold(text) in fold(event.content["text"])]
+    return wishes[: max(named, default=0)]
+
+
 def find_adapters(state: State, gone: set) -> list:  # folders
     "Return every adapter from the first that learned a deleted dialogue or reply."
     rounds = state.rounds
@@ -90,11 +98,14 @@ def plan_forgetting(
     replies = find_readers(state, gone)
     unread = gone | {id for id in replies if state.newest(id).origin != "annotated"}
     adapters = find_adapters(state, unread)
+    wishes = find_wishes(state, text, everything)
     beginnings = {id: " ".join(state.archive.dialogues[id].prompt.split())[:70] for id in (*dialogues, *replies)}
     lines = [f"dialogue: {beginnings[id]}" for id in dialogues]
     lines += [f"reply only, your message stays: {beginnings[id]}" for id in replies]
     lines += [f"adapter: {adapter}" for adapter in adapters]
-    return ForgetPlan(tuple(dialogues), tuple(replies), tuple(adapters), tuple(lines))
+    lines += [f"your wish: {event.content['text'][:70]}" for event in wishes]
+    numbers = [event.number for event in wishes]
+    return ForgetPlan(tuple(dialogues), tuple(replies), tuple(adapters), tuple(numbers), tuple(lines))
 
 # %% ../../nbs/6_device/03_forgetting.ipynb #ecb289d5
 def empty_replies(state: State, ids) -> None:
@@ -118,6 +129,8 @@ def forget_dialogues(state: State, plan: ForgetPlan, policy=None) -> State:
     "Delete what a plan lists, in memory and on the disk, and return the state without it."
     archive = state.archive
     with archive.transaction():
+        for number in plan.wishes:
+            archive.execute("DELETE FROM events WHERE number = ?", (number,))
         empty_replies(state, plan.replies)
         delete_dialogues(archive, plan.dialogues)
         counts = dict(seen=state.buffer.seen, adapters=list(plan.adapters), cost=state.cost.to_dict())

@@ -62,12 +62,13 @@ class Memory:
         shown = {text for role, text in question.history if role == "user"}
         own = [d for d in state.list_own() if d.prompt not in shown]  # the turns of the talk are there already
         answered = [d for d in state.list_answered() if d.prompt not in shown]  # also another program's
-        if not own and not answered:
-            return Recall(question, adapter=adapter)
+        reads = self.config.memories or self.config.statements
+        if not reads or not own and not answered:
+            return Recall(add_memories(question, [], wish=state.wish), adapter=adapter)
         self.load()
         memories = retrieve(answered, question.prompt, self.vectors, self.config, count_tokens)
         said = [d for d in own if d not in memories]
         statements = retrieve_statements(said, question.prompt, self.vectors, self.config)
-        dialogue = add_memories(question, memories, statements, self.config)
+        dialogue = add_memories(question, memories, statements, self.config, state.wish)
         is_near = bool(memories) or not answered
         return Recall(dialogue, tuple(memories), tuple(statements), adapter if is_near else None)

@@ -6,24 +6,22 @@
 __all__ = ['Personalizer']
 
 # %% ../../nbs/6_device/07_personalizer.ipynb #0e032ff4
-import warnings
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 
 from ..base.adapters import Adapter
-from ..base.core import Cost, Dialogue, InputError, check
+from ..base.core import Cost, Dialogue, InputError, check, patch
 from ..buffer.buffer import Buffer
-from ..buffer.retrieval import MemoryConfig
+from ..buffer.feedback import Feedback
 from ..buffer.scoring import load_lexicons, score
 from ..data.reading import as_dialogues
-from .archive import Archive, hold_folder, trim_archive
+from .archive import Archive, hold_folder
 from .forgetting import ForgetPlan, forget_dialogues, plan_forgetting, remove_adapter
-from .learning import PreparedRound, load_last_adapter, prepare_round
+from .learning import PreparedRound, check_start, load_last_adapter, prepare_round
 from .memory import Memory, Recall
 from .settings import PersonalizerSettings
-from .state import FILE, State, open_state, place, round_embedding, scores_to_dict
-from ..selection.library import Library, check_library_base
+from .state import FILE, State, open_state
 from ..tuning.config import TuningConfig
 
 # %% ../../nbs/6_device/07_personalizer.ipynb #2a5b3c6c
@@ -33,7 +31,7 @@ class Personalizer:
     def __init__(
         self,
         model,  # the base `Model`
-        buffer: Buffer = None,  # of a new memory; 32 bins under the default policy if None
+        buffer: Buffer = None,  # of a new memory, without entries; 32 bins under the default policy if None
         annotator=None,  # dialogue -> better response; None: the response is fine; "": the user did not answer
         settings: PersonalizerSettings = None,  # those of the folder, or the defaults
         config: TuningConfig = None,  # of fine-tunes
@@ -46,27 +44,21 @@ class Personalizer:
         self.annotator = check(annotator, "function or none", "annotator")
         self.config = check(config or TuningConfig(), TuningConfig, "config")
         self.lexicons = lexicons or load_lexicons()
-        self.start = start
-        if isinstance(start, Library):
-            check_library_base(start, model)
+        self.start = check_start(start, model)
         self.folder = Path(folder) if folder else None
+        self.opens_questions = False  # True: a question waits for `react`, and nobody is called
+        self.policy = None if buffer is None else check(buffer, Buffer, "buffer").policy
         self.lock = hold_folder(self.folder) if folder else None
         self.archive = Archive(folder)
-        self.policy = buffer.policy if buffer is not None else None
-        self.opens_questions = False  # True: a question waits for `react`, and nobody is called
-        stored = {}
         if self.archive.events:
             self.state = open_state(self.archive, self.policy)
-            stored = self.state.settings
-            self._check_base()
         else:
-            self.state = State(self.archive, check(Buffer() if buffer is None else buffer, Buffer, "buffer"))
-            self._header = self.state.buffer.header()
-        known = {name: stored[name] for name in PersonalizerSettings.__dataclass_fields__ if name in stored}
-        settings = check(settings or PersonalizerSettings(**known), PersonalizerSettings, "settings")
-        self.settings = replace(settings, **changes).complete(self.buffer.policy)
-        self._configure()
-        self.memory = Memory(self.archive, MemoryConfig(memories=self.settings.memories))
+            self.state = State(self.archive, Buffer() if buffer is None else buffer)
+        settings = settings or PersonalizerSettings.from_stored(self.state.settings)
+        settings = replace(check(settings, PersonalizerSettings, "settings"), **changes)
+        self.settings = settings.complete(self.buffer.policy)
+        self.state.configure(model, asdict(self.settings))
+        self.memory = Memory(self.archive, self.settings.get_memory_config())
         self.adapter = load_last_adapter(self.state, self.folder)
 
     def __repr__(self):
@@ -84,29 +76,12 @@ class Personalizer:
     def cost(self) -> Cost:
         return self.state.cost
 
-    def _check_base(self) -> None:
-        if self.state.base != self.model.base:
-            problem = f"{self.folder}: made with the model {self.state.model}, this one is {self.model.name}"
-            raise InputError(problem, f"give --model {self.state.model}, or another folder")
-
-    def _configure(self) -> None:
-        "Record the settings if they are new."
-        content = dict(base=self.model.base, model=self.model.name, settings=asdict(self.settings))
-        if not self.archive.events:
-            entries = [*self.buffer.entries]
-            with self.change():
-                self.state.record("configured", **content, buffer=self._header)
-                self.buffer.clear()
-                for entry in entries:  # of a buffer that was filled before
-                    self.archive.add(entry.dialogue)
-                    self.state.record("said", entry.dialogue.id, reads=[], statements=[])
-                    self._place_scored(entry.dialogue.id, round_embedding(entry))
-        elif content["settings"] != self.state.settings:
-            self.state.record("configured", **content)
-
-    @contextmanager
-    def change(self):
-        "Make all changes of the block one transaction; after an error, archive and state are as before."
+# %% ../../nbs/6_device/07_personalizer.ipynb #per0chgc
+@patch
+@contextmanager
+def change(self: Personalizer):
+    "Make all changes of the block one transaction; after an error, archive and state are as before."
+    with self.archive.lock:
         try:
             with self.archive.transaction():
                 yield
@@ -115,235 +90,219 @@ class Personalizer:
                 self.state = open_state(self.archive, self.policy)
             raise
 
-    def close(self) -> None:
-        "Store the vectors, drop what exceeds the archive's budget, close the file, and give up the folder."
-        self.memory.store()
-        self._trim()
-        self.archive.close()
-        if self.lock is not None:
-            self.lock.release()
 
-    # observe
+@patch
+@contextmanager
+def use_adapter(self: Personalizer, adapter, model=None):  # model: a copy of the base model, for another thread
+    "Let an adapter, or the base model if it is None, write and score in the block, and count the cost."
+    model = model or self.model
+    with model.track_cost() as cost, model.use_adapter(adapter):
+        yield model
+    with self.archive.lock:
+        self.state.cost = self.state.cost + cost
 
-    def observe(self, dialogue: Dialogue):  # the newest dialogue -> the buffer's `Decision`
-        "Score one dialogue and offer it to the buffer."
-        return self.observe_all([dialogue], progress=False)[0]
 
-    def observe_all(self, dialogues, progress: bool = True) -> list:  # in the order of time -> `Decision`s
-        "Observe many dialogues, and fine-tune after every `finetune_every` of them."
-        from tqdm.auto import tqdm
+@patch
+def close(self: Personalizer) -> None:
+    "Store the vectors, drop what exceeds the archive's budget, close the file, and give up the folder."
+    self.memory.store()
+    self.state.trim(self.settings.archive * 1_000_000)
+    self.archive.close()
+    if self.lock is not None:
+        self.lock.release()
 
-        dialogues = as_dialogues(dialogues)
-        size = self.settings.finetune_every or 64  # dialogues that are scored together
-        decisions = []
-        for first in tqdm(range(0, len(dialogues), size), desc="reading", disable=not progress, leave=False):
-            block = dialogues[first : first + size]
-            with self.change():
-                for dialogue in block:
-                    self.arrive(dialogue)
-                decisions += self.settle()
-            if self.settings.finetune_every and len(block) == size:
-                self.finetune(progress=progress)
-        self._trim()
-        return decisions
+# %% ../../nbs/6_device/07_personalizer.ipynb #per1obsc
+@patch
+def observe(self: Personalizer, dialogue: Dialogue):  # the newest dialogue -> the buffer's `Decision`
+    "Score one dialogue and offer it to the buffer."
+    return self.observe_all([dialogue], progress=False)[0]
 
-    def arrive(self, dialogue: Dialogue, talk: str = FILE, recall: Recall = None, turns: list = None) -> str:  # its id
-        "Store a dialogue that was just said; `settle` scores it later. turns: ids of the turns in its history."
+
+@patch
+def observe_all(self: Personalizer, dialogues, progress: bool = True) -> list:  # in order of time -> `Decision`s
+    "Observe many dialogues, and fine-tune after every `finetune_every` of them."
+    from tqdm.auto import tqdm
+
+    dialogues = as_dialogues(dialogues)
+    size = self.settings.finetune_every or 64  # dialogues that are scored together
+    decisions = []
+    for first in tqdm(range(0, len(dialogues), size), desc="reading", disable=not progress, leave=False):
+        block = dialogues[first : first + size]
         with self.change():
-            self.archive.add(dialogue, talk, turns)
-            known = recall or Recall(dialogue)
-            reads = [self.state.root(d) for d in known.memories]
-            statements = [self.state.root(d) for d in known.statements]
-            self.state.record("said", dialogue.id, reads=reads, statements=statements)
-        return dialogue.id
+            for dialogue in block:
+                self.arrive(dialogue)
+            decisions += self.settle()
+        if self.settings.finetune_every and len(block) == size:
+            self.finetune(progress=progress)
+    self.state.trim(self.settings.archive * 1_000_000)
+    return decisions
 
-    def settle(self, scored: list = None) -> list:  # of `score_due`, which runs now if None -> `Decision`s
-        "Score the dialogues that were said since the last call, and let policy and buffer decide about each."
-        decisions = []
-        for candidate in self.score_due() if scored is None else scored:
-            id = self.state.root(candidate.dialogue)
-            with self.change():
-                if id in self.state.pending:
-                    decisions.append(self._place_scored(id, candidate))
-                elif self.state.find_slot(id) is not None:
-                    content = dict(scores=scores_to_dict(candidate.scores), is_considered=False)
-                    self.state.record("scored", id, **content)
-        return [decision for decision in decisions if decision is not None]
 
-    def score_due(self, model=None) -> list:  # `ScoredDialogue`s; model: another copy of the base model
-        "Score the entries of the buffer if another adapter scored them, and the dialogues that were said since."
-        model = model or self.model
-        with model.track_cost() as cost, model.use_adapter(self.adapter):
+@patch
+def arrive(self: Personalizer, dialogue: Dialogue, talk: str = FILE, recall: Recall = None, turns=None) -> None:
+    "Store a dialogue that was just said; recall: what its reply read; turns: ids of the turns in its history."
+    recall = recall or Recall(dialogue)
+    with self.change():
+        self.archive.add(dialogue, talk, turns)
+        reads = [self.state.root(d) for d in recall.memories]
+        statements = [self.state.root(d) for d in recall.statements]
+        self.state.record("said", dialogue.id, reads=reads, statements=statements)
+
+
+@patch
+def score_due(self: Personalizer, model=None) -> list:  # `ScoredDialogue`s; model: another copy of the base model
+    "Score the dialogues that were said since, and the entries of the buffer if another adapter scored them."
+    with self.use_adapter(self.adapter, model) as model:
+        with self.archive.lock:
             is_stale = any(entry.scores.model != model.active_adapter for entry in self.buffer.entries)
             due = self.buffer.dialogues * is_stale
             due += [self.state.newest(id) for id in self.state.pending if id != self.state.question]
-            candidates = score(model, due, self.lexicons) if due else []
-        self.state.cost = self.state.cost + cost
-        return [round_embedding(candidate) for candidate in candidates]
+        return score(model, due, self.lexicons) if due else []
 
-    def _place_scored(self, id: str, candidate):  # a `Decision`; None while the user is asked
-        can_ask = self.annotator is not None or self.opens_questions and not self.state.question
-        can_ask = can_ask and id not in self.state.reactions and self.settings.ask_when == "policy"
-        is_considered = can_ask and self.questions_left() > 0
-        self.state.record("scored", id, scores=scores_to_dict(candidate.scores), is_considered=is_considered)
-        if self.state.wants_question and self.opens_questions:
-            self.state.record("asked", id, is_open=True)
-            return None
-        if self.state.wants_question:
-            self._ask(id)
-        return self.place(id)
 
-    def place(self, id: str):  # a `Decision`
-        "Let the buffer decide about a scored dialogue, and ask the user if that is due."
-        decision = place(self.state, id)
-        if decision.kept and self.settings.ask_when == "arrival":
-            self._ask(id)
-        return decision
-
-    def questions_left(self) -> int:
-        "Return how many questions the budget still allows."
-        return self.state.questions_left()
-
-    def _ask(self, id: str) -> None:
-        "Ask the annotator about a dialogue, unless that was done before or the budget is spent."
-        if self.annotator is None or id in self.state.asked or self.questions_left() < 1:
-            return
-        dialogue = self.state.newest(id)
-        try:
-            better = self.annotator(dialogue)
-        except Exception as error:
-            warnings.warn(f"the annotator raised {type(error).__name__}; the question is left for later", stacklevel=2)
-            return
-        if better == "":
-            self.state.record("asked", id, is_open=False)
-        else:
-            self._record_reaction(id, "up" if better is None else "better", better or "", True, dialogue.time)
-
-    # react
-
-    def react(
-        self,
-        dialogue,  # a `Dialogue` that was observed, or its id
-        kind: str,  # "better" (with the reply that you wanted), "up" or "down"
-        text: str = "",
-        time: float = 0.0,  # in seconds since the epoch
-    ) -> None:
-        "Take a reaction to a reply, which the next reply reads; `InputError`, with nothing changed, if invalid."
-        id = self.state.find_root(dialogue.id if isinstance(dialogue, Dialogue) else dialogue)
-        check(kind, "choice", "the reaction", choices=("better", "up", "down"))
-        if (kind == "better") != bool(text.strip()):
-            remedy = "give the reply that you wanted" if kind == "better" else 'give a text with "better" only'
-            raise InputError(f"{kind}: {'no' if kind == 'better' else 'a'} text", remedy)
+@patch
+def settle(self: Personalizer, scored: list = None) -> list:  # of `score_due`, which runs now if None -> `Decision`s
+    "Take over the scores of dialogues, and let policy and buffer decide about each new one."
+    decisions = []
+    for candidate in self.score_due() if scored is None else scored:
         with self.change():
-            self._record_reaction(id, kind, text.strip(), id == self.state.question, time)
-            if id not in self.state.pending and self.state.find_slot(id) is None:  # it gets another chance
-                content = dict(reads=self.state.reads[id], statements=self.state.statements[id])
-                self.state.record("said", id, **content)
+            id = self.state.root(candidate.dialogue)
+            if id in self.state.pending:
+                decisions.append(self._decide(id, candidate))
+            elif self.state.find_slot(id) is not None:
+                self.state.record_scores(candidate)
+    return [decision for decision in decisions if decision is not None]
 
-    def _record_reaction(self, id: str, kind: str, text: str, asked: bool, time: float) -> None:
-        if text == self.state.newest(id).response:
-            kind = "up"
-        self.state.record("reacted", id, kind=kind, text=text, asked=asked, time=time)
+# %% ../../nbs/6_device/07_personalizer.ipynb #per2askc
+@patch
+def _decide(self: Personalizer, id: str, candidate):  # a `Decision`; None while the user is asked
+    can_ask = self.annotator is not None or self.opens_questions and not self.state.question
+    can_ask = can_ask and id not in self.state.reactions and self.settings.ask_when == "policy"
+    self.state.record_scores(candidate, can_ask and self.state.questions_left() > 0)
+    if self.state.wants_question and self.opens_questions:
+        self.state.record("asked", id, is_open=True)
+        return None
+    if self.state.wants_question:
+        self.state.ask(id, self.annotator)
+    decision = self.state.place(id)
+    if decision.kept and self.settings.ask_when == "arrival":
+        self.state.ask(id, self.annotator)
+    return decision
 
-    # reply
+# %% ../../nbs/6_device/07_personalizer.ipynb #per3reac
+@patch
+def react(
+    self: Personalizer,
+    dialogue,  # a `Dialogue` that was observed, or its id; None for a wish
+    kind: str,  # "better" (with the reply that you wanted), "up", "down", or "wish" (how to answer; "": no wish)
+    text: str = "",
+    time: float = 0.0,  # in seconds since the epoch
+) -> None:
+    "Take a reaction to a reply, which the next reply reads; `InputError`, with nothing changed, if invalid."
+    text = check(text, "text", "the reaction's text").strip()
+    with self.change():
+        if kind == "wish":
+            self.state.record("wished", text=text)
+            return
+        id = self.state.find_root(dialogue.id if isinstance(dialogue, Dialogue) else dialogue)
+        feedback = Feedback(kind, id, text, time)
+        self.state.react(feedback, asked=id == self.state.question)
+        if id not in self.state.pending and self.state.find_slot(id) is None:  # it gets another chance
+            self.state.record("said", id, reads=self.state.reads[id], statements=self.state.statements[id])
 
-    def recall(self, question: Dialogue) -> Recall:
-        "Find what the reply to a question reads: the nearest answers, and statements of the user."
-        if self.settings.memory == "none":
-            return Recall(question, adapter=self.adapter)
-        return self.memory.find(self.state, question, self.model.count_tokens, self.adapter)
+# %% ../../nbs/6_device/07_personalizer.ipynb #per4repc
+@patch
+def recall(self: Personalizer, question: Dialogue) -> Recall:
+    "Find what the reply to a question reads: the wish, the nearest answers, and statements of the user."
+    return self.memory.find(self.state, question, self.model.count_tokens, self.adapter)
 
-    def reply(self, prompt: str, history=(), max_tokens: int = None) -> str:
-        "Reply to a prompt with the user's answers before it; do not observe it."
-        found = self.recall(Dialogue(prompt, "", history))
-        with self.model.track_cost() as cost, self.model.use_adapter(found.adapter):
-            text = self.model.reply_once(found.dialogue, max_tokens)
-        self.state.cost = self.state.cost + cost
-        return text
 
-    # finetune
+@patch
+def reply(self: Personalizer, prompt: str, history=(), max_tokens: int = None) -> str:
+    "Reply to a prompt with the user's answers before it; do not observe it."
+    recalled = self.recall(Dialogue(prompt, "", history))
+    with self.use_adapter(recalled.adapter) as model:
+        return model.reply_once(recalled.dialogue, max_tokens)
 
-    def finetune(self, start="last", synthetic: int = None, progress: bool = True) -> Adapter:
-        "Ask, synthesise, tune and score anew (Qin et al. 2024, figure 1); `InputError` if there is nothing to learn."
-        self.settle()
-        dialogues = self.collect_training()
-        prepared = self.train(dialogues, start, synthetic, progress)
-        self.commit(prepared)
-        return self.adapter
+# %% ../../nbs/6_device/07_personalizer.ipynb #per5finc
+@patch
+def finetune(self: Personalizer, start="last", synthetic: int = None, progress: bool = True) -> Adapter:
+    "Ask, synthesise, tune and score anew (Qin et al. 2024, figure 1); `InputError` if there is nothing to learn."
+    self.settle()
+    dialogues = self.collect_training()
+    self.commit(self.train(dialogues, start, synthetic, progress))
+    return self.adapter
 
-    def collect_training(self) -> list:  # `Dialogue`s
-        "Ask the questions that are due, and return the dialogues to learn from; raise `InputError` if there are none."
+
+@patch
+def collect_training(self: Personalizer) -> list:  # `Dialogue`s
+    "Ask the questions that are due, and return the dialogues to learn from; raise `InputError` if there are none."
+    with self.archive.lock:
         if self.settings.ask_when != "arrival":
             for slot in self.buffer.policy.order_questions(self.buffer.view):
                 with self.change():
-                    self._ask(self.state.root(self.buffer.dialogues[slot]))
-        disliked = {id for id, reaction in self.state.reactions.items() if reaction["kind"] == "down"}
+                    self.state.ask(self.state.root(self.buffer.dialogues[slot]), self.annotator)
+        disliked = {id for id, reaction in self.state.reactions.items() if reaction.kind == "down"}
         liked = [d for d in self.buffer.dialogues if d.response.strip() and self.state.root(d) not in disliked]
         chosen = self.buffer.policy.select_training_dialogues(liked)
-        if not chosen:
-            reason = "no kept dialogue has an answer" if len(self.buffer) else "the buffer is empty"
-            raise InputError(f"nothing to learn from: {reason}", "observe some dialogues first")
-        return chosen
+    if not chosen:
+        reason = "no kept dialogue has an answer" if len(self.buffer) else "the buffer is empty"
+        raise InputError(f"nothing to learn from: {reason}", "observe some dialogues first")
+    return chosen
 
-    def train(self, dialogues: list, start="last", synthetic: int = None, progress: bool = True, model=None):
-        "Prepare a fine-tune, and record nothing yet; model: another copy of the base model -> `PreparedRound`."
-        settings = self.settings
-        return prepare_round(
-            self.state,
-            dialogues,
-            model or self.model,
-            self.config,
-            self.folder,
-            start=(self.adapter or self.start) if isinstance(start, str) and start == "last" else start,
-            last=self.adapter,
-            synthetic=settings.synthetic if synthetic is None else synthetic,
-            synthesis=(settings.synthesis_mode, settings.synthesis_prompt),
-            replay=settings.replay,
-            seed=settings.seed + len(self.rounds),
-            progress=progress,
-        )
 
-    def commit(self, prepared: PreparedRound) -> None:
-        "Record a new adapter, and use it from now on; the next `settle` scores the buffer with it."
-        with self.change():
-            self.state.cost = self.state.cost + prepared.cost
-            self.state.record("tuned", **prepared.content)
-            for id in prepared.learned:
+@patch
+def train(self: Personalizer, dialogues: list, start="last", synthetic: int = None, progress=True, model=None):
+    "Prepare a fine-tune, and record nothing yet; model: another copy of the base model -> `PreparedRound`."
+    return prepare_round(
+        dialogues,
+        model or self.model,
+        self.config,
+        self.folder,
+        start=(self.adapter or self.start) if isinstance(start, str) and start == "last" else start,
+        last=self.adapter,
+        synthetic=self.settings.synthetic if synthetic is None else synthetic,
+        synthesis=(self.settings.synthesis_mode, self.settings.synthesis_prompt),
+        replay=self.settings.replay,
+        seed=self.settings.seed + len(self.rounds),
+        progress=progress,
+    )
+
+
+@patch
+def commit(self: Personalizer, prepared: PreparedRound) -> None:
+    "Record a new adapter, and use it from now on; the next `settle` scores the buffer with it."
+    with self.change():
+        self.state.cost = self.state.cost + prepared.cost
+        counts = dict(seen=self.buffer.seen, requests=self.cost.requests)
+        self.state.record("tuned", **prepared.content, **counts)
+        for id in dict.fromkeys(self.state.root(d) for d in prepared.dialogues):
+            if id:
                 self.state.record("learned", id)
-        self.adapter = prepared.adapter
+    self.adapter = prepared.adapter
 
-    def undo_finetune(self) -> None:
-        "Delete the last adapter, and use the one before; raise `InputError` if there is no fine-tune."
-        if not self.rounds:
-            raise InputError("there is no fine-tune to undo", "learn first")
-        undone = self.rounds[-1].adapter
-        self.state.record("undone")
-        remove_adapter((self.folder or Path()) / undone)
-        self.adapter = load_last_adapter(self.state, self.folder)
 
-    # forget
+@patch
+def undo_finetune(self: Personalizer) -> None:
+    "Delete the last adapter, and use the one before; raise `InputError` if there is no fine-tune."
+    if not self.rounds:
+        raise InputError("there is no fine-tune to undo", "learn first")
+    undone = self.rounds[-1].adapter
+    self.state.record("undone")
+    remove_adapter((self.folder or Path()) / undone)
+    self.adapter = load_last_adapter(self.state, self.folder)
 
-    def forget(
-        self, ids=(), text: str = None, before: float = None, everything: bool = False, dry: bool = False
-    ) -> ForgetPlan:
-        "Delete dialogues, the replies that read them and what learned from them; return the list. dry: only list it."
-        plan = plan_forgetting(self.state, ids, text, before, everything)
-        if not dry and plan.dialogues:
-            self.state = forget_dialogues(self.state, plan, self.policy)
-            self.memory.clear()
-            self.model.truncated.clear()
-            if plan.adapters:
-                self.adapter = load_last_adapter(self.state, self.folder)
-        return plan
-
-    # the rest
-
-    def _trim(self) -> None:
-        keep = {self.state.root(d) for d in self.buffer.dialogues} | {*self.state.pending}
-        seen = self.buffer.seen
-        if trim_archive(self.archive, self.settings.archive * 1_000_000, keep):
-            self.archive.append("forgotten", "", dict(seen=seen, adapters=[], cost=self.cost.to_dict()))
-
-    def status(self) -> dict:  # plain values
-        "Describe the personalizer in numbers, without the texts of dialogues."
-        return dict(model=self.model.name) | self.state.status()
+# %% ../../nbs/6_device/07_personalizer.ipynb #per6forc
+@patch
+def forget(
+    self: Personalizer, ids=(), text: str = None, before: float = None, everything: bool = False, dry: bool = False
+) -> ForgetPlan:
+    "Delete dialogues, the replies that read them and what learned from them; return the list. dry: only list it."
+    plan = plan_forgetting(self.state, ids, text, before, everything)
+    if not dry and plan.lines:
+        self.state = forget_dialogues(self.state, plan, self.policy)
+        self.memory.clear()
+        self.model.truncated.clear()
+        if plan.adapters:
+            self.adapter = load_last_adapter(self.state, self.folder)
+    return plan

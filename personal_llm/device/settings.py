@@ -9,6 +9,7 @@ __all__ = ['PersonalizerSettings']
 from dataclasses import dataclass, replace
 
 from ..base.core import MAX_SEED, InputError, check_settings_fields, setting
+from ..buffer.retrieval import MemoryConfig
 
 # %% ../../nbs/6_device/06_settings.ipynb #173fa7b9
 @dataclass(frozen=True)
@@ -44,6 +45,15 @@ class PersonalizerSettings:
 
     def __post_init__(self):
         check_settings_fields(self)
+
+    @classmethod
+    def from_stored(cls, stored: dict) -> "PersonalizerSettings":
+        "Return the settings of a folder, without those that this version does not know."
+        return cls(**{name: value for name, value in stored.items() if name in cls.__dataclass_fields__})
+
+    def get_memory_config(self) -> MemoryConfig:
+        "Return what a reply reads."
+        return MemoryConfig(memories=0, statements=0) if self.memory == "none" else MemoryConfig(self.memories)
 
     def complete(self, policy) -> "PersonalizerSettings":
         "Return the settings with the default that depends on the policy; `InputError` if it should ask but cannot."
