@@ -4038,6 +4038,16 @@ d = {
                 "personal_llm/experiments/shares.py",
             ),
         },
+        "personal_llm.experiments.starts": {
+            "personal_llm.experiments.starts.find_start": (
+                "experiments/starts.html#find_start",
+                "personal_llm/experiments/starts.py",
+            ),
+            "personal_llm.experiments.starts.measure_savings": (
+                "experiments/starts.html#measure_savings",
+                "personal_llm/experiments/starts.py",
+            ),
+        },
         "personal_llm.experiments.steps": {
             "personal_llm.experiments.steps.has_form": (
                 "experiments/steps.html#has_form",
@@ -4140,6 +4150,72 @@ d = {
                 "personal_llm/experiments/synthesis.py",
             ),
         },
+        "personal_llm.experiments.xpert": {
+            "personal_llm.experiments.xpert.choose": (
+                "experiments/xpert.html#choose",
+                "personal_llm/experiments/xpert.py",
+            ),
+            "personal_llm.experiments.xpert.choose_of_library": (
+                "experiments/xpert.html#choose_of_library",
+                "personal_llm/experiments/xpert.py",
+            ),
+            "personal_llm.experiments.xpert.explain_library": (
+                "experiments/xpert.html#explain_library",
+                "personal_llm/experiments/xpert.py",
+            ),
+            "personal_llm.experiments.xpert.explain_pllms": (
+                "experiments/xpert.html#explain_pllms",
+                "personal_llm/experiments/xpert.py",
+            ),
+            "personal_llm.experiments.xpert.list_text_jobs": (
+                "experiments/xpert.html#list_text_jobs",
+                "personal_llm/experiments/xpert.py",
+            ),
+            "personal_llm.experiments.xpert.load_plain": (
+                "experiments/xpert.html#load_plain",
+                "personal_llm/experiments/xpert.py",
+            ),
+            "personal_llm.experiments.xpert.make_pairs": (
+                "experiments/xpert.html#make_pairs",
+                "personal_llm/experiments/xpert.py",
+            ),
+            "personal_llm.experiments.xpert.measure_levels": (
+                "experiments/xpert.html#measure_levels",
+                "personal_llm/experiments/xpert.py",
+            ),
+            "personal_llm.experiments.xpert.measure_library": (
+                "experiments/xpert.html#measure_library",
+                "personal_llm/experiments/xpert.py",
+            ),
+            "personal_llm.experiments.xpert.measure_texts": (
+                "experiments/xpert.html#measure_texts",
+                "personal_llm/experiments/xpert.py",
+            ),
+            "personal_llm.experiments.xpert.open_library": (
+                "experiments/xpert.html#open_library",
+                "personal_llm/experiments/xpert.py",
+            ),
+            "personal_llm.experiments.xpert.read_output_rows": (
+                "experiments/xpert.html#read_output_rows",
+                "personal_llm/experiments/xpert.py",
+            ),
+            "personal_llm.experiments.xpert.read_pairs": (
+                "experiments/xpert.html#read_pairs",
+                "personal_llm/experiments/xpert.py",
+            ),
+            "personal_llm.experiments.xpert.remember": (
+                "experiments/xpert.html#remember",
+                "personal_llm/experiments/xpert.py",
+            ),
+            "personal_llm.experiments.xpert.stylometric_shift": (
+                "experiments/xpert.html#stylometric_shift",
+                "personal_llm/experiments/xpert.py",
+            ),
+            "personal_llm.experiments.xpert.write_word": (
+                "experiments/xpert.html#write_word",
+                "personal_llm/experiments/xpert.py",
+            ),
+        },
         "personal_llm.explanation.decomposition": {
             "personal_llm.explanation.decomposition.Decomposition": (
                 "4_explanation/decomposition.html#decomposition",
@@ -4153,10 +4229,6 @@ d = {
                 "4_explanation/decomposition.html#sharedbasis",
                 "personal_llm/explanation/decomposition.py",
             ),
-            "personal_llm.explanation.decomposition.SharedBasis.__post_init__": (
-                "4_explanation/decomposition.html#sharedbasis.__post_init__",
-                "personal_llm/explanation/decomposition.py",
-            ),
             "personal_llm.explanation.decomposition.SharedBasis.columns": (
                 "4_explanation/decomposition.html#sharedbasis.columns",
                 "personal_llm/explanation/decomposition.py",
@@ -4165,24 +4237,12 @@ d = {
                 "4_explanation/decomposition.html#sharedbasis.coordinates",
                 "personal_llm/explanation/decomposition.py",
             ),
-            "personal_llm.explanation.decomposition.SharedBasis.from_prompts": (
-                "4_explanation/decomposition.html#sharedbasis.from_prompts",
-                "personal_llm/explanation/decomposition.py",
-            ),
             "personal_llm.explanation.decomposition.SharedBasis.grow": (
                 "4_explanation/decomposition.html#sharedbasis.grow",
                 "personal_llm/explanation/decomposition.py",
             ),
-            "personal_llm.explanation.decomposition.SharedBasis.strength": (
-                "4_explanation/decomposition.html#sharedbasis.strength",
-                "personal_llm/explanation/decomposition.py",
-            ),
             "personal_llm.explanation.decomposition.SharedBasis.width": (
                 "4_explanation/decomposition.html#sharedbasis.width",
-                "personal_llm/explanation/decomposition.py",
-            ),
-            "personal_llm.explanation.decomposition._fit_summary_prompts": (
-                "4_explanation/decomposition.html#_fit_summary_prompts",
                 "personal_llm/explanation/decomposition.py",
             ),
             "personal_llm.explanation.decomposition._read_words": (
@@ -4191,10 +4251,6 @@ d = {
             ),
             "personal_llm.explanation.decomposition._require_base": (
                 "4_explanation/decomposition.html#_require_base",
-                "personal_llm/explanation/decomposition.py",
-            ),
-            "personal_llm.explanation.decomposition._summary_prompt_ids": (
-                "4_explanation/decomposition.html#_summary_prompt_ids",
                 "personal_llm/explanation/decomposition.py",
             ),
             "personal_llm.explanation.decomposition._unit_vectors": (
@@ -4213,28 +4269,32 @@ d = {
                 "4_explanation/decomposition.html#explain_as_published",
                 "personal_llm/explanation/decomposition.py",
             ),
+            "personal_llm.explanation.decomposition.explain_differences": (
+                "4_explanation/decomposition.html#explain_differences",
+                "personal_llm/explanation/decomposition.py",
+            ),
+            "personal_llm.explanation.decomposition.halve_differences": (
+                "4_explanation/decomposition.html#halve_differences",
+                "personal_llm/explanation/decomposition.py",
+            ),
             "personal_llm.explanation.decomposition.is_adjective": (
                 "4_explanation/decomposition.html#is_adjective",
-                "personal_llm/explanation/decomposition.py",
-            ),
-            "personal_llm.explanation.decomposition.neutral_pairs": (
-                "4_explanation/decomposition.html#neutral_pairs",
-                "personal_llm/explanation/decomposition.py",
-            ),
-            "personal_llm.explanation.decomposition.next_word_probabilities": (
-                "4_explanation/decomposition.html#next_word_probabilities",
-                "personal_llm/explanation/decomposition.py",
-            ),
-            "personal_llm.explanation.decomposition.split_half_threshold": (
-                "4_explanation/decomposition.html#split_half_threshold",
                 "personal_llm/explanation/decomposition.py",
             ),
             "personal_llm.explanation.decomposition.summary_states": (
                 "4_explanation/decomposition.html#summary_states",
                 "personal_llm/explanation/decomposition.py",
             ),
-            "personal_llm.explanation.decomposition.word_vector": (
-                "4_explanation/decomposition.html#word_vector",
+            "personal_llm.explanation.decomposition.swap_strength": (
+                "4_explanation/decomposition.html#swap_strength",
+                "personal_llm/explanation/decomposition.py",
+            ),
+            "personal_llm.explanation.decomposition.word_vectors": (
+                "4_explanation/decomposition.html#word_vectors",
+                "personal_llm/explanation/decomposition.py",
+            ),
+            "personal_llm.explanation.decomposition.write_summary_prompt": (
+                "4_explanation/decomposition.html#write_summary_prompt",
                 "personal_llm/explanation/decomposition.py",
             ),
         },
