@@ -56,6 +56,10 @@ d = {
             "personal_llm.app.cli.serve": ("8_app/cli.html#serve", "personal_llm/app/cli.py"),
         },
         "personal_llm.app.commands": {
+            "personal_llm.app.commands.add_settings": (
+                "8_app/commands.html#add_settings",
+                "personal_llm/app/commands.py",
+            ),
             "personal_llm.app.commands.backup": ("8_app/commands.html#backup", "personal_llm/app/commands.py"),
             "personal_llm.app.commands.chat_command": (
                 "8_app/commands.html#chat_command",
@@ -199,6 +203,7 @@ d = {
             ),
             "personal_llm.app.server.Message": ("8_app/server.html#message", "personal_llm/app/server.py"),
             "personal_llm.app.server.Message.read": ("8_app/server.html#message.read", "personal_llm/app/server.py"),
+            "personal_llm.app.server.Panic": ("8_app/server.html#panic", "personal_llm/app/server.py"),
             "personal_llm.app.server.Part": ("8_app/server.html#part", "personal_llm/app/server.py"),
             "personal_llm.app.server.SessionThread": ("8_app/server.html#sessionthread", "personal_llm/app/server.py"),
             "personal_llm.app.server.SessionThread.__init__": (
@@ -218,6 +223,7 @@ d = {
                 "personal_llm/app/server.py",
             ),
             "personal_llm.app.server.answer_error": ("8_app/server.html#answer_error", "personal_llm/app/server.py"),
+            "personal_llm.app.server.call": ("8_app/server.html#call", "personal_llm/app/server.py"),
             "personal_llm.app.server.check_request": ("8_app/server.html#check_request", "personal_llm/app/server.py"),
             "personal_llm.app.server.describe_status": (
                 "8_app/server.html#describe_status",
@@ -228,6 +234,7 @@ d = {
             "personal_llm.app.server.list_known": ("8_app/server.html#list_known", "personal_llm/app/server.py"),
             "personal_llm.app.server.list_talks": ("8_app/server.html#list_talks", "personal_llm/app/server.py"),
             "personal_llm.app.server.make_app": ("8_app/server.html#make_app", "personal_llm/app/server.py"),
+            "personal_llm.app.server.make_server": ("8_app/server.html#make_server", "personal_llm/app/server.py"),
             "personal_llm.app.server.open_socket": ("8_app/server.html#open_socket", "personal_llm/app/server.py"),
             "personal_llm.app.server.serve": ("8_app/server.html#serve", "personal_llm/app/server.py"),
             "personal_llm.app.server.write_events": ("8_app/server.html#write_events", "personal_llm/app/server.py"),
@@ -5278,31 +5285,6 @@ d = {
             ),
         },
         "personal_llm.runtimes.audit": {
-            "personal_llm.runtimes.audit.Leakage": ("7_runtimes/audit.html#leakage", "personal_llm/runtimes/audit.py"),
-            "personal_llm.runtimes.audit.Leakage.__post_init__": (
-                "7_runtimes/audit.html#leakage.__post_init__",
-                "personal_llm/runtimes/audit.py",
-            ),
-            "personal_llm.runtimes.audit.Leakage.from_dict": (
-                "7_runtimes/audit.html#leakage.from_dict",
-                "personal_llm/runtimes/audit.py",
-            ),
-            "personal_llm.runtimes.audit.Leakage.is_high": (
-                "7_runtimes/audit.html#leakage.is_high",
-                "personal_llm/runtimes/audit.py",
-            ),
-            "personal_llm.runtimes.audit.Leakage.lines": (
-                "7_runtimes/audit.html#leakage.lines",
-                "personal_llm/runtimes/audit.py",
-            ),
-            "personal_llm.runtimes.audit.Leakage.summary": (
-                "7_runtimes/audit.html#leakage.summary",
-                "personal_llm/runtimes/audit.py",
-            ),
-            "personal_llm.runtimes.audit.Leakage.to_dict": (
-                "7_runtimes/audit.html#leakage.to_dict",
-                "personal_llm/runtimes/audit.py",
-            ),
             "personal_llm.runtimes.audit.Membership": (
                 "7_runtimes/audit.html#membership",
                 "personal_llm/runtimes/audit.py",
@@ -5312,8 +5294,8 @@ d = {
                 "personal_llm/runtimes/audit.py",
             ),
             "personal_llm.runtimes.audit.Overlap": ("7_runtimes/audit.html#overlap", "personal_llm/runtimes/audit.py"),
-            "personal_llm.runtimes.audit._collect_ngrams": (
-                "7_runtimes/audit.html#_collect_ngrams",
+            "personal_llm.runtimes.audit.collect_ngrams": (
+                "7_runtimes/audit.html#collect_ngrams",
                 "personal_llm/runtimes/audit.py",
             ),
             "personal_llm.runtimes.audit.compute_advantage": (
@@ -5322,10 +5304,6 @@ d = {
             ),
             "personal_llm.runtimes.audit.compute_auc": (
                 "7_runtimes/audit.html#compute_auc",
-                "personal_llm/runtimes/audit.py",
-            ),
-            "personal_llm.runtimes.audit.measure_leakage": (
-                "7_runtimes/audit.html#measure_leakage",
                 "personal_llm/runtimes/audit.py",
             ),
             "personal_llm.runtimes.audit.measure_membership": (
@@ -5342,32 +5320,12 @@ d = {
             ),
         },
         "personal_llm.runtimes.cluster": {
-            "personal_llm.runtimes.cluster._load_context": (
-                "7_runtimes/cluster.html#_load_context",
-                "personal_llm/runtimes/cluster.py",
-            ),
-            "personal_llm.runtimes.cluster.check_ray_address": (
-                "7_runtimes/cluster.html#check_ray_address",
-                "personal_llm/runtimes/cluster.py",
-            ),
             "personal_llm.runtimes.cluster.explain_job": (
                 "7_runtimes/cluster.html#explain_job",
                 "personal_llm/runtimes/cluster.py",
             ),
             "personal_llm.runtimes.cluster.explain_with_ray": (
                 "7_runtimes/cluster.html#explain_with_ray",
-                "personal_llm/runtimes/cluster.py",
-            ),
-            "personal_llm.runtimes.cluster.pack_model": (
-                "7_runtimes/cluster.html#pack_model",
-                "personal_llm/runtimes/cluster.py",
-            ),
-            "personal_llm.runtimes.cluster.ray_cluster": (
-                "7_runtimes/cluster.html#ray_cluster",
-                "personal_llm/runtimes/cluster.py",
-            ),
-            "personal_llm.runtimes.cluster.unpack_model": (
-                "7_runtimes/cluster.html#unpack_model",
                 "personal_llm/runtimes/cluster.py",
             ),
         },
@@ -5388,10 +5346,6 @@ d = {
                 "7_runtimes/export.html#format_modelfile",
                 "personal_llm/runtimes/export.py",
             ),
-            "personal_llm.runtimes.export.merge_weights": (
-                "7_runtimes/export.html#merge_weights",
-                "personal_llm/runtimes/export.py",
-            ),
             "personal_llm.runtimes.export.render_gaps": (
                 "7_runtimes/export.html#render_gaps",
                 "personal_llm/runtimes/export.py",
@@ -5406,10 +5360,6 @@ d = {
             ),
             "personal_llm.runtimes.export.write_ollama": (
                 "7_runtimes/export.html#write_ollama",
-                "personal_llm/runtimes/export.py",
-            ),
-            "personal_llm.runtimes.export.write_system_prompt": (
-                "7_runtimes/export.html#write_system_prompt",
                 "personal_llm/runtimes/export.py",
             ),
             "personal_llm.runtimes.export.write_vllm": (
@@ -5438,6 +5388,7 @@ d = {
                 "7_runtimes/idle.html#find_obstacle",
                 "personal_llm/runtimes/idle.py",
             ),
+            "personal_llm.runtimes.idle.find_user": ("7_runtimes/idle.html#find_user", "personal_llm/runtimes/idle.py"),
             "personal_llm.runtimes.idle.finetune_folder": (
                 "7_runtimes/idle.html#finetune_folder",
                 "personal_llm/runtimes/idle.py",

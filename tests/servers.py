@@ -17,17 +17,15 @@ def pocket():
 class ChatServer:
     "The package's server around a session."
 
-    def __init__(self, session, token: str = "token-of-this-test"):
-        import uvicorn
-
-        from personal_llm.app.server import make_app, open_socket
+    def __init__(self, session, token: str = "token-of-this-test", code: str = ""):
+        from personal_llm.app.server import make_app, make_server, open_socket
 
         self.session = session
         self.token = token
         bound = open_socket("127.0.0.1", 0)
         self.port = bound.getsockname()[1]
         self.address = f"http://127.0.0.1:{self.port}"
-        self.server = uvicorn.Server(uvicorn.Config(make_app(session, token), log_level="critical"))
+        self.server = make_server(make_app(session, token, code=code))
         self.thread = threading.Thread(target=self.server.run, args=([bound],), daemon=True)
         self.thread.start()
         while not self.server.started:
@@ -51,11 +49,11 @@ class ChatServer:
 
 
 @contextlib.contextmanager
-def chat_server(folder, **settings):
+def chat_server(folder, code: str = "", **settings):
     "A server around a session of the pocket model in a folder."
     from personal_llm.device.chat import ChatSession
 
-    running = ChatServer(ChatSession(pocket(), folder, **settings))
+    running = ChatServer(ChatSession(pocket(), folder, **settings), code=code)
     try:
         yield running
     finally:

@@ -60,6 +60,17 @@ def test_a_block_ends_with_an_empty_line(session, monkeypatch):
     assert session.turns[0].response == "A drink\nof leaves." and sys.stdin.readline() == "more\n"
 
 
+def test_a_wish_is_read_by_every_reply_until_it_is_empty(session, monkeypatch):
+    assert "every reply" in write(session, "/wish In two points.\nThen a question.")
+    write(session, "What is tea?")
+    assert "In two points.\nThen a question." in dict(session.recalled.dialogue.history)["system"]
+    assert "your wish: In two points." in write(session, "/why")
+    type_lines(monkeypatch, "\n")
+    assert write(session, "/wish") == "no wish is left"
+    write(session, "What is coffee?")
+    assert "In two points" not in str(session.recalled.dialogue.history)
+
+
 def test_pasted_lines_belong_together(monkeypatch):
     master, slave = pty.openpty()
     with os.fdopen(slave) as terminal:

@@ -101,9 +101,14 @@ def test_a_mistake_is_one_line_and_changes_nothing(tmp_path, capsys, monkeypatch
     assert snapshot(tmp_path) == before
 
 
+class PanicException(BaseException):
+    "As the tokenizers' own, no `Exception`."
+
+
 @pytest.mark.parametrize(
     "error, line",
     [
+        (PanicException("index out of bounds"), "a library failed (PanicException)"),
         (OSError(errno.ENOSPC, "No space left on device", "x"), "the disk is full"),
         (PermissionError(errno.EACCES, "Permission denied", "x"), "x: Permission denied"),
         (MemoryError(), "not enough memory"),

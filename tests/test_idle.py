@@ -11,11 +11,10 @@ from personal_llm.runtimes import idle
 from personal_llm.runtimes.idle import MachineBusy, StopWhenBusy, finetune_folder, finetune_when_idle, find_obstacle
 from personal_llm.tuning.config import TuningConfig
 
-FREE = dict(other_load=0.0, celsius=50.0, on_battery=False, free=8.0)
+FREE = dict(other_load=0.0, on_battery=False, free=8.0)
 BRIEF = TuningConfig(steps=2)
 BUSY = [
     (dict(other_load=0.9), "other programs"),
-    (dict(celsius=99.0), "99 °C"),
     (dict(on_battery=True), "on battery"),
     (dict(free=0.5), "memory"),
 ]

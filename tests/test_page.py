@@ -21,6 +21,7 @@ from personal_llm.base.replies import ReplyStream
 
 OPTIONS = "--headless --no-sandbox --disable-gpu --disable-dev-shm-usage --disable-background-networking --no-first-run"
 BETTER = "Dear friend, rest today."
+CODE = "code-of-the-link"
 HOSTILE = """# A title
 Some **bold** and `code <b>`, <img src=x onerror="window.hit=1"> and [a link](javascript:window.hit=1).
 
@@ -55,7 +56,7 @@ class Page:
         self.running = running
         browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
         browser.get("about:blank")
-        browser.get(f"{running.address}/#token={running.token}")
+        browser.get(f"{running.address}/#code={CODE}")
         self.until(lambda: self.find("#line").is_displayed())
 
     def find(self, selector: str):
@@ -96,7 +97,7 @@ class Page:
 
 @pytest.fixture
 def page(browser, tmp_path):
-    with chat_server(tmp_path / "me", idle_seconds=3600) as running:
+    with chat_server(tmp_path / "me", code=CODE, idle_seconds=3600) as running:
         yield Page(browser, running)
     errors = [row["message"] for row in browser.get_log("browser") if row["level"] == "SEVERE"]
     assert [text for text in errors if "status of 4" not in text and "REFUSED" not in text] == []
@@ -125,6 +126,14 @@ def test_a_day(page):
     page.press("What I know about you")
     page.until(lambda: any(BETTER in text for text in page.texts("#answers li")))
     assert any("Biscuit" in text for text in page.texts("#statements li"))
+    page.press("Correct: My knee hurts.")
+    page.press("Edit the reply")
+    page.find("#answers textarea").send_keys(" Please.")
+    page.press("Say it like this")
+    page.until(lambda: any(BETTER + " Please." in text for text in page.texts("#answers li")))
+    page.find("#wish").send_keys("In short.")
+    page.press("Save")
+    page.until(lambda: page.running.session.me.state.wish == "In short.")
     assert "1" in page.find("#learning").text
     page.press("Forget: I have a dog, Biscuit.")
     page.until(lambda: page.texts("#confirm-lines li"))
@@ -174,13 +183,15 @@ def test_stop_keeps_nothing_and_gives_the_text_back(page, monkeypatch):
 
 
 def test_the_token_is_in_the_tab_and_not_in_the_address(page):
-    assert "token" not in page.browser.current_url and page.browser.get_cookies() == []
+    assert "#" not in page.browser.current_url and page.browser.get_cookies() == []
     assert page.script("localStorage.length") == 0
     page.browser.refresh()
     page.until(lambda: page.find("#line").is_displayed())
     page.script("sessionStorage.clear()")
-    page.browser.refresh()
+    page.browser.get("about:blank")
+    page.browser.get(f"{page.running.address}/#code={CODE}")
     page.until(lambda: page.find("#connect").is_displayed())
+    page.until(lambda: "was used before" in page.find("#note").text)
     page.find("#token").send_keys("wrong", Keys.ENTER)
     page.until(lambda: "token is missing or wrong" in page.find("#note").text)
     page.find("#token").clear()
@@ -193,7 +204,8 @@ def test_no_width_overflows_and_every_control_has_a_name(page, width):
     size = dict(width=width, height=844, deviceScaleFactor=1, mobile=width < 500)
     page.browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
     page.say("A very long word: " + "x" * 300)
-    page.press("Edit this reply")
+    page.press("Write the reply that you wanted")
+    page.press("Edit the reply")
     for button in ("What I know about you", "Back to the chat"):
         assert page.script("document.documentElement.scrollWidth") <= width
         for control in page.browser.find_elements(By.CSS_SELECTOR, "button, input, textarea, summary"):

@@ -2,7 +2,6 @@
 
 import json
 import sys
-from contextlib import suppress
 from importlib.util import find_spec
 
 import numpy as np
@@ -11,9 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny import tiny
-from torch.fx.experimental.proxy_tensor import make_fx
 
-from personal_llm.device.archive import hold_folder
 from personal_llm.app.cli import main
 from personal_llm.base import files
 from personal_llm.base.adapters import CONFIG_FILE, WEIGHTS_FILE
@@ -25,7 +22,6 @@ from personal_llm.runtimes.phone_bundle import (
     PROGRAM_FILE,
     RECORDS_FILE,
     adamw_step,
-    compile_program,
     compute_step_rates,
     encode_records,
     open_bundle,
@@ -139,40 +135,6 @@ def test_a_changed_manifest_is_refused(bundle):
     assert tried > 100 and open_bundle(bundle.folder).manifest == bundle.manifest
 
 
-def test_a_manifest_that_contradicts_itself_is_refused_before_any_step(bundle):
-    "Whoever changes it on purpose also computes its hash anew; then it is refused when it is opened, or it ends well."
-    place, refused = bundle.folder / MANIFEST_FILE, set()
-    whole = place.read_text()
-    for path in [*places(json.loads(whole)), ("card",), ("card", "parents"), ("steps",), ("files",)]:
-        for wrong in (-1, None, "x", 5, [], 10**20):
-            changed = json.loads(whole)
-            inner = changed
-            for key in path[:-1]:
-                inner = inner[key]
-            inner[path[-1]] = wrong
-            place.write_text(json.dumps(files.seal(changed)))
-            try:
-                opened = open_bundle(bundle.folder)
-            except InputError as error:
-                assert str(bundle.folder) in str(error), path
-                refused.add(path)
-                continue
-            with suppress(InputError):  # with a rate of 1e20 the loss is no number
-                train_bundle(opened.folder, bundle.folder.parent / "out", pull)
-    assert {("card",), ("card", "parents"), ("steps",), ("batch",), ("length",), ("card", "base")} <= refused
-
-
-def test_records_that_are_no_tokens_are_refused(bundle):
-    records, place = bundle.folder / RECORDS_FILE, bundle.folder / MANIFEST_FILE
-    content = np.full(len(records.read_bytes()) // 8, 2**60, "<i8").tobytes()
-    records.write_bytes(content)
-    manifest = json.loads(place.read_text())
-    manifest["files"][RECORDS_FILE]["sha256"] = files.compute_sha256(content)
-    place.write_text(json.dumps(files.seal(manifest)))
-    with pytest.raises(InputError, match="records.bin holds other numbers than token ids"):
-        open_bundle(bundle.folder)
-
-
 @pytest.mark.parametrize(
     "name", [PROGRAM_FILE, RECORDS_FILE, f"adapter/{WEIGHTS_FILE}", f"adapter/{CONFIG_FILE}", MANIFEST_FILE]
 )
@@ -223,15 +185,8 @@ def test_without_the_extra_there_is_one_line(bundle, tmp_path, monkeypatch, caps
     assert not (tmp_path / "out").exists()
 
 
-def test_a_run_has_its_folder_alone(bundle, tmp_path):
-    def pull_alone(*arrays):
-        with pytest.raises(InputError, match="another program is at work"), hold_folder(tmp_path / "out"):
-            pass
-        return pull(*arrays)
-
-    with hold_folder(files.make_folder(tmp_path / "out")), pytest.raises(InputError, match="out"):
-        train_bundle(bundle.folder, tmp_path / "out", pull)
-    adapter = train_bundle(bundle.folder, tmp_path / "out", pull_alone)
+def test_two_runs_are_equal(bundle, tmp_path):
+    adapter = train_bundle(bundle.folder, tmp_path / "out", pull)
     assert adapter.history == train_bundle(bundle.folder, tmp_path / "again", pull).history
     assert adapter.cost.peak_memory > 1e6
 
@@ -275,14 +230,6 @@ def test_a_hundred_steps_in_executorch_are_pytorchs(made, tmp_path):
     with model.use_adapter(adapter):
         nats, tokens = model.nll(TALK).sum(0)
     assert abs(nats / tokens - theirs) < 1.0
-
-
-@needs_extra
-def test_an_operator_without_a_kernel_is_named():
-    example = (torch.full((2,), 0.5),)
-    graph = make_fx(lambda x: (torch.erfinv(x),))(*example)
-    with pytest.raises(InputError, match="cannot be exported .operator aten::erfinv"):
-        compile_program(graph, example)
 
 
 @needs_extra

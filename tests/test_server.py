@@ -141,12 +141,14 @@ SUPPORTED = [
 SUPPORTED += [dict(stop=["\n", "END"]), dict(logprobs=False), dict(response_format=dict(type="text")), dict(tools=[])]
 SUPPORTED += [dict(tool_choice="none", tools=[dict(type="function")]), dict(store=False), dict(logit_bias={})]
 SUPPORTED += [dict(frequency_penalty=0, presence_penalty=0.0), dict(modalities=["text"]), dict(metadata=dict(a="b"))]
+SUPPORTED += [dict(reasoning_effort="none", prediction=None), dict(prompt_cache_key="a", safety_identifier="ann")]
 SUPPORTED += [dict(parallel_tool_calls=True), dict(service_tier="auto"), dict(stream_options=None), dict(anything=[1])]
 SUPPORTED += [dict(max_tokens=10**30), dict(max_tokens=None, max_completion_tokens=2), dict(top_logprobs=None)]
 REFUSED = [dict(n=2), dict(tools=[dict(type="function")]), dict(functions=[dict(name="look")]), dict(max_tokens=0)]
 REFUSED += [dict(response_format=dict(type="json_object")), dict(logprobs=True), dict(top_logprobs=5), dict(stop=7)]
 REFUSED += [dict(modalities=["text", "audio"]), dict(audio=dict(voice="alloy")), dict(logit_bias={"50256": -100})]
 REFUSED += [dict(temperature=2.1), dict(stop=["x"] * 17), dict(stop="x" * 201), dict(function_call=dict(name="look"))]
+REFUSED += [dict(web_search_options={}), dict(reasoning_effort="high"), dict(verbosity="low")]
 REFUSED += [dict(presence_penalty=1), dict(stream="yes"), dict(store=0), dict(temperature="1"), dict(messages=[])]
 REFUSED += [dict(messages=[dict(role="robot", content="x")]), dict(messages=messages("Hi", "Hello!"))]
 REFUSED += [dict(messages=messages(" \x07")), dict(messages=messages("\ud83d")), dict(model=["personal"])]
@@ -201,7 +203,7 @@ changes = st.dictionaries(st.sampled_from([*server.Change.model_fields, "unknown
 
 
 @settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck))
-@given(name=st.sampled_from(["forget", "react", "skip", "stop", "undo"]), fields=changes | json_values)
+@given(name=st.sampled_from(["forget", "react", "wish", "skip", "stop", "undo"]), fields=changes | json_values)
 def test_no_value_of_a_change_is_an_error_of_the_server(fuzzed, name, fields):
     status, answer = fuzzed.ask("POST", f"/me/{name}", json.dumps(fields).encode())
     assert status in (200, 400), (status, answer)
@@ -218,12 +220,16 @@ def test_two_users_are_not_mixed(served):
     body = dict(model="personal", messages=messages("I am Bob."), user="bob")
     status, answer = served.ask("POST", COMPLETIONS, body)
     assert status == 403 and "another folder" in answer["error"]["message"]
+    for change, headers in ((dict(safety_identifier="bob"), {}), ({}, {"X-OpenWebUI-User-Id": "bob"})):
+        body = dict(model="personal", messages=messages("I am Bob.")) | change
+        assert served.ask("POST", COMPLETIONS, body, **headers)[0] == 403
     assert served.session.me.state.status()["stored"] == before == 3
 
 
 def test_tasks_of_a_program_and_what_it_does_not_store_are_not_kept(served):
     complete(served, f"I live in {SECRET}.", store=False)
     complete(served, f"### Task:\nMake a title.\n### Talk:\nUSER: I live in {SECRET}.")
+    complete(served, f"Write a title.\n<chat_history>\nUSER: I live in {SECRET}.\n</chat_history>")
     complete(served, f"I live in {SECRET}.", model="personal-base")
     assert served.session.me.state.status()["stored"] == 0
     assert complete(served, "I live here.")["me"]["id"]
@@ -266,6 +272,8 @@ def test_a_whole_day(tmp_path):
         known = ask("GET", "/me/known")[1]
         assert {row["reply"] for row in known["answers"]} >= {BETTER}
         assert [row["prompt"] for row in known["statements"]] == ["I have a dog, Biscuit.", "My knee hurts."]
+        assert ask("POST", "/me/wish", dict(text=f"In short, as in {SECRET}."))[0] == 200
+        assert ask("GET", "/me/known")[1]["wish"] == f"In short, as in {SECRET}."
         assert ask("GET", "/me/status")[1]["unlearned"] == 2
     with chat_server(tmp_path / "me") as running:  # tomorrow
         ask = running.ask
@@ -277,9 +285,9 @@ def test_a_whole_day(tmp_path):
         assert ask("POST", "/me/forget", dict(text="KNEE"))[1] == plan
         assert ask("POST", "/me/forget", dict(talk=other["talk"]))[1]["dialogues"] == [other["id"]]
         assert ask("POST", "/me/forget", dict(everything=True))[0] == 200
-        assert ask("GET", "/me/known")[1] == dict(answers=[], statements=[])
+        assert ask("GET", "/me/known")[1] == dict(wish="", answers=[], statements=[])
     content = b"".join(path.read_bytes() for path in (tmp_path / "me").rglob("*") if path.is_file())
-    assert not [word for word in (b"knee", b"Biscuit", b"cook", BETTER.encode()) if word in content]
+    assert not [word for word in (b"knee", b"Biscuit", b"cook", BETTER.encode(), SECRET.encode()) if word in content]
 
 
 def test_a_talk_that_was_forgotten_and_an_unknown_reply_are_one_line(served):
@@ -489,6 +497,50 @@ def test_an_error_of_ours_shows_no_text(served, monkeypatch, capfd):
     assert SECRET not in printed.out + printed.err and printed.err.count("please report it") == 2
 
 
+@pytest.mark.parametrize("model", server.MODELS)
+@pytest.mark.parametrize("is_late", [False, True])
+def test_a_panic_of_the_tokenizer_is_one_line(served, monkeypatch, is_late, model):
+    class PanicException(BaseException):
+        "As Rust's, no `Exception`."
+
+    def write(self):
+        yield from ["A"] * is_late
+        raise PanicException("index out of bounds")
+
+    monkeypatch.setattr(ReplyStream, "__iter__", write)
+    for is_stream in (False, True):
+        body = dict(model=model, messages=messages("Hello"), stream=is_stream)
+        status, answer = served.ask("POST", COMPLETIONS, body)
+        error = (read_events(answer)[-1] if status == 200 else answer)["error"]
+        assert "Panic" in error["message"] and "\n" not in error["message"]
+        assert (status == 200) == (is_late and is_stream)
+    monkeypatch.undo()
+    assert complete(served, model=model)["choices"][0]["message"]["content"], "the next one is served"
+    assert served.session.me.state.status()["stored"] == (model == "personal")
+
+
+def test_the_link_works_once(tmp_path):
+    with chat_server(tmp_path / "me", code="code-of-the-link") as running:
+        wrong = ("", "x", "code-of-the-lin")
+        assert [running.ask("POST", "/connect", dict(text=text), Authorization=None)[0] for text in wrong] == [401] * 3
+        link = dict(text="code-of-the-link")
+        assert running.ask("POST", "/connect", link, Authorization=None) == (200, dict(token=running.token))
+        status, answer = running.ask("POST", "/connect", link, Authorization=None)
+        assert status == 401 and "was used before" in answer["error"]["message"]
+    with chat_server(tmp_path / "me") as running:
+        assert running.ask("POST", "/connect", dict(text=""), Authorization=None)[0] == 401
+
+
+def test_four_hundred_connections_of_a_stranger_leave_the_owner_a_place(served):
+    strangers = [socket.create_connection(("127.0.0.1", served.port), 20) for _ in range(400)]
+    for place, connection in enumerate(strangers):
+        if place % 2:
+            connection.sendall(b"GET /me/known HTTP/1.1\r\nHost: 127.0.0.1\r\n" + b"\r\n" * (place % 4 == 1))
+    assert [served.ask("GET", "/me/status")[0] for _ in range(40)] == [200] * 40
+    for connection in strangers:
+        connection.close()
+
+
 def test_an_error_within_a_stream_is_its_last_event(served, monkeypatch):
     def write(self):
         yield "A"
@@ -512,8 +564,8 @@ def start(folder, **variables):
     process = subprocess.Popen([sys.executable, "-c", code], env=environment, **pipes)
     link = process.stdout.readline()
     assert link, process.communicate()[1]
-    port, token = re.fullmatch(r"http://127\.0\.0\.1:(\d+)/#token=(\S+)\n", link).groups()
-    return process, int(port), token
+    port = int(re.fullmatch(r"http://127\.0\.0\.1:(\d+)/#code=\S+\n", link)[1])
+    return process, port, post(port, "", "/connect", dict(text=link.strip().partition("=")[2]))["token"]
 
 
 def post(port: int, token: str, path: str, body: dict) -> dict:

@@ -78,6 +78,7 @@ def edit_text(text: str) -> str:
 COMMANDS = {
     "/better [TEXT]": "the reply that you wanted; without TEXT: the lines up to an empty one",
     "/edit": "change the newest reply in your editor ($EDITOR)",
+    "/wish [TEXT]": "how I should answer, in every reply; an empty text: no wish",
     "/up": "you like the reply",
     "/down": "you do not like it",
     "/why [--verbose]": "what the newest reply read; --verbose: with similarities and scores",
@@ -108,6 +109,9 @@ def run_command(session, name: str, text: str) -> str:  # the output
         case "/better":
             session.react("better", text or read_block(), id)
             return "noted: from now on I answer like this"
+        case "/wish":
+            session.me.react(None, "wish", text or read_block())
+            return "noted: every reply reads it" if session.me.state.wish else "no wish is left"
         case "/up" | "/down":
             session.react(name[1:], "", id)
             return "noted" if name == "/up" else "noted; /better TEXT shows me what you wanted"
@@ -144,7 +148,8 @@ def explain_reply(session, verbose: bool = False) -> list:  # lines
     recalled = session.recalled
     if recalled is None:
         raise InputError("there is no reply yet", "write something first")
-    lines = [f"your answer to “{d.prompt}”: {d.response}" for d in recalled.memories]
+    lines = [f"your wish: {session.me.state.wish}"] * bool(session.me.state.wish)
+    lines += [f"your answer to “{d.prompt}”: {d.response}" for d in recalled.memories]
     lines += [f"you said: {d.prompt}" for d in recalled.statements]
     lines += ["written by your fine-tune"] * (recalled.adapter is not None)
     if verbose:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from ..base.core import Dialogue, InputError
-from ..base.loading import find_linear_modules, is_causal
+from ..base.loading import choose_dtype, find_linear_modules, is_causal
 from ..base.replies import ReplyOptions
 from ..base.models import Model, load_model
 from ..base.tokens import get_special_strings
@@ -58,7 +58,10 @@ def check_model(
             model = load_model(model, **settings)
         except InputError as error:
             return ModelReport([("loading", False, str(error))])
-        rows.append(("loading", True, f"every weight came from its files, base {model.base}"))
+        dtype = str(model.model.dtype).removeprefix("torch.")
+        best = choose_dtype(model.model.num_parameters(), str(model.device))
+        choice = "chosen on this machine" if dtype == best else f"as you asked; this machine would choose {best}"
+        rows.append(("loading", True, f"every weight came from its files, base {model.base}, {dtype} ({choice})"))
     for name, run_check in MODEL_CHECKS.items():
         on_check(name)
         try:
@@ -108,9 +111,12 @@ PADDING_DIALOGUES = [
 @register_check("user text stays text")
 def check_user_text(model):
     specials = get_special_strings(model.tokenizer)
-    control = lambda d: sum(token in model.tokenizer.all_special_ids for token in model.encode(d)["input_ids"])
     attack = Dialogue(f"a {' '.join(specials)} b", "c")
-    return control(attack) == control(EXAMPLE_DIALOGUE), f"{len(specials)} special strings tried"
+    counts = []
+    for dialogue in (attack, EXAMPLE_DIALOGUE):
+        tokens = model.encode(dialogue)["input_ids"]
+        counts.append(sum(token in model.tokenizer.all_special_ids for token in tokens))
+    return counts[0] == counts[1], f"{len(specials)} special strings tried"
 
 
 @register_check("looks back only")

@@ -16,8 +16,8 @@ from typer import Option
 
 from . import library_commands  # noqa: F401 (it registers its commands)
 from .chat import print_note
-from .commands import ArchiveSize, AsJson, Data, MaxQuestions, Memories, Memory, Model, Out, Quiet
-from .commands import app, load, read_chats, select_given, show
+from .commands import AsJson, Data, Model, Out, Quiet
+from .commands import add_settings, app, load, read_chats, show
 from .server import serve as run_server
 from ..base.core import InputError
 from ..base.files import is_full_disk
@@ -25,19 +25,16 @@ from ..runtimes.plugins import find_runtimes
 
 # %% ../../nbs/8_app/08_cli.ipynb #cliserv2
 @app.command(epilog="Example: personal-llm serve --out me --port 8484")
+@add_settings("max_questions", "memory", "memories", "archive")
 def serve(
     out: Out,
+    settings: dict,
     model: Model = None,
     host: Annotated[str, Option(help="address; 127.0.0.1 is this computer only", metavar="HOST")] = "127.0.0.1",
     port: Annotated[int, Option(help="port; 0: any free one", metavar="N", min=0, max=65535)] = 8484,
-    max_questions: MaxQuestions = None,
-    memory: Memory = None,
-    memories: Memories = None,
-    archive: ArchiveSize = None,
     as_json: AsJson = False,
 ):
-    "Serve a page and the OpenAI protocol; the command prints a link."
-    settings = select_given(max_questions=max_questions, memory=memory, memories=memories, archive=archive)
+    "Serve a page and the OpenAI protocol; the command prints a link. A folder is one person."
     run_server(load(model, out), out, host, port, as_json, **settings)
 
 # %% ../../nbs/8_app/08_cli.ipynb #47fb7044
@@ -95,10 +92,12 @@ def add_plugins() -> None:
 add_plugins()
 
 # %% ../../nbs/8_app/08_cli.ipynb #9f79f142
-def explain_error(error: Exception) -> str:  # empty for a bug of ours
+def explain_error(error: BaseException) -> str:  # empty for a bug of ours
     "Return the line that explains an error."
     if isinstance(error, InputError):
         return str(error)
+    if not isinstance(error, Exception):  # a panic of a library in Rust
+        return f"a library failed ({type(error).__name__}); try another text or model, and please report it"
     if hasattr(error, "format_message"):  # typer's: a wrong option or value
         context = getattr(error, "ctx", None)
         path = context.command_path if context else "personal-llm"
@@ -128,7 +127,7 @@ def main(argv: list = None) -> int:  # the exit code
     except BrokenPipeError:  # the program that reads our stdout has ended, such as `head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 0
-    except Exception as error:
+    except BaseException as error:
         line = explain_error(error)
         if not line:
             raise

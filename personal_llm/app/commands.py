@@ -6,12 +6,14 @@
 __all__ = []
 
 # %% ../../nbs/8_app/05_commands.ipynb #37370e7d
+import inspect
 import json
 import os
 import shlex
 import sys
 import tempfile
 from datetime import datetime
+from functools import wraps
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -31,6 +33,7 @@ from ..buffer.policies import POLICIES
 from ..data.reading import read_dialogues
 from ..device.archive import ARCHIVE_FILE, backup_archive, hold_folder
 from ..device.forgetting import forget_dialogues, forget_everything, plan_forgetting
+from ..device.settings import PersonalizerSettings
 from ..device.state import open_state
 from ..runtimes.plugins import collect_targets, export_adapter
 
@@ -67,20 +70,8 @@ Policy = Annotated[
 ]
 Capacity = Annotated[int, Option(help="bins of the buffer (default: those of the folder, or 32)", metavar="N", min=1)]
 Synthetic = Annotated[int, Option(help="synthetic dialogues for each kept one; 0: none", metavar="N", min=0)]
-MaxQuestions = Annotated[
-    int, Option(help="most questions to you (default: one a bin and fine-tune)", metavar="N", min=0)
-]
-Memory = Annotated[Literal["plain", "none"], Option(help="plain: a reply reads your nearest answers (default)")]
-Memories = Annotated[int, Option(help="most answers that a reply reads (default: 6)", metavar="N", min=0)]
-ArchiveSize = Annotated[
-    int,
-    Option(
-        "--archive", help="megabytes of dialogues that are kept; 0: the buffer only (default: 200)", metavar="MB", min=0
-    ),
-]
 Steps = Annotated[int, Option(help="optimiser steps of a fine-tune", metavar="N", min=1)]
 LearningRate = Annotated[float, Option(help="largest step size of a fine-tune", metavar="X")]
-Replay = Annotated[int, Option(help="dialogues of general conversation in a fine-tune", metavar="N", min=0)]
 Start = Annotated[
     str, Option("--start", help="where a fine-tune begins: none, a library, or an adapter's folder", metavar="DIR")
 ]
@@ -101,6 +92,32 @@ def format_table(rows: list, *names: str) -> list:  # lines; rows: dictionaries
     cells = [list(names)] + [[str(row[name]) for name in names] for row in rows]
     widths = [max(map(len, column)) for column in zip(*cells)]
     return ["  ".join(text.ljust(width) for text, width in zip(line, widths)).rstrip() for line in cells]
+
+
+def add_settings(*names):  # a decorator
+    "Add options of `PersonalizerSettings` to a command, which gets those that were given as `settings`."
+
+    def decorate(command):
+        own = inspect.signature(command).parameters
+        options = [one for name, one in own.items() if name != "settings"]
+        for name in names:
+            field = PersonalizerSettings.__dataclass_fields__[name]
+            about = field.metadata
+            default = "" if field.default is None else f" (default: {field.default})"
+            kind = Literal[about["choices"]] if about["choices"] else field.type
+            limits = dict(min=about["low"], max=about["high"], metavar="N") if kind is int else {}
+            option = Option("--" + name.replace("_", "-"), help=about["help"] + default, **limits)
+            options.append(inspect.Parameter(name, 3, default=None, annotation=Annotated[kind, option]))
+
+        @wraps(command)
+        def run(**given):
+            settings = select_given(**{name: given.pop(name) for name in names})
+            return command(**given, settings=settings)
+
+        run.__signature__ = inspect.Signature([one.replace(kind=3) for one in options])
+        return run
+
+    return decorate
 
 # %% ../../nbs/8_app/05_commands.ipynb #235cc668
 load_options = {}  # of `load_model`, from the options before the command
@@ -242,55 +259,30 @@ def demo(
 
 
 @app.command("personalize", epilog="Example: personal-llm personalize --data chats.jsonl --out me --ask-when freeze")
+@add_settings("ask_when", "max_questions", "synthetic", "replay", "memory", "memories", "archive", "seed")
 def personalize_command(
     data: Data,
     out: Out,
+    settings: dict,
     model: Model = None,
     user: User = None,
     skip_invalid: SkipInvalid = False,
     policy: Policy = None,
     capacity: Capacity = None,
-    ask_when: Annotated[
-        Literal["freeze", "arrival", "policy"],
-        Option(help="ask you here: before the fine-tune, when a dialogue is kept, or when the policy wants it"),
-    ] = None,
-    max_questions: MaxQuestions = None,
-    synthetic: Synthetic = None,
-    synthesis_mode: Annotated[Literal["question", "pair"], Option(help="the question anew, or a new pair")] = None,
-    synthesis_prompt: Annotated[Literal["paper", "plain"], Option(help="the paper's prompt, or a plain one")] = None,
-    finetune_every: Annotated[int, Option(help="dialogues to a fine-tune (default: all)", metavar="N", min=1)] = None,
     start: Start = "none",
     steps: Steps = None,
     learning_rate: LearningRate = None,
-    replay: Replay = None,
-    memory: Memory = None,
-    memories: Memories = None,
-    archive: ArchiveSize = None,
-    seed: Seed = None,
     quiet: Quiet = False,
     as_json: AsJson = False,
 ):
     "Learn from an export of your chats: an adapter, a memory to chat with, and replies before and after."
     from personal_llm.tuning.config import TuningConfig
 
-    settings = select_given(
-        ask_when=ask_when,
-        max_questions=max_questions,
-        synthetic=synthetic,
-        synthesis_mode=synthesis_mode,
-        synthesis_prompt=synthesis_prompt,
-        finetune_every=finetune_every,
-        replay=replay,
-        memory=memory,
-        memories=memories,
-        archive=archive,
-        seed=seed,
-    )
     result, lines = personalize(
         read_chats(data, user, skip_invalid),
         out,
         lambda: load(model, out),
-        ask_at_terminal if ask_when else None,
+        ask_at_terminal if "ask_when" in settings else None,
         policy,
         capacity,
         find_start(start),
@@ -313,18 +305,15 @@ def evaluate(data: Data, adapter: Adapter, model: Model = None, user: User = Non
 
 # %% ../../nbs/8_app/05_commands.ipynb #016fb67a
 @app.command("chat", epilog="Example: personal-llm chat --out me")
+@add_settings("max_questions", "memory", "memories", "archive")
 def chat_command(
+    settings: dict,
     out: Annotated[str, Option(help="folder that stores the chat (default: nothing is stored)", metavar="DIR")] = None,
     model: Model = None,
-    max_questions: MaxQuestions = None,
-    memory: Memory = None,
-    memories: Memories = None,
-    archive: ArchiveSize = None,
 ):
     "Chat with a model that learns from you. Correct a reply with /better, and the next one reads it."
     from personal_llm.device.chat import ChatSession
 
-    settings = select_given(max_questions=max_questions, memory=memory, memories=memories, archive=archive)
     with tempfile.TemporaryDirectory(prefix="chat-") as temporary:
         folder = out or temporary
         if not out:

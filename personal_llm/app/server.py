@@ -22,6 +22,7 @@ from ..base.core import Dialogue, InputError, import_extra
 from ..base.files import ASSETS
 from ..base.replies import ReplyOptions
 from ..device.chat import QUESTION_TEXT, ChatSession, clean_text
+from ..device.state import CLIENT, FILE
 
 uvicorn = import_extra("uvicorn", "serve", "the server")
 import_extra("fastapi", "serve", "the server")
@@ -34,6 +35,20 @@ from starlette.datastructures import MutableHeaders
 from starlette.exceptions import HTTPException
 
 # %% ../../nbs/8_app/07_server.ipynb #a3aabe69
+class Panic(Exception):
+    "An error of a library in another language, which is no `Exception` in Python."
+
+
+def call(function, *args):  # its result
+    "Call a function; raise `Panic` for an error that would end its thread."
+    try:
+        return function(*args)
+    except Exception:
+        raise
+    except BaseException as error:
+        raise Panic(type(error).__name__) from error
+
+
 class SessionThread:
     "Does all work of a chat session in one thread."
 
@@ -43,7 +58,7 @@ class SessionThread:
 
     async def read(self, function, *args):  # its result
         "Call a function in the thread, also between two pieces of a reply."
-        return await asyncio.wrap_future(self.executor.submit(function, *args))
+        return await asyncio.wrap_future(self.executor.submit(call, function, *args))
 
     async def change(self, function, *args):  # its result
         "Call a function in the thread while no reply is being written."
@@ -98,7 +113,7 @@ def check_request(request: Request, token: str, host: str) -> None:
     if request.headers.get("origin", "") not in ("", f"http://{own}"):
         raise HTTPException(403, "pages of other sites may not use this server; open its own page")
     given = request.headers.get("authorization", "").partition(" ")[2].strip()
-    if request.url.path not in PUBLIC and not secrets.compare_digest(given.encode(), token.encode()):
+    if request.url.path not in (*PUBLIC, "/connect") and not secrets.compare_digest(given.encode(), token.encode()):
         raise HTTPException(401, "the token is missing or wrong; use that of the link which personal-llm serve printed")
     if "transfer-encoding" in request.headers or int(request.headers.get("content-length", 0)) > 2**25:
         raise HTTPException(413, "the request is larger than 32 MB, or does not tell its length")
@@ -126,7 +141,8 @@ def guard(app, token: str, host: str):  # an ASGI application around another one
 MODELS = ("personal", "personal-base")
 UNSUPPORTED = dict(n=1, functions=[], function_call="none", response_format={"type": "text"}, logprobs=False)
 UNSUPPORTED |= dict(top_logprobs=0, logit_bias={}, frequency_penalty=0, presence_penalty=0, modalities=["text"])
-UNSUPPORTED |= dict(audio=None, tools=[])  # field -> the value that asks for nothing
+UNSUPPORTED |= dict(audio=None, tools=[], web_search_options=None, reasoning_effort="none", verbosity="medium")
+# field -> the value that asks for nothing
 Text = Annotated[str, Field(max_length=2**24)]  # with a limit, pydantic also refuses half of a surrogate pair
 Stop = Annotated[str, Field(max_length=200)]  # it is compared with the end of each piece
 Count = Annotated[int, Field(ge=1)]
@@ -167,6 +183,7 @@ class CompletionRequest(BaseModel, strict=True, extra="allow"):
     stream_options: dict[str, bool | None] | None = None  # `include_usage`: the last event holds the tokens
     store: bool | None = None
     user: Text | None = None
+    safety_identifier: Text | None = None  # the newer name of `user`
     talk: Text | None = None  # ours: key of a talk of the page; empty: a new one
 
     @model_validator(mode="after")
@@ -209,7 +226,8 @@ def write_reply(session: ChatSession, wanted: CompletionRequest):  # a generator
     prompt = wanted.messages[-1].read()
     options = wanted.get_options(session.model.max_length)
     own = {}
-    if wanted.model == "personal-base" or prompt.startswith("### Task:"):
+    is_task = prompt.startswith("### Task:") or "<chat_history>" in prompt  # of Open WebUI
+    if wanted.model == "personal-base" or is_task:
         reply = session.model.stream(Dialogue(prompt, "", wanted.get_history()), options)
         yield from reply
     else:
@@ -270,11 +288,18 @@ def list_talks(session: ChatSession, talk: str) -> dict:
 
 
 def list_known(session: ChatSession, talk: str) -> dict:
-    "Return what a reply can read, the newest first."
+    "Return what a reply can read: the wish, and the newest answers and statements first."
     state = session.me.state
     stated = [d for d in state.list_own() if not d.prompt.rstrip().endswith("?")]
-    show = lambda d: dict(id=state.root(d), time=d.time, prompt=d.prompt, reply=d.response, origin=d.origin)
-    return dict(answers=[show(d) for d in state.list_answered()][::-1], statements=[show(d) for d in stated][::-1])
+    sources = {FILE: "from a file", CLIENT: "from another program"}
+    rows = dict(wish=state.wish, answers=[], statements=[])
+    for name, dialogues in (("answers", state.list_answered()), ("statements", stated)):
+        for d in reversed(dialogues):
+            id = state.root(d)
+            source = sources.get(state.archive.talks[id], "")
+            row = dict(id=id, time=d.time, prompt=d.prompt, reply=d.response, origin=d.origin, source=source)
+            rows[name].append(row)
+    return rows
 
 
 def describe_status(session: ChatSession, talk: str) -> dict:
@@ -290,7 +315,7 @@ class Change(BaseModel, strict=True):
 
     id: Text = ""  # of a reply to react to
     kind: Text = ""  # "better", "up" or "down"
-    text: Text = ""  # the reply that you wanted; or a text to forget
+    text: Text = ""  # the reply that you wanted; a wish; a text to forget
     ids: list[Text] = []  # to forget
     talk: Text = ""  # to forget
     everything: bool = False
@@ -300,14 +325,21 @@ class Change(BaseModel, strict=True):
 def forget(session: ChatSession, wanted: Change) -> dict:
     "Forget dialogues, the replies that read them and what learned from them; return the list."
     ids = [*wanted.ids, *session.me.state.list_talks().get(wanted.talk, ())]
-    ids = [*session.me.archive.dialogues] if wanted.everything else ids
-    return vars(session.forget(wanted.text or None, ids, wanted.dry))
+    if not wanted.everything:
+        return vars(session.forget(wanted.text or None, ids, wanted.dry))
+    plan = session.me.forget(everything=True, dry=True)
+    if plan.dialogues and not wanted.dry:
+        session.forget(ids=plan.dialogues)
+    if plan.lines and not wanted.dry:
+        session.me.forget(everything=True)  # wishes, too
+    return vars(plan)
 
 
 READS = dict(talks=list_talks, known=list_known, status=describe_status)
 CHANGES = dict(
     forget=forget,
     react=lambda session, wanted: session.react(wanted.kind, wanted.text, wanted.id),
+    wish=lambda session, wanted: session.me.react(None, "wish", clean_text(wanted.text)),
     skip=lambda session, wanted: session.skip(),
     learn=lambda session, wanted: dict(message=session.learn()),
     stop=lambda session, wanted: session.stop_learning(),
@@ -319,10 +351,12 @@ def make_app(
     session: ChatSession,
     token: str,
     host: str = "127.0.0.1",  # that the server listens to
+    code: str = "",  # of the link, which works once; empty: none
 ) -> FastAPI:
     "Make the application that serves a chat session."
     thread = SessionThread()
-    users = set()
+    users = set()  # at most one name
+    codes = {code}
 
     @asynccontextmanager
     async def close_session(app):
@@ -338,8 +372,9 @@ def make_app(
 
     @app.post("/v1/chat/completions")
     async def complete(wanted: CompletionRequest, request: Request):
-        users.update(filter(None, [wanted.user] * (not users)))
-        if wanted.user and wanted.user not in users:
+        user = wanted.user or wanted.safety_identifier or request.headers.get("x-openwebui-user-id")
+        users.update([user] if user and not users else [])
+        if user and user not in users:
             remedy = "start a server with another folder for each person"
             raise HTTPException(403, f"user: this folder is another person's; {remedy}")
         items = thread.stream(write_reply(session, wanted))
@@ -357,6 +392,13 @@ def make_app(
         message = dict(role="assistant", content="".join(texts), refusal=None)
         choice = dict(index=0, message=message, logprobs=None, finish_reason=last.pop("finish_reason"))
         return head | dict(object="chat.completion", choices=[choice]) | last
+
+    @app.post("/connect")
+    async def connect(wanted: Change):
+        if not code or wanted.text not in codes:
+            raise HTTPException(401, "this link was used before; give the key that personal-llm serve printed")
+        codes.clear()
+        return dict(token=token)
 
     @app.get("/me/{name}")
     async def read(name: Literal[tuple(READS)], talk: str = ""):
@@ -378,6 +420,13 @@ def open_socket(host: str, port: int) -> socket.socket:  # listening
         problem = f"cannot listen on {host}, port {port}: {(error.strerror or str(error)).partition(' (while')[0]}"
         raise InputError(problem, "choose another --port or --host") from None
 
+
+def make_server(app) -> uvicorn.Server:
+    "Make the server of an application: without a log, and with a limit of connections."
+    quiet = dict(log_config=None, log_level="critical", access_log=False, server_header=False, proxy_headers=False)
+    limits = dict(ws="none", limit_concurrency=800, timeout_graceful_shutdown=5)
+    return uvicorn.Server(uvicorn.Config(app, **quiet, **limits))
+
 # %% ../../nbs/8_app/07_server.ipynb #304a1e99
 def serve(
     model,  # the base `Model`
@@ -394,9 +443,10 @@ def serve(
     with open_socket(host, port) as bound:
         session = ChatSession(model, folder, **settings)
         address = f"http://{f'[{host}]' if ':' in host else host}:{bound.getsockname()[1]}"
-        print(json.dumps(dict(address=address, token=token)) if as_json else f"{address}/#token={token}", flush=True)
-        print(f"open the link; other programs: base URL {address}/v1, key: the token; Ctrl-C ends it", file=sys.stderr)
-        quiet = dict(log_config=None, log_level="critical", access_log=False, server_header=False, proxy_headers=False)
-        limits = dict(ws="none", limit_concurrency=800, timeout_graceful_shutdown=5)
+        code = secrets.token_urlsafe(24)
+        shown = json.dumps(dict(address=address, token=token))
+        print(shown if as_json else f"{address}/#code={code}", flush=True)
+        programs = f"other programs and browsers: base URL {address}/v1, key {token}"
+        print(f"open the link, which works once; {programs}; Ctrl-C ends it", file=sys.stderr)
         with suppress(KeyboardInterrupt):
-            uvicorn.Server(uvicorn.Config(make_app(session, token, host), **quiet, **limits)).run([bound])
+            make_server(make_app(session, token, host, code)).run([bound])

@@ -10,15 +10,13 @@ import os
 import re
 from pathlib import Path
 
-from ..base.adapters import CONFIG_FILE, WEIGHTS_FILE, read_factors
+from ..base.adapters import CONFIG_FILE, WEIGHTS_FILE, attach_adapter
 from ..base.core import InputError
 from ..base.files import read_json, write_atomically, write_json
 from ..base.replies import write_gguf_adapter
 from ..base.text import count_nouns, is_near_duplicate
 from ..base.tokens import get_special_strings
 from ..buffer.retrieval import MemoryConfig, collect_memories
-from ..explanation.explanation import explain
-from ..explanation.style import MIN_EXPLAINED_DIALOGUES
 from .plugins import Runtime
 
 # %% ../../nbs/7_runtimes/02_export.ipynb #mfgaps01
@@ -48,7 +46,8 @@ def format_modelfile(
     first, gap, middle, end = render_gaps(tokenizer, "user", "assistant", "user")
     shared = os.path.commonprefix([first[::-1], middle[::-1]])[::-1]
     before_user = re.search(r"(<[^<>]*>|[^<>])*$", shared)[0]  # without a part of a control token
-    header, after_reply = first.removesuffix(before_user), middle.removesuffix(before_user)
+    header = first.removesuffix(before_user)
+    after_reply = middle.removesuffix(before_user)
     try:
         before_system, after_system, _ = render_gaps(tokenizer, "system", "user")
         system = f"{{{{ if .System }}}}{before_system}{{{{ .System }}}}{after_system.removesuffix(before_user)}"
@@ -64,28 +63,13 @@ def format_modelfile(
     return f'FROM ./base.gguf\nADAPTER ./adapter.gguf\nTEMPLATE """{template}"""\nPARAMETER stop "{stop}"\n'
 
 # %% ../../nbs/7_runtimes/02_export.ipynb #a1a8b8d5
-PEFT_PREFIX = "base_model.model."  # before the names of modules in an adapter's file
-
-
-def merge_weights(model, adapter: Path) -> dict:  # name -> tensor
-    "Return the weights of a model, with W + BA for each W that the adapter changes."
-    from transformers.pytorch_utils import Conv1D
-
-    weights = model.model.state_dict()
-    for name, (A, B) in read_factors(adapter).items():
-        name = name.removeprefix(PEFT_PREFIX)
-        W, change = weights[f"{name}.weight"], B @ A
-        change = change.T if isinstance(model.model.get_submodule(name), Conv1D) else change
-        weights[f"{name}.weight"] = (W.float() + change.to(W.device)).to(W.dtype)
-    return weights
-
-
 def write_merged(model, adapter: Path, out: Path, dialogues=()) -> str:  # how to use the files
     "Write base and adapter as one model, with its tokenizer."
-    model.model.save_pretrained(out, state_dict=merge_weights(model, adapter))
+    merged = attach_adapter(model.clone().model, adapter).merge_and_unload()
+    merged.save_pretrained(out)
     model.tokenizer.save_pretrained(out)
     usage = "give this folder as --model; transformers, MLX, vLLM and llama.cpp's converter read it, too"
-    return usage + describe_loss(model, dialogues, out)
+    return usage + describe_loss(model, dialogues)
 
 # %% ../../nbs/7_runtimes/02_export.ipynb #92407864
 GGUF_FAMILIES = dict(mistral="llama", gemma3_text="gemma3")  # where llama.cpp has another name
@@ -102,7 +86,7 @@ def write_gguf(model, adapter: Path, out: Path, dialogues=()) -> str:  # how to 
     shape = (config.num_hidden_layers, config.num_attention_heads, config.num_key_value_heads)
     write_gguf_adapter(adapter, out / "adapter.gguf", family, *shape)
     usage = "llama-cli -m base.gguf --lora adapter.gguf, where base.gguf is the base model"
-    return usage + describe_loss(model, dialogues, out)
+    return usage + describe_loss(model, dialogues)
 
 # %% ../../nbs/7_runtimes/02_export.ipynb #f00a7fbd
 VLLM_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # that its option takes
@@ -126,13 +110,14 @@ def choose_examples(
     max_tokens: int = MemoryConfig.max_tokens,  # of all examples
 ) -> list:  # `Dialogue`s, corrected ones first
     "Return the answered dialogues that go with an adapter to a program without a memory."
-    unsafe, left = ['"""', *get_special_strings(model.tokenizer)], min(max_tokens, model.max_length // 2)
-    priority = lambda d: (d.origin == "annotated", d.time)
+    unsafe = ['"""', *get_special_strings(model.tokenizer)]
+    left = min(max_tokens, model.max_length // 2)
     examples = []
-    for d in sorted(collect_memories(dialogues), key=priority, reverse=True):
+    newest = sorted(collect_memories(dialogues), key=lambda d: (d.origin == "annotated", d.time), reverse=True)
+    for d in newest:
         is_safe = not any(text in d.prompt + "\n" + d.response for text in unsafe)
         is_new = not any(is_near_duplicate(d.prompt, other.prompt) for other in examples)
-        size = sum(len(model.tokenizer(text)["input_ids"]) for text in (d.prompt, d.response)) if is_safe else 0
+        size = model.count_tokens(d.prompt) + model.count_tokens(d.response) if is_safe else 0
         if is_safe and is_new and size <= left and len(examples) < count:
             examples.append(d)
             left -= size
@@ -145,39 +130,22 @@ def format_messages(examples: list) -> str:
     return "".join(turn.format(d.prompt, d.response) for d in examples)
 
 # %% ../../nbs/7_runtimes/02_export.ipynb #hnd00005
-MAX_DESCRIBED_ANSWERS = 24  # the newest ones, for the habits in a system prompt
-SYSTEM_FILE = "system.txt"
-
-
-def write_system_prompt(model, dialogues: list, folder: Path) -> str:  # "" if there are too few, or no habit is found
-    "Write the habits of the user's answers as an instruction, and return a clause that names the file."
-    answered = collect_memories(dialogues)[-MAX_DESCRIBED_ANSWERS:]
-    habits = explain(model, answered).description.habits if len(answered) >= MIN_EXPLAINED_DIALOGUES else ()
-    if not habits:
-        return ""
-    labels = "; ".join(trait.label for trait in habits)
-    write_atomically(folder / SYSTEM_FILE, f"Answer as this user likes it: {labels}.\n")
-    return f"; {SYSTEM_FILE} holds your habits as a system prompt"
-
-
-def describe_loss(model, dialogues: list, folder: Path = None) -> str:  # "" without answers
-    "Return a line on the examples that a program without a memory loses; write the habits into a folder, if given."
-    examples = choose_examples(model, dialogues)
-    line = f"\nlost: your examples, of which a reply here reads up to {len(examples)} (--to ollama keeps them)"
-    return line + (write_system_prompt(model, dialogues, folder) if folder else "") if examples else ""
+def describe_loss(model, dialogues: list) -> str:  # "" without answers
+    "Return a line on the examples that a program without a memory loses."
+    count = len(choose_examples(model, dialogues))
+    line = f"\nlost: your examples, of which a reply here reads up to {count} (--to ollama keeps them)"
+    return line if count else ""
 
 
 def write_ollama(model, adapter: Path, out: Path, dialogues=()) -> str:  # how to use the files
-    "Write an adapter as llama.cpp reads it, Ollama's Modelfile with the user's examples, and the habits beside it."
+    "Write an adapter as llama.cpp reads it, and Ollama's Modelfile with the user's examples."
     write_gguf(model, adapter, out)
-    examples, file = choose_examples(model, dialogues), out / "Modelfile"
-    write_atomically(file, format_modelfile(model) + format_messages(examples))
+    examples = choose_examples(model, dialogues)
+    write_atomically(out / "Modelfile", format_modelfile(model) + format_messages(examples))
+    held = f"{count_nouns(len(examples), 'answer')} of yours as examples, in plain text"
+    none = "no examples: this folder has no answers of yours (correct or approve replies first)"
     usage = "put the base model's GGUF file here as base.gguf, then: ollama create mine -f Modelfile"
-    if not examples:
-        reason = "this folder has no answers of yours (correct or approve replies first)"
-        return f"{usage}\nthe Modelfile holds no examples: {reason}"
-    usage += f"\nthe Modelfile holds {count_nouns(len(examples), 'answer')} of yours as examples, in plain text"
-    return usage + write_system_prompt(model, dialogues, out)
+    return f"{usage}\nthe Modelfile holds {held if examples else none}"
 
 # %% ../../nbs/7_runtimes/02_export.ipynb #57e986e6
 EXPORT_TARGETS = dict(merged=write_merged, gguf=write_gguf, ollama=write_ollama, vllm=write_vllm)

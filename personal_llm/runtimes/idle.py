@@ -21,7 +21,6 @@ from .plugins import Runtime
 
 # %% ../../nbs/7_runtimes/03_idle.ipynb #35d6b3d9
 MAX_LOAD = 0.25  # share of all cores that other programs may use
-MAX_CELSIUS = 80.0  # of the warmest sensor; without a sensor there is no limit
 MIN_MEMORY = 2.0  # GB that must be free before training begins
 IDLE_SECONDS = 30.0  # within all limits before training begins
 BUSY_SECONDS = 3.0  # with a limit broken until it ends
@@ -32,17 +31,13 @@ def measure_machine(process) -> dict:  # process: ours, a `psutil.Process` that 
     import psutil
 
     other_load = max(0.0, psutil.cpu_percent() - process.cpu_percent() / psutil.cpu_count()) / 100
-    groups = getattr(psutil, "sensors_temperatures", dict)().values()
-    celsius = max((sensor.current for group in groups for sensor in group if sensor.current), default=None)
-    battery = getattr(psutil, "sensors_battery", lambda: None)()
-    on_battery = bool(battery) and not battery.power_plugged
-    free = psutil.virtual_memory().available / 1e9
-    return dict(other_load=other_load, celsius=celsius, on_battery=on_battery, free=free)
+    battery = psutil.sensors_battery() if hasattr(psutil, "sensors_battery") else None
+    on_battery = battery is not None and not battery.power_plugged
+    return dict(other_load=other_load, on_battery=on_battery, free=psutil.virtual_memory().available / 1e9)
 
 # %% ../../nbs/7_runtimes/03_idle.ipynb #c3db97b3
 def find_obstacle(
     other_load: float,  # share of all cores that other programs use
-    celsius: float,  # of the warmest sensor; None: no sensor
     on_battery: bool,
     free: float,  # GB of memory
     training: bool = False,
@@ -50,8 +45,6 @@ def find_obstacle(
     "Return the reason why training must wait, or an empty text."
     if on_battery:
         return "on battery"
-    if celsius is not None and celsius > MAX_CELSIUS:
-        return f"{celsius:.0f} °C, above {MAX_CELSIUS:.0f}"
     if other_load > MAX_LOAD:
         return f"other programs use {100 * other_load:.0f} % of the processor"
     if not training and free < MIN_MEMORY:
@@ -108,13 +101,10 @@ def lower_priority() -> None:
     "Put this process below every other one, as far as the system can."
     import psutil
 
+    psutil.Process().nice(psutil.IDLE_PRIORITY_CLASS if sys.platform == "win32" else 19)
     with suppress(OSError, AttributeError):  # Linux: the group of this process's own session
         if os.getsid(0) == os.getpid():
             Path("/proc/self/autogroup").write_text("19")
-    with suppress(psutil.Error, OSError):
-        psutil.Process().nice(psutil.IDLE_PRIORITY_CLASS if sys.platform == "win32" else 19)
-    with suppress(OSError, AttributeError):
-        os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))  # Linux: runs only on an idle core
 
 # %% ../../nbs/7_runtimes/03_idle.ipynb #56d6d14c
 def finetune_when_idle(out, load_model, measure=None, sleep=time.sleep, progress=False, **options):
@@ -126,11 +116,7 @@ def finetune_when_idle(out, load_model, measure=None, sleep=time.sleep, progress
     last_reason = ""
     while True:
         sleep(LOOK_SECONDS)
-        reason = find_obstacle(**measure())
-        try:
-            hold_folder(out).release()
-        except InputError:
-            reason = reason or "a chat or a run is at work in the folder"
+        reason = find_obstacle(**measure()) or find_user(out)
         if reason and reason != last_reason:
             print(f"waiting: {reason}", file=sys.stderr, flush=True)
         last_reason = reason or last_reason
@@ -140,7 +126,15 @@ def finetune_when_idle(out, load_model, measure=None, sleep=time.sleep, progress
                 return finetune_folder(out, load_model, StopWhenBusy(measure), progress, **options)
             except MachineBusy:
                 idle_seconds = 0.0
-                last_reason = ""
+
+
+def find_user(folder) -> str:
+    "Return a line about a program that holds a folder, or an empty text."
+    try:
+        hold_folder(folder).release()
+    except InputError:
+        return "a chat or a run is at work in the folder"
+    return ""
 
 # %% ../../nbs/7_runtimes/03_idle.ipynb #4795f178
 def learn(

@@ -15,13 +15,12 @@ from typing import Annotated
 import numpy as np
 
 from ..base.adapters import CONFIG_FILE, WEIGHTS_FILE, Adapter, check_adapter
-from ..base.adapters import commit_adapter, discard_on_error, make_staging_folder, read_lora_config
+from ..base.adapters import commit_adapter, make_staging_folder, read_lora_config
 from ..base.core import Cost, InputError, check_seed, get_peak_memory, seed_everything
 from ..base.files import check_new_folder, make_folder, write_atomically
 from ..base.text import count_nouns
-from ..device.archive import hold_folder
 from .plugins import Runtime
-from .phone_bundle import METHOD, PROGRAM_FILE, START_FOLDER, PhoneBundle, compile_program
+from .phone_bundle import PROGRAM_FILE, START_FOLDER, PhoneBundle, compile_program
 from .phone_bundle import encode_records, open_bundle, read_adapter_vector
 from .phone_bundle import require_executorch, trace_training_graph, write_bundle
 from ..tuning.config import TuningConfig
@@ -68,7 +67,7 @@ def load_runtime(file: Path):  # program.pte -> what `train_bundle` calls `execu
     from executorch.runtime import Runtime
 
     try:
-        method = Runtime.get().load_program(str(file)).load_method(METHOD)
+        method = Runtime.get().load_program(str(file)).load_method("train")
     except RuntimeError as error:
         raise InputError(f"{file}: no program of this runtime ({error})", "export it anew with this version") from error
 
@@ -89,34 +88,29 @@ def train_bundle(
     from tqdm.auto import tqdm
 
     bundle = open_bundle(folder)
-    execute, out = execute or load_runtime(bundle.folder / PROGRAM_FILE), make_folder(out)
-    check_output_folder(out)
+    execute = execute or load_runtime(bundle.folder / PROGRAM_FILE)
+    check_output_folder(make_folder(out))
     vectors = [bundle.start.numbers, *np.zeros((2, bundle.start.numbers.size), "<f4")]
-    losses, seconds = [], 0.0
-    lock = hold_folder(out)
-    try:
-        for ids, targets, rates in tqdm(bundle.batches, "training", unit="step", leave=False, disable=not progress):
-            step_start = time.perf_counter()
-            loss, *vectors = execute(ids, targets, *vectors, rates)
-            if not np.isfinite(loss):
-                what = f"{bundle.folder}: the loss of step {len(losses) + 1} is not a number"
-                raise InputError(what, "export again with a smaller learning rate")
-            losses.append(float(loss))
-            seconds += time.perf_counter() - step_start
-        seen = len(losses) * bundle.manifest["batch"]
-        tokens = seen * bundle.manifest["length"]  # padding included: the program computes it too
-        cost = Cost(seconds, tokens, seen, seen, peak_memory=get_peak_memory())
-        start, card = bundle.folder / START_FOLDER, bundle.manifest["card"]
-        head = (start / WEIGHTS_FILE).read_bytes()[: bundle.start.offset]
-        stage = make_staging_folder(out)
-        with discard_on_error(stage, out):
-            write_atomically(stage / WEIGHTS_FILE, head + vectors[0].astype("<f4").tobytes())
-            write_atomically(stage / CONFIG_FILE, (start / CONFIG_FILE).read_bytes())
-        history = tuple((i, loss, None) for i, loss in enumerate(losses, 1))
-        made = dict(parents=tuple(card["parents"]), config=card["config"], seed=card["seed"])
-        return commit_adapter(stage, Adapter(out, card["base"], cost=cost, history=history, **made))
-    finally:
-        lock.release()
+    losses = []
+    begin = time.perf_counter()
+    for ids, targets, rates in tqdm(bundle.batches, "training", unit="step", leave=False, disable=not progress):
+        loss, *vectors = execute(ids, targets, *vectors, rates)
+        losses.append(float(loss))
+        if not np.isfinite(loss):
+            problem = f"{bundle.folder}: the loss of step {len(losses)} is not a number"
+            raise InputError(problem, "export again with a smaller learning rate")
+    seen = len(losses) * bundle.manifest["batch"]
+    tokens = seen * bundle.manifest["length"]  # padding included: the program computes it too
+    cost = Cost(time.perf_counter() - begin, tokens, seen, seen, peak_memory=get_peak_memory())
+    start = bundle.folder / START_FOLDER
+    head = (start / WEIGHTS_FILE).read_bytes()[: bundle.start.offset]
+    stage = make_staging_folder(out)
+    write_atomically(stage / WEIGHTS_FILE, head + vectors[0].astype("<f4").tobytes())
+    write_atomically(stage / CONFIG_FILE, (start / CONFIG_FILE).read_bytes())
+    card = bundle.manifest["card"]
+    history = tuple((i, loss, None) for i, loss in enumerate(losses, 1))
+    made = dict(parents=tuple(card["parents"]), config=card["config"], seed=card["seed"])
+    return commit_adapter(stage, Adapter(Path(out), card["base"], cost=cost, history=history, **made))
 
 # %% ../../nbs/7_runtimes/06_phone.ipynb #87d0bbbb
 def phone_export(
@@ -134,11 +128,10 @@ def phone_export(
     model = load_model(device="cpu", dtype="float32")  # the program computes in these
     config = TuningConfig(steps=steps, batch_size=batch, max_length=max_length)
     bundle = export_bundle(model, dialogues, out, config, start_from, seed)
-    files, shape = bundle.manifest["files"], {name: bundle.manifest[name] for name in ("batch", "length")}
-    sizes = [f"{name:<34}{row['bytes'] / 1e6:>8.2f} MB" for name, row in files.items()]
-    plan = f"{count_nouns(len(bundle.batches), 'step')} of {shape['batch']} dialogues of {shape['length']} tokens"
-    result = dict(bundle=str(bundle.folder), files=files, steps=len(bundle.batches)) | shape
-    return result, [*sizes, f"{plan}; bundle in {bundle.folder}"]
+    result = {name: bundle.manifest[name] for name in ("files", "batch", "length")}
+    lines = [f"{name:<34}{row['bytes'] / 1e6:>8.2f} MB" for name, row in result["files"].items()]
+    plan = f"{count_nouns(len(bundle.batches), 'step')} of {batch} dialogues of {result['length']} tokens"
+    return result | dict(bundle=str(out), steps=len(bundle.batches)), [*lines, f"{plan}; bundle in {out}"]
 
 
 def phone_simulate(
@@ -148,7 +141,8 @@ def phone_simulate(
 ) -> tuple:  # (result for programs, lines for people)
     "Train a bundle in the phone's runtime, and write an adapter."
     adapter = train_bundle(bundle, out, progress=progress)
-    losses, cost = [loss for _, loss, _ in adapter.history], adapter.cost
+    losses = [loss for _, loss, _ in adapter.history]
+    cost = adapter.cost
     lines = [f"adapter    {adapter.path}, {len(losses)} steps, loss {losses[0]:.2f} -> {losses[-1]:.2f}"]
     lines += [f"cost       {cost.seconds:.1f} s, peak memory of the process {cost.peak_memory / 1e6:.0f} MB"]
     return dict(adapter=str(adapter.path), losses=losses, cost=cost.to_dict()), lines
@@ -156,12 +150,6 @@ def phone_simulate(
 
 RUNTIME = Runtime(
     commands={"phone export": phone_export, "phone simulate": phone_simulate},
-    examples={
-        "phone export": [
-            "--data chats.jsonl --out bundle",
-            "--data chats.jsonl --out bundle --start-from mine/adapter",
-        ],
-        "phone simulate": ["--bundle bundle --out mine"],
-    },
+    examples={"phone export": ["--data chats.jsonl --out bundle"], "phone simulate": ["--bundle bundle --out mine"]},
     summary="Pack model and chats for a phone. Simulate the training there.",
 )

@@ -33,20 +33,22 @@ ENTRY_POINT_GROUP = "personal_llm.runtimes"
 @cache
 def find_runtimes() -> tuple:  # (name -> `Runtime`, name -> the reason why a plug-in was skipped)
     "Load the runtimes of all installed packages."
-    runtimes, skipped = {}, {}
-    is_foreign = lambda point: not point.value.startswith("personal_llm.")
-    for point in sorted(entry_points(group=ENTRY_POINT_GROUP), key=is_foreign):  # ours first
+    runtimes = {}
+    skipped = {}
+    points = entry_points(group=ENTRY_POINT_GROUP)
+    ours = [point for point in points if point.value.startswith("personal_llm.")]
+    for point in ours + [point for point in points if point not in ours]:
         try:
             runtime = point.load()
+            names = {*runtime.targets, *runtime.commands}
         except Exception as error:  # another author's module may raise anything
             skipped[point.name] = f"{point.value}: {type(error).__name__}: {error}"
             continue
-        is_runtime = all(hasattr(runtime, part) for part in ("targets", "commands", "examples"))
-        taken = [] if is_runtime else ["not a Runtime"]
-        for other, known in runtimes.items() if is_runtime else ():
-            for part in ("targets", "commands"):
-                names = [name for name in getattr(runtime, part) if name in getattr(known, part)]
-                taken += [f"{name!r} belongs to {other}" for name in names]
+        taken = [
+            f"{name!r} belongs to {other}"
+            for other, known in runtimes.items()
+            for name in names & {*known.targets, *known.commands}
+        ]
         if point.name in runtimes or taken:
             skipped[point.name] = f"{point.value}: {'; '.join(taken) or 'a runtime of this name is there already'}"
         else:

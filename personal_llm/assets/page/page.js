@@ -13,10 +13,8 @@ function make(tag, properties = {}, ...children) {
   return element;
 }
 
-function makeButton(text, label, action, className = "small") {
-  const button = make("button", { type: "button", textContent: text, className, onclick: action });
-  button.setAttribute("aria-label", label);
-  return button;
+function makeButton(text, label, onclick, className = "small") {
+  return make("button", { type: "button", textContent: text, ariaLabel: label, title: label, className, onclick });
 }
 
 const show = (text) => { $("note").textContent = text; };
@@ -38,6 +36,8 @@ const get = async (path) => (await ask(path)).json();
 const post = async (name, body = {}) => (await ask(`/me/${name}`, body)).json();
 
 const attempt = (action) => action().catch((error) => show(error.message)); // shows an error in place of raising it
+
+const onSubmit = (form, action) => { form.onsubmit = (event) => { event.preventDefault(); attempt(action); }; };
 
 async function* readEvents(response) {
   const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
@@ -94,20 +94,23 @@ function makeMarkdown(text) {
 // a turn
 const makeFold = (title, ...children) => make("details", {}, make("summary", { textContent: title }), ...children);
 
-function makeEditor(turn, text) {
-  const field = make("textarea", { id: `better-${turn.id}`, rows: 3, value: text });
+function openEditor(item, turn) {
+  item.querySelector("form")?.remove();
+  const field = make("textarea", { id: `better-${turn.id}`, rows: 3 });
   const label = make("label", { htmlFor: field.id, textContent: "The reply that you wanted" });
   const save = make("button", { className: "primary", textContent: "Say it like this" });
-  const form = make("form", {}, label, field);
-  form.append(make("p", { className: "row" }, save, makeButton("Cancel", "Cancel", () => form.remove(), "")));
-  form.onsubmit = (event) => { event.preventDefault(); react(turn, "better", field.value); };
-  return form;
+  const fill = makeButton("Edit the reply", "Edit the reply", () => { field.value = turn.reply; field.focus(); }, "");
+  const form = item.appendChild(make("form", {}, label, field));
+  form.append(make("p", { className: "row" }, save, fill, makeButton("Cancel", "Cancel", () => form.remove(), "")));
+  onSubmit(form, () => react(turn, "better", field.value));
+  field.focus();
+  form.scrollIntoView({ block: "center" });
 }
 
 const react = (turn, kind, text = "") => attempt(async () => {
   await post("react", { id: turn.id, kind, text });
   show(kind === "better" ? "Noted: from now on I answer like this." : "Noted.");
-  await loadTalk();
+  await Promise.all([loadTalk(), loadKnown()]);
 });
 
 function makeTurn(turn, question) {
@@ -118,17 +121,12 @@ function makeTurn(turn, question) {
   const lines = turn.read.map((text) => make("li", { textContent: text, dir: "auto" }));
   if (lines.length) item.append(makeFold(`From ${count(lines.length, "earlier message")} of yours`, make("ul", {}, ...lines)));
   const actions = make("p", { className: "row" });
-  const edit = (text) => () => {
-    item.querySelector("form")?.remove();
-    item.appendChild(makeEditor(turn, text)).querySelector("textarea").focus();
-  };
   for (const [kind, icon, label] of [["up", "👍", "A good reply"], ["down", "👎", "A bad reply"]]) {
-    const button = makeButton(icon, label, () => react(turn, kind));
-    button.setAttribute("aria-pressed", String(turn.reaction === kind));
-    actions.append(button);
+    const ariaPressed = String(turn.reaction === kind);
+    actions.append(Object.assign(makeButton(icon, label, () => react(turn, kind)), { ariaPressed }));
   }
-  actions.append(makeButton("Say it like this …", "Write the reply that you wanted", edit("")));
-  actions.append(makeButton("Edit", "Edit this reply", edit(turn.reply)));
+  actions.append(makeButton("✎", "Write the reply that you wanted", () => openEditor(item, turn)));
+  actions.append(makeButton("✕", "Forget this turn", () => forgetAll({ ids: [turn.id] })));
   if (question) {
     const skip = async () => { await post("skip"); await loadTalk(); };
     item.append(make("p", { className: "question row" }, question, makeButton("Skip", "Skip the question", () => attempt(skip))));
@@ -140,7 +138,7 @@ function makeTurn(turn, question) {
 // a talk
 function makeTalk(row) {
   const open = makeButton(row.title, row.title, () => attempt(() => loadTalk(row.talk)));
-  if (row.talk === talk) open.setAttribute("aria-current", "true");
+  if (row.talk === talk) open.ariaCurrent = "true";
   const forget = makeButton("✕", `Forget the talk: ${row.title}`, () => forgetAll({ talk: row.talk }), "small danger");
   return make("li", {}, open, forget);
 }
@@ -168,7 +166,8 @@ async function startTalk() {
 async function send(text) {
   reply = new AbortController();
   const item = make("li", {}, make("p", { className: "own", dir: "auto", textContent: text }));
-  const waiting = item.appendChild(make("p", { className: "soft", textContent: "reading the talk and your answers …" }));
+  const reason = "reading the talk and what I know about you …" + (learningSince ? " It takes longer while I learn." : "");
+  const waiting = item.appendChild(make("p", { className: "soft", textContent: reason }));
   $("empty").hidden = true;
   $("turns").append(item);
   $("send").textContent = "Stop";
@@ -178,8 +177,7 @@ async function send(text) {
     const body = { model: "personal", stream: true, talk, messages: [{ role: "user", content: text }] };
     for await (const event of readEvents(await ask("/v1/chat/completions", body, reply.signal))) {
       if (event.error) throw new Error(event.error.message);
-      const [choice] = event.choices;
-      written += choice?.delta.content || "";
+      written += event.choices[0]?.delta.content || "";
       talk = event.me?.talk || talk;
       if (written) (item.querySelector(".reply") || waiting).replaceWith(makeMarkdown(written));
       item.scrollIntoView({ block: "end" });
@@ -198,17 +196,21 @@ async function send(text) {
 function makeKnown(row, ...children) {
   const forget = makeButton("Forget", `Forget: ${row.prompt.slice(0, 80)}`, () => forgetAll({ ids: [row.id] }), "small danger");
   const date = row.time > 1e8 ? new Date(row.time * 1000).toLocaleDateString() : "";
-  return make("li", {}, ...children, make("p", { className: "row" }, make("span", { className: "soft", textContent: date }), forget));
+  const source = make("span", { className: "soft", textContent: [row.source, date].filter(Boolean).join(", ") });
+  const item = make("li", {}, ...children, make("p", { className: "row" }, source, forget));
+  if (row.reply) forget.before(makeButton("✎", `Correct: ${row.prompt.slice(0, 80)}`, () => openEditor(item, row)));
+  return item;
 }
 
 async function loadKnown() {
-  const { answers, statements } = await get("/me/known");
+  const { wish, answers, statements } = await get("/me/known");
+  $("wish").value = wish;
   const text = (content) => make("p", { textContent: content, dir: "auto" });
   const kind = (row) => (row.origin === "annotated" ? "You would say:" : "You liked:");
   const fill = (id, rows) => $(id).replaceChildren(...(rows.length ? rows : [make("li", { textContent: "Nothing yet." })]));
   const soft = (row) => make("p", { className: "soft", textContent: kind(row) });
   fill("answers", answers.map((row) => makeKnown(row, text(row.prompt), soft(row), text(row.reply))));
-  fill("statements", statements.map((row) => makeKnown(row, text(row.prompt))));
+  fill("statements", statements.map((row) => makeKnown({ ...row, reply: "" }, text(row.prompt))));
 }
 
 const forgetAll = (request) => attempt(async () => {
@@ -250,7 +252,7 @@ for (const name of ["learn", "stop", "undo"]) {
 // the page
 function showSection(name) {
   for (const section of document.querySelectorAll("main > section")) section.hidden = section.id !== name;
-  $("open-known").setAttribute("aria-expanded", String(name === "known"));
+  $("open-known").ariaExpanded = String(name === "known");
   $("open-known").textContent = name === "known" ? "Back to the chat" : "What I know about you";
 }
 
@@ -260,10 +262,10 @@ function showConnect() {
   showSection("connect");
 }
 
-const connect = (given) => attempt(async () => {
-  token = given;
+const connect = (given, code) => attempt(async () => {
+  token = code ? (await (await ask("/connect", { text: code })).json()).token : given; // a code works once
   await loadTalk();
-  sessionStorage.setItem(TOKEN, given);
+  sessionStorage.setItem(TOKEN, token);
   showSection("chat");
   await loadStatus();
   $("line").focus();
@@ -278,15 +280,15 @@ $("open-known").onclick = () => attempt(async () => {
 });
 $("new").onclick = () => attempt(startTalk);
 $("forget-all").onclick = () => forgetAll({ everything: true });
-$("forget-form").onsubmit = (event) => { event.preventDefault(); forgetAll({ text: $("words").value }); };
-$("connect-form").onsubmit = (event) => { event.preventDefault(); connect($("token").value.trim()); };
-$("composer").onsubmit = (event) => {
-  event.preventDefault();
+onSubmit($("forget-form"), () => forgetAll({ text: $("words").value }));
+onSubmit($("wish-form"), async () => { await post("wish", { text: $("wish").value }); show("Noted: the next replies follow it."); });
+onSubmit($("connect-form"), () => connect($("token").value.trim()));
+onSubmit($("composer"), async () => {
   if (reply) return reply.abort();
   const text = $("line").value.trim();
   $("line").value = "";
   return text && send(text);
-};
+});
 $("line").onkeydown = (event) => {
   if (event.key !== "Enter" || event.shiftKey || event.isComposing || reply) return;
   event.preventDefault();
@@ -297,7 +299,7 @@ for (const text of EXAMPLES) $("examples").append(makeButton(text, text, () => s
 setInterval(() => { if (token && !document.hidden) attempt(loadStatus); }, 5000);
 $("talks").open = matchMedia("(min-width: 64rem)").matches;
 
-const given = new URLSearchParams(location.hash.slice(1)).get("token");
-if (given) history.replaceState(null, "", location.pathname);
-if (given || sessionStorage.getItem(TOKEN)) connect(given || sessionStorage.getItem(TOKEN));
+const code = new URLSearchParams(location.hash.slice(1)).get("code");
+if (code) history.replaceState(null, "", location.pathname);
+if (sessionStorage.getItem(TOKEN) || code) connect(sessionStorage.getItem(TOKEN), code);
 else showConnect();
