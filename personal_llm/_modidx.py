@@ -3485,12 +3485,6 @@ d = {
                 "personal_llm/device/state.py",
             ),
         },
-        "personal_llm.experiments.bins": {
-            "personal_llm.experiments.bins.measure": (
-                "experiments/bins.html#measure",
-                "personal_llm/experiments/bins.py",
-            )
-        },
         "personal_llm.experiments.fresh_people": {
             "personal_llm.experiments.fresh_people.compare": (
                 "experiments/fresh_people.html#compare",
@@ -3508,14 +3502,6 @@ d = {
         "personal_llm.experiments.harness": {
             "personal_llm.experiments.harness.Grid": (
                 "experiments/harness.html#grid",
-                "personal_llm/experiments/harness.py",
-            ),
-            "personal_llm.experiments.harness.Headroom": (
-                "experiments/harness.html#headroom",
-                "personal_llm/experiments/harness.py",
-            ),
-            "personal_llm.experiments.harness.HeadroomShare": (
-                "experiments/harness.html#headroomshare",
                 "personal_llm/experiments/harness.py",
             ),
             "personal_llm.experiments.harness.MeanEstimate": (
@@ -3614,20 +3600,12 @@ d = {
                 "experiments/harness.html#measure_group",
                 "personal_llm/experiments/harness.py",
             ),
-            "personal_llm.experiments.harness.measure_headroom": (
-                "experiments/harness.html#measure_headroom",
-                "personal_llm/experiments/harness.py",
-            ),
             "personal_llm.experiments.harness.one_thread": (
                 "experiments/harness.html#one_thread",
                 "personal_llm/experiments/harness.py",
             ),
             "personal_llm.experiments.harness.paragraph": (
                 "experiments/harness.html#paragraph",
-                "personal_llm/experiments/harness.py",
-            ),
-            "personal_llm.experiments.harness.print_claims": (
-                "experiments/harness.html#print_claims",
                 "personal_llm/experiments/harness.py",
             ),
             "personal_llm.experiments.harness.provenance": (
@@ -3666,20 +3644,12 @@ d = {
                 "experiments/harness.html#run_groups",
                 "personal_llm/experiments/harness.py",
             ),
-            "personal_llm.experiments.harness.share_of_headroom": (
-                "experiments/harness.html#share_of_headroom",
-                "personal_llm/experiments/harness.py",
-            ),
             "personal_llm.experiments.harness.sign_flip_test": (
                 "experiments/harness.html#sign_flip_test",
                 "personal_llm/experiments/harness.py",
             ),
             "personal_llm.experiments.harness.summarise_rows": (
                 "experiments/harness.html#summarise_rows",
-                "personal_llm/experiments/harness.py",
-            ),
-            "personal_llm.experiments.harness.take_complete": (
-                "experiments/harness.html#take_complete",
                 "personal_llm/experiments/harness.py",
             ),
             "personal_llm.experiments.harness.user_means": (
@@ -3849,28 +3819,6 @@ d = {
             "personal_llm.experiments.plain.write_reply": (
                 "experiments/plain.html#write_reply",
                 "personal_llm/experiments/plain.py",
-            ),
-        },
-        "personal_llm.experiments.policies": {
-            "personal_llm.experiments.policies.load_experiment_tools": (
-                "experiments/policies.html#load_experiment_tools",
-                "personal_llm/experiments/policies.py",
-            ),
-            "personal_llm.experiments.policies.make_scored_stream": (
-                "experiments/policies.html#make_scored_stream",
-                "personal_llm/experiments/policies.py",
-            ),
-            "personal_llm.experiments.policies.measure": (
-                "experiments/policies.html#measure",
-                "personal_llm/experiments/policies.py",
-            ),
-            "personal_llm.experiments.policies.measure_adapter": (
-                "experiments/policies.html#measure_adapter",
-                "personal_llm/experiments/policies.py",
-            ),
-            "personal_llm.experiments.policies.train_on_buffer": (
-                "experiments/policies.html#train_on_buffer",
-                "personal_llm/experiments/policies.py",
             ),
         },
         "personal_llm.experiments.requests": {
@@ -4137,24 +4085,6 @@ d = {
             "personal_llm.experiments.summary.measure_right": (
                 "experiments/summary.html#measure_right",
                 "personal_llm/experiments/summary.py",
-            ),
-        },
-        "personal_llm.experiments.synthesis": {
-            "personal_llm.experiments.synthesis.first_rewrites": (
-                "experiments/synthesis.html#first_rewrites",
-                "personal_llm/experiments/synthesis.py",
-            ),
-            "personal_llm.experiments.synthesis.list_variants": (
-                "experiments/synthesis.html#list_variants",
-                "personal_llm/experiments/synthesis.py",
-            ),
-            "personal_llm.experiments.synthesis.measure": (
-                "experiments/synthesis.html#measure",
-                "personal_llm/experiments/synthesis.py",
-            ),
-            "personal_llm.experiments.synthesis.paraphrases": (
-                "experiments/synthesis.html#paraphrases",
-                "personal_llm/experiments/synthesis.py",
             ),
         },
         "personal_llm.experiments.xpert": {
