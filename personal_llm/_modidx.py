@@ -1332,6 +1332,10 @@ d = {
                 "2_buffer/synthesis.html#synthesize",
                 "personal_llm/buffer/synthesis.py",
             ),
+            "personal_llm.buffer.synthesis.write_texts": (
+                "2_buffer/synthesis.html#write_texts",
+                "personal_llm/buffer/synthesis.py",
+            ),
         },
         "personal_llm.course.checks": {
             "personal_llm.course.checks.Lesson": ("course/checks.html#lesson", "personal_llm/course/checks.py"),
@@ -3128,12 +3132,6 @@ d = {
                 "personal_llm/device/state.py",
             ),
         },
-        "personal_llm.experiments.bins": {
-            "personal_llm.experiments.bins.measure": (
-                "experiments/bins.html#measure",
-                "personal_llm/experiments/bins.py",
-            )
-        },
         "personal_llm.experiments.fresh_people": {
             "personal_llm.experiments.fresh_people.compare": (
                 "experiments/fresh_people.html#compare",
@@ -3151,14 +3149,6 @@ d = {
         "personal_llm.experiments.harness": {
             "personal_llm.experiments.harness.Grid": (
                 "experiments/harness.html#grid",
-                "personal_llm/experiments/harness.py",
-            ),
-            "personal_llm.experiments.harness.Headroom": (
-                "experiments/harness.html#headroom",
-                "personal_llm/experiments/harness.py",
-            ),
-            "personal_llm.experiments.harness.HeadroomShare": (
-                "experiments/harness.html#headroomshare",
                 "personal_llm/experiments/harness.py",
             ),
             "personal_llm.experiments.harness.MeanEstimate": (
@@ -3257,20 +3247,12 @@ d = {
                 "experiments/harness.html#measure_group",
                 "personal_llm/experiments/harness.py",
             ),
-            "personal_llm.experiments.harness.measure_headroom": (
-                "experiments/harness.html#measure_headroom",
-                "personal_llm/experiments/harness.py",
-            ),
             "personal_llm.experiments.harness.one_thread": (
                 "experiments/harness.html#one_thread",
                 "personal_llm/experiments/harness.py",
             ),
             "personal_llm.experiments.harness.paragraph": (
                 "experiments/harness.html#paragraph",
-                "personal_llm/experiments/harness.py",
-            ),
-            "personal_llm.experiments.harness.print_claims": (
-                "experiments/harness.html#print_claims",
                 "personal_llm/experiments/harness.py",
             ),
             "personal_llm.experiments.harness.provenance": (
@@ -3309,20 +3291,12 @@ d = {
                 "experiments/harness.html#run_groups",
                 "personal_llm/experiments/harness.py",
             ),
-            "personal_llm.experiments.harness.share_of_headroom": (
-                "experiments/harness.html#share_of_headroom",
-                "personal_llm/experiments/harness.py",
-            ),
             "personal_llm.experiments.harness.sign_flip_test": (
                 "experiments/harness.html#sign_flip_test",
                 "personal_llm/experiments/harness.py",
             ),
             "personal_llm.experiments.harness.summarise_rows": (
                 "experiments/harness.html#summarise_rows",
-                "personal_llm/experiments/harness.py",
-            ),
-            "personal_llm.experiments.harness.take_complete": (
-                "experiments/harness.html#take_complete",
                 "personal_llm/experiments/harness.py",
             ),
             "personal_llm.experiments.harness.user_means": (
@@ -3494,28 +3468,6 @@ d = {
                 "personal_llm/experiments/plain.py",
             ),
         },
-        "personal_llm.experiments.policies": {
-            "personal_llm.experiments.policies.load_experiment_tools": (
-                "experiments/policies.html#load_experiment_tools",
-                "personal_llm/experiments/policies.py",
-            ),
-            "personal_llm.experiments.policies.make_scored_stream": (
-                "experiments/policies.html#make_scored_stream",
-                "personal_llm/experiments/policies.py",
-            ),
-            "personal_llm.experiments.policies.measure": (
-                "experiments/policies.html#measure",
-                "personal_llm/experiments/policies.py",
-            ),
-            "personal_llm.experiments.policies.measure_adapter": (
-                "experiments/policies.html#measure_adapter",
-                "personal_llm/experiments/policies.py",
-            ),
-            "personal_llm.experiments.policies.train_on_buffer": (
-                "experiments/policies.html#train_on_buffer",
-                "personal_llm/experiments/policies.py",
-            ),
-        },
         "personal_llm.experiments.requests": {
             "personal_llm.experiments.requests.measure": (
                 "experiments/requests.html#measure",
@@ -3578,6 +3530,76 @@ d = {
             "personal_llm.experiments.rule.summarise_kept": (
                 "experiments/rule.html#summarise_kept",
                 "personal_llm/experiments/rule.py",
+            ),
+        },
+        "personal_llm.experiments.sdss": {
+            "personal_llm.experiments.sdss.AnswersStayPolicy": (
+                "experiments/sdss.html#answersstaypolicy",
+                "personal_llm/experiments/sdss.py",
+            ),
+            "personal_llm.experiments.sdss.AnswersStayPolicy.__init__": (
+                "experiments/sdss.html#answersstaypolicy.__init__",
+                "personal_llm/experiments/sdss.py",
+            ),
+            "personal_llm.experiments.sdss.AnswersStayPolicy.choose": (
+                "experiments/sdss.html#answersstaypolicy.choose",
+                "personal_llm/experiments/sdss.py",
+            ),
+            "personal_llm.experiments.sdss.AnswersStayPolicy.decide_question": (
+                "experiments/sdss.html#answersstaypolicy.decide_question",
+                "personal_llm/experiments/sdss.py",
+            ),
+            "personal_llm.experiments.sdss.draw_originals": (
+                "experiments/sdss.html#draw_originals",
+                "personal_llm/experiments/sdss.py",
+            ),
+            "personal_llm.experiments.sdss.draw_stream": (
+                "experiments/sdss.html#draw_stream",
+                "personal_llm/experiments/sdss.py",
+            ),
+            "personal_llm.experiments.sdss.fill_buffer": (
+                "experiments/sdss.html#fill_buffer",
+                "personal_llm/experiments/sdss.py",
+            ),
+            "personal_llm.experiments.sdss.list_jobs": (
+                "experiments/sdss.html#list_jobs",
+                "personal_llm/experiments/sdss.py",
+            ),
+            "personal_llm.experiments.sdss.load_tools": (
+                "experiments/sdss.html#load_tools",
+                "personal_llm/experiments/sdss.py",
+            ),
+            "personal_llm.experiments.sdss.measure": (
+                "experiments/sdss.html#measure",
+                "personal_llm/experiments/sdss.py",
+            ),
+            "personal_llm.experiments.sdss.measure_nearest": (
+                "experiments/sdss.html#measure_nearest",
+                "personal_llm/experiments/sdss.py",
+            ),
+            "personal_llm.experiments.sdss.measure_rewrites": (
+                "experiments/sdss.html#measure_rewrites",
+                "personal_llm/experiments/sdss.py",
+            ),
+            "personal_llm.experiments.sdss.measure_test": (
+                "experiments/sdss.html#measure_test",
+                "personal_llm/experiments/sdss.py",
+            ),
+            "personal_llm.experiments.sdss.order_stream": (
+                "experiments/sdss.html#order_stream",
+                "personal_llm/experiments/sdss.py",
+            ),
+            "personal_llm.experiments.sdss.read_set": (
+                "experiments/sdss.html#read_set",
+                "personal_llm/experiments/sdss.py",
+            ),
+            "personal_llm.experiments.sdss.score_set": (
+                "experiments/sdss.html#score_set",
+                "personal_llm/experiments/sdss.py",
+            ),
+            "personal_llm.experiments.sdss.write_reply": (
+                "experiments/sdss.html#write_reply",
+                "personal_llm/experiments/sdss.py",
             ),
         },
         "personal_llm.experiments.shares": {
@@ -3710,24 +3732,6 @@ d = {
             "personal_llm.experiments.summary.measure_right": (
                 "experiments/summary.html#measure_right",
                 "personal_llm/experiments/summary.py",
-            ),
-        },
-        "personal_llm.experiments.synthesis": {
-            "personal_llm.experiments.synthesis.first_rewrites": (
-                "experiments/synthesis.html#first_rewrites",
-                "personal_llm/experiments/synthesis.py",
-            ),
-            "personal_llm.experiments.synthesis.list_variants": (
-                "experiments/synthesis.html#list_variants",
-                "personal_llm/experiments/synthesis.py",
-            ),
-            "personal_llm.experiments.synthesis.measure": (
-                "experiments/synthesis.html#measure",
-                "personal_llm/experiments/synthesis.py",
-            ),
-            "personal_llm.experiments.synthesis.paraphrases": (
-                "experiments/synthesis.html#paraphrases",
-                "personal_llm/experiments/synthesis.py",
             ),
         },
         "personal_llm.experiments.xpert": {

@@ -256,7 +256,7 @@ def demo(
 
 
 @app.command("personalize", epilog="Example: personal-llm personalize --data chats.jsonl --out me --ask-when freeze")
-@add_settings("ask_when", "max_questions", "synthetic", "replay", "memory", "memories", "archive", "seed")
+@add_settings(*PersonalizerSettings.__dataclass_fields__)
 def personalize_command(
     data: Data,
     out: Out,
