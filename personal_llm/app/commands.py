@@ -240,7 +240,7 @@ def demo(
     capacity: Capacity = 16,
     policy: Policy = "active",
     synthetic: Synthetic = 1,
-    steps: Steps = 20,
+    steps: Steps = None,
     seed: Seed = 0,
     quiet: Quiet = False,
     as_json: AsJson = False,
@@ -248,7 +248,7 @@ def demo(
     "A model learns one simulated user: what the buffer keeps, questions, a fine-tune, replies before and after."
     from personal_llm.app.demo import run_demo
 
-    options = dict(synthetic=synthetic, seed=seed, steps=steps, progress=not quiet)
+    options = dict(synthetic=synthetic, seed=seed, progress=not quiet) | select_given(steps=steps)
     result, lines = run_demo(out, lambda: load(model), user, length, capacity, policy, **options)
     lines += ["", f"picture: {Path(out) / 'figure.png'}; {result['seconds']:.0f} seconds. Now you:"]
     lines += ["personal-llm chat --out me", "personal-llm personalize --data YOUR-CHATS.json --out me"]
