@@ -2962,12 +2962,12 @@ d = {
                 "6_device/settings.html#personalizersettings.__post_init__",
                 "personal_llm/device/settings.py",
             ),
-            "personal_llm.device.settings.PersonalizerSettings.complete": (
-                "6_device/settings.html#personalizersettings.complete",
+            "personal_llm.device.settings.PersonalizerSettings.choose": (
+                "6_device/settings.html#personalizersettings.choose",
                 "personal_llm/device/settings.py",
             ),
-            "personal_llm.device.settings.PersonalizerSettings.from_stored": (
-                "6_device/settings.html#personalizersettings.from_stored",
+            "personal_llm.device.settings.PersonalizerSettings.complete": (
+                "6_device/settings.html#personalizersettings.complete",
                 "personal_llm/device/settings.py",
             ),
             "personal_llm.device.settings.PersonalizerSettings.get_memory_config": (
@@ -3122,6 +3122,10 @@ d = {
                 "personal_llm/device/state.py",
             ),
             "personal_llm.device.state.State.trim": ("6_device/state.html#state.trim", "personal_llm/device/state.py"),
+            "personal_llm.device.state.begin_state": (
+                "6_device/state.html#begin_state",
+                "personal_llm/device/state.py",
+            ),
             "personal_llm.device.state.open_state": ("6_device/state.html#open_state", "personal_llm/device/state.py"),
             "personal_llm.device.state.scores_from_dict": (
                 "6_device/state.html#scores_from_dict",

@@ -8,7 +8,7 @@ __all__ = ['PersonalizerSettings']
 # %% ../../nbs/6_device/06_settings.ipynb #b5a4e842
 from dataclasses import dataclass, replace
 
-from ..base.core import MAX_SEED, InputError, check_settings_fields, setting
+from ..base.core import MAX_SEED, InputError, check, check_settings_fields, setting
 from ..buffer.retrieval import MemoryConfig
 
 # %% ../../nbs/6_device/06_settings.ipynb #173fa7b9
@@ -47,9 +47,11 @@ class PersonalizerSettings:
         check_settings_fields(self)
 
     @classmethod
-    def from_stored(cls, stored: dict) -> "PersonalizerSettings":
-        "Return the settings of a folder, without those that this version does not know."
-        return cls(**{name: value for name, value in stored.items() if name in cls.__dataclass_fields__})
+    def choose(cls, given, stored: dict, changes: dict, policy) -> "PersonalizerSettings":
+        "Return the given settings, or those of a folder, with single changes; stored names that are unknown are dropped."
+        known = {name: value for name, value in stored.items() if name in cls.__dataclass_fields__}
+        settings = check(given or cls(**known), cls, "settings")
+        return replace(settings, **changes).complete(policy)
 
     def get_memory_config(self) -> MemoryConfig:
         "Return what a reply reads."
