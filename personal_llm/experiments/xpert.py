@@ -259,7 +259,8 @@ LIBRARY_JOBS = [
 GRIDS = (
     Grid("xpert-authors", list_text_jobs(LARGE, "authors", "readout"), measure_texts, SHARED, LARGE),
     Grid("xpert-levels", LEVEL_JOBS, measure_levels, (), LARGE),
-    Grid("xpert-crafted", list_text_jobs(BASE_MODEL, "crafted", "readout"), measure_texts, SHARED, BASE_MODEL),
+    Grid("xpert-crafted", list_text_jobs(LARGE, "crafted", "readout"), measure_texts, SHARED, LARGE),
+    Grid("xpert-small", list_text_jobs(BASE_MODEL, "authors", "readout"), measure_texts, SHARED, BASE_MODEL),
     Grid("xpert-written", list_text_jobs(LARGE, "authors", "written"), measure_texts, SHARED, LARGE),
     Grid("xpert-library", LIBRARY_JOBS, measure_library, (), BASE_MODEL),
 )
