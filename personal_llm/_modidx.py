@@ -46,6 +46,7 @@ d = {
                 "8_app/check.html#get_trained_tokens",
                 "personal_llm/app/check.py",
             ),
+            "personal_llm.app.check.is_causal": ("8_app/check.html#is_causal", "personal_llm/app/check.py"),
             "personal_llm.app.check.register_check": ("8_app/check.html#register_check", "personal_llm/app/check.py"),
         },
         "personal_llm.app.cli": {
@@ -278,15 +279,10 @@ d = {
                 "0_base/adapters.html#factor_inner_product",
                 "personal_llm/base/adapters.py",
             ),
-            "personal_llm.base.adapters.finish_adapter_commit": (
-                "0_base/adapters.html#finish_adapter_commit",
-                "personal_llm/base/adapters.py",
-            ),
             "personal_llm.base.adapters.get_adapter_id": (
                 "0_base/adapters.html#get_adapter_id",
                 "personal_llm/base/adapters.py",
             ),
-            "personal_llm.base.adapters.locked": ("0_base/adapters.html#locked", "personal_llm/base/adapters.py"),
             "personal_llm.base.adapters.make_staging_folder": (
                 "0_base/adapters.html#make_staging_folder",
                 "personal_llm/base/adapters.py",
@@ -383,6 +379,7 @@ d = {
             ),
             "personal_llm.base.core._is_number": ("0_base/core.html#_is_number", "personal_llm/base/core.py"),
             "personal_llm.base.core.call_in_time": ("0_base/core.html#call_in_time", "personal_llm/base/core.py"),
+            "personal_llm.base.core.catch_panic": ("0_base/core.html#catch_panic", "personal_llm/base/core.py"),
             "personal_llm.base.core.check": ("0_base/core.html#check", "personal_llm/base/core.py"),
             "personal_llm.base.core.check_seed": ("0_base/core.html#check_seed", "personal_llm/base/core.py"),
             "personal_llm.base.core.check_settings_fields": (
@@ -424,59 +421,22 @@ d = {
                 "personal_llm/base/files.py",
             ),
             "personal_llm.base.files.is_full_disk": ("0_base/files.html#is_full_disk", "personal_llm/base/files.py"),
-            "personal_llm.base.files.list_names": ("0_base/files.html#list_names", "personal_llm/base/files.py"),
             "personal_llm.base.files.make_folder": ("0_base/files.html#make_folder", "personal_llm/base/files.py"),
             "personal_llm.base.files.make_temporary_folder": (
                 "0_base/files.html#make_temporary_folder",
                 "personal_llm/base/files.py",
             ),
             "personal_llm.base.files.read_json": ("0_base/files.html#read_json", "personal_llm/base/files.py"),
-            "personal_llm.base.files.read_sealed": ("0_base/files.html#read_sealed", "personal_llm/base/files.py"),
-            "personal_llm.base.files.remove_temporary_files": (
-                "0_base/files.html#remove_temporary_files",
-                "personal_llm/base/files.py",
-            ),
-            "personal_llm.base.files.seal": ("0_base/files.html#seal", "personal_llm/base/files.py"),
+            "personal_llm.base.files.remember": ("0_base/files.html#remember", "personal_llm/base/files.py"),
             "personal_llm.base.files.write_atomically": (
                 "0_base/files.html#write_atomically",
                 "personal_llm/base/files.py",
             ),
             "personal_llm.base.files.write_json": ("0_base/files.html#write_json", "personal_llm/base/files.py"),
-            "personal_llm.base.files.write_sealed": ("0_base/files.html#write_sealed", "personal_llm/base/files.py"),
         },
         "personal_llm.base.loading": {
-            "personal_llm.base.loading.GgufCursor": ("0_base/loading.html#ggufcursor", "personal_llm/base/loading.py"),
-            "personal_llm.base.loading.GgufCursor.__init__": (
-                "0_base/loading.html#ggufcursor.__init__",
-                "personal_llm/base/loading.py",
-            ),
-            "personal_llm.base.loading.GgufCursor.read": (
-                "0_base/loading.html#ggufcursor.read",
-                "personal_llm/base/loading.py",
-            ),
-            "personal_llm.base.loading.GgufCursor.read_number": (
-                "0_base/loading.html#ggufcursor.read_number",
-                "personal_llm/base/loading.py",
-            ),
-            "personal_llm.base.loading.GgufCursor.read_text": (
-                "0_base/loading.html#ggufcursor.read_text",
-                "personal_llm/base/loading.py",
-            ),
-            "personal_llm.base.loading.GgufCursor.read_value": (
-                "0_base/loading.html#ggufcursor.read_value",
-                "personal_llm/base/loading.py",
-            ),
-            "personal_llm.base.loading.GgufHeader": ("0_base/loading.html#ggufheader", "personal_llm/base/loading.py"),
-            "personal_llm.base.loading.GgufHeader.family": (
-                "0_base/loading.html#ggufheader.family",
-                "personal_llm/base/loading.py",
-            ),
-            "personal_llm.base.loading.GgufHeader.num_weights": (
-                "0_base/loading.html#ggufheader.num_weights",
-                "personal_llm/base/loading.py",
-            ),
-            "personal_llm.base.loading.build_tokenizer": (
-                "0_base/loading.html#build_tokenizer",
+            "personal_llm.base.loading.check_causal": (
+                "0_base/loading.html#check_causal",
                 "personal_llm/base/loading.py",
             ),
             "personal_llm.base.loading.choose_dtype": (
@@ -499,19 +459,11 @@ d = {
                 "0_base/loading.html#find_encoder",
                 "personal_llm/base/loading.py",
             ),
-            "personal_llm.base.loading.find_linear_modules": (
-                "0_base/loading.html#find_linear_modules",
-                "personal_llm/base/loading.py",
-            ),
+            "personal_llm.base.loading.find_gguf": ("0_base/loading.html#find_gguf", "personal_llm/base/loading.py"),
             "personal_llm.base.loading.get_encoder_id": (
                 "0_base/loading.html#get_encoder_id",
                 "personal_llm/base/loading.py",
             ),
-            "personal_llm.base.loading.get_processor_name": (
-                "0_base/loading.html#get_processor_name",
-                "personal_llm/base/loading.py",
-            ),
-            "personal_llm.base.loading.is_causal": ("0_base/loading.html#is_causal", "personal_llm/base/loading.py"),
             "personal_llm.base.loading.is_gguf": ("0_base/loading.html#is_gguf", "personal_llm/base/loading.py"),
             "personal_llm.base.loading.load_causal_lm": (
                 "0_base/loading.html#load_causal_lm",
@@ -525,14 +477,19 @@ d = {
                 "0_base/loading.html#load_from_files",
                 "personal_llm/base/loading.py",
             ),
-            "personal_llm.base.loading.measure_products": (
-                "0_base/loading.html#measure_products",
+            "personal_llm.base.loading.load_gguf_tokenizer": (
+                "0_base/loading.html#load_gguf_tokenizer",
+                "personal_llm/base/loading.py",
+            ),
+            "personal_llm.base.loading.load_whole_model": (
+                "0_base/loading.html#load_whole_model",
                 "personal_llm/base/loading.py",
             ),
             "personal_llm.base.loading.note_once": ("0_base/loading.html#note_once", "personal_llm/base/loading.py"),
             "personal_llm.base.loading.quote_name": ("0_base/loading.html#quote_name", "personal_llm/base/loading.py"),
-            "personal_llm.base.loading.read_gguf_header": (
-                "0_base/loading.html#read_gguf_header",
+            "personal_llm.base.loading.read_gguf": ("0_base/loading.html#read_gguf", "personal_llm/base/loading.py"),
+            "personal_llm.base.loading.read_rope_scaling": (
+                "0_base/loading.html#read_rope_scaling",
                 "personal_llm/base/loading.py",
             ),
             "personal_llm.base.loading.resolve_model": (
@@ -632,10 +589,8 @@ d = {
                 "0_base/models.html#find_end_tokens",
                 "personal_llm/base/models.py",
             ),
-            "personal_llm.base.models.find_gguf": ("0_base/models.html#find_gguf", "personal_llm/base/models.py"),
-            "personal_llm.base.models.get_gguf_id": ("0_base/models.html#get_gguf_id", "personal_llm/base/models.py"),
-            "personal_llm.base.models.load_gguf_tokenizer": (
-                "0_base/models.html#load_gguf_tokenizer",
+            "personal_llm.base.models.find_unused_tokens": (
+                "0_base/models.html#find_unused_tokens",
                 "personal_llm/base/models.py",
             ),
             "personal_llm.base.models.load_model": ("0_base/models.html#load_model", "personal_llm/base/models.py"),
@@ -741,12 +696,12 @@ d = {
                 "personal_llm/base/text.py",
             ),
             "personal_llm.base.text._find_language": ("0_base/text.html#_find_language", "personal_llm/base/text.py"),
-            "personal_llm.base.text.are_trigrams_similar": (
-                "0_base/text.html#are_trigrams_similar",
-                "personal_llm/base/text.py",
-            ),
             "personal_llm.base.text.collect_shingles": (
                 "0_base/text.html#collect_shingles",
+                "personal_llm/base/text.py",
+            ),
+            "personal_llm.base.text.collect_trigrams": (
+                "0_base/text.html#collect_trigrams",
                 "personal_llm/base/text.py",
             ),
             "personal_llm.base.text.compute_rouge1": ("0_base/text.html#compute_rouge1", "personal_llm/base/text.py"),
@@ -757,17 +712,12 @@ d = {
             "personal_llm.base.text.get_numbers": ("0_base/text.html#get_numbers", "personal_llm/base/text.py"),
             "personal_llm.base.text.get_words": ("0_base/text.html#get_words", "personal_llm/base/text.py"),
             "personal_llm.base.text.hash_shingles": ("0_base/text.html#hash_shingles", "personal_llm/base/text.py"),
-            "personal_llm.base.text.hash_trigrams": ("0_base/text.html#hash_trigrams", "personal_llm/base/text.py"),
             "personal_llm.base.text.is_near_duplicate": (
                 "0_base/text.html#is_near_duplicate",
                 "personal_llm/base/text.py",
             ),
             "personal_llm.base.text.make_sentence_break": (
                 "0_base/text.html#make_sentence_break",
-                "personal_llm/base/text.py",
-            ),
-            "personal_llm.base.text.make_text_signature": (
-                "0_base/text.html#make_text_signature",
                 "personal_llm/base/text.py",
             ),
             "personal_llm.base.text.normalise_text": ("0_base/text.html#normalise_text", "personal_llm/base/text.py"),
@@ -788,6 +738,7 @@ d = {
                 "0_base/tokens.html#collate_samples",
                 "personal_llm/base/tokens.py",
             ),
+            "personal_llm.base.tokens.cut_template": ("0_base/tokens.html#cut_template", "personal_llm/base/tokens.py"),
             "personal_llm.base.tokens.drop_oldest_turns": (
                 "0_base/tokens.html#drop_oldest_turns",
                 "personal_llm/base/tokens.py",
@@ -814,6 +765,7 @@ d = {
                 "personal_llm/base/tokens.py",
             ),
             "personal_llm.base.tokens.make_batches": ("0_base/tokens.html#make_batches", "personal_llm/base/tokens.py"),
+            "personal_llm.base.tokens.make_strict": ("0_base/tokens.html#make_strict", "personal_llm/base/tokens.py"),
             "personal_llm.base.tokens.pad_rows": ("0_base/tokens.html#pad_rows", "personal_llm/base/tokens.py"),
             "personal_llm.base.tokens.split_template": (
                 "0_base/tokens.html#split_template",
@@ -825,7 +777,6 @@ d = {
             ),
         },
         "personal_llm.base.weights": {
-            "personal_llm.base.weights.WeightFile": ("0_base/weights.html#weightfile", "personal_llm/base/weights.py"),
             "personal_llm.base.weights.WeightSource": (
                 "0_base/weights.html#weightsource",
                 "personal_llm/base/weights.py",
@@ -858,10 +809,6 @@ d = {
                 "0_base/weights.html#find_weights",
                 "personal_llm/base/weights.py",
             ),
-            "personal_llm.base.weights.get_program_folders": (
-                "0_base/weights.html#get_program_folders",
-                "personal_llm/base/weights.py",
-            ),
             "personal_llm.base.weights.get_weights": (
                 "0_base/weights.html#get_weights",
                 "personal_llm/base/weights.py",
@@ -874,18 +821,7 @@ d = {
                 "0_base/weights.html#has_content",
                 "personal_llm/base/weights.py",
             ),
-            "personal_llm.base.weights.list_places": (
-                "0_base/weights.html#list_places",
-                "personal_llm/base/weights.py",
-            ),
-            "personal_llm.base.weights.read_weight_table": (
-                "0_base/weights.html#read_weight_table",
-                "personal_llm/base/weights.py",
-            ),
-            "personal_llm.base.weights.remember_file_sha256": (
-                "0_base/weights.html#remember_file_sha256",
-                "personal_llm/base/weights.py",
-            ),
+            "personal_llm.base.weights.hash_file": ("0_base/weights.html#hash_file", "personal_llm/base/weights.py"),
         },
         "personal_llm.buffer.active": {
             "personal_llm.buffer.active.ActivePolicy": (
@@ -2915,6 +2851,10 @@ d = {
                 "6_device/archive.html#count_bytes",
                 "personal_llm/device/archive.py",
             ),
+            "personal_llm.device.archive.cut_history": (
+                "6_device/archive.html#cut_history",
+                "personal_llm/device/archive.py",
+            ),
             "personal_llm.device.archive.delete_dialogues": (
                 "6_device/archive.html#delete_dialogues",
                 "personal_llm/device/archive.py",
@@ -3109,6 +3049,10 @@ d = {
                 "6_device/forgetting.html#forgetplan.__str__",
                 "personal_llm/device/forgetting.py",
             ),
+            "personal_llm.device.forgetting.begin": (
+                "6_device/forgetting.html#begin",
+                "personal_llm/device/forgetting.py",
+            ),
             "personal_llm.device.forgetting.empty_replies": (
                 "6_device/forgetting.html#empty_replies",
                 "personal_llm/device/forgetting.py",
@@ -3119,6 +3063,10 @@ d = {
             ),
             "personal_llm.device.forgetting.find_readers": (
                 "6_device/forgetting.html#find_readers",
+                "personal_llm/device/forgetting.py",
+            ),
+            "personal_llm.device.forgetting.find_turns": (
+                "6_device/forgetting.html#find_turns",
                 "personal_llm/device/forgetting.py",
             ),
             "personal_llm.device.forgetting.find_wishes": (
@@ -3135,6 +3083,14 @@ d = {
             ),
             "personal_llm.device.forgetting.forget_everything": (
                 "6_device/forgetting.html#forget_everything",
+                "personal_llm/device/forgetting.py",
+            ),
+            "personal_llm.device.forgetting.list_everything": (
+                "6_device/forgetting.html#list_everything",
+                "personal_llm/device/forgetting.py",
+            ),
+            "personal_llm.device.forgetting.list_written": (
+                "6_device/forgetting.html#list_written",
                 "personal_llm/device/forgetting.py",
             ),
             "personal_llm.device.forgetting.plan_forgetting": (
@@ -3971,6 +3927,16 @@ d = {
                 "personal_llm/experiments/shares.py",
             ),
         },
+        "personal_llm.experiments.starts": {
+            "personal_llm.experiments.starts.find_start": (
+                "experiments/starts.html#find_start",
+                "personal_llm/experiments/starts.py",
+            ),
+            "personal_llm.experiments.starts.measure_savings": (
+                "experiments/starts.html#measure_savings",
+                "personal_llm/experiments/starts.py",
+            ),
+        },
         "personal_llm.experiments.steps": {
             "personal_llm.experiments.steps.has_form": (
                 "experiments/steps.html#has_form",
@@ -4073,6 +4039,72 @@ d = {
                 "personal_llm/experiments/synthesis.py",
             ),
         },
+        "personal_llm.experiments.xpert": {
+            "personal_llm.experiments.xpert.choose": (
+                "experiments/xpert.html#choose",
+                "personal_llm/experiments/xpert.py",
+            ),
+            "personal_llm.experiments.xpert.choose_of_library": (
+                "experiments/xpert.html#choose_of_library",
+                "personal_llm/experiments/xpert.py",
+            ),
+            "personal_llm.experiments.xpert.explain_library": (
+                "experiments/xpert.html#explain_library",
+                "personal_llm/experiments/xpert.py",
+            ),
+            "personal_llm.experiments.xpert.explain_pllms": (
+                "experiments/xpert.html#explain_pllms",
+                "personal_llm/experiments/xpert.py",
+            ),
+            "personal_llm.experiments.xpert.list_text_jobs": (
+                "experiments/xpert.html#list_text_jobs",
+                "personal_llm/experiments/xpert.py",
+            ),
+            "personal_llm.experiments.xpert.load_plain": (
+                "experiments/xpert.html#load_plain",
+                "personal_llm/experiments/xpert.py",
+            ),
+            "personal_llm.experiments.xpert.make_pairs": (
+                "experiments/xpert.html#make_pairs",
+                "personal_llm/experiments/xpert.py",
+            ),
+            "personal_llm.experiments.xpert.measure_levels": (
+                "experiments/xpert.html#measure_levels",
+                "personal_llm/experiments/xpert.py",
+            ),
+            "personal_llm.experiments.xpert.measure_library": (
+                "experiments/xpert.html#measure_library",
+                "personal_llm/experiments/xpert.py",
+            ),
+            "personal_llm.experiments.xpert.measure_texts": (
+                "experiments/xpert.html#measure_texts",
+                "personal_llm/experiments/xpert.py",
+            ),
+            "personal_llm.experiments.xpert.open_library": (
+                "experiments/xpert.html#open_library",
+                "personal_llm/experiments/xpert.py",
+            ),
+            "personal_llm.experiments.xpert.read_output_rows": (
+                "experiments/xpert.html#read_output_rows",
+                "personal_llm/experiments/xpert.py",
+            ),
+            "personal_llm.experiments.xpert.read_pairs": (
+                "experiments/xpert.html#read_pairs",
+                "personal_llm/experiments/xpert.py",
+            ),
+            "personal_llm.experiments.xpert.remember": (
+                "experiments/xpert.html#remember",
+                "personal_llm/experiments/xpert.py",
+            ),
+            "personal_llm.experiments.xpert.stylometric_shift": (
+                "experiments/xpert.html#stylometric_shift",
+                "personal_llm/experiments/xpert.py",
+            ),
+            "personal_llm.experiments.xpert.write_word": (
+                "experiments/xpert.html#write_word",
+                "personal_llm/experiments/xpert.py",
+            ),
+        },
         "personal_llm.explanation.decomposition": {
             "personal_llm.explanation.decomposition.Decomposition": (
                 "4_explanation/decomposition.html#decomposition",
@@ -4086,10 +4118,6 @@ d = {
                 "4_explanation/decomposition.html#sharedbasis",
                 "personal_llm/explanation/decomposition.py",
             ),
-            "personal_llm.explanation.decomposition.SharedBasis.__post_init__": (
-                "4_explanation/decomposition.html#sharedbasis.__post_init__",
-                "personal_llm/explanation/decomposition.py",
-            ),
             "personal_llm.explanation.decomposition.SharedBasis.columns": (
                 "4_explanation/decomposition.html#sharedbasis.columns",
                 "personal_llm/explanation/decomposition.py",
@@ -4098,24 +4126,12 @@ d = {
                 "4_explanation/decomposition.html#sharedbasis.coordinates",
                 "personal_llm/explanation/decomposition.py",
             ),
-            "personal_llm.explanation.decomposition.SharedBasis.from_prompts": (
-                "4_explanation/decomposition.html#sharedbasis.from_prompts",
-                "personal_llm/explanation/decomposition.py",
-            ),
             "personal_llm.explanation.decomposition.SharedBasis.grow": (
                 "4_explanation/decomposition.html#sharedbasis.grow",
                 "personal_llm/explanation/decomposition.py",
             ),
-            "personal_llm.explanation.decomposition.SharedBasis.strength": (
-                "4_explanation/decomposition.html#sharedbasis.strength",
-                "personal_llm/explanation/decomposition.py",
-            ),
             "personal_llm.explanation.decomposition.SharedBasis.width": (
                 "4_explanation/decomposition.html#sharedbasis.width",
-                "personal_llm/explanation/decomposition.py",
-            ),
-            "personal_llm.explanation.decomposition._fit_summary_prompts": (
-                "4_explanation/decomposition.html#_fit_summary_prompts",
                 "personal_llm/explanation/decomposition.py",
             ),
             "personal_llm.explanation.decomposition._read_words": (
@@ -4124,10 +4140,6 @@ d = {
             ),
             "personal_llm.explanation.decomposition._require_base": (
                 "4_explanation/decomposition.html#_require_base",
-                "personal_llm/explanation/decomposition.py",
-            ),
-            "personal_llm.explanation.decomposition._summary_prompt_ids": (
-                "4_explanation/decomposition.html#_summary_prompt_ids",
                 "personal_llm/explanation/decomposition.py",
             ),
             "personal_llm.explanation.decomposition._unit_vectors": (
@@ -4146,28 +4158,32 @@ d = {
                 "4_explanation/decomposition.html#explain_as_published",
                 "personal_llm/explanation/decomposition.py",
             ),
+            "personal_llm.explanation.decomposition.explain_differences": (
+                "4_explanation/decomposition.html#explain_differences",
+                "personal_llm/explanation/decomposition.py",
+            ),
+            "personal_llm.explanation.decomposition.halve_differences": (
+                "4_explanation/decomposition.html#halve_differences",
+                "personal_llm/explanation/decomposition.py",
+            ),
             "personal_llm.explanation.decomposition.is_adjective": (
                 "4_explanation/decomposition.html#is_adjective",
-                "personal_llm/explanation/decomposition.py",
-            ),
-            "personal_llm.explanation.decomposition.neutral_pairs": (
-                "4_explanation/decomposition.html#neutral_pairs",
-                "personal_llm/explanation/decomposition.py",
-            ),
-            "personal_llm.explanation.decomposition.next_word_probabilities": (
-                "4_explanation/decomposition.html#next_word_probabilities",
-                "personal_llm/explanation/decomposition.py",
-            ),
-            "personal_llm.explanation.decomposition.split_half_threshold": (
-                "4_explanation/decomposition.html#split_half_threshold",
                 "personal_llm/explanation/decomposition.py",
             ),
             "personal_llm.explanation.decomposition.summary_states": (
                 "4_explanation/decomposition.html#summary_states",
                 "personal_llm/explanation/decomposition.py",
             ),
-            "personal_llm.explanation.decomposition.word_vector": (
-                "4_explanation/decomposition.html#word_vector",
+            "personal_llm.explanation.decomposition.swap_strength": (
+                "4_explanation/decomposition.html#swap_strength",
+                "personal_llm/explanation/decomposition.py",
+            ),
+            "personal_llm.explanation.decomposition.word_vectors": (
+                "4_explanation/decomposition.html#word_vectors",
+                "personal_llm/explanation/decomposition.py",
+            ),
+            "personal_llm.explanation.decomposition.write_summary_prompt": (
+                "4_explanation/decomposition.html#write_summary_prompt",
                 "personal_llm/explanation/decomposition.py",
             ),
         },
@@ -5322,6 +5338,10 @@ d = {
             ),
             "personal_llm.runtimes.phone_bundle.export_error": (
                 "7_runtimes/phone_bundle.html#export_error",
+                "personal_llm/runtimes/phone_bundle.py",
+            ),
+            "personal_llm.runtimes.phone_bundle.hash_manifest": (
+                "7_runtimes/phone_bundle.html#hash_manifest",
                 "personal_llm/runtimes/phone_bundle.py",
             ),
             "personal_llm.runtimes.phone_bundle.make_training_step": (

@@ -5,6 +5,7 @@ import pytest
 import torch
 from tiny import ARCHITECTURES, TEMPLATES, same, shared, tiny, weights
 
+from personal_llm.app import check
 from personal_llm.base.adapters import attach_adapter
 from personal_llm.app.check import MODEL_CHECKS, check_model
 
@@ -89,3 +90,10 @@ def test_a_name_that_cannot_be_loaded_is_a_failing_row():
     report = check_model("no/such/folder")
     assert not report.ok and [what for what, _, _ in report.rows] == ["loading"]
     assert "unknown model" in str(report) and str(report).startswith("FAIL")
+
+
+def test_the_first_row_names_the_number_type(monkeypatch):
+    "The measured one, or the one that was asked for."
+    monkeypatch.setattr(check, "MODEL_CHECKS", {})
+    ((name, passed, detail),) = check_model("pocket", device="cpu", dtype="bfloat16").rows
+    assert (name, passed) == ("loading", True) and ", bfloat16 (as you asked" in detail

@@ -1,23 +1,23 @@
 "The published basis: planted vectors, and a twin that follows the paper's sentences."
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from hypothesis import given, settings, strategies as st
 
 from personal_llm.base.core import Cost, Dialogue, InputError
-from personal_llm.explanation.decomposition import SharedBasis, decompose, explain_as_published
-from personal_llm.explanation import decomposition
+from personal_llm.explanation.decomposition import SharedBasis, decompose, explain_as_published, explain_differences
 from personal_llm.explanation.decomposition import (
     SUMMARY_PROMPT,
-    _fit_summary_prompts,
     candidate_words,
+    halve_differences,
     is_adjective,
-    neutral_pairs,
-    next_word_probabilities,
     summary_states,
-    word_vector,
+    swap_strength,
+    word_vectors,
+    write_summary_prompt,
 )
 from tiny import ARCHITECTURES, shared
 
@@ -138,7 +138,7 @@ def test_the_gate_and_the_stop_are_strict_by_hand():
     ],
 )
 def test_bad_vectors_are_refused(V, words, vectors):
-    basis = SharedBasis("b", "s", np.zeros(2), 1.0, 9, 1.0)
+    basis = SharedBasis("b", "s", np.zeros((0, 2)))
     before = basis.id
     with pytest.raises(InputError):
         basis.grow(np.array(V, float), words, np.array(vectors, float))
@@ -152,7 +152,7 @@ def test_bad_vectors_are_refused(V, words, vectors):
 @given(st.integers(0, 10**6), st.integers(1, 6))
 def test_basis_grows_and_never_shrinks(seed, users):
     rng = np.random.default_rng(seed)
-    basis, shifts = SharedBasis("b", "s", np.zeros(40), 1.0, 9, 1.0), rng.normal(size=(users, 40))
+    basis, shifts = SharedBasis("b", "s", np.zeros((0, 40))), rng.normal(size=(users, 40))
     for V in shifts:
         words, vectors, row, name = basis.words, basis.vectors.copy(), basis.coordinates(V), basis.id
         count = int(rng.integers(0, 20))
@@ -174,50 +174,16 @@ def test_basis_grows_and_never_shrinks(seed, users):
 
 
 def test_saved_and_loaded(tmp_path):
-    basis = SharedBasis("b", "s", np.arange(4), 2.5, 9, 1.25)
+    basis = SharedBasis("b", "s", np.zeros((0, 4)))
     basis.save(tmp_path / "empty")
     assert SharedBasis.load(tmp_path / "empty").id == basis.id
-    assert (
-        len(
-            {
-                basis.id,
-                *(
-                    SharedBasis(*parts).id
-                    for parts in (
-                        ("x", "s", np.arange(4), 2.5, 9, 1.25),
-                        ("b", "x", np.arange(4), 2.5, 9, 1.25),
-                        ("b", "s", np.arange(4) + 1, 2.5, 9, 1.25),
-                        ("b", "s", np.arange(4), 2.5, 9, 1.5),
-                    )
-                ),
-            }
-        )
-        == 5
-    ), "the id tells all parts"
+    others = [("x", "s", np.zeros((0, 4))), ("b", "x", np.zeros((0, 4))), ("b", "s", np.ones((1, 4)) / 2, ("w",))]
+    assert len({basis.id, *(SharedBasis(*parts).id for parts in others)}) == 4, "the id tells all parts"
     basis.grow(np.array([1.0, 2, 0, 0]), ["kurz", "wärm"], [(1, 0, 0, 0), (0, 1, 0, 0)])
     basis.save(tmp_path)
     again = SharedBasis.load(tmp_path)
-    assert (
-        again.id == basis.id
-        and again.words == ("kurz", "wärm")
-        and np.array_equal(again.vectors, basis.vectors)
-        and np.array_equal(again.centre, basis.centre)
-    )
-    assert (
-        again.base,
-        again.summariser,
-        again.neutral_variance,
-        again.num_neutral_states,
-        again.threshold,
-        again.kind,
-    ) == (
-        "b",
-        "s",
-        2.5,
-        9,
-        1.25,
-        "xpert",
-    )
+    assert again.id == basis.id and again.words == ("kurz", "wärm") and np.array_equal(again.vectors, basis.vectors)
+    assert (again.base, again.summariser, again.kind) == ("b", "s", "xpert")
 
 
 @pytest.mark.parametrize(
@@ -231,12 +197,12 @@ def test_saved_and_loaded(tmp_path):
         lambda f: (f / "space.safetensors").write_bytes((f / "space.safetensors").read_bytes()[:-3]),
         lambda f: (f / "space.json").write_text((f / "space.json").read_text().replace("kurz", "lang")),
         lambda f: (f / "space.json").write_text((f / "space.json").read_text().replace("xpert", "style")),
-        lambda f: (f / "space.json").write_text((f / "space.json").read_text().replace("neutral_variance", "sprout")),
+        lambda f: (f / "space.json").write_text((f / "space.json").read_text().replace("summariser", "sprout")),
         lambda f: (f / "space.safetensors").write_bytes(flip((f / "space.safetensors").read_bytes())),
     ],
 )
 def test_damage_is_refused(tmp_path, harm):
-    basis = SharedBasis("b", "s", np.ones(4), 2.5, 9, 1.25)
+    basis = SharedBasis("b", "s", np.zeros((0, 4)))
     basis.grow(np.array([1.0, 2, 0, 0]), ["kurz"], [(1, 0, 0, 0)])
     basis.save(tmp_path)
     harm(tmp_path)
@@ -248,15 +214,12 @@ def flip(raw):
     return raw[:-1] + bytes([raw[-1] ^ 1])
 
 
-def test_strength_of_noise_is_about_one():
-    rng = np.random.default_rng(0)
-    scales = rng.uniform(0.2, 2, 50)
-    basis = SharedBasis("b", "s", np.zeros(50), float((scales**2).sum()), 100, 1.0)
-    got = [
-        basis.strength((rng.normal(size=(20, 50)) * scales).mean(0) - (rng.normal(size=(100, 50)) * scales).mean(0), 20)
-        for _ in range(60)
-    ]
-    assert 0.9 < np.mean(got) < 1.1
+@settings(max_examples=20, deadline=None)
+@given(st.integers(0, 10**6), st.integers(8, 40))
+def test_strength_of_noise_is_below_one_and_knows_no_scale(seed, count):
+    noise = np.random.default_rng(seed).normal(size=(count, 50))
+    assert swap_strength(noise) < 1.2 < swap_strength(noise + 1)
+    assert np.isclose(swap_strength(noise), swap_strength(9 * noise))
 
 
 # explanation
@@ -265,63 +228,50 @@ def test_strength_of_noise_is_about_one():
 @pytest.fixture(scope="module")
 def scene():
     model = replace_length(shared("llama"), 256)
-    basis = SharedBasis.from_prompts(model, model, [f"What is {i}?" for i in range(12)])
+    basis = SharedBasis(model.base, model.base, np.zeros((0, model.width)))
     dialogues = [Dialogue(f"Say {i}.", f"I SAY {i} AND {i} AGAIN") for i in range(9)]
     answers = model.generate(dialogues, max_new_tokens=48)
     pairs = [(d.prompt, d.response, a) for d, a in zip(dialogues, answers)]
-    V = summary_states(model, pairs).mean(0) - basis.centre
+    differences = halve_differences(summary_states(model, pairs))
+    V = differences.mean(0)
     other = np.random.default_rng(0).normal(size=len(V))
     other -= (other @ V) / (V @ V) * V
-    basis.grow(
-        V,
-        ["loud", "plain"],
-        [-V + other * np.linalg.norm(V) / np.linalg.norm(other), V + other * np.linalg.norm(V) / np.linalg.norm(other)],
-    )
-    return model, basis, dialogues, answers, V
-
-
-def test_basis_begins_with_neutral_text(scene):
-    model, basis, *_ = scene
-    states = summary_states(model, neutral_pairs(model, [f"What is {i}?" for i in range(12)]))
-    assert (
-        np.allclose(basis.centre, states.mean(0), atol=1e-4)
-        and basis.num_neutral_states == 12
-        and np.isclose(basis.neutral_variance, states.var(0, ddof=1).sum(), rtol=1e-3)
-        and 0.7 < basis.threshold < 3
-    )
-    with pytest.raises(InputError, match="give 5 more"):
-        SharedBasis.from_prompts(model, model, ["a", "b", "c"])
+    other *= np.linalg.norm(V) / np.linalg.norm(other)
+    basis.grow(V, ["loud", "plain"], [-V + other, V + other])
+    return model, basis, dialogues, differences
 
 
 def test_explanation_by_hand(scene):
-    model, basis, dialogues, answers, V = scene
+    model, basis, dialogues, differences = scene
+    V = differences.mean(0)
     before = replace(model.cost)
     e = explain_as_published(model, model, dialogues, basis)
     u = V / np.linalg.norm(V)
     z = basis.coordinates(V)
     assert basis.words == ("loud", "plain") and z[0] < 0 < z[1], "one word lies against the shift, one along it"
+    assert e.sparse_words == ("plain",) and np.allclose(e.coefficients, basis.vectors[1] @ u, atol=1e-3)
     assert (
-        e.sparse_words == ("plain",)
-        and np.allclose(e.coefficients, basis.vectors[1] @ u, atol=1e-3)
-        and len(e.errors) == 1
-        and 0 <= e.errors[0] < 0.5
+        len(e.errors) == 1 and 0 <= e.errors[0] < 0.5 and str(e) == f"plain {e.coefficients[0]:.1f}".replace("0.", ".")
     )
     assert np.allclose(e.row, z, atol=1e-3) and e.row.dtype == np.float32, "signs and sizes stay in the row"
     assert np.isclose(e.residual, min(1, np.linalg.norm(u - (u @ basis.vectors.T) @ basis.vectors) ** 2), atol=1e-2)
-    assert np.isclose(e.strength, np.linalg.norm(V) / np.sqrt(basis.neutral_variance * (1 / 9 + 1 / 12)), rtol=1e-3)
+    assert np.isclose(e.strength, swap_strength(differences), rtol=1e-3) and e.strength > basis.threshold
     assert (e.samples, e.counterpart, e.space) == (9, "answers", basis.id)
-    assert (
-        e.cost.forward == 18
-        and model.cost.forward - before.forward == 18
-        and model.cost.tokens - before.tokens == e.cost.tokens > 0
-        and e.cost.seconds > 0
-    )
+    assert e.cost.forward == 27 and model.cost.forward - before.forward == 27
+    assert model.cost.tokens - before.tokens == e.cost.tokens > 0 and e.cost.seconds > 0
     given = explain_as_published(model, model, dialogues + [Dialogue("Say it.", " ")], basis)
     assert np.allclose(given.row, e.row, atol=1e-3), "empty responses are left out"
 
 
+def test_default_text_is_silent(scene):
+    model, basis, dialogues, differences = scene
+    noise = np.random.default_rng(1).normal(size=differences.shape)
+    e = explain_differences(noise, basis)
+    assert e.strength < 1 and e.sparse_words == () and str(e) == "no style found (9 texts)" and len(e.row) == 2
+
+
 def test_explanation_refusals(scene):
-    model, basis, dialogues, answers, _ = scene
+    model, basis, dialogues, _ = scene
     with pytest.raises(InputError, match="dialogues with a response: 7, at least 8 are needed; give 1 more"):
         explain_as_published(model, model, dialogues[:7] + [Dialogue("q", "")], basis)
     other = shared("llama", seed=5)
@@ -352,84 +302,71 @@ def test_state_is_what_the_output_layer_reads_alone_and_in_a_batch(architecture)
 
     model = replace_length(shared(architecture), 256)
     together = summary_states(model, PAIRS)
-    for pair, state in zip(PAIRS, together):
-        ids = _fit_summary_prompts(model, [pair])[0]
-        with torch.inference_mode():
-            got = model.model(input_ids=torch.tensor([ids]), output_hidden_states=True)
-        assert np.allclose(state, got.hidden_states[-1][0, -1], atol=1e-4)
-        assert torch.allclose(model.model.get_output_embeddings()(torch.tensor(state)), got.logits[0, -1], atol=1e-3)
+    for (question, first, second), states in zip(PAIRS, together):
+        for state, responses in zip(states, ((first, second), (second, first))):
+            ids = write_summary_prompt(model, question, *responses)
+            with torch.inference_mode():
+                got = model.model(input_ids=torch.tensor([ids]), output_hidden_states=True)
+            assert np.allclose(state, got.hidden_states[-1][0, -1], atol=1e-4)
+            logits = model.model.get_output_embeddings()(torch.tensor(state))
+            assert torch.allclose(logits, got.logits[0, -1], atol=1e-3)
     model.tokens_per_batch = 300  # two rows
     assert np.allclose(summary_states(model, PAIRS), together, atol=1e-4)
+    with pytest.raises(InputError, match="no pairs"):
+        summary_states(model, [])
 
 
 @pytest.mark.parametrize(
     "pair", [("w " * 900, "a " * 900, "b " * 900), ("q", "a " * 900, "b"), ("q", "é😀" * 300, "<|end|>" * 300)]
 )
 def test_long_texts_are_cut_and_the_instruction_is_not(pair):
-    model = replace_length(shared("llama"), 200)
-    ids = _fit_summary_prompts(model, [pair])[0]
-    text = model.tokenizer.decode(ids)
-    assert (
-        len(ids) <= 200
-        and text.count("Reply with only one adjective.") == 1
-        and "Response 2: " + pair[2][:6] in text
-        and text.endswith("<|assistant|>")
-    )
+    model = replace_length(shared("llama"), 400)
+    text = model.tokenizer.decode(write_summary_prompt(model, *pair, max_tokens=20))
+    assert text.count("Reply with only one adjective.") == 1 and text.endswith("<|assistant|>")
+    assert "Response 2: " + pair[2][:6] in text and len(text) < len(SUMMARY_PROMPT) + 400
+    with pytest.raises(InputError, match="larger max_length"):
+        summary_states(replace_length(model, 60), [pair])
 
 
-def test_bad_pairs():
-    model = replace_length(shared("llama"), 256)
-    for pairs in ([], [("q", "a")], [("q", None, "b")]):
-        with pytest.raises(InputError):
-            summary_states(model, pairs)
-    with pytest.raises(InputError, match="max_length"):
-        summary_states(replace_length(model, 60), PAIRS)
-
-
-@pytest.mark.parametrize("architecture", ["llama", "gpt2"])
-def test_next_words_against_a_naive_twin(architecture):
-    import torch
-
-    model = replace_length(shared(architecture), 256)
-    total = {}
-    for pair in PAIRS[:2]:
-        ids = _fit_summary_prompts(model, [pair])[0]
-        with torch.inference_mode():
-            probabilities = model.model(input_ids=torch.tensor([ids])).logits[0, -1].float().softmax(-1)
-        for token, p in enumerate(probabilities.tolist()):
-            word = model.tokenizer.decode([token]).strip().lower()
-            total[word] = total.get(word, 0) + p / 2
-    found = dict(next_word_probabilities(model, summary_states(model, PAIRS[:2]), num_tokens=10**6))
-    assert found.keys() == total.keys() and all(found[word] == pytest.approx(p, rel=1e-3) for word, p in total.items())
-    few = next_word_probabilities(model, summary_states(model, PAIRS[:2]), num_tokens=9)
-    assert len(few) <= 9 and [p for _, p in few] == sorted((p for _, p in few), reverse=True)
-
-
-def test_word_vector_is_the_shift_of_the_two_texts():
+def test_word_vectors_are_the_shifts_of_the_two_texts():
     model = replace_length(shared("llama"), 256)
     asked, prompts = [], ["Why?", "Who?"]
     model.generate = lambda texts, **kw: (
-        asked.append((texts, kw)) or [("styled " if "poetic" in t else "plain ") + t[-4:] for t in texts]
+        asked.append(texts) or [("styled " if "poetic" in t else "plain ") + t[-4:] for t in texts]
     )
-    vector = word_vector(model, "poetic", prompts)
-    assert all("poetic" in t and p in t for t, p in zip(asked[0][0], prompts)) and not any(
-        "poetic" in t for t in asked[1][0]
-    )
+    vectors = word_vectors(model, ["poetic", "kind"], prompts)
+    assert len(asked) == 3 and "plain" in asked[0][0], "the plain answers serve all words"
+    assert all("poetic" in text and prompt in text for text, prompt in zip(asked[1], prompts))
     pairs = [(p, f"styled {p[-4:]}", f"plain {p[-4:]}") for p in prompts]
-    assert np.allclose(vector, summary_states(model, pairs).mean(0), atol=1e-5)
-    for word, few in ((" ", prompts), ("kind", [])):
-        with pytest.raises(InputError, match="a word's vector needs"):
-            word_vector(model, word, few)
+    assert np.allclose(vectors[0], halve_differences(summary_states(model, pairs)).mean(0), atol=1e-5)
+    assert np.allclose(vectors[1], 0, atol=1e-5), "equal texts have no difference"
 
 
-def test_candidates_are_adjectives_or_the_summariser_is_refused(monkeypatch):
-    model = replace_length(shared("llama"), 256)
-    said = [("concise", 0.4), ("the", 0.2), ("Formal", 0.15)]
-    monkeypatch.setattr(decomposition, "next_word_probabilities", lambda summariser, states: said)
-    assert candidate_words(model, PAIRS) == [("concise", 0.4), ("Formal", 0.15)]
-    said[:] = [("the", 0.6), ("kind", 0.04)]
+class Words:
+    "A summariser whose states are its logits, one for each word."
+
+    name = "planted"
+
+    def __init__(self, *words):
+        import torch
+
+        layer = torch.nn.Linear(len(words), len(words), bias=False)
+        layer.weight.data = torch.eye(len(words))
+        self.model = SimpleNamespace(get_output_embeddings=lambda: layer)
+        self.tokenizer = SimpleNamespace(decode=lambda ids: words[ids[0]])
+
+
+def test_candidates_are_adjectives_that_a_swap_makes_less_likely():
+    model = Words("Concise", "the", " formal", "concise", "kind")
+    states = np.log([[[0.2, 0.3, 0.2, 0.2, 0.1], [0.1, 0.3, 0.3, 0.1, 0.2]]])
+    (found,) = candidate_words(model, states)
+    assert found[0] == "concise" and np.isclose(found[1], 0.2), "its two spellings are one word"
+    both = np.log(
+        [[[0.2, 0.3, 0.2, 0.2, 0.1], [0.1, 0.3, 0.3, 0.1, 0.2]], [[0.1, 0.1, 0.7, 0.05, 0.05], [0.1] * 4 + [0.6]]]
+    )
+    assert [word for word, _ in candidate_words(model, both)] == ["formal", "concise"], "means over the pairs"
     with pytest.raises(InputError, match="larger instruct model, or the style space"):
-        candidate_words(model, PAIRS)
+        candidate_words(Words("the", "a", "kind"), np.log([[[0.6, 0.36, 0.04], [0.6, 0.37, 0.03]]]))
     assert "Reply with only one adjective." in SUMMARY_PROMPT
 
 

@@ -1,15 +1,32 @@
 "Forgetting: what goes is listed first, own messages stay, and no byte is left."
 
+import json
+import re
+import sqlite3
 from pathlib import Path
 
+import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
-from personal_llm.base.core import Dialogue, InputError
+from personal_llm.base.core import Cost, Dialogue, InputError
+from personal_llm.base.models import load_model
 from personal_llm.buffer.buffer import Buffer
+from personal_llm.buffer.scoring import ScoredDialogue, Scores
+from personal_llm.device import personalizer
 from personal_llm.device.archive import ARCHIVE_FILE, Archive
-from personal_llm.device.forgetting import ForgetPlan, fold, forget_dialogues, forget_everything, plan_forgetting
+from personal_llm.device.chat import ChatSession
+from personal_llm.device.forgetting import (
+    ForgetPlan,
+    fold,
+    forget_dialogues,
+    forget_everything,
+    list_everything,
+    list_written,
+    plan_forgetting,
+)
+from personal_llm.device.learning import PreparedRound, find_place
 from personal_llm.device.state import State, open_state
 
 ROUND = dict(start="", seen=0, kept=1, synthetic=0, rejected={}, requests=0, start_loss=2.0, best_loss=1.0)
@@ -116,7 +133,17 @@ def test_the_answer_of_a_file_is_the_persons_data_and_stays():
     assert state.archive.dialogues["two"].response == "Copper salts." and state.archive.dialogues["two"].history == ()
 
 
-@pytest.mark.parametrize("text", ["jean-luc", "Jean\u2010Luc", "**Jean\u2011Luc**", "jean-\u200bluc", "`Jean–Luc`"])
+LOOKS_EQUAL = [
+    "jean-luc",
+    "Jean\u2010Luc",
+    "**Jean\u2011Luc**",
+    "jean-\u200bluc",
+    "`Jean–Luc`",
+    "[Jean](a.b)-<b>Luc</b>",
+]
+
+
+@pytest.mark.parametrize("text", LOOKS_EQUAL)
 def test_texts_that_look_equal_are_found(text):
     talks = Talks()
     talks.say("a", "My friend Jean-Luc calls.", "Good.")
@@ -124,7 +151,7 @@ def test_texts_that_look_equal_are_found(text):
     talks.correct("b", "Not *Jean\u2011Luc*: Austen.")
     talks.say("c", "And?", "…", talk="client")
     assert plan_forgetting(talks.state, text=text).dialogues == ("a", "b")
-    assert fold("Straße") == fold("STRASSE")
+    assert fold("Straße") == fold("STRASSE") and fold("Rene\u0301\u00a0’s") == fold("RENÉ\ufe0f 's")
 
 
 def test_a_turn_of_another_program_is_searched_too():
@@ -132,7 +159,23 @@ def test_a_turn_of_another_program_is_searched_too():
     d = Dialogue("And how?", "So.", [("user", "I met Ada."), ("assistant", "Nice.")], id="x", origin="model")
     talks.state.archive.add(d, "client")
     talks.state.record("said", "x", reads=[], statements=[])
-    assert plan_forgetting(talks.state, text="ada").dialogues == ("x",)
+    plan = plan_forgetting(talks.state, text="ada")
+    assert (plan.dialogues, plan.replies, plan.turns) == ((), ("x",), (("x", "I met Ada."),))
+    assert plan.lines == ("reply only, your message stays: And how?", "turn of a history: I met Ada.")
+    (left,) = forget_dialogues(talks.state, plan).archive.dialogues.values()
+    assert (left.prompt, left.response, left.history) == ("And how?", "", (("assistant", "Nice."),))
+
+
+def test_a_word_that_only_the_model_wrote_takes_the_reply_alone():
+    talks = Talks()
+    talks.say("dog", "I have a dog, Biscuit.", "Lovely!")
+    talks.say("allergy", "I am allergic to peanuts.", "Biscuit must not eat them either.", turns=["dog"])
+    talks.say("walk", "Which walk?", "Along the river.", talk="tuesday")
+    talks.correct("walk", "With Biscuit.")
+    talks.correct("walk", "Along the canal.")
+    plan = plan_forgetting(talks.state, text="biscuit")
+    assert plan.dialogues == ("dog", "walk"), "also by a correction that was replaced"
+    assert plan.replies == ("allergy",)
 
 
 def test_a_wish_goes_by_its_words_with_those_before_it():
@@ -170,13 +213,46 @@ def test_everything_goes_from_a_damaged_folder_but_no_foreign_file(tmp_path):
     file = tmp_path / ARCHIVE_FILE
     file.write_bytes(file.read_bytes()[:3000])
     (tmp_path / "letter.txt").write_text("mine")
-    forget_everything(tmp_path)
-    assert [path.name for path in tmp_path.iterdir() if path.is_file()] == ["letter.txt"]
-    assert not (tmp_path / "adapters").exists()
-    foreign = tmp_path / "other"
-    foreign.mkdir()
-    (foreign / ARCHIVE_FILE).write_bytes(b"a shopping list " * 50)
-    assert forget_everything(foreign) == [] and (foreign / ARCHIVE_FILE).exists()
+    (tmp_path / "personalize.json").write_text("{}")
+    listed = list_everything(tmp_path)
+    assert [Path(path).name for path in listed] == [ARCHIVE_FILE, "000", "personalize.json"]
+    assert forget_everything(tmp_path) == listed
+    assert [path.name for path in tmp_path.iterdir()] == ["letter.txt"]
+
+
+@pytest.mark.parametrize("name, head", [("memory.sqlite", b""), ("memory.sqlite", bytes(4096)), ("memory.db", None)])
+def test_everything_goes_also_without_a_header_and_of_an_earlier_version(tmp_path, name, head):
+    file = tmp_path / name
+    if head is None:
+        with sqlite3.connect(file) as earlier:
+            earlier.execute(f"PRAGMA application_id={0x704C4C4D}")
+            earlier.execute("CREATE TABLE dialogues (id TEXT)")
+        earlier.close()
+    else:
+        file.write_bytes(head)
+    Path(f"{file}-wal").write_bytes(b"biscuit")
+    assert forget_everything(tmp_path) == [str(file), f"{file}-wal"] and list(tmp_path.iterdir()) == []
+
+
+def test_a_foreign_file_of_our_name_stops_everything_before_it_begins(tmp_path):
+    (tmp_path / ARCHIVE_FILE).write_bytes(b"a shopping list " * 50)
+    (tmp_path / f"{ARCHIVE_FILE}-wal").write_bytes(b"and its journal")
+    (tmp_path / "adapters" / "000").mkdir(parents=True)
+    with pytest.raises(InputError, match="no archive of this package"):
+        forget_everything(tmp_path)
+    assert len(list(tmp_path.rglob("*"))) == 4
+
+
+def test_a_folder_of_a_stopped_fine_tune_is_listed_and_goes(tmp_path):
+    talks = Talks(tmp_path)
+    talks.say("a", "My dog is Biscuit.", "Nice.")
+    talks.say("b", "Who wrote Emma?", "Austen.", talk="b")
+    talks.tune(0, "b")
+    (tmp_path / "adapters" / "001" / "checkpoints").mkdir(parents=True)
+    plan = plan_forgetting(talks.state, text="biscuit")
+    assert plan.adapters == ("adapters/001",)
+    forget_dialogues(talks.state, plan)
+    assert [path.name for path in (tmp_path / "adapters").iterdir()] == ["000"]
 
 
 @settings(max_examples=60, deadline=None)
@@ -209,3 +285,115 @@ def test_no_text_of_a_reply_that_read_it_is_left(tmp_path_factory, data):
         if id != gone:
             assert again.archive.dialogues[id].prompt == f"I say {words[id]}", "own messages stay"
     again.archive.close()
+
+
+# the roads in: chat, another program, files; what is listed is what goes, and nothing else
+
+
+class Echo:
+    "A reply that repeats the secret in all the ways that it read."
+
+    end_reason = "stop"
+
+    def __init__(self, dialogue):
+        read = " ".join([dialogue.prompt, *(text for _, text in dialogue.history)])
+        self.text = " ".join(["Well,", *SECRET.findall(read)])
+
+    def __iter__(self):
+        yield self.text
+
+
+FORMS = ["Biscuitto", "BISCUITTO", "bis\u200bcuitto", "**Bis**cuitto", "biscu\u00adit\ufe0fto"]
+SECRET = re.compile("|".join(map(re.escape, FORMS)))
+ACTS = ["say", "say", "client", "file", "better", "wish", "talk", "learn"]
+
+
+def open_session(model, folder):
+    session = ChatSession(
+        load_model("pocket"), folder, clock=iter(range(10**9, 2 * 10**9)).__next__, idle_seconds=999.0
+    )
+    session.model.stream = lambda dialogue, options: Echo(dialogue)
+    return session
+
+
+def make_round(dialogues, model, config, folder, **options):
+    place = find_place(folder)
+    place.mkdir(parents=True)
+    (place / "adapter_model.safetensors").write_bytes(b"weights")
+    content = {name: value for name, value in ROUND.items() if name not in ("seen", "requests")}
+    return PreparedRound(content | dict(adapter=f"adapters/{place.name}"), dialogues, None, Cost())
+
+
+def make_scores(model, dialogues, lexicons):
+    rng = np.random.default_rng(len(dialogues))
+    facts = dict(eoe=0.5, eoe_scripts=0.5, dss=0.1, domain="none", loss=1.0, tokens=5, model="base")
+    return [ScoredDialogue(d, Scores(**facts, embedding=rng.normal(size=8).astype("f4"))) for d in dialogues]
+
+
+def take_stock(session):
+    state = session.me.state
+    folder = session.me.folder
+    return dict(
+        dialogues={id: (d.prompt, d.response, d.history) for id, d in state.archive.dialogues.items()},
+        adapters={f"adapters/{path.name}" for path in (folder / "adapters").glob("*")},
+        wishes={event.number for event in state.archive.events if event.kind == "wished"},
+    )
+
+
+def act(session, name, text, number):
+    if name == "say":
+        "".join(session.say(text))
+    elif name == "client":
+        "".join(session.say(f"Statement {number}.", history=[("user", text), ("assistant", f"Fine, {text}")]))
+    elif name == "file":
+        before = [("user", f"Statement {number}."), ("assistant", "Yes.")]
+        d = Dialogue(f"Question {number}?", text, before, time=float(number), labels=dict(group=f"{FORMS[0]}.txt"))
+        session.me.observe_all([d], progress=False)
+    elif name == "better" and session.turns:
+        session.react("better", text)
+    elif name == "wish":
+        session.react("wish", text)
+    elif name == "talk":
+        session.open_talk()
+    elif name == "learn" and len(session.me.buffer):
+        session.me.finetune(progress=False)
+
+
+@pytest.fixture(scope="module")
+def model():
+    return load_model("pocket")
+
+
+@settings(max_examples=25, deadline=None, phases=[Phase.generate])
+@given(st.lists(st.tuples(st.sampled_from(ACTS), st.sampled_from(["", "", *FORMS])), min_size=3, max_size=9))
+def test_what_is_listed_goes_and_nothing_else_and_no_byte_is_left(model, tmp_path_factory, acts):
+    folder = tmp_path_factory.mktemp("me")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(model, "stream", lambda dialogue, options: Echo(dialogue))
+        patch.setattr(personalizer, "score", make_scores)
+        patch.setattr(personalizer, "prepare_round", make_round)
+        patch.setattr(personalizer, "load_last_adapter", lambda state, folder: None)
+        session = open_session(model, folder)
+        for number, (name, form) in enumerate(acts):
+            act(session, name, f"Statement {number}. {form}".strip(), number)
+        before = take_stock(session)
+        written = list_written(session.me.state)
+        plan = session.forget("biscuitto", dry=True)
+        assert take_stock(session) == before, "a dry run changes nothing"
+        assert session.forget("biscuitto") == plan
+        after = take_stock(session)
+        gone = before["dialogues"].keys() - after["dialogues"].keys()
+        assert gone == {*plan.dialogues} == {id for id in written if SECRET.search(" ".join(written[id]))}
+        emptied = {id for id in after["dialogues"] if before["dialogues"][id][1] and not after["dialogues"][id][1]}
+        assert emptied == {*plan.replies}
+        assert before["adapters"] - after["adapters"] == {*plan.adapters}
+        assert before["wishes"] - after["wishes"] == {*plan.wishes}
+        session.close()
+        content = read_bytes(folder)
+        for form in FORMS:
+            forms = (form.encode().lower(), json.dumps(form)[1:-1].encode().lower())
+            assert not any(known in content for known in forms), (form, plan)
+        again = open_session(model, folder)
+        assert take_stock(again)["dialogues"] == after["dialogues"]
+        assert again.forget("biscuitto", dry=True) == ForgetPlan()
+        again.close()

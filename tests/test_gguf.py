@@ -1,5 +1,6 @@
 "GGUF files of four families, made of random weights, and damaged ones: each loads or ends in one line."
 
+import copy
 import multiprocessing
 import os
 import random
@@ -10,12 +11,13 @@ import numpy as np
 import pytest
 import torch
 from kills import killed_at
+from transformers.integrations.gguf import read_gguf_metadata
 
 gguf = pytest.importorskip("gguf")
 
 from personal_llm.base import loading as ours
 from personal_llm.base.core import Dialogue, InputError
-from personal_llm.base.loading import convert_gguf, is_gguf, read_gguf_header, resolve_model
+from personal_llm.base.loading import convert_gguf, is_gguf, resolve_model
 from personal_llm.base.models import load_model
 
 CHATML = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
@@ -171,9 +173,7 @@ def test_a_second_call_converts_nothing(tmp_path, cache, monkeypatch):
     assert folder.parent == cache and folder.stat().st_mode & 0o777 == 0o700
     monkeypatch.setattr(ours, "write_converted_model", lambda *given: pytest.fail("converted again"))
     assert convert_gguf(file) == folder
-    os.utime(file, (1, 1))
-    with pytest.raises(BaseException, match="converted again"):
-        convert_gguf(file)
+    assert convert_gguf(file.rename(tmp_path / "moved.gguf")) == folder, "the content counts"
 
 
 def test_a_kill_leaves_nothing_that_loads(tmp_path, cache, monkeypatch):
@@ -185,7 +185,7 @@ def test_a_kill_leaves_nothing_that_loads(tmp_path, cache, monkeypatch):
         os._exit(9)
 
     with monkeypatch.context() as patch:
-        patch.setattr("safetensors.torch.save_file", die_halfway)
+        patch.setattr("transformers.modeling_utils.safe_save_file", die_halfway)
         assert killed_at(10**6, lambda: convert_gguf(file))
     left = [path.name for path in cache.iterdir() if path.is_dir()]
     assert len(left) == 1 and left[0].startswith(".") and left[0].endswith(".tmp")
@@ -220,10 +220,15 @@ def refused(file, match: str):
     assert "\n" not in str(error.value) and len(str(error.value)) < 600
 
 
+def read_metadata(file) -> dict:
+    "All keys, with the tokens and merges themselves."
+    return read_gguf_metadata(str(file), ("tokenizer.ggml.tokens", "tokenizer.ggml.merges"))[0]
+
+
 def edited(file, metadata=None, tensors=None, drop=()):
     "Write the tiny file again with other metadata or tensors."
     make_gguf(file)
-    known = read_gguf_header(file).metadata
+    known = read_metadata(file)
     stored = {tensor.name: np.array(tensor.data) for tensor in gguf.GGUFReader(file).tensors} | (tensors or {})
     writer = gguf.GGUFWriter(str(file), (metadata or {}).get("general.architecture", "llama"))
     for key, value in (known | (metadata or {})).items():
@@ -236,7 +241,7 @@ def edited(file, metadata=None, tensors=None, drop=()):
         elif isinstance(value, str):
             writer.add_string(key, value)
         else:
-            writer.add_array(key, np.asarray(value).tolist() if isinstance(value, np.ndarray) else value)
+            writer.add_array(key, value)
     for name, value in stored.items():
         if name not in drop:
             writer.add_tensor(name, np.ascontiguousarray(value, np.float32))
@@ -248,13 +253,13 @@ def edited(file, metadata=None, tensors=None, drop=()):
 NAN = np.full((600, 64), np.nan, np.float32)
 LIES = dict(
     family=(dict(metadata={"general.architecture": "rwkv9"}), "rwkv9"),
-    missing=(dict(drop=["blk.1.ffn_up.weight"]), "weight .*up_proj.* is missing"),
+    missing=(dict(drop=["blk.1.ffn_up.weight"]), "1 weight is missing, such as .*up_proj"),
     no_table=(dict(drop=["token_embd.weight"]), "token_embd"),
     nan=(dict(tensors={"token_embd.weight": NAN}), "no numbers"),
-    shape=(dict(tensors={"blk.0.ffn_up.weight": np.zeros((4, 4), np.float32)}), "wrong shape"),
-    layer=(dict(metadata={"llama.block_count": 3}), "is missing"),
+    shape=(dict(tensors={"blk.0.ffn_up.weight": np.zeros((4, 4), np.float32)}), "of another shape"),
+    layer=(dict(metadata={"llama.block_count": 3}), "9 weights are missing"),
     heads=(dict(metadata={"llama.attention.head_count": 0}), "cannot be converted"),
-    no_tokens=(dict(metadata={"tokenizer.ggml.tokens": ["a"]}), "differ in length"),
+    no_tokens=(dict(metadata={"tokenizer.ggml.tokens": ["a"]}), "cannot be"),
     merges=(dict(metadata={"tokenizer.ggml.merges": ["t h", "q q q"]}), "cannot be"),
     token=(dict(metadata={"tokenizer.ggml.eos_token_id": 10**6}), "tokenizer cannot be built"),
     model=(dict(metadata={"tokenizer.ggml.model": "magic"}), "tokenizer cannot be built"),
@@ -294,6 +299,55 @@ def test_numbers_that_lie_are_one_line(tmp_path):
             refused(file, "no usable GGUF file")
 
 
+OTHERS = dict(
+    adapter=({"general.type": "adapter"}, "no model, but of the type adapter; give the GGUF file of the model"),
+    projector=({"general.type": "mmproj"}, "no model, but of the type mmproj"),
+    part=({"split.count": 3}, "one of 3 parts; join them with llama-gguf-split --merge"),
+    longrope=({"llama.rope.scaling.type": "longrope"}, "its positions are scaled by longrope"),
+)
+
+
+@pytest.mark.parametrize("other", OTHERS)
+def test_what_is_no_model_that_we_read_is_named(other, tmp_path):
+    metadata, match = OTHERS[other]
+    refused(edited(tmp_path / "model.gguf", metadata=metadata), match)
+
+
+SCALED = dict(
+    linear=dict(rope_type="linear", factor=4.0),
+    yarn=dict(rope_type="yarn", factor=4.0, original_max_position_embeddings=4096),
+)
+
+
+@pytest.mark.parametrize("family, prefix", [("smollm2", "llama"), ("qwen2", "qwen2"), ("gemma3", "gemma3")])
+@pytest.mark.parametrize("kind", SCALED)
+def test_scaled_positions_are_followed(kind, family, prefix, tmp_path, monkeypatch):
+    "As in a model of transformers with the same scaling."
+    network = make_network(family)
+    config = copy.deepcopy(network.config)
+    positions = config.rope_parameters
+    positions.get("full_attention", positions).update(SCALED[kind])
+    theirs = type(network)(config).eval()
+    theirs.load_state_dict({name: weight.bfloat16().float() for name, weight in network.state_dict().items()})
+    scaling = {f"{prefix}.rope.scaling.type": kind, f"{prefix}.rope.scaling.factor": 4.0}
+    scaling |= {f"{prefix}.rope.scaling.original_context_length": 4096} if kind == "yarn" else {}
+    write = gguf.GGUFWriter.write_header_to_file
+
+    def write_with_scaling(writer):
+        for key, value in scaling.items():
+            add = {int: writer.add_uint32, float: writer.add_float32, str: writer.add_string}[type(value)]
+            add(key, value)
+        write(writer)
+
+    monkeypatch.setattr(gguf.GGUFWriter, "write_header_to_file", write_with_scaling)
+    own = load_model(make_gguf(tmp_path / "model.gguf", family, network=network), device="cpu", dtype="float32").model
+    ids = torch.randint(0, 290, (1, 40), generator=torch.Generator().manual_seed(1))
+    places = torch.arange(40)[None] * 100
+    with torch.inference_mode():
+        first, second, plain = (one(input_ids=ids, position_ids=places).logits for one in (theirs, own, network))
+    assert torch.allclose(first, second, atol=1e-4) and not torch.allclose(first, plain, atol=1e-2)
+
+
 # ---- one matrix that stands in the file twice
 
 
@@ -305,11 +359,11 @@ def test_a_matrix_that_stands_twice_is_tied_to_the_finer_copy(finer, tmp_path):
     reader = gguf.GGUFReader(file)
     kinds = {f"{finer}.weight": gguf.GGMLQuantizationType.Q8_0}
     writer = gguf.GGUFWriter(str(tmp_path / "model.gguf"), "llama")
-    for key, value in read_gguf_header(file).metadata.items():
+    for key, value in read_metadata(file).items():
         if key == "general.architecture":
             continue
         add = {int: writer.add_uint32, float: writer.add_float32, str: writer.add_string}.get(type(value))
-        add(key, value) if add else writer.add_array(key, np.asarray(value).tolist())
+        add(key, value) if add else writer.add_array(key, value)
     stored = {tensor.name: np.array(tensor.data) for tensor in reader.tensors}
     for name, value in (stored | {"token_embd.weight": table, "output.weight": table}).items():
         coarse = name in ("token_embd.weight", "output.weight")
@@ -339,5 +393,5 @@ def test_what_is_no_file_is_refused_at_once(tmp_path):
     os.mkfifo(tmp_path / "pipe.gguf")
     assert not is_gguf(tmp_path / "pipe.gguf")
     for name in ("pipe.gguf", "missing.gguf"):
-        with pytest.raises(InputError, match="no such file"):
+        with pytest.raises(InputError, match="no such file|no GGUF file"):
             resolve_model(str(tmp_path / name))

@@ -57,21 +57,42 @@ def test_it_is_read_in_five_minutes():
     assert len(as_one_line_but_for_code(README).split()) <= MOST_WORDS
 
 
-def list_commands(command, words=()) -> set:  # "forget", "library add"
-    "Return the names of a command and of those below it."
-    found = {" ".join(words)} if words else set()
-    for name, one in getattr(command, "commands", {}).items():
-        found |= list_commands(one, (*words, name))
+def list_options(command, words=()) -> dict:  # "library build" -> {"--adapter", …}
+    "Return the options of a command, or of those below it."
+    options = {option for parameter in command.params for option in (*parameter.opts, "--help")}
+    commands = getattr(command, "commands", {})
+    found = {} if commands else {" ".join(words): options}
+    for name, one in commands.items():
+        found |= list_options(one, (*words, name))
     return found
 
 
-def test_commands_that_are_named_exist():
+def find_wrong_commands(text: str, known: dict) -> list:
+    "Return the lines of a text that name a command or an option which does not exist."
+    wrong = []
+    for found in re.findall(r"(?:`|^ *)personal-llm ([a-z][^`\n#]*)", text, re.MULTILINE):
+        words = found.split()
+        name = next((" ".join(words[:i]) for i in (2, 1) if " ".join(words[:i]) in known), None)
+        if name is None or not {word for word in words if word.startswith("--")} <= known[name]:
+            wrong.append(found)
+    return wrong
+
+
+TUTORIALS = sorted((ROOT / "nbs" / "tutorials").glob("*.ipynb"))
+
+
+def test_commands_that_are_named_exist_with_their_options():
     from personal_llm.app.cli import app
 
-    known = list_commands(typer.main.get_command(app))
-    named = re.findall(r"`personal-llm ([a-z][a-z0-9 ]*?)(?= -|`| \")", README + CONTENTS)
-    is_known = lambda name: name in known or name.rpartition(" ")[0] in known  # the last word may be a folder
-    assert named and [name for name in named if not is_known(name)] == []
+    known = list_options(typer.main.get_command(app))
+    texts = [README, CONTENTS]
+    for path in TUTORIALS:
+        cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+        texts.append("\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown"))
+    assert [wrong for text in texts for wrong in find_wrong_commands(text, known)] == []
+    wrong = ["chat --adapter mine", "library measure ana"]
+    assert find_wrong_commands("    personal-llm chat --out me\n`personal-llm library measure ana`", known) == wrong[1:]
+    assert find_wrong_commands("personal-llm chat --adapter mine\n", known) == wrong[:1]
 
 
 SOURCE = json.loads((ROOT / "nbs" / "index.ipynb").read_text(encoding="utf-8"))
@@ -130,7 +151,7 @@ def test_the_notebook_asks_the_results():
     assert all(f"{write.__name__}()" in code for write in MEASURED)
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "nbs" / "tutorials").glob("*.ipynb")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", TUTORIALS, ids=lambda path: path.stem)
 def test_numbers_of_a_tutorial_are_those_of_its_run(path):
     "A measured number in a tutorial's prose, one with a point or a per cent, stands in the notebook's code or outputs."
     cells = json.loads(path.read_text(encoding="utf-8"))["cells"]

@@ -5,8 +5,9 @@ from dataclasses import replace
 import numpy as np
 import psutil
 import pytest
+import torch
 from llama_cpp import our_log_probabilities, write_base
-from tiny import random_adapter
+from tiny import random_adapter, tiny
 
 from personal_llm.base import replies
 from personal_llm.base.core import Dialogue, InputError
@@ -119,3 +120,33 @@ def test_without_the_package_transformers_writes(model, monkeypatch):
     monkeypatch.setattr(replies.importlib.util, "find_spec", lambda name: None)
     monkeypatch.setattr(replies, "LlamaCpp", None)
     assert write(model, "Hi").text
+
+
+def test_a_panic_in_the_thread_reaches_the_reader(monkeypatch):
+    "An error of a library in Rust is no `Exception`; the reply must not wait for ever."
+
+    class PanicException(BaseException):
+        pass
+
+    def write_half(ids, options, put, is_stopped):
+        put("Hello")
+        raise PanicException("called on a None value")
+
+    monkeypatch.setattr(replies, "find_engine", lambda model: write_half)
+    stream = load_model("pocket").stream("Hi")
+    with pytest.raises(InputError, match="a library stopped .called on a None value"):
+        for piece in stream:
+            assert piece == "Hello"
+
+
+def test_a_table_larger_than_the_tokenizer_never_ends_a_reply():
+    "Rows without a text are never drawn: neither in a stream nor in a batch."
+    model = tiny("llama")
+    size = len(model.tokenizer)
+    with torch.no_grad():
+        model.model.resize_token_embeddings(size + 64)
+        rows = 100 * torch.randn(32, 32, generator=torch.Generator().manual_seed(0))
+        model.model.lm_head.weight[size:] = torch.cat([rows, -rows])  # the largest score is one of these
+    assert write(model, "Hello").text
+    assert write(model, "Hello", replace(SHORT, temperature=1.0)).text
+    assert model.generate(["Hello"], max_new_tokens=8) != [""]

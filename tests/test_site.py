@@ -133,6 +133,8 @@ ASKED = {  # typed into the search -> page among the first three results
     "use my own model": "12_your_own_model",
     "why was this kept": "06_why_kept",
     "start from another user": "03_never_from_scratch",
+    "correct a wrong reply": "01_first_steps",
+    "build a library": "03_never_from_scratch",
 }
 SEARCH = """
 const fs = require('fs'), [script, index, ...queries] = process.argv.slice(2);

@@ -1,5 +1,7 @@
 "Masks, cuts, hostile text, batches: a dialogue on its way to numbers, under five chat templates."
 
+import time
+
 import pytest
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
@@ -14,6 +16,7 @@ from personal_llm.base.tokens import (
     encode_prompt,
     pad_rows,
     get_special_strings,
+    split_template,
 )
 
 TEXTS = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=12).filter(str.strip)
@@ -106,6 +109,62 @@ def test_templates_that_lose_a_message_are_refused(trimming):
                 encode_dialogue(trimming, Dialogue("a", "b"))
     finally:
         trimming.chat_template = good
+
+
+STRICT = (
+    "{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
+    "{% for m in messages %}{% if (m['role'] == 'user') != (loop.index0 % 2 == 0) %}"
+    "{{ raise_exception('Conversation roles must alternate user/assistant/user/assistant/...') }}{% endif %}"
+    "{{ '<|' + m['role'] + '|>' + m['content'] | trim + '<|end|>' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
+)
+
+
+@pytest.mark.parametrize("system", [True, False])
+@pytest.mark.parametrize("greeting", [True, False])
+def test_a_strict_template_gets_the_system_text_in_the_first_turn(system, greeting):
+    "Templates of Gemma and Mistral take no system turn and no first turn of the assistant."
+    tokenizer = tiny_tokenizer("trimming")
+    tokenizer.chat_template = STRICT
+    history = [("system", "Be kind.")] * system + [("assistant", "Welcome!")] * greeting
+    for more in ([], [("user", "Hi"), ("assistant", "Hello.")]):
+        d = Dialogue("And now?", "It rains.", history=history + more)
+        first = "Be kind.\n\n" * system + ("Hi" if more else "And now?")
+        read = f"<|user|>{first}<|end|>" + "<|assistant|>Hello.<|end|><|user|>And now?<|end|>" * bool(more)
+        sample = encode_dialogue(tokenizer, d)
+        assert tokenizer.decode(sample["input_ids"]) == read + "<|assistant|>It rains.<|end|>"
+        assert tokenizer.decode(learned(sample)) == "It rains.<|end|>"
+        assert tokenizer.decode(asked(tokenizer, d)) == read + "<|assistant|>"
+    with pytest.raises(InputError, match="roles must alternate"):
+        encode_dialogue(tokenizer, Dialogue("a", "b", history=[("user", "c"), ("user", "d")]))
+
+
+def test_a_template_that_loops_is_stopped_at_every_rendering(trimming, monkeypatch):
+    "Also at the second conversation of a template that was in time for the first one."
+    render = trimming.apply_chat_template
+    assert encode_dialogue(trimming, Dialogue("a", "b"))
+
+    def loop(messages, **options):
+        time.sleep(5)
+        return render(messages, **options)
+
+    monkeypatch.setattr(trimming, "apply_chat_template", loop)
+    with pytest.raises(InputError, match="no result after 0.05 seconds"):
+        split_template(trimming, Dialogue("a", "b").messages(), seconds=0.05)
+
+
+def test_a_panic_of_the_tokenizer_is_one_line(trimming):
+    "Its error is no `Exception`."
+
+    class PanicException(BaseException):
+        pass
+
+    class Broken(Seen):
+        def __call__(self, text, **settings):
+            raise PanicException("index out of bounds: the len is 3")
+
+    with pytest.raises(InputError, match="a library stopped .index out of bounds"):
+        encode_dialogue(Broken(trimming), Dialogue("a", "b"))
 
 
 def test_an_error_without_words_is_named(trimming, monkeypatch):

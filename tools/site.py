@@ -137,16 +137,20 @@ def with_alternatives(text: str, cell) -> str:
 
 
 QUESTIONS = {  # tutorial -> questions as people type them; each becomes a heading that the search finds
-    "01_first_steps": ("How do I start? A quick start for beginners",),
+    "01_first_steps": (
+        "How do I start? A quick start for beginners",
+        "How do I chat with the model in a notebook, and correct a wrong reply?",
+    ),
     "02_your_own_chats": (
         "How do I import my chats from ChatGPT, WhatsApp or a JSON file?",
         "How do I know whether fine-tuning helped?",
     ),
-    "03_never_from_scratch": ("How do I start from another user's model instead of from scratch?",),
-    "04_chat": ("How do I chat with the model in a notebook, and correct a wrong reply?",),
+    "03_never_from_scratch": (
+        "How do I start from another user's model instead of from scratch?",
+        "How do I build a library of models for several people?",
+    ),
     "06_why_kept": ("Why was this dialogue kept or discarded?",),
     "08_forget_me": ("How do I delete my data, and make the model forget something?",),
-    "10_library": ("How do I build a library of models for several people?",),
     "11_elsewhere": ("How do I export my adapter to Ollama, llama.cpp or transformers?",),
     "12_your_own_model": ("How do I use my own model, a GGUF file or a model of Hugging Face?",),
 }
@@ -274,7 +278,7 @@ def copy_notebooks(to: Path) -> None:
 def as_pages(text: str) -> str:
     "Links to notebooks lead to their pages."
     text = re.sub(rf"\]\((?:\.\./)+({'|'.join(map(re.escape, PLAIN_FILES))})\)", r"](/\1)", text)
-    text = re.sub(r"\]\(\.\./(ARCHITECTURE|CONTRIBUTING|CHANGELOG)\.md", r"](\1.md", text)
+    text = re.sub(r"\]\(\.\./(ARCHITECTURE|CONTRIBUTING|CHANGELOG|SECURITY)\.md", r"](\1.md", text)
     text = re.sub(r"(\]\((?![a-z]+:)[^)\s#]+)\.ipynb", r"\1.md", text)
     return re.sub(r"\]\(((?:\.\./)*(?:tutorials|course|experiments|recipes|\d_\w+))/?\)", r"](\1/index.md)", text)
 
@@ -310,6 +314,7 @@ def on_config(config):
     parts = []
     for folder, (heading, _) in PARTS.items():
         notebooks = [one for one in sorted((ROOT / "nbs" / folder).glob("*.ipynb")) if shown_on_site(one)]
+        notebooks = [one for one in notebooks if one.stem != "00_summary"]  # has a place of its own in the menu
         parts.append(
             {heading: [f"{folder}/index.md", *[{title_of(one): f"{folder}/{one.stem}.md"} for one in notebooks]]}
         )

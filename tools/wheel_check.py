@@ -9,7 +9,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 LARGEST = 45_000_000  # bytes of the wheel
-LESSON, TUTORIAL = "course/lesson_1_likely.ipynb", "tutorials/04_chat.ipynb"
+LESSON, TUTORIAL = "course/lesson_1_likely.ipynb", "tutorials/11_elsewhere.ipynb"
 DEMO = "--out demo --length 120 --steps 8".split()  # short: that it runs, not what it shows
 LINES = "Hello!\n\n/why\n/status\nMy knee hurts.\n/undo\n/status\n/quit\n"
 IMPORTS = """

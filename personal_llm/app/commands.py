@@ -25,14 +25,14 @@ from .personalize import compare, find_adapter, find_start, format_comparison, m
 from .personalize import open_archive, personalize
 from ..base.core import InputError
 from ..base.files import check_new_folder
-from ..base.loading import choose_model_name, is_gguf, resolve_model
+from ..base.loading import choose_model_name, resolve_model
 from ..base.text import count_nouns, escape_controls
 from ..base.weights import DEFAULT_ENCODER, DEFAULT_MODEL, WEIGHTS
-from ..base.weights import find_weights, get_program_folders, get_weights
+from ..base.weights import find_weights, get_weights
 from ..buffer.policies import POLICIES
 from ..data.reading import read_dialogues
 from ..device.archive import ARCHIVE_FILE, backup_archive, hold_folder
-from ..device.forgetting import forget_dialogues, forget_everything, plan_forgetting
+from ..device.forgetting import forget_dialogues, forget_everything, list_everything, plan_forgetting
 from ..device.settings import PersonalizerSettings
 from ..device.state import open_state
 from ..runtimes.plugins import collect_targets, export_adapter
@@ -195,7 +195,7 @@ def get(
 
 
 def list_models() -> list:  # dictionaries
-    "List the models that can be named, and those of other programs."
+    "List the models that can be named, and those in the cache of Hugging Face."
     from huggingface_hub import scan_cache_dir
     from huggingface_hub.errors import CacheNotFound
 
@@ -203,9 +203,6 @@ def list_models() -> list:  # dictionaries
     for name, source in WEIGHTS.items():
         place = find_weights(name) or f"type: personal-llm get {name}"
         rows.append(dict(name=name, megabytes=round(source.num_bytes / 1e6), place=str(place)))
-    for program, folders in get_program_folders().items():
-        for file in sorted(file for folder in folders for file in folder.rglob("*") if is_gguf(file)):
-            rows.append(dict(name=program, megabytes=round(file.stat().st_size / 1e6), place=str(file)))
     try:
         repositories = [one for one in scan_cache_dir().repos if one.repo_type == "model"]
     except CacheNotFound:
@@ -217,7 +214,7 @@ def list_models() -> list:  # dictionaries
 
 @app.command(epilog="Example: personal-llm models --json")
 def models(as_json: AsJson = False):
-    "List the models that you can name, and those that other programs stored on this machine."
+    "List the models that you can name, and those in the cache of Hugging Face."
     rows = list_models()
     show(dict(models=rows), format_table(rows, "name", "megabytes", "place"), as_json)
 
@@ -245,7 +242,7 @@ def demo(
     capacity: Capacity = 16,
     policy: Policy = "active",
     synthetic: Synthetic = 1,
-    steps: Steps = 20,
+    steps: Steps = None,
     seed: Seed = 0,
     quiet: Quiet = False,
     as_json: AsJson = False,
@@ -253,7 +250,7 @@ def demo(
     "A model learns one simulated user: what the buffer keeps, questions, a fine-tune, replies before and after."
     from personal_llm.app.demo import run_demo
 
-    options = dict(synthetic=synthetic, seed=seed, steps=steps, progress=not quiet)
+    options = dict(synthetic=synthetic, seed=seed, progress=not quiet) | select_given(steps=steps)
     result, lines = run_demo(out, lambda: load(model), user, length, capacity, policy, **options)
     lines += ["", f"picture: {Path(out) / 'figure.png'}; {result['seconds']:.0f} seconds. Now you:"]
     lines += ["personal-llm chat --out me", "personal-llm personalize --data YOUR-CHATS.json --out me"]
@@ -352,7 +349,7 @@ def forget(
     if everything:
         if not Path(out).is_dir():
             raise InputError(f"{out}: no such folder", "give the output folder of personalize, chat or serve")
-        lines = [f"the memory and all adapters in {out}"]
+        lines = list_everything(out)
     else:
         archive = open_archive(out)
         plan = plan_forgetting(open_state(archive), id, containing, before and before.timestamp())
@@ -395,6 +392,8 @@ def export(
 ):
     "Write an adapter as other programs read it."
     check_new_folder(folder)
+    if Path(adapter).resolve() in Path(folder).resolve().parents:
+        raise InputError(f"{folder}: lies inside {adapter}", "choose another folder: forgetting deletes no copies")
     path = find_adapter(adapter)
     answers = []
     if (Path(adapter) / ARCHIVE_FILE).is_file():  # for programs without a memory

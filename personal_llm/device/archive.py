@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['ARCHIVE_FILE', 'APPLICATION_ID', 'SCHEMA', 'Event', 'hold_folder', 'Archive', 'search', 'store_vectors',
-           'load_vectors', 'delete_dialogues', 'purge', 'count_bytes', 'trim_archive', 'backup_archive']
+           'load_vectors', 'cut_history', 'delete_dialogues', 'purge', 'count_bytes', 'trim_archive', 'backup_archive']
 
 # %% ../../nbs/6_device/01_archive.ipynb #f459167a
 import json
@@ -75,7 +75,9 @@ def is_archive_file(file) -> bool:
         return False
     with open(file, "rb") as opened:
         header = opened.read(72)
-    return header[:15] == b"SQLite format 3" and header[68:] == APPLICATION_ID.to_bytes(4, "big")
+    ids = [id.to_bytes(4, "big") for id in (APPLICATION_ID, 0x704C4C4D)]  # the second: of an earlier version
+    is_ours = header[:15] == b"SQLite format 3" and header[68:] in ids
+    return is_ours or not header.strip(b"\0")  # a damaged disk gives zeros
 
 # %% ../../nbs/6_device/01_archive.ipynb #ef462fc2
 PRAGMAS = "PRAGMA synchronous=FULL; PRAGMA secure_delete=ON; PRAGMA foreign_keys=ON"
@@ -227,7 +229,7 @@ class Archive:
     ) -> str:  # its id
         "Store a dialogue; one with the same id is replaced."
         items = shorten_history(dialogue.history, self.exchanges) if turns is None else list(turns)
-        details = dict(origin=dialogue.origin, parents=list(dialogue.parents), labels=dialogue.labels, history=items)
+        details = dict(origin=dialogue.origin, parents=list(dialogue.parents), history=items)
         values = (talk, dialogue.time, clean(dialogue.prompt), clean(dialogue.response), json.dumps(details))
         with self.transaction():
             query = "INSERT INTO dialogues (talk, time, prompt, response, details, id) VALUES (?, ?, ?, ?, ?, ?)"
@@ -281,6 +283,16 @@ def load_vectors(archive: Archive, encoder: str) -> dict:  # id -> (width,) floa
     return {id: np.frombuffer(content, "<f4") for id, content in archive.execute(query, (encoder,))}
 
 # %% ../../nbs/6_device/01_archive.ipynb #44973254
+def cut_history(archive: Archive, turns) -> None:  # (id, text) pairs
+    "Delete turns that only the history of a dialogue holds."
+    for id in dict.fromkeys(id for id, _ in turns):
+        (content,) = archive.execute("SELECT details FROM dialogues WHERE id = ?", (id,))[0]
+        details = json.loads(content)
+        gone = {text for other, text in turns if other == id}
+        details["history"] = [item for item in details["history"] if isinstance(item, str) or item[1] not in gone]
+        archive.execute("UPDATE dialogues SET details = ? WHERE id = ?", (json.dumps(details), id))
+
+
 def delete_dialogues(archive: Archive, ids) -> None:
     "Delete dialogues with all events about them."
     with archive.transaction():
@@ -330,6 +342,10 @@ def backup_archive(archive: Archive, file) -> Path:
     file = Path(file)
     if file.exists():
         raise InputError(f"{file}: exists already", "name a new file")
+    if archive.file is not None and archive.file.parent.resolve() in file.resolve().parents:
+        raise InputError(
+            f"{file}: lies in the archive's own folder", "choose another one: forgetting deletes no copies"
+        )
     make_folder(file.parent)
     os.close(os.open(file, os.O_WRONLY | os.O_CREAT, 0o600))
     with report_damage(file), closing(sqlite3.connect(file)) as target:

@@ -189,8 +189,9 @@ OTHER_TALKS = (FILE, CLIENT)
 
 @patch
 def apply_said(self: State, id: str, content: dict) -> None:
-    self.reads[id] = content["reads"]
-    self.statements[id] = content["statements"]
+    stored = self.archive.dialogues
+    self.reads[id] = [other for other in content["reads"] if other in stored]  # the others were forgotten
+    self.statements[id] = [other for other in content["statements"] if other in stored]
     if self.archive.dialogues[id].response.strip() or id in self.versions:
         self.pending.append(id)
     talk = self.archive.talks[id]

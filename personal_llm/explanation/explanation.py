@@ -51,9 +51,11 @@ class Explanation:
         return self.description.topics if self.description else ()
 
     def __str__(self):
-        if self.description is None:
-            return f"not tested for truth: {self.format_sparse_words()}"
-        return str(self.description)
+        if self.description is not None:
+            return str(self.description)
+        found = zip(self.sparse_words, self.coefficients, self.errors)
+        sure = [f"{word} {share:.1f}".replace(" 0.", " .") for word, share, error in found if share > 2 * error]
+        return ", ".join(sure) or f"no style found ({self.samples} texts)"
 
     def lines(self) -> list:
         "Return the description, a line each."

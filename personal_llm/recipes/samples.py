@@ -40,7 +40,7 @@ def shorten_text(
     "Shorten at a sentence's end; line ends inside are kept."
     if len(text.strip()) <= limit:
         return text.strip()
-    ends = [m.start() for m in ENGLISH.sentence_break.finditer(text, 0, limit + 1)]
+    ends = [m.start() for m in re.finditer(ENGLISH.sentence_break, text[: limit + 1])]
     return text[: ends[-1]].strip() if ends else ""
 
 # %% ../../nbs/recipes/samples.ipynb #83f67fde

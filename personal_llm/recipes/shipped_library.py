@@ -13,7 +13,7 @@ from pathlib import Path
 
 from ..base.adapters import ADAPTER_CARD_FILE, WEIGHTS_FILE, Adapter, get_adapter_id, read_adapter_card
 from ..base.core import Dialogue, make_generator
-from ..base.files import write_atomically, write_sealed
+from ..base.files import write_atomically, write_json
 from ..data.reading import load_samples
 from ..data.splits import get_row_group, is_reserved
 from ..data.people import brevity, bullets, emoji, lower_case
@@ -112,7 +112,7 @@ def halve_weights(folder) -> None:
     write_atomically(file, save({name: x.to(torch.float16) for name, x in load(file.read_bytes()).items()}))
     card = read_adapter_card(folder)
     if "adapter_id" in card:
-        write_sealed(Path(folder, ADAPTER_CARD_FILE), card | dict(adapter_id=get_adapter_id(folder)))
+        write_json(Path(folder, ADAPTER_CARD_FILE), card | dict(adapter_id=get_adapter_id(folder)))
 
 
 def tune_person(

@@ -20,7 +20,7 @@ import numpy as np
 from ..base.adapters import ADAPTER_CARD_FILE, CONFIG_FILE, WEIGHTS_FILE
 from ..base.adapters import Adapter, check_adapter, read_lora_config
 from ..base.core import InputError
-from ..base.files import ASSETS, compute_sha256, make_folder, read_json, write_json
+from ..base.files import ASSETS, compute_sha256, delete_path, make_folder, read_json, write_json
 from ..base.text import escape_controls
 from ..explanation.decomposition import SharedBasis
 from ..explanation.explanation import Explanation
@@ -286,7 +286,7 @@ def write_pllm(place: Path, adapter: Path, card: dict) -> None:
     settings = read_lora_config(adapter)
     base_name = Path(settings.get("base_model_name_or_path") or "").name
     temporary = place.with_name(f".{place.name}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
+    delete_path(temporary)
     try:
         make_folder(temporary)
         shutil.copyfile(adapter / WEIGHTS_FILE, temporary / WEIGHTS_FILE)
@@ -299,7 +299,7 @@ def write_pllm(place: Path, adapter: Path, card: dict) -> None:
         remedy = "free some space or make the folder writable"
         raise InputError(f"{place}: cannot be written ({error.strerror})", remedy) from error
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        delete_path(temporary)
 
 # %% ../../nbs/5_selection/01_library.ipynb #base1s1
 def check_library_base(

@@ -13,9 +13,9 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from ..base.adapters import ADAPTER_CARD_FILE, CHECKPOINTS_FOLDER, COMMITTED_ADAPTER, CONFIG_FILE
+from ..base.adapters import ADAPTER_CARD_FILE, CHECKPOINTS_FOLDER, CONFIG_FILE
 from ..base.adapters import WEIGHTS_FILE
-from ..base.adapters import Adapter, attach_adapter, check_adapter, commit_adapter, finish_adapter_commit
+from ..base.adapters import Adapter, attach_adapter, check_adapter, commit_adapter
 from ..base.adapters import read_lora_config, stage_adapter
 from ..base.core import Cost, Dialogue, InputError, check_seed, make_generator
 from ..base.core import seed_everything
@@ -116,7 +116,6 @@ def open_output_folder(
     content += (start / WEIGHTS_FILE).read_bytes() if start else b""
     run_id = hashlib.sha256(content).hexdigest()
     out = make_folder(out)
-    finish_adapter_commit(out)
     remove_checkpoints(out, keep=run_id)
     return out, out / CHECKPOINTS_FOLDER / run_id
 
@@ -127,7 +126,7 @@ def check_output_folder(out: Path) -> None:
     if not nearest.is_dir() or not os.access(nearest, os.W_OK):
         raise InputError(f"{nearest}: not a folder that we may write to", "choose another folder")
     folder = out / CHECKPOINTS_FOLDER
-    has_card = (out / ADAPTER_CARD_FILE).exists() or (out / COMMITTED_ADAPTER).exists()
+    has_card = (out / ADAPTER_CARD_FILE).exists()
     foreign = [file for file in (out / WEIGHTS_FILE, out / CONFIG_FILE) if file.exists() and not has_card]
     if folder.is_symlink() or folder.exists() and not folder.is_dir():
         foreign.append(folder)
