@@ -262,6 +262,7 @@ def train(self: Personalizer, dialogues: list, start="last", synthetic: int = No
         start=(self.adapter or self.start) if isinstance(start, str) and start == "last" else start,
         last=self.adapter,
         synthetic=self.settings.synthetic if synthetic is None else synthetic,
+        synthesis=(self.settings.synthesis_mode, self.settings.synthesis_prompt),
         replay=self.settings.replay,
         seed=self.settings.seed + len(self.rounds),
         progress=progress,

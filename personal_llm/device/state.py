@@ -302,6 +302,8 @@ def apply_asked(self: State, id: str, content: dict) -> None:
 def questions_left(self: State) -> int:
     "Return how many questions the budget still allows; by default one a bin until the next fine-tune."
     most = self.settings.get("max_questions")
+    if most is None and self.settings.get("ask_when") == "arrival":
+        most = self.buffer.seen  # each entry that changes is asked about
     if most is not None:
         return most - self.cost.requests
     since = self.rounds[-1].requests if self.rounds else 0
@@ -342,7 +344,7 @@ def apply_reacted(self: State, id: str, content: dict) -> None:
 def learn(self: State, id: str) -> None:
     "Let the policy learn from the newest reaction to a scored dialogue."
     is_wrong = self.reactions[id].is_correction
-    if self.buffer.policy.can_ask and (id, is_wrong) not in self.taught:
+    if self.buffer.policy.ask_when == "policy" and (id, is_wrong) not in self.taught:
         self.taught.add((id, is_wrong))
         self.buffer.policy.learn_from_answer(self.buffer.view, self.find(id), is_wrong)
 
