@@ -107,6 +107,7 @@ d = {
             "personal_llm.app.demo.keep_by_policy": ("8_app/demo.html#keep_by_policy", "personal_llm/app/demo.py"),
             "personal_llm.app.demo.plot_demo": ("8_app/demo.html#plot_demo", "personal_llm/app/demo.py"),
             "personal_llm.app.demo.run_demo": ("8_app/demo.html#run_demo", "personal_llm/app/demo.py"),
+            "personal_llm.app.demo.sort_by_prompt": ("8_app/demo.html#sort_by_prompt", "personal_llm/app/demo.py"),
         },
         "personal_llm.app.library_commands": {
             "personal_llm.app.library_commands.build": (
