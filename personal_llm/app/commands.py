@@ -64,11 +64,11 @@ SkipInvalid = Annotated[bool, Option("--skip-invalid", help="leave invalid rows 
 Policy = Annotated[
     str,
     Option(
-        help=f"policy of the buffer: {', '.join(POLICIES)}; sdss is the paper's (default: the folder's, or active)",
+        help=f"policy of the buffer: {', '.join(POLICIES)}; sdss is the paper's",
         metavar="NAME",
     ),
 ]
-Capacity = Annotated[int, Option(help="bins of the buffer (default: those of the folder, or 32)", metavar="N", min=1)]
+Capacity = Annotated[int, Option(help="bins of the buffer", metavar="N", min=1)]
 Synthetic = Annotated[int, Option(help="synthetic dialogues for each kept one; 0: none", metavar="N", min=0)]
 Steps = Annotated[int, Option(help="optimiser steps of a fine-tune", metavar="N", min=1)]
 LearningRate = Annotated[float, Option(help="largest step size of a fine-tune", metavar="X")]
@@ -97,24 +97,26 @@ def format_table(rows: list, *names: str) -> list:  # lines; rows: dictionaries
 def add_settings(*names):  # a decorator
     "Add options of `PersonalizerSettings` to a command, which gets those that were given as `settings`."
 
+    keyword = inspect.Parameter.KEYWORD_ONLY
+
     def decorate(command):
         own = inspect.signature(command).parameters
         options = [one for name, one in own.items() if name != "settings"]
         for name in names:
             field = PersonalizerSettings.__dataclass_fields__[name]
             about = field.metadata
-            default = "" if field.default is None else f" (default: {field.default})"
+            default = "" if field.default is None else f" (default: the folder's, or {field.default})"
             kind = Literal[about["choices"]] if about["choices"] else field.type
             limits = dict(min=about["low"], max=about["high"], metavar="N") if kind is int else {}
             option = Option("--" + name.replace("_", "-"), help=about["help"] + default, **limits)
-            options.append(inspect.Parameter(name, 3, default=None, annotation=Annotated[kind, option]))
+            options.append(inspect.Parameter(name, keyword, default=None, annotation=Annotated[kind, option]))
 
         @wraps(command)
         def run(**given):
             settings = select_given(**{name: given.pop(name) for name in names})
             return command(**given, settings=settings)
 
-        run.__signature__ = inspect.Signature([one.replace(kind=3) for one in options])
+        run.__signature__ = inspect.Signature([one.replace(kind=keyword) for one in options])
         return run
 
     return decorate
@@ -272,7 +274,10 @@ def personalize_command(
     quiet: Quiet = False,
     as_json: AsJson = False,
 ):
-    "Learn from an export of your chats: an adapter, a memory to chat with, and replies before and after."
+    """Learn from an export of your chats: an adapter, a memory to chat with, and replies before and after.
+
+    A policy and a number of bins that you do not give are the folder's, or active and 32.
+    """
     from personal_llm.tuning.config import TuningConfig
 
     result, lines = personalize(
@@ -362,7 +367,11 @@ def forget(
         if everything:
             lines = forget_everything(out)
         else:
-            forget_dialogues(open_state(archive), plan)
+            state = open_state(open_archive(out))  # a chat may have ended since the list was made
+            if plan_forgetting(state, id, containing, before and before.timestamp()) != plan:
+                lock.release()
+                raise InputError(f"{out}: changed while you read the list", "nothing was deleted; type it again")
+            forget_dialogues(state, plan)
         lock.release()
     head = "dry run: nothing was deleted; without --dry-run it would be" if dry_run else "deleted"
     show(dict(dry_run=dry_run, deleted=lines), [head, *lines], as_json)
