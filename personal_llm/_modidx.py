@@ -107,6 +107,7 @@ d = {
             "personal_llm.app.demo.keep_by_policy": ("8_app/demo.html#keep_by_policy", "personal_llm/app/demo.py"),
             "personal_llm.app.demo.plot_demo": ("8_app/demo.html#plot_demo", "personal_llm/app/demo.py"),
             "personal_llm.app.demo.run_demo": ("8_app/demo.html#run_demo", "personal_llm/app/demo.py"),
+            "personal_llm.app.demo.sort_by_prompt": ("8_app/demo.html#sort_by_prompt", "personal_llm/app/demo.py"),
         },
         "personal_llm.app.library_commands": {
             "personal_llm.app.library_commands.build": (
@@ -145,6 +146,10 @@ d = {
             ),
             "personal_llm.app.personalize.compare": (
                 "8_app/personalize.html#compare",
+                "personal_llm/app/personalize.py",
+            ),
+            "personal_llm.app.personalize.count_cut": (
+                "8_app/personalize.html#count_cut",
                 "personal_llm/app/personalize.py",
             ),
             "personal_llm.app.personalize.describe": (
@@ -1328,6 +1333,10 @@ d = {
                 "2_buffer/synthesis.html#synthesize",
                 "personal_llm/buffer/synthesis.py",
             ),
+            "personal_llm.buffer.synthesis.write_texts": (
+                "2_buffer/synthesis.html#write_texts",
+                "personal_llm/buffer/synthesis.py",
+            ),
         },
         "personal_llm.course.checks": {
             "personal_llm.course.checks.Lesson": ("course/checks.html#lesson", "personal_llm/course/checks.py"),
@@ -2146,24 +2155,19 @@ d = {
             ),
         },
         "personal_llm.data.exports": {
-            "personal_llm.data.exports.ChatMessage": (
-                "1_data/exports.html#chatmessage",
-                "personal_llm/data/exports.py",
-            ),
-            "personal_llm.data.exports.add_reactions": (
-                "1_data/exports.html#add_reactions",
-                "personal_llm/data/exports.py",
-            ),
             "personal_llm.data.exports.fold_name": ("1_data/exports.html#fold_name", "personal_llm/data/exports.py"),
+            "personal_llm.data.exports.gather_text": (
+                "1_data/exports.html#gather_text",
+                "personal_llm/data/exports.py",
+            ),
             "personal_llm.data.exports.identify_user": (
                 "1_data/exports.html#identify_user",
                 "personal_llm/data/exports.py",
             ),
-            "personal_llm.data.exports.make_answered_conversation": (
-                "1_data/exports.html#make_answered_conversation",
+            "personal_llm.data.exports.make_conversation": (
+                "1_data/exports.html#make_conversation",
                 "personal_llm/data/exports.py",
             ),
-            "personal_llm.data.exports.make_date": ("1_data/exports.html#make_date", "personal_llm/data/exports.py"),
             "personal_llm.data.exports.make_turn": ("1_data/exports.html#make_turn", "personal_llm/data/exports.py"),
             "personal_llm.data.exports.parse_branch": (
                 "1_data/exports.html#parse_branch",
@@ -2232,19 +2236,17 @@ d = {
                 "1_data/formats.html#recordformat",
                 "personal_llm/data/formats.py",
             ),
+            "personal_llm.data.formats.Turn": ("1_data/formats.html#turn", "personal_llm/data/formats.py"),
             "personal_llm.data.formats.as_text": ("1_data/formats.html#as_text", "personal_llm/data/formats.py"),
-            "personal_llm.data.formats.call_safely": (
-                "1_data/formats.html#call_safely",
+            "personal_llm.data.formats.check_is_no_talk": (
+                "1_data/formats.html#check_is_no_talk",
                 "personal_llm/data/formats.py",
             ),
             "personal_llm.data.formats.detect_format": (
                 "1_data/formats.html#detect_format",
                 "personal_llm/data/formats.py",
             ),
-            "personal_llm.data.formats.make_exchange": (
-                "1_data/formats.html#make_exchange",
-                "personal_llm/data/formats.py",
-            ),
+            "personal_llm.data.formats.find_field": ("1_data/formats.html#find_field", "personal_llm/data/formats.py"),
             "personal_llm.data.formats.merge_turns": (
                 "1_data/formats.html#merge_turns",
                 "personal_llm/data/formats.py",
@@ -2257,26 +2259,35 @@ d = {
                 "1_data/formats.html#parse_conversations",
                 "personal_llm/data/formats.py",
             ),
-            "personal_llm.data.formats.parse_pair": ("1_data/formats.html#parse_pair", "personal_llm/data/formats.py"),
-            "personal_llm.data.formats.parse_rating": (
-                "1_data/formats.html#parse_rating",
+            "personal_llm.data.formats.parse_preference": (
+                "1_data/formats.html#parse_preference",
+                "personal_llm/data/formats.py",
+            ),
+            "personal_llm.data.formats.parse_reactions": (
+                "1_data/formats.html#parse_reactions",
                 "personal_llm/data/formats.py",
             ),
             "personal_llm.data.formats.parse_record": (
                 "1_data/formats.html#parse_record",
                 "personal_llm/data/formats.py",
             ),
+            "personal_llm.data.formats.parse_request": (
+                "1_data/formats.html#parse_request",
+                "personal_llm/data/formats.py",
+            ),
+            "personal_llm.data.formats.parse_row": ("1_data/formats.html#parse_row", "personal_llm/data/formats.py"),
             "personal_llm.data.formats.parse_running_text": (
                 "1_data/formats.html#parse_running_text",
                 "personal_llm/data/formats.py",
             ),
+            "personal_llm.data.formats.parse_side": ("1_data/formats.html#parse_side", "personal_llm/data/formats.py"),
             "personal_llm.data.formats.parse_turn": ("1_data/formats.html#parse_turn", "personal_llm/data/formats.py"),
             "personal_llm.data.formats.register_format": (
                 "1_data/formats.html#register_format",
                 "personal_llm/data/formats.py",
             ),
-            "personal_llm.data.formats.register_pairs": (
-                "1_data/formats.html#register_pairs",
+            "personal_llm.data.formats.remove_marks": (
+                "1_data/formats.html#remove_marks",
                 "personal_llm/data/formats.py",
             ),
             "personal_llm.data.formats.split_into_dialogues": (
@@ -2380,6 +2391,7 @@ d = {
                 "1_data/reading.html#dialogues_from_texts",
                 "personal_llm/data/reading.py",
             ),
+            "personal_llm.data.reading.find_files": ("1_data/reading.html#find_files", "personal_llm/data/reading.py"),
             "personal_llm.data.reading.load_replay": (
                 "1_data/reading.html#load_replay",
                 "personal_llm/data/reading.py",
@@ -2400,6 +2412,7 @@ d = {
                 "1_data/reading.html#read_dialogues",
                 "personal_llm/data/reading.py",
             ),
+            "personal_llm.data.reading.read_frame": ("1_data/reading.html#read_frame", "personal_llm/data/reading.py"),
             "personal_llm.data.reading.records_in_memory": (
                 "1_data/reading.html#records_in_memory",
                 "personal_llm/data/reading.py",
@@ -2419,10 +2432,6 @@ d = {
                 "personal_llm/data/records.py",
             ),
             "personal_llm.data.records.collect": ("1_data/records.html#collect", "personal_llm/data/records.py"),
-            "personal_llm.data.records.decode_lines": (
-                "1_data/records.html#decode_lines",
-                "personal_llm/data/records.py",
-            ),
             "personal_llm.data.records.format_value": (
                 "1_data/records.html#format_value",
                 "personal_llm/data/records.py",
@@ -2431,28 +2440,31 @@ d = {
                 "1_data/records.html#is_message_list",
                 "personal_llm/data/records.py",
             ),
-            "personal_llm.data.records.parse_first_value": (
-                "1_data/records.html#parse_first_value",
+            "personal_llm.data.records.parse_json": ("1_data/records.html#parse_json", "personal_llm/data/records.py"),
+            "personal_llm.data.records.parse_json_rows": (
+                "1_data/records.html#parse_json_rows",
                 "personal_llm/data/records.py",
             ),
-            "personal_llm.data.records.parse_json": ("1_data/records.html#parse_json", "personal_llm/data/records.py"),
-            "personal_llm.data.records.parse_row": ("1_data/records.html#parse_row", "personal_llm/data/records.py"),
             "personal_llm.data.records.parse_table": (
                 "1_data/records.html#parse_table",
                 "personal_llm/data/records.py",
             ),
-            "personal_llm.data.records.parse_whole_json": (
-                "1_data/records.html#parse_whole_json",
+            "personal_llm.data.records.parse_value": (
+                "1_data/records.html#parse_value",
                 "personal_llm/data/records.py",
             ),
-            "personal_llm.data.records.read_file": ("1_data/records.html#read_file", "personal_llm/data/records.py"),
             "personal_llm.data.records.read_records": (
                 "1_data/records.html#read_records",
                 "personal_llm/data/records.py",
             ),
+            "personal_llm.data.records.read_text": ("1_data/records.html#read_text", "personal_llm/data/records.py"),
         },
         "personal_llm.data.splits": {
             "personal_llm.data.splits.count_leaks": ("1_data/splits.html#count_leaks", "personal_llm/data/splits.py"),
+            "personal_llm.data.splits.explain_missing_test": (
+                "1_data/splits.html#explain_missing_test",
+                "personal_llm/data/splits.py",
+            ),
             "personal_llm.data.splits.get_dialogue_group": (
                 "1_data/splits.html#get_dialogue_group",
                 "personal_llm/data/splits.py",
@@ -2951,12 +2963,12 @@ d = {
                 "6_device/settings.html#personalizersettings.__post_init__",
                 "personal_llm/device/settings.py",
             ),
-            "personal_llm.device.settings.PersonalizerSettings.complete": (
-                "6_device/settings.html#personalizersettings.complete",
+            "personal_llm.device.settings.PersonalizerSettings.choose": (
+                "6_device/settings.html#personalizersettings.choose",
                 "personal_llm/device/settings.py",
             ),
-            "personal_llm.device.settings.PersonalizerSettings.from_stored": (
-                "6_device/settings.html#personalizersettings.from_stored",
+            "personal_llm.device.settings.PersonalizerSettings.complete": (
+                "6_device/settings.html#personalizersettings.complete",
                 "personal_llm/device/settings.py",
             ),
             "personal_llm.device.settings.PersonalizerSettings.get_memory_config": (
@@ -3111,6 +3123,10 @@ d = {
                 "personal_llm/device/state.py",
             ),
             "personal_llm.device.state.State.trim": ("6_device/state.html#state.trim", "personal_llm/device/state.py"),
+            "personal_llm.device.state.begin_state": (
+                "6_device/state.html#begin_state",
+                "personal_llm/device/state.py",
+            ),
             "personal_llm.device.state.open_state": ("6_device/state.html#open_state", "personal_llm/device/state.py"),
             "personal_llm.device.state.scores_from_dict": (
                 "6_device/state.html#scores_from_dict",
@@ -3120,12 +3136,6 @@ d = {
                 "6_device/state.html#scores_to_dict",
                 "personal_llm/device/state.py",
             ),
-        },
-        "personal_llm.experiments.bins": {
-            "personal_llm.experiments.bins.measure": (
-                "experiments/bins.html#measure",
-                "personal_llm/experiments/bins.py",
-            )
         },
         "personal_llm.experiments.fresh_people": {
             "personal_llm.experiments.fresh_people.compare": (
@@ -3144,14 +3154,6 @@ d = {
         "personal_llm.experiments.harness": {
             "personal_llm.experiments.harness.Grid": (
                 "experiments/harness.html#grid",
-                "personal_llm/experiments/harness.py",
-            ),
-            "personal_llm.experiments.harness.Headroom": (
-                "experiments/harness.html#headroom",
-                "personal_llm/experiments/harness.py",
-            ),
-            "personal_llm.experiments.harness.HeadroomShare": (
-                "experiments/harness.html#headroomshare",
                 "personal_llm/experiments/harness.py",
             ),
             "personal_llm.experiments.harness.MeanEstimate": (
@@ -3250,20 +3252,12 @@ d = {
                 "experiments/harness.html#measure_group",
                 "personal_llm/experiments/harness.py",
             ),
-            "personal_llm.experiments.harness.measure_headroom": (
-                "experiments/harness.html#measure_headroom",
-                "personal_llm/experiments/harness.py",
-            ),
             "personal_llm.experiments.harness.one_thread": (
                 "experiments/harness.html#one_thread",
                 "personal_llm/experiments/harness.py",
             ),
             "personal_llm.experiments.harness.paragraph": (
                 "experiments/harness.html#paragraph",
-                "personal_llm/experiments/harness.py",
-            ),
-            "personal_llm.experiments.harness.print_claims": (
-                "experiments/harness.html#print_claims",
                 "personal_llm/experiments/harness.py",
             ),
             "personal_llm.experiments.harness.provenance": (
@@ -3302,20 +3296,12 @@ d = {
                 "experiments/harness.html#run_groups",
                 "personal_llm/experiments/harness.py",
             ),
-            "personal_llm.experiments.harness.share_of_headroom": (
-                "experiments/harness.html#share_of_headroom",
-                "personal_llm/experiments/harness.py",
-            ),
             "personal_llm.experiments.harness.sign_flip_test": (
                 "experiments/harness.html#sign_flip_test",
                 "personal_llm/experiments/harness.py",
             ),
             "personal_llm.experiments.harness.summarise_rows": (
                 "experiments/harness.html#summarise_rows",
-                "personal_llm/experiments/harness.py",
-            ),
-            "personal_llm.experiments.harness.take_complete": (
-                "experiments/harness.html#take_complete",
                 "personal_llm/experiments/harness.py",
             ),
             "personal_llm.experiments.harness.user_means": (
@@ -3487,28 +3473,6 @@ d = {
                 "personal_llm/experiments/plain.py",
             ),
         },
-        "personal_llm.experiments.policies": {
-            "personal_llm.experiments.policies.load_experiment_tools": (
-                "experiments/policies.html#load_experiment_tools",
-                "personal_llm/experiments/policies.py",
-            ),
-            "personal_llm.experiments.policies.make_scored_stream": (
-                "experiments/policies.html#make_scored_stream",
-                "personal_llm/experiments/policies.py",
-            ),
-            "personal_llm.experiments.policies.measure": (
-                "experiments/policies.html#measure",
-                "personal_llm/experiments/policies.py",
-            ),
-            "personal_llm.experiments.policies.measure_adapter": (
-                "experiments/policies.html#measure_adapter",
-                "personal_llm/experiments/policies.py",
-            ),
-            "personal_llm.experiments.policies.train_on_buffer": (
-                "experiments/policies.html#train_on_buffer",
-                "personal_llm/experiments/policies.py",
-            ),
-        },
         "personal_llm.experiments.requests": {
             "personal_llm.experiments.requests.measure": (
                 "experiments/requests.html#measure",
@@ -3571,6 +3535,76 @@ d = {
             "personal_llm.experiments.rule.summarise_kept": (
                 "experiments/rule.html#summarise_kept",
                 "personal_llm/experiments/rule.py",
+            ),
+        },
+        "personal_llm.experiments.sdss": {
+            "personal_llm.experiments.sdss.AnswersStayPolicy": (
+                "experiments/sdss.html#answersstaypolicy",
+                "personal_llm/experiments/sdss.py",
+            ),
+            "personal_llm.experiments.sdss.AnswersStayPolicy.__init__": (
+                "experiments/sdss.html#answersstaypolicy.__init__",
+                "personal_llm/experiments/sdss.py",
+            ),
+            "personal_llm.experiments.sdss.AnswersStayPolicy.choose": (
+                "experiments/sdss.html#answersstaypolicy.choose",
+                "personal_llm/experiments/sdss.py",
+            ),
+            "personal_llm.experiments.sdss.AnswersStayPolicy.decide_question": (
+                "experiments/sdss.html#answersstaypolicy.decide_question",
+                "personal_llm/experiments/sdss.py",
+            ),
+            "personal_llm.experiments.sdss.draw_originals": (
+                "experiments/sdss.html#draw_originals",
+                "personal_llm/experiments/sdss.py",
+            ),
+            "personal_llm.experiments.sdss.draw_stream": (
+                "experiments/sdss.html#draw_stream",
+                "personal_llm/experiments/sdss.py",
+            ),
+            "personal_llm.experiments.sdss.fill_buffer": (
+                "experiments/sdss.html#fill_buffer",
+                "personal_llm/experiments/sdss.py",
+            ),
+            "personal_llm.experiments.sdss.list_jobs": (
+                "experiments/sdss.html#list_jobs",
+                "personal_llm/experiments/sdss.py",
+            ),
+            "personal_llm.experiments.sdss.load_tools": (
+                "experiments/sdss.html#load_tools",
+                "personal_llm/experiments/sdss.py",
+            ),
+            "personal_llm.experiments.sdss.measure": (
+                "experiments/sdss.html#measure",
+                "personal_llm/experiments/sdss.py",
+            ),
+            "personal_llm.experiments.sdss.measure_nearest": (
+                "experiments/sdss.html#measure_nearest",
+                "personal_llm/experiments/sdss.py",
+            ),
+            "personal_llm.experiments.sdss.measure_rewrites": (
+                "experiments/sdss.html#measure_rewrites",
+                "personal_llm/experiments/sdss.py",
+            ),
+            "personal_llm.experiments.sdss.measure_test": (
+                "experiments/sdss.html#measure_test",
+                "personal_llm/experiments/sdss.py",
+            ),
+            "personal_llm.experiments.sdss.order_stream": (
+                "experiments/sdss.html#order_stream",
+                "personal_llm/experiments/sdss.py",
+            ),
+            "personal_llm.experiments.sdss.read_set": (
+                "experiments/sdss.html#read_set",
+                "personal_llm/experiments/sdss.py",
+            ),
+            "personal_llm.experiments.sdss.score_set": (
+                "experiments/sdss.html#score_set",
+                "personal_llm/experiments/sdss.py",
+            ),
+            "personal_llm.experiments.sdss.write_reply": (
+                "experiments/sdss.html#write_reply",
+                "personal_llm/experiments/sdss.py",
             ),
         },
         "personal_llm.experiments.shares": {
@@ -3703,24 +3737,6 @@ d = {
             "personal_llm.experiments.summary.measure_right": (
                 "experiments/summary.html#measure_right",
                 "personal_llm/experiments/summary.py",
-            ),
-        },
-        "personal_llm.experiments.synthesis": {
-            "personal_llm.experiments.synthesis.first_rewrites": (
-                "experiments/synthesis.html#first_rewrites",
-                "personal_llm/experiments/synthesis.py",
-            ),
-            "personal_llm.experiments.synthesis.list_variants": (
-                "experiments/synthesis.html#list_variants",
-                "personal_llm/experiments/synthesis.py",
-            ),
-            "personal_llm.experiments.synthesis.measure": (
-                "experiments/synthesis.html#measure",
-                "personal_llm/experiments/synthesis.py",
-            ),
-            "personal_llm.experiments.synthesis.paraphrases": (
-                "experiments/synthesis.html#paraphrases",
-                "personal_llm/experiments/synthesis.py",
             ),
         },
         "personal_llm.experiments.xpert": {

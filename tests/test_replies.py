@@ -1,5 +1,6 @@
 "Replies by both engines: the same tokens, adapters that come and go, stops, limits, and no network port."
 
+import json
 from dataclasses import replace
 
 import numpy as np
@@ -108,12 +109,19 @@ def test_stops_limits_and_a_reader_who_goes_away(kind, model):
     assert model.reply_once("Tell me a story.", 12) == whole.text
 
 
-def test_a_damaged_file_is_one_line(model, tmp_path):
+def test_what_llama_cpp_cannot_load_is_written_by_transformers(model, tmp_path, capsys):
+    "A file whose table is larger than its list of tokens, say, or DoRA; said once."
     file = tmp_path / "cut.gguf"
     file.write_bytes(model.gguf.read_bytes()[:100_000])
     broken = Model(model.model, model.tokenizer, "pocket", base=model.base, gguf=file)
-    with pytest.raises(InputError, match="llama.cpp cannot load it"):
-        write(broken, "Hi")
+    assert write(broken, "Hi").text == write(broken, "Hi").text == write(by_transformers(model), "Hi").text
+    assert capsys.readouterr().err.count("cut.gguf: llama.cpp cannot load it, so transformers replies") == 1
+    adapter = random_adapter(model, tmp_path / "dora")
+    config = json.loads((adapter / "adapter_config.json").read_text())
+    (adapter / "adapter_config.json").write_text(json.dumps(config | dict(use_rslora=True)))
+    with model.use_adapter(adapter):
+        assert write(model, "Hi").text == write(by_transformers(model), "Hi").text
+    assert "use_rslora is set; only plain LoRA is taken" in capsys.readouterr().err
 
 
 def test_without_the_package_transformers_writes(model, monkeypatch):

@@ -279,7 +279,8 @@ def read_factors(folder) -> dict:  # module -> (A (r, in), B (out, r) times alph
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    config, file = read_lora_config(folder), check_adapter(folder) / WEIGHTS_FILE
+    config = read_lora_config(folder)
+    file = check_adapter(folder) / WEIGHTS_FILE
     try:
         tensors = load_file(file)
     except (SafetensorError, OSError) as error:
@@ -288,7 +289,8 @@ def read_factors(folder) -> dict:  # module -> (A (r, in), B (out, r) times alph
     names = {module: (f"{module}.lora_A.weight", f"{module}.lora_B.weight") for module in modules}
     if not modules or {name for pair in names.values() for name in pair} != set(tensors):
         raise InputError(f"{file}: holds more or less than pairs of lora_A and lora_B", "only plain LoRA is taken")
-    rank, scale = config["r"], config["lora_alpha"] / config["r"]
+    rank = config["r"]
+    scale = config["lora_alpha"] / rank
     factors = {module: (tensors[a].float(), tensors[b].float() * scale) for module, (a, b) in names.items()}
     for module, (A, B) in factors.items():
         if A.ndim != 2 or B.ndim != 2 or A.shape[0] != rank or B.shape[1] != rank:
@@ -331,15 +333,19 @@ def truncate_factors(pairs: dict, rank: int) -> tuple:  # (module -> (A, B), rel
     "Return the nearest factors of a smaller rank, module by module, and their error in the Frobenius norm."
     import torch
 
-    truncated, lost, whole = {}, 0.0, 0.0
+    truncated = {}
+    lost = whole = 0.0
     for module, (A, B) in pairs.items():
         Q_B, R_B = torch.linalg.qr(B.double())
         Q_A, R_A = torch.linalg.qr(A.T.double())
         U, s, V = torch.linalg.svd(R_B @ R_A.T, full_matrices=False)
-        kept, sqrt_values = min(rank, len(A)), s[:rank].sqrt()
-        small_A, small_B = torch.zeros(kept, A.shape[1]), torch.zeros(B.shape[0], kept)  # the rest stays zeros
+        sqrt_values = s[:rank].sqrt()
+        kept = min(rank, len(A))
+        small_A = torch.zeros(kept, A.shape[1])  # the rest stays zeros
+        small_B = torch.zeros(B.shape[0], kept)
         small_A[: len(sqrt_values)] = sqrt_values[:, None] * (V[:rank] @ Q_A.T)
         small_B[:, : len(sqrt_values)] = Q_B @ U[:, :rank] * sqrt_values
         truncated[module] = small_A, small_B
-        lost, whole = lost + (s[rank:] ** 2).sum().item(), whole + (s**2).sum().item()
+        lost += (s[rank:] ** 2).sum().item()
+        whole += (s**2).sum().item()
     return truncated, math.sqrt(lost / whole) if whole else 0.0

@@ -198,8 +198,9 @@ def check_list(items, call: str) -> list:
 @contextmanager
 def track_cost(self: Model):  # yields the `Cost` of the block
     "Measure a block: add the model's work inside to the yielded cost and to the model's own; blocks nest."
-    outer_cost, cost, block = self.cost, Cost(), Cost()
-    self.cost = cost
+    outer_cost = self.cost
+    block = Cost()
+    self.cost = cost = Cost()
     try:
         with measure_cost(block):
             yield cost
@@ -248,17 +249,10 @@ def run_forward_batch(self: Model, samples: list) -> list:  # `ForwardResult`s
     for row, sample in enumerate(samples):
         own = losses[row][is_response[row]]
         before = losses[row][is_prompt[row]]
-        results.append(
-            ForwardResult(
-                hidden[row, : len(sample["input_ids"])].copy(),
-                float(own.sum()),
-                len(own),
-                self.active_adapter,
-                float(before.sum()),
-                len(before),
-                own,
-            )
-        )
+        length = len(sample["input_ids"])
+        facts = dict(model=self.active_adapter, prompt_nll=float(before.sum()), prompt_tokens=len(before))
+        own_facts = dict(nll=float(own.sum()), tokens=len(own), token_losses=own)
+        results.append(ForwardResult(hidden[row, :length].copy(), **own_facts, **facts))
     return results
 
 # %% ../../nbs/0_base/08_models.ipynb #9fcc39c8
@@ -272,8 +266,10 @@ def run_forward(
     import torch
 
     dialogues = check_list(dialogues, "run_forward")
-    encode = (lambda d: encode_prompt(self.tokenizer, d, self.max_length)) if of_prompts else self.encode
-    samples = [encode(d) for d in dialogues]
+    if of_prompts:
+        samples = [encode_prompt(self.tokenizer, d, self.max_length) for d in dialogues]
+    else:
+        samples = [self.encode(d) for d in dialogues]
     lengths = [len(sample["input_ids"]) for sample in samples]
     results = [None] * len(samples)
     with torch.inference_mode(), measure_cost(self.cost):

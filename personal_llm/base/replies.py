@@ -16,7 +16,7 @@ from pathlib import Path
 
 from .adapters import read_factors
 from .core import Dialogue, InputError, catch_panic, measure_cost, patch
-from .loading import read_gguf
+from .loading import note_once, read_gguf
 from .models import Model, find_end_tokens, find_unused_tokens
 
 # %% ../../nbs/0_base/09_replies.ipynb #rpl00006
@@ -124,7 +124,6 @@ class LlamaCpp:
 
     def write(self, ids: list, options: ReplyOptions, put, is_stopped) -> tuple:  # (reason of the end, tokens)
         "Continue a prompt, and put each piece of text."
-        self.prepare()
         weight = 0.0 if self.model.adapter_folder is None else 1.0
         request = dict(prompt=ids, stream=True, max_tokens=options.max_tokens, cache_prompt=True)
         request |= dict(samplers=["dry", "temperature", "top_p"], temperature=options.temperature)
@@ -255,11 +254,16 @@ class ReplyStream:
 
 
 def find_engine(model: Model):  # a function that writes
-    "Return the engine of a model: llama.cpp for a GGUF file where it is installed, else transformers."
+    "Return the engine of a model: llama.cpp for a GGUF file and an adapter that it can load, else transformers."
     if model.gguf is None or importlib.util.find_spec("xllamacpp") is None:
         return partial(write_with_transformers, model)
     if model.engine is None:
         model.engine = LlamaCpp(model)
+    try:
+        model.engine.prepare()
+    except InputError as error:
+        note_once(f"{error.problem}, so transformers replies")
+        return partial(write_with_transformers, model)
     return model.engine.write
 
 

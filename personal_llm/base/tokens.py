@@ -81,7 +81,8 @@ def tokenize_messages(tokenizer, messages: list, add_generation_prompt: bool = F
     pieces = split_template(tokenizer, messages, add_generation_prompt)
     specials = get_special_strings(tokenizer)
     if any(special in text for text, owner in pieces if owner is not None for special in specials):
-        ids, token_owners = [], []  # a piece at a time, contents without control tokens
+        ids = []  # a piece at a time, contents without control tokens
+        token_owners = []
         for text, owner in pieces:
             options = dict(add_special_tokens=False, split_special_tokens=owner is not None)
             new_ids = tokenizer(text, **options)["input_ids"]
@@ -125,7 +126,8 @@ def get_latest_messages(dialogue: Dialogue, max_tokens: int, with_response: bool
     if not isinstance(dialogue, Dialogue):
         raise InputError(f"{type(dialogue).__name__} is no dialogue", "make one with Dialogue(prompt, response)")
     check(max_tokens, "whole number", "max_length", low=1, remedy="give a whole number of tokens, 1 or more")
-    history, first = dialogue.history, find_first_turn(dialogue.history, max_tokens)
+    history = dialogue.history
+    first = find_first_turn(history, max_tokens)
     kept = [history[0]] if first and history[0][0] == "system" else []
     turns = [*kept, *(history[i] for i in range(first, len(history))), ("user", dialogue.prompt)]
     turns += [("assistant", dialogue.response)] * with_response
@@ -195,7 +197,7 @@ def encode_dialogue(
 def encode_prompt(tokenizer, dialogue: Dialogue, max_tokens: int) -> dict:  # as of `encode_dialogue`
     "Return a dialogue's tokens up to the response, with the prompt as labels; old turns go first if they do not fit."
     messages, num_clipped = get_latest_messages(dialogue, max_tokens, with_response=False)
-    tokenize = lambda messages: tokenize_messages(tokenizer, messages, add_generation_prompt=True)
+    tokenize = partial(tokenize_messages, tokenizer, add_generation_prompt=True)
     ids, token_owners, messages, num_truncated = fit_messages(tokenize, messages, max_tokens, num_fixed=1)
     labels = [token if owner == len(messages) - 1 else -100 for token, owner in zip(ids, token_owners)]
     return dict(input_ids=ids, labels=labels, num_truncated=num_clipped + num_truncated)
