@@ -107,6 +107,7 @@ d = {
             "personal_llm.app.demo.keep_by_policy": ("8_app/demo.html#keep_by_policy", "personal_llm/app/demo.py"),
             "personal_llm.app.demo.plot_demo": ("8_app/demo.html#plot_demo", "personal_llm/app/demo.py"),
             "personal_llm.app.demo.run_demo": ("8_app/demo.html#run_demo", "personal_llm/app/demo.py"),
+            "personal_llm.app.demo.sort_by_prompt": ("8_app/demo.html#sort_by_prompt", "personal_llm/app/demo.py"),
         },
         "personal_llm.app.library_commands": {
             "personal_llm.app.library_commands.build": (
@@ -145,6 +146,10 @@ d = {
             ),
             "personal_llm.app.personalize.compare": (
                 "8_app/personalize.html#compare",
+                "personal_llm/app/personalize.py",
+            ),
+            "personal_llm.app.personalize.count_cut": (
+                "8_app/personalize.html#count_cut",
                 "personal_llm/app/personalize.py",
             ),
             "personal_llm.app.personalize.describe": (
@@ -1324,8 +1329,18 @@ d = {
                 "2_buffer/synthesis.html#synthesize",
                 "personal_llm/buffer/synthesis.py",
             ),
+            "personal_llm.buffer.synthesis.write_texts": (
+                "2_buffer/synthesis.html#write_texts",
+                "personal_llm/buffer/synthesis.py",
+            ),
         },
         "personal_llm.course.checks": {
+            "personal_llm.course.checks.Lesson": ("course/checks.html#lesson", "personal_llm/course/checks.py"),
+            "personal_llm.course.checks.Lesson.__init__": (
+                "course/checks.html#lesson.__init__",
+                "personal_llm/course/checks.py",
+            ),
+            "personal_llm.course.checks.Lesson.add": ("course/checks.html#lesson.add", "personal_llm/course/checks.py"),
             "personal_llm.course.checks.Task": ("course/checks.html#task", "personal_llm/course/checks.py"),
             "personal_llm.course.checks.Task.value": ("course/checks.html#task.value", "personal_llm/course/checks.py"),
             "personal_llm.course.checks.Verdict": ("course/checks.html#verdict", "personal_llm/course/checks.py"),
@@ -1338,18 +1353,7 @@ d = {
                 "personal_llm/course/checks.py",
             ),
             "personal_llm.course.checks.Wrong": ("course/checks.html#wrong", "personal_llm/course/checks.py"),
-            "personal_llm.course.checks._Failed": ("course/checks.html#_failed", "personal_llm/course/checks.py"),
-            "personal_llm.course.checks._amount": ("course/checks.html#_amount", "personal_llm/course/checks.py"),
-            "personal_llm.course.checks._call": ("course/checks.html#_call", "personal_llm/course/checks.py"),
-            "personal_llm.course.checks._holds_open": (
-                "course/checks.html#_holds_open",
-                "personal_llm/course/checks.py",
-            ),
-            "personal_llm.course.checks._is_number": ("course/checks.html#_is_number", "personal_llm/course/checks.py"),
-            "personal_llm.course.checks._is_rounded": (
-                "course/checks.html#_is_rounded",
-                "personal_llm/course/checks.py",
-            ),
+            "personal_llm.course.checks._choice": ("course/checks.html#_choice", "personal_llm/course/checks.py"),
             "personal_llm.course.checks._is_texts": ("course/checks.html#_is_texts", "personal_llm/course/checks.py"),
             "personal_llm.course.checks._judge_function": (
                 "course/checks.html#_judge_function",
@@ -1360,17 +1364,12 @@ d = {
                 "personal_llm/course/checks.py",
             ),
             "personal_llm.course.checks._number_of": ("course/checks.html#_number_of", "personal_llm/course/checks.py"),
-            "personal_llm.course.checks._opposite": ("course/checks.html#_opposite", "personal_llm/course/checks.py"),
             "personal_llm.course.checks._plain_value": (
                 "course/checks.html#_plain_value",
                 "personal_llm/course/checks.py",
             ),
             "personal_llm.course.checks._plausible": ("course/checks.html#_plausible", "personal_llm/course/checks.py"),
             "personal_llm.course.checks._relation": ("course/checks.html#_relation", "personal_llm/course/checks.py"),
-            "personal_llm.course.checks._relation_of_numbers": (
-                "course/checks.html#_relation_of_numbers",
-                "personal_llm/course/checks.py",
-            ),
             "personal_llm.course.checks._results": ("course/checks.html#_results", "personal_llm/course/checks.py"),
             "personal_llm.course.checks._short": ("course/checks.html#_short", "personal_llm/course/checks.py"),
             "personal_llm.course.checks._unwrap": ("course/checks.html#_unwrap", "personal_llm/course/checks.py"),
@@ -1387,38 +1386,16 @@ d = {
                 "course/checks.html#later.__init__",
                 "personal_llm/course/checks.py",
             ),
-            "personal_llm.course.checks.later.value": (
-                "course/checks.html#later.value",
-                "personal_llm/course/checks.py",
-            ),
             "personal_llm.course.checks.misfit": ("course/checks.html#misfit", "personal_llm/course/checks.py"),
             "personal_llm.course.checks.same": ("course/checks.html#same", "personal_llm/course/checks.py"),
-        },
-        "personal_llm.course.floors": {
-            "personal_llm.course.floors.choose_typical_answer": (
-                "course/floors.html#choose_typical_answer",
-                "personal_llm/course/floors.py",
-            ),
-            "personal_llm.course.floors.evaluate_floors": (
-                "course/floors.html#evaluate_floors",
-                "personal_llm/course/floors.py",
-            ),
-            "personal_llm.course.floors.extract_frame_text": (
-                "course/floors.html#extract_frame_text",
-                "personal_llm/course/floors.py",
-            ),
-            "personal_llm.course.floors.find_nearest_texts": (
-                "course/floors.html#find_nearest_texts",
-                "personal_llm/course/floors.py",
-            ),
-            "personal_llm.course.floors.summarize_floors": (
-                "course/floors.html#summarize_floors",
-                "personal_llm/course/floors.py",
-            ),
         },
         "personal_llm.course.grading": {
             "personal_llm.course.grading.ClassMarks": (
                 "course/grading.html#classmarks",
+                "personal_llm/course/grading.py",
+            ),
+            "personal_llm.course.grading.ClassMarks.all_of": (
+                "course/grading.html#classmarks.all_of",
                 "personal_llm/course/grading.py",
             ),
             "personal_llm.course.grading.ClassMarks.learners": (
@@ -1457,31 +1434,18 @@ d = {
                 "course/grading.html#process.__init__",
                 "personal_llm/course/grading.py",
             ),
-            "personal_llm.course.grading.Process._reply": (
-                "course/grading.html#process._reply",
+            "personal_llm.course.grading.Process._read": (
+                "course/grading.html#process._read",
                 "personal_llm/course/grading.py",
             ),
             "personal_llm.course.grading.Process.ask": (
                 "course/grading.html#process.ask",
                 "personal_llm/course/grading.py",
             ),
-            "personal_llm.course.grading._attempt": ("course/grading.html#_attempt", "personal_llm/course/grading.py"),
             "personal_llm.course.grading._context": ("course/grading.html#_context", "personal_llm/course/grading.py"),
-            "personal_llm.course.grading._judge": ("course/grading.html#_judge", "personal_llm/course/grading.py"),
-            "personal_llm.course.grading._lost_answers": (
-                "course/grading.html#_lost_answers",
-                "personal_llm/course/grading.py",
-            ),
             "personal_llm.course.grading._missing": ("course/grading.html#_missing", "personal_llm/course/grading.py"),
+            "personal_llm.course.grading._run": ("course/grading.html#_run", "personal_llm/course/grading.py"),
             "personal_llm.course.grading._safe": ("course/grading.html#_safe", "personal_llm/course/grading.py"),
-            "personal_llm.course.grading._signal_name": (
-                "course/grading.html#_signal_name",
-                "personal_llm/course/grading.py",
-            ),
-            "personal_llm.course.grading._times_of": (
-                "course/grading.html#_times_of",
-                "personal_llm/course/grading.py",
-            ),
             "personal_llm.course.grading.course_tasks": (
                 "course/grading.html#course_tasks",
                 "personal_llm/course/grading.py",
@@ -1492,6 +1456,10 @@ d = {
             ),
             "personal_llm.course.grading.handed_out_cells": (
                 "course/grading.html#handed_out_cells",
+                "personal_llm/course/grading.py",
+            ),
+            "personal_llm.course.grading.handed_out_names": (
+                "course/grading.html#handed_out_names",
                 "personal_llm/course/grading.py",
             ),
             "personal_llm.course.grading.mark": ("course/grading.html#mark", "personal_llm/course/grading.py"),
@@ -1505,10 +1473,6 @@ d = {
             ),
             "personal_llm.course.grading.try_own_answers": (
                 "course/grading.html#try_own_answers",
-                "personal_llm/course/grading.py",
-            ),
-            "personal_llm.course.grading.wait_for_reply": (
-                "course/grading.html#wait_for_reply",
                 "personal_llm/course/grading.py",
             ),
             "personal_llm.course.grading.write_reports": (
@@ -1558,6 +1522,61 @@ d = {
                 "personal_llm/course/lesson_probes.py",
             ),
         },
+        "personal_llm.course.material": {
+            "personal_llm.course.material._batch": ("course/material.html#_batch", "personal_llm/course/material.py"),
+            "personal_llm.course.material._encoded": (
+                "course/material.html#_encoded",
+                "personal_llm/course/material.py",
+            ),
+            "personal_llm.course.material._log_likelihoods": (
+                "course/material.html#_log_likelihoods",
+                "personal_llm/course/material.py",
+            ),
+            "personal_llm.course.material._losses": ("course/material.html#_losses", "personal_llm/course/material.py"),
+            "personal_llm.course.material._medical_rows": (
+                "course/material.html#_medical_rows",
+                "personal_llm/course/material.py",
+            ),
+            "personal_llm.course.material._pocket": ("course/material.html#_pocket", "personal_llm/course/material.py"),
+            "personal_llm.course.material._train_on_medical": (
+                "course/material.html#_train_on_medical",
+                "personal_llm/course/material.py",
+            ),
+            "personal_llm.course.material.compute_pair_losses": (
+                "course/material.html#compute_pair_losses",
+                "personal_llm/course/material.py",
+            ),
+            "personal_llm.course.material.library_rows": (
+                "course/material.html#library_rows",
+                "personal_llm/course/material.py",
+            ),
+            "personal_llm.course.material.margins": ("course/material.html#margins", "personal_llm/course/material.py"),
+            "personal_llm.course.material.overfitting_curve": (
+                "course/material.html#overfitting_curve",
+                "personal_llm/course/material.py",
+            ),
+            "personal_llm.course.material.share_of_first": (
+                "course/material.html#share_of_first",
+                "personal_llm/course/material.py",
+            ),
+            "personal_llm.course.material.toy_stream": (
+                "course/material.html#toy_stream",
+                "personal_llm/course/material.py",
+            ),
+            "personal_llm.course.material.train": ("course/material.html#train", "personal_llm/course/material.py"),
+            "personal_llm.course.material.train_fully": (
+                "course/material.html#train_fully",
+                "personal_llm/course/material.py",
+            ),
+            "personal_llm.course.material.train_with_rank": (
+                "course/material.html#train_with_rank",
+                "personal_llm/course/material.py",
+            ),
+            "personal_llm.course.material.without_end": (
+                "course/material.html#without_end",
+                "personal_llm/course/material.py",
+            ),
+        },
         "personal_llm.course.probes": {
             "personal_llm.course.probes.Answer": ("course/probes.html#answer", "personal_llm/course/probes.py"),
             "personal_llm.course.probes.Answer.__call__": (
@@ -1581,7 +1600,6 @@ d = {
                 "course/probes.html#_encode_parts",
                 "personal_llm/course/probes.py",
             ),
-            "personal_llm.course.probes._is_idle": ("course/probes.html#_is_idle", "personal_llm/course/probes.py"),
             "personal_llm.course.probes.call": ("course/probes.html#call", "personal_llm/course/probes.py"),
             "personal_llm.course.probes.call_each": ("course/probes.html#call_each", "personal_llm/course/probes.py"),
             "personal_llm.course.probes.decode": ("course/probes.html#decode", "personal_llm/course/probes.py"),
@@ -1600,12 +1618,8 @@ d = {
                 "course/submissions.html#_names",
                 "personal_llm/course/submissions.py",
             ),
-            "personal_llm.course.submissions._token": (
-                "course/submissions.html#_token",
-                "personal_llm/course/submissions.py",
-            ),
-            "personal_llm.course.submissions._without_docstrings": (
-                "course/submissions.html#_without_docstrings",
+            "personal_llm.course.submissions._tokens_of": (
+                "course/submissions.html#_tokens_of",
                 "personal_llm/course/submissions.py",
             ),
             "personal_llm.course.submissions.code_cells": (
@@ -1640,18 +1654,6 @@ d = {
                 "course/submissions.html#parse_cell",
                 "personal_llm/course/submissions.py",
             ),
-            "personal_llm.course.submissions.shingles": (
-                "course/submissions.html#shingles",
-                "personal_llm/course/submissions.py",
-            ),
-            "personal_llm.course.submissions.similar_pairs": (
-                "course/submissions.html#similar_pairs",
-                "personal_llm/course/submissions.py",
-            ),
-            "personal_llm.course.submissions.tampering": (
-                "course/submissions.html#tampering",
-                "personal_llm/course/submissions.py",
-            ),
             "personal_llm.course.submissions.tasks_in": (
                 "course/submissions.html#tasks_in",
                 "personal_llm/course/submissions.py",
@@ -1662,39 +1664,21 @@ d = {
             ),
         },
         "personal_llm.course.tasks_1": {
-            "personal_llm.course.tasks_1._answer_tokens": (
-                "course/tasks_1.html#_answer_tokens",
-                "personal_llm/course/tasks_1.py",
-            ),
-            "personal_llm.course.tasks_1._clipped": ("course/tasks_1.html#_clipped", "personal_llm/course/tasks_1.py"),
             "personal_llm.course.tasks_1._draw_case": (
                 "course/tasks_1.html#_draw_case",
                 "personal_llm/course/tasks_1.py",
             ),
             "personal_llm.course.tasks_1._failing": ("course/tasks_1.html#_failing", "personal_llm/course/tasks_1.py"),
-            "personal_llm.course.tasks_1._off_by_one": (
-                "course/tasks_1.html#_off_by_one",
-                "personal_llm/course/tasks_1.py",
-            ),
             "personal_llm.course.tasks_1._overflow": (
                 "course/tasks_1.html#_overflow",
                 "personal_llm/course/tasks_1.py",
             ),
-            "personal_llm.course.tasks_1._random_case": (
-                "course/tasks_1.html#_random_case",
+            "personal_llm.course.tasks_1._token_losses": (
+                "course/tasks_1.html#_token_losses",
                 "personal_llm/course/tasks_1.py",
             ),
-            "personal_llm.course.tasks_1._raw_scores": (
-                "course/tasks_1.html#_raw_scores",
-                "personal_llm/course/tasks_1.py",
-            ),
-            "personal_llm.course.tasks_1._tea": ("course/tasks_1.html#_tea", "personal_llm/course/tasks_1.py"),
-            "personal_llm.course.tasks_1._two_early": (
-                "course/tasks_1.html#_two_early",
-                "personal_llm/course/tasks_1.py",
-            ),
-            "personal_llm.course.tasks_1._weather_costs": (
-                "course/tasks_1.html#_weather_costs",
+            "personal_llm.course.tasks_1.answer_losses": (
+                "course/tasks_1.html#answer_losses",
                 "personal_llm/course/tasks_1.py",
             ),
             "personal_llm.course.tasks_1.answer_nll": (
@@ -1705,64 +1689,44 @@ d = {
                 "course/tasks_1.html#log_softmax",
                 "personal_llm/course/tasks_1.py",
             ),
-            "personal_llm.course.tasks_1.tea_nats": ("course/tasks_1.html#tea_nats", "personal_llm/course/tasks_1.py"),
-            "personal_llm.course.tasks_1.without_end": (
-                "course/tasks_1.html#without_end",
-                "personal_llm/course/tasks_1.py",
-            ),
         },
         "personal_llm.course.tasks_10": {
-            "personal_llm.course.tasks_10._after": ("course/tasks_10.html#_after", "personal_llm/course/tasks_10.py")
-        },
-        "personal_llm.course.tasks_10_memory": {
-            "personal_llm.course.tasks_10_memory._change_replay": (
-                "course/tasks_10_memory.html#_change_replay",
-                "personal_llm/course/tasks_10_memory.py",
+            "personal_llm.course.tasks_10._after": ("course/tasks_10.html#_after", "personal_llm/course/tasks_10.py"),
+            "personal_llm.course.tasks_10._change_replay": (
+                "course/tasks_10.html#_change_replay",
+                "personal_llm/course/tasks_10.py",
             ),
-            "personal_llm.course.tasks_10_memory._from_the_start": (
-                "course/tasks_10_memory.html#_from_the_start",
-                "personal_llm/course/tasks_10_memory.py",
+            "personal_llm.course.tasks_10._from_the_start": (
+                "course/tasks_10.html#_from_the_start",
+                "personal_llm/course/tasks_10.py",
             ),
-            "personal_llm.course.tasks_10_memory._in_any_order": (
-                "course/tasks_10_memory.html#_in_any_order",
-                "personal_llm/course/tasks_10_memory.py",
+            "personal_llm.course.tasks_10._in_any_order": (
+                "course/tasks_10.html#_in_any_order",
+                "personal_llm/course/tasks_10.py",
             ),
-            "personal_llm.course.tasks_10_memory._inside_words": (
-                "course/tasks_10_memory.html#_inside_words",
-                "personal_llm/course/tasks_10_memory.py",
+            "personal_llm.course.tasks_10._inside_words": (
+                "course/tasks_10.html#_inside_words",
+                "personal_llm/course/tasks_10.py",
             ),
-            "personal_llm.course.tasks_10_memory._keep_correction": (
-                "course/tasks_10_memory.html#_keep_correction",
-                "personal_llm/course/tasks_10_memory.py",
+            "personal_llm.course.tasks_10._longest_run": (
+                "course/tasks_10.html#_longest_run",
+                "personal_llm/course/tasks_10.py",
             ),
-            "personal_llm.course.tasks_10_memory._longest_run": (
-                "course/tasks_10_memory.html#_longest_run",
-                "personal_llm/course/tasks_10_memory.py",
+            "personal_llm.course.tasks_10._subsequence": (
+                "course/tasks_10.html#_subsequence",
+                "personal_llm/course/tasks_10.py",
             ),
-            "personal_llm.course.tasks_10_memory._subsequence": (
-                "course/tasks_10_memory.html#_subsequence",
-                "personal_llm/course/tasks_10_memory.py",
+            "personal_llm.course.tasks_10._words": ("course/tasks_10.html#_words", "personal_llm/course/tasks_10.py"),
+            "personal_llm.course.tasks_10.copied": ("course/tasks_10.html#copied", "personal_llm/course/tasks_10.py"),
+            "personal_llm.course.tasks_10.draw_events": (
+                "course/tasks_10.html#draw_events",
+                "personal_llm/course/tasks_10.py",
             ),
-            "personal_llm.course.tasks_10_memory._words": (
-                "course/tasks_10_memory.html#_words",
-                "personal_llm/course/tasks_10_memory.py",
+            "personal_llm.course.tasks_10.draw_texts": (
+                "course/tasks_10.html#draw_texts",
+                "personal_llm/course/tasks_10.py",
             ),
-            "personal_llm.course.tasks_10_memory.copied": (
-                "course/tasks_10_memory.html#copied",
-                "personal_llm/course/tasks_10_memory.py",
-            ),
-            "personal_llm.course.tasks_10_memory.draw_events": (
-                "course/tasks_10_memory.html#draw_events",
-                "personal_llm/course/tasks_10_memory.py",
-            ),
-            "personal_llm.course.tasks_10_memory.draw_texts": (
-                "course/tasks_10_memory.html#draw_texts",
-                "personal_llm/course/tasks_10_memory.py",
-            ),
-            "personal_llm.course.tasks_10_memory.replay": (
-                "course/tasks_10_memory.html#replay",
-                "personal_llm/course/tasks_10_memory.py",
-            ),
+            "personal_llm.course.tasks_10.replay": ("course/tasks_10.html#replay", "personal_llm/course/tasks_10.py"),
         },
         "personal_llm.course.tasks_2": {
             "personal_llm.course.tasks_2._around": ("course/tasks_2.html#_around", "personal_llm/course/tasks_2.py"),
@@ -1775,43 +1739,22 @@ d = {
                 "course/tasks_2.html#_by_digit",
                 "personal_llm/course/tasks_2.py",
             ),
-            "personal_llm.course.tasks_2._by_row": ("course/tasks_2.html#_by_row", "personal_llm/course/tasks_2.py"),
             "personal_llm.course.tasks_2._by_size": ("course/tasks_2.html#_by_size", "personal_llm/course/tasks_2.py"),
             "personal_llm.course.tasks_2._chain": ("course/tasks_2.html#_chain", "personal_llm/course/tasks_2.py"),
             "personal_llm.course.tasks_2._comb": ("course/tasks_2.html#_comb", "personal_llm/course/tasks_2.py"),
-            "personal_llm.course.tasks_2._corrcoef": (
-                "course/tasks_2.html#_corrcoef",
+            "personal_llm.course.tasks_2._covariance": (
+                "course/tasks_2.html#_covariance",
                 "personal_llm/course/tasks_2.py",
             ),
             "personal_llm.course.tasks_2._draw_sequence": (
                 "course/tasks_2.html#_draw_sequence",
                 "personal_llm/course/tasks_2.py",
             ),
-            "personal_llm.course.tasks_2._first": ("course/tasks_2.html#_first", "personal_llm/course/tasks_2.py"),
             "personal_llm.course.tasks_2._judge_masks": (
                 "course/tasks_2.html#_judge_masks",
                 "personal_llm/course/tasks_2.py",
             ),
-            "personal_llm.course.tasks_2._not_scaled": (
-                "course/tasks_2.html#_not_scaled",
-                "personal_llm/course/tasks_2.py",
-            ),
-            "personal_llm.course.tasks_2._over_all": (
-                "course/tasks_2.html#_over_all",
-                "personal_llm/course/tasks_2.py",
-            ),
-            "personal_llm.course.tasks_2._over_deviation": (
-                "course/tasks_2.html#_over_deviation",
-                "personal_llm/course/tasks_2.py",
-            ),
-            "personal_llm.course.tasks_2._with_first": (
-                "course/tasks_2.html#_with_first",
-                "personal_llm/course/tasks_2.py",
-            ),
-            "personal_llm.course.tasks_2._without_mean": (
-                "course/tasks_2.html#_without_mean",
-                "personal_llm/course/tasks_2.py",
-            ),
+            "personal_llm.course.tasks_2._part": ("course/tasks_2.html#_part", "personal_llm/course/tasks_2.py"),
             "personal_llm.course.tasks_2.autocorrelation": (
                 "course/tasks_2.html#autocorrelation",
                 "personal_llm/course/tasks_2.py",
@@ -1829,16 +1772,18 @@ d = {
                 "course/tasks_2.html#judge_split",
                 "personal_llm/course/tasks_2.py",
             ),
-            "personal_llm.course.tasks_2.leak_share": (
-                "course/tasks_2.html#leak_share",
-                "personal_llm/course/tasks_2.py",
-            ),
             "personal_llm.course.tasks_2.talk_correlations": (
                 "course/tasks_2.html#talk_correlations",
                 "personal_llm/course/tasks_2.py",
             ),
         },
         "personal_llm.course.tasks_3": {
+            "personal_llm.course.tasks_3._beginnings": (
+                "course/tasks_3.html#_beginnings",
+                "personal_llm/course/tasks_3.py",
+            ),
+            "personal_llm.course.tasks_3._centred": ("course/tasks_3.html#_centred", "personal_llm/course/tasks_3.py"),
+            "personal_llm.course.tasks_3._count": ("course/tasks_3.html#_count", "personal_llm/course/tasks_3.py"),
             "personal_llm.course.tasks_3._draw_embeddings": (
                 "course/tasks_3.html#_draw_embeddings",
                 "personal_llm/course/tasks_3.py",
@@ -1847,102 +1792,37 @@ d = {
                 "course/tasks_3.html#_draw_words",
                 "personal_llm/course/tasks_3.py",
             ),
-            "personal_llm.course.tasks_3._not_centred": (
-                "course/tasks_3.html#_not_centred",
-                "personal_llm/course/tasks_3.py",
-            ),
-            "personal_llm.course.tasks_3._not_squared": (
-                "course/tasks_3.html#_not_squared",
-                "personal_llm/course/tasks_3.py",
-            ),
-            "personal_llm.course.tasks_3._of_energies": (
-                "course/tasks_3.html#_of_energies",
-                "personal_llm/course/tasks_3.py",
-            ),
+            "personal_llm.course.tasks_3._each": ("course/tasks_3.html#_each", "personal_llm/course/tasks_3.py"),
+            "personal_llm.course.tasks_3._merged": ("course/tasks_3.html#_merged", "personal_llm/course/tasks_3.py"),
             "personal_llm.course.tasks_3._of_values": (
                 "course/tasks_3.html#_of_values",
                 "personal_llm/course/tasks_3.py",
             ),
-            "personal_llm.course.tasks_3._purity": ("course/tasks_3.html#_purity", "personal_llm/course/tasks_3.py"),
+            "personal_llm.course.tasks_3._once": ("course/tasks_3.html#_once", "personal_llm/course/tasks_3.py"),
+            "personal_llm.course.tasks_3._over_lexicons": (
+                "course/tasks_3.html#_over_lexicons",
+                "personal_llm/course/tasks_3.py",
+            ),
             "personal_llm.course.tasks_3._random_tokens": (
                 "course/tasks_3.html#_random_tokens",
                 "personal_llm/course/tasks_3.py",
             ),
-            "personal_llm.course.tasks_3._raw_mean": (
-                "course/tasks_3.html#_raw_mean",
+            "personal_llm.course.tasks_3._share_entropy": (
+                "course/tasks_3.html#_share_entropy",
                 "personal_llm/course/tasks_3.py",
             ),
-            "personal_llm.course.tasks_3._similarity": (
-                "course/tasks_3.html#_similarity",
-                "personal_llm/course/tasks_3.py",
-            ),
-            "personal_llm.course.tasks_3._unit_mean": (
-                "course/tasks_3.html#_unit_mean",
-                "personal_llm/course/tasks_3.py",
-            ),
+            "personal_llm.course.tasks_3._shares": ("course/tasks_3.html#_shares", "personal_llm/course/tasks_3.py"),
+            "personal_llm.course.tasks_3._to_mean": ("course/tasks_3.html#_to_mean", "personal_llm/course/tasks_3.py"),
+            "personal_llm.course.tasks_3._units": ("course/tasks_3.html#_units", "personal_llm/course/tasks_3.py"),
             "personal_llm.course.tasks_3.energies": ("course/tasks_3.html#energies", "personal_llm/course/tasks_3.py"),
             "personal_llm.course.tasks_3.entropy": ("course/tasks_3.html#entropy", "personal_llm/course/tasks_3.py"),
             "personal_llm.course.tasks_3.share_without_words": (
                 "course/tasks_3.html#share_without_words",
                 "personal_llm/course/tasks_3.py",
             ),
-        },
-        "personal_llm.course.tasks_3_words": {
-            "personal_llm.course.tasks_3_words._any": (
-                "course/tasks_3_words.html#_any",
-                "personal_llm/course/tasks_3_words.py",
-            ),
-            "personal_llm.course.tasks_3_words._any_word": (
-                "course/tasks_3_words.html#_any_word",
-                "personal_llm/course/tasks_3_words.py",
-            ),
-            "personal_llm.course.tasks_3_words._beginnings": (
-                "course/tasks_3_words.html#_beginnings",
-                "personal_llm/course/tasks_3_words.py",
-            ),
-            "personal_llm.course.tasks_3_words._best": (
-                "course/tasks_3_words.html#_best",
-                "personal_llm/course/tasks_3_words.py",
-            ),
-            "personal_llm.course.tasks_3_words._distinct": (
-                "course/tasks_3_words.html#_distinct",
-                "personal_llm/course/tasks_3_words.py",
-            ),
-            "personal_llm.course.tasks_3_words._first_lexicon": (
-                "course/tasks_3_words.html#_first_lexicon",
-                "personal_llm/course/tasks_3_words.py",
-            ),
-            "personal_llm.course.tasks_3_words._median": (
-                "course/tasks_3_words.html#_median",
-                "personal_llm/course/tasks_3_words.py",
-            ),
-            "personal_llm.course.tasks_3_words._of_known": (
-                "course/tasks_3_words.html#_of_known",
-                "personal_llm/course/tasks_3_words.py",
-            ),
-            "personal_llm.course.tasks_3_words._over_lexicons": (
-                "course/tasks_3_words.html#_over_lexicons",
-                "personal_llm/course/tasks_3_words.py",
-            ),
-            "personal_llm.course.tasks_3_words._product": (
-                "course/tasks_3_words.html#_product",
-                "personal_llm/course/tasks_3_words.py",
-            ),
-            "personal_llm.course.tasks_3_words._set_over_all": (
-                "course/tasks_3_words.html#_set_over_all",
-                "personal_llm/course/tasks_3_words.py",
-            ),
-            "personal_llm.course.tasks_3_words._shares": (
-                "course/tasks_3_words.html#_shares",
-                "personal_llm/course/tasks_3_words.py",
-            ),
-            "personal_llm.course.tasks_3_words._substrings": (
-                "course/tasks_3_words.html#_substrings",
-                "personal_llm/course/tasks_3_words.py",
-            ),
-            "personal_llm.course.tasks_3_words.word_score": (
-                "course/tasks_3_words.html#word_score",
-                "personal_llm/course/tasks_3_words.py",
+            "personal_llm.course.tasks_3.word_score": (
+                "course/tasks_3.html#word_score",
+                "personal_llm/course/tasks_3.py",
             ),
         },
         "personal_llm.course.tasks_4": {
@@ -1952,18 +1832,37 @@ d = {
                 "personal_llm/course/tasks_4.py",
             ),
             "personal_llm.course.tasks_4.Labelled": ("course/tasks_4.html#labelled", "personal_llm/course/tasks_4.py"),
-            "personal_llm.course.tasks_4.Shortest": ("course/tasks_4.html#shortest", "personal_llm/course/tasks_4.py"),
-            "personal_llm.course.tasks_4.Stubborn": ("course/tasks_4.html#stubborn", "personal_llm/course/tasks_4.py"),
-            "personal_llm.course.tasks_4.Stubborn.choose": (
-                "course/tasks_4.html#stubborn.choose",
+            "personal_llm.course.tasks_4._ask_slots": (
+                "course/tasks_4.html#_ask_slots",
+                "personal_llm/course/tasks_4.py",
+            ),
+            "personal_llm.course.tasks_4._by_row": ("course/tasks_4.html#_by_row", "personal_llm/course/tasks_4.py"),
+            "personal_llm.course.tasks_4._counts": ("course/tasks_4.html#_counts", "personal_llm/course/tasks_4.py"),
+            "personal_llm.course.tasks_4._distance": (
+                "course/tasks_4.html#_distance",
                 "personal_llm/course/tasks_4.py",
             ),
             "personal_llm.course.tasks_4._draw_scores": (
                 "course/tasks_4.html#_draw_scores",
                 "personal_llm/course/tasks_4.py",
             ),
+            "personal_llm.course.tasks_4._drawn": ("course/tasks_4.html#_drawn", "personal_llm/course/tasks_4.py"),
+            "personal_llm.course.tasks_4._is_even": ("course/tasks_4.html#_is_even", "personal_llm/course/tasks_4.py"),
+            "personal_llm.course.tasks_4._known_counts": (
+                "course/tasks_4.html#_known_counts",
+                "personal_llm/course/tasks_4.py",
+            ),
+            "personal_llm.course.tasks_4._least": ("course/tasks_4.html#_least", "personal_llm/course/tasks_4.py"),
+            "personal_llm.course.tasks_4._locked_if": (
+                "course/tasks_4.html#_locked_if",
+                "personal_llm/course/tasks_4.py",
+            ),
             "personal_llm.course.tasks_4._share_of": (
                 "course/tasks_4.html#_share_of",
+                "personal_llm/course/tasks_4.py",
+            ),
+            "personal_llm.course.tasks_4._somebody": (
+                "course/tasks_4.html#_somebody",
                 "personal_llm/course/tasks_4.py",
             ),
             "personal_llm.course.tasks_4.hidden_streams": (
@@ -1974,64 +1873,22 @@ d = {
                 "course/tasks_4.html#judge_policy",
                 "personal_llm/course/tasks_4.py",
             ),
+            "personal_llm.course.tasks_4.judge_rule": (
+                "course/tasks_4.html#judge_rule",
+                "personal_llm/course/tasks_4.py",
+            ),
             "personal_llm.course.tasks_4.locked": ("course/tasks_4.html#locked", "personal_llm/course/tasks_4.py"),
+            "personal_llm.course.tasks_4.rule_cases": (
+                "course/tasks_4.html#rule_cases",
+                "personal_llm/course/tasks_4.py",
+            ),
+            "personal_llm.course.tasks_4.sdss_rule": (
+                "course/tasks_4.html#sdss_rule",
+                "personal_llm/course/tasks_4.py",
+            ),
             "personal_llm.course.tasks_4.signal_share": (
                 "course/tasks_4.html#signal_share",
                 "personal_llm/course/tasks_4.py",
-            ),
-        },
-        "personal_llm.course.tasks_4_rule": {
-            "personal_llm.course.tasks_4_rule._ask_slots": (
-                "course/tasks_4_rule.html#_ask_slots",
-                "personal_llm/course/tasks_4_rule.py",
-            ),
-            "personal_llm.course.tasks_4_rule._counts": (
-                "course/tasks_4_rule.html#_counts",
-                "personal_llm/course/tasks_4_rule.py",
-            ),
-            "personal_llm.course.tasks_4_rule._draw": (
-                "course/tasks_4_rule.html#_draw",
-                "personal_llm/course/tasks_4_rule.py",
-            ),
-            "personal_llm.course.tasks_4_rule._is_even": (
-                "course/tasks_4_rule.html#_is_even",
-                "personal_llm/course/tasks_4_rule.py",
-            ),
-            "personal_llm.course.tasks_4_rule._is_whole": (
-                "course/tasks_4_rule.html#_is_whole",
-                "personal_llm/course/tasks_4_rule.py",
-            ),
-            "personal_llm.course.tasks_4_rule._known_counts": (
-                "course/tasks_4_rule.html#_known_counts",
-                "personal_llm/course/tasks_4_rule.py",
-            ),
-            "personal_llm.course.tasks_4_rule._leans": (
-                "course/tasks_4_rule.html#_leans",
-                "personal_llm/course/tasks_4_rule.py",
-            ),
-            "personal_llm.course.tasks_4_rule._least": (
-                "course/tasks_4_rule.html#_least",
-                "personal_llm/course/tasks_4_rule.py",
-            ),
-            "personal_llm.course.tasks_4_rule._slots_sentence": (
-                "course/tasks_4_rule.html#_slots_sentence",
-                "personal_llm/course/tasks_4_rule.py",
-            ),
-            "personal_llm.course.tasks_4_rule._weighted": (
-                "course/tasks_4_rule.html#_weighted",
-                "personal_llm/course/tasks_4_rule.py",
-            ),
-            "personal_llm.course.tasks_4_rule.judge_rule": (
-                "course/tasks_4_rule.html#judge_rule",
-                "personal_llm/course/tasks_4_rule.py",
-            ),
-            "personal_llm.course.tasks_4_rule.rule_cases": (
-                "course/tasks_4_rule.html#rule_cases",
-                "personal_llm/course/tasks_4_rule.py",
-            ),
-            "personal_llm.course.tasks_4_rule.sdss_rule": (
-                "course/tasks_4_rule.html#sdss_rule",
-                "personal_llm/course/tasks_4_rule.py",
             ),
         },
         "personal_llm.course.tasks_5": {
@@ -2044,85 +1901,58 @@ d = {
                 "personal_llm/course/tasks_5.py",
             ),
             "personal_llm.course.tasks_5._f": ("course/tasks_5.html#_f", "personal_llm/course/tasks_5.py"),
+            "personal_llm.course.tasks_5._inner_part": (
+                "course/tasks_5.html#_inner_part",
+                "personal_llm/course/tasks_5.py",
+            ),
+            "personal_llm.course.tasks_5._is_fixed_bar": (
+                "course/tasks_5.html#_is_fixed_bar",
+                "personal_llm/course/tasks_5.py",
+            ),
+            "personal_llm.course.tasks_5._is_gone_early": (
+                "course/tasks_5.html#_is_gone_early",
+                "personal_llm/course/tasks_5.py",
+            ),
             "personal_llm.course.tasks_5._jaccard": ("course/tasks_5.html#_jaccard", "personal_llm/course/tasks_5.py"),
             "personal_llm.course.tasks_5._judge_labels": (
                 "course/tasks_5.html#_judge_labels",
                 "personal_llm/course/tasks_5.py",
             ),
             "personal_llm.course.tasks_5._letters": ("course/tasks_5.html#_letters", "personal_llm/course/tasks_5.py"),
-            "personal_llm.course.tasks_5._over_good": (
-                "course/tasks_5.html#_over_good",
-                "personal_llm/course/tasks_5.py",
-            ),
             "personal_llm.course.tasks_5._precision": (
                 "course/tasks_5.html#_precision",
                 "personal_llm/course/tasks_5.py",
             ),
-            "personal_llm.course.tasks_5._same_places": (
-                "course/tasks_5.html#_same_places",
-                "personal_llm/course/tasks_5.py",
-            ),
             "personal_llm.course.tasks_5._share": ("course/tasks_5.html#_share", "personal_llm/course/tasks_5.py"),
             "personal_llm.course.tasks_5._shared": ("course/tasks_5.html#_shared", "personal_llm/course/tasks_5.py"),
-            "personal_llm.course.tasks_5._unclipped": (
-                "course/tasks_5.html#_unclipped",
+            "personal_llm.course.tasks_5._with_count": (
+                "course/tasks_5.html#_with_count",
                 "personal_llm/course/tasks_5.py",
             ),
             "personal_llm.course.tasks_5.count_groups": (
                 "course/tasks_5.html#count_groups",
                 "personal_llm/course/tasks_5.py",
             ),
+            "personal_llm.course.tasks_5.eager": ("course/tasks_5.html#eager", "personal_llm/course/tasks_5.py"),
+            "personal_llm.course.tasks_5.evenly": ("course/tasks_5.html#evenly", "personal_llm/course/tasks_5.py"),
             "personal_llm.course.tasks_5.false_accept_share": (
                 "course/tasks_5.html#false_accept_share",
                 "personal_llm/course/tasks_5.py",
             ),
-        },
-        "personal_llm.course.tasks_5_spending": {
-            "personal_llm.course.tasks_5_spending._inner_part": (
-                "course/tasks_5_spending.html#_inner_part",
-                "personal_llm/course/tasks_5_spending.py",
+            "personal_llm.course.tasks_5.fixed_bar": (
+                "course/tasks_5.html#fixed_bar",
+                "personal_llm/course/tasks_5.py",
             ),
-            "personal_llm.course.tasks_5_spending._is_fixed_bar": (
-                "course/tasks_5_spending.html#_is_fixed_bar",
-                "personal_llm/course/tasks_5_spending.py",
+            "personal_llm.course.tasks_5.judge_spending": (
+                "course/tasks_5.html#judge_spending",
+                "personal_llm/course/tasks_5.py",
             ),
-            "personal_llm.course.tasks_5_spending._is_gone_early": (
-                "course/tasks_5_spending.html#_is_gone_early",
-                "personal_llm/course/tasks_5_spending.py",
-            ),
-            "personal_llm.course.tasks_5_spending.eager": (
-                "course/tasks_5_spending.html#eager",
-                "personal_llm/course/tasks_5_spending.py",
-            ),
-            "personal_llm.course.tasks_5_spending.evenly": (
-                "course/tasks_5_spending.html#evenly",
-                "personal_llm/course/tasks_5_spending.py",
-            ),
-            "personal_llm.course.tasks_5_spending.fixed_bar": (
-                "course/tasks_5_spending.html#fixed_bar",
-                "personal_llm/course/tasks_5_spending.py",
-            ),
-            "personal_llm.course.tasks_5_spending.judge_spending": (
-                "course/tasks_5_spending.html#judge_spending",
-                "personal_llm/course/tasks_5_spending.py",
-            ),
-            "personal_llm.course.tasks_5_spending.spend": (
-                "course/tasks_5_spending.html#spend",
-                "personal_llm/course/tasks_5_spending.py",
-            ),
-            "personal_llm.course.tasks_5_spending.toy_stream": (
-                "course/tasks_5_spending.html#toy_stream",
-                "personal_llm/course/tasks_5_spending.py",
-            ),
+            "personal_llm.course.tasks_5.spend": ("course/tasks_5.html#spend", "personal_llm/course/tasks_5.py"),
         },
         "personal_llm.course.tasks_6": {
             "personal_llm.course.tasks_6._added": ("course/tasks_6.html#_added", "personal_llm/course/tasks_6.py"),
             "personal_llm.course.tasks_6._draw_factors": (
                 "course/tasks_6.html#_draw_factors",
-                "personal_llm/course/tasks_6.py",
-            ),
-            "personal_llm.course.tasks_6._has_equal_rows": (
-                "course/tasks_6.html#_has_equal_rows",
                 "personal_llm/course/tasks_6.py",
             ),
             "personal_llm.course.tasks_6._held_back": (
@@ -2134,6 +1964,10 @@ d = {
                 "personal_llm/course/tasks_6.py",
             ),
             "personal_llm.course.tasks_6._layer": ("course/tasks_6.html#_layer", "personal_llm/course/tasks_6.py"),
+            "personal_llm.course.tasks_6._make_layer": (
+                "course/tasks_6.html#_make_layer",
+                "personal_llm/course/tasks_6.py",
+            ),
             "personal_llm.course.tasks_6._random_share": (
                 "course/tasks_6.html#_random_share",
                 "personal_llm/course/tasks_6.py",
@@ -2144,10 +1978,8 @@ d = {
                 "personal_llm/course/tasks_6.py",
             ),
             "personal_llm.course.tasks_6._set_ups": ("course/tasks_6.html#_set_ups", "personal_llm/course/tasks_6.py"),
-            "personal_llm.course.tasks_6._size_fault": (
-                "course/tasks_6.html#_size_fault",
-                "personal_llm/course/tasks_6.py",
-            ),
+            "personal_llm.course.tasks_6._share": ("course/tasks_6.html#_share", "personal_llm/course/tasks_6.py"),
+            "personal_llm.course.tasks_6._size": ("course/tasks_6.html#_size", "personal_llm/course/tasks_6.py"),
             "personal_llm.course.tasks_6._start_fault": (
                 "course/tasks_6.html#_start_fault",
                 "personal_llm/course/tasks_6.py",
@@ -2158,39 +1990,13 @@ d = {
             ),
             "personal_llm.course.tasks_6.change": ("course/tasks_6.html#change", "personal_llm/course/tasks_6.py"),
         },
-        "personal_llm.course.tasks_6_rank": {
-            "personal_llm.course.tasks_6_rank._groups": (
-                "course/tasks_6_rank.html#_groups",
-                "personal_llm/course/tasks_6_rank.py",
-            ),
-            "personal_llm.course.tasks_6_rank._train": (
-                "course/tasks_6_rank.html#_train",
-                "personal_llm/course/tasks_6_rank.py",
-            ),
-            "personal_llm.course.tasks_6_rank.share_of_first": (
-                "course/tasks_6_rank.html#share_of_first",
-                "personal_llm/course/tasks_6_rank.py",
-            ),
-            "personal_llm.course.tasks_6_rank.train_fully": (
-                "course/tasks_6_rank.html#train_fully",
-                "personal_llm/course/tasks_6_rank.py",
-            ),
-            "personal_llm.course.tasks_6_rank.train_with_rank": (
-                "course/tasks_6_rank.html#train_with_rank",
-                "personal_llm/course/tasks_6_rank.py",
-            ),
-        },
         "personal_llm.course.tasks_7": {
-            "personal_llm.course.tasks_7._about_zero": (
-                "course/tasks_7.html#_about_zero",
-                "personal_llm/course/tasks_7.py",
-            ),
             "personal_llm.course.tasks_7._all_or_nothing": (
                 "course/tasks_7.html#_all_or_nothing",
                 "personal_llm/course/tasks_7.py",
             ),
             "personal_llm.course.tasks_7._apart": ("course/tasks_7.html#_apart", "personal_llm/course/tasks_7.py"),
-            "personal_llm.course.tasks_7._cases": ("course/tasks_7.html#_cases", "personal_llm/course/tasks_7.py"),
+            "personal_llm.course.tasks_7._curve": ("course/tasks_7.html#_curve", "personal_llm/course/tasks_7.py"),
             "personal_llm.course.tasks_7._draw_rivals": (
                 "course/tasks_7.html#_draw_rivals",
                 "personal_llm/course/tasks_7.py",
@@ -2199,7 +2005,7 @@ d = {
                 "course/tasks_7.html#_draw_values",
                 "personal_llm/course/tasks_7.py",
             ),
-            "personal_llm.course.tasks_7._ends": ("course/tasks_7.html#_ends", "personal_llm/course/tasks_7.py"),
+            "personal_llm.course.tasks_7._lowest": ("course/tasks_7.html#_lowest", "personal_llm/course/tasks_7.py"),
             "personal_llm.course.tasks_7._package": ("course/tasks_7.html#_package", "personal_llm/course/tasks_7.py"),
             "personal_llm.course.tasks_7._percentile_low": (
                 "course/tasks_7.html#_percentile_low",
@@ -2209,186 +2015,113 @@ d = {
                 "course/tasks_7.html#_quantile",
                 "personal_llm/course/tasks_7.py",
             ),
-            "personal_llm.course.tasks_7._random_only": (
-                "course/tasks_7.html#_random_only",
+            "personal_llm.course.tasks_7._student": ("course/tasks_7.html#_student", "personal_llm/course/tasks_7.py"),
+            "personal_llm.course.tasks_7._when": ("course/tasks_7.html#_when", "personal_llm/course/tasks_7.py"),
+            "personal_llm.course.tasks_7.beaten": ("course/tasks_7.html#beaten", "personal_llm/course/tasks_7.py"),
+            "personal_llm.course.tasks_7.best_step": (
+                "course/tasks_7.html#best_step",
                 "personal_llm/course/tasks_7.py",
             ),
-            "personal_llm.course.tasks_7._student": ("course/tasks_7.html#_student", "personal_llm/course/tasks_7.py"),
-            "personal_llm.course.tasks_7._users": ("course/tasks_7.html#_users", "personal_llm/course/tasks_7.py"),
-            "personal_llm.course.tasks_7.beaten": ("course/tasks_7.html#beaten", "personal_llm/course/tasks_7.py"),
-            "personal_llm.course.tasks_7.draws_of": ("course/tasks_7.html#draws_of", "personal_llm/course/tasks_7.py"),
             "personal_llm.course.tasks_7.interval": ("course/tasks_7.html#interval", "personal_llm/course/tasks_7.py"),
+            "personal_llm.course.tasks_7.judge_stop": (
+                "course/tasks_7.html#judge_stop",
+                "personal_llm/course/tasks_7.py",
+            ),
             "personal_llm.course.tasks_7.standard_error": (
                 "course/tasks_7.html#standard_error",
                 "personal_llm/course/tasks_7.py",
             ),
             "personal_llm.course.tasks_7.widening": ("course/tasks_7.html#widening", "personal_llm/course/tasks_7.py"),
         },
-        "personal_llm.course.tasks_7_curve": {
-            "personal_llm.course.tasks_7_curve.best_step": (
-                "course/tasks_7_curve.html#best_step",
-                "personal_llm/course/tasks_7_curve.py",
-            ),
-            "personal_llm.course.tasks_7_curve.judge_stop": (
-                "course/tasks_7_curve.html#judge_stop",
-                "personal_llm/course/tasks_7_curve.py",
-            ),
-            "personal_llm.course.tasks_7_curve.make_stop": (
-                "course/tasks_7_curve.html#make_stop",
-                "personal_llm/course/tasks_7_curve.py",
-            ),
-            "personal_llm.course.tasks_7_curve.overfitting_curve": (
-                "course/tasks_7_curve.html#overfitting_curve",
-                "personal_llm/course/tasks_7_curve.py",
-            ),
-            "personal_llm.course.tasks_7_curve.rise": (
-                "course/tasks_7_curve.html#rise",
-                "personal_llm/course/tasks_7_curve.py",
-            ),
-        },
         "personal_llm.course.tasks_8": {
+            "personal_llm.course.tasks_8._draw_rows": (
+                "course/tasks_8.html#_draw_rows",
+                "personal_llm/course/tasks_8.py",
+            ),
+            "personal_llm.course.tasks_8._one_word": (
+                "course/tasks_8.html#_one_word",
+                "personal_llm/course/tasks_8.py",
+            ),
             "personal_llm.course.tasks_8._parts": ("course/tasks_8.html#_parts", "personal_llm/course/tasks_8.py"),
             "personal_llm.course.tasks_8._product": ("course/tasks_8.html#_product", "personal_llm/course/tasks_8.py"),
-            "personal_llm.course.tasks_8._random_rows": (
-                "course/tasks_8.html#_random_rows",
+            "personal_llm.course.tasks_8._strengths": (
+                "course/tasks_8.html#_strengths",
                 "personal_llm/course/tasks_8.py",
             ),
             "personal_llm.course.tasks_8._unit": ("course/tasks_8.html#_unit", "personal_llm/course/tasks_8.py"),
+            "personal_llm.course.tasks_8.choices_of": (
+                "course/tasks_8.html#choices_of",
+                "personal_llm/course/tasks_8.py",
+            ),
+            "personal_llm.course.tasks_8.clear_cases": (
+                "course/tasks_8.html#clear_cases",
+                "personal_llm/course/tasks_8.py",
+            ),
             "personal_llm.course.tasks_8.cosine": ("course/tasks_8.html#cosine", "personal_llm/course/tasks_8.py"),
             "personal_llm.course.tasks_8.judge_merge": (
                 "course/tasks_8.html#judge_merge",
                 "personal_llm/course/tasks_8.py",
             ),
+            "personal_llm.course.tasks_8.judge_picker": (
+                "course/tasks_8.html#judge_picker",
+                "personal_llm/course/tasks_8.py",
+            ),
+            "personal_llm.course.tasks_8.opposite_of": (
+                "course/tasks_8.html#opposite_of",
+                "personal_llm/course/tasks_8.py",
+            ),
+            "personal_llm.course.tasks_8.plane_of_styles": (
+                "course/tasks_8.html#plane_of_styles",
+                "personal_llm/course/tasks_8.py",
+            ),
+            "personal_llm.course.tasks_8.planted_choices": (
+                "course/tasks_8.html#planted_choices",
+                "personal_llm/course/tasks_8.py",
+            ),
+            "personal_llm.course.tasks_8.planted_rows": (
+                "course/tasks_8.html#planted_rows",
+                "personal_llm/course/tasks_8.py",
+            ),
+            "personal_llm.course.tasks_8.planted_user": (
+                "course/tasks_8.html#planted_user",
+                "personal_llm/course/tasks_8.py",
+            ),
             "personal_llm.course.tasks_8.stacked": ("course/tasks_8.html#stacked", "personal_llm/course/tasks_8.py"),
         },
-        "personal_llm.course.tasks_8_planted": {
-            "personal_llm.course.tasks_8_planted._finds_the_angle": (
-                "course/tasks_8_planted.html#_finds_the_angle",
-                "personal_llm/course/tasks_8_planted.py",
-            ),
-            "personal_llm.course.tasks_8_planted._strengths": (
-                "course/tasks_8_planted.html#_strengths",
-                "personal_llm/course/tasks_8_planted.py",
-            ),
-            "personal_llm.course.tasks_8_planted.choices_of": (
-                "course/tasks_8_planted.html#choices_of",
-                "personal_llm/course/tasks_8_planted.py",
-            ),
-            "personal_llm.course.tasks_8_planted.clear_cases": (
-                "course/tasks_8_planted.html#clear_cases",
-                "personal_llm/course/tasks_8_planted.py",
-            ),
-            "personal_llm.course.tasks_8_planted.hits": (
-                "course/tasks_8_planted.html#hits",
-                "personal_llm/course/tasks_8_planted.py",
-            ),
-            "personal_llm.course.tasks_8_planted.judge_picker": (
-                "course/tasks_8_planted.html#judge_picker",
-                "personal_llm/course/tasks_8_planted.py",
-            ),
-            "personal_llm.course.tasks_8_planted.library_rows": (
-                "course/tasks_8_planted.html#library_rows",
-                "personal_llm/course/tasks_8_planted.py",
-            ),
-            "personal_llm.course.tasks_8_planted.opposite_of": (
-                "course/tasks_8_planted.html#opposite_of",
-                "personal_llm/course/tasks_8_planted.py",
-            ),
-            "personal_llm.course.tasks_8_planted.plane_of_styles": (
-                "course/tasks_8_planted.html#plane_of_styles",
-                "personal_llm/course/tasks_8_planted.py",
-            ),
-            "personal_llm.course.tasks_8_planted.planted_rows": (
-                "course/tasks_8_planted.html#planted_rows",
-                "personal_llm/course/tasks_8_planted.py",
-            ),
-            "personal_llm.course.tasks_8_planted.planted_user": (
-                "course/tasks_8_planted.html#planted_user",
-                "personal_llm/course/tasks_8_planted.py",
-            ),
-        },
         "personal_llm.course.tasks_9": {
+            "personal_llm.course.tasks_9._accuracy": (
+                "course/tasks_9.html#_accuracy",
+                "personal_llm/course/tasks_9.py",
+            ),
             "personal_llm.course.tasks_9._draw_pairs": (
                 "course/tasks_9.html#_draw_pairs",
                 "personal_llm/course/tasks_9.py",
             ),
             "personal_llm.course.tasks_9._loss": ("course/tasks_9.html#_loss", "personal_llm/course/tasks_9.py"),
             "personal_llm.course.tasks_9._naive": ("course/tasks_9.html#_naive", "personal_llm/course/tasks_9.py"),
+            "personal_llm.course.tasks_9._side_by_side": (
+                "course/tasks_9.html#_side_by_side",
+                "personal_llm/course/tasks_9.py",
+            ),
+            "personal_llm.course.tasks_9.area": ("course/tasks_9.html#area", "personal_llm/course/tasks_9.py"),
             "personal_llm.course.tasks_9.crossing": ("course/tasks_9.html#crossing", "personal_llm/course/tasks_9.py"),
+            "personal_llm.course.tasks_9.draw_losses": (
+                "course/tasks_9.html#draw_losses",
+                "personal_llm/course/tasks_9.py",
+            ),
             "personal_llm.course.tasks_9.pair_losses": (
                 "course/tasks_9.html#pair_losses",
                 "personal_llm/course/tasks_9.py",
             ),
         },
-        "personal_llm.course.tasks_9_pairs": {
-            "personal_llm.course.tasks_9_pairs._log_likelihoods": (
-                "course/tasks_9_pairs.html#_log_likelihoods",
-                "personal_llm/course/tasks_9_pairs.py",
-            ),
-            "personal_llm.course.tasks_9_pairs._pairs": (
-                "course/tasks_9_pairs.html#_pairs",
-                "personal_llm/course/tasks_9_pairs.py",
-            ),
-            "personal_llm.course.tasks_9_pairs.compute_pair_losses": (
-                "course/tasks_9_pairs.html#compute_pair_losses",
-                "personal_llm/course/tasks_9_pairs.py",
-            ),
-            "personal_llm.course.tasks_9_pairs.margins": (
-                "course/tasks_9_pairs.html#margins",
-                "personal_llm/course/tasks_9_pairs.py",
-            ),
-            "personal_llm.course.tasks_9_pairs.train_on_pairs": (
-                "course/tasks_9_pairs.html#train_on_pairs",
-                "personal_llm/course/tasks_9_pairs.py",
-            ),
-        },
-        "personal_llm.course.tasks_9_privacy": {
-            "personal_llm.course.tasks_9_privacy._accuracy": (
-                "course/tasks_9_privacy.html#_accuracy",
-                "personal_llm/course/tasks_9_privacy.py",
-            ),
-            "personal_llm.course.tasks_9_privacy._side_by_side": (
-                "course/tasks_9_privacy.html#_side_by_side",
-                "personal_llm/course/tasks_9_privacy.py",
-            ),
-            "personal_llm.course.tasks_9_privacy.area": (
-                "course/tasks_9_privacy.html#area",
-                "personal_llm/course/tasks_9_privacy.py",
-            ),
-            "personal_llm.course.tasks_9_privacy.draw_losses": (
-                "course/tasks_9_privacy.html#draw_losses",
-                "personal_llm/course/tasks_9_privacy.py",
-            ),
-        },
         "personal_llm.course.worker": {
-            "personal_llm.course.worker.Guard": ("course/worker.html#guard", "personal_llm/course/worker.py"),
-            "personal_llm.course.worker.Guard.__call__": (
-                "course/worker.html#guard.__call__",
-                "personal_llm/course/worker.py",
-            ),
-            "personal_llm.course.worker.Guard.__init__": (
-                "course/worker.html#guard.__init__",
-                "personal_llm/course/worker.py",
-            ),
-            "personal_llm.course.worker.Guard._is_inside": (
-                "course/worker.html#guard._is_inside",
-                "personal_llm/course/worker.py",
-            ),
-            "personal_llm.course.worker.Guard._open": (
-                "course/worker.html#guard._open",
-                "personal_llm/course/worker.py",
-            ),
             "personal_llm.course.worker.Notebook": ("course/worker.html#notebook", "personal_llm/course/worker.py"),
             "personal_llm.course.worker.Notebook.__init__": (
                 "course/worker.html#notebook.__init__",
                 "personal_llm/course/worker.py",
             ),
-            "personal_llm.course.worker.Notebook._record": (
-                "course/worker.html#notebook._record",
-                "personal_llm/course/worker.py",
-            ),
-            "personal_llm.course.worker.Notebook.evaluate": (
-                "course/worker.html#notebook.evaluate",
+            "personal_llm.course.worker.Notebook.check": (
+                "course/worker.html#notebook.check",
                 "personal_llm/course/worker.py",
             ),
             "personal_llm.course.worker.Notebook.run": (
@@ -2409,73 +2142,28 @@ d = {
                 "course/worker.html#taskname.__init__",
                 "personal_llm/course/worker.py",
             ),
-            "personal_llm.course.worker.TaskName.__repr__": (
-                "course/worker.html#taskname.__repr__",
-                "personal_llm/course/worker.py",
-            ),
-            "personal_llm.course.worker.TaskNames": ("course/worker.html#tasknames", "personal_llm/course/worker.py"),
-            "personal_llm.course.worker.TaskNames.__init__": (
-                "course/worker.html#tasknames.__init__",
-                "personal_llm/course/worker.py",
-            ),
-            "personal_llm.course.worker._Checks": ("course/worker.html#_checks", "personal_llm/course/worker.py"),
-            "personal_llm.course.worker._Checks.visit_Call": (
-                "course/worker.html#_checks.visit_call",
-                "personal_llm/course/worker.py",
-            ),
             "personal_llm.course.worker._reply": ("course/worker.html#_reply", "personal_llm/course/worker.py"),
-            "personal_llm.course.worker.call_kernel": (
-                "course/worker.html#call_kernel",
-                "personal_llm/course/worker.py",
-            ),
-            "personal_llm.course.worker.find_answer_folders": (
-                "course/worker.html#find_answer_folders",
-                "personal_llm/course/worker.py",
-            ),
-            "personal_llm.course.worker.forbid_processes": (
-                "course/worker.html#forbid_processes",
-                "personal_llm/course/worker.py",
-            ),
-            "personal_llm.course.worker.hide_folders": (
-                "course/worker.html#hide_folders",
-                "personal_llm/course/worker.py",
-            ),
-            "personal_llm.course.worker.leave_namespaces": (
-                "course/worker.html#leave_namespaces",
-                "personal_llm/course/worker.py",
-            ),
-            "personal_llm.course.worker.limit": ("course/worker.html#limit", "personal_llm/course/worker.py"),
-            "personal_llm.course.worker.prepare": ("course/worker.html#prepare", "personal_llm/course/worker.py"),
+            "personal_llm.course.worker.make_guard": ("course/worker.html#make_guard", "personal_llm/course/worker.py"),
             "personal_llm.course.worker.serve": ("course/worker.html#serve", "personal_llm/course/worker.py"),
-            "personal_llm.course.worker.set_mount": ("course/worker.html#set_mount", "personal_llm/course/worker.py"),
-            "personal_llm.course.worker.strip_answers": (
-                "course/worker.html#strip_answers",
-                "personal_llm/course/worker.py",
-            ),
             "personal_llm.course.worker.watch_calls": (
                 "course/worker.html#watch_calls",
                 "personal_llm/course/worker.py",
             ),
         },
         "personal_llm.data.exports": {
-            "personal_llm.data.exports.ChatMessage": (
-                "1_data/exports.html#chatmessage",
-                "personal_llm/data/exports.py",
-            ),
-            "personal_llm.data.exports.add_reactions": (
-                "1_data/exports.html#add_reactions",
-                "personal_llm/data/exports.py",
-            ),
             "personal_llm.data.exports.fold_name": ("1_data/exports.html#fold_name", "personal_llm/data/exports.py"),
+            "personal_llm.data.exports.gather_text": (
+                "1_data/exports.html#gather_text",
+                "personal_llm/data/exports.py",
+            ),
             "personal_llm.data.exports.identify_user": (
                 "1_data/exports.html#identify_user",
                 "personal_llm/data/exports.py",
             ),
-            "personal_llm.data.exports.make_answered_conversation": (
-                "1_data/exports.html#make_answered_conversation",
+            "personal_llm.data.exports.make_conversation": (
+                "1_data/exports.html#make_conversation",
                 "personal_llm/data/exports.py",
             ),
-            "personal_llm.data.exports.make_date": ("1_data/exports.html#make_date", "personal_llm/data/exports.py"),
             "personal_llm.data.exports.make_turn": ("1_data/exports.html#make_turn", "personal_llm/data/exports.py"),
             "personal_llm.data.exports.parse_branch": (
                 "1_data/exports.html#parse_branch",
@@ -2544,19 +2232,17 @@ d = {
                 "1_data/formats.html#recordformat",
                 "personal_llm/data/formats.py",
             ),
+            "personal_llm.data.formats.Turn": ("1_data/formats.html#turn", "personal_llm/data/formats.py"),
             "personal_llm.data.formats.as_text": ("1_data/formats.html#as_text", "personal_llm/data/formats.py"),
-            "personal_llm.data.formats.call_safely": (
-                "1_data/formats.html#call_safely",
+            "personal_llm.data.formats.check_is_no_talk": (
+                "1_data/formats.html#check_is_no_talk",
                 "personal_llm/data/formats.py",
             ),
             "personal_llm.data.formats.detect_format": (
                 "1_data/formats.html#detect_format",
                 "personal_llm/data/formats.py",
             ),
-            "personal_llm.data.formats.make_exchange": (
-                "1_data/formats.html#make_exchange",
-                "personal_llm/data/formats.py",
-            ),
+            "personal_llm.data.formats.find_field": ("1_data/formats.html#find_field", "personal_llm/data/formats.py"),
             "personal_llm.data.formats.merge_turns": (
                 "1_data/formats.html#merge_turns",
                 "personal_llm/data/formats.py",
@@ -2569,26 +2255,35 @@ d = {
                 "1_data/formats.html#parse_conversations",
                 "personal_llm/data/formats.py",
             ),
-            "personal_llm.data.formats.parse_pair": ("1_data/formats.html#parse_pair", "personal_llm/data/formats.py"),
-            "personal_llm.data.formats.parse_rating": (
-                "1_data/formats.html#parse_rating",
+            "personal_llm.data.formats.parse_preference": (
+                "1_data/formats.html#parse_preference",
+                "personal_llm/data/formats.py",
+            ),
+            "personal_llm.data.formats.parse_reactions": (
+                "1_data/formats.html#parse_reactions",
                 "personal_llm/data/formats.py",
             ),
             "personal_llm.data.formats.parse_record": (
                 "1_data/formats.html#parse_record",
                 "personal_llm/data/formats.py",
             ),
+            "personal_llm.data.formats.parse_request": (
+                "1_data/formats.html#parse_request",
+                "personal_llm/data/formats.py",
+            ),
+            "personal_llm.data.formats.parse_row": ("1_data/formats.html#parse_row", "personal_llm/data/formats.py"),
             "personal_llm.data.formats.parse_running_text": (
                 "1_data/formats.html#parse_running_text",
                 "personal_llm/data/formats.py",
             ),
+            "personal_llm.data.formats.parse_side": ("1_data/formats.html#parse_side", "personal_llm/data/formats.py"),
             "personal_llm.data.formats.parse_turn": ("1_data/formats.html#parse_turn", "personal_llm/data/formats.py"),
             "personal_llm.data.formats.register_format": (
                 "1_data/formats.html#register_format",
                 "personal_llm/data/formats.py",
             ),
-            "personal_llm.data.formats.register_pairs": (
-                "1_data/formats.html#register_pairs",
+            "personal_llm.data.formats.remove_marks": (
+                "1_data/formats.html#remove_marks",
                 "personal_llm/data/formats.py",
             ),
             "personal_llm.data.formats.split_into_dialogues": (
@@ -2692,6 +2387,7 @@ d = {
                 "1_data/reading.html#dialogues_from_texts",
                 "personal_llm/data/reading.py",
             ),
+            "personal_llm.data.reading.find_files": ("1_data/reading.html#find_files", "personal_llm/data/reading.py"),
             "personal_llm.data.reading.load_replay": (
                 "1_data/reading.html#load_replay",
                 "personal_llm/data/reading.py",
@@ -2712,6 +2408,7 @@ d = {
                 "1_data/reading.html#read_dialogues",
                 "personal_llm/data/reading.py",
             ),
+            "personal_llm.data.reading.read_frame": ("1_data/reading.html#read_frame", "personal_llm/data/reading.py"),
             "personal_llm.data.reading.records_in_memory": (
                 "1_data/reading.html#records_in_memory",
                 "personal_llm/data/reading.py",
@@ -2731,10 +2428,6 @@ d = {
                 "personal_llm/data/records.py",
             ),
             "personal_llm.data.records.collect": ("1_data/records.html#collect", "personal_llm/data/records.py"),
-            "personal_llm.data.records.decode_lines": (
-                "1_data/records.html#decode_lines",
-                "personal_llm/data/records.py",
-            ),
             "personal_llm.data.records.format_value": (
                 "1_data/records.html#format_value",
                 "personal_llm/data/records.py",
@@ -2743,28 +2436,31 @@ d = {
                 "1_data/records.html#is_message_list",
                 "personal_llm/data/records.py",
             ),
-            "personal_llm.data.records.parse_first_value": (
-                "1_data/records.html#parse_first_value",
+            "personal_llm.data.records.parse_json": ("1_data/records.html#parse_json", "personal_llm/data/records.py"),
+            "personal_llm.data.records.parse_json_rows": (
+                "1_data/records.html#parse_json_rows",
                 "personal_llm/data/records.py",
             ),
-            "personal_llm.data.records.parse_json": ("1_data/records.html#parse_json", "personal_llm/data/records.py"),
-            "personal_llm.data.records.parse_row": ("1_data/records.html#parse_row", "personal_llm/data/records.py"),
             "personal_llm.data.records.parse_table": (
                 "1_data/records.html#parse_table",
                 "personal_llm/data/records.py",
             ),
-            "personal_llm.data.records.parse_whole_json": (
-                "1_data/records.html#parse_whole_json",
+            "personal_llm.data.records.parse_value": (
+                "1_data/records.html#parse_value",
                 "personal_llm/data/records.py",
             ),
-            "personal_llm.data.records.read_file": ("1_data/records.html#read_file", "personal_llm/data/records.py"),
             "personal_llm.data.records.read_records": (
                 "1_data/records.html#read_records",
                 "personal_llm/data/records.py",
             ),
+            "personal_llm.data.records.read_text": ("1_data/records.html#read_text", "personal_llm/data/records.py"),
         },
         "personal_llm.data.splits": {
             "personal_llm.data.splits.count_leaks": ("1_data/splits.html#count_leaks", "personal_llm/data/splits.py"),
+            "personal_llm.data.splits.explain_missing_test": (
+                "1_data/splits.html#explain_missing_test",
+                "personal_llm/data/splits.py",
+            ),
             "personal_llm.data.splits.get_dialogue_group": (
                 "1_data/splits.html#get_dialogue_group",
                 "personal_llm/data/splits.py",
@@ -3263,12 +2959,12 @@ d = {
                 "6_device/settings.html#personalizersettings.__post_init__",
                 "personal_llm/device/settings.py",
             ),
-            "personal_llm.device.settings.PersonalizerSettings.complete": (
-                "6_device/settings.html#personalizersettings.complete",
+            "personal_llm.device.settings.PersonalizerSettings.choose": (
+                "6_device/settings.html#personalizersettings.choose",
                 "personal_llm/device/settings.py",
             ),
-            "personal_llm.device.settings.PersonalizerSettings.from_stored": (
-                "6_device/settings.html#personalizersettings.from_stored",
+            "personal_llm.device.settings.PersonalizerSettings.complete": (
+                "6_device/settings.html#personalizersettings.complete",
                 "personal_llm/device/settings.py",
             ),
             "personal_llm.device.settings.PersonalizerSettings.get_memory_config": (
@@ -3423,6 +3119,10 @@ d = {
                 "personal_llm/device/state.py",
             ),
             "personal_llm.device.state.State.trim": ("6_device/state.html#state.trim", "personal_llm/device/state.py"),
+            "personal_llm.device.state.begin_state": (
+                "6_device/state.html#begin_state",
+                "personal_llm/device/state.py",
+            ),
             "personal_llm.device.state.open_state": ("6_device/state.html#open_state", "personal_llm/device/state.py"),
             "personal_llm.device.state.scores_from_dict": (
                 "6_device/state.html#scores_from_dict",
@@ -3432,12 +3132,6 @@ d = {
                 "6_device/state.html#scores_to_dict",
                 "personal_llm/device/state.py",
             ),
-        },
-        "personal_llm.experiments.bins": {
-            "personal_llm.experiments.bins.measure": (
-                "experiments/bins.html#measure",
-                "personal_llm/experiments/bins.py",
-            )
         },
         "personal_llm.experiments.fresh_people": {
             "personal_llm.experiments.fresh_people.compare": (
@@ -3456,14 +3150,6 @@ d = {
         "personal_llm.experiments.harness": {
             "personal_llm.experiments.harness.Grid": (
                 "experiments/harness.html#grid",
-                "personal_llm/experiments/harness.py",
-            ),
-            "personal_llm.experiments.harness.Headroom": (
-                "experiments/harness.html#headroom",
-                "personal_llm/experiments/harness.py",
-            ),
-            "personal_llm.experiments.harness.HeadroomShare": (
-                "experiments/harness.html#headroomshare",
                 "personal_llm/experiments/harness.py",
             ),
             "personal_llm.experiments.harness.MeanEstimate": (
@@ -3562,20 +3248,12 @@ d = {
                 "experiments/harness.html#measure_group",
                 "personal_llm/experiments/harness.py",
             ),
-            "personal_llm.experiments.harness.measure_headroom": (
-                "experiments/harness.html#measure_headroom",
-                "personal_llm/experiments/harness.py",
-            ),
             "personal_llm.experiments.harness.one_thread": (
                 "experiments/harness.html#one_thread",
                 "personal_llm/experiments/harness.py",
             ),
             "personal_llm.experiments.harness.paragraph": (
                 "experiments/harness.html#paragraph",
-                "personal_llm/experiments/harness.py",
-            ),
-            "personal_llm.experiments.harness.print_claims": (
-                "experiments/harness.html#print_claims",
                 "personal_llm/experiments/harness.py",
             ),
             "personal_llm.experiments.harness.provenance": (
@@ -3614,20 +3292,12 @@ d = {
                 "experiments/harness.html#run_groups",
                 "personal_llm/experiments/harness.py",
             ),
-            "personal_llm.experiments.harness.share_of_headroom": (
-                "experiments/harness.html#share_of_headroom",
-                "personal_llm/experiments/harness.py",
-            ),
             "personal_llm.experiments.harness.sign_flip_test": (
                 "experiments/harness.html#sign_flip_test",
                 "personal_llm/experiments/harness.py",
             ),
             "personal_llm.experiments.harness.summarise_rows": (
                 "experiments/harness.html#summarise_rows",
-                "personal_llm/experiments/harness.py",
-            ),
-            "personal_llm.experiments.harness.take_complete": (
-                "experiments/harness.html#take_complete",
                 "personal_llm/experiments/harness.py",
             ),
             "personal_llm.experiments.harness.user_means": (
@@ -3799,28 +3469,6 @@ d = {
                 "personal_llm/experiments/plain.py",
             ),
         },
-        "personal_llm.experiments.policies": {
-            "personal_llm.experiments.policies.load_experiment_tools": (
-                "experiments/policies.html#load_experiment_tools",
-                "personal_llm/experiments/policies.py",
-            ),
-            "personal_llm.experiments.policies.make_scored_stream": (
-                "experiments/policies.html#make_scored_stream",
-                "personal_llm/experiments/policies.py",
-            ),
-            "personal_llm.experiments.policies.measure": (
-                "experiments/policies.html#measure",
-                "personal_llm/experiments/policies.py",
-            ),
-            "personal_llm.experiments.policies.measure_adapter": (
-                "experiments/policies.html#measure_adapter",
-                "personal_llm/experiments/policies.py",
-            ),
-            "personal_llm.experiments.policies.train_on_buffer": (
-                "experiments/policies.html#train_on_buffer",
-                "personal_llm/experiments/policies.py",
-            ),
-        },
         "personal_llm.experiments.requests": {
             "personal_llm.experiments.requests.measure": (
                 "experiments/requests.html#measure",
@@ -3883,6 +3531,76 @@ d = {
             "personal_llm.experiments.rule.summarise_kept": (
                 "experiments/rule.html#summarise_kept",
                 "personal_llm/experiments/rule.py",
+            ),
+        },
+        "personal_llm.experiments.sdss": {
+            "personal_llm.experiments.sdss.AnswersStayPolicy": (
+                "experiments/sdss.html#answersstaypolicy",
+                "personal_llm/experiments/sdss.py",
+            ),
+            "personal_llm.experiments.sdss.AnswersStayPolicy.__init__": (
+                "experiments/sdss.html#answersstaypolicy.__init__",
+                "personal_llm/experiments/sdss.py",
+            ),
+            "personal_llm.experiments.sdss.AnswersStayPolicy.choose": (
+                "experiments/sdss.html#answersstaypolicy.choose",
+                "personal_llm/experiments/sdss.py",
+            ),
+            "personal_llm.experiments.sdss.AnswersStayPolicy.decide_question": (
+                "experiments/sdss.html#answersstaypolicy.decide_question",
+                "personal_llm/experiments/sdss.py",
+            ),
+            "personal_llm.experiments.sdss.draw_originals": (
+                "experiments/sdss.html#draw_originals",
+                "personal_llm/experiments/sdss.py",
+            ),
+            "personal_llm.experiments.sdss.draw_stream": (
+                "experiments/sdss.html#draw_stream",
+                "personal_llm/experiments/sdss.py",
+            ),
+            "personal_llm.experiments.sdss.fill_buffer": (
+                "experiments/sdss.html#fill_buffer",
+                "personal_llm/experiments/sdss.py",
+            ),
+            "personal_llm.experiments.sdss.list_jobs": (
+                "experiments/sdss.html#list_jobs",
+                "personal_llm/experiments/sdss.py",
+            ),
+            "personal_llm.experiments.sdss.load_tools": (
+                "experiments/sdss.html#load_tools",
+                "personal_llm/experiments/sdss.py",
+            ),
+            "personal_llm.experiments.sdss.measure": (
+                "experiments/sdss.html#measure",
+                "personal_llm/experiments/sdss.py",
+            ),
+            "personal_llm.experiments.sdss.measure_nearest": (
+                "experiments/sdss.html#measure_nearest",
+                "personal_llm/experiments/sdss.py",
+            ),
+            "personal_llm.experiments.sdss.measure_rewrites": (
+                "experiments/sdss.html#measure_rewrites",
+                "personal_llm/experiments/sdss.py",
+            ),
+            "personal_llm.experiments.sdss.measure_test": (
+                "experiments/sdss.html#measure_test",
+                "personal_llm/experiments/sdss.py",
+            ),
+            "personal_llm.experiments.sdss.order_stream": (
+                "experiments/sdss.html#order_stream",
+                "personal_llm/experiments/sdss.py",
+            ),
+            "personal_llm.experiments.sdss.read_set": (
+                "experiments/sdss.html#read_set",
+                "personal_llm/experiments/sdss.py",
+            ),
+            "personal_llm.experiments.sdss.score_set": (
+                "experiments/sdss.html#score_set",
+                "personal_llm/experiments/sdss.py",
+            ),
+            "personal_llm.experiments.sdss.write_reply": (
+                "experiments/sdss.html#write_reply",
+                "personal_llm/experiments/sdss.py",
             ),
         },
         "personal_llm.experiments.shares": {
@@ -4017,24 +3735,6 @@ d = {
                 "personal_llm/experiments/summary.py",
             ),
         },
-        "personal_llm.experiments.synthesis": {
-            "personal_llm.experiments.synthesis.first_rewrites": (
-                "experiments/synthesis.html#first_rewrites",
-                "personal_llm/experiments/synthesis.py",
-            ),
-            "personal_llm.experiments.synthesis.list_variants": (
-                "experiments/synthesis.html#list_variants",
-                "personal_llm/experiments/synthesis.py",
-            ),
-            "personal_llm.experiments.synthesis.measure": (
-                "experiments/synthesis.html#measure",
-                "personal_llm/experiments/synthesis.py",
-            ),
-            "personal_llm.experiments.synthesis.paraphrases": (
-                "experiments/synthesis.html#paraphrases",
-                "personal_llm/experiments/synthesis.py",
-            ),
-        },
         "personal_llm.experiments.xpert": {
             "personal_llm.experiments.xpert.choose": (
                 "experiments/xpert.html#choose",
@@ -4130,10 +3830,6 @@ d = {
                 "4_explanation/decomposition.html#sharedbasis.width",
                 "personal_llm/explanation/decomposition.py",
             ),
-            "personal_llm.explanation.decomposition._read_words": (
-                "4_explanation/decomposition.html#_read_words",
-                "personal_llm/explanation/decomposition.py",
-            ),
             "personal_llm.explanation.decomposition._require_base": (
                 "4_explanation/decomposition.html#_require_base",
                 "personal_llm/explanation/decomposition.py",
@@ -4160,10 +3856,6 @@ d = {
             ),
             "personal_llm.explanation.decomposition.halve_differences": (
                 "4_explanation/decomposition.html#halve_differences",
-                "personal_llm/explanation/decomposition.py",
-            ),
-            "personal_llm.explanation.decomposition.is_adjective": (
-                "4_explanation/decomposition.html#is_adjective",
                 "personal_llm/explanation/decomposition.py",
             ),
             "personal_llm.explanation.decomposition.summary_states": (

@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import pickle
 import re
 import runpy
 import subprocess
@@ -13,7 +14,7 @@ from cases import case
 
 from personal_llm.course import check
 from personal_llm.course.checks import Task
-from personal_llm.course.submissions import HANDED_OUT
+from personal_llm.course.grading import handed_out_cells, handed_out_names
 
 LESSONS = range(1, 11)
 COURSE = Path(__file__).parent.parent / "nbs" / "course"
@@ -134,10 +135,12 @@ def test_lessons_ask_and_solutions_answer_every_task(n):
 
 
 @pytest.mark.parametrize("n", LESSONS)
-def test_the_grader_hands_out_what_lessons_and_solutions_import(n):
-    text = text_of(notebook(f"lesson_{n}_*.ipynb") + notebook(f"solution_{n}.ipynb"), "code")
-    imported = re.findall(rf"course\.tasks_{n} import (\([^)]*\)|.+)", text)
-    assert set(re.findall(r"\w+", " ".join(imported))) == HANDED_OUT[n]
+def test_a_lesson_hands_out_what_its_solution_imports_and_no_answer(n):
+    names = handed_out_names(n, handed_out_cells(n, COURSE))
+    imported = re.findall(rf"course\.tasks_{n} import (\([^)]*\)|.+)", text_of(notebook(f"solution_{n}.ipynb"), "code"))
+    assert set(re.findall(r"\w+", " ".join(imported))) <= {"TASKS", *names}
+    pickle.dumps(names)  # it is sent to the process of the learner's code
+    assert not [name for name, value in names.items() if callable(value)], "a function brings its module along"
 
 
 @pytest.mark.parametrize("n", LESSONS)

@@ -249,7 +249,7 @@ WRONG = [  # (lesson, task, answer, the mistake's name)
     (5, "spend", stops_at(0.6), "a fixed bar"),
     (6, "change", lambda A, B, alpha: alpha / A.shape[1] * B @ A, "alpha over in"),
     (6, "change", lambda A, B, alpha: alpha / len(B) * B @ A, "alpha over out"),
-    (6, "change", lambda A, B, alpha: alpha / 4 * B @ A, "a fixed rank"),
+    (6, "change", lambda A, B, alpha: alpha / 4 * B @ A, "alpha over 4"),
     (6, "layer", scaled_layer(lambda alpha, r, layer: 2 * r), "scale 2r"),
     (6, "layer", scaled_layer(lambda alpha, r, layer: alpha / 2), "alpha over 2"),
     (6, "layer", scaled_layer(lambda alpha, r, layer: alpha / layer.in_features), "alpha over in"),
@@ -311,30 +311,6 @@ def test_a_function_that_is_right_on_the_first_case_only_is_refused():
             assert check_plain(task, plain(lambda *arguments: first), 3).state == "wrong"
 
 
-def test_a_hint_on_rounding_is_given_only_if_more_digits_would_do():
-    for right, given, is_rounding in [
-        (0.46, 0.03, False),
-        (0.6038, 0.6, False),  # one digit agrees too often by chance
-        (0.6038, 0.58, False),
-        (0.6038, 0.5962, False),
-        (0.5905, 0.57, False),
-        (0.02, 0.018, False),
-        (24.66, 24.5, False),
-        (2 / 3, 0.66, True),
-        (0.9796, 0.98, True),
-        (24.6642, 24.7, True),
-        (4.1589, 4.1, True),
-    ]:
-        with case(right, given):
-            task = Task("x", 0, "Which number?", right, tolerance=0.0003 if right < 1 else 0.01)
-            verdict = check(task, given)
-            assert not verdict and ("rounding" in verdict.reason) == is_rounding, verdict
-    task = Task("x", 0, "Write it.", lambda x: x, kind="function", tolerance=0.001, tries=[(0.123,), (1.456,), (2.7,)])
-    assert "rounding" in check(task, lambda x: round(x, 1)).reason
-    assert "rounding" not in check(task, lambda x: x + 0.006).reason
-
-
 def test_only_a_share_is_at_most_one():
     loss, share = (Task("x", 0, question, 0.7) for question in ("Which loss?", "Which share?"))
     assert "at most 1" in check(share, 3).reason and "at most 1" not in check(loss, 3).reason
-    assert "percent" not in check(Task("x", 0, "Which sum?", 0.0), 0.3).reason

@@ -1,35 +1,24 @@
 "Grading a class: every trick and every broken file gets the right mark, with a reason that the teacher can read."
 
 import csv
-import itertools
 import json
 import os
 import subprocess
 import sys
-import time
-import zipfile
 from pathlib import Path
 
 import pytest
 from attempts import LINES, read_attempts
 
 from personal_llm.base.core import InputError
-from personal_llm.course import grading, worker
-from personal_llm.course.__main__ import main
+from personal_llm.course import grading
 from personal_llm.course.grading import Limits, course_tasks, grade_class, report_of, write_reports, write_table
 from personal_llm.course.checks import Verdict
-from personal_llm.course.submissions import Submission, code_cells, learner_of, similar_pairs, shingles
+from personal_llm.course.submissions import Submission, code_cells, learner_of
 
 COURSE = Path(__file__).parent.parent / "nbs" / "course"
 LESSON_2 = code_cells(COURSE / "lesson_2_streams.ipynb")
 NEEDS = [LESSON_2[0]]  # imports
-PACKAGE = Path(grading.__file__).parent
-SECRET_PATHS = (
-    PACKAGE / "tasks_2.py",
-    PACKAGE / "checks.py",
-    COURSE / "solution_2.ipynb",
-    COURSE.parents[1] / ".git" / "HEAD",
-)
 RIGHT = {
     "episode": 'check(TASKS["episode"], 1 / (1 - 0.9))',
     "lag 5": 'check(TASKS["lag 5"], 0.9**5)',
@@ -56,25 +45,29 @@ HANG = "def f(x, lag):\n    while True:\n        pass\n\n\ncheck(TASKS['autocorr
 CLASS = {  # learner -> (cells, or the text of the file), right tasks, a part of the notes or of the report)
     "perfect": (ALL, 6, "not handed in: lesson 1"),
     "empty": (LESSON_2, 0, ""),
-    "prints": ([*LESSON_2, 'print("episode: right\\nlag 5: right")'], 0, "prints or names a verdict"),
-    "redefines": (["def check(*_):\n    return 'right'", *LESSON_2], 0, "redefines `check`"),
-    "reads answer": ([*NEEDS, 'check(TASKS["episode"], TASKS["episode"].right)'], 0, "reads the right answer"),
+    "prints": ([*LESSON_2, 'print("episode: right\\nlag 5: right")'], 0, "**episode**: not answered"),
+    "redefines": (["def check(*_):\n    return 'right'", *LESSON_2], 0, "**episode**: not answered"),
+    "reads answer": ([*NEEDS, 'check(TASKS["episode"], TASKS["episode"].right)'], 0, "AttributeError"),
     "reads by getattr": ([*NEEDS, 'check(TASKS["lag 5"], getattr(TASKS["lag 5"], "ri" + "ght"))'], 0, "AttributeError"),
     "imports answer": (
         [*NEEDS, "from personal_llm.course.tasks_2 import by_group", 'check(TASKS["split"], by_group)'],
         0,
-        "imports `by_group`",
+        "ImportError",
     ),
-    "imports module": ([*NEEDS, "import personal_llm.course.tasks_1 as t", 'check(TASKS["episode"], 3)'], 0, "cell 2"),
+    "imports module": (
+        [*NEEDS, "import personal_llm.course.tasks_1 as t", 'check(TASKS["episode"], 3)'],
+        0,
+        "this file holds answers",
+    ),
     "reads the file": (
         [*NEEDS, "import personal_llm.course as c\ntext = open(c.__path__[0] + '/tasks_2.py').read()"],
         0,
         "this file holds answers",
     ),
     "patches the checks": (
-        [*NEEDS, "import personal_llm.course.checks as k\nk.same = lambda *a: True", *LESSON_2[1:]],
+        [*NEEDS, "import personal_llm.course.checks as k\nk.same = lambda *a: True", "check(TASKS['fifo'], 9)"],
         0,
-        "ModuleNotFoundError",
+        "**fifo**: not right",
     ),
     "always equal": (
         [*NEEDS, "class E(float):\n    __eq__ = __lt__ = lambda *a: True", 'check(TASKS["lag 5"], E(3))'],
@@ -84,7 +77,7 @@ CLASS = {  # learner -> (cells, or the text of the file), right tasks, a part of
     "swaps TASKS": (
         [*NEEDS, "TASKS = {n: 1 for n in ('episode',)}", 'check(TASKS["episode"], 1)'],
         0,
-        "redefines `TASKS`",
+        "**episode**: not answered",
     ),
     "network": (
         [*NEEDS, "import urllib.request as u\nu.urlopen('http://example.com')", RIGHT["leak"]],
@@ -97,7 +90,6 @@ CLASS = {  # learner -> (cells, or the text of the file), right tasks, a part of
     "raises": ([*NEEDS, "check(TASKS['episode'], 1 / 0)", RIGHT["leak"]], 1, "ZeroDivisionError"),
     "exits": ([*NEEDS, "import sys\nsys.exit()", RIGHT["leak"]], 1, "SystemExit"),
     "dies": ([*NEEDS, RIGHT["leak"], "import os\nos._exit(3)", RIGHT["fifo"]], 2, "ended its process"),
-    "hangs": ([*NEEDS, RIGHT["leak"], "while True:\n    pass"], 1, "ran too long"),
     "hangs in a try": (
         [
             *NEEDS,
@@ -105,9 +97,9 @@ CLASS = {  # learner -> (cells, or the text of the file), right tasks, a part of
             "while True:\n    try:\n        while True:\n            pass\n    except BaseException:\n        pass",
         ],
         1,
-        "did not stop",
+        "ran longer than",
     ),
-    "hangs in a function": ([*NEEDS, HANG, RIGHT["leak"]], 1, "too long"),
+    "hangs in a function": ([*NEEDS, HANG, RIGHT["leak"]], 1, "ran longer than"),
     "memory": ([*NEEDS, "x = bytearray(50 * 2**30)", RIGHT["leak"]], 1, "MemoryError"),
     "cut off": ('{"cells": [{"cell_type": "code", "sou', 0, "broken JSON"),
     "no notebook": ("hello", 0, "broken JSON"),
@@ -115,37 +107,7 @@ CLASS = {  # learner -> (cells, or the text of the file), right tasks, a part of
     "no cells": ('{"cells": []}', 0, "could not be read: the file is empty"),
     "no task": (["print('my diary')"], 0, "no task of the course"),
     "wrong mistake": ([*NEEDS, 'check(TASKS["episode"], 9)'], 0, "the dialogue that begins the episode counts as well"),
-    "lost check": ([*NEEDS, "mean_length = 10", "episodes_held = 2.5"], 2, ""),
     "two tries": ([*NEEDS, 'check(TASKS["leak"], 0.1)', RIGHT["leak"]], 1, ""),
-    "reads by PyTorch": (
-        [
-            *NEEDS,
-            "import torch\nimport personal_llm.course as c\npath = c.__path__[0] + '/tasks_2.py'",
-            "data = torch.UntypedStorage.from_file(path, False, 9999)\nanswer = eval(bytes(data).split(b'right=')[1])",
-            'check(TASKS["episode"], answer)',
-        ],
-        0,
-        "cell 3: RuntimeError",
-    ),
-    "reads by C": (
-        [
-            *NEEDS,
-            "import ctypes\nc = ctypes.CDLL(None)\n" + f"paths = {[str(path) for path in SECRET_PATHS]!r}",
-            "opened = [c.open(path.encode(), 0) for path in paths]\nassert max(opened) >= 0, 'all files are hidden'",
-        ],
-        0,
-        "all files are hidden",
-    ),
-    "writes by C": (
-        [
-            *NEEDS,
-            "import ctypes\nc = ctypes.CDLL(None)",
-            f"assert c.open({str(COURSE.parent / 'y.txt').encode()!r}, 65, 0o600) >= 0, 'it is read-only'",
-            RIGHT["leak"],
-        ],
-        1,
-        "it is read-only",
-    ),
     "the solution": (code_cells(COURSE / "solution_2.ipynb"), 0, "nearly all of its code is that of our solution"),
     "magics": ([*NEEDS, "%matplotlib inline\n%time x = 1", RIGHT["leak"]], 1, ""),
 }
@@ -190,7 +152,7 @@ def graded(tmp_path_factory):
         hand_in(folder / name / "lesson_2.ipynb", cells)
     own = [*code_cells(next(COURSE.glob("lesson_3_*.ipynb")))[:1], *own_answers(3)]
     hand_in(folder / "perfect" / "lesson_7.ipynb", own)
-    marks = grade_class(folder, seed=2024, limits=Limits(cell=4, call=3, notebook=60), course=COURSE)
+    marks = grade_class(folder, seed=2024, limits=Limits(cell=15, call=10), course=COURSE)
     write_table(marks, folder / "marks.csv")
     return marks, folder
 
@@ -209,7 +171,6 @@ def test_one_good_lesson_is_one_of_ten_and_a_wrong_number_is_named(graded):
     assert marks.of("perfect")[2].right == 6 and marks.of("perfect")[3].right == 10
     total = sum(len(course_tasks(n)) for n in range(1, 11))
     assert marks.points("perfect") == pytest.approx(70 * 16 / total) and total >= 55
-    assert "named lesson 7, and its tasks are of lesson 3" in "; ".join(marks.notes("perfect"))
 
 
 def test_the_table_has_a_row_a_learner_and_reports_hold_no_answer(graded, tmp_path):
@@ -224,7 +185,7 @@ def test_the_table_has_a_row_a_learner_and_reports_hold_no_answer(graded, tmp_pa
 
 
 def test_other_files_of_the_class_stay_as_they_were(graded):
-    assert not (COURSE / "x.txt").exists() and not (COURSE.parent / "y.txt").exists()
+    assert not (COURSE / "x.txt").exists()
 
 
 def test_of_two_notebooks_of_a_lesson_the_better_one_counts(tmp_path):
@@ -234,21 +195,8 @@ def test_of_two_notebooks_of_a_lesson_the_better_one_counts(tmp_path):
         grading.Marked(made[0], dict(a=Verdict("a", "right"))),
         grading.Marked(made[1], dict(a=Verdict("a", "open"))),
     ]
-    for path in paths:
-        hand_in(path, [])
     for pair in (marked, marked[::-1]):
-        marks = grading.ClassMarks(pair, [2], [], 0)
-        assert marks.of("ana")[2] is marked[0]
-        assert "two notebooks of lesson 2; the better one (`lesson_2.ipynb`) counts" in marks.notes("ana")
-
-
-def test_a_file_that_moved_while_we_graded_costs_no_marks(tmp_path):
-    paths = [tmp_path / "ana" / f"lesson_2{end}.ipynb" for end in ("", " (1)")]
-    marked = [grading.Marked(Submission(path, "ana", 2), dict(a=Verdict("a", "right"))) for path in paths]
-    hand_in(paths[0], [])  # the other one is not there any more
-    marks = grading.ClassMarks(marked, [2], [], 0)
-    write_table(marks, tmp_path / "marks.csv")
-    assert marks.of("ana")[2] is marked[0] and "ana,10.0,1 of 1" in (tmp_path / "marks.csv").read_text()
+        assert grading.ClassMarks(pair, [2]).of("ana")[2] is marked[0]
 
 
 def test_the_note_of_a_syntax_error_names_no_unknown_file(graded):
@@ -256,38 +204,9 @@ def test_the_note_of_a_syntax_error_names_no_unknown_file(graded):
     assert "SyntaxError: " in notes and "<unknown>" not in notes
 
 
-def test_waiting_for_a_core_uses_no_limit(monkeypatch):
-    class Silent:
-        def poll(self, seconds):
-            time.sleep(seconds)
-
-    monkeypatch.setattr(grading, "POLL", 0.01)
-    for computed, sleeps, least, most in ((0.0, False, 0, 0), (0.0, True, 0.05, 0.4), (None, False, 0.05, 0.4)):
-        counter = itertools.count()
-        total = lambda: next(counter) / 50 if computed is None else computed
-        monkeypatch.setattr(grading, "_times_of", lambda pid: (total(), sleeps))
-        is_there, used = grading.wait_for_reply(Silent(), 0, 0.05)
-        assert not is_there and least <= used <= most
-
-
-def test_names_come_from_folders_files_or_metadata(tmp_path):
+def test_names_come_from_folders_or_files(tmp_path):
     for path, name in (("a/b.ipynb", "a"), ("submitted/bo/hw/x.ipynb", "bo"), ("cy_lesson_4.ipynb", "cy")):
         assert learner_of(tmp_path / path, tmp_path) == name
-    (tmp_path / "x.ipynb").write_text(json.dumps(dict(cells=[], metadata=dict(authors=[dict(name="Dee")]))))
-    assert learner_of(tmp_path / "x.ipynb", tmp_path) == "Dee"
-
-
-def test_similarity_finds_a_copy_with_other_names_and_not_two_own_solutions():
-    own = [SPLIT, RIGHT["autocorrelation"]]
-    copy = [cell.replace("names", "labels").replace("drawn", "picked").replace("x", "values") for cell in own]
-    other = [
-        "import random\ndef split(groups, seed):\n    r = random.Random(seed)\n    keep = {}\n    for g in groups:\n"
-        "        keep.setdefault(g, r.random() < 0.2)\n    return [keep[g] for g in groups]\n",
-        "def autocorrelation(x, lag):\n    total = 0\n    for a, b in zip(x, x[lag:]):\n"
-        "        total = total + (a - x.mean()) * (b - x.mean())\n    return total / (len(x) - lag) / x.var()\n",
-    ]
-    rows = {name: shingles(cells, set()) for name, cells in dict(ann=own, ben=copy, cy=other).items()}
-    assert [pair[1:] for pair in similar_pairs(rows)] == [("ann", "ben")]
 
 
 def test_a_folder_without_notebooks_is_an_error(tmp_path):
@@ -298,7 +217,7 @@ def test_a_folder_without_notebooks_is_an_error(tmp_path):
 
 def test_the_command_grades_a_folder(tmp_path):
     hand_in(tmp_path / "in" / "eve_lesson_2.ipynb", ALL)
-    command = [sys.executable, "-m", "personal_llm.course", "grade", str(tmp_path / "in"), "--lessons", "2"]
+    command = [sys.executable, "-m", "personal_llm.course", str(tmp_path / "in"), "--lessons", "2"]
     done = subprocess.run(
         [*command, "--out", str(tmp_path / "marks.csv")],
         capture_output=True,
@@ -309,37 +228,10 @@ def test_the_command_grades_a_folder(tmp_path):
     assert (
         "eve,60.0,6 of 7" in (tmp_path / "marks.csv").read_text() and (tmp_path / "marks_reports" / "eve.md").exists()
     )
-    assert subprocess.run([*command[:4], str(tmp_path / "no")], capture_output=True).returncode == 2
-
-
-def test_a_guard_that_the_system_lacks_is_named(tmp_path, monkeypatch, capsys):
-    submission = Submission(tmp_path / "eve.ipynb", "eve", 2)
-    hand_in(submission.path, ALL)
-    for guards, count in (((), 2), (("hidden files",), 1), (worker.GUARDS, 0)):
-        marks = grading.ClassMarks([grading.Marked(submission, {}, guards=guards)], [2], [], 0)
-        monkeypatch.setattr(grading, "grade_class", lambda *_, **__: marks)
-        assert main(["grade", str(tmp_path), "--lessons", "2", "--out", str(tmp_path / "marks.csv")]) == 0
-        assert capsys.readouterr().out.count("note: this system cannot") == count
-
-
-def test_other_systems_have_no_filter_and_raise_nothing(monkeypatch):
-    monkeypatch.setattr(sys, "platform", "darwin")
-    assert not worker.forbid_processes() and not worker.leave_namespaces() and not worker.hide_folders([], ".")
-    monkeypatch.setattr(sys, "platform", "linux")
-    monkeypatch.setattr(worker.os, "uname", lambda: type("Names", (), dict(machine="riscv64")), raising=False)
-    assert not worker.forbid_processes()
+    assert subprocess.run([*command[:3], str(tmp_path / "no")], capture_output=True).returncode == 2
 
 
 def test_the_report_of_a_copy_says_why_it_has_no_points(graded):
     report = report_of(graded[0], "the solution")
     assert "This notebook has no points: nearly all of its code is that of our solution." in report
     assert "**episode**: right" not in report
-
-
-@pytest.mark.slow
-def test_the_hand_out_brings_a_package_that_pip_can_install(tmp_path):
-    assert main(["handout", str(tmp_path / "class"), "--lessons", "1"]) == 0
-    (wheel,) = (tmp_path / "class").glob("*.whl")
-    assert f"pip install ./{wheel.name}" in (tmp_path / "class" / "README.md").read_text(encoding="utf-8")
-    names = zipfile.ZipFile(wheel).namelist()
-    assert "personal_llm/course/tasks_1.py" in names and not [name for name in names if "solution" in name]

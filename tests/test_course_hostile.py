@@ -1,7 +1,9 @@
 """Ten ways to points without an answer, written with the grader's code open: none gets a point, and each is named."""
 
 import os
+from pathlib import Path
 
+import psutil
 import pytest
 from test_course_grading import COURSE, NEEDS, RIGHT, hand_in
 
@@ -10,6 +12,7 @@ from personal_llm.course.submissions import code_cells
 
 cells_of = lambda n: code_cells(next(COURSE.glob(f"lesson_{n}_*.ipynb")))
 START = {n: next(source for source in cells_of(n) if "personal_llm.course" in source) for n in (3, 4, 5, 10)}
+FORKED = Path(f"/dev/shm/personal_llm_course_{os.getpid()}")  # number of a process that a notebook starts
 CONNECTION = """
 import gc, multiprocessing.connection as m
 lines = [one for one in gc.get_objects() if isinstance(one, m.Connection)]
@@ -88,9 +91,11 @@ WAYS = {  # name -> (lesson, cells, a part of the notes or of a verdict)
         2,
         [
             *NEEDS,
-            "import ctypes\nassert ctypes.CDLL(None).fork() >= 0, 'no child process'",
+            "import ctypes, os, time\nif ctypes.CDLL(None).fork() == 0:\n"
+            f"    with open({str(FORKED)!r}, 'w') as file:\n        file.write(str(os.getpid()))\n"
+            "    time.sleep(600)\ntime.sleep(2)\nraise ValueError('a child process was started')",
         ],
-        "no child process",
+        "a child process was started",
     ),
     "a forged reply": (
         2,
@@ -120,7 +125,7 @@ def graded(tmp_path_factory):
             os.symlink(folder / "honest" / "lesson_2.ipynb", path)
         else:
             hand_in(path, cells)
-    return grade_class(folder, seed=2**40 + 2024, limits=Limits(cell=20, call=20, notebook=90), course=COURSE)
+    return grade_class(folder, seed=2**40 + 2024, limits=Limits(cell=60, call=60), course=COURSE)
 
 
 @pytest.mark.parametrize("name", WAYS)
@@ -133,6 +138,13 @@ def test_a_hostile_way_has_no_points_and_is_named(graded, name):
     ]
     assert graded.points(learner) == 0, lines
     assert any(part in line for line in lines), lines
+
+
+@pytest.mark.skipif(not Path("/dev/shm").is_dir(), reason="the notebook writes its child's number there")
+def test_a_child_process_ends_with_its_notebook(graded):
+    number = int(FORKED.read_text())
+    FORKED.unlink()
+    assert number > 1 and not psutil.pid_exists(number)
 
 
 def test_an_honest_notebook_beside_them_keeps_its_points(graded):

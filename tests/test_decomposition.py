@@ -13,7 +13,6 @@ from personal_llm.explanation.decomposition import (
     SUMMARY_PROMPT,
     candidate_words,
     halve_differences,
-    is_adjective,
     summary_states,
     swap_strength,
     word_vectors,
@@ -368,23 +367,3 @@ def test_candidates_are_adjectives_that_a_swap_makes_less_likely():
     with pytest.raises(InputError, match="larger instruct model, or the style space"):
         candidate_words(Words("the", "a", "kind"), np.log([[[0.6, 0.36, 0.04], [0.6, 0.37, 0.03]]]))
     assert "Reply with only one adjective." in SUMMARY_PROMPT
-
-
-def test_adjectives():
-    for word in ("Concise", "graceful", "artless", "humorous", "burlesque", "paradoxical", "agreeable", "abrasive"):
-        assert is_adjective(word), word
-    for word in (
-        "",
-        "it",
-        "the",
-        "similar",
-        "response",
-        "vegetable",
-        "believe",
-        "form-al",
-        "conc",
-        "ful",
-        "table",
-        "live",
-    ):
-        assert not is_adjective(word), word

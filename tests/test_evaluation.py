@@ -3,7 +3,6 @@
 import json
 from collections import Counter
 from contextlib import contextmanager
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,15 +10,8 @@ from hypothesis import given, settings, strategies as st
 
 from personal_llm.base.core import Cost, Dialogue, InputError
 from personal_llm.base.models import Model
-from personal_llm.course.floors import (
-    FLOOR_NAMES,
-    choose_typical_answer,
-    evaluate_floors,
-    find_nearest_texts,
-    summarize_floors,
-)
 from personal_llm.tuning.evaluation import evaluate, score_texts
-from personal_llm.base.text import compute_rouge1, split_rouge_words
+from personal_llm.base.text import split_rouge_words
 from personal_llm.data.people import lower_case, opener
 
 
@@ -90,8 +82,6 @@ def test_refused_before_the_model_runs(dialogues, says):
     model = Parrot()
     with pytest.raises(InputError, match=says):
         evaluate(model, dialogues)
-    with pytest.raises(InputError, match=says):
-        evaluate_floors(dialogues, TEST)
     assert model.cost.forward == 0
 
 
@@ -150,61 +140,11 @@ def test_compare_pairs_by_id_whatever_the_order():
         evaluate(model, TEST[:1]).compare(evaluate(model, TEST[:1]))
 
 
-def test_nearest_by_hand():
-    assert find_nearest_texts(["b b", "zzz", "Ä?"], ["a", "b c", "b", "ä"]).tolist() == [
-        2,
-        0,
-        3,
-    ]  # no word shared: the first
-
-
-def test_nearest_by_an_encoder():
-    encode = lambda texts, **_: np.array([[text.count("a"), text.count("b")] for text in texts])
-    encoder = SimpleNamespace(encode=encode)
-    assert find_nearest_texts(["aaab", "b", "zzz"], ["b", "ba", "a"], encoder).tolist() == [
-        2,
-        0,
-        0,
-    ]  # a zero: the first
-    kept = [Dialogue(prompt, prompt.upper(), time=i) for i, prompt in enumerate(["b", "ba", "a"])]
-    found = evaluate_floors([Dialogue("aaab", "A"), Dialogue("bb", "A")], kept, encoder=encoder)["nearest"]
-    assert [item["reply"] for item in found.items] == ["A", "B"]
-
-
-def test_the_typical_floor_has_not_seen_the_test():
-    rng = np.random.default_rng(1)
-    for _ in range(20):
-        answers = [" ".join(rng.choice(list("abcdefg"), rng.integers(1, 6))) for _ in range(7)]
-        means = [sum(compute_rouge1(a, b) for j, b in enumerate(answers) if j != i) for i, a in enumerate(answers)]
-        assert choose_typical_answer(answers) == answers[int(np.round(means, 9).argmax())]
-    kept = [Dialogue("x", answer, time=i) for i, answer in enumerate(["a b", "b c", "d", "c"])]
-    for wanted in ("d", "c"):
-        test = [Dialogue("y", wanted)]
-        found = evaluate_floors(test, kept)
-        assert found["typical"].items[0]["reply"] == "b c" and found["constant"].items[0]["reply"] == wanted
-    assert tuple(found) == FLOOR_NAMES and summarize_floors(found, ("rouge1", "bleu"))[
-        "rouge1_typical"
-    ] == pytest.approx(2 / 3)
-    assert len(summarize_floors(found, ("rouge1", "bleu"))) == 10
-
-
-def test_constant_floor_is_the_best_constant():
-    rng = np.random.default_rng(0)
-    say = lambda n: " ".join(rng.choice(list("abcdefg"), n))
-    test, kept = [[Dialogue(say(3), say(5), time=i) for i in range(n)] for n in (12, 9)]
-    means = [np.mean([s["rouge1"] for s in score_texts([k.response] * 12, [t.response for t in test])]) for k in kept]
-    found = evaluate_floors(test, kept, (lower_case(),), "Ana")
-    assert found["constant"].summary["rouge1"] == pytest.approx(max(means)) and found["echo"].user == "Ana"
-    assert found["nearest"].compare(found["echo"], "rouge1").n == 12
-
-
 @pytest.mark.parametrize("wrong", [["text"], [TEST[0], None], dict(prompt="a"), (d for d in TEST), "text"])
 def test_what_is_no_list_of_dialogues_is_refused(wrong):
     model = Parrot()
     with pytest.raises(InputError, match="row 1|dialogue 1|columns|no such file|no list"):  # it says what
         evaluate(model, wrong)
-    with pytest.raises(InputError, match="dialogue"):
-        evaluate_floors(TEST, wrong)
     assert model.cost.forward == 0
 
 

@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 from personal_llm.base.core import InputError
 from personal_llm.data.exports import (
     CONVERSATION_GAP_SECONDS,
-    ChatMessage,
     split_at_pauses,
     parse_branch,
     parse_timestamps,
@@ -17,7 +16,7 @@ from personal_llm.data.exports import (
     identify_user,
     parse_whatsapp_log,
 )
-from personal_llm.data.formats import FORMATS, parse_record
+from personal_llm.data.formats import FORMATS, Turn, parse_record
 from personal_llm.data.reading import read_dialogues
 
 
@@ -105,7 +104,7 @@ def test_hidden_messages_are_left_out():
         node("q", "p", "user", "Hi"),
         node("a", "q", "assistant", "Hello"),
     )
-    assert parse_record(row, "chatgpt")[0].turns == [("user", "Hi", 0.0), ("assistant", "Hello", 0.0)]
+    assert [turn[:2] for turn in parse_record(row, "chatgpt")[0].turns] == [("user", "Hi"), ("assistant", "Hello")]
 
 
 def test_parents_in_a_circle_are_refused(tmp_path):
@@ -118,7 +117,7 @@ def test_parents_in_a_circle_are_refused(tmp_path):
 
 def test_a_long_branch():
     nodes = {str(i): dict(parent=str(i - 1)) for i in range(50_000)}
-    assert parse_branch(nodes, "49999", lambda node: (node["parent"],))[-1] == ("49998",)
+    assert parse_branch(nodes, "49999", lambda node: Turn("user", node["parent"]))[-1].text == "49998"
     assert len(parse_branch(nodes, "49999", lambda node: None)) == 50_000 and parse_branch({}, "x", None) == []
 
 
@@ -168,6 +167,113 @@ def test_ratings_of_replies(rating, kind, tmp_path):
     assert feedback_kinds(d) == [kind] * bool(kind) and found.format == "openwebui"
 
 
+IMAGE = [dict(content_type="image_asset_pointer", asset_pointer="sediment://x")]
+CANVAS = dict(
+    content_type="code", language="unknown", text='{"name": "rain", "type": "document", "content": "Grey threads."}'
+)
+UPDATE = dict(content_type="code", text='{"updates": [{"pattern": "threads", "replacement": "ropes"}]}')
+BETWEEN = {  # what stands between two exchanges of ChatGPT: nodes, and the (prompt, response) pairs of it
+    "a picture": ([("user", IMAGE, dict(kind="multimodal_text")), ("assistant", "A bicycle.", {})], []),
+    "a voice message": (
+        [("user", [dict(content_type="audio_asset_pointer")], dict(kind="multimodal_text")), ("assistant", "Hm.", {})],
+        [],
+    ),
+    "a transcription": (
+        [
+            ("user", [dict(content_type="audio_transcription", text="Hi")], dict(kind="multimodal_text")),
+            ("assistant", "Hello", {}),
+        ],
+        [("Hi", "Hello")],
+    ),
+    "an unknown kind of message": ([("user", "x", dict(kind="hologram")), ("assistant", "Nice.", {})], []),
+    "a painted picture": (
+        [
+            ("user", "Draw!", {}),
+            ("assistant", "{}", dict(kind="code", recipient="dalle.text2im")),
+            ("tool", IMAGE, dict(kind="multimodal_text")),
+            ("assistant", "Here it is.", {}),
+        ],
+        [],
+    ),
+    "a stopped reply": ([("user", "A story!", {}), ("assistant", "", {})], []),
+    "an empty message before the reply": (
+        [("user", "Why?", {}), ("assistant", "", {}), ("assistant", "So.", {})],
+        [("Why?", "So.")],
+    ),
+    "a canvas": (
+        [
+            ("user", "Rain?", {}),
+            ("assistant", CANVAS, dict(recipient="canmore.create_textdoc")),
+            ("tool", "Done.", {}),
+            ("assistant", "Written.", {}),
+        ],
+        [("Rain?", "Grey threads.\nWritten.")],
+    ),
+    "a change of a canvas": (
+        [
+            ("user", "Ropes!", {}),
+            ("assistant", UPDATE, dict(recipient="canmore.update_textdoc")),
+            ("tool", "Done.", {}),
+            ("assistant", "Changed.", {}),
+        ],
+        [],
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", BETWEEN)
+def test_chatgpts_gaps_cost_their_own_exchange(kind, tmp_path):
+    middle, expected = BETWEEN[kind]
+    rows = [
+        ("user", "Norway?", {}),
+        ("assistant", "Oslo.", {}),
+        *middle,
+        ("user", "Peru?", {}),
+        ("assistant", "Lima.", {}),
+    ]
+    nodes, parent = [ROOT], "root"
+    for i, (role, text, more) in enumerate(rows):
+        content = dict(content=text) if isinstance(text, dict) else {}
+        nodes.append(node(f"n{i}", parent, role, "" if content else text, **more | content))
+        parent = f"n{i}"
+    found = read_dialogues(save(tmp_path / "conversations.json", [conversation(*nodes)]))
+    assert pairs(found) == [("Norway?", "Oslo."), *expected, ("Peru?", "Lima.")]
+    assert bool(found.left_out) == (not expected)
+
+
+def test_a_folder_of_chatgpts_files_is_one_history(tmp_path):
+    for i, name in enumerate(("herb", "tree", "animal")):
+        row = conversation(
+            ROOT, node("q", "root", "user", f"Name a {name}."), node("a", "q", "assistant", f"{name} {i}")
+        )
+        save(tmp_path / f"conversations-{i:03}.json", [row])
+    save(tmp_path / "user.json", dict(id="x"))
+    save(tmp_path / "message_feedback.json", [])
+    files = sorted(tmp_path.glob("conversations-*.json"))
+    expected = [(f"Name a {name}.", f"{name} {i}") for i, name in enumerate(("herb", "tree", "animal"))]
+    for source in (tmp_path, str(tmp_path), files, [tmp_path], str(tmp_path / "conversations-*.json")):
+        assert pairs(read_dialogues(source)) == expected
+    save(files[1], "{")
+    with pytest.raises(InputError, match="conversations-001.json: broken JSON"):
+        read_dialogues(tmp_path)
+
+
+def test_other_folders(tmp_path):
+    for name, text in (
+        ("train-0.jsonl", '{"prompt": "Hi", "response": "Hello"}'),
+        ("train-1.jsonl", '{"prompt": "Bye", "response": "Yo"}'),
+    ):
+        save(tmp_path / name, text)
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photo.jpg").write_bytes(b"")
+    assert pairs(read_dialogues(tmp_path)) == [("Hi", "Hello"), ("Bye", "Yo")]
+    with pytest.raises(InputError, match="a folder with no file of chats"):
+        read_dialogues(tmp_path / "photos")
+    save(tmp_path / "b.txt", "Dear diary")
+    with pytest.raises(InputError, match="a folder with b.txt, train-0.jsonl"):
+        read_dialogues(tmp_path)
+
+
 # Claude: conversations.json
 
 
@@ -214,6 +320,53 @@ def test_claude(tmp_path):
     assert found[0].time == 1705314645.5 and len(found[1].history) == 2
 
 
+ARTIFACT = dict(
+    type="tool_use", name="artifacts", input=dict(command="create", title="Metals", content="| iron | Fe |")
+)
+CHANGE = dict(type="tool_use", name="artifacts", input=dict(command="update", old_str="Fe", new_str="fe"))
+PLACEHOLDER = "```\nThis block is not supported on your current device yet.\n```"
+
+
+@pytest.mark.parametrize(
+    "answer, expected",
+    [
+        (dict(content=[ARTIFACT, dict(type="tool_result", content=[dict(type="text", text="OK")])]), "| iron | Fe |"),
+        (dict(content=[ARTIFACT, dict(type="text", text="There.")]), "| iron | Fe |\nThere."),
+        (dict(content=[CHANGE, dict(type="text", text="I changed it.")]), None),
+        (dict(content=[dict(type="thinking", thinking="Hm.")]), None),
+        (dict(content=[], text=PLACEHOLDER), None),
+        (dict(content=[], text=f"{PLACEHOLDER}\n\nAn alloy."), "An alloy."),
+    ],
+)
+def test_claudes_artifacts_and_placeholders(tmp_path, answer, expected):
+    reply = dict(sender="assistant", text=PLACEHOLDER) | answer
+    chat = [message("human", "A table!"), reply, message("human", "Bye"), message("assistant", "See you")]
+    found = read_dialogues(save(tmp_path / "conversations.json", [dict(uuid="c", chat_messages=chat)]))
+    assert pairs(found) == [("A table!", expected)] * (expected is not None) + [("Bye", "See you")]
+
+
+def test_claudes_attachments_are_a_part_of_the_prompt(tmp_path):
+    pasted = message("human", "Sum up.", parts=[dict(type="text", text="Sum up.")])
+    pasted["attachments"] = [dict(file_name="", extracted_content="A long text.")]
+    picture = message("human", "", "p", parts=[]) | dict(files=[dict(file_name="photo.jpg")])
+    chat = [pasted, message("assistant", "Short."), picture, message("assistant", "A bicycle.")]
+    found = read_dialogues(save(tmp_path / "conversations.json", [dict(uuid="c", chat_messages=chat)]))
+    assert pairs(found) == [("Sum up.\nA long text.", "Short.")]
+
+
+def test_open_webuis_files_and_lists(tmp_path):
+    rows = [("user", "Norway?", {}), ("assistant", "Oslo.", {}), ("user", "", dict(files=[dict(type="image")]))]
+    rows += [("assistant", "A bicycle.", {}), ("user", "Peru?", {}), ("assistant", "Lima.", {})]
+    messages = [
+        dict(id=str(i), parentId=str(i - 1), role=role, content=text) | more
+        for i, (role, text, more) in enumerate(rows)
+    ]
+    tree = dict(history=dict(messages={m["id"]: m for m in messages}, currentId="5"))
+    for chat in (tree, dict(messages=messages)):
+        found = read_dialogues(save(tmp_path / "export.json", [dict(id="1", title="t", chat=chat)]))
+        assert pairs(found) == [("Norway?", "Oslo."), ("Peru?", "Lima.")] and found.left_out
+
+
 def test_claude_keeps_the_branch_that_stayed():
     messages = [
         message("human", "Hi", "1", "0"),
@@ -221,9 +374,9 @@ def test_claude_keeps_the_branch_that_stayed():
         message("assistant", "Hello", "3", "1"),
     ]
     (talk,) = parse_record(dict(chat_messages=messages), "claude")
-    assert [text for _, text, *_ in talk.turns] == ["Hi", "Hello"]
+    assert [turn.text for turn in talk.turns] == ["Hi", "Hello"]
     (talk,) = parse_record(dict(chat_messages=messages, current_leaf_message_uuid="2"), "claude")
-    assert [text for _, text, *_ in talk.turns] == ["Hi", "Thrown away"]
+    assert [turn.text for turn in talk.turns] == ["Hi", "Thrown away"]
 
 
 # Telegram: result.json
@@ -259,10 +412,51 @@ CHAT = dict(
 def test_telegram(tmp_path):
     found = read_dialogues(save(tmp_path / "result.json", CHAT))
     assert found.format == "telegram" and found.user == "Ana" and "Ana" in found.notes()[-1]
-    assert pairs(found) == [("Look: https://example.org!", "Nice.\nThanks."), ("Tea?", "Yes!"), ("Morning.", "Coffee?")]
-    assert [len(d.history) for d in found] == [0, 2, 1], "the night begins a new conversation"
-    assert [d.labels.get("group") for d in found] == ["result.json:1:1"] * 2 + [None]
-    assert found[0].time == 1705314660
+    assert pairs(found) == [("Tea?", "Yes!"), ("Morning.", "Coffee?")], "Nice is an answer to the chain letter"
+    assert [len(d.history) for d in found] == [0, 0], "the night begins a new conversation"
+    assert found[0].time == 1705314960 and sum(found.left_out.values()) == 1
+
+
+@pytest.mark.parametrize(
+    "m, expected",
+    [
+        (dict(text="", photo="x.jpg"), None),
+        (dict(text="", media_type="voice_message", file="x.ogg"), None),
+        (dict(text="", media_type="sticker", sticker_emoji="😀"), None),
+        (dict(text="", poll=dict(question="Tea?")), None),
+        (dict(text="A chain letter", forwarded_from="Cleo"), None),
+        (dict(text="Which cheese?", photo="x.jpg"), "Which cheese?"),
+        (dict(text=["Which ", dict(type="bold", text="cheese"), "?"]), "Which cheese?"),
+        (
+            dict(
+                text="",
+                rich_message=dict(blocks=[dict(type="paragraph", text=dict(type="plain", text="Which cheese?"))]),
+            ),
+            "Which cheese?",
+        ),
+        (
+            dict(
+                text="",
+                rich_message=dict(
+                    blocks=[
+                        dict(text=["Which ", dict(text="cheese")]),
+                        dict(type="list", items=[dict(text="old"), dict(text="young")]),
+                    ]
+                ),
+            ),
+            "Which cheese\nold\nyoung",
+        ),
+    ],
+)
+def test_telegrams_messages(tmp_path, m, expected):
+    rows = [
+        telegram("Ana", "Tea?", 1),
+        telegram("Bo", "Green.", 2),
+        telegram("Ana", "", 3) | m,
+        telegram("Bo", "Gouda.", 4),
+    ]
+    found = read_dialogues(save(tmp_path / "result.json", dict(CHAT, messages=rows)))
+    assert pairs(found) == [("Tea?", "Green.")] + [(expected, "Gouda.")] * (expected is not None)
 
 
 @pytest.mark.parametrize("name", ["Bo", "bo", "user2"])
@@ -278,7 +472,7 @@ def test_an_unknown_name_lists_the_known_ones(tmp_path):
 
 
 def test_a_group_needs_a_name(tmp_path):
-    group = dict(CHAT, messages=[*CHAT["messages"][:6], telegram("Cleo", "Me too.", 7)])
+    group = dict(CHAT, messages=[CHAT["messages"][1], *CHAT["messages"][4:6], telegram("Cleo", "Me too.", 7)])
     with pytest.raises(InputError, match="3 people write here") as caught:
         read_dialogues(save(tmp_path / "result.json", group))
     assert "--user" in caught.value.remedy
@@ -293,6 +487,7 @@ def test_a_whole_telegram_account(tmp_path):
     account = dict(about="Here is your data.", personal_information=dict(user_id=2, first_name="Bo"), chats=chats)
     found = read_dialogues(save(tmp_path / "result.json", account))
     assert found.user == "Bo" and pairs(found) == [("Nice.\nThanks.", "Tea?"), ("Good morning!", "Morning.")]
+    assert "left out: 1 × a group chat" in found.notes()
     with pytest.raises(InputError, match="does not name its owner"):
         read_dialogues(save(tmp_path / "result.json", dict(chats=chats)))
     assert read_dialogues(save(tmp_path / "result.json", dict(chats=chats)), user="Ana").user == "Ana"
@@ -394,13 +589,95 @@ def test_a_long_message_in_a_log_is_quick(tmp_path):
 
 
 def test_between_people():
-    talk = [ChatMessage("1", "Ana", "a", 0.0), ChatMessage("2", "Bo", "b", 0.0), ChatMessage("1", "Ana", "c", 0.0)]
-    assert [len(c.turns) for c in split_at_pauses(talk)] == [3], "without times nothing is cut"
+    people = {"1": "Ana", "2": "Bo"}
+    talk = [Turn("1", "a"), Turn("2", "b"), Turn("1", "c")]
+    assert [len(c.turns) for c in split_at_pauses(talk, people)] == [3], "without times nothing is cut"
     in_time = [m._replace(time=1e9 + CONVERSATION_GAP_SECONDS * i) for i, m in enumerate(talk)]
-    assert [len(c.turns) for c in split_at_pauses(in_time)] == [3], "a pause of six hours is not longer than six hours"
+    assert [len(c.turns) for c in split_at_pauses(in_time, people)] == [3], (
+        "a pause of six hours is not longer than that"
+    )
     late = [m._replace(time=1e9 + (CONVERSATION_GAP_SECONDS + 1) * i) for i, m in enumerate(talk)]
-    assert split_at_pauses(late) == [], "each says something into silence"
-    assert split_at_pauses(talk[:1]) == [] and identify_user([]) == (None, "")
+    assert [len(c.turns) for c in split_at_pauses(late, people)] == [1, 1, 1], "each says something into silence"
+    assert identify_user({}) is None and not split_at_pauses(talk[:1], {"1": "Ana"})[0].user
+
+
+NOTICES = """Esperanza: ¿Está la sopa?
+Bo: {}
+Bo: Sí
+Esperanza: {}
+Esperanza: ¿Y el pan?
+Bo: También"""
+DELETED = [
+    ("This message was deleted", "You deleted this message"),
+    ("Diese Nachricht wurde gelöscht.", "Du hast diese Nachricht gelöscht."),
+    ("Se eliminó este mensaje.", "Eliminaste este mensaje."),
+    ("Esta mensagem foi apagada", "Você apagou esta mensagem"),
+    ("Esta mensagem foi eliminada", "Eliminou esta mensagem"),
+    ("Ce message a été supprimé", "Vous avez supprimé ce message"),
+    ("Questo messaggio è stato eliminato", "Hai eliminato questo messaggio"),
+    ("Dit bericht is verwijderd", "Je hebt dit bericht verwijderd"),
+    ("Ta wiadomość została usunięta", "Usunięto tę wiadomość"),
+    ("Это сообщение удалено", "Вы удалили это сообщение"),
+    ("Bu mesaj silindi", "Bu mesajı sildiniz"),
+    ("Det här meddelandet raderades", "Du raderade det här meddelandet"),
+    ("Pesan ini telah dihapus", "Anda menghapus pesan ini"),
+    ("このメッセージは削除されました", "メッセージを削除しました"),
+    ("삭제된 메시지입니다", "이 메시지를 삭제했습니다"),
+    ("此消息已删除", "您已删除此消息"),
+    ("تم حذف هذه الرسالة", "لقد حذفت هذه الرسالة"),
+    ("यह मैसेज हटा दिया गया", "आपने यह मैसेज मिटा दिया"),
+]
+
+
+@pytest.mark.parametrize("other, own", DELETED, ids=[row[0] for row in DELETED])
+def test_deleted_messages_are_no_words_in_any_language(tmp_path, other, own):
+    for mark in ("", "\u200e"):
+        lines = NOTICES.format(mark + other, mark + own).split("\n")
+        log = "".join(f"03.02.26, 18:4{i} - {line}\n" for i, line in enumerate(lines))
+        found = read_dialogues(save(tmp_path / "chat.txt", log))
+        assert pairs(found) == [("¿Está la sopa?", "Sí"), ("¿Y el pan?", "También")]
+
+
+@pytest.mark.parametrize(
+    "media",
+    [
+        "<Media omitted>",
+        "<Medien ausgeschlossen>",
+        "<省略多媒体文件>",
+        "IMG-20260203-WA0003.jpg (file attached)",
+        "IMG-20260203-WA0003.jpg (Datei angehängt)",
+        "PTT-20260203-WA0001.opus (archivo adjunto)",
+        "\u200eIMG-1.jpg (ملف مرفق)",
+        "Ana.vcf (fichier joint)",
+        "\u200eimage omitted",
+        "\u200eBild weggelassen",
+        "\u200e<attached: 00000012-PHOTO.jpg>",
+        "null",
+    ],
+)
+def test_media_are_gaps_in_any_language(tmp_path, media):
+    lines = ["Ute: Suppe?", "Jan: Ja", f"Ute: {media}", "Jan: Schön", "Ute: Wann?", f"Jan: {media}", "Jan: Um acht"]
+    log = "".join(f"03.02.26, 18:4{i} - {line}\n" for i, line in enumerate(lines))
+    found = read_dialogues(save(tmp_path / "chat.txt", log))
+    assert pairs(found) == [("Suppe?", "Ja"), ("Wann?", "Um acht")] and found.left_out
+    if "jpg" in media:  # a caption stands beside its picture
+        caption = f"Schau! {media}" if "attached:" in media else f"{media}\nSchau!"
+        found = read_dialogues(save(tmp_path / "chat.txt", log.replace(f"Ute: {media}", f"Ute: {caption}")))
+        assert ("Schau!", "Schön") in pairs(found)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "I deleted it. This is a long message about what I delete every day.",
+        "Look at notes.txt (it is new) please",
+        "a <b> c",
+        "x <3",
+    ],
+)
+def test_words_that_look_like_notices_stay(tmp_path, text):
+    log = f"03.02.26, 18:40 - Ute: {text}\n03.02.26, 18:41 - Jan: Ja\n"
+    assert pairs(read_dialogues(save(tmp_path / "chat.txt", log))) == [(text, "Ja")]
 
 
 def test_times():

@@ -12,11 +12,11 @@ from personal_llm.data.formats import (
     ParsedConversation,
     as_text,
     parse_record,
+    Turn,
     split_into_dialogues,
-    make_exchange,
     normalise_record,
-    call_safely,
     merge_turns,
+    remove_marks,
     register_format,
     split_opening,
     detect_format,
@@ -39,29 +39,21 @@ CHAT = [user("Hi"), bot("Hello"), user("Bye"), bot("See you")]
 PAIRS = [("Hi", "Hello"), ("Bye", "See you")]
 
 # format, record, the (prompt, response) pairs that it holds
+SYSTEM = dict(role="system", content="Be kind.")
+QUESTION = dict(role="user", content="Hi")
 RECORDS = [
     ("messages", dict(messages=CHAT), PAIRS),
     ("messages", CHAT, PAIRS),
     ("messages", dict(conversation=CHAT, model="x"), PAIRS),
-    ("messages", dict(messages=[dict(role="system", content="Be kind."), *CHAT[:2]]), PAIRS[:1]),
+    ("messages", dict(messages=[SYSTEM, *CHAT[:2]]), PAIRS[:1]),
     ("messages", dict(messages=[bot("Welcome!"), user("a"), user("b"), bot("c")]), [("a\nb", "c")]),
     ("messages", dict(messages=[user([dict(type="text", text="a"), dict(type="image_url")]), bot("c")]), [("a", "c")]),
     ("messages", dict(messages=[user("a"), dict(role="assistant", content=None), bot("c")]), [("a", "c")]),
-    ("sharegpt", dict(id="1", conversations=[turn("human", "Hi"), turn("gpt", "Hello")]), PAIRS[:1]),
-    ("sharegpt", dict(conversations=[turn("system", "x"), turn("user", "Hi"), turn("chatgpt", "Hello")]), PAIRS[:1]),
-    ("sharegpt", dict(conversations=CHAT), PAIRS),
+    ("messages", dict(id="1", conversations=[turn("human", "Hi"), turn("gpt", "Hello")]), PAIRS[:1]),
+    ("messages", dict(conversations=[turn("system", "x"), turn("user", "Hi"), turn("chatgpt", "Hello")]), PAIRS[:1]),
+    ("messages", dict(conversations=CHAT), PAIRS),
     ("messages", [turn("human", "Hi"), turn("gpt", "Hello")], PAIRS[:1]),
-    ("prompt-completion", dict(prompt="Hi", completion="Hello"), PAIRS[:1]),
-    ("prompt-completion", dict(prompt="Hi", response="Hello", extra=1), PAIRS[:1]),
-    ("prompt-completion", {"Prompt": "Hi", " Response ": "Hello"}, PAIRS[:1]),
-    ("alpaca", dict(instruction="Add.", input="1 2", output="3"), [("Add.\n\n1 2", "3")]),
-    ("alpaca", dict(instruction="Add.", input="", output="3", text="x"), [("Add.", "3")]),
-    ("alpaca", dict(Instruction="Add.", Input=None, Output="3"), [("Add.", "3")]),
-    ("alpaca", dict(instruction="Add.", input="1 2", completion="3"), [("Add.\n\n1 2", "3")]),
-    ("alpaca", dict(prompt="Add.", input="1 2", output="3"), [("Add.\n\n1 2", "3")]),
-    ("prompt-completion", dict(prompt="Add.", input="1 2", response="3"), [("Add.\n\n1 2", "3")]),
-    ("prompt-completion", dict(prompt="Add.", input="", context="1 2", completion="3"), [("Add.\n\n1 2", "3")]),
-    ("dolly", dict(instruction="Add.", input="1 2", response="3"), [("Add.\n\n1 2", "3")]),
+    ("messages", dict(contents=[dict(role="model", parts=[dict(text="x")])] + CHAT), PAIRS),
     ("messages", dict(conversation=[turn("human", "Hi"), turn("gpt", "Hello")]), PAIRS[:1]),
     (
         "messages",
@@ -72,9 +64,34 @@ RECORDS = [
     ("messages", dict(conversation=[dict(speaker="user", text="Hi"), dict(speaker="bot", text="Hello")]), PAIRS[:1]),
     ("messages", dict(conversation=json.dumps(CHAT)), PAIRS),
     ("messages", dict(prompt="x", response="y", conversation=CHAT), PAIRS),
-    ("sharegpt", dict(conversations=[CHAT[:2], CHAT[2:]]), PAIRS),
-    ("sharegpt", dict(conversations=[dict(id=1, messages=CHAT[:2]), dict(id=2, messages=CHAT[2:])]), PAIRS),
-    ("dolly", dict(instruction="Who?", context="Ada wrote it.", response="Ada"), [("Who?\n\nAda wrote it.", "Ada")]),
+    ("messages", dict(conversations=[CHAT[:2], CHAT[2:]]), PAIRS),
+    ("messages", dict(conversations=[dict(id=1, messages=CHAT[:2]), dict(id=2, messages=CHAT[2:])]), PAIRS),
+    ("pairs", dict(prompt="Hi", completion="Hello"), PAIRS[:1]),
+    ("pairs", dict(prompt="Hi", response="Hello", extra=1), PAIRS[:1]),
+    ("pairs", {"Prompt": "Hi", " Response ": "Hello"}, PAIRS[:1]),
+    ("pairs", {"Question": "Hi", "Answer": "Hello"}, PAIRS[:1]),
+    ("pairs", dict(query="Hi", reply="Hello"), PAIRS[:1]),
+    ("pairs", dict(user="Hi", assistant="Hello"), PAIRS[:1]),
+    ("pairs", dict(input="Hi", output="Hello"), PAIRS[:1]),
+    ("pairs", dict(instruction="Add.", input="1 2", output="3"), [("Add.\n\n1 2", "3")]),
+    ("pairs", dict(instruction="Add.", input="", output="3", text="x"), [("Add.", "3")]),
+    ("pairs", dict(instruction="Add.", input="1 2", output="3", prompt="Below is…"), [("Add.\n\n1 2", "3")]),
+    ("pairs", dict(Instruction="Add.", Input=None, Output="3", messages=None), [("Add.", "3")]),
+    ("pairs", dict(prompt="Add.", input="", context="1 2", completion="3"), [("Add.\n\n1 2", "3")]),
+    ("pairs", dict(instruction="Add.", input="1 2", response="3"), [("Add.\n\n1 2", "3")]),
+    ("pairs", dict(prompt=[SYSTEM, QUESTION], completion=[bot("Hello")]), PAIRS[:1]),
+    ("pairs", dict(instruction="Bye", output="See you", history=[["Hi", "Hello"]]), PAIRS),
+    ("pairs", dict(prompt="Bye", response="See you", history=CHAT[:2]), PAIRS),
+    ("preference", dict(prompt="Hi", chosen="Hello", rejected="Yo"), PAIRS[:1]),
+    ("preference", dict(question="Hi", chosen="Hello", rejected="Yo"), PAIRS[:1]),
+    ("preference", dict(prompt=[QUESTION], chosen=[bot("Hello")], rejected=[bot("Yo")]), PAIRS[:1]),
+    ("preference", dict(chosen=[QUESTION, bot("Hello")], rejected=[QUESTION, bot("Yo")]), PAIRS[:1]),
+    ("preference", dict(prompt="Hi", chosen=CHAT[:2], rejected=[QUESTION, bot("Yo")], messages=CHAT), PAIRS[:1]),
+    (
+        "preference",
+        dict(input=dict(messages=[QUESTION]), preferred_output=[bot("Hello")], non_preferred_output=[bot("Yo")]),
+        PAIRS[:1],
+    ),
     (
         "text",
         dict(text="One two three four five six seven eight nine.", label=3),
@@ -108,9 +125,14 @@ BAD = [
     ("messages", dict(conversation=[[["Hi"]]]), "list of objects"),
     ("messages", dict(messages=[dict(role=["user"], content="x")]), "list of objects"),
     ("messages", dict(messages=[user(3)]), "int, not text"),
-    ("sharegpt", dict(conversations=dict(a=1)), "list of objects"),
-    ("prompt-completion", dict(prompt=3, response="x"), "int, not text"),
-    ("prompt-completion", dict(prompt=["Hi", 3], response="x"), "list, not text"),
+    ("messages", dict(conversations=dict(a=1)), "list of objects"),
+    ("messages", dict(messages=[user("Hi"), dict(role="bing", content="x")]), "unknown role 'bing'"),
+    ("pairs", dict(prompt=3, response="x"), "prompt is int, not text"),
+    ("pairs", dict(prompt="x", response=float("nan")), "response is float, not text"),
+    ("pairs", dict(prompt=["Hi", 3], response="x"), "list, not text"),
+    ("preference", dict(chosen="\n\nHuman: Hi\n\nAssistant: Hello", rejected="Yo"), "chosen without a prompt"),
+    ("text", dict(text="### Human: What is a tendon?### Assistant: It ties muscle to bone."), "a dialogue in one text"),
+    ("text", dict(text="<s>[INST] What is a tendon? [/INST] It ties muscle to bone. </s>"), "a dialogue in one text"),
 ]
 
 
@@ -124,8 +146,8 @@ def test_bad_records_say_why(name, record, words):
 def test_records_of_no_format():
     with pytest.raises(InputError, match="found int"):
         normalise_record(17)
-    with pytest.raises(InputError, match="question, reply"):
-        detect_format(dict(question="Hi", reply="Hello"))
+    with pytest.raises(InputError, match="title, body"):
+        detect_format(dict(title="Hi", body="Hello"))
     with pytest.raises(InputError) as caught:
         detect_format({"\x1b[31m" + "x" * 1_000_000: 1})
     assert "\x1b" not in str(caught.value) and len(str(caught.value)) < 300
@@ -136,30 +158,195 @@ def test_a_format_of_your_own_comes_first():
 
         @register_format("mine", ("prompt", "response"))
         def mine(row):
-            return make_exchange(row["response"], row["prompt"], domain="backwards")
+            turns = [("user", row["response"]), ("assistant", row["prompt"])]
+            return [ParsedConversation(turns, dict(domain="backwards"))]
 
         row = dict(prompt="Hi", response="Hello")
         assert detect_format(row) == "mine" and pairs(parse_record(row, "mine")) == [("Hello", "Hi")]
         assert split_into_dialogues(parse_record(row, "mine")[0])[0][0].labels == dict(domain="backwards")
     finally:
         del FORMATS["mine"]
-    assert detect_format(row) == "prompt-completion"
+    assert detect_format(row) == "pairs"
 
 
 def test_turns_of_one_side_are_joined():
     turns = [("user", "a", 3), ("user", " ", 4), ("user", "b", 5), ("assistant", "c", 6), ("assistant", "d", 7)]
-    assert merge_turns(turns) == [("user", "a\nb", 3.0, []), ("assistant", "c\nd", 6.0, [])]
-    assert merge_turns([]) == [] and merge_turns([("user", "a")]) == [("user", "a", 0.0, [])]
+    merged = merge_turns([Turn(*turn) for turn in turns])
+    assert [turn[:3] for turn in merged] == [("user", "a\nb", 3.0), ("assistant", "c\nd", 6.0)] and merge_turns(
+        []
+    ) == []
+
+
+PICTURE = [dict(type="image_url", image_url=dict(url="data:image/png;base64,iVBO"))]
+NORWAY, PERU = [user("Norway?"), bot("Oslo.")], [user("Peru?"), bot("Lima.")]
+GAPS = {  # what stands between two exchanges: the (prompt, response) pairs of it, and its gaps
+    "a picture": ([user(PICTURE), bot("A red bicycle.")], [], 1),
+    "a picture of Gemini": ([dict(role="user", parts=[dict(inlineData=dict(data="iVBO"))]), bot("A bicycle.")], [], 1),
+    "a voice message": ([user([dict(type="input_audio", input_audio={})]), bot("It rains.")], [], 1),
+    "a painted picture": ([user("Draw a cat."), bot(PICTURE)], [], 1),
+    "a stopped reply": ([user("A story!"), bot("")], [], 1),
+    "a stopped thought": ([user("A story!"), bot("<think>Let me see")], [], 1),
+    "a picture without an answer": ([user(PICTURE)], [("Peru?", "Lima.")], 0),
+    "a prompt of Open WebUI": ([user("### Task:\nGenerate a title.\n### Chat History:"), bot('{"title": "x"}')], [], 1),
+    "a call of a tool": ([user("How warm?"), dict(role="assistant", content=None, tool_calls=[dict(id="1")])], None, 0),
+}
+
+
+@pytest.mark.parametrize("kind", GAPS)
+def test_a_turn_without_text_costs_its_own_exchange(kind):
+    "The answers around it must not grow together."
+    middle, expected, num_gaps = GAPS[kind]
+    (conversation,) = parse_record(dict(messages=[*NORWAY, *middle, *PERU]), "messages")
+    found, _, counted = split_into_dialogues(conversation)
+    assert (found[0].prompt, found[0].response) == ("Norway?", "Oslo.")
+    if expected is not None:
+        assert (found[-1].prompt, found[-1].response) == ("Peru?", "Lima.")
+        assert len(found) == 2 and counted == num_gaps
+    roles = [role for d in found for role, _ in d.history]
+    assert all(role == ("user", "assistant")[i % 2] for d in found for i, (role, _) in enumerate(d.history)), roles
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        [dict(role="assistant", content=None, tool_calls=[dict(id="c")]), dict(role="tool", content="21")],
+        [dict(role="assistant", content="", function_call=dict(name="w")), dict(role="function", content="21")],
+        [bot([dict(type="tool_use", name="w")]), user([dict(type="tool_result", content="21")])],
+        [dict(role="assistant", content=[dict(type="thinking", thinking="hm")])],
+        [turn("function_call", "{}"), turn("observation", "21")],
+        [dict(type="function_call", name="w"), dict(type="function_call_output", output="21")],
+        [dict(role="ipython", content="21")],
+    ],
+)
+def test_calls_of_tools_are_no_turns(call):
+    (conversation,) = parse_record(dict(messages=[user("How warm?"), *call, bot("21 degrees.")]), "messages")
+    (d,), _, num_gaps = split_into_dialogues(conversation)
+    assert (d.prompt, d.response, num_gaps) == ("How warm?", "21 degrees.", 0)
+
+
+def test_system_turns_stay_and_divide():
+    rows = [SYSTEM, *CHAT[:2], dict(role="developer", content="Be a pirate."), *CHAT]
+    found, *_ = split_into_dialogues(parse_record(dict(messages=rows), "messages")[0])
+    system, pirate = ("system", "Be kind."), ("system", "Be a pirate.")
+    assert [list(d.history) for d in found] == [[system], [pirate], [pirate, ("user", "Hi"), ("assistant", "Hello")]]
+    for row in (
+        dict(system="Be kind.", prompt="Hi", response="x"),
+        dict(System_Prompt="Be kind.", question="Hi", answer="x"),
+    ):
+        (d,), *_ = split_into_dialogues(parse_record(normalise_record(row), "pairs")[0])
+        assert list(d.history) == [system]
+
+
+@pytest.mark.parametrize("mark", [dict(weight=0), dict(weight=0.0), dict(train=False), dict(loss=False)])
+def test_an_answer_that_is_not_to_be_learned_stays_in_the_history(mark):
+    rows = [user("Is tin a metal?"), bot("No.") | mark, user("Sure?"), bot("Yes, it is.") | dict(weight=1)]
+    (d,), *_ = split_into_dialogues(parse_record(dict(messages=rows), "messages")[0])
+    assert d.prompt == "Sure?" and list(d.history) == [("user", "Is tin a metal?"), ("assistant", "No.")]
+
+
+def test_preferences_are_choices_and_labels_are_thumbs():
+    (d,), *_ = split_into_dialogues(parse_record(dict(prompt="Hi", chosen="Hello", rejected="Yo"), "preference")[0])
+    assert d.labels["feedback"] == [dict(kind="choice", rejected="Yo", is_given=True)] and d.origin == "user"
+    for label, kind, origin in ((True, "thumb_up", "user"), (False, "thumb_down", "model")):  # rows for KTO
+        (d,), *_ = split_into_dialogues(parse_record(dict(prompt="Hi", completion="Yo", label=label), "pairs")[0])
+        assert d.labels["feedback"] == [dict(kind=kind)] and d.origin == origin
+
+
+MARKED = {
+    "<think>\nOnly 1 and 7.\n</think>\n\nYes.": "Yes.",
+    "<thinking>Hm.</thinking>Yes.": "Yes.",
+    "<THINK>Hm.</THINK>\nYes.": "Yes.",
+    "[THINK]Hm.[/THINK]Yes.": "Yes.",
+    "◁think▷Hm.◁/think▷Yes.": "Yes.",
+    "<think>a</think>Yes.\n<think>b</think>\nIt is.": "Yes.\n\nIt is.",
+    "Only 1 and 7.\n</think>\nYes.": "Yes.",
+    "<|channel|>analysis<|message|>Hm.<|end|><|start|>assistant<|channel|>final<|message|>Yes.<|return|>": "Yes.",
+    '<details type="reasoning" done="true">\n<summary>Thought for 4 seconds</summary>\n> Hm\n</details>\nYes.': "Yes.",
+    '<details type="tool_calls" done="true" name="w">\n<summary>Tool</summary>\n</details>\nYes.': "Yes.",
+    "<details>\n<summary>Thought for 2 seconds</summary>\nHm\n</details>\n\nYes.": "Yes.",
+    "Yes.\ue200cite\ue202turn0search1\ue202turn0search4\ue201 No.\ue200filecite\ue202turn0file0\ue201": "Yes. No.",
+    '\ue200entity\ue202["city","Oslo","Norway"]\ue201 is cold.': "Oslo is cold.",
+    "See \ue200url\ue202the museum\ue202turn0search2\ue201.": "See the museum.",
+    "\ue203Ten metres\ue204\ue200cite\ue202turn0search2\ue201.": "Ten metres.",
+    "Yes 【12†source】.": "Yes.",
+    "Yes 【4:0†notes.pdf】【4:1†L2-L3】.": "Yes.",
+    "Yes:contentReference[oaicite:0]{index=0}.": "Yes.",
+    "```\nThis block is not supported on your current device yet.\n```\n\nYes.": "Yes.",
+    "This block is not supported on your current device yet.": "",
+    "Viewing artifacts created via the Analysis Tool web feature preview isn’t yet supported on mobile.\nYes.": "Yes.",
+    "Yes.<|im_end|>\n": "Yes.",
+    "Yes.</s>": "Yes.",
+}
+UNMARKED = [
+    "Write <think> before your thoughts and </think> after them.",
+    "<details><summary>More</summary>Words.</details>",
+    "【Note】 Words in brackets, and a dagger† alone.",
+    "Yes </s> is an end token.",
+    " kept as it is \n",
+]
+
+
+@pytest.mark.parametrize("text", [*MARKED, *UNMARKED])
+def test_marks_of_programs_are_nobodys_words(text):
+    assert remove_marks(text) == MARKED.get(text, text)
+    if MARKED.get(text):
+        (d,), *_ = split_into_dialogues(ParsedConversation([("user", "Hi"), ("assistant", text)]))
+        assert d.response == MARKED[text]
+
+
+def test_marks_in_long_texts_are_quick():
+    for text in ("<" * 300_000, "\n" * 300_000, "<think>" * 50_000, "【" * 300_000, "```" * 100_000, " " * 300_000):
+        remove_marks(text + "x")
+
+
+TALKS = {
+    "Slack": dict(
+        type="message", user="U01", text="Where is the big cable of the projector stored these days?", ts="1.1"
+    ),
+    "Discord": dict(
+        guild={}, channel={}, messages=[dict(id="1", content="a kite", author=dict(name="ky"), timestamp="")]
+    ),
+    "Messenger": dict(participants=[], messages=[dict(sender_name="Ana", timestamp_ms=1, content="Hi")]),
+    "Google Chat": dict(messages=[dict(creator=dict(name="Ana"), created_date="x", text="Hi")]),
+    "Matrix": dict(messages=[dict(type="m.room.message", sender="@a:x", content=dict(body="Hi"), origin_server_ts=1)]),
+    "Skype": dict(userId="live:ana", conversations=[dict(id="8:bo", MessageList=[dict(content="Hi")])]),
+    "an unknown program": dict(text="Where is the big cable of the projector stored these days?", username="ana"),
+}
+
+
+@pytest.mark.parametrize("program", TALKS)
+def test_messages_between_people_are_refused_by_name(program):
+    with pytest.raises(InputError, match=f"between people in the layout of {program}") as caught:
+        detect_format(normalise_record(TALKS[program]))
+    assert "prompt and response" in caught.value.remedy
+
+
+def test_a_letter_with_a_writer_can_be_read():
+    letter = dict(text="One two three four five six seven eight nine.", author="Ana")
+    with pytest.raises(InputError, match="between people"):
+        reading.read_dialogues([letter])
+    assert len(reading.read_dialogues([letter], format="text")) == 1
+
+
+def test_rows_of_other_files_of_an_export_point_to_the_chats():
+    for row in (
+        dict(uuid="u", full_name="X"),
+        dict(conversations_memory="Likes peas."),
+        dict(uuid="p", name="G", docs=[]),
+    ):
+        with pytest.raises(InputError) as caught:
+            detect_format(row)
+        assert "conversations.json" in caught.value.remedy
 
 
 def test_time_is_when_the_user_spoke():
-    (d,), _ = split_into_dialogues(ParsedConversation([("user", "a", 3.5), ("assistant", "b", 9.5)]))
+    (d,), *_ = split_into_dialogues(ParsedConversation([("user", "a", 3.5), ("assistant", "b", 9.5)]))
     assert d.time == 3.5
 
 
 def test_history_is_one_tuple_for_a_conversation():
     turns = [(("user", "assistant")[i % 2], f"turn {i}") for i in range(40)]
-    found, cut = split_into_dialogues(ParsedConversation(turns))
+    found, cut, _ = split_into_dialogues(ParsedConversation(turns))
     assert cut == 0 and len(found) == 20
     assert all(isinstance(d.history, History) and d.history.turns is found[0].history.turns for d in found)
     assert [list(d.history) for d in found] == [turns[: 2 * k] for k in range(20)]
@@ -167,7 +354,7 @@ def test_history_is_one_tuple_for_a_conversation():
 
 def test_many_turns_of_one_side_and_long_texts_are_quick():
     talk = ParsedConversation([("user", "x" * 99)] * 100_000 + [("assistant", "y" * 10_000_000)])
-    (d,), cut = split_into_dialogues(talk)
+    (d,), cut, _ = split_into_dialogues(talk)
     assert len(d.prompt) == len(d.response) == MAX_TURN_CHARACTERS and cut == 2
 
 
@@ -187,6 +374,21 @@ def test_conversations_without_dialogues(turns, words):
         split_into_dialogues(ParsedConversation(turns))
 
 
+@pytest.mark.parametrize(
+    "turns",
+    [
+        [user(PICTURE), bot("A red bicycle.")],
+        [user("### Task:\nGenerate a title."), bot('{"title": "x"}')],
+        [user("Hi"), bot("Yo") | dict(weight=0)],
+        [user("A story!"), bot("<think>Let me see")],
+    ],
+)
+def test_a_row_that_holds_nobodys_words_is_left_out(turns):
+    "It is no mistake of the file: the other rows are read, and its gap is counted."
+    dialogues, _, num_gaps = split_into_dialogues(parse_record(dict(messages=turns), "messages")[0])
+    assert not dialogues and num_gaps == ("weight" not in turns[1])
+
+
 def test_names_and_texts():
     assert as_text([], "x") == "" and as_text(["a", dict(text="b"), dict(text=3)], "x") == "a\nb"
 
@@ -198,11 +400,16 @@ def test_a_value_of_the_wrong_kind_is_the_error_of_its_row():
     def huge(row):
         return float(10**400)
 
-    for make in (index, huge, lambda row: row.nothing, lambda row: row["no"], lambda row: int("x")):
-        with pytest.raises(InputError, match="wrong kind of value"):
-            call_safely(make, {})
-    with pytest.raises(ZeroDivisionError):  # a mistake of ours is not the user's
-        call_safely(lambda row: 1 / 0, {})
+    try:
+        for make in (index, huge, lambda row: row.nothing, lambda row: row["no"], lambda row: int("x")):
+            register_format("careless")(make)
+            with pytest.raises(InputError, match="wrong kind of value"):
+                parse_record({}, "careless")
+        register_format("careless")(lambda row: 1 / 0)
+        with pytest.raises(ZeroDivisionError):  # a mistake of ours is not the user's
+            parse_record({}, "careless")
+    finally:
+        del FORMATS["careless"]
 
 
 def test_openings():

@@ -6,7 +6,6 @@ from pathlib import Path
 
 from cases import case
 
-from personal_llm.course.__main__ import main
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = sorted((ROOT / "nbs").rglob("*.ipynb"))
@@ -33,16 +32,6 @@ def test_links_of_a_notebook():
     for notebook in NOTEBOOKS:
         with case(notebook):
             assert broken(notebook.parent, prose_of(notebook)) == []
-
-
-def test_links_of_a_hand_out(tmp_path):
-    for lessons in ("1-10", "7"):
-        folder = tmp_path / lessons
-        assert main(["handout", str(folder), "--no-package", "--lessons", lessons]) == 0
-        assert targets(prose_of(folder / "lesson_7_helped.ipynb")) == ["report_template.ipynb"]
-        for notebook in folder.glob("*.ipynb"):
-            with case(lessons, notebook.name):
-                assert broken(folder, prose_of(notebook)) == []
 
 
 def test_links_at_the_top():

@@ -61,7 +61,19 @@ def test_an_interrupted_run_goes_on(model, tmp_path, monkeypatch):
 
 def test_few_chats_have_no_test_set(model, tmp_path):
     result, lines = run(model, tmp_path, CHATS[:12])
-    assert result["held_out"] == 0 and result["change"] == {} and "no before and after" in "\n".join(lines)
+    assert result["held_out"] == 0 and result["change"] == {}
+    assert "no before and after: 12 dialogues, fewer than 50" in lines and result["cut"]["answers"] == 0
+
+
+def test_long_answers_and_prompts_are_counted(model, tmp_path):
+    long = "word " * 2000
+    chats = [Dialogue(f"Question {i}?", f"Answer {i}: {long}") for i in range(4)]
+    chats += [Dialogue(f"{long} Question {i}?", f"Answer {i}.") for i in range(4, 8)]
+    result, lines = run(model, tmp_path, chats)
+    assert result["cut"] == dict(tokens=result["cut"]["tokens"], answers=4, prompts=4)
+    (line,) = [line for line in lines if line.startswith("cut")]
+    assert f"4 of 8 answers cut at {result['cut']['tokens']} tokens: their ends are not learned" in line
+    assert "4 of 8 prompts cut" in line
 
 
 def test_a_start_is_a_library_an_adapter_or_none(model, tmp_path):

@@ -35,7 +35,7 @@ def test_formats(tmp_path, name, record, want, kind):
     path = save(tmp_path / f"chats.{kind}", [record])
     found = read_dialogues(path)
     assert pairs(found) == want and found.format == name and not found.skipped and found.num_truncated == 0
-    assert read_dialogues(path, format=name) == found
+    assert read_dialogues(path, format=name) == found == read_dialogues([record])
 
 
 def test_history_and_group_of_a_conversation(tmp_path):
@@ -55,14 +55,12 @@ def test_tables(tmp_path, header, separator, name):
     (tmp_path / name).write_bytes(b"\xef\xbb\xbf" + "\r\n".join(rows).encode())
     found = read_dialogues(tmp_path / name, skip_invalid=True)
     assert pairs(found) == [("Hi, you;", "Hello")] and [line for line, _ in found.skipped] == [3]
-    (tmp_path / "table").write_bytes((tmp_path / name).read_bytes())
-    assert pairs(read_dialogues(tmp_path / "table", format="csv", skip_invalid=True)) == pairs(found)
 
 
 def test_alpaca_as_a_table(tmp_path):
     (tmp_path / "a.csv").write_text("Instruction;Input;Output\nAdd.;1 2;3\nCount.;;1\n")
     found = read_dialogues(tmp_path / "a.csv")
-    assert found.format == "alpaca" and pairs(found) == [("Add.\n\n1 2", "3"), ("Count.", "1")]
+    assert found.format == "pairs" and pairs(found) == [("Add.\n\n1 2", "3"), ("Count.", "1")]
 
 
 def test_material_beside_the_request_is_read(tmp_path):
@@ -76,31 +74,52 @@ def test_a_conversation_in_a_column_of_a_table(tmp_path):
     assert pairs(read_dialogues(tmp_path / "a.csv")) == [("Hi", "Hello")]
 
 
-def test_one_unclosed_quote_costs_one_row(tmp_path):
-    rows = [f"question {i},answer {i}" for i in range(25)]
-    (tmp_path / "a.csv").write_text("\n".join(["prompt,response", 'Hi,"Hello', *rows]))
-    with pytest.raises(InputError, match="a.csv line 2: broken CSV") as caught:
-        read_dialogues(tmp_path / "a.csv")
-    assert "skip_invalid (--skip-invalid)" in caught.value.remedy
-    found = read_dialogues(tmp_path / "a.csv", skip_invalid=True)
-    assert len(found) == 25 and [line for line, _ in found.skipped] == [2]
-    assert "bad rows skipped: 1, the first is number 2: broken CSV" in found.notes()[0]
+@pytest.mark.parametrize("name,record,want", [row for row in RECORDS if isinstance(row[1], dict)])
+def test_parquet_is_read_as_the_rows_in_it(tmp_path, name, record, want):
+    pandas = pytest.importorskip("pandas")
+    pytest.importorskip("pyarrow")
+    try:
+        pandas.DataFrame([record] * 2).to_parquet(tmp_path / "a.parquet")
+    except Exception:
+        pytest.skip("a row that Arrow cannot store")
+    found = read_dialogues(tmp_path / "a.parquet")
+    assert pairs(found) == want * 2 and found.format == name
+    assert any(note.startswith(f"repeats: {len(want)} of {2 * len(want)}") for note in found.notes())
+
+
+def test_parquet_without_pandas_names_the_remedy(tmp_path, monkeypatch):
+    import sys
+
+    monkeypatch.setitem(sys.modules, "pandas", None)
+    (tmp_path / "a.parquet").write_bytes(b"PAR1")
+    with pytest.raises(InputError) as caught:
+        read_dialogues(tmp_path / "a.parquet")
+    assert "to_json(lines=True)" in caught.value.remedy and "pip install pandas" in caught.value.remedy
+
+
+def test_an_empty_turn_is_noted(tmp_path):
+    rows = [dict(messages=[*CHAT, dict(role="user", content="A story!"), dict(role="assistant", content="")])]
+    found = read_dialogues(save(tmp_path / "a.jsonl", rows))
+    assert pairs(found) == PAIRS and found.notes()[0].startswith("left out: 1 × an exchange")
+    for skip in (False, True):
+        with pytest.raises(InputError, match="empty response"):
+            read_dialogues(save(tmp_path / "b.jsonl", [dict(messages=rows[0]["messages"][4:])]), skip_invalid=skip)
 
 
 BAD = [  # content, name, place or None, words of the message
     (b"", "a.jsonl", None, "empty file"),
     (GOOD + b'{"prompt": "Hi"\n', "a.jsonl", "line 2", "broken JSON"),
     (GOOD + b"\n" + b"nonsense\n", "a.jsonl", "line 3", "broken JSON"),
-    (b'{"question": "Hi", "reply": "Hello"}\n', "a.jsonl", "line 1", "question, reply"),
-    (GOOD + b'{"prompt": "Hi", "reply": "x"}\n', "a.jsonl", "line 2", "prompt and completion"),
+    (b'{"title": "Hi", "body": "Hello"}\n', "a.jsonl", "line 1", "title, body"),
+    (GOOD + b'{"prompt": "Hi", "tail": "x"}\n', "a.jsonl", "line 2", "needs instruction and response"),
     (GOOD + b'{"prompt": "  ", "response": "x"}\n', "a.jsonl", "line 2", "empty prompt"),
     (GOOD + b'{"prompt": "x", "response": "\\u0000"}\n', "a.jsonl", "line 2", "empty response"),
     (GOOD + b'{"prompt": 3, "response": "x"}\n', "a.jsonl", "line 2", "int, not text"),
     (GOOD + b'{"prompt": ["x"], "response": {"a": 1}}\n', "a.jsonl", "line 2", "dict, not text"),
     (GOOD + b"17\n", "a.jsonl", "line 2", "int"),
     (GOOD + b"{}\n", "a.jsonl", "line 2", "none"),
-    (GOOD + b'{"prompt": "caf\xe9", "response": "x"}\n', "a.jsonl", "line 2", "UTF-8"),
-    ("hello".encode("utf-16"), "a.jsonl", "line 1", "UTF-8"),
+    (b'{"prompt": "caf\xe9", "response": "x"}\n', "a.jsonl", None, "line 1: not UTF-8"),
+    ("hello".encode("utf-16"), "a.jsonl", "line 1", "broken JSON"),
     (GOOD + b"[" * 100_000 + b"\n", "a.jsonl", "line 2", "nested too deeply"),
     (GOOD + b'{"a":' * 100_000 + b"\n", "a.jsonl", "line 2", "nested too deeply"),
     (GOOD + b"[" * 300 + b"]" * 300 + b"\n", "a.jsonl", "line 2", "levels deep"),
@@ -108,20 +127,23 @@ BAD = [  # content, name, place or None, words of the message
     (b'{"messages": []}\n', "a.jsonl", "line 1", "no assistant turn"),
     (b'{"messages": [{"role": "user", "content": "x"}]}\n', "a.jsonl", "line 1", "no assistant turn"),
     (b'[{"prompt": "x", "response": "y"},\n {"prompt": "x"]', "a.json", None, "broken JSON at line 2"),
-    (b"[]", "a.json", None, "list"),
-    (b"3", "a.json", None, "list"),
+    (b"[]", "a.json", None, "no dialogue"),
+    (b"3", "a.json", "line 1", "found int"),
     (b"[" * 100_000, "a.json", None, "nested too deeply"),
     (b"[" * 100_000 + b"]" * 100_000, "a.json", None, "nested too deeply"),
     (b'[{"prompt": "x", "response": "y"}, {"prompt": "x", "response": ""}]', "a.json", "item 2", "empty response"),
     (b'[{"prompt": "x", "response": "y"}, "prompt", 3]', "a.json", "item 2", "found str"),
-    (b"prompt,answer\na,b\n", "a.csv", "line 2", "prompt, answer"),
+    (b"prompt,tail\na,b\n", "a.csv", "line 2", "prompt, tail"),
     (b"prompt,response\na,b,c\n", "a.csv", "line 2", "header"),
-    (b'prompt,response\na,"b\n', "a.csv", "line 2", "CSV"),
+    (b'prompt,response\na,"b\n', "a.csv", None, "CSV at line 2"),
     (b"prompt,response\n", "a.csv", None, "no dialogue"),
     (b"Dear diary", "a.txt", "line 1", "WhatsApp"),
     (gzip.compress(GOOD, mtime=0)[:-12], "a.jsonl.gz", None, "gzip"),
     (b"%PDF-1.7\n%\xe2\xe3\xcf\xd3\n1 0 obj\n", "a.pdf", None, "a PDF"),
     (b"%PDF-1.7\n%\xe2\xe3\xcf\xd3\n1 0 obj\n", "a.jsonl", None, "text"),
+    (b"Hi\n", "a.html", None, "export JSON"),
+    (b"not Parquet", "a.parquet", None, "to_json(lines=True)"),
+    (b'[{"type": "message", "user": "U1", "text": "Hi", "ts": "1.1"}]', "2026-01-05.json", "item 1", "Slack"),
 ]
 
 
@@ -156,7 +178,7 @@ def test_unknown_format_and_nothing_good(tmp_path):
     (tmp_path / "a.jsonl").write_bytes(GOOD)
     with pytest.raises(InputError, match="format is 'chatml'; use one of"):
         read_dialogues(tmp_path / "a.jsonl", "chatml")
-    (tmp_path / "b.jsonl").write_bytes(b"{\n{\n")
+    (tmp_path / "b.jsonl").write_bytes(b"{1\n{2\n")
     with pytest.raises(InputError, match="no dialogue in it, 2 bad lines, the first is line 1: broken JSON"):
         read_dialogues(tmp_path / "b.jsonl", skip_invalid=True)
 

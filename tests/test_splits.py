@@ -13,6 +13,8 @@ from personal_llm.data.splits import (
     remove_leaks,
     is_reserved,
     count_leaks,
+    explain_missing_test,
+    split_test_dialogues,
 )
 from personal_llm.recipes.data import MAX_LEAK_SHARE, audit_leaks
 
@@ -93,3 +95,19 @@ def test_held_out_by_each_reason():
         assert remove_leaks([reason], stream) == []
     fine = [labelled("other", "c"), Dialogue("y", " ".join(map(str, range(12))))]
     assert remove_leaks(fine, stream) == fine
+
+
+def test_a_repeat_counts_once_in_a_test():
+    "An export that was read three times: 60 dialogues, 180 rows."
+    dialogues = [Dialogue(f"Question {i}?", f"Answer {i}.", time=float(k)) for k in range(3) for i in range(60)]
+    stream, test = split_test_dialogues(dialogues)
+    assert len({(d.prompt, d.response) for d in test}) == len(test) >= 2
+    assert not {d.prompt for d in test} & {d.prompt for d in stream}
+
+
+def test_the_reason_of_a_missing_test_is_true():
+    few = [Dialogue(f"Question {i}?", f"Answer {i}.") for i in range(10)]
+    one = [d.derive(labels=dict(group="one")) for d in few * 6]
+    copies = few[:1] * 30 + few[1:2] * 30
+    for dialogues, words in ((few, "10 dialogues, fewer than 50"), (one, "of one conversation"), (copies, "repeat")):
+        assert split_test_dialogues(dialogues)[1] == [] and words in explain_missing_test(dialogues)

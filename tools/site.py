@@ -199,7 +199,7 @@ def course_page() -> str:
             f"| {number} · [{title}]({path.stem}.md) | {in_cell(promise_of(path))} | {MINUTES.search(text)[1]} |"
         )
     readers = {
-        "For learners": ("glossary", "00_floors", "exam", "report_template", "sample_reports"),
+        "For learners": ("for_learners", "glossary", "exam", "report_template", "sample_reports"),
         "For teachers": ("00_course", "instructor_notes", "00_commands"),
         "How the grading works": ("00_checks", "00_grading", "00_submissions", "00_worker", "00_probes"),
     }

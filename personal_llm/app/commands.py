@@ -48,10 +48,10 @@ Model = Annotated[
 ]
 Out = Annotated[str, Option(help="folder of your memory: a new one, or an earlier one, which goes on", metavar="DIR")]
 Data = Annotated[
-    str,
+    list[str],
     Option(
-        help="chats: .jsonl, .json, .csv, .tsv or .txt, also gzipped; an export of another program, or rows with "
-        "prompt and response",
+        help="chats: a .jsonl, .json, .csv, .tsv, .txt or .parquet file, or a folder; an export of another program, "
+        "or rows with prompt and response; give it once for each file",
         metavar="FILE",
     ),
 ]
@@ -123,11 +123,11 @@ def add_settings(*names):  # a decorator
 load_options = {}  # of `load_model`, from the options before the command
 
 
-def read_chats(file: str, user: str = None, skip_invalid: bool = False) -> list:
-    "Read a file of chats, with the reader's remarks on stderr."
-    dialogues = read_dialogues(file, skip_invalid=skip_invalid, user=user)
+def read_chats(files: list, user: str = None, skip_invalid: bool = False) -> list:
+    "Read files of chats, with the reader's remarks on stderr."
+    dialogues = read_dialogues(files, skip_invalid=skip_invalid, user=user)
     for line in dialogues.notes():
-        print_note(f"{file}: {line}")
+        print_note(f"{', '.join(files)}: {line}")
     return dialogues
 
 
@@ -231,11 +231,11 @@ def check(model: Model = None, quiet: Quiet = False, as_json: AsJson = False):
         raise typer.Exit(1)
 
 # %% ../../nbs/8_app/05_commands.ipynb #c98ce851
-@app.command(epilog="Example: personal-llm demo --user barista --out barista")
+@app.command(epilog="Example: personal-llm demo --user nurse --out nurse")
 def demo(
     out: Annotated[str, Option(help="folder for report, picture and memory", metavar="DIR")] = "demo-output",
     model: Model = None,
-    user: Annotated[str, Option(help="simulated user: nurse, clinic, student, barista …", metavar="NAME")] = "nurse",
+    user: Annotated[str, Option(help="simulated user: barista, nurse, clinic, student …", metavar="NAME")] = "barista",
     length: Annotated[int, Option(help="dialogues of the stream", metavar="N", min=8)] = 96,
     capacity: Capacity = 16,
     policy: Policy = "active",
@@ -256,7 +256,7 @@ def demo(
 
 
 @app.command("personalize", epilog="Example: personal-llm personalize --data chats.jsonl --out me --ask-when freeze")
-@add_settings("ask_when", "max_questions", "synthetic", "replay", "memory", "memories", "archive", "seed")
+@add_settings(*PersonalizerSettings.__dataclass_fields__)
 def personalize_command(
     data: Data,
     out: Out,

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['open_archive', 'find_adapter', 'find_start', 'check_output_folder', 'compare', 'format_comparison',
-           'format_replies', 'describe', 'format_run', 'personalize']
+           'format_replies', 'count_cut', 'describe', 'format_run', 'personalize']
 
 # %% ../../nbs/8_app/02_personalize.ipynb #1f497b71
 import json
@@ -19,13 +19,14 @@ from ..base.files import write_json
 from ..base.text import count_nouns
 from ..buffer.buffer import Buffer
 from ..data.reading import read_dialogues
-from ..data.splits import split_test_dialogues
+from ..data.splits import explain_missing_test, split_test_dialogues
 from ..device.archive import ARCHIVE_FILE, Archive
 from ..device.personalizer import Personalizer
 from ..device.state import open_state
 from ..explanation.habits import find_habits
 from ..selection.library import Library, find_library_folder, is_library_address
 from ..tuning.evaluation import evaluate
+from ..tuning.finetune import remove_earlier_turns
 
 # %% ../../nbs/8_app/02_personalize.ipynb #d549302d
 def open_archive(folder) -> Archive:
@@ -89,10 +90,10 @@ def compare(before, after) -> dict:  # plain values
     return table
 
 
-def format_comparison(table: dict) -> list:  # lines
+def format_comparison(table: dict, reason: str = "no dialogue was held out") -> list:  # lines
     "Return a comparison as a table for people."
     if not table:
-        return ["no before and after: fewer than 50 dialogues, or all of one conversation"]
+        return [f"no before and after: {reason}"]
     lines = [f"{'':30}{'before':>9}{'after':>9}   change [95 % interval]"]
     for metric, row in table.items():
         change = "{difference:+.3f} [{low:+.3f}, {high:+.3f}]".format(**row) if "low" in row else ""
@@ -111,6 +112,16 @@ def format_replies(before, after, count: int = 3, width: int = 110) -> list:  # 
     return lines
 
 # %% ../../nbs/8_app/02_personalize.ipynb #efeb20b1
+def count_cut(me: Personalizer) -> dict:  # tokens of a sample; kept dialogues that lost an end or a beginning
+    "Count the kept dialogues that are longer than a sample of the fine-tune."
+    cut = dict(tokens=min(me.config.max_length, me.model.window), answers=0, prompts=0)
+    for d in me.buffer.dialogues:
+        sample = me.model.encode(remove_earlier_turns(d), cut["tokens"])
+        has_end = sample["labels"][-1] in me.model.tokenizer.all_special_ids
+        cut["prompts" if has_end else "answers"] += bool(sample["num_truncated"])
+    return cut
+
+
 def describe(me: Personalizer) -> dict:  # plain values
     "Return the numbers of a personalizer, without any text."
     last = me.rounds[-1]
@@ -127,9 +138,11 @@ def describe(me: Personalizer) -> dict:  # plain values
         corrected=origins["annotated"],
         approved=origins["approved"],
         learned=last.kept,
+        cut=count_cut(me),
         start=last.start,
         warm=dict(last.warm or {}).get("reason", ""),
         synthetic=sum(one.synthetic for one in me.rounds),
+        synthesis=f"{me.settings.synthesis_mode}, {me.settings.synthesis_prompt} prompt",
         rejected=dict(rejected),
         steps=last.steps,
         loss_before=last.start_loss,
@@ -145,17 +158,20 @@ def format_run(result: dict) -> list:  # lines
     rejected = ", ".join(f"{count} {reason}" for reason, count in result["rejected"].items()) or "none"
     corrected = f"{result['corrected']} corrected, {result['approved']} approved"
     loss = f"{result['loss_before']:.3f} -> {result['loss_after']:.3f} nats a token"
+    cut, lost = result["cut"], dict(answers="their ends are not learned", prompts="their beginnings are not read")
+    cut_lines = [f"{cut[side]} of {result['kept']} {side} cut at {cut['tokens']} tokens: {lost[side]}" for side in lost]
     rows = dict(
         chats=f"{count_nouns(result['dialogues'], 'dialogue')}, {result['held_out']} held out",
         kept=f"{result['kept']} of {result['seen']} ({result['policy']}, {result['capacity']} bins)",
         questions=f"{result['questions']}; in the buffer {corrected}",
         start=": ".join(filter(None, (result["start"], result["warm"]))),
-        synthetic=f"{result['synthetic']}; rejected: {rejected}",
+        synthetic=f"{result['synthetic']} ({result['synthesis']}); rejected: {rejected}",
         tuned=f"on {result['learned']} kept dialogues, {result['steps']} steps; {loss}",
+        cut="; ".join(line for line in cut_lines if not line.startswith("0 ")),
         adapter=f"{result['adapter']} ({result['megabytes']} MB)",
     )
     lines = [f"{name:<11}{text}" for name, text in rows.items() if text]
-    return lines + format_comparison(result["change"])
+    return lines + format_comparison(result["change"], result["no_test"])
 
 
 def personalize(
@@ -186,14 +202,18 @@ def personalize(
     try:
         known = set(me.archive.dialogues)
         new = [d for d in stream if d.id not in known]
+        no_test = "" if test else explain_missing_test(dialogues)
         test = [d for d in test if d.id not in known]
+        no_test = no_test or ("" if test else "the dialogues that were held out are in the memory already")
         if me.rounds and not new:
             raise InputError(f"{out}: these chats were learned before", "give new chats, or another folder")
         before = measure(model, test)
         me.observe_all(new, progress)
-        me.finetune(progress=progress)
+        if not me.rounds or me.rounds[-1].seen < me.buffer.seen:
+            me.finetune(progress=progress)
         after = measure(model, test, me.adapter)
         result = describe(me) | dict(dialogues=len(dialogues), held_out=len(test), change=compare(before, after))
+        result["no_test"] = no_test
     finally:
         me.close()
     lines = format_run(result)

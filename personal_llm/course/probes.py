@@ -24,22 +24,16 @@ IDLE = {"RESUME", "NOP", "LOAD_CONST", "RETURN_CONST", "RETURN_VALUE", "CACHE", 
 
 
 def is_open(answer) -> bool:
-    "Whether an answer is still `...`, holds `...`, or is a function or class with an empty body."
-    if answer is ...:
-        return True
-    if isinstance(answer, (list, tuple, set)):
-        return any(part is ... for part in answer)
-    if isinstance(answer, dict):
-        return any(part is ... for part in answer.values())
+    "Return whether an answer is still `...`, holds `...`, or is a function or class with an empty body."
+    parts = answer.values() if isinstance(answer, dict) else answer
+    if answer is ... or isinstance(answer, (list, tuple, set, frozenset, dict)):
+        return answer is ... or any(part is ... for part in parts)
     if isinstance(answer, type):
         methods = [part for part in vars(answer).values() if inspect.isfunction(part)]
         return bool(methods) and all(map(is_open, methods))
-    return inspect.isfunction(answer) and _is_idle(answer)
-
-
-def _is_idle(function) -> bool:
-    "Whether a function does nothing and returns `...` or None."
-    code = list(dis.get_instructions(function))
+    if not inspect.isfunction(answer):
+        return False
+    code = list(dis.get_instructions(answer))  # an empty body does nothing and returns `...` or None
     constants = {i.argval for i in code if i.opname in ("LOAD_CONST", "RETURN_CONST")}
     return {i.opname for i in code} <= IDLE and constants <= {None, ...}
 
@@ -68,25 +62,28 @@ def encode(
         return dict(callable=len(callables) - 1, bases=bases, open=is_open(value))
     return _encode_parts(value, callables)
 
-# %% ../../nbs/course/00_probes.ipynb #ca36d119
+
 def _encode_parts(value, callables: list):
-    "Arrays of NumPy, PyTorch and pandas, dictionaries, sets, and all that can be iterated."
+    "Encode arrays of NumPy, PyTorch and pandas, dictionaries, sets, and all that can be iterated."
     if hasattr(value, "detach"):  # a tensor; NumPy has no bfloat16
         value = value.detach().cpu()
         value = (value.float() if value.is_floating_point() else value).numpy()
     value = value.to_numpy() if hasattr(value, "to_numpy") else value
-    each = lambda parts: [encode(part, callables) for part in islice(parts, MOST_PARTS)]
+
+    def each(parts) -> list:
+        return [encode(part, callables) for part in islice(parts, MOST_PARTS)]
+
     if isinstance(value, np.ndarray) and value.dtype.kind in "biuf" and value.size <= MOST_PARTS:
         return dict(array=value.ravel().tolist(), shape=list(value.shape), kind=value.dtype.kind)
     if isinstance(value, Mapping):
-        return dict(dict=[each(pair) for pair in value.items()])
+        return dict(dict=[dict(list=each(pair)) for pair in value.items()])
     if isinstance(value, Set):
         return dict(set=each(value))
     if isinstance(value, Iterable) and not isinstance(value, (bytes, bytearray)):
         return dict(list=each(value))
     return dict(strange=type(value).__name__)
 
-# %% ../../nbs/course/00_probes.ipynb #951e5e56
+
 @dataclass(frozen=True)
 class Strange:
     "A value of a type that is no answer."
@@ -101,17 +98,17 @@ def decode(
     "Return the value: a number, a text, None, `...`, a list, a set, a dictionary, an array, an `Answer` or `Strange`."
     if not isinstance(data, dict):
         return data
-    each = lambda parts: [decode(part, make_answer) for part in parts]
+    parts = [decode(part, make_answer) for part in data.get("list", data.get("set", data.get("dict", ())))]
     if "array" in data:
         dtype = dict(b=bool, f=float).get(data["kind"], np.int64)
         array = np.array(data["array"], dtype).reshape(data["shape"])
         return array.item() if array.ndim == 0 else array
     if "list" in data:
-        return each(data["list"])
+        return parts
     if "set" in data:
-        return frozenset(part for part in each(data["set"]) if part.__hash__)
+        return frozenset(part for part in parts if part.__hash__)
     if "dict" in data:
-        return {key: part for key, part in map(each, data["dict"]) if key.__hash__}
+        return {key: part for key, part in parts if key.__hash__}
     if "callable" in data:
         return make_answer(data)
     return ... if "open" in data else Strange(data["strange"])
@@ -122,7 +119,8 @@ class AnswerError(Exception):
 
     def __init__(self, kind: str, message: str):
         super().__init__(f"{kind}: {message}")
-        self.kind, self.message = kind, message
+        self.kind = kind
+        self.message = message
 
 
 class Answer:
@@ -133,12 +131,14 @@ class Answer:
         data: dict,  # of `encode`
         ask: Callable,  # (probe, arguments) -> plain value; raises `AnswerError`
     ):
-        self.bases, self.is_open, self.ask = data["bases"], data["open"], ask  # `bases` are names, of a class only
+        self.bases = data["bases"]  # names, of a class only
+        self.is_open = data["open"]
+        self.ask = ask
 
     def __call__(self, *arguments):
         return self.ask(call, arguments)
 
-# %% ../../nbs/course/00_probes.ipynb #bbfdcbfa
+
 def call(answer, *arguments):
     "The simplest probe."
     return answer(*arguments)
@@ -159,7 +159,7 @@ def one_line(error, most: int = 160) -> str:
     "Return an error's message in one line, without a place in a file that has no name."
     return re.sub(r" \(<\w+>, line \d+\)$", "", " ".join(str(error).split()))[:most]
 
-# %% ../../nbs/course/00_probes.ipynb #52db6ef3
+
 def run_probe(probe: Callable, answer, arguments: tuple, callables: list):
     "Run a probe on a learner's function, and encode its result; raise `AnswerError`."
     try:

@@ -5,20 +5,65 @@
 # %% auto #0
 __all__ = ['EVENTS_DIALOGUES', 'EVENTS', 'TASKS', 'PROMPT_TOKENS', 'REPLY_TOKENS', 'NUM_MEMORIES', 'MEMORY_TOKENS',
            'STEPS', 'BATCH_SIZE', 'SAMPLE_TOKENS', 'PASSES', 'ANSWERS_OF_MEMORY', 'HABITS_BY_MEMORY',
-           'ANSWERS_OF_WEIGHTS', 'HABITS_BY_WEIGHTS', 'FAILURES', 'CASES', 'SITUATIONS']
+           'ANSWERS_OF_WEIGHTS', 'HABITS_BY_WEIGHTS', 'FAILURES', 'CASES', 'SITUATIONS', 'replay', 'draw_events',
+           'copied', 'draw_texts']
 
 # %% ../../nbs/course/tasks_10.ipynb #eb196175
 import math
+import re
+from itertools import takewhile
 
-from .checks import Task, Wrong
-from personal_llm.course.tasks_10_memory import (
-    COPIED_MISTAKES,
-    REPLAY_MISTAKES,
-    copied,
-    draw_events,
-    draw_texts,
-    replay,
-)
+from .checks import Lesson
+
+# %% ../../nbs/course/tasks_10.ipynb #e491e3b8
+def replay(
+    dialogues: dict,  # id -> (prompt, response)
+    events: list,  # (kind, id, text), in order
+) -> dict:  # id -> response
+    "Return the response of each memory."
+    responses = {}
+    for kind, id, text in events:
+        if kind == "corrected":
+            responses[id] = text
+        elif kind == "approved":
+            responses[id] = dialogues[id][1]
+        elif kind == "evicted":
+            responses.pop(id, None)
+    return responses
+
+
+def _change_replay(
+    answered: tuple = ("corrected", "approved"),  # kinds of events
+    first: bool = False,  # the first answer stays
+    evicts: str = "now",
+    response=lambda text, dialogue, old: text or dialogue[1],  # text: of the event, "" of an approval
+    starts_with_all: bool = False,
+):
+    "Return a replay with one part exchanged."
+
+    def mistaken(dialogues, events):
+        gone = {id for kind, id, _ in events if kind == "evicted"} if evicts == "for good" else set()
+        responses = {id: response for id, (_, response) in dialogues.items()} if starts_with_all else {}
+        for kind, id, text in events:
+            if kind in answered and not (first and id in responses):
+                responses[id] = response(text, dialogues[id], responses.get(id))
+            elif kind == "evicted" and evicts == "now":
+                responses.pop(id, None)
+            elif kind == "evicted" and evicts == "none":
+                responses[id] = None
+        return {id: text for id, text in responses.items() if id not in gone}
+
+    return mistaken
+
+
+def draw_events(random) -> tuple:  # (dialogues, events)
+    "Return the dialogues and the events of one more case."
+    ids = [f"d{i}" for i in range(int(random.integers(2, 5)))]
+    events = [("offered", id, "") for id in ids]
+    for number in range(int(random.integers(4, 14))):
+        kind = str(random.choice(["asked", "corrected", "approved", "evicted"]))
+        events.append((kind, str(random.choice(ids)), f"correction {number}" if kind == "corrected" else ""))
+    return {id: (f"prompt {id}", f"response {id}") for id in ids}, events
 
 # %% ../../nbs/course/tasks_10.ipynb #8b73897f
 EVENTS_DIALOGUES = {
@@ -34,14 +79,27 @@ EVENTS = [
     ("approved", "b", ""),
     ("offered", "c", ""),
 ]
-TASKS = {}
-TASKS["replay"] = Task(
+TASKS = Lesson(10)
+TASKS.add(
     "replay",
-    10,
     "Write `replay(dialogues, events)`: the response of each memory, by its dialogue's id.",
     replay,
-    tuple(Wrong(*row) for row in REPLAY_MISTAKES),
-    kind="function",
+    ("corrections only", _change_replay(("corrected",)), "an approved dialogue is a memory, too"),
+    ("approvals only", _change_replay(("approved",)), "a corrected dialogue is a memory, too"),
+    ("without an answer", _change_replay(starts_with_all=True), "a dialogue without your answer is no memory"),
+    ("the first answer", _change_replay(first=True), "if there are several answers, the last one counts"),
+    ("evicted ones stay", _change_replay(evicts="never"), "an evicted dialogue is no memory"),
+    ("evicted for good", _change_replay(evicts="for good"), "a dialogue that is answered again is a memory again"),
+    ("evicted ones are empty", _change_replay(evicts="none"), "an evicted dialogue is left out, not empty"),
+    ("the model's responses", _change_replay(response=lambda text, own, old: own[1]), "a correction is the response"),
+    ("texts of events", _change_replay(response=lambda text, own, old: text), "an approval has no text of its own"),
+    (
+        "a correction stays",
+        _change_replay(response=lambda text, own, old: text or old or own[1]),
+        "a later approval counts, too",
+    ),
+    ("asked is answered", _change_replay(("corrected", "approved", "asked")), "a question is no answer yet"),
+    ("prompts", _change_replay(response=lambda text, own, old: text or own[0]), "that is a prompt"),
     tolerance=0,
     tries=[(EVENTS_DIALOGUES, EVENTS), (EVENTS_DIALOGUES, [])],
     draw=draw_events,
@@ -49,24 +107,28 @@ TASKS["replay"] = Task(
 )
 
 # %% ../../nbs/course/tasks_10.ipynb #7cac4fe4
-PROMPT_TOKENS, REPLY_TOKENS, NUM_MEMORIES, MEMORY_TOKENS = 30, 40, 3, 70  # of a reply; of one memory
-STEPS, BATCH_SIZE, SAMPLE_TOKENS, PASSES = 48, 4, 110, 3  # of a fine-tune; a step costs three forward passes
-_SHORT, _EXTRA = PROMPT_TOKENS + REPLY_TOKENS, NUM_MEMORIES * MEMORY_TOKENS
-TASKS["cost factor"] = Task(
+PROMPT_TOKENS = 30
+REPLY_TOKENS = 40
+NUM_MEMORIES = 3
+MEMORY_TOKENS = 70  # of one memory
+STEPS = 48  # of a fine-tune
+BATCH_SIZE = 4
+SAMPLE_TOKENS = 110
+PASSES = 3  # a step costs three forward passes
+_SHORT = PROMPT_TOKENS + REPLY_TOKENS
+_EXTRA = NUM_MEMORIES * MEMORY_TOKENS
+TASKS.add(
     "cost factor",
-    10,
     "How many times as many tokens does the model process for a reply with memories?",
     (_SHORT + _EXTRA) / _SHORT,
-    (
-        Wrong("more", _EXTRA / _SHORT, "that is how much more; the prompt and the reply remain"),
-        Wrong("one memory", (_SHORT + MEMORY_TOKENS) / _SHORT, "there is more than one memory"),
-        Wrong("no reply", (PROMPT_TOKENS + _EXTRA) / PROMPT_TOKENS, "the model processes the reply's tokens, too"),
-        Wrong("upside down", _SHORT / (_SHORT + _EXTRA), "with memories over without, not the other way round"),
-        Wrong("tokens", _EXTRA, "that is a number of tokens; divide"),
-        Wrong("all tokens", _SHORT + _EXTRA, "those are the tokens with memories; divide by those without"),
-        Wrong("over the prompt", (_SHORT + _EXTRA) / PROMPT_TOKENS, "without memories there is a reply, too"),
-        Wrong("memories over the prompt", _EXTRA / PROMPT_TOKENS, "compare all tokens with all tokens"),
-    ),
+    ("more", _EXTRA / _SHORT, "that is how much more; the prompt and the reply remain"),
+    ("one memory", (_SHORT + MEMORY_TOKENS) / _SHORT, "there is more than one memory"),
+    ("no reply", (PROMPT_TOKENS + _EXTRA) / PROMPT_TOKENS, "the model processes the reply's tokens, too"),
+    ("upside down", _SHORT / (_SHORT + _EXTRA), "with memories over without, not the other way round"),
+    ("tokens", _EXTRA, "that is a number of tokens; divide"),
+    ("all tokens", _SHORT + _EXTRA, "those are the tokens with memories; divide by those without"),
+    ("over the prompt", (_SHORT + _EXTRA) / PROMPT_TOKENS, "without memories there is a reply, too"),
+    ("memories over the prompt", _EXTRA / PROMPT_TOKENS, "compare all tokens with all tokens"),
 )
 _TRAINING = STEPS * BATCH_SIZE * SAMPLE_TOKENS * PASSES
 
@@ -75,22 +137,19 @@ def _after(tokens: float, each: float) -> int:
     return math.ceil(tokens / each)
 
 
-TASKS["break even"] = Task(
+TASKS.add(
     "break even",
-    10,
     "After how many replies have the memories cost more than the fine-tune?",
     _after(_TRAINING, _EXTRA),
-    (
-        Wrong("rounded down", _TRAINING // _EXTRA, "after that many the fine-tune is still dearer by a little"),
-        Wrong("forward only", _after(_TRAINING / PASSES, _EXTRA), "a training step also goes backward"),
-        Wrong("two passes", _after(_TRAINING / PASSES * 2, _EXTRA), "the backward pass costs two forward passes"),
-        Wrong("one sample a step", _after(_TRAINING / BATCH_SIZE, _EXTRA), "a step has more than one sample"),
-        Wrong("one memory", _after(_TRAINING, MEMORY_TOKENS), "a prompt has more than one memory"),
-        Wrong("all tokens", _after(_TRAINING, _SHORT + _EXTRA), "prompt and reply cost the same with both"),
-        Wrong("training tokens", _TRAINING, "those are the tokens of the fine-tune; divide by those of a reply"),
-        Wrong("one too many", _after(_TRAINING, _EXTRA) + 1, "one reply fewer is enough"),
-        Wrong("samples", STEPS * BATCH_SIZE, "that is the number of samples; count tokens"),
-    ),
+    ("rounded down", _TRAINING // _EXTRA, "after that many the fine-tune is still dearer by a little"),
+    ("forward only", _after(_TRAINING / PASSES, _EXTRA), "a training step also goes backward"),
+    ("two passes", _after(_TRAINING / PASSES * 2, _EXTRA), "the backward pass costs two forward passes"),
+    ("one sample a step", _after(_TRAINING / BATCH_SIZE, _EXTRA), "a step has more than one sample"),
+    ("one memory", _after(_TRAINING, MEMORY_TOKENS), "a prompt has more than one memory"),
+    ("all tokens", _after(_TRAINING, _SHORT + _EXTRA), "prompt and reply cost the same with both"),
+    ("training tokens", _TRAINING, "those are the tokens of the fine-tune; divide by those of a reply"),
+    ("one too many", _after(_TRAINING, _EXTRA) + 1, "one reply fewer is enough"),
+    ("samples", STEPS * BATCH_SIZE, "that is the number of samples; count tokens"),
     tolerance=0,
 )
 
@@ -98,20 +157,17 @@ TASKS["break even"] = Task(
 ANSWERS_OF_MEMORY, HABITS_BY_MEMORY = (0, 1, 3, 8), (0.15, 0.61, 0.68, 0.70)  # answers; share of habits in replies
 ANSWERS_OF_WEIGHTS, HABITS_BY_WEIGHTS = (0, 1, 3, 8, 24), (0.0, 0.16, 0.60, 0.61, 0.76)
 _M, _F = HABITS_BY_MEMORY, HABITS_BY_WEIGHTS
-TASKS["figure"] = Task(
+TASKS.add(
     "figure",
-    10,
     "Read the figure: how much does the share of habits rise with the first answer, by memory and by weights?",
     [_M[1] - _M[0], _F[1] - _F[0]],
-    (
-        Wrong("heights", [_M[1], _F[1]], "those are heights; subtract those without an answer"),
-        Wrong("exchanged", [_F[1] - _F[0], _M[1] - _M[0]], "the two lines are exchanged"),
-        Wrong("the next two answers", [_M[2] - _M[1], _F[2] - _F[1]], "that is the rise from one answer to three"),
-        Wrong("to the end", [_M[-1] - _M[0], _F[-1] - _F[0]], "that is the rise to the last point of each line"),
-        Wrong("last heights", [_M[-1], _F[-1]], "those are the heights of the last points"),
-        Wrong("one start", [_M[1] - _M[0], _F[1] - _M[0]], "each line has a start of its own"),
-        Wrong("to the third answer", [_M[2] - _M[0], _F[2] - _F[0]], "that is the rise to three answers"),
-    ),
+    ("heights", [_M[1], _F[1]], "those are heights; subtract those without an answer"),
+    ("exchanged", [_F[1] - _F[0], _M[1] - _M[0]], "the two lines are exchanged"),
+    ("the next two answers", [_M[2] - _M[1], _F[2] - _F[1]], "that is the rise from one answer to three"),
+    ("to the end", [_M[-1] - _M[0], _F[-1] - _F[0]], "that is the rise to the last point of each line"),
+    ("last heights", [_M[-1], _F[-1]], "those are the heights of the last points"),
+    ("one start", [_M[1] - _M[0], _F[1] - _M[0]], "each line has a start of its own"),
+    ("to the third answer", [_M[2] - _M[0], _F[2] - _F[0]], "that is the rise to three answers"),
     kind="numbers",
     tolerance=0.04,
     hint="read two points of each line, and subtract",
@@ -133,20 +189,17 @@ CASES = (  # question, how the prompt was made, reply
         "In short: Paris. Take care, Ana",
     ),
 )
-TASKS["failures"] = Task(
+TASKS.add(
     "failures",
-    10,
     "Which failure does each of the four replies show? Give four numbers from 1 to 4.",
     [4, 1, 3, 2],
-    (
-        Wrong("in order", [1, 2, 3, 4], "those are the failures in their own order; read the replies"),
-        Wrong("copied and thin", [4, 3, 1, 2], "one of two short replies has advice of its own prompt's memory"),
-        Wrong("copied and spill", [4, 2, 3, 1], "ask of which reply the habit was not wanted at all"),
-        Wrong("weak and thin", [3, 1, 4, 2], "one of the two replies about hiccups has the habit"),
-        Wrong("spill and thin", [4, 1, 2, 3], "one of these two has an answer and should not have the habit"),
-        Wrong("weak and spill", [2, 1, 3, 4], "spill is a habit where it does not belong; look for the habit"),
-        Wrong("turned around", [1, 4, 2, 3], "these are the places of the failures; give the failure of each reply"),
-    ),
+    ("in order", [1, 2, 3, 4], "those are the failures in their own order; read the replies"),
+    ("copied and thin", [4, 3, 1, 2], "one of two short replies has advice of its own prompt's memory"),
+    ("copied and spill", [4, 2, 3, 1], "ask of which reply the habit was not wanted at all"),
+    ("weak and thin", [3, 1, 4, 2], "one of the two replies about hiccups has the habit"),
+    ("spill and thin", [4, 1, 2, 3], "one of these two has an answer and should not have the habit"),
+    ("weak and spill", [2, 1, 3, 4], "spill is a habit where it does not belong; look for the habit"),
+    ("turned around", [1, 4, 2, 3], "these are the places of the failures; give the failure of each reply"),
     kind="numbers",
     tolerance=0,
     hint="ask of each reply: is the habit there, is it wanted, and whose content is it?",
@@ -159,39 +212,106 @@ SITUATIONS = (
     "You may take an answer back tomorrow, and want no new fine-tune.",
     "A long talk fills the prompt already.",
 )
-TASKS["where"] = Task(
+TASKS.add(
     "where",
-    10,
     "Which is better in each of the six situations? 1: memory, 0: weights.",
     [1, 0, 1, 0, 1, 0],
-    (
-        Wrong("exchanged", [0, 1, 0, 1, 0, 1], "1 stands for memory, 0 for weights"),
-        Wrong("memory everywhere", [1] * 6, "memory needs room in the prompt, and a model that can read it"),
-        Wrong("weights everywhere", [0] * 6, "weights need time and many answers, and cannot take one back"),
-        Wrong(
-            "a fact in the weights", [1, 0, 0, 0, 1, 0], "a statement that was made once is too little for a fine-tune"
-        ),
-        Wrong("a small model", [1, 0, 1, 1, 1, 0], "a model that cannot read examples gains nothing from them"),
-        Wrong("taken back", [1, 0, 1, 0, 0, 0], "to take an answer out of the weights, you train again"),
-        Wrong(
-            "many answers", [1, 1, 1, 0, 1, 0], "only a few answers fit into a prompt, and each reply reads them again"
-        ),
-        Wrong("at once", [0, 0, 1, 0, 1, 0], "a fine-tune takes minutes and needs more than one answer"),
-        Wrong("no room", [1, 0, 1, 0, 1, 1], "memories are the first to go when a prompt is too long"),
-    ),
+    ("exchanged", [0, 1, 0, 1, 0, 1], "1 stands for memory, 0 for weights"),
+    ("memory everywhere", [1] * 6, "memory needs room in the prompt, and a model that can read it"),
+    ("weights everywhere", [0] * 6, "weights need time and many answers, and cannot take one back"),
+    ("a fact in the weights", [1, 0, 0, 0, 1, 0], "a statement that was made once is too little for a fine-tune"),
+    ("a small model", [1, 0, 1, 1, 1, 0], "a model that cannot read examples gains nothing from them"),
+    ("taken back", [1, 0, 1, 0, 0, 0], "to take an answer out of the weights, you train again"),
+    ("many answers", [1, 1, 1, 0, 1, 0], "only a few answers fit into a prompt, and each reply reads them again"),
+    ("at once", [0, 0, 1, 0, 1, 0], "a fine-tune takes minutes and needs more than one answer"),
+    ("no room", [1, 0, 1, 0, 1, 1], "memories are the first to go when a prompt is too long"),
     kind="numbers",
     tolerance=0,
     hint="ask: how many answers, how soon, and is there room in the prompt?",
 )
 
 # %% ../../nbs/course/tasks_10.ipynb #9a1777c3
-TASKS["copied"] = Task(
+def _words(text: str) -> list:
+    return re.findall(r"\w+", text.lower())
+
+
+def _longest_run(a: list, b: list) -> int:
+    "Return the length of the longest run of parts that stands in both lists."
+    best = 0
+    ends = {}
+    for part in a:
+        ends = {j: ends.get(j - 1, 0) + 1 for j, other in enumerate(b) if part == other}
+        best = max([best, *ends.values()])
+    return best
+
+
+def copied(reply: str, memory: str) -> int:  # words
+    "Return the length of the longest run of words that stands in both texts."
+    return _longest_run(_words(reply), _words(memory))
+
+
+def _subsequence(reply: str, memory: str) -> int:
+    other = _words(memory)
+    best = [0] * (len(other) + 1)  # of each beginning of the memory
+    for word in _words(reply):
+        last = best
+        best = [0]
+        for place, one in enumerate(other):
+            best.append(last[place] + 1 if word == one else max(best[place], last[place + 1]))
+    return best[-1]
+
+
+def _in_any_order(reply: str, memory: str) -> int:
+    marks = "".join("x" if word in _words(memory) else " " for word in _words(reply))
+    return max(map(len, marks.split()), default=0)
+
+
+def _from_the_start(reply: str, memory: str) -> int:
+    pairs = zip(_words(reply), _words(memory))
+    return len(list(takewhile(lambda pair: pair[0] == pair[1], pairs)))
+
+
+def _inside_words(reply: str, memory: str) -> int:
+    a, b = _words(reply), " ".join(_words(memory))
+    runs = [j - i for i in range(len(a)) for j in range(i + 1, len(a) + 1) if " ".join(a[i:j]) in b]
+    return max(runs, default=0)
+
+
+def draw_texts(random) -> tuple:  # (reply, memory)
+    "Return two more texts; they share runs, capitals and punctuation differ."
+    bank = "rest it for two days then walk a little arrest drink tea and sleep more fortnight".split()
+    words = [str(word) for word in random.choice(bank, size=int(random.integers(3, 10)))]
+    begin = int(random.integers(0, len(words)))
+    piece = words[begin : begin + int(random.integers(1, 6))]
+    other = [str(word) for word in random.choice(bank, size=int(random.integers(1, 6)))]
+    cut = int(random.integers(0, len(other) + 1))
+    memory = other[:cut] + piece + other[cut:]
+
+    def write(row: list) -> str:
+        marked = [word + str(random.choice(["", "", "", ",", "."])) for word in row]
+        return " ".join(word.capitalize() if random.random() < 0.2 else word for word in marked) + "."
+
+    return write(words), write(memory)
+
+
+TASKS.add(
     "copied",
-    10,
     "Write `copied(reply, memory)`: words in the longest run of words that stands in both.",
     copied,
-    tuple(Wrong(*row) for row in COPIED_MISTAKES),
-    kind="function",
+    ("shared words", lambda r, m: len(set(_words(r)) & set(_words(m))), "shared words must be a run"),
+    ("characters", lambda r, m: _longest_run(list(r.lower()), list(m.lower())), "characters were counted, not words"),
+    ("not in a row", _subsequence, "the words must follow each other in both texts, without a gap"),
+    ("in any order", _in_any_order, "the words must stand in the same order in the memory, too"),
+    ("from the start", _from_the_start, "a run can begin anywhere in each text"),
+    (
+        "capitals",
+        lambda r, m: _longest_run(re.findall(r"\w+", r), re.findall(r"\w+", m)),
+        "capitals make no other word",
+    ),
+    ("punctuation", lambda r, m: _longest_run(r.lower().split(), m.lower().split()), "punctuation belongs to no word"),
+    ("as typed", lambda r, m: _longest_run(r.split(), m.split()), "neither capitals nor punctuation make another word"),
+    ("inside words", _inside_words, "a word that ends or begins another word is not the same word"),
+    ("a share", lambda r, m: copied(r, m) / max(1, len(_words(r))), "a share of the reply; give a number of words"),
     tolerance=0,
     tries=[
         ("In short: rest it for two days.", "Rest it for two days, and walk."),

@@ -9,49 +9,42 @@ __all__ = []
 import math
 import re
 import unicodedata
-from datetime import datetime, timedelta, timezone
-from typing import NamedTuple
+from datetime import datetime, timezone
 
 from ..base.core import InputError
-from .formats import ROLE_ALIASES, ParsedConversation, as_text, parse_rating, register_format
-from .records import LOST_LINE, format_value
+from .formats import ROLES, ParsedConversation, Turn, as_text, parse_reactions, register_format
+from .formats import remove_marks
+from .records import format_value, parse_json
 
 # %% ../../nbs/1_data/03_exports.ipynb #7a82f3d9
 def parse_time(value) -> float:  # seconds since the epoch, 0 for no time
     "Read the time of a message: a number, a number as text, or a date in ISO 8601."
     try:
-        value = float(value)
+        return float(value) if math.isfinite(float(value)) else 0.0
     except (TypeError, ValueError, OverflowError):
         try:
             date = datetime.fromisoformat(value.strip().replace("Z", "+00:00"))
-            value = date.replace(tzinfo=date.tzinfo or timezone.utc).timestamp()
+            return date.replace(tzinfo=date.tzinfo or timezone.utc).timestamp()
         except (AttributeError, ValueError, OverflowError):
             return 0.0
-    return value if math.isfinite(value) else 0.0
 
 
-def make_turn(role: str, text: str, time) -> tuple:  # (role, text, time), or None
-    "Return a turn; None if it is of neither side or has no text."
-    role = ROLE_ALIASES.get(role)
-    return (role, text, parse_time(time)) if role and text.strip() else None
+def make_turn(role: str, text: str, time, rating=None) -> Turn:  # or None
+    "Return a turn, with a thumb if it is a rated reply; None if it is of neither side."
+    role = ROLES.get(role)
+    reactions = parse_reactions(dict(score=rating)) if role == "assistant" else []
+    return Turn(role, text, parse_time(time), reactions) if role in ("user", "assistant") else None
 
 
-def make_answered_conversation(turns: list, user: str = "") -> list:  # one `ParsedConversation`, or none
-    "Return the conversation of turns that are not None, if it has an answer to a turn of the user."
-    turns = [turn for turn in turns if turn]
-    has_answer = any(first[0] == "user" and second[0] == "assistant" for first, second in zip(turns, turns[1:]))
-    return [ParsedConversation(turns, user=user)] if has_answer else []
+def make_conversation(turns: list, user: str = "") -> list:  # of one `ParsedConversation`
+    "Return the conversation of the turns that are not None."
+    return [ParsedConversation([turn for turn in turns if turn], user=user, is_row=False)]
 
 # %% ../../nbs/1_data/03_exports.ipynb #c846ae0c
 RETRY_PROBABILITY = 0.8  # that a person who asked for another try prefers the branch that we see
 
 
-def add_reactions(turn: tuple, reactions: list) -> tuple:
-    "Return a turn with further reactions of the user."
-    return (*turn[:3], [*(turn[3:] or [()])[0], *reactions]) if reactions else turn
-
-
-def parse_branch(nodes: dict, last: str, parse, parent_field: str = "parent") -> list:  # each a turn or None
+def parse_branch(nodes: dict, last: str, parse, parent_field: str = "parent") -> list:  # of turns, or of None
     "Parse the messages from the root to the last one; a reply with another try beside it becomes a choice of the two."
     branch, siblings, turns = {}, {}, []
     while last in nodes:
@@ -64,25 +57,34 @@ def parse_branch(nodes: dict, last: str, parse, parent_field: str = "parent") ->
             siblings.setdefault(node.get(parent_field), []).append(node)
     for node in reversed(branch.values()):
         turn, others = parse(node), siblings[node.get(parent_field)]
-        if turn and turn[0] == "assistant" and len(others) > 1:
-            tries = [other[1] for other in map(parse, others) if other and other[0] == "assistant"]
-            rejected = [text for text in tries if text.split() != turn[1].split()][-1:]
+        if turn and turn.role == "assistant" and turn.text and len(others) > 1:
+            tries = [other.text for other in map(parse, others) if other and other.role == "assistant" and other.text]
+            tries = [remove_marks(text) for text in tries if text.split() != turn.text.split()]
             details = dict(is_given=False, probability=RETRY_PROBABILITY)
-            turn = add_reactions(turn, [dict(kind="choice", rejected=text, **details) for text in rejected])
+            choice = [dict(kind="choice", rejected=text, **details) for text in tries[-1:] if text]
+            turn = turn._replace(reactions=[*turn.reactions, *choice])
         turns.append(turn)
     return turns
 
 # %% ../../nbs/1_data/03_exports.ipynb #76477a4e
-def parse_chatgpt_message(node: dict) -> tuple:  # (role, text, time), or None
-    "Parse a node of ChatGPT's tree; return None if you would not see its text on the screen."
+HIDDEN_CONTENT = "thoughts reasoning_recap user_editable_context model_editable_context code execution_output".split()
+
+
+def parse_chatgpt_message(node: dict, thumbs: dict) -> Turn:  # or None
+    "Parse a node of ChatGPT's tree; return None if it is no turn of the talk on the screen."
     message = node.get("message") or {}
-    content = message.get("content") or {}
+    content, role = message.get("content") or {}, (message.get("author") or {}).get("role")
+    kind, recipient = content.get("content_type"), message.get("recipient") or "all"
     is_hidden = (message.get("metadata") or {}).get("is_visually_hidden_from_conversation")
-    is_tool_call = message.get("recipient") not in (None, "all")
-    if is_hidden or is_tool_call or content.get("content_type") not in ("text", "multimodal_text"):
+    is_canvas = recipient.startswith("canmore")
+    if is_hidden or not content or not is_canvas and (recipient != "all" or kind in HIDDEN_CONTENT):
         return None
-    role = (message.get("author") or {}).get("role")
-    return make_turn(role, as_text(content.get("parts") or [], "parts"), message.get("create_time"))
+    text = as_text(content.get("parts") or [], "parts") if kind in ("text", "multimodal_text") else None
+    if is_canvas:  # a change of a part has no content
+        text = parse_json(content.get("text") or text).get("content")
+    if role == "tool" and kind == "multimodal_text" and text is None:
+        role = "assistant"  # a picture that it made
+    return make_turn(role, text, message.get("create_time"), thumbs.get(message.get("id")))
 
 
 @register_format("chatgpt", ("mapping",))
@@ -92,18 +94,22 @@ def parse_chatgpt(record):
     if last not in nodes:  # then the latest message without an answer
         last = next((name for name in reversed(nodes) if not nodes[name].get("children")), None)
     thumbs = record.get("message_feedback") or {}
-
-    def parse(node):
-        turn, name = parse_chatgpt_message(node), (node.get("message") or {}).get("id")
-        return turn and add_reactions(turn, parse_rating(thumbs.get(name)) if turn[0] == "assistant" else [])
-
-    return make_answered_conversation(parse_branch(nodes, last, parse))
+    return make_conversation(parse_branch(nodes, last, lambda node: parse_chatgpt_message(node, thumbs)))
 
 # %% ../../nbs/1_data/03_exports.ipynb #f9054cab
-def parse_claude_message(message: dict) -> tuple:  # (role, text, time), or None
+def parse_claude_message(message: dict) -> Turn:  # or None
     "Parse a message of Claude's export."
-    parts = [part for part in message.get("content") or [] if part.get("type") == "text"]
-    text = as_text(parts, "content") or as_text(message.get("text") or "", "text")
+    texts = []
+    for part in message.get("content") or []:
+        call = part.get("input") or {}
+        if part.get("type") in ("text", "voice_note"):
+            texts.append(as_text(part.get("text"), "text"))
+        elif part.get("type") == "tool_use" and (part.get("name") == "artifacts" or "file_text" in call):
+            texts.append(call.get("content") or call.get("file_text"))  # None for a change of a part
+    if not message.get("content"):
+        texts.append(as_text(message.get("text"), "text"))
+    texts += [as_text(file.get("extracted_content"), "an attachment") for file in message.get("attachments") or []]
+    text = None if None in texts else "\n".join(filter(None, texts))
     return make_turn(message.get("sender"), text, message.get("created_at"))
 
 
@@ -113,161 +119,136 @@ def parse_claude(record):
     if messages and all({"uuid", "parent_message_uuid"} <= set(message) for message in messages):
         nodes = {message["uuid"]: message for message in messages}
         last = record.get("current_leaf_message_uuid") or messages[-1]["uuid"]
-        return make_answered_conversation(parse_branch(nodes, last, parse_claude_message, "parent_message_uuid"))
-    return make_answered_conversation([parse_claude_message(message) for message in messages])
+        return make_conversation(parse_branch(nodes, last, parse_claude_message, "parent_message_uuid"))
+    return make_conversation([parse_claude_message(message) for message in messages])
 
 # %% ../../nbs/1_data/03_exports.ipynb #5c551868
 @register_format("openwebui", ("chat", "title"))
 def parse_openwebui(record):
     def parse(message):
-        text = as_text(message.get("content") or "", "content")
-        turn = make_turn(message.get("role"), text, message.get("timestamp"))
+        text = as_text(message.get("content"), "content")
+        text = None if message.get("files") and not text else text  # a file alone
         rating = (message.get("annotation") or {}).get("rating")
-        return turn and add_reactions(turn, parse_rating(rating) if turn[0] == "assistant" else [])
+        return make_turn(message.get("role"), text, message.get("timestamp"), rating)
 
-    history = record["chat"]["history"]
-    return make_answered_conversation(parse_branch(history["messages"], history.get("currentId"), parse, "parentId"))
+    history = record["chat"].get("history")
+    if not history:
+        return make_conversation(map(parse, record["chat"]["messages"]))
+    return make_conversation(parse_branch(history["messages"], history.get("currentId"), parse, "parentId"))
 
 # %% ../../nbs/1_data/03_exports.ipynb #d30800ba
-class ChatMessage(NamedTuple):
-    "A message in a chat between people."
-
-    sender_id: str
-    sender: str  # the name that people see
-    text: str  # "" for a picture, a forwarded message, or a deleted one
-    time: float  # seconds since the epoch, or 0
-
-
 def fold_name(name) -> str:
     "Return a name without case, and composed: é may be one character or two (Unicode NFC)."
     return unicodedata.normalize("NFC", str(name)).strip().casefold()
 
 
-def identify_user(messages: list, user: str = None) -> tuple:  # (id, name); (None, "") if only one person writes
-    "Find the named user, or the first of two senders; raise `InputError` if that is not possible."
-    people = {}  # in the order of their first messages
-    for m in messages:
-        people.setdefault(m.sender_id, m.sender)
+def identify_user(people: dict, user: str = None) -> str:  # people: id -> name, in the order of their first messages
+    "Return the id of the named user, or of the first of two senders; raise `InputError` if that is not possible."
     names = [fold_name(name) for name in people.values()]
-    labels = {id: name if names.count(fold_name(name)) == 1 else f"{name} ({id})" for id, name in people.items()}
-    choices = ", ".join(format_value(label) for label in list(labels.values())[:5])
-    if user is not None:
-        wanted = fold_name(user)
-        matches = [id for id in people if fold_name(id) == wanted]
-        matches = matches or [id for id, name in people.items() if wanted in (fold_name(name), fold_name(labels[id]))]
-        if len(matches) > 1:
-            problem, shared = f"{len(matches)} senders are called {format_value(user)}", ", ".join(matches[:5])
-            raise InputError(problem, f"give the id of one of them as user (--user): {format_value(shared)}")
-        if not matches:
-            raise InputError(f"no sender is called {format_value(user)}", f"give one of {choices} as user (--user)")
-        return matches[0], labels[matches[0]]
-    if len(people) > 2:
+    labels = [name if names.count(fold_name(name)) == 1 else f"{name} ({id})" for id, name in people.items()]
+    choices = ", ".join(map(format_value, labels[:5]))
+    if user is None and len(people) > 2:
         remedy = "give the user's name with user (--user); the other messages become the responses"
         raise InputError(f"{len(people)} people write here ({choices})", remedy)
-    return next(iter(labels.items())) if len(people) == 2 else (None, "")
+    is_named = lambda names: fold_name(user) in map(fold_name, names)
+    matches = [id for id, label in zip(people, labels) if user is None or is_named((id, people[id], label))]
+    if user is not None and len(matches) != 1:
+        number = f"{len(matches)} senders are" if matches else "no sender is"
+        raise InputError(f"{number} called {format_value(user)}", f"give one of {choices} as user (--user)")
+    return next(iter(matches), None)
 
 # %% ../../nbs/1_data/03_exports.ipynb #64f8b292
 CONVERSATION_GAP_SECONDS = 6 * 3600
 
 
-def split_at_pauses(messages: list, user: str = None) -> list:  # of `ParsedConversation`
-    "Cut messages, in order, at pauses longer than `CONVERSATION_GAP_SECONDS`, and at None, which is a lost message."
-    user_id, name = identify_user([m for m in messages if m], user)
+def split_at_pauses(messages: list, people: dict, user: str = None) -> list:  # of `ParsedConversation`
+    "Cut messages, in order, at pauses longer than `CONVERSATION_GAP_SECONDS`."
+    user_id = identify_user(people, user)
     conversations, last_time = [[]], 0
     for m in messages:
-        if m is None or last_time and m.time and m.time - last_time > CONVERSATION_GAP_SECONDS:
+        if last_time and m.time and m.time - last_time > CONVERSATION_GAP_SECONDS:
             conversations.append([])
-        if m and m.text.strip():
-            conversations[-1].append(("user" if m.sender_id == user_id else "assistant", m.text, m.time))
-            last_time = m.time
-    return [answered for turns in conversations for answered in make_answered_conversation(turns, name)]
+        role = "user" if m.role == user_id else "assistant"
+        text = m.text if role == "user" else m.text or ""  # an answer beside a picture is an answer
+        conversations[-1].append(Turn(role, text, m.time))
+        last_time = m.time
+    name = people.get(user_id, "") if len(people) > 1 else ""
+    return [conversation for turns in conversations for conversation in make_conversation(turns, name)]
 
 # %% ../../nbs/1_data/03_exports.ipynb #c5728adc
-def parse_telegram_messages(chat: dict) -> list:  # of `ChatMessage`
+def gather_text(value) -> str:
+    "Return the words of a text, of a list of its parts, or of a message in blocks."
+    if isinstance(value, dict):
+        parts = [value.get("text"), *(value.get("blocks") or value.get("items") or [])]
+        return "\n".join(filter(None, map(gather_text, parts)))
+    return "".join(map(gather_text, value)) if isinstance(value, list) else as_text(value, "text")
+
+
+def parse_telegram_messages(chat: dict) -> tuple:  # ([`Turn` with a sender's id as its role], id -> name)
     "Parse the messages of a Telegram chat; one that was forwarded, or has no text, keeps its sender only."
-    messages = []
+    messages, people = [], {}
     for m in chat.get("messages") or []:
-        if m.get("type") != "message":
-            continue
-        parts = "" if m.get("forwarded_from") else m.get("text") or ""
-        parts = parts if isinstance(parts, list) else [parts]
-        text = "".join(as_text(part["text"] if isinstance(part, dict) else part, "text") for part in parts)
-        sender_id = str(m.get("from_id") or m.get("from"))
-        sender = as_text(m.get("from") or sender_id, "from")
-        messages.append(ChatMessage(sender_id, sender, text, parse_time(m.get("date_unixtime") or m.get("date"))))
-    return messages
+        if m.get("type") == "message":
+            text = gather_text(m.get("text")) or gather_text(m.get("rich_message")) or None
+            sender = str(m.get("from_id") or m.get("from"))
+            people.setdefault(sender, as_text(m.get("from") or sender, "from"))
+            time = parse_time(m.get("date_unixtime") or m.get("date"))
+            messages.append(Turn(sender, None if m.get("forwarded_from") else text, time))
+    return messages, people
 
 # %% ../../nbs/1_data/03_exports.ipynb #c28de711
 @register_format("telegram", ("name", "type", "id", "messages"), ("chats",), needs_user=True)
 def parse_telegram(record, user):
     "Parse one chat, or an account's chats between two people, one of whom is its owner or the named user."
     if "chats" not in record:
-        return split_at_pauses(parse_telegram_messages(record), user)
+        return split_at_pauses(*parse_telegram_messages(record), user)
     owner = user or (record.get("personal_information") or {}).get("user_id")
     if owner is None:
         raise InputError("the export does not name its owner", "give the owner's name as user (--user)")
     owner_names, conversations = {fold_name(owner), fold_name(f"user{owner}")}, []
     for chat in record["chats"]["list"]:
-        messages = parse_telegram_messages(chat)
-        people = {m.sender_id: {fold_name(m.sender_id), fold_name(m.sender)} for m in messages}
-        owner_ids = [sender_id for sender_id, names in people.items() if names & owner_names]
-        if len(people) == 2 and owner_ids:  # both have the owner's name: `identify_user` asks for an id
-            conversations += split_at_pauses(messages, owner_ids[0] if len(owner_ids) == 1 else owner)
+        messages, people = parse_telegram_messages(chat)
+        owner_ids = [id for id, name in people.items() if owner_names & {fold_name(id), fold_name(name)}]
+        if len(people) > 2:
+            conversations.append(ParsedConversation([], is_row=False, left_out="a group chat"))
+        elif len(people) == 2 and owner_ids:  # both have the owner's name: `identify_user` asks for an id
+            conversations += split_at_pauses(messages, people, owner_ids[0] if len(owner_ids) == 1 else owner)
     return conversations
 
 # %% ../../nbs/1_data/03_exports.ipynb #135274c2
 DIRECTION_MARKS = "\u200e\u200f\u202a\u202c\ufeff"  # invisible marks that WhatsApp puts before a line
 _GAP = rf"[\s{DIRECTION_MARKS}]{{0,2}}"
-_DATE = rf"(?P<x>\d{{1,4}})(?P<s1>{_GAP}[./\-年년]{_GAP})(?P<y>\d{{1,2}})(?P<s2>{_GAP}[./\-月월]{_GAP})(?P<z>\d{{1,4}})"
-_TIME = r"(?P<h>\d{1,2})(?:[:.]|\sh\s)(?P<m>\d{2})(?:(?:[:.]|\smin\s)(?P<s>\d{2})(?:\ss)?)?"
-_ENDS = r"(?P<after>[^\d\[\]:]{0,20}?)(?:\]\s|\s[-–]\s)(?P<rest>.*)"
-STAMPS = [  # a date and a time, in either order
-    re.compile(rf"(?P<open>\[?)(?:{_DATE}(?P<between>[^\d\[\]]{{1,20}}){_TIME}){_ENDS}", re.S),
-    re.compile(rf"(?P<open>\[?)(?:{_TIME}(?P<between>[^\d\[\]]{{1,20}}){_DATE}){_ENDS}", re.S),
-]
-AFTERNOON = re.compile(
-    r"p\.?\s?m|오후|下午|午後|午后|中午|晚上|傍晚|μ\.?\s?μ|ب\.?\s?ظ|(?<!\w)م(?!\w)|PTG|m\.d|pasdit|ከሰዓት|ਬਾ|du\.|अपराह्न|অপরাহ্ণ"
-    r"|ಅಪರಾಹ್ನ|பிற்பகல்|หลังเที่ยง|אחה",
-    re.I,
+_DATE = rf"(\d{{1,4}})({_GAP}[./\-年년]{_GAP})(\d{{1,2}})({_GAP}[./\-月월]{_GAP})(\d{{1,4}})"
+_TIME = r"(\d{1,2})(?:[:.]|\sh\s)(\d{2})(?:(?:[:.]|\smin\s)(\d{2})(?:\ss)?)?"
+STAMP = re.compile(
+    rf"(\[?){_DATE}([^\d\[\]]{{1,20}}){_TIME}([^\d\[\]:]{{0,20}}?)(?:\]\s|\s[-–]\s)(?:([^\n]*?): )?(.*)", re.S
 )
-MORNING = re.compile(
-    r"a\.?\s?m|오전|上午|午前|凌晨|清晨|早上|π\.?\s?μ|ق\.?\s?ظ|(?<!\w)ص(?!\w)|PG|p\.d|paradit|ጥዋት|ਪੂ|de\.|पूर्वाह्न|পূর্বাহ্ণ"
-    r"|ಪೂರ್ವಾಹ್ನ|முற்பகல்|ก่อนเที่ยง|לפנה",
-    re.I,
-)
+AFTERNOON = "pm ptg md 오후 下午 午後 晚上 μμ م".split()  # beside a time of twelve hours, without dots and blanks
+MORNING = "am 오전 上午 午前 ص".split()
 
 
-def parse_stamp(line: str) -> tuple:  # (three numbers, hour, minute, second, "a", "p" or None), form, rest; or None
-    "Read the date and time with which a line begins, in the ways of phones in any language."
-    match = next((match for pattern in STAMPS if (match := pattern.fullmatch(line))), None)
+def parse_stamp(line: str) -> tuple:  # (numbers of date and time, "p", "a" or None), form, name, text; or None
+    "Read the date, the time and the name with which a line begins, in the ways of phones in most languages."
+    match = STAMP.fullmatch(line.rstrip("\r").lstrip(DIRECTION_MARKS))
     if not match:
         return None
-    words = match["between"] + match["after"]
-    half = "p" if AFTERNOON.search(words) else "a" if MORNING.search(words) else None
-    stamp = [*(match[name] for name in "xyzhms"), half]
-    form = (
-        match["open"],
-        match["s1"].strip(),
-        match["s2"].strip(),
-        match["s"] is None,
-        match.start("x") < match.start("h"),
-    )
-    return stamp, form, match["rest"]
+    bracket, x, mark, y, other_mark, z, between, hour, minute, second, after, name, text = match.groups()
+    word = "".join(filter(str.isalpha, between + after)).lower()
+    half = "p" if word.endswith(tuple(AFTERNOON)) else "a" if word.endswith(tuple(MORNING)) else None
+    form = bracket, mark.strip(), other_mark.strip(), second is None
+    name = unicodedata.normalize("NFC", (name or "").strip(DIRECTION_MARKS + "~ \u202f\u00a0"))
+    return (x, y, z, hour, minute, second, half), form, name, text
 
 
-def parse_whatsapp_log(log: str) -> list:  # (numbers of date and time, name or "", text); stamp None: a lost line
+def parse_whatsapp_log(log: str) -> list:  # (numbers of date and time, name or "", text)
     "Cut a WhatsApp export into messages; a notice of the program has no name."
     messages, first_form = [], None
     for line in log.split("\n"):
-        stamped = parse_stamp(line.rstrip("\r").lstrip(DIRECTION_MARKS))
-        if line == LOST_LINE:
-            messages.append([None, "", []])  # what follows may belong to it, so it is lost, too
-        elif stamped and first_form in (None, stamped[1]):
-            stamp, first_form, rest = stamped
-            name, colon, text = rest.partition(": ")
-            name = unicodedata.normalize("NFC", name.strip(DIRECTION_MARKS + "~ \u202f\u00a0")) if colon else ""
+        stamped = parse_stamp(line)
+        if stamped and first_form in (None, stamped[1]):
+            stamp, first_form, name, text = stamped
             messages.append([stamp, name, [text]])
-        elif messages and messages[-1][0]:
+        elif messages:
             messages[-1][2].append(line.rstrip("\r"))
     return [(stamp, name, "\n".join(lines)) for stamp, name, lines in messages]
 
@@ -275,58 +256,52 @@ def parse_whatsapp_log(log: str) -> list:  # (numbers of date and time, name or 
 DAY_FIRST, MONTH_FIRST, YEAR_FIRST = (2, 1, 0), (2, 0, 1), (0, 1, 2)  # positions of year, month and day
 
 
-def make_date(year: int, month: int, day: int) -> datetime:  # raises `ValueError` for no date
-    "Return a date of our calendar; years above 2400 are Buddhist, and those from 1300 to 1499 are Persian."
-    if not 1300 <= year < 1500:
-        return datetime(year - 543 if year > 2400 else year, month, day, tzinfo=timezone.utc)
-    if not (1 <= month <= 12 and 1 <= day <= 31 - (month > 6)):
-        raise ValueError("no Persian date")
-    days = 365 * (year - 1402) + (8 * year + 21) // 33 - (8 * 1402 + 21) // 33
-    days += 31 * (month - 1) - max(0, month - 7) + day - 1
-    return datetime(2023, 3, 21, tzinfo=timezone.utc) + timedelta(days=days)  # the first day of 1402
-
-
 def parse_timestamp(stamp: list, order: tuple) -> float:  # seconds since the epoch, 0 for no valid date
     "Read (three numbers of a date, hour, minute, second or None, `a` or `p` or None) as a time in UTC."
     year, month, day = (int(stamp[i]) for i in order)
-    hour, minute, second = int(stamp[3]), int(stamp[4]), int(stamp[5] or 0)
-    if stamp[6]:
-        hour = hour % 12 + (12 if stamp[6] in "pP" else 0)
-    year = year + 2000 if year < 100 else year
+    hour = int(stamp[3]) % 12 + 12 * (stamp[6] == "p") if stamp[6] else int(stamp[3])
     try:
-        return make_date(year, month, day).replace(hour=hour, minute=minute, second=second).timestamp()
+        date = datetime(year + 2000 * (year < 100), month, day, hour, int(stamp[4]), int(stamp[5] or 0))
+        return date.replace(tzinfo=timezone.utc).timestamp()
     except (ValueError, OverflowError):
         return 0.0
 
 
 def parse_timestamps(stamps: list) -> list:  # seconds since the epoch, one for each stamp
     "Read the times of a log in the order of day, month and year that gives the fewest invalid or backward dates."
-    has_am_pm = any(stamp[6] for stamp in stamps)
-    orders = (MONTH_FIRST, DAY_FIRST, YEAR_FIRST) if has_am_pm else (DAY_FIRST, MONTH_FIRST, YEAR_FIRST)
+    orders = [DAY_FIRST, MONTH_FIRST, YEAR_FIRST]
+    if any(stamp[6] for stamp in stamps):
+        orders = [MONTH_FIRST, DAY_FIRST, YEAR_FIRST]
     candidates = [[parse_timestamp(stamp, order) for stamp in stamps] for order in orders]
     return min(candidates, key=lambda times: times.count(0.0) + sum(a > b for a, b in zip(times, times[1:])))
 
 # %% ../../nbs/1_data/03_exports.ipynb #736a50b9
-EDIT_MARK = re.compile(r"(?:\u200e<[^<>]*>|<This message was edited>)$")
-SYSTEM_MESSAGE = re.compile(
-    r"\u200e.*|<[^<>]*>|null|.*\(file attached\)|This message was deleted\.?|You deleted this message\.?", re.S
+ATTACHMENT = re.compile(
+    r"\A\u200e?[^\n]{1,200}\.\w{2,5} \([^()\n]{1,80}\)(?:\n|\Z)|\s{0,2}(?:\u200e<[^<>]*>|\s<[^<>]{6,}>)\Z|\A<[^<>]*>\Z"
 )
-MIN_NOTICE_WORDS = 5  # of a message that begins with an invisible mark
+DELETIONS = """this message/delete, diese nachricht/gelösch, este mensaje/elimin, mensagem/apag,
+mensagem/elimin, ce message/supprim, questo messaggio/elimina, bericht/verwijderd, wiadomoś/usuni,
+wiadomoś/usuną, сообщение/удал, повідомлення/видал, съобщени/изтри, bu mesaj/sil, pesan ini/hapus,
+mesej ini/padam, meddelande/rader, meddelande/bort, besked/slet, melding/slett, viesti/poist, zpráv/smaz,
+zpráv/odstran, správ/vymaz, správ/odstrán, üzenet/töröl, mesaj/șters, μήνυμα/διαγρ, poruk/izbris, poruk/obris,
+sporočil/izbris, missatge/suprim, missatge/elimin, tin nhắn/xóa, tin nhắn/xoá, मैसेज/हटा, मैसेज/मिटा, संदेश/हटा,
+संदेश/मिटा, मेसेज/हट, মেসেজ/মুছ, বার্তা/মুছ, ข้อความ/ลบ, 消息/删除, 消息/撤回, 訊息/刪除, メッセージ/削除, 메시지/삭제, הודעה זו/מחק,
+الرسالة/حذف, پیام/حذف, پیغام/حذف"""
+DELETION_WORDS = [pair.strip().split("/") for pair in DELETIONS.split(",")]
 
 
 @register_format("whatsapp", ("log",), needs_user=True)
 def parse_whatsapp(record, user):
-    rows = parse_whatsapp_log(as_text(record["log"], "the log"))
-    dated = [row for row in rows if row[0]]
-    if not dated:
+    rows, messages, people = parse_whatsapp_log(as_text(record["log"], "the log")), [], {}
+    if not rows:
         raise InputError("no line begins as in a WhatsApp export", "give a WhatsApp chat, JSON lines, JSON or a table")
-    times = iter(parse_timestamps([stamp for stamp, _, _ in dated]))
-    messages = []
-    for stamp, name, text in rows:
-        text, time = EDIT_MARK.sub("", text).strip(), next(times) if stamp else 0.0
-        is_notice = text.startswith("\u200e") and len(text.split()) >= MIN_NOTICE_WORDS
-        if stamp is None:
-            messages.append(None)
-        elif name and not is_notice:
-            messages.append(ChatMessage(name, name, "" if SYSTEM_MESSAGE.fullmatch(text) else text, time))
-    return split_at_pauses(messages, user)
+    times = parse_timestamps([stamp for stamp, _, _ in rows])
+    for time, (_, name, text) in zip(times, rows):
+        words = ATTACHMENT.sub("", text).strip()
+        is_marked, num_words, folded = words.startswith("\u200e"), len(words.split()), words.casefold()
+        is_deleted = num_words <= 8 and any(noun in folded and verb in folded for noun, verb in DELETION_WORDS)
+        is_notice = is_marked and not is_deleted and num_words >= 5
+        if name and not is_notice:
+            words = None if not words or is_marked or words == "null" else words
+            messages.append(Turn(people.setdefault(name, name), "" if is_deleted else words, time))
+    return split_at_pauses(messages, people, user)

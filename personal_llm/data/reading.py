@@ -7,18 +7,20 @@ __all__ = ['Dialogues', 'check_dialogues', 'read_dialogues', 'as_dialogues', 'di
            'load_replay']
 
 # %% ../../nbs/1_data/04_reading.ipynb #3b5d9034
+import glob
 import gzip
 import json
+from collections import Counter
 from collections.abc import Iterator, Sequence
+from importlib import import_module
 from operator import itemgetter
 from pathlib import Path
 
 from ..base.core import Dialogue, InputError, check
 from ..base.files import ASSETS
 from . import exports  # noqa: F401 (it registers its formats)
-from .formats import FORMATS, MAX_TURN_CHARACTERS, call_safely, detect_format
-from .formats import normalise_record, parse_record, split_into_dialogues
-from .formats import split_opening
+from .formats import FORMATS, MAX_TURN_CHARACTERS, detect_format, normalise_record, parse_record
+from .formats import split_into_dialogues, split_opening
 from .records import clean_value, collect, format_value, is_message_list, read_records
 
 # %% ../../nbs/1_data/04_reading.ipynb #2bef7396
@@ -30,6 +32,7 @@ class Dialogues(list):
         self.format = format  # name of the format
         self.skipped = []  # (line or item number, reason) of each bad row
         self.num_truncated = 0  # texts longer than `MAX_TURN_CHARACTERS`, of which we kept the beginning
+        self.left_out = Counter()  # what we could not read -> its number
         self.user = ""  # the user's name, in a chat between people
 
     def notes(self) -> list:  # of lines
@@ -40,6 +43,9 @@ class Dialogues(list):
             notes.append(f"bad rows skipped: {len(self.skipped)}, the first is number {number}: {reason}")
         if self.num_truncated:
             notes.append(f"texts cut to {MAX_TURN_CHARACTERS:,} characters: {self.num_truncated}")
+        notes += [f"left out: {count} × {reason}" for reason, count in self.left_out.items()]
+        if num_repeats := len(self) - len({(d.prompt, d.response, d.history.digest) for d in self}):
+            notes.append(f"repeats: {num_repeats} of {len(self)} dialogues are copies of an earlier one")
         if self.user:
             notes.append(
                 f"the user's side is {format_value(self.user)}'s; to change it, give a name with user (--user)"
@@ -48,15 +54,8 @@ class Dialogues(list):
 
 # %% ../../nbs/1_data/04_reading.ipynb #0a9b1dc2
 def to_json_value(value):
-    "Convert a value of NumPy or pandas to one that JSON has; NaN becomes None."
-    if hasattr(value, "timestamp"):
-        return value.timestamp() if value == value else None  # NaT, the missing time of pandas, does not equal itself
-    value = value.tolist() if hasattr(value, "tolist") else value
-    if isinstance(value, float) and value != value:
-        return None
-    if isinstance(value, dict):
-        return {name: to_json_value(item) for name, item in value.items()}
-    return [to_json_value(item) for item in value] if isinstance(value, (list, tuple)) else value
+    "Convert a value of NumPy or pandas to one that JSON has."
+    return value.tolist() if hasattr(value, "tolist") else value.timestamp()
 
 
 def records_in_memory(data) -> tuple:  # ([(row number from 1, record)], [(row number, InputError)])
@@ -67,12 +66,43 @@ def records_in_memory(data) -> tuple:  # ([(row number from 1, record)], [(row n
     if isinstance(data, dict):
         raise InputError(f"{kind}: a group of data sets, or columns", "give one of them, such as data['train']")
     try:
-        rows = [to_json_value(dict(row) if hasattr(row, "keys") else row) for row in data]
-    except TypeError:
+        rows = json.dumps([dict(row) if hasattr(row, "keys") else row for row in data], default=to_json_value)
+    except (TypeError, AttributeError, ValueError, RecursionError):
         raise InputError(f"{kind} holds no dialogues", "give a file, a data set, a data frame or a list") from None
-    rows = [rows] if is_message_list(rows) else rows
-    drop = lambda row: {name: v for name, v in row.items() if v is not None} if isinstance(row, dict) else row
-    return collect(lambda row: clean_value(drop(row)), enumerate(rows, 1))
+    rows = json.loads(rows, parse_constant=lambda _: None)  # NaN, an empty cell, becomes None
+    return collect(clean_value, enumerate([rows] if is_message_list(rows) else rows, 1))
+
+
+PANDAS_READERS = {".parquet": "read_parquet", ".feather": "read_feather", ".xlsx": "read_excel"}
+
+
+def read_frame(path: Path):  # a data frame
+    "Read a file that pandas reads; raise `InputError` if it cannot, or without pandas."
+    try:
+        return getattr(import_module("pandas"), PANDAS_READERS[path.suffix.lower()])(path)
+    except Exception as error:  # each reader has errors of its own
+        remedy = "pip install pandas pyarrow openpyxl; or save it as JSON lines, with to_json(lines=True)"
+        raise InputError(f"{path}: pandas cannot read it ({format_value(error)})", remedy) from None
+
+# %% ../../nbs/1_data/04_reading.ipynb #refiles1
+CHAT_ENDINGS = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".txt", ".gz", *PANDAS_READERS)
+
+
+def find_files(source) -> list:  # of paths
+    "Return the files of chats of a file, a folder, a pattern or a list of them; raise `InputError` if there are none."
+    if isinstance(source, (list, tuple)):
+        return [file for item in source for file in find_files(item)]
+    path = Path(source)
+    if not path.exists() and glob.has_magic(str(source)):
+        return [Path(file) for file in sorted(glob.glob(str(source)))] or [path]
+    if not path.is_dir():
+        return [path]
+    files = [file for file in sorted(path.iterdir()) if file.suffix.lower() in CHAT_ENDINGS]
+    files = [file for file in files if file.name.startswith("conversations")] or files
+    if len({file.suffix for file in files}) != 1:
+        names = ", ".join(file.name for file in files[:3]) or "no file of chats"
+        raise InputError(f"{path}: a folder with {format_value(names)}", "give one file in it, or a list of files")
+    return files
 
 # %% ../../nbs/1_data/04_reading.ipynb #a21f7acd
 RATINGS_FILE = "message_feedback.json"  # beside ChatGPT's conversations
@@ -84,42 +114,42 @@ def read_chatgpt_ratings(file: Path) -> dict:  # id of a message -> its rating; 
         rows = json.loads(file.read_bytes()) if file.is_file() else []
         return {row.get("message_id", row.get("id")): row.get("rating") for row in rows}
     except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
-        what = f"{file.name} beside the conversations is damaged ({format_value(error)})"
-        raise InputError(what, "export the chats anew, or move it away") from error
+        problem = f"{file.name} beside the conversations is damaged ({format_value(error)})"
+        raise InputError(problem, "export the chats anew, or move it away") from error
 
 # %% ../../nbs/1_data/04_reading.ipynb #4f67e1b3
-TABLE_FORMAT = "csv"  # names a table; its columns decide the format
+GAP = "an exchange with a side that holds no words that we can read (a picture, a file, a stopped reply)"
 
 
 def parse_source(source, name: str, user: str) -> tuple:  # (Dialogues, [(number, InputError)], "line", "item" or "row")
     "Parse a file or rows in memory; raise `InputError` if it cannot be read at all."
-    is_file = isinstance(source, (str, Path))
-    if is_file:
-        unit, records, errors = read_records(source, name == TABLE_FORMAT or None)
+    is_file = isinstance(source, Path)
+    if is_file and source.suffix.lower() not in PANDAS_READERS:
+        unit, records, errors = read_records(source)
     else:
-        unit, (records, errors) = "row", records_in_memory(source)
-    file = clean_value(Path(source).name if is_file else f"the {type(source).__name__}")
+        unit, (records, errors) = "row", records_in_memory(read_frame(source) if is_file else source)
+    file = clean_value(source.name if is_file else f"the {type(source).__name__}")
     rows, misfits = collect(normalise_record, records)
-    if name in (None, TABLE_FORMAT):
+    if name is None:
         detected, _ = collect(detect_format, rows)
         name = detected[0][1] if detected else None
     has_ratings = name == "chatgpt" and is_file
-    ratings = dict(message_feedback=read_chatgpt_ratings(Path(source).parent / RATINGS_FILE)) if has_ratings else {}
+    ratings = dict(message_feedback=read_chatgpt_ratings(source.parent / RATINGS_FILE)) if has_ratings else {}
 
     def parse_row(row):
         detect_format(row, name)  # an error for a row of another format
         conversations = parse_record(row | ratings, name, user)
-        return [(conversation, *call_safely(split_into_dialogues, conversation)) for conversation in conversations]
+        return [(conversation, *split_into_dialogues(conversation)) for conversation in conversations]
 
     parsed, unparsed = collect(parse_row, rows)
     result = Dialogues(format=name or "")
     for number, conversations in parsed:
-        for count, (conversation, dialogues, num_truncated) in enumerate(conversations, 1):
+        for count, (conversation, dialogues, num_truncated, num_gaps) in enumerate(conversations, 1):
             place = f"{file}:{number}" + (f":{count}" if len(conversations) > 1 else "")
-            group = conversation.group or (place if len(dialogues) > 1 else "")
-            labels = dict(group=group) if group else {}
+            labels = dict(group=place) if len(dialogues) > 1 else {}
             result += [d.derive(id=d.id, parents=d.parents, labels=d.labels | labels) for d in dialogues]
             result.num_truncated += num_truncated
+            result.left_out += Counter({GAP: num_gaps, conversation.left_out: bool(conversation.left_out)})
             result.user = result.user or conversation.user
     return result, sorted(errors + misfits + unparsed, key=itemgetter(0)), unit
 
@@ -135,33 +165,40 @@ def check_dialogues(dialogues: list) -> None:
 
 # %% ../../nbs/1_data/04_reading.ipynb #b295273a
 def read_dialogues(
-    data,  # a .jsonl, .json, .csv, .tsv or .txt file, perhaps gzipped; or a data set, a data frame, rows, messages
-    format: str = None,  # a key of `FORMATS`, or "csv"; None: the format of the first good row
+    data,  # a .jsonl, .json, .csv, .tsv, .txt or .parquet file, a folder or list of them; or rows in memory
+    format: str = None,  # a key of `FORMATS`; None: the format of the first good row
     skip_invalid: bool = False,  # keep the good rows and count the bad ones, instead of raising
     user: str = None,  # the user's name or id, in a chat between people; None: the first sender of two
 ) -> Dialogues:  # in file order
     "Read a chat export or rows in memory; return dialogues as they are. Raise `InputError` with file, line and remedy."
-    check(format, "choice or none", "format", choices=(*FORMATS, TABLE_FORMAT))
+    check(format, "choice or none", "format", choices=(*FORMATS,))
     if isinstance(data, Sequence) and any(isinstance(d, Dialogue) for d in data):
         check_dialogues(data)
         return data if isinstance(data, Dialogues) else Dialogues(data)
-    name = data if isinstance(data, (str, Path)) else f"the {type(data).__name__}"
-    dialogues, errors, unit = parse_source(data, format, user)
-    if user is not None and dialogues and not dialogues.user:
+    items = data if isinstance(data, (list, tuple)) else [data]
+    are_files = bool(items) and all(isinstance(item, (str, Path)) for item in items)
+    result, reason = Dialogues(), ""
+    for source in find_files(data) if are_files else [data]:
+        name = source if are_files else f"the {type(source).__name__}"
+        dialogues, errors, unit = parse_source(source, format, user)
+        for number, error in errors[:1]:
+            reason = reason or f", {len(errors)} bad {unit}s, the first is {unit} {number}: {error.problem}"
+            remedy = f"{error.remedy or 'mend it'}, or leave such rows out with skip_invalid (--skip-invalid)"
+            if not skip_invalid:
+                raise InputError(f"{name} {unit} {number}: {error.problem}", remedy)
+        result += dialogues
+        result.skipped += [(number, str(error)) for number, error in errors]
+        result.num_truncated += dialogues.num_truncated
+        result.left_out += dialogues.left_out
+        result.format, result.user = result.format or dialogues.format, result.user or dialogues.user
+    name = ", ".join(map(str, items)) if are_files else name
+    if user is not None and result and not result.user:
         problem = f"{name}: no names of people in it, so {format_value(user)!r} is none of them"
         raise InputError(problem, "leave user (--user) out")
-    if errors and not skip_invalid:
-        number, error = errors[0]
-        remedy = f"{error.remedy or 'mend it'}, or leave such rows out with skip_invalid (--skip-invalid)"
-        raise InputError(f"{name} {unit} {number}: {error.problem}", remedy)
-    dialogues.skipped = [(number, str(error)) for number, error in errors]
-    if not dialogues:
-        reason = ""
-        if errors:
-            number, error = errors[0]
-            reason = f", {len(errors)} bad {unit}s, the first is {unit} {number}: {error.problem}"
+    if not result:
+        reason += "".join(f", {note}" for note in result.notes()[bool(errors) :])
         raise InputError(f"{name}: no dialogue in it{reason}", "give a file with at least one request and its answer")
-    return dialogues
+    return result
 
 # %% ../../nbs/1_data/04_reading.ipynb #cecc308e
 def as_dialogues(given) -> list:  # of `Dialogue`; empty for an empty list

@@ -21,8 +21,8 @@ from ..base.text import escape_controls
 MAX_UNZIPPED_BYTES = 200_000_000
 
 
-def read_file(path) -> bytes:
-    "Return the content of a file, unzipped if it is gzipped; raise `InputError` if it cannot be read, or is empty."
+def read_text(path) -> str:
+    "Return the text of a file, unzipped if it is gzipped; raise `InputError` if it cannot be read, or is empty."
     path = Path(path)
     if path.exists() and not path.is_file() and not path.is_dir():
         raise InputError(f"{path}: a pipe or a device", "write its content to a file, and give the file")
@@ -31,8 +31,6 @@ def read_file(path) -> bytes:
     except FileNotFoundError:
         raise InputError(f"{path}: no such file", "check the path") from None
     except OSError as error:
-        if path.is_dir():
-            raise InputError(f"{path}: a folder", "give one file in it") from None
         raise InputError(f"{path}: cannot be read ({error.strerror})", "check its permissions") from None
     if raw[:2] == b"\x1f\x8b":
         try:
@@ -43,13 +41,18 @@ def read_file(path) -> bytes:
             problem = f"{path}: more than {MAX_UNZIPPED_BYTES // 10**6} MB when it is unzipped"
             raise InputError(problem, "unzip it yourself if you trust it, and give the file")
     if raw[:4] == b"PK\x03\x04":
-        raise InputError(f"{path}: a zip archive", "unpack it and give the file with the chats")
+        raise InputError(f"{path}: a zip archive", "unpack it and give the folder, or the file with the chats")
     if raw[:5] == b"%PDF-":
         raise InputError(f"{path}: a PDF", "save its text as .txt, or give the export of the chat program itself")
-    raw = raw.removeprefix(b"\xef\xbb\xbf")
-    if not raw.strip():
+    try:
+        is_utf16 = raw[:2] in (b"\xff\xfe", b"\xfe\xff")
+        text = raw.decode("utf-16" if is_utf16 else "utf-8-sig").replace("\0", "")
+    except UnicodeDecodeError as error:
+        line = raw[: error.start].count(b"\n") + 1
+        raise InputError(f"{path} line {line}: not UTF-8 at byte {error.start + 1}", "save the file as UTF-8") from None
+    if not text.strip():
         raise InputError(f"{path}: an empty file", "give one with at least one dialogue")
-    return raw
+    return text if "\n" in text else text.replace("\r", "\n")
 
 # %% ../../nbs/1_data/01_records.ipynb #co01
 def catch_input_error(function, *arguments):
@@ -62,11 +65,9 @@ def catch_input_error(function, *arguments):
 
 def collect(function, rows: list) -> tuple:  # ([(number, result)], [(number, InputError)])
     "Call a function on the row of each pair (number, row), and separate the results from the errors."
-    results, errors = [], []
-    for number, row in rows:
-        result = catch_input_error(function, row)
-        (errors if isinstance(result, InputError) else results).append((number, result))
-    return results, errors
+    rows = [(number, catch_input_error(function, row)) for number, row in rows]
+    is_error = lambda row: isinstance(row[1], InputError)
+    return [row for row in rows if not is_error(row)], [row for row in rows if is_error(row)]
 
 # %% ../../nbs/1_data/01_records.ipynb #3407657c
 def format_value(value) -> str:  # one line of at most 40 characters
@@ -75,23 +76,24 @@ def format_value(value) -> str:  # one line of at most 40 characters
     return text if len(text) <= 40 else text[:39] + "…"
 
 # %% ../../nbs/1_data/01_records.ipynb #e61e0cac
-def parse_first_value(text: str, has_many_lines: bool = False) -> tuple:  # (the value, the text after it)
-    "Parse the JSON value at the beginning of a text; raise `InputError` with the position of a mistake."
+def parse_value(text: str, start: int = 0, has_many_lines: bool = False) -> tuple:  # (the value, where it ends)
+    "Parse the JSON value that begins at a place of a text; raise `InputError` with the position of a mistake."
+    while text[start : start + 1].isspace():
+        start += 1
     try:
-        value, end = json.JSONDecoder().raw_decode(text, len(text) - len(text.lstrip()))
+        return json.JSONDecoder().raw_decode(text, start)
     except json.JSONDecodeError as error:
         position = f"line {error.lineno} column {error.colno}" if has_many_lines else f"column {error.colno}"
         raise InputError(f"broken JSON at {position} ({error.msg})") from None
     except (ValueError, RecursionError) as error:
         reason = "nested too deeply" if isinstance(error, RecursionError) else type(error).__name__
         raise InputError(f"JSON that cannot be read ({reason})") from None
-    return value, text[end:].strip()
 
 # %% ../../nbs/1_data/01_records.ipynb #f24fdb94
 def parse_json(text: str):
     "Parse a text that is one JSON value; raise `InputError`."
-    value, rest = parse_first_value(text)
-    if rest:
+    value, end = parse_value(text)
+    if rest := text[end:].strip():
         raise InputError(f"broken JSON: {format_value(rest)!r} follows the value")
     return value
 
@@ -103,69 +105,38 @@ def clean_value(value, depth: int = 0):  # depth: levels above it
     "Return a JSON value whose texts can be stored and tokenized; raise `InputError` if it is nested too deeply."
     if isinstance(value, str):
         return value.replace("\0", "").encode("utf-8", "replace").decode("utf-8")
-    if not isinstance(value, (list, dict)):
-        return value
-    if depth >= MAX_DEPTH:
+    if depth >= MAX_DEPTH and isinstance(value, (list, dict)):
         raise InputError(f"nested more than {MAX_DEPTH} levels deep", "give the dialogues inside it")
     if isinstance(value, list):
         return [clean_value(item, depth + 1) for item in value]
-    return {clean_value(name): clean_value(item, depth + 1) for name, item in value.items()}
-
-# %% ../../nbs/1_data/01_records.ipynb #4710ea1f
-LOST_LINE = "\0"  # stands for a line that is not UTF-8; no text that we read holds this character
-
-
-def decode_lines(raw: bytes) -> tuple:  # ([(line number from 1, text)], [(line number, InputError)])
-    "Cut a file into lines and decode each by itself; a line that is not UTF-8 is an error of its own."
-    lines, errors = [], []
-    for number, line in enumerate(raw.split(b"\n" if b"\n" in raw else b"\r"), 1):
-        try:
-            lines.append((number, line.decode("utf-8").replace("\0", "")))
-        except UnicodeDecodeError as error:
-            problem = f"not UTF-8 at byte {error.start + 1}"
-            errors.append((number, InputError(problem, "save the file as UTF-8")))
-    return lines, errors
+    items = value.items() if isinstance(value, dict) else ()
+    return {clean_value(name): clean_value(item, depth + 1) for name, item in items} if items else value
 
 # %% ../../nbs/1_data/01_records.ipynb #8a945221
-SEPARATORS = ",;\t"  # of a table's columns; the first wins a tie
-QUOTING_REMEDY = "quote fields that hold the separator, quotes or line ends"
 csv.field_size_limit(1 << 30)  # a field may hold a whole conversation
 
 
-def parse_row(lines: list, start: int, separator: str, has_quotes: bool = True) -> tuple:  # (fields, lines taken)
-    "Parse the row of a table that begins at line `start`; raise `InputError` if it is broken."
-    rest = (lines[i] + "\n" for i in range(start, len(lines)))
-    quoting = csv.QUOTE_MINIMAL if has_quotes else csv.QUOTE_NONE
-    reader = csv.reader(rest, delimiter=separator, strict=True, quoting=quoting)
+def parse_table(text: str, quoting=csv.QUOTE_MINIMAL) -> tuple:  # ([(line, {column: field})], [(line, InputError)])
+    "Parse the rows of a table, of which the first is the header; raise `InputError` for broken quotes."
+    separator = max(",;\t", key=text.strip().partition("\n")[0].count)  # the first wins a tie
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True, quoting=quoting)
+    rows, line, remedy = [], 1, "quote fields that hold the separator, quotes or line ends"
     try:
-        return next(reader), reader.line_num
+        for fields in reader:
+            rows += [(line, fields)] * any(field.strip() for field in fields)
+            line = reader.line_num + 1
     except csv.Error as error:
-        if has_quotes and separator == "\t":
-            return parse_row(lines, start, separator, has_quotes=False)
-        raise InputError(f"broken CSV ({error})", QUOTING_REMEDY) from None
+        if separator == "\t" and quoting == csv.QUOTE_MINIMAL:
+            return parse_table(text, csv.QUOTE_NONE)
+        raise InputError(f"broken CSV at line {line} ({error})", remedy) from None
+    header = [name.strip() for name in rows[0][1]] if rows else []
 
-# %% ../../nbs/1_data/01_records.ipynb #50ebdcbc
-def parse_table(lines: list) -> tuple:  # ([(line number, {column: field})], [(line number, InputError)])
-    "Parse the rows of a table, of which the first readable one is the header; a broken row costs no other row."
-    texts = [text for _, text in lines]
-    rows, errors, header, start = [], [], None, 0
-    while start < len(lines):
-        number, text = lines[start]
-        if header is None:
-            separator = max(SEPARATORS, key=text.count)
-        num_lines = 1
-        try:
-            fields, num_lines = parse_row(texts, start, separator)
-            if header is None and any(field.strip() for field in fields):
-                header = [name.strip() for name in fields]
-            elif any(field.strip() for field in fields):
-                if len(fields) < len(header) or any(fields[len(header) :]):
-                    raise InputError(f"{len(fields)} fields where the header has {len(header)}", QUOTING_REMEDY)
-                rows.append((number, dict(zip(header, fields))))
-        except InputError as error:
-            errors.append((number, error))
-        start += num_lines
-    return rows, errors
+    def name_fields(fields):
+        if len(fields) < len(header) or any(fields[len(header) :]):
+            raise InputError(f"{len(fields)} fields where the header has {len(header)}", remedy)
+        return dict(zip(header, fields))
+
+    return collect(name_fields, rows[1:])
 
 # %% ../../nbs/1_data/01_records.ipynb #c10a553d
 def is_message_list(value) -> bool:
@@ -174,42 +145,38 @@ def is_message_list(value) -> bool:
     return isinstance(first, dict) and ("role" in first or {"from", "value"} <= set(first))
 
 
-def parse_whole_json(path, raw: bytes) -> list:  # (item number from 1, value); None: it holds JSON lines
-    "Parse a file that is one JSON value: a list of records, or one record."
-    try:
-        value, rest = parse_first_value(raw.decode("utf-8"), has_many_lines=True)
-    except UnicodeDecodeError as error:
-        line = raw[: error.start].count(b"\n") + 1
-        raise InputError(f"{path} line {line}: not UTF-8", "save the file as UTF-8") from None
-    except InputError as error:
-        remedy = "mend the file, or save it as JSON lines and read it with skip_invalid (--skip-invalid)"
-        raise InputError(f"{path}: {error.problem}", remedy) from None
-    if rest:
-        return None
-    if not value or not isinstance(value, (dict, list)):
-        content = type(value).__name__ if value else "nothing"
-        raise InputError(f"{path}: a JSON file must hold a list of dialogues", f"this one holds {content}")
-    return list(enumerate([value] if isinstance(value, dict) or is_message_list(value) else value, 1))
+def parse_json_rows(text: str, is_whole: bool) -> tuple:  # ("line" or "item", records, errors)
+    "Parse a text of JSON; raise `InputError` for a mistake in a value over many lines. is_whole: expect one."
+    lines = [(number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
+    first, values, errors, unit = lines[0][1].strip(), [], [], "line"
+    if first in ("[", "{", "[{") or is_whole and isinstance(catch_input_error(parse_json, first), InputError):
+        text, end, unit = text.rstrip(), 0, "item"
+        while end < len(text):
+            value, end = parse_value(text, end, has_many_lines=True)
+            values.append((len(values) + 1, value))
+    else:
+        values, errors = collect(parse_json, lines)
+    is_list = lambda value: isinstance(value, list) and not is_message_list(value)
+    rows = [(number, row) for number, value in values for row in (value if is_list(value) else [value])]
+    if unit == "item" or len(values) == 1 and is_list(values[0][1]) and not errors:
+        unit, rows = "item", list(enumerate((row for _, row in rows), 1))
+    records, unclean = collect(clean_value, rows)
+    return unit, records, sorted(errors + unclean, key=itemgetter(0))
 
 # %% ../../nbs/1_data/01_records.ipynb #6c67c52e
-def read_records(path, is_table: bool = None) -> tuple:  # (unit, records, errors); is_table: None: by the ending
+def read_records(path) -> tuple:  # (unit, records, errors)
     "Return a file's unit ('line' or 'item'), records and errors; raise `InputError` if the whole file is unreadable."
-    raw, suffix = read_file(path), Path(Path(path).name.lower().removesuffix(".gz")).suffix
-    is_table = suffix in (".csv", ".tsv", ".tab") if is_table is None else is_table
-    if suffix == ".json" and not is_table and (items := parse_whole_json(path, raw)) is not None:
-        return "item", *collect(clean_value, items)
-    lines, undecoded = decode_lines(raw)
-    first_text = next((text for _, text in lines if text.strip()), "")
-    if is_table:
-        records, errors = parse_table(lines)
-    elif suffix == ".txt" and not first_text.lstrip().startswith(("{", "[{")):
-        log = dict(lines) | {number: LOST_LINE for number, _ in undecoded}
-        records, errors = [(1, dict(log="\n".join(log[number] for number in sorted(log))))], []
-    else:
-        records, errors = collect(
-            lambda text: clean_value(parse_json(text)), [line for line in lines if line[1].strip()]
-        )
-        if not records and suffix not in (".jsonl", ".ndjson", ".json", ".txt"):
-            ending = f"an unknown ending ({suffix})" if suffix else "no ending"
-            raise InputError(f"{path}: {ending}, and no JSON in it", "give a .jsonl, .json, .csv, .tsv or .txt file")
-    return "line", records, sorted(undecoded + errors, key=itemgetter(0))
+    text, suffix = read_text(path), Path(Path(path).name.lower().removesuffix(".gz")).suffix
+    try:
+        if suffix in (".csv", ".tsv", ".tab"):
+            return "line", *parse_table(text)
+        if suffix in (".json", ".jsonl", ".ndjson") or text.lstrip().startswith(("{", "[{", "[\n", "[[")):
+            return parse_json_rows(text, suffix == ".json")
+    except InputError as error:
+        remedy = error.remedy or "mend it, or save its rows as JSON lines and skip the bad ones (--skip-invalid)"
+        raise InputError(f"{path}: {error.problem}", remedy) from None
+    if suffix == ".txt":
+        return "line", [(1, dict(log=text))], []
+    ending = f"an unknown ending ({suffix})" if suffix else "no ending"
+    remedy = "give a .jsonl, .json, .csv, .tsv, .txt or .parquet file; most chat programs export JSON"
+    raise InputError(f"{path}: {ending}, and no JSON in it", remedy)

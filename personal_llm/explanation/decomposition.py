@@ -86,22 +86,7 @@ def halve_differences(states: np.ndarray) -> np.ndarray:  # (n, width)
     return (states[:, 0] - states[:, 1]) / 2
 
 # %% ../../nbs/4_explanation/06_decomposition.ipynb #d7dd36cf
-def _read_words(name: str) -> frozenset:
-    "Read a word list of the package."
-    return frozenset((ASSETS / "styles" / f"{name}.txt").read_text(encoding="utf-8").split())
-
-
-ADJECTIVES = _read_words("adjectives")
-NON_STYLE_WORDS = _read_words("non_style_words")
-SUFFIXES = ("ful", "less", "ous", "ible", "able", "esque", "ical", "ional", "istic", "ive")
-
-
-def is_adjective(word: str) -> bool:
-    "Return whether a word may name a style: it is on the list, or has the suffix of an adjective after three letters."
-    word = word.lower()
-    if len(word) < 3 or not word.isalpha() or word in NON_STYLE_WORDS:
-        return False
-    return word in ADJECTIVES or any(word.endswith(suffix) and len(word) > len(suffix) + 2 for suffix in SUFFIXES)
+ADJECTIVES = frozenset((ASSETS / "styles" / "adjectives.txt").read_text(encoding="utf-8").split())
 
 # %% ../../nbs/4_explanation/06_decomposition.ipynb #7b4f2ac8
 def candidate_words(
@@ -121,7 +106,7 @@ def candidate_words(
     for token in np.argsort(-probabilities.max(0))[:num_tokens]:
         word = summariser.tokenizer.decode([int(token)]).strip().lower()
         totals[word] = totals.get(word, 0) + probabilities[:, token]
-    adjectives = {word: total for word, total in totals.items() if is_adjective(word)}
+    adjectives = {word: total for word, total in totals.items() if word in ADJECTIVES}
     share = float(sum(total.mean() for total in adjectives.values()))
     if share < min_share:
         answers = ", ".join(repr(word) for word in list(totals)[:4])
@@ -173,18 +158,16 @@ class Decomposition:
 # %% ../../nbs/4_explanation/06_decomposition.ipynb #28bebd0b
 def _unit_vectors(vectors, width: int, words: list) -> np.ndarray:  # (n, width) float64
     "Scale the vectors of words to length 1; raises `InputError` for a wrong number, width or length."
-    vectors = np.asarray(vectors, float).reshape(len(vectors), -1) if len(vectors) else np.zeros((0, width))
-    if len(words) != len(vectors):
-        raise InputError(f"{len(words)} words for {len(vectors)} vectors", "give one vector a word")
-    if len(vectors) and vectors.shape[1] != width:
-        message = f"word vectors of width {vectors.shape[1]} for a shift of width {width}"
-        raise InputError(message, "make both with one summariser")
-    lengths = np.linalg.norm(vectors, axis=1)
-    for word, length in zip(words, lengths):
+    vectors = np.asarray(vectors, float) if len(words) else np.zeros((0, width))
+    if vectors.shape != (len(words), width):
+        problem = f"word vectors of shape {vectors.shape} for {len(words)} words and a shift of width {width}"
+        raise InputError(problem, "make one vector a word, with the summariser of the shift")
+    lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
+    for word, length in zip(words, lengths[:, 0]):
         if not 0 < length < np.inf:
             remedy = "leave the word out, or give it more prompts"
             raise InputError(f"the vector of {word!r} has length {length}", remedy)
-    return vectors / lengths[:, None]
+    return vectors / lengths
 
 # %% ../../nbs/4_explanation/06_decomposition.ipynb #61305b3c
 def decompose(

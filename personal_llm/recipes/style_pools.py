@@ -224,7 +224,7 @@ def tune_pool(
 
 def make_argument_parser() -> argparse.ArgumentParser:
     "The options of the command."
-    about = "Make the pLLMs of one pool (about ten seconds each)."
+    about = "Make the pLLMs of one pool; a killed call goes on where it was."
     parser = argparse.ArgumentParser(description=about)
     parser.add_argument("what", choices=("crafted", "real", "authors", "ladders"))
     parser.add_argument("--data", help="authors: the folder of the style files")
@@ -232,6 +232,7 @@ def make_argument_parser() -> argparse.ArgumentParser:
     parser.add_argument("--similarity", type=float, nargs="+", default=SIMILARITIES)
     parser.add_argument("--seed", type=int, nargs="+", default=[0])
     parser.add_argument("--steps", type=int, help="of a pLLM (default: the pool's own)")
+    parser.add_argument("--model", default="pocket", help="the base model")
     parser.add_argument("--styles", nargs="+", help="only these")
     return parser
 
@@ -245,7 +246,7 @@ def main(argv: list = None) -> int:
     pool = load_pool("crafted" if args.what == "ladders" else args.what, args.data)
     rungs = [f"ladder:{axis}:{level}" for axis in LADDERS for level in range(4)]
     names = args.styles or (rungs if args.what == "ladders" else [*pool.styles, "default"])
-    model = load_model("pocket")
+    model = load_model(args.model)
     for style, similarity, seed in tqdm(tune_pool(names, args.similarity, args.seed), unit="pLLM"):
         out = pllm_folder(args.out, args.what, style, similarity, seed)
         tune_pllm(model, pool, style, similarity, out, seed, args.steps)
