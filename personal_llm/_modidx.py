@@ -107,6 +107,7 @@ d = {
             "personal_llm.app.demo.keep_by_policy": ("8_app/demo.html#keep_by_policy", "personal_llm/app/demo.py"),
             "personal_llm.app.demo.plot_demo": ("8_app/demo.html#plot_demo", "personal_llm/app/demo.py"),
             "personal_llm.app.demo.run_demo": ("8_app/demo.html#run_demo", "personal_llm/app/demo.py"),
+            "personal_llm.app.demo.sort_by_prompt": ("8_app/demo.html#sort_by_prompt", "personal_llm/app/demo.py"),
         },
         "personal_llm.app.library_commands": {
             "personal_llm.app.library_commands.build": (
@@ -1330,6 +1331,10 @@ d = {
             ),
             "personal_llm.buffer.synthesis.synthesize": (
                 "2_buffer/synthesis.html#synthesize",
+                "personal_llm/buffer/synthesis.py",
+            ),
+            "personal_llm.buffer.synthesis.write_texts": (
+                "2_buffer/synthesis.html#write_texts",
                 "personal_llm/buffer/synthesis.py",
             ),
         },
@@ -2958,12 +2963,12 @@ d = {
                 "6_device/settings.html#personalizersettings.__post_init__",
                 "personal_llm/device/settings.py",
             ),
-            "personal_llm.device.settings.PersonalizerSettings.complete": (
-                "6_device/settings.html#personalizersettings.complete",
+            "personal_llm.device.settings.PersonalizerSettings.choose": (
+                "6_device/settings.html#personalizersettings.choose",
                 "personal_llm/device/settings.py",
             ),
-            "personal_llm.device.settings.PersonalizerSettings.from_stored": (
-                "6_device/settings.html#personalizersettings.from_stored",
+            "personal_llm.device.settings.PersonalizerSettings.complete": (
+                "6_device/settings.html#personalizersettings.complete",
                 "personal_llm/device/settings.py",
             ),
             "personal_llm.device.settings.PersonalizerSettings.get_memory_config": (
@@ -3118,6 +3123,10 @@ d = {
                 "personal_llm/device/state.py",
             ),
             "personal_llm.device.state.State.trim": ("6_device/state.html#state.trim", "personal_llm/device/state.py"),
+            "personal_llm.device.state.begin_state": (
+                "6_device/state.html#begin_state",
+                "personal_llm/device/state.py",
+            ),
             "personal_llm.device.state.open_state": ("6_device/state.html#open_state", "personal_llm/device/state.py"),
             "personal_llm.device.state.scores_from_dict": (
                 "6_device/state.html#scores_from_dict",
@@ -3127,12 +3136,6 @@ d = {
                 "6_device/state.html#scores_to_dict",
                 "personal_llm/device/state.py",
             ),
-        },
-        "personal_llm.experiments.bins": {
-            "personal_llm.experiments.bins.measure": (
-                "experiments/bins.html#measure",
-                "personal_llm/experiments/bins.py",
-            )
         },
         "personal_llm.experiments.fresh_people": {
             "personal_llm.experiments.fresh_people.compare": (
@@ -3151,14 +3154,6 @@ d = {
         "personal_llm.experiments.harness": {
             "personal_llm.experiments.harness.Grid": (
                 "experiments/harness.html#grid",
-                "personal_llm/experiments/harness.py",
-            ),
-            "personal_llm.experiments.harness.Headroom": (
-                "experiments/harness.html#headroom",
-                "personal_llm/experiments/harness.py",
-            ),
-            "personal_llm.experiments.harness.HeadroomShare": (
-                "experiments/harness.html#headroomshare",
                 "personal_llm/experiments/harness.py",
             ),
             "personal_llm.experiments.harness.MeanEstimate": (
@@ -3257,20 +3252,12 @@ d = {
                 "experiments/harness.html#measure_group",
                 "personal_llm/experiments/harness.py",
             ),
-            "personal_llm.experiments.harness.measure_headroom": (
-                "experiments/harness.html#measure_headroom",
-                "personal_llm/experiments/harness.py",
-            ),
             "personal_llm.experiments.harness.one_thread": (
                 "experiments/harness.html#one_thread",
                 "personal_llm/experiments/harness.py",
             ),
             "personal_llm.experiments.harness.paragraph": (
                 "experiments/harness.html#paragraph",
-                "personal_llm/experiments/harness.py",
-            ),
-            "personal_llm.experiments.harness.print_claims": (
-                "experiments/harness.html#print_claims",
                 "personal_llm/experiments/harness.py",
             ),
             "personal_llm.experiments.harness.provenance": (
@@ -3309,20 +3296,12 @@ d = {
                 "experiments/harness.html#run_groups",
                 "personal_llm/experiments/harness.py",
             ),
-            "personal_llm.experiments.harness.share_of_headroom": (
-                "experiments/harness.html#share_of_headroom",
-                "personal_llm/experiments/harness.py",
-            ),
             "personal_llm.experiments.harness.sign_flip_test": (
                 "experiments/harness.html#sign_flip_test",
                 "personal_llm/experiments/harness.py",
             ),
             "personal_llm.experiments.harness.summarise_rows": (
                 "experiments/harness.html#summarise_rows",
-                "personal_llm/experiments/harness.py",
-            ),
-            "personal_llm.experiments.harness.take_complete": (
-                "experiments/harness.html#take_complete",
                 "personal_llm/experiments/harness.py",
             ),
             "personal_llm.experiments.harness.user_means": (
@@ -3494,28 +3473,6 @@ d = {
                 "personal_llm/experiments/plain.py",
             ),
         },
-        "personal_llm.experiments.policies": {
-            "personal_llm.experiments.policies.load_experiment_tools": (
-                "experiments/policies.html#load_experiment_tools",
-                "personal_llm/experiments/policies.py",
-            ),
-            "personal_llm.experiments.policies.make_scored_stream": (
-                "experiments/policies.html#make_scored_stream",
-                "personal_llm/experiments/policies.py",
-            ),
-            "personal_llm.experiments.policies.measure": (
-                "experiments/policies.html#measure",
-                "personal_llm/experiments/policies.py",
-            ),
-            "personal_llm.experiments.policies.measure_adapter": (
-                "experiments/policies.html#measure_adapter",
-                "personal_llm/experiments/policies.py",
-            ),
-            "personal_llm.experiments.policies.train_on_buffer": (
-                "experiments/policies.html#train_on_buffer",
-                "personal_llm/experiments/policies.py",
-            ),
-        },
         "personal_llm.experiments.requests": {
             "personal_llm.experiments.requests.measure": (
                 "experiments/requests.html#measure",
@@ -3578,6 +3535,76 @@ d = {
             "personal_llm.experiments.rule.summarise_kept": (
                 "experiments/rule.html#summarise_kept",
                 "personal_llm/experiments/rule.py",
+            ),
+        },
+        "personal_llm.experiments.sdss": {
+            "personal_llm.experiments.sdss.AnswersStayPolicy": (
+                "experiments/sdss.html#answersstaypolicy",
+                "personal_llm/experiments/sdss.py",
+            ),
+            "personal_llm.experiments.sdss.AnswersStayPolicy.__init__": (
+                "experiments/sdss.html#answersstaypolicy.__init__",
+                "personal_llm/experiments/sdss.py",
+            ),
+            "personal_llm.experiments.sdss.AnswersStayPolicy.choose": (
+                "experiments/sdss.html#answersstaypolicy.choose",
+                "personal_llm/experiments/sdss.py",
+            ),
+            "personal_llm.experiments.sdss.AnswersStayPolicy.decide_question": (
+                "experiments/sdss.html#answersstaypolicy.decide_question",
+                "personal_llm/experiments/sdss.py",
+            ),
+            "personal_llm.experiments.sdss.draw_originals": (
+                "experiments/sdss.html#draw_originals",
+                "personal_llm/experiments/sdss.py",
+            ),
+            "personal_llm.experiments.sdss.draw_stream": (
+                "experiments/sdss.html#draw_stream",
+                "personal_llm/experiments/sdss.py",
+            ),
+            "personal_llm.experiments.sdss.fill_buffer": (
+                "experiments/sdss.html#fill_buffer",
+                "personal_llm/experiments/sdss.py",
+            ),
+            "personal_llm.experiments.sdss.list_jobs": (
+                "experiments/sdss.html#list_jobs",
+                "personal_llm/experiments/sdss.py",
+            ),
+            "personal_llm.experiments.sdss.load_tools": (
+                "experiments/sdss.html#load_tools",
+                "personal_llm/experiments/sdss.py",
+            ),
+            "personal_llm.experiments.sdss.measure": (
+                "experiments/sdss.html#measure",
+                "personal_llm/experiments/sdss.py",
+            ),
+            "personal_llm.experiments.sdss.measure_nearest": (
+                "experiments/sdss.html#measure_nearest",
+                "personal_llm/experiments/sdss.py",
+            ),
+            "personal_llm.experiments.sdss.measure_rewrites": (
+                "experiments/sdss.html#measure_rewrites",
+                "personal_llm/experiments/sdss.py",
+            ),
+            "personal_llm.experiments.sdss.measure_test": (
+                "experiments/sdss.html#measure_test",
+                "personal_llm/experiments/sdss.py",
+            ),
+            "personal_llm.experiments.sdss.order_stream": (
+                "experiments/sdss.html#order_stream",
+                "personal_llm/experiments/sdss.py",
+            ),
+            "personal_llm.experiments.sdss.read_set": (
+                "experiments/sdss.html#read_set",
+                "personal_llm/experiments/sdss.py",
+            ),
+            "personal_llm.experiments.sdss.score_set": (
+                "experiments/sdss.html#score_set",
+                "personal_llm/experiments/sdss.py",
+            ),
+            "personal_llm.experiments.sdss.write_reply": (
+                "experiments/sdss.html#write_reply",
+                "personal_llm/experiments/sdss.py",
             ),
         },
         "personal_llm.experiments.shares": {
@@ -3710,24 +3737,6 @@ d = {
             "personal_llm.experiments.summary.measure_right": (
                 "experiments/summary.html#measure_right",
                 "personal_llm/experiments/summary.py",
-            ),
-        },
-        "personal_llm.experiments.synthesis": {
-            "personal_llm.experiments.synthesis.first_rewrites": (
-                "experiments/synthesis.html#first_rewrites",
-                "personal_llm/experiments/synthesis.py",
-            ),
-            "personal_llm.experiments.synthesis.list_variants": (
-                "experiments/synthesis.html#list_variants",
-                "personal_llm/experiments/synthesis.py",
-            ),
-            "personal_llm.experiments.synthesis.measure": (
-                "experiments/synthesis.html#measure",
-                "personal_llm/experiments/synthesis.py",
-            ),
-            "personal_llm.experiments.synthesis.paraphrases": (
-                "experiments/synthesis.html#paraphrases",
-                "personal_llm/experiments/synthesis.py",
             ),
         },
         "personal_llm.experiments.xpert": {

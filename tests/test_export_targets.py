@@ -33,6 +33,24 @@ def test_merged_is_base_and_adapter_together(architecture, tmp_path):
     assert not np.allclose(model.nll(TALK[:4])[:, 0], together[:, 0], rtol=1e-3) and same(model, before)
 
 
+def test_merged_takes_rank_stabilised_lora(tmp_path):
+    model = shared("llama")
+    adapter = random_adapter(model, tmp_path / "mine", use_rslora=True, lora_alpha=4)
+    export_adapter(model, adapter, tmp_path / "whole", "merged")
+    with model.use_adapter(adapter):
+        together = model.nll(TALK[:4])
+    whole = load_model((AutoModelForCausalLM.from_pretrained(tmp_path / "whole"), model.tokenizer))
+    assert np.allclose(whole.nll(TALK[:4]), together, rtol=1e-4)
+    assert not np.allclose(model.nll(TALK[:4])[:, 0], together[:, 0], rtol=1e-3)
+
+
+def test_an_adapter_that_cannot_be_merged_is_one_line(tmp_path):
+    adapter = random_adapter(shared("llama"), tmp_path / "mine", lora_bias=True)
+    with pytest.raises(InputError, match="cannot be merged .*no bias"):
+        export_adapter(shared("llama"), adapter, tmp_path / "whole", "merged")
+    assert not (tmp_path / "whole").exists()
+
+
 def turn(x, position, is_neighbours):
     "The rotary embedding of one head, written down pair by pair."
     width, turned = len(x), x.clone()

@@ -66,6 +66,22 @@ def test_an_annotator_is_asked_as_far_as_the_budget_goes(model):
     assert [d.origin for d in me.state.list_answered()] == ["annotated", "approved", "annotated"]
 
 
+def test_the_papers_policy_asks_each_time_an_entry_changes_and_tunes_at_intervals(model):
+    asked = []
+
+    def annotate(dialogue):
+        asked.append(dialogue.id)
+        return f"{dialogue.response} Done."
+
+    buffer = Buffer(2, "sdss", 1)
+    settings = dict(finetune_every=4, synthetic=1, synthesis_prompt="paper")
+    me = Personalizer(model, buffer, annotator=annotate, config=TuningConfig(steps=1), **settings)
+    decisions = me.observe_all(STREAM[:8], progress=False)
+    assert asked == [d.id for d in decisions if d.kept] and len(asked) == me.cost.requests >= 2
+    assert all(d.origin == "annotated" for d in me.buffer.dialogues)
+    assert [one.seen for one in me.rounds] == [4, 8]
+
+
 def test_an_annotator_that_fails_or_gives_no_answer_costs_nothing_else(model):
     def fail(dialogue):
         raise RuntimeError("gone")

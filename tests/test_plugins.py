@@ -10,7 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from personal_llm.runtimes.plugins import ENTRY_POINT_GROUP, find_runtimes
+from personal_llm.runtimes.plugins import find_runtimes
 
 ROOT = Path(__file__).resolve().parent.parent
 MODULE = """
@@ -54,7 +54,7 @@ def command(tmp_path):
     (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: shout\nVersion: 1.0\n")
     points = dict(shout="shout:RUNTIME", broken="nowhere:RUNTIME", nothing="os:path")
     points |= dict(writer="shout:WRITER", idle="shout:IDLE", status="shout:STATUS")
-    lines = [f"[{ENTRY_POINT_GROUP}]", *(f"{name} = {value}" for name, value in points.items())]
+    lines = ["[personal_llm.runtimes]", *(f"{name} = {value}" for name, value in points.items())]
     (metadata / "entry_points.txt").write_text("\n".join(lines))
     path = os.pathsep.join([str(tmp_path), str(ROOT)])
 

@@ -154,7 +154,7 @@ from personal_llm.buffer.buffer import Buffer
 from personal_llm.buffer.policies import DEFAULT_POLICY
 assert "personal_llm.buffer.active" not in sys.modules
 buffer = Buffer(4)
-assert buffer.policy.name == DEFAULT_POLICY == {DEFAULT_POLICY!r} and buffer.policy.can_ask
+assert buffer.policy.name == DEFAULT_POLICY == {DEFAULT_POLICY!r} and buffer.policy.ask_when == "policy"
 """
     subprocess.run([sys.executable, "-c", program], check=True, cwd=ROOT)
     imports = [

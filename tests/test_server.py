@@ -203,7 +203,7 @@ changes = st.dictionaries(st.sampled_from([*server.Change.model_fields, "unknown
 
 
 @settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck))
-@given(name=st.sampled_from(["forget", "react", "wish", "skip", "stop", "undo"]), fields=changes | json_values)
+@given(name=st.sampled_from(["forget", "react", "skip", "stop", "undo"]), fields=changes | json_values)
 def test_no_value_of_a_change_is_an_error_of_the_server(fuzzed, name, fields):
     status, answer = fuzzed.ask("POST", f"/me/{name}", json.dumps(fields).encode())
     assert status in (200, 400), (status, answer)
@@ -272,7 +272,7 @@ def test_a_whole_day(tmp_path):
         known = ask("GET", "/me/known")[1]
         assert {row["reply"] for row in known["answers"]} >= {BETTER}
         assert [row["prompt"] for row in known["statements"]] == ["I have a dog, Biscuit.", "My knee hurts."]
-        assert ask("POST", "/me/wish", dict(text=f"In short, as in {SECRET}."))[0] == 200
+        assert ask("POST", "/me/react", dict(kind="wish", text=f"In short, as in {SECRET}."))[0] == 200
         assert ask("GET", "/me/known")[1]["wish"] == f"In short, as in {SECRET}."
         assert ask("GET", "/me/status")[1]["unlearned"] == 2
     with chat_server(tmp_path / "me") as running:  # tomorrow

@@ -53,7 +53,7 @@ def test_a_state_computed_anew_is_the_same(policy, acts):
         if act == "say" or not known:
             say(state, number, rng)
         elif act == "ask":
-            can_ask = state.buffer.policy.can_ask
+            can_ask = state.buffer.policy.ask_when == "policy"
             say(state, number, rng, is_considered=can_ask)
         elif act == "tune":
             fields = dict(start="", seen=state.buffer.seen, kept=1, synthetic=0, rejected={}, requests=0)

@@ -6,8 +6,6 @@ import numpy as np
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from personal_llm.base.core import InputError
-from personal_llm.experiments.harness import measure_headroom, share_of_headroom
 from personal_llm.tuning.statistics import Comparison, paired_bootstrap
 
 floats = st.floats(-100, 100).map(lambda x: round(x, 3))
@@ -47,20 +45,3 @@ def test_bootstrap_agrees_with_students_t_on_normal_values():
     found = paired_bootstrap(x, resamples=20000)
     half = 2.3646 * x.std(ddof=1) / 8**0.5
     assert found.high - found.low == pytest.approx(2 * half, rel=0.06)
-
-
-def test_gate_and_share():
-    assert measure_headroom([2.0, 2.0], [1.0, 1.0]).ratio == np.inf and measure_headroom([2.0, 2.0], [2.0, 2.0]) == (
-        0,
-        0,
-        0,
-        False,
-    )
-    assert measure_headroom([1.0, 1.0], [2.0, 2.0]).passes is False
-    x = np.array([3.0, 2.5, 2.8, 3.1])
-    same = share_of_headroom(x, x - 0.5, x - 1)
-    assert np.allclose(same, 0.5)
-    with pytest.raises(InputError, match="no headroom"):
-        share_of_headroom(x, x, x)
-    with pytest.raises(InputError, match="finite"):
-        measure_headroom(x, [1, 2, np.nan, 3])

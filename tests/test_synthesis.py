@@ -28,6 +28,7 @@ class Scripted:
     "Gives drawn replies, and keeps count of what it was asked."
 
     max_length = 256
+    gguf = None
     tokenizer = staticmethod(lambda text: dict(input_ids=text.split()))
     track_cost = Model.track_cost
 
@@ -48,6 +49,17 @@ class Meaning:
 
     def encode(self, texts, **options):
         return np.array([[0.0, 1.0] if "joke" in text else [1.0, 0.0] for text in texts])
+
+
+class Streaming(Scripted):
+    "A model in a GGUF file."
+
+    gguf = "model.gguf"
+    generate = None
+
+    def stream(self, prompt, options):
+        self.options = [*getattr(self, "options", ()), options]
+        return iter(Scripted.generate(self, [prompt]))
 
 
 @given(TEXTS, TEXTS)
@@ -143,6 +155,13 @@ def test_each_mode_and_prompt_asks_about_its_block(mode, prompt):
         wanted if mode == "question" else ("What is a muscle?", "In short: a part of the body.")
     )
     assert variant.parents == (original.id,) and variant.origin == "synthetic"
+
+
+def test_a_gguf_model_writes_one_text_after_another_each_with_its_seed():
+    model = Streaming(["What does a tendon do?", "Tell me what a tendon is"])
+    result = synthesize(model, [Dialogue("What is a tendon?", "a cord")], 2, seed=3, min_similarity=0)
+    assert len(result.dialogues) == 2 and len({options.seed for options in model.options}) == 2
+    assert all(options.temperature == SynthesisConfig().temperature for options in model.options)
 
 
 def test_braces_in_a_text_are_text():

@@ -84,12 +84,13 @@ def tiny(
 shared = lru_cache(None)(tiny)  # for tests that leave the model as it was
 
 
-def random_adapter(model, folder, rank: int = 2, seed: int = 1) -> Path:
+def random_adapter(model, folder, rank: int = 2, seed: int = 1, **kind) -> Path:  # kind: of peft, such as use_dora
     "A random adapter for a model, as peft writes it, with a card that names the base."
     import torch
     from peft import LoraConfig, get_peft_model
 
-    settings = LoraConfig(r=rank, target_modules="all-linear", init_lora_weights=False, task_type="CAUSAL_LM")
+    kind = dict(target_modules="all-linear", init_lora_weights=False, task_type="CAUSAL_LM") | kind
+    settings = LoraConfig(r=rank, **kind)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         adapted = get_peft_model(copy.deepcopy(model.model), settings)

@@ -110,7 +110,7 @@ def run_command(session, name: str, text: str) -> str:  # the output
             session.react("better", text or read_block(), id)
             return "noted: from now on I answer like this"
         case "/wish":
-            session.me.react(None, "wish", text or read_block())
+            session.react("wish", text or read_block())
             return "noted: every reply reads it" if session.me.state.wish else "no wish is left"
         case "/up" | "/down":
             session.react(name[1:], "", id)

@@ -64,11 +64,11 @@ SkipInvalid = Annotated[bool, Option("--skip-invalid", help="leave invalid rows 
 Policy = Annotated[
     str,
     Option(
-        help=f"policy of the buffer: {', '.join(POLICIES)}; sdss is the paper's (default: the folder's, or active)",
+        help=f"policy of the buffer: {', '.join(POLICIES)}; sdss is the paper's",
         metavar="NAME",
     ),
 ]
-Capacity = Annotated[int, Option(help="bins of the buffer (default: those of the folder, or 32)", metavar="N", min=1)]
+Capacity = Annotated[int, Option(help="bins of the buffer", metavar="N", min=1)]
 Synthetic = Annotated[int, Option(help="synthetic dialogues for each kept one; 0: none", metavar="N", min=0)]
 Steps = Annotated[int, Option(help="optimiser steps of a fine-tune", metavar="N", min=1)]
 LearningRate = Annotated[float, Option(help="largest step size of a fine-tune", metavar="X")]
@@ -97,24 +97,26 @@ def format_table(rows: list, *names: str) -> list:  # lines; rows: dictionaries
 def add_settings(*names):  # a decorator
     "Add options of `PersonalizerSettings` to a command, which gets those that were given as `settings`."
 
+    keyword = inspect.Parameter.KEYWORD_ONLY
+
     def decorate(command):
         own = inspect.signature(command).parameters
         options = [one for name, one in own.items() if name != "settings"]
         for name in names:
             field = PersonalizerSettings.__dataclass_fields__[name]
             about = field.metadata
-            default = "" if field.default is None else f" (default: {field.default})"
+            default = "" if field.default is None else f" (default: the folder's, or {field.default})"
             kind = Literal[about["choices"]] if about["choices"] else field.type
             limits = dict(min=about["low"], max=about["high"], metavar="N") if kind is int else {}
             option = Option("--" + name.replace("_", "-"), help=about["help"] + default, **limits)
-            options.append(inspect.Parameter(name, 3, default=None, annotation=Annotated[kind, option]))
+            options.append(inspect.Parameter(name, keyword, default=None, annotation=Annotated[kind, option]))
 
         @wraps(command)
         def run(**given):
             settings = select_given(**{name: given.pop(name) for name in names})
             return command(**given, settings=settings)
 
-        run.__signature__ = inspect.Signature([one.replace(kind=3) for one in options])
+        run.__signature__ = inspect.Signature([one.replace(kind=keyword) for one in options])
         return run
 
     return decorate
@@ -231,11 +233,11 @@ def check(model: Model = None, quiet: Quiet = False, as_json: AsJson = False):
         raise typer.Exit(1)
 
 # %% ../../nbs/8_app/05_commands.ipynb #c98ce851
-@app.command(epilog="Example: personal-llm demo --user barista --out barista")
+@app.command(epilog="Example: personal-llm demo --user nurse --out nurse")
 def demo(
     out: Annotated[str, Option(help="folder for report, picture and memory", metavar="DIR")] = "demo-output",
     model: Model = None,
-    user: Annotated[str, Option(help="simulated user: nurse, clinic, student, barista …", metavar="NAME")] = "nurse",
+    user: Annotated[str, Option(help="simulated user: barista, nurse, clinic, student …", metavar="NAME")] = "barista",
     length: Annotated[int, Option(help="dialogues of the stream", metavar="N", min=8)] = 96,
     capacity: Capacity = 16,
     policy: Policy = "active",
@@ -256,7 +258,7 @@ def demo(
 
 
 @app.command("personalize", epilog="Example: personal-llm personalize --data chats.jsonl --out me --ask-when freeze")
-@add_settings("ask_when", "max_questions", "synthetic", "replay", "memory", "memories", "archive", "seed")
+@add_settings(*PersonalizerSettings.__dataclass_fields__)
 def personalize_command(
     data: Data,
     out: Out,
@@ -272,7 +274,10 @@ def personalize_command(
     quiet: Quiet = False,
     as_json: AsJson = False,
 ):
-    "Learn from an export of your chats: an adapter, a memory to chat with, and replies before and after."
+    """Learn from an export of your chats: an adapter, a memory to chat with, and replies before and after.
+
+    A policy and a number of bins that you do not give are the folder's, or active and 32.
+    """
     from personal_llm.tuning.config import TuningConfig
 
     result, lines = personalize(

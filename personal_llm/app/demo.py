@@ -7,6 +7,7 @@ __all__ = ['keep_by_policy', 'run_demo', 'format_demo', 'plot_demo']
 
 # %% ../../nbs/8_app/03_demo.ipynb #777d5a90
 import time
+from dataclasses import replace
 from pathlib import Path
 
 from .personalize import check_output_folder, compare, describe, format_comparison, format_replies
@@ -35,11 +36,17 @@ def keep_by_policy(me: Personalizer, policies: list) -> dict:  # policy -> place
         kept[policy] = sorted(int(d.time) for d in buffer.dialogues)
     return kept | {me.buffer.policy.name: sorted(int(d.time) for d in me.buffer.dialogues)}
 
+# %% ../../nbs/8_app/03_demo.ipynb #dm000002
+def sort_by_prompt(evaluation):  # an `Evaluation`
+    "Return an evaluation with one item for each prompt, the shortest prompt first."
+    items = {item["prompt"]: item for item in evaluation.items}
+    return replace(evaluation, items=sorted(items.values(), key=lambda item: len(item["prompt"])))
+
 # %% ../../nbs/8_app/03_demo.ipynb #795a6a78
 def run_demo(
     out,  # folder of the archive, `demo.json` and `figure.png`: a new or empty one
     model,  # `Model`, or a function that loads it
-    user: str = "nurse",  # one of `USERS`
+    user: str = "barista",  # one of `USERS`
     length: int = 96,  # dialogues of the stream
     capacity: int = 16,  # bins of the buffer
     policy: str = "active",  # that learns
@@ -84,7 +91,7 @@ def run_demo(
     )
     result |= dict(change=compare(before, after))
     result |= dict(seconds=time.perf_counter() - begin, processor_seconds=time.process_time() - processor)
-    lines = format_demo(result) + format_replies(before, after)
+    lines = format_demo(result) + format_replies(*map(sort_by_prompt, (before, after)))
     write_json(Path(out) / "demo.json", result)
     write_atomically(Path(out) / "figure.png", plot_demo(result))
     return result, lines
@@ -125,6 +132,6 @@ def plot_demo(result: dict) -> bytes:  # a PNG
         habits.barh([row + shift for row in range(len(names))], shares, 0.38, color=colour, label=label)
     habits.set_yticks(range(len(names)), names)
     habits.set(title=f"Habits in {result['tests']} replies", xlabel="share of replies (0 to 1)", xlim=(0, 1))
-    habits.legend(loc="lower right")
+    habits.legend(ncols=2, loc="lower right", bbox_to_anchor=(1, 1))
     figure.suptitle(f"{result['model']} learns a {result['user']} from {result['corrected']} corrections")
     return encode_png(figure)

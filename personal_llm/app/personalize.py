@@ -142,6 +142,7 @@ def describe(me: Personalizer) -> dict:  # plain values
         start=last.start,
         warm=dict(last.warm or {}).get("reason", ""),
         synthetic=sum(one.synthetic for one in me.rounds),
+        synthesis=f"{me.settings.synthesis_mode}, {me.settings.synthesis_prompt} prompt",
         rejected=dict(rejected),
         steps=last.steps,
         loss_before=last.start_loss,
@@ -164,7 +165,7 @@ def format_run(result: dict) -> list:  # lines
         kept=f"{result['kept']} of {result['seen']} ({result['policy']}, {result['capacity']} bins)",
         questions=f"{result['questions']}; in the buffer {corrected}",
         start=": ".join(filter(None, (result["start"], result["warm"]))),
-        synthetic=f"{result['synthetic']}; rejected: {rejected}",
+        synthetic=f"{result['synthetic']} ({result['synthesis']}); rejected: {rejected}",
         tuned=f"on {result['learned']} kept dialogues, {result['steps']} steps; {loss}",
         cut="; ".join(line for line in cut_lines if not line.startswith("0 ")),
         adapter=f"{result['adapter']} ({result['megabytes']} MB)",
@@ -208,7 +209,8 @@ def personalize(
             raise InputError(f"{out}: these chats were learned before", "give new chats, or another folder")
         before = measure(model, test)
         me.observe_all(new, progress)
-        me.finetune(progress=progress)
+        if not me.rounds or me.rounds[-1].seen < me.buffer.seen:
+            me.finetune(progress=progress)
         after = measure(model, test, me.adapter)
         result = describe(me) | dict(dialogues=len(dialogues), held_out=len(test), change=compare(before, after))
         result["no_test"] = no_test

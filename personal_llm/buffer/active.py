@@ -23,7 +23,7 @@ from .scoring import ScoredDialogue
 class ActivePolicy(Policy):
     "Keeps corrected dialogues, then approved ones, then likely corrections; decides about the questions to the user."
 
-    can_ask = True
+    ask_when = "policy"
     question_rate = 1.3  # times the share that would spend the questions evenly
     levels = dict(annotated=2, approved=1)  # by a dialogue's origin; 0 without an answer
 

@@ -88,7 +88,7 @@ class Policy:
 
     name = ""  # of the class, or as registered; part of the seed, the log and the memory
     max_capacity = 1_000_000  # bins
-    can_ask = False  # True for a policy that asks during the stream, with a method `decide_question`
+    ask_when = "freeze"  # or "arrival", or "policy" with a method `decide_question`; a setting may change it
     horizon = 800  # dialogues over which the questions are to last
 
     def __init_subclass__(cls):
@@ -165,6 +165,7 @@ class SDSSPolicy(Policy):
     "The paper's rule: an entry that is strictly lower on all scores leaves (Qin et al. 2024, section 3)."
 
     scores = ("eoe", "dss", "idd")
+    ask_when = "arrival"
 
     def choose(self, view: BufferView, candidate: ScoredDialogue) -> tuple:
         beaten = np.ones(len(view), bool)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PAPER_PROMPT', 'SYNTHESIS_PROMPTS', 'make_text_block', 'parse_rewrite', 'SynthesisConfig', 'check_rewrite',
-           'SynthesisResult', 'synthesize']
+           'write_texts', 'SynthesisResult', 'synthesize']
 
 # %% ../../nbs/2_buffer/08_synthesis.ipynb #d7817044
 import re
@@ -12,6 +12,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 
 from ..base.core import Cost, Dialogue, InputError, check, check_seed, check_settings_fields, setting
+from ..base.replies import ReplyOptions
 from ..base.text import compute_rouge1
 from .retrieval import VectorStore
 
@@ -82,6 +83,20 @@ def check_rewrite(
     return "" if similarity >= config.min_similarity else "another meaning"
 
 # %% ../../nbs/2_buffer/08_synthesis.ipynb #17a5f6d4
+def write_texts(
+    model,  # `Model`
+    requests: list,  # prompts
+    max_tokens: int,  # of a text, at most
+    temperature: float,
+    seed: int,
+) -> list:  # texts, in order
+    "Write a text to each request: in llama.cpp one after another, in PyTorch in batches."
+    if model.gguf is None:
+        return model.generate(requests, max_new_tokens=max_tokens, temperature=temperature, seed=seed)
+    options = [ReplyOptions(max_tokens, temperature, 0.95, seed=1000 * seed + i) for i in range(len(requests))]
+    return ["".join(model.stream(*pair)) for pair in zip(requests, options)]
+
+
 @dataclass
 class SynthesisResult:
     "Synthetic dialogues, and counts of the rejected rewrites."
@@ -124,8 +139,7 @@ def synthesize(
             requests = [SYNTHESIS_PROMPTS[mode, prompt].format(text=blocks[i]) for i in missing]
             longest = max(len(model.tokenizer(blocks[i])["input_ids"]) for i in missing)
             limit = min(model.max_length // 3, longest + 24)  # a rewrite may be a little longer than its original
-            sampling = dict(temperature=config.temperature, seed=seed * 1000 + round_number)
-            replies = model.generate(requests, max_new_tokens=limit, **sampling)
+            replies = write_texts(model, requests, limit, config.temperature, seed * 1000 + round_number)
             for i, reply in zip(missing, replies):
                 parts = parse_rewrite(reply, mode, prompt)
                 variant = dialogues[i].derive(**dict(zip(("prompt", "response"), parts)), origin="synthetic")

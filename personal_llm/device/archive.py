@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 from filelock import FileLock, Timeout
 
-from ..base.core import Dialogue, InputError
+from ..base.core import Dialogue, InputError, patch
 from ..base.files import make_folder
 
 # %% ../../nbs/6_device/01_archive.ipynb #0f81dfed
@@ -221,37 +221,41 @@ class Archive:
         with self.lock, report_damage(self.file):
             return self.connection.execute(query, values).fetchall()
 
-    def add(
-        self,
-        dialogue: Dialogue,
-        talk: str = "",  # key of its talk
-        turns: list = None,  # ids of the dialogues in its history; found by their texts if None
-    ) -> str:  # its id
-        "Store a dialogue; one with the same id is replaced."
-        items = shorten_history(dialogue.history, self.exchanges) if turns is None else list(turns)
-        details = dict(origin=dialogue.origin, parents=list(dialogue.parents), history=items)
-        values = (talk, dialogue.time, clean(dialogue.prompt), clean(dialogue.response), json.dumps(details))
-        with self.transaction():
-            query = "INSERT INTO dialogues (talk, time, prompt, response, details, id) VALUES (?, ?, ?, ?, ?, ?)"
-            if dialogue.id in self.dialogues:
-                query = "UPDATE dialogues SET talk = ?, time = ?, prompt = ?, response = ?, details = ? WHERE id = ?"
-            self.execute(query, (*values, dialogue.id))
-            self._note(dialogue, talk, items)
-        return dialogue.id
-
-    def append(self, kind: str, dialogue: str = "", content: dict = None) -> Event:
-        "Add an event with the next number."
-        number = self.events[-1].number + 1 if self.events else 1
-        event = Event(number, kind, dialogue, content or {})
-        with self.transaction():
-            query = "INSERT INTO events (number, kind, dialogue, content) VALUES (?, ?, ?, ?)"
-            self.execute(query, (number, kind, dialogue or None, json.dumps(event.content)))
-            self.events.append(event)
-        return event
-
     def close(self) -> None:
         "Close the file."
         self.connection.close()
+
+# %% ../../nbs/6_device/01_archive.ipynb #arc0addc
+@patch
+def add(
+    self: Archive,
+    dialogue: Dialogue,
+    talk: str = "",  # key of its talk
+    turns: list = None,  # ids of the dialogues in its history; found by their texts if None
+) -> str:  # its id
+    "Store a dialogue; one with the same id is replaced."
+    items = shorten_history(dialogue.history, self.exchanges) if turns is None else list(turns)
+    details = dict(origin=dialogue.origin, parents=list(dialogue.parents), history=items)
+    values = (talk, dialogue.time, clean(dialogue.prompt), clean(dialogue.response), json.dumps(details))
+    with self.transaction():
+        query = "INSERT INTO dialogues (talk, time, prompt, response, details, id) VALUES (?, ?, ?, ?, ?, ?)"
+        if dialogue.id in self.dialogues:
+            query = "UPDATE dialogues SET talk = ?, time = ?, prompt = ?, response = ?, details = ? WHERE id = ?"
+        self.execute(query, (*values, dialogue.id))
+        self._note(dialogue, talk, items)
+    return dialogue.id
+
+
+@patch
+def append(self: Archive, kind: str, dialogue: str = "", content: dict = None) -> Event:
+    "Add an event with the next number."
+    number = self.events[-1].number + 1 if self.events else 1
+    event = Event(number, kind, dialogue, content or {})
+    with self.transaction():
+        query = "INSERT INTO events (number, kind, dialogue, content) VALUES (?, ?, ?, ?)"
+        self.execute(query, (number, kind, dialogue or None, json.dumps(event.content)))
+        self.events.append(event)
+    return event
 
 # %% ../../nbs/6_device/01_archive.ipynb #81e49452
 def search(

@@ -354,13 +354,13 @@ def _end_work(self: ChatSession) -> None:
 
 
 @patch
-def forget(self: ChatSession, text: str = None, ids=(), dry: bool = False) -> ForgetPlan:
+def forget(self: ChatSession, text: str = None, ids=(), dry: bool = False, everything=False) -> ForgetPlan:
     "Delete turns, the replies that read them and what learned from them; return the list. dry: only list it."
     if not dry:
         self._end_work()
         self.recalled = None
         self.reply = None
-    return self.me.forget(ids, text, dry=dry)
+    return self.me.forget(ids, text, everything=everything, dry=dry)
 
 
 @patch

@@ -73,6 +73,7 @@ def prepare_round(
     start=None,  # as for `choose_start`
     last=None,
     synthetic: int = 0,  # dialogues that the model writes for each of these
+    synthesis: tuple = ("question", "plain"),  # mode and prompt of `synthesize`
     replay: int = 0,  # dialogues of general conversation
     seed: int = 0,
     progress: bool = True,
@@ -80,7 +81,7 @@ def prepare_round(
     "Choose a start, synthesise and tune (Qin et al. 2024, figure 1); archive and state stay as they are."
     place = find_place(folder) if folder is not None else None
     begin, name, warm, cost = choose_start(start, last, dialogues, model, seed)
-    written = synthesize(model, dialogues, synthetic, seed)
+    written = synthesize(model, dialogues, synthetic, seed, *synthesis)
     others = load_replay(replay) if replay else ()
     adapter = tune(model, dialogues + written.dialogues, config, begin, place, seed, progress, others)
     cost = cost + written.cost + adapter.cost

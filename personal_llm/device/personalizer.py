@@ -7,8 +7,10 @@ __all__ = ['Personalizer']
 
 # %% ../../nbs/6_device/07_personalizer.ipynb #0e032ff4
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
+
+from tqdm.auto import tqdm
 
 from ..base.adapters import Adapter
 from ..base.core import Cost, Dialogue, InputError, check, patch
@@ -21,7 +23,7 @@ from .forgetting import ForgetPlan, forget_dialogues, plan_forgetting, remove_ad
 from .learning import PreparedRound, check_start, load_last_adapter, prepare_round
 from .memory import Memory, Recall
 from .settings import PersonalizerSettings
-from .state import FILE, State, open_state
+from .state import FILE, begin_state, open_state
 from ..tuning.config import TuningConfig
 
 # %% ../../nbs/6_device/07_personalizer.ipynb #2a5b3c6c
@@ -47,16 +49,11 @@ class Personalizer:
         self.start = check_start(start, model)
         self.folder = Path(folder) if folder else None
         self.opens_questions = False  # True: a question waits for `react`, and nobody is called
-        self.policy = None if buffer is None else check(buffer, Buffer, "buffer").policy
+        self.policy = None if buffer is None else check(buffer, Buffer, "buffer").policy  # if it is not known by name
         self.lock = hold_folder(self.folder) if folder else None
         self.archive = Archive(folder)
-        if self.archive.events:
-            self.state = open_state(self.archive, self.policy)
-        else:
-            self.state = State(self.archive, Buffer() if buffer is None else buffer)
-        settings = settings or PersonalizerSettings.from_stored(self.state.settings)
-        settings = replace(check(settings, PersonalizerSettings, "settings"), **changes)
-        self.settings = settings.complete(self.buffer.policy)
+        self.state = begin_state(self.archive, buffer)
+        self.settings = PersonalizerSettings.choose(settings, self.state.settings, changes, self.buffer.policy)
         self.state.configure(model, asdict(self.settings))
         self.memory = Memory(self.archive, self.settings.get_memory_config())
         self.adapter = load_last_adapter(self.state, self.folder)
@@ -76,21 +73,19 @@ class Personalizer:
     def cost(self) -> Cost:
         return self.state.cost
 
+    @contextmanager
+    def change(self):
+        "Make all changes of the block one transaction; after an error, archive and state are as before."
+        with self.archive.lock:
+            try:
+                with self.archive.transaction():
+                    yield
+            except BaseException:
+                if self.archive.events:
+                    self.state = open_state(self.archive, self.policy)
+                raise
+
 # %% ../../nbs/6_device/07_personalizer.ipynb #per0chgc
-@patch
-@contextmanager
-def change(self: Personalizer):
-    "Make all changes of the block one transaction; after an error, archive and state are as before."
-    with self.archive.lock:
-        try:
-            with self.archive.transaction():
-                yield
-        except BaseException:
-            if self.archive.events:
-                self.state = open_state(self.archive, self.policy)
-            raise
-
-
 @patch
 @contextmanager
 def use_adapter(self: Personalizer, adapter, model=None):  # model: a copy of the base model, for another thread
@@ -114,15 +109,16 @@ def close(self: Personalizer) -> None:
 # %% ../../nbs/6_device/07_personalizer.ipynb #per1obsc
 @patch
 def observe(self: Personalizer, dialogue: Dialogue):  # the newest dialogue -> the buffer's `Decision`
-    "Score one dialogue and offer it to the buffer."
-    return self.observe_all([dialogue], progress=False)[0]
+    "Score one dialogue and offer it to the buffer; None: the policy asks first."
+    self.arrive(check(dialogue, Dialogue, "dialogue"))
+    decisions = self.settle()
+    self.state.trim(self.settings.archive * 1_000_000)
+    return decisions[-1] if decisions else None
 
 
 @patch
 def observe_all(self: Personalizer, dialogues, progress: bool = True) -> list:  # in order of time -> `Decision`s
     "Observe many dialogues, and fine-tune after every `finetune_every` of them."
-    from tqdm.auto import tqdm
-
     dialogues = as_dialogues(dialogues)
     size = self.settings.finetune_every or 64  # dialogues that are scored together
     decisions = []
@@ -179,10 +175,10 @@ def _decide(self: Personalizer, id: str, candidate):  # a `Decision`; None while
     can_ask = self.annotator is not None or self.opens_questions and not self.state.question
     can_ask = can_ask and id not in self.state.reactions and self.settings.ask_when == "policy"
     self.state.record_scores(candidate, can_ask and self.state.questions_left() > 0)
-    if self.state.wants_question and self.opens_questions:
-        self.state.record("asked", id, is_open=True)
-        return None
     if self.state.wants_question:
+        if self.opens_questions:
+            self.state.record("asked", id, is_open=True)
+            return None
         self.state.ask(id, self.annotator)
     decision = self.state.place(id)
     if decision.kept and self.settings.ask_when == "arrival":
@@ -244,7 +240,7 @@ def collect_training(self: Personalizer) -> list:  # `Dialogue`s
                     self.state.ask(self.state.root(self.buffer.dialogues[slot]), self.annotator)
         disliked = {id for id, reaction in self.state.reactions.items() if reaction.kind == "down"}
         liked = [d for d in self.buffer.dialogues if d.response.strip() and self.state.root(d) not in disliked]
-        chosen = self.buffer.policy.select_training_dialogues(liked)
+    chosen = self.buffer.policy.select_training_dialogues(liked)
     if not chosen:
         reason = "no kept dialogue has an answer" if len(self.buffer) else "the buffer is empty"
         raise InputError(f"nothing to learn from: {reason}", "observe some dialogues first")
@@ -262,6 +258,7 @@ def train(self: Personalizer, dialogues: list, start="last", synthetic: int = No
         start=(self.adapter or self.start) if isinstance(start, str) and start == "last" else start,
         last=self.adapter,
         synthetic=self.settings.synthetic if synthetic is None else synthetic,
+        synthesis=(self.settings.synthesis_mode, self.settings.synthesis_prompt),
         replay=self.settings.replay,
         seed=self.settings.seed + len(self.rounds),
         progress=progress,
@@ -273,11 +270,9 @@ def commit(self: Personalizer, prepared: PreparedRound) -> None:
     "Record a new adapter, and use it from now on; the next `settle` scores the buffer with it."
     with self.change():
         self.state.cost = self.state.cost + prepared.cost
-        counts = dict(seen=self.buffer.seen, requests=self.cost.requests)
-        self.state.record("tuned", **prepared.content, **counts)
-        for id in dict.fromkeys(self.state.root(d) for d in prepared.dialogues):
-            if id:
-                self.state.record("learned", id)
+        self.state.record("tuned", **prepared.content, seen=self.buffer.seen, requests=self.cost.requests)
+        for id in dict.fromkeys(filter(None, map(self.state.root, prepared.dialogues))):
+            self.state.record("learned", id)
     self.adapter = prepared.adapter
 
 
@@ -293,9 +288,7 @@ def undo_finetune(self: Personalizer) -> None:
 
 # %% ../../nbs/6_device/07_personalizer.ipynb #per6forc
 @patch
-def forget(
-    self: Personalizer, ids=(), text: str = None, before: float = None, everything: bool = False, dry: bool = False
-) -> ForgetPlan:
+def forget(self: Personalizer, ids=(), text: str = None, before=None, everything=False, dry=False) -> ForgetPlan:
     "Delete dialogues, the replies that read them and what learned from them; return the list. dry: only list it."
     plan = plan_forgetting(self.state, ids, text, before, everything)
     if not dry and plan.lines:

@@ -8,7 +8,7 @@ __all__ = ['PersonalizerSettings']
 # %% ../../nbs/6_device/06_settings.ipynb #b5a4e842
 from dataclasses import dataclass, replace
 
-from ..base.core import MAX_SEED, InputError, check_settings_fields, setting
+from ..base.core import MAX_SEED, InputError, check, check_settings_fields, setting
 from ..buffer.retrieval import MemoryConfig
 
 # %% ../../nbs/6_device/06_settings.ipynb #173fa7b9
@@ -17,14 +17,24 @@ class PersonalizerSettings:
     "The settings of a `Personalizer`; raises `InputError` for a value out of its range."
 
     synthetic: int = setting(0, "synthetic dialogues for each dialogue of the buffer; 0: none", low=0)
+    synthesis_mode: str = setting(
+        "question",
+        "what the model writes: the question anew, or a new pair with its answer",
+        choices=("question", "pair"),
+    )
+    synthesis_prompt: str = setting(
+        "plain", "the prompt of the paper, or a plain one that small models follow", choices=("paper", "plain")
+    )
     finetune_every: int = setting(None, "dialogues to a fine-tune (default: on request)", "whole number", 1)
     ask_when: str = setting(
         None,
         "when the user is asked: before a fine-tune (freeze), when a dialogue enters the buffer (arrival), or when "
-        "the policy wants it (default: policy, if the policy can ask; otherwise freeze)",
+        "the policy wants it (default: the policy's own way)",
         choices=("freeze", "arrival", "policy"),
     )
-    max_questions: int = setting(None, "most questions to the user (default: one a bin each time)", "whole number", 0)
+    max_questions: int = setting(
+        None, "most questions to the user (default: one a bin and fine-tune; on arrival no limit)", "whole number", 0
+    )
     memory: str = setting(
         "plain", "what a reply reads: your nearest answers (plain), or nothing (none)", choices=("plain", "none")
     )
@@ -37,9 +47,11 @@ class PersonalizerSettings:
         check_settings_fields(self)
 
     @classmethod
-    def from_stored(cls, stored: dict) -> "PersonalizerSettings":
-        "Return the settings of a folder, without those that this version does not know."
-        return cls(**{name: value for name, value in stored.items() if name in cls.__dataclass_fields__})
+    def choose(cls, given, stored: dict, changes: dict, policy) -> "PersonalizerSettings":
+        "Return the given settings, or those of a folder, with single changes; stored names that are unknown are dropped."
+        known = {name: value for name, value in stored.items() if name in cls.__dataclass_fields__}
+        settings = check(given or cls(**known), cls, "settings")
+        return replace(settings, **changes).complete(policy)
 
     def get_memory_config(self) -> MemoryConfig:
         "Return what a reply reads."
@@ -47,7 +59,7 @@ class PersonalizerSettings:
 
     def complete(self, policy) -> "PersonalizerSettings":
         "Return the settings with the default that depends on the policy; `InputError` if it should ask but cannot."
-        if self.ask_when == "policy" and not policy.can_ask:
+        if self.ask_when == "policy" and policy.ask_when != "policy":
             remedy = 'use ask_when="freeze" or "arrival", or the policy active'
             raise InputError(f"policy {policy.name} does not say what to ask about", remedy)
-        return replace(self, ask_when=self.ask_when or ("policy" if policy.can_ask else "freeze"))
+        return replace(self, ask_when=self.ask_when or policy.ask_when)

@@ -4,15 +4,13 @@
 
 # %% auto #0
 __all__ = ['PACKAGE', 'RESULTS', 'RUNNER_FIELDS', 'THREAD_VARIABLES', 'REVISION_VARIABLE', 'BUDGETS', 'MAX_EXACT_USERS',
-           'MIN_HEADROOM_ERRORS', 'USERS_WITH_MODEL_REPLIES', 'USERS_WITHOUT_CORRECTIONS', 'LEARNED_TALK',
-           'ADDITIONAL_USERS', 'ATYPICAL_USERS', 'PEOPLE', 'CORRECTING_USERS', 'job_key', 'Grid', 'check_grid',
-           'group_jobs', 'make_result_row', 'measure_group', 'one_thread', 'run_groups', 'revision', 'machine',
-           'provenance', 'check_revision', 'append_json_line', 'read_json_lines', 'read_result_lines',
-           'find_missing_jobs', 'append_results', 'run_grid', 'read_results', 'group_rows', 'user_means',
-           'MeanEstimate', 'mean_over_users', 'summarise_rows', 'format_table', 'take_complete', 'mean_table',
-           'paragraph', 'print_claims', 'check_budgets', 'sign_flip_test', 'holm_correction', 'Headroom',
-           'measure_headroom', 'HeadroomShare', 'share_of_headroom', 'RatioToBest', 'ratio_to_best', 'ranking_auc',
-           'list_grids', 'main']
+           'USERS_WITH_MODEL_REPLIES', 'USERS_WITHOUT_CORRECTIONS', 'LEARNED_TALK', 'ADDITIONAL_USERS',
+           'ATYPICAL_USERS', 'PEOPLE', 'CORRECTING_USERS', 'job_key', 'Grid', 'check_grid', 'group_jobs',
+           'make_result_row', 'measure_group', 'one_thread', 'run_groups', 'revision', 'machine', 'provenance',
+           'check_revision', 'append_json_line', 'read_json_lines', 'read_result_lines', 'find_missing_jobs',
+           'append_results', 'run_grid', 'read_results', 'group_rows', 'user_means', 'MeanEstimate', 'mean_over_users',
+           'summarise_rows', 'format_table', 'mean_table', 'paragraph', 'check_budgets', 'sign_flip_test',
+           'holm_correction', 'RatioToBest', 'ratio_to_best', 'ranking_auc', 'list_grids', 'main']
 
 # %% ../../nbs/experiments/00_harness.ipynb #harn0003
 import argparse
@@ -409,17 +407,6 @@ def format_table(
     widths = [max(map(len, column)) for column in zip(*cells)]
     return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in cells)
 
-# %% ../../nbs/experiments/00_harness.ipynb #6c7ad4e3
-def take_complete(
-    rows: list,  # what `read_results` gave
-    jobs: list,  # of the grid
-    unit: tuple = ("user", "seed"),
-) -> list:  # rows
-    "The rows of the units of which every job was measured."
-    key = lambda row: tuple(row[name] for name in unit)
-    wanted, found = Counter(map(key, jobs)), Counter(map(key, rows))
-    return [row for row in rows if found[key(row)] == wanted[key(row)]]
-
 # %% ../../nbs/experiments/00_harness.ipynb #026d8abd
 def mean_table(
     rows: list,  # complete ones
@@ -445,12 +432,6 @@ def paragraph(
 ) -> str:  # lines of at most 118 characters
     "Sentences as the README has them."
     return textwrap.fill(" ".join(sentences), 118, break_long_words=False, break_on_hyphens=False)
-
-# %% ../../nbs/experiments/00_harness.ipynb #claim002
-def print_claims(claims: dict) -> None:  # claim -> whether it holds
-    "Print a line for each claim that was made before the measurement."
-    for claim, holds in claims.items():
-        print(f"{claim:50} {'holds' if holds else 'does not hold'}")
 
 # %% ../../nbs/experiments/00_harness.ipynb #8b2d7a52
 BUDGETS = ("requests", "steps", "synthesis")
@@ -515,58 +496,6 @@ def _check_same_users(**columns) -> list:  # arrays (users,)
     if len(set(lengths)) > 1:
         raise InputError(f"{', '.join(columns)}: {', '.join(lengths)} users", "give the same users in the same order")
     return out
-
-# %% ../../nbs/experiments/00_harness.ipynb #964c04ee
-MIN_HEADROOM_ERRORS = 5  # standard errors by which the oracle must beat random
-
-
-class Headroom(NamedTuple):
-    "What an oracle gains over random."
-
-    difference: float  # mean of random - oracle over users, nats a token
-    standard_error: float
-    ratio: float  # difference / standard error
-    passes: bool  # ratio >= 5
-
-
-def measure_headroom(
-    random: np.ndarray,  # (users,) loss
-    oracle: np.ndarray,  # (users,) loss, same order
-) -> Headroom:
-    "Whether there is anything to measure."
-    random, oracle = _check_same_users(random=random, oracle=oracle)
-    gain = random - oracle
-    difference, error = float(gain.mean()), float(gain.std(ddof=1) / np.sqrt(len(gain)))
-    ratio = difference / error if error > 0 else float(np.sign(difference) * np.inf) if difference else 0.0
-    return Headroom(difference, error, ratio, ratio >= MIN_HEADROOM_ERRORS)
-
-# %% ../../nbs/experiments/00_harness.ipynb #1a007c51
-class HeadroomShare(NamedTuple):
-    "How much of the headroom a policy closes: 0 as random, 1 as the oracle."
-
-    share: float
-    low: float  # 95 % interval over users
-    high: float
-
-
-def share_of_headroom(
-    random: np.ndarray,  # (users,) mean loss
-    policy: np.ndarray,  # (users,) loss, same order
-    oracle: np.ndarray,  # (users,) loss, same order
-    seed: int = 0,  # of the resamples
-    resamples: int = 2000,  # samples drawn with replacement
-) -> HeadroomShare:
-    "Share of the gap between random and oracle that a policy closes; raises `InputError` when there is no gap."
-    random, policy, oracle = _check_same_users(random=random, policy=policy, oracle=oracle)
-    gap, closed = random - oracle, random - policy
-    if gap.mean() <= 0:
-        what = f"the oracle does not beat random (difference {gap.mean():.3f}): there is no headroom to share"
-        raise InputError(what, "make the set-up harder for random")
-    share, draws = float(closed.mean() / gap.mean()), draw_resamples(len(gap), seed, resamples)
-    gaps = gap[draws].mean(1)
-    if (gaps <= 0).any():
-        return HeadroomShare(share, -np.inf, np.inf)
-    return HeadroomShare(share, *widen_interval(share, closed[draws].mean(1) / gaps, len(gap)))
 
 # %% ../../nbs/experiments/00_harness.ipynb #st34
 class RatioToBest(NamedTuple):

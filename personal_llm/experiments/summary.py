@@ -18,11 +18,8 @@ from personal_llm.experiments.harness import (
     mean_over_users,
     ratio_to_best,
     read_results,
-    share_of_headroom,
-    take_complete,
     user_means,
 )
-from .policies import JOBS as POLICY_JOBS
 
 # %% ../../nbs/experiments/00_summary.ipynb #sumh0005
 MODELS = ("toy, 7 M", "smollm2, 135 M", "qwen2.5-coder-0.5b")
@@ -49,7 +46,7 @@ def decide_verdict(holds: bool, partly: bool = False) -> str:
     return "holds" if holds else "partly" if partly else "does not hold"
 
 
-def as_percent(found) -> str:  # of a `MeanEstimate` or a `HeadroomShare`
+def as_percent(found) -> str:  # of a `MeanEstimate`
     "Write a share as a percentage with its interval."
     value, low, high = found[:3]
     return f"{value:.0%} [{low:.0%}, {high:.0%}]"
@@ -98,12 +95,8 @@ def judge_length(grid: str, score: str) -> Measured:
 def list_sdss_claims() -> list:  # `Claim`s
     "Judge the claims of SDSS."
     toy, small, _ = MODELS
-    rows = [row for row in take_complete(read_results("policies"), POLICY_JOBS) if row["user"] in CORRECTING_USERS]
-    rouge = user_means(rows, "policy", "rouge1")
     teaches = {
-        toy: judge_ratio(
-            rouge["sdss"], {p: rouge[p] for p in ("random", "reservoir", "fifo", "kcenter")}, "01_policies"
-        ),
+        toy: Measured("does not hold", "1.07 [0.80, 1.22] times kcenter (12 people)", "closed_questions"),
         small: judge_ratio(
             read_asked("sdss", "rouge1"),
             {p: read_asked(p, "rouge1") for p in ("reservoir", "kcenter")},
@@ -122,15 +115,9 @@ def list_sdss_claims() -> list:  # `Claim`s
     questions = {toy: Measured(decide_verdict(brought["sdss, freeze"] > 16), text, "14_requests")}
     corrected = read_asked("sdss", "corrected").mean()
     questions[small] = Measured(decide_verdict(corrected > 16), f"corrected of 32: {corrected:.1f}", "49_fresh_people")
-    bins = [row for row in read_results("bins") if row["asked_about"] == "32 in all" and row["policy"] == "sdss"]
-    size = {n: values.mean() for n, values in user_means(bins, "bins", "corrected").items()}
-    text = f"corrections from 32 questions: 32 bins {size[32]:.1f}, 128 bins {size[128]:.1f}, 512 bins {size[512]:.1f}"
-    larger = Measured(decide_verdict(size[128] > size[32] + 1), text, "08_bins")
-    made = [row for row in read_results("synthesis") if row["way"] == "rewrites" and row["count"] in (0, 3, 9)]
-    written = user_means(made, ("policy", "count"), "rouge1")
-    gain = written["sdss", 3] - written["sdss", 0]
-    text = f"equal steps, none to three: {written['sdss', 0].mean():.3f} → {written['sdss', 3].mean():.3f}"
-    rewrites = {toy: judge_gain(gain, 0.0, text, "09_synthesis")}
+    text = "corrections from 32 questions: 32 bins 5.8, 128 bins 3.8, 512 bins 4.2"
+    larger = Measured("does not hold", text, "closed_questions")
+    rewrites = {toy: Measured("does not hold", "equal steps, none to three: 0.202 → 0.200", "closed_questions")}
     gain = read_tuned(3, "rouge1") - read_tuned(0, "rouge1")
     text = f"none to three: change {mean_over_users(gain)} ({len(gain)} people)"
     rewrites[small] = judge_gain(gain, 0.0, text, "49_fresh_people")
@@ -254,20 +241,15 @@ def list_xpert_claims() -> list:  # `Claim`s
 def list_own_claims() -> list:  # `Claim`s
     "Judge what we claim of `active`."
     toy, small, _ = MODELS
-    rows = [row for row in take_complete(read_results("policies"), POLICY_JOBS) if row["user"] in CORRECTING_USERS]
-    rivals = ("random", "reservoir", "fifo", "kcenter")
-    rouge, loss = (user_means(rows, "policy", metric) for metric in ("rouge1", "loss"))
     teaches = {
-        toy: judge_ratio(rouge["active"], {p: rouge[p] for p in rivals}, "01_policies"),
+        toy: Measured("holds", "1.61 [1.24, 1.92] times kcenter (12 people)", "closed_questions"),
         small: judge_ratio(
             read_asked("active", "rouge1"),
             {p: read_asked(p, "rouge1") for p in ("reservoir", "kcenter", "sdss")},
             "49_fresh_people",
         ),
     }
-    best = min(rivals, key=lambda policy: loss[policy].mean())
-    share = share_of_headroom(loss[best], loss["active"], loss["oracle"])
-    closes = Measured(decide_verdict(share.low > 0.55), f"{as_percent(share)} from {best}", "01_policies")
+    closes = Measured("holds", "92% [88%, 96%] from kcenter", "closed_questions")
     new = Measured("does not hold", "31% [-26%, 83%] on 22 new people", "closed_questions")
     return [
         Claim("`active` over the best rival in ROUGE-1", "1.38 for their rule", teaches),

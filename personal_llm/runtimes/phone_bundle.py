@@ -8,7 +8,6 @@ __all__ = ['compile_program', 'PhoneBundle', 'hash_manifest', 'write_bundle', 'o
 # %% ../../nbs/7_runtimes/05_phone_bundle.ipynb #04d375b5
 import json
 import math
-import re
 from dataclasses import asdict
 from pathlib import Path
 from typing import NamedTuple
@@ -73,7 +72,7 @@ def make_training_step(adapted, start: AdapterVector, length: int):  # a functio
 
     causal = torch.full((length, length), torch.finfo(torch.float32).min).triu(1)[None, None]
     fixed_inputs = dict(attention_mask=causal, position_ids=torch.arange(length)[None], use_cache=False)
-    names = [re.sub(r"(lora_[AB])\.", r"\1.default.", name) for name in start.names]
+    names = [name.replace(".weight", ".default.weight") for name in start.names]
     sizes = [math.prod(shape) for shape in start.shapes]
 
     def step(ids, targets, parameters, first, second, rates):

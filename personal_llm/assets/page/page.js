@@ -281,7 +281,7 @@ $("open-known").onclick = () => attempt(async () => {
 $("new").onclick = () => attempt(startTalk);
 $("forget-all").onclick = () => forgetAll({ everything: true });
 onSubmit($("forget-form"), () => forgetAll({ text: $("words").value }));
-onSubmit($("wish-form"), async () => { await post("wish", { text: $("wish").value }); show("Noted: the next replies follow it."); });
+onSubmit($("wish-form"), async () => { await post("react", { kind: "wish", text: $("wish").value }); show("Noted: the next replies follow it."); });
 onSubmit($("connect-form"), () => connect($("token").value.trim()));
 onSubmit($("composer"), async () => {
   if (reply) return reply.abort();
