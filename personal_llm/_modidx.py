@@ -421,10 +421,6 @@ d = {
                 "0_base/files.html#get_temporary_path",
                 "personal_llm/base/files.py",
             ),
-            "personal_llm.base.files.get_user_folder": (
-                "0_base/files.html#get_user_folder",
-                "personal_llm/base/files.py",
-            ),
             "personal_llm.base.files.is_full_disk": ("0_base/files.html#is_full_disk", "personal_llm/base/files.py"),
             "personal_llm.base.files.make_folder": ("0_base/files.html#make_folder", "personal_llm/base/files.py"),
             "personal_llm.base.files.make_temporary_folder": (

@@ -216,6 +216,9 @@ def first_capital(text: str) -> str:
     return text[:1].upper() + text[1:]
 
 
+NO_ANSWER = "not answered yet"  # an experiment whose rows are being measured
+
+
 def experiments_page() -> str:
     "The page of the experiments: each by its question, with the answer in one line; the tools stand below."
     heading, sentence = PARTS["experiments"]
@@ -225,7 +228,7 @@ def experiments_page() -> str:
         title, answer = title_of(path), conclusion_of(path)
         if title.startswith("Experiment: "):
             rows.append(
-                f"| [{first_capital(title.removeprefix('Experiment: '))}]({path.stem}.md) | {in_cell(answer)} |"
+                f"| [{first_capital(title.removeprefix('Experiment: '))}]({path.stem}.md) | {in_cell(answer) or NO_ANSWER} |"
             )
         else:
             tools.append(f"- [{title}]({path.stem}.md): {in_cell(summary_of(path))}")

@@ -367,7 +367,11 @@ def forget(
         if everything:
             lines = forget_everything(out)
         else:
-            forget_dialogues(open_state(archive), plan)
+            state = open_state(open_archive(out))  # a chat may have ended since the list was made
+            if plan_forgetting(state, id, containing, before and before.timestamp()) != plan:
+                lock.release()
+                raise InputError(f"{out}: changed while you read the list", "nothing was deleted; type it again")
+            forget_dialogues(state, plan)
         lock.release()
     head = "dry run: nothing was deleted; without --dry-run it would be" if dry_run else "deleted"
     show(dict(dry_run=dry_run, deleted=lines), [head, *lines], as_json)

@@ -119,17 +119,12 @@ def compute_sha256(content: bytes) -> str:  # 64 hex digits
 ASSETS = Path(__file__).parents[1] / "assets" if "__file__" in globals() else Path("../../personal_llm/assets")
 
 # %% ../../nbs/0_base/03_files.ipynb #8b7abfa1
-def get_user_folder(variable: str, default: str) -> Path:  # default: below the home folder
-    "Return our folder in the place that a variable names; raise `InputError` for a user without a home folder."
-    try:
-        return Path(os.environ.get(variable) or Path.home() / default) / "personal_llm"
-    except RuntimeError:
-        raise InputError("this user has no home folder", f"set {variable} to a folder of yours") from None
-
-
 def get_cache_folder() -> Path:
     "Return the folder for values that we can compute again; raise `InputError` for a user without a home folder."
-    return get_user_folder("XDG_CACHE_HOME", ".cache")
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "personal_llm"
+    except RuntimeError:
+        raise InputError("this user has no home folder", "set XDG_CACHE_HOME to a folder of yours") from None
 
 
 def remember(name: str, key: str, compute):  # a value of plain JSON types

@@ -48,7 +48,7 @@ class PersonalizerSettings:
 
     @classmethod
     def choose(cls, given, stored: dict, changes: dict, policy) -> "PersonalizerSettings":
-        "Return the given settings, or those of a folder, with single changes; unknown stored names are dropped."
+        "Return the given settings, or those of a folder, with single changes; leave unknown stored names out."
         known = {name: value for name, value in stored.items() if name in cls.__dataclass_fields__}
         settings = check(given or cls(**known), cls, "settings")
         return replace(settings, **changes).complete(policy)
