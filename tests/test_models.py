@@ -159,6 +159,7 @@ def test_generate_stops_at_the_end_token():
         "Says the same tokens to everybody; transformers fills the row after the end token."
 
         generation_config = model.model.generation_config
+        get_input_embeddings = staticmethod(model.model.get_input_embeddings)
 
         def generate(self, input_ids, max_new_tokens, **settings):
             assert settings["eos_token_id"] == [end] and settings["attention_mask"].shape == input_ids.shape
