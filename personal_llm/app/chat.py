@@ -50,10 +50,14 @@ def read_message(prompt: str) -> str:  # "" at the end of all lines
 
 
 def read_block() -> str:
-    "Read lines until an empty one."
+    "Read lines until an empty one; raise `InputError` if the input ends before."
     text = ""
-    while (line := read_line()).strip():
+    line = read_line("(an empty line ends the text) ")
+    while line.strip():
         text += line
+        line = read_line()
+    if not line:
+        raise InputError("the input ended within a text, which is not stored", "end it with an empty line")
     return text.strip()
 
 
