@@ -157,3 +157,15 @@ def test_nothing_connects_without_being_asked(capsys, monkeypatch):
     monkeypatch.setattr(socket.socket, "connect", refuse)
     assert invoke(capsys, "check", "--model", "pocket", "--quiet")[0] == 0
     assert os.environ["HF_HUB_OFFLINE"] == "1"
+
+
+def test_the_program_starts_without_the_extras():
+    "After a plain install no package of the server is there; `serve` alone says so."
+    code = "import sys; sys.modules.update(dict.fromkeys(('uvicorn', 'fastapi', 'starlette', 'pandas', 'selenium'))); "
+    code += "from personal_llm.app.cli import main; sys.exit(main(sys.argv[1:]))"
+    listed, refused = (
+        subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True)
+        for words in (["models"], ["serve", "--out", "unused"])
+    )
+    assert listed.returncode == 0 and "pocket" in listed.stdout
+    assert refused.returncode == 2 and 'pip install "personal_llm[serve]"' in refused.stderr

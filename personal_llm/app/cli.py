@@ -18,7 +18,6 @@ from . import library_commands  # noqa: F401 (it registers its commands)
 from .chat import print_note
 from .commands import AsJson, Data, Model, Out, Quiet
 from .commands import add_settings, app, load, read_chats, show
-from .server import serve as run_server
 from ..base.core import InputError
 from ..base.files import is_full_disk
 from ..runtimes.plugins import find_runtimes
@@ -35,6 +34,8 @@ def serve(
     as_json: AsJson = False,
 ):
     "Serve a page and the OpenAI protocol; the command prints a link. A folder is one person."
+    from personal_llm.app.server import serve as run_server  # needs the extra `serve`
+
     run_server(load(model, out), out, host, port, as_json, **settings)
 
 # %% ../../nbs/8_app/08_cli.ipynb #47fb7044
