@@ -308,6 +308,10 @@ d = {
                 "0_base/adapters.html#read_lora_config",
                 "personal_llm/base/adapters.py",
             ),
+            "personal_llm.base.adapters.read_lora_settings": (
+                "0_base/adapters.html#read_lora_settings",
+                "personal_llm/base/adapters.py",
+            ),
             "personal_llm.base.adapters.remove_peft_layers": (
                 "0_base/adapters.html#remove_peft_layers",
                 "personal_llm/base/adapters.py",

@@ -194,11 +194,11 @@ def write_adapter(
     return commit_adapter(stage, adapter)
 
 # %% ../../nbs/0_base/05_adapters.ipynb #7abd88e6
-def read_lora_config(
-    folder,
+def read_lora_settings(
+    folder: Path,  # of a checked adapter
     is_plain: bool = True,  # False: also the variants that leave the base as it is
 ) -> dict:  # its adapter_config.json
-    "Read an adapter's settings; raise `InputError` if it is not LoRA, or of a variant that we do not take."
+    "Read a checked adapter's settings; raise `InputError` if it is not LoRA, or of a variant that we do not take."
     taken = """r lora_alpha lora_dropout target_modules exclude_modules layers_to_transform layers_pattern
     fan_in_fan_out base_model_name_or_path revision task_type peft_type peft_version inference_mode init_lora_weights
     auto_mapping megatron_core qalora_group_size""".split()  # the change stays alpha / r * B A
@@ -207,7 +207,7 @@ def read_lora_config(
         taken += """use_dora use_rslora lora_bias rank_pattern alpha_pattern modules_to_save trainable_token_indices
         ensure_weight_tying runtime_config""".split()
         reason = "such an adapter may change the base model itself"
-    file = check_adapter(folder) / CONFIG_FILE
+    file = folder / CONFIG_FILE
     config = read_json(file)
     if not isinstance(config, dict) or config.get("peft_type") != "LORA":
         raise InputError(f"{file}: peft_type is not LORA", "only LoRA adapters are pLLMs here")
@@ -222,6 +222,11 @@ def read_lora_config(
         problem = f"{file}: r must be a whole number above 0 and lora_alpha a number"
         raise InputError(problem, "restore a copy or make the adapter anew")
     return config
+
+# %% ../../nbs/0_base/05_adapters.ipynb #lorcfg01
+def read_lora_config(folder) -> dict:  # its adapter_config.json
+    "Check an adapter's folder and read its settings; raise `InputError` if it is not plain LoRA."
+    return read_lora_settings(check_adapter(folder))
 
 # %% ../../nbs/0_base/05_adapters.ipynb #63dc0fe7
 def remove_peft_layers(base_model) -> None:
@@ -253,7 +258,7 @@ def attach_adapter(
     from safetensors import safe_open
 
     try:
-        read_lora_config(folder, is_plain=False)
+        read_lora_settings(Path(folder), is_plain=False)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             adapted = PeftModel.from_pretrained(base_model, str(folder), is_trainable=trainable)
@@ -279,8 +284,9 @@ def read_factors(folder) -> dict:  # module -> (A (r, in), B (out, r) times alph
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    config = read_lora_config(folder)
-    file = check_adapter(folder) / WEIGHTS_FILE
+    folder = check_adapter(folder)
+    config = read_lora_settings(folder)
+    file = folder / WEIGHTS_FILE
     try:
         tensors = load_file(file)
     except (SafetensorError, OSError) as error:
