@@ -3566,6 +3566,10 @@ d = {
                 "experiments/sdss.html#fill_buffer",
                 "personal_llm/experiments/sdss.py",
             ),
+            "personal_llm.experiments.sdss.find_stage": (
+                "experiments/sdss.html#find_stage",
+                "personal_llm/experiments/sdss.py",
+            ),
             "personal_llm.experiments.sdss.list_jobs": (
                 "experiments/sdss.html#list_jobs",
                 "personal_llm/experiments/sdss.py",

@@ -6,7 +6,7 @@
 __all__ = ['DATA_VARIABLE', 'SETS', 'MODEL', 'LARGE', 'POLICIES_TESTED', 'ORDERS', 'DEFAULTS', 'JOBS',
            'REWRITTEN_SOURCES', 'REWRITE_JOBS', 'GRIDS', 'read_set', 'draw_stream', 'order_stream', 'load_tools',
            'write_reply', 'score_set', 'AnswersStayPolicy', 'fill_buffer', 'measure_test', 'measure_nearest', 'measure',
-           'list_jobs', 'draw_originals', 'measure_rewrites']
+           'list_jobs', 'find_stage', 'draw_originals', 'measure_rewrites']
 
 # %% ../../nbs/experiments/67_sdss.ipynb #sdss0003
 import functools
@@ -211,7 +211,13 @@ def list_jobs(name: str) -> list:
     return jobs
 
 
-JOBS = [job for name in SETS for job in list_jobs(name)]
+def find_stage(job: dict) -> int:
+    "Return the stage of a run: 0 for those of the primary measure, 1 for the other policies, 2 for the tables."
+    is_default = all(job[name] == DEFAULTS[name] for name in ("bins", "seen", "rate")) and job["rewrites"] in (0, 3)
+    return 2 if not is_default else int(job["policy"] not in ("none", "random", "sdss"))
+
+
+JOBS = sorted([job for name in SETS for job in list_jobs(name)], key=find_stage)
 
 # %% ../../nbs/experiments/67_sdss.ipynb #sdss0015
 REWRITTEN_SOURCES = ("dolly_6400", "medquad", "mts_dialog", "synthetic_persona_chat", "personality_chat")
