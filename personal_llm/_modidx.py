@@ -3393,6 +3393,116 @@ d = {
                 "personal_llm/experiments/methods/canaries.py",
             ),
         },
+        "personal_llm.experiments.person": {
+            "personal_llm.experiments.person.answer": (
+                "experiments/person.html#answer",
+                "personal_llm/experiments/person.py",
+            ),
+            "personal_llm.experiments.person.choose_part": (
+                "experiments/person.html#choose_part",
+                "personal_llm/experiments/person.py",
+            ),
+            "personal_llm.experiments.person.compare": (
+                "experiments/person.html#compare",
+                "personal_llm/experiments/person.py",
+            ),
+            "personal_llm.experiments.person.count_prompts": (
+                "experiments/person.html#count_prompts",
+                "personal_llm/experiments/person.py",
+            ),
+            "personal_llm.experiments.person.has_form": (
+                "experiments/person.html#has_form",
+                "personal_llm/experiments/person.py",
+            ),
+            "personal_llm.experiments.person.is_json": (
+                "experiments/person.html#is_json",
+                "personal_llm/experiments/person.py",
+            ),
+            "personal_llm.experiments.person.is_right": (
+                "experiments/person.html#is_right",
+                "personal_llm/experiments/person.py",
+            ),
+            "personal_llm.experiments.person.learn": (
+                "experiments/person.html#learn",
+                "personal_llm/experiments/person.py",
+            ),
+            "personal_llm.experiments.person.list_corrections": (
+                "experiments/person.html#list_corrections",
+                "personal_llm/experiments/person.py",
+            ),
+            "personal_llm.experiments.person.list_jobs": (
+                "experiments/person.html#list_jobs",
+                "personal_llm/experiments/person.py",
+            ),
+            "personal_llm.experiments.person.list_later": (
+                "experiments/person.html#list_later",
+                "personal_llm/experiments/person.py",
+            ),
+            "personal_llm.experiments.person.list_tests": (
+                "experiments/person.html#list_tests",
+                "personal_llm/experiments/person.py",
+            ),
+            "personal_llm.experiments.person.lower_first": (
+                "experiments/person.html#lower_first",
+                "personal_llm/experiments/person.py",
+            ),
+            "personal_llm.experiments.person.make_turns": (
+                "experiments/person.html#make_turns",
+                "personal_llm/experiments/person.py",
+            ),
+            "personal_llm.experiments.person.measure": (
+                "experiments/person.html#measure",
+                "personal_llm/experiments/person.py",
+            ),
+            "personal_llm.experiments.person.measure_edits": (
+                "experiments/person.html#measure_edits",
+                "personal_llm/experiments/person.py",
+            ),
+            "personal_llm.experiments.person.measure_facts": (
+                "experiments/person.html#measure_facts",
+                "personal_llm/experiments/person.py",
+            ),
+            "personal_llm.experiments.person.remember": (
+                "experiments/person.html#remember",
+                "personal_llm/experiments/person.py",
+            ),
+            "personal_llm.experiments.person.score_facts": (
+                "experiments/person.html#score_facts",
+                "personal_llm/experiments/person.py",
+            ),
+            "personal_llm.experiments.person.score_row": (
+                "experiments/person.html#score_row",
+                "personal_llm/experiments/person.py",
+            ),
+            "personal_llm.experiments.person.score_rows": (
+                "experiments/person.html#score_rows",
+                "personal_llm/experiments/person.py",
+            ),
+            "personal_llm.experiments.person.start_condition": (
+                "experiments/person.html#start_condition",
+                "personal_llm/experiments/person.py",
+            ),
+            "personal_llm.experiments.person.teach": (
+                "experiments/person.html#teach",
+                "personal_llm/experiments/person.py",
+            ),
+            "personal_llm.experiments.person.write_form": (
+                "experiments/person.html#write_form",
+                "personal_llm/experiments/person.py",
+            ),
+            "personal_llm.experiments.person.write_instruction": (
+                "experiments/person.html#write_instruction",
+                "personal_llm/experiments/person.py",
+            ),
+            "personal_llm.experiments.person.write_reply": (
+                "experiments/person.html#write_reply",
+                "personal_llm/experiments/person.py",
+            ),
+            "personal_llm.experiments.person.write_wish": (
+                "experiments/person.html#write_wish",
+                "personal_llm/experiments/person.py",
+            ),
+        },
         "personal_llm.experiments.plain": {
             "personal_llm.experiments.plain.Cell": ("experiments/plain.html#cell", "personal_llm/experiments/plain.py"),
             "personal_llm.experiments.plain.Form": ("experiments/plain.html#form", "personal_llm/experiments/plain.py"),
