@@ -3494,6 +3494,10 @@ d = {
                 "experiments/person.html#write_instruction",
                 "personal_llm/experiments/person.py",
             ),
+            "personal_llm.experiments.person.write_readme_row": (
+                "experiments/person.html#write_readme_row",
+                "personal_llm/experiments/person.py",
+            ),
             "personal_llm.experiments.person.write_reply": (
                 "experiments/person.html#write_reply",
                 "personal_llm/experiments/person.py",
@@ -3504,28 +3508,7 @@ d = {
             ),
         },
         "personal_llm.experiments.plain": {
-            "personal_llm.experiments.plain.Cell": ("experiments/plain.html#cell", "personal_llm/experiments/plain.py"),
             "personal_llm.experiments.plain.Form": ("experiments/plain.html#form", "personal_llm/experiments/plain.py"),
-            "personal_llm.experiments.plain.LlamaCpp": (
-                "experiments/plain.html#llamacpp",
-                "personal_llm/experiments/plain.py",
-            ),
-            "personal_llm.experiments.plain.LlamaCpp.__init__": (
-                "experiments/plain.html#llamacpp.__init__",
-                "personal_llm/experiments/plain.py",
-            ),
-            "personal_llm.experiments.plain.LlamaCpp._ask": (
-                "experiments/plain.html#llamacpp._ask",
-                "personal_llm/experiments/plain.py",
-            ),
-            "personal_llm.experiments.plain.LlamaCpp.ask": (
-                "experiments/plain.html#llamacpp.ask",
-                "personal_llm/experiments/plain.py",
-            ),
-            "personal_llm.experiments.plain.build_messages": (
-                "experiments/plain.html#build_messages",
-                "personal_llm/experiments/plain.py",
-            ),
             "personal_llm.experiments.plain.choose_form": (
                 "experiments/plain.html#choose_form",
                 "personal_llm/experiments/plain.py",
@@ -3542,24 +3525,8 @@ d = {
                 "experiments/plain.html#draw_questions",
                 "personal_llm/experiments/plain.py",
             ),
-            "personal_llm.experiments.plain.list_cells": (
-                "experiments/plain.html#list_cells",
-                "personal_llm/experiments/plain.py",
-            ),
-            "personal_llm.experiments.plain.measure_cell": (
-                "experiments/plain.html#measure_cell",
-                "personal_llm/experiments/plain.py",
-            ),
             "personal_llm.experiments.plain.measure_form": (
                 "experiments/plain.html#measure_form",
-                "personal_llm/experiments/plain.py",
-            ),
-            "personal_llm.experiments.plain.measure_plain": (
-                "experiments/plain.html#measure_plain",
-                "personal_llm/experiments/plain.py",
-            ),
-            "personal_llm.experiments.plain.read_processor_seconds": (
-                "experiments/plain.html#read_processor_seconds",
                 "personal_llm/experiments/plain.py",
             ),
             "personal_llm.experiments.plain.read_scores": (
@@ -3772,18 +3739,6 @@ d = {
         "personal_llm.experiments.steps": {
             "personal_llm.experiments.steps.has_form": (
                 "experiments/steps.html#has_form",
-                "personal_llm/experiments/steps.py",
-            ),
-            "personal_llm.experiments.steps.list_jobs": (
-                "experiments/steps.html#list_jobs",
-                "personal_llm/experiments/steps.py",
-            ),
-            "personal_llm.experiments.steps.measure_replies": (
-                "experiments/steps.html#measure_replies",
-                "personal_llm/experiments/steps.py",
-            ),
-            "personal_llm.experiments.steps.measure_steps": (
-                "experiments/steps.html#measure_steps",
                 "personal_llm/experiments/steps.py",
             ),
             "personal_llm.experiments.steps.score_steps": (
