@@ -24,7 +24,7 @@ from ..base.text import compute_rouge1, split_sentences
 from ..buffer.retrieval import MemoryConfig, retrieve_statements
 from ..data.reading import load_samples
 from ..device.personalizer import Personalizer
-from .harness import RESULTS, Grid, mean_over_users, ratio_to_best, read_results
+from .harness import RESULTS, Grid, mean_over_users, read_results
 from ..tuning.config import TuningConfig
 from ..tuning.finetune import finetune
 

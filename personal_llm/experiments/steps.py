@@ -10,7 +10,7 @@ import json
 
 import numpy as np
 
-from .harness import RESULTS, mean_over_users, read_json_lines
+from .harness import RESULTS
 
 # %% ../../nbs/experiments/69_steps.ipynb #steps005
 BANK = json.loads((RESULTS.parent / "steps_people.json").read_text(encoding="utf-8"))
