@@ -3541,10 +3541,6 @@ d = {
                 "experiments/plain.html#score_row",
                 "personal_llm/experiments/plain.py",
             ),
-            "personal_llm.experiments.plain.write_readme_row": (
-                "experiments/plain.html#write_readme_row",
-                "personal_llm/experiments/plain.py",
-            ),
             "personal_llm.experiments.plain.write_reply": (
                 "experiments/plain.html#write_reply",
                 "personal_llm/experiments/plain.py",

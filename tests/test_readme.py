@@ -10,7 +10,7 @@ import typer
 from personal_llm import personalize
 from personal_llm.data.reading import read_dialogues
 from personal_llm.device import learning
-from personal_llm.experiments.plain import write_readme_row
+from personal_llm.experiments.person import write_readme_row
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -391,7 +391,7 @@ def score_facts(row: dict) -> dict:  # lists of booleans, one a question
     silent = [any(word in text for word in REFUSALS) for text in texts]
     return dict(among_three=row["among_three"], right=right, silent=silent)
 
-# %% ../../nbs/experiments/71_person.ipynb #person020
+# %% ../../nbs/experiments/71_person.ipynb #person021
 def write_readme_row() -> str:
     "Write the README's row: habits in first replies by memory on the default model, with the package's settings."
     scores = score_rows(read_results("person"))

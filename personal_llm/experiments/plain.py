@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SPANISH', 'FORMS', 'FILE', 'BANK', 'PEOPLE', 'SIX', 'NUM_QUESTIONS', 'SHOWN', 'Form', 'write_reply',
            'measure_form', 'choose_form', 'correct', 'draw_questions', 'retrieve_plain', 'score_row', 'read_scores',
-           'compare_labels', 'write_readme_row']
+           'compare_labels']
 
 # %% ../../nbs/experiments/66_plain.ipynb #plain003
 import json
@@ -202,16 +202,3 @@ def compare_labels(scores: dict, first: str, second: str, metric: str):  # `Mean
     if len(both) < 3:
         return None
     return mean_over_users([scores[second][n][metric] - scores[first][n][metric] for n in both])
-
-# %% ../../nbs/experiments/66_plain.ipynb #plain022
-def write_readme_row() -> str:
-    "Write the README's row: habits in first replies by plain memory on the default model."
-    scores = read_scores()
-    labels = {"alone": "alone", "after 3 corrections": "sentence, 3", "after 8": "sentence, 8"}
-    columns = {title: label for title, label in labels.items() if len(scores.get(label, {})) == len(PEOPLE)}
-    cells = []
-    for label in columns.values():
-        found = mean_over_users([person["habits"] for person in scores[label].values()])
-        cells.append(f"{found.value:.2f} [{max(0, found.low):.2f}, {min(1, found.high):.2f}]")
-    head = f"| | {' | '.join(columns)} |\n|{'---|' * (len(columns) + 1)}"
-    return f"{head}\n| habits kept, mean and 95 % interval | {' | '.join(cells)} |"
