@@ -227,6 +227,22 @@ def test_a_fine_tune_learns_saves_and_can_be_undone(model, tmp_path):
     again.close()
 
 
+@pytest.mark.parametrize("memory", ["plain", "none"])
+def test_what_was_learned_from_a_file_writes_every_reply_also_after_a_correction(model, memory, monkeypatch):
+    me = make(model, memory=memory)
+    me.observe_all(STREAM[:4], progress=False)
+    adapter = me.finetune(progress=False)
+    me.react(STREAM[1], "better", "In short: no, it is not.")
+    writers = []
+    monkeypatch.setattr(model, "reply_once", lambda *args: writers.append(model.active_adapter) or "")
+    for prompt in (STREAM[1].prompt, "Who won the war of 1812?"):
+        assert me.recall(Dialogue(prompt, "")).adapter is adapter
+        me.reply(prompt)
+    assert len({*writers}) == 1 and writers[0] != model.active_adapter
+    me.undo_finetune()
+    assert me.recall(Dialogue("Who won the war of 1812?", "")).adapter is None
+
+
 def test_a_reply_that_was_disliked_is_not_learned(model):
     me = make(model)
     me.observe_all(STREAM[:3], progress=False)
