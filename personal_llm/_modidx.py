@@ -69,6 +69,10 @@ d = {
                 "personal_llm/app/commands.py",
             ),
             "personal_llm.app.commands.check": ("8_app/commands.html#check", "personal_llm/app/commands.py"),
+            "personal_llm.app.commands.confirm_deletion": (
+                "8_app/commands.html#confirm_deletion",
+                "personal_llm/app/commands.py",
+            ),
             "personal_llm.app.commands.demo": ("8_app/commands.html#demo", "personal_llm/app/commands.py"),
             "personal_llm.app.commands.evaluate": ("8_app/commands.html#evaluate", "personal_llm/app/commands.py"),
             "personal_llm.app.commands.export": ("8_app/commands.html#export", "personal_llm/app/commands.py"),
