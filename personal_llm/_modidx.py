@@ -11,6 +11,7 @@ d = {
             "personal_llm.app.chat.handle": ("8_app/chat.html#handle", "personal_llm/app/chat.py"),
             "personal_llm.app.chat.has_waiting_line": ("8_app/chat.html#has_waiting_line", "personal_llm/app/chat.py"),
             "personal_llm.app.chat.is_terminal": ("8_app/chat.html#is_terminal", "personal_llm/app/chat.py"),
+            "personal_llm.app.chat.list_similar": ("8_app/chat.html#list_similar", "personal_llm/app/chat.py"),
             "personal_llm.app.chat.print_note": ("8_app/chat.html#print_note", "personal_llm/app/chat.py"),
             "personal_llm.app.chat.read_block": ("8_app/chat.html#read_block", "personal_llm/app/chat.py"),
             "personal_llm.app.chat.read_line": ("8_app/chat.html#read_line", "personal_llm/app/chat.py"),
@@ -54,6 +55,7 @@ d = {
             "personal_llm.app.cli.add_plugins": ("8_app/cli.html#add_plugins", "personal_llm/app/cli.py"),
             "personal_llm.app.cli.explain_error": ("8_app/cli.html#explain_error", "personal_llm/app/cli.py"),
             "personal_llm.app.cli.main": ("8_app/cli.html#main", "personal_llm/app/cli.py"),
+            "personal_llm.app.cli.name_option": ("8_app/cli.html#name_option", "personal_llm/app/cli.py"),
             "personal_llm.app.cli.serve": ("8_app/cli.html#serve", "personal_llm/app/cli.py"),
         },
         "personal_llm.app.commands": {
@@ -122,8 +124,8 @@ d = {
                 "8_app/library_commands.html#list_command",
                 "personal_llm/app/library_commands.py",
             ),
-            "personal_llm.app.library_commands.open_library_for": (
-                "8_app/library_commands.html#open_library_for",
+            "personal_llm.app.library_commands.load_with_library": (
+                "8_app/library_commands.html#load_with_library",
                 "personal_llm/app/library_commands.py",
             ),
             "personal_llm.app.library_commands.remove": (
@@ -209,7 +211,6 @@ d = {
             ),
             "personal_llm.app.server.Message": ("8_app/server.html#message", "personal_llm/app/server.py"),
             "personal_llm.app.server.Message.read": ("8_app/server.html#message.read", "personal_llm/app/server.py"),
-            "personal_llm.app.server.Panic": ("8_app/server.html#panic", "personal_llm/app/server.py"),
             "personal_llm.app.server.Part": ("8_app/server.html#part", "personal_llm/app/server.py"),
             "personal_llm.app.server.SessionThread": ("8_app/server.html#sessionthread", "personal_llm/app/server.py"),
             "personal_llm.app.server.SessionThread.__init__": (
@@ -2552,7 +2553,6 @@ d = {
                 "6_device/archive.html#restore_history",
                 "personal_llm/device/archive.py",
             ),
-            "personal_llm.device.archive.search": ("6_device/archive.html#search", "personal_llm/device/archive.py"),
             "personal_llm.device.archive.shorten_history": (
                 "6_device/archive.html#shorten_history",
                 "personal_llm/device/archive.py",
