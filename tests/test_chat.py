@@ -42,11 +42,16 @@ def test_a_correction_is_read_by_the_next_reply(session):
     write(session, "/new")
     write(session, "What is a good breakfast today?")
     assert "your answer to “What is a good breakfast?”: Porridge" in write(session, "/why")
-    assert "similarity" in write(session, "/why --verbose")
+    assert "similarity to “What is a good breakfast?”" in write(session, "/why --verbose")
+    write(session, "/new")
+    write(session, "Zebra!")
+    assert write(session, "/why") == "the reply read this talk only"
+    assert "similarity to “What is a good breakfast?”" in write(session, "/why --verbose"), "also what was not read"
 
 
 @pytest.mark.parametrize(
-    "line", ["/dance", "/new talk", "/forget", "/up", "/better x", "/why", "/unlearn", "/learn", "/style"]
+    "line",
+    ["/dance", "/new talk", "/forget", "/up", "/better x", "/why", "/unlearn", "/learn", "/style", "/wish caf\udce9"],
 )
 def test_a_mistake_is_one_line_and_changes_nothing(session, line):
     assert len(write(session, line).splitlines()) == 1

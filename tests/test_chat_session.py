@@ -5,11 +5,11 @@ import threading
 import pytest
 
 from personal_llm.base import replies
-from personal_llm.base.core import Dialogue, InputError
+from personal_llm.base.core import InputError
 from personal_llm.base.models import load_model
 from personal_llm.base.replies import ReplyOptions
 from personal_llm.device import personalizer
-from personal_llm.device.chat import BackgroundWork, ChatSession, clean_text, describe_error
+from personal_llm.device.chat import ChatSession, clean_text, describe_error
 from personal_llm.tuning.config import TuningConfig
 
 FEW = ReplyOptions(max_tokens=5)
@@ -103,15 +103,6 @@ def test_a_correction_is_read_at_once_and_named_as_the_source(model):
         session.react("better", "")
     with pytest.raises(InputError, match="write something first"):
         open_chat(model).react("up")
-
-
-def test_turns_are_scored_when_the_chat_is_idle(model):
-    session = open_chat(model, ask_when="freeze")
-    say(session, "Hello")
-    assert session.me.state.pending and len(session.me.buffer) == 0
-    session.score_in_background()
-    session.collect(waits=True)
-    assert session.me.state.pending == [] and len(session.me.buffer) == 1
 
 
 def test_the_policy_asks_about_a_turn_and_the_answer_closes_the_question(model):
@@ -286,16 +277,20 @@ def test_forgetting_lists_first(model, tmp_path):
         assert all("Biscuit" not in text for _, text in session.recalled.dialogue.history)
 
 
-def test_work_on_a_copy_leaves_the_model_as_it_is(model):
-    work = BackgroundWork(model, lambda copy: copy is not model and copy.nll([Dialogue("Hi", "Hello")])[0][1])
-    work.thread.join()
-    assert work.error is None and work.result > 0 and work.model is None
-    failing = BackgroundWork(model, lambda copy: 1 / 0)
-    failing.thread.join()
-    assert isinstance(failing.error, ZeroDivisionError)
-
-
-def test_control_characters_become_spaces():
+def test_control_characters_become_spaces_and_what_is_no_utf_8_is_refused(model):
     assert clean_text("a\x1b[2J\r\nb\tc\x00") == "a [2J\nb\tc"
-    with pytest.raises(InputError):
-        clean_text(None)
+    session = open_chat(model)
+    for write in (clean_text, lambda text: say(session, text), lambda text: session.react("wish", text)):
+        with pytest.raises(InputError, match="not UTF-8; nothing of it was stored"):
+            write("caf\udce9")
+    assert session.turns == [] and session.me.state.wish == ""
+
+
+def test_an_answer_that_no_reply_can_read_is_stored_with_a_message(model):
+    session = open_chat(model)
+    say(session, "Is seven a prime number?")
+    session.react("better", "In short: yes. " * 2)
+    assert session.pop_messages() == []
+    session.react("better", "In short: yes. " * 400)
+    (line,) = session.pop_messages()
+    assert "no reply reads it, because 1200 are the most" in line

@@ -44,6 +44,7 @@ def test_status_shows_numbers_and_no_text(home, capsys):
 def test_evaluate_takes_an_output_folder_and_an_adapter(home, capsys):
     data = write(home / "few.jsonl", (home / "chats.jsonl").read_text().splitlines()[:3])
     first = found(capsys, "evaluate", "--data", data, "--adapter", home / "mine")
+    assert invoke(capsys, "evaluate", "--data", data, "--adapter", home / "mine", "--quiet")[2] == ""
     second = found(capsys, "evaluate", "--data", data, "--adapter", find_adapter(home / "mine"), "--model", "pocket")
     assert first["change"] == second["change"] and first["change"]["loss"]["before"] > 0
 
@@ -115,6 +116,11 @@ def test_chat_reads_a_pipe_and_goes_on(mine, capsys, monkeypatch):
     assert code == 0 and "noted" in out and "loading the model pocket" in err
     monkeypatch.setattr(sys, "stdin", io.StringIO("/status\n"))
     assert "corrected  1" in invoke(capsys, "chat", "--out", mine)[1]
+    latin = io.TextIOWrapper(io.BytesIO("/wish Un café\nDu th\xe9 ?\n".encode("latin-1")), encoding="utf-8")
+    monkeypatch.setattr(sys, "stdin", latin)
+    code, out, err = invoke(capsys, "chat", "--out", mine)
+    assert code == 0 and out.count("the text is not UTF-8; nothing of it was stored") == 2
+    assert found(capsys, "status", "--out", mine)["stored"] == 55, "54 of the file, and one turn"
 
 
 def test_learn_trains_on_what_was_corrected(mine, capsys, monkeypatch):
