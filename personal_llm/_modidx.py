@@ -277,10 +277,6 @@ d = {
                 "0_base/adapters.html#commit_adapter",
                 "personal_llm/base/adapters.py",
             ),
-            "personal_llm.base.adapters.concatenate_factors": (
-                "0_base/adapters.html#concatenate_factors",
-                "personal_llm/base/adapters.py",
-            ),
             "personal_llm.base.adapters.discard_on_error": (
                 "0_base/adapters.html#discard_on_error",
                 "personal_llm/base/adapters.py",
@@ -291,14 +287,6 @@ d = {
             ),
             "personal_llm.base.adapters.get_adapter_id": (
                 "0_base/adapters.html#get_adapter_id",
-                "personal_llm/base/adapters.py",
-            ),
-            "personal_llm.base.adapters.make_staging_folder": (
-                "0_base/adapters.html#make_staging_folder",
-                "personal_llm/base/adapters.py",
-            ),
-            "personal_llm.base.adapters.parse_adapter_card": (
-                "0_base/adapters.html#parse_adapter_card",
                 "personal_llm/base/adapters.py",
             ),
             "personal_llm.base.adapters.read_adapter_card": (
@@ -313,24 +301,12 @@ d = {
                 "0_base/adapters.html#read_lora_config",
                 "personal_llm/base/adapters.py",
             ),
-            "personal_llm.base.adapters.read_lora_settings": (
-                "0_base/adapters.html#read_lora_settings",
-                "personal_llm/base/adapters.py",
-            ),
             "personal_llm.base.adapters.remove_peft_layers": (
                 "0_base/adapters.html#remove_peft_layers",
                 "personal_llm/base/adapters.py",
             ),
             "personal_llm.base.adapters.stage_adapter": (
                 "0_base/adapters.html#stage_adapter",
-                "personal_llm/base/adapters.py",
-            ),
-            "personal_llm.base.adapters.truncate_factors": (
-                "0_base/adapters.html#truncate_factors",
-                "personal_llm/base/adapters.py",
-            ),
-            "personal_llm.base.adapters.write_adapter": (
-                "0_base/adapters.html#write_adapter",
                 "personal_llm/base/adapters.py",
             ),
         },
