@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['make_sentence_break', 'Language', 'get_language', 'set_language', 'get_words', 'split_sentences',
-           'normalise_text', 'is_near_duplicate', 'compute_rouge1']
+           'normalise_text', 'is_near_duplicate', 'split_rouge_words', 'compute_rouge1']
 
 # %% ../../nbs/0_base/02_text.ipynb #f0cd9a44
 import os
