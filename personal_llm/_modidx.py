@@ -3694,8 +3694,28 @@ d = {
                 "experiments/summary.html#judge_length",
                 "personal_llm/experiments/summary.py",
             ),
+            "personal_llm.experiments.summary.judge_levels": (
+                "experiments/summary.html#judge_levels",
+                "personal_llm/experiments/summary.py",
+            ),
+            "personal_llm.experiments.summary.judge_published": (
+                "experiments/summary.html#judge_published",
+                "personal_llm/experiments/summary.py",
+            ),
             "personal_llm.experiments.summary.judge_ratio": (
                 "experiments/summary.html#judge_ratio",
+                "personal_llm/experiments/summary.py",
+            ),
+            "personal_llm.experiments.summary.judge_rewrites": (
+                "experiments/summary.html#judge_rewrites",
+                "personal_llm/experiments/summary.py",
+            ),
+            "personal_llm.experiments.summary.judge_runs": (
+                "experiments/summary.html#judge_runs",
+                "personal_llm/experiments/summary.py",
+            ),
+            "personal_llm.experiments.summary.judge_same": (
+                "experiments/summary.html#judge_same",
                 "personal_llm/experiments/summary.py",
             ),
             "personal_llm.experiments.summary.judge_scores": (
@@ -3716,6 +3736,10 @@ d = {
             ),
             "personal_llm.experiments.summary.measure_right": (
                 "experiments/summary.html#measure_right",
+                "personal_llm/experiments/summary.py",
+            ),
+            "personal_llm.experiments.summary.read_runs": (
+                "experiments/summary.html#read_runs",
                 "personal_llm/experiments/summary.py",
             ),
         },
