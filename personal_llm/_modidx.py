@@ -69,6 +69,10 @@ d = {
                 "personal_llm/app/commands.py",
             ),
             "personal_llm.app.commands.check": ("8_app/commands.html#check", "personal_llm/app/commands.py"),
+            "personal_llm.app.commands.confirm_deletion": (
+                "8_app/commands.html#confirm_deletion",
+                "personal_llm/app/commands.py",
+            ),
             "personal_llm.app.commands.demo": ("8_app/commands.html#demo", "personal_llm/app/commands.py"),
             "personal_llm.app.commands.evaluate": ("8_app/commands.html#evaluate", "personal_llm/app/commands.py"),
             "personal_llm.app.commands.export": ("8_app/commands.html#export", "personal_llm/app/commands.py"),
@@ -2770,10 +2774,6 @@ d = {
                 "6_device/learning.html#preparedround",
                 "personal_llm/device/learning.py",
             ),
-            "personal_llm.device.learning.check_start": (
-                "6_device/learning.html#check_start",
-                "personal_llm/device/learning.py",
-            ),
             "personal_llm.device.learning.choose_start": (
                 "6_device/learning.html#choose_start",
                 "personal_llm/device/learning.py",
@@ -3681,8 +3681,28 @@ d = {
                 "experiments/summary.html#judge_length",
                 "personal_llm/experiments/summary.py",
             ),
+            "personal_llm.experiments.summary.judge_levels": (
+                "experiments/summary.html#judge_levels",
+                "personal_llm/experiments/summary.py",
+            ),
+            "personal_llm.experiments.summary.judge_published": (
+                "experiments/summary.html#judge_published",
+                "personal_llm/experiments/summary.py",
+            ),
             "personal_llm.experiments.summary.judge_ratio": (
                 "experiments/summary.html#judge_ratio",
+                "personal_llm/experiments/summary.py",
+            ),
+            "personal_llm.experiments.summary.judge_rewrites": (
+                "experiments/summary.html#judge_rewrites",
+                "personal_llm/experiments/summary.py",
+            ),
+            "personal_llm.experiments.summary.judge_runs": (
+                "experiments/summary.html#judge_runs",
+                "personal_llm/experiments/summary.py",
+            ),
+            "personal_llm.experiments.summary.judge_same": (
+                "experiments/summary.html#judge_same",
                 "personal_llm/experiments/summary.py",
             ),
             "personal_llm.experiments.summary.judge_scores": (
@@ -3703,6 +3723,10 @@ d = {
             ),
             "personal_llm.experiments.summary.measure_right": (
                 "experiments/summary.html#measure_right",
+                "personal_llm/experiments/summary.py",
+            ),
+            "personal_llm.experiments.summary.read_runs": (
+                "experiments/summary.html#read_runs",
                 "personal_llm/experiments/summary.py",
             ),
         },

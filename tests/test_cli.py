@@ -83,7 +83,8 @@ def test_the_example_of_a_command_names_its_options():
         ("library show pocket nobody", "nobody"),
         ("library build new --adapter nowhere --licence CC0-1.0", "nowhere"),
         ("forget --out nowhere --everything", "no such folder"),
-        ("forget --out nowhere --containing me", "nothing is stored here"),
+        ("forget --out nowhere --containing me", "no such folder"),
+        ("forget --out empty --containing me", "nothing is stored here"),
         ("backup file --out nowhere", "nothing is stored here"),
         ("export new --to merged --adapter nowhere", "nowhere"),
         ("export new --to bogus --adapter new", "Invalid value for '--to'"),
@@ -97,6 +98,7 @@ def test_a_mistake_is_one_line_and_changes_nothing(tmp_path, capsys, monkeypatch
     rows = ['{"prompt": "What is thing %d?", "response": "Thing %d is a toy."}\n' % (i, i) for i in range(12)]
     (tmp_path / "chats.jsonl").write_text("".join(rows))
     (tmp_path / "few.jsonl").write_text("".join(rows[:3]))
+    (tmp_path / "empty").mkdir()
     before = snapshot(tmp_path)
     code, out, err = invoke(capsys, *words.split())
     assert code == 2 and out == "" and line in err.splitlines()[-1], err
@@ -143,13 +145,6 @@ def test_results_are_on_stdout_as_lines_or_as_one_object(capsys):
 def test_the_package_runs_as_a_module_and_without_words_shows_its_help():
     done = subprocess.run([sys.executable, "-m", "personal_llm"], capture_output=True, text=True)
     assert done.returncode == 0 and "personalize" in done.stdout and "Traceback" not in done.stderr
-
-
-def test_the_shell_completes_commands():
-    settings = dict(_PERSONAL_LLM_COMPLETE="complete_bash", COMP_WORDS="personal-llm per", COMP_CWORD="1")
-    program = "import sys; from personal_llm.app.cli import main; sys.exit(main())"
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=os.environ | settings)
-    assert done.stdout.split() == ["personalize"], done.stderr
 
 
 def test_nothing_connects_without_being_asked(capsys, monkeypatch):

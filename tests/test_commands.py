@@ -1,6 +1,7 @@
 "Commands on one memory: learned from a file, shown, evaluated, exported, copied, talked with and forgotten."
 
 import io
+import json
 import shutil
 import sqlite3
 import sys
@@ -47,6 +48,12 @@ def test_evaluate_takes_an_output_folder_and_an_adapter(home, capsys):
     assert invoke(capsys, "evaluate", "--data", data, "--adapter", home / "mine", "--quiet")[2] == ""
     second = found(capsys, "evaluate", "--data", data, "--adapter", find_adapter(home / "mine"), "--model", "pocket")
     assert first["change"] == second["change"] and first["change"]["loss"]["before"] > 0
+    ids = [d.id for d in read_dialogues(data)]
+    adapter = shutil.copytree(find_adapter(home / "mine"), home / "known")
+    card = json.loads((adapter / "adapter.json").read_text())
+    (adapter / "adapter.json").write_text(json.dumps(card | dict(parents=[*ids[:2], "another"])))
+    words = ("evaluate", "--data", data, "--adapter", adapter, "--model", "pocket")
+    assert "learned 2 of these dialogues" in invoke(capsys, *words)[1] and first["learned"] <= 3
 
 
 def test_a_second_file_goes_on_and_the_same_one_is_refused(home, mine, capsys):
@@ -84,7 +91,7 @@ def test_forget_lists_and_asks(mine, capsys, monkeypatch):
     monkeypatch.setattr(sys, "stdin", io.StringIO("y\n"))
     assert invoke(capsys, *words)[0] == 0
     assert prompt.encode() not in (mine / "memory.sqlite").read_bytes()
-    assert "no stored dialogue" in fails(capsys, *words)
+    assert "nothing that is stored matches" in fails(capsys, *words)
     assert "--before" in fails(capsys, "forget", "--out", mine, "--before", "soon")
     assert "nothing was named" in fails(capsys, "forget", "--out", mine)
 

@@ -23,6 +23,7 @@ from typer import Argument, Option
 from .chat import ask_at_terminal, confirm, is_terminal, print_note, run_chat
 from .personalize import compare, find_adapter, find_start, format_comparison, measure
 from .personalize import open_archive, personalize
+from ..base.adapters import read_adapter_card
 from ..base.core import InputError
 from ..base.files import check_new_folder
 from ..base.loading import choose_model_name, resolve_model
@@ -304,8 +305,12 @@ def evaluate(
     dialogues = read_chats(data, user, quiet=quiet)
     loaded = load(model, adapter, quiet)
     table = compare(measure(loaded, dialogues), measure(loaded, dialogues, folder))
-    head = f"{count_nouns(len(dialogues), 'dialogue')}; before: {loaded.name}, after: with {folder}"
-    show(dict(dialogues=len(dialogues), model=loaded.name, change=table), [head, *format_comparison(table)], as_json)
+    learned = len({d.id for d in dialogues}.intersection(read_adapter_card(folder).get("parents", ())))
+    lines = [f"{count_nouns(len(dialogues), 'dialogue')}; before: {loaded.name}, after: with {folder}"]
+    if learned:
+        lines.append(f"the adapter learned {learned} of these dialogues, so its numbers are too good")
+    result = dict(dialogues=len(dialogues), learned=learned, model=loaded.name, change=table)
+    show(result, lines + format_comparison(table), as_json)
 
 # %% ../../nbs/8_app/05_commands.ipynb #016fb67a
 @app.command("chat", epilog="Example: personal-llm chat --out me")
@@ -336,6 +341,15 @@ def status(out: Out, as_json: AsJson = False):
     show(result, lines, as_json)
 
 
+def confirm_deletion(lines: list) -> None:
+    "Show what goes; raise `InputError` unless the person at a terminal says yes."
+    if not is_terminal():
+        raise InputError("there is no terminal to ask", "add --yes, or --dry-run to see the list")
+    print(escape_controls("\n".join(lines)), file=sys.stderr)
+    if not confirm("delete all of this?"):
+        raise InputError("your answer was not yes", "nothing was deleted")
+
+
 @app.command(epilog="Example: personal-llm forget --out me --containing 'my sister'")
 def forget(
     out: Out,
@@ -348,33 +362,25 @@ def forget(
     as_json: AsJson = False,
 ):
     "Delete dialogues, replies that read them, and adapters that learned them. The list comes first."
-    if everything:
-        if not Path(out).is_dir():
-            raise InputError(f"{out}: no such folder", "give the output folder of personalize, chat or serve")
-        lines = list_everything(out)
-    else:
-        archive = open_archive(out)
-        plan = plan_forgetting(open_state(archive), id, containing, before and before.timestamp())
-        lines = list(plan.lines)
-        if not plan.lines:
-            raise InputError("no stored dialogue matches", "nothing was deleted; give other words")
-    if not (dry_run or yes):
-        if not is_terminal():
-            raise InputError("there is no terminal to ask", "add --yes, or --dry-run to see the list")
-        print(escape_controls("\n".join(lines)), file=sys.stderr)
-        if not confirm("delete all of this?"):
-            raise InputError("your answer was not yes", "nothing was deleted")
-    if not dry_run:
-        lock = hold_folder(out)
+    if not Path(out).is_dir():
+        raise InputError(f"{out}: no such folder", "give the output folder of personalize, chat or serve")
+    lock = None if dry_run else hold_folder(out)  # the list is true until it is deleted
+    try:
         if everything:
-            lines = forget_everything(out)
+            lines = list_everything(out)
         else:
-            state = open_state(open_archive(out))  # a chat may have ended since the list was made
-            if plan_forgetting(state, id, containing, before and before.timestamp()) != plan:
-                lock.release()
-                raise InputError(f"{out}: changed while you read the list", "nothing was deleted; type it again")
-            forget_dialogues(state, plan)
-        lock.release()
+            state = open_state(open_archive(out))
+            plan = plan_forgetting(state, id, containing, before and before.timestamp())
+            lines = list(plan.lines)
+        if not lines:
+            raise InputError("nothing that is stored matches", "nothing was deleted; give other words")
+        if not (dry_run or yes):
+            confirm_deletion(lines)
+        if not dry_run:
+            forget_everything(out) if everything else forget_dialogues(state, plan)
+    finally:
+        if lock:
+            lock.release()
     head = "dry run: nothing was deleted; without --dry-run it would be" if dry_run else "deleted"
     show(dict(dry_run=dry_run, deleted=lines), [head, *lines], as_json)
 

@@ -307,16 +307,13 @@ def trim_archive(
 ) -> list:  # ids that left
     "Delete the oldest dialogues until the archive fits its budget, a tenth of them at a time."
     left = []
-    while not budget or count_bytes(archive) > budget:
-        others = [id for id in archive.dialogues if id not in keep]
-        gone = others if not budget else others[: max(1, len(others) // 10)]
-        if not gone:
-            break
-        delete_dialogues(archive, gone)
+    others = [id for id in archive.dialogues if id not in keep]
+    while others and count_bytes(archive) > budget:
+        count = max(1, len(others) // 10) if budget else len(others)
+        delete_dialogues(archive, others[:count])
         purge(archive)
-        left += gone
-        if not budget:
-            break
+        left += others[:count]
+        others = others[count:]
     return left
 
 # %% ../../nbs/6_device/01_archive.ipynb #fa4d24d4
