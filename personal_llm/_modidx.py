@@ -2247,6 +2247,10 @@ d = {
                 "personal_llm/data/formats.py",
             ),
             "personal_llm.data.formats.find_field": ("1_data/formats.html#find_field", "personal_llm/data/formats.py"),
+            "personal_llm.data.formats.is_rated_down": (
+                "1_data/formats.html#is_rated_down",
+                "personal_llm/data/formats.py",
+            ),
             "personal_llm.data.formats.merge_turns": (
                 "1_data/formats.html#merge_turns",
                 "personal_llm/data/formats.py",
@@ -2261,10 +2265,6 @@ d = {
             ),
             "personal_llm.data.formats.parse_preference": (
                 "1_data/formats.html#parse_preference",
-                "personal_llm/data/formats.py",
-            ),
-            "personal_llm.data.formats.parse_reactions": (
-                "1_data/formats.html#parse_reactions",
                 "personal_llm/data/formats.py",
             ),
             "personal_llm.data.formats.parse_record": (
@@ -3814,16 +3814,8 @@ d = {
                 "4_explanation/decomposition.html#decomposition",
                 "personal_llm/explanation/decomposition.py",
             ),
-            "personal_llm.explanation.decomposition.Decomposition.__str__": (
-                "4_explanation/decomposition.html#decomposition.__str__",
-                "personal_llm/explanation/decomposition.py",
-            ),
             "personal_llm.explanation.decomposition.SharedBasis": (
                 "4_explanation/decomposition.html#sharedbasis",
-                "personal_llm/explanation/decomposition.py",
-            ),
-            "personal_llm.explanation.decomposition.SharedBasis.columns": (
-                "4_explanation/decomposition.html#sharedbasis.columns",
                 "personal_llm/explanation/decomposition.py",
             ),
             "personal_llm.explanation.decomposition.SharedBasis.coordinates": (
@@ -3832,10 +3824,6 @@ d = {
             ),
             "personal_llm.explanation.decomposition.SharedBasis.grow": (
                 "4_explanation/decomposition.html#sharedbasis.grow",
-                "personal_llm/explanation/decomposition.py",
-            ),
-            "personal_llm.explanation.decomposition.SharedBasis.width": (
-                "4_explanation/decomposition.html#sharedbasis.width",
                 "personal_llm/explanation/decomposition.py",
             ),
             "personal_llm.explanation.decomposition._require_base": (
@@ -3928,10 +3916,6 @@ d = {
             ),
             "personal_llm.explanation.explanation.Explanation.__str__": (
                 "4_explanation/explanation.html#explanation.__str__",
-                "personal_llm/explanation/explanation.py",
-            ),
-            "personal_llm.explanation.explanation.Explanation.format_sparse_words": (
-                "4_explanation/explanation.html#explanation.format_sparse_words",
                 "personal_llm/explanation/explanation.py",
             ),
             "personal_llm.explanation.explanation.Explanation.from_dict": (
@@ -4871,11 +4855,6 @@ d = {
                 "7_runtimes/audit.html#membership.__str__",
                 "personal_llm/runtimes/audit.py",
             ),
-            "personal_llm.runtimes.audit.Overlap": ("7_runtimes/audit.html#overlap", "personal_llm/runtimes/audit.py"),
-            "personal_llm.runtimes.audit.collect_ngrams": (
-                "7_runtimes/audit.html#collect_ngrams",
-                "personal_llm/runtimes/audit.py",
-            ),
             "personal_llm.runtimes.audit.compute_advantage": (
                 "7_runtimes/audit.html#compute_advantage",
                 "personal_llm/runtimes/audit.py",
@@ -4886,10 +4865,6 @@ d = {
             ),
             "personal_llm.runtimes.audit.measure_membership": (
                 "7_runtimes/audit.html#measure_membership",
-                "personal_llm/runtimes/audit.py",
-            ),
-            "personal_llm.runtimes.audit.measure_overlap": (
-                "7_runtimes/audit.html#measure_overlap",
                 "personal_llm/runtimes/audit.py",
             ),
             "personal_llm.runtimes.audit.score_membership": (
@@ -5202,10 +5177,6 @@ d = {
                 "5_selection/library.html#is_library_address",
                 "personal_llm/selection/library.py",
             ),
-            "personal_llm.selection.library.load_space": (
-                "5_selection/library.html#load_space",
-                "personal_llm/selection/library.py",
-            ),
             "personal_llm.selection.library.make_printable": (
                 "5_selection/library.html#make_printable",
                 "personal_llm/selection/library.py",
@@ -5272,10 +5243,6 @@ d = {
             ),
             "personal_llm.selection.ranking.SelectionRequest": (
                 "5_selection/ranking.html#selectionrequest",
-                "personal_llm/selection/ranking.py",
-            ),
-            "personal_llm.selection.ranking.compute_mean_loss": (
-                "5_selection/ranking.html#compute_mean_loss",
                 "personal_llm/selection/ranking.py",
             ),
             "personal_llm.selection.ranking.cosine_distance": (

@@ -13,8 +13,7 @@ from personal_llm.base.core import InputError
 from personal_llm.base.files import ASSETS
 from personal_llm.base.models import load_model
 from personal_llm.base.weights import WEIGHTS
-from personal_llm.selection import library as module
-from personal_llm.selection.library import SHIPPED_LIBRARIES, Library, find_shipped_library, load_space
+from personal_llm.selection.library import SHIPPED_LIBRARIES, Library, find_shipped_library
 
 FACTS = dict(licence="CC0-1.0", samples=30)
 SHIPPED = Library("pocket")
@@ -39,7 +38,7 @@ def test_a_library_in_the_package_is_whole(name):
     assert library.path == SHIPPED_LIBRARIES[name] and find_shipped_library(library.base) == library.path
     assert len(library) == 9 and "plain" in library and library.rows.shape == (9, library.space.width)
     assert all(library[name].explanation.description is not None for name in library)
-    assert np.isfinite(library.rows).all() and load_space(library.path).id == library.space.id
+    assert np.isfinite(library.rows).all()
 
 
 def test_each_shipped_library_belongs_to_the_model_of_its_name():
@@ -122,7 +121,7 @@ def test_one_damaged_pllm_is_named_and_the_others_keep_working(library, damage):
     }
     weights = folder / "adapter_model.safetensors"
     if damage == "weights":
-        weights.write_bytes(weights.read_bytes()[:-1] + b"\x00\x01"[:1])
+        weights.write_bytes(weights.read_bytes()[:-1] + b"\x00")
     elif damage == "no weights":
         weights.unlink()
     else:
@@ -135,21 +134,14 @@ def test_one_damaged_pllm_is_named_and_the_others_keep_working(library, damage):
     assert library.names == ["plain", "ward-round"] and not folder.exists()
 
 
-def test_a_card_cannot_write_to_the_terminal(library):
+def test_a_card_cannot_write_to_the_terminal_nor_give_a_row_of_another_space(library):
     file = library.path / "plain" / "card.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | dict(style="calm\x1b[2J")))
     assert library.card("plain")["style"] == r"calm\x1b[2J" and "\x1b" not in str(library.list())
-
-
-def test_rows_of_another_space_are_refused(library):
-    file = library.path / "plain" / "card.json"
-    card = json.loads(file.read_text())
-    card["explanation"]["space"] = "another"
-    file.write_text(json.dumps(card))
+    explanation = library.card("plain")["explanation"] | dict(space="another")
+    file.write_text(json.dumps(json.loads(file.read_text()) | dict(explanation=explanation)))
     with pytest.raises(InputError, match="explained in space another"):
         library.rows
-    with pytest.raises(InputError, match="no columns 'dreams'"):
-        SHIPPED.columns("dreams")
 
 
 def test_an_address_is_downloaded_in_parts_and_never_changed(monkeypatch, tmp_path):
@@ -170,8 +162,3 @@ def test_an_address_is_downloaded_in_parts_and_never_changed(monkeypatch, tmp_pa
             change()
     with pytest.raises(InputError, match="cannot be downloaded"):
         Library("hf://ana/none")
-
-
-def test_a_folder_opens_without_the_network(monkeypatch):
-    monkeypatch.setattr(module, "download_library", lambda *given: pytest.fail("a folder needs no network"))
-    assert len(Library(ASSETS / "library")) == 9

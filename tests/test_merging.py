@@ -53,19 +53,6 @@ def test_a_merge_is_the_exact_sum(architecture, tmp_path):
     assert all(np.allclose(dense(alone.path)[m], change, atol=1e-5) for m, change in dense(pool["b"]).items())
 
 
-def test_members_of_other_layers(tmp_path):
-    model = shared("llama")
-    pool = {
-        "q": random_adapter(tmp_path / "q", model, targets=["q_proj"]),
-        "v": random_adapter(tmp_path / "v", model, seed=1, targets=["q_proj", "v_proj"]),
-    }
-    got = dense(merge(model, pool, dict(q=0.5, v=0.5)).path)
-    q, v = dense(pool["q"]), dense(pool["v"])
-    assert got.keys() == v.keys()
-    for module in got:
-        assert np.allclose(got[module], 0.5 * v[module] + 0.5 * q.get(module, 0), atol=1e-5)
-
-
 def test_the_model_stays_bare(tmp_path):
     model = shared("llama")
     before = [name for name, _ in model.model.named_modules()]

@@ -9,16 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from personal_llm.base.core import Dialogue, InputError
-from personal_llm.selection.ranking import (
-    BASE_NAME,
-    PLLMLosses,
-    compute_mean_loss,
-    cosine_distance,
-    is_gain_certain,
-    l1_distance,
-    race_by_loss,
-    sort_by_distance,
-)
+from personal_llm.selection.ranking import BASE_NAME, PLLMLosses, cosine_distance, is_gain_certain, l1_distance
+from personal_llm.selection.ranking import race_by_loss, sort_by_distance
 
 
 class TableModel:
@@ -51,10 +43,8 @@ def make_losses(tmp_path, table):
 def test_distances_against_naive_twins(seed, n, d):
     rng = np.random.default_rng(seed)
     rows, z = rng.normal(size=(n, d)), rng.normal(size=d)
-    cosine = [
-        1 - sum(a * b for a, b in zip(row, z)) / (sum(a * a for a in row) * sum(b * b for b in z)) ** 0.5
-        for row in rows
-    ]
+    dot = lambda a, b: sum(x * y for x, y in zip(a, b))
+    cosine = [1 - dot(row, z) / (dot(row, row) * dot(z, z)) ** 0.5 for row in rows]
     assert np.allclose(cosine_distance(rows, z), cosine)
     assert np.allclose(l1_distance(rows, z), [sum(abs(a - b) for a, b in zip(row, z)) for row in rows])
     assert np.allclose(cosine_distance(rows, 7 * z), cosine), "strength does not count"
@@ -68,7 +58,6 @@ def test_by_hand():
     assert np.allclose(l1_distance(rows, [0.3, 0.24]), [1.26, 0.34])
     assert np.allclose(cosine_distance(rows, [0.3, 0.24]), [0, 0.219], atol=1e-3)
     assert cosine_distance(rows, np.zeros(2)).tolist() == [1, 1]
-    assert compute_mean_loss([(2, 2), (8, 4)]) == 1.5 and np.isnan(compute_mean_loss([(0, 0), (1, 1)]))
     with pytest.raises(InputError, match="distance of 'broken'"):
         sort_by_distance([0.1, np.nan], ["fine", "broken"])
 
@@ -90,15 +79,6 @@ def test_the_race_drops_who_is_behind_and_keeps_who_varies(tmp_path):
     losses = make_losses(tmp_path, {name: [(2 + nats, 1) for nats in gap + [0] * 8] for name, gap in gaps.items()})
     assert set(race_by_loss(losses, gaps)) == {"a", "c"} and race_by_loss(losses, []) == {}
     assert [len(losses.known_sums[name]) for name in "abc"] == [12, 4, 12]
-
-
-@settings(max_examples=40, deadline=None)
-@given(seed=st.integers(0, 10**6))
-def test_the_leader_finishes(tmp_path_factory, seed):
-    rng = np.random.default_rng(seed)
-    table = {f"p{i}": [(float(x), 1) for x in 1 + i + rng.normal(0, 0.1, 9)] for i in range(4)}
-    raced = race_by_loss(make_losses(tmp_path_factory.mktemp("race"), table), table)
-    assert min(raced, key=raced.get) == "p0"
 
 
 def test_a_certain_gain():

@@ -63,23 +63,15 @@ def test_near_copies_name_their_original(seed):
         assert came == list(range(len(came)))
 
 
-@pytest.mark.parametrize(
-    "wrong", [dict(length=0), dict(stay_probability=1.0), dict(stay_probability=-0.1), dict(seed=-1), dict(seed=2**32)]
-)
-def test_wrong_arguments_of_a_correlated_stream(wrong):
+WRONG = [dict(length=0), dict(stay_probability=1.0), dict(stay_probability=-0.1), dict(seed=-1), dict(seed=2**32)]
+WRONG += [dict(shares=shares) for shares in (dict(a=1), dict(a=-1, b=1, c=1), dict(a=0, b=0, c=0))]
+
+
+@pytest.mark.parametrize("wrong", WRONG)
+def test_what_makes_no_stream(wrong):
     with pytest.raises(InputError) as caught:
-        correlated_stream(POOLS, dict(a=7, b=2, c=1), **dict(length=10) | wrong)
+        correlated_stream(POOLS, **dict(shares=dict(a=7, b=2, c=1), length=10) | wrong)
     assert caught.value.remedy
-
-
-@pytest.mark.parametrize("shares", [dict(a=1), dict(a=-1, b=1, c=1), dict(a=0, b=0, c=0)])
-def test_shares_that_make_no_stream(shares):
-    with pytest.raises(InputError) as caught:
-        correlated_stream(POOLS, shares, length=10)
-    assert caught.value.remedy
-
-
-def test_a_pool_that_runs_dry():
     with pytest.raises(InputError, match="has 300 dialogues and the stream needs more"):
         correlated_stream(POOLS, dict(a=1, b=1, c=1), length=2000)
 

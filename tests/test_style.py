@@ -6,15 +6,8 @@ from hypothesis import given, settings, strategies as st
 
 from personal_llm.base.core import Dialogue
 from personal_llm.explanation import style
-from personal_llm.explanation.style import (
-    FEATURE_BLOCKS,
-    STYLOMETRIC_FEATURES,
-    style_features,
-    style_shifts,
-    truncate_words,
-    sample_responses,
-    stylometry,
-)
+from personal_llm.explanation.style import FEATURE_BLOCKS, STYLOMETRIC_FEATURES, sample_responses, style_features
+from personal_llm.explanation.style import style_shifts, stylometry, truncate_words
 from tiny import shared
 
 
@@ -94,20 +87,8 @@ def test_a_shift_is_the_answer_less_the_base_s_answer_to_the_same_prompt():
     model = shared("llama")
     rows = [Dialogue(f"What is {i}?", f"An apple, {i}! " * (i + 1)) for i in range(3)]
     base = [d.derive(response=truncate_words(d.response)) for d in sample_responses(model, None, rows, 5)]
-    mine, other, got = (
-        style_features(model, rows),
-        style_features(model, base),
-        style_shifts(model, rows, 5),
-    )
+    mine, other, got = style_features(model, rows), style_features(model, base), style_shifts(model, rows, 5)
     given = style_shifts(model, rows, 9, style_features(model, sample_responses(model, None, rows, 5)))
     for block in FEATURE_BLOCKS:
         assert np.allclose(got[block], mine[block] - other[block], atol=1e-5)
         assert np.allclose(got[block], given[block], atol=1e-5)
-
-
-def test_a_long_answer_is_cut_to_what_a_counterpart_can_hold():
-    model = shared("llama")
-    words = " ".join(f"word{i}" for i in range(60))
-    whole, cut = Dialogue("Why?", words), Dialogue("Why?", truncate_words(words))
-    a, b = (style_shifts(model, [d], 1) for d in (whole, cut))
-    assert all(np.allclose(a[block], b[block], atol=1e-5) for block in FEATURE_BLOCKS)
