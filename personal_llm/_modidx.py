@@ -11,6 +11,7 @@ d = {
             "personal_llm.app.chat.handle": ("8_app/chat.html#handle", "personal_llm/app/chat.py"),
             "personal_llm.app.chat.has_waiting_line": ("8_app/chat.html#has_waiting_line", "personal_llm/app/chat.py"),
             "personal_llm.app.chat.is_terminal": ("8_app/chat.html#is_terminal", "personal_llm/app/chat.py"),
+            "personal_llm.app.chat.list_similar": ("8_app/chat.html#list_similar", "personal_llm/app/chat.py"),
             "personal_llm.app.chat.print_note": ("8_app/chat.html#print_note", "personal_llm/app/chat.py"),
             "personal_llm.app.chat.read_block": ("8_app/chat.html#read_block", "personal_llm/app/chat.py"),
             "personal_llm.app.chat.read_line": ("8_app/chat.html#read_line", "personal_llm/app/chat.py"),
@@ -54,6 +55,7 @@ d = {
             "personal_llm.app.cli.add_plugins": ("8_app/cli.html#add_plugins", "personal_llm/app/cli.py"),
             "personal_llm.app.cli.explain_error": ("8_app/cli.html#explain_error", "personal_llm/app/cli.py"),
             "personal_llm.app.cli.main": ("8_app/cli.html#main", "personal_llm/app/cli.py"),
+            "personal_llm.app.cli.name_option": ("8_app/cli.html#name_option", "personal_llm/app/cli.py"),
             "personal_llm.app.cli.serve": ("8_app/cli.html#serve", "personal_llm/app/cli.py"),
         },
         "personal_llm.app.commands": {
@@ -67,6 +69,10 @@ d = {
                 "personal_llm/app/commands.py",
             ),
             "personal_llm.app.commands.check": ("8_app/commands.html#check", "personal_llm/app/commands.py"),
+            "personal_llm.app.commands.confirm_deletion": (
+                "8_app/commands.html#confirm_deletion",
+                "personal_llm/app/commands.py",
+            ),
             "personal_llm.app.commands.demo": ("8_app/commands.html#demo", "personal_llm/app/commands.py"),
             "personal_llm.app.commands.evaluate": ("8_app/commands.html#evaluate", "personal_llm/app/commands.py"),
             "personal_llm.app.commands.export": ("8_app/commands.html#export", "personal_llm/app/commands.py"),
@@ -122,8 +128,8 @@ d = {
                 "8_app/library_commands.html#list_command",
                 "personal_llm/app/library_commands.py",
             ),
-            "personal_llm.app.library_commands.open_library_for": (
-                "8_app/library_commands.html#open_library_for",
+            "personal_llm.app.library_commands.load_with_library": (
+                "8_app/library_commands.html#load_with_library",
                 "personal_llm/app/library_commands.py",
             ),
             "personal_llm.app.library_commands.remove": (
@@ -209,7 +215,6 @@ d = {
             ),
             "personal_llm.app.server.Message": ("8_app/server.html#message", "personal_llm/app/server.py"),
             "personal_llm.app.server.Message.read": ("8_app/server.html#message.read", "personal_llm/app/server.py"),
-            "personal_llm.app.server.Panic": ("8_app/server.html#panic", "personal_llm/app/server.py"),
             "personal_llm.app.server.Part": ("8_app/server.html#part", "personal_llm/app/server.py"),
             "personal_llm.app.server.SessionThread": ("8_app/server.html#sessionthread", "personal_llm/app/server.py"),
             "personal_llm.app.server.SessionThread.__init__": (
@@ -272,10 +277,6 @@ d = {
                 "0_base/adapters.html#commit_adapter",
                 "personal_llm/base/adapters.py",
             ),
-            "personal_llm.base.adapters.concatenate_factors": (
-                "0_base/adapters.html#concatenate_factors",
-                "personal_llm/base/adapters.py",
-            ),
             "personal_llm.base.adapters.discard_on_error": (
                 "0_base/adapters.html#discard_on_error",
                 "personal_llm/base/adapters.py",
@@ -286,14 +287,6 @@ d = {
             ),
             "personal_llm.base.adapters.get_adapter_id": (
                 "0_base/adapters.html#get_adapter_id",
-                "personal_llm/base/adapters.py",
-            ),
-            "personal_llm.base.adapters.make_staging_folder": (
-                "0_base/adapters.html#make_staging_folder",
-                "personal_llm/base/adapters.py",
-            ),
-            "personal_llm.base.adapters.parse_adapter_card": (
-                "0_base/adapters.html#parse_adapter_card",
                 "personal_llm/base/adapters.py",
             ),
             "personal_llm.base.adapters.read_adapter_card": (
@@ -308,24 +301,12 @@ d = {
                 "0_base/adapters.html#read_lora_config",
                 "personal_llm/base/adapters.py",
             ),
-            "personal_llm.base.adapters.read_lora_settings": (
-                "0_base/adapters.html#read_lora_settings",
-                "personal_llm/base/adapters.py",
-            ),
             "personal_llm.base.adapters.remove_peft_layers": (
                 "0_base/adapters.html#remove_peft_layers",
                 "personal_llm/base/adapters.py",
             ),
             "personal_llm.base.adapters.stage_adapter": (
                 "0_base/adapters.html#stage_adapter",
-                "personal_llm/base/adapters.py",
-            ),
-            "personal_llm.base.adapters.truncate_factors": (
-                "0_base/adapters.html#truncate_factors",
-                "personal_llm/base/adapters.py",
-            ),
-            "personal_llm.base.adapters.write_adapter": (
-                "0_base/adapters.html#write_adapter",
                 "personal_llm/base/adapters.py",
             ),
         },
@@ -2576,7 +2557,6 @@ d = {
                 "6_device/archive.html#restore_history",
                 "personal_llm/device/archive.py",
             ),
-            "personal_llm.device.archive.search": ("6_device/archive.html#search", "personal_llm/device/archive.py"),
             "personal_llm.device.archive.shorten_history": (
                 "6_device/archive.html#shorten_history",
                 "personal_llm/device/archive.py",
@@ -3718,8 +3698,28 @@ d = {
                 "experiments/summary.html#judge_length",
                 "personal_llm/experiments/summary.py",
             ),
+            "personal_llm.experiments.summary.judge_levels": (
+                "experiments/summary.html#judge_levels",
+                "personal_llm/experiments/summary.py",
+            ),
+            "personal_llm.experiments.summary.judge_published": (
+                "experiments/summary.html#judge_published",
+                "personal_llm/experiments/summary.py",
+            ),
             "personal_llm.experiments.summary.judge_ratio": (
                 "experiments/summary.html#judge_ratio",
+                "personal_llm/experiments/summary.py",
+            ),
+            "personal_llm.experiments.summary.judge_rewrites": (
+                "experiments/summary.html#judge_rewrites",
+                "personal_llm/experiments/summary.py",
+            ),
+            "personal_llm.experiments.summary.judge_runs": (
+                "experiments/summary.html#judge_runs",
+                "personal_llm/experiments/summary.py",
+            ),
+            "personal_llm.experiments.summary.judge_same": (
+                "experiments/summary.html#judge_same",
                 "personal_llm/experiments/summary.py",
             ),
             "personal_llm.experiments.summary.judge_scores": (
@@ -3740,6 +3740,10 @@ d = {
             ),
             "personal_llm.experiments.summary.measure_right": (
                 "experiments/summary.html#measure_right",
+                "personal_llm/experiments/summary.py",
+            ),
+            "personal_llm.experiments.summary.read_runs": (
+                "experiments/summary.html#read_runs",
                 "personal_llm/experiments/summary.py",
             ),
         },

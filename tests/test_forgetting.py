@@ -198,13 +198,6 @@ def test_before_a_time_and_everything():
     assert state.archive.dialogues == {} and len(state.buffer) == 0
 
 
-def test_a_request_that_names_nothing_is_refused():
-    talks = Talks()
-    for request in (dict(), dict(text="  "), dict(text="\u200b"), dict(ids=["unknown"])):
-        with pytest.raises(InputError):
-            plan_forgetting(talks.state, **request)
-
-
 def test_everything_goes_from_a_damaged_folder_but_no_foreign_file(tmp_path):
     talks = Talks(tmp_path)
     talks.say("a", "Hello?", "Hi.")

@@ -3,6 +3,8 @@
 import json
 import shutil
 import socket
+import threading
+import time
 from copy import deepcopy
 from pathlib import Path
 from types import SimpleNamespace
@@ -360,3 +362,36 @@ def test_a_model_loads_in_the_type_that_was_chosen(folder, measured, monkeypatch
     monkeypatch.setattr(loading, "choose_dtype", lambda num_parameters, device: "bfloat16")
     assert load_causal_lm(folder, "cpu")[0].dtype == torch.bfloat16
     assert load_causal_lm(folder, "cpu", "float32")[0].dtype == torch.float32
+
+
+def test_one_thread_loads_at_a_time(folder, monkeypatch):
+    "transformers changes its classes while it loads; two loads at once once left every later model without a weight."
+    import sentence_transformers
+    import transformers
+
+    at_work = []
+    most = []
+
+    def slowly(load):
+        def run(*args, **options):
+            at_work.append(load)
+            most.append(len(at_work))
+            time.sleep(0.05)
+            try:
+                return load(*args, **options)
+            finally:
+                at_work.pop()
+
+        return run
+
+    cls = transformers.AutoModelForCausalLM
+    monkeypatch.setattr(cls, "from_pretrained", slowly(cls.from_pretrained))
+    monkeypatch.setattr(sentence_transformers, "SentenceTransformer", slowly(sentence_transformers.SentenceTransformer))
+    monkeypatch.setattr(loading, "_encoders", {})
+    jobs = [lambda: loading.load_encoder("pocket"), lambda: load_model(str(folder)).model] * 2
+    threads = [threading.Thread(target=job) for job in jobs]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(most) == 3 and max(most) == 1, "one encoder, two models, never two at once"

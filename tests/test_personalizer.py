@@ -138,13 +138,6 @@ def test_a_reaction_makes_a_new_version_in_buffer_and_archive(model):
     assert [d.origin for d in me.state.list_answered()] == ["approved"]
 
 
-def test_the_text_of_the_reply_itself_is_an_approval(model):
-    me = make(model)
-    me.observe(STREAM[0])
-    me.react(STREAM[0], "better", STREAM[0].response)
-    assert [d.origin for d in me.state.list_answered()] == ["approved"]
-
-
 @pytest.mark.parametrize("kind, text", [("better", ""), ("better", "  "), ("up", "yes"), ("edit", "a"), ("", "")])
 def test_an_impossible_reaction_changes_nothing(model, kind, text):
     me = make(model)
@@ -176,19 +169,19 @@ def test_the_next_reply_reads_a_correction_near_the_prompt(model):
     found = me.recall(Dialogue(STREAM[7].prompt + " ", ""))
     assert [d.response for d in found.memories] == ["In short: yes, 7 is prime."]
     assert ("assistant", "In short: yes, 7 is prime.") in found.dialogue.history
-    nothing = make(model, memory="none")
+    nothing = make(model, memories=0)
     nothing.observe(STREAM[7])
     nothing.react(STREAM[7], "better", "In short: yes, 7 is prime.")
     assert nothing.recall(Dialogue(STREAM[7].prompt, "")).memories == ()
     assert isinstance(me.reply("Is 9 a prime number?", max_tokens=4), str)
 
 
-@pytest.mark.parametrize("memory", ["plain", "none"])
-def test_every_reply_reads_the_wish_until_it_is_taken_back(model, tmp_path, memory):
-    me = make(model, tmp_path, memory=memory)
+@pytest.mark.parametrize("memories", [6, 0])
+def test_every_reply_reads_the_wish_until_it_is_taken_back(model, tmp_path, memories):
+    me = make(model, tmp_path, memories=memories)
     me.react(None, "wish", " Two bullets, please. ")
     me.close()
-    again = make(model, tmp_path, memory=memory)
+    again = make(model, tmp_path, memories=memories)
     question = Dialogue("Is 9 a prime number?", "", [("system", "Be kind.")])
     assert again.recall(question).dialogue.history == (("system", "Be kind.\nTwo bullets, please."),)
     again.react(None, "wish", "Three bullets.")
@@ -227,6 +220,22 @@ def test_a_fine_tune_learns_saves_and_can_be_undone(model, tmp_path):
     again.close()
 
 
+@pytest.mark.parametrize("memories", [6, 0])
+def test_what_was_learned_from_a_file_writes_every_reply_also_after_a_correction(model, memories, monkeypatch):
+    me = make(model, memories=memories)
+    me.observe_all(STREAM[:4], progress=False)
+    adapter = me.finetune(progress=False)
+    me.react(STREAM[1], "better", "In short: no, it is not.")
+    writers = []
+    monkeypatch.setattr(model, "reply_once", lambda *args: writers.append(model.active_adapter) or "")
+    for prompt in (STREAM[1].prompt, "Who won the war of 1812?"):
+        assert me.recall(Dialogue(prompt, "")).adapter is adapter
+        me.reply(prompt)
+    assert len({*writers}) == 1 and writers[0] != model.active_adapter
+    me.undo_finetune()
+    assert me.recall(Dialogue("Who won the war of 1812?", "")).adapter is None
+
+
 def test_a_reply_that_was_disliked_is_not_learned(model):
     me = make(model)
     me.observe_all(STREAM[:3], progress=False)
@@ -235,12 +244,6 @@ def test_a_reply_that_was_disliked_is_not_learned(model):
     empty = make(model)
     with pytest.raises(InputError, match="the buffer is empty"):
         empty.finetune(progress=False)
-
-
-def test_a_fine_tune_after_every_few_dialogues(model):
-    me = make(model, finetune_every=4)
-    me.observe_all(STREAM[:9], progress=False)
-    assert [one.seen for one in me.rounds] == [4, 8]
 
 
 def test_an_adapter_that_was_changed_is_not_loaded(model, tmp_path):
@@ -271,14 +274,6 @@ def test_forgetting_deletes_an_adapter_and_what_it_learned(model, tmp_path):
     me.close()
     content = b"".join(file.read_bytes() for file in tmp_path.rglob("*") if file.is_file())
     assert b"Biscuit" not in content
-    assert me.forget is not None
-
-
-def test_forgetting_nothing_changes_nothing(model):
-    me = make(model)
-    me.observe(STREAM[0])
-    events = list(me.archive.events)
-    assert me.forget(text="not there").dialogues == () and me.archive.events == events
 
 
 # the folder
@@ -314,10 +309,3 @@ def test_settings_are_checked_stored_and_changed(model, tmp_path):
             make(model, **wrong)
     with pytest.raises(InputError):
         PersonalizerSettings(seed=-1)
-
-
-def test_a_buffer_that_has_entries_is_refused(model):
-    me = make(model)
-    me.observe_all(STREAM[:3], progress=False)
-    with pytest.raises(InputError, match="the buffer holds 3 dialogues; give an empty one"):
-        Personalizer(model, me.buffer, config=SHORT)

@@ -418,9 +418,8 @@ def test_card_layers_and_settings_agree_on_the_dropout(tmp_path):
     start = finetune(model, TALK[:6], brief, out=tmp_path / "start", progress=False)
     seen, real = [], tuning.stage_adapter
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(
-            tuning, "stage_adapter", lambda adapted, out: seen.append(dropouts(adapted)) or real(adapted, out)
-        )
+        note = lambda out, save: seen.append(dropouts(save.__self__)) or real(out, save)
+        patch.setattr(tuning, "stage_adapter", note)
         further = finetune(model, TALK[:6], replace(BRIEF, steps=1), start=start, out=tmp_path / "a", progress=False)
     settings = json.loads((tmp_path / "a" / "adapter_config.json").read_text())
     assert seen == [{0.25}] and settings["lora_dropout"] == further.config["dropout"] == 0.25

@@ -26,7 +26,6 @@ class ModelReport:
     "The results of all checks of a model."
 
     rows: list = field(default_factory=list)  # (name of the check, whether it passed, detail)
-    model: Model = None  # the checked model; None if it could not be loaded
 
     @property
     def ok(self) -> bool:
@@ -69,7 +68,7 @@ def check_model(
         except Exception as error:
             has_passed, detail = False, f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
         rows.append((name, bool(has_passed), detail))
-    return ModelReport(rows, model)
+    return ModelReport(rows)
 
 # %% ../../nbs/8_app/01_check.ipynb #09che004
 EXAMPLE_DIALOGUE = Dialogue("What is the weather like?", "It is sunny and warm.")

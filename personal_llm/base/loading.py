@@ -11,6 +11,7 @@ import math
 import os
 import re
 import sys
+import threading
 import time
 from contextlib import suppress
 from functools import cache
@@ -25,12 +26,16 @@ from .files import is_full_disk, make_folder, remember
 from .weights import DEFAULT_ENCODER, DEFAULT_MODEL, WEIGHTS, find_weights, hash_file
 
 # %% ../../nbs/0_base/07_loading.ipynb #whole001
+loading_lock = threading.Lock()  # transformers changes shared classes while it loads
+
+
 def load_whole_model(source, **options):  # transformers' model
     "Load a causal LM; raise `InputError` unless every weight came from its files, and for an encoder."
     from transformers import AutoModelForCausalLM
 
     options |= dict(output_loading_info=True, ignore_mismatched_sizes=True)  # list other sizes, so that we refuse them
-    model, info = AutoModelForCausalLM.from_pretrained(source, **options)
+    with loading_lock:
+        model, info = AutoModelForCausalLM.from_pretrained(source, **options)
     faults = dict(missing_keys="missing", unexpected_keys="not of this model", mismatched_keys="of another shape")
     for key, fault in faults.items():
         names = sorted(entry if isinstance(entry, str) else str(entry[0]) for entry in info.get(key) or ())
@@ -366,16 +371,17 @@ def load_encoder(
     if hasattr(name, "encode") and not isinstance(name, str):
         return name
     place = str(find_encoder(str(name)))
-    if place not in _encoders:
-        from sentence_transformers import SentenceTransformer
-        from transformers import logging
+    from sentence_transformers import SentenceTransformer
+    from transformers import logging
 
-        logging.disable_progress_bar()
-        try:
-            _encoders[place] = SentenceTransformer(place, device="cpu").float()
-        except (OSError, ValueError) as error:
-            remedy = f'use "{DEFAULT_ENCODER}", "pocket", a folder, or an id that is cached or can be reached'
-            raise InputError(f"unknown encoder {str(name)!r}", remedy) from error
+    with loading_lock:
+        if place not in _encoders:
+            logging.disable_progress_bar()
+            try:
+                _encoders[place] = SentenceTransformer(place, device="cpu").float()
+            except (OSError, ValueError) as error:
+                remedy = f'use "{DEFAULT_ENCODER}", "pocket", a folder, or an id that is cached or can be reached'
+                raise InputError(f"unknown encoder {str(name)!r}", remedy) from error
     return _encoders[place]
 
 

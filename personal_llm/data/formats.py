@@ -173,7 +173,11 @@ def normalise_record(record) -> dict:
         return dict(messages=record)
     if not isinstance(record, dict):
         raise InputError(f"found {type(record).__name__} instead of an object with fields")
-    return {str(name).strip().lower(): value for name, value in record.items() if value is not None}
+    row = {str(name).strip().lower(): value for name, value in record.items()}
+    given = {name: value for name, value in row.items() if value is not None}
+    if find_field(given, PROMPT_FIELDS) and not find_field(given, RESPONSE_FIELDS):  # a null answer is an empty one
+        given |= {name: "" for name in RESPONSE_FIELDS if name in row}
+    return given
 
 # %% ../../nbs/1_data/02_formats.ipynb #fotalk1
 SENDER_FIELDS = "user sender sender_name author from username user_id bot_id creator u handle speaker ts".split()

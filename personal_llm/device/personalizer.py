@@ -7,7 +7,7 @@ __all__ = ['Personalizer']
 
 # %% ../../nbs/6_device/07_personalizer.ipynb #0e032ff4
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from tqdm.auto import tqdm
@@ -210,7 +210,8 @@ def react(
 @patch
 def recall(self: Personalizer, question: Dialogue) -> Recall:
     "Find what the reply to a question reads: the wish, the nearest answers, and statements of the user."
-    return self.memory.find(self.state, question, self.model.count_tokens, self.adapter)
+    found = self.memory.find(self.state, question, self.model.count_tokens)
+    return replace(found, adapter=self.adapter)
 
 
 @patch

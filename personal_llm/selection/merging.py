@@ -62,7 +62,7 @@ def merge(
             adapted.set_adapter("default")
             for member in members:
                 adapted.delete_adapter(member)
-            stage = stage_adapter(adapted, out)
+            stage = stage_adapter(out, adapted.save_pretrained)
         finally:
             remove_peft_layers(model.model)
     return commit_adapter(stage, Adapter(out, model.base, tuple(folders), cost, notes=dict(weights=dict(weights))))

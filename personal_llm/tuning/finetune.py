@@ -196,7 +196,7 @@ def finetune(
                 if on_step:
                     on_step(step, loss)
             out = out or make_temporary_folder("adapter-")
-            stage = stage_adapter(adapted, out)
+            stage = stage_adapter(out, adapted.save_pretrained)
         model.cost += Cost(tokens=state.num_tokens, forward=state.num_forward, backward=state.num_backward)
     facts = dict(config=asdict(config), seed=seed, cost=cost) | describe_result(state, len(validation), start)
     names = [name for d in dialogues for name in ((d.id, *d.parents) if d.origin == "synthetic" else (d.id,))]
