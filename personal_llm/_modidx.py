@@ -4783,10 +4783,6 @@ d = {
                 "recipes/style_space.html#space_table",
                 "personal_llm/recipes/style_space.py",
             ),
-            "personal_llm.recipes.style_space.with_habits": (
-                "recipes/style_space.html#with_habits",
-                "personal_llm/recipes/style_space.py",
-            ),
             "personal_llm.recipes.style_space.word_blends": (
                 "recipes/style_space.html#word_blends",
                 "personal_llm/recipes/style_space.py",
