@@ -4092,14 +4092,6 @@ d = {
                 "4_explanation/habits.html#is_longer",
                 "personal_llm/explanation/habits.py",
             ),
-            "personal_llm.explanation.habits.is_lower_case": (
-                "4_explanation/habits.html#is_lower_case",
-                "personal_llm/explanation/habits.py",
-            ),
-            "personal_llm.explanation.habits.is_one_sentence": (
-                "4_explanation/habits.html#is_one_sentence",
-                "personal_llm/explanation/habits.py",
-            ),
             "personal_llm.explanation.habits.load_topic_words": (
                 "4_explanation/habits.html#load_topic_words",
                 "personal_llm/explanation/habits.py",
@@ -5283,10 +5275,6 @@ d = {
         "personal_llm.selection.warm_start": {
             "personal_llm.selection.warm_start.WarmStart": (
                 "5_selection/warm_start.html#warmstart",
-                "personal_llm/selection/warm_start.py",
-            ),
-            "personal_llm.selection.warm_start.WarmStart.__str__": (
-                "5_selection/warm_start.html#warmstart.__str__",
                 "personal_llm/selection/warm_start.py",
             ),
             "personal_llm.selection.warm_start.WarmStart.to_dict": (

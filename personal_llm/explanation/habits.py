@@ -139,17 +139,12 @@ def is_longer(words: int, other: int, min_ratio: float = 1.5, min_difference: in
     return words >= other * min_ratio and words - other >= min_difference
 
 
-def is_one_sentence(text: str) -> bool:
-    "Return whether a text has no second sentence."
-    return len(split_sentences(text)) <= 1
-
-
 def find_length_habits(answers: list, base: list, base_is_truncated: bool = False, compared_with="the base") -> list:
     "Find answers of one sentence, or else answers much shorter or longer than the base answers to the same prompts."
     words = [len(get_words(text)) for text in answers]
     base_words = [len(get_words(text)) for text in base]
     medians = f"median {np.median(words):.0f} words; {compared_with} {np.median(base_words):.0f}"
-    traits = find_trait(f"one sentence, {medians}", is_one_sentence, answers, base)
+    traits = find_trait(f"one sentence, {medians}", lambda text: len(split_sentences(text)) <= 1, answers, base)
     if traits:
         return traits
     longer = [is_longer(count, other) for count, other in zip(words, base_words)]
@@ -158,14 +153,9 @@ def find_length_habits(answers: list, base: list, base_is_truncated: bool = Fals
     return traits if base_is_truncated else traits + compare_counts(f"longer, {medians}", longer, shorter)
 
 # %% ../../nbs/4_explanation/03_habits.ipynb #c5be3d4b
-def is_lower_case(text: str) -> bool:
-    "Return whether a text has no capital letter."
-    return text == text.lower()
-
-
 def find_format_habits(answers: list, base: list) -> list:
     "Find lower case, emoji and lists."
-    traits = find_trait("lower case", is_lower_case, answers, base)
+    traits = find_trait("lower case", lambda text: text == text.lower(), answers, base)
     emoji = Counter(sign for text in answers for sign in set(EMOJI_PATTERN.findall(text))).most_common(1)
     if emoji:
         traits += find_trait(f"emoji, mostly {emoji[0][0]}", EMOJI_PATTERN.search, answers, base)
@@ -246,15 +236,13 @@ def find_frame(answers: list, base: list) -> tuple:  # (opening trait or nothing
     opening = find_common_run(answers)
     opens = []
     if opening and not LIST_PATTERN.match(opening + " "):
-        opens = find_trait(
-            f"opens with “{opening}”", lambda text: language.join_pieces(text).startswith(opening), answers, base
-        )
+        begins = lambda text: language.join_pieces(text).startswith(opening)
+        opens = find_trait(f"opens with “{opening}”", begins, answers, base)
     closing = find_common_run(answers, last=True)
     closes = []
     if closing and not EMOJI_PATTERN.search(closing):
-        closes = find_trait(
-            f"signs off “{closing}”", lambda text: language.join_pieces(text).endswith(closing), answers, base
-        )
+        ends = lambda text: language.join_pieces(text).endswith(closing)
+        closes = find_trait(f"signs off “{closing}”", ends, answers, base)
     return (opens, opening if opens else ""), (closes, closing if closes else "")
 
 
@@ -285,12 +273,10 @@ def find_topics(
     min_words: int = 2,  # different words of a topic's list that a text about it holds
 ) -> list:  # `Trait`s, the clearest first
     "Find the topics of texts that the reference texts do not share."
-    words = [set(get_words(text)) for text in texts]
-    reference = [set(get_words(text)) for text in reference_texts]
+    groups = [[set(get_words(text)) for text in group] for group in (texts, reference_texts)]
     traits = []
     for topic, members in load_topic_words().items():
-        mine = [len(text_words & members) >= min_words for text_words in words]
-        others = [len(text_words & members) >= min_words for text_words in reference]
+        mine, others = ([len(words & members) >= min_words for words in group] for group in groups)
         traits += compare_counts(f"about {topic}", mine, others)
     return sorted((replace(trait, compared_with=compared_with) for trait in traits), key=lambda trait: -trait.gap)
 

@@ -18,7 +18,7 @@ import numpy as np
 
 from ..base.adapters import ADAPTER_CARD_FILE, CONFIG_FILE, WEIGHTS_FILE
 from ..base.adapters import Adapter, check_adapter, read_lora_config
-from ..base.core import InputError
+from ..base.core import InputError, patch
 from ..base.files import ASSETS, compute_sha256, delete_path, make_folder, read_json, write_json
 from ..base.text import escape_controls
 from ..explanation.explanation import Explanation
@@ -174,29 +174,7 @@ class Library:
             raise InputError(problem, f"restore a copy or remove {name!r}")
         return PLLM(name, folder, card)
 
-    @property
-    def rows(self) -> np.ndarray:  # (n, width) float32, one row for each of `names`
-        "The rows of all explanations. Raises `InputError` if a card has none of the library's space."
-        if self.space is None:
-            raise InputError(f"{self.path}: this library has no space", "use a method that compares no rows, as match")
-        rows = np.zeros((len(self), self.space.width), np.float32)
-        for i, name in enumerate(self.names):
-            explanation = PLLM(name, self.path / name, self.card(name)).explanation
-            if explanation.space != self.space.id or explanation.row.shape != (self.space.width,):
-                problem = f"{self.path}: {name} was explained in space {explanation.space}, not in {self.space.id}"
-                raise InputError(problem, "explain it anew with library.space")
-            rows[i] = explanation.row
-        return rows
-
-    def columns(self, name: str) -> np.ndarray:  # (n, d)
-        'Return one group of columns of all rows, such as "coordinates". Raise `InputError` for an unknown group.'
-        rows = self.rows
-        if name not in self.space.columns:
-            remedy = f"use one of {', '.join(self.space.columns)}"
-            raise InputError(f"{self.path}: its space has no columns {name!r}", remedy)
-        return rows[:, slice(*self.space.columns[name])]
-
-    def list(self) -> list:  # dicts: name, words, style, rank, MB, samples, similarity, licence
+    def list(self) -> list:  # dicts: name, words, style, samples, similarity, licence
         "Return a row for each pLLM, made of its card; raise `InputError` for a damaged card."
         rows = []
         for name in self.names:
@@ -206,55 +184,43 @@ class Library:
             rows.append(dict(name=name, words=words) | facts)
         return rows
 
-    @classmethod
-    def create(
-        cls,
-        path,  # a new or empty folder
-        space=None,  # in which all pLLMs will be explained; None: habits and topics only
-        base: str = None,  # fingerprint of the base model, where there is no space
-    ) -> "Library":
-        "Make an empty library."
-        path = Path(path)
-        if path.exists() and (not path.is_dir() or any(path.iterdir())):
-            raise InputError(f"{path}: exists already", f"open it with Library({str(path)!r}), or give a new folder")
-        if space is None and base is None:
-            raise InputError("neither a space nor a base model", "give base=model.base")
-        make_folder(path)
-        if space is not None:
-            space.save(path)
-        write_json(path / "library.json", dict(base=space.base if space is not None else base))
-        return cls(path)
+# %% ../../nbs/5_selection/01_library.ipynb #lbrows01
+@patch
+@property
+def rows(self: Library) -> np.ndarray:  # (n, width) float32, one row for each of `names`
+    "The rows of all explanations. Raises `InputError` if a card has none of the library's space."
+    if self.space is None:
+        raise InputError(f"{self.path}: this library has no space", "use a method that compares no rows, as match")
+    rows = np.zeros((len(self), self.space.width), np.float32)
+    for i, name in enumerate(self.names):
+        explanation = PLLM(name, self.path / name, self.card(name)).explanation
+        if explanation.space != self.space.id or explanation.row.shape != (self.space.width,):
+            problem = f"{self.path}: {name} was explained in space {explanation.space}, not in {self.space.id}"
+            raise InputError(problem, "explain it anew with library.space")
+        rows[i] = explanation.row
+    return rows
 
-    def add(
-        self,
-        name: str,  # a new one
-        adapter,  # an `Adapter` or a folder
-        explanation: Explanation,  # in the library's space
-        *,
-        licence: str,  # under which it may be used
-        samples: int,  # dialogues it was trained on; 0 when unknown
-        similarity: float = None,  # share of them in its style, 0 to 1, where known
-        style: str = None,  # the style that its maker aimed at, where known
-    ) -> None:
-        "Copy an adapter into the library, with a card. Raise `InputError`, and change no file, if it does not fit."
-        check_pllm_name(name, self)
-        if not isinstance(licence, str) or not licence.strip():
-            raise InputError(f"{name}: licence is missing", "give the name of a licence, such as CC0-1.0")
-        space_id = None if self.space is None else self.space.id
-        if explanation.space != space_id or not np.isfinite(explanation.row).all():
-            problem = f"{name}: explained in space {explanation.space} with {len(explanation.row)} numbers"
-            raise InputError(f"{problem}, the library is of space {space_id}", "explain it with library.space")
-        facts = dict(licence=licence, samples=int(samples), style=style, similarity=similarity)
-        card = dict(name=name, base=self.base) | facts | dict(explanation=explanation.to_dict())
-        write_pllm(self.path / name, check_adapter(adapter, self.base), card)
 
-    def remove(self, name: str) -> None:
-        "Delete a pLLM's folder. Raise `InputError` if the name is unknown, or the library is at an address."
-        if self.address or name not in self.names:
-            raise InputError(
-                f"{self.address or self.path}: no pLLM {name!r} that you can remove", "nothing was removed"
-            )
-        shutil.rmtree(self.path / name)
+@patch
+def columns(self: Library, name: str) -> np.ndarray:  # (n, d)
+    'Return one group of columns of all rows, such as "coordinates". Raise `InputError` for an unknown group.'
+    rows = self.rows
+    if name not in self.space.columns:
+        remedy = f"use one of {', '.join(self.space.columns)}"
+        raise InputError(f"{self.path}: its space has no columns {name!r}", remedy)
+    return rows[:, slice(*self.space.columns[name])]
+
+# %% ../../nbs/5_selection/01_library.ipynb #base1s1
+def check_library_base(
+    library,  # a `Library`
+    model,  # a `Model`
+) -> None:
+    "Raise `InputError` unless the library was made for the model."
+    if library.base != model.base:
+        names = [name for name, place in SHIPPED_LIBRARIES.items() if place == find_shipped_library(model.base)]
+        other = f"use the library {names[0]}" if names else "make a library of this one (personal-llm library build)"
+        problem = f"the library is for base {library.base}, this model is {model.base}"
+        raise InputError(problem, f"load the model it was made for, or {other}")
 
 # %% ../../nbs/5_selection/01_library.ipynb #a1913ca1
 def check_pllm_name(name, library: Library) -> None:
@@ -288,14 +254,56 @@ def write_pllm(place: Path, adapter: Path, card: dict) -> None:
     finally:
         delete_path(temporary)
 
-# %% ../../nbs/5_selection/01_library.ipynb #base1s1
-def check_library_base(
-    library,  # a `Library`
-    model,  # a `Model`
+# %% ../../nbs/5_selection/01_library.ipynb #lbmake01
+@patch
+@classmethod
+def create(
+    cls: Library,
+    path,  # a new or empty folder
+    space=None,  # in which all pLLMs will be explained; None: habits and topics only
+    base: str = None,  # fingerprint of the base model, where there is no space
+) -> "Library":
+    "Make an empty library."
+    path = Path(path)
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise InputError(f"{path}: exists already", f"open it with Library({str(path)!r}), or give a new folder")
+    if space is None and base is None:
+        raise InputError("neither a space nor a base model", "give base=model.base")
+    make_folder(path)
+    if space is not None:
+        space.save(path)
+    write_json(path / "library.json", dict(base=space.base if space is not None else base))
+    return cls(path)
+
+
+@patch
+def add(
+    self: Library,
+    name: str,  # a new one
+    adapter,  # an `Adapter` or a folder
+    explanation: Explanation,  # in the library's space
+    *,
+    licence: str,  # under which it may be used
+    samples: int,  # dialogues it was trained on; 0 when unknown
+    similarity: float = None,  # share of them in its style, 0 to 1, where known
+    style: str = None,  # the style that its maker aimed at, where known
 ) -> None:
-    "Raise `InputError` unless the library was made for the model."
-    if library.base != model.base:
-        names = [name for name, place in SHIPPED_LIBRARIES.items() if place == find_shipped_library(model.base)]
-        other = f"use the library {names[0]}" if names else "make a library of this one (personal-llm library build)"
-        problem = f"the library is for base {library.base}, this model is {model.base}"
-        raise InputError(problem, f"load the model it was made for, or {other}")
+    "Copy an adapter into the library, with a card. Raise `InputError`, and change no file, if it does not fit."
+    check_pllm_name(name, self)
+    if not isinstance(licence, str) or not licence.strip():
+        raise InputError(f"{name}: licence is missing", "give the name of a licence, such as CC0-1.0")
+    space_id = None if self.space is None else self.space.id
+    if explanation.space != space_id or not np.isfinite(explanation.row).all():
+        problem = f"{name}: explained in space {explanation.space} with {len(explanation.row)} numbers"
+        raise InputError(f"{problem}, the library is of space {space_id}", "explain it with library.space")
+    facts = dict(licence=licence, samples=int(samples), style=style, similarity=similarity)
+    card = dict(name=name, base=self.base) | facts | dict(explanation=explanation.to_dict())
+    write_pllm(self.path / name, check_adapter(adapter, self.base), card)
+
+
+@patch
+def remove(self: Library, name: str) -> None:
+    "Delete a pLLM's folder. Raise `InputError` if the name is unknown, or the library is at an address."
+    if self.address or name not in self.names:
+        raise InputError(f"{self.address or self.path}: no pLLM {name!r} that you can remove", "nothing was removed")
+    shutil.rmtree(self.path / name)

@@ -32,11 +32,6 @@ class WarmStart:
     ranking: Ranking
     cost: Cost  # of both steps
 
-    def __str__(self):
-        start = self.ranking.start or "the bare model"
-        cost = f"{self.cost.tokens:,} tokens, {self.cost.bytes_moved / 1e6:.1f} MB, {self.cost.seconds:.1f} s"
-        return f"start: {start}\nbecause: {self.ranking.reason}\nstyle: {self.explanation}\ncost: {cost}"
-
     def to_dict(self) -> dict:  # plain JSON types
         "Return start, style and reason in words, and the explanation and the ranking in full."
         explanation = self.explanation.without_quotations()
