@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from personal_llm.base.core import InputError
-from personal_llm.data.records import clean_value, parse_json, parse_json_rows, parse_table, parse_value
+from personal_llm.data.records import parse_json_rows
 from personal_llm.data.records import read_records, read_text
 
 
@@ -66,29 +66,6 @@ def test_deep_nesting_is_one_line(tmp_path, depth, opening, name, closed):
     assert len(errors) == 1 and not records and "\n" not in str(errors[0][1])
 
 
-def test_every_text_is_cleaned():
-    value = json.loads('{"a\\u0000": ["\\ud800x", {"\\udfff": "y\\u0000"}], "n": [1, null, true]}')
-    assert clean_value(value) == {"a": ["?x", {"?": "y"}], "n": [1, None, True]}
-    json.dumps(clean_value(value)).encode()
-
-
-def test_json_values():
-    assert parse_value('\n {"a": 1}\n{"b": 2}\n') == ({"a": 1}, 10)
-    for text in ("", "{", '{"a": 1} x', "nul", "9" * 5_000):
-        with pytest.raises(InputError):
-            parse_json(text)
-
-
-def test_kinds_of_file(tmp_path):
-    for name, text in {"t.csv": "a;b\n1;2\n", "t.tsv": "a\tb\n1\t2\n", "T.CSV": "a,b\n1,2\n"}.items():
-        assert read_records(write(tmp_path / name, text))[1] == [(2, dict(a="1", b="2"))], name
-    log = "[1/2/24, 9:00] A: x\n"
-    assert read_records(write(tmp_path / "b.txt", log))[1] == [(1, dict(log=log))]
-    for name in ("a.json", "a.jsonl"):
-        assert read_records(write(tmp_path / name, json.dumps(TALKS[0])))[1] == [(1, TALKS[0])], "one talk, one record"
-    assert read_text(write(tmp_path / "packed", gzip.compress(b"\xef\xbb\xbfHi"))) == "Hi", "known by its content"
-
-
 def test_lines_end_at_line_feeds_only(tmp_path):
     text = '{"a": "x\u2028y\u0085z"}\r\n{"b": 1}'
     assert parse_json_rows(text, False)[1] == [(1, {"a": "x\u2028y\u0085z"}), (2, {"b": 1})]
@@ -120,18 +97,6 @@ def test_the_same_rows_under_any_ending(tmp_path, rows, form, ending):
 def test_a_mistake_in_a_value_over_lines_names_its_line(tmp_path, text):
     with pytest.raises(InputError, match="broken JSON at line [36]"):
         read_records(write(tmp_path / "a.jsonl", text))
-
-
-def test_tables():
-    quoted = 'prompt,response\r\n"Hi, you","Hello\r\nthere"\r\n\r\nBye,"He said ""so"""\r\n'
-    expected = [("Hi, you", "Hello\r\nthere"), ("Bye", 'He said "so"')]
-    records, errors = parse_table(quoted)
-    assert [number for number, _ in records] == [2, 5] and not errors
-    assert [(row["prompt"], row["response"]) for _, row in records] == expected
-    records, _ = parse_table('prompt\tresponse\n"Yes," he said\tGood\nSay "no"\tNo\n')
-    assert [row["prompt"] for _, row in records] == ['"Yes," he said', 'Say "no"'], "tabs need no quotes"
-    records, errors = parse_table("a,b\n1,2\n1\n1,2,3\n1,2,,\n,\n")
-    assert numbers(errors) == [3, 4] and [row for _, row in records] == [dict(a="1", b="2")] * 2
 
 
 def test_an_unclosed_quote_names_the_line_where_it_begins(tmp_path):

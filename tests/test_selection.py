@@ -4,6 +4,8 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from personal_llm.base.adapters import factor_inner_product, read_factors
 from personal_llm.base.core import InputError
@@ -12,7 +14,8 @@ from personal_llm.data.people import USERS, user_stream
 from personal_llm.data.reading import load_samples
 from personal_llm.selection.gradient_match import compute_slopes, get_linear_layer
 from personal_llm.selection.library import Library
-from personal_llm.selection.ranking import BASE_NAME, PLLMLosses, Ranking, SelectionRequest
+from personal_llm.selection.ranking import BASE_NAME, PLLMLosses, Ranking, SelectionRequest, cosine_distance
+from personal_llm.selection.ranking import l1_distance, sort_by_distance
 from personal_llm.selection import selection
 from personal_llm.selection.selection import SELECTORS, select, select_by_match
 from tiny import ARCHITECTURES, shared
@@ -36,6 +39,24 @@ def planted(rows, threshold=1.0):
 
 def me(row, strength=5.0, space="planted"):
     return SimpleNamespace(row=np.asarray(row, float), strength=strength, space=space)
+
+
+# ---- distances
+
+
+@settings(max_examples=60, deadline=None)
+@given(seed=st.integers(0, 10**6), n=st.integers(1, 30), d=st.integers(1, 8))
+def test_distances_against_naive_twins(seed, n, d):
+    rng = np.random.default_rng(seed)
+    rows, z = rng.normal(size=(n, d)), rng.normal(size=d)
+    dot = lambda a, b: sum(x * y for x, y in zip(a, b))
+    cosine = [1 - dot(row, z) / (dot(row, row) * dot(z, z)) ** 0.5 for row in rows]
+    assert np.allclose(cosine_distance(rows, z), cosine)
+    assert np.allclose(l1_distance(rows, z), [sum(abs(a - b) for a, b in zip(row, z)) for row in rows])
+    assert np.allclose(cosine_distance(rows, 7 * z), cosine), "strength does not count"
+    names = [f"p{i}" for i in range(n)]
+    order = sort_by_distance(l1_distance(rows, z), names)
+    assert sorted(name for name, _ in order) == sorted(names) and all(a[1] <= b[1] for a, b in zip(order, order[1:]))
 
 
 # ---- rows

@@ -2,14 +2,12 @@
 
 import json
 from dataclasses import replace
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from hypothesis import given, settings, strategies as st
 
 from personal_llm.base.core import InputError
-from personal_llm.explanation import space as module
 from personal_llm.explanation.space import StyleSpace, normalise_rows, sparse_code
 
 K, SIZES = 4, (3, 2, 2)
@@ -34,20 +32,6 @@ def a_space(seed=0, **changes):
     return replace(space, **changes)
 
 
-# ---- rows
-
-
-def test_row_is_coordinates_then_scaled_features_and_each_origin_has_its_centre():
-    space, x = a_space(), np.random.default_rng(1).normal(size=(5, sum(SIZES)))
-    for model in (False, True):
-        row = space.project(x, model)
-        by_hand = (x - space.centres[int(model)]) / space.scale
-        assert row.dtype == np.float32 and np.allclose(row[:, K:], by_hand, atol=1e-5)
-        assert np.allclose(row[:, :K], by_hand @ space.matrix / space.coordinate_scale, atol=1e-4)
-    assert not np.allclose(space.project(x, True), space.project(x, False))
-    assert np.allclose(space.project(x[0], True), space.project(x, True)[0], atol=1e-6)
-
-
 # ---- files
 
 
@@ -58,23 +42,6 @@ def test_space_comes_back_from_its_folder(tmp_path):
     for name in "id base words blocks plain_noise threshold encoder nats_per_unit width columns".split():
         assert getattr(back, name) == getattr(space, name), name
     assert np.array_equal(back.matrix, space.matrix) and np.array_equal(back.coordinate_scale, space.coordinate_scale)
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        dict(base="x"),
-        dict(words=("a", "b", "c")),
-        dict(encoder="another"),
-        dict(nats_per_unit=0.06),
-        dict(plain_noise=2.5),
-        dict(vectors=-a_space().vectors),
-        dict(coordinate_scale=a_space().coordinate_scale + 1),
-        dict(centres=a_space().centres + 1),
-    ],
-)
-def test_id_tells_all_that_a_row_depends_on(change):
-    assert a_space(**change).id != a_space().id == a_space().id
 
 
 def without(name):  # a damage: the card without a field
@@ -110,20 +77,6 @@ def test_a_damaged_space_is_refused_in_one_line(tmp_path, damage):
     with pytest.raises(InputError, match="space") as caught:
         StyleSpace.load(tmp_path)
     assert "\n" not in str(caught.value) and caught.value.remedy and str(tmp_path) in str(caught.value)
-
-
-def test_another_base_or_language_is_refused_and_the_encoder_is_its_own(monkeypatch):
-    model = SimpleNamespace(base="base")
-    a_space().check(model)
-    with pytest.raises(InputError, match="made for base other, this model is base"):
-        a_space(base="other").check(model)
-    with pytest.raises(InputError, match="made for german"):
-        a_space(language="german").check(model)
-    monkeypatch.setattr(module, "load_encoder", lambda name=None: name or "chosen")
-    monkeypatch.setattr(module, "get_encoder_id", lambda encoder=None: f"id of {encoder or 'chosen'}")
-    assert module.find_encoder("id of pocket") == "pocket" and module.find_encoder("id of chosen") == "chosen"
-    with pytest.raises(InputError, match="made with encoder another, the chosen one is id of chosen"):
-        module.find_encoder("another")
 
 
 # ---- sparse code

@@ -10,7 +10,6 @@ from personal_llm.base.text import normalise_text
 from personal_llm.data.splits import (
     get_dialogue_group,
     get_row_group,
-    remove_leaks,
     is_reserved,
     count_leaks,
     explain_missing_test,
@@ -63,27 +62,6 @@ def test_a_leak_fails():
         audit_leaks([], [row("q", THIRTEEN)], [f"and {THIRTEEN}"])
     assert "0.50%" in caught.value.remedy
     assert audit_leaks([], [row("q", THIRTEEN)], [f"and {THIRTEEN}"], limit=1.0)["share"] == 1
-
-
-def test_held_out_by_each_reason():
-    def labelled(prompt, group):
-        return Dialogue(prompt, "r", labels=dict(group=group))
-
-    stream = [labelled("first", "a"), Dialogue("same words?", "r"), Dialogue("x", THIRTEEN)]
-    refused = [labelled("other", "a"), labelled("Same, words", "b"), Dialogue("y", f"and {THIRTEEN}")]
-    assert remove_leaks(refused, stream) == [] and remove_leaks(refused, []) == refused
-    for reason in refused:
-        assert remove_leaks([reason], stream) == []
-    fine = [labelled("other", "c"), Dialogue("y", " ".join(map(str, range(12))))]
-    assert remove_leaks(fine, stream) == fine
-
-
-def test_a_repeat_counts_once_in_a_test():
-    "An export that was read three times: 60 dialogues, 180 rows."
-    dialogues = [Dialogue(f"Question {i}?", f"Answer {i}.", time=float(k)) for k in range(3) for i in range(60)]
-    stream, test = split_test_dialogues(dialogues)
-    assert len({(d.prompt, d.response) for d in test}) == len(test) >= 2
-    assert not {d.prompt for d in test} & {d.prompt for d in stream}
 
 
 def test_the_reason_of_a_missing_test_is_true():

@@ -6,10 +6,9 @@ from hypothesis import given, settings, strategies as st
 
 from personal_llm.base.core import Dialogue
 from personal_llm.data.people import emoji, lower_case, opener, preferred_words, sign_off
-from personal_llm.data.reading import load_replay, load_samples
-from personal_llm.data.people import USERS, user_stream
+from personal_llm.data.reading import load_replay
 from personal_llm.explanation.description import describe_user
-from personal_llm.explanation.habits import align_words, compare_counts, find_common_run, find_general_topics
+from personal_llm.explanation.habits import align_words, compare_counts, find_common_run
 from personal_llm.explanation.habits import find_habits, find_length_habits, find_substitution_habits
 
 PLAIN = [d for d in load_replay() if 8 <= len(d.response.split()) <= 60][:40]
@@ -120,27 +119,6 @@ def test_only_what_the_person_wrote_or_approved_is_read():
 # ---- people
 
 
-def put_right(name, count=32, seed=0):
-    user, rows = USERS[name], user_stream(USERS[name], load_samples(), seed=seed).stream
-    pairs = [(d, user(d)) for d in rows]
-    pairs = [(d, better) for d, better in pairs if better][:count]
-    return [d.derive(response=better, origin="annotated") for d, better in pairs], [d.response for d, _ in pairs]
-
-
-@pytest.mark.parametrize("seed, count", [(0, 24), (1, 40), (1, 120)])
-def test_what_is_said_of_the_nurse_is_true_line_by_line(seed, count):
-    "In forty corrections of the second stream *doctor* stands once, and *doctors* once."
-    rows, replies = put_right("nurse", count, seed)
-    topics = find_general_topics([d.text for d in rows])
-    facts = {fact.label.split(",")[0]: fact for fact in habits_of(rows, replies) + topics}
-    assert {"opens with “In short:”", "signs off “Take care", "one sentence", "about medicine"} <= set(facts)
-    assert "*physician* for *doctor*" in facts
-    for what, fact in facts.items():
-        if what.startswith("*"):
-            assert what in ("*physician* for *doctor*", "*patients* for *people*")
-        assert fact.count / fact.num_answers >= 0.6
-
-
 def test_people_who_change_nothing_have_no_habits():
     "Approved replies as they are; and plain answers against plain answers to other questions, for twenty people."
     assert habits_of(PLAIN, [d.response for d in PLAIN]) == []
@@ -149,15 +127,3 @@ def test_people_who_change_nothing_have_no_habits():
         one, two = rng.permutation(len(rows))[:64].reshape(2, 32)
         false += len(habits_of([rows[i] for i in one], [rows[i].response for i in two]))
     assert false <= 2
-
-
-def test_a_plural_counts_with_its_word():
-    "One doctor and one pair of doctors are two places of one habit; a plural that stayed counts against it."
-    base = ["See a doctor soon.", "Two doctors can help.", "The doctors know it well.", "Pass the glass on."]
-    mine = [text.replace("doctor", "physician").replace("glass", "class") for text in base]
-    (fact,) = find_substitution_habits(mine, base)
-    assert (fact.label, fact.count, fact.num_answers) == ("*physician* for *doctor*", 3, 3)
-    (fact,) = find_substitution_habits([*mine[:1] * 3, mine[1], base[2]], [*base[:1] * 3, base[1], base[2]])
-    assert (fact.count, fact.num_answers) == (4, 5)
-    (fact,) = find_substitution_habits(mine[1:2] * 2, base[1:2] * 2)
-    assert fact.label == "*physicians* for *doctors*", "no singular was seen"
