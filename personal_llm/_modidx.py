@@ -2787,10 +2787,6 @@ d = {
                 "6_device/learning.html#preparedround",
                 "personal_llm/device/learning.py",
             ),
-            "personal_llm.device.learning.check_start": (
-                "6_device/learning.html#check_start",
-                "personal_llm/device/learning.py",
-            ),
             "personal_llm.device.learning.choose_start": (
                 "6_device/learning.html#choose_start",
                 "personal_llm/device/learning.py",

@@ -27,15 +27,6 @@ def make(model, folder=None, policy="fifo", capacity=4, **settings):
 # observe
 
 
-def test_a_stream_ends_in_the_buffer_and_in_the_archive(model, tmp_path):
-    me = make(model, tmp_path)
-    decisions = me.observe_all(STREAM, progress=False)
-    assert [decision.kept for decision in decisions] == [True] * 12
-    assert [d.prompt for d in me.buffer.dialogues] == [d.prompt for d in STREAM[8:]] or len(me.buffer) == 4
-    assert len(me.archive.dialogues) == 12 and me.buffer.seen == 12
-    assert me.state.status()["stored"] == 12
-
-
 def test_the_folder_goes_on_where_it_was(model, tmp_path):
     me = make(model, tmp_path, policy="reservoir")
     me.observe_all(STREAM[:7], progress=False)
@@ -122,20 +113,6 @@ def test_the_strict_case_keeps_the_buffer_only(model, tmp_path):
 
 
 # react
-
-
-def test_a_reaction_makes_a_new_version_in_buffer_and_archive(model):
-    me = make(model)
-    me.observe(STREAM[0])
-    me.react(STREAM[0], "better", " In short: no. ")
-    assert (
-        [d.response for d in me.buffer.dialogues] == ["In short: no."] == [d.response for d in me.state.list_answered()]
-    )
-    newest = me.buffer.dialogues[0]
-    me.react(newest, "down")
-    assert me.state.list_answered() == []
-    me.react(newest.id, "up")
-    assert [d.origin for d in me.state.list_answered()] == ["approved"]
 
 
 @pytest.mark.parametrize("kind, text", [("better", ""), ("better", "  "), ("up", "yes"), ("edit", "a"), ("", "")])
