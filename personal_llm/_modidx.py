@@ -2215,6 +2215,10 @@ d = {
                 "personal_llm/data/formats.py",
             ),
             "personal_llm.data.formats.find_field": ("1_data/formats.html#find_field", "personal_llm/data/formats.py"),
+            "personal_llm.data.formats.is_rated_down": (
+                "1_data/formats.html#is_rated_down",
+                "personal_llm/data/formats.py",
+            ),
             "personal_llm.data.formats.merge_turns": (
                 "1_data/formats.html#merge_turns",
                 "personal_llm/data/formats.py",
@@ -2229,10 +2233,6 @@ d = {
             ),
             "personal_llm.data.formats.parse_preference": (
                 "1_data/formats.html#parse_preference",
-                "personal_llm/data/formats.py",
-            ),
-            "personal_llm.data.formats.parse_reactions": (
-                "1_data/formats.html#parse_reactions",
                 "personal_llm/data/formats.py",
             ),
             "personal_llm.data.formats.parse_record": (
@@ -3801,16 +3801,8 @@ d = {
                 "4_explanation/decomposition.html#decomposition",
                 "personal_llm/explanation/decomposition.py",
             ),
-            "personal_llm.explanation.decomposition.Decomposition.__str__": (
-                "4_explanation/decomposition.html#decomposition.__str__",
-                "personal_llm/explanation/decomposition.py",
-            ),
             "personal_llm.explanation.decomposition.SharedBasis": (
                 "4_explanation/decomposition.html#sharedbasis",
-                "personal_llm/explanation/decomposition.py",
-            ),
-            "personal_llm.explanation.decomposition.SharedBasis.columns": (
-                "4_explanation/decomposition.html#sharedbasis.columns",
                 "personal_llm/explanation/decomposition.py",
             ),
             "personal_llm.explanation.decomposition.SharedBasis.coordinates": (
@@ -3819,10 +3811,6 @@ d = {
             ),
             "personal_llm.explanation.decomposition.SharedBasis.grow": (
                 "4_explanation/decomposition.html#sharedbasis.grow",
-                "personal_llm/explanation/decomposition.py",
-            ),
-            "personal_llm.explanation.decomposition.SharedBasis.width": (
-                "4_explanation/decomposition.html#sharedbasis.width",
                 "personal_llm/explanation/decomposition.py",
             ),
             "personal_llm.explanation.decomposition._require_base": (
@@ -3915,10 +3903,6 @@ d = {
             ),
             "personal_llm.explanation.explanation.Explanation.__str__": (
                 "4_explanation/explanation.html#explanation.__str__",
-                "personal_llm/explanation/explanation.py",
-            ),
-            "personal_llm.explanation.explanation.Explanation.format_sparse_words": (
-                "4_explanation/explanation.html#explanation.format_sparse_words",
                 "personal_llm/explanation/explanation.py",
             ),
             "personal_llm.explanation.explanation.Explanation.from_dict": (
@@ -4089,14 +4073,6 @@ d = {
             ),
             "personal_llm.explanation.habits.is_longer": (
                 "4_explanation/habits.html#is_longer",
-                "personal_llm/explanation/habits.py",
-            ),
-            "personal_llm.explanation.habits.is_lower_case": (
-                "4_explanation/habits.html#is_lower_case",
-                "personal_llm/explanation/habits.py",
-            ),
-            "personal_llm.explanation.habits.is_one_sentence": (
-                "4_explanation/habits.html#is_one_sentence",
                 "personal_llm/explanation/habits.py",
             ),
             "personal_llm.explanation.habits.load_topic_words": (
@@ -4782,10 +4758,6 @@ d = {
                 "recipes/style_space.html#space_table",
                 "personal_llm/recipes/style_space.py",
             ),
-            "personal_llm.recipes.style_space.with_habits": (
-                "recipes/style_space.html#with_habits",
-                "personal_llm/recipes/style_space.py",
-            ),
             "personal_llm.recipes.style_space.word_blends": (
                 "recipes/style_space.html#word_blends",
                 "personal_llm/recipes/style_space.py",
@@ -4858,11 +4830,6 @@ d = {
                 "7_runtimes/audit.html#membership.__str__",
                 "personal_llm/runtimes/audit.py",
             ),
-            "personal_llm.runtimes.audit.Overlap": ("7_runtimes/audit.html#overlap", "personal_llm/runtimes/audit.py"),
-            "personal_llm.runtimes.audit.collect_ngrams": (
-                "7_runtimes/audit.html#collect_ngrams",
-                "personal_llm/runtimes/audit.py",
-            ),
             "personal_llm.runtimes.audit.compute_advantage": (
                 "7_runtimes/audit.html#compute_advantage",
                 "personal_llm/runtimes/audit.py",
@@ -4873,10 +4840,6 @@ d = {
             ),
             "personal_llm.runtimes.audit.measure_membership": (
                 "7_runtimes/audit.html#measure_membership",
-                "personal_llm/runtimes/audit.py",
-            ),
-            "personal_llm.runtimes.audit.measure_overlap": (
-                "7_runtimes/audit.html#measure_overlap",
                 "personal_llm/runtimes/audit.py",
             ),
             "personal_llm.runtimes.audit.score_membership": (
@@ -5189,10 +5152,6 @@ d = {
                 "5_selection/library.html#is_library_address",
                 "personal_llm/selection/library.py",
             ),
-            "personal_llm.selection.library.load_space": (
-                "5_selection/library.html#load_space",
-                "personal_llm/selection/library.py",
-            ),
             "personal_llm.selection.library.make_printable": (
                 "5_selection/library.html#make_printable",
                 "personal_llm/selection/library.py",
@@ -5261,10 +5220,6 @@ d = {
                 "5_selection/ranking.html#selectionrequest",
                 "personal_llm/selection/ranking.py",
             ),
-            "personal_llm.selection.ranking.compute_mean_loss": (
-                "5_selection/ranking.html#compute_mean_loss",
-                "personal_llm/selection/ranking.py",
-            ),
             "personal_llm.selection.ranking.cosine_distance": (
                 "5_selection/ranking.html#cosine_distance",
                 "personal_llm/selection/ranking.py",
@@ -5303,10 +5258,6 @@ d = {
         "personal_llm.selection.warm_start": {
             "personal_llm.selection.warm_start.WarmStart": (
                 "5_selection/warm_start.html#warmstart",
-                "personal_llm/selection/warm_start.py",
-            ),
-            "personal_llm.selection.warm_start.WarmStart.__str__": (
-                "5_selection/warm_start.html#warmstart.__str__",
                 "personal_llm/selection/warm_start.py",
             ),
             "personal_llm.selection.warm_start.WarmStart.to_dict": (
