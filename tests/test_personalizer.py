@@ -8,6 +8,7 @@ import pytest
 from personal_llm.base.core import Dialogue, InputError
 from personal_llm.base.models import load_model
 from personal_llm.buffer.buffer import Buffer
+from personal_llm.device import personalizer
 from personal_llm.device.personalizer import Personalizer, PersonalizerSettings
 from personal_llm.tuning.config import TuningConfig
 
@@ -25,15 +26,6 @@ def make(model, folder=None, policy="fifo", capacity=4, **settings):
 
 
 # observe
-
-
-def test_a_stream_ends_in_the_buffer_and_in_the_archive(model, tmp_path):
-    me = make(model, tmp_path)
-    decisions = me.observe_all(STREAM, progress=False)
-    assert [decision.kept for decision in decisions] == [True] * 12
-    assert [d.prompt for d in me.buffer.dialogues] == [d.prompt for d in STREAM[8:]] or len(me.buffer) == 4
-    assert len(me.archive.dialogues) == 12 and me.buffer.seen == 12
-    assert me.state.status()["stored"] == 12
 
 
 def test_the_folder_goes_on_where_it_was(model, tmp_path):
@@ -122,20 +114,6 @@ def test_the_strict_case_keeps_the_buffer_only(model, tmp_path):
 
 
 # react
-
-
-def test_a_reaction_makes_a_new_version_in_buffer_and_archive(model):
-    me = make(model)
-    me.observe(STREAM[0])
-    me.react(STREAM[0], "better", " In short: no. ")
-    assert (
-        [d.response for d in me.buffer.dialogues] == ["In short: no."] == [d.response for d in me.state.list_answered()]
-    )
-    newest = me.buffer.dialogues[0]
-    me.react(newest, "down")
-    assert me.state.list_answered() == []
-    me.react(newest.id, "up")
-    assert [d.origin for d in me.state.list_answered()] == ["approved"]
 
 
 @pytest.mark.parametrize("kind, text", [("better", ""), ("better", "  "), ("up", "yes"), ("edit", "a"), ("", "")])
@@ -227,7 +205,7 @@ def test_what_was_learned_from_a_file_writes_every_reply_also_after_a_correction
     adapter = me.finetune(progress=False)
     me.react(STREAM[1], "better", "In short: no, it is not.")
     writers = []
-    monkeypatch.setattr(model, "reply_once", lambda *args: writers.append(model.active_adapter) or "")
+    monkeypatch.setattr(personalizer, "ReplyStream", lambda *args: writers.append(model.active_adapter) or "")
     for prompt in (STREAM[1].prompt, "Who won the war of 1812?"):
         assert me.recall(Dialogue(prompt, "")).adapter is adapter
         me.reply(prompt)
