@@ -164,7 +164,11 @@ def list_sdss_claims() -> list:  # `Claim`s
     scores = {toy: judge_scores("rule"), small: judge_scores("rule-smollm2")}
     length = {toy: judge_length("rule", "eoe"), small: judge_length("rule-smollm2", "eoe")}
     return [
-        Claim("what the rule keeps teaches most (ROUGE-1 over the best rival)", f"{PAPER_RATIO} (median of six sets)", teaches),
+        Claim(
+            "what the rule keeps teaches most (ROUGE-1 over the best rival)",
+            f"{PAPER_RATIO} (median of six sets)",
+            teaches,
+        ),
         Claim(
             "on a data set in its own order the rule beats random, FIFO and K-center",
             "1.34 × (1.18 to 1.41)",
@@ -268,7 +272,9 @@ def list_xpert_claims() -> list:  # `Claim`s
     text = ", ".join(f"{pool} {as_percent(found)}" for pool, found in data.items())
     dialogues = {
         toy: Measured(
-            decide_verdict(all(f.value > 0.36 and f.low > 0 for f in data.values()), max(f.low for f in data.values()) > 0),
+            decide_verdict(
+                all(f.value > 0.36 and f.low > 0 for f in data.values()), max(f.low for f in data.values()) > 0
+            ),
             f"`match`: {text}",
             "04_warm_start",
         )
