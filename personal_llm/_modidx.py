@@ -482,10 +482,6 @@ d = {
                 "0_base/loading.html#resolve_model",
                 "personal_llm/base/loading.py",
             ),
-            "personal_llm.base.loading.set_encoder": (
-                "0_base/loading.html#set_encoder",
-                "personal_llm/base/loading.py",
-            ),
             "personal_llm.base.loading.tie_tables": ("0_base/loading.html#tie_tables", "personal_llm/base/loading.py"),
             "personal_llm.base.loading.time_product": (
                 "0_base/loading.html#time_product",
@@ -527,6 +523,10 @@ d = {
                 "personal_llm/base/models.py",
             ),
             "personal_llm.base.models.Model.clone": ("0_base/models.html#model.clone", "personal_llm/base/models.py"),
+            "personal_llm.base.models.Model.continue_rows": (
+                "0_base/models.html#model.continue_rows",
+                "personal_llm/base/models.py",
+            ),
             "personal_llm.base.models.Model.count_tokens": (
                 "0_base/models.html#model.count_tokens",
                 "personal_llm/base/models.py",
@@ -535,6 +535,10 @@ d = {
             "personal_llm.base.models.Model.encode": ("0_base/models.html#model.encode", "personal_llm/base/models.py"),
             "personal_llm.base.models.Model.encode_prompts": (
                 "0_base/models.html#model.encode_prompts",
+                "personal_llm/base/models.py",
+            ),
+            "personal_llm.base.models.Model.find_end_tokens": (
+                "0_base/models.html#model.find_end_tokens",
                 "personal_llm/base/models.py",
             ),
             "personal_llm.base.models.Model.generate": (
@@ -571,16 +575,7 @@ d = {
                 "0_base/models.html#compute_token_losses",
                 "personal_llm/base/models.py",
             ),
-            "personal_llm.base.models.find_end_tokens": (
-                "0_base/models.html#find_end_tokens",
-                "personal_llm/base/models.py",
-            ),
-            "personal_llm.base.models.find_unused_tokens": (
-                "0_base/models.html#find_unused_tokens",
-                "personal_llm/base/models.py",
-            ),
             "personal_llm.base.models.load_model": ("0_base/models.html#load_model", "personal_llm/base/models.py"),
-            "personal_llm.base.models.load_network": ("0_base/models.html#load_network", "personal_llm/base/models.py"),
             "personal_llm.base.models.mean_response_nll": (
                 "0_base/models.html#mean_response_nll",
                 "personal_llm/base/models.py",
@@ -611,14 +606,6 @@ d = {
             ),
             "personal_llm.base.replies.LlamaCpp.write": (
                 "0_base/replies.html#llamacpp.write",
-                "personal_llm/base/replies.py",
-            ),
-            "personal_llm.base.replies.Model.reply_once": (
-                "0_base/replies.html#model.reply_once",
-                "personal_llm/base/replies.py",
-            ),
-            "personal_llm.base.replies.Model.stream": (
-                "0_base/replies.html#model.stream",
                 "personal_llm/base/replies.py",
             ),
             "personal_llm.base.replies.ReplyOptions": (
@@ -3688,6 +3675,10 @@ d = {
             ),
             "personal_llm.experiments.summary.judge_gain": (
                 "experiments/summary.html#judge_gain",
+                "personal_llm/experiments/summary.py",
+            ),
+            "personal_llm.experiments.summary.judge_interval": (
+                "experiments/summary.html#judge_interval",
                 "personal_llm/experiments/summary.py",
             ),
             "personal_llm.experiments.summary.judge_length": (
