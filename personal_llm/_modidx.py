@@ -482,10 +482,6 @@ d = {
                 "0_base/loading.html#resolve_model",
                 "personal_llm/base/loading.py",
             ),
-            "personal_llm.base.loading.set_encoder": (
-                "0_base/loading.html#set_encoder",
-                "personal_llm/base/loading.py",
-            ),
             "personal_llm.base.loading.tie_tables": ("0_base/loading.html#tie_tables", "personal_llm/base/loading.py"),
             "personal_llm.base.loading.time_product": (
                 "0_base/loading.html#time_product",
@@ -527,6 +523,10 @@ d = {
                 "personal_llm/base/models.py",
             ),
             "personal_llm.base.models.Model.clone": ("0_base/models.html#model.clone", "personal_llm/base/models.py"),
+            "personal_llm.base.models.Model.continue_rows": (
+                "0_base/models.html#model.continue_rows",
+                "personal_llm/base/models.py",
+            ),
             "personal_llm.base.models.Model.count_tokens": (
                 "0_base/models.html#model.count_tokens",
                 "personal_llm/base/models.py",
@@ -535,6 +535,10 @@ d = {
             "personal_llm.base.models.Model.encode": ("0_base/models.html#model.encode", "personal_llm/base/models.py"),
             "personal_llm.base.models.Model.encode_prompts": (
                 "0_base/models.html#model.encode_prompts",
+                "personal_llm/base/models.py",
+            ),
+            "personal_llm.base.models.Model.find_end_tokens": (
+                "0_base/models.html#model.find_end_tokens",
                 "personal_llm/base/models.py",
             ),
             "personal_llm.base.models.Model.generate": (
@@ -571,16 +575,7 @@ d = {
                 "0_base/models.html#compute_token_losses",
                 "personal_llm/base/models.py",
             ),
-            "personal_llm.base.models.find_end_tokens": (
-                "0_base/models.html#find_end_tokens",
-                "personal_llm/base/models.py",
-            ),
-            "personal_llm.base.models.find_unused_tokens": (
-                "0_base/models.html#find_unused_tokens",
-                "personal_llm/base/models.py",
-            ),
             "personal_llm.base.models.load_model": ("0_base/models.html#load_model", "personal_llm/base/models.py"),
-            "personal_llm.base.models.load_network": ("0_base/models.html#load_network", "personal_llm/base/models.py"),
             "personal_llm.base.models.mean_response_nll": (
                 "0_base/models.html#mean_response_nll",
                 "personal_llm/base/models.py",
@@ -611,14 +606,6 @@ d = {
             ),
             "personal_llm.base.replies.LlamaCpp.write": (
                 "0_base/replies.html#llamacpp.write",
-                "personal_llm/base/replies.py",
-            ),
-            "personal_llm.base.replies.Model.reply_once": (
-                "0_base/replies.html#model.reply_once",
-                "personal_llm/base/replies.py",
-            ),
-            "personal_llm.base.replies.Model.stream": (
-                "0_base/replies.html#model.stream",
                 "personal_llm/base/replies.py",
             ),
             "personal_llm.base.replies.ReplyOptions": (
@@ -2228,6 +2215,10 @@ d = {
                 "personal_llm/data/formats.py",
             ),
             "personal_llm.data.formats.find_field": ("1_data/formats.html#find_field", "personal_llm/data/formats.py"),
+            "personal_llm.data.formats.is_rated_down": (
+                "1_data/formats.html#is_rated_down",
+                "personal_llm/data/formats.py",
+            ),
             "personal_llm.data.formats.merge_turns": (
                 "1_data/formats.html#merge_turns",
                 "personal_llm/data/formats.py",
@@ -2242,10 +2233,6 @@ d = {
             ),
             "personal_llm.data.formats.parse_preference": (
                 "1_data/formats.html#parse_preference",
-                "personal_llm/data/formats.py",
-            ),
-            "personal_llm.data.formats.parse_reactions": (
-                "1_data/formats.html#parse_reactions",
                 "personal_llm/data/formats.py",
             ),
             "personal_llm.data.formats.parse_record": (
@@ -3690,6 +3677,10 @@ d = {
                 "experiments/summary.html#judge_gain",
                 "personal_llm/experiments/summary.py",
             ),
+            "personal_llm.experiments.summary.judge_interval": (
+                "experiments/summary.html#judge_interval",
+                "personal_llm/experiments/summary.py",
+            ),
             "personal_llm.experiments.summary.judge_length": (
                 "experiments/summary.html#judge_length",
                 "personal_llm/experiments/summary.py",
@@ -3814,16 +3805,8 @@ d = {
                 "4_explanation/decomposition.html#decomposition",
                 "personal_llm/explanation/decomposition.py",
             ),
-            "personal_llm.explanation.decomposition.Decomposition.__str__": (
-                "4_explanation/decomposition.html#decomposition.__str__",
-                "personal_llm/explanation/decomposition.py",
-            ),
             "personal_llm.explanation.decomposition.SharedBasis": (
                 "4_explanation/decomposition.html#sharedbasis",
-                "personal_llm/explanation/decomposition.py",
-            ),
-            "personal_llm.explanation.decomposition.SharedBasis.columns": (
-                "4_explanation/decomposition.html#sharedbasis.columns",
                 "personal_llm/explanation/decomposition.py",
             ),
             "personal_llm.explanation.decomposition.SharedBasis.coordinates": (
@@ -3832,10 +3815,6 @@ d = {
             ),
             "personal_llm.explanation.decomposition.SharedBasis.grow": (
                 "4_explanation/decomposition.html#sharedbasis.grow",
-                "personal_llm/explanation/decomposition.py",
-            ),
-            "personal_llm.explanation.decomposition.SharedBasis.width": (
-                "4_explanation/decomposition.html#sharedbasis.width",
                 "personal_llm/explanation/decomposition.py",
             ),
             "personal_llm.explanation.decomposition._require_base": (
@@ -3928,10 +3907,6 @@ d = {
             ),
             "personal_llm.explanation.explanation.Explanation.__str__": (
                 "4_explanation/explanation.html#explanation.__str__",
-                "personal_llm/explanation/explanation.py",
-            ),
-            "personal_llm.explanation.explanation.Explanation.format_sparse_words": (
-                "4_explanation/explanation.html#explanation.format_sparse_words",
                 "personal_llm/explanation/explanation.py",
             ),
             "personal_llm.explanation.explanation.Explanation.from_dict": (
@@ -4102,14 +4077,6 @@ d = {
             ),
             "personal_llm.explanation.habits.is_longer": (
                 "4_explanation/habits.html#is_longer",
-                "personal_llm/explanation/habits.py",
-            ),
-            "personal_llm.explanation.habits.is_lower_case": (
-                "4_explanation/habits.html#is_lower_case",
-                "personal_llm/explanation/habits.py",
-            ),
-            "personal_llm.explanation.habits.is_one_sentence": (
-                "4_explanation/habits.html#is_one_sentence",
                 "personal_llm/explanation/habits.py",
             ),
             "personal_llm.explanation.habits.load_topic_words": (
@@ -4795,10 +4762,6 @@ d = {
                 "recipes/style_space.html#space_table",
                 "personal_llm/recipes/style_space.py",
             ),
-            "personal_llm.recipes.style_space.with_habits": (
-                "recipes/style_space.html#with_habits",
-                "personal_llm/recipes/style_space.py",
-            ),
             "personal_llm.recipes.style_space.word_blends": (
                 "recipes/style_space.html#word_blends",
                 "personal_llm/recipes/style_space.py",
@@ -4871,11 +4834,6 @@ d = {
                 "7_runtimes/audit.html#membership.__str__",
                 "personal_llm/runtimes/audit.py",
             ),
-            "personal_llm.runtimes.audit.Overlap": ("7_runtimes/audit.html#overlap", "personal_llm/runtimes/audit.py"),
-            "personal_llm.runtimes.audit.collect_ngrams": (
-                "7_runtimes/audit.html#collect_ngrams",
-                "personal_llm/runtimes/audit.py",
-            ),
             "personal_llm.runtimes.audit.compute_advantage": (
                 "7_runtimes/audit.html#compute_advantage",
                 "personal_llm/runtimes/audit.py",
@@ -4886,10 +4844,6 @@ d = {
             ),
             "personal_llm.runtimes.audit.measure_membership": (
                 "7_runtimes/audit.html#measure_membership",
-                "personal_llm/runtimes/audit.py",
-            ),
-            "personal_llm.runtimes.audit.measure_overlap": (
-                "7_runtimes/audit.html#measure_overlap",
                 "personal_llm/runtimes/audit.py",
             ),
             "personal_llm.runtimes.audit.score_membership": (
@@ -5202,10 +5156,6 @@ d = {
                 "5_selection/library.html#is_library_address",
                 "personal_llm/selection/library.py",
             ),
-            "personal_llm.selection.library.load_space": (
-                "5_selection/library.html#load_space",
-                "personal_llm/selection/library.py",
-            ),
             "personal_llm.selection.library.make_printable": (
                 "5_selection/library.html#make_printable",
                 "personal_llm/selection/library.py",
@@ -5274,10 +5224,6 @@ d = {
                 "5_selection/ranking.html#selectionrequest",
                 "personal_llm/selection/ranking.py",
             ),
-            "personal_llm.selection.ranking.compute_mean_loss": (
-                "5_selection/ranking.html#compute_mean_loss",
-                "personal_llm/selection/ranking.py",
-            ),
             "personal_llm.selection.ranking.cosine_distance": (
                 "5_selection/ranking.html#cosine_distance",
                 "personal_llm/selection/ranking.py",
@@ -5316,10 +5262,6 @@ d = {
         "personal_llm.selection.warm_start": {
             "personal_llm.selection.warm_start.WarmStart": (
                 "5_selection/warm_start.html#warmstart",
-                "personal_llm/selection/warm_start.py",
-            ),
-            "personal_llm.selection.warm_start.WarmStart.__str__": (
-                "5_selection/warm_start.html#warmstart.__str__",
                 "personal_llm/selection/warm_start.py",
             ),
             "personal_llm.selection.warm_start.WarmStart.to_dict": (

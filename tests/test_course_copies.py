@@ -56,37 +56,10 @@ def accused(n: int, cells: list) -> bool:
     return is_copy_of(cells, SOLUTIONS[n], set(LESSON_CELLS[n]))
 
 
-def closest_notebook(n: int) -> list:
-    "The honest answers of all learners that are nearest to ours, together in one notebook."
-    ours, best = long_statements(SOLUTIONS[n]), {}
-    for attempt in RIGHT:
-        if attempt.lesson == n:
-            cell = attempt.source if attempt.source.startswith(("def ", "class ")) else f"answer = {attempt.source}"
-            best.setdefault(attempt.task, attempt.source)
-            if long_statements([cell]) & ours:
-                best[attempt.task] = attempt.source
-    return answered(n, best)
-
-
 def test_no_honest_notebook_is_accused():
     judged = [accused(n, cells) for n in LESSONS for cells in honest_notebooks(n)]
     assert len(RIGHT) >= 600 and len(judged) == 300
     assert sum(judged) == 0
-
-
-def test_the_answers_nearest_to_ours_are_no_copy_even_together():
-    assert not [n for n in LESSONS if accused(n, closest_notebook(n))]
-
-
-def short_answers(n: int) -> list:
-    "Our own solution with its short statements only: numbers, readings, choices, which many learners find as we did."
-    long = long_statements(SOLUTIONS[n])
-    return [cell for cell in SOLUTIONS[n] if not long_statements([cell]) & long]
-
-
-def test_our_own_short_answers_accuse_nobody():
-    assert sum(len(tasks_in(cell)) for n in LESSONS for cell in short_answers(n)) >= 20
-    assert not [n for n in LESSONS if accused(n, short_answers(n))]
 
 
 def test_one_or_two_long_answers_like_ours_accuse_nobody():

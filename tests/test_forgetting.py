@@ -14,7 +14,7 @@ from personal_llm.base.core import Cost, Dialogue, InputError
 from personal_llm.base.models import load_model
 from personal_llm.buffer.buffer import Buffer
 from personal_llm.buffer.scoring import ScoredDialogue, Scores
-from personal_llm.device import personalizer
+from personal_llm.device import chat, personalizer
 from personal_llm.device.archive import ARCHIVE_FILE, Archive
 from personal_llm.device.chat import ChatSession
 from personal_llm.device.forgetting import (
@@ -305,7 +305,6 @@ def open_session(model, folder):
     session = ChatSession(
         load_model("pocket"), folder, clock=iter(range(10**9, 2 * 10**9)).__next__, idle_seconds=999.0
     )
-    session.model.stream = lambda dialogue, options: Echo(dialogue)
     return session
 
 
@@ -362,7 +361,7 @@ def model():
 def test_what_is_listed_goes_and_nothing_else_and_no_byte_is_left(model, tmp_path_factory, acts):
     folder = tmp_path_factory.mktemp("me")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(model, "stream", lambda dialogue, options: Echo(dialogue))
+        patch.setattr(chat, "ReplyStream", lambda model, dialogue, options: Echo(dialogue))
         patch.setattr(personalizer, "score", make_scores)
         patch.setattr(personalizer, "prepare_round", make_round)
         patch.setattr(personalizer, "load_last_adapter", lambda state, folder: None)

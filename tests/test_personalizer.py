@@ -8,6 +8,7 @@ import pytest
 from personal_llm.base.core import Dialogue, InputError
 from personal_llm.base.models import load_model
 from personal_llm.buffer.buffer import Buffer
+from personal_llm.device import personalizer
 from personal_llm.device.personalizer import Personalizer, PersonalizerSettings
 from personal_llm.tuning.config import TuningConfig
 
@@ -204,7 +205,7 @@ def test_what_was_learned_from_a_file_writes_every_reply_also_after_a_correction
     adapter = me.finetune(progress=False)
     me.react(STREAM[1], "better", "In short: no, it is not.")
     writers = []
-    monkeypatch.setattr(model, "reply_once", lambda *args: writers.append(model.active_adapter) or "")
+    monkeypatch.setattr(personalizer, "ReplyStream", lambda *args: writers.append(model.active_adapter) or "")
     for prompt in (STREAM[1].prompt, "Who won the war of 1812?"):
         assert me.recall(Dialogue(prompt, "")).adapter is adapter
         me.reply(prompt)

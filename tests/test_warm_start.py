@@ -19,7 +19,7 @@ def test_a_warm_start_is_lower_than_the_base_and_tells_no_word_of_the_user():
     with model.use_adapter(warm.adapter):
         after = model.nll(dialogues[12:])[:, 0].sum()
     assert after < model.nll(dialogues[12:])[:, 0].sum()
-    assert "Ana" not in str(warm.to_dict()) and warm.ranking.start in str(warm)
+    assert "Ana" not in str(warm.to_dict())
     assert warm.cost.tokens == warm.explanation.cost.tokens + warm.ranking.cost.tokens > 0
     with pytest.raises(InputError, match="give 2 more"):
         warm_start(model, library, dialogues[:6])

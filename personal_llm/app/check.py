@@ -14,7 +14,7 @@ import numpy as np
 
 from ..base.core import Dialogue, InputError
 from ..base.loading import choose_dtype
-from ..base.replies import ReplyOptions
+from ..base.replies import ReplyOptions, ReplyStream
 from ..base.models import Model, load_model
 from ..base.tokens import get_special_strings
 from ..tuning.config import TuningConfig
@@ -170,7 +170,7 @@ def check_adapter_round_trip(model):
 @register_check("reply")
 def check_reply(model):
     begin = time.perf_counter()
-    stream = model.stream(Dialogue(EXAMPLE_DIALOGUE.prompt, ""), ReplyOptions(max_tokens=12))
+    stream = ReplyStream(model, EXAMPLE_DIALOGUE.prompt, ReplyOptions(max_tokens=12))
     for _ in stream:
         pass
     return bool(stream.end_reason), f"{time.perf_counter() - begin:.1f} s for its first twelve tokens"

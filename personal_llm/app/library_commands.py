@@ -21,7 +21,8 @@ from ..base.text import count_nouns
 from ..device.state import open_state
 from ..explanation.style import check_answer_count
 from ..explanation.explanation import explain, explain_pllm, load_probe_texts, prepare_probes
-from ..selection.library import Library, find_shipped_library, load_space
+from ..explanation.space import StyleSpace
+from ..selection.library import Library, find_shipped_library
 from ..selection.ranking import PLAIN_PLLM
 from ..selection.selection import SELECTORS, select
 from ..selection.warm_start import add_plain_pllm
@@ -131,7 +132,7 @@ def build(
     else:
         shipped = find_shipped_library(loaded.base)
         place = space or shipped
-        library = Library.create(folder, load_space(place) if place else None, loaded.base)
+        library = Library.create(folder, StyleSpace.load(place) if place else None, loaded.base)
     if PLAIN_PLLM not in library:
         quiet or print_note("tuning the plain pLLM, the baseline of a library")
         add_plain_pllm(library, loaded, seed=seed)

@@ -20,7 +20,7 @@ from typing import Annotated, Literal
 
 from personal_llm.base.core import Dialogue, InputError, catch_panic, import_extra
 from personal_llm.base.files import ASSETS
-from personal_llm.base.replies import ReplyOptions
+from personal_llm.base.replies import ReplyOptions, ReplyStream
 from personal_llm.device.chat import QUESTION_TEXT, ChatSession, clean_text
 from personal_llm.device.state import CLIENT, FILE
 
@@ -220,7 +220,7 @@ def write_reply(session: ChatSession, wanted: CompletionRequest):  # a generator
     own = {}
     is_task = prompt.startswith("### Task:") or "<chat_history>" in prompt  # of Open WebUI
     if wanted.model == "personal-base" or is_task:
-        reply = session.model.stream(Dialogue(prompt, "", wanted.get_history()), options)
+        reply = ReplyStream(session.model, Dialogue(prompt, "", wanted.get_history()), options)
         yield from reply
     else:
         if wanted.talk is not None:

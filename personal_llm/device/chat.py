@@ -14,7 +14,7 @@ from datetime import date
 
 from ..base.core import Dialogue, InputError, check, patch
 from ..base.loading import load_encoder
-from ..base.replies import ReplyOptions
+from ..base.replies import ReplyOptions, ReplyStream
 from ..base.text import CONTROL_CHARACTERS, count_nouns
 from .archive import clean
 from .forgetting import ForgetPlan
@@ -185,7 +185,7 @@ def _write(self: ChatSession, prompt: str, history, options, is_observed: bool):
     try:
         question, ids = self._ask_model(prompt, history)
         with self.me.use_adapter(self.recalled.adapter):
-            self.reply = self.model.stream(self.recalled.dialogue, options)
+            self.reply = ReplyStream(self.model, self.recalled.dialogue, options)
             yield from self.reply
     except (InputError, GeneratorExit, KeyboardInterrupt):
         raise

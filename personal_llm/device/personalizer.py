@@ -14,6 +14,7 @@ from tqdm.auto import tqdm
 
 from ..base.adapters import Adapter
 from ..base.core import Cost, Dialogue, InputError, check, patch
+from ..base.replies import ReplyOptions, ReplyStream
 from ..buffer.buffer import Buffer
 from ..buffer.feedback import Feedback
 from ..buffer.scoring import load_lexicons, score
@@ -220,7 +221,7 @@ def reply(self: Personalizer, prompt: str, history=(), max_tokens: int = None) -
     "Reply to a prompt with the user's answers before it; do not observe it."
     recalled = self.recall(Dialogue(prompt, "", history))
     with self.use_adapter(recalled.adapter) as model:
-        return model.reply_once(recalled.dialogue, max_tokens)
+        return "".join(ReplyStream(model, recalled.dialogue, ReplyOptions(max_tokens)))
 
 # %% ../../nbs/6_device/07_personalizer.ipynb #per5finc
 @patch

@@ -21,6 +21,7 @@ import numpy as np
 from ..base.core import Dialogue, InputError, make_generator
 from ..base.files import delete_path, get_cache_folder
 from ..base.models import load_model
+from ..base.replies import ReplyOptions, ReplyStream
 from ..base.text import compute_rouge1
 from ..buffer.active import ActivePolicy
 from ..buffer.policies import ReservoirPolicy
@@ -97,7 +98,7 @@ def load_tools() -> tuple:  # (model, vectors)
 
 def write_reply(model, dialogue: Dialogue, max_tokens: int = 32) -> str:
     "Return the model's greedy reply to a dialogue's prompt."
-    return model.reply_once(Dialogue(dialogue.prompt, ""), max_tokens) or "…"
+    return "".join(ReplyStream(model, dialogue.prompt, ReplyOptions(max_tokens))) or "…"
 
 
 @functools.cache

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from ..base.core import Dialogue, get_peak_memory
+from ..base.replies import ReplyOptions, ReplyStream
 from .harness import RESULTS, append_json_line, mean_over_users, read_json_lines
 from ..tuning.config import TuningConfig
 from ..tuning.finetune import finetune
@@ -59,7 +60,8 @@ def list_jobs(model: str) -> list:  # the order in which they are measured
 def measure_replies(model, adapter) -> dict:
     "Let a model reply to the plain questions, and price the talk of others."
     with model.use_adapter(adapter):
-        replies = [model.reply_once(Dialogue(prompt, ""), 48).strip() for prompt, _ in BANK["questions"]]
+        streams = [ReplyStream(model, prompt, ReplyOptions(48)) for prompt, _ in BANK["questions"]]
+        replies = ["".join(stream).strip() for stream in streams]
         nats, tokens = model.nll([Dialogue(*pair) for pair in BANK["other"]]).sum(0)
     return dict(replies=replies, other_loss=round(float(nats / tokens), 4))
 
