@@ -3677,6 +3677,10 @@ d = {
                 "experiments/summary.html#judge_gain",
                 "personal_llm/experiments/summary.py",
             ),
+            "personal_llm.experiments.summary.judge_interval": (
+                "experiments/summary.html#judge_interval",
+                "personal_llm/experiments/summary.py",
+            ),
             "personal_llm.experiments.summary.judge_length": (
                 "experiments/summary.html#judge_length",
                 "personal_llm/experiments/summary.py",

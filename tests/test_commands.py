@@ -62,7 +62,8 @@ def test_a_second_file_goes_on_and_the_same_one_is_refused(home, mine, capsys):
     code, out, err = invoke(capsys, *words)
     assert code == 2 and "learned before" in err and snapshot(mine) == before
     new = write(home / "new.jsonl", [dict(prompt=f"What is thing {i}?", response=f"A toy {i}.") for i in range(10)])
-    assert found(capsys, "personalize", "--data", new, "--out", mine, *BRIEF)["seen"] == 64
+    code, out, err = invoke(capsys, "personalize", "--data", new, "--out", mine, *BRIEF, "--json")
+    assert code == 0 and json.loads(out)["seen"] == 64 and err == "", "--quiet leaves no note"
 
 
 def test_another_model_is_refused(home, mine, tmp_path, capsys):

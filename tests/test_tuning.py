@@ -393,23 +393,6 @@ def test_a_start_keeps_its_shape(old, tmp_path):
     assert Adapter.load(tmp_path / "a").config == further.config
 
 
-def test_card_layers_and_settings_agree_on_the_dropout(tmp_path):
-    model, brief = shared("llama"), replace(BRIEF, steps=1, dropout=0.25)
-    start = finetune(model, TALK[:6], brief, out=tmp_path / "start", progress=False)
-    seen, real = [], tuning.stage_adapter
-    with pytest.MonkeyPatch.context() as patch:
-        note = lambda out, save: seen.append(dropouts(save.__self__)) or real(out, save)
-        patch.setattr(tuning, "stage_adapter", note)
-        further = finetune(model, TALK[:6], replace(BRIEF, steps=1), start=start, out=tmp_path / "a", progress=False)
-    settings = json.loads((tmp_path / "a" / "adapter_config.json").read_text())
-    assert seen == [{0.25}] and settings["lora_dropout"] == further.config["dropout"] == 0.25
-
-
-def dropouts(adapted):
-    "Of all LoRA layers."
-    return {m.lora_dropout["default"].p for m in adapted.modules() if hasattr(m, "lora_dropout")}
-
-
 def test_going_on_asks_no_hub(old, tmp_path, monkeypatch):
     "An adapter from a library names its base by a name that is no folder."
     import peft.utils.save_and_load as saving
