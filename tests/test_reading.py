@@ -102,6 +102,7 @@ BAD = [  # content, name, place or None, words of the message
     (GOOD + b'{"prompt": "Hi", "tail": "x"}\n', "a.jsonl", "line 2", "needs instruction and response"),
     (GOOD + b'{"prompt": "  ", "response": "x"}\n', "a.jsonl", "line 2", "empty prompt"),
     (GOOD + b'{"prompt": "x", "response": "\\u0000"}\n', "a.jsonl", "line 2", "empty response"),
+    (GOOD + b'{"prompt": "x", "response": null}\n', "a.jsonl", "line 2", "empty response"),
     (GOOD + b'{"prompt": 3, "response": "x"}\n', "a.jsonl", "line 2", "int, not text"),
     (GOOD + b'{"prompt": ["x"], "response": {"a": 1}}\n', "a.jsonl", "line 2", "dict, not text"),
     (GOOD + b"17\n", "a.jsonl", "line 2", "int"),
