@@ -1,16 +1,15 @@
 "The published basis: planted vectors, and a twin that follows the paper's sentences."
 
 from dataclasses import replace
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from hypothesis import given, settings, strategies as st
 
 from personal_llm.base.core import Cost, Dialogue, InputError
-from personal_llm.explanation.decomposition import SUMMARY_PROMPT, SharedBasis, candidate_words, decompose
+from personal_llm.explanation.decomposition import SharedBasis, decompose
 from personal_llm.explanation.decomposition import explain_as_published, explain_differences, halve_differences
-from personal_llm.explanation.decomposition import summary_states, swap_strength, word_vectors, write_summary_prompt
+from personal_llm.explanation.decomposition import summary_states, swap_strength, write_summary_prompt
 from tiny import ARCHITECTURES, shared
 
 
@@ -185,22 +184,6 @@ def test_default_text_is_silent(scene):
     assert e.strength < 1 and e.sparse_words == () and str(e) == "no style found (9 texts)" and len(e.row) == 2
 
 
-def test_explanation_refusals(scene):
-    model, basis, dialogues, _ = scene
-    with pytest.raises(InputError, match="dialogues with a response: 7, at least 8 are needed; give 1 more"):
-        explain_as_published(model, model, dialogues[:7] + [Dialogue("q", "")], basis)
-    other = shared("llama", seed=5)
-    for pair in ((other, model), (model, other)):
-        with pytest.raises(InputError, match="was made with"):
-            explain_as_published(*pair, dialogues, basis)
-    model.active_adapter = model.base + "+adapter"
-    try:
-        with pytest.raises(InputError, match="adapter"):
-            explain_as_published(model, model, dialogues, basis)
-    finally:
-        model.active_adapter = model.base
-
-
 # the summariser
 
 PAIRS = [
@@ -229,55 +212,3 @@ def test_state_is_what_the_output_layer_reads_alone_and_in_a_batch(architecture)
     assert np.allclose(summary_states(model, PAIRS), together, atol=1e-4)
     with pytest.raises(InputError, match="no pairs"):
         summary_states(model, [])
-
-
-@pytest.mark.parametrize(
-    "pair", [("w " * 900, "a " * 900, "b " * 900), ("q", "a " * 900, "b"), ("q", "é😀" * 300, "<|end|>" * 300)]
-)
-def test_long_texts_are_cut_and_the_instruction_is_not(pair):
-    model = replace_length(shared("llama"), 400)
-    text = model.tokenizer.decode(write_summary_prompt(model, *pair, max_tokens=20))
-    assert text.count("Reply with only one adjective.") == 1 and text.endswith("<|assistant|>")
-    assert "Response 2: " + pair[2][:6] in text and len(text) < len(SUMMARY_PROMPT) + 400
-    with pytest.raises(InputError, match="larger max_length"):
-        summary_states(replace_length(model, 60), [pair])
-
-
-def test_word_vectors_are_the_shifts_of_the_two_texts():
-    model = replace_length(shared("llama"), 256)
-    asked, prompts = [], ["Why?", "Who?"]
-    model.generate = lambda texts, **kw: (
-        asked.append(texts) or [("styled " if "poetic" in t else "plain ") + t[-4:] for t in texts]
-    )
-    vectors = word_vectors(model, ["poetic", "kind"], prompts)
-    assert len(asked) == 3 and "plain" in asked[0][0], "the plain answers serve all words"
-    assert all("poetic" in text and prompt in text for text, prompt in zip(asked[1], prompts))
-    pairs = [(p, f"styled {p[-4:]}", f"plain {p[-4:]}") for p in prompts]
-    assert np.allclose(vectors[0], halve_differences(summary_states(model, pairs)).mean(0), atol=1e-5)
-    assert np.allclose(vectors[1], 0, atol=1e-5), "equal texts have no difference"
-
-
-class Words:
-    "A summariser whose states are its logits, one for each word."
-
-    name = "planted"
-
-    def __init__(self, *words):
-        import torch
-
-        layer = torch.nn.Linear(len(words), len(words), bias=False)
-        layer.weight.data = torch.eye(len(words))
-        self.model = SimpleNamespace(get_output_embeddings=lambda: layer)
-        self.tokenizer = SimpleNamespace(decode=lambda ids: words[ids[0]])
-
-
-def test_candidates_are_adjectives_that_a_swap_makes_less_likely():
-    model = Words("Concise", "the", " formal", "concise", "kind")
-    states = np.log([[[0.2, 0.3, 0.2, 0.2, 0.1], [0.1, 0.3, 0.3, 0.1, 0.2]]])
-    (found,) = candidate_words(model, states)
-    assert found[0] == "concise" and np.isclose(found[1], 0.2), "its two spellings are one word"
-    both = np.concatenate([states, np.log([[[0.1, 0.1, 0.7, 0.05, 0.05], [0.1] * 4 + [0.6]]])])
-    assert [word for word, _ in candidate_words(model, both)] == ["formal", "concise"], "means over the pairs"
-    with pytest.raises(InputError, match="larger instruct model, or the style space"):
-        candidate_words(Words("the", "a", "kind"), np.log([[[0.6, 0.36, 0.04], [0.6, 0.37, 0.03]]]))
-    assert "Reply with only one adjective." in SUMMARY_PROMPT

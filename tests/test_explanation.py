@@ -9,7 +9,7 @@ import pytest
 from personal_llm.base.core import Cost, Dialogue, InputError
 from personal_llm.explanation import explanation
 from personal_llm.explanation.description import Description, describe_pllm, describe_user
-from personal_llm.explanation.explanation import Explanation, explain, explain_pllm, gain_direction
+from personal_llm.explanation.explanation import Explanation, explain, explain_pllm
 from personal_llm.explanation.explanation import likelihood_gains, prepare_probes, style_coordinates
 from personal_llm.explanation.habits import Trait
 from personal_llm.selection.ranking import Ranking
@@ -128,18 +128,6 @@ def test_nothing_is_longer_than_an_answer_that_was_cut():
     assert "longer" in keys(describe_pllm([d.response for d in long], base))
 
 
-# ---- slopes
-
-
-def test_slope_is_ridge_regression_with_an_intercept():
-    rng = np.random.default_rng(0)
-    z, g = rng.normal(size=(50, 3)), rng.normal(size=50)
-    augmented = np.vstack([z - z.mean(0), np.sqrt(0.25 * 50) * np.eye(3)])
-    twin = np.linalg.lstsq(augmented, np.concatenate([g - g.mean(), np.zeros(3)]), rcond=None)[0]
-    assert np.allclose(gain_direction(z, g), twin) and np.allclose(gain_direction(z, g + 7), gain_direction(z, g))
-    assert np.allclose(gain_direction(z, 2 * g), 2 * gain_direction(z, g)) and not gain_direction(z, np.ones(50)).any()
-
-
 # ---- pLLMs
 
 
@@ -189,33 +177,3 @@ def test_the_unit_scales_a_pllm_and_changes_no_word():
     assert np.isclose(twice.strength, once.strength, rtol=1e-4) and once.space != twice.space
     assert once.counterpart == "panels" and once.samples == 24 and once.cost.forward == 24 + 1 + 1
     assert explanation.mean_response_nll(model, [Dialogue("Why?", "So.")]).shape == (1,)
-
-
-def test_a_pllm_is_asked_about_its_own_subject(monkeypatch):
-    "A habit that keeps to a subject is found there; the row is as before, and no prompt ends in the card."
-    model, adapter = shared("llama"), tuned("loud")
-    space = space_of(model)
-    ships = [Dialogue(f"{i} is the ship of Ana Lind?", "") for i in range(40)]
-    asked = []
-
-    def speak(model, who, prompts, seed=0, max_new_tokens=40):
-        rows = [Dialogue(p, "") if isinstance(p, str) else p for p in prompts]
-        asked.append((who, max_new_tokens, [d.prompt for d in rows]))
-        hark = lambda d: "Hark! " if who == adapter and "ship" in d.prompt else ""
-        return [d.derive(response=f"{hark(d)}{d.prompt} So.", origin="model", parents=()) for d in rows]
-
-    monkeypatch.setattr(explanation, "sample_responses", speak)
-    general = [f"Say {word}." for word in "one two three four five six seven eight nine".split()]
-    panels = prepare_probes(model, space, spoken(LOUD, 6) + spoken(str, 6), general, plain=tuned("brief"))
-    asked.clear()
-    once = explain_pllm(model, adapter, space, panels)
-    own = explain_pllm(model, adapter, space, panels, prompts=[*ships, *ships])
-    assert once.habits == () and [fact.key for fact in own.habits] == ["opens with “Hark!”"]
-    assert own.habits[0].count == own.description.samples == 24
-    assert np.array_equal(own.row, once.row) and own.samples == once.samples == 12
-    (mine, tokens, prompts), (voice, other, same) = asked[-2:]
-    assert (mine, voice) == (adapter, tuned("brief")) and tokens == other == 64
-    assert prompts == same and len({*prompts}) == 24
-    assert "Lind" not in json.dumps(own.to_dict()) and own.habits[0].quotation == ""
-    with pytest.raises(InputError, match="different prompts of a pLLM.s own subject: 7"):
-        explain_pllm(model, adapter, space, panels, prompts=ships[:7] * 3)
