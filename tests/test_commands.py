@@ -66,19 +66,6 @@ def test_a_second_file_goes_on_and_the_same_one_is_refused(home, mine, capsys):
     assert code == 0 and json.loads(out)["seen"] == 64 and err == "", "--quiet leaves no note"
 
 
-def test_another_model_is_refused(home, mine, tmp_path, capsys):
-    other = shutil.copytree(ASSETS / "pocket", tmp_path / "other")
-    from safetensors.torch import load_file, save_file
-
-    weights = load_file(other / "model.safetensors")
-    name = next(iter(weights))
-    save_file(weights | {name: weights[name] + 1}, other / "model.safetensors", metadata=dict(format="pt"))
-    before = snapshot(mine)
-    new = write(home / "new.jsonl", [dict(prompt=f"What is thing {i}?", response=f"A toy {i}.") for i in range(10)])
-    code, out, err = invoke(capsys, "personalize", "--data", new, "--out", mine, "--model", other, *BRIEF)
-    assert code == 2 and "made with the model pocket" in err and snapshot(mine) == before
-
-
 def test_forget_lists_and_asks(mine, capsys, monkeypatch):
     prompt = sqlite3.connect(mine / "memory.sqlite").execute("SELECT prompt FROM dialogues LIMIT 1").fetchone()[0]
     words = ("forget", "--out", mine, "--containing", prompt)
@@ -104,7 +91,7 @@ def test_everything_goes_even_from_a_damaged_folder(mine, capsys):
     (mine / "notes.txt").write_text("mine")
     assert "damaged" in fails(capsys, "status", "--out", mine)
     assert found(capsys, "forget", "--out", mine, "--everything", "--yes")["deleted"]
-    assert not (mine / "memory.sqlite").exists() and (mine / "notes.txt").exists()
+    assert [file.name for file in mine.iterdir() if file.name != ".lock"] == ["notes.txt"]
 
 
 def test_backup_and_export_write_new_files(home, mine, tmp_path, capsys):

@@ -9,7 +9,7 @@ from attempts import read_attempts
 from test_course_grading import COURSE
 
 from personal_llm.base.core import make_generator
-from personal_llm.course.submissions import code_cells, is_copy_of, long_statements, needed_cells, tasks_in
+from personal_llm.course.submissions import code_cells, is_copy_of, needed_cells, tasks_in
 
 LESSONS = range(1, 11)
 LESSON_CELLS = {n: code_cells(next(COURSE.glob(f"lesson_{n}_*.ipynb"))) for n in LESSONS}
@@ -60,15 +60,6 @@ def test_no_honest_notebook_is_accused():
     judged = [accused(n, cells) for n in LESSONS for cells in honest_notebooks(n)]
     assert len(RIGHT) >= 600 and len(judged) == 300
     assert sum(judged) == 0
-
-
-def test_one_or_two_long_answers_like_ours_accuse_nobody():
-    for n in LESSONS:
-        long = sorted(long_statements(SOLUTIONS[n]) - long_statements(LESSON_CELLS[n]), key=len)
-        for pair in (long[:2], long[-2:]):
-            cells = [cell for cell in SOLUTIONS[n] if long_statements([cell]) & set(pair)]
-            if len(long_statements(cells)) < 3:
-                assert not accused(n, cells)
 
 
 # ---- copies

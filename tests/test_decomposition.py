@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 from personal_llm.base.core import Cost, Dialogue, InputError
-from personal_llm.explanation.decomposition import SUMMARY_PROMPT, SharedBasis, decompose
+from personal_llm.explanation.decomposition import SharedBasis, decompose
 from personal_llm.explanation.decomposition import explain_as_published, explain_differences, halve_differences
 from personal_llm.explanation.decomposition import summary_states, swap_strength, write_summary_prompt
 from tiny import ARCHITECTURES, shared
@@ -212,15 +212,3 @@ def test_state_is_what_the_output_layer_reads_alone_and_in_a_batch(architecture)
     assert np.allclose(summary_states(model, PAIRS), together, atol=1e-4)
     with pytest.raises(InputError, match="no pairs"):
         summary_states(model, [])
-
-
-@pytest.mark.parametrize(
-    "pair", [("w " * 900, "a " * 900, "b " * 900), ("q", "a " * 900, "b"), ("q", "é😀" * 300, "<|end|>" * 300)]
-)
-def test_long_texts_are_cut_and_the_instruction_is_not(pair):
-    model = replace_length(shared("llama"), 400)
-    text = model.tokenizer.decode(write_summary_prompt(model, *pair, max_tokens=20))
-    assert text.count("Reply with only one adjective.") == 1 and text.endswith("<|assistant|>")
-    assert "Response 2: " + pair[2][:6] in text and len(text) < len(SUMMARY_PROMPT) + 400
-    with pytest.raises(InputError, match="larger max_length"):
-        summary_states(replace_length(model, 60), [pair])

@@ -14,7 +14,6 @@ from tiny import ARCHITECTURES, random_adapter, same, shared, weights
 from personal_llm.base.adapters import CONFIG_FILE, WEIGHTS_FILE, read_factors
 from personal_llm.base.core import Dialogue, InputError
 from personal_llm.base.models import load_model
-from personal_llm.base.replies import pair_neighbours
 from personal_llm.runtimes.export import choose_examples, format_messages, format_modelfile
 from personal_llm.runtimes.plugins import export_adapter
 from personal_llm.tuning.finetune import finetune
@@ -52,31 +51,6 @@ def test_an_adapter_that_cannot_be_merged_is_one_line(tmp_path):
     with pytest.raises(InputError, match="cannot be merged .*no bias"):
         export_adapter(shared("llama"), adapter, tmp_path / "whole", "merged")
     assert not (tmp_path / "whole").exists()
-
-
-def turn(x, position, is_neighbours):
-    "The rotary embedding of one head, written down pair by pair."
-    width, turned = len(x), x.clone()
-    for i in range(width // 2):
-        a, b = (2 * i, 2 * i + 1) if is_neighbours else (i, i + width // 2)
-        angle = torch.tensor(position / 10_000 ** (2 * i / width))
-        turned[a] = x[a] * torch.cos(angle) - x[b] * torch.sin(angle)
-        turned[b] = x[a] * torch.sin(angle) + x[b] * torch.cos(angle)
-    return turned
-
-
-def test_rows_in_the_other_order_give_the_same_attention():
-    torch.manual_seed(0)
-    heads, width, inputs = 3, 8, 5
-    Wq, Wk, x, y = (torch.randn(n, inputs) for n in (heads * width, heads * width, 1, 1))
-    q, k = Wq @ x[0], Wk @ y[0]
-    q_other, k_other = pair_neighbours(Wq, heads) @ x[0], pair_neighbours(Wk, heads) @ y[0]
-    for head in range(heads):
-        part = slice(head * width, (head + 1) * width)
-        ours = turn(q[part], 3, False) @ turn(k[part], 11, False)
-        theirs = turn(q_other[part], 3, True) @ turn(k_other[part], 11, True)
-        assert ours == pytest.approx(theirs.item(), rel=1e-4)
-        assert ours != pytest.approx((turn(q[part], 3, True) @ turn(k[part], 11, True)).item(), rel=1e-4)
 
 
 @pytest.mark.parametrize("target", ("gguf", "ollama"))

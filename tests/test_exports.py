@@ -488,13 +488,6 @@ def test_words_that_look_like_notices_stay(tmp_path):
         assert pairs(found) == [(text, "Ja")]
 
 
-def test_times():
-    assert parse_time("2024-01-15T10:30:45") == parse_time("2024-01-15T10:30:45Z") == 1705314645
-    assert parse_time("2024-01-15T11:30:45+01:00") == 1705314645
-    for value in (None, "", "soon", [], {}, "nan", float("inf"), 10**400, "9999999999999-01-01"):
-        assert parse_time(value) == 0
-
-
 NAMES = "role content message author parts parent children type text from from_id date sender uuid list messages "
 NAMES += "history currentId parentId annotation rating id"
 VALUES = st.recursive(

@@ -22,7 +22,6 @@ from personal_llm.device.forgetting import (
     fold,
     forget_dialogues,
     forget_everything,
-    list_everything,
     list_written,
     plan_forgetting,
 )
@@ -196,21 +195,6 @@ def test_before_a_time_and_everything():
     assert plan_forgetting(talks.state, before=2.0).dialogues == ("d0", "d1")
     state = forget_dialogues(talks.state, plan_forgetting(talks.state, everything=True))
     assert state.archive.dialogues == {} and len(state.buffer) == 0
-
-
-def test_everything_goes_from_a_damaged_folder_but_no_foreign_file(tmp_path):
-    talks = Talks(tmp_path)
-    talks.say("a", "Hello?", "Hi.")
-    talks.tune(0)
-    talks.state.archive.close()
-    file = tmp_path / ARCHIVE_FILE
-    file.write_bytes(file.read_bytes()[:3000])
-    (tmp_path / "letter.txt").write_text("mine")
-    (tmp_path / "personalize.json").write_text("{}")
-    listed = list_everything(tmp_path)
-    assert [Path(path).name for path in listed] == [ARCHIVE_FILE, "000", "personalize.json"]
-    assert forget_everything(tmp_path) == listed
-    assert [path.name for path in tmp_path.iterdir()] == ["letter.txt"]
 
 
 @pytest.mark.parametrize("name, head", [("memory.sqlite", b""), ("memory.sqlite", bytes(4096)), ("memory.db", None)])

@@ -6,9 +6,9 @@ import pytest
 
 from personal_llm.base.core import InputError
 from personal_llm.data import reading  # registers every format
-from personal_llm.data.formats import FORMATS, MAX_TURN_CHARACTERS, ParsedConversation, Turn, detect_format
-from personal_llm.data.formats import merge_turns, normalise_record, parse_record, register_format, remove_marks
-from personal_llm.data.formats import split_into_dialogues, split_opening
+from personal_llm.data.formats import FORMATS, MAX_TURN_CHARACTERS, ParsedConversation, detect_format
+from personal_llm.data.formats import normalise_record, parse_record, register_format, remove_marks
+from personal_llm.data.formats import split_into_dialogues
 
 
 def user(text):
@@ -139,12 +139,6 @@ def test_a_format_of_your_own_comes_first():
     finally:
         del FORMATS["mine"]
     assert detect_format(row) == "pairs"
-
-
-def test_turns_of_one_side_are_joined():
-    turns = [("user", "a", 3), ("user", " ", 4), ("user", "b", 5), ("assistant", "c", 6), ("assistant", "d", 7)]
-    merged = merge_turns([Turn(*turn) for turn in turns])
-    assert [turn[:3] for turn in merged] == [("user", "a\nb", 3.0), ("assistant", "c\nd", 6.0)]
 
 
 PICTURE = [dict(type="image_url", image_url=dict(url="data:image/png;base64,iVBO"))]
@@ -342,10 +336,3 @@ def test_a_value_of_the_wrong_kind_is_the_error_of_its_row():
             parse_record({}, "careless")
     finally:
         del FORMATS["careless"]
-
-
-def test_openings():
-    text = "One two three,\nfour five six seven eight\n\nnine."
-    assert split_opening(text) == ("One two three, four five six", "seven eight\n\nnine.")
-    with pytest.raises(InputError, match="more than 8 words"):
-        split_opening("one two three four five six seven eight")

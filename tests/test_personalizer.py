@@ -28,23 +28,6 @@ def make(model, folder=None, policy="fifo", capacity=4, **settings):
 # observe
 
 
-def test_the_folder_goes_on_where_it_was(model, tmp_path):
-    me = make(model, tmp_path, policy="reservoir")
-    me.observe_all(STREAM[:7], progress=False)
-    me.react(STREAM[6], "better", "In short: yes.", time=20.0)
-    before = [me.buffer.dialogues, me.buffer.seen, me.state.list_answered(), me.state.status()]
-    me.close()
-    again = Personalizer(model, folder=tmp_path, config=SHORT)
-    assert [again.buffer.dialogues, again.buffer.seen, again.state.list_answered(), again.state.status()] == before
-    once = make(model, policy="reservoir")
-    once.observe_all(STREAM[:7], progress=False)
-    once.react(STREAM[6], "better", "In short: yes.", time=20.0)
-    assert [d.kept for d in once.observe_all(STREAM[7:], False)] == [
-        d.kept for d in again.observe_all(STREAM[7:], False)
-    ]
-    again.close()
-
-
 def test_an_annotator_is_asked_as_far_as_the_budget_goes(model):
     asked = []
 
@@ -85,22 +68,6 @@ def test_an_annotator_that_fails_or_gives_no_answer_costs_nothing_else(model):
     silent = make(model, annotator=lambda dialogue: "", ask_when="arrival")
     silent.observe(STREAM[0])
     assert silent.cost.requests == 1 and silent.state.list_answered() == []
-
-
-def test_an_error_in_the_middle_leaves_archive_and_state_as_before(model, tmp_path):
-    class Broken(Exception):
-        pass
-
-    def annotate(dialogue):
-        raise KeyboardInterrupt
-
-    me = make(model, tmp_path, annotator=annotate, ask_when="arrival")
-    with pytest.raises(KeyboardInterrupt):
-        me.observe_all(STREAM[:3], progress=False)
-    assert len(me.archive.dialogues) == 0 and me.buffer.seen == 0 and me.state.pending == []
-    me.annotator = None
-    me.observe_all(STREAM[:3], progress=False)
-    assert me.buffer.seen == 3
 
 
 def test_the_strict_case_keeps_the_buffer_only(model, tmp_path):

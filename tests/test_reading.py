@@ -11,7 +11,7 @@ from test_formats import CHAT, PAIRS, RECORDS
 from personal_llm.base.core import Dialogue, InputError
 from personal_llm.base.files import ASSETS
 from personal_llm.data.formats import FORMATS, MAX_TURN_CHARACTERS
-from personal_llm.data.reading import as_dialogues, check_dialogues, dialogues_from_texts, load_samples, read_dialogues
+from personal_llm.data.reading import as_dialogues, check_dialogues, load_samples, read_dialogues
 from personal_llm.data.splits import get_dialogue_group, get_row_group, is_reserved
 
 GOOD = b'{"prompt": "Hi", "response": "Hello"}\n'
@@ -215,16 +215,6 @@ def test_a_message_of_ten_megabytes_is_cut_with_a_note(tmp_path, name):
     found = read_dialogues(tmp_path / name)
     assert len(found) == 1 and len(found[0].prompt) == MAX_TURN_CHARACTERS and found.num_truncated == 1
     assert f"texts cut to {MAX_TURN_CHARACTERS:,} characters: 1" in found.notes()
-
-
-def test_running_text():
-    long = "One two three four five six seven eight nine."
-    first, second = dialogues_from_texts([long, "short", long + " Ten."])
-    assert (first.prompt, first.response) == ("One two three four five six", "seven eight nine.")
-    assert (first.time, second.time) == (0, 1) and first.labels == dict(counterpart="continuations")
-    for texts in ([], ["short"]):
-        with pytest.raises(InputError):
-            dialogues_from_texts(texts)
 
 
 def test_values_that_are_not_a_list_of_dialogues():

@@ -16,6 +16,7 @@ from pathlib import Path
 from ..base.adapters import check_adapter
 from ..base.core import InputError
 from ..base.files import write_json
+from ..base.models import load_model
 from ..base.text import count_nouns, normalise_text
 from ..buffer.buffer import Buffer
 from ..data.reading import read_dialogues
@@ -178,7 +179,7 @@ def format_run(result: dict) -> list:  # lines
 def personalize(
     data,  # a file of chats, or dialogues in the order in which they happened
     out,  # folder of the archive: a new one, or an earlier one, which goes on
-    model,  # `Model`, or a function that loads it
+    model=load_model,  # `Model`, or a function that loads it
     annotator=None,  # dialogue -> better response, or None if the response is fine
     policy: str = None,  # of the buffer; by default that of the folder, or active
     capacity: int = None,  # bins of the buffer; by default those of the folder, or 32
