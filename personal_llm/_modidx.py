@@ -11,6 +11,7 @@ d = {
             "personal_llm.app.chat.handle": ("8_app/chat.html#handle", "personal_llm/app/chat.py"),
             "personal_llm.app.chat.has_waiting_line": ("8_app/chat.html#has_waiting_line", "personal_llm/app/chat.py"),
             "personal_llm.app.chat.is_terminal": ("8_app/chat.html#is_terminal", "personal_llm/app/chat.py"),
+            "personal_llm.app.chat.list_similar": ("8_app/chat.html#list_similar", "personal_llm/app/chat.py"),
             "personal_llm.app.chat.print_note": ("8_app/chat.html#print_note", "personal_llm/app/chat.py"),
             "personal_llm.app.chat.read_block": ("8_app/chat.html#read_block", "personal_llm/app/chat.py"),
             "personal_llm.app.chat.read_line": ("8_app/chat.html#read_line", "personal_llm/app/chat.py"),
@@ -54,6 +55,7 @@ d = {
             "personal_llm.app.cli.add_plugins": ("8_app/cli.html#add_plugins", "personal_llm/app/cli.py"),
             "personal_llm.app.cli.explain_error": ("8_app/cli.html#explain_error", "personal_llm/app/cli.py"),
             "personal_llm.app.cli.main": ("8_app/cli.html#main", "personal_llm/app/cli.py"),
+            "personal_llm.app.cli.name_option": ("8_app/cli.html#name_option", "personal_llm/app/cli.py"),
             "personal_llm.app.cli.serve": ("8_app/cli.html#serve", "personal_llm/app/cli.py"),
         },
         "personal_llm.app.commands": {
@@ -67,6 +69,10 @@ d = {
                 "personal_llm/app/commands.py",
             ),
             "personal_llm.app.commands.check": ("8_app/commands.html#check", "personal_llm/app/commands.py"),
+            "personal_llm.app.commands.confirm_deletion": (
+                "8_app/commands.html#confirm_deletion",
+                "personal_llm/app/commands.py",
+            ),
             "personal_llm.app.commands.demo": ("8_app/commands.html#demo", "personal_llm/app/commands.py"),
             "personal_llm.app.commands.evaluate": ("8_app/commands.html#evaluate", "personal_llm/app/commands.py"),
             "personal_llm.app.commands.export": ("8_app/commands.html#export", "personal_llm/app/commands.py"),
@@ -122,8 +128,8 @@ d = {
                 "8_app/library_commands.html#list_command",
                 "personal_llm/app/library_commands.py",
             ),
-            "personal_llm.app.library_commands.open_library_for": (
-                "8_app/library_commands.html#open_library_for",
+            "personal_llm.app.library_commands.load_with_library": (
+                "8_app/library_commands.html#load_with_library",
                 "personal_llm/app/library_commands.py",
             ),
             "personal_llm.app.library_commands.remove": (
@@ -209,7 +215,6 @@ d = {
             ),
             "personal_llm.app.server.Message": ("8_app/server.html#message", "personal_llm/app/server.py"),
             "personal_llm.app.server.Message.read": ("8_app/server.html#message.read", "personal_llm/app/server.py"),
-            "personal_llm.app.server.Panic": ("8_app/server.html#panic", "personal_llm/app/server.py"),
             "personal_llm.app.server.Part": ("8_app/server.html#part", "personal_llm/app/server.py"),
             "personal_llm.app.server.SessionThread": ("8_app/server.html#sessionthread", "personal_llm/app/server.py"),
             "personal_llm.app.server.SessionThread.__init__": (
@@ -272,10 +277,6 @@ d = {
                 "0_base/adapters.html#commit_adapter",
                 "personal_llm/base/adapters.py",
             ),
-            "personal_llm.base.adapters.concatenate_factors": (
-                "0_base/adapters.html#concatenate_factors",
-                "personal_llm/base/adapters.py",
-            ),
             "personal_llm.base.adapters.discard_on_error": (
                 "0_base/adapters.html#discard_on_error",
                 "personal_llm/base/adapters.py",
@@ -286,14 +287,6 @@ d = {
             ),
             "personal_llm.base.adapters.get_adapter_id": (
                 "0_base/adapters.html#get_adapter_id",
-                "personal_llm/base/adapters.py",
-            ),
-            "personal_llm.base.adapters.make_staging_folder": (
-                "0_base/adapters.html#make_staging_folder",
-                "personal_llm/base/adapters.py",
-            ),
-            "personal_llm.base.adapters.parse_adapter_card": (
-                "0_base/adapters.html#parse_adapter_card",
                 "personal_llm/base/adapters.py",
             ),
             "personal_llm.base.adapters.read_adapter_card": (
@@ -308,24 +301,12 @@ d = {
                 "0_base/adapters.html#read_lora_config",
                 "personal_llm/base/adapters.py",
             ),
-            "personal_llm.base.adapters.read_lora_settings": (
-                "0_base/adapters.html#read_lora_settings",
-                "personal_llm/base/adapters.py",
-            ),
             "personal_llm.base.adapters.remove_peft_layers": (
                 "0_base/adapters.html#remove_peft_layers",
                 "personal_llm/base/adapters.py",
             ),
             "personal_llm.base.adapters.stage_adapter": (
                 "0_base/adapters.html#stage_adapter",
-                "personal_llm/base/adapters.py",
-            ),
-            "personal_llm.base.adapters.truncate_factors": (
-                "0_base/adapters.html#truncate_factors",
-                "personal_llm/base/adapters.py",
-            ),
-            "personal_llm.base.adapters.write_adapter": (
-                "0_base/adapters.html#write_adapter",
                 "personal_llm/base/adapters.py",
             ),
         },
@@ -501,10 +482,6 @@ d = {
                 "0_base/loading.html#resolve_model",
                 "personal_llm/base/loading.py",
             ),
-            "personal_llm.base.loading.set_encoder": (
-                "0_base/loading.html#set_encoder",
-                "personal_llm/base/loading.py",
-            ),
             "personal_llm.base.loading.tie_tables": ("0_base/loading.html#tie_tables", "personal_llm/base/loading.py"),
             "personal_llm.base.loading.time_product": (
                 "0_base/loading.html#time_product",
@@ -546,6 +523,10 @@ d = {
                 "personal_llm/base/models.py",
             ),
             "personal_llm.base.models.Model.clone": ("0_base/models.html#model.clone", "personal_llm/base/models.py"),
+            "personal_llm.base.models.Model.continue_rows": (
+                "0_base/models.html#model.continue_rows",
+                "personal_llm/base/models.py",
+            ),
             "personal_llm.base.models.Model.count_tokens": (
                 "0_base/models.html#model.count_tokens",
                 "personal_llm/base/models.py",
@@ -554,6 +535,10 @@ d = {
             "personal_llm.base.models.Model.encode": ("0_base/models.html#model.encode", "personal_llm/base/models.py"),
             "personal_llm.base.models.Model.encode_prompts": (
                 "0_base/models.html#model.encode_prompts",
+                "personal_llm/base/models.py",
+            ),
+            "personal_llm.base.models.Model.find_end_tokens": (
+                "0_base/models.html#model.find_end_tokens",
                 "personal_llm/base/models.py",
             ),
             "personal_llm.base.models.Model.generate": (
@@ -590,16 +575,7 @@ d = {
                 "0_base/models.html#compute_token_losses",
                 "personal_llm/base/models.py",
             ),
-            "personal_llm.base.models.find_end_tokens": (
-                "0_base/models.html#find_end_tokens",
-                "personal_llm/base/models.py",
-            ),
-            "personal_llm.base.models.find_unused_tokens": (
-                "0_base/models.html#find_unused_tokens",
-                "personal_llm/base/models.py",
-            ),
             "personal_llm.base.models.load_model": ("0_base/models.html#load_model", "personal_llm/base/models.py"),
-            "personal_llm.base.models.load_network": ("0_base/models.html#load_network", "personal_llm/base/models.py"),
             "personal_llm.base.models.mean_response_nll": (
                 "0_base/models.html#mean_response_nll",
                 "personal_llm/base/models.py",
@@ -630,14 +606,6 @@ d = {
             ),
             "personal_llm.base.replies.LlamaCpp.write": (
                 "0_base/replies.html#llamacpp.write",
-                "personal_llm/base/replies.py",
-            ),
-            "personal_llm.base.replies.Model.reply_once": (
-                "0_base/replies.html#model.reply_once",
-                "personal_llm/base/replies.py",
-            ),
-            "personal_llm.base.replies.Model.stream": (
-                "0_base/replies.html#model.stream",
                 "personal_llm/base/replies.py",
             ),
             "personal_llm.base.replies.ReplyOptions": (
@@ -2247,6 +2215,10 @@ d = {
                 "personal_llm/data/formats.py",
             ),
             "personal_llm.data.formats.find_field": ("1_data/formats.html#find_field", "personal_llm/data/formats.py"),
+            "personal_llm.data.formats.is_rated_down": (
+                "1_data/formats.html#is_rated_down",
+                "personal_llm/data/formats.py",
+            ),
             "personal_llm.data.formats.merge_turns": (
                 "1_data/formats.html#merge_turns",
                 "personal_llm/data/formats.py",
@@ -2261,10 +2233,6 @@ d = {
             ),
             "personal_llm.data.formats.parse_preference": (
                 "1_data/formats.html#parse_preference",
-                "personal_llm/data/formats.py",
-            ),
-            "personal_llm.data.formats.parse_reactions": (
-                "1_data/formats.html#parse_reactions",
                 "personal_llm/data/formats.py",
             ),
             "personal_llm.data.formats.parse_record": (
@@ -2576,7 +2544,6 @@ d = {
                 "6_device/archive.html#restore_history",
                 "personal_llm/device/archive.py",
             ),
-            "personal_llm.device.archive.search": ("6_device/archive.html#search", "personal_llm/device/archive.py"),
             "personal_llm.device.archive.shorten_history": (
                 "6_device/archive.html#shorten_history",
                 "personal_llm/device/archive.py",
@@ -2805,10 +2772,6 @@ d = {
         "personal_llm.device.learning": {
             "personal_llm.device.learning.PreparedRound": (
                 "6_device/learning.html#preparedround",
-                "personal_llm/device/learning.py",
-            ),
-            "personal_llm.device.learning.check_start": (
-                "6_device/learning.html#check_start",
                 "personal_llm/device/learning.py",
             ),
             "personal_llm.device.learning.choose_start": (
@@ -3775,12 +3738,36 @@ d = {
                 "experiments/summary.html#judge_gain",
                 "personal_llm/experiments/summary.py",
             ),
+            "personal_llm.experiments.summary.judge_interval": (
+                "experiments/summary.html#judge_interval",
+                "personal_llm/experiments/summary.py",
+            ),
             "personal_llm.experiments.summary.judge_length": (
                 "experiments/summary.html#judge_length",
                 "personal_llm/experiments/summary.py",
             ),
+            "personal_llm.experiments.summary.judge_levels": (
+                "experiments/summary.html#judge_levels",
+                "personal_llm/experiments/summary.py",
+            ),
+            "personal_llm.experiments.summary.judge_published": (
+                "experiments/summary.html#judge_published",
+                "personal_llm/experiments/summary.py",
+            ),
             "personal_llm.experiments.summary.judge_ratio": (
                 "experiments/summary.html#judge_ratio",
+                "personal_llm/experiments/summary.py",
+            ),
+            "personal_llm.experiments.summary.judge_rewrites": (
+                "experiments/summary.html#judge_rewrites",
+                "personal_llm/experiments/summary.py",
+            ),
+            "personal_llm.experiments.summary.judge_runs": (
+                "experiments/summary.html#judge_runs",
+                "personal_llm/experiments/summary.py",
+            ),
+            "personal_llm.experiments.summary.judge_same": (
+                "experiments/summary.html#judge_same",
                 "personal_llm/experiments/summary.py",
             ),
             "personal_llm.experiments.summary.judge_scores": (
@@ -3801,6 +3788,10 @@ d = {
             ),
             "personal_llm.experiments.summary.measure_right": (
                 "experiments/summary.html#measure_right",
+                "personal_llm/experiments/summary.py",
+            ),
+            "personal_llm.experiments.summary.read_runs": (
+                "experiments/summary.html#read_runs",
                 "personal_llm/experiments/summary.py",
             ),
         },
@@ -3875,16 +3866,8 @@ d = {
                 "4_explanation/decomposition.html#decomposition",
                 "personal_llm/explanation/decomposition.py",
             ),
-            "personal_llm.explanation.decomposition.Decomposition.__str__": (
-                "4_explanation/decomposition.html#decomposition.__str__",
-                "personal_llm/explanation/decomposition.py",
-            ),
             "personal_llm.explanation.decomposition.SharedBasis": (
                 "4_explanation/decomposition.html#sharedbasis",
-                "personal_llm/explanation/decomposition.py",
-            ),
-            "personal_llm.explanation.decomposition.SharedBasis.columns": (
-                "4_explanation/decomposition.html#sharedbasis.columns",
                 "personal_llm/explanation/decomposition.py",
             ),
             "personal_llm.explanation.decomposition.SharedBasis.coordinates": (
@@ -3893,10 +3876,6 @@ d = {
             ),
             "personal_llm.explanation.decomposition.SharedBasis.grow": (
                 "4_explanation/decomposition.html#sharedbasis.grow",
-                "personal_llm/explanation/decomposition.py",
-            ),
-            "personal_llm.explanation.decomposition.SharedBasis.width": (
-                "4_explanation/decomposition.html#sharedbasis.width",
                 "personal_llm/explanation/decomposition.py",
             ),
             "personal_llm.explanation.decomposition._require_base": (
@@ -3989,10 +3968,6 @@ d = {
             ),
             "personal_llm.explanation.explanation.Explanation.__str__": (
                 "4_explanation/explanation.html#explanation.__str__",
-                "personal_llm/explanation/explanation.py",
-            ),
-            "personal_llm.explanation.explanation.Explanation.format_sparse_words": (
-                "4_explanation/explanation.html#explanation.format_sparse_words",
                 "personal_llm/explanation/explanation.py",
             ),
             "personal_llm.explanation.explanation.Explanation.from_dict": (
@@ -4163,14 +4138,6 @@ d = {
             ),
             "personal_llm.explanation.habits.is_longer": (
                 "4_explanation/habits.html#is_longer",
-                "personal_llm/explanation/habits.py",
-            ),
-            "personal_llm.explanation.habits.is_lower_case": (
-                "4_explanation/habits.html#is_lower_case",
-                "personal_llm/explanation/habits.py",
-            ),
-            "personal_llm.explanation.habits.is_one_sentence": (
-                "4_explanation/habits.html#is_one_sentence",
                 "personal_llm/explanation/habits.py",
             ),
             "personal_llm.explanation.habits.load_topic_words": (
@@ -4856,10 +4823,6 @@ d = {
                 "recipes/style_space.html#space_table",
                 "personal_llm/recipes/style_space.py",
             ),
-            "personal_llm.recipes.style_space.with_habits": (
-                "recipes/style_space.html#with_habits",
-                "personal_llm/recipes/style_space.py",
-            ),
             "personal_llm.recipes.style_space.word_blends": (
                 "recipes/style_space.html#word_blends",
                 "personal_llm/recipes/style_space.py",
@@ -4932,11 +4895,6 @@ d = {
                 "7_runtimes/audit.html#membership.__str__",
                 "personal_llm/runtimes/audit.py",
             ),
-            "personal_llm.runtimes.audit.Overlap": ("7_runtimes/audit.html#overlap", "personal_llm/runtimes/audit.py"),
-            "personal_llm.runtimes.audit.collect_ngrams": (
-                "7_runtimes/audit.html#collect_ngrams",
-                "personal_llm/runtimes/audit.py",
-            ),
             "personal_llm.runtimes.audit.compute_advantage": (
                 "7_runtimes/audit.html#compute_advantage",
                 "personal_llm/runtimes/audit.py",
@@ -4947,10 +4905,6 @@ d = {
             ),
             "personal_llm.runtimes.audit.measure_membership": (
                 "7_runtimes/audit.html#measure_membership",
-                "personal_llm/runtimes/audit.py",
-            ),
-            "personal_llm.runtimes.audit.measure_overlap": (
-                "7_runtimes/audit.html#measure_overlap",
                 "personal_llm/runtimes/audit.py",
             ),
             "personal_llm.runtimes.audit.score_membership": (
@@ -5263,10 +5217,6 @@ d = {
                 "5_selection/library.html#is_library_address",
                 "personal_llm/selection/library.py",
             ),
-            "personal_llm.selection.library.load_space": (
-                "5_selection/library.html#load_space",
-                "personal_llm/selection/library.py",
-            ),
             "personal_llm.selection.library.make_printable": (
                 "5_selection/library.html#make_printable",
                 "personal_llm/selection/library.py",
@@ -5335,10 +5285,6 @@ d = {
                 "5_selection/ranking.html#selectionrequest",
                 "personal_llm/selection/ranking.py",
             ),
-            "personal_llm.selection.ranking.compute_mean_loss": (
-                "5_selection/ranking.html#compute_mean_loss",
-                "personal_llm/selection/ranking.py",
-            ),
             "personal_llm.selection.ranking.cosine_distance": (
                 "5_selection/ranking.html#cosine_distance",
                 "personal_llm/selection/ranking.py",
@@ -5377,10 +5323,6 @@ d = {
         "personal_llm.selection.warm_start": {
             "personal_llm.selection.warm_start.WarmStart": (
                 "5_selection/warm_start.html#warmstart",
-                "personal_llm/selection/warm_start.py",
-            ),
-            "personal_llm.selection.warm_start.WarmStart.__str__": (
-                "5_selection/warm_start.html#warmstart.__str__",
                 "personal_llm/selection/warm_start.py",
             ),
             "personal_llm.selection.warm_start.WarmStart.to_dict": (

@@ -1,11 +1,5 @@
 """Answers as learners would type them: `course_attempts.txt`, and the verdicts on them.
 
-About half were written from the lessons alone, before the checks were read. The last 152 answers, to seven tasks that
-let wrong answers pass, were written with the checks open. The answers to lesson 9 were written after
-their checks, so they measure those checks less strictly. Hundreds more were written with the checks open, to get wrong
-answers through; the checks were mended after them. The 100 answers to lesson 10 were written before its checks, by the
-author of both. `course_attempts_unseen.txt` holds 892 answers of an author who had not read any check.
-
 A line `== 3 idd` names a lesson and a task. `+` begins a right answer, `-` a wrong one, as a learner would type it.
 Lines that are indented belong to the answer above them.
 """

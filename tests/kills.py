@@ -64,14 +64,3 @@ def killed_at(step, work) -> bool:
     code = ended(child)
     assert code in (0, 9), f"the work failed at operation {step}"
     return code == 9
-
-
-def every_kill(new_folder, work, check) -> list:
-    "Kill the work at each of its file operations in turn; what `check(folder, step)` says of each."
-    found, step, died = [], 0, True
-    while died:
-        folder = new_folder(step)
-        died = killed_at(step, lambda: work(folder))
-        found.append(check(folder, step))
-        step += 1
-    return found

@@ -11,7 +11,7 @@ import pytest
 import torch
 from kills import killed_at
 from safetensors.torch import load_file, save_file
-from tiny import random_adapter, same, tiny, weights
+from tiny import break_seal, random_adapter, same, tiny, weights, write_adapter
 
 from personal_llm.base.adapters import (
     ADAPTER_CARD_FILE,
@@ -21,25 +21,22 @@ from personal_llm.base.adapters import (
     get_adapter_id,
     attach_adapter,
     check_adapter,
-    parse_adapter_card,
-    make_staging_folder,
     commit_adapter,
     read_adapter_card,
+    read_factors,
+    factor_inner_product,
+    read_lora_config,
     stage_adapter,
-    write_adapter,
 )
 from personal_llm.base.core import Cost, InputError
 
 FILES = sorted([ADAPTER_CARD_FILE, CONFIG_FILE, WEIGHTS_FILE])
-SETTINGS = dict(peft_type="LORA", task_type="CAUSAL_LM")
 
 
 def write(out, name, rank=1):
     "An adapter whose three files all tell which one it is."
     pair = torch.full((rank, 3), float(rank)), torch.full((3, rank), float(rank))
-    return write_adapter(
-        dict(layer=pair), SETTINGS, out, base="base-1", parents=(name,), cost=Cost(tokens=rank), about=name
-    )
+    return write_adapter(out, dict(layer=pair), parents=(name,), cost=Cost(tokens=rank), notes=dict(about=name))
 
 
 def which(folder) -> str:
@@ -73,9 +70,7 @@ def test_a_card_comes_back(tmp_path):
         seed=3,
         notes=dict(weights=dict(a=0.5)),
     )
-    stage = make_staging_folder(full.path)
-    save_file({}, stage / WEIGHTS_FILE)
-    (stage / CONFIG_FILE).write_text("{}")
+    stage = stage_adapter(full.path, lambda folder: [(folder / name).touch() for name in (WEIGHTS_FILE, CONFIG_FILE)])
     assert commit_adapter(stage, full) is full and Adapter.load(full.path) == full
     card = read_adapter_card(full.path)
     assert card["weights"] == dict(a=0.5) and "path" not in card and "notes" not in card
@@ -85,9 +80,10 @@ def test_a_card_comes_back(tmp_path):
     assert Adapter.load(moved).nbytes == sum(os.path.getsize(moved / name) for name in FILES)
 
 
-def test_cards_of_earlier_versions_are_read(tmp_path):
+def test_cards_of_earlier_versions_are_read(old):
     row = dict(base="b", parents=["x"], cost={}, history=[[1, 2.0, None]], start_loss=None, best_loss=None, path="")
-    found = parse_adapter_card(tmp_path, row | dict(error=0.1))
+    (old.path / ADAPTER_CARD_FILE).write_text(json.dumps(row | dict(error=0.1)))
+    found = Adapter.load(old.path)
     assert (found.base, found.parents, found.history) == ("b", ("x",), ((1, 2.0, None),))
     assert found.notes["error"] == 0.1 and found.num_validation_dialogues is None
 
@@ -196,7 +192,7 @@ def test_an_adapter_that_does_not_fit_leaves_the_model_bare(how, model, fitting,
 def test_trained_layers_are_staged_and_come_back(model, fitting, tmp_path):
     adapted = attach_adapter(model.model, fitting, trainable=True)
     assert any(p.requires_grad for p in adapted.parameters())
-    stage = stage_adapter(adapted, tmp_path / "out")
+    stage = stage_adapter(tmp_path / "out", adapted.save_pretrained)
     assert adapted.unload() is model.model and not (tmp_path / "out" / WEIGHTS_FILE).exists()
     commit_adapter(stage, Adapter(tmp_path / "out", model.base))
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == FILES
@@ -309,7 +305,7 @@ def test_unfinished_files_of_others_stay(tmp_path):
 def test_only_the_owner_reads_it(model, fitting, tmp_path):
     out = tmp_path / "deep" / "adapter"
     adapted = attach_adapter(model.model, fitting)
-    stage = stage_adapter(adapted, out)
+    stage = stage_adapter(out, adapted.save_pretrained)
     adapted.unload()
     assert oct(stage.stat().st_mode & 0o777) == "0o700"
     commit_adapter(stage, Adapter(out, model.base))
@@ -393,3 +389,99 @@ def test_what_is_no_lora_is_refused(kind, tmp_path):
         with model.use_adapter(tmp_path):
             pass
     assert not any("lora" in name for name, _ in model.model.named_modules())
+
+
+# ---- the factors of plain LoRA
+
+
+SHAPES = dict(first=(5, 3), second=(4, 6))  # module -> (out, in)
+
+
+def random_pairs(rank, seed, modules=SHAPES):
+    draw = torch.Generator().manual_seed(seed)
+    return {
+        name: (torch.randn(rank, width, generator=draw), torch.randn(height, rank, generator=draw))
+        for name, (height, width) in modules.items()
+    }
+
+
+@pytest.fixture
+def plain(tmp_path):
+    "An adapter of rank 2 of which nothing checks the id."
+    folder = write_adapter(tmp_path / "plain", random_pairs(2, 0)).path
+    break_seal(folder)
+    return folder
+
+
+@pytest.mark.parametrize("rank, other_rank, seed", [(1, 1, 0), (4, 1, 1), (2, 3, 2)])
+def test_inner_product_of_the_changes(rank, other_rank, seed):
+    one, other = random_pairs(rank, seed), random_pairs(other_rank, seed + 1, dict(second=(4, 6)))
+    (A, B), (A2, B2) = one["second"], other["second"]
+    expected = ((B @ A) * (B2 @ A2)).sum().item()
+    assert factor_inner_product(one, other) == pytest.approx(expected, rel=1e-4, abs=1e-4)
+    assert factor_inner_product(other, one) == pytest.approx(expected, rel=1e-4, abs=1e-4)
+    assert factor_inner_product(one, dict(elsewhere=one["first"])) == 0
+
+
+def change_config(folder, **changes):
+    config = json.loads((folder / CONFIG_FILE).read_text())
+    (folder / CONFIG_FILE).write_text(json.dumps(config | changes))
+
+
+def test_alpha_is_in_the_factors(plain):
+    A, B = read_factors(plain)["first"]
+    change_config(plain, lora_alpha=6)
+    assert torch.allclose(read_factors(plain)["first"][1], 3 * B) and torch.equal(read_factors(plain)["first"][0], A)
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        dict(use_rslora=True),
+        dict(use_dora=True),
+        dict(lora_bias=True),
+        dict(bias="all"),
+        dict(modules_to_save=["lm_head"]),
+        dict(rank_pattern=dict(first=3)),
+        dict(init_lora_weights="pissa"),
+        dict(something_new=5),
+        dict(peft_type="IA3"),
+        dict(r=0),
+        dict(r=True),
+        dict(r="2"),
+        dict(lora_alpha=float("nan")),
+        dict(lora_alpha=None),
+    ],
+    ids=str,
+)
+def test_what_is_no_plain_lora_is_refused(odd, plain):
+    change_config(plain, **odd)
+    with pytest.raises(InputError, match="adapter_config.json: .*(only|is not|must be)"):
+        read_factors(plain)
+
+
+@pytest.mark.parametrize("content", ["{", "[]", "[" * 100_000, "null"], ids=range(4))
+def test_settings_that_are_damaged_are_one_line(content, plain):
+    (plain / CONFIG_FILE).write_text(content)
+    with pytest.raises(InputError, match="adapter_config.json"):
+        read_lora_config(plain)
+
+
+def test_matrices_that_are_damaged_are_one_line(plain):
+    good = load_file(plain / WEIGHTS_FILE)
+    name = "first.lora_A.weight"
+    cases = {
+        "more or less": {key: x for key, x in good.items() if key != name},
+        "more or less than pairs": good | {"first.bias": torch.ones(1)},
+        "more or less than": {},
+        "rank should be 2": good | {name: torch.ones(3, 3)},
+        "has factors": good | {name: torch.ones(2)},
+        "not finite": good | {name: torch.full((2, 3), float("nan"))},
+    }
+    for says, tensors in cases.items():
+        save_file(tensors, plain / WEIGHTS_FILE)
+        with pytest.raises(InputError, match=says):
+            read_factors(plain)
+    (plain / WEIGHTS_FILE).write_bytes(b"garbage")
+    with pytest.raises(InputError, match="damaged"):
+        read_factors(plain)

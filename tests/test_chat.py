@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from personal_llm.app import chat
-from personal_llm.app.chat import ask_at_terminal, handle, run_chat
+from personal_llm.app.chat import ask_at_terminal, handle
 from personal_llm.base.core import Dialogue
 from personal_llm.base.models import load_model
 from personal_llm.device.chat import ChatSession
@@ -42,22 +42,20 @@ def test_a_correction_is_read_by_the_next_reply(session):
     write(session, "/new")
     write(session, "What is a good breakfast today?")
     assert "your answer to “What is a good breakfast?”: Porridge" in write(session, "/why")
-    assert "similarity" in write(session, "/why --verbose")
+    assert "similarity to “What is a good breakfast?”" in write(session, "/why --verbose")
+    write(session, "/new")
+    write(session, "Zebra!")
+    assert write(session, "/why") == "the reply read this talk only"
+    assert "similarity to “What is a good breakfast?”" in write(session, "/why --verbose"), "also what was not read"
 
 
 @pytest.mark.parametrize(
-    "line", ["/dance", "/new talk", "/forget", "/up", "/better x", "/why", "/unlearn", "/learn", "/style"]
+    "line",
+    ["/dance", "/new talk", "/forget", "/up", "/better x", "/why", "/unlearn", "/learn", "/style", "/wish caf\udce9"],
 )
 def test_a_mistake_is_one_line_and_changes_nothing(session, line):
     assert len(write(session, line).splitlines()) == 1
     assert session.turns == [] and session.me.rounds == []
-
-
-def test_a_block_ends_with_an_empty_line(session, monkeypatch):
-    write(session, "What is tea?")
-    type_lines(monkeypatch, "A drink\nof leaves.\n\nmore\n")
-    write(session, "/better\n")
-    assert session.turns[0].response == "A drink\nof leaves." and sys.stdin.readline() == "more\n"
 
 
 def test_a_wish_is_read_by_every_reply_until_it_is_empty(session, monkeypatch):
@@ -117,28 +115,6 @@ def test_an_empty_line_approves_at_a_terminal_only(session, monkeypatch, at_term
     type_lines(monkeypatch, "", at_terminal)
     write(session, "\n")
     assert (session.turns[0].origin == "approved") == at_terminal
-
-
-def test_forget_lists_and_asks(session, monkeypatch, capsys):
-    write(session, "I have a dog, Biscuit.")
-    write(session, "/new")
-    write(session, "What is the capital of Italy?")
-    assert "no stored turn" in write(session, "/forget parrot")
-    type_lines(monkeypatch, "n\ny\n")
-    assert "nothing was deleted" in write(session, "/forget biscuit")
-    assert "dialogue: I have a dog" in capsys.readouterr().out
-    assert write(session, "/forget biscuit") == "deleted"
-    content = b"".join(file.read_bytes() for file in session.me.folder.glob("memory.sqlite*"))
-    assert b"Biscuit" not in content and len(session.me.archive.dialogues) == 1
-
-
-def test_a_talk_from_a_pipe_goes_on_tomorrow(model, tmp_path, monkeypatch, capsys):
-    type_lines(monkeypatch, "What is tea?\n/better A drink.\n/quit\nnever read\n")
-    run_chat(ChatSession(model, tmp_path))
-    type_lines(monkeypatch, "/status\n")
-    run_chat(ChatSession(model, tmp_path))
-    output = capsys.readouterr()
-    assert "stored     1" in output.out and "/help lists" in output.err
 
 
 def test_ctrl_c_ends_a_reply_and_stores_no_turn(session, monkeypatch, capsys):

@@ -5,11 +5,11 @@ import threading
 import pytest
 
 from personal_llm.base import replies
-from personal_llm.base.core import Dialogue, InputError
+from personal_llm.base.core import InputError
 from personal_llm.base.models import load_model
 from personal_llm.base.replies import ReplyOptions
 from personal_llm.device import personalizer
-from personal_llm.device.chat import BackgroundWork, ChatSession, clean_text, describe_error
+from personal_llm.device.chat import ChatSession, clean_text, describe_error
 from personal_llm.tuning.config import TuningConfig
 
 FEW = ReplyOptions(max_tokens=5)
@@ -74,20 +74,6 @@ def test_a_program_brings_its_own_history(model):
     assert len(session.me.archive.dialogues) == 2
 
 
-def test_talks(model):
-    session = open_chat(model)
-    say(session, "Hello")
-    first = session.talk
-    session.open_talk()
-    say(session, "A new subject")
-    assert session.recalled.dialogue.history == ()
-    session.open_talk(first)
-    assert [d.prompt for d in session.turns] == ["Hello"]
-    assert list(session.me.state.list_talks()) == [first, next(k for k in session.me.state.list_talks() if k != first)]
-    with pytest.raises(InputError, match="not stored"):
-        session.open_talk("unknown")
-
-
 def test_a_correction_is_read_at_once_and_named_as_the_source(model):
     session = open_chat(model)
     say(session, "Is seven a prime number?")
@@ -103,15 +89,6 @@ def test_a_correction_is_read_at_once_and_named_as_the_source(model):
         session.react("better", "")
     with pytest.raises(InputError, match="write something first"):
         open_chat(model).react("up")
-
-
-def test_turns_are_scored_when_the_chat_is_idle(model):
-    session = open_chat(model, ask_when="freeze")
-    say(session, "Hello")
-    assert session.me.state.pending and len(session.me.buffer) == 0
-    session.score_in_background()
-    session.collect(waits=True)
-    assert session.me.state.pending == [] and len(session.me.buffer) == 1
 
 
 def test_the_policy_asks_about_a_turn_and_the_answer_closes_the_question(model):
@@ -140,22 +117,6 @@ def test_a_new_message_leaves_a_question_without_an_answer(model):
     assert session.question is not None
     say(session, "Let us go on")
     assert session.question is None and len(session.me.buffer) == 1
-
-
-def test_learning_in_the_background_and_back(model, tmp_path):
-    with open_chat(model, tmp_path) as session:
-        with pytest.raises(InputError, match="nothing to learn"):
-            session.learn()
-        say(session, "Is seven a prime number?")
-        session.react("better", "In short: yes.")
-        session.learn()
-        with pytest.raises(InputError, match="is running"):
-            session.learn()
-        say(session, "Go on meanwhile")
-        session.finish_learning()
-        assert any(line.startswith("learned:") for line in session.pop_messages())
-        assert session.me.adapter is not None and len(session.me.rounds) == 1
-        assert session.undo_learning() and session.me.adapter is None
 
 
 def test_a_fine_tune_that_is_stopped_leaves_nothing(model, tmp_path):
@@ -202,14 +163,6 @@ def test_whatever_a_thread_raises_is_one_message(model, tmp_path, monkeypatch, e
         session.score_in_background()
         assert session.scoring is None and len(session.pop_messages()) == 1
         assert session.me.state.pending, "they are scored another time"
-
-
-def test_an_error_becomes_one_line_with_its_name_if_it_has_no_words():
-    assert [describe_error(error) for error in ERRORS] == [
-        "the disk is full; free some space",
-        "MemoryError",
-        "Panic: index out of range",
-    ]
 
 
 @pytest.mark.parametrize("error", ERRORS, ids=lambda error: type(error).__name__)
@@ -273,29 +226,20 @@ def test_a_message_that_comes_while_the_thread_scores_is_neither_lost_nor_raced(
         assert [d.prompt for d in again.turns] == ["Is seven a prime number?", "Go on meanwhile"]
 
 
-def test_forgetting_lists_first(model, tmp_path):
-    with open_chat(model, tmp_path) as session:
-        say(session, "I have a dog, Biscuit.")
-        say(session, "I am allergic to peanuts.")
-        plan = session.forget("biscuit", dry=True)
-        assert len(session.turns) == 2 and len(plan.dialogues) == 1 and len(plan.replies) == 1
-        session.forget("biscuit")
-        assert [d.prompt for d in session.turns] == ["I am allergic to peanuts."]
-        assert session.turns[0].response == ""
-        say(session, "Which snack can I take?")
-        assert all("Biscuit" not in text for _, text in session.recalled.dialogue.history)
-
-
-def test_work_on_a_copy_leaves_the_model_as_it_is(model):
-    work = BackgroundWork(model, lambda copy: copy is not model and copy.nll([Dialogue("Hi", "Hello")])[0][1])
-    work.thread.join()
-    assert work.error is None and work.result > 0 and work.model is None
-    failing = BackgroundWork(model, lambda copy: 1 / 0)
-    failing.thread.join()
-    assert isinstance(failing.error, ZeroDivisionError)
-
-
-def test_control_characters_become_spaces():
+def test_control_characters_become_spaces_and_what_is_no_utf_8_is_refused(model):
     assert clean_text("a\x1b[2J\r\nb\tc\x00") == "a [2J\nb\tc"
-    with pytest.raises(InputError):
-        clean_text(None)
+    session = open_chat(model)
+    for write in (clean_text, lambda text: say(session, text), lambda text: session.react("wish", text)):
+        with pytest.raises(InputError, match="not UTF-8; nothing of it was stored"):
+            write("caf\udce9")
+    assert session.turns == [] and session.me.state.wish == ""
+
+
+def test_an_answer_that_no_reply_can_read_is_stored_with_a_message(model):
+    session = open_chat(model)
+    say(session, "Is seven a prime number?")
+    session.react("better", "In short: yes. " * 2)
+    assert session.pop_messages() == []
+    session.react("better", "In short: yes. " * 400)
+    (line,) = session.pop_messages()
+    assert "no reply reads it, because 1200 are the most" in line

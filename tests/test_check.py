@@ -24,19 +24,6 @@ def test_check_is_ok(architecture, template):
     assert same(model, before)
 
 
-def test_a_template_without_an_end_token():
-    model = tiny("llama")
-    model.tokenizer.chat_template = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}"
-    assert not found(model)["end token"] and found(model)["template"]
-
-
-def test_a_template_that_loses_the_prompt():
-    model = tiny("llama")
-    model.tokenizer.chat_template = "{{ messages[-1]['content'] }}<|end|>"
-    report = check_model(model)
-    assert not found(model)["template"] and "drops" in str(report) and not report.ok
-
-
 def test_a_wrong_padding():
     "A model that looks at the padding: its attention mask is thrown away and padding stands on the left."
     model = tiny("llama")
@@ -84,12 +71,6 @@ def test_an_adapter_that_is_not_what_was_saved(monkeypatch):
     losses = model.nll([])
     monkeypatch.setattr("personal_llm.base.models.attach_adapter", half)
     assert not found(model)["adapter round trip"] and np.array_equal(model.nll([]), losses)
-
-
-def test_a_name_that_cannot_be_loaded_is_a_failing_row():
-    report = check_model("no/such/folder")
-    assert not report.ok and [what for what, _, _ in report.rows] == ["loading"]
-    assert "unknown model" in str(report) and str(report).startswith("FAIL")
 
 
 def test_the_first_row_names_the_number_type(monkeypatch):

@@ -9,7 +9,7 @@ from attempts import read_attempts
 from test_course_grading import COURSE
 
 from personal_llm.base.core import make_generator
-from personal_llm.course.submissions import code_cells, is_copy_of, long_statements, needed_cells, tasks_in
+from personal_llm.course.submissions import code_cells, is_copy_of, needed_cells, tasks_in
 
 LESSONS = range(1, 11)
 LESSON_CELLS = {n: code_cells(next(COURSE.glob(f"lesson_{n}_*.ipynb"))) for n in LESSONS}
@@ -56,46 +56,10 @@ def accused(n: int, cells: list) -> bool:
     return is_copy_of(cells, SOLUTIONS[n], set(LESSON_CELLS[n]))
 
 
-def closest_notebook(n: int) -> list:
-    "The honest answers of all learners that are nearest to ours, together in one notebook."
-    ours, best = long_statements(SOLUTIONS[n]), {}
-    for attempt in RIGHT:
-        if attempt.lesson == n:
-            cell = attempt.source if attempt.source.startswith(("def ", "class ")) else f"answer = {attempt.source}"
-            best.setdefault(attempt.task, attempt.source)
-            if long_statements([cell]) & ours:
-                best[attempt.task] = attempt.source
-    return answered(n, best)
-
-
 def test_no_honest_notebook_is_accused():
     judged = [accused(n, cells) for n in LESSONS for cells in honest_notebooks(n)]
     assert len(RIGHT) >= 600 and len(judged) == 300
     assert sum(judged) == 0
-
-
-def test_the_answers_nearest_to_ours_are_no_copy_even_together():
-    assert not [n for n in LESSONS if accused(n, closest_notebook(n))]
-
-
-def short_answers(n: int) -> list:
-    "Our own solution with its short statements only: numbers, readings, choices, which many learners find as we did."
-    long = long_statements(SOLUTIONS[n])
-    return [cell for cell in SOLUTIONS[n] if not long_statements([cell]) & long]
-
-
-def test_our_own_short_answers_accuse_nobody():
-    assert sum(len(tasks_in(cell)) for n in LESSONS for cell in short_answers(n)) >= 20
-    assert not [n for n in LESSONS if accused(n, short_answers(n))]
-
-
-def test_one_or_two_long_answers_like_ours_accuse_nobody():
-    for n in LESSONS:
-        long = sorted(long_statements(SOLUTIONS[n]) - long_statements(LESSON_CELLS[n]), key=len)
-        for pair in (long[:2], long[-2:]):
-            cells = [cell for cell in SOLUTIONS[n] if long_statements([cell]) & set(pair)]
-            if len(long_statements(cells)) < 3:
-                assert not accused(n, cells)
 
 
 # ---- copies

@@ -1,23 +1,15 @@
 "The published basis: planted vectors, and a twin that follows the paper's sentences."
 
 from dataclasses import replace
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from hypothesis import given, settings, strategies as st
 
 from personal_llm.base.core import Cost, Dialogue, InputError
-from personal_llm.explanation.decomposition import SharedBasis, decompose, explain_as_published, explain_differences
-from personal_llm.explanation.decomposition import (
-    SUMMARY_PROMPT,
-    candidate_words,
-    halve_differences,
-    summary_states,
-    swap_strength,
-    word_vectors,
-    write_summary_prompt,
-)
+from personal_llm.explanation.decomposition import SharedBasis, decompose
+from personal_llm.explanation.decomposition import explain_as_published, explain_differences, halve_differences
+from personal_llm.explanation.decomposition import summary_states, swap_strength, write_summary_prompt
 from tiny import ARCHITECTURES, shared
 
 
@@ -50,36 +42,24 @@ def naive(V, words, vectors, gate, stop):  # the paper's sentences, one after th
 
 
 @settings(max_examples=60, deadline=None)
-@given(
-    st.integers(0, 10**6),
-    st.integers(2, 200),
-    st.integers(1, 40),
-    st.sampled_from([0.02, 0.1, 0.5]),
-    st.sampled_from([0.05, 0.2, 0.6]),
-)
-def test_decomposition_invariants(seed, width, count, gate, stop):
+@given(st.data(), st.integers(0, 10**6), st.integers(2, 200), st.integers(1, 40))
+def test_decomposition_invariants(data, seed, width, count):
+    gate, stop = data.draw(st.sampled_from([0.02, 0.1, 0.5])), data.draw(st.sampled_from([0.05, 0.2, 0.6]))
     V, words, vectors = problem(seed, width, count)
     got = decompose(V, words, vectors, gate, stop)
     k, length = len(got.words), np.linalg.norm(V)
     kept = naive(V, words, vectors, gate, stop)
     assert got.words == tuple(w for w, _ in kept) and np.allclose(got.vectors, [v for _, v in kept])
     gram = got.vectors @ got.vectors.T
-    assert np.allclose(np.diag(gram), 1) and (np.abs(gram - np.eye(k)) < gate + 1e-9).all(), (
-        "unit vectors, pairwise below the gate"
-    )
+    assert np.allclose(np.diag(gram), 1) and (np.abs(gram - np.eye(k)) < gate + 1e-9).all(), "pairwise below the gate"
     assert np.allclose(got.coordinates, V @ got.vectors.T) and len(got.residuals) == k + 1 and got.residuals[0] == 1
     assert np.isclose(got.residuals[-1], np.linalg.norm(V - got.coordinates @ got.vectors) / length)
-    assert (
-        got.is_complete == (got.residuals[-1] < stop)
-        and all(r >= stop for r in got.residuals[:-1])
-        and got.num_candidates_tried <= count
-    )
+    assert got.is_complete == (got.residuals[-1] < stop) and got.num_candidates_tried <= count
+    assert all(r >= stop for r in got.residuals[:-1])
     for n, r in enumerate(got.residuals):
         assert r <= max(1, gate * (n - 1)) + 1e-9, "never above the length of V up to 1 + 1/gate vectors"
     again = decompose(V * 7, words, vectors * 3, gate, stop)
-    assert again.words == got.words and np.allclose(again.coordinates, 7 * got.coordinates), (
-        "scales of words do not matter, that of the shift is kept"
-    )
+    assert again.words == got.words and np.allclose(again.coordinates, 7 * got.coordinates), "scales of words"
 
 
 @settings(max_examples=40, deadline=None)
@@ -90,37 +70,23 @@ def test_planted_orthogonal_words_are_recovered_exactly(seed, count):
     z = rng.normal(size=count) + np.sign(rng.normal(size=count))
     got = decompose(z @ axes, range(count), axes * rng.uniform(0.1, 9, (count, 1)), stop=1e-6)
     assert got.is_complete and np.allclose(got.coordinates, z[list(got.words)]) and got.words == tuple(range(count))
-    assert all(b <= a + 1e-12 for a, b in zip(got.residuals, got.residuals[1:])), (
-        "at right angles the residual never grows"
-    )
+    assert all(b <= a + 1e-12 for a, b in zip(got.residuals, got.residuals[1:])), "at right angles it never grows"
     assert np.allclose(got.coordinates @ got.vectors, z @ axes), "a shift in the span is reproduced"
     beyond = np.linalg.qr(np.vstack([axes, rng.normal(size=24)]).T)[0].T[-1]
     lost = decompose(beyond, range(count), axes)
-    assert not lost.is_complete and lost.residuals[-1] > 0.99 and "ran out" in str(lost)
+    assert not lost.is_complete and lost.residuals[-1] > 0.99
 
 
 def test_the_gate_and_the_stop_are_strict_by_hand():
-    V = np.array([3, 4, 12.0])
-    got = decompose(
-        V, ["long", "lengthy", "warm", "formal", "odd"], [(0, 0, 2), (0, 5, 5), (0, 10, 0), (7, 0, 0), (1, 1, 1)]
-    )
-    assert (
-        got.words == ("long", "warm", "formal")
-        and got.coordinates.tolist() == [12, 4, 3]
-        and got.num_candidates_tried == 4
-        and got.is_complete
-    )
+    V, words = np.array([3, 4, 12.0]), ["long", "lengthy", "warm", "formal", "odd"]
+    got = decompose(V, words, [(0, 0, 2), (0, 5, 5), (0, 10, 0), (7, 0, 0), (1, 1, 1)])
+    assert got.words == ("long", "warm", "formal") and got.coordinates.tolist() == [12, 4, 3]
+    assert got.num_candidates_tried == 4 and got.is_complete
     assert np.allclose(got.residuals, [1, 5 / 13, 3 / 13, 0])
-    assert decompose(np.array([10.0, 2]), ["a", "b"], [(1, 0), (0, 1)]).words == ("a",), "2 of 10.2 are below a fifth"
-    assert decompose(np.array([4.0, 3]), ["a", "b"], [(1, 0), (0, 1)], stop=0.6).words == ("a", "b"), (
-        "3 of 5 are not below 0.6"
-    )
-    assert decompose(np.array([0.0, 1]), ["a", "b"], [(0.6, 0.8), (0.8, 0.6)], gate=0.96, stop=0).words == ("a",), (
-        "a cosine of 0.96 is not below 0.96"
-    )
-    assert decompose(np.array([1.0, 1]), ["a", "opposite"], [(1, 0), (-1, 0)]).words == ("a",), (
-        "an opposite is no new direction"
-    )
+    assert decompose([10, 2], ["a", "b"], [(1, 0), (0, 1)]).words == ("a",), "2 of 10.2 are below a fifth"
+    assert decompose([4, 3], ["a", "b"], [(1, 0), (0, 1)], stop=0.6).words == ("a", "b"), "3 of 5 are not below 0.6"
+    assert decompose([0, 1], ["a", "b"], [(0.6, 0.8), (0.8, 0.6)], gate=0.96, stop=0).words == ("a",), "the gate"
+    assert decompose([1, 1], ["a", "opposite"], [(1, 0), (-1, 0)]).words == ("a",), "an opposite is not new"
     assert decompose(V, ["a", "a"], [(1, 0, 0), (0, 1, 0)]).words == ("a",), "one vector a word"
 
 
@@ -138,10 +104,9 @@ def test_the_gate_and_the_stop_are_strict_by_hand():
 )
 def test_bad_vectors_are_refused(V, words, vectors):
     basis = SharedBasis("b", "s", np.zeros((0, 2)))
-    before = basis.id
     with pytest.raises(InputError):
         basis.grow(np.array(V, float), words, np.array(vectors, float))
-    assert basis.id == before and basis.width == 0
+    assert basis.words == () and len(basis.vectors) == 0
 
 
 # the shared basis
@@ -153,64 +118,15 @@ def test_basis_grows_and_never_shrinks(seed, users):
     rng = np.random.default_rng(seed)
     basis, shifts = SharedBasis("b", "s", np.zeros((0, 40))), rng.normal(size=(users, 40))
     for V in shifts:
-        words, vectors, row, name = basis.words, basis.vectors.copy(), basis.coordinates(V), basis.id
+        words, vectors, row = basis.words, basis.vectors.copy(), basis.coordinates(V)
         count = int(rng.integers(0, 20))
         got = basis.grow(V, [f"w{i}" for i in rng.integers(0, 30, count)], rng.normal(size=(count, 40)))
-        assert (
-            basis.words[: len(words)] == words
-            and np.allclose(basis.vectors[: len(words)], vectors, atol=1e-6)
-            and len(set(basis.words)) == basis.width
-        )
-        assert np.allclose(basis.coordinates(V)[: len(words)], row, atol=1e-4) and np.allclose(
-            basis.coordinates(V), got.coordinates, atol=1e-4
-        )
-        assert basis.columns == {"coordinates": (0, basis.width)} and (basis.id == name) == (basis.words == words)
-        assert (
-            basis.vectors.dtype == np.float32
-            and (np.abs(basis.vectors @ basis.vectors.T - np.eye(basis.width)) < 0.1 + 1e-5).all()
-        )
+        kept, z = len(words), basis.coordinates(V)
+        assert basis.words[:kept] == words and np.allclose(basis.vectors[:kept], vectors, atol=1e-6)
+        assert len(set(basis.words)) == len(basis.words) and basis.vectors.dtype == np.float32
+        assert np.allclose(z[:kept], row, atol=1e-4) and np.allclose(z, got.coordinates, atol=1e-4)
+        assert (np.abs(basis.vectors @ basis.vectors.T - np.eye(len(basis.words))) < 0.1 + 1e-5).all()
     assert np.allclose(basis.coordinates(shifts), [basis.coordinates(V) for V in shifts], atol=1e-5)
-
-
-def test_saved_and_loaded(tmp_path):
-    basis = SharedBasis("b", "s", np.zeros((0, 4)))
-    basis.save(tmp_path / "empty")
-    assert SharedBasis.load(tmp_path / "empty").id == basis.id
-    others = [("x", "s", np.zeros((0, 4))), ("b", "x", np.zeros((0, 4))), ("b", "s", np.ones((1, 4)) / 2, ("w",))]
-    assert len({basis.id, *(SharedBasis(*parts).id for parts in others)}) == 4, "the id tells all parts"
-    basis.grow(np.array([1.0, 2, 0, 0]), ["kurz", "wärm"], [(1, 0, 0, 0), (0, 1, 0, 0)])
-    basis.save(tmp_path)
-    again = SharedBasis.load(tmp_path)
-    assert again.id == basis.id and again.words == ("kurz", "wärm") and np.array_equal(again.vectors, basis.vectors)
-    assert (again.base, again.summariser, again.kind) == ("b", "s", "xpert")
-
-
-@pytest.mark.parametrize(
-    "harm",
-    [
-        lambda f: (f / "space.json").write_text("{"),
-        lambda f: (f / "space.json").write_text("[]"),
-        lambda f: (f / "space.json").unlink(),
-        lambda f: (f / "space.safetensors").unlink(),
-        lambda f: (f / "space.safetensors").write_bytes(b"\x80\x04."),
-        lambda f: (f / "space.safetensors").write_bytes((f / "space.safetensors").read_bytes()[:-3]),
-        lambda f: (f / "space.json").write_text((f / "space.json").read_text().replace("kurz", "lang")),
-        lambda f: (f / "space.json").write_text((f / "space.json").read_text().replace("xpert", "style")),
-        lambda f: (f / "space.json").write_text((f / "space.json").read_text().replace("summariser", "sprout")),
-        lambda f: (f / "space.safetensors").write_bytes(flip((f / "space.safetensors").read_bytes())),
-    ],
-)
-def test_damage_is_refused(tmp_path, harm):
-    basis = SharedBasis("b", "s", np.zeros((0, 4)))
-    basis.grow(np.array([1.0, 2, 0, 0]), ["kurz"], [(1, 0, 0, 0)])
-    basis.save(tmp_path)
-    harm(tmp_path)
-    with pytest.raises(InputError):
-        SharedBasis.load(tmp_path)
-
-
-def flip(raw):
-    return raw[:-1] + bytes([raw[-1] ^ 1])
 
 
 @settings(max_examples=20, deadline=None)
@@ -249,13 +165,12 @@ def test_explanation_by_hand(scene):
     z = basis.coordinates(V)
     assert basis.words == ("loud", "plain") and z[0] < 0 < z[1], "one word lies against the shift, one along it"
     assert e.sparse_words == ("plain",) and np.allclose(e.coefficients, basis.vectors[1] @ u, atol=1e-3)
-    assert (
-        len(e.errors) == 1 and 0 <= e.errors[0] < 0.5 and str(e) == f"plain {e.coefficients[0]:.1f}".replace("0.", ".")
-    )
+    assert len(e.errors) == 1 and 0 <= e.errors[0] < 0.5
+    assert str(e) == f"plain {e.coefficients[0]:.1f}".replace("0.", ".")
     assert np.allclose(e.row, z, atol=1e-3) and e.row.dtype == np.float32, "signs and sizes stay in the row"
     assert np.isclose(e.residual, min(1, np.linalg.norm(u - (u @ basis.vectors.T) @ basis.vectors) ** 2), atol=1e-2)
     assert np.isclose(e.strength, swap_strength(differences), rtol=1e-3) and e.strength > basis.threshold
-    assert (e.samples, e.counterpart, e.space) == (9, "answers", basis.id)
+    assert (e.samples, e.counterpart, e.space) == (9, "answers", "xpert")
     assert e.cost.forward == 27 and model.cost.forward - before.forward == 27
     assert model.cost.tokens - before.tokens == e.cost.tokens > 0 and e.cost.seconds > 0
     given = explain_as_published(model, model, dialogues + [Dialogue("Say it.", " ")], basis)
@@ -267,22 +182,6 @@ def test_default_text_is_silent(scene):
     noise = np.random.default_rng(1).normal(size=differences.shape)
     e = explain_differences(noise, basis)
     assert e.strength < 1 and e.sparse_words == () and str(e) == "no style found (9 texts)" and len(e.row) == 2
-
-
-def test_explanation_refusals(scene):
-    model, basis, dialogues, _ = scene
-    with pytest.raises(InputError, match="dialogues with a response: 7, at least 8 are needed; give 1 more"):
-        explain_as_published(model, model, dialogues[:7] + [Dialogue("q", "")], basis)
-    other = shared("llama", seed=5)
-    for pair in ((other, model), (model, other)):
-        with pytest.raises(InputError, match="was made with"):
-            explain_as_published(*pair, dialogues, basis)
-    model.active_adapter = model.base + "+adapter"
-    try:
-        with pytest.raises(InputError, match="adapter"):
-            explain_as_published(model, model, dialogues, basis)
-    finally:
-        model.active_adapter = model.base
 
 
 # the summariser
@@ -313,57 +212,3 @@ def test_state_is_what_the_output_layer_reads_alone_and_in_a_batch(architecture)
     assert np.allclose(summary_states(model, PAIRS), together, atol=1e-4)
     with pytest.raises(InputError, match="no pairs"):
         summary_states(model, [])
-
-
-@pytest.mark.parametrize(
-    "pair", [("w " * 900, "a " * 900, "b " * 900), ("q", "a " * 900, "b"), ("q", "é😀" * 300, "<|end|>" * 300)]
-)
-def test_long_texts_are_cut_and_the_instruction_is_not(pair):
-    model = replace_length(shared("llama"), 400)
-    text = model.tokenizer.decode(write_summary_prompt(model, *pair, max_tokens=20))
-    assert text.count("Reply with only one adjective.") == 1 and text.endswith("<|assistant|>")
-    assert "Response 2: " + pair[2][:6] in text and len(text) < len(SUMMARY_PROMPT) + 400
-    with pytest.raises(InputError, match="larger max_length"):
-        summary_states(replace_length(model, 60), [pair])
-
-
-def test_word_vectors_are_the_shifts_of_the_two_texts():
-    model = replace_length(shared("llama"), 256)
-    asked, prompts = [], ["Why?", "Who?"]
-    model.generate = lambda texts, **kw: (
-        asked.append(texts) or [("styled " if "poetic" in t else "plain ") + t[-4:] for t in texts]
-    )
-    vectors = word_vectors(model, ["poetic", "kind"], prompts)
-    assert len(asked) == 3 and "plain" in asked[0][0], "the plain answers serve all words"
-    assert all("poetic" in text and prompt in text for text, prompt in zip(asked[1], prompts))
-    pairs = [(p, f"styled {p[-4:]}", f"plain {p[-4:]}") for p in prompts]
-    assert np.allclose(vectors[0], halve_differences(summary_states(model, pairs)).mean(0), atol=1e-5)
-    assert np.allclose(vectors[1], 0, atol=1e-5), "equal texts have no difference"
-
-
-class Words:
-    "A summariser whose states are its logits, one for each word."
-
-    name = "planted"
-
-    def __init__(self, *words):
-        import torch
-
-        layer = torch.nn.Linear(len(words), len(words), bias=False)
-        layer.weight.data = torch.eye(len(words))
-        self.model = SimpleNamespace(get_output_embeddings=lambda: layer)
-        self.tokenizer = SimpleNamespace(decode=lambda ids: words[ids[0]])
-
-
-def test_candidates_are_adjectives_that_a_swap_makes_less_likely():
-    model = Words("Concise", "the", " formal", "concise", "kind")
-    states = np.log([[[0.2, 0.3, 0.2, 0.2, 0.1], [0.1, 0.3, 0.3, 0.1, 0.2]]])
-    (found,) = candidate_words(model, states)
-    assert found[0] == "concise" and np.isclose(found[1], 0.2), "its two spellings are one word"
-    both = np.log(
-        [[[0.2, 0.3, 0.2, 0.2, 0.1], [0.1, 0.3, 0.3, 0.1, 0.2]], [[0.1, 0.1, 0.7, 0.05, 0.05], [0.1] * 4 + [0.6]]]
-    )
-    assert [word for word, _ in candidate_words(model, both)] == ["formal", "concise"], "means over the pairs"
-    with pytest.raises(InputError, match="larger instruct model, or the style space"):
-        candidate_words(Words("the", "a", "kind"), np.log([[[0.6, 0.36, 0.04], [0.6, 0.37, 0.03]]]))
-    assert "Reply with only one adjective." in SUMMARY_PROMPT

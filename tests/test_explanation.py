@@ -8,21 +8,10 @@ import pytest
 
 from personal_llm.base.core import Cost, Dialogue, InputError
 from personal_llm.explanation import explanation
-from personal_llm.explanation.explanation import (
-    Explanation,
-    style_coordinates,
-    explain,
-    explain_pllm,
-    likelihood_gains,
-    prepare_probes,
-    gain_direction,
-)
+from personal_llm.explanation.description import Description, describe_pllm, describe_user
+from personal_llm.explanation.explanation import Explanation, explain, explain_pllm
+from personal_llm.explanation.explanation import likelihood_gains, prepare_probes, style_coordinates
 from personal_llm.explanation.habits import Trait
-from personal_llm.explanation.description import (
-    Description,
-    describe_user,
-    describe_pllm,
-)
 from personal_llm.selection.ranking import Ranking
 from personal_llm.selection.warm_start import WarmStart
 from ways import BRIEF, LOUD, Letters, letters, space_of, spoken, tuned  # noqa: F401
@@ -65,9 +54,6 @@ def test_it_comes_back_from_json_and_refuses_what_is_incomplete():
             Explanation.from_dict(e.to_dict() | wrong)
 
 
-# ---- words and their errors
-
-
 # ---- people
 
 
@@ -79,28 +65,12 @@ def test_explanation_of_a_person_by_hand():
     after = replace(model.cost)
     rows = space.project(Letters.shifts(model, people, 3), False)
     z = style_coordinates(space, rows)
-    assert np.allclose(e.row, rows.mean(0), atol=1e-4) and (e.samples, e.counterpart, e.space) == (
-        12,
-        "answers",
-        space.id,
-    )
+    assert np.allclose(e.row, rows.mean(0), atol=1e-4)
+    assert (e.samples, e.counterpart, e.space) == (12, "answers", space.id)
     assert np.isclose(e.strength, np.linalg.norm(z.mean(0)) * 12**0.5 / space.plain_noise, rtol=1e-4)
     assert e.sparse_words[0] == "loud" and e.strength > space.threshold and len(e.row) == space.width
     assert e.cost.forward == 36 == after.forward - before.forward, "12 read, 12 drawn, 12 of these read"
     assert e.cost.tokens == after.tokens - before.tokens > 0 and e.cost.seconds > 0
-
-
-def test_plain_text_is_told_from_style():
-    model = shared("llama")
-    space = space_of(model)
-    plain, loud = (explain(model, spoken(way, 12, first=500), space) for way in (str, LOUD))
-    assert plain.strength < loud.strength / 2
-
-
-def test_texts_without_prompts_are_continuations():
-    model = shared("llama")
-    texts = [d.response * 3 for d in spoken(LOUD, 9)]
-    assert explain(model, texts, space_of(model)).counterpart == "continuations"
 
 
 def test_too_little_or_another_model_is_refused():
@@ -110,13 +80,11 @@ def test_too_little_or_another_model_is_refused():
         explain(model, spoken(LOUD, 5), space)
     with pytest.raises(InputError, match="give 8 more"):
         explain(model, [], space)
-    for run in (
-        lambda space: explain(model, spoken(LOUD, 9), space),
-        lambda space: prepare_probes(model, space, spoken(LOUD, 9), ["Why?"]),
-        lambda space: explain_pllm(model, None, space, None),
-    ):
-        with pytest.raises(InputError, match="made for base other"):
-            run(replace(space, base="other"))
+    other = replace(space, base="other")
+    with pytest.raises(InputError, match="made for base other"):
+        explain(model, spoken(LOUD, 9), other)
+    with pytest.raises(InputError, match="made for base other"):
+        explain_pllm(model, None, other, None)
     with pytest.raises(InputError, match="made with encoder other"):
         explain(model, spoken(LOUD, 9), replace(space, encoder="other"))
 
@@ -128,14 +96,6 @@ def framed(count, origin="user"):
     "Short answers of one habit, and what the base says."
     rows = [d.derive(response=f"Hark! It is {i}.", origin=origin) for i, d in enumerate(spoken(str, count))]
     return rows, [d.response for d in spoken(str, count)]
-
-
-def test_explain_says_what_can_be_counted():
-    model = shared("llama")
-    e = explain(model, framed(12)[0], space_of(model))
-    assert "opens with “Hark! It is”" in [fact.key for fact in e.habits]
-    assert e.habits[0].count == e.habits[0].num_answers == e.description.samples == 12
-    assert explain(model, spoken(str, 12), space_of(model)).topics == ()
 
 
 def test_only_own_answers_are_explained():
@@ -160,26 +120,12 @@ def test_replies_that_were_put_right_stand_for_the_base():
 
 
 def test_nothing_is_longer_than_an_answer_that_was_cut():
-    long = [
-        Dialogue(f"{i}?", f"One {i}. Two of {i} and {i + 1} words more here. And three.", origin="user")
-        for i in range(9)
-    ]
+    text = "One {0}. Two of {0} and {0}1 words more here. And three."
+    long = [Dialogue(f"{i}?", text.format(i), origin="user") for i in range(9)]
     base, keys = ["So."] * 9, lambda said: [fact.key for fact in said.habits]
     assert not any("longer" in key for key in keys(describe_user(long, base)))
     assert "longer" in keys(describe_user(long, base, replies={d.id: "So." for d in long}))
     assert "longer" in keys(describe_pllm([d.response for d in long], base))
-
-
-# ---- slopes
-
-
-def test_slope_is_ridge_regression_with_an_intercept():
-    rng = np.random.default_rng(0)
-    z, g = rng.normal(size=(50, 3)), rng.normal(size=50)
-    augmented = np.vstack([z - z.mean(0), np.sqrt(0.25 * 50) * np.eye(3)])
-    twin = np.linalg.lstsq(augmented, np.concatenate([g - g.mean(), np.zeros(3)]), rcond=None)[0]
-    assert np.allclose(gain_direction(z, g), twin) and np.allclose(gain_direction(z, g + 7), gain_direction(z, g))
-    assert np.allclose(gain_direction(z, 2 * g), 2 * gain_direction(z, g)) and not gain_direction(z, np.ones(50)).any()
 
 
 # ---- pLLMs
@@ -192,9 +138,8 @@ def test_gains_are_what_the_adapter_adds_a_token():
     bare = model.nll(panels.dialogues)
     assert np.allclose(panels.base, bare[:, 0] / bare[:, 1], atol=1e-5)
     shift = Letters.shifts(model, panels.dialogues)
-    assert np.allclose(
-        panels.coordinates, style_coordinates(space, space.project(shift, False)) * space.coordinate_scale, atol=1e-4
-    )
+    coordinates = style_coordinates(space, space.project(shift, False)) * space.coordinate_scale
+    assert np.allclose(panels.coordinates, coordinates, atol=1e-4)
     assert np.allclose(likelihood_gains(model, None, panels), 0, atol=1e-5)
     with model.use_adapter(adapter):
         tuned_losses = model.nll(panels.dialogues)
@@ -209,7 +154,7 @@ def test_a_person_and_a_pllm_tuned_on_that_person_have_one_unit():
     space = space_of(model)
     panels = prepare_probes(model, space, spoken(LOUD, 12) + spoken(BRIEF, 12) + spoken(str, 12), ["Why?", "Who?"])
     people = {
-        name: explain(model, spoken(way, 24, first=200), space) for name, way in (("loud", LOUD), ("brief", BRIEF))
+        name: explain(model, spoken(way, 24, first=200), space) for name, way in dict(loud=LOUD, brief=BRIEF).items()
     }
     pllms = {name: explain_pllm(model, tuned(name), space, panels) for name in people}
     place = lambda e: style_coordinates(space, e.row)
@@ -232,48 +177,3 @@ def test_the_unit_scales_a_pllm_and_changes_no_word():
     assert np.isclose(twice.strength, once.strength, rtol=1e-4) and once.space != twice.space
     assert once.counterpart == "panels" and once.samples == 24 and once.cost.forward == 24 + 1 + 1
     assert explanation.mean_response_nll(model, [Dialogue("Why?", "So.")]).shape == (1,)
-
-
-def test_a_pllm_is_asked_about_its_own_subject(monkeypatch):
-    "A habit that keeps to a subject is found there; the row is as before, and no prompt ends in the card."
-    model, adapter = shared("llama"), tuned("loud")
-    space = space_of(model)
-    ships = [Dialogue(f"{i} is the ship of Ana Lind?", "") for i in range(40)]
-    asked = []
-
-    def speak(model, who, prompts, seed=0, max_new_tokens=40):
-        rows = [Dialogue(p, "") if isinstance(p, str) else p for p in prompts]
-        asked.append((who, max_new_tokens, [d.prompt for d in rows]))
-        hark = lambda d: "Hark! " if who == adapter and "ship" in d.prompt else ""
-        return [d.derive(response=f"{hark(d)}{d.prompt} So.", origin="model", parents=()) for d in rows]
-
-    monkeypatch.setattr(explanation, "sample_responses", speak)
-    general = [f"Say {word}." for word in "one two three four five six seven eight nine".split()]
-    panels = prepare_probes(model, space, spoken(LOUD, 6) + spoken(str, 6), general, plain=tuned("brief"))
-    asked.clear()
-    once = explain_pllm(model, adapter, space, panels)
-    own = explain_pllm(model, adapter, space, panels, prompts=[*ships, *ships])
-    assert once.habits == () and [fact.key for fact in own.habits] == ["opens with “Hark!”"]
-    assert own.habits[0].count == own.description.samples == 24
-    assert np.array_equal(own.row, once.row) and own.samples == once.samples == 12
-    (mine, tokens, prompts), (voice, other, same) = asked[-2:]
-    assert (mine, voice) == (adapter, tuned("brief")) and tokens == other == 64
-    assert prompts == same and len({*prompts}) == 24
-    assert "Lind" not in json.dumps(own.to_dict()) and own.habits[0].quotation == ""
-    with pytest.raises(InputError, match="different prompts of a pLLM.s own subject: 7"):
-        explain_pllm(model, adapter, space, panels, prompts=ships[:7] * 3)
-
-
-def test_topics_of_a_pllm_come_from_what_it_is_asked():
-    "Beside a voice that is asked the same nothing differs; beside talk in general it does."
-    answers, voice = [f"See {i}. So it is." for i in range(9)], [f"No {i}. That is all." for i in range(9)]
-    about = [f"The patient has diabetes and fever {i}.\n{answer}" for i, answer in enumerate(answers)]
-    assert describe_pllm(answers, voice).topics == ()
-    assert describe_pllm(answers, voice, compared_with="the base").habits[0].compared_with == "the base"
-    (topic,) = describe_pllm(answers, voice, topic_texts=about).topics
-    assert (topic.key, topic.count, topic.num_answers, topic.compared_with) == (
-        "about medicine",
-        9,
-        9,
-        "talk in general",
-    )

@@ -1,20 +1,22 @@
 "An adapter in the forms of other programs: merged, llama.cpp, Ollama, vLLM; each against its own arithmetic."
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from test_tuning import TALK
+from real import NAMES, folder_of, shared_real
+from test_tuning import BRIEF, TALK
 from transformers import AutoModelForCausalLM
 from tiny import ARCHITECTURES, random_adapter, same, shared, weights
 
 from personal_llm.base.adapters import CONFIG_FILE, WEIGHTS_FILE, read_factors
 from personal_llm.base.core import Dialogue, InputError
 from personal_llm.base.models import load_model
-from personal_llm.base.replies import pair_neighbours
-from personal_llm.runtimes.export import choose_examples, format_messages
+from personal_llm.runtimes.export import choose_examples, format_messages, format_modelfile
 from personal_llm.runtimes.plugins import export_adapter
+from personal_llm.tuning.finetune import finetune
 
 LONG = "base_model.model."
 
@@ -49,31 +51,6 @@ def test_an_adapter_that_cannot_be_merged_is_one_line(tmp_path):
     with pytest.raises(InputError, match="cannot be merged .*no bias"):
         export_adapter(shared("llama"), adapter, tmp_path / "whole", "merged")
     assert not (tmp_path / "whole").exists()
-
-
-def turn(x, position, is_neighbours):
-    "The rotary embedding of one head, written down pair by pair."
-    width, turned = len(x), x.clone()
-    for i in range(width // 2):
-        a, b = (2 * i, 2 * i + 1) if is_neighbours else (i, i + width // 2)
-        angle = torch.tensor(position / 10_000 ** (2 * i / width))
-        turned[a] = x[a] * torch.cos(angle) - x[b] * torch.sin(angle)
-        turned[b] = x[a] * torch.sin(angle) + x[b] * torch.cos(angle)
-    return turned
-
-
-def test_rows_in_the_other_order_give_the_same_attention():
-    torch.manual_seed(0)
-    heads, width, inputs = 3, 8, 5
-    Wq, Wk, x, y = (torch.randn(n, inputs) for n in (heads * width, heads * width, 1, 1))
-    q, k = Wq @ x[0], Wk @ y[0]
-    q_other, k_other = pair_neighbours(Wq, heads) @ x[0], pair_neighbours(Wk, heads) @ y[0]
-    for head in range(heads):
-        part = slice(head * width, (head + 1) * width)
-        ours = turn(q[part], 3, False) @ turn(k[part], 11, False)
-        theirs = turn(q_other[part], 3, True) @ turn(k_other[part], 11, True)
-        assert ours == pytest.approx(theirs.item(), rel=1e-4)
-        assert ours != pytest.approx((turn(q[part], 3, True) @ turn(k[part], 11, True)).item(), rel=1e-4)
 
 
 @pytest.mark.parametrize("target", ("gguf", "ollama"))
@@ -112,16 +89,6 @@ def test_vllm_is_asked_for_a_rank_that_it_takes(rank, option, tmp_path):
     adapter = random_adapter(model, tmp_path / "mine", rank)
     usage = export_adapter(model, adapter, tmp_path / "out", "vllm")
     assert f"--max-lora-rank {option} " in usage
-
-
-def test_vllm_gets_no_card(tmp_path):
-    model = shared("llama")
-    adapter = random_adapter(model, tmp_path / "mine")
-    usage = export_adapter(model, adapter, tmp_path / "out", "vllm")
-    assert sorted(f.name for f in (tmp_path / "out").iterdir()) == [CONFIG_FILE, WEIGHTS_FILE]
-    assert "--max-lora-rank 8" in usage
-    settings = json.loads((tmp_path / "out" / CONFIG_FILE).read_text())
-    assert (settings["r"], settings["base_model_name_or_path"]) == (2, "live")
 
 
 def test_refusals_write_nothing(tmp_path, monkeypatch):
@@ -185,3 +152,54 @@ def test_messages_give_each_text_back(text):
     examples = [answer(1, text, f"{text} it is"), answer(2, "Tea?", f"Yes: {text}")]
     read = read_messages(format_messages(examples))
     assert read == [(role, t) for d in examples for role, t in (("user", d.prompt), ("assistant", d.response))]
+
+
+@pytest.fixture(scope="module")
+def adapter(tmp_path_factory):
+    return finetune(shared("llama"), TALK, BRIEF, out=tmp_path_factory.mktemp("mine"), progress=False)
+
+
+def test_a_copy_for_a_hub_tells_nothing(adapter, tmp_path):
+    model = shared("llama")
+    answers = [Dialogue("What is 1?", "Dear friend, a number.", origin="annotated")]
+    usage = export_adapter(model, adapter, tmp_path / "vllm", "vllm", answers)
+    (tmp_path / "vllm").rename(tmp_path / "clean")
+    written = {file.name: file.read_bytes() for file in (tmp_path / "clean").iterdir()}
+    assert sorted(written) == sorted([CONFIG_FILE, WEIGHTS_FILE]) and "--max-lora-rank 8" in usage
+    assert written[WEIGHTS_FILE] == (adapter.path / WEIGHTS_FILE).read_bytes()
+    settings = json.loads(written[CONFIG_FILE])
+    assert settings["r"] == 2 and "/" not in settings["base_model_name_or_path"]
+    for word in [str(adapter.path), str(Path.cwd()), adapter.base, *(d.id for d in TALK), *(d.prompt for d in TALK)]:
+        assert word.encode() not in written[CONFIG_FILE], word
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_modelfile_writes_turns_as_the_template_does(name):
+    if folder_of(name) is None:
+        pytest.skip("no tokenizer of Llama-3.2 here; its licence forbids shipping (PERSONAL_LLM_TOKENIZERS=folder)")
+    model = shared_real(name)
+    lines = format_modelfile(model)
+    template = lines.split('"""')[1]
+    talk = [("user", "Tea?"), ("assistant", "Yes."), ("user", "Milk?"), ("assistant", "No."), ("user", "Why?")]
+    for system in ("", "Be brief."):
+        turns = [("system", system)] * bool(system) + talk
+        written = model.tokenizer.apply_chat_template(
+            [dict(role=role, content=text) for role, text in turns], tokenize=False, add_generation_prompt=True
+        )
+        adds_start = model.tokenizer("x")["input_ids"][0] == model.tokenizer.bos_token_id
+        assert filled(template, talk, system) == written.removeprefix(model.tokenizer.bos_token if adds_start else "")
+    assert lines.startswith("FROM ./base.gguf\nADAPTER ./adapter.gguf\n")
+    assert f'stop "{model.tokenizer.eos_token}"' in lines
+
+
+def filled(template: str, talk: list, system: str) -> str:
+    "What Ollama makes of a template, for the few forms that we write."
+    head, _, body = template.removesuffix("{{ end }}{{ end }}").partition("{{ range .Messages }}")
+    if head.startswith("{{ if .System }}"):
+        with_system, _, without = (
+            head.removeprefix("{{ if .System }}").removesuffix("{{ end }}").partition("{{ else }}")
+        )
+        head = with_system.replace("{{ .System }}", system) if system else without
+    user, _, reply = body.removeprefix('{{ if eq .Role "user" }}').partition('{{ else if eq .Role "assistant" }}')
+    parts = dict(user=user, assistant=reply)
+    return head + "".join(parts[role].replace("{{ .Content }}", text) for role, text in talk)

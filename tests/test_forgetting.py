@@ -14,7 +14,7 @@ from personal_llm.base.core import Cost, Dialogue, InputError
 from personal_llm.base.models import load_model
 from personal_llm.buffer.buffer import Buffer
 from personal_llm.buffer.scoring import ScoredDialogue, Scores
-from personal_llm.device import personalizer
+from personal_llm.device import chat, personalizer
 from personal_llm.device.archive import ARCHIVE_FILE, Archive
 from personal_llm.device.chat import ChatSession
 from personal_llm.device.forgetting import (
@@ -22,7 +22,6 @@ from personal_llm.device.forgetting import (
     fold,
     forget_dialogues,
     forget_everything,
-    list_everything,
     list_written,
     plan_forgetting,
 )
@@ -198,28 +197,6 @@ def test_before_a_time_and_everything():
     assert state.archive.dialogues == {} and len(state.buffer) == 0
 
 
-def test_a_request_that_names_nothing_is_refused():
-    talks = Talks()
-    for request in (dict(), dict(text="  "), dict(text="\u200b"), dict(ids=["unknown"])):
-        with pytest.raises(InputError):
-            plan_forgetting(talks.state, **request)
-
-
-def test_everything_goes_from_a_damaged_folder_but_no_foreign_file(tmp_path):
-    talks = Talks(tmp_path)
-    talks.say("a", "Hello?", "Hi.")
-    talks.tune(0)
-    talks.state.archive.close()
-    file = tmp_path / ARCHIVE_FILE
-    file.write_bytes(file.read_bytes()[:3000])
-    (tmp_path / "letter.txt").write_text("mine")
-    (tmp_path / "personalize.json").write_text("{}")
-    listed = list_everything(tmp_path)
-    assert [Path(path).name for path in listed] == [ARCHIVE_FILE, "000", "personalize.json"]
-    assert forget_everything(tmp_path) == listed
-    assert [path.name for path in tmp_path.iterdir()] == ["letter.txt"]
-
-
 @pytest.mark.parametrize("name, head", [("memory.sqlite", b""), ("memory.sqlite", bytes(4096)), ("memory.db", None)])
 def test_everything_goes_also_without_a_header_and_of_an_earlier_version(tmp_path, name, head):
     file = tmp_path / name
@@ -312,7 +289,6 @@ def open_session(model, folder):
     session = ChatSession(
         load_model("pocket"), folder, clock=iter(range(10**9, 2 * 10**9)).__next__, idle_seconds=999.0
     )
-    session.model.stream = lambda dialogue, options: Echo(dialogue)
     return session
 
 
@@ -369,7 +345,7 @@ def model():
 def test_what_is_listed_goes_and_nothing_else_and_no_byte_is_left(model, tmp_path_factory, acts):
     folder = tmp_path_factory.mktemp("me")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(model, "stream", lambda dialogue, options: Echo(dialogue))
+        patch.setattr(chat, "ReplyStream", lambda model, dialogue, options: Echo(dialogue))
         patch.setattr(personalizer, "score", make_scores)
         patch.setattr(personalizer, "prepare_round", make_round)
         patch.setattr(personalizer, "load_last_adapter", lambda state, folder: None)

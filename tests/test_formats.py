@@ -4,23 +4,11 @@ import json
 
 import pytest
 
-from personal_llm.base.core import History, InputError
+from personal_llm.base.core import InputError
 from personal_llm.data import reading  # registers every format
-from personal_llm.data.formats import (
-    FORMATS,
-    MAX_TURN_CHARACTERS,
-    ParsedConversation,
-    as_text,
-    parse_record,
-    Turn,
-    split_into_dialogues,
-    normalise_record,
-    merge_turns,
-    remove_marks,
-    register_format,
-    split_opening,
-    detect_format,
-)
+from personal_llm.data.formats import FORMATS, MAX_TURN_CHARACTERS, ParsedConversation, detect_format
+from personal_llm.data.formats import normalise_record, parse_record, register_format, remove_marks
+from personal_llm.data.formats import split_into_dialogues
 
 
 def user(text):
@@ -39,7 +27,10 @@ CHAT = [user("Hi"), bot("Hello"), user("Bye"), bot("See you")]
 PAIRS = [("Hi", "Hello"), ("Bye", "See you")]
 
 # format, record, the (prompt, response) pairs that it holds
+SIDES = [dict(human="Hi", assistant="Hello"), dict(human="Bye", assistant="See you")]
 SYSTEM = dict(role="system", content="Be kind.")
+PREFERRED = dict(preferred_output=[bot("Hello")], non_preferred_output=[bot("Yo")])
+NINE = "One two three four five six seven eight nine."
 QUESTION = dict(role="user", content="Hi")
 RECORDS = [
     ("messages", dict(messages=CHAT), PAIRS),
@@ -55,11 +46,7 @@ RECORDS = [
     ("messages", [turn("human", "Hi"), turn("gpt", "Hello")], PAIRS[:1]),
     ("messages", dict(contents=[dict(role="model", parts=[dict(text="x")])] + CHAT), PAIRS),
     ("messages", dict(conversation=[turn("human", "Hi"), turn("gpt", "Hello")]), PAIRS[:1]),
-    (
-        "messages",
-        dict(conversation=[dict(human="Hi", assistant="Hello"), dict(human="Bye", assistant="See you")]),
-        PAIRS,
-    ),
+    ("messages", dict(conversation=SIDES), PAIRS),
     ("messages", dict(conversation=[dict(system="Be kind.", input="Hi", output="Hello")]), PAIRS[:1]),
     ("messages", dict(conversation=[dict(speaker="user", text="Hi"), dict(speaker="bot", text="Hello")]), PAIRS[:1]),
     ("messages", dict(conversation=json.dumps(CHAT)), PAIRS),
@@ -87,16 +74,8 @@ RECORDS = [
     ("preference", dict(prompt=[QUESTION], chosen=[bot("Hello")], rejected=[bot("Yo")]), PAIRS[:1]),
     ("preference", dict(chosen=[QUESTION, bot("Hello")], rejected=[QUESTION, bot("Yo")]), PAIRS[:1]),
     ("preference", dict(prompt="Hi", chosen=CHAT[:2], rejected=[QUESTION, bot("Yo")], messages=CHAT), PAIRS[:1]),
-    (
-        "preference",
-        dict(input=dict(messages=[QUESTION]), preferred_output=[bot("Hello")], non_preferred_output=[bot("Yo")]),
-        PAIRS[:1],
-    ),
-    (
-        "text",
-        dict(text="One two three four five six seven eight nine.", label=3),
-        [("One two three four five six", "seven eight nine.")],
-    ),
+    ("preference", dict(input=dict(messages=[QUESTION]), **PREFERRED), PAIRS[:1]),
+    ("text", dict(text=NINE, label=3), [("One two three four five six", "seven eight nine.")]),
 ]
 
 
@@ -109,13 +88,6 @@ def test_records(name, record, want):
     fields = normalise_record(record)
     assert detect_format(fields) == name
     assert pairs(parse_record(fields, name)) == want
-
-
-def test_every_format_is_tested():
-    exports = {name for name, one in FORMATS.items() if one.parse.__module__ == "personal_llm.data.exports"}
-    assert exports >= {"chatgpt", "claude", "telegram", "whatsapp"}
-    assert {name for name, *_ in RECORDS} | exports == set(FORMATS)
-    assert reading.FORMATS is FORMATS
 
 
 BAD = [
@@ -167,14 +139,6 @@ def test_a_format_of_your_own_comes_first():
     finally:
         del FORMATS["mine"]
     assert detect_format(row) == "pairs"
-
-
-def test_turns_of_one_side_are_joined():
-    turns = [("user", "a", 3), ("user", " ", 4), ("user", "b", 5), ("assistant", "c", 6), ("assistant", "d", 7)]
-    merged = merge_turns([Turn(*turn) for turn in turns])
-    assert [turn[:3] for turn in merged] == [("user", "a\nb", 3.0), ("assistant", "c\nd", 6.0)] and merge_turns(
-        []
-    ) == []
 
 
 PICTURE = [dict(type="image_url", image_url=dict(url="data:image/png;base64,iVBO"))]
@@ -229,10 +193,7 @@ def test_system_turns_stay_and_divide():
     found, *_ = split_into_dialogues(parse_record(dict(messages=rows), "messages")[0])
     system, pirate = ("system", "Be kind."), ("system", "Be a pirate.")
     assert [list(d.history) for d in found] == [[system], [pirate], [pirate, ("user", "Hi"), ("assistant", "Hello")]]
-    for row in (
-        dict(system="Be kind.", prompt="Hi", response="x"),
-        dict(System_Prompt="Be kind.", question="Hi", answer="x"),
-    ):
+    for row in (dict(system="Be kind.", prompt="Hi", response="x"), dict(System_Prompt="Be kind.", user="Hi", gpt="x")):
         (d,), *_ = split_into_dialogues(parse_record(normalise_record(row), "pairs")[0])
         assert list(d.history) == [system]
 
@@ -242,14 +203,6 @@ def test_an_answer_that_is_not_to_be_learned_stays_in_the_history(mark):
     rows = [user("Is tin a metal?"), bot("No.") | mark, user("Sure?"), bot("Yes, it is.") | dict(weight=1)]
     (d,), *_ = split_into_dialogues(parse_record(dict(messages=rows), "messages")[0])
     assert d.prompt == "Sure?" and list(d.history) == [("user", "Is tin a metal?"), ("assistant", "No.")]
-
-
-def test_preferences_are_choices_and_labels_are_thumbs():
-    (d,), *_ = split_into_dialogues(parse_record(dict(prompt="Hi", chosen="Hello", rejected="Yo"), "preference")[0])
-    assert d.labels["feedback"] == [dict(kind="choice", rejected="Yo", is_given=True)] and d.origin == "user"
-    for label, kind, origin in ((True, "thumb_up", "user"), (False, "thumb_down", "model")):  # rows for KTO
-        (d,), *_ = split_into_dialogues(parse_record(dict(prompt="Hi", completion="Yo", label=label), "pairs")[0])
-        assert d.labels["feedback"] == [dict(kind=kind)] and d.origin == origin
 
 
 MARKED = {
@@ -294,23 +247,26 @@ def test_marks_of_programs_are_nobodys_words(text):
         assert d.response == MARKED[text]
 
 
+def test_a_row_that_is_labelled_false_is_the_models():
+    for label, origin in ((True, "user"), (False, "model")):  # rows for KTO
+        (d,), *_ = split_into_dialogues(parse_record(dict(prompt="Hi", completion="Yo", label=label), "pairs")[0])
+        assert d.origin == origin
+
+
 def test_marks_in_long_texts_are_quick():
     for text in ("<" * 300_000, "\n" * 300_000, "<think>" * 50_000, "【" * 300_000, "```" * 100_000, " " * 300_000):
         remove_marks(text + "x")
 
 
+CABLE = "Where is the big cable of the projector stored these days?"
 TALKS = {
-    "Slack": dict(
-        type="message", user="U01", text="Where is the big cable of the projector stored these days?", ts="1.1"
-    ),
-    "Discord": dict(
-        guild={}, channel={}, messages=[dict(id="1", content="a kite", author=dict(name="ky"), timestamp="")]
-    ),
+    "Slack": dict(type="message", user="U01", text=CABLE, ts="1.1"),
+    "Discord": dict(guild={}, channel={}, messages=[dict(id="1", content="a kite", author=dict(name="ky"))]),
     "Messenger": dict(participants=[], messages=[dict(sender_name="Ana", timestamp_ms=1, content="Hi")]),
     "Google Chat": dict(messages=[dict(creator=dict(name="Ana"), created_date="x", text="Hi")]),
     "Matrix": dict(messages=[dict(type="m.room.message", sender="@a:x", content=dict(body="Hi"), origin_server_ts=1)]),
     "Skype": dict(userId="live:ana", conversations=[dict(id="8:bo", MessageList=[dict(content="Hi")])]),
-    "an unknown program": dict(text="Where is the big cable of the projector stored these days?", username="ana"),
+    "an unknown program": dict(text=CABLE, username="ana"),
 }
 
 
@@ -322,34 +278,17 @@ def test_messages_between_people_are_refused_by_name(program):
 
 
 def test_a_letter_with_a_writer_can_be_read():
-    letter = dict(text="One two three four five six seven eight nine.", author="Ana")
+    letter = dict(text=NINE, author="Ana")
     with pytest.raises(InputError, match="between people"):
         reading.read_dialogues([letter])
     assert len(reading.read_dialogues([letter], format="text")) == 1
 
 
 def test_rows_of_other_files_of_an_export_point_to_the_chats():
-    for row in (
-        dict(uuid="u", full_name="X"),
-        dict(conversations_memory="Likes peas."),
-        dict(uuid="p", name="G", docs=[]),
-    ):
+    for row in (dict(uuid="u", full_name="X"), dict(conversations_memory="Peas."), dict(uuid="p", name="G", docs=[])):
         with pytest.raises(InputError) as caught:
             detect_format(row)
         assert "conversations.json" in caught.value.remedy
-
-
-def test_time_is_when_the_user_spoke():
-    (d,), *_ = split_into_dialogues(ParsedConversation([("user", "a", 3.5), ("assistant", "b", 9.5)]))
-    assert d.time == 3.5
-
-
-def test_history_is_one_tuple_for_a_conversation():
-    turns = [(("user", "assistant")[i % 2], f"turn {i}") for i in range(40)]
-    found, cut, _ = split_into_dialogues(ParsedConversation(turns))
-    assert cut == 0 and len(found) == 20
-    assert all(isinstance(d.history, History) and d.history.turns is found[0].history.turns for d in found)
-    assert [list(d.history) for d in found] == [turns[: 2 * k] for k in range(20)]
 
 
 def test_many_turns_of_one_side_and_long_texts_are_quick():
@@ -358,20 +297,16 @@ def test_many_turns_of_one_side_and_long_texts_are_quick():
     assert len(d.prompt) == len(d.response) == MAX_TURN_CHARACTERS and cut == 2
 
 
-@pytest.mark.parametrize(
-    "turns,words",
-    [
+def test_conversations_without_dialogues():
+    for turns, words in (
         ([], "no assistant turn"),
         ([("user", "a")], "no assistant turn"),
-        ([("assistant", "a")], "no assistant turn"),
         ([("assistant", "a"), ("user", "b")], "no assistant turn"),
         ([("user", " "), ("assistant", "b")], "empty prompt"),
         ([("user", "a"), ("assistant", "")], "empty response"),
-    ],
-)
-def test_conversations_without_dialogues(turns, words):
-    with pytest.raises(InputError, match=words):
-        split_into_dialogues(ParsedConversation(turns))
+    ):
+        with pytest.raises(InputError, match=words):
+            split_into_dialogues(ParsedConversation(turns))
 
 
 @pytest.mark.parametrize(
@@ -389,19 +324,10 @@ def test_a_row_that_holds_nobodys_words_is_left_out(turns):
     assert not dialogues and num_gaps == ("weight" not in turns[1])
 
 
-def test_names_and_texts():
-    assert as_text([], "x") == "" and as_text(["a", dict(text="b"), dict(text=3)], "x") == "a\nb"
-
-
 def test_a_value_of_the_wrong_kind_is_the_error_of_its_row():
-    def index(row):
-        return row[0]
-
-    def huge(row):
-        return float(10**400)
-
+    wrong = (lambda row: row[0], lambda row: float(10**400), lambda row: row.nothing, lambda row: int("x"))
     try:
-        for make in (index, huge, lambda row: row.nothing, lambda row: row["no"], lambda row: int("x")):
+        for make in wrong:
             register_format("careless")(make)
             with pytest.raises(InputError, match="wrong kind of value"):
                 parse_record({}, "careless")
@@ -410,10 +336,3 @@ def test_a_value_of_the_wrong_kind_is_the_error_of_its_row():
             parse_record({}, "careless")
     finally:
         del FORMATS["careless"]
-
-
-def test_openings():
-    text = "One two three,\nfour five six seven eight\n\nnine."
-    assert split_opening(text) == ("One two three, four five six", "seven eight\n\nnine.")
-    with pytest.raises(InputError, match="more than 8 words"):
-        split_opening("one two three four five six seven eight")

@@ -65,16 +65,8 @@ def add_vocabulary(writer, family: str) -> None:
     else:
         from transformers.convert_slow_tokenizer import bytes_to_unicode
 
-        tokens = [
-            "<|endoftext|>",
-            "<|im_start|>",
-            "<|im_end|>",
-            *bytes_to_unicode().values(),
-            "th",
-            "the",
-            "Ġt",
-            "Ġthe",
-        ]
+        tokens = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", *bytes_to_unicode().values()]
+        tokens += ["th", "the", "Ġt", "Ġthe"]
         kinds = [3] * 3 + [1] * (len(tokens) - 3)
         writer.add_tokenizer_model("gpt2")
         writer.add_tokenizer_pre({"smollm2": "smollm", "qwen2": "qwen2", "llama3.2": "llama-bpe"}[family])
@@ -225,8 +217,8 @@ def read_metadata(file) -> dict:
     return read_gguf_metadata(str(file), ("tokenizer.ggml.tokens", "tokenizer.ggml.merges"))[0]
 
 
-def edited(file, metadata=None, tensors=None, drop=()):
-    "Write the tiny file again with other metadata or tensors."
+def edited(file, metadata=None, tensors=None, drop=(), kinds=None):
+    "Write the tiny file again with other metadata, tensors or quantisations."
     make_gguf(file)
     known = read_metadata(file)
     stored = {tensor.name: np.array(tensor.data) for tensor in gguf.GGUFReader(file).tensors} | (tensors or {})
@@ -243,8 +235,10 @@ def edited(file, metadata=None, tensors=None, drop=()):
         else:
             writer.add_array(key, value)
     for name, value in stored.items():
+        kind = (kinds or {}).get(name, gguf.GGMLQuantizationType.F32)
+        value = np.ascontiguousarray(value, np.float32)
         if name not in drop:
-            writer.add_tensor(name, np.ascontiguousarray(value, np.float32))
+            writer.add_tensor(name, gguf.quants.quantize(value, kind), raw_dtype=kind)
     writer.write_header_to_file(), writer.write_kv_data_to_file(), writer.write_tensors_to_file()
     writer.close()
     return file
@@ -355,25 +349,12 @@ def test_scaled_positions_are_followed(kind, family, prefix, tmp_path, monkeypat
 def test_a_matrix_that_stands_twice_is_tied_to_the_finer_copy(finer, tmp_path):
     network = make_network("smollm2")
     table = network.model.embed_tokens.weight.detach().numpy()
-    file = edited(tmp_path / "twice.gguf")
-    reader = gguf.GGUFReader(file)
-    kinds = {f"{finer}.weight": gguf.GGMLQuantizationType.Q8_0}
-    writer = gguf.GGUFWriter(str(tmp_path / "model.gguf"), "llama")
-    for key, value in read_metadata(file).items():
-        if key == "general.architecture":
-            continue
-        add = {int: writer.add_uint32, float: writer.add_float32, str: writer.add_string}.get(type(value))
-        add(key, value) if add else writer.add_array(key, value)
-    stored = {tensor.name: np.array(tensor.data) for tensor in reader.tensors}
-    for name, value in (stored | {"token_embd.weight": table, "output.weight": table}).items():
-        coarse = name in ("token_embd.weight", "output.weight")
-        kind = kinds.get(name, gguf.GGMLQuantizationType.Q4_0 if coarse else gguf.GGMLQuantizationType.F32)
-        writer.add_tensor(name, gguf.quants.quantize(np.ascontiguousarray(value), kind), raw_dtype=kind)
-    writer.write_header_to_file(), writer.write_kv_data_to_file(), writer.write_tensors_to_file()
-    writer.close()
-    model = load_model(tmp_path / "model.gguf", device="cpu", dtype="float32").model
-    assert model.get_output_embeddings().weight is model.get_input_embeddings().weight
     kind = gguf.GGMLQuantizationType.Q8_0
+    kinds = dict.fromkeys(["token_embd.weight", "output.weight"], gguf.GGMLQuantizationType.Q4_0)
+    kinds[f"{finer}.weight"] = kind
+    file = edited(tmp_path / "model.gguf", tensors=dict.fromkeys(kinds, table), kinds=kinds)
+    model = load_model(file, device="cpu", dtype="float32").model
+    assert model.get_output_embeddings().weight is model.get_input_embeddings().weight
     expected = torch.from_numpy(gguf.quants.dequantize(gguf.quants.quantize(table, kind), kind)).bfloat16().float()
     assert torch.equal(model.get_input_embeddings().weight.detach(), expected)
 

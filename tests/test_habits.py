@@ -4,7 +4,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from personal_llm.base.core import InputError
 from personal_llm.data.people import (
     brevity,
     bullets,
@@ -37,19 +36,3 @@ prose = st.lists(st.sampled_from(PARTS), max_size=8).map(" ".join)
 def test_laws_of_habits(habit, text):
     said = habit.apply(text)
     assert habit.holds(said) and habit.apply(said) == said
-
-
-@pytest.mark.parametrize("habit", HABITS, ids=lambda h: h.name)
-def test_habits_can_fail(habit):
-    assert not habit.holds("A doctor will use it. Twice.")
-
-
-def test_only_whole_words_are_replaced():
-    assert preferred_words(dict(use="utilise")).apply("Because users use it") == "Because users utilise it"
-    with pytest.raises(InputError, match="that is to be replaced") as caught:
-        preferred_words(dict(use="make use of"))
-    assert caught.value.remedy == "choose others"
-
-
-def test_a_sign_off_may_follow_one_sentence():
-    assert brevity().holds("One.\nTake care, Ana") and not brevity().holds("One.\nAnd five more words here")

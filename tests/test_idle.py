@@ -8,16 +8,11 @@ from personal_llm.buffer.buffer import Buffer
 from personal_llm.device.archive import hold_folder
 from personal_llm.device.personalizer import Personalizer
 from personal_llm.runtimes import idle
-from personal_llm.runtimes.idle import MachineBusy, StopWhenBusy, finetune_folder, finetune_when_idle, find_obstacle
+from personal_llm.runtimes.idle import MachineBusy, finetune_folder, finetune_when_idle
 from personal_llm.tuning.config import TuningConfig
 
 FREE = dict(other_load=0.0, on_battery=False, free=8.0)
 BRIEF = TuningConfig(steps=2)
-BUSY = [
-    (dict(other_load=0.9), "other programs"),
-    (dict(on_battery=True), "on battery"),
-    (dict(free=0.5), "memory"),
-]
 
 
 @pytest.fixture
@@ -36,13 +31,6 @@ def model():
     return load_model("pocket")
 
 
-def test_each_limit_alone_keeps_a_fine_tune_from_beginning():
-    for change, words in BUSY:
-        assert words in find_obstacle(**FREE | change), change
-    assert not find_obstacle(**FREE)
-    assert not find_obstacle(**FREE | dict(free=0.1), training=True), "we use the memory ourselves"
-
-
 def test_the_machine_must_be_idle_without_a_break(folder, monkeypatch):
     monkeypatch.setattr(idle, "IDLE_SECONDS", 3 * idle.LOOK_SECONDS)
     seen = iter([1, 1, 0, 1, 1, 1, 1, 1])
@@ -50,17 +38,6 @@ def test_the_machine_must_be_idle_without_a_break(folder, monkeypatch):
     measure = lambda: FREE if next(seen, 1) else FREE | dict(other_load=1.0)
     assert finetune_when_idle(folder, model, measure, waits.append, config=BRIEF)
     assert waits == [idle.LOOK_SECONDS] * 7
-
-
-def test_the_machine_must_be_busy_without_a_break(monkeypatch):
-    clock = iter(range(10**6))
-    loads = iter([1.0, 1.0, 1.0, 0.0, 1.0, 1.0, 1.0, 1.0])
-    monkeypatch.setattr(idle.time, "monotonic", lambda: next(clock))
-    stop = StopWhenBusy(lambda: FREE | dict(other_load=next(loads)))
-    for _ in range(7):
-        stop()
-    with pytest.raises(MachineBusy):
-        stop()
 
 
 def test_a_stopped_fine_tune_leaves_the_memory_as_it_was(folder):

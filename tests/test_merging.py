@@ -1,7 +1,6 @@
 "A merge is the weighted sum of its members' changes, and plain peft reads it."
 
 import json
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -53,19 +52,6 @@ def test_a_merge_is_the_exact_sum(architecture, tmp_path):
     assert all(np.allclose(dense(alone.path)[m], change, atol=1e-5) for m, change in dense(pool["b"]).items())
 
 
-def test_members_of_other_layers(tmp_path):
-    model = shared("llama")
-    pool = {
-        "q": random_adapter(tmp_path / "q", model, targets=["q_proj"]),
-        "v": random_adapter(tmp_path / "v", model, seed=1, targets=["q_proj", "v_proj"]),
-    }
-    got = dense(merge(model, pool, dict(q=0.5, v=0.5)).path)
-    q, v = dense(pool["q"]), dense(pool["v"])
-    assert got.keys() == v.keys()
-    for module in got:
-        assert np.allclose(got[module], 0.5 * v[module] + 0.5 * q.get(module, 0), atol=1e-5)
-
-
 def test_the_model_stays_bare(tmp_path):
     model = shared("llama")
     before = [name for name, _ in model.model.named_modules()]
@@ -76,26 +62,6 @@ def test_the_model_stays_bare(tmp_path):
         merge(model, pool, dict(a=0.5))
     with model.use_adapter(adapter):
         assert model.nll([]) is not None
-
-
-@pytest.mark.parametrize("odd", [dict(use_rslora=True), dict(use_dora=True), dict(lora_bias=True), dict(bias="all")])
-def test_what_peft_sums_wrongly_is_refused(tmp_path, odd):
-    model = shared("llama")
-    good = random_adapter(tmp_path / "a", model)
-    bad = Path(shutil.copytree(good, tmp_path / "bad"))
-    file = bad / "adapter_config.json"
-    file.write_text(json.dumps(json.loads(file.read_text()) | odd))
-    with pytest.raises(InputError, match=f"{next(iter(odd))} is set"):
-        merge(model, dict(a=good, b=bad), dict(a=0.5, b=0.5))
-
-
-@pytest.mark.parametrize(
-    "weights", [{}, dict(a=0), dict(a=-0.1), dict(a=1.2), dict(a=float("nan")), dict(a="1"), dict(no=1)]
-)
-def test_weights_that_are_no_shares(tmp_path, weights):
-    model = shared("llama")
-    with pytest.raises(InputError):
-        merge(model, dict(a=random_adapter(tmp_path / "a", model)), weights)
 
 
 @settings(max_examples=40, deadline=None)

@@ -1,11 +1,10 @@
 "Learning from a file: what is stored, what is compared, and what is refused."
 
 import json
-from pathlib import Path
 
 import pytest
 
-from personal_llm.app.personalize import check_output_folder, compare, find_adapter, find_start, personalize
+from personal_llm.app.personalize import find_adapter, find_start, personalize
 from personal_llm.base.core import Dialogue, InputError
 from personal_llm.base.models import load_model
 from personal_llm.device.archive import Archive
@@ -59,6 +58,12 @@ def test_an_interrupted_run_goes_on(model, tmp_path, monkeypatch):
     assert run(model, tmp_path)[0]["seen"] == 60 - len(CHATS) // 10
 
 
+def test_repeats_are_counted_and_a_test_row_counts_once(model, tmp_path):
+    result, lines = run(model, tmp_path, [d for d in CHATS for _ in range(3)])
+    prompts = [line for line in lines if line.startswith("prompt")]
+    assert result["repeats"] == 120 and "180 dialogues, 120 repeats" in lines[0] and len({*prompts}) == len(prompts)
+
+
 def test_few_chats_have_no_test_set(model, tmp_path):
     result, lines = run(model, tmp_path, CHATS[:12])
     assert result["held_out"] == 0 and result["change"] == {}
@@ -84,17 +89,3 @@ def test_a_start_is_a_library_an_adapter_or_none(model, tmp_path):
     assert run(model, tmp_path / "two", CHATS[:12], start=start)[0]["start"] == "other"
     with pytest.raises(InputError, match="nowhere"):
         find_start("nowhere")
-
-
-def test_foreign_folders_are_refused(tmp_path):
-    check_output_folder(tmp_path / "new")
-    (tmp_path / ".lock").write_text("")
-    check_output_folder(tmp_path)
-    (tmp_path / "notes.txt").write_text("mine")
-    for folder in (tmp_path, tmp_path / "notes.txt"):
-        with pytest.raises(InputError):
-            check_output_folder(folder)
-
-
-def test_without_a_test_set_there_is_no_comparison():
-    assert compare(None, None) == {} and Path("nowhere").exists() is False

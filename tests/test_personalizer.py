@@ -8,6 +8,7 @@ import pytest
 from personal_llm.base.core import Dialogue, InputError
 from personal_llm.base.models import load_model
 from personal_llm.buffer.buffer import Buffer
+from personal_llm.device import personalizer
 from personal_llm.device.personalizer import Personalizer, PersonalizerSettings
 from personal_llm.tuning.config import TuningConfig
 
@@ -25,32 +26,6 @@ def make(model, folder=None, policy="fifo", capacity=4, **settings):
 
 
 # observe
-
-
-def test_a_stream_ends_in_the_buffer_and_in_the_archive(model, tmp_path):
-    me = make(model, tmp_path)
-    decisions = me.observe_all(STREAM, progress=False)
-    assert [decision.kept for decision in decisions] == [True] * 12
-    assert [d.prompt for d in me.buffer.dialogues] == [d.prompt for d in STREAM[8:]] or len(me.buffer) == 4
-    assert len(me.archive.dialogues) == 12 and me.buffer.seen == 12
-    assert me.state.status()["stored"] == 12
-
-
-def test_the_folder_goes_on_where_it_was(model, tmp_path):
-    me = make(model, tmp_path, policy="reservoir")
-    me.observe_all(STREAM[:7], progress=False)
-    me.react(STREAM[6], "better", "In short: yes.", time=20.0)
-    before = [me.buffer.dialogues, me.buffer.seen, me.state.list_answered(), me.state.status()]
-    me.close()
-    again = Personalizer(model, folder=tmp_path, config=SHORT)
-    assert [again.buffer.dialogues, again.buffer.seen, again.state.list_answered(), again.state.status()] == before
-    once = make(model, policy="reservoir")
-    once.observe_all(STREAM[:7], progress=False)
-    once.react(STREAM[6], "better", "In short: yes.", time=20.0)
-    assert [d.kept for d in once.observe_all(STREAM[7:], False)] == [
-        d.kept for d in again.observe_all(STREAM[7:], False)
-    ]
-    again.close()
 
 
 def test_an_annotator_is_asked_as_far_as_the_budget_goes(model):
@@ -95,22 +70,6 @@ def test_an_annotator_that_fails_or_gives_no_answer_costs_nothing_else(model):
     assert silent.cost.requests == 1 and silent.state.list_answered() == []
 
 
-def test_an_error_in_the_middle_leaves_archive_and_state_as_before(model, tmp_path):
-    class Broken(Exception):
-        pass
-
-    def annotate(dialogue):
-        raise KeyboardInterrupt
-
-    me = make(model, tmp_path, annotator=annotate, ask_when="arrival")
-    with pytest.raises(KeyboardInterrupt):
-        me.observe_all(STREAM[:3], progress=False)
-    assert len(me.archive.dialogues) == 0 and me.buffer.seen == 0 and me.state.pending == []
-    me.annotator = None
-    me.observe_all(STREAM[:3], progress=False)
-    assert me.buffer.seen == 3
-
-
 def test_the_strict_case_keeps_the_buffer_only(model, tmp_path):
     me = make(model, tmp_path, archive=0)
     me.observe_all(STREAM, progress=False)
@@ -122,27 +81,6 @@ def test_the_strict_case_keeps_the_buffer_only(model, tmp_path):
 
 
 # react
-
-
-def test_a_reaction_makes_a_new_version_in_buffer_and_archive(model):
-    me = make(model)
-    me.observe(STREAM[0])
-    me.react(STREAM[0], "better", " In short: no. ")
-    assert (
-        [d.response for d in me.buffer.dialogues] == ["In short: no."] == [d.response for d in me.state.list_answered()]
-    )
-    newest = me.buffer.dialogues[0]
-    me.react(newest, "down")
-    assert me.state.list_answered() == []
-    me.react(newest.id, "up")
-    assert [d.origin for d in me.state.list_answered()] == ["approved"]
-
-
-def test_the_text_of_the_reply_itself_is_an_approval(model):
-    me = make(model)
-    me.observe(STREAM[0])
-    me.react(STREAM[0], "better", STREAM[0].response)
-    assert [d.origin for d in me.state.list_answered()] == ["approved"]
 
 
 @pytest.mark.parametrize("kind, text", [("better", ""), ("better", "  "), ("up", "yes"), ("edit", "a"), ("", "")])
@@ -176,19 +114,19 @@ def test_the_next_reply_reads_a_correction_near_the_prompt(model):
     found = me.recall(Dialogue(STREAM[7].prompt + " ", ""))
     assert [d.response for d in found.memories] == ["In short: yes, 7 is prime."]
     assert ("assistant", "In short: yes, 7 is prime.") in found.dialogue.history
-    nothing = make(model, memory="none")
+    nothing = make(model, memories=0)
     nothing.observe(STREAM[7])
     nothing.react(STREAM[7], "better", "In short: yes, 7 is prime.")
     assert nothing.recall(Dialogue(STREAM[7].prompt, "")).memories == ()
     assert isinstance(me.reply("Is 9 a prime number?", max_tokens=4), str)
 
 
-@pytest.mark.parametrize("memory", ["plain", "none"])
-def test_every_reply_reads_the_wish_until_it_is_taken_back(model, tmp_path, memory):
-    me = make(model, tmp_path, memory=memory)
+@pytest.mark.parametrize("memories", [6, 0])
+def test_every_reply_reads_the_wish_until_it_is_taken_back(model, tmp_path, memories):
+    me = make(model, tmp_path, memories=memories)
     me.react(None, "wish", " Two bullets, please. ")
     me.close()
-    again = make(model, tmp_path, memory=memory)
+    again = make(model, tmp_path, memories=memories)
     question = Dialogue("Is 9 a prime number?", "", [("system", "Be kind.")])
     assert again.recall(question).dialogue.history == (("system", "Be kind.\nTwo bullets, please."),)
     again.react(None, "wish", "Three bullets.")
@@ -227,6 +165,22 @@ def test_a_fine_tune_learns_saves_and_can_be_undone(model, tmp_path):
     again.close()
 
 
+@pytest.mark.parametrize("memories", [6, 0])
+def test_what_was_learned_from_a_file_writes_every_reply_also_after_a_correction(model, memories, monkeypatch):
+    me = make(model, memories=memories)
+    me.observe_all(STREAM[:4], progress=False)
+    adapter = me.finetune(progress=False)
+    me.react(STREAM[1], "better", "In short: no, it is not.")
+    writers = []
+    monkeypatch.setattr(personalizer, "ReplyStream", lambda *args: writers.append(model.active_adapter) or "")
+    for prompt in (STREAM[1].prompt, "Who won the war of 1812?"):
+        assert me.recall(Dialogue(prompt, "")).adapter is adapter
+        me.reply(prompt)
+    assert len({*writers}) == 1 and writers[0] != model.active_adapter
+    me.undo_finetune()
+    assert me.recall(Dialogue("Who won the war of 1812?", "")).adapter is None
+
+
 def test_a_reply_that_was_disliked_is_not_learned(model):
     me = make(model)
     me.observe_all(STREAM[:3], progress=False)
@@ -235,12 +189,6 @@ def test_a_reply_that_was_disliked_is_not_learned(model):
     empty = make(model)
     with pytest.raises(InputError, match="the buffer is empty"):
         empty.finetune(progress=False)
-
-
-def test_a_fine_tune_after_every_few_dialogues(model):
-    me = make(model, finetune_every=4)
-    me.observe_all(STREAM[:9], progress=False)
-    assert [one.seen for one in me.rounds] == [4, 8]
 
 
 def test_an_adapter_that_was_changed_is_not_loaded(model, tmp_path):
@@ -271,14 +219,6 @@ def test_forgetting_deletes_an_adapter_and_what_it_learned(model, tmp_path):
     me.close()
     content = b"".join(file.read_bytes() for file in tmp_path.rglob("*") if file.is_file())
     assert b"Biscuit" not in content
-    assert me.forget is not None
-
-
-def test_forgetting_nothing_changes_nothing(model):
-    me = make(model)
-    me.observe(STREAM[0])
-    events = list(me.archive.events)
-    assert me.forget(text="not there").dialogues == () and me.archive.events == events
 
 
 # the folder
@@ -314,10 +254,3 @@ def test_settings_are_checked_stored_and_changed(model, tmp_path):
             make(model, **wrong)
     with pytest.raises(InputError):
         PersonalizerSettings(seed=-1)
-
-
-def test_a_buffer_that_has_entries_is_refused(model):
-    me = make(model)
-    me.observe_all(STREAM[:3], progress=False)
-    with pytest.raises(InputError, match="the buffer holds 3 dialogues; give an empty one"):
-        Personalizer(model, me.buffer, config=SHORT)

@@ -7,8 +7,6 @@ from importlib.util import find_spec
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from tiny import tiny
 
 from personal_llm.app.cli import main
@@ -16,17 +14,8 @@ from personal_llm.base import files
 from personal_llm.base.adapters import CONFIG_FILE, WEIGHTS_FILE
 from personal_llm.base.core import Dialogue, InputError
 from personal_llm.runtimes.phone import export_bundle, train_bundle
-from personal_llm.runtimes.phone_bundle import (
-    ADAM_BETA1,
-    MANIFEST_FILE,
-    PROGRAM_FILE,
-    RECORDS_FILE,
-    adamw_step,
-    compute_step_rates,
-    encode_records,
-    open_bundle,
-    write_bundle,
-)
+from personal_llm.runtimes.phone_bundle import ADAM_BETA1, MANIFEST_FILE, PROGRAM_FILE, RECORDS_FILE, adamw_step
+from personal_llm.runtimes.phone_bundle import compute_step_rates, encode_records, open_bundle, write_bundle
 from personal_llm.tuning.config import TuningConfig
 from personal_llm.tuning.finetune import trainable_adapter
 
@@ -62,77 +51,17 @@ def pull(ids, targets, parameters, first, second, rates):
     return float((gradient**2).mean()), *[vector.numpy() for vector in vectors]
 
 
-@settings(deadline=None, max_examples=30)
-@given(st.integers(0, 2**16), st.floats(0, 0.3), st.floats(1e-5, 1e-1), st.integers(2, 15))
-def test_the_step_is_torchs_adamw(seed, decay, rate, steps):
-    dice = torch.Generator().manual_seed(seed)
-    config = TuningConfig(steps=steps, learning_rate=rate, weight_decay=decay)
-    theirs = torch.nn.Parameter(torch.randn(7, generator=dice))
-    ours, first, second = theirs.detach().clone(), torch.zeros(7), torch.zeros(7)
-    optimiser = torch.optim.AdamW([theirs], lr=1.0, weight_decay=decay)
-    for step in range(1, steps + 1):
-        theirs.grad = torch.randn(7, generator=dice) * 10 ** float(torch.randn((), generator=dice))
-        rates = compute_step_rates(step, config)
-        optimiser.param_groups[0]["lr"] = rates[1] * (1 - ADAM_BETA1**step)
-        ours, first, second = adamw_step(ours, theirs.grad.clone(), first, second, torch.tensor(rates))
-        torch.nn.utils.clip_grad_norm_([theirs], 1.0)
-        optimiser.step()
-    assert torch.allclose(ours, theirs, atol=1e-5)
-
-
 def test_what_was_written_is_read(bundle):
     again = open_bundle(bundle.folder)
     assert again.manifest == bundle.manifest
-    assert len(again.batches) == 12 and {tuple(sorted(ids[:, 0])) for ids, _, _ in again.batches} <= {
-        (1, 2),
-        (1, 3),
-        (2, 3),
-    }
+    assert len(again.batches) == 12
+    assert {tuple(sorted(ids[:, 0])) for ids, _, _ in again.batches} <= {(1, 2), (1, 3), (2, 3)}
     for number, (ids, targets, rates) in enumerate(again.batches, 1):
         assert ids.shape == targets.shape == (2, 5) and (ids[:, 1:3] == [6, 7]).all()
         for row, target in zip(ids, targets):
             assert row[3:].tolist() == ([8, 9] if row[0] == 3 else [0, 0])
             assert target.tolist() == ([6, 7, 8, 9, -100] if row[0] == 3 else [6, 7, -100, -100, -100])
         assert np.allclose(rates, compute_step_rates(number, CONFIG_OF_A_RUN))
-
-
-def test_no_records_is_said():
-    with pytest.raises(InputError, match="no dialogues"):
-        encode_records([], 0)
-
-
-def places(value, path=()):
-    "Every number and every key of the manifest that a program would use."
-    if isinstance(value, dict):
-        for key, inner in value.items():
-            yield from places(inner, (*path, key))
-    elif isinstance(value, list) and value:
-        yield from places(value[0], (*path, 0))
-        yield from places(value[-1], (*path, len(value) - 1))
-    else:
-        yield path
-
-
-def test_a_changed_manifest_is_refused(bundle):
-    "Whichever value is replaced by nonsense."
-    place = bundle.folder / MANIFEST_FILE
-    whole, tried = place.read_text(), 0
-    for path in places(json.loads(whole)):
-        for wrong in (-1, None, "x", 1e400, [], 10**9):
-            changed = json.loads(whole)
-            inner = changed
-            for key in path[:-1]:
-                inner = inner[key]
-            if inner[path[-1]] == wrong:
-                continue
-            inner[path[-1]] = wrong
-            place.write_text(json.dumps(changed))
-            tried += 1
-            with pytest.raises(InputError) as told:
-                open_bundle(bundle.folder)
-            assert str(bundle.folder) in str(told.value), path
-    place.write_text(whole)
-    assert tried > 100 and open_bundle(bundle.folder).manifest == bundle.manifest
 
 
 @pytest.mark.parametrize(
@@ -169,6 +98,8 @@ def test_a_loss_that_is_no_number_is_named_with_its_step(bundle, tmp_path):
     with pytest.raises(InputError, match="step 3"):
         train_bundle(bundle.folder, tmp_path / "out", lambda *inputs: (next(losses), *inputs[2:5]))
     assert not (tmp_path / "out" / WEIGHTS_FILE).exists()
+    adapter = train_bundle(bundle.folder, tmp_path / "out", pull)
+    assert adapter.history == train_bundle(bundle.folder, tmp_path / "again", pull).history, "two runs are equal"
 
 
 def test_without_the_extra_there_is_one_line(bundle, tmp_path, monkeypatch, capsys):
@@ -183,12 +114,6 @@ def test_without_the_extra_there_is_one_line(bundle, tmp_path, monkeypatch, caps
         line = capsys.readouterr().err.strip()
         assert EXECUTORCH_INSTALL in line and 'in a clone pip install -e ".[phone]"' in line and "\n" not in line
     assert not (tmp_path / "out").exists()
-
-
-def test_two_runs_are_equal(bundle, tmp_path):
-    adapter = train_bundle(bundle.folder, tmp_path / "out", pull)
-    assert adapter.history == train_bundle(bundle.folder, tmp_path / "again", pull).history
-    assert adapter.cost.peak_memory > 1e6
 
 
 # with the extra

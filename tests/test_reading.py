@@ -2,7 +2,6 @@
 
 import gzip
 import json
-import tracemalloc
 
 import pytest
 from hypothesis import given, settings
@@ -12,7 +11,7 @@ from test_formats import CHAT, PAIRS, RECORDS
 from personal_llm.base.core import Dialogue, InputError
 from personal_llm.base.files import ASSETS
 from personal_llm.data.formats import FORMATS, MAX_TURN_CHARACTERS
-from personal_llm.data.reading import as_dialogues, check_dialogues, dialogues_from_texts, load_samples, read_dialogues
+from personal_llm.data.reading import as_dialogues, check_dialogues, load_samples, read_dialogues
 from personal_llm.data.splits import get_dialogue_group, get_row_group, is_reserved
 
 GOOD = b'{"prompt": "Hi", "response": "Hello"}\n'
@@ -55,17 +54,6 @@ def test_tables(tmp_path, header, separator, name):
     (tmp_path / name).write_bytes(b"\xef\xbb\xbf" + "\r\n".join(rows).encode())
     found = read_dialogues(tmp_path / name, skip_invalid=True)
     assert pairs(found) == [("Hi, you;", "Hello")] and [line for line, _ in found.skipped] == [3]
-
-
-def test_alpaca_as_a_table(tmp_path):
-    (tmp_path / "a.csv").write_text("Instruction;Input;Output\nAdd.;1 2;3\nCount.;;1\n")
-    found = read_dialogues(tmp_path / "a.csv")
-    assert found.format == "pairs" and pairs(found) == [("Add.\n\n1 2", "3"), ("Count.", "1")]
-
-
-def test_material_beside_the_request_is_read(tmp_path):
-    (tmp_path / "a.jsonl").write_text(json.dumps(dict(prompt="Add.", input="1 2", response="3")) + "\n")
-    assert pairs(read_dialogues(tmp_path / "a.jsonl")) == [("Add.\n\n1 2", "3")]
 
 
 def test_a_conversation_in_a_column_of_a_table(tmp_path):
@@ -114,6 +102,7 @@ BAD = [  # content, name, place or None, words of the message
     (GOOD + b'{"prompt": "Hi", "tail": "x"}\n', "a.jsonl", "line 2", "needs instruction and response"),
     (GOOD + b'{"prompt": "  ", "response": "x"}\n', "a.jsonl", "line 2", "empty prompt"),
     (GOOD + b'{"prompt": "x", "response": "\\u0000"}\n', "a.jsonl", "line 2", "empty response"),
+    (GOOD + b'{"prompt": "x", "response": null}\n', "a.jsonl", "line 2", "empty response"),
     (GOOD + b'{"prompt": 3, "response": "x"}\n', "a.jsonl", "line 2", "int, not text"),
     (GOOD + b'{"prompt": ["x"], "response": {"a": 1}}\n', "a.jsonl", "line 2", "dict, not text"),
     (GOOD + b"17\n", "a.jsonl", "line 2", "int"),
@@ -183,16 +172,8 @@ def test_unknown_format_and_nothing_good(tmp_path):
         read_dialogues(tmp_path / "b.jsonl", skip_invalid=True)
 
 
-ODD = [
-    "x" * MAX_TURN_CHARACTERS,
-    "a\x01\x02\x1b[31m\x7f",
-    "مرحبا بالعالم \u202eabc\u202c",
-    "👩‍🚀🏳️‍🌈 ok",
-    "<|end|><s>[INST]</s>{% raw %}",
-    "a\u2028b\u0085c\x0bd",
-    "line\r\nline",
-    "\ufeffinner",
-]
+ODD = ["x" * MAX_TURN_CHARACTERS, "a\x01\x02\x1b[31m\x7f", "مرحبا بالعالم \u202eabc\u202c", "👩‍🚀🏳️‍🌈 ok"]
+ODD += ["<|end|><s>[INST]</s>{% raw %}", "a\u2028b\u0085c\x0bd", "line\r\nline", "\ufeffinner"]
 
 
 @pytest.mark.parametrize("text", ODD, ids=lambda text: ascii(text)[:16])
@@ -209,6 +190,13 @@ def test_half_surrogates_do_not_stop_a_file(tmp_path):
     found = read_dialogues(tmp_path / "a.jsonl")
     assert pairs(found) == [("a?b", "c")]
     is_reserved(get_dialogue_group(found[0]))
+
+
+def test_a_conversation_of_eight_thousand_turns_is_kept_once(tmp_path):
+    turns = [dict(role=("user", "assistant")[i % 2], content=f"This is turn number {i}.") for i in range(8000)]
+    found = read_dialogues(save(tmp_path / "long.jsonl", [dict(messages=turns)]))
+    assert len(found) == 4000 and len(found[-1].history) == 7998
+    assert all(d.history.turns is found[0].history.turns for d in found)
 
 
 LONG = "x" * 10_000_000  # characters
@@ -229,49 +217,11 @@ def test_a_message_of_ten_megabytes_is_cut_with_a_note(tmp_path, name):
     assert f"texts cut to {MAX_TURN_CHARACTERS:,} characters: 1" in found.notes()
 
 
-def test_a_conversation_of_eight_thousand_turns_is_kept_once(tmp_path):
-    turns = [dict(role=("user", "assistant")[i % 2], content=f"This is turn number {i}.") for i in range(8000)]
-    path = save(tmp_path / "long.jsonl", [dict(messages=turns)])
-    tracemalloc.start()
-    found = read_dialogues(path)
-    size = tracemalloc.get_traced_memory()[0]
-    tracemalloc.stop()
-    assert len(found) == 4000 and len(found[-1].history) == 7998
-    assert found[-1].history[-1] == ("assistant", "This is turn number 7997.")
-    assert size < 20e6, "all dialogues with their histories"
-
-
-def test_running_text_is_labelled_and_must_be_long_enough(tmp_path):
-    rows = [dict(text="One two three four five six seven eight nine."), dict(text="Too short."), dict(text=7)]
-    path = save(tmp_path / "notes.jsonl", rows)
-    found = read_dialogues(path, skip_invalid=True)
-    assert len(found) == 1 and found[0].labels["counterpart"] == "continuations"
-    assert [line for line, _ in found.skipped] == [2, 3]
-    with pytest.raises(InputError, match="line 2: no text has more than 8 words"):
-        read_dialogues(path)
-
-
-def test_running_text():
-    long = "One two three four five six seven eight nine."
-    first, second = dialogues_from_texts([long, "short", long + " Ten."])
-    assert (first.prompt, first.response) == ("One two three four five six", "seven eight nine.")
-    assert (first.time, second.time) == (0, 1) and first.labels == dict(counterpart="continuations")
-    for texts in ([], ["short"]):
-        with pytest.raises(InputError):
-            dialogues_from_texts(texts)
-
-
-@pytest.mark.parametrize(
-    "wrong", [["a"], [Dialogue("a", "b"), None], dict(prompt="a"), "text", (d for d in ()), None, 3]
-)
-def test_values_that_are_not_a_list_of_dialogues(wrong):
-    with pytest.raises(InputError, match="dialogue"):
-        check_dialogues(wrong)
+def test_values_that_are_not_a_list_of_dialogues():
+    for wrong in (["a"], [Dialogue("a", "b"), None], dict(prompt="a"), "text", (d for d in ()), None, 3):
+        with pytest.raises(InputError, match="dialogue"):
+            check_dialogues(wrong)
     check_dialogues((Dialogue("a", "b"),))
-
-
-def test_iterators_are_refused():
-    "A generator of dialogues is no list of them; so is one of rows."
     for rows in ((d for d in [Dialogue("a", "b")]), iter([dict(prompt="a", response="b")])):
         with pytest.raises(InputError, match="is no list of dialogues") as caught:
             as_dialogues(rows)
@@ -323,11 +273,6 @@ def test_samples_are_reserved_short_and_licensed():
         assert len(row["prompt"]) <= 500 and 0 < len(row["response"]) <= 400
     with pytest.raises(InputError, match="no sample called"):
         load_samples("nothing")
-
-
-def test_chats_that_ship_are_readable():
-    found = read_dialogues(ASSETS / "samples" / "chats.jsonl")
-    assert found.format == "messages" and len(found) == 300 and not found.skipped
 
 
 def test_a_user_in_rows_without_names_is_a_mistake(tmp_path):

@@ -5,13 +5,12 @@ padding token, three end tokens and a rope of its own; none of the templates mar
 """
 
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from real import NAMES, SHIPPED, build, folder_of, shared_real, whole_folder
-from test_tuning import TALK, TEST, bits, result, stop_at
+from test_tuning import TALK, TEST
 from tiny import same, weights
 from ways import BRIEF, LOUD, Letters, spoken
 
@@ -20,8 +19,6 @@ from personal_llm.app.check import MODEL_CHECKS, check_model
 from personal_llm.base.core import Dialogue
 from personal_llm.base.models import load_model
 from personal_llm.base.tokens import collate_samples, pad_rows
-from personal_llm.buffer.scoring import score
-from personal_llm.selection.merging import merge
 from personal_llm.tuning.config import TuningConfig
 from personal_llm.tuning.finetune import finetune
 from personal_llm.explanation.explanation import explain, explain_pllm, prepare_probes
@@ -137,19 +134,6 @@ def test_read_is_the_models_own_loss(model):
         assert np.allclose(reading.hidden, model.run_forward([d])[0].hidden, atol=1e-4)
 
 
-def test_scores(model):
-    "A dialogue scores the same alone and in company; all numbers are in their range."
-    nurse = Dialogue("What helps against fever and pain?", "Rest, water and aspirin for the fever.")
-    together = score(model, [nurse, LONG, *TEST])
-    for candidate in together:
-        (alone,) = score(model, [candidate.dialogue])
-        assert alone.scores.eoe == pytest.approx(candidate.scores.eoe, abs=1e-4) and 0 <= alone.scores.eoe <= 1
-        assert alone.scores.dss == candidate.scores.dss and alone.scores.loss == pytest.approx(
-            candidate.scores.loss, rel=1e-4
-        )
-    assert together[0].scores.dss > 0 and together[0].scores.domain.startswith("medical")
-
-
 def test_generate_is_a_greedy_walk(model):
     "Prompts of unlike length are padded on the left; each goes on as a walk without cache or padding does."
     asked = ["Hi", Dialogue(LONG.prompt, "", history=TURNS)]
@@ -207,15 +191,6 @@ def test_tune_save_reload(name, model, tmp_path):
     assert np.allclose(plain.nll(TEST), adapted, rtol=1e-4)
 
 
-def test_resumed_is_bit_equal(model, tmp_path):
-    straight = finetune(model, TALK, SHORT, seed=2, progress=False)
-    with pytest.raises(KeyboardInterrupt):
-        finetune(model, TALK, SHORT, out=tmp_path, seed=2, progress=False, on_step=stop_at(3))
-    steps = []
-    again = finetune(model, TALK, SHORT, out=tmp_path, seed=2, progress=False, on_step=stop_at(steps=steps))
-    assert steps == [3, 4] and result(again) == result(straight) and bits(again) == bits(straight)
-
-
 def test_a_saved_model_is_loaded_whole(name, model, tmp_path):
     "Tied embeddings and the rope's settings survive; the fingerprint tells the same base."
     model.model.save_pretrained(tmp_path)
@@ -229,28 +204,6 @@ def test_a_saved_model_is_loaded_whole(name, model, tmp_path):
 
 
 # ---- merging, selecting, explaining
-
-
-def test_a_merge_is_the_weighted_sum(model, three, tmp_path):
-    "Against the deltas, added to the weights by hand."
-    from safetensors.torch import load_file
-
-    shares = {"a": 0.5, "c": 0.3}
-    folders = {name: Path(adapter.path) for name, adapter in zip("abc", three)}
-    merged = merge(model, folders, shares, tmp_path / "m")
-    before, scale = weights(model), SHORT.alpha / SHORT.rank
-    with torch.no_grad():
-        for name, share in shares.items():
-            tensors = load_file(folders[name] / "adapter_model.safetensors")
-            for key in [key for key in tensors if "lora_A" in key]:
-                B, A = tensors[key.replace("lora_A", "lora_B")], tensors[key]
-                place = key.removeprefix("base_model.model.").removesuffix(".lora_A.weight")
-                model.model.get_submodule(place).weight.add_(share * scale * B @ A)
-        by_hand = model.nll(TEST)
-        model.model.load_state_dict(before)
-    with model.use_adapter(merged):
-        assert np.allclose(model.nll(TEST), by_hand, rtol=1e-4)
-    assert not np.allclose(by_hand, model.nll(TEST), rtol=1e-3)
 
 
 def test_people_and_adapters_are_explained(model, three, monkeypatch):

@@ -9,17 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from personal_llm.base.core import InputError
-from personal_llm.data.records import (
-    MAX_DEPTH,
-    clean_value,
-    format_value,
-    parse_json,
-    parse_json_rows,
-    parse_table,
-    parse_value,
-    read_records,
-    read_text,
-)
+from personal_llm.data.records import parse_json_rows
+from personal_llm.data.records import read_records, read_text
 
 
 def write(path, content):
@@ -29,11 +20,6 @@ def write(path, content):
 
 def numbers(rows):
     return [number for number, _ in rows]
-
-
-def test_gzip_is_known_by_its_content_and_marks_are_dropped(tmp_path):
-    packed = write(tmp_path / "a.jsonl", gzip.compress(b"\xef\xbb\xbfHi"))
-    assert read_text(packed) == "Hi"
 
 
 @pytest.mark.parametrize("name", ["utf-16", "utf-16-le", "utf-16-be", "utf-8-sig"])
@@ -80,33 +66,6 @@ def test_deep_nesting_is_one_line(tmp_path, depth, opening, name, closed):
     assert len(errors) == 1 and not records and "\n" not in str(errors[0][1])
 
 
-def test_max_depth_is_the_limit():
-    fine = 1
-    for _ in range(MAX_DEPTH):
-        fine = [fine]
-    assert clean_value(fine) == fine
-    with pytest.raises(InputError, match="levels deep"):
-        clean_value([fine])
-
-
-def test_every_text_is_cleaned():
-    value = json.loads('{"a\\u0000": ["\\ud800x", {"\\udfff": "y\\u0000"}], "n": [1, null, true]}')
-    assert clean_value(value) == {"a": ["?x", {"?": "y"}], "n": [1, None, True]}
-    json.dumps(clean_value(value)).encode()
-
-
-def test_values_in_messages_are_short_and_harmless():
-    assert format_value("\x1b[2J" + "x" * 10_000).startswith("\\x1b[2J") and len(format_value("x" * 10_000)) == 40
-    assert "\n" not in format_value("a\nb") and format_value(3) == "3"
-
-
-def test_json_values():
-    assert parse_value('\n {"a": 1}\n{"b": 2}\n') == ({"a": 1}, 10)
-    for text in ("", "{", '{"a": 1} x', "nul", "9" * 5_000):
-        with pytest.raises(InputError):
-            parse_json(text)
-
-
 def test_lines_end_at_line_feeds_only(tmp_path):
     text = '{"a": "x\u2028y\u0085z"}\r\n{"b": 1}'
     assert parse_json_rows(text, False)[1] == [(1, {"a": "x\u2028y\u0085z"}), (2, {"b": 1})]
@@ -134,23 +93,10 @@ def test_the_same_rows_under_any_ending(tmp_path, rows, form, ending):
     assert [row for _, row in records] == rows and not errors
 
 
-@pytest.mark.parametrize("name", ["a.json", "a.jsonl"])
-def test_one_talk_is_one_record(tmp_path, name):
-    assert read_records(write(tmp_path / name, json.dumps(TALKS[0])))[1] == [(1, TALKS[0])]
-
-
 @pytest.mark.parametrize("text", ['[\n{"a": 1},\n{"b": }\n]', '{\n"a": 1\n}\n{\n"b": \n}'])
 def test_a_mistake_in_a_value_over_lines_names_its_line(tmp_path, text):
     with pytest.raises(InputError, match="broken JSON at line [36]"):
         read_records(write(tmp_path / "a.jsonl", text))
-
-
-@pytest.mark.parametrize("separator", [",", ";", "\t"])
-def test_separators(tmp_path, separator):
-    text = separator.join(["Prompt", "Response"]) + "\n" + separator.join(['"a,;\tb"', "c"]) + "\n"
-    expected = [(2, dict(Prompt="a,;\tb", Response="c"))]
-    assert parse_table(text) == (expected, [])
-    assert read_records(write(tmp_path / "table.csv", text)) == ("line", expected, [])
 
 
 def test_an_unclosed_quote_names_the_line_where_it_begins(tmp_path):
@@ -161,50 +107,11 @@ def test_an_unclosed_quote_names_the_line_where_it_begins(tmp_path):
             read_records(write(tmp_path / "a.csv", text))
 
 
-def test_quoted_rows_over_several_lines():
-    records, errors = parse_table('prompt,response\r\n"Hi, you","Hello\r\nthere"\r\n\r\nBye,"He said ""so"""\r\n')
-    assert not errors and records == [
-        (2, dict(prompt="Hi, you", response="Hello\r\nthere")),
-        (5, dict(prompt="Bye", response='He said "so"')),
-    ]
-
-
-def test_tabs_need_no_quotes():
-    records, _ = parse_table('prompt\tresponse\n"Yes," he said\tGood\nSay "no"\tNo\n')
-    assert [row["prompt"] for _, row in records] == ['"Yes," he said', 'Say "no"']
-
-
-def test_width_of_rows():
-    records, errors = parse_table("a,b\n1,2\n1\n1,2,3\n1,2,,\n,\n")
-    assert numbers(errors) == [3, 4] and [row for _, row in records] == [dict(a="1", b="2")] * 2
-
-
 def test_a_line_that_is_not_utf8_is_named(tmp_path):
     for name in ("a.csv", "a.jsonl", "a.txt"):
         with pytest.raises(InputError, match="line 3: not UTF-8 at byte 12") as caught:
             read_records(write(tmp_path / name, b"a,b\n1,2\ncaf\xe9,3\n4,5\n"))
         assert "UTF-8" in caught.value.remedy
-
-
-def test_kinds_of_file(tmp_path):
-    rows = [dict(a=1), dict(a=2)]
-    lines = "".join(json.dumps(row) + "\n" for row in rows)
-    for name, text in {
-        "a.jsonl": lines,
-        "a.ndjson": lines,
-        "a": lines,
-        "a.json": lines,
-        "b.json": json.dumps(rows, indent=1),
-        "a.txt": lines,
-    }.items():
-        assert [row for _, row in read_records(write(tmp_path / name, text))[1]] == rows, name
-    for name, text in {"t.csv": "a;b\n1;2\n", "t.tsv": "a\tb\n1\t2\n", "T.CSV": "a,b\n1,2\n"}.items():
-        assert read_records(write(tmp_path / name, text))[1] == [(2, dict(a="1", b="2"))], name
-    assert read_records(write(tmp_path / "b.txt", "[1/2/24, 9:00] A: x\n"))[1] == [
-        (1, dict(log="[1/2/24, 9:00] A: x\n"))
-    ]
-    bare = [dict(role="user", content="Hi")]
-    assert read_records(write(tmp_path / "c.json", json.dumps(bare)))[1] == [(1, bare)]
 
 
 @settings(deadline=None, max_examples=150)

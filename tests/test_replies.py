@@ -11,9 +11,9 @@ from llama_cpp import our_log_probabilities, write_base
 from tiny import random_adapter, tiny
 
 from personal_llm.base import replies
-from personal_llm.base.core import Dialogue, InputError
+from personal_llm.base.core import InputError
 from personal_llm.base.models import Model, load_model
-from personal_llm.base.replies import ReplyOptions
+from personal_llm.base.replies import ReplyOptions, ReplyStream
 
 PROMPTS = """Hello, how are you?|What is a tendon?|Define the medical term: fever.|What should I cook tonight?|Why?
 I am tired.|Tell me a story.|Where is the hospital?|Thank you.|Good morning!|What is your name?|Do you like tea?
@@ -43,7 +43,7 @@ def by_transformers(model):
 
 
 def write(model, prompt: str, options=SHORT):
-    stream = model.stream(Dialogue(prompt, ""), options)
+    stream = ReplyStream(model, prompt, options)
     assert "".join(stream) == stream.text
     return stream
 
@@ -100,13 +100,12 @@ def test_stops_limits_and_a_reader_who_goes_away(kind, model):
     stop = whole.text[6:9]
     cut = write(model, "Tell me a story.", replace(SHORT, stop=("☃", stop)))
     assert cut.text == whole.text[: whole.text.index(stop)].strip() and cut.end_reason == "stop"
-    pieces = iter(model.stream(Dialogue("Tell me a story.", ""), replace(SHORT, max_tokens=150)))
+    pieces = iter(ReplyStream(model, "Tell me a story.", replace(SHORT, max_tokens=150)))
     next(pieces)
     pieces.close()
     assert write(model, "Tell me a story.").text == whole.text, "the next reply comes"
     drawn = replace(SHORT, temperature=1.0, top_p=0.9, seed=3)
     assert write(model, "Tell me a story.", drawn).text == write(model, "Tell me a story.", drawn).text
-    assert model.reply_once("Tell me a story.", 12) == whole.text
 
 
 def test_what_llama_cpp_cannot_load_is_written_by_transformers(model, tmp_path, capsys):
@@ -141,7 +140,7 @@ def test_a_panic_in_the_thread_reaches_the_reader(monkeypatch):
         raise PanicException("called on a None value")
 
     monkeypatch.setattr(replies, "find_engine", lambda model: write_half)
-    stream = load_model("pocket").stream("Hi")
+    stream = ReplyStream(load_model("pocket"), "Hi")
     with pytest.raises(InputError, match="a library stopped .called on a None value"):
         for piece in stream:
             assert piece == "Hello"

@@ -36,7 +36,7 @@ PROMISES = {  # promise of SECURITY.md -> tests that hold it
     "Forgetting": [
         "test_forgetting.py::test_no_text_of_a_reply_that_read_it_is_left",
         "test_forgetting.py::test_the_dog_goes_and_the_allergy_stays",
-        "test_archive.py::test_deleting_takes_events_index_and_bytes_along",
+        "test_archive.py::test_deleting_takes_events_vectors_and_bytes_along",
     ],
     "Adapters": ["test_personalizer.py::test_an_adapter_that_was_changed_is_not_loaded", "test_models.py"],
     "The server": ["test_server.py"],

@@ -6,17 +6,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from personal_llm.base.core import Dialogue, InputError
-from personal_llm.base.text import normalise_text, hash_shingles
+from personal_llm.base.text import normalise_text
 from personal_llm.data.splits import (
     get_dialogue_group,
     get_row_group,
-    remove_leaks,
     is_reserved,
     count_leaks,
     explain_missing_test,
     split_test_dialogues,
 )
-from personal_llm.recipes.data import MAX_LEAK_SHARE, audit_leaks
+from personal_llm.recipes.data import audit_leaks
 
 THIRTEEN = " ".join(map(str, range(13)))
 
@@ -47,13 +46,6 @@ def naive_runs(text, size):
 
 
 @settings(deadline=None, max_examples=50)
-@given(st.lists(st.sampled_from("abc"), max_size=40))
-def test_shingles_against_sets_of_words(words):
-    text = " ".join(words)
-    assert len(set(hash_shingles(text, 4))) == len(naive_runs(text, 4))
-
-
-@settings(deadline=None, max_examples=50)
 @given(st.lists(st.sampled_from("ab"), min_size=13, max_size=30), st.lists(st.sampled_from("ab"), max_size=30))
 def test_audit_counts_against_sets_of_words(reserved, train):
     known = naive_runs(" ".join(reserved), 13) & naive_runs(" ".join(train), 13)
@@ -70,39 +62,6 @@ def test_a_leak_fails():
         audit_leaks([], [row("q", THIRTEEN)], [f"and {THIRTEEN}"])
     assert "0.50%" in caught.value.remedy
     assert audit_leaks([], [row("q", THIRTEEN)], [f"and {THIRTEEN}"], limit=1.0)["share"] == 1
-
-
-def test_the_limit_is_a_share():
-    reserved = [row("q", " ".join(f"w{i}" for i in range(1012)))]  # a thousand runs
-    few, many = ([" ".join(f"w{i}" for i in range(n + 12))] for n in (5, 6))
-    assert audit_leaks([], reserved, few)["share"] == 0.005 == MAX_LEAK_SHARE
-    with pytest.raises(InputError):
-        audit_leaks([], reserved, many)
-
-
-def test_nothing_to_leak():
-    assert audit_leaks([], []) == dict(pairs_shared=0, shingles_shared=0, shingles_reserved=0, share=0.0)
-
-
-def test_held_out_by_each_reason():
-    def labelled(prompt, group):
-        return Dialogue(prompt, "r", labels=dict(group=group))
-
-    stream = [labelled("first", "a"), Dialogue("same words?", "r"), Dialogue("x", THIRTEEN)]
-    refused = [labelled("other", "a"), labelled("Same, words", "b"), Dialogue("y", f"and {THIRTEEN}")]
-    assert remove_leaks(refused, stream) == [] and remove_leaks(refused, []) == refused
-    for reason in refused:
-        assert remove_leaks([reason], stream) == []
-    fine = [labelled("other", "c"), Dialogue("y", " ".join(map(str, range(12))))]
-    assert remove_leaks(fine, stream) == fine
-
-
-def test_a_repeat_counts_once_in_a_test():
-    "An export that was read three times: 60 dialogues, 180 rows."
-    dialogues = [Dialogue(f"Question {i}?", f"Answer {i}.", time=float(k)) for k in range(3) for i in range(60)]
-    stream, test = split_test_dialogues(dialogues)
-    assert len({(d.prompt, d.response) for d in test}) == len(test) >= 2
-    assert not {d.prompt for d in test} & {d.prompt for d in stream}
 
 
 def test_the_reason_of_a_missing_test_is_true():

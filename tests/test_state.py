@@ -9,7 +9,7 @@ from personal_llm.base.core import Dialogue, InputError
 from personal_llm.buffer.buffer import Buffer
 from personal_llm.buffer.scoring import ScoredDialogue, Scores
 from personal_llm.device.archive import Archive, delete_dialogues
-from personal_llm.device.state import State, open_state, scores_from_dict, scores_to_dict
+from personal_llm.device.state import State, open_state
 
 
 def make_scores(rng, model="base"):
@@ -69,14 +69,6 @@ def test_a_state_computed_anew_is_the_same(policy, acts):
             state.record("reacted", id, kind=act, text=text, asked=bool(rng.integers(2)), time=float(number))
     again = open_state(state.archive)
     assert str(describe(again)) == str(describe(state))
-
-
-def test_scores_survive_their_event_to_the_bit():
-    scores = make_scores(np.random.default_rng(0))
-    again = scores_from_dict(scores_to_dict(scores))
-    assert (again.embedding == scores.embedding.astype("<f2").astype("<f4")).all()
-    assert scores_to_dict(again) == scores_to_dict(scores)
-    assert vars(again) | dict(embedding=0) == vars(scores) | dict(embedding=0)
 
 
 def test_the_bin_of_a_forgotten_dialogue_stays_empty():

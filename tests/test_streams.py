@@ -9,21 +9,8 @@ from personal_llm.base.core import Dialogue, InputError, make_generator
 from personal_llm.data.streams import (
     draw_best_episodes,
     correlated_stream,
-    draw_episodes,
     edit_prompt,
 )
-
-
-@pytest.mark.parametrize("stay", [0.0, 0.5, 0.9])
-def test_episode_length_is_one_over_one_minus_stay(stay):
-    _, episode = draw_episodes(np.array([0.6, 0.4]), 100_000, stay, make_generator(1, "t"))
-    assert abs((1 - stay) * 100_000 / (episode[-1] + 1) - 1) < 0.03
-
-
-def test_autocorrelation_is_stay_to_the_lag():
-    kinds, _ = draw_episodes(np.array([0.3, 0.7]), 200_000, 0.8, make_generator(1, "t"))
-    for lag in (1, 3, 6):
-        assert abs(np.corrcoef(kinds[:-lag], kinds[lag:])[0, 1] - 0.8**lag) < 0.03
 
 
 def test_the_best_of_many_chains_has_the_shares():
@@ -41,13 +28,6 @@ def stream_of(seed, **more):
     return correlated_stream(POOLS, dict(a=7, b=2, c=1), length=300, seed=seed, **more)
 
 
-def test_a_correlated_stream_can_be_repeated():
-    assert stream_of(3) == stream_of(3) and stream_of(3) != stream_of(4)
-    assert [d.time for d in stream_of(3)] == list(range(300)) and len({d.id for d in stream_of(3)}) == 300
-    shares = np.bincount(["abc".index(d.prompt[0]) for d in stream_of(3)]) / 300
-    assert np.abs(shares - [0.7, 0.2, 0.1]).max() < 0.05
-
-
 @pytest.mark.parametrize("seed", range(4))
 def test_near_copies_name_their_original(seed):
     stream = stream_of(seed, duplicates=dict(a=0.5))
@@ -63,23 +43,15 @@ def test_near_copies_name_their_original(seed):
         assert came == list(range(len(came)))
 
 
-@pytest.mark.parametrize(
-    "wrong", [dict(length=0), dict(stay_probability=1.0), dict(stay_probability=-0.1), dict(seed=-1), dict(seed=2**32)]
-)
-def test_wrong_arguments_of_a_correlated_stream(wrong):
+WRONG = [dict(length=0), dict(stay_probability=1.0), dict(stay_probability=-0.1), dict(seed=-1), dict(seed=2**32)]
+WRONG += [dict(shares=shares) for shares in (dict(a=1), dict(a=-1, b=1, c=1), dict(a=0, b=0, c=0))]
+
+
+@pytest.mark.parametrize("wrong", WRONG)
+def test_what_makes_no_stream(wrong):
     with pytest.raises(InputError) as caught:
-        correlated_stream(POOLS, dict(a=7, b=2, c=1), **dict(length=10) | wrong)
+        correlated_stream(POOLS, **dict(shares=dict(a=7, b=2, c=1), length=10) | wrong)
     assert caught.value.remedy
-
-
-@pytest.mark.parametrize("shares", [dict(a=1), dict(a=-1, b=1, c=1), dict(a=0, b=0, c=0)])
-def test_shares_that_make_no_stream(shares):
-    with pytest.raises(InputError) as caught:
-        correlated_stream(POOLS, shares, length=10)
-    assert caught.value.remedy
-
-
-def test_a_pool_that_runs_dry():
     with pytest.raises(InputError, match="has 300 dialogues and the stream needs more"):
         correlated_stream(POOLS, dict(a=1, b=1, c=1), length=2000)
 

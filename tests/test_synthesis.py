@@ -11,6 +11,7 @@ from personal_llm.base.core import Cost, Dialogue, InputError
 from personal_llm.base.models import Model
 from personal_llm.base.text import compute_rouge1
 from personal_llm.buffer.retrieval import VectorStore
+from personal_llm.buffer import synthesis
 from personal_llm.buffer.synthesis import (
     SYNTHESIS_PROMPTS,
     SynthesisConfig,
@@ -49,17 +50,6 @@ class Meaning:
 
     def encode(self, texts, **options):
         return np.array([[0.0, 1.0] if "joke" in text else [1.0, 0.0] for text in texts])
-
-
-class Streaming(Scripted):
-    "A model in a GGUF file."
-
-    gguf = "model.gguf"
-    generate = None
-
-    def stream(self, prompt, options):
-        self.options = [*getattr(self, "options", ()), options]
-        return iter(Scripted.generate(self, [prompt]))
 
 
 @given(TEXTS, TEXTS)
@@ -157,11 +147,15 @@ def test_each_mode_and_prompt_asks_about_its_block(mode, prompt):
     assert variant.parents == (original.id,) and variant.origin == "synthetic"
 
 
-def test_a_gguf_model_writes_one_text_after_another_each_with_its_seed():
-    model = Streaming(["What does a tendon do?", "Tell me what a tendon is"])
+def test_a_gguf_model_writes_one_text_after_another_each_with_its_seed(monkeypatch):
+    model = Scripted(["What does a tendon do?", "Tell me what a tendon is"])
+    model.gguf = "model.gguf"
+    used = []
+    stream = lambda model, prompt, options: used.append(options) or model.generate([prompt])
+    monkeypatch.setattr(synthesis, "ReplyStream", stream)
     result = synthesize(model, [Dialogue("What is a tendon?", "a cord")], 2, seed=3, min_similarity=0)
-    assert len(result.dialogues) == 2 and len({options.seed for options in model.options}) == 2
-    assert all(options.temperature == SynthesisConfig().temperature for options in model.options)
+    assert len(result.dialogues) == 2 and len({options.seed for options in used}) == 2
+    assert all(options.temperature == SynthesisConfig().temperature for options in used)
 
 
 def test_braces_in_a_text_are_text():

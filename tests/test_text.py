@@ -2,17 +2,11 @@
 
 import numpy as np
 import pytest
-from hypothesis import strategies as st
 
 from personal_llm.base.core import make_generator
-from personal_llm.base.text import (
-    is_near_duplicate,
-    count_negations,
-)
+from personal_llm.base.text import count_negations, is_near_duplicate
 from personal_llm.data.reading import load_samples
 from personal_llm.data.streams import edit_prompt
-
-TEXTS = st.text(max_size=30)
 
 
 @pytest.mark.parametrize(

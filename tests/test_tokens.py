@@ -11,10 +11,8 @@ from personal_llm.base.core import Dialogue, InputError
 from personal_llm.base.tokens import (
     MAX_CHARACTERS_PER_TOKEN,
     make_batches,
-    collate_samples,
     encode_dialogue,
     encode_prompt,
-    pad_rows,
     get_special_strings,
     split_template,
 )
@@ -198,12 +196,6 @@ def test_mask_is_that_of_transformers(template, prompt, response):
     assert all(label in (-100, i) for i, label in zip(ours["input_ids"], ours["labels"]))
 
 
-def test_empty_and_unfitting_responses_are_refused(trimming):
-    for d, length in ((Dialogue("a", ""), 64), (Dialogue("word " * 50, "yes"), 3)):
-        with pytest.raises(InputError, match=d.id):
-            encode_dialogue(trimming, d, length)
-
-
 # ---- cuts
 
 
@@ -258,13 +250,6 @@ def test_a_cut_conversation_still_begins_with_a_question(trimming):
         trimming.chat_template = good
 
 
-def test_long_prompts_leave_room_to_answer(trimming):
-    prompt = encode_prompt(trimming, Dialogue("word " * 500 + "last?", ""), 40)
-    read = trimming.decode(prompt["input_ids"])
-    assert len(prompt["input_ids"]) == 40 and prompt["num_truncated"] > 200
-    assert read.startswith("<|begin|><|user|>") and read.endswith("last?<|end|><|assistant|>")
-
-
 class Seen:
     "A tokenizer that counts the characters it was given."
 
@@ -310,15 +295,6 @@ def test_what_cannot_fit_is_never_looked_at(answer, trimming):
 
 
 # ---- batches
-
-
-def test_padding_left_and_right():
-    ids, mask = pad_rows([[5, 6, 7], [8]], 0)
-    assert ids.tolist() == [[5, 6, 7], [8, 0, 0]] and mask.tolist() == [[1, 1, 1], [1, 0, 0]]
-    ids, mask = pad_rows([[5, 6, 7], [8]], 9, left=True)
-    assert ids.tolist() == [[5, 6, 7], [9, 9, 8]] and mask.tolist() == [[1, 1, 1], [0, 0, 1]]
-    batch = collate_samples([dict(input_ids=[5, 6], labels=[-100, 6]), dict(input_ids=[8], labels=[8])], 0)
-    assert batch["labels"].tolist() == [[-100, 6], [8, -100]] and batch["attention_mask"].tolist() == [[1, 1], [1, 0]]
 
 
 @given(st.lists(st.integers(1, 90), max_size=400), st.integers(1, 500))

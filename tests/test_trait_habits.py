@@ -6,21 +6,10 @@ from hypothesis import given, settings, strategies as st
 
 from personal_llm.base.core import Dialogue
 from personal_llm.data.people import emoji, lower_case, opener, preferred_words, sign_off
-from personal_llm.data.reading import load_replay, load_samples
-from personal_llm.data.people import USERS, user_stream
+from personal_llm.data.reading import load_replay
 from personal_llm.explanation.description import describe_user
-from personal_llm.explanation.habits import (
-    Trait,
-    find_common_run,
-    choose_quotation,
-    compare_counts,
-    find_length_habits,
-    find_substitution_habits,
-    align_words,
-    find_general_topics,
-    find_habits,
-    strip_frame,
-)
+from personal_llm.explanation.habits import align_words, compare_counts, find_common_run
+from personal_llm.explanation.habits import find_habits, find_length_habits, find_substitution_habits
 
 PLAIN = [d for d in load_replay() if 8 <= len(d.response.split()) <= 60][:40]
 
@@ -55,20 +44,9 @@ def test_a_fact_is_what_a_person_mostly_does_and_the_base_does_not(pairs):
     habit = sum(mine) / len(mine) >= 0.6 and sum(mine) / len(mine) - sum(base) / len(base) >= 0.4
     assert bool(found) == bool(habit)
     if found:
-        assert (found[0].count, found[0].num_answers, found[0].base_count, found[0].num_base_answers) == (
-            sum(mine),
-            len(mine),
-            sum(base),
-            len(base),
-        )
-        assert mine[int(found[0].quotation)], "what is quoted shows it"
-
-
-def test_quotations_are_short_and_one_line():
-    assert choose_quotation(["a", "two\nlines", "x " * 90]) == "two lines" and choose_quotation([]) == ""
-    assert len(choose_quotation(["word " * 50])) <= 70 and choose_quotation(["word " * 50]).endswith("…")
-    assert str(Trait("lists", 8, 9, 1, 9, "- a")) == "lists (8 of 9; the base 1 of 9): “- a”"
-    assert str(Trait("*x* for *y*", 2, 2, 0, 0)) == "*x* for *y* (2 of 2)"
+        trait, counts = found[0], (sum(mine), len(mine), sum(base), len(base))
+        assert (trait.count, trait.num_answers, trait.base_count, trait.num_base_answers) == counts
+        assert mine[int(trait.quotation)], "what is quoted shows it"
 
 
 # ---- single habits
@@ -87,20 +65,8 @@ def test_the_longest_common_run(size, share):
     head = " ".join("abcd"[:size])
     answers = [(f"{head} " if i < share else "") + f"x{i} y{i} z{i} w{i} v{i}" for i in range(20)]
     assert find_common_run(answers) == (head if share >= 12 else "")
-    assert find_common_run([" ".join(a.split()[::-1]) for a in answers], last=True) == (
-        " ".join(head.split()[::-1]) if share >= 12 else ""
-    )
-
-
-def test_a_longer_run_must_keep_what_the_shorter_has():
-    "13 of 20 go on with *the*, which is no part of the opening."
-    answers = [f"In short: {'the' if i < 13 else 'a'} thing {i} is {i}" for i in range(20)]
-    assert find_common_run(answers) == "In short:"
-
-
-def test_what_is_between_opening_and_sign_off():
-    assert strip_frame("In  short:\nrest.\nTake care,\nAna ", "In short:", "Take care, Ana") == "rest."
-    assert strip_frame("Rest. In short: no", "In short:", "") == "Rest. In short: no"
+    backwards = lambda text: " ".join(text.split()[::-1])
+    assert find_common_run(list(map(backwards, answers)), last=True) == (backwards(head) if share >= 12 else "")
 
 
 def test_a_sign_off_is_no_second_sentence():
@@ -108,11 +74,9 @@ def test_a_sign_off_is_no_second_sentence():
     base = ["One sentence. And another. And a third."] * len(rows)
     closed = [d.derive(response=d.response + "\nTake care. Ana", origin="user") for d in rows]
     assert any(fact.label.startswith("one sentence") for fact in habits_of(closed, base))
-    assert find_length_habits(["a b c"] * 9, ["One two three four five. Six seven eight nine."] * 9)[0].count == 9
-    assert (
-        "shorter"
-        in find_length_habits(["A b. C d."] * 9, ["One two three four five. Six seven eight nine."] * 9)[0].label
-    )
+    long = ["One two three four five. Six seven eight nine."] * 9
+    assert find_length_habits(["a b c"] * 9, long)[0].count == 9
+    assert "shorter" in find_length_habits(["A b. C d."] * 9, long)[0].label
     assert "longer" in find_length_habits(["One two three. Four five six."] * 9, ["One. Two."] * 9)[0].label
 
 
@@ -155,27 +119,6 @@ def test_only_what_the_person_wrote_or_approved_is_read():
 # ---- people
 
 
-def put_right(name, count=32, seed=0):
-    user, rows = USERS[name], user_stream(USERS[name], load_samples(), seed=seed).stream
-    pairs = [(d, user(d)) for d in rows]
-    pairs = [(d, better) for d, better in pairs if better][:count]
-    return [d.derive(response=better, origin="annotated") for d, better in pairs], [d.response for d, _ in pairs]
-
-
-@pytest.mark.parametrize("seed, count", [(0, 24), (1, 40), (1, 120)])
-def test_what_is_said_of_the_nurse_is_true_line_by_line(seed, count):
-    "In forty corrections of the second stream *doctor* stands once, and *doctors* once."
-    rows, replies = put_right("nurse", count, seed)
-    topics = find_general_topics([d.text for d in rows])
-    facts = {fact.label.split(",")[0]: fact for fact in habits_of(rows, replies) + topics}
-    assert {"opens with “In short:”", "signs off “Take care", "one sentence", "about medicine"} <= set(facts)
-    assert "*physician* for *doctor*" in facts
-    for what, fact in facts.items():
-        if what.startswith("*"):
-            assert what in ("*physician* for *doctor*", "*patients* for *people*")
-        assert fact.count / fact.num_answers >= 0.6
-
-
 def test_people_who_change_nothing_have_no_habits():
     "Approved replies as they are; and plain answers against plain answers to other questions, for twenty people."
     assert habits_of(PLAIN, [d.response for d in PLAIN]) == []
@@ -184,18 +127,3 @@ def test_people_who_change_nothing_have_no_habits():
         one, two = rng.permutation(len(rows))[:64].reshape(2, 32)
         false += len(habits_of([rows[i] for i in one], [rows[i].response for i in two]))
     assert false <= 2
-
-
-def test_a_plural_counts_with_its_word():
-    "One doctor and one pair of doctors are two places of one habit; a plural that stayed counts against it."
-    base = ["See a doctor soon.", "Two doctors can help.", "The doctors know it well.", "Pass the glass on."]
-    mine = [text.replace("doctor", "physician").replace("glass", "class") for text in base]
-    (fact,) = find_substitution_habits(mine, base)
-    assert (fact.label, fact.count, fact.num_answers) == ("*physician* for *doctor*", 3, 3)
-    (fact,) = find_substitution_habits(
-        [mine[0], mine[0], mine[0], mine[1], base[2]], [base[0], base[0], base[0], base[1], base[2]]
-    )
-    assert (fact.count, fact.num_answers) == (4, 5)
-    assert find_substitution_habits(mine[1:2] * 2, base[1:2] * 2)[0].label == "*physicians* for *doctors*", (
-        "no singular was seen"
-    )

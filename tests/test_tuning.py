@@ -173,18 +173,6 @@ def test_steps_between_checks(steps, checks, looks):
     assert all(training is not None and loss is not None for _, training, loss in adapter.history)
 
 
-def test_a_start_that_is_best_already():
-    "A planted case: a wild rate raises the validation loss, so every step is taken back."
-    model, config = shared("llama"), replace(HOLD_BACK, steps=20, batch_size=8)
-    start = finetune(model, TALK[:8], replace(config, validation=0), progress=False)
-    wild = finetune(model, TALK, replace(config, learning_rate=9.0), start=start, progress=False)
-    assert wild.best_loss == wild.start_loss and "no check was better" in wild.notes["warning"]
-    with model.use_adapter(start):
-        before = model.nll(TEST)
-    with model.use_adapter(wild):
-        assert np.allclose(model.nll(TEST), before, rtol=1e-4)
-
-
 @pytest.mark.parametrize("rate", [3.0, 1e-2], ids=["wrecked", "learning"])
 def test_never_worse_than_the_start_on_the_validation_dialogues(rate, old):
     "What is reported is what is returned."
@@ -385,14 +373,6 @@ def test_a_linked_folder_of_checkpoints_is_refused(stopped, tmp_path):
     assert theirs(tmp_path) == before
 
 
-def test_files_of_others_beside_an_adapter_stay(tmp_path):
-    names = ["notes.txt", ".adapter.notes.tmp", "checkpoint-900"]
-    for name in names:
-        (tmp_path / name).write_text("a thesis")
-    finetune(shared("llama"), TALK[:4], TuningConfig(rank=2, steps=1, max_length=64), out=tmp_path, progress=False)
-    assert sorted(p.name for p in tmp_path.iterdir()) == sorted(WHOLE + names)
-
-
 def test_going_on_from_an_adapter(old):
     "The start's losses are those before the first step; its folder or its path is the same."
     model, held = shared("llama"), validation_split(TALK, 0.4)[1]
@@ -411,24 +391,6 @@ def test_a_start_keeps_its_shape(old, tmp_path):
     assert settings["r"] == further.config["rank"] == 2 and settings["lora_dropout"] == further.config["dropout"] == 0
     assert "v_proj" in further.config["target_modules"] and settings["lora_alpha"] == further.config["alpha"]
     assert Adapter.load(tmp_path / "a").config == further.config
-
-
-def test_card_layers_and_settings_agree_on_the_dropout(tmp_path):
-    model, brief = shared("llama"), replace(BRIEF, steps=1, dropout=0.25)
-    start = finetune(model, TALK[:6], brief, out=tmp_path / "start", progress=False)
-    seen, real = [], tuning.stage_adapter
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(
-            tuning, "stage_adapter", lambda adapted, out: seen.append(dropouts(adapted)) or real(adapted, out)
-        )
-        further = finetune(model, TALK[:6], replace(BRIEF, steps=1), start=start, out=tmp_path / "a", progress=False)
-    settings = json.loads((tmp_path / "a" / "adapter_config.json").read_text())
-    assert seen == [{0.25}] and settings["lora_dropout"] == further.config["dropout"] == 0.25
-
-
-def dropouts(adapted):
-    "Of all LoRA layers."
-    return {m.lora_dropout["default"].p for m in adapted.modules() if hasattr(m, "lora_dropout")}
 
 
 def test_going_on_asks_no_hub(old, tmp_path, monkeypatch):
@@ -454,27 +416,6 @@ def test_a_start_that_does_not_fit_is_refused(old, tmp_path):
         assert same(model, before) and not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("content", [b"\x08\0\0\0\0\0\0\0garbage!", None], ids=["garbage", "cut"])
-def test_a_damaged_start_leaves_the_model_bare(content, old, tmp_path):
-    "peft finds out when its layers are in the model already."
-    model = tiny("llama")
-    shutil.copytree(old.path, tmp_path / "start")
-    break_seal(tmp_path / "start")
-    file = tmp_path / "start" / "adapter_model.safetensors"
-    file.write_bytes(content or file.read_bytes()[:500])
-    before, losses, modules = weights(model), model.nll(TEST), [type(m) for m in model.model.modules()]
-    with pytest.raises(InputError, match="start: the adapter does not fit this model or is damaged"):
-        finetune(model, TALK, BRIEF, start=tmp_path / "start", out=tmp_path / "out", progress=False)
-    assert (
-        same(model, before)
-        and [type(m) for m in model.model.modules()] == modules
-        and not hasattr(model.model, "peft_config")
-        and np.array_equal(model.nll(TEST), losses)
-    )
-    assert not (tmp_path / "out").exists()
-    assert finetune(model, TALK[:6], BRIEF, start=old, progress=False).best_loss > 0, "and goes on"
-
-
 KILLED = TuningConfig(rank=2, steps=2, batch_size=2, max_length=64, checks=2)
 
 
@@ -496,44 +437,6 @@ def test_a_full_disk_in_a_checkpoint_is_one_line(monkeypatch, tmp_path):
     assert Adapter.load(tmp_path) == older
     finetune(model, TALK[5:], KILLED, out=tmp_path, progress=False)
     assert not (tmp_path / "checkpoints").exists()
-
-
-@pytest.mark.parametrize("stride", [3, pytest.param(1, marks=pytest.mark.slow)], ids=["some", "all"])
-def test_a_full_disk_leaves_the_older_adapter(stride, monkeypatch, tmp_path):
-    "Whichever file cannot be moved: the older adapter lies there, or none, or the new one, whole."
-    model, full = shared("llama"), OSError(28, "No space left on device")
-    older = finetune(model, TALK[:5], BRIEF, out=tmp_path / "a", progress=False)
-    shutil.copytree(tmp_path / "a", tmp_path / "older")
-    before, base, real = files(tmp_path / "a"), weights(model), os.replace
-    new = TuningConfig(rank=3, steps=1, batch_size=4, max_length=64)
-    for k in range(1, 40, stride):
-        calls = []
-
-        def replace(*a, **kw):
-            calls.append(a)
-            if len(calls) == k:
-                raise full
-            return real(*a, **kw)
-
-        with monkeypatch.context() as patch:
-            patch.setattr(os, "replace", replace)
-            try:
-                finetune(model, TALK[5:], new, out=tmp_path / "a", progress=False)
-            except InputError as error:
-                assert "No space" in str(error)
-            else:
-                assert len(calls) < k
-                break
-        has_settings = (tmp_path / "a" / "adapter_config.json").is_file()  # without them nobody loads the rest
-        if not has_settings or Adapter.load(tmp_path / "a").parents != older.parents:
-            assert k > 1 and (not has_settings or bits(Adapter.load(tmp_path / "a")))
-            shutil.rmtree(tmp_path / "a")
-            shutil.copytree(tmp_path / "older", tmp_path / "a")
-        assert files(tmp_path / "a") == before, f"changed by a failure at replacement {k}: {calls[-1]}"
-        assert Adapter.load(tmp_path / "a") == older and same(model, base)
-        with model.use_adapter(older):
-            pass
-    assert k > 2 and Adapter.load(tmp_path / "a").parents == tuple(d.id for d in TALK[5:])
 
 
 def test_each_step_is_reported_and_changes_nothing():

@@ -24,22 +24,6 @@ def families(draw):
     return draw(st.permutations(out))
 
 
-@given(st.integers(1, 30), st.floats(0, 0.9), st.integers(0, 5), st.data())
-@settings(max_examples=60, deadline=None)
-def test_children_of_validation_dialogues_do_not_train(originals, share, seed, data):
-    family = [Dialogue(f"original {i}", "a") for i in range(originals)]
-    family += [
-        Dialogue(f"child {i}", "a", origin="synthetic", parents=(family[p].id,))
-        for i, p in enumerate(data.draw(st.lists(st.integers(0, originals - 1), max_size=30)))
-    ]
-    learn, validation = validation_split(family, share, seed)
-    held = {d.id for d in validation}
-    count = min(round(share * originals), originals - 1)
-    assert len(validation) == (count if count >= 4 else 0)
-    assert [d for d in family if d.id not in held and not held & set(d.parents)] == learn
-    assert [d for d in family if d.id in held] == validation and all(d.origin == "user" for d in validation)
-
-
 def components(dialogues):  # id -> all ids that are tied to it
     "The naive twin of `find_lineages`: sets that are joined until nothing changes."
     found = {d.id: {d.id, *d.parents} for d in dialogues}
@@ -66,19 +50,6 @@ def test_lineages_are_not_split(dialogues, share, seed):
         assert not choose
     again = validation_split(dialogues[::-1], share, seed)
     assert {d.id for d in again[1]} == {d.id for d in choose}, "the order does not count"
-
-
-def test_a_second_parent_ties_two_families():
-    "A dialogue may not train whose second parent validates."
-    first = [Dialogue(f"Question {i}?", "a") for i in range(20)]
-    second = [Dialogue(f"Other {i}?", "b") for i in range(20)]
-    both = [
-        a.derive(prompt=f"Both {a.prompt}", parents=(a.id, b.id), origin="synthetic") for a, b in zip(first, second)
-    ]
-    for seed in range(5):
-        learn, validation = validation_split(first + second + both, 0.5, seed)
-        held = {d.id for d in validation}
-        assert len(validation) == 20 and not any(held & {d.id, *d.parents} for d in learn)
 
 
 def test_long_chains_are_no_recursion():

@@ -5,7 +5,8 @@ import json
 from functools import lru_cache
 from pathlib import Path
 
-from personal_llm.base.files import ASSETS
+from personal_llm.base.adapters import Adapter, commit_adapter, stage_adapter
+from personal_llm.base.files import ASSETS, write_json
 from personal_llm.base.models import load_model
 from personal_llm.base.tokens import PLAIN_TEMPLATE
 
@@ -97,6 +98,21 @@ def random_adapter(model, folder, rank: int = 2, seed: int = 1, **kind) -> Path:
     adapted.save_pretrained(folder)
     Path(folder, "adapter.json").write_text(json.dumps(dict(base=model.base)))
     return Path(folder)
+
+
+def write_adapter(out, pairs: dict, **card):  # pairs: module -> (A, B); returns an `Adapter`
+    "An adapter of matrices that a test chooses, with the scale 1, written as `finetune` writes its own."
+    from safetensors.torch import save_file
+
+    rank = len(next(iter(pairs.values()))[0])
+    settings = dict(peft_type="LORA", task_type="CAUSAL_LM", r=rank, lora_alpha=rank, target_modules=[*pairs])
+
+    def save(stage):
+        rows = [(module, *row) for module, pair in pairs.items() for row in zip("AB", pair)]
+        save_file({f"{module}.lora_{name}.weight": x for module, name, x in rows}, stage / "adapter_model.safetensors")
+        write_json(stage / "adapter_config.json", settings)
+
+    return commit_adapter(stage_adapter(out, save), Adapter(Path(out), "base-1", **card))
 
 
 def weights(model) -> dict:

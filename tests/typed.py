@@ -6,8 +6,6 @@ from pathlib import Path
 
 from personal_llm.app import cli
 
-QUICK = ("--steps", 1, "--synthetic", 0, "--capacity", 8, "--quiet")
-
 
 def rows(count, start=0):
     numbers = range(start, start + count)

@@ -154,7 +154,7 @@ QUESTIONS = {  # tutorial -> questions as people type them; each becomes a headi
     "11_elsewhere": ("How do I export my adapter to Ollama, llama.cpp or transformers?",),
     "12_your_own_model": ("How do I use my own model, a GGUF file or a model of Hugging Face?",),
 }
-BOOST = dict(tutorials="---\nsearch:\n  boost: 20\n---\n\n")  # the search shows tutorials before chapters
+BOOST = dict(tutorials="---\nsearch:\n  boost: 4\n---\n\n")  # the search shows tutorials before chapters
 MINUTES = re.compile(r"(\d+) minutes")
 
 

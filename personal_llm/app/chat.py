@@ -157,11 +157,22 @@ def explain_reply(session, verbose: bool = False) -> list:  # lines
     lines += [f"you said: {d.prompt}" for d in recalled.statements]
     lines += ["written by your fine-tune"] * (recalled.adapter is not None)
     if verbose:
-        read = [*recalled.memories, *recalled.statements]
-        vectors = session.me.memory.vectors.embed([recalled.dialogue.prompt, *(d.prompt for d in read)])
-        lines += [f"{vector @ vectors[0]:.2f} similarity to “{d.prompt}”" for d, vector in zip(read, vectors[1:])]
+        lines += list_similar(session)
         lines += [f"buffer: {last.reason}" for last in session.me.buffer.log[-1:]]
     return lines
+
+
+def list_similar(session, count: int = 6) -> list:  # lines
+    "List the stored messages that are most similar to that of the newest reply, and the similarity that it needs."
+    state = session.me.state
+    recalled = session.recalled
+    talk = {d.prompt for d in session.turns}
+    stored = {d.prompt for d in [*state.list_answered(), *state.list_own()]} - talk
+    prompts = sorted(stored | {d.prompt for d in [*recalled.memories, *recalled.statements]})
+    query, *vectors = session.me.memory.vectors.embed([recalled.dialogue.prompt, *prompts])
+    rows = sorted(zip((float(vector @ query) for vector in vectors), prompts), reverse=True)
+    lines = [f"{cosine:.2f} similarity to “{prompt}”" for cosine, prompt in rows[:count]]
+    return [f"a reply reads what has a similarity of {session.me.memory.config.threshold:.2f} or more", *lines]
 
 # %% ../../nbs/8_app/04_chat.ipynb #8da9288a
 def handle(session, line: str):  # a generator of pieces of text

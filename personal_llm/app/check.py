@@ -14,7 +14,7 @@ import numpy as np
 
 from ..base.core import Dialogue, InputError
 from ..base.loading import choose_dtype
-from ..base.replies import ReplyOptions
+from ..base.replies import ReplyOptions, ReplyStream
 from ..base.models import Model, load_model
 from ..base.tokens import get_special_strings
 from ..tuning.config import TuningConfig
@@ -26,7 +26,6 @@ class ModelReport:
     "The results of all checks of a model."
 
     rows: list = field(default_factory=list)  # (name of the check, whether it passed, detail)
-    model: Model = None  # the checked model; None if it could not be loaded
 
     @property
     def ok(self) -> bool:
@@ -69,7 +68,7 @@ def check_model(
         except Exception as error:
             has_passed, detail = False, f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
         rows.append((name, bool(has_passed), detail))
-    return ModelReport(rows, model)
+    return ModelReport(rows)
 
 # %% ../../nbs/8_app/01_check.ipynb #09che004
 EXAMPLE_DIALOGUE = Dialogue("What is the weather like?", "It is sunny and warm.")
@@ -171,7 +170,7 @@ def check_adapter_round_trip(model):
 @register_check("reply")
 def check_reply(model):
     begin = time.perf_counter()
-    stream = model.stream(Dialogue(EXAMPLE_DIALOGUE.prompt, ""), ReplyOptions(max_tokens=12))
+    stream = ReplyStream(model, EXAMPLE_DIALOGUE.prompt, ReplyOptions(max_tokens=12))
     for _ in stream:
         pass
     return bool(stream.end_reason), f"{time.perf_counter() - begin:.1f} s for its first twelve tokens"

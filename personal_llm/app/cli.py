@@ -17,14 +17,14 @@ from typer import Option
 from . import library_commands  # noqa: F401 (it registers its commands)
 from .chat import print_note
 from .commands import AsJson, Data, Model, Out, Quiet
-from .commands import add_settings, app, load, read_chats, show
-from ..base.core import InputError
+from .commands import CHAT_SETTINGS, add_settings, app, load, read_chats, show
+from ..base.core import InputError, catch_panic
 from ..base.files import is_full_disk
 from ..runtimes.plugins import find_runtimes
 
 # %% ../../nbs/8_app/08_cli.ipynb #cliserv2
 @app.command(epilog="Example: personal-llm serve --out me --port 8484")
-@add_settings("max_questions", "memory", "memories", "archive")
+@add_settings(*CHAT_SETTINGS)
 def serve(
     out: Out,
     settings: dict,
@@ -58,8 +58,10 @@ def adapt_plugin(function):  # a function for typer
 
     def run(as_json, **values):
         shared = dict(
-            load_model=lambda: lambda **changes: load(values["model"], values.get("out"), **changes),
-            dialogues=lambda: read_chats(values["data"]),
+            load_model=lambda: (
+                lambda **changes: load(values["model"], values.get("out"), values.get("quiet"), **changes)
+            ),
+            dialogues=lambda: read_chats(values["data"], quiet=values.get("quiet")),
             progress=lambda: not values["quiet"],
         )
         given = {name: shared[name]() if name in shared else values[name] for name in parameters}
@@ -93,12 +95,17 @@ def add_plugins() -> None:
 add_plugins()
 
 # %% ../../nbs/8_app/08_cli.ipynb #9f79f142
+def name_option(line: str, words: list) -> str:
+    "Return an error about a value with the option that was typed, in place of the name of the setting."
+    name, _, rest = line.partition(" is ")
+    option = "--" + name.replace("_", "-")
+    return f"{option} is {rest}" if option in [word.partition("=")[0] for word in words] else line
+
+
 def explain_error(error: BaseException) -> str:  # empty for a bug of ours
     "Return the line that explains an error."
     if isinstance(error, InputError):
         return str(error)
-    if not isinstance(error, Exception):  # a panic of a library in Rust
-        return f"a library failed ({type(error).__name__}); try another text or model, and please report it"
     if hasattr(error, "format_message"):  # typer's: a wrong option or value
         context = getattr(error, "ctx", None)
         path = context.command_path if context else "personal-llm"
@@ -117,8 +124,11 @@ def main(argv: list = None) -> int:  # the exit code
     "Run `personal-llm` with arguments, by default those of the command line."
     words = sys.argv[1:] if argv is None else [str(word) for word in argv]
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    if hasattr(sys.stdin, "reconfigure"):
+        sys.stdin.reconfigure(errors="surrogateescape")  # what is no UTF-8 is refused where it is used
     try:
-        code = typer.main.get_command(app).main(words or ["--help"], "personal-llm", standalone_mode=False)
+        with catch_panic():
+            code = typer.main.get_command(app).main(words or ["--help"], "personal-llm", standalone_mode=False)
         return code if isinstance(code, int) else 0
     except SystemExit as stop:
         return stop.code or 0
@@ -132,7 +142,7 @@ def main(argv: list = None) -> int:  # the exit code
         line = explain_error(error)
         if not line:
             raise
-        print_note(line)
+        print_note(name_option(line, words))
         return 2
 
 

@@ -23,6 +23,7 @@ from typer import Argument, Option
 from .chat import ask_at_terminal, confirm, is_terminal, print_note, run_chat
 from .personalize import compare, find_adapter, find_start, format_comparison, measure
 from .personalize import open_archive, personalize
+from ..base.adapters import read_adapter_card
 from ..base.core import InputError
 from ..base.files import check_new_folder
 from ..base.loading import choose_model_name, resolve_model
@@ -62,11 +63,8 @@ Seed = Annotated[int, Option(help="seed of all random numbers", metavar="N", min
 User = Annotated[str, Option(help="your name in a chat between people", metavar="NAME")]
 SkipInvalid = Annotated[bool, Option("--skip-invalid", help="leave invalid rows out instead of stopping")]
 Policy = Annotated[
-    str,
-    Option(
-        help=f"policy of the buffer: {', '.join(POLICIES)}; sdss is the paper's",
-        metavar="NAME",
-    ),
+    Literal[tuple(POLICIES)],
+    Option(help=f"policy of the buffer: {', '.join(POLICIES)}; sdss is the paper's", metavar="NAME"),
 ]
 Capacity = Annotated[int, Option(help="bins of the buffer", metavar="N", min=1)]
 Synthetic = Annotated[int, Option(help="synthetic dialogues for each kept one; 0: none", metavar="N", min=0)]
@@ -75,6 +73,9 @@ LearningRate = Annotated[float, Option(help="largest step size of a fine-tune", 
 Start = Annotated[
     str, Option("--start", help="where a fine-tune begins: none, a library, or an adapter's folder", metavar="DIR")
 ]
+
+
+CHAT_SETTINGS = ("max_questions", "memories", "archive")  # that a chat has as options
 
 
 def select_given(**options) -> dict:
@@ -125,11 +126,11 @@ def add_settings(*names):  # a decorator
 load_options = {}  # of `load_model`, from the options before the command
 
 
-def read_chats(files: list, user: str = None, skip_invalid: bool = False) -> list:
-    "Read files of chats, with the reader's remarks on stderr."
+def read_chats(files: list, user: str = None, skip_invalid: bool = False, quiet: bool = False) -> list:
+    "Read files of chats, with the reader's notes on stderr."
     dialogues = read_dialogues(files, skip_invalid=skip_invalid, user=user)
     for line in dialogues.notes():
-        print_note(f"{', '.join(files)}: {line}")
+        quiet or print_note(f"{', '.join(files)}: {line}")
     return dialogues
 
 
@@ -142,14 +143,14 @@ def find_model_name(name: str, folder: str = None) -> str:
     return choose_model_name(name)
 
 
-def load(name: str = None, folder: str = None, **options):  # a `Model`
+def load(name: str = None, folder: str = None, quiet: bool = False, **options):  # a `Model`
     "Load the model of a command; raise `InputError` where it is missing."
     name = find_model_name(name, folder)
     if Path(resolve_model(name)).exists():
         os.environ["HF_HUB_OFFLINE"] = "1"
     from personal_llm.base.models import load_model
 
-    print_note(f"loading the model {name}")
+    quiet or print_note(f"loading the model {name}")
     return load_model(name, **load_options | options)
 
 # %% ../../nbs/8_app/05_commands.ipynb #6fdbc099
@@ -251,7 +252,7 @@ def demo(
     from personal_llm.app.demo import run_demo
 
     options = dict(synthetic=synthetic, seed=seed, progress=not quiet) | select_given(steps=steps)
-    result, lines = run_demo(out, lambda: load(model), user, length, capacity, policy, **options)
+    result, lines = run_demo(out, lambda: load(model, quiet=quiet), user, length, capacity, policy, **options)
     lines += ["", f"picture: {Path(out) / 'figure.png'}; {result['seconds']:.0f} seconds. Now you:"]
     lines += ["personal-llm chat --out me", "personal-llm personalize --data YOUR-CHATS.json --out me"]
     show(result, lines, as_json)
@@ -281,9 +282,9 @@ def personalize_command(
     from personal_llm.tuning.config import TuningConfig
 
     result, lines = personalize(
-        read_chats(data, user, skip_invalid),
+        read_chats(data, user, skip_invalid, quiet),
         out,
-        lambda: load(model, out),
+        lambda: load(model, out, quiet),
         ask_at_terminal if "ask_when" in settings else None,
         policy,
         capacity,
@@ -296,18 +297,24 @@ def personalize_command(
 
 
 @app.command(epilog="Example: personal-llm evaluate --data new-chats.jsonl --adapter me")
-def evaluate(data: Data, adapter: Adapter, model: Model = None, user: User = None, as_json: AsJson = False):
+def evaluate(
+    data: Data, adapter: Adapter, model: Model = None, user: User = None, quiet: Quiet = False, as_json: AsJson = False
+):
     "Measure loss and replies on chats, without and with an adapter."
     folder = find_adapter(adapter)
-    dialogues = read_chats(data, user)
-    loaded = load(model, adapter)
+    dialogues = read_chats(data, user, quiet=quiet)
+    loaded = load(model, adapter, quiet)
     table = compare(measure(loaded, dialogues), measure(loaded, dialogues, folder))
-    head = f"{count_nouns(len(dialogues), 'dialogue')}; before: {loaded.name}, after: with {folder}"
-    show(dict(dialogues=len(dialogues), model=loaded.name, change=table), [head, *format_comparison(table)], as_json)
+    learned = len({d.id for d in dialogues}.intersection(read_adapter_card(folder).get("parents", ())))
+    lines = [f"{count_nouns(len(dialogues), 'dialogue')}; before: {loaded.name}, after: with {folder}"]
+    if learned:
+        lines.append(f"the adapter learned {learned} of these dialogues, so its numbers are too good")
+    result = dict(dialogues=len(dialogues), learned=learned, model=loaded.name, change=table)
+    show(result, lines + format_comparison(table), as_json)
 
 # %% ../../nbs/8_app/05_commands.ipynb #016fb67a
 @app.command("chat", epilog="Example: personal-llm chat --out me")
-@add_settings("max_questions", "memory", "memories", "archive")
+@add_settings(*CHAT_SETTINGS)
 def chat_command(
     settings: dict,
     out: Annotated[str, Option(help="folder that stores the chat (default: nothing is stored)", metavar="DIR")] = None,
@@ -334,6 +341,15 @@ def status(out: Out, as_json: AsJson = False):
     show(result, lines, as_json)
 
 
+def confirm_deletion(lines: list) -> None:
+    "Show what goes; raise `InputError` unless the person at a terminal says yes."
+    if not is_terminal():
+        raise InputError("there is no terminal to ask", "add --yes, or --dry-run to see the list")
+    print(escape_controls("\n".join(lines)), file=sys.stderr)
+    if not confirm("delete all of this?"):
+        raise InputError("your answer was not yes", "nothing was deleted")
+
+
 @app.command(epilog="Example: personal-llm forget --out me --containing 'my sister'")
 def forget(
     out: Out,
@@ -346,33 +362,25 @@ def forget(
     as_json: AsJson = False,
 ):
     "Delete dialogues, replies that read them, and adapters that learned them. The list comes first."
-    if everything:
-        if not Path(out).is_dir():
-            raise InputError(f"{out}: no such folder", "give the output folder of personalize, chat or serve")
-        lines = list_everything(out)
-    else:
-        archive = open_archive(out)
-        plan = plan_forgetting(open_state(archive), id, containing, before and before.timestamp())
-        lines = list(plan.lines)
-        if not plan.lines:
-            raise InputError("no stored dialogue matches", "nothing was deleted; give other words")
-    if not (dry_run or yes):
-        if not is_terminal():
-            raise InputError("there is no terminal to ask", "add --yes, or --dry-run to see the list")
-        print(escape_controls("\n".join(lines)), file=sys.stderr)
-        if not confirm("delete all of this?"):
-            raise InputError("your answer was not yes", "nothing was deleted")
-    if not dry_run:
-        lock = hold_folder(out)
+    if not Path(out).is_dir():
+        raise InputError(f"{out}: no such folder", "give the output folder of personalize, chat or serve")
+    lock = None if dry_run else hold_folder(out)  # the list is true until it is deleted
+    try:
         if everything:
-            lines = forget_everything(out)
+            lines = list_everything(out)
         else:
-            state = open_state(open_archive(out))  # a chat may have ended since the list was made
-            if plan_forgetting(state, id, containing, before and before.timestamp()) != plan:
-                lock.release()
-                raise InputError(f"{out}: changed while you read the list", "nothing was deleted; type it again")
-            forget_dialogues(state, plan)
-        lock.release()
+            state = open_state(open_archive(out))
+            plan = plan_forgetting(state, id, containing, before and before.timestamp())
+            lines = list(plan.lines)
+        if not lines:
+            raise InputError("nothing that is stored matches", "nothing was deleted; give other words")
+        if not (dry_run or yes):
+            confirm_deletion(lines)
+        if not dry_run:
+            forget_everything(out) if everything else forget_dialogues(state, plan)
+    finally:
+        if lock:
+            lock.release()
     head = "dry run: nothing was deleted; without --dry-run it would be" if dry_run else "deleted"
     show(dict(dry_run=dry_run, deleted=lines), [head, *lines], as_json)
 
@@ -389,9 +397,10 @@ def backup(file: Annotated[str, Argument(help="a new file", metavar="FILE")], ou
 @app.command(epilog="Example: personal-llm export merged --to merged --adapter me")
 def export(
     folder: Annotated[str, Argument(help="a new folder for the files", metavar="DIR")],
-    to: Annotated[str, Option(help=f"target: {', '.join(collect_targets())}", metavar="NAME")],
+    to: Annotated[Literal[tuple(collect_targets())], Option(help=f"target: {', '.join(collect_targets())}")],
     adapter: Adapter,
     model: Model = None,
+    quiet: Quiet = False,
     as_json: AsJson = False,
 ):
     "Write an adapter as other programs read it."
@@ -402,7 +411,7 @@ def export(
     answers = []
     if (Path(adapter) / ARCHIVE_FILE).is_file():  # for programs without a memory
         answers = open_state(open_archive(adapter)).list_answered()
-    usage = export_adapter(load(model, adapter), path, folder, to, answers)
+    usage = export_adapter(load(model, adapter, quiet), path, folder, to, answers)
     files = {str(file.relative_to(folder)): file.stat().st_size for file in sorted(Path(folder).rglob("*"))}
     lines = [f"{name:<34}{size / 1e6:>8.2f} MB" for name, size in files.items()]
     show(dict(folder=folder, to=to, files=files, usage=usage), [*lines, usage], as_json)

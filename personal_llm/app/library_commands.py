@@ -19,8 +19,10 @@ from .personalize import find_adapter, open_archive
 from ..base.core import InputError
 from ..base.text import count_nouns
 from ..device.state import open_state
+from ..explanation.style import check_answer_count
 from ..explanation.explanation import explain, explain_pllm, load_probe_texts, prepare_probes
-from ..selection.library import Library, find_shipped_library, load_space
+from ..explanation.space import StyleSpace
+from ..selection.library import Library, find_shipped_library
 from ..selection.ranking import PLAIN_PLLM
 from ..selection.selection import SELECTORS, select
 from ..selection.warm_start import add_plain_pllm
@@ -36,10 +38,12 @@ LibraryName = Annotated[
 ]
 
 
-def open_library_for(model, name: str = None):  # a `Library`; None where the package has none for the model
-    "Open the named library, or the package's own for a model."
-    name = name or find_shipped_library(model.base)
-    return None if name is None else Library(name)
+def load_with_library(model: str, folder: str, library: str, quiet: bool) -> tuple:  # `Model`, `Library` or None
+    "Load a model, and the named library, which is opened first, or the package's own for the model."
+    opened = Library(library) if library else None
+    loaded = load(model, folder, quiet)
+    shipped = find_shipped_library(loaded.base)
+    return loaded, opened or shipped and Library(shipped)
 
 
 @app.command("explain", epilog="Example: personal-llm explain --data chats.jsonl")
@@ -51,17 +55,19 @@ def explain_command(
     model: Model = None,
     user: User = None,
     seed: Seed = 0,
+    quiet: Quiet = False,
     as_json: AsJson = False,
 ):
     "Describe the style of chats (--data), of a memory (--out) or of an adapter (--adapter) in words."
     if sum(source is not None for source in (data, out, adapter)) != 1:
         raise InputError("give one of --data, --out and --adapter", "personal-llm explain --help shows an example")
     folder = find_adapter(adapter) if adapter else None
-    dialogues = read_chats(data, user) if data else []
+    dialogues = read_chats(data, user, quiet=quiet) if data else []
     if out:
         dialogues = [d.derive(history=()) for d in open_state(open_archive(out)).list_answered()]
-    loaded = load(model, out or adapter)
-    opened = open_library_for(loaded, library)
+    if not folder:
+        check_answer_count(len(dialogues), "dialogues")
+    loaded, opened = load_with_library(model, out or adapter, library, quiet)
     space = opened.space if opened else None
     if folder:
         plain = opened[PLAIN_PLLM].adapter if opened and PLAIN_PLLM in opened else None
@@ -80,12 +86,13 @@ def select_command(
     model: Model = None,
     user: User = None,
     seed: Seed = 0,
+    quiet: Quiet = False,
     as_json: AsJson = False,
 ):
     "Find the models of a library that write most like your chats."
-    dialogues = read_chats(data, user)
-    loaded = load(model)
-    opened = open_library_for(loaded, library)
+    dialogues = read_chats(data, user, quiet=quiet)
+    check_answer_count(len(dialogues), "dialogues")
+    loaded, opened = load_with_library(model, None, library, quiet)
     if opened is None:
         raise InputError(f"the package has no library for {loaded.name}", "name one with --library, or build one")
     mine = explain(loaded, dialogues[-48:], opened.space, seed)
@@ -119,13 +126,13 @@ def build(
 ):
     "Explain adapters, and put them into a library with a card each."
     adapters = {Path(one).resolve().name: find_adapter(one) for one in adapter}
-    loaded = load(model, adapter[0])
+    loaded = load(model, adapter[0], quiet)
     if (Path(folder) / "library.json").is_file():
         library = Library(folder)
     else:
         shipped = find_shipped_library(loaded.base)
         place = space or shipped
-        library = Library.create(folder, load_space(place) if place else None, loaded.base)
+        library = Library.create(folder, StyleSpace.load(place) if place else None, loaded.base)
     if PLAIN_PLLM not in library:
         quiet or print_note("tuning the plain pLLM, the baseline of a library")
         add_plain_pllm(library, loaded, seed=seed)

@@ -16,7 +16,8 @@ from pathlib import Path
 from ..base.adapters import check_adapter
 from ..base.core import InputError
 from ..base.files import write_json
-from ..base.text import count_nouns
+from ..base.models import load_model
+from ..base.text import count_nouns, normalise_text
 from ..buffer.buffer import Buffer
 from ..data.reading import read_dialogues
 from ..data.splits import explain_missing_test, split_test_dialogues
@@ -129,7 +130,6 @@ def describe(me: Personalizer) -> dict:  # plain values
     origins = Counter(d.origin for d in me.buffer.dialogues)
     return dict(
         model=me.model.name,
-        base=me.model.base,
         policy=me.buffer.policy.name,
         capacity=me.buffer.capacity,
         seen=me.buffer.seen,
@@ -160,8 +160,10 @@ def format_run(result: dict) -> list:  # lines
     loss = f"{result['loss_before']:.3f} -> {result['loss_after']:.3f} nats a token"
     cut, lost = result["cut"], dict(answers="their ends are not learned", prompts="their beginnings are not read")
     cut_lines = [f"{cut[side]} of {result['kept']} {side} cut at {cut['tokens']} tokens: {lost[side]}" for side in lost]
+    chats = count_nouns(result["dialogues"], "dialogue")
+    chats += f", {count_nouns(result['repeats'], 'repeat')}" * (result["repeats"] > 0)
     rows = dict(
-        chats=f"{count_nouns(result['dialogues'], 'dialogue')}, {result['held_out']} held out",
+        chats=f"{chats}, {result['held_out']} held out",
         kept=f"{result['kept']} of {result['seen']} ({result['policy']}, {result['capacity']} bins)",
         questions=f"{result['questions']}; in the buffer {corrected}",
         start=": ".join(filter(None, (result["start"], result["warm"]))),
@@ -177,7 +179,7 @@ def format_run(result: dict) -> list:  # lines
 def personalize(
     data,  # a file of chats, or dialogues in the order in which they happened
     out,  # folder of the archive: a new one, or an earlier one, which goes on
-    model,  # `Model`, or a function that loads it
+    model=load_model,  # `Model`, or a function that loads it
     annotator=None,  # dialogue -> better response, or None if the response is fine
     policy: str = None,  # of the buffer; by default that of the folder, or active
     capacity: int = None,  # bins of the buffer; by default those of the folder, or 32
@@ -214,6 +216,8 @@ def personalize(
         after = measure(model, test, me.adapter)
         result = describe(me) | dict(dialogues=len(dialogues), held_out=len(test), change=compare(before, after))
         result["no_test"] = no_test
+        texts = {(normalise_text(d.prompt), normalise_text(d.response)) for d in dialogues}
+        result["repeats"] = len(dialogues) - len(texts)
     finally:
         me.close()
     lines = format_run(result)

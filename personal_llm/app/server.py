@@ -18,9 +18,9 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing, asynccontextmanager, suppress
 from typing import Annotated, Literal
 
-from personal_llm.base.core import Dialogue, InputError, import_extra
+from personal_llm.base.core import Dialogue, InputError, catch_panic, import_extra
 from personal_llm.base.files import ASSETS
-from personal_llm.base.replies import ReplyOptions
+from personal_llm.base.replies import ReplyOptions, ReplyStream
 from personal_llm.device.chat import QUESTION_TEXT, ChatSession, clean_text
 from personal_llm.device.state import CLIENT, FILE
 
@@ -35,18 +35,10 @@ from starlette.datastructures import MutableHeaders
 from starlette.exceptions import HTTPException
 
 # %% ../../nbs/8_app/07_server.ipynb #a3aabe69
-class Panic(Exception):
-    "An error of a library in another language, which is no `Exception` in Python."
-
-
+@catch_panic()
 def call(function, *args):  # its result
-    "Call a function; raise `Panic` for an error that would end its thread."
-    try:
-        return function(*args)
-    except Exception:
-        raise
-    except BaseException as error:
-        raise Panic(type(error).__name__) from error
+    "Call a function; raise `InputError` for a panic, which would end its thread."
+    return function(*args)
 
 
 class SessionThread:
@@ -228,7 +220,7 @@ def write_reply(session: ChatSession, wanted: CompletionRequest):  # a generator
     own = {}
     is_task = prompt.startswith("### Task:") or "<chat_history>" in prompt  # of Open WebUI
     if wanted.model == "personal-base" or is_task:
-        reply = session.model.stream(Dialogue(prompt, "", wanted.get_history()), options)
+        reply = ReplyStream(session.model, Dialogue(prompt, "", wanted.get_history()), options)
         yield from reply
     else:
         if wanted.talk is not None:

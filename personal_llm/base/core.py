@@ -99,7 +99,6 @@ VALUE_KINDS = {  # kind: (test of a value, the words of the remedy)
         "a list of texts",
     ),
     "yes or no": (lambda value: isinstance(value, (bool, np.bool_)), "True or False"),
-    "dictionary": (lambda value: isinstance(value, dict), "a dictionary"),
     "function": (callable, "a function"),
 }
 
@@ -233,7 +232,6 @@ class History(Sequence):
 
 # %% ../../nbs/0_base/01_core.ipynb #12d6a7af
 ORIGINS = ("model", "user", "approved", "annotated", "synthetic")
-NO_ANSWER = ""  # what an annotator returns if the user did not answer; None means that the response is acceptable
 
 # %% ../../nbs/0_base/01_core.ipynb #df8d277d
 @dataclass(frozen=True)
@@ -257,7 +255,7 @@ class Dialogue:
         check(self.id, "text", "id", remedy="give text, or leave it out")
         check(self.parents, "list of texts", "parents", remedy="give the ids of the dialogues it was made from")
         time = check(self.time, "number", "the time", remedy="give seconds or the place in a stream")
-        check(self.labels, "dictionary", "labels", remedy="give names and values")
+        check(self.labels, dict, "labels", remedy="give names and values")
         history = self.history if isinstance(self.history, History) else History(self.history)
         object.__setattr__(self, "history", history)
         object.__setattr__(self, "parents", tuple(self.parents))

@@ -8,14 +8,12 @@ __all__ = ['Model', 'load_model', 'ForwardResult', 'mean_response_nll']
 # %% ../../nbs/0_base/08_models.ipynb #80794698
 import ctypes
 import gc
-import importlib
 import os
 import threading
 import warnings
 from contextlib import contextmanager, suppress
 from copy import deepcopy
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -132,11 +130,6 @@ class Model:
     def width(self) -> int:
         return self.model.config.get_text_config().hidden_size
 
-# %% ../../nbs/0_base/08_models.ipynb #stubs001
-def load_network(file: Path, device: str, dtype: str):
-    "Load the network of PyTorch of a GGUF file."
-    return load_causal_lm(file, device, dtype)[0]
-
 # %% ../../nbs/0_base/08_models.ipynb #9a9f3b9b
 def load_model(
     name=None,  # a name of `WEIGHTS`, "pocket", a folder, a GGUF file, a Hugging Face id, or `(model, tokenizer)`
@@ -146,14 +139,16 @@ def load_model(
     max_length: int = None,  # longest dialogue in tokens; by default 2048, at most the window
 ) -> Model:
     "Load a causal language model, by default the best one on this machine; raise `InputError` for an unknown name."
-    importlib.import_module("personal_llm.base.replies")  # the next chapter gives a model its replies
     prepare_libraries()
     name = choose_model_name(name)
     check(dtype, "choice or none", "dtype", choices=("float32", "bfloat16", "float16"))
     is_live = isinstance(name, tuple)
     gguf = None if is_live or name == "pocket" else find_gguf(name)
     if gguf is not None:
-        network = partial(load_network, gguf, device, dtype)
+
+        def network():
+            return load_causal_lm(gguf, device, dtype)[0]
+
         tokenizer = load_gguf_tokenizer(gguf)
         base = hash_file(gguf)[:16]
     else:
@@ -230,7 +225,6 @@ class ForwardResult:
     model: str = ""  # id of the base, or of base and adapter
     prompt_nll: float = 0.0  # of all tokens before the response but the first, in nats
     prompt_tokens: int = 0  # number of these tokens
-    token_losses: np.ndarray = None  # (tokens,) float32 nats of each response token; their sum is `nll`
 
 
 @patch
@@ -251,25 +245,16 @@ def run_forward_batch(self: Model, samples: list) -> list:  # `ForwardResult`s
         before = losses[row][is_prompt[row]]
         length = len(sample["input_ids"])
         facts = dict(model=self.active_adapter, prompt_nll=float(before.sum()), prompt_tokens=len(before))
-        own_facts = dict(nll=float(own.sum()), tokens=len(own), token_losses=own)
-        results.append(ForwardResult(hidden[row, :length].copy(), **own_facts, **facts))
+        results.append(ForwardResult(hidden[row, :length].copy(), float(own.sum()), len(own), **facts))
     return results
 
 # %% ../../nbs/0_base/08_models.ipynb #9fcc39c8
 @patch
-def run_forward(
-    self: Model,
-    dialogues: list,
-    of_prompts: bool = False,  # True: no response is read; `nll`, `tokens` and `token_losses` are those of the prompt
-) -> list:  # `ForwardResult`s in the same order
+def run_forward(self: Model, dialogues: list) -> list:  # `ForwardResult`s in the same order
     "Run a forward pass over dialogues, in batches."
     import torch
 
-    dialogues = check_list(dialogues, "run_forward")
-    if of_prompts:
-        samples = [encode_prompt(self.tokenizer, d, self.max_length) for d in dialogues]
-    else:
-        samples = [self.encode(d) for d in dialogues]
+    samples = [self.encode(d) for d in check_list(dialogues, "run_forward")]
     lengths = [len(sample["input_ids"]) for sample in samples]
     results = [None] * len(samples)
     with torch.inference_mode(), measure_cost(self.cost):
@@ -282,13 +267,9 @@ def run_forward(
 
 # %% ../../nbs/0_base/08_models.ipynb #1b43064a
 @patch
-def nll(
-    self: Model,
-    dialogues: list,
-    of_prompts: bool = False,  # True: of the prompts, given the turns before them
-) -> np.ndarray:  # (n, 2): nats summed over the response, response tokens
+def nll(self: Model, dialogues: list) -> np.ndarray:  # (n, 2): nats summed over the response, response tokens
     "Return the negative log-likelihood and the number of tokens of each response."
-    results = self.run_forward(check_list(dialogues, "nll"), of_prompts)
+    results = self.run_forward(check_list(dialogues, "nll"))
     return np.array([(result.nll, result.tokens) for result in results]).reshape(-1, 2)
 
 
@@ -298,17 +279,6 @@ def mean_response_nll(model, dialogues: list) -> np.ndarray:  # (n,) nats a toke
     return nats / tokens
 
 # %% ../../nbs/0_base/08_models.ipynb #07mod037
-def find_end_tokens(model, tokenizer) -> list:  # token ids
-    "Return the tokens that end a response: the tokenizer's, and those of the model's generation config."
-    ends = np.atleast_1d(model.generation_config.eos_token_id or []).tolist()
-    return sorted({tokenizer.eos_token_id, *ends} - {None})
-
-
-def find_unused_tokens(model, tokenizer):  # token ids, or None
-    "Return the rows of the table of tokens that have no text; many tables are longer than their tokenizer."
-    return [*range(len(tokenizer), model.get_input_embeddings().weight.shape[0])] or None
-
-
 @patch
 def encode_prompts(self: Model, prompts: list, max_tokens: int) -> list:  # of lists of tokens
     "Encode texts or dialogues up to the place of the response, and record in `truncated` which were too long."
@@ -317,6 +287,43 @@ def encode_prompts(self: Model, prompts: list, max_tokens: int) -> list:  # of l
 
 # %% ../../nbs/0_base/08_models.ipynb #8c951233
 @patch
+def find_end_tokens(self: Model) -> list:  # token ids
+    "Return the tokens that end a response: the tokenizer's, and those of the model's generation config."
+    ends = np.atleast_1d(self.model.generation_config.eos_token_id or []).tolist()
+    return sorted({self.tokenizer.eos_token_id, *ends} - {None})
+
+
+@patch
+def continue_rows(
+    self: Model,
+    rows: list,  # of tokens, as of `encode_prompts`
+    max_new_tokens: int,
+    temperature: float = 0.0,
+    top_p: float = 1.0,
+    no_loops: bool = False,  # True: a response repeats at most 12 tokens in a row
+    **options,  # further ones of transformers' `generate`
+) -> list:  # the new tokens of each row, padded at the end
+    "Continue rows of tokens by PyTorch, all in one batch."
+    ids, mask = pad_rows(rows, self.tokenizer.pad_token_id, left=True)
+    if temperature > 0:
+        options |= dict(temperature=float(temperature), top_p=top_p, top_k=0)
+    if no_loops:
+        options |= dict(no_repeat_ngram_size=13)
+    new_ids = self.model.generate(
+        input_ids=ids.to(self.device),
+        attention_mask=mask.to(self.device),
+        max_new_tokens=max_new_tokens,
+        do_sample=temperature > 0,
+        eos_token_id=self.find_end_tokens(),
+        suppress_tokens=[*range(len(self.tokenizer), len(self.model.get_input_embeddings().weight))] or None,
+        pad_token_id=self.tokenizer.pad_token_id,
+        repetition_penalty=1.0,  # not the default of some models
+        **options,
+    )
+    return new_ids[:, ids.shape[1] :].tolist()
+
+
+@patch
 def generate(
     self: Model,
     prompts: list,  # texts, or dialogues with a prompt and a history
@@ -324,36 +331,20 @@ def generate(
     temperature: float = 0.0,  # 0: the likeliest token each time
     top_p: float = 0.95,  # share of the probability that we draw from, at a temperature above 0
     seed: int = 0,  # for a temperature above 0
-    **options,  # further ones of transformers' `generate`
+    no_loops: bool = False,  # True: a response repeats at most 12 tokens in a row
 ) -> list:  # responses, in order
     "Generate a response to each prompt; it ends at the end token."
     import torch
 
-    prompts = check_list(prompts, "generate")
-    rows = self.encode_prompts(prompts, max(8, self.max_length - max_new_tokens))
-    sampling = dict(do_sample=temperature > 0)
-    if temperature > 0:
-        sampling |= dict(temperature=float(temperature), top_p=top_p, top_k=0)
-    pad = self.tokenizer.pad_token_id
+    rows = self.encode_prompts(check_list(prompts, "generate"), max(8, self.max_length - max_new_tokens))
     responses = [None] * len(rows)
     with torch.random.fork_rng(), measure_cost(self.cost):
         torch.manual_seed(seed)
         for batch in make_batches([len(row) + max_new_tokens for row in rows], 2048):  # logits of one token a row
-            ids, mask = pad_rows([rows[i] for i in batch], pad, left=True)
-            new_ids = self.model.generate(
-                input_ids=ids.to(self.device),
-                attention_mask=mask.to(self.device),
-                max_new_tokens=max_new_tokens,
-                eos_token_id=find_end_tokens(self.model, self.tokenizer),
-                suppress_tokens=find_unused_tokens(self.model, self.tokenizer),
-                pad_token_id=pad,
-                repetition_penalty=1.0,  # not the default of some models
-                **sampling,
-                **options,
-            )[:, ids.shape[1] :]
-            for i, new_row in zip(batch, new_ids.tolist()):
+            new_rows = self.continue_rows([rows[i] for i in batch], max_new_tokens, temperature, top_p, no_loops)
+            for i, new_row in zip(batch, new_rows):
                 responses[i] = self.tokenizer.decode(new_row, skip_special_tokens=True).strip()
-                self.cost.tokens += len(rows[i]) + sum(token != pad for token in new_row)
+                self.cost.tokens += len(rows[i]) + sum(token != self.tokenizer.pad_token_id for token in new_row)
                 self.cost.forward += 1
     return responses
 
@@ -372,7 +363,7 @@ def reply(
 ) -> list:  # replies, in order
     "Return the likeliest reply to each prompt, in batches by PyTorch."
     prompts = check_list(prompts, "reply")
-    return self.generate(prompts, self.limit_reply(max_tokens), no_repeat_ngram_size=13)
+    return self.generate(prompts, self.limit_reply(max_tokens), no_loops=True)
 
 # %% ../../nbs/0_base/08_models.ipynb #67494dac
 @patch

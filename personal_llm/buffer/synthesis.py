@@ -12,7 +12,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 
 from ..base.core import Cost, Dialogue, InputError, check, check_seed, check_settings_fields, setting
-from ..base.replies import ReplyOptions
+from ..base.replies import ReplyOptions, ReplyStream
 from ..base.text import compute_rouge1
 from .retrieval import VectorStore
 
@@ -94,7 +94,7 @@ def write_texts(
     if model.gguf is None:
         return model.generate(requests, max_new_tokens=max_tokens, temperature=temperature, seed=seed)
     options = [ReplyOptions(max_tokens, temperature, 0.95, seed=1000 * seed + i) for i in range(len(requests))]
-    return ["".join(model.stream(*pair)) for pair in zip(requests, options)]
+    return ["".join(ReplyStream(model, *pair)) for pair in zip(requests, options)]
 
 
 @dataclass

@@ -12,8 +12,7 @@ import unicodedata
 from datetime import datetime, timezone
 
 from ..base.core import InputError
-from .formats import ROLES, ParsedConversation, Turn, as_text, parse_reactions, register_format
-from .formats import remove_marks
+from .formats import ROLES, ParsedConversation, Turn, as_text, is_rated_down, register_format
 from .records import format_value, parse_json
 
 # %% ../../nbs/1_data/03_exports.ipynb #7a82f3d9
@@ -30,10 +29,10 @@ def parse_time(value) -> float:  # seconds since the epoch, 0 for no time
 
 
 def make_turn(role: str, text: str, time, rating=None) -> Turn:  # or None
-    "Return a turn, with a thumb if it is a rated reply; None if it is of neither side."
+    "Return a turn, with the rating of a reply; None if it is of neither side."
     role = ROLES.get(role)
-    reactions = parse_reactions(dict(score=rating)) if role == "assistant" else []
-    return Turn(role, text, parse_time(time), reactions) if role in ("user", "assistant") else None
+    is_disliked = role == "assistant" and is_rated_down(dict(rating=rating))
+    return Turn(role, text, parse_time(time), is_disliked) if role in ("user", "assistant") else None
 
 
 def make_conversation(turns: list, user: str = "") -> list:  # of one `ParsedConversation`
@@ -41,30 +40,15 @@ def make_conversation(turns: list, user: str = "") -> list:  # of one `ParsedCon
     return [ParsedConversation([turn for turn in turns if turn], user=user, is_row=False)]
 
 # %% ../../nbs/1_data/03_exports.ipynb #c846ae0c
-RETRY_PROBABILITY = 0.8  # that a person who asked for another try prefers the branch that we see
-
-
 def parse_branch(nodes: dict, last: str, parse, parent_field: str = "parent") -> list:  # of turns, or of None
-    "Parse the messages from the root to the last one; a reply with another try beside it becomes a choice of the two."
-    branch, siblings, turns = {}, {}, []
+    "Parse the messages from the root to the last one; raise `InputError` if the parents form a cycle."
+    branch = {}
     while last in nodes:
         if last in branch:
             raise InputError(f"the parents of message {format_value(last)} form a cycle", "export the chats anew")
         branch[last] = nodes[last]
         last = nodes[last].get(parent_field)
-    for node in nodes.values():
-        if isinstance(node, dict):
-            siblings.setdefault(node.get(parent_field), []).append(node)
-    for node in reversed(branch.values()):
-        turn, others = parse(node), siblings[node.get(parent_field)]
-        if turn and turn.role == "assistant" and turn.text and len(others) > 1:
-            tries = [other.text for other in map(parse, others) if other and other.role == "assistant" and other.text]
-            tries = [remove_marks(text) for text in tries if text.split() != turn.text.split()]
-            details = dict(is_given=False, probability=RETRY_PROBABILITY)
-            choice = [dict(kind="choice", rejected=text, **details) for text in tries[-1:] if text]
-            turn = turn._replace(reactions=[*turn.reactions, *choice])
-        turns.append(turn)
-    return turns
+    return [parse(node) for node in reversed(branch.values())]
 
 # %% ../../nbs/1_data/03_exports.ipynb #76477a4e
 HIDDEN_CONTENT = "thoughts reasoning_recap user_editable_context model_editable_context code execution_output".split()

@@ -14,8 +14,9 @@ from datetime import date
 
 from ..base.core import Dialogue, InputError, check, patch
 from ..base.loading import load_encoder
-from ..base.replies import ReplyOptions
+from ..base.replies import ReplyOptions, ReplyStream
 from ..base.text import CONTROL_CHARACTERS, count_nouns
+from .archive import clean
 from .forgetting import ForgetPlan
 from .personalizer import Personalizer
 from .state import CLIENT
@@ -79,8 +80,10 @@ QUESTION_TEXT = "Was this reply acceptable, and if not, what would you have like
 
 
 def clean_text(text: str) -> str:
-    "Return a text without control characters, other than line ends and tabs."
+    "Return a text without control characters, other than line ends and tabs; `InputError` if it is not UTF-8."
     check(text, "text", "the message")
+    if clean(text) != text:
+        raise InputError("the text is not UTF-8", "nothing of it was stored; send it in that encoding")
     return CONTROL_CHARACTERS.sub(" ", text.replace("\r\n", "\n").replace("\r", "\n")).strip()
 
 
@@ -110,7 +113,7 @@ class ChatSession:
         self.recalled = None  # the `Recall` of the newest reply
         self.active_reply = None  # the generator of `say`
         self.messages = []  # lines for the user
-        if self.me.settings.memory != "none":  # the second message is compared with the first
+        if self.me.settings.memories:  # the second message is compared with the first
             threading.Thread(target=warm_encoder, daemon=True).start()
 
     def __enter__(self):
@@ -182,7 +185,7 @@ def _write(self: ChatSession, prompt: str, history, options, is_observed: bool):
     try:
         question, ids = self._ask_model(prompt, history)
         with self.me.use_adapter(self.recalled.adapter):
-            self.reply = self.model.stream(self.recalled.dialogue, options)
+            self.reply = ReplyStream(self.model, self.recalled.dialogue, options)
             yield from self.reply
     except (InputError, GeneratorExit, KeyboardInterrupt):
         raise
@@ -232,7 +235,12 @@ def react(self: ChatSession, kind: str, text: str = "", id: str = None) -> None:
         if not self.turns:
             raise InputError("there is no reply yet", "write something first")
         id = self.turns[-1].id
-    self.me.react(id, kind, clean_text(text), self.clock())
+    text = clean_text(text)
+    self.me.react(id, kind, text, self.clock())
+    count = self.model.count_tokens(text)
+    most = self.me.memory.config.max_tokens
+    if kind == "better" and count > most:
+        self.messages.append(f"this answer has {count} tokens; no reply reads it, because {most} are the most")
     self._start_timer()
 
 

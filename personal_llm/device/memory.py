@@ -18,12 +18,12 @@ from .state import State
 # %% ../../nbs/6_device/04_memory.ipynb #690f404f
 @dataclass(frozen=True)
 class Recall:
-    "What a reply reads, and which adapter writes it."
+    "What a reply reads, and the adapter that writes it."
 
     dialogue: Dialogue  # as the model reads it: system prompt, answers, history, prompt
     memories: tuple = ()  # answered dialogues, the nearest last
     statements: tuple = ()  # dialogues whose messages it reads, the newest last
-    adapter: object = None  # an `Adapter`; None: the base model writes it
+    adapter: object = None  # an `Adapter`; None: nothing was fine-tuned, and the base model writes it
 
 # %% ../../nbs/6_device/04_memory.ipynb #1f733aa4
 class Memory:
@@ -57,18 +57,17 @@ class Memory:
         self.vectors.clear()
         self.is_loaded = False
 
-    def find(self, state: State, question: Dialogue, count_tokens, adapter=None) -> Recall:
+    def find(self, state: State, question: Dialogue, count_tokens) -> Recall:
         "Return what the reply to a question reads; count_tokens: text -> number of tokens."
         shown = {text for role, text in question.history if role == "user"}
         own = [d for d in state.list_own() if d.prompt not in shown]  # the turns of the talk are there already
         answered = [d for d in state.list_answered() if d.prompt not in shown]  # also another program's
         reads = self.config.memories or self.config.statements
         if not reads or not own and not answered:
-            return Recall(add_memories(question, [], wish=state.wish), adapter=adapter)
+            return Recall(add_memories(question, [], wish=state.wish))
         self.load()
         memories = retrieve(answered, question.prompt, self.vectors, self.config, count_tokens)
         said = [d for d in own if d not in memories]
         statements = retrieve_statements(said, question.prompt, self.vectors, self.config)
         dialogue = add_memories(question, memories, statements, self.config, state.wish)
-        is_near = bool(memories) or not answered
-        return Recall(dialogue, tuple(memories), tuple(statements), adapter if is_near else None)
+        return Recall(dialogue, tuple(memories), tuple(statements))

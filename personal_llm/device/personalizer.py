@@ -7,23 +7,25 @@ __all__ = ['Personalizer']
 
 # %% ../../nbs/6_device/07_personalizer.ipynb #0e032ff4
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from tqdm.auto import tqdm
 
 from ..base.adapters import Adapter
 from ..base.core import Cost, Dialogue, InputError, check, patch
+from ..base.replies import ReplyOptions, ReplyStream
 from ..buffer.buffer import Buffer
 from ..buffer.feedback import Feedback
 from ..buffer.scoring import load_lexicons, score
 from ..data.reading import as_dialogues
 from .archive import Archive, hold_folder
 from .forgetting import ForgetPlan, forget_dialogues, plan_forgetting, remove_adapter
-from .learning import PreparedRound, check_start, load_last_adapter, prepare_round
+from .learning import PreparedRound, load_last_adapter, prepare_round
 from .memory import Memory, Recall
 from .settings import PersonalizerSettings
 from .state import FILE, begin_state, open_state
+from ..selection.library import Library, check_library_base
 from ..tuning.config import TuningConfig
 
 # %% ../../nbs/6_device/07_personalizer.ipynb #2a5b3c6c
@@ -45,8 +47,10 @@ class Personalizer:
         self.model = model
         self.annotator = check(annotator, "function or none", "annotator")
         self.config = check(config or TuningConfig(), TuningConfig, "config")
+        if isinstance(start, Library):
+            check_library_base(start, model)
         self.lexicons = lexicons or load_lexicons()
-        self.start = check_start(start, model)
+        self.start = start
         self.folder = Path(folder) if folder else None
         self.opens_questions = False  # True: a question waits for `react`, and nobody is called
         self.policy = None if buffer is None else check(buffer, Buffer, "buffer").policy  # if it is not known by name
@@ -110,9 +114,7 @@ def close(self: Personalizer) -> None:
 @patch
 def observe(self: Personalizer, dialogue: Dialogue):  # the newest dialogue -> the buffer's `Decision`
     "Score one dialogue and offer it to the buffer; None: the policy asks first."
-    self.arrive(check(dialogue, Dialogue, "dialogue"))
-    decisions = self.settle()
-    self.state.trim(self.settings.archive * 1_000_000)
+    decisions = self.observe_all([check(dialogue, Dialogue, "dialogue")], progress=False)
     return decisions[-1] if decisions else None
 
 
@@ -210,7 +212,8 @@ def react(
 @patch
 def recall(self: Personalizer, question: Dialogue) -> Recall:
     "Find what the reply to a question reads: the wish, the nearest answers, and statements of the user."
-    return self.memory.find(self.state, question, self.model.count_tokens, self.adapter)
+    found = self.memory.find(self.state, question, self.model.count_tokens)
+    return replace(found, adapter=self.adapter)
 
 
 @patch
@@ -218,7 +221,7 @@ def reply(self: Personalizer, prompt: str, history=(), max_tokens: int = None) -
     "Reply to a prompt with the user's answers before it; do not observe it."
     recalled = self.recall(Dialogue(prompt, "", history))
     with self.use_adapter(recalled.adapter) as model:
-        return model.reply_once(recalled.dialogue, max_tokens)
+        return "".join(ReplyStream(model, recalled.dialogue, ReplyOptions(max_tokens)))
 
 # %% ../../nbs/6_device/07_personalizer.ipynb #per5finc
 @patch

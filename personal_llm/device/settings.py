@@ -35,10 +35,7 @@ class PersonalizerSettings:
     max_questions: int = setting(
         None, "most questions to the user (default: one a bin and fine-tune; on arrival no limit)", "whole number", 0
     )
-    memory: str = setting(
-        "plain", "what a reply reads: your nearest answers (plain), or nothing (none)", choices=("plain", "none")
-    )
-    memories: int = setting(6, "most answered dialogues that a reply reads", low=0, high=32)
+    memories: int = setting(6, "most answers of yours that a reply reads; 0: nothing of yours", low=0, high=32)
     replay: int = setting(0, "at most so many dialogues of general conversation in each fine-tune", low=0)
     archive: int = setting(200, "megabytes of dialogues that are kept; 0: those of the buffer only", low=0)
     seed: int = setting(0, "seed of all random numbers", low=0, high=MAX_SEED)
@@ -55,7 +52,7 @@ class PersonalizerSettings:
 
     def get_memory_config(self) -> MemoryConfig:
         "Return what a reply reads."
-        return MemoryConfig(memories=0, statements=0) if self.memory == "none" else MemoryConfig(self.memories)
+        return MemoryConfig(self.memories) if self.memories else MemoryConfig(memories=0, statements=0)
 
     def complete(self, policy) -> "PersonalizerSettings":
         "Return the settings with the default that depends on the policy; `InputError` if it should ask but cannot."

@@ -19,7 +19,7 @@ import numpy as np
 
 from ..base.core import Dialogue, make_generator
 from ..base.models import load_model
-from ..base.replies import ReplyOptions
+from ..base.replies import ReplyOptions, ReplyStream
 from ..base.text import compute_rouge1, split_sentences
 from ..buffer.retrieval import MemoryConfig, retrieve_statements
 from ..data.reading import load_samples
@@ -183,7 +183,7 @@ def write_reply(model, prompt: str, history: tuple, adapter=None) -> dict:
     "Write a reply by the package's engine; equal prompts are written once."
     start = time.process_time()
     with model.use_adapter(adapter):
-        stream = model.stream(Dialogue(prompt, "", history), ReplyOptions(MAX_TOKENS))
+        stream = ReplyStream(model, Dialogue(prompt, "", history), ReplyOptions(MAX_TOKENS))
         for _ in stream:
             pass
     seconds = round(time.process_time() - start, 2)

@@ -21,6 +21,7 @@ import numpy as np
 from ..base.core import Dialogue, InputError, make_generator
 from ..base.files import delete_path, get_cache_folder
 from ..base.models import load_model
+from ..base.replies import ReplyOptions, ReplyStream
 from ..base.text import compute_rouge1
 from ..buffer.active import ActivePolicy
 from ..buffer.policies import ReservoirPolicy
@@ -97,7 +98,7 @@ def load_tools() -> tuple:  # (model, vectors)
 
 def write_reply(model, dialogue: Dialogue, max_tokens: int = 32) -> str:
     "Return the model's greedy reply to a dialogue's prompt."
-    return model.reply_once(Dialogue(dialogue.prompt, ""), max_tokens) or "…"
+    return "".join(ReplyStream(model, dialogue.prompt, ReplyOptions(max_tokens))) or "…"
 
 
 @functools.cache
@@ -217,7 +218,7 @@ def find_stage(job: dict) -> int:
     return 2 if not is_default else int(job["policy"] not in ("none", "random", "sdss"))
 
 
-JOBS = sorted([job for name in SETS for job in list_jobs(name)], key=find_stage)
+JOBS = sorted([job for name in SETS for job in list_jobs(name)], key=lambda job: (find_stage(job), job["order"]))
 
 # %% ../../nbs/experiments/67_sdss.ipynb #sdss0015
 REWRITTEN_SOURCES = ("dolly_6400", "medquad", "mts_dialog", "synthetic_persona_chat", "personality_chat")

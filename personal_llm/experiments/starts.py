@@ -14,7 +14,7 @@ from .xpert import BASE_MODEL, load_summariser, open_library
 from ..recipes.crafted_styles import GRID, restyle
 from ..recipes.style_pools import shipped_texts
 from ..selection.merging import merge
-from ..selection.ranking import compute_mean_loss
+from ..base.models import mean_response_nll
 from ..tuning.config import TuningConfig
 from ..tuning.finetune import finetune
 
@@ -42,14 +42,14 @@ def measure_savings(jobs: list):  # yields a dict of results a job
         test = own[LEARN_FROM:]
         start = find_start(job["start"], job["user"])
         with model.use_adapter(start):
-            losses = [compute_mean_loss(model.nll(test))]
+            losses = [mean_response_nll(model, test).mean()]
         clock = [time.process_time()]
         seconds = [0.0]
 
         def look(step, loss):
             if step % 3 == 0:
                 seconds.append(seconds[-1] + time.process_time() - clock[0])
-                losses.append(compute_mean_loss(model.nll(test)))
+                losses.append(mean_response_nll(model, test).mean())
                 clock[0] = time.process_time()
 
         config = TuningConfig(steps=24, validation=0.0, checks=1, max_length=112)

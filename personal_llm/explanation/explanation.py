@@ -69,17 +69,6 @@ class Explanation:
         "Return the same without seconds and memory, which differ from machine to machine."
         return replace(self, cost=Cost(tokens=self.cost.tokens, forward=self.cost.forward))
 
-    def format_sparse_words(self) -> str:
-        "Return the sparse code as a sentence, as XPerT prints its words; not tested for truth."
-        if self.space is None:
-            return "no words: no style space of this base model is at hand"
-        unexplained = f"{round(100 * self.residual)} % unexplained"
-        parts = [f"*{w}* ({c:.2f} ± {e:.2f})" for w, c, e in zip(self.sparse_words, self.coefficients, self.errors)]
-        if not parts:
-            return f"no word of the space fits; {unexplained}"
-        *first, last = parts
-        return f"mostly {', '.join(first)}{' and ' if first else ''}{last}; {unexplained}"
-
     def to_dict(self) -> dict:  # plain JSON types
         "Return the explanation as plain JSON types, for cards and for other programs."
         row = {f.name: getattr(self, f.name) for f in fields(self)}

@@ -68,7 +68,7 @@ class StoredArrays:
 
         arrays, card = self.split_fields()
         write_atomically(Path(folder, "space.safetensors"), save(arrays))
-        write_json(Path(folder, "space.json"), dict(kind=self.kind, id=self.id) | card)
+        write_json(Path(folder, "space.json"), dict(kind="style", id=self.id) | card)
 
     @classmethod
     def load(cls, folder):  # a value of this class
@@ -85,7 +85,7 @@ class StoredArrays:
             stored_id = card.pop("id")
             values = {name: convert_to_tuples(value) for name, value in card.items()}
             space = cls(**values, **load(file.with_suffix(".safetensors").read_bytes()))
-            if (kind, stored_id) != (cls.kind, space.id):
+            if (kind, stored_id) != ("style", space.id):
                 raise ValueError("the two files do not belong together")
             return space
         except (OSError, SafetensorError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
@@ -116,7 +116,6 @@ class StyleSpace(StoredArrays):
     encoder: str  # id of the sentence encoder
     nats_per_unit: float = 1.0  # length of the slope of a pLLM of length 1, in nats a token (see `explain_pllm`)
     language: str = "english"  # name of the `Language` of the texts
-    kind = "style"
 
     @property
     def width(self) -> int:  # entries of a row

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..base.core import InputError, patch
+from ..base.core import InputError
 from ..base.text import normalise_text, compute_rouge1, hash_shingles
 from ..data.splits import get_row_group, count_leaks, is_reserved
 from ..buffer.synthesis import PAPER_PROMPT
@@ -88,14 +88,12 @@ class LeakDetector:
         self.size = size
         self.seen = {shingle for text in texts for shingle in hash_shingles(text, size)}
 
-# %% ../../nbs/recipes/data.ipynb #f068ed8b
-@patch
-def hits(
-    self: LeakDetector,
-    texts: list,  # texts to check
-) -> list:  # one bool array a text: which of its runs stand in reserved text
-    "Look every run of every text up."
-    return [np.array([run in self.seen for run in hash_shingles(text, self.size)], bool) for text in texts]
+    def hits(
+        self,
+        texts: list,  # texts to check
+    ) -> list:  # one bool array a text: which of its runs stand in reserved text
+        "Look every run of every text up."
+        return [np.array([run in self.seen for run in hash_shingles(text, self.size)], bool) for text in texts]
 
 # %% ../../nbs/recipes/data.ipynb #0f896986
 def remove_leaks(
@@ -171,32 +169,15 @@ def running_text(
     return [(s, t) for (s, _), t in zip(documents, texts) if len(t) > 200]
 
 # %% ../../nbs/recipes/data.ipynb #eab0f883
-QUESTION_TEMPLATES = [
-    "Can you tell me {q}",
-    "Could you tell me {q}",
-    "I would like to know {q}",
-    "I was wondering, {q}",
-    "Please tell me {q}",
-    "I have a question: {q}",
-    "Do you know {q}",
-    "Help me with this: {q}",
-    "Tell me, {q}",
-    "Quick question, {q}",
-]
+QUESTION_TEMPLATES = """Can you tell me {q} | Could you tell me {q} | I would like to know {q} | I was wondering, {q}
+| Please tell me {q} | I have a question: {q} | Do you know {q} | Help me with this: {q} | Tell me, {q}
+| Quick question, {q}"""
+QUESTION_TEMPLATES = [template.strip() for template in QUESTION_TEMPLATES.split("|")]
 
 # %% ../../nbs/recipes/data.ipynb #820af920
-STATEMENT_TEMPLATES = [  # for what is no question
-    "You know, {q}",
-    "Let me say this: {q}",
-    "Honestly, {q}",
-    "The thing is, {q}",
-    "Just so you know, {q}",
-    "What I mean is: {q}",
-    "Listen, {q}",
-    "I want to tell you this: {q}",
-    "Hey, {q}",
-    "Well, {q}",
-]
+STATEMENT_TEMPLATES = """You know, {q} | Let me say this: {q} | Honestly, {q} | The thing is, {q}
+| Just so you know, {q} | What I mean is: {q} | Listen, {q} | I want to tell you this: {q} | Hey, {q} | Well, {q}"""
+STATEMENT_TEMPLATES = [template.strip() for template in STATEMENT_TEMPLATES.split("|")]  # for what is no question
 
 # %% ../../nbs/recipes/data.ipynb #7294d714
 SYNONYM_PATTERNS = [  # (pattern, what may stand there instead)
@@ -236,10 +217,6 @@ SYNONYM_PATTERNS = [  # (pattern, what may stand there instead)
     (r"\buse\b", ["make use of"]),
     (r"\bsome\b", ["a few"]),
     (r"\bthanks?\b", ["thank you"]),
-]
-
-# %% ../../nbs/recipes/data.ipynb #c8d4d6e5
-SYNONYM_PATTERNS += [  # mostly of statements
     (r"\byou're\b", ["you are"]),
     (r"\byou are\b", ["you're"]),
     (r"\bit's\b", ["it is"]),

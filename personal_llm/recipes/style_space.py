@@ -4,11 +4,10 @@
 
 # %% auto #0
 __all__ = ['PART', 'MARK_WORDS', 'MOOD_WORDS', 'KIND_WORDS', 'MANNER_WORDS', 'REFERENCE_WORDS', 'PANEL_TEXTS',
-           'KNOWN_TEXTS_OF_PANEL', 'PLAIN_TEXTS', 'PROBES', 'OPEN_PROMPTS', 'PERSON_TEXTS', 'REFERENCE_STYLES',
-           'REFERENCE_HABITS', 'REFERENCE_STYLE', 'REFERENCE_ROWS', 'REFERENCE_TEXTS', 'parse', 'word_blends',
-           'grid_rows', 'grid_panels', 'make_panels', 'panel_texts', 'known_rows', 'plain_people', 'with_habits',
-           'reference_texts', 'space_table', 'write_space_texts', 'reference_pllms', 'make_space',
-           'make_shipped_library', 'main']
+           'KNOWN_TEXTS_OF_PANEL', 'PLAIN_TEXTS', 'PROBES', 'OPEN_PROMPTS', 'REFERENCE_STYLES', 'REFERENCE_HABITS',
+           'REFERENCE_STYLE', 'REFERENCE_ROWS', 'REFERENCE_TEXTS', 'parse', 'word_blends', 'grid_rows', 'grid_panels',
+           'make_panels', 'panel_texts', 'known_rows', 'plain_people', 'reference_texts', 'space_table',
+           'write_space_texts', 'reference_pllms', 'make_space', 'make_shipped_library', 'main']
 
 # %% ../../nbs/recipes/style_space.ipynb #40101364
 import argparse
@@ -21,7 +20,7 @@ from pathlib import Path
 
 from ..base.core import InputError
 from ..base.files import write_atomically
-from ..data.people import brevity, bullets, emoji, lower_case, opener, sign_off
+from ..data.people import SimulatedUser, brevity, bullets, emoji, lower_case, opener, sign_off
 from .crafted_styles import EXPERTISE, INFORMATIVENESS, TONES
 from .samples import write_gz
 from .style_pools import crafted_pool, real_pool, tune_pllm
@@ -178,20 +177,11 @@ def make_panels(
 KNOWN_TEXTS_OF_PANEL = 7
 PLAIN_TEXTS = (15, 10)  # of the crafted and of the real pool
 PROBES = 12  # questions
-OPEN_PROMPTS = (  # prompts that fix neither subject nor style
-    "Please write a little text.",
-    "What is on your mind?",
-    "Write down what you like to.",
-    "Let us hear something from you.",
-    "Say a few things.",
-    "Some sentences, please.",
-    "Write me a page.",
-    "I would like to read a text of yours.",
-    "Put something on paper.",
-    "Tell us about it.",
-    "Begin wherever you want.",
-    "Would you write a bit?",
-)
+OPEN_PROMPTS = """Please write a little text. | What is on your mind? | Write down what you like to.
+| Let us hear something from you. | Say a few things. | Some sentences, please. | Write me a page.
+| I would like to read a text of yours. | Put something on paper. | Tell us about it. | Begin wherever you want.
+| Would you write a bit?"""  # they fix neither subject nor style
+OPEN_PROMPTS = tuple(prompt.strip() for prompt in OPEN_PROMPTS.split("|"))
 
 
 def panel_texts() -> list:  # (style, `Dialogue`), about 250
@@ -215,9 +205,6 @@ def known_rows() -> list:  # dictionaries to ship
     return rows + [dict(style="probe", prompt=prompt, response="", **named) for prompt in OPEN_PROMPTS]
 
 # %% ../../nbs/recipes/style_space.ipynb #90d1b06b
-PERSON_TEXTS = 40  # of a plain person at most
-
-
 def plain_people() -> list:  # lists of dialogues
     "People without a style: each writes plain answers about one kind of subject."
     by_source = {}
@@ -225,14 +212,7 @@ def plain_people() -> list:  # lists of dialogues
         for part in ("train", "probe"):
             for d in pool.pure("default", part):
                 by_source.setdefault(d.labels["source"], {})[d.id] = d
-    return [list(found.values())[-PERSON_TEXTS:] for found in by_source.values()]
-
-# %% ../../nbs/recipes/style_space.ipynb #sp01
-def with_habits(text: str, habits: tuple) -> str:
-    "An answer as somebody with these habits likes it."
-    for habit in habits:
-        text = habit.apply(text)
-    return text
+    return [list(found.values())[-40:] for found in by_source.values()]  # at most forty a person
 
 # %% ../../nbs/recipes/style_space.ipynb #c441c873
 REFERENCE_STYLES = {  # pool: styles
@@ -255,7 +235,8 @@ def reference_texts() -> list:  # lists of dialogues
         found += [pool.rows(style, "train") for style in REFERENCE_STYLES[pool.name]]
     plain = [d for d in crafted_pool().rows("default", "train") if d.response not in measured]
     for habits in REFERENCE_HABITS:
-        found.append([d.derive(response=with_habits(d.response, habits)) for d in plain])
+        user = SimulatedUser("reference", "", (), (), habits)
+        found.append([d.derive(response=user.apply_habits(d.response)) for d in plain])
     return [[d for d in rows if d.response not in measured] for rows in found]
 
 # %% ../../nbs/recipes/style_space.ipynb #st02

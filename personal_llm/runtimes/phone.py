@@ -15,7 +15,7 @@ from typing import Annotated
 import numpy as np
 
 from ..base.adapters import CONFIG_FILE, WEIGHTS_FILE, Adapter, check_adapter
-from ..base.adapters import commit_adapter, make_staging_folder, read_lora_config
+from ..base.adapters import commit_adapter, read_lora_config, stage_adapter
 from ..base.core import Cost, InputError, check_seed, get_peak_memory, seed_everything
 from ..base.files import check_new_folder, make_folder, write_atomically
 from ..base.text import count_nouns
@@ -104,13 +104,17 @@ def train_bundle(
     cost = Cost(time.perf_counter() - begin, tokens, seen, seen, peak_memory=get_peak_memory())
     start = bundle.folder / START_FOLDER
     head = (start / WEIGHTS_FILE).read_bytes()[: bundle.start.offset]
-    stage = make_staging_folder(out)
-    write_atomically(stage / WEIGHTS_FILE, head + vectors[0].astype("<f4").tobytes())
-    write_atomically(stage / CONFIG_FILE, (start / CONFIG_FILE).read_bytes())
+
+    def save(stage):
+        write_atomically(stage / WEIGHTS_FILE, head + vectors[0].astype("<f4").tobytes())
+        write_atomically(stage / CONFIG_FILE, (start / CONFIG_FILE).read_bytes())
+
     card = bundle.manifest["card"]
     history = tuple((i, loss, None) for i, loss in enumerate(losses, 1))
     made = dict(parents=tuple(card["parents"]), config=card["config"], seed=card["seed"])
-    return commit_adapter(stage, Adapter(Path(out), card["base"], cost=cost, history=history, **made))
+    return commit_adapter(
+        stage_adapter(out, save), Adapter(Path(out), card["base"], cost=cost, history=history, **made)
+    )
 
 # %% ../../nbs/7_runtimes/06_phone.ipynb #87d0bbbb
 def phone_export(

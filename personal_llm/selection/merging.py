@@ -62,7 +62,7 @@ def merge(
             adapted.set_adapter("default")
             for member in members:
                 adapted.delete_adapter(member)
-            stage = stage_adapter(adapted, out)
+            stage = stage_adapter(out, adapted.save_pretrained)
         finally:
             remove_peft_layers(model.model)
     return commit_adapter(stage, Adapter(out, model.base, tuple(folders), cost, notes=dict(weights=dict(weights))))
@@ -74,8 +74,5 @@ def check_shares(weights: dict) -> None:
         if not (isinstance(share, (int, float, np.number)) and math.isfinite(share) and share >= 0):
             raise InputError(f"weight {share!r} of {name!r}", "weights are numbers from 0 to 1")
     total = sum(weights.values())
-    if total > 1 + 1e-6:
-        raise InputError(f"the weights sum to {total:.4g}, at most 1 is possible", "divide them by their sum")
-    if total == 0:
-        problem = "no weights above 0: the merge is the base model alone, which needs no adapter"
-        raise InputError(problem, "fine-tune with start=None")
+    if not 0 < total <= 1 + 1e-6:
+        raise InputError(f"the weights sum to {total:.4g}", "give shares above 0 whose sum is at most 1")

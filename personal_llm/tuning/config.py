@@ -6,9 +6,7 @@
 __all__ = ['TuningConfig']
 
 # %% ../../nbs/3_tuning/02_config.ipynb #c31c
-from dataclasses import dataclass, fields, replace
-
-import numpy as np
+from dataclasses import dataclass, replace
 
 from ..base.core import InputError, check_settings_fields, patch, setting
 
@@ -36,9 +34,6 @@ class TuningConfig:
     checks: int = _count(3, "checks of the validation loss, and checkpoints")
 
     def __post_init__(self):
-        for field in fields(self):
-            value = getattr(self, field.name)
-            object.__setattr__(self, field.name, value.item() if isinstance(value, np.generic) else value)
         check_settings_fields(self)
 
     @property
