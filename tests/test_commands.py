@@ -81,7 +81,8 @@ def test_forget_lists_and_asks(mine, capsys, monkeypatch):
     assert prompt.encode() not in (mine / "memory.sqlite").read_bytes()
     assert "nothing that is stored matches" in fails(capsys, *words)
     assert "--before" in fails(capsys, "forget", "--out", mine, "--before", "soon")
-    assert "nothing was named" in fails(capsys, "forget", "--out", mine)
+    assert "--everything alone" in fails(capsys, "forget", "--out", mine)
+    assert "--everything alone" in fails(capsys, *words, "--everything", "--yes"), "never more than what was named"
 
 
 def test_everything_goes_even_from_a_damaged_folder(mine, capsys):

@@ -364,6 +364,10 @@ def forget(
     "Delete dialogues, replies that read them, and adapters that learned them. The list comes first."
     if not Path(out).is_dir():
         raise InputError(f"{out}: no such folder", "give the output folder of personalize, chat or serve")
+    is_named = bool(id) or containing is not None or before is not None
+    if everything == is_named:
+        remedy = "give --containing, --id or --before, or --everything alone"
+        raise InputError("it is not clear what goes; nothing was deleted", remedy)
     lock = None if dry_run else hold_folder(out)  # the list is true until it is deleted
     try:
         if everything:
