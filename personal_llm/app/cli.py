@@ -7,8 +7,10 @@ __all__ = ['main']
 
 # %% ../../nbs/8_app/08_cli.ipynb #ec0ffd77
 import inspect
+import io
 import os
 import sys
+from contextlib import suppress
 from typing import Annotated, get_args
 
 import typer
@@ -124,7 +126,7 @@ def main(argv: list = None) -> int:  # the exit code
     "Run `personal-llm` with arguments, by default those of the command line."
     words = sys.argv[1:] if argv is None else [str(word) for word in argv]
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    if hasattr(sys.stdin, "reconfigure"):
+    with suppress(AttributeError, io.UnsupportedOperation):  # a stream of another kind, or one that was read before
         sys.stdin.reconfigure(errors="surrogateescape")  # what is no UTF-8 is refused where it is used
     try:
         with catch_panic():
