@@ -84,7 +84,9 @@ def use_other_type():
     from personal_llm.base import loading
 
     def choose_other(num_parameters, device="cpu"):
-        return dict(float32="bfloat16", bfloat16="float32")[choose_dtype(num_parameters, device)]
+        chosen = choose_dtype(num_parameters, device)
+        is_real = num_parameters >= 100e6  # a toy's lessons train it in 32 bits
+        return dict(float32="bfloat16", bfloat16="float32")[chosen] if is_real else chosen
 
     choose_dtype = loading.choose_dtype
     loading.choose_dtype = choose_other
