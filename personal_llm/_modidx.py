@@ -3642,6 +3642,10 @@ d = {
                 "experiments/sdss.html#score_set",
                 "personal_llm/experiments/sdss.py",
             ),
+            "personal_llm.experiments.sdss.select_runs": (
+                "experiments/sdss.html#select_runs",
+                "personal_llm/experiments/sdss.py",
+            ),
             "personal_llm.experiments.sdss.write_reply": (
                 "experiments/sdss.html#write_reply",
                 "personal_llm/experiments/sdss.py",
@@ -3788,10 +3792,6 @@ d = {
             ),
             "personal_llm.experiments.summary.measure_right": (
                 "experiments/summary.html#measure_right",
-                "personal_llm/experiments/summary.py",
-            ),
-            "personal_llm.experiments.summary.read_runs": (
-                "experiments/summary.html#read_runs",
                 "personal_llm/experiments/summary.py",
             ),
         },

@@ -251,6 +251,9 @@ def test_a_row_that_is_labelled_false_is_the_models():
     for label, origin in ((True, "user"), (False, "model")):  # rows for KTO
         (d,), *_ = split_into_dialogues(parse_record(dict(prompt="Hi", completion="Yo", label=label), "pairs")[0])
         assert d.origin == origin
+    for label in ("negative", "-1", 0):  # classes of other data sets
+        (d,), *_ = split_into_dialogues(parse_record(dict(prompt="Hi", completion="Yo", label=label), "pairs")[0])
+        assert d.origin == "user"
 
 
 def test_marks_in_long_texts_are_quick():

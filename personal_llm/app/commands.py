@@ -130,7 +130,8 @@ def read_chats(files: list, user: str = None, skip_invalid: bool = False, quiet:
     "Read files of chats, with the reader's notes on stderr."
     dialogues = read_dialogues(files, skip_invalid=skip_invalid, user=user)
     for line in dialogues.notes():
-        quiet or print_note(f"{', '.join(files)}: {line}")
+        if not quiet:
+            print_note(f"{', '.join(files)}: {line}")
     return dialogues
 
 
@@ -150,7 +151,8 @@ def load(name: str = None, folder: str = None, quiet: bool = False, **options): 
         os.environ["HF_HUB_OFFLINE"] = "1"
     from personal_llm.base.models import load_model
 
-    quiet or print_note(f"loading the model {name}")
+    if not quiet:
+        print_note(f"loading the model {name}")
     return load_model(name, **load_options | options)
 
 # %% ../../nbs/8_app/05_commands.ipynb #6fdbc099
@@ -388,7 +390,7 @@ def forget(
     head = "dry run: nothing was deleted; without --dry-run it would be" if dry_run else "deleted"
     show(dict(dry_run=dry_run, deleted=lines), [head, *lines], as_json)
 
-
+# %% ../../nbs/8_app/05_commands.ipynb #cmdcopy2
 @app.command(epilog="Example: personal-llm backup me-2024.sqlite --out me")
 def backup(file: Annotated[str, Argument(help="a new file", metavar="FILE")], out: Out, as_json: AsJson = False):
     "Copy a memory into one file, also while a chat goes on."

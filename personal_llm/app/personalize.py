@@ -175,7 +175,7 @@ def format_run(result: dict) -> list:  # lines
     lines = [f"{name:<11}{text}" for name, text in rows.items() if text]
     return lines + format_comparison(result["change"], result["no_test"])
 
-
+# %% ../../nbs/8_app/02_personalize.ipynb #prsrun02
 def personalize(
     data,  # a file of chats, or dialogues in the order in which they happened
     out,  # folder of the archive: a new one, or an earlier one, which goes on

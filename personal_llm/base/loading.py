@@ -367,6 +367,8 @@ def load_encoder(
     if hasattr(name, "encode") and not isinstance(name, str):
         return name
     place = str(find_encoder(str(name)))
+    if place in _encoders:  # without a wait for a model that another thread loads
+        return _encoders[place]
     from sentence_transformers import SentenceTransformer
     from transformers import logging
 

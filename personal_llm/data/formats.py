@@ -162,8 +162,11 @@ def find_field(record: dict, names) -> str:
 
 # %% ../../nbs/1_data/02_formats.ipynb #forate1
 def is_rated_down(record: dict) -> bool:
-    "Tell whether a turn or a row has a rating against it; a label of a class, such as 0, is no rating."
-    value = record.get(find_field(record, RATING_FIELDS))
+    "Tell whether a turn or a row has a rating against it; a label that is not true or false names a class."
+    name = find_field(record, RATING_FIELDS)
+    value = record.get(name)
+    if name == "label" and not isinstance(value, bool):
+        return False
     return str(value).lower().replace("_", "").replace(" ", "") in RATINGS_AGAINST
 
 # %% ../../nbs/1_data/02_formats.ipynb #996e056d

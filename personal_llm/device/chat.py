@@ -237,10 +237,11 @@ def react(self: ChatSession, kind: str, text: str = "", id: str = None) -> None:
         id = self.turns[-1].id
     text = clean_text(text)
     self.me.react(id, kind, text, self.clock())
-    count = self.model.count_tokens(text)
-    most = self.me.memory.config.max_tokens
-    if kind == "better" and count > most:
-        self.messages.append(f"this answer has {count} tokens; no reply reads it, because {most} are the most")
+    if kind == "better":
+        count = self.model.count_tokens(text)
+        most = self.me.memory.config.max_tokens
+        if count > most:
+            self.messages.append(f"this answer has {count} tokens; no reply reads it, because {most} are the most")
     self._start_timer()
 
 

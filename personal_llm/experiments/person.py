@@ -220,7 +220,7 @@ def start_condition(model, name: str, condition: str) -> tuple:  # (learner, fix
         return teach(model, name, int(count)), (), {}
     if kind in ("lora", "both"):
         start = time.process_time()
-        me = teach(model, name, 8, memory="plain" if kind == "both" else "none")
+        me = teach(model, name, 8, **({} if kind == "both" else dict(memories=0)))
         me.adapter = learn(model, name)
         return me, (), dict(learning_seconds=round(time.process_time() - start, 1))
     pairs = [pair for pair in list_corrections(name, 8) if pair[1] is not None]

@@ -6,7 +6,7 @@
 __all__ = ['DATA_VARIABLE', 'SETS', 'MODEL', 'LARGE', 'POLICIES_TESTED', 'ORDERS', 'DEFAULTS', 'JOBS',
            'REWRITTEN_SOURCES', 'REWRITE_JOBS', 'GRIDS', 'read_set', 'draw_stream', 'order_stream', 'load_tools',
            'write_reply', 'score_set', 'AnswersStayPolicy', 'fill_buffer', 'measure_test', 'measure_nearest', 'measure',
-           'list_jobs', 'find_stage', 'draw_originals', 'measure_rewrites']
+           'list_jobs', 'find_stage', 'draw_originals', 'measure_rewrites', 'select_runs']
 
 # %% ../../nbs/experiments/67_sdss.ipynb #sdss0003
 import functools
@@ -31,7 +31,7 @@ from ..buffer.synthesis import SYNTHESIS_PROMPTS, make_text_block, parse_rewrite
 from ..data.reading import load_samples
 from ..data.splits import get_row_group, is_reserved, remove_leaks
 from ..device.state import scores_from_dict, scores_to_dict
-from .harness import Grid, append_json_line, read_json_lines
+from .harness import Grid, append_json_line, read_json_lines, read_results
 from .shares import fill
 from ..tuning.config import TuningConfig
 from ..tuning.finetune import finetune
@@ -259,3 +259,10 @@ GRIDS = (
     Grid("rewrites-small", REWRITE_JOBS, functools.partial(measure_rewrites, name=MODEL), model=MODEL),
     Grid("rewrites-large", REWRITE_JOBS, functools.partial(measure_rewrites, name=LARGE), model=LARGE),
 )
+
+# %% ../../nbs/experiments/67_sdss.ipynb #sdssruns
+def select_runs(metric: str, policy: str, **values) -> dict:  # (set, order) -> value
+    "Return a metric of the runs of a policy; values: what differs from `DEFAULTS`."
+    wanted = DEFAULTS | values | dict(policy=policy)
+    found = [row for row in read_results("sdss") if all(row[name] == value for name, value in wanted.items())]
+    return {(row["set"], row["order"]): row[metric] for row in found}

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['MODELS', 'PAPER_RATIO', 'PAPER_ACCURACY', 'POOLS', 'Measured', 'Claim', 'decide_verdict', 'as_percent',
-           'as_markdown', 'judge_interval', 'judge_ratio', 'judge_gain', 'judge_scores', 'judge_length', 'read_runs',
-           'judge_runs', 'judge_rewrites', 'judge_same', 'list_sdss_claims', 'measure_right', 'compute_saved',
-           'judge_published', 'judge_levels', 'list_xpert_claims', 'list_own_claims']
+           'as_markdown', 'judge_interval', 'judge_ratio', 'judge_gain', 'judge_scores', 'judge_length', 'judge_runs',
+           'judge_rewrites', 'judge_same', 'list_sdss_claims', 'measure_right', 'compute_saved', 'judge_published',
+           'judge_levels', 'list_xpert_claims', 'list_own_claims']
 
 # %% ../../nbs/experiments/00_summary.ipynb #sumh0003
 from typing import NamedTuple
@@ -23,6 +23,7 @@ from personal_llm.experiments.harness import (
     read_results,
     user_means,
 )
+from .sdss import select_runs
 
 # %% ../../nbs/experiments/00_summary.ipynb #sumh0005
 MODELS = ("toy, 7 M", "smollm2, 135 M", "qwen2.5-coder, 0.5 B and 1.5 B")
@@ -102,16 +103,9 @@ def judge_length(grid: str, score: str) -> Measured:
     return Measured(decide_verdict(abs(length) < 0.5), f"rank correlation with length {length:.2f}", "17_rule")
 
 
-def read_runs(policy: str, rewrites: int) -> dict:  # (set, order) -> ROUGE-1
-    "Read the runs of a policy with the defaults of the comparison."
-    settings = dict(policy=policy, rewrites=rewrites, bins=8, seen=96, rate=3e-4)
-    rows = [row for row in read_results("sdss") if all(row[name] == value for name, value in settings.items())]
-    return {(row["set"], row["order"]): row["rouge1"] for row in rows}
-
-
 def judge_runs(orders: tuple = (0, 1, 2)) -> Measured:
     "Compare the paper's rule with random over data sets and orders, with three rewrites each."
-    ours, random = read_runs("sdss", 3), read_runs("random", 3)
+    ours, random = (select_runs("rouge1", policy) for policy in ("sdss", "random"))
     units = [unit for unit in ours if unit in random and unit[1] in orders]
     found = ratio_to_best([ours[unit] for unit in units], dict(random=[random[unit] for unit in units]))
     sets = len({name for name, _ in units})
@@ -121,7 +115,7 @@ def judge_runs(orders: tuple = (0, 1, 2)) -> Measured:
 
 def judge_rewrites() -> Measured:
     "Compare three rewrites of each question with none, under the paper's rule, at equal steps."
-    none, three = read_runs("sdss", 0), read_runs("sdss", 3)
+    none, three = (select_runs("rouge1", "sdss", rewrites=count) for count in (0, 3))
     gain = np.array([three[unit] - none[unit] for unit in three if unit in none])
     return judge_gain(gain, 0.0, f"none to three: change {mean_over_users(gain)} ({len(gain)} runs)", "67_sdss")
 
