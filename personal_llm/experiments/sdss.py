@@ -218,7 +218,7 @@ def find_stage(job: dict) -> int:
     return 2 if not is_default else int(job["policy"] not in ("none", "random", "sdss"))
 
 
-JOBS = sorted([job for name in SETS for job in list_jobs(name)], key=lambda job: (find_stage(job), job["order"]))
+JOBS = sorted([job for name in SETS for job in list_jobs(name)], key=lambda job: (job["order"], find_stage(job)))
 
 # %% ../../nbs/experiments/67_sdss.ipynb #sdss0015
 REWRITTEN_SOURCES = ("dolly_6400", "medquad", "mts_dialog", "synthetic_persona_chat", "personality_chat")
