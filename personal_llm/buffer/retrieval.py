@@ -7,6 +7,7 @@ __all__ = ['collect_memories', 'MemoryConfig', 'VectorStore', 'retrieve', 'retri
            'add_memories']
 
 # %% ../../nbs/2_buffer/07_retrieval.ipynb #ret00003
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime, timezone
 
@@ -67,13 +68,14 @@ def find_near(
     prompt: str,
     vectors: VectorStore,
     threshold: float,  # lowest cosine
-) -> list:  # dialogues, the nearest first
-    "Return the dialogues whose prompt is near another one; of near-copies only the newest."
+) -> Iterator:  # dialogues, the nearest first
+    "Yield the dialogues whose prompt is near another one; of near-copies only the newest."
     query, *rows = vectors.embed([prompt, *(d.prompt for d in dialogues)])
     similarities = np.array([row @ query for row in rows])
     near = [i for i in np.argsort(-similarities, kind="stable") if similarities[i] >= threshold]
-    is_outdated = lambda i: any(j > i and is_near_duplicate(dialogues[i].prompt, dialogues[j].prompt) for j in near)
-    return [dialogues[i] for i in near if not is_outdated(i)]
+    for i in near:
+        if not any(j > i and is_near_duplicate(dialogues[i].prompt, dialogues[j].prompt) for j in near):
+            yield dialogues[i]
 
 # %% ../../nbs/2_buffer/07_retrieval.ipynb #ret00018
 def retrieve(
@@ -83,10 +85,12 @@ def retrieve(
     config: MemoryConfig,
     count_tokens,  # a function: text -> number of tokens
 ) -> list:  # dialogues, the nearest last
-    "Choose the answered dialogues that a reply to a prompt should read."
+    "Choose the answered dialogues that a reply to a prompt should read: if one is near, the nearest ones."
     chosen = []
     left = config.max_tokens
-    for d in find_near(answered, prompt, vectors, config.threshold):
+    if not any(find_near(answered, prompt, vectors, config.threshold)):
+        return chosen
+    for d in find_near(answered, prompt, vectors, -1.0):
         if len(chosen) == config.memories:
             break
         size = count_tokens(d.prompt) + count_tokens(d.response)
@@ -104,7 +108,7 @@ def retrieve_statements(
 ) -> list:  # dialogues, the newest last
     "Choose the earlier messages of the user that a reply to a prompt should read; a question states nothing."
     stated = [d for d in own_dialogues if not d.prompt.rstrip().endswith("?")]
-    near = find_near(stated, prompt, vectors, config.threshold)
+    near = list(find_near(stated, prompt, vectors, config.threshold))
     return sorted(near[: config.statements], key=lambda d: d.time)
 
 # %% ../../nbs/2_buffer/07_retrieval.ipynb #ret00031

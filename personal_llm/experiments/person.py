@@ -310,6 +310,7 @@ FACT_JOBS = [dict(model=SMALL, part=part, questions=count) for part, count in FA
 LARGE_FACT_JOBS = [dict(model=LARGE, part=part, questions=10) for part, _ in FACTS]
 GRIDS = (
     Grid("person", list_jobs(SMALL, ORDER, FIRST), measure, ("user",), SMALL),
+    Grid("person-whether", list_jobs(SMALL, ORDER[12:], ("memory 3", "memory 8")), measure, ("user",), SMALL),
     Grid("person-more", list_jobs(SMALL, ORDER, MORE), measure, ("user",), SMALL),
     Grid("person-lora", list_jobs(SMALL, ORDER, ("lora", "both")), measure, ("user",), SMALL),
     Grid("person-large", list_jobs(LARGE, ORDER[:12], FIRST), measure, ("user",), LARGE),
