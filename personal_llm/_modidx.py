@@ -3861,6 +3861,28 @@ d = {
                 "personal_llm/experiments/xpert.py",
             ),
         },
+        "personal_llm.experiments.year": {
+            "personal_llm.experiments.year.count_found": (
+                "experiments/year.html#count_found",
+                "personal_llm/experiments/year.py",
+            ),
+            "personal_llm.experiments.year.draw_year": (
+                "experiments/year.html#draw_year",
+                "personal_llm/experiments/year.py",
+            ),
+            "personal_llm.experiments.year.measure_year": (
+                "experiments/year.html#measure_year",
+                "personal_llm/experiments/year.py",
+            ),
+            "personal_llm.experiments.year.name_interest": (
+                "experiments/year.html#name_interest",
+                "personal_llm/experiments/year.py",
+            ),
+            "personal_llm.experiments.year.time_recall": (
+                "experiments/year.html#time_recall",
+                "personal_llm/experiments/year.py",
+            ),
+        },
         "personal_llm.explanation.decomposition": {
             "personal_llm.explanation.decomposition.Decomposition": (
                 "4_explanation/decomposition.html#decomposition",
