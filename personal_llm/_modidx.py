@@ -2296,6 +2296,7 @@ d = {
             "personal_llm.data.people.UserData": ("1_data/people.html#userdata", "personal_llm/data/people.py"),
             "personal_llm.data.people.brevity": ("1_data/people.html#brevity", "personal_llm/data/people.py"),
             "personal_llm.data.people.bullets": ("1_data/people.html#bullets", "personal_llm/data/people.py"),
+            "personal_llm.data.people.close_with": ("1_data/people.html#close_with", "personal_llm/data/people.py"),
             "personal_llm.data.people.draw_pools": ("1_data/people.html#draw_pools", "personal_llm/data/people.py"),
             "personal_llm.data.people.emoji": ("1_data/people.html#emoji", "personal_llm/data/people.py"),
             "personal_llm.data.people.group_rows_by_subject": (
@@ -2307,6 +2308,7 @@ d = {
                 "personal_llm/data/people.py",
             ),
             "personal_llm.data.people.lower_case": ("1_data/people.html#lower_case", "personal_llm/data/people.py"),
+            "personal_llm.data.people.make_habit": ("1_data/people.html#make_habit", "personal_llm/data/people.py"),
             "personal_llm.data.people.make_user_data": (
                 "1_data/people.html#make_user_data",
                 "personal_llm/data/people.py",
@@ -2327,6 +2329,7 @@ d = {
                 "personal_llm/data/people.py",
             ),
             "personal_llm.data.people.sign_off": ("1_data/people.html#sign_off", "personal_llm/data/people.py"),
+            "personal_llm.data.people.split_spoken": ("1_data/people.html#split_spoken", "personal_llm/data/people.py"),
             "personal_llm.data.people.split_test_candidates": (
                 "1_data/people.html#split_test_candidates",
                 "personal_llm/data/people.py",

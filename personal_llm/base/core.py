@@ -157,9 +157,7 @@ def setting(
     return field(default=default, metadata=metadata)
 
 
-def check_settings_fields(
-    settings,  # an instance of a dataclass; we check only the fields that `setting` made
-) -> None:
+def check_settings_fields(settings) -> None:  # an instance of a dataclass
     "Check every field of a dataclass that `setting` made; raise `InputError` for the first wrong one."
     for f in fields(settings):
         if "kind" in f.metadata:

@@ -54,33 +54,27 @@ class Buffer:
     dialogues = property(lambda self: [entry.dialogue for entry in self.entries])
     nbytes = property(lambda self: sum(bin_bytes(entry) for entry in self.entries))
 
+    def _fill(self, slot: int, candidate: ScoredDialogue, arrival: int) -> None:
+        "Fill a bin, and let its entry leave if it has one."
+        self.entries[slot : slot + 1] = [candidate]
+        self.arrivals[slot : slot + 1] = [arrival]
+        self._view = None
+
+    def _refill(self, entries: list, arrivals: list) -> None:
+        "Replace all entries."
+        self.entries = list(entries)
+        self.arrivals = list(arrivals)
+        self._view = None
+
+    def clear(self) -> None:
+        "Empty every bin; the log and the state of the random generator stay."
+        self._refill([], [])
+
 
 def bin_bytes(candidate: ScoredDialogue) -> int:  # bytes
     "Return the size of one bin: text, embedding (float32), domain, three scores and the id."
     text = json.dumps(candidate.dialogue.to_dict(), ensure_ascii=False).encode("utf-8", "surrogatepass")
     return len(text) + candidate.scores.embedding.nbytes + len(candidate.scores.domain) + 4 * 8
-
-# %% ../../nbs/2_buffer/03_buffer.ipynb #63839ca4
-@patch
-def _fill(self: Buffer, slot: int, candidate: ScoredDialogue, arrival: int) -> None:
-    "Fill a bin, and let its entry leave if it has one."
-    self.entries[slot : slot + 1] = [candidate]
-    self.arrivals[slot : slot + 1] = [arrival]
-    self._view = None
-
-
-@patch
-def _refill(self: Buffer, entries: list, arrivals: list) -> None:
-    "Replace all entries."
-    self.entries = list(entries)
-    self.arrivals = list(arrivals)
-    self._view = None
-
-
-@patch
-def clear(self: Buffer) -> None:
-    "Empty every bin; the log and the state of the random generator stay."
-    self._refill([], [])
 
 # %% ../../nbs/2_buffer/03_buffer.ipynb #1806a420
 @dataclass(frozen=True)

@@ -47,10 +47,7 @@ class BufferView:
     units = _column("direction")  # (bins, width)
     dialogues = property(lambda self: tuple(e.dialogue for e in self.entries))
 
-    def __init__(
-        self,
-        buffer,  # a `Buffer`
-    ):
+    def __init__(self, buffer):  # a `Buffer`
         self.entries = tuple(buffer.entries)  # `ScoredDialogue`s
         self.capacity = buffer.capacity  # bins
         self.seen = buffer.seen  # dialogues offered before the candidate
@@ -133,9 +130,7 @@ class Policy:
 POLICIES = {}  # name -> class, or its address "module:Class"
 
 
-def register_policy(
-    name: str,  # the name that a user gives
-):  # decorator of a subclass of `Policy`
+def register_policy(name: str):  # a decorator of a subclass of `Policy`
     "Make a policy known by a name: to `Buffer`, to the command line and to the memory."
 
     def decorate(policy: type) -> type:

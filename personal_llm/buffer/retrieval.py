@@ -42,10 +42,7 @@ class MemoryConfig:
 class VectorStore:
     "The vectors of texts, made by a sentence encoder; remembers them until you `clear` it."
 
-    def __init__(
-        self,
-        encoder=None,  # as `load_encoder` takes it; None: the default
-    ):
+    def __init__(self, encoder=None):  # as `load_encoder` takes it; None: the default
         self.encoder = encoder
         self.vectors = {}  # text -> (width,), of length 1
 

@@ -49,10 +49,7 @@ def entropy_of_embedding_scripts(
 class Lexicons:
     "Named word lists l_1 … l_m with an index by word; raises `InputError` when there is no list."
 
-    def __init__(
-        self,
-        lists: dict,  # name -> words
-    ):
+    def __init__(self, lists: dict):  # name -> words
         if not lists:
             raise InputError("no lexicons", "give at least one named word list")
         self.lists = {name: frozenset(word.lower() for word in words) for name, words in lists.items()}
@@ -65,19 +62,14 @@ class Lexicons:
     def __len__(self):
         return len(self.names)
 
-    def count_words(
-        self,
-        words: list,  # words of a text
-    ) -> np.ndarray:  # (m,) |T ∩ l_i|; a repeated word counts each time
+    def count_words(self, words: list) -> np.ndarray:  # (m,) |T ∩ l_i|; a repeated word counts each time
         "Count the words of a text in each lexicon."
         matches = [number for word in words for number in self.index.get(word, ())]
         return np.bincount(np.array(matches, int), minlength=len(self))
 
 # %% ../../nbs/2_buffer/01_scoring.ipynb #68656339
-def load_lexicons(
-    *families: str,  # of "medical", "emotion", "topic", "glove"; medical and emotion by default
-) -> Lexicons:  # named "family/lexicon"
-    "Load the lexicons that ship with the package (single words only); `InputError` for an unknown family."
+def load_lexicons(*families: str) -> Lexicons:  # of "medical", "emotion", "topic", "glove"; by default the first two
+    "Load the lexicons of the package, named `family/lexicon` (single words only); `InputError` for an unknown family."
     with gzip.open(ASSETS / "lexicons.json.gz", "rt", encoding="utf-8") as file:
         shipped = json.load(file)
     lists = {}
@@ -117,10 +109,8 @@ def dominant_domain(
     return _score_domains(text, lexicons)[1]
 
 # %% ../../nbs/2_buffer/01_scoring.ipynb #11f5791a
-def unit_vector(
-    vector: np.ndarray,  # (width,)
-) -> np.ndarray:  # (width,) of length 1; a vector of zeros stays as it is
-    "Return a vector's direction."
+def unit_vector(vector: np.ndarray) -> np.ndarray:  # both (width,); a vector of zeros stays as it is
+    "Return a vector's direction, of length 1."
     length = float(np.linalg.norm(vector))
     return vector / length if length > 0 else vector
 

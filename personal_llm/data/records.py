@@ -65,9 +65,14 @@ def catch_input_error(function, *arguments):
 
 def collect(function, rows: list) -> tuple:  # ([(number, result)], [(number, InputError)])
     "Call a function on the row of each pair (number, row), and separate the results from the errors."
-    rows = [(number, catch_input_error(function, row)) for number, row in rows]
-    is_error = lambda row: isinstance(row[1], InputError)
-    return [row for row in rows if not is_error(row)], [row for row in rows if is_error(row)]
+    results = []
+    errors = []
+    for number, row in rows:
+        try:
+            results.append((number, function(row)))
+        except InputError as error:
+            errors.append((number, error))
+    return results, errors
 
 # %% ../../nbs/1_data/01_records.ipynb #3407657c
 def format_value(value) -> str:  # one line of at most 40 characters
@@ -156,9 +161,11 @@ def parse_json_rows(text: str, is_whole: bool) -> tuple:  # ("line" or "item", r
             values.append((len(values) + 1, value))
     else:
         values, errors = collect(parse_json, lines)
-    is_list = lambda value: isinstance(value, list) and not is_message_list(value)
-    rows = [(number, row) for number, value in values for row in (value if is_list(value) else [value])]
-    if unit == "item" or len(values) == 1 and is_list(values[0][1]) and not errors:
+    rows = []
+    for number, value in values:
+        is_list = isinstance(value, list) and not is_message_list(value)
+        rows += [(number, row) for row in (value if is_list else [value])]
+    if unit == "item" or len(values) == 1 and is_list and not errors:
         unit, rows = "item", list(enumerate((row for _, row in rows), 1))
     records, unclean = collect(clean_value, rows)
     return unit, records, sorted(errors + unclean, key=itemgetter(0))

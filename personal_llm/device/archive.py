@@ -151,10 +151,7 @@ def restore_history(items: list, rows: dict) -> list:  # (role, text) pairs; row
 class Archive:
     "The dialogues and the events of one person; raises `InputError` for a foreign, damaged or unwritable file."
 
-    def __init__(
-        self,
-        folder=None,  # where `memory.sqlite` is, or will be; None: in memory only
-    ):
+    def __init__(self, folder=None):  # where `memory.sqlite` is, or will be; None: in memory only
         self.file = Path(folder) / ARCHIVE_FILE if folder else None
         self.lock = threading.RLock()  # one thread at a time changes it
         with report_damage(self.file):

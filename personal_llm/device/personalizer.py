@@ -89,26 +89,22 @@ class Personalizer:
                     self.state = open_state(self.archive, self.policy)
                 raise
 
-# %% ../../nbs/6_device/07_personalizer.ipynb #per0chgc
-@patch
-@contextmanager
-def use_adapter(self: Personalizer, adapter, model=None):  # model: a copy of the base model, for another thread
-    "Let an adapter, or the base model if it is None, write and score in the block, and count the cost."
-    model = model or self.model
-    with model.track_cost() as cost, model.use_adapter(adapter):
-        yield model
-    with self.archive.lock:
-        self.state.cost = self.state.cost + cost
+    @contextmanager
+    def use_adapter(self, adapter, model=None):  # model: a copy of the base model, for another thread
+        "Let an adapter, or the base model if it is None, write and score in the block, and count the cost."
+        model = model or self.model
+        with model.track_cost() as cost, model.use_adapter(adapter):
+            yield model
+        with self.archive.lock:
+            self.state.cost = self.state.cost + cost
 
-
-@patch
-def close(self: Personalizer) -> None:
-    "Store the vectors, drop what exceeds the archive's budget, close the file, and give up the folder."
-    self.memory.store()
-    self.state.trim(self.settings.archive * 1_000_000)
-    self.archive.close()
-    if self.lock is not None:
-        self.lock.release()
+    def close(self) -> None:
+        "Store the vectors, drop what exceeds the archive's budget, close the file, and give up the folder."
+        self.memory.store()
+        self.state.trim(self.settings.archive * 1_000_000)
+        self.archive.close()
+        if self.lock is not None:
+            self.lock.release()
 
 # %% ../../nbs/6_device/07_personalizer.ipynb #per1obsc
 @patch

@@ -41,9 +41,7 @@ def render_gaps(tokenizer, *roles: str) -> list:  # texts before, between and af
     return [*gaps, text]
 
 # %% ../../nbs/7_runtimes/02_export.ipynb #6da1dd49
-def format_modelfile(
-    model,  # a `Model`, for its template and end tokens
-) -> str:
+def format_modelfile(model) -> str:  # model: a `Model`, for its template and end tokens
     "Return Ollama's Modelfile for the GGUF files of an export; `InputError` for a template that has no such form."
     tokenizer = model.tokenizer
     first, gap, middle, end = render_gaps(tokenizer, "user", "assistant", "user")

@@ -242,9 +242,7 @@ def write_bundle(
     return open_bundle(out)
 
 # %% ../../nbs/7_runtimes/05_phone_bundle.ipynb #ebf1d165
-def open_bundle(
-    folder,  # what `write_bundle` made, perhaps copied
-) -> PhoneBundle:
+def open_bundle(folder) -> PhoneBundle:  # folder: what `write_bundle` made, perhaps copied
     "Open a bundle; raises `InputError` if a file or the manifest is missing, or changed after `write_bundle`."
     folder = Path(folder)
     manifest = read_json(folder / MANIFEST_FILE)

@@ -42,9 +42,7 @@ def find_repeated_beginnings(
     return tuple(sorted((run for run, count in counts.items() if count >= enough), key=lambda run: (-len(run), run)))
 
 
-def find_frame(
-    texts: list,  # answers of one user
-) -> Frame:
+def find_frame(texts: list) -> Frame:  # texts: the answers of one user
     "Find the openers and closings that a user's answers share."
     rows = [[piece for piece, _ in find_pieces(text)] for text in texts]
     ends = find_repeated_beginnings([row[::-1] for row in rows])

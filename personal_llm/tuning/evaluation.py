@@ -55,10 +55,7 @@ class Evaluation:
         "Return the evaluation as plain values for a file; the texts are among them."
         return asdict(self)
 
-    def values(
-        self,
-        metric: str,  # one of `METRICS`
-    ) -> np.ndarray:  # (items,)
+    def values(self, metric: str) -> np.ndarray:  # metric: one of `METRICS` -> (items,)
         "Return one metric of every item; raise `InputError` for a metric that was not measured."
         if metric not in self.summary or metric not in METRICS:
             known = ", ".join(m for m in METRICS if m in self.summary)

@@ -177,9 +177,9 @@ def finetune(
         start = check_adapter(start, model.base)
         config = config.match_adapter(read_lora_config(start), start)
     training, validation = validation_split(dialogues, config.validation, check_seed(seed))
-    encode = lambda rows: [model.encode(remove_earlier_turns(d), config.max_length) for d in rows]
-    samples = encode([*training, *replay])
-    validation_samples = encode(validation)
+    length = config.max_length
+    samples = [model.encode(remove_earlier_turns(d), length) for d in [*training, *replay]]
+    validation_samples = [model.encode(remove_earlier_turns(d), length) for d in validation]
     checkpoints = None
     if out:
         check_output_folder(Path(out))
