@@ -92,6 +92,7 @@ d = {
             ),
             "personal_llm.app.commands.load": ("8_app/commands.html#load", "personal_llm/app/commands.py"),
             "personal_llm.app.commands.models": ("8_app/commands.html#models", "personal_llm/app/commands.py"),
+            "personal_llm.app.commands.parse_date": ("8_app/commands.html#parse_date", "personal_llm/app/commands.py"),
             "personal_llm.app.commands.personalize_command": (
                 "8_app/commands.html#personalize_command",
                 "personal_llm/app/commands.py",
