@@ -28,8 +28,7 @@ from ..base.core import InputError
 from ..base.files import check_new_folder
 from ..base.loading import choose_model_name, resolve_model
 from ..base.text import count_nouns, escape_controls
-from ..base.weights import DEFAULT_ENCODER, DEFAULT_MODEL, WEIGHTS
-from ..base.weights import find_weights, get_weights
+from ..base.weights import DEFAULT_ENCODER, DEFAULT_MODEL, WEIGHTS, find_weights, get_weights
 from ..buffer.policies import POLICIES
 from ..data.reading import read_dialogues
 from ..device.archive import ARCHIVE_FILE, backup_archive, hold_folder
@@ -43,11 +42,11 @@ Model = Annotated[
     str,
     Option(
         help=f"{DEFAULT_MODEL} or another name of personal-llm models, a folder, a GGUF file, or a Hugging Face id "
-        "(default: the model of --out, else the best one here)",
+        "(default: the memory's own, else the best one here)",
         metavar="NAME",
     ),
 ]
-Out = Annotated[str, Option(help="folder of your memory: a new one, or an earlier one, which goes on", metavar="DIR")]
+Out = Annotated[str, Option(help="folder of your memory; personalize and serve also make one", metavar="DIR")]
 Data = Annotated[
     list[str],
     Option(

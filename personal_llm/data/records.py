@@ -109,7 +109,7 @@ MAX_DEPTH = 64  # levels of lists and objects in a record
 def clean_value(value, depth: int = 0):  # depth: levels above it
     "Return a JSON value whose texts can be stored and tokenized; raise `InputError` if it is nested too deeply."
     if isinstance(value, str):
-        return value.replace("\0", "").encode("utf-8", "replace").decode("utf-8")
+        return value.strip("\0").replace("\0", "�").encode("utf-16", "surrogatepass").decode("utf-16", "replace")
     if depth >= MAX_DEPTH and isinstance(value, (list, dict)):
         raise InputError(f"nested more than {MAX_DEPTH} levels deep", "give the dialogues inside it")
     if isinstance(value, list):
@@ -180,7 +180,7 @@ def read_records(path) -> tuple:  # (unit, records, errors)
         if suffix in (".json", ".jsonl", ".ndjson") or text.lstrip().startswith(("{", "[{", "[\n", "[[")):
             return parse_json_rows(text, suffix == ".json")
     except InputError as error:
-        remedy = error.remedy or "mend it, or save its rows as JSON lines and skip the bad ones (--skip-invalid)"
+        remedy = error.remedy or "mend it, or save its rows as JSON lines, and skip bad ones with skip_invalid"
         raise InputError(f"{path}: {error.problem}", remedy) from None
     if suffix == ".txt":
         return "line", [(1, dict(log=text))], []
