@@ -183,8 +183,6 @@ def open_buffer(header: dict, policy, place) -> Buffer:  # policy: an instance, 
 @patch
 def replay(self: Buffer, candidate: ScoredDialogue, slot, facts: dict) -> None:  # slot: None if it was discarded
     "Repeat a decision that was recorded: its step, reason and scores, and the random generator if it was used."
-    if "is_prefilled" in facts:
-        return self._fill(slot, candidate, facts["step"])
     if facts["reason"] not in (SAME_ID, SAME_TEXT):
         self.policy.remember(self.view, candidate)
     self._settle(candidate, slot, facts["reason"], facts["step"], facts["scores"])

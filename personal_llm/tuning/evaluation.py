@@ -18,10 +18,7 @@ from .statistics import Comparison, paired_bootstrap
 from ..data.reading import as_dialogues, check_dialogues
 
 # %% ../../nbs/3_tuning/09_evaluation.ipynb #8168db49
-def score_texts(
-    replies: list,  # texts
-    references: list,  # texts, as many
-) -> list:  # dicts: rouge1, rougeL in [0, 1], bleu in [0, 100]
+def score_texts(replies: list, references: list) -> list:  # dicts: rouge1, rougeL in [0, 1], bleu in [0, 100]
     "Return ROUGE-1 and ROUGE-L F (rouge-score, no stemming) and BLEU (sacrebleu, effective order) of each reply."
     from rouge_score.rouge_scorer import RougeScorer
     from sacrebleu.metrics import BLEU
@@ -140,11 +137,7 @@ def evaluate(
 
 # %% ../../nbs/3_tuning/09_evaluation.ipynb #a75ff4b0
 @patch
-def compare(
-    self: Evaluation,
-    other: Evaluation,  # of the same dialogues
-    metric: str = "loss",  # one of `METRICS`
-) -> Comparison:  # self minus other
+def compare(self: Evaluation, other: Evaluation, metric: str = "loss") -> Comparison:  # self minus other
     "Compare two evaluations of one user, paired by dialogue; raise `InputError` for different dialogues."
     own_ids = [item["id"] for item in self.items]
     other_ids = [item["id"] for item in other.items]
