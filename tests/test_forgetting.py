@@ -287,10 +287,8 @@ ACTS = ["say", "say", "client", "file", "better", "wish", "talk", "learn"]
 
 
 def open_session(model, folder):
-    session = ChatSession(
-        load_model("pocket"), folder, clock=iter(range(10**9, 2 * 10**9)).__next__, idle_seconds=999.0
-    )
-    return session
+    clock = iter(range(10**9, 2 * 10**9)).__next__
+    return ChatSession(load_model("pocket"), folder, clock=clock, idle_seconds=999.0)
 
 
 def make_round(dialogues, model, config, folder, **options):

@@ -264,10 +264,8 @@ def test_a_whole_day(tmp_path):
         assert [turn["reaction"] for turn in shown["turns"]] == ["better", "up"]
         other = complete(running, "I have a dog, Biscuit.", talk="")["me"]
         assert other["talk"] != first["talk"]
-        assert [row["title"] for row in ask("GET", "/me/talks")[1]["talks"]] == [
-            "I have a dog, Biscuit.",
-            "My knee hurts.",
-        ]
+        titles = [row["title"] for row in ask("GET", "/me/talks")[1]["talks"]]
+        assert titles == ["I have a dog, Biscuit.", "My knee hurts."]
         known = ask("GET", "/me/known")[1]
         assert {row["reply"] for row in known["answers"]} >= {BETTER}
         assert [row["prompt"] for row in known["statements"]] == ["I have a dog, Biscuit.", "My knee hurts."]
