@@ -2347,10 +2347,6 @@ d = {
                 "1_data/reading.html#dialogues.notes",
                 "personal_llm/data/reading.py",
             ),
-            "personal_llm.data.reading._read_json_lines": (
-                "1_data/reading.html#_read_json_lines",
-                "personal_llm/data/reading.py",
-            ),
             "personal_llm.data.reading.as_dialogues": (
                 "1_data/reading.html#as_dialogues",
                 "personal_llm/data/reading.py",
@@ -2385,6 +2381,10 @@ d = {
                 "personal_llm/data/reading.py",
             ),
             "personal_llm.data.reading.read_frame": ("1_data/reading.html#read_frame", "personal_llm/data/reading.py"),
+            "personal_llm.data.reading.read_zipped_rows": (
+                "1_data/reading.html#read_zipped_rows",
+                "personal_llm/data/reading.py",
+            ),
             "personal_llm.data.reading.records_in_memory": (
                 "1_data/reading.html#records_in_memory",
                 "personal_llm/data/reading.py",

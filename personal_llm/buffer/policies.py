@@ -17,10 +17,7 @@ from ..base.core import InputError
 from .scoring import ScoredDialogue
 
 # %% ../../nbs/2_buffer/02_policies.ipynb #c0c0e7a1
-def cosine_similarities(
-    units: np.ndarray,  # (n, width) directions
-    direction: np.ndarray,  # (width,), or one for each row
-) -> np.ndarray:  # (n,)
+def cosine_similarities(units: np.ndarray, direction: np.ndarray) -> np.ndarray:  # (n, width), (width,) -> (n,)
     "Return u_i · u of each row, always summed in the same order, so that equal pairs tie exactly."
     return (units * direction).sum(1)
 

@@ -93,18 +93,12 @@ def _score_domains(text: str, lexicons: Lexicons) -> tuple:  # (DSS, dominant do
     return dss, lexicons.names[int(counts.argmax())] if total else NO_DOMAIN
 
 
-def domain_specific_score(
-    text: str,  # the dialogue's text T
-    lexicons: Lexicons,  # L
-) -> float:  # in [0, 1]; 1 only if every word stands in every lexicon
+def domain_specific_score(text: str, lexicons: Lexicons) -> float:  # in [0, 1]; 1 only if each word is in each lexicon
     "Return the mean share of the text's words that stand in a lexicon (eq. 2)."
     return _score_domains(text, lexicons)[0]
 
 
-def dominant_domain(
-    text: str,  # the dialogue's text T
-    lexicons: Lexicons,  # L
-) -> str:  # a lexicon's name, or "none"
+def dominant_domain(text: str, lexicons: Lexicons) -> str:  # a lexicon's name, or "none"
     "Return the lexicon that shares most words with the text (eq. 3); the first lexicon wins a tie."
     return _score_domains(text, lexicons)[1]
 
@@ -161,12 +155,8 @@ class ScoredDialogue:
         return d.history.digest, prompt, None if d.origin == "annotated" else response
 
 # %% ../../nbs/2_buffer/01_scoring.ipynb #8d901564
-def score_reading(
-    dialogue: Dialogue,  # the dialogue that the model read
-    reading,  # `ForwardResult` of the forward pass
-    lexicons: Lexicons,
-) -> ScoredDialogue:
-    "Score a dialogue from a forward pass that is already made."
+def score_reading(dialogue: Dialogue, reading, lexicons: Lexicons) -> ScoredDialogue:
+    "Score a dialogue from the `ForwardResult` of a forward pass that is already made."
     hidden = reading.hidden  # (n, width)
     dss, domain = _score_domains(dialogue.text, lexicons)
     scores = Scores(
@@ -183,12 +173,8 @@ def score_reading(
     return ScoredDialogue(dialogue, scores)
 
 # %% ../../nbs/2_buffer/01_scoring.ipynb #062d23f5
-def score(
-    model,  # `Model`
-    dialogues: list,  # `Dialogue`s
-    lexicons: Lexicons = None,  # `load_lexicons()` by default
-) -> list:  # `ScoredDialogue`s, in order
-    "Score dialogues; costs one forward pass each."
+def score(model, dialogues: list, lexicons: Lexicons = None) -> list:  # `ScoredDialogue`s, in order
+    "Score dialogues by lexicons, those of `load_lexicons()` by default; costs one forward pass each."
     lexicons = lexicons or load_lexicons()
     readings = model.run_forward(dialogues)
     return [score_reading(d, reading, lexicons) for d, reading in zip(dialogues, readings)]

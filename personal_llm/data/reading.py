@@ -218,6 +218,11 @@ def dialogues_from_texts(texts: list) -> list:  # of `Dialogue`; `time` is the p
     labels = dict(counterpart="continuations")
     return [Dialogue(*pair, time=float(i), labels=labels) for i, (_, pair) in enumerate(pairs)]
 
+# %% ../../nbs/1_data/04_reading.ipynb #rdzipped
+def read_zipped_rows(file: Path) -> list:
+    "Read a gzipped file of JSON lines of the package."
+    return [json.loads(line) for line in gzip.decompress(file.read_bytes()).decode().rstrip("\n").split("\n")]
+
 # %% ../../nbs/1_data/04_reading.ipynb #a54e951a
 def load_samples(
     source: str = None,  # a data set's name; None: all of them
@@ -227,14 +232,10 @@ def load_samples(
     if source is not None and source not in files:
         known = ", ".join(files) or "none (the package has no samples; run the samples recipe)"
         raise InputError(f"no sample called {format_value(source)!r}", f"use one of {known}")
-    return [row for name, file in files.items() if source in (None, name) for row in _read_json_lines(file)]
-
-
-def _read_json_lines(file: Path) -> list:
-    return [json.loads(line) for line in gzip.decompress(file.read_bytes()).decode().rstrip("\n").split("\n")]
+    return [row for name, file in files.items() if source in (None, name) for row in read_zipped_rows(file)]
 
 # %% ../../nbs/1_data/04_reading.ipynb #a9054f35
 def load_replay(count: int = 320) -> list:  # of `Dialogue`
     "Read the first `count` of 320 general dialogues of many sources, to mix into the training on a user's dialogues."
-    rows = _read_json_lines(ASSETS / "rehearsal.jsonl.gz")[:count]
+    rows = read_zipped_rows(ASSETS / "rehearsal.jsonl.gz")[:count]
     return [Dialogue(r["prompt"], r["response"], labels=dict(source=r["source"], licence=r["licence"])) for r in rows]

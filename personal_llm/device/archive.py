@@ -219,13 +219,8 @@ class Archive:
 
 # %% ../../nbs/6_device/01_archive.ipynb #arc0addc
 @patch
-def add(
-    self: Archive,
-    dialogue: Dialogue,
-    talk: str = "",  # key of its talk
-    turns: list = None,  # ids of the dialogues in its history; found by their texts if None
-) -> str:  # its id
-    "Store a dialogue; one with the same id is replaced."
+def add(self: Archive, dialogue: Dialogue, talk: str = "", turns: list = None) -> str:  # its id
+    "Store a dialogue under the key of its talk; one with the same id is replaced. turns: ids in its history, if known."
     items = shorten_history(dialogue.history, self.exchanges) if turns is None else list(turns)
     details = dict(origin=dialogue.origin, parents=list(dialogue.parents), history=items)
     values = (talk, dialogue.time, clean(dialogue.prompt), clean(dialogue.response), json.dumps(details))
@@ -297,12 +292,8 @@ def count_bytes(archive: Archive) -> int:
     return pages * archive.execute("PRAGMA page_size")[0][0]
 
 # %% ../../nbs/6_device/01_archive.ipynb #c86e9169
-def trim_archive(
-    archive: Archive,
-    budget: int,  # bytes; 0: only the dialogues to keep
-    keep: set,  # ids that stay in any case
-) -> list:  # ids that left
-    "Delete the oldest dialogues until the archive fits its budget, a tenth of them at a time."
+def trim_archive(archive: Archive, budget: int, keep: set) -> list:  # bytes, 0: none but those to keep; ids -> ids
+    "Delete the oldest dialogues, but for those to keep, until the archive fits its budget; return those that left."
     left = []
     others = [id for id in archive.dialogues if id not in keep]
     while others and count_bytes(archive) > budget:

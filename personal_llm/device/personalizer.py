@@ -37,12 +37,11 @@ class Personalizer:
         model,  # the base `Model`
         buffer: Buffer = None,  # of a new memory, without entries; 32 bins under the default policy if None
         annotator=None,  # dialogue -> better response; None: the response is fine; "": the user did not answer
-        settings: PersonalizerSettings = None,  # those of the folder, or the defaults
         config: TuningConfig = None,  # of fine-tunes
         lexicons=None,  # the shipped ones by default
         folder=None,  # where archive and adapters are, or will be; None: in memory only
         start=None,  # where the first fine-tune begins: an adapter, its folder, a `Library`, a `Ranking`, or None
-        **changes,  # single settings, such as `max_questions=16`
+        **settings,  # fields of `PersonalizerSettings`; by default those of the folder
     ):
         self.model = model
         self.annotator = check(annotator, "function or none", "annotator")
@@ -57,7 +56,7 @@ class Personalizer:
         self.lock = hold_folder(self.folder) if folder else None
         self.archive = Archive(folder)
         self.state = begin_state(self.archive, buffer)
-        self.settings = PersonalizerSettings.choose(settings, self.state.settings, changes, self.buffer.policy)
+        self.settings = PersonalizerSettings.choose(self.state.settings, settings, self.buffer.policy)
         self.state.configure(model, asdict(self.settings))
         self.memory = Memory(self.archive, self.settings.get_memory_config())
         self.adapter = load_last_adapter(self.state, self.folder)

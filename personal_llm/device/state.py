@@ -431,10 +431,7 @@ def status(self: State) -> dict:  # plain values
     )
 
 # %% ../../nbs/6_device/02_state.ipynb #5562a713
-def open_state(
-    archive: Archive,
-    policy=None,  # the policy of the buffer, if it is not registered by name
-) -> State:
+def open_state(archive: Archive, policy=None) -> State:  # policy: of the buffer, if no name registers it
     "Compute the state of an archive; raise `InputError` if no personalizer wrote it."
     first = archive.events[0] if archive.events else None
     if first is None or first.kind != "configured":

@@ -122,12 +122,8 @@ class StyleSpace(StoredArrays):
         ends = np.cumsum([self.matrix.shape[1], *self.blocks]).tolist()
         return dict(zip(("coordinates", *FEATURE_BLOCKS), zip([0, *ends], ends)))
 
-    def project(
-        self,
-        shift: np.ndarray,  # (n, D) or (D,), paired shifts
-        is_model: bool,  # whether a model wrote the answers
-    ) -> np.ndarray:  # (…, width) float32
-        "Return rows: coordinates, then the centred and scaled features."
+    def project(self, shift: np.ndarray, is_model: bool) -> np.ndarray:  # (n, D) or (D,) -> (…, width) float32
+        "Return rows of paired shifts of a person or a model: coordinates, then the centred and scaled features."
         x = (shift - self.centres[int(is_model)]) / self.scale
         return np.concatenate([x @ self.matrix / self.coordinate_scale, x], -1).astype(np.float32)
 

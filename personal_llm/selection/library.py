@@ -204,10 +204,7 @@ def columns(self: Library, name: str) -> np.ndarray:  # (n, d)
     return rows[:, slice(*self.space.columns[name])]
 
 # %% ../../nbs/5_selection/01_library.ipynb #base1s1
-def check_library_base(
-    library,  # a `Library`
-    model,  # a `Model`
-) -> None:
+def check_library_base(library, model) -> None:
     "Raise `InputError` unless the library was made for the model."
     if library.base != model.base:
         names = [name for name, place in SHIPPED_LIBRARIES.items() if place == find_shipped_library(model.base)]
