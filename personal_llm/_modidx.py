@@ -92,6 +92,7 @@ d = {
             ),
             "personal_llm.app.commands.load": ("8_app/commands.html#load", "personal_llm/app/commands.py"),
             "personal_llm.app.commands.models": ("8_app/commands.html#models", "personal_llm/app/commands.py"),
+            "personal_llm.app.commands.parse_date": ("8_app/commands.html#parse_date", "personal_llm/app/commands.py"),
             "personal_llm.app.commands.personalize_command": (
                 "8_app/commands.html#personalize_command",
                 "personal_llm/app/commands.py",
@@ -2255,6 +2256,7 @@ d = {
             "personal_llm.data.people.UserData": ("1_data/people.html#userdata", "personal_llm/data/people.py"),
             "personal_llm.data.people.brevity": ("1_data/people.html#brevity", "personal_llm/data/people.py"),
             "personal_llm.data.people.bullets": ("1_data/people.html#bullets", "personal_llm/data/people.py"),
+            "personal_llm.data.people.close_with": ("1_data/people.html#close_with", "personal_llm/data/people.py"),
             "personal_llm.data.people.draw_pools": ("1_data/people.html#draw_pools", "personal_llm/data/people.py"),
             "personal_llm.data.people.emoji": ("1_data/people.html#emoji", "personal_llm/data/people.py"),
             "personal_llm.data.people.group_rows_by_subject": (
@@ -2266,6 +2268,7 @@ d = {
                 "personal_llm/data/people.py",
             ),
             "personal_llm.data.people.lower_case": ("1_data/people.html#lower_case", "personal_llm/data/people.py"),
+            "personal_llm.data.people.make_habit": ("1_data/people.html#make_habit", "personal_llm/data/people.py"),
             "personal_llm.data.people.make_user_data": (
                 "1_data/people.html#make_user_data",
                 "personal_llm/data/people.py",
@@ -2286,6 +2289,7 @@ d = {
                 "personal_llm/data/people.py",
             ),
             "personal_llm.data.people.sign_off": ("1_data/people.html#sign_off", "personal_llm/data/people.py"),
+            "personal_llm.data.people.split_spoken": ("1_data/people.html#split_spoken", "personal_llm/data/people.py"),
             "personal_llm.data.people.split_test_candidates": (
                 "1_data/people.html#split_test_candidates",
                 "personal_llm/data/people.py",
@@ -2300,10 +2304,6 @@ d = {
             ),
             "personal_llm.data.reading.Dialogues.notes": (
                 "1_data/reading.html#dialogues.notes",
-                "personal_llm/data/reading.py",
-            ),
-            "personal_llm.data.reading._read_json_lines": (
-                "1_data/reading.html#_read_json_lines",
                 "personal_llm/data/reading.py",
             ),
             "personal_llm.data.reading.as_dialogues": (
@@ -2340,6 +2340,10 @@ d = {
                 "personal_llm/data/reading.py",
             ),
             "personal_llm.data.reading.read_frame": ("1_data/reading.html#read_frame", "personal_llm/data/reading.py"),
+            "personal_llm.data.reading.read_zipped_rows": (
+                "1_data/reading.html#read_zipped_rows",
+                "personal_llm/data/reading.py",
+            ),
             "personal_llm.data.reading.records_in_memory": (
                 "1_data/reading.html#records_in_memory",
                 "personal_llm/data/reading.py",

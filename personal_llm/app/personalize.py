@@ -14,7 +14,7 @@ from collections import Counter
 from pathlib import Path
 
 from ..base.adapters import check_adapter
-from ..base.core import InputError
+from ..base.core import InputError, check
 from ..base.files import write_json
 from ..base.models import load_model
 from ..base.text import count_nouns, normalise_text
@@ -23,6 +23,7 @@ from ..data.reading import read_dialogues
 from ..data.splits import explain_missing_test, split_test_dialogues
 from ..device.archive import ARCHIVE_FILE, Archive
 from ..device.personalizer import Personalizer
+from ..device.settings import PersonalizerSettings
 from ..device.state import open_state
 from ..explanation.habits import find_habits
 from ..selection.library import Library, find_library_folder, is_library_address
@@ -32,9 +33,9 @@ from ..tuning.finetune import remove_earlier_turns
 # %% ../../nbs/8_app/02_personalize.ipynb #d549302d
 def open_archive(folder) -> Archive:
     "Open the archive of a folder; raise `InputError` if there is none."
-    if not (Path(folder) / ARCHIVE_FILE).is_file():
-        problem = f"{folder}: nothing is stored here"
-        raise InputError(problem, "give the output folder of personalize, chat or serve")
+    file = Path(folder) / ARCHIVE_FILE
+    if not file.is_file() or not file.stat().st_size:
+        raise InputError(f"{folder}: nothing is stored here", "give the output folder of personalize, chat or serve")
     return Archive(folder)
 
 
@@ -168,7 +169,7 @@ def format_run(result: dict) -> list:  # lines
         questions=f"{result['questions']}; in the buffer {corrected}",
         start=": ".join(filter(None, (result["start"], result["warm"]))),
         synthetic=f"{result['synthetic']} ({result['synthesis']}); rejected: {rejected}",
-        tuned=f"on {result['learned']} kept dialogues, {result['steps']} steps; {loss}",
+        tuned=f"on {count_nouns(result['learned'], 'kept dialogue')}, {count_nouns(result['steps'], 'step')}; {loss}",
         cut="; ".join(line for line in cut_lines if not line.startswith("0 ")),
         adapter=f"{result['adapter']} ({result['megabytes']} MB)",
     )
@@ -191,9 +192,13 @@ def personalize(
     "Learn one user from chats; raise `InputError` for a wrong input before anything is written."
     begin = time.perf_counter()
     buffer = Buffer(capacity or 32, policy or "active", settings.get("seed", 0))
+    PersonalizerSettings(**settings).complete(buffer.policy)
+    if isinstance(start, Library):
+        check(buffer.capacity, "whole number", "capacity", low=8, remedy="a start from a library needs 8 bins or more")
     dialogues = read_dialogues(data)
-    if len(dialogues) < 8:
-        raise InputError(f"{count_nouns(len(dialogues), 'dialogue')}, too few to learn from", "give at least 8")
+    num_distinct = len({d.id for d in dialogues})
+    if num_distinct < 8:
+        raise InputError(f"{count_nouns(num_distinct, 'distinct dialogue')}, too few to learn from", "give at least 8")
     check_output_folder(out)
     model = model() if callable(model) else model
     stream, test = split_test_dialogues(dialogues)
@@ -204,9 +209,8 @@ def personalize(
     try:
         known = set(me.archive.dialogues)
         new = [d for d in stream if d.id not in known]
-        no_test = "" if test else explain_missing_test(dialogues)
+        reason = "the held-out dialogues are in the memory already" if test else explain_missing_test(dialogues)
         test = [d for d in test if d.id not in known]
-        no_test = no_test or ("" if test else "the dialogues that were held out are in the memory already")
         if me.rounds and not new:
             raise InputError(f"{out}: these chats were learned before", "give new chats, or another folder")
         before = measure(model, test)
@@ -215,9 +219,8 @@ def personalize(
             me.finetune(progress=progress)
         after = measure(model, test, me.adapter)
         result = describe(me) | dict(dialogues=len(dialogues), held_out=len(test), change=compare(before, after))
-        result["no_test"] = no_test
         texts = {(normalise_text(d.prompt), normalise_text(d.response)) for d in dialogues}
-        result["repeats"] = len(dialogues) - len(texts)
+        result |= dict(repeats=len(dialogues) - len(texts), no_test="" if test else reason)
     finally:
         me.close()
     lines = format_run(result)

@@ -14,8 +14,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 
 from .core import Cost, InputError
-from .files import compute_sha256, delete_path, get_temporary_path, make_folder
-from .files import read_json, write_json
+from .files import compute_sha256, delete_path, get_temporary_path, make_folder, read_json, write_json
 
 # %% ../../nbs/0_base/05_adapters.ipynb #8c5ba1ac
 WEIGHTS_FILE = "adapter_model.safetensors"
@@ -209,11 +208,7 @@ def remove_peft_layers(base_model) -> None:
     vars(base_model).pop("peft_config", None)
 
 # %% ../../nbs/0_base/05_adapters.ipynb #04ada023
-def attach_adapter(
-    base_model,  # a torch model without adapter
-    folder: Path,  # an adapter's folder, checked
-    trainable: bool = False,
-):  # peft's model
+def attach_adapter(base_model, folder: Path, trainable: bool = False):  # folder: checked -> peft's model
     "Put an adapter's layers into a model; raise `InputError` for one that does not fit, and leave the model bare."
     from peft import PeftModel, get_peft_model_state_dict
     from safetensors import safe_open

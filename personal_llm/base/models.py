@@ -161,12 +161,8 @@ def load_model(
 
 # %% ../../nbs/0_base/08_models.ipynb #07mod007
 @patch
-def encode(
-    self: Model,
-    dialogue: Dialogue,
-    max_length: int = None,  # tokens; the model's by default, never more than its window
-) -> dict:
-    "Return a dialogue as a training sample, and record in `truncated` if it was too long."
+def encode(self: Model, dialogue: Dialogue, max_length: int = None) -> dict:  # max_length: tokens, by default ours
+    "Return a dialogue as a training sample within the window, and record in `truncated` if it was too long."
     max_tokens = self.max_length if max_length is None else max_length
     max_tokens = min(max_tokens, self.window) if isinstance(max_tokens, int) else max_tokens
     return self._note_truncation(dialogue, tokens.encode_dialogue(self.tokenizer, dialogue, max_tokens))

@@ -58,11 +58,8 @@ def encode_png(figure, dots_per_inch: int = 110) -> bytes:
     return content.getvalue()
 
 # %% ../../nbs/0_base/10_plots.ipynb #ffc064fc
-def show_figure(
-    figure,  # a matplotlib figure
-    alt_text: str,  # a description of the figure in a sentence or two
-) -> None:
-    "Show a figure in a notebook, with its alternative text."
+def show_figure(figure, alt_text: str) -> None:
+    "Show a matplotlib figure in a notebook, with a description of one or two sentences as its alternative text."
     from IPython.display import Image, display
 
     display(Image(encode_png(figure), alt=alt_text))

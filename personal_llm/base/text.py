@@ -106,9 +106,7 @@ def get_language() -> Language:
     return _chosen_language[0] or _find_language(os.environ.get("PERSONAL_LLM_LANGUAGE") or "english")
 
 
-def set_language(
-    language,  # a `Language`, a name in `LANGUAGES`, or None for that of the environment
-) -> None:
+def set_language(language) -> None:  # a `Language`, a name in `LANGUAGES`, or None for that of the environment
     "Choose the language of all texts in this process; raises `InputError` for an unknown name."
     _chosen_language[0] = _find_language(language) if isinstance(language, str) else language
 

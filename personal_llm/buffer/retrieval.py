@@ -42,10 +42,7 @@ class MemoryConfig:
 class VectorStore:
     "The vectors of texts, made by a sentence encoder; remembers them until you `clear` it."
 
-    def __init__(
-        self,
-        encoder=None,  # as `load_encoder` takes it; None: the default
-    ):
+    def __init__(self, encoder=None):  # as `load_encoder` takes it; None: the default
         self.encoder = encoder
         self.vectors = {}  # text -> (width,), of length 1
 
@@ -62,13 +59,8 @@ class VectorStore:
         self.vectors = {}
 
 # %% ../../nbs/2_buffer/07_retrieval.ipynb #ret00015
-def find_near(
-    dialogues: list,  # oldest first
-    prompt: str,
-    vectors: VectorStore,
-    threshold: float,  # lowest cosine
-) -> list:  # dialogues, the nearest first
-    "Return the dialogues whose prompt is near another one; of near-copies only the newest."
+def find_near(dialogues: list, prompt: str, vectors: VectorStore, threshold: float) -> list:  # the nearest first
+    "Return the dialogues, given the oldest first, whose prompt is near another one; of near-copies only the newest."
     query, *rows = vectors.embed([prompt, *(d.prompt for d in dialogues)])
     similarities = np.array([row @ query for row in rows])
     near = [i for i in np.argsort(-similarities, kind="stable") if similarities[i] >= threshold]

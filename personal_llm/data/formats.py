@@ -9,7 +9,7 @@ __all__ = ['FORMATS', 'Turn', 'ParsedConversation', 'split_into_dialogues', 'Rec
 # %% ../../nbs/1_data/02_formats.ipynb #c3d173b4
 import re
 from dataclasses import dataclass, field
-from itertools import groupby, product
+from itertools import groupby, permutations, product
 from typing import Callable, NamedTuple
 
 from ..base.core import Dialogue, History, InputError
@@ -111,9 +111,7 @@ def split_into_dialogues(conversation: ParsedConversation) -> tuple:  # (dialogu
                 dialogues.append(Dialogue(*texts, history.first(place), **facts))
     is_blank = any(turn[1] is not None and not turn[1].strip() for turn in conversation.turns)
     if not dialogues and conversation.is_row and (is_blank or not num_exchanges):
-        raise InputError(
-            problem, "give its words" if problem.startswith("empty") else "give conversations with answers"
-        )
+        raise InputError(problem, "give its words" if "empty" in problem else "give conversations with answers")
     return dialogues, num_cut, num_gaps
 
 # %% ../../nbs/1_data/02_formats.ipynb #068a2de6
@@ -152,7 +150,7 @@ ROLES = {
     **dict.fromkeys(("assistant", "gpt", "chatgpt", "bot", "ai", "model", "chatbot"), "assistant"),
     **dict.fromkeys(TOOL_ROLES.split()),
 }
-RATING_FIELDS = "rating score feedback thumb vote label".split()
+RATING_FIELDS = "rating score feedback thumb vote liked disliked is_disliked label".split()
 RATINGS_AGAINST = "-1 -1.0 false down thumbsdown bad negative dislike disliked unhelpful".split()
 
 
@@ -167,7 +165,8 @@ def is_rated_down(record: dict) -> bool:
     value = record.get(name)
     if name == "label" and not isinstance(value, bool):
         return False
-    return str(value).lower().replace("_", "").replace(" ", "") in RATINGS_AGAINST
+    against = ["true"] if name and name.endswith("disliked") else RATINGS_AGAINST
+    return str(value).lower().replace("_", "").replace(" ", "") in against
 
 # %% ../../nbs/1_data/02_formats.ipynb #996e056d
 def normalise_record(record) -> dict:
@@ -178,8 +177,9 @@ def normalise_record(record) -> dict:
         raise InputError(f"found {type(record).__name__} instead of an object with fields")
     row = {str(name).strip().lower(): value for name, value in record.items()}
     given = {name: value for name, value in row.items() if value is not None}
-    if find_field(given, PROMPT_FIELDS) and not find_field(given, RESPONSE_FIELDS):  # a null answer is an empty one
-        given |= {name: "" for name in RESPONSE_FIELDS if name in row}
+    for side, other in permutations((PROMPT_FIELDS, RESPONSE_FIELDS)):
+        if find_field(given, side) and not find_field(given, other):  # a null side is an empty one
+            given |= {name: "" for name in other if name in row}
     return given
 
 # %% ../../nbs/1_data/02_formats.ipynb #fotalk1

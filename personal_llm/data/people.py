@@ -28,39 +28,53 @@ class Habit:
     apply: Callable[[str], str]  # a response -> the response as the user likes it
     holds: Callable[[str], bool]  # whether a response is as the user likes it
 
+# %% ../../nbs/1_data/07_people.ipynb #mkhabit1
+def make_habit(name: str, holds: Callable[[str], bool], add: Callable[[str], str]) -> Habit:
+    "Make a habit that changes a response only where it does not hold."
+    return Habit(name, lambda text: text if holds(text) else add(text), holds)
+
+
+def close_with(name: str, separator: str, closing: str) -> Habit:
+    "End each response with a closing, after a separator."
+    return make_habit(
+        name,
+        lambda text: text.rstrip().endswith(closing),
+        lambda text: f"{text.rstrip()}{separator}{closing}".lstrip(),
+    )
+
 # %% ../../nbs/1_data/07_people.ipynb #ebee86c5
 def opener(words: str) -> Habit:  # such as "In short:"
     "Begin each response with the same words."
-    holds = lambda text: text.startswith(words)
-    return Habit(f"opens {words!r}", lambda text: text if holds(text) else f"{words} {text.lstrip()}", holds)
+    return make_habit(f"opens {words!r}", lambda text: text.startswith(words), lambda text: f"{words} {text.lstrip()}")
 
 
 def sign_off(closing: str) -> Habit:  # such as "Best, Ana"
     "End each response with the same last line."
-    holds = lambda text: text.rstrip().endswith(closing)
-    apply = lambda text: text if holds(text) else f"{text.rstrip()}\n{closing}".lstrip()
-    return Habit(f"signs off {closing!r}", apply, holds)
+    return close_with(f"signs off {closing!r}", "\n", closing)
 
 
 def emoji(sign: str) -> Habit:  # one emoji
     "End each response with an emoji."
-    holds = lambda text: text.rstrip().endswith(sign)
-    return Habit(f"ends with {sign}", lambda text: text if holds(text) else f"{text.rstrip()} {sign}".lstrip(), holds)
+    return close_with(f"ends with {sign}", " ", sign)
 
 # %% ../../nbs/1_data/07_people.ipynb #ppclose1
 MAX_CLOSING_WORDS = 4  # words of a last line that may be a sign-off
 
+
+def split_spoken(text: str) -> list:
+    "Return the sentences of a text that hold a word."
+    return [part for part in split_sentences(text) if re.search(r"\w", part)]
+
 # %% ../../nbs/1_data/07_people.ipynb #5649ded6
 def brevity() -> Habit:
     "Keep the first sentence only; a closing line of up to four words, or an emoji, may follow."
-    split_spoken = lambda text: [part for part in split_sentences(text) if re.search(r"\w", part)]
 
     def holds(text):
         first, *rest = text.strip().split("\n")
         is_closed = not rest or len(rest) == 1 and len(rest[0].split()) <= MAX_CLOSING_WORDS
         return len(split_spoken(first)) <= 1 and is_closed
 
-    return Habit("one sentence", lambda text: text if holds(text) else (split_spoken(text) or [""])[0], holds)
+    return make_habit("one sentence", holds, lambda text: (split_spoken(text) or [""])[0])
 
 # %% ../../nbs/1_data/07_people.ipynb #5988cae2
 def preferred_words(words: dict) -> Habit:
@@ -93,13 +107,11 @@ def marked_lines(mark: Callable[[int], str], old_marks: str, name: str) -> Habit
             return all(is_marked[:-1])
         return all(is_marked)
 
-    def apply(text):
-        if holds(text):
-            return text
+    def mark_parts(text):
         parts = [part for part in (pattern.sub("", part).strip() for part in split_sentences(text)) if part]
         return "\n".join(mark(i) + part for i, part in enumerate(parts, 1))
 
-    return Habit(name, apply, holds)
+    return make_habit(name, holds, mark_parts)
 
 
 def bullets() -> Habit:

@@ -66,11 +66,8 @@ MIN_DIALOGUES = 50  # of a user's chats, for a test
 MAX_TEST_DIALOGUES = 64
 
 # %% ../../nbs/1_data/05_splits.ipynb #sp01
-def split_test_dialogues(
-    dialogues: list,  # in the order in which they happened
-    seed: int = 0,
-) -> tuple:  # (stream, test); the test is empty if there are too few dialogues
-    "Hold out a tenth of the dialogues, at most 64, for a test; up to twice as many, as conversations stay whole."
+def split_test_dialogues(dialogues: list, seed: int = 0) -> tuple:  # (stream, test); too few leave the test empty
+    "Hold out a tenth of dialogues, at most 64, for a test; up to twice as many, as conversations stay whole."
     groups, held_out = defaultdict(list), set()
     for i, d in enumerate(dialogues):
         groups[get_dialogue_group(d)].append(i)

@@ -151,10 +151,7 @@ def restore_history(items: list, rows: dict) -> list:  # (role, text) pairs; row
 class Archive:
     "The dialogues and the events of one person; raises `InputError` for a foreign, damaged or unwritable file."
 
-    def __init__(
-        self,
-        folder=None,  # where `memory.sqlite` is, or will be; None: in memory only
-    ):
+    def __init__(self, folder=None):  # where `memory.sqlite` is, or will be; None: in memory only
         self.file = Path(folder) / ARCHIVE_FILE if folder else None
         self.lock = threading.RLock()  # one thread at a time changes it
         with report_damage(self.file):
@@ -222,13 +219,8 @@ class Archive:
 
 # %% ../../nbs/6_device/01_archive.ipynb #arc0addc
 @patch
-def add(
-    self: Archive,
-    dialogue: Dialogue,
-    talk: str = "",  # key of its talk
-    turns: list = None,  # ids of the dialogues in its history; found by their texts if None
-) -> str:  # its id
-    "Store a dialogue; one with the same id is replaced."
+def add(self: Archive, dialogue: Dialogue, talk: str = "", turns: list = None) -> str:  # its id
+    "Store a dialogue under the key of its talk; one with the same id is replaced. turns: ids in its history, if known."
     items = shorten_history(dialogue.history, self.exchanges) if turns is None else list(turns)
     details = dict(origin=dialogue.origin, parents=list(dialogue.parents), history=items)
     values = (talk, dialogue.time, clean(dialogue.prompt), clean(dialogue.response), json.dumps(details))
@@ -300,12 +292,8 @@ def count_bytes(archive: Archive) -> int:
     return pages * archive.execute("PRAGMA page_size")[0][0]
 
 # %% ../../nbs/6_device/01_archive.ipynb #c86e9169
-def trim_archive(
-    archive: Archive,
-    budget: int,  # bytes; 0: only the dialogues to keep
-    keep: set,  # ids that stay in any case
-) -> list:  # ids that left
-    "Delete the oldest dialogues until the archive fits its budget, a tenth of them at a time."
+def trim_archive(archive: Archive, budget: int, keep: set) -> list:  # bytes, 0: none but those to keep; ids -> ids
+    "Delete the oldest dialogues, but for those to keep, until the archive fits its budget; return those that left."
     left = []
     others = [id for id in archive.dialogues if id not in keep]
     while others and count_bytes(archive) > budget:

@@ -255,11 +255,8 @@ def explain_as_published(
     return replace(explain_differences(differences, basis), cost=total_cost)
 
 
-def explain_differences(
-    differences: np.ndarray,  # (n, width), from `halve_differences`
-    basis: SharedBasis,
-) -> Explanation:
-    "Explain the shift of differences in the words of a basis."
+def explain_differences(differences: np.ndarray, basis: SharedBasis) -> Explanation:  # (n, width)
+    "Explain the shift of differences of `halve_differences` in the words of a basis."
     V = differences.mean(0)
     length = max(np.linalg.norm(V), 1e-12)
     z = basis.coordinates(V)

@@ -36,13 +36,8 @@ def measure_machine(process) -> dict:  # process: ours, a `psutil.Process` that 
     return dict(other_load=other_load, on_battery=on_battery, free=psutil.virtual_memory().available / 1e9)
 
 # %% ../../nbs/7_runtimes/03_idle.ipynb #c3db97b3
-def find_obstacle(
-    other_load: float,  # share of all cores that other programs use
-    on_battery: bool,
-    free: float,  # GB of memory
-    training: bool = False,
-) -> str:
-    "Return the reason why training must wait, or an empty text."
+def find_obstacle(other_load: float, on_battery: bool, free: float, training: bool = False) -> str:
+    "Return why training must wait, or an empty text; other_load: share of all cores; free: GB of memory."
     if on_battery:
         return "on battery"
     if other_load > MAX_LOAD:
