@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import sys
 
 import pytest
 from hypothesis import given, settings
@@ -76,8 +77,6 @@ def test_parquet_is_read_as_the_rows_in_it(tmp_path, name, record, want):
 
 
 def test_parquet_without_pandas_names_the_remedy(tmp_path, monkeypatch):
-    import sys
-
     monkeypatch.setitem(sys.modules, "pandas", None)
     (tmp_path / "a.parquet").write_bytes(b"PAR1")
     with pytest.raises(InputError) as caught:

@@ -147,8 +147,7 @@ def check_adapter_round_trip(model):
     import torch
     from peft import LoraConfig, get_peft_model
 
-    random = dict(r=2, init_lora_weights=False)
-    settings = LoraConfig(target_modules="all-linear", task_type="CAUSAL_LM", **random)
+    settings = LoraConfig(r=2, target_modules="all-linear", init_lora_weights=False, task_type="CAUSAL_LM")
     before = model.nll(PADDING_DIALOGUES)[:, 0]
     with tempfile.TemporaryDirectory() as folder:
         with torch.random.fork_rng():

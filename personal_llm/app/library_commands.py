@@ -30,11 +30,7 @@ from ..selection.warm_start import add_plain_pllm
 # %% ../../nbs/8_app/06_library_commands.ipynb #500510c0
 LibraryName = Annotated[
     str,
-    Option(
-        "--library",
-        help="a library's folder or hf:// address (default: the package's own for the model)",
-        metavar="LIB",
-    ),
+    Option(help="a library's folder or hf:// address (default: the package's own for the model)", metavar="LIB"),
 ]
 
 
@@ -163,8 +159,7 @@ def list_command(library: LibraryFolder = "pocket", as_json: AsJson = False):
     rows = opened.list()
     lines = format_table(rows, "name", "samples", "licence", "words") if rows else ["the library is empty"]
     is_complete = not (opened.path / ".unfinished").exists()
-    if not is_complete:
-        lines.append("its build did not end; the same library build command completes it")
+    lines += ["its build did not end; the same library build command completes it"] * (not is_complete)
     show(dict(library=library, is_complete=is_complete, pllms=rows), lines, as_json)
 
 

@@ -33,9 +33,9 @@ from ..tuning.finetune import remove_earlier_turns
 # %% ../../nbs/8_app/02_personalize.ipynb #d549302d
 def open_archive(folder) -> Archive:
     "Open the archive of a folder; raise `InputError` if there is none."
-    if not (Path(folder) / ARCHIVE_FILE).is_file():
-        problem = f"{folder}: nothing is stored here"
-        raise InputError(problem, "give the output folder of personalize, chat or serve")
+    file = Path(folder) / ARCHIVE_FILE
+    if not file.is_file() or not file.stat().st_size:
+        raise InputError(f"{folder}: nothing is stored here", "give the output folder of personalize, chat or serve")
     return Archive(folder)
 
 
@@ -219,9 +219,8 @@ def personalize(
             me.finetune(progress=progress)
         after = measure(model, test, me.adapter)
         result = describe(me) | dict(dialogues=len(dialogues), held_out=len(test), change=compare(before, after))
-        result["no_test"] = "" if test else reason
         texts = {(normalise_text(d.prompt), normalise_text(d.response)) for d in dialogues}
-        result["repeats"] = len(dialogues) - len(texts)
+        result |= dict(repeats=len(dialogues) - len(texts), no_test="" if test else reason)
     finally:
         me.close()
     lines = format_run(result)
