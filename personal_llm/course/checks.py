@@ -174,28 +174,12 @@ class Verdict:
 def cases_of(
     task: Task,
     seed: int = 0,
-    first: int = 5,  # random cases that are always drawn
-    most: int = 200,  # random cases that are drawn at most
+    count: int = 30,  # random cases, which tell all known answers apart
 ) -> list:  # argument tuples
-    "Return the task's own cases, and drawn ones until all known answers are told apart."
-    own = list(task.value(task.tries))
-    if task.draw is None:
-        return own
-    functions = [task.value(task.right), *(task.value(wrong.answer) for wrong in task.wrongs)]
+    "Return the task's own cases, and drawn ones."
     random = make_generator(seed, "cases", task.lesson, task.name)
-    alike = [(i, j) for j in range(len(functions)) for i in range(j)]  # pairs that no case tells apart yet
-    cases = []
-    for place in range(most):
-        is_wanted = place < len(own) + first
-        if not is_wanted and not alike:
-            break
-        case = own[place] if place < len(own) else task.draw(random)
-        results = [_results(function, [case])[0] for function in functions]
-        rest = [(i, j) for i, j in alike if same(results[i], results[j], 2 * task.tolerance)]
-        if is_wanted or len(rest) < len(alike):
-            cases.append(case)
-        alike = rest
-    return cases
+    drawn = [task.draw(random) for _ in range(count)] if task.draw else []
+    return [*task.value(task.tries), *drawn]
 
 
 def _results(function, cases: list) -> list:

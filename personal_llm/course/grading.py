@@ -25,17 +25,8 @@ from pathlib import Path
 from ..base.core import InputError
 from .checks import Verdict, check_plain
 from .probes import Answer, AnswerError, decode, plain
-from personal_llm.course.submissions import (
-    LESSONS,
-    Submission,
-    code_cells,
-    find_submissions,
-    is_copy_of,
-    needed_cells,
-    parse_cell,
-    tasks_in,
-    without_magics,
-)
+from .submissions import LESSONS, Submission, code_cells, find_submissions, is_copy_of
+from .submissions import needed_cells, parse_cell, tasks_in, without_magics
 from .worker import serve
 
 # %% ../../nbs/course/00_grading.ipynb #8bc9453d
@@ -76,9 +67,7 @@ def handed_out_cells(
     "Return the code cells of a lesson as learners get it; raise `InputError` if the lesson is not there."
     paths = sorted(course.glob(f"lesson_{lesson}_*.ipynb"))
     if not paths:
-        raise InputError(
-            f"{course.resolve()}: lesson {lesson} is not there", "name the folder of the lessons: --course"
-        )
+        raise InputError(f"{course.resolve()}: lesson {lesson} is not there", "name the lessons' folder: --course")
     return code_cells(paths[0])
 
 
@@ -296,9 +285,8 @@ def grade_class(
     submissions = find_submissions(folder)
     taken = sorted({one.lesson for one in submissions if one.lesson})
     handed_out = {n: handed_out_cells(n, course) for n in taken}
-    solutions = {
-        n: code_cells(course / f"solution_{n}.ipynb") for n in taken if (course / f"solution_{n}.ipynb").exists()
-    }
+    files = {n: course / f"solution_{n}.ipynb" for n in taken}
+    solutions = {n: code_cells(path) for n, path in files.items() if path.exists()}
     try_own_answers(taken, seed)
 
     def mark_one(submission: Submission) -> Marked:
