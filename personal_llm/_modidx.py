@@ -187,10 +187,6 @@ d = {
                 "8_app/personalize.html#measure",
                 "personal_llm/app/personalize.py",
             ),
-            "personal_llm.app.personalize.open_archive": (
-                "8_app/personalize.html#open_archive",
-                "personal_llm/app/personalize.py",
-            ),
             "personal_llm.app.personalize.personalize": (
                 "8_app/personalize.html#personalize",
                 "personal_llm/app/personalize.py",
@@ -2496,6 +2492,10 @@ d = {
             ),
             "personal_llm.device.archive.load_vectors": (
                 "6_device/archive.html#load_vectors",
+                "personal_llm/device/archive.py",
+            ),
+            "personal_llm.device.archive.open_archive": (
+                "6_device/archive.html#open_archive",
                 "personal_llm/device/archive.py",
             ),
             "personal_llm.device.archive.purge": ("6_device/archive.html#purge", "personal_llm/device/archive.py"),

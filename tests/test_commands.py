@@ -84,7 +84,7 @@ def test_forget_lists_and_asks(mine, capsys, monkeypatch):
     assert invoke(capsys, *words)[0] == 0
     assert prompt.encode() not in (mine / "memory.sqlite").read_bytes()
     assert "nothing that is stored matches" in fails(capsys, *words)
-    assert "--before" in fails(capsys, "forget", "--out", mine, "--before", "soon")
+    assert "no dialogue 'nope' is stored" in fails(capsys, "forget", "--out", mine, "--id", "nope")
     assert "--everything alone" in fails(capsys, "forget", "--out", mine)
     assert "--everything alone" in fails(capsys, *words, "--everything", "--yes"), "never more than what was named"
 

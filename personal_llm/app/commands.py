@@ -21,8 +21,7 @@ import typer
 from typer import Argument, Option
 
 from .chat import ask_at_terminal, confirm, is_terminal, print_note, run_chat
-from .personalize import compare, find_adapter, find_start, format_comparison, measure
-from .personalize import open_archive, personalize
+from .personalize import compare, find_adapter, find_start, format_comparison, measure, personalize
 from ..base.adapters import read_adapter_card
 from ..base.core import InputError
 from ..base.files import check_new_folder
@@ -31,7 +30,7 @@ from ..base.text import count_nouns, escape_controls
 from ..base.weights import DEFAULT_ENCODER, DEFAULT_MODEL, WEIGHTS, find_weights, get_weights
 from ..buffer.policies import POLICIES
 from ..data.reading import read_dialogues
-from ..device.archive import ARCHIVE_FILE, Archive, backup_archive, hold_folder
+from ..device.archive import ARCHIVE_FILE, Archive, backup_archive, hold_folder, open_archive
 from ..device.forgetting import forget_dialogues, forget_everything, list_everything, plan_forgetting
 from ..device.settings import PersonalizerSettings
 from ..device.state import open_state

@@ -15,9 +15,10 @@ from typer import Argument, Option
 from .chat import print_note
 from .commands import Adapter, AsJson, Data, Model, Out, Quiet, Seed, User
 from .commands import app, format_table, load, read_chats, show
-from .personalize import find_adapter, open_archive
+from .personalize import find_adapter
 from ..base.core import InputError
 from ..base.text import count_nouns
+from ..device.archive import open_archive
 from ..device.state import open_state
 from ..explanation.style import check_answer_count
 from ..explanation.explanation import explain, explain_pllm, load_probe_texts, prepare_probes

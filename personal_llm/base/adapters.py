@@ -159,11 +159,8 @@ def check_adapter(folder, base: str = None) -> Path:  # folder: a path, or an ob
     return folder
 
 # %% ../../nbs/0_base/05_adapters.ipynb #7abd88e6
-def read_lora_config(
-    folder,  # an adapter's folder
-    is_plain: bool = True,  # False: also the variants that leave the base as it is
-) -> dict:  # its adapter_config.json
-    "Check an adapter and read its settings; raise `InputError` if it is not LoRA, or of a variant that we do not take."
+def read_lora_config(folder, is_plain: bool = True) -> dict:  # False: also variants that leave the base as it is
+    "Check the settings of an adapter and return them; raise `InputError` if it is not LoRA, or of another variant."
     taken = """r lora_alpha lora_dropout target_modules exclude_modules layers_to_transform layers_pattern
     fan_in_fan_out base_model_name_or_path revision task_type peft_type peft_version inference_mode init_lora_weights
     auto_mapping megatron_core qalora_group_size""".split()  # the change stays alpha / r * B A

@@ -352,12 +352,8 @@ def limit_reply(self: Model, max_tokens: int = None) -> int:
 
 
 @patch
-def reply(
-    self: Model,
-    prompts: list,  # texts or dialogues
-    max_tokens: int = None,  # of a reply; by default 512, or half of the longest dialogue
-) -> list:  # replies, in order
-    "Return the likeliest reply to each prompt, in batches by PyTorch."
+def reply(self: Model, prompts: list, max_tokens: int = None) -> list:  # by default 512, or half of `max_length`
+    "Return the likeliest reply to each prompt, a text or a dialogue, in batches by PyTorch."
     prompts = check_list(prompts, "reply")
     return self.generate(prompts, self.limit_reply(max_tokens), no_loops=True)
 

@@ -35,14 +35,8 @@ FIGURE_STYLE = {
 }
 
 # %% ../../nbs/0_base/10_plots.ipynb #cba4b7ef
-def subplots(
-    rows: int = 1,
-    columns: int = 1,
-    width: float = 6.4,  # inches
-    height: float = 3.2,  # inches
-    **options,  # of `Figure.subplots`
-) -> tuple:  # (figure, axes as matplotlib gives them)
-    "Make a figure in the style of this package, with all labels inside."
+def subplots(rows: int = 1, columns: int = 1, width: float = 6.4, height: float = 3.2, **options) -> tuple:  # inches
+    "Make a figure in the style of this package, with all labels inside; return it and its axes, as matplotlib does."
     import matplotlib
     from matplotlib.figure import Figure
 

@@ -192,12 +192,7 @@ def write_with_transformers(model: Model, ids: list, options: ReplyOptions, put,
 class ReplyStream:
     "A reply; iterate over its pieces, and afterwards read its `text`."
 
-    def __init__(
-        self,
-        model: Model,
-        dialogue,  # a `Dialogue` with prompt and history, or a prompt
-        options: ReplyOptions = ReplyOptions(),
-    ):
+    def __init__(self, model: Model, dialogue, options: ReplyOptions = ReplyOptions()):  # dialogue: or a prompt
         self.model = model
         self.dialogue = Dialogue(dialogue, "") if isinstance(dialogue, str) else dialogue
         self.options = options

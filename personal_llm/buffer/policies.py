@@ -138,10 +138,7 @@ def register_policy(name: str):  # a decorator of a subclass of `Policy`
     return decorate
 
 
-def get_policy(
-    policy,  # a name in `POLICIES`, or an instance of a subclass of `Policy`
-    **options,  # of the class, for a name
-) -> Policy:
+def get_policy(policy, **options) -> Policy:  # a name in `POLICIES`, with options of its class; or an instance
     "Return a policy by its name; an instance stays as it is. Raises `InputError` for an unknown name."
     if isinstance(policy, Policy):
         return policy

@@ -68,14 +68,8 @@ def find_near(dialogues: list, prompt: str, vectors: VectorStore, threshold: flo
     return [dialogues[i] for i in near if not is_outdated(i)]
 
 # %% ../../nbs/2_buffer/07_retrieval.ipynb #ret00018
-def retrieve(
-    answered: list,  # memories, of `collect_memories`
-    prompt: str,
-    vectors: VectorStore,
-    config: MemoryConfig,
-    count_tokens,  # a function: text -> number of tokens
-) -> list:  # dialogues, the nearest last
-    "Choose the answered dialogues that a reply to a prompt should read."
+def retrieve(answered: list, prompt: str, vectors: VectorStore, config: MemoryConfig, count_tokens) -> list:
+    "Choose the memories that a reply to a prompt should read, the nearest last; count_tokens: text -> its tokens."
     chosen = []
     left = config.max_tokens
     for d in find_near(answered, prompt, vectors, config.threshold):
@@ -88,13 +82,8 @@ def retrieve(
     return chosen
 
 # %% ../../nbs/2_buffer/07_retrieval.ipynb #ret00026
-def retrieve_statements(
-    own_dialogues: list,  # with the user's own prompts, oldest first
-    prompt: str,
-    vectors: VectorStore,
-    config: MemoryConfig,
-) -> list:  # dialogues, the newest last
-    "Choose the earlier messages of the user that a reply to a prompt should read; a question states nothing."
+def retrieve_statements(own_dialogues: list, prompt: str, vectors: VectorStore, config: MemoryConfig) -> list:
+    "Choose the user's messages that a reply to a prompt should read, the newest last; a question states nothing."
     stated = [d for d in own_dialogues if not d.prompt.rstrip().endswith("?")]
     near = find_near(stated, prompt, vectors, config.threshold)
     return sorted(near[: config.statements], key=lambda d: d.time)

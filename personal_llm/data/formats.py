@@ -61,10 +61,8 @@ def remove_marks(text: str) -> str:
     bare = MARKS.sub(lambda mark: mark["name"] or mark["link"] or "", THOUGHTS.sub("", text))
     return text if bare == text else bare.strip()
 
-# %% ../../nbs/1_data/02_formats.ipynb #a6d86f7b
-MAX_TURN_CHARACTERS = 32_000  # about 8,000 tokens, more than the context of the models that we tune
-
 # %% ../../nbs/1_data/02_formats.ipynb #fo02
+MAX_TURN_CHARACTERS = 32_000  # about 8,000 tokens, more than the context of the models that we tune
 PROGRAM_PROMPT = "### Task:"  # begins the prompts of Open WebUI for titles, tags, searches and follow-ups
 
 

@@ -50,11 +50,8 @@ def count_leaks(
     return counts | dict(share=len(known) / len(runs) if runs else 0.0), shared
 
 # %% ../../nbs/1_data/05_splits.ipynb #5a22fc3a
-def remove_leaks(
-    candidates: list,  # dialogues for a test set
-    stream: list,  # dialogues to learn from
-) -> list:  # the candidates that share no group, no prompt and no 13-word run with the stream
-    "Return the candidates that do not leak."
+def remove_leaks(candidates: list, stream: list) -> list:  # dialogues for a test, and to learn from
+    "Return the candidates that share no group, no prompt and no 13-word run with the stream."
     groups = {get_dialogue_group(d) for d in stream}
     prompts = {normalise_text(d.prompt) for d in stream}
     runs = collect_shingles([text for d in stream for text in (d.prompt, d.response)])

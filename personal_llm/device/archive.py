@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['ARCHIVE_FILE', 'APPLICATION_ID', 'SCHEMA', 'Event', 'hold_folder', 'Archive', 'store_vectors',
-           'load_vectors', 'cut_history', 'delete_dialogues', 'purge', 'count_bytes', 'trim_archive', 'backup_archive']
+           'load_vectors', 'cut_history', 'delete_dialogues', 'purge', 'count_bytes', 'trim_archive', 'backup_archive',
+           'open_archive']
 
 # %% ../../nbs/6_device/01_archive.ipynb #f459167a
 import json
@@ -319,3 +320,11 @@ def backup_archive(archive: Archive, file) -> Path:
     with report_damage(file), closing(sqlite3.connect(file)) as target:
         archive.connection.backup(target)
     return file
+
+# %% ../../nbs/6_device/01_archive.ipynb #arc0open
+def open_archive(folder) -> Archive:
+    "Open the archive of a folder; raise `InputError` if there is none, or a file without a byte."
+    file = Path(folder) / ARCHIVE_FILE
+    if not file.is_file() or not file.stat().st_size:
+        raise InputError(f"{folder}: nothing is stored here", "give the output folder of personalize, chat or serve")
+    return Archive(folder)

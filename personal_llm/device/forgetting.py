@@ -116,14 +116,8 @@ def begin(text: str) -> str:
     return " ".join(text.split())[:70]
 
 
-def plan_forgetting(
-    state: State,
-    ids=(),  # ids of dialogues
-    text: str = None,  # words that a dialogue holds
-    before: float = None,  # a time: all earlier dialogues
-    everything: bool = False,
-) -> ForgetPlan:
-    "List what goes with some dialogues, and change nothing; raise `InputError` if nothing is named."
+def plan_forgetting(state: State, ids=(), text: str = None, before: float = None, everything=False) -> ForgetPlan:
+    "List what goes with dialogues by id, text or time, and change nothing; raise `InputError` if nothing is named."
     dialogues = select_dialogues(state, ids, text, before, everything)
     gone = set(dialogues)
     turns = find_turns(state, text, gone) if text is not None else []

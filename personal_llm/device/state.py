@@ -136,8 +136,8 @@ class State:
         "Return the stored id of a dialogue or of a version; raise `InputError` if there is none."
         root = self.roots.get(id, id)
         if root not in self.archive.dialogues:
-            problem = f"no reply {str(id)[:40]!r} is stored: it was forgotten, or it never came"
-            raise InputError(problem, "react to one of the last replies")
+            problem = f"no dialogue {str(id)[:40]!r} is stored: it was forgotten, or it never came"
+            raise InputError(problem, "give the id of a stored one")
         return root
 
 # %% ../../nbs/6_device/02_state.ipynb #st1setc

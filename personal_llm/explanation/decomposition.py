@@ -46,11 +46,8 @@ def write_summary_prompt(
     return tokenize_messages(summariser.tokenizer, [dict(role="user", content=content)], add_generation_prompt=True)[0]
 
 # %% ../../nbs/4_explanation/06_decomposition.ipynb #a146107c
-def summary_states(
-    summariser,  # a `Model`
-    pairs: list,  # (question, Response 1, Response 2)
-) -> np.ndarray:  # (n, 2, width) float32: as given, and with the two responses swapped
-    "Return the summariser's states before its first word; raises `InputError` for no pairs, or if it reads too little."
+def summary_states(summariser, pairs: list) -> np.ndarray:  # (question, Response 1, Response 2) -> (n, 2, width)
+    "Return states before the first word, as given and swapped; raises `InputError` for no pairs, or too long ones."
     import torch
 
     rows = []

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Annotated
 
 from ..base.core import InputError
-from ..device.archive import ARCHIVE_FILE, hold_folder
+from ..device.archive import hold_folder, open_archive
 from ..device.personalizer import Personalizer
 from .plugins import Runtime
 
@@ -75,8 +75,7 @@ class StopWhenBusy:
 # %% ../../nbs/7_runtimes/03_idle.ipynb #9b8cb5d0
 def finetune_folder(out, load_model, stop=None, progress: bool = False, **options):  # stop: a hook, or None
     "Fine-tune the memory of a folder; return the `Round`, or None if there is nothing new to learn."
-    if not (Path(out) / ARCHIVE_FILE).is_file():
-        raise InputError(f"{out}: nothing is stored here", "give the output folder of personalize, chat or serve")
+    open_archive(out).close()
     model = load_model()
     me = Personalizer(model, folder=out, **options)
     try:

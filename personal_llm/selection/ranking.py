@@ -42,13 +42,7 @@ PLAIN_PLLM = "plain"  # the name of a library's plain pLLM, which was tuned on t
 class PLLMLosses:
     "Losses of pLLMs on a user's dialogues, each measured once."
 
-    def __init__(
-        self,
-        model,  # `Model`
-        library,  # of the pLLMs
-        dialogues: list,  # of the user
-        min_dialogues: int = 4,  # fewer make no loss that we compare
-    ):
+    def __init__(self, model, library, dialogues: list, min_dialogues: int = 4):  # fewer make no loss that we compare
         self.model = model
         self.library = library
         self.dialogues = list(dialogues)
