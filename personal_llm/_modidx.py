@@ -92,6 +92,7 @@ d = {
             ),
             "personal_llm.app.commands.load": ("8_app/commands.html#load", "personal_llm/app/commands.py"),
             "personal_llm.app.commands.models": ("8_app/commands.html#models", "personal_llm/app/commands.py"),
+            "personal_llm.app.commands.parse_date": ("8_app/commands.html#parse_date", "personal_llm/app/commands.py"),
             "personal_llm.app.commands.personalize_command": (
                 "8_app/commands.html#personalize_command",
                 "personal_llm/app/commands.py",
@@ -184,10 +185,6 @@ d = {
             ),
             "personal_llm.app.personalize.measure": (
                 "8_app/personalize.html#measure",
-                "personal_llm/app/personalize.py",
-            ),
-            "personal_llm.app.personalize.open_archive": (
-                "8_app/personalize.html#open_archive",
                 "personal_llm/app/personalize.py",
             ),
             "personal_llm.app.personalize.personalize": (
@@ -1456,45 +1453,19 @@ d = {
                 "personal_llm/course/grading.py",
             ),
         },
-        "personal_llm.course.lesson_probes": {
-            "personal_llm.course.lesson_probes.NoLabels": (
-                "course/lesson_probes.html#nolabels",
-                "personal_llm/course/lesson_probes.py",
-            ),
-            "personal_llm.course.lesson_probes.NoLabels._look": (
-                "course/lesson_probes.html#nolabels._look",
-                "personal_llm/course/lesson_probes.py",
-            ),
-            "personal_llm.course.lesson_probes.NoLabels.was_read": (
-                "course/lesson_probes.html#nolabels.was_read",
-                "personal_llm/course/lesson_probes.py",
-            ),
-            "personal_llm.course.lesson_probes._through": (
-                "course/lesson_probes.html#_through",
-                "personal_llm/course/lesson_probes.py",
-            ),
-            "personal_llm.course.lesson_probes.choose_slots": (
-                "course/lesson_probes.html#choose_slots",
-                "personal_llm/course/lesson_probes.py",
-            ),
-            "personal_llm.course.lesson_probes.keep_dialogues": (
-                "course/lesson_probes.html#keep_dialogues",
-                "personal_llm/course/lesson_probes.py",
-            ),
-            "personal_llm.course.lesson_probes.probe_layer": (
-                "course/lesson_probes.html#probe_layer",
-                "personal_llm/course/lesson_probes.py",
-            ),
-            "personal_llm.course.lesson_probes.spend_on_streams": (
-                "course/lesson_probes.html#spend_on_streams",
-                "personal_llm/course/lesson_probes.py",
-            ),
-            "personal_llm.course.lesson_probes.spend_questions": (
-                "course/lesson_probes.html#spend_questions",
-                "personal_llm/course/lesson_probes.py",
-            ),
-        },
         "personal_llm.course.material": {
+            "personal_llm.course.material.NoLabels": (
+                "course/material.html#nolabels",
+                "personal_llm/course/material.py",
+            ),
+            "personal_llm.course.material.NoLabels._look": (
+                "course/material.html#nolabels._look",
+                "personal_llm/course/material.py",
+            ),
+            "personal_llm.course.material.NoLabels.was_read": (
+                "course/material.html#nolabels.was_read",
+                "personal_llm/course/material.py",
+            ),
             "personal_llm.course.material._batch": ("course/material.html#_batch", "personal_llm/course/material.py"),
             "personal_llm.course.material._encoded": (
                 "course/material.html#_encoded",
@@ -1510,12 +1481,28 @@ d = {
                 "personal_llm/course/material.py",
             ),
             "personal_llm.course.material._pocket": ("course/material.html#_pocket", "personal_llm/course/material.py"),
+            "personal_llm.course.material._through": (
+                "course/material.html#_through",
+                "personal_llm/course/material.py",
+            ),
             "personal_llm.course.material._train_on_medical": (
                 "course/material.html#_train_on_medical",
                 "personal_llm/course/material.py",
             ),
+            "personal_llm.course.material._with_lora": (
+                "course/material.html#_with_lora",
+                "personal_llm/course/material.py",
+            ),
+            "personal_llm.course.material.choose_slots": (
+                "course/material.html#choose_slots",
+                "personal_llm/course/material.py",
+            ),
             "personal_llm.course.material.compute_pair_losses": (
                 "course/material.html#compute_pair_losses",
+                "personal_llm/course/material.py",
+            ),
+            "personal_llm.course.material.keep_dialogues": (
+                "course/material.html#keep_dialogues",
                 "personal_llm/course/material.py",
             ),
             "personal_llm.course.material.library_rows": (
@@ -1527,8 +1514,20 @@ d = {
                 "course/material.html#overfitting_curve",
                 "personal_llm/course/material.py",
             ),
+            "personal_llm.course.material.probe_layer": (
+                "course/material.html#probe_layer",
+                "personal_llm/course/material.py",
+            ),
             "personal_llm.course.material.share_of_first": (
                 "course/material.html#share_of_first",
+                "personal_llm/course/material.py",
+            ),
+            "personal_llm.course.material.spend_on_streams": (
+                "course/material.html#spend_on_streams",
+                "personal_llm/course/material.py",
+            ),
+            "personal_llm.course.material.spend_questions": (
+                "course/material.html#spend_questions",
                 "personal_llm/course/material.py",
             ),
             "personal_llm.course.material.toy_stream": (
@@ -1663,9 +1662,16 @@ d = {
             ),
         },
         "personal_llm.course.tasks_10": {
-            "personal_llm.course.tasks_10._after": ("course/tasks_10.html#_after", "personal_llm/course/tasks_10.py"),
             "personal_llm.course.tasks_10._change_replay": (
                 "course/tasks_10.html#_change_replay",
+                "personal_llm/course/tasks_10.py",
+            ),
+            "personal_llm.course.tasks_10._draw_events": (
+                "course/tasks_10.html#_draw_events",
+                "personal_llm/course/tasks_10.py",
+            ),
+            "personal_llm.course.tasks_10._draw_texts": (
+                "course/tasks_10.html#_draw_texts",
                 "personal_llm/course/tasks_10.py",
             ),
             "personal_llm.course.tasks_10._from_the_start": (
@@ -1690,14 +1696,6 @@ d = {
             ),
             "personal_llm.course.tasks_10._words": ("course/tasks_10.html#_words", "personal_llm/course/tasks_10.py"),
             "personal_llm.course.tasks_10.copied": ("course/tasks_10.html#copied", "personal_llm/course/tasks_10.py"),
-            "personal_llm.course.tasks_10.draw_events": (
-                "course/tasks_10.html#draw_events",
-                "personal_llm/course/tasks_10.py",
-            ),
-            "personal_llm.course.tasks_10.draw_texts": (
-                "course/tasks_10.html#draw_texts",
-                "personal_llm/course/tasks_10.py",
-            ),
             "personal_llm.course.tasks_10.replay": ("course/tasks_10.html#replay", "personal_llm/course/tasks_10.py"),
         },
         "personal_llm.course.tasks_2": {
@@ -1722,8 +1720,16 @@ d = {
                 "course/tasks_2.html#_draw_sequence",
                 "personal_llm/course/tasks_2.py",
             ),
+            "personal_llm.course.tasks_2._group_cases": (
+                "course/tasks_2.html#_group_cases",
+                "personal_llm/course/tasks_2.py",
+            ),
             "personal_llm.course.tasks_2._judge_masks": (
                 "course/tasks_2.html#_judge_masks",
+                "personal_llm/course/tasks_2.py",
+            ),
+            "personal_llm.course.tasks_2._judge_split": (
+                "course/tasks_2.html#_judge_split",
                 "personal_llm/course/tasks_2.py",
             ),
             "personal_llm.course.tasks_2._part": ("course/tasks_2.html#_part", "personal_llm/course/tasks_2.py"),
@@ -1736,25 +1742,12 @@ d = {
                 "course/tasks_2.html#first_below",
                 "personal_llm/course/tasks_2.py",
             ),
-            "personal_llm.course.tasks_2.group_cases": (
-                "course/tasks_2.html#group_cases",
-                "personal_llm/course/tasks_2.py",
-            ),
-            "personal_llm.course.tasks_2.judge_split": (
-                "course/tasks_2.html#judge_split",
-                "personal_llm/course/tasks_2.py",
-            ),
             "personal_llm.course.tasks_2.talk_correlations": (
                 "course/tasks_2.html#talk_correlations",
                 "personal_llm/course/tasks_2.py",
             ),
         },
         "personal_llm.course.tasks_3": {
-            "personal_llm.course.tasks_3._beginnings": (
-                "course/tasks_3.html#_beginnings",
-                "personal_llm/course/tasks_3.py",
-            ),
-            "personal_llm.course.tasks_3._centred": ("course/tasks_3.html#_centred", "personal_llm/course/tasks_3.py"),
             "personal_llm.course.tasks_3._count": ("course/tasks_3.html#_count", "personal_llm/course/tasks_3.py"),
             "personal_llm.course.tasks_3._draw_embeddings": (
                 "course/tasks_3.html#_draw_embeddings",
@@ -1804,24 +1797,20 @@ d = {
                 "personal_llm/course/tasks_4.py",
             ),
             "personal_llm.course.tasks_4.Labelled": ("course/tasks_4.html#labelled", "personal_llm/course/tasks_4.py"),
-            "personal_llm.course.tasks_4._ask_slots": (
-                "course/tasks_4.html#_ask_slots",
-                "personal_llm/course/tasks_4.py",
-            ),
             "personal_llm.course.tasks_4._by_row": ("course/tasks_4.html#_by_row", "personal_llm/course/tasks_4.py"),
             "personal_llm.course.tasks_4._counts": ("course/tasks_4.html#_counts", "personal_llm/course/tasks_4.py"),
-            "personal_llm.course.tasks_4._distance": (
-                "course/tasks_4.html#_distance",
-                "personal_llm/course/tasks_4.py",
-            ),
             "personal_llm.course.tasks_4._draw_scores": (
                 "course/tasks_4.html#_draw_scores",
                 "personal_llm/course/tasks_4.py",
             ),
             "personal_llm.course.tasks_4._drawn": ("course/tasks_4.html#_drawn", "personal_llm/course/tasks_4.py"),
             "personal_llm.course.tasks_4._is_even": ("course/tasks_4.html#_is_even", "personal_llm/course/tasks_4.py"),
-            "personal_llm.course.tasks_4._known_counts": (
-                "course/tasks_4.html#_known_counts",
+            "personal_llm.course.tasks_4._judge_policy": (
+                "course/tasks_4.html#_judge_policy",
+                "personal_llm/course/tasks_4.py",
+            ),
+            "personal_llm.course.tasks_4._judge_rule": (
+                "course/tasks_4.html#_judge_rule",
                 "personal_llm/course/tasks_4.py",
             ),
             "personal_llm.course.tasks_4._least": ("course/tasks_4.html#_least", "personal_llm/course/tasks_4.py"),
@@ -1839,14 +1828,6 @@ d = {
             ),
             "personal_llm.course.tasks_4.hidden_streams": (
                 "course/tasks_4.html#hidden_streams",
-                "personal_llm/course/tasks_4.py",
-            ),
-            "personal_llm.course.tasks_4.judge_policy": (
-                "course/tasks_4.html#judge_policy",
-                "personal_llm/course/tasks_4.py",
-            ),
-            "personal_llm.course.tasks_4.judge_rule": (
-                "course/tasks_4.html#judge_rule",
                 "personal_llm/course/tasks_4.py",
             ),
             "personal_llm.course.tasks_4.locked": ("course/tasks_4.html#locked", "personal_llm/course/tasks_4.py"),
@@ -1890,7 +1871,10 @@ d = {
                 "course/tasks_5.html#_judge_labels",
                 "personal_llm/course/tasks_5.py",
             ),
-            "personal_llm.course.tasks_5._letters": ("course/tasks_5.html#_letters", "personal_llm/course/tasks_5.py"),
+            "personal_llm.course.tasks_5._judge_spending": (
+                "course/tasks_5.html#_judge_spending",
+                "personal_llm/course/tasks_5.py",
+            ),
             "personal_llm.course.tasks_5._precision": (
                 "course/tasks_5.html#_precision",
                 "personal_llm/course/tasks_5.py",
@@ -1913,10 +1897,6 @@ d = {
             ),
             "personal_llm.course.tasks_5.fixed_bar": (
                 "course/tasks_5.html#fixed_bar",
-                "personal_llm/course/tasks_5.py",
-            ),
-            "personal_llm.course.tasks_5.judge_spending": (
-                "course/tasks_5.html#judge_spending",
                 "personal_llm/course/tasks_5.py",
             ),
             "personal_llm.course.tasks_5.spend": ("course/tasks_5.html#spend", "personal_llm/course/tasks_5.py"),
@@ -1956,10 +1936,6 @@ d = {
                 "course/tasks_6.html#_start_fault",
                 "personal_llm/course/tasks_6.py",
             ),
-            "personal_llm.course.tasks_6._trainable": (
-                "course/tasks_6.html#_trainable",
-                "personal_llm/course/tasks_6.py",
-            ),
             "personal_llm.course.tasks_6.change": ("course/tasks_6.html#change", "personal_llm/course/tasks_6.py"),
         },
         "personal_llm.course.tasks_7": {
@@ -1977,12 +1953,12 @@ d = {
                 "course/tasks_7.html#_draw_values",
                 "personal_llm/course/tasks_7.py",
             ),
-            "personal_llm.course.tasks_7._lowest": ("course/tasks_7.html#_lowest", "personal_llm/course/tasks_7.py"),
-            "personal_llm.course.tasks_7._package": ("course/tasks_7.html#_package", "personal_llm/course/tasks_7.py"),
-            "personal_llm.course.tasks_7._percentile_low": (
-                "course/tasks_7.html#_percentile_low",
+            "personal_llm.course.tasks_7._judge_stop": (
+                "course/tasks_7.html#_judge_stop",
                 "personal_llm/course/tasks_7.py",
             ),
+            "personal_llm.course.tasks_7._lowest": ("course/tasks_7.html#_lowest", "personal_llm/course/tasks_7.py"),
+            "personal_llm.course.tasks_7._package": ("course/tasks_7.html#_package", "personal_llm/course/tasks_7.py"),
             "personal_llm.course.tasks_7._quantile": (
                 "course/tasks_7.html#_quantile",
                 "personal_llm/course/tasks_7.py",
@@ -1995,10 +1971,6 @@ d = {
                 "personal_llm/course/tasks_7.py",
             ),
             "personal_llm.course.tasks_7.interval": ("course/tasks_7.html#interval", "personal_llm/course/tasks_7.py"),
-            "personal_llm.course.tasks_7.judge_stop": (
-                "course/tasks_7.html#judge_stop",
-                "personal_llm/course/tasks_7.py",
-            ),
             "personal_llm.course.tasks_7.standard_error": (
                 "course/tasks_7.html#standard_error",
                 "personal_llm/course/tasks_7.py",
@@ -2010,8 +1982,12 @@ d = {
                 "course/tasks_8.html#_draw_rows",
                 "personal_llm/course/tasks_8.py",
             ),
-            "personal_llm.course.tasks_8._one_word": (
-                "course/tasks_8.html#_one_word",
+            "personal_llm.course.tasks_8._judge_merge": (
+                "course/tasks_8.html#_judge_merge",
+                "personal_llm/course/tasks_8.py",
+            ),
+            "personal_llm.course.tasks_8._judge_picker": (
+                "course/tasks_8.html#_judge_picker",
                 "personal_llm/course/tasks_8.py",
             ),
             "personal_llm.course.tasks_8._parts": ("course/tasks_8.html#_parts", "personal_llm/course/tasks_8.py"),
@@ -2030,14 +2006,6 @@ d = {
                 "personal_llm/course/tasks_8.py",
             ),
             "personal_llm.course.tasks_8.cosine": ("course/tasks_8.html#cosine", "personal_llm/course/tasks_8.py"),
-            "personal_llm.course.tasks_8.judge_merge": (
-                "course/tasks_8.html#judge_merge",
-                "personal_llm/course/tasks_8.py",
-            ),
-            "personal_llm.course.tasks_8.judge_picker": (
-                "course/tasks_8.html#judge_picker",
-                "personal_llm/course/tasks_8.py",
-            ),
             "personal_llm.course.tasks_8.opposite_of": (
                 "course/tasks_8.html#opposite_of",
                 "personal_llm/course/tasks_8.py",
@@ -2046,23 +2014,15 @@ d = {
                 "course/tasks_8.html#plane_of_styles",
                 "personal_llm/course/tasks_8.py",
             ),
-            "personal_llm.course.tasks_8.planted_choices": (
-                "course/tasks_8.html#planted_choices",
-                "personal_llm/course/tasks_8.py",
-            ),
-            "personal_llm.course.tasks_8.planted_rows": (
-                "course/tasks_8.html#planted_rows",
-                "personal_llm/course/tasks_8.py",
-            ),
-            "personal_llm.course.tasks_8.planted_user": (
-                "course/tasks_8.html#planted_user",
-                "personal_llm/course/tasks_8.py",
-            ),
             "personal_llm.course.tasks_8.stacked": ("course/tasks_8.html#stacked", "personal_llm/course/tasks_8.py"),
         },
         "personal_llm.course.tasks_9": {
             "personal_llm.course.tasks_9._accuracy": (
                 "course/tasks_9.html#_accuracy",
+                "personal_llm/course/tasks_9.py",
+            ),
+            "personal_llm.course.tasks_9._draw_losses": (
+                "course/tasks_9.html#_draw_losses",
                 "personal_llm/course/tasks_9.py",
             ),
             "personal_llm.course.tasks_9._draw_pairs": (
@@ -2077,10 +2037,6 @@ d = {
             ),
             "personal_llm.course.tasks_9.area": ("course/tasks_9.html#area", "personal_llm/course/tasks_9.py"),
             "personal_llm.course.tasks_9.crossing": ("course/tasks_9.html#crossing", "personal_llm/course/tasks_9.py"),
-            "personal_llm.course.tasks_9.draw_losses": (
-                "course/tasks_9.html#draw_losses",
-                "personal_llm/course/tasks_9.py",
-            ),
             "personal_llm.course.tasks_9.pair_losses": (
                 "course/tasks_9.html#pair_losses",
                 "personal_llm/course/tasks_9.py",
@@ -2296,6 +2252,7 @@ d = {
             "personal_llm.data.people.UserData": ("1_data/people.html#userdata", "personal_llm/data/people.py"),
             "personal_llm.data.people.brevity": ("1_data/people.html#brevity", "personal_llm/data/people.py"),
             "personal_llm.data.people.bullets": ("1_data/people.html#bullets", "personal_llm/data/people.py"),
+            "personal_llm.data.people.close_with": ("1_data/people.html#close_with", "personal_llm/data/people.py"),
             "personal_llm.data.people.draw_pools": ("1_data/people.html#draw_pools", "personal_llm/data/people.py"),
             "personal_llm.data.people.emoji": ("1_data/people.html#emoji", "personal_llm/data/people.py"),
             "personal_llm.data.people.group_rows_by_subject": (
@@ -2307,6 +2264,7 @@ d = {
                 "personal_llm/data/people.py",
             ),
             "personal_llm.data.people.lower_case": ("1_data/people.html#lower_case", "personal_llm/data/people.py"),
+            "personal_llm.data.people.make_habit": ("1_data/people.html#make_habit", "personal_llm/data/people.py"),
             "personal_llm.data.people.make_user_data": (
                 "1_data/people.html#make_user_data",
                 "personal_llm/data/people.py",
@@ -2327,6 +2285,7 @@ d = {
                 "personal_llm/data/people.py",
             ),
             "personal_llm.data.people.sign_off": ("1_data/people.html#sign_off", "personal_llm/data/people.py"),
+            "personal_llm.data.people.split_spoken": ("1_data/people.html#split_spoken", "personal_llm/data/people.py"),
             "personal_llm.data.people.split_test_candidates": (
                 "1_data/people.html#split_test_candidates",
                 "personal_llm/data/people.py",
@@ -2341,10 +2300,6 @@ d = {
             ),
             "personal_llm.data.reading.Dialogues.notes": (
                 "1_data/reading.html#dialogues.notes",
-                "personal_llm/data/reading.py",
-            ),
-            "personal_llm.data.reading._read_json_lines": (
-                "1_data/reading.html#_read_json_lines",
                 "personal_llm/data/reading.py",
             ),
             "personal_llm.data.reading.as_dialogues": (
@@ -2381,6 +2336,10 @@ d = {
                 "personal_llm/data/reading.py",
             ),
             "personal_llm.data.reading.read_frame": ("1_data/reading.html#read_frame", "personal_llm/data/reading.py"),
+            "personal_llm.data.reading.read_zipped_rows": (
+                "1_data/reading.html#read_zipped_rows",
+                "personal_llm/data/reading.py",
+            ),
             "personal_llm.data.reading.records_in_memory": (
                 "1_data/reading.html#records_in_memory",
                 "personal_llm/data/reading.py",
@@ -2533,6 +2492,10 @@ d = {
             ),
             "personal_llm.device.archive.load_vectors": (
                 "6_device/archive.html#load_vectors",
+                "personal_llm/device/archive.py",
+            ),
+            "personal_llm.device.archive.open_archive": (
+                "6_device/archive.html#open_archive",
                 "personal_llm/device/archive.py",
             ),
             "personal_llm.device.archive.purge": ("6_device/archive.html#purge", "personal_llm/device/archive.py"),

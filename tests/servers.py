@@ -17,7 +17,7 @@ def pocket():
 class ChatServer:
     "The package's server around a session."
 
-    def __init__(self, session, token: str = "token-of-this-test", code: str = ""):
+    def __init__(self, session, token: str = "token-of-this-test", code: str = "", host: str = "127.0.0.1"):
         from personal_llm.app.server import make_app, make_server, open_socket
 
         self.session = session
@@ -25,7 +25,7 @@ class ChatServer:
         bound = open_socket("127.0.0.1", 0)
         self.port = bound.getsockname()[1]
         self.address = f"http://127.0.0.1:{self.port}"
-        self.server = make_server(make_app(session, token, code=code))
+        self.server = make_server(make_app(session, token, host, code))
         self.thread = threading.Thread(target=self.server.run, args=([bound],), daemon=True)
         self.thread.start()
         while not self.server.started:
@@ -49,11 +49,11 @@ class ChatServer:
 
 
 @contextlib.contextmanager
-def chat_server(folder, code: str = "", **settings):
+def chat_server(folder, code: str = "", host: str = "127.0.0.1", **settings):
     "A server around a session of the pocket model in a folder."
     from personal_llm.device.chat import ChatSession
 
-    running = ChatServer(ChatSession(pocket(), folder, **settings), code=code)
+    running = ChatServer(ChatSession(pocket(), folder, **settings), code=code, host=host)
     try:
         yield running
     finally:

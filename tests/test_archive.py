@@ -71,13 +71,16 @@ with archive.transaction():
     assert [d.prompt for d in Archive(tmp_path).dialogues.values()] == ["stored"]
 
 
-def test_a_full_disk_is_one_line_and_changes_nothing(tmp_path):
+def test_a_full_disk_is_one_line_and_like_any_error_changes_nothing(tmp_path):
     archive = Archive(tmp_path)
     kept = say(archive, "Who wrote Emma?")
     pages = archive.execute("PRAGMA page_count")[0][0]
     archive.execute(f"PRAGMA max_page_count = {pages + 1}")
     with pytest.raises(InputError, match="full.*free some space"):
         say(archive, "long " * 20_000)
+    with pytest.raises(ZeroDivisionError), archive.transaction():
+        archive.add(Dialogue("half", "a turn"))
+        1 / 0
     assert list(archive.dialogues) == [kept.id]
     archive.execute("PRAGMA max_page_count = 100000")
     assert say(archive, "And Ulysses?").id in archive.dialogues
@@ -100,15 +103,19 @@ def test_a_database_of_another_program_stays_as_it_is(tmp_path):
         assert other.execute("SELECT name FROM sqlite_master").fetchall() == [("recipes",)]
 
 
-@pytest.mark.parametrize("share", [0.2, 0.5, 0.9])
-def test_a_file_that_was_cut_is_reported(tmp_path, share):
+@pytest.mark.parametrize("share", [0.2, 0.5, 0.9, 1])
+def test_a_file_that_was_cut_or_lost_a_page_is_reported(tmp_path, share):
     archive = Archive(tmp_path)
     for number in range(50):
         say(archive, f"Question {number}?", "An answer. " * 30)
+    assert archive.execute("PRAGMA synchronous") == [(2,)], "FULL"
+    query = "SELECT rootpage, page_size FROM sqlite_master, pragma_page_size WHERE name = 'events_of_a_dialogue'"
+    page, size = archive.execute(query)[0]
     archive.close()
     file = tmp_path / ARCHIVE_FILE
     content = file.read_bytes()
-    file.write_bytes(content[: int(share * len(content))])
+    zeroed = content[: (page - 1) * size] + bytes(size) + content[page * size :]
+    file.write_bytes(content[: int(share * len(content))] if share < 1 else zeroed)
     with pytest.raises(InputError, match="damaged"):
         Archive(tmp_path)
 

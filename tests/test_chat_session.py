@@ -46,6 +46,10 @@ def test_a_turn_is_stored_when_its_last_piece_is_taken(model, tmp_path):
         next(pieces, None)
         session.stop_reply()
         assert len(session.turns) == 1, "a stopped reply is not stored"
+        pieces = session.say("Or you?", options=FEW)
+        next(pieces)
+        session.forget("zebra")
+        assert [*pieces] == [] and len(session.turns) == 1, "forgetting stops it too"
         assert say(session, "  ") == "" and len(session.turns) == 1
     with open_chat(model, tmp_path) as again:
         assert [d.response for d in again.turns] == [text]
@@ -128,7 +132,8 @@ def test_a_fine_tune_that_is_stopped_leaves_nothing(model, tmp_path):
         assert session.me.rounds == [] and session.learning is None
         assert session.pop_messages() == ["learning was stopped; nothing of it stays"]
         session.learn()
-        session.stop_learning()
+        session.forget("zebra")
+        assert session.me.rounds == [] and session.learning is None, "also before something is forgotten"
 
 
 class Panic(BaseException):

@@ -58,14 +58,15 @@ def test_the_example_of_a_command_names_its_options():
     "words, line",
     [
         ("dance", "dance"),
-        ("chat --colour red", "--colour"),
         ("status", "--out"),
         ("status --out nowhere", "nothing is stored here"),
-        ("demo --policy luck", "Invalid value for '--policy'"),
+        ("demo --policy luck", "Invalid value for '--policy': 'luck'"),
         ("demo --length many", "--length"),
         ("demo --user nobody", "--user is 'nobody'"),
         ("personalize --data nowhere.json --out new", "no such file"),
-        ("personalize --data few.jsonl --out new", "at least 8"),
+        ("personalize --data few.jsonl --out new", "3 distinct dialogues, too few to learn from"),
+        ("personalize --data chats.jsonl --out new --start pocket --capacity 4", "--capacity is 4"),
+        ("personalize --data chats.jsonl --out new --policy fifo --ask-when policy", "policy fifo does not say"),
         ("personalize --data chats.jsonl --out new --policy luck", "luck"),
         ("personalize --data chats.jsonl --out new --start nowhere", "nowhere"),
         ("personalize --data chats.jsonl --out new --learning-rate -1", "--learning-rate is -1"),
@@ -83,9 +84,11 @@ def test_the_example_of_a_command_names_its_options():
         ("library show pocket nobody", "nobody"),
         ("library build new --adapter nowhere --licence CC0-1.0", "nowhere"),
         ("forget --out nowhere --everything", "no such folder"),
-        ("forget --out nowhere --containing me", "no such folder"),
         ("forget --out empty --containing me", "nothing is stored here"),
-        ("backup file --out nowhere", "nothing is stored here"),
+        ("forget --out empty --before x", "'x' is no date; write it as 2024-05-31"),
+        ("forget --out empty --before 0001-01-01", "'0001-01-01' is no date"),
+        ("status --out empty", "nothing is stored here"),
+        ("backup file --out empty", "nothing is stored here"),
         ("export new --to merged --adapter nowhere", "nowhere"),
         ("export new --to bogus --adapter new", "Invalid value for '--to'"),
         ("get nothing", "nothing"),
@@ -99,6 +102,7 @@ def test_a_mistake_is_one_line_and_changes_nothing(tmp_path, capsys, monkeypatch
     (tmp_path / "chats.jsonl").write_text("".join(rows))
     (tmp_path / "few.jsonl").write_text("".join(rows[:3]))
     (tmp_path / "empty").mkdir()
+    (tmp_path / "empty" / "memory.sqlite").touch()
     before = snapshot(tmp_path)
     code, out, err = invoke(capsys, *words.split())
     assert code == 2 and out == "" and line in err.splitlines()[-1], err

@@ -11,6 +11,7 @@ import pytest
 from personal_llm.app.personalize import find_adapter
 from personal_llm.base.files import ASSETS
 from personal_llm.data.reading import read_dialogues
+from personal_llm.device.archive import hold_folder
 from typed import fails, found, invoke, snapshot, write
 
 BRIEF = ("--steps", 2, "--capacity", 8, "--quiet")
@@ -71,6 +72,9 @@ def test_forget_lists_and_asks(mine, capsys, monkeypatch):
     words = ("forget", "--out", mine, "--containing", prompt)
     before = snapshot(mine)
     assert "no terminal" in fails(capsys, *words)
+    lock = hold_folder(mine)
+    assert "another program is at work" in fails(capsys, *words, "--yes")
+    lock.release()
     code, out, _ = invoke(capsys, *words, "--dry-run")
     assert code == 0 and "dry run" in out and "dialogue: " in out
     monkeypatch.setattr("personal_llm.app.commands.is_terminal", lambda: True)
@@ -80,7 +84,7 @@ def test_forget_lists_and_asks(mine, capsys, monkeypatch):
     assert invoke(capsys, *words)[0] == 0
     assert prompt.encode() not in (mine / "memory.sqlite").read_bytes()
     assert "nothing that is stored matches" in fails(capsys, *words)
-    assert "--before" in fails(capsys, "forget", "--out", mine, "--before", "soon")
+    assert "no dialogue 'nope' is stored" in fails(capsys, "forget", "--out", mine, "--id", "nope")
     assert "--everything alone" in fails(capsys, "forget", "--out", mine)
     assert "--everything alone" in fails(capsys, *words, "--everything", "--yes"), "never more than what was named"
 
@@ -104,14 +108,17 @@ def test_backup_and_export_write_new_files(home, mine, tmp_path, capsys):
     result = found(capsys, "export", tmp_path / "vllm", "--to", "vllm", "--adapter", mine)
     assert "adapter_model.safetensors" in result["files"]
     assert "vllm" in fails(capsys, "export", tmp_path / "vllm", "--to", "vllm", "--adapter", mine).splitlines()[-1]
+    assert "forgetting deletes no copies" in fails(capsys, "backup", mine / "copy.sqlite", "--out", mine)
+    assert "forgetting deletes no copies" in fails(capsys, "export", mine / "v", "--to", "vllm", "--adapter", mine)
 
 
 def test_chat_reads_a_pipe_and_goes_on(mine, capsys, monkeypatch):
     monkeypatch.setattr(sys, "stdin", io.StringIO("What is tea?\n/better In short: a drink.\n"))
     code, out, err = invoke(capsys, "chat", "--out", mine)
     assert code == 0 and "noted" in out and "loading the model pocket" in err
-    monkeypatch.setattr(sys, "stdin", io.StringIO("/status\n"))
-    assert "corrected  1" in invoke(capsys, "chat", "--out", mine)[1]
+    monkeypatch.setattr(sys, "stdin", io.StringIO("/wish Write as Ana.\n/status\n"))
+    out = invoke(capsys, "chat", "--out", mine)[1]
+    assert "corrected  1" in out and "Ana" not in out, "numbers, and no text"
     latin = io.TextIOWrapper(io.BytesIO("/wish Un café\nDu th\xe9 ?\n".encode("latin-1")), encoding="utf-8")
     monkeypatch.setattr(sys, "stdin", latin)
     code, out, err = invoke(capsys, "chat", "--out", mine)

@@ -22,6 +22,7 @@ def test_a_file_is_on_the_disk_before_it_replaces_the_old_one(tmp_path, monkeypa
     write_json(tmp_path / "report.json", dict(loss=1.0))
     (flushed, (old, new)) = done
     assert flushed == old and new == str(tmp_path / "report.json")
+    assert (tmp_path / "report.json").stat().st_mode & 0o077 == 0, "for its owner only"
     monkeypatch.setattr(os, "fsync", lambda number: os.close(-1))
     with pytest.raises(InputError, match="cannot be written"):
         write_json(tmp_path / "report.json", dict(loss=2.0))

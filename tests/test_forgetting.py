@@ -69,6 +69,7 @@ def test_the_dog_goes_and_the_allergy_stays(tmp_path):
     talks.say("allergy", "I am allergic to peanuts.", "Biscuit must not eat them either.", turns=["dog"])
     talks.say("snack", "Which snack can I take?", "An apple.", statements=["allergy", "dog"], talk="tuesday")
     talks.say("emma", "Who wrote Emma?", "Jane Austen.", talk="wednesday")
+    talks.state.record("reacted", "allergy", kind="up", text="", asked=False, time=0.0)
     plan = plan_forgetting(talks.state, ids=["dog"])
     assert (plan.dialogues, plan.replies) == (("dog",), ("allergy", "snack"))
     assert len(talks.state.archive.dialogues) == 4, "a plan changes nothing"
@@ -78,7 +79,7 @@ def test_the_dog_goes_and_the_allergy_stays(tmp_path):
         "snack": ("Which snack can I take?", ""),
         "emma": ("Who wrote Emma?", "Jane Austen."),
     }
-    assert state.archive.dialogues["allergy"].history == ()
+    assert state.archive.dialogues["allergy"].history == () and state.reactions == {}
     assert b"biscuit" not in read_bytes(tmp_path)
 
 
@@ -113,7 +114,7 @@ def test_every_adapter_from_the_first_that_learned_it_goes(tmp_path):
         talks.correct(id, f"Better {id}.")
     talks.tune(0, "a")
     talks.tune(1, "a", "b")
-    talks.tune(2, "c")
+    talks.tune(2, "b", "c")
     plan = plan_forgetting(talks.state, ids=["b"])
     assert plan.adapters == ("adapters/001", "adapters/002")
     state = forget_dialogues(talks.state, plan)
@@ -286,10 +287,8 @@ ACTS = ["say", "say", "client", "file", "better", "wish", "talk", "learn"]
 
 
 def open_session(model, folder):
-    session = ChatSession(
-        load_model("pocket"), folder, clock=iter(range(10**9, 2 * 10**9)).__next__, idle_seconds=999.0
-    )
-    return session
+    clock = iter(range(10**9, 2 * 10**9)).__next__
+    return ChatSession(load_model("pocket"), folder, clock=clock, idle_seconds=999.0)
 
 
 def make_round(dialogues, model, config, folder, **options):

@@ -75,7 +75,24 @@ def test_a_name_that_leaves_the_folder_or_is_taken_is_refused(library, name):
     before = read_files(library.path)
     with pytest.raises(InputError, match="no name|exists already"):
         library.add(name, SHIPPED["plain"].adapter, SHIPPED["plain"].explanation, **FACTS)
+    with pytest.raises(InputError, match="nothing was removed"):
+        library.remove(name)
     assert read_files(library.path) == before
+
+
+DAMAGES = [
+    ("adapter_model.safetensors", b"lora_A", b"lora_C", "does not agree with the SHA-256"),
+    ("adapter_config.json", b'"use_dora": false', b'"use_dora": true', "use_dora is set; only plain LoRA"),
+    ("adapter.json", b'"base": "', b'"base": "0', "made for base 0"),
+]
+
+
+@pytest.mark.parametrize("file, old, new, line", DAMAGES)
+def test_an_adapter_that_was_changed_is_refused(library, file, old, new, line):
+    place = library.path / "plain" / file
+    place.write_bytes(place.read_bytes().replace(old, new))
+    with pytest.raises(InputError, match=line):
+        library["plain"]
 
 
 def test_an_interrupted_addition_leaves_nothing(library, monkeypatch):

@@ -195,6 +195,14 @@ def test_settings_that_are_damaged_are_one_line(content, folder, tmp_path):
     refused(place, "cannot be loaded")
 
 
+def test_a_panic_over_a_tokenizer_is_one_line(folder, tmp_path):
+    place = shutil.copytree(folder, tmp_path / "a")
+    content = json.loads((place / "tokenizer.json").read_text())
+    content["normalizer"] = dict(type="Precompiled", precompiled_charsmap="AAAA")
+    (place / "tokenizer.json").write_text(json.dumps(content))
+    refused(place, "a library stopped .*precompiled_charsmap")
+
+
 def test_code_from_a_model_is_not_run(folder, tmp_path):
     place = configured(folder, tmp_path / "a", model_type="mine", auto_map=dict(AutoConfig="m.C"))
     (place / "m.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nclass C: pass\n")

@@ -4,6 +4,7 @@ import subprocess
 import sys
 
 import pytest
+from tiny import break_seal
 
 from personal_llm.base.core import Dialogue, InputError
 from personal_llm.base.models import load_model
@@ -72,11 +73,14 @@ def test_an_annotator_that_fails_or_gives_no_answer_costs_nothing_else(model):
 
 def test_the_strict_case_keeps_the_buffer_only(model, tmp_path):
     me = make(model, tmp_path, archive=0)
-    me.observe_all(STREAM, progress=False)
+    me.observe_all(STREAM[:8], progress=False)
     assert len(me.archive.dialogues) == 4
+    for dialogue in STREAM[8:]:  # as a chat does
+        me.arrive(dialogue)
+    me.settle()
     me.close()
     again = Personalizer(model, folder=tmp_path, config=SHORT)
-    assert len(again.buffer) == 4 and again.buffer.seen == 12
+    assert len(again.archive.dialogues) == len(again.buffer) == 4 and again.buffer.seen == 12
     again.close()
 
 
@@ -191,16 +195,19 @@ def test_a_reply_that_was_disliked_is_not_learned(model):
         empty.finetune(progress=False)
 
 
-def test_an_adapter_that_was_changed_is_not_loaded(model, tmp_path):
+@pytest.mark.parametrize("name, line", [("model.safetensors", "missing, or changed"), ("config.json", "id is wrong")])
+def test_an_adapter_that_was_changed_is_not_loaded(model, tmp_path, name, line):
     me = make(model, tmp_path)
     me.observe_all(STREAM[:4], progress=False)
     me.finetune(progress=False)
     me.close()
-    weights = tmp_path / "adapters" / "000" / "adapter_model.safetensors"
-    content = bytearray(weights.read_bytes())
+    adapter = tmp_path / "adapters" / "000"
+    content = bytearray((adapter / f"adapter_{name}").read_bytes())
     content[-1] ^= 1
-    weights.write_bytes(content)
-    with pytest.raises(InputError, match="changed since it was made"):
+    (adapter / f"adapter_{name}").write_bytes(content)
+    if name == "model.safetensors":
+        break_seal(adapter)
+    with pytest.raises(InputError, match=line):
         Personalizer(model, folder=tmp_path)
 
 
@@ -211,11 +218,14 @@ def test_forgetting_deletes_an_adapter_and_what_it_learned(model, tmp_path):
     me = make(model, tmp_path)
     me.observe_all(STREAM[:4], progress=False)
     me.react(STREAM[2], "better", "In short: Biscuit.")
+    me.recall(Dialogue("Is 4 a prime number?", ""))
+    assert STREAM[2].prompt in me.memory.vectors.vectors
     me.finetune(progress=False)
     plan = me.forget(text="biscuit", dry=True)
     assert len(plan.dialogues) == 1 and plan.adapters == ("adapters/000",) and me.adapter is not None
     assert me.forget(text="biscuit") == plan
     assert me.adapter is None and me.rounds == [] and not (tmp_path / "adapters" / "000").exists()
+    assert STREAM[2].prompt not in me.memory.vectors.vectors
     me.close()
     content = b"".join(file.read_bytes() for file in tmp_path.rglob("*") if file.is_file())
     assert b"Biscuit" not in content

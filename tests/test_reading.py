@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import sys
 
 import pytest
 from hypothesis import given, settings
@@ -76,8 +77,6 @@ def test_parquet_is_read_as_the_rows_in_it(tmp_path, name, record, want):
 
 
 def test_parquet_without_pandas_names_the_remedy(tmp_path, monkeypatch):
-    import sys
-
     monkeypatch.setitem(sys.modules, "pandas", None)
     (tmp_path / "a.parquet").write_bytes(b"PAR1")
     with pytest.raises(InputError) as caught:
@@ -103,6 +102,7 @@ BAD = [  # content, name, place or None, words of the message
     (GOOD + b'{"prompt": "  ", "response": "x"}\n', "a.jsonl", "line 2", "empty prompt"),
     (GOOD + b'{"prompt": "x", "response": "\\u0000"}\n', "a.jsonl", "line 2", "empty response"),
     (GOOD + b'{"prompt": "x", "response": null}\n', "a.jsonl", "line 2", "empty response"),
+    (GOOD + b'{"prompt": null, "response": "x"}\n', "a.jsonl", "line 2", "empty prompt"),
     (GOOD + b'{"prompt": 3, "response": "x"}\n', "a.jsonl", "line 2", "int, not text"),
     (GOOD + b'{"prompt": ["x"], "response": {"a": 1}}\n', "a.jsonl", "line 2", "dict, not text"),
     (GOOD + b"17\n", "a.jsonl", "line 2", "int"),
@@ -131,7 +131,7 @@ BAD = [  # content, name, place or None, words of the message
     (b"%PDF-1.7\n%\xe2\xe3\xcf\xd3\n1 0 obj\n", "a.pdf", None, "a PDF"),
     (b"%PDF-1.7\n%\xe2\xe3\xcf\xd3\n1 0 obj\n", "a.jsonl", None, "text"),
     (b"Hi\n", "a.html", None, "export JSON"),
-    (b"not Parquet", "a.parquet", None, "to_json(lines=True)"),
+    (b"not Parquet", "a.parquet", None, "check the file, or save it"),
     (b'[{"type": "message", "user": "U1", "text": "Hi", "ts": "1.1"}]', "2026-01-05.json", "item 1", "Slack"),
 ]
 
@@ -145,7 +145,7 @@ def test_bad_input_names_file_place_and_remedy(tmp_path, content, name, place, w
     error = caught.value
     assert str(path) in error.problem and words in error.problem + error.remedy and error.remedy
     assert "\n" not in str(error) and len(str(error)) < 500
-    assert place is None or f"{path} {place}:" in error.problem and "skip_invalid (--skip-invalid)" in error.remedy
+    assert place is None or f"{path} {place}:" in error.problem and "(personalize --skip-invalid)" in error.remedy
 
 
 @pytest.mark.parametrize("content,name,place,words", [b for b in BAD if b[0].startswith(GOOD)])
@@ -185,10 +185,10 @@ def test_odd_text_is_kept(tmp_path, text):
     assert pairs(found) == [(text, ("!" + text)[:MAX_TURN_CHARACTERS]), ("Hi", "Hello")]
 
 
-def test_half_surrogates_do_not_stop_a_file(tmp_path):
-    (tmp_path / "a.jsonl").write_bytes(b'{"prompt": "a\\ud800b", "response": "c", "\\udfff": 1}\n')
+def test_half_surrogates_and_nuls_are_marked_and_counted(tmp_path):
+    (tmp_path / "a.jsonl").write_bytes(b'{"prompt": "a\\ud800b", "response": "c\\u0000d", "\\udfff": 1}\n')
     found = read_dialogues(tmp_path / "a.jsonl")
-    assert pairs(found) == [("a?b", "c")]
+    assert pairs(found) == [("a�b", "c�d")] and found.notes() == ["damaged characters (�): in 1 of 1 dialogues"]
     is_reserved(get_dialogue_group(found[0]))
 
 

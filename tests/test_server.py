@@ -34,8 +34,8 @@ COMPLETIONS = "/v1/chat/completions"
 
 
 @pytest.fixture
-def served(tmp_path):
-    with chat_server(tmp_path / "me") as running:
+def served(tmp_path, request):
+    with chat_server(tmp_path / "me", host=getattr(request, "param", "127.0.0.1")) as running:
         yield running
 
 
@@ -130,15 +130,14 @@ def test_a_history_with_tools_pictures_and_empty_messages_goes_on(served):
         assert answer["choices"][0]["message"]["content"] is not None, history
 
 
-SUPPORTED = [
-    dict(n=1),
-    dict(temperature=1),
-    dict(temperature=1e-300),
-    dict(top_p=0),
-    dict(seed=-(2**53)),
+SUPPORTED = [dict(n=1), dict(temperature=1), dict(temperature=1e-300), dict(top_p=0), dict(seed=-(2**53))]
+SUPPORTED += [
     dict(stop="\n"),
+    dict(stop=["\n", "END"]),
+    dict(logprobs=False),
+    dict(response_format=dict(type="text")),
+    dict(tools=[]),
 ]
-SUPPORTED += [dict(stop=["\n", "END"]), dict(logprobs=False), dict(response_format=dict(type="text")), dict(tools=[])]
 SUPPORTED += [dict(tool_choice="none", tools=[dict(type="function")]), dict(store=False), dict(logit_bias={})]
 SUPPORTED += [dict(frequency_penalty=0, presence_penalty=0.0), dict(modalities=["text"]), dict(metadata=dict(a="b"))]
 SUPPORTED += [dict(reasoning_effort="none", prediction=None), dict(prompt_cache_key="a", safety_identifier="ann")]
@@ -265,10 +264,8 @@ def test_a_whole_day(tmp_path):
         assert [turn["reaction"] for turn in shown["turns"]] == ["better", "up"]
         other = complete(running, "I have a dog, Biscuit.", talk="")["me"]
         assert other["talk"] != first["talk"]
-        assert [row["title"] for row in ask("GET", "/me/talks")[1]["talks"]] == [
-            "I have a dog, Biscuit.",
-            "My knee hurts.",
-        ]
+        titles = [row["title"] for row in ask("GET", "/me/talks")[1]["talks"]]
+        assert titles == ["I have a dog, Biscuit.", "My knee hurts."]
         known = ask("GET", "/me/known")[1]
         assert {row["reply"] for row in known["answers"]} >= {BETTER}
         assert [row["prompt"] for row in known["statements"]] == ["I have a dog, Biscuit.", "My knee hurts."]
@@ -384,16 +381,8 @@ def test_many_clients_and_a_deletion_leave_a_whole_state(tmp_path):
 def test_every_request_for_data_needs_the_token(served):
     paths = [("GET", path) for path in ("/v1/models", "/me/talks", "/me/known", "/me/status", "/nothing")]
     paths += [("POST", path) for path in (COMPLETIONS, "/me/forget", "/me/learn")]
-    wrong = (
-        None,
-        "",
-        "Bearer",
-        "Bearer ",
-        "Bearer no",
-        f"Bearer {served.token}x",
-        f"Bearer {served.token[:-1]}",
-        "Bearer é",
-    )
+    wrong = [None, "", "Bearer", "Bearer ", "Bearer no", "Bearer é"]
+    wrong += [f"Bearer {served.token}x", f"Bearer {served.token[:-1]}"]
     for method, path in paths:
         for value in wrong:
             headers = dict(Authorization=value and value.encode("latin-1"))
@@ -401,6 +390,7 @@ def test_every_request_for_data_needs_the_token(served):
     assert served.ask("GET", "/v1/models", Authorization=f"bearer  {served.token} ")[0] == 200
 
 
+@pytest.mark.parametrize("served", ["127.0.0.1", "localhost", "::1"], indirect=True)
 def test_other_sites_and_other_names_are_refused_also_with_the_token(served):
     for headers in (
         dict(Host="evil.example"),
@@ -416,7 +406,8 @@ def test_other_sites_and_other_names_are_refused_also_with_the_token(served):
             assert status == 403 and answer["error"]["message"], (headers, answer)
     own = f"127.0.0.1:{served.port}"
     assert served.ask("GET", "/me/known", Host=own, Origin=f"http://{own}")[0] == 200
-    assert served.ask("GET", "/me/known", Host=f"localhost:{served.port}")[0] == 200
+    for name in ("localhost", "[::1]"):
+        assert served.ask("GET", "/me/known", Host=f"{name}:{served.port}")[0] == 200
     status, answer = served.ask("OPTIONS", COMPLETIONS, Origin=f"http://{own}", Host=own)
     assert status in (401, 405), "no answer for a preflight"
 
@@ -433,11 +424,8 @@ def test_there_is_no_websocket_and_no_answer_allows_another_site(served):
 def test_a_large_request_is_refused_before_it_is_read(served):
     for headers in ({"Content-Length": str(2**30)}, {"Transfer-Encoding": "chunked"}):
         with socket.create_connection(("127.0.0.1", served.port), 20) as connection:
-            lines = [
-                f"POST {COMPLETIONS} HTTP/1.1",
-                f"Host: 127.0.0.1:{served.port}",
-                f"Authorization: Bearer {served.token}",
-            ]
+            lines = [f"POST {COMPLETIONS} HTTP/1.1", f"Host: 127.0.0.1:{served.port}"]
+            lines += [f"Authorization: Bearer {served.token}"]
             lines += [f"{name}: {value}" for name, value in headers.items()]
             connection.sendall("\r\n".join([*lines, "", ""]).encode())
             assert b" 413 " in connection.recv(1000)
@@ -536,11 +524,10 @@ def test_four_hundred_connections_of_a_stranger_leave_the_owner_a_place(served):
 
 def start(folder, **variables):
     "Run `serve` in a process of its own; return it, its port and its token."
-    code = "import sys; from personal_llm.app.server import serve; from personal_llm.base.models import load_model; "
-    code += f"serve(load_model('pocket'), {str(folder)!r}, port=0)"
+    words = [sys.executable, "-m", "personal_llm", "serve", "--out", str(folder), "--port", "0"]
     environment = os.environ | dict(PYTHONPATH=str(ROOT), PERSONAL_LLM_MODEL="pocket") | variables
     pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    process = subprocess.Popen([sys.executable, "-c", code], env=environment, **pipes)
+    process = subprocess.Popen(words, env=environment, **pipes)
     link = process.stdout.readline()
     assert link, process.communicate()[1]
     port = int(re.fullmatch(r"http://127\.0\.0\.1:(\d+)/#code=\S+\n", link)[1])
@@ -574,9 +561,9 @@ def test_what_was_acknowledged_survives_a_kill_and_no_word_is_printed(tmp_path):
 
 
 def test_a_taken_port_and_a_weak_token_are_one_line(tmp_path, monkeypatch):
-    with server.open_socket("127.0.0.1", 0) as taken, pytest.raises(InputError, match="choose another --port"):
+    with server.open_socket("127.0.0.1", 0) as taken, pytest.raises(InputError, match="on 127.0.0.1, .*another --port"):
         server.serve(None, tmp_path / "me", port=taken.getsockname()[1])
-    monkeypatch.setenv("PERSONAL_LLM_TOKEN", "short")
+    monkeypatch.setenv("PERSONAL_LLM_TOKEN", "fifteen-letters")
     with pytest.raises(InputError, match="16 or more"):
         server.serve(None, tmp_path / "me", host="0.0.0.0")
     assert not (tmp_path / "me").exists()

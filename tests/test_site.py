@@ -136,6 +136,8 @@ ASKED = {  # typed into the search -> page among the first three results
     "start from another user": "03_never_from_scratch",
     "correct a wrong reply": "01_first_steps",
     "build a library": "03_never_from_scratch",
+    "what does EOE mean": "01_scoring",
+    "what is a buffer": "03_buffer",
 }
 SEARCH = """
 const fs = require('fs'), [script, index, ...queries] = process.argv.slice(2);
@@ -157,7 +159,7 @@ globalThis.postMessage = message => answers.push(message);
 
 @pytest.mark.slow
 @pytest.mark.skipif(not shutil.which("node"), reason="the theme's own search runs in node")
-def test_ten_questions_find_their_tutorial_among_the_first_three(tmp_path):
+def test_twelve_questions_find_their_page_among_the_first_three(tmp_path):
     import material
 
     command = [sys.executable, "-m", "mkdocs", "build", "--quiet", "--site-dir", str(tmp_path / "site")]

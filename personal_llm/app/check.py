@@ -147,9 +147,7 @@ def check_adapter_round_trip(model):
     import torch
     from peft import LoraConfig, get_peft_model
 
-    settings = LoraConfig(
-        r=2, target_modules="all-linear", init_lora_weights=False, task_type="CAUSAL_LM"
-    )  # random numbers
+    settings = LoraConfig(r=2, target_modules="all-linear", init_lora_weights=False, task_type="CAUSAL_LM")
     before = model.nll(PADDING_DIALOGUES)[:, 0]
     with tempfile.TemporaryDirectory() as folder:
         with torch.random.fork_rng():

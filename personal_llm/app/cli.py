@@ -111,7 +111,8 @@ def explain_error(error: BaseException) -> str:  # empty for a bug of ours
     if hasattr(error, "format_message"):  # typer's: a wrong option or value
         context = getattr(error, "ctx", None)
         path = context.command_path if context else "personal-llm"
-        return f"{error.format_message().rstrip('.')}; {path} --help shows what you can give"
+        message = error.format_message().replace("Value error, ", "").rstrip(".")
+        return f"{message}; {path} --help shows what you can give"
     if is_full_disk(error):
         return "the disk is full; free some space: what was stored is unchanged"
     is_memory = "out of memory" in str(error).lower() or "allocate memory" in str(error).lower()

@@ -21,18 +21,16 @@ import typer
 from typer import Argument, Option
 
 from .chat import ask_at_terminal, confirm, is_terminal, print_note, run_chat
-from .personalize import compare, find_adapter, find_start, format_comparison, measure
-from .personalize import open_archive, personalize
+from .personalize import compare, find_adapter, find_start, format_comparison, measure, personalize
 from ..base.adapters import read_adapter_card
 from ..base.core import InputError
 from ..base.files import check_new_folder
 from ..base.loading import choose_model_name, resolve_model
 from ..base.text import count_nouns, escape_controls
-from ..base.weights import DEFAULT_ENCODER, DEFAULT_MODEL, WEIGHTS
-from ..base.weights import find_weights, get_weights
+from ..base.weights import DEFAULT_ENCODER, DEFAULT_MODEL, WEIGHTS, find_weights, get_weights
 from ..buffer.policies import POLICIES
 from ..data.reading import read_dialogues
-from ..device.archive import ARCHIVE_FILE, backup_archive, hold_folder
+from ..device.archive import ARCHIVE_FILE, Archive, backup_archive, hold_folder, open_archive
 from ..device.forgetting import forget_dialogues, forget_everything, list_everything, plan_forgetting
 from ..device.settings import PersonalizerSettings
 from ..device.state import open_state
@@ -43,11 +41,11 @@ Model = Annotated[
     str,
     Option(
         help=f"{DEFAULT_MODEL} or another name of personal-llm models, a folder, a GGUF file, or a Hugging Face id "
-        "(default: the model of --out, else the best one here)",
+        "(default: the memory's own, else the best one here)",
         metavar="NAME",
     ),
 ]
-Out = Annotated[str, Option(help="folder of your memory: a new one, or an earlier one, which goes on", metavar="DIR")]
+Out = Annotated[str, Option(help="folder of your memory; personalize and serve also make one", metavar="DIR")]
 Data = Annotated[
     list[str],
     Option(
@@ -70,9 +68,7 @@ Capacity = Annotated[int, Option(help="bins of the buffer", metavar="N", min=1)]
 Synthetic = Annotated[int, Option(help="synthetic dialogues for each kept one; 0: none", metavar="N", min=0)]
 Steps = Annotated[int, Option(help="optimiser steps of a fine-tune", metavar="N", min=1)]
 LearningRate = Annotated[float, Option(help="largest step size of a fine-tune", metavar="X")]
-Start = Annotated[
-    str, Option("--start", help="where a fine-tune begins: none, a library, or an adapter's folder", metavar="DIR")
-]
+Start = Annotated[str, Option(help="where a fine-tune begins: none, a library, or an adapter's folder", metavar="DIR")]
 
 
 CHAT_SETTINGS = ("max_questions", "memories", "archive")  # that a chat has as options
@@ -97,7 +93,6 @@ def format_table(rows: list, *names: str) -> list:  # lines; rows: dictionaries
 
 def add_settings(*names):  # a decorator
     "Add options of `PersonalizerSettings` to a command, which gets those that were given as `settings`."
-
     keyword = inspect.Parameter.KEYWORD_ONLY
 
     def decorate(command):
@@ -138,7 +133,7 @@ def read_chats(files: list, user: str = None, skip_invalid: bool = False, quiet:
 def find_model_name(name: str, folder: str = None) -> str:
     "Return the given name, or the model of a folder's archive, or the default one."
     if name is None and folder and (Path(folder) / ARCHIVE_FILE).is_file():
-        archive = open_archive(folder)
+        archive = Archive(folder)
         name = open_state(archive).model if archive.events else None
         archive.close()
     return choose_model_name(name)
@@ -337,10 +332,17 @@ def status(out: Out, as_json: AsJson = False):
     "Show a memory in numbers; no text of your chats is shown."
     archive = open_archive(out)
     state = open_state(archive)
-    megabytes = round(archive.file.stat().st_size / 1e6, 2)
-    result = dict(model=state.model) | state.status() | dict(megabytes=megabytes)
+    result = dict(model=state.model) | state.status() | dict(megabytes=round(archive.file.stat().st_size / 1e6, 2))
     lines = [f"{name:<11}{value}" for name, value in result.items() if name != "cost" and value is not None]
     show(result, lines, as_json)
+
+
+def parse_date(text: str) -> float:  # seconds since the epoch
+    "Read a date, and perhaps a time, of this place."
+    try:
+        return datetime.fromisoformat(text).timestamp()
+    except (ValueError, OverflowError):
+        raise InputError(f"{text!r} is no date", "write it as 2024-05-31") from None
 
 
 def confirm_deletion(lines: list) -> None:
@@ -357,7 +359,7 @@ def forget(
     out: Out,
     containing: Annotated[str, Option(help="dialogues that hold these words", metavar="WORDS")] = None,
     id: Annotated[list[str], Option(help="a dialogue; give it several times for more", metavar="ID")] = (),
-    before: Annotated[datetime, Option(help="dialogues before a date, such as 2024-05-31", metavar="DATE")] = None,
+    before: Annotated[float, Option(parser=parse_date, help="dialogues before a date", metavar="YYYY-MM-DD")] = None,
     everything: Annotated[bool, Option("--everything", help="the whole memory, also a damaged one")] = False,
     dry_run: Annotated[bool, Option("--dry-run", help="list what would go, and delete nothing")] = False,
     yes: Annotated[bool, Option("--yes", help="do not ask")] = False,
@@ -366,8 +368,7 @@ def forget(
     "Delete dialogues, replies that read them, and adapters that learned them. The list comes first."
     if not Path(out).is_dir():
         raise InputError(f"{out}: no such folder", "give the output folder of personalize, chat or serve")
-    is_named = bool(id) or containing is not None or before is not None
-    if everything == is_named:
+    if everything == (bool(id) or containing is not None or before is not None):
         remedy = "give --containing, --id or --before, or --everything alone"
         raise InputError("it is not clear what goes; nothing was deleted", remedy)
     lock = None if dry_run else hold_folder(out)  # the list is true until it is deleted
@@ -376,7 +377,7 @@ def forget(
             lines = list_everything(out)
         else:
             state = open_state(open_archive(out))
-            plan = plan_forgetting(state, id, containing, before and before.timestamp())
+            plan = plan_forgetting(state, id, containing, before)
             lines = list(plan.lines)
         if not lines:
             raise InputError("nothing that is stored matches", "nothing was deleted; give other words")
@@ -397,7 +398,8 @@ def backup(file: Annotated[str, Argument(help="a new file", metavar="FILE")], ou
     archive = open_archive(out)
     path = backup_archive(archive, file)
     size = path.stat().st_size / 1e6
-    show(dict(file=str(path), megabytes=size), [f"{path}: {size:.2f} MB, {archive!r}"], as_json)
+    count = count_nouns(len(archive.dialogues), "dialogue")
+    show(dict(file=str(path), megabytes=size), [f"{path}: {size:.2f} MB, {count}"], as_json)
 
 
 @app.command(epilog="Example: personal-llm export merged --to merged --adapter me")

@@ -67,8 +67,6 @@ def run_demo(
     config = TuningConfig(**tuning)
     if all((Path(out) / name).is_file() for name in ("demo.json", ARCHIVE_FILE)):
         forget_everything(out)  # of an earlier demo
-        for name in ("demo.json", "figure.png"):
-            (Path(out) / name).unlink(missing_ok=True)
     check_output_folder(out)
     model = model() if callable(model) else model
     test = data.test_signal[:tests]
@@ -86,10 +84,8 @@ def run_demo(
     is_signal = [d.labels["kind"] == "signal" for d in data.stream]
     result |= dict(user=user, about=person.description, length=length, tests=len(test), kinds=is_signal, places=kept)
     result |= dict(signals={name: sum(is_signal[i] for i in places) for name, places in kept.items()})
-    result |= dict(
-        habits={habit.name: [e.summary["habits"][habit.name] for e in (before, after)] for habit in person.habits}
-    )
-    result |= dict(change=compare(before, after))
+    habits = {habit.name: [e.summary["habits"][habit.name] for e in (before, after)] for habit in person.habits}
+    result |= dict(habits=habits, change=compare(before, after))
     result |= dict(seconds=time.perf_counter() - begin, processor_seconds=time.process_time() - processor)
     lines = format_demo(result) + format_replies(*map(sort_by_prompt, (before, after)))
     write_json(Path(out) / "demo.json", result)
@@ -108,11 +104,10 @@ def format_demo(result: dict) -> list:  # lines
         f"kept       {result['kept']} bins; on the subject: {', '.join(signals)}",
         f"questions  {result['questions']}, {result['corrected']} of the kept replies were corrected",
         f"synthesis  {result['synthetic']} of {tried} accepted",
-        f"fine-tune  {result['steps']} steps on {result['learned']} kept and {result['synthetic']} synthetic dialogues",
+        f"fine-tune  steps: {result['steps']}; dialogues: {result['learned']} kept, {result['synthetic']} synthetic",
     ]
-    lines += [
-        f"habit      {name}: {old:.0%} -> {new:.0%} of the replies" for name, (old, new) in result["habits"].items()
-    ]
+    habits = result["habits"].items()
+    lines += [f"habit      {name}: {old:.0%} -> {new:.0%} of the replies" for name, (old, new) in habits]
     return lines + format_comparison(result["change"])
 
 # %% ../../nbs/8_app/03_demo.ipynb #8619675b

@@ -15,9 +15,10 @@ from typer import Argument, Option
 from .chat import print_note
 from .commands import Adapter, AsJson, Data, Model, Out, Quiet, Seed, User
 from .commands import app, format_table, load, read_chats, show
-from .personalize import find_adapter, open_archive
+from .personalize import find_adapter
 from ..base.core import InputError
 from ..base.text import count_nouns
+from ..device.archive import open_archive
 from ..device.state import open_state
 from ..explanation.style import check_answer_count
 from ..explanation.explanation import explain, explain_pllm, load_probe_texts, prepare_probes
@@ -30,11 +31,7 @@ from ..selection.warm_start import add_plain_pllm
 # %% ../../nbs/8_app/06_library_commands.ipynb #500510c0
 LibraryName = Annotated[
     str,
-    Option(
-        "--library",
-        help="a library's folder or hf:// address (default: the package's own for the model)",
-        metavar="LIB",
-    ),
+    Option(help="a library's folder or hf:// address (default: the package's own for the model)", metavar="LIB"),
 ]
 
 
@@ -130,24 +127,25 @@ def build(
     if (Path(folder) / "library.json").is_file():
         library = Library(folder)
     else:
-        shipped = find_shipped_library(loaded.base)
-        place = space or shipped
+        place = space or find_shipped_library(loaded.base)
         library = Library.create(folder, StyleSpace.load(place) if place else None, loaded.base)
+    mark = library.path / ".unfinished"
+    mark.touch()
     if PLAIN_PLLM not in library:
         quiet or print_note("tuning the plain pLLM, the baseline of a library")
         add_plain_pllm(library, loaded, seed=seed)
     plain = library[PLAIN_PLLM].adapter
     probes = prepare_probes(loaded, library.space, *load_probe_texts(), seed, plain) if library.space else None
-    added = []
     skipped = {}
     for name, path in adapters.items():
         quiet or print_note(f"explaining {name}")
         try:
             explanation = explain_pllm(loaded, path, library.space, probes, seed, plain=plain)
             library.add(name, path, explanation, licence=licence, samples=0)
-            added.append(name)
         except InputError as error:
             skipped[name] = str(error)
+    mark.unlink()
+    added = [name for name in adapters if name not in skipped]
     lines = [f"{folder}: {count_nouns(len(library), 'pLLM')}; added: {', '.join(added) or 'none'}"]
     lines += [f"{name} skipped: {reason}" for name, reason in skipped.items()]
     show(dict(library=folder, pllms=len(library), added=added, skipped=skipped), lines, as_json)
@@ -158,9 +156,12 @@ def build(
 @library_app.command("list", epilog="Example: personal-llm library list pocket")
 def list_command(library: LibraryFolder = "pocket", as_json: AsJson = False):
     "List the models of a library."
-    rows = Library(library).list()
+    opened = Library(library)
+    rows = opened.list()
     lines = format_table(rows, "name", "samples", "licence", "words") if rows else ["the library is empty"]
-    show(dict(library=library, pllms=rows), lines, as_json)
+    is_complete = not (opened.path / ".unfinished").exists()
+    lines += ["its build did not end; the same library build command completes it"] * (not is_complete)
+    show(dict(library=library, is_complete=is_complete, pllms=rows), lines, as_json)
 
 
 @library_app.command("show", epilog="Example: personal-llm library show pocket ward-round")

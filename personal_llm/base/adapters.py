@@ -14,8 +14,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 
 from .core import Cost, InputError
-from .files import compute_sha256, delete_path, get_temporary_path, make_folder
-from .files import read_json, write_json
+from .files import compute_sha256, delete_path, get_temporary_path, make_folder, read_json, write_json
 
 # %% ../../nbs/0_base/05_adapters.ipynb #8c5ba1ac
 WEIGHTS_FILE = "adapter_model.safetensors"
@@ -160,11 +159,8 @@ def check_adapter(folder, base: str = None) -> Path:  # folder: a path, or an ob
     return folder
 
 # %% ../../nbs/0_base/05_adapters.ipynb #7abd88e6
-def read_lora_config(
-    folder,  # an adapter's folder
-    is_plain: bool = True,  # False: also the variants that leave the base as it is
-) -> dict:  # its adapter_config.json
-    "Check an adapter and read its settings; raise `InputError` if it is not LoRA, or of a variant that we do not take."
+def read_lora_config(folder, is_plain: bool = True) -> dict:  # False: also variants that leave the base as it is
+    "Check the settings of an adapter and return them; raise `InputError` if it is not LoRA, or of another variant."
     taken = """r lora_alpha lora_dropout target_modules exclude_modules layers_to_transform layers_pattern
     fan_in_fan_out base_model_name_or_path revision task_type peft_type peft_version inference_mode init_lora_weights
     auto_mapping megatron_core qalora_group_size""".split()  # the change stays alpha / r * B A
@@ -209,11 +205,7 @@ def remove_peft_layers(base_model) -> None:
     vars(base_model).pop("peft_config", None)
 
 # %% ../../nbs/0_base/05_adapters.ipynb #04ada023
-def attach_adapter(
-    base_model,  # a torch model without adapter
-    folder: Path,  # an adapter's folder, checked
-    trainable: bool = False,
-):  # peft's model
+def attach_adapter(base_model, folder: Path, trainable: bool = False):  # folder: checked -> peft's model
     "Put an adapter's layers into a model; raise `InputError` for one that does not fit, and leave the model bare."
     from peft import PeftModel, get_peft_model_state_dict
     from safetensors import safe_open

@@ -27,22 +27,14 @@ import numpy as np
 class InputError(ValueError):
     "A mistake in the user's input, described in one line: the problem and its place, then the remedy."
 
-    def __init__(
-        self,
-        problem: str,  # the mistake and its place
-        remedy: str = "",  # an action that mends it
-    ):
+    def __init__(self, problem: str, remedy: str = ""):  # the mistake with its place; an action that mends it
         self.problem = " ".join(str(problem).split())
         self.remedy = " ".join(str(remedy).split())
         super().__init__("; ".join(part for part in (self.problem, self.remedy) if part))
 
 # %% ../../nbs/0_base/01_core.ipynb #cr90b
-def import_extra(
-    name: str,  # the module's name
-    extra: str,  # our extra that installs it
-    purpose: str,  # the feature that needs it
-):  # the module
-    "Import a module of an optional package; raise `InputError` with the install command where it is missing."
+def import_extra(name: str, extra: str, purpose: str):  # a module, our extra, the feature that needs it
+    "Return the module of an optional package; raise `InputError` with the install command where it is missing."
     try:
         return importlib.import_module(name)
     except ImportError as error:
@@ -157,9 +149,7 @@ def setting(
     return field(default=default, metadata=metadata)
 
 
-def check_settings_fields(
-    settings,  # an instance of a dataclass; we check only the fields that `setting` made
-) -> None:
+def check_settings_fields(settings) -> None:  # an instance of a dataclass
     "Check every field of a dataclass that `setting` made; raise `InputError` for the first wrong one."
     for f in fields(settings):
         if "kind" in f.metadata:

@@ -323,11 +323,8 @@ def load_causal_lm(name, device: str = None, dtype=None) -> tuple:  # (model, to
         raise InputError(problem, "check the name, give a folder, or use pocket") from error
 
 # %% ../../nbs/0_base/07_loading.ipynb #34695628
-def compute_fingerprint(
-    model,  # of torch
-    of_adapter: bool = False,  # True: of the LoRA layers in it; False: of all other weights
-) -> str:  # sixteen hex digits; empty for an adapter that is not there
-    "Return a hash of names, shapes and all values; the names are those without peft."
+def compute_fingerprint(model, of_adapter: bool = False) -> str:  # 16 hex digits; empty if there is no adapter
+    "Return a hash of names (without peft's), shapes and values of a network's LoRA layers, or of all other weights."
     tensors = {name: x for name, x in model.state_dict().items() if ("lora_" in name) == of_adapter}
     bare = {name.removeprefix("base_model.model.").replace("base_layer.", ""): x for name, x in tensors.items()}
     digest = hashlib.sha256()

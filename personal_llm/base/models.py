@@ -161,12 +161,8 @@ def load_model(
 
 # %% ../../nbs/0_base/08_models.ipynb #07mod007
 @patch
-def encode(
-    self: Model,
-    dialogue: Dialogue,
-    max_length: int = None,  # tokens; the model's by default, never more than its window
-) -> dict:
-    "Return a dialogue as a training sample, and record in `truncated` if it was too long."
+def encode(self: Model, dialogue: Dialogue, max_length: int = None) -> dict:  # max_length: tokens, by default ours
+    "Return a dialogue as a training sample within the window, and record in `truncated` if it was too long."
     max_tokens = self.max_length if max_length is None else max_length
     max_tokens = min(max_tokens, self.window) if isinstance(max_tokens, int) else max_tokens
     return self._note_truncation(dialogue, tokens.encode_dialogue(self.tokenizer, dialogue, max_tokens))
@@ -356,12 +352,8 @@ def limit_reply(self: Model, max_tokens: int = None) -> int:
 
 
 @patch
-def reply(
-    self: Model,
-    prompts: list,  # texts or dialogues
-    max_tokens: int = None,  # of a reply; by default 512, or half of the longest dialogue
-) -> list:  # replies, in order
-    "Return the likeliest reply to each prompt, in batches by PyTorch."
+def reply(self: Model, prompts: list, max_tokens: int = None) -> list:  # by default 512, or half of `max_length`
+    "Return the likeliest reply to each prompt, a text or a dialogue, in batches by PyTorch."
     prompts = check_list(prompts, "reply")
     return self.generate(prompts, self.limit_reply(max_tokens), no_loops=True)
 

@@ -35,14 +35,8 @@ FIGURE_STYLE = {
 }
 
 # %% ../../nbs/0_base/10_plots.ipynb #cba4b7ef
-def subplots(
-    rows: int = 1,
-    columns: int = 1,
-    width: float = 6.4,  # inches
-    height: float = 3.2,  # inches
-    **options,  # of `Figure.subplots`
-) -> tuple:  # (figure, axes as matplotlib gives them)
-    "Make a figure in the style of this package, with all labels inside."
+def subplots(rows: int = 1, columns: int = 1, width: float = 6.4, height: float = 3.2, **options) -> tuple:  # inches
+    "Make a figure in the style of this package, with all labels inside; return it and its axes, as matplotlib does."
     import matplotlib
     from matplotlib.figure import Figure
 
@@ -58,11 +52,8 @@ def encode_png(figure, dots_per_inch: int = 110) -> bytes:
     return content.getvalue()
 
 # %% ../../nbs/0_base/10_plots.ipynb #ffc064fc
-def show_figure(
-    figure,  # a matplotlib figure
-    alt_text: str,  # a description of the figure in a sentence or two
-) -> None:
-    "Show a figure in a notebook, with its alternative text."
+def show_figure(figure, alt_text: str) -> None:
+    "Show a matplotlib figure in a notebook, with a description of one or two sentences as its alternative text."
     from IPython.display import Image, display
 
     display(Image(encode_png(figure), alt=alt_text))

@@ -37,13 +37,8 @@ def pair_neighbours(B, num_heads: int):  # (rows, rank), rows in the other order
 
 # %% ../../nbs/0_base/09_replies.ipynb #rpl00009
 def write_gguf_adapter(
-    adapter: Path,  # folder
-    out: Path,  # the file to write
-    family: str,  # as llama.cpp calls it
-    num_layers: int,
-    num_heads: int,  # of the queries
-    num_key_heads: int,  # of keys and values
-) -> None:
+    adapter: Path, out: Path, family: str, num_layers: int, num_heads: int, num_key_heads: int
+) -> None:  # family: as llama.cpp calls it; heads: of the queries, and of keys and values
     "Write an adapter as llama.cpp reads it; raise `InputError` for a family of models or a layer that it lacks."
     import gguf
 
@@ -197,12 +192,7 @@ def write_with_transformers(model: Model, ids: list, options: ReplyOptions, put,
 class ReplyStream:
     "A reply; iterate over its pieces, and afterwards read its `text`."
 
-    def __init__(
-        self,
-        model: Model,
-        dialogue,  # a `Dialogue` with prompt and history, or a prompt
-        options: ReplyOptions = ReplyOptions(),
-    ):
+    def __init__(self, model: Model, dialogue, options: ReplyOptions = ReplyOptions()):  # dialogue: or a prompt
         self.model = model
         self.dialogue = Dialogue(dialogue, "") if isinstance(dialogue, str) else dialogue
         self.options = options

@@ -51,15 +51,10 @@ def make_strict(messages: list) -> list:
     return [dict(turns[0], content=content), *turns[1:]] if turns else []
 
 
-def split_template(
-    tokenizer,
-    messages: list,
-    add_generation_prompt: bool = False,
-    seconds: float = 10,  # a template from elsewhere may loop
-) -> list:  # (text, index of the message or None)
-    "Cut a rendered chat template into its own pieces and the contents; raise `InputError` when it loses a content."
+def split_template(tokenizer, messages: list, add_generation_prompt: bool = False, seconds: float = 10) -> list:
+    "Cut a rendered template into (text, index of its message, or None); raise `InputError` when it loses a content."
     marked = [dict(m, content=f"\ue000{i}\ue001") for i, m in enumerate(messages)]
-    options = dict(seconds=seconds, add_generation_prompt=add_generation_prompt)
+    options = dict(seconds=seconds, add_generation_prompt=add_generation_prompt)  # a template may loop
     try:
         return cut_template(tokenizer, marked, messages, **options)
     except InputError:

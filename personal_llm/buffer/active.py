@@ -63,13 +63,23 @@ class ActivePolicy(Policy):
             self.probabilities = dict([row for row in rows[:-window] if row[0] in entries] + rows[-window:])
         return self.find_probability(candidate.dialogue)
 
+    def is_repeated(self, view: BufferView, candidate: ScoredDialogue) -> bool:
+        "Return whether nearly the same prompt is in the buffer."
+        return any(is_near_duplicate(candidate.dialogue.prompt, d.prompt) for d in view.dialogues)
+
+    def select_training_dialogues(self, dialogues: list) -> list:
+        "Return the corrected and approved dialogues, or all if there are none."
+        return [d for d in dialogues if d.origin in self.levels] or dialogues
+
+    def order_questions(self, view: BufferView) -> list:  # slots
+        "Return the slots of all entries, that of the highest probability of a correction first."
+        return sorted(range(len(view)), key=lambda slot: -self.get_rank(view.dialogues[slot])[1])
+
+    def after_finetune(self, buffer) -> None:
+        "Begin to count the horizon again."
+        self.seen_at_finetune = self.seen
+
 # %% ../../nbs/2_buffer/05_active.ipynb #75cdcb17
-@patch
-def is_repeated(self: ActivePolicy, view: BufferView, candidate: ScoredDialogue) -> bool:
-    "Return whether nearly the same prompt is in the buffer."
-    return any(is_near_duplicate(candidate.dialogue.prompt, d.prompt) for d in view.dialogues)
-
-
 @patch
 def decide_question(self: ActivePolicy, view: BufferView, candidate: ScoredDialogue, questions_left: int) -> tuple:
     "Decide whether to ask the user about this dialogue; return the decision and the reason in words."
@@ -137,24 +147,6 @@ def choose(self: ActivePolicy, view: BufferView, candidate: ScoredDialogue) -> t
     return ranks.index(lowest), f"{mine}; the lowest entry leaves: {other}"
 
 # %% ../../nbs/2_buffer/05_active.ipynb #1aa15624
-@patch
-def select_training_dialogues(self: ActivePolicy, dialogues: list) -> list:
-    "Return the corrected and approved dialogues, or all if there are none."
-    return [d for d in dialogues if d.origin in self.levels] or dialogues
-
-
-@patch
-def order_questions(self: ActivePolicy, view: BufferView) -> list:  # slots
-    "Return the slots of all entries, that of the highest probability of a correction first."
-    return sorted(range(len(view)), key=lambda slot: -self.get_rank(view.dialogues[slot])[1])
-
-
-@patch
-def after_finetune(self: ActivePolicy, buffer) -> None:
-    "Begin to count the horizon again."
-    self.seen_at_finetune = self.seen
-
-
 @patch
 def after_rescore(self: ActivePolicy, view: BufferView) -> None:
     "Recentre: take the entries' new directions, and forget answers about other dialogues."

@@ -54,33 +54,46 @@ class Buffer:
     dialogues = property(lambda self: [entry.dialogue for entry in self.entries])
     nbytes = property(lambda self: sum(bin_bytes(entry) for entry in self.entries))
 
+    def _fill(self, slot: int, candidate: ScoredDialogue, arrival: int) -> None:
+        "Fill a bin, and let its entry leave if it has one."
+        self.entries[slot : slot + 1] = [candidate]
+        self.arrivals[slot : slot + 1] = [arrival]
+        self._view = None
+
+    def _refill(self, entries: list, arrivals: list) -> None:
+        "Replace all entries."
+        self.entries = list(entries)
+        self.arrivals = list(arrivals)
+        self._view = None
+
+    def clear(self) -> None:
+        "Empty every bin; the log and the state of the random generator stay."
+        self._refill([], [])
+
+    def rescore(self, candidates: list) -> None:  # the entries' dialogues with new scores, in order
+        "Replace the scores of all entries, so that old and new embeddings are never mixed."
+        if [c.dialogue.id for c in candidates] != [d.id for d in self.dialogues]:
+            raise InputError("rescore: these are other dialogues", "give the buffer's own, in order")
+        _check_same_model(candidates)
+        self._refill(candidates, self.arrivals)
+        self.policy.after_rescore(self.view)
+
+    def replace_dialogue(self, slot: int, dialogue: Dialogue) -> None:
+        "Replace an entry's dialogue by another version; its scores and its arrival stay those of the original."
+        self.entries[slot] = replace(self.entries[slot], dialogue=dialogue)
+        self._view = None
+
+    def remove(self, slots: set) -> None:
+        "Remove entries; the others keep their order, scores and arrivals."
+        if slots:
+            stay = [slot for slot in range(len(self)) if slot not in slots]
+            self._refill([self.entries[slot] for slot in stay], [self.arrivals[slot] for slot in stay])
+
 
 def bin_bytes(candidate: ScoredDialogue) -> int:  # bytes
     "Return the size of one bin: text, embedding (float32), domain, three scores and the id."
     text = json.dumps(candidate.dialogue.to_dict(), ensure_ascii=False).encode("utf-8", "surrogatepass")
     return len(text) + candidate.scores.embedding.nbytes + len(candidate.scores.domain) + 4 * 8
-
-# %% ../../nbs/2_buffer/03_buffer.ipynb #63839ca4
-@patch
-def _fill(self: Buffer, slot: int, candidate: ScoredDialogue, arrival: int) -> None:
-    "Fill a bin, and let its entry leave if it has one."
-    self.entries[slot : slot + 1] = [candidate]
-    self.arrivals[slot : slot + 1] = [arrival]
-    self._view = None
-
-
-@patch
-def _refill(self: Buffer, entries: list, arrivals: list) -> None:
-    "Replace all entries."
-    self.entries = list(entries)
-    self.arrivals = list(arrivals)
-    self._view = None
-
-
-@patch
-def clear(self: Buffer) -> None:
-    "Empty every bin; the log and the state of the random generator stay."
-    self._refill([], [])
 
 # %% ../../nbs/2_buffer/03_buffer.ipynb #1806a420
 @dataclass(frozen=True)
@@ -140,31 +153,6 @@ def _settle(self: Buffer, candidate: ScoredDialogue, slot, reason: str, step: in
     del self.log[:-MAX_LOGGED_DECISIONS]
     return self.log[-1]
 
-# %% ../../nbs/2_buffer/03_buffer.ipynb #b8b940c9
-@patch
-def rescore(self: Buffer, candidates: list) -> None:  # the entries' dialogues with new scores, in order
-    "Replace the scores of all entries, so that old and new embeddings are never mixed."
-    if [c.dialogue.id for c in candidates] != [d.id for d in self.dialogues]:
-        raise InputError("rescore: these are other dialogues", "give the buffer's own, in order")
-    _check_same_model(candidates)
-    self._refill(candidates, self.arrivals)
-    self.policy.after_rescore(self.view)
-
-
-@patch
-def replace_dialogue(self: Buffer, slot: int, dialogue: Dialogue) -> None:
-    "Replace an entry's dialogue by another version; its scores and its arrival stay those of the original."
-    self.entries[slot] = replace(self.entries[slot], dialogue=dialogue)
-    self._view = None
-
-# %% ../../nbs/2_buffer/03_buffer.ipynb #9c2dd1f2
-@patch
-def remove(self: Buffer, slots: set) -> None:
-    "Remove entries; the others keep their order, scores and arrivals."
-    if slots:
-        stay = [slot for slot in range(len(self)) if slot not in slots]
-        self._refill([self.entries[slot] for slot in stay], [self.arrivals[slot] for slot in stay])
-
 # %% ../../nbs/2_buffer/03_buffer.ipynb #d7a8deb8
 @patch
 def header(self: Buffer) -> dict:  # plain values
@@ -189,8 +177,6 @@ def open_buffer(header: dict, policy, place) -> Buffer:  # policy: an instance, 
 @patch
 def replay(self: Buffer, candidate: ScoredDialogue, slot, facts: dict) -> None:  # slot: None if it was discarded
     "Repeat a decision that was recorded: its step, reason and scores, and the random generator if it was used."
-    if "is_prefilled" in facts:
-        return self._fill(slot, candidate, facts["step"])
     if facts["reason"] not in (SAME_ID, SAME_TEXT):
         self.policy.remember(self.view, candidate)
     self._settle(candidate, slot, facts["reason"], facts["step"], facts["scores"])

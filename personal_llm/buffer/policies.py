@@ -17,10 +17,7 @@ from ..base.core import InputError
 from .scoring import ScoredDialogue
 
 # %% ../../nbs/2_buffer/02_policies.ipynb #c0c0e7a1
-def cosine_similarities(
-    units: np.ndarray,  # (n, width) directions
-    direction: np.ndarray,  # (width,), or one for each row
-) -> np.ndarray:  # (n,)
+def cosine_similarities(units: np.ndarray, direction: np.ndarray) -> np.ndarray:  # (n, width), (width,) -> (n,)
     "Return u_i · u of each row, always summed in the same order, so that equal pairs tie exactly."
     return (units * direction).sum(1)
 
@@ -47,10 +44,7 @@ class BufferView:
     units = _column("direction")  # (bins, width)
     dialogues = property(lambda self: tuple(e.dialogue for e in self.entries))
 
-    def __init__(
-        self,
-        buffer,  # a `Buffer`
-    ):
+    def __init__(self, buffer):  # a `Buffer`
         self.entries = tuple(buffer.entries)  # `ScoredDialogue`s
         self.capacity = buffer.capacity  # bins
         self.seen = buffer.seen  # dialogues offered before the candidate
@@ -133,9 +127,7 @@ class Policy:
 POLICIES = {}  # name -> class, or its address "module:Class"
 
 
-def register_policy(
-    name: str,  # the name that a user gives
-):  # decorator of a subclass of `Policy`
+def register_policy(name: str):  # a decorator of a subclass of `Policy`
     "Make a policy known by a name: to `Buffer`, to the command line and to the memory."
 
     def decorate(policy: type) -> type:
@@ -146,10 +138,7 @@ def register_policy(
     return decorate
 
 
-def get_policy(
-    policy,  # a name in `POLICIES`, or an instance of a subclass of `Policy`
-    **options,  # of the class, for a name
-) -> Policy:
+def get_policy(policy, **options) -> Policy:  # a name in `POLICIES`, with options of its class; or an instance
     "Return a policy by its name; an instance stays as it is. Raises `InputError` for an unknown name."
     if isinstance(policy, Policy):
         return policy

@@ -49,10 +49,7 @@ def entropy_of_embedding_scripts(
 class Lexicons:
     "Named word lists l_1 … l_m with an index by word; raises `InputError` when there is no list."
 
-    def __init__(
-        self,
-        lists: dict,  # name -> words
-    ):
+    def __init__(self, lists: dict):  # name -> words
         if not lists:
             raise InputError("no lexicons", "give at least one named word list")
         self.lists = {name: frozenset(word.lower() for word in words) for name, words in lists.items()}
@@ -65,19 +62,14 @@ class Lexicons:
     def __len__(self):
         return len(self.names)
 
-    def count_words(
-        self,
-        words: list,  # words of a text
-    ) -> np.ndarray:  # (m,) |T ∩ l_i|; a repeated word counts each time
+    def count_words(self, words: list) -> np.ndarray:  # (m,) |T ∩ l_i|; a repeated word counts each time
         "Count the words of a text in each lexicon."
         matches = [number for word in words for number in self.index.get(word, ())]
         return np.bincount(np.array(matches, int), minlength=len(self))
 
 # %% ../../nbs/2_buffer/01_scoring.ipynb #68656339
-def load_lexicons(
-    *families: str,  # of "medical", "emotion", "topic", "glove"; medical and emotion by default
-) -> Lexicons:  # named "family/lexicon"
-    "Load the lexicons that ship with the package (single words only); `InputError` for an unknown family."
+def load_lexicons(*families: str) -> Lexicons:  # of "medical", "emotion", "topic", "glove"; by default the first two
+    "Load the lexicons of the package, named `family/lexicon` (single words only); `InputError` for an unknown family."
     with gzip.open(ASSETS / "lexicons.json.gz", "rt", encoding="utf-8") as file:
         shipped = json.load(file)
     lists = {}
@@ -101,26 +93,18 @@ def _score_domains(text: str, lexicons: Lexicons) -> tuple:  # (DSS, dominant do
     return dss, lexicons.names[int(counts.argmax())] if total else NO_DOMAIN
 
 
-def domain_specific_score(
-    text: str,  # the dialogue's text T
-    lexicons: Lexicons,  # L
-) -> float:  # in [0, 1]; 1 only if every word stands in every lexicon
+def domain_specific_score(text: str, lexicons: Lexicons) -> float:  # in [0, 1]; 1 only if each word is in each lexicon
     "Return the mean share of the text's words that stand in a lexicon (eq. 2)."
     return _score_domains(text, lexicons)[0]
 
 
-def dominant_domain(
-    text: str,  # the dialogue's text T
-    lexicons: Lexicons,  # L
-) -> str:  # a lexicon's name, or "none"
+def dominant_domain(text: str, lexicons: Lexicons) -> str:  # a lexicon's name, or "none"
     "Return the lexicon that shares most words with the text (eq. 3); the first lexicon wins a tie."
     return _score_domains(text, lexicons)[1]
 
 # %% ../../nbs/2_buffer/01_scoring.ipynb #11f5791a
-def unit_vector(
-    vector: np.ndarray,  # (width,)
-) -> np.ndarray:  # (width,) of length 1; a vector of zeros stays as it is
-    "Return a vector's direction."
+def unit_vector(vector: np.ndarray) -> np.ndarray:  # both (width,); a vector of zeros stays as it is
+    "Return a vector's direction, of length 1."
     length = float(np.linalg.norm(vector))
     return vector / length if length > 0 else vector
 
@@ -171,12 +155,8 @@ class ScoredDialogue:
         return d.history.digest, prompt, None if d.origin == "annotated" else response
 
 # %% ../../nbs/2_buffer/01_scoring.ipynb #8d901564
-def score_reading(
-    dialogue: Dialogue,  # the dialogue that the model read
-    reading,  # `ForwardResult` of the forward pass
-    lexicons: Lexicons,
-) -> ScoredDialogue:
-    "Score a dialogue from a forward pass that is already made."
+def score_reading(dialogue: Dialogue, reading, lexicons: Lexicons) -> ScoredDialogue:
+    "Score a dialogue from the `ForwardResult` of a forward pass that is already made."
     hidden = reading.hidden  # (n, width)
     dss, domain = _score_domains(dialogue.text, lexicons)
     scores = Scores(
@@ -193,12 +173,8 @@ def score_reading(
     return ScoredDialogue(dialogue, scores)
 
 # %% ../../nbs/2_buffer/01_scoring.ipynb #062d23f5
-def score(
-    model,  # `Model`
-    dialogues: list,  # `Dialogue`s
-    lexicons: Lexicons = None,  # `load_lexicons()` by default
-) -> list:  # `ScoredDialogue`s, in order
-    "Score dialogues; costs one forward pass each."
+def score(model, dialogues: list, lexicons: Lexicons = None) -> list:  # `ScoredDialogue`s, in order
+    "Score dialogues by lexicons, those of `load_lexicons()` by default; costs one forward pass each."
     lexicons = lexicons or load_lexicons()
     readings = model.run_forward(dialogues)
     return [score_reading(d, reading, lexicons) for d, reading in zip(dialogues, readings)]

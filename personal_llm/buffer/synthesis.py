@@ -34,12 +34,8 @@ def make_text_block(dialogue: Dialogue, mode: str) -> str:
     return dialogue.prompt if mode == "question" else f"Question: {dialogue.prompt}\nAnswer: {dialogue.response}"
 
 
-def parse_rewrite(
-    reply: str,  # the model's output
-    mode: str,
-    prompt: str,
-) -> tuple:  # the new question, and for a pair the new answer; empty if the reply has another form
-    "Return the texts of a rewrite."
+def parse_rewrite(reply: str, mode: str, prompt: str) -> tuple:  # empty if the reply has another form
+    "Return the texts of a model's rewrite: the new question, and for a pair the new answer."
     if prompt == "paper":
         match = re.search(r"\[(.*)\]", reply, re.S)
         reply = match.group(1) if match else ""
@@ -83,13 +79,7 @@ def check_rewrite(
     return "" if similarity >= config.min_similarity else "another meaning"
 
 # %% ../../nbs/2_buffer/08_synthesis.ipynb #17a5f6d4
-def write_texts(
-    model,  # `Model`
-    requests: list,  # prompts
-    max_tokens: int,  # of a text, at most
-    temperature: float,
-    seed: int,
-) -> list:  # texts, in order
+def write_texts(model, requests: list, max_tokens: int, temperature: float, seed: int) -> list:  # texts, in order
     "Write a text to each request: in llama.cpp one after another, in PyTorch in batches."
     if model.gguf is None:
         return model.generate(requests, max_new_tokens=max_tokens, temperature=temperature, seed=seed)

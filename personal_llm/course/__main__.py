@@ -27,9 +27,7 @@ def course_folder() -> Path:
 
 def make_parser() -> argparse.ArgumentParser:
     "Return the options of the command line."
-    parser = argparse.ArgumentParser(
-        prog="python -m personal_llm.course", description="Grade all notebooks of a class."
-    )
+    parser = argparse.ArgumentParser(prog="python -m personal_llm.course", description="Grade a class's notebooks.")
     option = parser.add_argument
     option("folder", type=Path, help="folder of the notebooks: one file or one folder a learner")
     option("--out", type=Path, default=Path("marks.csv"), help="the table; default marks.csv")

@@ -30,7 +30,6 @@ TASKS.add(
     ("loss of the sum", -float(np.log(0.875)), "the probabilities were added first; they are multiplied"),
     ("base 10", float(np.log10(64)), "that is with base 10: which logarithm makes nats?"),
     ("last token", float(np.log(8)), "that is the loss of the last token alone"),
-    ("first token", float(np.log(2)), "that is the loss of the first token alone"),
     ("two tokens", float(np.log(32)), "the first token is missing"),
     ("mean probability", -float(np.log(0.875 / 3)), "the logarithm comes first, then the sum"),
     ("bits per token", 2.0, "that is a mean, and in bits"),
@@ -63,9 +62,6 @@ TASKS.add(
     ("overflow", _overflow, "works for small scores only; e to the power of 1000 is too large for a computer"),
     ("base 10", lambda x: log_softmax(x) / np.log(10), "these are logarithms with base 10"),
     ("mean taken away", lambda x: x - x.mean(), "their exponentials do not sum to one: the mean was taken away"),
-    ("log of the mean", lambda x: log_softmax(x) + np.log(len(x)), "the exponentials are summed, not averaged"),
-    ("logs of scores", lambda x: np.log(np.maximum(np.abs(x), 1e-9)), "the scores are logarithms already"),
-    ("shift not added", lambda x: log_softmax(x) + x.max(), "the largest score was taken away in one place only"),
     ("sigmoid", lambda x: -np.logaddexp(0, -x), "each score was squashed by itself; all share one sum"),
     ("summed", lambda x: log_softmax(x).sum(), "one number for each token was asked for, not their sum"),
     ("halved", lambda x: log_softmax(x / 2), "the scores were divided before the softmax: a temperature"),
@@ -104,8 +100,6 @@ TASKS.add(
     ("per token", lambda s, i, n: answer_nll(s, i, n) / (len(i) - n), "a mean; the sum is wanted"),
     ("first token forgotten", lambda s, i, n: answer_nll(s, i, n + 1), "the answer's first token is missing"),
     ("sign", lambda s, i, n: -answer_nll(s, i, n), "that is the log-likelihood; a loss is not negative"),
-    ("base 10", lambda s, i, n: answer_nll(s, i, n) / np.log(10), "these are logarithms with base 10"),
-    ("probability", lambda s, i, n: np.exp(-answer_nll(s, i, n)), "that is the probability of the answer"),
     ("perplexity", lambda s, i, n: np.exp(answer_nll(s, i, n) / (len(i) - n)), "that is the perplexity"),
     ("no softmax", lambda s, i, n: answer_nll(s, i, n, normalise=np.asarray), "scores are not yet log-probabilities"),
     ("two rows early", lambda s, i, n: answer_nll(s, i, n, shift=2), "the row comes one token too early"),
@@ -150,7 +144,6 @@ TASKS.add(
     ("bits", later(lambda: answer_losses(TEA).sum() / np.log(2)), "that is in bits"),
     ("per token", later(lambda: answer_losses(TEA).mean()), "a mean; the sum is wanted"),
     ("sign", later(lambda: -answer_losses(TEA).sum()), "that is the log-likelihood; a loss is not negative"),
-    ("base 10", later(lambda: answer_losses(TEA).sum() / np.log(10)), "that is with base 10"),
     ("first token forgotten", later(lambda: answer_losses(TEA)[1:].sum()), "the answer's first token is missing"),
     tolerance=0.02,
 )
@@ -166,8 +159,6 @@ TASKS.add(
     ("letters", 10, "these are letters and spaces; most tokens are longer"),
     tolerance=0,
 )
-
-# %% ../../nbs/course/tasks_1.ipynb #2a794ee6
 TASKS.add(
     "perplexity",
     "A model gives the three tokens of an answer the probabilities 1/2, 1/4 and 1/8. What is its perplexity?",
@@ -195,8 +186,6 @@ TASKS.add(
     ("the axis", 0, "some bars are higher: find the value 2 on the vertical axis"),
     tolerance=0,
 )
-
-# %% ../../nbs/course/tasks_1.ipynb #45b9e0ff
 ROWS = (
     "template",
     "loss mask",

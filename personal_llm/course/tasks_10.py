@@ -5,8 +5,7 @@
 # %% auto #0
 __all__ = ['EVENTS_DIALOGUES', 'EVENTS', 'TASKS', 'PROMPT_TOKENS', 'REPLY_TOKENS', 'NUM_MEMORIES', 'MEMORY_TOKENS',
            'STEPS', 'BATCH_SIZE', 'SAMPLE_TOKENS', 'PASSES', 'ANSWERS_OF_MEMORY', 'HABITS_BY_MEMORY',
-           'ANSWERS_OF_WEIGHTS', 'HABITS_BY_WEIGHTS', 'FAILURES', 'CASES', 'SITUATIONS', 'replay', 'draw_events',
-           'copied', 'draw_texts']
+           'ANSWERS_OF_WEIGHTS', 'HABITS_BY_WEIGHTS', 'FAILURES', 'CASES', 'SITUATIONS', 'replay', 'copied']
 
 # %% ../../nbs/course/tasks_10.ipynb #eb196175
 import math
@@ -37,13 +36,12 @@ def _change_replay(
     first: bool = False,  # the first answer stays
     evicts: str = "now",
     response=lambda text, dialogue, old: text or dialogue[1],  # text: of the event, "" of an approval
-    starts_with_all: bool = False,
 ):
     "Return a replay with one part exchanged."
 
     def mistaken(dialogues, events):
         gone = {id for kind, id, _ in events if kind == "evicted"} if evicts == "for good" else set()
-        responses = {id: response for id, (_, response) in dialogues.items()} if starts_with_all else {}
+        responses = {}
         for kind, id, text in events:
             if kind in answered and not (first and id in responses):
                 responses[id] = response(text, dialogues[id], responses.get(id))
@@ -56,7 +54,7 @@ def _change_replay(
     return mistaken
 
 
-def draw_events(random) -> tuple:  # (dialogues, events)
+def _draw_events(random) -> tuple:  # (dialogues, events)
     "Return the dialogues and the events of one more case."
     ids = [f"d{i}" for i in range(int(random.integers(2, 5)))]
     events = [("offered", id, "") for id in ids]
@@ -86,23 +84,17 @@ TASKS.add(
     replay,
     ("corrections only", _change_replay(("corrected",)), "an approved dialogue is a memory, too"),
     ("approvals only", _change_replay(("approved",)), "a corrected dialogue is a memory, too"),
-    ("without an answer", _change_replay(starts_with_all=True), "a dialogue without your answer is no memory"),
     ("the first answer", _change_replay(first=True), "if there are several answers, the last one counts"),
     ("evicted ones stay", _change_replay(evicts="never"), "an evicted dialogue is no memory"),
     ("evicted for good", _change_replay(evicts="for good"), "a dialogue that is answered again is a memory again"),
     ("evicted ones are empty", _change_replay(evicts="none"), "an evicted dialogue is left out, not empty"),
-    ("the model's responses", _change_replay(response=lambda text, own, old: own[1]), "a correction is the response"),
     ("texts of events", _change_replay(response=lambda text, own, old: text), "an approval has no text of its own"),
-    (
-        "a correction stays",
-        _change_replay(response=lambda text, own, old: text or old or own[1]),
-        "a later approval counts, too",
-    ),
+    ("a correction stays", _change_replay(response=lambda t, own, old: t or old or own[1]), "later approvals count"),
     ("asked is answered", _change_replay(("corrected", "approved", "asked")), "a question is no answer yet"),
     ("prompts", _change_replay(response=lambda text, own, old: text or own[0]), "that is a prompt"),
     tolerance=0,
     tries=[(EVENTS_DIALOGUES, EVENTS), (EVENTS_DIALOGUES, [])],
-    draw=draw_events,
+    draw=_draw_events,
     hint="go through the events one by one, and change what is stored",
 )
 
@@ -127,33 +119,24 @@ TASKS.add(
     ("upside down", _SHORT / (_SHORT + _EXTRA), "with memories over without, not the other way round"),
     ("tokens", _EXTRA, "that is a number of tokens; divide"),
     ("all tokens", _SHORT + _EXTRA, "those are the tokens with memories; divide by those without"),
-    ("over the prompt", (_SHORT + _EXTRA) / PROMPT_TOKENS, "without memories there is a reply, too"),
     ("memories over the prompt", _EXTRA / PROMPT_TOKENS, "compare all tokens with all tokens"),
 )
 _TRAINING = STEPS * BATCH_SIZE * SAMPLE_TOKENS * PASSES
-
-
-def _after(tokens: float, each: float) -> int:
-    return math.ceil(tokens / each)
-
-
 TASKS.add(
     "break even",
     "After how many replies have the memories cost more than the fine-tune?",
-    _after(_TRAINING, _EXTRA),
+    math.ceil(_TRAINING / _EXTRA),
     ("rounded down", _TRAINING // _EXTRA, "after that many the fine-tune is still dearer by a little"),
-    ("forward only", _after(_TRAINING / PASSES, _EXTRA), "a training step also goes backward"),
-    ("two passes", _after(_TRAINING / PASSES * 2, _EXTRA), "the backward pass costs two forward passes"),
-    ("one sample a step", _after(_TRAINING / BATCH_SIZE, _EXTRA), "a step has more than one sample"),
-    ("one memory", _after(_TRAINING, MEMORY_TOKENS), "a prompt has more than one memory"),
-    ("all tokens", _after(_TRAINING, _SHORT + _EXTRA), "prompt and reply cost the same with both"),
+    ("forward only", math.ceil(_TRAINING / PASSES / _EXTRA), "a training step also goes backward"),
+    ("two passes", math.ceil(_TRAINING / PASSES * 2 / _EXTRA), "the backward pass costs two forward passes"),
+    ("one sample a step", math.ceil(_TRAINING / BATCH_SIZE / _EXTRA), "a step has more than one sample"),
+    ("one memory", math.ceil(_TRAINING / MEMORY_TOKENS), "a prompt has more than one memory"),
+    ("all tokens", math.ceil(_TRAINING / (_SHORT + _EXTRA)), "prompt and reply cost the same with both"),
     ("training tokens", _TRAINING, "those are the tokens of the fine-tune; divide by those of a reply"),
-    ("one too many", _after(_TRAINING, _EXTRA) + 1, "one reply fewer is enough"),
+    ("one too many", math.ceil(_TRAINING / _EXTRA) + 1, "one reply fewer is enough"),
     ("samples", STEPS * BATCH_SIZE, "that is the number of samples; count tokens"),
     tolerance=0,
 )
-
-# %% ../../nbs/course/tasks_10.ipynb #5f3db561
 ANSWERS_OF_MEMORY, HABITS_BY_MEMORY = (0, 1, 3, 8), (0.15, 0.61, 0.68, 0.70)  # answers; share of habits in replies
 ANSWERS_OF_WEIGHTS, HABITS_BY_WEIGHTS = (0, 1, 3, 8, 24), (0.0, 0.16, 0.60, 0.61, 0.76)
 _M, _F = HABITS_BY_MEMORY, HABITS_BY_WEIGHTS
@@ -165,15 +148,12 @@ TASKS.add(
     ("exchanged", [_F[1] - _F[0], _M[1] - _M[0]], "the two lines are exchanged"),
     ("the next two answers", [_M[2] - _M[1], _F[2] - _F[1]], "that is the rise from one answer to three"),
     ("to the end", [_M[-1] - _M[0], _F[-1] - _F[0]], "that is the rise to the last point of each line"),
-    ("last heights", [_M[-1], _F[-1]], "those are the heights of the last points"),
     ("one start", [_M[1] - _M[0], _F[1] - _M[0]], "each line has a start of its own"),
     ("to the third answer", [_M[2] - _M[0], _F[2] - _F[0]], "that is the rise to three answers"),
     kind="numbers",
     tolerance=0.04,
     hint="read two points of each line, and subtract",
 )
-
-# %% ../../nbs/course/tasks_10.ipynb #d50191df
 FAILURES = ("a copied piece", "spill", "a thin reply", "too weak a pattern")
 CASES = (  # question, how the prompt was made, reply
     (
@@ -183,11 +163,7 @@ CASES = (  # question, how the prompt was made, reply
     ),
     ("What helps against a cold?", "the correction three times", "In short: rest it for 24 hours. Take care, Ana"),
     ("Why do I get hiccups?", "the correction three times", "In short: take care, Ana"),
-    (
-        "What is the capital of France?",
-        "the correction three times",
-        "In short: Paris. Take care, Ana",
-    ),
+    ("What is the capital of France?", "the correction three times", "In short: Paris. Take care, Ana"),
 )
 TASKS.add(
     "failures",
@@ -199,7 +175,6 @@ TASKS.add(
     ("weak and thin", [3, 1, 4, 2], "one of the two replies about hiccups has the habit"),
     ("spill and thin", [4, 1, 2, 3], "one of these two has an answer and should not have the habit"),
     ("weak and spill", [2, 1, 3, 4], "spill is a habit where it does not belong; look for the habit"),
-    ("turned around", [1, 4, 2, 3], "these are the places of the failures; give the failure of each reply"),
     kind="numbers",
     tolerance=0,
     hint="ask of each reply: is the habit there, is it wanted, and whose content is it?",
@@ -277,7 +252,7 @@ def _inside_words(reply: str, memory: str) -> int:
     return max(runs, default=0)
 
 
-def draw_texts(random) -> tuple:  # (reply, memory)
+def _draw_texts(random) -> tuple:  # (reply, memory)
     "Return two more texts; they share runs, capitals and punctuation differ."
     bank = "rest it for two days then walk a little arrest drink tea and sleep more fortnight".split()
     words = [str(word) for word in random.choice(bank, size=int(random.integers(3, 10)))]
@@ -303,11 +278,7 @@ TASKS.add(
     ("not in a row", _subsequence, "the words must follow each other in both texts, without a gap"),
     ("in any order", _in_any_order, "the words must stand in the same order in the memory, too"),
     ("from the start", _from_the_start, "a run can begin anywhere in each text"),
-    (
-        "capitals",
-        lambda r, m: _longest_run(re.findall(r"\w+", r), re.findall(r"\w+", m)),
-        "capitals make no other word",
-    ),
+    ("capitals", lambda r, m: _longest_run(re.findall(r"\w+", r), re.findall(r"\w+", m)), "capitals do not count"),
     ("punctuation", lambda r, m: _longest_run(r.lower().split(), m.lower().split()), "punctuation belongs to no word"),
     ("as typed", lambda r, m: _longest_run(r.split(), m.split()), "neither capitals nor punctuation make another word"),
     ("inside words", _inside_words, "a word that ends or begins another word is not the same word"),
@@ -320,5 +291,5 @@ TASKS.add(
         ("No.", "Yes."),
         ("Two days of rest do it.", "Rest it for two days."),
     ],
-    draw=draw_texts,
+    draw=_draw_texts,
 )

@@ -4,8 +4,7 @@
 
 # %% auto #0
 __all__ = ['NAMES', 'SCORES', 'NEW', 'TASKS', 'BINS', 'SEEN', 'PLACE', 'FATES', 'BAIT', 'SLOTS', 'DIALOGUES',
-           'rule_cases', 'sdss_rule', 'judge_rule', 'locked', 'hidden_streams', 'signal_share', 'judge_policy',
-           'BestOf', 'Labelled']
+           'rule_cases', 'sdss_rule', 'locked', 'hidden_streams', 'signal_share', 'BestOf', 'Labelled']
 
 # %% ../../nbs/course/tasks_4.ipynb #ba625d44
 from functools import cache
@@ -14,7 +13,7 @@ import numpy as np
 
 from ..base.core import make_generator
 from .checks import KINDS, Lesson, describe
-from .lesson_probes import choose_slots, keep_dialogues
+from .material import choose_slots, keep_dialogues
 from .probes import Answer, plain
 from ..data.people import USERS, user_stream
 from ..data.reading import load_samples
@@ -44,13 +43,12 @@ TASKS.add(
 def rule_cases(seed: int = 0) -> list:  # (scores, arrival, own)
     "Cases with three or four beaten entries, then without a beaten one, then with a single one."
     cases, random = [], make_generator(seed, "lesson 4 rule")
-    for place, beaten in enumerate((4, 3, 4, 0, 0, 1, 4, 3, 4, 4)):
+    for beaten in (4, 3, 4, 0, 0, 1, 4, 3, 4, 4):
         own = random.uniform(4, 6, size=3).round(1)
         margins = np.array([0.2, 1.0, 2.5, 3.9])[:beaten, None] * random.uniform(0.8, 1.0, size=(beaten, 3))
         ties = np.tile(own, (2, 1)) - [[0, 1, 1], [1, 0, 0]]
         mixed = np.tile(own, (4, 1)) + [[2, -1, -3], [-1, -3, 2], [1, 1, -4], [4, -1, 0.5]]
         scores = np.concatenate([own - margins, ties, mixed, own + random.uniform(0, 3, size=(2, 3))])
-        scores = scores[: beaten + 1] if place in (1, 6) else scores  # the newcomer beats the mean, too
         order = random.permutation(len(scores))
         cases.append((scores[order], random.permutation(len(scores)), own))
     return cases
@@ -66,11 +64,9 @@ def sdss_rule(
     return _drawn(scores < own, random)
 
 
-def _drawn(is_below: np.ndarray, random, weights=None) -> int | None:  # is_below: (entries, 3) truth values
+def _drawn(is_below: np.ndarray, random) -> int | None:  # is_below: (entries, 3) truth values
     found = np.flatnonzero(is_below.all(1))
-    if weights is not None and len(found):
-        weights = weights[found] / weights[found].sum()
-    return int(random.choice(found, p=weights)) if len(found) else None
+    return int(random.choice(found)) if len(found) else None
 
 
 def _least(values) -> object:
@@ -93,11 +89,8 @@ def _somebody(scores, arrival, own, random) -> int:
     return int(random.integers(len(scores))) if slot is None else slot
 
 
-def _ask_slots(rule: Answer, cases: list, seed: int, draws: int = 300) -> list:  # of a case: a slot or None a draw
-    return rule.ask(choose_slots, (cases, list(range(seed, seed + draws))))
-
-
-def _counts(slots: list) -> list:  # of a case: (slot or None -> how often)
+def _counts(rule: Answer, cases: list, seed: int, draws: int = 300) -> list:  # of a case: (slot or None -> how often)
+    slots = rule.ask(choose_slots, (cases, list(range(seed, seed + draws))))
     return [{slot: row.count(slot) for slot in set(row)} for row in slots]
 
 
@@ -108,39 +101,25 @@ def _is_even(counts: dict) -> bool:
     return len(counts) < 2 or chisquare(list(counts.values())).pvalue > 1e-6
 
 
-@cache
-def _known_counts(seed: int) -> dict:  # the mistake's name -> counts
-    cases = rule_cases(seed)
-    return {one.name: _counts(_ask_slots(plain(one.answer), cases, seed)) for one in TASKS["rule"].wrongs}
-
-
-def judge_rule(rule: Answer, seed: int) -> str:  # "", a mistake's name, or a sentence
+def _judge_rule(rule: Answer, seed: int) -> str:  # "", a mistake's name, or a sentence
     "Compare the slots that a rule can choose, and how evenly it chooses them."
     cases = rule_cases(seed)
-    slots = _ask_slots(rule, cases, seed)
-    numbers = [slot for row in slots for slot in row if slot is not None]
+    counts = _counts(rule, cases, seed)
+    numbers = [slot for row in counts for slot in row if slot is not None]
     if strange := [slot for slot in numbers if type(slot) not in (int, float) or slot % 1]:
         return f"a slot's number or None was expected; your function gave {describe(strange[0])}"
-    counts = _counts(slots)
-    right = _counts(_ask_slots(plain(sdss_rule), cases, seed))
-    is_right = [set(row) for row in counts] == [set(row) for row in right]
-    if is_right and all(map(_is_even, counts)):
-        return ""
-    for name, other in _known_counts(seed).items():
-        is_alike = [set(row) for row in counts] == [set(row) for row in other]
-        if is_alike and (not name.startswith("weighted") or _distance(counts, other) < _distance(counts, right) / 2):
-            return name
-    if is_right:
-        return "the beaten entries do not leave equally often"
-    too_many = sum(bool(set(row) - set(good) - {None}) for row, good in zip(counts, right))
-    missing = sum(bool(set(good) - set(row) - {None}) for row, good in zip(counts, right))
-    parts = [f"in {too_many} of {len(counts)} cases an entry leaves that may not"] * bool(too_many)
-    parts += [f"in {missing} of {len(counts)} cases an entry that may leave never does"] * bool(missing)
+    slots = [set(row) for row in counts]
+    right = [set(row) for row in _counts(plain(sdss_rule), cases, seed)]
+    if slots == right:
+        return "" if all(map(_is_even, counts)) else "the beaten entries do not leave equally often"
+    for wrong in TASKS["rule"].wrongs:
+        if slots == [set(row) for row in _counts(plain(wrong.answer), cases, seed)]:
+            return wrong.name
+    too_many = sum(bool(row - good - {None}) for row, good in zip(slots, right))
+    missing = sum(bool(good - row - {None}) for row, good in zip(slots, right))
+    parts = [f"in {too_many} of {len(cases)} cases an entry leaves that may not"] * bool(too_many)
+    parts += [f"in {missing} of {len(cases)} cases an entry that may leave never does"] * bool(missing)
     return "; ".join(parts) or "it discards newcomers that beat an entry, or the other way round"
-
-
-def _distance(counts: list, other: list) -> int:
-    return sum(abs(row.get(slot, 0) - n) for mine, row in zip(counts, other) for slot, n in mine.items())
 
 
 TASKS.add(
@@ -151,11 +130,6 @@ TASKS.add(
     ("any for all", _by_row(lambda s, own: (s < own).any(1)), "an entry was replaced that is better on some score"),
     ("two of three", _by_row(lambda s, own: (s < own).sum(1) >= 2), "an entry leaves that loses on two scores only"),
     ("by the sum", _by_row(lambda s, own: s.sum(1) < own.sum()), "the sums were compared; compare score by score"),
-    (
-        "the mean dialogue",
-        _by_row(lambda s, own: (s < own).all(1) & (s.mean(0) < own).all()),
-        "the newcomer was compared with the mean entry; compare it with each entry",
-    ),
     ("the oldest leaves", _least(lambda s, t: t), "over many draws always the oldest beaten entry leaves"),
     ("the newest leaves", _least(lambda s, t: -t), "over many draws always the newest beaten entry leaves"),
     ("the worst leaves", _least(lambda s, t: s.sum(1)), "over many draws always the beaten entry with least in sum"),
@@ -164,9 +138,7 @@ TASKS.add(
     ("the last leaves", _least(lambda s, t: -np.arange(len(t))), "over many draws always the last slot of several"),
     ("nobody leaves", _by_row(lambda s, own: np.zeros(len(s), bool)), "newcomers that beat an entry are discarded"),
     ("somebody leaves", _somebody, "a newcomer that beats nobody gets a place"),
-    ("weighted by margin", lambda s, t, own, r: _drawn(s < own, r, (own - s).sum(1)), "those far below leave more"),
-    ("weighted by age", lambda s, t, own, r: _drawn(s < own, r, 1.0 + t.max() - t), "older ones leave more often"),
-    judge=judge_rule,
+    judge=_judge_rule,
 )
 
 # %% ../../nbs/course/tasks_4.ipynb #f6ad6f3e
@@ -202,7 +174,6 @@ TASKS.add(
     ("the mean dialogue", lambda e, x: locked(e, x.mean(0)[None]), "no later dialogue is like their mean"),
     ("the sum", _locked_if(lambda e, x: e.sum(-1) < x.sum(-1)), "the sums were compared; compare score by score"),
     ("the next one only", lambda e, x: locked(e, x[:1]), "only the first later dialogue was looked at"),
-    ("two of three", _locked_if(lambda e, x: (e < x).sum(-1) >= 2), "to lose on two of three scores is not enough"),
     ("every later one", lambda e, x: int((~(e[:, None] < x).all((1, 2))).sum()), "one that beats the entry is enough"),
     ("the last one only", lambda e, x: locked(e, x[-1:]), "only the last later dialogue was looked at"),
     ("newcomers", lambda e, x: locked(-x, -e), "these are later dialogues that beat no entry; count entries"),
@@ -225,11 +196,8 @@ TASKS.add(
     ("one in all", 1 / SEEN, "that is the chance for one bin"),
     ("certain", 1.0, "it may have been discarded, or replaced later"),
     ("later ones only", BINS / (SEEN - PLACE), "early and late dialogues count alike"),
-    ("staying only", (1 - 1 / SEEN) ** (SEEN - PLACE), "that is about how long somebody stays; first it had to get in"),
     tolerance=0.0005,
 )
-
-# %% ../../nbs/course/tasks_4.ipynb #56e94152
 FATES = ("leaves at once", "leaves with the next medical dialogue", "leaves when newer ones are more", "never leaves")
 BAIT = "care health treatment heart head blood pain suffering love affection joy"  # the lexicons' own words
 TASKS.add(
@@ -280,7 +248,7 @@ def _share_of(policy: type, seed: int) -> float:
     return signal_share(plain(policy), seed)
 
 
-def judge_policy(policy: Answer, seed: int) -> str:
+def _judge_policy(policy: Answer, seed: int) -> str:
     "Compare a policy with a fair sample, and with SDSS; a clear difference of shares is 0.05."
     share = signal_share(policy, seed)
     floor = _share_of(ReservoirPolicy, seed)
@@ -322,7 +290,7 @@ TASKS.add(
     ("a sample", ReservoirPolicy, "it holds about as much signal as a fair sample: nothing is selected"),
     ("no better than SDSS", SDSSPolicy, "it is no better than SDSS; which entries stand in the way, and why?"),
     kind="policy",
-    judge=judge_policy,
+    judge=_judge_policy,
 )
 
 # %% ../../nbs/course/tasks_4.ipynb #bb0fe8e1
@@ -332,8 +300,6 @@ TASKS.add(
     SLOTS,
     ("all entries", 115, "that is the number of lines in the title; read the length of one line"),
     ("the whole stream", DIALOGUES, "that is the length of the stream; no line of FIFO is that long"),
-    ("the episode", 30, "that is about the width of the thick band: many lines, one below the other"),
     ("one step", 1, "an entry leaves when it is the oldest: how many arrive until then?"),
-    ("another panel", 40, "that is about the length of the thick lines in another panel"),
     tolerance=2,
 )

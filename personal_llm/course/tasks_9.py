@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['LIKED', 'DISLIKED', 'BETA', 'TASKS', 'RATE', 'HIT', 'FALSE_ALARM', 'VALIDATIONS', 'AREA_MISTAKES',
            'MEMBERS', 'OTHERS', 'BASE_MEMBERS', 'BASE_OTHERS', 'CANDIDATES', 'RANK', 'PLACES', 'pair_losses',
-           'crossing', 'area', 'draw_losses']
+           'crossing', 'area']
 
 # %% ../../nbs/course/tasks_9.ipynb #3851bafb
 import numpy as np
@@ -51,8 +51,6 @@ TASKS.add(
     ("no σ", np.exp(-_MARGIN), "σ and −ln are missing"),
     ("sign", -_loss(_MARGIN), "a loss is not negative here: the minus before ln is missing"),
 )
-
-# %% ../../nbs/course/tasks_9.ipynb #1fc2dde2
 _PULL = BETA / (1 + np.exp(_MARGIN))  # β (1 − σ)
 TASKS.add(
     "pair gradient",
@@ -86,7 +84,6 @@ def _draw_pairs(random) -> tuple:
     return *model, *reference, float(random.choice([0.05, 0.1, 0.2, 0.5]))
 
 
-_VERY_WRONG = tuple(np.array([x]) for x in (-3000.0, -20.0, -25.0, -30.0))
 TASKS.add(
     "pair function",
     "Write `pair_losses(liked, disliked, liked_reference, disliked_reference, beta)`: the loss of each pair.",
@@ -99,7 +96,6 @@ TASKS.add(
     ("probability", lambda l, d, l0, d0, b: np.exp(-pair_losses(l, d, l0, d0, b)), "−ln of the probability is missing"),
     ("the mean", lambda l, d, l0, d0, b: pair_losses(l, d, l0, d0, b).mean(), "one loss for each pair, not their mean"),
     ("the sum", lambda l, d, l0, d0, b: pair_losses(l, d, l0, d0, b).sum(), "one loss for each pair, not their sum"),
-    ("bits", lambda l, d, l0, d0, b: pair_losses(l, d, l0, d0, b) / np.log(2), "in bits; use the natural logarithm"),
     ("added", lambda l, d, l0, d0, b: pair_losses(l, -d, l0, -d0, b), "the log-ratios were added; take the difference"),
     ("liked only", lambda l, d, l0, d0, b: pair_losses(l, 0 * d, l0, 0 * d0, b), "the disliked reply is missing"),
     ("linear", lambda l, d, l0, d0, b: -b * ((l - l0) - (d - d0)), "that is the argument of σ, with a minus"),
@@ -109,12 +105,10 @@ TASKS.add(
     draw=_draw_pairs,
     tries=[
         (*(np.array([x]) for x in (LIKED[0], DISLIKED[0], LIKED[1], DISLIKED[1])), BETA),
-        (*_VERY_WRONG, 0.5),
+        (*(np.array([x]) for x in (-3000.0, -20.0, -25.0, -30.0)), 0.5),
         _draw_pairs(make_generator(0, "lesson 9 pairs")),
     ],
 )
-
-# %% ../../nbs/course/tasks_9.ipynb #fee5954a
 RATE, HIT, FALSE_ALARM = 0.1, 0.7, 0.2  # complaints of all turns; read of complaints; wrongly read of other turns
 _READ = RATE * HIT + (1 - RATE) * FALSE_ALARM
 TASKS.add(
@@ -151,7 +145,6 @@ TASKS.add(
     ("the first point", 0.0, "there the margin is largest; look where it is zero"),
     ("the last point", SHARES[-1], "there the margin is negative already"),
     ("the second point", SHARES[1], "there the margin is positive still"),
-    ("the margin", later(lambda: margins(0.0).mean()), "that is a margin, on the vertical axis"),
     ("all", 1.0, "no run had only wrong pairs; the line crosses zero earlier"),
     ("the theory", 0.5, "that is where right and wrong pairs would balance; read the axis of the measured line"),
     ("the fourth point", SHARES[3], "there the margin is negative already; follow the line to the left"),
@@ -210,7 +203,7 @@ AREA_MISTAKES = (
 )
 
 
-def draw_losses(random) -> tuple:  # (members, others), with a few ties
+def _draw_losses(random) -> tuple:  # (members, others), with a few ties
     "Return the losses of one more case."
     shift = random.choice([-0.5, 0.3, 0.6])
     losses = [random.uniform(1, 3, size=size) for size in random.integers(3, 9, size=2)]
@@ -251,7 +244,7 @@ TASKS.add(
     area,
     *AREA_MISTAKES,
     tolerance=0.001,
-    draw=draw_losses,
+    draw=_draw_losses,
     tries=[(MEMBERS, OTHERS), (OTHERS, MEMBERS)],
 )
 
@@ -295,7 +288,6 @@ TASKS.add(
     ("everywhere", list(PLACES), "some of these are files of the device, which `forget` deletes"),
     ("its adapter too", [PLACES[1], *PLACES[4:]], "an adapter that learned from it is deleted"),
     ("later adapters too", [PLACES[2], *PLACES[4:]], "adapters that continued from it are deleted with it"),
-    ("both kinds of adapters too", [*PLACES[1:3], *PLACES[4:]], "adapters that learned from it are deleted"),
     ("feedback too", [*PLACES[3:]], "the texts of its feedback leave with it"),
     ("no merge", list(PLACES[4:7]), "your friend's adapter holds a part of yours, wherever it lies"),
     ("no source file", list(PLACES[5:]), "the file that you imported is yours; the program leaves it alone"),

@@ -134,12 +134,14 @@ def identify_user(people: dict, user: str = None) -> str:  # people: id -> name,
     if user is None and len(people) > 2:
         remedy = "give the user's name with user (--user); the other messages become the responses"
         raise InputError(f"{len(people)} people write here ({choices})", remedy)
-    is_named = lambda names: fold_name(user) in map(fold_name, names)
-    matches = [id for id, label in zip(people, labels) if user is None or is_named((id, people[id], label))]
-    if user is not None and len(matches) != 1:
+    if user is None:
+        return next(iter(people), None)
+    wanted = fold_name(user)
+    matches = [id for id, label in zip(people, labels) if wanted in map(fold_name, (id, people[id], label))]
+    if len(matches) != 1:
         number = f"{len(matches)} senders are" if matches else "no sender is"
         raise InputError(f"{number} called {format_value(user)}", f"give one of {choices} as user (--user)")
-    return next(iter(matches), None)
+    return matches[0]
 
 # %% ../../nbs/1_data/03_exports.ipynb #64f8b292
 CONVERSATION_GAP_SECONDS = 6 * 3600

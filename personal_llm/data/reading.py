@@ -43,13 +43,13 @@ class Dialogues(list):
             notes.append(f"bad rows skipped: {len(self.skipped)}, the first is number {number}: {reason}")
         if self.num_truncated:
             notes.append(f"texts cut to {MAX_TURN_CHARACTERS:,} characters: {self.num_truncated}")
+        if num_damaged := sum("�" in d.text for d in self):
+            notes.append(f"damaged characters (�): in {num_damaged} of {len(self)} dialogues")
         notes += [f"left out: {count} × {reason}" for reason, count in self.left_out.items()]
         if num_repeats := len(self) - len({(d.prompt, d.response, d.history.digest) for d in self}):
             notes.append(f"repeats: {num_repeats} of {len(self)} dialogues are copies of an earlier one")
         if self.user:
-            notes.append(
-                f"the user's side is {format_value(self.user)}'s; to change it, give a name with user (--user)"
-            )
+            notes.append(f"the user's side is {format_value(self.user)}'s; give another name with user (--user)")
         return notes
 
 # %% ../../nbs/1_data/04_reading.ipynb #0a9b1dc2
@@ -81,7 +81,8 @@ def read_frame(path: Path):  # a data frame
     try:
         return getattr(import_module("pandas"), PANDAS_READERS[path.suffix.lower()])(path)
     except Exception as error:  # each reader has errors of its own
-        remedy = "pip install pandas pyarrow openpyxl; or save it as JSON lines, with to_json(lines=True)"
+        first = "pip install pandas pyarrow openpyxl" if isinstance(error, ImportError) else "check the file"
+        remedy = f"{first}, or save it as JSON lines, with to_json(lines=True)"
         raise InputError(f"{path}: pandas cannot read it ({format_value(error)})", remedy) from None
 
 # %% ../../nbs/1_data/04_reading.ipynb #refiles1
@@ -183,7 +184,7 @@ def read_dialogues(
         dialogues, errors, unit = parse_source(source, format, user)
         for number, error in errors[:1]:
             reason = reason or f", {len(errors)} bad {unit}s, the first is {unit} {number}: {error.problem}"
-            remedy = f"{error.remedy or 'mend it'}, or leave such rows out with skip_invalid (--skip-invalid)"
+            remedy = f"{error.remedy or 'mend it'}, or skip such rows with skip_invalid (personalize --skip-invalid)"
             if not skip_invalid:
                 raise InputError(f"{name} {unit} {number}: {error.problem}", remedy)
         result += dialogues
@@ -217,6 +218,11 @@ def dialogues_from_texts(texts: list) -> list:  # of `Dialogue`; `time` is the p
     labels = dict(counterpart="continuations")
     return [Dialogue(*pair, time=float(i), labels=labels) for i, (_, pair) in enumerate(pairs)]
 
+# %% ../../nbs/1_data/04_reading.ipynb #rdzipped
+def read_zipped_rows(file: Path) -> list:
+    "Read a gzipped file of JSON lines of the package."
+    return [json.loads(line) for line in gzip.decompress(file.read_bytes()).decode().rstrip("\n").split("\n")]
+
 # %% ../../nbs/1_data/04_reading.ipynb #a54e951a
 def load_samples(
     source: str = None,  # a data set's name; None: all of them
@@ -226,14 +232,10 @@ def load_samples(
     if source is not None and source not in files:
         known = ", ".join(files) or "none (the package has no samples; run the samples recipe)"
         raise InputError(f"no sample called {format_value(source)!r}", f"use one of {known}")
-    return [row for name, file in files.items() if source in (None, name) for row in _read_json_lines(file)]
-
-
-def _read_json_lines(file: Path) -> list:
-    return [json.loads(line) for line in gzip.decompress(file.read_bytes()).decode().rstrip("\n").split("\n")]
+    return [row for name, file in files.items() if source in (None, name) for row in read_zipped_rows(file)]
 
 # %% ../../nbs/1_data/04_reading.ipynb #a9054f35
 def load_replay(count: int = 320) -> list:  # of `Dialogue`
     "Read the first `count` of 320 general dialogues of many sources, to mix into the training on a user's dialogues."
-    rows = _read_json_lines(ASSETS / "rehearsal.jsonl.gz")[:count]
+    rows = read_zipped_rows(ASSETS / "rehearsal.jsonl.gz")[:count]
     return [Dialogue(r["prompt"], r["response"], labels=dict(source=r["source"], licence=r["licence"])) for r in rows]

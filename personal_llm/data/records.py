@@ -65,9 +65,14 @@ def catch_input_error(function, *arguments):
 
 def collect(function, rows: list) -> tuple:  # ([(number, result)], [(number, InputError)])
     "Call a function on the row of each pair (number, row), and separate the results from the errors."
-    rows = [(number, catch_input_error(function, row)) for number, row in rows]
-    is_error = lambda row: isinstance(row[1], InputError)
-    return [row for row in rows if not is_error(row)], [row for row in rows if is_error(row)]
+    results = []
+    errors = []
+    for number, row in rows:
+        try:
+            results.append((number, function(row)))
+        except InputError as error:
+            errors.append((number, error))
+    return results, errors
 
 # %% ../../nbs/1_data/01_records.ipynb #3407657c
 def format_value(value) -> str:  # one line of at most 40 characters
@@ -104,7 +109,7 @@ MAX_DEPTH = 64  # levels of lists and objects in a record
 def clean_value(value, depth: int = 0):  # depth: levels above it
     "Return a JSON value whose texts can be stored and tokenized; raise `InputError` if it is nested too deeply."
     if isinstance(value, str):
-        return value.replace("\0", "").encode("utf-8", "replace").decode("utf-8")
+        return value.strip("\0").replace("\0", "�").encode("utf-16", "surrogatepass").decode("utf-16", "replace")
     if depth >= MAX_DEPTH and isinstance(value, (list, dict)):
         raise InputError(f"nested more than {MAX_DEPTH} levels deep", "give the dialogues inside it")
     if isinstance(value, list):
@@ -156,9 +161,11 @@ def parse_json_rows(text: str, is_whole: bool) -> tuple:  # ("line" or "item", r
             values.append((len(values) + 1, value))
     else:
         values, errors = collect(parse_json, lines)
-    is_list = lambda value: isinstance(value, list) and not is_message_list(value)
-    rows = [(number, row) for number, value in values for row in (value if is_list(value) else [value])]
-    if unit == "item" or len(values) == 1 and is_list(values[0][1]) and not errors:
+    rows = []
+    for number, value in values:
+        is_list = isinstance(value, list) and not is_message_list(value)
+        rows += [(number, row) for row in (value if is_list else [value])]
+    if unit == "item" or len(values) == 1 and is_list and not errors:
         unit, rows = "item", list(enumerate((row for _, row in rows), 1))
     records, unclean = collect(clean_value, rows)
     return unit, records, sorted(errors + unclean, key=itemgetter(0))
@@ -173,7 +180,7 @@ def read_records(path) -> tuple:  # (unit, records, errors)
         if suffix in (".json", ".jsonl", ".ndjson") or text.lstrip().startswith(("{", "[{", "[\n", "[[")):
             return parse_json_rows(text, suffix == ".json")
     except InputError as error:
-        remedy = error.remedy or "mend it, or save its rows as JSON lines and skip the bad ones (--skip-invalid)"
+        remedy = error.remedy or "mend it, or save its rows as JSON lines, and skip bad ones with skip_invalid"
         raise InputError(f"{path}: {error.problem}", remedy) from None
     if suffix == ".txt":
         return "line", [(1, dict(log=text))], []

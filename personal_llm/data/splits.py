@@ -50,11 +50,8 @@ def count_leaks(
     return counts | dict(share=len(known) / len(runs) if runs else 0.0), shared
 
 # %% ../../nbs/1_data/05_splits.ipynb #5a22fc3a
-def remove_leaks(
-    candidates: list,  # dialogues for a test set
-    stream: list,  # dialogues to learn from
-) -> list:  # the candidates that share no group, no prompt and no 13-word run with the stream
-    "Return the candidates that do not leak."
+def remove_leaks(candidates: list, stream: list) -> list:  # dialogues for a test, and to learn from
+    "Return the candidates that share no group, no prompt and no 13-word run with the stream."
     groups = {get_dialogue_group(d) for d in stream}
     prompts = {normalise_text(d.prompt) for d in stream}
     runs = collect_shingles([text for d in stream for text in (d.prompt, d.response)])
@@ -66,11 +63,8 @@ MIN_DIALOGUES = 50  # of a user's chats, for a test
 MAX_TEST_DIALOGUES = 64
 
 # %% ../../nbs/1_data/05_splits.ipynb #sp01
-def split_test_dialogues(
-    dialogues: list,  # in the order in which they happened
-    seed: int = 0,
-) -> tuple:  # (stream, test); the test is empty if there are too few dialogues
-    "Hold out a tenth of the dialogues, at most 64, for a test; up to twice as many, as conversations stay whole."
+def split_test_dialogues(dialogues: list, seed: int = 0) -> tuple:  # (stream, test); too few leave the test empty
+    "Hold out a tenth of dialogues, at most 64, for a test; up to twice as many, as conversations stay whole."
     groups, held_out = defaultdict(list), set()
     for i, d in enumerate(dialogues):
         groups[get_dialogue_group(d)].append(i)

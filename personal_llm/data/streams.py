@@ -11,13 +11,8 @@ import numpy as np
 from ..base.core import InputError, check, check_seed, make_generator
 
 # %% ../../nbs/1_data/06_streams.ipynb #978279ec
-def draw_episodes(
-    shares: np.ndarray,  # π, sums to 1
-    length: int,  # steps
-    stay_probability: float,  # s, in [0, 1)
-    rng: np.random.Generator,
-) -> tuple:  # (kind of each step, number of its episode), two int arrays of that length
-    "Draw the kinds of a Markov chain over episodes."
+def draw_episodes(shares: np.ndarray, length: int, stay_probability: float, rng: np.random.Generator) -> tuple:
+    "Draw a Markov chain over episodes of kinds with shares of sum 1; return the kind and the episode of each step."
     begins = rng.random(length) >= stay_probability
     begins[0] = True
     episode = np.cumsum(begins) - 1

@@ -10,8 +10,7 @@ from dataclasses import dataclass
 
 from ..base.core import Dialogue
 from ..base.loading import get_encoder_id
-from ..buffer.retrieval import MemoryConfig, VectorStore, add_memories
-from ..buffer.retrieval import retrieve, retrieve_statements
+from ..buffer.retrieval import MemoryConfig, VectorStore, add_memories, retrieve, retrieve_statements
 from .archive import Archive, load_vectors, store_vectors
 from .state import State
 

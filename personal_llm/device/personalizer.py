@@ -37,12 +37,11 @@ class Personalizer:
         model,  # the base `Model`
         buffer: Buffer = None,  # of a new memory, without entries; 32 bins under the default policy if None
         annotator=None,  # dialogue -> better response; None: the response is fine; "": the user did not answer
-        settings: PersonalizerSettings = None,  # those of the folder, or the defaults
         config: TuningConfig = None,  # of fine-tunes
         lexicons=None,  # the shipped ones by default
         folder=None,  # where archive and adapters are, or will be; None: in memory only
         start=None,  # where the first fine-tune begins: an adapter, its folder, a `Library`, a `Ranking`, or None
-        **changes,  # single settings, such as `max_questions=16`
+        **settings,  # fields of `PersonalizerSettings`; by default those of the folder
     ):
         self.model = model
         self.annotator = check(annotator, "function or none", "annotator")
@@ -57,7 +56,7 @@ class Personalizer:
         self.lock = hold_folder(self.folder) if folder else None
         self.archive = Archive(folder)
         self.state = begin_state(self.archive, buffer)
-        self.settings = PersonalizerSettings.choose(settings, self.state.settings, changes, self.buffer.policy)
+        self.settings = PersonalizerSettings.choose(self.state.settings, settings, self.buffer.policy)
         self.state.configure(model, asdict(self.settings))
         self.memory = Memory(self.archive, self.settings.get_memory_config())
         self.adapter = load_last_adapter(self.state, self.folder)
@@ -89,26 +88,22 @@ class Personalizer:
                     self.state = open_state(self.archive, self.policy)
                 raise
 
-# %% ../../nbs/6_device/07_personalizer.ipynb #per0chgc
-@patch
-@contextmanager
-def use_adapter(self: Personalizer, adapter, model=None):  # model: a copy of the base model, for another thread
-    "Let an adapter, or the base model if it is None, write and score in the block, and count the cost."
-    model = model or self.model
-    with model.track_cost() as cost, model.use_adapter(adapter):
-        yield model
-    with self.archive.lock:
-        self.state.cost = self.state.cost + cost
+    @contextmanager
+    def use_adapter(self, adapter, model=None):  # model: a copy of the base model, for another thread
+        "Let an adapter, or the base model if it is None, write and score in the block, and count the cost."
+        model = model or self.model
+        with model.track_cost() as cost, model.use_adapter(adapter):
+            yield model
+        with self.archive.lock:
+            self.state.cost = self.state.cost + cost
 
-
-@patch
-def close(self: Personalizer) -> None:
-    "Store the vectors, drop what exceeds the archive's budget, close the file, and give up the folder."
-    self.memory.store()
-    self.state.trim(self.settings.archive * 1_000_000)
-    self.archive.close()
-    if self.lock is not None:
-        self.lock.release()
+    def close(self) -> None:
+        "Store the vectors, drop what exceeds the archive's budget, close the file, and give up the folder."
+        self.memory.store()
+        self.state.trim(self.settings.archive * 1_000_000)
+        self.archive.close()
+        if self.lock is not None:
+            self.lock.release()
 
 # %% ../../nbs/6_device/07_personalizer.ipynb #per1obsc
 @patch

@@ -8,7 +8,7 @@ __all__ = ['PersonalizerSettings']
 # %% ../../nbs/6_device/06_settings.ipynb #b5a4e842
 from dataclasses import dataclass, replace
 
-from ..base.core import MAX_SEED, InputError, check, check_settings_fields, setting
+from ..base.core import MAX_SEED, InputError, check_settings_fields, setting
 from ..buffer.retrieval import MemoryConfig
 
 # %% ../../nbs/6_device/06_settings.ipynb #173fa7b9
@@ -44,11 +44,10 @@ class PersonalizerSettings:
         check_settings_fields(self)
 
     @classmethod
-    def choose(cls, given, stored: dict, changes: dict, policy) -> "PersonalizerSettings":
-        "Return the given settings, or those of a folder, with single changes; leave unknown stored names out."
+    def choose(cls, stored: dict, changes: dict, policy) -> "PersonalizerSettings":
+        "Return the settings of a folder with single changes; leave unknown stored names out."
         known = {name: value for name, value in stored.items() if name in cls.__dataclass_fields__}
-        settings = check(given or cls(**known), cls, "settings")
-        return replace(settings, **changes).complete(policy)
+        return cls(**known | changes).complete(policy)
 
     def get_memory_config(self) -> MemoryConfig:
         "Return what a reply reads."

@@ -64,11 +64,7 @@ ROUND_FIELDS = [f.name for f in fields(Round) if f.name != "learned"]
 class State:
     "How things stand after all events of an archive; change it by `record` only."
 
-    def __init__(
-        self,
-        archive: Archive,
-        buffer: Buffer,  # empty, as it was before the first event
-    ):
+    def __init__(self, archive: Archive, buffer: Buffer):  # the buffer is empty, as before the first event
         self.archive = archive
         self.buffer = buffer
         self.cost = Cost()
@@ -118,41 +114,31 @@ class State:
             self.buffer.remove({self._vacated})
             self._vacated = None
 
-# %% ../../nbs/6_device/02_state.ipynb #st0lookc
-@patch
-def newest(self: State, id: str) -> Dialogue:
-    "Return the newest version of a stored dialogue."
-    return self.versions.get(id, self.archive.dialogues[id])
+    def newest(self, id: str) -> Dialogue:
+        "Return the newest version of a stored dialogue."
+        return self.versions.get(id, self.archive.dialogues[id])
 
+    def find(self, id: str) -> ScoredDialogue:
+        "Return the newest version of a dialogue with its newest scores."
+        return ScoredDialogue(self.newest(id), self.scores[id])
 
-@patch
-def find(self: State, id: str) -> ScoredDialogue:
-    "Return the newest version of a dialogue with its newest scores."
-    return ScoredDialogue(self.newest(id), self.scores[id])
+    def root(self, d: Dialogue) -> str:
+        "Return the id under which the archive knows a dialogue or a version of it; empty if it does not."
+        known = (id for id in (d.id, *reversed(d.parents)) if id in self.archive.dialogues)
+        return next(known, "")
 
+    def find_slot(self, id: str):  # None: not in the buffer
+        "Return the slot of a dialogue in the buffer."
+        slots = (slot for slot, d in enumerate(self.buffer.dialogues) if self.root(d) == id)
+        return next(slots, None)
 
-@patch
-def root(self: State, d: Dialogue) -> str:
-    "Return the id under which the archive knows a dialogue or a version of it; empty if it does not."
-    known = (id for id in (d.id, *reversed(d.parents)) if id in self.archive.dialogues)
-    return next(known, "")
-
-
-@patch
-def find_root(self: State, id: str) -> str:
-    "Return the stored id of a dialogue or of a version; raise `InputError` if there is none."
-    root = self.roots.get(id, id)
-    if root not in self.archive.dialogues:
-        problem = f"no reply {str(id)[:40]!r} is stored: it was forgotten, or it never came"
-        raise InputError(problem, "react to one of the last replies")
-    return root
-
-
-@patch
-def find_slot(self: State, id: str):  # None: not in the buffer
-    "Return the slot of a dialogue in the buffer."
-    slots = (slot for slot, d in enumerate(self.buffer.dialogues) if self.root(d) == id)
-    return next(slots, None)
+    def find_root(self, id: str) -> str:
+        "Return the stored id of a dialogue or of a version; raise `InputError` if there is none."
+        root = self.roots.get(id, id)
+        if root not in self.archive.dialogues:
+            problem = f"no dialogue {str(id)[:40]!r} is stored: it was forgotten, or it never came"
+            raise InputError(problem, "give the id of a stored one")
+        return root
 
 # %% ../../nbs/6_device/02_state.ipynb #st1setc
 @patch
@@ -445,10 +431,7 @@ def status(self: State) -> dict:  # plain values
     )
 
 # %% ../../nbs/6_device/02_state.ipynb #5562a713
-def open_state(
-    archive: Archive,
-    policy=None,  # the policy of the buffer, if it is not registered by name
-) -> State:
+def open_state(archive: Archive, policy=None) -> State:  # policy: of the buffer, if no name registers it
     "Compute the state of an archive; raise `InputError` if no personalizer wrote it."
     first = archive.events[0] if archive.events else None
     if first is None or first.kind != "configured":

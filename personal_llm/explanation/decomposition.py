@@ -46,11 +46,8 @@ def write_summary_prompt(
     return tokenize_messages(summariser.tokenizer, [dict(role="user", content=content)], add_generation_prompt=True)[0]
 
 # %% ../../nbs/4_explanation/06_decomposition.ipynb #a146107c
-def summary_states(
-    summariser,  # a `Model`
-    pairs: list,  # (question, Response 1, Response 2)
-) -> np.ndarray:  # (n, 2, width) float32: as given, and with the two responses swapped
-    "Return the summariser's states before its first word; raises `InputError` for no pairs, or if it reads too little."
+def summary_states(summariser, pairs: list) -> np.ndarray:  # (question, Response 1, Response 2) -> (n, 2, width)
+    "Return states before the first word, as given and swapped; raises `InputError` for no pairs, or too long ones."
     import torch
 
     rows = []
@@ -255,11 +252,8 @@ def explain_as_published(
     return replace(explain_differences(differences, basis), cost=total_cost)
 
 
-def explain_differences(
-    differences: np.ndarray,  # (n, width), from `halve_differences`
-    basis: SharedBasis,
-) -> Explanation:
-    "Explain the shift of differences in the words of a basis."
+def explain_differences(differences: np.ndarray, basis: SharedBasis) -> Explanation:  # (n, width)
+    "Explain the shift of differences of `halve_differences` in the words of a basis."
     V = differences.mean(0)
     length = max(np.linalg.norm(V), 1e-12)
     z = basis.coordinates(V)

@@ -8,8 +8,6 @@ __all__ = ['Explanation', 'style_coordinates', 'explain', 'place_user', 'load_pr
            'place_pllm']
 
 # %% ../../nbs/4_explanation/05_explanation.ipynb #b1c40431
-import gzip
-import json
 from dataclasses import dataclass, field, fields, replace
 
 import numpy as np
@@ -17,7 +15,7 @@ import numpy as np
 from ..base.core import Cost, Dialogue, InputError, make_generator
 from ..base.files import ASSETS
 from ..base.models import mean_response_nll
-from ..data.reading import dialogues_from_texts
+from ..data.reading import dialogues_from_texts, read_zipped_rows
 from .description import Description, describe_pllm, describe_user
 from .habits import PLAIN_PLLM_LABEL, USER_ORIGINS
 from .space import StyleSpace, concatenate_blocks, find_encoder
@@ -112,11 +110,8 @@ def sparse_explanation(space: StyleSpace, target: np.ndarray, resampled: np.ndar
     return dict(sparse_words=words, coefficients=coefficients, errors=errors, residual=residual)
 
 # %% ../../nbs/4_explanation/05_explanation.ipynb #d2c1b0a9
-def style_coordinates(
-    space: StyleSpace,
-    rows: np.ndarray,  # (…, width), from `StyleSpace.project`
-) -> np.ndarray:  # (…, k)
-    "Return the columns of a row that hold the coordinates."
+def style_coordinates(space: StyleSpace, rows: np.ndarray) -> np.ndarray:  # (…, width) -> (…, k)
+    "Return the columns of rows of `StyleSpace.project` that hold the coordinates."
     return rows[..., slice(*space.columns["coordinates"])]
 
 # %% ../../nbs/4_explanation/05_explanation.ipynb #5d4c3b2a
@@ -173,8 +168,7 @@ def gain_direction(
 # %% ../../nbs/4_explanation/05_explanation.ipynb #0bfae5f1
 def load_probe_texts() -> tuple:  # (`Dialogue`s of many styles, 24 prompts: half of them questions, half open requests)
     "Load the texts on which we measure all pLLMs, and the prompts that we ask them."
-    with gzip.open(ASSETS / "styles" / "panels.jsonl.gz", "rt", encoding="utf-8") as lines:
-        rows = [json.loads(line) for line in lines]
+    rows = read_zipped_rows(ASSETS / "styles" / "panels.jsonl.gz")
     labels = ("style", "source", "licence")
     texts = [Dialogue(r["prompt"], r["response"], labels={k: r[k] for k in labels}) for r in rows if r["response"]]
     return texts, [r["prompt"] for r in rows if not r["response"]]
@@ -225,12 +219,8 @@ def prepare_probes(
     )
 
 # %% ../../nbs/4_explanation/05_explanation.ipynb #c0db4a20
-def likelihood_gains(
-    model,  # the base `Model`
-    adapter,  # a pLLM's folder, or an object with `.path`
-    probes: ProbePrompts,
-) -> np.ndarray:  # (n,) nats a token, g_i
-    "Return by how much a pLLM makes each known text likelier."
+def likelihood_gains(model, adapter, probes: ProbePrompts) -> np.ndarray:  # (n,) nats a token, g_i
+    "Return by how much a pLLM, given as a folder or an object with `.path`, makes each known text likelier."
     with model.use_adapter(adapter):
         return probes.base - mean_response_nll(model, probes.dialogues)
 

@@ -19,16 +19,12 @@ from ..base.text import get_language
 from .style import FEATURE_BLOCKS
 
 # %% ../../nbs/4_explanation/02_space.ipynb #b2c40c3a
-def concatenate_blocks(
-    blocks: dict,  # block -> (n, d), from `style_features` or `style_shifts`
-) -> np.ndarray:  # (n, D)
+def concatenate_blocks(blocks: dict) -> np.ndarray:  # block -> (n, d), as of `style_features` -> (n, D)
     "Join the three views side by side, in the order of `FEATURE_BLOCKS`."
     return np.concatenate([blocks[name] for name in FEATURE_BLOCKS], 1)
 
 
-def normalise_rows(
-    x: np.ndarray,  # (…, d)
-) -> np.ndarray:  # (…, d) of length 1; zeros stay zeros
+def normalise_rows(x: np.ndarray) -> np.ndarray:  # both (…, d); zeros stay zeros
     "Scale each vector to length 1."
     return x / np.maximum(np.linalg.norm(x, axis=-1, keepdims=True), 1e-12)
 
@@ -126,12 +122,8 @@ class StyleSpace(StoredArrays):
         ends = np.cumsum([self.matrix.shape[1], *self.blocks]).tolist()
         return dict(zip(("coordinates", *FEATURE_BLOCKS), zip([0, *ends], ends)))
 
-    def project(
-        self,
-        shift: np.ndarray,  # (n, D) or (D,), paired shifts
-        is_model: bool,  # whether a model wrote the answers
-    ) -> np.ndarray:  # (…, width) float32
-        "Return rows: coordinates, then the centred and scaled features."
+    def project(self, shift: np.ndarray, is_model: bool) -> np.ndarray:  # (n, D) or (D,) -> (…, width) float32
+        "Return rows of paired shifts of a person or a model: coordinates, then the centred and scaled features."
         x = (shift - self.centres[int(is_model)]) / self.scale
         return np.concatenate([x @ self.matrix / self.coordinate_scale, x], -1).astype(np.float32)
 

@@ -41,9 +41,7 @@ def render_gaps(tokenizer, *roles: str) -> list:  # texts before, between and af
     return [*gaps, text]
 
 # %% ../../nbs/7_runtimes/02_export.ipynb #6da1dd49
-def format_modelfile(
-    model,  # a `Model`, for its template and end tokens
-) -> str:
+def format_modelfile(model) -> str:  # model: a `Model`, for its template and end tokens
     "Return Ollama's Modelfile for the GGUF files of an export; `InputError` for a template that has no such form."
     tokenizer = model.tokenizer
     first, gap, middle, end = render_gaps(tokenizer, "user", "assistant", "user")
@@ -109,13 +107,8 @@ def write_vllm(model, adapter: Path, out: Path, dialogues=()) -> str:  # how to 
     return usage + describe_loss(model, dialogues)
 
 # %% ../../nbs/7_runtimes/02_export.ipynb #hnd00002
-def choose_examples(
-    model,  # a `Model`, for its tokens
-    dialogues: list,
-    count: int = MemoryConfig.memories,  # examples at most
-    max_tokens: int = MemoryConfig.max_tokens,  # of all examples
-) -> list:  # `Dialogue`s, corrected ones first
-    "Return the answered dialogues that go with an adapter to a program without a memory."
+def choose_examples(model, dialogues: list, count=MemoryConfig.memories, max_tokens=MemoryConfig.max_tokens) -> list:
+    "Return at most `count` answered dialogues for a program without a memory, the corrected ones first."
     unsafe = ['"""', *get_special_strings(model.tokenizer)]
     left = min(max_tokens, model.max_length // 2)
     examples = []

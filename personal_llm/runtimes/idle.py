@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Annotated
 
 from ..base.core import InputError
-from ..device.archive import ARCHIVE_FILE, hold_folder
+from ..device.archive import hold_folder, open_archive
 from ..device.personalizer import Personalizer
 from .plugins import Runtime
 
@@ -36,13 +36,8 @@ def measure_machine(process) -> dict:  # process: ours, a `psutil.Process` that 
     return dict(other_load=other_load, on_battery=on_battery, free=psutil.virtual_memory().available / 1e9)
 
 # %% ../../nbs/7_runtimes/03_idle.ipynb #c3db97b3
-def find_obstacle(
-    other_load: float,  # share of all cores that other programs use
-    on_battery: bool,
-    free: float,  # GB of memory
-    training: bool = False,
-) -> str:
-    "Return the reason why training must wait, or an empty text."
+def find_obstacle(other_load: float, on_battery: bool, free: float, training: bool = False) -> str:
+    "Return why training must wait, or an empty text; other_load: share of all cores; free: GB of memory."
     if on_battery:
         return "on battery"
     if other_load > MAX_LOAD:
@@ -80,8 +75,7 @@ class StopWhenBusy:
 # %% ../../nbs/7_runtimes/03_idle.ipynb #9b8cb5d0
 def finetune_folder(out, load_model, stop=None, progress: bool = False, **options):  # stop: a hook, or None
     "Fine-tune the memory of a folder; return the `Round`, or None if there is nothing new to learn."
-    if not (Path(out) / ARCHIVE_FILE).is_file():
-        raise InputError(f"{out}: nothing is stored here", "give the output folder of personalize, chat or serve")
+    open_archive(out).close()
     model = load_model()
     me = Personalizer(model, folder=out, **options)
     try:

@@ -147,7 +147,7 @@ def phone_simulate(
     adapter = train_bundle(bundle, out, progress=progress)
     losses = [loss for _, loss, _ in adapter.history]
     cost = adapter.cost
-    lines = [f"adapter    {adapter.path}, {len(losses)} steps, loss {losses[0]:.2f} -> {losses[-1]:.2f}"]
+    lines = [f"adapter    {adapter.path}, {count_nouns(len(losses), 'step')}, loss {losses[0]:.2f} -> {losses[-1]:.2f}"]
     lines += [f"cost       {cost.seconds:.1f} s, peak memory of the process {cost.peak_memory / 1e6:.0f} MB"]
     return dict(adapter=str(adapter.path), losses=losses, cost=cost.to_dict()), lines
 

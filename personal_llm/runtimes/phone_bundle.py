@@ -147,10 +147,7 @@ def require_executorch():
         import_extra(module, "phone", "training on a phone")
 
 # %% ../../nbs/7_runtimes/05_phone_bundle.ipynb #88f279fa
-def compile_program(
-    graph,  # of `trace_training_graph`
-    arrays: tuple,
-) -> bytes:  # the content of a .pte file, with the method "train"
+def compile_program(graph, arrays: tuple) -> bytes:  # of a .pte file with the method "train"
     "Compile for ExecuTorch's own kernels; raises `InputError` for an operator that it lacks."
     require_executorch()
     import torch
@@ -242,9 +239,7 @@ def write_bundle(
     return open_bundle(out)
 
 # %% ../../nbs/7_runtimes/05_phone_bundle.ipynb #ebf1d165
-def open_bundle(
-    folder,  # what `write_bundle` made, perhaps copied
-) -> PhoneBundle:
+def open_bundle(folder) -> PhoneBundle:  # folder: what `write_bundle` made, perhaps copied
     "Open a bundle; raises `InputError` if a file or the manifest is missing, or changed after `write_bundle`."
     folder = Path(folder)
     manifest = read_json(folder / MANIFEST_FILE)

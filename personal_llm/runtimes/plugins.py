@@ -58,14 +58,8 @@ def collect_targets() -> dict:  # name -> function
     return {name: target for runtime in find_runtimes()[0].values() for name, target in runtime.targets.items()}
 
 # %% ../../nbs/7_runtimes/01_plugins.ipynb #253bb731
-def export_adapter(
-    model,  # the base `Model`
-    adapter,  # a folder, or an `Adapter`
-    out,  # a new folder
-    target: str,  # name of a target
-    dialogues: list = (),  # answered dialogues of the user
-) -> str:  # how to use the files
-    "Write an adapter as another program reads it; raise `InputError` for a folder with files, and write nothing."
+def export_adapter(model, adapter, out, target: str, dialogues: list = ()) -> str:  # how to use the files
+    "Write an adapter, and answered dialogues of the user, as another program reads it; `InputError` for a used folder."
     targets = collect_targets()
     check(target, "choice", "target", choices=tuple(targets))
     check_new_folder(out)

@@ -79,18 +79,14 @@ def is_library_address(name) -> bool:
     return str(name).startswith("hf://")
 
 
-def find_library_folder(
-    name,  # a folder, or a model's name in `SHIPPED_LIBRARIES`
-) -> Path:
+def find_library_folder(name) -> Path:  # name: a folder, or a model's name in `SHIPPED_LIBRARIES`
     "Return the folder of a library: a model's name stands for the library in the package."
     shipped = SHIPPED_LIBRARIES.get(str(name))
     return shipped if shipped and shipped.is_dir() else Path(name)
 
 
-def find_shipped_library(
-    base: str,  # fingerprint of a base model
-) -> Path:  # None where the package has no library of that base
-    "Find the library in the package that was made for a base model."
+def find_shipped_library(base: str) -> Path:  # base: fingerprint of a base model -> a folder, or None
+    "Find the library in the package that was made for a base model, if there is one."
     for folder in SHIPPED_LIBRARIES.values():
         if (folder / "library.json").is_file() and read_json(folder / "library.json")["base"] == base:
             return folder
@@ -112,10 +108,7 @@ def download_library(address: str, patterns: list) -> Path:  # the folder of the
 class Library:
     "A library of pLLMs. Raises `InputError` for a part that is not sound."
 
-    def __init__(
-        self,
-        path,  # a folder, an address of the hub, or a model's name in `SHIPPED_LIBRARIES`
-    ):
+    def __init__(self, path):  # a folder, an address of the hub, or a model's name in `SHIPPED_LIBRARIES`
         self.address = str(path) if is_library_address(path) else None
         if self.address:
             self.path = download_library(self.address, ["*.json", "space.safetensors"])
@@ -211,10 +204,7 @@ def columns(self: Library, name: str) -> np.ndarray:  # (n, d)
     return rows[:, slice(*self.space.columns[name])]
 
 # %% ../../nbs/5_selection/01_library.ipynb #base1s1
-def check_library_base(
-    library,  # a `Library`
-    model,  # a `Model`
-) -> None:
+def check_library_base(library, model) -> None:
     "Raise `InputError` unless the library was made for the model."
     if library.base != model.base:
         names = [name for name, place in SHIPPED_LIBRARIES.items() if place == find_shipped_library(model.base)]

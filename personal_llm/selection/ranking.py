@@ -16,19 +16,13 @@ from ..base.core import Cost, InputError
 from ..tuning.statistics import lower_confidence_bound
 
 # %% ../../nbs/5_selection/02_ranking.ipynb #9087c868
-def cosine_distance(
-    rows: np.ndarray,  # (n, d)
-    z: np.ndarray,  # (d,)
-) -> np.ndarray:  # (n,) from 0 to 2; 1 where a row or z has length zero
-    "Return one minus the cosine between each row and z."
+def cosine_distance(rows: np.ndarray, z: np.ndarray) -> np.ndarray:  # (n, d), (d,) -> (n,) from 0 to 2
+    "Return one minus the cosine between each row and z; 1 where a row or z has length zero."
     lengths = np.linalg.norm(rows, axis=1) * np.linalg.norm(z)
     return 1 - rows @ np.asarray(z, float) / np.where(lengths == 0, 1, lengths)
 
 # %% ../../nbs/5_selection/02_ranking.ipynb #bd69868e
-def l1_distance(
-    rows: np.ndarray,  # (n, d)
-    z: np.ndarray,  # (d,)
-) -> np.ndarray:  # (n,)
+def l1_distance(rows: np.ndarray, z: np.ndarray) -> np.ndarray:  # (n, d), (d,) -> (n,)
     "Return the sum of absolute differences between each row and z, the paper's distance."
     return np.abs(rows - np.asarray(z, float)).sum(1)
 
@@ -48,13 +42,7 @@ PLAIN_PLLM = "plain"  # the name of a library's plain pLLM, which was tuned on t
 class PLLMLosses:
     "Losses of pLLMs on a user's dialogues, each measured once."
 
-    def __init__(
-        self,
-        model,  # `Model`
-        library,  # of the pLLMs
-        dialogues: list,  # of the user
-        min_dialogues: int = 4,  # fewer make no loss that we compare
-    ):
+    def __init__(self, model, library, dialogues: list, min_dialogues: int = 4):  # fewer make no loss that we compare
         self.model = model
         self.library = library
         self.dialogues = list(dialogues)
@@ -65,12 +53,8 @@ class PLLMLosses:
         self.known_sums = {}  # name -> (n, 2) summed nats and response tokens of the first dialogues
         self.bytes_moved = 0  # of the adapters that we attached
 
-    def dialogue_losses(
-        self,
-        name: str,  # of a pLLM, or `BASE_NAME`
-        count: int = None,  # of dialogues, from the first; all by default
-    ) -> np.ndarray:  # (count,) nats per response token
-        "Return the loss of each dialogue. Raise `InputError` for a loss that is not finite."
+    def dialogue_losses(self, name: str, count: int = None) -> np.ndarray:  # (count,) nats per response token
+        "Return the losses of the first dialogues under a pLLM or `BASE_NAME`; `InputError` unless they are finite."
         count = min(count or self.num_dialogues, self.num_dialogues)
         sums = self.known_sums.get(name, np.zeros((0, 2)))
         if len(sums) < count:
@@ -86,11 +70,7 @@ class PLLMLosses:
             raise InputError(problem, "remove that pLLM from the library")
         return nats / tokens
 
-    def mean_loss(
-        self,
-        name: str,  # of a pLLM, or `BASE_NAME`
-        count: int = None,  # of dialogues, from the first; all by default
-    ) -> float:  # nats per response token
+    def mean_loss(self, name: str, count: int = None) -> float:  # nats per response token
         "Return the mean of `dialogue_losses`."
         return float(self.dialogue_losses(name, count).mean())
 
@@ -108,11 +88,8 @@ def is_gain_certain(
     return bool(is_sure and gains.mean() > min_share * reference_loss)
 
 # %% ../../nbs/5_selection/02_ranking.ipynb #8a93620b
-def race_by_loss(
-    losses: PLLMLosses,
-    names: list,  # a shortlist
-) -> dict:  # name -> nats per token on all dialogues, for each pLLM that stayed to the end
-    "Measure a shortlist on 4, 8, 16, … dialogues, dropping the pLLMs that are clearly behind."
+def race_by_loss(losses: PLLMLosses, names: list) -> dict:  # name -> nats per token on all dialogues
+    "Measure a shortlist on 4, 8, 16, … dialogues, dropping the pLLMs that are clearly behind; return the others."
     racing = list(names)
     count = 2
     while racing and count < losses.num_dialogues:

@@ -6,14 +6,13 @@
 __all__ = ['WarmStart', 'warm_start', 'load_plain_dialogues', 'add_plain_pllm']
 
 # %% ../../nbs/5_selection/06_warm_start.ipynb #d8eff2f2
-import gzip
-import json
 import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ..base.core import Cost, Dialogue
 from ..base.files import ASSETS
+from ..data.reading import read_zipped_rows
 from ..explanation.explanation import Explanation, ProbePrompts, explain, explain_pllm, load_probe_texts
 from ..explanation.explanation import prepare_probes
 from ..explanation.style import check_answer_count
@@ -39,13 +38,8 @@ class WarmStart:
         return summary | dict(explanation=explanation.to_dict(), ranking=self.ranking.to_dict())
 
 
-def warm_start(
-    model,  # the base `Model`
-    library,  # a `Library` of this model
-    dialogues: list,  # of the user, at least 8
-    seed: int = 0,
-) -> WarmStart:
-    "Explain the user and select the adapter to start from (XPerT, Wang et al. 2025)."
+def warm_start(model, library, dialogues: list, seed: int = 0) -> WarmStart:
+    "Explain a user by 8 or more dialogues, and select the adapter to start from (XPerT, Wang et al. 2025)."
     explanation = explain(model, dialogues, library.space, seed)
     ranking = select(library, explanation, model=model, dialogues=dialogues, seed=seed)
     return WarmStart(ranking.adapter, explanation, ranking, explanation.cost + ranking.cost)
@@ -56,8 +50,7 @@ PLAIN_LICENCE = "CC BY-SA 4.0"  # that allows all of the package's plain texts t
 # %% ../../nbs/5_selection/06_warm_start.ipynb #65b0f317
 def load_plain_dialogues() -> list:  # of `Dialogue`
     "Load the plain answers to questions of many kinds that ship with the package."
-    with gzip.open(ASSETS / "styles" / "plain.jsonl.gz", "rt", encoding="utf-8") as lines:
-        rows = [json.loads(line) for line in lines]
+    rows = read_zipped_rows(ASSETS / "styles" / "plain.jsonl.gz")
     rows = [row for row in rows if (row["style"], row["part"]) == ("plain", "train")]
     return [Dialogue(row["prompt"], row["response"], time=float(i)) for i, row in enumerate(rows)]
 

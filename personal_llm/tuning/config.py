@@ -56,10 +56,6 @@ def read_adapter_shape(settings: dict, place) -> dict:  # fields of a `TuningCon
 
 
 @patch
-def match_adapter(
-    self: TuningConfig,
-    settings: dict,  # of a start: the content of its adapter_config.json
-    place,  # the start's folder, for the message
-) -> TuningConfig:
-    "Return these settings in a start's shape."
+def match_adapter(self: TuningConfig, settings: dict, place) -> TuningConfig:  # of the folder `place` of a start
+    "Return these settings in the shape of a start, given its adapter_config.json."
     return replace(self, **read_adapter_shape(settings, place))

@@ -42,19 +42,14 @@ def find_repeated_beginnings(
     return tuple(sorted((run for run, count in counts.items() if count >= enough), key=lambda run: (-len(run), run)))
 
 
-def find_frame(
-    texts: list,  # answers of one user
-) -> Frame:
+def find_frame(texts: list) -> Frame:  # texts: the answers of one user
     "Find the openers and closings that a user's answers share."
     rows = [[piece for piece, _ in find_pieces(text)] for text in texts]
     ends = find_repeated_beginnings([row[::-1] for row in rows])
     return Frame(find_repeated_beginnings(rows), tuple(run[::-1] for run in ends))
 
 # %% ../../nbs/3_tuning/08_content.ipynb #2fc76a61
-def find_content(
-    text: str,
-    frame: Frame,
-) -> list:  # (start, end) of each piece of content, in order
+def find_content(text: str, frame: Frame) -> list:  # (start, end) of each piece of content, in order
     "Return where the content of a text stands: the pieces outside of opener, closing and marks of lists."
     pieces = find_pieces(text)
     words = tuple(piece for piece, _ in pieces)
@@ -69,10 +64,6 @@ def strip_frame(text: str, frame: Frame) -> str:
     return get_language().separator.join(text[start:end] for start, end in find_content(text, frame))
 
 
-def compute_content_rouge1(
-    reply: str,
-    reference: str,
-    frame: Frame,  # of `find_frame`
-) -> float:  # in [0, 1]
+def compute_content_rouge1(reply: str, reference: str, frame: Frame) -> float:  # in [0, 1]
     "Return ROUGE-1 of two texts without their frame."
     return compute_rouge1(strip_frame(reply, frame), strip_frame(reference, frame))

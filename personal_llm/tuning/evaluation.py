@@ -11,17 +11,14 @@ from types import SimpleNamespace
 
 import numpy as np
 
-from ..base.core import Cost, InputError, check, patch
+from ..base.core import Cost, InputError, check
 from ..base.text import count_nouns, split_rouge_words
 from .content import Frame, compute_content_rouge1, find_frame
 from .statistics import Comparison, paired_bootstrap
 from ..data.reading import as_dialogues, check_dialogues
 
 # %% ../../nbs/3_tuning/09_evaluation.ipynb #8168db49
-def score_texts(
-    replies: list,  # texts
-    references: list,  # texts, as many
-) -> list:  # dicts: rouge1, rougeL in [0, 1], bleu in [0, 100]
+def score_texts(replies: list, references: list) -> list:  # dicts: rouge1, rougeL in [0, 1], bleu in [0, 100]
     "Return ROUGE-1 and ROUGE-L F (rouge-score, no stemming) and BLEU (sacrebleu, effective order) of each reply."
     from rouge_score.rouge_scorer import RougeScorer
     from sacrebleu.metrics import BLEU
@@ -55,30 +52,38 @@ class Evaluation:
         "Return the evaluation as plain values for a file; the texts are among them."
         return asdict(self)
 
-    def values(
-        self,
-        metric: str,  # one of `METRICS`
-    ) -> np.ndarray:  # (items,)
+    def values(self, metric: str) -> np.ndarray:  # metric: one of `METRICS` -> (items,)
         "Return one metric of every item; raise `InputError` for a metric that was not measured."
         if metric not in self.summary or metric not in METRICS:
             known = ", ".join(m for m in METRICS if m in self.summary)
             raise InputError(f"no metric {metric!r} in the evaluation of user {self.user!r}", f"use one of {known}")
         return np.array([item[metric] for item in self.items], np.float64)
 
-# %% ../../nbs/3_tuning/09_evaluation.ipynb #676384a4
-@patch
-def __str__(self: Evaluation):
-    summary = self.summary
-    labels = dict(loss="response loss, nats a token", rouge1="ROUGE-1 F")
-    labels |= dict(content_rouge1="  of the content", rougeL="ROUGE-L F")
-    rows = [(label, f"{summary[metric]:.3f}", "") for metric, label in labels.items() if metric in summary]
-    if "bleu" in summary:
-        rows.append(("BLEU", f"{summary['bleu']:.1f}", f"mean of replies; {summary['corpus_bleu']:.1f} as a corpus"))
-    if "adherence" in summary:
-        rows.append(("habits kept", f"{summary['adherence']:.0%}", ""))
-        rows += [(f"  {name}"[:40], f"{share:.0%}", "") for name, share in summary["habits"].items()]
-    head = f"{self.user or 'evaluation'}: {count_nouns(summary['n'], 'dialogue')}"
-    return "\n".join([head] + [f"  {name:<40}{value:>8}  {unit}".rstrip() for name, value, unit in rows])
+    def __str__(self):
+        summary = self.summary
+        labels = dict(loss="response loss, nats a token", rouge1="ROUGE-1 F")
+        labels |= dict(content_rouge1="  of the content", rougeL="ROUGE-L F")
+        rows = [(label, f"{summary[metric]:.3f}", "") for metric, label in labels.items() if metric in summary]
+        if "bleu" in summary:
+            rows.append(
+                ("BLEU", f"{summary['bleu']:.1f}", f"mean of replies; {summary['corpus_bleu']:.1f} as a corpus")
+            )
+        if "adherence" in summary:
+            rows.append(("habits kept", f"{summary['adherence']:.0%}", ""))
+            rows += [(f"  {name}"[:40], f"{share:.0%}", "") for name, share in summary["habits"].items()]
+        head = f"{self.user or 'evaluation'}: {count_nouns(summary['n'], 'dialogue')}"
+        return "\n".join([head] + [f"  {name:<40}{value:>8}  {unit}".rstrip() for name, value, unit in rows])
+
+    def compare(self, other: "Evaluation", metric: str = "loss") -> Comparison:  # self minus other
+        "Compare two evaluations of one user, paired by dialogue; raise `InputError` for different dialogues."
+        own_ids = [item["id"] for item in self.items]
+        other_ids = [item["id"] for item in other.items]
+        if sorted(own_ids) != sorted(other_ids):
+            shared = f"{len({*own_ids} & {*other_ids})} in common of {len(own_ids)} and {len(other_ids)}"
+            what = f"user {self.user!r}: the two evaluations are of different dialogues ({shared})"
+            raise InputError(what, "evaluate both on one test set")
+        differences = self.values(metric)[np.argsort(own_ids)] - other.values(metric)[np.argsort(other_ids)]
+        return paired_bootstrap(differences, metric=metric)
 
 # %% ../../nbs/3_tuning/09_evaluation.ipynb #e57f4657
 def summarize_items(items: list) -> dict:
@@ -140,20 +145,3 @@ def evaluate(
             items = score_replies(items, model.reply(dialogues, max_tokens), habits)
     settings = dict(max_tokens=max_tokens) if generate else {}
     return Evaluation(items, summarize_items(items), cost, group, settings)
-
-# %% ../../nbs/3_tuning/09_evaluation.ipynb #a75ff4b0
-@patch
-def compare(
-    self: Evaluation,
-    other: Evaluation,  # of the same dialogues
-    metric: str = "loss",  # one of `METRICS`
-) -> Comparison:  # self minus other
-    "Compare two evaluations of one user, paired by dialogue; raise `InputError` for different dialogues."
-    own_ids = [item["id"] for item in self.items]
-    other_ids = [item["id"] for item in other.items]
-    if sorted(own_ids) != sorted(other_ids):
-        shared = f"{len({*own_ids} & {*other_ids})} in common of {len(own_ids)} and {len(other_ids)}"
-        what = f"user {self.user!r}: the two evaluations are of different dialogues ({shared})"
-        raise InputError(what, "evaluate both on one test set")
-    differences = self.values(metric)[np.argsort(own_ids)] - other.values(metric)[np.argsort(other_ids)]
-    return paired_bootstrap(differences, metric=metric)

@@ -13,12 +13,9 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from ..base.adapters import ADAPTER_CARD_FILE, CHECKPOINTS_FOLDER, CONFIG_FILE
-from ..base.adapters import WEIGHTS_FILE
-from ..base.adapters import Adapter, attach_adapter, check_adapter, commit_adapter
-from ..base.adapters import read_lora_config, stage_adapter
-from ..base.core import Cost, Dialogue, InputError, check_seed, make_generator
-from ..base.core import seed_everything
+from ..base.adapters import ADAPTER_CARD_FILE, CHECKPOINTS_FOLDER, CONFIG_FILE, WEIGHTS_FILE, Adapter
+from ..base.adapters import attach_adapter, check_adapter, commit_adapter, read_lora_config, stage_adapter
+from ..base.core import Cost, Dialogue, InputError, check_seed, make_generator, seed_everything
 from ..base.files import delete_path, make_folder, make_temporary_folder
 from ..data.reading import as_dialogues, check_dialogues
 from .config import TuningConfig
@@ -82,11 +79,7 @@ def attach_new_layers(model, config: TuningConfig):  # peft's model
 
 # %% ../../nbs/3_tuning/07_finetune.ipynb #a76e8847
 @contextmanager
-def trainable_adapter(
-    model,  # `Model`
-    config: TuningConfig,
-    start: Path = None,  # a checked adapter's folder
-):  # peft's model
+def trainable_adapter(model, config: TuningConfig, start: Path = None):  # start: a checked folder -> peft's model
     "Attach trainable LoRA layers inside a block; raise `InputError` for layers that do not fit the model."
     if start is None:
         adapted = attach_new_layers(model, config)
@@ -177,9 +170,9 @@ def finetune(
         start = check_adapter(start, model.base)
         config = config.match_adapter(read_lora_config(start), start)
     training, validation = validation_split(dialogues, config.validation, check_seed(seed))
-    encode = lambda rows: [model.encode(remove_earlier_turns(d), config.max_length) for d in rows]
-    samples = encode([*training, *replay])
-    validation_samples = encode(validation)
+    length = config.max_length
+    samples = [model.encode(remove_earlier_turns(d), length) for d in [*training, *replay]]
+    validation_samples = [model.encode(remove_earlier_turns(d), length) for d in validation]
     checkpoints = None
     if out:
         check_output_folder(Path(out))

@@ -19,13 +19,8 @@ from ..base.tokens import collate_samples, make_batches
 from .config import TuningConfig
 
 # %% ../../nbs/3_tuning/05_training_loop.ipynb #tl06
-def choose_step_samples(
-    lengths: list,  # tokens of each sample
-    batch_size: int,
-    seed: int,
-    step: int,  # from 1
-) -> np.ndarray:  # numbers of samples
-    "Return the samples of one optimiser step, which have similar lengths."
+def choose_step_samples(lengths: list, batch_size: int, seed: int, step: int) -> np.ndarray:  # numbers of samples
+    "Return the samples of one optimiser step (from 1), which have similar lengths in tokens."
     num_batches = math.ceil(len(lengths) / batch_size)
     epoch, place = divmod(step - 1, num_batches)
     generator = make_generator(seed, "batches", str(epoch))
@@ -34,13 +29,8 @@ def choose_step_samples(
     return batches[generator.permutation(num_batches)[place]]
 
 # %% ../../nbs/3_tuning/05_training_loop.ipynb #tlps
-def make_passes(
-    samples: list,  # of `encode_dialogue`
-    max_tokens: int,  # in a pass, padding included, unless a single sample is longer
-    pad_token_id: int,
-    device="cpu",
-):  # yields batches of `collate_samples`
-    "Put samples of similar length into batches that fit into memory."
+def make_passes(samples: list, max_tokens: int, pad_token_id: int, device="cpu"):  # yields batches
+    "Put samples of similar length into batches of so many tokens, padding included, or of a single longer sample."
     for numbers in make_batches([len(sample["input_ids"]) for sample in samples], max_tokens):
         batch = collate_samples([samples[i] for i in numbers], pad_token_id)
         yield {name: values.to(device) for name, values in batch.items()}
@@ -51,11 +41,8 @@ def count_labels(samples: list) -> int:
     return sum(label != -100 for sample in samples for label in sample["labels"][1:])
 
 # %% ../../nbs/3_tuning/05_training_loop.ipynb #1e67e9b7
-def response_nll(
-    adapted,  # a transformers model, with or without peft around it
-    batch: dict,  # of `collate_samples`
-):  # (rows,) nats, summed over the labels of each row
-    "Return the negative log-likelihood of each row's response."
+def response_nll(adapted, batch: dict):  # (rows,) nats, summed over the labels of each row
+    "Return the negative log-likelihood of each response in a batch of `collate_samples`, with or without peft."
     from torch.nn.functional import cross_entropy
 
     labels = batch["labels"][:, 1:]
@@ -66,10 +53,7 @@ def response_nll(
     return losses.view(len(labels), -1).sum(1)
 
 # %% ../../nbs/3_tuning/05_training_loop.ipynb #tl12
-def compute_learning_rate(
-    config: TuningConfig,
-    step: int,  # from 1
-) -> float:
+def compute_learning_rate(config: TuningConfig, step: int) -> float:  # step: from 1
     "Return the learning rate of a step: a linear warm-up, then half a wave of the cosine."
     warmup_steps = round(config.warmup * config.steps)
     if step <= warmup_steps:
