@@ -84,11 +84,8 @@ def test_the_nearest_stands_last_and_the_budget_holds(vectors):
     assert retrieve([], "0 prompt", vectors, MemoryConfig(), count_words) == []
 
 
-def test_one_near_memory_brings_the_others_and_none_brings_none(vectors):
-    rows = [memory(170, "far"), memory(20, "near"), memory(90, "middle")]
-    choose = lambda **options: retrieve(rows, "0 prompt", vectors, MemoryConfig(threshold=0.5, **options), count_words)
-    assert choose() == [rows[0], rows[2], rows[1]] and choose(memories=2) == [rows[2], rows[1]]
-    assert retrieve([rows[0], rows[2]], "0 prompt", vectors, MemoryConfig(), count_words) == []
+def test_a_foreign_prompt_reads_no_memory(vectors):
+    assert retrieve([memory(90), memory(170)], "0 prompt", vectors, MemoryConfig(), count_words) == []
 
 
 def test_statements_are_near_no_questions_and_the_newest_is_last(vectors):

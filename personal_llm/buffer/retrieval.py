@@ -7,7 +7,6 @@ __all__ = ['collect_memories', 'MemoryConfig', 'VectorStore', 'retrieve', 'retri
            'add_memories']
 
 # %% ../../nbs/2_buffer/07_retrieval.ipynb #ret00003
-from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime, timezone
 
@@ -43,10 +42,7 @@ class MemoryConfig:
 class VectorStore:
     "The vectors of texts, made by a sentence encoder; remembers them until you `clear` it."
 
-    def __init__(
-        self,
-        encoder=None,  # as `load_encoder` takes it; None: the default
-    ):
+    def __init__(self, encoder=None):  # as `load_encoder` takes it; None: the default
         self.encoder = encoder
         self.vectors = {}  # text -> (width,), of length 1
 
@@ -63,34 +59,20 @@ class VectorStore:
         self.vectors = {}
 
 # %% ../../nbs/2_buffer/07_retrieval.ipynb #ret00015
-def find_near(
-    dialogues: list,  # oldest first
-    prompt: str,
-    vectors: VectorStore,
-    threshold: float,  # lowest cosine
-) -> Iterator:  # dialogues, the nearest first
-    "Yield the dialogues whose prompt is near another one; of near-copies only the newest."
+def find_near(dialogues: list, prompt: str, vectors: VectorStore, threshold: float) -> list:  # the nearest first
+    "Return the dialogues, given the oldest first, whose prompt is near another one; of near-copies only the newest."
     query, *rows = vectors.embed([prompt, *(d.prompt for d in dialogues)])
     similarities = np.array([row @ query for row in rows])
     near = [i for i in np.argsort(-similarities, kind="stable") if similarities[i] >= threshold]
-    for i in near:
-        if not any(j > i and is_near_duplicate(dialogues[i].prompt, dialogues[j].prompt) for j in near):
-            yield dialogues[i]
+    is_outdated = lambda i: any(j > i and is_near_duplicate(dialogues[i].prompt, dialogues[j].prompt) for j in near)
+    return [dialogues[i] for i in near if not is_outdated(i)]
 
 # %% ../../nbs/2_buffer/07_retrieval.ipynb #ret00018
-def retrieve(
-    answered: list,  # memories, of `collect_memories`
-    prompt: str,
-    vectors: VectorStore,
-    config: MemoryConfig,
-    count_tokens,  # a function: text -> number of tokens
-) -> list:  # dialogues, the nearest last
-    "Choose the answered dialogues that a reply to a prompt should read: if one is near, the nearest ones."
+def retrieve(answered: list, prompt: str, vectors: VectorStore, config: MemoryConfig, count_tokens) -> list:
+    "Choose the memories that a reply to a prompt should read, the nearest last; count_tokens: text -> its tokens."
     chosen = []
     left = config.max_tokens
-    if not any(find_near(answered, prompt, vectors, config.threshold)):
-        return chosen
-    for d in find_near(answered, prompt, vectors, -1.0):
+    for d in find_near(answered, prompt, vectors, config.threshold):
         if len(chosen) == config.memories:
             break
         size = count_tokens(d.prompt) + count_tokens(d.response)
@@ -100,15 +82,10 @@ def retrieve(
     return chosen
 
 # %% ../../nbs/2_buffer/07_retrieval.ipynb #ret00026
-def retrieve_statements(
-    own_dialogues: list,  # with the user's own prompts, oldest first
-    prompt: str,
-    vectors: VectorStore,
-    config: MemoryConfig,
-) -> list:  # dialogues, the newest last
-    "Choose the earlier messages of the user that a reply to a prompt should read; a question states nothing."
+def retrieve_statements(own_dialogues: list, prompt: str, vectors: VectorStore, config: MemoryConfig) -> list:
+    "Choose the user's messages that a reply to a prompt should read, the newest last; a question states nothing."
     stated = [d for d in own_dialogues if not d.prompt.rstrip().endswith("?")]
-    near = list(find_near(stated, prompt, vectors, config.threshold))
+    near = find_near(stated, prompt, vectors, config.threshold)
     return sorted(near[: config.statements], key=lambda d: d.time)
 
 # %% ../../nbs/2_buffer/07_retrieval.ipynb #ret00031

@@ -112,8 +112,12 @@ def measure_year(jobs: list):  # yields a dict of results a job
             adapters = sum(f.stat().st_size for f in folder.rglob("*.safetensors"))
             kept = Counter(d.labels.get("interest", "told") for d in me.buffer.dialogues)
             sizes = dict(archive=count_bytes(me.archive), adapters=adapters)
-            known = dict(told=count_found(me, BANK["told"]), changed=count_found(me, [row[1:] for row in BANK["changed"]]))
-            months.append(sizes | known | dict(dialogues=len(me.archive.dialogues), kept=dict(kept), ms=time_recall(me)))
+            known = dict(
+                told=count_found(me, BANK["told"]), changed=count_found(me, [row[1:] for row in BANK["changed"]])
+            )
+            months.append(
+                sizes | known | dict(dialogues=len(me.archive.dialogues), kept=dict(kept), ms=time_recall(me))
+            )
         me.close()
         shutil.rmtree(folder)
         yield dict(months=months)
