@@ -94,8 +94,7 @@ def test_statements_are_near_no_questions_and_the_newest_is_last(vectors):
     ]
     rows.append(memory(0, "did I move? ", 9.0))
     choose = lambda **options: retrieve_statements(rows, "0 where", vectors, MemoryConfig(threshold=0.5, **options))
-    assert choose() == rows[:3]
-    assert choose(statements=2) == [rows[1], rows[2]] and choose(statements=0) == []
+    assert choose() == rows[:3] and choose(statements=2) == [rows[1], rows[2]] and choose(statements=0) == []
 
 
 def test_the_prompt_keeps_its_parts_in_order():
