@@ -3340,6 +3340,10 @@ d = {
                 "experiments/person.html#has_form",
                 "personal_llm/experiments/person.py",
             ),
+            "personal_llm.experiments.person.is_among": (
+                "experiments/person.html#is_among",
+                "personal_llm/experiments/person.py",
+            ),
             "personal_llm.experiments.person.is_json": (
                 "experiments/person.html#is_json",
                 "personal_llm/experiments/person.py",

@@ -137,6 +137,8 @@ TASKS.add(
     ("samples", STEPS * BATCH_SIZE, "that is the number of samples; count tokens"),
     tolerance=0,
 )
+
+# %% ../../nbs/course/tasks_10.ipynb #5f3db561
 ANSWERS_OF_MEMORY, HABITS_BY_MEMORY = (0, 1, 3, 8), (0.15, 0.61, 0.68, 0.70)  # answers; share of habits in replies
 ANSWERS_OF_WEIGHTS, HABITS_BY_WEIGHTS = (0, 1, 3, 8, 24), (0.0, 0.16, 0.60, 0.61, 0.76)
 _M, _F = HABITS_BY_MEMORY, HABITS_BY_WEIGHTS

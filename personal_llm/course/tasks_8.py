@@ -88,6 +88,8 @@ TASKS.add(
     ("the coefficient", 12 / 13, "that is the word's coefficient"),
     ("by the sum", 7 / 19, "coordinates were added; squares add up to the squared length"),
 )
+
+# %% ../../nbs/course/tasks_8.ipynb #7c0d7610
 TESTS = (
     "five people find that the words read well",
     "explained again with another seed, the same words come",

@@ -7,8 +7,8 @@ __all__ = ['BANK', 'PEOPLE', 'DRAWN', 'KINDS', 'ORDER', 'MAX_TOKENS', 'load_once
            'FACTS', 'FACT_JOBS', 'LARGE_FACT_JOBS', 'GRIDS', 'REFUSALS', 'lower_first', 'write_form', 'is_json',
            'has_form', 'choose_part', 'write_wish', 'list_corrections', 'list_tests', 'list_later', 'teach',
            'write_reply', 'answer', 'make_turns', 'write_instruction', 'start_condition', 'learn', 'measure',
-           'count_prompts', 'remember', 'measure_facts', 'list_jobs', 'measure_edits', 'is_right', 'score_row',
-           'score_rows', 'compare', 'score_facts', 'write_readme_row']
+           'count_prompts', 'remember', 'is_among', 'measure_facts', 'list_jobs', 'measure_edits', 'is_right',
+           'score_row', 'score_rows', 'compare', 'score_facts', 'write_readme_row']
 
 # %% ../../nbs/experiments/71_person.ipynb #person002
 import functools
@@ -279,6 +279,13 @@ def remember(model) -> Personalizer:
     return me
 
 
+def is_among(me: Personalizer, statement: str, question: str, count: int = 3) -> bool:
+    "Say whether a statement is among the nearest ones that a reply reads."
+    config = MemoryConfig(statements=count)
+    near = retrieve_statements(me.state.list_own(), question, me.memory.vectors, config)
+    return statement in [dialogue.prompt for dialogue in near]
+
+
 def measure_facts(jobs: list):
     "Ask about what a person told, what changed, and what was never told."
     for job in jobs:
@@ -287,9 +294,7 @@ def measure_facts(jobs: list):
         rows = rows or [[None, question, []] for question in BANK["never"]]
         places, replies = [], []
         for statement, question, *_ in rows[: job["questions"]]:
-            config = MemoryConfig(statements=3)
-            near = retrieve_statements(me.state.list_own(), question, me.memory.vectors, config)
-            places.append(statement in [d.prompt for d in near])
+            places.append(is_among(me, statement, question))
             replies.append(answer(me, question))
         yield dict(among_three=places, replies=replies)
 

@@ -17,12 +17,11 @@ import numpy as np
 
 from ..base.core import Dialogue, make_generator
 from ..base.models import load_model
-from ..buffer.retrieval import MemoryConfig, retrieve_statements
 from ..data.reading import load_samples
 from ..device.archive import count_bytes
 from ..device.personalizer import Personalizer
 from .harness import Grid
-from .person import BANK
+from .person import BANK, is_among
 
 # %% ../../nbs/experiments/72_year.ipynb #year0004
 INTERESTS = (
@@ -78,13 +77,7 @@ def draw_year(length: int) -> list:  # twelve lists of `Dialogue`s
 # %% ../../nbs/experiments/72_year.ipynb #year0006
 def count_found(me: Personalizer, rows: list) -> int:  # rows: (statement, question, …)
     "Count the statements that are among the first three that a reply to their question reads."
-    own = me.state.list_own()
-    config = MemoryConfig(statements=3)
-    found = 0
-    for statement, question, *_ in rows:
-        near = retrieve_statements(own, question, me.memory.vectors, config)
-        found += statement in [d.prompt for d in near]
-    return found
+    return sum(is_among(me, statement, question) for statement, question, *_ in rows)
 
 
 def time_recall(me: Personalizer) -> float:  # milliseconds
