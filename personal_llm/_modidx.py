@@ -3336,6 +3336,10 @@ d = {
                 "experiments/person.html#count_prompts",
                 "personal_llm/experiments/person.py",
             ),
+            "personal_llm.experiments.person.draw_pairs": (
+                "experiments/person.html#draw_pairs",
+                "personal_llm/experiments/person.py",
+            ),
             "personal_llm.experiments.person.has_form": (
                 "experiments/person.html#has_form",
                 "personal_llm/experiments/person.py",
@@ -3370,6 +3374,10 @@ d = {
             ),
             "personal_llm.experiments.person.list_tests": (
                 "experiments/person.html#list_tests",
+                "personal_llm/experiments/person.py",
+            ),
+            "personal_llm.experiments.person.list_wishes": (
+                "experiments/person.html#list_wishes",
                 "personal_llm/experiments/person.py",
             ),
             "personal_llm.experiments.person.lower_first": (
