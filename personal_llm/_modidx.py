@@ -53,6 +53,7 @@ d = {
         "personal_llm.app.cli": {
             "personal_llm.app.cli.adapt_plugin": ("8_app/cli.html#adapt_plugin", "personal_llm/app/cli.py"),
             "personal_llm.app.cli.add_plugins": ("8_app/cli.html#add_plugins", "personal_llm/app/cli.py"),
+            "personal_llm.app.cli.check_words": ("8_app/cli.html#check_words", "personal_llm/app/cli.py"),
             "personal_llm.app.cli.explain_error": ("8_app/cli.html#explain_error", "personal_llm/app/cli.py"),
             "personal_llm.app.cli.main": ("8_app/cli.html#main", "personal_llm/app/cli.py"),
             "personal_llm.app.cli.name_option": ("8_app/cli.html#name_option", "personal_llm/app/cli.py"),
@@ -2171,10 +2172,12 @@ d = {
                 "personal_llm/data/formats.py",
             ),
             "personal_llm.data.formats.find_field": ("1_data/formats.html#find_field", "personal_llm/data/formats.py"),
+            "personal_llm.data.formats.is_false": ("1_data/formats.html#is_false", "personal_llm/data/formats.py"),
             "personal_llm.data.formats.is_rated_down": (
                 "1_data/formats.html#is_rated_down",
                 "personal_llm/data/formats.py",
             ),
+            "personal_llm.data.formats.join_parts": ("1_data/formats.html#join_parts", "personal_llm/data/formats.py"),
             "personal_llm.data.formats.merge_turns": (
                 "1_data/formats.html#merge_turns",
                 "personal_llm/data/formats.py",
@@ -2709,6 +2712,10 @@ d = {
             ),
             "personal_llm.device.forgetting.forget_everything": (
                 "6_device/forgetting.html#forget_everything",
+                "personal_llm/device/forgetting.py",
+            ),
+            "personal_llm.device.forgetting.holds": (
+                "6_device/forgetting.html#holds",
                 "personal_llm/device/forgetting.py",
             ),
             "personal_llm.device.forgetting.list_everything": (
