@@ -3883,12 +3883,12 @@ d = {
                 "4_explanation/decomposition.html#decompose",
                 "personal_llm/explanation/decomposition.py",
             ),
-            "personal_llm.explanation.decomposition.explain_as_published": (
-                "4_explanation/decomposition.html#explain_as_published",
-                "personal_llm/explanation/decomposition.py",
-            ),
             "personal_llm.explanation.decomposition.explain_differences": (
                 "4_explanation/decomposition.html#explain_differences",
+                "personal_llm/explanation/decomposition.py",
+            ),
+            "personal_llm.explanation.decomposition.explain_with_summariser": (
+                "4_explanation/decomposition.html#explain_with_summariser",
                 "personal_llm/explanation/decomposition.py",
             ),
             "personal_llm.explanation.decomposition.halve_differences": (
