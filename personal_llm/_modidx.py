@@ -3779,6 +3779,10 @@ d = {
                 "experiments/xpert.html#choose_of_library",
                 "personal_llm/experiments/xpert.py",
             ),
+            "personal_llm.experiments.xpert.draw_words": (
+                "experiments/xpert.html#draw_words",
+                "personal_llm/experiments/xpert.py",
+            ),
             "personal_llm.experiments.xpert.explain_library": (
                 "experiments/xpert.html#explain_library",
                 "personal_llm/experiments/xpert.py",
