@@ -22,7 +22,7 @@ from ..base.core import Dialogue, InputError, make_generator
 from ..base.files import compute_sha256, get_cache_folder, make_folder, read_json, write_json
 from ..base.models import load_model
 from ..data.reading import load_samples
-from .harness import Grid
+from .harness import RESULTS, Grid, read_json_lines
 from ..explanation.decomposition import ADJECTIVES, SUMMARY_PROMPT, SharedBasis, candidate_words
 from ..explanation.decomposition import explain_differences, halve_differences, summary_states, word_vectors
 from ..explanation.explanation import sample_pllm_responses
