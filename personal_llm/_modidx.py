@@ -3713,6 +3713,10 @@ d = {
                 "experiments/summary.html#decide_verdict",
                 "personal_llm/experiments/summary.py",
             ),
+            "personal_llm.experiments.summary.judge_curve": (
+                "experiments/summary.html#judge_curve",
+                "personal_llm/experiments/summary.py",
+            ),
             "personal_llm.experiments.summary.judge_gain": (
                 "experiments/summary.html#judge_gain",
                 "personal_llm/experiments/summary.py",
@@ -3751,6 +3755,10 @@ d = {
             ),
             "personal_llm.experiments.summary.judge_scores": (
                 "experiments/summary.html#judge_scores",
+                "personal_llm/experiments/summary.py",
+            ),
+            "personal_llm.experiments.summary.judge_table": (
+                "experiments/summary.html#judge_table",
                 "personal_llm/experiments/summary.py",
             ),
             "personal_llm.experiments.summary.list_own_claims": (
