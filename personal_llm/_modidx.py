@@ -3761,6 +3761,10 @@ d = {
                 "experiments/summary.html#judge_table",
                 "personal_llm/experiments/summary.py",
             ),
+            "personal_llm.experiments.summary.judge_words": (
+                "experiments/summary.html#judge_words",
+                "personal_llm/experiments/summary.py",
+            ),
             "personal_llm.experiments.summary.list_own_claims": (
                 "experiments/summary.html#list_own_claims",
                 "personal_llm/experiments/summary.py",

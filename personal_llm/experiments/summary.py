@@ -6,7 +6,7 @@
 __all__ = ['MODELS', 'PAPER_RATIO', 'PAPER_ACCURACY', 'POOLS', 'Measured', 'Claim', 'decide_verdict', 'as_percent',
            'as_markdown', 'judge_interval', 'judge_ratio', 'judge_gain', 'judge_scores', 'judge_length', 'judge_runs',
            'judge_table', 'judge_curve', 'judge_rewrites', 'judge_same', 'list_sdss_claims', 'measure_right',
-           'compute_saved', 'judge_published', 'judge_levels', 'list_xpert_claims', 'list_own_claims']
+           'compute_saved', 'judge_published', 'judge_levels', 'judge_words', 'list_xpert_claims', 'list_own_claims']
 
 # %% ../../nbs/experiments/00_summary.ipynb #sumh0003
 from typing import NamedTuple
@@ -255,6 +255,14 @@ def judge_levels() -> Measured:
     return Measured(decide_verdict(grow == len(rows), grow > 1), f"on {grow} of {len(rows)} axes", "68_xpert")
 
 
+def judge_words() -> Measured:
+    "Count the words of explanations that a judge who sees only the texts grants, and others of the basis."
+    rows = read_json_lines(RESULTS / "xpert-words-judged.jsonl")
+    said, others = ([row["true"] for row in rows if row["said"] == is_said] for is_said in (True, False))
+    text = f"{np.mean(said):.0%} of {len(said)} words that were said, {np.mean(others):.0%} of those that were not"
+    return Measured(decide_verdict(np.mean(said) >= 0.8), text, "68_xpert")
+
+
 def list_xpert_claims() -> list:  # `Claim`s
     "Judge the claims of XPerT."
     toy, small, large = MODELS
@@ -284,6 +292,7 @@ def list_xpert_claims() -> list:  # `Claim`s
     for similarity, theirs in PAPER_ACCURACY.items():
         name = f"the right pLLM by the published words and L1, similarity {similarity:.0%}"
         claims.append(Claim(name, f"{theirs:.1%} of 28", {large: judge_published(similarity, theirs)}))
+    claims.append(Claim("a word is true of the text, by a judge", "our bar: 80%", {large: judge_words()}))
     claims.append(Claim("distances grow with the gap of levels", "on all three axes", {large: judge_levels()}))
     runs = [row for row in read_results("arrivals") if row["similarity"] == 0.9]
     saved = {pool: mean_over_users([compute_saved(r, "match") for r in runs if r["pool"] == pool]) for pool in POOLS}
