@@ -3336,6 +3336,10 @@ d = {
                 "experiments/person.html#count_prompts",
                 "personal_llm/experiments/person.py",
             ),
+            "personal_llm.experiments.person.draw_pairs": (
+                "experiments/person.html#draw_pairs",
+                "personal_llm/experiments/person.py",
+            ),
             "personal_llm.experiments.person.has_form": (
                 "experiments/person.html#has_form",
                 "personal_llm/experiments/person.py",
@@ -3370,6 +3374,10 @@ d = {
             ),
             "personal_llm.experiments.person.list_tests": (
                 "experiments/person.html#list_tests",
+                "personal_llm/experiments/person.py",
+            ),
+            "personal_llm.experiments.person.list_wishes": (
+                "experiments/person.html#list_wishes",
                 "personal_llm/experiments/person.py",
             ),
             "personal_llm.experiments.person.lower_first": (
@@ -3705,6 +3713,10 @@ d = {
                 "experiments/summary.html#decide_verdict",
                 "personal_llm/experiments/summary.py",
             ),
+            "personal_llm.experiments.summary.judge_curve": (
+                "experiments/summary.html#judge_curve",
+                "personal_llm/experiments/summary.py",
+            ),
             "personal_llm.experiments.summary.judge_gain": (
                 "experiments/summary.html#judge_gain",
                 "personal_llm/experiments/summary.py",
@@ -3745,6 +3757,14 @@ d = {
                 "experiments/summary.html#judge_scores",
                 "personal_llm/experiments/summary.py",
             ),
+            "personal_llm.experiments.summary.judge_table": (
+                "experiments/summary.html#judge_table",
+                "personal_llm/experiments/summary.py",
+            ),
+            "personal_llm.experiments.summary.judge_words": (
+                "experiments/summary.html#judge_words",
+                "personal_llm/experiments/summary.py",
+            ),
             "personal_llm.experiments.summary.list_own_claims": (
                 "experiments/summary.html#list_own_claims",
                 "personal_llm/experiments/summary.py",
@@ -3769,6 +3789,10 @@ d = {
             ),
             "personal_llm.experiments.xpert.choose_of_library": (
                 "experiments/xpert.html#choose_of_library",
+                "personal_llm/experiments/xpert.py",
+            ),
+            "personal_llm.experiments.xpert.draw_words": (
+                "experiments/xpert.html#draw_words",
                 "personal_llm/experiments/xpert.py",
             ),
             "personal_llm.experiments.xpert.explain_library": (
