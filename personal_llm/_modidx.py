@@ -3343,6 +3343,10 @@ d = {
                 "experiments/person.html#count_prompts",
                 "personal_llm/experiments/person.py",
             ),
+            "personal_llm.experiments.person.draw_pairs": (
+                "experiments/person.html#draw_pairs",
+                "personal_llm/experiments/person.py",
+            ),
             "personal_llm.experiments.person.has_form": (
                 "experiments/person.html#has_form",
                 "personal_llm/experiments/person.py",
@@ -3377,6 +3381,10 @@ d = {
             ),
             "personal_llm.experiments.person.list_tests": (
                 "experiments/person.html#list_tests",
+                "personal_llm/experiments/person.py",
+            ),
+            "personal_llm.experiments.person.list_wishes": (
+                "experiments/person.html#list_wishes",
                 "personal_llm/experiments/person.py",
             ),
             "personal_llm.experiments.person.lower_first": (
@@ -3712,6 +3720,10 @@ d = {
                 "experiments/summary.html#decide_verdict",
                 "personal_llm/experiments/summary.py",
             ),
+            "personal_llm.experiments.summary.judge_curve": (
+                "experiments/summary.html#judge_curve",
+                "personal_llm/experiments/summary.py",
+            ),
             "personal_llm.experiments.summary.judge_gain": (
                 "experiments/summary.html#judge_gain",
                 "personal_llm/experiments/summary.py",
@@ -3752,6 +3764,14 @@ d = {
                 "experiments/summary.html#judge_scores",
                 "personal_llm/experiments/summary.py",
             ),
+            "personal_llm.experiments.summary.judge_table": (
+                "experiments/summary.html#judge_table",
+                "personal_llm/experiments/summary.py",
+            ),
+            "personal_llm.experiments.summary.judge_words": (
+                "experiments/summary.html#judge_words",
+                "personal_llm/experiments/summary.py",
+            ),
             "personal_llm.experiments.summary.list_own_claims": (
                 "experiments/summary.html#list_own_claims",
                 "personal_llm/experiments/summary.py",
@@ -3776,6 +3796,10 @@ d = {
             ),
             "personal_llm.experiments.xpert.choose_of_library": (
                 "experiments/xpert.html#choose_of_library",
+                "personal_llm/experiments/xpert.py",
+            ),
+            "personal_llm.experiments.xpert.draw_words": (
+                "experiments/xpert.html#draw_words",
                 "personal_llm/experiments/xpert.py",
             ),
             "personal_llm.experiments.xpert.explain_library": (
@@ -3890,12 +3914,12 @@ d = {
                 "4_explanation/decomposition.html#decompose",
                 "personal_llm/explanation/decomposition.py",
             ),
-            "personal_llm.explanation.decomposition.explain_as_published": (
-                "4_explanation/decomposition.html#explain_as_published",
-                "personal_llm/explanation/decomposition.py",
-            ),
             "personal_llm.explanation.decomposition.explain_differences": (
                 "4_explanation/decomposition.html#explain_differences",
+                "personal_llm/explanation/decomposition.py",
+            ),
+            "personal_llm.explanation.decomposition.explain_with_summariser": (
+                "4_explanation/decomposition.html#explain_with_summariser",
                 "personal_llm/explanation/decomposition.py",
             ),
             "personal_llm.explanation.decomposition.halve_differences": (

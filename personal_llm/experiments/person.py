@@ -8,7 +8,7 @@ __all__ = ['BANK', 'PEOPLE', 'DRAWN', 'KINDS', 'ORDER', 'MAX_TOKENS', 'load_once
            'has_form', 'choose_part', 'write_wish', 'list_corrections', 'list_tests', 'list_later', 'teach',
            'write_reply', 'answer', 'make_turns', 'write_instruction', 'start_condition', 'learn', 'measure',
            'count_prompts', 'remember', 'is_among', 'measure_facts', 'list_jobs', 'measure_edits', 'is_right',
-           'score_row', 'score_rows', 'compare', 'score_facts', 'write_readme_row']
+           'score_row', 'score_rows', 'compare', 'draw_pairs', 'list_wishes', 'score_facts', 'write_readme_row']
 
 # %% ../../nbs/experiments/71_person.ipynb #person002
 import functools
@@ -384,6 +384,30 @@ def compare(scores: dict, first: str, second: str, metric: str):  # a `MeanEstim
     "Compare two conditions by person."
     pairs = zip(scores[first].values(), scores[second].values())
     return mean_over_users([after[metric] - before[metric] for before, after in pairs])
+
+# %% ../../nbs/experiments/71_person.ipynb #blind-draw
+def draw_pairs(rows: list, count: int = 100) -> list:  # dicts; "after": which of A and B memory wrote
+    "Draw pairs of first replies without and with memory, in an order by chance."
+    replies = {(row["user"], row["condition"]): row["first"] for row in rows}
+    places = [(name, place) for name in ORDER for place in range(4)]
+    generator = make_generator(0, "blind")
+    pairs = []
+    for i in generator.permutation(len(places))[:count]:
+        name, place = places[i]
+        part, item = list_tests(name, 8, 4)[place]
+        bare = replies[name, "bare"][place]["text"]
+        after = replies[name, "memory 8"][place]["text"]
+        letter = "AB"[generator.integers(2)]
+        first, second = (after, bare) if letter == "A" else (bare, after)
+        pairs.append(dict(user=name, prompt=item[0], wishes=list_wishes(name, part), A=first, B=second, after=letter))
+    return pairs
+
+
+def list_wishes(name: str, part: list) -> list:  # (prompt, wished-for reply)
+    "Return the three newest corrections of a kind that a person made."
+    corrections = list_corrections(name, 8)
+    kept = [pair for place, pair in enumerate(corrections) if choose_part(name, place, place + 1) == part]
+    return [pair for pair in kept if pair[1] is not None][-3:]
 
 # %% ../../nbs/experiments/71_person.ipynb #person019
 REFUSALS = ("not", "n't", "no information", "unknown", "sorry", "never told", "cannot", "haven")
