@@ -53,7 +53,6 @@ d = {
         "personal_llm.app.cli": {
             "personal_llm.app.cli.adapt_plugin": ("8_app/cli.html#adapt_plugin", "personal_llm/app/cli.py"),
             "personal_llm.app.cli.add_plugins": ("8_app/cli.html#add_plugins", "personal_llm/app/cli.py"),
-            "personal_llm.app.cli.check_words": ("8_app/cli.html#check_words", "personal_llm/app/cli.py"),
             "personal_llm.app.cli.explain_error": ("8_app/cli.html#explain_error", "personal_llm/app/cli.py"),
             "personal_llm.app.cli.main": ("8_app/cli.html#main", "personal_llm/app/cli.py"),
             "personal_llm.app.cli.name_option": ("8_app/cli.html#name_option", "personal_llm/app/cli.py"),

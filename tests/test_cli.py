@@ -71,7 +71,7 @@ def test_the_example_of_a_command_names_its_options():
         ("personalize --data chats.jsonl --out new --start nowhere", "nowhere"),
         ("personalize --data chats.jsonl --out new --learning-rate -1", "--learning-rate is -1"),
         ("personalize --data copies.jsonl --out new --learning-rate=nan", "--learning-rate is nan"),
-        ("personalize --data chats.jsonl --out=", "--out is followed by an empty value"),
+        ("personalize --data chats.jsonl --out=", "argument 4 is empty"),
         ("personalize --data chats.jsonl --out new --model no/such/folder", "no/such/folder"),
         ("personalize --data chats.jsonl --out .", "other files"),
         ("personalize --data chats.jsonl --out few.jsonl", "few.jsonl"),

@@ -104,14 +104,6 @@ def name_option(line: str, words: list) -> str:
     return f"{option} is {rest}" if option in [word.partition("=")[0] for word in words] else line
 
 
-def check_words(words: list) -> None:
-    "Raise `InputError` for an empty word: as a folder it would be the one that you are in."
-    parts = [part for word in words for part in (word.split("=", 1) if word.startswith("--") else [word])]
-    for before, part in zip(["personal-llm", *parts], parts):
-        if not part.strip():
-            raise InputError(f"{before} is followed by an empty value", "give one, such as . for this folder")
-
-
 def explain_error(error: BaseException) -> str:  # empty for a bug of ours
     "Return the line that explains an error."
     if isinstance(error, InputError):
@@ -138,7 +130,9 @@ def main(argv: list = None) -> int:  # the exit code
     with suppress(AttributeError, io.UnsupportedOperation):  # a stream of another kind, or one that was read before
         sys.stdin.reconfigure(errors="surrogateescape")  # what is no UTF-8 is refused where it is used
     try:
-        check_words(words)
+        for number, word in enumerate(words, 1):
+            if not word.strip() or word.startswith("--") and word.endswith("="):
+                raise InputError(f"argument {number} is empty", "give its value; . is the folder that you are in")
         with catch_panic():
             code = typer.main.get_command(app).main(words or ["--help"], "personal-llm", standalone_mode=False)
         return code if isinstance(code, int) else 0
