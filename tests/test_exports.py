@@ -468,7 +468,8 @@ def test_deleted_messages_are_no_words_in_any_language(tmp_path):
 
 MEDIA = ["<Media omitted>", "<省略多媒体文件>", "\u200eimage omitted", "\u200e<attached: 00000012-PHOTO.jpg>", "null"]
 MEDIA += ["IMG-20260203-WA0003.jpg (file attached)", "PTT-20260203-WA0001.opus (archivo adjunto)"]
-MEDIA += ["\u200eIMG-1.jpg (ملف مرفق)", "Ana.vcf (fichier joint)"]
+MEDIA += ["\u200eIMG-1.jpg (ملف مرفق)", "Ana.vcf (fichier joint)", "a.pdf • \u200e3 pages \u200edocument omitted"]
+MEDIA += ["\u200ePOLL:\nWhat shall we eat tonight?\n\u200eOPTION: Fish (1 vote)"]
 
 
 @pytest.mark.parametrize("media", MEDIA)

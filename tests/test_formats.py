@@ -103,9 +103,10 @@ BAD = [
     ("pairs", dict(prompt="x", response=float("nan")), "response is float, not text"),
     ("pairs", dict(instruction="Hi", output=["Hello", "Yo"]), "output is list, not text"),
     ("pairs", dict(prompt=["Hi", "Bye"], response=["Hello", "See you"]), "response is list, not text"),
-    ("pairs", dict(prompt="Hi", response=json.dumps(CHAT[:2])), "response holds messages as one text"),
-    ("preference", dict(prompt="Hi", chosen=str(CHAT[:2]), rejected="Yo"), "chosen holds messages as one text"),
-    ("preference", dict(chosen="\n\nHuman: Hi\n\nAssistant: Hello", rejected="Yo"), "chosen without a prompt"),
+    ("pairs", dict(prompt="Hi", response=json.dumps(CHAT[:2])), "response holds a dialogue as one text"),
+    ("preference", dict(prompt="Hi", chosen=str(CHAT[:2]), rejected="Yo"), "chosen holds a dialogue as one text"),
+    ("pairs", dict(prompt="\n\nHuman: Hi\n\nAssistant:", response="Hello"), "prompt holds a dialogue as one text"),
+    ("preference", dict(chosen="Hello", rejected="Yo"), "chosen without a prompt"),
     ("text", dict(text="### Human: What is a tendon?### Assistant: It ties muscle to bone."), "a dialogue in one text"),
     ("text", dict(text="A chat. USER: What is a tendon? ASSISTANT: It ties muscle to bone."), "a dialogue in one text"),
     ("text", dict(text="\n\nHuman: What is a tendon?\n\nAssistant: It ties muscle to bone."), "a dialogue in one text"),
@@ -182,6 +183,7 @@ def test_a_turn_without_text_costs_its_own_exchange(kind):
         [dict(role="assistant", content="", function_call=dict(name="w")), dict(role="function", content="21")],
         [bot([dict(type="tool_use", name="w")]), user([dict(type="tool_result", content="21")])],
         [dict(role="assistant", content=[dict(type="thinking", thinking="hm")])],
+        [dict(role="assistant", channel="analysis", content="hm")],
         [turn("function_call", "{}"), turn("observation", "21")],
         [dict(type="function_call", name="w"), dict(type="function_call_output", output="21")],
         [dict(role="ipython", content="21")],
@@ -274,6 +276,7 @@ TALKS = {
     "Matrix": dict(messages=[dict(type="m.room.message", sender="@a:x", content=dict(body="Hi"), origin_server_ts=1)]),
     "Skype": dict(userId="live:ana", conversations=[dict(id="8:bo", MessageList=[dict(content="Hi")])]),
     "an unknown program": dict(text=CABLE, username="ana"),
+    "single turns": dict(text=CABLE, role="prompter"),
 }
 
 

@@ -286,9 +286,9 @@ def parse_whatsapp(record, user):
     times = parse_timestamps([stamp for stamp, _, _ in rows])
     for time, (_, name, text) in zip(times, rows):
         words = ATTACHMENT.sub("", text.strip()).strip()
-        is_marked, num_words, folded = words.startswith("\u200e"), len(words.split()), words.casefold()
+        is_marked, num_words, folded = "\u200e" in words, len(words.split()), words.casefold()
         is_deleted = num_words <= 8 and any(noun in folded and verb in folded for noun, verb in DELETION_WORDS)
-        is_notice = is_marked and not is_deleted and num_words >= 5
+        is_notice = is_marked and not is_deleted and num_words >= 5 and not messages
         if name and not is_notice:
             words = None if not words or is_marked or words == "null" else words
             messages.append(Turn(people.setdefault(name, name), "" if is_deleted else words, time))

@@ -148,7 +148,7 @@ ROLES = {
     **dict.fromkeys(("assistant", "gpt", "chatgpt", "bot", "ai", "model", "chatbot"), "assistant"),
     **dict.fromkeys(TOOL_ROLES.split()),
 }
-RATING_FIELDS = "rating score feedback thumb vote liked disliked is_disliked label".split()
+RATING_FIELDS = "rating score feedback thumb vote liked disliked is_disliked label correct is_correct".split()
 RATINGS_AGAINST = "-1 -1.0 false down thumbsdown bad negative dislike disliked unhelpful".split()
 
 
@@ -165,7 +165,7 @@ def is_false(value) -> bool:
 def is_rated_down(record: dict) -> bool:
     "Tell whether a turn or a row has a rating against it; a label is against it if it is false or 0."
     name = find_field(record, RATING_FIELDS)
-    if name in ("label", "liked"):
+    if name in ("label", "liked", "correct", "is_correct"):
         return is_false(record[name])
     against = ("true", "1", "1.0") if name and name.endswith("disliked") else RATINGS_AGAINST
     return str(record.get(name)).lower().replace("_", "").replace(" ", "") in against
@@ -185,9 +185,9 @@ def normalise_record(record) -> dict:
     return given
 
 # %% ../../nbs/1_data/02_formats.ipynb #fotalk1
-SENDER_FIELDS = "user sender sender_name author from username user_id bot_id creator u handle speaker ts".split()
+SENDER_FIELDS = "user sender sender_name author from username user_id bot_id creator u handle speaker ts role".split()
 WORD_FIELDS = {*"text content body message msg".split()}
-TALK_PROGRAMS = dict(ts="Slack", author="Discord", sender_name="Messenger", creator="Google Chat")
+TALK_PROGRAMS = dict(ts="Slack", author="Discord", sender_name="Messenger", creator="Google Chat", role="single turns")
 TALK_PROGRAMS |= dict(origin_server_ts="Matrix", messagelist="Skype", dmconversation="X", body="Teams or Signal")
 
 
@@ -196,7 +196,7 @@ def check_is_no_talk(record: dict) -> None:
     inner = [v[0] for v in record.values() if isinstance(v, list) and v and isinstance(v[0], dict)]
     for row in ({str(name).lower(): value for name, value in row.items()} for row in (record, *inner)):
         sender = row.get(find_field(row, SENDER_FIELDS))
-        is_turn = "role" in row or isinstance(sender, str) and sender.strip().lower() in ROLES
+        is_turn = row != record and ("role" in row or isinstance(sender, str) and sender.strip().lower() in ROLES)
         has_words = sender is not None and not WORD_FIELDS.isdisjoint(row)
         if not is_turn and has_words or {"messagelist", "dmconversation"} & {*row}:
             program = next((TALK_PROGRAMS[name] for name in TALK_PROGRAMS if name in row), "an unknown program")
@@ -259,13 +259,14 @@ def parse_record(record, name: str, user: str = None) -> list:  # of `ParsedConv
 
 # %% ../../nbs/1_data/02_formats.ipynb #9c066eb7
 OPENING_WORDS = 6  # words of a text that become its prompt
-TURN_MARKS = "<|im_start|>,<|start_,<|user|>,[INST],<start_of_turn>,### Instruction,Assistant:,ASSISTANT:".split(",")
+TURN_MARKS = "<|im_start|>,<|start_,<|user|>,[INST],<start_of_turn>,### Instruction,### Response,Assistant:,ASSISTANT:"
+TURN_MARKS = [*TURN_MARKS.split(","), "\nHuman:", "\nUser:", '"role":']
 
 
 def split_opening(text: str) -> tuple:  # (its first `OPENING_WORDS` words, the rest)
     "Split running text into prompt and response; raise `InputError` if it is hardly longer than its opening."
     words = text.split(None, OPENING_WORDS)
-    if mark := next((mark for mark in TURN_MARKS if mark in text), None):
+    if mark := next((mark.strip() for mark in TURN_MARKS if mark in f"\n{text}"), None):
         raise InputError(f"a dialogue in one text, with marks such as {mark}", "split it into prompt and response")
     if len(text.split(None, OPENING_WORDS + 2)) <= OPENING_WORDS + 2:
         raise InputError(f"no text has more than {OPENING_WORDS + 2} words", "give longer texts, or rows with prompts")
@@ -291,7 +292,7 @@ def parse_turn(turn) -> list:  # of `Turn`
         raise InputError(f"unknown role {format_value(role)!r}", "use system, user, assistant or tool")
     role = ROLES[role.strip().lower()]
     content = turn.get(find_field(turn, TURN_TEXT_FIELDS))
-    text = join_parts(content, "content") if role else ""
+    text = join_parts(content, "content") if role and turn.get("channel") != "analysis" else ""
     if not role or role == "user" and text == "" and "tool_result" in str(content):
         return [Turn("assistant", "")]  # it stands between two questions
     is_learned = not any(is_false(turn.get(name)) for name in ("weight", "train", "loss"))
@@ -305,8 +306,10 @@ def parse_side(record: dict, name: str, role: str) -> list:  # of `Turn`
     if is_message_list(value):
         return [part for turn in value for part in parse_turn(turn)]
     text = as_text(value, name)
-    if text.lstrip()[:1] in ("[", "{") and '"role":' in text.replace("'", '"'):
-        raise InputError(f"{name} holds messages as one text", "save the rows as JSON lines, with lists in them")
+    start, keys = text.lstrip(), text.replace("'", '"')
+    is_json = start[:1] in ("[", "{") and '"role":' in keys and '"content":' in keys
+    if is_json or start.startswith(tuple(mark.strip() for mark in TURN_MARKS)):
+        raise InputError(f"{name} holds a dialogue as one text", "give a list of turns, as JSON lines can hold it")
     return [Turn(role, text)]
 
 
