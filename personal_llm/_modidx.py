@@ -2171,10 +2171,12 @@ d = {
                 "personal_llm/data/formats.py",
             ),
             "personal_llm.data.formats.find_field": ("1_data/formats.html#find_field", "personal_llm/data/formats.py"),
+            "personal_llm.data.formats.is_false": ("1_data/formats.html#is_false", "personal_llm/data/formats.py"),
             "personal_llm.data.formats.is_rated_down": (
                 "1_data/formats.html#is_rated_down",
                 "personal_llm/data/formats.py",
             ),
+            "personal_llm.data.formats.join_parts": ("1_data/formats.html#join_parts", "personal_llm/data/formats.py"),
             "personal_llm.data.formats.merge_turns": (
                 "1_data/formats.html#merge_turns",
                 "personal_llm/data/formats.py",
@@ -2709,6 +2711,10 @@ d = {
             ),
             "personal_llm.device.forgetting.forget_everything": (
                 "6_device/forgetting.html#forget_everything",
+                "personal_llm/device/forgetting.py",
+            ),
+            "personal_llm.device.forgetting.holds": (
+                "6_device/forgetting.html#holds",
                 "personal_llm/device/forgetting.py",
             ),
             "personal_llm.device.forgetting.list_everything": (

@@ -44,7 +44,7 @@ THOUGHTS = re.compile(
     re.S | re.M | re.I,
 )
 MARKS = re.compile(
-    r"<details\b[^>]*\btype=.*?</details>|<details[^>]*>\s*<summary>\W*(?:Thought|Thinking|Reasoning).*?</details>"
+    r"(?:<details\b[^>]*\btype=|<details[^>]*>\s*<summary>\W*(?:Thought|Thinking|Reasoning)).*?(?:</details>|\Z)"
     r"|\ue200(?:\w*entity\ue202\[\"[^\"]*\", *\"(?P<name>[^\"]*)[^\ue201]*|url\ue202(?P<link>[^\ue201\ue202]*)"
     r"[^\ue201]*|[^\ue201]*)\ue201"
     r"|[\ue200-\ue20f]| ?【[^【】]*†[^【】]*】|:contentReference\[[^\]]*\](?:\{[^}]*\})?|</?antArtifact[^>]*>"
@@ -157,14 +157,18 @@ def find_field(record: dict, names) -> str:
     return next((name for name in names if record.get(name) is not None), None)
 
 # %% ../../nbs/1_data/02_formats.ipynb #forate1
+def is_false(value) -> bool:
+    "Tell whether a value is false or 0, also as the text of a table."
+    return str(value).strip().lower() in ("false", "0", "0.0")
+
+
 def is_rated_down(record: dict) -> bool:
-    "Tell whether a turn or a row has a rating against it; a label that is not true or false names a class."
+    "Tell whether a turn or a row has a rating against it; a label is against it if it is false or 0."
     name = find_field(record, RATING_FIELDS)
-    value = record.get(name)
-    if name == "label" and not isinstance(value, bool):
-        return False
-    against = ["true"] if name and name.endswith("disliked") else RATINGS_AGAINST
-    return str(value).lower().replace("_", "").replace(" ", "") in against
+    if name in ("label", "liked"):
+        return is_false(record[name])
+    against = ("true", "1", "1.0") if name and name.endswith("disliked") else RATINGS_AGAINST
+    return str(record.get(name)).lower().replace("_", "").replace(" ", "") in against
 
 # %% ../../nbs/1_data/02_formats.ipynb #996e056d
 def normalise_record(record) -> dict:
@@ -217,25 +221,30 @@ def detect_format(record: dict, name: str = None) -> str:  # a key of `FORMATS`
     raise InputError(f"{found}, format {name} needs {wanted}", "rename them or name another format")
 
 # %% ../../nbs/1_data/02_formats.ipynb #4e913b91
-def as_text(value, name: str) -> str:  # "" for no words, None for a thing that we cannot read
-    "Return the text of a field, or the joined texts of its parts; raise `InputError` for anything else."
-    if isinstance(value, list) and all(isinstance(part, (dict, str)) for part in value):
-        texts, is_readable = [], True
-        for part in value:
-            part = dict(text=part) if isinstance(part, str) else part
-            kind = str(part.get("type") or part.get("content_type") or " ".join(part)).lower()
-            text = part.get("text")
-            text = text.get("value") if isinstance(text, dict) else text
-            if any(word in kind for word in ("tool", "function", "think", "thought", "reason")):
-                continue
-            if isinstance(text, str) and ("text" in kind or "transcription" in kind):
-                texts.append(text)
-            else:
-                is_readable = False
-        return "\n".join(texts) if texts or is_readable else None
+def as_text(value, name: str) -> str:
+    "Return the text of a field; raise `InputError` if it holds anything else."
     if value is not None and not isinstance(value, str):
-        raise InputError(f"{name} is {type(value).__name__}, not text")
+        raise InputError(f"{name} is {type(value).__name__}, not text", "give one text in each row")
     return value or ""
+
+
+def join_parts(value, name: str) -> str:  # "" for no words, None for a thing that we cannot read
+    "Return the text of a message, or the joined texts of its parts; raise `InputError` for anything else."
+    if not isinstance(value, list) or not all(isinstance(part, (dict, str)) for part in value):
+        return as_text(value, name)
+    texts, is_readable = [], True
+    for part in value:
+        part = dict(text=part) if isinstance(part, str) else part
+        kind = str(part.get("type") or part.get("content_type") or " ".join(part)).lower()
+        text = part.get("text")
+        text = text.get("value") if isinstance(text, dict) else text
+        if any(word in kind for word in ("tool", "function", "think", "thought", "reason")):
+            continue
+        if isinstance(text, str) and ("text" in kind or "transcription" in kind):
+            texts.append(text)
+        else:
+            is_readable = False
+    return "\n".join(texts) if texts or is_readable else None
 
 # %% ../../nbs/1_data/02_formats.ipynb #9eca545d
 def parse_record(record, name: str, user: str = None) -> list:  # of `ParsedConversation`
@@ -250,7 +259,7 @@ def parse_record(record, name: str, user: str = None) -> list:  # of `ParsedConv
 
 # %% ../../nbs/1_data/02_formats.ipynb #9c066eb7
 OPENING_WORDS = 6  # words of a text that become its prompt
-TURN_MARKS = "<|im_start|>,<|start_header_id|>,<|user|>,[INST],<start_of_turn>,### Human,### Instruction".split(",")
+TURN_MARKS = "<|im_start|>,<|start_,<|user|>,[INST],<start_of_turn>,### Instruction,Assistant:,ASSISTANT:".split(",")
 
 
 def split_opening(text: str) -> tuple:  # (its first `OPENING_WORDS` words, the rest)
@@ -259,19 +268,18 @@ def split_opening(text: str) -> tuple:  # (its first `OPENING_WORDS` words, the 
     if mark := next((mark for mark in TURN_MARKS if mark in text), None):
         raise InputError(f"a dialogue in one text, with marks such as {mark}", "split it into prompt and response")
     if len(text.split(None, OPENING_WORDS + 2)) <= OPENING_WORDS + 2:
-        remedy = "give longer texts, or answers with their prompts"
-        raise InputError(f"no text has more than {OPENING_WORDS + 2} words", remedy)
+        raise InputError(f"no text has more than {OPENING_WORDS + 2} words", "give longer texts, or rows with prompts")
     return " ".join(words[:OPENING_WORDS]), words[OPENING_WORDS].strip()
 
 
 @register_format("text", ("text",))
 def parse_running_text(record):
-    prompt, response = split_opening(as_text(record["text"], "text") or "")
+    prompt, response = split_opening(as_text(record["text"], "text"))
     return [ParsedConversation([Turn("user", prompt), Turn("assistant", response)], dict(counterpart="continuations"))]
 
 # %% ../../nbs/1_data/02_formats.ipynb #d49e6493
-def parse_turn(turn) -> list:  # of `Turn`; empty for a turn of a tool
-    "Parse an item of a list of turns; raise `InputError` if it is not a turn."
+def parse_turn(turn) -> list:  # of `Turn`
+    "Parse an item of a list of turns, of a tool without its words; raise `InputError` if it is not a turn."
     turn = turn if isinstance(turn, dict) else {}
     role = turn.get(find_field(turn, ("role", "from", "speaker")))
     if role is None and find_field(turn, PROMPT_FIELDS) and find_field(turn, RESPONSE_FIELDS):
@@ -283,11 +291,10 @@ def parse_turn(turn) -> list:  # of `Turn`; empty for a turn of a tool
         raise InputError(f"unknown role {format_value(role)!r}", "use system, user, assistant or tool")
     role = ROLES[role.strip().lower()]
     content = turn.get(find_field(turn, TURN_TEXT_FIELDS))
-    text = as_text(content, "content") if role else ""
-    is_call = isinstance(content, list) or any(turn.get(name) for name in ("tool_calls", "function_call"))
-    if not role or is_call and text == "":
-        return []
-    is_learned = not any(turn.get(name) in (0, 0.0, False) for name in ("weight", "train", "loss"))
+    text = join_parts(content, "content") if role else ""
+    if not role or role == "user" and text == "" and "tool_result" in str(content):
+        return [Turn("assistant", "")]  # it stands between two questions
+    is_learned = not any(is_false(turn.get(name)) for name in ("weight", "train", "loss"))
     return [Turn(role, text, 0.0, role == "assistant" and is_rated_down(turn), is_learned)]
 
 
@@ -297,7 +304,10 @@ def parse_side(record: dict, name: str, role: str) -> list:  # of `Turn`
     value = value["messages"] if isinstance(value, dict) and "messages" in value else value
     if is_message_list(value):
         return [part for turn in value for part in parse_turn(turn)]
-    return [Turn(role, as_text(value, name))]
+    text = as_text(value, name)
+    if text.lstrip()[:1] in ("[", "{") and '"role":' in text.replace("'", '"'):
+        raise InputError(f"{name} holds messages as one text", "save the rows as JSON lines, with lists in them")
+    return [Turn(role, text)]
 
 
 def parse_request(record: dict) -> list:  # of `Turn`

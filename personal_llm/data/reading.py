@@ -54,8 +54,10 @@ class Dialogues(list):
 
 # %% ../../nbs/1_data/04_reading.ipynb #0a9b1dc2
 def to_json_value(value):
-    "Convert a value of NumPy or pandas to one that JSON has."
-    return value.tolist() if hasattr(value, "tolist") else value.timestamp()
+    "Convert a value of NumPy or pandas to one that JSON has, and any other value to its words."
+    if isinstance(value, bytes):
+        return value.decode(errors="replace")
+    return value.tolist() if hasattr(value, "tolist") else str(value)
 
 
 def records_in_memory(data) -> tuple:  # ([(row number from 1, record)], [(row number, InputError)])
@@ -194,8 +196,7 @@ def read_dialogues(
         result.format, result.user = result.format or dialogues.format, result.user or dialogues.user
     name = ", ".join(map(str, items)) if are_files else name
     if user is not None and result and not result.user:
-        problem = f"{name}: no names of people in it, so {format_value(user)!r} is none of them"
-        raise InputError(problem, "leave user (--user) out")
+        raise InputError(f"{name}: no names of people in it", "leave user (--user) out")
     if not result:
         reason += "".join(f", {note}" for note in result.notes()[bool(errors) :])
         raise InputError(f"{name}: no dialogue in it{reason}", "give a file with at least one request and its answer")

@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass, fields, replace
 import numpy as np
 
 from ..base.core import Cost, Dialogue, InputError, patch
+from ..base.text import count_nouns
 from ..buffer.buffer import Buffer, Decision, open_buffer
 from ..buffer.feedback import Feedback
 from ..buffer.retrieval import collect_memories
@@ -55,7 +56,7 @@ class Round:
 
     def __str__(self):
         data = f"{self.kept} kept and {self.synthetic} synthetic dialogues" + f", {self.cut} cut" * bool(self.cut)
-        return f"{data}: {self.start_loss:.2f} -> {self.best_loss:.2f} nats a token, {self.steps} steps"
+        return f"{data}: {self.start_loss:.2f} -> {self.best_loss:.2f} nats a token, {count_nouns(self.steps, 'step')}"
 
 
 ROUND_FIELDS = [f.name for f in fields(Round) if f.name != "learned"]
