@@ -2174,10 +2174,12 @@ d = {
                 "personal_llm/data/formats.py",
             ),
             "personal_llm.data.formats.find_field": ("1_data/formats.html#find_field", "personal_llm/data/formats.py"),
+            "personal_llm.data.formats.is_false": ("1_data/formats.html#is_false", "personal_llm/data/formats.py"),
             "personal_llm.data.formats.is_rated_down": (
                 "1_data/formats.html#is_rated_down",
                 "personal_llm/data/formats.py",
             ),
+            "personal_llm.data.formats.join_parts": ("1_data/formats.html#join_parts", "personal_llm/data/formats.py"),
             "personal_llm.data.formats.merge_turns": (
                 "1_data/formats.html#merge_turns",
                 "personal_llm/data/formats.py",
@@ -2712,6 +2714,10 @@ d = {
             ),
             "personal_llm.device.forgetting.forget_everything": (
                 "6_device/forgetting.html#forget_everything",
+                "personal_llm/device/forgetting.py",
+            ),
+            "personal_llm.device.forgetting.holds": (
+                "6_device/forgetting.html#holds",
                 "personal_llm/device/forgetting.py",
             ),
             "personal_llm.device.forgetting.list_everything": (
@@ -3716,6 +3722,10 @@ d = {
                 "experiments/summary.html#decide_verdict",
                 "personal_llm/experiments/summary.py",
             ),
+            "personal_llm.experiments.summary.judge_curve": (
+                "experiments/summary.html#judge_curve",
+                "personal_llm/experiments/summary.py",
+            ),
             "personal_llm.experiments.summary.judge_gain": (
                 "experiments/summary.html#judge_gain",
                 "personal_llm/experiments/summary.py",
@@ -3756,6 +3766,14 @@ d = {
                 "experiments/summary.html#judge_scores",
                 "personal_llm/experiments/summary.py",
             ),
+            "personal_llm.experiments.summary.judge_table": (
+                "experiments/summary.html#judge_table",
+                "personal_llm/experiments/summary.py",
+            ),
+            "personal_llm.experiments.summary.judge_words": (
+                "experiments/summary.html#judge_words",
+                "personal_llm/experiments/summary.py",
+            ),
             "personal_llm.experiments.summary.list_own_claims": (
                 "experiments/summary.html#list_own_claims",
                 "personal_llm/experiments/summary.py",
@@ -3780,6 +3798,10 @@ d = {
             ),
             "personal_llm.experiments.xpert.choose_of_library": (
                 "experiments/xpert.html#choose_of_library",
+                "personal_llm/experiments/xpert.py",
+            ),
+            "personal_llm.experiments.xpert.draw_words": (
+                "experiments/xpert.html#draw_words",
                 "personal_llm/experiments/xpert.py",
             ),
             "personal_llm.experiments.xpert.explain_library": (
@@ -3894,12 +3916,12 @@ d = {
                 "4_explanation/decomposition.html#decompose",
                 "personal_llm/explanation/decomposition.py",
             ),
-            "personal_llm.explanation.decomposition.explain_as_published": (
-                "4_explanation/decomposition.html#explain_as_published",
-                "personal_llm/explanation/decomposition.py",
-            ),
             "personal_llm.explanation.decomposition.explain_differences": (
                 "4_explanation/decomposition.html#explain_differences",
+                "personal_llm/explanation/decomposition.py",
+            ),
+            "personal_llm.explanation.decomposition.explain_with_summariser": (
+                "4_explanation/decomposition.html#explain_with_summariser",
                 "personal_llm/explanation/decomposition.py",
             ),
             "personal_llm.explanation.decomposition.halve_differences": (

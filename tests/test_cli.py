@@ -70,7 +70,8 @@ def test_the_example_of_a_command_names_its_options():
         ("personalize --data chats.jsonl --out new --policy luck", "luck"),
         ("personalize --data chats.jsonl --out new --start nowhere", "nowhere"),
         ("personalize --data chats.jsonl --out new --learning-rate -1", "--learning-rate is -1"),
-        ("personalize --data chats.jsonl --out new --learning-rate=nan", "--learning-rate is nan"),
+        ("personalize --data copies.jsonl --out new --learning-rate=nan", "--learning-rate is nan"),
+        ("personalize --data chats.jsonl --out=", "argument 4 is empty"),
         ("personalize --data chats.jsonl --out new --model no/such/folder", "no/such/folder"),
         ("personalize --data chats.jsonl --out .", "other files"),
         ("personalize --data chats.jsonl --out few.jsonl", "few.jsonl"),
@@ -101,6 +102,7 @@ def test_a_mistake_is_one_line_and_changes_nothing(tmp_path, capsys, monkeypatch
     rows = ['{"prompt": "What is thing %d?", "response": "Thing %d is a toy."}\n' % (i, i) for i in range(12)]
     (tmp_path / "chats.jsonl").write_text("".join(rows))
     (tmp_path / "few.jsonl").write_text("".join(rows[:3]))
+    (tmp_path / "copies.jsonl").write_text(rows[0] * 9)  # reading it prints a note
     (tmp_path / "empty").mkdir()
     (tmp_path / "empty" / "memory.sqlite").touch()
     before = snapshot(tmp_path)

@@ -8,7 +8,7 @@ from hypothesis import given, settings, strategies as st
 
 from personal_llm.base.core import Cost, Dialogue, InputError
 from personal_llm.explanation.decomposition import SharedBasis, decompose
-from personal_llm.explanation.decomposition import explain_as_published, explain_differences, halve_differences
+from personal_llm.explanation.decomposition import explain_with_summariser, explain_differences, halve_differences
 from personal_llm.explanation.decomposition import summary_states, swap_strength, write_summary_prompt
 from tiny import ARCHITECTURES, shared
 
@@ -160,7 +160,7 @@ def test_explanation_by_hand(scene):
     model, basis, dialogues, differences = scene
     V = differences.mean(0)
     before = replace(model.cost)
-    e = explain_as_published(model, model, dialogues, basis)
+    e = explain_with_summariser(model, model, dialogues, basis)
     u = V / np.linalg.norm(V)
     z = basis.coordinates(V)
     assert basis.words == ("loud", "plain") and z[0] < 0 < z[1], "one word lies against the shift, one along it"
@@ -173,7 +173,7 @@ def test_explanation_by_hand(scene):
     assert (e.samples, e.counterpart, e.space) == (9, "answers", "xpert")
     assert e.cost.forward == 27 and model.cost.forward - before.forward == 27
     assert model.cost.tokens - before.tokens == e.cost.tokens > 0 and e.cost.seconds > 0
-    given = explain_as_published(model, model, dialogues + [Dialogue("Say it.", " ")], basis)
+    given = explain_with_summariser(model, model, dialogues + [Dialogue("Say it.", " ")], basis)
     assert np.allclose(given.row, e.row, atol=1e-3), "empty responses are left out"
 
 

@@ -11,7 +11,7 @@ from personal_llm.base.core import InputError
 from personal_llm.data.exports import CONVERSATION_GAP_SECONDS, identify_user, parse_branch, parse_time
 from personal_llm.data.exports import parse_timestamps, parse_whatsapp_log, split_at_pauses
 from personal_llm.data.formats import FORMATS, Turn, parse_record
-from personal_llm.data.reading import read_dialogues
+from personal_llm.data.reading import GAP, read_dialogues
 
 
 def pairs(dialogues):
@@ -88,8 +88,11 @@ def test_chatgpt(tmp_path):
 
 def test_parents_in_a_circle_are_refused(tmp_path):
     row = conversation(node("a", "b", "user", "Hi"), node("b", "a", "assistant", "Hello"))
-    with pytest.raises(InputError, match="item 1: the parents of message b form a cycle"):
-        read_dialogues(save(tmp_path / "conversations.json", [row]))
+    canvas = dict(MAKE, content=dict(CANVAS, text='{"content": [1]}'))
+    wrong = {"the parents of message b form a cycle": row, "a message is list": chain(("assistant", "", canvas))}
+    for words, each in wrong.items():
+        with pytest.raises(InputError, match=f"item 1: {words}"):
+            read_dialogues(save(tmp_path / "conversations.json", [each]))
     found = read_dialogues(save(tmp_path / "conversations.json", [row, CHATGPT[2]]), skip_invalid=True)
     assert pairs(found) == [("Hi", "Hello")] and [place for place, _ in found.skipped] == [1]
     nodes = {str(i): dict(parent=str(i - 1)) for i in range(50_000)}
@@ -141,6 +144,7 @@ BETWEEN = {  # what stands between two exchanges of ChatGPT: its messages, and i
     ),
     "a stopped reply": ([("user", "A story!"), ("assistant", "")], []),
     "an empty message": ([("user", "Why?"), ("assistant", ""), ("assistant", "So.")], [("Why?", "So.")]),
+    "a call of a tool": ([("user", "Draw!"), ("assistant", "{}", PAINT)], []),
     "a hidden message": ([("user", "I am Ana.", HIDDEN), ("user", "Why?"), ("assistant", "So.")], [("Why?", "So.")]),
     "a canvas": (
         [("user", "Rain?"), ("assistant", "", MAKE), ("tool", "Done."), ("assistant", "Written.")],
@@ -259,13 +263,12 @@ def test_claude_keeps_the_branch_that_stayed():
 
 def test_open_webuis_files_and_lists(tmp_path):
     rows = [("user", "Norway?", {}), ("assistant", "Oslo.", {}), ("user", "", dict(files=[dict(type="image")]))]
-    rows += [("assistant", "A bicycle.", {}), ("user", "Peru?", {}), ("assistant", "Lima.", {})]
-    messages = [
-        dict(id=str(i), parentId=str(i - 1), role=role, content=text) | more
-        for i, (role, text, more) in enumerate(rows)
-    ]
-    tree = dict(history=dict(messages={m["id"]: m for m in messages}, currentId="5"))
-    for chat in (tree, dict(messages=messages)):
+    rows += [("assistant", "A bicycle.", {}), ("user", "Chile?", {}), ("assistant", "Oh", dict(error=True))]
+    rows += [("user", "Peru?", {}), ("assistant", "Lima.", {})]
+    messages = {}
+    for i, (role, text, more) in enumerate(rows):
+        messages[str(i)] = dict(parentId=str(i - 1), role=role, content=text) | more
+    for chat in (dict(history=dict(messages=messages, currentId="7")), dict(messages=list(messages.values()))):
         found = read_dialogues(save(tmp_path / "export.json", [dict(id="1", title="t", chat=chat)]))
         assert pairs(found) == [("Norway?", "Oslo."), ("Peru?", "Lima.")] and found.left_out
 
@@ -314,7 +317,7 @@ BLOCKS = [dict(text=["Which ", dict(text="cheese")]), dict(type="list", items=[d
         (dict(text="", photo="x.jpg"), None),
         (dict(text="", media_type="voice_message", file="x.ogg"), None),
         (dict(text="", poll=dict(question="Tea?")), None),
-        (dict(text="A chain letter", forwarded_from="Cleo"), None),
+        *((dict(text="A chain letter", **{name: None}), None) for name in ("forwarded_from", "via_bot", "saved_from")),
         (dict(text="Which cheese?", photo="x.jpg"), "Which cheese?"),
         (dict(text=["Which ", dict(type="bold", text="cheese"), "?"]), "Which cheese?"),
         (dict(text="", rich_message=dict(blocks=[PARAGRAPH])), "Which cheese?"),
@@ -378,7 +381,7 @@ IPHONE = """\ufeff[31.12.23, 21:40:00] Ana Ruiz: \u200eMessages and calls are en
 And I bring:\r
 - cake, 12/31/23 style \u200e<This message was edited>\r
 [01.01.24, 10:02:00] Ana Ruiz: Happy new year: to you!\r
-[01.01.24, 10:05:00] ~\u202f+49 170 123: And to you!\r
+[01.01.24, 10:05:00] ~\u202f+49 170 123: And to you! \u200e<This message was edited>\r
 """
 CAKE = ("Are you coming?", "Yes!\nAnd I bring:\n- cake, 12/31/23 style")
 
@@ -465,16 +468,16 @@ def test_deleted_messages_are_no_words_in_any_language(tmp_path):
 
 MEDIA = ["<Media omitted>", "<省略多媒体文件>", "\u200eimage omitted", "\u200e<attached: 00000012-PHOTO.jpg>", "null"]
 MEDIA += ["IMG-20260203-WA0003.jpg (file attached)", "PTT-20260203-WA0001.opus (archivo adjunto)"]
-MEDIA += ["\u200eIMG-1.jpg (ملف مرفق)", "Ana.vcf (fichier joint)"]
+MEDIA += ["\u200eIMG-1.jpg (ملف مرفق)", "Ana.vcf (fichier joint)", "a.pdf • \u200e3 pages \u200edocument omitted"]
+MEDIA += ["\u200ePOLL:\nWhat shall we eat tonight?\n\u200eOPTION: Fish (1 vote)"]
 
 
 @pytest.mark.parametrize("media", MEDIA)
 def test_media_are_gaps_in_any_language(tmp_path, media):
-    log = make_log(
-        "Ute: Suppe?", "Jan: Ja", f"Ute: {media}", "Jan: Schön", "Ute: Wann?", f"Jan: {media}", "Jan: Um acht"
-    )
+    lines = ["Ute: Suppe?", "Jan: Ja", f"Ute: {media}", "Jan: Schön", "Ute: Wann?", f"Jan: {media}", "Jan: Um acht"]
+    log = make_log(*lines, "Ute: Wo?", f"Jan: {media}")
     found = read_dialogues(save(tmp_path / "chat.txt", log))
-    assert pairs(found) == [("Suppe?", "Ja"), ("Wann?", "Um acht")] and found.left_out
+    assert pairs(found) == [("Suppe?", "Ja"), ("Wann?", "Um acht")] and found.left_out[GAP] == 2
     if "jpg" in media:  # a caption stands beside its picture
         caption = f"Schau! {media}" if "attached:" in media else f"{media}\nSchau!"
         found = read_dialogues(save(tmp_path / "chat.txt", log.replace(f"Ute: {media}", f"Ute: {caption}")))

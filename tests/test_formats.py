@@ -101,9 +101,15 @@ BAD = [
     ("messages", dict(messages=[user("Hi"), dict(role="bing", content="x")]), "unknown role 'bing'"),
     ("pairs", dict(prompt=3, response="x"), "prompt is int, not text"),
     ("pairs", dict(prompt="x", response=float("nan")), "response is float, not text"),
-    ("pairs", dict(prompt=["Hi", 3], response="x"), "list, not text"),
-    ("preference", dict(chosen="\n\nHuman: Hi\n\nAssistant: Hello", rejected="Yo"), "chosen without a prompt"),
+    ("pairs", dict(instruction="Hi", output=["Hello", "Yo"]), "output is list, not text"),
+    ("pairs", dict(prompt=["Hi", "Bye"], response=["Hello", "See you"]), "response is list, not text"),
+    ("pairs", dict(prompt="Hi", response=json.dumps(CHAT[:2])), "response holds a dialogue as one text"),
+    ("preference", dict(prompt="Hi", chosen=str(CHAT[:2]), rejected="Yo"), "chosen holds a dialogue as one text"),
+    ("pairs", dict(prompt="\n\nHuman: Hi\n\nAssistant:", response="Hello"), "prompt holds a dialogue as one text"),
+    ("preference", dict(chosen="Hello", rejected="Yo"), "chosen without a prompt"),
     ("text", dict(text="### Human: What is a tendon?### Assistant: It ties muscle to bone."), "a dialogue in one text"),
+    ("text", dict(text="A chat. USER: What is a tendon? ASSISTANT: It ties muscle to bone."), "a dialogue in one text"),
+    ("text", dict(text="\n\nHuman: What is a tendon?\n\nAssistant: It ties muscle to bone."), "a dialogue in one text"),
     ("text", dict(text="<s>[INST] What is a tendon? [/INST] It ties muscle to bone. </s>"), "a dialogue in one text"),
 ]
 
@@ -143,29 +149,29 @@ def test_a_format_of_your_own_comes_first():
 
 PICTURE = [dict(type="image_url", image_url=dict(url="data:image/png;base64,iVBO"))]
 NORWAY, PERU = [user("Norway?"), bot("Oslo.")], [user("Peru?"), bot("Lima.")]
-GAPS = {  # what stands between two exchanges: the (prompt, response) pairs of it, and its gaps
-    "a picture": ([user(PICTURE), bot("A red bicycle.")], [], 1),
-    "a picture of Gemini": ([dict(role="user", parts=[dict(inlineData=dict(data="iVBO"))]), bot("A bicycle.")], [], 1),
-    "a voice message": ([user([dict(type="input_audio", input_audio={})]), bot("It rains.")], [], 1),
-    "a painted picture": ([user("Draw a cat."), bot(PICTURE)], [], 1),
-    "a stopped reply": ([user("A story!"), bot("")], [], 1),
-    "a stopped thought": ([user("A story!"), bot("<think>Let me see")], [], 1),
-    "a picture without an answer": ([user(PICTURE)], [("Peru?", "Lima.")], 0),
-    "a prompt of Open WebUI": ([user("### Task:\nGenerate a title.\n### Chat History:"), bot('{"title": "x"}')], [], 1),
-    "a call of a tool": ([user("How warm?"), dict(role="assistant", content=None, tool_calls=[dict(id="1")])], None, 0),
+GAPS = {  # what stands between two exchanges, and its gaps
+    "a picture": ([user(PICTURE), bot("A red bicycle.")], 1),
+    "a picture of Gemini": ([dict(role="user", parts=[dict(inlineData=dict(data="iVBO"))]), bot("A bicycle.")], 1),
+    "a voice message": ([user([dict(type="input_audio", input_audio={})]), bot("It rains.")], 1),
+    "a painted picture": ([user("Draw a cat."), bot(PICTURE)], 1),
+    "a stopped reply": ([user("A story!"), bot("")], 1),
+    "a stopped thought": ([user("A story!"), bot("<think>Let me see")], 1),
+    "a picture without an answer": ([user(PICTURE)], 0),
+    "a prompt of Open WebUI": ([user("### Task:\nGenerate a title.\n### Chat History:"), bot('{"title": "x"}')], 1),
+    "a call of a tool": ([user("How warm?"), dict(role="assistant", content=None, tool_calls=[dict(id="1")])], 1),
+    "a call in its own form": ([user("How warm?"), dict(type="function_call", name="w")], 1),
 }
 
 
 @pytest.mark.parametrize("kind", GAPS)
 def test_a_turn_without_text_costs_its_own_exchange(kind):
     "The answers around it must not grow together."
-    middle, expected, num_gaps = GAPS[kind]
+    middle, num_gaps = GAPS[kind]
     (conversation,) = parse_record(dict(messages=[*NORWAY, *middle, *PERU]), "messages")
     found, _, counted = split_into_dialogues(conversation)
     assert (found[0].prompt, found[0].response) == ("Norway?", "Oslo.")
-    if expected is not None:
-        assert (found[-1].prompt, found[-1].response) == ("Peru?", "Lima.")
-        assert len(found) == 2 and counted == num_gaps
+    assert (found[-1].prompt, found[-1].response) == ("Peru?", "Lima.")
+    assert len(found) == 2 and counted == num_gaps
     roles = [role for d in found for role, _ in d.history]
     assert all(role == ("user", "assistant")[i % 2] for d in found for i, (role, _) in enumerate(d.history)), roles
 
@@ -177,6 +183,7 @@ def test_a_turn_without_text_costs_its_own_exchange(kind):
         [dict(role="assistant", content="", function_call=dict(name="w")), dict(role="function", content="21")],
         [bot([dict(type="tool_use", name="w")]), user([dict(type="tool_result", content="21")])],
         [dict(role="assistant", content=[dict(type="thinking", thinking="hm")])],
+        [dict(role="assistant", channel="analysis", content="hm")],
         [turn("function_call", "{}"), turn("observation", "21")],
         [dict(type="function_call", name="w"), dict(type="function_call_output", output="21")],
         [dict(role="ipython", content="21")],
@@ -198,7 +205,7 @@ def test_system_turns_stay_and_divide():
         assert list(d.history) == [system]
 
 
-@pytest.mark.parametrize("mark", [dict(weight=0), dict(weight=0.0), dict(train=False), dict(loss=False)])
+@pytest.mark.parametrize("mark", [dict(weight=0), dict(weight="0"), dict(train=False), dict(loss="False")])
 def test_an_answer_that_is_not_to_be_learned_stays_in_the_history(mark):
     rows = [user("Is tin a metal?"), bot("No.") | mark, user("Sure?"), bot("Yes, it is.") | dict(weight=1)]
     (d,), *_ = split_into_dialogues(parse_record(dict(messages=rows), "messages")[0])
@@ -216,6 +223,7 @@ MARKED = {
     "<|channel|>analysis<|message|>Hm.<|end|><|start|>assistant<|channel|>final<|message|>Yes.<|return|>": "Yes.",
     '<details type="reasoning" done="true">\n<summary>Thought for 4 seconds</summary>\n> Hm\n</details>\nYes.': "Yes.",
     '<details type="tool_calls" done="true" name="w">\n<summary>Tool</summary>\n</details>\nYes.': "Yes.",
+    '<details type="reasoning" done="false">\n<summary>Thinking…</summary>\n> Hm': "",
     "<details>\n<summary>Thought for 2 seconds</summary>\nHm\n</details>\n\nYes.": "Yes.",
     "Yes.\ue200cite\ue202turn0search1\ue202turn0search4\ue201 No.\ue200filecite\ue202turn0file0\ue201": "Yes. No.",
     '\ue200entity\ue202["city","Oslo","Norway"]\ue201 is cold.': "Oslo is cold.",
@@ -248,12 +256,10 @@ def test_marks_of_programs_are_nobodys_words(text):
 
 
 def test_a_row_that_is_labelled_false_is_the_models():
-    for label, origin in ((True, "user"), (False, "model")):  # rows for KTO
+    labels = [True, 1, "1", False, 0, "False", "0", "negative", "-1", 2]  # those of KTO, and classes of other data sets
+    for label in labels:
         (d,), *_ = split_into_dialogues(parse_record(dict(prompt="Hi", completion="Yo", label=label), "pairs")[0])
-        assert d.origin == origin
-    for label in ("negative", "-1", 0):  # classes of other data sets
-        (d,), *_ = split_into_dialogues(parse_record(dict(prompt="Hi", completion="Yo", label=label), "pairs")[0])
-        assert d.origin == "user"
+        assert d.origin == ("model" if label in labels[3:7] else "user")
 
 
 def test_marks_in_long_texts_are_quick():
@@ -270,6 +276,7 @@ TALKS = {
     "Matrix": dict(messages=[dict(type="m.room.message", sender="@a:x", content=dict(body="Hi"), origin_server_ts=1)]),
     "Skype": dict(userId="live:ana", conversations=[dict(id="8:bo", MessageList=[dict(content="Hi")])]),
     "an unknown program": dict(text=CABLE, username="ana"),
+    "single turns": dict(text=CABLE, role="prompter"),
 }
 
 
@@ -312,15 +319,10 @@ def test_conversations_without_dialogues():
             split_into_dialogues(ParsedConversation(turns))
 
 
-@pytest.mark.parametrize(
-    "turns",
-    [
-        [user(PICTURE), bot("A red bicycle.")],
-        [user("### Task:\nGenerate a title."), bot('{"title": "x"}')],
-        [user("Hi"), bot("Yo") | dict(weight=0)],
-        [user("A story!"), bot("<think>Let me see")],
-    ],
-)
+LEFT_OUT = [GAPS[kind][0] for kind in ("a picture", "a prompt of Open WebUI", "a stopped thought")]
+
+
+@pytest.mark.parametrize("turns", [*LEFT_OUT, [user("Hi"), bot("Yo") | dict(weight=0)]])
 def test_a_row_that_holds_nobodys_words_is_left_out(turns):
     "It is no mistake of the file: the other rows are read, and its gap is counted."
     dialogues, _, num_gaps = split_into_dialogues(parse_record(dict(messages=turns), "messages")[0])

@@ -3,6 +3,8 @@
 import gzip
 import json
 import sys
+from datetime import date
+from decimal import Decimal
 
 import pytest
 from hypothesis import given, settings
@@ -68,11 +70,16 @@ def test_parquet_is_read_as_the_rows_in_it(tmp_path, name, record, want):
     pandas = pytest.importorskip("pandas")
     pytest.importorskip("pyarrow")
     try:
-        pandas.DataFrame([record] * 2).to_parquet(tmp_path / "a.parquet")
+        others = dict(
+            when=pandas.NaT, day=date(2024, 5, 31), price=Decimal("3.5"), picture=b"\xff"
+        )  # nobody reads them
+        pandas.DataFrame([record] * 2).assign(**others).to_parquet(tmp_path / "a.parquet")
     except Exception:
         pytest.skip("a row that Arrow cannot store")
     found = read_dialogues(tmp_path / "a.parquet")
     assert pairs(found) == want * 2 and found.format == name
+    with pytest.raises(InputError, match="empty response"):
+        read_dialogues(pandas.DataFrame(dict(prompt=["Hi"], response=[pandas.NaT])))
     assert any(note.startswith(f"repeats: {len(want)} of {2 * len(want)}") for note in found.notes())
 
 
@@ -107,7 +114,7 @@ BAD = [  # content, name, place or None, words of the message
     (GOOD + b'{"prompt": ["x"], "response": {"a": 1}}\n', "a.jsonl", "line 2", "dict, not text"),
     (GOOD + b"17\n", "a.jsonl", "line 2", "int"),
     (GOOD + b"{}\n", "a.jsonl", "line 2", "none"),
-    (b'{"prompt": "caf\xe9", "response": "x"}\n', "a.jsonl", None, "line 1: not UTF-8"),
+    (b"prompt,response\nx,caf\xe9\n", "a.csv", None, "line 2: not UTF-8 at byte 22"),
     ("hello".encode("utf-16"), "a.jsonl", "line 1", "broken JSON"),
     (GOOD + b"[" * 100_000 + b"\n", "a.jsonl", "line 2", "nested too deeply"),
     (GOOD + b'{"a":' * 100_000 + b"\n", "a.jsonl", "line 2", "nested too deeply"),
@@ -124,6 +131,7 @@ BAD = [  # content, name, place or None, words of the message
     (b'[{"prompt": "x", "response": "y"}, "prompt", 3]', "a.json", "item 2", "found str"),
     (b"prompt,tail\na,b\n", "a.csv", "line 2", "prompt, tail"),
     (b"prompt,response\na,b,c\n", "a.csv", "line 2", "header"),
+    (b"prompt,response,response\na,b,c\n", "a.csv", None, "two columns are called response"),
     (b'prompt,response\na,"b\n', "a.csv", None, "CSV at line 2"),
     (b"prompt,response\n", "a.csv", None, "no dialogue"),
     (b"Dear diary", "a.txt", "line 1", "WhatsApp"),
@@ -251,7 +259,7 @@ def test_no_values_make_anything_but_an_input_error(tmp_path_factory, names, ski
 
 
 @settings(deadline=None, max_examples=100)
-@given(st.binary(max_size=200), st.sampled_from(["a.jsonl", "a.json", "a.csv", "a.txt"]), st.booleans())
+@given(st.binary(max_size=200), st.sampled_from("a.jsonl a.json a.csv a.tsv a.txt a.jsonl.gz".split()), st.booleans())
 def test_no_bytes_make_anything_but_an_input_error(tmp_path_factory, content, name, skip):
     path = tmp_path_factory.mktemp("fuzz") / name
     path.write_bytes(content)

@@ -5,8 +5,6 @@ import os
 import json
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from personal_llm.base.core import InputError
 from personal_llm.data.records import parse_json_rows
@@ -16,10 +14,6 @@ from personal_llm.data.records import read_records, read_text
 def write(path, content):
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
     return path
-
-
-def numbers(rows):
-    return [number for number, _ in rows]
 
 
 @pytest.mark.parametrize("name", ["utf-16", "utf-16-le", "utf-16-be", "utf-8-sig"])
@@ -105,28 +99,6 @@ def test_an_unclosed_quote_names_the_line_where_it_begins(tmp_path):
         text = "\n".join(["prompt,response", "before,fine", 'Hi,"Hello', *rows, *tail])
         with pytest.raises(InputError, match="a.csv: broken CSV at line 3"):
             read_records(write(tmp_path / "a.csv", text))
-
-
-def test_a_line_that_is_not_utf8_is_named(tmp_path):
-    for name in ("a.csv", "a.jsonl", "a.txt"):
-        with pytest.raises(InputError, match="line 3: not UTF-8 at byte 12") as caught:
-            read_records(write(tmp_path / name, b"a,b\n1,2\ncaf\xe9,3\n4,5\n"))
-        assert "UTF-8" in caught.value.remedy
-
-
-@settings(deadline=None, max_examples=150)
-@given(st.binary(max_size=200), st.sampled_from(["a.jsonl", "a.json", "a.csv", "a.tsv", "a.txt", "a.jsonl.gz"]))
-def test_no_bytes_make_anything_but_an_input_error(tmp_path_factory, content, name):
-    path = tmp_path_factory.mktemp("fuzz") / name
-    path.write_bytes(content)
-    try:
-        unit, records, errors = read_records(path)
-    except InputError as error:
-        assert "\n" not in str(error)
-    else:
-        assert unit in ("line", "item")
-        for rows in (records, errors):
-            assert numbers(rows) == sorted(numbers(rows))
 
 
 def test_a_gzip_bomb_is_one_line_and_takes_no_memory(tmp_path, monkeypatch):

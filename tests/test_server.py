@@ -408,6 +408,7 @@ def test_other_sites_and_other_names_are_refused_also_with_the_token(served):
     assert served.ask("GET", "/me/known", Host=own, Origin=f"http://{own}")[0] == 200
     for name in ("localhost", "[::1]"):
         assert served.ask("GET", "/me/known", Host=f"{name}:{served.port}")[0] == 200
+        assert served.ask("GET", "/me/known", Host=name)[0] == 200
     status, answer = served.ask("OPTIONS", COMPLETIONS, Origin=f"http://{own}", Host=own)
     assert status in (401, 405), "no answer for a preflight"
 

@@ -97,6 +97,20 @@ def test_a_pending_dialogue_learns_its_reaction_once_it_is_scored():
     assert [d.response for d in state.buffer.dialogues] == ["Better."]
 
 
+def test_a_new_answer_to_a_learned_dialogue_is_unlearned():
+    state = open_new("fifo")
+    say(state, 0, np.random.default_rng(3))
+    (id,) = state.archive.dialogues
+    fields = dict(adapter="a", start="", seen=1, kept=1, synthetic=0, rejected={}, requests=0, start_loss=2.0)
+    fields |= dict(best_loss=1.0, num_validation_dialogues=0, steps=8, seconds=1.0, cut=0, warm=None, digest="")
+    for _ in range(2):
+        state.record("reacted", id, kind="better", text="So.", asked=False, time=0.0)
+        assert state.list_unlearned() == [id]
+        state.record("tuned", **fields)
+        state.record("learned", id)
+        assert state.list_unlearned() == []
+
+
 def test_thumbs_change_what_counts_as_answered():
     state = open_new("fifo")
     say(state, 0, np.random.default_rng(3))

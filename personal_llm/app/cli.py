@@ -130,6 +130,9 @@ def main(argv: list = None) -> int:  # the exit code
     with suppress(AttributeError, io.UnsupportedOperation):  # a stream of another kind, or one that was read before
         sys.stdin.reconfigure(errors="surrogateescape")  # what is no UTF-8 is refused where it is used
     try:
+        for number, word in enumerate(words, 1):
+            if not word.strip() or word.startswith("--") and word.endswith("="):
+                raise InputError(f"argument {number} is empty", "give its value; . is the folder that you are in")
         with catch_panic():
             code = typer.main.get_command(app).main(words or ["--help"], "personal-llm", standalone_mode=False)
         return code if isinstance(code, int) else 0

@@ -278,6 +278,7 @@ def personalize_command(
     """
     from personal_llm.tuning.config import TuningConfig
 
+    config = TuningConfig(**select_given(steps=steps, learning_rate=learning_rate))
     result, lines = personalize(
         read_chats(data, user, skip_invalid, quiet),
         out,
@@ -286,7 +287,7 @@ def personalize_command(
         policy,
         capacity,
         find_start(start),
-        TuningConfig(**select_given(steps=steps, learning_rate=learning_rate)),
+        config,
         not quiet,
         **settings,
     )

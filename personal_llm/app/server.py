@@ -100,7 +100,7 @@ def check_request(request: Request, token: str, host: str) -> None:
     "Raise `HTTPException` for a request to another name, of another site, without the token, or too large."
     own = request.headers.get("host", "")
     names = (host, f"[{host}]", "localhost", "127.0.0.1", "::1", "[::1]")
-    if host in names[2:] and own.rsplit(":", 1)[0] not in names:  # in a network a computer has many names
+    if host in names[2:] and {own, own.rsplit(":", 1)[0]}.isdisjoint(names):  # in a network a computer has many names
         raise HTTPException(403, "this server does not have that name; use the address that it printed")
     if request.headers.get("origin", "") not in ("", f"http://{own}"):
         raise HTTPException(403, "pages of other sites may not use this server; open its own page")

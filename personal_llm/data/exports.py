@@ -12,7 +12,8 @@ import unicodedata
 from datetime import datetime, timezone
 
 from ..base.core import InputError
-from .formats import ROLES, ParsedConversation, Turn, as_text, is_rated_down, register_format
+from .formats import ROLES, ParsedConversation, Turn
+from .formats import as_text, is_rated_down, join_parts, register_format
 from .records import format_value, parse_json
 
 # %% ../../nbs/1_data/03_exports.ipynb #7a82f3d9
@@ -32,6 +33,7 @@ def make_turn(role: str, text: str, time, rating=None) -> Turn:  # or None
     "Return a turn, with the rating of a reply; None if it is of neither side."
     role = ROLES.get(role)
     is_disliked = role == "assistant" and is_rated_down(dict(rating=rating))
+    text = text if text is None else as_text(text, "a message")
     return Turn(role, text, parse_time(time), is_disliked) if role in ("user", "assistant") else None
 
 
@@ -62,8 +64,8 @@ def parse_chatgpt_message(node: dict, thumbs: dict) -> Turn:  # or None
     is_hidden = (message.get("metadata") or {}).get("is_visually_hidden_from_conversation")
     is_canvas = recipient.startswith("canmore")
     if is_hidden or not content or not is_canvas and (recipient != "all" or kind in HIDDEN_CONTENT):
-        return None
-    text = as_text(content.get("parts") or [], "parts") if kind in ("text", "multimodal_text") else None
+        return make_turn(role if role == "assistant" else None, "", 0)  # it stands between two questions
+    text = join_parts(content.get("parts") or [], "parts") if kind in ("text", "multimodal_text") else None
     if is_canvas:  # a change of a part has no content
         text = parse_json(content.get("text") or text).get("content")
     if role == "tool" and kind == "multimodal_text" and text is None:
@@ -110,8 +112,8 @@ def parse_claude(record):
 @register_format("openwebui", ("chat", "title"))
 def parse_openwebui(record):
     def parse(message):
-        text = as_text(message.get("content"), "content")
-        text = None if message.get("files") and not text else text  # a file alone
+        text = join_parts(message.get("content"), "content")
+        text = None if message.get("error") or message.get("files") and not text else text  # a file alone
         rating = (message.get("annotation") or {}).get("rating")
         return make_turn(message.get("role"), text, message.get("timestamp"), rating)
 
@@ -179,7 +181,7 @@ def parse_telegram_messages(chat: dict) -> tuple:  # ([`Turn` with a sender's id
             sender = str(m.get("from_id") or m.get("from"))
             people.setdefault(sender, as_text(m.get("from") or sender, "from"))
             time = parse_time(m.get("date_unixtime") or m.get("date"))
-            messages.append(Turn(sender, None if m.get("forwarded_from") else text, time))
+            messages.append(Turn(sender, None if {"forwarded_from", "via_bot", "saved_from"} & {*m} else text, time))
     return messages, people
 
 # %% ../../nbs/1_data/03_exports.ipynb #c28de711
@@ -283,10 +285,10 @@ def parse_whatsapp(record, user):
         raise InputError("no line begins as in a WhatsApp export", "give a WhatsApp chat, JSON lines, JSON or a table")
     times = parse_timestamps([stamp for stamp, _, _ in rows])
     for time, (_, name, text) in zip(times, rows):
-        words = ATTACHMENT.sub("", text).strip()
-        is_marked, num_words, folded = words.startswith("\u200e"), len(words.split()), words.casefold()
+        words = ATTACHMENT.sub("", text.strip()).strip()
+        is_marked, num_words, folded = "\u200e" in words, len(words.split()), words.casefold()
         is_deleted = num_words <= 8 and any(noun in folded and verb in folded for noun, verb in DELETION_WORDS)
-        is_notice = is_marked and not is_deleted and num_words >= 5
+        is_notice = is_marked and not is_deleted and num_words >= 5 and not messages
         if name and not is_notice:
             words = None if not words or is_marked or words == "null" else words
             messages.append(Turn(people.setdefault(name, name), "" if is_deleted else words, time))

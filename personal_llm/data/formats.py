@@ -44,7 +44,7 @@ THOUGHTS = re.compile(
     re.S | re.M | re.I,
 )
 MARKS = re.compile(
-    r"<details\b[^>]*\btype=.*?</details>|<details[^>]*>\s*<summary>\W*(?:Thought|Thinking|Reasoning).*?</details>"
+    r"(?:<details\b[^>]*\btype=|<details[^>]*>\s*<summary>\W*(?:Thought|Thinking|Reasoning)).*?(?:</details>|\Z)"
     r"|\ue200(?:\w*entity\ue202\[\"[^\"]*\", *\"(?P<name>[^\"]*)[^\ue201]*|url\ue202(?P<link>[^\ue201\ue202]*)"
     r"[^\ue201]*|[^\ue201]*)\ue201"
     r"|[\ue200-\ue20f]| ?【[^【】]*†[^【】]*】|:contentReference\[[^\]]*\](?:\{[^}]*\})?|</?antArtifact[^>]*>"
@@ -148,7 +148,7 @@ ROLES = {
     **dict.fromkeys(("assistant", "gpt", "chatgpt", "bot", "ai", "model", "chatbot"), "assistant"),
     **dict.fromkeys(TOOL_ROLES.split()),
 }
-RATING_FIELDS = "rating score feedback thumb vote liked disliked is_disliked label".split()
+RATING_FIELDS = "rating score feedback thumb vote liked disliked is_disliked label correct is_correct".split()
 RATINGS_AGAINST = "-1 -1.0 false down thumbsdown bad negative dislike disliked unhelpful".split()
 
 
@@ -157,14 +157,18 @@ def find_field(record: dict, names) -> str:
     return next((name for name in names if record.get(name) is not None), None)
 
 # %% ../../nbs/1_data/02_formats.ipynb #forate1
+def is_false(value) -> bool:
+    "Tell whether a value is false or 0, also as the text of a table."
+    return str(value).strip().lower() in ("false", "0", "0.0")
+
+
 def is_rated_down(record: dict) -> bool:
-    "Tell whether a turn or a row has a rating against it; a label that is not true or false names a class."
+    "Tell whether a turn or a row has a rating against it; a label is against it if it is false or 0."
     name = find_field(record, RATING_FIELDS)
-    value = record.get(name)
-    if name == "label" and not isinstance(value, bool):
-        return False
-    against = ["true"] if name and name.endswith("disliked") else RATINGS_AGAINST
-    return str(value).lower().replace("_", "").replace(" ", "") in against
+    if name in ("label", "liked", "correct", "is_correct"):
+        return is_false(record[name])
+    against = ("true", "1", "1.0") if name and name.endswith("disliked") else RATINGS_AGAINST
+    return str(record.get(name)).lower().replace("_", "").replace(" ", "") in against
 
 # %% ../../nbs/1_data/02_formats.ipynb #996e056d
 def normalise_record(record) -> dict:
@@ -181,9 +185,9 @@ def normalise_record(record) -> dict:
     return given
 
 # %% ../../nbs/1_data/02_formats.ipynb #fotalk1
-SENDER_FIELDS = "user sender sender_name author from username user_id bot_id creator u handle speaker ts".split()
+SENDER_FIELDS = "user sender sender_name author from username user_id bot_id creator u handle speaker ts role".split()
 WORD_FIELDS = {*"text content body message msg".split()}
-TALK_PROGRAMS = dict(ts="Slack", author="Discord", sender_name="Messenger", creator="Google Chat")
+TALK_PROGRAMS = dict(ts="Slack", author="Discord", sender_name="Messenger", creator="Google Chat", role="single turns")
 TALK_PROGRAMS |= dict(origin_server_ts="Matrix", messagelist="Skype", dmconversation="X", body="Teams or Signal")
 
 
@@ -192,7 +196,7 @@ def check_is_no_talk(record: dict) -> None:
     inner = [v[0] for v in record.values() if isinstance(v, list) and v and isinstance(v[0], dict)]
     for row in ({str(name).lower(): value for name, value in row.items()} for row in (record, *inner)):
         sender = row.get(find_field(row, SENDER_FIELDS))
-        is_turn = "role" in row or isinstance(sender, str) and sender.strip().lower() in ROLES
+        is_turn = row != record and ("role" in row or isinstance(sender, str) and sender.strip().lower() in ROLES)
         has_words = sender is not None and not WORD_FIELDS.isdisjoint(row)
         if not is_turn and has_words or {"messagelist", "dmconversation"} & {*row}:
             program = next((TALK_PROGRAMS[name] for name in TALK_PROGRAMS if name in row), "an unknown program")
@@ -217,25 +221,30 @@ def detect_format(record: dict, name: str = None) -> str:  # a key of `FORMATS`
     raise InputError(f"{found}, format {name} needs {wanted}", "rename them or name another format")
 
 # %% ../../nbs/1_data/02_formats.ipynb #4e913b91
-def as_text(value, name: str) -> str:  # "" for no words, None for a thing that we cannot read
-    "Return the text of a field, or the joined texts of its parts; raise `InputError` for anything else."
-    if isinstance(value, list) and all(isinstance(part, (dict, str)) for part in value):
-        texts, is_readable = [], True
-        for part in value:
-            part = dict(text=part) if isinstance(part, str) else part
-            kind = str(part.get("type") or part.get("content_type") or " ".join(part)).lower()
-            text = part.get("text")
-            text = text.get("value") if isinstance(text, dict) else text
-            if any(word in kind for word in ("tool", "function", "think", "thought", "reason")):
-                continue
-            if isinstance(text, str) and ("text" in kind or "transcription" in kind):
-                texts.append(text)
-            else:
-                is_readable = False
-        return "\n".join(texts) if texts or is_readable else None
+def as_text(value, name: str) -> str:
+    "Return the text of a field; raise `InputError` if it holds anything else."
     if value is not None and not isinstance(value, str):
-        raise InputError(f"{name} is {type(value).__name__}, not text")
+        raise InputError(f"{name} is {type(value).__name__}, not text", "give one text in each row")
     return value or ""
+
+
+def join_parts(value, name: str) -> str:  # "" for no words, None for a thing that we cannot read
+    "Return the text of a message, or the joined texts of its parts; raise `InputError` for anything else."
+    if not isinstance(value, list) or not all(isinstance(part, (dict, str)) for part in value):
+        return as_text(value, name)
+    texts, is_readable = [], True
+    for part in value:
+        part = dict(text=part) if isinstance(part, str) else part
+        kind = str(part.get("type") or part.get("content_type") or " ".join(part)).lower()
+        text = part.get("text")
+        text = text.get("value") if isinstance(text, dict) else text
+        if any(word in kind for word in ("tool", "function", "think", "thought", "reason")):
+            continue
+        if isinstance(text, str) and ("text" in kind or "transcription" in kind):
+            texts.append(text)
+        else:
+            is_readable = False
+    return "\n".join(texts) if texts or is_readable else None
 
 # %% ../../nbs/1_data/02_formats.ipynb #9eca545d
 def parse_record(record, name: str, user: str = None) -> list:  # of `ParsedConversation`
@@ -250,28 +259,28 @@ def parse_record(record, name: str, user: str = None) -> list:  # of `ParsedConv
 
 # %% ../../nbs/1_data/02_formats.ipynb #9c066eb7
 OPENING_WORDS = 6  # words of a text that become its prompt
-TURN_MARKS = "<|im_start|>,<|start_header_id|>,<|user|>,[INST],<start_of_turn>,### Human,### Instruction".split(",")
+TURN_MARKS = "<|im_start|>,<|start_,<|user|>,[INST],<start_of_turn>,### Instruction,### Response,Assistant:,ASSISTANT:"
+TURN_MARKS = [*TURN_MARKS.split(","), "\nHuman:", "\nUser:", '"role":']
 
 
 def split_opening(text: str) -> tuple:  # (its first `OPENING_WORDS` words, the rest)
     "Split running text into prompt and response; raise `InputError` if it is hardly longer than its opening."
     words = text.split(None, OPENING_WORDS)
-    if mark := next((mark for mark in TURN_MARKS if mark in text), None):
+    if mark := next((mark.strip() for mark in TURN_MARKS if mark in f"\n{text}"), None):
         raise InputError(f"a dialogue in one text, with marks such as {mark}", "split it into prompt and response")
     if len(text.split(None, OPENING_WORDS + 2)) <= OPENING_WORDS + 2:
-        remedy = "give longer texts, or answers with their prompts"
-        raise InputError(f"no text has more than {OPENING_WORDS + 2} words", remedy)
+        raise InputError(f"no text has more than {OPENING_WORDS + 2} words", "give longer texts, or rows with prompts")
     return " ".join(words[:OPENING_WORDS]), words[OPENING_WORDS].strip()
 
 
 @register_format("text", ("text",))
 def parse_running_text(record):
-    prompt, response = split_opening(as_text(record["text"], "text") or "")
+    prompt, response = split_opening(as_text(record["text"], "text"))
     return [ParsedConversation([Turn("user", prompt), Turn("assistant", response)], dict(counterpart="continuations"))]
 
 # %% ../../nbs/1_data/02_formats.ipynb #d49e6493
-def parse_turn(turn) -> list:  # of `Turn`; empty for a turn of a tool
-    "Parse an item of a list of turns; raise `InputError` if it is not a turn."
+def parse_turn(turn) -> list:  # of `Turn`
+    "Parse an item of a list of turns, of a tool without its words; raise `InputError` if it is not a turn."
     turn = turn if isinstance(turn, dict) else {}
     role = turn.get(find_field(turn, ("role", "from", "speaker")))
     if role is None and find_field(turn, PROMPT_FIELDS) and find_field(turn, RESPONSE_FIELDS):
@@ -283,11 +292,10 @@ def parse_turn(turn) -> list:  # of `Turn`; empty for a turn of a tool
         raise InputError(f"unknown role {format_value(role)!r}", "use system, user, assistant or tool")
     role = ROLES[role.strip().lower()]
     content = turn.get(find_field(turn, TURN_TEXT_FIELDS))
-    text = as_text(content, "content") if role else ""
-    is_call = isinstance(content, list) or any(turn.get(name) for name in ("tool_calls", "function_call"))
-    if not role or is_call and text == "":
-        return []
-    is_learned = not any(turn.get(name) in (0, 0.0, False) for name in ("weight", "train", "loss"))
+    text = join_parts(content, "content") if role and turn.get("channel") != "analysis" else ""
+    if not role or role == "user" and text == "" and "tool_result" in str(content):
+        return [Turn("assistant", "")]  # it stands between two questions
+    is_learned = not any(is_false(turn.get(name)) for name in ("weight", "train", "loss"))
     return [Turn(role, text, 0.0, role == "assistant" and is_rated_down(turn), is_learned)]
 
 
@@ -297,7 +305,12 @@ def parse_side(record: dict, name: str, role: str) -> list:  # of `Turn`
     value = value["messages"] if isinstance(value, dict) and "messages" in value else value
     if is_message_list(value):
         return [part for turn in value for part in parse_turn(turn)]
-    return [Turn(role, as_text(value, name))]
+    text = as_text(value, name)
+    start, keys = text.lstrip(), text.replace("'", '"')
+    is_json = start[:1] in ("[", "{") and '"role":' in keys and '"content":' in keys
+    if is_json or start.startswith(tuple(mark.strip() for mark in TURN_MARKS)):
+        raise InputError(f"{name} holds a dialogue as one text", "give a list of turns, as JSON lines can hold it")
+    return [Turn(role, text)]
 
 
 def parse_request(record: dict) -> list:  # of `Turn`

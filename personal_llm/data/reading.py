@@ -54,8 +54,11 @@ class Dialogues(list):
 
 # %% ../../nbs/1_data/04_reading.ipynb #0a9b1dc2
 def to_json_value(value):
-    "Convert a value of NumPy or pandas to one that JSON has."
-    return value.tolist() if hasattr(value, "tolist") else value.timestamp()
+    "Convert a value of NumPy or pandas to one that JSON has, and any other value to its words."
+    if hasattr(value, "tolist"):
+        return value.tolist()
+    words = value.decode(errors="replace") if isinstance(value, bytes) else str(value)
+    return None if words in ("NaT", "<NA>") else words
 
 
 def records_in_memory(data) -> tuple:  # ([(row number from 1, record)], [(row number, InputError)])
@@ -194,8 +197,7 @@ def read_dialogues(
         result.format, result.user = result.format or dialogues.format, result.user or dialogues.user
     name = ", ".join(map(str, items)) if are_files else name
     if user is not None and result and not result.user:
-        problem = f"{name}: no names of people in it, so {format_value(user)!r} is none of them"
-        raise InputError(problem, "leave user (--user) out")
+        raise InputError(f"{name}: no names of people in it", "leave user (--user) out")
     if not result:
         reason += "".join(f", {note}" for note in result.notes()[bool(errors) :])
         raise InputError(f"{name}: no dialogue in it{reason}", "give a file with at least one request and its answer")
@@ -224,10 +226,8 @@ def read_zipped_rows(file: Path) -> list:
     return [json.loads(line) for line in gzip.decompress(file.read_bytes()).decode().rstrip("\n").split("\n")]
 
 # %% ../../nbs/1_data/04_reading.ipynb #a54e951a
-def load_samples(
-    source: str = None,  # a data set's name; None: all of them
-) -> list:  # dicts with `prompt`, `response`, `domain`, `source`, `licence`, perhaps `persona` or `topic`
-    "Read the samples in the package; raise `InputError` for an unknown name."
+def load_samples(source: str = None) -> list:  # dicts with `prompt`, `response`, `domain`, `source`, `licence`
+    "Read the samples in the package, of one data set or of all; raise `InputError` for an unknown name."
     files = {f.name.removesuffix(".jsonl.gz"): f for f in sorted((ASSETS / "samples").glob("*.jsonl.gz"))}
     if source is not None and source not in files:
         known = ", ".join(files) or "none (the package has no samples; run the samples recipe)"

@@ -28,10 +28,8 @@ def read_text(path) -> str:
         raise InputError(f"{path}: a pipe or a device", "write its content to a file, and give the file")
     try:
         raw = path.read_bytes()
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file", "check the path") from None
     except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror})", "check its permissions") from None
+        raise InputError(f"{path}: cannot be read ({error.strerror.lower()})", "check path and permissions") from None
     if raw[:2] == b"\x1f\x8b":
         try:
             raw = gzip.open(io.BytesIO(raw)).read(MAX_UNZIPPED_BYTES + 1)
@@ -65,13 +63,10 @@ def catch_input_error(function, *arguments):
 
 def collect(function, rows: list) -> tuple:  # ([(number, result)], [(number, InputError)])
     "Call a function on the row of each pair (number, row), and separate the results from the errors."
-    results = []
-    errors = []
+    results, errors = [], []
     for number, row in rows:
-        try:
-            results.append((number, function(row)))
-        except InputError as error:
-            errors.append((number, error))
+        result = catch_input_error(function, row)
+        (errors if isinstance(result, InputError) else results).append((number, result))
     return results, errors
 
 # %% ../../nbs/1_data/01_records.ipynb #3407657c
@@ -135,6 +130,8 @@ def parse_table(text: str, quoting=csv.QUOTE_MINIMAL) -> tuple:  # ([(line, {col
             return parse_table(text, csv.QUOTE_NONE)
         raise InputError(f"broken CSV at line {line} ({error})", remedy) from None
     header = [name.strip() for name in rows[0][1]] if rows else []
+    if twice := [name for name in header if name and header.count(name) > 1]:
+        raise InputError(f"two columns are called {format_value(twice[0])}", "rename one, or give a row for each")
 
     def name_fields(fields):
         if len(fields) < len(header) or any(fields[len(header) :]):

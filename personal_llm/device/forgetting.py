@@ -7,6 +7,7 @@ __all__ = ['ForgetPlan', 'list_written', 'select_dialogues', 'begin', 'plan_forg
            'list_everything', 'forget_everything']
 
 # %% ../../nbs/6_device/03_forgetting.ipynb #57fef182
+import html
 import re
 import shutil
 import unicodedata
@@ -20,11 +21,19 @@ from .state import State, open_state
 # %% ../../nbs/6_device/03_forgetting.ipynb #4d889d84
 def fold(text: str) -> str:
     "Return a text as it is compared: texts that look equal become equal."
-    signs = dict(Pd="-", Pi="'", Pf="'", Cf="")  # hyphens, quotation marks, invisible characters
+    text = html.unescape(text).replace("<br", "\n<br").replace("´", "")
+    signs = dict(Pd="-", Pi="", Pf="", Cf="")  # hyphens; quotation marks, invisible characters
     text = "".join(signs.get(unicodedata.category(c), c) for c in text)
-    text = unicodedata.normalize("NFKC", text).casefold()
-    text = unicodedata.normalize("NFKC", text).replace("\u2212", "-").replace('"', "'")
-    return " ".join(re.sub(r"[\ufe00-\ufe0f\u034f]|\]\([^)]*\)|</?[a-z]+>|[*_`~\\\[\]]", "", text).split())
+    text = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
+    marks = r"[\ufe00-\ufe0f\u0307\u034f]|\][(\[][^)\]]*[)\]]|</?[a-z][^<>]*>|[*_`'\"ʼ‚„~\\\[\]]"
+    text = re.sub(marks, "", text).replace("\u2212", "-").replace("-\n", "-").replace("|", " ").replace(">", " ")
+    return " ".join(word for word in text.split() if word.strip("#+-:"))
+
+
+def holds(part: str, text: str) -> bool:
+    "Tell whether a stored text holds a text: to the letter, as `fold` compares them, or divided at a line's end."
+    words, joined = fold(text), part.replace("-\n", "")
+    return text.casefold() in part.casefold() or words in fold(part) or words in fold(joined)
 
 # %% ../../nbs/6_device/03_forgetting.ipynb #fb371b31
 @dataclass(frozen=True)
@@ -59,7 +68,7 @@ def select_dialogues(state: State, ids=(), text: str = None, before: float = Non
         raise InputError("nothing was named", "give ids, a text, a time, or everything")
     chosen = {state.find_root(id) for id in ids}
     for id, texts in list_written(state).items():
-        is_named = text is not None and any(fold(text) in fold(part) for part in texts)
+        is_named = text is not None and any(holds(part, text) for part in texts)
         is_old = before is not None and state.archive.dialogues[id].time < before
         if everything or is_named or is_old:
             chosen.add(id)
@@ -69,7 +78,7 @@ def select_dialogues(state: State, ids=(), text: str = None, before: float = Non
 def find_turns(state: State, text: str, gone: set) -> list:  # (id, text of the turn)
     "Return the turns that hold a text, and that only the history of a dialogue which stays holds."
     foreign = state.archive.foreign_turns.items()
-    return [(id, turn) for id, turns in foreign for turn in turns if id not in gone and fold(text) in fold(turn)]
+    return [(id, turn) for id, turns in foreign for turn in turns if id not in gone and holds(turn, text)]
 
 
 def find_readers(state: State, gone: set, text: str = None, turns=()) -> list:  # ids
@@ -82,8 +91,8 @@ def find_readers(state: State, gone: set, text: str = None, turns=()) -> list:  
             continue
         read = {*state.reads.get(id, ()), *state.archive.references[id]}
         stated = set(state.statements.get(id, ()))
-        holds = text is not None and fold(text) in fold(d.response)
-        if holds or id in cut or read & (gone | lost) or stated & gone:
+        is_named = text is not None and holds(d.response, text)
+        if is_named or id in cut or read & (gone | lost) or stated & gone:
             readers.append(id)
             if state.newest(id).origin != "annotated":
                 lost.add(id)
@@ -93,7 +102,7 @@ def find_readers(state: State, gone: set, text: str = None, turns=()) -> list:  
 def find_wishes(state: State, text: str = None, everything: bool = False) -> list:  # events, the oldest first
     "Return the wishes up to the newest one that holds a text: a wish before it counts no more."
     wishes = [event for event in state.archive.events if event.kind == "wished"]
-    named = [n for n, event in enumerate(wishes, 1) if everything or text and fold(text) in fold(event.content["text"])]
+    named = [n for n, event in enumerate(wishes, 1) if everything or text and holds(event.content["text"], text)]
     return wishes[: max(named, default=0)]
 
 

@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass, fields, replace
 import numpy as np
 
 from ..base.core import Cost, Dialogue, InputError, patch
+from ..base.text import count_nouns
 from ..buffer.buffer import Buffer, Decision, open_buffer
 from ..buffer.feedback import Feedback
 from ..buffer.retrieval import collect_memories
@@ -55,7 +56,7 @@ class Round:
 
     def __str__(self):
         data = f"{self.kept} kept and {self.synthetic} synthetic dialogues" + f", {self.cut} cut" * bool(self.cut)
-        return f"{data}: {self.start_loss:.2f} -> {self.best_loss:.2f} nats a token, {self.steps} steps"
+        return f"{data}: {self.start_loss:.2f} -> {self.best_loss:.2f} nats a token, {count_nouns(self.steps, 'step')}"
 
 
 ROUND_FIELDS = [f.name for f in fields(Round) if f.name != "learned"]
@@ -85,6 +86,7 @@ class State:
         self.wish = ""  # the user's words about how to answer
         self.rounds = []  # `Round`s
         self.undone = set()  # ids that undone fine-tunes had learned
+        self.answered_anew = set()  # ids whose newest answer no fine-tune has learned
         self.taught = set()  # (id, whether the reply was wrong) that the policy has learned
         self._vacated = None  # slot of an eviction whose successor comes next
         self._rescored = {}  # id -> new `Scores` of entries, until all are known
@@ -310,6 +312,7 @@ def react(self: State, feedback: Feedback, asked: bool) -> None:
 def apply_reacted(self: State, id: str, content: dict) -> None:
     text = content["text"] if content["kind"] == "better" else ""
     self.reactions[id] = Feedback(content["kind"], id, text, content["time"])
+    self.answered_anew.add(id)
     before = self.newest(id)
     d = self.reactions[id].apply(before)
     if d is not before:
@@ -352,6 +355,7 @@ def apply_tuned(self: State, id: str, content: dict) -> None:
 def apply_learned(self: State, id: str, content: dict) -> None:
     last = self.rounds[-1]
     self.rounds[-1] = replace(last, learned=(*last.learned, id))
+    self.answered_anew.discard(id)
 
 
 @patch
@@ -406,8 +410,8 @@ def list_talks(self: State) -> dict:  # key -> ids of its turns
 
 @patch
 def list_unlearned(self: State) -> list:  # ids
-    "Return the answered dialogues that no fine-tune has learned, not even an undone one."
-    learned = self.undone.union(*(round.learned for round in self.rounds))
+    "Return the dialogues whose newest answer no fine-tune has learned, not even an undone one."
+    learned = self.undone.union(*(round.learned for round in self.rounds)) - self.answered_anew
     return [id for id, reaction in self.reactions.items() if reaction.kind != "down" and id not in learned]
 
 

@@ -141,6 +141,7 @@ SHOWN = (  # label, model, arm, count
     ("sentence, 8", "0.5b", "plain, sentence", 8),
     ("last prompt, 8", "0.5b", "plain, sentence, last prompt", 8),
     ("all rules, 3", "0.5b", "all rules", 3),
+    ("today, 3", "0.5b", "today", 3),
     ("1.5 B alone", "1.5b", "alone", 0),
     ("1.5 B sentence, 1", "1.5b", "plain, sentence", 1),
     ("1.5 B sentence, 3", "1.5b", "plain, sentence", 3),

@@ -7,7 +7,7 @@ __all__ = ['STYLES', 'PLLM_PROMPTS', 'USER_DIALOGUES', 'load_authors', 'load_sum
            'BASE_MODEL', 'LARGE', 'SHARED', 'LEVEL_JOBS', 'LIBRARY_JOBS', 'GRIDS', 'load_plain', 'make_pairs',
            'remember', 'read_pairs', 'write_word', 'read_output_rows', 'stylometric_shift', 'explain_pllms', 'choose',
            'measure_texts', 'list_text_jobs', 'measure_levels', 'open_library', 'explain_library', 'choose_of_library',
-           'measure_library']
+           'measure_library', 'draw_words']
 
 # %% ../../nbs/experiments/68_xpert.ipynb #xp680004
 import os
@@ -22,7 +22,7 @@ from ..base.core import Dialogue, InputError, make_generator
 from ..base.files import compute_sha256, get_cache_folder, make_folder, read_json, write_json
 from ..base.models import load_model
 from ..data.reading import load_samples
-from .harness import Grid
+from .harness import RESULTS, Grid, read_json_lines
 from ..explanation.decomposition import ADJECTIVES, SUMMARY_PROMPT, SharedBasis, candidate_words
 from ..explanation.decomposition import explain_differences, halve_differences, summary_states, word_vectors
 from ..explanation.explanation import sample_pllm_responses
@@ -267,3 +267,12 @@ GRIDS = (
     Grid("xpert-written", list_text_jobs(LARGE, "authors", "written"), measure_texts, SHARED, LARGE),
     Grid("xpert-library", LIBRARY_JOBS, measure_library, (), BASE_MODEL),
 )
+
+# %% ../../nbs/experiments/68_xpert.ipynb #judge-draw
+def draw_words(row: dict) -> list:  # (word, whether the explanation says it), in an order by chance
+    "Draw for a user the words that were said and as many others of the basis."
+    said = [part.split()[0] for part in row["explanation"].split(", ")]
+    others = [word for word in row["words"] if word not in said]
+    generator = make_generator(0, "judge", row["user"])
+    words = said + [others[i] for i in generator.permutation(len(others))[: len(said)]]
+    return [(words[i], words[i] in said) for i in generator.permutation(len(words))]

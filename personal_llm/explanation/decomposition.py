@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['summary_states', 'candidate_words', 'word_vectors', 'Decomposition', 'decompose', 'SharedBasis',
-           'explain_as_published', 'explain_differences']
+           'explain_with_summariser', 'explain_differences']
 
 # %% ../../nbs/4_explanation/06_decomposition.ipynb #21ed3f0e
 from copy import deepcopy
@@ -163,7 +163,7 @@ def _unit_vectors(vectors, width: int, words: list) -> np.ndarray:  # (n, width)
 # %% ../../nbs/4_explanation/06_decomposition.ipynb #61305b3c
 def decompose(
     V: np.ndarray,  # (width,), a shift
-    words: list,  # candidates, likeliest first
+    words: list,  # candidates, in the order of `candidate_words`
     vectors: np.ndarray,  # (n, width), of the candidates, of any length
     gate: float = 0.1,  # the paper's: the cosine of two kept vectors lies between -gate and gate
     stop: float = 0.2,  # the paper's: share of the length of V that may be left
@@ -230,14 +230,14 @@ def _require_base(model):  # the same model
     return model
 
 # %% ../../nbs/4_explanation/06_decomposition.ipynb #af3c5b83
-def explain_as_published(
+def explain_with_summariser(
     summariser,  # the `Model` that made the basis
     model,  # the base `Model`
     dialogues: list,  # a user's or a pLLM's
     basis: SharedBasis,
     max_new_tokens: int = 48,  # of the base model's answers: as many as the summary prompt holds
 ) -> Explanation:
-    "Explain dialogues as XPerT does; raises `InputError` when they are too few or the basis is another model's."
+    "Explain dialogues by XPerT's method; raises `InputError` when they are too few or the basis is another model's."
     if (_require_base(summariser).base, _require_base(model).base) != (basis.summariser, basis.base):
         message = f"the basis was made with summariser {basis.summariser} for base {basis.base}"
         remedy = "load those, or begin another basis"

@@ -256,7 +256,7 @@ def create(
     "Make an empty library."
     path = Path(path)
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise InputError(f"{path}: exists already", f"open it with Library({str(path)!r}), or give a new folder")
+        raise InputError(f"{path}: exists already", "give a new folder, or delete this one if a build stopped in it")
     if space is None and base is None:
         raise InputError("neither a space nor a base model", "give base=model.base")
     make_folder(path)
