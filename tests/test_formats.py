@@ -185,6 +185,7 @@ def test_a_turn_without_text_costs_its_own_exchange(kind):
         [dict(role="assistant", content=[dict(type="thinking", thinking="hm")])],
         [dict(role="assistant", channel="analysis", content="hm")],
         [turn("function_call", "{}"), turn("observation", "21")],
+        [dict(role="model", parts=[dict(functionCall={})]), dict(role="user", parts=[dict(functionResponse={})])],
         [dict(type="function_call", name="w"), dict(type="function_call_output", output="21")],
         [dict(role="ipython", content="21")],
     ],
@@ -258,8 +259,9 @@ def test_marks_of_programs_are_nobodys_words(text):
 def test_a_row_that_is_labelled_false_is_the_models():
     labels = [True, 1, "1", False, 0, "False", "0", "negative", "-1", 2]  # those of KTO, and classes of other data sets
     for label in labels:
-        (d,), *_ = split_into_dialogues(parse_record(dict(prompt="Hi", completion="Yo", label=label), "pairs")[0])
-        assert d.origin == ("model" if label in labels[3:7] else "user")
+        for name, row in (("pairs", dict(prompt="Hi", completion="Yo")), ("messages", dict(messages=CHAT[:2]))):
+            (d,), *_ = split_into_dialogues(parse_record(row | dict(label=label), name)[0])
+            assert d.origin == ("model" if label in labels[3:7] else "user")
 
 
 def test_marks_in_long_texts_are_quick():

@@ -279,7 +279,7 @@ def parse_running_text(record):
     return [ParsedConversation([Turn("user", prompt), Turn("assistant", response)], dict(counterpart="continuations"))]
 
 # %% ../../nbs/1_data/02_formats.ipynb #d49e6493
-def parse_turn(turn) -> list:  # of `Turn`
+def parse_turn(turn, is_disliked: bool = False) -> list:  # of `Turn`
     "Parse an item of a list of turns, of a tool without its words; raise `InputError` if it is not a turn."
     turn = turn if isinstance(turn, dict) else {}
     role = turn.get(find_field(turn, ("role", "from", "speaker")))
@@ -293,10 +293,10 @@ def parse_turn(turn) -> list:  # of `Turn`
     role = ROLES[role.strip().lower()]
     content = turn.get(find_field(turn, TURN_TEXT_FIELDS))
     text = join_parts(content, "content") if role and turn.get("channel") != "analysis" else ""
-    if not role or role == "user" and text == "" and "tool_result" in str(content):
+    if not role or role == "user" and text == "" and ("tool" in str(content) or "function" in str(content)):
         return [Turn("assistant", "")]  # it stands between two questions
     is_learned = not any(is_false(turn.get(name)) for name in ("weight", "train", "loss"))
-    return [Turn(role, text, 0.0, role == "assistant" and is_rated_down(turn), is_learned)]
+    return [Turn(role, text, 0.0, role == "assistant" and (is_disliked or is_rated_down(turn)), is_learned)]
 
 
 def parse_side(record: dict, name: str, role: str) -> list:  # of `Turn`
@@ -338,12 +338,12 @@ register_format("pairs", *product(PROMPT_FIELDS, RESPONSE_FIELDS))(lambda row: [
 def parse_conversations(record):
     turns = record[find_field(record, TURN_LIST_FIELDS)]
     turns = parse_json(turns) if isinstance(turns, str) and turns.lstrip()[:1] == "[" else turns
-    if not isinstance(turns, list):
-        raise InputError("messages must be a list of objects with role and content")
     inner = [t.get(find_field(t, TURN_LIST_FIELDS)) if isinstance(t, dict) else t for t in turns]
     chats = inner if inner and all(isinstance(chat, list) for chat in inner) else [turns]
     system = [Turn("system", as_text(record[name], name)) for name in SYSTEM_FIELDS if record.get(name)]
-    return [ParsedConversation([*system, *(part for turn in chat for part in parse_turn(turn))]) for chat in chats]
+    is_disliked = is_rated_down(record)
+    parts = [[part for turn in chat for part in parse_turn(turn, is_disliked)] for chat in chats]
+    return [ParsedConversation([*system, *turns]) for turns in parts]
 
 # %% ../../nbs/1_data/02_formats.ipynb #foprefer1
 @register_format("preference", *PREFERENCES.items())
