@@ -1332,13 +1332,16 @@ d = {
                 "course/checks.html#_judge_value",
                 "personal_llm/course/checks.py",
             ),
+            "personal_llm.course.checks._misfit_of_result": (
+                "course/checks.html#_misfit_of_result",
+                "personal_llm/course/checks.py",
+            ),
             "personal_llm.course.checks._number_of": ("course/checks.html#_number_of", "personal_llm/course/checks.py"),
             "personal_llm.course.checks._plain_value": (
                 "course/checks.html#_plain_value",
                 "personal_llm/course/checks.py",
             ),
             "personal_llm.course.checks._plausible": ("course/checks.html#_plausible", "personal_llm/course/checks.py"),
-            "personal_llm.course.checks._relation": ("course/checks.html#_relation", "personal_llm/course/checks.py"),
             "personal_llm.course.checks._results": ("course/checks.html#_results", "personal_llm/course/checks.py"),
             "personal_llm.course.checks._short": ("course/checks.html#_short", "personal_llm/course/checks.py"),
             "personal_llm.course.checks._unwrap": ("course/checks.html#_unwrap", "personal_llm/course/checks.py"),
@@ -1798,7 +1801,6 @@ d = {
             ),
             "personal_llm.course.tasks_4.Labelled": ("course/tasks_4.html#labelled", "personal_llm/course/tasks_4.py"),
             "personal_llm.course.tasks_4._by_row": ("course/tasks_4.html#_by_row", "personal_llm/course/tasks_4.py"),
-            "personal_llm.course.tasks_4._counts": ("course/tasks_4.html#_counts", "personal_llm/course/tasks_4.py"),
             "personal_llm.course.tasks_4._draw_scores": (
                 "course/tasks_4.html#_draw_scores",
                 "personal_llm/course/tasks_4.py",
@@ -1822,6 +1824,7 @@ d = {
                 "course/tasks_4.html#_share_of",
                 "personal_llm/course/tasks_4.py",
             ),
+            "personal_llm.course.tasks_4._slots": ("course/tasks_4.html#_slots", "personal_llm/course/tasks_4.py"),
             "personal_llm.course.tasks_4._somebody": (
                 "course/tasks_4.html#_somebody",
                 "personal_llm/course/tasks_4.py",

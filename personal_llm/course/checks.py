@@ -80,6 +80,8 @@ class Lesson(dict):  # name -> `Task`
             kind = kind or "choice"
         elif isinstance(right, (list, tuple)):
             kind = kind or ("names" if isinstance(right[0], str) else "numbers")
+        if question.startswith("Read the "):
+            settings.setdefault("hint", "look at the figure again")
         wrongs = tuple(Wrong(*mistake) for mistake in mistakes)
         self[name] = Task(name, self.number, question, right, wrongs, kind or "number", **settings)
 
@@ -215,16 +217,17 @@ def _judge_function(task: Task, answer: Answer, seed: int) -> str:  # "", the na
         others = _results(task.value(wrong.answer), cases)
         if all(same(_unwrap(x, y), y, task.tolerance) for x, y in zip(got, others)):
             return wrong.name
-    place = fits.index(False)
     if errors := [error for error, fit in zip(raised, fits) if error and not fit]:
         return errors[0]
+    misfits = ["" if fit else _misfit_of_result(x, y) for x, y, fit in zip(got, right, fits)]
+    place = next((i for i, text in enumerate(misfits) if text), fits.index(False))
     shown = f"on ({', '.join(map(_short, cases[place]))}) your function gave {_short(got[place])}"
     if got[place] is None:
         return f"{shown}; does it have a `return`?"
     if (array := as_array(got[place])) is not None and np.isnan(array).any():
         return f"{shown}; is something divided by zero, or the log of zero taken?"
-    hint = _relation(got, right, fits) or task.hint
-    return f"{shown}, which is not right; {hint}"
+    special = f"it is right in {sum(fits)} of {len(fits)} cases: what is special about this one?"
+    return f"{shown}, which is not right; {misfits[place] or (special if any(fits) else task.hint)}"
 
 
 def _unwrap(value, like):
@@ -233,23 +236,22 @@ def _unwrap(value, like):
         return like  # names in any order
     x = as_array(value)
     y = as_array(like)
-    if x is None or y is None or x.shape == y.shape or x.size != y.size or min(x.ndim, y.ndim) > 1:
+    if x is None or y is None or x.squeeze().shape != y.squeeze().shape:
         return value
     return x.reshape(y.shape)
 
 
-def _relation(got: list, right: list, fits: list) -> str:  # a sentence, or ""
-    "Describe how wrong results relate to the right ones, without the right ones."
-    for value, wanted in zip(got, right):
-        x = as_array(_unwrap(value, wanted))
-        y = as_array(wanted)
-        if y is not None and x is None:
-            return f"numbers were expected, this is {describe(value)}"
-        if y is not None and x.shape != y.shape:
-            return f"a result of shape {y.shape} was expected, yours has the shape {x.shape}"
-        if _is_texts(wanted) and not _is_texts(value):
-            return f"texts were expected, this is {describe(value)}"
-    return f"it is right in {sum(fits)} of {len(fits)} cases: what is special about this one?" if any(fits) else ""
+def _misfit_of_result(value, wanted) -> str:  # a sentence, or ""
+    "Describe how a result differs in its type or shape from the right one."
+    x = as_array(_unwrap(value, wanted))
+    y = as_array(wanted)
+    if _is_texts(wanted):  # an empty list, too
+        return "" if _is_texts(value) else f"texts were expected, this is {describe(value)}"
+    if y is None:
+        return ""
+    if x is None:
+        return f"numbers were expected, this is {describe(value)}"
+    return "" if x.shape == y.shape else f"a result of shape {y.shape} was expected, yours has the shape {x.shape}"
 
 # %% ../../nbs/course/00_checks.ipynb #3fcfe02c
 def _plain_value(task: Task, answer):
@@ -275,7 +277,7 @@ def _judge_value(task: Task, answer) -> str:  # "", the name of a wrong one, or 
     if task.kind == "names":
         too_many = len(set(given) - set(right))
         missing = len(set(right) - set(given))
-        return f"{too_many} of your names do not belong there, and {missing} are missing"
+        return f"names that do not belong there: {too_many}; missing names: {missing}"
     return f"not right; {task.hint}"
 
 
@@ -293,7 +295,7 @@ def _plausible(task: Task, given: np.ndarray, right: np.ndarray) -> str:
     if len(right) > 1:
         fits = int(np.isclose(given, right, rtol=0, atol=task.tolerance).sum())
         return f"{fits} of the {len(right)} numbers {'is' if fits == 1 else 'are'} right" if fits else ""
-    return ("too large" if given[0] > right[0] else "too small") + "; go through the example by hand and compare"
+    return ("too large" if given[0] > right[0] else "too small") + f"; {task.hint}"
 
 # %% ../../nbs/course/00_checks.ipynb #d6514b7a
 def misfit(task: Task, answer) -> str:  # "" when it can be compared

@@ -67,7 +67,7 @@ TASKS.add(
     ("halved", lambda x: log_softmax(x / 2), "the scores were divided before the softmax: a temperature"),
     ("clipped", lambda x: np.log(np.maximum(np.exp(log_softmax(x)), 1e-12)), "small probabilities were cut off"),
     ("counted", lambda x: x - x.max() - np.log(len(x)), "the exponentials are summed, not counted"),
-    tries=[(np.array(x),) for x in ([0.0, 0.0], [1.0, 2.0, 4.0], [-3.0, 0.5], [1000.0, 999.0, 0.0])],
+    tries=[(np.array(x),) for x in ([0.0, 0.0], [1.0, 2.0, 4.0], [-3.0, 0.5], [0.0, 9999.0, 10000.0, 0.0])],
     draw=lambda random: (random.normal(scale=3.0, size=random.integers(2, 12)),),
 )
 
@@ -179,7 +179,7 @@ TASKS.add(
 )
 TASKS.add(
     "figure",
-    "How many bars of the figure are higher than two nats?",
+    "Read the figure: how many bars are higher than two nats?",
     later(lambda: int((answer_losses(WEATHER) > 2).sum())),
     ("all bars", later(lambda: len(answer_losses(WEATHER))), "that is the number of all bars"),
     ("below", later(lambda: int((answer_losses(WEATHER) <= 2).sum())), "these are the bars at or below two nats"),

@@ -256,7 +256,7 @@ def _inside_words(reply: str, memory: str) -> int:
 
 def _draw_texts(random) -> tuple:  # (reply, memory)
     "Return two more texts; they share runs, capitals and punctuation differ."
-    bank = "rest it for two days then walk a little arrest drink tea and sleep more fortnight".split()
+    bank = "rest it for two days then walk a little arrest drink tea and resting more fortnight".split()
     words = [str(word) for word in random.choice(bank, size=int(random.integers(3, 10)))]
     begin = int(random.integers(0, len(words)))
     piece = words[begin : begin + int(random.integers(1, 6))]
@@ -265,7 +265,7 @@ def _draw_texts(random) -> tuple:  # (reply, memory)
     memory = other[:cut] + piece + other[cut:]
 
     def write(row: list) -> str:
-        marked = [word + str(random.choice(["", "", "", ",", "."])) for word in row]
+        marked = [word + str(random.choice(["", "", "", "", ",", ".", ":", "!", "?"])) for word in row]
         return " ".join(word.capitalize() if random.random() < 0.2 else word for word in marked) + "."
 
     return write(words), write(memory)

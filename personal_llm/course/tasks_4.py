@@ -45,11 +45,11 @@ def rule_cases(seed: int = 0) -> list:  # (scores, arrival, own)
     cases, random = [], make_generator(seed, "lesson 4 rule")
     for beaten in (4, 3, 4, 0, 0, 1, 4, 3, 4, 4):
         own = random.uniform(4, 6, size=3).round(1)
-        margins = np.array([0.2, 1.0, 2.5, 3.9])[:beaten, None] * random.uniform(0.8, 1.0, size=(beaten, 3))
+        margins = np.array([0.02, 1.0, 2.5, 3.9])[:beaten, None] * random.uniform(0.8, 1.0, size=(beaten, 3))
         ties = np.tile(own, (2, 1)) - [[0, 1, 1], [1, 0, 0]]
         mixed = np.tile(own, (4, 1)) + [[2, -1, -3], [-1, -3, 2], [1, 1, -4], [4, -1, 0.5]]
         scores = np.concatenate([own - margins, ties, mixed, own + random.uniform(0, 3, size=(2, 3))])
-        order = random.permutation(len(scores))
+        order = random.permutation(len(scores)) if beaten != 1 else np.arange(len(scores))  # slot 0
         cases.append((scores[order], random.permutation(len(scores)), own))
     return cases
 
@@ -89,36 +89,35 @@ def _somebody(scores, arrival, own, random) -> int:
     return int(random.integers(len(scores))) if slot is None else slot
 
 
-def _counts(rule: Answer, cases: list, seed: int, draws: int = 300) -> list:  # of a case: (slot or None -> how often)
-    slots = rule.ask(choose_slots, (cases, list(range(seed, seed + draws))))
-    return [{slot: row.count(slot) for slot in set(row)} for row in slots]
+def _slots(rule: Answer, cases: list, seed: int) -> list:  # of a case: a slot or None of each draw
+    return rule.ask(choose_slots, (cases, list(range(seed, seed + 300))))
 
 
-def _is_even(counts: dict) -> bool:
+def _is_even(drawn: list) -> bool:
     "Return whether several slots were drawn equally often, by the chi-square test."
     from scipy.stats import chisquare
 
-    return len(counts) < 2 or chisquare(list(counts.values())).pvalue > 1e-6
+    return len(set(drawn)) < 2 or chisquare([drawn.count(slot) for slot in set(drawn)]).pvalue > 1e-6
 
 
 def _judge_rule(rule: Answer, seed: int) -> str:  # "", a mistake's name, or a sentence
     "Compare the slots that a rule can choose, and how evenly it chooses them."
     cases = rule_cases(seed)
-    counts = _counts(rule, cases, seed)
-    numbers = [slot for row in counts for slot in row if slot is not None]
+    draws = _slots(rule, cases, seed)
+    numbers = [slot for row in draws for slot in row if slot is not None]
     if strange := [slot for slot in numbers if type(slot) not in (int, float) or slot % 1]:
         return f"a slot's number or None was expected; your function gave {describe(strange[0])}"
-    slots = [set(row) for row in counts]
-    right = [set(row) for row in _counts(plain(sdss_rule), cases, seed)]
+    slots = [set(row) for row in draws]
+    right = [set(row) for row in _slots(plain(sdss_rule), cases, seed)]
     if slots == right:
-        return "" if all(map(_is_even, counts)) else "the beaten entries do not leave equally often"
+        return "" if all(map(_is_even, draws)) else "the beaten entries do not leave equally often"
     for wrong in TASKS["rule"].wrongs:
-        if slots == [set(row) for row in _counts(plain(wrong.answer), cases, seed)]:
+        if slots == [set(row) for row in _slots(plain(wrong.answer), cases, seed)]:
             return wrong.name
     too_many = sum(bool(row - good - {None}) for row, good in zip(slots, right))
     missing = sum(bool(good - row - {None}) for row, good in zip(slots, right))
     parts = [f"in {too_many} of {len(cases)} cases an entry leaves that may not"] * bool(too_many)
-    parts += [f"in {missing} of {len(cases)} cases an entry that may leave never does"] * bool(missing)
+    parts += [f"in {missing} of {len(cases)} cases an entry that may leave stays in all our draws"] * bool(missing)
     return "; ".join(parts) or "it discards newcomers that beat an entry, or the other way round"
 
 
@@ -171,16 +170,16 @@ TASKS.add(
     ("score by score", lambda e, x: locked(e, x.max(0)[None]), "one dialogue must beat an entry on all scores"),
     ("any for all", _locked_if(lambda e, x: (e < x).any(-1)), "to lose on one score is not enough"),
     ("≥ for >", _locked_if(lambda e, x: (e <= x).all(-1)), "equal scores do not beat: the rule is strict"),
-    ("the mean dialogue", lambda e, x: locked(e, x.mean(0)[None]), "no later dialogue is like their mean"),
+    ("the mean dialogue", lambda e, x: locked(e, np.mean([*x] or [0 * NEW], 0)[None]), "none is like their mean"),
     ("the sum", _locked_if(lambda e, x: e.sum(-1) < x.sum(-1)), "the sums were compared; compare score by score"),
     ("the next one only", lambda e, x: locked(e, x[:1]), "only the first later dialogue was looked at"),
     ("every later one", lambda e, x: int((~(e[:, None] < x).all((1, 2))).sum()), "one that beats the entry is enough"),
     ("the last one only", lambda e, x: locked(e, x[-1:]), "only the last later dialogue was looked at"),
     ("newcomers", lambda e, x: locked(-x, -e), "these are later dialogues that beat no entry; count entries"),
-    ("the median dialogue", lambda e, x: locked(e, np.median(x, axis=0)[None]), "no dialogue is like their median"),
+    ("the median dialogue", lambda e, x: locked(e, np.median([*x] or [0 * NEW], 0)[None]), "none is like their median"),
     ("least over most", _locked_if(lambda e, x: e.max(-1) < x.min(-1)), "compare score by score"),
     tolerance=0,
-    tries=[_SINGLE, _TIE, (SCORES, NEW[None])],
+    tries=[_SINGLE, _TIE, (SCORES, NEW[None]), (SCORES, NEW[None][:0])],
     draw=_draw_scores,
 )
 

@@ -73,7 +73,7 @@ def _draw_texts(random) -> tuple:  # (candidate, reference), with repeats, capit
 
 TASKS.add(
     "rouge_function",
-    "Write `rouge(candidate, reference)`: ROUGE-1 F of two texts without punctuation inside words, in any case.",
+    "Write `rouge(candidate, reference)`: ROUGE-1 F of two texts in any case, with question marks only.",
     compute_rouge1,
     ("distinct words", lambda a, b: _f(*_shared(a, b, lambda t: set(split_rouge_words(t)))), "a repeat counts twice"),
     ("not clipped", _with_count(lambda a, b: sum(word in b for word in a)), "as often as both texts have it"),

@@ -71,7 +71,7 @@ SCALES = {  # mistake -> (scale by (α, r, in, out), sentence)
     "alpha over in": (lambda a, r, i, o: a / i, "α was divided by the width of the input, not by the rank"),
     "alpha over out": (lambda a, r, i, o: a / o, "α was divided by the width of the output, not by the rank"),
     "alpha over root r": (lambda a, r, i, o: a / np.sqrt(r), "α was divided by the root of the rank"),
-    "whole division": (lambda a, r, i, o: a // r, "`//` drops the fraction of α/r"),
+    "whole division": (lambda a, r, i, o: a // r, "the fraction of α/r was dropped"),
 }
 
 

@@ -27,7 +27,7 @@ TASKS.add(
     "The user is at (1, 1), P at (4, 4), Q at (1, 0). A style is a direction. Whose style is the user's?",
     "P",
     ("smaller because smaller", "Q", "its difference is short because both are short; a style is a direction"),
-    ("both", "both", "one of them has a coordinate that the user has and it has not"),
+    ("both", "both", "the two point in different directions, so they are two styles; which one is the user's?"),
     ("neither", "neither", "one of them points where the user points"),
     choices=("P", "Q", "both", "neither"),
 )
@@ -131,7 +131,7 @@ def stacked(
 
 def _parts(seed: int, count: int) -> list:
     random = make_generator(seed, "lesson 8 merge")
-    weights = random.uniform(0.1, 0.5, size=count)
+    weights = random.uniform(0.1, 0.5, size=count) * [-1, 1, 1][:count]  # a style is taken away
     return [(random.normal(size=(3, 4)), random.normal(size=(5, 3)), float(w)) for w in weights]
 
 
@@ -212,7 +212,8 @@ def _judge_picker(pick: Answer, seed: int) -> str:
         is_constant = wrong.name == "always the same" and len(set(choices)) == 1
         if is_constant or choices == choices_of(plain(wrong.answer), cases):
             return wrong.name
-    return f"it finds the nearest direction of {np.mean(np.equal(choices, nearest)):.0%} of the users: compare angles"
+    share = np.mean(np.equal(choices, nearest))
+    return f"it finds the nearest of eight random rows for {share:.0%} of {len(cases)} users: compare angles"
 
 
 TASKS.add(
