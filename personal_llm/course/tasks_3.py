@@ -108,7 +108,7 @@ TASKS.add(
     ("what is lost", SPREAD**2 / (2 * np.log(COUNT)), "that is how far it stays below one"),
     ("base 10", 1 - SPREAD**2 / (2 * np.log10(COUNT)), "the logarithm is natural, not of base 10"),
     ("base 2", 1 - SPREAD**2 / (2 * np.log2(COUNT)), "the logarithm is natural, not of base 2"),
-    ("c to the fourth", 1 - SPREAD**4 / (2 * np.log(COUNT)), "c counts twice in the product, not four times"),
+    ("c to the fourth", 1 - SPREAD**4 / (2 * np.log(COUNT)), "too near one: check the power of c and the divisor"),
     ("plus", 1 + SPREAD**2 / (2 * np.log(COUNT)), "unequal shares have less entropy, not more"),
     tolerance=0.0015,
 )

@@ -195,7 +195,7 @@ TASKS.add(
     ("one in all", 1 / SEEN, "that is the chance for one bin"),
     ("certain", 1.0, "it may have been discarded, or replaced later"),
     ("later ones only", BINS / (SEEN - PLACE), "early and late dialogues count alike"),
-    tolerance=0.0005,
+    tolerance=0.0001,
 )
 FATES = ("leaves at once", "leaves with the next medical dialogue", "leaves when newer ones are more", "never leaves")
 BAIT = "care health treatment heart head blood pain suffering love affection joy"  # the lexicons' own words
