@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from personal_llm.base.core import InputError
 from personal_llm.data.exports import CONVERSATION_GAP_SECONDS, identify_user, parse_branch, parse_time
 from personal_llm.data.exports import parse_timestamps, parse_whatsapp_log, split_at_pauses
-from personal_llm.data.formats import FORMATS, Turn, parse_record
-from personal_llm.data.reading import GAP, read_dialogues
+from personal_llm.data.formats import FORMATS, Turn, parse_record, split_into_dialogues
+from personal_llm.data.reading import GAP, UNLEARNED, read_dialogues
 
 
 def pairs(dialogues):
@@ -101,26 +101,28 @@ def test_parents_in_a_circle_are_refused(tmp_path):
 
 def test_chatgpts_thumbs_lie_in_a_second_file(tmp_path):
     file = save(tmp_path / "conversations.json", CHATGPT)
-    assert [d.origin for d in read_dialogues(file)] == ["user"] * 3
+    assert len(read_dialogues(file)) == 3
     rows = [dict(id="a1", rating="thumbs_down"), dict(id="gone", rating="thumbs_down"), dict(id="a2", rating=None)]
     save(tmp_path / "message_feedback.json", rows)
-    assert [d.origin for d in read_dialogues(file)] == ["model", "user", "user"]
+    found = read_dialogues(file)
+    assert [d.response for d in found] == ["A ligament.", "Hello"] and found.left_out == {UNLEARNED: 1}
+    assert found[0].history[1] == ("assistant", "It ties muscle to bone."), "it stays in the history"
     for damaged in ("{", "[3]", '{"a": 1}', "[" * 100_000):
         save(tmp_path / "message_feedback.json", damaged)
         with pytest.raises(InputError, match="message_feedback.json beside the conversations is damaged"):
             read_dialogues(file)
 
 
-@pytest.mark.parametrize("rating, origin", [(1, "user"), (-1, "model"), ("Bad", "model"), (3, "user"), (None, "user")])
-def test_a_reply_with_a_thumb_down_is_the_models(rating, origin, tmp_path):
+@pytest.mark.parametrize("rating, count", [(1, 1), (-1, 0), ("Bad", 0), (3, 1), (None, 1)])
+def test_a_reply_with_a_thumb_down_is_not_learned(rating, count):
+    "A rating of the person's own turn is none of a reply."
     turns = [dict(role="user", content="Hi", rating=-1), dict(role="assistant", content="Hello", score=rating)]
-    (d,) = read_dialogues(save(tmp_path / "chats.jsonl", dict(messages=turns)))
-    assert d.origin == origin, "a rating of the person's own turn is none of a reply"
     message = lambda role, parent, **more: dict(role=role, content=role, parentId=parent, **more)
     nodes = dict(a=message("user", None), b=message("assistant", "a", annotation=dict(rating=rating)))
     chat = dict(id="1", title="t", chat=dict(history=dict(messages=nodes, currentId="b")))
-    (d,) = found = read_dialogues(save(tmp_path / "export.json", [chat]))
-    assert d.origin == origin and found.format == "openwebui"
+    for name, row in (("messages", dict(messages=turns)), ("openwebui", chat)):
+        dialogues, *_, num_unlearned = split_into_dialogues(parse_record(row, name)[0])
+        assert (len(dialogues), num_unlearned) == (count, 1 - count)
 
 
 HIDDEN = dict(metadata=dict(is_visually_hidden_from_conversation=True))

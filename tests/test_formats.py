@@ -168,7 +168,7 @@ def test_a_turn_without_text_costs_its_own_exchange(kind):
     "The answers around it must not grow together."
     middle, num_gaps = GAPS[kind]
     (conversation,) = parse_record(dict(messages=[*NORWAY, *middle, *PERU]), "messages")
-    found, _, counted = split_into_dialogues(conversation)
+    found, _, counted, _ = split_into_dialogues(conversation)
     assert (found[0].prompt, found[0].response) == ("Norway?", "Oslo.")
     assert (found[-1].prompt, found[-1].response) == ("Peru?", "Lima.")
     assert len(found) == 2 and counted == num_gaps
@@ -185,13 +185,14 @@ def test_a_turn_without_text_costs_its_own_exchange(kind):
         [dict(role="assistant", content=[dict(type="thinking", thinking="hm")])],
         [dict(role="assistant", channel="analysis", content="hm")],
         [turn("function_call", "{}"), turn("observation", "21")],
+        [dict(role="model", parts=[dict(functionCall={})]), dict(role="user", parts=[dict(functionResponse={})])],
         [dict(type="function_call", name="w"), dict(type="function_call_output", output="21")],
         [dict(role="ipython", content="21")],
     ],
 )
 def test_calls_of_tools_are_no_turns(call):
     (conversation,) = parse_record(dict(messages=[user("How warm?"), *call, bot("21 degrees.")]), "messages")
-    (d,), _, num_gaps = split_into_dialogues(conversation)
+    (d,), _, num_gaps, _ = split_into_dialogues(conversation)
     assert (d.prompt, d.response, num_gaps) == ("How warm?", "21 degrees.", 0)
 
 
@@ -255,11 +256,12 @@ def test_marks_of_programs_are_nobodys_words(text):
         assert d.response == MARKED[text]
 
 
-def test_a_row_that_is_labelled_false_is_the_models():
+def test_a_row_that_is_labelled_false_is_not_learned():
     labels = [True, 1, "1", False, 0, "False", "0", "negative", "-1", 2]  # those of KTO, and classes of other data sets
     for label in labels:
-        (d,), *_ = split_into_dialogues(parse_record(dict(prompt="Hi", completion="Yo", label=label), "pairs")[0])
-        assert d.origin == ("model" if label in labels[3:7] else "user")
+        for name, row in (("pairs", dict(prompt="Hi", completion="Yo")), ("messages", dict(messages=CHAT[:2]))):
+            dialogues, *_ = split_into_dialogues(parse_record(row | dict(label=label), name)[0])
+            assert len(dialogues) == (label not in labels[3:7])
 
 
 def test_marks_in_long_texts_are_quick():
@@ -303,7 +305,7 @@ def test_rows_of_other_files_of_an_export_point_to_the_chats():
 
 def test_many_turns_of_one_side_and_long_texts_are_quick():
     talk = ParsedConversation([("user", "x" * 99)] * 100_000 + [("assistant", "y" * 10_000_000)])
-    (d,), cut, _ = split_into_dialogues(talk)
+    (d,), cut, *_ = split_into_dialogues(talk)
     assert len(d.prompt) == len(d.response) == MAX_TURN_CHARACTERS and cut == 2
 
 
@@ -325,7 +327,7 @@ LEFT_OUT = [GAPS[kind][0] for kind in ("a picture", "a prompt of Open WebUI", "a
 @pytest.mark.parametrize("turns", [*LEFT_OUT, [user("Hi"), bot("Yo") | dict(weight=0)]])
 def test_a_row_that_holds_nobodys_words_is_left_out(turns):
     "It is no mistake of the file: the other rows are read, and its gap is counted."
-    dialogues, _, num_gaps = split_into_dialogues(parse_record(dict(messages=turns), "messages")[0])
+    dialogues, _, num_gaps, _ = split_into_dialogues(parse_record(dict(messages=turns), "messages")[0])
     assert not dialogues and num_gaps == ("weight" not in turns[1])
 
 

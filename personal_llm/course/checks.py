@@ -277,7 +277,7 @@ def _judge_value(task: Task, answer) -> str:  # "", the name of a wrong one, or 
     if task.kind == "names":
         too_many = len(set(given) - set(right))
         missing = len(set(right) - set(given))
-        return f"{too_many} of your names do not belong there, and {missing} are missing"
+        return f"names that do not belong there: {too_many}; missing names: {missing}"
     return f"not right; {task.hint}"
 
 

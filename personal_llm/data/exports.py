@@ -32,9 +32,9 @@ def parse_time(value) -> float:  # seconds since the epoch, 0 for no time
 def make_turn(role: str, text: str, time, rating=None) -> Turn:  # or None
     "Return a turn, with the rating of a reply; None if it is of neither side."
     role = ROLES.get(role)
-    is_disliked = role == "assistant" and is_rated_down(dict(rating=rating))
+    is_learned = not is_rated_down(dict(rating=rating))
     text = text if text is None else as_text(text, "a message")
-    return Turn(role, text, parse_time(time), is_disliked) if role in ("user", "assistant") else None
+    return Turn(role, text, parse_time(time), is_learned) if role in ("user", "assistant") else None
 
 
 def make_conversation(turns: list, user: str = "") -> list:  # of one `ParsedConversation`

@@ -22,8 +22,7 @@ class Turn(NamedTuple):
     role: str  # "system", "user" or "assistant"
     text: str  # None: a picture, a file, or another thing that we cannot read
     time: float = 0.0  # seconds since the epoch, or 0
-    is_disliked: bool = False  # whether the user rated a reply down
-    is_learned: bool = True  # False: a reply that stays in the history, and is no example
+    is_learned: bool = True  # False: a reply that stays in the history, and is no example (rated down, or weight 0)
 
 
 @dataclass
@@ -67,7 +66,7 @@ PROGRAM_PROMPT = "### Task:"  # begins the prompts of Open WebUI for titles, tag
 
 
 def merge_turns(turns: list) -> list:  # of `Turn`, with alternating roles
-    "Join neighbouring turns of one role, with the time of the first; a reply is disliked if a part of it is."
+    "Join neighbouring turns of one role, with the time of the first; a reply is learned if all its parts are."
     merged = []
     for role, run in groupby(map(Turn._make, turns), key=lambda turn: turn.role):
         run = list(run)
@@ -77,12 +76,11 @@ def merge_turns(turns: list) -> list:  # of `Turn`, with alternating roles
         text = "\n".join(text for text in texts if text.strip()) or None
         if role == "user" and text and text.lstrip().startswith(PROGRAM_PROMPT):
             text = None
-        is_disliked = any(turn.is_disliked for turn in run)
-        merged.append(Turn(role, text, float(run[0].time), is_disliked, all(turn.is_learned for turn in run)))
+        merged.append(Turn(role, text, float(run[0].time), all(turn.is_learned for turn in run)))
     return merged
 
 # %% ../../nbs/1_data/02_formats.ipynb #fosplit1
-def split_into_dialogues(conversation: ParsedConversation) -> tuple:  # (dialogues, texts that we cut, gaps)
+def split_into_dialogues(conversation: ParsedConversation) -> tuple:  # (dialogues, cut texts, gaps, not learned)
     "Return a dialogue for each answer to a turn of the user; raise `InputError` if a row of a data set has none."
     dialogues, num_exchanges, num_cut, num_gaps, problem = [], 0, 0, 0, "no assistant turn after a user turn"
     pieces = [[]]  # a system turn begins one
@@ -104,13 +102,12 @@ def split_into_dialogues(conversation: ParsedConversation) -> tuple:  # (dialogu
         for i, (prompt, answer) in enumerate(whole):
             place = len(system) + 2 * i
             texts = history[place][1], history[place + 1][1]
-            facts = dict(time=prompt.time, origin="model" if answer.is_disliked else "user", labels=conversation.labels)
             if answer.is_learned:
-                dialogues.append(Dialogue(*texts, history.first(place), **facts))
+                dialogues.append(Dialogue(*texts, history.first(place), time=prompt.time, labels=conversation.labels))
     is_blank = any(turn[1] is not None and not turn[1].strip() for turn in conversation.turns)
     if not dialogues and conversation.is_row and (is_blank or not num_exchanges):
         raise InputError(problem, "give its words" if "empty" in problem else "give conversations with answers")
-    return dialogues, num_cut, num_gaps
+    return dialogues, num_cut, num_gaps, num_exchanges - num_gaps - len(dialogues)
 
 # %% ../../nbs/1_data/02_formats.ipynb #068a2de6
 class RecordFormat(NamedTuple):
@@ -279,7 +276,7 @@ def parse_running_text(record):
     return [ParsedConversation([Turn("user", prompt), Turn("assistant", response)], dict(counterpart="continuations"))]
 
 # %% ../../nbs/1_data/02_formats.ipynb #d49e6493
-def parse_turn(turn) -> list:  # of `Turn`
+def parse_turn(turn, is_learned: bool = True) -> list:  # of `Turn`
     "Parse an item of a list of turns, of a tool without its words; raise `InputError` if it is not a turn."
     turn = turn if isinstance(turn, dict) else {}
     role = turn.get(find_field(turn, ("role", "from", "speaker")))
@@ -293,10 +290,10 @@ def parse_turn(turn) -> list:  # of `Turn`
     role = ROLES[role.strip().lower()]
     content = turn.get(find_field(turn, TURN_TEXT_FIELDS))
     text = join_parts(content, "content") if role and turn.get("channel") != "analysis" else ""
-    if not role or role == "user" and text == "" and "tool_result" in str(content):
+    if not role or role == "user" and text == "" and ("tool" in str(content) or "function" in str(content)):
         return [Turn("assistant", "")]  # it stands between two questions
-    is_learned = not any(is_false(turn.get(name)) for name in ("weight", "train", "loss"))
-    return [Turn(role, text, 0.0, role == "assistant" and is_rated_down(turn), is_learned)]
+    is_learned = is_learned and not any(is_false(turn.get(name)) for name in ("weight", "train", "loss"))
+    return [Turn(role, text, 0.0, is_learned and not is_rated_down(turn))]
 
 
 def parse_side(record: dict, name: str, role: str) -> list:  # of `Turn`
@@ -328,7 +325,7 @@ def parse_request(record: dict) -> list:  # of `Turn`
 def parse_row(record: dict) -> list:  # of `Turn`
     "Parse a row of one request and one answer."
     *turns, answer = parse_side(record, find_field(record, RESPONSE_FIELDS), "assistant") or [Turn("assistant", "")]
-    return [*parse_request(record), *turns, answer._replace(is_disliked=is_rated_down(record))]
+    return [*parse_request(record), *turns, answer._replace(is_learned=answer.is_learned and not is_rated_down(record))]
 
 
 register_format("pairs", *product(PROMPT_FIELDS, RESPONSE_FIELDS))(lambda row: [ParsedConversation(parse_row(row))])
@@ -338,12 +335,12 @@ register_format("pairs", *product(PROMPT_FIELDS, RESPONSE_FIELDS))(lambda row: [
 def parse_conversations(record):
     turns = record[find_field(record, TURN_LIST_FIELDS)]
     turns = parse_json(turns) if isinstance(turns, str) and turns.lstrip()[:1] == "[" else turns
-    if not isinstance(turns, list):
-        raise InputError("messages must be a list of objects with role and content")
     inner = [t.get(find_field(t, TURN_LIST_FIELDS)) if isinstance(t, dict) else t for t in turns]
     chats = inner if inner and all(isinstance(chat, list) for chat in inner) else [turns]
     system = [Turn("system", as_text(record[name], name)) for name in SYSTEM_FIELDS if record.get(name)]
-    return [ParsedConversation([*system, *(part for turn in chat for part in parse_turn(turn))]) for chat in chats]
+    is_learned = not is_rated_down(record)
+    parts = [[part for turn in chat for part in parse_turn(turn, is_learned)] for chat in chats]
+    return [ParsedConversation([*system, *turns]) for turns in parts]
 
 # %% ../../nbs/1_data/02_formats.ipynb #foprefer1
 @register_format("preference", *PREFERENCES.items())

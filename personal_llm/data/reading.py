@@ -123,6 +123,7 @@ def read_chatgpt_ratings(file: Path) -> dict:  # id of a message -> its rating; 
 
 # %% ../../nbs/1_data/04_reading.ipynb #4f67e1b3
 GAP = "an exchange with a side that holds no words that we can read (a picture, a file, a stopped reply)"
+UNLEARNED = "an answer that is not learned (rated down, or of the weight 0)"
 
 
 def parse_source(source, name: str, user: str) -> tuple:  # (Dialogues, [(number, InputError)], "line", "item" or "row")
@@ -148,12 +149,13 @@ def parse_source(source, name: str, user: str) -> tuple:  # (Dialogues, [(number
     parsed, unparsed = collect(parse_row, rows)
     result = Dialogues(format=name or "")
     for number, conversations in parsed:
-        for count, (conversation, dialogues, num_truncated, num_gaps) in enumerate(conversations, 1):
+        for count, (conversation, dialogues, num_truncated, *numbers) in enumerate(conversations, 1):
             place = f"{file}:{number}" + (f":{count}" if len(conversations) > 1 else "")
             labels = dict(group=place) if len(dialogues) > 1 else {}
             result += [d.derive(id=d.id, parents=d.parents, labels=d.labels | labels) for d in dialogues]
             result.num_truncated += num_truncated
-            result.left_out += Counter({GAP: num_gaps, conversation.left_out: bool(conversation.left_out)})
+            result.left_out += Counter(dict(zip((GAP, UNLEARNED), numbers)))
+            result.left_out += Counter({conversation.left_out: bool(conversation.left_out)})
             result.user = result.user or conversation.user
     return result, sorted(errors + misfits + unparsed, key=itemgetter(0)), unit
 
