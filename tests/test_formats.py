@@ -265,7 +265,8 @@ def test_a_row_that_is_labelled_false_is_not_learned():
 
 
 def test_marks_in_long_texts_are_quick():
-    for text in ("<" * 300_000, "\n" * 300_000, "<think>" * 50_000, "【" * 300_000, "```" * 100_000, " " * 300_000):
+    texts = ["<" * 300_000, "\n" * 300_000, "<think>" * 50_000, "【" * 300_000, "```" * 100_000, " " * 300_000]
+    for text in (*texts, "<details " * 30_000, "\ue200a" * 50_000):
         remove_marks(text + "x")
 
 

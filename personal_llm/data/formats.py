@@ -43,9 +43,9 @@ THOUGHTS = re.compile(
     re.S | re.M | re.I,
 )
 MARKS = re.compile(
-    r"(?:<details\b[^>]*\btype=|<details[^>]*>\s*<summary>\W*(?:Thought|Thinking|Reasoning)).*?(?:</details>|\Z)"
+    r"(?:<details\b[^<>]*\btype=|<details[^<>]*>\s*<summary>\W*(?:Thought|Thinking|Reasoning)).*?(?:</details>|\Z)"
     r"|\ue200(?:\w*entity\ue202\[\"[^\"]*\", *\"(?P<name>[^\"]*)[^\ue201]*|url\ue202(?P<link>[^\ue201\ue202]*)"
-    r"[^\ue201]*|[^\ue201]*)\ue201"
+    r"[^\ue201]*|[^\ue200\ue201]*)\ue201"
     r"|[\ue200-\ue20f]| ?【[^【】]*†[^【】]*】|:contentReference\[[^\]]*\](?:\{[^}]*\})?|</?antArtifact[^>]*>"
     r"|(?:```\s*)?(?:This block is not supported on your current device yet\.|Viewing artifacts created via the "
     r"Analysis Tool web feature preview isn.t yet supported on mobile\.)(?:\s*```)?|(?:<\|\w+\|>|</s>)\s*\Z",
