@@ -3441,6 +3441,10 @@ d = {
                 "experiments/person.html#write_instruction",
                 "personal_llm/experiments/person.py",
             ),
+            "personal_llm.experiments.person.write_readme_pairs": (
+                "experiments/person.html#write_readme_pairs",
+                "personal_llm/experiments/person.py",
+            ),
             "personal_llm.experiments.person.write_readme_row": (
                 "experiments/person.html#write_readme_row",
                 "personal_llm/experiments/person.py",

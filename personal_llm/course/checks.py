@@ -307,7 +307,7 @@ def misfit(task: Task, answer) -> str:  # "" when it can be compared
     if array is not None and np.isnan(array).any():
         return f"{expected} was expected, this is or holds NaN; is something divided by zero?"
     if task.kind == "numbers" and array.size != len(task.value(task.right)):
-        return f"a list of {len(task.value(task.right))} numbers was expected, this is {describe(answer)}"
+        return f"a list of {len(task.value(task.right))} numbers was expected, yours holds {array.size}"
     known = set(map(_choice, task.choices))
     given = [answer] if isinstance(answer, str) else answer if task.kind == "names" else ()
     strange = sorted(text for text in given if known and _choice(text) not in known)

@@ -29,7 +29,7 @@ TASKS.add(
     ("sum of probabilities", 0.875, "probabilities of tokens that all must come are not added"),
     ("loss of the sum", -float(np.log(0.875)), "the probabilities were added first; they are multiplied"),
     ("base 10", float(np.log10(64)), "that is with base 10: which logarithm makes nats?"),
-    ("last token", float(np.log(8)), "that is the loss of the last token alone"),
+    ("last token", float(np.log(8)), "that is the loss of the last token, or of the first two"),
     ("two tokens", float(np.log(32)), "the first token is missing"),
     ("mean probability", -float(np.log(0.875 / 3)), "the logarithm comes first, then the sum"),
     ("bits per token", 2.0, "that is a mean, and in bits"),

@@ -85,7 +85,7 @@ TASKS.add(
     "lag 5",
     "What is the autocorrelation at lag 5 of a chain with s = 0.9, in theory?",
     STAY**5,
-    ("independent", 0.0, "that holds for a shuffled set; here neighbours are often of one episode"),
+    ("independent", 0.0, "about 0 holds for a shuffled set; here neighbours are often of one episode"),
     ("1 − s", 1 - STAY, "that is the chance that a new episode begins at one step"),
     ("one step", STAY, "that is the correlation of neighbours; five steps lie between"),
     ("one step too many", STAY**6, "there is one factor too many: count the steps"),

@@ -25,7 +25,7 @@ TASKS.add(
     ("one factor", 8 * 256, "this is one of the two factors"),
     ("both together", 256 * 256 + 4096, "the frozen matrix is not trained"),
     ("rank squared", 8 * 8, "the factors are thin in one direction only"),
-    ("twice", 2 * 2 * 8 * 256, "two factors are beside the matrix, not four"),
+    ("twice", 2 * 2 * 8 * 256, "that is twice as many: two factors are beside the matrix"),
     ("saved", 256 * 256 - 4096, "that is how many fewer they are"),
     ("share", 4096 / 65536, "that is their share of the matrix; the number is asked"),
     ("widths and rank added", 256 + 256 + 8, "each factor has rank times width numbers, not their sum"),
