@@ -2174,11 +2174,11 @@ d = {
                 "personal_llm/data/formats.py",
             ),
             "personal_llm.data.formats.find_field": ("1_data/formats.html#find_field", "personal_llm/data/formats.py"),
-            "personal_llm.data.formats.is_false": ("1_data/formats.html#is_false", "personal_llm/data/formats.py"),
-            "personal_llm.data.formats.is_rated_down": (
-                "1_data/formats.html#is_rated_down",
+            "personal_llm.data.formats.is_excluded": (
+                "1_data/formats.html#is_excluded",
                 "personal_llm/data/formats.py",
             ),
+            "personal_llm.data.formats.is_false": ("1_data/formats.html#is_false", "personal_llm/data/formats.py"),
             "personal_llm.data.formats.join_parts": ("1_data/formats.html#join_parts", "personal_llm/data/formats.py"),
             "personal_llm.data.formats.merge_turns": (
                 "1_data/formats.html#merge_turns",
