@@ -666,6 +666,7 @@ d = {
                 "personal_llm/base/text.py",
             ),
             "personal_llm.base.text._find_language": ("0_base/text.html#_find_language", "personal_llm/base/text.py"),
+            "personal_llm.base.text.are_copies": ("0_base/text.html#are_copies", "personal_llm/base/text.py"),
             "personal_llm.base.text.collect_shingles": (
                 "0_base/text.html#collect_shingles",
                 "personal_llm/base/text.py",
@@ -677,6 +678,7 @@ d = {
             "personal_llm.base.text.compute_rouge1": ("0_base/text.html#compute_rouge1", "personal_llm/base/text.py"),
             "personal_llm.base.text.count_negations": ("0_base/text.html#count_negations", "personal_llm/base/text.py"),
             "personal_llm.base.text.count_nouns": ("0_base/text.html#count_nouns", "personal_llm/base/text.py"),
+            "personal_llm.base.text.describe_copy": ("0_base/text.html#describe_copy", "personal_llm/base/text.py"),
             "personal_llm.base.text.escape_controls": ("0_base/text.html#escape_controls", "personal_llm/base/text.py"),
             "personal_llm.base.text.get_language": ("0_base/text.html#get_language", "personal_llm/base/text.py"),
             "personal_llm.base.text.get_numbers": ("0_base/text.html#get_numbers", "personal_llm/base/text.py"),

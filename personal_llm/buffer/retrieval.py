@@ -7,14 +7,16 @@ __all__ = ['collect_memories', 'MemoryConfig', 'VectorStore', 'retrieve', 'retri
            'add_memories']
 
 # %% ../../nbs/2_buffer/07_retrieval.ipynb #ret00003
+import functools
 from dataclasses import dataclass
 from datetime import datetime, timezone
+from itertools import islice
 
 import numpy as np
 
 from ..base.core import Dialogue, check_settings_fields, setting
 from ..base.loading import load_encoder
-from ..base.text import is_near_duplicate
+from ..base.text import are_copies, describe_copy
 
 # %% ../../nbs/2_buffer/07_retrieval.ipynb #ret00006
 def collect_memories(dialogues: list) -> list:  # answered dialogues, oldest first
@@ -59,13 +61,16 @@ class VectorStore:
         self.vectors = {}
 
 # %% ../../nbs/2_buffer/07_retrieval.ipynb #ret00015
-def find_near(dialogues: list, prompt: str, vectors: VectorStore, threshold: float) -> list:  # the nearest first
-    "Return the dialogues, given the oldest first, whose prompt is near another one; of near-copies only the newest."
-    query, *rows = vectors.embed([prompt, *(d.prompt for d in dialogues)])
-    similarities = np.array([row @ query for row in rows])
-    near = [i for i in np.argsort(-similarities, kind="stable") if similarities[i] >= threshold]
-    is_outdated = lambda i: any(j > i and is_near_duplicate(dialogues[i].prompt, dialogues[j].prompt) for j in near)
-    return [dialogues[i] for i in near if not is_outdated(i)]
+def find_near(dialogues: list, prompt: str, vectors: VectorStore, threshold: float):  # a generator, the nearest first
+    "Yield the dialogues, given the oldest first, whose prompt is near another one; of near-copies only the newest."
+    rows = vectors.embed([prompt, *(d.prompt for d in dialogues)])
+    similarities = rows[1:] @ rows[0]
+    order = np.argsort(-similarities, kind="stable")
+    near = order[similarities[order] >= threshold].tolist()
+    describe = functools.cache(lambda i: describe_copy(dialogues[i].prompt))
+    for i in near:
+        if not any(j > i and are_copies(describe(i), describe(j)) for j in near):
+            yield dialogues[i]
 
 # %% ../../nbs/2_buffer/07_retrieval.ipynb #ret00018
 def retrieve(answered: list, prompt: str, vectors: VectorStore, config: MemoryConfig, count_tokens) -> list:
@@ -86,7 +91,7 @@ def retrieve_statements(own_dialogues: list, prompt: str, vectors: VectorStore, 
     "Choose the user's messages that a reply to a prompt should read, the newest last; a question states nothing."
     stated = [d for d in own_dialogues if not d.prompt.rstrip().endswith("?")]
     near = find_near(stated, prompt, vectors, config.threshold)
-    return sorted(near[: config.statements], key=lambda d: d.time)
+    return sorted(islice(near, config.statements), key=lambda d: d.time)
 
 # %% ../../nbs/2_buffer/07_retrieval.ipynb #ret00031
 def format_date(time: float) -> str:  # of the time zone UTC; "" for a place in a stream
