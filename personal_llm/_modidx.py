@@ -3876,6 +3876,10 @@ d = {
                 "experiments/year.html#draw_year",
                 "personal_llm/experiments/year.py",
             ),
+            "personal_llm.experiments.year.measure_search": (
+                "experiments/year.html#measure_search",
+                "personal_llm/experiments/year.py",
+            ),
             "personal_llm.experiments.year.measure_year": (
                 "experiments/year.html#measure_year",
                 "personal_llm/experiments/year.py",
