@@ -666,6 +666,7 @@ d = {
                 "personal_llm/base/text.py",
             ),
             "personal_llm.base.text._find_language": ("0_base/text.html#_find_language", "personal_llm/base/text.py"),
+            "personal_llm.base.text.are_copies": ("0_base/text.html#are_copies", "personal_llm/base/text.py"),
             "personal_llm.base.text.collect_shingles": (
                 "0_base/text.html#collect_shingles",
                 "personal_llm/base/text.py",
@@ -677,6 +678,7 @@ d = {
             "personal_llm.base.text.compute_rouge1": ("0_base/text.html#compute_rouge1", "personal_llm/base/text.py"),
             "personal_llm.base.text.count_negations": ("0_base/text.html#count_negations", "personal_llm/base/text.py"),
             "personal_llm.base.text.count_nouns": ("0_base/text.html#count_nouns", "personal_llm/base/text.py"),
+            "personal_llm.base.text.describe_copy": ("0_base/text.html#describe_copy", "personal_llm/base/text.py"),
             "personal_llm.base.text.escape_controls": ("0_base/text.html#escape_controls", "personal_llm/base/text.py"),
             "personal_llm.base.text.get_language": ("0_base/text.html#get_language", "personal_llm/base/text.py"),
             "personal_llm.base.text.get_numbers": ("0_base/text.html#get_numbers", "personal_llm/base/text.py"),
@@ -2174,11 +2176,11 @@ d = {
                 "personal_llm/data/formats.py",
             ),
             "personal_llm.data.formats.find_field": ("1_data/formats.html#find_field", "personal_llm/data/formats.py"),
-            "personal_llm.data.formats.is_false": ("1_data/formats.html#is_false", "personal_llm/data/formats.py"),
-            "personal_llm.data.formats.is_rated_down": (
-                "1_data/formats.html#is_rated_down",
+            "personal_llm.data.formats.is_excluded": (
+                "1_data/formats.html#is_excluded",
                 "personal_llm/data/formats.py",
             ),
+            "personal_llm.data.formats.is_false": ("1_data/formats.html#is_false", "personal_llm/data/formats.py"),
             "personal_llm.data.formats.join_parts": ("1_data/formats.html#join_parts", "personal_llm/data/formats.py"),
             "personal_llm.data.formats.merge_turns": (
                 "1_data/formats.html#merge_turns",
@@ -3441,6 +3443,10 @@ d = {
                 "experiments/person.html#write_instruction",
                 "personal_llm/experiments/person.py",
             ),
+            "personal_llm.experiments.person.write_readme_pairs": (
+                "experiments/person.html#write_readme_pairs",
+                "personal_llm/experiments/person.py",
+            ),
             "personal_llm.experiments.person.write_readme_row": (
                 "experiments/person.html#write_readme_row",
                 "personal_llm/experiments/person.py",
@@ -3868,6 +3874,10 @@ d = {
             ),
             "personal_llm.experiments.year.draw_year": (
                 "experiments/year.html#draw_year",
+                "personal_llm/experiments/year.py",
+            ),
+            "personal_llm.experiments.year.measure_search": (
+                "experiments/year.html#measure_search",
                 "personal_llm/experiments/year.py",
             ),
             "personal_llm.experiments.year.measure_year": (

@@ -66,6 +66,7 @@ RECORDS = [
     ("pairs", dict(Instruction="Add.", Input=None, Output="3", messages=None), [("Add.", "3")]),
     ("pairs", dict(prompt="Add.", input="", context="1 2", completion="3"), [("Add.\n\n1 2", "3")]),
     ("pairs", dict(instruction="Add.", input="1 2", response="3"), [("Add.\n\n1 2", "3")]),
+    ("messages", dict(system=[dict(text="Be kind.")], messages=CHAT[:2]), PAIRS[:1]),
     ("pairs", dict(prompt=[SYSTEM, QUESTION], completion=[bot("Hello")]), PAIRS[:1]),
     ("pairs", dict(instruction="Bye", output="See you", history=[["Hi", "Hello"]]), PAIRS),
     ("pairs", dict(prompt="Bye", response="See you", history=CHAT[:2]), PAIRS),
@@ -210,6 +211,7 @@ def test_system_turns_stay_and_divide():
 def test_an_answer_that_is_not_to_be_learned_stays_in_the_history(mark):
     rows = [user("Is tin a metal?"), bot("No.") | mark, user("Sure?"), bot("Yes, it is.") | dict(weight=1)]
     (d,), *_ = split_into_dialogues(parse_record(dict(messages=rows), "messages")[0])
+    assert split_into_dialogues(parse_record(dict(prompt="Hi", response="Yo") | mark, "pairs")[0]) == ([], 0, 0, 1)
     assert d.prompt == "Sure?" and list(d.history) == [("user", "Is tin a metal?"), ("assistant", "No.")]
 
 
@@ -265,7 +267,8 @@ def test_a_row_that_is_labelled_false_is_not_learned():
 
 
 def test_marks_in_long_texts_are_quick():
-    for text in ("<" * 300_000, "\n" * 300_000, "<think>" * 50_000, "【" * 300_000, "```" * 100_000, " " * 300_000):
+    texts = ["<" * 300_000, "\n" * 300_000, "<think>" * 50_000, "【" * 300_000, "```" * 100_000, " " * 300_000]
+    for text in (*texts, "<details " * 30_000, "\ue200a" * 50_000):
         remove_marks(text + "x")
 
 
@@ -324,11 +327,11 @@ def test_conversations_without_dialogues():
 LEFT_OUT = [GAPS[kind][0] for kind in ("a picture", "a prompt of Open WebUI", "a stopped thought")]
 
 
-@pytest.mark.parametrize("turns", [*LEFT_OUT, [user("Hi"), bot("Yo") | dict(weight=0)]])
+@pytest.mark.parametrize("turns", [*LEFT_OUT, [user("Hi"), dict(role="tool"), bot("Yo") | dict(weight=0)]])
 def test_a_row_that_holds_nobodys_words_is_left_out(turns):
     "It is no mistake of the file: the other rows are read, and its gap is counted."
     dialogues, _, num_gaps, _ = split_into_dialogues(parse_record(dict(messages=turns), "messages")[0])
-    assert not dialogues and num_gaps == ("weight" not in turns[1])
+    assert not dialogues and num_gaps == ("weight" not in turns[-1])
 
 
 def test_a_value_of_the_wrong_kind_is_the_error_of_its_row():

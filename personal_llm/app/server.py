@@ -106,7 +106,7 @@ def check_request(request: Request, token: str, host: str) -> None:
         raise HTTPException(403, "pages of other sites may not use this server; open its own page")
     given = request.headers.get("authorization", "").partition(" ")[2].strip()
     if request.url.path not in (*PUBLIC, "/connect") and not secrets.compare_digest(given.encode(), token.encode()):
-        raise HTTPException(401, "the token is missing or wrong; use that of the link which personal-llm serve printed")
+        raise HTTPException(401, "the token is missing or wrong; use the key that personal-llm serve printed")
     if "transfer-encoding" in request.headers or int(request.headers.get("content-length", 0)) > 2**25:
         raise HTTPException(413, "the request is larger than 32 MB, or does not tell its length")
 

@@ -158,15 +158,22 @@ def collect_trigrams(text: str) -> set:
     spaced = f" {normalise_text(text) or text.strip()} "
     return {"".join(sorted(spaced[i : i + 3])) for i in range(len(spaced) - 2)}
 
+# %% ../../nbs/0_base/02_text.ipynb #txtcopies
+def describe_copy(text: str) -> tuple:  # (numbers, count of negations, trigrams)
+    "Return what two near-copies have in common."
+    return get_numbers(text), count_negations(text), collect_trigrams(text)
+
+
+def are_copies(first: tuple, second: tuple) -> bool:
+    "Say whether two texts are near-copies, from what `describe_copy` gives of them."
+    num_either = len(first[2] | second[2])
+    most = max(0.2 * num_either, min(6, 0.4 * num_either))
+    return first[:2] == second[:2] and len(first[2] ^ second[2]) <= most
+
 # %% ../../nbs/0_base/02_text.ipynb #f483fd9e
 def is_near_duplicate(first: str, second: str) -> bool:
     "Say whether two texts share enough trigrams and have the same numbers and as many negations."
-    if get_numbers(first) != get_numbers(second) or count_negations(first) != count_negations(second):
-        return False
-    trigrams = collect_trigrams(first)
-    others = collect_trigrams(second)
-    num_either = len(trigrams | others)
-    return len(trigrams ^ others) <= max(0.2 * num_either, min(6, 0.4 * num_either))
+    return are_copies(describe_copy(first), describe_copy(second))
 
 # %% ../../nbs/0_base/02_text.ipynb #2e2fff85
 def split_rouge_words(text: str) -> list:  # lower-case words in order

@@ -39,7 +39,7 @@ class ActivePolicy(Policy):
         self.current_features = np.zeros(len(PRIOR_WEIGHTS))
 
     def compute_features(self, candidate: ScoredDialogue) -> np.ndarray:  # (features,)
-        "Return the features of a candidate; those of the last one are as they were when it arrived."
+        "Return the features of a candidate; for the last one, those computed when it arrived."
         if self.current_id in (candidate.dialogue.id, *candidate.dialogue.parents):
             return self.current_features
         return compute_features(self.statistics, [*self.answers.values()], self.seen, candidate)

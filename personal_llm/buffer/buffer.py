@@ -44,7 +44,7 @@ class Buffer:
 
     @property
     def view(self) -> BufferView:
-        "The buffer as its policy sees it; its columns serve until an entry changes."
+        "The buffer as its policy sees it, made anew after an entry changed."
         if self._view is None:
             self._view = BufferView(self)
         self._view.seen = self.seen

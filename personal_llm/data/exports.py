@@ -13,7 +13,7 @@ from datetime import datetime, timezone
 
 from ..base.core import InputError
 from .formats import ROLES, ParsedConversation, Turn
-from .formats import as_text, is_rated_down, join_parts, register_format
+from .formats import as_text, is_excluded, join_parts, register_format
 from .records import format_value, parse_json
 
 # %% ../../nbs/1_data/03_exports.ipynb #7a82f3d9
@@ -32,7 +32,7 @@ def parse_time(value) -> float:  # seconds since the epoch, 0 for no time
 def make_turn(role: str, text: str, time, rating=None) -> Turn:  # or None
     "Return a turn, with the rating of a reply; None if it is of neither side."
     role = ROLES.get(role)
-    is_learned = not is_rated_down(dict(rating=rating))
+    is_learned = not is_excluded(dict(rating=rating))
     text = text if text is None else as_text(text, "a message")
     return Turn(role, text, parse_time(time), is_learned) if role in ("user", "assistant") else None
 

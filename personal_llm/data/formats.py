@@ -43,9 +43,9 @@ THOUGHTS = re.compile(
     re.S | re.M | re.I,
 )
 MARKS = re.compile(
-    r"(?:<details\b[^>]*\btype=|<details[^>]*>\s*<summary>\W*(?:Thought|Thinking|Reasoning)).*?(?:</details>|\Z)"
+    r"(?:<details\b[^<>]*\btype=|<details[^<>]*>\s*<summary>\W*(?:Thought|Thinking|Reasoning)).*?(?:</details>|\Z)"
     r"|\ue200(?:\w*entity\ue202\[\"[^\"]*\", *\"(?P<name>[^\"]*)[^\ue201]*|url\ue202(?P<link>[^\ue201\ue202]*)"
-    r"[^\ue201]*|[^\ue201]*)\ue201"
+    r"[^\ue201]*|[^\ue200\ue201]*)\ue201"
     r"|[\ue200-\ue20f]| ?【[^【】]*†[^【】]*】|:contentReference\[[^\]]*\](?:\{[^}]*\})?|</?antArtifact[^>]*>"
     r"|(?:```\s*)?(?:This block is not supported on your current device yet\.|Viewing artifacts created via the "
     r"Analysis Tool web feature preview isn.t yet supported on mobile\.)(?:\s*```)?|(?:<\|\w+\|>|</s>)\s*\Z",
@@ -105,7 +105,7 @@ def split_into_dialogues(conversation: ParsedConversation) -> tuple:  # (dialogu
             if answer.is_learned:
                 dialogues.append(Dialogue(*texts, history.first(place), time=prompt.time, labels=conversation.labels))
     is_blank = any(turn[1] is not None and not turn[1].strip() for turn in conversation.turns)
-    if not dialogues and conversation.is_row and (is_blank or not num_exchanges):
+    if not dialogues and conversation.is_row and (is_blank and num_gaps or not num_exchanges):
         raise InputError(problem, "give its words" if "empty" in problem else "give conversations with answers")
     return dialogues, num_cut, num_gaps, num_exchanges - num_gaps - len(dialogues)
 
@@ -159,8 +159,10 @@ def is_false(value) -> bool:
     return str(value).strip().lower() in ("false", "0", "0.0")
 
 
-def is_rated_down(record: dict) -> bool:
-    "Tell whether a turn or a row has a rating against it; a label is against it if it is false or 0."
+def is_excluded(record: dict) -> bool:
+    "Tell whether a turn or a row is no example: weight 0, or a rating against it, such as a label that is false or 0."
+    if any(is_false(record.get(name)) for name in ("weight", "train", "loss")):
+        return True
     name = find_field(record, RATING_FIELDS)
     if name in ("label", "liked", "correct", "is_correct"):
         return is_false(record[name])
@@ -292,8 +294,7 @@ def parse_turn(turn, is_learned: bool = True) -> list:  # of `Turn`
     text = join_parts(content, "content") if role and turn.get("channel") != "analysis" else ""
     if not role or role == "user" and text == "" and ("tool" in str(content) or "function" in str(content)):
         return [Turn("assistant", "")]  # it stands between two questions
-    is_learned = is_learned and not any(is_false(turn.get(name)) for name in ("weight", "train", "loss"))
-    return [Turn(role, text, 0.0, is_learned and not is_rated_down(turn))]
+    return [Turn(role, text, 0.0, is_learned and not is_excluded(turn))]
 
 
 def parse_side(record: dict, name: str, role: str) -> list:  # of `Turn`
@@ -325,7 +326,7 @@ def parse_request(record: dict) -> list:  # of `Turn`
 def parse_row(record: dict) -> list:  # of `Turn`
     "Parse a row of one request and one answer."
     *turns, answer = parse_side(record, find_field(record, RESPONSE_FIELDS), "assistant") or [Turn("assistant", "")]
-    return [*parse_request(record), *turns, answer._replace(is_learned=answer.is_learned and not is_rated_down(record))]
+    return [*parse_request(record), *turns, answer._replace(is_learned=answer.is_learned and not is_excluded(record))]
 
 
 register_format("pairs", *product(PROMPT_FIELDS, RESPONSE_FIELDS))(lambda row: [ParsedConversation(parse_row(row))])
@@ -337,8 +338,8 @@ def parse_conversations(record):
     turns = parse_json(turns) if isinstance(turns, str) and turns.lstrip()[:1] == "[" else turns
     inner = [t.get(find_field(t, TURN_LIST_FIELDS)) if isinstance(t, dict) else t for t in turns]
     chats = inner if inner and all(isinstance(chat, list) for chat in inner) else [turns]
-    system = [Turn("system", as_text(record[name], name)) for name in SYSTEM_FIELDS if record.get(name)]
-    is_learned = not is_rated_down(record)
+    system = [Turn("system", join_parts(record[name], name)) for name in SYSTEM_FIELDS if record.get(name)]
+    is_learned = not is_excluded(record)
     parts = [[part for turn in chat for part in parse_turn(turn, is_learned)] for chat in chats]
     return [ParsedConversation([*system, *turns]) for turns in parts]
 

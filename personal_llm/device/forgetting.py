@@ -32,8 +32,8 @@ def fold(text: str) -> str:
 
 def holds(part: str, text: str) -> bool:
     "Tell whether a stored text holds a text: to the letter, as `fold` compares them, or divided at a line's end."
-    words, joined = fold(text), part.replace("-\n", "")
-    return text.casefold() in part.casefold() or words in fold(part) or words in fold(joined)
+    words, forms = fold(text), {part, part.replace("-\n", "")}
+    return text.casefold() in part.casefold() or any(words in fold(form) for form in forms)
 
 # %% ../../nbs/6_device/03_forgetting.ipynb #fb371b31
 @dataclass(frozen=True)

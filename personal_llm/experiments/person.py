@@ -8,7 +8,8 @@ __all__ = ['BANK', 'PEOPLE', 'DRAWN', 'KINDS', 'ORDER', 'MAX_TOKENS', 'load_once
            'has_form', 'choose_part', 'write_wish', 'list_corrections', 'list_tests', 'list_later', 'teach',
            'write_reply', 'answer', 'make_turns', 'write_instruction', 'start_condition', 'learn', 'measure',
            'count_prompts', 'remember', 'is_among', 'measure_facts', 'list_jobs', 'measure_edits', 'is_right',
-           'score_row', 'score_rows', 'compare', 'draw_pairs', 'list_wishes', 'score_facts', 'write_readme_row']
+           'score_row', 'score_rows', 'compare', 'draw_pairs', 'list_wishes', 'score_facts', 'write_readme_row',
+           'write_readme_pairs']
 
 # %% ../../nbs/experiments/71_person.ipynb #person002
 import functools
@@ -24,7 +25,7 @@ from ..base.text import compute_rouge1, split_sentences
 from ..buffer.retrieval import MemoryConfig, retrieve_statements
 from ..data.reading import load_samples
 from ..device.personalizer import Personalizer
-from .harness import RESULTS, Grid, mean_over_users, read_results
+from .harness import RESULTS, Grid, mean_over_users, read_json_lines, read_results
 from ..tuning.config import TuningConfig
 from ..tuning.finetune import finetune
 
@@ -432,3 +433,16 @@ def write_readme_row() -> str:
         cells.append(f"{estimate.value:.2f} [{max(0, estimate.low):.2f}, {min(1, estimate.high):.2f}]")
     head = f"| | {' | '.join(columns)} |\n|{'---|' * (len(columns) + 1)}"
     return f"{head}\n| habits kept, mean and 95 % interval | {' | '.join(cells)} |"
+
+
+def write_readme_pairs() -> str:
+    "Write the README's sentence on the blind reading, with the counts of both readers."
+    rows = read_json_lines(RESULTS / "person-blind.jsonl")
+    won, lost = [], []
+    for reader in (1, 2):
+        is_won = [row["choice"] == row["after"] for row in rows if row["reader"] == reader and row["choice"] != "equal"]
+        won.append(str(sum(is_won)))
+        lost.append(str(len(is_won) - sum(is_won)))
+    num_pairs = len({row["pair"] for row in rows})
+    counts = f"{' and '.join(won)} of {num_pairs} pairs of replies and loses {' and '.join(lost)}"
+    return f"In a blind reading by two language models, memory wins {counts}."

@@ -108,7 +108,7 @@ class Ranking:
     names: tuple  # nearest first; those with a measured loss stand first
     distances: tuple  # one for each name, in the selector's own unit; smaller is better
     reason: str = ""  # why this pLLM, or why none
-    start: str = None  # the pLLM to start from: `best`, or after an abstention the plain one; None: the base model
+    start: str = None  # the pLLM to start from: `best`, or the plain one if `match` abstains for it; None: the base
     losses: dict = field(default_factory=dict)  # name -> nats per token, where measured
     cost: Cost = field(default_factory=Cost)
     method: str = ""  # the selector's name

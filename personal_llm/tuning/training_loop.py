@@ -68,7 +68,7 @@ class TrainingState:
 
     step: int = 0  # optimiser steps taken
     start_loss: float = None  # validation loss before the first step; without validation: loss of the first step
-    best_loss: float = None  # lowest validation loss; without validation: training loss since the last check but one
+    best_loss: float = None  # lowest validation loss; without validation: mean training loss since the last check
     best_weights: dict = None  # name -> tensor at the lowest validation loss
     history: list = field(default_factory=list)  # (step, training loss, validation loss or None) of each check
     num_tokens: int = 0  # that went through the model
