@@ -130,7 +130,7 @@ def test_a_fine_tune_that_is_stopped_leaves_nothing(model, tmp_path):
         session.learn()
         session.stop_learning()
         assert session.me.rounds == [] and session.learning is None
-        assert session.pop_messages() == ["learning was stopped; nothing of it stays"]
+        assert session.pop_messages() == ["learning was stopped; your replies are as before"]
         session.learn()
         session.forget("zebra")
         assert session.me.rounds == [] and session.learning is None, "also before something is forgotten"

@@ -346,11 +346,11 @@ def _commit(self: ChatSession, prepared) -> None:
 
 @patch
 def stop_learning(self: ChatSession) -> None:
-    "Stop a running fine-tune; nothing of it stays."
+    "Stop a running fine-tune; your replies are as before."
     if self.learning is not None:
         self.learning.stop()
         self.learning = None
-        self.messages.append("learning was stopped; nothing of it stays")
+        self.messages.append("learning was stopped; your replies are as before")
 
 
 @patch
