@@ -180,7 +180,7 @@ def teach(model, name: str, count: int, **settings) -> Personalizer:
 
 
 @functools.lru_cache(maxsize=1000)
-def write_reply(model, prompt: str, history: tuple, adapter=None) -> dict:
+def write_reply(model, prompt: str, history: tuple, adapter=None) -> dict:  # adapter: its folder
     "Write a reply by the package's engine; equal prompts are written once."
     start = time.process_time()
     with model.use_adapter(adapter):
@@ -195,7 +195,8 @@ def answer(me: Personalizer, prompt: str, history: tuple = (), examples: tuple =
     "Reply as the package does; examples: fixed turns before the talk."
     recalled = me.recall(Dialogue(prompt, "", (*examples, *history)))
     turns = tuple(tuple(turn) for turn in recalled.dialogue.history)
-    return write_reply(me.model, prompt, turns, recalled.adapter) | dict(memories=len(recalled.memories))
+    folder = recalled.adapter and recalled.adapter.path
+    return write_reply(me.model, prompt, turns, folder) | dict(memories=len(recalled.memories))
 
 
 def make_turns(pairs: list) -> tuple:
