@@ -62,9 +62,6 @@ def test_no_honest_notebook_is_accused():
     assert sum(judged) == 0
 
 
-# ---- copies
-
-
 def without_frame(cells: list) -> list:
     "Answers pasted into cells as the lesson has them: no `verdict`, no `assert`, no `print`."
 

@@ -18,9 +18,6 @@ from ways import BRIEF, LOUD, Letters, letters, space_of, spoken, tuned  # noqa:
 from tiny import shared
 
 
-# ---- the value
-
-
 def an_explanation(**changes):
     said = dict(sparse_words=("concise", "expert"), coefficients=np.array([0.71, 0.34]), errors=np.array([0.06, 0.05]))
     rest = dict(residual=0.18, strength=4.0, row=np.arange(3, dtype=np.float32), samples=24)

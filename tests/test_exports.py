@@ -125,6 +125,7 @@ def test_a_reply_with_a_thumb_down_is_not_learned(rating, count):
         assert (len(dialogues), num_unlearned) == (count, 1 - count)
 
 
+THOUGHT = dict(channel="analysis")
 HIDDEN = dict(metadata=dict(is_visually_hidden_from_conversation=True))
 MIXED = dict(kind="multimodal_text")
 IMAGE = [dict(content_type="image_asset_pointer", asset_pointer="sediment://x")]
@@ -148,6 +149,8 @@ BETWEEN = {  # what stands between two exchanges of ChatGPT: its messages, and i
     "an empty message": ([("user", "Why?"), ("assistant", ""), ("assistant", "So.")], [("Why?", "So.")]),
     "a call of a tool": ([("user", "Draw!"), ("assistant", "{}", PAINT)], []),
     "a hidden message": ([("user", "I am Ana.", HIDDEN), ("user", "Why?"), ("assistant", "So.")], [("Why?", "So.")]),
+    "a thought": ([("user", "Why?"), ("assistant", "Hm.", THOUGHT), ("assistant", "So.")], [("Why?", "So.")]),
+    "no weight": ([("user", "Why?"), ("assistant", "Hm.", dict(weight=0.0)), ("assistant", "So.")], [("Why?", "So.")]),
     "a canvas": (
         [("user", "Rain?"), ("assistant", "", MAKE), ("tool", "Done."), ("assistant", "Written.")],
         [("Rain?", "Grey threads.\nWritten.")],

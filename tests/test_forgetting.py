@@ -145,16 +145,18 @@ def test_texts_that_look_equal_are_found(text):
     assert fold("Rene\u0301\u00a0’s") == fold("RENÉ\ufe0f 's")
 
 
-def test_a_turn_of_another_program_is_searched_too():
+@pytest.mark.parametrize("origin, left", [("model", ""), ("user", "So.")])
+def test_a_turn_of_another_program_is_searched_too(origin, left):
     talks = Talks()
-    d = Dialogue("And how?", "So.", [("user", "I met Ada."), ("assistant", "Nice.")], id="x", origin="model")
+    d = Dialogue("And how?", "So.", [("user", "I met Ada."), ("assistant", "Nice.")], id="x", origin=origin)
     talks.state.archive.add(d, "client")
     talks.state.record("said", "x", reads=[], statements=[])
+    talks.tune(0, "x")
     plan = plan_forgetting(talks.state, text="ada")
-    assert (plan.dialogues, plan.replies, plan.turns) == ((), ("x",), (("x", "I met Ada."),))
-    assert plan.lines == ("reply only, your message stays: And how?", "turn of a history: I met Ada.")
-    (left,) = forget_dialogues(talks.state, plan).archive.dialogues.values()
-    assert (left.prompt, left.response, left.history) == ("And how?", "", (("assistant", "Nice."),))
+    assert (plan.dialogues, plan.turns) == ((), (("x", "I met Ada."),)) and len(plan.adapters) == 1
+    assert plan.lines[:-2] == ("reply only, your message stays: And how?",) * (origin == "model")
+    (d,) = forget_dialogues(talks.state, plan).archive.dialogues.values()
+    assert (d.prompt, d.response, d.history) == ("And how?", left, (("assistant", "Nice."),))
 
 
 def test_a_word_that_only_the_model_wrote_takes_the_reply_alone():

@@ -262,7 +262,7 @@ def test_a_row_that_is_labelled_false_is_not_learned():
     labels = [True, 1, "1", False, 0, "False", "0", "negative", "-1", 2]  # those of KTO, and classes of other data sets
     for label in labels:
         for name, row in (("pairs", dict(prompt="Hi", completion="Yo")), ("messages", dict(messages=CHAT[:2]))):
-            dialogues, *_ = split_into_dialogues(parse_record(row | dict(label=label), name)[0])
+            dialogues, *_ = split_into_dialogues(parse_record(row | dict(rating=1, label=label), name)[0])
             assert len(dialogues) == (label not in labels[3:7])
 
 

@@ -62,6 +62,7 @@ def parse_chatgpt_message(node: dict, thumbs: dict) -> Turn:  # or None
     content, role = message.get("content") or {}, (message.get("author") or {}).get("role")
     kind, recipient = content.get("content_type"), message.get("recipient") or "all"
     is_hidden = (message.get("metadata") or {}).get("is_visually_hidden_from_conversation")
+    is_hidden = is_hidden or message.get("weight") == 0 or message.get("channel") == "analysis"
     is_canvas = recipient.startswith("canmore")
     if is_hidden or not content or not is_canvas and (recipient != "all" or kind in HIDDEN_CONTENT):
         return make_turn(role if role == "assistant" else None, "", 0)  # it stands between two questions

@@ -145,8 +145,9 @@ ROLES = {
     **dict.fromkeys(("assistant", "gpt", "chatgpt", "bot", "ai", "model", "chatbot"), "assistant"),
     **dict.fromkeys(TOOL_ROLES.split()),
 }
-RATING_FIELDS = "rating score feedback thumb vote liked disliked is_disliked label correct is_correct".split()
-RATINGS_AGAINST = "-1 -1.0 false down thumbsdown bad negative dislike disliked unhelpful".split()
+FALSE_FIELDS = "weight train training train_on_turn loss liked label kto_tag correct is_correct accepted".split()
+RATING_FIELDS = "rating score feedback thumb vote reaction".split()
+RATINGS_AGAINST = "-1 -1.0 false down thumbsdown bad negative dislike disliked unhelpful 👎".split()
 
 
 def find_field(record: dict, names) -> str:
@@ -161,13 +162,13 @@ def is_false(value) -> bool:
 
 def is_excluded(record: dict) -> bool:
     "Tell whether a turn or a row is no example: weight 0, or a rating against it, such as a label that is false or 0."
-    if any(is_false(record.get(name)) for name in ("weight", "train", "loss")):
+    if any(is_false(record.get(name)) for name in FALSE_FIELDS):
         return True
-    name = find_field(record, RATING_FIELDS)
-    if name in ("label", "liked", "correct", "is_correct"):
-        return is_false(record[name])
-    against = ("true", "1", "1.0") if name and name.endswith("disliked") else RATINGS_AGAINST
-    return str(record.get(name)).lower().replace("_", "").replace(" ", "") in against
+    if any(str(record.get(name)).lower() in ("true", "1", "1.0") for name in ("disliked", "is_disliked", "downvoted")):
+        return True
+    ratings = [str(record.get(name)).lower() for name in RATING_FIELDS]
+    plain = [rating.replace("_", "").replace("-", "").replace(" ", "") for rating in ratings]
+    return any(rating in RATINGS_AGAINST for rating in ratings + plain)
 
 # %% ../../nbs/1_data/02_formats.ipynb #996e056d
 def normalise_record(record) -> dict:

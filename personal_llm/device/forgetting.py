@@ -132,7 +132,8 @@ def plan_forgetting(state: State, ids=(), text: str = None, before: float = None
     turns = find_turns(state, text, gone) if text is not None else []
     replies = find_readers(state, gone, text, turns)
     unread = gone | {id for id in replies if state.newest(id).origin != "annotated"}
-    adapters = find_adapters(state, unread) if unread or turns else []
+    unread |= {id for id, _ in turns}
+    adapters = find_adapters(state, unread) if unread else []
     wishes = find_wishes(state, text, everything)
     lines = [f"dialogue: {begin(state.archive.dialogues[id].prompt)}" for id in dialogues]
     lines += [f"reply only, your message stays: {begin(state.archive.dialogues[id].prompt)}" for id in replies]

@@ -221,7 +221,7 @@ def reply(self: Personalizer, prompt: str, history=(), max_tokens: int = None) -
 # %% ../../nbs/6_device/07_personalizer.ipynb #per5finc
 @patch
 def finetune(self: Personalizer, start="last", synthetic: int = None, progress: bool = True) -> Adapter:
-    "Ask, synthesise, tune and score anew (Qin et al. 2024, figure 1); `InputError` if there is nothing to learn."
+    "Ask, synthesise, tune, use the adapter (Qin et al. 2024, figure 1); `InputError` if there is nothing to learn."
     self.settle()
     dialogues = self.collect_training()
     self.commit(self.train(dialogues, start, synthetic, progress))

@@ -44,7 +44,7 @@ class Round:
     synthetic: int = 0  # synthetic dialogues
     rejected: dict = None  # reason -> number of rejected rewrites
     requests: int = 0  # questions to the user so far
-    start_loss: float = 0.0  # nats a token before, on the validation dialogues
+    start_loss: float = 0.0  # nats a token before; of training, if no dialogue validates
     best_loss: float = 0.0  # nats a token after
     num_validation_dialogues: int = 0
     steps: int = 0

@@ -165,7 +165,7 @@ def decompose(
     V: np.ndarray,  # (width,), a shift
     words: list,  # candidates, in the order of `candidate_words`
     vectors: np.ndarray,  # (n, width), of the candidates, of any length
-    gate: float = 0.1,  # the paper's: the cosine of two kept vectors lies between -gate and gate
+    gate: float = 0.1,  # the paper's value, for the absolute cosine of two kept vectors
     stop: float = 0.2,  # the paper's: share of the length of V that may be left
     start: tuple = ((), ()),  # (words, vectors) that are kept already, as in a shared basis
 ) -> Decomposition:

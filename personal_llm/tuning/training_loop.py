@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..base.core import make_generator
+from ..base.core import InputError, make_generator
 from ..base.files import compute_sha256, delete_path, write_atomically
 from ..base.tokens import collate_samples, make_batches
 from .config import TuningConfig
@@ -179,6 +179,8 @@ def train(
             group["lr"] = compute_learning_rate(config, state.step)
         chosen = choose_step_samples(lengths, config.batch_size, seed, state.step)
         losses.append(add_gradients(adapted, [samples[i] for i in chosen], *fitting))
+        if not np.isfinite(losses[-1]):
+            raise InputError(f"step {state.step}: the loss is no number", "give a smaller learning rate")
         torch.nn.utils.clip_grad_norm_(weights.values(), MAX_GRADIENT_NORM)
         optimiser.step()
         optimiser.zero_grad()
