@@ -3367,6 +3367,10 @@ d = {
                 "experiments/person.html#is_right",
                 "personal_llm/experiments/person.py",
             ),
+            "personal_llm.experiments.person.judge_choice": (
+                "experiments/person.html#judge_choice",
+                "personal_llm/experiments/person.py",
+            ),
             "personal_llm.experiments.person.learn": (
                 "experiments/person.html#learn",
                 "personal_llm/experiments/person.py",
@@ -3794,6 +3798,10 @@ d = {
             ),
             "personal_llm.experiments.summary.measure_right": (
                 "experiments/summary.html#measure_right",
+                "personal_llm/experiments/summary.py",
+            ),
+            "personal_llm.experiments.summary.note_runs": (
+                "experiments/summary.html#note_runs",
                 "personal_llm/experiments/summary.py",
             ),
         },

@@ -166,9 +166,10 @@ def describe_copy(text: str) -> tuple:  # (numbers, count of negations, trigrams
 
 def are_copies(first: tuple, second: tuple) -> bool:
     "Say whether two texts are near-copies, from what `describe_copy` gives of them."
+    if first[:2] != second[:2]:
+        return False
     num_either = len(first[2] | second[2])
-    most = max(0.2 * num_either, min(6, 0.4 * num_either))
-    return first[:2] == second[:2] and len(first[2] ^ second[2]) <= most
+    return len(first[2] ^ second[2]) <= max(0.2 * num_either, min(6, 0.4 * num_either))
 
 # %% ../../nbs/0_base/02_text.ipynb #f483fd9e
 def is_near_duplicate(first: str, second: str) -> bool:

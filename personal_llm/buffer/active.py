@@ -12,7 +12,7 @@ from dataclasses import replace
 import numpy as np
 
 from ..base.core import patch
-from ..base.text import is_near_duplicate
+from ..base.text import are_copies, describe_copy
 from .correction_model import PRIOR_WEIGHTS, Answer, CorrectionModel, StreamStatistics
 from .correction_model import compute_features, make_prior
 from .policies import BufferView, Policy, register_policy
@@ -65,7 +65,8 @@ class ActivePolicy(Policy):
 
     def is_repeated(self, view: BufferView, candidate: ScoredDialogue) -> bool:
         "Return whether nearly the same prompt is in the buffer."
-        return any(is_near_duplicate(candidate.dialogue.prompt, d.prompt) for d in view.dialogues)
+        own = describe_copy(candidate.dialogue.prompt)
+        return any(are_copies(own, describe_copy(d.prompt)) for d in view.dialogues)
 
     def select_training_dialogues(self, dialogues: list) -> list:
         "Return the corrected and approved dialogues, or all if there are none."

@@ -34,9 +34,13 @@ def make_habit(name: str, holds: Callable[[str], bool], add: Callable[[str], str
     return Habit(name, lambda text: text if holds(text) else add(text), holds)
 
 
-def close_with(name: str, space: str, closing: str) -> Habit:
-    "End each response with a closing, after a space or a line end."
-    return make_habit(name, lambda t: t.rstrip().endswith(closing), lambda t: (t.rstrip() + space + closing).lstrip())
+def close_with(name: str, separator: str, closing: str) -> Habit:
+    "End each response with a closing, after a separator."
+    return make_habit(
+        name,
+        lambda text: text.rstrip().endswith(closing),
+        lambda text: f"{text.rstrip()}{separator}{closing}".lstrip(),
+    )
 
 # %% ../../nbs/1_data/07_people.ipynb #ebee86c5
 def opener(words: str) -> Habit:  # such as "In short:"
@@ -99,8 +103,9 @@ def marked_lines(mark: Callable[[int], str], old_marks: str, name: str) -> Habit
     def holds(text):
         lines = text.strip("\n").split("\n") if text.strip() else []
         is_marked = [line.startswith(mark(i)) for i, line in enumerate(lines, 1)]
-        is_closed = len(lines) > 1 and len(lines[-1].split()) <= MAX_CLOSING_WORDS
-        return all(is_marked[:-1] if is_closed else is_marked)
+        if len(lines) > 1 and len(lines[-1].split()) <= MAX_CLOSING_WORDS:
+            return all(is_marked[:-1])
+        return all(is_marked)
 
     def mark_parts(text):
         parts = [part for part in (pattern.sub("", part).strip() for part in split_sentences(text)) if part]
@@ -248,7 +253,8 @@ def list_subjects(user: SimulatedUser) -> list:  # of (subject, kind, number of 
     small_talk = [subject for subject in user.small_talk if subject not in (*signal, user.rare_subject)]
     num_talk = MAX_TEST_ROWS // 2 // len(small_talk) + 1
     plans = [(subject, "signal", MAX_TEST_ROWS // len(signal)) for subject in signal]
-    plans += [(user.rare_subject, "rare", MAX_TEST_ROWS), *((one, "small talk", num_talk) for one in small_talk)]
+    plans.append((user.rare_subject, "rare", MAX_TEST_ROWS))
+    plans += [(subject, "small talk", num_talk) for subject in small_talk]
     return [*plans, (("dolly_6400", "general"), "general", MAX_TEST_ROWS // 2)]
 
 # %% ../../nbs/1_data/07_people.ipynb #13c8870e
@@ -269,7 +275,8 @@ def group_rows_by_subject(user: SimulatedUser, rows: list) -> dict:  # (source, 
             groups[row["source"], row["domain"]].append(row)
     for subject, _, _ in list_subjects(user):
         if not groups[subject]:
-            raise InputError(f"no reserved rows of {' '.join(subject)} for {user.name!r}", "give all of load_samples()")
+            problem = f"no reserved rows of {' '.join(subject)}, which user {user.name!r} needs"
+            raise InputError(problem, "give all of load_samples()")
     return groups
 
 # %% ../../nbs/1_data/07_people.ipynb #b89c2943
@@ -344,7 +351,8 @@ def user_stream(
     "Make a correlated stream of one user and three test sets that share no group with it, or raise `InputError`."
     check(signal_share, "number", "signal_share", 0, 1 - RARE_SHARE)
     if user.rare_subject in user.signal_subjects:
-        raise InputError(f"user {user.name!r} has {' '.join(user.rare_subject)} as a signal too", "choose a rare one")
+        problem = f"user {user.name!r} has {' '.join(user.rare_subject)} as a signal too"
+        raise InputError(problem, "choose a rare subject")
     rng, rows_by_subject = make_generator(check_seed(seed), "users", user.name), group_rows_by_subject(user, rows)
     plans = list_subjects(user)
     pools, candidates = draw_pools(plans, rows_by_subject, rng)

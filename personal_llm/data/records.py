@@ -63,10 +63,14 @@ def catch_input_error(function, *arguments):
 
 def collect(function, rows: list) -> tuple:  # ([(number, result)], [(number, InputError)])
     "Call a function on the row of each pair (number, row), and separate the results from the errors."
-    results, errors = [], []
+    results = []
+    errors = []
     for number, row in rows:
         result = catch_input_error(function, row)
-        (errors if isinstance(result, InputError) else results).append((number, result))
+        if isinstance(result, InputError):
+            errors.append((number, result))
+        else:
+            results.append((number, result))
     return results, errors
 
 # %% ../../nbs/1_data/01_records.ipynb #3407657c

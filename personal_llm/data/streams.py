@@ -22,8 +22,10 @@ def draw_episodes(shares: np.ndarray, length: int, stay_probability: float, rng:
 NUM_CHAINS = 100  # drawn for a stream, of which we keep one
 
 
-def draw_best_episodes(shares, length: int, stay_probability: float, rng, count: int = NUM_CHAINS) -> tuple:
-    "Return kinds, episodes and error of the chain with the smallest sum over kinds of |observed − share| / share."
+def draw_best_episodes(
+    shares: np.ndarray, length: int, stay_probability: float, rng: np.random.Generator, count: int = NUM_CHAINS
+) -> tuple:  # (kind of each step, number of its episode, the error)
+    "Draw chains, and return that of the smallest sum over kinds of |observed share − wanted share| / wanted share."
     wanted, chains = shares > 0, []
     for _ in range(count):
         kinds, episode = draw_episodes(shares, length, stay_probability, rng)
@@ -58,7 +60,8 @@ def correlated_stream(
     check(length, "whole number", "length", 1, 10**6)
     if check(stay_probability, "share", "stay_probability", remedy="give a number from 0 to below 1") == 1:
         raise InputError("stay_probability is 1", "give a number from 0 to below 1")
-    if kinds := sorted(set(pools) ^ set(shares)):
+    if set(pools) != set(shares):
+        kinds = sorted(set(pools) ^ set(shares))
         raise InputError(f"pools and shares name different kinds: {kinds}", "give each kind a pool and a share")
     weights = np.array([check(shares[name], "number", f"the share of {name!r}", low=0) for name in pools], float)
     if weights.sum() <= 0:

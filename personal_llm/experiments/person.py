@@ -9,7 +9,7 @@ __all__ = ['BANK', 'PEOPLE', 'DRAWN', 'KINDS', 'ORDER', 'MAX_TOKENS', 'load_once
            'write_reply', 'answer', 'make_turns', 'write_instruction', 'start_condition', 'learn', 'measure',
            'count_prompts', 'remember', 'is_among', 'measure_facts', 'list_jobs', 'measure_edits', 'is_right',
            'score_row', 'score_rows', 'compare', 'draw_pairs', 'list_wishes', 'score_facts', 'write_readme_row',
-           'write_readme_pairs']
+           'judge_choice', 'write_readme_pairs']
 
 # %% ../../nbs/experiments/71_person.ipynb #person002
 import functools
@@ -436,14 +436,21 @@ def write_readme_row() -> str:
     return f"{head}\n| habits kept, mean and 95 % interval | {' | '.join(cells)} |"
 
 
+def judge_choice(row: dict) -> int:
+    "Return 1 for a choice of the reply with memory, -1 for the other one, and 0 if both are equal."
+    if row["choice"] == "equal":
+        return 0
+    return 1 if row["choice"] == row["after"] else -1
+
+
 def write_readme_pairs() -> str:
     "Write the README's sentence on the blind reading, with the counts of both readers."
     rows = read_json_lines(RESULTS / "person-blind.jsonl")
     won, lost = [], []
     for reader in (1, 2):
-        is_won = [row["choice"] == row["after"] for row in rows if row["reader"] == reader and row["choice"] != "equal"]
-        won.append(str(sum(is_won)))
-        lost.append(str(len(is_won) - sum(is_won)))
+        choices = [judge_choice(row) for row in rows if row["reader"] == reader]
+        won.append(str(choices.count(1)))
+        lost.append(str(choices.count(-1)))
     num_pairs = len({row["pair"] for row in rows})
     counts = f"{' and '.join(won)} of {num_pairs} pairs of replies and loses {' and '.join(lost)}"
     return f"In a blind reading by two language models, memory wins {counts}."

@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['MODELS', 'PAPER_RATIO', 'PAPER_ACCURACY', 'POOLS', 'Measured', 'Claim', 'decide_verdict', 'as_percent',
-           'as_markdown', 'judge_interval', 'judge_ratio', 'judge_gain', 'judge_scores', 'judge_length', 'judge_runs',
-           'judge_table', 'judge_curve', 'judge_rewrites', 'judge_same', 'list_sdss_claims', 'measure_right',
-           'compute_saved', 'judge_published', 'judge_levels', 'judge_words', 'list_xpert_claims', 'list_own_claims']
+           'as_markdown', 'judge_interval', 'judge_ratio', 'judge_gain', 'judge_scores', 'judge_length', 'note_runs',
+           'judge_runs', 'judge_table', 'judge_curve', 'judge_rewrites', 'judge_same', 'list_sdss_claims',
+           'measure_right', 'compute_saved', 'judge_published', 'judge_levels', 'judge_words', 'list_xpert_claims',
+           'list_own_claims']
 
 # %% ../../nbs/experiments/00_summary.ipynb #sumh0003
 from typing import NamedTuple
@@ -103,6 +104,13 @@ def judge_length(grid: str, score: str) -> Measured:
     return Measured(decide_verdict(abs(length) < 0.5), f"rank correlation with length {length:.2f}", "17_rule")
 
 
+def note_runs(verdict: str, text, units: list) -> dict:  # units: (data set, order) of each run
+    "Note a verdict on the default model; fewer than six runs decide nothing."
+    sets = len({name for name, _ in units})
+    text = f"{text} ({len(units)} runs on {sets} data sets)"
+    return {MODELS[2]: Measured(verdict if len(units) >= 6 else "undecided", text, "67_sdss")}
+
+
 def judge_runs(rivals: tuple, orders: tuple = (0, 1, 2), policy: str = "sdss", bar: float = PAPER_RATIO) -> dict:
     "Compare a policy with rivals over the data sets and orders that all have; {}: fewer than two runs."
     runs = {name: select_runs("rouge1", name) for name in (policy, *rivals)}
@@ -111,32 +119,29 @@ def judge_runs(rivals: tuple, orders: tuple = (0, 1, 2), policy: str = "sdss", b
         return {}
     values = {name: [own[unit] for unit in units] for name, own in runs.items()}
     found = ratio_to_best(values.pop(policy), values)
-    verdict = judge_interval(found, bar) if found.n >= 6 else "undecided"
-    sets = len({name for name, _ in units})
-    return {MODELS[2]: Measured(verdict, f"{found} ({found.n} runs on {sets} data sets)", "67_sdss")}
+    return note_runs(judge_interval(found, bar), found, units)
 
 
 def judge_table(name: str, values: tuple) -> dict:
     "Compare the paper's rule at the first and the last value of a setting; {}: fewer than two runs."
     first, last = (select_runs("rouge1", "sdss", **{name: value}) for value in values)
-    gain = np.array([last[unit] - first[unit] for unit in last if unit in first])
-    if len(gain) < 2:
+    units = [unit for unit in last if unit in first]
+    if len(units) < 2:
         return {}
-    text = f"{name} {values[0]} to {values[1]}: change {mean_over_users(gain)} ({len(gain)} runs)"
-    found = judge_gain(gain, 0.0, text, "67_sdss")
-    return {MODELS[2]: found if len(gain) >= 6 else found._replace(verdict="undecided")}
+    gain = np.array([last[unit] - first[unit] for unit in units])
+    text = f"{name} {values[0]} to {values[1]}: change {mean_over_users(gain)}"
+    return note_runs(judge_gain(gain, 0.0, text, "67_sdss").verdict, text, units)
 
 
 def judge_curve() -> dict:
-    "Compare the paper's rule with random after 32, 64 and 96 dialogues; {}: no run has all."
+    "Compare the paper's rule with random after 32, 64 and 96 dialogues; {}: fewer than two runs."
     runs = [select_runs("rouge1", policy, seen=count) for count in (32, 64, 96) for policy in ("sdss", "random")]
     units = [unit for unit in runs[0] if all(unit in own for own in runs)]
-    if not units:
+    if len(units) < 2:
         return {}
     means = [np.mean([own[unit] for unit in units]) for own in runs]
     ahead = [ours > theirs for ours, theirs in zip(means[::2], means[1::2])]
-    verdict = decide_verdict(all(ahead), any(ahead)) if len(units) >= 6 else "undecided"
-    return {MODELS[2]: Measured(verdict, f"ahead of random at {sum(ahead)} of 3 ({len(units)} runs)", "67_sdss")}
+    return note_runs(decide_verdict(all(ahead), any(ahead)), f"ahead of random at {sum(ahead)} of 3", units)
 
 
 def judge_rewrites() -> Measured:
@@ -154,7 +159,7 @@ def judge_same() -> Measured:
     text = ", ".join(f"{size} {count} of 40" for size, count in same.items())
     return Measured(decide_verdict(same["0.5 B"] >= 24 and same["1.5 B"] >= 32), text, "67_sdss")
 
-
+# %% ../../nbs/experiments/00_summary.ipynb #sumh007b
 def list_sdss_claims() -> list:  # `Claim`s
     "Judge the claims of SDSS."
     toy, small, large = MODELS
