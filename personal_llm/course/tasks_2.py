@@ -223,6 +223,8 @@ def _draw_fault(table: np.ndarray, groups: list) -> str:  # "", a mistake's name
     _, alike = np.unique(table, axis=1, return_counts=True)
     if alike.max() > 1:
         return f"{alike.max()} groups come together with every seed, or not at all: draw each by itself"
+    if np.linalg.eigvalsh(np.cov(table.T.astype(float)))[-1] > 0.7:  # of independent groups 0.45
+        return "which groups come together is not by chance: draw each by itself"
     tests = len(np.unique(table, axis=0))
     return f"{len(table)} seeds give only {tests} different tests" if tests < len(table) else ""
 

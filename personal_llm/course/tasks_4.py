@@ -291,7 +291,7 @@ TASKS.add(
     BestOf,
     ("reads the labels", Labelled, "it reads a dialogue's labels: no device has them, they are for grading only"),
     ("worse than a sample", FIFOPolicy, "it holds less signal than a fair sample would"),
-    ("a sample", ReservoirPolicy, "it holds about as much signal as a fair sample, at most a tenth more"),
+    ("a sample", ReservoirPolicy, "its share of signal is less than 0.1 above that of a fair sample"),
     ("no better than SDSS", SDSSPolicy, "it is no better than SDSS; which entries stand in the way, and why?"),
     kind="policy",
     judge=_judge_policy,
