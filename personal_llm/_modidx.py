@@ -2698,10 +2698,6 @@ d = {
                 "6_device/forgetting.html#find_readers",
                 "personal_llm/device/forgetting.py",
             ),
-            "personal_llm.device.forgetting.find_turns": (
-                "6_device/forgetting.html#find_turns",
-                "personal_llm/device/forgetting.py",
-            ),
             "personal_llm.device.forgetting.find_wishes": (
                 "6_device/forgetting.html#find_wishes",
                 "personal_llm/device/forgetting.py",
@@ -2740,6 +2736,10 @@ d = {
             ),
             "personal_llm.device.forgetting.select_dialogues": (
                 "6_device/forgetting.html#select_dialogues",
+                "personal_llm/device/forgetting.py",
+            ),
+            "personal_llm.device.forgetting.show": (
+                "6_device/forgetting.html#show",
                 "personal_llm/device/forgetting.py",
             ),
         },
