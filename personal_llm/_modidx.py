@@ -3734,12 +3734,24 @@ d = {
             ),
         },
         "personal_llm.experiments.starts": {
+            "personal_llm.experiments.starts.compute_saved": (
+                "experiments/starts.html#compute_saved",
+                "personal_llm/experiments/starts.py",
+            ),
+            "personal_llm.experiments.starts.count_until": (
+                "experiments/starts.html#count_until",
+                "personal_llm/experiments/starts.py",
+            ),
             "personal_llm.experiments.starts.find_start": (
                 "experiments/starts.html#find_start",
                 "personal_llm/experiments/starts.py",
             ),
             "personal_llm.experiments.starts.measure_savings": (
                 "experiments/starts.html#measure_savings",
+                "personal_llm/experiments/starts.py",
+            ),
+            "personal_llm.experiments.starts.read_starts": (
+                "experiments/starts.html#read_starts",
                 "personal_llm/experiments/starts.py",
             ),
         },
