@@ -3078,6 +3078,56 @@ d = {
                 "personal_llm/device/state.py",
             ),
         },
+        "personal_llm.experiments.breaks": {
+            "personal_llm.experiments.breaks.choose_word": (
+                "experiments/breaks.html#choose_word",
+                "personal_llm/experiments/breaks.py",
+            ),
+            "personal_llm.experiments.breaks.draw_choices": (
+                "experiments/breaks.html#draw_choices",
+                "personal_llm/experiments/breaks.py",
+            ),
+            "personal_llm.experiments.breaks.draw_instructions": (
+                "experiments/breaks.html#draw_instructions",
+                "personal_llm/experiments/breaks.py",
+            ),
+            "personal_llm.experiments.breaks.draw_items": (
+                "experiments/breaks.html#draw_items",
+                "personal_llm/experiments/breaks.py",
+            ),
+            "personal_llm.experiments.breaks.draw_sums": (
+                "experiments/breaks.html#draw_sums",
+                "personal_llm/experiments/breaks.py",
+            ),
+            "personal_llm.experiments.breaks.fill_archive": (
+                "experiments/breaks.html#fill_archive",
+                "personal_llm/experiments/breaks.py",
+            ),
+            "personal_llm.experiments.breaks.is_right": (
+                "experiments/breaks.html#is_right",
+                "personal_llm/experiments/breaks.py",
+            ),
+            "personal_llm.experiments.breaks.list_items": (
+                "experiments/breaks.html#list_items",
+                "personal_llm/experiments/breaks.py",
+            ),
+            "personal_llm.experiments.breaks.load_vectors": (
+                "experiments/breaks.html#load_vectors",
+                "personal_llm/experiments/breaks.py",
+            ),
+            "personal_llm.experiments.breaks.measure": (
+                "experiments/breaks.html#measure",
+                "personal_llm/experiments/breaks.py",
+            ),
+            "personal_llm.experiments.breaks.score_row": (
+                "experiments/breaks.html#score_row",
+                "personal_llm/experiments/breaks.py",
+            ),
+            "personal_llm.experiments.breaks.start_condition": (
+                "experiments/breaks.html#start_condition",
+                "personal_llm/experiments/breaks.py",
+            ),
+        },
         "personal_llm.experiments.fresh_people": {
             "personal_llm.experiments.fresh_people.compare": (
                 "experiments/fresh_people.html#compare",
