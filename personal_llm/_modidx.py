@@ -1136,6 +1136,10 @@ d = {
                 "2_buffer/policies.html#_column",
                 "personal_llm/buffer/policies.py",
             ),
+            "personal_llm.buffer.policies._read_only": (
+                "2_buffer/policies.html#_read_only",
+                "personal_llm/buffer/policies.py",
+            ),
             "personal_llm.buffer.policies.cosine_similarities": (
                 "2_buffer/policies.html#cosine_similarities",
                 "personal_llm/buffer/policies.py",
