@@ -1136,6 +1136,10 @@ d = {
                 "2_buffer/policies.html#_column",
                 "personal_llm/buffer/policies.py",
             ),
+            "personal_llm.buffer.policies._read_only": (
+                "2_buffer/policies.html#_read_only",
+                "personal_llm/buffer/policies.py",
+            ),
             "personal_llm.buffer.policies.cosine_similarities": (
                 "2_buffer/policies.html#cosine_similarities",
                 "personal_llm/buffer/policies.py",
@@ -2700,10 +2704,6 @@ d = {
                 "6_device/forgetting.html#find_readers",
                 "personal_llm/device/forgetting.py",
             ),
-            "personal_llm.device.forgetting.find_turns": (
-                "6_device/forgetting.html#find_turns",
-                "personal_llm/device/forgetting.py",
-            ),
             "personal_llm.device.forgetting.find_wishes": (
                 "6_device/forgetting.html#find_wishes",
                 "personal_llm/device/forgetting.py",
@@ -2742,6 +2742,10 @@ d = {
             ),
             "personal_llm.device.forgetting.select_dialogues": (
                 "6_device/forgetting.html#select_dialogues",
+                "personal_llm/device/forgetting.py",
+            ),
+            "personal_llm.device.forgetting.show": (
+                "6_device/forgetting.html#show",
                 "personal_llm/device/forgetting.py",
             ),
         },
@@ -3074,6 +3078,56 @@ d = {
             "personal_llm.device.state.scores_to_dict": (
                 "6_device/state.html#scores_to_dict",
                 "personal_llm/device/state.py",
+            ),
+        },
+        "personal_llm.experiments.breaks": {
+            "personal_llm.experiments.breaks.choose_word": (
+                "experiments/breaks.html#choose_word",
+                "personal_llm/experiments/breaks.py",
+            ),
+            "personal_llm.experiments.breaks.draw_choices": (
+                "experiments/breaks.html#draw_choices",
+                "personal_llm/experiments/breaks.py",
+            ),
+            "personal_llm.experiments.breaks.draw_instructions": (
+                "experiments/breaks.html#draw_instructions",
+                "personal_llm/experiments/breaks.py",
+            ),
+            "personal_llm.experiments.breaks.draw_items": (
+                "experiments/breaks.html#draw_items",
+                "personal_llm/experiments/breaks.py",
+            ),
+            "personal_llm.experiments.breaks.draw_sums": (
+                "experiments/breaks.html#draw_sums",
+                "personal_llm/experiments/breaks.py",
+            ),
+            "personal_llm.experiments.breaks.fill_archive": (
+                "experiments/breaks.html#fill_archive",
+                "personal_llm/experiments/breaks.py",
+            ),
+            "personal_llm.experiments.breaks.is_right": (
+                "experiments/breaks.html#is_right",
+                "personal_llm/experiments/breaks.py",
+            ),
+            "personal_llm.experiments.breaks.list_items": (
+                "experiments/breaks.html#list_items",
+                "personal_llm/experiments/breaks.py",
+            ),
+            "personal_llm.experiments.breaks.load_vectors": (
+                "experiments/breaks.html#load_vectors",
+                "personal_llm/experiments/breaks.py",
+            ),
+            "personal_llm.experiments.breaks.measure": (
+                "experiments/breaks.html#measure",
+                "personal_llm/experiments/breaks.py",
+            ),
+            "personal_llm.experiments.breaks.score_row": (
+                "experiments/breaks.html#score_row",
+                "personal_llm/experiments/breaks.py",
+            ),
+            "personal_llm.experiments.breaks.start_condition": (
+                "experiments/breaks.html#start_condition",
+                "personal_llm/experiments/breaks.py",
             ),
         },
         "personal_llm.experiments.fresh_people": {
@@ -3686,12 +3740,24 @@ d = {
             ),
         },
         "personal_llm.experiments.starts": {
+            "personal_llm.experiments.starts.compute_saved": (
+                "experiments/starts.html#compute_saved",
+                "personal_llm/experiments/starts.py",
+            ),
+            "personal_llm.experiments.starts.count_until": (
+                "experiments/starts.html#count_until",
+                "personal_llm/experiments/starts.py",
+            ),
             "personal_llm.experiments.starts.find_start": (
                 "experiments/starts.html#find_start",
                 "personal_llm/experiments/starts.py",
             ),
             "personal_llm.experiments.starts.measure_savings": (
                 "experiments/starts.html#measure_savings",
+                "personal_llm/experiments/starts.py",
+            ),
+            "personal_llm.experiments.starts.read_starts": (
+                "experiments/starts.html#read_starts",
                 "personal_llm/experiments/starts.py",
             ),
         },
