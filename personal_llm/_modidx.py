@@ -2161,6 +2161,16 @@ d = {
             ),
         },
         "personal_llm.data.formats": {
+            "personal_llm.data.formats.Fields": ("1_data/formats.html#fields", "personal_llm/data/formats.py"),
+            "personal_llm.data.formats.Fields.__getitem__": (
+                "1_data/formats.html#fields.__getitem__",
+                "personal_llm/data/formats.py",
+            ),
+            "personal_llm.data.formats.Fields.__init__": (
+                "1_data/formats.html#fields.__init__",
+                "personal_llm/data/formats.py",
+            ),
+            "personal_llm.data.formats.Fields.get": ("1_data/formats.html#fields.get", "personal_llm/data/formats.py"),
             "personal_llm.data.formats.ParsedConversation": (
                 "1_data/formats.html#parsedconversation",
                 "personal_llm/data/formats.py",
@@ -2171,10 +2181,6 @@ d = {
             ),
             "personal_llm.data.formats.Turn": ("1_data/formats.html#turn", "personal_llm/data/formats.py"),
             "personal_llm.data.formats.as_text": ("1_data/formats.html#as_text", "personal_llm/data/formats.py"),
-            "personal_llm.data.formats.check_is_no_talk": (
-                "1_data/formats.html#check_is_no_talk",
-                "personal_llm/data/formats.py",
-            ),
             "personal_llm.data.formats.detect_format": (
                 "1_data/formats.html#detect_format",
                 "personal_llm/data/formats.py",
@@ -2184,7 +2190,6 @@ d = {
                 "1_data/formats.html#is_excluded",
                 "personal_llm/data/formats.py",
             ),
-            "personal_llm.data.formats.is_false": ("1_data/formats.html#is_false", "personal_llm/data/formats.py"),
             "personal_llm.data.formats.join_parts": ("1_data/formats.html#join_parts", "personal_llm/data/formats.py"),
             "personal_llm.data.formats.merge_turns": (
                 "1_data/formats.html#merge_turns",
@@ -2313,6 +2318,7 @@ d = {
                 "1_data/reading.html#dialogues.notes",
                 "personal_llm/data/reading.py",
             ),
+            "personal_llm.data.reading.add_source": ("1_data/reading.html#add_source", "personal_llm/data/reading.py"),
             "personal_llm.data.reading.as_dialogues": (
                 "1_data/reading.html#as_dialogues",
                 "personal_llm/data/reading.py",
@@ -2332,10 +2338,6 @@ d = {
             ),
             "personal_llm.data.reading.load_samples": (
                 "1_data/reading.html#load_samples",
-                "personal_llm/data/reading.py",
-            ),
-            "personal_llm.data.reading.parse_source": (
-                "1_data/reading.html#parse_source",
                 "personal_llm/data/reading.py",
             ),
             "personal_llm.data.reading.read_chatgpt_ratings": (
