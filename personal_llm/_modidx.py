@@ -1136,6 +1136,10 @@ d = {
                 "2_buffer/policies.html#_column",
                 "personal_llm/buffer/policies.py",
             ),
+            "personal_llm.buffer.policies._read_only": (
+                "2_buffer/policies.html#_read_only",
+                "personal_llm/buffer/policies.py",
+            ),
             "personal_llm.buffer.policies.cosine_similarities": (
                 "2_buffer/policies.html#cosine_similarities",
                 "personal_llm/buffer/policies.py",
@@ -2150,6 +2154,16 @@ d = {
             ),
         },
         "personal_llm.data.formats": {
+            "personal_llm.data.formats.Fields": ("1_data/formats.html#fields", "personal_llm/data/formats.py"),
+            "personal_llm.data.formats.Fields.__getitem__": (
+                "1_data/formats.html#fields.__getitem__",
+                "personal_llm/data/formats.py",
+            ),
+            "personal_llm.data.formats.Fields.__init__": (
+                "1_data/formats.html#fields.__init__",
+                "personal_llm/data/formats.py",
+            ),
+            "personal_llm.data.formats.Fields.get": ("1_data/formats.html#fields.get", "personal_llm/data/formats.py"),
             "personal_llm.data.formats.ParsedConversation": (
                 "1_data/formats.html#parsedconversation",
                 "personal_llm/data/formats.py",
@@ -2160,10 +2174,6 @@ d = {
             ),
             "personal_llm.data.formats.Turn": ("1_data/formats.html#turn", "personal_llm/data/formats.py"),
             "personal_llm.data.formats.as_text": ("1_data/formats.html#as_text", "personal_llm/data/formats.py"),
-            "personal_llm.data.formats.check_is_no_talk": (
-                "1_data/formats.html#check_is_no_talk",
-                "personal_llm/data/formats.py",
-            ),
             "personal_llm.data.formats.detect_format": (
                 "1_data/formats.html#detect_format",
                 "personal_llm/data/formats.py",
@@ -2173,7 +2183,6 @@ d = {
                 "1_data/formats.html#is_excluded",
                 "personal_llm/data/formats.py",
             ),
-            "personal_llm.data.formats.is_false": ("1_data/formats.html#is_false", "personal_llm/data/formats.py"),
             "personal_llm.data.formats.join_parts": ("1_data/formats.html#join_parts", "personal_llm/data/formats.py"),
             "personal_llm.data.formats.merge_turns": (
                 "1_data/formats.html#merge_turns",
@@ -2302,6 +2311,7 @@ d = {
                 "1_data/reading.html#dialogues.notes",
                 "personal_llm/data/reading.py",
             ),
+            "personal_llm.data.reading.add_source": ("1_data/reading.html#add_source", "personal_llm/data/reading.py"),
             "personal_llm.data.reading.as_dialogues": (
                 "1_data/reading.html#as_dialogues",
                 "personal_llm/data/reading.py",
@@ -2321,10 +2331,6 @@ d = {
             ),
             "personal_llm.data.reading.load_samples": (
                 "1_data/reading.html#load_samples",
-                "personal_llm/data/reading.py",
-            ),
-            "personal_llm.data.reading.parse_source": (
-                "1_data/reading.html#parse_source",
                 "personal_llm/data/reading.py",
             ),
             "personal_llm.data.reading.read_chatgpt_ratings": (
@@ -2691,10 +2697,6 @@ d = {
                 "6_device/forgetting.html#find_readers",
                 "personal_llm/device/forgetting.py",
             ),
-            "personal_llm.device.forgetting.find_turns": (
-                "6_device/forgetting.html#find_turns",
-                "personal_llm/device/forgetting.py",
-            ),
             "personal_llm.device.forgetting.find_wishes": (
                 "6_device/forgetting.html#find_wishes",
                 "personal_llm/device/forgetting.py",
@@ -2733,6 +2735,10 @@ d = {
             ),
             "personal_llm.device.forgetting.select_dialogues": (
                 "6_device/forgetting.html#select_dialogues",
+                "personal_llm/device/forgetting.py",
+            ),
+            "personal_llm.device.forgetting.show": (
+                "6_device/forgetting.html#show",
                 "personal_llm/device/forgetting.py",
             ),
         },
@@ -3065,6 +3071,56 @@ d = {
             "personal_llm.device.state.scores_to_dict": (
                 "6_device/state.html#scores_to_dict",
                 "personal_llm/device/state.py",
+            ),
+        },
+        "personal_llm.experiments.breaks": {
+            "personal_llm.experiments.breaks.choose_word": (
+                "experiments/breaks.html#choose_word",
+                "personal_llm/experiments/breaks.py",
+            ),
+            "personal_llm.experiments.breaks.draw_choices": (
+                "experiments/breaks.html#draw_choices",
+                "personal_llm/experiments/breaks.py",
+            ),
+            "personal_llm.experiments.breaks.draw_instructions": (
+                "experiments/breaks.html#draw_instructions",
+                "personal_llm/experiments/breaks.py",
+            ),
+            "personal_llm.experiments.breaks.draw_items": (
+                "experiments/breaks.html#draw_items",
+                "personal_llm/experiments/breaks.py",
+            ),
+            "personal_llm.experiments.breaks.draw_sums": (
+                "experiments/breaks.html#draw_sums",
+                "personal_llm/experiments/breaks.py",
+            ),
+            "personal_llm.experiments.breaks.fill_archive": (
+                "experiments/breaks.html#fill_archive",
+                "personal_llm/experiments/breaks.py",
+            ),
+            "personal_llm.experiments.breaks.is_right": (
+                "experiments/breaks.html#is_right",
+                "personal_llm/experiments/breaks.py",
+            ),
+            "personal_llm.experiments.breaks.list_items": (
+                "experiments/breaks.html#list_items",
+                "personal_llm/experiments/breaks.py",
+            ),
+            "personal_llm.experiments.breaks.load_vectors": (
+                "experiments/breaks.html#load_vectors",
+                "personal_llm/experiments/breaks.py",
+            ),
+            "personal_llm.experiments.breaks.measure": (
+                "experiments/breaks.html#measure",
+                "personal_llm/experiments/breaks.py",
+            ),
+            "personal_llm.experiments.breaks.score_row": (
+                "experiments/breaks.html#score_row",
+                "personal_llm/experiments/breaks.py",
+            ),
+            "personal_llm.experiments.breaks.start_condition": (
+                "experiments/breaks.html#start_condition",
+                "personal_llm/experiments/breaks.py",
             ),
         },
         "personal_llm.experiments.fresh_people": {
@@ -3677,12 +3733,24 @@ d = {
             ),
         },
         "personal_llm.experiments.starts": {
+            "personal_llm.experiments.starts.compute_saved": (
+                "experiments/starts.html#compute_saved",
+                "personal_llm/experiments/starts.py",
+            ),
+            "personal_llm.experiments.starts.count_until": (
+                "experiments/starts.html#count_until",
+                "personal_llm/experiments/starts.py",
+            ),
             "personal_llm.experiments.starts.find_start": (
                 "experiments/starts.html#find_start",
                 "personal_llm/experiments/starts.py",
             ),
             "personal_llm.experiments.starts.measure_savings": (
                 "experiments/starts.html#measure_savings",
+                "personal_llm/experiments/starts.py",
+            ),
+            "personal_llm.experiments.starts.read_starts": (
+                "experiments/starts.html#read_starts",
                 "personal_llm/experiments/starts.py",
             ),
         },

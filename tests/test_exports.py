@@ -109,7 +109,7 @@ def test_chatgpts_thumbs_lie_in_a_second_file(tmp_path):
     assert found[0].history[1] == ("assistant", "It ties muscle to bone."), "it stays in the history"
     for damaged in ("{", "[3]", '{"a": 1}', "[" * 100_000):
         save(tmp_path / "message_feedback.json", damaged)
-        with pytest.raises(InputError, match="message_feedback.json beside the conversations is damaged"):
+        with pytest.raises(InputError, match="message_feedback.json: no ratings"):
             read_dialogues(file)
 
 
@@ -135,6 +135,7 @@ CANVAS = dict(content_type="code", text='{"name": "rain", "type": "document", "c
 UPDATE = dict(content_type="code", text='{"updates": [{"pattern": "threads", "replacement": "ropes"}]}')
 MAKE = dict(content=CANVAS, recipient="canmore.create_textdoc")
 CHANGE = dict(content=UPDATE, recipient="canmore.update_textdoc")
+REDACTED = "Original custom instructions no longer available"
 PAINT = dict(kind="code", recipient="dalle.text2im")
 BETWEEN = {  # what stands between two exchanges of ChatGPT: its messages, and its (prompt, response) pairs
     "a picture": ([("user", IMAGE, MIXED), ("assistant", "A bicycle.")], []),
@@ -145,8 +146,9 @@ BETWEEN = {  # what stands between two exchanges of ChatGPT: its messages, and i
         [("user", "Draw!"), ("assistant", "{}", PAINT), ("tool", IMAGE, MIXED), ("assistant", "Here it is.")],
         [],
     ),
-    "a stopped reply": ([("user", "A story!"), ("assistant", "")], []),
-    "an empty message": ([("user", "Why?"), ("assistant", ""), ("assistant", "So.")], [("Why?", "So.")]),
+    "a stopped reply": ([("user", "A story!"), ("assistant", "Once", dict(status="finished_partial_completion"))], []),
+    "an empty message": ([("user", "Why?"), ("assistant", [None, ""]), ("assistant", "So.")], [("Why?", "So.")]),
+    "a placeholder": ([("user", "Why?"), ("user", REDACTED), ("assistant", "So.")], [("Why?", "So.")]),
     "a call of a tool": ([("user", "Draw!"), ("assistant", "{}", PAINT)], []),
     "a hidden message": ([("user", "I am Ana.", HIDDEN), ("user", "Why?"), ("assistant", "So.")], [("Why?", "So.")]),
     "a thought": ([("user", "Why?"), ("assistant", "Hm.", THOUGHT), ("assistant", "So.")], [("Why?", "So.")]),
@@ -191,6 +193,7 @@ def test_other_folders(tmp_path):
     save(tmp_path / "train-1.jsonl", '{"prompt": "Bye", "response": "Yo"}')
     (tmp_path / "photos").mkdir()
     (tmp_path / "photo.jpg").write_bytes(b"")
+    (tmp_path / "._train-0.jsonl").write_bytes(b"\xff")
     assert pairs(read_dialogues(tmp_path)) == [("Hi", "Hello"), ("Bye", "Yo")]
     with pytest.raises(InputError, match="a folder with no file of chats"):
         read_dialogues(tmp_path / "photos")
@@ -261,9 +264,10 @@ def test_claudes_attachments_are_a_part_of_the_prompt(tmp_path):
 def test_claude_keeps_the_branch_that_stayed():
     messages = [message("human", "Hi", "1", "0"), message("assistant", "Thrown away", "2", "1")]
     messages += [message("assistant", "Hello", "3", "1")]
+    messages[1]["chat_feedback"] = dict(type="flag/bug")
     for leaf, answer in ((None, "Hello"), ("2", "Thrown away")):
         (talk,) = parse_record(dict(chat_messages=messages, current_leaf_message_uuid=leaf), "claude")
-        assert [turn.text for turn in talk.turns] == ["Hi", answer]
+        assert [(turn.text, turn.is_learned) for turn in talk.turns] == [("Hi", True), (answer, leaf is None)]
 
 
 def test_open_webuis_files_and_lists(tmp_path):
@@ -273,7 +277,8 @@ def test_open_webuis_files_and_lists(tmp_path):
     messages = {}
     for i, (role, text, more) in enumerate(rows):
         messages[str(i)] = dict(parentId=str(i - 1), role=role, content=text) | more
-    for chat in (dict(history=dict(messages=messages, currentId="7")), dict(messages=list(messages.values()))):
+    histories = [dict(history=dict(messages=messages, currentId=last)) for last in ("7", None)]
+    for chat in (*histories, dict(messages=list(messages.values()))):
         found = read_dialogues(save(tmp_path / "export.json", [dict(id="1", title="t", chat=chat)]))
         assert pairs(found) == [("Norway?", "Oslo."), ("Peru?", "Lima.")] and found.left_out
 

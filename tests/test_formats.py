@@ -35,17 +35,13 @@ QUESTION = dict(role="user", content="Hi")
 RECORDS = [
     ("messages", dict(messages=CHAT), PAIRS),
     ("messages", CHAT, PAIRS),
-    ("messages", dict(conversation=CHAT, model="x"), PAIRS),
     ("messages", dict(messages=[SYSTEM, *CHAT[:2]]), PAIRS[:1]),
     ("messages", dict(messages=[bot("Welcome!"), user("a"), user("b"), bot("c")]), [("a\nb", "c")]),
     ("messages", dict(messages=[user([dict(type="text", text="a"), dict(type="image_url")]), bot("c")]), [("a", "c")]),
     ("messages", dict(messages=[user("a"), dict(role="assistant", content=None), bot("c")]), [("a", "c")]),
     ("messages", dict(id="1", conversations=[turn("human", "Hi"), turn("gpt", "Hello")]), PAIRS[:1]),
     ("messages", dict(conversations=[turn("system", "x"), turn("user", "Hi"), turn("chatgpt", "Hello")]), PAIRS[:1]),
-    ("messages", dict(conversations=CHAT), PAIRS),
-    ("messages", [turn("human", "Hi"), turn("gpt", "Hello")], PAIRS[:1]),
     ("messages", dict(contents=[dict(role="model", parts=[dict(text="x")])] + CHAT), PAIRS),
-    ("messages", dict(conversation=[turn("human", "Hi"), turn("gpt", "Hello")]), PAIRS[:1]),
     ("messages", dict(conversation=SIDES), PAIRS),
     ("messages", dict(conversation=[dict(system="Be kind.", input="Hi", output="Hello")]), PAIRS[:1]),
     ("messages", dict(conversation=[dict(speaker="user", text="Hi"), dict(speaker="bot", text="Hello")]), PAIRS[:1]),
@@ -56,23 +52,17 @@ RECORDS = [
     ("pairs", dict(prompt="Hi", completion="Hello"), PAIRS[:1]),
     ("pairs", dict(prompt="Hi", response="Hello", extra=1), PAIRS[:1]),
     ("pairs", {"Prompt": "Hi", " Response ": "Hello"}, PAIRS[:1]),
-    ("pairs", {"Question": "Hi", "Answer": "Hello"}, PAIRS[:1]),
-    ("pairs", dict(query="Hi", reply="Hello"), PAIRS[:1]),
-    ("pairs", dict(user="Hi", assistant="Hello"), PAIRS[:1]),
     ("pairs", dict(input="Hi", output="Hello"), PAIRS[:1]),
     ("pairs", dict(instruction="Add.", input="1 2", output="3"), [("Add.\n\n1 2", "3")]),
     ("pairs", dict(instruction="Add.", input="", output="3", text="x"), [("Add.", "3")]),
     ("pairs", dict(instruction="Add.", input="1 2", output="3", prompt="Below is…"), [("Add.\n\n1 2", "3")]),
     ("pairs", dict(Instruction="Add.", Input=None, Output="3", messages=None), [("Add.", "3")]),
     ("pairs", dict(prompt="Add.", input="", context="1 2", completion="3"), [("Add.\n\n1 2", "3")]),
-    ("pairs", dict(instruction="Add.", input="1 2", response="3"), [("Add.\n\n1 2", "3")]),
     ("messages", dict(system=[dict(text="Be kind.")], messages=CHAT[:2]), PAIRS[:1]),
     ("pairs", dict(prompt=[SYSTEM, QUESTION], completion=[bot("Hello")]), PAIRS[:1]),
     ("pairs", dict(instruction="Bye", output="See you", history=[["Hi", "Hello"]]), PAIRS),
     ("pairs", dict(prompt="Bye", response="See you", history=CHAT[:2]), PAIRS),
     ("preference", dict(prompt="Hi", chosen="Hello", rejected="Yo"), PAIRS[:1]),
-    ("preference", dict(question="Hi", chosen="Hello", rejected="Yo"), PAIRS[:1]),
-    ("preference", dict(prompt=[QUESTION], chosen=[bot("Hello")], rejected=[bot("Yo")]), PAIRS[:1]),
     ("preference", dict(chosen=[QUESTION, bot("Hello")], rejected=[QUESTION, bot("Yo")]), PAIRS[:1]),
     ("preference", dict(prompt="Hi", chosen=CHAT[:2], rejected=[QUESTION, bot("Yo")], messages=CHAT), PAIRS[:1]),
     ("preference", dict(input=dict(messages=[QUESTION]), **PREFERRED), PAIRS[:1]),
@@ -92,13 +82,12 @@ def test_records(name, record, want):
 
 
 BAD = [
-    ("messages", dict(messages="Hi"), "list of objects"),
-    ("messages", dict(messages=[3]), "list of objects"),
+    ("messages", dict(messages="Hi"), "unknown role"),
     ("messages", dict(conversation="[{'role': 'user'}]"), "broken JSON"),
-    ("messages", dict(conversation=[[["Hi"]]]), "list of objects"),
-    ("messages", dict(messages=[dict(role=["user"], content="x")]), "list of objects"),
+    ("messages", dict(conversation=[[["Hi"]]]), "unknown role"),
+    ("messages", dict(messages=[dict(role=["user"], content="x")]), "unknown role"),
     ("messages", dict(messages=[user(3)]), "int, not text"),
-    ("messages", dict(conversations=dict(a=1)), "list of objects"),
+    ("messages", dict(conversations=dict(a=1)), "unknown role"),
     ("messages", dict(messages=[user("Hi"), dict(role="bing", content="x")]), "unknown role 'bing'"),
     ("pairs", dict(prompt=3, response="x"), "prompt is int, not text"),
     ("pairs", dict(prompt="x", response=float("nan")), "response is float, not text"),
@@ -107,7 +96,7 @@ BAD = [
     ("pairs", dict(prompt="Hi", response=json.dumps(CHAT[:2])), "response holds a dialogue as one text"),
     ("preference", dict(prompt="Hi", chosen=str(CHAT[:2]), rejected="Yo"), "chosen holds a dialogue as one text"),
     ("pairs", dict(prompt="\n\nHuman: Hi\n\nAssistant:", response="Hello"), "prompt holds a dialogue as one text"),
-    ("preference", dict(chosen="Hello", rejected="Yo"), "chosen without a prompt"),
+    ("text", dict(text="Question: What is a tendon?\nAnswer: It ties muscle to bone."), "a dialogue in one text"),
     ("text", dict(text="### Human: What is a tendon?### Assistant: It ties muscle to bone."), "a dialogue in one text"),
     ("text", dict(text="A chat. USER: What is a tendon? ASSISTANT: It ties muscle to bone."), "a dialogue in one text"),
     ("text", dict(text="\n\nHuman: What is a tendon?\n\nAssistant: It ties muscle to bone."), "a dialogue in one text"),
@@ -153,7 +142,6 @@ NORWAY, PERU = [user("Norway?"), bot("Oslo.")], [user("Peru?"), bot("Lima.")]
 GAPS = {  # what stands between two exchanges, and its gaps
     "a picture": ([user(PICTURE), bot("A red bicycle.")], 1),
     "a picture of Gemini": ([dict(role="user", parts=[dict(inlineData=dict(data="iVBO"))]), bot("A bicycle.")], 1),
-    "a voice message": ([user([dict(type="input_audio", input_audio={})]), bot("It rains.")], 1),
     "a painted picture": ([user("Draw a cat."), bot(PICTURE)], 1),
     "a stopped reply": ([user("A story!"), bot("")], 1),
     "a stopped thought": ([user("A story!"), bot("<think>Let me see")], 1),
@@ -217,9 +205,6 @@ def test_an_answer_that_is_not_to_be_learned_stays_in_the_history(mark):
 
 MARKED = {
     "<think>\nOnly 1 and 7.\n</think>\n\nYes.": "Yes.",
-    "<thinking>Hm.</thinking>Yes.": "Yes.",
-    "<THINK>Hm.</THINK>\nYes.": "Yes.",
-    "[THINK]Hm.[/THINK]Yes.": "Yes.",
     "◁think▷Hm.◁/think▷Yes.": "Yes.",
     "<think>a</think>Yes.\n<think>b</think>\nIt is.": "Yes.\n\nIt is.",
     "Only 1 and 7.\n</think>\nYes.": "Yes.",
@@ -235,10 +220,15 @@ MARKED = {
     "Yes 【12†source】.": "Yes.",
     "Yes 【4:0†notes.pdf】【4:1†L2-L3】.": "Yes.",
     "Yes:contentReference[oaicite:0]{index=0}.": "Yes.",
-    "```\nThis block is not supported on your current device yet.\n```\n\nYes.": "Yes.",
     "This block is not supported on your current device yet.": "",
     "Viewing artifacts created via the Analysis Tool web feature preview isn’t yet supported on mobile.\nYes.": "Yes.",
     "Yes.<|im_end|>\n": "Yes.",
+    "<antThinking>Hm.</antThinking>\n<|begin_of_thought|>Hm.<|end_of_thought|><|begin_of_solution|>Yes.": "Yes.",
+    "```thinking\nHm.\n```\nYes.\n```tool_code\nlook()\n```": "Yes.",
+    "Yes.\n<tool_call>\n{}\n</tool_call>\n<function_calls><invoke/></function_calls>\n<function=w>{}</function>": "Yes.",
+    "Yes.\n[TOOL_CALLS]w[ARGS]{}": "Yes.",
+    "<functioncall> {}": "",
+    ':::writing{variant="email"}\nDear Ana\n:::\nYes?': "Dear Ana\nYes?",
     "Yes.</s>": "Yes.",
 }
 UNMARKED = [
@@ -246,6 +236,10 @@ UNMARKED = [
     "<details><summary>More</summary>Words.</details>",
     "【Note】 Words in brackets, and a dagger† alone.",
     "Yes </s> is an end token.",
+    "```xml\n<think>\nHm.\n</think>\n<tool_call>{}</tool_call>\n```\nOr end it with `</think>`.",
+    "```reason\nlet a = {}\n```",
+    '[Tools](a.md)\n[tool.poetry]\na = {}\n<Tooltip a="b">{c}</Tooltip>\n<function-plot>x</function-plot>',
+    "[tools]\na = 1\n:::note\nHi\n:::",
     " kept as it is \n",
 ]
 
@@ -268,7 +262,7 @@ def test_a_row_that_is_labelled_false_is_not_learned():
 
 def test_marks_in_long_texts_are_quick():
     texts = ["<" * 300_000, "\n" * 300_000, "<think>" * 50_000, "【" * 300_000, "```" * 100_000, " " * 300_000]
-    for text in (*texts, "<details " * 30_000, "\ue200a" * 50_000):
+    for text in (*texts, "<details " * 30_000, "\ue200a" * 50_000, ":::a{}\n" * 9_999):
         remove_marks(text + "x")
 
 
@@ -277,26 +271,19 @@ TALKS = {
     "Slack": dict(type="message", user="U01", text=CABLE, ts="1.1"),
     "Discord": dict(guild={}, channel={}, messages=[dict(id="1", content="a kite", author=dict(name="ky"))]),
     "Messenger": dict(participants=[], messages=[dict(sender_name="Ana", timestamp_ms=1, content="Hi")]),
-    "Google Chat": dict(messages=[dict(creator=dict(name="Ana"), created_date="x", text="Hi")]),
-    "Matrix": dict(messages=[dict(type="m.room.message", sender="@a:x", content=dict(body="Hi"), origin_server_ts=1)]),
-    "Skype": dict(userId="live:ana", conversations=[dict(id="8:bo", MessageList=[dict(content="Hi")])]),
-    "an unknown program": dict(text=CABLE, username="ana"),
     "single turns": dict(text=CABLE, role="prompter"),
+    "a letter": dict(text=NINE, author="Ana"),
 }
 
 
 @pytest.mark.parametrize("program", TALKS)
-def test_messages_between_people_are_refused_by_name(program):
-    with pytest.raises(InputError, match=f"between people in the layout of {program}") as caught:
-        detect_format(normalise_record(TALKS[program]))
-    assert "prompt and response" in caught.value.remedy
-
-
-def test_a_letter_with_a_writer_can_be_read():
-    letter = dict(text=NINE, author="Ana")
-    with pytest.raises(InputError, match="between people"):
-        reading.read_dialogues([letter])
-    assert len(reading.read_dialogues([letter], format="text")) == 1
+def test_messages_between_people_are_refused(program):
+    with pytest.raises(InputError, match="Slack, Discord, Messenger") as caught:
+        row = normalise_record(TALKS[program])
+        parse_record(row, detect_format(row))
+    assert "rows" in caught.value.remedy or 'format="text"' in caught.value.remedy
+    if program == "a letter":
+        assert len(reading.read_dialogues([TALKS[program]], format="text")) == 1
 
 
 def test_rows_of_other_files_of_an_export_point_to_the_chats():

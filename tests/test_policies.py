@@ -119,7 +119,7 @@ def test_it_goes_on_after_a_fine_tune_and_after_a_removal(kind):
 @every_policy
 def test_no_policy_can_write_to_the_columns(kind):
     view = filled(kind, stream(20)).view
-    for name in ("eoe", "eoe_scripts", "dss", "loss", "arrival", "units"):
+    for name in ("eoe", "eoe_scripts", "dss", "loss", "arrival", "units", "idd", "similarities"):
         with pytest.raises(ValueError, match="read-only"):
             getattr(view, name)[0] = 0
     assert isinstance(view.entries, tuple) and len(view.domain) == len(view.idd) == len(view) == 5

@@ -101,7 +101,7 @@ def decide_question(self: ActivePolicy, view: BufferView, candidate: ScoredDialo
 
 @patch
 def learn_from_answer(self: ActivePolicy, view: BufferView, candidate: ScoredDialogue, corrected: bool) -> None:
-    "Learn from the user's answer about a candidate, or from a reaction to an earlier one; the newest answer counts."
+    "Learn from an answer or a reaction: the first about a dialogue moves the weights, the newest enters the features."
     features = self.compute_features(candidate)
     first_id = (*candidate.dialogue.parents, candidate.dialogue.id)[0]
     if first_id not in self.answers:

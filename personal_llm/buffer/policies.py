@@ -22,15 +22,16 @@ def cosine_similarities(units: np.ndarray, direction: np.ndarray) -> np.ndarray:
     return (units * direction).sum(1)
 
 # %% ../../nbs/2_buffer/02_policies.ipynb #d1c85980
+def _read_only(column: np.ndarray) -> np.ndarray:
+    "Return a column that NumPy refuses to write to."
+    column.flags.writeable = False
+    return column
+
+
 def _column(name: str, dtype=float) -> cached_property:
-    "Make a column of the entries' attribute, which NumPy refuses to write to."
-
-    def make_column(view) -> np.ndarray:
-        column = np.array([attrgetter(name)(entry) for entry in view.entries], dtype)
-        column.flags.writeable = False
-        return column
-
-    return cached_property(make_column)
+    "Make a column of the entries' attribute."
+    get_value = attrgetter(name)
+    return cached_property(lambda view: _read_only(np.array([get_value(e) for e in view.entries], dtype)))
 
 # %% ../../nbs/2_buffer/02_policies.ipynb #83cc893d
 class BufferView:
@@ -49,8 +50,7 @@ class BufferView:
         self.capacity = buffer.capacity  # bins
         self.seen = buffer.seen  # dialogues offered before the candidate
         self.random = buffer.random
-        self.arrival = np.array(buffer.arrivals, int)  # place in the stream
-        self.arrival.flags.writeable = False
+        self.arrival = _read_only(np.array(buffer.arrivals, int))  # place in the stream
 
     def __len__(self):
         return len(self.entries)
@@ -62,7 +62,7 @@ class BufferView:
         for domain in set(self.domain):
             units = self.units[self.domain == domain]  # (R, width)
             idd[self.domain == domain] = 1 - cosine_similarities(units, units.sum(0) - units) / max(1, len(units) - 1)
-        return idd
+        return _read_only(idd)
 
     def compute_idd(self, candidate: ScoredDialogue) -> float:  # [0, 2]; 1 for a domain without entries
         "Return the in-domain dissimilarity of a candidate to the entries of its domain."
@@ -74,7 +74,7 @@ class BufferView:
         "Cosines of all pairs of entries."
         similarities = np.array([cosine_similarities(self.units, unit) for unit in self.units])
         np.fill_diagonal(similarities, -np.inf)
-        return similarities
+        return _read_only(similarities)
 
 # %% ../../nbs/2_buffer/02_policies.ipynb #e0c3809f
 class Policy:

@@ -45,6 +45,9 @@ def make_conversation(turns: list, user: str = "") -> list:  # of one `ParsedCon
 def parse_branch(nodes: dict, last: str, parse, parent_field: str = "parent") -> list:  # of turns, or of None
     "Parse the messages from the root to the last one; raise `InputError` if the parents form a cycle."
     branch = {}
+    if last not in nodes:  # then the latest message without an answer
+        parents = {node.get(parent_field) for node in nodes.values()}
+        last = next((name for name in reversed(nodes) if name not in parents), None)
     while last in nodes:
         if last in branch:
             raise InputError(f"the parents of message {format_value(last)} form a cycle", "export the chats anew")
@@ -54,6 +57,7 @@ def parse_branch(nodes: dict, last: str, parse, parent_field: str = "parent") ->
 
 # %% ../../nbs/1_data/03_exports.ipynb #76477a4e
 HIDDEN_CONTENT = "thoughts reasoning_recap user_editable_context model_editable_context code execution_output".split()
+PLACEHOLDERS = "Original custom instructions no longer available", "The output of this plugin was redacted."
 
 
 def parse_chatgpt_message(node: dict, thumbs: dict) -> Turn:  # or None
@@ -62,26 +66,24 @@ def parse_chatgpt_message(node: dict, thumbs: dict) -> Turn:  # or None
     content, role = message.get("content") or {}, (message.get("author") or {}).get("role")
     kind, recipient = content.get("content_type"), message.get("recipient") or "all"
     is_hidden = (message.get("metadata") or {}).get("is_visually_hidden_from_conversation")
-    is_hidden = is_hidden or message.get("weight") == 0 or message.get("channel") == "analysis"
+    text = join_parts(content.get("parts") or [], "parts") if kind in ("text", "multimodal_text") else None
+    is_hidden = is_hidden or message.get("weight") == 0 or message.get("channel") == "analysis" or text in PLACEHOLDERS
     is_canvas = recipient.startswith("canmore")
     if is_hidden or not content or not is_canvas and (recipient != "all" or kind in HIDDEN_CONTENT):
         return make_turn(role if role == "assistant" else None, "", 0)  # it stands between two questions
-    text = join_parts(content.get("parts") or [], "parts") if kind in ("text", "multimodal_text") else None
     if is_canvas:  # a change of a part has no content
         text = parse_json(content.get("text") or text).get("content")
     if role == "tool" and kind == "multimodal_text" and text is None:
         role = "assistant"  # a picture that it made
+    if message.get("status") not in (None, "finished_successfully"):
+        text = None  # an error, or a stopped reply
     return make_turn(role, text, message.get("create_time"), thumbs.get(message.get("id")))
 
 
 @register_format("chatgpt", ("mapping",))
 def parse_chatgpt(record):
-    nodes = record["mapping"]
-    last = record.get("current_node")
-    if last not in nodes:  # then the latest message without an answer
-        last = next((name for name in reversed(nodes) if not nodes[name].get("children")), None)
-    thumbs = record.get("message_feedback") or {}
-    return make_conversation(parse_branch(nodes, last, lambda node: parse_chatgpt_message(node, thumbs)))
+    parse = lambda node: parse_chatgpt_message(node, record.get("message_feedback") or {})
+    return make_conversation(parse_branch(record["mapping"], record.get("current_node"), parse))
 
 # %% ../../nbs/1_data/03_exports.ipynb #f9054cab
 def parse_claude_message(message: dict) -> Turn:  # or None
@@ -97,7 +99,8 @@ def parse_claude_message(message: dict) -> Turn:  # or None
         texts.append(as_text(message.get("text"), "text"))
     texts += [as_text(file.get("extracted_content"), "an attachment") for file in message.get("attachments") or []]
     text = None if None in texts else "\n".join(filter(None, texts))
-    return make_turn(message.get("sender"), text, message.get("created_at"))
+    feedback = (message.get("chat_feedback") or {}).get("type", "upvote")
+    return make_turn(message.get("sender"), text, message.get("created_at"), 1 if feedback == "upvote" else -1)
 
 
 @register_format("claude", ("chat_messages",))
@@ -105,7 +108,7 @@ def parse_claude(record):
     messages = record["chat_messages"]
     if messages and all({"uuid", "parent_message_uuid"} <= set(message) for message in messages):
         nodes = {message["uuid"]: message for message in messages}
-        last = record.get("current_leaf_message_uuid") or messages[-1]["uuid"]
+        last = record.get("current_leaf_message_uuid")
         return make_conversation(parse_branch(nodes, last, parse_claude_message, "parent_message_uuid"))
     return make_conversation([parse_claude_message(message) for message in messages])
 

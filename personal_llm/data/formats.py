@@ -23,6 +23,7 @@ class Turn(NamedTuple):
     text: str  # None: a picture, a file, or another thing that we cannot read
     time: float = 0.0  # seconds since the epoch, or 0
     is_learned: bool = True  # False: a reply that stays in the history, and is no example (rated down, or weight 0)
+    unread: list = ()  # names of the fields that had no effect
 
 
 @dataclass
@@ -34,35 +35,42 @@ class ParsedConversation:
     user: str = ""  # the user's name, if the file is a chat between people
     is_row: bool = True  # False: a part of an export, which may hold no answer
     left_out: str = ""  # why we do not read a part of an export
+    unread: list = ()  # names of the record's fields that had no effect
 
 # %% ../../nbs/1_data/02_formats.ipynb #fomark1
-_THINK = r"[<◁\[]{}(?:\w+:)?(?:think|thinking|thoughts?|reasoning|reflection)[>▷\]]"
-_BEGIN, _END = _THINK.format(""), _THINK.format("/")
-THOUGHTS = re.compile(
-    rf"^[ \t]*{_BEGIN}.*?{_END}|\A\s*{_BEGIN}.*|\A(?:(?!{_BEGIN}).)*?{_END}|\A.*<\|channel\|>final<\|message\|>",
+UNSPOKEN = ("tool", "function", "think", "thought", "reasoning", "reflection")  # in the name of a part: nobody's words
+_NAME = rf"[\w:]*(?:{'|'.join(UNSPOKEN)})s?(?=call|ing|[^a-z])[\w:=.▁]*"
+_BEGIN = rf"[<◁\[][|｜]?{_NAME}[|｜]?[>▷\]]"
+_END = rf"[<◁\[][|｜]?(?=/|end_|[\w▁]*[_▁]end)/?{_NAME}[|｜]?[>▷\]]"
+PARTS = re.compile(
+    rf"^[ \t]*```{_NAME}[ \t]*\n.*?(?:^[ \t]*```|\Z)"
+    r"|(?P<code>^[ \t]*(?P<fence>`{3,6}|~{3,6})[^\n]*\n.*?(?:^[ \t]*(?P=fence)|\Z))"
+    rf"|^[ \t]*{_BEGIN}.*?{_END}|^[ \t]*{_BEGIN}\s*\w*(?:\[\w+\])?\s*\[?\s*\{{.*|\A\s*(?-i:(?!\[\w*[a-z])){_BEGIN}.*"
+    rf"|\A(?:(?!{_BEGIN}).)*?{_END}(?![`.,;:)])|\A.*<\|channel\|>final<\|message\|>",
     re.S | re.M | re.I,
 )
 MARKS = re.compile(
     r"(?:<details\b[^<>]*\btype=|<details[^<>]*>\s*<summary>\W*(?:Thought|Thinking|Reasoning)).*?(?:</details>|\Z)"
     r"|\ue200(?:\w*entity\ue202\[\"[^\"]*\", *\"(?P<name>[^\"]*)[^\ue201]*|url\ue202(?P<link>[^\ue201\ue202]*)"
-    r"[^\ue201]*|[^\ue200\ue201]*)\ue201"
+    r"[^\ue201]*|[^\ue200\ue201]*)\ue201|^:::\w+\{[^\n]*\}\n(?P<block>(?:(?!\n:::).)*)\n:::[ \t]*$"
     r"|[\ue200-\ue20f]| ?【[^【】]*†[^【】]*】|:contentReference\[[^\]]*\](?:\{[^}]*\})?|</?antArtifact[^>]*>"
     r"|(?:```\s*)?(?:This block is not supported on your current device yet\.|Viewing artifacts created via the "
-    r"Analysis Tool web feature preview isn.t yet supported on mobile\.)(?:\s*```)?|(?:<\|\w+\|>|</s>)\s*\Z",
-    re.S,
+    r"Analysis Tool web feature preview isn.t yet supported on mobile\.)(?:\s*```)?"
+    r"|\A\s*<\|\w+\|>|(?:<\|\w+\|>|</s>)\s*\Z",
+    re.S | re.M,
 )
 
 
 def remove_marks(text: str) -> str:
     "Return a reply without the marks of the program that showed it; of a name or a link of ChatGPT its words stay."
-    if {*"<[◁【:\ue200\ue203TV"}.isdisjoint(text):  # a long text without marks is quick
+    if {*"<[◁【:`\ue200\ue203TV"}.isdisjoint(text):  # a long text without marks is quick
         return text
-    bare = MARKS.sub(lambda mark: mark["name"] or mark["link"] or "", THOUGHTS.sub("", text))
+    bare = PARTS.sub(lambda part: part["code"] or "", text)
+    bare = MARKS.sub(lambda mark: mark["name"] or mark["link"] or mark["block"] or "", bare)
     return text if bare == text else bare.strip()
 
 # %% ../../nbs/1_data/02_formats.ipynb #fo02
 MAX_TURN_CHARACTERS = 32_000  # about 8,000 tokens, more than the context of the models that we tune
-PROGRAM_PROMPT = "### Task:"  # begins the prompts of Open WebUI for titles, tags, searches and follow-ups
 
 
 def merge_turns(turns: list) -> list:  # of `Turn`, with alternating roles
@@ -74,8 +82,8 @@ def merge_turns(turns: list) -> list:  # of `Turn`, with alternating roles
         if None in texts:  # an answer may go on after its picture, and a question may stand before it
             texts = texts[: texts.index(None)] if role == "assistant" else texts[len(texts) - texts[::-1].index(None) :]
         text = "\n".join(text for text in texts if text.strip()) or None
-        if role == "user" and text and text.lstrip().startswith(PROGRAM_PROMPT):
-            text = None
+        if role == "user" and text and text.lstrip().startswith("### Task:"):
+            text = None  # Open WebUI asks for a title, tags, a search or follow-ups
         merged.append(Turn(role, text, float(run[0].time), all(turn.is_learned for turn in run)))
     return merged
 
@@ -137,17 +145,37 @@ SYSTEM_FIELDS = "system system_prompt system_message".split()
 PREFERENCES = dict(chosen="rejected", preferred_output="non_preferred_output", preferred="dispreferred")
 TURN_LIST_FIELDS = "conversations messages conversation contents".split()
 TURN_TEXT_FIELDS = "content value text utterance parts".split()
-TOOL_ROLES = "tool tools function ipython observation environment function_call function_response tool_call tool_calls "
-TOOL_ROLES += "function_call_output tool_response tool_result reasoning thought"  # nobody's words
 ROLES = {
     **dict.fromkeys(("system", "developer"), "system"),
     **dict.fromkeys(("user", "human", "prompter"), "user"),
     **dict.fromkeys(("assistant", "gpt", "chatgpt", "bot", "ai", "model", "chatbot"), "assistant"),
-    **dict.fromkeys(TOOL_ROLES.split()),
+    **dict.fromkeys((*UNSPOKEN, "ipython", "observation", "environment")),  # nobody's words, as in `tool_call`
 }
-FALSE_FIELDS = "weight train training train_on_turn loss liked label kto_tag correct is_correct accepted".split()
-RATING_FIELDS = "rating score feedback thumb vote reaction".split()
-RATINGS_AGAINST = "-1 -1.0 false down thumbsdown bad negative dislike disliked unhelpful 👎".split()
+YES, NO = ("true", "1", "1.0"), ("false", "0", "0.0")
+UP = "true 1 1.0 up thumbsup thumbs-up good positive like liked helpful 👍".split()
+DOWN = "false -1 -1.0 down thumbsdown thumbs-down bad negative dislike disliked unhelpful 👎".split()
+VERDICTS = {  # name of a field -> the values with which an answer is an example, and those with which it is none
+    **dict.fromkeys("rating score feedback thumb vote reaction".split(), (UP, DOWN)),
+    **dict.fromkeys("disliked is_disliked downvoted".split(), (NO, YES)),
+    **dict.fromkeys("weight train training train_on_turn loss liked label kto_tag".split(), (YES, NO)),
+    **dict.fromkeys("correct is_correct accepted".split(), (YES, NO)),
+}
+
+
+class Fields(dict):
+    "The fields of a record or of a turn; it lists the names of those that nobody read."
+
+    def __init__(self, fields: dict):
+        super().__init__(fields)
+        self.unread = [name for name, value in fields.items() if value not in (None, "", [], {})]
+
+    def __getitem__(self, name):
+        if name in self.unread:
+            self.unread.remove(name)
+        return super().__getitem__(name)
+
+    def get(self, name, default=None):
+        return self[name] if name in self else default
 
 
 def find_field(record: dict, names) -> str:
@@ -155,20 +183,16 @@ def find_field(record: dict, names) -> str:
     return next((name for name in names if record.get(name) is not None), None)
 
 # %% ../../nbs/1_data/02_formats.ipynb #forate1
-def is_false(value) -> bool:
-    "Tell whether a value is false or 0, also as the text of a table."
-    return str(value).strip().lower() in ("false", "0", "0.0")
-
-
 def is_excluded(record: dict) -> bool:
-    "Tell whether a turn or a row is no example: weight 0, or a rating against it, such as a label that is false or 0."
-    if any(is_false(record.get(name)) for name in FALSE_FIELDS):
-        return True
-    if any(str(record.get(name)).lower() in ("true", "1", "1.0") for name in ("disliked", "is_disliked", "downvoted")):
-        return True
-    ratings = [str(record.get(name)).lower() for name in RATING_FIELDS]
-    plain = [rating.replace("_", "").replace("-", "").replace(" ", "") for rating in ratings]
-    return any(rating in RATINGS_AGAINST for rating in ratings + plain)
+    "Tell whether a turn or a row is no example: weight 0, or a rating against it. Other ratings stay unread."
+    is_against = False
+    for name, value in record.items():
+        word = str(value).strip().lower().replace("_", "-").replace(" ", "-")
+        ups, downs = VERDICTS.get(name, ((), ()))
+        if word in (*ups, *downs):
+            is_against = is_against or word in downs
+            record.get(name)  # it is read
+    return is_against
 
 # %% ../../nbs/1_data/02_formats.ipynb #996e056d
 def normalise_record(record) -> dict:
@@ -186,37 +210,21 @@ def normalise_record(record) -> dict:
 
 # %% ../../nbs/1_data/02_formats.ipynb #fotalk1
 SENDER_FIELDS = "user sender sender_name author from username user_id bot_id creator u handle speaker ts role".split()
-WORD_FIELDS = {*"text content body message msg".split()}
-TALK_PROGRAMS = dict(ts="Slack", author="Discord", sender_name="Messenger", creator="Google Chat", role="single turns")
-TALK_PROGRAMS |= dict(origin_server_ts="Matrix", messagelist="Skype", dmconversation="X", body="Teams or Signal")
-
-
-def check_is_no_talk(record: dict) -> None:
-    "Raise `InputError` for messages between people in the layout of a program that we do not read."
-    inner = [v[0] for v in record.values() if isinstance(v, list) and v and isinstance(v[0], dict)]
-    for row in ({str(name).lower(): value for name, value in row.items()} for row in (record, *inner)):
-        sender = row.get(find_field(row, SENDER_FIELDS))
-        is_turn = row != record and ("role" in row or isinstance(sender, str) and sender.strip().lower() in ROLES)
-        has_words = sender is not None and not WORD_FIELDS.isdisjoint(row)
-        if not is_turn and has_words or {"messagelist", "dmconversation"} & {*row}:
-            program = next((TALK_PROGRAMS[name] for name in TALK_PROGRAMS if name in row), "an unknown program")
-            problem = f"messages between people in the layout of {program}, which we do not read"
-            remedy = "write each request and its answer as a row with prompt and response"
-            raise InputError(problem, remedy + '; for texts of one writer, give format="text"')
+TALKS = "Slack, Discord, Messenger and other programs for talking"
 
 # %% ../../nbs/1_data/02_formats.ipynb #9108bc33
 def detect_format(record: dict, name: str = None) -> str:  # a key of `FORMATS`
     "Return the latest format that fits a normalised record, or `name` if that fits; raise `InputError` if none does."
     fits = lambda name: any(set(fields) <= set(record) for fields in FORMATS[name].required_fields)
     detected = next(filter(fits, [name] if name else reversed(FORMATS)), None)
-    if name is None and detected in ("text", "messages", None):
-        check_is_no_talk(record)
+    if name is None and detected == "text" and find_field(record, SENDER_FIELDS):
+        remedy = 'write each request and its answer as a row; for texts of one writer, give format="text"'
+        raise InputError(f"single messages, as {TALKS} store them, which we do not read", remedy)
     if detected:
         return detected
     found = "found fields " + (", ".join(map(format_value, list(record)[:8])) or "none")
     if name is None:
-        remedy = "use prompt and response, or messages; of an export of ChatGPT or Claude give conversations.json"
-        raise InputError(found, remedy)
+        raise InputError(found, "use prompt and response, or messages; of ChatGPT or Claude give conversations.json")
     wanted = " and ".join(FORMATS[name].required_fields[0])
     raise InputError(f"{found}, format {name} needs {wanted}", "rename them or name another format")
 
@@ -230,15 +238,15 @@ def as_text(value, name: str) -> str:
 
 def join_parts(value, name: str) -> str:  # "" for no words, None for a thing that we cannot read
     "Return the text of a message, or the joined texts of its parts; raise `InputError` for anything else."
-    if not isinstance(value, list) or not all(isinstance(part, (dict, str)) for part in value):
+    if not isinstance(value, list) or not all(isinstance(part, (dict, str, type(None))) for part in value):
         return as_text(value, name)
     texts, is_readable = [], True
-    for part in value:
+    for part in filter(None, value):
         part = dict(text=part) if isinstance(part, str) else part
         kind = str(part.get("type") or part.get("content_type") or " ".join(part)).lower()
         text = part.get("text")
         text = text.get("value") if isinstance(text, dict) else text
-        if any(word in kind for word in ("tool", "function", "think", "thought", "reason")):
+        if any(word in kind for word in UNSPOKEN):
             continue
         if isinstance(text, str) and ("text" in kind or "transcription" in kind):
             texts.append(text)
@@ -249,13 +257,16 @@ def join_parts(value, name: str) -> str:  # "" for no words, None for a thing th
 # %% ../../nbs/1_data/02_formats.ipynb #9eca545d
 def parse_record(record, name: str, user: str = None) -> list:  # of `ParsedConversation`
     "Return the conversations of a record; raise `InputError` also if a field of it has the wrong kind of value."
-    format = FORMATS[name]
+    format, fields = FORMATS[name], Fields(record)
     try:
-        return format.parse(*((record, user) if format.needs_user else (record,)))
+        conversations = format.parse(*((fields, user) if format.needs_user else (fields,)))
     except InputError:
         raise
-    except (TypeError, AttributeError, LookupError, ValueError, OverflowError) as error:
-        raise InputError(f"a field holds the wrong kind of value ({format_value(error)})") from None
+    except (TypeError, AttributeError, LookupError, ValueError, OverflowError):
+        raise InputError("a field holds the wrong kind of value", "compare it with the other rows") from None
+    for conversation in conversations:
+        conversation.unread = fields.unread
+    return conversations
 
 # %% ../../nbs/1_data/02_formats.ipynb #9c066eb7
 OPENING_WORDS = 6  # words of a text that become its prompt
@@ -266,8 +277,10 @@ TURN_MARKS = [*TURN_MARKS.split(","), "\nHuman:", "\nUser:", '"role":']
 def split_opening(text: str) -> tuple:  # (its first `OPENING_WORDS` words, the rest)
     "Split running text into prompt and response; raise `InputError` if it is hardly longer than its opening."
     words = text.split(None, OPENING_WORDS)
-    if mark := next((mark.strip() for mark in TURN_MARKS if mark in f"\n{text}"), None):
-        raise InputError(f"a dialogue in one text, with marks such as {mark}", "split it into prompt and response")
+    labels = {word[:-1].lower() for word in text.split() if word.endswith(":") and word[0].isupper()}
+    sides = [labels & {*names} for names in (("q", *PROMPT_FIELDS), ("a", *RESPONSE_FIELDS))]
+    if all(sides) or any(mark in f"\n{text}" for mark in TURN_MARKS):
+        raise InputError("a dialogue in one text, with marks for its turns", "split it into prompt and response")
     if len(text.split(None, OPENING_WORDS + 2)) <= OPENING_WORDS + 2:
         raise InputError(f"no text has more than {OPENING_WORDS + 2} words", "give longer texts, or rows with prompts")
     return " ".join(words[:OPENING_WORDS]), words[OPENING_WORDS].strip()
@@ -281,21 +294,21 @@ def parse_running_text(record):
 # %% ../../nbs/1_data/02_formats.ipynb #d49e6493
 def parse_turn(turn, is_learned: bool = True) -> list:  # of `Turn`
     "Parse an item of a list of turns, of a tool without its words; raise `InputError` if it is not a turn."
-    turn = turn if isinstance(turn, dict) else {}
+    turn = Fields(turn if isinstance(turn, dict) else {})
     role = turn.get(find_field(turn, ("role", "from", "speaker")))
     if role is None and find_field(turn, PROMPT_FIELDS) and find_field(turn, RESPONSE_FIELDS):
         return parse_row(turn)
-    role = turn.get("type") if role is None else role  # of a call of a tool
-    if not isinstance(role, str):
-        raise InputError("messages must be a list of objects with role and content")
-    if role.strip().lower() not in ROLES:
-        raise InputError(f"unknown role {format_value(role)!r}", "use system, user, assistant or tool")
-    role = ROLES[role.strip().lower()]
+    name = str(turn.get("type", "") if role is None else role).strip().lower()  # a call of a tool has a type
+    name = next((word for word in UNSPOKEN if word in name), name)
+    if name not in ROLES:
+        remedy = f"use system, user, assistant or tool, or write rows; we read no chats of {TALKS}"
+        raise InputError(f"unknown role {format_value(name)!r} in a list of messages", remedy)
+    role = ROLES[name]
     content = turn.get(find_field(turn, TURN_TEXT_FIELDS))
     text = join_parts(content, "content") if role and turn.get("channel") != "analysis" else ""
     if not role or role == "user" and text == "" and ("tool" in str(content) or "function" in str(content)):
         return [Turn("assistant", "")]  # it stands between two questions
-    return [Turn(role, text, 0.0, is_learned and not is_excluded(turn))]
+    return [Turn(role, text, 0.0, is_learned and not is_excluded(turn), turn.unread)]
 
 
 def parse_side(record: dict, name: str, role: str) -> list:  # of `Turn`
@@ -305,8 +318,8 @@ def parse_side(record: dict, name: str, role: str) -> list:  # of `Turn`
     if is_message_list(value):
         return [part for turn in value for part in parse_turn(turn)]
     text = as_text(value, name)
-    start, keys = text.lstrip(), text.replace("'", '"')
-    is_json = start[:1] in ("[", "{") and '"role":' in keys and '"content":' in keys
+    start = text.lstrip()
+    is_json = start[:1] in ("[", "{") and '"role":' in text.replace("'", '"')
     if is_json or start.startswith(tuple(mark.strip() for mark in TURN_MARKS)):
         raise InputError(f"{name} holds a dialogue as one text", "give a list of turns, as JSON lines can hold it")
     return [Turn(role, text)]
@@ -316,8 +329,7 @@ def parse_request(record: dict) -> list:  # of `Turn`
     "Parse what stands before the answer of a row: system turn, earlier turns, request and material."
     turns = [turn for name in SYSTEM_FIELDS if record.get(name) for turn in parse_side(record, name, "system")]
     for item in record["history"] if isinstance(record.get("history"), list) else []:
-        sides = dict(zip(("user", "assistant"), item)) if isinstance(item, list) else item
-        turns += parse_turn(sides)
+        turns += parse_turn(dict(zip(("user", "assistant"), item)) if isinstance(item, list) else item)
     name = find_field(record, PROMPT_FIELDS)
     material = [as_text(record[other], other) for other in ("input", "context") if other != name and record.get(other)]
     *earlier, last = parse_side(record, name, "user") or [Turn("user", "")]
@@ -327,7 +339,8 @@ def parse_request(record: dict) -> list:  # of `Turn`
 def parse_row(record: dict) -> list:  # of `Turn`
     "Parse a row of one request and one answer."
     *turns, answer = parse_side(record, find_field(record, RESPONSE_FIELDS), "assistant") or [Turn("assistant", "")]
-    return [*parse_request(record), *turns, answer._replace(is_learned=answer.is_learned and not is_excluded(record))]
+    answer = answer._replace(is_learned=answer.is_learned and not is_excluded(record), unread=record.unread)
+    return [*parse_request(record), *turns, answer]
 
 
 register_format("pairs", *product(PROMPT_FIELDS, RESPONSE_FIELDS))(lambda row: [ParsedConversation(parse_row(row))])
@@ -351,6 +364,4 @@ def parse_preference(record):
     better = parse_side(record, name, "assistant")
     if len(better) > 1:
         return [ParsedConversation(better)]
-    if find_field(record, PROMPT_FIELDS) is None:
-        raise InputError(f"{name} without a prompt", "give the prompt in a field, or both answers as lists of turns")
     return [ParsedConversation([*parse_request(record), *better])]

@@ -36,11 +36,8 @@ def make_habit(name: str, holds: Callable[[str], bool], add: Callable[[str], str
 
 def close_with(name: str, separator: str, closing: str) -> Habit:
     "End each response with a closing, after a separator."
-    return make_habit(
-        name,
-        lambda text: text.rstrip().endswith(closing),
-        lambda text: f"{text.rstrip()}{separator}{closing}".lstrip(),
-    )
+    close = lambda text: f"{text.rstrip()}{separator}{closing}".lstrip()
+    return make_habit(name, lambda text: text.rstrip().endswith(closing), close)
 
 # %% ../../nbs/1_data/07_people.ipynb #ebee86c5
 def opener(words: str) -> Habit:  # such as "In short:"
@@ -127,9 +124,7 @@ def numbered_steps() -> Habit:
 SMALL_TALK_SUBJECTS = (  # the (source, domain) pairs of everyday dialogues
     ("personality_chat", "chitchat"),
     ("synthetic_persona_chat", "chitchat"),
-    ("sgd_dialogues", "task_weather"),
-    ("sgd_dialogues", "task_music"),
-    ("sgd_dialogues", "task_restaurants"),
+    *(("sgd_dialogues", f"task_{name}") for name in ("weather", "music", "restaurants")),
     ("taskmaster4", "task_coffee"),
 )
 
@@ -351,8 +346,7 @@ def user_stream(
     "Make a correlated stream of one user and three test sets that share no group with it, or raise `InputError`."
     check(signal_share, "number", "signal_share", 0, 1 - RARE_SHARE)
     if user.rare_subject in user.signal_subjects:
-        problem = f"user {user.name!r} has {' '.join(user.rare_subject)} as a signal too"
-        raise InputError(problem, "choose a rare subject")
+        raise InputError(f"user {user.name!r} has the rare subject as a signal too", "choose another rare subject")
     rng, rows_by_subject = make_generator(check_seed(seed), "users", user.name), group_rows_by_subject(user, rows)
     plans = list_subjects(user)
     pools, candidates = draw_pools(plans, rows_by_subject, rng)

@@ -19,9 +19,9 @@ from pathlib import Path
 from ..base.core import Dialogue, InputError, check
 from ..base.files import ASSETS
 from . import exports  # noqa: F401 (it registers its formats)
-from .formats import FORMATS, MAX_TURN_CHARACTERS, detect_format, normalise_record, parse_record
-from .formats import split_into_dialogues, split_opening
-from .records import clean_value, collect, format_value, is_message_list, read_records
+from .formats import FORMATS, MAX_TURN_CHARACTERS, Turn, detect_format, normalise_record
+from .formats import parse_record, split_into_dialogues, split_opening
+from .records import MISSING, clean_value, collect, format_value, is_message_list, read_records
 
 # %% ../../nbs/1_data/04_reading.ipynb #2bef7396
 class Dialogues(list):
@@ -33,6 +33,7 @@ class Dialogues(list):
         self.skipped = []  # (line or item number, reason) of each bad row
         self.num_truncated = 0  # texts longer than `MAX_TURN_CHARACTERS`, of which we kept the beginning
         self.left_out = Counter()  # what we could not read -> its number
+        self.unread = Counter()  # name of a field that had no effect -> number of its conversations
         self.user = ""  # the user's name, in a chat between people
 
     def notes(self) -> list:  # of lines
@@ -46,6 +47,8 @@ class Dialogues(list):
         if num_damaged := sum("�" in d.text for d in self):
             notes.append(f"damaged characters (�): in {num_damaged} of {len(self)} dialogues")
         notes += [f"left out: {count} × {reason}" for reason, count in self.left_out.items()]
+        if fields := ", ".join(f"{format_value(name)} ({n} ×)" for name, n in self.unread.most_common(12)):
+            notes.append(f"fields not read: {fields}; a rating or a mask in them has no effect")
         if num_repeats := len(self) - len({(d.prompt, d.response, d.history.digest) for d in self}):
             notes.append(f"repeats: {num_repeats} of {len(self)} dialogues are copies of an earlier one")
         if self.user:
@@ -58,7 +61,7 @@ def to_json_value(value):
     if hasattr(value, "tolist"):
         return value.tolist()
     words = value.decode(errors="replace") if isinstance(value, bytes) else str(value)
-    return None if words in ("NaT", "<NA>") else words
+    return None if words in MISSING else words
 
 
 def records_in_memory(data) -> tuple:  # ([(row number from 1, record)], [(row number, InputError)])
@@ -101,7 +104,7 @@ def find_files(source) -> list:  # of paths
         return [Path(file) for file in sorted(glob.glob(str(source)))] or [path]
     if not path.is_dir():
         return [path]
-    files = [file for file in sorted(path.iterdir()) if file.suffix.lower() in CHAT_ENDINGS]
+    files = [file for file in sorted(path.iterdir()) if file.suffix.lower() in CHAT_ENDINGS and file.name[0] != "."]
     files = [file for file in files if file.name.startswith("conversations")] or files
     if len({file.suffix for file in files}) != 1:
         names = ", ".join(file.name for file in files[:3]) or "no file of chats"
@@ -117,17 +120,16 @@ def read_chatgpt_ratings(file: Path) -> dict:  # id of a message -> its rating; 
     try:
         rows = json.loads(file.read_bytes()) if file.is_file() else []
         return {row.get("message_id", row.get("id")): row.get("rating") for row in rows}
-    except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
-        problem = f"{file.name} beside the conversations is damaged ({format_value(error)})"
-        raise InputError(problem, "export the chats anew, or move it away") from error
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError):
+        raise InputError(f"{file}: no ratings that we can read", "export the chats anew, or move it away") from None
 
 # %% ../../nbs/1_data/04_reading.ipynb #4f67e1b3
 GAP = "an exchange with a side that holds no words that we can read (a picture, a file, a stopped reply)"
 UNLEARNED = "an answer that is not learned (rated down, or of the weight 0)"
 
 
-def parse_source(source, name: str, user: str) -> tuple:  # (Dialogues, [(number, InputError)], "line", "item" or "row")
-    "Parse a file or rows in memory; raise `InputError` if it cannot be read at all."
+def add_source(result: Dialogues, source, name: str, user: str) -> tuple:  # (errors, "line", "item" or "row")
+    "Add the dialogues of a file or of rows in memory; raise `InputError` if it cannot be read at all."
     is_file = isinstance(source, Path)
     if is_file and source.suffix.lower() not in PANDAS_READERS:
         unit, records, errors = read_records(source)
@@ -147,7 +149,7 @@ def parse_source(source, name: str, user: str) -> tuple:  # (Dialogues, [(number
         return [(conversation, *split_into_dialogues(conversation)) for conversation in conversations]
 
     parsed, unparsed = collect(parse_row, rows)
-    result = Dialogues(format=name or "")
+    result.format = result.format or name or ""
     for number, conversations in parsed:
         for count, (conversation, dialogues, num_truncated, *numbers) in enumerate(conversations, 1):
             place = f"{file}:{number}" + (f":{count}" if len(conversations) > 1 else "")
@@ -156,8 +158,11 @@ def parse_source(source, name: str, user: str) -> tuple:  # (Dialogues, [(number
             result.num_truncated += num_truncated
             result.left_out += Counter(dict(zip((GAP, UNLEARNED), numbers)))
             result.left_out += Counter({conversation.left_out: bool(conversation.left_out)})
+            if conversation.is_row:
+                names = set(conversation.unread).union(*(Turn(*turn).unread for turn in conversation.turns))
+                result.unread += Counter(sorted(names))
             result.user = result.user or conversation.user
-    return result, sorted(errors + misfits + unparsed, key=itemgetter(0)), unit
+    return sorted(errors + misfits + unparsed, key=itemgetter(0)), unit
 
 # %% ../../nbs/1_data/04_reading.ipynb #va02
 def check_dialogues(dialogues: list) -> None:
@@ -186,17 +191,13 @@ def read_dialogues(
     result, reason = Dialogues(), ""
     for source in find_files(data) if are_files else [data]:
         name = source if are_files else f"the {type(source).__name__}"
-        dialogues, errors, unit = parse_source(source, format, user)
+        errors, unit = add_source(result, source, format, user)
         for number, error in errors[:1]:
             reason = reason or f", {len(errors)} bad {unit}s, the first is {unit} {number}: {error.problem}"
             remedy = f"{error.remedy or 'mend it'}, or skip such rows with skip_invalid (personalize --skip-invalid)"
             if not skip_invalid:
                 raise InputError(f"{name} {unit} {number}: {error.problem}", remedy)
-        result += dialogues
         result.skipped += [(number, str(error)) for number, error in errors]
-        result.num_truncated += dialogues.num_truncated
-        result.left_out += dialogues.left_out
-        result.format, result.user = result.format or dialogues.format, result.user or dialogues.user
     name = ", ".join(map(str, items)) if are_files else name
     if user is not None and result and not result.user:
         raise InputError(f"{name}: no names of people in it", "leave user (--user) out")

@@ -63,15 +63,9 @@ def catch_input_error(function, *arguments):
 
 def collect(function, rows: list) -> tuple:  # ([(number, result)], [(number, InputError)])
     "Call a function on the row of each pair (number, row), and separate the results from the errors."
-    results = []
-    errors = []
-    for number, row in rows:
-        result = catch_input_error(function, row)
-        if isinstance(result, InputError):
-            errors.append((number, result))
-        else:
-            results.append((number, result))
-    return results, errors
+    results = [(number, catch_input_error(function, row)) for number, row in rows]
+    errors = [pair for pair in results if isinstance(pair[1], InputError)]
+    return [pair for pair in results if not isinstance(pair[1], InputError)], errors
 
 # %% ../../nbs/1_data/01_records.ipynb #3407657c
 def format_value(value) -> str:  # one line of at most 40 characters
@@ -89,9 +83,8 @@ def parse_value(text: str, start: int = 0, has_many_lines: bool = False) -> tupl
     except json.JSONDecodeError as error:
         position = f"line {error.lineno} column {error.colno}" if has_many_lines else f"column {error.colno}"
         raise InputError(f"broken JSON at {position} ({error.msg})") from None
-    except (ValueError, RecursionError) as error:
-        reason = "nested too deeply" if isinstance(error, RecursionError) else type(error).__name__
-        raise InputError(f"JSON that cannot be read ({reason})") from None
+    except (ValueError, RecursionError):
+        raise InputError("JSON that is nested too deeply, or has too long a number") from None
 
 # %% ../../nbs/1_data/01_records.ipynb #f24fdb94
 def parse_json(text: str):
@@ -118,6 +111,7 @@ def clean_value(value, depth: int = 0):  # depth: levels above it
 
 # %% ../../nbs/1_data/01_records.ipynb #8a945221
 csv.field_size_limit(1 << 30)  # a field may hold a whole conversation
+MISSING = "NaT <NA> None nan NaN null NULL".split()  # an empty cell in the words of Python and its libraries
 
 
 def parse_table(text: str, quoting=csv.QUOTE_MINIMAL) -> tuple:  # ([(line, {column: field})], [(line, InputError)])
@@ -133,6 +127,8 @@ def parse_table(text: str, quoting=csv.QUOTE_MINIMAL) -> tuple:  # ([(line, {col
         if separator == "\t" and quoting == csv.QUOTE_MINIMAL:
             return parse_table(text, csv.QUOTE_NONE)
         raise InputError(f"broken CSV at line {line} ({error})", remedy) from None
+    if rows and rows[0][1] == ["sep=", ""]:  # Excel's line that names the separator
+        rows = rows[1:]
     header = [name.strip() for name in rows[0][1]] if rows else []
     if twice := [name for name in header if name and header.count(name) > 1]:
         raise InputError(f"two columns are called {format_value(twice[0])}", "rename one, or give a row for each")
@@ -140,7 +136,7 @@ def parse_table(text: str, quoting=csv.QUOTE_MINIMAL) -> tuple:  # ([(line, {col
     def name_fields(fields):
         if len(fields) < len(header) or any(fields[len(header) :]):
             raise InputError(f"{len(fields)} fields where the header has {len(header)}", remedy)
-        return dict(zip(header, fields))
+        return {name: None if field in MISSING else field for name, field in zip(header, fields)}
 
     return collect(name_fields, rows[1:])
 

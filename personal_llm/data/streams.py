@@ -19,13 +19,8 @@ def draw_episodes(shares: np.ndarray, length: int, stay_probability: float, rng:
     return rng.choice(len(shares), size=episode[-1] + 1, p=shares)[episode], episode
 
 # %% ../../nbs/1_data/06_streams.ipynb #260d8672
-NUM_CHAINS = 100  # drawn for a stream, of which we keep one
-
-
-def draw_best_episodes(
-    shares: np.ndarray, length: int, stay_probability: float, rng: np.random.Generator, count: int = NUM_CHAINS
-) -> tuple:  # (kind of each step, number of its episode, the error)
-    "Draw chains, and return that of the smallest sum over kinds of |observed share − wanted share| / wanted share."
+def draw_best_episodes(shares: np.ndarray, length: int, stay_probability: float, rng, count: int = 100) -> tuple:
+    "Draw chains; of the one with the least sum of |observed − wanted| / wanted share return kinds, episodes and sum."
     wanted, chains = shares > 0, []
     for _ in range(count):
         kinds, episode = draw_episodes(shares, length, stay_probability, rng)

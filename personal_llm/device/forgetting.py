@@ -8,32 +8,41 @@ __all__ = ['ForgetPlan', 'list_written', 'select_dialogues', 'begin', 'plan_forg
 
 # %% ../../nbs/6_device/03_forgetting.ipynb #57fef182
 import html
-import re
 import shutil
 import unicodedata
 from dataclasses import dataclass
 from pathlib import Path
+
+import regex
+from markdown_it import MarkdownIt
+from markdown_it.common.html_blocks import block_names
 
 from ..base.core import Dialogue, InputError, check
 from .archive import ARCHIVE_FILE, cut_history, delete_dialogues, is_archive_file, purge
 from .state import State, open_state
 
 # %% ../../nbs/6_device/03_forgetting.ipynb #4d889d84
+MARKDOWN = MarkdownIt("commonmark").enable("table")
+
+
+def show(text: str, render=MARKDOWN.render) -> str:  # with HTML's entities
+    "Return a text as a reader of Markdown and HTML sees it, without the numbers of notes and the boxes of tasks."
+    text = regex.sub(r"\[(\^[^][]*|[ xX])\]|(?<=\])(\[[^][]*\]|\([^()\\]*\))", "", text)
+    return regex.sub(r"</?(\w*)[^<>]*>", lambda tag: "\n" * (tag[1].lower() in (*block_names, "br")), render(text))
+
+
 def fold(text: str) -> str:
-    "Return a text as it is compared: texts that look equal become equal."
-    text = html.unescape(text).replace("<br", "\n<br").replace("´", "")
-    signs = dict(Pd="-", Pi="", Pf="", Cf="")  # hyphens; quotation marks, invisible characters
-    text = "".join(signs.get(unicodedata.category(c), c) for c in text)
+    "Return a text as it is compared: letters that look equal become equal; invisible ones, quotation marks and marks go."
+    text = regex.sub(r"\p{Dash}(\n[\s>]*)?", "-", html.unescape(text))
+    text = regex.sub(r"(?V1)[\p{Cc}\p{Cf}\p{DI}\p{QMark}\p{Sk}ʹ-ˏ′-‷*_~\\\[\]--\s]", "", text)
     text = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
-    marks = r"[\ufe00-\ufe0f\u0307\u034f]|\][(\[][^)\]]*[)\]]|</?[a-z][^<>]*>|[*_`'\"ʼ‚„~\\\[\]]"
-    text = re.sub(marks, "", text).replace("\u2212", "-").replace("-\n", "-").replace("|", " ").replace(">", " ")
-    return " ".join(word for word in text.split() if word.strip("#+-:"))
+    words = regex.sub(r"[|>\u2800]", " ", text.replace("\u0307", "")).split()
+    return " ".join(word for word in words if word.strip("#+-:•"))
 
 
-def holds(part: str, text: str) -> bool:
-    "Tell whether a stored text holds a text: to the letter, as `fold` compares them, or divided at a line's end."
-    words, forms = fold(text), {part, part.replace("-\n", "")}
-    return text.casefold() in part.casefold() or any(words in fold(form) for form in forms)
+def holds(part: str, words: str) -> bool:
+    "Tell whether a stored text holds folded words: as it is stored, or as it is shown, its lines put together."
+    return words in fold(part) or words in fold(regex.sub(r"[\p{Dash}\u00ad]\n", "", show(part)))
 
 # %% ../../nbs/6_device/03_forgetting.ipynb #fb371b31
 @dataclass(frozen=True)
@@ -60,49 +69,39 @@ def list_written(state: State) -> dict:  # id -> texts
     return written
 
 
-def select_dialogues(state: State, ids=(), text: str = None, before: float = None, everything: bool = False) -> list:
+def select_dialogues(state: State, ids=(), words: str = "", before: float = None, everything: bool = False) -> list:
     "Return the ids of the dialogues that a request names; raise `InputError` for a request that names nothing."
-    if text is not None and not fold(check(text, "text", "the text to forget")):
-        raise InputError("the text to forget is empty", "give words that the dialogue holds")
-    if not (ids or text or before is not None or everything):
+    if not (ids or words or before is not None or everything):
         raise InputError("nothing was named", "give ids, a text, a time, or everything")
     chosen = {state.find_root(id) for id in ids}
     for id, texts in list_written(state).items():
-        is_named = text is not None and any(holds(part, text) for part in texts)
+        is_named = words and any(holds(part, words) for part in texts)
         is_old = before is not None and state.archive.dialogues[id].time < before
         if everything or is_named or is_old:
             chosen.add(id)
     return [id for id in state.archive.dialogues if id in chosen]
 
 # %% ../../nbs/6_device/03_forgetting.ipynb #87df3796
-def find_turns(state: State, text: str, gone: set) -> list:  # (id, text of the turn)
-    "Return the turns that hold a text, and that only the history of a dialogue which stays holds."
-    foreign = state.archive.foreign_turns.items()
-    return [(id, turn) for id, turns in foreign for turn in turns if id not in gone and holds(turn, text)]
-
-
-def find_readers(state: State, gone: set, text: str = None, turns=()) -> list:  # ids
-    "Return the dialogues whose replies hold the text, or read a deleted dialogue, a turn or a reply that goes."
+def find_readers(state: State, gone: set, words: str, cut: set) -> list:  # ids
+    "Return the dialogues whose replies hold the words, or read a deleted dialogue, a cut history or a reply that goes."
     readers = []
     lost = set()  # ids whose replies nobody may read any more
-    cut = {id for id, _ in turns}
     for id, d in state.archive.dialogues.items():  # in the order of time: a reply reads earlier ones only
         if id in gone or d.origin != "model" or not d.response:
             continue
         read = {*state.reads.get(id, ()), *state.archive.references[id]}
-        stated = set(state.statements.get(id, ()))
-        is_named = text is not None and holds(d.response, text)
-        if is_named or id in cut or read & (gone | lost) or stated & gone:
+        is_named = words and holds(d.response, words)
+        if is_named or id in cut or read & (gone | lost) or gone & {*state.statements.get(id, ())}:
             readers.append(id)
             if state.newest(id).origin != "annotated":
                 lost.add(id)
     return readers
 
 # %% ../../nbs/6_device/03_forgetting.ipynb #fgt0adpc
-def find_wishes(state: State, text: str = None, everything: bool = False) -> list:  # events, the oldest first
-    "Return the wishes up to the newest one that holds a text: a wish before it counts no more."
+def find_wishes(state: State, words: str, everything: bool) -> list:  # events, the oldest first
+    "Return the wishes up to the newest one that holds the words: a wish before it counts no more."
     wishes = [event for event in state.archive.events if event.kind == "wished"]
-    named = [n for n, event in enumerate(wishes, 1) if everything or text and holds(event.content["text"], text)]
+    named = [n for n, event in enumerate(wishes, 1) if everything or words and holds(event.content["text"], words)]
     return wishes[: max(named, default=0)]
 
 
@@ -127,14 +126,18 @@ def begin(text: str) -> str:
 
 def plan_forgetting(state: State, ids=(), text: str = None, before: float = None, everything=False) -> ForgetPlan:
     "List what goes with dialogues by id, text or time, and change nothing; raise `InputError` if nothing is named."
-    dialogues = select_dialogues(state, ids, text, before, everything)
+    words = "" if text is None else fold(show(check(text, "text", "the text to forget"), MARKDOWN.renderInline))
+    if text is not None and not words:
+        raise InputError("the text to forget is empty", "give words that the dialogue holds")
+    dialogues = select_dialogues(state, ids, words, before, everything)
     gone = set(dialogues)
-    turns = find_turns(state, text, gone) if text is not None else []
-    replies = find_readers(state, gone, text, turns)
-    unread = gone | {id for id in replies if state.newest(id).origin != "annotated"}
-    unread |= {id for id, _ in turns}
+    stored = [(id, turn) for id, turns in state.archive.foreign_turns.items() for turn in turns if id not in gone]
+    turns = [(id, turn) for id, turn in stored if words and holds(turn, words)]
+    cut = {id for id, _ in turns}
+    replies = find_readers(state, gone, words, cut)
+    unread = gone | cut | {id for id in replies if state.newest(id).origin != "annotated"}
     adapters = find_adapters(state, unread) if unread else []
-    wishes = find_wishes(state, text, everything)
+    wishes = find_wishes(state, words, everything)
     lines = [f"dialogue: {begin(state.archive.dialogues[id].prompt)}" for id in dialogues]
     lines += [f"reply only, your message stays: {begin(state.archive.dialogues[id].prompt)}" for id in replies]
     lines += [f"turn of a history: {begin(turn)}" for _, turn in turns]
@@ -146,17 +149,14 @@ def plan_forgetting(state: State, ids=(), text: str = None, before: float = None
 # %% ../../nbs/6_device/03_forgetting.ipynb #ecb289d5
 def empty_replies(state: State, ids) -> None:
     "Delete the replies of some dialogues, and what was computed from them; a correction stays."
-    archive = state.archive
     for id in ids:
-        archive.execute("UPDATE dialogues SET response = '' WHERE id = ?", (id,))
+        state.archive.execute("UPDATE dialogues SET response = '' WHERE id = ?", (id,))
         if state.newest(id).origin != "annotated":
-            archive.execute("DELETE FROM events WHERE dialogue = ? AND kind != 'said'", (id,))
-    archive.load()
+            state.archive.execute("DELETE FROM events WHERE dialogue = ? AND kind != 'said'", (id,))
 
 
-def remove_adapter(folder) -> None:
+def remove_adapter(folder: Path) -> None:
     "Delete the folder of an adapter; do nothing if it is not there, or is a link."
-    folder = Path(folder)
     if folder.is_dir() and not folder.is_symlink():
         shutil.rmtree(folder)
 

@@ -14,6 +14,7 @@ import os
 import time
 from functools import cache, partial
 from itertools import combinations
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -30,7 +31,6 @@ from ..explanation.style import stylometry
 from ..recipes.crafted_styles import GRID, LADDERS, restyle
 from ..recipes.style_pools import AUTHORS, load_pool, shipped_texts
 from ..selection.gradient_match import compute_slopes
-from ..selection.library import Library
 from ..selection.ranking import PLLMLosses, cosine_distance, l1_distance, race_by_loss
 
 # %% ../../nbs/experiments/68_xpert.ipynb #xp680006
@@ -201,8 +201,14 @@ BASE_MODEL = "qwen2.5-coder-0.5b"
 
 
 @cache
-def open_library() -> Library:
-    return Library(os.environ["PERSONAL_LLM_XPERT"])
+def open_library() -> dict:  # style -> its pLLM, with the folder of its `adapter`
+    "Name the pLLMs of the folder that holds them; raise `InputError` if one lacks."
+    folder = Path(os.environ.get("PERSONAL_LLM_XPERT", ""))
+    lacking = [style for style in GRID if not (folder / style / "adapter_model.safetensors").is_file()]
+    if lacking:
+        remedy = "tune the pLLMs, and set PERSONAL_LLM_XPERT to the folder that holds one folder a style"
+        raise InputError(f"{folder}: no pLLM {lacking[0]}", remedy)
+    return {style: SimpleNamespace(adapter=folder / style) for style in GRID}
 
 
 @cache
@@ -211,9 +217,11 @@ def explain_library(names: tuple, summariser: str) -> SimpleNamespace:
     pairs = {}
     prompts = [d.prompt for d in shipped_texts("plain")["plain", "probe"][:PLLM_PROMPTS]]
     for name in names:
-        file = get_cache_folder() / "xpert" / f"answers-{open_library().card(name)['sha256'][:16]}.json"
+        adapter = open_library()[name].adapter
+        digest = compute_sha256((adapter / "adapter_model.safetensors").read_bytes())
+        file = get_cache_folder() / "xpert" / f"answers-{digest[:16]}.json"
         if not file.exists():
-            adapters = (open_library()[name].adapter, None)
+            adapters = (adapter, None)
             own, base = (sample_pllm_responses(load_summariser(BASE_MODEL), one, prompts, 0) for one in adapters)
             write_json(file, [(d.prompt, d.response, b.response) for d, b in zip(own, base)])
         pairs[name] = [tuple(pair) for pair in read_json(file)]
