@@ -107,7 +107,7 @@ def judge_length(grid: str, score: str) -> Measured:
 def note_runs(verdict: str, text, units: list) -> dict:  # units: (data set, order) of each run
     "Note a verdict on the default model; fewer than six runs decide nothing."
     sets = len({name for name, _ in units})
-    text = f"{text} ({len(units)} runs on {sets} data sets)"
+    text = f"{text} (runs: {len(units)}, data sets: {sets})"
     return {MODELS[2]: Measured(verdict if len(units) >= 6 else "undecided", text, "67_sdss")}
 
 
@@ -123,21 +123,21 @@ def judge_runs(rivals: tuple, orders: tuple = (0, 1, 2), policy: str = "sdss", b
 
 
 def judge_table(name: str, values: tuple) -> dict:
-    "Compare the paper's rule at the first and the last value of a setting; {}: fewer than two runs."
+    "Compare the paper's rule at the first and the last value of a setting; {}: no run."
     first, last = (select_runs("rouge1", "sdss", **{name: value}) for value in values)
     units = [unit for unit in last if unit in first]
-    if len(units) < 2:
+    if not units:
         return {}
     gain = np.array([last[unit] - first[unit] for unit in units])
-    text = f"{name} {values[0]} to {values[1]}: change {mean_over_users(gain)}"
-    return note_runs(judge_gain(gain, 0.0, text, "67_sdss").verdict, text, units)
+    text = f"{name} {values[0]} to {values[1]}: change {gain.mean():.3f}"
+    return note_runs(judge_gain(gain, 0.0, text, "67_sdss").verdict if len(units) > 1 else "undecided", text, units)
 
 
 def judge_curve() -> dict:
-    "Compare the paper's rule with random after 32, 64 and 96 dialogues; {}: fewer than two runs."
+    "Compare the paper's rule with random after 32, 64 and 96 dialogues; {}: no run."
     runs = [select_runs("rouge1", policy, seen=count) for count in (32, 64, 96) for policy in ("sdss", "random")]
     units = [unit for unit in runs[0] if all(unit in own for own in runs)]
-    if len(units) < 2:
+    if not units:
         return {}
     means = [np.mean([own[unit] for unit in units]) for own in runs]
     ahead = [ours > theirs for ours, theirs in zip(means[::2], means[1::2])]
