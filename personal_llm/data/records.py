@@ -43,8 +43,7 @@ def read_text(path) -> str:
     if raw[:5] == b"%PDF-":
         raise InputError(f"{path}: a PDF", "save its text as .txt, or give the export of the chat program itself")
     try:
-        is_utf16 = raw[:2] in (b"\xff\xfe", b"\xfe\xff")
-        text = raw.decode("utf-16" if is_utf16 else "utf-8-sig").replace("\0", "")
+        text = raw.decode("utf-16" if raw[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig").replace("\0", "")
     except UnicodeDecodeError as error:
         line = raw[: error.start].count(b"\n") + 1
         raise InputError(f"{path} line {line}: not UTF-8 at byte {error.start + 1}", "save the file as UTF-8") from None
