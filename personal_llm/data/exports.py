@@ -82,8 +82,9 @@ def parse_chatgpt_message(node: dict, thumbs: dict) -> Turn:  # or None
 
 @register_format("chatgpt", ("mapping",))
 def parse_chatgpt(record):
-    parse = lambda node: parse_chatgpt_message(node, record.get("message_feedback") or {})
-    return make_conversation(parse_branch(record["mapping"], record.get("current_node"), parse))
+    nodes, thumbs = record["mapping"], record.get("message_feedback") or {}
+    turns = parse_branch(nodes, record.get("current_node"), lambda node: parse_chatgpt_message(node, thumbs))
+    return make_conversation(turns)
 
 # %% ../../nbs/1_data/03_exports.ipynb #f9054cab
 def parse_claude_message(message: dict) -> Turn:  # or None

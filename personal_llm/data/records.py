@@ -180,6 +180,5 @@ def read_records(path) -> tuple:  # (unit, records, errors)
         raise InputError(f"{path}: {error.problem}", remedy) from None
     if suffix == ".txt":
         return "line", [(1, dict(log=text))], []
-    ending = f"an unknown ending ({suffix})" if suffix else "no ending"
     remedy = "give a .jsonl, .json, .csv, .tsv, .txt or .parquet file; most chat programs export JSON"
-    raise InputError(f"{path}: {ending}, and no JSON in it", remedy)
+    raise InputError(f"{path}: an unknown ending ({suffix or 'none'}), and no JSON in it", remedy)
