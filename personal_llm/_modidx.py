@@ -1709,20 +1709,14 @@ d = {
         },
         "personal_llm.course.tasks_2": {
             "personal_llm.course.tasks_2._around": ("course/tasks_2.html#_around", "personal_llm/course/tasks_2.py"),
-            "personal_llm.course.tasks_2._block": ("course/tasks_2.html#_block", "personal_llm/course/tasks_2.py"),
-            "personal_llm.course.tasks_2._bundle_fault": (
-                "course/tasks_2.html#_bundle_fault",
-                "personal_llm/course/tasks_2.py",
-            ),
-            "personal_llm.course.tasks_2._by_digit": (
-                "course/tasks_2.html#_by_digit",
-                "personal_llm/course/tasks_2.py",
-            ),
-            "personal_llm.course.tasks_2._by_size": ("course/tasks_2.html#_by_size", "personal_llm/course/tasks_2.py"),
+            "personal_llm.course.tasks_2._by_name": ("course/tasks_2.html#_by_name", "personal_llm/course/tasks_2.py"),
             "personal_llm.course.tasks_2._chain": ("course/tasks_2.html#_chain", "personal_llm/course/tasks_2.py"),
-            "personal_llm.course.tasks_2._comb": ("course/tasks_2.html#_comb", "personal_llm/course/tasks_2.py"),
             "personal_llm.course.tasks_2._covariance": (
                 "course/tasks_2.html#_covariance",
+                "personal_llm/course/tasks_2.py",
+            ),
+            "personal_llm.course.tasks_2._draw_fault": (
+                "course/tasks_2.html#_draw_fault",
                 "personal_llm/course/tasks_2.py",
             ),
             "personal_llm.course.tasks_2._draw_sequence": (
@@ -1741,7 +1735,6 @@ d = {
                 "course/tasks_2.html#_judge_split",
                 "personal_llm/course/tasks_2.py",
             ),
-            "personal_llm.course.tasks_2._part": ("course/tasks_2.html#_part", "personal_llm/course/tasks_2.py"),
             "personal_llm.course.tasks_2.autocorrelation": (
                 "course/tasks_2.html#autocorrelation",
                 "personal_llm/course/tasks_2.py",
@@ -1871,10 +1864,6 @@ d = {
                 "course/tasks_5.html#_is_fixed_bar",
                 "personal_llm/course/tasks_5.py",
             ),
-            "personal_llm.course.tasks_5._is_gone_early": (
-                "course/tasks_5.html#_is_gone_early",
-                "personal_llm/course/tasks_5.py",
-            ),
             "personal_llm.course.tasks_5._jaccard": ("course/tasks_5.html#_jaccard", "personal_llm/course/tasks_5.py"),
             "personal_llm.course.tasks_5._judge_labels": (
                 "course/tasks_5.html#_judge_labels",
@@ -1882,6 +1871,10 @@ d = {
             ),
             "personal_llm.course.tasks_5._judge_spending": (
                 "course/tasks_5.html#_judge_spending",
+                "personal_llm/course/tasks_5.py",
+            ),
+            "personal_llm.course.tasks_5._last_place": (
+                "course/tasks_5.html#_last_place",
                 "personal_llm/course/tasks_5.py",
             ),
             "personal_llm.course.tasks_5._precision": (

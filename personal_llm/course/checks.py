@@ -232,8 +232,9 @@ def _judge_function(task: Task, answer: Answer, seed: int) -> str:  # "", the na
 
 def _unwrap(value, like):
     "Return a list of one number as a number, a column as a row: other forms of the same result."
-    if isinstance(value, (list, frozenset)) and isinstance(like, list) and _is_texts(value) and set(value) == set(like):
-        return like  # names in any order
+    are_names = isinstance(value, (list, frozenset)) and isinstance(like, list) and _is_texts(value)
+    if are_names and sorted(value) == sorted(like):
+        return like  # names in any order, each once
     x = as_array(value)
     y = as_array(like)
     if x is None or y is None or x.squeeze().shape != y.squeeze().shape:

@@ -236,7 +236,10 @@ def library_rows() -> tuple:  # (names, (n, k) coordinates)
 # %% ../../nbs/course/00_material.ipynb #7f5377f7
 def choose_slots(rule, cases: list, seeds) -> list:  # of a case: a slot or None for each seed
     "Call a rule of lesson 4 on each case with many seeds."
-    return [[rule(*map(np.copy, case), make_generator(seed, "lesson 4")) for seed in seeds] for case in cases]
+    rows = []
+    for place, case in enumerate(cases):
+        rows.append([rule(*map(np.copy, case), make_generator(seed, "lesson 4", place)) for seed in seeds])
+    return rows
 
 # %% ../../nbs/course/00_material.ipynb #839734fc
 class NoLabels(dict):
@@ -329,7 +332,7 @@ def probe_layer(
     old = [p for p in module.parameters() if p.shape == weight.shape and torch.equal(p, weight)]
     if trained and start.requires_grad:
         start.square().sum().backward()
-    frozen = not any(p.requires_grad for p in old) and all(p.grad is None for p in layer.parameters())
+    frozen = all(p.grad is None for p in [*old, *layer.parameters()])
     moves = any(p.grad is not None and bool(p.grad.abs().sum()) for p in trained)
     with torch.no_grad():
         for p in trained:
@@ -346,5 +349,6 @@ def probe_layer(
         begun=begun,
         other=[p.detach() for p in other.parameters() if p.requires_grad],
         off=off,
+        learning=sum(bool(p.grad is not None and p.grad.any()) for p in trained),
         takes_three=takes_three,
     )

@@ -289,9 +289,9 @@ TASKS.add(
     tries=[
         ("In short: rest it for two days.", "Rest it for two days, and walk."),
         ("", "Rest it."),
-        ("Rest it.", "Arrest it now."),
-        ("No.", "Yes."),
-        ("Two days of rest do it.", "Rest it for two days."),
+        ("Rest it.", "Arrest it, resting items."),
+        ("So rest it, walk and then rest it two days.", "Rest it: then rest it, walk, and then rest it two days!"),
+        ("Two days: rest it.", "Rest it for two days."),
     ],
     draw=_draw_texts,
 )

@@ -165,10 +165,10 @@ def _group_cases(seed: int = 0) -> list:  # (the group of each row, in blocks as
 
 
 def _judge_split(split, seed: int) -> str:  # "", a mistake's name, or a sentence
-    "Try a split on several files, and on the first one with twenty seeds."
+    "Try a split on several files, and on the first one with two hundred seeds."
     cases = _group_cases(seed)
     files = [(groups, seed + place) for place, groups in enumerate(cases)]
-    files += [(cases[0], seed + more) for more in range(20)]
+    files += [(cases[0], seed + more) for more in range(200)]
     masks = []
     for groups, one_seed in files:
         mask = as_array(answer := split(list(groups), one_seed))
@@ -178,8 +178,12 @@ def _judge_split(split, seed: int) -> str:  # "", a mistake's name, or a sentenc
         if {g for g, test in zip(groups, masks[-1]) if test} & {g for g, test in zip(groups, masks[-1]) if not test}:
             return "split by row"
     if not np.array_equal(masks[0], masks[len(cases)]):
-        return "the seed is not used: the same seed gives another test each time"
-    return _judge_masks(masks[: len(cases)], masks[len(cases) + 1 :], cases)
+        return "the same seed gave two different tests"
+    return _judge_masks(masks[: len(cases)], masks[len(cases) :], cases)
+
+
+def _by_name(groups: list, masks: list) -> np.ndarray:  # (masks, groups) truth values
+    return np.array(masks)[:, [groups.index(name) for name in dict.fromkeys(groups)]]
 
 
 def _judge_masks(masks: list, again: list, cases: list) -> str:
@@ -188,36 +192,41 @@ def _judge_masks(masks: list, again: list, cases: list) -> str:
         return "nothing reserved"
     if all(np.array_equal(mask, masks[0]) for mask in again):
         return "the first fifth"
-    if fault := _bundle_fault(np.array([masks[0], *again]), cases[0]):
+    table = _by_name(cases[0], again)
+    if 0.05 < table.mean() < 0.35 and (fault := _draw_fault(table, cases[0])):
         return fault
-    files = [*zip(cases, masks), *((cases[0], mask) for mask in again)]
-    groups = [len({g for g, test in zip(names, mask) if test}) / len({*names}) for names, mask in files]
-    spread = np.std(groups[len(cases) :])  # of one file over the seeds; coins for the groups have 0.04
-    if abs(np.mean(groups) - 0.2) < 0.035 and max(groups) < 0.55 and spread < 0.08:
+    shares = [_by_name(groups, [mask]).mean() for groups, mask in zip(cases, masks)] + table.mean(1).tolist()
+    off = abs(table.mean() - 0.2) * table.shape[1]  # groups; coins for the groups have 0 ± 0.3
+    if off < 1 and max(shares) < 0.55 and table.mean(1).std() < 0.08:
         return ""
     if 0.1 < share < 0.4:
-        return f"{np.mean(groups):.0%} of the groups are reserved on average, at most {max(groups):.0%}: take a fifth"
+        found = f"{min(shares):.0%} to {max(shares):.0%} of the groups are reserved"
+        return f"{found}, {table.mean():.1%} on average over {len(table)} seeds: take a fifth"
     return "sides exchanged" if share > 0.7 else "half" if share > 0.4 else f"{share:.0%} of the rows are reserved"
 
 
-def _bundle_fault(masks: np.ndarray, groups: list) -> str:  # "", or a mistake's name
-    "Whether groups share their fate over (seeds, rows) of truth values, or stand side by side."
+def _draw_fault(table: np.ndarray, groups: list) -> str:  # "", a mistake's name, or a sentence
+    "What (seeds, groups) of truth values show that independent draws with equal chances do not."
     names = list(dict.fromkeys(groups))
-    table = masks[:, [groups.index(name) for name in names]]  # (seeds, groups)
-    if not 0.05 < table.mean() < 0.35:
-        return ""
-    twins = (table[:, :, None] == table[:, None]).all(0).sum() / len(names) - 1  # groups that always come together
     orders = (table, table[:, np.argsort(names)])
-    beside = max((rows[:, 1:] & rows[:, :-1]).sum() / max(1, rows[:, 1:].sum()) for rows in orders)
-    if beside > 0.6 or twins > 2:
-        return "a block" if beside > 0.6 else "bundles"
-    together = min((rows[:, 1:] & rows[:, :-1]).sum() / max(1, rows[:, 1:].sum()) for rows in orders)
-    if together < 0.05:  # a fifth by chance
-        return "a comb"
+    beside = [(rows[:, 1:] & rows[:, :-1]).sum() / rows[:, 1:].sum() for rows in orders]  # a fifth by chance
+    if max(beside) > 0.6 or min(beside) == 0:
+        share = max(beside) if min(beside) else 0
+        return f"{share:.0%} of the reserved groups stand right after another one: draw each by itself"
     sizes = np.array([groups.count(name) for name in names])
-    if (table * sizes).sum() / table.sum() > sizes.mean() + 0.6:
-        return "large groups"
-    return "always the same" if table.mean(0).max() > 0.65 else ""
+    reserved = (table * sizes).sum() / table.sum()
+    if abs(reserved - sizes.mean()) > 0.4:
+        return f"a reserved group has {reserved:.1f} rows on average, any group has {sizes.mean():.1f}: draw groups"
+    rates = table.mean(0)
+    if np.abs(rates - rates.mean()).max() > 0.15:  # by chance 0.03
+        return f"over {len(table)} seeds one group is in {rates.min():.0%} of the tests, another in {rates.max():.0%}"
+    _, alike = np.unique(table, axis=1, return_counts=True)
+    if alike.max() > 1:
+        return f"{alike.max()} groups come together with every seed, or not at all: draw each by itself"
+    if np.linalg.eigvalsh(np.cov(table.T.astype(float)))[-1] > 0.7:  # of independent groups 0.45
+        return "which groups come together is not by chance: draw each by itself"
+    tests = len(np.unique(table, axis=0))
+    return f"{len(table)} seeds give only {tests} different tests" if tests < len(table) else ""
 
 
 def by_group(
@@ -231,44 +240,14 @@ def by_group(
     return np.isin(groups, drawn)
 
 
-def _part(groups: list, seed: int, choose) -> np.ndarray:  # (rows,)
-    "Reserve the names that a function of (names, generator) chooses."
-    return np.isin(groups, choose(list(dict.fromkeys(groups)), np.random.default_rng(seed)))
-
-
-def _block(names: list, random) -> list:
-    begin = int(random.integers(len(names) * 4 // 5))
-    return names[begin : begin + len(names) // 5]
-
-
-def _comb(names: list, random) -> list:
-    step = int(random.integers(4, 7))
-    return names[int(random.integers(step)) :: step]
-
-
-def _by_digit(names: list, random) -> list:
-    drawn = random.permutation(10)[:2]
-    return [name for name in names if int(name[-1]) in drawn]
-
-
-def _by_size(groups: list, seed: int) -> np.ndarray:
-    drawn = dict.fromkeys(np.random.default_rng(seed).permutation(groups))
-    return np.isin(groups, list(drawn)[: len(set(groups)) // 5])
-
-
 TASKS.add(
     "split",
     "Write `split(groups, seed)`: True for the rows of a fifth of the groups, drawn at random; no group on both sides.",
     by_group,
     ("split by row", lambda g, s: np.random.default_rng(s).random(len(g)) < 0.2, "some group has rows on both sides"),
-    ("the first fifth", lambda g, s: _part(g, s, lambda all, _: all[: len(all) // 5]), "each seed gives this test"),
+    ("the first fifth", lambda g, seed: np.isin(g, sorted(set(g))[: len(set(g)) // 5]), "each seed gives this test"),
     ("nothing reserved", lambda g, seed: np.zeros(len(g), bool), "the test set is empty"),
     ("sides exchanged", lambda g, seed: ~by_group(g, seed), "most rows are in the test: True marks the reserved ones"),
     ("half", lambda g, seed: by_group(g, seed, 0.5), "about a fifth of the groups is to be reserved"),
-    ("bundles", lambda g, seed: _part(g, seed, _by_digit), "the same groups always come together: draw each by itself"),
-    ("a block", lambda g, seed: _part(g, seed, _block), "the reserved groups stand side by side: draw each by itself"),
-    ("a comb", lambda g, seed: _part(g, seed, _comb), "the reserved groups never stand side by side"),
-    ("large groups", _by_size, "a group with many rows is reserved more often: draw among the groups, not the rows"),
-    ("always the same", lambda g, s: by_group(g, s) | (np.array(g) == g[0]), "some group is in nearly every test"),
     judge=_judge_split,
 )

@@ -277,8 +277,8 @@ TASKS.add(
         (NEW, KEPT),
         (np.array([2.0, 0, 1]), _random_tokens(3, 5)[:, :3]),
         (np.ones(4), _random_tokens(4, 3)),
-        (NEW, np.array([[1.0, 0.0], [1.0, 0.0], [0.0, -3.0]])),  # the same entry twice
-        (NEW * 1000, np.array([[0.0, 0.001], [-2.0, 1.0], [500.0, 100.0]])),
+        (NEW, np.array([[2.0, 2.0], [2.0, 2.0], [0.0, -3.0]])),  # the new one twice
+        (NEW / 10, np.array([[0.0, 0.01], [-2.0, 1.0], [500.0, 100.0]])),
     ],
 )
 

@@ -93,24 +93,29 @@ def _slots(rule: Answer, cases: list, seed: int) -> list:  # of a case: a slot o
     return rule.ask(choose_slots, (cases, list(range(seed, seed + 300))))
 
 
-def _is_even(drawn: list) -> bool:
-    "Return whether several slots were drawn equally often, by the chi-square test."
-    from scipy.stats import chisquare
+def _is_even(counts: list) -> bool:  # of each case: how often each slot was drawn
+    "Return whether the slots of each case were drawn equally often, by one chi-square test."
+    from scipy.stats import chi2, chisquare
 
-    return len(set(drawn)) < 2 or chisquare([drawn.count(slot) for slot in set(drawn)]).pvalue > 1e-6
+    distance = sum(chisquare(one).statistic for one in counts)
+    return chi2.sf(distance, sum(map(len, counts)) - len(counts)) > 1e-6
 
 
 def _judge_rule(rule: Answer, seed: int) -> str:  # "", a mistake's name, or a sentence
     "Compare the slots that a rule can choose, and how evenly it chooses them."
     cases = rule_cases(seed)
     draws = _slots(rule, cases, seed)
-    numbers = [slot for row in draws for slot in row if slot is not None]
-    if strange := [slot for slot in numbers if type(slot) not in (int, float) or slot % 1]:
-        return f"a slot's number or None was expected; your function gave {describe(strange[0])}"
+    numbers = [(slot, len(scores)) for row, (scores, *_) in zip(draws, cases) for slot in row if slot is not None]
+    for slot, size in numbers:
+        if type(slot) not in (int, float) or slot not in range(size):
+            return f"a slot's number from 0 to {size - 1} or None was expected; your function gave {describe(slot)}"
     slots = [set(row) for row in draws]
     right = [set(row) for row in _slots(plain(sdss_rule), cases, seed)]
     if slots == right:
-        return "" if all(map(_is_even, draws)) else "the beaten entries do not leave equally often"
+        counts = [[row.count(slot) for slot in set(row)] for row in draws]
+        widest = max(counts, key=np.ptp)
+        uneven = f"in {sum(widest)} draws one beaten entry leaves {min(widest)} times and another {max(widest)} times"
+        return "" if _is_even(counts) else uneven
     for wrong in TASKS["rule"].wrongs:
         if slots == [set(row) for row in _slots(plain(wrong.answer), cases, seed)]:
             return wrong.name
@@ -118,7 +123,7 @@ def _judge_rule(rule: Answer, seed: int) -> str:  # "", a mistake's name, or a s
     missing = sum(bool(good - row - {None}) for row, good in zip(slots, right))
     parts = [f"in {too_many} of {len(cases)} cases an entry leaves that may not"] * bool(too_many)
     parts += [f"in {missing} of {len(cases)} cases an entry that may leave stays in all our draws"] * bool(missing)
-    return "; ".join(parts) or "it discards newcomers that beat an entry, or the other way round"
+    return "; ".join(parts) or "some draws discard a newcomer that beats an entry"
 
 
 TASKS.add(
@@ -253,7 +258,7 @@ def _judge_policy(policy: Answer, seed: int) -> str:
     floor = _share_of(ReservoirPolicy, seed)
     if np.isnan(share):
         return "reads the labels"
-    if "FIFOPolicy" in policy.bases or share < floor - 0.05:
+    if share < floor - 0.05:
         return "worse than a sample"
     if share < floor + 0.1:
         return "a sample"
@@ -286,7 +291,7 @@ TASKS.add(
     BestOf,
     ("reads the labels", Labelled, "it reads a dialogue's labels: no device has them, they are for grading only"),
     ("worse than a sample", FIFOPolicy, "it holds less signal than a fair sample would"),
-    ("a sample", ReservoirPolicy, "it holds about as much signal as a fair sample: nothing is selected"),
+    ("a sample", ReservoirPolicy, "its share of signal is less than 0.1 above that of a fair sample"),
     ("no better than SDSS", SDSSPolicy, "it is no better than SDSS; which entries stand in the way, and why?"),
     kind="policy",
     judge=_judge_policy,

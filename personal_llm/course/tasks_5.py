@@ -205,6 +205,7 @@ TASKS.add(
 # %% ../../nbs/course/tasks_5.ipynb #9f6b1846
 REQUESTS = 32  # questions on one stream
 SHIFTS = (0.0, -2.5, 2.5)  # of all log-odds of a stream: another model, another user
+_STREAMS = ("the lesson's kind", "low probabilities", "high probabilities")
 
 
 def spend(
@@ -256,10 +257,10 @@ def _inner_part(places: list) -> tuple:  # (first place, place after the last)
     return begin, STREAM_LENGTH - late if late or len(places) < REQUESTS else places[-1] + 1
 
 
-def _is_gone_early(runs: list) -> bool:
-    "Return whether the questions of these streams are used up in the first quarter."
-    last = np.mean([places[-1] if places else 0 for places, _ in runs])
-    return np.mean([len(places) for places, _ in runs]) > 0.95 * REQUESTS and last < 0.25 * STREAM_LENGTH
+def _last_place(runs: list) -> float:  # the stream's length, if more than a twentieth of the questions is left
+    "Return the mean place of the last question."
+    is_spent = np.mean([len(places) for places, _ in runs]) > 0.95 * REQUESTS
+    return np.mean([places[-1] for places, _ in runs if places]) if is_spent else STREAM_LENGTH
 
 
 def _judge_spending(wants: Answer, seed: int) -> str:
@@ -270,8 +271,12 @@ def _judge_spending(wants: Answer, seed: int) -> str:
         return "never asks"
     if _is_fixed_bar(runs, seed):
         return "a fixed bar"
-    if any(map(_is_gone_early, runs)):
+    last = [_last_place(row) for row in runs]
+    if max(last) < 0.25 * STREAM_LENGTH:
         return "all at once"
+    if min(last) < 0.25 * STREAM_LENGTH:
+        kind = _STREAMS[np.argmin(last)]
+        return f"on streams of {kind} the last request goes to dialogue {min(last):.0f} of {STREAM_LENGTH}"
     if used < 0.5 * REQUESTS:
         return "hoards"
     got, base = ([float(np.mean([count for _, count in row])) for row in rows] for rows in (runs, even))
@@ -281,8 +286,7 @@ def _judge_spending(wants: Answer, seed: int) -> str:
     if gains.min() > 1.8:
         return ""
     place = int(gains.argmin())
-    kind = ("the lesson's kind", "low probabilities", "high probabilities")[place]
-    return f"on streams of {kind} you get {got[place]:.1f} corrections, even spacing {base[place]:.1f}; get more"
+    return f"on streams of {_STREAMS[place]} you get {got[place]:.1f} corrections, even spacing {base[place]:.1f}; get more"
 
 # %% ../../nbs/course/tasks_5.ipynb #0fa2f404
 TASKS.add(
@@ -293,7 +297,7 @@ TASKS.add(
     ("never asks", lambda c, e, left, to_come: False, "nobody is asked: a request left over is worth nothing"),
     ("hoards", lambda c, e, left, to_come: len(e) > 40 and c > max(e), "a question that is left over is worth nothing"),
     ("a fixed bar", fixed_bar(0.5), "one fixed threshold: it fails as soon as all probabilities are lower or higher"),
-    ("blind", evenly, "it does no better than asking every so often: is a question spent where the chance is high?"),
+    ("blind", evenly, "at best 1.3 times as many corrections as with even spacing: ask where the chance is high"),
     judge=_judge_spending,
 )
 

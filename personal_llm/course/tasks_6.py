@@ -115,6 +115,7 @@ def _judge_layer(answer: Answer, seed: int) -> str:
         if fault := _start_fault(facts, shape, rank):
             return fault
         names.append(_scales_of(facts, shape, rank, alpha))
+        faults += [f"{facts['learning']} of the two factors gets a gradient"] * (facts["learning"] < 2)
         faults += ["gradient cut"] * (facts["off"] > 1e-3) + ["two dimensions only"] * (not facts["takes_three"])
     common = [name for name in ("", *SCALES) if all(name in one for one in names)]
     if not common:
@@ -203,13 +204,13 @@ TASKS.add(
     _layer(),
     ("changed at the start", _layer(B=0.1), "the output differs before training: one factor must begin with zeros"),
     ("W not frozen", _layer(train_W=True), "the old layer's numbers still get a gradient"),
-    ("one factor", _layer(train_A=False), "two factors must be parameters, and nothing else"),
+    ("one factor", _layer(train_A=False), "what needs a gradient must be two factors, and nothing else"),
     ("both zero", _layer(A=0.0), "no gradient reaches the factors: only one of them may begin with zeros"),
     ("equal rows", _layer(A=0.02), "the rows of A begin equal, so they stay equal: draw them at random"),
-    ("one seed", _layer(seed=0), "each layer sets the seed, so all begin alike: leave the seed to the caller"),
-    ("first factor scaled", _layer(times=lambda alpha: alpha), "a factor begins larger with a larger α"),
+    ("one seed", _layer(seed=0), "two layers begin with the same numbers: draw them anew for each layer"),
+    ("first factor scaled", _layer(times=lambda alpha: alpha), "how large a factor begins depends on α"),
     ("first factor too large or small", _layer(times=lambda alpha: 1e4), "numbers near 0.01 to 1 are usual"),
-    ("gradient cut", _layer(cut=True), "freezing cuts the gradient to the layers below: freeze only the numbers of W"),
+    ("gradient cut", _layer(cut=True), "the layers below do not get the gradient of W + ΔW: freeze numbers, not x"),
     ("two dimensions only", _layer(two_only=True), "a model gives (batch, tokens, width): three dimensions"),
     *((name, _layer(scale=name), says) for name, (_, says) in SCALES.items()),
     kind="layer",
@@ -286,6 +287,5 @@ TASKS.add(
     ("the first direction", later(lambda: _share(1)), "that is the first one alone"),
     ("64 directions", later(lambda: _share(64)), "that is far to the right; find 8 on the axis"),
     ("one half", 0.5, "that is near one half; read the height on the axis to two digits"),
-    ("the rest", later(lambda: 1 - _share(8)), "read the height of the curve, not what is above it"),
     tolerance=0.03,
 )

@@ -14,7 +14,7 @@ import numpy as np
 from ..base.core import make_generator
 from .checks import Lesson, as_array, describe, later
 from .material import library_rows
-from .probes import Answer, call_each, plain
+from .probes import Answer, AnswerError, call_each, plain
 from ..selection.ranking import cosine_distance, l1_distance
 
 # %% ../../nbs/course/tasks_8.ipynb #7c0d760f
@@ -178,7 +178,7 @@ def _strengths(random, size=None):
     return 6 ** random.uniform(-1, 1, size=size)
 
 
-def clear_cases(seed: int, count: int = 60, gap: float = 0.03) -> tuple:  # ((user, rows) of each, the nearest row)
+def clear_cases(seed: int, count: int = 200, gap: float = 0.03) -> tuple:  # ((user, rows) of each, the nearest row)
     "Draw users and rows of any strength with a clear nearest direction; every other user is opposite to a row."
     random = make_generator(seed, "lesson 8 clear")
     cases = []
@@ -193,19 +193,23 @@ def clear_cases(seed: int, count: int = 60, gap: float = 0.03) -> tuple:  # ((us
     return cases, nearest
 
 # %% ../../nbs/course/tasks_8.ipynb #72faf04c
-def choices_of(pick: Answer, cases: list) -> list:  # a row's number of each case; −1 for none
+def choices_of(pick: Answer, cases: list) -> list:  # a number of each case, or what else was given
     rows = pick.ask(call_each, (cases,))
-    return [-1 if error or (one := as_array(row)) is None else int(one.ravel()[0]) for error, row in rows]
+    for error, message in rows:
+        if error:
+            raise AnswerError(error, message)
+    numbers = [as_array(row) for _, row in rows]
+    return [row if one is None or one.size != 1 else one.item() for one, (_, row) in zip(numbers, rows)]
 
 
 def _judge_picker(pick: Answer, seed: int) -> str:
     "Compare the chosen rows with the nearest ones; a known mistake is recognised when it explains every choice."
     cases, nearest = clear_cases(seed)
-    first = pick(*cases[0])
-    last = len(cases[0][1]) - 1
-    if isinstance(first, bool) or (one := as_array(first)) is None or one.size != 1 or not 0 <= one.item() <= last:
-        return f"a row's number from 0 to {last} was expected; your function gave {describe(first)}"
     choices = choices_of(pick, cases)
+    last = len(cases[0][1]) - 1
+    for choice in choices:
+        if type(choice) not in (int, float) or choice not in range(last + 1):
+            return f"a row's number from 0 to {last} was expected; your function gave {describe(choice)}"
     if choices == nearest:
         return ""
     for wrong in TASKS["project"].wrongs:
