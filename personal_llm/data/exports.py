@@ -82,8 +82,9 @@ def parse_chatgpt_message(node: dict, thumbs: dict) -> Turn:  # or None
 
 @register_format("chatgpt", ("mapping",))
 def parse_chatgpt(record):
-    parse = lambda node: parse_chatgpt_message(node, record.get("message_feedback") or {})
-    return make_conversation(parse_branch(record["mapping"], record.get("current_node"), parse))
+    nodes, thumbs = record["mapping"], record.get("message_feedback") or {}
+    turns = parse_branch(nodes, record.get("current_node"), lambda node: parse_chatgpt_message(node, thumbs))
+    return make_conversation(turns)
 
 # %% ../../nbs/1_data/03_exports.ipynb #f9054cab
 def parse_claude_message(message: dict) -> Turn:  # or None
@@ -276,7 +277,7 @@ mensagem/elimin, ce message/supprim, questo messaggio/elimina, bericht/verwijder
 wiadomoś/usuną, сообщение/удал, повідомлення/видал, съобщени/изтри, bu mesaj/sil, pesan ini/hapus,
 mesej ini/padam, meddelande/rader, meddelande/bort, besked/slet, melding/slett, viesti/poist, zpráv/smaz,
 zpráv/odstran, správ/vymaz, správ/odstrán, üzenet/töröl, mesaj/șters, μήνυμα/διαγρ, poruk/izbris, poruk/obris,
-sporočil/izbris, missatge/suprim, missatge/elimin, tin nhắn/xóa, tin nhắn/xoá, मैसेज/हटा, मैसेज/मिटा, संदेश/हटा,
+sporočil/izbris, missatge/suprim, missatge/elimin, tin nhắn/xóa, tin nhắn/xoá, tin nhắn/thu hồi, मैसेज/हटा, मैसेज/मिटा, संदेश/हटा,
 संदेश/मिटा, मेसेज/हट, মেসেজ/মুছ, বার্তা/মুছ, ข้อความ/ลบ, 消息/删除, 消息/撤回, 訊息/刪除, メッセージ/削除, 메시지/삭제, הודעה זו/מחק,
 الرسالة/حذف, پیام/حذف, پیغام/حذف"""
 DELETION_WORDS = [pair.strip().split("/") for pair in DELETIONS.split(",")]
@@ -287,8 +288,7 @@ def parse_whatsapp(record, user):
     rows, messages, people = parse_whatsapp_log(as_text(record["log"], "the log")), [], {}
     if not rows:
         raise InputError("no line begins as in a WhatsApp export", "give a WhatsApp chat, JSON lines, JSON or a table")
-    times = parse_timestamps([stamp for stamp, _, _ in rows])
-    for time, (_, name, text) in zip(times, rows):
+    for time, (_, name, text) in zip(parse_timestamps([stamp for stamp, _, _ in rows]), rows):
         words = ATTACHMENT.sub("", text.strip()).strip()
         is_marked, num_words, folded = "\u200e" in words, len(words.split()), words.casefold()
         is_deleted = num_words <= 8 and any(noun in folded and verb in folded for noun, verb in DELETION_WORDS)

@@ -38,25 +38,25 @@ class ParsedConversation:
     unread: list = ()  # names of the record's fields that had no effect
 
 # %% ../../nbs/1_data/02_formats.ipynb #fomark1
-UNSPOKEN = ("tool", "function", "think", "thought", "reasoning", "reflection")  # in the name of a part: nobody's words
-_NAME = rf"[\w:]*(?:{'|'.join(UNSPOKEN)})s?(?=call|ing|[^a-z])[\w:=.▁]*"
+UNSPOKEN = ("think", "thought", "reasoning", "reflection", "tool", "function")  # in the name of a part: nobody's words
+_NAME = r"[\w:]*WORDs?(?=call|ing|[^a-z])[\w:▁]*(?:=[\w.-]+)?"
 _BEGIN = rf"[<◁\[][|｜]?{_NAME}[|｜]?[>▷\]]"
 _END = rf"[<◁\[][|｜]?(?=/|end_|[\w▁]*[_▁]end)/?{_NAME}[|｜]?[>▷\]]"
-PARTS = re.compile(
+_PART = (
     rf"^[ \t]*```{_NAME}[ \t]*\n.*?(?:^[ \t]*```|\Z)"
     r"|(?P<code>^[ \t]*(?P<fence>`{3,6}|~{3,6})[^\n]*\n.*?(?:^[ \t]*(?P=fence)|\Z))"
-    rf"|^[ \t]*{_BEGIN}.*?{_END}|^[ \t]*{_BEGIN}\s*\w*(?:\[\w+\])?\s*\[?\s*\{{.*|\A\s*(?-i:(?!\[\w*[a-z])){_BEGIN}.*"
-    rf"|\A(?:(?!{_BEGIN}).)*?{_END}(?![`.,;:)])|\A.*<\|channel\|>final<\|message\|>",
-    re.S | re.M | re.I,
+    rf"|(?:\A\s*|^[ \t]*){_BEGIN}.*?{_END}|^[ \t]*{_BEGIN}\s*\w*(?:\[\w+\])?\s*\[?\s*\{{.*"
+    rf"|\A\s*(?-i:(?!\[\w*[a-z])){_BEGIN}.*|\A(?:(?!{_BEGIN}).)*?{_END}(?![`.,;:)])"
 )
+PARTS = {word: re.compile(_PART.replace("WORD", word), re.S | re.M | re.I) for word in UNSPOKEN}
 MARKS = re.compile(
     r"(?:<details\b[^<>]*\btype=|<details[^<>]*>\s*<summary>\W*(?:Thought|Thinking|Reasoning)).*?(?:</details>|\Z)"
     r"|\ue200(?:\w*entity\ue202\[\"[^\"]*\", *\"(?P<name>[^\"]*)[^\ue201]*|url\ue202(?P<link>[^\ue201\ue202]*)"
     r"[^\ue201]*|[^\ue200\ue201]*)\ue201|^:::\w+\{[^\n]*\}\n(?P<block>(?:(?!\n:::).)*)\n:::[ \t]*$"
-    r"|[\ue200-\ue20f]| ?【[^【】]*†[^【】]*】|:contentReference\[[^\]]*\](?:\{[^}]*\})?|</?antArtifact[^>]*>"
+    r"|[\ue200-\ue20f]| ?【[^【】]*(?:†|turn\d)[^【】]*】|:contentReference\[[^\]]*\](?:\{[^}]*\})?|</?antArtifact[^>]*>"
     r"|(?:```\s*)?(?:This block is not supported on your current device yet\.|Viewing artifacts created via the "
     r"Analysis Tool web feature preview isn.t yet supported on mobile\.)(?:\s*```)?"
-    r"|\A\s*<\|\w+\|>|(?:<\|\w+\|>|</s>)\s*\Z",
+    r"|\A.*<\|channel\|>final<\|message\|>|\A\s*<\|\w+\|>|(?:<\|\w+\|>|</s>)\s*\Z",
     re.S | re.M,
 )
 
@@ -65,7 +65,9 @@ def remove_marks(text: str) -> str:
     "Return a reply without the marks of the program that showed it; of a name or a link of ChatGPT its words stay."
     if {*"<[◁【:`\ue200\ue203TV"}.isdisjoint(text):  # a long text without marks is quick
         return text
-    bare = PARTS.sub(lambda part: part["code"] or "", text)
+    bare = text
+    for word in UNSPOKEN:
+        bare = PARTS[word].sub(lambda part: part["code"] or "", bare) if word in bare.lower() else bare
     bare = MARKS.sub(lambda mark: mark["name"] or mark["link"] or mark["block"] or "", bare)
     return text if bare == text else bare.strip()
 

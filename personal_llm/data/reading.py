@@ -233,8 +233,7 @@ def load_samples(source: str = None) -> list:  # dicts with `prompt`, `response`
     "Read the samples in the package, of one data set or of all; raise `InputError` for an unknown name."
     files = {f.name.removesuffix(".jsonl.gz"): f for f in sorted((ASSETS / "samples").glob("*.jsonl.gz"))}
     if source is not None and source not in files:
-        known = ", ".join(files) or "none (the package has no samples; run the samples recipe)"
-        raise InputError(f"no sample called {format_value(source)!r}", f"use one of {known}")
+        raise InputError(f"no sample called {format_value(source)!r}", f"use one of {', '.join(files)}")
     return [row for name, file in files.items() if source in (None, name) for row in read_zipped_rows(file)]
 
 # %% ../../nbs/1_data/04_reading.ipynb #a9054f35

@@ -43,8 +43,7 @@ def read_text(path) -> str:
     if raw[:5] == b"%PDF-":
         raise InputError(f"{path}: a PDF", "save its text as .txt, or give the export of the chat program itself")
     try:
-        is_utf16 = raw[:2] in (b"\xff\xfe", b"\xfe\xff")
-        text = raw.decode("utf-16" if is_utf16 else "utf-8-sig").replace("\0", "")
+        text = raw.decode("utf-16" if raw[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig").replace("\0", "")
     except UnicodeDecodeError as error:
         line = raw[: error.start].count(b"\n") + 1
         raise InputError(f"{path} line {line}: not UTF-8 at byte {error.start + 1}", "save the file as UTF-8") from None
@@ -181,6 +180,5 @@ def read_records(path) -> tuple:  # (unit, records, errors)
         raise InputError(f"{path}: {error.problem}", remedy) from None
     if suffix == ".txt":
         return "line", [(1, dict(log=text))], []
-    ending = f"an unknown ending ({suffix})" if suffix else "no ending"
     remedy = "give a .jsonl, .json, .csv, .tsv, .txt or .parquet file; most chat programs export JSON"
-    raise InputError(f"{path}: {ending}, and no JSON in it", remedy)
+    raise InputError(f"{path}: an unknown ending ({suffix or 'none'}), and no JSON in it", remedy)
