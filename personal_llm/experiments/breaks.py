@@ -13,7 +13,7 @@ import functools
 import torch
 
 from ..base.core import Dialogue, make_generator
-from ..buffer.retrieval import VectorStore
+from ..buffer.retrieval import MemoryConfig, VectorStore
 from ..data.reading import load_samples
 from ..device.personalizer import Personalizer
 from .harness import Grid
@@ -127,9 +127,10 @@ def start_condition(model, user: str, condition: str) -> Personalizer:
     "Return the learner of a condition."
     if condition == "bare":
         return teach(model, user, 0)
-    me = teach(model, user, 8, **(dict(memories=0, statements=0) if condition == "night" else {}))
+    me = teach(model, user, 8)
     me.memory.vectors = load_vectors()
     if condition == "night":
+        me.memory.config = MemoryConfig(memories=0, statements=0)
         me.adapter = learn(model, user)
     if condition == "archive":
         fill_archive(me)
