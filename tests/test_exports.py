@@ -272,7 +272,7 @@ def test_claude_keeps_the_branch_that_stayed():
 
 def test_open_webuis_files_and_lists(tmp_path):
     rows = [("user", "Norway?", {}), ("assistant", "Oslo.", {}), ("user", "", dict(files=[dict(type="image")]))]
-    rows += [("assistant", "A bicycle.", {}), ("user", "Chile?", {}), ("assistant", "Oh", dict(error=True))]
+    rows += [("assistant", "A bicycle.", {}), ("user", "Chile?", {}), ("assistant", "Oh", dict(done=False))]
     rows += [("user", "Peru?", {}), ("assistant", "Lima.", {})]
     messages = {}
     for i, (role, text, more) in enumerate(rows):

@@ -97,7 +97,7 @@ BAD = [
     ("preference", dict(prompt="Hi", chosen=str(CHAT[:2]), rejected="Yo"), "chosen holds a dialogue as one text"),
     ("pairs", dict(prompt="\n\nHuman: Hi\n\nAssistant:", response="Hello"), "prompt holds a dialogue as one text"),
     ("text", dict(text="Question: What is a tendon?\nAnswer: It ties muscle to bone."), "a dialogue in one text"),
-    ("text", dict(text="### Human: What is a tendon?### Assistant: It ties muscle to bone."), "a dialogue in one text"),
+    ("pairs", dict(prompt="Bye", response="See you", history="Hi, Hello"), "history is str, no list of turns"),
     ("text", dict(text="A chat. USER: What is a tendon? ASSISTANT: It ties muscle to bone."), "a dialogue in one text"),
     ("text", dict(text="\n\nHuman: What is a tendon?\n\nAssistant: It ties muscle to bone."), "a dialogue in one text"),
     ("text", dict(text="<s>[INST] What is a tendon? [/INST] It ties muscle to bone. </s>"), "a dialogue in one text"),

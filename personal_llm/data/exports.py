@@ -75,7 +75,8 @@ def parse_chatgpt_message(node: dict, thumbs: dict) -> Turn:  # or None
         text = parse_json(content.get("text") or text).get("content")
     if role == "tool" and kind == "multimodal_text" and text is None:
         role = "assistant"  # a picture that it made
-    if message.get("status") not in (None, "finished_successfully"):
+    end = ((message.get("metadata") or {}).get("finish_details") or {}).get("type")
+    if message.get("status") not in (None, "finished_successfully") or end == "interrupted":
         text = None  # an error, or a stopped reply
     return make_turn(role, text, message.get("create_time"), thumbs.get(message.get("id")))
 
@@ -99,7 +100,8 @@ def parse_claude_message(message: dict) -> Turn:  # or None
     if not message.get("content"):
         texts.append(as_text(message.get("text"), "text"))
     texts += [as_text(file.get("extracted_content"), "an attachment") for file in message.get("attachments") or []]
-    text = None if None in texts else "\n".join(filter(None, texts))
+    is_stopped = message.get("stop_reason") == "user_canceled"
+    text = None if None in texts or is_stopped else "\n".join(filter(None, texts))
     feedback = (message.get("chat_feedback") or {}).get("type", "upvote")
     return make_turn(message.get("sender"), text, message.get("created_at"), 1 if feedback == "upvote" else -1)
 
@@ -118,7 +120,8 @@ def parse_claude(record):
 def parse_openwebui(record):
     def parse(message):
         text = join_parts(message.get("content"), "content")
-        text = None if message.get("error") or message.get("files") and not text else text  # a file alone
+        is_stopped = message.get("error") or message.get("done") is False
+        text = None if is_stopped or message.get("files") and not text else text  # a file alone
         rating = (message.get("annotation") or {}).get("rating")
         return make_turn(message.get("role"), text, message.get("timestamp"), rating)
 

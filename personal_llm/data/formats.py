@@ -330,7 +330,10 @@ def parse_side(record: dict, name: str, role: str) -> list:  # of `Turn`
 def parse_request(record: dict) -> list:  # of `Turn`
     "Parse what stands before the answer of a row: system turn, earlier turns, request and material."
     turns = [turn for name in SYSTEM_FIELDS if record.get(name) for turn in parse_side(record, name, "system")]
-    for item in record["history"] if isinstance(record.get("history"), list) else []:
+    history = record.get("history") or []
+    if not isinstance(history, list):
+        raise InputError(f"history is {type(history).__name__}, no list of turns", "give a list, or leave it out")
+    for item in history:
         turns += parse_turn(dict(zip(("user", "assistant"), item)) if isinstance(item, list) else item)
     name = find_field(record, PROMPT_FIELDS)
     material = [as_text(record[other], other) for other in ("input", "context") if other != name and record.get(other)]

@@ -25,10 +25,11 @@ from .state import State, open_state
 MARKDOWN = MarkdownIt("commonmark").enable("table")
 
 
-def show(text: str, render=MARKDOWN.render) -> str:  # with HTML's entities
-    "Return a text as a reader of Markdown and HTML sees it, without the numbers of notes and the boxes of tasks."
+def show(text: str) -> str:  # with HTML's entities
+    "Return a text as a reader of Markdown sees it, without the tags of HTML, numbers of notes and boxes of tasks."
     text = regex.sub(r"\[(\^[^][]*|[ xX])\]|(?<=\])(\[[^][]*\]|\([^()\\]*\))", "", text)
-    return regex.sub(r"</?(\w*)[^<>]*>", lambda tag: "\n" * (tag[1].lower() in (*block_names, "br")), render(text))
+    page = MARKDOWN.render(text)
+    return regex.sub(r"</?(\w*)[^<>]*>", lambda tag: "\n" * (tag[1].lower() in (*block_names, "br")), page)
 
 
 def fold(text: str) -> str:
@@ -40,9 +41,10 @@ def fold(text: str) -> str:
     return " ".join(word for word in words if word.strip("#+-:•"))
 
 
-def holds(part: str, words: str) -> bool:
-    "Tell whether a stored text holds folded words: as it is stored, or as it is shown, its lines put together."
-    return words in fold(part) or words in fold(regex.sub(r"[\p{Dash}\u00ad]\n", "", show(part)))
+def holds(part: str, forms: set) -> bool:
+    "Tell whether a stored text holds a folded form: as it is stored, or as it is shown, its lines put together."
+    texts = fold(part), fold(regex.sub(r"[\p{Dash}\u00ad]\n", "", show(part)))
+    return any(form in text for form in forms for text in texts)
 
 # %% ../../nbs/6_device/03_forgetting.ipynb #fb371b31
 @dataclass(frozen=True)
@@ -69,28 +71,28 @@ def list_written(state: State) -> dict:  # id -> texts
     return written
 
 
-def select_dialogues(state: State, ids=(), words: str = "", before: float = None, everything: bool = False) -> list:
+def select_dialogues(state: State, ids=(), forms=(), before: float = None, everything: bool = False) -> list:
     "Return the ids of the dialogues that a request names; raise `InputError` for a request that names nothing."
-    if not (ids or words or before is not None or everything):
+    if not (ids or forms or before is not None or everything):
         raise InputError("nothing was named", "give ids, a text, a time, or everything")
     chosen = {state.find_root(id) for id in ids}
     for id, texts in list_written(state).items():
-        is_named = words and any(holds(part, words) for part in texts)
+        is_named = any(holds(part, forms) for part in texts if forms)
         is_old = before is not None and state.archive.dialogues[id].time < before
         if everything or is_named or is_old:
             chosen.add(id)
     return [id for id in state.archive.dialogues if id in chosen]
 
 # %% ../../nbs/6_device/03_forgetting.ipynb #87df3796
-def find_readers(state: State, gone: set, words: str, cut: set) -> list:  # ids
-    "Return the dialogues whose replies hold the words, or read a deleted dialogue, a cut history or a reply that goes."
+def find_readers(state: State, gone: set, forms: set, cut: set) -> list:  # ids
+    "Return the dialogues whose replies hold the text, or read a deleted dialogue, a cut history or a reply that goes."
     readers = []
     lost = set()  # ids whose replies nobody may read any more
     for id, d in state.archive.dialogues.items():  # in the order of time: a reply reads earlier ones only
         if id in gone or d.origin != "model" or not d.response:
             continue
         read = {*state.reads.get(id, ()), *state.archive.references[id]}
-        is_named = words and holds(d.response, words)
+        is_named = forms and holds(d.response, forms)
         if is_named or id in cut or read & (gone | lost) or gone & {*state.statements.get(id, ())}:
             readers.append(id)
             if state.newest(id).origin != "annotated":
@@ -98,10 +100,10 @@ def find_readers(state: State, gone: set, words: str, cut: set) -> list:  # ids
     return readers
 
 # %% ../../nbs/6_device/03_forgetting.ipynb #fgt0adpc
-def find_wishes(state: State, words: str, everything: bool) -> list:  # events, the oldest first
-    "Return the wishes up to the newest one that holds the words: a wish before it counts no more."
+def find_wishes(state: State, forms: set, everything: bool) -> list:  # events, the oldest first
+    "Return the wishes up to the newest one that holds the text: a wish before it counts no more."
     wishes = [event for event in state.archive.events if event.kind == "wished"]
-    named = [n for n, event in enumerate(wishes, 1) if everything or words and holds(event.content["text"], words)]
+    named = [n for n, event in enumerate(wishes, 1) if everything or forms and holds(event.content["text"], forms)]
     return wishes[: max(named, default=0)]
 
 
@@ -126,18 +128,19 @@ def begin(text: str) -> str:
 
 def plan_forgetting(state: State, ids=(), text: str = None, before: float = None, everything=False) -> ForgetPlan:
     "List what goes with dialogues by id, text or time, and change nothing; raise `InputError` if nothing is named."
-    words = "" if text is None else fold(show(check(text, "text", "the text to forget"), MARKDOWN.renderInline))
-    if text is not None and not words:
+    texts = () if text is None else (check(text, "text", "the text to forget"), show(text))
+    forms = {fold(one) for one in texts} - {""}
+    if text is not None and not forms:
         raise InputError("the text to forget is empty", "give words that the dialogue holds")
-    dialogues = select_dialogues(state, ids, words, before, everything)
+    dialogues = select_dialogues(state, ids, forms, before, everything)
     gone = set(dialogues)
     stored = [(id, turn) for id, turns in state.archive.foreign_turns.items() for turn in turns if id not in gone]
-    turns = [(id, turn) for id, turn in stored if words and holds(turn, words)]
+    turns = [(id, turn) for id, turn in stored if forms and holds(turn, forms)]
     cut = {id for id, _ in turns}
-    replies = find_readers(state, gone, words, cut)
+    replies = find_readers(state, gone, forms, cut)
     unread = gone | cut | {id for id in replies if state.newest(id).origin != "annotated"}
     adapters = find_adapters(state, unread) if unread else []
-    wishes = find_wishes(state, words, everything)
+    wishes = find_wishes(state, forms, everything)
     lines = [f"dialogue: {begin(state.archive.dialogues[id].prompt)}" for id in dialogues]
     lines += [f"reply only, your message stays: {begin(state.archive.dialogues[id].prompt)}" for id in replies]
     lines += [f"turn of a history: {begin(turn)}" for _, turn in turns]
