@@ -3813,6 +3813,10 @@ d = {
                 "experiments/summary.html#judge_levels",
                 "personal_llm/experiments/summary.py",
             ),
+            "personal_llm.experiments.summary.judge_library": (
+                "experiments/summary.html#judge_library",
+                "personal_llm/experiments/summary.py",
+            ),
             "personal_llm.experiments.summary.judge_published": (
                 "experiments/summary.html#judge_published",
                 "personal_llm/experiments/summary.py",

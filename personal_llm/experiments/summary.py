@@ -6,8 +6,8 @@
 __all__ = ['MODELS', 'PAPER_RATIO', 'PAPER_ACCURACY', 'POOLS', 'Measured', 'Claim', 'decide_verdict', 'as_percent',
            'as_markdown', 'judge_interval', 'judge_ratio', 'judge_gain', 'judge_scores', 'judge_length', 'note_runs',
            'judge_runs', 'judge_table', 'judge_curve', 'judge_rewrites', 'judge_same', 'list_sdss_claims',
-           'measure_right', 'compute_saved', 'judge_published', 'judge_levels', 'judge_words', 'list_xpert_claims',
-           'list_own_claims']
+           'measure_right', 'compute_saved', 'judge_published', 'judge_library', 'judge_levels', 'judge_words',
+           'list_xpert_claims', 'list_own_claims']
 
 # %% ../../nbs/experiments/00_summary.ipynb #sumh0003
 from typing import NamedTuple
@@ -253,6 +253,13 @@ def judge_published(similarity: float, theirs: float) -> Measured:
     return Measured(decide_verdict(min(means) >= theirs, max(means) >= theirs), text, "68_xpert")
 
 
+def judge_library(theirs: float) -> Measured:
+    "Count the users for whom `match` chose the pLLM of their own style among 28 of the model of 0.5 B."
+    rows = [row for row in read_results("xpert-library") if (row["method"], row["size"]) == ("match", 28)]
+    share = np.mean([row["right"] for row in rows])
+    return Measured(decide_verdict(share >= theirs), f"crafted {share:.0%} ({len(rows)} styles)", "68_xpert")
+
+
 def judge_levels() -> Measured:
     "Count the axes on which the distance from the first level grows with the level."
     rows = [row["published"] for row in read_results("xpert-levels")]
@@ -285,6 +292,7 @@ def list_xpert_claims() -> list:  # `Claim`s
             text = ", ".join(f"{condition} {np.mean(part):.0%} ({len(part)})" for condition, part in right.items())
             verdict = decide_verdict(min(np.mean(part) for part in right.values()) >= theirs)
             measured[small] = Measured(verdict, text, "40_real_library")
+            measured[large] = judge_library(theirs)
         claims.append(
             Claim(f"the right pLLM is chosen (`match`), similarity {similarity:.0%}", f"{theirs:.1%} of 28", measured)
         )
