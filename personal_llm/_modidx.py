@@ -3102,6 +3102,10 @@ d = {
                 "experiments/breaks.html#is_right",
                 "personal_llm/experiments/breaks.py",
             ),
+            "personal_llm.experiments.breaks.judge": (
+                "experiments/breaks.html#judge",
+                "personal_llm/experiments/breaks.py",
+            ),
             "personal_llm.experiments.breaks.list_items": (
                 "experiments/breaks.html#list_items",
                 "personal_llm/experiments/breaks.py",
@@ -3112,6 +3116,10 @@ d = {
             ),
             "personal_llm.experiments.breaks.measure": (
                 "experiments/breaks.html#measure",
+                "personal_llm/experiments/breaks.py",
+            ),
+            "personal_llm.experiments.breaks.read_scores": (
+                "experiments/breaks.html#read_scores",
                 "personal_llm/experiments/breaks.py",
             ),
             "personal_llm.experiments.breaks.score_row": (
@@ -3791,6 +3799,10 @@ d = {
             ),
             "personal_llm.experiments.summary.decide_verdict": (
                 "experiments/summary.html#decide_verdict",
+                "personal_llm/experiments/summary.py",
+            ),
+            "personal_llm.experiments.summary.judge_breaks": (
+                "experiments/summary.html#judge_breaks",
                 "personal_llm/experiments/summary.py",
             ),
             "personal_llm.experiments.summary.judge_curve": (

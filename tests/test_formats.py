@@ -225,7 +225,7 @@ MARKED = {
     "Yes.<|im_end|>\n": "Yes.",
     "<antThinking>Hm.</antThinking>\n<|begin_of_thought|>Hm.<|end_of_thought|><|begin_of_solution|>Yes.": "Yes.",
     "```thinking\nHm.\n```\nYes.\n```tool_code\nlook()\n```": "Yes.",
-    "Yes.\n<tool_call>\n{}\n</tool_call>\n<function_calls><invoke/></function_calls>\n<function=w>{}</function>": "Yes.",
+    "Yes.\n<tool_call>\n{}\n</tool_call>\n<function_calls><a/></function_calls>\n<function=w>{}</function>": "Yes.",
     "Yes.\n[TOOL_CALLS]w[ARGS]{}": "Yes.",
     "<functioncall> {}": "",
     ':::writing{variant="email"}\nDear Ana\n:::\nYes?': "Dear Ana\nYes?",

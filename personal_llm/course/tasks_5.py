@@ -286,7 +286,7 @@ def _judge_spending(wants: Answer, seed: int) -> str:
     if gains.min() > 1.8:
         return ""
     place = int(gains.argmin())
-    return f"on streams of {_STREAMS[place]} you get {got[place]:.1f} corrections, even spacing {base[place]:.1f}; get more"
+    return f"on streams of {_STREAMS[place]} you get {got[place]:.1f} corrections, even spacing {base[place]:.1f}"
 
 # %% ../../nbs/course/tasks_5.ipynb #0fa2f404
 TASKS.add(

@@ -280,9 +280,9 @@ mensagem/elimin, ce message/supprim, questo messaggio/elimina, bericht/verwijder
 wiadomoś/usuną, сообщение/удал, повідомлення/видал, съобщени/изтри, bu mesaj/sil, pesan ini/hapus,
 mesej ini/padam, meddelande/rader, meddelande/bort, besked/slet, melding/slett, viesti/poist, zpráv/smaz,
 zpráv/odstran, správ/vymaz, správ/odstrán, üzenet/töröl, mesaj/șters, μήνυμα/διαγρ, poruk/izbris, poruk/obris,
-sporočil/izbris, missatge/suprim, missatge/elimin, tin nhắn/xóa, tin nhắn/xoá, tin nhắn/thu hồi, मैसेज/हटा, मैसेज/मिटा, संदेश/हटा,
-संदेश/मिटा, मेसेज/हट, মেসেজ/মুছ, বার্তা/মুছ, ข้อความ/ลบ, 消息/删除, 消息/撤回, 訊息/刪除, メッセージ/削除, 메시지/삭제, הודעה זו/מחק,
-الرسالة/حذف, پیام/حذف, پیغام/حذف"""
+sporočil/izbris, missatge/suprim, missatge/elimin, tin nhắn/xóa, tin nhắn/xoá, tin nhắn/thu hồi,
+मैसेज/हटा, मैसेज/मिटा, संदेश/हटा, संदेश/मिटा, मेसेज/हट, মেসেজ/মুছ, বার্তা/মুছ, ข้อความ/ลบ, 消息/删除, 消息/撤回, 訊息/刪除,
+メッセージ/削除, 메시지/삭제, הודעה זו/מחק, الرسالة/حذف, پیام/حذف, پیغام/حذف"""
 DELETION_WORDS = [pair.strip().split("/") for pair in DELETIONS.split(",")]
 
 

@@ -33,7 +33,7 @@ def show(text: str) -> str:  # with HTML's entities
 
 
 def fold(text: str) -> str:
-    "Return a text as it is compared: letters that look equal become equal; invisible ones, quotation marks and marks go."
+    "Return a text as it is compared: letters that look equal become equal; invisible ones and quotation marks go."
     text = regex.sub(r"\p{Dash}(\n[\s>]*)?", "-", html.unescape(text))
     text = regex.sub(r"(?V1)[\p{Cc}\p{Cf}\p{DI}\p{QMark}\p{Sk}ʹ-ˏ′-‷*_~\\\[\]--\s]", "", text)
     text = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())

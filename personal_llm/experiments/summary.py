@@ -7,13 +7,14 @@ __all__ = ['MODELS', 'PAPER_RATIO', 'PAPER_ACCURACY', 'POOLS', 'Measured', 'Clai
            'as_markdown', 'judge_interval', 'judge_ratio', 'judge_gain', 'judge_scores', 'judge_length', 'note_runs',
            'judge_runs', 'judge_table', 'judge_curve', 'judge_rewrites', 'judge_same', 'list_sdss_claims',
            'measure_right', 'compute_saved', 'judge_published', 'judge_library', 'judge_levels', 'judge_words',
-           'list_xpert_claims', 'list_own_claims']
+           'list_xpert_claims', 'judge_breaks', 'list_own_claims']
 
 # %% ../../nbs/experiments/00_summary.ipynb #sumh0003
 from typing import NamedTuple
 
 import numpy as np
 
+from . import breaks
 from .fresh_people import read_asked, read_tuned
 from personal_llm.experiments.harness import (
     CORRECTING_USERS,
@@ -350,8 +351,21 @@ def list_xpert_claims() -> list:  # `Claim`s
     return claims
 
 # %% ../../nbs/experiments/00_summary.ipynb #sumh0013
+def judge_breaks(condition: str) -> dict:
+    "Compare choices, sums and instructions with those of the bare model on the default model."
+    scores = breaks.read_scores()
+    verdicts, texts = [], []
+    for part, margin in breaks.MARGINS.items():
+        pairs = zip(scores[condition].values(), scores["bare"].values())
+        difference = mean_over_users([after[part][0] - before[part][0] for after, before in pairs])
+        verdicts.append(breaks.judge(difference, margin))
+        texts.append(f"{part} {difference}")
+    worst = max(verdicts, key=["holds", "undecided", "does not hold"].index)
+    return {MODELS[2]: Measured(worst, f"{', '.join(texts)} ({len(scores['bare'])} people)", "73_breaks")}
+
+
 def list_own_claims() -> list:  # `Claim`s
-    "Judge what we claim of `active`."
+    "Judge what we claim of `active`, and that nothing breaks."
     small = MODELS[1]
     teaches = {
         small: judge_ratio(
@@ -360,4 +374,8 @@ def list_own_claims() -> list:  # `Claim`s
             "49_fresh_people",
         ),
     } | judge_runs(("reservoir", "kcenter", "sdss"), policy="active")
-    return [Claim("`active` over the best rival in ROUGE-1", f"{PAPER_RATIO} for their rule", teaches)]
+    claims = [Claim("`active` over the best rival in ROUGE-1", f"{PAPER_RATIO} for their rule", teaches)]
+    names = dict(memory="memory", night="a fine-tune", archive="memory and 2,000 dialogues")
+    for condition, name in names.items():
+        claims.append(Claim(f"nothing breaks with {name}", "inside −.01, −.02, −.02", judge_breaks(condition)))
+    return claims
