@@ -3078,6 +3078,10 @@ d = {
                 "experiments/breaks.html#choose_word",
                 "personal_llm/experiments/breaks.py",
             ),
+            "personal_llm.experiments.breaks.compare": (
+                "experiments/breaks.html#compare",
+                "personal_llm/experiments/breaks.py",
+            ),
             "personal_llm.experiments.breaks.draw_choices": (
                 "experiments/breaks.html#draw_choices",
                 "personal_llm/experiments/breaks.py",

@@ -65,7 +65,8 @@ def parse_chatgpt_message(node: dict, thumbs: dict) -> Turn:  # or None
     message = node.get("message") or {}
     content, role = message.get("content") or {}, (message.get("author") or {}).get("role")
     kind, recipient = content.get("content_type"), message.get("recipient") or "all"
-    is_hidden = (message.get("metadata") or {}).get("is_visually_hidden_from_conversation")
+    metadata = message.get("metadata") or {}
+    is_hidden = metadata.get("is_visually_hidden_from_conversation")
     text = join_parts(content.get("parts") or [], "parts") if kind in ("text", "multimodal_text") else None
     is_hidden = is_hidden or message.get("weight") == 0 or message.get("channel") == "analysis" or text in PLACEHOLDERS
     is_canvas = recipient.startswith("canmore")
@@ -75,7 +76,7 @@ def parse_chatgpt_message(node: dict, thumbs: dict) -> Turn:  # or None
         text = parse_json(content.get("text") or text).get("content")
     if role == "tool" and kind == "multimodal_text" and text is None:
         role = "assistant"  # a picture that it made
-    end = ((message.get("metadata") or {}).get("finish_details") or {}).get("type")
+    end = (metadata.get("finish_details") or {}).get("type")
     if message.get("status") not in (None, "finished_successfully") or end == "interrupted":
         text = None  # an error, or a stopped reply
     return make_turn(role, text, message.get("create_time"), thumbs.get(message.get("id")))

@@ -43,6 +43,8 @@ def fold(text: str) -> str:
 
 def holds(part: str, forms: set) -> bool:
     "Tell whether a stored text holds a folded form: as it is stored, or as it is shown, its lines put together."
+    if not forms:
+        return False
     texts = fold(part), fold(regex.sub(r"[\p{Dash}\u00ad]\n", "", show(part)))
     return any(form in text for form in forms for text in texts)
 
@@ -77,7 +79,7 @@ def select_dialogues(state: State, ids=(), forms=(), before: float = None, every
         raise InputError("nothing was named", "give ids, a text, a time, or everything")
     chosen = {state.find_root(id) for id in ids}
     for id, texts in list_written(state).items():
-        is_named = any(holds(part, forms) for part in texts if forms)
+        is_named = any(holds(part, forms) for part in texts)
         is_old = before is not None and state.archive.dialogues[id].time < before
         if everything or is_named or is_old:
             chosen.add(id)
@@ -92,7 +94,7 @@ def find_readers(state: State, gone: set, forms: set, cut: set) -> list:  # ids
         if id in gone or d.origin != "model" or not d.response:
             continue
         read = {*state.reads.get(id, ()), *state.archive.references[id]}
-        is_named = forms and holds(d.response, forms)
+        is_named = holds(d.response, forms)
         if is_named or id in cut or read & (gone | lost) or gone & {*state.statements.get(id, ())}:
             readers.append(id)
             if state.newest(id).origin != "annotated":
@@ -103,7 +105,7 @@ def find_readers(state: State, gone: set, forms: set, cut: set) -> list:  # ids
 def find_wishes(state: State, forms: set, everything: bool) -> list:  # events, the oldest first
     "Return the wishes up to the newest one that holds the text: a wish before it counts no more."
     wishes = [event for event in state.archive.events if event.kind == "wished"]
-    named = [n for n, event in enumerate(wishes, 1) if everything or forms and holds(event.content["text"], forms)]
+    named = [n for n, event in enumerate(wishes, 1) if everything or holds(event.content["text"], forms)]
     return wishes[: max(named, default=0)]
 
 
@@ -135,7 +137,7 @@ def plan_forgetting(state: State, ids=(), text: str = None, before: float = None
     dialogues = select_dialogues(state, ids, forms, before, everything)
     gone = set(dialogues)
     stored = [(id, turn) for id, turns in state.archive.foreign_turns.items() for turn in turns if id not in gone]
-    turns = [(id, turn) for id, turn in stored if forms and holds(turn, forms)]
+    turns = [(id, turn) for id, turn in stored if holds(turn, forms)]
     cut = {id for id, _ in turns}
     replies = find_readers(state, gone, forms, cut)
     unread = gone | cut | {id for id in replies if state.newest(id).origin != "annotated"}

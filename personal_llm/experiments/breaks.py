@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['ITEMS', 'WORDS', 'INSTRUCTIONS', 'CONDITIONS', 'JOBS', 'GRIDS', 'MARGINS', 'draw_choices', 'draw_sums',
            'draw_instructions', 'draw_items', 'list_items', 'load_vectors', 'fill_archive', 'start_condition',
-           'choose_word', 'measure', 'is_right', 'score_row', 'read_scores', 'judge']
+           'choose_word', 'measure', 'is_right', 'score_row', 'read_scores', 'compare', 'judge']
 
 # %% ../../nbs/experiments/73_breaks.ipynb #brk00002
 import functools
@@ -204,6 +204,12 @@ def read_scores() -> dict:  # condition -> person -> part -> (right, acted); peo
         scores[row["condition"]][row["user"]] = score_row(row)
     whole = [user for user in scores["bare"] if all(user in own for own in scores.values())]
     return {condition: {user: own[user] for user in whole} for condition, own in scores.items()}
+
+
+def compare(scores: dict, condition: str, part: str):  # a `MeanEstimate` of a condition minus the bare model
+    "Compare the shares of right items by person."
+    pairs = zip(scores[condition].values(), scores["bare"].values())
+    return mean_over_users([after[part][0] - before[part][0] for after, before in pairs])
 
 
 def judge(difference, margin: float) -> str:  # difference: a `MeanEstimate`

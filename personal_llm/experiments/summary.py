@@ -131,7 +131,9 @@ def judge_table(name: str, values: tuple) -> dict:
         return {}
     gain = np.array([last[unit] - first[unit] for unit in units])
     text = f"{name} {values[0]} to {values[1]}: change {gain.mean():.3f}"
-    return note_runs(judge_gain(gain, 0.0, text, "67_sdss").verdict if len(units) > 1 else "undecided", text, units)
+    if len(units) < 2:  # no interval
+        return note_runs("undecided", text, units)
+    return note_runs(judge_gain(gain, 0.0, text, "67_sdss").verdict, text, units)
 
 
 def judge_curve() -> dict:
@@ -275,7 +277,7 @@ def judge_words() -> Measured:
     text = f"{np.mean(said):.0%} of {len(said)} words that were said, {np.mean(others):.0%} of those that were not"
     return Measured(decide_verdict(np.mean(said) >= 0.8), text, "68_xpert")
 
-
+# %% ../../nbs/experiments/00_summary.ipynb #sumh0010b
 def list_xpert_claims() -> list:  # `Claim`s
     "Judge the claims of XPerT."
     toy, small, large = MODELS
@@ -351,13 +353,11 @@ def list_xpert_claims() -> list:  # `Claim`s
     return claims
 
 # %% ../../nbs/experiments/00_summary.ipynb #sumh0013
-def judge_breaks(condition: str) -> dict:
+def judge_breaks(scores: dict, condition: str) -> dict:  # scores: of `breaks.read_scores`
     "Compare choices, sums and instructions with those of the bare model on the default model."
-    scores = breaks.read_scores()
     verdicts, texts = [], []
     for part, margin in breaks.MARGINS.items():
-        pairs = zip(scores[condition].values(), scores["bare"].values())
-        difference = mean_over_users([after[part][0] - before[part][0] for after, before in pairs])
+        difference = breaks.compare(scores, condition, part)
         verdicts.append(breaks.judge(difference, margin))
         texts.append(f"{part} {difference}")
     worst = max(verdicts, key=["holds", "undecided", "does not hold"].index)
@@ -376,6 +376,7 @@ def list_own_claims() -> list:  # `Claim`s
     } | judge_runs(("reservoir", "kcenter", "sdss"), policy="active")
     claims = [Claim("`active` over the best rival in ROUGE-1", f"{PAPER_RATIO} for their rule", teaches)]
     names = dict(memory="memory", night="a fine-tune", archive="memory and 2,000 dialogues")
+    scores = breaks.read_scores()
     for condition, name in names.items():
-        claims.append(Claim(f"nothing breaks with {name}", "inside −.01, −.02, −.02", judge_breaks(condition)))
+        claims.append(Claim(f"nothing breaks with {name}", "inside −.01, −.02, −.02", judge_breaks(scores, condition)))
     return claims

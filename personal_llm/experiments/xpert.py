@@ -19,6 +19,7 @@ from types import SimpleNamespace
 
 import numpy as np
 
+from ..base.adapters import WEIGHTS_FILE, get_adapter_id
 from ..base.core import Dialogue, InputError, make_generator
 from ..base.files import compute_sha256, get_cache_folder, make_folder, read_json, write_json
 from ..base.models import load_model
@@ -204,7 +205,7 @@ BASE_MODEL = "qwen2.5-coder-0.5b"
 def open_library() -> dict:  # style -> its pLLM, with the folder of its `adapter`
     "Name the pLLMs of the folder that holds them; raise `InputError` if one lacks."
     folder = Path(os.environ.get("PERSONAL_LLM_XPERT", ""))
-    lacking = [style for style in GRID if not (folder / style / "adapter_model.safetensors").is_file()]
+    lacking = [style for style in GRID if not (folder / style / WEIGHTS_FILE).is_file()]
     if lacking:
         remedy = "tune the pLLMs, and set PERSONAL_LLM_XPERT to the folder that holds one folder a style"
         raise InputError(f"{folder}: no pLLM {lacking[0]}", remedy)
@@ -218,8 +219,7 @@ def explain_library(names: tuple, summariser: str) -> SimpleNamespace:
     prompts = [d.prompt for d in shipped_texts("plain")["plain", "probe"][:PLLM_PROMPTS]]
     for name in names:
         adapter = open_library()[name].adapter
-        digest = compute_sha256((adapter / "adapter_model.safetensors").read_bytes())
-        file = get_cache_folder() / "xpert" / f"answers-{digest[:16]}.json"
+        file = get_cache_folder() / "xpert" / f"answers-{get_adapter_id(adapter)}.json"
         if not file.exists():
             adapters = (adapter, None)
             own, base = (sample_pllm_responses(load_summariser(BASE_MODEL), one, prompts, 0) for one in adapters)
