@@ -1365,6 +1365,10 @@ d = {
                 "personal_llm/course/checks.py",
             ),
             "personal_llm.course.checks.misfit": ("course/checks.html#misfit", "personal_llm/course/checks.py"),
+            "personal_llm.course.checks.misfit_of_row": (
+                "course/checks.html#misfit_of_row",
+                "personal_llm/course/checks.py",
+            ),
             "personal_llm.course.checks.same": ("course/checks.html#same", "personal_llm/course/checks.py"),
         },
         "personal_llm.course.grading": {
