@@ -3348,8 +3348,16 @@ d = {
                 "experiments/locomo.html#keep_dialogues",
                 "personal_llm/experiments/locomo.py",
             ),
+            "personal_llm.experiments.locomo.list_answer_jobs": (
+                "experiments/locomo.html#list_answer_jobs",
+                "personal_llm/experiments/locomo.py",
+            ),
             "personal_llm.experiments.locomo.list_stems": (
                 "experiments/locomo.html#list_stems",
+                "personal_llm/experiments/locomo.py",
+            ),
+            "personal_llm.experiments.locomo.measure_answers": (
+                "experiments/locomo.html#measure_answers",
                 "personal_llm/experiments/locomo.py",
             ),
             "personal_llm.experiments.locomo.measure_recall": (
@@ -3364,12 +3372,20 @@ d = {
                 "experiments/locomo.html#pair_turns",
                 "personal_llm/experiments/locomo.py",
             ),
+            "personal_llm.experiments.locomo.parse_date": (
+                "experiments/locomo.html#parse_date",
+                "personal_llm/experiments/locomo.py",
+            ),
             "personal_llm.experiments.locomo.rank_by_meaning": (
                 "experiments/locomo.html#rank_by_meaning",
                 "personal_llm/experiments/locomo.py",
             ),
             "personal_llm.experiments.locomo.rank_by_words": (
                 "experiments/locomo.html#rank_by_words",
+                "personal_llm/experiments/locomo.py",
+            ),
+            "personal_llm.experiments.locomo.read_before": (
+                "experiments/locomo.html#read_before",
                 "personal_llm/experiments/locomo.py",
             ),
             "personal_llm.experiments.locomo.read_conversations": (
@@ -3380,8 +3396,20 @@ d = {
                 "experiments/locomo.html#read_values",
                 "personal_llm/experiments/locomo.py",
             ),
+            "personal_llm.experiments.locomo.remember": (
+                "experiments/locomo.html#remember",
+                "personal_llm/experiments/locomo.py",
+            ),
+            "personal_llm.experiments.locomo.sample_questions": (
+                "experiments/locomo.html#sample_questions",
+                "personal_llm/experiments/locomo.py",
+            ),
             "personal_llm.experiments.locomo.score_conversation": (
                 "experiments/locomo.html#score_conversation",
+                "personal_llm/experiments/locomo.py",
+            ),
+            "personal_llm.experiments.locomo.write_request": (
+                "experiments/locomo.html#write_request",
                 "personal_llm/experiments/locomo.py",
             ),
             "personal_llm.experiments.locomo.write_turn": (
@@ -3484,6 +3512,10 @@ d = {
                 "experiments/person.html#measure_facts",
                 "personal_llm/experiments/person.py",
             ),
+            "personal_llm.experiments.person.multiply": (
+                "experiments/person.html#multiply",
+                "personal_llm/experiments/person.py",
+            ),
             "personal_llm.experiments.person.remember": (
                 "experiments/person.html#remember",
                 "personal_llm/experiments/person.py",
@@ -3506,6 +3538,10 @@ d = {
             ),
             "personal_llm.experiments.person.teach": (
                 "experiments/person.html#teach",
+                "personal_llm/experiments/person.py",
+            ),
+            "personal_llm.experiments.person.teach_pairs": (
+                "experiments/person.html#teach_pairs",
                 "personal_llm/experiments/person.py",
             ),
             "personal_llm.experiments.person.write_form": (
