@@ -1365,6 +1365,10 @@ d = {
                 "personal_llm/course/checks.py",
             ),
             "personal_llm.course.checks.misfit": ("course/checks.html#misfit", "personal_llm/course/checks.py"),
+            "personal_llm.course.checks.misfit_of_row": (
+                "course/checks.html#misfit_of_row",
+                "personal_llm/course/checks.py",
+            ),
             "personal_llm.course.checks.same": ("course/checks.html#same", "personal_llm/course/checks.py"),
         },
         "personal_llm.course.grading": {
@@ -3206,6 +3210,10 @@ d = {
                 "experiments/harness.html#format_table",
                 "personal_llm/experiments/harness.py",
             ),
+            "personal_llm.experiments.harness.group_by_user": (
+                "experiments/harness.html#group_by_user",
+                "personal_llm/experiments/harness.py",
+            ),
             "personal_llm.experiments.harness.group_jobs": (
                 "experiments/harness.html#group_jobs",
                 "personal_llm/experiments/harness.py",
@@ -3781,8 +3789,8 @@ d = {
             ),
         },
         "personal_llm.experiments.starts": {
-            "personal_llm.experiments.starts.compute_saved": (
-                "experiments/starts.html#compute_saved",
+            "personal_llm.experiments.starts.compare_with_scratch": (
+                "experiments/starts.html#compare_with_scratch",
                 "personal_llm/experiments/starts.py",
             ),
             "personal_llm.experiments.starts.count_until": (
@@ -3795,10 +3803,6 @@ d = {
             ),
             "personal_llm.experiments.starts.measure_savings": (
                 "experiments/starts.html#measure_savings",
-                "personal_llm/experiments/starts.py",
-            ),
-            "personal_llm.experiments.starts.read_starts": (
-                "experiments/starts.html#read_starts",
                 "personal_llm/experiments/starts.py",
             ),
         },
@@ -3831,10 +3835,6 @@ d = {
             ),
             "personal_llm.experiments.summary.as_percent": (
                 "experiments/summary.html#as_percent",
-                "personal_llm/experiments/summary.py",
-            ),
-            "personal_llm.experiments.summary.compute_saved": (
-                "experiments/summary.html#compute_saved",
                 "personal_llm/experiments/summary.py",
             ),
             "personal_llm.experiments.summary.decide_verdict": (
@@ -3920,6 +3920,20 @@ d = {
             "personal_llm.experiments.summary.note_runs": (
                 "experiments/summary.html#note_runs",
                 "personal_llm/experiments/summary.py",
+            ),
+        },
+        "personal_llm.experiments.warm_start": {
+            "personal_llm.experiments.warm_start.compute_saved": (
+                "experiments/warm_start.html#compute_saved",
+                "personal_llm/experiments/warm_start.py",
+            ),
+            "personal_llm.experiments.warm_start.tokens_to_target": (
+                "experiments/warm_start.html#tokens_to_target",
+                "personal_llm/experiments/warm_start.py",
+            ),
+            "personal_llm.experiments.warm_start.weighted_tokens": (
+                "experiments/warm_start.html#weighted_tokens",
+                "personal_llm/experiments/warm_start.py",
             ),
         },
         "personal_llm.experiments.xpert": {

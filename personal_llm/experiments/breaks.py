@@ -16,7 +16,7 @@ from ..base.core import Dialogue, make_generator
 from ..buffer.retrieval import MemoryConfig, VectorStore
 from ..data.reading import load_samples
 from ..device.personalizer import Personalizer
-from .harness import Grid, mean_over_users, read_results
+from .harness import Grid, group_by_user, mean_over_users, read_results
 from .person import ORDER, SMALL, has_form, learn, load_once, teach, write_reply
 
 # %% ../../nbs/experiments/73_breaks.ipynb #brk00005
@@ -199,11 +199,8 @@ MARGINS = dict(choices=0.01, sums=0.02, instructions=0.02)
 
 def read_scores() -> dict:  # condition -> person -> part -> (right, acted); people with all conditions
     "Read and score the rows."
-    scores = {condition: {} for condition in CONDITIONS}
-    for row in read_results("breaks"):
-        scores[row["condition"]][row["user"]] = score_row(row)
-    whole = [user for user in scores["bare"] if all(user in own for own in scores.values())]
-    return {condition: {user: own[user] for user in whole} for condition, own in scores.items()}
+    people = group_by_user(read_results("breaks"), "condition", CONDITIONS)
+    return {name: {user: score_row(rows[name]) for user, rows in people.items()} for name in CONDITIONS}
 
 
 def compare(scores: dict, condition: str, part: str):  # a `MeanEstimate` of a condition minus the bare model

@@ -4,13 +4,13 @@
 
 # %% auto #0
 __all__ = ['STARTS', 'LEARN_FROM', 'TEST_ON', 'ORDER', 'JOBS', 'GRIDS', 'find_start', 'measure_savings', 'count_until',
-           'compute_saved', 'read_starts']
+           'compare_with_scratch']
 
 # %% ../../nbs/experiments/70_starts.ipynb #xp690004
 import time
 
 from ..base.core import make_generator
-from .harness import Grid, mean_over_users, read_result_lines
+from .harness import Grid, group_by_user, mean_over_users, read_result_lines
 from .xpert import BASE_MODEL, load_summariser, open_library
 from ..recipes.crafted_styles import GRID, restyle
 from ..recipes.style_pools import shipped_texts
@@ -63,27 +63,17 @@ JOBS = [dict(user=user, start=start) for user in ORDER for start in STARTS]
 GRIDS = (Grid("starts", JOBS, measure_savings, (), BASE_MODEL),)
 
 # %% ../../nbs/experiments/70_starts.ipynb #xp690007
-def count_until(run: dict, goal: float) -> tuple:  # (steps, processor seconds); None: it never arrives
-    "Count the steps and the processor seconds of a run until its loss is as low as a goal."
-    for place, (loss, seconds) in enumerate(zip(run["losses"], run["processor_seconds"])):
-        if loss <= goal + 1e-9:
-            return 3 * place, seconds
-    return None
+def count_until(run: dict, goal: float) -> int:  # None: it never arrives
+    "Count the looks at a run's loss until it is as low as a goal; the first is before any training."
+    return next((looks for looks, loss in enumerate(run["losses"]) if loss <= goal + 1e-9), None)
 
 
-def compute_saved(run: dict, scratch: dict) -> tuple:  # shares of steps and seconds
+def compare_with_scratch(run: dict, scratch: dict) -> tuple:  # shares of steps and seconds
     "Return what a start saves until it is as good as scratch ever gets; who never arrives saves nothing."
     goal = min(scratch["losses"])
     mine = count_until(run, goal)
     theirs = count_until(scratch, goal)
     if mine is None:
         return 0.0, 0.0
-    return 1 - mine[0] / theirs[0], 1 - mine[1] / theirs[1]
-
-
-def read_starts() -> dict:  # user -> start -> row; users with all four starts
-    "Read the rows."
-    users = {}
-    for line in read_result_lines("starts"):
-        users.setdefault(line["job"]["user"], {})[line["job"]["start"]] = line["results"]
-    return {user: runs for user, runs in users.items() if set(runs) == set(STARTS)}
+    seconds = run["processor_seconds"][mine] / scratch["processor_seconds"][theirs]
+    return 1 - mine / theirs, 1 - seconds
