@@ -288,15 +288,15 @@ def score_row(row: dict) -> dict:  # part -> (share of right items, share of ite
 MARGINS = dict(choices=0.01, sums=0.02, instructions=0.02)
 
 
-def read_scores() -> dict:  # condition -> person -> part -> (right, acted); people with all conditions
-    "Read and score the rows."
-    people = group_by_user(read_results("breaks"), "condition", CONDITIONS)
-    return {name: {user: score_row(rows[name]) for user, rows in people.items()} for name in CONDITIONS}
+def read_scores(grid: str = "breaks", conditions: tuple = CONDITIONS) -> dict:
+    "Read and score rows: condition -> person -> part -> (right, acted); people with all conditions."
+    people = group_by_user(read_results(grid), "condition", conditions)
+    return {name: {user: score_row(rows[name]) for user, rows in people.items()} for name in conditions}
 
 
-def compare(scores: dict, condition: str, part: str):  # a `MeanEstimate` of a condition minus the bare model
+def compare(scores: dict, condition: str, part: str, base: str = "bare"):  # a `MeanEstimate` of the difference
     "Compare the shares of right items by person."
-    pairs = zip(scores[condition].values(), scores["bare"].values())
+    pairs = zip(scores[condition].values(), scores[base].values())
     return mean_over_users([after[part][0] - before[part][0] for after, before in pairs])
 
 
