@@ -203,7 +203,7 @@ def read_scores() -> dict:  # condition -> person -> part -> (right, acted); peo
     return {name: {user: score_row(rows[name]) for user, rows in people.items()} for name in CONDITIONS}
 
 
-def compare(scores: dict, condition: str, part: str):  # a `MeanEstimate` of a condition minus the bare model
+def compare(scores: dict, condition: str, part: str):  # a `MeanEstimate` of a condition minus the base model
     "Compare the shares of right items by person."
     pairs = zip(scores[condition].values(), scores["bare"].values())
     return mean_over_users([after[part][0] - before[part][0] for after, before in pairs])
