@@ -4,6 +4,7 @@ import errno
 import os
 import subprocess
 import sys
+from importlib.metadata import version
 
 import pytest
 import typer
@@ -44,6 +45,10 @@ assert not {"torch", "transformers", "peft", "sentence_transformers"} & set(sys.
     done = subprocess.run([sys.executable, "-c", program, words], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("Example: personal-llm") == len(NAMES) >= 20
+
+
+def test_the_version_is_that_of_the_package(capsys):
+    assert cli.main(["--version"]) == 0 and capsys.readouterr().out == f"personal-llm {version('personal_llm')}\n"
 
 
 def test_the_example_of_a_command_names_its_options():
