@@ -2721,12 +2721,20 @@ d = {
                 "6_device/forgetting.html#holds",
                 "personal_llm/device/forgetting.py",
             ),
+            "personal_llm.device.forgetting.list_adapters": (
+                "6_device/forgetting.html#list_adapters",
+                "personal_llm/device/forgetting.py",
+            ),
             "personal_llm.device.forgetting.list_everything": (
                 "6_device/forgetting.html#list_everything",
                 "personal_llm/device/forgetting.py",
             ),
             "personal_llm.device.forgetting.list_written": (
                 "6_device/forgetting.html#list_written",
+                "personal_llm/device/forgetting.py",
+            ),
+            "personal_llm.device.forgetting.locate_adapter": (
+                "6_device/forgetting.html#locate_adapter",
                 "personal_llm/device/forgetting.py",
             ),
             "personal_llm.device.forgetting.plan_forgetting": (
