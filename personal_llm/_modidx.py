@@ -3134,6 +3134,10 @@ d = {
                 "experiments/breaks.html#measure",
                 "personal_llm/experiments/breaks.py",
             ),
+            "personal_llm.experiments.breaks.measure_facts": (
+                "experiments/breaks.html#measure_facts",
+                "personal_llm/experiments/breaks.py",
+            ),
             "personal_llm.experiments.breaks.read_scores": (
                 "experiments/breaks.html#read_scores",
                 "personal_llm/experiments/breaks.py",
