@@ -5090,10 +5090,6 @@ d = {
                 "7_runtimes/audit.html#measure_membership",
                 "personal_llm/runtimes/audit.py",
             ),
-            "personal_llm.runtimes.audit.score_membership": (
-                "7_runtimes/audit.html#score_membership",
-                "personal_llm/runtimes/audit.py",
-            ),
         },
         "personal_llm.runtimes.cluster": {
             "personal_llm.runtimes.cluster.explain_job": (

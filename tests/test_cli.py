@@ -4,11 +4,11 @@ import errno
 import os
 import subprocess
 import sys
-from importlib.metadata import version
 
 import pytest
 import typer
 
+import personal_llm
 from personal_llm.app import cli
 from personal_llm.app.commands import app
 from personal_llm.base.core import InputError
@@ -48,7 +48,7 @@ assert not {"torch", "transformers", "peft", "sentence_transformers"} & set(sys.
 
 
 def test_the_version_is_that_of_the_package(capsys):
-    assert cli.main(["--version"]) == 0 and capsys.readouterr().out == f"personal-llm {version('personal_llm')}\n"
+    assert cli.main(["--version"]) == 0 and capsys.readouterr().out == f"personal-llm {personal_llm.__version__}\n"
 
 
 def test_the_example_of_a_command_names_its_options():

@@ -11,12 +11,12 @@ import io
 import os
 import sys
 from contextlib import suppress
+from importlib.metadata import version
 from typing import Annotated, get_args
 
 import typer
 from typer import Option
 
-from .. import __version__
 from . import library_commands  # noqa: F401 (it registers its commands)
 from .chat import print_note
 from .commands import AsJson, Data, Model, Out, Quiet
@@ -128,7 +128,7 @@ def main(argv: list = None) -> int:  # the exit code
     "Run `personal-llm` with arguments, by default those of the command line."
     words = sys.argv[1:] if argv is None else [str(word) for word in argv]
     if words == ["--version"]:
-        print(f"personal-llm {__version__}")
+        print("personal-llm", version("personal_llm"))
         return 0
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     with suppress(AttributeError, io.UnsupportedOperation):  # a stream of another kind, or one that was read before
