@@ -1365,6 +1365,10 @@ d = {
                 "personal_llm/course/checks.py",
             ),
             "personal_llm.course.checks.misfit": ("course/checks.html#misfit", "personal_llm/course/checks.py"),
+            "personal_llm.course.checks.misfit_of_row": (
+                "course/checks.html#misfit_of_row",
+                "personal_llm/course/checks.py",
+            ),
             "personal_llm.course.checks.same": ("course/checks.html#same", "personal_llm/course/checks.py"),
         },
         "personal_llm.course.grading": {
@@ -2718,12 +2722,20 @@ d = {
                 "6_device/forgetting.html#holds",
                 "personal_llm/device/forgetting.py",
             ),
+            "personal_llm.device.forgetting.list_adapters": (
+                "6_device/forgetting.html#list_adapters",
+                "personal_llm/device/forgetting.py",
+            ),
             "personal_llm.device.forgetting.list_everything": (
                 "6_device/forgetting.html#list_everything",
                 "personal_llm/device/forgetting.py",
             ),
             "personal_llm.device.forgetting.list_written": (
                 "6_device/forgetting.html#list_written",
+                "personal_llm/device/forgetting.py",
+            ),
+            "personal_llm.device.forgetting.locate_adapter": (
+                "6_device/forgetting.html#locate_adapter",
                 "personal_llm/device/forgetting.py",
             ),
             "personal_llm.device.forgetting.plan_forgetting": (
@@ -3123,6 +3135,10 @@ d = {
                 "experiments/breaks.html#measure",
                 "personal_llm/experiments/breaks.py",
             ),
+            "personal_llm.experiments.breaks.measure_facts": (
+                "experiments/breaks.html#measure_facts",
+                "personal_llm/experiments/breaks.py",
+            ),
             "personal_llm.experiments.breaks.read_scores": (
                 "experiments/breaks.html#read_scores",
                 "personal_llm/experiments/breaks.py",
@@ -3205,6 +3221,10 @@ d = {
             ),
             "personal_llm.experiments.harness.format_table": (
                 "experiments/harness.html#format_table",
+                "personal_llm/experiments/harness.py",
+            ),
+            "personal_llm.experiments.harness.group_by_user": (
+                "experiments/harness.html#group_by_user",
                 "personal_llm/experiments/harness.py",
             ),
             "personal_llm.experiments.harness.group_jobs": (
@@ -3341,8 +3361,16 @@ d = {
                 "experiments/locomo.html#keep_dialogues",
                 "personal_llm/experiments/locomo.py",
             ),
+            "personal_llm.experiments.locomo.list_answer_jobs": (
+                "experiments/locomo.html#list_answer_jobs",
+                "personal_llm/experiments/locomo.py",
+            ),
             "personal_llm.experiments.locomo.list_stems": (
                 "experiments/locomo.html#list_stems",
+                "personal_llm/experiments/locomo.py",
+            ),
+            "personal_llm.experiments.locomo.measure_answers": (
+                "experiments/locomo.html#measure_answers",
                 "personal_llm/experiments/locomo.py",
             ),
             "personal_llm.experiments.locomo.measure_recall": (
@@ -3357,12 +3385,20 @@ d = {
                 "experiments/locomo.html#pair_turns",
                 "personal_llm/experiments/locomo.py",
             ),
+            "personal_llm.experiments.locomo.parse_date": (
+                "experiments/locomo.html#parse_date",
+                "personal_llm/experiments/locomo.py",
+            ),
             "personal_llm.experiments.locomo.rank_by_meaning": (
                 "experiments/locomo.html#rank_by_meaning",
                 "personal_llm/experiments/locomo.py",
             ),
             "personal_llm.experiments.locomo.rank_by_words": (
                 "experiments/locomo.html#rank_by_words",
+                "personal_llm/experiments/locomo.py",
+            ),
+            "personal_llm.experiments.locomo.read_before": (
+                "experiments/locomo.html#read_before",
                 "personal_llm/experiments/locomo.py",
             ),
             "personal_llm.experiments.locomo.read_conversations": (
@@ -3373,8 +3409,20 @@ d = {
                 "experiments/locomo.html#read_values",
                 "personal_llm/experiments/locomo.py",
             ),
+            "personal_llm.experiments.locomo.remember": (
+                "experiments/locomo.html#remember",
+                "personal_llm/experiments/locomo.py",
+            ),
+            "personal_llm.experiments.locomo.sample_questions": (
+                "experiments/locomo.html#sample_questions",
+                "personal_llm/experiments/locomo.py",
+            ),
             "personal_llm.experiments.locomo.score_conversation": (
                 "experiments/locomo.html#score_conversation",
+                "personal_llm/experiments/locomo.py",
+            ),
+            "personal_llm.experiments.locomo.write_request": (
+                "experiments/locomo.html#write_request",
                 "personal_llm/experiments/locomo.py",
             ),
             "personal_llm.experiments.locomo.write_turn": (
@@ -3477,6 +3525,10 @@ d = {
                 "experiments/person.html#measure_facts",
                 "personal_llm/experiments/person.py",
             ),
+            "personal_llm.experiments.person.multiply": (
+                "experiments/person.html#multiply",
+                "personal_llm/experiments/person.py",
+            ),
             "personal_llm.experiments.person.remember": (
                 "experiments/person.html#remember",
                 "personal_llm/experiments/person.py",
@@ -3499,6 +3551,10 @@ d = {
             ),
             "personal_llm.experiments.person.teach": (
                 "experiments/person.html#teach",
+                "personal_llm/experiments/person.py",
+            ),
+            "personal_llm.experiments.person.teach_pairs": (
+                "experiments/person.html#teach_pairs",
                 "personal_llm/experiments/person.py",
             ),
             "personal_llm.experiments.person.write_form": (
@@ -3746,8 +3802,8 @@ d = {
             ),
         },
         "personal_llm.experiments.starts": {
-            "personal_llm.experiments.starts.compute_saved": (
-                "experiments/starts.html#compute_saved",
+            "personal_llm.experiments.starts.compare_with_scratch": (
+                "experiments/starts.html#compare_with_scratch",
                 "personal_llm/experiments/starts.py",
             ),
             "personal_llm.experiments.starts.count_until": (
@@ -3760,10 +3816,6 @@ d = {
             ),
             "personal_llm.experiments.starts.measure_savings": (
                 "experiments/starts.html#measure_savings",
-                "personal_llm/experiments/starts.py",
-            ),
-            "personal_llm.experiments.starts.read_starts": (
-                "experiments/starts.html#read_starts",
                 "personal_llm/experiments/starts.py",
             ),
         },
@@ -3796,10 +3848,6 @@ d = {
             ),
             "personal_llm.experiments.summary.as_percent": (
                 "experiments/summary.html#as_percent",
-                "personal_llm/experiments/summary.py",
-            ),
-            "personal_llm.experiments.summary.compute_saved": (
-                "experiments/summary.html#compute_saved",
                 "personal_llm/experiments/summary.py",
             ),
             "personal_llm.experiments.summary.decide_verdict": (
@@ -3885,6 +3933,20 @@ d = {
             "personal_llm.experiments.summary.note_runs": (
                 "experiments/summary.html#note_runs",
                 "personal_llm/experiments/summary.py",
+            ),
+        },
+        "personal_llm.experiments.warm_start": {
+            "personal_llm.experiments.warm_start.compute_saved": (
+                "experiments/warm_start.html#compute_saved",
+                "personal_llm/experiments/warm_start.py",
+            ),
+            "personal_llm.experiments.warm_start.tokens_to_target": (
+                "experiments/warm_start.html#tokens_to_target",
+                "personal_llm/experiments/warm_start.py",
+            ),
+            "personal_llm.experiments.warm_start.weighted_tokens": (
+                "experiments/warm_start.html#weighted_tokens",
+                "personal_llm/experiments/warm_start.py",
             ),
         },
         "personal_llm.experiments.xpert": {
@@ -5027,10 +5089,6 @@ d = {
             ),
             "personal_llm.runtimes.audit.measure_membership": (
                 "7_runtimes/audit.html#measure_membership",
-                "personal_llm/runtimes/audit.py",
-            ),
-            "personal_llm.runtimes.audit.score_membership": (
-                "7_runtimes/audit.html#score_membership",
                 "personal_llm/runtimes/audit.py",
             ),
         },

@@ -12,7 +12,7 @@ from functools import cache
 import numpy as np
 
 from ..base.core import make_generator
-from .checks import KINDS, Lesson, describe
+from .checks import KINDS, Lesson, misfit_of_row
 from .material import choose_slots, keep_dialogues
 from .probes import Answer, plain
 from ..data.people import USERS, user_stream
@@ -107,8 +107,8 @@ def _judge_rule(rule: Answer, seed: int) -> str:  # "", a mistake's name, or a s
     draws = _slots(rule, cases, seed)
     numbers = [(slot, len(scores)) for row, (scores, *_) in zip(draws, cases) for slot in row if slot is not None]
     for slot, size in numbers:
-        if type(slot) not in (int, float) or slot not in range(size):
-            return f"a slot's number from 0 to {size - 1} or None was expected; your function gave {describe(slot)}"
+        if reason := misfit_of_row(slot, size, " or None"):
+            return reason
     slots = [set(row) for row in draws]
     right = [set(row) for row in _slots(plain(sdss_rule), cases, seed)]
     if slots == right:

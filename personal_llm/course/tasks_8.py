@@ -12,7 +12,7 @@ from functools import cache
 import numpy as np
 
 from ..base.core import make_generator
-from .checks import Lesson, as_array, describe, later
+from .checks import Lesson, as_array, describe, later, misfit_of_row
 from .material import library_rows
 from .probes import Answer, AnswerError, call_each, plain
 from ..selection.ranking import cosine_distance, l1_distance
@@ -206,10 +206,9 @@ def _judge_picker(pick: Answer, seed: int) -> str:
     "Compare the chosen rows with the nearest ones; a known mistake is recognised when it explains every choice."
     cases, nearest = clear_cases(seed)
     choices = choices_of(pick, cases)
-    last = len(cases[0][1]) - 1
-    for choice in choices:
-        if type(choice) not in (int, float) or choice not in range(last + 1):
-            return f"a row's number from 0 to {last} was expected; your function gave {describe(choice)}"
+    for choice, (_, rows) in zip(choices, cases):
+        if reason := misfit_of_row(choice, len(rows)):
+            return reason
     if choices == nearest:
         return ""
     for wrong in TASKS["project"].wrongs:

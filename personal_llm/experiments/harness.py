@@ -8,9 +8,9 @@ __all__ = ['PACKAGE', 'RESULTS', 'RUNNER_FIELDS', 'THREAD_VARIABLES', 'REVISION_
            'ATYPICAL_USERS', 'PEOPLE', 'CORRECTING_USERS', 'job_key', 'Grid', 'check_grid', 'group_jobs',
            'make_result_row', 'measure_group', 'one_thread', 'run_groups', 'revision', 'machine', 'provenance',
            'check_revision', 'append_json_line', 'read_json_lines', 'read_result_lines', 'find_missing_jobs',
-           'append_results', 'run_grid', 'read_results', 'group_rows', 'user_means', 'MeanEstimate', 'mean_over_users',
-           'summarise_rows', 'format_table', 'mean_table', 'paragraph', 'check_budgets', 'sign_flip_test',
-           'holm_correction', 'RatioToBest', 'ratio_to_best', 'ranking_auc', 'list_grids', 'main']
+           'append_results', 'run_grid', 'read_results', 'group_rows', 'group_by_user', 'user_means', 'MeanEstimate',
+           'mean_over_users', 'summarise_rows', 'format_table', 'mean_table', 'paragraph', 'check_budgets',
+           'sign_flip_test', 'holm_correction', 'RatioToBest', 'ratio_to_best', 'ranking_auc', 'list_grids', 'main']
 
 # %% ../../nbs/experiments/00_harness.ipynb #harn0003
 import argparse
@@ -340,6 +340,18 @@ def group_rows(
         if lacking := sorted(every - set(count), key=str):
             raise InputError(f"{value}: lacks user and seed {lacking[0]}", "finish the experiment, or choose rows")
     return parts
+
+# %% ../../nbs/experiments/00_harness.ipynb #grpuser2
+def group_by_user(
+    rows: list,  # dicts, one for each user and value
+    by: str,  # a name
+    values: tuple,  # of that name, all that a user needs
+) -> dict:  # user -> value -> row
+    "Divide rows by user and value; a user who lacks one of the values is left out."
+    users = {}
+    for row in rows:
+        users.setdefault(row["user"], {})[row[by]] = row
+    return {user: own for user, own in users.items() if set(own) == set(values)}
 
 # %% ../../nbs/experiments/00_harness.ipynb #5422a725
 def user_means(

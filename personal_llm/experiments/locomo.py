@@ -5,9 +5,11 @@
 # %% auto #0
 __all__ = ['LOCOMO_VARIABLE', 'LOCOMO_SHA256', 'CONVERSATIONS', 'CATEGORIES', 'NO_RESPONSE', 'BUDGET', 'FOUND', 'SEEDS',
            'DRAWING', 'DECIDING', 'RETRIEVALS', 'JOBS', 'GRIDS', 'ARTICLES', 'NO_PUNCTUATION', 'REFUSALS',
-           'read_conversations', 'write_turn', 'pair_turns', 'find_evidence', 'keep_dialogues', 'rank_by_words',
-           'embed_once', 'rank_by_meaning', 'find_dialogues', 'compute_recall', 'average_categories',
-           'measure_retrieval', 'score_conversation', 'measure_recall', 'list_stems', 'compare_stems', 'grade_reply',
+           'SAMPLE_SEED', 'SAMPLE_SIZE', 'REPLY_TOKENS', 'load_once', 'CONDITIONS', 'SIZES', 'read_conversations',
+           'write_turn', 'pair_turns', 'find_evidence', 'keep_dialogues', 'rank_by_words', 'embed_once',
+           'rank_by_meaning', 'find_dialogues', 'compute_recall', 'average_categories', 'measure_retrieval',
+           'score_conversation', 'measure_recall', 'list_stems', 'compare_stems', 'grade_reply', 'sample_questions',
+           'write_request', 'parse_date', 'remember', 'read_before', 'measure_answers', 'list_answer_jobs',
            'read_values']
 
 # %% ../../nbs/experiments/45_locomo.ipynb #lcm00003
@@ -19,18 +21,22 @@ import os
 import re
 import sqlite3
 import string
+import time
 from collections import Counter
 from contextlib import closing
+from datetime import datetime, timezone
 from pathlib import Path
 
 import numpy as np
 
-from ..base.core import Dialogue, InputError
+from ..base.core import Dialogue, InputError, make_generator
 from ..base.loading import load_encoder
 from ..base.models import load_model
+from ..base.replies import ReplyOptions, ReplyStream
 from ..base.text import get_words
 from ..buffer.buffer import Buffer
 from ..buffer.scoring import score
+from ..device.personalizer import Personalizer
 from .harness import Grid, read_results
 
 # %% ../../nbs/experiments/45_locomo.ipynb #lcm00006
@@ -200,6 +206,97 @@ def grade_reply(reply: str, question: dict) -> float:  # in [0, 1]
     if category != 1:
         return compare_stems(reply, answer)
     return float(np.mean([max(compare_stems(part, own) for part in reply.split(",")) for own in answer.split(",")]))
+
+# %% ../../nbs/experiments/45_locomo.ipynb #lcm00051
+SAMPLE_SEED, SAMPLE_SIZE, REPLY_TOKENS = 45, 4, 32
+load_once = functools.cache(load_model)
+
+
+def sample_questions(name: str) -> list:  # of one conversation
+    "Draw the questions of each category that the model answers."
+    generator = make_generator(SAMPLE_SEED, "locomo", name)
+    questions = read_conversations()[name]["questions"]
+    chosen = []
+    for category in CATEGORIES:
+        places = [i for i, q in enumerate(questions) if q["category"] == category and find_evidence(q)]
+        chosen += sorted(generator.permutation(places)[:SAMPLE_SIZE].tolist())
+    return [questions[i] for i in chosen]
+
+
+def write_request(question: dict) -> str:
+    "Write the request below what the model reads."
+    if question["category"] != 5:
+        hint = " Answer with a date." if question["category"] == 2 else ""
+        return f"Answer with a short phrase.{hint}\nQuestion: {question['question']}\nShort answer:"
+    options = ["Not mentioned in the conversation", str(question["adversarial_answer"])]
+    if make_generator(SAMPLE_SEED, "options", question["question"]).random() < 0.5:
+        options = options[::-1]
+    first, second = options
+    return f"Question: {question['question']}\nChoose the right answer: (a) {first} (b) {second}\nShort answer:"
+
+# %% ../../nbs/experiments/45_locomo.ipynb #lcm00052
+def parse_date(text: str) -> float:  # seconds since the epoch
+    "Read the time of a session, such as `1:56 pm on 8 May, 2023`."
+    return datetime.strptime(text, "%I:%M %p on %d %B, %Y").replace(tzinfo=timezone.utc).timestamp()
+
+
+@functools.cache
+def remember(model, name: str) -> Personalizer:
+    "Return a learner with each turn of a conversation as an earlier message of the user; nothing is scored."
+    me = Personalizer(model)
+    for number, session in enumerate(read_conversations()[name]["sessions"]):
+        for place, turn in enumerate(session["turns"]):
+            when = parse_date(session["time"]) + place
+            me.arrive(Dialogue(write_turn(turn), NO_RESPONSE, time=when, origin="model"), f"session {number}")
+    return me
+
+
+def read_before(model, name: str, condition: str, question: dict) -> Dialogue:
+    "Return what the model reads under a condition of the plan."
+    request = write_request(question)
+    if condition == "bare":
+        return Dialogue(request, "")
+    if condition == "archive":
+        recalled = remember(model, name).recall(Dialogue(question["question"], ""))
+        return Dialogue(request, "", recalled.dialogue.history)
+    how = {"words": "bm25", "meaning": "meaning"}[condition]
+    found = find_dialogues(how, pair_turns(read_conversations()[name]), question["question"])
+    lines = [f"{d.labels['date']}: {text}" for d in found[::-1] for text in (d.prompt, d.response)]
+    return Dialogue("\n".join([*lines, "", request]), "")
+
+
+def measure_answers(jobs: list):  # yields a dict of results a job
+    "Let the model answer the sampled questions of one conversation; a row holds scores, no reply."
+    for job in jobs:
+        model = load_once(job["model"])
+        questions = sample_questions(job["user"])
+        start = time.process_time()
+        streams = []
+        for question in questions:
+            dialogue = read_before(model, job["user"], job["condition"], question)
+            streams.append(ReplyStream(model, dialogue, ReplyOptions(REPLY_TOKENS)))
+            for _ in streams[-1]:
+                pass
+        seconds = time.process_time() - start
+        grades = [grade_reply(stream.text, q) for stream, q in zip(streams, questions)]
+        values = average_categories(grades, questions, "f1")
+        tokens = float(np.mean([stream.num_prompt_tokens for stream in streams]))
+        yield values | dict(questions=len(questions), tokens=tokens, processor_seconds=seconds / len(questions))
+
+
+CONDITIONS = ("bare", "words", "meaning", "archive")
+SIZES = dict(small="qwen2.5-coder-0.5b", large="qwen2.5-coder-1.5b")
+
+
+def list_answer_jobs(model: str) -> list:
+    "Return the jobs of a model, the conditions of a conversation together."
+    return [dict(user=user, condition=c, model=model) for user in CONVERSATIONS for c in CONDITIONS]
+
+
+GRIDS += tuple(
+    Grid(f"locomo-answers-{size}", list_answer_jobs(model), measure_answers, ("user",), model)
+    for size, model in SIZES.items()
+)
 
 # %% ../../nbs/experiments/45_locomo.ipynb #lcm00023a
 def read_values(kept: str, metric: str, grid: str = "locomo") -> dict:  # conversation -> value

@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['BANK', 'PEOPLE', 'DRAWN', 'KINDS', 'ORDER', 'MAX_TOKENS', 'load_once', 'SMALL', 'LARGE', 'FIRST', 'MORE',
-           'FACTS', 'FACT_JOBS', 'LARGE_FACT_JOBS', 'GRIDS', 'REFUSALS', 'lower_first', 'write_form', 'is_json',
-           'has_form', 'choose_part', 'write_wish', 'list_corrections', 'list_tests', 'list_later', 'teach',
-           'write_reply', 'answer', 'make_turns', 'write_instruction', 'start_condition', 'learn', 'measure',
-           'count_prompts', 'remember', 'is_among', 'measure_facts', 'list_jobs', 'measure_edits', 'is_right',
-           'score_row', 'score_rows', 'compare', 'draw_pairs', 'list_wishes', 'score_facts', 'write_readme_row',
-           'judge_choice', 'write_readme_pairs']
+           'ONCE', 'FACTS', 'FACT_JOBS', 'LARGE_FACT_JOBS', 'GRIDS', 'REFUSALS', 'lower_first', 'write_form', 'is_json',
+           'has_form', 'choose_part', 'write_wish', 'list_corrections', 'list_tests', 'list_later', 'teach_pairs',
+           'teach', 'write_reply', 'answer', 'make_turns', 'write_instruction', 'multiply', 'start_condition', 'learn',
+           'measure', 'count_prompts', 'remember', 'is_among', 'measure_facts', 'list_jobs', 'measure_edits',
+           'is_right', 'score_row', 'score_rows', 'compare', 'draw_pairs', 'list_wishes', 'score_facts',
+           'write_readme_row', 'judge_choice', 'write_readme_pairs']
 
 # %% ../../nbs/experiments/71_person.ipynb #person002
 import functools
@@ -22,7 +22,8 @@ from ..base.core import Dialogue, make_generator
 from ..base.models import load_model
 from ..base.replies import ReplyOptions, ReplyStream
 from ..base.text import compute_rouge1, split_sentences
-from ..buffer.retrieval import MemoryConfig, retrieve_statements
+from ..buffer.retrieval import MemoryConfig, VectorStore, retrieve_statements
+from ..buffer.synthesis import SynthesisConfig, check_rewrite
 from ..data.reading import load_samples
 from ..device.personalizer import Personalizer
 from .harness import RESULTS, Grid, mean_over_users, read_json_lines, read_results
@@ -168,15 +169,20 @@ MAX_TOKENS = 48  # of a reply
 load_once = functools.cache(load_model)
 
 
-def teach(model, name: str, count: int, **settings) -> Personalizer:
-    "Return the package's own learner after a person's first prompts; nothing is scored."
+def teach_pairs(model, pairs: list, **settings) -> Personalizer:  # pairs: as `list_corrections` returns them
+    "Return the package's own learner after prompts and their corrections; nothing is scored."
     me = Personalizer(model, **settings)
-    for place, (prompt, wish) in enumerate(list_corrections(name, count)):
+    for place, (prompt, wish) in enumerate(pairs):
         dialogue = Dialogue(prompt, "(a reply)", time=float(place), origin="model")
         me.arrive(dialogue, "lesson")
         if wish is not None:
             me.react(dialogue, "better", wish, float(place))
     return me
+
+
+def teach(model, name: str, count: int, **settings) -> Personalizer:
+    "Return the package's own learner after a person's first prompts."
+    return teach_pairs(model, list_corrections(name, count), **settings)
 
 
 @functools.lru_cache(maxsize=1000)
@@ -214,12 +220,33 @@ def write_instruction(model, pairs: list) -> str:
     prompt = "\n\n".join(["A user edits the replies of a writer.", *edits, question])
     return write_reply(model, prompt, ())["text"]
 
+
+def multiply(model, name: str) -> list:  # dicts with the prompt, the rewritten reply, and the reason against it
+    "Let the model write its replies to a person's next two prompts as the person's one correction changed the first."
+    request = "Write it as I like it."
+    (first, wish), *others = list_corrections(name, 3)
+    system = ("system", MemoryConfig().sentence)
+    edit = make_turns([(first, write_reply(model, first, ())["text"]), (request, wish)])
+    config = SynthesisConfig(min_rouge1=0, max_rouge1=1)
+    rewrites = []
+    for prompt, _ in others:
+        reply = write_reply(model, prompt, ())["text"]
+        text = write_reply(model, request, (system, *edit, *make_turns([(prompt, reply)])))["text"]
+        one, other = VectorStore().embed([text, reply])
+        reason = "copy" if text == reply else check_rewrite(text, reply, (), float(one @ other), config)
+        rewrites.append(dict(prompt=prompt, reply=reply, text=text, reason=reason))
+    return rewrites
+
 # %% ../../nbs/experiments/71_person.ipynb #person012
 def start_condition(model, name: str, condition: str) -> tuple:  # (learner, fixed examples, results so far)
     "Prepare a condition of the plan."
     kind, _, count = condition.partition(" ")
     if kind == "memory":
         return teach(model, name, int(count)), (), {}
+    if kind == "multiplied":
+        rewrites = multiply(model, name)
+        kept = [(r["prompt"], r["text"] if not r["reason"] else None) for r in rewrites]
+        return teach_pairs(model, [*list_corrections(name, 1), *kept]), (), dict(rewrites=rewrites)
     if kind in ("lora", "both"):
         start = time.process_time()
         me = teach(model, name, 8, **({} if kind == "both" else dict(memories=0)))
@@ -228,7 +255,8 @@ def start_condition(model, name: str, condition: str) -> tuple:  # (learner, fix
     pairs = [pair for pair in list_corrections(name, 8) if pair[1] is not None]
     me = teach(model, name, 0)
     if kind == "few":
-        return me, make_turns(pairs[:3] if count == "3" else pairs[-6:]), {}
+        chosen = {"1": pairs[:1], "3": pairs[:3], "6": pairs[-6:]}[count]
+        return me, make_turns(chosen), {}
     if kind == "cipher":
         instruction = write_instruction(model, pairs[-6:])
         me.react(None, "wish", instruction)
@@ -263,7 +291,7 @@ def measure(jobs: list):
 
 def count_prompts(condition: str) -> int:
     "Return how many prompts of the person a condition knows; the others are judged by the last wish."
-    return {"memory 1": 1, "memory 3": 3, "few 3": 3}.get(condition, 8)
+    return {"memory 1": 1, "few 1": 1, "multiplied": 1, "memory 3": 3, "few 3": 3}.get(condition, 8)
 
 # %% ../../nbs/experiments/71_person.ipynb #person014
 @functools.cache
@@ -305,6 +333,7 @@ SMALL = "qwen2.5-coder-0.5b"
 LARGE = "qwen2.5-coder-1.5b"
 FIRST = ("bare", "memory 3", "memory 8", "few 6")
 MORE = ("memory 1", "few 3", "cipher")
+ONCE = ("memory 1", "few 1", "multiplied")
 
 
 def list_jobs(model: str, people: list, conditions: tuple) -> list:
@@ -320,6 +349,7 @@ GRIDS = (
     Grid("person-whether", list_jobs(SMALL, ORDER[12:], ("memory 3", "memory 8")), measure, ("user",), SMALL),
     Grid("person-more", list_jobs(SMALL, ORDER, MORE), measure, ("user",), SMALL),
     Grid("person-lora", list_jobs(SMALL, ORDER, ("lora", "both")), measure, ("user",), SMALL),
+    Grid("person-once", list_jobs(SMALL, ORDER, ONCE), measure, ("user",), SMALL),
     Grid("person-large", list_jobs(LARGE, ORDER[:12], FIRST), measure, ("user",), LARGE),
     Grid("facts", FACT_JOBS, measure_facts, (), SMALL),
     Grid("facts-large", LARGE_FACT_JOBS, measure_facts, (), LARGE),

@@ -6,8 +6,8 @@
 __all__ = ['MODELS', 'PAPER_RATIO', 'PAPER_ACCURACY', 'POOLS', 'Measured', 'Claim', 'decide_verdict', 'as_percent',
            'as_markdown', 'judge_interval', 'judge_ratio', 'judge_gain', 'judge_scores', 'judge_length', 'note_runs',
            'judge_runs', 'judge_table', 'judge_curve', 'judge_rewrites', 'judge_same', 'list_sdss_claims',
-           'measure_right', 'compute_saved', 'judge_published', 'judge_library', 'judge_levels', 'judge_words',
-           'list_xpert_claims', 'judge_breaks', 'list_own_claims']
+           'measure_right', 'judge_published', 'judge_library', 'judge_levels', 'judge_words', 'list_xpert_claims',
+           'judge_breaks', 'list_own_claims']
 
 # %% ../../nbs/experiments/00_summary.ipynb #sumh0003
 from typing import NamedTuple
@@ -26,6 +26,7 @@ from personal_llm.experiments.harness import (
     user_means,
 )
 from .sdss import select_runs
+from .warm_start import compute_saved
 
 # %% ../../nbs/experiments/00_summary.ipynb #sumh0005
 MODELS = ("toy, 7 M", "smollm2, 135 M", "qwen2.5-coder, 0.5 B and 1.5 B")
@@ -231,20 +232,6 @@ def measure_right(pool: str, similarity: float) -> np.ndarray:  # (styles,) shar
     return np.array([np.mean(draws) for draws in found.values()])
 
 
-def compute_saved(row: dict, way: str) -> float:
-    "Return the share of scratch's compute that a start saves, the choice counted; who never arrives saves nothing."
-    goal = min(row["scratch"]["losses"])
-
-    def count(run: dict) -> float:
-        arrived = [tokens for tokens, loss in zip(run["tokens"], run["losses"]) if loss <= goal + 1e-9]
-        price = run.get("choice", dict(tokens=0, backward=0, forward=1))
-        chosen = price["tokens"] * (1 + 2 * price["backward"] / max(1, price["forward"]))
-        return 3 * arrived[0] + chosen if arrived else np.inf
-
-    mine = count(row[way])
-    return 1 - mine / count(row["scratch"]) if np.isfinite(mine) else 0.0
-
-
 def judge_published(similarity: float, theirs: float) -> Measured:
     "Count the users for whom the published way chose their own style, by a summariser of 1.5 B."
     shares = {}
@@ -354,7 +341,7 @@ def list_xpert_claims() -> list:  # `Claim`s
 
 # %% ../../nbs/experiments/00_summary.ipynb #sumh0013
 def judge_breaks(scores: dict, condition: str) -> dict:  # scores: of `breaks.read_scores`
-    "Compare choices, sums and instructions with those of the bare model on the default model."
+    "Compare choices, sums and instructions with those of the base model on the default model."
     verdicts, texts = [], []
     for part, margin in breaks.MARGINS.items():
         difference = breaks.compare(scores, condition, part)
