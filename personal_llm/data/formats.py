@@ -42,15 +42,15 @@ class ParsedConversation:
 UNSPOKEN = ("think", "thought", "reasoning", "reflection", "tool", "function")  # in the name of a part: nobody's words
 CODE = r"(?P<code>^[ \t]*(?P<fence>```|~~~)[^`\n]*\n.*?(?:^[ \t]*(?P=fence)|\Z)|(?P<tick>``?)[^`\n]+(?P=tick))"
 NAME = r"(?i:[\w:▁]*(?:think(?:ing)?|thoughts?|reasoning|reflection|(?:tool|function)(?:s|calls?)?)(?![a-z])[\w:▁]*)"
-NAME = rf"[|｜]?{NAME}(?:[ =][^<>]*)?[|｜]?[>▷\]]"  # of a thought or a call, to the end of the mark
+NAME = rf"[|｜]?{NAME}(?:-call|-process)?(?:[ =][^<>]*)?[|｜]?[>▷\]]"  # of a thought or a call, to the end of the mark
 BEGIN = rf"(?:(?:(?<![A-Za-z])<|<(?=[|｜])|◁)(?!/|[|｜][\w▁]*(?i:end))|\[(?=[A-Z_]+\])){NAME}"
 END = rf"(?:[<◁](?:/|(?=[|｜][\w▁]*(?i:end)))|\[/(?=[A-Z_]+\])){NAME}"
 BLOCK = rf"{BEGIN}(?:(?:(?!^{BEGIN}).)*?{END}|\s*\w*(?:\[\w+\])?\s*\[?\s*\{{.*)"  # a call may be JSON to the end
 MARK = re.compile(
-    rf"(?sm){CODE}|(?P<turn>^(?:Human|User|Assistant):|\b(?:USER|ASSISTANT):|assistantfinal"
-    r"|### ?(?:Instruction|Response|Human|User|Assistant):|<[|｜]/?[\w▁]+[|｜]>|\[/?INST\]"
-    r"|</?(?:(?:start|end)_of_turn|human|bot|s)>|\A\s*[\[{].{0,2000}?['\"](?:role|from)['\"]:)"
-    rf"|(?P<thought>{BEGIN}|{END}|</?(?:\w+_)?(?:scratchpad|analysis|plan|planning|monologue|answer)(?:[ =][^<>]*)?>)"
+    rf"(?sm){CODE}|(?P<turn>^\**(?:Human|User|Assistant):|\b(?:USER|ASSISTANT):|assistantfinal|\[/?INST\]|<</?SYS>>"
+    r"|### ?(?:Instruction|Response|Human|User|Assistant):|<[|｜]/?[\w▁]+[|｜]>|<(?:start_of_turn|human|bot|assistant)>"
+    r"|<end_of_turn>|<eos>|</?s>|\A\s*[\[{].{0,2000}?['\"](?:role|from)['\"]\s*:)"  # or a list of turns
+    rf"|(?P<thought>{BEGIN}|{END}|</?(?i:\w*(?:pad|analysis|plan|monologue|rationale|answer|response))(?:\s[^<>]*)?>)"
 )
 REMOVED = re.compile(
     r"(?sm)(?:```\s*)?(?:This block is not supported on [^\n]*? yet|Viewing artifacts [^\n]*? on mobile)\.(?:\s*```)?"
