@@ -2183,6 +2183,7 @@ d = {
                 "personal_llm/data/formats.py",
             ),
             "personal_llm.data.formats.find_field": ("1_data/formats.html#find_field", "personal_llm/data/formats.py"),
+            "personal_llm.data.formats.find_mark": ("1_data/formats.html#find_mark", "personal_llm/data/formats.py"),
             "personal_llm.data.formats.is_excluded": (
                 "1_data/formats.html#is_excluded",
                 "personal_llm/data/formats.py",
@@ -2721,12 +2722,20 @@ d = {
                 "6_device/forgetting.html#holds",
                 "personal_llm/device/forgetting.py",
             ),
+            "personal_llm.device.forgetting.list_adapters": (
+                "6_device/forgetting.html#list_adapters",
+                "personal_llm/device/forgetting.py",
+            ),
             "personal_llm.device.forgetting.list_everything": (
                 "6_device/forgetting.html#list_everything",
                 "personal_llm/device/forgetting.py",
             ),
             "personal_llm.device.forgetting.list_written": (
                 "6_device/forgetting.html#list_written",
+                "personal_llm/device/forgetting.py",
+            ),
+            "personal_llm.device.forgetting.locate_adapter": (
+                "6_device/forgetting.html#locate_adapter",
                 "personal_llm/device/forgetting.py",
             ),
             "personal_llm.device.forgetting.plan_forgetting": (
@@ -3124,10 +3133,6 @@ d = {
             ),
             "personal_llm.experiments.breaks.measure": (
                 "experiments/breaks.html#measure",
-                "personal_llm/experiments/breaks.py",
-            ),
-            "personal_llm.experiments.breaks.measure_facts": (
-                "experiments/breaks.html#measure_facts",
                 "personal_llm/experiments/breaks.py",
             ),
             "personal_llm.experiments.breaks.read_scores": (
@@ -5080,10 +5085,6 @@ d = {
             ),
             "personal_llm.runtimes.audit.measure_membership": (
                 "7_runtimes/audit.html#measure_membership",
-                "personal_llm/runtimes/audit.py",
-            ),
-            "personal_llm.runtimes.audit.score_membership": (
-                "7_runtimes/audit.html#score_membership",
                 "personal_llm/runtimes/audit.py",
             ),
         },

@@ -8,6 +8,7 @@ import sys
 import pytest
 import typer
 
+import personal_llm
 from personal_llm.app import cli
 from personal_llm.app.commands import app
 from personal_llm.base.core import InputError
@@ -44,6 +45,10 @@ assert not {"torch", "transformers", "peft", "sentence_transformers"} & set(sys.
     done = subprocess.run([sys.executable, "-c", program, words], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("Example: personal-llm") == len(NAMES) >= 20
+
+
+def test_the_version_is_that_of_the_package(capsys):
+    assert cli.main(["--version"]) == 0 and capsys.readouterr().out == f"personal-llm {personal_llm.__version__}\n"
 
 
 def test_the_example_of_a_command_names_its_options():

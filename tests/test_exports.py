@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from personal_llm.base.core import InputError
 from personal_llm.data.exports import CONVERSATION_GAP_SECONDS, identify_user, parse_branch, parse_time
 from personal_llm.data.exports import parse_timestamps, parse_whatsapp_log, split_at_pauses
-from personal_llm.data.formats import FORMATS, Turn, parse_record, split_into_dialogues
-from personal_llm.data.reading import GAP, UNLEARNED, read_dialogues
+from personal_llm.data.formats import FORMATS, GAP, UNLEARNED, Turn, parse_record, split_into_dialogues
+from personal_llm.data.reading import read_dialogues
 
 
 def pairs(dialogues):
@@ -121,8 +121,8 @@ def test_a_reply_with_a_thumb_down_is_not_learned(rating, count):
     nodes = dict(a=message("user", None), b=message("assistant", "a", annotation=dict(rating=rating)))
     chat = dict(id="1", title="t", chat=dict(history=dict(messages=nodes, currentId="b")))
     for name, row in (("messages", dict(messages=turns)), ("openwebui", chat)):
-        dialogues, *_, num_unlearned = split_into_dialogues(parse_record(row, name)[0])
-        assert (len(dialogues), num_unlearned) == (count, 1 - count)
+        dialogues, _, left_out = split_into_dialogues(parse_record(row, name)[0])
+        assert (len(dialogues), left_out[UNLEARNED]) == (count, 1 - count)
 
 
 THOUGHT = dict(channel="analysis")

@@ -14,11 +14,11 @@ from personal_llm.base.core import Cost, Dialogue, InputError
 from personal_llm.base.models import load_model
 from personal_llm.buffer.buffer import Buffer
 from personal_llm.buffer.scoring import ScoredDialogue, Scores
-from personal_llm.device import chat, personalizer
+from personal_llm.device import chat, forgetting, personalizer
 from personal_llm.device.archive import ARCHIVE_FILE, Archive
 from personal_llm.device.chat import ChatSession
 from personal_llm.device.forgetting import ForgetPlan, fold, forget_dialogues, forget_everything
-from personal_llm.device.forgetting import holds, list_written, plan_forgetting
+from personal_llm.device.forgetting import holds, list_written, plan_forgetting, show
 from personal_llm.device.learning import PreparedRound, find_place
 from personal_llm.device.state import State, open_state
 
@@ -224,6 +224,88 @@ def test_a_folder_of_a_stopped_fine_tune_is_listed_and_goes(tmp_path):
     assert plan.adapters == ("adapters/001",)
     forget_dialogues(talks.state, plan)
     assert [path.name for path in (tmp_path / "adapters").iterdir()] == ["000"]
+
+
+def test_a_link_in_place_of_an_adapter_goes_and_the_list_says_what_stays(tmp_path):
+    talks = Talks(tmp_path / "me")
+    talks.say("a", "My dog is Biscuit.", "Nice.")
+    talks.tune(0, "a")
+    link = tmp_path / "me" / "adapters" / "000"
+    link.rename(tmp_path / "elsewhere")
+    link.symlink_to(tmp_path / "elsewhere")
+    (link.parent / "notes.txt").write_text("not ours")
+    plan = plan_forgetting(talks.state, text="biscuit")
+    assert plan.lines[1:] == ("adapter: adapters/000, a link: the folder that it names stays",)
+    forget_dialogues(talks.state, plan)
+    assert [path.name for path in link.parent.iterdir()] == ["notes.txt"] and (tmp_path / "elsewhere").is_dir()
+    link.symlink_to(tmp_path / "elsewhere")
+    assert str(link) in forget_everything(tmp_path / "me")
+    assert not link.is_symlink() and (tmp_path / "elsewhere" / "adapter_model.safetensors").exists()
+
+
+def test_a_second_call_finishes_what_a_locked_file_stopped(tmp_path, monkeypatch):
+    talks = Talks(tmp_path)
+    talks.say("a", "My dog is Biscuit.", "Nice.")
+    talks.tune(0, "a")
+    talks.tune(1)
+    talks.state.archive.execute("PRAGMA busy_timeout = 0")
+    reader = sqlite3.connect(tmp_path / ARCHIVE_FILE)
+    reader.execute("BEGIN")
+    reader.execute("SELECT count(*) FROM dialogues").fetchall()
+    plan = plan_forgetting(talks.state, text="biscuit")
+    with pytest.raises(InputError, match="another program reads it"):
+        forget_dialogues(talks.state, plan)
+    assert plan_forgetting(talks.state, text="biscuit") == plan, "nothing went"
+    reader.close()
+
+    def fail_at_second(folder):
+        if folder.name == "001":
+            raise PermissionError(13, "Permission denied", str(folder))
+        delete(folder)
+
+    delete = forgetting.shutil.rmtree
+    with monkeypatch.context() as patch, pytest.raises(PermissionError):
+        patch.setattr(forgetting.shutil, "rmtree", fail_at_second)
+        forget_dialogues(talks.state, plan)
+    state = forget_dialogues(talks.state, plan_forgetting(open_state(talks.state.archive), text="biscuit"))
+    assert state.rounds == [] and list((tmp_path / "adapters").iterdir()) == []
+    state.archive.close()
+    assert b"biscuit" not in read_bytes(tmp_path)
+
+
+PIECES = [
+    "a",
+    "b",
+    "É",
+    "e",
+    "\u0301",
+    "-",
+    "\u2010",
+    "\u00ad",
+    " ",
+    "\u00a0",
+    "\n",
+    "\t",
+    "1.",
+    "#",
+    ">",
+    "*",
+    "_",
+    "`",
+]
+PIECES += ["~", "|", "\\", "[", "](", "]", ")", "<b>", "&amp;", "&#45;", '"', "=", ":", "http://a.b", "\u200b", "•"]
+
+
+@settings(max_examples=400, deadline=None)
+@given(st.lists(st.sampled_from(PIECES), max_size=12).map("".join), st.lists(st.sampled_from("abeé- "), min_size=1))
+def test_a_text_that_is_not_rendered_holds_what_its_rendering_holds(text, letters):
+    form = fold("".join(letters)) or "a"
+    is_held = holds(text, {form})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(forgetting, "PLAIN", re.compile("(?!)"))
+        rendered = fold(re.sub("[-\u2010\u00ad]\n", "", show(text)))
+        assert holds(text, {form}) == is_held
+    assert not rendered or holds(text, {rendered})
 
 
 @settings(max_examples=60, deadline=None)

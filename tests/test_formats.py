@@ -6,8 +6,8 @@ import pytest
 
 from personal_llm.base.core import InputError
 from personal_llm.data import reading  # registers every format
-from personal_llm.data.formats import FORMATS, MAX_TURN_CHARACTERS, ParsedConversation, detect_format
-from personal_llm.data.formats import normalise_record, parse_record, register_format, remove_marks
+from personal_llm.data.formats import FORMATS, GAP, MAX_TURN_CHARACTERS, UNLEARNED, ParsedConversation, detect_format
+from personal_llm.data.formats import find_mark, normalise_record, parse_record, register_format, remove_marks
 from personal_llm.data.formats import split_into_dialogues
 
 
@@ -43,6 +43,8 @@ RECORDS = [
     ("messages", dict(conversations=[turn("system", "x"), turn("user", "Hi"), turn("chatgpt", "Hello")]), PAIRS[:1]),
     ("messages", dict(contents=[dict(role="model", parts=[dict(text="x")])] + CHAT), PAIRS),
     ("messages", dict(conversation=SIDES), PAIRS),
+    ("messages", dict(messages=[turn | dict(parent=i or None) for i, turn in enumerate(CHAT)]), PAIRS),
+    ("messages", dict(messages=[turn | dict(parent=None) for turn in CHAT]), PAIRS),
     ("messages", dict(conversation=[dict(system="Be kind.", input="Hi", output="Hello")]), PAIRS[:1]),
     ("messages", dict(conversation=[dict(speaker="user", text="Hi"), dict(speaker="bot", text="Hello")]), PAIRS[:1]),
     ("messages", dict(conversation=json.dumps(CHAT)), PAIRS),
@@ -81,6 +83,10 @@ def test_records(name, record, want):
     assert pairs(parse_record(fields, name)) == want
 
 
+PARENTS = "parent_id parentId parent parent_message_id parentMessageId parent_message_uuid".split()
+TREES = [[user("Is 7 prime?"), bot("No.") | {name: "1"}, bot("Yes.") | {name: "1"}] for name in PARENTS]
+TREES += [[user("Hi") | dict(ancestors=[]), *(bot(word) | dict(ancestors=["1"]) for word in ("No.", "Yes."))]]
+TREES += [[*(user(word) | dict(parent=None) for word in ("Hy", "Hi")), bot("Hello") | dict(parent="2")]]
 BAD = [
     ("messages", dict(messages="Hi"), "unknown role"),
     ("messages", dict(conversation="[{'role': 'user'}]"), "broken JSON"),
@@ -93,14 +99,15 @@ BAD = [
     ("pairs", dict(prompt="x", response=float("nan")), "response is float, not text"),
     ("pairs", dict(instruction="Hi", output=["Hello", "Yo"]), "output is list, not text"),
     ("pairs", dict(prompt=["Hi", "Bye"], response=["Hello", "See you"]), "response is list, not text"),
-    ("pairs", dict(prompt="Hi", response=json.dumps(CHAT[:2])), "response holds a dialogue as one text"),
-    ("preference", dict(prompt="Hi", chosen=str(CHAT[:2]), rejected="Yo"), "chosen holds a dialogue as one text"),
-    ("pairs", dict(prompt="\n\nHuman: Hi\n\nAssistant:", response="Hello"), "prompt holds a dialogue as one text"),
     ("text", dict(text="Question: What is a tendon?\nAnswer: It ties muscle to bone."), "a dialogue in one text"),
-    ("pairs", dict(prompt="Bye", response="See you", history="Hi, Hello"), "history is str, no list of turns"),
+    ("pairs", dict(prompt="Bye", response="See you", history="Hi, Hello"), "unknown role"),
     ("text", dict(text="A chat. USER: What is a tendon? ASSISTANT: It ties muscle to bone."), "a dialogue in one text"),
     ("text", dict(text="\n\nHuman: What is a tendon?\n\nAssistant: It ties muscle to bone."), "a dialogue in one text"),
     ("text", dict(text="<s>[INST] What is a tendon? [/INST] It ties muscle to bone. </s>"), "a dialogue in one text"),
+    ("text", dict(text="<｜User｜>What is a tendon?<｜Assistant｜>It ties muscle to bone."), "a dialogue in one text"),
+    ("text", dict(text="<human>: What is a tendon? <bot>: It ties muscle to bone."), "a dialogue in one text"),
+    ("text", dict(text=str(CHAT)), "a dialogue in one text"),
+    *(("messages", dict(messages=tree), "one parent") for tree in TREES),
 ]
 
 
@@ -157,10 +164,10 @@ def test_a_turn_without_text_costs_its_own_exchange(kind):
     "The answers around it must not grow together."
     middle, num_gaps = GAPS[kind]
     (conversation,) = parse_record(dict(messages=[*NORWAY, *middle, *PERU]), "messages")
-    found, _, counted, _ = split_into_dialogues(conversation)
+    found, _, left_out = split_into_dialogues(conversation)
     assert (found[0].prompt, found[0].response) == ("Norway?", "Oslo.")
     assert (found[-1].prompt, found[-1].response) == ("Peru?", "Lima.")
-    assert len(found) == 2 and counted == num_gaps
+    assert len(found) == 2 and left_out[GAP] == num_gaps
     roles = [role for d in found for role, _ in d.history]
     assert all(role == ("user", "assistant")[i % 2] for d in found for i, (role, _) in enumerate(d.history)), roles
 
@@ -181,8 +188,8 @@ def test_a_turn_without_text_costs_its_own_exchange(kind):
 )
 def test_calls_of_tools_are_no_turns(call):
     (conversation,) = parse_record(dict(messages=[user("How warm?"), *call, bot("21 degrees.")]), "messages")
-    (d,), _, num_gaps, _ = split_into_dialogues(conversation)
-    assert (d.prompt, d.response, num_gaps) == ("How warm?", "21 degrees.", 0)
+    (d,), _, left_out = split_into_dialogues(conversation)
+    assert (d.prompt, d.response, left_out) == ("How warm?", "21 degrees.", {})
 
 
 def test_system_turns_stay_and_divide():
@@ -199,7 +206,11 @@ def test_system_turns_stay_and_divide():
 def test_an_answer_that_is_not_to_be_learned_stays_in_the_history(mark):
     rows = [user("Is tin a metal?"), bot("No.") | mark, user("Sure?"), bot("Yes, it is.") | dict(weight=1)]
     (d,), *_ = split_into_dialogues(parse_record(dict(messages=rows), "messages")[0])
-    assert split_into_dialogues(parse_record(dict(prompt="Hi", response="Yo") | mark, "pairs")[0]) == ([], 0, 0, 1)
+    assert split_into_dialogues(parse_record(dict(prompt="Hi", response="Yo") | mark, "pairs")[0]) == (
+        [],
+        0,
+        {UNLEARNED: 1},
+    )
     assert d.prompt == "Sure?" and list(d.history) == [("user", "Is tin a metal?"), ("assistant", "No.")]
 
 
@@ -228,6 +239,7 @@ MARKED = {
     "Yes.\n<tool_call>\n{}\n</tool_call>\n<function_calls><a/></function_calls>\n<function=w>{}</function>": "Yes.",
     "Yes.\n[TOOL_CALLS]w[ARGS]{}": "Yes.",
     "<functioncall> {}": "",
+    "<tool-call>{}</tool-call>\nYes.": "Yes.",
     ':::writing{variant="email"}\nDear Ana\n:::\nYes?': "Dear Ana\nYes?",
     "Yes.</s>": "Yes.",
 }
@@ -252,6 +264,77 @@ def test_marks_of_programs_are_nobodys_words(text):
         assert d.response == MARKED[text]
 
 
+LEFT = {  # an answer that we cannot mend, and the mark that the note names
+    "Sure. <think>Only 1 and 7.</think> Yes.": "<think>",
+    "Yes.\n<think>Only 1 and": "<think>",
+    "Only 1 and 7.</reasoning> Yes.": "</reasoning>",
+    "Let me see.<tool_call>{}</tool_call>": "<tool_call>",
+    "<scratchpad>\nHm.\n</scratchpad>\nYes.": "<scratchpad>",
+    "<analysis>Hm.</analysis>\nYes.": "<analysis>",
+    '<plan id="1">Divide it.</plan>\nYes.': '<plan id="1">',
+    "<Plan>Divide.</Plan>": "<Plan>",
+    "Yes.<eos>": "<eos>",
+    "Yes.\n**User:** And 9?": "**User:",
+    "<assistant>Yes.</assistant>": "<assistant>",
+    "<<SYS>>Be kind.<</SYS>> Yes.": "<<SYS>>",
+    "<inner_monologue>Hm.</inner_monologue>Yes.": "<inner_monologue>",
+    "<think>Hm.</think>\n<answer>Yes.</answer>": "<answer>",
+    "Write <think> before your thoughts and </think> after them.": "<think>",
+    "Use this:\n<think> and </think> frame the thoughts.": "<think>",
+    "Yes </s> is an end token.": "</s>",
+    "The end token <|im_end|>": "<|im_end|>",
+    "Yes.<|end|><|start|>user<|message|>And 9?<|end|><|start|>assistant<|channel|>final<|message|>No.": "<|end|>",
+    "<|python_tag|>is_prime(7)<|eom_id|>": "<|python_tag|>",
+    "analysisA question.assistantfinalYes.": "assistantfinal",
+    "<|start_header_id|>assistant<|end_header_id|>\n\nYes.": "<|start_header_id|>",
+    "<｜User｜>Is 7 prime?<｜Assistant｜>Yes.": "<｜User｜>",
+    "<|START_OF_TURN_TOKEN|><|USER_TOKEN|>Is 7 prime?": "<|START_OF_TURN_TOKEN|>",
+    "Yes.<|end|>\n<|user|>\nAnd 9?": "<|end|>",
+    "Yes.\n<human>: And 9?\n<bot>: No.": "<human>",
+    "Yes.<end_of_turn>\n<start_of_turn>user\nAnd 9?": "<end_of_turn>",
+    "Yes. [INST] And 9? [/INST] No.": "[INST]",
+    "Yes.<|im_end|>\n<|im_start|>user\nAnd 9?": "<|im_end|>",
+    "Yes.\n\nHuman: And 9?\n\nAssistant: No.": "Human:",
+    "Yes. USER: And 9? ASSISTANT: No.": "USER:",
+    "Yes.\n\n### Instruction:\nAnd 9?": "### Instruction:",
+    str(CHAT): "[{'role':",
+    json.dumps([turn("gpt", "Yes.")]): '[{"from":',
+}
+LEFT_PROMPTS = [
+    "<｜User｜>Hi<｜Assistant｜>",
+    "\n\nHuman: Hi\n\nAssistant:",
+    "<human>: Hi\n<bot>:",
+    "A.\n\n### Instruction:\nHi",
+]
+ORDINARY = [
+    "If a < b and b > c: a<b, x <- 3 in R, 1 <2> 3, $|x|$, f <| g |> h and <3.",
+    '<p>Hello <b>you</b></p> <details open>x</details> <Tooltip a="b">c</Tooltip> <planet>',
+    "Write to <ana@example.org> or <https://example.org>. List<Tool>, Map<String, Plan>, vector<tool>.",
+    "[TODO] Buy tea. [1] A source. [Tools](a.md) [tool.poetry]",
+    "Q: Is 7 prime?\nA: Yes. Dear User: the Human: he is late.",
+    "Use `<think>`, ``<|im_end|>`` and `[INST]`.",
+    "```\n<|im_start|>user\n```\n~~~\n[INST]\n~~~",
+    '{"a": [1, 2]}',
+    "Close it:\n```\n</think>\n```\nDone.",
+]
+
+
+@pytest.mark.parametrize("text", [*LEFT, *LEFT_PROMPTS, *ORDINARY])
+def test_an_exchange_with_another_mark_is_left_out_by_name(text):
+    sides = ("user", "assistant") if text in LEFT else ("assistant", "user")
+    marked, other = dict(role=sides[1], content=text), dict(role=sides[0], content="Hm?")
+    pair = [other, marked] if text in LEFT else [marked, other]
+    if text in ORDINARY:
+        pair = [user(text), bot(text)]
+    found, _, left_out = split_into_dialogues(parse_record(dict(messages=[*CHAT[:2], *pair]), "messages")[0])
+    if text in ORDINARY:
+        assert (found[1].prompt, found[1].response, left_out) == (text, text, {})
+    else:
+        (reason,) = left_out
+        assert len(found) == 1 and f"outside of code ({LEFT.get(text, '')}" in reason
+    assert find_mark("What does <think> do?", "user") == ""
+
+
 def test_a_row_that_is_labelled_false_is_not_learned():
     labels = [True, 1, "1", False, 0, "False", "0", "negative", "-1", 2]  # those of KTO, and classes of other data sets
     for label in labels:
@@ -273,6 +356,8 @@ TALKS = {
     "Messenger": dict(participants=[], messages=[dict(sender_name="Ana", timestamp_ms=1, content="Hi")]),
     "single turns": dict(text=CABLE, role="prompter"),
     "a letter": dict(text=NINE, author="Ana"),
+    "iMessage": dict(text=CABLE, is_from_me=1, date="2024-01-15"),
+    "a program for iMessage": {"Chat Session": "Ky", "Sender Name": "Ky", "Text": CABLE},
 }
 
 
@@ -317,8 +402,8 @@ LEFT_OUT = [GAPS[kind][0] for kind in ("a picture", "a prompt of Open WebUI", "a
 @pytest.mark.parametrize("turns", [*LEFT_OUT, [user("Hi"), dict(role="tool"), bot("Yo") | dict(weight=0)]])
 def test_a_row_that_holds_nobodys_words_is_left_out(turns):
     "It is no mistake of the file: the other rows are read, and its gap is counted."
-    dialogues, _, num_gaps, _ = split_into_dialogues(parse_record(dict(messages=turns), "messages")[0])
-    assert not dialogues and num_gaps == ("weight" not in turns[-1])
+    dialogues, _, left_out = split_into_dialogues(parse_record(dict(messages=turns), "messages")[0])
+    assert not dialogues and left_out == {UNLEARNED if "weight" in turns[-1] else GAP: 1}
 
 
 def test_a_value_of_the_wrong_kind_is_the_error_of_its_row():

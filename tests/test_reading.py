@@ -106,6 +106,7 @@ def test_fields_that_nobody_reads_are_named(names):
     (note,) = read_dialogues([UNREAD[names]]).notes()
     assert note.startswith(f"fields not read: {names}") and len(note) < 300
     assert not read_dialogues([GOOD_ROW | dict(rating=1, disliked=False)]).notes()
+    assert not read_dialogues([dict(prompt="Hi", chosen="Hello", rejected="Yo")]).notes()
 
 
 def test_an_empty_turn_is_noted(tmp_path):
@@ -115,6 +116,15 @@ def test_an_empty_turn_is_noted(tmp_path):
     for skip in (False, True):
         with pytest.raises(InputError, match="empty response"):
             read_dialogues(save(tmp_path / "b.jsonl", [dict(messages=rows[0]["messages"][4:])]), skip_invalid=skip)
+
+
+def test_marks_are_noted_and_the_other_rows_are_read():
+    rows = [GOOD_ROW, dict(prompt="Is 7 prime?", response="Sure. <think>Hm.</think> Yes.")]
+    found = read_dialogues(rows)
+    assert pairs(found) == PAIRS[:1]
+    assert found.notes() == ["left out: 1 × an exchange with a mark of a program outside of code (<think>)"]
+    with pytest.raises(InputError, match=r"no dialogue in it, left out: 1 × an exchange with a mark .*<think>"):
+        read_dialogues(rows[1:])
 
 
 BAD = [  # content, name, place or None, words of the message
@@ -189,7 +199,7 @@ def test_unknown_format_and_nothing_good(tmp_path):
 
 
 ODD = ["x" * MAX_TURN_CHARACTERS, "a\x01\x02\x1b[31m\x7f", "مرحبا بالعالم \u202eabc\u202c", "👩‍🚀🏳️‍🌈 ok"]
-ODD += ["<|end|><s>[INST]</s>{% raw %}", "a\u2028b\u0085c\x0bd", "line\r\nline", "\ufeffinner"]
+ODD += ["`<|end|><s>[INST]</s>`{% raw %}", "a\u2028b\u0085c\x0bd", "line\r\nline", "\ufeffinner"]
 
 
 @pytest.mark.parametrize("text", ODD, ids=lambda text: ascii(text)[:16])

@@ -11,6 +11,7 @@ import io
 import os
 import sys
 from contextlib import suppress
+from importlib.metadata import version
 from typing import Annotated, get_args
 
 import typer
@@ -126,6 +127,9 @@ def explain_error(error: BaseException) -> str:  # empty for a bug of ours
 def main(argv: list = None) -> int:  # the exit code
     "Run `personal-llm` with arguments, by default those of the command line."
     words = sys.argv[1:] if argv is None else [str(word) for word in argv]
+    if words == ["--version"]:
+        print("personal-llm", version("personal_llm"))
+        return 0
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     with suppress(AttributeError, io.UnsupportedOperation):  # a stream of another kind, or one that was read before
         sys.stdin.reconfigure(errors="surrogateescape")  # what is no UTF-8 is refused where it is used

@@ -206,7 +206,7 @@ def remove_peft_layers(base_model) -> None:
 
 # %% ../../nbs/0_base/05_adapters.ipynb #04ada023
 def attach_adapter(base_model, folder: Path, trainable: bool = False):  # folder: checked -> peft's model
-    "Put an adapter's layers into a model; raise `InputError` for one that does not fit, and leave the model bare."
+    "Put an adapter's layers into a model; raise `InputError` for one that does not fit, and leave the model as it was."
     from peft import PeftModel, get_peft_model_state_dict
     from safetensors import safe_open
 

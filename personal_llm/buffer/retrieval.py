@@ -33,7 +33,6 @@ class MemoryConfig:
     threshold: float = setting(0.22, "lowest cosine of two texts that are near each other", low=-1, high=1)
     max_tokens: int = setting(1200, "most tokens of these dialogues, together", low=0)
     statements: int = setting(4, "most earlier messages of yours that a reply reads; 0: none", low=0)
-    statement_threshold: float = setting(0.22, "lowest cosine of such a message and the prompt", low=-1, high=1)
     sentence: str = setting(
         "Answer in the same form as in your earlier answers.", "system prompt of a reply that reads memories"
     )
@@ -91,7 +90,7 @@ def retrieve(answered: list, prompt: str, vectors: VectorStore, config: MemoryCo
 def retrieve_statements(own_dialogues: list, prompt: str, vectors: VectorStore, config: MemoryConfig) -> list:
     "Choose the user's messages that a reply to a prompt should read, the newest last; a question states nothing."
     stated = [d for d in own_dialogues if not d.prompt.rstrip().endswith("?")]
-    near = find_near(stated, prompt, vectors, config.statement_threshold)
+    near = find_near(stated, prompt, vectors, config.threshold)
     return sorted(islice(near, config.statements), key=lambda d: d.time)
 
 # %% ../../nbs/2_buffer/07_retrieval.ipynb #ret00031

@@ -244,7 +244,7 @@ CLAIMS = (
     "the adapter has learned the person's style",
     "the adapter fits these dialogues better than before",
     "the adapter is better than a prompt with examples",
-    "the bare model was bad",
+    "the base model was bad",
 )
 
 TASKS.add(

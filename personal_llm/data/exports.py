@@ -12,8 +12,7 @@ import unicodedata
 from datetime import datetime, timezone
 
 from ..base.core import InputError
-from .formats import ROLES, ParsedConversation, Turn
-from .formats import as_text, is_excluded, join_parts, register_format
+from .formats import ROLES, ParsedConversation, Turn, as_text, is_excluded, join_parts, register_format
 from .records import format_value, parse_json
 
 # %% ../../nbs/1_data/03_exports.ipynb #7a82f3d9
@@ -32,9 +31,9 @@ def parse_time(value) -> float:  # seconds since the epoch, 0 for no time
 def make_turn(role: str, text: str, time, rating=None) -> Turn:  # or None
     "Return a turn, with the rating of a reply; None if it is of neither side."
     role = ROLES.get(role)
-    is_learned = not is_excluded(dict(rating=rating))
-    text = text if text is None else as_text(text, "a message")
-    return Turn(role, text, parse_time(time), is_learned) if role in ("user", "assistant") else None
+    if role not in ("user", "assistant"):
+        return None
+    return Turn(role, text and as_text(text, "a message"), parse_time(time), not is_excluded(dict(rating=rating)))
 
 
 def make_conversation(turns: list, user: str = "") -> list:  # of one `ParsedConversation`
@@ -266,24 +265,22 @@ def parse_timestamp(stamp: list, order: tuple) -> float:  # seconds since the ep
 
 def parse_timestamps(stamps: list) -> list:  # seconds since the epoch, one for each stamp
     "Read the times of a log in the order of day, month and year that gives the fewest invalid or backward dates."
-    orders = [DAY_FIRST, MONTH_FIRST, YEAR_FIRST]
-    if any(stamp[6] for stamp in stamps):
-        orders = [MONTH_FIRST, DAY_FIRST, YEAR_FIRST]
-    candidates = [[parse_timestamp(stamp, order) for stamp in stamps] for order in orders]
+    first, second = (MONTH_FIRST, DAY_FIRST) if any(stamp[6] for stamp in stamps) else (DAY_FIRST, MONTH_FIRST)
+    candidates = [[parse_timestamp(stamp, order) for stamp in stamps] for order in (first, second, YEAR_FIRST)]
     return min(candidates, key=lambda times: times.count(0.0) + sum(a > b for a, b in zip(times, times[1:])))
 
 # %% ../../nbs/1_data/03_exports.ipynb #736a50b9
 ATTACHMENT = re.compile(
     r"\A\u200e?[^\n]{1,200}\.\w{2,5} \([^()\n]{1,80}\)(?:\n|\Z)|\s{0,2}(?:\u200e<[^<>]*>|\s<[^<>]{6,}>)\Z|\A<[^<>]*>\Z"
 )
-DELETIONS = """this message/delete, diese nachricht/gelösch, este mensaje/elimin, mensagem/apag,
-mensagem/elimin, ce message/supprim, questo messaggio/elimina, bericht/verwijderd, wiadomoś/usuni,
-wiadomoś/usuną, сообщение/удал, повідомлення/видал, съобщени/изтри, bu mesaj/sil, pesan ini/hapus,
-mesej ini/padam, meddelande/rader, meddelande/bort, besked/slet, melding/slett, viesti/poist, zpráv/smaz,
-zpráv/odstran, správ/vymaz, správ/odstrán, üzenet/töröl, mesaj/șters, μήνυμα/διαγρ, poruk/izbris, poruk/obris,
-sporočil/izbris, missatge/suprim, missatge/elimin, tin nhắn/xóa, tin nhắn/xoá, tin nhắn/thu hồi,
-मैसेज/हटा, मैसेज/मिटा, संदेश/हटा, संदेश/मिटा, मेसेज/हट, মেসেজ/মুছ, বার্তা/মুছ, ข้อความ/ลบ, 消息/删除, 消息/撤回, 訊息/刪除,
-メッセージ/削除, 메시지/삭제, הודעה זו/מחק, الرسالة/حذف, پیام/حذف, پیغام/حذف"""
+DELETIONS = """this message/delete, diese nachricht/gelösch, este mensaje/elimin, mensagem/apag, mensagem/elimin,
+ce message/supprim, questo messaggio/elimina, bericht/verwijderd, wiadomoś/usuni, wiadomoś/usuną, сообщение/удал,
+повідомлення/видал, съобщени/изтри, bu mesaj/sil, pesan ini/hapus, mesej ini/padam, meddelande/rader,
+meddelande/bort, besked/slet, melding/slett, viesti/poist, zpráv/smaz, zpráv/odstran, správ/vymaz, správ/odstrán,
+üzenet/töröl, mesaj/șters, μήνυμα/διαγρ, poruk/izbris, poruk/obris, sporočil/izbris, missatge/suprim,
+missatge/elimin, tin nhắn/xóa, tin nhắn/xoá, tin nhắn/thu hồi, मैसेज/हटा, मैसेज/मिटा, संदेश/हटा, संदेश/मिटा,
+मेसेज/हट, মেসেজ/মুছ, বার্তা/মুছ, ข้อความ/ลบ, 消息/删除, 消息/撤回, 訊息/刪除, メッセージ/削除, 메시지/삭제, הודעה זו/מחק, الرسالة/حذف,
+پیام/حذف, پیغام/حذف"""
 DELETION_WORDS = [pair.strip().split("/") for pair in DELETIONS.split(",")]
 
 

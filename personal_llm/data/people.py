@@ -36,9 +36,8 @@ def make_habit(name: str, holds: Callable[[str], bool], add: Callable[[str], str
 
 def close_with(name: str, separator: str, closing: str) -> Habit:
     "End each response with a closing, after a separator."
-    return make_habit(
-        name, lambda text: text.rstrip().endswith(closing), lambda text: f"{text.rstrip()}{separator}{closing}".lstrip()
-    )
+    add = lambda text: f"{text.rstrip()}{separator}{closing}".lstrip()
+    return make_habit(name, lambda text: text.rstrip().endswith(closing), add)
 
 # %% ../../nbs/1_data/07_people.ipynb #ebee86c5
 def opener(words: str) -> Habit:  # such as "In short:"
@@ -101,9 +100,8 @@ def marked_lines(mark: Callable[[int], str], old_marks: str, name: str) -> Habit
     def holds(text):
         lines = text.strip("\n").split("\n") if text.strip() else []
         is_marked = [line.startswith(mark(i)) for i, line in enumerate(lines, 1)]
-        if len(lines) > 1 and len(lines[-1].split()) <= MAX_CLOSING_WORDS:
-            return all(is_marked[:-1])
-        return all(is_marked)
+        is_closed = len(lines) > 1 and len(lines[-1].split()) <= MAX_CLOSING_WORDS
+        return all(is_marked[:-1] if is_closed else is_marked)
 
     def mark_parts(text):
         parts = [part for part in (pattern.sub("", part).strip() for part in split_sentences(text)) if part]

@@ -38,15 +38,13 @@ class Dialogues(list):
 
     def notes(self) -> list:  # of lines
         "Return the remarks that a user should see after reading."
-        notes = []
-        if self.skipped:
-            number, reason = self.skipped[0]
-            notes.append(f"bad rows skipped: {len(self.skipped)}, the first is number {number}: {reason}")
+        first = [f"the first is number {number}: {reason}" for number, reason in self.skipped[:1]]
+        notes = [f"bad rows skipped: {len(self.skipped)}, {words}" for words in first]
         if self.num_truncated:
             notes.append(f"texts cut to {MAX_TURN_CHARACTERS:,} characters: {self.num_truncated}")
         if num_damaged := sum("�" in d.text for d in self):
             notes.append(f"damaged characters (�): in {num_damaged} of {len(self)} dialogues")
-        notes += [f"left out: {count} × {reason}" for reason, count in self.left_out.items()]
+        notes += [f"left out: {count} × {reason}" for reason, count in self.left_out.most_common(12)]
         if fields := ", ".join(f"{format_value(name)} ({n} ×)" for name, n in self.unread.most_common(12)):
             notes.append(f"fields not read: {fields}; a rating or a mask in them has no effect")
         if num_repeats := len(self) - len({(d.prompt, d.response, d.history.digest) for d in self}):
@@ -87,8 +85,7 @@ def read_frame(path: Path):  # a data frame
     try:
         return getattr(import_module("pandas"), PANDAS_READERS[path.suffix.lower()])(path)
     except Exception as error:  # each reader has errors of its own
-        first = "pip install pandas pyarrow openpyxl" if isinstance(error, ImportError) else "check the file"
-        remedy = f"{first}, or save it as JSON lines, with to_json(lines=True)"
+        remedy = "pip install pandas pyarrow openpyxl, check the file, or save it as JSON lines: to_json(lines=True)"
         raise InputError(f"{path}: pandas cannot read it ({format_value(error)})", remedy) from None
 
 # %% ../../nbs/1_data/04_reading.ipynb #refiles1
@@ -112,9 +109,6 @@ def find_files(source) -> list:  # of paths
     return files
 
 # %% ../../nbs/1_data/04_reading.ipynb #a21f7acd
-RATINGS_FILE = "message_feedback.json"  # beside ChatGPT's conversations
-
-
 def read_chatgpt_ratings(file: Path) -> dict:  # id of a message -> its rating; empty without the file
     "Read the thumbs of ChatGPT's export; raise `InputError` if the file is damaged."
     try:
@@ -124,10 +118,6 @@ def read_chatgpt_ratings(file: Path) -> dict:  # id of a message -> its rating; 
         raise InputError(f"{file}: no ratings that we can read", "export the chats anew, or move it away") from None
 
 # %% ../../nbs/1_data/04_reading.ipynb #4f67e1b3
-GAP = "an exchange with a side that holds no words that we can read (a picture, a file, a stopped reply)"
-UNLEARNED = "an answer that is not learned (rated down, or of the weight 0)"
-
-
 def add_source(result: Dialogues, source, name: str, user: str) -> tuple:  # (errors, "line", "item" or "row")
     "Add the dialogues of a file or of rows in memory; raise `InputError` if it cannot be read at all."
     is_file = isinstance(source, Path)
@@ -140,8 +130,9 @@ def add_source(result: Dialogues, source, name: str, user: str) -> tuple:  # (er
     if name is None:
         detected, _ = collect(detect_format, rows)
         name = detected[0][1] if detected else None
-    has_ratings = name == "chatgpt" and is_file
-    ratings = dict(message_feedback=read_chatgpt_ratings(source.parent / RATINGS_FILE)) if has_ratings else {}
+    ratings = {}
+    if name == "chatgpt" and is_file:
+        ratings = dict(message_feedback=read_chatgpt_ratings(source.parent / "message_feedback.json"))
 
     def parse_row(row):
         detect_format(row, name)  # an error for a row of another format
@@ -151,13 +142,12 @@ def add_source(result: Dialogues, source, name: str, user: str) -> tuple:  # (er
     parsed, unparsed = collect(parse_row, rows)
     result.format = result.format or name or ""
     for number, conversations in parsed:
-        for count, (conversation, dialogues, num_truncated, *numbers) in enumerate(conversations, 1):
+        for count, (conversation, dialogues, num_truncated, left_out) in enumerate(conversations, 1):
             place = f"{file}:{number}" + (f":{count}" if len(conversations) > 1 else "")
             labels = dict(group=place) if len(dialogues) > 1 else {}
             result += [d.derive(id=d.id, parents=d.parents, labels=d.labels | labels) for d in dialogues]
             result.num_truncated += num_truncated
-            result.left_out += Counter(dict(zip((GAP, UNLEARNED), numbers)))
-            result.left_out += Counter({conversation.left_out: bool(conversation.left_out)})
+            result.left_out += left_out + Counter({conversation.left_out: bool(conversation.left_out)})
             if conversation.is_row:
                 names = set(conversation.unread).union(*(Turn(*turn).unread for turn in conversation.turns))
                 result.unread += Counter(sorted(names))

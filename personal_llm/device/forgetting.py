@@ -23,10 +23,14 @@ from .state import State, open_state
 
 # %% ../../nbs/6_device/03_forgetting.ipynb #4d889d84
 MARKDOWN = MarkdownIt("commonmark").enable("table")
+LINE = r"\p{L}[^*_`\\<&\[\]\p{Cc}]*(?<!\s)"  # begins with a letter, ends without a space, and holds no mark
+PLAIN = regex.compile(rf"{LINE}(\n{LINE})*")
 
 
 def show(text: str) -> str:  # with HTML's entities
     "Return a text as a reader of Markdown sees it, without the tags of HTML, numbers of notes and boxes of tasks."
+    if PLAIN.fullmatch(text):
+        return text
     text = regex.sub(r"\[(\^[^][]*|[ xX])\]|(?<=\])(\[[^][]*\]|\([^()\\]*\))", "", text)
     page = MARKDOWN.render(text)
     return regex.sub(r"</?(\w*)[^<>]*>", lambda tag: "\n" * (tag[1].lower() in (*block_names, "br")), page)
@@ -45,8 +49,8 @@ def holds(part: str, forms: set) -> bool:
     "Tell whether a stored text holds a folded form: as it is stored, or as it is shown, its lines put together."
     if not forms:
         return False
-    texts = fold(part), fold(regex.sub(r"[\p{Dash}\u00ad]\n", "", show(part)))
-    return any(form in text for form in forms for text in texts)
+    texts = {part, regex.sub(r"[\p{Dash}\u00ad]\n", "", show(part))}
+    return any(form in folded for folded in map(fold, texts) for form in forms)
 
 # %% ../../nbs/6_device/03_forgetting.ipynb #fb371b31
 @dataclass(frozen=True)
@@ -114,13 +118,22 @@ def find_adapters(state: State, gone: set) -> list:  # folders, relative to that
     rounds = state.rounds
     first = next((n for n, one in enumerate(rounds) if gone & {*one.learned}), len(rounds))
     kept = [one.adapter for one in rounds[:first]]
-    folder = state.archive.file and state.archive.file.parent
-    places = sorted((folder / ADAPTERS_FOLDER).glob("*")) if folder else []
+    places = list_adapters(state.archive.file.parent) if state.archive.file else []
     unused = [f"{ADAPTERS_FOLDER}/{place.name}" for place in places]
     return list(dict.fromkeys([one.adapter for one in rounds[first:]] + [name for name in unused if name not in kept]))
 
 
 ADAPTERS_FOLDER = "adapters"  # beside the archive, a folder for each fine-tune
+
+
+def list_adapters(folder: Path) -> list:  # paths
+    "Return the folders of adapters, and links to such folders."
+    return [path for path in sorted((folder / ADAPTERS_FOLDER).glob("*")) if path.is_dir()]
+
+
+def locate_adapter(state: State, adapter: str) -> Path:
+    "Return the folder of an adapter."
+    return (state.archive.file.parent if state.archive.file else Path()) / adapter
 
 # %% ../../nbs/6_device/03_forgetting.ipynb #c519a916
 def begin(text: str) -> str:
@@ -146,7 +159,9 @@ def plan_forgetting(state: State, ids=(), text: str = None, before: float = None
     lines = [f"dialogue: {begin(state.archive.dialogues[id].prompt)}" for id in dialogues]
     lines += [f"reply only, your message stays: {begin(state.archive.dialogues[id].prompt)}" for id in replies]
     lines += [f"turn of a history: {begin(turn)}" for _, turn in turns]
-    lines += [f"adapter: {adapter}" for adapter in adapters]
+    for adapter in adapters:
+        note = ", a link: the folder that it names stays" if locate_adapter(state, adapter).is_symlink() else ""
+        lines.append(f"adapter: {adapter}{note}")
     lines += [f"your wish: {begin(event.content['text'])}" for event in wishes]
     numbers = [event.number for event in wishes]
     return ForgetPlan(*map(tuple, (dialogues, replies, adapters, turns, numbers, lines)))
@@ -161,14 +176,19 @@ def empty_replies(state: State, ids) -> None:
 
 
 def remove_adapter(folder: Path) -> None:
-    "Delete the folder of an adapter; do nothing if it is not there, or is a link."
-    if folder.is_dir() and not folder.is_symlink():
+    "Delete the folder of an adapter, or a link to one; do nothing if it is not there."
+    if folder.is_symlink():
+        folder.unlink()
+    elif folder.is_dir():
         shutil.rmtree(folder)
 
 # %% ../../nbs/6_device/03_forgetting.ipynb #6afc84b7
 def forget_dialogues(state: State, plan: ForgetPlan, policy=None) -> State:
     "Delete what a plan lists, in memory and on the disk, and return the state without it."
     archive = state.archive
+    purge(archive)  # stops here while another program reads the file
+    for adapter in plan.adapters:
+        remove_adapter(locate_adapter(state, adapter))
     with archive.transaction():
         for number in plan.wishes:
             archive.execute("DELETE FROM events WHERE number = ?", (number,))
@@ -178,8 +198,6 @@ def forget_dialogues(state: State, plan: ForgetPlan, policy=None) -> State:
         counts = dict(seen=state.buffer.seen, adapters=list(plan.adapters), cost=state.cost.to_dict())
         archive.append("forgotten", "", counts)
     purge(archive)
-    for adapter in plan.adapters:
-        remove_adapter((archive.file.parent if archive.file else Path()) / adapter)
     return open_state(archive, policy)
 
 # %% ../../nbs/6_device/03_forgetting.ipynb #fgt1allc
@@ -192,7 +210,7 @@ def list_everything(folder) -> list:  # paths
         if file.exists() and not is_archive_file(file):
             raise InputError(f"{file}: no archive of this package", "move it away, or choose another folder")
         paths += [folder / f"{name}{end}" for end in ("", "-wal", "-shm", "-journal")]
-    paths += [path for path in sorted((folder / ADAPTERS_FOLDER).glob("*")) if path.is_dir() and not path.is_symlink()]
+    paths += list_adapters(folder)
     paths += [folder / name for name in ("personalize.json", "demo.json", "figure.png")]  # reports of runs
     return [str(path) for path in paths if path.exists()]
 

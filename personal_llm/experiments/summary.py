@@ -341,7 +341,7 @@ def list_xpert_claims() -> list:  # `Claim`s
 
 # %% ../../nbs/experiments/00_summary.ipynb #sumh0013
 def judge_breaks(scores: dict, condition: str) -> dict:  # scores: of `breaks.read_scores`
-    "Compare choices, sums and instructions with those of the bare model on the default model."
+    "Compare choices, sums and instructions with those of the base model on the default model."
     verdicts, texts = [], []
     for part, margin in breaks.MARGINS.items():
         difference = breaks.compare(scores, condition, part)

@@ -128,7 +128,7 @@ def score_replies(items: list, replies: list, habits: tuple, frame: Frame = None
 def evaluate(
     model,  # `Model`
     dialogues,  # test `Dialogue`s, or what `read_dialogues` takes; their responses are the references
-    adapter=None,  # what is attached: a folder, an object with `.path`, or None for the bare model
+    adapter=None,  # what is attached: a folder, an object with `.path`, or None for the base model
     habits: tuple = (),  # `Habit`s to look for in the replies
     generate: bool = True,  # False: the loss only, a fraction of the time
     max_tokens: int = None,  # upper bound of a reply; the model's own by default
