@@ -51,6 +51,7 @@ RECORDS = [
     ("messages", dict(prompt="x", response="y", conversation=CHAT), PAIRS),
     ("messages", dict(conversations=[CHAT[:2], CHAT[2:]]), PAIRS),
     ("messages", dict(conversations=[dict(id=1, messages=CHAT[:2]), dict(id=2, messages=CHAT[2:])]), PAIRS),
+    ("messages", dict(messages=[turn | dict(created_at=5) for turn in CHAT]), PAIRS),
     ("pairs", dict(prompt="Hi", completion="Hello"), PAIRS[:1]),
     ("pairs", dict(prompt="Hi", response="Hello", extra=1), PAIRS[:1]),
     ("pairs", {"Prompt": "Hi", " Response ": "Hello"}, PAIRS[:1]),
@@ -87,6 +88,7 @@ PARENTS = "parent_id parentId parent parent_message_id parentMessageId parent_me
 TREES = [[user("Is 7 prime?"), bot("No.") | {name: "1"}, bot("Yes.") | {name: "1"}] for name in PARENTS]
 TREES += [[user("Hi") | dict(ancestors=[]), *(bot(word) | dict(ancestors=["1"]) for word in ("No.", "Yes."))]]
 TREES += [[*(user(word) | dict(parent=None) for word in ("Hy", "Hi")), bot("Hello") | dict(parent="2")]]
+NEWEST_FIRST = [turn | dict(created_at=5 - i) for i, turn in enumerate(reversed(CHAT))]
 LABELLED = [
     "Instruct: What is a tendon?\nOutput: It ties muscle to bone.",
     "human: What is a tendon?\nassistant: It ties muscle to bone.",
@@ -120,6 +122,7 @@ BAD = [
     ("text", dict(text=str(CHAT)), "a dialogue in one text"),
     *(("messages", dict(messages=tree), "one parent") for tree in TREES),
     *(("text", dict(text=text), "a dialogue in one text") for text in LABELLED),
+    ("messages", dict(messages=NEWEST_FIRST), "run backwards"),
 ]
 
 
@@ -388,6 +391,21 @@ def test_messages_between_people_are_refused(program):
         assert len(reading.read_dialogues([TALKS[program]], format="text")) == 1
 
 
+def test_a_preference_of_whole_dialogues_names_their_mark():
+    sides = [f"\n\nHuman: Hi\n\nAssistant: {word}" for word in ("Hello", "Yo")]
+    with pytest.raises(InputError, match="left out: 1 × .*mark of a turn.*(Human:)"):
+        reading.read_dialogues([dict(chosen=sides[0], rejected=sides[1])])
+
+
+def test_a_column_without_a_name_is_not_in_the_note():
+    (conversation,) = parse_record({"": "7", "prompt": "Hi", "response": "Hello", "stars": 1}, "pairs")
+    assert conversation.turns[-1].unread == ["stars"]
+
+
+def test_a_telegram_chat_may_have_no_name():
+    assert detect_format(normalise_record(dict(name=None, type="saved_messages", id=1, messages=[]))) == "telegram"
+
+
 def test_rows_of_other_files_of_an_export_point_to_the_chats():
     for row in (dict(uuid="u", full_name="X"), dict(conversations_memory="Peas."), dict(uuid="p", name="G", docs=[])):
         with pytest.raises(InputError) as caught:
@@ -408,6 +426,8 @@ def test_conversations_without_dialogues():
         ([("assistant", "a"), ("user", "b")], "no assistant turn"),
         ([("user", " "), ("assistant", "b")], "empty prompt"),
         ([("user", "a"), ("assistant", "")], "empty response"),
+        ([("user", "a"), ("assistant", " \u200b\ufeff\u2060")], "empty response"),
+        ([("user", "\u200e"), ("assistant", "b")], "empty prompt"),
     ):
         with pytest.raises(InputError, match=words):
             split_into_dialogues(ParsedConversation(turns))

@@ -122,7 +122,7 @@ def test_marks_are_noted_and_the_other_rows_are_read():
     rows = [GOOD_ROW, dict(prompt="Is 7 prime?", response="Sure. <think>Hm.</think> Yes.")]
     found = read_dialogues(rows)
     assert pairs(found) == PAIRS[:1]
-    assert found.notes() == ["left out: 1 × an exchange with a mark of a program outside of code (<think>)"]
+    assert found.notes() == ["left out: 1 × an exchange with a mark of a turn or a thought outside of code (<think>)"]
     with pytest.raises(InputError, match=r"no dialogue in it, left out: 1 × an exchange with a mark .*<think>"):
         read_dialogues(rows[1:])
 

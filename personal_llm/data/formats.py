@@ -81,6 +81,7 @@ def find_mark(text: str, role: str) -> str:  # "" if there is none
 
 # %% ../../nbs/1_data/02_formats.ipynb #fo02
 MAX_TURN_CHARACTERS = 32_000  # about 8,000 tokens, more than the context of the models that we tune
+has_words = lambda text: any(map(str.isprintable, text.replace(" ", "")))  # not only blanks and invisible characters
 
 
 def merge_turns(turns: list) -> list:  # of `Turn`, with alternating roles
@@ -91,14 +92,14 @@ def merge_turns(turns: list) -> list:  # of `Turn`, with alternating roles
         texts = [turn.text and (remove_marks(turn.text) if role == "assistant" else turn.text) for turn in run]
         if None in texts:  # an answer may go on after its picture, and a question may stand before it
             texts = texts[: texts.index(None)] if role == "assistant" else texts[len(texts) - texts[::-1].index(None) :]
-        text = "\n".join(text for text in texts if text.strip()) or None
+        text = "\n".join(filter(has_words, texts)) or None
         if role == "user" and text and text.lstrip().startswith("### Task:"):
             text = None  # Open WebUI asks for a title, tags, a search or follow-ups
         merged.append(Turn(role, text, float(run[0].time), all(turn.is_learned for turn in run)))
     return merged
 
 # %% ../../nbs/1_data/02_formats.ipynb #fosplit1
-GAP = "an exchange with a side that holds no words that we can read (a picture, a file, a stopped reply)"
+GAP = "an exchange with a side that holds no words that we can read (a picture, a file, a thought, a call, a stopped reply)"
 UNLEARNED = "an answer that is not learned (rated down, or of the weight 0)"
 
 
@@ -115,11 +116,11 @@ def split_into_dialogues(conversation: ParsedConversation) -> tuple:  # (dialogu
         places = []  # of the prompts in `kept`
         for prompt, answer in (pair for pair in zip(runs, runs[1:]) if pair[0].role == "user"):
             mark = find_mark(prompt.text or "", "user") or find_mark(answer.text or "", "assistant")
-            if not prompt.text or not answer.text:
+            if mark:
+                left_out[f"an exchange with a mark of a turn or a thought outside of code ({format_value(mark)})"] += 1
+            elif not prompt.text or not answer.text:
                 left_out[GAP] += 1
                 problem = "empty response" if prompt.text else "empty prompt"
-            elif mark:
-                left_out[f"an exchange with a mark of a program outside of code ({format_value(mark)})"] += 1
             else:
                 places.append(len(kept))
                 kept += [prompt, answer]
@@ -132,7 +133,7 @@ def split_into_dialogues(conversation: ParsedConversation) -> tuple:  # (dialogu
                 dialogues.append(Dialogue(*texts, history.first(place), time=kept[place].time, labels=labels))
             else:
                 left_out[UNLEARNED] += 1
-    is_blank = any(turn[1] is not None and not turn[1].strip() for turn in conversation.turns)
+    is_blank = any(turn[1] is not None and not has_words(turn[1]) for turn in conversation.turns)
     if not dialogues and conversation.is_row and (is_blank and left_out[GAP] or not left_out):
         raise InputError(problem, "give its words" if "empty" in problem else "give conversations with answers")
     return dialogues, num_cut, left_out
@@ -171,6 +172,7 @@ ROLES = {
     **dict.fromkeys(("assistant", "gpt", "chatgpt", "bot", "ai", "model", "chatbot"), "assistant"),
     **dict.fromkeys((*UNSPOKEN, "ipython", "observation", "environment")),  # nobody's words, as in `tool_call`
 }
+SENDER_WORDS = {*"user sender author from username bot creator u handle speaker ts role isfromme".split()}
 YES, NO = ("true", "1", "1.0"), ("false", "0", "0.0")
 UP = "true 1 1.0 up thumbsup thumbs-up good positive like liked helpful 👍".split()
 DOWN = "false -1 -1.0 down thumbsdown thumbs-down bad negative dislike disliked unhelpful 👎".split()
@@ -187,7 +189,7 @@ class Fields(dict):
 
     def __init__(self, fields: dict):
         super().__init__(fields)
-        self.unread = [name for name, value in fields.items() if value not in (None, "", [], {})]
+        self.unread = [name for name, value in fields.items() if name and value not in (None, "", [], {})]
 
     def __getitem__(self, name):
         if name in self.unread:
@@ -222,14 +224,11 @@ def normalise_record(record) -> dict:
     if not isinstance(record, dict):
         raise InputError(f"found {type(record).__name__} instead of an object with fields")
     row = {str(name).strip().lower(): value for name, value in record.items()}
-    given = {name: value for name, value in row.items() if value is not None}
+    given = {name: value for name, value in row.items() if value is not None or name == "name"}  # of a Telegram chat
     for side, other in permutations((PROMPT_FIELDS, RESPONSE_FIELDS)):
         if find_field(given, side) and not find_field(given, other):  # a null side is an empty one
             given |= {name: "" for name in other if name in row}
     return given
-
-# %% ../../nbs/1_data/02_formats.ipynb #fotalk1
-SENDER_WORDS = {*"user sender author from username bot creator u handle speaker ts role isfromme".split()}
 
 # %% ../../nbs/1_data/02_formats.ipynb #9108bc33
 def detect_format(record: dict, name: str = None) -> str:  # a key of `FORMATS`
@@ -305,11 +304,10 @@ def split_opening(text: str) -> tuple:  # (its first `OPENING_WORDS` words, the 
 
 @register_format("text", ("text",))
 def parse_running_text(record):
-    text = as_text(record["text"], "text")
-    heads = [f"{line} ".partition(": ")[:2] for line in text.replace("*", "").splitlines()]
+    heads = [f"{line} ".partition(": ")[:2] for line in as_text(record["text"], "text").replace("*", "").splitlines()]
     if len({head.strip() for head, colon in heads if colon and 0 < len(head.split()) < 4}) > 1:
         raise InputError("lines begin with labels, as in a dialogue in one text", "split it into prompt and response")
-    prompt, response = split_opening(text)
+    prompt, response = split_opening(record["text"])
     return [ParsedConversation([Turn("user", prompt), Turn("assistant", response)], dict(counterpart="continuations"))]
 
 # %% ../../nbs/1_data/02_formats.ipynb #d49e6493
@@ -377,6 +375,9 @@ def parse_conversations(record):
         parents = [str(turn[name]) for turn in chat for name in PARENT_FIELDS if name in turn]
         if len({*parents}) < len(parents) and {*parents} != {"None"}:
             raise InputError("two messages have one parent (a tree)", "give those of one branch, without parents")
+        times = [turn["created_at"] for turn in chat if turn.get("created_at")]
+        if len(times) > 1 and times == sorted({*times}, reverse=True):
+            raise InputError("the messages run backwards", "sort them by time")
     return [ParsedConversation([*system, *turns]) for turns in parts]
 
 # %% ../../nbs/1_data/02_formats.ipynb #foprefer1
