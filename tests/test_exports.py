@@ -174,6 +174,22 @@ def test_chatgpts_gaps_cost_their_own_exchange(kind, tmp_path):
     assert bool(found.left_out) == (not expected)
 
 
+@pytest.mark.parametrize("role, more", [("user", HIDDEN), ("system", HIDDEN), ("tool", {}), ("assistant", THOUGHT)])
+def test_what_follows_a_whole_answer_of_chatgpt_without_a_question_is_a_gap(role, more, tmp_path):
+    "A scheduled task asks in secret; the parts of one answer have no end but the last."
+    talk = [("user", "Norway?"), ("assistant", "Oslo."), (role, "Joke!", more), ("assistant", "Knock knock.")]
+    for is_whole, response, num_gaps in (
+        (True, "Oslo.", 1),
+        (False, "Oslo.\nKnock knock.", 0),
+        (None, "Oslo.\nKnock knock.", 0),
+    ):
+        talk[1] = ("assistant", "Oslo.", dict(end_turn=is_whole))
+        row = chain(*talk, ("user", "Peru?", dict(time=5.0)), ("assistant", "Lima."))
+        found = read_dialogues(save(tmp_path / "conversations.json", [row]))
+        assert pairs(found) == [("Norway?", response), ("Peru?", "Lima.")] and found.left_out[GAP] == num_gaps
+        assert found[1].time == 5.0
+
+
 def test_a_folder_of_chatgpts_files_is_one_history(tmp_path):
     expected = [(f"Name a {name}.", f"{name} {i}") for i, name in enumerate(("herb", "tree", "animal"))]
     for i, (prompt, response) in enumerate(expected):

@@ -87,6 +87,17 @@ PARENTS = "parent_id parentId parent parent_message_id parentMessageId parent_me
 TREES = [[user("Is 7 prime?"), bot("No.") | {name: "1"}, bot("Yes.") | {name: "1"}] for name in PARENTS]
 TREES += [[user("Hi") | dict(ancestors=[]), *(bot(word) | dict(ancestors=["1"]) for word in ("No.", "Yes."))]]
 TREES += [[*(user(word) | dict(parent=None) for word in ("Hy", "Hi")), bot("Hello") | dict(parent="2")]]
+LABELLED = [
+    "Instruct: What is a tendon?\nOutput: It ties muscle to bone.",
+    "human: What is a tendon?\nassistant: It ties muscle to bone.",
+    "You said:\nWhat is a tendon?\n\nChatGPT said:\r\nIt ties muscle to bone.",
+    "**Kundin:** Was ist eine Sehne?\n**Die gute Frau:** Sie verbindet Muskel und Knochen.",
+    "Question : Qu'est-ce qu'un tendon ?\nRéponse : Il relie le muscle à l'os.",
+]
+UNLABELLED = [
+    f"{NINE}\nNote: it is late.\nNote: it is dark.\nhttp://a.org/ is a link.",
+    f"{NINE}\nThis is a long line: it goes on.\nAt 10:30 he came.\n: no word",
+]
 BAD = [
     ("messages", dict(messages="Hi"), "unknown role"),
     ("messages", dict(conversation="[{'role': 'user'}]"), "broken JSON"),
@@ -108,6 +119,7 @@ BAD = [
     ("text", dict(text="<human>: What is a tendon? <bot>: It ties muscle to bone."), "a dialogue in one text"),
     ("text", dict(text=str(CHAT)), "a dialogue in one text"),
     *(("messages", dict(messages=tree), "one parent") for tree in TREES),
+    *(("text", dict(text=text), "a dialogue in one text") for text in LABELLED),
 ]
 
 
@@ -116,6 +128,11 @@ def test_bad_records_say_why(name, record, words):
     with pytest.raises(InputError, match=words) as caught:
         parse_record(record, name)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("text", UNLABELLED)
+def test_a_text_with_one_label_is_prose(text):
+    assert pairs(parse_record(dict(text=text), "text"))[0][0] == "One two three four five six"
 
 
 def test_records_of_no_format():
@@ -363,7 +380,7 @@ TALKS = {
 
 @pytest.mark.parametrize("program", TALKS)
 def test_messages_between_people_are_refused(program):
-    with pytest.raises(InputError, match="Slack, Discord, Messenger") as caught:
+    with pytest.raises(InputError, match="Slack or Discord|unknown role ''") as caught:
         row = normalise_record(TALKS[program])
         parse_record(row, detect_format(row))
     assert "rows" in caught.value.remedy or 'format="text"' in caught.value.remedy

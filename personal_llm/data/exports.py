@@ -84,7 +84,13 @@ def parse_chatgpt_message(node: dict, thumbs: dict) -> Turn:  # or None
 @register_format("chatgpt", ("mapping",))
 def parse_chatgpt(record):
     nodes, thumbs = record["mapping"], record.get("message_feedback") or {}
-    turns = parse_branch(nodes, record.get("current_node"), lambda node: parse_chatgpt_message(node, thumbs))
+    turns, is_whole = [], False  # is_whole: the last answer has its end
+    for node in parse_branch(nodes, record.get("current_node"), dict):
+        turn, message = parse_chatgpt_message(node, thumbs), node.get("message")
+        if turn and (turn.text or turn.role == "user"):
+            turns += [Turn("user", None)] * (is_whole and turn.role == "assistant")  # a hidden request
+            is_whole = turn.role == "assistant" and dict(end_turn=True, recipient="all").items() <= message.items()
+        turns.append(turn)
     return make_conversation(turns)
 
 # %% ../../nbs/1_data/03_exports.ipynb #f9054cab

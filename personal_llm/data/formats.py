@@ -230,7 +230,6 @@ def normalise_record(record) -> dict:
 
 # %% ../../nbs/1_data/02_formats.ipynb #fotalk1
 SENDER_WORDS = {*"user sender author from username bot creator u handle speaker ts role isfromme".split()}
-TALKS = "Slack, Discord, Messenger and other programs for talking"
 
 # %% ../../nbs/1_data/02_formats.ipynb #9108bc33
 def detect_format(record: dict, name: str = None) -> str:  # a key of `FORMATS`
@@ -239,7 +238,7 @@ def detect_format(record: dict, name: str = None) -> str:  # a key of `FORMATS`
     detected = next(filter(fits, [name] if name else reversed(FORMATS)), None)
     if name is None and detected == "text" and SENDER_WORDS & {*" ".join(record).replace("_", " ").split()}:
         remedy = 'write each request and its answer as a row; for texts of one writer, give format="text"'
-        raise InputError(f"single messages, as {TALKS} store them, which we do not read", remedy)
+        raise InputError("single messages, as Slack or Discord store them, which we do not read", remedy)
     if detected:
         return detected
     found = "found fields " + (", ".join(map(format_value, list(record)[:8])) or "none")
@@ -306,7 +305,11 @@ def split_opening(text: str) -> tuple:  # (its first `OPENING_WORDS` words, the 
 
 @register_format("text", ("text",))
 def parse_running_text(record):
-    prompt, response = split_opening(as_text(record["text"], "text"))
+    text = as_text(record["text"], "text")
+    heads = [f"{line} ".partition(": ")[:2] for line in text.replace("*", "").splitlines()]
+    if len({head.strip() for head, colon in heads if colon and 0 < len(head.split()) < 4}) > 1:
+        raise InputError("lines begin with labels, as in a dialogue in one text", "split it into prompt and response")
+    prompt, response = split_opening(text)
     return [ParsedConversation([Turn("user", prompt), Turn("assistant", response)], dict(counterpart="continuations"))]
 
 # %% ../../nbs/1_data/02_formats.ipynb #d49e6493
@@ -319,8 +322,7 @@ def parse_turn(turn, is_learned: bool = True) -> list:  # of `Turn`
     name = str(turn.get("type", "") if role is None else role).strip().lower()  # a call of a tool has a type
     name = next((word for word in UNSPOKEN if word in name), name)
     if name not in ROLES:
-        remedy = f"use system, user, assistant or tool, or write rows; we read no chats of {TALKS}"
-        raise InputError(f"unknown role {format_value(name)!r} in a list of messages", remedy)
+        raise InputError(f"unknown role {format_value(name)!r}", "use system, user, assistant or tool, or write rows")
     role = ROLES[name]
     content = turn.get(find_field(turn, TURN_TEXT_FIELDS))
     text = join_parts(content, "content") if role and turn.get("channel") != "analysis" else ""

@@ -269,8 +269,7 @@ def group_rows_by_subject(user: SimulatedUser, rows: list) -> dict:  # (source, 
             groups[row["source"], row["domain"]].append(row)
     for subject, _, _ in list_subjects(user):
         if not groups[subject]:
-            problem = f"no reserved rows of {' '.join(subject)}, which user {user.name!r} needs"
-            raise InputError(problem, "give all of load_samples()")
+            raise InputError(f"no reserved rows of {' '.join(subject)} for {user.name!r}", "give all of load_samples()")
     return groups
 
 # %% ../../nbs/1_data/07_people.ipynb #b89c2943

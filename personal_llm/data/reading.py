@@ -109,11 +109,11 @@ def find_files(source) -> list:  # of paths
     return files
 
 # %% ../../nbs/1_data/04_reading.ipynb #a21f7acd
-def read_chatgpt_ratings(file: Path) -> dict:  # id of a message -> its rating; empty without the file
+def read_chatgpt_ratings(file: Path) -> dict:  # one field: id of a message -> its rating; empty without the file
     "Read the thumbs of ChatGPT's export; raise `InputError` if the file is damaged."
     try:
         rows = json.loads(file.read_bytes()) if file.is_file() else []
-        return {row.get("message_id", row.get("id")): row.get("rating") for row in rows}
+        return dict(message_feedback={row.get("message_id", row.get("id")): row.get("rating") for row in rows})
     except (OSError, ValueError, TypeError, AttributeError, RecursionError):
         raise InputError(f"{file}: no ratings that we can read", "export the chats anew, or move it away") from None
 
@@ -130,9 +130,7 @@ def add_source(result: Dialogues, source, name: str, user: str) -> tuple:  # (er
     if name is None:
         detected, _ = collect(detect_format, rows)
         name = detected[0][1] if detected else None
-    ratings = {}
-    if name == "chatgpt" and is_file:
-        ratings = dict(message_feedback=read_chatgpt_ratings(source.parent / "message_feedback.json"))
+    ratings = read_chatgpt_ratings(source.parent / "message_feedback.json") if name == "chatgpt" and is_file else {}
 
     def parse_row(row):
         detect_format(row, name)  # an error for a row of another format

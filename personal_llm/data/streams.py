@@ -55,8 +55,7 @@ def correlated_stream(
     if check(stay_probability, "share", "stay_probability", remedy="give a number from 0 to below 1") == 1:
         raise InputError("stay_probability is 1", "give a number from 0 to below 1")
     if set(pools) != set(shares):
-        kinds = sorted(set(pools) ^ set(shares))
-        raise InputError(f"pools and shares name different kinds: {kinds}", "give each kind a pool and a share")
+        raise InputError(f"kinds with a pool or a share only: {sorted({*pools} ^ {*shares})}", "give each kind both")
     weights = np.array([check(shares[name], "number", f"the share of {name!r}", low=0) for name in pools], float)
     if weights.sum() <= 0:
         raise InputError(f"shares are {dict(shares)}", "one must be positive")
@@ -68,8 +67,7 @@ def correlated_stream(
         earlier, pool = originals[name], pools[name]
         is_repeat = earlier and rng.random() < (duplicates or {}).get(name, 0)
         if not is_repeat and len(earlier) == len(pool):
-            problem = f"{name!r} has {len(pool)} dialogues and the stream needs more"
-            raise InputError(problem, "give more, a shorter stream or a smaller share")
+            raise InputError(f"{name!r} has {len(pool)} dialogues and the stream needs more", "give more of them")
         d, changes = pool[len(earlier) % len(pool)], dict(time=float(t))
         if is_repeat:
             d = earlier[-1 - int(rng.integers(min(len(earlier), 100)))]  # one of the latest hundred
