@@ -3810,8 +3810,16 @@ d = {
                 "experiments/starts.html#find_start",
                 "personal_llm/experiments/starts.py",
             ),
+            "personal_llm.experiments.starts.measure_choice": (
+                "experiments/starts.html#measure_choice",
+                "personal_llm/experiments/starts.py",
+            ),
             "personal_llm.experiments.starts.measure_savings": (
                 "experiments/starts.html#measure_savings",
+                "personal_llm/experiments/starts.py",
+            ),
+            "personal_llm.experiments.starts.read_starts": (
+                "experiments/starts.html#read_starts",
                 "personal_llm/experiments/starts.py",
             ),
         },
@@ -3900,6 +3908,10 @@ d = {
             ),
             "personal_llm.experiments.summary.judge_scores": (
                 "experiments/summary.html#judge_scores",
+                "personal_llm/experiments/summary.py",
+            ),
+            "personal_llm.experiments.summary.judge_starts": (
+                "experiments/summary.html#judge_starts",
                 "personal_llm/experiments/summary.py",
             ),
             "personal_llm.experiments.summary.judge_table": (

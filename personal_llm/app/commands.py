@@ -41,7 +41,7 @@ Model = Annotated[
     str,
     Option(
         help=f"{DEFAULT_MODEL} or another name of personal-llm models, a folder, a GGUF file, or a Hugging Face id "
-        "(default: the memory's own, else the best one here)",
+        "(default: the memory's own, else the first of these)",
         metavar="NAME",
     ),
 ]

@@ -37,7 +37,7 @@ from ..base.text import get_words
 from ..buffer.buffer import Buffer
 from ..buffer.scoring import score
 from ..device.personalizer import Personalizer
-from .harness import Grid, read_results
+from .harness import Grid, mean_over_users, read_results
 
 # %% ../../nbs/experiments/45_locomo.ipynb #lcm00006
 LOCOMO_VARIABLE = "PERSONAL_LLM_LOCOMO"  # names a gzipped JSON file of conversations with their questions

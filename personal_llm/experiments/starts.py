@@ -4,13 +4,13 @@
 
 # %% auto #0
 __all__ = ['STARTS', 'LEARN_FROM', 'TEST_ON', 'ORDER', 'JOBS', 'GRIDS', 'find_start', 'measure_savings', 'count_until',
-           'compare_with_scratch']
+           'compare_with_scratch', 'measure_choice', 'read_starts']
 
 # %% ../../nbs/experiments/70_starts.ipynb #xp690004
 import time
 
 from ..base.core import make_generator
-from .harness import Grid, group_by_user, mean_over_users, read_result_lines
+from .harness import Grid, group_by_user, mean_over_users, read_result_lines, read_results
 from .xpert import BASE_MODEL, load_summariser, open_library
 from ..recipes.crafted_styles import GRID, restyle
 from ..recipes.style_pools import shipped_texts
@@ -68,12 +68,24 @@ def count_until(run: dict, goal: float) -> int:  # None: it never arrives
     return next((looks for looks, loss in enumerate(run["losses"]) if loss <= goal + 1e-9), None)
 
 
-def compare_with_scratch(run: dict, scratch: dict) -> tuple:  # shares of steps and seconds
-    "Return what a start saves until it is as good as scratch ever gets; who never arrives saves nothing."
+def compare_with_scratch(run: dict, scratch: dict, before: float = 0.0) -> tuple:  # shares of steps and seconds
+    "Return what a start saves until it is as good as scratch ever gets; before: seconds of a choice."
     goal = min(scratch["losses"])
     mine = count_until(run, goal)
     theirs = count_until(scratch, goal)
     if mine is None:
         return 0.0, 0.0
-    seconds = run["processor_seconds"][mine] / scratch["processor_seconds"][theirs]
+    seconds = (before + run["processor_seconds"][mine]) / scratch["processor_seconds"][theirs]
     return 1 - mine / theirs, 1 - seconds
+
+
+def measure_choice() -> float:  # processor seconds
+    "Return what `match` needs to choose among the 28 pLLMs."
+    rows = [row for row in read_results("xpert-library") if row["method"] == "match" and row["size"] == 28]
+    return mean_over_users([row["processor_seconds"] for row in rows]).value
+
+
+def read_starts() -> dict:  # user -> start -> row; users with all four starts
+    "Read the rows."
+    rows = [line["job"] | line["results"] for line in read_result_lines("starts")]
+    return group_by_user(rows, "start", STARTS)

@@ -6,15 +6,15 @@
 __all__ = ['MODELS', 'PAPER_RATIO', 'PAPER_ACCURACY', 'POOLS', 'Measured', 'Claim', 'decide_verdict', 'as_percent',
            'as_markdown', 'judge_interval', 'judge_ratio', 'judge_gain', 'judge_scores', 'judge_length', 'note_runs',
            'judge_runs', 'judge_table', 'judge_curve', 'judge_rewrites', 'judge_same', 'list_sdss_claims',
-           'measure_right', 'judge_published', 'judge_library', 'judge_levels', 'judge_words', 'list_xpert_claims',
-           'judge_breaks', 'list_own_claims']
+           'measure_right', 'judge_published', 'judge_library', 'judge_levels', 'judge_starts', 'judge_words',
+           'list_xpert_claims', 'judge_breaks', 'list_own_claims']
 
 # %% ../../nbs/experiments/00_summary.ipynb #sumh0003
 from typing import NamedTuple
 
 import numpy as np
 
-from . import breaks
+from . import breaks, starts
 from .fresh_people import read_asked, read_tuned
 from personal_llm.experiments.harness import (
     CORRECTING_USERS,
@@ -257,6 +257,18 @@ def judge_levels() -> Measured:
     return Measured(decide_verdict(grow == len(rows), grow > 1), f"on {grow} of {len(rows)} axes", "68_xpert")
 
 
+def judge_starts() -> Measured:
+    "Say what the right pLLM and the mean of all save of the seconds of a fine-tune, without and with the choice."
+    users = list(starts.read_starts().values())
+    shares = []
+    for name, before in (("own", 0.0), ("own", starts.measure_choice()), ("mean", 0.0)):
+        saved = [starts.compare_with_scratch(runs[name], runs["scratch"], before)[1] for runs in users]
+        shares.append(mean_over_users(saved))
+    texts = [as_percent(share) for share in shares]
+    text = "the right one {}, with the choice {}; the mean of all, without a choice {}".format(*texts)
+    return Measured(decide_verdict(shares[0].value >= 0.82), f"{text} ({len(users)} users)", "70_starts")
+
+
 def judge_words() -> Measured:
     "Count the words of explanations that a judge who sees only the texts grants, and others of the basis."
     rows = read_json_lines(RESULTS / "xpert-words-judged.jsonl")
@@ -302,7 +314,8 @@ def list_xpert_claims() -> list:  # `Claim`s
     text = ", ".join(f"{pool} {as_percent(found)}" for pool, found in saved.items())
     verdict = decide_verdict(all(f.value >= 0.82 for f in saved.values()), all(f.value >= 0.4 for f in saved.values()))
     compute = Measured(verdict, f"`match`, selection counted: {text} (5 users each)", "04_warm_start")
-    claims.append(Claim("a start saves compute, similarity 90%", "up to 83%, selection not counted", {toy: compute}))
+    measured = {toy: compute, large: judge_starts()}
+    claims.append(Claim("a start saves compute, similarity 90%", "up to 83%, selection not counted", measured))
     few = [row for row in read_results("fewer") if row["similarity"] == 0.9]
     data = {pool: mean_over_users([1 - row["match"] / 24 for row in few if row["pool"] == pool]) for pool in POOLS[:2]}
     text = ", ".join(f"{pool} {as_percent(found)}" for pool, found in data.items())
@@ -315,10 +328,10 @@ def list_xpert_claims() -> list:  # `Claim`s
             "04_warm_start",
         )
     }
-    starts = read_results("real-library-starts")
+    tunings = read_results("real-library-starts")
     gains = {}
     for count in (1, 3, 8):
-        by_start = user_means([row for row in starts if row["answers"] == count], "start", "adherence")
+        by_start = user_means([row for row in tunings if row["answers"] == count], "start", "adherence")
         gains[count] = mean_over_users(by_start["chosen"] - by_start["scratch"])
     text = ", ".join(f"{count} answers {gain}" for count, gain in gains.items())
     verdict = decide_verdict(all(gain.value > 0.05 and gain.low > 0 for gain in gains.values()))
