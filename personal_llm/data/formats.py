@@ -99,7 +99,7 @@ def merge_turns(turns: list) -> list:  # of `Turn`, with alternating roles
     return merged
 
 # %% ../../nbs/1_data/02_formats.ipynb #fosplit1
-GAP = "an exchange with a side that holds no words that we can read (a picture, file, thought, call, or a stopped reply)"
+GAP = "an exchange with a side that holds no words that we can read (a picture, file, thought, call or stopped reply)"
 UNLEARNED = "an answer that is not learned (rated down, or of the weight 0)"
 
 
