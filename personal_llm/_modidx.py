@@ -2184,6 +2184,7 @@ d = {
             ),
             "personal_llm.data.formats.find_field": ("1_data/formats.html#find_field", "personal_llm/data/formats.py"),
             "personal_llm.data.formats.find_mark": ("1_data/formats.html#find_mark", "personal_llm/data/formats.py"),
+            "personal_llm.data.formats.has_words": ("1_data/formats.html#has_words", "personal_llm/data/formats.py"),
             "personal_llm.data.formats.is_excluded": (
                 "1_data/formats.html#is_excluded",
                 "personal_llm/data/formats.py",

@@ -36,8 +36,9 @@ def make_habit(name: str, holds: Callable[[str], bool], add: Callable[[str], str
 
 def close_with(name: str, separator: str, closing: str) -> Habit:
     "End each response with a closing, after a separator."
-    add = lambda text: f"{text.rstrip()}{separator}{closing}".lstrip()
-    return make_habit(name, lambda text: text.rstrip().endswith(closing), add)
+    return make_habit(
+        name, lambda text: text.rstrip().endswith(closing), lambda text: f"{text.rstrip()}{separator}{closing}".lstrip()
+    )
 
 # %% ../../nbs/1_data/07_people.ipynb #ebee86c5
 def opener(words: str) -> Habit:  # such as "In short:"

@@ -77,8 +77,10 @@ def split_test_dialogues(dialogues: list, seed: int = 0) -> tuple:  # (stream, t
         if len(held_out) >= count:
             break
     stream = [d for i, d in enumerate(dialogues) if i not in held_out]
-    pair = lambda d: (normalise_text(d.prompt), normalise_text(d.response))
-    unique = {pair(dialogues[i]): i for i in sorted(held_out, reverse=True)}
+    unique = {}
+    for i in sorted(held_out, reverse=True):
+        d = dialogues[i]
+        unique[normalise_text(d.prompt), normalise_text(d.response)] = i
     test = remove_leaks([dialogues[i] for i in sorted(unique.values())], stream)[:MAX_TEST_DIALOGUES]
     return (stream, test) if len(test) >= 2 else (list(dialogues), [])
 
