@@ -3819,6 +3819,10 @@ d = {
                 "experiments/starts.html#measure_savings",
                 "personal_llm/experiments/starts.py",
             ),
+            "personal_llm.experiments.starts.read_choices": (
+                "experiments/starts.html#read_choices",
+                "personal_llm/experiments/starts.py",
+            ),
             "personal_llm.experiments.starts.read_starts": (
                 "experiments/starts.html#read_starts",
                 "personal_llm/experiments/starts.py",

@@ -101,8 +101,9 @@ def marked_lines(mark: Callable[[int], str], old_marks: str, name: str) -> Habit
     def holds(text):
         lines = text.strip("\n").split("\n") if text.strip() else []
         is_marked = [line.startswith(mark(i)) for i, line in enumerate(lines, 1)]
-        is_closed = len(lines) > 1 and len(lines[-1].split()) <= MAX_CLOSING_WORDS
-        return all(is_marked[:-1] if is_closed else is_marked)
+        if len(lines) > 1 and len(lines[-1].split()) <= MAX_CLOSING_WORDS:
+            return all(is_marked[:-1])
+        return all(is_marked)
 
     def mark_parts(text):
         parts = [part for part in (pattern.sub("", part).strip() for part in split_sentences(text)) if part]
@@ -246,9 +247,10 @@ def list_subjects(user: SimulatedUser) -> list:  # of (subject, kind, number of 
     "List the subjects of a user's dialogues; general instructions come last."
     signal = user.signal_subjects
     small_talk = [subject for subject in user.small_talk if subject not in (*signal, user.rare_subject)]
+    num_talk = MAX_TEST_ROWS // 2 // len(small_talk) + 1
     plans = [(subject, "signal", MAX_TEST_ROWS // len(signal)) for subject in signal]
     plans.append((user.rare_subject, "rare", MAX_TEST_ROWS))
-    plans += [(subject, "small talk", MAX_TEST_ROWS // 2 // len(small_talk) + 1) for subject in small_talk]
+    plans += [(subject, "small talk", num_talk) for subject in small_talk]
     return [*plans, (("dolly_6400", "general"), "general", MAX_TEST_ROWS // 2)]
 
 # %% ../../nbs/1_data/07_people.ipynb #13c8870e

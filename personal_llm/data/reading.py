@@ -38,8 +38,10 @@ class Dialogues(list):
 
     def notes(self) -> list:  # of lines
         "Return the remarks that a user should see after reading."
-        first = [f"the first is number {number}: {reason}" for number, reason in self.skipped[:1]]
-        notes = [f"bad rows skipped: {len(self.skipped)}, {words}" for words in first]
+        notes = []
+        if self.skipped:
+            number, reason = self.skipped[0]
+            notes.append(f"bad rows skipped: {len(self.skipped)}, the first is number {number}: {reason}")
         if self.num_truncated:
             notes.append(f"texts cut to {MAX_TURN_CHARACTERS:,} characters: {self.num_truncated}")
         if num_damaged := sum("�" in d.text for d in self):

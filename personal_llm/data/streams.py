@@ -31,7 +31,8 @@ def draw_best_episodes(shares: np.ndarray, length: int, stay_probability: float,
 # %% ../../nbs/1_data/06_streams.ipynb #1e0f0f96
 def edit_prompt(prompt: str, rng: np.random.Generator) -> str:  # nearly the same words, never the same text
     "Repeat a prompt as people do: with a word in front, other punctuation, or a typing mistake."
-    opener = ("Hey, ", "So, ", "Well, ", "Again: ", "Okay, ")[rng.integers(5)]
+    openers = ("Hey, ", "So, ", "Well, ", "Again: ", "Okay, ")
+    opener = openers[rng.integers(len(openers))]
     bare = prompt.rstrip(" ?!.")
     letters = [i for i in range(1, len(bare) - 2) if bare[i : i + 2].isalpha() and bare[i] != bare[i + 1]]
     choices = [opener + prompt[:1].lower() + prompt[1:], bare + "...", bare + "!!" if bare else opener + prompt]

@@ -5,12 +5,11 @@
 # %% auto #0
 __all__ = ['LOCOMO_VARIABLE', 'LOCOMO_SHA256', 'CONVERSATIONS', 'CATEGORIES', 'NO_RESPONSE', 'BUDGET', 'FOUND', 'SEEDS',
            'DRAWING', 'DECIDING', 'RETRIEVALS', 'JOBS', 'GRIDS', 'ARTICLES', 'NO_PUNCTUATION', 'REFUSALS',
-           'SAMPLE_SEED', 'SAMPLE_SIZE', 'REPLY_TOKENS', 'load_once', 'CONDITIONS', 'SIZES', 'read_conversations',
-           'write_turn', 'pair_turns', 'find_evidence', 'keep_dialogues', 'rank_by_words', 'embed_once',
-           'rank_by_meaning', 'find_dialogues', 'compute_recall', 'average_categories', 'measure_retrieval',
-           'score_conversation', 'measure_recall', 'list_stems', 'compare_stems', 'grade_reply', 'sample_questions',
-           'write_request', 'parse_date', 'remember', 'read_before', 'measure_answers', 'list_answer_jobs',
-           'read_values']
+           'SAMPLE_SEED', 'SAMPLE_SIZE', 'REPLY_TOKENS', 'CONDITIONS', 'SIZES', 'read_conversations', 'write_turn',
+           'pair_turns', 'find_evidence', 'keep_dialogues', 'rank_by_words', 'embed_once', 'rank_by_meaning',
+           'find_dialogues', 'compute_recall', 'average_categories', 'measure_retrieval', 'score_conversation',
+           'measure_recall', 'list_stems', 'compare_stems', 'grade_reply', 'sample_questions', 'write_request',
+           'parse_date', 'remember', 'read_before', 'measure_answers', 'list_answer_jobs', 'read_values']
 
 # %% ../../nbs/experiments/45_locomo.ipynb #lcm00003
 import functools
@@ -38,6 +37,7 @@ from ..buffer.buffer import Buffer
 from ..buffer.scoring import score
 from ..device.personalizer import Personalizer
 from .harness import Grid, mean_over_users, read_results
+from .person import load_once
 
 # %% ../../nbs/experiments/45_locomo.ipynb #lcm00006
 LOCOMO_VARIABLE = "PERSONAL_LLM_LOCOMO"  # names a gzipped JSON file of conversations with their questions
@@ -209,7 +209,6 @@ def grade_reply(reply: str, question: dict) -> float:  # in [0, 1]
 
 # %% ../../nbs/experiments/45_locomo.ipynb #lcm00051
 SAMPLE_SEED, SAMPLE_SIZE, REPLY_TOKENS = 45, 4, 32
-load_once = functools.cache(load_model)
 
 
 def sample_questions(name: str) -> list:  # of one conversation

@@ -228,11 +228,12 @@ def multiply(model, name: str) -> list:  # dicts with the prompt, the rewritten 
     system = ("system", MemoryConfig().sentence)
     edit = make_turns([(first, write_reply(model, first, ())["text"]), (request, wish)])
     config = SynthesisConfig(min_rouge1=0, max_rouge1=1)
+    vectors = VectorStore()
     rewrites = []
     for prompt, _ in others:
         reply = write_reply(model, prompt, ())["text"]
         text = write_reply(model, request, (system, *edit, *make_turns([(prompt, reply)])))["text"]
-        one, other = VectorStore().embed([text, reply])
+        one, other = vectors.embed([text, reply])
         reason = "copy" if text == reply else check_rewrite(text, reply, (), float(one @ other), config)
         rewrites.append(dict(prompt=prompt, reply=reply, text=text, reason=reason))
     return rewrites

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['STARTS', 'LEARN_FROM', 'TEST_ON', 'ORDER', 'JOBS', 'GRIDS', 'find_start', 'measure_savings', 'count_until',
-           'compare_with_scratch', 'measure_choice', 'read_starts']
+           'compare_with_scratch', 'read_choices', 'measure_choice', 'read_starts']
 
 # %% ../../nbs/experiments/70_starts.ipynb #xp690004
 import time
@@ -79,10 +79,14 @@ def compare_with_scratch(run: dict, scratch: dict, before: float = 0.0) -> tuple
     return 1 - mine / theirs, 1 - seconds
 
 
+def read_choices() -> list:  # rows
+    "Read the choices of `match` among the 28 pLLMs."
+    return [row for row in read_results("xpert-library") if (row["method"], row["size"]) == ("match", 28)]
+
+
 def measure_choice() -> float:  # processor seconds
-    "Return what `match` needs to choose among the 28 pLLMs."
-    rows = [row for row in read_results("xpert-library") if row["method"] == "match" and row["size"] == 28]
-    return mean_over_users([row["processor_seconds"] for row in rows]).value
+    "Return what a choice needs."
+    return mean_over_users([row["processor_seconds"] for row in read_choices()]).value
 
 
 def read_starts() -> dict:  # user -> start -> row; users with all four starts

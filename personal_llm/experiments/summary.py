@@ -245,7 +245,7 @@ def judge_published(similarity: float, theirs: float) -> Measured:
 
 def judge_library(theirs: float) -> Measured:
     "Count the users for whom `match` chose the pLLM of their own style among 28 of the model of 0.5 B."
-    rows = [row for row in read_results("xpert-library") if (row["method"], row["size"]) == ("match", 28)]
+    rows = starts.read_choices()
     share = np.mean([row["right"] for row in rows])
     return Measured(decide_verdict(share >= theirs), f"crafted {share:.0%} ({len(rows)} styles)", "68_xpert")
 
