@@ -121,7 +121,7 @@ def test_without_memories_nothing_is_added():
 
 def test_a_place_in_a_stream_is_no_date():
     assert [format_date(time) for time in (0.0, 799.0, -1e12, 1e300)] == [""] * 4
-    assert format_date(1772323200.0) == "1 March 2026: "
+    assert format_date(1772323200.0) == "2026-03-01: "
 
 
 @pytest.mark.parametrize("values", [dict(memories=-1), dict(threshold=2), dict(max_tokens=1.5), dict(sentence=None)])

@@ -96,10 +96,8 @@ def retrieve_statements(own_dialogues: list, prompt: str, vectors: VectorStore, 
 # %% ../../nbs/2_buffer/07_retrieval.ipynb #ret00031
 def format_date(time: float) -> str:  # of the time zone UTC; "" for a place in a stream
     "Return the date of a dialogue."
-    if not 1e8 < time < 1e11:  # seconds since the epoch, from 1973
-        return ""
-    date = datetime.fromtimestamp(time, timezone.utc)
-    return f"{date.day} {date:%B %Y}: "
+    is_date = 1e8 < time < 1e11  # seconds since the epoch, from 1973
+    return f"{datetime.fromtimestamp(time, timezone.utc):%Y-%m-%d}: " if is_date else ""
 
 
 def add_memories(
