@@ -5300,8 +5300,8 @@ d = {
             ),
         },
         "personal_llm.selection.gradient_match": {
-            "personal_llm.selection.gradient_match.compute_inner_product": (
-                "5_selection/gradient_match.html#compute_inner_product",
+            "personal_llm.selection.gradient_match.compute_inner_products": (
+                "5_selection/gradient_match.html#compute_inner_products",
                 "personal_llm/selection/gradient_match.py",
             ),
             "personal_llm.selection.gradient_match.compute_slopes": (
