@@ -4,6 +4,7 @@ d = {
     "settings": {"branch": "main", "doc_baseurl": "/", "doc_host": "", "git_url": "", "lib_path": "personal_llm"},
     "syms": {
         "personal_llm.app.chat": {
+            "personal_llm.app.chat.accepts": ("8_app/chat.html#accepts", "personal_llm/app/chat.py"),
             "personal_llm.app.chat.ask_at_terminal": ("8_app/chat.html#ask_at_terminal", "personal_llm/app/chat.py"),
             "personal_llm.app.chat.confirm": ("8_app/chat.html#confirm", "personal_llm/app/chat.py"),
             "personal_llm.app.chat.edit_text": ("8_app/chat.html#edit_text", "personal_llm/app/chat.py"),

@@ -63,6 +63,6 @@ def test_a_chat_in_the_folder_is_an_obstacle(folder, capsys):
 
 
 def test_a_folder_without_a_memory_is_one_line(tmp_path):
-    with pytest.raises(InputError, match="no memory of this version"):
+    with pytest.raises(InputError, match="no memory here"):
         finetune_folder(tmp_path / "nowhere", model)
     assert not (tmp_path / "nowhere").exists()

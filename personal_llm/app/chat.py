@@ -96,6 +96,13 @@ COMMANDS = {
     "/quit": "leave",
 }
 
+
+def accepts(usage: str, text: str) -> bool:
+    "Return whether the usage of a command allows a text behind its name."
+    if usage.endswith(" TEXT"):
+        return bool(text)
+    return not text or usage.endswith("[TEXT]") or f"[{text}]" in usage
+
 # %% ../../nbs/8_app/04_chat.ipynb #fe8f1357
 def run_command(session, name: str, text: str) -> str:  # the output
     "Run one command of the chat; raise `InputError` where it cannot be done."
@@ -191,7 +198,7 @@ def handle(session, line: str):  # a generator of pieces of text
     usage = {usage.split()[0]: usage for usage in COMMANDS}.get(name)
     if usage is None:
         yield f"{name[:40]} is no command; /help lists them"
-    elif text and usage == name or not text and usage.endswith(" TEXT"):
+    elif not accepts(usage, text):
         yield f"write {usage}"
     else:
         try:
@@ -222,6 +229,8 @@ def run_line(session, line: str) -> None:
 def run_chat(session) -> None:
     "Chat until the user leaves, or there are no more lines."
     print_note("write, and press Enter; /help lists the commands, Ctrl-D or /quit leaves")
+    if session.turns:
+        print_note(f"the talk goes on after “{session.turns[-1].prompt[:60]}”; /new begins another one")
     try:
         while True:
             for message in session.pop_messages():

@@ -131,7 +131,9 @@ def read_chats(files: list, user: str = None, skip_invalid: bool = False, quiet:
 
 
 def find_model_name(name: str, folder: str = None) -> str:
-    "Return the given name, or the model of a folder's archive, or the default one."
+    "Return the given name, or the model of a folder's archive, or the default one; `InputError` for a file."
+    if folder and Path(folder).is_file():
+        raise InputError(f"{folder}: a file, not a folder", "choose a folder")
     if name is None and folder and (Path(folder) / ARCHIVE_FILE).is_file():
         archive = Archive(folder)
         name = open_state(archive).model if archive.events else None

@@ -341,7 +341,9 @@ def finish_learning(self: ChatSession) -> None:
 @patch
 def _commit(self: ChatSession, prepared) -> None:
     self.me.commit(prepared)
-    self.messages.append(f"learned: {self.me.rounds[-1]}")
+    last = self.me.rounds[-1]
+    remark = "; the loss rose, /unlearn undoes this" if last.best_loss > last.start_loss else ""
+    self.messages.append(f"learned: {last}{remark}")
 
 
 @patch
