@@ -3567,8 +3567,8 @@ d = {
                 "experiments/person.html#write_readme_pairs",
                 "personal_llm/experiments/person.py",
             ),
-            "personal_llm.experiments.person.write_readme_row": (
-                "experiments/person.html#write_readme_row",
+            "personal_llm.experiments.person.write_readme_table": (
+                "experiments/person.html#write_readme_table",
                 "personal_llm/experiments/person.py",
             ),
             "personal_llm.experiments.person.write_reply": (
