@@ -2332,6 +2332,10 @@ d = {
                 "personal_llm/data/reading.py",
             ),
             "personal_llm.data.reading.find_files": ("1_data/reading.html#find_files", "personal_llm/data/reading.py"),
+            "personal_llm.data.reading.list_chat_files": (
+                "1_data/reading.html#list_chat_files",
+                "personal_llm/data/reading.py",
+            ),
             "personal_llm.data.reading.load_replay": (
                 "1_data/reading.html#load_replay",
                 "personal_llm/data/reading.py",

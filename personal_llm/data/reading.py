@@ -92,6 +92,12 @@ def read_frame(path: Path):  # a data frame
 
 # %% ../../nbs/1_data/04_reading.ipynb #refiles1
 CHAT_ENDINGS = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".txt", ".gz", *PANDAS_READERS)
+RATINGS_FILE = "message_feedback.json"  # of ChatGPT's export
+
+
+def list_chat_files(folder: Path) -> list:  # of paths
+    "List the files of a folder that may hold chats."
+    return [file for file in sorted(folder.iterdir()) if file.suffix.lower() in CHAT_ENDINGS and file.name[0] != "."]
 
 
 def find_files(source) -> list:  # of paths
@@ -103,7 +109,7 @@ def find_files(source) -> list:  # of paths
         return [Path(file) for file in sorted(glob.glob(str(source)))] or [path]
     if not path.is_dir():
         return [path]
-    files = [file for file in sorted(path.iterdir()) if file.suffix.lower() in CHAT_ENDINGS and file.name[0] != "."]
+    files = list_chat_files(path)
     files = [file for file in files if file.name.startswith("conversations")] or files
     if len({file.suffix for file in files}) != 1:
         names = ", ".join(file.name for file in files[:3]) or "no file of chats"
@@ -132,7 +138,7 @@ def add_source(result: Dialogues, source, name: str, user: str) -> tuple:  # (er
     if name is None:
         detected, _ = collect(detect_format, rows)
         name = detected[0][1] if detected else None
-    ratings = read_chatgpt_ratings(source.parent / "message_feedback.json") if name == "chatgpt" and is_file else {}
+    ratings = read_chatgpt_ratings(source.parent / RATINGS_FILE) if name == "chatgpt" and is_file else {}
 
     def parse_row(row):
         detect_format(row, name)  # an error for a row of another format
@@ -179,7 +185,11 @@ def read_dialogues(
     items = data if isinstance(data, (list, tuple)) else [data]
     are_files = bool(items) and all(isinstance(item, (str, Path)) for item in items)
     result, reason = Dialogues(), ""
-    for source in find_files(data) if are_files else [data]:
+    sources = find_files(data) if are_files else [data]
+    for folder in [Path(item) for item in items if are_files and Path(item).is_dir()]:
+        others = {file.name for file in list_chat_files(folder) if file not in sources} - {RATINGS_FILE}
+        result.left_out.update(f"the file {format_value(name)}" for name in sorted(others))
+    for source in sources:
         name = source if are_files else f"the {type(source).__name__}"
         errors, unit = add_source(result, source, format, user)
         for number, error in errors[:1]:
