@@ -3804,6 +3804,10 @@ d = {
             ),
         },
         "personal_llm.experiments.starts": {
+            "personal_llm.experiments.starts.choose_shares": (
+                "experiments/starts.html#choose_shares",
+                "personal_llm/experiments/starts.py",
+            ),
             "personal_llm.experiments.starts.compare_with_scratch": (
                 "experiments/starts.html#compare_with_scratch",
                 "personal_llm/experiments/starts.py",
@@ -3822,6 +3826,10 @@ d = {
             ),
             "personal_llm.experiments.starts.measure_savings": (
                 "experiments/starts.html#measure_savings",
+                "personal_llm/experiments/starts.py",
+            ),
+            "personal_llm.experiments.starts.measure_two_styles": (
+                "experiments/starts.html#measure_two_styles",
                 "personal_llm/experiments/starts.py",
             ),
             "personal_llm.experiments.starts.read_choices": (
