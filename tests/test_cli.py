@@ -64,7 +64,6 @@ def test_the_example_of_a_command_names_its_options():
     [
         ("dance", "dance"),
         ("status", "--out"),
-        ("status --out nowhere", "no memory here"),
         ("demo --policy luck", "Invalid value for '--policy': 'luck'"),
         ("demo --length many", "--length"),
         ("demo --user nobody", "--user is 'nobody'"),
@@ -72,9 +71,7 @@ def test_the_example_of_a_command_names_its_options():
         ("personalize --data few.jsonl --out new", "3 distinct dialogues, too few to learn from"),
         ("personalize --data chats.jsonl --out new --start pocket --capacity 4", "--capacity is 4"),
         ("personalize --data chats.jsonl --out new --policy fifo --ask-when policy", "policy fifo does not say"),
-        ("personalize --data chats.jsonl --out new --policy luck", "luck"),
         ("personalize --data chats.jsonl --out new --start nowhere", "nowhere"),
-        ("personalize --data chats.jsonl --out new --learning-rate -1", "--learning-rate is -1"),
         ("personalize --data copies.jsonl --out new --learning-rate=nan", "--learning-rate is nan"),
         ("personalize --data chats.jsonl --out=", "argument 4 is empty"),
         ("personalize --data chats.jsonl --out new --model no/such/folder", "no/such/folder"),

@@ -18,8 +18,6 @@ from personal_llm.runtimes.export import choose_examples, format_messages, forma
 from personal_llm.runtimes.plugins import export_adapter
 from personal_llm.tuning.finetune import finetune
 
-LONG = "base_model.model."
-
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_merged_is_base_and_adapter_together(architecture, tmp_path):

@@ -87,12 +87,6 @@ def test_default_text_gets_no_pllm():
     assert "strength 0.40, the threshold is 1.00" in weak.reason
 
 
-@pytest.mark.parametrize("given", [None, me([1, 1], space="other"), me([np.nan, 1])])
-def test_an_explanation_that_does_not_fit_is_refused(given):
-    with pytest.raises(InputError):
-        select(planted([[1, 0], [0, 2]]), given)
-
-
 # ---- slopes
 
 

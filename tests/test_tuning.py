@@ -373,16 +373,6 @@ def test_a_linked_folder_of_checkpoints_is_refused(stopped, tmp_path):
     assert theirs(tmp_path) == before
 
 
-def test_going_on_from_an_adapter(old):
-    "The start's losses are those before the first step; its folder or its path is the same."
-    model, held = shared("llama"), validation_split(TALK, 0.4)[1]
-    further = finetune(model, TALK, HOLD_BACK, start=old, progress=False)
-    with model.use_adapter(old):
-        assert further.start_loss == pytest.approx(per_token(model, held), abs=1e-4)
-    assert further.best_loss <= further.start_loss
-    assert bits(finetune(model, TALK, HOLD_BACK, start=str(old.path), progress=False)) == bits(further)
-
-
 def test_a_start_keeps_its_shape(old, tmp_path):
     "Rank 2 goes on at rank 2, whatever is asked for; the card tells the settings that were in force."
     config = TuningConfig(steps=1, rank=4, dropout=0.3, target_modules="q_proj", max_length=64)
