@@ -3884,6 +3884,10 @@ d = {
                 "experiments/summary.html#judge_curve",
                 "personal_llm/experiments/summary.py",
             ),
+            "personal_llm.experiments.summary.judge_data": (
+                "experiments/summary.html#judge_data",
+                "personal_llm/experiments/summary.py",
+            ),
             "personal_llm.experiments.summary.judge_gain": (
                 "experiments/summary.html#judge_gain",
                 "personal_llm/experiments/summary.py",
