@@ -440,7 +440,7 @@ def test_each_step_is_reported_and_changes_nothing():
 def test_an_adapter_that_learned_nothing_says_so(old, tmp_path):
     model, wrecking = shared("llama"), replace(HOLD_BACK, learning_rate=1e3, steps=1, checks=1)
     with pytest.raises(InputError, match="the loss is no number"):
-        finetune(model, TALK, replace(wrecking, learning_rate=1e30), progress=False)
+        finetune(model, TALK, replace(HOLD_BACK, learning_rate=1e30), progress=False)
     for start, what in ((None, "the base model"), (old, "its start")):
         adapter = finetune(model, TALK, wrecking, start=start, out=tmp_path / "a", progress=False)
         assert what in Adapter.load(tmp_path / "a").notes["warning"] and adapter.best_loss == adapter.start_loss
