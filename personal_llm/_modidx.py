@@ -3832,6 +3832,10 @@ d = {
                 "experiments/starts.html#measure_two_styles",
                 "personal_llm/experiments/starts.py",
             ),
+            "personal_llm.experiments.starts.measure_with_choice": (
+                "experiments/starts.html#measure_with_choice",
+                "personal_llm/experiments/starts.py",
+            ),
             "personal_llm.experiments.starts.read_choices": (
                 "experiments/starts.html#read_choices",
                 "personal_llm/experiments/starts.py",

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['STARTS', 'LEARN_FROM', 'TEST_ON', 'ORDER', 'JOBS', 'PAIRED', 'TWO_STYLES', 'GRIDS', 'find_start',
            'measure_savings', 'count_until', 'compare_with_scratch', 'read_choices', 'measure_choice', 'read_starts',
-           'choose_shares', 'measure_two_styles']
+           'measure_with_choice', 'choose_shares', 'measure_two_styles']
 
 # %% ../../nbs/experiments/70_starts.ipynb #xp690004
 import time
@@ -96,6 +96,14 @@ def read_starts() -> dict:  # user -> start -> row; users with all four starts
     rows = [line["job"] | line["results"] for line in read_result_lines("starts")]
     return group_by_user(rows, "start", STARTS)
 
+
+def measure_with_choice() -> list:  # shares of seconds
+    "Return what the right pLLM saves of the seconds, its choice counted, where both ran on one processor."
+    again = {row["user"]: row for row in read_results("starts-again")}
+    seconds = measure_choice()
+    starts = read_starts()
+    return [compare_with_scratch(starts[user]["own"], again[user], seconds)[1] for user in starts if user in again]
+
 # %% ../../nbs/experiments/70_starts.ipynb #xp690021
 def choose_shares(dialogues: list, plain: list) -> dict:  # style -> share
     "Return the paper's shares for a user, by counted features."
@@ -130,5 +138,6 @@ PAIRED = make_generator(1, "starts").permutation(list(GRID)).tolist()
 TWO_STYLES = [dict(user=f"{first}+{second}") for first, second in zip(PAIRED[::2], PAIRED[1::2])]
 GRIDS = (
     Grid("starts", JOBS, measure_savings, (), BASE_MODEL),
+    Grid("starts-again", [job for job in JOBS if job["start"] == "scratch"], measure_savings, (), BASE_MODEL),
     Grid("starts-two-styles", TWO_STYLES, measure_two_styles, (), BASE_MODEL),
 )

@@ -261,10 +261,10 @@ def judge_levels() -> Measured:
 def judge_starts() -> Measured:
     "Say what the right pLLM and the mean of all save of the seconds of a fine-tune, without and with the choice."
     users = list(starts.read_starts().values())
-    shares = []
-    for name, before in (("own", 0.0), ("own", starts.measure_choice()), ("mean", 0.0)):
-        saved = [starts.compare_with_scratch(runs[name], runs["scratch"], before)[1] for runs in users]
-        shares.append(mean_over_users(saved))
+    own, mean = (
+        [starts.compare_with_scratch(runs[name], runs["scratch"])[1] for runs in users] for name in ("own", "mean")
+    )
+    shares = [mean_over_users(saved) for saved in (own, starts.measure_with_choice(), mean)]
     texts = [as_percent(share) for share in shares]
     text = "the right one {}, with the choice {}; the mean of all, without a choice {}".format(*texts)
     return Measured(decide_verdict(shares[0].value >= 0.82), f"{text} ({len(users)} users)", "70_starts")
