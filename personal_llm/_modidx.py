@@ -111,6 +111,10 @@ d = {
             "personal_llm.app.commands.status": ("8_app/commands.html#status", "personal_llm/app/commands.py"),
         },
         "personal_llm.app.demo": {
+            "personal_llm.app.demo.clear_earlier_demo": (
+                "8_app/demo.html#clear_earlier_demo",
+                "personal_llm/app/demo.py",
+            ),
             "personal_llm.app.demo.format_demo": ("8_app/demo.html#format_demo", "personal_llm/app/demo.py"),
             "personal_llm.app.demo.keep_by_policy": ("8_app/demo.html#keep_by_policy", "personal_llm/app/demo.py"),
             "personal_llm.app.demo.plot_demo": ("8_app/demo.html#plot_demo", "personal_llm/app/demo.py"),
@@ -3026,6 +3030,10 @@ d = {
             ),
             "personal_llm.device.state.State.list_answered": (
                 "6_device/state.html#state.list_answered",
+                "personal_llm/device/state.py",
+            ),
+            "personal_llm.device.state.State.list_examples": (
+                "6_device/state.html#state.list_examples",
                 "personal_llm/device/state.py",
             ),
             "personal_llm.device.state.State.list_own": (

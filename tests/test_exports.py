@@ -197,7 +197,12 @@ def test_a_folder_of_chatgpts_files_is_one_history(tmp_path):
     files = sorted(tmp_path.glob("conversations-*.json"))
     for source in (tmp_path, str(tmp_path), files, [tmp_path], str(tmp_path / "conversations-*.json")):
         assert pairs(read_dialogues(source)) == expected
-    assert read_dialogues(tmp_path).left_out == {"the file user.json": 1}
+    assert "files not read: 1 (user.json)" in read_dialogues(tmp_path).notes()
+    (tmp_path / "message_feedback.json").unlink()
+    (tmp_path / "message_feedback.json").symlink_to("nowhere")
+    with pytest.raises(InputError, match="no ratings that we can read"):
+        read_dialogues(tmp_path)
+    (tmp_path / "message_feedback.json").unlink()
     save(files[1], "{")
     with pytest.raises(InputError, match="conversations-001.json: broken JSON"):
         read_dialogues(tmp_path)

@@ -121,6 +121,9 @@ def run_command(session, name: str, text: str) -> str:  # the output
             session.react("better", text or read_block(), id)
             return "noted: from now on I answer like this"
         case "/wish":
+            wish = session.me.state.wish
+            if wish and not text:
+                print_note(f"your wish so far: {wish}")
             session.react("wish", text or read_block())
             return "noted: every reply reads it" if session.me.state.wish else "no wish is left"
         case "/up" | "/down":
@@ -148,7 +151,7 @@ def run_command(session, name: str, text: str) -> str:  # the output
             rows = {key: value for key, value in session.me.state.status().items() if key != "cost"}
             return "\n".join(f"{key:<11}{value}" for key, value in rows.items() if value is not None)
         case "/style":
-            dialogues = [d.derive(history=()) for d in session.me.state.list_answered()]
+            dialogues = session.me.state.list_examples()
             return "\n".join(explain(session.model.clone(), dialogues).lines())
         case _:
             return "\n".join(f"{usage:<19}{help}" for usage, help in COMMANDS.items())
@@ -159,7 +162,9 @@ def explain_reply(session, verbose: bool = False) -> list:  # lines
     recalled = session.recalled
     if recalled is None:
         raise InputError("there is no reply yet", "write something first")
-    lines = [f"your wish: {session.me.state.wish}"] * bool(session.me.state.wish)
+    wish = session.me.state.wish
+    system = dict(recalled.dialogue.history).get("system", "")
+    lines = [f"your wish: {wish}"] if wish and wish in system else []
     lines += [f"your answer to “{d.prompt}”: {d.response}" for d in recalled.memories]
     lines += [f"you said: {d.prompt}" for d in recalled.statements]
     lines += ["written by your fine-tune"] * (recalled.adapter is not None)
@@ -233,6 +238,7 @@ def run_chat(session) -> None:
         print_note(f"the talk goes on after “{session.turns[-1].prompt[:60]}”; /new begins another one")
     try:
         while True:
+            session.collect()
             for message in session.pop_messages():
                 print_note(message)
             if session.question is not None:

@@ -43,7 +43,7 @@ UNSPOKEN = ("think", "thought", "reasoning", "reflection", "tool", "function")  
 CODE = r"(?P<code>^[ \t]*(?P<fence>```|~~~)[^`\n]*\n.*?(?:^[ \t]*(?P=fence)|\Z)|(?P<tick>``?)[^`\n]+(?P=tick))"
 NAME = r"""  # of a thought or of a call of a tool, to the end of the mark
     [|｜]?
-    (?i:[\w:▁]*(?:think(?:ing)?|thoughts?|reasoning|reflection|(?:tool|function)(?:s|calls?)?)(?![a-z])[\w:▁]*)
+    (?i:[\w:▁]{0,40}(?:think(?:ing)?|thoughts?|reasoning|reflection|(?:tool|function)(?:s|calls?)?)(?![a-z])[\w:▁]{0,40})
     (?:-call|-process)?
     (?:[ =][^<>]*)?  # attributes
     [|｜]?[>▷\]]
@@ -76,8 +76,8 @@ REMOVED = re.compile(
     |(?:(?:(?<!\ )<[|｜][\w▁]+[|｜]>|</s>)\s*){{1,3}}\Z  # tokens at the end
     # spans of ChatGPT; the words of a name and of a link stay
     |\ue200(?:
-        \w*entity\ue202\["[^"]*",\ *"(?P<name>[^"]*)[^\ue201]*
-        |url\ue202(?P<link>[^\ue201\ue202]*)[^\ue201]*
+        \w*entity\ue202\["[^"]*",\ *"(?P<name>[^"\ue200\ue201]*)[^\ue200\ue201]*
+        |url\ue202(?P<link>[^\ue200-\ue202]*)(?:\ue202[^\ue200\ue201]*)?
         |[^\ue200\ue201]*
         )\ue201
     |^:::\w+\{{[^\n]*\}}\n(?P<block>(?:(?!\n:::).)*)\n:::[ \t]*$  # lines around a letter, which stays
@@ -132,7 +132,8 @@ def merge_turns(turns: list) -> list:  # of `Turn`, with alternating roles
     merged = []
     for role, run in groupby(map(Turn._make, turns), key=lambda turn: turn.role):
         run = list(run)
-        texts = [turn.text and (remove_marks(turn.text) if role == "assistant" else turn.text) for turn in run]
+        texts = [turn.text and turn.text[: 2 * MAX_TURN_CHARACTERS] for turn in run]  # the rest is cut anyway
+        texts = [text and remove_marks(text) if role == "assistant" else text for text in texts]
         if None in texts:  # an answer may go on after its picture, and a question may stand before it
             texts = texts[: texts.index(None)] if role == "assistant" else texts[len(texts) - texts[::-1].index(None) :]
         text = "\n".join(filter(has_words, texts)) or None

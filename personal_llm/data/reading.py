@@ -10,6 +10,7 @@ __all__ = ['Dialogues', 'check_dialogues', 'read_dialogues', 'as_dialogues', 'di
 import glob
 import gzip
 import json
+import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from importlib import import_module
@@ -34,6 +35,7 @@ class Dialogues(list):
         self.num_truncated = 0  # texts longer than `MAX_TURN_CHARACTERS`, of which we kept the beginning
         self.left_out = Counter()  # what we could not read -> its number
         self.unread = Counter()  # name of a field that had no effect -> number of its conversations
+        self.other_files = []  # names of the files of chats in the folder that we do not read
         self.user = ""  # the user's name, in a chat between people
 
     def notes(self) -> list:  # of lines
@@ -49,6 +51,9 @@ class Dialogues(list):
         notes += [f"left out: {count} × {reason}" for reason, count in self.left_out.most_common(12)]
         if fields := ", ".join(f"{format_value(name)} ({n} ×)" for name, n in self.unread.most_common(12)):
             notes.append(f"fields not read: {fields}; a rating or a mask in them has no effect")
+        if self.other_files:
+            names = ", ".join(self.other_files[:3]) + ", …" * (len(self.other_files) > 3)
+            notes.append(f"files not read: {len(self.other_files)} ({names})")
         if num_repeats := len(self) - len({(d.prompt, d.response, d.history.digest) for d in self}):
             notes.append(f"repeats: {num_repeats} of {len(self)} dialogues are copies of an earlier one")
         if self.user:
@@ -120,7 +125,7 @@ def find_files(source) -> list:  # of paths
 def read_chatgpt_ratings(file: Path) -> dict:  # one field: id of a message -> its rating; empty without the file
     "Read the thumbs of ChatGPT's export; raise `InputError` if the file is damaged."
     try:
-        rows = json.loads(file.read_bytes()) if file.is_file() else []
+        rows = json.loads(file.read_bytes()) if os.path.lexists(file) else []
         return dict(message_feedback={row.get("message_id", row.get("id")): row.get("rating") for row in rows})
     except (OSError, ValueError, TypeError, AttributeError, RecursionError):
         raise InputError(f"{file}: no ratings that we can read", "export the chats anew, or move it away") from None
@@ -187,8 +192,8 @@ def read_dialogues(
     result, reason = Dialogues(), ""
     sources = find_files(data) if are_files else [data]
     for folder in [Path(item) for item in items if are_files and Path(item).is_dir()]:
-        others = {file.name for file in list_chat_files(folder) if file not in sources} - {RATINGS_FILE}
-        result.left_out.update(f"the file {format_value(name)}" for name in sorted(others))
+        others = [file.name for file in list_chat_files(folder) if file not in sources and file.name != RATINGS_FILE]
+        result.other_files += map(format_value, others)
     for source in sources:
         name = source if are_files else f"the {type(source).__name__}"
         errors, unit = add_source(result, source, format, user)
