@@ -43,7 +43,11 @@ UNSPOKEN = ("think", "thought", "reasoning", "reflection", "tool", "function")  
 CODE = r"(?P<code>^[ \t]*(?P<fence>```|~~~)[^`\n]*\n.*?(?:^[ \t]*(?P=fence)|\Z)|(?P<tick>``?)[^`\n]+(?P=tick))"
 NAME = r"""  # of a thought or of a call of a tool, to the end of the mark
     [|｜]?
-    (?i:[\w:▁]{0,40}(?:think(?:ing)?|thoughts?|reasoning|reflection|(?:tool|function)(?:s|calls?)?)(?![a-z])[\w:▁]{0,40})
+    (?i:
+        [\w:▁]{0,40}  # a bound keeps the search quick
+        (?:think(?:ing)?|thoughts?|reasoning|reflection|(?:tool|function)(?:s|calls?)?)(?![a-z])
+        [\w:▁]{0,40}
+        )
     (?:-call|-process)?
     (?:[ =][^<>]*)?  # attributes
     [|｜]?[>▷\]]

@@ -464,7 +464,11 @@ def write_readme_table() -> str:
     everybody = read_results("person")
     some = [row for row in everybody if row["user"] in ORDER[:12]]
     large = read_results("person-large")
-    for rows, label in ((everybody, "default model, {} people"), (some, "{} of them"), (large, "larger model, these {}")):
+    for rows, label in (
+        (everybody, "default model, {} people"),
+        (some, "{} of them"),
+        (large, "larger model, these {}"),
+    ):
         scores = score_rows(rows)
         cells = [label.format(len(scores["bare"]))]
         for metric, conditions in (("habits", ("bare", "memory 3", "memory 8")), ("right", ("bare", "memory 8"))):
