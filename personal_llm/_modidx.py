@@ -3828,10 +3828,6 @@ d = {
                 "experiments/starts.html#find_start",
                 "personal_llm/experiments/starts.py",
             ),
-            "personal_llm.experiments.starts.measure_choice": (
-                "experiments/starts.html#measure_choice",
-                "personal_llm/experiments/starts.py",
-            ),
             "personal_llm.experiments.starts.measure_savings": (
                 "experiments/starts.html#measure_savings",
                 "personal_llm/experiments/starts.py",
