@@ -4,6 +4,7 @@ d = {
     "settings": {"branch": "main", "doc_baseurl": "/", "doc_host": "", "git_url": "", "lib_path": "personal_llm"},
     "syms": {
         "personal_llm.app.chat": {
+            "personal_llm.app.chat.accepts": ("8_app/chat.html#accepts", "personal_llm/app/chat.py"),
             "personal_llm.app.chat.ask_at_terminal": ("8_app/chat.html#ask_at_terminal", "personal_llm/app/chat.py"),
             "personal_llm.app.chat.confirm": ("8_app/chat.html#confirm", "personal_llm/app/chat.py"),
             "personal_llm.app.chat.edit_text": ("8_app/chat.html#edit_text", "personal_llm/app/chat.py"),
@@ -110,6 +111,10 @@ d = {
             "personal_llm.app.commands.status": ("8_app/commands.html#status", "personal_llm/app/commands.py"),
         },
         "personal_llm.app.demo": {
+            "personal_llm.app.demo.clear_earlier_demo": (
+                "8_app/demo.html#clear_earlier_demo",
+                "personal_llm/app/demo.py",
+            ),
             "personal_llm.app.demo.format_demo": ("8_app/demo.html#format_demo", "personal_llm/app/demo.py"),
             "personal_llm.app.demo.keep_by_policy": ("8_app/demo.html#keep_by_policy", "personal_llm/app/demo.py"),
             "personal_llm.app.demo.plot_demo": ("8_app/demo.html#plot_demo", "personal_llm/app/demo.py"),
@@ -2331,6 +2336,10 @@ d = {
                 "personal_llm/data/reading.py",
             ),
             "personal_llm.data.reading.find_files": ("1_data/reading.html#find_files", "personal_llm/data/reading.py"),
+            "personal_llm.data.reading.list_chat_files": (
+                "1_data/reading.html#list_chat_files",
+                "personal_llm/data/reading.py",
+            ),
             "personal_llm.data.reading.load_replay": (
                 "1_data/reading.html#load_replay",
                 "personal_llm/data/reading.py",
@@ -3023,6 +3032,10 @@ d = {
                 "6_device/state.html#state.list_answered",
                 "personal_llm/device/state.py",
             ),
+            "personal_llm.device.state.State.list_examples": (
+                "6_device/state.html#state.list_examples",
+                "personal_llm/device/state.py",
+            ),
             "personal_llm.device.state.State.list_own": (
                 "6_device/state.html#state.list_own",
                 "personal_llm/device/state.py",
@@ -3566,8 +3579,8 @@ d = {
                 "experiments/person.html#write_readme_pairs",
                 "personal_llm/experiments/person.py",
             ),
-            "personal_llm.experiments.person.write_readme_row": (
-                "experiments/person.html#write_readme_row",
+            "personal_llm.experiments.person.write_readme_table": (
+                "experiments/person.html#write_readme_table",
                 "personal_llm/experiments/person.py",
             ),
             "personal_llm.experiments.person.write_reply": (
@@ -3799,6 +3812,10 @@ d = {
             ),
         },
         "personal_llm.experiments.starts": {
+            "personal_llm.experiments.starts.choose_shares": (
+                "experiments/starts.html#choose_shares",
+                "personal_llm/experiments/starts.py",
+            ),
             "personal_llm.experiments.starts.compare_with_scratch": (
                 "experiments/starts.html#compare_with_scratch",
                 "personal_llm/experiments/starts.py",
@@ -3811,12 +3828,16 @@ d = {
                 "experiments/starts.html#find_start",
                 "personal_llm/experiments/starts.py",
             ),
-            "personal_llm.experiments.starts.measure_choice": (
-                "experiments/starts.html#measure_choice",
-                "personal_llm/experiments/starts.py",
-            ),
             "personal_llm.experiments.starts.measure_savings": (
                 "experiments/starts.html#measure_savings",
+                "personal_llm/experiments/starts.py",
+            ),
+            "personal_llm.experiments.starts.measure_two_styles": (
+                "experiments/starts.html#measure_two_styles",
+                "personal_llm/experiments/starts.py",
+            ),
+            "personal_llm.experiments.starts.measure_with_choice": (
+                "experiments/starts.html#measure_with_choice",
                 "personal_llm/experiments/starts.py",
             ),
             "personal_llm.experiments.starts.read_choices": (
@@ -3869,6 +3890,10 @@ d = {
             ),
             "personal_llm.experiments.summary.judge_curve": (
                 "experiments/summary.html#judge_curve",
+                "personal_llm/experiments/summary.py",
+            ),
+            "personal_llm.experiments.summary.judge_data": (
+                "experiments/summary.html#judge_data",
                 "personal_llm/experiments/summary.py",
             ),
             "personal_llm.experiments.summary.judge_gain": (
@@ -5300,8 +5325,8 @@ d = {
             ),
         },
         "personal_llm.selection.gradient_match": {
-            "personal_llm.selection.gradient_match.compute_inner_product": (
-                "5_selection/gradient_match.html#compute_inner_product",
+            "personal_llm.selection.gradient_match.compute_inner_products": (
+                "5_selection/gradient_match.html#compute_inner_products",
                 "personal_llm/selection/gradient_match.py",
             ),
             "personal_llm.selection.gradient_match.compute_slopes": (

@@ -13,7 +13,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from personal_llm.base.core import InputError
 from personal_llm.buffer import buffer as module
 from personal_llm.buffer.buffer import Buffer
-from personal_llm.buffer.policies import POLICIES, get_policy
+from personal_llm.buffer.policies import POLICIES
 
 settings.register_profile("brief", max_examples=60, deadline=None)
 settings.load_profile("brief")
@@ -175,22 +175,6 @@ def test_bad_capacities(capacity):
     assert caught.value.remedy and len(str(caught.value)) < 200
 
 
-@pytest.mark.parametrize("seed", [-1, 2**32, 10**400, 1.5, "0", None, True], ids=range(7))
-def test_bad_seeds(seed):
-    with pytest.raises(InputError, match="the seed is"):
-        Buffer(3, seed=seed)
-
-
-def test_a_text_offered_four_times_takes_one_bin():
-    buffer = Buffer(4, "fifo")
-    texts = ["What is a tendon?", "what is a tendon", "What is  a TENDON?!", "What is a tendon?"]
-    offered = [candidate(text, embedding=(i, 1, 0)) for i, text in enumerate(texts)]
-    offered = [replace(c, dialogue=c.dialogue.derive(time=float(i), parents=())) for i, c in enumerate(offered)]
-    reasons = [buffer.add(c).reason for c in offered]
-    assert len(buffer) == 1 and reasons == ["a bin was free"] + ["the same text is in the buffer"] * 3
-    assert buffer.seen == len(buffer.log) == 4
-
-
 def test_the_same_request_is_refused_once_its_answer_was_corrected():
     buffer = Buffer(4, "fifo")
     buffer.add(candidate("What is a tendon?"))
@@ -217,12 +201,3 @@ def test_the_log_is_bounded(monkeypatch):
     for c in stream(12):
         buffer.add(c)
     assert [line.step for line in buffer.log] == [7, 8, 9, 10, 11] and buffer.seen == 12
-
-
-def test_a_given_policy_is_the_one_that_filled_the_buffer():
-    buffer = Buffer(2, "fifo")
-    for c in stream(4):
-        buffer.add(c)
-    assert reopen(buffer, get_policy("fifo")).dialogues == buffer.dialogues
-    with pytest.raises(InputError, match="filled by policy 'fifo', not by 'random'"):
-        reopen(buffer, get_policy("random"))

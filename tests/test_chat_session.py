@@ -136,6 +136,28 @@ def test_a_fine_tune_that_is_stopped_leaves_nothing(model, tmp_path):
         assert session.me.rounds == [] and session.learning is None, "also before something is forgotten"
 
 
+def test_a_complete_fine_tune_is_used_when_the_chat_ends(model, tmp_path):
+    with open_chat(model, tmp_path) as session:
+        start_learning(session)
+        session.learning.thread.join()
+    with open_chat(model, tmp_path) as session:
+        assert len(session.me.rounds) == 1
+        session.learn()
+        session.learning.thread.join()
+        assert "undone" in session.undo_learning()
+        assert len(session.me.rounds) == 1, "the fine-tune that nobody had collected goes, the one before it stays"
+
+
+def test_undoing_stops_a_running_fine_tune_and_keeps_the_one_before(model, tmp_path):
+    with open_chat(model, tmp_path) as session:
+        start_learning(session)
+        session.finish_learning()
+    with open_chat(model, tmp_path, config=TuningConfig(steps=500)) as session:
+        session.learn()
+        assert "an earlier one stays" in session.undo_learning()
+        assert len(session.me.rounds) == 1 and session.learning is None
+
+
 class Panic(BaseException):
     "As Rust code raises it: no `Exception`."
 

@@ -1,8 +1,5 @@
 "Settings of a fine-tune: what is refused, what is converted, and the shape of a start."
 
-import json
-from dataclasses import asdict
-
 import numpy as np
 import pytest
 
@@ -19,17 +16,13 @@ from personal_llm.tuning.config import TuningConfig
         dict(checks=0),
         dict(validation=1.0),
         dict(validation=-0.1),
-        dict(steps=2.5),
         dict(steps=2.0),
-        dict(rank=4.0),
         dict(batch_size=np.float64(4)),
         dict(rank=np.bool_(True)),
         dict(alpha=np.float32("inf")),
         dict(steps=10**12),
         dict(learning_rate=float("nan")),
         dict(learning_rate=0),
-        dict(rank="8"),
-        dict(rank=True),
         dict(target_modules=["q_proj"]),
         dict(dropout=1.0),
         dict(weight_decay=-1),
@@ -40,26 +33,10 @@ def test_wrong_settings(wrong):
         TuningConfig(**wrong)
 
 
-def test_numpy_numbers_become_pythons():
-    config = TuningConfig(rank=np.int32(4), steps=np.int64(7), alpha=np.float32(8), learning_rate=np.float64(1e-3))
-    assert config == TuningConfig(rank=4, steps=7, alpha=8.0, learning_rate=1e-3)
-    assert [type(x) for x in (config.rank, config.steps, config.alpha, config.learning_rate)] == [
-        int,
-        int,
-        float,
-        float,
-    ]
-    assert TuningConfig(**json.loads(json.dumps(asdict(config)))) == config
-
-
 START = dict(r=4, lora_alpha=8, lora_dropout=0.1, target_modules=["q_proj", "a.v_proj"])
 
 
-def test_a_start_gives_its_whole_shape():
-    for config in (TuningConfig(), TuningConfig(rank=16, dropout=0.5, target_modules="q_proj")):
-        shape = config.match_adapter(START, "mine")
-        assert (shape.rank, shape.alpha, shape.dropout, shape.target_modules) == (4, 8, 0.1, "a.v_proj,q_proj")
-        assert shape.steps == config.steps and shape.learning_rate == config.learning_rate
+def test_a_start_without_dropout_has_none():
     bare = {name: value for name, value in START.items() if name != "lora_dropout"}
     assert TuningConfig(dropout=0.5).match_adapter(bare, "mine").dropout == 0, "peft's default"
 

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from personal_llm.app.demo import run_demo
-from personal_llm.base.core import InputError
+from personal_llm.base.core import Dialogue, InputError
 from personal_llm.base.models import load_model
 from personal_llm.device.personalizer import Personalizer
 from typed import fails, invoke
@@ -32,6 +32,11 @@ def test_a_second_demo_replaces_the_first_and_no_chat(demo, tmp_path):
     out, result, _ = demo
     again, _ = run_demo(out, load_model("pocket"), **BRIEF)
     assert again["places"] == result["places"] and again["change"] == result["change"]
+    me = Personalizer(load_model("pocket"), folder=out)
+    me.arrive(Dialogue("My sister is called Ana.", "I see."), "a talk")
+    me.close()
+    with pytest.raises(InputError, match="not a demo's"):
+        run_demo(out, load_model("pocket"), **BRIEF)
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(InputError, match="other files"):
         run_demo(tmp_path, load_model("pocket"), **BRIEF)

@@ -18,8 +18,6 @@ from personal_llm.runtimes.export import choose_examples, format_messages, forma
 from personal_llm.runtimes.plugins import export_adapter
 from personal_llm.tuning.finetune import finetune
 
-LONG = "base_model.model."
-
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_merged_is_base_and_adapter_together(architecture, tmp_path):
@@ -169,6 +167,8 @@ def test_a_copy_for_a_hub_tells_nothing(adapter, tmp_path):
     assert written[WEIGHTS_FILE] == (adapter.path / WEIGHTS_FILE).read_bytes()
     settings = json.loads(written[CONFIG_FILE])
     assert settings["r"] == 2 and "/" not in settings["base_model_name_or_path"]
+    export_adapter(model, adapter, tmp_path / "gguf", "gguf")
+    assert [file.name for file in tmp_path.glob("*/*") if file.stat().st_mode & 0o077] == []
     for word in [str(adapter.path), str(Path.cwd()), adapter.base, *(d.id for d in TALK), *(d.prompt for d in TALK)]:
         assert word.encode() not in written[CONFIG_FILE], word
 

@@ -10,7 +10,6 @@ from personal_llm.buffer.feedback import Feedback
     "values, problem",
     [
         (dict(kind="edit"), "the kind of feedback is 'edit'"),
-        (dict(kind="better"), "better: no text"),
         (dict(kind="better", text=" \n"), "better: no text"),
         (dict(kind="up", text="Rest it."), "up: it takes no text"),
         (dict(kind="down", text=3), "down: the text is 3"),
@@ -24,11 +23,6 @@ def test_wrong_reactions_are_one_line(values, problem):
     assert error.value.problem == problem and error.value.remedy
 
 
-def test_only_a_thumb_up_is_no_correction():
-    texts = dict(better="Rest it.", up="", down="")
-    assert [Feedback(kind, "d1", text).is_correction for kind, text in texts.items()] == [True, False, True]
-
-
 def test_each_reaction_makes_a_version_with_all_earlier_ones_as_parents():
     reply = Dialogue("My knee hurts.", "Run.", origin="model")
     better = Feedback("better", reply.id, "Rest it.").apply(reply)
@@ -40,6 +34,5 @@ def test_each_reaction_makes_a_version_with_all_earlier_ones_as_parents():
 
 def test_a_reaction_that_changes_nothing_makes_no_version():
     reply = Dialogue("My knee hurts.", "Run.", origin="model")
-    assert Feedback("down", reply.id).apply(reply) is reply
     better = Feedback("better", reply.id, "Rest it.")
     assert better.apply(better.apply(reply)).parents == (reply.id,)

@@ -27,9 +27,9 @@ CHAT = [user("Hi"), bot("Hello"), user("Bye"), bot("See you")]
 PAIRS = [("Hi", "Hello"), ("Bye", "See you")]
 
 # format, record, the (prompt, response) pairs that it holds
+# `test_reading` reads them from every kind of file
 SIDES = [dict(human="Hi", assistant="Hello"), dict(human="Bye", assistant="See you")]
 SYSTEM = dict(role="system", content="Be kind.")
-PREFERRED = dict(preferred_output=[bot("Hello")], non_preferred_output=[bot("Yo")])
 NINE = "One two three four five six seven eight nine."
 QUESTION = dict(role="user", content="Hi")
 RECORDS = [
@@ -47,10 +47,7 @@ RECORDS = [
     ("messages", dict(messages=[turn | dict(parent=None) for turn in CHAT]), PAIRS),
     ("messages", dict(conversation=[dict(system="Be kind.", input="Hi", output="Hello")]), PAIRS[:1]),
     ("messages", dict(conversation=[dict(speaker="user", text="Hi"), dict(speaker="bot", text="Hello")]), PAIRS[:1]),
-    ("messages", dict(conversation=json.dumps(CHAT)), PAIRS),
     ("messages", dict(prompt="x", response="y", conversation=CHAT), PAIRS),
-    ("messages", dict(conversations=[CHAT[:2], CHAT[2:]]), PAIRS),
-    ("messages", dict(conversations=[dict(id=1, messages=CHAT[:2]), dict(id=2, messages=CHAT[2:])]), PAIRS),
     ("messages", dict(messages=[turn | dict(created_at=5) for turn in CHAT]), PAIRS),
     ("pairs", dict(prompt="Hi", completion="Hello"), PAIRS[:1]),
     ("pairs", dict(prompt="Hi", response="Hello", extra=1), PAIRS[:1]),
@@ -65,23 +62,13 @@ RECORDS = [
     ("pairs", dict(prompt=[SYSTEM, QUESTION], completion=[bot("Hello")]), PAIRS[:1]),
     ("pairs", dict(instruction="Bye", output="See you", history=[["Hi", "Hello"]]), PAIRS),
     ("pairs", dict(prompt="Bye", response="See you", history=CHAT[:2]), PAIRS),
-    ("preference", dict(prompt="Hi", chosen="Hello", rejected="Yo"), PAIRS[:1]),
-    ("preference", dict(chosen=[QUESTION, bot("Hello")], rejected=[QUESTION, bot("Yo")]), PAIRS[:1]),
     ("preference", dict(prompt="Hi", chosen=CHAT[:2], rejected=[QUESTION, bot("Yo")], messages=CHAT), PAIRS[:1]),
-    ("preference", dict(input=dict(messages=[QUESTION]), **PREFERRED), PAIRS[:1]),
     ("text", dict(text=NINE, label=3), [("One two three four five six", "seven eight nine.")]),
 ]
 
 
 def pairs(conversations):
     return [(d.prompt, d.response) for talk in conversations for d in split_into_dialogues(talk)[0]]
-
-
-@pytest.mark.parametrize("name,record,want", RECORDS)
-def test_records(name, record, want):
-    fields = normalise_record(record)
-    assert detect_format(fields) == name
-    assert pairs(parse_record(fields, name)) == want
 
 
 PARENTS = "parent_id parentId parent parent_message_id parentMessageId parent_message_uuid".split()
@@ -235,20 +222,15 @@ def test_an_answer_that_is_not_to_be_learned_stays_in_the_history(mark):
 
 
 MARKED = {
-    "<think>\nOnly 1 and 7.\n</think>\n\nYes.": "Yes.",
     "◁think▷Hm.◁/think▷Yes.": "Yes.",
     "<think>a</think>Yes.\n<think>b</think>\nIt is.": "Yes.\n\nIt is.",
-    "Only 1 and 7.\n</think>\nYes.": "Yes.",
     "<|channel|>analysis<|message|>Hm.<|end|><|start|>assistant<|channel|>final<|message|>Yes.<|return|>": "Yes.",
-    '<details type="reasoning" done="true">\n<summary>Thought for 4 seconds</summary>\n> Hm\n</details>\nYes.': "Yes.",
     '<details type="tool_calls" done="true" name="w">\n<summary>Tool</summary>\n</details>\nYes.': "Yes.",
     '<details type="reasoning" done="false">\n<summary>Thinking…</summary>\n> Hm': "",
     "<details>\n<summary>Thought for 2 seconds</summary>\nHm\n</details>\n\nYes.": "Yes.",
     "Yes.\ue200cite\ue202turn0search1\ue202turn0search4\ue201 No.\ue200filecite\ue202turn0file0\ue201": "Yes. No.",
-    '\ue200entity\ue202["city","Oslo","Norway"]\ue201 is cold.': "Oslo is cold.",
     "See \ue200url\ue202the museum\ue202turn0search2\ue201.": "See the museum.",
     "\ue203Ten metres\ue204\ue200cite\ue202turn0search2\ue201.": "Ten metres.",
-    "Yes 【12†source】.": "Yes.",
     "Yes 【4:0†notes.pdf】【4:1†L2-L3】.": "Yes.",
     "Yes:contentReference[oaicite:0]{index=0}.": "Yes.",
     "This block is not supported on your current device yet.": "",

@@ -295,7 +295,6 @@ def test_numbers_that_lie_are_one_line(tmp_path):
 
 OTHERS = dict(
     adapter=({"general.type": "adapter"}, "no model, but of the type adapter; give the GGUF file of the model"),
-    projector=({"general.type": "mmproj"}, "no model, but of the type mmproj"),
     part=({"split.count": 3}, "one of 3 parts; join them with llama-gguf-split --merge"),
     longrope=({"llama.rope.scaling.type": "longrope"}, "its positions are scaled by longrope"),
 )

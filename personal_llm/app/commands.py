@@ -131,7 +131,9 @@ def read_chats(files: list, user: str = None, skip_invalid: bool = False, quiet:
 
 
 def find_model_name(name: str, folder: str = None) -> str:
-    "Return the given name, or the model of a folder's archive, or the default one."
+    "Return the given name, or the model of a folder's archive, or the default one; `InputError` for a file."
+    if folder and Path(folder).exists() and not Path(folder).is_dir():
+        raise InputError(f"{folder}: a file, not a folder", "choose a folder")
     if name is None and folder and (Path(folder) / ARCHIVE_FILE).is_file():
         archive = Archive(folder)
         name = open_state(archive).model if archive.events else None
@@ -172,7 +174,10 @@ def set_load_options(
         file = Path(chat_template)
         if not file.is_file():
             raise InputError(f"--chat-template {chat_template}: no such file", "give plain, or a file with a template")
-        chat_template = file.read_text(encoding="utf-8")
+        try:
+            chat_template = file.read_text(encoding="utf-8")
+        except ValueError:
+            raise InputError(f"--chat-template {chat_template}: not UTF-8", "save the template as UTF-8") from None
     load_options.clear()
     load_options.update(select_given(device=device, dtype=dtype, chat_template=chat_template))
 
@@ -333,7 +338,8 @@ def status(out: Out, as_json: AsJson = False):
     "Show a memory in numbers; no text of your chats is shown."
     archive = open_archive(out)
     state = open_state(archive)
-    result = dict(model=state.model) | state.status() | dict(megabytes=round(archive.file.stat().st_size / 1e6, 2))
+    num_bytes = sum(file.stat().st_size for file in Path(out).rglob("*") if file.is_file())
+    result = dict(model=state.model) | state.status() | dict(megabytes=round(num_bytes / 1e6, 2))
     lines = [f"{name:<11}{value}" for name, value in result.items() if name != "cost" and value is not None]
     show(result, lines, as_json)
 

@@ -11,16 +11,17 @@ from dataclasses import replace
 from pathlib import Path
 
 from .personalize import check_output_folder, compare, describe, format_comparison, format_replies
-from ..base.core import check
-from ..base.files import write_atomically, write_json
+from ..base.core import InputError, check
+from ..base.files import read_json, write_atomically, write_json
 from ..base.plots import COLOURS, encode_png, subplots
 from ..base.text import count_nouns
 from ..buffer.buffer import Buffer
 from ..data.people import USERS, user_stream
 from ..data.reading import load_samples
-from ..device.archive import ARCHIVE_FILE
+from ..device.archive import ARCHIVE_FILE, open_archive
 from ..device.forgetting import forget_everything
 from ..device.personalizer import Personalizer
+from ..device.state import open_state
 from ..tuning.config import TuningConfig
 from ..tuning.evaluation import evaluate
 
@@ -42,9 +43,23 @@ def sort_by_prompt(evaluation):  # an `Evaluation`
     items = {item["prompt"]: item for item in evaluation.items}
     return replace(evaluation, items=sorted(items.values(), key=lambda item: len(item["prompt"])))
 
+# %% ../../nbs/8_app/03_demo.ipynb #dmclear1
+def clear_earlier_demo(folder: Path) -> None:
+    "Delete the memory of an earlier demo; raise `InputError` for a memory that holds more, which may be a person's."
+    if not (folder / ARCHIVE_FILE).is_file():
+        return
+    archive = open_archive(folder)
+    state = open_state(archive)
+    length = read_json(folder / "demo.json")["length"] if (folder / "demo.json").is_file() else None
+    is_demo = state.buffer.seen == length and not state.list_talks()
+    archive.close()
+    if not is_demo:
+        raise InputError(f"{folder}: holds a memory that is not a demo's", "give a new folder")
+    forget_everything(folder)
+
 # %% ../../nbs/8_app/03_demo.ipynb #795a6a78
 def run_demo(
-    out,  # folder of the archive, `demo.json` and `figure.png`: a new or empty one
+    out,  # folder of the archive, `demo.json` and `figure.png`: a new one, or that of an earlier demo
     model,  # `Model`, or a function that loads it
     user: str = "barista",  # one of `USERS`
     length: int = 96,  # dialogues of the stream
@@ -65,8 +80,7 @@ def run_demo(
     buffer = Buffer(capacity, policy, seed)
     buffer.policy.horizon = length
     config = TuningConfig(**tuning)
-    if all((Path(out) / name).is_file() for name in ("demo.json", ARCHIVE_FILE)):
-        forget_everything(out)  # of an earlier demo
+    clear_earlier_demo(Path(out))
     check_output_folder(out)
     model = model() if callable(model) else model
     test = data.test_signal[:tests]

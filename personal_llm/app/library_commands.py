@@ -61,7 +61,7 @@ def explain_command(
     folder = find_adapter(adapter) if adapter else None
     dialogues = read_chats(data, user, quiet=quiet) if data else []
     if out:
-        dialogues = [d.derive(history=()) for d in open_state(open_archive(out)).list_answered()]
+        dialogues = open_state(open_archive(out)).list_examples()
     if not folder:
         check_answer_count(len(dialogues), "dialogues")
     loaded, opened = load_with_library(model, out or adapter, library, quiet)

@@ -95,9 +95,9 @@ def retrieve_statements(own_dialogues: list, prompt: str, vectors: VectorStore, 
 
 # %% ../../nbs/2_buffer/07_retrieval.ipynb #ret00031
 def format_date(time: float) -> str:  # of the time zone UTC; "" for a place in a stream
-    "Return the date of a dialogue."
+    "Return the date of a dialogue, such as 2026-03-01."
     is_date = 1e8 < time < 1e11  # seconds since the epoch, from 1973
-    return f"{datetime.fromtimestamp(time, timezone.utc):%Y-%m-%d}: " if is_date else ""
+    return f"{datetime.fromtimestamp(time, timezone.utc):%Y-%m-%d}" if is_date else ""
 
 
 def add_memories(
@@ -118,7 +118,9 @@ def add_memories(
         lines.append(config.sentence)
     if statements:
         lines.append("The user told you before:")
-        lines.extend(f"- {format_date(d.time)}{' '.join(d.prompt.split())}" for d in statements)
+        for d in statements:
+            date = format_date(d.time)
+            lines.append(f"- {date}{': ' if date else ''}{' '.join(d.prompt.split())}")
     system = [("system", "\n".join(lines))] if lines else []
     turns = [turn for d in memories for turn in (("user", d.prompt), ("assistant", d.response))]
     return dialogue.derive(history=[*system, *turns, *history])

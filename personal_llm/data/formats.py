@@ -41,27 +41,70 @@ class ParsedConversation:
 # %% ../../nbs/1_data/02_formats.ipynb #fomark1
 UNSPOKEN = ("think", "thought", "reasoning", "reflection", "tool", "function")  # in the name of a part: nobody's words
 CODE = r"(?P<code>^[ \t]*(?P<fence>```|~~~)[^`\n]*\n.*?(?:^[ \t]*(?P=fence)|\Z)|(?P<tick>``?)[^`\n]+(?P=tick))"
-NAME = r"(?i:[\w:▁]*(?:think(?:ing)?|thoughts?|reasoning|reflection|(?:tool|function)(?:s|calls?)?)(?![a-z])[\w:▁]*)"
-NAME = rf"[|｜]?{NAME}(?:-call|-process)?(?:[ =][^<>]*)?[|｜]?[>▷\]]"  # of a thought or a call, to the end of the mark
-BEGIN = rf"(?:(?:(?<![A-Za-z])<|<(?=[|｜])|◁)(?!/|[|｜][\w▁]*(?i:end))|\[(?=[A-Z_]+\])){NAME}"
+NAME = r"""  # of a thought or of a call of a tool, to the end of the mark
+    [|｜]?
+    (?i:
+        [\w:▁]{0,40}  # a bound keeps the search quick
+        (?:think(?:ing)?|thoughts?|reasoning|reflection|(?:tool|function)(?:s|calls?)?)(?![a-z])
+        [\w:▁]{0,40}
+        )
+    (?:-call|-process)?
+    (?:[ =][^<>]*)?  # attributes
+    [|｜]?[>▷\]]
+"""
+BEGIN = rf"""(?:
+    (?:(?<![A-Za-z])<|<(?=[|｜])|◁)(?!/|[|｜][\w▁]*(?i:end))  # <think> ◁think▷ <|begin_of_thought|>
+    |\[(?=[A-Z_]+\])  # [TOOL_CALLS]
+    ){NAME}"""
 END = rf"(?:[<◁](?:/|(?=[|｜][\w▁]*(?i:end)))|\[/(?=[A-Z_]+\])){NAME}"
-BLOCK = rf"{BEGIN}(?:(?:(?!^{BEGIN}).)*?{END}|\s*\w*(?:\[\w+\])?\s*\[?\s*\{{.*)"  # a call may be JSON to the end
-MARK = re.compile(
-    rf"(?sm){CODE}|(?P<turn>^\**(?:Human|User|Assistant):|\b(?:USER|ASSISTANT):|assistantfinal|\[/?INST\]|<</?SYS>>"
-    r"|### ?(?:Instruction|Response|Human|User|Assistant):|<[|｜]/?[\w▁]+[|｜]>|<(?:start_of_turn|human|bot|assistant)>"
-    r"|<end_of_turn>|<eos>|</?s>|\A\s*[\[{].{0,2000}?['\"](?:role|from)['\"]\s*:)"  # or a list of turns
-    rf"|(?P<thought>{BEGIN}|{END}|</?(?i:\w*(?:pad|analysis|plan|monologue|rationale|answer|response))(?:\s[^<>]*)?>)"
-)
+BLOCK = rf"""{BEGIN}(?:
+    (?:(?!^{BEGIN}).)*?{END}
+    |\s*\w*(?:\[\w+\])?\s*\[?\s*\{{.*  # a call may be JSON to the end
+    )"""
 REMOVED = re.compile(
-    r"(?sm)(?:```\s*)?(?:This block is not supported on [^\n]*? yet|Viewing artifacts [^\n]*? on mobile)\.(?:\s*```)?"
-    rf"|^[ \t]*```(?:thinking|tool_\w+)[ \t]*\n.*?(?:^[ \t]*```|\Z)|{CODE}"
-    rf"|\A\s*{BLOCK}|^[ \t]*{BLOCK}(?=[ \t]*$|<)|\A\s*{BEGIN}.*|\A(?:(?!{BEGIN}|```).)*?^[ \t]*</think>[ \t]*$"
-    r"|<details\b[^<>]*(?:\btype=[^<>]*>|>\s*<summary>\W*(?:Thought|Thinking|Reasoning)).*?(?:</details>|\Z)"
-    r"|\A\s*(?:<\|start\|>assistant)?<\|channel\|>(?:.*?<\|channel\|>final<\|message\|>|.*)"
-    r"|\A\s*<(?:s|\|assistant\|)>|<\|(?:begin|end)_of_solution\|>|(?:(?:(?<! )<[|｜][\w▁]+[|｜]>|</s>)\s*){1,3}\Z"
-    r"|\ue200(?:\w*entity\ue202\[\"[^\"]*\", *\"(?P<name>[^\"]*)[^\ue201]*|url\ue202(?P<link>[^\ue201\ue202]*)"
-    r"[^\ue201]*|[^\ue200\ue201]*)\ue201|^:::\w+\{[^\n]*\}\n(?P<block>(?:(?!\n:::).)*)\n:::[ \t]*$"
-    r"|[\ue200-\ue20f]| ?【[^【】]*(?:†|turn\d)[^【】]*】|:contentReference\[[^\]]*\](?:\{[^}]*\})?|</?antArtifact[^>]*>"
+    rf"""(?smx)
+    # placeholders of Claude
+    (?:```\s*)?(?:
+        This\ block\ is\ not\ supported\ on\ [^\n]*?\ yet
+        |Viewing\ artifacts\ [^\n]*?\ on\ mobile
+        )\.(?:\s*```)?
+    |^[ \t]*```(?:thinking|tool_\w+)[ \t]*\n.*?(?:^[ \t]*```|\Z)  # a fence with the name of a thought or a call
+    |{CODE}  # stays
+    |\A\s*{BLOCK}  # a thought or a call at the beginning …
+    |^[ \t]*{BLOCK}(?=[ \t]*$|<)  # … or on lines of its own
+    |\A\s*{BEGIN}.*  # a thought without an end
+    |\A(?:(?!{BEGIN}|```).)*?^[ \t]*</think>[ \t]*$  # a thought whose beginning stands in the template
+    |<details\b[^<>]*(?:\btype=[^<>]*>|>\s*<summary>\W*(?:Thought|Thinking|Reasoning)).*?(?:</details>|\Z)
+    |\A\s*(?:<\|start\|>assistant)?<\|channel\|>(?:.*?<\|channel\|>final<\|message\|>|.*)  # not the final channel
+    |\A\s*<(?:s|\|assistant\|)>|<\|(?:begin|end)_of_solution\|>
+    |(?:(?:(?<!\ )<[|｜][\w▁]+[|｜]>|</s>)\s*){{1,3}}\Z  # tokens at the end
+    # spans of ChatGPT; the words of a name and of a link stay
+    |\ue200(?:
+        \w*entity\ue202\["[^"]*",\ *"(?P<name>[^"\ue200\ue201]*)[^\ue200\ue201]*
+        |url\ue202(?P<link>[^\ue200-\ue202]*)(?:\ue202[^\ue200\ue201]*)?
+        |[^\ue200\ue201]*
+        )\ue201
+    |^:::\w+\{{[^\n]*\}}\n(?P<block>(?:(?!\n:::).)*)\n:::[ \t]*$  # lines around a letter, which stays
+    |[\ue200-\ue20f]
+    |\ ?【[^【】]*(?:†|turn\d)[^【】]*】
+    |:contentReference\[[^\]]*\](?:\{{[^}}]*\}})?
+    |</?antArtifact[^>]*>
+    """
+)
+MARK = re.compile(
+    rf"""(?smx)
+    {CODE}
+    |(?P<turn>
+        ^\**(?:Human|User|Assistant):|\b(?:USER|ASSISTANT):|assistantfinal
+        |\[/?INST\]|<</?SYS>>|\#\#\#\ ?(?:Instruction|Response|Human|User|Assistant):
+        |<[|｜]/?[\w▁]+[|｜]>|<(?:start_of_turn|human|bot|assistant)>|<end_of_turn>|<eos>|</?s>
+        |\A\s*[\[{{].{{0,2000}}?['"](?:role|from)['"]\s*:  # a list of turns as one text
+        )
+    |(?P<thought>
+        {BEGIN}|{END}
+        |</?(?i:\w*(?:pad|analysis|plan|monologue|rationale|answer|response))(?:\s[^<>]*)?>
+        )
+    """
 )
 SIGNS = "< [ { ◁ 【 ``` ::: :content ### \ue200 \ue203 upported tfinal Human: User: USER: ssistant: SISTANT:".split()
 
@@ -93,7 +136,8 @@ def merge_turns(turns: list) -> list:  # of `Turn`, with alternating roles
     merged = []
     for role, run in groupby(map(Turn._make, turns), key=lambda turn: turn.role):
         run = list(run)
-        texts = [turn.text and (remove_marks(turn.text) if role == "assistant" else turn.text) for turn in run]
+        texts = [turn.text and turn.text[: 2 * MAX_TURN_CHARACTERS] for turn in run]  # the rest is cut anyway
+        texts = [text and remove_marks(text) if role == "assistant" else text for text in texts]
         if None in texts:  # an answer may go on after its picture, and a question may stand before it
             texts = texts[: texts.index(None)] if role == "assistant" else texts[len(texts) - texts[::-1].index(None) :]
         text = "\n".join(filter(has_words, texts)) or None

@@ -10,6 +10,7 @@ __all__ = ['Dialogues', 'check_dialogues', 'read_dialogues', 'as_dialogues', 'di
 import glob
 import gzip
 import json
+import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from importlib import import_module
@@ -34,6 +35,7 @@ class Dialogues(list):
         self.num_truncated = 0  # texts longer than `MAX_TURN_CHARACTERS`, of which we kept the beginning
         self.left_out = Counter()  # what we could not read -> its number
         self.unread = Counter()  # name of a field that had no effect -> number of its conversations
+        self.other_files = []  # names of the files of chats in the folder that we do not read
         self.user = ""  # the user's name, in a chat between people
 
     def notes(self) -> list:  # of lines
@@ -49,6 +51,9 @@ class Dialogues(list):
         notes += [f"left out: {count} × {reason}" for reason, count in self.left_out.most_common(12)]
         if fields := ", ".join(f"{format_value(name)} ({n} ×)" for name, n in self.unread.most_common(12)):
             notes.append(f"fields not read: {fields}; a rating or a mask in them has no effect")
+        if self.other_files:
+            names = ", ".join(self.other_files[:3]) + ", …" * (len(self.other_files) > 3)
+            notes.append(f"files not read: {len(self.other_files)} ({names})")
         if num_repeats := len(self) - len({(d.prompt, d.response, d.history.digest) for d in self}):
             notes.append(f"repeats: {num_repeats} of {len(self)} dialogues are copies of an earlier one")
         if self.user:
@@ -92,6 +97,12 @@ def read_frame(path: Path):  # a data frame
 
 # %% ../../nbs/1_data/04_reading.ipynb #refiles1
 CHAT_ENDINGS = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".txt", ".gz", *PANDAS_READERS)
+RATINGS_FILE = "message_feedback.json"  # of ChatGPT's export
+
+
+def list_chat_files(folder: Path) -> list:  # of paths
+    "List the files of a folder that may hold chats."
+    return [file for file in sorted(folder.iterdir()) if file.suffix.lower() in CHAT_ENDINGS and file.name[0] != "."]
 
 
 def find_files(source) -> list:  # of paths
@@ -103,7 +114,7 @@ def find_files(source) -> list:  # of paths
         return [Path(file) for file in sorted(glob.glob(str(source)))] or [path]
     if not path.is_dir():
         return [path]
-    files = [file for file in sorted(path.iterdir()) if file.suffix.lower() in CHAT_ENDINGS and file.name[0] != "."]
+    files = list_chat_files(path)
     files = [file for file in files if file.name.startswith("conversations")] or files
     if len({file.suffix for file in files}) != 1:
         names = ", ".join(file.name for file in files[:3]) or "no file of chats"
@@ -114,7 +125,7 @@ def find_files(source) -> list:  # of paths
 def read_chatgpt_ratings(file: Path) -> dict:  # one field: id of a message -> its rating; empty without the file
     "Read the thumbs of ChatGPT's export; raise `InputError` if the file is damaged."
     try:
-        rows = json.loads(file.read_bytes()) if file.is_file() else []
+        rows = json.loads(file.read_bytes()) if os.path.lexists(file) else []
         return dict(message_feedback={row.get("message_id", row.get("id")): row.get("rating") for row in rows})
     except (OSError, ValueError, TypeError, AttributeError, RecursionError):
         raise InputError(f"{file}: no ratings that we can read", "export the chats anew, or move it away") from None
@@ -132,7 +143,7 @@ def add_source(result: Dialogues, source, name: str, user: str) -> tuple:  # (er
     if name is None:
         detected, _ = collect(detect_format, rows)
         name = detected[0][1] if detected else None
-    ratings = read_chatgpt_ratings(source.parent / "message_feedback.json") if name == "chatgpt" and is_file else {}
+    ratings = read_chatgpt_ratings(source.parent / RATINGS_FILE) if name == "chatgpt" and is_file else {}
 
     def parse_row(row):
         detect_format(row, name)  # an error for a row of another format
@@ -179,7 +190,11 @@ def read_dialogues(
     items = data if isinstance(data, (list, tuple)) else [data]
     are_files = bool(items) and all(isinstance(item, (str, Path)) for item in items)
     result, reason = Dialogues(), ""
-    for source in find_files(data) if are_files else [data]:
+    sources = find_files(data) if are_files else [data]
+    for folder in [Path(item) for item in items if are_files and Path(item).is_dir()]:
+        others = [file.name for file in list_chat_files(folder) if file not in sources and file.name != RATINGS_FILE]
+        result.other_files += map(format_value, others)
+    for source in sources:
         name = source if are_files else f"the {type(source).__name__}"
         errors, unit = add_source(result, source, format, user)
         for number, error in errors[:1]:

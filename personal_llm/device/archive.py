@@ -326,5 +326,5 @@ def open_archive(folder) -> Archive:
     "Open the archive of a folder; raise `InputError` if there is none, or a file without a byte."
     file = Path(folder) / ARCHIVE_FILE
     if not file.is_file() or not file.stat().st_size:
-        raise InputError(f"{folder}: no memory of this version", "give the output folder of personalize, chat or serve")
+        raise InputError(f"{folder}: no memory here", "give the output folder of personalize, chat or serve")
     return Archive(folder)

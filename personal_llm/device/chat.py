@@ -10,12 +10,12 @@ import secrets
 import threading
 import time
 from contextlib import suppress
-from datetime import date
 
 from ..base.core import Dialogue, InputError, check, patch
 from ..base.loading import load_encoder
 from ..base.replies import ReplyOptions, ReplyStream
 from ..base.text import CONTROL_CHARACTERS, count_nouns
+from ..buffer.retrieval import format_date
 from .archive import clean
 from .forgetting import ForgetPlan
 from .personalizer import Personalizer
@@ -160,8 +160,8 @@ class ChatSession:
     def _end_work(self) -> None:
         self._cancel_timer()
         self.stop_reply()
-        self.stop_learning()
         self.collect(waits=True)
+        self.stop_learning()
 
     def close(self) -> None:
         "End a reply and background work, store the vectors, and give up the folder."
@@ -234,9 +234,9 @@ def describe_source(self: ChatSession) -> str:  # "" if the newest reply read no
     parts = []
     if self.recalled.memories:
         parts.append(count_nouns(len(self.recalled.memories), "answer") + " of yours")
-    days = [date.fromtimestamp(d.time).isoformat() for d in self.recalled.statements]
-    if days:
-        parts.append(f"what you said on {', '.join(dict.fromkeys(days))}")
+    if self.recalled.statements:
+        days = filter(None, map(format_date, [d.time for d in self.recalled.statements]))
+        parts.append(f"what you said on {', '.join(dict.fromkeys(days))}".removesuffix(" on "))
     if self.recalled.adapter is not None:
         parts.append("a fine-tune")
     return "from " + ", ".join(parts) if parts else ""
@@ -341,22 +341,31 @@ def finish_learning(self: ChatSession) -> None:
 @patch
 def _commit(self: ChatSession, prepared) -> None:
     self.me.commit(prepared)
-    self.messages.append(f"learned: {self.me.rounds[-1]}")
+    last = self.me.rounds[-1]
+    remark = "; the loss rose, /unlearn undoes this" if last.best_loss > last.start_loss else ""
+    self.messages.append(f"learned: {last}{remark}")
 
 
 @patch
 def stop_learning(self: ChatSession) -> None:
-    "Stop a running fine-tune; your replies are as before."
-    if self.learning is not None:
-        self.learning.stop()
-        self.learning = None
-        self.messages.append("learning was stopped; your replies are as before")
+    "Stop a running fine-tune, so that your replies are as before; use one that is complete."
+    if self.learning is None:
+        return
+    self.learning.stop()
+    if self.learning.result is not None:
+        self.finish_learning()
+        return
+    self.learning = None
+    self.messages.append("learning was stopped; your replies are as before")
 
 
 @patch
 def undo_learning(self: ChatSession) -> str:  # a message for the user
-    "Use the adapter before the last fine-tune; raise `InputError` if there is none."
-    self.stop_learning()
+    "Stop a running fine-tune, or use the adapter before the last one; raise `InputError` if there is none."
+    self.collect()
+    if self.learning is not None:
+        self.stop_learning()
+        return "no fine-tune is running now; an earlier one stays"
     self.me.undo_finetune()
     return "the last fine-tune is undone; your answers stay"
 
@@ -364,6 +373,7 @@ def undo_learning(self: ChatSession) -> str:  # a message for the user
 @patch
 def forget(self: ChatSession, text: str = None, ids=(), dry: bool = False, everything=False) -> ForgetPlan:
     "Delete turns, the replies that read them and what learned from them; return the list. dry: only list it."
+    self.collect()
     if not dry:
         self._end_work()
         self.recalled = None

@@ -409,6 +409,12 @@ def list_talks(self: State) -> dict:  # key -> ids of its turns
 
 
 @patch
+def list_examples(self: State) -> list:  # `Dialogue`s without the turns before them
+    "Return what shows the user's style: the answered dialogues, or without them those in the buffer."
+    return [d.derive(history=()) for d in self.list_answered() or self.buffer.dialogues]
+
+
+@patch
 def list_unlearned(self: State) -> list:  # ids
     "Return the dialogues whose newest answer no fine-tune has learned, not even an undone one."
     learned = self.undone.union(*(round.learned for round in self.rounds)) - self.answered_anew

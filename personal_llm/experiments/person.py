@@ -9,7 +9,7 @@ __all__ = ['BANK', 'PEOPLE', 'DRAWN', 'KINDS', 'ORDER', 'MAX_TOKENS', 'load_once
            'teach', 'write_reply', 'answer', 'make_turns', 'write_instruction', 'multiply', 'start_condition', 'learn',
            'measure', 'count_prompts', 'remember', 'is_among', 'measure_facts', 'list_jobs', 'measure_edits',
            'is_right', 'score_row', 'score_rows', 'compare', 'draw_pairs', 'list_wishes', 'score_facts',
-           'write_readme_row', 'judge_choice', 'write_readme_pairs']
+           'write_readme_table', 'judge_choice', 'write_readme_pairs']
 
 # %% ../../nbs/experiments/71_person.ipynb #person002
 import functools
@@ -455,16 +455,29 @@ def score_facts(row: dict) -> dict:  # lists of booleans, one a question
     return dict(among_three=row["among_three"], right=right, silent=silent)
 
 # %% ../../nbs/experiments/71_person.ipynb #person021
-def write_readme_row() -> str:
-    "Write the README's row: habits in first replies by memory on the default model, with the package's settings."
-    scores = score_rows(read_results("person"))
-    columns = {"alone": "bare", "after 3 corrections": "memory 3", "after 8": "memory 8"}
-    cells = []
-    for condition in columns.values():
-        estimate = mean_over_users([values["habits"] for values in scores[condition].values()])
-        cells.append(f"{estimate.value:.2f} [{max(0, estimate.low):.2f}, {min(1, estimate.high):.2f}]")
-    head = f"| | {' | '.join(columns)} |\n|{'---|' * (len(columns) + 1)}"
-    return f"{head}\n| habits kept, mean and 95 % interval | {' | '.join(cells)} |"
+def write_readme_table() -> str:
+    "Write the README's table: habits and right answers in first replies by memory, with the package's settings."
+    lines = [
+        "| | habits, alone | after 3 corrections | after 8 | right answers, alone | after 8 |",
+        f"|{'---|' * 6}",
+    ]
+    everybody = read_results("person")
+    some = [row for row in everybody if row["user"] in ORDER[:12]]
+    large = read_results("person-large")
+    for rows, label in (
+        (everybody, "default model, {} people"),
+        (some, "{} of them"),
+        (large, "larger model, these {}"),
+    ):
+        scores = score_rows(rows)
+        cells = [label.format(len(scores["bare"]))]
+        for metric, conditions in (("habits", ("bare", "memory 3", "memory 8")), ("right", ("bare", "memory 8"))):
+            for condition in conditions:
+                estimate = mean_over_users([values[metric] for values in scores[condition].values()])
+                interval = f" [{max(0, estimate.low):.2f}, {min(1, estimate.high):.2f}]" * (condition != "bare")
+                cells.append(f"{estimate.value:.2f}{interval}")
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
 
 
 def judge_choice(row: dict) -> int:

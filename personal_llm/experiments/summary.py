@@ -6,8 +6,8 @@
 __all__ = ['MODELS', 'PAPER_RATIO', 'PAPER_ACCURACY', 'POOLS', 'Measured', 'Claim', 'decide_verdict', 'as_percent',
            'as_markdown', 'judge_interval', 'judge_ratio', 'judge_gain', 'judge_scores', 'judge_length', 'note_runs',
            'judge_runs', 'judge_table', 'judge_curve', 'judge_rewrites', 'judge_same', 'list_sdss_claims',
-           'measure_right', 'judge_published', 'judge_library', 'judge_levels', 'judge_starts', 'judge_words',
-           'list_xpert_claims', 'judge_breaks', 'list_own_claims']
+           'measure_right', 'judge_published', 'judge_library', 'judge_levels', 'judge_starts', 'judge_data',
+           'judge_words', 'list_xpert_claims', 'judge_breaks', 'list_own_claims']
 
 # %% ../../nbs/experiments/00_summary.ipynb #sumh0003
 from typing import NamedTuple
@@ -27,6 +27,7 @@ from personal_llm.experiments.harness import (
 )
 from .sdss import select_runs
 from .warm_start import compute_saved
+from .xpert import USER_DIALOGUES
 
 # %% ../../nbs/experiments/00_summary.ipynb #sumh0005
 MODELS = ("toy, 7 M", "smollm2, 135 M", "qwen2.5-coder, 0.5 B and 1.5 B")
@@ -260,13 +261,25 @@ def judge_levels() -> Measured:
 def judge_starts() -> Measured:
     "Say what the right pLLM and the mean of all save of the seconds of a fine-tune, without and with the choice."
     users = list(starts.read_starts().values())
-    shares = []
-    for name, before in (("own", 0.0), ("own", starts.measure_choice()), ("mean", 0.0)):
-        saved = [starts.compare_with_scratch(runs[name], runs["scratch"], before)[1] for runs in users]
-        shares.append(mean_over_users(saved))
+    own, mean = (
+        [starts.compare_with_scratch(runs[name], runs["scratch"])[1] for runs in users] for name in ("own", "mean")
+    )
+    shares = [mean_over_users(saved) for saved in (own, starts.measure_with_choice(), mean)]
     texts = [as_percent(share) for share in shares]
     text = "the right one {}, with the choice {}; the mean of all, without a choice {}".format(*texts)
     return Measured(decide_verdict(shares[0].value >= 0.82), f"{text} ({len(users)} users)", "70_starts")
+
+
+def judge_data() -> Measured:
+    "Say which share of the dialogues the right pLLM saves: it needs those of its choice only, if it is good at once."
+    saved = []
+    for runs in starts.read_starts().values():
+        is_good = runs["own"]["losses"][0] <= min(runs["scratch"]["losses"])
+        saved.append((1 - USER_DIALOGUES / starts.LEARN_FROM) * is_good)
+    found = mean_over_users(saved)
+    text = f"the right one needs {USER_DIALOGUES} dialogues for its choice and no others: {as_percent(found)}"
+    verdict = decide_verdict(found.value >= 0.36 and found.low > 0, found.low > 0)
+    return Measured(verdict, f"{text} ({len(saved)} users)", "70_starts")
 
 
 def judge_words() -> Measured:
@@ -338,6 +351,7 @@ def list_xpert_claims() -> list:  # `Claim`s
     dialogues[small] = Measured(
         verdict, f"habits from the chosen start minus scratch: {text} (4 people)", "40_real_library"
     )
+    dialogues[large] = judge_data()
     claims.append(Claim("a start saves data, similarity 90%", "36 to 51%", dialogues))
     mixed = read_results("mixes")
     gain = np.array([row["match"] - row["rule"] for row in mixed])

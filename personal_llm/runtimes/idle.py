@@ -144,7 +144,7 @@ def learn(
     else:
         done = finetune_folder(out, load_model, progress=progress)
     if done is None:
-        return dict(learned=False), ["nothing new to learn"]
+        return dict(learned=False), ["nothing new to learn; correct replies or add chats first"]
     numbers = {name: getattr(done, name) for name in ("adapter", "steps", "start_loss", "best_loss")}
     return dict(learned=True) | numbers, [str(done)]
 

@@ -67,6 +67,8 @@ def export_adapter(model, adapter, out, target: str, dialogues: list = ()) -> st
     stage = make_folder(get_temporary_path(out))
     try:
         usage = targets[target](model, check_adapter(adapter, model.base), stage, list(dialogues))
+        for file in stage.rglob("*"):
+            file.chmod(0o700 if file.is_dir() else 0o600)
         if out.exists():
             out.rmdir()
         os.replace(stage, out)

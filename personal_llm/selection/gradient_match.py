@@ -26,9 +26,14 @@ def get_linear_layer(model, module: str):  # a torch layer
     return layer
 
 # %% ../../nbs/5_selection/03_gradient_match.ipynb #ba8fdcb6
-def compute_inner_product(G, A, B) -> float:
-    "Return the inner product of a gradient (out, in) with the change B A of a layer."
-    return float(((B.T @ G) * A).sum())
+def compute_inner_products(x, g, factors: list) -> list:  # inputs (tokens, in), output gradients (tokens, out)
+    "Return the inner product of a layer's gradient with the change B A of each adapter; factors: pairs (A, B)."
+    import torch
+
+    Ax = x @ torch.cat([A for A, _ in factors]).T  # (tokens, ranks of all adapters)
+    Bg = g @ torch.cat([B for _, B in factors], 1)
+    sums = (Ax * Bg).sum(0).split([len(A) for A, _ in factors])
+    return [float(part.sum()) for part in sums]
 
 # %% ../../nbs/5_selection/03_gradient_match.ipynb #75090f8a
 def compute_slopes(
@@ -42,23 +47,27 @@ def compute_slopes(
     factors = {name: read_factors(folder) for name, folder in adapters.items()}
     slopes = dict.fromkeys(factors, 0.0)
 
-    def add_slopes(module, is_transposed, weight):
-        G = weight.grad.float().cpu()
-        weight.grad = None
-        for name, pairs in factors.items():
-            if module in pairs:
-                slopes[name] += compute_inner_product(G.T if is_transposed else G, *pairs[module])
+    def watch(module, layer, inputs, output):
+        x = inputs[0].detach().flatten(0, -2).float().cpu()
+
+        def add_slopes(gradient):
+            g = gradient.flatten(0, -2).float().cpu()
+            pairs = {name: own[module] for name, own in factors.items() if module in own}
+            for name, product in zip(pairs, compute_inner_products(x, g, [*pairs.values()])):
+                slopes[name] += product
+
+        output.register_hook(add_slopes)
 
     with ExitStack() as stack:
         for parameter in model.model.parameters():
             stack.callback(parameter.requires_grad_, parameter.requires_grad)
         model.model.requires_grad_(False)
+        embeddings = model.model.get_input_embeddings()
+        hook = embeddings.register_forward_hook(lambda layer, inputs, output: output.requires_grad_())
+        stack.callback(hook.remove)
         for module in sorted(set().union(*factors.values())):
             layer = get_linear_layer(model, module)
-            is_transposed = type(layer).__name__ == "Conv1D"
-            weight = layer.weight.requires_grad_(True)
-            hook = weight.register_post_accumulate_grad_hook(partial(add_slopes, module, is_transposed))
-            stack.callback(hook.remove)
+            stack.callback(layer.register_forward_hook(partial(watch, module)).remove)
         for dialogue in dialogues:
             sample = model.encode(dialogue)
             batch = {name: torch.tensor([sample[name]], device=model.device) for name in ("input_ids", "labels")}
