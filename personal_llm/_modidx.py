@@ -3916,6 +3916,10 @@ d = {
                 "experiments/summary.html#judge_library",
                 "personal_llm/experiments/summary.py",
             ),
+            "personal_llm.experiments.summary.judge_merging": (
+                "experiments/summary.html#judge_merging",
+                "personal_llm/experiments/summary.py",
+            ),
             "personal_llm.experiments.summary.judge_published": (
                 "experiments/summary.html#judge_published",
                 "personal_llm/experiments/summary.py",

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['STARTS', 'LEARN_FROM', 'TEST_ON', 'ORDER', 'JOBS', 'PAIRED', 'TWO_STYLES', 'GRIDS', 'find_start',
-           'measure_savings', 'count_until', 'compare_with_scratch', 'read_choices', 'measure_choice', 'read_starts',
+           'measure_savings', 'count_until', 'compare_with_scratch', 'read_choices', 'read_starts',
            'measure_with_choice', 'choose_shares', 'measure_two_styles']
 
 # %% ../../nbs/experiments/70_starts.ipynb #xp690004
@@ -86,23 +86,20 @@ def read_choices() -> list:  # rows
     return [row for row in read_results("xpert-library") if (row["method"], row["size"]) == ("match", 28)]
 
 
-def measure_choice() -> float:  # processor seconds
-    "Return what a choice needs."
-    return mean_over_users([row["processor_seconds"] for row in read_choices()]).value
-
-
 def read_starts() -> dict:  # user -> start -> row; users with all four starts
     "Read the rows."
     rows = [line["job"] | line["results"] for line in read_result_lines("starts")]
     return group_by_user(rows, "start", STARTS)
 
 
-def measure_with_choice() -> list:  # shares of seconds
-    "Return what the right pLLM saves of the seconds, its choice counted, where both ran on one processor."
+def measure_with_choice() -> list:  # (processor seconds of a choice, share of seconds saved), of each user
+    "Return what the right pLLM saves with its choice counted, where choice and `scratch` ran on one processor."
     again = {row["user"]: row for row in read_results("starts-again")}
-    seconds = measure_choice()
+    choices = {row["user"]: row["processor_seconds"] for row in read_choices()}
     starts = read_starts()
-    return [compare_with_scratch(starts[user]["own"], again[user], seconds)[1] for user in starts if user in again]
+    users = [user for user in starts if user in again]
+    saved = [compare_with_scratch(starts[user]["own"], again[user], choices[user])[1] for user in users]
+    return [(choices[user], share) for user, share in zip(users, saved)]
 
 # %% ../../nbs/experiments/70_starts.ipynb #xp690021
 def choose_shares(dialogues: list, plain: list) -> dict:  # style -> share

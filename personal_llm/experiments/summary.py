@@ -6,8 +6,8 @@
 __all__ = ['MODELS', 'PAPER_RATIO', 'PAPER_ACCURACY', 'POOLS', 'Measured', 'Claim', 'decide_verdict', 'as_percent',
            'as_markdown', 'judge_interval', 'judge_ratio', 'judge_gain', 'judge_scores', 'judge_length', 'note_runs',
            'judge_runs', 'judge_table', 'judge_curve', 'judge_rewrites', 'judge_same', 'list_sdss_claims',
-           'measure_right', 'judge_published', 'judge_library', 'judge_levels', 'judge_starts', 'judge_data',
-           'judge_words', 'list_xpert_claims', 'judge_breaks', 'list_own_claims']
+           'measure_right', 'judge_published', 'judge_library', 'judge_levels', 'judge_starts', 'judge_merging',
+           'judge_data', 'judge_words', 'list_xpert_claims', 'judge_breaks', 'list_own_claims']
 
 # %% ../../nbs/experiments/00_summary.ipynb #sumh0003
 from typing import NamedTuple
@@ -264,10 +264,19 @@ def judge_starts() -> Measured:
     own, mean = (
         [starts.compare_with_scratch(runs[name], runs["scratch"])[1] for runs in users] for name in ("own", "mean")
     )
-    shares = [mean_over_users(saved) for saved in (own, starts.measure_with_choice(), mean)]
+    _, with_choice = zip(*starts.measure_with_choice())
+    shares = [mean_over_users(saved) for saved in (own, with_choice, mean)]
     texts = [as_percent(share) for share in shares]
     text = "the right one {}, with the choice {}; the mean of all, without a choice {}".format(*texts)
     return Measured(decide_verdict(shares[0].value >= 0.82), f"{text} ({len(users)} users)", "70_starts")
+
+
+def judge_merging() -> Measured:
+    "Compare the paper's shares with the better of a user's two pLLMs."
+    rows = [row["losses"] for row in read_results("starts-two-styles")]
+    gain = np.array([losses["one"] - losses["rule"] for losses in rows])
+    text = f"loss of the better pLLM minus that of the rule: {mean_over_users(gain)} nats ({len(gain)} users)"
+    return judge_gain(gain, 0.0, text, "70_starts")
 
 
 def judge_data() -> Measured:
@@ -360,7 +369,7 @@ def list_xpert_claims() -> list:  # `Claim`s
         Claim(
             "merging by the rule serves a user of two styles",
             "–",
-            {toy: judge_gain(gain, 0.0, text, "04_warm_start")},
+            {toy: judge_gain(gain, 0.0, text, "04_warm_start"), large: judge_merging()},
         )
     )
     claims.append(Claim("minutes and kilojoules on phones", "17.9 min, 2.8 kJ", {}))
