@@ -391,6 +391,10 @@ d = {
             "personal_llm.base.core.setting": ("0_base/core.html#setting", "personal_llm/base/core.py"),
         },
         "personal_llm.base.files": {
+            "personal_llm.base.files.check_is_folder": (
+                "0_base/files.html#check_is_folder",
+                "personal_llm/base/files.py",
+            ),
             "personal_llm.base.files.check_new_folder": (
                 "0_base/files.html#check_new_folder",
                 "personal_llm/base/files.py",

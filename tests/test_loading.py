@@ -144,6 +144,11 @@ def refused(place, says):
     assert not report.ok and report.rows == [("loading", False, str(found.value))]
 
 
+@pytest.mark.parametrize("layers, says", [(3, "weights are missing"), (1, "weights are not of this model")])
+def test_a_wrong_number_of_layers_is_refused(layers, says, folder, tmp_path):
+    refused(configured(folder, tmp_path / "a", num_hidden_layers=layers), says)
+
+
 def test_a_single_weight_counts(folder, tmp_path):
     def drop(tensors):
         del tensors["model.norm.weight"]

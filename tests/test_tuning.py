@@ -188,6 +188,16 @@ def test_never_worse_than_the_start_on_the_validation_dialogues(rate, old):
     assert end <= start + 1e-6 and adapter.best_loss == min([adapter.start_loss] + [h[2] for h in adapter.history])
 
 
+def test_going_on_from_an_adapter(old):
+    "The start's losses are those before the first step; its folder or its path is the same."
+    model, held = shared("llama"), validation_split(TALK, 0.4)[1]
+    further = finetune(model, TALK, HOLD_BACK, start=old, progress=False)
+    with model.use_adapter(old):
+        assert further.start_loss == pytest.approx(per_token(model, held), abs=1e-4)
+    assert further.best_loss <= further.start_loss
+    assert bits(finetune(model, TALK, HOLD_BACK, start=str(old.path), progress=False)) == bits(further)
+
+
 RUN = TuningConfig(rank=2, steps=6, batch_size=4, max_length=64, checks=3, learning_rate=1e-2, validation=0.4)
 
 

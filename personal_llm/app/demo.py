@@ -48,9 +48,10 @@ def clear_earlier_demo(folder: Path) -> None:
     "Delete the memory of an earlier demo; raise `InputError` for a memory that holds more, which may be a person's."
     if not (folder / ARCHIVE_FILE).is_file():
         return
+    report = folder / "demo.json"
+    length = read_json(report)["length"] if report.is_file() else None
     archive = open_archive(folder)
     state = open_state(archive)
-    length = read_json(folder / "demo.json")["length"] if (folder / "demo.json").is_file() else None
     is_demo = state.buffer.seen == length and not state.list_talks()
     archive.close()
     if not is_demo:

@@ -31,13 +31,19 @@ def make_folder(path) -> Path:
     return path
 
 
+def check_is_folder(path) -> None:
+    "Raise `InputError` for a file; a folder need not exist yet."
+    path = Path(path)
+    if path.exists() and not path.is_dir():
+        raise InputError(f"{path}: a file, not a folder", "choose a folder")
+
+
 def check_new_folder(folder) -> None:
     "Raise `InputError` for a folder with files, or a file."
+    check_is_folder(folder)
     folder = Path(folder)
     if folder.is_dir() and any(folder.iterdir()):
         raise InputError(f"{folder}: exists already", "give a new folder")
-    if folder.exists() and not folder.is_dir():
-        raise InputError(f"{folder}: a file, not a folder", "choose a folder")
 
 # %% ../../nbs/0_base/03_files.ipynb #9fa0b78f
 def is_full_disk(error: BaseException) -> bool:

@@ -192,8 +192,8 @@ def read_dialogues(
     result, reason = Dialogues(), ""
     sources = find_files(data) if are_files else [data]
     for folder in [Path(item) for item in items if are_files and Path(item).is_dir()]:
-        others = [file.name for file in list_chat_files(folder) if file not in sources and file.name != RATINGS_FILE]
-        result.other_files += map(format_value, others)
+        read = {*sources, folder / RATINGS_FILE}
+        result.other_files += [format_value(file.name) for file in list_chat_files(folder) if file not in read]
     for source in sources:
         name = source if are_files else f"the {type(source).__name__}"
         errors, unit = add_source(result, source, format, user)

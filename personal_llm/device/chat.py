@@ -235,8 +235,9 @@ def describe_source(self: ChatSession) -> str:  # "" if the newest reply read no
     if self.recalled.memories:
         parts.append(count_nouns(len(self.recalled.memories), "answer") + " of yours")
     if self.recalled.statements:
-        days = filter(None, map(format_date, [d.time for d in self.recalled.statements]))
-        parts.append(f"what you said on {', '.join(dict.fromkeys(days))}".removesuffix(" on "))
+        days = dict.fromkeys(format_date(d.time) for d in self.recalled.statements)
+        days.pop("", None)  # of places in a stream
+        parts.append("what you said" + f" on {', '.join(days)}" * bool(days))
     if self.recalled.adapter is not None:
         parts.append("a fine-tune")
     return "from " + ", ".join(parts) if parts else ""
@@ -373,8 +374,9 @@ def undo_learning(self: ChatSession) -> str:  # a message for the user
 @patch
 def forget(self: ChatSession, text: str = None, ids=(), dry: bool = False, everything=False) -> ForgetPlan:
     "Delete turns, the replies that read them and what learned from them; return the list. dry: only list it."
-    self.collect()
-    if not dry:
+    if dry:
+        self.collect()
+    else:
         self._end_work()
         self.recalled = None
         self.reply = None

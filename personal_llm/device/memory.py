@@ -22,6 +22,7 @@ class Recall:
     dialogue: Dialogue  # as the model reads it: system prompt, answers, history, prompt
     memories: tuple = ()  # answered dialogues, the nearest last
     statements: tuple = ()  # dialogues whose messages it reads, the newest last
+    wish: str = ""  # the user's words about how to answer
     adapter: object = None  # an `Adapter`; None: nothing was fine-tuned, and the base model writes it
 
 # %% ../../nbs/6_device/04_memory.ipynb #1f733aa4
@@ -63,10 +64,10 @@ class Memory:
         answered = [d for d in state.list_answered() if d.prompt not in shown]  # also another program's
         reads = self.config.memories or self.config.statements
         if not reads or not own and not answered:
-            return Recall(add_memories(question, [], wish=state.wish))
+            return Recall(add_memories(question, [], wish=state.wish), wish=state.wish)
         self.load()
         memories = retrieve(answered, question.prompt, self.vectors, self.config, count_tokens)
         said = [d for d in own if d not in memories]
         statements = retrieve_statements(said, question.prompt, self.vectors, self.config)
         dialogue = add_memories(question, memories, statements, self.config, state.wish)
-        return Recall(dialogue, tuple(memories), tuple(statements))
+        return Recall(dialogue, tuple(memories), tuple(statements), wish=state.wish)

@@ -115,14 +115,14 @@ def measure_two_styles(jobs: list):  # yields a dict of results a job
     model = load_summariser(BASE_MODEL)
     library = open_library()
     plain = shipped_texts("plain")["plain", "user"][: LEARN_FROM + TEST_ON]
+    mean = find_start("mean", "")
     for job in jobs:
         styles = job["user"].split("+")
         own = [restyle(d, styles[i % 2]) for i, d in enumerate(plain)]
         shares = choose_shares(own[:LEARN_FROM], plain)
-        starts = {name: library[name].adapter for name in styles} | dict(base=None)
+        starts = {name: library[name].adapter for name in styles} | dict(base=None, mean=mean)
         starts["halves"] = merge(model, library, dict.fromkeys(styles, 0.5))
         starts["rule"] = merge(model, library, shares) if shares else None
-        starts["mean"] = find_start("mean", job["user"])
         losses = {}
         for name, start in starts.items():
             with model.use_adapter(start):
