@@ -3996,24 +3996,36 @@ d = {
             ),
         },
         "personal_llm.experiments.xpert": {
-            "personal_llm.experiments.xpert.choose": (
-                "experiments/xpert.html#choose",
+            "personal_llm.experiments.xpert.SavedLosses": (
+                "experiments/xpert.html#savedlosses",
                 "personal_llm/experiments/xpert.py",
             ),
-            "personal_llm.experiments.xpert.choose_of_library": (
-                "experiments/xpert.html#choose_of_library",
+            "personal_llm.experiments.xpert.SavedLosses.__init__": (
+                "experiments/xpert.html#savedlosses.__init__",
+                "personal_llm/experiments/xpert.py",
+            ),
+            "personal_llm.experiments.xpert.SavedLosses.dialogue_losses": (
+                "experiments/xpert.html#savedlosses.dialogue_losses",
+                "personal_llm/experiments/xpert.py",
+            ),
+            "personal_llm.experiments.xpert.SavedLosses.mean_loss": (
+                "experiments/xpert.html#savedlosses.mean_loss",
+                "personal_llm/experiments/xpert.py",
+            ),
+            "personal_llm.experiments.xpert.choose": (
+                "experiments/xpert.html#choose",
                 "personal_llm/experiments/xpert.py",
             ),
             "personal_llm.experiments.xpert.draw_words": (
                 "experiments/xpert.html#draw_words",
                 "personal_llm/experiments/xpert.py",
             ),
-            "personal_llm.experiments.xpert.explain_library": (
-                "experiments/xpert.html#explain_library",
-                "personal_llm/experiments/xpert.py",
-            ),
             "personal_llm.experiments.xpert.explain_pllms": (
                 "experiments/xpert.html#explain_pllms",
+                "personal_llm/experiments/xpert.py",
+            ),
+            "personal_llm.experiments.xpert.list_dialogues": (
+                "experiments/xpert.html#list_dialogues",
                 "personal_llm/experiments/xpert.py",
             ),
             "personal_llm.experiments.xpert.list_text_jobs": (
@@ -4022,6 +4034,10 @@ d = {
             ),
             "personal_llm.experiments.xpert.load_plain": (
                 "experiments/xpert.html#load_plain",
+                "personal_llm/experiments/xpert.py",
+            ),
+            "personal_llm.experiments.xpert.make_library_grid": (
+                "experiments/xpert.html#make_library_grid",
                 "personal_llm/experiments/xpert.py",
             ),
             "personal_llm.experiments.xpert.make_pairs": (
@@ -4054,6 +4070,10 @@ d = {
             ),
             "personal_llm.experiments.xpert.remember": (
                 "experiments/xpert.html#remember",
+                "personal_llm/experiments/xpert.py",
+            ),
+            "personal_llm.experiments.xpert.replay_race": (
+                "experiments/xpert.html#replay_race",
                 "personal_llm/experiments/xpert.py",
             ),
             "personal_llm.experiments.xpert.stylometric_shift": (

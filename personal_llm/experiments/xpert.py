@@ -4,38 +4,37 @@
 
 # %% auto #0
 __all__ = ['STYLES', 'PLLM_PROMPTS', 'USER_DIALOGUES', 'load_authors', 'load_summariser', 'LIKENESS', 'CANDIDATES',
-           'BASE_MODEL', 'LARGE', 'SHARED', 'LEVEL_JOBS', 'LIBRARY_JOBS', 'GRIDS', 'load_plain', 'make_pairs',
-           'remember', 'read_pairs', 'write_word', 'read_output_rows', 'stylometric_shift', 'explain_pllms', 'choose',
-           'measure_texts', 'list_text_jobs', 'measure_levels', 'open_library', 'explain_library', 'choose_of_library',
-           'measure_library', 'draw_words']
+           'BASE_MODEL', 'LARGE', 'SHARED', 'LEVEL_JOBS', 'GRIDS', 'load_plain', 'make_pairs', 'remember', 'read_pairs',
+           'write_word', 'read_output_rows', 'stylometric_shift', 'explain_pllms', 'choose', 'measure_texts',
+           'list_text_jobs', 'measure_levels', 'open_library', 'list_dialogues', 'measure_library', 'SavedLosses',
+           'replay_race', 'make_library_grid', 'draw_words']
 
 # %% ../../nbs/experiments/68_xpert.ipynb #xp680004
 import os
 import time
 from functools import cache, partial
 from itertools import combinations
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 
-from ..base.adapters import WEIGHTS_FILE, get_adapter_id
+from ..base.adapters import WEIGHTS_FILE
 from ..base.core import Dialogue, InputError, make_generator
-from ..base.files import compute_sha256, get_cache_folder, make_folder, read_json, write_json
+from ..base.files import compute_sha256, get_cache_folder, make_folder
 from ..base.models import load_model
 from ..data.reading import load_samples
 from .harness import RESULTS, Grid, read_json_lines
 from ..explanation.decomposition import ADJECTIVES, SUMMARY_PROMPT, SharedBasis, candidate_words
 from ..explanation.decomposition import explain_differences, halve_differences, summary_states, word_vectors
-from ..explanation.explanation import sample_pllm_responses
 from ..explanation.style import stylometry
 from ..recipes.crafted_styles import GRID, LADDERS, restyle
-from ..recipes.style_pools import AUTHORS, load_pool, shipped_texts
+from ..recipes.style_pools import AUTHORS, MIXED_STYLES, load_pool, pllm_folder, shipped_texts
+from ..recipes.style_texts import BASE_STYLES
 from ..selection.gradient_match import compute_slopes
 from ..selection.ranking import PLLMLosses, cosine_distance, l1_distance, race_by_loss
 
 # %% ../../nbs/experiments/68_xpert.ipynb #xp680006
-STYLES = dict(crafted=GRID, authors=AUTHORS)
+STYLES = dict(crafted=GRID, authors=AUTHORS, real=BASE_STYLES + MIXED_STYLES)
 PLLM_PROMPTS = 12
 USER_DIALOGUES = 8
 
@@ -202,78 +201,86 @@ BASE_MODEL = "qwen2.5-coder-0.5b"
 
 
 @cache
-def open_library() -> dict:  # style -> its pLLM, with the folder of its `adapter`
-    "Name the pLLMs of the folder that holds them; raise `InputError` if one lacks."
-    folder = Path(os.environ.get("PERSONAL_LLM_XPERT", ""))
-    lacking = [style for style in GRID if not (folder / style / WEIGHTS_FILE).is_file()]
-    if lacking:
-        remedy = "tune the pLLMs, and set PERSONAL_LLM_XPERT to the folder that holds one folder a style"
-        raise InputError(f"{folder}: no pLLM {lacking[0]}", remedy)
-    return {style: SimpleNamespace(adapter=folder / style) for style in GRID}
+def open_library(pool: str = "crafted", likeness: float = 0.9) -> dict:  # style -> its pLLM, with its `adapter`
+    "Name the pLLMs of a library; raise `InputError` if one lacks."
+    root = os.environ.get("PERSONAL_LLM_XPERT", "")
+    folders = {style: pllm_folder(root, pool, style, likeness, 0) for style in STYLES[pool]}
+    for style, folder in folders.items():
+        if not (folder / WEIGHTS_FILE).is_file():
+            remedy = "tune the pLLMs, and set PERSONAL_LLM_XPERT to the folder that --out named"
+            raise InputError(f"{folder}: no pLLM {style}", remedy)
+    return {style: SimpleNamespace(adapter=folder) for style, folder in folders.items()}
 
 
-@cache
-def explain_library(names: tuple, summariser: str) -> SimpleNamespace:
-    "Explain some pLLMs of the library by their answers, which are sampled once and kept in the cache."
-    pairs = {}
-    prompts = [d.prompt for d in shipped_texts("plain")["plain", "probe"][:PLLM_PROMPTS]]
-    for name in names:
-        adapter = open_library()[name].adapter
-        file = get_cache_folder() / "xpert" / f"answers-{get_adapter_id(adapter)}.json"
-        if not file.exists():
-            adapters = (adapter, None)
-            own, base = (sample_pllm_responses(load_summariser(BASE_MODEL), one, prompts, 0) for one in adapters)
-            write_json(file, [(d.prompt, d.response, b.response) for d, b in zip(own, base)])
-        pairs[name] = [tuple(pair) for pair in read_json(file)]
-    return explain_pllms(summariser, "readout", pairs, PLLM_PROMPTS)
+def list_dialogues(pool: str, user: str) -> list:  # eight
+    "Return the dialogues by which a user chooses."
+    if pool == "real":
+        return load_pool(pool).pure(user, "user")[:USER_DIALOGUES]
+    return [Dialogue(prompt, own) for prompt, own, _ in make_pairs(pool, user, True)]
 
 
-def choose_of_library(method: str, names: list, dialogues: list, summariser: str) -> str:  # the chosen pLLM
-    "Choose by true losses, of all or in a race of the twelve steepest, or by answers."
-    model = load_summariser(BASE_MODEL)
-    losses = PLLMLosses(model, open_library(), dialogues)
-    if method == "exhaustive":
-        return min(names, key=losses.mean_loss)
-    if method == "match":
-        slopes = compute_slopes(model, dialogues, {name: open_library()[name].adapter for name in names})
-        raced = race_by_loss(losses, sorted(slopes, key=slopes.get)[:12])
-        return min(raced, key=raced.get)
-    base = model.generate(dialogues, max_new_tokens=48)
-    own_pairs = [(d.prompt, d.response, answer) for d, answer in zip(dialogues, base)]
-    is_read = method == "published"
-    own = halve_differences(summary_states(load_summariser(summariser), own_pairs)) if is_read else None
-    return names[choose(method, explain_library(tuple(names), summariser), own_pairs, own)]
-
-
-def measure_library(jobs: list):  # yields a dict of results a job
-    "Choose among some pLLMs of the library, the user's own among them; what the server does before is not counted."
+def measure_library(jobs: list, model_name: str):  # yields a dict of results a job
+    "Measure the slope towards each pLLM and the loss of each dialogue under each."
+    model = load_summariser(model_name)
+    model.model  # its loading is no part of a choice
     for job in jobs:
-        others = make_generator(68, job["user"]).permutation([name for name in GRID if name != job["user"]])
-        names = sorted([job["user"], *others[: job["size"] - 1].tolist()])
-        dialogues = [Dialogue(prompt, own) for prompt, own, _ in make_pairs("crafted", job["user"], True)]
-        if job["method"] in ("stylometry", "published"):
-            explain_library(tuple(names), job["summariser"])
-        start = time.process_time()
-        choice = choose_of_library(job["method"], names, dialogues, job["summariser"])
-        yield dict(choice=choice, right=float(choice == job["user"]), processor_seconds=time.process_time() - start)
+        library = open_library(job["pool"], job["likeness"])
+        dialogues = list_dialogues(job["pool"], job["user"])
+        times = [time.process_time()]
+        slopes = compute_slopes(model, dialogues, {name: pllm.adapter for name, pllm in library.items()})
+        times.append(time.process_time())
+        measured = PLLMLosses(model, library, dialogues)
+        losses = {name: measured.dialogue_losses(name).tolist() for name in library}
+        times.append(time.process_time())
+        seconds = dict(slope_seconds=times[1] - times[0], loss_seconds=times[2] - times[1])
+        yield dict(slopes=slopes, losses=losses) | seconds
+
+
+class SavedLosses:
+    "The losses of a row, in the form that a race asks for; it counts those looked at."
+
+    def __init__(self, row: dict):
+        self.losses = {name: np.array(values) for name, values in row["losses"].items()}
+        self.num_dialogues = USER_DIALOGUES
+        self.looked_at = {}  # pLLM -> dialogues
+
+    def dialogue_losses(self, name: str, count: int = USER_DIALOGUES) -> np.ndarray:  # (count,)
+        self.looked_at[name] = max(count, self.looked_at.get(name, 0))
+        return self.losses[name][:count]
+
+    def mean_loss(self, name: str, count: int = USER_DIALOGUES) -> float:
+        return float(self.dialogue_losses(name, count).mean())
+
+
+def replay_race(row: dict, num_raced: int = 12) -> tuple:  # (chosen pLLM, losses looked at)
+    "Race the steepest pLLMs of a row as `match` does."
+    losses = SavedLosses(row)
+    raced = race_by_loss(losses, sorted(row["slopes"], key=row["slopes"].get)[:num_raced])
+    return min(raced, key=raced.get), sum(losses.looked_at.values())
 
 # %% ../../nbs/experiments/68_xpert.ipynb #xp680018
 LARGE = "qwen2.5-coder-1.5b"
 SHARED = ("summariser", "pool", "way", "likeness")
 LEVEL_JOBS = [dict(summariser=LARGE, axis=axis, prompts=8) for axis in LADDERS]
-LIBRARY_JOBS = [
-    dict(user=user, size=size, method=method, summariser=LARGE)
-    for method in ("match", "exhaustive", "stylometry", "published")
-    for size in (28, 14, 7)
-    for user in GRID[:: 1 if size == 28 else 7]
-]
+
+
+def make_library_grid(pool: str, likeness: float, model_name: str) -> Grid:
+    "Return the grid of a library, with its users in an order by chance."
+    styles = STYLES[pool]
+    order = make_generator(0, "library").permutation(len(styles))
+    jobs = [dict(pool=pool, likeness=likeness, user=styles[i]) for i in order]
+    name = f"library-{pool}-{100 * likeness:.0f}"
+    return Grid(name, jobs, partial(measure_library, model_name=model_name), (), model_name)
+
+
 GRIDS = (
     Grid("xpert-authors", list_text_jobs(LARGE, "authors", "readout"), measure_texts, SHARED, LARGE),
     Grid("xpert-levels", LEVEL_JOBS, measure_levels, (), LARGE),
     Grid("xpert-crafted", list_text_jobs(LARGE, "crafted", "readout"), measure_texts, SHARED, LARGE),
     Grid("xpert-small", list_text_jobs(BASE_MODEL, "authors", "readout"), measure_texts, SHARED, BASE_MODEL),
     Grid("xpert-written", list_text_jobs(LARGE, "authors", "written"), measure_texts, SHARED, LARGE),
-    Grid("xpert-library", LIBRARY_JOBS, measure_library, (), BASE_MODEL),
+    *(make_library_grid("crafted", likeness, BASE_MODEL) for likeness in (0.7, 0.5, 0.3)),
+    make_library_grid("real", 0.9, "pocket"),
 )
 
 # %% ../../nbs/experiments/68_xpert.ipynb #judge-draw
