@@ -3700,22 +3700,6 @@ d = {
             ),
         },
         "personal_llm.experiments.sdss": {
-            "personal_llm.experiments.sdss.AnswersStayPolicy": (
-                "experiments/sdss.html#answersstaypolicy",
-                "personal_llm/experiments/sdss.py",
-            ),
-            "personal_llm.experiments.sdss.AnswersStayPolicy.__init__": (
-                "experiments/sdss.html#answersstaypolicy.__init__",
-                "personal_llm/experiments/sdss.py",
-            ),
-            "personal_llm.experiments.sdss.AnswersStayPolicy.choose": (
-                "experiments/sdss.html#answersstaypolicy.choose",
-                "personal_llm/experiments/sdss.py",
-            ),
-            "personal_llm.experiments.sdss.AnswersStayPolicy.decide_question": (
-                "experiments/sdss.html#answersstaypolicy.decide_question",
-                "personal_llm/experiments/sdss.py",
-            ),
             "personal_llm.experiments.sdss.draw_originals": (
                 "experiments/sdss.html#draw_originals",
                 "personal_llm/experiments/sdss.py",
@@ -3778,6 +3762,22 @@ d = {
             ),
         },
         "personal_llm.experiments.shares": {
+            "personal_llm.experiments.shares.AnswersStayPolicy": (
+                "experiments/shares.html#answersstaypolicy",
+                "personal_llm/experiments/shares.py",
+            ),
+            "personal_llm.experiments.shares.AnswersStayPolicy.__init__": (
+                "experiments/shares.html#answersstaypolicy.__init__",
+                "personal_llm/experiments/shares.py",
+            ),
+            "personal_llm.experiments.shares.AnswersStayPolicy.choose": (
+                "experiments/shares.html#answersstaypolicy.choose",
+                "personal_llm/experiments/shares.py",
+            ),
+            "personal_llm.experiments.shares.AnswersStayPolicy.decide_question": (
+                "experiments/shares.html#answersstaypolicy.decide_question",
+                "personal_llm/experiments/shares.py",
+            ),
             "personal_llm.experiments.shares.answer": (
                 "experiments/shares.html#answer",
                 "personal_llm/experiments/shares.py",
@@ -3796,6 +3796,10 @@ d = {
             ),
             "personal_llm.experiments.shares.measure": (
                 "experiments/shares.html#measure",
+                "personal_llm/experiments/shares.py",
+            ),
+            "personal_llm.experiments.shares.measure_default": (
+                "experiments/shares.html#measure_default",
                 "personal_llm/experiments/shares.py",
             ),
             "personal_llm.experiments.shares.score_facts": (

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['DATA_VARIABLE', 'SETS', 'MODEL', 'LARGE', 'POLICIES_TESTED', 'ORDERS', 'DEFAULTS', 'JOBS',
            'REWRITTEN_SOURCES', 'REWRITE_JOBS', 'GRIDS', 'read_set', 'draw_stream', 'order_stream', 'load_tools',
-           'write_reply', 'score_set', 'AnswersStayPolicy', 'fill_buffer', 'measure_test', 'measure_nearest', 'measure',
-           'list_jobs', 'find_stage', 'draw_originals', 'measure_rewrites', 'select_runs']
+           'write_reply', 'score_set', 'fill_buffer', 'measure_test', 'measure_nearest', 'measure', 'list_jobs',
+           'find_stage', 'draw_originals', 'measure_rewrites', 'select_runs']
 
 # %% ../../nbs/experiments/67_sdss.ipynb #sdss0003
 import functools
@@ -23,8 +23,6 @@ from ..base.files import delete_path, get_cache_folder
 from ..base.models import load_model
 from ..base.replies import ReplyOptions, ReplyStream
 from ..base.text import compute_rouge1
-from ..buffer.active import ActivePolicy
-from ..buffer.policies import ReservoirPolicy
 from ..buffer.retrieval import VectorStore
 from ..buffer.scoring import ScoredDialogue, load_lexicons, score
 from ..buffer.synthesis import SYNTHESIS_PROMPTS, make_text_block, parse_rewrite, synthesize, write_texts
@@ -120,25 +118,6 @@ def score_set(name: str) -> dict:  # prompt -> `ScoredDialogue` with the model's
         scored[d.prompt] = ScoredDialogue(own, scores_from_dict(known[d.prompt]["scores"]))
     return scored
 
-# %% ../../nbs/experiments/67_sdss.ipynb #sdss0010
-class AnswersStayPolicy(ReservoirPolicy):
-    "A reservoir that asks at random along the stream, and never drops an answered dialogue."
-
-    ask_when = "policy"
-
-    def __init__(self, horizon: int):
-        self.horizon = horizon  # dialogues over which the questions are to last
-
-    def decide_question(self, view, candidate, questions_left: int) -> tuple:
-        return view.random.random() < questions_left / max(1, self.horizon - view.seen), "drawn"
-
-    def choose(self, view, candidate) -> tuple:
-        open_slots = [slot for slot, d in enumerate(view.dialogues) if d.origin != "annotated"]
-        is_drawn = view.random.random() < view.capacity / (view.seen + 1)
-        if open_slots and (is_drawn or candidate.dialogue.origin == "annotated"):
-            return int(view.random.choice(open_slots)), "an entry without an answer leaves"
-        return None, "not drawn"
-
 # %% ../../nbs/experiments/67_sdss.ipynb #sdss0012
 def fill_buffer(job: dict) -> tuple:  # (buffer with answers, questions, changes of an entry)
     "Let a policy choose from the first dialogues of a stream, and annotate."
@@ -148,11 +127,9 @@ def fill_buffer(job: dict) -> tuple:  # (buffer with answers, questions, changes
     for place, d in enumerate(stream):
         candidate = scored[d.prompt]
         candidates.append(replace(candidate, dialogue=replace(candidate.dialogue, time=float(place))))
-    own = dict(active=ActivePolicy, answers=AnswersStayPolicy)
-    policy = own[job["policy"]](horizon=len(stream)) if job["policy"] in own else job["policy"]
-    when = "policy" if job["policy"] in own else "freeze"
+    when = "policy" if job["policy"] in ("active", "answers") else "freeze"
     user = lambda dialogue: dialogue.labels["reference"]
-    buffer, asked = fill(policy, candidates, user, job["order"], job["bins"], job["bins"], when)
+    buffer, asked = fill(job["policy"], candidates, user, job["order"], job["bins"], job["bins"], when)
     return buffer, asked, sum(decision.kept for decision in buffer.log)
 
 
