@@ -3836,6 +3836,10 @@ d = {
                 "experiments/starts.html#find_start",
                 "personal_llm/experiments/starts.py",
             ),
+            "personal_llm.experiments.starts.measure_replies": (
+                "experiments/starts.html#measure_replies",
+                "personal_llm/experiments/starts.py",
+            ),
             "personal_llm.experiments.starts.measure_savings": (
                 "experiments/starts.html#measure_savings",
                 "personal_llm/experiments/starts.py",

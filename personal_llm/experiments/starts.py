@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['STARTS', 'LEARN_FROM', 'TEST_ON', 'ORDER', 'JOBS', 'PAIRED', 'TWO_STYLES', 'GRIDS', 'find_start',
            'measure_savings', 'count_until', 'compare_with_scratch', 'read_choices', 'read_starts',
-           'measure_with_choice', 'choose_shares', 'measure_two_styles']
+           'measure_with_choice', 'choose_shares', 'measure_two_styles', 'measure_replies']
 
 # %% ../../nbs/experiments/70_starts.ipynb #xp690004
 import time
@@ -13,13 +13,16 @@ import time
 import numpy as np
 
 from ..base.core import make_generator
+from ..base.files import delete_path
 from .harness import Grid, group_by_user, mean_over_users, read_result_lines, read_results
+from .sdss import write_reply
 from .xpert import BASE_MODEL, load_summariser, make_pairs, open_library, stylometric_shift
 from ..recipes.crafted_styles import GRID, restyle
 from ..recipes.style_pools import shipped_texts
 from ..selection.merging import fit_merge_weights, merge
 from ..base.models import mean_response_nll
 from ..tuning.config import TuningConfig
+from ..tuning.evaluation import score_texts
 from ..tuning.finetune import finetune
 
 # %% ../../nbs/experiments/70_starts.ipynb #xp690005
@@ -133,8 +136,31 @@ def measure_two_styles(jobs: list):  # yields a dict of results a job
 
 PAIRED = make_generator(1, "starts").permutation(list(GRID)).tolist()
 TWO_STYLES = [dict(user=f"{first}+{second}") for first, second in zip(PAIRED[::2], PAIRED[1::2])]
+
+# %% ../../nbs/experiments/70_starts.ipynb #xp690025
+def measure_replies(jobs: list):  # yields a dict of results a job
+    "Compare the replies of a user's starts with the user's own answers."
+    model = load_summariser(BASE_MODEL)
+    library = open_library(likeness=0.7)
+    for job in jobs:
+        own = [restyle(d, job["user"]) for d in shipped_texts("plain")["plain", "user"][: LEARN_FROM + TEST_ON]]
+        test = own[LEARN_FROM:]
+        config = TuningConfig(steps=24, validation=0.0, checks=1, max_length=112)
+        scratch = finetune(model, own[:LEARN_FROM], config, progress=False)
+        results = {}
+        for name, start in dict(base=None, scratch=scratch, own=library[job["user"]].adapter).items():
+            with model.use_adapter(start):
+                replies = [write_reply(model, d, 64) for d in test]
+            scores = score_texts(replies, [d.response for d in test])
+            means = {metric: float(np.mean([one[metric] for one in scores])) for metric in scores[0]}
+            results[name] = means | dict(replies=replies)
+        delete_path(scratch.path)
+        yield results
+
+
 GRIDS = (
     Grid("starts", JOBS, measure_savings, (), BASE_MODEL),
     Grid("starts-again", [job for job in JOBS if job["start"] == "scratch"], measure_savings, (), BASE_MODEL),
+    Grid("starts-replies", [dict(user=user) for user in ORDER], measure_replies, (), BASE_MODEL),
     Grid("starts-two-styles", TWO_STYLES, measure_two_styles, (), BASE_MODEL),
 )
