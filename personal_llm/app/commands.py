@@ -333,6 +333,22 @@ def chat_command(
         run_chat(ChatSession(load(model, folder), folder, **settings))
 
 # %% ../../nbs/8_app/05_commands.ipynb #00700b6d
+STATUS_WORDS = dict(
+    model="model",
+    policy="policy of the buffer",
+    bins="bins in use",
+    seen="dialogues seen",
+    stored="dialogues stored",
+    requests="questions to you",
+    corrected="replies corrected",
+    approved="replies approved",
+    unlearned="answers not yet learned",
+    finetunes="fine-tunes",
+    last="the last one",
+    megabytes="size in MB",
+)
+
+
 @app.command(epilog="Example: personal-llm status --out me")
 def status(out: Out, as_json: AsJson = False):
     "Show a memory in numbers; no text of your chats is shown."
@@ -340,7 +356,7 @@ def status(out: Out, as_json: AsJson = False):
     state = open_state(archive)
     num_bytes = sum(file.stat().st_size for file in Path(out).rglob("*") if file.is_file())
     result = dict(model=state.model) | state.status() | dict(megabytes=round(num_bytes / 1e6, 2))
-    lines = [f"{name:<11}{value}" for name, value in result.items() if name != "cost" and value is not None]
+    lines = [f"{words:<24}{result[name]}" for name, words in STATUS_WORDS.items() if result[name] is not None]
     show(result, lines, as_json)
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from ..base.adapters import check_adapter
 from ..base.core import InputError, check
-from ..base.files import write_json
+from ..base.files import check_is_folder, write_json
 from ..base.models import load_model
 from ..base.text import count_nouns, normalise_text
 from ..buffer.buffer import Buffer
@@ -55,8 +55,7 @@ def find_start(name: str):  # None, a `Library`, or an adapter's folder
 def check_output_folder(folder) -> None:
     "Raise `InputError` for a folder with files and no archive."
     folder = Path(folder)
-    if folder.exists() and not folder.is_dir():
-        raise InputError(f"{folder}: a file has this name", "give another folder")
+    check_is_folder(folder)
     is_ours = (folder / ARCHIVE_FILE).is_file() or not folder.exists()
     others = [] if is_ours else [file.name for file in folder.iterdir() if file.name != ".lock"]
     if others:
