@@ -3836,6 +3836,10 @@ d = {
                 "experiments/starts.html#find_start",
                 "personal_llm/experiments/starts.py",
             ),
+            "personal_llm.experiments.starts.measure_less": (
+                "experiments/starts.html#measure_less",
+                "personal_llm/experiments/starts.py",
+            ),
             "personal_llm.experiments.starts.measure_replies": (
                 "experiments/starts.html#measure_replies",
                 "personal_llm/experiments/starts.py",
@@ -3858,6 +3862,14 @@ d = {
             ),
             "personal_llm.experiments.starts.read_starts": (
                 "experiments/starts.html#read_starts",
+                "personal_llm/experiments/starts.py",
+            ),
+            "personal_llm.experiments.starts.split_dialogues": (
+                "experiments/starts.html#split_dialogues",
+                "personal_llm/experiments/starts.py",
+            ),
+            "personal_llm.experiments.starts.trace_finetune": (
+                "experiments/starts.html#trace_finetune",
                 "personal_llm/experiments/starts.py",
             ),
         },
