@@ -166,8 +166,9 @@ def measure_replies(jobs: list):  # yields a dict of results a job
     library = open_library(likeness=0.7)
     for job in jobs:
         own, test = split_dialogues(job["user"])
+        begin = time.process_time()
         scratch = finetune(model, own, CONFIG, progress=False)
-        results = {}
+        results = dict(scratch_seconds=time.process_time() - begin)
         for name, start in dict(base=None, scratch=scratch, own=library[job["user"]].adapter).items():
             with model.use_adapter(start):
                 replies = [write_reply(model, d, 64) for d in test]
