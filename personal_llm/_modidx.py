@@ -3802,6 +3802,10 @@ d = {
                 "experiments/shares.html#measure_default",
                 "personal_llm/experiments/shares.py",
             ),
+            "personal_llm.experiments.shares.read_corrected": (
+                "experiments/shares.html#read_corrected",
+                "personal_llm/experiments/shares.py",
+            ),
             "personal_llm.experiments.shares.score_facts": (
                 "experiments/shares.html#score_facts",
                 "personal_llm/experiments/shares.py",
@@ -3860,6 +3864,10 @@ d = {
                 "experiments/starts.html#read_choices",
                 "personal_llm/experiments/starts.py",
             ),
+            "personal_llm.experiments.starts.read_less": (
+                "experiments/starts.html#read_less",
+                "personal_llm/experiments/starts.py",
+            ),
             "personal_llm.experiments.starts.read_starts": (
                 "experiments/starts.html#read_starts",
                 "personal_llm/experiments/starts.py",
@@ -3908,6 +3916,10 @@ d = {
                 "experiments/summary.html#decide_verdict",
                 "personal_llm/experiments/summary.py",
             ),
+            "personal_llm.experiments.summary.judge_asking": (
+                "experiments/summary.html#judge_asking",
+                "personal_llm/experiments/summary.py",
+            ),
             "personal_llm.experiments.summary.judge_breaks": (
                 "experiments/summary.html#judge_breaks",
                 "personal_llm/experiments/summary.py",
@@ -3932,6 +3944,10 @@ d = {
                 "experiments/summary.html#judge_length",
                 "personal_llm/experiments/summary.py",
             ),
+            "personal_llm.experiments.summary.judge_less": (
+                "experiments/summary.html#judge_less",
+                "personal_llm/experiments/summary.py",
+            ),
             "personal_llm.experiments.summary.judge_levels": (
                 "experiments/summary.html#judge_levels",
                 "personal_llm/experiments/summary.py",
@@ -3952,6 +3968,10 @@ d = {
                 "experiments/summary.html#judge_ratio",
                 "personal_llm/experiments/summary.py",
             ),
+            "personal_llm.experiments.summary.judge_replies": (
+                "experiments/summary.html#judge_replies",
+                "personal_llm/experiments/summary.py",
+            ),
             "personal_llm.experiments.summary.judge_rewrites": (
                 "experiments/summary.html#judge_rewrites",
                 "personal_llm/experiments/summary.py",
@@ -3966,6 +3986,10 @@ d = {
             ),
             "personal_llm.experiments.summary.judge_scores": (
                 "experiments/summary.html#judge_scores",
+                "personal_llm/experiments/summary.py",
+            ),
+            "personal_llm.experiments.summary.judge_signal": (
+                "experiments/summary.html#judge_signal",
                 "personal_llm/experiments/summary.py",
             ),
             "personal_llm.experiments.summary.judge_starts": (
@@ -4086,6 +4110,10 @@ d = {
             ),
             "personal_llm.experiments.xpert.read_pairs": (
                 "experiments/xpert.html#read_pairs",
+                "personal_llm/experiments/xpert.py",
+            ),
+            "personal_llm.experiments.xpert.read_right": (
+                "experiments/xpert.html#read_right",
                 "personal_llm/experiments/xpert.py",
             ),
             "personal_llm.experiments.xpert.remember": (

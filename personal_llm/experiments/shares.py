@@ -6,7 +6,7 @@
 __all__ = ['POLICIES_COMPARED', 'SEEDS', 'LENGTH', 'BINS', 'REQUESTS', 'SCORES', 'JOBS', 'REAL_LENGTH', 'ORDER',
            'DEFAULT_POLICIES', 'DEFAULT_JOBS', 'GRIDS', 'score_samples', 'score_stream', 'score_user_stream',
            'AnswersStayPolicy', 'answer', 'fill', 'count_kept', 'fill_buffer', 'score_facts', 'measure',
-           'measure_default']
+           'measure_default', 'read_corrected']
 
 # %% ../../nbs/experiments/05_shares.ipynb #3be63d7a
 import functools
@@ -22,7 +22,7 @@ from ..buffer.policies import ReservoirPolicy
 from ..buffer.scoring import ScoredDialogue, score
 from ..data.people import user_stream
 from ..data.reading import load_samples
-from .harness import PEOPLE, Grid, ranking_auc
+from .harness import CORRECTING_USERS, PEOPLE, Grid, ranking_auc, read_results, user_means
 
 # %% ../../nbs/experiments/05_shares.ipynb #6cd328f7
 POLICIES_COMPARED = ("random", "reservoir", "fifo", "kcenter", "eoe", "dss", "idd", "sdss", "active-unasked", "active")
@@ -162,6 +162,12 @@ def measure_default(jobs: list):  # yields a dict of results a job
     candidates = score(load_model(DEFAULT_MODEL), stream)
     for job in jobs:
         yield fill_buffer(job["policy"], candidates, user, job["seed"]) | dict(requests=REQUESTS)
+
+
+def read_corrected() -> dict:  # policy -> (people,)
+    "Return the corrections that the questions of each policy bring on the default model, from people who correct."
+    rows = [row for row in read_results("shares-default") if row["user"] in CORRECTING_USERS]
+    return user_means(rows, "policy", "corrected")
 
 
 ORDER = make_generator(0, "shares").permutation([*PEOPLE]).tolist()

@@ -7,7 +7,7 @@ __all__ = ['STYLES', 'PLLM_PROMPTS', 'USER_DIALOGUES', 'load_authors', 'load_sum
            'BASE_MODEL', 'LARGE', 'SHARED', 'LEVEL_JOBS', 'GRIDS', 'load_plain', 'make_pairs', 'remember', 'read_pairs',
            'write_word', 'read_output_rows', 'stylometric_shift', 'explain_pllms', 'choose', 'measure_texts',
            'list_text_jobs', 'measure_levels', 'open_library', 'list_dialogues', 'measure_library', 'SavedLosses',
-           'replay_race', 'make_library_grid', 'draw_words']
+           'replay_race', 'read_right', 'make_library_grid', 'draw_words']
 
 # %% ../../nbs/experiments/68_xpert.ipynb #xp680004
 import os
@@ -23,7 +23,7 @@ from ..base.core import Dialogue, InputError, make_generator
 from ..base.files import compute_sha256, get_cache_folder, make_folder
 from ..base.models import load_model
 from ..data.reading import load_samples
-from .harness import RESULTS, Grid, read_json_lines
+from .harness import RESULTS, Grid, read_json_lines, read_result_lines
 from ..explanation.decomposition import ADJECTIVES, SUMMARY_PROMPT, SharedBasis, candidate_words
 from ..explanation.decomposition import explain_differences, halve_differences, summary_states, word_vectors
 from ..explanation.style import stylometry
@@ -257,6 +257,12 @@ def replay_race(row: dict, num_raced: int = 12) -> tuple:  # (chosen pLLM, losse
     losses = SavedLosses(row)
     raced = race_by_loss(losses, sorted(row["slopes"], key=row["slopes"].get)[:num_raced])
     return min(raced, key=raced.get), sum(losses.looked_at.values())
+
+
+def read_right(likeness: float) -> list:  # likeness: of a library
+    "Return of each user whether a race found the right pLLM."
+    lines = read_result_lines(f"library-crafted-{100 * likeness:.0f}")
+    return [replay_race(line["results"])[0] == line["job"]["user"] for line in lines]
 
 # %% ../../nbs/experiments/68_xpert.ipynb #xp680018
 LARGE = "qwen2.5-coder-1.5b"
