@@ -220,7 +220,7 @@ def list_dialogues(pool: str, user: str) -> list:  # eight
 
 
 def measure_library(jobs: list, model_name: str):  # yields a dict of results a job
-    "Measure the slope towards each pLLM and the loss of each dialogue under each."
+    "Measure the slope towards each pLLM, and the loss of each dialogue under each or under the steepest."
     model = load_summariser(model_name)
     model.model  # its loading is no part of a choice
     for job in jobs:
@@ -230,7 +230,8 @@ def measure_library(jobs: list, model_name: str):  # yields a dict of results a 
         slopes = compute_slopes(model, dialogues, {name: pllm.adapter for name, pllm in library.items()})
         times.append(time.process_time())
         measured = PLLMLosses(model, library, dialogues)
-        losses = {name: measured.dialogue_losses(name).tolist() for name in library}
+        names = sorted(slopes, key=slopes.get)[: job.get("steepest")]
+        losses = {name: measured.dialogue_losses(name).tolist() for name in names}
         times.append(time.process_time())
         seconds = dict(slope_seconds=times[1] - times[0], loss_seconds=times[2] - times[1])
         yield dict(slopes=slopes, losses=losses) | seconds
@@ -270,11 +271,12 @@ SHARED = ("summariser", "pool", "way", "likeness")
 LEVEL_JOBS = [dict(summariser=LARGE, axis=axis, prompts=8) for axis in LADDERS]
 
 
-def make_library_grid(pool: str, likeness: float, model_name: str) -> Grid:
-    "Return the grid of a library, with its users in an order by chance."
+def make_library_grid(pool: str, likeness: float, model_name: str, num_whole: int) -> Grid:
+    "Return the grid of a library, with its users in an order by chance; only the first have losses of all pLLMs."
     styles = STYLES[pool]
     order = make_generator(0, "library").permutation(len(styles))
     jobs = [dict(pool=pool, likeness=likeness, user=styles[i]) for i in order]
+    jobs = jobs[:num_whole] + [job | dict(steepest=12) for job in jobs[num_whole:]]
     name = f"library-{pool}-{100 * likeness:.0f}"
     return Grid(name, jobs, partial(measure_library, model_name=model_name), (), model_name)
 
@@ -285,8 +287,10 @@ GRIDS = (
     Grid("xpert-crafted", list_text_jobs(LARGE, "crafted", "readout"), measure_texts, SHARED, LARGE),
     Grid("xpert-small", list_text_jobs(BASE_MODEL, "authors", "readout"), measure_texts, SHARED, BASE_MODEL),
     Grid("xpert-written", list_text_jobs(LARGE, "authors", "written"), measure_texts, SHARED, LARGE),
-    *(make_library_grid("crafted", likeness, BASE_MODEL) for likeness in (0.7, 0.5, 0.3)),
-    make_library_grid("real", 0.9, "pocket"),
+    make_library_grid("crafted", 0.7, BASE_MODEL, 8),
+    make_library_grid("crafted", 0.5, BASE_MODEL, 4),
+    make_library_grid("crafted", 0.3, BASE_MODEL, 4),
+    make_library_grid("real", 0.9, "pocket", 25),
 )
 
 # %% ../../nbs/experiments/68_xpert.ipynb #judge-draw
