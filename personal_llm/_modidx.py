@@ -4000,6 +4000,10 @@ d = {
                 "experiments/summary.html#judge_table",
                 "personal_llm/experiments/summary.py",
             ),
+            "personal_llm.experiments.summary.judge_uniform": (
+                "experiments/summary.html#judge_uniform",
+                "personal_llm/experiments/summary.py",
+            ),
             "personal_llm.experiments.summary.judge_words": (
                 "experiments/summary.html#judge_words",
                 "personal_llm/experiments/summary.py",
