@@ -287,7 +287,7 @@ GRIDS = (
     Grid("xpert-crafted", list_text_jobs(LARGE, "crafted", "readout"), measure_texts, SHARED, LARGE),
     Grid("xpert-small", list_text_jobs(BASE_MODEL, "authors", "readout"), measure_texts, SHARED, BASE_MODEL),
     Grid("xpert-written", list_text_jobs(LARGE, "authors", "written"), measure_texts, SHARED, LARGE),
-    make_library_grid("crafted", 0.7, BASE_MODEL, 8),
+    make_library_grid("crafted", 0.7, BASE_MODEL, 4),
     make_library_grid("crafted", 0.5, BASE_MODEL, 4),
     make_library_grid("crafted", 0.3, BASE_MODEL, 4),
     make_library_grid("real", 0.9, "pocket", 25),
