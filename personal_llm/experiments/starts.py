@@ -171,6 +171,7 @@ def read_less(likeness: float) -> list:  # (run from the right pLLM, run of `scr
 def measure_replies(jobs: list):  # yields a dict of results a job
     "Compare the replies of a user's starts with the user's own answers."
     model = load_summariser(BASE_MODEL)
+    model.model  # its loading is no part of a fine-tune
     library = open_library(likeness=0.7)
     for job in jobs:
         own, test = split_dialogues(job["user"])
