@@ -7,6 +7,7 @@ d = {
             "personal_llm.app.chat.accepts": ("8_app/chat.html#accepts", "personal_llm/app/chat.py"),
             "personal_llm.app.chat.ask_at_terminal": ("8_app/chat.html#ask_at_terminal", "personal_llm/app/chat.py"),
             "personal_llm.app.chat.confirm": ("8_app/chat.html#confirm", "personal_llm/app/chat.py"),
+            "personal_llm.app.chat.describe_status": ("8_app/chat.html#describe_status", "personal_llm/app/chat.py"),
             "personal_llm.app.chat.edit_text": ("8_app/chat.html#edit_text", "personal_llm/app/chat.py"),
             "personal_llm.app.chat.explain_reply": ("8_app/chat.html#explain_reply", "personal_llm/app/chat.py"),
             "personal_llm.app.chat.handle": ("8_app/chat.html#handle", "personal_llm/app/chat.py"),

@@ -104,6 +104,27 @@ def accepts(usage: str, text: str) -> bool:
     return not text or usage.endswith("[TEXT]") or f"[{text}]" in usage
 
 # %% ../../nbs/8_app/04_chat.ipynb #fe8f1357
+STATUS_WORDS = dict(
+    model="model",
+    policy="policy of the buffer",
+    bins="bins in use",
+    seen="dialogues seen",
+    stored="dialogues stored",
+    requests="questions to you",
+    corrected="replies corrected",
+    approved="replies approved",
+    unlearned="answers not yet learned",
+    finetunes="fine-tunes",
+    last="the last one",
+    megabytes="size in MB",
+)
+
+
+def describe_status(status: dict) -> list:  # lines
+    "Say the numbers of a memory in words."
+    return [f"{words:<24}{status[name]}" for name, words in STATUS_WORDS.items() if status.get(name) is not None]
+
+
 def run_command(session, name: str, text: str) -> str:  # the output
     "Run one command of the chat; raise `InputError` where it cannot be done."
     question = session.question
@@ -148,8 +169,7 @@ def run_command(session, name: str, text: str) -> str:  # the output
             session.open_talk()
             return "a new talk; what you corrected still counts"
         case "/status":
-            rows = {key: value for key, value in session.me.state.status().items() if key != "cost"}
-            return "\n".join(f"{key:<11}{value}" for key, value in rows.items() if value is not None)
+            return "\n".join(describe_status(session.me.state.status()))
         case "/style":
             dialogues = session.me.state.list_examples()
             return "\n".join(explain(session.model.clone(), dialogues).lines())

@@ -20,7 +20,7 @@ from typing import Annotated, Literal
 import typer
 from typer import Argument, Option
 
-from .chat import ask_at_terminal, confirm, is_terminal, print_note, run_chat
+from .chat import ask_at_terminal, confirm, describe_status, is_terminal, print_note, run_chat
 from .personalize import compare, find_adapter, find_start, format_comparison, measure, personalize
 from ..base.adapters import read_adapter_card
 from ..base.core import InputError
@@ -333,22 +333,6 @@ def chat_command(
         run_chat(ChatSession(load(model, folder), folder, **settings))
 
 # %% ../../nbs/8_app/05_commands.ipynb #00700b6d
-STATUS_WORDS = dict(
-    model="model",
-    policy="policy of the buffer",
-    bins="bins in use",
-    seen="dialogues seen",
-    stored="dialogues stored",
-    requests="questions to you",
-    corrected="replies corrected",
-    approved="replies approved",
-    unlearned="answers not yet learned",
-    finetunes="fine-tunes",
-    last="the last one",
-    megabytes="size in MB",
-)
-
-
 @app.command(epilog="Example: personal-llm status --out me")
 def status(out: Out, as_json: AsJson = False):
     "Show a memory in numbers; no text of your chats is shown."
@@ -356,8 +340,7 @@ def status(out: Out, as_json: AsJson = False):
     state = open_state(archive)
     num_bytes = sum(file.stat().st_size for file in Path(out).rglob("*") if file.is_file())
     result = dict(model=state.model) | state.status() | dict(megabytes=round(num_bytes / 1e6, 2))
-    lines = [f"{words:<24}{result[name]}" for name, words in STATUS_WORDS.items() if result[name] is not None]
-    show(result, lines, as_json)
+    show(result, describe_status(result), as_json)
 
 
 def parse_date(text: str) -> float:  # seconds since the epoch
