@@ -334,7 +334,7 @@ def judge_data() -> Measured:
         is_good = runs["own"]["losses"][0] <= min(runs["scratch"]["losses"])
         saved.append((1 - USER_DIALOGUES / starts.LEARN_FROM) * is_good)
     found = mean_over_users(saved)
-    text = f"the right one needs {USER_DIALOGUES} dialogues for its choice and no others: {as_percent(found)}"
+    text = f"the right one needs {USER_DIALOGUES} dialogues for its choice and no others: saves {found.value:.0%}"
     verdict = decide_verdict(found.value >= 0.36 and found.low > 0, found.low > 0)
     return Measured(verdict, f"{text} ({len(saved)} users)", "70_starts")
 
@@ -368,7 +368,7 @@ def list_xpert_claims() -> list:  # `Claim`s
         claims.append(
             Claim(
                 f"the right pLLM is chosen (`match`), similarity {similarity:.0%}",
-                f"{theirs:.1%} of 28 (Llama-3.2-1B, our judge), {PAPER_QWEN[similarity]:.1%} (Qwen2-0.5B)",
+                f"{theirs:.1%} of 28 (Llama-3.2-1B, the bar), {PAPER_QWEN[similarity]:.1%} (Qwen2-0.5B)",
                 measured,
             )
         )
