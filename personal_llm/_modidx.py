@@ -3701,6 +3701,10 @@ d = {
             ),
         },
         "personal_llm.experiments.sdss": {
+            "personal_llm.experiments.sdss.compare_runs": (
+                "experiments/sdss.html#compare_runs",
+                "personal_llm/experiments/sdss.py",
+            ),
             "personal_llm.experiments.sdss.draw_originals": (
                 "experiments/sdss.html#draw_originals",
                 "personal_llm/experiments/sdss.py",
@@ -3805,6 +3809,10 @@ d = {
             ),
             "personal_llm.experiments.shares.read_corrected": (
                 "experiments/shares.html#read_corrected",
+                "personal_llm/experiments/shares.py",
+            ),
+            "personal_llm.experiments.shares.score_beginning": (
+                "experiments/shares.html#score_beginning",
                 "personal_llm/experiments/shares.py",
             ),
             "personal_llm.experiments.shares.score_facts": (
@@ -4107,6 +4115,10 @@ d = {
             ),
             "personal_llm.experiments.xpert.open_library": (
                 "experiments/xpert.html#open_library",
+                "personal_llm/experiments/xpert.py",
+            ),
+            "personal_llm.experiments.xpert.price_losses": (
+                "experiments/xpert.html#price_losses",
                 "personal_llm/experiments/xpert.py",
             ),
             "personal_llm.experiments.xpert.read_output_rows": (

@@ -13,15 +13,11 @@ from functools import partial
 import numpy as np
 
 from ..base.core import make_generator
-from ..base.models import load_model
 from ..base.weights import DEFAULT_MODEL
 from ..buffer.buffer import Buffer
 from ..buffer.policies import SDSSPolicy, get_policy
-from ..buffer.scoring import score
-from ..data.people import user_stream
-from ..data.reading import load_samples
 from .harness import PEOPLE, Grid
-from .shares import BINS, LENGTH, REAL_LENGTH, score_user_stream
+from .shares import BINS, score_beginning, score_user_stream
 
 # %% ../../nbs/experiments/17_rule.ipynb #a9456c43
 def make_score_policy(*names) -> type:  # a subclass of `SDSSPolicy`
@@ -129,9 +125,7 @@ def measure(jobs: list):  # yields a dict of results a job
 
 def measure_real(jobs: list, name: str):  # yields a dict of results a job
     "Every rule on the beginning of one person's stream, scored by a real model."
-    user = PEOPLE[jobs[0]["user"]]
-    stream = user_stream(user, load_samples(), LENGTH, seed=jobs[0]["seed"]).stream[:REAL_LENGTH]
-    yield from measure_rules(score(load_model(name), stream), jobs)
+    yield from measure_rules(score_beginning(jobs[0]["user"], jobs[0]["seed"], name)[1], jobs)
 
 
 JOBS = [dict(user=u, seed=s, rule=r) for s in SEEDS for u in PEOPLE for r in RULES]

@@ -6,7 +6,7 @@
 __all__ = ['DATA_VARIABLE', 'SETS', 'MODEL', 'LARGE', 'POLICIES_TESTED', 'ORDERS', 'DEFAULTS', 'JOBS',
            'REWRITTEN_SOURCES', 'REWRITE_JOBS', 'GRIDS', 'read_set', 'draw_stream', 'order_stream', 'load_tools',
            'write_reply', 'score_set', 'fill_buffer', 'measure_test', 'measure_nearest', 'measure', 'list_jobs',
-           'find_stage', 'draw_originals', 'measure_rewrites', 'select_runs']
+           'find_stage', 'draw_originals', 'measure_rewrites', 'select_runs', 'compare_runs']
 
 # %% ../../nbs/experiments/67_sdss.ipynb #sdss0003
 import functools
@@ -29,8 +29,8 @@ from ..buffer.synthesis import SYNTHESIS_PROMPTS, make_text_block, parse_rewrite
 from ..data.reading import load_samples
 from ..data.splits import get_row_group, is_reserved, remove_leaks
 from ..device.state import scores_from_dict, scores_to_dict
-from .harness import Grid, append_json_line, read_json_lines, read_results
-from .shares import fill
+from .harness import Grid, append_json_line, ratio_to_best, read_json_lines, read_results
+from .shares import ASKING_ALONG, fill
 from ..tuning.config import TuningConfig
 from ..tuning.finetune import finetune
 
@@ -127,7 +127,7 @@ def fill_buffer(job: dict) -> tuple:  # (buffer with answers, questions, changes
     for place, d in enumerate(stream):
         candidate = scored[d.prompt]
         candidates.append(replace(candidate, dialogue=replace(candidate.dialogue, time=float(place))))
-    when = "policy" if job["policy"] in ("active", "answers") else "freeze"
+    when = "policy" if job["policy"] in ASKING_ALONG else "freeze"
     user = lambda dialogue: dialogue.labels["reference"]
     buffer, asked = fill(job["policy"], candidates, user, job["order"], job["bins"], job["bins"], when)
     return buffer, asked, sum(decision.kept for decision in buffer.log)
@@ -243,3 +243,13 @@ def select_runs(metric: str, policy: str, **values) -> dict:  # (set, order) -> 
     wanted = DEFAULTS | values | dict(policy=policy)
     found = [row for row in read_results("sdss") if all(row[name] == value for name, value in wanted.items())]
     return {(row["set"], row["order"]): row[metric] for row in found}
+
+
+def compare_runs(metric: str, policy: str, rivals: tuple, **values) -> tuple:  # (`RatioToBest` or None, units)
+    "Compare a policy with the best of its rivals over the units, (set, order), that all have; None: fewer than two."
+    runs = {name: select_runs(metric, name, **values) for name in (policy, *rivals)}
+    units = [unit for unit in runs[policy] if all(unit in own for own in runs.values())]
+    if len(units) < 2:
+        return None, units
+    values = {name: [own[unit] for unit in units] for name, own in runs.items()}
+    return ratio_to_best(values.pop(policy), values), units

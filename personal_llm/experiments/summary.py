@@ -26,7 +26,7 @@ from personal_llm.experiments.harness import (
     read_results,
     user_means,
 )
-from .sdss import select_runs
+from .sdss import compare_runs, select_runs
 from .shares import read_corrected
 from .warm_start import compute_saved
 from .xpert import USER_DIALOGUES, read_right
@@ -135,13 +135,8 @@ def note_runs(verdict: str, text, units: list) -> dict:  # units: (data set, ord
 
 def judge_runs(rivals: tuple, policy: str = "sdss", bar: float = PAPER_RATIO) -> dict:
     "Compare a policy with rivals over the data sets and orders that all have; {}: fewer than two runs."
-    runs = {name: select_runs("rouge1", name) for name in (policy, *rivals)}
-    units = [unit for unit in runs[policy] if all(unit in own for own in runs.values())]
-    if len(units) < 2:
-        return {}
-    values = {name: [own[unit] for unit in units] for name, own in runs.items()}
-    found = ratio_to_best(values.pop(policy), values)
-    return note_runs(judge_interval(found, bar), found, units)
+    found, units = compare_runs("rouge1", policy, rivals)
+    return note_runs(judge_interval(found, bar), found, units) if found else {}
 
 
 def judge_table(name: str, values: tuple) -> dict:

@@ -7,7 +7,7 @@ __all__ = ['STYLES', 'PLLM_PROMPTS', 'USER_DIALOGUES', 'load_authors', 'load_sum
            'BASE_MODEL', 'LARGE', 'SHARED', 'LEVEL_JOBS', 'GRIDS', 'load_plain', 'make_pairs', 'remember', 'read_pairs',
            'write_word', 'read_output_rows', 'stylometric_shift', 'explain_pllms', 'choose', 'measure_texts',
            'list_text_jobs', 'measure_levels', 'open_library', 'list_dialogues', 'measure_library', 'SavedLosses',
-           'replay_race', 'read_right', 'make_library_grid', 'draw_words']
+           'replay_race', 'price_losses', 'read_right', 'make_library_grid', 'draw_words']
 
 # %% ../../nbs/experiments/68_xpert.ipynb #xp680004
 import os
@@ -258,6 +258,11 @@ def replay_race(row: dict, num_raced: int = 12) -> tuple:  # (chosen pLLM, losse
     losses = SavedLosses(row)
     raced = race_by_loss(losses, sorted(row["slopes"], key=row["slopes"].get)[:num_raced])
     return min(raced, key=raced.get), sum(losses.looked_at.values())
+
+
+def price_losses(row: dict, num_losses: int) -> float:  # processor seconds
+    "Return what some losses cost at the mean price of a row."
+    return num_losses * row["loss_seconds"] / sum(map(len, row["losses"].values()))
 
 
 def read_right(likeness: float) -> list:  # likeness: of a library
