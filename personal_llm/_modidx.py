@@ -6,8 +6,10 @@ d = {
         "personal_llm.app.chat": {
             "personal_llm.app.chat.accepts": ("8_app/chat.html#accepts", "personal_llm/app/chat.py"),
             "personal_llm.app.chat.ask_at_terminal": ("8_app/chat.html#ask_at_terminal", "personal_llm/app/chat.py"),
+            "personal_llm.app.chat.change_habit": ("8_app/chat.html#change_habit", "personal_llm/app/chat.py"),
             "personal_llm.app.chat.confirm": ("8_app/chat.html#confirm", "personal_llm/app/chat.py"),
             "personal_llm.app.chat.describe_status": ("8_app/chat.html#describe_status", "personal_llm/app/chat.py"),
+            "personal_llm.app.chat.describe_style": ("8_app/chat.html#describe_style", "personal_llm/app/chat.py"),
             "personal_llm.app.chat.edit_text": ("8_app/chat.html#edit_text", "personal_llm/app/chat.py"),
             "personal_llm.app.chat.explain_reply": ("8_app/chat.html#explain_reply", "personal_llm/app/chat.py"),
             "personal_llm.app.chat.handle": ("8_app/chat.html#handle", "personal_llm/app/chat.py"),
@@ -18,9 +20,11 @@ d = {
             "personal_llm.app.chat.read_block": ("8_app/chat.html#read_block", "personal_llm/app/chat.py"),
             "personal_llm.app.chat.read_line": ("8_app/chat.html#read_line", "personal_llm/app/chat.py"),
             "personal_llm.app.chat.read_message": ("8_app/chat.html#read_message", "personal_llm/app/chat.py"),
+            "personal_llm.app.chat.read_number": ("8_app/chat.html#read_number", "personal_llm/app/chat.py"),
             "personal_llm.app.chat.run_chat": ("8_app/chat.html#run_chat", "personal_llm/app/chat.py"),
             "personal_llm.app.chat.run_command": ("8_app/chat.html#run_command", "personal_llm/app/chat.py"),
             "personal_llm.app.chat.run_line": ("8_app/chat.html#run_line", "personal_llm/app/chat.py"),
+            "personal_llm.app.chat.scope_correction": ("8_app/chat.html#scope_correction", "personal_llm/app/chat.py"),
         },
         "personal_llm.app.check": {
             "personal_llm.app.check.ModelReport": ("8_app/check.html#modelreport", "personal_llm/app/check.py"),
@@ -250,6 +254,7 @@ d = {
             "personal_llm.app.server.make_app": ("8_app/server.html#make_app", "personal_llm/app/server.py"),
             "personal_llm.app.server.make_server": ("8_app/server.html#make_server", "personal_llm/app/server.py"),
             "personal_llm.app.server.open_socket": ("8_app/server.html#open_socket", "personal_llm/app/server.py"),
+            "personal_llm.app.server.react": ("8_app/server.html#react", "personal_llm/app/server.py"),
             "personal_llm.app.server.serve": ("8_app/server.html#serve", "personal_llm/app/server.py"),
             "personal_llm.app.server.write_events": ("8_app/server.html#write_events", "personal_llm/app/server.py"),
             "personal_llm.app.server.write_reply": ("8_app/server.html#write_reply", "personal_llm/app/server.py"),
@@ -1164,6 +1169,10 @@ d = {
             ),
         },
         "personal_llm.buffer.retrieval": {
+            "personal_llm.buffer.retrieval.Evidence": (
+                "2_buffer/retrieval.html#evidence",
+                "personal_llm/buffer/retrieval.py",
+            ),
             "personal_llm.buffer.retrieval.MemoryConfig": (
                 "2_buffer/retrieval.html#memoryconfig",
                 "personal_llm/buffer/retrieval.py",
@@ -1192,8 +1201,16 @@ d = {
                 "2_buffer/retrieval.html#add_memories",
                 "personal_llm/buffer/retrieval.py",
             ),
+            "personal_llm.buffer.retrieval.belongs": (
+                "2_buffer/retrieval.html#belongs",
+                "personal_llm/buffer/retrieval.py",
+            ),
             "personal_llm.buffer.retrieval.collect_memories": (
                 "2_buffer/retrieval.html#collect_memories",
+                "personal_llm/buffer/retrieval.py",
+            ),
+            "personal_llm.buffer.retrieval.decide_scope": (
+                "2_buffer/retrieval.html#decide_scope",
                 "personal_llm/buffer/retrieval.py",
             ),
             "personal_llm.buffer.retrieval.find_near": (
@@ -1204,12 +1221,16 @@ d = {
                 "2_buffer/retrieval.html#format_date",
                 "personal_llm/buffer/retrieval.py",
             ),
-            "personal_llm.buffer.retrieval.retrieve": (
-                "2_buffer/retrieval.html#retrieve",
+            "personal_llm.buffer.retrieval.is_replaced": (
+                "2_buffer/retrieval.html#is_replaced",
                 "personal_llm/buffer/retrieval.py",
             ),
-            "personal_llm.buffer.retrieval.retrieve_statements": (
-                "2_buffer/retrieval.html#retrieve_statements",
+            "personal_llm.buffer.retrieval.measure_closeness": (
+                "2_buffer/retrieval.html#measure_closeness",
+                "personal_llm/buffer/retrieval.py",
+            ),
+            "personal_llm.buffer.retrieval.retrieve": (
+                "2_buffer/retrieval.html#retrieve",
                 "personal_llm/buffer/retrieval.py",
             ),
         },
@@ -2632,12 +2653,20 @@ d = {
                 "6_device/chat.html#chatsession.forget",
                 "personal_llm/device/chat.py",
             ),
+            "personal_llm.device.chat.ChatSession.habit_question": (
+                "6_device/chat.html#chatsession.habit_question",
+                "personal_llm/device/chat.py",
+            ),
             "personal_llm.device.chat.ChatSession.learn": (
                 "6_device/chat.html#chatsession.learn",
                 "personal_llm/device/chat.py",
             ),
             "personal_llm.device.chat.ChatSession.open_talk": (
                 "6_device/chat.html#chatsession.open_talk",
+                "personal_llm/device/chat.py",
+            ),
+            "personal_llm.device.chat.ChatSession.pin": (
+                "6_device/chat.html#chatsession.pin",
                 "personal_llm/device/chat.py",
             ),
             "personal_llm.device.chat.ChatSession.pop_messages": (
@@ -2654,6 +2683,14 @@ d = {
             ),
             "personal_llm.device.chat.ChatSession.say": (
                 "6_device/chat.html#chatsession.say",
+                "personal_llm/device/chat.py",
+            ),
+            "personal_llm.device.chat.ChatSession.scope_correction": (
+                "6_device/chat.html#chatsession.scope_correction",
+                "personal_llm/device/chat.py",
+            ),
+            "personal_llm.device.chat.ChatSession.scope_habit": (
+                "6_device/chat.html#chatsession.scope_habit",
                 "personal_llm/device/chat.py",
             ),
             "personal_llm.device.chat.ChatSession.score_in_background": (
@@ -2717,8 +2754,8 @@ d = {
                 "6_device/forgetting.html#find_readers",
                 "personal_llm/device/forgetting.py",
             ),
-            "personal_llm.device.forgetting.find_wishes": (
-                "6_device/forgetting.html#find_wishes",
+            "personal_llm.device.forgetting.find_words": (
+                "6_device/forgetting.html#find_words",
                 "personal_llm/device/forgetting.py",
             ),
             "personal_llm.device.forgetting.fold": (
@@ -2865,12 +2902,24 @@ d = {
                 "6_device/personalizer.html#personalizer.cost",
                 "personal_llm/device/personalizer.py",
             ),
+            "personal_llm.device.personalizer.Personalizer.find_habit_question": (
+                "6_device/personalizer.html#personalizer.find_habit_question",
+                "personal_llm/device/personalizer.py",
+            ),
             "personal_llm.device.personalizer.Personalizer.finetune": (
                 "6_device/personalizer.html#personalizer.finetune",
                 "personal_llm/device/personalizer.py",
             ),
             "personal_llm.device.personalizer.Personalizer.forget": (
                 "6_device/personalizer.html#personalizer.forget",
+                "personal_llm/device/personalizer.py",
+            ),
+            "personal_llm.device.personalizer.Personalizer.instruct": (
+                "6_device/personalizer.html#personalizer.instruct",
+                "personal_llm/device/personalizer.py",
+            ),
+            "personal_llm.device.personalizer.Personalizer.list_habits": (
+                "6_device/personalizer.html#personalizer.list_habits",
                 "personal_llm/device/personalizer.py",
             ),
             "personal_llm.device.personalizer.Personalizer.observe": (
@@ -2895,6 +2944,10 @@ d = {
             ),
             "personal_llm.device.personalizer.Personalizer.rounds": (
                 "6_device/personalizer.html#personalizer.rounds",
+                "personal_llm/device/personalizer.py",
+            ),
+            "personal_llm.device.personalizer.Personalizer.scope_habit": (
+                "6_device/personalizer.html#personalizer.scope_habit",
                 "personal_llm/device/personalizer.py",
             ),
             "personal_llm.device.personalizer.Personalizer.score_due": (
@@ -2941,6 +2994,14 @@ d = {
             ),
         },
         "personal_llm.device.state": {
+            "personal_llm.device.state.Instruction": (
+                "6_device/state.html#instruction",
+                "personal_llm/device/state.py",
+            ),
+            "personal_llm.device.state.Instruction.__str__": (
+                "6_device/state.html#instruction.__str__",
+                "personal_llm/device/state.py",
+            ),
             "personal_llm.device.state.Round": ("6_device/state.html#round", "personal_llm/device/state.py"),
             "personal_llm.device.state.Round.__str__": (
                 "6_device/state.html#round.__str__",
@@ -2963,6 +3024,10 @@ d = {
                 "6_device/state.html#state.apply_asked",
                 "personal_llm/device/state.py",
             ),
+            "personal_llm.device.state.State.apply_asked_habit": (
+                "6_device/state.html#state.apply_asked_habit",
+                "personal_llm/device/state.py",
+            ),
             "personal_llm.device.state.State.apply_configured": (
                 "6_device/state.html#state.apply_configured",
                 "personal_llm/device/state.py",
@@ -2979,6 +3044,10 @@ d = {
                 "6_device/state.html#state.apply_forgotten",
                 "personal_llm/device/state.py",
             ),
+            "personal_llm.device.state.State.apply_instructed": (
+                "6_device/state.html#state.apply_instructed",
+                "personal_llm/device/state.py",
+            ),
             "personal_llm.device.state.State.apply_kept": (
                 "6_device/state.html#state.apply_kept",
                 "personal_llm/device/state.py",
@@ -2987,12 +3056,20 @@ d = {
                 "6_device/state.html#state.apply_learned",
                 "personal_llm/device/state.py",
             ),
+            "personal_llm.device.state.State.apply_pinned": (
+                "6_device/state.html#state.apply_pinned",
+                "personal_llm/device/state.py",
+            ),
             "personal_llm.device.state.State.apply_reacted": (
                 "6_device/state.html#state.apply_reacted",
                 "personal_llm/device/state.py",
             ),
             "personal_llm.device.state.State.apply_said": (
                 "6_device/state.html#state.apply_said",
+                "personal_llm/device/state.py",
+            ),
+            "personal_llm.device.state.State.apply_scoped": (
+                "6_device/state.html#state.apply_scoped",
                 "personal_llm/device/state.py",
             ),
             "personal_llm.device.state.State.apply_scored": (
@@ -3007,10 +3084,6 @@ d = {
                 "6_device/state.html#state.apply_undone",
                 "personal_llm/device/state.py",
             ),
-            "personal_llm.device.state.State.apply_wished": (
-                "6_device/state.html#state.apply_wished",
-                "personal_llm/device/state.py",
-            ),
             "personal_llm.device.state.State.ask": ("6_device/state.html#state.ask", "personal_llm/device/state.py"),
             "personal_llm.device.state.State.close_question": (
                 "6_device/state.html#state.close_question",
@@ -3021,12 +3094,20 @@ d = {
                 "personal_llm/device/state.py",
             ),
             "personal_llm.device.state.State.find": ("6_device/state.html#state.find", "personal_llm/device/state.py"),
+            "personal_llm.device.state.State.find_group": (
+                "6_device/state.html#state.find_group",
+                "personal_llm/device/state.py",
+            ),
             "personal_llm.device.state.State.find_root": (
                 "6_device/state.html#state.find_root",
                 "personal_llm/device/state.py",
             ),
             "personal_llm.device.state.State.find_slot": (
                 "6_device/state.html#state.find_slot",
+                "personal_llm/device/state.py",
+            ),
+            "personal_llm.device.state.State.get_evidence": (
+                "6_device/state.html#state.get_evidence",
                 "personal_llm/device/state.py",
             ),
             "personal_llm.device.state.State.learn": (
@@ -3043,6 +3124,10 @@ d = {
             ),
             "personal_llm.device.state.State.list_own": (
                 "6_device/state.html#state.list_own",
+                "personal_llm/device/state.py",
+            ),
+            "personal_llm.device.state.State.list_rounds": (
+                "6_device/state.html#state.list_rounds",
                 "personal_llm/device/state.py",
             ),
             "personal_llm.device.state.State.list_talks": (
@@ -4174,6 +4259,49 @@ d = {
             "personal_llm.experiments.year.time_recall": (
                 "experiments/year.html#time_recall",
                 "personal_llm/experiments/year.py",
+            ),
+        },
+        "personal_llm.explanation.card": {
+            "personal_llm.explanation.card.CardRow": (
+                "4_explanation/card.html#cardrow",
+                "personal_llm/explanation/card.py",
+            ),
+            "personal_llm.explanation.card.CardRow.__str__": (
+                "4_explanation/card.html#cardrow.__str__",
+                "personal_llm/explanation/card.py",
+            ),
+            "personal_llm.explanation.card.CardRow.question": (
+                "4_explanation/card.html#cardrow.question",
+                "personal_llm/explanation/card.py",
+            ),
+            "personal_llm.explanation.card.CardRow.scope": (
+                "4_explanation/card.html#cardrow.scope",
+                "personal_llm/explanation/card.py",
+            ),
+            "personal_llm.explanation.card.Form": ("4_explanation/card.html#form", "personal_llm/explanation/card.py"),
+            "personal_llm.explanation.card.Form.holds": (
+                "4_explanation/card.html#form.holds",
+                "personal_llm/explanation/card.py",
+            ),
+            "personal_llm.explanation.card.Form.label": (
+                "4_explanation/card.html#form.label",
+                "personal_llm/explanation/card.py",
+            ),
+            "personal_llm.explanation.card.find_forms": (
+                "4_explanation/card.html#find_forms",
+                "personal_llm/explanation/card.py",
+            ),
+            "personal_llm.explanation.card.find_frames": (
+                "4_explanation/card.html#find_frames",
+                "personal_llm/explanation/card.py",
+            ),
+            "personal_llm.explanation.card.is_taken_out": (
+                "4_explanation/card.html#is_taken_out",
+                "personal_llm/explanation/card.py",
+            ),
+            "personal_llm.explanation.card.make_card": (
+                "4_explanation/card.html#make_card",
+                "personal_llm/explanation/card.py",
             ),
         },
         "personal_llm.explanation.decomposition": {

@@ -35,38 +35,96 @@ def type_lines(monkeypatch, text, at_terminal=False):
     monkeypatch.setattr(chat, "has_waiting_line", lambda: False)
 
 
-def test_a_correction_is_read_by_the_next_reply(session):
-    write(session, "What is a good breakfast?")
+def test_a_correction_is_read_by_the_next_reply_and_not_where_replies_are_left_alone(session):
+    for line in ("Zebra?", "/new", "Which animal is a zebra?", "/new", "What is a good breakfast?"):
+        write(session, line)
     assert "from now on" in write(session, "/better Porridge\nwith honey.")
     assert session.turns[0].response == "Porridge\nwith honey."
     write(session, "/new")
     write(session, "What is a good breakfast today?")
     assert "your answer to “What is a good breakfast?”: Porridge" in write(session, "/why")
-    assert "similarity to “What is a good breakfast?”" in write(session, "/why --verbose")
+    assert "similarity, yours: “What is a good breakfast?”" in write(session, "/why --verbose")
     write(session, "/new")
     write(session, "Zebra!")
     assert write(session, "/why") == "the reply read this talk only"
-    assert "similarity to “What is a good breakfast?”" in write(session, "/why --verbose"), "also what was not read"
+    shown = write(session, "/why --verbose")
+    assert "similarity, yours: “What is a good breakfast?”" in shown and "left alone: “Zebra?”" in shown
+    assert write(session, "/everywhere") == "noted: every reply reads it"
+    write(session, "Zebra!!")
+    assert "Porridge" in write(session, "/why")
+    write(session, "/here")
+    write(session, "/new")
+    write(session, "A zebra!")
+    assert "Porridge" not in write(session, "/why")
 
 
 @pytest.mark.parametrize(
     "line",
-    ["/dance", "/new talk", "/forget", "/up", "/better x", "/why", "/unlearn", "/learn", "/style", "/wish caf\udce9"],
+    [
+        "/dance",
+        "/new talk",
+        "/forget",
+        "/up",
+        "/better x",
+        "/why",
+        "/unlearn",
+        "/learn",
+        "/style",
+        "/always caf\udce9",
+        "/drop 1",
+        "/change 1 x",
+        "/here",
+        "/pin",
+        "/style 1 here",
+    ],
 )
 def test_a_mistake_is_one_line_and_changes_nothing(session, line):
     assert len(write(session, line).splitlines()) == 1
     assert session.turns == [] and session.me.rounds == []
 
 
-def test_a_wish_is_read_by_every_reply_until_it_is_empty(session, monkeypatch):
-    assert "every reply" in write(session, "/wish In two points.\nThen a question.")
+def test_standing_instructions_are_read_until_they_are_dropped(session):
+    assert "every reply" in write(session, "/always In two points.\nThen a question.")
+    write(session, "/always Call me Sam.")
     write(session, "What is tea?")
-    assert "In two points.\nThen a question." in dict(session.recalled.dialogue.history)["system"]
-    assert "your wish: In two points." in write(session, "/why")
-    type_lines(monkeypatch, "\n")
-    assert write(session, "/wish") == "no wish is left"
+    assert session.recalled.dialogue.prompt.endswith("(In two points.\nThen a question. Call me Sam.)")
+    assert session.turns[-1].prompt == "What is tea?", "the turn is stored as you wrote it"
+    assert "you said always: In two points." in write(session, "/why")
+    assert write(session, "/change 1 In short.") == "changed" and write(session, "/drop 2") == "deleted"
+    assert [line[:12] for line in write(session, "/always").splitlines()] == ["1. In short."]
+    write(session, "/better A drink.")
+    write(session, "/new")
     write(session, "What is coffee?")
-    assert "In two points" not in str(session.recalled.dialogue.history)
+    read = session.recalled.dialogue
+    assert dict(read.history)["system"].startswith("In short."), "the correction is newer"
+    assert read.prompt == "What is coffee?"
+    for line in ("/drop", "/change 1", "/drop one", "/drop 7"):
+        assert len(write(session, line).splitlines()) == 1 and len(session.me.state.instructions) == 1
+
+
+def test_three_answers_with_a_habit_make_one_question(session, monkeypatch):
+    for number, prompt in enumerate(("What is tea?", "Who is Ada?", "Why do cats purr?")):
+        write(session, prompt)
+        assert session.habit_question is None
+        write(session, f"/better In short: answer {number}.")
+    assert session.habit_question.question == "You opened 3 answers with “In short: answer”. Everywhere?"
+    type_lines(monkeypatch, "/everywhere\n", at_terminal=True)
+    assert write(session, "/everywhere") == "noted: every reply reads it" and session.habit_question is None
+    assert write(session, "/style").startswith(
+        "1. opens with “In short: answer” (3 of 3): everywhere; from “What is tea"
+    )
+    assert write(session, "/style 1 auto") == "noted" and session.me.state.get_evidence().everywhere == ()
+    assert session.habit_question is None, "it is not asked again"
+
+
+def test_enter_leaves_the_question_about_a_habit(session, monkeypatch):
+    for prompt in ("What is tea?", "Who is Ada?", "Why do cats purr?"):
+        write(session, prompt)
+        write(session, "/better Well, so it is.")
+    type_lines(monkeypatch, "", at_terminal=True)
+    while session.habit_question is not None:
+        assert write(session, "") == ""
+    assert set(session.me.state.scopes.values()) == {""}
 
 
 def test_pasted_lines_belong_together(monkeypatch):

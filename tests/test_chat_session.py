@@ -256,10 +256,10 @@ def test_a_message_that_comes_while_the_thread_scores_is_neither_lost_nor_raced(
 def test_control_characters_become_spaces_and_what_is_no_utf_8_is_refused(model):
     assert clean_text("a\x1b[2J\r\nb\tc\x00") == "a [2J\nb\tc"
     session = open_chat(model)
-    for write in (clean_text, lambda text: say(session, text), lambda text: session.react("wish", text)):
+    for write in (clean_text, lambda text: say(session, text), lambda text: session.react("always", text)):
         with pytest.raises(InputError, match="not UTF-8; nothing of it was stored"):
             write("caf\udce9")
-    assert session.turns == [] and session.me.state.wish == ""
+    assert session.turns == [] and session.me.state.instructions == {}
 
 
 def test_an_answer_that_no_reply_can_read_is_stored_with_a_message(model):

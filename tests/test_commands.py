@@ -116,10 +116,10 @@ def test_chat_reads_a_pipe_and_goes_on(mine, capsys, monkeypatch):
     monkeypatch.setattr(sys, "stdin", io.StringIO("What is tea?\n/better In short: a drink.\n"))
     code, out, err = invoke(capsys, "chat", "--out", mine)
     assert code == 0 and "noted" in out and "loading the model pocket" in err
-    monkeypatch.setattr(sys, "stdin", io.StringIO("/wish Write as Ana.\n/status\n"))
+    monkeypatch.setattr(sys, "stdin", io.StringIO("/always Write as Ana.\n/status\n"))
     out = invoke(capsys, "chat", "--out", mine)[1]
     assert "replies corrected       1" in out and "Ana" not in out, "numbers, and no text"
-    latin = io.TextIOWrapper(io.BytesIO("/wish Un café\nDu th\xe9 ?\n".encode("latin-1")), encoding="utf-8")
+    latin = io.TextIOWrapper(io.BytesIO("/always Un café\nDu th\xe9 ?\n".encode("latin-1")), encoding="utf-8")
     monkeypatch.setattr(sys, "stdin", latin)
     code, out, err = invoke(capsys, "chat", "--out", mine)
     assert code == 0 and out.count("the text is not UTF-8; nothing of it was stored") == 2

@@ -171,15 +171,21 @@ def test_a_word_that_only_the_model_wrote_takes_the_reply_alone():
     assert plan.replies == ("allergy",)
 
 
-def test_a_wish_goes_by_its_words_with_those_before_it():
+def test_an_instruction_goes_by_its_words_with_its_earlier_texts():
     talks = Talks()
-    for text in ("Call me Ada.", "Call me Ada, and be brief.", "Be brief."):
-        talks.state.record("wished", text=text)
+    for number, text in ((1, "Call me Ada."), (1, "Call me Bo."), (2, "Be brief."), (3, "As Ada says.")):
+        talks.state.record("instructed", number=number, text=text, time=0.0)
+    talks.state.record("asked_habit", text="opens with “Dear Ada”")
     plan = plan_forgetting(talks.state, text="ada")
-    assert plan.lines == ("your wish: Call me Ada.", "your wish: Call me Ada, and be brief.")
+    assert [line.partition(":")[2].strip() for line in plan.lines] == [
+        "Call me Ada.",
+        "Call me Bo.",
+        "As Ada says.",
+        "opens with “Dear Ada”",
+    ]
     state = forget_dialogues(talks.state, plan)
-    assert state.wish == "Be brief." and plan_forgetting(state, text="ada") == ForgetPlan()
-    assert forget_dialogues(state, plan_forgetting(state, text="brief")).wish == ""
+    assert [one.text for one in state.instructions.values()] == ["Be brief."]
+    assert state.asked_habits == set() and plan_forgetting(state, text="ada") == ForgetPlan()
 
 
 def test_before_a_time_and_everything():
@@ -358,7 +364,7 @@ class Echo:
 
 FORMS = ["Biscuitto", "BISCUITTO", "bis\u200bcuitto", "**Bis**cuitto", "biscu\u00adit\ufe0fto"]
 SECRET = re.compile("|".join(map(re.escape, FORMS)))
-ACTS = ["say", "say", "client", "file", "better", "wish", "talk", "learn"]
+ACTS = ["say", "say", "client", "file", "better", "always", "talk", "learn"]
 
 
 def open_session(model, folder):
@@ -386,7 +392,7 @@ def take_stock(session):
     return dict(
         dialogues={id: (d.prompt, d.response, d.history) for id, d in state.archive.dialogues.items()},
         adapters={f"adapters/{path.name}" for path in (folder / "adapters").glob("*")},
-        wishes={event.number for event in state.archive.events if event.kind == "wished"},
+        words={event.number for event in state.archive.events if event.kind == "instructed"},
     )
 
 
@@ -401,8 +407,8 @@ def act(session, name, text, number):
         session.me.observe_all([d], progress=False)
     elif name == "better" and session.turns:
         session.react("better", text)
-    elif name == "wish":
-        session.react("wish", text)
+    elif name == "always":
+        session.react("always", text)
     elif name == "talk":
         session.open_talk()
     elif name == "learn" and len(session.me.buffer):
@@ -437,7 +443,7 @@ def test_what_is_listed_goes_and_nothing_else_and_no_byte_is_left(model, tmp_pat
         emptied = {id for id in after["dialogues"] if before["dialogues"][id][1] and not after["dialogues"][id][1]}
         assert emptied == {*plan.replies}
         assert before["adapters"] - after["adapters"] == {*plan.adapters}
-        assert before["wishes"] - after["wishes"] == {*plan.wishes}
+        assert before["words"] - after["words"] == {*plan.words}
         session.close()
         content = read_bytes(folder)
         for form in FORMS:

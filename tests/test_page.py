@@ -131,9 +131,9 @@ def test_a_day(page):
     page.find("#answers textarea").send_keys(" Please.")
     page.press("Say it like this")
     page.until(lambda: any(BETTER + " Please." in text for text in page.texts("#answers li")))
-    page.find("#wish").send_keys("In short.")
-    page.press("Save")
-    page.until(lambda: page.running.session.me.state.wish == "In short.")
+    page.find("#always").send_keys("In short.")
+    page.press("Add")
+    page.until(lambda: [one.text for one in page.running.session.me.state.instructions.values()] == ["In short."])
     assert "1" in page.find("#learning").text
     page.press("Forget: I have a dog, Biscuit.")
     page.until(lambda: page.texts("#confirm-lines li"))

@@ -126,18 +126,23 @@ def test_the_next_reply_reads_a_correction_near_the_prompt(model):
 
 
 @pytest.mark.parametrize("memories", [6, 0])
-def test_every_reply_reads_the_wish_until_it_is_taken_back(model, tmp_path, memories):
+def test_every_reply_reads_the_instructions_until_they_are_taken_back(model, tmp_path, memories):
     me = make(model, tmp_path, memories=memories)
-    me.react(None, "wish", " Two bullets, please. ")
+    me.react(None, "always", " Two bullets, please. ", -1.0)
     me.close()
     again = make(model, tmp_path, memories=memories)
     question = Dialogue("Is 9 a prime number?", "", [("system", "Be kind.")])
-    assert again.recall(question).dialogue.history == (("system", "Be kind.\nTwo bullets, please."),)
-    again.react(None, "wish", "Three bullets.")
-    assert again.recall(question).dialogue.history == (("system", "Be kind.\nThree bullets."),)
-    again.react(None, "wish", "")
-    assert again.state.wish == "" and again.recall(question).dialogue.history == question.history
-    assert again.forget(text="bullets").lines == ("your wish: Two bullets, please.", "your wish: Three bullets.")
+    assert again.recall(question).dialogue.prompt == "Is 9 a prime number?\n(Two bullets, please.)"
+    again.react(1, "always", "Three bullets.")
+    assert again.recall(question).dialogue.prompt.endswith("(Three bullets.)")
+    again.react(1, "always", "")
+    assert again.state.instructions == {} and again.recall(question).dialogue.history == question.history
+    with pytest.raises(InputError, match="there are none"):
+        again.react(1, "always", "Four bullets.")
+    assert again.forget(text="bullets").lines[:2] == (
+        "standing instruction: Two bullets, please.",
+        "standing instruction: Three bullets.",
+    )
     again.close()
     content = b"".join(file.read_bytes() for file in tmp_path.rglob("*") if file.is_file())
     assert b"bullets" not in content
@@ -234,7 +239,7 @@ def test_forgetting_deletes_an_adapter_and_what_it_learned(model, tmp_path):
 # the folder
 
 
-def test_a_folder_in_use_or_of_another_model_is_refused(model, tmp_path):
+def test_a_folder_in_use_is_refused(model, tmp_path):
     me = make(model, tmp_path)
     with pytest.raises(InputError, match="another program is at work"):
         Personalizer(model, folder=tmp_path)
@@ -243,13 +248,30 @@ def test_a_folder_in_use_or_of_another_model_is_refused(model, tmp_path):
     ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert "another program is at work" in ended.stderr
     me.close()
-    base, model.base = model.base, "another"
-    try:
-        with pytest.raises(InputError, match="made with the model pocket"):
-            Personalizer(model, folder=tmp_path)
-    finally:
-        model.base = base
     Personalizer(model, folder=tmp_path).close()
+
+
+def test_another_model_takes_the_memory_along_and_leaves_the_adapter(model, tmp_path):
+    other = load_model("pocket")
+    other.base = "another"
+    me = make(model, tmp_path, policy="fifo")
+    me.observe_all(STREAM[:3], progress=False)
+    me.react(STREAM[0], "better", "In short: no.", scope="everywhere")
+    me.react(None, "always", "Be brief.")
+    me.finetune(progress=False)
+    evidence = me.state.get_evidence()
+    me.close()
+    with_other = Personalizer(other, folder=tmp_path)
+    assert with_other.adapter is None and with_other.state.get_evidence() == evidence
+    assert with_other.state.instructions == me.state.instructions and len(with_other.buffer) == len(me.buffer)
+    with pytest.raises(InputError, match="no fine-tune to undo"):
+        with_other.undo_finetune()
+    with_other.observe(STREAM[5])
+    assert len({entry.scores.model for entry in with_other.buffer.entries}) == 1, "scored anew by the other model"
+    with_other.close()
+    again = Personalizer(model, folder=tmp_path)
+    assert again.adapter is not None and again.state.list_rounds() == again.rounds
+    again.close()
 
 
 def test_settings_are_checked_stored_and_changed(model, tmp_path):

@@ -1,18 +1,24 @@
-"Memories in the prompt: near or not, the newest of near-copies, the budget, the order, statements with dates."
+"What a reply reads: the scope by evidence, the newest of near-copies, the budget, the order, the instructions."
+
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from personal_llm.base.core import Dialogue, InputError
 from personal_llm.buffer.retrieval import (
+    Evidence,
     MemoryConfig,
     VectorStore,
     add_memories,
+    belongs,
     collect_memories,
+    decide_scope,
     find_near,
     format_date,
     retrieve,
-    retrieve_statements,
 )
 
 count_words = lambda text: len(text.split())
@@ -60,50 +66,78 @@ def test_a_text_is_encoded_once_until_the_store_is_cleared(vectors):
     assert vectors.encoder.num_encoded == 3
 
 
-@pytest.mark.parametrize(
-    "threshold, expected", [(0.99, []), (0.8, ["20"]), (0.5, ["20", "50"]), (-1, ["20", "50", "180"])]
-)
-def test_the_nearest_come_first_down_to_the_threshold(vectors, threshold, expected):
-    rows = [memory(180, "gamma"), memory(50, "beta"), memory(20, "alpha")]
-    assert [d.prompt.split()[0] for d in find_near(rows, "0 prompt", vectors, threshold)] == expected
+similarities = st.lists(st.floats(-1, 1), min_size=1, max_size=9).map(np.array)
+
+
+@given(similarities, similarities, st.floats(-3, 3), st.floats(0.5, 2))
+def test_the_rule_needs_no_scale_and_no_order(supporting, opposing, shift, scale):
+    gap = sum(supporting) / len(supporting) + max(supporting) - sum(opposing) / len(opposing) - max(opposing)
+    if abs(gap) > 1e-6:
+        decided = belongs(supporting, opposing)
+        assert decided == (gap > 0)
+        assert decided == belongs(scale * supporting + shift, scale * opposing + shift)
+        assert decided == belongs(supporting[::-1], np.sort(opposing))
+
+
+@given(similarities, st.integers(1, 50))
+def test_what_is_nearer_than_everything_left_alone_belongs(opposing, count):
+    near = np.full(count, opposing.max() + 0.01)
+    assert belongs(near, opposing) and not belongs(near - 3, opposing) and belongs(near, np.array([]))
+
+
+def test_the_four_kinds_of_evidence(vectors):
+    answers, far = (memory(0), memory(20)), (memory(90, origin="model"), memory(150, origin="model"))
+    decide = lambda prompt, **fields: decide_scope(Evidence(answers, **fields), prompt, vectors)
+    assert not decide_scope(Evidence(accepted=answers), "0 q", vectors), "there is nothing to read"
+    assert decide("100 q"), "nothing was left alone"
+    assert decide("15 q", left_alone=far) and not decide("85 q", left_alone=far)
+    assert decide("85 q", left_alone=far, accepted=(memory(84), memory(86), memory(85), memory(85)))
+    assert not decide("85 q", left_alone=far, accepted=(memory(30),))
+    taken_out = (memory(16),)
+    assert not decide("15 q", left_alone=far, plain=taken_out) and decide("1 q", left_alone=far, plain=taken_out)
+    again = (memory(45, time=2.0),)
+    before = (memory(45, "alpha!", time=1.0, origin="model"),)
+    assert decide_scope(Evidence(again, left_alone=before), "45 alpha", vectors), "answered later"
+    assert not decide_scope(Evidence(before, left_alone=again), "45 alpha", vectors), "left alone later"
 
 
 def test_of_near_copies_the_newest_counts_even_if_an_older_one_is_nearer(vectors):
     words = "please tell me how I should water my fern in winter"
     rows = [memory(1, words, 1.0, "Old"), memory(2, "what about a cactus", 2.0), memory(1, words + "?", 3.0, "New")]
-    assert [d.response for d in find_near(rows, "0 prompt", vectors, 0.5)] == ["New", "In short: yes."]
+    assert [d.response for d in find_near(rows, "0 prompt", vectors)] == ["New", "In short: yes."]
+    assert find_near([], "0 prompt", vectors) == []
 
 
-def test_the_nearest_stands_last_and_the_budget_holds(vectors):
-    rows = [memory(30, "one two"), memory(10, "three four"), memory(20, "five six " * 9)]
-    choose = lambda **options: retrieve(rows, "0 prompt", vectors, MemoryConfig(threshold=0.5, **options), count_words)
-    assert choose() == [rows[0], rows[2], rows[1]]
+def test_the_nearest_are_chosen_the_newest_stands_last_and_the_budget_holds(vectors):
+    rows = (memory(30, "one two", 1.0), memory(10, "three four", 2.0), memory(20, "five six " * 9, 3.0))
+    choose = lambda **options: retrieve(Evidence(rows), "0 prompt", vectors, MemoryConfig(**options), count_words)
+    assert choose() == [*rows]
     assert choose(memories=1) == [rows[1]] and choose(memories=0) == []
     assert choose(max_tokens=12) == [rows[0], rows[1]], "the long one is left out, the next one fits"
     assert choose(max_tokens=5) == []
-    assert retrieve([], "0 prompt", vectors, MemoryConfig(), count_words) == []
+    assert retrieve(Evidence(), "0 prompt", vectors, MemoryConfig(), count_words) == []
+    shown = {rows[1].prompt}
+    assert retrieve(Evidence(rows), "0 prompt", vectors, MemoryConfig(), count_words, shown) == [rows[0], rows[2]]
 
 
-def test_statements_are_near_no_questions_and_the_newest_is_last(vectors):
-    rows = [
-        memory(a, f"{w} I moved", float(i)) for i, (a, w) in enumerate([(5, "x"), (1, "yy"), (3, "zzz"), (90, "w")])
-    ]
-    rows.append(memory(0, "did I move? ", 9.0))
-    choose = lambda **options: retrieve_statements(rows, "0 where", vectors, MemoryConfig(threshold=0.5, **options))
-    assert choose() == rows[:3] and choose(statements=2) == [rows[1], rows[2]] and choose(statements=0) == []
+def test_what_belongs_everywhere_is_read_first(vectors):
+    evidence = Evidence((memory(0, time=1.0),), left_alone=(memory(90),), everywhere=(memory(180, time=2.0),))
+    choose = lambda prompt, most=6: retrieve(evidence, prompt, vectors, MemoryConfig(most), count_words)
+    assert choose("90 q") == [*evidence.everywhere]
+    assert choose("0 q") == [*evidence.answers, *evidence.everywhere] and choose("0 q", 1) == [*evidence.everywhere]
 
 
 def test_the_prompt_keeps_its_parts_in_order():
     history = [("system", "Be kind."), ("user", "Hello."), ("assistant", "Hi!")]
     asked = Dialogue("And now?", "", history)
-    said = [Dialogue("I moved\nto  Bonn.", "", time=86_400.0 * 20_000), Dialogue("I like tea.", "", time=3.0)]
-    shown = add_memories(asked, [memory(1), memory(2)], said, MemoryConfig(sentence="As before."), "Be brief.")
+    instructions = [SimpleNamespace(text=text, time=time) for text, time in (("Be brief.", 1.0), ("Be Sam.", 9.0))]
+    memories = [memory(1, time=1.0), memory(2, time=2.0)]
+    shown = add_memories(asked, memories, "You moved.", MemoryConfig(sentence="As before."), instructions)
     roles = [role for role, _ in shown.history]
     assert roles == ["system", "user", "assistant", "user", "assistant", "user", "assistant"]
-    lines = ["Be kind.", "Be brief.", "As before.", "The user told you before:"]
-    lines += ["- 2024-10-04: I moved to Bonn.", "- I like tea."]
-    assert shown.history[0][1].split("\n") == lines and shown.history[-1] == ("assistant", "Hi!")
-    assert shown.prompt == asked.prompt and asked.history[0] == ("system", "Be kind."), "the dialogue itself stays"
+    assert shown.history[0][1].split("\n") == ["Be kind.", "Be brief.", "As before.", "You moved."]
+    assert shown.history[-1] == ("assistant", "Hi!") and shown.prompt == "And now?\n(Be Sam.)"
+    assert asked.history[0] == ("system", "Be kind."), "the dialogue itself stays"
 
 
 def test_without_memories_nothing_is_added():
@@ -111,15 +145,14 @@ def test_without_memories_nothing_is_added():
     assert add_memories(asked, []) is asked
     silent = add_memories(asked, [memory(1)], config=MemoryConfig(sentence=""))
     assert [role for role, _ in silent.history] == ["user", "assistant"]
-    assert [role for role, _ in add_memories(asked, [], [memory(1)]).history] == ["system"]
-    assert add_memories(asked, [], wish="Be brief.").history == (("system", "Be brief."),)
+    assert [role for role, _ in add_memories(asked, [], "You moved.").history] == ["system"]
 
 
 def test_a_place_in_a_stream_is_no_date():
     assert [format_date(time) for time in (0.0, 799.0, -1e12, 1e300)] == [""] * 4
 
 
-@pytest.mark.parametrize("values", [dict(memories=-1), dict(threshold=2), dict(max_tokens=1.5), dict(sentence=None)])
+@pytest.mark.parametrize("values", [dict(memories=-1), dict(max_tokens=1.5), dict(sentence=None)])
 def test_wrong_settings_are_one_line(values):
     with pytest.raises(InputError):
         MemoryConfig(**values)

@@ -82,7 +82,12 @@ def edit_text(text: str) -> str:
 COMMANDS = {
     "/better [TEXT]": "the reply that you wanted; without TEXT: the lines up to an empty one",
     "/edit": "change the newest reply in your editor ($EDITOR)",
-    "/wish [TEXT]": "how I should answer, in every reply; an empty text: no wish",
+    "/everywhere": "write every reply like your newest correction",
+    "/here": "only replies to things like this",
+    "/always [TEXT]": "how I should answer, in every reply; without TEXT: the list",
+    "/change N TEXT": "another text for a line of that list",
+    "/drop N": "delete a line of that list",
+    "/pin": "every reply reads your newest message",
     "/up": "you like the reply",
     "/down": "you do not like it",
     "/why [--verbose]": "what the newest reply read; --verbose: with similarities and scores",
@@ -91,7 +96,7 @@ COMMANDS = {
     "/forget TEXT": "list the turns that hold TEXT and what read or learned them, ask, and delete all of it",
     "/new": "begin a new talk; your corrections stay",
     "/status": "buffer and fine-tunes, in numbers",
-    "/style": "your style in words",
+    "/style [N everywhere|here|auto]": "your habits and your style; with N: where a habit belongs",
     "/help": "this list",
     "/quit": "leave",
 }
@@ -99,9 +104,9 @@ COMMANDS = {
 
 def accepts(usage: str, text: str) -> bool:
     "Return whether the usage of a command allows a text behind its name."
-    if usage.endswith(" TEXT"):
+    if usage.endswith((" TEXT", " N")):
         return bool(text)
-    return not text or usage.endswith("[TEXT]") or f"[{text}]" in usage
+    return not text or "TEXT]" in usage or "[N " in usage or f"[{text}]" in usage
 
 # %% ../../nbs/8_app/04_chat.ipynb #fe8f1357
 STATUS_WORDS = dict(
@@ -141,12 +146,23 @@ def run_command(session, name: str, text: str) -> str:  # the output
         case "/better":
             session.react("better", text or read_block(), id)
             return "noted: from now on I answer like this"
-        case "/wish":
-            wish = session.me.state.wish
-            if wish and not text:
-                print_note(f"your wish so far: {wish}")
-            session.react("wish", text or read_block())
-            return "noted: every reply reads it" if session.me.state.wish else "no wish is left"
+        case "/everywhere" | "/here":
+            return scope_correction(session, name[1:], id)
+        case "/always":
+            if not text:
+                lines = [str(one) for one in session.me.state.instructions.values()]
+                return "\n".join(lines) or "no standing instruction; /always TEXT adds one"
+            session.react("always", text)
+            return "noted: every reply reads it; /always lists what you said, /drop N deletes a line"
+        case "/change" | "/drop":
+            number, _, changed = text.partition(" ")
+            if bool(changed.strip()) != (name == "/change"):
+                usage = "/change N TEXT" if name == "/change" else "/drop N"
+                raise InputError(f"write {usage}", "/always lists the numbers")
+            session.react("always", changed, read_number(number))
+            return "changed" if changed else "deleted"
+        case "/pin":
+            return "every reply reads this message" if session.pin(id) else "no longer pinned"
         case "/up" | "/down":
             session.react(name[1:], "", id)
             return "noted" if name == "/up" else "noted; /better TEXT shows me what you wanted"
@@ -171,10 +187,48 @@ def run_command(session, name: str, text: str) -> str:  # the output
         case "/status":
             return "\n".join(describe_status(session.me.state.status()))
         case "/style":
-            dialogues = session.me.state.list_examples()
-            return "\n".join(explain(session.model.clone(), dialogues).lines())
+            return change_habit(session, text) if text else "\n".join(describe_style(session))
         case _:
             return "\n".join(f"{usage:<19}{help}" for usage, help in COMMANDS.items())
+
+
+def read_number(text: str) -> int:
+    "Return the number that a person typed; raise `InputError` for another text."
+    if not text.isdecimal():
+        raise InputError(f"{text[:20]!r} is no number of the list", "/always and /style show the numbers")
+    return int(text)
+
+
+def scope_correction(session, scope: str, id: str = None) -> str:  # id: of a turn; None: the newest correction
+    "Say where a correction belongs, or answer the question about a habit."
+    row = session.habit_question
+    if row is not None and id is None:
+        session.scope_habit(row.form.label, scope)
+    else:
+        session.scope_correction(scope, id)
+    return "noted: every reply reads it" if scope == "everywhere" else "noted: only replies to things like this read it"
+
+
+def describe_style(session) -> list:  # lines
+    "List the habits of the card with their numbers, and the style of the answers in words."
+    lines = [f"{number}. {row}" for number, row in enumerate(session.me.list_habits(), 1)]
+    dialogues = session.me.state.list_examples()
+    try:
+        lines += explain(session.model.clone(), dialogues).lines()
+    except InputError:
+        if not lines:  # too few answers to count
+            raise
+    return lines
+
+
+def change_habit(session, text: str) -> str:
+    "Say where a habit belongs, by its number on the card."
+    number, _, scope = text.partition(" ")
+    rows = session.me.list_habits()
+    if not 1 <= read_number(number) <= len(rows) or scope not in ("everywhere", "here", "auto"):
+        raise InputError(f"/style {text[:40]}: no such habit or place", "write /style N everywhere, here or auto")
+    session.scope_habit(rows[int(number) - 1].form.label, "" if scope == "auto" else scope)
+    return "noted"
 
 
 def explain_reply(session, verbose: bool = False) -> list:  # lines
@@ -182,9 +236,9 @@ def explain_reply(session, verbose: bool = False) -> list:  # lines
     recalled = session.recalled
     if recalled is None:
         raise InputError("there is no reply yet", "write something first")
-    lines = [f"your wish: {recalled.wish}"] if recalled.wish else []
+    lines = [f"you said always: {instruction.text}" for instruction in recalled.instructions]
     lines += [f"your answer to “{d.prompt}”: {d.response}" for d in recalled.memories]
-    lines += [f"you said: {d.prompt}" for d in recalled.statements]
+    lines += [f"you said: {statement.text}" for statement in recalled.statements]
     lines += ["written by your fine-tune"] * (recalled.adapter is not None)
     if verbose:
         lines += list_similar(session)
@@ -193,16 +247,17 @@ def explain_reply(session, verbose: bool = False) -> list:  # lines
 
 
 def list_similar(session, count: int = 6) -> list:  # lines
-    "List the stored messages that are most similar to that of the newest reply, and the similarity that it needs."
-    state = session.me.state
-    recalled = session.recalled
-    talk = {d.prompt for d in session.turns}
-    stored = {d.prompt for d in [*state.list_answered(), *state.list_own()]} - talk
-    prompts = sorted(stored | {d.prompt for d in [*recalled.memories, *recalled.statements]})
-    query, *vectors = session.me.memory.vectors.embed([recalled.dialogue.prompt, *prompts])
-    rows = sorted(zip((float(vector @ query) for vector in vectors), prompts), reverse=True)
-    lines = [f"{cosine:.2f} similarity to “{prompt}”" for cosine, prompt in rows[:count]]
-    return [f"a reply reads what has a similarity of {session.me.memory.config.threshold:.2f} or more", *lines]
+    "List the dialogues that are most similar to the newest message, each with what it says about corrections."
+    evidence = session.me.state.get_evidence()
+    prompt = session.turns[-1].prompt
+    kinds = dict(answers="yours", accepted="accepted", left_alone="left alone", plain="plain", everywhere="everywhere")
+    rows = []
+    for name, kind in kinds.items():
+        dialogues = getattr(evidence, name)
+        vectors = session.me.memory.vectors.embed([prompt, *(d.prompt for d in dialogues)])
+        rows += [(float(vector @ vectors[0]), kind, d.prompt) for vector, d in zip(vectors[1:], dialogues)]
+    rows.sort(key=lambda row: -row[0])
+    return [f"{cosine:.2f} similarity, {kind}: “{text}”" for cosine, kind, text in rows[:count]]
 
 # %% ../../nbs/8_app/04_chat.ipynb #8da9288a
 def handle(session, line: str):  # a generator of pieces of text
@@ -212,6 +267,9 @@ def handle(session, line: str):  # a generator of pieces of text
     text = words[1].strip() if len(words) > 1 else ""
     if not name and session.question is not None and is_terminal():
         name = "/up"
+    elif not name and session.habit_question is not None and is_terminal():
+        session.scope_habit(session.habit_question.form.label, "")  # not asked again
+        return
     if not name.startswith("/"):
         try:
             yield from session.say(line)
@@ -234,6 +292,7 @@ def run_line(session, line: str) -> None:
     "Print the reply to a line, or the output of a command, as it comes."
     pieces = handle(session, line)
     has_text = False
+    before = session.recalled
     try:
         for piece in pieces:
             print(escape_controls(piece), end="", flush=True)
@@ -244,9 +303,8 @@ def run_line(session, line: str) -> None:
         print_note("stopped; this turn is not stored")
     if has_text:
         print(flush=True)
-    source = session.describe_source()
-    if source and not line.startswith("/"):
-        print_note(source)
+    if session.recalled is not before:  # a reply was written
+        print_note(session.describe_source())
 
 
 def run_chat(session) -> None:
@@ -262,6 +320,9 @@ def run_chat(session) -> None:
             if session.question is not None:
                 print_note(f"about the reply to “{session.question.prompt[:60]}”: {QUESTION_TEXT}")
                 print_note("Enter: it is fine; /better TEXT; or go on with your next message")
+            elif session.habit_question is not None:
+                print_note(session.habit_question.question)
+                print_note("/everywhere; /here: only for things like these; Enter: what I leave alone decides")
             line = read_message("> ")
             if not line or line.strip() == "/quit":
                 break

@@ -274,23 +274,29 @@ def list_talks(session: ChatSession, talk: str) -> dict:
         read = [state.newest(other).prompt for other in sources]
         reaction = state.reactions.get(id)
         turn = dict(id=id, prompt=d.prompt, reply=d.response, first=dialogues[id].response, read=read)
-        turns.append(turn | dict(reaction=reaction and reaction.kind))
+        scope = state.scopes.get(id, "") if reaction and reaction.kind == "better" else None
+        turns.append(turn | dict(reaction=reaction and reaction.kind, scope=scope, is_pinned=id in state.pinned))
     rows.sort(key=lambda row: -row["time"])
-    return dict(talks=rows, talk=talk or session.talk, turns=turns, question=state.question, text=QUESTION_TEXT)
+    row = session.habit_question
+    habit = row and dict(label=row.form.label, question=row.question)
+    shown = dict(turns=turns, question=state.question, text=QUESTION_TEXT, habit=habit)
+    return dict(talks=rows, talk=talk or session.talk) | shown
 
 
 def list_known(session: ChatSession, talk: str) -> dict:
-    "Return what a reply can read: the wish, and the newest answers and statements first."
+    "Return what a reply can read: instructions, habits, and the newest answers and statements first."
     state = session.me.state
-    stated = [d for d in state.list_own() if not d.prompt.rstrip().endswith("?")]
     sources = {FILE: "from a file", CLIENT: "from another program"}
-    rows = dict(wish=state.wish, answers=[], statements=[])
-    for name, dialogues in (("answers", state.list_answered()), ("statements", stated)):
-        for d in reversed(dialogues):
-            id = state.root(d)
-            source = sources.get(state.archive.talks[id], "")
-            row = dict(id=id, time=d.time, prompt=d.prompt, reply=d.response, origin=d.origin, source=source)
-            rows[name].append(row)
+    rows = dict(instructions=[vars(one) for one in state.instructions.values()], answers=[], statements=[])
+    rows["habits"] = [
+        dict(label=row.form.label, count=len(row.answers), of=row.num_answers, scope=row.scope, text=str(row))
+        for row in session.me.list_habits()
+    ]
+    for d in reversed(state.list_answered()):
+        id = state.root(d)
+        source = sources.get(state.archive.talks[id], "")
+        row = dict(id=id, time=d.time, prompt=d.prompt, reply=d.response, origin=d.origin, source=source)
+        rows["answers"].append(row | dict(scope=state.scopes.get(id, "")))
     return rows
 
 
@@ -306,8 +312,10 @@ class Change(BaseModel, strict=True):
     "The fields of all changes; each reads its own."
 
     id: Text = ""  # of a reply to react to
-    kind: Text = ""  # "better", "up", "down" or "wish"
-    text: Text = ""  # the reply that you wanted; a wish; a text to forget
+    kind: Text = ""  # "better", "up", "down" or "always"
+    text: Text = ""  # the reply that you wanted; an instruction; the label of a habit; a text to forget
+    scope: Text = ""  # of a correction or a habit: "everywhere", "here", or empty
+    number: int | None = None  # of a standing instruction to change
     ids: list[Text] = []  # to forget
     talk: Text = ""  # to forget
     everything: bool = False
@@ -320,10 +328,19 @@ def forget(session: ChatSession, wanted: Change) -> dict:
     return vars(session.forget(wanted.text or None, ids, wanted.dry, wanted.everything))
 
 
+def react(session: ChatSession, wanted: Change) -> None:
+    "Take a reaction to a reply, or a standing instruction."
+    subject = wanted.number if wanted.kind == "always" else wanted.id
+    session.react(wanted.kind, wanted.text, subject, wanted.scope)
+
+
 READS = dict(talks=list_talks, known=list_known, status=describe_status)
 CHANGES = dict(
     forget=forget,
-    react=lambda session, wanted: session.react(wanted.kind, wanted.text, wanted.id),
+    react=react,
+    scope=lambda session, wanted: session.scope_correction(wanted.scope, wanted.id),
+    habit=lambda session, wanted: session.scope_habit(wanted.text, wanted.scope),
+    pin=lambda session, wanted: dict(is_pinned=session.pin(wanted.id)),
     skip=lambda session, wanted: session.skip(),
     learn=lambda session, wanted: dict(message=session.learn()),
     stop=lambda session, wanted: session.stop_learning(),

@@ -134,6 +134,11 @@ class ChatSession:
         return self.me.state.list_turns(self.talk)
 
     @property
+    def habit_question(self):  # a `CardRow`, or None
+        "The habit whose place we ask for."
+        return self.me.find_habit_question()
+
+    @property
     def question(self) -> Dialogue:  # or None
         "The turn that the policy asks about."
         id = self.me.state.question
@@ -234,8 +239,10 @@ def describe_source(self: ChatSession) -> str:  # "" if the newest reply read no
     parts = []
     if self.recalled.memories:
         parts.append(count_nouns(len(self.recalled.memories), "answer") + " of yours")
+    if self.recalled.instructions:
+        parts.append(count_nouns(len(self.recalled.instructions), "standing instruction"))
     if self.recalled.statements:
-        days = dict.fromkeys(format_date(d.time) for d in self.recalled.statements)
+        days = dict.fromkeys(format_date(statement.time) for statement in self.recalled.statements)
         days.pop("", None)  # of places in a stream
         parts.append("what you said" + f" on {', '.join(days)}" * bool(days))
     if self.recalled.adapter is not None:
@@ -244,20 +251,53 @@ def describe_source(self: ChatSession) -> str:  # "" if the newest reply read no
 
 # %% ../../nbs/6_device/08_chat.ipynb #cht2reac
 @patch
-def react(self: ChatSession, kind: str, text: str = "", id: str = None) -> None:  # id: of a turn; None: the newest
-    "React to a reply: better (with the reply that you wanted), up or down; or give a wish; `InputError` if invalid."
-    if id is None and kind != "wish":
+def react(self: ChatSession, kind: str, text: str = "", id=None, scope: str = "") -> None:
+    "React as `Personalizer.react` does, to the newest turn if no id is given; `InputError` if invalid."
+    if id is None and kind != "always":
         if not self.turns:
             raise InputError("there is no reply yet", "write something first")
         id = self.turns[-1].id
     text = clean_text(text)
-    self.me.react(id, kind, text, self.clock())
+    self.me.react(id, kind, text, self.clock(), scope)
     if kind == "better":
         count = self.model.count_tokens(text)
         most = self.me.memory.config.max_tokens
         if count > most:
             self.messages.append(f"this answer has {count} tokens; no reply reads it, because {most} are the most")
     self._start_timer()
+
+
+@patch
+def scope_correction(self: ChatSession, scope: str, id: str = None) -> None:  # id: of a turn; None: the newest one
+    "Say where a correction belongs; raise `InputError` if no reply was corrected."
+    state = self.me.state
+    corrected = [id for id, reaction in state.reactions.items() if reaction.kind == "better"]
+    if id is None and not corrected:
+        raise InputError("no reply was corrected yet", "write /better TEXT first")
+    with self.me.change():
+        state.record("scoped", corrected[-1] if id is None else state.find_root(id), scope=scope)
+
+
+@patch
+def pin(self: ChatSession, id: str = None) -> bool:  # whether it is pinned now; id: of a turn; None: the newest
+    "Let every reply read a message of yours, or let it go again; raise `InputError` if there is none."
+    if id is None and not self.turns:
+        raise InputError("there is no message yet", "write something first")
+    with self.me.change():
+        root = self.me.state.find_root(self.turns[-1].id if id is None else id)
+        is_pinned = root not in self.me.state.pinned
+        self.me.state.record("pinned", root, is_pinned=is_pinned)
+    return is_pinned
+
+
+@patch
+def scope_habit(self: ChatSession, label: str, scope: str) -> None:
+    "Say where a habit of the card belongs; yes to everywhere also makes it a standing instruction."
+    rows = {row.form.label: row for row in self.me.list_habits()}
+    if label not in rows:
+        known = ", ".join(rows) or "none yet"
+        raise InputError(f"no habit {label[:60]!r} on your card", f"the card has {known}")
+    self.me.scope_habit(rows[label], scope)
 
 # %% ../../nbs/6_device/08_chat.ipynb #cht3idlc
 @patch

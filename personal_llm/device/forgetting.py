@@ -61,7 +61,7 @@ class ForgetPlan:
     replies: tuple = ()  # ids whose replies are deleted; the messages stay
     adapters: tuple = ()  # folders of adapters, relative to that of the archive
     turns: tuple = ()  # (id, text): turns that only the history of a dialogue holds, such as another program's
-    wishes: tuple = ()  # numbers of the events that hold a wish, up to the newest with the text
+    words: tuple = ()  # numbers of the events that hold words about no dialogue: instructions, names of habits
     lines: tuple = ()  # all of this in words, with the beginnings of the texts
 
     def __str__(self):
@@ -106,11 +106,12 @@ def find_readers(state: State, gone: set, forms: set, cut: set) -> list:  # ids
     return readers
 
 # %% ../../nbs/6_device/03_forgetting.ipynb #fgt0adpc
-def find_wishes(state: State, forms: set, everything: bool) -> list:  # events, the oldest first
-    "Return the wishes up to the newest one that holds the text: a wish before it counts no more."
-    wishes = [event for event in state.archive.events if event.kind == "wished"]
-    named = [n for n, event in enumerate(wishes, 1) if everything or holds(event.content["text"], forms)]
-    return wishes[: max(named, default=0)]
+def find_words(state: State, forms: set, everything: bool) -> list:  # events, the oldest first
+    "Return all texts of the standing instructions that ever held the text, and the names of habits that hold it."
+    events = [event for event in state.archive.events if event.kind in ("instructed", "asked_habit")]
+    named = [event for event in events if everything or holds(event.content["text"], forms)]
+    numbers = {event.content["number"] for event in named if event.kind == "instructed"}
+    return [event for event in events if event in named or event.content.get("number") in numbers]
 
 
 def find_adapters(state: State, gone: set) -> list:  # folders, relative to that of the archive
@@ -155,15 +156,16 @@ def plan_forgetting(state: State, ids=(), text: str = None, before: float = None
     replies = find_readers(state, gone, forms, cut)
     unread = gone | cut | {id for id in replies if state.newest(id).origin != "annotated"}
     adapters = find_adapters(state, unread) if unread else []
-    wishes = find_wishes(state, forms, everything)
+    words = find_words(state, forms, everything)
     lines = [f"dialogue: {begin(state.archive.dialogues[id].prompt)}" for id in dialogues]
     lines += [f"reply only, your message stays: {begin(state.archive.dialogues[id].prompt)}" for id in replies]
     lines += [f"turn of a history: {begin(turn)}" for _, turn in turns]
     for adapter in adapters:
         note = ", a link: the folder that it names stays" if locate_adapter(state, adapter).is_symlink() else ""
         lines.append(f"adapter: {adapter}{note}")
-    lines += [f"your wish: {begin(event.content['text'])}" for event in wishes]
-    numbers = [event.number for event in wishes]
+    kinds = dict(instructed="standing instruction", asked_habit="name of a habit")
+    lines += [f"{kinds[event.kind]}: {begin(event.content['text'])}" for event in words if event.content["text"]]
+    numbers = [event.number for event in words]
     return ForgetPlan(*map(tuple, (dialogues, replies, adapters, turns, numbers, lines)))
 
 # %% ../../nbs/6_device/03_forgetting.ipynb #ecb289d5
@@ -190,7 +192,7 @@ def forget_dialogues(state: State, plan: ForgetPlan, policy=None) -> State:
     for adapter in plan.adapters:
         remove_adapter(locate_adapter(state, adapter))
     with archive.transaction():
-        for number in plan.wishes:
+        for number in plan.words:
             archive.execute("DELETE FROM events WHERE number = ?", (number,))
         cut_history(archive, plan.turns)
         empty_replies(state, plan.replies)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from ..base.core import Dialogue
 from ..base.loading import get_encoder_id
-from ..buffer.retrieval import MemoryConfig, VectorStore, add_memories, retrieve, retrieve_statements
+from ..buffer.retrieval import MemoryConfig, VectorStore, add_memories, retrieve
 from .archive import Archive, load_vectors, store_vectors
 from .state import State
 
@@ -20,9 +20,9 @@ class Recall:
     "What a reply reads, and the adapter that writes it."
 
     dialogue: Dialogue  # as the model reads it: system prompt, answers, history, prompt
-    memories: tuple = ()  # answered dialogues, the nearest last
-    statements: tuple = ()  # dialogues whose messages it reads, the newest last
-    wish: str = ""  # the user's words about how to answer
+    memories: tuple = ()  # answered dialogues, the newest last
+    statements: tuple = ()  # `Statement`s that it reads, the newest last
+    instructions: tuple = ()  # `Instruction`s, the newest last
     adapter: object = None  # an `Adapter`; None: nothing was fine-tuned, and the base model writes it
 
 # %% ../../nbs/6_device/04_memory.ipynb #1f733aa4
@@ -59,15 +59,13 @@ class Memory:
 
     def find(self, state: State, question: Dialogue, count_tokens) -> Recall:
         "Return what the reply to a question reads; count_tokens: text -> number of tokens."
+        instructions = tuple(state.instructions.values())
         shown = {text for role, text in question.history if role == "user"}
-        own = [d for d in state.list_own() if d.prompt not in shown]  # the turns of the talk are there already
-        answered = [d for d in state.list_answered() if d.prompt not in shown]  # also another program's
-        reads = self.config.memories or self.config.statements
-        if not reads or not own and not answered:
-            return Recall(add_memories(question, [], wish=state.wish), wish=state.wish)
-        self.load()
-        memories = retrieve(answered, question.prompt, self.vectors, self.config, count_tokens)
-        said = [d for d in own if d not in memories]
-        statements = retrieve_statements(said, question.prompt, self.vectors, self.config)
-        dialogue = add_memories(question, memories, statements, self.config, state.wish)
-        return Recall(dialogue, tuple(memories), tuple(statements), wish=state.wish)
+        evidence = state.get_evidence()
+        memories = []
+        notes = []
+        if self.config.memories and (evidence.answers or evidence.everywhere):
+            self.load()
+            memories = retrieve(evidence, question.prompt, self.vectors, self.config, count_tokens, shown)
+        dialogue = add_memories(question, memories, "", self.config, instructions)
+        return Recall(dialogue, tuple(memories), tuple(notes), instructions)

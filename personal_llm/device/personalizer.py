@@ -16,7 +16,7 @@ from ..base.adapters import Adapter
 from ..base.core import Cost, Dialogue, InputError, check, patch
 from ..base.replies import ReplyOptions, ReplyStream
 from ..buffer.buffer import Buffer
-from ..buffer.feedback import Feedback
+from ..buffer.feedback import SCOPES, Feedback
 from ..buffer.scoring import load_lexicons, score
 from ..data.reading import as_dialogues
 from .archive import Archive, hold_folder
@@ -25,6 +25,7 @@ from .learning import PreparedRound, load_last_adapter, prepare_round
 from .memory import Memory, Recall
 from .settings import PersonalizerSettings
 from .state import FILE, begin_state, open_state
+from ..explanation.card import CardRow, is_taken_out, make_card
 from ..selection.library import Library, check_library_base
 from ..tuning.config import TuningConfig
 
@@ -139,7 +140,8 @@ def arrive(self: Personalizer, dialogue: Dialogue, talk: str = FILE, recall: Rec
         self.archive.add(dialogue, talk, turns)
         reads = [self.state.root(d) for d in recall.memories]
         statements = [self.state.root(d) for d in recall.statements]
-        self.state.record("said", dialogue.id, reads=reads, statements=statements)
+        is_tuned = recall.adapter is not None
+        self.state.record("said", dialogue.id, reads=reads, statements=statements, is_tuned=is_tuned)
 
 
 @patch
@@ -186,22 +188,64 @@ def _decide(self: Personalizer, id: str, candidate):  # a `Decision`; None while
 @patch
 def react(
     self: Personalizer,
-    dialogue,  # a `Dialogue` that was observed, or its id; None for a wish
-    kind: str,  # "better" (with the reply that you wanted), "up", "down", or "wish" (how to answer; "": no wish)
+    dialogue,  # a `Dialogue` that was observed, or its id; of `always`: None, or the number of an instruction
+    kind: str,  # "better" (with the reply that you wanted), "up", "down", or "always" (how to answer; "": no more)
     text: str = "",
     time: float = 0.0,  # in seconds since the epoch
+    scope: str = "",  # of `better`: "everywhere", "here", or empty: the evidence decides
 ) -> None:
     "Take a reaction to a reply, which the next reply reads; `InputError`, with nothing changed, if invalid."
     text = check(text, "text", "the reaction's text").strip()
+    if kind == "always":
+        self.instruct(text, dialogue, time)
+        return
     with self.change():
-        if kind == "wish":
-            self.state.record("wished", text=text)
-            return
         id = self.state.find_root(dialogue.id if isinstance(dialogue, Dialogue) else dialogue)
-        feedback = Feedback(kind, id, text, time)
-        self.state.react(feedback, asked=id == self.state.question)
-        if id not in self.state.pending and self.state.find_slot(id) is None:  # it gets another chance
-            self.state.record("said", id, reads=self.state.reads[id], statements=self.state.statements[id])
+        feedback = Feedback(kind, id, text, time, scope)
+        read = [self.state.newest(other).response for other in self.state.reads.get(id, ())]
+        is_plain = kind == "better" and not scope and is_taken_out(read, self.archive.dialogues[id].response, text)
+        self.state.react(feedback, asked=id == self.state.question, is_plain=is_plain, is_new=True)
+
+
+@patch
+def instruct(self: Personalizer, text: str, number: int = None, time: float = 0.0) -> None:
+    "Add a standing instruction, or change one by its number; an empty text deletes it. `InputError` if there is none."
+    known = self.state.instructions
+    if number is not None and number not in known:
+        numbers = f"use one of {', '.join(map(str, known))}" if known else "there are none"
+        raise InputError(f"no standing instruction has the number {str(number)[:20]}", numbers)
+    if number is None and not text:
+        raise InputError("a standing instruction without text", "write how I should answer")
+    with self.change():
+        number = number or max(known, default=0) + 1
+        self.state.record("instructed", number=number, text=text, time=time)
+
+
+@patch
+def scope_habit(self: Personalizer, row: CardRow, scope: str, time: float = 0.0) -> None:
+    "Say where a habit of the card belongs: everywhere, here, or empty: the evidence decides."
+    check(scope or SCOPES[0], "choice", "the scope", choices=SCOPES)
+    with self.change():
+        for d in row.answers:
+            self.state.record("scoped", self.state.root(d), scope=scope)
+        self.state.record("asked_habit", text=row.form.label)
+
+
+@patch
+def list_habits(self: Personalizer) -> list:  # `CardRow`s
+    "Return the card of the person's corrections: habits, each with its count, its scope and the answers that it comes from."
+    corrections = [d for d in self.state.list_answered() if d.origin == "annotated"]
+    corrections = [d for d in corrections if self.state.root(d) not in self.state.plain]
+    replies = {id: d.response for id, d in self.archive.dialogues.items()}
+    return make_card(corrections, replies, self.state.scopes)
+
+
+@patch
+def find_habit_question(self: Personalizer):  # a `CardRow`, or None
+    "Return a habit that the person was not asked about, and whose answers have no scope yet."
+    asked = self.state.asked_habits
+    rows = (row for row in self.list_habits() if row.form.label not in asked and not any(row.scopes))
+    return next(rows, None)
 
 # %% ../../nbs/6_device/07_personalizer.ipynb #per4repc
 @patch
@@ -277,9 +321,10 @@ def commit(self: Personalizer, prepared: PreparedRound) -> None:
 @patch
 def undo_finetune(self: Personalizer) -> None:
     "Delete the last adapter, and use the one before; raise `InputError` if there is no fine-tune."
-    if not self.rounds:
+    rounds = self.state.list_rounds()
+    if not rounds:
         raise InputError("there is no fine-tune to undo", "learn first")
-    undone = self.rounds[-1].adapter
+    undone = rounds[-1].adapter
     self.state.record("undone")
     remove_adapter((self.folder or Path()) / undone)
     self.adapter = load_last_adapter(self.state, self.folder)

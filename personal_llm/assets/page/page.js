@@ -101,14 +101,28 @@ function openEditor(item, turn) {
   const save = make("button", { className: "primary", textContent: "Say it like this" });
   const fill = makeButton("Edit the reply", "Edit the reply", () => { field.value = turn.reply; field.focus(); }, "");
   const form = item.appendChild(make("form", {}, label, field));
-  form.append(make("p", { className: "row" }, save, fill, makeButton("Cancel", "Cancel", () => form.remove(), "")));
-  onSubmit(form, () => react(turn, "better", field.value));
+  const scope = makeScope(turn.scope || "");
+  form.append(make("p", { className: "row" }, scope, save, fill, makeButton("Cancel", "Cancel", () => form.remove(), "")));
+  onSubmit(form, () => react(turn, "better", field.value, scope.value));
   field.focus();
   form.scrollIntoView({ block: "center" });
 }
 
-const react = (turn, kind, text = "") => attempt(async () => {
-  await post("react", { id: turn.id, kind, text });
+const SCOPES = { "": "Where it belongs: what I leave alone decides", everywhere: "Everywhere", here: "Only for things like this" };
+
+function makeScope(scope, onchange) {
+  const options = Object.entries(SCOPES).map(([value, textContent]) => make("option", { value, textContent, selected: value === scope }));
+  return make("select", { ariaLabel: "Where it belongs", onchange }, ...options);
+}
+
+const change = (name, body) => attempt(async () => { // whatever is known is loaded again
+  await post(name, body);
+  show("Noted.");
+  await Promise.all([loadTalk(), loadKnown()]);
+});
+
+const react = (turn, kind, text = "", scope = "") => attempt(async () => {
+  await post("react", { id: turn.id, kind, text, scope });
   show(kind === "better" ? "Noted: from now on I answer like this." : "Noted.");
   await Promise.all([loadTalk(), loadKnown()]);
 });
@@ -126,6 +140,8 @@ function makeTurn(turn, question) {
     actions.append(Object.assign(makeButton(icon, label, () => react(turn, kind)), { ariaPressed }));
   }
   actions.append(makeButton("✎", "Write the reply that you wanted", () => openEditor(item, turn)));
+  const pin = makeButton("📌", "Every reply reads this message of yours", () => change("pin", { id: turn.id }));
+  actions.append(Object.assign(pin, { ariaPressed: String(turn.is_pinned) }));
   actions.append(makeButton("✕", "Forget this turn", () => forgetAll({ ids: [turn.id] })));
   if (question) {
     const skip = async () => { await post("skip"); await loadTalk(); };
@@ -149,9 +165,16 @@ async function loadTalk(key = talk) {
   drawTalk(data);
 }
 
-function drawTalk({ talks, turns, question, text }) {
+function makeHabitQuestion({ label, question }) {
+  const answers = Object.entries({ everywhere: "Everywhere", here: "Only for things like these", "": "Leave it to me" });
+  const buttons = answers.map(([scope, text]) => makeButton(text, text, () => change("habit", { text: label, scope }), ""));
+  return make("li", { className: "question row" }, question, ...buttons);
+}
+
+function drawTalk({ talks, turns, question, text, habit }) {
   $("talk-list").replaceChildren(...talks.map(makeTalk));
   $("turns").replaceChildren(...turns.map((turn) => makeTurn(turn, turn.id === question && text)));
+  if (habit && turns.length) $("turns").append(makeHabitQuestion(habit));
   $("empty").hidden = turns.length > 0;
   $("turns").lastChild?.scrollIntoView({ block: "end" });
 }
@@ -202,14 +225,29 @@ function makeKnown(row, ...children) {
   return item;
 }
 
+function makeInstruction({ number, text, time }) {
+  const field = make("input", { value: text, ariaLabel: "A standing instruction", required: true });
+  const drop = makeButton("✕", `Delete: ${text}`, () => change("react", { kind: "always", number }), "small danger");
+  const date = make("span", { className: "soft", textContent: time > 1e8 ? new Date(time * 1000).toLocaleDateString() : "" });
+  const form = make("form", { className: "row" }, field, make("button", { textContent: "Change" }), date, drop);
+  onSubmit(form, () => change("react", { kind: "always", number, text: field.value }));
+  return make("li", {}, form);
+}
+
 async function loadKnown() {
-  const { wish, answers, statements } = await get("/me/known");
-  $("wish").value = wish;
+  const { instructions, habits, answers, statements } = await get("/me/known");
   const text = (content) => make("p", { textContent: content, dir: "auto" });
   const kind = (row) => (row.origin === "annotated" ? "You would say:" : "You liked:");
   const fill = (id, rows) => $(id).replaceChildren(...(rows.length ? rows : [make("li", { textContent: "Nothing yet." })]));
   const soft = (row) => make("p", { className: "soft", textContent: kind(row) });
-  fill("answers", answers.map((row) => makeKnown(row, text(row.prompt), soft(row), text(row.reply))));
+  const place = (name, body, scope) => makeScope(scope, (event) => change(name, { ...body, scope: event.target.value }));
+  fill("instructions", instructions.map(makeInstruction));
+  fill("habits", habits.map((row) => make("li", {}, text(row.text), place("habit", { text: row.label }, row.scope))));
+  fill("answers", answers.map((row) => {
+    const parts = [text(row.prompt), soft(row), text(row.reply)];
+    if (row.origin === "annotated") parts.push(place("scope", { id: row.id }, row.scope));
+    return makeKnown(row, ...parts);
+  }));
   fill("statements", statements.map((row) => makeKnown({ ...row, reply: "" }, text(row.prompt))));
 }
 
@@ -281,7 +319,7 @@ $("open-known").onclick = () => attempt(async () => {
 $("new").onclick = () => attempt(startTalk);
 $("forget-all").onclick = () => forgetAll({ everything: true });
 onSubmit($("forget-form"), () => forgetAll({ text: $("words").value }));
-onSubmit($("wish-form"), async () => { await post("react", { kind: "wish", text: $("wish").value }); show("Noted: the next replies follow it."); });
+onSubmit($("always-form"), () => change("react", { kind: "always", text: $("always").value }));
 onSubmit($("connect-form"), () => connect($("token").value.trim()));
 onSubmit($("composer"), async () => {
   if (reply) return reply.abort();
