@@ -24,7 +24,8 @@ class PersonWords:
     first: str  # of the first person
     second: str  # of the second person
     request: str  # with which a request begins, or a question without a mark
-    text: str  # of a request about a text or a role
+    role: str  # of a request that makes up, or works on, what follows it
+    source: str  # that point at a text
 
 
 PERSON_WORDS = {
@@ -36,11 +37,12 @@ PERSON_WORDS = {
         r"|build|find|search|look|get|suggest|recommend|compare|answer|say|play|book|plan|add|set|send|call|remind|read"
         r"|solve|calculate|convert|define|turn|use|let|check|improve|fix|correct|continue|finish|complete|generate"
         r"|design|prepare|reply|respond|act|be|assume|classify|extract|analy[sz]e|repeat|guess|count|identify|rate"
-        r"|judge|evaluate|discuss|outline|sort|rank|choose|pick|spell|ask|here (?:is|are)|i(?:['’]d| would) like"
-        r"|i want to (?:book|order|find)",
+        r"|judge|evaluate|discuss|outline|sort|rank|choose|pick|spell|ask|here (?:is|are)|(?:i|we) (?:want|need)|(?:i|we)(?:['’]d| would)"
+        r"(?: also| really)? like|i(?:['’]m| am) looking for",
         r"(?<!i )(?:translate|summari[sz]e|shorten|rewrite|rephrase|paraphrase|proofread|polish|edit|pretend|imagine"
-        r"|suppose|role-?play|act as)|(?:this|these|that)(?=\W*$)|the following|does this|this (?:e-?mail|mail|letter"
-        r"|text|sentence|message|page|article|post|note|paragraph|essay|story|poem|review|chat|code)",
+        r"|suppose|role-?play|act as)",
+        r"(?:this|these|that)(?=\W*$)|the following|does this|this (?:e-?mail|mail|letter|text|sentence|message|page"
+        r"|article|post|note|paragraph|essay|story|poem|review|chat|code)",
     ),
     "german": PersonWords(
         r"ich|mich|mir|meine?[mnrs]?|wir|uns|unsere?[mnrs]?",
@@ -49,8 +51,8 @@ PERSON_WORDS = {
         r"|zeige?|hilf|erkläre?|beschreibe?|nenne?|mache?|finde?|suche?|empfiehl|vergleiche?|antworte?|lies|rechne|löse"
         r"|erstelle?|ich (?:möchte|hätte gern)|verbessere?",
         r"(?<!ich )(?:übersetz\w*|fasse?|kürz\w*|korrigier\w*|formulier\w*|überarbeit\w*|stelle? dir vor|tue? so"
-        r"|spiele?|angenommen)|folgende[mnrs]?|diese[mnrs]? (?:e-?mail|mail|brief|text|satz|nachricht|seite|artikel"
-        r"|notiz|absatz)",
+        r"|spiele?|angenommen)",
+        r"folgende[mnrs]?|diese[mnrs]? (?:e-?mail|mail|brief|text|satz|nachricht|seite|artikel|notiz|absatz)",
     ),
     "spanish": PersonWords(
         r"yo|mis?|mí|mí[oa]s?|conmigo|nosotr[oa]s|nuestr[oa]s?|nos|soy|estoy|tengo|voy|vivo|trabajo|puedo|debo|hago"
@@ -59,16 +61,16 @@ PERSON_WORDS = {
         r"tú|te|tus?|usted|contigo|puedes|podrías",
         r"por favor|qué|cuál(?:es)?|quién(?:es)?|dónde|cómo|cuándo|cuánt[oa]s?|por qué|escribe|escríbe\w*|dime|dame"
         r"|muestra|ayúda\w*|explica\w*|describe|haz|busca|recomienda|compara|responde|lee|calcula|quisiera|mejora",
-        r"traduce|traduzca|resum[ea]|corrige|corrija|acorta|reescribe|revisa|imagina|finge|actúa|supón"
-        r"|siguientes?|est[ea] (?:correo|carta|texto|mensaje|página|artículo|nota|párrafo)",
+        r"traduce|traduzca|resum[ea]|corrige|corrija|acorta|reescribe|revisa|imagina|finge|actúa|supón",
+        r"siguientes?|est[ea] (?:correo|carta|texto|mensaje|página|artículo|nota|párrafo)",
     ),
     "french": PersonWords(
         r"je|j['’]\w+|m['’]\w+|mon|ma|mes|moi|nous|notre|nos",
         r"tu|te|t['’]\w+|toi|ton|ta|tes|vous|votre|vos",
         r"que|quel(?:le)?s?|qui|où|comment|pourquoi|combien|écri[st]|dis|donne|montre|aide|explique|décris|fais|trouve"
         r"|cherche|recommande|compare|réponds|lis|calcule|je voudrais|améliore",
-        r"(?<!je )(?:traduis(?:ez)?|résume|corrige|raccourcis|reformule|relis|imagine|fais semblant|suppose|joue)"
-        r"|suivante?s?|ce(?:tte)? (?:courriel|mail|lettre|texte|message|page|article|note|paragraphe)",
+        r"(?<!je )(?:traduis(?:ez)?|résume|corrige|raccourcis|reformule|relis|imagine|fais semblant|suppose|joue)",
+        r"suivante?s?|ce(?:tte)? (?:courriel|mail|lettre|texte|message|page|article|note|paragraphe)",
     ),
 }
 
@@ -117,14 +119,14 @@ class Statement:
 
 def is_request(sentence: str, words: PersonWords) -> bool:
     "Say whether a sentence asks or orders in a language."
-    return has_words(f"{words.request}|{words.text}", sentence, True) or has_words(words.second, sentence)
+    return has_words(f"{words.request}|{words.role}", sentence, True) or has_words(words.second, sentence)
 
 
 def is_own(sentence: str) -> bool:
     "Say whether a sentence states something about its writer in one of the languages."
     is_quoting = sentence.endswith((":", "：")) or '""' in sentence
     languages = [w for w in PERSON_WORDS.values() if has_words(w.first, sentence)]
-    is_stated = [not is_request(sentence, w) and not has_words(w.text, sentence) for w in languages]
+    is_stated = [not is_request(sentence, w) and not has_words(w.source, sentence) for w in languages]
     return any(is_stated) and not is_quoting
 
 
@@ -144,10 +146,10 @@ def list_own_sentences(message: str) -> list:  # sentences in order
             if is_own(sentence) and not is_question:
                 own.append(sentence)
                 continue
-            is_of_text = any(has_words(words.text, sentence) for words in PERSON_WORDS.values())
+            is_of_text = any(has_words(f"{w.role}|{w.source}", sentence) for w in PERSON_WORDS.values())
             if is_of_text and line is lines[-1] and sentence is sentences[-1] and not sentence.endswith(":"):
                 return []  # the text stands above
-            is_order = not is_question and any(is_request(sentence, words) for words in PERSON_WORDS.values())
+            is_order = not is_question and any(is_request(sentence, w) for w in PERSON_WORDS.values())
             if is_of_text or is_order or sentence.endswith((":", "：")):
                 return own if len(own) >= num_others else []
             num_others += not is_question
