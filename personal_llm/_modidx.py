@@ -1302,6 +1302,72 @@ d = {
                 "personal_llm/buffer/scoring.py",
             ),
         },
+        "personal_llm.buffer.statements": {
+            "personal_llm.buffer.statements.PersonWords": (
+                "2_buffer/statements.html#personwords",
+                "personal_llm/buffer/statements.py",
+            ),
+            "personal_llm.buffer.statements.Statement": (
+                "2_buffer/statements.html#statement",
+                "personal_llm/buffer/statements.py",
+            ),
+            "personal_llm.buffer.statements.choose_statements": (
+                "2_buffer/statements.html#choose_statements",
+                "personal_llm/buffer/statements.py",
+            ),
+            "personal_llm.buffer.statements.cut_foreign": (
+                "2_buffer/statements.html#cut_foreign",
+                "personal_llm/buffer/statements.py",
+            ),
+            "personal_llm.buffer.statements.find_statements": (
+                "2_buffer/statements.html#find_statements",
+                "personal_llm/buffer/statements.py",
+            ),
+            "personal_llm.buffer.statements.format_date": (
+                "2_buffer/statements.html#format_date",
+                "personal_llm/buffer/statements.py",
+            ),
+            "personal_llm.buffer.statements.has_first_person": (
+                "2_buffer/statements.html#has_first_person",
+                "personal_llm/buffer/statements.py",
+            ),
+            "personal_llm.buffer.statements.has_words": (
+                "2_buffer/statements.html#has_words",
+                "personal_llm/buffer/statements.py",
+            ),
+            "personal_llm.buffer.statements.is_about_self": (
+                "2_buffer/statements.html#is_about_self",
+                "personal_llm/buffer/statements.py",
+            ),
+            "personal_llm.buffer.statements.is_own": (
+                "2_buffer/statements.html#is_own",
+                "personal_llm/buffer/statements.py",
+            ),
+            "personal_llm.buffer.statements.is_request": (
+                "2_buffer/statements.html#is_request",
+                "personal_llm/buffer/statements.py",
+            ),
+            "personal_llm.buffer.statements.list_own_sentences": (
+                "2_buffer/statements.html#list_own_sentences",
+                "personal_llm/buffer/statements.py",
+            ),
+            "personal_llm.buffer.statements.rank_statements": (
+                "2_buffer/statements.html#rank_statements",
+                "personal_llm/buffer/statements.py",
+            ),
+            "personal_llm.buffer.statements.replace_quotation": (
+                "2_buffer/statements.html#replace_quotation",
+                "personal_llm/buffer/statements.py",
+            ),
+            "personal_llm.buffer.statements.write_line": (
+                "2_buffer/statements.html#write_line",
+                "personal_llm/buffer/statements.py",
+            ),
+            "personal_llm.buffer.statements.write_statements": (
+                "2_buffer/statements.html#write_statements",
+                "personal_llm/buffer/statements.py",
+            ),
+        },
         "personal_llm.buffer.synthesis": {
             "personal_llm.buffer.synthesis.SynthesisConfig": (
                 "2_buffer/synthesis.html#synthesisconfig",
