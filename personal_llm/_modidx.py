@@ -1217,10 +1217,6 @@ d = {
                 "2_buffer/retrieval.html#find_near",
                 "personal_llm/buffer/retrieval.py",
             ),
-            "personal_llm.buffer.retrieval.format_date": (
-                "2_buffer/retrieval.html#format_date",
-                "personal_llm/buffer/retrieval.py",
-            ),
             "personal_llm.buffer.retrieval.is_replaced": (
                 "2_buffer/retrieval.html#is_replaced",
                 "personal_llm/buffer/retrieval.py",
@@ -1349,10 +1345,6 @@ d = {
             ),
             "personal_llm.buffer.statements.list_own_sentences": (
                 "2_buffer/statements.html#list_own_sentences",
-                "personal_llm/buffer/statements.py",
-            ),
-            "personal_llm.buffer.statements.rank_statements": (
-                "2_buffer/statements.html#rank_statements",
                 "personal_llm/buffer/statements.py",
             ),
             "personal_llm.buffer.statements.replace_quotation": (
@@ -2911,6 +2903,10 @@ d = {
             ),
             "personal_llm.device.memory.Memory.find": (
                 "6_device/memory.html#memory.find",
+                "personal_llm/device/memory.py",
+            ),
+            "personal_llm.device.memory.Memory.find_statements": (
+                "6_device/memory.html#memory.find_statements",
                 "personal_llm/device/memory.py",
             ),
             "personal_llm.device.memory.Memory.load": (

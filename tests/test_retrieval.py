@@ -17,7 +17,6 @@ from personal_llm.buffer.retrieval import (
     collect_memories,
     decide_scope,
     find_near,
-    format_date,
     retrieve,
 )
 
@@ -105,7 +104,7 @@ def test_of_near_copies_the_newest_counts_even_if_an_older_one_is_nearer(vectors
     words = "please tell me how I should water my fern in winter"
     rows = [memory(1, words, 1.0, "Old"), memory(2, "what about a cactus", 2.0), memory(1, words + "?", 3.0, "New")]
     assert [d.response for d in find_near(rows, "0 prompt", vectors)] == ["New", "In short: yes."]
-    assert find_near([], "0 prompt", vectors) == []
+    assert list(find_near([], "0 prompt", vectors)) == []
 
 
 def test_the_nearest_are_chosen_the_newest_stands_last_and_the_budget_holds(vectors):
@@ -146,10 +145,6 @@ def test_without_memories_nothing_is_added():
     silent = add_memories(asked, [memory(1)], config=MemoryConfig(sentence=""))
     assert [role for role, _ in silent.history] == ["user", "assistant"]
     assert [role for role, _ in add_memories(asked, [], "You moved.").history] == ["system"]
-
-
-def test_a_place_in_a_stream_is_no_date():
-    assert [format_date(time) for time in (0.0, 799.0, -1e12, 1e300)] == [""] * 4
 
 
 @pytest.mark.parametrize("values", [dict(memories=-1), dict(max_tokens=1.5), dict(sentence=None)])

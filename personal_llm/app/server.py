@@ -21,6 +21,7 @@ from typing import Annotated, Literal
 from personal_llm.base.core import Dialogue, InputError, catch_panic, import_extra
 from personal_llm.base.files import ASSETS
 from personal_llm.base.replies import ReplyOptions, ReplyStream
+from personal_llm.buffer.statements import find_statements
 from personal_llm.device.chat import QUESTION_TEXT, ChatSession, clean_text
 from personal_llm.device.state import CLIENT, FILE
 
@@ -297,6 +298,9 @@ def list_known(session: ChatSession, talk: str) -> dict:
         source = sources.get(state.archive.talks[id], "")
         row = dict(id=id, time=d.time, prompt=d.prompt, reply=d.response, origin=d.origin, source=source)
         rows["answers"].append(row | dict(scope=state.scopes.get(id, "")))
+    for statement in reversed(find_statements(state.list_own())):
+        id = state.find_root(statement.id)
+        rows["statements"].append(dict(id=id, time=statement.time, prompt=statement.text, is_pinned=id in state.pinned))
     return rows
 
 

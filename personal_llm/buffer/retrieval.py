@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['ANSWERED_ORIGINS', 'collect_memories', 'MemoryConfig', 'VectorStore', 'Evidence', 'measure_closeness',
-           'belongs', 'is_replaced', 'decide_scope', 'find_near', 'retrieve', 'format_date', 'add_memories']
+           'belongs', 'is_replaced', 'decide_scope', 'find_near', 'retrieve', 'add_memories']
 
 # %% ../../nbs/2_buffer/07_retrieval.ipynb #ret00003
 import functools
+from itertools import chain
 from dataclasses import dataclass
-from datetime import datetime, timezone
 
 import numpy as np
 
@@ -105,13 +105,15 @@ def decide_scope(evidence: Evidence, prompt: str, vectors: VectorStore, rule=bel
     return rule(np.concatenate([answers, accepted]), opposing)
 
 # %% ../../nbs/2_buffer/07_retrieval.ipynb #ret00022
-def find_near(dialogues: list, prompt: str, vectors: VectorStore) -> list:
-    "Sort dialogues, given the oldest first, by similarity of their prompts, the nearest first; of near-copies the newest."
-    similarities = vectors.embed([d.prompt for d in dialogues]) @ vectors.embed([prompt])[0] if dialogues else []
+def find_near(items, prompt: str, vectors: VectorStore, name: str = "prompt"):  # name: of the attribute with the text
+    "Yield items, given the oldest first, by the similarity of their texts to a prompt; of near-copies only the newest."
+    texts = [getattr(item, name) for item in items]
+    similarities = vectors.embed(texts) @ vectors.embed([prompt])[0] if texts else []
     order = np.argsort(-np.asarray(similarities), kind="stable").tolist()
-    describe = functools.cache(lambda i: describe_copy(dialogues[i].prompt))
-    is_old = lambda i: any(j > i and are_copies(describe(i), describe(j)) for j in order)
-    return [dialogues[i] for i in order if not is_old(i)]
+    describe = functools.cache(lambda i: describe_copy(texts[i]))
+    for i in order:
+        if not any(j > i and are_copies(describe(i), describe(j)) for j in order):
+            yield items[i]
 
 
 def retrieve(
@@ -127,21 +129,17 @@ def retrieve(
     left = config.max_tokens
     near = find_near(evidence.everywhere, prompt, vectors)
     if decide_scope(evidence, prompt, vectors):
-        near += find_near(evidence.answers, prompt, vectors)
-    for d in (d for d in near if d.prompt not in shown):
+        near = chain(near, find_near(evidence.answers, prompt, vectors))
+    for d in near:
+        if len(chosen) == config.memories:
+            break
         size = count_tokens(d.prompt) + count_tokens(d.response)
-        if len(chosen) < config.memories and size <= left:
+        if size <= left and d.prompt not in shown:
             chosen.append(d)
             left -= size
     return sorted(chosen, key=lambda d: d.time)
 
 # %% ../../nbs/2_buffer/07_retrieval.ipynb #ret00031
-def format_date(time: float) -> str:  # of the time zone UTC; "" for a place in a stream
-    "Return the date of a dialogue, such as 2026-03-01."
-    is_date = 1e8 < time < 1e11  # seconds since the epoch, from 1973
-    return f"{datetime.fromtimestamp(time, timezone.utc):%Y-%m-%d}" if is_date else ""
-
-
 def add_memories(
     dialogue: Dialogue,  # the new prompt and the talk before it
     memories: list,  # of `retrieve`

@@ -5,16 +5,18 @@
 # %% auto #0
 __all__ = ['PERSON_WORDS', 'TITLE_WORDS', 'QUOTATION', 'MAX_TOKENS', 'PersonWords', 'has_words', 'has_first_person',
            'replace_quotation', 'cut_foreign', 'is_about_self', 'Statement', 'is_request', 'is_own',
-           'list_own_sentences', 'find_statements', 'rank_statements', 'choose_statements', 'format_date', 'write_line',
+           'list_own_sentences', 'find_statements', 'choose_statements', 'format_date', 'write_line',
            'write_statements']
 
 # %% ../../nbs/2_buffer/09_statements.ipynb #sta00003
+import functools
 import re
 from dataclasses import dataclass
 from datetime import datetime, timezone
+from itertools import islice
 
-from ..base.text import are_copies, describe_copy, split_sentences
-from .retrieval import MemoryConfig, VectorStore
+from ..base.text import split_sentences
+from .retrieval import MemoryConfig, VectorStore, find_near
 
 # %% ../../nbs/2_buffer/09_statements.ipynb #sta00005
 @dataclass(frozen=True)
@@ -37,7 +39,8 @@ PERSON_WORDS = {
         r"|build|find|search|look|get|suggest|recommend|compare|answer|say|play|book|plan|add|set|send|call|remind|read"
         r"|solve|calculate|convert|define|turn|use|let|check|improve|fix|correct|continue|finish|complete|generate"
         r"|design|prepare|reply|respond|act|be|assume|classify|extract|analy[sz]e|repeat|guess|count|identify|rate"
-        r"|judge|evaluate|discuss|outline|sort|rank|choose|pick|spell|ask|here (?:is|are)|(?:i|we) (?:want|need)|(?:i|we)(?:['’]d| would)"
+        r"|judge|evaluate|discuss|outline|sort|rank|choose|pick|spell|ask|here (?:is|are)|(?:i|we) (?:want|need)"
+        r"|(?:i|we)(?:['’]d| would)"
         r"(?: also| really)? like|i(?:['’]m| am) looking for",
         r"(?<!i )(?:translate|summari[sz]e|shorten|rewrite|rephrase|paraphrase|proofread|polish|edit|pretend|imagine"
         r"|suppose|role-?play|act as)",
@@ -130,6 +133,7 @@ def is_own(sentence: str) -> bool:
     return any(is_stated) and not is_quoting
 
 
+@functools.lru_cache(maxsize=100_000)  # messages: those of a large archive, read before each reply
 def list_own_sentences(message: str) -> list:  # sentences in order
     "Return the sentences of a message in which the writer says something about themselves."
     lines = [line for line in cut_foreign(message).splitlines() if line.strip()]
@@ -165,15 +169,6 @@ def find_statements(dialogues: list) -> list:  # oldest first; dialogues: of the
 MAX_TOKENS = 240  # of all statements: four of the default's with sixty tokens each, about two long sentences
 
 
-def rank_statements(statements: list, prompt: str, vectors: VectorStore) -> list:  # statements: oldest first
-    "Return statements, the nearest to a prompt first; of near-copies only the newest."
-    copies = [describe_copy(s.text) for s in statements]
-    kept = [s for i, s in enumerate(statements) if not any(are_copies(copies[i], copy) for copy in copies[i + 1 :])]
-    rows = vectors.embed([prompt, *(s.text for s in kept)])
-    order = (-(rows[1:] @ rows[0])).argsort(kind="stable")
-    return [kept[i] for i in order]
-
-
 def choose_statements(
     statements: list,  # of `find_statements`, oldest first
     prompt: str,
@@ -186,7 +181,8 @@ def choose_statements(
     pinned = sorted(pinned, key=lambda s: -s.time)
     near = []
     if config.statements and is_about_self(prompt):
-        near = [s for s in rank_statements(statements, prompt, vectors) if s not in pinned][: config.statements]
+        others = [statement for statement in statements if statement not in pinned]
+        near = islice(find_near(others, prompt, vectors, "text"), config.statements)
     chosen = []
     left = MAX_TOKENS
     for statement in (*pinned, *near):

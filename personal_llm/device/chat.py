@@ -15,7 +15,7 @@ from ..base.core import Dialogue, InputError, check, patch
 from ..base.loading import load_encoder
 from ..base.replies import ReplyOptions, ReplyStream
 from ..base.text import CONTROL_CHARACTERS, count_nouns
-from ..buffer.retrieval import format_date
+from ..buffer.statements import format_date
 from .archive import clean
 from .forgetting import ForgetPlan
 from .personalizer import Personalizer

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from ..base.core import Dialogue
 from ..base.loading import get_encoder_id
 from ..buffer.retrieval import MemoryConfig, VectorStore, add_memories, retrieve
+from ..buffer.statements import Statement, choose_statements, find_statements, write_statements
 from .archive import Archive, load_vectors, store_vectors
 from .state import State
 
@@ -60,12 +61,24 @@ class Memory:
     def find(self, state: State, question: Dialogue, count_tokens) -> Recall:
         "Return what the reply to a question reads; count_tokens: text -> number of tokens."
         instructions = tuple(state.instructions.values())
-        shown = {text for role, text in question.history if role == "user"}
-        evidence = state.get_evidence()
+        shown = {text for role, text in question.history if role == "user"}  # the turns of the talk are there already
         memories = []
-        notes = []
-        if self.config.memories and (evidence.answers or evidence.everywhere):
-            self.load()
+        if self.config.memories:
+            evidence = state.get_evidence()
+            if evidence.answers:
+                self.load()
             memories = retrieve(evidence, question.prompt, self.vectors, self.config, count_tokens, shown)
-        dialogue = add_memories(question, memories, "", self.config, instructions)
-        return Recall(dialogue, tuple(memories), tuple(notes), instructions)
+        statements = self.find_statements(state, question, count_tokens, shown)
+        notes = write_statements(statements, question.time)
+        dialogue = add_memories(question, memories, notes, self.config, instructions)
+        return Recall(dialogue, tuple(memories), tuple(statements), instructions)
+
+    def find_statements(self, state: State, question: Dialogue, count_tokens, shown: set) -> list:
+        "Return what the person said of themselves, where the question is about that, and pinned messages."
+        pinned = tuple(Statement(d.prompt, d.time, d.id) for d in map(state.newest, state.pinned))
+        if not self.config.statements and not pinned:
+            return []
+        statements = find_statements([d for d in state.list_own() if d.prompt not in shown])
+        if statements:
+            self.load()
+        return choose_statements(statements, question.prompt, self.vectors, self.config, count_tokens, pinned)

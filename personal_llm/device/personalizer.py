@@ -139,7 +139,7 @@ def arrive(self: Personalizer, dialogue: Dialogue, talk: str = FILE, recall: Rec
     with self.change():
         self.archive.add(dialogue, talk, turns)
         reads = [self.state.root(d) for d in recall.memories]
-        statements = [self.state.root(d) for d in recall.statements]
+        statements = [self.state.find_root(statement.id) for statement in recall.statements]
         is_tuned = recall.adapter is not None
         self.state.record("said", dialogue.id, reads=reads, statements=statements, is_tuned=is_tuned)
 
@@ -233,7 +233,7 @@ def scope_habit(self: Personalizer, row: CardRow, scope: str, time: float = 0.0)
 
 @patch
 def list_habits(self: Personalizer) -> list:  # `CardRow`s
-    "Return the card of the person's corrections: habits, each with its count, its scope and the answers that it comes from."
+    "Return the card: the habits of the person's corrections, each with its count, its scope and its answers."
     corrections = [d for d in self.state.list_answered() if d.origin == "annotated"]
     corrections = [d for d in corrections if self.state.root(d) not in self.state.plain]
     replies = {id: d.response for id, d in self.archive.dialogues.items()}

@@ -17,8 +17,9 @@ from ..base.core import Cost, Dialogue, InputError, patch
 from ..base.text import count_nouns
 from ..buffer.buffer import Buffer, Decision, open_buffer
 from ..buffer.feedback import Feedback
-from ..buffer.retrieval import ANSWERED_ORIGINS, Evidence, collect_memories, format_date
+from ..buffer.retrieval import ANSWERED_ORIGINS, Evidence, collect_memories
 from ..buffer.scoring import ScoredDialogue, Scores
+from ..buffer.statements import format_date
 from .archive import Archive, Event, trim_archive
 
 # %% ../../nbs/6_device/02_state.ipynb #180b5fec
@@ -447,7 +448,9 @@ def get_evidence(self: State) -> Evidence:
         if group == "accepted" and is_narrow:  # the person wants the form at similar prompts only
             group = "left_alone"
         if group:
-            groups[group].append(self.newest(id))
+            d = self.newest(id)
+            answered = self.reactions[id].time if id in self.reactions else d.time
+            groups[group].append(replace(d, time=max(d.time, answered)))  # an answer is as new as the reaction
     return Evidence(**{name: tuple(sorted(found, key=lambda d: d.time)) for name, found in groups.items()})
 
 
@@ -470,8 +473,8 @@ def find_group(self: State, id: str) -> str:  # a field of `Evidence`, or ""
 
 @patch
 def list_own(self: State) -> list:  # `Dialogue`s, the oldest first
-    "Return the dialogues of the user's own talks and files; no other program's."
-    own = [id for id, talk in self.archive.talks.items() if talk != CLIENT]
+    "Return the turns of the user's own talks; none of a file, and no other program's."
+    own = [id for id, talk in self.archive.talks.items() if talk not in OTHER_TALKS]
     return sorted((self.newest(id) for id in own), key=lambda d: d.time)
 
 
