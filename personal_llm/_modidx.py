@@ -2481,8 +2481,16 @@ d = {
                 "6_device/archive.html#archive.execute",
                 "personal_llm/device/archive.py",
             ),
+            "personal_llm.device.archive.Archive.get_fact": (
+                "6_device/archive.html#archive.get_fact",
+                "personal_llm/device/archive.py",
+            ),
             "personal_llm.device.archive.Archive.load": (
                 "6_device/archive.html#archive.load",
+                "personal_llm/device/archive.py",
+            ),
+            "personal_llm.device.archive.Archive.set_fact": (
+                "6_device/archive.html#archive.set_fact",
                 "personal_llm/device/archive.py",
             ),
             "personal_llm.device.archive.Archive.transaction": (
@@ -2701,8 +2709,32 @@ d = {
                 "6_device/forgetting.html#forgetplan.__str__",
                 "personal_llm/device/forgetting.py",
             ),
+            "personal_llm.device.forgetting.Letters": (
+                "6_device/forgetting.html#letters",
+                "personal_llm/device/forgetting.py",
+            ),
+            "personal_llm.device.forgetting.Letters.__missing__": (
+                "6_device/forgetting.html#letters.__missing__",
+                "personal_llm/device/forgetting.py",
+            ),
             "personal_llm.device.forgetting.begin": (
                 "6_device/forgetting.html#begin",
+                "personal_llm/device/forgetting.py",
+            ),
+            "personal_llm.device.forgetting.compose": (
+                "6_device/forgetting.html#compose",
+                "personal_llm/device/forgetting.py",
+            ),
+            "personal_llm.device.forgetting.cut_turns": (
+                "6_device/forgetting.html#cut_turns",
+                "personal_llm/device/forgetting.py",
+            ),
+            "personal_llm.device.forgetting.delete_rows": (
+                "6_device/forgetting.html#delete_rows",
+                "personal_llm/device/forgetting.py",
+            ),
+            "personal_llm.device.forgetting.drop_forgotten": (
+                "6_device/forgetting.html#drop_forgotten",
                 "personal_llm/device/forgetting.py",
             ),
             "personal_llm.device.forgetting.empty_replies": (
@@ -2713,12 +2745,24 @@ d = {
                 "6_device/forgetting.html#find_adapters",
                 "personal_llm/device/forgetting.py",
             ),
+            "personal_llm.device.forgetting.find_numbers": (
+                "6_device/forgetting.html#find_numbers",
+                "personal_llm/device/forgetting.py",
+            ),
             "personal_llm.device.forgetting.find_readers": (
                 "6_device/forgetting.html#find_readers",
                 "personal_llm/device/forgetting.py",
             ),
+            "personal_llm.device.forgetting.find_unused": (
+                "6_device/forgetting.html#find_unused",
+                "personal_llm/device/forgetting.py",
+            ),
             "personal_llm.device.forgetting.find_wishes": (
                 "6_device/forgetting.html#find_wishes",
+                "personal_llm/device/forgetting.py",
+            ),
+            "personal_llm.device.forgetting.finish_forgetting": (
+                "6_device/forgetting.html#finish_forgetting",
                 "personal_llm/device/forgetting.py",
             ),
             "personal_llm.device.forgetting.fold": (
@@ -2767,6 +2811,14 @@ d = {
             ),
             "personal_llm.device.forgetting.show": (
                 "6_device/forgetting.html#show",
+                "personal_llm/device/forgetting.py",
+            ),
+            "personal_llm.device.forgetting.sign": (
+                "6_device/forgetting.html#sign",
+                "personal_llm/device/forgetting.py",
+            ),
+            "personal_llm.device.forgetting.sign_turns": (
+                "6_device/forgetting.html#sign_turns",
                 "personal_llm/device/forgetting.py",
             ),
         },
