@@ -216,6 +216,16 @@ d = {
                 "8_app/server.html#completionrequest.get_options",
                 "personal_llm/app/server.py",
             ),
+            "personal_llm.app.server.Connection": ("8_app/server.html#connection", "personal_llm/app/server.py"),
+            "personal_llm.app.server.Connection.connection_made": (
+                "8_app/server.html#connection.connection_made",
+                "personal_llm/app/server.py",
+            ),
+            "personal_llm.app.server.Connection.is_waiting": (
+                "8_app/server.html#connection.is_waiting",
+                "personal_llm/app/server.py",
+            ),
+            "personal_llm.app.server.LongRequest": ("8_app/server.html#longrequest", "personal_llm/app/server.py"),
             "personal_llm.app.server.Message": ("8_app/server.html#message", "personal_llm/app/server.py"),
             "personal_llm.app.server.Message.read": ("8_app/server.html#message.read", "personal_llm/app/server.py"),
             "personal_llm.app.server.Part": ("8_app/server.html#part", "personal_llm/app/server.py"),
@@ -238,6 +248,12 @@ d = {
             ),
             "personal_llm.app.server.answer_error": ("8_app/server.html#answer_error", "personal_llm/app/server.py"),
             "personal_llm.app.server.call": ("8_app/server.html#call", "personal_llm/app/server.py"),
+            "personal_llm.app.server.check_length": ("8_app/server.html#check_length", "personal_llm/app/server.py"),
+            "personal_llm.app.server.check_model_name": (
+                "8_app/server.html#check_model_name",
+                "personal_llm/app/server.py",
+            ),
+            "personal_llm.app.server.check_owner": ("8_app/server.html#check_owner", "personal_llm/app/server.py"),
             "personal_llm.app.server.check_request": ("8_app/server.html#check_request", "personal_llm/app/server.py"),
             "personal_llm.app.server.describe_status": (
                 "8_app/server.html#describe_status",
@@ -250,6 +266,7 @@ d = {
             "personal_llm.app.server.make_app": ("8_app/server.html#make_app", "personal_llm/app/server.py"),
             "personal_llm.app.server.make_server": ("8_app/server.html#make_server", "personal_llm/app/server.py"),
             "personal_llm.app.server.open_socket": ("8_app/server.html#open_socket", "personal_llm/app/server.py"),
+            "personal_llm.app.server.read_whole": ("8_app/server.html#read_whole", "personal_llm/app/server.py"),
             "personal_llm.app.server.serve": ("8_app/server.html#serve", "personal_llm/app/server.py"),
             "personal_llm.app.server.write_events": ("8_app/server.html#write_events", "personal_llm/app/server.py"),
             "personal_llm.app.server.write_reply": ("8_app/server.html#write_reply", "personal_llm/app/server.py"),
@@ -274,6 +291,10 @@ d = {
             ),
             "personal_llm.base.adapters.check_adapter": (
                 "0_base/adapters.html#check_adapter",
+                "personal_llm/base/adapters.py",
+            ),
+            "personal_llm.base.adapters.check_layer_names": (
+                "0_base/adapters.html#check_layer_names",
                 "personal_llm/base/adapters.py",
             ),
             "personal_llm.base.adapters.commit_adapter": (

@@ -240,7 +240,9 @@ def describe_source(self: ChatSession) -> str:  # "" if the newest reply read no
         parts.append("what you said" + f" on {', '.join(days)}" * bool(days))
     if self.recalled.adapter is not None:
         parts.append("a fine-tune")
-    return "from " + ", ".join(parts) if parts else ""
+    cut = self.model.truncated.get(self.recalled.dialogue.id, 0)
+    lines = ["from " + ", ".join(parts)] * bool(parts) + [f"{cut} tokens of the oldest turns did not fit"] * (cut > 0)
+    return "; ".join(lines)
 
 # %% ../../nbs/6_device/08_chat.ipynb #cht2reac
 @patch

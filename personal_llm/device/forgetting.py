@@ -43,7 +43,11 @@ class Letters(dict):
             self[number] = " "
         elif kind == "Pd" or letter in "\u2212\u2053":
             self[number] = "-"
-        elif kind in ("Cc", "Cf", "Cn", "Pi", "Pf", "Sk") or number in NOT_SHOWN or letter in "*_~\\[]\"'‚„「」『』〝〞〟":
+        elif (
+            kind in ("Cc", "Cf", "Cn", "Pi", "Pf", "Sk")
+            or number in NOT_SHOWN
+            or letter in "*_~\\[]\"'‚„「」『』〝〞〟"
+        ):
             self[number] = ""
         elif 0x2B9 <= number <= 0x2CF or 0x2032 <= number <= 0x2037:  # primes and accents beside a letter
             self[number] = ""

@@ -416,7 +416,9 @@ def list_examples(self: State) -> list:  # `Dialogue`s without the turns before 
 @patch
 def list_unlearned(self: State, but_undone: bool = True) -> list:  # ids; but_undone: without those of undone fine-tunes
     "Return the dialogues whose newest answer no fine-tune has learned."
-    learned = {*(self.undone if but_undone else ())}.union(*(round.learned for round in self.rounds)) - self.answered_anew
+    learned = {*(self.undone if but_undone else ())}.union(
+        *(round.learned for round in self.rounds)
+    ) - self.answered_anew
     return [id for id, reaction in self.reactions.items() if reaction.kind != "down" and id not in learned]
 
 
