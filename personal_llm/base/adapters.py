@@ -163,8 +163,8 @@ def check_adapter(folder, base: str = None) -> Path:  # folder: a path, or an ob
 def check_layer_names(file: Path, config: dict) -> None:
     "Raise `InputError` for settings in which peft would look for a regular expression; one can take forever."
     names = []
-    for field in ("target_modules", "exclude_modules", "layers_pattern", "rank_pattern", "alpha_pattern"):
-        value = config.get(field) or []
+    for setting in ("target_modules", "exclude_modules", "layers_pattern", "rank_pattern", "alpha_pattern"):
+        value = config.get(setting) or []
         names += value if isinstance(value, (list, dict)) else [value]
     odd = [name for name in names if not isinstance(name, str) or not re.fullmatch(r"[\w.-]+", name)]
     if odd:

@@ -131,8 +131,11 @@ def find_numbers(state: State) -> tuple:  # two dictionaries: id -> number of an
     return said, own
 
 
-def cut_turns(history: list, is_lost, forms: set, copies: set) -> list:  # texts
-    "Return the foreign turns of a history that hold the text or repeat a lost one, and the replies that read these."
+def cut_turns(history: list, is_lost, forms: set, copies: set, asked: set) -> list:  # texts
+    """Return the foreign turns of a history that hold the text or repeat a lost one, and the replies that read these.
+
+    copies: folded texts that are lost; asked: folded messages whose replies are lost
+    """
     turns = []
     has_read = False
     for item in history:
@@ -140,10 +143,11 @@ def cut_turns(history: list, is_lost, forms: set, copies: set) -> list:  # texts
             has_read = has_read or is_lost(item)
             continue
         role, text = item
-        is_named = holds(text, forms) or fold(text) in copies
+        folded = fold(text)
+        is_named = holds(text, forms) or folded in copies
         if is_named or has_read and role == "assistant":
             turns.append(text)
-        has_read = has_read or is_named
+        has_read = has_read or is_named or role == "user" and folded in asked
     return turns
 
 
@@ -157,13 +161,14 @@ def find_readers(state: State, gone: set, forms: set) -> tuple:
     lost = dict.fromkeys(gone, math.inf)  # id -> number of the event from which on its text may be read
     written = list_written(state)
     copies = {fold(text) for id in gone for text in (*written[id], archive.dialogues[id].response)} - {""}
+    asked = set()
     replies = []
     turns = []
     for id, d in archive.dialogues.items():  # in the order of time: a reply reads earlier ones only
         if id in gone:
             continue
         is_lost = lambda other: said.get(id, 0) < lost.get(other, 0)
-        cut = dict.fromkeys(cut_turns(archive.histories[id], is_lost, forms, copies))
+        cut = dict.fromkeys(cut_turns(archive.histories[id], is_lost, forms, copies, asked))
         turns += [(id, text) for text in cut]
         read = {*state.reads.get(id, ()), *(item for item in archive.histories[id] if isinstance(item, str))}
         has_read = cut or any(map(is_lost, read)) or gone & {*state.statements.get(id, ())}
@@ -171,6 +176,7 @@ def find_readers(state: State, gone: set, forms: set) -> tuple:
             replies.append(id)
             lost[id] = own.get(id, math.inf)
             copies.add(fold(d.response))
+            asked.add(fold(d.prompt))
     return replies, turns, lost
 
 # %% ../../nbs/6_device/03_forgetting.ipynb #fgt0adpc
@@ -251,18 +257,21 @@ def sign(archive: Archive, text: str) -> str:  # sixteen hex digits
     return hmac.digest(key.encode(), (fold(text) or text).encode("utf-8", "replace"), "sha256").hex()[:16]
 
 
+REPLY = "the reply to: "
+
+
 def sign_turns(archive: Archive, plan: ForgetPlan) -> list:
-    "Return the fingerprints of the turns of a plan that another program could send again."
+    "Return the fingerprints of the turns of a plan that another program could send again, also with another reply."
     texts = [text for _, text in plan.turns]
     for id in (*plan.dialogues, *plan.replies):
         if archive.talks[id] != FILE:
             d = archive.dialogues[id]
-            texts += [d.response] + [d.prompt] * (id in plan.dialogues)
+            texts += [d.response, d.prompt if id in plan.dialogues else REPLY + d.prompt]
     return [sign(archive, text) for text in dict.fromkeys(texts) if text]
 
 
 def drop_forgotten(archive: Archive, history) -> list:  # (role, text) pairs
-    "Return a history that another program sent, without forgotten turns and the replies right after forgotten messages."
+    "Return a history that another program sent, without forgotten turns and the replies to forgotten messages."
     known = {name for event in archive.events if event.kind == "forgotten" for name in event.content.get("turns", ())}
     kept = []
     was_gone = False
@@ -270,7 +279,7 @@ def drop_forgotten(archive: Archive, history) -> list:  # (role, text) pairs
         is_gone = sign(archive, text) in known
         if not (is_gone or was_gone and role == "assistant"):
             kept.append((role, text))
-        was_gone = is_gone and role == "user"
+        was_gone = role == "user" and (is_gone or sign(archive, REPLY + text) in known)
     return kept if known else list(history)
 
 
