@@ -220,6 +220,16 @@ d = {
                 "8_app/server.html#completionrequest.get_options",
                 "personal_llm/app/server.py",
             ),
+            "personal_llm.app.server.Connection": ("8_app/server.html#connection", "personal_llm/app/server.py"),
+            "personal_llm.app.server.Connection.connection_made": (
+                "8_app/server.html#connection.connection_made",
+                "personal_llm/app/server.py",
+            ),
+            "personal_llm.app.server.Connection.is_waiting": (
+                "8_app/server.html#connection.is_waiting",
+                "personal_llm/app/server.py",
+            ),
+            "personal_llm.app.server.LongRequest": ("8_app/server.html#longrequest", "personal_llm/app/server.py"),
             "personal_llm.app.server.Message": ("8_app/server.html#message", "personal_llm/app/server.py"),
             "personal_llm.app.server.Message.read": ("8_app/server.html#message.read", "personal_llm/app/server.py"),
             "personal_llm.app.server.Part": ("8_app/server.html#part", "personal_llm/app/server.py"),
@@ -242,6 +252,12 @@ d = {
             ),
             "personal_llm.app.server.answer_error": ("8_app/server.html#answer_error", "personal_llm/app/server.py"),
             "personal_llm.app.server.call": ("8_app/server.html#call", "personal_llm/app/server.py"),
+            "personal_llm.app.server.check_length": ("8_app/server.html#check_length", "personal_llm/app/server.py"),
+            "personal_llm.app.server.check_model_name": (
+                "8_app/server.html#check_model_name",
+                "personal_llm/app/server.py",
+            ),
+            "personal_llm.app.server.check_owner": ("8_app/server.html#check_owner", "personal_llm/app/server.py"),
             "personal_llm.app.server.check_request": ("8_app/server.html#check_request", "personal_llm/app/server.py"),
             "personal_llm.app.server.describe_status": (
                 "8_app/server.html#describe_status",
@@ -255,6 +271,7 @@ d = {
             "personal_llm.app.server.make_server": ("8_app/server.html#make_server", "personal_llm/app/server.py"),
             "personal_llm.app.server.open_socket": ("8_app/server.html#open_socket", "personal_llm/app/server.py"),
             "personal_llm.app.server.react": ("8_app/server.html#react", "personal_llm/app/server.py"),
+            "personal_llm.app.server.read_whole": ("8_app/server.html#read_whole", "personal_llm/app/server.py"),
             "personal_llm.app.server.serve": ("8_app/server.html#serve", "personal_llm/app/server.py"),
             "personal_llm.app.server.write_events": ("8_app/server.html#write_events", "personal_llm/app/server.py"),
             "personal_llm.app.server.write_reply": ("8_app/server.html#write_reply", "personal_llm/app/server.py"),
@@ -279,6 +296,10 @@ d = {
             ),
             "personal_llm.base.adapters.check_adapter": (
                 "0_base/adapters.html#check_adapter",
+                "personal_llm/base/adapters.py",
+            ),
+            "personal_llm.base.adapters.check_layer_names": (
+                "0_base/adapters.html#check_layer_names",
                 "personal_llm/base/adapters.py",
             ),
             "personal_llm.base.adapters.commit_adapter": (
@@ -2560,8 +2581,16 @@ d = {
                 "6_device/archive.html#archive.execute",
                 "personal_llm/device/archive.py",
             ),
+            "personal_llm.device.archive.Archive.get_fact": (
+                "6_device/archive.html#archive.get_fact",
+                "personal_llm/device/archive.py",
+            ),
             "personal_llm.device.archive.Archive.load": (
                 "6_device/archive.html#archive.load",
+                "personal_llm/device/archive.py",
+            ),
+            "personal_llm.device.archive.Archive.set_fact": (
+                "6_device/archive.html#archive.set_fact",
                 "personal_llm/device/archive.py",
             ),
             "personal_llm.device.archive.Archive.transaction": (
@@ -2796,8 +2825,32 @@ d = {
                 "6_device/forgetting.html#forgetplan.__str__",
                 "personal_llm/device/forgetting.py",
             ),
+            "personal_llm.device.forgetting.Letters": (
+                "6_device/forgetting.html#letters",
+                "personal_llm/device/forgetting.py",
+            ),
+            "personal_llm.device.forgetting.Letters.__missing__": (
+                "6_device/forgetting.html#letters.__missing__",
+                "personal_llm/device/forgetting.py",
+            ),
             "personal_llm.device.forgetting.begin": (
                 "6_device/forgetting.html#begin",
+                "personal_llm/device/forgetting.py",
+            ),
+            "personal_llm.device.forgetting.compose": (
+                "6_device/forgetting.html#compose",
+                "personal_llm/device/forgetting.py",
+            ),
+            "personal_llm.device.forgetting.cut_turns": (
+                "6_device/forgetting.html#cut_turns",
+                "personal_llm/device/forgetting.py",
+            ),
+            "personal_llm.device.forgetting.delete_rows": (
+                "6_device/forgetting.html#delete_rows",
+                "personal_llm/device/forgetting.py",
+            ),
+            "personal_llm.device.forgetting.drop_forgotten": (
+                "6_device/forgetting.html#drop_forgotten",
                 "personal_llm/device/forgetting.py",
             ),
             "personal_llm.device.forgetting.empty_replies": (
@@ -2808,12 +2861,24 @@ d = {
                 "6_device/forgetting.html#find_adapters",
                 "personal_llm/device/forgetting.py",
             ),
+            "personal_llm.device.forgetting.find_numbers": (
+                "6_device/forgetting.html#find_numbers",
+                "personal_llm/device/forgetting.py",
+            ),
             "personal_llm.device.forgetting.find_readers": (
                 "6_device/forgetting.html#find_readers",
                 "personal_llm/device/forgetting.py",
             ),
+            "personal_llm.device.forgetting.find_unused": (
+                "6_device/forgetting.html#find_unused",
+                "personal_llm/device/forgetting.py",
+            ),
             "personal_llm.device.forgetting.find_words": (
                 "6_device/forgetting.html#find_words",
+                "personal_llm/device/forgetting.py",
+            ),
+            "personal_llm.device.forgetting.finish_forgetting": (
+                "6_device/forgetting.html#finish_forgetting",
                 "personal_llm/device/forgetting.py",
             ),
             "personal_llm.device.forgetting.fold": (
@@ -2862,6 +2927,14 @@ d = {
             ),
             "personal_llm.device.forgetting.show": (
                 "6_device/forgetting.html#show",
+                "personal_llm/device/forgetting.py",
+            ),
+            "personal_llm.device.forgetting.sign": (
+                "6_device/forgetting.html#sign",
+                "personal_llm/device/forgetting.py",
+            ),
+            "personal_llm.device.forgetting.sign_turns": (
+                "6_device/forgetting.html#sign_turns",
                 "personal_llm/device/forgetting.py",
             ),
         },

@@ -64,7 +64,7 @@ def test_a_reply_reads_the_last_turns_as_they_were_corrected(model):
     history = session.recalled.dialogue.history
     assert [text for role, text in history if role == "user"][-2:] == ["Message 1", "Message 2"]
     assert history[-1] == ("assistant", "So be it.")
-    references = session.me.archive.references[session.turns[-1].id]
+    references = session.me.archive.histories[session.turns[-1].id]
     assert len(references) == 2 and set(references) <= set(session.me.archive.dialogues)
 
 

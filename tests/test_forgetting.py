@@ -1,7 +1,9 @@
 "Forgetting: what goes is listed first, own messages stay, and no byte is left."
 
 import json
+import os
 import re
+import shutil
 import sqlite3
 from pathlib import Path
 
@@ -9,21 +11,25 @@ import numpy as np
 import pytest
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
+from kills import killed_at
 
 from personal_llm.base.core import Cost, Dialogue, InputError
 from personal_llm.base.models import load_model
 from personal_llm.buffer.buffer import Buffer
 from personal_llm.buffer.scoring import ScoredDialogue, Scores
+from personal_llm.device import archive as archive_module
 from personal_llm.device import chat, forgetting, personalizer
 from personal_llm.device.archive import ARCHIVE_FILE, Archive
 from personal_llm.device.chat import ChatSession
-from personal_llm.device.forgetting import ForgetPlan, fold, forget_dialogues, forget_everything
-from personal_llm.device.forgetting import holds, list_written, plan_forgetting, show
+from personal_llm.device.forgetting import ForgetPlan, drop_forgotten, finish_forgetting, fold, forget_dialogues
+from personal_llm.device.forgetting import forget_everything, holds, list_written, plan_forgetting
 from personal_llm.device.learning import PreparedRound, find_place
-from personal_llm.device.state import State, open_state
+from personal_llm.device.personalizer import Personalizer
+from personal_llm.device.state import State, open_state, scores_to_dict
 
 ROUND = dict(start="", seen=0, kept=1, synthetic=0, rejected={}, requests=0, start_loss=2.0, best_loss=1.0)
 ROUND |= dict(num_validation_dialogues=0, steps=8, seconds=1.0, cut=0, warm=None, digest="")
+FACTS = dict(eoe=0.5, eoe_scripts=0.5, dss=0.1, domain="none", loss=1.0, tokens=5, model="base")
 
 
 class Talks:
@@ -33,11 +39,11 @@ class Talks:
         self.state = State(Archive(folder), Buffer(4, "fifo"))
         self.state.record("configured", base="b", model="m", settings={}, buffer=self.state.buffer.header())
 
-    def say(self, id, prompt, response, turns=(), reads=(), statements=(), origin="model", talk="monday"):
+    def say(self, id, prompt, response, turns=(), reads=(), statements=(), origin="model", talk="monday", foreign=()):
         known = self.state.archive.dialogues
         history = [pair for t in turns for pair in (("user", known[t].prompt), ("assistant", known[t].response))]
-        time = float(len(known))
-        self.state.archive.add(Dialogue(prompt, response, history, id=id, time=time, origin=origin), talk, list(turns))
+        d = Dialogue(prompt, response, [*history, *foreign], id=id, time=float(len(known)), origin=origin)
+        self.state.archive.add(d, talk, [*turns, *map(list, foreign)])
         self.state.record("said", id, reads=list(reads), statements=list(statements))
 
     def correct(self, id, text):
@@ -153,10 +159,11 @@ def test_a_turn_of_another_program_is_searched_too(origin, left):
     talks.state.record("said", "x", reads=[], statements=[])
     talks.tune(0, "x")
     plan = plan_forgetting(talks.state, text="ada")
-    assert (plan.dialogues, plan.turns) == ((), (("x", "I met Ada."),)) and len(plan.adapters) == 1
-    assert plan.lines[:-2] == ("reply only, your message stays: And how?",) * (origin == "model")
+    turns = (("x", "I met Ada."), ("x", "Nice."))
+    assert (plan.dialogues, plan.turns) == ((), turns) and len(plan.adapters) == 1, "the answer had read it"
+    assert plan.lines[:-3] == ("reply only, your message stays: And how?",) * (origin == "model")
     (d,) = forget_dialogues(talks.state, plan).archive.dialogues.values()
-    assert (d.prompt, d.response, d.history) == ("And how?", left, (("assistant", "Nice."),))
+    assert (d.prompt, d.response, d.history) == ("And how?", left, ())
 
 
 def test_a_word_that_only_the_model_wrote_takes_the_reply_alone():
@@ -283,41 +290,62 @@ PIECES = [
     "a",
     "b",
     "É",
-    "e",
-    "\u0301",
+    "e\u0301",
     "-",
     "\u2010",
     "\u00ad",
     " ",
-    "\u00a0",
     "\n",
-    "\t",
-    "1.",
-    "#",
-    ">",
+    "1. ",
+    "> ",
     "*",
     "_",
     "`",
+    "~",
+    "|",
+    "\\",
+    "[",
+    "](c)",
 ]
-PIECES += ["~", "|", "\\", "[", "](", "]", ")", "<b>", "&amp;", "&#45;", '"', "=", ":", "http://a.b", "\u200b", "•"]
+PIECES += [
+    "<b>",
+    "</p>",
+    "&amp;",
+    "&#45;",
+    '"',
+    "=",
+    ":",
+    "http://a.b",
+    "\u200b",
+    "•",
+    "ż",
+    "z\u0307",
+    "\u3164",
+    "ﬁ",
+    "ß",
+]
 
 
 @settings(max_examples=400, deadline=None)
-@given(st.lists(st.sampled_from(PIECES), max_size=12).map("".join), st.lists(st.sampled_from("abeé- "), min_size=1))
-def test_a_text_that_is_not_rendered_holds_what_its_rendering_holds(text, letters):
-    form = fold("".join(letters)) or "a"
-    is_held = holds(text, {form})
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(forgetting, "PLAIN", re.compile("(?!)"))
-        rendered = fold(re.sub("[-\u2010\u00ad]\n", "", show(text)))
-        assert holds(text, {form}) == is_held
-    assert not rendered or holds(text, {rendered})
+@given(st.lists(st.sampled_from(PIECES), max_size=12).map("".join), st.text("abeé ", min_size=1, max_size=5))
+def test_words_are_found_between_all_others_and_a_text_finds_itself(text, words):
+    form = fold(words)
+    if form:
+        assert holds(f"{text} {words} {text}", {form})
+        assert holds("".join(f"{letter}\u200b" for letter in words), {form})
+        assert holds(f"**{words.upper()}**", {form})
+    if fold(text):
+        assert holds(text, {fold(text)})
+        assert fold(fold(text)) == fold(text), "what is shown of a form is found by it"
 
 
 @settings(max_examples=60, deadline=None)
 @given(st.data())
 def test_no_text_of_a_reply_that_read_it_is_left(tmp_path_factory, data):
-    "Planted words: a reply repeats the words of all that it read, so each surviving text shows what it knows."
+    """Planted words: a reply repeats the words of all that it read, so each surviving text shows what it knows.
+
+    Other programs bring copies of earlier turns, also with other replies, and earlier replies are corrected at any time.
+    """
     folder = tmp_path_factory.mktemp("talks")
     talks = Talks(folder)
     count = data.draw(st.integers(2, 7))
@@ -325,16 +353,24 @@ def test_no_text_of_a_reply_that_read_it_is_left(tmp_path_factory, data):
     for n in range(count):
         earlier = [f"d{m}" for m in range(n)]
         pick = st.lists(st.sampled_from(earlier), max_size=2, unique=True) if earlier else st.just([])
-        turns, reads, statements = data.draw(pick), data.draw(pick), data.draw(pick)
+        turns, reads, statements, copied = data.draw(pick), data.draw(pick), data.draw(pick), data.draw(pick)
         own = f"word{n}x"
         shown = talks.state.newest
         heard = [shown(id).prompt + " " + shown(id).response for id in {*turns, *reads}]
         heard += [shown(id).prompt for id in statements]
+        foreign = []
+        for id in copied:
+            as_said = talks.state.archive.dialogues[id]
+            suffix = data.draw(st.sampled_from(["", " It was edited."]))
+            foreign += [("user", as_said.prompt), ("assistant", as_said.response + suffix)]
+        heard += [text for _, text in foreign]
         known = sorted({w for text in heard for w in text.replace(".", " ").split() if w.startswith("word")})
-        talks.say(f"d{n}", f"I say {own}", " ".join(["I know", own, *known]), turns, reads, statements, talk=str(n))
+        reply = " ".join(["I know", own, *known])
+        talks.say(f"d{n}", f"I say {own}", reply, turns, reads, statements, talk=str(n), foreign=foreign)
         words[f"d{n}"] = own
         if data.draw(st.booleans()):
-            talks.correct(f"d{n}", f"mine {n}")
+            corrected = data.draw(st.sampled_from([*earlier, f"d{n}"]))
+            talks.correct(corrected, f"mine {corrected}")
     gone = data.draw(st.sampled_from(sorted(words)))
     state = forget_dialogues(talks.state, plan_forgetting(talks.state, ids=[gone]))
     state.archive.close()
@@ -344,6 +380,216 @@ def test_no_text_of_a_reply_that_read_it_is_left(tmp_path_factory, data):
         if id != gone:
             assert again.archive.dialogues[id].prompt == f"I say {words[id]}", "own messages stay"
     again.archive.close()
+
+
+# what was read is the version that was read
+
+
+def test_a_reply_that_read_words_of_the_model_goes_also_if_they_were_corrected_later(tmp_path):
+    talks = Talks(tmp_path)
+    talks.say("sister", "My sister is called Zora.", "Nice.")
+    talks.say("walk", "Whom can I walk with?", "With Zora.", turns=["sister"])
+    talks.say("early", "And tomorrow?", "With Zora, too.", turns=["walk"])
+    talks.correct("walk", "With my friend.")
+    talks.say("late", "And on Sunday?", "With your friend.", turns=["walk"], talk="tuesday")
+    talks.state.record("reacted", "walk", kind="up", text="", asked=False, time=0.0)
+    plan = plan_forgetting(talks.state, ids=["sister"])
+    assert (plan.dialogues, plan.replies) == (("sister",), ("walk", "early"))
+    state = forget_dialogues(talks.state, plan)
+    assert state.newest("walk").response == "With my friend.", "an approved correction is the person's own"
+    assert state.archive.dialogues["late"].response == "With your friend."
+    state.archive.close()
+    assert b"zora" not in read_bytes(tmp_path)
+
+
+@pytest.mark.parametrize("own, left", [(None, 1), (True, 1), (False, 0)])
+def test_an_adapter_goes_if_it_learned_the_version_that_read_it(own, left):
+    talks = Talks()
+    talks.say("sister", "My sister is called Zora.", "Nice.")
+    talks.say("walk", "Whom can I walk with?", "With Zora.", turns=["sister"])
+    talks.correct("walk", "With my friend.")
+    talks.tune(0)
+    talks.state.record("learned", "walk", **({} if own is None else dict(own=own)))
+    assert len(plan_forgetting(talks.state, ids=["sister"]).adapters) == 1 - left
+
+
+def test_an_adapter_that_learned_it_before_the_correction_goes():
+    talks = Talks()
+    talks.say("sister", "My sister is called Zora.", "Nice.")
+    talks.say("walk", "Whom can I walk with?", "With Zora.", turns=["sister"])
+    talks.tune(0, "walk")
+    talks.correct("walk", "With my friend.")
+    assert plan_forgetting(talks.state, ids=["sister"]).adapters == ("adapters/000",)
+
+
+# other programs have copies
+
+
+def test_copies_in_other_histories_go_by_id_with_the_replies_to_them():
+    talks = Talks()
+    talks.say("dog", "My dog is Biscuit.", "Lovely, Biscuit!", talk="client")
+    talks.say("tea", "I like tea.", "Good.", talk="client")
+    edited = [("user", "my dog is **Biscuit**."), ("assistant", "Biscuit is fine."), ("user", "Who wrote Emma?")]
+    talks.state.archive.add(Dialogue("And Ulysses?", "Joyce.", edited, id="b", origin="model", time=9.0), "client")
+    talks.state.record("said", "b", reads=[], statements=[])
+    other = [("user", "I like tea."), ("assistant", "So do I.")]
+    talks.state.archive.add(Dialogue("And coffee?", "Yes.", other, id="c", origin="model", time=9.0), "client")
+    talks.state.record("said", "c", reads=[], statements=[])
+    plan = plan_forgetting(talks.state, ids=["dog"])
+    assert (plan.dialogues, plan.replies) == (("dog",), ("b",))
+    assert plan.turns == (("b", "my dog is **Biscuit**."), ("b", "Biscuit is fine."))
+    state = forget_dialogues(talks.state, plan)
+    assert state.archive.dialogues["b"].history == (("user", "Who wrote Emma?"),)
+    assert state.archive.dialogues["c"].history == tuple(other)
+
+
+def test_a_forgotten_turn_that_a_program_sends_again_is_dropped_and_no_text_stays(tmp_path):
+    talks = Talks(tmp_path)
+    talks.say("dog", "My dog is Biscuit.", "Lovely!", talk="client")
+    archive = forget_dialogues(talks.state, plan_forgetting(talks.state, ids=["dog"])).archive
+    sent = [
+        ("system", "Be brief."),
+        ("user", "My dog is “Biscuit”."),
+        ("assistant", "Lovely, Biscuit!"),
+        ("user", "Tea?"),
+    ]
+    assert drop_forgotten(archive, sent) == [sent[0], sent[3]]
+    assert drop_forgotten(Archive(), sent) == sent
+    other = Talks()
+    other.say("dog", "My dog is Biscuit.", "Lovely!", talk="client")
+    names = [forget_dialogues(t.state, plan_forgetting(t.state, everything=True)).archive.events[-1] for t in (other,)]
+    names.append(next(event for event in archive.events if event.kind == "forgotten"))
+    assert len({*names[0].content["turns"]} | {*names[1].content["turns"]}) == 4, "each archive has its own key"
+    archive.close()
+    assert b"biscuit" not in read_bytes(tmp_path)
+
+
+# a stop in the middle
+
+
+def change_memory(folder, kind):
+    "Forget, undo or trim in the folder of `make_memory`."
+    state = open_state(Archive(folder))
+    if kind == "forget":
+        forget_dialogues(state, plan_forgetting(state, text="biscuit"))
+    elif kind == "trim":
+        state.trim(0)
+    else:
+        me = Personalizer.__new__(Personalizer)
+        me.archive, me.state, me.folder, me.policy = state.archive, state, folder, None
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(personalizer, "load_last_adapter", lambda state, folder: None)
+            me.undo_finetune()
+    state.archive.close()
+
+
+def make_memory(folder):
+    talks = Talks(folder)
+    talks.say("dog", "My dog is Biscuit.", "Nice.", talk="client")
+    talks.say("emma", "Who wrote Emma?", "Austen.", talk="b")
+    talks.tune(0, "emma")
+    talks.tune(1, "dog")
+    others = [f"other{number}" for number in range(3)]
+    for id in others:
+        talks.say(id, f"Question {id}?", "An answer.", talk=id)
+    for id in ("dog", "emma", *others):  # the first one leaves the buffer
+        talks.state.record(
+            "scored", id, scores=scores_to_dict(Scores(**FACTS, embedding=np.ones(8))), is_considered=False
+        )
+        talks.state.place(id)
+    talks.say("late", "Any news?", "None.", talk="c")
+    talks.state.archive.close()
+
+
+def look(folder):
+    state = open_state(Archive(folder))
+    finish_forgetting(state)  # as every opening does
+    missing = [one.adapter for one in state.rounds if not (folder / one.adapter / "adapter_model.safetensors").exists()]
+    seen = ({*state.archive.dialogues}, [one.adapter for one in state.rounds], state.buffer.seen, state.pending)
+    folders = {f"adapters/{path.name}" for path in (folder / "adapters").iterdir()}
+    state.archive.close()
+    assert missing == [] and folders == {*seen[1]}, "no adapter is missing, and none is left over"
+    return seen
+
+
+def dies_at(step, work) -> bool:
+    "Whether the work, in a child, was killed at a statement of SQL or an operation on a file, counted together."
+    count = [0]
+
+    def act():
+        count[0] += 1
+        return os._exit(9) if count[0] == step + 1 else None
+
+    def open_watched(*given, **named):
+        connection = connect(*given, **named)
+        connection.set_trace_callback(lambda statement: act())
+        return connection
+
+    def work_watched():
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(archive_module, "connect", open_watched)
+            for name in ("unlink", "rmdir"):
+                patch.setattr(
+                    os, name, lambda *given, real=getattr(os, name), **named: (act(), real(*given, **named))[1]
+                )
+            work()
+
+    connect = archive_module.connect
+    return killed_at(10**9, work_watched)
+
+
+@pytest.mark.later
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="kills need fork")
+@pytest.mark.parametrize("kind", ["forget", "undo", "trim"])
+def test_a_kill_leaves_the_state_before_or_after_and_the_next_opening_finishes(tmp_path, kind):
+    make_memory(tmp_path / "before")
+    shutil.copytree(tmp_path / "before", tmp_path / "after")
+    change_memory(tmp_path / "after", kind)
+    before, after = look(tmp_path / "before"), look(tmp_path / "after")
+    assert before != after
+    if kind == "trim":
+        assert after[2] == before[2] and after[3] == ["late"], "what was seen counts, and a turn that waits stays"
+    step = 0
+    dies = True
+    states = []
+    while dies:
+        folder = tmp_path / f"{step}"
+        shutil.copytree(tmp_path / "before", folder)
+        dies = dies_at(step, lambda: change_memory(folder, kind))
+        states.append(look(folder))
+        assert states[-1] in (before, after), step
+        if kind == "forget" and states[-1] == after:
+            assert b"biscuit" not in read_bytes(folder), step
+        shutil.rmtree(folder)
+        step += 1
+    assert step > 10 and states == sorted(states, key=lambda state: state == after), "first before, then after"
+
+
+def test_a_stop_in_the_second_writing_is_finished_by_the_next_call_and_by_the_next_opening(tmp_path, monkeypatch):
+    for number in range(2):
+        folder = tmp_path / str(number)
+        talks = Talks(folder)
+        talks.say("dog", "My dog is Biscuit.", "Nice.")
+        talks.tune(0, "dog")
+        calls = []
+
+        def purge_once(archive, purge=forgetting.purge, calls=calls):
+            calls.append(archive)
+            if len(calls) == 2:
+                raise InputError("another program reads it", "end it")
+            purge(archive)
+
+        with monkeypatch.context() as patch, pytest.raises(InputError, match="reads it"):
+            patch.setattr(forgetting, "purge", purge_once)
+            forget_dialogues(talks.state, plan_forgetting(talks.state, text="biscuit"))
+        state = open_state(talks.state.archive)
+        assert state.rounds == [] and state.archive.dialogues == {}
+        plan = plan_forgetting(state, text="biscuit")
+        assert plan.lines == ("the rest of an earlier deletion",)
+        forget_dialogues(state, plan) if number else finish_forgetting(state)
+        assert plan_forgetting(state, text="biscuit") == ForgetPlan()
+        state.archive.close()
+        assert b"biscuit" not in read_bytes(folder) and not (folder / "adapters" / "000").exists()
 
 
 # the roads in: chat, another program, files; what is listed is what goes, and nothing else
@@ -364,12 +610,20 @@ class Echo:
 
 FORMS = ["Biscuitto", "BISCUITTO", "bis\u200bcuitto", "**Bis**cuitto", "biscu\u00adit\ufe0fto"]
 SECRET = re.compile("|".join(map(re.escape, FORMS)))
-ACTS = ["say", "say", "client", "file", "better", "always", "talk", "learn"]
+ACTS = ["say", "say", "client", "client", "file", "better", "earlier", "always", "talk", "learn"]
 
 
 def open_session(model, folder):
     clock = iter(range(10**9, 2 * 10**9)).__next__
     return ChatSession(load_model("pocket"), folder, clock=clock, idle_seconds=999.0)
+
+
+def send_again(session, talks: list) -> None:
+    "Let a program send its old talks again, with replies that it changed, and with a message of its own."
+    for number, history in enumerate(talks):
+        for suffix in ("", " (edited)"):
+            sent = [(role, text + suffix * (role == "assistant")) for role, text in history]
+            "".join(session.say(f"Another question {number}{suffix}?", history=sent))
 
 
 def make_round(dialogues, model, config, folder, **options):
@@ -382,8 +636,7 @@ def make_round(dialogues, model, config, folder, **options):
 
 def make_scores(model, dialogues, lexicons):
     rng = np.random.default_rng(len(dialogues))
-    facts = dict(eoe=0.5, eoe_scripts=0.5, dss=0.1, domain="none", loss=1.0, tokens=5, model="base")
-    return [ScoredDialogue(d, Scores(**facts, embedding=rng.normal(size=8).astype("f4"))) for d in dialogues]
+    return [ScoredDialogue(d, Scores(**FACTS, embedding=rng.normal(size=8).astype("f4"))) for d in dialogues]
 
 
 def take_stock(session):
@@ -407,6 +660,8 @@ def act(session, name, text, number):
         session.me.observe_all([d], progress=False)
     elif name == "better" and session.turns:
         session.react("better", text)
+    elif name == "earlier" and len(session.turns) > 1:  # a reply that a later one has read
+        session.react("better", "As I say.", session.turns[-2].id)
     elif name == "always":
         session.react("always", text)
     elif name == "talk":
@@ -433,6 +688,8 @@ def test_what_is_listed_goes_and_nothing_else_and_no_byte_is_left(model, tmp_pat
         for number, (name, form) in enumerate(acts):
             act(session, name, f"Statement {number}. {form}".strip(), number)
         before = take_stock(session)
+        talks = session.me.state.archive.talks
+        old = [d for id, d in session.me.state.archive.dialogues.items() if talks[id] == "client"]
         written = list_written(session.me.state)
         plan = session.forget("biscuitto", dry=True)
         assert take_stock(session) == before, "a dry run changes nothing"
@@ -444,6 +701,8 @@ def test_what_is_listed_goes_and_nothing_else_and_no_byte_is_left(model, tmp_pat
         assert emptied == {*plan.replies}
         assert before["adapters"] - after["adapters"] == {*plan.adapters}
         assert before["words"] - after["words"] == {*plan.words}
+        send_again(session, [d.history for d in old if d.history])
+        after["dialogues"] = take_stock(session)["dialogues"]
         session.close()
         content = read_bytes(folder)
         for form in FORMS:

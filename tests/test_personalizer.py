@@ -241,7 +241,7 @@ def test_forgetting_deletes_an_adapter_and_what_it_learned(model, tmp_path):
 
 def test_a_folder_in_use_is_refused(model, tmp_path):
     me = make(model, tmp_path)
-    with pytest.raises(InputError, match="another program is at work"):
+    with pytest.raises(InputError, match="this program is at work.*me.close()"):
         Personalizer(model, folder=tmp_path)
     program = "from personal_llm import Personalizer, load_model; "
     program += f"Personalizer(load_model('pocket'), folder={str(tmp_path)!r})"

@@ -1,5 +1,6 @@
 "The server on a real port: the protocol, its official client, the page's endpoints, and what it refuses."
 
+import asyncio
 import http.client
 import json
 import os
@@ -10,7 +11,9 @@ import subprocess
 import sys
 import threading
 import time
+import types
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -140,14 +143,21 @@ SUPPORTED += [
 ]
 SUPPORTED += [dict(tool_choice="none", tools=[dict(type="function")]), dict(store=False), dict(logit_bias={})]
 SUPPORTED += [dict(frequency_penalty=0, presence_penalty=0.0), dict(modalities=["text"]), dict(metadata=dict(a="b"))]
-SUPPORTED += [dict(reasoning_effort="none", prediction=None), dict(prompt_cache_key="a", safety_identifier="ann")]
+SUPPORTED += [dict(reasoning_effort="high", prediction=None), dict(prompt_cache_key="a", safety_identifier="ann")]
 SUPPORTED += [dict(parallel_tool_calls=True), dict(service_tier="auto"), dict(stream_options=None), dict(anything=[1])]
-SUPPORTED += [dict(max_tokens=10**30), dict(max_tokens=None, max_completion_tokens=2), dict(top_logprobs=None)]
+SUPPORTED += [
+    dict(max_tokens=-1),
+    dict(max_tokens=16.0),
+    dict(seed=7.0),
+    dict(max_tokens=10**30),
+    dict(max_tokens=None, max_completion_tokens=2),
+    dict(top_logprobs=None),
+]
 REFUSED = [dict(n=2), dict(tools=[dict(type="function")]), dict(functions=[dict(name="look")]), dict(max_tokens=0)]
 REFUSED += [dict(response_format=dict(type="json_object")), dict(logprobs=True), dict(top_logprobs=5), dict(stop=7)]
 REFUSED += [dict(modalities=["text", "audio"]), dict(audio=dict(voice="alloy")), dict(logit_bias={"50256": -100})]
 REFUSED += [dict(temperature=2.1), dict(stop=["x"] * 17), dict(stop="x" * 201), dict(function_call=dict(name="look"))]
-REFUSED += [dict(web_search_options={}), dict(reasoning_effort="high"), dict(verbosity="low")]
+REFUSED += [dict(web_search_options={}), dict(verbosity="low"), dict(max_tokens=-2), dict(max_tokens=1.5)]
 REFUSED += [dict(presence_penalty=1), dict(stream="yes"), dict(store=0), dict(temperature="1"), dict(messages=[])]
 REFUSED += [dict(messages=[dict(role="robot", content="x")]), dict(messages=messages("Hi", "Hello!"))]
 REFUSED += [dict(messages=messages(" \x07")), dict(messages=messages("\ud83d")), dict(model=["personal"])]
@@ -225,6 +235,29 @@ def test_two_users_are_not_mixed(served):
     assert served.session.me.state.status()["stored"] == before == 3
 
 
+def test_the_owner_is_kept_over_a_restart(tmp_path):
+    for name, status in (("ann", 200), ("bob", 403), ("ann", 200)):
+        with chat_server(tmp_path / "me") as running:
+            body = dict(model="personal", messages=messages("Hello"), max_tokens=1, user=name)
+            assert running.ask("POST", COMPLETIONS, body)[0] == status, name
+    content = b"".join(path.read_bytes() for path in (tmp_path / "me").iterdir())
+    assert b"ann" not in content, "the name itself is not stored"
+
+
+def test_a_request_that_does_not_fit_is_refused_by_its_code_and_our_own_cut_is_told(served):
+    long = "word " * served.session.model.max_length
+    for talk in ([dict(role="system", content=long), *messages("Hello")], messages(long), messages(long, "Yes.", "Hi")):
+        for model in server.MODELS:
+            status, answer = served.ask("POST", COMPLETIONS, dict(model=model, messages=talk))
+            assert (status, answer["error"]["code"]) == (400, "context_length_exceeded"), answer
+            assert answer["error"]["message"].startswith("messages:")
+    assert served.session.me.state.status()["stored"] == 0
+    me = complete(served, "Hello")["me"]
+    assert me["cut"] == 0 and me["source"] == ""
+    me = complete(served, long, talk="")["me"]
+    assert me["cut"] > 0 and f"{me['cut']} tokens" in me["source"]
+
+
 def test_tasks_of_a_program_and_what_it_does_not_store_are_not_kept(served):
     complete(served, f"I live in {SECRET}.", store=False)
     complete(served, f"### Task:\nMake a title.\n### Talk:\nUSER: I live in {SECRET}.")
@@ -233,6 +266,10 @@ def test_tasks_of_a_program_and_what_it_does_not_store_are_not_kept(served):
     assert served.session.me.state.status()["stored"] == 0
     assert complete(served, "I live here.")["me"]["id"]
     assert served.session.me.state.status()["stored"] == 1
+    assert "not stored" in complete(served, "### Task:\nMake a title.")["me"]["note"]
+    for text in ("### Task:\nbuy bread", "What does <chat_history> mean?"):
+        assert complete(served, text, talk="")["me"]["id"], "a message of the page is the person's own"
+    assert served.session.me.state.status()["stored"] == 3
 
 
 def test_the_base_reads_no_answer_and_the_personal_model_does(served, monkeypatch):
@@ -244,7 +281,8 @@ def test_the_base_reads_no_answer_and_the_personal_model_does(served, monkeypatc
     answer = complete(served, "My knee hurts again.")
     assert BETTER in read[-1] and "1 answer" in answer["me"]["source"]
     for change in (dict(model="personal-base"), dict(messages=messages("### Task:\nMy knee hurts again."))):
-        assert complete(served, **dict(messages=messages("My knee hurts again.")) | change)["me"] == {}
+        me = complete(served, **dict(messages=messages("My knee hurts again.")) | change)["me"]
+        assert not me or "not stored" in me["note"]
         assert BETTER not in read[-1]
 
 
@@ -390,12 +428,56 @@ def test_every_request_for_data_needs_the_token(served):
     assert served.ask("GET", "/v1/models", Authorization=f"bearer  {served.token} ")[0] == 200
 
 
+def read_url_from_host(scope) -> str:
+    "The path of `request.url` in Starlette before 0.47: a text with the header `Host` in front, cut as a URL."
+    host = next((value.decode("latin-1") for name, value in scope["headers"] if name == b"host"), "")
+    return urlsplit(f"http://{host}{scope['path']}").path
+
+
+PATHS = st.sampled_from(["/me/known", "/me/forget", "/v1/models", "/nothing", "//", "/me", "/page.js/", "/connect/x"])
+PATHS |= st.text(max_size=8).map(lambda text: f"/{text}")
+HOSTS = st.tuples(st.sampled_from(["127.0.0.1", "localhost", "[::1]", "evil"]), st.sampled_from(["", ":8484", ":x"]))
+TAILS = st.sampled_from(["", "/", "/?x=", "/#", "/page.css?", "/connect#", "@", "\\", "/page.js;"]) | st.text(
+    "/?#@:x. ", max_size=6
+)
+
+
+@settings(max_examples=400, deadline=None)
+@given(
+    PATHS, HOSTS, TAILS, st.sampled_from(["GET", "POST", "OPTIONS", "HEAD"]), st.sampled_from(["127.0.0.1", "0.0.0.0"])
+)
+def test_without_the_token_no_host_opens_a_path(path, host, tail, method, listens):
+    "Whatever `Host` says, and whatever an older Starlette makes of it: a path outside of the public ones is closed."
+    passed = []
+    statuses = []
+
+    async def app(scope, receive, send):
+        passed.append(scope["path"])
+
+    async def send(message):
+        statuses.append(message.get("status"))
+
+    headers = [(b"host", "".join([*host, tail]).encode("latin-1", "replace"))]
+    scope = dict(type="http", method=method, path=path, headers=headers, query_string=b"", scheme="http")
+    scope |= dict(server=("127.0.0.1", 8484), root_path="")
+    with pytest.MonkeyPatch.context() as patch:
+        old = property(lambda self: types.SimpleNamespace(path=read_url_from_host(self.scope)))
+        patch.setattr("starlette.requests.HTTPConnection.url", old)
+        asyncio.run(server.guard(app, "token-of-this-test", listens)(scope, None, send))
+    if path in (*server.PUBLIC, "/connect"):
+        assert passed or statuses[0] == 403
+    else:
+        assert not passed and statuses[0] in (401, 403)
+
+
 @pytest.mark.parametrize("served", ["127.0.0.1", "localhost", "::1"], indirect=True)
 def test_other_sites_and_other_names_are_refused_also_with_the_token(served):
     for headers in (
         dict(Host="evil.example"),
         dict(Host=f"evil.example:{served.port}"),
         dict(Host=f"localhost.evil.example:{served.port}"),
+        dict(Host=f"127.0.0.1:{served.port}/?x="),
+        dict(Host=f"127.0.0.1:{served.port}/page.css?"),
         dict(Origin="http://evil.example"),
         dict(Origin="null"),
         dict(Origin=f"https://127.0.0.1:{served.port}"),
@@ -518,6 +600,30 @@ def test_four_hundred_connections_of_a_stranger_leave_the_owner_a_place(served):
     assert [served.ask("GET", "/me/status")[0] for _ in range(40)] == [200] * 40
     for connection in strangers:
         connection.close()
+
+
+def test_half_requests_of_strangers_make_room_for_the_owner(served, monkeypatch):
+    "Neither headers nor bodies that never end keep somebody out who has the token."
+    monkeypatch.setattr(server, "MOST_CONNECTIONS", 30)
+    beginnings = [
+        b"",
+        b"GET / HTTP/1.1\r\nHost: 127",
+        b"POST /connect HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 9\r\n\r\n{",
+    ]
+    strangers = []
+    for number in range(90):
+        strangers.append(socket.create_connection(("127.0.0.1", served.port), 20))
+        strangers[-1].sendall(beginnings[number % 3])
+    assert [served.ask("GET", "/me/status")[0] for _ in range(20)] == [200] * 20
+    assert len(served.server.server_state.connections) <= 31
+    for connection in strangers:
+        connection.close()
+
+
+def test_a_model_is_described_by_its_name(served):
+    assert served.ask("GET", "/v1/models/personal")[1]["id"] == "personal"
+    status, answer = served.ask("GET", "/v1/models/gpt-4")
+    assert status == 404 and "only personal and personal-base" in answer["error"]["message"]
 
 
 # the command

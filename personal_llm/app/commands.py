@@ -11,7 +11,6 @@ import json
 import os
 import shlex
 import sys
-import tempfile
 from datetime import datetime
 from functools import wraps
 from pathlib import Path
@@ -326,11 +325,9 @@ def chat_command(
     "Chat with a model that learns from you. Correct a reply with /better, and the next one reads it."
     from personal_llm.device.chat import ChatSession
 
-    with tempfile.TemporaryDirectory(prefix="chat-") as temporary:
-        folder = out or temporary
-        if not out:
-            print_note("nothing is stored; --out DIR keeps the chat and what it learns")
-        run_chat(ChatSession(load(model, folder), folder, **settings))
+    if not out:
+        print_note("nothing is stored; --out DIR keeps the chat and what it learns")
+    run_chat(ChatSession(load(model, out), out, **settings))
 
 # %% ../../nbs/8_app/05_commands.ipynb #00700b6d
 @app.command(epilog="Example: personal-llm status --out me")

@@ -17,7 +17,7 @@ from ..base.replies import ReplyOptions, ReplyStream
 from ..base.text import CONTROL_CHARACTERS, count_nouns
 from ..buffer.statements import format_date
 from .archive import clean
-from .forgetting import ForgetPlan
+from .forgetting import ForgetPlan, drop_forgotten
 from .personalizer import Personalizer
 from .state import CLIENT
 
@@ -224,7 +224,7 @@ def _ask_model(self: ChatSession, prompt: str, history) -> tuple:  # a `Dialogue
     "Prepare what the model reads."
     with self.me.archive.lock:  # a fine-tune may change the state in its thread
         turns = [d for d in self.turns if d.response][-self.num_turns :] if history is None else []
-        given = [(role, clean_text(text)) for role, text in history or ()]
+        given = drop_forgotten(self.me.archive, [(role, clean_text(text)) for role, text in history or ()])
         given += [pair for d in turns for pair in (("user", d.prompt), ("assistant", d.response))]
         question = Dialogue(prompt, "", given, time=self.clock(), origin="model")
         self.recalled = self.me.recall(question)
@@ -247,7 +247,9 @@ def describe_source(self: ChatSession) -> str:  # "" if the newest reply read no
         parts.append("what you said" + f" on {', '.join(days)}" * bool(days))
     if self.recalled.adapter is not None:
         parts.append("a fine-tune")
-    return "from " + ", ".join(parts) if parts else ""
+    cut = self.model.truncated.get(self.recalled.dialogue.id, 0)
+    lines = ["from " + ", ".join(parts)] * bool(parts) + [f"{cut} tokens of the oldest turns did not fit"] * (cut > 0)
+    return "; ".join(lines)
 
 # %% ../../nbs/6_device/08_chat.ipynb #cht2reac
 @patch

@@ -6,7 +6,7 @@
 __all__ = ['Personalizer']
 
 # %% ../../nbs/6_device/07_personalizer.ipynb #0e032ff4
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -19,8 +19,8 @@ from ..buffer.buffer import Buffer
 from ..buffer.feedback import SCOPES, Feedback
 from ..buffer.scoring import load_lexicons, score
 from ..data.reading import as_dialogues
-from .archive import Archive, hold_folder
-from .forgetting import ForgetPlan, forget_dialogues, plan_forgetting, remove_adapter
+from .archive import UNFINISHED, Archive, hold_folder
+from .forgetting import ForgetPlan, delete_rows, finish_forgetting, plan_forgetting
 from .learning import PreparedRound, load_last_adapter, prepare_round
 from .memory import Memory, Recall
 from .settings import PersonalizerSettings
@@ -51,12 +51,14 @@ class Personalizer:
             check_library_base(start, model)
         self.lexicons = lexicons or load_lexicons()
         self.start = start
-        self.folder = Path(folder) if folder else None
+        self.folder = Path(folder).expanduser() if folder else None
         self.opens_questions = False  # True: a question waits for `react`, and nobody is called
         self.policy = None if buffer is None else check(buffer, Buffer, "buffer").policy  # if it is not known by name
         self.lock = hold_folder(self.folder) if folder else None
         self.archive = Archive(folder)
         self.state = begin_state(self.archive, buffer)
+        with suppress(InputError, OSError):  # while another program reads the file: at the next opening
+            finish_forgetting(self.state)
         self.settings = PersonalizerSettings.choose(self.state.settings, settings, self.buffer.policy)
         self.state.configure(model, asdict(self.settings))
         self.memory = Memory(self.archive, self.settings.get_memory_config())
@@ -250,7 +252,7 @@ def find_habit_question(self: Personalizer):  # a `CardRow`, or None
 # %% ../../nbs/6_device/07_personalizer.ipynb #per4repc
 @patch
 def recall(self: Personalizer, question: Dialogue) -> Recall:
-    "Find what the reply to a question reads: the wish, the nearest answers, and statements of the user."
+    "Find what the reply to a question reads: instructions, answers where they belong, and statements."
     found = self.memory.find(self.state, question, self.model.count_tokens)
     return replace(found, adapter=self.adapter)
 
@@ -313,8 +315,10 @@ def commit(self: Personalizer, prepared: PreparedRound) -> None:
     with self.change():
         self.state.cost = self.state.cost + prepared.cost
         self.state.record("tuned", **prepared.content, seen=self.buffer.seen, requests=self.cost.requests)
-        for id in dict.fromkeys(filter(None, map(self.state.root, prepared.dialogues))):
-            self.state.record("learned", id)
+        learned = {self.state.root(d): d.response for d in prepared.dialogues}
+        for id, response in learned.items():
+            if id:
+                self.state.record("learned", id, own=response != self.archive.dialogues[id].response)
     self.adapter = prepared.adapter
 
 
@@ -325,9 +329,11 @@ def undo_finetune(self: Personalizer) -> None:
     if not rounds:
         raise InputError("there is no fine-tune to undo", "learn first")
     undone = rounds[-1].adapter
-    self.state.record("undone")
-    remove_adapter((self.folder or Path()) / undone)
+    with self.change():
+        self.state.record("undone")
+        self.archive.set_fact(UNFINISHED, "yes")
     self.adapter = load_last_adapter(self.state, self.folder)
+    finish_forgetting(self.state, [undone])
 
 # %% ../../nbs/6_device/07_personalizer.ipynb #per6forc
 @patch
@@ -335,9 +341,10 @@ def forget(self: Personalizer, ids=(), text: str = None, before=None, everything
     "Delete dialogues, the replies that read them and what learned from them; return the list. dry: only list it."
     plan = plan_forgetting(self.state, ids, text, before, everything)
     if not dry and plan.lines:
-        self.state = forget_dialogues(self.state, plan, self.policy)
+        self.state = delete_rows(self.state, plan, self.policy)
         self.memory.clear()
         self.model.truncated.clear()
         if plan.adapters:
             self.adapter = load_last_adapter(self.state, self.folder)
+        finish_forgetting(self.state, plan.adapters)
     return plan

@@ -427,9 +427,8 @@ def apply_forgotten(self: State, id: str, content: dict) -> None:
 def trim(self: State, budget: int) -> None:  # bytes; 0: the dialogues of the buffer only
     "Delete the oldest dialogues of an archive that exceeds its budget."
     keep = {self.root(d) for d in self.buffer.dialogues} | {*self.pending}
-    seen = self.buffer.seen
-    if trim_archive(self.archive, budget, keep):
-        self.archive.append("forgotten", "", dict(seen=seen, adapters=[], cost=self.cost.to_dict()))
+    counts = dict(seen=self.buffer.seen, adapters=[], cost=self.cost.to_dict())
+    trim_archive(self.archive, budget, keep, counts)
 
 # %% ../../nbs/6_device/02_state.ipynb #st6lisc
 @patch
@@ -501,9 +500,11 @@ def list_examples(self: State) -> list:  # `Dialogue`s without the turns before 
 
 
 @patch
-def list_unlearned(self: State) -> list:  # ids
-    "Return the dialogues whose newest answer no fine-tune has learned, not even an undone one."
-    learned = self.undone.union(*(round.learned for round in self.list_rounds())) - self.answered_anew
+def list_unlearned(self: State, but_undone: bool = True) -> list:  # ids; but_undone: without those of undone fine-tunes
+    "Return the dialogues whose newest answer no fine-tune has learned."
+    learned = {*(self.undone if but_undone else ())}.union(
+        *(round.learned for round in self.list_rounds())
+    ) - self.answered_anew
     return [id for id, reaction in self.reactions.items() if reaction.kind != "down" and id not in learned]
 
 
@@ -520,7 +521,7 @@ def status(self: State) -> dict:  # plain values
         requests=self.cost.requests,
         corrected=origins.count("annotated"),
         approved=origins.count("approved"),
-        unlearned=len(self.list_unlearned()),
+        unlearned=len(self.list_unlearned(but_undone=False)),
         finetunes=len(self.rounds),
         last=str(self.rounds[-1]) if self.rounds else None,
         cost=self.cost.to_dict(),
