@@ -558,7 +558,6 @@ d = {
             ),
             "personal_llm.base.models.Model.model": ("0_base/models.html#model.model", "personal_llm/base/models.py"),
             "personal_llm.base.models.Model.nll": ("0_base/models.html#model.nll", "personal_llm/base/models.py"),
-            "personal_llm.base.models.Model.reply": ("0_base/models.html#model.reply", "personal_llm/base/models.py"),
             "personal_llm.base.models.Model.run_forward": (
                 "0_base/models.html#model.run_forward",
                 "personal_llm/base/models.py",
@@ -607,14 +606,57 @@ d = {
                 "0_base/replies.html#llamacpp.__init__",
                 "personal_llm/base/replies.py",
             ),
+            "personal_llm.base.replies.LlamaCpp.complete": (
+                "0_base/replies.html#llamacpp.complete",
+                "personal_llm/base/replies.py",
+            ),
             "personal_llm.base.replies.LlamaCpp.prepare": (
                 "0_base/replies.html#llamacpp.prepare",
                 "personal_llm/base/replies.py",
             ),
-            "personal_llm.base.replies.LlamaCpp.write": (
-                "0_base/replies.html#llamacpp.write",
+            "personal_llm.base.replies.LocalEngine": (
+                "0_base/replies.html#localengine",
                 "personal_llm/base/replies.py",
             ),
+            "personal_llm.base.replies.LocalEngine.__init__": (
+                "0_base/replies.html#localengine.__init__",
+                "personal_llm/base/replies.py",
+            ),
+            "personal_llm.base.replies.LocalEngine.write": (
+                "0_base/replies.html#localengine.write",
+                "personal_llm/base/replies.py",
+            ),
+            "personal_llm.base.replies.Model.reply": (
+                "0_base/replies.html#model.reply",
+                "personal_llm/base/replies.py",
+            ),
+            "personal_llm.base.replies.Remote": ("0_base/replies.html#remote", "personal_llm/base/replies.py"),
+            "personal_llm.base.replies.Remote.__init__": (
+                "0_base/replies.html#remote.__init__",
+                "personal_llm/base/replies.py",
+            ),
+            "personal_llm.base.replies.Remote.ask": ("0_base/replies.html#remote.ask", "personal_llm/base/replies.py"),
+            "personal_llm.base.replies.Remote.connect": (
+                "0_base/replies.html#remote.connect",
+                "personal_llm/base/replies.py",
+            ),
+            "personal_llm.base.replies.Remote.fail": (
+                "0_base/replies.html#remote.fail",
+                "personal_llm/base/replies.py",
+            ),
+            "personal_llm.base.replies.Remote.find_name": (
+                "0_base/replies.html#remote.find_name",
+                "personal_llm/base/replies.py",
+            ),
+            "personal_llm.base.replies.Remote.read": (
+                "0_base/replies.html#remote.read",
+                "personal_llm/base/replies.py",
+            ),
+            "personal_llm.base.replies.Remote.write": (
+                "0_base/replies.html#remote.write",
+                "personal_llm/base/replies.py",
+            ),
+            "personal_llm.base.replies.ReplyEnd": ("0_base/replies.html#replyend", "personal_llm/base/replies.py"),
             "personal_llm.base.replies.ReplyOptions": (
                 "0_base/replies.html#replyoptions",
                 "personal_llm/base/replies.py",
@@ -631,6 +673,15 @@ d = {
                 "0_base/replies.html#replystream.__iter__",
                 "personal_llm/base/replies.py",
             ),
+            "personal_llm.base.replies.ReplyStream._write": (
+                "0_base/replies.html#replystream._write",
+                "personal_llm/base/replies.py",
+            ),
+            "personal_llm.base.replies.Torch": ("0_base/replies.html#torch", "personal_llm/base/replies.py"),
+            "personal_llm.base.replies.Torch.complete": (
+                "0_base/replies.html#torch.complete",
+                "personal_llm/base/replies.py",
+            ),
             "personal_llm.base.replies.count_idle_cores": (
                 "0_base/replies.html#count_idle_cores",
                 "personal_llm/base/replies.py",
@@ -644,12 +695,12 @@ d = {
                 "0_base/replies.html#pair_neighbours",
                 "personal_llm/base/replies.py",
             ),
-            "personal_llm.base.replies.write_gguf_adapter": (
-                "0_base/replies.html#write_gguf_adapter",
+            "personal_llm.base.replies.pull_pieces": (
+                "0_base/replies.html#pull_pieces",
                 "personal_llm/base/replies.py",
             ),
-            "personal_llm.base.replies.write_with_transformers": (
-                "0_base/replies.html#write_with_transformers",
+            "personal_llm.base.replies.write_gguf_adapter": (
+                "0_base/replies.html#write_gguf_adapter",
                 "personal_llm/base/replies.py",
             ),
         },

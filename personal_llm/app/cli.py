@@ -133,6 +133,9 @@ def main(argv: list = None) -> int:  # the exit code
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     with suppress(AttributeError, io.UnsupportedOperation):  # a stream of another kind, or one that was read before
         sys.stdin.reconfigure(errors="surrogateescape")  # what is no UTF-8 is refused where it is used
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(AttributeError, io.UnsupportedOperation):
+            stream.reconfigure(errors="replace")  # a sign that the console lacks becomes a question mark
     try:
         for number, word in enumerate(words, 1):
             if not word.strip() or word.startswith("--") and word.endswith("="):

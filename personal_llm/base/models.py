@@ -79,7 +79,7 @@ class Model:
             raise InputError(problem, "ask for less")
         self.max_length = max_length or min(2048, self.window)
         self.tokens_per_batch = min(2048, 2**26 // len(tokenizer))  # with padding; a large vocabulary has many logits
-        self.engine = None  # llama.cpp, from the first streamed reply on
+        self.engine = None  # that writes replies; chosen at the first one
         self.cost = Cost()  # of all calls since it was made
         self.truncated = {}  # id of a dialogue that was too long -> tokens left out
 
@@ -349,13 +349,6 @@ def generate(
 def limit_reply(self: Model, max_tokens: int = None) -> int:
     "Return the maximum length of a reply in tokens: the given one, else the default."
     return max_tokens or min(512, self.max_length // 2)
-
-
-@patch
-def reply(self: Model, prompts: list, max_tokens: int = None) -> list:  # by default 512, or half of `max_length`
-    "Return the likeliest reply to each prompt, a text or a dialogue, in batches by PyTorch."
-    prompts = check_list(prompts, "reply")
-    return self.generate(prompts, self.limit_reply(max_tokens), no_loops=True)
 
 # %% ../../nbs/0_base/08_models.ipynb #67494dac
 @patch
