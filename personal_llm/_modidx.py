@@ -108,6 +108,7 @@ d = {
                 "8_app/commands.html#set_load_options",
                 "personal_llm/app/commands.py",
             ),
+            "personal_llm.app.commands.set_writer": ("8_app/commands.html#set_writer", "personal_llm/app/commands.py"),
             "personal_llm.app.commands.show": ("8_app/commands.html#show", "personal_llm/app/commands.py"),
             "personal_llm.app.commands.status": ("8_app/commands.html#status", "personal_llm/app/commands.py"),
         },
@@ -558,6 +559,10 @@ d = {
             ),
             "personal_llm.base.models.Model.model": ("0_base/models.html#model.model", "personal_llm/base/models.py"),
             "personal_llm.base.models.Model.nll": ("0_base/models.html#model.nll", "personal_llm/base/models.py"),
+            "personal_llm.base.models.Model.reads_adapters": (
+                "0_base/models.html#model.reads_adapters",
+                "personal_llm/base/models.py",
+            ),
             "personal_llm.base.models.Model.run_forward": (
                 "0_base/models.html#model.run_forward",
                 "personal_llm/base/models.py",

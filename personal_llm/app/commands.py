@@ -45,6 +45,16 @@ Model = Annotated[
         metavar="NAME",
     ),
 ]
+Writer = Annotated[
+    str,
+    Option(
+        help="address of a server that writes the replies, such as http://127.0.0.1:11434/v1 (Ollama, LM Studio, "
+        "llama-server, vLLM); its key, if it needs one, stands in the variable PERSONAL_LLM_WRITER_KEY",
+        metavar="URL",
+    ),
+]
+WriterModel = Annotated[str, Option(help="the server's model (default: its only one)", metavar="NAME")]
+MayLeave = Annotated[bool, Option("--chats-may-leave", help="the writer may be another computer: chats leave this one")]
 Out = Annotated[str, Option(help="folder of your memory; personalize and serve also make one", metavar="DIR")]
 Data = Annotated[
     list[str],
@@ -151,6 +161,19 @@ def load(name: str = None, folder: str = None, quiet: bool = False, **options): 
     if not quiet:
         print_note(f"loading the model {name}")
     return load_model(name, **load_options | options)
+
+
+def set_writer(model, address: str = None, name: str = None, may_leave: bool = False):  # the `Model`
+    "Let a server write the replies, if there is an address; raise `InputError` if it cannot."
+    if address is not None:
+        from personal_llm.base.replies import Remote
+
+        model.engine = Remote(model, address, name, may_leave)
+        shown = f"{model.engine.name} writes the replies"
+        print_note(f"{shown}; {model.name} scores, and only {model.name} reads what a fine-tune learns")
+    elif name is not None or may_leave:
+        raise InputError("no writer was given", "add --writer URL")
+    return model
 
 # %% ../../nbs/8_app/05_commands.ipynb #6fdbc099
 app = typer.Typer(
@@ -322,6 +345,9 @@ def chat_command(
     settings: dict,
     out: Annotated[str, Option(help="folder that stores the chat (default: nothing is stored)", metavar="DIR")] = None,
     model: Model = None,
+    writer: Writer = None,
+    writer_model: WriterModel = None,
+    chats_may_leave: MayLeave = False,
 ):
     "Chat with a model that learns from you. Correct a reply with /better, and the next one reads it."
     from personal_llm.device.chat import ChatSession
@@ -330,7 +356,8 @@ def chat_command(
         folder = out or temporary
         if not out:
             print_note("nothing is stored; --out DIR keeps the chat and what it learns")
-        run_chat(ChatSession(load(model, folder), folder, **settings))
+        loaded = set_writer(load(model, folder), writer, writer_model, chats_may_leave)
+        run_chat(ChatSession(loaded, folder, **settings))
 
 # %% ../../nbs/8_app/05_commands.ipynb #00700b6d
 @app.command(epilog="Example: personal-llm status --out me")

@@ -123,6 +123,11 @@ class Model:
                 ctypes.CDLL(None).malloc_trim(0)
 
     @property
+    def reads_adapters(self) -> bool:
+        "Whether what a fine-tune learns reaches the replies; a server of yours has only its own model."
+        return getattr(self.engine, "reads_adapters", True)
+
+    @property
     def device(self):
         return next(self.model.parameters()).device
 

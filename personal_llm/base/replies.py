@@ -267,6 +267,8 @@ class Torch(LocalEngine):
 class Remote:
     "A server that speaks Chat Completions; raises `InputError` for an address that it may not use, or no server there."
 
+    reads_adapters = False
+
     def __init__(
         self,
         model: Model,  # that scores, and says how long a reply may be
