@@ -38,6 +38,7 @@ d = {
             "personal_llm.app.check.check_loss_mask": ("8_app/check.html#check_loss_mask", "personal_llm/app/check.py"),
             "personal_llm.app.check.check_model": ("8_app/check.html#check_model", "personal_llm/app/check.py"),
             "personal_llm.app.check.check_padding": ("8_app/check.html#check_padding", "personal_llm/app/check.py"),
+            "personal_llm.app.check.check_prefix": ("8_app/check.html#check_prefix", "personal_llm/app/check.py"),
             "personal_llm.app.check.check_reply": ("8_app/check.html#check_reply", "personal_llm/app/check.py"),
             "personal_llm.app.check.check_template": ("8_app/check.html#check_template", "personal_llm/app/check.py"),
             "personal_llm.app.check.check_tuning_step": (
@@ -789,6 +790,10 @@ d = {
                 "0_base/tokens.html#encode_prompt",
                 "personal_llm/base/tokens.py",
             ),
+            "personal_llm.base.tokens.find_end_of_turn": (
+                "0_base/tokens.html#find_end_of_turn",
+                "personal_llm/base/tokens.py",
+            ),
             "personal_llm.base.tokens.find_first_turn": (
                 "0_base/tokens.html#find_first_turn",
                 "personal_llm/base/tokens.py",
@@ -807,6 +812,10 @@ d = {
             "personal_llm.base.tokens.pad_rows": ("0_base/tokens.html#pad_rows", "personal_llm/base/tokens.py"),
             "personal_llm.base.tokens.split_template": (
                 "0_base/tokens.html#split_template",
+                "personal_llm/base/tokens.py",
+            ),
+            "personal_llm.base.tokens.tokenize_content": (
+                "0_base/tokens.html#tokenize_content",
                 "personal_llm/base/tokens.py",
             ),
             "personal_llm.base.tokens.tokenize_messages": (

@@ -25,6 +25,7 @@ from .adapters import read_factors
 from .core import Dialogue, InputError, catch_panic, measure_cost, patch
 from .loading import note_once, read_gguf
 from .models import Model, check_list, load_model  # noqa: F401 (personal_llm takes it from here, with `reply`)
+from .tokens import find_end_of_turn
 
 # %% ../../nbs/0_base/09_replies.ipynb #rpl00006
 @dataclass(frozen=True)
@@ -84,10 +85,13 @@ class LocalEngine:
         model = self.model
         max_tokens = model.limit_reply(options.max_tokens)
         (ids,) = model.encode_prompts([dialogue], max(8, model.max_length - max_tokens))
+        end = find_end_of_turn(model.tokenizer)
+        texts = [] if end is None or end in model.tokenizer.all_special_ids else [model.tokenizer.decode([end])]
+        own = replace(options, max_tokens=max_tokens, stop=(*options.stop, *texts))
 
         def work(put, is_stopped):
             with self.lock, measure_cost(model.cost):
-                return self.complete(ids, replace(options, max_tokens=max_tokens), put, is_stopped)
+                return self.complete(ids, own, put, is_stopped)
 
         reason, num_tokens = yield from pull_pieces(work)
         model.cost.tokens += len(ids) + num_tokens
