@@ -95,12 +95,20 @@ d = {
             ),
             "personal_llm.app.commands.load": ("8_app/commands.html#load", "personal_llm/app/commands.py"),
             "personal_llm.app.commands.models": ("8_app/commands.html#models", "personal_llm/app/commands.py"),
+            "personal_llm.app.commands.offer_larger_model": (
+                "8_app/commands.html#offer_larger_model",
+                "personal_llm/app/commands.py",
+            ),
             "personal_llm.app.commands.parse_date": ("8_app/commands.html#parse_date", "personal_llm/app/commands.py"),
             "personal_llm.app.commands.personalize_command": (
                 "8_app/commands.html#personalize_command",
                 "personal_llm/app/commands.py",
             ),
             "personal_llm.app.commands.read_chats": ("8_app/commands.html#read_chats", "personal_llm/app/commands.py"),
+            "personal_llm.app.commands.remove_weights": (
+                "8_app/commands.html#remove_weights",
+                "personal_llm/app/commands.py",
+            ),
             "personal_llm.app.commands.select_given": (
                 "8_app/commands.html#select_given",
                 "personal_llm/app/commands.py",
@@ -455,6 +463,10 @@ d = {
                 "personal_llm/base/loading.py",
             ),
             "personal_llm.base.loading.find_gguf": ("0_base/loading.html#find_gguf", "personal_llm/base/loading.py"),
+            "personal_llm.base.loading.get_converted_folder": (
+                "0_base/loading.html#get_converted_folder",
+                "personal_llm/base/loading.py",
+            ),
             "personal_llm.base.loading.get_encoder_id": (
                 "0_base/loading.html#get_encoder_id",
                 "personal_llm/base/loading.py",
@@ -854,6 +866,10 @@ d = {
             ),
             "personal_llm.base.weights.find_weights": (
                 "0_base/weights.html#find_weights",
+                "personal_llm/base/weights.py",
+            ),
+            "personal_llm.base.weights.fits_larger_model": (
+                "0_base/weights.html#fits_larger_model",
                 "personal_llm/base/weights.py",
             ),
             "personal_llm.base.weights.get_weights": (

@@ -42,7 +42,7 @@ def serve(
     "Serve a page and the OpenAI protocol; the command prints a link. A folder is one person."
     from personal_llm.app.server import serve as run_server  # needs the extra `serve`
 
-    loaded = set_writer(load(model, out), writer, writer_model, chats_may_leave)
+    loaded = set_writer(load(model, out, is_largest=writer is None), writer, writer_model, chats_may_leave)
     run_server(loaded, out, host, port, as_json, **settings)
 
 # %% ../../nbs/8_app/08_cli.ipynb #47fb7044

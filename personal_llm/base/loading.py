@@ -23,7 +23,8 @@ from filelock import FileLock
 from .core import InputError, catch_panic
 from .files import ASSETS, compute_sha256, delete_path, get_cache_folder
 from .files import is_full_disk, make_folder, remember
-from .weights import DEFAULT_ENCODER, DEFAULT_MODEL, WEIGHTS, find_weights, hash_file
+from .weights import DEFAULT_ENCODER, DEFAULT_MODEL, LARGER_MODEL, WEIGHTS
+from .weights import find_weights, fits_larger_model, hash_file
 
 # %% ../../nbs/0_base/07_loading.ipynb #whole001
 loading_lock = threading.Lock()  # transformers changes shared classes while it loads
@@ -159,14 +160,19 @@ def write_converted_model(file: Path, folder: Path) -> None:
     tokenizer.save_pretrained(folder)
 
 # %% ../../nbs/0_base/07_loading.ipynb #lgg00010
+def get_converted_folder(file: Path) -> Path:  # it need not exist yet
+    "Return the folder of a GGUF file that was converted."
+    return get_cache_folder() / "models" / hash_file(file)[:16]
+
+
 def convert_gguf(file: Path) -> Path:  # a folder in the user's cache
     "Convert a GGUF file once into a folder that transformers reads; raise `InputError` for a file that is not usable."
-    name = hash_file(file)[:16]
-    folder = make_folder(get_cache_folder() / "models") / name
-    with FileLock(folder.with_name(f".{name}.lock")):
+    folder = get_converted_folder(file)
+    make_folder(folder.parent)
+    with FileLock(folder.with_name(f".{folder.name}.lock")):
         if folder.is_dir():
             return folder
-        stage = folder.with_name(f".{name}.tmp")
+        stage = folder.with_name(f".{folder.name}.tmp")
         delete_path(stage)  # of a process that was killed
         try:
             write_converted_model(file, make_folder(stage))
@@ -235,12 +241,17 @@ def note_once(note: str) -> None:
     print(f"personal-llm: {note}", file=sys.stderr)
 
 
-def choose_model_name(name=None):  # the name itself, or that of the default model
-    "Return for None the model of the environment, else the default one, else `smollm2`, else `pocket`."
+def choose_model_name(name=None, is_largest: bool = False):  # the name itself, or that of the default model
+    """Return for None the model of the environment, else the default one, else `smollm2`, else `pocket`.
+
+    is_largest: the larger model comes before the default one, if it is here and fits.
+    """
     if name is not None:
         return name
     if os.environ.get(DEFAULT_MODEL_VARIABLE):
         return os.environ[DEFAULT_MODEL_VARIABLE]
+    if is_largest and fits_larger_model() and find_weights(LARGER_MODEL):
+        return LARGER_MODEL
     for name in (DEFAULT_MODEL, "smollm2", "pocket"):
         if name == "pocket" or find_weights(name):
             break

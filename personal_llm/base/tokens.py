@@ -115,7 +115,10 @@ def tokenize_messages(tokenizer, messages: list, add_generation_prompt: bool = F
 def find_end_of_turn(tokenizer):  # a token id, or None
     "Return the control token that the chat template writes after a response; it need not be the tokenizer's own end."
     turns = [dict(role="user", content="a"), dict(role="assistant", content="b")]
-    ids, token_owners = tokenize_messages(tokenizer, turns)
+    try:
+        ids, token_owners = tokenize_messages(tokenizer, turns)
+    except InputError:  # a template for prompts alone
+        return None
     after = ids[len(ids) - token_owners[::-1].index(1) :]
     is_control = after and tokenizer.convert_ids_to_tokens(after[0]) in get_special_strings(tokenizer)
     return after[0] if is_control else None
