@@ -463,6 +463,10 @@ d = {
                 "personal_llm/base/loading.py",
             ),
             "personal_llm.base.loading.find_gguf": ("0_base/loading.html#find_gguf", "personal_llm/base/loading.py"),
+            "personal_llm.base.loading.find_hub_file": (
+                "0_base/loading.html#find_hub_file",
+                "personal_llm/base/loading.py",
+            ),
             "personal_llm.base.loading.get_converted_folder": (
                 "0_base/loading.html#get_converted_folder",
                 "personal_llm/base/loading.py",

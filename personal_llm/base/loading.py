@@ -200,6 +200,32 @@ def quote_name(name) -> str:
     return f"{str(name)[:90]!r}" + f" (of the environment variable {DEFAULT_MODEL_VARIABLE})" * is_default
 
 
+def find_hub_file(repository: str, file: str) -> Path:
+    "Return a GGUF file of the hub, downloaded if it is not here; it stays the one of the first time."
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    def take_first() -> dict:
+        place = Path(hf_hub_download(repository, file))
+        return dict(revision=place.parts[place.parts.index("snapshots") + 1], sha256=hash_file(place))
+
+    name = f"{repository}:{file}"
+    try:
+        known = remember("hub", name, take_first)
+        try:
+            place = hf_hub_download(repository, file, revision=known["revision"], local_files_only=True)
+        except LocalEntryNotFoundError:
+            place = hf_hub_download(repository, file, revision=known["revision"])
+    except Exception as error:
+        if is_full_disk(error):
+            raise InputError(f"model {name}: the disk is full", "free some space") from error
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
+        raise InputError(f"model {name}: not to be had from the hub ({reason})", "check name and network") from error
+    if hash_file(place) != known["sha256"]:
+        raise InputError(f"model {name}: not the file of the first time", f"delete {place}, and type it again")
+    return Path(place)
+
+
 def find_gguf(name):  # a path, or None
     "Return the GGUF file that a name stands for, if it stands for one; raise `InputError` for one that is not here."
     if not isinstance(name, (str, Path)) or name == "":
@@ -210,7 +236,10 @@ def find_gguf(name):  # a path, or None
             raise InputError(f"model {name!r} is not on this machine", f"type: personal-llm get {name}")
         return file
     place = Path(name).expanduser()
-    return place if is_gguf(place) else None
+    if is_gguf(place):
+        return place
+    parts = re.fullmatch(r"(\w[\w.-]*/\w[\w.-]*):([^:]+\.gguf)", str(name), re.ASCII)
+    return find_hub_file(*parts.groups()) if parts else None
 
 
 def resolve_model(name) -> str:  # a folder, or an id
