@@ -10,8 +10,7 @@ __version__ = "0.1.0"
 _ROOMS = {
     "base.core": "Cost Dialogue InputError",
     "base.loading": "load_encoder",
-    "base.models": "Model load_model",
-    "base.replies": "ReplyOptions",
+    "base.replies": "Model ReplyOptions load_model",  # with `Model.reply`
     "base.adapters": "Adapter",
     "app.check": "check_model",
     "data.reading": "read_dialogues load_samples",

@@ -42,6 +42,7 @@ d = {
             "personal_llm.app.check.check_loss_mask": ("8_app/check.html#check_loss_mask", "personal_llm/app/check.py"),
             "personal_llm.app.check.check_model": ("8_app/check.html#check_model", "personal_llm/app/check.py"),
             "personal_llm.app.check.check_padding": ("8_app/check.html#check_padding", "personal_llm/app/check.py"),
+            "personal_llm.app.check.check_prefix": ("8_app/check.html#check_prefix", "personal_llm/app/check.py"),
             "personal_llm.app.check.check_reply": ("8_app/check.html#check_reply", "personal_llm/app/check.py"),
             "personal_llm.app.check.check_template": ("8_app/check.html#check_template", "personal_llm/app/check.py"),
             "personal_llm.app.check.check_tuning_step": (
@@ -98,12 +99,20 @@ d = {
             ),
             "personal_llm.app.commands.load": ("8_app/commands.html#load", "personal_llm/app/commands.py"),
             "personal_llm.app.commands.models": ("8_app/commands.html#models", "personal_llm/app/commands.py"),
+            "personal_llm.app.commands.offer_larger_model": (
+                "8_app/commands.html#offer_larger_model",
+                "personal_llm/app/commands.py",
+            ),
             "personal_llm.app.commands.parse_date": ("8_app/commands.html#parse_date", "personal_llm/app/commands.py"),
             "personal_llm.app.commands.personalize_command": (
                 "8_app/commands.html#personalize_command",
                 "personal_llm/app/commands.py",
             ),
             "personal_llm.app.commands.read_chats": ("8_app/commands.html#read_chats", "personal_llm/app/commands.py"),
+            "personal_llm.app.commands.remove_weights": (
+                "8_app/commands.html#remove_weights",
+                "personal_llm/app/commands.py",
+            ),
             "personal_llm.app.commands.select_given": (
                 "8_app/commands.html#select_given",
                 "personal_llm/app/commands.py",
@@ -112,6 +121,7 @@ d = {
                 "8_app/commands.html#set_load_options",
                 "personal_llm/app/commands.py",
             ),
+            "personal_llm.app.commands.set_writer": ("8_app/commands.html#set_writer", "personal_llm/app/commands.py"),
             "personal_llm.app.commands.show": ("8_app/commands.html#show", "personal_llm/app/commands.py"),
             "personal_llm.app.commands.status": ("8_app/commands.html#status", "personal_llm/app/commands.py"),
         },
@@ -479,6 +489,14 @@ d = {
                 "personal_llm/base/loading.py",
             ),
             "personal_llm.base.loading.find_gguf": ("0_base/loading.html#find_gguf", "personal_llm/base/loading.py"),
+            "personal_llm.base.loading.find_hub_file": (
+                "0_base/loading.html#find_hub_file",
+                "personal_llm/base/loading.py",
+            ),
+            "personal_llm.base.loading.get_converted_folder": (
+                "0_base/loading.html#get_converted_folder",
+                "personal_llm/base/loading.py",
+            ),
             "personal_llm.base.loading.get_encoder_id": (
                 "0_base/loading.html#get_encoder_id",
                 "personal_llm/base/loading.py",
@@ -584,7 +602,10 @@ d = {
             ),
             "personal_llm.base.models.Model.model": ("0_base/models.html#model.model", "personal_llm/base/models.py"),
             "personal_llm.base.models.Model.nll": ("0_base/models.html#model.nll", "personal_llm/base/models.py"),
-            "personal_llm.base.models.Model.reply": ("0_base/models.html#model.reply", "personal_llm/base/models.py"),
+            "personal_llm.base.models.Model.reads_adapters": (
+                "0_base/models.html#model.reads_adapters",
+                "personal_llm/base/models.py",
+            ),
             "personal_llm.base.models.Model.run_forward": (
                 "0_base/models.html#model.run_forward",
                 "personal_llm/base/models.py",
@@ -633,14 +654,57 @@ d = {
                 "0_base/replies.html#llamacpp.__init__",
                 "personal_llm/base/replies.py",
             ),
+            "personal_llm.base.replies.LlamaCpp.complete": (
+                "0_base/replies.html#llamacpp.complete",
+                "personal_llm/base/replies.py",
+            ),
             "personal_llm.base.replies.LlamaCpp.prepare": (
                 "0_base/replies.html#llamacpp.prepare",
                 "personal_llm/base/replies.py",
             ),
-            "personal_llm.base.replies.LlamaCpp.write": (
-                "0_base/replies.html#llamacpp.write",
+            "personal_llm.base.replies.LocalEngine": (
+                "0_base/replies.html#localengine",
                 "personal_llm/base/replies.py",
             ),
+            "personal_llm.base.replies.LocalEngine.__init__": (
+                "0_base/replies.html#localengine.__init__",
+                "personal_llm/base/replies.py",
+            ),
+            "personal_llm.base.replies.LocalEngine.write": (
+                "0_base/replies.html#localengine.write",
+                "personal_llm/base/replies.py",
+            ),
+            "personal_llm.base.replies.Model.reply": (
+                "0_base/replies.html#model.reply",
+                "personal_llm/base/replies.py",
+            ),
+            "personal_llm.base.replies.Remote": ("0_base/replies.html#remote", "personal_llm/base/replies.py"),
+            "personal_llm.base.replies.Remote.__init__": (
+                "0_base/replies.html#remote.__init__",
+                "personal_llm/base/replies.py",
+            ),
+            "personal_llm.base.replies.Remote.ask": ("0_base/replies.html#remote.ask", "personal_llm/base/replies.py"),
+            "personal_llm.base.replies.Remote.connect": (
+                "0_base/replies.html#remote.connect",
+                "personal_llm/base/replies.py",
+            ),
+            "personal_llm.base.replies.Remote.fail": (
+                "0_base/replies.html#remote.fail",
+                "personal_llm/base/replies.py",
+            ),
+            "personal_llm.base.replies.Remote.find_name": (
+                "0_base/replies.html#remote.find_name",
+                "personal_llm/base/replies.py",
+            ),
+            "personal_llm.base.replies.Remote.read": (
+                "0_base/replies.html#remote.read",
+                "personal_llm/base/replies.py",
+            ),
+            "personal_llm.base.replies.Remote.write": (
+                "0_base/replies.html#remote.write",
+                "personal_llm/base/replies.py",
+            ),
+            "personal_llm.base.replies.ReplyEnd": ("0_base/replies.html#replyend", "personal_llm/base/replies.py"),
             "personal_llm.base.replies.ReplyOptions": (
                 "0_base/replies.html#replyoptions",
                 "personal_llm/base/replies.py",
@@ -657,6 +721,15 @@ d = {
                 "0_base/replies.html#replystream.__iter__",
                 "personal_llm/base/replies.py",
             ),
+            "personal_llm.base.replies.ReplyStream._write": (
+                "0_base/replies.html#replystream._write",
+                "personal_llm/base/replies.py",
+            ),
+            "personal_llm.base.replies.Torch": ("0_base/replies.html#torch", "personal_llm/base/replies.py"),
+            "personal_llm.base.replies.Torch.complete": (
+                "0_base/replies.html#torch.complete",
+                "personal_llm/base/replies.py",
+            ),
             "personal_llm.base.replies.count_idle_cores": (
                 "0_base/replies.html#count_idle_cores",
                 "personal_llm/base/replies.py",
@@ -670,12 +743,12 @@ d = {
                 "0_base/replies.html#pair_neighbours",
                 "personal_llm/base/replies.py",
             ),
-            "personal_llm.base.replies.write_gguf_adapter": (
-                "0_base/replies.html#write_gguf_adapter",
+            "personal_llm.base.replies.pull_pieces": (
+                "0_base/replies.html#pull_pieces",
                 "personal_llm/base/replies.py",
             ),
-            "personal_llm.base.replies.write_with_transformers": (
-                "0_base/replies.html#write_with_transformers",
+            "personal_llm.base.replies.write_gguf_adapter": (
+                "0_base/replies.html#write_gguf_adapter",
                 "personal_llm/base/replies.py",
             ),
         },
@@ -759,6 +832,10 @@ d = {
                 "0_base/tokens.html#encode_prompt",
                 "personal_llm/base/tokens.py",
             ),
+            "personal_llm.base.tokens.find_end_of_turn": (
+                "0_base/tokens.html#find_end_of_turn",
+                "personal_llm/base/tokens.py",
+            ),
             "personal_llm.base.tokens.find_first_turn": (
                 "0_base/tokens.html#find_first_turn",
                 "personal_llm/base/tokens.py",
@@ -777,6 +854,10 @@ d = {
             "personal_llm.base.tokens.pad_rows": ("0_base/tokens.html#pad_rows", "personal_llm/base/tokens.py"),
             "personal_llm.base.tokens.split_template": (
                 "0_base/tokens.html#split_template",
+                "personal_llm/base/tokens.py",
+            ),
+            "personal_llm.base.tokens.tokenize_content": (
+                "0_base/tokens.html#tokenize_content",
                 "personal_llm/base/tokens.py",
             ),
             "personal_llm.base.tokens.tokenize_messages": (
@@ -815,6 +896,10 @@ d = {
             ),
             "personal_llm.base.weights.find_weights": (
                 "0_base/weights.html#find_weights",
+                "personal_llm/base/weights.py",
+            ),
+            "personal_llm.base.weights.fits_larger_model": (
+                "0_base/weights.html#fits_larger_model",
                 "personal_llm/base/weights.py",
             ),
             "personal_llm.base.weights.get_weights": (

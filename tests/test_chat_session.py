@@ -194,7 +194,7 @@ def test_whatever_a_thread_raises_is_one_message(model, tmp_path, monkeypatch, e
 
 @pytest.mark.parametrize("error", ERRORS, ids=lambda error: type(error).__name__)
 def test_a_reply_that_fails_is_one_line_and_never_hangs(model, tmp_path, monkeypatch, error):
-    def write(ids, options, put, is_stopped):
+    def complete(self, ids, options, put, is_stopped):
         put("Hel")
         raise error
 
@@ -207,7 +207,7 @@ def test_a_reply_that_fails_is_one_line_and_never_hangs(model, tmp_path, monkeyp
             outcome.append(raised)
 
     with open_chat(model, tmp_path) as session:
-        monkeypatch.setattr(replies, "find_engine", lambda model: write)
+        monkeypatch.setattr(replies.Torch, "complete", complete)
         reader = threading.Thread(target=run, daemon=True)
         reader.start()
         reader.join(60)

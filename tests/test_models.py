@@ -11,6 +11,7 @@ from tiny import ARCHITECTURES, random_adapter, same, shared, tiny, tiny_tokeniz
 from personal_llm.base.adapters import get_adapter_id
 from personal_llm.base.core import Cost, Dialogue, InputError
 from personal_llm.base.models import Model, load_model
+from personal_llm.base.replies import ReplyOptions  # noqa: F401 (brings `Model.reply`)
 from personal_llm.base.tokens import encode_prompt
 
 FEW = [

@@ -1,6 +1,8 @@
 "Replies by both engines: the same tokens, adapters that come and go, stops, limits, and no network port."
 
 import json
+import socket
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import numpy as np
@@ -11,9 +13,10 @@ from llama_cpp import our_log_probabilities, write_base
 from tiny import random_adapter, tiny
 
 from personal_llm.base import replies
-from personal_llm.base.core import InputError
+from personal_llm.base.core import Dialogue, InputError
 from personal_llm.base.models import Model, load_model
 from personal_llm.base.replies import ReplyOptions, ReplyStream
+from personal_llm.tuning.evaluation import evaluate
 
 PROMPTS = """Hello, how are you?|What is a tendon?|Define the medical term: fever.|What should I cook tonight?|Why?
 I am tired.|Tell me a story.|Where is the hospital?|Thank you.|Good morning!|What is your name?|Do you like tea?
@@ -49,8 +52,7 @@ def write(model, prompt: str, options=SHORT):
 
 
 def likeliest(model, ids: list) -> dict:  # token -> nats
-    engine = model.engine or replies.LlamaCpp(model)
-    model.engine = engine
+    engine = replies.find_engine(model)
     engine.prepare()
     weight = 0.0 if model.adapter_folder is None else 1.0
     request = dict(prompt=ids, max_tokens=1, logprobs=20, temperature=0.0, lora=[dict(id=0, scale=weight)])
@@ -83,6 +85,24 @@ def test_a_reply_is_that_of_transformers_with_and_without_an_adapter(model, adap
     assert {(row.laddr, row.status) for row in psutil.Process().net_connections(kind="inet")} == ports
 
 
+def test_a_system_without_affinity_and_unix_sockets_replies_too(model, adapter, monkeypatch):
+    "macOS has no `cpu_affinity`, Windows no `AF_UNIX`: llama.cpp then listens on this computer's address, with a key."
+    import http.client
+
+    monkeypatch.delattr(psutil.Process, "cpu_affinity")
+    monkeypatch.delattr(socket, "AF_UNIX")
+    monkeypatch.setattr(psutil, "cpu_count", lambda logical=True: None)
+    other = Model(model.model, model.tokenizer, "pocket", base=model.base, gguf=model.gguf)
+    with other.use_adapter(adapter), model.use_adapter(adapter):
+        assert write(other, "Hi").text == write(model, "Hi").text
+    address = other.engine.server.listening_address.removeprefix("http://")
+    assert address.startswith("127.0.0.1:")
+    connection = http.client.HTTPConnection(address)
+    connection.request("POST", "/v1/completions", '{"prompt": "Hi", "max_tokens": 1}')
+    assert connection.getresponse().status == 401
+    connection.close()
+
+
 def test_an_adapter_is_loaded_once(model, adapter):
     servers = set()
     for folder in (adapter, None, adapter):
@@ -90,6 +110,37 @@ def test_an_adapter_is_loaded_once(model, adapter):
             write(model, "Hi")
             servers.add(model.engine.server)
     assert len(servers) == 1
+
+
+def test_what_is_measured_is_written_by_the_engine_that_a_person_meets(model, monkeypatch):
+    monkeypatch.setattr(replies.Torch, "complete", None)
+    texts = model.reply(["Hi", "Tell me a story."], 12)
+    assert texts == [write(model, "Hi").text, write(model, "Tell me a story.").text]
+    theirs = evaluate(model, [Dialogue("Hi", "Hello.")], max_tokens=12)
+    assert theirs.items[0]["reply"] == texts[0]
+
+
+@pytest.mark.parametrize("kind", ["llama.cpp", "transformers"])
+def test_two_replies_at_once_wait_in_order(kind, model, monkeypatch):
+    "Each is whole, and no work begins before the work before it has ended."
+    model = model if kind == "llama.cpp" else by_transformers(model)
+    engine = replies.find_engine(model)
+    alone = [write(model, prompt).text for prompt in PROMPTS[:4]]
+    busy, most = [], []
+    complete = engine.complete
+
+    def watch(*arguments):
+        busy.append(1)
+        most.append(len(busy))
+        try:
+            return complete(*arguments)
+        finally:
+            busy.pop()
+
+    monkeypatch.setattr(engine, "complete", watch)
+    with ThreadPoolExecutor(4) as pool:
+        together = list(pool.map(lambda prompt: write(model, prompt).text, PROMPTS[:4]))
+    assert together == alone and most == [1] * 4
 
 
 @pytest.mark.parametrize("kind", ["llama.cpp", "transformers"])
@@ -125,8 +176,8 @@ def test_what_llama_cpp_cannot_load_is_written_by_transformers(model, tmp_path, 
 
 def test_without_the_package_transformers_writes(model, monkeypatch):
     monkeypatch.setattr(replies.importlib.util, "find_spec", lambda name: None)
-    monkeypatch.setattr(replies, "LlamaCpp", None)
-    assert write(model, "Hi").text
+    monkeypatch.setattr(model, "engine", None)
+    assert write(model, "Hi").text and isinstance(model.engine, replies.Torch)
 
 
 def test_a_panic_in_the_thread_reaches_the_reader(monkeypatch):
@@ -135,11 +186,11 @@ def test_a_panic_in_the_thread_reaches_the_reader(monkeypatch):
     class PanicException(BaseException):
         pass
 
-    def write_half(ids, options, put, is_stopped):
+    def write_half(self, ids, options, put, is_stopped):
         put("Hello")
         raise PanicException("called on a None value")
 
-    monkeypatch.setattr(replies, "find_engine", lambda model: write_half)
+    monkeypatch.setattr(replies.Torch, "complete", write_half)
     stream = ReplyStream(load_model("pocket"), "Hi")
     with pytest.raises(InputError, match="a library stopped .called on a None value"):
         for piece in stream:

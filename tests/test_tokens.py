@@ -133,8 +133,10 @@ def test_a_strict_template_gets_the_system_text_in_the_first_turn(system, greeti
         assert tokenizer.decode(sample["input_ids"]) == read + "<|assistant|>It rains.<|end|>"
         assert tokenizer.decode(learned(sample)) == "It rains.<|end|>"
         assert tokenizer.decode(asked(tokenizer, d)) == read + "<|assistant|>"
-    with pytest.raises(InputError, match="roles must alternate"):
-        encode_dialogue(tokenizer, Dialogue("a", "b", history=[("user", "c"), ("user", "d")]))
+    two = Dialogue("a", "b", history=[("user", "c"), ("user", "d"), ("system", "e")])
+    assert tokenizer.decode(asked(tokenizer, two)) == "<|user|>c\n\nd\n\ne\n\na<|end|><|assistant|>", (
+        "turns of one speaker"
+    )
 
 
 def test_a_template_that_loops_is_stopped_at_every_rendering(trimming, monkeypatch):

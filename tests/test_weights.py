@@ -8,13 +8,14 @@ import subprocess
 import sys
 import zipfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from personal_llm.base import loading, weights
 from personal_llm.base.core import InputError
 from personal_llm.base.loading import choose_model_name, load_encoder, resolve_model
-from personal_llm.base.weights import DEFAULT_ENCODER, DEFAULT_MODEL, WEIGHTS, WeightSource
+from personal_llm.base.weights import DEFAULT_ENCODER, DEFAULT_MODEL, LARGER_MODEL, WEIGHTS, WeightSource
 from personal_llm.base.weights import find_weights, get_weights
 
 PARTS = (b"first part, ", b"second part, ", b"third part")
@@ -271,6 +272,72 @@ def test_without_a_name_the_best_model_here_replies(index, capsys, monkeypatch):
     assert choose_model_name("other") == "other"
 
 
+def test_a_chat_takes_the_larger_model_where_it_is_here_and_fits(index, monkeypatch):
+    monkeypatch.delenv("PERSONAL_LLM_MODEL")
+    here = {DEFAULT_MODEL, LARGER_MODEL}
+    monkeypatch.setattr(loading, "find_weights", lambda name: name in here)
+    for free, name in ((7.9e9, DEFAULT_MODEL), (8e9, LARGER_MODEL)):
+        monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(available=free))
+        assert choose_model_name(is_largest=True) == name and choose_model_name() == DEFAULT_MODEL
+    here.discard(LARGER_MODEL)
+    assert choose_model_name(is_largest=True) == DEFAULT_MODEL
+
+
+def test_the_larger_model_is_offered_once_and_only_enter_or_yes_downloads_it(index, monkeypatch):
+    from personal_llm.app import commands
+
+    got, asked = [], []
+    monkeypatch.setattr(commands, "get_weights", got.append)
+    monkeypatch.setattr(commands, "fits_larger_model", lambda: True)
+    monkeypatch.setattr(commands, "is_terminal", lambda: True)
+    monkeypatch.setattr(commands, "read_line", lambda question: asked.append(question) or answer)
+    commands.offer_larger_model()
+    assert not asked, "PERSONAL_LLM_MODEL is a choice"
+    monkeypatch.delenv("PERSONAL_LLM_MODEL")
+    for number, (answer, count) in enumerate([("\n", 1), ("y\n", 1), ("n\n", 0), ("", 0)]):  # "": Ctrl-D
+        monkeypatch.setenv("XDG_CACHE_HOME", str(index / f"cache-{number}"))
+        got.clear()
+        commands.offer_larger_model()
+        assert got == [LARGER_MODEL] * count and len(asked) == number + 1
+        assert asked[-1].startswith("qwen2.5-coder-1.5b (1.1 GB) fits here")
+        commands.offer_larger_model()
+        assert len(asked) == number + 1, "it asks once"
+    monkeypatch.setenv("XDG_CACHE_HOME", str(index / "cache-pipe"))
+    monkeypatch.setattr(commands, "is_terminal", lambda: False)
+    commands.offer_larger_model()
+    assert len(asked) == 4, "never in a pipe"
+
+
+def test_models_removes_what_it_downloaded_and_nothing_of_others(index, monkeypatch, capsys):
+    from typed import invoke
+
+    from personal_llm.app import commands
+
+    content = b"GGUF of a test"
+    files = {"model.gguf": (len(content), hashlib.sha256(content).hexdigest())}
+    monkeypatch.setitem(WEIGHTS, "smollm2", WeightSource("MIT", "nobody/tiny", files, ()))
+    place = weights.get_weights_folder() / "smollm2" / "model.gguf"
+    place.parent.mkdir(parents=True)
+    place.write_bytes(content)
+    converted = loading.get_converted_folder(place)
+    converted.mkdir(parents=True)
+    (converted / "model.safetensors").write_bytes(b"0" * 3_000_000)
+    code, out, _ = invoke(capsys, "models", "--json")
+    (row,) = [row for row in json.loads(out)["models"] if row["name"] == "smollm2"]
+    assert code == 0 and row["megabytes"] == 3, "with what was made for PyTorch"
+    assert invoke(capsys, "models", "--remove", "smollm2")[0] == 0
+    assert not place.exists() and not converted.exists() and find_weights("smollm2") is None
+    for name, line in (("smollm2", "smollm2 is not on this machine"), ("other", "model 'other': no name of ours")):
+        code, _, err = invoke(capsys, "models", "--remove", name)
+        assert code == 2 and line in err
+    theirs = index / "theirs" / "model.gguf"
+    theirs.parent.mkdir()
+    theirs.write_bytes(content)
+    monkeypatch.setattr(commands, "find_weights", lambda name: theirs)
+    code, _, err = invoke(capsys, "models", "--remove", "smollm2")
+    assert code == 2 and "its file is another program's" in err and theirs.exists()
+
+
 def test_a_name_without_its_files_says_what_to_type(index):
     for name in ("qwen2.5-coder-0.5b", "qwen2.5-coder-1.5b", "smollm2"):
         with pytest.raises(InputError, match=f"model '{name}' is not on this machine; type: personal-llm get {name}"):
@@ -302,14 +369,14 @@ def test_get_downloads_the_model_and_the_encoder(index, monkeypatch, capsys):
 
     from personal_llm.app import commands
 
-    asked, converted = [], []
+    asked = []
     monkeypatch.setattr(commands, "get_weights", lambda name, progress: asked.append(name) or Path("/place") / name)
-    monkeypatch.setattr(commands, "resolve_model", converted.append)
+    monkeypatch.setattr(commands, "resolve_model", None)  # nothing is converted for PyTorch before it is needed
     code, out, _ = invoke(capsys, "get", "--json")
     assert code == 0 and json.loads(out)["weights"][DEFAULT_MODEL] == f"/place/{DEFAULT_MODEL}"
-    assert asked == [DEFAULT_MODEL, DEFAULT_ENCODER] and converted == [DEFAULT_MODEL]
+    assert asked == [DEFAULT_MODEL, DEFAULT_ENCODER]
     invoke(capsys, "get", "qwen2.5-coder-1.5b")
-    assert asked[-1] == converted[-1] == "qwen2.5-coder-1.5b"
+    assert asked[-1] == "qwen2.5-coder-1.5b"
     code, out, _ = invoke(capsys, "models", "--json")
     names = [row["name"] for row in json.loads(out)["models"]]
     assert {*names} >= {"pocket", *WEIGHTS}

@@ -19,8 +19,8 @@ from typer import Option
 
 from . import library_commands  # noqa: F401 (it registers its commands)
 from .chat import print_note
-from .commands import AsJson, Data, Model, Out, Quiet
-from .commands import CHAT_SETTINGS, add_settings, app, load, read_chats, show
+from .commands import AsJson, Data, MayLeave, Model, Out, Quiet, Writer, WriterModel
+from .commands import CHAT_SETTINGS, add_settings, app, load, read_chats, set_writer, show
 from ..base.core import InputError, catch_panic
 from ..base.files import is_full_disk
 from ..runtimes.plugins import find_runtimes
@@ -34,12 +34,16 @@ def serve(
     model: Model = None,
     host: Annotated[str, Option(help="address; 127.0.0.1 is this computer only", metavar="HOST")] = "127.0.0.1",
     port: Annotated[int, Option(help="port; 0: any free one", metavar="N", min=0, max=65535)] = 8484,
+    writer: Writer = None,
+    writer_model: WriterModel = None,
+    chats_may_leave: MayLeave = False,
     as_json: AsJson = False,
 ):
     "Serve a page and the OpenAI protocol; the command prints a link. A folder is one person."
     from personal_llm.app.server import serve as run_server  # needs the extra `serve`
 
-    run_server(load(model, out), out, host, port, as_json, **settings)
+    loaded = set_writer(load(model, out, is_largest=writer is None), writer, writer_model, chats_may_leave)
+    run_server(loaded, out, host, port, as_json, **settings)
 
 # %% ../../nbs/8_app/08_cli.ipynb #47fb7044
 SHARED_PARAMETERS = dict(load_model=("model", Model), dialogues=("data", Data), progress=("quiet", Quiet))
@@ -133,6 +137,9 @@ def main(argv: list = None) -> int:  # the exit code
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     with suppress(AttributeError, io.UnsupportedOperation):  # a stream of another kind, or one that was read before
         sys.stdin.reconfigure(errors="surrogateescape")  # what is no UTF-8 is refused where it is used
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(AttributeError, io.UnsupportedOperation):
+            stream.reconfigure(errors="replace")  # a sign that the console lacks becomes a question mark
     try:
         for number, word in enumerate(words, 1):
             if not word.strip() or word.startswith("--") and word.endswith("="):

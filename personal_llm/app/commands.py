@@ -11,6 +11,7 @@ import json
 import os
 import shlex
 import sys
+import time
 from datetime import datetime
 from functools import wraps
 from pathlib import Path
@@ -19,14 +20,17 @@ from typing import Annotated, Literal
 import typer
 from typer import Argument, Option
 
-from .chat import ask_at_terminal, confirm, describe_status, is_terminal, print_note, run_chat
+from .chat import ask_at_terminal, confirm, describe_status, is_terminal, print_note
+from .chat import read_line, run_chat
 from .personalize import compare, find_adapter, find_start, format_comparison, measure, personalize
 from ..base.adapters import read_adapter_card
 from ..base.core import InputError
-from ..base.files import check_is_folder, check_new_folder
-from ..base.loading import choose_model_name, resolve_model
+from ..base.files import check_is_folder, check_new_folder, delete_path, remember
+from ..base.loading import DEFAULT_MODEL_VARIABLE, choose_model_name, find_gguf
+from ..base.loading import get_converted_folder, resolve_model
 from ..base.text import count_nouns, escape_controls
-from ..base.weights import DEFAULT_ENCODER, DEFAULT_MODEL, WEIGHTS, find_weights, get_weights
+from ..base.weights import DEFAULT_ENCODER, DEFAULT_MODEL, LARGER_MODEL, WEIGHTS
+from ..base.weights import find_weights, fits_larger_model, get_weights, get_weights_folder
 from ..buffer.policies import POLICIES
 from ..data.reading import read_dialogues
 from ..device.archive import ARCHIVE_FILE, Archive, backup_archive, hold_folder, open_archive
@@ -40,10 +44,20 @@ Model = Annotated[
     str,
     Option(
         help=f"{DEFAULT_MODEL} or another name of personal-llm models, a folder, a GGUF file, or a Hugging Face id "
-        "(default: the memory's own, else the first of these)",
+        "(default: the memory's own, else the first of these; chat, serve and personalize take the largest that fits)",
         metavar="NAME",
     ),
 ]
+Writer = Annotated[
+    str,
+    Option(
+        help="address of a server that writes the replies, such as http://127.0.0.1:11434/v1 (Ollama, LM Studio, "
+        "llama-server, vLLM); its key, if it needs one, stands in the variable PERSONAL_LLM_WRITER_KEY",
+        metavar="URL",
+    ),
+]
+WriterModel = Annotated[str, Option(help="the server's model (default: its only one)", metavar="NAME")]
+MayLeave = Annotated[bool, Option("--chats-may-leave", help="the writer may be another computer: chats leave this one")]
 Out = Annotated[str, Option(help="folder of your memory; personalize and serve also make one", metavar="DIR")]
 Data = Annotated[
     list[str],
@@ -129,7 +143,7 @@ def read_chats(files: list, user: str = None, skip_invalid: bool = False, quiet:
     return dialogues
 
 
-def find_model_name(name: str, folder: str = None) -> str:
+def find_model_name(name: str, folder: str = None, is_largest: bool = False) -> str:
     "Return the given name, or the model of a folder's archive, or the default one; `InputError` for a file."
     if folder:
         check_is_folder(folder)
@@ -137,19 +151,54 @@ def find_model_name(name: str, folder: str = None) -> str:
         archive = Archive(folder)
         name = open_state(archive).model if archive.events else None
         archive.close()
-    return choose_model_name(name)
+    return choose_model_name(name, is_largest)
 
 
-def load(name: str = None, folder: str = None, quiet: bool = False, **options):  # a `Model`
-    "Load the model of a command; raise `InputError` where it is missing."
-    name = find_model_name(name, folder)
-    if Path(resolve_model(name)).exists():
+def load(name: str = None, folder: str = None, quiet: bool = False, is_largest: bool = False, **options):  # a `Model`
+    "Load the model of a command; raise `InputError` where it is missing. is_largest: for a new folder, if it fits."
+    is_default = name is None
+    name = find_model_name(name, folder, is_largest)
+    file = None if name == "pocket" else find_gguf(name)
+    if file is not None or Path(resolve_model(name)).exists():
         os.environ["HF_HUB_OFFLINE"] = "1"
-    from personal_llm.base.models import load_model
-
     if not quiet:
-        print_note(f"loading the model {name}")
-    return load_model(name, **load_options | options)
+        size = [] if file is None else [f"{file.stat().st_size / 1e9:.1f} GB"]
+        facts = "; ".join([*size, *["another one: --model NAME"] * is_default])
+        print_note(f"loading the model {name}{f' ({facts})' * bool(facts)}")
+    begin = time.perf_counter()
+    from personal_llm.base.replies import load_model
+
+    model = load_model(name, **load_options | options)
+    if not quiet:
+        print_note(f"loaded in {time.perf_counter() - begin:.1f} s")
+    return model
+
+
+def offer_larger_model() -> None:
+    "Offer the larger model once, at a terminal, where it fits and is not here; Enter downloads it."
+    if os.environ.get(DEFAULT_MODEL_VARIABLE) or not is_terminal() or not fits_larger_model():
+        return
+    if find_weights(LARGER_MODEL):
+        return
+    size = WEIGHTS[LARGER_MODEL].num_bytes / 1e9
+    question = f"{LARGER_MODEL} ({size:.1f} GB) fits here, and more of its answers are right; download it now? [Y/n] "
+    lines = []
+    remember("offers", LARGER_MODEL, lambda: lines.append(read_line(question)) or True)
+    if lines and lines[0] and lines[0].strip().lower() in ("", "y", "yes"):
+        get_weights(LARGER_MODEL)
+
+
+def set_writer(model, address: str = None, name: str = None, may_leave: bool = False):  # the `Model`
+    "Let a server write the replies, if there is an address; raise `InputError` if it cannot."
+    if address is not None:
+        from personal_llm.base.replies import Remote
+
+        model.engine = Remote(model, address, name, may_leave)
+        shown = f"{model.engine.name} writes the replies"
+        print_note(f"{shown}; {model.name} scores, and only {model.name} reads what a fine-tune learns")
+    elif name is not None or may_leave:
+        raise InputError("no writer was given", "add --writer URL")
+    return model
 
 # %% ../../nbs/8_app/05_commands.ipynb #6fdbc099
 app = typer.Typer(
@@ -191,8 +240,6 @@ def get(
     places = {}
     for each in [name] if name else [DEFAULT_MODEL, DEFAULT_ENCODER]:
         places[each] = str(get_weights(each, not quiet))
-        if each != DEFAULT_ENCODER:
-            resolve_model(each)  # converts it
     show(dict(weights=places), [f"{each}: {place}" for each, place in places.items()], as_json)
 
 
@@ -203,8 +250,13 @@ def list_models() -> list:  # dictionaries
 
     rows = [dict(name="pocket", megabytes=14, place="in this package")]
     for name, source in WEIGHTS.items():
-        place = find_weights(name) or f"type: personal-llm get {name}"
-        rows.append(dict(name=name, megabytes=round(source.num_bytes / 1e6), place=str(place)))
+        place = find_weights(name)
+        size = source.num_bytes
+        if place is not None and place.is_file():
+            converted = get_converted_folder(place)
+            size += sum(file.stat().st_size for file in converted.glob("*"))
+        shown = place or f"type: personal-llm get {name}"
+        rows.append(dict(name=name, megabytes=round(size / 1e6), place=str(shown)))
     try:
         repositories = [one for one in scan_cache_dir().repos if one.repo_type == "model"]
     except CacheNotFound:
@@ -214,9 +266,28 @@ def list_models() -> list:  # dictionaries
     return rows
 
 
-@app.command(epilog="Example: personal-llm models --json")
-def models(as_json: AsJson = False):
-    "List the models that you can name, and those in the cache of Hugging Face."
+def remove_weights(name: str) -> None:
+    "Delete the files of a name and what was made of them; raise `InputError` for files that we did not download."
+    if name not in WEIGHTS:
+        raise InputError(f"model {name[:80]!r}: no name of ours", f"give one of {', '.join(WEIGHTS)}")
+    place = find_weights(name)
+    if place is None:
+        raise InputError(f"{name} is not on this machine", "personal-llm models lists what is")
+    if get_weights_folder() not in place.parents:
+        raise InputError(f"{name}: its file is another program's: {place}", "delete it there")
+    if place.is_file():
+        delete_path(get_converted_folder(place))
+    delete_path(get_weights_folder() / name)
+
+
+@app.command(epilog="Example: personal-llm models --remove smollm2")
+def models(
+    remove: Annotated[str, Option(help="delete the files of this model from the disk", metavar="NAME")] = None,
+    as_json: AsJson = False,
+):
+    "List the models that you can name, with what they take on the disk, and those in the cache of Hugging Face."
+    if remove is not None:
+        remove_weights(remove)
     rows = list_models()
     show(dict(models=rows), format_table(rows, "name", "megabytes", "place"), as_json)
 
@@ -227,7 +298,8 @@ def check(model: Model = None, quiet: Quiet = False, as_json: AsJson = False):
     from personal_llm.app.check import check_model
 
     name = find_model_name(model)
-    resolve_model(name)  # an unknown name is a mistake in the arguments
+    if name == "pocket" or not find_gguf(name):
+        resolve_model(name)  # an unknown name is a mistake in the arguments
     report = check_model(name, on_check=lambda text: quiet or print_note(f"checking: {text}"), **load_options)
     rows = [dict(name=text, ok=passed, detail=detail) for text, passed, detail in report.rows]
     show(dict(model=name, ok=report.ok, rows=rows), [report], as_json)
@@ -286,7 +358,7 @@ def personalize_command(
     result, lines = personalize(
         read_chats(data, user, skip_invalid, quiet),
         out,
-        lambda: load(model, out, quiet),
+        lambda: load(model, out, quiet, is_largest=True),
         ask_at_terminal if "ask_when" in settings else None,
         policy,
         capacity,
@@ -321,13 +393,19 @@ def chat_command(
     settings: dict,
     out: Annotated[str, Option(help="folder that stores the chat (default: nothing is stored)", metavar="DIR")] = None,
     model: Model = None,
+    writer: Writer = None,
+    writer_model: WriterModel = None,
+    chats_may_leave: MayLeave = False,
 ):
     "Chat with a model that learns from you. Correct a reply with /better, and the next one reads it."
     from personal_llm.device.chat import ChatSession
 
     if not out:
         print_note("nothing is stored; --out DIR keeps the chat and what it learns")
-    run_chat(ChatSession(load(model, out), out, **settings))
+    if model is None and writer is None and not (out and (Path(out) / ARCHIVE_FILE).is_file()):
+        offer_larger_model()
+    loaded = set_writer(load(model, out, is_largest=writer is None), writer, writer_model, chats_may_leave)
+    run_chat(ChatSession(loaded, out, **settings))
 
 # %% ../../nbs/8_app/05_commands.ipynb #00700b6d
 @app.command(epilog="Example: personal-llm status --out me")

@@ -110,7 +110,7 @@ def count_cut(me: Personalizer) -> dict:  # tokens of a sample; kept dialogues t
     cut = dict(tokens=min(me.config.max_length, me.model.window), answers=0, prompts=0)
     for d in me.buffer.dialogues:
         sample = me.model.encode(remove_earlier_turns(d), cut["tokens"])
-        has_end = sample["labels"][-1] in me.model.tokenizer.all_special_ids
+        has_end = sample["labels"][-1] in me.model.find_end_tokens()
         cut["prompts" if has_end else "answers"] += bool(sample["num_truncated"])
     return cut
 

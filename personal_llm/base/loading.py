@@ -23,7 +23,8 @@ from filelock import FileLock
 from .core import InputError, catch_panic
 from .files import ASSETS, compute_sha256, delete_path, get_cache_folder
 from .files import is_full_disk, make_folder, remember
-from .weights import DEFAULT_ENCODER, DEFAULT_MODEL, WEIGHTS, find_weights, hash_file
+from .weights import DEFAULT_ENCODER, DEFAULT_MODEL, LARGER_MODEL, WEIGHTS
+from .weights import find_weights, fits_larger_model, hash_file
 
 # %% ../../nbs/0_base/07_loading.ipynb #whole001
 loading_lock = threading.Lock()  # transformers changes shared classes while it loads
@@ -159,14 +160,19 @@ def write_converted_model(file: Path, folder: Path) -> None:
     tokenizer.save_pretrained(folder)
 
 # %% ../../nbs/0_base/07_loading.ipynb #lgg00010
+def get_converted_folder(file: Path) -> Path:  # it need not exist yet
+    "Return the folder of a GGUF file that was converted."
+    return get_cache_folder() / "models" / hash_file(file)[:16]
+
+
 def convert_gguf(file: Path) -> Path:  # a folder in the user's cache
     "Convert a GGUF file once into a folder that transformers reads; raise `InputError` for a file that is not usable."
-    name = hash_file(file)[:16]
-    folder = make_folder(get_cache_folder() / "models") / name
-    with FileLock(folder.with_name(f".{name}.lock")):
+    folder = get_converted_folder(file)
+    make_folder(folder.parent)
+    with FileLock(folder.with_name(f".{folder.name}.lock")):
         if folder.is_dir():
             return folder
-        stage = folder.with_name(f".{name}.tmp")
+        stage = folder.with_name(f".{folder.name}.tmp")
         delete_path(stage)  # of a process that was killed
         try:
             write_converted_model(file, make_folder(stage))
@@ -194,6 +200,32 @@ def quote_name(name) -> str:
     return f"{str(name)[:90]!r}" + f" (of the environment variable {DEFAULT_MODEL_VARIABLE})" * is_default
 
 
+def find_hub_file(repository: str, file: str) -> Path:
+    "Return a GGUF file of the hub, downloaded if it is not here; it stays the one of the first time."
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    def take_first() -> dict:
+        place = Path(hf_hub_download(repository, file))
+        return dict(revision=place.parts[place.parts.index("snapshots") + 1], sha256=hash_file(place))
+
+    name = f"{repository}:{file}"
+    try:
+        known = remember("hub", name, take_first)
+        try:
+            place = hf_hub_download(repository, file, revision=known["revision"], local_files_only=True)
+        except LocalEntryNotFoundError:
+            place = hf_hub_download(repository, file, revision=known["revision"])
+    except Exception as error:
+        if is_full_disk(error):
+            raise InputError(f"model {name}: the disk is full", "free some space") from error
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
+        raise InputError(f"model {name}: not to be had from the hub ({reason})", "check name and network") from error
+    if hash_file(place) != known["sha256"]:
+        raise InputError(f"model {name}: not the file of the first time", f"delete {place}, and type it again")
+    return Path(place)
+
+
 def find_gguf(name):  # a path, or None
     "Return the GGUF file that a name stands for, if it stands for one; raise `InputError` for one that is not here."
     if not isinstance(name, (str, Path)) or name == "":
@@ -204,7 +236,10 @@ def find_gguf(name):  # a path, or None
             raise InputError(f"model {name!r} is not on this machine", f"type: personal-llm get {name}")
         return file
     place = Path(name).expanduser()
-    return place if is_gguf(place) else None
+    if is_gguf(place):
+        return place
+    parts = re.fullmatch(r"(\w[\w.-]*/\w[\w.-]*):([^:]+\.gguf)", str(name), re.ASCII)
+    return find_hub_file(*parts.groups()) if parts else None
 
 
 def resolve_model(name) -> str:  # a folder, or an id
@@ -235,12 +270,17 @@ def note_once(note: str) -> None:
     print(f"personal-llm: {note}", file=sys.stderr)
 
 
-def choose_model_name(name=None):  # the name itself, or that of the default model
-    "Return for None the model of the environment, else the default one, else `smollm2`, else `pocket`."
+def choose_model_name(name=None, is_largest: bool = False):  # the name itself, or that of the default model
+    """Return for None the model of the environment, else the default one, else `smollm2`, else `pocket`.
+
+    is_largest: the larger model comes before the default one, if it is here and fits.
+    """
     if name is not None:
         return name
     if os.environ.get(DEFAULT_MODEL_VARIABLE):
         return os.environ[DEFAULT_MODEL_VARIABLE]
+    if is_largest and fits_larger_model() and find_weights(LARGER_MODEL):
+        return LARGER_MODEL
     for name in (DEFAULT_MODEL, "smollm2", "pocket"):
         if name == "pocket" or find_weights(name):
             break

@@ -79,7 +79,7 @@ class Model:
             raise InputError(problem, "ask for less")
         self.max_length = max_length or min(2048, self.window)
         self.tokens_per_batch = min(2048, 2**26 // len(tokenizer))  # with padding; a large vocabulary has many logits
-        self.engine = None  # llama.cpp, from the first streamed reply on
+        self.engine = None  # that writes replies; chosen at the first one
         self.cost = Cost()  # of all calls since it was made
         self.truncated = {}  # id of a dialogue that was too long -> tokens left out
 
@@ -121,6 +121,11 @@ class Model:
             gc.collect()
             with suppress(OSError, AttributeError, TypeError):  # where the C library has it
                 ctypes.CDLL(None).malloc_trim(0)
+
+    @property
+    def reads_adapters(self) -> bool:
+        "Whether what a fine-tune learns reaches the replies; a server of yours has only its own model."
+        return getattr(self.engine, "reads_adapters", True)
 
     @property
     def device(self):
@@ -284,9 +289,9 @@ def encode_prompts(self: Model, prompts: list, max_tokens: int) -> list:  # of l
 # %% ../../nbs/0_base/08_models.ipynb #8c951233
 @patch
 def find_end_tokens(self: Model) -> list:  # token ids
-    "Return the tokens that end a response: the tokenizer's, and those of the model's generation config."
+    "Return the tokens that end a response: the template's, the tokenizer's, and those of the generation config."
     ends = np.atleast_1d(self.model.generation_config.eos_token_id or []).tolist()
-    return sorted({self.tokenizer.eos_token_id, *ends} - {None})
+    return sorted({tokens.find_end_of_turn(self.tokenizer), self.tokenizer.eos_token_id, *ends} - {None})
 
 
 @patch
@@ -334,12 +339,15 @@ def generate(
 
     rows = self.encode_prompts(check_list(prompts, "generate"), max(8, self.max_length - max_new_tokens))
     responses = [None] * len(rows)
+    ends = self.find_end_tokens()
     with torch.random.fork_rng(), measure_cost(self.cost):
         torch.manual_seed(seed)
         for batch in make_batches([len(row) + max_new_tokens for row in rows], 2048):  # logits of one token a row
             new_rows = self.continue_rows([rows[i] for i in batch], max_new_tokens, temperature, top_p, no_loops)
             for i, new_row in zip(batch, new_rows):
-                responses[i] = self.tokenizer.decode(new_row, skip_special_tokens=True).strip()
+                responses[i] = self.tokenizer.decode(
+                    [token for token in new_row if token not in ends], skip_special_tokens=True
+                ).strip()
                 self.cost.tokens += len(rows[i]) + sum(token != self.tokenizer.pad_token_id for token in new_row)
                 self.cost.forward += 1
     return responses
@@ -349,13 +357,6 @@ def generate(
 def limit_reply(self: Model, max_tokens: int = None) -> int:
     "Return the maximum length of a reply in tokens: the given one, else the default."
     return max_tokens or min(512, self.max_length // 2)
-
-
-@patch
-def reply(self: Model, prompts: list, max_tokens: int = None) -> list:  # by default 512, or half of `max_length`
-    "Return the likeliest reply to each prompt, a text or a dialogue, in batches by PyTorch."
-    prompts = check_list(prompts, "reply")
-    return self.generate(prompts, self.limit_reply(max_tokens), no_loops=True)
 
 # %% ../../nbs/0_base/08_models.ipynb #67494dac
 @patch

@@ -6,6 +6,7 @@
 __all__ = ['encode_dialogue', 'pad_rows', 'collate_samples']
 
 # %% ../../nbs/0_base/04_tokens.ipynb #86a14246
+import re
 from functools import partial
 
 import numpy as np
@@ -42,19 +43,23 @@ def cut_template(tokenizer, marked: list, messages: list, seconds: float, **opti
 
 
 def make_strict(messages: list) -> list:
-    "Return a conversation that begins with the user, whose first turn also has the system text."
+    "Return a conversation of users and assistants in turn; the first turn is a user's, and has the system text too."
     system = [m["content"] for m in messages[:1] if m["role"] == "system"]
-    turns = messages[len(system) :]
-    while turns and turns[0]["role"] == "assistant":
-        turns = turns[1:]
-    content = "\n\n".join([*system, turns[0]["content"]]) if turns else ""
-    return [dict(turns[0], content=content), *turns[1:]] if turns else []
+    turns = []
+    for message in messages[len(system) :]:
+        role = "assistant" if message["role"] == "assistant" else "user"
+        if turns and turns[-1]["role"] == role:
+            turns[-1]["content"] += "\n\n" + message["content"]
+        elif turns or role == "user":
+            turns.append(dict(role=role, content="\n\n".join([*([] if turns else system), message["content"]])))
+    return turns
 
 
 def split_template(tokenizer, messages: list, add_generation_prompt: bool = False, seconds: float = 10) -> list:
     "Cut a rendered template into (text, index of its message, or None); raise `InputError` when it loses a content."
     marked = [dict(m, content=f"\ue000{i}\ue001") for i, m in enumerate(messages)]
     options = dict(seconds=seconds, add_generation_prompt=add_generation_prompt)  # a template may loop
+    options |= dict(enable_thinking=False)  # or a prompt would lack the empty thought that stands in a training sample
     try:
         return cut_template(tokenizer, marked, messages, **options)
     except InputError:
@@ -65,9 +70,21 @@ def split_template(tokenizer, messages: list, add_generation_prompt: bool = Fals
 
 # %% ../../nbs/0_base/04_tokens.ipynb #eea788fa
 def get_special_strings(tokenizer) -> list:
-    "Return the strings that the tokenizer would turn into control tokens."
-    added = [t.content for t in tokenizer.added_tokens_decoder.values() if t.special]
-    return sorted(set(added) | set(tokenizer.all_special_tokens))
+    "Return the strings that the tokenizer would turn into control tokens, also those that it does not call special."
+    added = tokenizer.added_tokens_decoder.values()
+    marks = [t.content for t in added if t.special or re.search(r"\w", t.content) and re.search(r"[^\w\s▁]", t.content)]
+    return sorted(set(marks) | set(tokenizer.all_special_tokens))
+
+
+def tokenize_content(tokenizer, text: str, marks) -> list:  # token ids; marks: a compiled pattern
+    "Tokenise text that holds no control token: a mark is cut after its first sign, so that it is no mark any more."
+    parts = []
+    place = 0
+    for found in marks.finditer(text):
+        parts.append(text[place : found.start() + 1])
+        place = found.start() + 1
+    encoded = [tokenizer(part, add_special_tokens=False, split_special_tokens=True) for part in (*parts, text[place:])]
+    return [token for row in encoded for token in row["input_ids"]]
 
 
 @catch_panic()
@@ -78,9 +95,12 @@ def tokenize_messages(tokenizer, messages: list, add_generation_prompt: bool = F
     if any(special in text for text, owner in pieces if owner is not None for special in specials):
         ids = []  # a piece at a time, contents without control tokens
         token_owners = []
+        marks = re.compile("|".join(map(re.escape, specials)))
         for text, owner in pieces:
-            options = dict(add_special_tokens=False, split_special_tokens=owner is not None)
-            new_ids = tokenizer(text, **options)["input_ids"]
+            if owner is None:
+                new_ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+            else:
+                new_ids = tokenize_content(tokenizer, text, marks)
             ids += new_ids
             token_owners += [-1 if owner is None else owner] * len(new_ids)
         return ids, token_owners
@@ -90,6 +110,18 @@ def tokenize_messages(tokenizer, messages: list, add_generation_prompt: bool = F
     last_characters = np.array([max(start, end - 1) for start, end in encoded["offset_mapping"]], int)
     piece_of_token = np.searchsorted(ends, last_characters, side="right").clip(max=len(owners) - 1)
     return list(encoded["input_ids"]), owners[piece_of_token].tolist()
+
+
+def find_end_of_turn(tokenizer):  # a token id, or None
+    "Return the control token that the chat template writes after a response; it need not be the tokenizer's own end."
+    turns = [dict(role="user", content="a"), dict(role="assistant", content="b")]
+    try:
+        ids, token_owners = tokenize_messages(tokenizer, turns)
+    except InputError:  # a template for prompts alone
+        return None
+    after = ids[len(ids) - token_owners[::-1].index(1) :]
+    is_control = after and tokenizer.convert_ids_to_tokens(after[0]) in get_special_strings(tokenizer)
+    return after[0] if is_control else None
 
 # %% ../../nbs/0_base/04_tokens.ipynb #03tok011
 MAX_CHARACTERS_PER_TOKEN = 8  # on average; more than people's texts have (English: 4 to 5)
@@ -166,13 +198,15 @@ def encode_dialogue(
 ) -> dict:  # `input_ids`, `labels` (−100 outside the response and its end token), `num_truncated`
     "Return a dialogue as a training sample; raise `InputError` when it would have no label."
 
+    end_of_turn = find_end_of_turn(tokenizer)
+
     def tokenize(messages):  # up to the end token of the response, which also owns that token
         ids, token_owners = tokenize_messages(tokenizer, messages)
         response = len(messages) - 1
         if response not in token_owners:
             return ids, token_owners
         stop = len(token_owners) - token_owners[::-1].index(response)
-        if stop < len(ids) and ids[stop] in tokenizer.all_special_ids:
+        if stop < len(ids) and ids[stop] in (end_of_turn, *tokenizer.all_special_ids):
             token_owners[stop] = response
             stop += 1
         return ids[:stop], token_owners[:stop]

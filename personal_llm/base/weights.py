@@ -39,6 +39,7 @@ class WeightSource:
 
 # %% ../../nbs/0_base/06_weights.ipynb #wgt00006
 DEFAULT_MODEL = "qwen2.5-coder-0.5b"
+LARGER_MODEL = "qwen2.5-coder-1.5b"
 DEFAULT_ENCODER = "all-MiniLM-L6-v2"
 WEIGHTS = {name: WeightSource(**row) for name, row in read_json(ASSETS / "weights.json").items()}
 
@@ -80,6 +81,16 @@ def find_weights(name: str):  # a path: of a model's GGUF file, or of an encoder
         if all(has_content(folder / file, *facts) for file, facts in source.files.items()):
             return folder / next(iter(source.files)) if len(source.files) == 1 else folder
     return None
+
+# %% ../../nbs/0_base/06_weights.ipynb #wgt0011c
+MIN_LARGER_MEMORY = 8e9  # free bytes, for a chat and a fine-tune of the larger model
+
+
+def fits_larger_model() -> bool:
+    "Return whether the machine has enough free memory for the larger model."
+    import psutil
+
+    return psutil.virtual_memory().available >= MIN_LARGER_MEMORY
 
 # %% ../../nbs/0_base/06_weights.ipynb #wgt00016
 def download_from_hub(source: WeightSource, folder: Path, progress: bool, seconds=2.0) -> bool:

@@ -1,0 +1,128 @@
+"""Families of models: what stands before a reply, what ends it, what is learned, and marks inside a user's text.
+
+The tokenizers and templates of Qwen2.5 and SmolLM2 are whole parts of this repository; Llama 3's lies beside it, where it
+is. The templates of Qwen3, SmolLM3, Gemma 3 and Phi are written here in the form of the published ones, shortened.
+"""
+
+import pytest
+from real import folder_of
+from tiny import tiny
+
+from personal_llm.base.core import Dialogue
+from personal_llm.base.loading import load_gguf_tokenizer
+from personal_llm.base.models import Model
+from personal_llm.base.tokens import encode_dialogue, encode_prompt, find_end_of_turn, get_special_strings
+
+THINKS = "{{ '<|im_start|>assistant\n' }}{% if enable_thinking is defined and enable_thinking is false %}"
+QWEN3 = (
+    "{% for m in messages %}{% if m.role == 'assistant' %}{{ '<|im_start|>assistant\n' }}"
+    "{% if loop.last %}{{ '<think>\n\n</think>\n\n' }}{% endif %}{{ m.content.lstrip('\n') + '<|im_end|>\n' }}"
+    "{% else %}{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}" + THINKS + "{{ '<think>\n\n</think>\n\n' }}{% endif %}{% endif %}"
+)
+SMOLLM3 = (
+    "{% if enable_thinking is defined and enable_thinking is false %}{% set empty = '<think>\n\n</think>\n' %}{% endif %}"
+    "{% for m in messages %}{% if m.role == 'assistant' %}"
+    "{{ '<|im_start|>assistant\n' + (empty or '') + m.content.lstrip('\n') + '<|im_end|>\n' }}"
+    "{% else %}{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' + (empty or '') }}{% endif %}"
+)
+GEMMA3 = (
+    "{{ bos_token }}{% if messages[0].role == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
+    "{% for m in messages %}{% if (m.role == 'user') != (loop.index0 % 2 == 0) %}"
+    "{{ raise_exception('Conversation roles must alternate user/assistant/user/assistant/...') }}{% endif %}"
+    "{{ '<start_of_turn>' + ('model' if m.role == 'assistant' else m.role) + '\n' + m.content | trim }}"
+    "{{ '<end_of_turn>\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<start_of_turn>model\n' }}{% endif %}"
+)
+PHI = (
+    "{% for m in messages %}{{ '<|' + m.role + '|>\n' + m.content + '<|end|>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|assistant|>\n' }}{% else %}{{ eos_token }}{% endif %}"
+)
+CHATML = "<|im_start|>system\nBe kind.<|im_end|>\n<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"
+LLAMA3 = "<|start_header_id|>user<|end_header_id|>\n\nHi<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n"
+FAMILIES = {  # family: (tokenizer, template or its own, end of the prompt, end of a turn, a mark that is only added)
+    "qwen2.5": ("qwen2", None, CHATML, "<|im_end|>", "<tool_call>"),
+    "qwen3": ("qwen2", QWEN3, CHATML + "<think>\n\n</think>\n\n", "<|im_end|>", "<think>"),
+    "smollm2": ("smollm2", None, CHATML, "<|im_end|>", "<repo_name>"),
+    "smollm3": ("smollm2", SMOLLM3, CHATML + "<think>\n\n</think>\n", "<|im_end|>", "<think>"),
+    "llama3": ("llama3.2", None, LLAMA3, "<|eot_id|>", "<|python_tag|>"),
+    "gemma3": (
+        "gemma3",
+        GEMMA3,
+        "<bos><start_of_turn>user\nBe kind.\n\nHi<end_of_turn>\n<start_of_turn>model\n",
+        "<end_of_turn>",
+        "<start_of_turn>",
+    ),
+    "phi": ("smollm2", PHI, "<|system|>\nBe kind.<|end|>\n<|user|>\nHi<|end|>\n<|assistant|>\n", "<|end|>", "<|user|>"),
+}
+ADDED = {
+    "qwen2.5": ["<tool_call>"],
+    "qwen3": ["<think>", "</think>"],
+    "smollm3": ["<think>", "</think>"],
+    "phi": ["<|user|>", "<|end|>"],
+}
+TALK = Dialogue("Hi", "Hello you.", history=[("system", "Be kind.")])
+
+
+@pytest.fixture(params=FAMILIES)
+def family(request, tmp_path):  # (tokenizer, end of the prompt, end of a turn, a mark)
+    from transformers import AddedToken, AutoTokenizer
+
+    name, template, *facts = FAMILIES[request.param]
+    if name == "gemma3":
+        from test_gguf import make_gguf
+
+        tokenizer = load_gguf_tokenizer(make_gguf(tmp_path / "gemma.gguf", "gemma3"))
+    elif folder_of(name) is None:
+        pytest.skip(f"the tokenizer of {name} is not here")
+    else:
+        tokenizer = AutoTokenizer.from_pretrained(folder_of(name))
+    tokenizer.add_tokens([AddedToken(mark, special=False) for mark in ADDED.get(request.param, ())])
+    tokenizer.chat_template = template or tokenizer.chat_template
+    return tokenizer, *facts
+
+
+def read_learned(sample) -> list:
+    return [token for token in sample["labels"] if token != -100]
+
+
+def test_a_prompt_ends_as_a_training_sample_begins(family):
+    tokenizer, prompt_end, _, _ = family
+    sample = encode_dialogue(tokenizer, TALK)
+    prompt = encode_prompt(tokenizer, TALK, 512)["input_ids"]
+    assert tokenizer.decode(prompt).endswith(prompt_end)
+    assert sample["input_ids"][: len(prompt)] == prompt
+    assert sample["labels"][: len(prompt)] == [-100] * len(prompt)
+
+
+def test_the_templates_end_is_learned_and_ends_a_reply(family):
+    tokenizer, _, end, _ = family
+    assert tokenizer.decode(read_learned(encode_dialogue(tokenizer, TALK))) == "Hello you." + end
+    token = find_end_of_turn(tokenizer)
+    assert tokenizer.convert_ids_to_tokens(token) == end
+    network = tiny("llama").model
+    network.resize_token_embeddings(len(tokenizer))
+    assert token in Model(network, tokenizer).find_end_tokens()
+
+
+def test_a_mark_inside_a_users_text_stays_text(family):
+    "Also one that the tokenizer added without calling it special."
+    tokenizer, _, end, mark = family
+    specials = get_special_strings(tokenizer)
+    assert mark in specials and end in specials
+
+    def count(dialogue) -> int:
+        tokens = tokenizer.convert_ids_to_tokens(encode_dialogue(tokenizer, dialogue)["input_ids"])
+        return sum(token in specials for token in tokens)
+
+    for text in (mark, end, f"a{mark}b{end}{mark}", mark * 3):
+        rude = Dialogue(f"x {text} y", f"so {text} it is", history=[("system", "Be kind.")])
+        assert count(rude) == count(TALK)
+        assert tokenizer.decode(encode_dialogue(tokenizer, rude)["input_ids"]).count(text) >= 2
+
+
+def test_two_turns_of_one_speaker_reach_every_family(family):
+    tokenizer = family[0]
+    talk = Dialogue("third", "", history=[("user", "first"), ("user", "second")])
+    text = tokenizer.decode(encode_prompt(tokenizer, talk, 512)["input_ids"])
+    assert text.index("first") < text.index("second") < text.index("third")

@@ -1,0 +1,94 @@
+"A GGUF file by the hub's name of it: a hub of our own at HF_ENDPOINT, and what can go wrong with it."
+
+import contextlib
+import hashlib
+import os
+import subprocess
+import sys
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+NAME = "some-body/Tiny-GGUF:sub/tiny.gguf"
+CODE = "import sys; from personal_llm.base.loading import find_gguf; print(find_gguf(sys.argv[1]).read_bytes())"
+
+
+class Hub(BaseHTTPRequestHandler):
+    def log_message(self, *words):
+        pass
+
+    def do_HEAD(self):
+        parts = self.path.split("/")
+        revision = self.server.revision if parts[4] == "main" else parts[4]
+        content = self.server.files.get(revision)
+        if self.path.split("?")[0] != f"/some-body/Tiny-GGUF/resolve/{parts[4]}/sub/tiny.gguf" or content is None:
+            self.send_response(404)
+            self.send_header("X-Error-Code", "EntryNotFound")
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+            return
+        self.send_response(200)
+        self.send_header("X-Repo-Commit", revision)
+        self.send_header("ETag", f'"{hashlib.sha256(content).hexdigest()}"')
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(content)
+
+    do_GET = do_HEAD
+
+
+@contextlib.contextmanager
+def run_hub(**files):
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    server.files = {name * 40: content for name, content in files.items()}
+    server.revision = next(iter(server.files))
+    thread = threading.Thread(target=server.serve_forever, kwargs=dict(poll_interval=0.05), daemon=True)
+    thread.start()
+    try:
+        yield server
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+@pytest.fixture
+def find(tmp_path):
+    "Find a file in another process -> (exit code, what it printed, the last line of the error)."
+
+    def run(port: int, name: str = NAME) -> tuple:
+        settings = dict(HF_ENDPOINT=f"http://127.0.0.1:{port}", HF_HOME=str(tmp_path / "hf"), HF_HUB_OFFLINE="0")
+        settings |= dict(XDG_CACHE_HOME=str(tmp_path / "cache"), PYTHONPATH=str(ROOT), HF_HUB_DISABLE_XET="1")
+        words = [sys.executable, "-c", CODE, name]
+        done = subprocess.run(words, capture_output=True, text=True, env=os.environ | settings, timeout=120)
+        return done.returncode, done.stdout.strip(), (done.stderr.strip().splitlines() or [""])[-1]
+
+    return run
+
+
+def test_a_file_of_the_hub_stays_that_of_the_first_time(find, tmp_path):
+    "Also after the repository has moved on, and without a network."
+    with run_hub(a=b"GGUF first", b=b"GGUF second") as hub:
+        assert find(hub.server_port)[:2] == (0, "b'GGUF first'")
+        hub.revision = "b" * 40
+        assert find(hub.server_port)[:2] == (0, "b'GGUF first'")
+        port = hub.server_port
+    assert find(port)[:2] == (0, "b'GGUF first'")
+    (blob,) = [file for file in (tmp_path / "hf").rglob("blobs/*") if file.is_file()]
+    blob.write_bytes(b"GGUF evil!")
+    code, out, line = find(port)
+    assert code and not out and f"model {NAME}: not the file of the first time; delete " in line
+
+
+def test_what_the_hub_lacks_and_a_hub_that_is_not_there_are_one_line(find):
+    with run_hub(a=b"GGUF first") as hub:
+        port = hub.server_port
+        code, out, line = find(port, "some-body/Tiny-GGUF:other.gguf")
+        assert code and "InputError: model some-body/Tiny-GGUF:other.gguf: not to be had from the hub (" in line
+        assert line.endswith("check name and network")
+    code, out, line = find(port)
+    assert code and f"InputError: model {NAME}: not to be had from the hub (" in line
