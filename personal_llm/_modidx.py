@@ -2280,42 +2280,48 @@ d = {
             ),
         },
         "personal_llm.data.exports": {
+            "personal_llm.data.exports.Program": ("1_data/exports.html#program", "personal_llm/data/exports.py"),
+            "personal_llm.data.exports.choose_sides": (
+                "1_data/exports.html#choose_sides",
+                "personal_llm/data/exports.py",
+            ),
+            "personal_llm.data.exports.clean_name": ("1_data/exports.html#clean_name", "personal_llm/data/exports.py"),
             "personal_llm.data.exports.fold_name": ("1_data/exports.html#fold_name", "personal_llm/data/exports.py"),
             "personal_llm.data.exports.gather_text": (
                 "1_data/exports.html#gather_text",
                 "personal_llm/data/exports.py",
             ),
-            "personal_llm.data.exports.identify_user": (
-                "1_data/exports.html#identify_user",
+            "personal_llm.data.exports.mend_chatgpt": (
+                "1_data/exports.html#mend_chatgpt",
                 "personal_llm/data/exports.py",
             ),
-            "personal_llm.data.exports.make_conversation": (
-                "1_data/exports.html#make_conversation",
+            "personal_llm.data.exports.mend_claude": (
+                "1_data/exports.html#mend_claude",
                 "personal_llm/data/exports.py",
             ),
-            "personal_llm.data.exports.make_turn": ("1_data/exports.html#make_turn", "personal_llm/data/exports.py"),
-            "personal_llm.data.exports.parse_branch": (
-                "1_data/exports.html#parse_branch",
+            "personal_llm.data.exports.mend_claude_code": (
+                "1_data/exports.html#mend_claude_code",
                 "personal_llm/data/exports.py",
             ),
-            "personal_llm.data.exports.parse_chatgpt": (
-                "1_data/exports.html#parse_chatgpt",
+            "personal_llm.data.exports.mend_deepseek": (
+                "1_data/exports.html#mend_deepseek",
                 "personal_llm/data/exports.py",
             ),
-            "personal_llm.data.exports.parse_chatgpt_message": (
-                "1_data/exports.html#parse_chatgpt_message",
+            "personal_llm.data.exports.mend_gemini": (
+                "1_data/exports.html#mend_gemini",
                 "personal_llm/data/exports.py",
             ),
-            "personal_llm.data.exports.parse_claude": (
-                "1_data/exports.html#parse_claude",
+            "personal_llm.data.exports.mend_latin": ("1_data/exports.html#mend_latin", "personal_llm/data/exports.py"),
+            "personal_llm.data.exports.mend_openwebui": (
+                "1_data/exports.html#mend_openwebui",
                 "personal_llm/data/exports.py",
             ),
-            "personal_llm.data.exports.parse_claude_message": (
-                "1_data/exports.html#parse_claude_message",
+            "personal_llm.data.exports.parse_messenger": (
+                "1_data/exports.html#parse_messenger",
                 "personal_llm/data/exports.py",
             ),
-            "personal_llm.data.exports.parse_openwebui": (
-                "1_data/exports.html#parse_openwebui",
+            "personal_llm.data.exports.parse_program": (
+                "1_data/exports.html#parse_program",
                 "personal_llm/data/exports.py",
             ),
             "personal_llm.data.exports.parse_stamp": (
@@ -2330,7 +2336,6 @@ d = {
                 "1_data/exports.html#parse_telegram_messages",
                 "personal_llm/data/exports.py",
             ),
-            "personal_llm.data.exports.parse_time": ("1_data/exports.html#parse_time", "personal_llm/data/exports.py"),
             "personal_llm.data.exports.parse_timestamp": (
                 "1_data/exports.html#parse_timestamp",
                 "personal_llm/data/exports.py",
@@ -2347,10 +2352,12 @@ d = {
                 "1_data/exports.html#parse_whatsapp_log",
                 "personal_llm/data/exports.py",
             ),
+            "personal_llm.data.exports.refuse": ("1_data/exports.html#refuse", "personal_llm/data/exports.py"),
             "personal_llm.data.exports.split_at_pauses": (
                 "1_data/exports.html#split_at_pauses",
                 "personal_llm/data/exports.py",
             ),
+            "personal_llm.data.exports.strip_html": ("1_data/exports.html#strip_html", "personal_llm/data/exports.py"),
         },
         "personal_llm.data.formats": {
             "personal_llm.data.formats.Fields": ("1_data/formats.html#fields", "personal_llm/data/formats.py"),
@@ -2371,20 +2378,40 @@ d = {
                 "1_data/formats.html#recordformat",
                 "personal_llm/data/formats.py",
             ),
+            "personal_llm.data.formats.Sides": ("1_data/formats.html#sides", "personal_llm/data/formats.py"),
             "personal_llm.data.formats.Turn": ("1_data/formats.html#turn", "personal_llm/data/formats.py"),
             "personal_llm.data.formats.as_text": ("1_data/formats.html#as_text", "personal_llm/data/formats.py"),
             "personal_llm.data.formats.detect_format": (
                 "1_data/formats.html#detect_format",
                 "personal_llm/data/formats.py",
             ),
+            "personal_llm.data.formats.dig": ("1_data/formats.html#dig", "personal_llm/data/formats.py"),
             "personal_llm.data.formats.find_field": ("1_data/formats.html#find_field", "personal_llm/data/formats.py"),
             "personal_llm.data.formats.find_mark": ("1_data/formats.html#find_mark", "personal_llm/data/formats.py"),
+            "personal_llm.data.formats.find_parent": (
+                "1_data/formats.html#find_parent",
+                "personal_llm/data/formats.py",
+            ),
+            "personal_llm.data.formats.find_times": ("1_data/formats.html#find_times", "personal_llm/data/formats.py"),
+            "personal_llm.data.formats.group_talks": (
+                "1_data/formats.html#group_talks",
+                "personal_llm/data/formats.py",
+            ),
+            "personal_llm.data.formats.has_signs": ("1_data/formats.html#has_signs", "personal_llm/data/formats.py"),
             "personal_llm.data.formats.has_words": ("1_data/formats.html#has_words", "personal_llm/data/formats.py"),
             "personal_llm.data.formats.is_excluded": (
                 "1_data/formats.html#is_excluded",
                 "personal_llm/data/formats.py",
             ),
             "personal_llm.data.formats.join_parts": ("1_data/formats.html#join_parts", "personal_llm/data/formats.py"),
+            "personal_llm.data.formats.list_fields": (
+                "1_data/formats.html#list_fields",
+                "personal_llm/data/formats.py",
+            ),
+            "personal_llm.data.formats.list_messages": (
+                "1_data/formats.html#list_messages",
+                "personal_llm/data/formats.py",
+            ),
             "personal_llm.data.formats.merge_turns": (
                 "1_data/formats.html#merge_turns",
                 "personal_llm/data/formats.py",
@@ -2393,8 +2420,16 @@ d = {
                 "1_data/formats.html#normalise_record",
                 "personal_llm/data/formats.py",
             ),
+            "personal_llm.data.formats.order_messages": (
+                "1_data/formats.html#order_messages",
+                "personal_llm/data/formats.py",
+            ),
             "personal_llm.data.formats.parse_conversations": (
                 "1_data/formats.html#parse_conversations",
+                "personal_llm/data/formats.py",
+            ),
+            "personal_llm.data.formats.parse_message_rows": (
+                "1_data/formats.html#parse_message_rows",
                 "personal_llm/data/formats.py",
             ),
             "personal_llm.data.formats.parse_preference": (
@@ -2415,6 +2450,7 @@ d = {
                 "personal_llm/data/formats.py",
             ),
             "personal_llm.data.formats.parse_side": ("1_data/formats.html#parse_side", "personal_llm/data/formats.py"),
+            "personal_llm.data.formats.parse_time": ("1_data/formats.html#parse_time", "personal_llm/data/formats.py"),
             "personal_llm.data.formats.parse_turn": ("1_data/formats.html#parse_turn", "personal_llm/data/formats.py"),
             "personal_llm.data.formats.register_format": (
                 "1_data/formats.html#register_format",
@@ -2422,6 +2458,14 @@ d = {
             ),
             "personal_llm.data.formats.remove_marks": (
                 "1_data/formats.html#remove_marks",
+                "personal_llm/data/formats.py",
+            ),
+            "personal_llm.data.formats.share_instruction": (
+                "1_data/formats.html#share_instruction",
+                "personal_llm/data/formats.py",
+            ),
+            "personal_llm.data.formats.sort_by_time": (
+                "1_data/formats.html#sort_by_time",
                 "personal_llm/data/formats.py",
             ),
             "personal_llm.data.formats.split_into_dialogues": (
@@ -2508,6 +2552,10 @@ d = {
                 "1_data/reading.html#dialogues.__init__",
                 "personal_llm/data/reading.py",
             ),
+            "personal_llm.data.reading.Dialogues.explain_sides": (
+                "1_data/reading.html#dialogues.explain_sides",
+                "personal_llm/data/reading.py",
+            ),
             "personal_llm.data.reading.Dialogues.notes": (
                 "1_data/reading.html#dialogues.notes",
                 "personal_llm/data/reading.py",
@@ -2528,6 +2576,10 @@ d = {
             "personal_llm.data.reading.find_files": ("1_data/reading.html#find_files", "personal_llm/data/reading.py"),
             "personal_llm.data.reading.list_chat_files": (
                 "1_data/reading.html#list_chat_files",
+                "personal_llm/data/reading.py",
+            ),
+            "personal_llm.data.reading.load_formats": (
+                "1_data/reading.html#load_formats",
                 "personal_llm/data/reading.py",
             ),
             "personal_llm.data.reading.load_replay": (
@@ -2570,6 +2622,10 @@ d = {
                 "personal_llm/data/records.py",
             ),
             "personal_llm.data.records.collect": ("1_data/records.html#collect", "personal_llm/data/records.py"),
+            "personal_llm.data.records.decode_text": (
+                "1_data/records.html#decode_text",
+                "personal_llm/data/records.py",
+            ),
             "personal_llm.data.records.format_value": (
                 "1_data/records.html#format_value",
                 "personal_llm/data/records.py",

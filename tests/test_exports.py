@@ -8,9 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from personal_llm.base.core import InputError
-from personal_llm.data.exports import CONVERSATION_GAP_SECONDS, identify_user, parse_branch, parse_time
+from personal_llm.data.exports import CONVERSATION_GAP_SECONDS, PROGRAMS, choose_sides
 from personal_llm.data.exports import parse_timestamps, parse_whatsapp_log, split_at_pauses
-from personal_llm.data.formats import FORMATS, GAP, UNLEARNED, Turn, parse_record, split_into_dialogues
+from personal_llm.data.formats import FORMATS, GAP, UNLEARNED, Sides, Turn, order_messages, parse_record, parse_time
+from personal_llm.data.formats import split_into_dialogues
 from personal_llm.data.reading import read_dialogues
 
 
@@ -87,20 +88,21 @@ def test_chatgpt(tmp_path):
 def test_parents_in_a_circle_are_refused(tmp_path):
     row = conversation(node("a", "b", "user", "Hi"), node("b", "a", "assistant", "Hello"))
     canvas = dict(MAKE, content=dict(CANVAS, text='{"content": [1]}'))
-    wrong = {"the parents of message b form a cycle": row, "a message is list": chain(("assistant", "", canvas))}
+    wrong = {"the parents of message b form a cycle": row, "content is int": chain(("assistant", "", canvas))}
     for words, each in wrong.items():
         with pytest.raises(InputError, match=f"item 1: {words}"):
             read_dialogues(save(tmp_path / "conversations.json", [each]))
     found = read_dialogues(save(tmp_path / "conversations.json", [row, CHATGPT[2]]), skip_invalid=True)
     assert pairs(found) == [("Hi", "Hello")] and [place for place, _ in found.skipped] == [1]
-    nodes = {str(i): dict(parent=str(i - 1)) for i in range(50_000)}
-    assert len(parse_branch(nodes, "49999", lambda node: Turn("user", node["parent"]))) == 50_000, "a long branch"
+    nodes = [dict(id=str(i), parent=str(i - 1)) for i in range(50_000)]
+    assert order_messages(nodes[::-1], "49999", True) == nodes, "a long branch"
 
 
 def test_chatgpts_thumbs_lie_in_a_second_file(tmp_path):
     file = save(tmp_path / "conversations.json", CHATGPT)
     assert len(read_dialogues(file)) == 3
     rows = [dict(id="a1", rating="thumbs_down"), dict(id="gone", rating="thumbs_down"), dict(id="a2", rating=None)]
+    rows += [dict(message_id="a2", conversation_id="another", rating="thumbs_down")]
     save(tmp_path / "message_feedback.json", rows)
     found = read_dialogues(file)
     assert [d.response for d in found] == ["A ligament.", "Hello"] and found.left_out == {UNLEARNED: 1}
@@ -182,10 +184,10 @@ def test_what_follows_a_whole_answer_of_chatgpt_without_a_question_is_a_gap(role
         (None, "Oslo.\nKnock knock.", 0),
     ):
         talk[1] = ("assistant", "Oslo.", dict(end_turn=is_whole))
-        row = chain(*talk, ("user", "Peru?", dict(time=5.0)), ("assistant", "Lima."))
+        row = chain(*talk, ("user", "Peru?", dict(time=1.7e9)), ("assistant", "Lima."))
         found = read_dialogues(save(tmp_path / "conversations.json", [row]))
         assert pairs(found) == [("Norway?", response), ("Peru?", "Lima.")] and found.left_out[GAP] == num_gaps
-        assert found[1].time == 5.0
+        assert found[1].time == 1.7e9
 
 
 def test_a_folder_of_chatgpts_files_is_one_history(tmp_path):
@@ -451,7 +453,7 @@ def test_between_people():
     for gap, lengths in ((CONVERSATION_GAP_SECONDS, [3]), (CONVERSATION_GAP_SECONDS + 1, [1, 1, 1])):
         timed = [m._replace(time=1e9 + gap * i) for i, m in enumerate(talk)]
         assert [len(c.turns) for c in split_at_pauses(timed, people)] == lengths
-    assert identify_user({}) is None and not split_at_pauses(talk[:1], {"1": "Ana"})[0].user
+    assert choose_sides({}) == (set(), set()) and not split_at_pauses(talk[:1], {"1": "Ana"})[0].user
 
 
 NOTICES = """Esperanza: ¿Está la sopa?
@@ -519,6 +521,162 @@ def test_words_that_look_like_notices_stay(tmp_path):
         assert pairs(found) == [(text, "Ja")]
 
 
+# Programs that need a row of the table: the talk is "Tea?" -> "Yes.", and no more is words of anybody
+
+AT = [f"2026-01-05T10:0{minute}:00Z" for minute in range(4)]
+
+
+def libre(number, text, **more):
+    return (
+        dict(messageId=number, parentMessageId=number - 1, isCreatedByUser=number % 2 > 0, text=text, sender="X") | more
+    )
+
+
+def studio(role, *texts):
+    thought = dict(type="contentBlock", style=dict(type="thinking"), content=[dict(type="text", text="Hm.")])
+    steps = [[thought, dict(type="contentBlock", content=[dict(type="text", text=text)])] for text in texts]
+    steps = [dict(role=role, steps=[*step, dict(type="debugInfoBlock", debugInfo="x")]) for step in steps]
+    return dict(versions=steps, currentlySelected=len(texts) - 1)
+
+
+def deep(number, *fragments):
+    fragments = [dict(type=kind, content=text) for kind, text in fragments]
+    return dict(id=number, parent=str(int(number) - 1), message=dict(fragments=fragments, inserted_at=AT[0]))
+
+
+def session(kind, content, number, **more):
+    row = dict(type=kind, uuid=number, parentUuid=number - 1, sessionId="s", timestamp=AT[0]) | more
+    return row | dict(message=dict(role=kind, content=content))
+
+
+def activity(minute, title, *answers):
+    return dict(header="Gemini Apps", title=title, time=AT[minute], safeHtmlItem=[dict(html=html) for html in answers])
+
+
+PROMPT, ANSWER = (
+    libre(1, "Tea?"),
+    libre(2, "", content=[dict(type="think", think="Hm."), dict(type="text", text="Yes.")]),
+)
+META = [
+    dict(sender_name=name, content=text, timestamp_ms=time)
+    for name, text, time in (("Bo", "Yes.", 1767600060000), ("Ana", "Tea?", 1767600000000))
+]
+TABLE = [
+    ("librechat", dict(conversationId="c", messages=[PROMPT, ANSWER])),
+    ("librechat", dict(conversationId="c", messages=[PROMPT | dict(children=[ANSWER | dict(children=[])])])),
+    ("librechat", dict(messages=[ANSWER, PROMPT])),
+    ("lmstudio", dict(messages=[studio("user", "Tea?"), studio("assistant", "No idea.", "Yes.")])),
+    (
+        "deepseek",
+        dict(mapping={"1": deep("1", ("REQUEST", "Tea?")), "2": deep("2", ("THINK", "Hm."), ("RESPONSE", "Yes."))}),
+    ),
+    ("gemini", [activity(3, "Used a feature"), activity(1, "Prompted Tea?", "<p>Yes.</p>")]),
+    (
+        "messenger",
+        dict(messages=[dict(sender_name="Bo", content="Reacted 😀 to your message ", timestamp_ms=1767600070000), *META]),
+    ),
+    (
+        "claude code",
+        [
+            dict(type="summary", summary="x"),
+            session("user", "Tea?", 1),
+            session("user", "<command-name>", 2),
+            session("assistant", [dict(type="thinking", thinking="Hm.")], 3),
+            session("assistant", "Yes.", 4),
+        ],
+    ),
+    (
+        "sillytavern",
+        [
+            dict(user_name="Ana"),
+            dict(mes="Who?", is_user=False),
+            dict(mes="Tea?", is_user=True),
+            dict(mes="(note)", is_user=True, is_system=True),
+            dict(mes="Yes.", is_user=False, swipes=["No", "Yes."]),
+        ],
+    ),
+    (
+        "copilot",
+        [
+            dict(Conversation="t", Time=AT[1 - i], Author=("Copilot", "You")[i], Message=("Yes.", "Tea?")[i])
+            for i in (0, 1)
+        ],
+    ),
+    (
+        "llama.cpp",
+        [
+            dict(
+                conv=dict(currNode="2"),
+                messages=[
+                    dict(id=i, parent=p, role=r, content=t)
+                    for i, p, r, t in (
+                        ("1", "0", "user", "Tea?"),
+                        ("2", "1", "assistant", "Yes."),
+                        ("3", "1", "assistant", "No."),
+                    )
+                ],
+            )
+        ],
+    ),
+    ("message rows", '{"role": "user", "content": "Tea?"}\n{"role": "assistant", "content": "Yes."}'),
+    (
+        "message rows",
+        [
+            dict(role=r, text=t, thread_id=i)
+            for i, r, t in ((1, "user", "Tea?"), (2, "user", "No?"), (1, "bot", "Yes."))
+        ],
+    ),
+    (
+        "messages",
+        [
+            dict(
+                messages=[
+                    bot | dict(when=AT[1 - i])
+                    for i, bot in enumerate((dict(role="bot", content="Yes."), dict(role="user", content="Tea?")))
+                ]
+            )
+        ],
+    ),
+]
+
+
+@pytest.mark.parametrize("name, rows", TABLE)
+def test_the_table_of_programs(tmp_path, name, rows):
+    found = read_dialogues(save(tmp_path / "a.json", rows))
+    assert (found.format, pairs(found)) == (name, [("Tea?", "Yes.")])
+
+
+@pytest.mark.parametrize(
+    "rows, words",
+    [
+        (dict(messages=[PROMPT, ANSWER, libre(3, "No.", parentMessageId=1)]), "one parent"),
+        (dict(conv=dict(currNode="9"), messages=[PROMPT, ANSWER, libre(3, "No.", parentMessageId=1)]), "one parent"),
+        ([activity(1, "Frage: Tee?", "<p>Ja.</p>")], "English"),
+    ],
+)
+def test_what_the_table_cannot_read_is_refused(tmp_path, rows, words):
+    with pytest.raises(InputError, match=words):
+        read_dialogues(save(tmp_path / "a.json", rows))
+
+
+def test_the_words_of_a_named_writer_are_learned(tmp_path):
+    file = save(
+        tmp_path / "chat.txt",
+        "".join(
+            f"1/1/24, 9:0{i} - {line}\n"
+            for i, line in enumerate(("Kim: lol", "Otto: Dear Kim", "Kim: u ok", "Otto:Yes"))
+        ),
+    )
+    for sides, expected, words in (
+        (dict(user="Kim"), [("lol", "Dear Kim"), ("u ok", "Yes")], "to answer Kim as Otto does: Otto's words"),
+        (dict(writer="Kim"), [("Dear Kim", "u ok")], "to answer Otto as Kim does: Kim's words"),
+    ):
+        found = read_dialogues(file, **sides)
+        assert pairs(found) == expected and words in found.notes()[-1]
+    with pytest.raises(InputError, match="no names of people"):
+        read_dialogues([dict(prompt="Hi", response="Hello")], writer="Kim")
+
+
 NAMES = "role content message author parts parent children type text from from_id date sender uuid list messages "
 NAMES += "history currentId parentId annotation rating id"
 VALUES = st.recursive(
@@ -529,11 +687,12 @@ VALUES = st.recursive(
 
 
 @settings(deadline=None, max_examples=200)
-@given(st.sampled_from(["chatgpt", "claude", "openwebui", "telegram", "whatsapp"]), st.data())
+@given(st.sampled_from(list(PROGRAMS)), st.data())
 def test_no_values_make_anything_but_an_input_error(name, data):
     fields = data.draw(st.sampled_from(FORMATS[name].required_fields))
-    fields += ("current_node", "personal_information", "message_feedback")
+    fields = [path.partition(".")[0] for path in fields] + ["current_node", "personal_information", "message_feedback"]
     try:
-        parse_record({field: data.draw(VALUES) for field in fields}, name, data.draw(st.none() | st.just("a")))
+        record = {field: data.draw(VALUES) for field in fields}
+        parse_record([record] if FORMATS[name].is_file else record, name, Sides(data.draw(st.none() | st.just("a"))))
     except InputError as error:
         assert "\n" not in str(error)

@@ -75,7 +75,6 @@ PARENTS = "parent_id parentId parent parent_message_id parentMessageId parent_me
 TREES = [[user("Is 7 prime?"), bot("No.") | {name: "1"}, bot("Yes.") | {name: "1"}] for name in PARENTS]
 TREES += [[user("Hi") | dict(ancestors=[]), *(bot(word) | dict(ancestors=["1"]) for word in ("No.", "Yes."))]]
 TREES += [[*(user(word) | dict(parent=None) for word in ("Hy", "Hi")), bot("Hello") | dict(parent="2")]]
-NEWEST_FIRST = [turn | dict(created_at=5 - i) for i, turn in enumerate(reversed(CHAT))]
 LABELLED = [
     "Instruct: What is a tendon?\nOutput: It ties muscle to bone.",
     "human: What is a tendon?\nassistant: It ties muscle to bone.",
@@ -88,19 +87,19 @@ UNLABELLED = [
     f"{NINE}\nThis is a long line: it goes on.\nAt 10:30 he came.\n: no word",
 ]
 BAD = [
-    ("messages", dict(messages="Hi"), "unknown role"),
+    ("messages", dict(messages="Hi"), "are str, not a list"),
     ("messages", dict(conversation="[{'role': 'user'}]"), "broken JSON"),
-    ("messages", dict(conversation=[[["Hi"]]]), "unknown role"),
+    ("messages", dict(conversation=[[["Hi"]]]), "no known field names the sender; fields: none"),
     ("messages", dict(messages=[dict(role=["user"], content="x")]), "unknown role"),
     ("messages", dict(messages=[user(3)]), "int, not text"),
-    ("messages", dict(conversations=dict(a=1)), "unknown role"),
+    ("messages", dict(conversations=dict(a=1)), "wrong kind of value"),
     ("messages", dict(messages=[user("Hi"), dict(role="bing", content="x")]), "unknown role 'bing'"),
     ("pairs", dict(prompt=3, response="x"), "prompt is int, not text"),
     ("pairs", dict(prompt="x", response=float("nan")), "response is float, not text"),
     ("pairs", dict(instruction="Hi", output=["Hello", "Yo"]), "output is list, not text"),
     ("pairs", dict(prompt=["Hi", "Bye"], response=["Hello", "See you"]), "response is list, not text"),
     ("text", dict(text="Question: What is a tendon?\nAnswer: It ties muscle to bone."), "a dialogue in one text"),
-    ("pairs", dict(prompt="Bye", response="See you", history="Hi, Hello"), "unknown role"),
+    ("pairs", dict(prompt="Bye", response="See you", history="Hi, Hello"), "no known field"),
     ("text", dict(text="A chat. USER: What is a tendon? ASSISTANT: It ties muscle to bone."), "a dialogue in one text"),
     ("text", dict(text="\n\nHuman: What is a tendon?\n\nAssistant: It ties muscle to bone."), "a dialogue in one text"),
     ("text", dict(text="<s>[INST] What is a tendon? [/INST] It ties muscle to bone. </s>"), "a dialogue in one text"),
@@ -109,7 +108,12 @@ BAD = [
     ("text", dict(text=str(CHAT)), "a dialogue in one text"),
     *(("messages", dict(messages=tree), "one parent") for tree in TREES),
     *(("text", dict(text=text), "a dialogue in one text") for text in LABELLED),
-    ("messages", dict(messages=NEWEST_FIRST), "run backwards"),
+    (
+        "messages",
+        dict(messages=[turn | dict(sent=f"2026-01-0{d}") for d, turn in zip("1324", CHAT)]),
+        "order of their times",
+    ),
+    ("messages", dict(messages=[dict(nick="Ana", body="Hi")]), "no known field names the sender; fields: nick, body"),
 ]
 
 
@@ -355,22 +359,29 @@ CABLE = "Where is the big cable of the projector stored these days?"
 TALKS = {
     "Slack": dict(type="message", user="U01", text=CABLE, ts="1.1"),
     "Discord": dict(guild={}, channel={}, messages=[dict(id="1", content="a kite", author=dict(name="ky"))]),
-    "Messenger": dict(participants=[], messages=[dict(sender_name="Ana", timestamp_ms=1, content="Hi")]),
-    "single turns": dict(text=CABLE, role="prompter"),
-    "a letter": dict(text=NINE, author="Ana"),
     "iMessage": dict(text=CABLE, is_from_me=1, date="2024-01-15"),
-    "a program for iMessage": {"Chat Session": "Ky", "Sender Name": "Ky", "Text": CABLE},
+    "Google Chat": dict(messages=[dict(creator=dict(name="Ky"), text="Hi")]),
+    "Teams or Skype": dict(userId="ky", conversations=[dict(MessageList=[])]),
+    "Matrix": dict(messages=[dict(event_id="$1", sender="@ky", content=dict(body="Hi"))]),
+    "Character.AI": dict(chats=[dict(turns=[])]),
+    "Grok": dict(conversations=[dict(conversation={}, responses=[])]),
+    "an API": dict(id="x", choices=[dict(message={})]),
 }
 
 
 @pytest.mark.parametrize("program", TALKS)
 def test_messages_between_people_are_refused(program):
-    with pytest.raises(InputError, match="Slack or Discord|unknown role ''") as caught:
-        row = normalise_record(TALKS[program])
-        parse_record(row, detect_format(row))
-    assert "rows" in caught.value.remedy or 'format="text"' in caught.value.remedy
-    if program == "a letter":
-        assert len(reading.read_dialogues([TALKS[program]], format="text")) == 1
+    for skip in (False, True):
+        with pytest.raises(InputError, match=f"an export of {program}, which we do not read") as caught:
+            reading.read_dialogues([TALKS[program]] * 2, skip_invalid=skip)
+        assert "rows of prompt and response" in str(caught.value) and "skip_invalid" not in str(caught.value)
+
+
+def test_a_text_with_a_sender_is_no_letter_unless_one_says_so():
+    letter = dict(text=NINE, username="Ana")
+    with pytest.raises(InputError, match="single messages with a sender") as caught:
+        reading.read_dialogues([letter])
+    assert 'format="text"' in caught.value.remedy and len(reading.read_dialogues([letter], format="text")) == 1
 
 
 def test_a_preference_of_whole_dialogues_names_their_mark():

@@ -99,7 +99,9 @@ UNREAD = {
 def test_fields_that_nobody_reads_are_named(names):
     (note,) = read_dialogues([UNREAD[names]]).notes()
     assert note.startswith(f"fields not read: {names}") and len(note) < 300
-    assert not read_dialogues([GOOD_ROW | dict(rating=1, disliked=False)]).notes()
+    assert not read_dialogues([GOOD_ROW | dict(rating="up", disliked=False)]).notes()
+    stars, *_ = read_dialogues([GOOD_ROW | dict(rating=1)]).notes()
+    assert stars.startswith("fields not read: rating (1 ×)"), "one of five stars is no thumb up"
     assert not read_dialogues([dict(prompt="Hi", chosen="Hello", rejected="Yo")]).notes()
 
 
@@ -124,12 +126,21 @@ def test_marks_are_noted_and_the_other_rows_are_read():
 BAD = [  # content, name, place or None, words of the message
     (GOOD + b'{"prompt": "Hi"\n', "a.jsonl", "line 2", "broken JSON"),
     (GOOD + b"\n" + b"nonsense\n", "a.jsonl", "line 3", "broken JSON"),
-    (GOOD + b'{"prompt": "Hi", "tail": "x"}\n', "a.jsonl", "line 2", "needs instruction and response"),
+    (
+        GOOD + b'{"prompt": "Hi", "tail": "x"}\n',
+        "a.jsonl",
+        "line 2",
+        "as of the first row, needs instruction and response",
+    ),
     (GOOD + b'{"prompt": "  ", "response": "x"}\n', "a.jsonl", "line 2", "empty prompt"),
     (GOOD + b'{"prompt": "x", "response": "\\u0000"}\n', "a.jsonl", "line 2", "empty response"),
     (GOOD + b'{"prompt": "x", "response": null}\n', "a.jsonl", "line 2", "empty response"),
     (GOOD + b"{}\n", "a.jsonl", "line 2", "none"),
-    (b"prompt,response\nx,caf\xe9\n", "a.csv", None, "line 2: not UTF-8 at byte 22"),
+    (b"prompt,response\nx,caf\xe9\n", "a.csv", None, "line 2: not UTF-8 at byte 22; it is probably Windows-1252"),
+    (b"SQLite format 3\0", "chats.db", None, "a database"),
+    (b"From Ana", "a.mbox", "line 1", "a mail program, which we do not read"),
+    (b"<p>", "MyActivity.html", "line 1", "choose JSON in Google Takeout"),
+    (b"[01.02.24, 10:00] <ana> Hi", "irc.txt", "line 1", "no line begins as in a WhatsApp export"),
     ("hello".encode("utf-16"), "a.jsonl", "line 1", "broken JSON"),
     (GOOD + b"[" * 100_000 + b"\n", "a.jsonl", "line 2", "nested too deeply"),
     (GOOD + b"[" * 300 + b"]" * 300 + b"\n", "a.jsonl", "line 2", "levels deep"),
@@ -160,7 +171,10 @@ def test_bad_input_names_file_place_and_remedy(tmp_path, content, name, place, w
     error = caught.value
     assert str(path) in error.problem and words in error.problem + error.remedy and error.remedy
     assert "\n" not in str(error) and len(str(error)) < 500
-    assert place is None or f"{path} {place}:" in error.problem and "(personalize --skip-invalid)" in error.remedy
+    assert place is None or f"{path} {place}:" in error.problem
+    assert ("(personalize --skip-invalid)" in error.remedy) == (
+        place is not None and content.lstrip(b"[").startswith(GOOD[:9])
+    ), "only where a row is good"
 
 
 @pytest.mark.parametrize("content,name,place,words", [b for b in BAD if b[0].startswith(GOOD)])
@@ -197,6 +211,7 @@ def test_odd_text_is_kept(tmp_path, text):
     row = json.dumps(dict(prompt=text, response="\0!" + text), ensure_ascii=False).encode()
     path.write_bytes(b"\xef\xbb\xbf" + row + b"\r\n" + GOOD)
     found = read_dialogues(path)
+    text = text.replace("\r\n", "\n")
     assert pairs(found) == [(text, ("!" + text)[:MAX_TURN_CHARACTERS]), ("Hi", "Hello")]
 
 

@@ -13,16 +13,34 @@ import json
 import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from functools import cache
 from importlib import import_module
+from importlib.metadata import entry_points
 from operator import itemgetter
 from pathlib import Path
 
 from ..base.core import Dialogue, InputError, check
 from ..base.files import ASSETS
 from . import exports  # noqa: F401 (it registers its formats)
-from .formats import FORMATS, MAX_TURN_CHARACTERS, Turn, detect_format, normalise_record
-from .formats import parse_record, split_into_dialogues, split_opening
+from .formats import FORMATS, MAX_TURN_CHARACTERS, RecordFormat, Sides, Turn, detect_format
+from .formats import normalise_record, parse_record, share_instruction, split_into_dialogues
+from .formats import split_opening
 from .records import MISSING, clean_value, collect, format_value, is_message_list, read_records
+
+# %% ../../nbs/1_data/04_reading.ipynb #replug1
+@cache
+def load_formats() -> dict:  # name of a plug-in -> the reason why it was skipped
+    "Register the formats of installed packages: entry points of `personal_llm.formats`, each a `RecordFormat`."
+    skipped = {}
+    for point in entry_points(group="personal_llm.formats"):
+        try:
+            format = point.load()
+            if point.name in FORMATS or not isinstance(format, RecordFormat):
+                raise TypeError("no RecordFormat, or one whose name is taken")
+            FORMATS[point.name] = format
+        except Exception as error:  # another author's module may raise anything
+            skipped[point.name] = f"{point.value}: {type(error).__name__}: {error}"
+    return skipped
 
 # %% ../../nbs/1_data/04_reading.ipynb #2bef7396
 class Dialogues(list):
@@ -36,7 +54,14 @@ class Dialogues(list):
         self.left_out = Counter()  # what we could not read -> its number
         self.unread = Counter()  # name of a field that had no effect -> number of its conversations
         self.other_files = []  # names of the files of chats in the folder that we do not read
-        self.user = ""  # the user's name, in a chat between people
+        self.user = ""  # the name of the one who asks, in a chat between people
+        self.writer = ""  # the name of the one who answers, and whose words are learned
+
+    def explain_sides(self) -> str:  # "" for a chat with a program
+        "Say whose words a model learns from a chat between people, and how to choose the other side."
+        user, writer = format_value(self.user), format_value(self.writer)
+        other = f"to write as {user}, give writer (--writer {user!r})"
+        return f"the model learns to answer {user} as {writer} does: {writer}'s words; {other}" if self.user else ""
 
     def notes(self) -> list:  # of lines
         "Return the remarks that a user should see after reading."
@@ -56,9 +81,8 @@ class Dialogues(list):
             notes.append(f"files not read: {len(self.other_files)} ({names})")
         if num_repeats := len(self) - len({(d.prompt, d.response, d.history.digest) for d in self}):
             notes.append(f"repeats: {num_repeats} of {len(self)} dialogues are copies of an earlier one")
-        if self.user:
-            notes.append(f"the user's side is {format_value(self.user)}'s; give another name with user (--user)")
-        return notes
+        notes += [f"plug-in {name} skipped: {reason}" for name, reason in load_formats().items()]
+        return notes + [self.explain_sides()] * bool(self.user)
 
 # %% ../../nbs/1_data/04_reading.ipynb #0a9b1dc2
 def to_json_value(value):
@@ -109,29 +133,30 @@ def find_files(source) -> list:  # of paths
     "Return the files of chats of a file, a folder, a pattern or a list of them; raise `InputError` if there are none."
     if isinstance(source, (list, tuple)):
         return [file for item in source for file in find_files(item)]
-    path = Path(source)
-    if not path.exists() and glob.has_magic(str(source)):
-        return [Path(file) for file in sorted(glob.glob(str(source)))] or [path]
+    path = Path(os.path.expanduser(source))
+    if not path.exists() and glob.has_magic(str(path)):
+        return [Path(file) for file in sorted(glob.glob(str(path)))] or [path]
     if not path.is_dir():
         return [path]
     files = list_chat_files(path)
     files = [file for file in files if file.name.startswith("conversations")] or files
     if len({file.suffix for file in files}) != 1:
-        names = ", ".join(file.name for file in files[:3]) or "no file of chats"
+        names = ", ".join(file.name for file in files[:3]) or "no file of chats at its top"
         raise InputError(f"{path}: a folder with {format_value(names)}", "give one file in it, or a list of files")
     return files
 
 # %% ../../nbs/1_data/04_reading.ipynb #a21f7acd
-def read_chatgpt_ratings(file: Path) -> dict:  # one field: id of a message -> its rating; empty without the file
-    "Read the thumbs of ChatGPT's export; raise `InputError` if the file is damaged."
+def read_chatgpt_ratings(file: Path) -> dict:  # one field: "chat message" -> its rating; empty without the file
+    "Read the thumbs of ChatGPT's export (chat is None if the file names none); `InputError` if it is damaged."
     try:
         rows = json.loads(file.read_bytes()) if os.path.lexists(file) else []
-        return dict(message_feedback={row.get("message_id", row.get("id")): row.get("rating") for row in rows})
+        name = lambda row: f"{row.get('conversation_id')} {row.get('message_id', row.get('id'))}"
+        return dict(message_feedback={name(row): row.get("rating") for row in rows})
     except (OSError, ValueError, TypeError, AttributeError, RecursionError):
         raise InputError(f"{file}: no ratings that we can read", "export the chats anew, or move it away") from None
 
 # %% ../../nbs/1_data/04_reading.ipynb #4f67e1b3
-def add_source(result: Dialogues, source, name: str, user: str) -> tuple:  # (errors, "line", "item" or "row")
+def add_source(result: Dialogues, source, name: str, sides: Sides = Sides()) -> tuple:  # (errors, unit of a row)
     "Add the dialogues of a file or of rows in memory; raise `InputError` if it cannot be read at all."
     is_file = isinstance(source, Path)
     if is_file and source.suffix.lower() not in PANDAS_READERS:
@@ -144,10 +169,16 @@ def add_source(result: Dialogues, source, name: str, user: str) -> tuple:  # (er
         detected, _ = collect(detect_format, rows)
         name = detected[0][1] if detected else None
     ratings = read_chatgpt_ratings(source.parent / RATINGS_FILE) if name == "chatgpt" and is_file else {}
+    if name == "pairs":
+        rows = list(zip([number for number, _ in rows], share_instruction([row for _, row in rows])))
+    if name and FORMATS[name].is_file:
+        rows = [(rows[0][0], [row for _, row in rows])]
 
     def parse_row(row):
-        detect_format(row, name)  # an error for a row of another format
-        conversations = parse_record(row | ratings, name, user)
+        if not isinstance(row, list):
+            detect_format(row, name)  # an error for a row of another format
+            row = row | ratings
+        conversations = parse_record(row, name, sides)
         return [(conversation, *split_into_dialogues(conversation)) for conversation in conversations]
 
     parsed, unparsed = collect(parse_row, rows)
@@ -159,10 +190,10 @@ def add_source(result: Dialogues, source, name: str, user: str) -> tuple:  # (er
             result += [d.derive(id=d.id, parents=d.parents, labels=d.labels | labels) for d in dialogues]
             result.num_truncated += num_truncated
             result.left_out += left_out + Counter({conversation.left_out: bool(conversation.left_out)})
-            if conversation.is_row:
-                names = set(conversation.unread).union(*(Turn(*turn).unread for turn in conversation.turns))
-                result.unread += Counter(sorted(names))
-            result.user = result.user or conversation.user
+            names = set(conversation.unread if conversation.is_row else ())
+            names = names.union(*(Turn(*turn).unread for turn in conversation.turns))
+            result.unread += Counter(sorted(names))
+            result.user, result.writer = result.user or conversation.user, result.writer or conversation.writer
     return sorted(errors + misfits + unparsed, key=itemgetter(0)), unit
 
 # %% ../../nbs/1_data/04_reading.ipynb #va02
@@ -180,9 +211,11 @@ def read_dialogues(
     data,  # a .jsonl, .json, .csv, .tsv, .txt or .parquet file, a folder or list of them; or rows in memory
     format: str = None,  # a key of `FORMATS`; None: the format of the first good row
     skip_invalid: bool = False,  # keep the good rows and count the bad ones, instead of raising
-    user: str = None,  # the user's name or id, in a chat between people; None: the first sender of two
+    user: str = None,  # who asks, in a chat between people (a name or id); None: the first sender of two
+    writer: str = None,  # who answers there, instead of `user`: a model learns to write as this person
 ) -> Dialogues:  # in file order
     "Read a chat export or rows in memory; return dialogues as they are. Raise `InputError` with file, line and remedy."
+    load_formats()
     check(format, "choice or none", "format", choices=(*FORMATS,))
     if isinstance(data, Sequence) and any(isinstance(d, Dialogue) for d in data):
         check_dialogues(data)
@@ -191,21 +224,25 @@ def read_dialogues(
     are_files = bool(items) and all(isinstance(item, (str, Path)) for item in items)
     result, reason = Dialogues(), ""
     sources = find_files(data) if are_files else [data]
-    for folder in [Path(item) for item in items if are_files and Path(item).is_dir()]:
+    for folder in [Path(os.path.expanduser(item)) for item in items if are_files]:
+        files = list_chat_files(folder) if folder.is_dir() else ()
         read = {*sources, folder / RATINGS_FILE}
-        result.other_files += [format_value(file.name) for file in list_chat_files(folder) if file not in read]
+        result.other_files += [format_value(file.name) for file in files if file not in read]
     for source in sources:
         name = source if are_files else f"the {type(source).__name__}"
-        errors, unit = add_source(result, source, format, user)
+        errors, unit = add_source(result, source, format, Sides(user, writer))
         for number, error in errors[:1]:
             reason = reason or f", {len(errors)} bad {unit}s, the first is {unit} {number}: {error.problem}"
-            remedy = f"{error.remedy or 'mend it'}, or skip such rows with skip_invalid (personalize --skip-invalid)"
+            remedy = error.remedy or "mend it"
+            if result:
+                remedy += ", or skip such rows with skip_invalid (personalize --skip-invalid)"
             if not skip_invalid:
                 raise InputError(f"{name} {unit} {number}: {error.problem}", remedy)
+            reason += f" ({remedy})"
         result.skipped += [(number, str(error)) for number, error in errors]
     name = ", ".join(map(str, items)) if are_files else name
-    if user is not None and result and not result.user:
-        raise InputError(f"{name}: no names of people in it", "leave user (--user) out")
+    if (user or writer) is not None and result and not result.user:
+        raise InputError(f"{name}: no names of people in it", "leave user and writer (--user, --writer) out")
     if not result:
         reason += "".join(f", {note}" for note in result.notes()[bool(errors) :])
         raise InputError(f"{name}: no dialogue in it{reason}", "give a file with at least one request and its answer")

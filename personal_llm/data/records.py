@@ -19,6 +19,28 @@ from ..base.text import escape_controls
 
 # %% ../../nbs/1_data/01_records.ipynb #7c01ccec
 MAX_UNZIPPED_BYTES = 200_000_000
+ENCODING = "save the file as UTF-8 (Notepad: Save as, Encoding; Excel: CSV UTF-8; PowerShell: Out-File -Encoding utf8)"
+KINDS = {  # first bytes of files that are no text -> what they are, and what to do
+    b"PK\x03\x04": ("a zip archive", "unpack it and give the folder, or the file with the chats"),
+    b"%PDF-": ("a PDF", "save its text as .txt, or give the export of the chat program itself"),
+    b"SQLite format 3": ("a database", "export the chats in the program itself, as JSON"),
+    b"\xd0\xcf\x11\xe0": ("an old Office or mail file", "save it as .xlsx, .csv or JSON"),
+    b"{\\rtf": ("an RTF text", "give the export of the chat program itself"),
+}
+
+
+def decode_text(raw: bytes) -> str:
+    "Return the text of bytes in UTF-8 or UTF-16; raise `InputError` with the line, and the likely encoding."
+    codec = "utf-16" if raw[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
+    if raw[:2].count(0) == 1:  # UTF-16 without its mark
+        codec = "utf-16-le" if raw[1] == 0 else "utf-16-be"
+    try:
+        return raw.decode(codec)
+    except UnicodeDecodeError as error:
+        line = raw[: error.start].count(b"\n") + 1
+        is_text = min(raw) > 8 and codec == "utf-8-sig"
+        likely = "; it is probably Windows-1252 (ANSI)" if is_text else ""
+        raise InputError(f"line {line}: not UTF-8 at byte {error.start + 1}{likely}", ENCODING) from None
 
 
 def read_text(path) -> str:
@@ -38,18 +60,16 @@ def read_text(path) -> str:
         if len(raw) > MAX_UNZIPPED_BYTES:
             problem = f"{path}: more than {MAX_UNZIPPED_BYTES // 10**6} MB when it is unzipped"
             raise InputError(problem, "unzip it yourself if you trust it, and give the file")
-    if raw[:4] == b"PK\x03\x04":
-        raise InputError(f"{path}: a zip archive", "unpack it and give the folder, or the file with the chats")
-    if raw[:5] == b"%PDF-":
-        raise InputError(f"{path}: a PDF", "save its text as .txt, or give the export of the chat program itself")
+    for start, (kind, remedy) in KINDS.items():
+        if raw.startswith(start):
+            raise InputError(f"{path}: {kind}", remedy)
     try:
-        text = raw.decode("utf-16" if raw[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig").replace("\0", "")
-    except UnicodeDecodeError as error:
-        line = raw[: error.start].count(b"\n") + 1
-        raise InputError(f"{path} line {line}: not UTF-8 at byte {error.start + 1}", "save the file as UTF-8") from None
+        text = decode_text(raw).replace("\0", "")
+    except InputError as error:
+        raise InputError(f"{path} {error.problem}", error.remedy) from None
     if not text.strip():
         raise InputError(f"{path}: an empty file", "give one with at least one dialogue")
-    return text if "\n" in text else text.replace("\r", "\n")
+    return text.replace("\r\n", "\n").replace("\r", "\n")
 
 # %% ../../nbs/1_data/01_records.ipynb #co01
 def catch_input_error(function, *arguments):
@@ -100,9 +120,12 @@ MAX_DEPTH = 64  # levels of lists and objects in a record
 def clean_value(value, depth: int = 0):  # depth: levels above it
     "Return a JSON value whose texts can be stored and tokenized; raise `InputError` if it is nested too deeply."
     if isinstance(value, str):
-        return value.strip("\0").replace("\0", "�").encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+        value = value.strip("\0").replace("\0", "�").replace("\r\n", "\n").replace("\r", "\n")
+        return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
     if depth >= MAX_DEPTH and isinstance(value, (list, dict)):
-        raise InputError(f"nested more than {MAX_DEPTH} levels deep", "give the dialogues inside it")
+        raise InputError(
+            f"nested more than {MAX_DEPTH} levels deep", "give the dialogues inside it, one below the other"
+        )
     if isinstance(value, list):
         return [clean_value(item, depth + 1) for item in value]
     items = value.items() if isinstance(value, dict) else ()
@@ -140,10 +163,15 @@ def parse_table(text: str, quoting=csv.QUOTE_MINIMAL) -> tuple:  # ([(line, {col
     return collect(name_fields, rows[1:])
 
 # %% ../../nbs/1_data/01_records.ipynb #c10a553d
+TALK_FIELDS = (
+    "sessionid session_id conversation_id conversationid thread_id chat_id message_tree_id conversation".split()
+)
+
+
 def is_message_list(value) -> bool:
-    "Tell whether a JSON list is the messages of one conversation, not a list of records."
-    first = value[0] if isinstance(value, list) and value else None
-    return isinstance(first, dict) and ("role" in first or {"from", "value"} <= set(first))
+    "Tell whether a JSON list is the messages of one conversation, not of several that they name, or of records."
+    first = {*value[0]} if isinstance(value, list) and value and isinstance(value[0], dict) else set()
+    return ("role" in first or {"from", "value"} <= first) and first.isdisjoint(TALK_FIELDS)
 
 
 def parse_json_rows(text: str, is_whole: bool) -> tuple:  # ("line" or "item", records, errors)
@@ -178,7 +206,4 @@ def read_records(path) -> tuple:  # (unit, records, errors)
     except InputError as error:
         remedy = error.remedy or "mend it, or save its rows as JSON lines, and skip bad ones with skip_invalid"
         raise InputError(f"{path}: {error.problem}", remedy) from None
-    if suffix == ".txt":
-        return "line", [(1, dict(log=text))], []
-    remedy = "give a .jsonl, .json, .csv, .tsv, .txt or .parquet file; most chat programs export JSON"
-    raise InputError(f"{path}: an unknown ending ({suffix or 'none'}), and no JSON in it", remedy)
+    return "line", [(1, {"log" if suffix == ".txt" else suffix or "no ending": text})], []
