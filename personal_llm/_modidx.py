@@ -2775,8 +2775,28 @@ d = {
                 "6_device/learning.html#preparedround",
                 "personal_llm/device/learning.py",
             ),
+            "personal_llm.device.learning.PreparedRound.comparison": (
+                "6_device/learning.html#preparedround.comparison",
+                "personal_llm/device/learning.py",
+            ),
+            "personal_llm.device.learning.PreparedRound.is_refused": (
+                "6_device/learning.html#preparedround.is_refused",
+                "personal_llm/device/learning.py",
+            ),
             "personal_llm.device.learning.choose_start": (
                 "6_device/learning.html#choose_start",
+                "personal_llm/device/learning.py",
+            ),
+            "personal_llm.device.learning.count_changed": (
+                "6_device/learning.html#count_changed",
+                "personal_llm/device/learning.py",
+            ),
+            "personal_llm.device.learning.count_missing_answers": (
+                "6_device/learning.html#count_missing_answers",
+                "personal_llm/device/learning.py",
+            ),
+            "personal_llm.device.learning.divide_left_alone": (
+                "6_device/learning.html#divide_left_alone",
                 "personal_llm/device/learning.py",
             ),
             "personal_llm.device.learning.find_place": (
@@ -2785,6 +2805,10 @@ d = {
             ),
             "personal_llm.device.learning.hash_weights": (
                 "6_device/learning.html#hash_weights",
+                "personal_llm/device/learning.py",
+            ),
+            "personal_llm.device.learning.is_changed": (
+                "6_device/learning.html#is_changed",
                 "personal_llm/device/learning.py",
             ),
             "personal_llm.device.learning.load_last_adapter": (
