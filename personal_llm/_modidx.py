@@ -2783,6 +2783,10 @@ d = {
                 "6_device/learning.html#preparedround.is_refused",
                 "personal_llm/device/learning.py",
             ),
+            "personal_llm.device.learning.add_steps": (
+                "6_device/learning.html#add_steps",
+                "personal_llm/device/learning.py",
+            ),
             "personal_llm.device.learning.choose_start": (
                 "6_device/learning.html#choose_start",
                 "personal_llm/device/learning.py",

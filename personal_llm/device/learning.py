@@ -7,7 +7,7 @@ __all__ = ['FEWEST_ANSWERS', 'PreparedRound', 'choose_start', 'count_missing_ans
            'load_last_adapter']
 
 # %% ../../nbs/6_device/05_learning.ipynb #efff4d5f
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import count
 from pathlib import Path
 
@@ -98,6 +98,11 @@ def divide_left_alone(
     last = num_compared + max(0, num_answers - num_plain)
     return others[num_compared:last], others[:num_compared]
 
+
+def add_steps(config: TuningConfig, num_dialogues: int, num_left_alone: int) -> TuningConfig:
+    "Return settings with as many steps as a fine-tune needs to see each dialogue as often as alone."
+    return replace(config, steps=round(config.steps * (1 + num_left_alone / max(1, num_dialogues))))
+
 # %% ../../nbs/6_device/05_learning.ipynb #lrn0cmpc
 def is_changed(base_nll, adapter_nll):  # (dialogues,) nats of each response -> (dialogues,) booleans
     "Say which responses keep less than half of their probability."
@@ -140,6 +145,7 @@ def prepare_round(
     written = synthesize(model, dialogues, synthetic, seed, *synthesis)
     learned, compared = divide_left_alone(left_alone, dialogues + written.dialogues, seed)
     others = [*(load_replay(replay) if replay else ()), *learned]
+    config = add_steps(config, len(dialogues) + len(written.dialogues), len(learned))
     adapter = tune(model, dialogues + written.dialogues, config, begin, place, seed, progress, others)
     with model.track_cost() as comparison:
         num_changed = count_changed(model, adapter, compared)
