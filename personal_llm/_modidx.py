@@ -3483,6 +3483,48 @@ d = {
                 "personal_llm/experiments/methods/canaries.py",
             ),
         },
+        "personal_llm.experiments.night": {
+            "personal_llm.experiments.night.learn": (
+                "experiments/night.html#learn",
+                "personal_llm/experiments/night.py",
+            ),
+            "personal_llm.experiments.night.list_answers": (
+                "experiments/night.html#list_answers",
+                "personal_llm/experiments/night.py",
+            ),
+            "personal_llm.experiments.night.list_choices": (
+                "experiments/night.html#list_choices",
+                "personal_llm/experiments/night.py",
+            ),
+            "personal_llm.experiments.night.list_left_alone": (
+                "experiments/night.html#list_left_alone",
+                "personal_llm/experiments/night.py",
+            ),
+            "personal_llm.experiments.night.list_others": (
+                "experiments/night.html#list_others",
+                "personal_llm/experiments/night.py",
+            ),
+            "personal_llm.experiments.night.list_tests": (
+                "experiments/night.html#list_tests",
+                "personal_llm/experiments/night.py",
+            ),
+            "personal_llm.experiments.night.measure": (
+                "experiments/night.html#measure",
+                "personal_llm/experiments/night.py",
+            ),
+            "personal_llm.experiments.night.measure_d_prime": (
+                "experiments/night.html#measure_d_prime",
+                "personal_llm/experiments/night.py",
+            ),
+            "personal_llm.experiments.night.read_people": (
+                "experiments/night.html#read_people",
+                "personal_llm/experiments/night.py",
+            ),
+            "personal_llm.experiments.night.score_row": (
+                "experiments/night.html#score_row",
+                "personal_llm/experiments/night.py",
+            ),
+        },
         "personal_llm.experiments.person": {
             "personal_llm.experiments.person.answer": (
                 "experiments/person.html#answer",
