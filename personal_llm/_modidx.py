@@ -2815,6 +2815,10 @@ d = {
                 "6_device/learning.html#is_changed",
                 "personal_llm/device/learning.py",
             ),
+            "personal_llm.device.learning.is_held_back": (
+                "6_device/learning.html#is_held_back",
+                "personal_llm/device/learning.py",
+            ),
             "personal_llm.device.learning.load_last_adapter": (
                 "6_device/learning.html#load_last_adapter",
                 "personal_llm/device/learning.py",

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from ..base.adapters import WEIGHTS_FILE, Adapter
-from ..base.core import Cost, InputError, make_generator
+from ..base.core import Cost, Dialogue, InputError, make_generator
 from ..base.files import compute_sha256
 from ..base.text import count_nouns
 from ..buffer.synthesis import synthesize
@@ -82,8 +82,13 @@ def count_missing_answers(answers: list) -> int:  # 0: a fine-tune may begin
 FEWEST_COMPARED = 4  # as in `validation_split`
 
 
+def is_held_back(dialogue: Dialogue) -> bool:
+    "Say whether a reply that was left alone may only be compared, in each fine-tune."
+    return bool(make_generator(0, "left alone", dialogue.prompt).integers(2))
+
+
 def divide_left_alone(
-    left_alone: list,  # dialogues whose reply, of the base model, the person left alone
+    left_alone: list,  # dialogues whose reply, of the model, the person left alone; those of other origins are skipped
     dialogues: list,  # of the fine-tune
     seed: int,
 ) -> tuple:  # (dialogues to learn, other dialogues to compare)
@@ -91,12 +96,12 @@ def divide_left_alone(
     num_plain = sum(d.origin == "model" for d in dialogues)
     num_answers = len(dialogues) - num_plain
     known = {d.prompt for d in dialogues}
-    others = list({d.prompt: d for d in left_alone if d.response.strip() and d.prompt not in known}.values())
+    usable = (d for d in left_alone if d.origin == "model" and d.response.strip() and d.prompt not in known)
+    others = list({d.prompt: d for d in usable}.values())
     others = [others[i] for i in make_generator(seed, "left alone").permutation(len(others))]
-    num_compared = min(len(others) // 2, num_answers)
-    num_compared *= num_compared >= FEWEST_COMPARED
-    last = num_compared + max(0, num_answers - num_plain)
-    return others[num_compared:last], others[:num_compared]
+    learned = [d for d in others if not is_held_back(d)][: max(0, num_answers - num_plain)]
+    compared = [d for d in others if is_held_back(d)][:num_answers]
+    return learned, compared if len(compared) >= FEWEST_COMPARED else []
 
 
 def add_steps(config: TuningConfig, num_dialogues: int, num_left_alone: int) -> TuningConfig:
