@@ -3084,8 +3084,32 @@ d = {
                 "6_device/learning.html#preparedround",
                 "personal_llm/device/learning.py",
             ),
+            "personal_llm.device.learning.PreparedRound.comparison": (
+                "6_device/learning.html#preparedround.comparison",
+                "personal_llm/device/learning.py",
+            ),
+            "personal_llm.device.learning.PreparedRound.is_refused": (
+                "6_device/learning.html#preparedround.is_refused",
+                "personal_llm/device/learning.py",
+            ),
+            "personal_llm.device.learning.add_steps": (
+                "6_device/learning.html#add_steps",
+                "personal_llm/device/learning.py",
+            ),
             "personal_llm.device.learning.choose_start": (
                 "6_device/learning.html#choose_start",
+                "personal_llm/device/learning.py",
+            ),
+            "personal_llm.device.learning.count_changed": (
+                "6_device/learning.html#count_changed",
+                "personal_llm/device/learning.py",
+            ),
+            "personal_llm.device.learning.count_missing_answers": (
+                "6_device/learning.html#count_missing_answers",
+                "personal_llm/device/learning.py",
+            ),
+            "personal_llm.device.learning.divide_left_alone": (
+                "6_device/learning.html#divide_left_alone",
                 "personal_llm/device/learning.py",
             ),
             "personal_llm.device.learning.find_place": (
@@ -3094,6 +3118,14 @@ d = {
             ),
             "personal_llm.device.learning.hash_weights": (
                 "6_device/learning.html#hash_weights",
+                "personal_llm/device/learning.py",
+            ),
+            "personal_llm.device.learning.is_changed": (
+                "6_device/learning.html#is_changed",
+                "personal_llm/device/learning.py",
+            ),
+            "personal_llm.device.learning.is_held_back": (
+                "6_device/learning.html#is_held_back",
                 "personal_llm/device/learning.py",
             ),
             "personal_llm.device.learning.load_last_adapter": (
@@ -3814,6 +3846,48 @@ d = {
             "personal_llm.experiments.methods.canaries.make_canaries": (
                 "experiments/methods/canaries.html#make_canaries",
                 "personal_llm/experiments/methods/canaries.py",
+            ),
+        },
+        "personal_llm.experiments.night": {
+            "personal_llm.experiments.night.learn": (
+                "experiments/night.html#learn",
+                "personal_llm/experiments/night.py",
+            ),
+            "personal_llm.experiments.night.list_answers": (
+                "experiments/night.html#list_answers",
+                "personal_llm/experiments/night.py",
+            ),
+            "personal_llm.experiments.night.list_choices": (
+                "experiments/night.html#list_choices",
+                "personal_llm/experiments/night.py",
+            ),
+            "personal_llm.experiments.night.list_left_alone": (
+                "experiments/night.html#list_left_alone",
+                "personal_llm/experiments/night.py",
+            ),
+            "personal_llm.experiments.night.list_others": (
+                "experiments/night.html#list_others",
+                "personal_llm/experiments/night.py",
+            ),
+            "personal_llm.experiments.night.list_tests": (
+                "experiments/night.html#list_tests",
+                "personal_llm/experiments/night.py",
+            ),
+            "personal_llm.experiments.night.measure": (
+                "experiments/night.html#measure",
+                "personal_llm/experiments/night.py",
+            ),
+            "personal_llm.experiments.night.measure_d_prime": (
+                "experiments/night.html#measure_d_prime",
+                "personal_llm/experiments/night.py",
+            ),
+            "personal_llm.experiments.night.read_people": (
+                "experiments/night.html#read_people",
+                "personal_llm/experiments/night.py",
+            ),
+            "personal_llm.experiments.night.score_row": (
+                "experiments/night.html#score_row",
+                "personal_llm/experiments/night.py",
             ),
         },
         "personal_llm.experiments.person": {
