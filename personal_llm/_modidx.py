@@ -3230,6 +3230,22 @@ d = {
                 "experiments/harness.html#check_revision",
                 "personal_llm/experiments/harness.py",
             ),
+            "personal_llm.experiments.harness.check_treatment": (
+                "experiments/harness.html#check_treatment",
+                "personal_llm/experiments/harness.py",
+            ),
+            "personal_llm.experiments.harness.decide_all": (
+                "experiments/harness.html#decide_all",
+                "personal_llm/experiments/harness.py",
+            ),
+            "personal_llm.experiments.harness.decide_verdict": (
+                "experiments/harness.html#decide_verdict",
+                "personal_llm/experiments/harness.py",
+            ),
+            "personal_llm.experiments.harness.estimate_share": (
+                "experiments/harness.html#estimate_share",
+                "personal_llm/experiments/harness.py",
+            ),
             "personal_llm.experiments.harness.find_missing_jobs": (
                 "experiments/harness.html#find_missing_jobs",
                 "personal_llm/experiments/harness.py",
@@ -3701,12 +3717,20 @@ d = {
             ),
         },
         "personal_llm.experiments.sdss": {
+            "personal_llm.experiments.sdss.average_by_set": (
+                "experiments/sdss.html#average_by_set",
+                "personal_llm/experiments/sdss.py",
+            ),
             "personal_llm.experiments.sdss.compare_runs": (
                 "experiments/sdss.html#compare_runs",
                 "personal_llm/experiments/sdss.py",
             ),
             "personal_llm.experiments.sdss.draw_originals": (
                 "experiments/sdss.html#draw_originals",
+                "personal_llm/experiments/sdss.py",
+            ),
+            "personal_llm.experiments.sdss.draw_rows": (
+                "experiments/sdss.html#draw_rows",
                 "personal_llm/experiments/sdss.py",
             ),
             "personal_llm.experiments.sdss.draw_stream": (
@@ -3741,6 +3765,10 @@ d = {
                 "experiments/sdss.html#measure_rewrites",
                 "personal_llm/experiments/sdss.py",
             ),
+            "personal_llm.experiments.sdss.measure_streams": (
+                "experiments/sdss.html#measure_streams",
+                "personal_llm/experiments/sdss.py",
+            ),
             "personal_llm.experiments.sdss.measure_test": (
                 "experiments/sdss.html#measure_test",
                 "personal_llm/experiments/sdss.py",
@@ -3759,6 +3787,10 @@ d = {
             ),
             "personal_llm.experiments.sdss.select_runs": (
                 "experiments/sdss.html#select_runs",
+                "personal_llm/experiments/sdss.py",
+            ),
+            "personal_llm.experiments.sdss.share_words": (
+                "experiments/sdss.html#share_words",
                 "personal_llm/experiments/sdss.py",
             ),
             "personal_llm.experiments.sdss.write_reply": (
