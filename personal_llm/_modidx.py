@@ -3893,6 +3893,10 @@ d = {
                 "experiments/starts.html#measure_savings",
                 "personal_llm/experiments/starts.py",
             ),
+            "personal_llm.experiments.starts.measure_shares": (
+                "experiments/starts.html#measure_shares",
+                "personal_llm/experiments/starts.py",
+            ),
             "personal_llm.experiments.starts.measure_two_styles": (
                 "experiments/starts.html#measure_two_styles",
                 "personal_llm/experiments/starts.py",
@@ -3919,6 +3923,10 @@ d = {
             ),
             "personal_llm.experiments.starts.trace_finetune": (
                 "experiments/starts.html#trace_finetune",
+                "personal_llm/experiments/starts.py",
+            ),
+            "personal_llm.experiments.starts.write_two_styles": (
+                "experiments/starts.html#write_two_styles",
                 "personal_llm/experiments/starts.py",
             ),
         },
@@ -4105,12 +4113,20 @@ d = {
                 "experiments/xpert.html#choose",
                 "personal_llm/experiments/xpert.py",
             ),
+            "personal_llm.experiments.xpert.count_features": (
+                "experiments/xpert.html#count_features",
+                "personal_llm/experiments/xpert.py",
+            ),
             "personal_llm.experiments.xpert.draw_words": (
                 "experiments/xpert.html#draw_words",
                 "personal_llm/experiments/xpert.py",
             ),
             "personal_llm.experiments.xpert.explain_pllms": (
                 "experiments/xpert.html#explain_pllms",
+                "personal_llm/experiments/xpert.py",
+            ),
+            "personal_llm.experiments.xpert.find_scales": (
+                "experiments/xpert.html#find_scales",
                 "personal_llm/experiments/xpert.py",
             ),
             "personal_llm.experiments.xpert.list_dialogues": (
@@ -4131,6 +4147,10 @@ d = {
             ),
             "personal_llm.experiments.xpert.make_pairs": (
                 "experiments/xpert.html#make_pairs",
+                "personal_llm/experiments/xpert.py",
+            ),
+            "personal_llm.experiments.xpert.measure_counted": (
+                "experiments/xpert.html#measure_counted",
                 "personal_llm/experiments/xpert.py",
             ),
             "personal_llm.experiments.xpert.measure_levels": (

@@ -6,7 +6,7 @@
 __all__ = ['STARTS', 'LEARN_FROM', 'TEST_ON', 'CONFIG', 'ORDER', 'JOBS', 'PAIRED', 'TWO_STYLES', 'MARGINS', 'LESS_JOBS',
            'GRIDS', 'find_start', 'split_dialogues', 'trace_finetune', 'measure_savings', 'count_until',
            'compare_with_scratch', 'read_choices', 'read_starts', 'measure_with_choice', 'choose_shares',
-           'measure_two_styles', 'measure_less', 'read_less', 'measure_replies']
+           'write_two_styles', 'measure_shares', 'measure_two_styles', 'measure_less', 'read_less', 'measure_replies']
 
 # %% ../../nbs/experiments/70_starts.ipynb #xp690004
 import time
@@ -17,7 +17,15 @@ from ..base.core import make_generator
 from ..base.files import delete_path
 from .harness import Grid, group_by_user, mean_over_users, read_result_lines, read_results
 from .sdss import write_reply
-from .xpert import BASE_MODEL, load_summariser, make_pairs, open_library, stylometric_shift
+from personal_llm.experiments.xpert import (
+    BASE_MODEL,
+    count_features,
+    find_scales,
+    load_summariser,
+    make_pairs,
+    open_library,
+    stylometric_shift,
+)
 from ..recipes.crafted_styles import GRID, restyle
 from ..recipes.style_pools import shipped_texts
 from ..selection.merging import fit_merge_weights, merge
@@ -116,23 +124,37 @@ def measure_with_choice() -> list:  # (processor seconds of a choice, share of s
     return [(choices[user], share) for user, share in zip(users, saved)]
 
 # %% ../../nbs/experiments/70_starts.ipynb #xp690021
-def choose_shares(dialogues: list, plain: list) -> dict:  # style -> share
-    "Return the paper's shares for a user, by counted features."
-    rows = np.array([stylometric_shift(make_pairs("crafted", style, False)) for style in GRID])
-    scale = rows.std(0) + 1e-6
+def choose_shares(dialogues: list, plain: list, scaling: str = "between") -> dict:  # style -> share
+    "Return the paper's shares for a user, by counted features with one of the scales of `find_scales`."
+    counted = [count_features(make_pairs("crafted", style, False)) for style in GRID]
+    rows = np.array([own.mean(0) for own in counted])
+    scale = find_scales(counted)[scaling]
     own = stylometric_shift([(d.prompt, d.response, p.response) for d, p in zip(dialogues, plain)])
     return fit_merge_weights(rows / scale, list(GRID), own / scale)
+
+
+def write_two_styles(user: str) -> tuple:  # (dialogues in turn in both styles, plain ones)
+    "Return what a user of two styles writes."
+    styles = user.split("+")
+    plain = shipped_texts("plain")["plain", "user"][: LEARN_FROM + TEST_ON]
+    return [restyle(d, styles[i % 2]) for i, d in enumerate(plain)], plain
+
+
+def measure_shares(jobs: list):  # yields a dict of results a job
+    "Choose the paper's shares of a user of two styles, with both scales."
+    for job in jobs:
+        own, plain = write_two_styles(job["user"])
+        yield {name: choose_shares(own[:LEARN_FROM], plain, name) for name in ("between", "within")}
 
 
 def measure_two_styles(jobs: list):  # yields a dict of results a job
     "Measure the test loss of each start for a user who writes in two styles."
     model = load_summariser(BASE_MODEL)
     library = open_library()
-    plain = shipped_texts("plain")["plain", "user"][: LEARN_FROM + TEST_ON]
     mean = find_start("mean", "")
     for job in jobs:
         styles = job["user"].split("+")
-        own = [restyle(d, styles[i % 2]) for i, d in enumerate(plain)]
+        own, plain = write_two_styles(job["user"])
         shares = choose_shares(own[:LEARN_FROM], plain)
         starts = {name: library[name].adapter for name in styles} | dict(base=None, mean=mean)
         starts["halves"] = merge(model, library, dict.fromkeys(styles, 0.5))
@@ -193,5 +215,6 @@ GRIDS = (
     Grid("starts-again", [job for job in JOBS if job["start"] == "scratch"], measure_savings, (), BASE_MODEL),
     Grid("starts-less", LESS_JOBS, measure_less, (), BASE_MODEL),
     Grid("starts-replies", [dict(user=user) for user in ORDER], measure_replies, (), BASE_MODEL),
+    Grid("starts-shares", TWO_STYLES, measure_shares, (), None),
     Grid("starts-two-styles", TWO_STYLES, measure_two_styles, (), BASE_MODEL),
 )
