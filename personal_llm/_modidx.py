@@ -3869,24 +3869,12 @@ d = {
                 "experiments/starts.html#choose_shares",
                 "personal_llm/experiments/starts.py",
             ),
-            "personal_llm.experiments.starts.compare_with_scratch": (
-                "experiments/starts.html#compare_with_scratch",
-                "personal_llm/experiments/starts.py",
-            ),
             "personal_llm.experiments.starts.count_until": (
                 "experiments/starts.html#count_until",
                 "personal_llm/experiments/starts.py",
             ),
             "personal_llm.experiments.starts.find_start": (
                 "experiments/starts.html#find_start",
-                "personal_llm/experiments/starts.py",
-            ),
-            "personal_llm.experiments.starts.measure_less": (
-                "experiments/starts.html#measure_less",
-                "personal_llm/experiments/starts.py",
-            ),
-            "personal_llm.experiments.starts.measure_replies": (
-                "experiments/starts.html#measure_replies",
                 "personal_llm/experiments/starts.py",
             ),
             "personal_llm.experiments.starts.measure_savings": (
@@ -3899,18 +3887,6 @@ d = {
             ),
             "personal_llm.experiments.starts.measure_two_styles": (
                 "experiments/starts.html#measure_two_styles",
-                "personal_llm/experiments/starts.py",
-            ),
-            "personal_llm.experiments.starts.measure_with_choice": (
-                "experiments/starts.html#measure_with_choice",
-                "personal_llm/experiments/starts.py",
-            ),
-            "personal_llm.experiments.starts.read_choices": (
-                "experiments/starts.html#read_choices",
-                "personal_llm/experiments/starts.py",
-            ),
-            "personal_llm.experiments.starts.read_less": (
-                "experiments/starts.html#read_less",
                 "personal_llm/experiments/starts.py",
             ),
             "personal_llm.experiments.starts.read_starts": (
