@@ -3937,8 +3937,8 @@ d = {
                 "experiments/summary.html#as_percent",
                 "personal_llm/experiments/summary.py",
             ),
-            "personal_llm.experiments.summary.decide_verdict": (
-                "experiments/summary.html#decide_verdict",
+            "personal_llm.experiments.summary.correct_family": (
+                "experiments/summary.html#correct_family",
                 "personal_llm/experiments/summary.py",
             ),
             "personal_llm.experiments.summary.judge_asking": (
@@ -3949,28 +3949,16 @@ d = {
                 "experiments/summary.html#judge_breaks",
                 "personal_llm/experiments/summary.py",
             ),
+            "personal_llm.experiments.summary.judge_corrections": (
+                "experiments/summary.html#judge_corrections",
+                "personal_llm/experiments/summary.py",
+            ),
             "personal_llm.experiments.summary.judge_curve": (
                 "experiments/summary.html#judge_curve",
                 "personal_llm/experiments/summary.py",
             ),
-            "personal_llm.experiments.summary.judge_data": (
-                "experiments/summary.html#judge_data",
-                "personal_llm/experiments/summary.py",
-            ),
-            "personal_llm.experiments.summary.judge_gain": (
-                "experiments/summary.html#judge_gain",
-                "personal_llm/experiments/summary.py",
-            ),
-            "personal_llm.experiments.summary.judge_interval": (
-                "experiments/summary.html#judge_interval",
-                "personal_llm/experiments/summary.py",
-            ),
             "personal_llm.experiments.summary.judge_length": (
                 "experiments/summary.html#judge_length",
-                "personal_llm/experiments/summary.py",
-            ),
-            "personal_llm.experiments.summary.judge_less": (
-                "experiments/summary.html#judge_less",
                 "personal_llm/experiments/summary.py",
             ),
             "personal_llm.experiments.summary.judge_levels": (
@@ -3993,14 +3981,6 @@ d = {
                 "experiments/summary.html#judge_ratio",
                 "personal_llm/experiments/summary.py",
             ),
-            "personal_llm.experiments.summary.judge_replies": (
-                "experiments/summary.html#judge_replies",
-                "personal_llm/experiments/summary.py",
-            ),
-            "personal_llm.experiments.summary.judge_rewrites": (
-                "experiments/summary.html#judge_rewrites",
-                "personal_llm/experiments/summary.py",
-            ),
             "personal_llm.experiments.summary.judge_runs": (
                 "experiments/summary.html#judge_runs",
                 "personal_llm/experiments/summary.py",
@@ -4013,20 +3993,28 @@ d = {
                 "experiments/summary.html#judge_scores",
                 "personal_llm/experiments/summary.py",
             ),
+            "personal_llm.experiments.summary.judge_settings": (
+                "experiments/summary.html#judge_settings",
+                "personal_llm/experiments/summary.py",
+            ),
+            "personal_llm.experiments.summary.judge_share": (
+                "experiments/summary.html#judge_share",
+                "personal_llm/experiments/summary.py",
+            ),
+            "personal_llm.experiments.summary.judge_shares": (
+                "experiments/summary.html#judge_shares",
+                "personal_llm/experiments/summary.py",
+            ),
             "personal_llm.experiments.summary.judge_signal": (
                 "experiments/summary.html#judge_signal",
                 "personal_llm/experiments/summary.py",
             ),
-            "personal_llm.experiments.summary.judge_starts": (
-                "experiments/summary.html#judge_starts",
-                "personal_llm/experiments/summary.py",
-            ),
-            "personal_llm.experiments.summary.judge_table": (
-                "experiments/summary.html#judge_table",
-                "personal_llm/experiments/summary.py",
-            ),
             "personal_llm.experiments.summary.judge_uniform": (
                 "experiments/summary.html#judge_uniform",
+                "personal_llm/experiments/summary.py",
+            ),
+            "personal_llm.experiments.summary.judge_values": (
+                "experiments/summary.html#judge_values",
                 "personal_llm/experiments/summary.py",
             ),
             "personal_llm.experiments.summary.judge_words": (
@@ -4049,8 +4037,12 @@ d = {
                 "experiments/summary.html#measure_right",
                 "personal_llm/experiments/summary.py",
             ),
-            "personal_llm.experiments.summary.note_runs": (
-                "experiments/summary.html#note_runs",
+            "personal_llm.experiments.summary.read_matched": (
+                "experiments/summary.html#read_matched",
+                "personal_llm/experiments/summary.py",
+            ),
+            "personal_llm.experiments.summary.write_sentences": (
+                "experiments/summary.html#write_sentences",
                 "personal_llm/experiments/summary.py",
             ),
         },
