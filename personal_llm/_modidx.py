@@ -3623,6 +3623,22 @@ d = {
                 "experiments/harness.html#check_revision",
                 "personal_llm/experiments/harness.py",
             ),
+            "personal_llm.experiments.harness.check_treatment": (
+                "experiments/harness.html#check_treatment",
+                "personal_llm/experiments/harness.py",
+            ),
+            "personal_llm.experiments.harness.decide_all": (
+                "experiments/harness.html#decide_all",
+                "personal_llm/experiments/harness.py",
+            ),
+            "personal_llm.experiments.harness.decide_verdict": (
+                "experiments/harness.html#decide_verdict",
+                "personal_llm/experiments/harness.py",
+            ),
+            "personal_llm.experiments.harness.estimate_share": (
+                "experiments/harness.html#estimate_share",
+                "personal_llm/experiments/harness.py",
+            ),
             "personal_llm.experiments.harness.find_missing_jobs": (
                 "experiments/harness.html#find_missing_jobs",
                 "personal_llm/experiments/harness.py",
@@ -4136,12 +4152,20 @@ d = {
             ),
         },
         "personal_llm.experiments.sdss": {
+            "personal_llm.experiments.sdss.average_by_set": (
+                "experiments/sdss.html#average_by_set",
+                "personal_llm/experiments/sdss.py",
+            ),
             "personal_llm.experiments.sdss.compare_runs": (
                 "experiments/sdss.html#compare_runs",
                 "personal_llm/experiments/sdss.py",
             ),
             "personal_llm.experiments.sdss.draw_originals": (
                 "experiments/sdss.html#draw_originals",
+                "personal_llm/experiments/sdss.py",
+            ),
+            "personal_llm.experiments.sdss.draw_rows": (
+                "experiments/sdss.html#draw_rows",
                 "personal_llm/experiments/sdss.py",
             ),
             "personal_llm.experiments.sdss.draw_stream": (
@@ -4176,6 +4200,10 @@ d = {
                 "experiments/sdss.html#measure_rewrites",
                 "personal_llm/experiments/sdss.py",
             ),
+            "personal_llm.experiments.sdss.measure_streams": (
+                "experiments/sdss.html#measure_streams",
+                "personal_llm/experiments/sdss.py",
+            ),
             "personal_llm.experiments.sdss.measure_test": (
                 "experiments/sdss.html#measure_test",
                 "personal_llm/experiments/sdss.py",
@@ -4194,6 +4222,10 @@ d = {
             ),
             "personal_llm.experiments.sdss.select_runs": (
                 "experiments/sdss.html#select_runs",
+                "personal_llm/experiments/sdss.py",
+            ),
+            "personal_llm.experiments.sdss.share_words": (
+                "experiments/sdss.html#share_words",
                 "personal_llm/experiments/sdss.py",
             ),
             "personal_llm.experiments.sdss.write_reply": (
@@ -4272,10 +4304,6 @@ d = {
                 "experiments/starts.html#choose_shares",
                 "personal_llm/experiments/starts.py",
             ),
-            "personal_llm.experiments.starts.compare_with_scratch": (
-                "experiments/starts.html#compare_with_scratch",
-                "personal_llm/experiments/starts.py",
-            ),
             "personal_llm.experiments.starts.count_until": (
                 "experiments/starts.html#count_until",
                 "personal_llm/experiments/starts.py",
@@ -4284,32 +4312,16 @@ d = {
                 "experiments/starts.html#find_start",
                 "personal_llm/experiments/starts.py",
             ),
-            "personal_llm.experiments.starts.measure_less": (
-                "experiments/starts.html#measure_less",
-                "personal_llm/experiments/starts.py",
-            ),
-            "personal_llm.experiments.starts.measure_replies": (
-                "experiments/starts.html#measure_replies",
-                "personal_llm/experiments/starts.py",
-            ),
             "personal_llm.experiments.starts.measure_savings": (
                 "experiments/starts.html#measure_savings",
                 "personal_llm/experiments/starts.py",
             ),
+            "personal_llm.experiments.starts.measure_shares": (
+                "experiments/starts.html#measure_shares",
+                "personal_llm/experiments/starts.py",
+            ),
             "personal_llm.experiments.starts.measure_two_styles": (
                 "experiments/starts.html#measure_two_styles",
-                "personal_llm/experiments/starts.py",
-            ),
-            "personal_llm.experiments.starts.measure_with_choice": (
-                "experiments/starts.html#measure_with_choice",
-                "personal_llm/experiments/starts.py",
-            ),
-            "personal_llm.experiments.starts.read_choices": (
-                "experiments/starts.html#read_choices",
-                "personal_llm/experiments/starts.py",
-            ),
-            "personal_llm.experiments.starts.read_less": (
-                "experiments/starts.html#read_less",
                 "personal_llm/experiments/starts.py",
             ),
             "personal_llm.experiments.starts.read_starts": (
@@ -4322,6 +4334,10 @@ d = {
             ),
             "personal_llm.experiments.starts.trace_finetune": (
                 "experiments/starts.html#trace_finetune",
+                "personal_llm/experiments/starts.py",
+            ),
+            "personal_llm.experiments.starts.write_two_styles": (
+                "experiments/starts.html#write_two_styles",
                 "personal_llm/experiments/starts.py",
             ),
         },
@@ -4356,8 +4372,8 @@ d = {
                 "experiments/summary.html#as_percent",
                 "personal_llm/experiments/summary.py",
             ),
-            "personal_llm.experiments.summary.decide_verdict": (
-                "experiments/summary.html#decide_verdict",
+            "personal_llm.experiments.summary.correct_family": (
+                "experiments/summary.html#correct_family",
                 "personal_llm/experiments/summary.py",
             ),
             "personal_llm.experiments.summary.judge_asking": (
@@ -4368,28 +4384,16 @@ d = {
                 "experiments/summary.html#judge_breaks",
                 "personal_llm/experiments/summary.py",
             ),
+            "personal_llm.experiments.summary.judge_corrections": (
+                "experiments/summary.html#judge_corrections",
+                "personal_llm/experiments/summary.py",
+            ),
             "personal_llm.experiments.summary.judge_curve": (
                 "experiments/summary.html#judge_curve",
                 "personal_llm/experiments/summary.py",
             ),
-            "personal_llm.experiments.summary.judge_data": (
-                "experiments/summary.html#judge_data",
-                "personal_llm/experiments/summary.py",
-            ),
-            "personal_llm.experiments.summary.judge_gain": (
-                "experiments/summary.html#judge_gain",
-                "personal_llm/experiments/summary.py",
-            ),
-            "personal_llm.experiments.summary.judge_interval": (
-                "experiments/summary.html#judge_interval",
-                "personal_llm/experiments/summary.py",
-            ),
             "personal_llm.experiments.summary.judge_length": (
                 "experiments/summary.html#judge_length",
-                "personal_llm/experiments/summary.py",
-            ),
-            "personal_llm.experiments.summary.judge_less": (
-                "experiments/summary.html#judge_less",
                 "personal_llm/experiments/summary.py",
             ),
             "personal_llm.experiments.summary.judge_levels": (
@@ -4412,14 +4416,6 @@ d = {
                 "experiments/summary.html#judge_ratio",
                 "personal_llm/experiments/summary.py",
             ),
-            "personal_llm.experiments.summary.judge_replies": (
-                "experiments/summary.html#judge_replies",
-                "personal_llm/experiments/summary.py",
-            ),
-            "personal_llm.experiments.summary.judge_rewrites": (
-                "experiments/summary.html#judge_rewrites",
-                "personal_llm/experiments/summary.py",
-            ),
             "personal_llm.experiments.summary.judge_runs": (
                 "experiments/summary.html#judge_runs",
                 "personal_llm/experiments/summary.py",
@@ -4432,20 +4428,28 @@ d = {
                 "experiments/summary.html#judge_scores",
                 "personal_llm/experiments/summary.py",
             ),
+            "personal_llm.experiments.summary.judge_settings": (
+                "experiments/summary.html#judge_settings",
+                "personal_llm/experiments/summary.py",
+            ),
+            "personal_llm.experiments.summary.judge_share": (
+                "experiments/summary.html#judge_share",
+                "personal_llm/experiments/summary.py",
+            ),
+            "personal_llm.experiments.summary.judge_shares": (
+                "experiments/summary.html#judge_shares",
+                "personal_llm/experiments/summary.py",
+            ),
             "personal_llm.experiments.summary.judge_signal": (
                 "experiments/summary.html#judge_signal",
                 "personal_llm/experiments/summary.py",
             ),
-            "personal_llm.experiments.summary.judge_starts": (
-                "experiments/summary.html#judge_starts",
-                "personal_llm/experiments/summary.py",
-            ),
-            "personal_llm.experiments.summary.judge_table": (
-                "experiments/summary.html#judge_table",
-                "personal_llm/experiments/summary.py",
-            ),
             "personal_llm.experiments.summary.judge_uniform": (
                 "experiments/summary.html#judge_uniform",
+                "personal_llm/experiments/summary.py",
+            ),
+            "personal_llm.experiments.summary.judge_values": (
+                "experiments/summary.html#judge_values",
                 "personal_llm/experiments/summary.py",
             ),
             "personal_llm.experiments.summary.judge_words": (
@@ -4468,8 +4472,12 @@ d = {
                 "experiments/summary.html#measure_right",
                 "personal_llm/experiments/summary.py",
             ),
-            "personal_llm.experiments.summary.note_runs": (
-                "experiments/summary.html#note_runs",
+            "personal_llm.experiments.summary.read_matched": (
+                "experiments/summary.html#read_matched",
+                "personal_llm/experiments/summary.py",
+            ),
+            "personal_llm.experiments.summary.write_sentences": (
+                "experiments/summary.html#write_sentences",
                 "personal_llm/experiments/summary.py",
             ),
         },
@@ -4508,12 +4516,20 @@ d = {
                 "experiments/xpert.html#choose",
                 "personal_llm/experiments/xpert.py",
             ),
+            "personal_llm.experiments.xpert.count_features": (
+                "experiments/xpert.html#count_features",
+                "personal_llm/experiments/xpert.py",
+            ),
             "personal_llm.experiments.xpert.draw_words": (
                 "experiments/xpert.html#draw_words",
                 "personal_llm/experiments/xpert.py",
             ),
             "personal_llm.experiments.xpert.explain_pllms": (
                 "experiments/xpert.html#explain_pllms",
+                "personal_llm/experiments/xpert.py",
+            ),
+            "personal_llm.experiments.xpert.find_scales": (
+                "experiments/xpert.html#find_scales",
                 "personal_llm/experiments/xpert.py",
             ),
             "personal_llm.experiments.xpert.list_dialogues": (
@@ -4534,6 +4550,10 @@ d = {
             ),
             "personal_llm.experiments.xpert.make_pairs": (
                 "experiments/xpert.html#make_pairs",
+                "personal_llm/experiments/xpert.py",
+            ),
+            "personal_llm.experiments.xpert.measure_counted": (
+                "experiments/xpert.html#measure_counted",
                 "personal_llm/experiments/xpert.py",
             ),
             "personal_llm.experiments.xpert.measure_levels": (

@@ -1,7 +1,9 @@
 "The harness of the experiments: grids that go on, rows of one model, and what may be said of them."
 
+import ast
 import json
 import os
+import re
 from pathlib import Path
 
 import numpy as np
@@ -10,9 +12,13 @@ import pytest
 from personal_llm.base.core import InputError
 from personal_llm.experiments.harness import (
     RESULTS,
+    VERDICTS,
     Grid,
     append_json_line,
     check_budgets,
+    check_treatment,
+    decide_all,
+    decide_verdict,
     group_rows,
     holm_correction,
     job_key,
@@ -131,6 +137,67 @@ def test_every_grid_has_a_name_of_its_own_and_plain_jobs():
     for grid in grids.values():
         keys = [job_key(job) for job in grid.jobs]
         assert len(keys) == len(set(keys))
+
+
+def test_a_verdict_follows_from_interval_claim_and_margin():
+    sizes = np.linspace(-0.4, 0.4, 9)
+    for low, high in [(low, high) for low in sizes for high in sizes if low <= high]:
+        for claim, none in [(claim, none) for claim in (0.0, 0.2) for none in (0.0, None)]:
+            verdict = decide_verdict(low, high, claim, 0.1, none)
+            excludes = none is None or low > none
+            assert verdict in VERDICTS[:5] and decide_verdict(low, high, claim, 0.1, none, units=5) == "undecided"
+            assert (verdict == "level") == (none is not None and low >= -0.1 and high <= 0.1)
+            assert verdict != "holds" or (low >= claim and excludes)
+            assert verdict != "partly" or (low > none and low < claim)
+            assert verdict != "refuted" or high < claim
+    assert decide_all(["holds", "refuted", "undecided"]) == "refuted"
+
+
+def test_a_stream_in_which_nothing_can_be_chosen_is_refused():
+    check_treatment("nine answers", list("abcdefghi") * 2, 8)
+    with pytest.raises(InputError, match="8 different answers"):
+        check_treatment("eight answers", list("abcdefgh") * 12, 8)
+
+
+NOTEBOOKS = sorted(RESULTS.parent.parent.rglob("*.ipynb"))
+FILES = sorted(path.stem for path in RESULTS.glob("*.json*"))
+
+
+def list_closed_rows() -> set:
+    "Return the names of files that the table of rows without a grid lists."
+    cells = json.loads((RESULTS.parent / "closed_questions.ipynb").read_text(encoding="utf-8"))["cells"]
+    (table,) = ["".join(c["source"]) for c in cells if "## Rows without a grid" in "".join(c["source"])]
+    lines = table.split("## Rows without a grid")[1].splitlines()
+    return {name for line in lines if line.startswith("| `") for name in re.findall(r"`([^`/]+)`", line.split("|")[1])}
+
+
+def list_read_names() -> list:
+    "Return patterns of the texts in code cells that can name a file of rows; a value inside an f-string is free."
+    found = set()
+    for path in NOTEBOOKS:
+        for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
+            source = "".join(cell["source"])
+            if cell["cell_type"] != "code" or not re.search("read_result|RESULTS|results|grid", source):
+                continue
+            for node in ast.walk(ast.parse(re.sub(r"^[%!].*", "", source, flags=re.MULTILINE))):
+                if isinstance(node, ast.Constant) and isinstance(node.value, str):
+                    found.add(re.escape(Path(node.value).stem))
+                if isinstance(node, ast.JoinedStr) and isinstance(node.values[0], ast.Constant):
+                    parts = (re.escape(v.value) if isinstance(v, ast.Constant) else ".+" for v in node.values)
+                    found.add("".join(parts))
+    return found
+
+
+def test_every_file_of_rows_has_a_grid_or_a_line_among_the_closed_ones():
+    closed, grids = list_closed_rows(), set(list_grids())
+    assert not closed & grids, "a grid makes rows that the table calls closed"
+    assert closed <= set(FILES), "a line for rows that are gone"
+    assert set(FILES) <= grids | closed, "rows that nobody can make again, and no table says so"
+
+
+def test_every_file_of_rows_is_read_by_a_notebook():
+    names = list_read_names()
+    assert [name for name in FILES if not any(re.fullmatch(pattern, name) for pattern in names)] == []
 
 
 @pytest.mark.parametrize("path", sorted(RESULTS.glob("*.jsonl")), ids=lambda path: path.stem)

@@ -16,7 +16,7 @@ from ..base.core import Dialogue, make_generator
 from ..buffer.retrieval import MemoryConfig, VectorStore
 from ..data.reading import load_samples
 from ..device.personalizer import Personalizer
-from .harness import Grid, group_by_user, mean_over_users, read_results
+from .harness import Grid, decide_verdict, group_by_user, mean_over_users, read_results
 from .person import ORDER, SMALL, has_form, learn, load_once, teach, write_reply
 
 # %% ../../nbs/experiments/73_breaks.ipynb #brk00005
@@ -210,7 +210,5 @@ def compare(scores: dict, condition: str, part: str):  # a `MeanEstimate` of a c
 
 
 def judge(difference, margin: float) -> str:  # difference: a `MeanEstimate`
-    "Return the verdict of the plan."
-    if difference.low > -margin:
-        return "holds"
-    return "does not hold" if difference.high < 0 else "undecided"
+    "Return the verdict on *no harm larger than the margin*."
+    return decide_verdict(difference.low, difference.high, claim=-margin, none=None, units=difference.n)

@@ -4,13 +4,14 @@
 
 # %% auto #0
 __all__ = ['PACKAGE', 'RESULTS', 'RUNNER_FIELDS', 'THREAD_VARIABLES', 'REVISION_VARIABLE', 'BUDGETS', 'MAX_EXACT_USERS',
-           'USERS_WITH_MODEL_REPLIES', 'USERS_WITHOUT_CORRECTIONS', 'LEARNED_TALK', 'ADDITIONAL_USERS',
-           'ATYPICAL_USERS', 'PEOPLE', 'CORRECTING_USERS', 'job_key', 'Grid', 'check_grid', 'group_jobs',
-           'make_result_row', 'measure_group', 'one_thread', 'run_groups', 'revision', 'machine', 'provenance',
-           'check_revision', 'append_json_line', 'read_json_lines', 'read_result_lines', 'find_missing_jobs',
-           'append_results', 'run_grid', 'read_results', 'group_rows', 'group_by_user', 'user_means', 'MeanEstimate',
-           'mean_over_users', 'summarise_rows', 'format_table', 'mean_table', 'paragraph', 'check_budgets',
-           'sign_flip_test', 'holm_correction', 'RatioToBest', 'ratio_to_best', 'ranking_auc', 'list_grids', 'main']
+           'MIN_UNITS', 'VERDICTS', 'USERS_WITH_MODEL_REPLIES', 'USERS_WITHOUT_CORRECTIONS', 'LEARNED_TALK',
+           'ADDITIONAL_USERS', 'ATYPICAL_USERS', 'PEOPLE', 'CORRECTING_USERS', 'job_key', 'Grid', 'check_grid',
+           'group_jobs', 'make_result_row', 'measure_group', 'one_thread', 'run_groups', 'revision', 'machine',
+           'provenance', 'check_revision', 'append_json_line', 'read_json_lines', 'read_result_lines',
+           'find_missing_jobs', 'append_results', 'run_grid', 'read_results', 'group_rows', 'group_by_user',
+           'user_means', 'MeanEstimate', 'mean_over_users', 'summarise_rows', 'format_table', 'mean_table', 'paragraph',
+           'check_budgets', 'sign_flip_test', 'holm_correction', 'RatioToBest', 'ratio_to_best', 'ranking_auc',
+           'estimate_share', 'decide_verdict', 'decide_all', 'check_treatment', 'list_grids', 'main']
 
 # %% ../../nbs/experiments/00_harness.ipynb #harn0003
 import argparse
@@ -548,6 +549,60 @@ def ranking_auc(ours: np.ndarray, others: np.ndarray) -> float:  # of scores of 
 
     ranks = rankdata(np.concatenate([ours, others]))[: len(ours)]
     return float((ranks.sum() - len(ours) * (len(ours) + 1) / 2) / (len(ours) * len(others)))
+
+# %% ../../nbs/experiments/00_harness.ipynb #vrd00002
+def estimate_share(
+    right: list,  # of each user whether it is right, or the share of the user's draws
+) -> MeanEstimate:
+    "Return the share of right users with Wilson's 95 % interval."
+    n = len(right)
+    share = float(np.mean(right))
+    z = 1.96
+    middle = (share + z * z / 2 / n) / (1 + z * z / n)
+    half = z * np.sqrt(share * (1 - share) / n + z * z / 4 / n**2) / (1 + z * z / n)
+    return MeanEstimate(share, float(middle - half), float(middle + half), n)
+
+# %% ../../nbs/experiments/00_harness.ipynb #vrd00005
+MIN_UNITS = 6  # units; with fewer no test of signs can reach .05
+VERDICTS = ("holds", "partly", "level", "undecided", "refuted", "not measured")
+
+
+def decide_verdict(
+    low: float,  # 95 % interval of the effect; more is better
+    high: float,
+    claim: float,  # the claimed effect
+    margin: float = 0.0,  # the largest distance from no effect that counts as none
+    none: float = 0.0,  # the value of no effect: 0 of a difference, 1 of a ratio; None if the claim has no such value
+    units: int = MIN_UNITS,
+) -> str:  # one of `VERDICTS`
+    "Decide on a claim by an interval."
+    if units < MIN_UNITS:
+        return "undecided"
+    if none is not None and none - margin <= low and high <= none + margin:
+        return "level"
+    is_effect = none is None or low > none
+    if is_effect and low >= claim:
+        return "holds"
+    if is_effect and none is not None:
+        return "partly"
+    return "refuted" if high < claim else "undecided"
+
+
+def decide_all(verdicts: list) -> str:  # one of `VERDICTS`
+    "Return the verdict on a claim of several parts, all of which it needs: that of its worst part."
+    return max(verdicts, key=VERDICTS.index)
+
+# %% ../../nbs/experiments/00_harness.ipynb #vrd00009
+def check_treatment(
+    name: str,  # of the stream
+    contents: list,  # what the dialogues teach: answers
+    num_kept: int,  # of which a policy keeps so many
+) -> None:
+    "Raise `InputError` for a stream in which every choice can teach the same."
+    num_different = len(set(contents))
+    if num_different <= num_kept:
+        what = f"{name}: {len(contents)} dialogues have {num_different} different answers, a buffer holds {num_kept}"
+        raise InputError(what, "leave the stream out: every choice can teach the same")
 
 # %% ../../nbs/experiments/00_harness.ipynb #86dd94c2
 USERS_WITH_MODEL_REPLIES = ("midwife", "tutor")  # the model's own replies stand in their stream

@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['DATA_VARIABLE', 'SETS', 'MODEL', 'LARGE', 'POLICIES_TESTED', 'ORDERS', 'DEFAULTS', 'JOBS',
-           'REWRITTEN_SOURCES', 'REWRITE_JOBS', 'GRIDS', 'read_set', 'draw_stream', 'order_stream', 'load_tools',
-           'write_reply', 'score_set', 'fill_buffer', 'measure_test', 'measure_nearest', 'measure', 'list_jobs',
-           'find_stage', 'draw_originals', 'measure_rewrites', 'select_runs', 'compare_runs']
+           'REWRITTEN_SOURCES', 'REWRITE_JOBS', 'GRIDS', 'read_set', 'draw_rows', 'draw_stream', 'share_words',
+           'measure_streams', 'order_stream', 'load_tools', 'write_reply', 'score_set', 'fill_buffer', 'measure_test',
+           'measure_nearest', 'measure', 'list_jobs', 'find_stage', 'draw_originals', 'measure_rewrites', 'select_runs',
+           'average_by_set', 'compare_runs']
 
 # %% ../../nbs/experiments/67_sdss.ipynb #sdss0003
 import functools
@@ -29,7 +30,14 @@ from ..buffer.synthesis import SYNTHESIS_PROMPTS, make_text_block, parse_rewrite
 from ..data.reading import load_samples
 from ..data.splits import get_row_group, is_reserved, remove_leaks
 from ..device.state import scores_from_dict, scores_to_dict
-from .harness import Grid, append_json_line, ratio_to_best, read_json_lines, read_results
+from personal_llm.experiments.harness import (
+    Grid,
+    append_json_line,
+    check_treatment,
+    ratio_to_best,
+    read_json_lines,
+    read_results,
+)
 from .shares import ASKING_ALONG, fill
 from ..tuning.config import TuningConfig
 from ..tuning.finetune import finetune
@@ -43,7 +51,6 @@ SETS = {  # name -> the paper's set that it is, or stands in for
     "alpaca_5000": "ALPACA",
     "mts_dialog": "MedDialog",
     "synthetic_persona_chat": "Empathetic-Dialog",
-    "personality_chat": "Prosocial-Dialog",
 }
 
 
@@ -67,7 +74,7 @@ def read_set(name: str) -> list:  # dialogues in the set's order, each prompt on
 
 
 @functools.cache
-def draw_stream(name: str, length: int = 96, tests: int = 16) -> tuple:  # (stream, test)
+def draw_rows(name: str, length: int = 96, tests: int = 16) -> tuple:  # (stream, test)
     "Return neighbouring rows of a set as the stream, and others without leaks as the test."
     rng = make_generator(0, "sdss", name)
     rows = read_set(name)
@@ -75,6 +82,29 @@ def draw_stream(name: str, length: int = 96, tests: int = 16) -> tuple:  # (stre
     stream = rows[start : start + length]
     others = remove_leaks(rows[:start] + rows[start + length :], stream)
     return stream, [others[i] for i in rng.permutation(len(others))[:tests]]
+
+
+def draw_stream(name: str) -> tuple:  # (stream, test)
+    "Draw the rows of a set; raise `InputError` if every choice among them can teach the same."
+    stream, test = draw_rows(name)
+    check_treatment(name, [d.response for d in stream], DEFAULTS["bins"])
+    return stream, test
+
+
+def share_words(first: Dialogue, second: Dialogue) -> float:
+    "Return the share of the words of two dialogues that both have."
+    words, others = ({*d.text.lower().split()} for d in (first, second))
+    return len(words & others) / len(words | others)
+
+
+def measure_streams(jobs: list):  # yields a dict of results a job
+    "Count the different answers of a stream, and how alike neighbours and other pairs of it are."
+    for job in jobs:
+        stream, _ = draw_rows(job["set"])
+        near = [share_words(*pair) for pair in zip(stream, stream[1:])]
+        far = [share_words(stream[i], d) for i in range(len(stream)) for d in stream[i + 10 :]]
+        answers = len({d.response for d in stream})
+        yield dict(dialogues=len(stream), answers=answers, neighbours=float(np.mean(near)), others=float(np.mean(far)))
 
 
 def order_stream(stream: list, order: int, block: int = 10) -> list:
@@ -233,23 +263,31 @@ def measure_rewrites(jobs: list, name: str):  # yields a dict of results a job
 REWRITE_JOBS = [dict(mode=mode, prompt=prompt) for mode in ("question", "pair") for prompt in ("plain", "paper")]
 GRIDS = (
     Grid("sdss", JOBS, measure, model=MODEL),
+    Grid("sdss-streams", [dict(set=name) for name in (*SETS, "personality_chat")], measure_streams, model=None),
     Grid("rewrites-small", REWRITE_JOBS, functools.partial(measure_rewrites, name=MODEL), model=MODEL),
     Grid("rewrites-large", REWRITE_JOBS, functools.partial(measure_rewrites, name=LARGE), model=LARGE),
 )
 
 # %% ../../nbs/experiments/67_sdss.ipynb #sdssruns
 def select_runs(metric: str, policy: str, **values) -> dict:  # (set, order) -> value
-    "Return a metric of the runs of a policy; values: what differs from `DEFAULTS`."
+    "Return a metric of the runs of a policy on `SETS`; values: what differs from `DEFAULTS`."
     wanted = DEFAULTS | values | dict(policy=policy)
     found = [row for row in read_results("sdss") if all(row[name] == value for name, value in wanted.items())]
-    return {(row["set"], row["order"]): row[metric] for row in found}
+    return {(row["set"], row["order"]): row[metric] for row in found if row["set"] in SETS}
 
 
-def compare_runs(metric: str, policy: str, rivals: tuple, **values) -> tuple:  # (`RatioToBest` or None, units)
-    "Compare a policy with the best of its rivals over the units, (set, order), that all have; None: fewer than two."
-    runs = {name: select_runs(metric, name, **values) for name in (policy, *rivals)}
-    units = [unit for unit in runs[policy] if all(unit in own for own in runs.values())]
-    if len(units) < 2:
-        return None, units
-    values = {name: [own[unit] for unit in units] for name, own in runs.items()}
-    return ratio_to_best(values.pop(policy), values), units
+def average_by_set(*runs) -> list:  # runs: dicts (set, order) -> value; of each a dict set -> mean
+    "Average runs over the orders of a set, over those (set, order) that all have."
+    shared = [unit for unit in runs[0] if all(unit in own for own in runs)]
+    sets = dict.fromkeys(name for name, _ in shared)
+    return [{name: float(np.mean([own[unit] for unit in shared if unit[0] == name])) for name in sets} for own in runs]
+
+
+def compare_runs(metric: str, policy: str, rivals: tuple, **values) -> tuple:  # (`RatioToBest` or None, sets)
+    "Compare a policy with the best of its rivals; the unit is the set. None: fewer than two."
+    names = (policy, *rivals)
+    means = average_by_set(*(select_runs(metric, name, **values) for name in names))
+    if len(means[0]) < 2:
+        return None, list(means[0])
+    columns = {name: [*own.values()] for name, own in zip(names, means)}
+    return ratio_to_best(columns.pop(policy), columns), list(means[0])

@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['STYLES', 'PLLM_PROMPTS', 'USER_DIALOGUES', 'load_authors', 'load_summariser', 'LIKENESS', 'CANDIDATES',
-           'BASE_MODEL', 'LARGE', 'SHARED', 'LEVEL_JOBS', 'GRIDS', 'load_plain', 'make_pairs', 'remember', 'read_pairs',
-           'write_word', 'read_output_rows', 'stylometric_shift', 'explain_pllms', 'choose', 'measure_texts',
-           'list_text_jobs', 'measure_levels', 'open_library', 'list_dialogues', 'measure_library', 'SavedLosses',
-           'replay_race', 'price_losses', 'read_right', 'make_library_grid', 'draw_words']
+           'COUNTED_JOBS', 'BASE_MODEL', 'LARGE', 'SHARED', 'LEVEL_JOBS', 'GRIDS', 'load_plain', 'make_pairs',
+           'remember', 'read_pairs', 'write_word', 'read_output_rows', 'count_features', 'stylometric_shift',
+           'find_scales', 'explain_pllms', 'choose', 'measure_texts', 'list_text_jobs', 'measure_counted',
+           'measure_levels', 'open_library', 'list_dialogues', 'measure_library', 'SavedLosses', 'replay_race',
+           'price_losses', 'read_right', 'make_library_grid', 'draw_words']
 
 # %% ../../nbs/experiments/68_xpert.ipynb #xp680004
 import os
@@ -114,11 +115,23 @@ LIKENESS = (0.9, 0.8, 0.7, 0.5, 0.3)
 CANDIDATES = dict(readout=12, written=6)  # words that a pLLM proposes, by the way of their vectors
 
 
-def stylometric_shift(pairs: list, num_styled: int = None) -> np.ndarray:  # (39,)
-    "Return the mean difference of the countable features."
+def count_features(pairs: list, num_styled: int = None) -> np.ndarray:  # (n, 39)
+    "Return the difference of the countable features of each pair; only the first are styled."
     rows = np.array([stylometry(own) - stylometry(plain) for _, own, plain in pairs])
     rows[len(pairs) if num_styled is None else num_styled :] = 0
-    return rows.mean(0)
+    return rows
+
+
+def stylometric_shift(pairs: list, num_styled: int = None) -> np.ndarray:  # (39,)
+    "Return the mean difference of the countable features."
+    return count_features(pairs, num_styled).mean(0)
+
+
+def find_scales(counted: list) -> dict:  # counted: of each style (n, 39); scaling -> (39,)
+    "Return two scales of a feature: its spread between the means of styles, and its spread within a style."
+    between = np.std([rows.mean(0) for rows in counted], 0)
+    within = np.sqrt(np.mean([rows.var(0) for rows in counted], 0))
+    return dict(between=between + 1e-6, within=within + 1e-6)
 
 
 def explain_pllms(summariser: str, way: str, pairs: dict, num_styled: int) -> SimpleNamespace:
@@ -177,6 +190,26 @@ def measure_texts(jobs: list):  # yields a dict of results a job
 def list_text_jobs(summariser: str, pool: str, way: str) -> list:
     settings = dict(summariser=summariser, pool=pool, way=way)
     return [dict(user=user) | settings | dict(likeness=s) for s in LIKENESS for user in STYLES[pool]]
+
+# %% ../../nbs/experiments/68_xpert.ipynb #xpscal03
+def measure_counted(jobs: list):  # yields a dict of results a job
+    "Choose a pLLM for each user by counted features, with both scales and two distances."
+    pool, likeness = (jobs[0][name] for name in ("pool", "likeness"))
+    counted = [count_features(make_pairs(pool, s, False), round(likeness * PLLM_PROMPTS)) for s in STYLES[pool]]
+    means = np.array([rows.mean(0) for rows in counted])
+    scales = find_scales(counted)
+    for job in jobs:
+        own = stylometric_shift(make_pairs(pool, job["user"], True))
+        choices = {}
+        for scaling, scale in scales.items():
+            for name, distance in (("cosine", cosine_distance), ("L1", l1_distance)):
+                choices[f"{scaling}, {name}"] = STYLES[pool][int(distance(means / scale, own / scale).argmin())]
+        yield dict(choices=choices)
+
+
+COUNTED_JOBS = [
+    dict(pool=pool, likeness=s, user=user) for pool in ("crafted", "authors") for s in LIKENESS for user in STYLES[pool]
+]
 
 # %% ../../nbs/experiments/68_xpert.ipynb #xp680013
 def measure_levels(jobs: list):  # yields a dict of results a job
@@ -292,6 +325,7 @@ GRIDS = (
     Grid("xpert-crafted", list_text_jobs(LARGE, "crafted", "readout"), measure_texts, SHARED, LARGE),
     Grid("xpert-small", list_text_jobs(BASE_MODEL, "authors", "readout"), measure_texts, SHARED, BASE_MODEL),
     Grid("xpert-written", list_text_jobs(LARGE, "authors", "written"), measure_texts, SHARED, LARGE),
+    Grid("xpert-counted", COUNTED_JOBS, measure_counted, ("pool", "likeness"), None),
     make_library_grid("crafted", 0.7, BASE_MODEL, 4),
     make_library_grid("crafted", 0.5, BASE_MODEL, 4),
     make_library_grid("crafted", 0.3, BASE_MODEL, 4),
