@@ -3560,6 +3560,80 @@ d = {
                 "personal_llm/experiments/breaks.py",
             ),
         },
+        "personal_llm.experiments.containment": {
+            "personal_llm.experiments.containment.choose_answers": (
+                "experiments/containment.html#choose_answers",
+                "personal_llm/experiments/containment.py",
+            ),
+            "personal_llm.experiments.containment.choose_people": (
+                "experiments/containment.html#choose_people",
+                "personal_llm/experiments/containment.py",
+            ),
+            "personal_llm.experiments.containment.estimate": (
+                "experiments/containment.html#estimate",
+                "personal_llm/experiments/containment.py",
+            ),
+            "personal_llm.experiments.containment.is_nearest": (
+                "experiments/containment.html#is_nearest",
+                "personal_llm/experiments/containment.py",
+            ),
+            "personal_llm.experiments.containment.list_able": (
+                "experiments/containment.html#list_able",
+                "personal_llm/experiments/containment.py",
+            ),
+            "personal_llm.experiments.containment.list_jobs": (
+                "experiments/containment.html#list_jobs",
+                "personal_llm/experiments/containment.py",
+            ),
+            "personal_llm.experiments.containment.list_others": (
+                "experiments/containment.html#list_others",
+                "personal_llm/experiments/containment.py",
+            ),
+            "personal_llm.experiments.containment.list_places": (
+                "experiments/containment.html#list_places",
+                "personal_llm/experiments/containment.py",
+            ),
+            "personal_llm.experiments.containment.list_stream": (
+                "experiments/containment.html#list_stream",
+                "personal_llm/experiments/containment.py",
+            ),
+            "personal_llm.experiments.containment.list_tests": (
+                "experiments/containment.html#list_tests",
+                "personal_llm/experiments/containment.py",
+            ),
+            "personal_llm.experiments.containment.load_vectors": (
+                "experiments/containment.html#load_vectors",
+                "personal_llm/experiments/containment.py",
+            ),
+            "personal_llm.experiments.containment.measure": (
+                "experiments/containment.html#measure",
+                "personal_llm/experiments/containment.py",
+            ),
+            "personal_llm.experiments.containment.place_in_stream": (
+                "experiments/containment.html#place_in_stream",
+                "personal_llm/experiments/containment.py",
+            ),
+            "personal_llm.experiments.containment.prepare": (
+                "experiments/containment.html#prepare",
+                "personal_llm/experiments/containment.py",
+            ),
+            "personal_llm.experiments.containment.read_scores": (
+                "experiments/containment.html#read_scores",
+                "personal_llm/experiments/containment.py",
+            ),
+            "personal_llm.experiments.containment.score_row": (
+                "experiments/containment.html#score_row",
+                "personal_llm/experiments/containment.py",
+            ),
+            "personal_llm.experiments.containment.teach": (
+                "experiments/containment.html#teach",
+                "personal_llm/experiments/containment.py",
+            ),
+            "personal_llm.experiments.containment.write_wish": (
+                "experiments/containment.html#write_wish",
+                "personal_llm/experiments/containment.py",
+            ),
+        },
         "personal_llm.experiments.fresh_people": {
             "personal_llm.experiments.fresh_people.compare": (
                 "experiments/fresh_people.html#compare",

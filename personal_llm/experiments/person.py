@@ -13,6 +13,7 @@ __all__ = ['BANK', 'PEOPLE', 'DRAWN', 'KINDS', 'ORDER', 'MAX_TOKENS', 'load_once
 
 # %% ../../nbs/experiments/71_person.ipynb #person002
 import functools
+import itertools
 import json
 import time
 
@@ -22,7 +23,8 @@ from ..base.core import Dialogue, make_generator
 from ..base.models import load_model
 from ..base.replies import ReplyOptions, ReplyStream
 from ..base.text import compute_rouge1, split_sentences
-from ..buffer.retrieval import MemoryConfig, VectorStore, retrieve_statements
+from ..buffer.retrieval import MemoryConfig, VectorStore, find_near
+from ..buffer.statements import find_statements
 from ..buffer.synthesis import SynthesisConfig, check_rewrite
 from ..data.reading import load_samples
 from ..device.personalizer import Personalizer
@@ -260,7 +262,7 @@ def start_condition(model, name: str, condition: str) -> tuple:  # (learner, fix
         return me, make_turns(chosen), {}
     if kind == "cipher":
         instruction = write_instruction(model, pairs[-6:])
-        me.react(None, "wish", instruction)
+        me.react(None, "always", instruction)
         return me, (), dict(instruction=instruction)
     return me, (), {}
 
@@ -312,9 +314,9 @@ def remember(model) -> Personalizer:
 
 def is_among(me: Personalizer, statement: str, question: str, count: int = 3) -> bool:
     "Say whether a statement is among the nearest ones that a reply reads."
-    config = MemoryConfig(statements=count)
-    near = retrieve_statements(me.state.list_own(), question, me.memory.vectors, config)
-    return statement in [dialogue.prompt for dialogue in near]
+    statements = find_statements(me.state.list_own())
+    near = itertools.islice(find_near(statements, question, me.memory.vectors, "text"), count)
+    return statement in [one.text for one in near]
 
 
 def measure_facts(jobs: list):
