@@ -464,7 +464,7 @@ def write_sentences() -> str:
         f"({gain.n} people), where the paper gains .051; rewrites that pass the checks and ask the same: "
         f"{judge_same().text}.",
         f"**Most of XPerT is not measured on the default model.** Its words have no rows with the paper's vectors, and "
-        f"a start has none at equal rates; its rival, counted features, chooses {as_percent(scaled[0])} of 28 styles from texts at 90 % "
-        f"with the scale within styles, and {as_percent(scaled[1])} with the scale between them.",
+        f"a start has none at equal rates; its rival, counted features, chooses {as_percent(scaled[0])} of 28 styles "
+        f"from texts at 90 % with the scale within styles, and {as_percent(scaled[1])} with the scale between them.",
     )
     return "\n".join(f"{place}. {sentence}" for place, sentence in enumerate(sentences, 1))
