@@ -282,12 +282,13 @@ def judge_shares(shares: dict, claim: float, where: str, chance: float = None) -
 
 def judge_published(similarity: float, claim: float) -> Measured:
     "Count the users for whom the paper's words chose their own style; without rows of them name what ours chose."
-    name = "xpert-written" if read_result_lines("xpert-written") else "xpert-crafted"
-    rows = [row for row in read_results(name) if row["likeness"] == similarity]
-    right = [row["choices"]["published"] == row["user"] for row in rows]
-    found = judge_shares({"" if name == "xpert-written" else "crafted": right}, claim, "68_xpert")
-    if name == "xpert-written":
-        return found
+    right = {}
+    for way, name in (("written", "xpert-written"), ("readout", "xpert-crafted")):
+        lines = [line for line in read_result_lines(name) if line["job"]["likeness"] == similarity]
+        right[way] = [line["results"]["choices"]["published"] == line["job"]["user"] for line in lines]
+    if right["written"]:
+        return judge_shares(dict(authors=right["written"]), claim, "68_xpert")
+    found = judge_shares(dict(crafted=right["readout"]), claim, "68_xpert")
     text = f"no vector of the paper's way has rows; with vectors of the output layer, which are ours: {found.text}"
     return Measured("not measured", text, "68_xpert")
 
