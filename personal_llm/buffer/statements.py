@@ -9,9 +9,11 @@ __all__ = ['PERSON_WORDS', 'TITLE_WORDS', 'QUOTATION', 'MAX_TOKENS', 'PersonWord
            'write_statements']
 
 # %% ../../nbs/2_buffer/09_statements.ipynb #sta00003
+import functools
 import re
 from dataclasses import dataclass
 from datetime import datetime, timezone
+from itertools import islice
 
 from ..base.text import are_copies, describe_copy, split_sentences
 from .retrieval import MemoryConfig, VectorStore
@@ -41,7 +43,7 @@ PERSON_WORDS = {
         r"(?: also| really)? like|i(?:['’]m| am) looking for",
         r"(?<!i )(?:translate|summari[sz]e|shorten|rewrite|rephrase|paraphrase|proofread|polish|edit|pretend|imagine"
         r"|suppose|role-?play|act as)",
-        r"(?:this|these|that)(?=\W*$)|the following|does this|this (?:e-?mail|mail|letter|text|sentence|message|page"
+        r"(?:this|these)(?=\W*$)|the following|does this|this (?:e-?mail|mail|letter|text|sentence|message|page"
         r"|article|post|note|paragraph|essay|story|poem|review|chat|code)",
     ),
     "german": PersonWords(
@@ -146,10 +148,11 @@ def list_own_sentences(message: str) -> list:  # sentences in order
             if is_own(sentence) and not is_question:
                 own.append(sentence)
                 continue
-            is_of_text = any(has_words(f"{w.role}|{w.source}", sentence) for w in PERSON_WORDS.values())
-            if is_of_text and line is lines[-1] and sentence is sentences[-1] and not sentence.endswith(":"):
-                return []  # the text stands above
-            is_order = not is_question and any(is_request(sentence, w) for w in PERSON_WORDS.values())
+            if line is lines[-1] and sentence is sentences[-1] and not sentence.endswith(":"):
+                if any(has_words(words.role, sentence) for words in PERSON_WORDS.values()):
+                    return []  # the text stands above
+            is_of_text = any(has_words(f"{words.role}|{words.source}", sentence) for words in PERSON_WORDS.values())
+            is_order = not is_question and any(is_request(sentence, words) for words in PERSON_WORDS.values())
             if is_of_text or is_order or sentence.endswith((":", "：")):
                 return own if len(own) >= num_others else []
             num_others += not is_question
@@ -165,13 +168,13 @@ def find_statements(dialogues: list) -> list:  # oldest first; dialogues: of the
 MAX_TOKENS = 240  # of all statements: four of the default's with sixty tokens each, about two long sentences
 
 
-def rank_statements(statements: list, prompt: str, vectors: VectorStore) -> list:  # statements: oldest first
-    "Return statements, the nearest to a prompt first; of near-copies only the newest."
-    copies = [describe_copy(s.text) for s in statements]
-    kept = [s for i, s in enumerate(statements) if not any(are_copies(copies[i], copy) for copy in copies[i + 1 :])]
-    rows = vectors.embed([prompt, *(s.text for s in kept)])
-    order = (-(rows[1:] @ rows[0])).argsort(kind="stable")
-    return [kept[i] for i in order]
+def rank_statements(statements: list, prompt: str, vectors: VectorStore):  # a generator; statements: oldest first
+    "Yield statements, the nearest to a prompt first; of near-copies only the newest."
+    rows = vectors.embed([prompt, *(s.text for s in statements)])
+    describe = functools.cache(lambda i: describe_copy(statements[i].text))
+    for i in (-(rows[1:] @ rows[0])).argsort(kind="stable").tolist():
+        if not any(are_copies(describe(i), describe(j)) for j in range(i + 1, len(statements))):
+            yield statements[i]
 
 
 def choose_statements(
@@ -186,7 +189,8 @@ def choose_statements(
     pinned = sorted(pinned, key=lambda s: -s.time)
     near = []
     if config.statements and is_about_self(prompt):
-        near = [s for s in rank_statements(statements, prompt, vectors) if s not in pinned][: config.statements]
+        others = (s for s in rank_statements(statements, prompt, vectors) if s not in pinned)
+        near = list(islice(others, config.statements))
     chosen = []
     left = MAX_TOKENS
     for statement in (*pinned, *near):
