@@ -43,8 +43,8 @@ PERSON_WORDS = {
         r"(?: also| really)? like|i(?:['’]m| am) looking for",
         r"(?<!i )(?:translate|summari[sz]e|shorten|rewrite|rephrase|paraphrase|proofread|polish|edit|pretend|imagine"
         r"|suppose|role-?play|act as)",
-        r"(?:this|these)(?=\W*$)|the following|does this|this (?:e-?mail|mail|letter|text|sentence|message|page"
-        r"|article|post|note|paragraph|essay|story|poem|review|chat|code)",
+        r"(?:this|these)(?=\W*$)|the following|does this|this (?:e-?mail|mail|letter|text|sentence|message|page|post"
+        r"|article|note|paragraph|essay|story|poem|review|chat|code)",
     ),
     "german": PersonWords(
         r"ich|mich|mir|meine?[mnrs]?|wir|uns|unsere?[mnrs]?",
@@ -134,7 +134,8 @@ def is_own(sentence: str) -> bool:
 
 def list_own_sentences(message: str) -> list:  # sentences in order
     "Return the sentences of a message in which the writer says something about themselves."
-    lines = [line for line in cut_foreign(message).splitlines() if line.strip()]
+    text = cut_foreign(message)
+    lines = [line for line in text.splitlines() if line.strip()] if has_first_person(text) else []
     own = []
     num_others = 0
     has_question = False  # in a line above
