@@ -39,8 +39,8 @@ PERSON_WORDS = {
         r"|build|find|search|look|get|suggest|recommend|compare|answer|say|play|book|plan|add|set|send|call|remind|read"
         r"|solve|calculate|convert|define|turn|use|let|check|improve|fix|correct|continue|finish|complete|generate"
         r"|design|prepare|reply|respond|act|be|assume|classify|extract|analy[sz]e|repeat|guess|count|identify|rate"
-        r"|judge|evaluate|discuss|outline|sort|rank|choose|pick|spell|ask|here (?:is|are)|(?:i|we) (?:want|need)|(?:i|we)(?:['’]d| would)"
-        r"(?: also| really)? like|i(?:['’]m| am) looking for",
+        r"|judge|evaluate|discuss|outline|sort|rank|choose|pick|spell|ask|here (?:is|are)|(?:i|we) (?:want|need)"
+        r"|(?:i|we)(?:['’]d| would)(?: also| really)? like|i(?:['’]m| am) looking for",
         r"(?<!i )(?:translate|summari[sz]e|shorten|rewrite|rephrase|paraphrase|proofread|polish|edit|pretend|imagine"
         r"|suppose|role-?play|act as)",
         r"(?:this|these)(?=\W*$)|the following|does this|this (?:e-?mail|mail|letter|text|sentence|message|page|post"
