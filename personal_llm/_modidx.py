@@ -1302,6 +1302,10 @@ d = {
                 "2_buffer/statements.html#find_statements",
                 "personal_llm/buffer/statements.py",
             ),
+            "personal_llm.buffer.statements.find_update": (
+                "2_buffer/statements.html#find_update",
+                "personal_llm/buffer/statements.py",
+            ),
             "personal_llm.buffer.statements.format_date": (
                 "2_buffer/statements.html#format_date",
                 "personal_llm/buffer/statements.py",

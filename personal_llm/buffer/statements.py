@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['PERSON_WORDS', 'TITLE_WORDS', 'QUOTATION', 'MAX_TOKENS', 'PersonWords', 'has_words', 'has_first_person',
            'replace_quotation', 'cut_foreign', 'is_about_self', 'Statement', 'is_request', 'is_own',
-           'list_own_sentences', 'find_statements', 'rank_statements', 'choose_statements', 'format_date', 'write_line',
-           'write_statements']
+           'list_own_sentences', 'find_statements', 'rank_statements', 'find_update', 'choose_statements',
+           'format_date', 'write_line', 'write_statements']
 
 # %% ../../nbs/2_buffer/09_statements.ipynb #sta00003
 import functools
@@ -14,6 +14,8 @@ import re
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from itertools import islice
+
+import numpy as np
 
 from ..base.text import are_copies, describe_copy, split_sentences
 from .retrieval import MemoryConfig, VectorStore
@@ -178,6 +180,16 @@ def rank_statements(statements: list, prompt: str, vectors: VectorStore):  # a g
             yield statements[i]
 
 
+def find_update(place: int, rows: np.ndarray) -> int:  # rows: (statements, width), oldest first
+    "Return the place of the newest update of a statement, or its own where there is none."
+    while place + 1 < len(rows):
+        newer = place + 1 + int((rows[place + 1 :] @ rows[place]).argmax())
+        if int((rows[:newer] @ rows[newer]).argmax()) != place:
+            break
+        place = newer
+    return place
+
+
 def choose_statements(
     statements: list,  # of `find_statements`, oldest first
     prompt: str,
@@ -187,14 +199,15 @@ def choose_statements(
     pinned: tuple = (),  # statements that each reply reads
 ) -> list:  # oldest first
     "Choose the statements that a reply to a prompt reads, within `MAX_TOKENS`; pinned ones come first."
-    pinned = sorted(pinned, key=lambda s: -s.time)
     near = []
-    if config.statements and is_about_self(prompt):
-        others = (s for s in rank_statements(statements, prompt, vectors) if s not in pinned)
-        near = list(islice(others, config.statements))
+    if config.statements and statements and is_about_self(prompt):
+        rows = vectors.embed([s.text for s in statements])
+        for statement in islice(rank_statements(statements, prompt, vectors), config.statements):
+            place = statements.index(statement)
+            near += [statement, statements[find_update(place, rows)]]
     chosen = []
     left = MAX_TOKENS
-    for statement in (*pinned, *near):
+    for statement in dict.fromkeys([*sorted(pinned, key=lambda s: -s.time), *near]):
         size = count_tokens(write_line(statement))
         if size <= left:
             chosen.append(statement)
