@@ -3237,6 +3237,49 @@ d = {
                 "personal_llm/experiments/breaks.py",
             ),
         },
+        "personal_llm.experiments.facts": {
+            "personal_llm.experiments.facts.choose": (
+                "experiments/facts.html#choose",
+                "personal_llm/experiments/facts.py",
+            ),
+            "personal_llm.experiments.facts.compute_contrast": (
+                "experiments/facts.html#compute_contrast",
+                "personal_llm/experiments/facts.py",
+            ),
+            "personal_llm.experiments.facts.list_items": (
+                "experiments/facts.html#list_items",
+                "personal_llm/experiments/facts.py",
+            ),
+            "personal_llm.experiments.facts.list_messages": (
+                "experiments/facts.html#list_messages",
+                "personal_llm/experiments/facts.py",
+            ),
+            "personal_llm.experiments.facts.list_others": (
+                "experiments/facts.html#list_others",
+                "personal_llm/experiments/facts.py",
+            ),
+            "personal_llm.experiments.facts.measure_reading": (
+                "experiments/facts.html#measure_reading",
+                "personal_llm/experiments/facts.py",
+            ),
+            "personal_llm.experiments.facts.measure_replies": (
+                "experiments/facts.html#measure_replies",
+                "personal_llm/experiments/facts.py",
+            ),
+            "personal_llm.experiments.facts.read": ("experiments/facts.html#read", "personal_llm/experiments/facts.py"),
+            "personal_llm.experiments.facts.reply": (
+                "experiments/facts.html#reply",
+                "personal_llm/experiments/facts.py",
+            ),
+            "personal_llm.experiments.facts.score_reading": (
+                "experiments/facts.html#score_reading",
+                "personal_llm/experiments/facts.py",
+            ),
+            "personal_llm.experiments.facts.score_replies": (
+                "experiments/facts.html#score_replies",
+                "personal_llm/experiments/facts.py",
+            ),
+        },
         "personal_llm.experiments.fresh_people": {
             "personal_llm.experiments.fresh_people.compare": (
                 "experiments/fresh_people.html#compare",
