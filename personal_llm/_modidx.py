@@ -1298,6 +1298,10 @@ d = {
                 "2_buffer/statements.html#cut_foreign",
                 "personal_llm/buffer/statements.py",
             ),
+            "personal_llm.buffer.statements.find_names": (
+                "2_buffer/statements.html#find_names",
+                "personal_llm/buffer/statements.py",
+            ),
             "personal_llm.buffer.statements.find_statements": (
                 "2_buffer/statements.html#find_statements",
                 "personal_llm/buffer/statements.py",

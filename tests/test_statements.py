@@ -135,6 +135,21 @@ def test_a_prompt_is_about_oneself_or_not(prompt, expected):
     assert is_about_self(prompt) == expected
 
 
+@pytest.mark.parametrize(
+    "statement, prompt, expected",
+    [
+        ("My sister Ruth lives in Tampere.", "Where is Ruth's home?", True),
+        ("Mein Nachbar Hugo repariert Radios.", "Was ist Hugos Hobby?", True),
+        ("Mi hijo Theo estudia en Bolonia.", "¿Qué estudia Theo?", True),
+        ("My sister Ruth lives in Tampere.", "Is Tampere a city?", False),
+        ("My sister Ruth lives in Tampere.", 'Is "Ruth" a name?', False),
+        ("I am leaving from Paris.", "Is Paris a city?", False),
+    ],
+)
+def test_a_prompt_with_a_name_that_a_statement_introduced_is_about_oneself(statement, prompt, expected):
+    assert is_about_self(prompt, [Statement(statement)]) == expected
+
+
 def test_the_nearest_are_read_the_newest_last_and_of_near_copies_only_the_newest():
     vectors = VectorStore(Angles())
     said = [
