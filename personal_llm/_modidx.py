@@ -1421,8 +1421,16 @@ d = {
                 "2_buffer/statements.html#cut_foreign",
                 "personal_llm/buffer/statements.py",
             ),
+            "personal_llm.buffer.statements.find_names": (
+                "2_buffer/statements.html#find_names",
+                "personal_llm/buffer/statements.py",
+            ),
             "personal_llm.buffer.statements.find_statements": (
                 "2_buffer/statements.html#find_statements",
+                "personal_llm/buffer/statements.py",
+            ),
+            "personal_llm.buffer.statements.find_update": (
+                "2_buffer/statements.html#find_update",
                 "personal_llm/buffer/statements.py",
             ),
             "personal_llm.buffer.statements.format_date": (
@@ -3632,6 +3640,49 @@ d = {
             "personal_llm.experiments.containment.write_wish": (
                 "experiments/containment.html#write_wish",
                 "personal_llm/experiments/containment.py",
+            ),
+        },
+        "personal_llm.experiments.facts": {
+            "personal_llm.experiments.facts.choose": (
+                "experiments/facts.html#choose",
+                "personal_llm/experiments/facts.py",
+            ),
+            "personal_llm.experiments.facts.compute_contrast": (
+                "experiments/facts.html#compute_contrast",
+                "personal_llm/experiments/facts.py",
+            ),
+            "personal_llm.experiments.facts.list_items": (
+                "experiments/facts.html#list_items",
+                "personal_llm/experiments/facts.py",
+            ),
+            "personal_llm.experiments.facts.list_messages": (
+                "experiments/facts.html#list_messages",
+                "personal_llm/experiments/facts.py",
+            ),
+            "personal_llm.experiments.facts.list_others": (
+                "experiments/facts.html#list_others",
+                "personal_llm/experiments/facts.py",
+            ),
+            "personal_llm.experiments.facts.measure_reading": (
+                "experiments/facts.html#measure_reading",
+                "personal_llm/experiments/facts.py",
+            ),
+            "personal_llm.experiments.facts.measure_replies": (
+                "experiments/facts.html#measure_replies",
+                "personal_llm/experiments/facts.py",
+            ),
+            "personal_llm.experiments.facts.read": ("experiments/facts.html#read", "personal_llm/experiments/facts.py"),
+            "personal_llm.experiments.facts.reply": (
+                "experiments/facts.html#reply",
+                "personal_llm/experiments/facts.py",
+            ),
+            "personal_llm.experiments.facts.score_reading": (
+                "experiments/facts.html#score_reading",
+                "personal_llm/experiments/facts.py",
+            ),
+            "personal_llm.experiments.facts.score_replies": (
+                "experiments/facts.html#score_replies",
+                "personal_llm/experiments/facts.py",
             ),
         },
         "personal_llm.experiments.fresh_people": {
