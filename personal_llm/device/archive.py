@@ -15,6 +15,7 @@ import threading
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from weakref import WeakValueDictionary
 
 import numpy as np
 from filelock import FileLock, Timeout
@@ -106,7 +107,7 @@ def connect(file):  # a connection of `sqlite3`; file: None for an archive in me
     return connection
 
 # %% ../../nbs/6_device/01_archive.ipynb #17bd5443
-LOCKS = {}  # folder -> the `FileLock` that this process took last
+LOCKS = WeakValueDictionary()  # folder -> the `FileLock` that this process took last, while somebody has it
 
 
 def hold_folder(folder):  # a `FileLock`
