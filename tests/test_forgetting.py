@@ -338,7 +338,7 @@ def test_words_are_found_between_all_others_and_a_text_finds_itself(text, words)
 def test_no_text_of_a_reply_that_read_it_is_left(tmp_path_factory, data):
     """Planted words: a reply repeats the words of all that it read, so each surviving text shows what it knows.
 
-    Other programs bring copies of earlier turns, also with other replies, and earlier replies are corrected at any time.
+    Other programs bring copies of earlier turns, also with other replies, and replies are corrected at any time.
     """
     folder = tmp_path_factory.mktemp("talks")
     talks = Talks(folder)

@@ -111,7 +111,7 @@ LOCKS = WeakValueDictionary()  # folder -> the `FileLock` that this process took
 
 
 def hold_folder(folder):  # a `FileLock`
-    "Lock a folder, made if missing; raise `InputError` if another program holds it, this one does, or it cannot be locked."
+    "Lock a folder, made if missing; raise `InputError` if a program holds it, also this one, or no lock is possible."
     folder = make_folder(Path(folder).expanduser())
     known = LOCKS.get(folder.resolve())
     if known is not None and known.is_locked:

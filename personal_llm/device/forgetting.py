@@ -63,7 +63,7 @@ def compose(text: str) -> str:
 
 
 def show(text: str) -> str:  # with HTML's entities
-    "Return a text as its reader sees it: without tags of HTML, addresses of links, numbers of notes and marks of lists."
+    "Return a text as its reader sees it: without tags of HTML, addresses of links, and marks of notes and lists."
     text = HIDDEN.sub("", BREAK.sub("\n", ITEM.sub("", text)))
     return re.sub("[-\u2010\u00ad]\n[\\s>]*", "", text)
 
