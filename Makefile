@@ -18,7 +18,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 SOURCES := nbs tests tools benchmarks conftest.py setup.py
 METADATA := settings.ini setup.py pyproject.toml
 
-.PHONY: help install install-dev demo test test-rest test-slow test-wheel lint docs slides export clean-notebooks readme check notebooks experiments benchmarks
+.PHONY: help install install-dev demo test test-rest test-oldest test-slow test-wheel lint docs slides export clean-notebooks readme check notebooks experiments benchmarks
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -38,6 +38,10 @@ test: .venv/.installed-dev ## the chapters and the quick tests, a process a core
 test-rest: .venv/.installed-dev ## what `make test` leaves out: tutorials, lessons, faults, random input, experiments
 	@$(BIN)/python -m pytest -n auto --rest --durations=20 $(ARGS)
 	@$(BIN)/python -m pytest -n auto --other-type
+
+test-oldest: .venv/.installed-dev ## the server with the oldest versions that settings.ini allows, from the package index
+	@$(PIP) install --quiet --upgrade --target build/oldest $$(sed -n 's/^serve_requirements = //p' settings.ini | sed -E 's/>=([0-9.]+),<[0-9.]+/==\1/g')
+	@PYTHONPATH=build/oldest $(BIN)/python -m pytest tests/test_server.py $(ARGS)
 
 test-slow: .venv/.installed-dev ## all tests, also those of hours: cells flagged slow, kills at every file operation
 	@$(BIN)/python -m pytest -n auto --slow --durations=20 $(ARGS)

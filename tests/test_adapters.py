@@ -179,7 +179,7 @@ def test_an_adapter_that_does_not_fit_leaves_the_model_bare(how, model, fitting,
     folder = shutil.copytree(fitting, tmp_path / "a")
     spoil(folder, how)
     before, kinds = weights(model), [type(m) for m in model.model.modules()]
-    with pytest.raises(InputError, match="does not fit this model or is damaged|json: damaged"):
+    with pytest.raises(InputError, match="does not fit this model or is damaged|json: damaged|has 2, 99 numbers there"):
         attach_adapter(model.model, folder)
     assert same(model, before) and [type(m) for m in model.model.modules()] == kinds
     assert not hasattr(model.model, "peft_config")
@@ -447,6 +447,33 @@ def test_what_is_no_plain_lora_is_refused(odd, plain):
     change_config(plain, **odd)
     with pytest.raises(InputError, match="adapter_config.json: .*(only|is not|must be)"):
         read_factors(plain)
+
+
+@pytest.mark.parametrize("is_plain", [True, False])
+@pytest.mark.parametrize("field", ["target_modules", "exclude_modules", "layers_pattern", "alpha_pattern"])
+def test_names_of_layers_are_no_regular_expressions(field, is_plain, plain):
+    "peft would search with them, and one such as (a+)+$ never ends."
+    change_config(plain, target_modules="all-linear")
+    read_lora_config(plain)
+    change_config(plain, target_modules=["q_proj", "model.layers.0.self_attn.v_proj"])
+    read_lora_config(plain)
+    for value in ("(a+)+$", ["q_proj", "(.*)*b"], {"(x*)*y": 4}, [7]):
+        change_config(plain, **{field: value})
+        with pytest.raises(InputError, match="adapter_config.json: (.*is no name of a layer|alpha_pattern is set)"):
+            read_lora_config(plain, is_plain)
+
+
+def test_an_adapter_of_another_vocabulary_says_both_sizes(tmp_path):
+    from peft import LoraConfig, get_peft_model
+
+    other = tiny("llama").model
+    other.resize_token_embeddings(other.config.vocab_size + 8)
+    size = other.config.vocab_size
+    settings = LoraConfig(r=2, target_modules=["q_proj", "lm_head"], task_type="CAUSAL_LM")
+    get_peft_model(other, settings).save_pretrained(str(tmp_path))
+    model = tiny("llama").model
+    with pytest.raises(InputError, match=f"{size}, .* numbers there, and {size - 8}, .* in this one; load the model"):
+        attach_adapter(model, tmp_path)
 
 
 @pytest.mark.parametrize("content", ["{", "[]", "[" * 100_000, "null"], ids=range(4))

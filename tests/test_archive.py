@@ -16,6 +16,7 @@ from personal_llm.device.archive import (
     backup_archive,
     count_bytes,
     delete_dialogues,
+    hold_folder,
     load_vectors,
     purge,
     store_vectors,
@@ -195,3 +196,48 @@ def test_a_dialogue_with_a_known_id_is_replaced():
     say(archive, "Who wrote Emma?", "Jane.", id="a")
     say(archive, "Who wrote Emma?", "Jane Austen.", id="a")
     assert [d.response for d in archive.dialogues.values()] == ["Jane Austen."]
+
+
+@pytest.mark.parametrize(
+    "error", [OSError(37, "No locks available"), PermissionError(13, "denied"), NotImplementedError("no flock")]
+)
+def test_a_disk_that_cannot_lock_is_one_line(tmp_path, monkeypatch, error):
+    def fail(lock, *given, **named):
+        raise error
+
+    monkeypatch.setattr("personal_llm.device.archive.FileLock.acquire", fail)
+    with pytest.raises(InputError, match=r"cannot be locked \((No locks available|denied|no flock)\); choose a folder"):
+        hold_folder(tmp_path)
+
+
+def test_a_second_cell_of_the_same_program_hears_what_to_close(tmp_path):
+    lock = hold_folder(tmp_path / "me")
+    with pytest.raises(InputError, match="this program is at work in this folder already; call close()"):
+        hold_folder(tmp_path / "other" / ".." / "me")
+    lock.release()
+    hold_folder(tmp_path / "me").release()
+
+
+def test_a_tilde_is_the_home_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    archive = Archive("~/me")
+    hold_folder("~/me").release()
+    assert archive.file == tmp_path / "me" / ARCHIVE_FILE and sorted(p.name for p in tmp_path.iterdir()) == ["me"]
+
+
+def test_facts_are_kept_by_name_and_an_earlier_file_gets_a_place_for_them(tmp_path):
+    archive = Archive(tmp_path)
+    archive.execute("DROP TABLE facts")
+    archive.close()
+    archive = Archive(tmp_path)
+    assert archive.get_fact("owner") == "" and archive.set_fact("owner", "a") == "a"
+    archive.set_fact("owner", "b")
+    archive.close()
+    assert Archive(tmp_path).get_fact("owner") == "b"
+
+
+def test_an_archive_in_memory_needs_no_temporary_file():
+    archive = Archive()
+    assert archive.file is None and archive.execute("PRAGMA temp_store") == [(2,)], "MEMORY"
+    say(archive, "My dog is called Biscuit.")
+    purge(archive)

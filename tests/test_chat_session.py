@@ -9,7 +9,7 @@ from personal_llm.base.core import InputError
 from personal_llm.base.models import load_model
 from personal_llm.base.replies import ReplyOptions
 from personal_llm.device import personalizer
-from personal_llm.device.chat import ChatSession, clean_text, describe_error
+from personal_llm.device.chat import BackgroundWork, ChatSession, clean_text, describe_error
 from personal_llm.tuning.config import TuningConfig
 
 FEW = ReplyOptions(max_tokens=5)
@@ -134,6 +134,14 @@ def test_a_fine_tune_that_is_stopped_leaves_nothing(model, tmp_path):
         session.learn()
         session.forget("zebra")
         assert session.me.rounds == [] and session.learning is None, "also before something is forgotten"
+
+
+def test_stopping_waits_until_the_thread_has_ended(model):
+    goes_on = threading.Event()
+    work = BackgroundWork(model, lambda copy: goes_on.wait(60))
+    threading.Timer(0.3, goes_on.set).start()
+    work.stop()
+    assert goes_on.is_set() and work.is_done and work.model is None, "nothing computes with the copy any more"
 
 
 def test_a_complete_fine_tune_is_used_when_the_chat_ends(model, tmp_path):

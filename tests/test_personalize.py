@@ -58,6 +58,17 @@ def test_an_interrupted_run_goes_on(model, tmp_path, monkeypatch):
     assert run(model, tmp_path)[0]["seen"] == 60 - len(CHATS) // 10
 
 
+def test_another_buffer_for_a_folder_that_exists_is_refused(model, tmp_path):
+    run(model, tmp_path, CHATS[:12])
+    stored = Archive(tmp_path).events
+    lines = {"8 bins, not 9; leave --capacity out": dict(capacity=9), "by policy 'fifo', not by": dict(policy="active")}
+    for line, other in lines.items():
+        with pytest.raises(InputError, match=line):
+            personalize(CHATS, tmp_path, model, **dict(policy="fifo", capacity=8) | other)
+    assert Archive(tmp_path).events == stored
+    personalize(CHATS[20:40], tmp_path, model, config=BRIEF, progress=False)
+
+
 def test_repeats_are_counted_and_a_test_row_counts_once(model, tmp_path):
     result, lines = run(model, tmp_path, [d for d in CHATS for _ in range(3)])
     prompts = [line for line in lines if line.startswith("prompt")]

@@ -111,6 +111,37 @@ def test_a_new_answer_to_a_learned_dialogue_is_unlearned():
         assert state.list_unlearned() == []
 
 
+def test_an_undone_answer_waits_for_a_new_one_and_the_status_counts_it():
+    state = open_new("fifo")
+    say(state, 0, np.random.default_rng(3))
+    (id,) = state.archive.dialogues
+    fields = dict(adapter="a", start="", seen=1, kept=1, synthetic=0, rejected={}, requests=0, start_loss=2.0)
+    fields |= dict(best_loss=1.0, num_validation_dialogues=0, steps=8, seconds=1.0, cut=0, warm=None, digest="")
+    state.record("reacted", id, kind="better", text="So.", asked=False, time=0.0)
+    state.record("tuned", **fields)
+    state.record("learned", id)
+    assert state.status()["unlearned"] == 0
+    state.record("undone")
+    assert state.list_unlearned() == [], "no night learns again what you undid"
+    assert state.status()["unlearned"] == 1, "but you can"
+    state.record("reacted", id, kind="better", text="So be it.", asked=False, time=1.0)
+    assert state.list_unlearned() == [id]
+
+
+def test_a_turn_that_waits_for_its_score_stays_in_a_full_archive():
+    state = open_new("fifo", capacity=1)
+    for number in range(3):
+        say(state, number, np.random.default_rng(number))
+    d = Dialogue("Question?", "Answer.", time=9.0, origin="model")
+    state.archive.add(d, "monday")
+    state.record("said", d.id, reads=[], statements=[])
+    seen = state.buffer.seen
+    state.trim(0)
+    assert [*state.archive.dialogues] == [state.buffer.dialogues[0].id, d.id]
+    again = open_state(state.archive)
+    assert again.pending == [d.id] and again.buffer.seen == seen
+
+
 def test_thumbs_change_what_counts_as_answered():
     state = open_new("fifo")
     say(state, 0, np.random.default_rng(3))

@@ -198,6 +198,9 @@ def personalize(
         buffer = None  # the folder's own
     me = Personalizer(model, buffer, annotator, config=config, folder=out, start=start, **settings)
     try:
+        if capacity not in (None, me.buffer.capacity):
+            problem = f"{out}: its buffer has {me.buffer.capacity} bins, not {capacity}"
+            raise InputError(problem, "leave --capacity out, or give another folder")
         known = set(me.archive.dialogues)
         new = [d for d in stream if d.id not in known]
         reason = "the held-out dialogues are in the memory already" if test else explain_missing_test(dialogues)

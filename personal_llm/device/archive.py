@@ -15,6 +15,7 @@ import threading
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from weakref import WeakValueDictionary
 
 import numpy as np
 from filelock import FileLock, Timeout
@@ -106,11 +107,11 @@ def connect(file):  # a connection of `sqlite3`; file: None for an archive in me
     return connection
 
 # %% ../../nbs/6_device/01_archive.ipynb #17bd5443
-LOCKS = {}  # folder -> the `FileLock` that this process took last
+LOCKS = WeakValueDictionary()  # folder -> the `FileLock` that this process took last, while somebody has it
 
 
 def hold_folder(folder):  # a `FileLock`
-    "Lock a folder, made if missing; raise `InputError` if another program holds it, this one does, or it cannot be locked."
+    "Lock a folder, made if missing; raise `InputError` if a program holds it, also this one, or no lock is possible."
     folder = make_folder(Path(folder).expanduser())
     known = LOCKS.get(folder.resolve())
     if known is not None and known.is_locked:

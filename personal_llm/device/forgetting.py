@@ -63,7 +63,7 @@ def compose(text: str) -> str:
 
 
 def show(text: str) -> str:  # with HTML's entities
-    "Return a text as its reader sees it: without tags of HTML, addresses of links, numbers of notes and marks of lists."
+    "Return a text as its reader sees it: without tags of HTML, addresses of links, and marks of notes and lists."
     text = HIDDEN.sub("", BREAK.sub("\n", ITEM.sub("", text)))
     return re.sub("[-\u2010\u00ad]\n[\\s>]*", "", text)
 
@@ -71,15 +71,17 @@ def show(text: str) -> str:  # with HTML's entities
 def fold(text: str) -> str:
     "Return a text as it is compared: letters that look equal become equal; invisible ones and quotation marks go."
     text = re.sub("([-\u2010-\u2015])\n[\\s>]*", r"\1", ENTITY.sub(lambda entity: html.unescape(entity[0]), text))
-    for _ in range(2):  # the second time for letters that the first one made
-        text = compose(text.translate(LETTERS)).casefold()
-    words = compose(text).replace("\u0307", "").split()
+    before = ""
+    for _ in range(3):  # the next time for letters that the last one made
+        if text != before:
+            before, text = text, compose(text.translate(LETTERS).casefold())
+    words = text.replace("\u0307", "").split()
     return " ".join(word for word in words if word.strip("#+-:•"))
 
 
 def holds(part: str, forms: set) -> bool:
     "Tell whether a stored text holds a folded form: as it is stored, or as it is shown, its lines put together."
-    return bool(forms) and any(form in folded for folded in (fold(part), fold(show(part))) for form in forms)
+    return bool(forms) and any(form in folded for folded in map(fold, {part, show(part)}) for form in forms)
 
 # %% ../../nbs/6_device/03_forgetting.ipynb #fb371b31
 @dataclass(frozen=True)
