@@ -179,8 +179,9 @@ class LlamaCpp(LocalEngine):
                 keys = ("block_count", "attention.head_count", "attention.head_count_kv")
                 write_gguf_adapter(adapter, file, family, *(metadata[f"{family}.{key}"] for key in keys))
                 parameters.lora_adapters = [xllamacpp.CommonAdapterLoraInfo(str(file), 1.0)]
-            has_socket = hasattr(socket, "AF_UNIX")  # Windows has none
-            parameters.hostnames = [f"{folder}/engine.sock" if has_socket else "127.0.0.1"]
+            address = f"{folder}/engine.sock"
+            fits = hasattr(socket, "AF_UNIX") and len(os.fsencode(address)) < 104  # bytes, the limit of macOS
+            parameters.hostnames = [address if fits else "127.0.0.1"]
             parameters.api_keys = [secrets.token_urlsafe(24)]
             try:
                 self.server = xllamacpp.Server(parameters)
