@@ -1,4 +1,6 @@
 # Everything runs from a fresh clone with Python 3.10 or newer, make and git. `make` alone lists the commands.
+# Windows without make, in PowerShell (we did not try it): py -m venv .venv; .venv\Scripts\pip install -e .;
+# .venv\Scripts\personal-llm get
 
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python3.10; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null && echo $$p && break; done)

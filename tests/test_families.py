@@ -1,7 +1,7 @@
 """Families of models: what stands before a reply, what ends it, what is learned, and marks inside a user's text.
 
-The tokenizers and templates of Qwen2.5 and SmolLM2 are whole parts of this repository; Llama 3's lies beside it, where it
-is. The templates of Qwen3, SmolLM3, Gemma 3 and Phi are written here in the form of the published ones, shortened.
+Those of Qwen2 and SmolLM2 are the published ones with a shorter vocabulary. Llama 3's lies beside the repository, if at
+all. The templates of Qwen3, SmolLM3, Gemma 3 and Phi are ours, in the form of the published ones.
 """
 
 import pytest
@@ -21,7 +21,8 @@ QWEN3 = (
     "{% if add_generation_prompt %}" + THINKS + "{{ '<think>\n\n</think>\n\n' }}{% endif %}{% endif %}"
 )
 SMOLLM3 = (
-    "{% if enable_thinking is defined and enable_thinking is false %}{% set empty = '<think>\n\n</think>\n' %}{% endif %}"
+    "{% if enable_thinking is defined and enable_thinking is false %}"
+    "{% set empty = '<think>\n\n</think>\n' %}{% endif %}"
     "{% for m in messages %}{% if m.role == 'assistant' %}"
     "{{ '<|im_start|>assistant\n' + (empty or '') + m.content.lstrip('\n') + '<|im_end|>\n' }}"
     "{% else %}{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}{% endif %}{% endfor %}"

@@ -4,6 +4,7 @@ import copy
 import multiprocessing
 import os
 import random
+import shutil
 import struct
 from pathlib import Path
 
@@ -127,6 +128,25 @@ def make_gguf(file, family: str = "smollm2", kind=gguf.GGMLQuantizationType.F32,
     writer.write_header_to_file(), writer.write_kv_data_to_file(), writer.write_tensors_to_file()
     writer.close()
     return Path(file)
+
+
+def test_a_command_converts_nothing_before_pytorch_is_needed(tmp_path, cache, capsys):
+    "The first score does, with a bar; in a background thread without one."
+    import threading
+
+    from personal_llm.app.commands import load
+
+    file = make_gguf(tmp_path / "model.gguf")
+    model = load(str(file))
+    err = capsys.readouterr().err
+    assert f"loading the model {file} (0.0 GB)" in err and "loaded in" in err and not cache.exists()
+    reader = threading.Thread(target=lambda: load_model(str(file)).nll([Dialogue("a", "b")]))
+    reader.start()
+    reader.join()
+    assert cache.exists() and "GGUF tensors" not in capsys.readouterr().err
+    for folder in cache.glob("*"):
+        shutil.rmtree(folder) if folder.is_dir() else folder.unlink()
+    assert len(model.nll([Dialogue("a", "b")])) == 1 and "GGUF tensors" in capsys.readouterr().err
 
 
 # ---- four families

@@ -103,6 +103,16 @@ def test_a_system_without_affinity_and_unix_sockets_replies_too(model, adapter, 
     connection.close()
 
 
+def test_a_temporary_folder_with_a_long_path_holds_no_socket(model, tmp_path, monkeypatch):
+    "The path of a Unix socket has 104 bytes on macOS, whose temporary folders have long names."
+    folder = tmp_path / ("long" * 30)
+    folder.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(folder))
+    other = Model(model.model, model.tokenizer, "pocket", base=model.base, gguf=model.gguf)
+    assert write(other, "Hi").text == write(model, "Hi").text
+    assert other.engine.server.listening_address.startswith("http://127.0.0.1:")
+
+
 def test_an_adapter_is_loaded_once(model, adapter):
     servers = set()
     for folder in (adapter, None, adapter):

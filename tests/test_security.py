@@ -20,7 +20,14 @@ from personal_llm.tuning.training_loop import load_checkpoint
 ROOT = Path(__file__).resolve().parent.parent
 
 PROMISES = {  # promise of SECURITY.md -> tests that hold it
-    "Network": ["test_security.py::test_a_day_opens_no_socket", "test_weights.py", "test_loading.py"],
+    "Network": [
+        "test_security.py::test_a_day_opens_no_socket",
+        "test_weights.py",
+        "test_loading.py",
+        "test_writer.py::test_only_this_computer_unless_the_user_says_so",
+        "test_writer.py::test_the_key_comes_from_the_environment_and_no_file_holds_it",
+        "test_replies.py::test_a_system_without_affinity_and_unix_sockets_replies_too",
+    ],
     "Downloads": ["test_weights.py"],
     "Files of others": [
         "test_security.py::test_the_code_of_a_template_does_not_run",

@@ -18,14 +18,15 @@ FAULTS = {
     "wrong key": "Incorrect API key provided",
     "no such model": "model 'theirs' not found",
     "too long": "the request exceeds the available context size",
-    "page": "its answer is not of the protocol",
-    "moved": "its answer is not of the protocol",
+    "page": "it answered with status 502",
+    "moved": "it answered with status 302",
     "cut": "the reply ended before its end",
     "stalled": "nothing came for 0.3 seconds",
     "silent": "no answer in 0.3 seconds",
     "broken": "out of memory",
     "garbage": "its answer is not of the protocol",
     "other protocol": "its answer is not of the protocol",
+    "no text": "its answer is not of the protocol",
 }
 
 
@@ -83,6 +84,11 @@ def test_the_key_comes_from_the_environment_and_no_file_holds_it(tmp_path, monke
         with ChatSession(make_model(server), tmp_path, idle_seconds=1000.0) as session:
             "".join(session.say("a"))
         assert server.seen[0][1] == "Bearer sk-very-secret"
+        monkeypatch.setenv("PERSONAL_LLM_WRITER_KEY", "sk-\nX-Other: ü")
+        with pytest.raises(
+            InputError, match="PERSONAL_LLM_WRITER_KEY: holds signs that no key has; copy the key again"
+        ):
+            make_model(server).reply(["a"])
     stored = [file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()]
     assert stored and not any(b"very-secret" in content or b"127.0.0.1" in content for content in stored)
 
@@ -154,6 +160,13 @@ def test_300_requests_of_8_clients_with_faults_lose_nothing_and_store_no_half(tm
         assert all(row["error"]["message"].startswith("writer 127.0.0.1") for row in failed)
         texts = {f"number {n} please": row["choices"][0]["message"]["content"] for n, row in whole}
         assert texts == stored == {prompt: f"In short: {prompt}" for prompt in stored}
+
+
+def test_a_server_that_keeps_the_connection_open_ends_a_reply():
+    with writing_server() as server:
+        model = make_model(server)
+        server.faults.append("open")
+        assert model.reply(["a b"]) == ["In short: a b"]
 
 
 def test_a_slow_server_leaves_the_session_as_it_was(tmp_path):

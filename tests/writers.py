@@ -65,6 +65,9 @@ class Handler(BaseHTTPRequestHandler):
                 if fault == "garbage":
                     self.wfile.write(b"data: [1, 2\n\n")
                     return
+                if fault == "no text":
+                    self.put(dict(choices=[dict(delta=dict(content=[dict(text="a")]))]))
+                    return
                 if fault == "other protocol":
                     self.put(dict(choices=["text"]))
                     return
@@ -72,7 +75,8 @@ class Handler(BaseHTTPRequestHandler):
             self.put(dict(choices=[dict(delta={}, finish_reason="length" if fault == "length" else "stop")]))
             self.put(dict(choices=[], usage=dict(prompt_tokens=7, completion_tokens=len(pieces))))
             self.wfile.write(b"data: [DONE]\n\n")
-            server.num_whole += 1
+            if fault == "open":
+                server.goes_on.wait(60)
 
     def put(self, row: dict) -> None:
         self.wfile.write(b": a comment\n\ndata: " + json.dumps(row).encode() + b"\n\n")
@@ -85,7 +89,7 @@ def writing_server(*models):
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     server.models = models or ("theirs",)
     server.lock, server.goes_on = threading.Lock(), threading.Event()
-    server.faults, server.seen, server.num_whole = [], [], 0
+    server.faults, server.seen = [], []
     server.address = f"http://127.0.0.1:{server.server_port}/v1"
     thread = threading.Thread(target=server.serve_forever, kwargs=dict(poll_interval=0.05), daemon=True)
     thread.start()

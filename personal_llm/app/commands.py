@@ -43,7 +43,8 @@ from ..runtimes.plugins import collect_targets, export_adapter
 Model = Annotated[
     str,
     Option(
-        help=f"{DEFAULT_MODEL} or another name of personal-llm models, a folder, a GGUF file, or a Hugging Face id "
+        help=f"{DEFAULT_MODEL} or another name of personal-llm models, a folder, a GGUF file (of the hub: "
+        "owner/repository:file.gguf), or a Hugging Face id "
         "(default: the memory's own, else the first of these; chat, serve and personalize take the largest that fits)",
         metavar="NAME",
     ),

@@ -14,11 +14,12 @@ import sys
 import threading
 import time
 from contextlib import suppress
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from weakref import WeakKeyDictionary
 
 from filelock import FileLock
+from tqdm import tqdm
 
 from .core import InputError, catch_panic
 from .files import ASSETS, compute_sha256, delete_path, get_cache_folder
@@ -140,8 +141,10 @@ def write_converted_model(file: Path, folder: Path) -> None:
     "Write a GGUF model into a folder as transformers reads it; raise an error unless the file gives every weight."
     import torch
     from gguf import GGUFReader
-    from transformers import AutoConfig
+    from transformers import AutoConfig, modeling_gguf_pytorch_utils
 
+    is_hidden = threading.current_thread() is not threading.main_thread()  # a bar would lie over the chat
+    modeling_gguf_pytorch_utils.tqdm = partial(tqdm, disable=is_hidden, leave=False)
     metadata = read_gguf(file)
     tokenizer = load_gguf_tokenizer(file)
     stored = {tensor.name: tensor for tensor in GGUFReader(file).tensors}

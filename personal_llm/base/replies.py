@@ -179,8 +179,9 @@ class LlamaCpp(LocalEngine):
                 keys = ("block_count", "attention.head_count", "attention.head_count_kv")
                 write_gguf_adapter(adapter, file, family, *(metadata[f"{family}.{key}"] for key in keys))
                 parameters.lora_adapters = [xllamacpp.CommonAdapterLoraInfo(str(file), 1.0)]
-            has_socket = hasattr(socket, "AF_UNIX")  # Windows has none
-            parameters.hostnames = [f"{folder}/engine.sock" if has_socket else "127.0.0.1"]
+            address = f"{folder}/engine.sock"
+            fits = hasattr(socket, "AF_UNIX") and len(os.fsencode(address)) < 104  # bytes, the limit of macOS
+            parameters.hostnames = [address if fits else "127.0.0.1"]
             parameters.api_keys = [secrets.token_urlsafe(24)]
             try:
                 self.server = xllamacpp.Server(parameters)
@@ -320,33 +321,36 @@ class Remote:
         kind = http.client.HTTPConnection if is_plain else http.client.HTTPSConnection
         return kind(self.place.hostname, self.place.port, timeout=self.seconds)
 
-    def read(self, content: bytes) -> dict:
-        "Read an object of the server; raise `InputError` for an error and for anything else."
+    def read(self, content: bytes, problem: str = "its answer is not of the protocol") -> dict:
+        "Read an object of the server; raise `InputError` for an error, or with the problem for anything else."
         try:
             row = json.loads(content)
         except ValueError:
             row = None
-        error = row.get("error") if isinstance(row, dict) else "its answer is not of the protocol"
+        error = row.get("error") if isinstance(row, dict) else problem
         if error:
             raise self.fail(str(error.get("message", error)) if isinstance(error, dict) else str(error))
         return row
 
     def ask(self, connection, method: str, path: str, body: dict = None) -> http.client.HTTPResponse:
         "Send a request; raise `InputError` for a server that is missing, silent, or answers with an error."
-        key = os.environ.get("PERSONAL_LLM_WRITER_KEY")
+        key = os.environ.get("PERSONAL_LLM_WRITER_KEY", "").strip()
+        if not (key.isascii() and key.isprintable()):
+            raise InputError("PERSONAL_LLM_WRITER_KEY: holds signs that no key has", "copy the key again")
         headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {key}"} if key else {})
         try:
             connection.request(method, self.place.path.rstrip("/") + path, json.dumps(body) if body else None, headers)
             response = connection.getresponse()
             if response.status == 200:
                 return response
-            self.read(response.read(2**16))  # with the server's own reason
+            problem = f"it answered with status {response.status}"
+            self.read(response.read(2**16), problem)  # with the server's own reason
         except TimeoutError as error:
             raise self.fail(f"no answer in {self.seconds:g} seconds") from error
-        except (OSError, http.client.HTTPException) as error:
+        except (OSError, UnicodeError, http.client.HTTPException) as error:
             reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
             raise self.fail(f"cannot be reached ({reason})", "start the server, or check --writer") from error
-        raise self.fail(f"it answered with status {response.status}", "check --writer")
+        raise self.fail(problem, "check --writer")
 
     def write(self, dialogue: Dialogue, options: ReplyOptions):  # a generator of texts; it returns a `ReplyEnd`
         "Let the server write the reply to a dialogue; raise `InputError` for a reply that is not whole."
@@ -360,23 +364,25 @@ class Remote:
             try:
                 for line in self.ask(connection, "POST", "/chat/completions", body):
                     content = line.removeprefix(b"data:").strip()
-                    if not line.startswith(b"data:") or content == b"[DONE]":
+                    if content == b"[DONE]":
+                        break
+                    if not line.startswith(b"data:"):
                         continue
                     chunk = self.read(content)
                     usage = chunk.get("usage") or usage
                     for choice in chunk.get("choices") or ():
                         reason = choice.get("finish_reason") or reason
                         if text := choice.get("delta", {}).get("content"):
-                            yield text
+                            yield text + ""  # a text, or an error
+                counts = [int(usage.get(name) or 0) for name in ("prompt_tokens", "completion_tokens")]
             except TimeoutError as error:
                 raise self.fail(f"nothing came for {self.seconds:g} seconds") from error
             except (OSError, http.client.HTTPException) as error:
                 raise self.fail("the connection broke within the reply") from error
-            except (AttributeError, TypeError) as error:
+            except (AttributeError, TypeError, OverflowError) as error:
                 raise self.fail("its answer is not of the protocol") from error
         if reason is None:
             raise self.fail("the reply ended before its end")
-        counts = [int(usage.get(name) or 0) for name in ("prompt_tokens", "completion_tokens")]
         self.model.cost.tokens += sum(counts)
         self.model.cost.forward += 1
         return ReplyEnd("length" if reason == "length" else "stop", *counts)
