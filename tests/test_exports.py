@@ -573,7 +573,9 @@ TABLE = [
     ("gemini", [activity(3, "Used a feature"), activity(1, "Prompted Tea?", "<p>Yes.</p>")]),
     (
         "messenger",
-        dict(messages=[dict(sender_name="Bo", content="Reacted 😀 to your message ", timestamp_ms=1767600070000), *META]),
+        dict(
+            messages=[dict(sender_name="Bo", content="Reacted 😀 to your message ", timestamp_ms=1767600070000), *META]
+        ),
     ),
     (
         "claude code",
