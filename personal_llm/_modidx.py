@@ -2203,6 +2203,10 @@ d = {
             "personal_llm.data.formats.dig": ("1_data/formats.html#dig", "personal_llm/data/formats.py"),
             "personal_llm.data.formats.find_field": ("1_data/formats.html#find_field", "personal_llm/data/formats.py"),
             "personal_llm.data.formats.find_mark": ("1_data/formats.html#find_mark", "personal_llm/data/formats.py"),
+            "personal_llm.data.formats.find_numbers": (
+                "1_data/formats.html#find_numbers",
+                "personal_llm/data/formats.py",
+            ),
             "personal_llm.data.formats.find_parent": (
                 "1_data/formats.html#find_parent",
                 "personal_llm/data/formats.py",
@@ -2243,6 +2247,7 @@ d = {
                 "1_data/formats.html#parse_conversations",
                 "personal_llm/data/formats.py",
             ),
+            "personal_llm.data.formats.parse_date": ("1_data/formats.html#parse_date", "personal_llm/data/formats.py"),
             "personal_llm.data.formats.parse_message_rows": (
                 "1_data/formats.html#parse_message_rows",
                 "personal_llm/data/formats.py",

@@ -71,9 +71,9 @@ TURN_MARK = (
     r"|### ?(?:Instruction|Response|Human|User|Assistant):|<[|｜]/?[\w▁]+[|｜]>|<end_of_turn>|<eos>|</?s>"
     r"|<(?:start_of_turn|human|bot|assistant|unused\d+)>|\A\s*[\[{].{0,2000}?['\"](?:role|from)['\"]\s*:"
 )
-THOUGHT = rf"{BEGIN}|{END}|</?(?i:\w*(?:pad|analysis|plan|monologue|rationale|answer|response))(?:\s[^<>]*)?>"
+THOUGHT = rf"{BEGIN}|{END}|\A\**(?:Thinking|Thought)(?: Process)?:|\AThought for [^\n]{{1,20}}$|</?(?i:\w*(?:pad|analysis|plan|monologue|rationale|answer|response))(?:\s[^<>]*)?>"
 MARKS = dict(user=re.compile(TURN_MARK, re.S | re.M), assistant=re.compile(f"{TURN_MARK}|{THOUGHT}", re.S | re.M))
-SIGNS = "< [ { ◁ 【 ``` ::: :content ### \ue200 \ue203 upported tfinal Input: Human: User: USER: ssistant: SISTANT:"
+SIGNS = "< [ { ◁ 【 ``` ::: :content ### \ue200 \ue203 upported tfinal Input: Thinking Thought Human: User: USER: ssistant: SISTANT:"
 
 
 def has_signs(text: str) -> bool:
@@ -133,8 +133,10 @@ def split_into_dialogues(conversation: ParsedConversation) -> tuple:  # (dialogu
     pieces = [[]]  # a system turn begins one
     for turn in merge_turns([Turn(*turn) for turn in conversation.turns]):
         if turn.role == "system":
-            pieces.append([])
-        pieces[-1].append(turn)
+            asked = pieces[-1][-1:] if pieces[-1] and pieces[-1][-1].role == "user" else []
+            pieces.append([turn, *asked])  # it may stand between a question and its answer
+        else:
+            pieces[-1].append(turn)
     for runs in pieces:
         kept = [turn for turn in runs[:1] if turn.role == "system" and turn.text]
         places = []  # of the prompts in `kept`
@@ -168,8 +170,8 @@ class RecordFormat(NamedTuple):
 
     required_fields: tuple  # alternatives, each a tuple of fields in lower case; a path such as `chats.*.id` is inside
     parse: Callable  # record -> list of `ParsedConversation`
-    needs_user: bool  # a chat between people; `parse` then takes the `Sides` as well
-    is_file: bool  # each record is one message; `parse` then takes the list of all records of a file
+    needs_user: bool = False  # a chat between people; `parse` then takes the `Sides` as well
+    is_file: bool = False  # each record is one message; `parse` then takes the list of all records of a file
 
 
 class Sides(NamedTuple):
@@ -211,6 +213,7 @@ WHO_FIELDS = "role from speaker sender author".split()
 IS_USER_FIELDS = "is_user isuser iscreatedbyuser isCreatedByUser isUser is_human".split()
 TEXT_FIELDS = "content value text utterance parts message mes body steps fragments".split()
 FILE_FIELDS = "files attachments images".split()
+HIDDEN_FIELDS = "is_system hidden is_hidden isHidden deleted is_deleted isDeleted".split()
 ID_FIELDS = "id uuid messageId message_id _id".split()
 PARENT_FIELDS = "parent parent_id parentId parent_message_id parentMessageId parent_message_uuid parentuuid".split()
 PARENT_FIELDS += ["ancestors"]
@@ -230,7 +233,7 @@ VERDICTS = {  # name of a field -> the values with which an answer is an example
     **dict.fromkeys("rating score feedback thumb vote reaction".split(), (UP, DOWN)),
     **dict.fromkeys("disliked is_disliked downvoted".split(), (NO, YES)),
     **dict.fromkeys("weight train training train_on_turn loss label kto_tag".split(), (YES, NO)),
-    **dict.fromkeys("liked correct is_correct accepted".split(), (YES, NO)),
+    **dict.fromkeys("liked correct is_correct accepted approved is_approved helpful thumbs_up".split(), (YES, NO)),
 }
 
 
@@ -342,9 +345,23 @@ def parse_record(record, name: str, sides: Sides = Sides()) -> list:  # of `Pars
     return conversations
 
 # %% ../../nbs/1_data/02_formats.ipynb #forder1
+DATE = re.compile(r"(?:(\d{1,4})[./-](\d{1,2})[./-](\d{1,4})\D{0,3})?(\d{1,2}):(\d\d)(?::(\d\d))?\s*([AaPp])?")
+
+
+def parse_date(text: str) -> datetime:
+    "Read a date in another form, the day first if it may be a day; or a time of an unknown day."
+    x, y, z, hour, minute, second, half = DATE.match(text.strip()).groups()
+    year, month, day = (1, 1, 2000) if x is None else (int(x), int(y), int(z))
+    year, day = (year, day) if year > 31 else (day, year)
+    month, day = (day, month) if month > 12 else (month, day)
+    hour = int(hour) % 12 + 12 * (half in ("p", "P")) if half else int(hour)
+    return datetime(year + 2000 * (year < 100), month, day, hour, int(minute), int(second or 0))
+
+
 def parse_time(value) -> float:  # seconds since the epoch, 0 for no time
-    "Read the time of a message: seconds or milliseconds as a number or a text, or a date in ISO 8601 or of a mail."
-    for read in (float, datetime.fromisoformat, parsedate_to_datetime):
+    "Read the time of a message: (milli)seconds as a number or a text, or a date; a dictionary holds one."
+    value = next(iter(value.values()), None) if isinstance(value, dict) else value
+    for read in (float, datetime.fromisoformat, parsedate_to_datetime, parse_date):
         try:
             time = read(value.strip().replace("Z", "+00:00") if isinstance(value, str) else value)
             if read is not float:
@@ -356,21 +373,31 @@ def parse_time(value) -> float:  # seconds since the epoch, 0 for no time
 
 
 def find_times(message: dict) -> dict:  # name of a field -> seconds since the epoch
-    "Return the times of a message: the fields with a name of a time, and a value after the year 1973."
-    times = {name: parse_time(value) for name, value in message.items() if TIME_FIELD.match(name)}
+    "Return the times of a message: the fields with a name of a time, also one level inside, after the year 1973."
+    inner = [item for value in message.values() if isinstance(value, dict) for item in value.items()]
+    times = {name: parse_time(value) for name, value in [*inner, *message.items()] if TIME_FIELD.match(name)}
     return {name: time for name, time in times.items() if time > 1e8}
+
+
+def find_numbers(message: dict) -> dict:  # name of a field -> number
+    "Return the numbers by which a program may count messages."
+    name = re.compile("(?i)((message|turn)_?)?(seq|sequence|index|idx|number|order|position|id)")
+    return {key: value for key, value in message.items() if type(value) is int and name.fullmatch(key)}
 
 
 def sort_by_time(messages: list) -> list:
     "Return messages in the order of their times, newest first turned round; raise `InputError` for any other order."
-    times = [find_times(message) for message in messages]
-    columns = [[row[name] for row in times if name in row] for name in {name: 0 for row in times for name in row}]
-    if any(column == sorted(column) and column[0] < column[-1] for column in columns):
-        return messages
-    falling = [column for column in columns if column != sorted(column)]
-    if any(column != sorted(column, reverse=True) for column in falling):
-        raise InputError("the messages are not in the order of their times", "sort them by time")
-    return messages[::-1] if falling else messages
+    for find in (find_times, find_numbers):
+        rows = [find(message) for message in messages]
+        columns = [[row[name] for row in rows if name in row] for name in {name: 0 for row in rows for name in row}]
+        if any(column == sorted(column) and column[0] < column[-1] for column in columns):
+            return messages
+        falling = [column for column in columns if column != sorted(column)]
+        if falling and all(column == sorted(column, reverse=True) for column in falling):
+            return messages[::-1]
+        if falling and find is find_times:
+            raise InputError("the messages are not in the order of their times", "sort them by time")
+    return messages
 
 
 def find_parent(message: dict) -> str:
@@ -431,8 +458,8 @@ def parse_turn(turn, is_learned: bool = True) -> list:  # of `Turn`
     turn = turn if isinstance(turn, dict) else {}
     if isinstance(turn.get("versions"), list):
         turn = turn["versions"][turn.get("currentlySelected", -1)]
-    if turn.get("is_system"):
-        return []  # a hidden note
+    if any(turn.get(name) is True for name in HIDDEN_FIELDS):
+        return []  # not on the screen
     turn = Fields(turn)
     who, is_user = turn.get(find_field(turn, WHO_FIELDS)), find_field(turn, IS_USER_FIELDS)
     who = dig(who, "role") or dig(who, "name") if isinstance(who, dict) else who
