@@ -642,6 +642,18 @@ TABLE = [
 ]
 
 
+SENT = [("Bo", "Yes.", 1767600060000), ("Ana", "Tea?", 1767600000000)]
+ASKED, REPLIED = [dict(role=role, content=text) for role, text in (("user", "Tea?"), ("assistant", "Yes."))]
+FORK = [session("user", "Tea?", 1), session("assistant", "No.", 2), session("assistant", "Yes.", 3, parentUuid=1)]
+THREADS = [ASKED | dict(threadId=1), dict(role="user", content="No?", threadId=2), REPLIED | dict(threadId=1)]
+TABLE += [
+    ("messenger", dict(messages=[dict(senderName=name, text=text, timestamp=time) for name, text, time in SENT])),
+    ("claude code", FORK),
+    ("message rows", THREADS),
+    ("pairs", dict(question="Tea?", choices=["Yes.", "No."], answer="Yes.")),
+]
+
+
 @pytest.mark.parametrize("name, rows", TABLE)
 def test_the_table_of_programs(tmp_path, name, rows):
     found = read_dialogues(save(tmp_path / "a.json", rows))
@@ -654,6 +666,7 @@ def test_the_table_of_programs(tmp_path, name, rows):
         (dict(messages=[PROMPT, ANSWER, libre(3, "No.", parentMessageId=1)]), "one parent"),
         (dict(conv=dict(currNode="9"), messages=[PROMPT, ANSWER, libre(3, "No.", parentMessageId=1)]), "one parent"),
         ([activity(1, "Frage: Tee?", "<p>Ja.</p>")], "English"),
+        ([activity(1, "Searched for tea")], "choose Gemini Apps"),
     ],
 )
 def test_what_the_table_cannot_read_is_refused(tmp_path, rows, words):

@@ -43,8 +43,8 @@ def parse_program(program: Program, record) -> list:  # of `ParsedConversation`
         talks = [list_messages(dig(record, path))]
     system, conversations = [Turn("system", as_text(record[n], n)) for n in SYSTEM_FIELDS if record.get(n)], []
     for talk in talks:
-        last = program.last and dig(record, program.last)
-        rows = order_messages(talk, last and str(last), program.last is not None)
+        last = dig(record, program.last) if program.last else None
+        rows = order_messages(talk, None if last is None else str(last), program.last is not None)
         if program.message:  # the fields of a message are inside
             inner = [(row, dig(row, program.message)) for row in rows]
             rows = [row | message | {program.message: None} for row, message in inner if message]
@@ -139,6 +139,8 @@ def strip_html(text: str) -> str:
 
 def mend_gemini(messages: list, record: dict):  # messages
     "Yield a request and its answer for each activity of Gemini, of which Google stores the answer as HTML."
+    if not any(row.get("safehtmlitem") for row in messages):
+        raise InputError("activities of Google without an answer of Gemini", "choose Gemini Apps in Google Takeout")
     for row in messages:
         title, answers = as_text(row.get("title"), "title"), row.get("safehtmlitem") or []
         if answers and not title.startswith("Prompted"):
@@ -249,9 +251,12 @@ def parse_messenger(record, sides):
     "Parse a chat of Messenger or Instagram, whose newest message stands first."
     messages, people = [], {}
     for m in sort_by_time(record["messages"]):
-        sender, text = (mend_latin(as_text(m.get(name), name)) for name in ("sender_name", "content"))
+        pairs = ("sender_name", "senderName"), ("content", "text")  # of an older and a newer export
+        sender, text = (mend_latin(as_text(m.get(a, m.get(b)), a)) for a, b in pairs)
         is_other = m.get("share") or m.get("call_duration") is not None
-        if not re.match(r"Reacted \S+ to your message|Liked a message", text) and not m.get("is_unsent"):
+        if not re.match(r"Reacted \S+ to your message|Liked a message", text) and not m.get(
+            "is_unsent", m.get("isUnsent")
+        ):
             time = next(iter(find_times(m).values()), 0.0)
             messages.append(Turn(people.setdefault(sender, sender), None if is_other else text or None, time))
     return split_at_pauses(messages, people, sides)
@@ -296,9 +301,8 @@ def parse_whatsapp_log(log: str) -> list:  # (numbers of date and time, name or 
             head, _, text = stamped[3].partition(":")  # without the blank
             stamped = (*stamped[:2], clean_name(head), text)
         if stamped and stamped[1] != first_form and stamped[2] in names - {""}:
-            raise InputError(
-                f"line {number} has a date in another form than the first line", "give one export in a file"
-            )
+            problem = f"line {number} has a date in another form than the first line"
+            raise InputError(problem, "give one export in a file")
         if stamped and stamped[1] == first_form:
             messages.append([stamped[0], stamped[2], [stamped[3]]])
         elif messages:
@@ -374,7 +378,7 @@ PROGRAMS = {  # the later one wins
     "claude code": Program((["sessionid", "uuid", "message"],), "", "message", "", mend_claude_code),
     "copilot": Program((["conversation", "author", "message"],)),
     "telegram": Program((["name", "type", "id", "messages"], ["chats.list"]), parse=parse_telegram),
-    "messenger": Program((["messages.*.sender_name"],), parse=parse_messenger),
+    "messenger": Program((["messages.*.sender_name"], ["messages.*.senderName"]), parse=parse_messenger),
     "whatsapp": Program((["log"],), parse=parse_whatsapp),
     "Slack": Program((["user", "text", "ts"], ["type", "text", "ts"]), way=ROWS),
     "Discord": Program((["guild", "messages"], ["id", "timestamp", "contents"]), way=ROWS),
@@ -384,7 +388,7 @@ PROGRAMS = {  # the later one wins
     "Matrix": Program((["messages.*.event_id"],), way=ROWS),
     "Character.AI": Program((["chats.*.turns"], ["histories"], ["messages.*.candidates"]), way=ROWS),
     "Grok": Program((["conversations.*.responses"],), way=ROWS),
-    "an API": Program((["choices"], ["response.body"]), way=ROWS),
+    "an API": Program((["choices.*.message"], ["response.body"]), way=ROWS),
     "a mail program": Program(([".mbox"], [".eml"], [".msg"], [".pst"]), way=ROWS),
     "Signal": Program(([".backup"],), way=ROWS),
     "a web page": Program(([".html"], [".htm"], [".mhtml"]), way="choose JSON in Google Takeout, or in your program"),

@@ -396,7 +396,7 @@ def sort_by_time(messages: list) -> list:
         if falling and all(column == sorted(column, reverse=True) for column in falling):
             return messages[::-1]
         if falling and find is find_times:
-            raise InputError("the messages are not in the order of their times", "sort them by time")
+            raise InputError("the messages are not in the order of their times", "sort them, or leave the times out")
     return messages
 
 
