@@ -349,7 +349,7 @@ def parse_whatsapp(record, sides):
     "Parse a log, in which a picture keeps its sender, and a deleted message has no words."
     rows, messages, people = parse_whatsapp_log(as_text(record["log"], "the log")), [], {}
     if not any(name for _, name, _ in rows):
-        way = "give a WhatsApp chat, or a program's own export as JSON; of mail or a pasted talk write rows (prompt, response)"
+        way = "give a WhatsApp chat, or a program's own export as JSON; of mail or a pasted talk write rows"
         raise InputError("no line begins as in a WhatsApp export (date, time, name)", way)
     for time, (_, name, text) in zip(parse_timestamps([stamp for stamp, _, _ in rows]), rows):
         words = ATTACHMENT.sub("", text.strip()).strip()

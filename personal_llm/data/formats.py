@@ -71,13 +71,17 @@ TURN_MARK = (
     r"|### ?(?:Instruction|Response|Human|User|Assistant):|<[|｜]/?[\w▁]+[|｜]>|<end_of_turn>|<eos>|</?s>"
     r"|<(?:start_of_turn|human|bot|assistant|unused\d+)>|\A\s*[\[{].{0,2000}?['\"](?:role|from)['\"]\s*:"
 )
-THOUGHT = rf"{BEGIN}|{END}|\A\**(?:Thinking|Thought)(?: Process)?:|\AThought for [^\n]{{1,20}}$|</?(?i:\w*(?:pad|analysis|plan|monologue|rationale|answer|response))(?:\s[^<>]*)?>"
+THOUGHT = (
+    rf"{BEGIN}|{END}|\A\**(?:Thinking|Thought)(?: Process)?:|\AThought for [^\n]{{1,20}}$"
+    r"|</?(?i:\w*(?:pad|analysis|plan|monologue|rationale|answer|response))(?:\s[^<>]*)?>"
+)
 MARKS = dict(user=re.compile(TURN_MARK, re.S | re.M), assistant=re.compile(f"{TURN_MARK}|{THOUGHT}", re.S | re.M))
-SIGNS = "< [ { ◁ 【 ``` ::: :content ### \ue200 \ue203 upported tfinal Input: Thinking Thought Human: User: USER: ssistant: SISTANT:"
+SIGNS = "< [ { ◁ 【 ``` ::: :content ### \ue200 \ue203 upported tfinal Input: Think Thought"
+SIGNS = f"{SIGNS} Human: User: USER: ssistant: SISTANT:".split()
 
 
 def has_signs(text: str) -> bool:
-    return any(sign in text for sign in SIGNS.split())
+    return any(sign in text for sign in SIGNS)
 
 
 def remove_marks(text: str) -> str:
