@@ -2127,10 +2127,6 @@ d = {
                 "personal_llm/data/exports.py",
             ),
             "personal_llm.data.exports.mend_latin": ("1_data/exports.html#mend_latin", "personal_llm/data/exports.py"),
-            "personal_llm.data.exports.mend_openwebui": (
-                "1_data/exports.html#mend_openwebui",
-                "personal_llm/data/exports.py",
-            ),
             "personal_llm.data.exports.parse_messenger": (
                 "1_data/exports.html#parse_messenger",
                 "personal_llm/data/exports.py",
@@ -2167,7 +2163,6 @@ d = {
                 "1_data/exports.html#parse_whatsapp_log",
                 "personal_llm/data/exports.py",
             ),
-            "personal_llm.data.exports.refuse": ("1_data/exports.html#refuse", "personal_llm/data/exports.py"),
             "personal_llm.data.exports.split_at_pauses": (
                 "1_data/exports.html#split_at_pauses",
                 "personal_llm/data/exports.py",

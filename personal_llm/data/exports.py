@@ -33,8 +33,10 @@ class Program(NamedTuple):
     way: str = ""  # what to do instead
 
 
-def parse_program(program: Program, record) -> list:  # of `ParsedConversation`
+def parse_program(program: Program, record, name: str = "") -> list:  # of `ParsedConversation`
     "Parse a record, or the records of a file, by the table; raise `InputError` for a program that we do not read."
+    if program.way:
+        raise InputError(f"an export of {name}, which we do not read", program.way)
     if not program.messages:
         needed = [row for row in record if any({*fields} <= {*row} for fields in program.fields)]
         talks, record = group_talks(needed), {}
@@ -110,11 +112,6 @@ def mend_claude(messages: list, record: dict):  # messages
         yield message | dict(content=parts, text="", attachments=[], rating="up" if is_up else "down")
 
 # %% ../../nbs/1_data/03_exports.ipynb #5c551868
-def mend_openwebui(messages: list, record: dict):  # messages
-    "Yield messages with the rating of their annotation."
-    yield from (message | dict(rating=dig(message, "annotation.rating")) for message in messages)
-
-
 def mend_deepseek(messages: list, record: dict):  # messages
     "Yield messages with the role that the kind of their fragments shows."
     for message in messages:
@@ -132,7 +129,7 @@ def mend_claude_code(messages: list, record: dict):  # messages
 
 def strip_html(text: str) -> str:
     "Return the words of a piece of HTML."
-    text = re.sub(r"<li\b[^>]*>", "\n- ", text)
+    text = re.sub(r"</t[dh]>", " ", re.sub(r"<li\b[^>]*>", "\n- ", text))
     text = re.sub(r"<(?:br|/?p|/?[uo]l|/?tr|/?pre|/?div|/?h\d|hr)\b[^>]*>", "\n", text)
     return re.sub(r"\n\s*\n", "\n", html.unescape(re.sub(r"<[^>]+>", "", text))).strip()
 
@@ -367,9 +364,7 @@ PROGRAMS = {  # the later one wins
     "chatgpt": Program((["mapping"],), "mapping", "message", "current_node", mend_chatgpt),
     "deepseek": Program((["mapping.*.message.fragments"],), "mapping", "message", "current_node", mend_deepseek),
     "claude": Program((["chat_messages"],), "chat_messages", "", "current_leaf_message_uuid", mend_claude),
-    "openwebui": Program(
-        (["chat", "title"],), "chat.history.messages|chat.messages", "", "chat.history.currentId", mend_openwebui
-    ),
+    "openwebui": Program((["chat", "title"],), "chat.history.messages|chat.messages", "", "chat.history.currentId"),
     "librechat": Program((["messages.*.isCreatedByUser"],), "messages"),
     "lmstudio": Program((["messages.*.versions"],), "messages"),
     "llama.cpp": Program((["conv", "messages"],), "messages", "", "conv.currNode"),
@@ -396,12 +391,7 @@ PROGRAMS = {  # the later one wins
 }
 
 
-def refuse(name: str, way: str, record) -> None:
-    "Raise `InputError` for a record of a program that we do not read."
-    raise InputError(f"an export of {name}, which we do not read", way)
-
-
 for name, program in PROGRAMS.items():
-    parse = partial(refuse, name, program.way) if program.way else program.parse or partial(parse_program, program)
+    parse = program.parse or partial(parse_program, program, name=name)
     is_file = not (program.way or program.parse or program.messages)
     register_format(name, *program.fields, needs_user=bool(program.parse), is_file=is_file)(parse)

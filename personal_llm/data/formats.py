@@ -217,6 +217,8 @@ WHO_FIELDS = "role from speaker sender author".split()
 IS_USER_FIELDS = "is_user isuser iscreatedbyuser isCreatedByUser isUser is_human".split()
 TEXT_FIELDS = "content value text utterance parts message mes body steps fragments".split()
 FILE_FIELDS = "files attachments images".split()
+STOPPED_FIELDS = "error isError is_error unfinished incomplete".split()
+STOPPED = "user_canceled max_tokens length incomplete failed cancelled".split()
 HIDDEN_FIELDS = "is_system hidden is_hidden isHidden deleted is_deleted isDeleted".split()
 ID_FIELDS = "id uuid messageId message_id _id".split()
 PARENT_FIELDS = "parent parent_id parentId parent_message_id parentMessageId parent_message_uuid parentuuid".split()
@@ -234,7 +236,7 @@ YES, NO = ("true", "1", "1.0"), ("false", "0", "0.0")
 UP = "true up thumbsup thumbs-up good positive like liked helpful 👍".split()  # 1 may be one of five stars
 DOWN = "false -1 -1.0 down thumbsdown thumbs-down bad negative dislike disliked unhelpful 👎".split()
 VERDICTS = {  # name of a field -> the values with which an answer is an example, and those with which it is none
-    **dict.fromkeys("rating score feedback thumb vote reaction".split(), (UP, DOWN)),
+    **dict.fromkeys("rating score feedback thumb thumbs vote reaction".split(), (UP, DOWN)),
     **dict.fromkeys("disliked is_disliked downvoted".split(), (NO, YES)),
     **dict.fromkeys("weight train training train_on_turn loss label kto_tag".split(), (YES, NO)),
     **dict.fromkeys("liked correct is_correct accepted approved is_approved helpful thumbs_up".split(), (YES, NO)),
@@ -304,6 +306,10 @@ def detect_format(record: dict, name: str = None) -> str:  # a key of `FORMATS`
         raise InputError("single messages with a sender, which we do not read", remedy)
     if detected:
         return detected
+    ending = next(iter(record), "")
+    if name is None and ending.startswith((".", "no ending")):
+        remedy = "give a .jsonl, .json, .csv, .tsv, .txt or .parquet file; most chat programs export JSON"
+        raise InputError(f"an unknown ending ({ending}), and no JSON in it", remedy)
     if name is None:
         problem = f"none of the formats that we know has the fields {list_fields(record)}"
         raise InputError(problem, "use prompt and response, or messages; of ChatGPT or Claude give conversations.json")
@@ -475,7 +481,7 @@ def parse_turn(turn, is_learned: bool = True) -> list:  # of `Turn`
     name = next((word for word in UNSPOKEN if word in name), name)
     if name not in ROLES:
         cause = f"no known field names the sender; fields: {list_fields(turn)}"
-        problem = f"unknown role {format_value(who)!r}" if who else cause
+        problem = cause if who in (None, "") else f"unknown role {format_value(who)!r}"
         raise InputError(
             problem, "name it role (system, user, assistant or tool), or write rows of prompt and response"
         )
@@ -484,10 +490,11 @@ def parse_turn(turn, is_learned: bool = True) -> list:  # of `Turn`
     text = join_parts(content, "content") if role and turn.get("channel") != "analysis" else ""
     if not role or role == "user" and text == "" and ("tool" in str(content) or "function" in str(content)):
         return [Turn("assistant", "")]  # it stands between two questions
-    is_stopped = turn.get("error") or turn.get("unfinished") or turn.get("done") is False
-    if is_stopped or turn.get("stop_reason") == "user_canceled" or not text and any(map(turn.get, FILE_FIELDS)):
+    ends = [turn.get(name) for name in ("stop_reason", "finish_reason", "status")]
+    is_stopped = any(map(turn.get, STOPPED_FIELDS)) or turn.get("done") is False or any(end in STOPPED for end in ends)
+    if is_stopped or not text and any(map(turn.get, FILE_FIELDS)):
         text = None
-    is_learned = is_learned and not is_excluded(turn)
+    is_learned = is_learned and not is_excluded(turn) and not is_excluded(dict(rating=dig(turn, "annotation.rating")))
     unread = [name for name in turn.unread if name not in times]
     return [Turn(role, text, next(iter(times.values()), 0.0), is_learned, unread)]
 
