@@ -223,7 +223,9 @@ HIDDEN_FIELDS = "is_system hidden is_hidden isHidden deleted is_deleted isDelete
 ID_FIELDS = "id uuid messageId message_id _id".split()
 PARENT_FIELDS = "parent parent_id parentId parent_message_id parentMessageId parent_message_uuid parentuuid".split()
 PARENT_FIELDS += ["ancestors"]
-TIME_FIELD = re.compile("(?i)(?!.*(updat|modif|edit|read|expir|out$|zone))(.*(time|date|creat|sent|stamp)|ts$|when$)")
+TIME_FIELD = re.compile(
+    "(?i)(?!.*(updat|modif|edit|read|expir|out$|zone))(.*(time|date|creat|sent|stamp|insert)|ts$|when$)"
+)
 ROLES = {
     **dict.fromkeys("system developer".split(), "system"),
     **dict.fromkeys("user human prompter you request".split(), "user"),
