@@ -2320,10 +2320,6 @@ d = {
                 "personal_llm/data/exports.py",
             ),
             "personal_llm.data.exports.mend_latin": ("1_data/exports.html#mend_latin", "personal_llm/data/exports.py"),
-            "personal_llm.data.exports.mend_openwebui": (
-                "1_data/exports.html#mend_openwebui",
-                "personal_llm/data/exports.py",
-            ),
             "personal_llm.data.exports.parse_messenger": (
                 "1_data/exports.html#parse_messenger",
                 "personal_llm/data/exports.py",
@@ -2360,7 +2356,6 @@ d = {
                 "1_data/exports.html#parse_whatsapp_log",
                 "personal_llm/data/exports.py",
             ),
-            "personal_llm.data.exports.refuse": ("1_data/exports.html#refuse", "personal_llm/data/exports.py"),
             "personal_llm.data.exports.split_at_pauses": (
                 "1_data/exports.html#split_at_pauses",
                 "personal_llm/data/exports.py",
@@ -2396,6 +2391,10 @@ d = {
             "personal_llm.data.formats.dig": ("1_data/formats.html#dig", "personal_llm/data/formats.py"),
             "personal_llm.data.formats.find_field": ("1_data/formats.html#find_field", "personal_llm/data/formats.py"),
             "personal_llm.data.formats.find_mark": ("1_data/formats.html#find_mark", "personal_llm/data/formats.py"),
+            "personal_llm.data.formats.find_numbers": (
+                "1_data/formats.html#find_numbers",
+                "personal_llm/data/formats.py",
+            ),
             "personal_llm.data.formats.find_parent": (
                 "1_data/formats.html#find_parent",
                 "personal_llm/data/formats.py",
@@ -2436,6 +2435,7 @@ d = {
                 "1_data/formats.html#parse_conversations",
                 "personal_llm/data/formats.py",
             ),
+            "personal_llm.data.formats.parse_date": ("1_data/formats.html#parse_date", "personal_llm/data/formats.py"),
             "personal_llm.data.formats.parse_message_rows": (
                 "1_data/formats.html#parse_message_rows",
                 "personal_llm/data/formats.py",

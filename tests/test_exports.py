@@ -642,6 +642,18 @@ TABLE = [
 ]
 
 
+SENT = [("Bo", "Yes.", 1767600060000), ("Ana", "Tea?", 1767600000000)]
+ASKED, REPLIED = [dict(role=role, content=text) for role, text in (("user", "Tea?"), ("assistant", "Yes."))]
+FORK = [session("user", "Tea?", 1), session("assistant", "No.", 2), session("assistant", "Yes.", 3, parentUuid=1)]
+THREADS = [ASKED | dict(threadId=1), dict(role="user", content="No?", threadId=2), REPLIED | dict(threadId=1)]
+TABLE += [
+    ("messenger", dict(messages=[dict(senderName=name, text=text, timestamp=time) for name, text, time in SENT])),
+    ("claude code", FORK),
+    ("message rows", THREADS),
+    ("pairs", dict(question="Tea?", choices=["Yes.", "No."], answer="Yes.")),
+]
+
+
 @pytest.mark.parametrize("name, rows", TABLE)
 def test_the_table_of_programs(tmp_path, name, rows):
     found = read_dialogues(save(tmp_path / "a.json", rows))
@@ -654,11 +666,61 @@ def test_the_table_of_programs(tmp_path, name, rows):
         (dict(messages=[PROMPT, ANSWER, libre(3, "No.", parentMessageId=1)]), "one parent"),
         (dict(conv=dict(currNode="9"), messages=[PROMPT, ANSWER, libre(3, "No.", parentMessageId=1)]), "one parent"),
         ([activity(1, "Frage: Tee?", "<p>Ja.</p>")], "English"),
+        ([activity(1, "Searched for tea")], "choose Gemini Apps"),
     ],
 )
 def test_what_the_table_cannot_read_is_refused(tmp_path, rows, words):
     with pytest.raises(InputError, match=words):
         read_dialogues(save(tmp_path / "a.json", rows))
+
+
+NEWEST_FIRST = {
+    "timestamp": (1767600100, 1767600000),
+    "time": ("10:01", "10:00"),
+    "date": ("05.01.2026 10:01", "05.01.2026 10:00"),
+    "sentAt": ("Jan 5, 2026 10:01 AM", "Jan 5, 2026 10:00 AM"),
+    "createdAt": ({"$date": "2026-01-05T10:01:00Z"}, {"$date": "2026-01-05T10:00:00Z"}),
+    "metadata": (dict(timestamp=1767600100), dict(timestamp=1767600000)),
+    "seq": (2, 1),
+}
+
+
+@pytest.mark.parametrize("name", NEWEST_FIRST)
+def test_the_newest_message_first_is_turned_round_by_any_field(name):
+    talk = [("bot", "Yes."), ("user", "Tea?")]
+    rows = [{"role": who, "content": text, name: time} for (who, text), time in zip(talk, NEWEST_FIRST[name])]
+    assert pairs(read_dialogues([dict(messages=rows)])) == [("Tea?", "Yes.")]
+    counts = [{"role": who, "content": text, "num_tokens": i} for i, (who, text) in enumerate(talk)]
+    assert pairs(read_dialogues([dict(messages=counts[::-1])])) == [("Tea?", "Yes.")], "a count is no order"
+
+
+@pytest.mark.parametrize("name", ["hidden", "deleted", "is_system"])
+def test_a_message_that_is_not_on_the_screen_is_no_turn(name):
+    rows = [dict(role="user", content="Tea?"), {"role": "bot", "content": "No.", name: True}]
+    assert pairs(read_dialogues([dict(messages=[*rows, dict(role="bot", content="Yes.")])])) == [("Tea?", "Yes.")]
+
+
+def test_a_system_turn_may_stand_before_an_answer():
+    rows = [
+        dict(role="user", content="Tea?"),
+        dict(role="system", content="It is 5."),
+        dict(role="bot", content="Yes."),
+    ]
+    for more in ([], [dict(role="system", content="The end.")]):
+        (d,) = read_dialogues([dict(messages=rows + more)])
+        assert (d.prompt, d.response, list(d.history)) == ("Tea?", "Yes.", [("system", "It is 5.")])
+
+
+def test_a_file_of_the_home_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    save(tmp_path / "a.jsonl", '{"prompt": "Tea?", "response": "Yes."}')
+    assert pairs(read_dialogues("~/a.jsonl")) == [("Tea?", "Yes.")]
+
+
+def test_one_instruction_in_all_rows_is_the_system_text():
+    rows = [dict(instruction="Be kind.", input=word, output="Yes.") for word in ("Tea?", "Cake?")]
+    assert [(d.prompt, list(d.history)) for d in read_dialogues(rows)][1] == ("Cake?", [("system", "Be kind.")])
 
 
 def test_the_words_of_a_named_writer_are_learned(tmp_path):

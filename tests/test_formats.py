@@ -162,6 +162,8 @@ GAPS = {  # what stands between two exchanges, and its gaps
     "a picture of Gemini": ([dict(role="user", parts=[dict(inlineData=dict(data="iVBO"))]), bot("A bicycle.")], 1),
     "a painted picture": ([user("Draw a cat."), bot(PICTURE)], 1),
     "a stopped reply": ([user("A story!"), bot("")], 1),
+    "a reply that was cut": ([user("A story!"), bot("Once") | dict(finish_reason="length")], 1),
+    "an error": ([user("A story!"), bot("Network error") | dict(isError=True)], 1),
     "a stopped thought": ([user("A story!"), bot("<think>Let me see")], 1),
     "a picture without an answer": ([user(PICTURE)], 0),
     "a prompt of Open WebUI": ([user("### Task:\nGenerate a title.\n### Chat History:"), bot('{"title": "x"}')], 1),

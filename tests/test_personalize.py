@@ -5,6 +5,7 @@ import json
 import pytest
 
 from personal_llm.app.personalize import find_adapter, find_start, personalize
+from personal_llm.data.reading import Dialogues
 from personal_llm.base.core import Dialogue, InputError
 from personal_llm.base.models import load_model
 from personal_llm.device.archive import Archive
@@ -76,8 +77,12 @@ def test_repeats_are_counted_and_a_test_row_counts_once(model, tmp_path):
 
 
 def test_few_chats_have_no_test_set(model, tmp_path):
-    result, lines = run(model, tmp_path, CHATS[:12])
+    chats = Dialogues(CHATS[:12])
+    chats.user, chats.writer = "Kim", "Otto"
+    result, lines = run(model, tmp_path, chats)
     assert result["held_out"] == 0 and result["change"] == {}
+    assert "learns     the model learns to answer Kim as Otto does: Otto's words" in lines[1]
+    assert result["learns"] in lines[1]
     assert "no before and after: 12 dialogues, fewer than 50" in lines and result["cut"]["answers"] == 0
 
 

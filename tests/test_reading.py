@@ -139,6 +139,7 @@ BAD = [  # content, name, place or None, words of the message
     (b"prompt,response\nx,caf\xe9\n", "a.csv", None, "line 2: not UTF-8 at byte 22; it is probably Windows-1252"),
     (b"SQLite format 3\0", "chats.db", None, "a database"),
     (b"From Ana", "a.mbox", "line 1", "a mail program, which we do not read"),
+    (b"- prompt: Tea?", "a.yaml", "line 1", "an unknown ending (.yaml), and no JSON in it"),
     (b"<p>", "MyActivity.html", "line 1", "choose JSON in Google Takeout"),
     (b"[01.02.24, 10:00] <ana> Hi", "irc.txt", "line 1", "no line begins as in a WhatsApp export"),
     ("hello".encode("utf-16"), "a.jsonl", "line 1", "broken JSON"),

@@ -72,7 +72,8 @@ Adapter = Annotated[str, Option(help="output folder of personalize or chat, or a
 AsJson = Annotated[bool, Option("--json", help="print one JSON object")]
 Quiet = Annotated[bool, Option("--quiet", help="no progress bars and notes")]
 Seed = Annotated[int, Option(help="seed of all random numbers", metavar="N", min=0)]
-User = Annotated[str, Option(help="your name in a chat between people", metavar="NAME")]
+User = Annotated[str, Option(help="in a chat between people, who asks: learn to answer NAME", metavar="NAME")]
+WriteAs = Annotated[str, Option("--write-as", help="in a chat between people: learn to write as NAME", metavar="NAME")]
 SkipInvalid = Annotated[bool, Option("--skip-invalid", help="leave invalid rows out instead of stopping")]
 Policy = Annotated[
     Literal[tuple(POLICIES)],
@@ -135,9 +136,9 @@ def add_settings(*names):  # a decorator
 load_options = {}  # of `load_model`, from the options before the command
 
 
-def read_chats(files: list, user: str = None, skip_invalid: bool = False, quiet: bool = False) -> list:
+def read_chats(files: list, user=None, writer=None, skip_invalid: bool = False, quiet: bool = False) -> list:
     "Read files of chats, with the reader's notes on stderr."
-    dialogues = read_dialogues(files, skip_invalid=skip_invalid, user=user)
+    dialogues = read_dialogues(files, skip_invalid=skip_invalid, user=user, writer=writer)
     for line in dialogues.notes():
         if not quiet:
             print_note(f"{', '.join(files)}: {line}")
@@ -340,6 +341,7 @@ def personalize_command(
     settings: dict,
     model: Model = None,
     user: User = None,
+    writer: WriteAs = None,
     skip_invalid: SkipInvalid = False,
     policy: Policy = None,
     capacity: Capacity = None,
@@ -357,7 +359,7 @@ def personalize_command(
 
     config = TuningConfig(**select_given(steps=steps, learning_rate=learning_rate))
     result, lines = personalize(
-        read_chats(data, user, skip_invalid, quiet),
+        read_chats(data, user, writer, skip_invalid, quiet),
         out,
         lambda: load(model, out, quiet, is_largest=True),
         ask_at_terminal if "ask_when" in settings else None,
@@ -373,11 +375,17 @@ def personalize_command(
 
 @app.command(epilog="Example: personal-llm evaluate --data new-chats.jsonl --adapter me")
 def evaluate(
-    data: Data, adapter: Adapter, model: Model = None, user: User = None, quiet: Quiet = False, as_json: AsJson = False
+    data: Data,
+    adapter: Adapter,
+    model: Model = None,
+    user: User = None,
+    writer: WriteAs = None,
+    quiet: Quiet = False,
+    as_json: AsJson = False,
 ):
     "Measure loss and replies on chats, without and with an adapter."
     folder = find_adapter(adapter)
-    dialogues = read_chats(data, user, quiet=quiet)
+    dialogues = read_chats(data, user, writer, quiet=quiet)
     loaded = load(model, adapter, quiet)
     table = compare(measure(loaded, dialogues), measure(loaded, dialogues, folder))
     learned = len({d.id for d in dialogues}.intersection(read_adapter_card(folder).get("parents", ())))

@@ -13,7 +13,7 @@ import typer
 from typer import Argument, Option
 
 from .chat import print_note
-from .commands import Adapter, AsJson, Data, Model, Out, Quiet, Seed, User
+from .commands import Adapter, AsJson, Data, Model, Out, Quiet, Seed, User, WriteAs
 from .commands import app, format_table, load, read_chats, show
 from .personalize import find_adapter
 from ..base.core import InputError
@@ -51,6 +51,7 @@ def explain_command(
     library: LibraryName = None,
     model: Model = None,
     user: User = None,
+    writer: WriteAs = None,
     seed: Seed = 0,
     quiet: Quiet = False,
     as_json: AsJson = False,
@@ -59,7 +60,7 @@ def explain_command(
     if sum(source is not None for source in (data, out, adapter)) != 1:
         raise InputError("give one of --data, --out and --adapter", "personal-llm explain --help shows an example")
     folder = find_adapter(adapter) if adapter else None
-    dialogues = read_chats(data, user, quiet=quiet) if data else []
+    dialogues = read_chats(data, user, writer, quiet=quiet) if data else []
     if out:
         dialogues = open_state(open_archive(out)).list_examples()
     if not folder:
@@ -82,12 +83,13 @@ def select_command(
     method: Annotated[Literal[tuple(SELECTORS)], Option(help="how models are compared")] = None,
     model: Model = None,
     user: User = None,
+    writer: WriteAs = None,
     seed: Seed = 0,
     quiet: Quiet = False,
     as_json: AsJson = False,
 ):
     "Find the models of a library that write most like your chats."
-    dialogues = read_chats(data, user, quiet=quiet)
+    dialogues = read_chats(data, user, writer, quiet=quiet)
     check_answer_count(len(dialogues), "dialogues")
     loaded, opened = load_with_library(model, None, library, quiet)
     if opened is None:

@@ -20,6 +20,7 @@ from ..base.models import load_model
 from ..base.text import count_nouns, normalise_text
 from ..buffer.buffer import Buffer
 from ..data.reading import read_dialogues
+from ..data.records import format_value
 from ..data.splits import explain_missing_test, split_test_dialogues
 from ..device.archive import ARCHIVE_FILE, open_archive
 from ..device.personalizer import Personalizer
@@ -156,6 +157,7 @@ def format_run(result: dict) -> list:  # lines
     chats += f", {count_nouns(result['repeats'], 'repeat')}" * (result["repeats"] > 0)
     rows = dict(
         chats=f"{chats}, {result['held_out']} held out",
+        learns=result["learns"],
         kept=f"{result['kept']} of {result['seen']} ({result['policy']}, {result['capacity']} bins)",
         questions=f"{result['questions']}; in the buffer {corrected}",
         start=": ".join(filter(None, (result["start"], result["warm"]))),
@@ -215,6 +217,7 @@ def personalize(
         result = describe(me) | dict(dialogues=len(dialogues), held_out=len(test), change=compare(before, after))
         texts = {(normalise_text(d.prompt), normalise_text(d.response)) for d in dialogues}
         result |= dict(repeats=len(dialogues) - len(texts), no_test="" if test else reason)
+        result["learns"] = dialogues.explain_sides()
     finally:
         me.close()
     lines = format_run(result)
@@ -225,7 +228,8 @@ def personalize(
         habits = find_habits(own, old, compared_with="the base")
         gained = find_habits(new, old, compared_with="before")
         result["habits"] = [trait.without_quotations().to_dict() for trait in habits]
-        lines += [f"your answers: {trait.format_counts()}" for trait in habits]
+        whose = f"{format_value(dialogues.writer)}'s" if dialogues.writer else "your"
+        lines += [f"{whose} answers: {trait.format_counts()}" for trait in habits]
         lines += [f"the replies: {trait.format_counts()}" for trait in gained]
         lines += format_replies(before, after)
     result["seconds"] = round(time.perf_counter() - begin, 1)

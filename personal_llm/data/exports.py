@@ -33,8 +33,10 @@ class Program(NamedTuple):
     way: str = ""  # what to do instead
 
 
-def parse_program(program: Program, record) -> list:  # of `ParsedConversation`
+def parse_program(program: Program, record, name: str = "") -> list:  # of `ParsedConversation`
     "Parse a record, or the records of a file, by the table; raise `InputError` for a program that we do not read."
+    if program.way:
+        raise InputError(f"an export of {name}, which we do not read", program.way)
     if not program.messages:
         needed = [row for row in record if any({*fields} <= {*row} for fields in program.fields)]
         talks, record = group_talks(needed), {}
@@ -43,8 +45,8 @@ def parse_program(program: Program, record) -> list:  # of `ParsedConversation`
         talks = [list_messages(dig(record, path))]
     system, conversations = [Turn("system", as_text(record[n], n)) for n in SYSTEM_FIELDS if record.get(n)], []
     for talk in talks:
-        last = program.last and dig(record, program.last)
-        rows = order_messages(talk, last and str(last), program.last is not None)
+        last = dig(record, program.last) if program.last else None
+        rows = order_messages(talk, None if last is None else str(last), program.last is not None)
         if program.message:  # the fields of a message are inside
             inner = [(row, dig(row, program.message)) for row in rows]
             rows = [row | message | {program.message: None} for row, message in inner if message]
@@ -110,11 +112,6 @@ def mend_claude(messages: list, record: dict):  # messages
         yield message | dict(content=parts, text="", attachments=[], rating="up" if is_up else "down")
 
 # %% ../../nbs/1_data/03_exports.ipynb #5c551868
-def mend_openwebui(messages: list, record: dict):  # messages
-    "Yield messages with the rating of their annotation."
-    yield from (message | dict(rating=dig(message, "annotation.rating")) for message in messages)
-
-
 def mend_deepseek(messages: list, record: dict):  # messages
     "Yield messages with the role that the kind of their fragments shows."
     for message in messages:
@@ -132,13 +129,15 @@ def mend_claude_code(messages: list, record: dict):  # messages
 
 def strip_html(text: str) -> str:
     "Return the words of a piece of HTML."
-    text = re.sub(r"<li\b[^>]*>", "\n- ", text)
+    text = re.sub(r"</t[dh]>", " ", re.sub(r"<li\b[^>]*>", "\n- ", text))
     text = re.sub(r"<(?:br|/?p|/?[uo]l|/?tr|/?pre|/?div|/?h\d|hr)\b[^>]*>", "\n", text)
     return re.sub(r"\n\s*\n", "\n", html.unescape(re.sub(r"<[^>]+>", "", text))).strip()
 
 
 def mend_gemini(messages: list, record: dict):  # messages
     "Yield a request and its answer for each activity of Gemini, of which Google stores the answer as HTML."
+    if not any(row.get("safehtmlitem") for row in messages):
+        raise InputError("activities of Google without an answer of Gemini", "choose Gemini Apps in Google Takeout")
     for row in messages:
         title, answers = as_text(row.get("title"), "title"), row.get("safehtmlitem") or []
         if answers and not title.startswith("Prompted"):
@@ -167,7 +166,7 @@ def choose_sides(people: dict, sides: Sides = Sides()) -> tuple:  # (ids of the 
     choices = ", ".join(map(format_value, labels[:5]))
     given = sides.user if sides.writer is None else sides.writer
     if given is None and len(people) > 2:
-        remedy = "give the one who asks with user (--user), or the one whose words are learned with writer (--writer)"
+        remedy = "give the one who asks with user (--user), or the one whose words are learned with writer (--write-as)"
         raise InputError(f"{len(people)} people write here ({choices})", remedy)
     matches = [id for id, label in zip(people, labels) if fold_name(given) in map(fold_name, (id, people[id], label))]
     if given is not None and len(matches) != 1:
@@ -249,9 +248,12 @@ def parse_messenger(record, sides):
     "Parse a chat of Messenger or Instagram, whose newest message stands first."
     messages, people = [], {}
     for m in sort_by_time(record["messages"]):
-        sender, text = (mend_latin(as_text(m.get(name), name)) for name in ("sender_name", "content"))
+        pairs = ("sender_name", "senderName"), ("content", "text")  # of an older and a newer export
+        sender, text = (mend_latin(as_text(m.get(a, m.get(b)), a)) for a, b in pairs)
         is_other = m.get("share") or m.get("call_duration") is not None
-        if not re.match(r"Reacted \S+ to your message|Liked a message", text) and not m.get("is_unsent"):
+        if not re.match(r"Reacted \S+ to your message|Liked a message", text) and not m.get(
+            "is_unsent", m.get("isUnsent")
+        ):
             time = next(iter(find_times(m).values()), 0.0)
             messages.append(Turn(people.setdefault(sender, sender), None if is_other else text or None, time))
     return split_at_pauses(messages, people, sides)
@@ -296,9 +298,8 @@ def parse_whatsapp_log(log: str) -> list:  # (numbers of date and time, name or 
             head, _, text = stamped[3].partition(":")  # without the blank
             stamped = (*stamped[:2], clean_name(head), text)
         if stamped and stamped[1] != first_form and stamped[2] in names - {""}:
-            raise InputError(
-                f"line {number} has a date in another form than the first line", "give one export in a file"
-            )
+            problem = f"line {number} has a date in another form than the first line"
+            raise InputError(problem, "give one export in a file")
         if stamped and stamped[1] == first_form:
             messages.append([stamped[0], stamped[2], [stamped[3]]])
         elif messages:
@@ -345,7 +346,7 @@ def parse_whatsapp(record, sides):
     "Parse a log, in which a picture keeps its sender, and a deleted message has no words."
     rows, messages, people = parse_whatsapp_log(as_text(record["log"], "the log")), [], {}
     if not any(name for _, name, _ in rows):
-        way = "give a WhatsApp chat, or a program's own export as JSON; of mail or a pasted talk write rows (prompt, response)"
+        way = "give a WhatsApp chat, or a program's own export as JSON; of mail or a pasted talk write rows"
         raise InputError("no line begins as in a WhatsApp export (date, time, name)", way)
     for time, (_, name, text) in zip(parse_timestamps([stamp for stamp, _, _ in rows]), rows):
         words = ATTACHMENT.sub("", text.strip()).strip()
@@ -363,9 +364,7 @@ PROGRAMS = {  # the later one wins
     "chatgpt": Program((["mapping"],), "mapping", "message", "current_node", mend_chatgpt),
     "deepseek": Program((["mapping.*.message.fragments"],), "mapping", "message", "current_node", mend_deepseek),
     "claude": Program((["chat_messages"],), "chat_messages", "", "current_leaf_message_uuid", mend_claude),
-    "openwebui": Program(
-        (["chat", "title"],), "chat.history.messages|chat.messages", "", "chat.history.currentId", mend_openwebui
-    ),
+    "openwebui": Program((["chat", "title"],), "chat.history.messages|chat.messages", "", "chat.history.currentId"),
     "librechat": Program((["messages.*.isCreatedByUser"],), "messages"),
     "lmstudio": Program((["messages.*.versions"],), "messages"),
     "llama.cpp": Program((["conv", "messages"],), "messages", "", "conv.currNode"),
@@ -374,7 +373,7 @@ PROGRAMS = {  # the later one wins
     "claude code": Program((["sessionid", "uuid", "message"],), "", "message", "", mend_claude_code),
     "copilot": Program((["conversation", "author", "message"],)),
     "telegram": Program((["name", "type", "id", "messages"], ["chats.list"]), parse=parse_telegram),
-    "messenger": Program((["messages.*.sender_name"],), parse=parse_messenger),
+    "messenger": Program((["messages.*.sender_name"], ["messages.*.senderName"]), parse=parse_messenger),
     "whatsapp": Program((["log"],), parse=parse_whatsapp),
     "Slack": Program((["user", "text", "ts"], ["type", "text", "ts"]), way=ROWS),
     "Discord": Program((["guild", "messages"], ["id", "timestamp", "contents"]), way=ROWS),
@@ -384,7 +383,7 @@ PROGRAMS = {  # the later one wins
     "Matrix": Program((["messages.*.event_id"],), way=ROWS),
     "Character.AI": Program((["chats.*.turns"], ["histories"], ["messages.*.candidates"]), way=ROWS),
     "Grok": Program((["conversations.*.responses"],), way=ROWS),
-    "an API": Program((["choices"], ["response.body"]), way=ROWS),
+    "an API": Program((["choices.*.message"], ["response.body"]), way=ROWS),
     "a mail program": Program(([".mbox"], [".eml"], [".msg"], [".pst"]), way=ROWS),
     "Signal": Program(([".backup"],), way=ROWS),
     "a web page": Program(([".html"], [".htm"], [".mhtml"]), way="choose JSON in Google Takeout, or in your program"),
@@ -392,12 +391,7 @@ PROGRAMS = {  # the later one wins
 }
 
 
-def refuse(name: str, way: str, record) -> None:
-    "Raise `InputError` for a record of a program that we do not read."
-    raise InputError(f"an export of {name}, which we do not read", way)
-
-
 for name, program in PROGRAMS.items():
-    parse = partial(refuse, name, program.way) if program.way else program.parse or partial(parse_program, program)
+    parse = program.parse or partial(parse_program, program, name=name)
     is_file = not (program.way or program.parse or program.messages)
     register_format(name, *program.fields, needs_user=bool(program.parse), is_file=is_file)(parse)

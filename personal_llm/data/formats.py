@@ -71,13 +71,17 @@ TURN_MARK = (
     r"|### ?(?:Instruction|Response|Human|User|Assistant):|<[|｜]/?[\w▁]+[|｜]>|<end_of_turn>|<eos>|</?s>"
     r"|<(?:start_of_turn|human|bot|assistant|unused\d+)>|\A\s*[\[{].{0,2000}?['\"](?:role|from)['\"]\s*:"
 )
-THOUGHT = rf"{BEGIN}|{END}|</?(?i:\w*(?:pad|analysis|plan|monologue|rationale|answer|response))(?:\s[^<>]*)?>"
+THOUGHT = (
+    rf"{BEGIN}|{END}|\A\**(?:Thinking|Thought)(?: Process)?:|\AThought for [^\n]{{1,20}}$"
+    r"|</?(?i:\w*(?:pad|analysis|plan|monologue|rationale|answer|response))(?:\s[^<>]*)?>"
+)
 MARKS = dict(user=re.compile(TURN_MARK, re.S | re.M), assistant=re.compile(f"{TURN_MARK}|{THOUGHT}", re.S | re.M))
-SIGNS = "< [ { ◁ 【 ``` ::: :content ### \ue200 \ue203 upported tfinal Input: Human: User: USER: ssistant: SISTANT:"
+SIGNS = "< [ { ◁ 【 ``` ::: :content ### \ue200 \ue203 upported tfinal Input: Think Thought"
+SIGNS = f"{SIGNS} Human: User: USER: ssistant: SISTANT:".split()
 
 
 def has_signs(text: str) -> bool:
-    return any(sign in text for sign in SIGNS.split())
+    return any(sign in text for sign in SIGNS)
 
 
 def remove_marks(text: str) -> str:
@@ -133,8 +137,10 @@ def split_into_dialogues(conversation: ParsedConversation) -> tuple:  # (dialogu
     pieces = [[]]  # a system turn begins one
     for turn in merge_turns([Turn(*turn) for turn in conversation.turns]):
         if turn.role == "system":
-            pieces.append([])
-        pieces[-1].append(turn)
+            asked = pieces[-1][-1:] if pieces[-1] and pieces[-1][-1].role == "user" else []
+            pieces.append([turn, *asked])  # it may stand between a question and its answer
+        else:
+            pieces[-1].append(turn)
     for runs in pieces:
         kept = [turn for turn in runs[:1] if turn.role == "system" and turn.text]
         places = []  # of the prompts in `kept`
@@ -168,8 +174,8 @@ class RecordFormat(NamedTuple):
 
     required_fields: tuple  # alternatives, each a tuple of fields in lower case; a path such as `chats.*.id` is inside
     parse: Callable  # record -> list of `ParsedConversation`
-    needs_user: bool  # a chat between people; `parse` then takes the `Sides` as well
-    is_file: bool  # each record is one message; `parse` then takes the list of all records of a file
+    needs_user: bool = False  # a chat between people; `parse` then takes the `Sides` as well
+    is_file: bool = False  # each record is one message; `parse` then takes the list of all records of a file
 
 
 class Sides(NamedTuple):
@@ -211,10 +217,15 @@ WHO_FIELDS = "role from speaker sender author".split()
 IS_USER_FIELDS = "is_user isuser iscreatedbyuser isCreatedByUser isUser is_human".split()
 TEXT_FIELDS = "content value text utterance parts message mes body steps fragments".split()
 FILE_FIELDS = "files attachments images".split()
+STOPPED_FIELDS = "error isError is_error unfinished incomplete".split()
+STOPPED = "user_canceled max_tokens length incomplete failed cancelled".split()
+HIDDEN_FIELDS = "is_system hidden is_hidden isHidden deleted is_deleted isDeleted".split()
 ID_FIELDS = "id uuid messageId message_id _id".split()
 PARENT_FIELDS = "parent parent_id parentId parent_message_id parentMessageId parent_message_uuid parentuuid".split()
 PARENT_FIELDS += ["ancestors"]
-TIME_FIELD = re.compile("(?i)(?!.*(updat|modif|edit|read|expir|out$|zone))(.*(time|date|creat|sent|stamp)|ts$|when$)")
+TIME_FIELD = re.compile(
+    "(?i)(?!.*(updat|modif|edit|read|expir|out$|zone))(.*(time|date|creat|sent|stamp|insert)|ts$|when$)"
+)
 ROLES = {
     **dict.fromkeys("system developer".split(), "system"),
     **dict.fromkeys("user human prompter you request".split(), "user"),
@@ -227,10 +238,10 @@ YES, NO = ("true", "1", "1.0"), ("false", "0", "0.0")
 UP = "true up thumbsup thumbs-up good positive like liked helpful 👍".split()  # 1 may be one of five stars
 DOWN = "false -1 -1.0 down thumbsdown thumbs-down bad negative dislike disliked unhelpful 👎".split()
 VERDICTS = {  # name of a field -> the values with which an answer is an example, and those with which it is none
-    **dict.fromkeys("rating score feedback thumb vote reaction".split(), (UP, DOWN)),
+    **dict.fromkeys("rating score feedback thumb thumbs vote reaction".split(), (UP, DOWN)),
     **dict.fromkeys("disliked is_disliked downvoted".split(), (NO, YES)),
     **dict.fromkeys("weight train training train_on_turn loss label kto_tag".split(), (YES, NO)),
-    **dict.fromkeys("liked correct is_correct accepted".split(), (YES, NO)),
+    **dict.fromkeys("liked correct is_correct accepted approved is_approved helpful thumbs_up".split(), (YES, NO)),
 }
 
 
@@ -297,6 +308,10 @@ def detect_format(record: dict, name: str = None) -> str:  # a key of `FORMATS`
         raise InputError("single messages with a sender, which we do not read", remedy)
     if detected:
         return detected
+    ending = next(iter(record), "")
+    if name is None and ending.startswith((".", "no ending")):
+        remedy = "give a .jsonl, .json, .csv, .tsv, .txt or .parquet file; most chat programs export JSON"
+        raise InputError(f"an unknown ending ({ending}), and no JSON in it", remedy)
     if name is None:
         problem = f"none of the formats that we know has the fields {list_fields(record)}"
         raise InputError(problem, "use prompt and response, or messages; of ChatGPT or Claude give conversations.json")
@@ -342,9 +357,23 @@ def parse_record(record, name: str, sides: Sides = Sides()) -> list:  # of `Pars
     return conversations
 
 # %% ../../nbs/1_data/02_formats.ipynb #forder1
+DATE = re.compile(r"(?:(\d{1,4})[./-](\d{1,2})[./-](\d{1,4})\D{0,3})?(\d{1,2}):(\d\d)(?::(\d\d))?\s*([AaPp])?")
+
+
+def parse_date(text: str) -> datetime:
+    "Read a date in another form, the day first if it may be a day; or a time of an unknown day."
+    x, y, z, hour, minute, second, half = DATE.match(text.strip()).groups()
+    year, month, day = (1, 1, 2000) if x is None else (int(x), int(y), int(z))
+    year, day = (year, day) if year > 31 else (day, year)
+    month, day = (day, month) if month > 12 else (month, day)
+    hour = int(hour) % 12 + 12 * (half in ("p", "P")) if half else int(hour)
+    return datetime(year + 2000 * (year < 100), month, day, hour, int(minute), int(second or 0))
+
+
 def parse_time(value) -> float:  # seconds since the epoch, 0 for no time
-    "Read the time of a message: seconds or milliseconds as a number or a text, or a date in ISO 8601 or of a mail."
-    for read in (float, datetime.fromisoformat, parsedate_to_datetime):
+    "Read the time of a message: (milli)seconds as a number or a text, or a date; a dictionary holds one."
+    value = next(iter(value.values()), None) if isinstance(value, dict) else value
+    for read in (float, datetime.fromisoformat, parsedate_to_datetime, parse_date):
         try:
             time = read(value.strip().replace("Z", "+00:00") if isinstance(value, str) else value)
             if read is not float:
@@ -356,21 +385,31 @@ def parse_time(value) -> float:  # seconds since the epoch, 0 for no time
 
 
 def find_times(message: dict) -> dict:  # name of a field -> seconds since the epoch
-    "Return the times of a message: the fields with a name of a time, and a value after the year 1973."
-    times = {name: parse_time(value) for name, value in message.items() if TIME_FIELD.match(name)}
+    "Return the times of a message: the fields with a name of a time, also one level inside, after the year 1973."
+    inner = [item for value in message.values() if isinstance(value, dict) for item in value.items()]
+    times = {name: parse_time(value) for name, value in [*inner, *message.items()] if TIME_FIELD.match(name)}
     return {name: time for name, time in times.items() if time > 1e8}
+
+
+def find_numbers(message: dict) -> dict:  # name of a field -> number
+    "Return the numbers by which a program may count messages."
+    name = re.compile("(?i)((message|turn)_?)?(seq|sequence|index|idx|number|order|position|id)")
+    return {key: value for key, value in message.items() if type(value) is int and name.fullmatch(key)}
 
 
 def sort_by_time(messages: list) -> list:
     "Return messages in the order of their times, newest first turned round; raise `InputError` for any other order."
-    times = [find_times(message) for message in messages]
-    columns = [[row[name] for row in times if name in row] for name in {name: 0 for row in times for name in row}]
-    if any(column == sorted(column) and column[0] < column[-1] for column in columns):
-        return messages
-    falling = [column for column in columns if column != sorted(column)]
-    if any(column != sorted(column, reverse=True) for column in falling):
-        raise InputError("the messages are not in the order of their times", "sort them by time")
-    return messages[::-1] if falling else messages
+    for find in (find_times, find_numbers):
+        rows = [find(message) for message in messages]
+        columns = [[row[name] for row in rows if name in row] for name in {name: 0 for row in rows for name in row}]
+        if any(column == sorted(column) and column[0] < column[-1] for column in columns):
+            return messages
+        falling = [column for column in columns if column != sorted(column)]
+        if falling and all(column == sorted(column, reverse=True) for column in falling):
+            return messages[::-1]
+        if falling and find is find_times:
+            raise InputError("the messages are not in the order of their times", "sort them, or leave the times out")
+    return messages
 
 
 def find_parent(message: dict) -> str:
@@ -431,8 +470,8 @@ def parse_turn(turn, is_learned: bool = True) -> list:  # of `Turn`
     turn = turn if isinstance(turn, dict) else {}
     if isinstance(turn.get("versions"), list):
         turn = turn["versions"][turn.get("currentlySelected", -1)]
-    if turn.get("is_system"):
-        return []  # a hidden note
+    if any(turn.get(name) is True for name in HIDDEN_FIELDS):
+        return []  # not on the screen
     turn = Fields(turn)
     who, is_user = turn.get(find_field(turn, WHO_FIELDS)), find_field(turn, IS_USER_FIELDS)
     who = dig(who, "role") or dig(who, "name") if isinstance(who, dict) else who
@@ -444,7 +483,7 @@ def parse_turn(turn, is_learned: bool = True) -> list:  # of `Turn`
     name = next((word for word in UNSPOKEN if word in name), name)
     if name not in ROLES:
         cause = f"no known field names the sender; fields: {list_fields(turn)}"
-        problem = f"unknown role {format_value(who)!r}" if who else cause
+        problem = cause if who in (None, "") else f"unknown role {format_value(who)!r}"
         raise InputError(
             problem, "name it role (system, user, assistant or tool), or write rows of prompt and response"
         )
@@ -453,10 +492,11 @@ def parse_turn(turn, is_learned: bool = True) -> list:  # of `Turn`
     text = join_parts(content, "content") if role and turn.get("channel") != "analysis" else ""
     if not role or role == "user" and text == "" and ("tool" in str(content) or "function" in str(content)):
         return [Turn("assistant", "")]  # it stands between two questions
-    is_stopped = turn.get("error") or turn.get("unfinished") or turn.get("done") is False
-    if is_stopped or turn.get("stop_reason") == "user_canceled" or not text and any(map(turn.get, FILE_FIELDS)):
+    ends = [turn.get(name) for name in ("stop_reason", "finish_reason", "status")]
+    is_stopped = any(map(turn.get, STOPPED_FIELDS)) or turn.get("done") is False or any(end in STOPPED for end in ends)
+    if is_stopped or not text and any(map(turn.get, FILE_FIELDS)):
         text = None
-    is_learned = is_learned and not is_excluded(turn)
+    is_learned = is_learned and not is_excluded(turn) and not is_excluded(dict(rating=dig(turn, "annotation.rating")))
     unread = [name for name in turn.unread if name not in times]
     return [Turn(role, text, next(iter(times.values()), 0.0), is_learned, unread)]
 

@@ -60,7 +60,7 @@ class Dialogues(list):
     def explain_sides(self) -> str:  # "" for a chat with a program
         "Say whose words a model learns from a chat between people, and how to choose the other side."
         user, writer = format_value(self.user), format_value(self.writer)
-        other = f"to write as {user}, give writer (--writer {user!r})"
+        other = f"to write as {user}, give writer (--write-as {user!r})"
         return f"the model learns to answer {user} as {writer} does: {writer}'s words; {other}" if self.user else ""
 
     def notes(self) -> list:  # of lines
@@ -242,7 +242,7 @@ def read_dialogues(
         result.skipped += [(number, str(error)) for number, error in errors]
     name = ", ".join(map(str, items)) if are_files else name
     if (user or writer) is not None and result and not result.user:
-        raise InputError(f"{name}: no names of people in it", "leave user and writer (--user, --writer) out")
+        raise InputError(f"{name}: no names of people in it", "leave user and writer (--user, --write-as) out")
     if not result:
         reason += "".join(f", {note}" for note in result.notes()[bool(errors) :])
         raise InputError(f"{name}: no dialogue in it{reason}", "give a file with at least one request and its answer")

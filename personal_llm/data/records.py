@@ -33,7 +33,7 @@ def decode_text(raw: bytes) -> str:
     "Return the text of bytes in UTF-8 or UTF-16; raise `InputError` with the line, and the likely encoding."
     codec = "utf-16" if raw[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
     if raw[:2].count(0) == 1:  # UTF-16 without its mark
-        codec = "utf-16-le" if raw[1] == 0 else "utf-16-be"
+        codec = "utf-16-le" if raw[1:2] == b"\0" else "utf-16-be"
     try:
         return raw.decode(codec)
     except UnicodeDecodeError as error:
@@ -164,13 +164,15 @@ def parse_table(text: str, quoting=csv.QUOTE_MINIMAL) -> tuple:  # ([(line, {col
 
 # %% ../../nbs/1_data/01_records.ipynb #c10a553d
 TALK_FIELDS = (
-    "sessionid session_id conversation_id conversationid thread_id chat_id message_tree_id conversation".split()
+    "session_id conversation_id thread_id chat_id message_tree_id dialog_id dialogue_id conv_id conversation".split()
 )
+TALK_FIELDS += [name.replace("_", "") for name in TALK_FIELDS]  # which talk a message belongs to, in lower case
 
 
 def is_message_list(value) -> bool:
     "Tell whether a JSON list is the messages of one conversation, not of several that they name, or of records."
-    first = {*value[0]} if isinstance(value, list) and value and isinstance(value[0], dict) else set()
+    first = value[0] if isinstance(value, list) and value and isinstance(value[0], dict) else {}
+    first = {str(name).lower() for name in first}
     return ("role" in first or {"from", "value"} <= first) and first.isdisjoint(TALK_FIELDS)
 
 

@@ -8,7 +8,7 @@ __all__ = ['get_row_group', 'get_dialogue_group', 'is_reserved', 'count_leaks', 
 
 # %% ../../nbs/1_data/05_splits.ipynb #c99d9690
 import hashlib
-from collections import defaultdict
+from collections import Counter, defaultdict
 
 from ..base.core import Dialogue, make_generator
 from ..base.text import collect_shingles, count_nouns, normalise_text
@@ -50,13 +50,20 @@ def count_leaks(
     return counts | dict(share=len(known) / len(runs) if runs else 0.0), shared
 
 # %% ../../nbs/1_data/05_splits.ipynb #5a22fc3a
-def remove_leaks(candidates: list, stream: list) -> list:  # dialogues for a test, and to learn from
-    "Return the candidates that share no group, no prompt and no 13-word run with the stream."
+def remove_leaks(candidates: list, stream: list, max_copies: int = None) -> list:  # dialogues for a test
+    """Return the candidates that share no group, no prompt and no 13-word run with the stream.
+
+    max_copies: a run in more dialogues of the stream is boilerplate, and no leak; None: each run is one.
+    """
     groups = {get_dialogue_group(d) for d in stream}
     prompts = {normalise_text(d.prompt) for d in stream}
-    runs = collect_shingles([text for d in stream for text in (d.prompt, d.response)])
-    others = [d for d in candidates if get_dialogue_group(d) not in groups and normalise_text(d.prompt) not in prompts]
-    return [d for d in others if runs.isdisjoint(collect_shingles((d.prompt, d.response)))]
+    runs = [collect_shingles((d.prompt, d.response)) for d in candidates]
+    known, copies = set().union(*runs), Counter()
+    for d in stream:  # one at a time, because a stream may be large
+        copies.update(known & collect_shingles((d.prompt, d.response)))
+    leaks = {run for run, count in copies.items() if max_copies is None or count <= max_copies}
+    others = [d for d, known in zip(candidates, runs) if leaks.isdisjoint(known)]
+    return [d for d in others if get_dialogue_group(d) not in groups and normalise_text(d.prompt) not in prompts]
 
 # %% ../../nbs/1_data/05_splits.ipynb #c5d1e064
 MIN_DIALOGUES = 50  # of a user's chats, for a test
@@ -81,7 +88,8 @@ def split_test_dialogues(dialogues: list, seed: int = 0) -> tuple:  # (stream, t
     for i in sorted(held_out, reverse=True):
         d = dialogues[i]
         unique[normalise_text(d.prompt), normalise_text(d.response)] = i
-    test = remove_leaks([dialogues[i] for i in sorted(unique.values())], stream)[:MAX_TEST_DIALOGUES]
+    candidates = [dialogues[i] for i in sorted(unique.values())]
+    test = remove_leaks(candidates, stream, len(stream) // 10)[:MAX_TEST_DIALOGUES]
     return (stream, test) if len(test) >= 2 else (list(dialogues), [])
 
 
