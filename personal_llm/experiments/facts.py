@@ -279,9 +279,9 @@ def measure_replies(jobs: list):
 
 
 MANNERS = ("near", "both", "alone")
-SMALL_PARTS = [(part, way) for part in ("tried", "changed", "told") for way in MANNERS]
-SMALL_PARTS += [(part, "both") for part in ("asked", "pasted", "never")]
-LARGE_PARTS = [("changed", way) for way in MANNERS] + [("tried", way) for way in MANNERS] + [("told", "both")]
+SMALL_PARTS = [(part, way) for part in ("tried", "changed") for way in MANNERS]
+SMALL_PARTS += [(part, "both") for part in ("told", "pasted", "asked", "never")] + [("told", "alone"), ("told", "near")]
+LARGE_PARTS = [("changed", way) for way in MANNERS] + [("told", "both")] + [("tried", way) for way in MANNERS]
 GRIDS = (
     Grid("statements-reading", READING, measure_reading, (), None),
     Grid("statements", [dict(model=SMALL, part=p, way=w) for p, w in SMALL_PARTS], measure_replies, (), SMALL),
