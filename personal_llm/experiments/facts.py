@@ -221,9 +221,9 @@ def list_messages() -> tuple:  # dialogues, oldest first
 
 
 def choose(said: list, prompt: str, way: str) -> list:  # said: of `find_statements`; oldest first
-    "Return the statements that a prompt reads: near ones, these with their updates, or updates in their place."
+    "Return the statements that a prompt reads: near ones, with their updates, or without those that are updated."
     vectors = load_vectors()
-    if way == "both":
+    if way == "newest":
         return choose_statements(said, prompt, vectors, MemoryConfig(), lambda text: len(text.split()))
     if not is_about_self(prompt, said):
         return []
@@ -233,9 +233,12 @@ def choose(said: list, prompt: str, way: str) -> list:  # said: of `find_stateme
     chosen = []
     for statement in near:
         place = said.index(statement)
-        newest = find_update(place, rows)
+        newest = place
+        while (update := find_update(newest, rows)) >= 0:
+            newest = update
         is_nearer = rows[newest] @ rows[place] > question @ rows[place]
-        chosen.append(said[newest] if way == "alone" and is_nearer else statement)
+        chosen += [said[newest]] if way == "alone" and is_nearer else [statement]
+        chosen += [said[newest]] if way == "both" else []
     return sorted(dict.fromkeys(chosen), key=lambda s: s.time)
 
 
@@ -278,10 +281,10 @@ def measure_replies(jobs: list):
         )
 
 
-MANNERS = ("near", "both", "alone")
-SMALL_PARTS = [(part, way) for part in ("tried", "changed") for way in MANNERS]
-SMALL_PARTS += [(part, "both") for part in ("told", "pasted", "asked", "never")] + [("told", "alone"), ("told", "near")]
-LARGE_PARTS = [("changed", way) for way in MANNERS] + [("told", "both")] + [("tried", way) for way in MANNERS]
+MANNERS = ("near", "both", "alone", "newest")
+SMALL_PARTS = [(part, way) for part in ("tried", "changed", "told") for way in MANNERS]
+SMALL_PARTS += [(part, way) for part in ("asked", "pasted") for way in ("both", "newest")] + [("never", "both")]
+LARGE_PARTS = [(part, way) for part in ("changed", "told", "tried") for way in ("newest", "both")]
 GRIDS = (
     Grid("statements-reading", READING, measure_reading, (), None),
     Grid("statements", [dict(model=SMALL, part=p, way=w) for p, w in SMALL_PARTS], measure_replies, (), SMALL),
