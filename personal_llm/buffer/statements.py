@@ -188,13 +188,11 @@ MAX_TOKENS = 240  # of all statements: four of the default's with sixty tokens e
 
 
 def find_update(place: int, rows: np.ndarray) -> int:  # rows: (statements, width), oldest first
-    "Return the place of the newest update of a statement, or its own where there is none."
-    while place + 1 < len(rows):
-        newer = place + 1 + int((rows[place + 1 :] @ rows[place]).argmax())
-        if int((rows[:newer] @ rows[newer]).argmax()) != place:
-            break
-        place = newer
-    return place
+    "Return the place of the newer statement nearest to one; -1 if that is nearer to another older one."
+    if place + 1 == len(rows):
+        return -1
+    newer = place + 1 + int((rows[place + 1 :] @ rows[place]).argmax())
+    return newer if int((rows[:newer] @ rows[newer]).argmax()) == place else -1
 
 
 def choose_statements(
@@ -209,9 +207,9 @@ def choose_statements(
     near = []
     if config.statements and statements and is_about_self(prompt, statements):
         rows = vectors.embed([s.text for s in statements])
-        for statement in islice(find_near(statements, prompt, vectors, "text"), config.statements):
-            place = statements.index(statement)
-            near += [statement, statements[find_update(place, rows)]]
+        nearest = list(islice(find_near(statements, prompt, vectors, "text"), config.statements))
+        places = [statements.index(statement) for statement in nearest]
+        near = [s for s, place in zip(nearest, places) if find_update(place, rows) not in places]
     chosen = []
     left = MAX_TOKENS
     for statement in dict.fromkeys([*sorted(pinned, key=lambda s: -s.time), *near]):

@@ -464,7 +464,9 @@ def find_group(self: State, id: str) -> str:  # a field of `Evidence`, or ""
             return "everywhere"
         return "plain" if id in self.plain else "answers"
     turns = [item for item in self.archive.histories[id] if isinstance(item, str)]
-    shows_answers = any(self.newest(other).origin in ANSWERED_ORIGINS for other in turns if other in self.archive.dialogues)
+    shows_answers = any(
+        self.newest(other).origin in ANSWERED_ORIGINS for other in turns if other in self.archive.dialogues
+    )
     is_silent = id in self.reactions or id in self.tuned or shows_answers or self.archive.talks[id] == FILE
     if is_silent or d.origin != "model":
         return ""

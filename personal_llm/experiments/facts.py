@@ -4,12 +4,13 @@
 
 # %% auto #0
 __all__ = ['GERMAN', 'SPANISH', 'FACTS', 'UNRELATED', 'TRIED', 'PASTED', 'ASK', 'load_vectors', 'WAYS', 'READING',
-           'NOW', 'MANNERS', 'SMALL_PARTS', 'LARGE_PARTS', 'GRIDS', 'list_others', 'compute_contrast', 'read',
-           'measure_reading', 'list_messages', 'choose', 'reply', 'list_items', 'measure_replies', 'score_reading',
-           'score_replies']
+           'NOW', 'MANNERS', 'SMALL_PARTS', 'LARGE_PARTS', 'UNDATED_PARTS', 'GRIDS', 'list_others', 'compute_contrast',
+           'read', 'measure_reading', 'list_messages', 'choose', 'reply', 'list_items', 'measure_replies',
+           'score_reading', 'score_replies']
 
 # %% ../../nbs/experiments/76_facts.ipynb #fct00003
 import functools
+from dataclasses import replace
 
 import numpy as np
 
@@ -221,9 +222,9 @@ def list_messages() -> tuple:  # dialogues, oldest first
 
 
 def choose(said: list, prompt: str, way: str) -> list:  # said: of `find_statements`; oldest first
-    "Return the statements that a prompt reads: near ones, these with their updates, or updates in their place."
+    "Return the statements that a prompt reads: near ones, with their updates, or without those that are updated."
     vectors = load_vectors()
-    if way == "both":
+    if way in ("newest", "undated"):
         return choose_statements(said, prompt, vectors, MemoryConfig(), lambda text: len(text.split()))
     if not is_about_self(prompt, said):
         return []
@@ -233,9 +234,12 @@ def choose(said: list, prompt: str, way: str) -> list:  # said: of `find_stateme
     chosen = []
     for statement in near:
         place = said.index(statement)
-        newest = find_update(place, rows)
+        newest = place
+        while (update := find_update(newest, rows)) >= 0:
+            newest = update
         is_nearer = rows[newest] @ rows[place] > question @ rows[place]
-        chosen.append(said[newest] if way == "alone" and is_nearer else statement)
+        chosen += [said[newest]] if way == "alone" and is_nearer else [statement]
+        chosen += [said[newest]] if way == "both" else []
     return sorted(dict.fromkeys(chosen), key=lambda s: s.time)
 
 
@@ -243,7 +247,9 @@ def reply(model, messages: list, prompt: str, way: str) -> dict:
     "Reply to a prompt with what it reads of messages."
     said = find_statements(messages)
     chosen = choose(said, prompt, way)
-    text = write_statements(chosen, NOW)
+    text = write_statements(
+        [replace(s, time=0.0) for s in chosen] if way == "undated" else chosen, NOW * (way != "undated")
+    )
     written = write_reply(model, prompt, (("system", text),) if text else ())
     return dict(text=written["text"], seconds=written["seconds"], read=[s.text for s in chosen])
 
@@ -278,13 +284,17 @@ def measure_replies(jobs: list):
         )
 
 
-MANNERS = ("near", "both", "alone")
+MANNERS = ("near", "both", "alone", "newest")
 SMALL_PARTS = [(part, way) for part in ("tried", "changed", "told") for way in MANNERS]
-SMALL_PARTS += [(part, "both") for part in ("asked", "pasted", "never")]
-LARGE_PARTS = [("changed", way) for way in MANNERS] + [("tried", way) for way in MANNERS] + [("told", "both")]
+SMALL_PARTS += [(part, way) for part in ("asked", "pasted") for way in ("both", "newest")] + [("never", "both")]
+LARGE_PARTS = [(part, way) for part in ("changed", "told", "tried") for way in ("newest", "both")]
+UNDATED_PARTS = [(part, "undated") for part in ("tried", "changed", "told")]
 GRIDS = (
     Grid("statements-reading", READING, measure_reading, (), None),
     Grid("statements", [dict(model=SMALL, part=p, way=w) for p, w in SMALL_PARTS], measure_replies, (), SMALL),
+    Grid(
+        "statements-undated", [dict(model=SMALL, part=p, way=w) for p, w in UNDATED_PARTS], measure_replies, (), SMALL
+    ),
     Grid("statements-large", [dict(model=LARGE, part=p, way=w) for p, w in LARGE_PARTS], measure_replies, (), LARGE),
 )
 
