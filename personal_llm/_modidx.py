@@ -3238,6 +3238,10 @@ d = {
                 "6_device/personalizer.html#personalizer.list_habits",
                 "personal_llm/device/personalizer.py",
             ),
+            "personal_llm.device.personalizer.Personalizer.list_left_alone": (
+                "6_device/personalizer.html#personalizer.list_left_alone",
+                "personal_llm/device/personalizer.py",
+            ),
             "personal_llm.device.personalizer.Personalizer.observe": (
                 "6_device/personalizer.html#personalizer.observe",
                 "personal_llm/device/personalizer.py",
@@ -3407,6 +3411,10 @@ d = {
             ),
             "personal_llm.device.state.State.configure": (
                 "6_device/state.html#state.configure",
+                "personal_llm/device/state.py",
+            ),
+            "personal_llm.device.state.State.date_answer": (
+                "6_device/state.html#state.date_answer",
                 "personal_llm/device/state.py",
             ),
             "personal_llm.device.state.State.find": ("6_device/state.html#state.find", "personal_llm/device/state.py"),

@@ -18,6 +18,7 @@ from ..base.text import CONTROL_CHARACTERS, count_nouns
 from ..buffer.statements import format_date
 from .archive import clean
 from .forgetting import ForgetPlan, drop_forgotten
+from .learning import count_missing_answers
 from .personalizer import Personalizer
 from .state import CLIENT
 
@@ -362,7 +363,11 @@ def learn(self: ChatSession) -> str:  # a message for the user
     if not self.me.state.list_answered():
         raise InputError("nothing to learn from yet: no reply was corrected", "correct a reply first")
     self.learning = BackgroundWork(self.model, self._train)
-    return "learning in the background"
+    message = "learning in the background"
+    missing = count_missing_answers(self.me.state.list_answered())
+    if missing:
+        message += f"; we measured fine-tunes with {missing} answers more, so look at the replies afterwards"
+    return message + "; the writer's model cannot read this adapter" * (not self.model.reads_adapters)
 
 
 @patch

@@ -20,7 +20,7 @@ from ..buffer.feedback import SCOPES, Feedback
 from ..buffer.scoring import load_lexicons, score
 from ..data.reading import as_dialogues
 from .archive import UNFINISHED, Archive, hold_folder
-from .forgetting import ForgetPlan, delete_rows, finish_forgetting, plan_forgetting
+from .forgetting import ForgetPlan, delete_rows, finish_forgetting, plan_forgetting, remove_adapter
 from .learning import PreparedRound, load_last_adapter, prepare_round
 from .memory import Memory, Recall
 from .settings import PersonalizerSettings
@@ -254,7 +254,7 @@ def find_habit_question(self: Personalizer):  # a `CardRow`, or None
 def recall(self: Personalizer, question: Dialogue) -> Recall:
     "Find what the reply to a question reads: instructions, answers where they belong, and statements."
     found = self.memory.find(self.state, question, self.model.count_tokens)
-    return replace(found, adapter=self.adapter)
+    return replace(found, adapter=self.adapter if self.model.reads_adapters else None)
 
 
 @patch
@@ -292,6 +292,14 @@ def collect_training(self: Personalizer) -> list:  # `Dialogue`s
 
 
 @patch
+def list_left_alone(self: Personalizer) -> list:  # `Dialogue`s
+    "Return the replies that a fine-tune should not change; none if the person wants a form everywhere."
+    with self.archive.lock:
+        evidence = self.state.get_evidence()
+    return [] if evidence.everywhere else [d.derive(history=()) for d in evidence.left_alone]
+
+
+@patch
 def train(self: Personalizer, dialogues: list, start="last", synthetic: int = None, progress=True, model=None):
     "Prepare a fine-tune, and record nothing yet; model: another copy of the base model -> `PreparedRound`."
     return prepare_round(
@@ -304,6 +312,7 @@ def train(self: Personalizer, dialogues: list, start="last", synthetic: int = No
         synthetic=self.settings.synthetic if synthetic is None else synthetic,
         synthesis=(self.settings.synthesis_mode, self.settings.synthesis_prompt),
         replay=self.settings.replay,
+        left_alone=self.list_left_alone(),
         seed=self.settings.seed + len(self.rounds),
         progress=progress,
     )
@@ -311,7 +320,11 @@ def train(self: Personalizer, dialogues: list, start="last", synthetic: int = No
 
 @patch
 def commit(self: Personalizer, prepared: PreparedRound) -> None:
-    "Record a new adapter, and use it from now on; the next `settle` scores the buffer with it."
+    "Record a new adapter, and use it from now on; raise `InputError` if it would change what the person left alone."
+    if prepared.is_refused:
+        remove_adapter(prepared.adapter.path)
+        problem = f"the fine-tune is refused: {prepared.comparison}"
+        raise InputError(problem, "correct more replies, or say that your form belongs everywhere")
     with self.change():
         self.state.cost = self.state.cost + prepared.cost
         self.state.record("tuned", **prepared.content, seen=self.buffer.seen, requests=self.cost.requests)

@@ -447,10 +447,15 @@ def get_evidence(self: State) -> Evidence:
         if group == "accepted" and is_narrow:  # the person wants the form at similar prompts only
             group = "left_alone"
         if group:
-            d = self.newest(id)
-            answered = self.reactions[id].time if id in self.reactions else d.time
-            groups[group].append(replace(d, time=max(d.time, answered)))  # an answer is as new as the reaction
+            groups[group].append(self.date_answer(id) if group in ("answers", "everywhere") else self.newest(id))
     return Evidence(**{name: tuple(sorted(found, key=lambda d: d.time)) for name, found in groups.items()})
+
+
+@patch
+def date_answer(self: State, id: str) -> Dialogue:
+    "Return the newest version of an answered dialogue, as new as the reaction."
+    d = self.newest(id)
+    return replace(d, time=max(d.time, self.reactions[id].time)) if id in self.reactions else d
 
 
 @patch
