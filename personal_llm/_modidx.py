@@ -3585,8 +3585,16 @@ d = {
                 "experiments/containment.html#choose_people",
                 "personal_llm/experiments/containment.py",
             ),
+            "personal_llm.experiments.containment.draw_containment": (
+                "experiments/containment.html#draw_containment",
+                "personal_llm/experiments/containment.py",
+            ),
             "personal_llm.experiments.containment.estimate": (
                 "experiments/containment.html#estimate",
+                "personal_llm/experiments/containment.py",
+            ),
+            "personal_llm.experiments.containment.format_estimate": (
+                "experiments/containment.html#format_estimate",
                 "personal_llm/experiments/containment.py",
             ),
             "personal_llm.experiments.containment.is_nearest": (
@@ -3643,6 +3651,14 @@ d = {
             ),
             "personal_llm.experiments.containment.teach": (
                 "experiments/containment.html#teach",
+                "personal_llm/experiments/containment.py",
+            ),
+            "personal_llm.experiments.containment.write_readme_table": (
+                "experiments/containment.html#write_readme_table",
+                "personal_llm/experiments/containment.py",
+            ),
+            "personal_llm.experiments.containment.write_table": (
+                "experiments/containment.html#write_table",
                 "personal_llm/experiments/containment.py",
             ),
             "personal_llm.experiments.containment.write_wish": (

@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['BANK', 'PEOPLE', 'NUM_ALONE', 'KINDS', 'ORDER', 'MAIN', 'CURVE', 'EVERYWHERE', 'PLACED', 'BIG', 'COUNTS',
-           'OTHERS', 'BIG_COUNTS', 'BIG_OTHERS', 'GRIDS', 'write_wish', 'list_places', 'list_stream', 'place_in_stream',
-           'list_tests', 'load_vectors', 'list_others', 'teach', 'is_nearest', 'choose_answers', 'prepare', 'measure',
-           'list_jobs', 'score_row', 'read_scores', 'list_able', 'estimate', 'choose_people']
+           'OTHERS', 'BIG_COUNTS', 'BIG_OTHERS', 'GRIDS', 'LABELS', 'write_wish', 'list_places', 'list_stream',
+           'place_in_stream', 'list_tests', 'load_vectors', 'list_others', 'teach', 'is_nearest', 'choose_answers',
+           'prepare', 'measure', 'list_jobs', 'score_row', 'read_scores', 'list_able', 'estimate', 'choose_people',
+           'format_estimate', 'write_table', 'draw_containment', 'write_readme_table']
 
 # %% ../../nbs/experiments/74_containment.ipynb #cont0003
 import functools
@@ -248,3 +249,71 @@ def estimate(scores: dict, key: tuple, metric: str, people: list):  # a `MeanEst
 def choose_people(kind: str, language: str = "English") -> list:
     "Return the people of a kind and a language."
     return [name for name in ORDER if (PEOPLE[name]["kind"], PEOPLE[name]["language"]) == (kind, language)]
+
+# %% ../../nbs/experiments/74_containment.ipynb #cont0011
+LABELS = {
+    "bare": "no memory",
+    "few 3": "three corrections as plain turns, always",
+    "threshold 0.22": "threshold .22, the package before",
+    "always": "all corrections, always",
+    "nearest": "the nearest decides",
+    "package": "the closeness decides, the package",
+}
+
+
+def format_estimate(found) -> str:
+    "Write a mean with its interval; a dash for none."
+    if found is None:
+        return "–"
+    return f"{found.value:.2f} [{max(0, found.low):.2f}, {min(1, found.high):.2f}]".replace("0.", ".").replace("-", "−")
+
+
+def write_table(scores: dict, people: list, metrics: tuple, corrections: int = 3, others: int = 0) -> str:
+    "Write a table of conditions."
+    lines = [f"| | {' | '.join(metrics).replace('_', ' ')} |", f"|{'---|' * (len(metrics) + 1)}"]
+    for condition, label in LABELS.items():
+        key = (condition, corrections, others)
+        if key in scores:
+            cells = [format_estimate(estimate(scores, key, metric, people)) for metric in metrics]
+            lines.append(f"| {label} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+# %% ../../nbs/experiments/74_containment.ipynb #cont0014
+def draw_containment(scores: dict, people: list):  # a figure of matplotlib
+    "Draw habits over spill: a curve of thresholds, and a point with its interval for each other condition."
+    from personal_llm.base.plots import get_series_style, subplots
+
+    figure, axis = subplots(width=5.5, height=3.6)
+    keys = sorted((key for key in scores if key[0].startswith("threshold") and key[1:] == (3, 0)), key=lambda k: k[0])
+    pairs = [[estimate(scores, key, metric, people) for metric in ("spill", "habits")] for key in keys]
+    points = [(x.value, y.value, key[0].split()[1]) for key, (x, y) in zip(keys, pairs) if x and y]
+    axis.plot([x for x, *_ in points], [y for _, y, _ in points], ".-", color="grey", label="thresholds")
+    for x, y, text in points:
+        axis.annotate(text.lstrip("0") or "0", (x, y), (4, -11), textcoords="offset points", fontsize=7, color="grey")
+    for number, (name, label) in enumerate(LABELS.items()):
+        key = (name, 3, 0)
+        if name.startswith("threshold") or key not in scores:
+            continue
+        spill, habits = (estimate(scores, key, metric, people) for metric in ("spill", "habits"))
+        style = get_series_style(number) | dict(linestyle="none")
+        bars = [[[e.value - e.low], [e.high - e.value]] for e in (spill, habits)]
+        axis.errorbar(spill.value, habits.value, bars[1], bars[0], label=label, capsize=2, linewidth=0.8, **style)
+    axis.set(title="Three corrections: gain over price", xlabel="spill: the form where it does not belong (share)")
+    axis.set(ylabel="habits: the form where it belongs (share)", xlim=(-0.06, 0.9), ylim=(-0.05, 1.05))
+    axis.legend(fontsize=7, loc="lower right")
+    return figure
+
+# %% ../../nbs/experiments/74_containment.ipynb #cont0021
+def write_readme_table() -> str:
+    "Write the README's table: habits, spill and right answers after three corrections."
+    small, large = read_scores("containment"), read_scores("containment-large")
+    one, everywhere = choose_people("one subject"), choose_people("everywhere")
+    lines = ["| | form in one subject: habits | spill | right | form everywhere: habits |", f"|{'---|' * 5}"]
+    for scores, model in ((small, "default"), (large, "larger")):
+        for name, label in (("bare", "no memory"), ("threshold 0.22", "threshold"), ("package", "the package")):
+            people = [[p for p in group if p in scores["package", 3, 0]] for group in (one, everywhere)]
+            cells = [estimate(scores, (name, 3, 0), metric, people[0]) for metric in ("habits", "spill", "right")]
+            cells.append(estimate(scores, (name, 3, 0), "habits", people[1]))
+            counts = f"{len(people[0])} and {len(people[1])} people"
+            lines.append(f"| {model} model, {counts}: {label} | {' | '.join(map(format_estimate, cells))} |")
+    return "\n".join(lines)
