@@ -25,7 +25,7 @@ from personal_llm.buffer.statements import (
 )
 from ..data.reading import load_samples
 from .breaks import draw_choices
-from .harness import Grid
+from .harness import Grid, read_results
 from .person import BANK, LARGE, SMALL, is_right, load_once, write_reply
 
 # %% ../../nbs/experiments/76_facts.ipynb #fct00006
