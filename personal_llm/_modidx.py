@@ -1425,12 +1425,12 @@ d = {
                 "2_buffer/statements.html#find_names",
                 "personal_llm/buffer/statements.py",
             ),
-            "personal_llm.buffer.statements.find_statements": (
-                "2_buffer/statements.html#find_statements",
+            "personal_llm.buffer.statements.find_nearest": (
+                "2_buffer/statements.html#find_nearest",
                 "personal_llm/buffer/statements.py",
             ),
-            "personal_llm.buffer.statements.find_update": (
-                "2_buffer/statements.html#find_update",
+            "personal_llm.buffer.statements.find_statements": (
+                "2_buffer/statements.html#find_statements",
                 "personal_llm/buffer/statements.py",
             ),
             "personal_llm.buffer.statements.format_date": (
@@ -1455,6 +1455,10 @@ d = {
             ),
             "personal_llm.buffer.statements.is_request": (
                 "2_buffer/statements.html#is_request",
+                "personal_llm/buffer/statements.py",
+            ),
+            "personal_llm.buffer.statements.is_updated": (
+                "2_buffer/statements.html#is_updated",
                 "personal_llm/buffer/statements.py",
             ),
             "personal_llm.buffer.statements.list_own_sentences": (
@@ -3673,6 +3677,10 @@ d = {
             ),
             "personal_llm.experiments.facts.compute_contrast": (
                 "experiments/facts.html#compute_contrast",
+                "personal_llm/experiments/facts.py",
+            ),
+            "personal_llm.experiments.facts.find_update": (
+                "experiments/facts.html#find_update",
                 "personal_llm/experiments/facts.py",
             ),
             "personal_llm.experiments.facts.list_items": (

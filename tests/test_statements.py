@@ -164,6 +164,15 @@ def test_the_nearest_are_read_the_newest_last_and_of_near_copies_only_the_newest
     assert choose("Where do I live?", statements=0) == choose("Is barley a grain?") == []
 
 
+def test_an_older_statement_that_a_newer_one_updates_is_left_out():
+    said = [Statement("I live in number 60.", 1.0), Statement("We have a dog since 170.", 2.0)]
+    said += [Statement("We moved, the new house has 64.", 3.0)]
+    choose = lambda said: choose_statements(said, "my", VectorStore(Angles()), MemoryConfig(), count_words)
+    assert choose(said) == said[1:]
+    assert choose(said[:2]) == said[:2], "each of two is nearest to the other, but nearer to the prompt"
+    assert choose(said[:1]) == said[:1]
+
+
 def test_pinned_messages_are_always_read_and_only_once():
     vectors = VectorStore(Angles())
     said = [Statement("I am vegan.", 1.0)]

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['PERSON_WORDS', 'TITLE_WORDS', 'QUOTATION', 'MAX_TOKENS', 'PersonWords', 'has_words', 'Statement',
            'has_first_person', 'replace_quotation', 'cut_foreign', 'find_names', 'is_about_self', 'is_request',
-           'is_own', 'list_own_sentences', 'find_statements', 'find_update', 'choose_statements', 'format_date',
-           'write_line', 'write_statements']
+           'is_own', 'list_own_sentences', 'find_statements', 'find_nearest', 'is_updated', 'choose_statements',
+           'format_date', 'write_line', 'write_statements']
 
 # %% ../../nbs/2_buffer/09_statements.ipynb #sta00003
 import functools
@@ -187,12 +187,19 @@ def find_statements(dialogues: list) -> list:  # oldest first; dialogues: of the
 MAX_TOKENS = 240  # of all statements: four of the default's with sixty tokens each, about two long sentences
 
 
-def find_update(place: int, rows: np.ndarray) -> int:  # rows: (statements, width), oldest first
-    "Return the place of the newer statement nearest to one; -1 if that is nearer to another older one."
-    if place + 1 == len(rows):
-        return -1
-    newer = place + 1 + int((rows[place + 1 :] @ rows[place]).argmax())
-    return newer if int((rows[:newer] @ rows[newer]).argmax()) == place else -1
+def find_nearest(place: int, rows: np.ndarray) -> int:  # rows: (at least two statements, width)
+    "Return the place of the statement that is nearest to one."
+    similarities = rows @ rows[place]
+    similarities[place] = -np.inf
+    return int(similarities.argmax())
+
+
+def is_updated(place: int, places: list, rows: np.ndarray, prompt: np.ndarray) -> bool:  # rows: oldest first
+    "Say whether a newer statement among those at some places updates the one at a place."
+    newer = find_nearest(place, rows) if len(rows) > 1 else place
+    if newer <= place or newer not in places or find_nearest(newer, rows) != place:
+        return False
+    return bool(2 * rows[place] @ rows[newer] > (rows[place] + rows[newer]) @ prompt)
 
 
 def choose_statements(
@@ -207,9 +214,10 @@ def choose_statements(
     near = []
     if config.statements and statements and is_about_self(prompt, statements):
         rows = vectors.embed([s.text for s in statements])
+        row = vectors.embed([prompt])[0]
         nearest = list(islice(find_near(statements, prompt, vectors, "text"), config.statements))
         places = [statements.index(statement) for statement in nearest]
-        near = [s for s, place in zip(nearest, places) if find_update(place, rows) not in places]
+        near = [s for s, place in zip(nearest, places) if not is_updated(place, places, rows, row)]
     chosen = []
     left = MAX_TOKENS
     for statement in dict.fromkeys([*sorted(pinned, key=lambda s: -s.time), *near]):

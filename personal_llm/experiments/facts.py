@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['GERMAN', 'SPANISH', 'FACTS', 'UNRELATED', 'TRIED', 'PASTED', 'ASK', 'load_vectors', 'WAYS', 'READING',
            'NOW', 'MANNERS', 'SMALL_PARTS', 'LARGE_PARTS', 'UNDATED_PARTS', 'GRIDS', 'list_others', 'compute_contrast',
-           'read', 'measure_reading', 'list_messages', 'choose', 'reply', 'list_items', 'measure_replies',
-           'score_reading', 'score_replies']
+           'read', 'measure_reading', 'list_messages', 'find_update', 'choose', 'reply', 'list_items',
+           'measure_replies', 'score_reading', 'score_replies']
 
 # %% ../../nbs/experiments/76_facts.ipynb #fct00003
 import functools
@@ -19,14 +19,13 @@ from ..buffer.retrieval import MemoryConfig, VectorStore
 from personal_llm.buffer.statements import (
     choose_statements,
     find_statements,
-    find_update,
     is_about_self,
     rank_statements,
     write_statements,
 )
 from ..data.reading import load_samples
 from .breaks import draw_choices
-from .harness import Grid
+from .harness import Grid, read_results
 from .person import BANK, LARGE, SMALL, is_right, load_once, write_reply
 
 # %% ../../nbs/experiments/76_facts.ipynb #fct00006
@@ -221,16 +220,27 @@ def list_messages() -> tuple:  # dialogues, oldest first
     return tuple(Dialogue(text, "", time=1.7e9 + 86400 * day / 4) for day, text in enumerate(texts))
 
 
+def find_update(place: int, rows: np.ndarray) -> int:  # rows: (statements, width), oldest first
+    "Return the place of the newer statement that is nearest to one; -1 if that is nearer to another older one."
+    if place + 1 == len(rows):
+        return -1
+    newer = place + 1 + int((rows[place + 1 :] @ rows[place]).argmax())
+    return newer if int((rows[:newer] @ rows[newer]).argmax()) == place else -1
+
+
 def choose(said: list, prompt: str, way: str) -> list:  # said: of `find_statements`; oldest first
     "Return the statements that a prompt reads: near ones, with their updates, or without those that are updated."
     vectors = load_vectors()
-    if way in ("newest", "undated"):
+    if way == "mutual":
         return choose_statements(said, prompt, vectors, MemoryConfig(), lambda text: len(text.split()))
     if not is_about_self(prompt, said):
         return []
     near = list(rank_statements(said, prompt, vectors))[: MemoryConfig().statements]
     rows = vectors.embed([s.text for s in said])
     question = vectors.embed([prompt])[0]
+    places = [said.index(statement) for statement in near]
+    if way in ("newest", "undated"):
+        return sorted([s for s, i in zip(near, places) if find_update(i, rows) not in places], key=lambda s: s.time)
     chosen = []
     for statement in near:
         place = said.index(statement)
@@ -284,10 +294,13 @@ def measure_replies(jobs: list):
         )
 
 
-MANNERS = ("near", "both", "alone", "newest")
+MANNERS = ("near", "both", "alone", "newest", "mutual")
 SMALL_PARTS = [(part, way) for part in ("tried", "changed", "told") for way in MANNERS]
-SMALL_PARTS += [(part, way) for part in ("asked", "pasted") for way in ("both", "newest")] + [("never", "both")]
-LARGE_PARTS = [(part, way) for part in ("changed", "told", "tried") for way in ("newest", "both")]
+SMALL_PARTS += [(part, way) for part in ("asked", "pasted") for way in ("both", "newest", "mutual")] + [
+    ("never", "both")
+]
+LARGE_PARTS = [(part, way) for part in ("changed", "told", "tried") for way in ("mutual", "newest", "both")]
+LARGE_PARTS += [("changed", "near"), ("changed", "alone")]
 UNDATED_PARTS = [(part, "undated") for part in ("tried", "changed", "told")]
 GRIDS = (
     Grid("statements-reading", READING, measure_reading, (), None),
