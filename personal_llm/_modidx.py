@@ -4022,6 +4022,22 @@ d = {
             ),
         },
         "personal_llm.experiments.night": {
+            "personal_llm.experiments.night.average": (
+                "experiments/night.html#average",
+                "personal_llm/experiments/night.py",
+            ),
+            "personal_llm.experiments.night.choose_rows": (
+                "experiments/night.html#choose_rows",
+                "personal_llm/experiments/night.py",
+            ),
+            "personal_llm.experiments.night.compare_right": (
+                "experiments/night.html#compare_right",
+                "personal_llm/experiments/night.py",
+            ),
+            "personal_llm.experiments.night.is_refused": (
+                "experiments/night.html#is_refused",
+                "personal_llm/experiments/night.py",
+            ),
             "personal_llm.experiments.night.learn": (
                 "experiments/night.html#learn",
                 "personal_llm/experiments/night.py",

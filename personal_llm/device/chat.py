@@ -15,7 +15,7 @@ from ..base.core import Dialogue, InputError, check, patch
 from ..base.loading import load_encoder
 from ..base.replies import ReplyOptions, ReplyStream
 from ..base.text import CONTROL_CHARACTERS, count_nouns
-from ..buffer.statements import format_date
+from ..buffer.statements import MAX_TOKENS, format_date
 from .archive import clean
 from .forgetting import ForgetPlan, drop_forgotten
 from .learning import count_missing_answers
@@ -289,6 +289,11 @@ def pin(self: ChatSession, id: str = None) -> bool:  # whether it is pinned now;
     with self.me.change():
         root = self.me.state.find_root(self.turns[-1].id if id is None else id)
         is_pinned = root not in self.me.state.pinned
+        count = self.model.count_tokens(self.me.state.newest(root).prompt)
+        if is_pinned and count > MAX_TOKENS:
+            raise InputError(
+                f"this message has {count} tokens, and no reply reads more than {MAX_TOKENS}", "write it shorter"
+            )
         self.me.state.record("pinned", root, is_pinned=is_pinned)
     return is_pinned
 

@@ -284,10 +284,17 @@ def draw_containment(scores: dict, people: list):  # a figure of matplotlib
     from personal_llm.base.plots import get_series_style, subplots
 
     figure, axis = subplots(width=5.5, height=3.6)
+    counted = [name for name in people if name in scores.get(("threshold 0.6", 3, 0), {})]
     keys = sorted((key for key in scores if key[0].startswith("threshold") and key[1:] == (3, 0)), key=lambda k: k[0])
-    pairs = [[estimate(scores, key, metric, people) for metric in ("spill", "habits")] for key in keys]
+    pairs = [[estimate(scores, key, metric, counted) for metric in ("spill", "habits")] for key in keys]
     points = [(x.value, y.value, key[0].split()[1]) for key, (x, y) in zip(keys, pairs) if x and y]
-    axis.plot([x for x, *_ in points], [y for _, y, _ in points], ".-", color="grey", label="thresholds")
+    axis.plot(
+        [x for x, *_ in points],
+        [y for _, y, _ in points],
+        ".-",
+        color="grey",
+        label=f"thresholds, {len(counted)} people",
+    )
     for x, y, text in points:
         axis.annotate(text.lstrip("0") or "0", (x, y), (4, -11), textcoords="offset points", fontsize=7, color="grey")
     for number, (name, label) in enumerate(LABELS.items()):

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['USERS', 'SUBJECTS', 'MORE_TESTS', 'LIMIT', 'WRITTEN', 'CONDITIONS', 'JOBS', 'GRIDS', 'list_others',
            'list_tests', 'list_choices', 'list_answers', 'list_left_alone', 'learn', 'measure', 'score_row',
-           'measure_d_prime', 'read_people']
+           'measure_d_prime', 'read_people', 'is_refused', 'choose_rows', 'average', 'compare_right']
 
 # %% ../../nbs/experiments/75_night.ipynb #ngt00002
 import time
@@ -18,7 +18,7 @@ from ..base.core import Dialogue
 from ..base.replies import ReplyOptions, ReplyStream
 from ..device.learning import PreparedRound, count_changed, divide_left_alone, prepare_round
 from .breaks import choose_word, draw_items
-from .harness import Grid, group_by_user, read_results
+from .harness import Grid, group_by_user, mean_over_users, read_results
 from .person import BANK, PEOPLE, SMALL, has_form, is_right, load_once, write_reply, write_wish
 from ..tuning.config import TuningConfig
 
@@ -167,3 +167,29 @@ def measure_d_prime(rows: list) -> float:
 def read_people() -> dict:  # person -> condition -> row; people with all conditions
     "Read the rows."
     return group_by_user([row for grid in GRIDS for row in read_results(grid.name)], "condition", CONDITIONS)
+
+# %% ../../nbs/experiments/75_night.ipynb #ngt00013
+def is_refused(row: dict) -> bool:
+    "Say whether the comparison refuses the adapter of a row."
+    return (
+        "num_compared" in row and PreparedRound({}, [], None, None, row["num_compared"], row["num_changed"]).is_refused
+    )
+
+
+def choose_rows(people: dict) -> dict:  # condition -> rows, one a person; `kept`: without the refused adapters
+    "Return the rows of each condition, and those of what a person gets after the comparison."
+    rows = {condition: [own[condition] for own in people.values()] for condition in CONDITIONS}
+    last = CONDITIONS[-1]
+    rows["kept"] = [own["bare"] if is_refused(own[last]) else own[last] for own in people.values()]
+    return rows
+
+
+def average(rows: list, metric: str):  # a `MeanEstimate`
+    "Average a metric over people."
+    return mean_over_users([score_row(row)[metric] for row in rows])
+
+
+def compare_right(rows: list, bare: list):  # a `MeanEstimate`
+    "Return right answers outside the subject minus those of the base model."
+    right = lambda row: (score_row(row)["right left_alone"] + score_row(row)["right unseen"]) / 2
+    return mean_over_users([right(row) - right(other) for row, other in zip(rows, bare)])
