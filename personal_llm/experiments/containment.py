@@ -299,7 +299,7 @@ def draw_containment(scores: dict, people: list):  # a figure of matplotlib
         axis.annotate(text.lstrip("0") or "0", (x, y), (4, -11), textcoords="offset points", fontsize=7, color="grey")
     for number, (name, label) in enumerate(LABELS.items()):
         key = (name, 3, 0)
-        if name.startswith("threshold") or key not in scores:
+        if key not in scores:
             continue
         spill, habits = (estimate(scores, key, metric, people) for metric in ("spill", "habits"))
         style = get_series_style(number) | dict(linestyle="none")
@@ -312,15 +312,13 @@ def draw_containment(scores: dict, people: list):  # a figure of matplotlib
 
 # %% ../../nbs/experiments/74_containment.ipynb #cont0021
 def write_readme_table() -> str:
-    "Write the README's table: habits, spill and right answers after three corrections."
-    small, large = read_scores("containment"), read_scores("containment-large")
+    "Write the README's table: habits and spill after three corrections, by the threshold before and by the closeness."
     one, everywhere = choose_people("one subject"), choose_people("everywhere")
-    lines = ["| | form in one subject: habits | spill | right | form everywhere: habits |", f"|{'---|' * 5}"]
-    for scores, model in ((small, "default"), (large, "larger")):
-        for name, label in (("bare", "no memory"), ("threshold 0.22", "threshold"), ("package", "the package")):
-            people = [[p for p in group if p in scores["package", 3, 0]] for group in (one, everywhere)]
-            cells = [estimate(scores, (name, 3, 0), metric, people[0]) for metric in ("habits", "spill", "right")]
-            cells.append(estimate(scores, (name, 3, 0), "habits", people[1]))
-            counts = f"{len(people[0])} and {len(people[1])} people"
-            lines.append(f"| {model} model, {counts}: {label} | {' | '.join(map(format_estimate, cells))} |")
+    lines = ["| | habits, one subject | spill | habits, everywhere |", "|---|---|---|---|"]
+    for grid, model in (("containment", "default"), ("containment-large", "larger")):
+        scores = read_scores(grid)
+        for name, label in (("threshold 0.22", "before"), ("package", "now")):
+            cells = [estimate(scores, (name, 3, 0), metric, one) for metric in ("habits", "spill")]
+            cells.append(estimate(scores, (name, 3, 0), "habits", everywhere))
+            lines.append(f"| {model} model, {label} | {' | '.join(map(format_estimate, cells))} |")
     return "\n".join(lines)
