@@ -98,6 +98,14 @@ def test_the_four_kinds_of_evidence(vectors):
     before = (memory(45, "alpha!", time=1.0, origin="model"),)
     assert decide_scope(Evidence(again, left_alone=before), "45 alpha", vectors), "answered later"
     assert not decide_scope(Evidence(before, left_alone=again), "45 alpha", vectors), "left alone later"
+    italy, sky = (memory(40, time=2.0),), memory(90, time=3.0, origin="model")
+    france = memory(45, time=1.0, origin="model")
+    assert decide_scope(Evidence(italy, left_alone=(france, sky)), "48 spain", vectors), "corrected near it, later"
+    near_france = memory(46, time=1.5, origin="model")
+    assert not decide_scope(Evidence(italy, left_alone=(france, near_france)), "48 spain", vectors)
+    assert not decide_scope(Evidence(italy, left_alone=(memory(45, time=4.0),)), "48 spain", vectors), (
+        "left alone later"
+    )
 
 
 def test_of_near_copies_the_newest_counts_even_if_an_older_one_is_nearer(vectors):
@@ -120,7 +128,7 @@ def test_the_nearest_are_chosen_the_newest_stands_last_and_the_budget_holds(vect
 
 
 def test_what_belongs_everywhere_is_read_first(vectors):
-    evidence = Evidence((memory(0, time=1.0),), left_alone=(memory(90),), everywhere=(memory(180, time=2.0),))
+    evidence = Evidence((memory(0, time=1.0),), left_alone=(memory(90, time=5.0),), everywhere=(memory(180, time=2.0),))
     choose = lambda prompt, most=6: retrieve(evidence, prompt, vectors, MemoryConfig(most), count_words)
     assert choose("90 q") == [*evidence.everywhere]
     assert choose("0 q") == [*evidence.answers, *evidence.everywhere] and choose("0 q", 1) == [*evidence.everywhere]

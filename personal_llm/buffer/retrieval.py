@@ -82,10 +82,10 @@ def belongs(supporting: np.ndarray, opposing: np.ndarray) -> bool:  # similariti
     return not len(opposing) or bool(measure_closeness(supporting) > measure_closeness(opposing))
 
 
-def is_replaced(d: Dialogue, answers: tuple) -> bool:
-    "Return whether the person answered nearly the same prompt later."
-    copy = describe_copy(d.prompt)
-    return any(a.time > d.time and are_copies(copy, describe_copy(a.prompt)) for a in answers)
+def is_replaced(d: Dialogue, similarities: np.ndarray, answers: tuple) -> bool:  # to the answers, then to the others
+    "Return whether a reply left alone counts no more: a later answer is as near to it as any other left-alone one."
+    later = [similarities[i] for i, answer in enumerate(answers) if answer.time > d.time]
+    return bool(later) and max(later) >= max(similarities[len(answers) :], default=-1.0)
 
 
 def decide_scope(evidence: Evidence, prompt: str, vectors: VectorStore, rule=belongs) -> bool:
@@ -96,11 +96,14 @@ def decide_scope(evidence: Evidence, prompt: str, vectors: VectorStore, rule=bel
     groups = (evidence.answers, evidence.accepted, evidence.left_alone, evidence.plain)
     rows = [vectors.embed([d.prompt for d in group]).reshape(-1, len(query)) for group in groups]
     answers, accepted, left_alone, plain = (row @ query for row in rows)
-    nearest = answers.max()
-    if len(plain) and plain.max() > nearest:
+    if len(plain) and plain.max() > answers.max():
         return False
-    nearer = [i for i in np.flatnonzero(left_alone >= nearest) if is_replaced(evidence.left_alone[i], evidence.answers)]
-    opposing = np.concatenate([np.delete(left_alone, nearer), plain])
+    replaced = []
+    for i in np.flatnonzero(left_alone >= answers.max()):  # only these can decide
+        others = np.concatenate([rows[0], np.delete(rows[2], i, axis=0)])
+        if is_replaced(evidence.left_alone[i], others @ rows[2][i], evidence.answers):
+            replaced.append(i)
+    opposing = np.concatenate([np.delete(left_alone, replaced), plain])
     return rule(np.concatenate([answers, accepted]), opposing)
 
 # %% ../../nbs/2_buffer/07_retrieval.ipynb #ret00022
