@@ -165,7 +165,7 @@ def test_every_end_token_ends(name, model):
         first = int(model.model(torch.tensor([row])).logits[0, -1].argmax())
     try:
         generation.eos_token_id = [*ends, first]
-        assert model.generate(["Hi"], 3)[0] == model.tokenizer.decode([first], skip_special_tokens=True).strip()
+        assert model.generate(["Hi"], 3)[0] == "", "an end is no text of the reply"
         assert model.cost.tokens, "the reply ended with its first token"
     finally:
         generation.eos_token_id = kept

@@ -15,12 +15,11 @@ from dataclasses import replace
 import numpy as np
 
 from ..base.core import Dialogue, make_generator
-from ..buffer.retrieval import MemoryConfig, VectorStore
+from ..buffer.retrieval import MemoryConfig, VectorStore, find_near
 from personal_llm.buffer.statements import (
     choose_statements,
     find_statements,
     is_about_self,
-    rank_statements,
     write_statements,
 )
 from ..data.reading import load_samples
@@ -235,7 +234,7 @@ def choose(said: list, prompt: str, way: str) -> list:  # said: of `find_stateme
         return choose_statements(said, prompt, vectors, MemoryConfig(), lambda text: len(text.split()))
     if not is_about_self(prompt, said):
         return []
-    near = list(rank_statements(said, prompt, vectors))[: MemoryConfig().statements]
+    near = list(find_near(said, prompt, vectors, "text"))[: MemoryConfig().statements]
     rows = vectors.embed([s.text for s in said])
     question = vectors.embed([prompt])[0]
     places = [said.index(statement) for statement in near]
