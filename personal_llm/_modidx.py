@@ -3495,6 +3495,10 @@ d = {
                 "personal_llm/device/state.py",
             ),
             "personal_llm.device.state.State.root": ("6_device/state.html#state.root", "personal_llm/device/state.py"),
+            "personal_llm.device.state.State.shows_answers": (
+                "6_device/state.html#state.shows_answers",
+                "personal_llm/device/state.py",
+            ),
             "personal_llm.device.state.State.skip_question": (
                 "6_device/state.html#state.skip_question",
                 "personal_llm/device/state.py",

@@ -117,6 +117,28 @@ def test_three_answers_with_a_habit_make_one_question(session, monkeypatch):
     assert session.habit_question is None, "it is not asked again"
 
 
+def test_a_form_that_a_reply_took_from_the_talk_is_still_a_habit(session, monkeypatch):
+    monkeypatch.setattr("personal_llm.device.chat.ReplyStream", lambda *given: Echo("In short: so it is."))
+    for number, prompt in enumerate(("What is tea?", "Who is Ada?", "Why do cats purr?", "Where is Oslo?")):
+        write(session, prompt)
+        write(session, f"/better In short: {number}.")
+    (row, *_) = session.me.list_habits()
+    assert row.question == "You opened 3 answers with “In short:”. Everywhere?", "the first reply had read no answer"
+
+
+class Echo:
+    "A reply that is known beforehand."
+
+    num_prompt_tokens = num_tokens = 1
+    end_reason = "stop"
+
+    def __init__(self, text):
+        self.text = text
+
+    def __iter__(self):
+        yield self.text
+
+
 def test_enter_leaves_the_question_about_a_habit(session, monkeypatch):
     for prompt in ("What is tea?", "Who is Ada?", "Why do cats purr?"):
         write(session, prompt)

@@ -303,8 +303,9 @@ def run_line(session, line: str) -> None:
         print_note("stopped; this turn is not stored")
     if has_text:
         print(flush=True)
-    if session.recalled is not before:  # a reply was written
-        print_note(session.describe_source())
+    source = session.describe_source() if session.recalled is not before else ""  # before: no reply was written
+    if source:
+        print_note(source)
 
 
 def run_chat(session) -> None:

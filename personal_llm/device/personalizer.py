@@ -238,8 +238,12 @@ def list_habits(self: Personalizer) -> list:  # `CardRow`s
     "Return the card: the habits of the person's corrections, each with its count, its scope and its answers."
     corrections = [d for d in self.state.list_answered() if d.origin == "annotated"]
     corrections = [d for d in corrections if self.state.root(d) not in self.state.plain]
-    replies = {id: d.response for id, d in self.archive.dialogues.items()}
-    return make_card(corrections, replies, self.state.scopes)
+    state = self.state
+    taught = {
+        id for id in self.archive.dialogues if state.reads.get(id) or id in state.tuned or state.shows_answers(id)
+    }
+    replies = {id: d.response for id, d in self.archive.dialogues.items() if id not in taught}
+    return make_card(corrections, replies, state.scopes)
 
 
 @patch

@@ -452,6 +452,13 @@ def get_evidence(self: State) -> Evidence:
 
 
 @patch
+def shows_answers(self: State, id: str) -> bool:
+    "Return whether the talk before a reply held answers of the person."
+    turns = [item for item in self.archive.histories[id] if isinstance(item, str) and item in self.archive.dialogues]
+    return any(self.newest(turn).origin in ANSWERED_ORIGINS for turn in turns)
+
+
+@patch
 def date_answer(self: State, id: str) -> Dialogue:
     "Return the newest version of an answered dialogue, as new as the reaction."
     d = self.newest(id)
