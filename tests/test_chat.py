@@ -149,6 +149,15 @@ def test_enter_leaves_the_question_about_a_habit(session, monkeypatch):
     assert set(session.me.state.scopes.values()) == {""}
 
 
+def test_a_message_leaves_the_question_about_a_habit(session):
+    for prompt in ("What is tea?", "Who is Ada?", "Why do cats purr?"):
+        write(session, prompt)
+        write(session, f"/better Well, {prompt}")
+    asked = session.habit_question.form.label
+    write(session, "Go on.")
+    assert session.habit_question is None or session.habit_question.form.label != asked
+
+
 def test_pasted_lines_belong_together(monkeypatch):
     master, slave = pty.openpty()
     with os.fdopen(slave) as terminal:

@@ -267,8 +267,10 @@ def handle(session, line: str):  # a generator of pieces of text
     text = words[1].strip() if len(words) > 1 else ""
     if not name and session.question is not None and is_terminal():
         name = "/up"
-    elif not name and session.habit_question is not None and is_terminal():
-        session.scope_habit(session.habit_question.form.label, "")  # not asked again
+    row = None if name.startswith("/") else session.habit_question
+    if row is not None:
+        session.scope_habit(row.form.label, "")  # the person went on: it is not asked again
+    if not name and row is not None and is_terminal():
         return
     if not name.startswith("/"):
         try:
