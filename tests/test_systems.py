@@ -43,7 +43,7 @@ with ChatSession(model, Path(sys.argv[2]) / "Me", idle_seconds=1000.0) as sessio
     for text in ("What is a tendon?", "What is a muscle?"):
         assert "".join(session.say(text))
         session.react("better", f"In short: it moves. {text}")
-    session.react("wish", "Be short.")
+    session.react("always", "Be short.")
     session.learn()
     session.finish_learning()
     assert len(session.me.rounds) == 1, session.pop_messages()
