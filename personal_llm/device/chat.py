@@ -300,7 +300,7 @@ def pin(self: ChatSession, id: str = None) -> bool:  # whether it is pinned now;
 
 @patch
 def scope_habit(self: ChatSession, label: str, scope: str) -> None:
-    "Say where a habit of the card belongs; yes to everywhere also makes it a standing instruction."
+    "Say where a habit of the card belongs, by its label; raise `InputError` for a label that the card lacks."
     rows = {row.form.label: row for row in self.me.list_habits()}
     if label not in rows:
         known = ", ".join(rows) or "none yet"

@@ -236,14 +236,12 @@ def scope_habit(self: Personalizer, row: CardRow, scope: str, time: float = 0.0)
 @patch
 def list_habits(self: Personalizer) -> list:  # `CardRow`s
     "Return the card: the habits of the person's corrections, each with its count, its scope and its answers."
-    corrections = [d for d in self.state.list_answered() if d.origin == "annotated"]
-    corrections = [d for d in corrections if self.state.root(d) not in self.state.plain]
     state = self.state
-    taught = {
-        id for id in self.archive.dialogues if state.reads.get(id) or id in state.tuned or state.shows_answers(id)
-    }
-    replies = {id: d.response for id, d in self.archive.dialogues.items() if id not in taught}
-    return make_card(corrections, replies, state.scopes)
+    answered = {state.root(d): d for d in state.list_answered() if d.origin == "annotated"}
+    corrections = {id: d for id, d in answered.items() if id not in state.plain}
+    taught = {id for id in corrections if state.reads.get(id) or id in state.tuned or state.shows_answers(id)}
+    replies = {id: self.archive.dialogues[id].response for id in corrections if id not in taught}
+    return make_card([*corrections.values()], replies, state.scopes)
 
 
 @patch
