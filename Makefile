@@ -71,7 +71,7 @@ slides: .venv/.installed-docs ## slides of the course in site/slides/, a file a 
 	@$(BIN)/python tools/slides.py
 
 export: .venv/.installed-dev ## write personal_llm/ from the notebooks
-	@$(BIN)/python tools/export.py
+	@$(BIN)/nbdev-export
 
 clean-notebooks: .venv/.installed-dev ## remove from the notebooks what changes at each run
 	@$(BIN)/nbdev-clean

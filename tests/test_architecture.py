@@ -128,12 +128,13 @@ def test_the_rules_can_fail():
 
 
 def long_lines(path: Path) -> list:
-    lines = path.read_text(encoding="utf-8").splitlines()
-    return [f"{path.relative_to(ROOT)}:{n}" for n, line in enumerate(lines, 1) if len(line) > LONGEST_LINE]
+    text = re.sub(r"^__all__ = \[[^\]]*\]", "", path.read_text(encoding="utf-8"), flags=re.MULTILINE)  # nbdev's own
+    return [f"{path.relative_to(ROOT)}:{n}" for n, line in enumerate(text.splitlines(), 1) if len(line) > LONGEST_LINE]
 
 
 def test_no_line_is_longer_than_120_characters():
-    files = [*PACKAGE.rglob("*.py"), *(ROOT / "tests").glob("*.py")]
+    modules = [path for path in PACKAGE.rglob("*.py") if path.name != "_modidx.py"]
+    files = [*modules, *(ROOT / "tests").glob("*.py")]
     assert [line for path in files for line in long_lines(path)] == []
 
 
