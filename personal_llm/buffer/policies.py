@@ -14,6 +14,7 @@ from operator import attrgetter
 import numpy as np
 
 from ..base.core import InputError
+from ..base.text import are_copies, describe_copy
 from .scoring import ScoredDialogue
 
 # %% ../../nbs/2_buffer/02_policies.ipynb #c0c0e7a1
@@ -222,6 +223,9 @@ class AnswersFirstPolicy(KCenterPolicy):
         "Return whether to ask the user about this dialogue, and the reason in words."
         if questions_left < 1:
             return False, "no question is left"
+        copy = describe_copy(candidate.dialogue.prompt)
+        if any(are_copies(copy, describe_copy(d.prompt)) for d in view.dialogues):
+            return False, "nearly the same prompt is in the buffer"
         slots = [slot for slot, d in enumerate(view.dialogues) if d.origin in ANSWERED_ORIGINS]
         if slots and view.dialogues[find_nearest_slot(view, slots, candidate.direction)].origin == "annotated":
             return True, "you corrected the nearest answered dialogue"

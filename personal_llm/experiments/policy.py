@@ -17,7 +17,6 @@ import numpy as np
 from ..base.core import make_generator
 from ..base.models import load_model
 from ..base.weights import DEFAULT_MODEL
-from ..buffer.active import ActivePolicy
 from ..buffer.buffer import Buffer
 from ..buffer.policies import KCenterPolicy, ReservoirPolicy, SDSSPolicy
 from ..buffer.scoring import ScoredDialogue, score
@@ -164,7 +163,7 @@ class ReservoirAlong(AskAlong, ReservoirPolicy):
 
 
 ARMS = {
-    "active": ActivePolicy,
+    "active": "active",  # it has left the package; commit 7fa4a089 has its code
     "sdss": "sdss",
     "kcenter": "kcenter",
     "reservoir": "reservoir",
@@ -183,14 +182,12 @@ def fill_bins(arm: str, candidates: list, person, seed: int, questions: int) -> 
     asked = gained = 0
     for c in candidates:
         if is_along and buffer.policy.decide_question(buffer.view, c, questions - asked)[0]:
-            before = c
-            c, is_corrected = answer(before, person)
-            buffer.policy.learn_from_answer(buffer.view, before, is_corrected)
+            c, is_corrected = answer(c, person)
             asked += 1
             gained += is_corrected
         buffer.add(c)
     if not is_along:
-        for slot in list(buffer.policy.order_questions(buffer.view))[:questions]:
+        for slot in buffer.view.arrival.argsort(kind="stable")[:questions]:
             answered, is_corrected = answer(buffer.entries[slot], person)
             buffer.replace_dialogue(slot, answered.dialogue)
             asked += 1
