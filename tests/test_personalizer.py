@@ -100,7 +100,7 @@ def test_an_impossible_reaction_changes_nothing(model, kind, text):
 
 
 def test_a_corrected_dialogue_that_was_discarded_gets_another_chance(model):
-    me = make(model, policy="active", capacity=1)
+    me = make(model, policy="answers-first", capacity=1)
     me.observe_all(STREAM[:4], progress=False)
     outside = next(d for d in STREAM[:4] if me.state.find_slot(d.id) is None)
     me.react(outside, "better", "In short: no.")
