@@ -241,7 +241,11 @@ class AnswersFirstPolicy(KCenterPolicy):
         unanswered = [slot for slot in oldest if view.dialogues[slot].origin not in ANSWERED_ORIGINS]
         if candidate.dialogue.origin not in ANSWERED_ORIGINS:
             slot, reason = self.choose(view, candidate)
-            return (slot, reason) if slot in (None, *unanswered) else (None, "the entry that would leave is answered, and stays")
+            return (
+                (slot, reason)
+                if slot in (None, *unanswered)
+                else (None, "the entry that would leave is answered, and stays")
+            )
         approved = [slot for slot in oldest if view.dialogues[slot].origin == "approved"]
         if candidate.dialogue.origin == "approved" and not unanswered:
             return None, "all entries are answered"
