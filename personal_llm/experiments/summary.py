@@ -405,7 +405,7 @@ def judge_breaks(scores: dict, condition: str) -> dict:  # scores: of `breaks.re
 
 
 def judge_default(rival: str, claim: float, margin: float = 0.0) -> Measured:
-    "Compare the corrections that questions of the default policy bring with those of another way, on the default model."
+    "Compare the corrections of the default policy with those of another way, on the default model."
     gained = user_means(read_results("policy"), "policy", "gained")
     own, other = gained["kcenter, along"], gained[rival]
     text = f"corrections of 20 questions: {own.mean():.1f}, {rival} {other.mean():.1f}, gain {{}} ({len(own)} people)"
@@ -415,11 +415,7 @@ def judge_default(rival: str, claim: float, margin: float = 0.0) -> Measured:
 def list_own_claims() -> list:  # `Claim`s
     "Judge what we claim of the default policy, and that nothing breaks."
     beside = {MODELS[2]: judge_default("sdss", 0.0)}
-    claims = [
-        Claim(
-            "questions of `answers-first` bring more corrections than those about the buffer of `sdss`", "more", beside
-        )
-    ]
+    claims = [Claim("questions of `answers-first` bring more corrections than those of `sdss`", "more", beside)]
     before = {MODELS[2]: judge_default("active", 0.0, margin=2.0)}
     claims.append(Claim("they bring as many as those of `active`, which it replaced", "level: within 2 of 20", before))
     names = dict(memory="memory", night="a fine-tune", archive="memory and 2,000 dialogues")
