@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['STREAMS', 'SUBJECTS', 'LENGTH', 'TESTS', 'BINS', 'STEPS', 'NUMBERED', 'POLICIES', 'JOBS', 'GRIDS', 'read_short_rows',
            'divide_subjects', 'find_subjects', 'split_stream', 'draw_blocks', 'measure_streams', 'score_replies',
-           'measure']
+           'measure', 'read_rouge']
 
 # %% ../../nbs/experiments/78_premise.ipynb #prm00003
 import functools
@@ -23,7 +23,7 @@ from ..base.text import compute_rouge1
 from ..buffer.buffer import Buffer
 from ..buffer.scoring import load_lexicons, score
 from ..data.splits import get_row_group, is_reserved, remove_leaks
-from .harness import Grid, check_treatment
+from .harness import Grid, check_treatment, read_results
 from .sdss import DATA_VARIABLE, MODEL, load_tools, share_words
 from ..tuning.config import TuningConfig
 from ..tuning.finetune import finetune
@@ -150,3 +150,12 @@ GRIDS = (
     Grid("premise", JOBS, measure, ("set", "number"), MODEL),
     Grid("premise-streams", [dict(set=name, number=number) for name, number in NUMBERED], measure_streams, model=None),
 )
+
+# %% ../../nbs/experiments/78_premise.ipynb #prm00011
+def read_rouge() -> dict:  # policy -> (streams,)
+    "Return ROUGE-1 of the streams in which every policy was measured, in one order."
+    values = {}
+    for row in read_results("premise"):
+        values.setdefault((row["set"], row["number"]), {})[row["policy"]] = row["rouge1"]
+    whole = [own for own in values.values() if len(own) == len(POLICIES) + 1]
+    return {policy: np.array([own[policy] for own in whole]) for policy in (*POLICIES, "none")}
