@@ -23,7 +23,7 @@ LEVELS = st.integers(0, 3).map(lambda n: n / 3)  # few levels: ties are common
 
 
 class AnySequence(RuleBasedStateMachine):
-    "add, reopen, rescore, remove, clear in any order."
+    "add, reopen, rescore, remove in any order."
 
     @initialize(capacity=st.integers(1, 4), policy=st.sampled_from(sorted(POLICIES)), seed=st.integers(0, 9))
     def begin(self, capacity, policy, seed):
@@ -57,8 +57,6 @@ class AnySequence(RuleBasedStateMachine):
             assert decision.kept == bool(decision.evicted)
             victim = next((i for i, o in enumerate(before) if o.dialogue.id == decision.evicted), None)
             self.as_the_rule_says(c, before, fresh, idd, victim)
-        elif self.buffer.policy.name == "active" and "nearly the same" in decision.reason:
-            assert not decision.kept, "its own reason to leave a bin free"
         else:
             assert decision.kept and not decision.evicted
 
@@ -78,15 +76,10 @@ class AnySequence(RuleBasedStateMachine):
             else:
                 beaten = [all(leads[n][i] > slack[n] for n in asked) for i in range(len(before))]
                 assert not any(beaten), "somebody was beaten"
-        if name == "sdss-scripts" and victim is not None:
-            o = before[victim].scores
-            assert o.domain == s.domain and o.eoe_scripts > s.eoe_scripts and o.dss > s.dss
-            assert fresh[victim] < idd + 1e-7
 
     @rule()
     def reopen(self):
         again = reopen(self.buffer)
-        assert again.policy.state() == self.buffer.policy.state()
         assert again.random.bit_generator.state == self.buffer.random.bit_generator.state
         self.buffer = again
 
@@ -109,11 +102,6 @@ class AnySequence(RuleBasedStateMachine):
         self.buffer.remove({place})
         assert self.buffer.dialogues == dialogues[:place] + dialogues[place + 1 :]
         assert self.buffer.view.arrival.tolist() == arrivals[:place] + arrivals[place + 1 :]
-
-    @rule()
-    def clear(self):
-        self.buffer.clear()
-        assert len(self.buffer) == 0 == len(self.buffer.view.idd)
 
     @invariant()
     def holds(self):

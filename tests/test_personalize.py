@@ -62,7 +62,10 @@ def test_an_interrupted_run_goes_on(model, tmp_path, monkeypatch):
 def test_another_buffer_for_a_folder_that_exists_is_refused(model, tmp_path):
     run(model, tmp_path, CHATS[:12])
     stored = Archive(tmp_path).events
-    lines = {"8 bins, not 9; leave --capacity out": dict(capacity=9), "by policy 'fifo', not by": dict(policy="active")}
+    lines = {
+        "8 bins, not 9; leave --capacity out": dict(capacity=9),
+        "by policy 'fifo', not by": dict(policy="answers-first"),
+    }
     for line, other in lines.items():
         with pytest.raises(InputError, match=line):
             personalize(CHATS, tmp_path, model, **dict(policy="fifo", capacity=8) | other)

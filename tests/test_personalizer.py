@@ -1,5 +1,7 @@
 "The five verbs, on the pocket model."
 
+import json
+import sqlite3
 import subprocess
 import sys
 
@@ -100,12 +102,32 @@ def test_an_impossible_reaction_changes_nothing(model, kind, text):
 
 
 def test_a_corrected_dialogue_that_was_discarded_gets_another_chance(model):
-    me = make(model, policy="active", capacity=1)
+    me = make(model, policy="answers-first", capacity=1)
     me.observe_all(STREAM[:4], progress=False)
     outside = next(d for d in STREAM[:4] if me.state.find_slot(d.id) is None)
     me.react(outside, "better", "In short: no.")
     me.settle()
     assert [d.response for d in me.buffer.dialogues] == ["In short: no."]
+
+
+def test_a_memory_of_the_policy_that_is_gone_goes_on_with_the_default(model, tmp_path):
+    old = make(model, tmp_path, policy="answers-first")
+    old.observe_all(STREAM[:6], progress=False)
+    kept = old.buffer.dialogues
+    old.close()
+    with sqlite3.connect(tmp_path / "memory.sqlite") as file:  # as an earlier version wrote it
+        (content,) = file.execute("SELECT content FROM events WHERE kind = 'configured'").fetchone()
+        content = json.loads(content)
+        content["buffer"] |= dict(policy="active", policy_state=dict(seen=0, answers={}))
+        file.execute("UPDATE events SET content = ? WHERE kind = 'configured'", (json.dumps(content),))
+    with pytest.warns(UserWarning, match="'active' is gone"):
+        me = Personalizer(model, folder=tmp_path, config=SHORT)
+    assert me.buffer.policy.name == "answers-first" and me.buffer.dialogues == kept
+    me.observe(STREAM[7])
+    me.react(STREAM[7], "better", "In short: yes.")
+    me.settle()
+    assert "In short: yes." in [d.response for d in me.buffer.dialogues]
+    me.close()
 
 
 # reply

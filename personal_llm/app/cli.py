@@ -10,6 +10,7 @@ import inspect
 import io
 import os
 import sys
+import warnings
 from contextlib import suppress
 from importlib.metadata import version
 from typing import Annotated, get_args
@@ -135,6 +136,7 @@ def main(argv: list = None) -> int:  # the exit code
         print("personal-llm", version("personal_llm"))
         return 0
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    warnings.formatwarning = lambda message, *place: f"{message}\n"  # one line, without a place in our code
     with suppress(AttributeError, io.UnsupportedOperation):  # a stream of another kind, or one that was read before
         sys.stdin.reconfigure(errors="surrogateescape")  # what is no UTF-8 is refused where it is used
     for stream in (sys.stdout, sys.stderr):

@@ -31,7 +31,7 @@ from ..base.loading import get_converted_folder, resolve_model
 from ..base.text import count_nouns, escape_controls
 from ..base.weights import DEFAULT_ENCODER, DEFAULT_MODEL, LARGER_MODEL, WEIGHTS
 from ..base.weights import find_weights, fits_larger_model, get_weights, get_weights_folder
-from ..buffer.policies import POLICIES
+from ..buffer.policies import DEFAULT_POLICY, POLICIES
 from ..data.reading import read_dialogues
 from ..device.archive import ARCHIVE_FILE, Archive, backup_archive, hold_folder, open_archive
 from ..device.forgetting import forget_dialogues, forget_everything, list_everything, plan_forgetting
@@ -316,7 +316,7 @@ def demo(
     user: Annotated[str, Option(help="simulated user: barista, nurse, clinic, student …", metavar="NAME")] = "barista",
     length: Annotated[int, Option(help="dialogues of the stream", metavar="N", min=8)] = 96,
     capacity: Capacity = 16,
-    policy: Policy = "active",
+    policy: Policy = DEFAULT_POLICY,
     synthetic: Synthetic = 1,
     steps: Steps = None,
     seed: Seed = 0,
@@ -353,7 +353,7 @@ def personalize_command(
 ):
     """Learn from an export of your chats: an adapter, a memory to chat with, and replies before and after.
 
-    A policy and a number of bins that you do not give are the folder's, or active and 32.
+    A policy and a number of bins that you do not give are the folder's, or answers-first and 32.
     """
     from personal_llm.tuning.config import TuningConfig
 

@@ -16,6 +16,7 @@ from ..base.files import read_json, write_atomically, write_json
 from ..base.plots import COLOURS, encode_png, subplots
 from ..base.text import count_nouns
 from ..buffer.buffer import Buffer
+from ..buffer.policies import DEFAULT_POLICY
 from ..data.people import USERS, user_stream
 from ..data.reading import load_samples
 from ..device.archive import ARCHIVE_FILE, open_archive
@@ -65,7 +66,7 @@ def run_demo(
     user: str = "barista",  # one of `USERS`
     length: int = 96,  # dialogues of the stream
     capacity: int = 16,  # bins of the buffer
-    policy: str = "active",  # that learns
+    policy: str = DEFAULT_POLICY,  # that learns
     synthetic: int = 1,  # synthetic dialogues for each kept one
     tests: int = 12,  # dialogues of the test set
     seed: int = 0,
@@ -90,7 +91,7 @@ def run_demo(
     try:
         before = evaluate(model, test, **options)
         me.observe_all(data.stream, progress)
-        kept = keep_by_policy(me, [name for name in ("sdss", "active", "random") if name != buffer.policy.name])
+        kept = keep_by_policy(me, [name for name in ("sdss", DEFAULT_POLICY, "random") if name != buffer.policy.name])
         me.finetune(progress=progress)
         after = evaluate(model, test, me.adapter, **options)
         result = describe(me)

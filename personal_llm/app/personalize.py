@@ -19,6 +19,7 @@ from ..base.files import check_is_folder, write_json
 from ..base.models import load_model
 from ..base.text import count_nouns, normalise_text
 from ..buffer.buffer import Buffer
+from ..buffer.policies import DEFAULT_POLICY
 from ..data.reading import read_dialogues
 from ..data.records import format_value
 from ..data.splits import explain_missing_test, split_test_dialogues
@@ -175,7 +176,7 @@ def personalize(
     out,  # folder of the archive: a new one, or an earlier one, which goes on
     model=load_model,  # `Model`, or a function that loads it
     annotator=None,  # dialogue -> better response, or None if the response is fine
-    policy: str = None,  # of the buffer; by default that of the folder, or active
+    policy: str = None,  # of the buffer; by default that of the folder, or answers-first
     capacity: int = None,  # bins of the buffer; by default those of the folder, or 32
     start=None,  # as for `Personalizer`
     config=None,  # `TuningConfig`
@@ -184,7 +185,7 @@ def personalize(
 ) -> tuple:  # (numbers, which personalize.json holds too; lines with texts for a terminal)
     "Learn one user from chats; raise `InputError` for a wrong input before anything is written."
     begin = time.perf_counter()
-    buffer = Buffer(capacity or 32, policy or "active", settings.get("seed", 0))
+    buffer = Buffer(capacity or 32, policy or DEFAULT_POLICY, settings.get("seed", 0))
     PersonalizerSettings(**settings).complete(buffer.policy)
     if isinstance(start, Library):
         check(buffer.capacity, "whole number", "capacity", low=8, remedy="a start from a library needs 8 bins or more")

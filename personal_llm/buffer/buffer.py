@@ -6,8 +6,8 @@
 __all__ = ['Buffer', 'bin_bytes', 'Decision']
 
 # %% ../../nbs/2_buffer/03_buffer.ipynb #4707c1bb
-import copy
 import json
+import warnings
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -66,17 +66,12 @@ class Buffer:
         self.arrivals = list(arrivals)
         self._view = None
 
-    def clear(self) -> None:
-        "Empty every bin; the log and the state of the random generator stay."
-        self._refill([], [])
-
     def rescore(self, candidates: list) -> None:  # the entries' dialogues with new scores, in order
         "Replace the scores of all entries, so that old and new embeddings are never mixed."
         if [c.dialogue.id for c in candidates] != [d.id for d in self.dialogues]:
             raise InputError("rescore: these are other dialogues", "give the buffer's own, in order")
         _check_same_model(candidates)
         self._refill(candidates, self.arrivals)
-        self.policy.after_rescore(self.view)
 
     def replace_dialogue(self, slot: int, dialogue: Dialogue) -> None:
         "Replace an entry's dialogue by another version; its scores and its arrival stay those of the original."
@@ -133,7 +128,6 @@ def add(self: Buffer, candidate: ScoredDialogue) -> Decision:
     same = ((history, prompt, response), (history, prompt, None))
     if any(entry.content_key in same for entry in self.entries):
         return self._settle(candidate, None, SAME_TEXT, self.seen, scores)
-    self.policy.remember(self.view, candidate)
     slot, reason = self.policy.place(self.view, candidate)
     if slot is not None and not 0 <= slot < min(len(self) + 1, self.capacity):
         what = f"policy {self.policy.name} chose slot {slot} of {len(self)} entries in {self.capacity} bins"
@@ -157,18 +151,23 @@ def _settle(self: Buffer, candidate: ScoredDialogue, slot, reason: str, step: in
 @patch
 def header(self: Buffer) -> dict:  # plain values
     "Return the state without the entries and the log."
-    parts = dict(capacity=self.capacity, policy=self.policy.name, policy_state=self.policy.state())
-    return parts | dict(seed=self.seed, seen=self.seen, random=self.random.bit_generator.state)
+    parts = dict(capacity=self.capacity, policy=self.policy.name, seed=self.seed, seen=self.seen)
+    return parts | dict(random=self.random.bit_generator.state)
+
+
+REMOVED_POLICIES = ("active", "sdss-scripts")  # of earlier versions
 
 
 def open_buffer(header: dict, policy, place) -> Buffer:  # policy: an instance, or None; place: for the error
     "Return an empty buffer in the state of a `header`; raise `InputError` for a policy that is not known."
     name = str(header["policy"])
+    if policy is None and name in REMOVED_POLICIES:
+        warnings.warn(f"{place}: the policy {name!r} is gone; {DEFAULT_POLICY!r} takes its place", stacklevel=2)
+        name = DEFAULT_POLICY
     if policy.name != name if policy else name not in POLICIES:
         what = f"{place}: filled by policy {name[:60]!r}" + (f", not by {policy.name!r}" if policy else "")
         raise InputError(what, "open it in Python, with an instance of this policy")
     buffer = Buffer(header["capacity"], policy or name, header["seed"])
-    buffer.policy.restore(copy.deepcopy(header["policy_state"]))  # which the policy changes
     buffer.random.bit_generator.state = header["random"]
     buffer.seen = header["seen"]
     return buffer
@@ -177,8 +176,6 @@ def open_buffer(header: dict, policy, place) -> Buffer:  # policy: an instance, 
 @patch
 def replay(self: Buffer, candidate: ScoredDialogue, slot, facts: dict) -> None:  # slot: None if it was discarded
     "Repeat a decision that was recorded: its step, reason and scores, and the random generator if it was used."
-    if facts["reason"] not in (SAME_ID, SAME_TEXT):
-        self.policy.remember(self.view, candidate)
     self._settle(candidate, slot, facts["reason"], facts["step"], facts["scores"])
     if "random" in facts:
         self.random.bit_generator.state = facts["random"]

@@ -281,7 +281,7 @@ def collect_training(self: Personalizer) -> list:  # `Dialogue`s
     "Ask the questions that are due, and return the dialogues to learn from; raise `InputError` if there are none."
     with self.archive.lock:
         if self.settings.ask_when != "arrival":
-            for slot in self.buffer.policy.order_questions(self.buffer.view):
+            for slot in self.buffer.view.arrival.argsort(kind="stable"):  # the oldest first
                 with self.change():
                     self.state.ask(self.state.root(self.buffer.dialogues[slot]), self.annotator)
         disliked = {id for id, reaction in self.state.reactions.items() if reaction.kind == "down"}

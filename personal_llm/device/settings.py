@@ -56,6 +56,6 @@ class PersonalizerSettings:
     def complete(self, policy) -> "PersonalizerSettings":
         "Return the settings with the default that depends on the policy; `InputError` if it should ask but cannot."
         if self.ask_when == "policy" and policy.ask_when != "policy":
-            remedy = 'use ask_when="freeze" or "arrival", or the policy active'
+            remedy = 'use ask_when="freeze" or "arrival", or the policy answers-first'
             raise InputError(f"policy {policy.name} does not say what to ask about", remedy)
         return replace(self, ask_when=self.ask_when or policy.ask_when)

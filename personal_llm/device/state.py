@@ -94,7 +94,6 @@ class State:
         self.rounds = []  # `Round`s
         self.undone = set()  # ids that undone fine-tunes had learned
         self.answered_anew = set()  # ids whose newest answer no fine-tune has learned
-        self.taught = set()  # (id, whether the reply was wrong) that the policy has learned
         self._vacated = None  # slot of an eviction whose successor comes next
         self._rescored = {}  # id -> new `Scores` of entries, until all are known
         for event in archive.events:
@@ -231,8 +230,6 @@ def apply_scored(self: State, id: str, content: dict) -> None:
         if content["is_considered"]:
             left = self.questions_left()
             self.wants_question = self.buffer.policy.decide_question(self.buffer.view, self.find(id), left)[0]
-        if id in self.reactions:
-            self.learn(id)
         return
     if self.find_slot(id) is not None:
         self._rescored[id] = self.scores[id]
@@ -357,8 +354,6 @@ def apply_reacted(self: State, id: str, content: dict) -> None:
         self.cost.requests += 1
         self.asked.add(id)
         self.close_question(id)
-    if id in self.scores:
-        self.learn(id)
     if content.get("is_new") and id not in self.pending and self.find_slot(id) is None:
         self.pending.append(id)
 
@@ -374,15 +369,6 @@ def apply_asked_habit(self: State, id: str, content: dict) -> None:
 
 
 @patch
-def learn(self: State, id: str) -> None:
-    "Let the policy learn from the newest reaction to a scored dialogue."
-    is_wrong = self.reactions[id].is_correction
-    if self.buffer.policy.ask_when == "policy" and (id, is_wrong) not in self.taught:
-        self.taught.add((id, is_wrong))
-        self.buffer.policy.learn_from_answer(self.buffer.view, self.find(id), is_wrong)
-
-
-@patch
 def close_question(self: State, id: str) -> None:
     "Close the question about a dialogue, if it is open."
     if self.question == id:
@@ -391,7 +377,6 @@ def close_question(self: State, id: str) -> None:
 # %% ../../nbs/6_device/02_state.ipynb #st5tunc
 @patch
 def apply_tuned(self: State, id: str, content: dict) -> None:
-    self.buffer.policy.after_finetune(self.buffer)
     self.rounds.append(Round(base=self.base, **{name: content[name] for name in ROUND_FIELDS}))
 
 

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['RULES', 'SEEDS', 'JOBS', 'REAL_JOBS', 'ORDER', 'DEFAULT_JOBS', 'GRIDS', 'make_score_policy', 'StaleScoresSDSS',
-           'AnyScoreSDSS', 'summarise_kept', 'summarise_accepted', 'rank_correlation', 'length_facts', 'measure_rules',
-           'measure', 'measure_real']
+           'AnyScoreSDSS', 'ScriptsPolicy', 'summarise_kept', 'summarise_accepted', 'rank_correlation', 'length_facts',
+           'measure_rules', 'measure', 'measure_real']
 
 # %% ../../nbs/experiments/17_rule.ipynb #42661981
 from functools import partial
@@ -15,7 +15,7 @@ import numpy as np
 from ..base.core import make_generator
 from ..base.weights import DEFAULT_MODEL
 from ..buffer.buffer import Buffer
-from ..buffer.policies import SDSSPolicy, get_policy
+from ..buffer.policies import Policy, SDSSPolicy, get_policy
 from .harness import PEOPLE, Grid
 from .shares import BINS, score_beginning, score_user_stream
 
@@ -53,6 +53,20 @@ class AnyScoreSDSS(SDSSPolicy):
         found = np.flatnonzero(better & ~worse)
         return (int(view.random.choice(found)), "nowhere worse") if len(found) else (None, "worse than each somewhere")
 
+# %% ../../nbs/experiments/17_rule.ipynb #scr17rul
+class ScriptsPolicy(Policy):
+    "The rule of the public scripts: an entry of the same domain that is higher on all three scores leaves."
+
+    def choose(self, view, candidate):
+        scores = candidate.scores
+        higher = (view.eoe_scripts > scores.eoe_scripts) & (view.dss > scores.dss)
+        more_similar = view.idd < view.compute_idd(candidate)
+        found = np.flatnonzero((view.domain == scores.domain) & higher & more_similar)
+        return (int(view.random.choice(found)), "scores higher") if len(found) else (None, "none scores higher")
+
+
+ScriptsPolicy.name = "sdss-scripts"  # part of the seed of the saved rows
+
 # %% ../../nbs/experiments/17_rule.ipynb #a65ee118
 RULES = {name: lambda name=name: get_policy(name) for name in ("random", "reservoir", "sdss", "eoe", "dss", "idd")}
 RULES |= {
@@ -61,7 +75,7 @@ RULES |= {
     "dss + idd": make_score_policy("dss", "idd"),
     "stale idd": StaleScoresSDSS,
     "no worse": AnyScoreSDSS,
-    "scripts": lambda: get_policy("sdss-scripts"),
+    "scripts": ScriptsPolicy,
 }
 SEEDS = (62, 63)
 

@@ -200,7 +200,7 @@ def measure(jobs: list):  # yields a dict of results a job
         yield found | dict(variants=len(written.dialogues), rejected=dict(written.rejected), cost=adapter.cost)
 
 # %% ../../nbs/experiments/67_sdss.ipynb #sdss0013
-POLICIES_TESTED = ("random", "fifo", "kcenter", "eoe", "dss", "idd", "sdss", "active", "reservoir", "answers")
+POLICIES_TESTED = ("random", "fifo", "kcenter", "eoe", "dss", "idd", "sdss", "reservoir", "answers")
 ORDERS = (0, 1, 2)
 DEFAULTS = dict(rewrites=3, bins=8, seen=96, rate=3e-4, steps=24)
 

@@ -16,7 +16,6 @@ import numpy as np
 from ..base.core import make_generator
 from ..base.models import load_model
 from ..base.weights import DEFAULT_MODEL
-from ..buffer.active import ActivePolicy
 from ..buffer.buffer import Buffer
 from ..buffer.policies import ReservoirPolicy
 from ..buffer.scoring import ScoredDialogue, score
@@ -89,7 +88,7 @@ def fill(
 ) -> tuple:  # (the buffer, number of questions)
     "Fill a buffer with a stream, and ask the user; the oracle keeps a uniform sample of the signal."
     horizon = len(candidates)
-    own = dict(oracle="reservoir", active=ActivePolicy(horizon=horizon), answers=AnswersStayPolicy(horizon))
+    own = dict(oracle="reservoir", answers=AnswersStayPolicy(horizon))
     kind = own.get(policy, policy)
     buffer = Buffer(bins, kind, seed)
     asked = 0
@@ -98,16 +97,14 @@ def fill(
             continue
         if when == "policy" and buffer.policy.decide_question(buffer.view, c, questions - asked)[0]:
             asked += 1
-            answered, is_corrected = answer(c, user)
-            buffer.policy.learn_from_answer(buffer.view, c, is_corrected)
-            c = answered
+            c, _ = answer(c, user)
         is_kept = buffer.add(c).kept
         if when == "arrival" and is_kept and asked < questions:
             asked += 1
             slot = [d.id for d in buffer.dialogues].index(c.dialogue.id)
             buffer.replace_dialogue(slot, answer(c, user)[0].dialogue)
     if when == "freeze":
-        for slot in list(buffer.policy.order_questions(buffer.view))[:questions]:
+        for slot in buffer.view.arrival.argsort(kind="stable")[:questions]:
             asked += 1
             buffer.replace_dialogue(slot, answer(buffer.entries[slot], user)[0].dialogue)
     return buffer, asked
