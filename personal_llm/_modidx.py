@@ -2405,6 +2405,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                             'personal_llm/experiments/night.py'),
                                                 'personal_llm.experiments.night.measure_d_prime': ( 'experiments/night.html#measure_d_prime',
                                                                                                     'personal_llm/experiments/night.py'),
+                                                'personal_llm.experiments.night.measure_layers': ( 'experiments/night.html#measure_layers',
+                                                                                                   'personal_llm/experiments/night.py'),
                                                 'personal_llm.experiments.night.read_people': ( 'experiments/night.html#read_people',
                                                                                                 'personal_llm/experiments/night.py'),
                                                 'personal_llm.experiments.night.score_row': ( 'experiments/night.html#score_row',
