@@ -8,26 +8,32 @@ __all__ = ['make_pllms']
 # %% ../../nbs/7_runtimes/04_cluster.ipynb #05de725e
 import os
 import tempfile
-from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 
 from ..base.adapters import ADAPTER_CARD_FILE, CONFIG_FILE, WEIGHTS_FILE
 from ..base.core import InputError, import_extra
 from ..base.files import make_folder
-from ..base.models import load_model, mean_response_nll
+from ..base.models import load_model
 from ..data.splits import split_test_dialogues
 from ..explanation.explanation import explain_pllm
+from ..tuning.evaluation import evaluate
 from ..tuning.finetune import finetune
 
 # %% ../../nbs/7_runtimes/04_cluster.ipynb #272671b0
-load_once = lru_cache(maxsize=1)(load_model)  # once in each worker
+@lru_cache(maxsize=1)
+def load_in_worker(name: str):  # a `Model`
+    "Load the base model once in each worker, which computes on one thread."
+    import torch
+
+    torch.set_num_threads(1)
+    return load_model(name)
 
 
 def read_adapter_files(folder) -> dict:  # name -> bytes
     "Read the files of an adapter."
-    files = [Path(folder, name) for name in (WEIGHTS_FILE, CONFIG_FILE, ADAPTER_CARD_FILE)]
-    return {file.name: file.read_bytes() for file in files if file.is_file()}
+    names = (WEIGHTS_FILE, CONFIG_FILE, ADAPTER_CARD_FILE)
+    return {name: Path(folder, name).read_bytes() for name in names if Path(folder, name).is_file()}
 
 
 def write_adapter_files(folder, contents: dict) -> Path:
@@ -38,24 +44,11 @@ def write_adapter_files(folder, contents: dict) -> Path:
     return folder
 
 
-@contextmanager
-def one_thread():
-    "Compute on one thread inside a block, so that equal tasks have equal bits."
-    import torch
-
-    count = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(count)
-
-
 def make_pllm(model, space, probes, plain: dict, seed: int, name: str, source):  # a dict, or the `InputError`
     "Make one pLLM out of dialogues, or of an adapter's files: files, explanation, samples, test_loss (base, pLLM)."
-    model = load_once(model) if isinstance(model, str) else model
+    model = load_in_worker(model) if isinstance(model, str) else model
     made = dict(samples=0, test_loss=None)
-    with tempfile.TemporaryDirectory(prefix="pllm-") as folder, one_thread():
+    with tempfile.TemporaryDirectory(prefix="pllm-") as folder:
         own = Path(folder, name)
         baseline = write_adapter_files(Path(folder, "baseline"), plain)
         try:
@@ -66,10 +59,8 @@ def make_pllm(model, space, probes, plain: dict, seed: int, name: str, source): 
                 finetune(model, training, out=own, seed=seed, progress=False)
                 made["samples"] = len(training)
                 if test:
-                    losses = [mean_response_nll(model, test)]
-                    with model.use_adapter(own):
-                        losses.append(mean_response_nll(model, test))
-                    made["test_loss"] = [round(float(loss.mean()), 4) for loss in losses]
+                    pair = [evaluate(model, test, one, generate=False) for one in (None, own)]
+                    made["test_loss"] = [evaluation.summary["loss"] for evaluation in pair]
             explanation = explain_pllm(model, own, space, probes, seed, plain=baseline).without_timings()
         except InputError as error:
             return InputError(error.problem.replace(str(own), name), error.remedy)
@@ -117,11 +108,17 @@ def make_pllms(
     ray: str = None,  # "local", or a cluster's address such as host:port; None: in this process
 ):  # yields (name, dict of `make_pllm` or `InputError`), as they come
     "Tune, explain and measure pLLMs, here or on a cluster; raise `InputError` if Ray is missing or does not answer."
-    is_folder = lambda source: isinstance(source, (str, Path))
-    tasks = {name: read_adapter_files(one) if is_folder(one) else one for name, one in sources.items()}
+    import torch
+
+    tasks = {name: one if isinstance(one, list) else read_adapter_files(one) for name, one in sources.items()}
     shared = (model, space, probes, read_adapter_files(plain), seed)
     if ray is not None:
         yield from run_with_ray(tasks, shared, ray)
         return
-    for name, source in tasks.items():
-        yield name, make_pllm(*shared, name, source)
+    num_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        for name, source in tasks.items():
+            yield name, make_pllm(*shared, name, source)
+    finally:
+        torch.set_num_threads(num_threads)
