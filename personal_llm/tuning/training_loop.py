@@ -90,28 +90,28 @@ def replace_layers(layers: list, function):
             del layer.forward
 
 
-def keep_hidden_states(adapted, samples: list) -> None:
-    "Give each sample that has none the output of the frozen layers: `hidden`, (tokens, width) in 16 bits."
+def keep_hidden_states(adapted, samples: list, max_tokens: int, pad_token_id: int) -> None:
+    "Give each sample the output of the frozen layers, `hidden`: (tokens, width) in 16 bits. Without such layers: none."
     import torch
 
     frozen = find_frozen_layers(adapted)
-    missing = [sample for sample in samples if frozen and "hidden" not in sample]
-    was_training = adapted.training
+    outputs = []
+
+    def end_here(hidden, *args, **others):
+        outputs.append(hidden)
+        return hidden
+
     adapted.eval()
-    with torch.no_grad():
-        for sample in missing:  # one by one: a resumed run computes the same bits
-            outputs = []
-
-            def end_here(hidden, *args, outputs=outputs, **others):
-                outputs.append(hidden[0].cpu())
-                return hidden
-
-            with replace_layers(list_layers(adapted)[len(frozen) :], end_here):
-                ids = torch.tensor([sample["input_ids"]], device=adapted.device)
-                adapted(input_ids=ids, use_cache=False, logits_to_keep=1)
-            is_small = outputs[0].abs().max() < LARGEST_HALF
-            sample["hidden"] = outputs[0].to(torch.float16 if is_small else torch.bfloat16)
-    adapted.train(was_training)
+    lengths = [len(sample["input_ids"]) for sample in samples]
+    for numbers in make_batches(lengths, max_tokens) if frozen else ():
+        batch = collate_samples([samples[i] for i in numbers], pad_token_id)
+        inputs = {name: batch[name].to(adapted.device) for name in ("input_ids", "attention_mask")}
+        outputs.clear()
+        with torch.no_grad(), replace_layers(list_layers(adapted)[len(frozen) :], end_here):
+            adapted(**inputs, use_cache=False, logits_to_keep=torch.arange(0))  # no logits
+        for i, hidden in zip(numbers, outputs[0]):
+            is_small = hidden.abs().max() < LARGEST_HALF
+            samples[i]["hidden"] = hidden[: lengths[i]].to("cpu", torch.float16 if is_small else torch.bfloat16)
 
 
 def skip_frozen_layers(adapted, batch: dict):  # a block
@@ -150,7 +150,6 @@ def compute_validation_loss(
     import torch
 
     nats = 0.0
-    keep_hidden_states(adapted, samples)
     adapted.eval()
     with torch.no_grad():
         for batch in make_passes(samples, max_tokens, pad_token_id, adapted.device):
@@ -210,7 +209,6 @@ def add_gradients(adapted, samples: list, max_tokens: int, pad_token_id: int) ->
     "Add the gradients of one step's samples to those of the weights, and return the step's loss."
     num_labels = count_labels(samples)
     step_loss = 0.0
-    keep_hidden_states(adapted, samples)
     for batch in make_passes(samples, max_tokens, pad_token_id, adapted.device):
         with skip_frozen_layers(adapted, batch):
             loss = response_nll(adapted, batch).sum() / num_labels
@@ -232,11 +230,14 @@ def train(
     "Train an adapter step by step; at the end the best weights are in the model."
     import torch
 
-    samples, validation = ([dict(sample) for sample in given] for given in (samples, validation))  # for hidden states
     weights = {name: p for name, p in adapted.named_parameters() if p.requires_grad}
     optimiser = torch.optim.AdamW(weights.values(), config.learning_rate, weight_decay=config.weight_decay)
     lengths = [len(sample["input_ids"]) for sample in samples]
     fitting = (config.max_length, pad_token_id)
+    samples, validation = ([dict(sample) for sample in given] for given in (samples, validation))  # with hidden states
+    choose = lambda step: choose_step_samples(lengths, config.batch_size, seed, step)
+    used = sorted({i for step in range(1, config.steps + 1) for i in choose(step)})
+    keep_hidden_states(adapted, [samples[i] for i in used] + validation, *fitting)
     losses = []  # of the steps since the last check
     if folder:
         load_checkpoint(folder, weights, optimiser, state)
@@ -249,7 +250,7 @@ def train(
         torch.manual_seed(int(make_generator(seed, "dropout", str(state.step)).integers(2**62)))
         for group in optimiser.param_groups:
             group["lr"] = compute_learning_rate(config, state.step)
-        chosen = choose_step_samples(lengths, config.batch_size, seed, state.step)
+        chosen = choose(state.step)
         losses.append(add_gradients(adapted, [samples[i] for i in chosen], *fitting))
         if not np.isfinite(losses[-1]):
             raise InputError(f"step {state.step}: the loss is no number", "give a smaller learning rate")
