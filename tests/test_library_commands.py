@@ -75,7 +75,7 @@ def test_two_workers_make_the_pllms_of_one_process():
     probes = prepare_probes(model, library.space, *load_probe_texts(), 0, plain)
     chats = [Dialogue(f"What is {number}?", f"It is {number}. Bye!") for number in range(30)]
     sources = {"friend": chats, "quiz": library["quiz-night"].adapter}
-    alone = dict(make_pllms(model, library.space, probes, plain, sources))
+    alone = dict(make_pllms(model, library, probes, sources))
     start, wait, killed = ray.init, ray.wait, []
 
     def kill_a_worker_first(*given, **options):
@@ -89,7 +89,7 @@ def test_two_workers_make_the_pllms_of_one_process():
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(ray, "init", lambda address, **options: start(address, num_cpus=2, **options))
         patched.setattr(ray, "wait", kill_a_worker_first)
-        divided = dict(make_pllms(model, library.space, probes, plain, sources, ray="local"))
+        divided = dict(make_pllms(model, library, probes, sources, ray="local"))
     assert len(killed) == 1
     assert alone["friend"]["files"][WEIGHTS_FILE] == divided["friend"]["files"][WEIGHTS_FILE]
     assert alone["quiz"]["explanation"].to_dict() == divided["quiz"]["explanation"].to_dict()

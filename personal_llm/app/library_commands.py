@@ -150,13 +150,12 @@ def build(
     if PLAIN_PLLM not in library:
         quiet or print_note("tuning the plain pLLM, the baseline of a library")
         add_plain_pllm(library, loaded, seed=seed)
-    plain = library[PLAIN_PLLM].adapter
     missing = {name: source for name, source in zip(names, sources) if name not in library}
     skipped = {name: "exists already" for name in names if name not in missing}
     probes = None
     if library.space and missing:
-        probes = prepare_probes(loaded, library.space, *load_probe_texts(), seed, plain)
-    for name, made in make_pllms(loaded, library.space, probes, plain, missing, seed, ray):
+        probes = prepare_probes(loaded, library.space, *load_probe_texts(), seed, library[PLAIN_PLLM].adapter)
+    for name, made in make_pllms(loaded, library, probes, missing, seed, ray):
         quiet or print_note(f"{name}: {'skipped' if isinstance(made, InputError) else 'explained'}")
         try:
             if isinstance(made, InputError):
