@@ -228,6 +228,8 @@ def write_pllm(place: Path, adapter: Path, card: dict) -> None:
     "Write a pLLM beside its place and move it there: its files, without the training ids and paths of its maker."
     settings = read_lora_config(adapter)
     base_name = Path(settings.get("base_model_name_or_path") or "").name
+    if isinstance(settings.get("target_modules"), list):  # peft writes a set, in another order each time
+        settings["target_modules"] = sorted(settings["target_modules"])
     temporary = place.with_name(f".{place.name}.tmp")
     delete_path(temporary)
     try:
