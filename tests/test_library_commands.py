@@ -73,7 +73,7 @@ def test_two_workers_make_the_pllms_of_one_process():
     library = Library(ASSETS / "library")
     plain = library["plain"].adapter
     probes = prepare_probes(model, library.space, *load_probe_texts(), 0, plain)
-    chats = [Dialogue(f"What is {number}?", f"It is {number}. Bye!") for number in range(30)]
+    chats = [Dialogue(f"What is {number}?", f"It is {number}. Bye!") for number in range(60)]
     sources = {"friend": chats, "quiz": library["quiz-night"].adapter}
     alone = dict(make_pllms(model, library, probes, sources))
     start, wait, killed = ray.init, ray.wait, []
