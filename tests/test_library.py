@@ -91,6 +91,20 @@ def test_an_adapter_that_was_changed_is_refused(library, file, old, new, line):
         library["plain"]
 
 
+def test_two_copies_of_an_adapter_are_equal_files(library, tmp_path):
+    "Peft writes the names of the modules in another order each time."
+    for name, step in (("one", 1), ("two", -1)):
+        own = tmp_path / name
+        shutil.copytree(SHIPPED["quiz-night"].adapter, own)
+        settings = json.loads((own / "adapter_config.json").read_text())
+        settings["target_modules"] = sorted(settings["target_modules"])[::step]
+        (own / "adapter_config.json").write_text(json.dumps(settings))
+        (own / "adapter.json").unlink()
+        library.add(name, own, SHIPPED["quiz-night"].explanation, **FACTS)
+    first, second = (read_files(library.path / name)["adapter_config.json"] for name in ("one", "two"))
+    assert first == second
+
+
 def test_an_interrupted_addition_leaves_nothing(library, monkeypatch):
     before = read_files(library.path)
 

@@ -1,9 +1,18 @@
 "Style and libraries at the command line."
 
+import time
+
+import psutil
 import pytest
 
 from personal_llm.app import library_commands
+from personal_llm.base.adapters import WEIGHTS_FILE
+from personal_llm.base.core import Dialogue
 from personal_llm.base.files import ASSETS
+from personal_llm.base.models import load_model
+from personal_llm.explanation.explanation import load_probe_texts, prepare_probes
+from personal_llm.runtimes.cluster import make_pllms
+from personal_llm.selection.library import Library
 from typed import fails, found, invoke
 
 NURSE = ASSETS / "samples" / "chats.jsonl"
@@ -44,3 +53,44 @@ def test_build_adds_adapters_to_a_library_and_remove_takes_one_away(tmp_path, ca
     assert again[0] == 1 and "exists already" in again[1]
     found(capsys, "library", "remove", folder, "quiz-night")
     assert "no pLLM" in fails(capsys, "library", "show", folder, "quiz-night")
+
+
+def test_build_refuses_two_sources_of_one_name_and_none(tmp_path, capsys):
+    chats = tmp_path / "ana.jsonl"
+    chats.write_text(NURSE.read_text(encoding="utf-8"), encoding="utf-8")
+    both = ("--data", chats, "--data", tmp_path / "more" / "ana.csv")
+    folder = tmp_path / "others"
+    assert "two sources are named ana" in fails(capsys, "library", "build", folder, *both, "--licence", "CC0-1.0")
+    assert "no --adapter and no --data" in fails(capsys, "library", "build", folder, "--licence", "CC0-1.0")
+    assert not folder.exists()
+
+
+@pytest.mark.later
+def test_two_workers_make_the_pllms_of_one_process():
+    "One is killed in its first task; the files are equal, and a card has the held-out loss."
+    ray = pytest.importorskip("ray", reason="the extra is not installed: pip install ray")
+    model = load_model("pocket")
+    library = Library(ASSETS / "library")
+    plain = library["plain"].adapter
+    probes = prepare_probes(model, library.space, *load_probe_texts(), 0, plain)
+    chats = [Dialogue(f"What is {number}?", f"It is {number}. Bye!") for number in range(60)]
+    sources = {"friend": chats, "quiz": library["quiz-night"].adapter}
+    alone = dict(make_pllms(model, library, probes, sources))
+    start, wait, killed = ray.init, ray.wait, []
+
+    def kill_a_worker_first(*given, **options):
+        while not killed:
+            children = psutil.Process().children(recursive=True)
+            killed.extend([child for child in children if "ray::make_pllm" in " ".join(child.cmdline())][:1])
+            time.sleep(0.05)
+            [child.kill() for child in killed]
+        return wait(*given, **options)
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(ray, "init", lambda address, **options: start(address, num_cpus=2, **options))
+        patched.setattr(ray, "wait", kill_a_worker_first)
+        divided = dict(make_pllms(model, library, probes, sources, ray="local"))
+    assert len(killed) == 1
+    assert alone["friend"]["files"][WEIGHTS_FILE] == divided["friend"]["files"][WEIGHTS_FILE]
+    assert alone["quiz"]["explanation"].to_dict() == divided["quiz"]["explanation"].to_dict()
+    assert alone["friend"]["test_loss"] == divided["friend"]["test_loss"] and alone["friend"]["test_loss"][0] > 0

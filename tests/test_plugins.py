@@ -122,5 +122,5 @@ def test_no_act_imports_a_runtime_by_name():
         p for p in (ROOT / "personal_llm").glob("*/*.py") if p.parent.name not in ("runtimes", "recipes", "experiments")
     ]
     wrong = {p.name: found for p in acts if (found := imported_runtimes(p.read_text(encoding="utf-8")))}
-    inside_a_command = {"library_commands.py", "chat.py"}  # cluster, audit, llama.cpp
+    inside_a_command = {"library_commands.py", "chat.py"}  # cluster, llama.cpp
     assert wrong.keys() <= inside_a_command, wrong

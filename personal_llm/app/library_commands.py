@@ -6,6 +6,7 @@
 __all__ = []
 
 # %% ../../nbs/8_app/06_library_commands.ipynb #4069de06
+import tempfile
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -107,25 +108,38 @@ PLLMName = Annotated[str, Argument(help="name of a model in it", metavar="NAME")
 
 
 @library_app.command(
-    "build", epilog="Example: personal-llm library build others --adapter ana --adapter bo --licence CC-BY-4.0"
+    "build", epilog="Example: personal-llm library build others --adapter ana --data bo.jsonl --licence CC-BY-4.0"
 )
 def build(
     folder: Annotated[str, Argument(help="a new folder, or a library to complete", metavar="DIR")],
+    licence: Annotated[str, Option(help="licence of the models", metavar="NAME")],
     adapter: Annotated[
         list[str], Option(help="an adapter, named by its folder; several times for more", metavar="DIR")
-    ],
-    licence: Annotated[str, Option(help="licence of the adapters", metavar="NAME")],
+    ] = (),
+    data: Annotated[
+        list[str], Option(help="a person's chats to tune on, named by the file; several times for more", metavar="FILE")
+    ] = (),
     space: Annotated[
         str, Option(help="folder of a style space (default: the package's for the model)", metavar="DIR")
+    ] = None,
+    ray: Annotated[
+        str, Option(help="use a Ray cluster: its host:port, or local for the cores here", metavar="ADDRESS")
     ] = None,
     model: Model = None,
     seed: Seed = 0,
     quiet: Quiet = False,
     as_json: AsJson = False,
 ):
-    "Explain adapters, and put them into a library with a card each."
-    adapters = {Path(one).resolve().name: find_adapter(one) for one in adapter}
-    loaded = load(model, adapter[0], quiet)
+    "Tune chats, explain adapters, and put them into a library with a card each; the same call completes it."
+    from personal_llm.runtimes.cluster import make_pllms, write_adapter_files
+
+    names = [Path(one).resolve().name for one in adapter] + [Path(one).stem for one in data]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice or not names:
+        problem = f"two sources are named {twice[0]}" if twice else "no --adapter and no --data"
+        raise InputError(problem, "give each model a source with a name of its own")
+    sources = [find_adapter(one) for one in adapter] + [read_chats([one], quiet=quiet) for one in data]
+    loaded = load(model, adapter[0] if adapter else None, quiet)
     if (Path(folder) / "library.json").is_file():
         library = Library(folder)
     else:
@@ -136,18 +150,23 @@ def build(
     if PLAIN_PLLM not in library:
         quiet or print_note("tuning the plain pLLM, the baseline of a library")
         add_plain_pllm(library, loaded, seed=seed)
-    plain = library[PLAIN_PLLM].adapter
-    probes = prepare_probes(loaded, library.space, *load_probe_texts(), seed, plain) if library.space else None
-    skipped = {}
-    for name, path in adapters.items():
-        quiet or print_note(f"explaining {name}")
+    missing = {name: source for name, source in zip(names, sources) if name not in library}
+    skipped = {name: "exists already" for name in names if name not in missing}
+    probes = None
+    if library.space and missing:
+        probes = prepare_probes(loaded, library.space, *load_probe_texts(), seed, library[PLAIN_PLLM].adapter)
+    for name, made in make_pllms(loaded, library, probes, missing, seed, ray):
+        quiet or print_note(f"{name}: {'skipped' if isinstance(made, InputError) else 'explained'}")
         try:
-            explanation = explain_pllm(loaded, path, library.space, probes, seed, plain=plain)
-            library.add(name, path, explanation, licence=licence, samples=0)
+            if isinstance(made, InputError):
+                raise made
+            with tempfile.TemporaryDirectory() as stage:
+                facts = dict(licence=licence, samples=made["samples"], test_loss=made["test_loss"])
+                library.add(name, write_adapter_files(stage, made["files"]), made["explanation"], **facts)
         except InputError as error:
             skipped[name] = str(error)
     mark.unlink()
-    added = [name for name in adapters if name not in skipped]
+    added = [name for name in names if name not in skipped]
     lines = [f"{folder}: {count_nouns(len(library), 'pLLM')}; added: {', '.join(added) or 'none'}"]
     lines += [f"{name} skipped: {reason}" for name, reason in skipped.items()]
     show(dict(library=folder, pllms=len(library), added=added, skipped=skipped), lines, as_json)

@@ -50,7 +50,7 @@ LIBRARY_ANSWERS = {  # task -> functions of the library that answer it: end of t
     "layer": (("personal_llm/tuning/lora.py", ""), ("peft/tuners/lora/layer.py", "")),
     "interval function": (("tuning/statistics.py", ""),),
     "pair function": (("course/material.py", "compute_pair_losses"),),
-    "area function": (("runtimes/audit.py", ""),),
+    "area function": (("course/audit.py", ""),),
     "design": (("personal_llm/data/people.py", ""),),  # the simulated users know what they want
 }
 

@@ -228,6 +228,8 @@ def write_pllm(place: Path, adapter: Path, card: dict) -> None:
     "Write a pLLM beside its place and move it there: its files, without the training ids and paths of its maker."
     settings = read_lora_config(adapter)
     base_name = Path(settings.get("base_model_name_or_path") or "").name
+    if isinstance(settings.get("target_modules"), list):  # peft writes a set, in another order each time
+        settings["target_modules"] = sorted(settings["target_modules"])
     temporary = place.with_name(f".{place.name}.tmp")
     delete_path(temporary)
     try:
@@ -277,6 +279,7 @@ def add(
     samples: int,  # dialogues it was trained on; 0 when unknown
     similarity: float = None,  # share of them in its style, 0 to 1, where known
     style: str = None,  # the style that its maker aimed at, where known
+    test_loss: list = None,  # of dialogues that were held out: base and pLLM, in nats a token, where measured
 ) -> None:
     "Copy an adapter into the library, with a card. Raise `InputError`, and change no file, if it does not fit."
     check_pllm_name(name, self)
@@ -287,6 +290,7 @@ def add(
         problem = f"{name}: explained in space {explanation.space} with {len(explanation.row)} numbers"
         raise InputError(f"{problem}, the library is of space {space_id}", "explain it with library.space")
     facts = dict(licence=licence, samples=int(samples), style=style, similarity=similarity)
+    facts |= dict(test_loss=test_loss) if test_loss else {}
     card = dict(name=name, base=self.base) | facts | dict(explanation=explanation.to_dict())
     write_pllm(self.path / name, check_adapter(adapter, self.base), card)
 
