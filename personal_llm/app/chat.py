@@ -70,7 +70,7 @@ def edit_text(text: str) -> str:
     "Let the user change a text in the editor that $VISUAL or $EDITOR names; raise `InputError` if there is none."
     is_windows = sys.platform == "win32"
     editor = os.environ.get("VISUAL") or os.environ.get("EDITOR") or ("notepad" if is_windows else "vi")
-    words = [word.strip('"') for word in shlex.split(editor, posix=not is_windows)]  # a backslash is a part of a path there
+    words = [word.strip('"') for word in shlex.split(editor, posix=not is_windows)]
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "reply.txt"
         file.write_text(text, encoding="utf-8")

@@ -61,7 +61,7 @@ class Adapter:
         others = card.keys() - known - {"adapter_id", "checksum"}  # the last one in cards of an older version
         row = {name: value for name, value in card.items() if name in known}
         try:
-            row["cost"] = Cost(**row.get("cost", {}))
+            row["cost"] = Cost.from_dict(row.get("cost", {}))
             row |= dict(parents=tuple(row.get("parents", ())), history=tuple(map(tuple, row.get("history", ()))))
             return cls(path, **row, notes={name: card[name] for name in others})
         except (TypeError, AttributeError) as error:
