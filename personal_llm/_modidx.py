@@ -337,6 +337,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                'personal_llm/base/loading.py'),
                                            'personal_llm.base.loading.get_encoder_id': ( '0_base/loading.html#get_encoder_id',
                                                                                          'personal_llm/base/loading.py'),
+                                           'personal_llm.base.loading.get_tokenizer_folder': ( '0_base/loading.html#get_tokenizer_folder',
+                                                                                               'personal_llm/base/loading.py'),
                                            'personal_llm.base.loading.is_gguf': ( '0_base/loading.html#is_gguf',
                                                                                   'personal_llm/base/loading.py'),
                                            'personal_llm.base.loading.load_causal_lm': ( '0_base/loading.html#load_causal_lm',
