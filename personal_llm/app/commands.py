@@ -27,7 +27,7 @@ from ..base.adapters import read_adapter_card
 from ..base.core import InputError
 from ..base.files import check_is_folder, check_new_folder, delete_path, remember
 from ..base.loading import DEFAULT_MODEL_VARIABLE, choose_model_name, find_gguf
-from ..base.loading import get_converted_folder, resolve_model
+from ..base.loading import get_converted_folder, get_tokenizer_folder, resolve_model
 from ..base.text import count_nouns, escape_controls
 from ..base.weights import DEFAULT_ENCODER, DEFAULT_MODEL, LARGER_MODEL, WEIGHTS
 from ..base.weights import find_weights, fits_larger_model, get_weights, get_weights_folder
@@ -279,6 +279,7 @@ def remove_weights(name: str) -> None:
         raise InputError(f"{name}: its file is another program's: {place}", "delete it there")
     if place.is_file():
         delete_path(get_converted_folder(place))
+        delete_path(get_tokenizer_folder(place))
     delete_path(get_weights_folder() / name)
 
 

@@ -61,7 +61,7 @@ class Adapter:
         others = card.keys() - known - {"adapter_id", "checksum"}  # the last one in cards of an older version
         row = {name: value for name, value in card.items() if name in known}
         try:
-            row["cost"] = Cost(**row.get("cost", {}))
+            row["cost"] = Cost.from_dict(row.get("cost", {}))
             row |= dict(parents=tuple(row.get("parents", ())), history=tuple(map(tuple, row.get("history", ()))))
             return cls(path, **row, notes={name: card[name] for name in others})
         except (TypeError, AttributeError) as error:
@@ -144,9 +144,6 @@ def check_adapter(folder, base: str = None) -> Path:  # folder: a path, or an ob
     if not (folder / CONFIG_FILE).is_file():
         raise InputError(f"{folder}: no adapter here ({CONFIG_FILE} is missing)", remedy)
     if not (folder / WEIGHTS_FILE).is_file():
-        if (folder / "adapters.safetensors").is_file():
-            remedy = "fuse it into its base model with mlx_lm.fuse, and give the fused folder as the model"
-            raise InputError(f"{folder}: an adapter in the layout of MLX, which we do not read", remedy)
         if (folder / "adapter_model.bin").is_file():
             remedy = "load it with peft where you trust it, and save it again as safetensors"
             raise InputError(f"{folder}: adapter_model.bin is a pickle, which can run code", remedy)
@@ -240,12 +237,6 @@ def attach_adapter(base_model, folder: Path, trainable: bool = False):  # folder
         remove_peft_layers(base_model)
         if isinstance(error, InputError):
             raise
-        sizes = re.findall(r"torch\.Size\(\[([0-9, ]+)\]\)", str(error))  # of a model with another vocabulary or width
-        if len(sizes) > 1:
-            problem = (
-                f"{folder}: made for another model: a layer has {sizes[0]} numbers there, and {sizes[1]} in this one"
-            )
-            raise InputError(problem, "load the model it was made for") from error
         problem = f"{folder}: the adapter does not fit this model or is damaged ({' '.join(str(error).split())[:120]})"
         raise InputError(problem, "make it anew") from error
     adapted.active_peft_config.base_model_name_or_path = base_model.name_or_path  # or saving would ask the hub about it

@@ -13,13 +13,11 @@ import random
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeout
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields, replace
-from itertools import islice
-from pathlib import Path
 
 import numpy as np
 
@@ -72,27 +70,26 @@ def catch_panic():
         raise InputError(problem, "leave this text out, or use another model") from error
 
 # %% ../../nbs/0_base/01_core.ipynb #chk1
-def _is_number(value) -> bool:
-    "Say whether a value is a number that a finite float can hold."
-    value = value.item() if isinstance(value, np.generic) else value  # comparing a float32 would overflow
-    is_real = isinstance(value, (int, float)) and not isinstance(value, bool)
-    return is_real and -sys.float_info.max <= value <= sys.float_info.max
-
-
-VALUE_KINDS = {  # kind: (test of a value, the words of the remedy)
-    "whole number": (lambda value: _is_number(value) and isinstance(value, (int, np.integer)), "a whole number"),
-    "number": (_is_number, "a finite number"),
-    "positive number": (lambda value: _is_number(value) and value > 0, "a finite number above 0"),
-    "share": (lambda value: _is_number(value) and 0 <= value <= 1, "a number"),
-    "text": (lambda value: isinstance(value, str), "text"),
-    "name": (lambda value: isinstance(value, str) and bool(value.strip()), "text that is not empty"),
-    "list of texts": (
-        lambda value: isinstance(value, (tuple, list)) and all(isinstance(item, str) for item in value),
-        "a list of texts",
-    ),
-    "yes or no": (lambda value: isinstance(value, (bool, np.bool_)), "True or False"),
-    "function": (callable, "a function"),
+VALUE_KINDS = {  # kind: (its classes, the words of the remedy)
+    "whole number": (int, "a whole number"),
+    "number": ((int, float), "a finite number"),
+    "positive number": ((int, float), "a finite number above 0"),
+    "share": ((int, float), "a number"),
+    "text": (str, "text"),
+    "name": (str, "text that is not empty"),
+    "yes or no": (bool, "True or False"),
+    "function": (Callable, "a function"),
 }
+
+
+def is_of_kind(value, kind: str) -> bool:
+    "Say whether a value is of a kind; a number is one that a finite float can hold."
+    if not isinstance(value, VALUE_KINDS[kind][0]) or isinstance(value, bool) != (kind == "yes or no"):
+        return False
+    if isinstance(value, (int, float)):
+        is_finite = -sys.float_info.max <= value <= sys.float_info.max
+        return is_finite and (value > 0 or kind != "positive number")
+    return kind != "name" or bool(value.strip())
 
 # %% ../../nbs/0_base/01_core.ipynb #chk3
 def check(
@@ -109,24 +106,27 @@ def check(
         if value is None:
             return None
         kind = kind.removesuffix(" or none")
+    value = value.item() if isinstance(value, np.generic) else value
     if choices is not None:
         is_accepted = any(type(value) is type(choice) and value == choice for choice in choices)
         wanted = f"use one of {', '.join(map(str, choices))}"
     elif isinstance(kind, type):
-        is_accepted, wanted = isinstance(value, kind), f"give an instance of {kind.__name__}"
+        is_accepted = isinstance(value, kind)
+        wanted = f"give an instance of {kind.__name__}"
     else:
-        is_kind, wanted = VALUE_KINDS[kind]
+        wanted = VALUE_KINDS[kind][1]
         if kind == "share":
-            low, high = low or 0, 1 if high is None else high
-        is_accepted = is_kind(value) and (low is None or value >= low) and (high is None or value <= high)
+            low = low or 0
+            high = 1 if high is None else high
+        is_accepted = is_of_kind(value, kind) and (low is None or value >= low) and (high is None or value <= high)
         if low is not None and high is not None:
             wanted = f"{wanted.replace('finite ', '')} from {low} to {high}"
         elif low is not None or high is not None:
             wanted += f" of at most {high}" if low is None else f" of at least {low}"
         wanted = f"give {wanted}"
     if is_accepted:
-        return value.item() if isinstance(value, np.generic) else value
-    is_short = isinstance(value, (int, float, np.generic, tuple, list, type(None)))
+        return value
+    is_short = isinstance(value, (int, float, tuple, list, type(None)))
     shown = repr(value[:60]) if isinstance(value, str) else str(value)[:60] if is_short else type(value).__name__
     raise InputError(f"{name} is {shown}", remedy or wanted)
 
@@ -168,57 +168,24 @@ def patch(method):
     return method
 
 # %% ../../nbs/0_base/01_core.ipynb #4943695a
-class History(Sequence):
-    "The first `count` turns of a conversation, each (role, text). Views of one conversation share its turns."
+_last_history = ((), "")  # turns, their hash
 
-    __slots__ = ("turns", "count", "digests")
 
-    def __init__(self, turns):  # (role, text) pairs; role is "user" or "assistant", or "system" at the start
-        turns = list(turns)
-        for turn in turns:
-            is_pair = isinstance(turn, (tuple, list)) and len(turn) == 2
-            if not is_pair or not all(isinstance(part, str) for part in turn):
-                raise InputError(f"a turn of the history is {str(turn)[:60]!r}", "give pairs of role and text")
-        self.turns = tuple(map(tuple, turns))
-        self.count = len(self.turns)
-        self.digests = [""]  # of the first 0, 1, 2, … turns, as many as were needed so far
-
-    def first(self, count: int) -> "History":
-        "Return a view of at most the first `count` turns, without a copy."
-        view = object.__new__(History)
-        view.turns, view.digests = self.turns, self.digests
-        view.count = min(max(count, 0), self.count)
-        return view
-
-    @property
-    def digest(self) -> str:
-        "A hash of the turns in hexadecimal digits; empty without turns."
-        while len(self.digests) <= self.count:
-            turn = json.dumps(self.turns[len(self.digests) - 1], ensure_ascii=False)
-            content = (self.digests[-1] + turn).encode("utf-8", "surrogatepass")
-            self.digests.append(hashlib.sha1(content).hexdigest())
-        return self.digests[self.count]
-
-    def __len__(self):
-        return self.count
-
-    def __getitem__(self, place):
-        return self.turns[: self.count][place] if isinstance(place, slice) else self.turns[range(self.count)[place]]
-
-    def __iter__(self):
-        return islice(self.turns, self.count)
-
-    def __eq__(self, other):
-        return tuple(self) == tuple(other) if isinstance(other, (History, tuple, list)) else NotImplemented
-
-    def __hash__(self):
-        return hash(tuple(self))  # equal values have equal hashes
-
-    def __repr__(self):
-        return f"History({list(self)!r})"
-
-    def __deepcopy__(self, memo):
-        return self
+def read_history(turns) -> tuple:  # (role, text) pairs, and their hash in hexadecimal digits, empty without turns
+    "Check and hash the turns before a dialogue; raise `InputError` for a turn that is no pair of texts."
+    global _last_history
+    turns = tuple(turns)
+    known, digest = _last_history
+    if turns[: len(known)] != known:
+        known, digest = (), ""
+    for turn in turns[len(known) :]:
+        is_pair = isinstance(turn, (tuple, list)) and len(turn) == 2
+        if not is_pair or not all(isinstance(part, str) for part in turn):
+            raise InputError(f"a turn of the history is {str(turn)[:60]!r}", "give pairs of role and text")
+        content = digest + json.dumps(turn, ensure_ascii=False)
+        digest = hashlib.sha1(content.encode("utf-8", "surrogatepass")).hexdigest()
+    _last_history = (known + tuple(map(tuple, turns[len(known) :])), digest)
+    return _last_history
 
 # %% ../../nbs/0_base/01_core.ipynb #12d6a7af
 ORIGINS = ("model", "user", "approved", "annotated", "synthetic")
@@ -230,7 +197,7 @@ class Dialogue:
 
     prompt: str  # the user's request
     response: str  # the response to it
-    history: Sequence = ()  # turns before it: ((role, text), ...), the roles as in `History`
+    history: tuple = ()  # turns before it: ((role, text), ...); role is "user" or "assistant", or "system" at the start
     id: str = ""  # hash of the other fields but the labels, unless given
     time: float = 0.0  # seconds since the epoch, or the place in a stream
     origin: str = "user"  # where the response came from, one of `ORIGINS`
@@ -243,15 +210,16 @@ class Dialogue:
         check(self.response, "text", "the response")
         check(self.origin, "choice", "origin", choices=ORIGINS)
         check(self.id, "text", "id", remedy="give text, or leave it out")
-        check(self.parents, "list of texts", "parents", remedy="give the ids of the dialogues it was made from")
+        if not isinstance(self.parents, (tuple, list)) or not all(isinstance(id, str) for id in self.parents):
+            raise InputError(f"parents is {self.parents!r}"[:80], "give the ids of the dialogues it was made from")
         time = check(self.time, "number", "the time", remedy="give seconds or the place in a stream")
         check(self.labels, dict, "labels", remedy="give names and values")
-        history = self.history if isinstance(self.history, History) else History(self.history)
+        history, digest = read_history(self.history)
         object.__setattr__(self, "history", history)
         object.__setattr__(self, "parents", tuple(self.parents))
         object.__setattr__(self, "time", time)
         if not self.id:
-            before = [history.digest] if len(history) else []
+            before = [digest] if history else []
             content = [self.prompt, self.response, before, self.time, self.origin, self.parents]
             content = json.dumps(content, ensure_ascii=False).encode("utf-8", "surrogatepass")
             object.__setattr__(self, "id", hashlib.sha1(content).hexdigest()[:16])
@@ -282,7 +250,7 @@ class Dialogue:
 
     def to_dict(self) -> dict:  # plain JSON types
         "Return the prompt, the response and the fields that are not empty, for a file."
-        row = {f.name: getattr(self, f.name) for f in fields(self)} | dict(history=tuple(self.history))
+        row = {f.name: getattr(self, f.name) for f in fields(self)}
         return {k: v for k, v in row.items() if v not in ((), {}, "") or k in ("prompt", "response")}
 
 # %% ../../nbs/0_base/01_core.ipynb #b7fe5fe8
@@ -311,7 +279,7 @@ def seed_everything(seed: int) -> None:
 # %% ../../nbs/0_base/01_core.ipynb #2f3dbf53
 @dataclass
 class Cost:
-    "The cost of a computation: time, tokens, passes, questions, memory and energy."
+    "The cost of a computation: time, tokens, passes, questions and memory."
 
     seconds: float = 0.0  # wall-clock time
     tokens: int = 0  # tokens through the model, padding not counted
@@ -320,7 +288,6 @@ class Cost:
     requests: int = 0  # questions to the user
     bytes_moved: int = 0  # bytes over the network
     peak_memory: int = 0  # bytes, the process's highest since its start, or the accelerator's
-    joules: float = 0.0  # energy of the processor, with all other processes on it; 0 without a counter
 
     def __add__(self, other: "Cost") -> "Cost":
         sums = {f.name: getattr(self, f.name) + getattr(other, f.name) for f in fields(self)}
@@ -328,6 +295,11 @@ class Cost:
 
     def to_dict(self) -> dict:
         return asdict(self)
+
+    @classmethod
+    def from_dict(cls, row: dict) -> "Cost":
+        "Return the cost of a row that `to_dict` wrote, perhaps in an earlier version, which counted joules."
+        return cls(**{name: value for name, value in row.items() if name != "joules"})
 
 # %% ../../nbs/0_base/01_core.ipynb #72ee7522
 def get_peak_memory() -> int:  # bytes
@@ -338,26 +310,13 @@ def get_peak_memory() -> int:  # bytes
         return 0
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
-# %% ../../nbs/0_base/01_core.ipynb #1228373e
-POWERCAP_FOLDER = Path("/sys/class/powercap")
-
-
-def read_processor_joules(root: Path = POWERCAP_FOLDER) -> float:
-    "Return the energy of all processor packages; a counter begins anew after some hours."
-    try:
-        packages = [folder for folder in root.glob("intel-rapl:*") if folder.name.count(":") == 1]
-        return sum(int((folder / "energy_uj").read_text()) for folder in packages) / 1e6
-    except (OSError, ValueError):
-        return 0.0
-
 # %% ../../nbs/0_base/01_core.ipynb #7f56fa6f
 @contextmanager
 def measure_cost(cost: Cost):
-    "Add the time, the energy and the peak memory of a `with` block to a cost."
-    start, start_joules = time.perf_counter(), read_processor_joules()
+    "Add the time and the peak memory of a `with` block to a cost."
+    start = time.perf_counter()
     try:
         yield cost
     finally:
         cost.seconds += time.perf_counter() - start
-        cost.joules += max(0.0, read_processor_joules() - start_joules)  # 0 where the counter began anew
         cost.peak_memory = max(cost.peak_memory, get_peak_memory())

@@ -22,7 +22,7 @@ from filelock import FileLock
 from tqdm import tqdm
 
 from .core import InputError, catch_panic
-from .files import ASSETS, compute_sha256, delete_path, get_cache_folder
+from .files import ASSETS, compute_sha256, delete_path, get_cache_folder, get_temporary_path
 from .files import is_full_disk, make_folder, remember
 from .weights import DEFAULT_ENCODER, DEFAULT_MODEL, LARGER_MODEL, WEIGHTS
 from .weights import find_weights, fits_larger_model, hash_file
@@ -86,21 +86,38 @@ def is_gguf(path) -> bool:
     return False
 
 # %% ../../nbs/0_base/07_loading.ipynb #lgg00006
+def get_tokenizer_folder(file: Path) -> Path:  # it need not exist yet
+    "Return the folder of the tokenizer that was built from a GGUF file."
+    return get_cache_folder() / "tokenizers" / hash_file(file)[:16]
+
+
 def load_gguf_tokenizer(file: Path):  # a tokenizer of transformers
-    "Build the tokenizer of a GGUF file with its chat template; raise `InputError` where its lists do not fit."
+    "Build the tokenizer of a GGUF file once, with its chat template; raise `InputError` where its lists do not fit."
     from transformers import PreTrainedTokenizerFast
     from transformers.integrations.gguf import convert_gguf_tokenizer, get_gguf_tokenizer
 
+    folder = get_tokenizer_folder(file)
+    if folder.is_dir():
+        with suppress(Exception):  # a damaged copy costs one computation
+            return PreTrainedTokenizerFast.from_pretrained(folder)
     metadata = read_gguf(file)
     try:
         with catch_panic():
             family, lists, settings = get_gguf_tokenizer(str(file))
             backend, _ = convert_gguf_tokenizer(family, lists)
             settings |= dict(model_max_length=int(metadata.get(f"{family}.context_length", 2**31)))
-            return PreTrainedTokenizerFast(tokenizer_object=backend, **settings)
+            tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, **settings)
     except Exception as error:
         reason = " ".join(str(error).split())[:160]
         raise InputError(f"{file}: its tokenizer cannot be built ({reason})", "get the file again") from error
+    stage = get_temporary_path(folder)
+    with suppress(InputError, OSError):  # a cache that cannot be written saves nothing
+        make_folder(stage)
+        tokenizer.save_pretrained(stage)
+        delete_path(folder)
+        os.replace(stage, folder)
+    delete_path(stage)
+    return tokenizer
 
 # %% ../../nbs/0_base/07_loading.ipynb #lgg00008
 def read_rope_scaling(metadata: dict, stored: dict) -> dict:  # as in a configuration of transformers

@@ -202,7 +202,8 @@ def track_cost(self: Model):  # yields the `Cost` of the block
             yield cost
     finally:
         vars(cost).update(vars(self.cost))  # in place, because the caller holds this object
-        cost.seconds, cost.joules, cost.peak_memory = block.seconds, block.joules, block.peak_memory
+        cost.seconds = block.seconds
+        cost.peak_memory = block.peak_memory
         vars(outer_cost).update(vars(outer_cost + cost))
         self.cost = outer_cost
 

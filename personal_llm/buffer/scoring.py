@@ -152,7 +152,7 @@ class ScoredDialogue:
         "A key that is equal for dialogues with the same text."
         d = self.dialogue
         prompt, response = (normalise_text(text) or text.strip() for text in (d.prompt, d.response))
-        return d.history.digest, prompt, None if d.origin == "annotated" else response
+        return d.history, prompt, None if d.origin == "annotated" else response
 
 # %% ../../nbs/2_buffer/01_scoring.ipynb #8d901564
 def score_reading(dialogue: Dialogue, reading, lexicons: Lexicons) -> ScoredDialogue:

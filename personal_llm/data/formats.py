@@ -16,7 +16,7 @@ from email.utils import parsedate_to_datetime
 from itertools import groupby, permutations, product
 from typing import Callable, NamedTuple
 
-from ..base.core import Dialogue, History, InputError
+from ..base.core import Dialogue, InputError
 from .records import TALK_FIELDS, format_value, is_message_list, parse_json
 
 # %% ../../nbs/1_data/02_formats.ipynb #09b2a9e7
@@ -154,13 +154,13 @@ def split_into_dialogues(conversation: ParsedConversation) -> tuple:  # (dialogu
             else:
                 places.append(len(kept))
                 kept += [prompt, answer]
-        history = History((turn.role, turn.text[:MAX_TURN_CHARACTERS]) for turn in kept)
+        history = tuple((turn.role, turn.text[:MAX_TURN_CHARACTERS]) for turn in kept)
         num_cut += sum(len(turn.text) > MAX_TURN_CHARACTERS for turn in kept)
         for place in places:
             texts = history[place][1], history[place + 1][1]
             if kept[place + 1].is_learned:
                 labels = conversation.labels
-                dialogues.append(Dialogue(*texts, history.first(place), time=kept[place].time, labels=labels))
+                dialogues.append(Dialogue(*texts, history[:place], time=kept[place].time, labels=labels))
             else:
                 left_out[UNLEARNED] += 1
     is_blank = any(turn[1] is not None and not has_words(turn[1]) for turn in conversation.turns)

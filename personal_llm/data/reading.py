@@ -79,7 +79,7 @@ class Dialogues(list):
         if self.other_files:
             names = ", ".join(self.other_files[:3]) + ", …" * (len(self.other_files) > 3)
             notes.append(f"files not read: {len(self.other_files)} ({names})")
-        if num_repeats := len(self) - len({(d.prompt, d.response, d.history.digest) for d in self}):
+        if num_repeats := len(self) - len({(d.prompt, d.response, d.history) for d in self}):
             notes.append(f"repeats: {num_repeats} of {len(self)} dialogues are copies of an earlier one")
         notes += [f"plug-in {name} skipped: {reason}" for name, reason in load_formats().items()]
         return notes + [self.explain_sides()] * bool(self.user)

@@ -114,7 +114,7 @@ class State:
             self._empty_bin()
         getattr(self, f"apply_{event.kind}")(event.dialogue, event.content)
         if "cost" in event.content:
-            self.cost = Cost(**event.content["cost"])
+            self.cost = Cost.from_dict(event.content["cost"])
 
     def _empty_bin(self) -> None:
         "Remove an entry whose successor was forgotten."

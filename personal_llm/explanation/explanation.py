@@ -85,7 +85,8 @@ class Explanation:
                 row=np.array(row["row"], np.float32),
             )
             description = row["description"] and Description.from_dict(row["description"])
-            others = dict(sparse_words=tuple(row["sparse_words"]), cost=Cost(**row["cost"]), description=description)
+            others = dict(sparse_words=tuple(row["sparse_words"]), description=description)
+            others |= dict(cost=Cost.from_dict(row["cost"]))
             return cls(**row | arrays | others)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             if isinstance(error, InputError):
