@@ -1505,6 +1505,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                   'personal_llm/data/formats.py'),
                                            'personal_llm.data.formats.compile_mark': ( '1_data/formats.html#compile_mark',
                                                                                        'personal_llm/data/formats.py'),
+                                           'personal_llm.data.formats.counts_down': ( '1_data/formats.html#counts_down',
+                                                                                      'personal_llm/data/formats.py'),
                                            'personal_llm.data.formats.detect_format': ( '1_data/formats.html#detect_format',
                                                                                         'personal_llm/data/formats.py'),
                                            'personal_llm.data.formats.dig': ('1_data/formats.html#dig', 'personal_llm/data/formats.py'),

@@ -199,9 +199,9 @@ VERDICTS = {  # name of a field -> the values with which an answer is an example
     name: (WORDS[good], WORDS[bad]) for names, good, bad in TABLE["verdicts"] for name in names.split()
 }
 PREFERENCES = dict(chosen="rejected", preferred_output="non_preferred_output", preferred="dispreferred")
-TIME_FIELD = re.compile(
-    "(?i)(?!.*(updat|modif|edit|read|expir|out$|zone))(.*(time|date|creat|sent|stamp|insert)|ts$|when$)"
-)
+OTHER_TIME = re.compile("(?i).*(updat|modif|edit|read|expir|out$|zone)")  # not the time at which it was written
+TIME_FIELD = re.compile("(?i).*(time|date|creat|sent|stamp|insert|epoch)|ts$|when$")
+NUMBER_FIELD = re.compile("(?i)((message|msg|turn)_?)?(seq|sequence|index|idx|number|order|position|id)|turn|step")
 
 
 class Fields(dict):
@@ -229,6 +229,8 @@ def is_excluded(record: dict) -> bool:
     "Tell whether a turn or a row is no example: weight 0, or a rating against it. Other ratings stay unread."
     is_against = False
     for name, value in record.items():
+        if name in VERDICTS and isinstance(value, dict):
+            is_against = is_against or is_excluded(value)
         word = str(value).strip().lower().replace("_", "-").replace(" ", "-")
         ups, downs = VERDICTS.get(name, ((), ()))
         if word in (*ups, *downs):
@@ -242,7 +244,10 @@ def normalise_record(record) -> dict:
     if isinstance(record, list):
         return dict(messages=record)
     if not isinstance(record, dict):
-        raise InputError(f"found {type(record).__name__} instead of an object with fields")
+        raise InputError(
+            f"found {type(record).__name__} instead of an object with fields",
+            "write each row as an object with prompt and response",
+        )
     row = {str(name).strip().lower(): value for name, value in record.items()}
     given = {name: value for name, value in row.items() if value is not None or name == "name"}  # of a Telegram chat
     for side, other in permutations(("prompt", "response")):
@@ -316,7 +321,9 @@ def parse_record(record, name: str, sides: Sides = Sides()) -> list:  # of `Pars
     return conversations
 
 # %% ../../nbs/1_data/02_formats.ipynb #forder1
-DATE = re.compile(r"(?:(\d{1,4})[./-](\d{1,2})[./-](\d{1,4})\D{0,3})?(\d{1,2}):(\d\d)(?::(\d\d))?\s*([AaPp])?")
+DATE = re.compile(
+    r"(?:(\d{1,4})[./-](\d{1,2})[./-](\d{1,4})\D{0,3})?(\d{1,2}):(\d\d)(?::(\d\d)(?:[.,]\d+)?)?\s*([AaPp])?\D*(?:\d\d:?\d\d)?$"
+)
 
 
 def parse_date(text: str) -> datetime:
@@ -344,31 +351,37 @@ def parse_time(value) -> float:  # seconds since the epoch, 0 for no time
 
 
 def find_times(message: dict) -> dict:  # name of a field -> seconds since the epoch
-    "Return the times of a message: the fields with a name of a time, also one level inside, after the year 1973."
+    "Return the times of a message, after the year 1973: fields with a name of a time, or with a date and a time."
     inner = [item for value in message.values() if isinstance(value, dict) for item in value.items()]
-    times = {name: parse_time(value) for name, value in [*inner, *message.items()] if TIME_FIELD.match(name)}
+    named = [(name, value) for name, value in [*inner, *message.items()] if not OTHER_TIME.match(name)]
+    is_time = lambda name, value: TIME_FIELD.match(name) or re.match(r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d", str(value))
+    times = {name: parse_time(value) for name, value in named if is_time(name, value)}
     return {name: time for name, time in times.items() if time > 1e8}
 
 
-def find_numbers(message: dict) -> dict:  # name of a field -> number
-    "Return the numbers by which a program may count messages."
-    name = re.compile("(?i)((message|turn)_?)?(seq|sequence|index|idx|number|order|position|id)")
-    return {key: value for key, value in message.items() if type(value) is int and name.fullmatch(key)}
+def find_numbers(message: dict) -> dict:  # name of a field -> whole number
+    return {name: int(value) for name, value in message.items() if re.fullmatch("[0-9]{1,18}", str(value))}
+
+
+def counts_down(name: str, numbers: list) -> bool:
+    "Tell whether a program counts messages in a column, the newest first: by its name, or three or more in steps of 1."
+    is_falling = numbers == sorted(numbers, reverse=True) and numbers[0] > numbers[-1]
+    is_count = len(numbers) > 2 and numbers == list(range(numbers[0], numbers[0] - len(numbers), -1))
+    return is_count or is_falling and bool(NUMBER_FIELD.fullmatch(name))
 
 
 def sort_by_time(messages: list) -> list:
     "Return messages in the order of their times, newest first turned round; raise `InputError` for any other order."
-    for find in (find_times, find_numbers):
-        rows = [find(message) for message in messages]
-        columns = [[row[name] for row in rows if name in row] for name in {name: 0 for row in rows for name in row}]
-        if any(column == sorted(column) and column[0] < column[-1] for column in columns):
-            return messages
-        falling = [column for column in columns if column != sorted(column)]
-        if falling and all(column == sorted(column, reverse=True) for column in falling):
-            return messages[::-1]
-        if falling and find is find_times:
-            raise InputError("the messages are not in the order of their times", "sort them, or leave the times out")
-    return messages
+    times, numbers = ([find(message) for message in messages] for find in (find_times, find_numbers))
+    columns = [[row[name] for row in times if name in row] for name in {name: 0 for row in times for name in row}]
+    columns = [column for column in columns if column[0] != column[-1] or column != sorted(column)]
+    if any(column == sorted(column) for column in columns):
+        return messages
+    if columns and not all(column == sorted(column, reverse=True) for column in columns):
+        raise InputError("the messages are not in the order of their times", "sort them, or leave the times out")
+    names = [name for name in numbers[0] if all(name in row for row in numbers)] if numbers else []
+    is_down = any(counts_down(name, [row[name] for row in numbers]) for name in names)
+    return messages[::-1] if columns or is_down else messages
 
 
 def find_parent(message: dict) -> str:
@@ -462,6 +475,10 @@ def parse_talks(record, program: Program, name: str) -> list:  # of `ParsedConve
             rows = [row | message | {program.message: None} for row, message in inner if message]
         rows = program.mend(rows, record) if program.mend else rows
         turns = [turn for row in rows for turn in parse_turn(row, is_learned)]
+        has_time = any(TIME_FIELD.match(name) and isinstance(row[name], str) for row in rows for name in row)
+        if turns and (turns[0].role, turns[-1].role) == ("assistant", "user") and has_time and not find_times(rows[0]):
+            problem = "the talk begins with an answer, and the times of its messages are in a form that we do not know"
+            raise InputError(problem, "put the oldest message first, or write times as 2026-01-31 10:00")
         turns = turns if program.is_general else [turn._replace(unread=()) for turn in turns]
         is_row = program.is_general and bool(program.messages)
         conversations.append(ParsedConversation([*system, *turns], is_row=is_row))
@@ -506,7 +523,9 @@ def parse_turn(turn, is_learned: bool = True) -> list:  # of `Turn`
     turn = turn if isinstance(turn, dict) else {}
     if isinstance(turn.get("versions"), list):
         turn = turn["versions"][turn.get("currentlySelected", -1)]
-    if any(turn.get(name) is True for name in FIELDS["hidden"]) or str(turn.get("content")).startswith(COMMANDS):
+    is_hidden = [turn.get(name) is True for name in FIELDS["hidden"]]
+    is_hidden += [turn.get(name) is False for name in FIELDS["shown"]]
+    if any(is_hidden) or find_field(turn, "deleted") or str(turn.get("content")).startswith(COMMANDS):
         return []  # not on the screen
     turn = Fields(turn)
     who, is_user = turn.get(find_field(turn, "who")), find_field(turn, "is_user")
@@ -525,6 +544,13 @@ def parse_turn(turn, is_learned: bool = True) -> list:  # of `Turn`
         )
     role, times = ROLES[name], find_times(turn)
     content = turn.get(next((name for name in FIELDS["text"] if turn.get(name)), find_field(turn, "text")))
+    if (
+        role == "assistant"
+        and isinstance(content, list)
+        and "content" in turn
+        and sum(isinstance(part, str) for part in content) > 1
+    ):
+        raise InputError("an answer is a list of texts, which may be several answers", "give one text in each turn")
     text = join_parts(content, "content") if role and turn.get("channel") != "analysis" else ""
     if not role or role == "user" and text == "" and ("tool" in str(content) or "function" in str(content)):
         return [Turn("assistant", "")]  # it stands between two questions
@@ -536,7 +562,7 @@ def parse_turn(turn, is_learned: bool = True) -> list:  # of `Turn`
     )
     if is_stopped or not text and any(map(turn.get, FIELDS["files"])):
         text = None
-    is_learned = is_learned and not is_excluded(turn) and not is_excluded(dict(rating=dig(turn, "annotation.rating")))
+    is_learned = is_learned and not is_excluded(turn)
     unread = [name for name in turn.unread if name not in times]
     return [Turn(role, text, next(iter(times.values()), 0.0), is_learned, unread)]
 
