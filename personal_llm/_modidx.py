@@ -1514,8 +1514,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                      'personal_llm/data/formats.py'),
                                            'personal_llm.data.formats.find_mark': ( '1_data/formats.html#find_mark',
                                                                                     'personal_llm/data/formats.py'),
-                                           'personal_llm.data.formats.find_numbers': ( '1_data/formats.html#find_numbers',
-                                                                                       'personal_llm/data/formats.py'),
                                            'personal_llm.data.formats.find_parent': ( '1_data/formats.html#find_parent',
                                                                                       'personal_llm/data/formats.py'),
                                            'personal_llm.data.formats.find_times': ( '1_data/formats.html#find_times',

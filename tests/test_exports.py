@@ -770,6 +770,14 @@ def test_a_system_turn_may_stand_before_an_answer():
         assert (d.prompt, d.response, list(d.history)) == ("Tea?", "Yes.", [("system", "It is 5.")])
 
 
+def test_a_system_turn_between_two_questions_makes_no_answer_of_the_second():
+    user, system, bot = (lambda text, role=role: dict(role=role, content=text) for role in ("user", "system", "bot"))
+    (d,) = read_dialogues([dict(messages=[user("Tea?"), system("It is 5."), user("Cake?"), bot("Yes.")])])
+    assert (d.prompt, d.response) == ("Tea?\nCake?", "Yes.")
+    with pytest.raises(InputError, match="no assistant turn"):
+        read_dialogues([dict(messages=[user("Tea?"), system("Yes."), user("Cake?"), system("No.")])])
+
+
 def test_a_file_of_the_home_folder(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("USERPROFILE", str(tmp_path))

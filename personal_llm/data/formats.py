@@ -124,7 +124,7 @@ def split_into_dialogues(conversation: ParsedConversation) -> tuple:  # (dialogu
             pieces.append([turn, *asked])  # it may stand between a question and its answer
         else:
             pieces[-1].append(turn)
-    for runs in pieces:
+    for runs in map(merge_turns, pieces):  # a system turn may have stood between two questions
         kept = [turn for turn in runs[:1] if turn.role == "system" and turn.text]
         places = []  # of the prompts in `kept`
         for prompt, answer in (pair for pair in zip(runs, runs[1:]) if pair[0].role == "user"):
@@ -321,9 +321,8 @@ def parse_record(record, name: str, sides: Sides = Sides()) -> list:  # of `Pars
     return conversations
 
 # %% ../../nbs/1_data/02_formats.ipynb #forder1
-DATE = re.compile(
-    r"(?:(\d{1,4})[./-](\d{1,2})[./-](\d{1,4})\D{0,3})?(\d{1,2}):(\d\d)(?::(\d\d)(?:[.,]\d+)?)?\s*([AaPp])?\D*(?:\d\d:?\d\d)?$"
-)
+_DAY = r"(?:(\d{1,4})[./-](\d{1,2})[./-](\d{1,4})\D{0,3})?"
+DATE = re.compile(_DAY + r"(\d{1,2}):(\d\d)(?::(\d\d)(?:[.,]\d+)?)?\s*([AaPp])?\D*(?:\d\d:?\d\d)?$")
 
 
 def parse_date(text: str) -> datetime:
@@ -359,12 +358,11 @@ def find_times(message: dict) -> dict:  # name of a field -> seconds since the e
     return {name: time for name, time in times.items() if time > 1e8}
 
 
-def find_numbers(message: dict) -> dict:  # name of a field -> whole number
-    return {name: int(value) for name, value in message.items() if re.fullmatch("[0-9]{1,18}", str(value))}
-
-
 def counts_down(name: str, numbers: list) -> bool:
     "Tell whether a program counts messages in a column, the newest first: by its name, or three or more in steps of 1."
+    if not all(re.fullmatch("[0-9]{1,18}", number) for number in numbers):
+        return False
+    numbers = list(map(int, numbers))
     is_falling = numbers == sorted(numbers, reverse=True) and numbers[0] > numbers[-1]
     is_count = len(numbers) > 2 and numbers == list(range(numbers[0], numbers[0] - len(numbers), -1))
     return is_count or is_falling and bool(NUMBER_FIELD.fullmatch(name))
@@ -372,15 +370,15 @@ def counts_down(name: str, numbers: list) -> bool:
 
 def sort_by_time(messages: list) -> list:
     "Return messages in the order of their times, newest first turned round; raise `InputError` for any other order."
-    times, numbers = ([find(message) for message in messages] for find in (find_times, find_numbers))
+    times = [find_times(message) for message in messages]
     columns = [[row[name] for row in times if name in row] for name in {name: 0 for row in times for name in row}]
-    columns = [column for column in columns if column[0] != column[-1] or column != sorted(column)]
+    columns = [column for column in columns if len({*column}) > 1]
     if any(column == sorted(column) for column in columns):
         return messages
     if columns and not all(column == sorted(column, reverse=True) for column in columns):
         raise InputError("the messages are not in the order of their times", "sort them, or leave the times out")
-    names = [name for name in numbers[0] if all(name in row for row in numbers)] if numbers else []
-    is_down = any(counts_down(name, [row[name] for row in numbers]) for name in names)
+    names = messages[0] if messages else ()
+    is_down = any(counts_down(name, [str(message.get(name)) for message in messages]) for name in names)
     return messages[::-1] if columns or is_down else messages
 
 
