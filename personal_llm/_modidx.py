@@ -1455,6 +1455,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                     'personal_llm/data/exports.py'),
                                            'personal_llm.data.exports.gather_text': ( '1_data/exports.html#gather_text',
                                                                                       'personal_llm/data/exports.py'),
+                                           'personal_llm.data.exports.is_notice': ( '1_data/exports.html#is_notice',
+                                                                                    'personal_llm/data/exports.py'),
                                            'personal_llm.data.exports.mend_chatgpt': ( '1_data/exports.html#mend_chatgpt',
                                                                                        'personal_llm/data/exports.py'),
                                            'personal_llm.data.exports.mend_claude': ( '1_data/exports.html#mend_claude',

@@ -499,6 +499,7 @@ def test_deleted_messages_are_no_words_in_any_language(tmp_path):
 MEDIA = ["<Media omitted>", "<省略多媒体文件>", "\u200eimage omitted", "\u200e<attached: 00000012-PHOTO.jpg>", "null"]
 MEDIA += ["IMG-20260203-WA0003.jpg (file attached)", "PTT-20260203-WA0001.opus (archivo adjunto)"]
 MEDIA += ["\u200eIMG-1.jpg (ملف مرفق)", "Ana.vcf (fichier joint)", "a.pdf • \u200e3 pages \u200edocument omitted"]
+MEDIA += ["image omitted", "Missed voice call", "Waiting for this message. This may take a while."]
 MEDIA += ["\u200ePOLL:\nWhat shall we eat tonight?\n\u200eOPTION: Fish (1 vote)"]
 
 
@@ -658,6 +659,23 @@ TABLE += [
 def test_the_table_of_programs(tmp_path, name, rows):
     found = read_dialogues(save(tmp_path / "a.json", rows))
     assert (found.format, pairs(found)) == (name, [("Tea?", "Yes.")])
+
+
+REPORTS = ["Ana sent an attachment.", "Ana hat einen Anhang gesendet.", "Gefällt eine Nachricht"]
+REPORTS += ["Hat mit 😀 auf deine Nachricht reagiert ", "Liked a message"]
+
+
+@pytest.mark.parametrize("text", REPORTS)
+def test_messengers_notices_are_no_words(text):
+    talk = [("Ana", "Tea?"), ("Bo", "Yes."), ("Ana", text), ("Ana", "Cake?"), ("Bo", "No.")]
+    rows = [dict(sender_name=name, content=text, timestamp_ms=i + 10**12) for i, (name, text) in enumerate(talk)]
+    assert pairs(read_dialogues([dict(messages=rows[::-1])])) == [("Tea?", "Yes."), ("Cake?", "No.")]
+
+
+def test_a_person_who_writes_alone_is_named_as_the_cause(tmp_path):
+    file = save(tmp_path / "chat.txt", "1/1/24, 9:00 - Ana: Tea?\n1/1/24, 9:01 - Ana: Cake?\n")
+    with pytest.raises(InputError, match="one person writes alone"):
+        read_dialogues(file)
 
 
 @pytest.mark.parametrize(

@@ -135,6 +135,8 @@ CONVERSATION_GAP_SECONDS = 6 * 3600
 
 def split_at_pauses(messages: list, people: dict, sides: Sides = Sides()) -> list:  # of `ParsedConversation`
     "Cut messages (turns with a sender's id as their role) at pauses longer than `CONVERSATION_GAP_SECONDS`."
+    if len(people) == 1:
+        return [ParsedConversation([], is_row=False, left_out="a chat in which one person writes alone")]
     users, writers = choose_sides(people, sides)
     conversations, last_time = [[]], 0
     for m in messages:
@@ -170,6 +172,9 @@ def parse_telegram_messages(chat: dict) -> tuple:  # ([`Turn` with a sender's id
     return messages, people
 
 # %% ../../nbs/1_data/03_exports.ipynb #c28de711
+NOTICES = {kind: [pair.split("/") for pair in TABLE[kind].split(", ")] for kind in ("deleted", "reactions")}
+
+
 def parse_telegram(record, sides):
     "Parse one chat, or an account's chats between two people, one of whom is its owner or the named person."
     if "chats" not in record:
@@ -189,6 +194,11 @@ def parse_telegram(record, sides):
     return conversations
 
 
+def is_notice(text: str, kind: str) -> bool:
+    "Tell whether a short text holds both parts of a phrase with which a program reports something."
+    return len(text.split()) <= 8 and any(all(part in text.casefold() for part in pair) for pair in NOTICES[kind])
+
+
 def mend_latin(text: str) -> str:
     "Return a text that Meta wrote in UTF-8, and read as Latin-1 before it exported it."
     try:
@@ -203,10 +213,8 @@ def parse_messenger(record, sides):
     for m in sort_by_time(record["messages"]):
         pairs = ("sender_name", "senderName"), ("content", "text")  # of an older and a newer export
         sender, text = (mend_latin(as_text(m.get(a, m.get(b)), a)) for a, b in pairs)
-        is_other = m.get("share") or m.get("call_duration") is not None
-        if not re.match(r"Reacted \S+ to your message|Liked a message", text) and not m.get(
-            "is_unsent", m.get("isUnsent")
-        ):
+        is_other = m.get("share") or m.get("call_duration") is not None or text.startswith(f"{sender} ")  # a notice
+        if not is_notice(text, "reactions") and not m.get("is_unsent", m.get("isUnsent")):
             time = next(iter(find_times(m).values()), 0.0)
             messages.append(Turn(people.setdefault(sender, sender), None if is_other else text or None, time))
     return split_at_pauses(messages, people, sides)
@@ -282,7 +290,7 @@ def parse_timestamps(stamps: list) -> list:  # seconds since the epoch, one for 
 ATTACHMENT = re.compile(
     r"\A\u200e?[^\n]{1,200}\.\w{2,5} \([^()\n]{1,80}\)(?:\n|\Z)|\s{0,2}(?:\u200e<[^<>]*>|\s<[^<>]{6,}>)\Z|\A<[^<>]*>\Z"
 )
-DELETIONS = [pair.split("/") for pair in TABLE["deleted"].split(", ")]  # a noun and a verb of a notice
+OMITTED = TABLE["omitted"].split(", ")  # in place of a thing that was not exported
 
 
 def parse_whatsapp(record, sides):
@@ -293,11 +301,10 @@ def parse_whatsapp(record, sides):
         raise InputError("no line begins as in a WhatsApp export (date, time, name)", way)
     for time, (_, name, text) in zip(parse_timestamps([stamp for stamp, _, _ in rows]), rows):
         words = ATTACHMENT.sub("", text.strip()).strip()
-        is_marked, num_words, folded = "\u200e" in words, len(words.split()), words.casefold()
-        is_deleted = num_words <= 8 and any(noun in folded and verb in folded for noun, verb in DELETIONS)
-        is_notice = is_marked and not is_deleted and num_words >= 5 and not messages
-        if name and not is_notice:
-            words = None if not words or is_marked or words == "null" else words
+        is_marked, is_deleted = "\u200e" in words, is_notice(words, "deleted")
+        is_first = is_marked and not is_deleted and len(words.split()) >= 5 and not messages  # about encryption
+        if name and not is_first:
+            words = None if not words or is_marked or words.casefold() in OMITTED else words
             messages.append(Turn(people.setdefault(name, name), "" if is_deleted else words, time))
     return split_at_pauses(messages, people, sides)
 
