@@ -499,6 +499,7 @@ def test_deleted_messages_are_no_words_in_any_language(tmp_path):
 MEDIA = ["<Media omitted>", "<省略多媒体文件>", "\u200eimage omitted", "\u200e<attached: 00000012-PHOTO.jpg>", "null"]
 MEDIA += ["IMG-20260203-WA0003.jpg (file attached)", "PTT-20260203-WA0001.opus (archivo adjunto)"]
 MEDIA += ["\u200eIMG-1.jpg (ملف مرفق)", "Ana.vcf (fichier joint)", "a.pdf • \u200e3 pages \u200edocument omitted"]
+MEDIA += ["image omitted", "Missed voice call", "Waiting for this message. This may take a while."]
 MEDIA += ["\u200ePOLL:\nWhat shall we eat tonight?\n\u200eOPTION: Fish (1 vote)"]
 
 
@@ -660,6 +661,23 @@ def test_the_table_of_programs(tmp_path, name, rows):
     assert (found.format, pairs(found)) == (name, [("Tea?", "Yes.")])
 
 
+REPORTS = ["Ana sent an attachment.", "Ana hat einen Anhang gesendet.", "Gefällt eine Nachricht"]
+REPORTS += ["Hat mit 😀 auf deine Nachricht reagiert ", "Liked a message"]
+
+
+@pytest.mark.parametrize("text", REPORTS)
+def test_messengers_notices_are_no_words(text):
+    talk = [("Ana", "Tea?"), ("Bo", "Yes."), ("Ana", text), ("Ana", "Cake?"), ("Bo", "No.")]
+    rows = [dict(sender_name=name, content=text, timestamp_ms=i + 10**12) for i, (name, text) in enumerate(talk)]
+    assert pairs(read_dialogues([dict(messages=rows[::-1])])) == [("Tea?", "Yes."), ("Cake?", "No.")]
+
+
+def test_a_person_who_writes_alone_is_named_as_the_cause(tmp_path):
+    file = save(tmp_path / "chat.txt", "1/1/24, 9:00 - Ana: Tea?\n1/1/24, 9:01 - Ana: Cake?\n")
+    with pytest.raises(InputError, match="one person writes alone"):
+        read_dialogues(file)
+
+
 @pytest.mark.parametrize(
     "rows, words",
     [
@@ -694,6 +712,65 @@ def test_the_newest_message_first_is_turned_round_by_any_field(name):
     assert pairs(read_dialogues([dict(messages=counts[::-1])])) == [("Tea?", "Yes.")], "a count is no order"
 
 
+TALK = [
+    dict(role=("user", "bot")[i % 2], content=text) for i, text in enumerate("Tea? Yes. Cake? No. Nut? Oh.".split())
+]
+COUNTED = {  # any name of a number or of a time, in a list with the newest message first
+    "posted": [f"2026-01-05T10:0{i}:00Z" for i in range(6)],
+    "epoch": range(1767600000, 1767600006),
+    "n": range(6),
+    "turn": [str(i) for i in range(1, 7)],
+    "date": [f"1/5/26, 10:0{i} PM" for i in range(6)],
+}
+
+
+@pytest.mark.parametrize("name", COUNTED)
+def test_a_talk_is_turned_round_by_what_its_fields_hold(name):
+    rows = [message | {name: value} for message, value in zip(TALK, COUNTED[name])]
+    expected = [("Tea?", "Yes."), ("Cake?", "No."), ("Nut?", "Oh.")]
+    assert (
+        pairs(read_dialogues([dict(messages=rows)])) == pairs(read_dialogues([dict(messages=rows[::-1])])) == expected
+    )
+
+
+def test_a_talk_that_begins_with_an_answer_needs_times_that_we_know():
+    for form in ("January 5, 2026 at 10:0{} AM", "vor {} Minuten", "10:0{} PM 05/01/2026"):
+        rows = [message | dict(sent=form.format(i)) for i, message in enumerate(TALK)]
+        assert len(read_dialogues([dict(messages=rows)])) == 3
+        with pytest.raises(InputError, match="in a form that we do not know") as caught:
+            read_dialogues([dict(messages=rows[::-1])])
+        assert "oldest message first" in caught.value.remedy
+
+
+@pytest.mark.parametrize("name", ["session", "thread", "convo_id", "room", "chat"])
+def test_messages_of_two_talks_do_not_grow_together(name):
+    rows = [TALK[i] | {name: talk} for i, talk in ((0, 1), (2, 2), (1, 1), (3, 2))]
+    assert pairs(read_dialogues(rows)) == [("Tea?", "Yes."), ("Cake?", "No.")]
+
+
+def test_an_answer_in_several_texts_is_refused():
+    with pytest.raises(InputError, match="may be several answers"):
+        read_dialogues([dict(messages=[TALK[0], dict(role="assistant", content=["Yes.", "No."])])])
+
+
+RATED = dict(vote="downvote", is_good=False, helpful="no", accepted="rejected", flagged=True, quality="bad")
+RATED |= dict(feedback=dict(rating="thumbs_down"), annotation=dict(rating=-1))
+
+
+@pytest.mark.parametrize("name", RATED)
+def test_a_rating_has_many_names(name):
+    rows = [TALK[0], TALK[1] | {name: RATED[name]}, *TALK[2:4]]
+    assert pairs(read_dialogues([dict(messages=rows)])) == [("Cake?", "No.")]
+
+
+@pytest.mark.parametrize(
+    "field", [dict(deleted_at="2026-01-05"), dict(superseded=True), dict(is_active=False), dict(content="<command-x>")]
+)
+def test_a_message_that_was_taken_back_is_no_turn(field):
+    rows = [TALK[0], dict(role="bot", content="Bad.") | field, TALK[1]]
+    assert pairs(read_dialogues([dict(messages=rows)])) == [("Tea?", "Yes.")]
+
+
 @pytest.mark.parametrize("name", ["hidden", "deleted", "is_system"])
 def test_a_message_that_is_not_on_the_screen_is_no_turn(name):
     rows = [dict(role="user", content="Tea?"), {"role": "bot", "content": "No.", name: True}]
@@ -709,6 +786,14 @@ def test_a_system_turn_may_stand_before_an_answer():
     for more in ([], [dict(role="system", content="The end.")]):
         (d,) = read_dialogues([dict(messages=rows + more)])
         assert (d.prompt, d.response, list(d.history)) == ("Tea?", "Yes.", [("system", "It is 5.")])
+
+
+def test_a_system_turn_between_two_questions_makes_no_answer_of_the_second():
+    user, system, bot = (lambda text, role=role: dict(role=role, content=text) for role in ("user", "system", "bot"))
+    (d,) = read_dialogues([dict(messages=[user("Tea?"), system("It is 5."), user("Cake?"), bot("Yes.")])])
+    assert (d.prompt, d.response) == ("Tea?\nCake?", "Yes.")
+    with pytest.raises(InputError, match="no assistant turn"):
+        read_dialogues([dict(messages=[user("Tea?"), system("Yes."), user("Cake?"), system("No.")])])
 
 
 def test_a_file_of_the_home_folder(tmp_path, monkeypatch):

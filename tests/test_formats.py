@@ -250,6 +250,7 @@ MARKED = {
     "<tool-call>{}</tool-call>\nYes.": "Yes.",
     ':::writing{variant="email"}\nDear Ana\n:::\nYes?': "Dear Ana\nYes?",
     "Yes.</s>": "Yes.",
+    '{"name": "look", "arguments": {"q": "tea"}}': "",
 }
 UNMARKED = [
     "Write <think> before your thoughts and </think> after them.",
@@ -305,6 +306,8 @@ LEFT = {  # an answer that we cannot mend, and the mark that the note names
     "Yes.\n\nHuman: And 9?\n\nAssistant: No.": "Human:",
     "Yes. USER: And 9? ASSISTANT: No.": "USER:",
     "Yes.\n\n### Instruction:\nAnd 9?": "### Instruction:",
+    "**Thinking**\n\nHm.\n\nYes.": "**Thinking**",
+    "> Thinking: Hm.\n\nYes.": "> Thinking:",
     str(CHAT): "[{'role':",
     json.dumps([turn("gpt", "Yes.")]): '[{"from":',
 }

@@ -86,7 +86,7 @@ def test_parquet_without_pandas_names_the_remedy(tmp_path, monkeypatch):
     assert "to_json(lines=True)" in caught.value.remedy and "pip install pandas" in caught.value.remedy
 
 
-RATED = dict(role="assistant", content="Yo", weight=1, masked=True, feedback=dict(rating="bad"), tags=[], note="")
+RATED = dict(role="assistant", content="Yo", weight=1, masked=True, feedback=dict(note="bad"), tags=[], note="")
 UNREAD = {
     "answer (1 ×), chosen (1 ×), label (1 ×)": GOOD_ROW | dict(answer="Yo", chosen=False, label="bad", rating="Good"),
     "feedback (1 ×), masked (1 ×), status (1 ×)": dict(messages=[CHAT[0], RATED], status="error"),
@@ -136,7 +136,9 @@ BAD = [  # content, name, place or None, words of the message
     (GOOD + b'{"prompt": "x", "response": "\\u0000"}\n', "a.jsonl", "line 2", "empty response"),
     (GOOD + b'{"prompt": "x", "response": null}\n', "a.jsonl", "line 2", "empty response"),
     (GOOD + b"{}\n", "a.jsonl", "line 2", "none"),
-    (b"prompt,response\nx,caf\xe9\n", "a.csv", None, "line 2: not UTF-8 at byte 22; it is probably Windows-1252"),
+    (b"<!DOCTYPE html><p>Tea?</p>", "a.json", None, "a web page"),
+    (b"\x89PNG\r\n", "a.json", None, "a picture"),
+    (b"prompt,response\nx,caf\xe9\n", "a.csv", None, "line 2: not UTF-8 at byte 22; it may be Windows-1252"),
     (b"SQLite format 3\0", "chats.db", None, "a database"),
     (b"From Ana", "a.mbox", "line 1", "a mail program, which we do not read"),
     (b"- prompt: Tea?", "a.yaml", "line 1", "an unknown ending (.yaml), and no JSON in it"),

@@ -4,19 +4,23 @@
 
 # %% auto #0
 __all__ = ['FORMATS', 'Turn', 'ParsedConversation', 'split_into_dialogues', 'RecordFormat', 'Sides', 'register_format', 'dig',
-           'list_fields', 'detect_format', 'parse_record']
+           'list_fields', 'detect_format', 'parse_record', 'list_messages', 'group_talks', 'Program', 'list_talks',
+           'parse_talks', 'register_program']
 
 # %% ../../nbs/1_data/02_formats.ipynb #c3d173b4
+import json
 import math
 import re
 from collections import Counter
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from email.utils import parsedate_to_datetime
+from functools import partial
 from itertools import groupby, permutations, product
 from typing import Callable, NamedTuple
 
 from ..base.core import Dialogue, InputError
+from ..base.files import ASSETS
 from .records import TALK_FIELDS, format_value, is_message_list, parse_json
 
 # %% ../../nbs/1_data/02_formats.ipynb #09b2a9e7
@@ -43,41 +47,20 @@ class ParsedConversation:
     unread: list = ()  # names of the record's fields that had no effect
 
 # %% ../../nbs/1_data/02_formats.ipynb #fomark1
-UNSPOKEN = "think thought reasoning reflection tool function debug".split()  # in the name of a part: nobody's words
+TABLE = json.loads((ASSETS / "formats.json").read_text(encoding="utf-8"))  # the names and the marks of programs
+SIGNS = TABLE["signs"].split()
 CODE = re.compile(r"^[ \t]*(```|~~~)[^`\n]*\n.*?(?:^[ \t]*\1|\Z)|(``?)[^`\n]+\2", re.S | re.M)
-_WORDS = r"(?:think(?:ing)?|thoughts?|reasoning|reflection|(?:tool|function)(?:s|calls?)?)(?![a-z])"
-_NAME = rf"[|｜]?(?i:[\w:▁]{{0,40}}{_WORDS}[\w:▁]{{0,40}})(?:-call|-process)?(?:[ =][^<>]*)?[|｜]?[>▷\]]"
-BEGIN = rf"(?:(?:(?<![A-Za-z])<|<(?=[|｜])|◁)(?!/|[|｜][\w▁]*(?i:end))|\[(?=[A-Z_]+\])){_NAME}"
-END = rf"(?:[<◁](?:/|(?=[|｜][\w▁]*(?i:end)))|\[/(?=[A-Z_]+\])){_NAME}"
-BLOCK = rf"{BEGIN}(?:(?:(?!^{BEGIN}).)*?{END}|\s*\w*(?:\[\w+\])?\s*\[?\s*\{{.*)"  # a call may be JSON to the end
-REMOVED = {  # what nobody said -> the words of it that stay
-    r"(?:```\s*)?(?:This block is not supported on [^\n]*? yet|Viewing artifacts [^\n]*? mobile)\.(?:\s*```)?"
-    r"|^[ \t]*```(?:thinking|tool_\w+)[ \t]*\n.*?(?:^[ \t]*```|\Z)": "",
-    rf"\A\s*{BLOCK}|^[ \t]*{BLOCK}(?=[ \t]*$|<)|\A\s*{BEGIN}.*": "",
-    rf"\A(?:(?!{BEGIN}|\0).)*?^[ \t]*</think>[ \t]*$": "",  # its beginning stands in the template
-    r"<details\b[^<>]*(?:\btype=[^<>]*>|>\s*<summary>\W*(?:Though?t|Think|Reason)).*?(?:</details>|\Z)": "",
-    r"\A\s*(?:<\|start\|>assistant)?<\|channel\|>(?:.*?<\|channel\|>final<\|message\|>|.*)": "",
-    r"\A\s*<(?:s|\|assistant\|)>|<\|(?:begin|end)_of_solution\|>|</?antArtifact[^>]*>": "",
-    r"(?:(?:(?<! )<[|｜][\w▁]+[|｜]>|</s>)\s*){1,3}\Z": "",  # tokens at the end
-    r'\ue200\w*entity\ue202\["[^"]*", *"([^"\ue200\ue201]*)[^\ue200\ue201]*\ue201': r"\1",  # spans of ChatGPT
-    r"\ue200url\ue202([^\ue200-\ue202]*)(?:\ue202[^\ue200\ue201]*)?\ue201": r"\1",
-    r"\ue200[^\ue200\ue201]*\ue201|[\ue200-\ue20f]| ?【[^【】]*(?:†|turn\d)[^【】]*】": "",
-    r":contentReference\[[^\]]*\](?:\{[^}]*\})?": "",
-    r"^:::\w+\{[^\n]*\}\n((?:(?!\n:::).)*)\n:::[ \t]*$": r"\1",  # lines around a letter
-}
-REMOVED = [(re.compile(pattern, re.S | re.M), words) for pattern, words in REMOVED.items()]
-TURN_MARK = (
-    r"^\**(?:Human|User|Assistant):|\b(?:USER|ASSISTANT):|assistantfinal|\[/?INST\]|<</?SYS>>|^Action Input:"
-    r"|### ?(?:Instruction|Response|Human|User|Assistant):|<[|｜]/?[\w▁]+[|｜]>|<end_of_turn>|<eos>|</?s>"
-    r"|<(?:start_of_turn|human|bot|assistant|unused\d+)>|\A\s*[\[{].{0,2000}?['\"](?:role|from)['\"]\s*:"
-)
-THOUGHT = (
-    rf"{BEGIN}|{END}|\A\**(?:Thinking|Thought)(?: Process)?:|\AThought for [^\n]{{1,20}}$"
-    r"|</?(?i:\w*(?:pad|analysis|plan|monologue|rationale|answer|response))(?:\s[^<>]*)?>"
-)
-MARKS = dict(user=re.compile(TURN_MARK, re.S | re.M), assistant=re.compile(f"{TURN_MARK}|{THOUGHT}", re.S | re.M))
-SIGNS = "< [ { ◁ 【 ``` ::: :content ### \ue200 \ue203 upported tfinal Input: Think Thought"
-SIGNS = f"{SIGNS} Human: User: USER: ssistant: SISTANT:".split()
+
+
+def compile_mark(pattern: str) -> re.Pattern:
+    "Compile a pattern of the table, in which @name@ stands for another one."
+    while name := re.search("@([a-z]+)@", pattern):
+        pattern = pattern.replace(name[0], TABLE["marks"][name[1]])
+    return re.compile(pattern, re.S | re.M)
+
+
+REMOVED = [(compile_mark(pattern), words) for pattern, words in TABLE["removed"]]  # what nobody said -> words that stay
+MARKS = dict(user=compile_mark("@turn@"), assistant=compile_mark("@turn@|@thought@"))
 
 
 def has_signs(text: str) -> bool:
@@ -141,7 +124,7 @@ def split_into_dialogues(conversation: ParsedConversation) -> tuple:  # (dialogu
             pieces.append([turn, *asked])  # it may stand between a question and its answer
         else:
             pieces[-1].append(turn)
-    for runs in pieces:
+    for runs in map(merge_turns, pieces):  # a system turn may have stood between two questions
         kept = [turn for turn in runs[:1] if turn.role == "system" and turn.text]
         places = []  # of the prompts in `kept`
         for prompt, answer in (pair for pair in zip(runs, runs[1:]) if pair[0].role == "user"):
@@ -208,41 +191,17 @@ def dig(value, path: str):
     return dig(value, rest) if rest else value
 
 # %% ../../nbs/1_data/02_formats.ipynb #0eff5f08
-PROMPT_FIELDS = "instruction prompt question query request human user input".split()  # the first one counts
-RESPONSE_FIELDS = "response completion output answer reply assistant bot gpt".split()
-SYSTEM_FIELDS = "system system_prompt system_message systemprompt".split()
-PREFERENCES = dict(chosen="rejected", preferred_output="non_preferred_output", preferred="dispreferred")
-TURN_LIST_FIELDS = "conversations messages conversation contents chats threads sessions turns".split()
-WHO_FIELDS = "role from speaker sender author".split()
-IS_USER_FIELDS = "is_user isuser iscreatedbyuser isCreatedByUser isUser is_human".split()
-TEXT_FIELDS = "content value text utterance parts message mes body steps fragments".split()
-FILE_FIELDS = "files attachments images".split()
-STOPPED_FIELDS = "error isError is_error unfinished incomplete".split()
-STOPPED = "user_canceled max_tokens length incomplete failed cancelled".split()
-HIDDEN_FIELDS = "is_system hidden is_hidden isHidden deleted is_deleted isDeleted".split()
-ID_FIELDS = "id uuid messageId message_id _id".split()
-PARENT_FIELDS = "parent parent_id parentId parent_message_id parentMessageId parent_message_uuid parentuuid".split()
-PARENT_FIELDS += ["ancestors"]
-TIME_FIELD = re.compile(
-    "(?i)(?!.*(updat|modif|edit|read|expir|out$|zone))(.*(time|date|creat|sent|stamp|insert)|ts$|when$)"
-)
-ROLES = {
-    **dict.fromkeys("system developer".split(), "system"),
-    **dict.fromkeys("user human prompter you request".split(), "user"),
-    **dict.fromkeys("assistant gpt chatgpt bot ai model chatbot claude gemini copilot response".split(), "assistant"),
-    **dict.fromkeys((*UNSPOKEN, "ipython", "observation", "environment")),  # nobody's words, as in `tool_call`
-}
-SENDER_WORDS = {*"user sender author from username bot creator u handle speaker ts role isfromme".split()}
-SPOKEN = "text transcription voice request response value block".split()  # in the type of a part
-YES, NO = ("true", "1", "1.0"), ("false", "0", "0.0")
-UP = "true up thumbsup thumbs-up good positive like liked helpful 👍".split()  # 1 may be one of five stars
-DOWN = "false -1 -1.0 down thumbsdown thumbs-down bad negative dislike disliked unhelpful 👎".split()
+FIELDS = {kind: names.split() for kind, names in TABLE["fields"].items()}  # the first one with a value counts
+WORDS = {kind: words.split() for kind, words in TABLE["words"].items()}
+ROLES = {word: role for role in ("system", "user", "assistant") for word in WORDS[role]}
+ROLES |= dict.fromkeys([*WORDS["unspoken"], *WORDS["tool"]])  # nobody's words, as in `tool_call`
 VERDICTS = {  # name of a field -> the values with which an answer is an example, and those with which it is none
-    **dict.fromkeys("rating score feedback thumb thumbs vote reaction".split(), (UP, DOWN)),
-    **dict.fromkeys("disliked is_disliked downvoted".split(), (NO, YES)),
-    **dict.fromkeys("weight train training train_on_turn loss label kto_tag".split(), (YES, NO)),
-    **dict.fromkeys("liked correct is_correct accepted approved is_approved helpful thumbs_up".split(), (YES, NO)),
+    name: (WORDS[good], WORDS[bad]) for names, good, bad in TABLE["verdicts"] for name in names.split()
 }
+PREFERENCES = dict(chosen="rejected", preferred_output="non_preferred_output", preferred="dispreferred")
+OTHER_TIME = re.compile("(?i).*(updat|modif|edit|read|expir|out$|zone)")  # not the time at which it was written
+TIME_FIELD = re.compile("(?i).*(time|date|creat|sent|stamp|insert|epoch)|ts$|when$")
+NUMBER_FIELD = re.compile("(?i)((message|msg|turn)_?)?(seq|sequence|index|idx|number|order|position|id)|turn|step")
 
 
 class Fields(dict):
@@ -261,15 +220,17 @@ class Fields(dict):
         return self[name] if name in self else default
 
 
-def find_field(record: dict, names) -> str:
-    "Return the first of the names that the record has a value for, or None."
-    return next((name for name in names if record.get(name) is not None), None)
+def find_field(record: dict, kind: str) -> str:
+    "Return the first name of a kind (a key of `FIELDS`) that the record has a value for, or None."
+    return next((name for name in FIELDS[kind] if record.get(name) is not None), None)
 
 # %% ../../nbs/1_data/02_formats.ipynb #forate1
 def is_excluded(record: dict) -> bool:
     "Tell whether a turn or a row is no example: weight 0, or a rating against it. Other ratings stay unread."
     is_against = False
     for name, value in record.items():
+        if name in VERDICTS and isinstance(value, dict):
+            is_against = is_against or is_excluded(value)
         word = str(value).strip().lower().replace("_", "-").replace(" ", "-")
         ups, downs = VERDICTS.get(name, ((), ()))
         if word in (*ups, *downs):
@@ -283,12 +244,15 @@ def normalise_record(record) -> dict:
     if isinstance(record, list):
         return dict(messages=record)
     if not isinstance(record, dict):
-        raise InputError(f"found {type(record).__name__} instead of an object with fields")
+        raise InputError(
+            f"found {type(record).__name__} instead of an object with fields",
+            "write each row as an object with prompt and response",
+        )
     row = {str(name).strip().lower(): value for name, value in record.items()}
     given = {name: value for name, value in row.items() if value is not None or name == "name"}  # of a Telegram chat
-    for side, other in permutations((PROMPT_FIELDS, RESPONSE_FIELDS)):
+    for side, other in permutations(("prompt", "response")):
         if find_field(given, side) and not find_field(given, other):  # a null side is an empty one
-            given |= {name: "" for name in other if name in row}
+            given |= {name: "" for name in FIELDS[other] if name in row}
     return given
 
 # %% ../../nbs/1_data/02_formats.ipynb #9108bc33
@@ -303,7 +267,7 @@ def detect_format(record: dict, name: str = None) -> str:  # a key of `FORMATS`
     fits = lambda name: any(all(map(has, fields)) for fields in FORMATS[name].required_fields)
     detected = next(filter(fits, [name] if name else reversed(FORMATS)), None)
     words = {*" ".join(record).replace("_", " ").split()}
-    if name is None and detected == "text" and SENDER_WORDS & words:
+    if name is None and detected == "text" and {*WORDS["sender"]} & words:
         remedy = 'write each request and its answer as a row; for texts of one writer, give format="text"'
         raise InputError("single messages with a sender, which we do not read", remedy)
     if detected:
@@ -332,9 +296,9 @@ def join_parts(value, name: str) -> str:  # "" for no words, None for a thing th
     if isinstance(value, dict):
         kind = str(value.get("type") or value.get("content_type") or " ".join(value)).lower()
         kind += str(dig(value, "style.type") or "")
-        if any(word in kind for word in UNSPOKEN):
+        if any(word in kind for word in WORDS["unspoken"]):
             return ""
-        inner = value.get(find_field(value, TEXT_FIELDS)) if any(word in kind for word in SPOKEN) else None
+        inner = value.get(find_field(value, "text")) if any(word in kind for word in WORDS["spoken"]) else None
         return None if inner is None else join_parts(inner, name)
     if not isinstance(value, list):
         return as_text(value, name)
@@ -357,7 +321,8 @@ def parse_record(record, name: str, sides: Sides = Sides()) -> list:  # of `Pars
     return conversations
 
 # %% ../../nbs/1_data/02_formats.ipynb #forder1
-DATE = re.compile(r"(?:(\d{1,4})[./-](\d{1,2})[./-](\d{1,4})\D{0,3})?(\d{1,2}):(\d\d)(?::(\d\d))?\s*([AaPp])?")
+_DAY = r"(?:(\d{1,4})[./-](\d{1,2})[./-](\d{1,4})\D{0,3})?"
+DATE = re.compile(_DAY + r"(\d{1,2}):(\d\d)(?::(\d\d)(?:[.,]\d+)?)?\s*([AaPp])?\D*(?:\d\d:?\d\d)?$")
 
 
 def parse_date(text: str) -> datetime:
@@ -385,36 +350,41 @@ def parse_time(value) -> float:  # seconds since the epoch, 0 for no time
 
 
 def find_times(message: dict) -> dict:  # name of a field -> seconds since the epoch
-    "Return the times of a message: the fields with a name of a time, also one level inside, after the year 1973."
+    "Return the times of a message, after the year 1973: fields with a name of a time, or with a date and a time."
     inner = [item for value in message.values() if isinstance(value, dict) for item in value.items()]
-    times = {name: parse_time(value) for name, value in [*inner, *message.items()] if TIME_FIELD.match(name)}
+    named = [(name, value) for name, value in [*inner, *message.items()] if not OTHER_TIME.match(name)]
+    is_time = lambda name, value: TIME_FIELD.match(name) or re.match(r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d", str(value))
+    times = {name: parse_time(value) for name, value in named if is_time(name, value)}
     return {name: time for name, time in times.items() if time > 1e8}
 
 
-def find_numbers(message: dict) -> dict:  # name of a field -> number
-    "Return the numbers by which a program may count messages."
-    name = re.compile("(?i)((message|turn)_?)?(seq|sequence|index|idx|number|order|position|id)")
-    return {key: value for key, value in message.items() if type(value) is int and name.fullmatch(key)}
+def counts_down(name: str, numbers: list) -> bool:
+    "Tell whether a program counts messages in a column, the newest first: by its name, or three or more in steps of 1."
+    if not all(re.fullmatch("[0-9]{1,18}", number) for number in numbers):
+        return False
+    numbers = list(map(int, numbers))
+    is_falling = numbers == sorted(numbers, reverse=True) and numbers[0] > numbers[-1]
+    is_count = len(numbers) > 2 and numbers == list(range(numbers[0], numbers[0] - len(numbers), -1))
+    return is_count or is_falling and bool(NUMBER_FIELD.fullmatch(name))
 
 
 def sort_by_time(messages: list) -> list:
     "Return messages in the order of their times, newest first turned round; raise `InputError` for any other order."
-    for find in (find_times, find_numbers):
-        rows = [find(message) for message in messages]
-        columns = [[row[name] for row in rows if name in row] for name in {name: 0 for row in rows for name in row}]
-        if any(column == sorted(column) and column[0] < column[-1] for column in columns):
-            return messages
-        falling = [column for column in columns if column != sorted(column)]
-        if falling and all(column == sorted(column, reverse=True) for column in falling):
-            return messages[::-1]
-        if falling and find is find_times:
-            raise InputError("the messages are not in the order of their times", "sort them, or leave the times out")
-    return messages
+    times = [find_times(message) for message in messages]
+    columns = [[row[name] for row in times if name in row] for name in {name: 0 for row in times for name in row}]
+    columns = [column for column in columns if len({*column}) > 1]
+    if any(column == sorted(column) for column in columns):
+        return messages
+    if columns and not all(column == sorted(column, reverse=True) for column in columns):
+        raise InputError("the messages are not in the order of their times", "sort them, or leave the times out")
+    names = messages[0] if messages else ()
+    is_down = any(counts_down(name, [str(message.get(name)) for message in messages]) for name in names)
+    return messages[::-1] if columns or is_down else messages
 
 
 def find_parent(message: dict) -> str:
     "Return the id of the message before this one; `ancestors` lists all before it."
-    parent = message.get(find_field(message, PARENT_FIELDS))
+    parent = message.get(find_field(message, "parent"))
     return str((parent or [None])[-1] if isinstance(parent, list) else parent)
 
 
@@ -424,8 +394,8 @@ def order_messages(messages: list, last: str = None, has_last: bool = False) -> 
     has_last: a program that names the last one; without a name it is the latest without an answer.
     """
     messages = [message if isinstance(message, dict) else {} for message in messages]
-    known = [message for message in messages if has_last or {*PARENT_FIELDS} & {*message}]
-    nodes = {str(message.get(find_field(message, ID_FIELDS))): message for message in known}
+    known = [message for message in messages if has_last or {*FIELDS["parent"]} & {*message}]
+    nodes = {str(message.get(find_field(message, "id"))): message for message in known}
     parents = [find_parent(message) for message in known]
     is_tree = len({*parents}) < len(parents) and {*parents} != {"None"}
     if is_tree and not (has_last and len(nodes) == len(known) and (last is None or last in nodes)):
@@ -440,6 +410,84 @@ def order_messages(messages: list, last: str = None, has_last: bool = False) -> 
         name = find_parent(nodes[name])
     return list(branch.values())[::-1] if is_tree or has_last or len(branch) == len(nodes) else sort_by_time(messages)
 
+# %% ../../nbs/1_data/02_formats.ipynb #fotalk1
+def list_messages(value) -> list:
+    "Return the messages in a list, in an object (id -> message) or in JSON text, each before its `children`."
+    value = parse_json(value) if isinstance(value, str) and value.lstrip()[:1] == "[" else value
+    value = [dict(row, id=id) for id, row in value.items()] if isinstance(value, dict) else value
+    if not isinstance(value, list):
+        raise InputError(f"the messages are {type(value).__name__}, not a list", "give a list of turns")
+    messages = []
+    for message in value:
+        messages.append(message)
+        children = dig(message, "children")
+        messages += list_messages(children) if dig(children, "*.children") is not None else []
+    return messages
+
+
+def group_talks(messages: list) -> list:  # of lists
+    "Divide messages by the talk that they name."
+    talks = {}
+    for message in messages:
+        talk = next((message[name] for name in TALK_FIELDS if message.get(name) is not None), None)
+        talks.setdefault(str(talk), []).append(message)
+    return list(talks.values())
+
+
+class Program(NamedTuple):
+    "Where a program keeps the messages of a talk; or what to do, where we do not read its export."
+
+    fields: list  # that only its records have: alternatives, as for `register_format`
+    messages: str = ""  # paths of the messages in a record, of which the first counts; "": each record is a message
+    message: str = ""  # path from there to the fields of one
+    last: str = None  # path of the id of the last message on the screen, if they are a tree
+    way: str = ""  # what to do instead
+    mend: Callable = None  # (messages, record) -> messages as `parse_turn` reads them
+    is_general: bool = False  # of no program: each record must be a talk or a message, and we name its unread fields
+
+
+def list_talks(record, program: Program) -> list:  # of lists of messages
+    "Return the messages of each talk in a record, or in the records of a file."
+    if not program.messages:
+        has_fields = lambda row: program.is_general or any({*fields} <= {*row} for fields in program.fields)
+        return group_talks(filter(has_fields, record))
+    given = [value for path in program.messages.split() if (value := dig(record, path)) is not None]
+    messages = list_messages(next(filter(None, given), given[0] if given else None))
+    inner = [turn.get(find_field(turn, "turns")) if isinstance(turn, dict) else turn for turn in messages]
+    return list(map(list_messages, inner)) if inner and all(isinstance(talk, list) for talk in inner) else [messages]
+
+
+def parse_talks(record, program: Program, name: str) -> list:  # of `ParsedConversation`
+    "Parse a record, or the records of a file; raise `InputError` for a program that we do not read."
+    if program.way:
+        raise InputError(f"an export of {name}, which we do not read", program.way)
+    talks, conversations = list_talks(record, program), []
+    record = record if program.messages else {}
+    last = dig(record, program.last) if program.last else None
+    system = [Turn("system", join_parts(record[name], name)) for name in FIELDS["system"] if record.get(name)]
+    is_learned = not is_excluded(record)
+    for talk in talks:
+        rows = order_messages(talk, None if last is None else str(last), program.last is not None)
+        if program.message:  # the fields of a message are inside
+            inner = [(row, dig(row, program.message)) for row in rows]
+            rows = [row | message | {program.message: None} for row, message in inner if message]
+        rows = program.mend(rows, record) if program.mend else rows
+        turns = [turn for row in rows for turn in parse_turn(row, is_learned)]
+        has_time = any(TIME_FIELD.match(name) and isinstance(row[name], str) for row in rows for name in row)
+        if turns and (turns[0].role, turns[-1].role) == ("assistant", "user") and has_time and not find_times(rows[0]):
+            problem = "the talk begins with an answer, and the times of its messages are in a form that we do not know"
+            raise InputError(problem, "put the oldest message first, or write times as 2026-01-31 10:00")
+        turns = turns if program.is_general else [turn._replace(unread=()) for turn in turns]
+        is_row = program.is_general and bool(program.messages)
+        conversations.append(ParsedConversation([*system, *turns], is_row=is_row))
+    return conversations
+
+
+def register_program(name: str, program: Program) -> None:
+    "Register a row of the table as a format."
+    parse = partial(parse_talks, program=program, name=name)
+    register_format(name, *program.fields, is_file=not (program.messages or program.way))(parse)
+
 # %% ../../nbs/1_data/02_formats.ipynb #9c066eb7
 OPENING_WORDS = 6  # words of a text that become its prompt
 
@@ -448,7 +496,7 @@ def split_opening(text: str) -> tuple:  # (its first `OPENING_WORDS` words, the 
     "Split running text into prompt and response; raise `InputError` if it is hardly longer than its opening."
     words = text.split(None, OPENING_WORDS)
     labels = {word[:-1].lower() for word in text.split() if word.endswith(":") and word[0].isupper()}
-    sides = [labels & {*names} for names in (("q", *PROMPT_FIELDS), ("a", *RESPONSE_FIELDS))]
+    sides = [labels & {*names} for names in (("q", *FIELDS["prompt"]), ("a", *FIELDS["response"]))]
     heads = [f"{line} ".partition(": ")[:2] for line in text.replace("*", "").splitlines()]
     if all(sides) or find_mark(text, "user"):
         raise InputError("a dialogue in one text, with marks for its turns", "split it into prompt and response")
@@ -465,22 +513,27 @@ def parse_running_text(record):
     return [ParsedConversation(list(turns), dict(counterpart="continuations"))]
 
 # %% ../../nbs/1_data/02_formats.ipynb #d49e6493
+COMMANDS = "<command-", "<local-command"  # of Claude Code to itself
+
+
 def parse_turn(turn, is_learned: bool = True) -> list:  # of `Turn`
     "Parse an item of a list of turns, of a tool without its words; raise `InputError` if it is not a turn."
     turn = turn if isinstance(turn, dict) else {}
     if isinstance(turn.get("versions"), list):
         turn = turn["versions"][turn.get("currentlySelected", -1)]
-    if any(turn.get(name) is True for name in HIDDEN_FIELDS):
+    is_hidden = [turn.get(name) is True for name in FIELDS["hidden"]]
+    is_hidden += [turn.get(name) is False for name in FIELDS["shown"]]
+    if any(is_hidden) or find_field(turn, "deleted") or str(turn.get("content")).startswith(COMMANDS):
         return []  # not on the screen
     turn = Fields(turn)
-    who, is_user = turn.get(find_field(turn, WHO_FIELDS)), find_field(turn, IS_USER_FIELDS)
+    who, is_user = turn.get(find_field(turn, "who")), find_field(turn, "is_user")
     who = dig(who, "role") or dig(who, "name") if isinstance(who, dict) else who
     if is_user:
-        who = "user" if str(turn[is_user]).lower() in YES else "assistant"
-    if who is None and find_field(turn, PROMPT_FIELDS) and find_field(turn, RESPONSE_FIELDS):
+        who = "user" if str(turn[is_user]).lower() in WORDS["yes"] else "assistant"
+    if who is None and find_field(turn, "prompt") and find_field(turn, "response"):
         return parse_row(turn)
     name = str(turn.get("type", "") if who is None else who).strip().lower()  # a call of a tool has a type
-    name = next((word for word in UNSPOKEN if word in name), name)
+    name = next((word for word in WORDS["unspoken"] if word in name), name)
     if name not in ROLES:
         cause = f"no known field names the sender; fields: {list_fields(turn)}"
         problem = cause if who in (None, "") else f"unknown role {format_value(who)!r}"
@@ -488,15 +541,26 @@ def parse_turn(turn, is_learned: bool = True) -> list:  # of `Turn`
             problem, "name it role (system, user, assistant or tool), or write rows of prompt and response"
         )
     role, times = ROLES[name], find_times(turn)
-    content = turn.get(next((name for name in TEXT_FIELDS if turn.get(name)), find_field(turn, TEXT_FIELDS)))
+    content = turn.get(next((name for name in FIELDS["text"] if turn.get(name)), find_field(turn, "text")))
+    if (
+        role == "assistant"
+        and isinstance(content, list)
+        and "content" in turn
+        and sum(isinstance(part, str) for part in content) > 1
+    ):
+        raise InputError("an answer is a list of texts, which may be several answers", "give one text in each turn")
     text = join_parts(content, "content") if role and turn.get("channel") != "analysis" else ""
     if not role or role == "user" and text == "" and ("tool" in str(content) or "function" in str(content)):
         return [Turn("assistant", "")]  # it stands between two questions
     ends = [turn.get(name) for name in ("stop_reason", "finish_reason", "status")]
-    is_stopped = any(map(turn.get, STOPPED_FIELDS)) or turn.get("done") is False or any(end in STOPPED for end in ends)
-    if is_stopped or not text and any(map(turn.get, FILE_FIELDS)):
+    is_stopped = (
+        any(map(turn.get, FIELDS["stopped"]))
+        or turn.get("done") is False
+        or any(end in WORDS["stopped"] for end in ends)
+    )
+    if is_stopped or not text and any(map(turn.get, FIELDS["files"])):
         text = None
-    is_learned = is_learned and not is_excluded(turn) and not is_excluded(dict(rating=dig(turn, "annotation.rating")))
+    is_learned = is_learned and not is_excluded(turn)
     unread = [name for name in turn.unread if name not in times]
     return [Turn(role, text, next(iter(times.values()), 0.0), is_learned, unread)]
 
@@ -512,10 +576,10 @@ def parse_side(record: dict, name: str, role: str) -> list:  # of `Turn`
 
 def parse_request(record: dict) -> list:  # of `Turn`
     "Parse what stands before the answer of a row: system turn, earlier turns, request and material."
-    turns = [turn for name in SYSTEM_FIELDS if record.get(name) for turn in parse_side(record, name, "system")]
+    turns = [turn for name in FIELDS["system"] if record.get(name) for turn in parse_side(record, name, "system")]
     for item in record.get("history") or []:
         turns += parse_turn(dict(zip(("user", "assistant"), item)) if isinstance(item, list) else item)
-    name = find_field(record, PROMPT_FIELDS)
+    name = find_field(record, "prompt")
     material = [as_text(record[other], other) for other in ("input", "context") if other != name and record.get(other)]
     *earlier, last = parse_side(record, name, "user") or [Turn("user", "")]
     return [*turns, *earlier, last._replace(text=last.text and "\n\n".join([last.text, *material]))]
@@ -523,7 +587,7 @@ def parse_request(record: dict) -> list:  # of `Turn`
 
 def parse_row(record: dict) -> list:  # of `Turn`
     "Parse a row of one request and one answer."
-    *turns, answer = parse_side(record, find_field(record, RESPONSE_FIELDS), "assistant") or [Turn("assistant", "")]
+    *turns, answer = parse_side(record, find_field(record, "response"), "assistant") or [Turn("assistant", "")]
     answer = answer._replace(is_learned=answer.is_learned and not is_excluded(record), unread=record.unread)
     return [*parse_request(record), *turns, answer]
 
@@ -536,54 +600,19 @@ def share_instruction(rows: list) -> list:
     return [{name: row[name] for name in row if name != "instruction"} | dict(system=first) for row in rows]
 
 
-def group_talks(messages: list) -> list:  # of lists
-    "Divide messages by the talk that they name."
-    talks = {}
-    for message in messages:
-        talks.setdefault(str(message.get(find_field(message, TALK_FIELDS))), []).append(message)
-    return list(talks.values())
-
-
-@register_format("message rows", *product(WHO_FIELDS, ("content", "text", "message", "utterance")), is_file=True)
-def parse_message_rows(rows):
-    talks = [[turn for row in order_messages(talk) for turn in parse_turn(row)] for talk in group_talks(rows)]
-    return [ParsedConversation(turns, is_row=False) for turns in talks]
-
-
-register_format("pairs", *product(PROMPT_FIELDS, RESPONSE_FIELDS))(lambda row: [ParsedConversation(parse_row(row))])
+GENERAL = product(FIELDS["who"], ("content", "text", "message", "utterance"))
+register_program("message rows", Program(list(GENERAL), is_general=True))
+register_format("pairs", *product(FIELDS["prompt"], FIELDS["response"]))(
+    lambda row: [ParsedConversation(parse_row(row))]
+)
 
 # %% ../../nbs/1_data/02_formats.ipynb #3ae11542
-def list_messages(value) -> list:
-    "Return the messages in a list, in an object (id -> message) or in JSON text, each before its `children`."
-    value = parse_json(value) if isinstance(value, str) and value.lstrip()[:1] == "[" else value
-    value = [dict(row, id=id) for id, row in value.items()] if isinstance(value, dict) else value
-    if not isinstance(value, list):
-        raise InputError(f"the messages are {type(value).__name__}, not a list", "give a list of turns")
-    messages = []
-    for message in value:
-        messages.append(message)
-        children = dig(message, "children")
-        messages += list_messages(children) if dig(children, "*.children") is not None else []
-    return messages
-
-
-@register_format("messages", *([name] for name in TURN_LIST_FIELDS))
-def parse_conversations(record):
-    turns = list_messages(record[find_field(record, TURN_LIST_FIELDS)])
-    inner = [turn.get(find_field(turn, TURN_LIST_FIELDS)) if isinstance(turn, dict) else turn for turn in turns]
-    are_chats = bool(inner) and all(isinstance(chat, list) for chat in inner)
-    chats = list(map(list_messages, inner)) if are_chats else [turns]
-    system = [Turn("system", join_parts(record[name], name)) for name in SYSTEM_FIELDS if record.get(name)]
-    is_learned = not is_excluded(record)
-    return [
-        ParsedConversation([*system, *(part for turn in order_messages(chat) for part in parse_turn(turn, is_learned))])
-        for chat in chats
-    ]
+register_program("messages", Program([[name] for name in FIELDS["turns"]], " ".join(FIELDS["turns"]), is_general=True))
 
 # %% ../../nbs/1_data/02_formats.ipynb #foprefer1
 @register_format("preference", *PREFERENCES.items())
 def parse_preference(record):
-    name = find_field(record, PREFERENCES)
+    name = next(name for name in PREFERENCES if record.get(name) is not None)
     better = parse_side(record, name, "assistant")
     record.get(PREFERENCES[name])  # we know what it means
     return [ParsedConversation(better if len(better) > 1 else [*parse_request(record), *better])]

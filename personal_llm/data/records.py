@@ -25,6 +25,7 @@ KINDS = {  # first bytes of files that are no text -> what they are, and what to
     b"%PDF-": ("a PDF", "save its text as .txt, or give the export of the chat program itself"),
     b"SQLite format 3": ("a database", "export the chats in the program itself, as JSON"),
     b"\xd0\xcf\x11\xe0": ("an old Office or mail file", "save it as .xlsx, .csv or JSON"),
+    b"\x89PNG": ("a picture", "give the export of the chat program as JSON"),
     b"{\\rtf": ("an RTF text", "give the export of the chat program itself"),
 }
 
@@ -39,7 +40,7 @@ def decode_text(raw: bytes) -> str:
     except UnicodeDecodeError as error:
         line = raw[: error.start].count(b"\n") + 1
         is_text = min(raw) > 8 and codec == "utf-8-sig"
-        likely = "; it is probably Windows-1252 (ANSI)" if is_text else ""
+        likely = "; it may be Windows-1252 (ANSI) or another encoding" if is_text else ""
         raise InputError(f"line {line}: not UTF-8 at byte {error.start + 1}{likely}", ENCODING) from None
 
 
@@ -67,6 +68,8 @@ def read_text(path) -> str:
         text = decode_text(raw).replace("\0", "")
     except InputError as error:
         raise InputError(f"{path} {error.problem}", error.remedy) from None
+    if text.lstrip()[:9].lower().startswith(("<!doctype", "<html")):
+        raise InputError(f"{path}: a web page", "choose JSON in Google Takeout, or in your program")
     if not text.strip():
         raise InputError(f"{path}: an empty file", "give one with at least one dialogue")
     return text.replace("\r\n", "\n").replace("\r", "\n")
@@ -164,8 +167,9 @@ def parse_table(text: str, quoting=csv.QUOTE_MINIMAL) -> tuple:  # ([(line, {col
 
 # %% ../../nbs/1_data/01_records.ipynb #c10a553d
 TALK_FIELDS = (
-    "session_id conversation_id thread_id chat_id message_tree_id dialog_id dialogue_id conv_id conversation".split()
+    "session_id conversation_id thread_id chat_id message_tree_id dialog_id dialogue_id conv_id convo_id".split()
 )
+TALK_FIELDS += "channel_id room_id group_id topic_id conversation session thread chat dialog dialogue talk room".split()
 TALK_FIELDS += [name.replace("_", "") for name in TALK_FIELDS]  # which talk a message belongs to, in lower case
 
 
