@@ -48,7 +48,7 @@ test-oldest: .venv/.installed-dev ## the server with the oldest versions that se
 test-slow: .venv/.installed-dev ## all tests, also those of hours: cells flagged slow, kills at every file operation
 	@$(BIN)/python -m pytest -n auto --slow --durations=20 $(ARGS)
 
-test-wheel: .venv/.installed ## the wheel alone in a new environment: size, imports, demo, chat, a lesson and a tutorial
+test-wheel: .venv/.installed ## the wheel alone in a new environment: size, imports, demo, chat and a tutorial
 	@$(BIN)/python tools/wheel_check.py $(TORCH)
 
 lint: .venv/.installed-dev ## unused names, long lines, layout (mend most with: .venv/bin/ruff format nbs tests)

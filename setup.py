@@ -21,7 +21,7 @@ setup(
     classifiers=["Programming Language :: Python :: 3", "Programming Language :: Python :: 3 :: Only"],
     packages=find_packages(
         include=[settings["lib_name"], settings["lib_name"] + ".*"],
-        exclude=[settings["lib_name"] + ".recipes*", settings["lib_name"] + ".experiments*"],  # for those who clone
+        exclude=[f"{settings['lib_name']}.{name}*" for name in ("course", "recipes", "experiments")],  # need a clone
     ),
     package_data={settings["lib_name"]: ["assets/**/*"]},
     include_package_data=False,  # what package_data names and no more

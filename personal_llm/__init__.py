@@ -5,7 +5,7 @@ names is asked for, so that `import personal_llm` costs nothing. The rooms thems
 can be imported as well.
 """
 
-__version__ = "0.1.0"
+__version__ = "1.0.0"
 
 _ROOMS = {
     "base.core": "Cost Dialogue InputError",

@@ -5,7 +5,6 @@ import json
 import re
 from pathlib import Path
 
-import prose
 import pytest
 
 ROOT = Path(__file__).parents[1]
@@ -139,18 +138,3 @@ def test_the_rules_see_what_breaks_them():
     assert outputs_wrong([("code", "plt.plot(x)", picture)])
     assert outputs_wrong([("code", 'figure, axis = subplots()\nplots.show(figure, "Four lines.")', picture)])
     assert not outputs_wrong([("code", 'plots.show(figure, "Four lines, each steeper than the one before.")', picture)])
-
-
-def test_somebody_acts_and_nouns_have_names():
-    "Over all notebooks: few vague words, and many sentences in which we or you act (CONTRIBUTING.md)."
-    paths = [path for path in sorted((ROOT / "nbs").rglob("*.ipynb")) if ".ipynb_checkpoints" not in path.parts]
-    assert prose.too_vague(prose.rates([prose.counts(prose.prose_of(path)) for path in paths])) == []
-
-
-def test_vague_words_and_acting_sentences_are_counted():
-    vague = prose.counts("What nobody told it is what it says. We read the loss below.")
-    assert vague["words"] == 13 and vague["sentences"] == 2 and vague["acting"] == 1
-    assert [vague[name] for name in prose.VAGUE] == [2, 1, 2]
-    assert len(prose.too_vague(prose.rates([vague]))) == 3
-    plain = prose.counts("The policy discards the dialogue. You can change the number of bins.")
-    assert prose.too_vague(prose.rates([plain])) == []

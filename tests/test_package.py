@@ -47,6 +47,14 @@ def test_version_is_that_of_settings_ini():
     )
 
 
+def test_the_wheel_leaves_out_what_needs_a_clone():
+    read = "setuptools.setup = lambda **words: print(*words['packages']); exec(open('setup.py').read())"
+    program = "import setuptools; " + read
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT, check=True)
+    folders = {name.split(".")[1] for name in done.stdout.split() if "." in name}
+    assert "app" in folders and not folders & {"course", "recipes", "experiments"}
+
+
 def test_python_version_and_name_agree():
     "The two facts that pip wants in pyproject.toml itself."
     project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
