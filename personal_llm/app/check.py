@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from ..base.core import Dialogue, InputError
+from ..base.display import Displayed
 from ..base.loading import choose_dtype
 from ..base.replies import ReplyOptions, ReplyStream
 from ..base.models import Model, load_model
@@ -21,8 +22,8 @@ from ..tuning.config import TuningConfig
 from ..tuning.finetune import finetune
 
 # %% ../../nbs/8_app/01_check.ipynb #53dc4f52
-@dataclass
-class ModelReport:
+@dataclass(repr=False)
+class ModelReport(Displayed):
     "The results of all checks of a model."
 
     rows: list = field(default_factory=list)  # (name of the check, whether it passed, detail)
@@ -30,6 +31,9 @@ class ModelReport:
     @property
     def ok(self) -> bool:
         return all(has_passed for _, has_passed, _ in self.rows)
+
+    def to_rows(self) -> list:
+        return [dict(check=name, result="ok" if passed else "FAIL", detail=text) for name, passed, text in self.rows]
 
     def __str__(self):
         rows = [(name, "ok  " if has_passed else "FAIL", detail) for name, has_passed, detail in self.rows]

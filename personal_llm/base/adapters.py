@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 
 from .core import Cost, InputError
+from .display import Displayed
 from .files import compute_sha256, delete_path, get_temporary_path, make_folder, read_json, write_json
 
 # %% ../../nbs/0_base/05_adapters.ipynb #8c5ba1ac
@@ -24,8 +25,8 @@ ADAPTER_CARD_FILE = "adapter.json"
 CHECKPOINTS_FOLDER = "checkpoints"  # of an adapter in training; in it a folder for each run, named by its hash
 
 # %% ../../nbs/0_base/05_adapters.ipynb #04ada004
-@dataclass(frozen=True)
-class Adapter:
+@dataclass(frozen=True, repr=False)
+class Adapter(Displayed):
     "A personal adapter on disk: a folder that plain peft loads, with a card."
 
     path: Path  # the folder
@@ -43,6 +44,14 @@ class Adapter:
     @property
     def nbytes(self) -> int:
         return sum(file.stat().st_size for file in Path(self.path).iterdir() if file.is_file())
+
+    def __str__(self):
+        losses = "" if self.start_loss is None else f": {self.start_loss:.2f} -> {self.best_loss:.2f} nats a token"
+        return f"adapter {self.path}{losses}, from {len(self.parents)} dialogues"
+
+    def to_rows(self) -> list:
+        "Return the losses by step."
+        return [dict(zip(("step", "training loss", "validation loss"), row)) for row in self.history]
 
     def card(self) -> dict:
         "Return the content of adapter.json in plain JSON types; the path is left out."

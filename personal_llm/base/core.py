@@ -21,6 +21,8 @@ from dataclasses import asdict, dataclass, field, fields, replace
 
 import numpy as np
 
+from .display import Displayed, shorten
+
 # %% ../../nbs/0_base/01_core.ipynb #868722a2
 class InputError(ValueError):
     "A mistake in the user's input, described in one line: the problem and its place, then the remedy."
@@ -191,8 +193,8 @@ def read_history(turns) -> tuple:  # (role, text) pairs, and their hash in hexad
 ORIGINS = ("model", "user", "approved", "annotated", "synthetic")
 
 # %% ../../nbs/0_base/01_core.ipynb #df8d277d
-@dataclass(frozen=True)
-class Dialogue:
+@dataclass(frozen=True, repr=False)
+class Dialogue(Displayed):
     "One request and one response, with their past and source; raises `InputError` for a field of the wrong type."
 
     prompt: str  # the user's request
@@ -230,6 +232,14 @@ class Dialogue:
     def text(self) -> str:
         "The prompt and the response, on two lines."
         return self.prompt + "\n" + self.response
+
+    def __str__(self):
+        turns = f"after {len(self.history)} turns " * bool(self.history)
+        return f"{turns}“{shorten(self.prompt, 60)}” → “{shorten(self.response, 60)}” ({self.origin}, id {self.id})"
+
+    def to_rows(self) -> list:
+        "Return the turns of the conversation."
+        return self.messages()
 
     def derive(self, **changes) -> "Dialogue":  # with a new id
         "Return a dialogue with other fields, made from this one, which becomes its parent unless you give `parents`."

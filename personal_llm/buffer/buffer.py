@@ -13,11 +13,13 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from ..base.core import Dialogue, InputError, check, check_seed, make_generator, patch
+from ..base.display import Displayed
+from ..base.plots import COLOURS, make_image, subplots
 from .policies import DEFAULT_POLICY, POLICIES, BufferView, get_policy
 from .scoring import ScoredDialogue, Scores
 
 # %% ../../nbs/2_buffer/03_buffer.ipynb #c71b2c2e
-class Buffer:
+class Buffer(Displayed):
     "A fixed number of bins and a policy that fills them; raises `InputError` for a wrong setting."
 
     def __init__(
@@ -39,8 +41,25 @@ class Buffer:
     def __len__(self):
         return len(self.entries)
 
-    def __repr__(self):
+    def __str__(self):
         return f"Buffer({len(self)} of {self.capacity} bins, {self.policy.name}, {self.seen} seen)"
+
+    def to_rows(self) -> list:
+        "Return place in the stream, domain, scores and prompt of each entry."
+        rows = []
+        for arrival, entry in zip(self.arrivals, self.entries):
+            scores = entry.scores
+            numbers = dict(domain=scores.domain, eoe=scores.eoe, dss=scores.dss, loss=scores.loss)
+            rows.append(dict(arrival=arrival) | numbers | dict(prompt=entry.dialogue.prompt))
+        return rows
+
+    def plot(self):  # an `IPython.display.Image`
+        "Draw which places of the stream the entries come from, by domain."
+        figure, axis = subplots(height=2.4)
+        axis.plot(self.arrivals, [entry.scores.domain for entry in self.entries], "o", color=COLOURS[0])
+        title = f"{len(self)} of {self.seen} dialogues are in the buffer"
+        axis.set(title=title, xlabel="place in the stream (dialogues)", ylabel="domain", xlim=(-1, max(self.seen, 1)))
+        return make_image(figure, f"{title}: a dot for each entry, at its place in the stream and its domain.")
 
     @property
     def view(self) -> BufferView:

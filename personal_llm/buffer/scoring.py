@@ -15,6 +15,7 @@ from functools import cached_property
 
 import numpy as np
 
+from ..base.display import Displayed
 from ..base.core import Dialogue, InputError
 from ..base.files import ASSETS
 from ..base.text import get_words, normalise_text
@@ -135,12 +136,16 @@ class Scores:
     prompt_loss: float = 0.0  # nats a prompt token, template included, from the same forward pass
 
 # %% ../../nbs/2_buffer/01_scoring.ipynb #c0d1a109
-@dataclass(frozen=True)
-class ScoredDialogue:
+@dataclass(frozen=True, repr=False)
+class ScoredDialogue(Displayed):
     "A dialogue with its scores."
 
     dialogue: Dialogue
     scores: Scores
+
+    def __str__(self):
+        scores = self.scores
+        return f"eoe {scores.eoe:.3f}, dss {scores.dss:.3f} ({scores.domain}), {scores.loss:.2f} nats a token: {self.dialogue}"
 
     @cached_property
     def direction(self) -> np.ndarray:  # (width,) float64, of length 1, or zeros

@@ -12,6 +12,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 
 from ..base.core import Cost, Dialogue, InputError, check, check_seed, check_settings_fields, setting
+from ..base.display import Displayed
 from ..base.replies import ReplyOptions, ReplyStream
 from ..base.text import compute_rouge1
 from .retrieval import VectorStore
@@ -87,14 +88,19 @@ def write_texts(model, requests: list, max_tokens: int, temperature: float, seed
     return ["".join(ReplyStream(model, *pair)) for pair in zip(requests, options)]
 
 
-@dataclass
-class SynthesisResult:
+@dataclass(repr=False)
+class SynthesisResult(Displayed):
     "Synthetic dialogues, and counts of the rejected rewrites."
 
     dialogues: list = field(default_factory=list)  # accepted, origin "synthetic", parents set
     rejected: Counter = field(default_factory=Counter)  # reason -> count
     examples: list = field(default_factory=list)  # (reason, original, reply) of each rejected one
     cost: Cost = field(default_factory=Cost)
+
+    def to_rows(self) -> list:
+        "Return the accepted dialogues, then the rejected replies with the reason."
+        rows = [{"result": "accepted", "text": d.text} for d in self.dialogues]
+        return rows + [{"result": reason, "text": reply} for reason, _, reply in self.examples]
 
     def __str__(self):
         counts = ", ".join(f"{n} {reason}" for reason, n in self.rejected.most_common()) or "none"

@@ -20,7 +20,9 @@ from operator import itemgetter
 from pathlib import Path
 
 from ..base.core import Dialogue, InputError, check
+from ..base.display import MAX_ROWS, Displayed
 from ..base.files import ASSETS
+from ..base.text import count_nouns
 from . import exports  # noqa: F401 (it registers its formats)
 from .formats import FORMATS, MAX_TURN_CHARACTERS, RecordFormat, Sides, Turn, detect_format
 from .formats import normalise_record, parse_record, share_instruction, split_into_dialogues
@@ -43,7 +45,7 @@ def load_formats() -> dict:  # name of a plug-in -> the reason why it was skippe
     return skipped
 
 # %% ../../nbs/1_data/04_reading.ipynb #2bef7396
-class Dialogues(list):
+class Dialogues(Displayed, list):
     "The dialogues of a file, in its order."
 
     def __init__(self, dialogues=(), format: str = ""):
@@ -56,6 +58,14 @@ class Dialogues(list):
         self.other_files = []  # names of the files of chats in the folder that we do not read
         self.user = ""  # the name of the one who asks, in a chat between people
         self.writer = ""  # the name of the one who answers, and whose words are learned
+
+    def __str__(self):
+        lines = [f"{count_nouns(len(self), 'dialogue')} ({self.format or 'made here'})", *map(str, self[:MAX_ROWS])]
+        return "\n".join(lines + [f"… and {len(self) - MAX_ROWS} more"] * (len(self) > MAX_ROWS))
+
+    def to_rows(self) -> list:
+        "Return prompt, response, turns before and origin of each dialogue."
+        return [dict(prompt=d.prompt, response=d.response, turns=len(d.history), origin=d.origin) for d in self]
 
     def explain_sides(self) -> str:  # "" for a chat with a program
         "Say whose words a model learns from a chat between people, and how to choose the other side."

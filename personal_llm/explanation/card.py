@@ -8,6 +8,7 @@ __all__ = ['FORM_TESTS', 'FEWEST_SHARING', 'Form', 'find_frames', 'find_forms', 
 # %% ../../nbs/4_explanation/07_card.ipynb #card0003
 from dataclasses import dataclass
 
+from ..base.display import Displayed
 from ..base.core import Dialogue
 from ..base.text import get_language, split_sentences
 from .habits import EMOJI_PATTERN, LIST_PATTERN, find_common_run
@@ -67,8 +68,8 @@ def find_forms(texts: list, least: int) -> list:  # `Form`s
 FEWEST_SHARING = 3  # that share a form, before we show it and ask
 
 
-@dataclass(frozen=True)
-class CardRow:
+@dataclass(frozen=True, repr=False)
+class CardRow(Displayed):
     "A habit, the answers that it comes from, and where it belongs."
 
     form: Form

@@ -8,14 +8,15 @@ __all__ = ['Description', 'describe_user', 'describe_pllm']
 # %% ../../nbs/4_explanation/04_description.ipynb #e0cadd92
 from dataclasses import dataclass, replace
 
+from ..base.display import Displayed
 from ..base.core import InputError
 from .habits import PLAIN_PLLM_LABEL, USER_ORIGINS, Trait
 from .habits import find_general_lengths, find_general_topics, find_habits, find_topics
 from .style import MIN_EXPLAINED_DIALOGUES
 
 # %% ../../nbs/4_explanation/04_description.ipynb #eaac0c66
-@dataclass(frozen=True)
-class Description:
+@dataclass(frozen=True, repr=False)
+class Description(Displayed):
     "The habits and topics of a person or a pLLM."
 
     habits: tuple = ()  # `Trait`s
@@ -30,6 +31,14 @@ class Description:
         if self.samples < MIN_EXPLAINED_DIALOGUES:
             return f"no description: {self.samples} own answers, {MIN_EXPLAINED_DIALOGUES} are needed"
         return "; ".join(trait.format_counts() for trait in self.traits) or f"no style found ({self.samples} texts)"
+
+    def to_rows(self) -> list:
+        "Return a row for each trait with its counts."
+        traits = self.traits if self.samples >= MIN_EXPLAINED_DIALOGUES else ()
+        return [
+            {"trait": t.label, "answers": t.count, "of": t.num_answers, t.compared_with: t.base_count, "": t.quotation}
+            for t in traits
+        ]
 
     def lines(self) -> list:
         "Return a line for each trait with its quotation."

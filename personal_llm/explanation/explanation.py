@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, fields, replace
 
 import numpy as np
 
+from ..base.display import Displayed
 from ..base.core import Cost, Dialogue, InputError, make_generator
 from ..base.files import ASSETS
 from ..base.models import mean_response_nll
@@ -24,8 +25,8 @@ from .style import MIN_EXPLAINED_DIALOGUES, check_answer_count
 from .style import sample_base_features, sample_responses, style_features, style_shifts
 
 # %% ../../nbs/4_explanation/05_explanation.ipynb #c610ec74
-@dataclass(frozen=True, eq=False)
-class Explanation:
+@dataclass(frozen=True, eq=False, repr=False)
+class Explanation(Displayed):
     "A description of a person or a pLLM, and the row by which we compare it."
 
     samples: int  # texts
@@ -54,6 +55,13 @@ class Explanation:
         found = zip(self.sparse_words, self.coefficients, self.errors)
         sure = [f"{word} {share:.1f}".replace(" 0.", " .") for word, share, error in found if share > 2 * error]
         return ", ".join(sure) or f"no style found ({self.samples} texts)"
+
+    def to_rows(self) -> list:
+        "Return the traits; in XPerT's own method the words with their coefficients."
+        if self.description is not None:
+            return self.description.to_rows()
+        words = zip(self.sparse_words, self.coefficients, self.errors)
+        return [dict(word=word, coefficient=float(share), error=float(error)) for word, share, error in words]
 
     def lines(self) -> list:
         "Return the description, a line each."

@@ -13,6 +13,7 @@ from difflib import SequenceMatcher
 
 import numpy as np
 
+from ..base.display import Displayed
 from ..base.text import get_language, get_words, split_sentences
 from ..buffer.scoring import load_lexicons
 from ..data.people import MAX_CLOSING_WORDS
@@ -25,8 +26,8 @@ GENERAL_LABEL = "talk in general"  # the reference of topics and of long answers
 ANONYMOUS_LABELS = {"opens": "opens with the same words", "signs": "signs off with the same words"}
 
 # %% ../../nbs/4_explanation/03_habits.ipynb #7baf1716
-@dataclass(frozen=True)
-class Trait:
+@dataclass(frozen=True, repr=False)
+class Trait(Displayed):
     "A habit or a topic with its counts."
 
     label: str  # such as "opens with “In short:”"

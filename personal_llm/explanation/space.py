@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ..base.display import Displayed
 from ..base.core import InputError
 from ..base.files import compute_sha256, read_json, write_atomically, write_json
 from ..base.loading import get_encoder_id, load_encoder
@@ -95,8 +96,8 @@ def convert_to_tuples(value):
     return tuple(map(convert_to_tuples, value)) if isinstance(value, list) else value
 
 # %% ../../nbs/4_explanation/02_space.ipynb #1387f934
-@dataclass(frozen=True, eq=False)
-class StyleSpace(StoredArrays):
+@dataclass(frozen=True, eq=False, repr=False)
+class StyleSpace(Displayed, StoredArrays):
     "A map from paired shifts to coordinates, with words that name directions; arrays are float32."
 
     base: str  # fingerprint of the base model
@@ -112,6 +113,9 @@ class StyleSpace(StoredArrays):
     encoder: str  # id of the sentence encoder
     nats_per_unit: float = 1.0  # length of the slope of a pLLM of length 1, in nats a token (see `explain_pllm`)
     language: str = "english"  # name of the `Language` of the texts
+
+    def __str__(self):
+        return f"style space of {len(self.words)} words, base {self.base}, {self.language}, id {self.id}"
 
     @property
     def width(self) -> int:  # entries of a row

@@ -19,19 +19,23 @@ import numpy as np
 from ..base.adapters import ADAPTER_CARD_FILE, CONFIG_FILE, WEIGHTS_FILE
 from ..base.adapters import Adapter, check_adapter, read_lora_config
 from ..base.core import InputError, patch
+from ..base.display import Displayed
 from ..base.files import ASSETS, compute_sha256, delete_path, make_folder, read_json, write_json
 from ..base.text import escape_controls
 from ..explanation.explanation import Explanation
 from ..explanation.space import StyleSpace
 
 # %% ../../nbs/5_selection/01_library.ipynb #b5857e0c
-@dataclass(frozen=True)
-class PLLM:
+@dataclass(frozen=True, repr=False)
+class PLLM(Displayed):
     "One personalised model of a library."
 
     name: str
     adapter: Path  # its folder, as `Model.use_adapter` and `finetune(start=...)` take it
     card: dict  # content of card.json
+
+    def __str__(self):
+        return f"pLLM {self.name}: {self.card['style']}; {self.card['samples']} dialogues, {self.card['licence']}"
 
     @property
     def explanation(self) -> Explanation:
@@ -105,7 +109,7 @@ def download_library(address: str, patterns: list) -> Path:  # the folder of the
         raise InputError(f"{address}: cannot be downloaded ({reason})", "check the address and the network") from error
 
 # %% ../../nbs/5_selection/01_library.ipynb #4ecfdce2
-class Library:
+class Library(Displayed):
     "A library of pLLMs. Raises `InputError` for a part that is not sound."
 
     def __init__(self, path):  # a folder, an address of the hub, or a model's name in `SHIPPED_LIBRARIES`
@@ -143,7 +147,12 @@ class Library:
     def __contains__(self, name):
         return name in self.names
 
-    def __repr__(self):
+    def to_rows(self) -> list:
+        "Return name, style, number of dialogues and licence of each pLLM."
+        cards = [self.card(name) for name in self.names]
+        return [{key: card[key] for key in ("name", "style", "samples", "licence")} for card in cards]
+
+    def __str__(self):
         return f"Library({str(self.address or self.path)!r}: {len(self)} pLLMs of base {self.base})"
 
     def card(self, name: str) -> dict:

@@ -12,7 +12,9 @@ from pathlib import Path
 import numpy as np
 
 from ..base.adapters import WEIGHTS_FILE
+from ..base.display import Displayed
 from ..base.core import Cost, InputError
+from ..base.plots import draw_bars
 from ..tuning.statistics import lower_confidence_bound
 
 # %% ../../nbs/5_selection/02_ranking.ipynb #9087c868
@@ -100,8 +102,8 @@ def race_by_loss(losses: PLLMLosses, names: list) -> dict:  # name -> nats per t
     return {name: losses.mean_loss(name) for name in racing}
 
 # %% ../../nbs/5_selection/02_ranking.ipynb #d75eedd9
-@dataclass(frozen=True)
-class Ranking:
+@dataclass(frozen=True, repr=False)
+class Ranking(Displayed):
     "The answer of a selector: the nearest pLLMs, the chosen one, the reason and the cost."
 
     best: str  # the chosen pLLM; None: the selector abstains
@@ -132,6 +134,18 @@ class Ranking:
         row = asdict(replace(self, library=None)) | dict(names=list(self.names), distances=list(self.distances))
         del row["library"]
         return row
+
+    def to_rows(self) -> list:
+        "Return the pLLMs, nearest first, with their losses where these were measured."
+        pairs = zip(self.names, self.distances)
+        unit = "slope" if self.method == "match" else "distance"
+        return [{"pLLM": name, unit: value, "nats a token": self.losses.get(name, "")} for name, value in pairs]
+
+    def plot(self):  # an `IPython.display.Image`
+        "Draw the distances of the nearest ten."
+        unit = "slope" if self.method == "match" else "distance"
+        title = f"{self.method or 'Ranking'}: {self.best or 'no pLLM'}"
+        return draw_bars(self.names[:10], self.distances[:10], title, f"{unit} (smaller is nearer)")
 
     def __str__(self) -> str:
         "The choice, its reason, the nearest five, the base model and the cost."

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ..base.core import Cost, Dialogue
+from ..base.display import Displayed
 from ..base.files import ASSETS
 from ..data.reading import read_zipped_rows
 from ..explanation.explanation import Explanation, ProbePrompts, explain, explain_pllm, load_probe_texts
@@ -22,14 +23,17 @@ from ..tuning.config import TuningConfig
 from ..tuning.finetune import finetune
 
 # %% ../../nbs/5_selection/06_warm_start.ipynb #9b446864
-@dataclass(frozen=True, eq=False)
-class WarmStart:
+@dataclass(frozen=True, eq=False, repr=False)
+class WarmStart(Displayed):
     "The start of a user's fine-tune, and the reason."
 
     adapter: object  # an adapter's folder; None: the base model
     explanation: Explanation  # of the user, in the library's space
     ranking: Ranking
     cost: Cost  # of both steps
+
+    def __str__(self):
+        return f"start: {self.ranking.start or 'the base model'} ({self.ranking.reason}); style: {self.explanation}"
 
     def to_dict(self) -> dict:  # plain JSON types
         "Return start, style and reason in words, and the explanation and the ranking in full."

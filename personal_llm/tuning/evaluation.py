@@ -11,7 +11,9 @@ from types import SimpleNamespace
 
 import numpy as np
 
+from ..base.display import Displayed
 from ..base.core import Cost, InputError, check
+from ..base.plots import draw_bars
 from ..base.text import count_nouns, split_rouge_words
 from .content import Frame, compute_content_rouge1, find_frame
 from .statistics import Comparison, paired_bootstrap
@@ -35,8 +37,8 @@ def score_texts(replies: list, references: list) -> list:  # dicts: rouge1, roug
 METRICS = ("loss", "rouge1", "content_rouge1", "rougeL", "bleu", "adherence")
 
 # %% ../../nbs/3_tuning/09_evaluation.ipynb #18495e0d
-@dataclass
-class Evaluation:
+@dataclass(repr=False)
+class Evaluation(Displayed):
     "The measurements on one user's test dialogues. They hold the user's text: treat them as private."
 
     items: list  # a dict a dialogue: id, prompt, reference, and the measurements (`METRICS`, reply, tokens, habits)
@@ -73,6 +75,29 @@ class Evaluation:
             rows += [(f"  {name}"[:40], f"{share:.0%}", "") for name, share in summary["habits"].items()]
         head = f"{self.user or 'evaluation'}: {count_nouns(summary['n'], 'dialogue')}"
         return "\n".join([head] + [f"  {name:<40}{value:>8}  {unit}".rstrip() for name, value, unit in rows])
+
+    def to_rows(self) -> list:
+        "Return the mean of each metric with its 95 % interval over dialogues, where there are two or more."
+        rows = []
+        for metric in METRICS:
+            if metric in self.summary:
+                mean = paired_bootstrap(self.values(metric)) if len(self) > 1 else None
+                interval = dict(low=mean.low, high=mean.high) if mean else {}
+                rows.append(dict(metric=metric, mean=self.summary[metric]) | interval)
+        return rows
+
+    def to_pandas(self):  # a `pandas.DataFrame`
+        "Return the measurements, a row a dialogue."
+        import pandas
+
+        return pandas.DataFrame(self.items)
+
+    def plot(self):  # an `IPython.display.Image`
+        "Draw the shares among the metrics with their intervals."
+        rows = [row for row in self.to_rows() if row["metric"] not in ("loss", "bleu")]
+        names = [row["metric"] for row in rows]
+        intervals = [(row["low"], row["high"]) for row in rows] if len(self) > 1 else None
+        return draw_bars(names, [row["mean"] for row in rows], f"{self.user or 'Evaluation'}", "share", intervals)
 
     def compare(self, other: "Evaluation", metric: str = "loss") -> Comparison:  # self minus other
         "Compare two evaluations of one user, paired by dialogue; raise `InputError` for different dialogues."

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 
+from ..base.display import Displayed
 from ..base.core import InputError, check, check_seed, make_generator
 
 # %% ../../nbs/3_tuning/03_statistics.ipynb #33294634
@@ -42,8 +43,8 @@ def check_user_values(values, what: str) -> np.ndarray:  # (n,)
     return values
 
 # %% ../../nbs/3_tuning/03_statistics.ipynb #48308c28
-@dataclass(frozen=True)
-class Comparison:
+@dataclass(frozen=True, repr=False)
+class Comparison(Displayed):
     "First minus second, with a 95 % interval."
 
     difference: float  # mean of the paired differences, in the metric's unit
