@@ -420,14 +420,15 @@ def forget(session: ChatSession, wanted: Change) -> dict:
     subject = (wanted.text or None, [*wanted.ids, *state.list_talks().get(wanted.talk, ())])
     plan = session.forget(*subject, wanted.dry, wanted.everything, wanted.keep)
     first = len(plan.dialogues)
-    content = vars(plan) | dict(lines=plan.lines[:first] + plan.lines[first + len(plan.replies) :], replies=[])
+    others = plan.lines[:first] + plan.lines[first + len(plan.replies) :]
+    content = vars(plan) | dict(others=others, rows=[])
     if wanted.dry and plan.replies:
         fixed = session.forget(*subject, True, wanted.everything, plan.replies).replies
         for id in plan.replies:
             d = state.newest(id)
             reaction = state.reactions.get(id)
             row = dict(id=id, prompt=d.prompt[:70], reply=d.response[:70], can_stay=id not in fixed)
-            content["replies"].append(row | dict(is_liked=bool(reaction) and reaction.kind == "up"))
+            content["rows"].append(row | dict(is_liked=bool(reaction) and reaction.kind == "up"))
     return content
 
 

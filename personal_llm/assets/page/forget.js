@@ -13,16 +13,16 @@ function makeReply(row) {
 }
 
 export const forget = (request, onDone) => attempt(async () => {
-  const { lines, replies } = await post("forget", { ...request, dry: true });
-  if (!lines.length && !replies.length) return show("Nothing that is stored holds this.");
+  const { others, rows } = await post("forget", { ...request, dry: true });
+  if (!others.length && !rows.length) return show("Nothing that is stored holds this.");
   const head = text("Replies only; your messages stay, and you can have them answered again. A tick: the reply goes.");
-  $("confirm-lines").replaceChildren(...lines.map(text), ...(replies.length ? [head, ...replies.map(makeReply)] : []));
+  $("confirm-lines").replaceChildren(...others.map(text), ...(rows.length ? [head, ...rows.map(makeReply)] : []));
   $("confirm").returnValue = "no";
   $("confirm").showModal();
   await new Promise((done) => { $("confirm").onclose = done; });
   if ($("confirm").returnValue !== "yes") return show("Kept.");
   const keep = [...$("confirm-lines").querySelectorAll("input:not(:checked)")].map((one) => one.value);
   await post("forget", { ...request, keep });
-  show(`Forgotten: ${count(lines.length + replies.length - keep.length, "item")}.`);
+  show(`Forgotten: ${count(others.length + rows.length - keep.length, "item")}.`);
   return onDone();
 });

@@ -1,102 +1,11 @@
-// the page: one talk, the list of talks, and what is known
-import { $, attempt, make, makeButton, onSubmit, show, sync } from "./dom.js";
-import { forget } from "./forget.js";
-import { learning, loadKnown, loadStatus } from "./known.js";
-import { makeMarkdown } from "./markdown.js";
-import { ask, get, keepToken, post, readEvents, session } from "./server.js";
-import { makeTalk } from "./talks.js";
-import { makeHabitQuestion, makeTurn, page } from "./turns.js";
+// the page: its parts, and what a key or a button does
+import { goToEnd, isWriting, stopReply } from "./chat.js";
+import { $, attempt, makeButton, onSubmit, show } from "./dom.js";
+import { loadKnown, loadStatus } from "./known.js";
+import { ask, keepToken, post, session } from "./server.js";
+import { page } from "./turns.js";
 
 const EXAMPLES = ["What can I cook from rice, eggs and tomatoes?", "Explain in three sentences why the sky is blue."];
-let talk = ""; // key of the talk on the page; empty: a new one
-let reply = null; // the `AbortController` of the reply that is being written
-let written = ""; // of that reply
-
-const isAtEnd = () => $("main").scrollHeight - $("main").scrollTop - $("main").clientHeight < 80;
-const goToEnd = () => { $("main").scrollTop = $("main").scrollHeight; };
-
-function drawTalk({ talks, turns, question, text, habit }) {
-  const count = $("turns").children.length;
-  const stays = isAtEnd();
-  sync($("talk-list"), talks.map((row) => ({ row, isOpen: row.talk === talk })), ({ row }) => row.talk, makeTalk);
-  const shown = turns.map((turn, place) => ({ turn, question: turn.id === question ? text : "", isLast: place === turns.length - 1 }));
-  const asked = habit && turns.length ? [habit] : [];
-  sync($("turns"), [...shown, ...asked], (row) => row.turn?.id || "habit", (row) => (row.turn ? makeTurn(row) : makeHabitQuestion(row)));
-  $("empty").hidden = turns.length > 0;
-  if (stays || count === 0) goToEnd();
-}
-
-page.loadTalk = async () => {
-  const key = talk;
-  const data = await get("talks", { talk: key, words: $("search").value });
-  if (key !== talk || reply) return; // another talk was opened in between, or a reply is being written
-  if (!key && isFresh) data.turns = [];
-  else talk = data.talk;
-  drawTalk(data);
-};
-
-let isFresh = false; // a new talk without a turn
-page.openTalk = async (key) => {
-  stopReply();
-  if (reply) await reply.ended;
-  talk = key;
-  isFresh = !key;
-  $("turns").replaceChildren();
-  await page.loadTalk();
-  goToEnd();
-};
-
-page.refresh = () => Promise.all([page.loadTalk(), loadKnown(), loadStatus()]);
-page.forgetAll = (request) => forget(request, page.refresh);
-
-function stopReply() {
-  if (reply && written) attempt(() => post("halt"));
-  else reply?.abort();
-}
-
-page.send = async (text, turn = null) => { // turn: whose place the new one takes; returns whether a reply came
-  if (reply) return false;
-  let end = null;
-  reply = new AbortController();
-  reply.ended = new Promise((done) => { end = done; });
-  written = "";
-  const item = make("li", {}, make("p", { className: "own", dir: "auto", textContent: text }));
-  item.dataset.key = "new";
-  const reason = "reading the talk and what I know about you …" + (learning.since ? " It takes longer while I learn." : "");
-  const waiting = item.appendChild(make("p", { className: "soft", textContent: reason }));
-  $("empty").hidden = true;
-  $("turns").append(item);
-  $("send").textContent = "Stop";
-  show("");
-  goToEnd();
-  let isWhole = false;
-  try {
-    const body = { model: "personal", stream: true, talk, messages: [{ role: "user", content: text }] };
-    if (turn) body.replaces = turn.id;
-    if (turn?.reply && turn.prompt === text) Object.assign(body, { temperature: 0.8, seed: Math.floor(Math.random() * 2 ** 31) });
-    for await (const event of readEvents(await ask("/v1/chat/completions", body, reply.signal))) {
-      if (event.error) throw new Error(event.error.message);
-      const stays = isAtEnd();
-      written += event.choices[0]?.delta.content || "";
-      talk = event.me?.talk || talk;
-      if (written) (item.querySelector(".reply") || waiting).replaceWith(makeMarkdown(written));
-      if (stays) goToEnd();
-    }
-    isWhole = true;
-    isFresh = false;
-  } catch (error) {
-    if (!turn) $("line").value ||= text; // nothing was stored
-    show(error.name === "AbortError" ? "Stopped; the turn is not kept." : error.message);
-  }
-  reply = null;
-  $("send").textContent = "Send";
-  item.remove();
-  end();
-  if (session.token) await attempt(page.loadTalk);
-  if (isWhole) goToEnd();
-  await attempt(loadStatus);
-  return isWhole;
-};
 
 function showSection(name) {
   for (const section of document.querySelectorAll("main > section")) section.hidden = section.id !== name;
@@ -134,13 +43,13 @@ onSubmit($("always-form"), async () => {
 });
 onSubmit($("connect-form"), () => connect($("token").value.trim()));
 onSubmit($("composer"), async () => {
-  if (reply) return stopReply();
+  if (isWriting()) return stopReply();
   const text = $("line").value.trim();
   $("line").value = "";
   return text && page.send(text);
 });
 $("line").onkeydown = (event) => {
-  if (event.key !== "Enter" || event.shiftKey || event.isComposing || reply) return;
+  if (event.key !== "Enter" || event.shiftKey || event.isComposing || isWriting()) return;
   event.preventDefault();
   $("composer").requestSubmit();
 };
