@@ -10,7 +10,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                   'personal_llm/app/chat.py'),
                                        'personal_llm.app.chat.describe_style': ( '8_app/chat.html#describe_style',
                                                                                  'personal_llm/app/chat.py'),
-                                       'personal_llm.app.chat.edit_text': ('8_app/chat.html#edit_text', 'personal_llm/app/chat.py'),
                                        'personal_llm.app.chat.explain_reply': ('8_app/chat.html#explain_reply', 'personal_llm/app/chat.py'),
                                        'personal_llm.app.chat.handle': ('8_app/chat.html#handle', 'personal_llm/app/chat.py'),
                                        'personal_llm.app.chat.has_waiting_line': ( '8_app/chat.html#has_waiting_line',

@@ -362,7 +362,10 @@ def export_talk(session: ChatSession, talk: str, _) -> dict:
 
 def import_talk(session: ChatSession, wanted) -> dict:
     "Store the records of an exported talk as a new one; raise `InputError` for other rows, with nothing stored."
-    dialogues = [Dialogue.from_dict(row) for row in wanted.rows]
+    try:
+        dialogues = [Dialogue.from_dict(row) for row in wanted.rows]
+    except (TypeError, ValueError) as error:
+        raise InputError("these rows are no talk that was saved here", "save it with the page") from error
     new = [d for d in dialogues if d.id not in session.me.archive.dialogues and d.id not in session.me.state.roots]
     if not new:
         raise InputError("this file holds no new turn", "choose a talk that was exported from another folder")

@@ -248,7 +248,9 @@ def _list_rest(self: ChatSession, id: str) -> list:  # ids; none without an id
 
 
 @patch
-def _ask_model(self: ChatSession, prompt: str, history, rest) -> tuple:  # a `Dialogue`; ids of its turns, None if not ours
+def _ask_model(
+    self: ChatSession, prompt: str, history, rest
+) -> tuple:  # a `Dialogue`; ids of its turns, None if not ours
     "Prepare what the model reads."
     with self.me.archive.lock:  # a fine-tune may change the state in its thread
         turns = [d for d in self.turns if d.response and self.me.state.root(d) not in rest] if history is None else []

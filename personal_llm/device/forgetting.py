@@ -300,7 +300,9 @@ def empty_replies(state: State, ids) -> None:
     for id in ids:
         state.archive.execute("UPDATE dialogues SET response = '' WHERE id = ?", (id,))
         if id not in own:
-            state.archive.execute("DELETE FROM events WHERE dialogue = ? AND kind NOT IN ('said', 'named', 'replaced')", (id,))
+            state.archive.execute(
+                "DELETE FROM events WHERE dialogue = ? AND kind NOT IN ('said', 'named', 'replaced')", (id,)
+            )
 
 
 def remove_adapter(folder: Path) -> None:
