@@ -309,6 +309,9 @@ def test_try_again_edit_and_answer_again(page, width):
     for text in ("I have a dog, Biscuit.", "What is tea?", "Tell me a joke."):
         page.say(text)
     first = session.turns[-1].id
+    page.script("navigator.clipboard.writeText = async (text) => { window.copied = text; }")
+    page.press("Copy the reply")
+    page.until(lambda: page.script("window.copied") == session.turns[-1].response)
     page.press("Try again")
     page.until(lambda: session.turns[-1].id != first and page.find("#send").text == "Send")
     assert [d.prompt for d in session.turns][1:] == ["What is tea?", "Tell me a joke."]

@@ -386,7 +386,7 @@ def name_talk(session: ChatSession, wanted) -> None:
 def describe_model(model) -> str:
     "Return a line about a model that is small, or a server that writes."
     if not model.reads_adapters:
-        return f"{model.engine.name} writes the replies, and {model.name} learns."
+        return f"{model.engine.name.split('/')[-1]} writes the replies, and {model.name} learns."
     size = WEIGHTS[model.name].num_bytes if model.name in WEIGHTS else math.inf
     if model.name == "pocket":
         return "This model is a toy for tries: it learns your form, and what it says is nonsense."

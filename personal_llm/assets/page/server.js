@@ -40,6 +40,7 @@ export async function* readEvents(response) {
 }
 
 export async function copy(text) {
+  if (!navigator.clipboard) throw new Error("This browser copies only on this computer; mark the text instead.");
   await navigator.clipboard.writeText(text);
   show("Copied.");
 }

@@ -81,7 +81,7 @@ export function makeTurn({ turn, question, isLast }) {
   }
   actions.append(makeButton("✎", "Write the reply that you wanted", () => openEditor(item, turn)));
   if (isLast) actions.append(again("Try again"));
-  actions.append(makeButton("⧉", "Copy the reply", () => attempt(() => copy(turn.reply))), edit);
+  actions.append(makeButton("Copy", "Copy the reply", () => attempt(() => copy(turn.reply))), edit);
   const pin = makeButton("📌", "Every reply reads this message of yours", () => change("pin", { id: turn.id }));
   actions.append(Object.assign(pin, { ariaPressed: String(turn.is_pinned) }), drop);
   if (question) {
