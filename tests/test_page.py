@@ -89,7 +89,10 @@ class Page:
         def click():
             buttons = self.browser.find_elements(By.CSS_SELECTOR, "button")
             fitting = [one for one in buttons if label in (one.accessible_name, one.text) and one.is_displayed()]
-            return fitting and (fitting[-1].click(), True)[1]
+            if fitting:  # a person scrolls to it
+                self.browser.execute_script("arguments[0].scrollIntoView({block: 'center'})", fitting[-1])
+                fitting[-1].click()
+            return bool(fitting)
 
         self.until(click)
 
