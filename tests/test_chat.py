@@ -168,19 +168,6 @@ def test_pasted_lines_belong_together(monkeypatch):
         assert chat.read_message("> ") == "alone\n"
 
 
-def test_an_editor_changes_the_newest_reply(session, monkeypatch, tmp_path):
-    write(session, "What is tea?")
-    editor = tmp_path / "editor.sh"
-    editor.write_text('#!/bin/sh\nprintf "A drink." > "$1"\n')
-    editor.chmod(0o700)
-    monkeypatch.setenv("VISUAL", "true")
-    assert "unchanged" in write(session, "/edit")
-    monkeypatch.setenv("VISUAL", str(editor))
-    assert "from now on" in write(session, "/edit") and session.turns[0].response == "A drink."
-    monkeypatch.setenv("VISUAL", "no-such-editor")
-    assert "set EDITOR" in write(session, "/edit")
-
-
 def open_question(session):
     "Let the policy ask about the newest turn."
     id = session.turns[-1].id

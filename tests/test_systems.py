@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from personal_llm.app import chat
 
 HERE = Path(__file__).parent
 DAY = """
@@ -75,22 +74,3 @@ def test_a_console_that_is_not_utf_8_shows_what_it_can(tmp_path):
     code = "import sys; from personal_llm.app.cli import main; sys.exit(main(sys.argv[1:]))"
     done = run("-c", code, "status", "--out", "caffè ☕", PYTHONIOENCODING="ascii", PYTHONUTF8="0")
     assert done.returncode == 2 and done.stderr.startswith(b"personal-llm: caff? ?: no memory here"), done.stderr
-
-
-@pytest.mark.parametrize(
-    "editor, words",
-    [
-        (None, ["notepad"]),
-        (r"C:\Windows\notepad.exe", [r"C:\Windows\notepad.exe"]),
-        (r'"C:\Program Files\np\np.exe" -multiInst', [r"C:\Program Files\np\np.exe", "-multiInst"]),
-    ],
-)
-def test_on_windows_the_path_of_an_editor_keeps_its_backslashes(editor, words, monkeypatch):
-    monkeypatch.setattr(sys, "platform", "win32")
-    monkeypatch.delenv("VISUAL", raising=False)
-    monkeypatch.delenv("EDITOR", raising=False)
-    if editor:
-        monkeypatch.setenv("EDITOR", editor)
-    calls = []
-    monkeypatch.setattr(chat.subprocess, "run", lambda words, **options: calls.append(words[:-1]))
-    assert chat.edit_text("Rome.") == "Rome." and calls == [words]

@@ -8,11 +8,7 @@ __all__ = ['print_note', 'handle', 'run_line', 'run_chat', 'ask_at_terminal']
 # %% ../../nbs/8_app/04_chat.ipynb #09421487
 import os
 import select
-import shlex
-import subprocess
 import sys
-import tempfile
-from pathlib import Path
 
 from ..base.core import Dialogue, InputError
 from ..base.text import escape_controls
@@ -65,25 +61,9 @@ def confirm(question: str) -> bool:
     "Ask a question, and return whether the answer is yes."
     return read_line(f"{question} [y/N] ").strip().lower() in ("y", "yes")
 
-
-def edit_text(text: str) -> str:
-    "Let the user change a text in the editor that $VISUAL or $EDITOR names; raise `InputError` if there is none."
-    is_windows = sys.platform == "win32"
-    editor = os.environ.get("VISUAL") or os.environ.get("EDITOR") or ("notepad" if is_windows else "vi")
-    words = [word.strip('"') for word in shlex.split(editor, posix=not is_windows)]
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "reply.txt"
-        file.write_text(text, encoding="utf-8")
-        try:
-            subprocess.run([*words, str(file)], check=True)
-        except (OSError, subprocess.CalledProcessError) as error:
-            raise InputError(f"{editor}: cannot be used as editor", "set EDITOR, or type /better TEXT") from error
-        return file.read_text(encoding="utf-8", errors="replace").strip()
-
 # %% ../../nbs/8_app/04_chat.ipynb #6b85d0a6
 COMMANDS = {
     "/better [TEXT]": "the reply that you wanted; without TEXT: the lines up to an empty one",
-    "/edit": "change the newest reply in your editor ($EDITOR)",
     "/everywhere": "write every reply like your newest correction",
     "/here": "only replies to things like this",
     "/always [TEXT]": "how I should answer, in every reply; without TEXT: the list",
@@ -137,14 +117,6 @@ def run_command(session, name: str, text: str) -> str:  # the output
     question = session.question
     id = None if question is None else question.id
     match name:
-        case "/edit":
-            if not session.turns:
-                raise InputError("there is no reply yet", "write something first")
-            reply = (question or session.turns[-1]).response
-            edited = edit_text(reply)
-            if edited in ("", reply.strip()):
-                return "unchanged; nothing was noted"
-            return run_command(session, "/better", edited)
         case "/better":
             session.react("better", text or read_block(), id)
             return "noted: from now on I answer like this"

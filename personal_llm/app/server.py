@@ -8,6 +8,7 @@ __all__ = ['check_owner', 'make_app', 'serve']
 # %% ../../nbs/8_app/07_server.ipynb #bbe77fad
 import asyncio
 import json
+import math
 import os
 import secrets
 import socket
@@ -21,8 +22,10 @@ from typing import Annotated, Literal
 from personal_llm.base.core import Dialogue, InputError, catch_panic, import_extra
 from personal_llm.base.files import ASSETS, compute_sha256
 from personal_llm.base.replies import ReplyOptions, ReplyStream
+from personal_llm.base.weights import WEIGHTS
 from personal_llm.buffer.statements import find_statements
 from personal_llm.device.chat import QUESTION_TEXT, ChatSession, clean_text
+from personal_llm.device.forgetting import fold, holds
 from personal_llm.device.state import CLIENT, FILE
 
 uvicorn = import_extra("uvicorn", "serve", "the server")
@@ -97,7 +100,7 @@ def answer_error(request: Request, error: Exception) -> Response:
     return Response(json.dumps(content), status, media_type="application/json")
 
 # %% ../../nbs/8_app/07_server.ipynb #a853767c
-PUBLIC = ("/", "/page.css", "/page.js")
+PUBLIC = ("/", *(f"/{file.name}" for file in sorted((ASSETS / "page").iterdir())))
 POLICY = "default-src 'none'; script-src 'self'; style-src 'self'; img-src data:; connect-src 'self'"
 HEADERS = {"Content-Security-Policy": f"{POLICY}; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"}
 HEADERS |= {"X-Content-Type-Options": "nosniff", "Referrer-Policy": "no-referrer", "Cache-Control": "no-store"}
@@ -203,6 +206,7 @@ class CompletionRequest(BaseModel, strict=True, extra="allow"):
     user: Text | None = None
     safety_identifier: Text | None = None  # the newer name of `user`
     talk: Text | None = None  # ours: key of a talk of the page; empty: a new one
+    replaces: Text | None = None  # ours: id of a turn of that talk, whose place the new one takes
 
     @model_validator(mode="after")
     def check_fields(self):
@@ -268,9 +272,11 @@ def write_reply(session: ChatSession, wanted: CompletionRequest):  # a generator
             session.open_talk(wanted.talk or None)
         stored = len(session.me.archive.dialogues)
         history = list(given.history) if wanted.talk is None else None
-        yield from session.say(prompt, history, options, is_observed=wanted.store is not False)
+        replaces = None if wanted.talk is None else wanted.replaces
+        yield from session.say(prompt, history, options, wanted.store is not False, replaces)
         reply = session.reply
-        id = next(reversed(session.me.archive.dialogues)) if len(session.me.archive.dialogues) > stored else None
+        is_stored = len(session.me.archive.dialogues) > stored
+        id = next(reversed(session.me.archive.dialogues)) if is_stored else replaces
         own = dict(id=id, talk=None if wanted.talk is None else session.talk, source=session.describe_source())
         own["cut"] = session.model.truncated.get(reply.dialogue.id, 0)
     usage = dict(prompt_tokens=reply.num_prompt_tokens, completion_tokens=reply.num_tokens)
@@ -301,14 +307,17 @@ async def write_events(wanted: CompletionRequest, head: dict, items, item):  # a
         yield f"data: {answer_error(None, error).body.decode()}\n\n"
 
 # %% ../../nbs/8_app/07_server.ipynb #1690c8bd
-def list_talks(session: ChatSession, talk: str) -> dict:
-    "Return the talks, the newest first, and the turns of one, as you corrected them."
+def list_talks(session: ChatSession, talk: str, words: str) -> dict:
+    "Return the talks that hold some words, the newest first, and the turns of one, as you corrected them."
     state = session.me.state
     dialogues = state.archive.dialogues
     talks = state.list_talks()
-    rows = [
-        dict(talk=key, title=dialogues[ids[0]].prompt[:60], time=dialogues[ids[-1]].time) for key, ids in talks.items()
-    ]
+    forms = {fold(words)} - {""}
+    rows = []
+    for key, ids in talks.items():
+        title = state.titles.get(key) or dialogues[ids[0]].prompt[:60]
+        if not forms or any(holds(text, forms) for text in (title, *(state.newest(id).text for id in ids))):
+            rows.append(dict(talk=key, title=title, time=dialogues[ids[-1]].time))
     turns = []
     for id in talks.get(talk or session.talk, ()):
         d = state.newest(id)
@@ -322,10 +331,11 @@ def list_talks(session: ChatSession, talk: str) -> dict:
     row = session.habit_question
     habit = row and dict(label=row.form.label, question=row.question)
     shown = dict(turns=turns, question=state.question, text=QUESTION_TEXT, habit=habit)
-    return dict(talks=rows, talk=talk or session.talk) | shown
+    talk = talk or session.talk
+    return dict(talks=rows, talk=talk if talk in talks else "") | shown
 
 
-def list_known(session: ChatSession, talk: str) -> dict:
+def list_known(session: ChatSession, *_) -> dict:
     "Return what a reply can read: instructions, habits, and the newest answers and statements first."
     state = session.me.state
     sources = {FILE: "from a file", CLIENT: "from another program"}
@@ -345,12 +355,50 @@ def list_known(session: ChatSession, talk: str) -> dict:
     return rows
 
 
-def describe_status(session: ChatSession, talk: str) -> dict:
+def export_talk(session: ChatSession, talk: str, _) -> dict:
+    "Return the turns of a talk as records, which `import_talk` and `personal-llm personalize` read."
+    return dict(rows=[d.to_dict() | dict(parents=[]) for d in session.me.state.list_turns(talk)])
+
+
+def import_talk(session: ChatSession, wanted) -> dict:
+    "Store the records of an exported talk as a new one; raise `InputError` for other rows, with nothing stored."
+    try:
+        dialogues = [Dialogue.from_dict(row) for row in wanted.rows]
+    except (TypeError, ValueError) as error:
+        raise InputError("these rows are no talk that was saved here", "save it with the page") from error
+    new = [d for d in dialogues if d.id not in session.me.archive.dialogues and d.id not in session.me.state.roots]
+    if not new:
+        raise InputError("this file holds no new turn", "choose a talk that was exported from another folder")
+    session.open_talk()
+    with session.me.change():
+        for d in new:
+            session.me.arrive(d, session.talk)
+    return dict(talk=session.talk)
+
+
+def name_talk(session: ChatSession, wanted) -> None:
+    "Give a talk a title; raise `InputError` for a talk that is not stored."
+    session.open_talk(wanted.talk)
+    with session.me.change():
+        session.me.state.record("named", session.me.state.list_talks()[wanted.talk][0], text=clean_text(wanted.text))
+
+
+def describe_model(model) -> str:
+    "Return a line about a model that is small, or a server that writes."
+    if not model.reads_adapters:
+        return f"{model.engine.name.split('/')[-1]} writes the replies, and {model.name} learns."
+    size = WEIGHTS[model.name].num_bytes if model.name in WEIGHTS else math.inf
+    if model.name == "pocket":
+        return "This model is a toy for tries: it learns your form, and what it says is nonsense."
+    return "A small model: many of its answers are wrong." if size < 1e9 else ""
+
+
+def describe_status(session: ChatSession, *_) -> dict:
     "Return the state in numbers, and messages for the user; take over a fine-tune that is complete."
     session.collect()
     seconds = session.me.rounds[-1].seconds if session.me.rounds else None
     shown = dict(is_learning=session.learning is not None, seconds=seconds, messages=session.pop_messages())
-    return session.me.state.status() | shown
+    return session.me.state.status() | shown | dict(note=describe_model(session.model))
 
 
 class Change(BaseModel, strict=True):
@@ -362,15 +410,29 @@ class Change(BaseModel, strict=True):
     scope: Text = ""  # of a correction or a habit: "everywhere", "here", or empty
     number: int | None = None  # of a standing instruction to change
     ids: list[Text] = []  # to forget
-    talk: Text = ""  # to forget
+    keep: list[Text] = []  # of replies that stay although they stood later in the talk
+    talk: Text = ""  # to forget, or to name
+    rows: list[dict] = []  # of an exported talk
     everything: bool = False
     dry: bool = False  # only list what would go
 
 
 def forget(session: ChatSession, wanted: Change) -> dict:
-    "Forget dialogues, the replies that read them and what learned from them; return the list."
-    ids = [*wanted.ids, *session.me.state.list_talks().get(wanted.talk, ())]
-    return vars(session.forget(wanted.text or None, ids, wanted.dry, wanted.everything))
+    "Forget dialogues, the replies that read them and what learned from them; return the list, replies with their reason."
+    state = session.me.state
+    subject = (wanted.text or None, [*wanted.ids, *state.list_talks().get(wanted.talk, ())])
+    plan = session.forget(*subject, wanted.dry, wanted.everything, wanted.keep)
+    first = len(plan.dialogues)
+    others = plan.lines[:first] + plan.lines[first + len(plan.replies) :]
+    content = vars(plan) | dict(others=others, rows=[])
+    if wanted.dry and plan.replies:
+        fixed = session.forget(*subject, True, wanted.everything, plan.replies).replies
+        for id in plan.replies:
+            d = state.newest(id)
+            reaction = state.reactions.get(id)
+            row = dict(id=id, prompt=d.prompt[:70], reply=d.response[:70], can_stay=id not in fixed)
+            content["rows"].append(row | dict(is_liked=bool(reaction) and reaction.kind == "up"))
+    return content
 
 
 def react(session: ChatSession, wanted: Change) -> None:
@@ -379,7 +441,7 @@ def react(session: ChatSession, wanted: Change) -> None:
     session.react(wanted.kind, wanted.text, subject, wanted.scope)
 
 
-READS = dict(talks=list_talks, known=list_known, status=describe_status)
+READS = dict(talks=list_talks, known=list_known, status=describe_status, export=export_talk)
 CHANGES = dict(
     forget=forget,
     react=react,
@@ -390,6 +452,9 @@ CHANGES = dict(
     learn=lambda session, wanted: dict(message=session.learn()),
     stop=lambda session, wanted: session.stop_learning(),
     undo=lambda session, wanted: dict(message=session.undo_learning()),
+    name=name_talk,
+    halt=lambda session, wanted: session.halt_reply(),
+    add=import_talk,
 )
 
 # %% ../../nbs/8_app/07_server.ipynb #5b5c97ad
@@ -458,12 +523,13 @@ def make_app(
         return dict(token=token)
 
     @app.get("/me/{name}")
-    async def read(name: Literal[tuple(READS)], talk: str = ""):
-        return await thread.read(READS[name], session, talk)
+    async def read(name: Literal[tuple(READS)], talk: str = "", words: str = ""):
+        return await thread.read(READS[name], session, talk, words)
 
     @app.post("/me/{name}")
     async def change(name: Literal[tuple(CHANGES)], wanted: Change = Change()):
-        return await thread.change(CHANGES[name], session, wanted) or {}
+        run = thread.read if name == "halt" else thread.change  # the reply that it ends is being written
+        return await run(CHANGES[name], session, wanted) or {}
 
     app.mount("/", StaticFiles(directory=ASSETS / "page", html=True))
     return app

@@ -9,7 +9,8 @@ __all__ = ['QUESTION_TEXT', 'clean_text', 'warm_encoder', 'ChatSession']
 import secrets
 import threading
 import time
-from contextlib import suppress
+from contextlib import closing, suppress
+from dataclasses import replace
 
 from ..base.core import Dialogue, InputError, check, patch
 from ..base.loading import load_encoder
@@ -119,6 +120,7 @@ class ChatSession:
         self.reply = None  # the `ReplyStream` of the newest reply
         self.recalled = None  # the `Recall` of the newest reply
         self.active_reply = None  # the generator of `say`
+        self.is_halted = False  # True: the reply ends here, and its turn is stored
         self.messages = []  # lines for the user
         if self.me.settings.memories:  # the second message is compared with the first
             threading.Thread(target=warm_encoder, daemon=True).start()
@@ -157,6 +159,10 @@ class ChatSession:
             raise InputError("this talk is not stored", "it was forgotten: choose another one, or begin anew")
         self.talk = key or secrets.token_hex(4)
 
+    def halt_reply(self) -> None:
+        "End a reply that is not complete; its turn is stored with what was written."
+        self.is_halted = True
+
     def stop_reply(self) -> None:
         "End a reply that is not complete; its turn is not stored."
         if self.active_reply is not None:
@@ -187,26 +193,33 @@ def say(
     history: list = None,  # (role, text) pairs of a program that stores its own talk; None: our turns
     options: ReplyOptions = ReplyOptions(),
     is_observed: bool = True,  # False: the turn is not stored
+    replaces: str = None,  # id of a turn of the talk, whose place it takes; the turns after it leave the talk
 ):  # a generator of the reply's pieces
     "Reply to a message, and store the turn once you have taken all pieces; end an incomplete reply first."
     self.stop_reply()
-    self.active_reply = self._write(clean_text(text), history, options, is_observed)
+    self.active_reply = self._write(clean_text(text), history, options, is_observed, replaces)
     return self.active_reply
 
 
 @patch
-def _write(self: ChatSession, prompt: str, history, options, is_observed: bool):
+def _write(self: ChatSession, prompt: str, history, options, is_observed: bool, replaces):
     if not prompt:
         return
+    self.is_halted = False
+    rest = self._list_rest(replaces)
     self._cancel_timer()
     self.collect()
     if is_observed:
         self.skip()
     try:
-        question, ids = self._ask_model(prompt, history)
+        question, ids = self._ask_model(prompt, history, rest)
         with self.me.use_adapter(self.recalled.adapter):
             self.reply = ReplyStream(self.model, self.recalled.dialogue, options)
-            yield from self.reply
+            with closing(iter(self.reply)) as pieces:
+                for piece in pieces:
+                    yield piece
+                    if self.is_halted:
+                        break
     except (InputError, GeneratorExit, KeyboardInterrupt):
         raise
     except BaseException as error:
@@ -216,15 +229,32 @@ def _write(self: ChatSession, prompt: str, history, options, is_observed: bool):
         self.messages.append("the model had no answer; the turn is not kept")
     elif is_observed:
         said = question.derive(response=self.reply.text, parents=())
-        self.me.arrive(said, self.talk if history is None else CLIENT, self.recalled, ids)
+        if rest and not self.me.state.newest(rest[0]).response:  # its reply was forgotten: it gets another one in place
+            said = replace(said, id=rest.pop(0))
+            rest.clear()
+        with self.me.change():
+            self.me.arrive(said, self.talk if history is None else CLIENT, self.recalled, ids)
+            for id in rest:
+                self.me.state.record("replaced", id, by=said.id)
         self._start_timer()
 
 
 @patch
-def _ask_model(self: ChatSession, prompt: str, history) -> tuple:  # a `Dialogue`; ids of its turns, None if not ours
+def _list_rest(self: ChatSession, id: str) -> list:  # ids; none without an id
+    ids = [self.me.state.root(d) for d in self.turns] if id else []
+    if id and id not in ids:
+        raise InputError("this turn is not in the talk any more", "write the message anew")
+    return ids[ids.index(id) :] if id else []
+
+
+@patch
+def _ask_model(
+    self: ChatSession, prompt: str, history, rest
+) -> tuple:  # a `Dialogue`; ids of its turns, None if not ours
     "Prepare what the model reads."
     with self.me.archive.lock:  # a fine-tune may change the state in its thread
-        turns = [d for d in self.turns if d.response][-self.num_turns :] if history is None else []
+        turns = [d for d in self.turns if d.response and self.me.state.root(d) not in rest] if history is None else []
+        turns = turns[-self.num_turns :]
         given = drop_forgotten(self.me.archive, [(role, clean_text(text)) for role, text in history or ()])
         given += [pair for d in turns for pair in (("user", d.prompt), ("assistant", d.response))]
         question = Dialogue(prompt, "", given, time=self.clock(), origin="model")
@@ -424,7 +454,7 @@ def undo_learning(self: ChatSession) -> str:  # a message for the user
 
 # %% ../../nbs/6_device/08_chat.ipynb #cht5forc
 @patch
-def forget(self: ChatSession, text: str = None, ids=(), dry: bool = False, everything=False) -> ForgetPlan:
+def forget(self: ChatSession, text: str = None, ids=(), dry: bool = False, everything=False, keep=()) -> ForgetPlan:
     "Delete turns, the replies that read them and what learned from them; return the list. dry: only list it."
     if dry:
         self.collect()
@@ -432,4 +462,4 @@ def forget(self: ChatSession, text: str = None, ids=(), dry: bool = False, every
         self._end_work()
         self.recalled = None
         self.reply = None
-    return self.me.forget(ids, text, everything=everything, dry=dry)
+    return self.me.forget(ids, text, everything=everything, dry=dry, keep=keep)

@@ -103,7 +103,7 @@ def list_written(state: State) -> dict:  # id -> texts
     "Return what the person wrote in each dialogue: messages, corrections of any time, and answers of a file."
     written = {id: [d.prompt] + [d.response] * (d.origin != "model") for id, d in state.archive.dialogues.items()}
     for event in state.archive.events:
-        if event.kind == "reacted":
+        if event.kind in ("reacted", "named"):
             written[event.dialogue].append(event.content["text"])
     return written
 
@@ -117,6 +117,9 @@ def select_dialogues(state: State, ids=(), forms=(), before: float = None, every
         is_named = any(holds(part, forms) for part in texts)
         is_old = before is not None and state.archive.dialogues[id].time < before
         if everything or is_named or is_old:
+            chosen.add(id)
+    for id in reversed(state.archive.dialogues):  # an earlier try goes with the turn that took its place
+        if state.replaced.get(id) in chosen:
             chosen.add(id)
     return [id for id in state.archive.dialogues if id in chosen]
 
@@ -153,10 +156,11 @@ def cut_turns(history: list, is_lost, forms: set, copies: set, asked: set) -> li
     return turns
 
 
-def find_readers(state: State, gone: set, forms: set) -> tuple:
+def find_readers(state: State, gone: set, forms: set, keep=()) -> tuple:
     """Return what is lost with the dialogues that go: ids of replies, (id, text) of turns, and the numbers `lost`.
 
-    A reply is lost if it holds the text, or read a deleted dialogue, a cut history or a lost reply.
+    A reply is lost if it holds the text, or read a deleted dialogue, a cut history or a lost reply. keep: ids of replies
+    that stay although the turns of their talk are lost
     """
     archive = state.archive
     said, own = find_numbers(state)
@@ -172,7 +176,8 @@ def find_readers(state: State, gone: set, forms: set) -> tuple:
         is_lost = lambda other: said.get(id, 0) < lost.get(other, 0)
         cut = dict.fromkeys(cut_turns(archive.histories[id], is_lost, forms, copies, asked))
         turns += [(id, text) for text in cut]
-        read = {*state.reads.get(id, ()), *(item for item in archive.histories[id] if isinstance(item, str))}
+        turns_before = [item for item in archive.histories[id] if isinstance(item, str) and id not in keep]
+        read = {*state.reads.get(id, ()), *turns_before}
         has_read = cut or any(map(is_lost, read)) or gone & {*state.statements.get(id, ())}
         if d.origin == "model" and d.response and (has_read or holds(d.response, forms)):
             replies.append(id)
@@ -230,15 +235,17 @@ def begin(text: str) -> str:
     return " ".join(text.split())[:70]
 
 
-def plan_forgetting(state: State, ids=(), text: str = None, before: float = None, everything=False) -> ForgetPlan:
-    "List what goes with dialogues by id, text or time, and change nothing; raise `InputError` if nothing is named."
+def plan_forgetting(
+    state: State, ids=(), text: str = None, before: float = None, everything=False, keep=()
+) -> ForgetPlan:
+    "List what goes with dialogues by id, text or time, and change nothing; `InputError` if nothing is named. keep: above."
     texts = () if text is None else (check(text, "text", "the text to forget"), show(text))
     forms = {fold(one) for one in texts} - {""}
     if text is not None and not forms:
         raise InputError("the text to forget is empty", "give words that the dialogue holds")
     dialogues = select_dialogues(state, ids, forms, before, everything)
     gone = set(dialogues)
-    replies, turns, lost = find_readers(state, gone, forms)
+    replies, turns, lost = find_readers(state, gone, forms, keep)
     lost |= {id: math.inf for id, _ in turns}
     adapters = find_adapters(state, lost) if lost else []
     words = find_words(state, forms, everything)
@@ -293,7 +300,9 @@ def empty_replies(state: State, ids) -> None:
     for id in ids:
         state.archive.execute("UPDATE dialogues SET response = '' WHERE id = ?", (id,))
         if id not in own:
-            state.archive.execute("DELETE FROM events WHERE dialogue = ? AND kind != 'said'", (id,))
+            state.archive.execute(
+                "DELETE FROM events WHERE dialogue = ? AND kind NOT IN ('said', 'named', 'replaced')", (id,)
+            )
 
 
 def remove_adapter(folder: Path) -> None:

@@ -285,6 +285,7 @@ def collect_training(self: Personalizer) -> list:  # `Dialogue`s
                 with self.change():
                     self.state.ask(self.state.root(self.buffer.dialogues[slot]), self.annotator)
         disliked = {id for id, reaction in self.state.reactions.items() if reaction.kind == "down"}
+        disliked |= {*self.state.replaced}
         liked = [d for d in self.buffer.dialogues if d.response.strip() and self.state.root(d) not in disliked]
     chosen = self.buffer.policy.select_training_dialogues(liked)
     if not chosen:
@@ -352,9 +353,11 @@ def undo_finetune(self: Personalizer) -> None:
 
 # %% ../../nbs/6_device/07_personalizer.ipynb #per6forc
 @patch
-def forget(self: Personalizer, ids=(), text: str = None, before=None, everything=False, dry=False) -> ForgetPlan:
+def forget(
+    self: Personalizer, ids=(), text: str = None, before=None, everything=False, dry=False, keep=()
+) -> ForgetPlan:
     "Delete dialogues, the replies that read them and what learned from them; return the list. dry: only list it."
-    plan = plan_forgetting(self.state, ids, text, before, everything)
+    plan = plan_forgetting(self.state, ids, text, before, everything, keep)
     if not dry and plan.lines:
         self.state = delete_rows(self.state, plan, self.policy)
         self.memory.clear()

@@ -91,6 +91,8 @@ class State:
         self.instructions = {}  # number -> `Instruction`, the oldest first
         self.pinned = []  # ids of messages that every reply reads
         self.talk = ""  # key of the talk that goes on
+        self.titles = {}  # key of a talk -> the name that the person gave it
+        self.replaced = {}  # id of a turn -> id of the turn that took its place, after another try
         self.rounds = []  # `Round`s
         self.undone = set()  # ids that undone fine-tunes had learned
         self.answered_anew = set()  # ids whose newest answer no fine-tune has learned
@@ -207,11 +209,23 @@ def apply_said(self: State, id: str, content: dict) -> None:
     self.statements[id] = [other for other in content["statements"] if other in stored]
     if content.get("is_tuned"):
         self.tuned.add(id)
-    if self.archive.dialogues[id].response.strip() or id in self.versions:
+    if id not in self.pending and (self.archive.dialogues[id].response.strip() or id in self.versions):
         self.pending.append(id)
     talk = self.archive.talks[id]
     if talk not in OTHER_TALKS:
         self.talk = talk
+
+
+@patch
+def apply_named(self: State, id: str, content: dict) -> None:
+    self.titles[self.archive.talks[id]] = content["text"]
+
+
+@patch
+def apply_replaced(self: State, id: str, content: dict) -> None:
+    self.replaced[id] = content["by"]
+    if id in self.pending:
+        self.pending.remove(id)
 
 
 @patch
@@ -464,6 +478,7 @@ def find_group(self: State, id: str) -> str:  # a field of `Evidence`, or ""
         self.newest(other).origin in ANSWERED_ORIGINS for other in turns if other in self.archive.dialogues
     )
     is_silent = id in self.reactions or id in self.tuned or shows_answers or self.archive.talks[id] == FILE
+    is_silent = is_silent or id in self.replaced
     if is_silent or d.origin != "model":
         return ""
     return "accepted" if self.reads.get(id) else "left_alone"
@@ -472,14 +487,15 @@ def find_group(self: State, id: str) -> str:  # a field of `Evidence`, or ""
 @patch
 def list_own(self: State) -> list:  # `Dialogue`s, the oldest first
     "Return the turns of the user's own talks; none of a file, and no other program's."
-    own = [id for id, talk in self.archive.talks.items() if talk not in OTHER_TALKS]
+    own = [id for ids in self.list_talks().values() for id in ids]
     return sorted((self.newest(id) for id in own), key=lambda d: d.time)
 
 
 @patch
 def list_turns(self: State, talk: str) -> list:  # `Dialogue`s, the oldest first
     "Return the turns of a talk as they were said, or as you corrected them."
-    return [self.newest(id) for id, key in self.archive.talks.items() if key == talk]
+    talks = self.archive.talks.items()
+    return [self.newest(id) for id, key in talks if key == talk and id not in self.replaced]
 
 
 @patch
@@ -487,7 +503,7 @@ def list_talks(self: State) -> dict:  # key -> ids of its turns
     "Return the talks of the user, in the order of their first turns."
     talks = {}
     for id, key in self.archive.talks.items():
-        if key not in OTHER_TALKS:
+        if key not in OTHER_TALKS and id not in self.replaced:
             talks.setdefault(key, []).append(id)
     return talks
 
