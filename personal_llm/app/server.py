@@ -418,7 +418,7 @@ class Change(BaseModel, strict=True):
 
 
 def forget(session: ChatSession, wanted: Change) -> dict:
-    "Forget dialogues, the replies that read them and what learned from them; return the list, replies with their reason."
+    "Forget dialogues, the replies that read them and what learned from them; return the list with reasons."
     state = session.me.state
     subject = (wanted.text or None, [*wanted.ids, *state.list_talks().get(wanted.talk, ())])
     plan = session.forget(*subject, wanted.dry, wanted.everything, wanted.keep)

@@ -145,7 +145,8 @@ class ScoredDialogue(Displayed):
 
     def __str__(self):
         scores = self.scores
-        return f"eoe {scores.eoe:.3f}, dss {scores.dss:.3f} ({scores.domain}), {scores.loss:.2f} nats a token: {self.dialogue}"
+        numbers = f"eoe {scores.eoe:.3f}, dss {scores.dss:.3f} ({scores.domain}), {scores.loss:.2f} nats a token"
+        return f"{numbers}: {self.dialogue}"
 
     @cached_property
     def direction(self) -> np.ndarray:  # (width,) float64, of length 1, or zeros

@@ -159,7 +159,7 @@ def cut_turns(history: list, is_lost, forms: set, copies: set, asked: set) -> li
 def find_readers(state: State, gone: set, forms: set, keep=()) -> tuple:
     """Return what is lost with the dialogues that go: ids of replies, (id, text) of turns, and the numbers `lost`.
 
-    A reply is lost if it holds the text, or read a deleted dialogue, a cut history or a lost reply. keep: ids of replies
+    A reply is lost if it holds the text, or read a deleted dialogue, a cut history or a lost reply. keep: ids of those
     that stay although the turns of their talk are lost
     """
     archive = state.archive
@@ -238,7 +238,7 @@ def begin(text: str) -> str:
 def plan_forgetting(
     state: State, ids=(), text: str = None, before: float = None, everything=False, keep=()
 ) -> ForgetPlan:
-    "List what goes with dialogues by id, text or time, and change nothing; `InputError` if nothing is named. keep: above."
+    "List what goes with dialogues by id, text or time, and change nothing; `InputError` if none is named. keep: above."
     texts = () if text is None else (check(text, "text", "the text to forget"), show(text))
     forms = {fold(one) for one in texts} - {""}
     if text is not None and not forms:

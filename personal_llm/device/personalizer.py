@@ -14,6 +14,7 @@ from tqdm.auto import tqdm
 
 from ..base.adapters import Adapter
 from ..base.core import Cost, Dialogue, InputError, check, patch
+from ..base.display import Displayed
 from ..base.replies import ReplyOptions, ReplyStream
 from ..buffer.buffer import Buffer
 from ..buffer.feedback import SCOPES, Feedback
@@ -30,7 +31,7 @@ from ..selection.library import Library, check_library_base
 from ..tuning.config import TuningConfig
 
 # %% ../../nbs/6_device/07_personalizer.ipynb #2a5b3c6c
-class Personalizer:
+class Personalizer(Displayed):
     "Learns one user; raises `InputError` for settings that cannot work, and for a folder of another model or in use."
 
     def __init__(
@@ -64,7 +65,15 @@ class Personalizer:
         self.memory = Memory(self.archive, self.settings.get_memory_config())
         self.adapter = load_last_adapter(self.state, self.folder)
 
-    def __repr__(self):
+    def to_rows(self) -> list:
+        "Return the person's state on one screen: counts, instructions, habits with scope, fine-tunes."
+        counts = dict(buffer=str(self.buffer), questions=self.cost.requests)
+        rows = [dict(what=name, value=value) for name, value in counts.items()]
+        rows += [dict(what="instruction", value=str(text)) for text in self.state.instructions.values()]
+        rows += [dict(what="habit", value=str(row)) for row in self.list_habits()]
+        return rows + [dict(what="fine-tune", value=str(round)) for round in self.rounds]
+
+    def __str__(self):
         return f"Personalizer({self.buffer!r}, fine-tunes: {len(self.rounds)}, questions: {self.cost.requests})"
 
     @property

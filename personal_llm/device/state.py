@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass, fields, replace
 import numpy as np
 
 from ..base.core import Cost, Dialogue, InputError, patch
+from ..base.display import Displayed
 from ..base.text import count_nouns
 from ..buffer.buffer import Buffer, Decision, open_buffer
 from ..buffer.feedback import Feedback
@@ -34,8 +35,8 @@ def scores_from_dict(row: dict) -> Scores:
     return Scores(**row | dict(embedding=embedding))
 
 # %% ../../nbs/6_device/02_state.ipynb #718ef1ce
-@dataclass(frozen=True)
-class Round:
+@dataclass(frozen=True, repr=False)
+class Round(Displayed):
     "One fine-tune: its data, its losses, and the dialogues that it learned from."
 
     adapter: str  # folder, relative to that of the archive
@@ -170,8 +171,8 @@ def apply_configured(self: State, id: str, content: dict) -> None:
     self.settings = content["settings"]
 
 
-@dataclass(frozen=True)
-class Instruction:
+@dataclass(frozen=True, repr=False)
+class Instruction(Displayed):
     "A sentence of the person about how to answer."
 
     number: int  # by which the person names it

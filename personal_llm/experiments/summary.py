@@ -471,7 +471,7 @@ def write_sentences() -> str:
         f"than a uniform sample, by {uniform.text.replace(' more', '')}; its p-value of {uniform.p:.2f} "
         f"{'stays' if is_left else 'does not stay'} below .05 when all verdicts are one family.",
         f"**No row shows that this teaches more.** After LoRA its buffer has {ratio.text}; on streams whose subjects "
-        f"come in blocks, as the paper supposes, {premise.text}, where the paper has {PAPER_RATIO} ({premise.verdict}).",
+        f"come in blocks {premise.text}, where the paper has {PAPER_RATIO} ({premise.verdict}).",
         f"**Rewrites do not teach more.** Three rewrites of each question change ROUGE-1 by {gain} on SmolLM2 "
         f"({gain.n} people), where the paper gains .051; rewrites that pass the checks and ask the same: "
         f"{judge_same().text}.",
