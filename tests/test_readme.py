@@ -1,5 +1,6 @@
 "The README: its Python lines run as they stand, and its numbers are those of the results."
 
+import base64
 import json
 import re
 from pathlib import Path
@@ -46,6 +47,14 @@ def test_links_and_pictures_exist():
     links = re.findall(r"\]\(([^)#\s]+)", README)
     missing = [link for link in links if not re.match(r"https?:", link) and not (ROOT / link).exists()]
     assert links and missing == []
+
+
+def test_the_picture_is_the_one_of_the_chapter():
+    cells = json.loads((ROOT / "nbs" / "6_device" / "09_containment.ipynb").read_text(encoding="utf-8"))["cells"]
+    outputs = [output for cell in cells for output in cell.get("outputs", ())]
+    figures = ["".join(output["data"]["image/png"]) for output in outputs if "image/png" in output.get("data", {})]
+    picture = (ROOT / "nbs" / "images" / "containment.png").read_bytes()
+    assert picture in [base64.b64decode(figure) for figure in figures]
 
 
 def test_every_chapter_is_listed():
