@@ -5,12 +5,14 @@
 # %% auto #0
 __all__ = ['EVENTS_DIALOGUES', 'EVENTS', 'TASKS', 'PROMPT_TOKENS', 'REPLY_TOKENS', 'NUM_MEMORIES', 'MEMORY_TOKENS', 'STEPS',
            'BATCH_SIZE', 'SAMPLE_TOKENS', 'PASSES', 'ANSWERS_OF_MEMORY', 'HABITS_BY_MEMORY', 'ANSWERS_OF_WEIGHTS',
-           'HABITS_BY_WEIGHTS', 'FAILURES', 'CASES', 'SITUATIONS', 'replay', 'copied']
+           'HABITS_BY_WEIGHTS', 'FAILURES', 'CASES', 'SITUATIONS', 'replay', 'copied', 'belongs']
 
 # %% ../../nbs/course/tasks_10.ipynb #eb196175
 import math
 import re
 from itertools import takewhile
+
+import numpy as np
 
 from .checks import Lesson
 
@@ -294,4 +296,76 @@ TASKS.add(
         ("Two days: rest it.", "Rest it for two days."),
     ],
     draw=_draw_texts,
+)
+
+# %% ../../nbs/course/tasks_10.ipynb #ctn00002
+def _cosines(prompt: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    return rows @ prompt / np.linalg.norm(rows, axis=1) / np.linalg.norm(prompt)
+
+
+def _closeness(values: np.ndarray) -> float:
+    return (values.mean() + values.max()) / 2
+
+
+def _write_belongs(closeness=_closeness, similarities=_cosines, alone_is_empty: bool = True, exchanged: bool = False):
+    "Return the rule with one part exchanged."
+
+    def decide(prompt, corrected, alone):
+        if not len(alone):
+            return alone_is_empty
+        difference = closeness(similarities(prompt, corrected)) - closeness(similarities(prompt, alone))
+        return bool(difference < 0 if exchanged else difference > 0)
+
+    return decide
+
+
+def belongs(
+    prompt: np.ndarray,  # (width,)
+    corrected: np.ndarray,  # (n, width), n at least 1
+    alone: np.ndarray,  # (m, width); m may be 0
+) -> bool:
+    "Return whether a prompt is closer to what was corrected than to what was left alone."
+    return _write_belongs()(prompt, corrected, alone)
+
+
+def _is_above(prompt: np.ndarray, corrected: np.ndarray, alone: np.ndarray) -> bool:
+    return bool(_cosines(prompt, corrected).max() >= 0.22)
+
+
+def _draw_sides(random) -> tuple:  # (prompt, corrected, alone)
+    "Return one more case: a corrected subject, and others that were left alone."
+    subject, other = random.normal(size=(2, 3))
+    counts = int(random.integers(1, 4)), int(random.integers(1, 7))
+    corrected, alone = (c + random.normal(size=(n, 3)) for c, n in zip((subject, other), counts))
+    prompt = (subject + other) / 2 + random.normal(size=3)
+    return tuple(np.round(value, 2) for value in (prompt, corrected, alone))
+
+
+TASKS.add(
+    "belongs",
+    "Write `belongs(prompt, corrected, alone)`: does the reply to this prompt read the corrections?",
+    belongs,
+    (
+        "the nearest alone",
+        _write_belongs(np.max),
+        "the largest cosine is one half of the closeness; the mean is the other",
+    ),
+    (
+        "the mean alone",
+        _write_belongs(np.mean),
+        "the mean is one half of the closeness; the largest cosine is the other",
+    ),
+    ("sums", _write_belongs(np.sum), "with a sum the larger set wins by its size; take the mean and the maximum"),
+    ("no lengths", _write_belongs(similarities=lambda p, rows: rows @ p), "a cosine divides by both lengths"),
+    ("a threshold", _is_above, "no threshold decides; compare with what was left alone, too"),
+    ("exchanged", _write_belongs(exchanged=True), "the two sets are exchanged"),
+    ("nothing left alone", _write_belongs(alone_is_empty=False), "if nothing was left alone, corrections are read"),
+    tolerance=0,
+    tries=[
+        (np.array([0.6, 0.8]), np.array([[0.0, 1.0], [1.0, 0.0]]), np.array([[0.8, -0.6], [0.0, -1.0]])),
+        (np.array([1.0, 0.0]), np.array([[0.0, 1.0]]), np.zeros((0, 2))),
+        *(_draw_sides(np.random.default_rng(number)) for number in range(24)),
+    ],
+    draw=_draw_sides,
+    hint="compute the cosines to each set, then midway between their mean and their maximum",
 )
