@@ -1,8 +1,9 @@
 """Answers as learners would type them: wrong ones are refused with a reason, right ones are accepted.
 
 About half of `course_attempts.txt` was written before the checks were read; the checks were mended after the others.
-`course_attempts_unseen.txt` holds 892 answers to 82 tasks, all but those of `ADDED_LATER`. Their author read the
-lessons only, and gave each answer its verdict. The file was committed before the checks were opened, and its verdicts stay as they were.
+`course_attempts_unseen.txt` holds 892 answers to 82 tasks, all but those of `ADDED_LATER`. Their author read
+the lessons only, and gave each answer its verdict. The file was committed before the checks were opened, and
+its verdicts stay as they were.
 """
 
 import collections
