@@ -3532,6 +3532,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                     'personal_llm/selection/ranking.py'),
                                                 'personal_llm.selection.ranking.Ranking.to_rows': ( '5_selection/ranking.html#ranking.to_rows',
                                                                                                     'personal_llm/selection/ranking.py'),
+                                                'personal_llm.selection.ranking.Ranking.unit': ( '5_selection/ranking.html#ranking.unit',
+                                                                                                 'personal_llm/selection/ranking.py'),
                                                 'personal_llm.selection.ranking.SelectionRequest': ( '5_selection/ranking.html#selectionrequest',
                                                                                                      'personal_llm/selection/ranking.py'),
                                                 'personal_llm.selection.ranking.cosine_distance': ( '5_selection/ranking.html#cosine_distance',

@@ -121,6 +121,10 @@ class Ranking(Displayed):
         return self.best is None
 
     @property
+    def unit(self) -> str:  # of the distances
+        return "slope" if self.method == "match" else "distance"
+
+    @property
     def adapter(self) -> Path:  # None for the base model
         "The folder of the adapter to start from. Raises `InputError` if the ranking does not know its library."
         if self.start is None:
@@ -138,21 +142,19 @@ class Ranking(Displayed):
     def to_rows(self) -> list:
         "Return the pLLMs, nearest first, with their losses where these were measured."
         pairs = zip(self.names, self.distances)
-        unit = "slope" if self.method == "match" else "distance"
-        return [{"pLLM": name, unit: value, "nats a token": self.losses.get(name, "")} for name, value in pairs]
+        return [{"pLLM": name, self.unit: value, "nats a token": self.losses.get(name, "")} for name, value in pairs]
 
     def plot(self):  # an `IPython.display.Image`
         "Draw the distances of the nearest ten."
-        unit = "slope" if self.method == "match" else "distance"
         title = f"{self.method or 'Ranking'}: {self.best or 'no pLLM'}"
-        return draw_bars(self.names[:10], self.distances[:10], title, f"{unit} (smaller is nearer)")
+        return draw_bars(self.names[:10], self.distances[:10], title, f"{self.unit} (smaller is nearer)")
 
     def __str__(self) -> str:
         "The choice, its reason, the nearest five, the base model and the cost."
         rows = [(name, f"{distance:.4f}") for name, distance in zip(self.names[:5], self.distances)]
         rows += [(BASE_NAME, "")] if BASE_NAME in self.losses else []
         lines = [f"{self.method or 'ranking'}: {self.best or 'no pLLM'} ({self.reason})"]
-        lines.append(f"  {'pLLM':<24}{'slope' if self.method == 'match' else 'distance':>10}{'nats a token':>14}")
+        lines.append(f"  {'pLLM':<24}{self.unit:>10}{'nats a token':>14}")
         for name, distance in rows:
             loss = f"{self.losses[name]:.3f}" if name in self.losses else ""
             lines.append(f"  {name:<24}{distance:>10}{loss:>14}".rstrip())

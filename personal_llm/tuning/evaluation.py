@@ -97,7 +97,7 @@ class Evaluation(Displayed):
         rows = [row for row in self.to_rows() if row["metric"] not in ("loss", "bleu")]
         names = [row["metric"] for row in rows]
         intervals = [(row["low"], row["high"]) for row in rows] if len(self) > 1 else None
-        return draw_bars(names, [row["mean"] for row in rows], f"{self.user or 'Evaluation'}", "share", intervals)
+        return draw_bars(names, [row["mean"] for row in rows], self.user or "Evaluation", "share", intervals)
 
     def compare(self, other: "Evaluation", metric: str = "loss") -> Comparison:  # self minus other
         "Compare two evaluations of one user, paired by dialogue; raise `InputError` for different dialogues."
