@@ -4,17 +4,18 @@
 
 # %% auto #0
 __all__ = ['STYLES', 'PLLM_PROMPTS', 'USER_DIALOGUES', 'load_authors', 'load_summariser', 'LIKENESS', 'CANDIDATES',
-           'COUNTED_JOBS', 'BASE_MODEL', 'LARGE', 'SHARED', 'LEVEL_JOBS', 'GRIDS', 'load_plain', 'make_pairs',
-           'remember', 'read_pairs', 'write_word', 'read_output_rows', 'count_features', 'stylometric_shift',
-           'find_scales', 'explain_pllms', 'choose', 'measure_texts', 'list_text_jobs', 'measure_counted',
-           'measure_levels', 'open_library', 'list_dialogues', 'measure_library', 'SavedLosses', 'replay_race',
-           'price_losses', 'read_right', 'make_library_grid', 'draw_words']
+           'COUNTED_JOBS', 'BASE_MODEL', 'LARGE', 'SHARED', 'WRITTEN_LIKENESS', 'LEVEL_JOBS', 'GRIDS', 'load_plain',
+           'make_pairs', 'find_file', 'remember', 'read_pairs', 'write_words', 'read_output_rows', 'count_features',
+           'stylometric_shift', 'find_scales', 'explain_pllms', 'choose', 'measure_texts', 'list_text_jobs',
+           'measure_counted', 'measure_levels', 'open_library', 'list_dialogues', 'measure_library', 'SavedLosses',
+           'replay_race', 'price_losses', 'read_right', 'make_library_grid', 'draw_words']
 
 # %% ../../nbs/experiments/68_xpert.ipynb #xp680004
 import os
 import time
 from functools import cache, partial
 from itertools import combinations
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -74,9 +75,14 @@ def make_pairs(pool: str, style: str, is_user: bool) -> list:  # (prompt, answer
 load_summariser = cache(load_model)
 
 
+def find_file(key: tuple) -> Path:
+    "Return the place of an array in the cache."
+    return get_cache_folder() / "xpert" / f"{compute_sha256(repr(key).encode())[:16]}.npz"
+
+
 def remember(key: tuple, compute) -> tuple:  # (what `compute()` returned, its processor seconds)
     "Return an array from the cache, or compute it."
-    file = get_cache_folder() / "xpert" / f"{compute_sha256(repr(key).encode())[:16]}.npz"
+    file = find_file(key)
     if not file.exists():
         make_folder(file.parent)
         start = time.process_time()
@@ -93,11 +99,15 @@ def read_pairs(summariser: str, pairs: list) -> tuple:  # (states (n, 2, width),
     return remember((summariser, SUMMARY_PROMPT, pairs), lambda: summary_states(model, pairs))
 
 
-def write_word(summariser: str, word: str) -> np.ndarray:  # (width,)
-    "Return the vector of a word the paper's slow way, from texts for six questions."
+def write_words(summariser: str, words: list) -> list:  # of (width,)
+    "Return the vectors of words the paper's slow way, from texts for six questions."
     prompts = [d.prompt for d in shipped_texts("plain")["plain", "train"][:6]]
-    model = load_summariser(summariser)
-    return remember((summariser, word, prompts), lambda: word_vectors(model, [word], prompts)[0])[0]
+    keys = {word: (summariser, word, prompts) for word in words}
+    missing = [word for word in words if not find_file(keys[word]).exists()]
+    made = word_vectors(load_summariser(summariser), missing, prompts) if missing else ()
+    for word, vector in zip(missing, made):
+        remember(keys[word], partial(np.array, vector))
+    return [remember(keys[word], None)[0] for word in words]
 
 
 @cache
@@ -150,11 +160,12 @@ def explain_pllms(summariser: str, way: str, pairs: dict, num_styled: int) -> Si
             refused.append(style)
             continue
         words = [word for word in words if way == "written" or word in read_output_rows(summariser)][: CANDIDATES[way]]
-        rows = [write_word(summariser, w) if way == "written" else read_output_rows(summariser)[w] for w in words]
+        rows = write_words(summariser, words) if way == "written" else [read_output_rows(summariser)[w] for w in words]
         basis.grow(differences[-1].mean(0), words, rows)
     shifts = np.array([own.mean(0) for own in differences])
     counted = np.array([stylometric_shift(own_pairs, num_styled) for own_pairs in pairs.values()])
-    facts = dict(counted=counted, scale=counted.std(0) + 1e-6, refused=refused)
+    scales = find_scales([basis.coordinates(own) for own in differences])
+    facts = dict(counted=counted, scale=counted.std(0) + 1e-6, scales=scales, refused=refused)
     return SimpleNamespace(basis=basis, shifts=shifts, rows=basis.coordinates(shifts), differences=differences, **facts)
 
 
@@ -164,6 +175,9 @@ def choose(method: str, pllms: SimpleNamespace, own_pairs: list, own: np.ndarray
         distances = cosine_distance(pllms.counted / pllms.scale, stylometric_shift(own_pairs) / pllms.scale)
     elif method == "states":
         distances = cosine_distance(pllms.shifts, own.mean(0))
+    elif method in pllms.scales:
+        scale = pllms.scales[method]
+        distances = l1_distance(pllms.rows / scale, pllms.basis.coordinates(own.mean(0)) / scale)
     else:
         distance = l1_distance if method == "published" else cosine_distance
         distances = distance(pllms.rows, pllms.basis.coordinates(own.mean(0)))
@@ -171,7 +185,7 @@ def choose(method: str, pllms: SimpleNamespace, own_pairs: list, own: np.ndarray
 
 
 def measure_texts(jobs: list):  # yields a dict of results a job
-    "Choose a pLLM for each user by four methods."
+    "Choose a pLLM for each user by words, with their coordinates as they are and scaled, by states and by stylometry."
     _, summariser, pool, way, likeness = jobs[0].values()
     pairs = {style: make_pairs(pool, style, False) for style in STYLES[pool]}
     pllms = explain_pllms(summariser, way, pairs, round(likeness * PLLM_PROMPTS))
@@ -179,7 +193,7 @@ def measure_texts(jobs: list):  # yields a dict of results a job
         own_pairs = make_pairs(pool, job["user"], True)
         states, seconds = read_pairs(summariser, own_pairs)
         own = halve_differences(states)
-        methods = ("published", "cosine", "states", "stylometry")
+        methods = ("published", *pllms.scales, "cosine", "states", "stylometry")
         choices = {method: STYLES[pool][choose(method, pllms, own_pairs, own)] for method in methods}
         found = explain_differences(own, pllms.basis)
         facts = dict(words=list(pllms.basis.words), refused=pllms.refused, left=found.residual**0.5)
@@ -187,9 +201,9 @@ def measure_texts(jobs: list):  # yields a dict of results a job
         yield dict(choices=choices) | facts
 
 
-def list_text_jobs(summariser: str, pool: str, way: str) -> list:
+def list_text_jobs(summariser: str, pool: str, way: str, likeness: tuple = LIKENESS) -> list:
     settings = dict(summariser=summariser, pool=pool, way=way)
-    return [dict(user=user) | settings | dict(likeness=s) for s in LIKENESS for user in STYLES[pool]]
+    return [dict(user=user) | settings | dict(likeness=s) for s in likeness for user in STYLES[pool]]
 
 # %% ../../nbs/experiments/68_xpert.ipynb #xpscal03
 def measure_counted(jobs: list):  # yields a dict of results a job
@@ -306,6 +320,7 @@ def read_right(likeness: float) -> list:  # likeness: of a library
 # %% ../../nbs/experiments/68_xpert.ipynb #xp680018
 LARGE = "qwen2.5-coder-1.5b"
 SHARED = ("summariser", "pool", "way", "likeness")
+WRITTEN_LIKENESS = (0.9, 0.5, 0.3, 0.7)
 LEVEL_JOBS = [dict(summariser=LARGE, axis=axis, prompts=8) for axis in LADDERS]
 
 
@@ -324,7 +339,7 @@ GRIDS = (
     Grid("xpert-levels", LEVEL_JOBS, measure_levels, (), LARGE),
     Grid("xpert-crafted", list_text_jobs(LARGE, "crafted", "readout"), measure_texts, SHARED, LARGE),
     Grid("xpert-small", list_text_jobs(BASE_MODEL, "authors", "readout"), measure_texts, SHARED, BASE_MODEL),
-    Grid("xpert-written", list_text_jobs(LARGE, "authors", "written"), measure_texts, SHARED, LARGE),
+    Grid("xpert-written", list_text_jobs(LARGE, "crafted", "written", WRITTEN_LIKENESS), measure_texts, SHARED, LARGE),
     Grid("xpert-counted", COUNTED_JOBS, measure_counted, ("pool", "likeness"), None),
     make_library_grid("crafted", 0.7, BASE_MODEL, 4),
     make_library_grid("crafted", 0.5, BASE_MODEL, 4),
