@@ -147,24 +147,6 @@ def test_deleting_takes_events_vectors_and_bytes_along(tmp_path):
     assert b"biscuit" not in content.lower()
 
 
-def test_the_index_of_an_earlier_file_goes_with_its_words(tmp_path):
-    archive = Archive(tmp_path)
-    gone = say(archive, "My dog is called Biscuit.")
-    archive.close()
-    file = tmp_path / ARCHIVE_FILE
-    with sqlite3.connect(file) as earlier:
-        earlier.execute("CREATE VIRTUAL TABLE words USING fts5 (prompt, content='dialogues', content_rowid='number')")
-        earlier.execute("INSERT INTO words (words) VALUES ('rebuild')")
-        change = "INSERT INTO words (rowid, prompt) VALUES (new.number, new.prompt)"
-        earlier.execute(f"CREATE TRIGGER words_added AFTER INSERT ON dialogues BEGIN {change}; END")
-    earlier.close()
-    archive = Archive(tmp_path)
-    say(archive, "Who wrote Emma?")
-    delete_dialogues(archive, [gone.id])
-    purge(archive)
-    assert b"biscuit" not in b"".join(file.read_bytes() for file in Path(tmp_path).iterdir()).lower()
-
-
 def test_purging_while_another_program_reads_says_so(tmp_path):
     archive = Archive(tmp_path)
     gone = say(archive, "My dog is called Biscuit.")

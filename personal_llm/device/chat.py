@@ -11,7 +11,7 @@ import threading
 import time
 from contextlib import suppress
 
-from ..base.core import Dialogue, InputError, check, patch
+from ..base.core import Dialogue, InputError, check
 from ..base.loading import load_encoder
 from ..base.replies import ReplyOptions, ReplyStream
 from ..base.text import CONTROL_CHARACTERS, count_nouns
@@ -94,8 +94,8 @@ def warm_encoder() -> None:
         load_encoder()
 
 # %% ../../nbs/6_device/08_chat.ipynb #6c6b1c90
-class ChatSession:
-    "The talks of a folder; raises `InputError` if it is in use, damaged, or of another base model."
+class SessionBase:
+    "The state of a session: its talk, its newest reply and its background work."
 
     def __init__(
         self,
@@ -176,260 +176,237 @@ class ChatSession:
 
     def skip(self) -> None:
         "Leave the open question without an answer."
-        with self.me.change():
-            self.me.state.skip_question()
-
-# %% ../../nbs/6_device/08_chat.ipynb #cht1sayc
-@patch
-def say(
-    self: ChatSession,
-    text: str,
-    history: list = None,  # (role, text) pairs of a program that stores its own talk; None: our turns
-    options: ReplyOptions = ReplyOptions(),
-    is_observed: bool = True,  # False: the turn is not stored
-):  # a generator of the reply's pieces
-    "Reply to a message, and store the turn once you have taken all pieces; end an incomplete reply first."
-    self.stop_reply()
-    self.active_reply = self._write(clean_text(text), history, options, is_observed)
-    return self.active_reply
-
-
-@patch
-def _write(self: ChatSession, prompt: str, history, options, is_observed: bool):
-    if not prompt:
-        return
-    self._cancel_timer()
-    self.collect()
-    if is_observed:
-        self.skip()
-    try:
-        question, ids = self._ask_model(prompt, history)
-        with self.me.use_adapter(self.recalled.adapter):
-            self.reply = ReplyStream(self.model, self.recalled.dialogue, options)
-            yield from self.reply
-    except (InputError, GeneratorExit, KeyboardInterrupt):
-        raise
-    except BaseException as error:
-        problem = f"no reply: {describe_error(error)}"
-        raise InputError(problem, "nothing of this turn is stored; write it again") from error
-    if not self.reply.text:
-        self.messages.append("the model had no answer; the turn is not kept")
-    elif is_observed:
-        said = question.derive(response=self.reply.text, parents=())
-        self.me.arrive(said, self.talk if history is None else CLIENT, self.recalled, ids)
-        self._start_timer()
-
-
-@patch
-def _ask_model(self: ChatSession, prompt: str, history) -> tuple:  # a `Dialogue`; ids of its turns, None if not ours
-    "Prepare what the model reads."
-    with self.me.archive.lock:  # a fine-tune may change the state in its thread
-        turns = [d for d in self.turns if d.response][-self.num_turns :] if history is None else []
-        given = drop_forgotten(self.me.archive, [(role, clean_text(text)) for role, text in history or ()])
-        given += [pair for d in turns for pair in (("user", d.prompt), ("assistant", d.response))]
-        question = Dialogue(prompt, "", given, time=self.clock(), origin="model")
-        self.recalled = self.me.recall(question)
-        return question, [self.me.state.root(d) for d in turns] if history is None else None
-
-
-@patch
-def describe_source(self: ChatSession) -> str:  # "" if the newest reply read nothing of yours
-    "Return a line about what the newest reply read: corrections, statements with their dates, a fine-tune."
-    if self.recalled is None:
-        return ""
-    parts = []
-    if self.recalled.memories:
-        parts.append(count_nouns(len(self.recalled.memories), "answer") + " of yours")
-    if self.recalled.instructions:
-        parts.append(count_nouns(len(self.recalled.instructions), "standing instruction"))
-    if self.recalled.statements:
-        days = dict.fromkeys(format_date(statement.time) for statement in self.recalled.statements)
-        days.pop("", None)  # of places in a stream
-        parts.append("what you said" + f" on {', '.join(days)}" * bool(days))
-    if self.recalled.adapter is not None:
-        parts.append("a fine-tune")
-    cut = self.model.truncated.get(self.recalled.dialogue.id, 0)
-    lines = ["from " + ", ".join(parts)] * bool(parts) + [f"{cut} tokens of the oldest turns did not fit"] * (cut > 0)
-    return "; ".join(lines)
-
-# %% ../../nbs/6_device/08_chat.ipynb #cht2reac
-@patch
-def react(self: ChatSession, kind: str, text: str = "", id=None, scope: str = "") -> None:
-    "React as `Personalizer.react` does, to the newest turn if no id is given; `InputError` if invalid."
-    if id is None and kind != "always":
-        if not self.turns:
-            raise InputError("there is no reply yet", "write something first")
-        id = self.turns[-1].id
-    text = clean_text(text)
-    self.me.react(id, kind, text, self.clock(), scope)
-    if kind == "better":
-        count = self.model.count_tokens(text)
-        most = self.me.memory.config.max_tokens
-        if count > most:
-            self.messages.append(f"this answer has {count} tokens; no reply reads it, because {most} are the most")
-    self._start_timer()
-
-
-@patch
-def scope_correction(self: ChatSession, scope: str, id: str = None) -> None:  # id: of a turn; None: the newest one
-    "Say where a correction belongs; raise `InputError` if no reply was corrected."
-    state = self.me.state
-    corrected = [id for id, reaction in state.reactions.items() if reaction.kind == "better"]
-    if id is None and not corrected:
-        raise InputError("no reply was corrected yet", "write /better TEXT first")
-    with self.me.change():
-        state.record("scoped", corrected[-1] if id is None else state.find_root(id), scope=scope)
-
-
-@patch
-def pin(self: ChatSession, id: str = None) -> bool:  # whether it is pinned now; id: of a turn; None: the newest
-    "Let every reply read a message of yours, or let it go again; raise `InputError` if there is none."
-    if id is None and not self.turns:
-        raise InputError("there is no message yet", "write something first")
-    with self.me.change():
-        root = self.me.state.find_root(self.turns[-1].id if id is None else id)
-        is_pinned = root not in self.me.state.pinned
-        count = self.model.count_tokens(self.me.state.newest(root).prompt)
-        if is_pinned and count > MAX_TOKENS:
-            raise InputError(
-                f"this message has {count} tokens, and no reply reads more than {MAX_TOKENS}", "write it shorter"
-            )
-        self.me.state.record("pinned", root, is_pinned=is_pinned)
-    return is_pinned
-
-
-@patch
-def scope_habit(self: ChatSession, label: str, scope: str) -> None:
-    "Say where a habit of the card belongs, by its label; raise `InputError` for a label that the card lacks."
-    rows = {row.form.label: row for row in self.me.list_habits()}
-    if label not in rows:
-        known = ", ".join(rows) or "none yet"
-        raise InputError(f"no habit {label[:60]!r} on your card", f"the card has {known}")
-    self.me.scope_habit(rows[label], scope)
+        self.me.skip_question()
 
 # %% ../../nbs/6_device/08_chat.ipynb #cht3idlc
-@patch
-def _start_timer(self: ChatSession) -> None:
-    self._cancel_timer()
-    self.timer = threading.Timer(self.idle_seconds, self.score_in_background)
-    self.timer.daemon = True
-    self.timer.start()
+class IdleSession(SessionBase):
+    "Scores what was said when nobody waits, and takes over what background work found."
 
+    def _start_timer(self) -> None:
+        self._cancel_timer()
+        self.timer = threading.Timer(self.idle_seconds, self.score_in_background)
+        self.timer.daemon = True
+        self.timer.start()
 
-@patch
-def _cancel_timer(self: ChatSession) -> None:
-    if self.timer is not None:
-        self.timer.cancel()
-        self.timer.join()
+    def _cancel_timer(self) -> None:
+        if self.timer is not None:
+            self.timer.cancel()
+            self.timer.join()
 
+    def score_in_background(self) -> None:
+        "Score the turns that were said, unless that or a fine-tune is at work."
+        if self.scoring is None and self.learning is None and self.me.state.pending:
+            try:
+                self.scoring = BackgroundWork(self.model, self.me.score_due)
+            except BaseException as error:
+                self.messages.append(f"the last turns are not scored: {describe_error(error)}")
 
-@patch
-def score_in_background(self: ChatSession) -> None:
-    "Score the turns that were said, unless that or a fine-tune is at work."
-    if self.scoring is None and self.learning is None and self.me.state.pending:
+    def collect(self, waits: bool = False) -> None:
+        "Take over the scores or the adapter of work that is complete; waits: for scores that are not."
+        if self.scoring is not None and (waits or self.scoring.is_done):
+            work = self.scoring
+            self.scoring = None
+            self._take_over(work, self.me.settle, "the last turns are not scored: {}")
+        if self.learning is not None and self.learning.is_done:
+            self.finish_learning()
+
+    def _take_over(self, work: BackgroundWork, use, problem: str) -> None:
+        "Wait for work, and use its result; an error becomes a message."
+        work.thread.join()
+        error = work.error
         try:
-            self.scoring = BackgroundWork(self.model, self.me.score_due)
+            if error is None and work.result is not None:
+                use(work.result)
+        except Exception as raised:
+            error = raised
+        if error is not None:
+            self.messages.append(problem.format(describe_error(error)))
+
+# %% ../../nbs/6_device/08_chat.ipynb #cht1sayc
+class TalkSession(IdleSession):
+    "Writes the replies of a talk."
+
+    def say(
+        self,
+        text: str,
+        history: list = None,  # (role, text) pairs of a program that stores its own talk; None: our turns
+        options: ReplyOptions = ReplyOptions(),
+        is_observed: bool = True,  # False: the turn is not stored
+    ):  # a generator of the reply's pieces
+        "Reply to a message, and store the turn once you have taken all pieces; end an incomplete reply first."
+        self.stop_reply()
+        self.active_reply = self._write(clean_text(text), history, options, is_observed)
+        return self.active_reply
+
+    def _write(self, prompt: str, history, options, is_observed: bool):
+        if not prompt:
+            return
+        self._cancel_timer()
+        self.collect()
+        if is_observed:
+            self.skip()
+        try:
+            question, ids = self._ask_model(prompt, history)
+            with self.me.use_adapter(self.recalled.adapter):
+                self.reply = ReplyStream(self.model, self.recalled.dialogue, options)
+                yield from self.reply
+        except (InputError, GeneratorExit, KeyboardInterrupt):
+            raise
         except BaseException as error:
-            self.messages.append(f"the last turns are not scored: {describe_error(error)}")
+            problem = f"no reply: {describe_error(error)}"
+            raise InputError(problem, "nothing of this turn is stored; write it again") from error
+        if not self.reply.text:
+            self.messages.append("the model had no answer; the turn is not kept")
+        elif is_observed:
+            said = question.derive(response=self.reply.text, parents=())
+            self.me.arrive(said, self.talk if history is None else CLIENT, self.recalled, ids)
+            self._start_timer()
 
+    def _ask_model(self, prompt: str, history) -> tuple:  # a `Dialogue`; ids of its turns, None if not ours
+        "Prepare what the model reads."
+        with self.me.archive.lock:  # a fine-tune may change the state in its thread
+            turns = [d for d in self.turns if d.response][-self.num_turns :] if history is None else []
+            given = drop_forgotten(self.me.archive, [(role, clean_text(text)) for role, text in history or ()])
+            given += [pair for d in turns for pair in (("user", d.prompt), ("assistant", d.response))]
+            question = Dialogue(prompt, "", given, time=self.clock(), origin="model")
+            self.recalled = self.me.recall(question)
+            return question, [self.me.state.root(d) for d in turns] if history is None else None
 
-@patch
-def collect(self: ChatSession, waits: bool = False) -> None:
-    "Take over the scores or the adapter of work that is complete; waits: for scores that are not."
-    if self.scoring is not None and (waits or self.scoring.is_done):
-        work = self.scoring
-        self.scoring = None
-        self._take_over(work, self.me.settle, "the last turns are not scored: {}")
-    if self.learning is not None and self.learning.is_done:
-        self.finish_learning()
+    def describe_source(self) -> str:  # "" if the newest reply read nothing of yours
+        "Return a line about what the newest reply read: corrections, statements with their dates, a fine-tune."
+        if self.recalled is None:
+            return ""
+        parts = []
+        if self.recalled.memories:
+            parts.append(count_nouns(len(self.recalled.memories), "answer") + " of yours")
+        if self.recalled.instructions:
+            parts.append(count_nouns(len(self.recalled.instructions), "standing instruction"))
+        if self.recalled.statements:
+            days = dict.fromkeys(format_date(statement.time) for statement in self.recalled.statements)
+            days.pop("", None)  # of places in a stream
+            parts.append("what you said" + f" on {', '.join(days)}" * bool(days))
+        if self.recalled.adapter is not None:
+            parts.append("a fine-tune")
+        cut = self.model.truncated.get(self.recalled.dialogue.id, 0)
+        lines = ["from " + ", ".join(parts)] * bool(parts) + [f"{cut} tokens of the oldest turns did not fit"] * (
+            cut > 0
+        )
+        return "; ".join(lines)
 
+# %% ../../nbs/6_device/08_chat.ipynb #cht2reac
+class ReactingSession(TalkSession):
+    "Takes reactions to the turns of a talk."
 
-@patch
-def _take_over(self: ChatSession, work: BackgroundWork, use, problem: str) -> None:
-    "Wait for work, and use its result; an error becomes a message."
-    work.thread.join()
-    error = work.error
-    try:
-        if error is None and work.result is not None:
-            use(work.result)
-    except Exception as raised:
-        error = raised
-    if error is not None:
-        self.messages.append(problem.format(describe_error(error)))
+    def react(self, kind: str, text: str = "", id=None, scope: str = "") -> None:
+        "React as `Personalizer.react` does, to the newest turn if no id is given; `InputError` if invalid."
+        if id is None and kind != "always":
+            if not self.turns:
+                raise InputError("there is no reply yet", "write something first")
+            id = self.turns[-1].id
+        text = clean_text(text)
+        self.me.react(id, kind, text, self.clock(), scope)
+        if kind == "better":
+            count = self.model.count_tokens(text)
+            most = self.me.memory.config.max_tokens
+            if count > most:
+                self.messages.append(f"this answer has {count} tokens; no reply reads it, because {most} are the most")
+        self._start_timer()
+
+    def scope_correction(self, scope: str, id: str = None) -> None:  # id: of a turn; None: the newest one
+        "Say where a correction belongs; raise `InputError` if no reply was corrected."
+        state = self.me.state
+        corrected = [id for id, reaction in state.reactions.items() if reaction.kind == "better"]
+        if id is None and not corrected:
+            raise InputError("no reply was corrected yet", "write /better TEXT first")
+        with self.me.change():
+            state.record("scoped", corrected[-1] if id is None else state.find_root(id), scope=scope)
+
+    def pin(self, id: str = None) -> bool:  # whether it is pinned now; id: of a turn; None: the newest
+        "Let every reply read a message of yours, or let it go again; raise `InputError` if there is none."
+        if id is None and not self.turns:
+            raise InputError("there is no message yet", "write something first")
+        with self.me.change():
+            root = self.me.state.find_root(self.turns[-1].id if id is None else id)
+            is_pinned = root not in self.me.state.pinned
+            count = self.model.count_tokens(self.me.state.newest(root).prompt)
+            if is_pinned and count > MAX_TOKENS:
+                raise InputError(
+                    f"this message has {count} tokens, and no reply reads more than {MAX_TOKENS}", "write it shorter"
+                )
+            self.me.state.record("pinned", root, is_pinned=is_pinned)
+        return is_pinned
+
+    def scope_habit(self, label: str, scope: str) -> None:
+        "Say where a habit of the card belongs, by its label; raise `InputError` for a label that the card lacks."
+        rows = {row.form.label: row for row in self.me.list_habits()}
+        if label not in rows:
+            known = ", ".join(rows) or "none yet"
+            raise InputError(f"no habit {label[:60]!r} on your card", f"the card has {known}")
+        self.me.scope_habit(rows[label], scope)
 
 # %% ../../nbs/6_device/08_chat.ipynb #cht4lrnc
-@patch
-def learn(self: ChatSession) -> str:  # a message for the user
-    "Begin a fine-tune in the background; raise `InputError` if one is running, or nothing was corrected."
-    self._cancel_timer()
-    self.collect(waits=True)
-    if self.learning is not None:
-        raise InputError("a fine-tune is running", "you get a message when it is complete")
-    if not self.me.state.list_answered():
-        raise InputError("nothing to learn from yet: no reply was corrected", "correct a reply first")
-    self.learning = BackgroundWork(self.model, self._train)
-    message = "learning in the background"
-    missing = count_missing_answers(self.me.state.list_answered())
-    if missing:
-        message += f"; we measured fine-tunes with {missing} answers more, so look at the replies afterwards"
-    return message + "; the writer's model cannot read this adapter" * (not self.model.reads_adapters)
+class ChatSession(ReactingSession):
+    "The talks of a folder; raises `InputError` if it is in use, damaged, or of another base model."
 
+    def learn(self) -> str:  # a message for the user
+        "Begin a fine-tune in the background; raise `InputError` if one is running, or nothing was corrected."
+        self._cancel_timer()
+        self.collect(waits=True)
+        if self.learning is not None:
+            raise InputError("a fine-tune is running", "you get a message when it is complete")
+        if not self.me.state.list_answered():
+            raise InputError("nothing to learn from yet: no reply was corrected", "correct a reply first")
+        self.learning = BackgroundWork(self.model, self._train)
+        message = "learning in the background"
+        missing = count_missing_answers(self.me.state.list_answered())
+        if missing:
+            message += f"; we measured fine-tunes with {missing} answers more, so look at the replies afterwards"
+        return message + "; the writer's model cannot read this adapter" * (not self.model.reads_adapters)
 
-@patch
-def _train(self: ChatSession, model):  # a `PreparedRound`
-    self.me.settle(self.me.score_due(model))
-    return self.me.train(self.me.collect_training(), progress=False, model=model)
+    def _train(self, model):  # a `PreparedRound`
+        self.me.settle(self.me.score_due(model))
+        return self.me.train(self.me.collect_training(), progress=False, model=model)
 
+    def finish_learning(self) -> None:
+        "Wait for a running fine-tune, and use its adapter; an error becomes a message."
+        if self.learning is not None:
+            work = self.learning
+            work.thread.join()
+            self.learning = None
+            self._take_over(work, self._commit, "learning failed: {}; all is as it was")
 
-@patch
-def finish_learning(self: ChatSession) -> None:
-    "Wait for a running fine-tune, and use its adapter; an error becomes a message."
-    if self.learning is not None:
-        work = self.learning
-        work.thread.join()
+    def _commit(self, prepared) -> None:
+        self.me.commit(prepared)
+        last = self.me.rounds[-1]
+        remark = "; the loss rose, /unlearn undoes this" if last.best_loss > last.start_loss else ""
+        self.messages.append(f"learned: {last}{remark}")
+
+    def stop_learning(self) -> None:
+        "Stop a running fine-tune, so that your replies are as before; use one that is complete."
+        if self.learning is None:
+            return
+        self.learning.stop()
+        if self.learning.result is not None:
+            self.finish_learning()
+            return
         self.learning = None
-        self._take_over(work, self._commit, "learning failed: {}; all is as it was")
+        self.messages.append("learning was stopped; your replies are as before")
 
-
-@patch
-def _commit(self: ChatSession, prepared) -> None:
-    self.me.commit(prepared)
-    last = self.me.rounds[-1]
-    remark = "; the loss rose, /unlearn undoes this" if last.best_loss > last.start_loss else ""
-    self.messages.append(f"learned: {last}{remark}")
-
-
-@patch
-def stop_learning(self: ChatSession) -> None:
-    "Stop a running fine-tune, so that your replies are as before; use one that is complete."
-    if self.learning is None:
-        return
-    self.learning.stop()
-    if self.learning.result is not None:
-        self.finish_learning()
-        return
-    self.learning = None
-    self.messages.append("learning was stopped; your replies are as before")
-
-
-@patch
-def undo_learning(self: ChatSession) -> str:  # a message for the user
-    "Stop a running fine-tune, or use the adapter before the last one; raise `InputError` if there is none."
-    self.collect()
-    if self.learning is not None:
-        self.stop_learning()
-        return "no fine-tune is running now; an earlier one stays"
-    self.me.undo_finetune()
-    return "the last fine-tune is undone; your answers stay"
-
-# %% ../../nbs/6_device/08_chat.ipynb #cht5forc
-@patch
-def forget(self: ChatSession, text: str = None, ids=(), dry: bool = False, everything=False) -> ForgetPlan:
-    "Delete turns, the replies that read them and what learned from them; return the list. dry: only list it."
-    if dry:
+    def undo_learning(self) -> str:  # a message for the user
+        "Stop a running fine-tune, or use the adapter before the last one; raise `InputError` if there is none."
         self.collect()
-    else:
-        self._end_work()
-        self.recalled = None
-        self.reply = None
-    return self.me.forget(ids, text, everything=everything, dry=dry)
+        if self.learning is not None:
+            self.stop_learning()
+            return "no fine-tune is running now; an earlier one stays"
+        self.me.undo_finetune()
+        return "the last fine-tune is undone; your answers stay"
+
+    def forget(self, text: str = None, ids=(), dry: bool = False, everything=False) -> ForgetPlan:
+        "Delete turns, the replies that read them and what learned from them; return the list. dry: only list it."
+        if dry:
+            self.collect()
+        else:
+            self._end_work()
+            self.recalled = None
+            self.reply = None
+        return self.me.forget(ids, text, everything=everything, dry=dry)
