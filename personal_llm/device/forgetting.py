@@ -276,6 +276,8 @@ def sign_turns(archive: Archive, plan: ForgetPlan) -> list:
 
 def drop_forgotten(archive: Archive, history) -> list:  # (role, text) pairs
     "Return a history that another program sent, without forgotten turns and the replies to forgotten messages."
+    if not history:
+        return []
     known = {name for event in archive.events if event.kind == "forgotten" for name in event.content.get("turns", ())}
     kept = []
     was_gone = False
