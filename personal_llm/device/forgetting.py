@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['ForgetPlan', 'list_written', 'select_dialogues', 'begin', 'plan_forgetting', 'delete_rows', 'finish_forgetting',
-           'forget_dialogues', 'list_everything', 'forget_everything']
+           'forget_dialogues', 'trim', 'list_everything', 'forget_everything']
 
 # %% ../../nbs/6_device/03_forgetting.ipynb #57fef182
 import hmac
@@ -19,7 +19,7 @@ from pathlib import Path
 
 from ..base.core import Dialogue, InputError, check
 from .archive import ARCHIVE_FILE, UNFINISHED, Archive
-from .archive import cut_history, delete_dialogues, is_archive_file, purge
+from .archive import cut_history, delete_dialogues, is_archive_file, purge, trim_archive
 from .state import FILE, State, open_state
 
 # %% ../../nbs/6_device/03_forgetting.ipynb #4d889d84
@@ -283,6 +283,8 @@ def sign_turns(archive: Archive, plan: ForgetPlan) -> list:
 
 def drop_forgotten(archive: Archive, history) -> list:  # (role, text) pairs
     "Return a history that another program sent, without forgotten turns and the replies to forgotten messages."
+    if not history:
+        return []
     known = {name for event in archive.events if event.kind == "forgotten" for name in event.content.get("turns", ())}
     kept = []
     was_gone = False
@@ -344,6 +346,13 @@ def forget_dialogues(state: State, plan: ForgetPlan, policy=None) -> State:
     state = delete_rows(state, plan, policy) if plan.lines else state
     finish_forgetting(state, plan.adapters)
     return state
+
+
+def trim(state: State, budget: int, policy=None) -> State:  # budget: bytes; 0: the dialogues of the buffer only
+    "Delete the oldest dialogues of an archive that exceeds its budget, and return the state without them."
+    keep = {state.root(d) for d in state.buffer.dialogues} | {*state.pending}
+    counts = dict(seen=state.buffer.seen, adapters=[], cost=state.cost.to_dict())
+    return open_state(state.archive, policy) if trim_archive(state.archive, budget, keep, counts) else state
 
 # %% ../../nbs/6_device/03_forgetting.ipynb #fgt1allc
 def list_everything(folder) -> list:  # paths
