@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import Phase, given, settings
+from hypothesis import Phase, example, given, settings
 from hypothesis import strategies as st
 from kills import killed_at
 
@@ -677,7 +677,12 @@ def model():
     return load_model("pocket")
 
 
-@settings(max_examples=25, deadline=None, phases=[Phase.generate])
+READ_A_CORRECTION = [(name, "") for name in ("say", "say", "say", "better", "say", "always")]
+READ_A_CORRECTION += [("talk", FORMS[2]), ("say", ""), ("talk", "")]  # nothing goes: what was read stays as it was read
+
+
+@settings(max_examples=25, deadline=None, phases=[Phase.explicit, Phase.generate])
+@example(READ_A_CORRECTION)
 @given(st.lists(st.tuples(st.sampled_from(ACTS), st.sampled_from(["", "", *FORMS])), min_size=3, max_size=9))
 def test_what_is_listed_goes_and_nothing_else_and_no_byte_is_left(model, tmp_path_factory, acts):
     folder = tmp_path_factory.mktemp("me")

@@ -224,3 +224,17 @@ def test_a_correction_moves_the_replies_that_its_talk_shows_later():
     state.record("reacted", "0", kind="down", text="", asked=False, time=6.0)
     assert [d.id for d in state.get_evidence().left_alone] == ["1"]
     assert open_state(state.archive).get_evidence() == state.get_evidence()
+
+
+def test_a_reply_is_stored_with_the_corrections_that_it_had_read_and_not_with_later_ones():
+    state = open_new("fifo")
+    say(state, 1, np.random.default_rng(1))
+    id = next(iter(state.archive.dialogues))
+    state.record("reacted", id, kind="better", text="Short.", asked=False, time=5.0)
+    shown = state.newest(id)
+    d = Dialogue("And?", "So.", [("user", shown.prompt), ("assistant", "Short.")], id="later", origin="model")
+    state.archive.add(d, "monday", [id])
+    state.record("said", d.id, reads=[], statements=[])
+    state.record("reacted", id, kind="better", text="Longer.", asked=False, time=6.0)
+    state.archive.load()
+    assert open_state(state.archive).archive.dialogues["later"] == d

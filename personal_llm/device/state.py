@@ -21,7 +21,7 @@ from ..buffer.feedback import Feedback
 from ..buffer.retrieval import ANSWERED_ORIGINS, Evidence, collect_memories
 from ..buffer.scoring import ScoredDialogue, Scores
 from ..buffer.statements import format_date
-from .archive import Archive, Event
+from .archive import Archive, Event, restore_history
 
 # %% ../../nbs/6_device/02_state.ipynb #180b5fec
 def scores_to_dict(scores: Scores) -> dict:  # plain JSON values
@@ -241,6 +241,7 @@ class BufferState(EvidenceState):
 
     def apply_said(self, id: str, content: dict) -> None:
         stored = self.archive.dialogues
+        turns = [item for item in self.archive.histories[id] if isinstance(item, str)]
         self.reads[id] = [other for other in content["reads"] if other in stored]  # the others were forgotten
         self.statements[id] = [other for other in content["statements"] if other in stored]
         if content.get("is_tuned"):
@@ -250,9 +251,12 @@ class BufferState(EvidenceState):
         if self.archive.talks[id] not in OTHER_TALKS:
             self.talk = self.archive.talks[id]
             self.own[id] = None
-        for item in self.archive.histories[id]:
-            if isinstance(item, str):
-                self.followers.setdefault(item, []).append(id)
+            read = {turn: self.newest(turn) for turn in turns if turn in stored}  # as they were corrected until then
+            if read.keys() & self.versions.keys():
+                texts = {turn: (d.prompt, d.response) for turn, d in read.items()}
+                stored[id] = replace(stored[id], history=restore_history(self.archive.histories[id], texts))
+        for turn in turns:
+            self.followers.setdefault(turn, []).append(id)
         self.sort(id)
 
     def apply_named(self, id: str, content: dict) -> None:
