@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from personal_llm.base.core import Dialogue, InputError
 from personal_llm.buffer.buffer import Buffer
 from personal_llm.buffer.scoring import Scores
-from personal_llm.device.archive import Archive, delete_dialogues
+from personal_llm.device.archive import Archive, count_bytes, delete_dialogues
 from personal_llm.device.forgetting import trim
 from personal_llm.device.state import State, decide, open_state, place, scores_to_dict
 
@@ -238,3 +238,33 @@ def test_a_reply_is_stored_with_the_corrections_that_it_had_read_and_not_with_la
     state.record("reacted", id, kind="better", text="Longer.", asked=False, time=6.0)
     state.archive.load()
     assert open_state(state.archive).archive.dialogues["later"] == d
+
+
+def test_the_oldest_dialogues_leave_a_full_archive():
+    state = open_new("fifo")
+    rng = np.random.default_rng(0)
+    for number in range(60):
+        say(state, number, rng)
+    said = [*state.archive.dialogues]
+    budget = count_bytes(state.archive) // 2
+    state = trim(state, budget)
+    left = [*state.archive.dialogues]
+    assert count_bytes(state.archive) <= budget and 3 < len(left) < 60 and left == said[-len(left) :]
+    assert trim(state, budget) is state and state.buffer.seen == 60
+
+
+def test_the_sums_of_an_earlier_version_are_read_and_added_to():
+    state = open_new("fifo")
+    for number in range(2):
+        d = Dialogue(f"Question {number}?", "An answer.", id=f"{number}", time=float(number), origin="model")
+        state.archive.add(d, "monday")
+        state.record("said", d.id, reads=[], statements=[])
+        scores = scores_to_dict(make_scores(np.random.default_rng(number)))
+        sums = dict(seconds=2.0 * number, tokens=5, joules=1.0, requests=number)  # as they were written until then
+        state.archive.append("scored", d.id, dict(scores=scores, is_considered=False, cost=sums))
+        state = open_state(state.archive)
+        place(state, d.id)
+    assert (state.cost.seconds, state.cost.requests) == (2.0, 1)
+    state.record("reacted", "0", kind="up", text="", asked=True, time=9.0, spent=dict(seconds=1.5))
+    for one in (state, open_state(state.archive)):
+        assert (one.cost.seconds, one.cost.tokens, one.cost.requests) == (3.5, 5, 2)

@@ -44,19 +44,31 @@ class VectorStore:
 
     def __init__(self, encoder=None):  # as `load_encoder` takes it; None: the default
         self.encoder = encoder
-        self.vectors = {}  # text -> (width,), of length 1
+        self.clear()
+
+    def clear(self) -> None:
+        "Forget all texts."
+        self.vectors = {}  # text -> its row in `matrix`
+        self.matrix = np.zeros((0, 0), "f4")  # vectors of length 1, and perhaps empty rows
+
+    def add(self, texts: list, rows) -> None:  # rows: (texts, width)
+        "Take over the vectors of new texts; the matrix grows in blocks."
+        first = len(self.vectors)
+        most = first + len(texts)
+        if most > len(self.matrix):
+            width = np.shape(rows)[1]
+            blank = np.zeros((max(len(texts), first), width), np.asarray(rows).dtype)
+            self.matrix = np.concatenate([self.matrix[:first].reshape(first, width), blank])
+        self.matrix[first:most] = rows
+        self.vectors.update(zip(texts, range(first, most)))
 
     def embed(self, texts: list) -> np.ndarray:  # (texts, width)
         "Return the vectors of texts."
         new = [text for text in dict.fromkeys(texts) if text not in self.vectors]
         if new:
             options = dict(normalize_embeddings=True, show_progress_bar=False)
-            self.vectors.update(zip(new, load_encoder(self.encoder).encode(new, **options)))
-        return np.array([self.vectors[text] for text in texts])
-
-    def clear(self) -> None:
-        "Forget all texts."
-        self.vectors = {}
+            self.add(new, load_encoder(self.encoder).encode(new, **options))
+        return self.matrix[[self.vectors[text] for text in texts]]
 
 # %% ../../nbs/2_buffer/05_retrieval.ipynb #ret00015
 @dataclass(frozen=True)

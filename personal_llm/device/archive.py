@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['ARCHIVE_FILE', 'APPLICATION_ID', 'SCHEMA', 'FACTS', 'LOCKS', 'UNFINISHED', 'Event', 'hold_folder', 'Archive',
-           'store_vectors', 'load_vectors', 'cut_history', 'delete_dialogues', 'purge', 'count_bytes', 'trim_archive',
-           'backup_archive', 'open_archive']
+           'store_vectors', 'load_vectors', 'cut_history', 'delete_dialogues', 'purge', 'count_bytes', 'backup_archive',
+           'open_archive']
 
 # %% ../../nbs/6_device/01_archive.ipynb #f459167a
 import json
@@ -233,7 +233,7 @@ class Archive:
             self.connection.close()
 
     def add(self, dialogue: Dialogue, talk: str = "", turns: list = None) -> str:  # its id
-        "Store a dialogue under the key of its talk; one with the same id is replaced. turns: ids in its history, if known."
+        "Store a dialogue under the key of its talk, in place of one with its id; turns: ids in its history, if known."
         items = shorten_history(dialogue.history, self.exchanges) if turns is None else list(turns)
         details = dict(origin=dialogue.origin, parents=list(dialogue.parents), history=items)
         values = (talk, dialogue.time, clean(dialogue.prompt), clean(dialogue.response), json.dumps(details))
@@ -314,27 +314,6 @@ def count_bytes(archive: Archive) -> int:
 
 # %% ../../nbs/6_device/01_archive.ipynb #c86e9169
 UNFINISHED = "unfinished"  # the fact that rows were deleted, and their bytes or adapters perhaps not yet
-
-
-def trim_archive(archive: Archive, budget: int, keep: set, counts: dict = None) -> list:
-    """Delete the oldest dialogues, but for the ids to keep, until the archive fits its budget; return those that left.
-
-    budget: bytes, 0: none but those to keep; counts: content of the event "forgotten" that goes with them
-    """
-    left = []
-    others = [id for id in archive.dialogues if id not in keep]
-    while others and count_bytes(archive) > budget:
-        count = max(1, len(others) // 10) if budget else len(others)
-        with archive.transaction():
-            delete_dialogues(archive, others[:count])
-            if counts is not None:
-                archive.append("forgotten", "", counts)
-            archive.set_fact(UNFINISHED, "yes")
-        purge(archive)
-        archive.set_fact(UNFINISHED, "")
-        left += others[:count]
-        others = others[count:]
-    return left
 
 # %% ../../nbs/6_device/01_archive.ipynb #fa4d24d4
 def backup_archive(archive: Archive, file) -> Path:

@@ -27,16 +27,6 @@ class WorkStopped(Exception):
     "Raised inside background work after its stop event was set."
 
 
-def stop_at_forward_pass(network, stop_event):  # the hook's handle
-    "Make a network raise `WorkStopped` at the first forward pass after an event (an object with `is_set`) is set."
-
-    def raise_if_stopped(*args):
-        if stop_event.is_set():
-            raise WorkStopped
-
-    return network.get_input_embeddings().register_forward_pre_hook(raise_if_stopped)
-
-
 def describe_error(error: BaseException) -> str:
     "Return an error as one line."
     name = "" if isinstance(error, InputError) else type(error).__name__
@@ -57,7 +47,7 @@ class BackgroundWork:
 
     def _run(self) -> None:
         try:
-            stop_at_forward_pass(self.model.model, self.stop_event)
+            self.model.model.get_input_embeddings().register_forward_pre_hook(self._raise_if_stopped)
             self.result = self.function(self.model)
         except WorkStopped:
             pass
@@ -66,6 +56,10 @@ class BackgroundWork:
         finally:
             self.model.unload()
             self.model = None
+
+    def _raise_if_stopped(self, *args) -> None:
+        if self.stop_event.is_set():
+            raise WorkStopped
 
     @property
     def is_done(self) -> bool:

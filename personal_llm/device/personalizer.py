@@ -22,14 +22,8 @@ from ..buffer.feedback import SCOPES, Feedback
 from ..buffer.scoring import ScoredDialogue, load_lexicons, score
 from ..data.reading import as_dialogues
 from .archive import UNFINISHED, Archive, hold_folder
-from personal_llm.device.forgetting import (
-    ForgetPlan,
-    delete_rows,
-    finish_forgetting,
-    plan_forgetting,
-    remove_adapter,
-    trim,
-)
+from .forgetting import ForgetPlan, delete_rows, finish_forgetting
+from .forgetting import plan_forgetting, remove_adapter, trim
 from .learning import PreparedRound, load_last_adapter, prepare_round
 from .memory import Memory, Recall
 from .settings import PersonalizerSettings
@@ -113,10 +107,12 @@ class PersonalizerBase(Displayed):
     def change(self):
         "Make all changes of the block one transaction; after an error, archive and state are as before."
         with self.archive.lock:
+            spent = self.spent
             try:
                 with self.archive.transaction():
                     yield
             except BaseException:
+                self.spent = spent
                 if self.archive.events:
                     self.state = open_state(self.archive, self.policy)
                 raise
@@ -180,8 +176,8 @@ class Observer(PersonalizerBase):
             self.archive.add(dialogue, talk, turns)
             reads = [self.state.root(d) for d in recall.memories]
             statements = [self.state.find_root(statement.id) for statement in recall.statements]
-            is_tuned = recall.adapter is not None
-            self.state.record("said", dialogue.id, reads=reads, statements=statements, is_tuned=is_tuned)
+            content = dict(reads=reads, statements=statements, is_tuned=recall.adapter is not None)
+            self.state.record("said", dialogue.id, **content, spent=self.take_spent())
 
     def score_due(self, model=None) -> list:  # `ScoredDialogue`s; model: another copy of the base model
         "Score the dialogues that were said since, and the entries of the buffer if another adapter scored them."
@@ -278,7 +274,7 @@ class Reactor(Observer):
             self._record_reaction(feedback, asked=id == self.state.question, is_plain=is_plain, is_new=True)
 
     def instruct(self, text: str, number: int = None, time: float = 0.0) -> None:
-        "Add a standing instruction, or change one by its number; an empty text deletes it. `InputError` if there is none."
+        "Add a standing instruction, change one by its number, or delete it (no text); `InputError` if there is none."
         known = self.state.instructions
         if number is not None and number not in known:
             numbers = f"use one of {', '.join(map(str, known))}" if known else "there are none"
@@ -363,7 +359,7 @@ class Learner(Reactor):
         )
 
     def commit(self, prepared: PreparedRound) -> None:
-        "Record a new adapter, and use it from now on; raise `InputError` if it would change what the person left alone."
+        "Record a new adapter, and use it; raise `InputError` if it would change what the person left alone."
         if prepared.is_refused:
             remove_adapter(prepared.adapter.path)
             problem = f"the fine-tune is refused: {prepared.comparison}"
