@@ -107,13 +107,13 @@ def test_only_own_answers_are_explained():
 
 
 def test_replies_that_were_put_right_stand_for_the_base():
-    rows = [Dialogue(f"{i}?", f"On day {i} ask the physician in town {i}.") for i in range(9)]
-    before = {d.id: d.response.replace("physician", "doctor") for d in rows}
+    rows = [Dialogue(f"{i}?", f"on day {i} ask in town {i}.") for i in range(9)]
+    before = {d.id: d.response.capitalize() for d in rows}
     right = [d.derive(response=d.response, origin="annotated") for d in rows]
-    base = ["Go on."] * 9
+    base = ["go on."] * 9
     for replies in (before, {d.id: before[old.id] for d, old in zip(right, rows)}):
-        assert "*physician* for *doctor*" in [f.key for f in describe_user(right, base, replies=replies).habits]
-    assert "*physician* for *doctor*" not in [f.key for f in describe_user(right, base).habits]
+        assert "lower case" in [trait.key for trait in describe_user(right, base, replies=replies).habits]
+    assert "lower case" not in [trait.key for trait in describe_user(right, base).habits]
 
 
 def test_nothing_is_longer_than_an_answer_that_was_cut():

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from ..base.display import Displayed
 from ..base.core import InputError
 from .habits import PLAIN_PLLM_LABEL, USER_ORIGINS, Trait
-from .habits import find_general_lengths, find_general_topics, find_habits, find_topics
+from .habits import find_general_topics, find_habits, find_topics
 from .style import MIN_EXPLAINED_DIALOGUES
 
 # %% ../../nbs/4_explanation/04_description.ipynb #eaac0c66
@@ -83,7 +83,6 @@ def describe_user(
     names = {"the base" if reply is None else "the replies before" for reply in known}
     compared_with = " or ".join(sorted(names, reverse=True))
     habits = find_habits([d.response for d in own], reference, None in known, compared_with)
-    habits += find_general_lengths([d.response for d in own])
     return Description(tuple(habits), tuple(find_general_topics([d.text for d in own])), len(own))
 
 # %% ../../nbs/4_explanation/04_description.ipynb #fe507e2f
