@@ -40,7 +40,7 @@ FORM_TESTS = {
     "wrote {} in one sentence": lambda text: len(split_sentences(text)) <= 1,
 }
 
-
+# %% ../../nbs/4_explanation/07_card.ipynb #card000b
 def find_frames(texts: list, least: int, is_last: bool) -> list:  # `Form`s
     "Find the openings, or the sign-offs, of at least so many texts."
     forms = []

@@ -103,9 +103,12 @@ class Explanation(Displayed):
             raise InputError(problem, "make it anew with explain") from error
 
 # %% ../../nbs/4_explanation/05_explanation.ipynb #2b7e1d50
-def bootstrap_indices(count: int, seed: int, num_resamples: int = 200) -> np.ndarray:  # (num_resamples, count) places
+NUM_RESAMPLES = 200  # enough for a standard error within 5 % of its value
+
+
+def bootstrap_indices(count: int, seed: int) -> np.ndarray:  # (NUM_RESAMPLES, count) places
     "Draw the texts of each resample, with repetitions."
-    return make_generator(seed, "bootstrap").integers(count, size=(num_resamples, count))
+    return make_generator(seed, "bootstrap").integers(count, size=(NUM_RESAMPLES, count))
 
 
 def sparse_explanation(space: StyleSpace, target: np.ndarray, resampled: np.ndarray) -> dict:  # fields of `Explanation`
@@ -283,7 +286,7 @@ def explain_pllm(
         ),
     )
 
-
+# %% ../../nbs/4_explanation/05_explanation.ipynb #1d7b3c5b
 def place_pllm(model, adapter, answers: list, space: StyleSpace, probes: ProbePrompts, seed: int) -> dict:
     "Return the row of a pLLM in a space, its strength and its sparse code: fields of `Explanation`."
     gain = likelihood_gains(model, adapter, probes)

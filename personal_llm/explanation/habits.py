@@ -104,6 +104,11 @@ LIST_PATTERN = re.compile(PUNCTUATION_PATTERNS["list marks"])
 MIN_KEPT = 0.9  # share of the answers of a run that a longer one must keep: one in ten may leave a word out
 
 
+def split_pieces(text: str) -> list:  # of texts
+    "Return the words of a text with the marks around them."
+    return [piece[0] for piece in get_language().find_pieces(text)]
+
+
 def find_common_run(
     answers: list,
     last: bool = False,  # whether we look at the ends
@@ -113,7 +118,7 @@ def find_common_run(
     language = get_language()
     longest = ""
     longest_count = 0
-    rows = [[piece[0] for piece in language.find_pieces(answer)] for answer in answers]
+    rows = [split_pieces(answer) for answer in answers]
     for size in range(1, MAX_CLOSING_WORDS + 1):
         ends = [row[-size:] if last else row[:size] for row in rows if len(row) > size]
         runs = Counter(map(language.separator.join, ends)).most_common(1)
@@ -122,10 +127,11 @@ def find_common_run(
         longest, longest_count = runs[0]
     return longest
 
+
 def has_run(text: str, words: str, is_last: bool) -> bool:
     "Return whether a text begins, or ends, with these words."
-    line = get_language().join_pieces(text)
-    return line.endswith(words) if is_last else line.startswith(words)
+    pieces, run = map(split_pieces, (text, words))
+    return (pieces[-len(run) :] if is_last else pieces[: len(run)]) == run
 
 
 def name_run(words: str, is_last: bool) -> str:
@@ -133,20 +139,14 @@ def name_run(words: str, is_last: bool) -> str:
     return f"signs off “{words}”" if is_last else f"opens with “{words}”"
 
 # %% ../../nbs/4_explanation/03_habits.ipynb #c65b2392
-def strip_frame(answer: str, opening: str, closing: str) -> str:
+def strip_frame(answer: str, opening: str, closing: str) -> str:  # opening, closing: "" for none
     "Return the text between the opening and the sign-off."
-    language = get_language()
-    pieces = language.find_pieces(answer)
-    words = [piece[0] for piece in pieces]
-    first = [piece[0] for piece in language.find_pieces(opening)]
-    last = [piece[0] for piece in language.find_pieces(closing)]
-    start = 0
-    if first and words[: len(first)] == first:
-        start = pieces[len(first) - 1].end()
-    end = len(answer)
-    if last and words[-len(last) :] == last:
-        end = pieces[-len(last)].start()
-    return answer[start:end].strip()
+    pieces = get_language().find_pieces(answer)
+    if closing and has_run(answer, closing, is_last=True):
+        pieces = pieces[: -len(split_pieces(closing))]
+    if opening and has_run(answer, opening, is_last=False):
+        pieces = pieces[len(split_pieces(opening)) :]
+    return answer[pieces[0].start() : pieces[-1].end()] if pieces else ""
 
 # %% ../../nbs/4_explanation/03_habits.ipynb #d37e0bea
 MIN_RATIO = 1.5  # words of a longer text to a word of the other: half as much again
