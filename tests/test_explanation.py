@@ -26,9 +26,9 @@ def an_explanation(**changes):
 
 def test_what_is_said_is_printed_and_can_be_told_without_the_persons_words():
     opening = Trait("opens with “Dear Ana,”", 9, 9, 0, 9, "Dear Ana, yes.")
-    e = an_explanation(description=Description((opening,), (), 9))
+    e = an_explanation(description=Description((opening,), 9))
     assert str(e) == "opens with “Dear Ana,” (9 of 9; the base 0 of 9)"
-    assert e.lines()[-1].endswith(": “Dear Ana, yes.”") and e.habits == (opening,) and e.topics == ()
+    assert e.lines()[-1].endswith(": “Dear Ana, yes.”") and e.habits == (opening,)
     assert "Ana" not in json.dumps(e.without_quotations().to_dict()) and e.without_quotations().habits[0].count == 9
     report = WarmStart(None, e, Ranking(None, (), ()), Cost()).to_dict()
     assert "opens with" in report["style"] and "Ana" not in json.dumps(report)

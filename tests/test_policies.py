@@ -119,7 +119,9 @@ def test_a_slot_that_is_none_is_refused(slot):
 
 def test_a_policy_of_ones_own_asks_at_an_even_pace():
     "By hand: the third of eight dialogues is the third without an answer, and six are left for two questions."
-    mine = type("Mine", (Policy,), dict(ask_when="policy", horizon=8, choose=lambda self, view, candidate: (None, "no")))
+    mine = type(
+        "Mine", (Policy,), dict(ask_when="policy", horizon=8, choose=lambda self, view, candidate: (None, "no"))
+    )
     buffer = Buffer(2, mine())
     asked = []
     for i, c in enumerate(stream(8)):

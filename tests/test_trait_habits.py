@@ -1,4 +1,4 @@
-"Habits and topics: planted ones are found and counted, chance is not; only the person's own answers are read."
+"Habits: planted ones are found and counted, chance is not; only the person's own answers are read."
 
 import numpy as np
 import pytest
@@ -95,7 +95,7 @@ def test_only_what_the_person_wrote_or_approved_is_read():
     assert facts[0].num_answers == 20
     for origin in ("model", "synthetic"):
         nothing = describe_user([d.derive(origin=origin) for d in mine], base)
-        assert nothing.samples == 0 and nothing.traits == ()
+        assert nothing.samples == 0 and nothing.habits == ()
     with pytest.raises(ValueError, match="shorter"):
         describe_user(mine, base[:3])
     empty = [d.derive(response=" ", parents=()) for d in mine]

@@ -14,14 +14,11 @@ import numpy as np
 
 from ..base.display import Displayed
 from ..base.text import get_language, get_words, split_sentences
-from ..buffer.scoring import load_lexicons
 from ..data.people import MAX_CLOSING_WORDS
-from ..data.reading import load_replay
-from .style import PUNCTUATION_PATTERNS, truncate_words
+from .style import PUNCTUATION_PATTERNS
 
 # %% ../../nbs/4_explanation/03_habits.ipynb #77a04e7b
 PLAIN_PLLM_LABEL = "the plain pLLM"  # the reference of a pLLM in sentences
-GENERAL_LABEL = "talk in general"  # the reference of topics: the replay texts
 ANONYMOUS_LABELS = {"opens": "opens with the same words", "signs": "signs off with the same words"}
 MIN_SHARE = 0.6  # p: three answers of five, "mostly"
 MIN_GAP = 0.4  # p - q: so that the base model has it in at most half as many
@@ -29,7 +26,7 @@ MIN_GAP = 0.4  # p - q: so that the base model has it in at most half as many
 # %% ../../nbs/4_explanation/03_habits.ipynb #7baf1716
 @dataclass(frozen=True, repr=False)
 class Trait(Displayed):
-    "A habit or a topic with its counts."
+    "A habit with its counts."
 
     label: str  # such as "opens with “In short:”"
     count: int  # answers of the person or pLLM with the trait
@@ -37,7 +34,7 @@ class Trait(Displayed):
     base_count: int  # answers of the base model, or of another reference, with the trait
     num_base_answers: int
     quotation: str = ""
-    compared_with: str = "the base"  # the reference: "the base", "the replies before", "talk in general" …
+    compared_with: str = "the base"  # the reference: such as "the replies before"
 
     def __str__(self):
         return self.format_counts() + (f": “{self.quotation}”" if self.quotation else "")
@@ -50,10 +47,6 @@ class Trait(Displayed):
     @property
     def key(self) -> str:  # the same for two traits of one kind: the label, without medians or the favourite emoji
         return self.label if "“" in self.label else self.label.partition(",")[0]
-
-    @property
-    def gap(self) -> float:  # p - q
-        return self.count / self.num_answers - self.base_count / max(self.num_base_answers, 1)
 
     def without_quotations(self) -> "Trait":
         "Return the same counts without any words of the person."
@@ -206,35 +199,3 @@ def find_habits(
     traits = opens + closes + find_length_habits(bare, base, base_is_truncated, compared_with)
     traits += find_format_habits(answers, base)
     return [replace(trait, compared_with=compared_with) for trait in traits]
-
-# %% ../../nbs/4_explanation/03_habits.ipynb #c1f687c6
-def load_topic_words() -> dict:  # topic -> words
-    "Read the word lists of all topics; the medical lists make one topic."
-    topics = {name.partition("/")[2]: words for name, words in load_lexicons("topic").lists.items()}
-    return topics | dict(medicine=frozenset().union(*load_lexicons("medical").lists.values()))
-
-# %% ../../nbs/4_explanation/03_habits.ipynb #c7b4c32c
-MIN_TOPIC_WORDS = 2  # different words of a topic's list that a text about it holds: one may have another sense
-
-
-def find_topics(
-    texts: list,
-    reference_texts: list,  # texts about everything
-    compared_with: str = "the base",  # the name of the reference texts in sentences
-) -> list:  # `Trait`s, the clearest first
-    "Find the topics of texts that the reference texts do not share."
-    groups = [[set(get_words(text)) for text in group] for group in (texts, reference_texts)]
-    traits = []
-    for topic, members in load_topic_words().items():
-        mine, others = ([len(words & members) >= MIN_TOPIC_WORDS for words in group] for group in groups)
-        traits += compare_counts(f"about {topic}", mine, others)
-    return sorted((replace(trait, compared_with=compared_with) for trait in traits), key=lambda trait: -trait.gap)
-
-# %% ../../nbs/4_explanation/03_habits.ipynb #c3a2e0c2
-MAX_TOPIC_WORDS = 32  # that we read of each text, about as many as talk in general has
-
-
-def find_general_topics(texts: list) -> list:  # `Trait`s, the clearest first
-    "Find the topics of texts that talk in general does not share."
-    texts = [truncate_words(text, MAX_TOPIC_WORDS) for text in texts]
-    return find_topics(texts, [d.text for d in load_replay()], GENERAL_LABEL)

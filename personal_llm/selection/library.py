@@ -256,7 +256,7 @@ def write_pllm(place: Path, adapter: Path, card: dict) -> None:
 def create(
     cls: Library,
     path,  # a new or empty folder
-    space=None,  # in which all pLLMs will be explained; None: habits and topics only
+    space=None,  # in which all pLLMs will be explained; None: habits only
     base: str = None,  # fingerprint of the base model, where there is no space
 ) -> "Library":
     "Make an empty library."
