@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 from personal_llm.base.core import Dialogue
-from personal_llm.data.people import emoji, lower_case, opener, preferred_words, sign_off
+from personal_llm.recipes.people import emoji, lower_case, opener, preferred_words, sign_off
 from personal_llm.data.reading import load_replay
 from personal_llm.explanation.description import describe_user
 from personal_llm.explanation.habits import align_words, compare_counts, find_common_run

@@ -21,7 +21,7 @@ PARTS = {  # folder of nbs -> (heading, sentence), in reading order: that of nbs
     "5_selection": ("Selection", "Which personalised model to start from, or none."),
     "6_device": ("Device", "The loop on the device: what it stores, when it asks, how it forgets."),
     "0_base": ("How it is made: base", "Dialogues, models, tokens, adapters and files."),
-    "1_data": ("How it is made: data", "Chats are read, split and streamed; simulated people stand in for real ones."),
+    "1_data": ("How it is made: data", "Chats are read and split: formats, held-out tests and correlated streams."),
     "7_runtimes": ("How it is made: runtimes", "Other places where it runs: a phone, a cluster, an idle machine."),
     "8_app": ("How it is made: app", "The command line, the chat and the demo."),
     "experiments": ("Experiments", "Each experiment asks one question and answers it with a table and a figure."),

@@ -4,13 +4,14 @@
 
 # %% auto #0
 __all__ = ['Dialogues', 'check_dialogues', 'read_dialogues', 'as_dialogues', 'dialogues_from_texts', 'load_samples',
-           'load_replay']
+           'load_replay', 'DemoUser', 'load_demo_user']
 
 # %% ../../nbs/1_data/04_reading.ipynb #3b5d9034
 import glob
 import gzip
 import json
 import os
+import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from functools import cache
@@ -18,6 +19,8 @@ from importlib import import_module
 from importlib.metadata import entry_points
 from operator import itemgetter
 from pathlib import Path
+from types import SimpleNamespace
+from typing import NamedTuple
 
 from ..base.core import Dialogue, InputError, check
 from ..base.display import MAX_ROWS, Displayed
@@ -293,3 +296,31 @@ def load_replay(count: int = 320) -> list:  # of `Dialogue`
     "Read the first `count` of 320 general dialogues of many sources, to mix into the training on a user's dialogues."
     rows = read_zipped_rows(ASSETS / "rehearsal.jsonl.gz")[:count]
     return [Dialogue(r["prompt"], r["response"], labels=dict(source=r["source"], licence=r["licence"])) for r in rows]
+
+# %% ../../nbs/1_data/04_reading.ipynb #rddemo01
+class DemoUser(NamedTuple):
+    "A simulated user; call it with a dialogue to get the response that it prefers, or None."
+
+    description: str  # one line
+    habits: list  # each with its `name`, and `holds`, which tells whether a response has it
+    stream: list  # of `Dialogue`, with plain answers
+    test: list  # of `Dialogue`, with preferred answers
+
+    def __call__(self, dialogue: Dialogue) -> str:
+        preferred = dialogue.labels.get("preferred", dialogue.response)
+        return None if preferred == dialogue.response else preferred
+
+
+def load_demo_user(name: str, length: int = 96) -> DemoUser:
+    "Read one of eight simulated users, with the first dialogues of its stream; raise `InputError` for another name."
+    users = {user["name"]: user for user in read_zipped_rows(ASSETS / "demo.jsonl.gz")}
+    user = users[check(name, "choice", "user", choices=(*users,))]
+    check(length, "whole number", "length", 1, len(user["stream"]))
+    stream = [
+        Dialogue(prompt, response, time=float(i), origin="model", labels=labels)
+        for i, (prompt, response, labels) in enumerate(user["stream"][:length])
+    ]
+    habits = [
+        SimpleNamespace(name=name, holds=re.compile(given, re.S).fullmatch) for name, given in user["habits"].items()
+    ]
+    return DemoUser(user["description"], habits, stream, [Dialogue(*pair) for pair in user["test"]])

@@ -16,7 +16,6 @@ import numpy as np
 from ..base.display import Displayed
 from ..base.text import get_language, get_words, split_sentences
 from ..buffer.scoring import load_lexicons
-from ..data.people import MAX_CLOSING_WORDS
 from ..data.reading import load_replay
 from .style import PUNCTUATION_PATTERNS, truncate_words
 
@@ -99,6 +98,9 @@ EMOJI_PATTERN = re.compile(PUNCTUATION_PATTERNS["emoji"])
 LIST_PATTERN = re.compile(PUNCTUATION_PATTERNS["list marks"])
 
 # %% ../../nbs/4_explanation/03_habits.ipynb #cac64f15
+MAX_CLOSING_WORDS = 4  # words of a last line that may be a sign-off
+
+
 def find_common_run(
     answers: list,
     last: bool = False,  # whether we look at the ends
