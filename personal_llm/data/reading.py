@@ -30,7 +30,7 @@ from . import exports  # noqa: F401 (it registers its formats)
 from .formats import FORMATS, MAX_TURN_CHARACTERS, RecordFormat, Sides, Turn, detect_format
 from .formats import normalise_record, parse_record, share_instruction, split_into_dialogues
 from .formats import split_opening
-from .records import MISSING, clean_value, collect, format_value, is_message_list, read_records
+from .records import WORDS, clean_value, collect, format_value, is_message_list, read_records
 
 # %% ../../nbs/1_data/04_reading.ipynb #replug1
 @cache
@@ -103,7 +103,7 @@ def to_json_value(value):
     if hasattr(value, "tolist"):
         return value.tolist()
     words = value.decode(errors="replace") if isinstance(value, bytes) else str(value)
-    return None if words in MISSING else words
+    return None if words in WORDS["missing"] else words
 
 
 def records_in_memory(data) -> tuple:  # ([(row number from 1, record)], [(row number, InputError)])
@@ -133,7 +133,7 @@ def read_frame(path: Path):  # a data frame
         raise InputError(f"{path}: pandas cannot read it ({format_value(error)})", remedy) from None
 
 # %% ../../nbs/1_data/04_reading.ipynb #refiles1
-CHAT_ENDINGS = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".txt", ".gz", *PANDAS_READERS)
+CHAT_ENDINGS = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".txt", *PANDAS_READERS)
 RATINGS_FILE = "message_feedback.json"  # of ChatGPT's export
 
 
