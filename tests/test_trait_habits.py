@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from personal_llm.data.people import emoji, lower_case, opener, sign_off
+from personal_llm.recipes.people import emoji, lower_case, opener, sign_off
 from personal_llm.data.reading import load_replay
 from personal_llm.explanation.description import describe_user
 from personal_llm.explanation.habits import compare_counts, find_common_run, find_habits, find_length_habits

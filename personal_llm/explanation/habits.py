@@ -14,7 +14,6 @@ import numpy as np
 
 from ..base.display import Displayed
 from ..base.text import get_language, get_words, split_sentences
-from ..data.people import MAX_CLOSING_WORDS
 from .style import PUNCTUATION_PATTERNS
 
 # %% ../../nbs/4_explanation/03_habits.ipynb #77a04e7b
@@ -94,6 +93,7 @@ EMOJI_PATTERN = re.compile(PUNCTUATION_PATTERNS["emoji"])
 LIST_PATTERN = re.compile(PUNCTUATION_PATTERNS["list marks"])
 
 # %% ../../nbs/4_explanation/03_habits.ipynb #cac64f15
+MAX_CLOSING_WORDS = 4  # words of a last line that may be a sign-off
 MIN_KEPT = 0.9  # share of the answers of a run that a longer one must keep: one in ten may leave a word out
 
 
