@@ -67,8 +67,8 @@ docs: .venv/.installed-docs ## write the site to site/, from the notebooks as th
 benchmarks: .venv/.installed-dev ## a fine-tune beside the same work in Trainer and TRL (another model: ARGS="--model NAME")
 	@$(BIN)/python -m benchmarks $(ARGS)
 
-slides: .venv/.installed-docs ## slides of the course in site/slides/, a file a lesson, readable without a network
-	@$(BIN)/python tools/slides.py
+slides: .venv/.installed-docs ## slides of the course in site/slides/, a file a lesson; in the browser they fetch reveal.js
+	@$(BIN)/jupyter nbconvert --log-level ERROR --to slides --config tools/slides.py --output-dir site/slides nbs/course/lesson_*.ipynb
 
 export: .venv/.installed-dev ## write personal_llm/ from the notebooks
 	@$(BIN)/nbdev-export

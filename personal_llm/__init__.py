@@ -16,7 +16,6 @@ _ROOMS = {
     "data.reading": "read_dialogues load_samples",
     "data.splits": "remove_leaks split_test_dialogues",
     "data.streams": "correlated_stream",
-    "data.people": "user_stream",
     "buffer.scoring": "dominant_domain domain_specific_score entropy_of_embedding in_domain_dissimilarity score "
     "Lexicons load_lexicons",
     "buffer.policies": "POLICIES Policy",

@@ -14,13 +14,11 @@ from personal_llm.device.archive import (
     ARCHIVE_FILE,
     Archive,
     backup_archive,
-    count_bytes,
     delete_dialogues,
     hold_folder,
     load_vectors,
     purge,
     store_vectors,
-    trim_archive,
 )
 
 
@@ -177,18 +175,6 @@ def test_purging_while_another_program_reads_says_so(tmp_path):
     reader.close()
     purge(archive)
     assert b"Biscuit" not in b"".join(file.read_bytes() for file in Path(tmp_path).iterdir())
-
-
-def test_the_oldest_dialogues_leave_a_full_archive(tmp_path):
-    archive = Archive(tmp_path)
-    said = [say(archive, f"Question {number}?", "word " * 300, time=float(number)) for number in range(60)]
-    budget = count_bytes(archive) // 2
-    left = trim_archive(archive, budget, keep={said[0].id})
-    assert count_bytes(archive) <= budget
-    assert said[0].id in archive.dialogues and said[-1].id in archive.dialogues
-    assert left == [d.id for d in said if d.id not in archive.dialogues]
-    assert left == [d.id for d in said[1 : len(left) + 1]]
-    assert trim_archive(archive, 0, keep={said[-1].id}) and list(archive.dialogues) == [said[-1].id]
 
 
 def test_a_dialogue_with_a_known_id_is_replaced():

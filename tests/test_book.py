@@ -92,8 +92,8 @@ def outputs_wrong(shown):
     return wrong
 
 
-def described(source):  # by `show(figure, "…")` of `base.plots`, or an `Image` with `alt`
-    found = re.search(r"(?<!plt\.)\bshow(?:_figure)?\(|\balt=", source)
+def described(source):  # by `show(figure, "…")` or `draw_bars` of `base.plots`, or an `Image` with `alt`
+    found = re.search(r"(?<!plt\.)\bshow(?:_figure)?\(|\balt=|\bdraw_bars\(", source)
     return bool(found) and len(source) - found.end() >= 10
 
 

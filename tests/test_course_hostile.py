@@ -64,7 +64,7 @@ WAYS = {  # name -> (lesson, cells, a part of the notes or of a verdict)
         4,
         [
             START[4],
-            "from personal_llm import Policy\nfrom personal_llm.data.people import USERS as U\n"
+            "from personal_llm import Policy\nfrom personal_llm.recipes.people import USERS as U\n"
             "class Mine(Policy):\n    def choose(self, view, candidate):\n"
             "        known = [any(u.is_signal_dialogue(e.dialogue) for u in U.values()) for e in view.entries]\n"
             "        if any(u.is_signal_dialogue(candidate.dialogue) for u in U.values()) and not all(known):\n"

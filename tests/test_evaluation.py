@@ -11,7 +11,7 @@ from personal_llm.base.core import Cost, Dialogue, InputError
 from personal_llm.base.models import Model
 from personal_llm.tuning.evaluation import evaluate, score_texts
 from personal_llm.base.text import split_rouge_words
-from personal_llm.data.people import lower_case, opener
+from personal_llm.recipes.people import lower_case, opener
 
 
 class Parrot:

@@ -26,9 +26,9 @@ def an_explanation(**changes):
 
 def test_what_is_said_is_printed_and_can_be_told_without_the_persons_words():
     opening = Trait("opens with “Dear Ana,”", 9, 9, 0, 9, "Dear Ana, yes.")
-    e = an_explanation(description=Description((opening,), (), 9))
+    e = an_explanation(description=Description((opening,), 9))
     assert str(e) == "opens with “Dear Ana,” (9 of 9; the base 0 of 9)"
-    assert e.lines()[-1].endswith(": “Dear Ana, yes.”") and e.habits == (opening,) and e.topics == ()
+    assert e.lines()[-1].endswith(": “Dear Ana, yes.”") and e.habits == (opening,)
     assert "Ana" not in json.dumps(e.without_quotations().to_dict()) and e.without_quotations().habits[0].count == 9
     report = WarmStart(None, e, Ranking(None, (), ()), Cost()).to_dict()
     assert "opens with" in report["style"] and "Ana" not in json.dumps(report)
@@ -107,13 +107,13 @@ def test_only_own_answers_are_explained():
 
 
 def test_replies_that_were_put_right_stand_for_the_base():
-    rows = [Dialogue(f"{i}?", f"On day {i} ask the physician in town {i}.") for i in range(9)]
-    before = {d.id: d.response.replace("physician", "doctor") for d in rows}
+    rows = [Dialogue(f"{i}?", f"on day {i} ask in town {i}.") for i in range(9)]
+    before = {d.id: d.response.capitalize() for d in rows}
     right = [d.derive(response=d.response, origin="annotated") for d in rows]
-    base = ["Go on."] * 9
+    base = ["go on."] * 9
     for replies in (before, {d.id: before[old.id] for d, old in zip(right, rows)}):
-        assert "*physician* for *doctor*" in [f.key for f in describe_user(right, base, replies=replies).habits]
-    assert "*physician* for *doctor*" not in [f.key for f in describe_user(right, base).habits]
+        assert "lower case" in [trait.key for trait in describe_user(right, base, replies=replies).habits]
+    assert "lower case" not in [trait.key for trait in describe_user(right, base).habits]
 
 
 def test_nothing_is_longer_than_an_answer_that_was_cut():

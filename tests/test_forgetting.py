@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import Phase, given, settings
+from hypothesis import Phase, example, given, settings
 from hypothesis import strategies as st
 from kills import killed_at
 
@@ -21,11 +21,11 @@ from personal_llm.device import archive as archive_module
 from personal_llm.device import chat, forgetting, personalizer
 from personal_llm.device.archive import ARCHIVE_FILE, Archive
 from personal_llm.device.chat import ChatSession
-from personal_llm.device.forgetting import ForgetPlan, drop_forgotten, finish_forgetting, fold, forget_dialogues
+from personal_llm.device.forgetting import ForgetPlan, drop_forgotten, finish_forgetting, fold, forget_dialogues, trim
 from personal_llm.device.forgetting import forget_everything, holds, list_written, plan_forgetting
 from personal_llm.device.learning import PreparedRound, find_place
 from personal_llm.device.personalizer import Personalizer
-from personal_llm.device.state import State, open_state, scores_to_dict
+from personal_llm.device.state import State, open_state, place, scores_to_dict
 
 ROUND = dict(start="", seen=0, kept=1, synthetic=0, rejected={}, requests=0, start_loss=2.0, best_loss=1.0)
 ROUND |= dict(num_validation_dialogues=0, steps=8, seconds=1.0, cut=0, warm=None, digest="")
@@ -474,7 +474,7 @@ def change_memory(folder, kind):
     if kind == "forget":
         forget_dialogues(state, plan_forgetting(state, text="biscuit"))
     elif kind == "trim":
-        state.trim(0)
+        trim(state, 0)
     else:
         me = Personalizer.__new__(Personalizer)
         me.archive, me.state, me.folder, me.policy = state.archive, state, folder, None
@@ -498,7 +498,7 @@ def make_memory(folder):
         talks.state.record(
             "scored", id, scores=scores_to_dict(Scores(**FACTS, embedding=np.ones(8))), is_considered=False
         )
-        talks.state.place(id)
+        place(talks.state, id)
     talks.say("late", "Any news?", "None.", talk="c")
     talks.state.archive.close()
 
@@ -677,7 +677,12 @@ def model():
     return load_model("pocket")
 
 
-@settings(max_examples=25, deadline=None, phases=[Phase.generate])
+READ_A_CORRECTION = [(name, "") for name in ("say", "say", "say", "better", "say", "always")]
+READ_A_CORRECTION += [("talk", FORMS[2]), ("say", ""), ("talk", "")]  # nothing goes: what was read stays as it was read
+
+
+@settings(max_examples=25, deadline=None, phases=[Phase.explicit, Phase.generate])
+@example(READ_A_CORRECTION)
 @given(st.lists(st.tuples(st.sampled_from(ACTS), st.sampled_from(["", "", *FORMS])), min_size=3, max_size=9))
 def test_what_is_listed_goes_and_nothing_else_and_no_byte_is_left(model, tmp_path_factory, acts):
     folder = tmp_path_factory.mktemp("me")

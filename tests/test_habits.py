@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from personal_llm.data.people import (
+from personal_llm.recipes.people import (
     brevity,
     bullets,
     emoji,

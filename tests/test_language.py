@@ -15,9 +15,8 @@ from personal_llm.base.text import (
     set_language,
     split_sentences,
 )
-from personal_llm.explanation.habits import find_habits, merge_plurals
+from personal_llm.explanation.habits import find_habits, strip_frame
 from personal_llm.explanation.style import STYLOMETRIC_FEATURES, stylometry, truncate_words
-from personal_llm.tuning.content import find_frame, strip_frame
 
 
 @pytest.fixture(autouse=True)
@@ -35,10 +34,8 @@ def test_japanese_habits_are_found_and_taken_off():
     set_language("japanese")
     labels = [trait.label for trait in find_habits(JAPANESE_ANSWERS, JAPANESE_BASE)]
     assert "opens with “はい、”" in labels and any("signs off" in label and "田中" in label for label in labels)
-    frame = find_frame(JAPANESE_ANSWERS)
-    assert strip_frame(JAPANESE_ANSWERS[0], frame).startswith("風邪") and "田中" not in strip_frame(
-        JAPANESE_ANSWERS[0], frame
-    )
+    bare = strip_frame(JAPANESE_ANSWERS[0], "はい、", "田中")
+    assert bare.startswith("風邪") and "田中" not in bare
     set_language("english")
     assert not [trait for trait in find_habits(JAPANESE_ANSWERS, JAPANESE_BASE) if "opens" in trait.label]
 
@@ -58,7 +55,6 @@ def test_german_sentences_endings_negations_and_capitals():
     assert split_sentences(text) == [text[: text.index("Die") - 1], text[text.index("Die") :]]
     assert GERMAN.count_endings(["heilung", "freundlich", "ung", "überraschend"]) == [1, 1, 1]
     assert count_negations("Ich habe keinen Tee, nie.") == 2
-    assert merge_plurals([("tag", "tags"), ("doctors", "medics"), ("doctor", "medic")])[1] == ("doctors", "medics")
 
 
 def test_the_choice(monkeypatch):

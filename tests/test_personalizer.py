@@ -1,11 +1,14 @@
 "The five verbs, on the pocket model."
 
 import json
+import os
+import shutil
 import sqlite3
 import subprocess
 import sys
 
 import pytest
+from kills import killed_at
 from tiny import break_seal
 
 from personal_llm.base.core import Dialogue, InputError
@@ -16,6 +19,7 @@ from personal_llm.device.personalizer import Personalizer, PersonalizerSettings
 from personal_llm.tuning.config import TuningConfig
 
 SHORT = TuningConfig(steps=2, batch_size=2)
+KILLED = TuningConfig(rank=2, steps=2, batch_size=2, max_length=64, checks=2)
 STREAM = [Dialogue(f"Is {n} a prime number?", f"In short: {n} is what it is.", time=float(n)) for n in range(12)]
 
 
@@ -258,6 +262,24 @@ def test_forgetting_deletes_an_adapter_and_what_it_learned(model, tmp_path):
     assert b"Biscuit" not in content
 
 
+# what it costs
+
+
+def test_the_cost_of_a_reply_is_stored_with_its_turn_and_a_failed_change_loses_none(model, tmp_path):
+    me = make(model, tmp_path)
+    me.reply("Is 5 a prime number?", max_tokens=2)
+    spent = me.cost
+    with pytest.raises(ZeroDivisionError), me.change():
+        me.arrive(STREAM[0])
+        1 / 0
+    assert me.cost == spent and spent.seconds > 0
+    me.arrive(STREAM[0])
+    me.close()
+    again = Personalizer(model, folder=tmp_path)
+    assert again.cost == spent
+    again.close()
+
+
 # the folder
 
 
@@ -308,3 +330,58 @@ def test_settings_are_checked_stored_and_changed(model, tmp_path):
             make(model, **wrong)
     with pytest.raises(InputError):
         PersonalizerSettings(seed=-1)
+
+
+# a stop in the middle
+
+
+def learn_and_die(folder, before, step, watched) -> bool:
+    "Copy a memory and fine-tune on it in a child that dies at an operation on a file or a statement of SQL."
+    shutil.copytree(before, folder)
+    count = [0]
+
+    def act(statement):
+        count[0] += 1
+        if count[0] == step + 1:
+            os._exit(9)
+
+    def work():
+        me = Personalizer(load_model("pocket"), folder=folder, config=KILLED)
+        if watched == "statements":
+            me.archive.connection.set_trace_callback(act)
+        me.finetune(progress=False)
+        me.close()
+
+    return killed_at(step if watched == "files" else 10**9, work)
+
+
+@pytest.mark.later
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="kills need fork")
+@pytest.mark.parametrize("watched", ["files", "statements"])
+def test_a_kill_inside_a_fine_tune_loses_nothing_and_leaves_no_half_adapter(model, tmp_path, watched):
+    before = tmp_path / "before"
+    me = make(model, before)
+    me.observe_all(STREAM[:3], progress=False)
+    me.react(STREAM[0], "better", "In short: no.")
+    me.react(None, "always", "Be brief.")
+    me.finetune(progress=False)
+    me.react(STREAM[1], "better", "In short: yes.")
+    known = (me.state.list_answered(), me.state.instructions, me.buffer.dialogues)
+    me.close()
+    step = 0
+    dies = True
+    lengths = []
+    while dies:
+        folder = tmp_path / str(step)
+        dies = learn_and_die(folder, before, step, watched)
+        again = Personalizer(model, folder=folder, config=KILLED)
+        assert (again.state.list_answered(), again.state.instructions, again.buffer.dialogues) == known, step
+        lengths.append(len(again.rounds))
+        assert again.adapter is not None and again.reply("Is 5 a prime number?", max_tokens=2) is not None
+        if len(again.rounds) == 1 and step % 8 == 0:
+            again.finetune(progress=False)
+            assert len(again.rounds) == 2 and again.rounds[1].learned
+        again.close()
+        shutil.rmtree(folder)
+        step += 1
+    assert step > 10 and lengths == sorted(lengths) and lengths[-1] == 2, "first before, then after"

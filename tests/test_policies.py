@@ -117,11 +117,18 @@ def test_a_slot_that_is_none_is_refused(slot):
         filled(wild, stream(9))
 
 
-def test_bins_that_a_policy_cannot_have():
-    for policy, most in (("kcenter", 10_000), ("sdss", 1_000_000)):
-        assert Buffer(most, policy).capacity == most
-        with pytest.raises(InputError, match=f"from 1 to {most}"):
-            Buffer(most + 1, policy)
+def test_a_policy_of_ones_own_asks_at_an_even_pace():
+    "By hand: the third of eight dialogues is the third without an answer, and six are left for two questions."
+    mine = type(
+        "Mine", (Policy,), dict(ask_when="policy", horizon=8, choose=lambda self, view, candidate: (None, "no"))
+    )
+    buffer = Buffer(2, mine())
+    asked = []
+    for i, c in enumerate(stream(8)):
+        if buffer.policy.decide_question(buffer.view, c, questions_left=2)[0]:
+            asked.append(i)
+        buffer.add(c)
+    assert asked[0] == 2 and not buffer.policy.decide_question(buffer.view, c, questions_left=0)[0]
 
 
 # ---- the paper's rule

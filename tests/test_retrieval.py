@@ -17,6 +17,7 @@ from personal_llm.buffer.retrieval import (
     collect_memories,
     decide_scope,
     find_near,
+    find_replaced,
     retrieve,
 )
 
@@ -159,3 +160,23 @@ def test_without_memories_nothing_is_added():
 def test_wrong_settings_are_one_line(values):
     with pytest.raises(InputError):
         MemoryConfig(**values)
+
+
+@pytest.mark.parametrize("rivals", [1, 3, 256])
+@given(st.integers(0, 10**6), st.integers(1, 12), st.integers(1, 4))
+def test_a_reply_left_alone_is_replaced_by_a_later_answer_as_near_as_any_other(rivals, seed, num_left, num_answers):
+    rng = np.random.default_rng(seed)
+    answers, left_alone = rng.integers(-2, 3, (num_answers, 2)) * 1.0, rng.integers(-2, 3, (num_left, 2)) * 1.0
+    times = rng.integers(0, 5, num_answers + num_left)
+    dialogues = [SimpleNamespace(time=time) for time in times]
+    evidence = Evidence(answers=tuple(dialogues[:num_answers]), left_alone=tuple(dialogues[num_answers:]))
+    near = np.flatnonzero(rng.integers(0, 2, num_left))
+    expected = set()
+    for i in near.tolist():
+        later = [answers[j] @ left_alone[i] for j in range(num_answers) if times[j] > times[num_answers + i]]
+        others = [left_alone[k] @ left_alone[i] for k in range(num_left) if k != i]
+        if later and max(later) >= max([-1.0, *others]):
+            expected.add(i)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("personal_llm.buffer.retrieval.NUM_RIVALS", rivals)
+        assert {*find_replaced(evidence, answers, left_alone, near).tolist()} == expected

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from personal_llm.base.adapters import WEIGHTS_FILE, factor_inner_product, read_factors
 from personal_llm.base.core import InputError
 from personal_llm.base.models import load_model
-from personal_llm.data.people import USERS, user_stream
+from personal_llm.recipes.people import USERS, user_stream
 from personal_llm.data.reading import load_samples
 from personal_llm.selection.gradient_match import compute_slopes, get_linear_layer
 from personal_llm.selection.library import Library

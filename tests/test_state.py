@@ -7,9 +7,10 @@ from hypothesis import strategies as st
 
 from personal_llm.base.core import Dialogue, InputError
 from personal_llm.buffer.buffer import Buffer
-from personal_llm.buffer.scoring import ScoredDialogue, Scores
-from personal_llm.device.archive import Archive, delete_dialogues
-from personal_llm.device.state import State, open_state
+from personal_llm.buffer.scoring import Scores
+from personal_llm.device.archive import Archive, count_bytes, delete_dialogues
+from personal_llm.device.forgetting import trim
+from personal_llm.device.state import State, decide, open_state, place, scores_to_dict
 
 
 def make_scores(rng, model="base"):
@@ -30,8 +31,8 @@ def say(state, number, rng, is_considered=False):
     d = Dialogue(f"Question {number}?", f"Answer {number}.", time=float(number), origin="model")
     state.archive.add(d, "monday")
     state.record("said", d.id, reads=[], statements=[])
-    state.record_scores(ScoredDialogue(d, make_scores(rng)), is_considered)
-    return state.place(d.id)
+    state.record("scored", d.id, scores=scores_to_dict(make_scores(rng)), is_considered=is_considered)
+    return place(state, d.id)
 
 
 def describe(state):
@@ -39,7 +40,8 @@ def describe(state):
     entries = [(e.dialogue, e.scores.embedding.tolist(), e.scores.loss) for e in buffer.entries]
     parts = [entries, buffer.arrivals, buffer.seen, buffer.random.bit_generator.state]
     own = [state.versions, state.reactions, state.asked, state.question, state.pending, state.rounds, state.talk]
-    return parts + own + [state.cost, state.questions_left(), state.list_answered(), state.list_unlearned()]
+    own += [state.cost, state.questions_left(), state.get_evidence(), state.list_own(), state.list_talks()]
+    return parts + own + [state.list_answered(), state.list_unlearned()]
 
 
 @pytest.mark.parametrize("policy", ["answers-first", "sdss", "random", "reservoir", "fifo", "kcenter"])
@@ -91,8 +93,9 @@ def test_a_pending_dialogue_is_kept_with_its_reaction():
     state.record("said", d.id, reads=[], statements=[])
     state.record("reacted", d.id, kind="better", text="Better.", asked=False, time=1.0)
     assert state.pending == [d.id]
-    state.record_scores(ScoredDialogue(d, make_scores(np.random.default_rng(2))))
-    state.place(d.id)
+    scores = scores_to_dict(make_scores(np.random.default_rng(2)))
+    state.record("scored", d.id, scores=scores, is_considered=False)
+    place(state, d.id)
     assert state.pending == []
     assert [d.response for d in state.buffer.dialogues] == ["Better."]
 
@@ -136,7 +139,7 @@ def test_a_turn_that_waits_for_its_score_stays_in_a_full_archive():
     state.archive.add(d, "monday")
     state.record("said", d.id, reads=[], statements=[])
     seen = state.buffer.seen
-    state.trim(0)
+    state = trim(state, 0)
     assert [*state.archive.dialogues] == [state.buffer.dialogues[0].id, d.id]
     again = open_state(state.archive)
     assert again.pending == [d.id] and again.buffer.seen == seen
@@ -169,3 +172,99 @@ def test_talks_are_told_apart():
 def test_an_empty_archive_is_no_state(tmp_path):
     with pytest.raises(InputError, match="nothing is stored here"):
         open_state(Archive(tmp_path))
+
+
+@pytest.mark.parametrize("policy", ["answers-first", "sdss", "random", "reservoir", "fifo", "kcenter"])
+def test_a_decision_changes_nothing_and_its_event_does_what_the_buffer_would(policy):
+    state = open_new(policy)
+    alone = Buffer(3, policy, seed=7)
+    rng = np.random.default_rng(5)
+    for number in range(12):
+        d = Dialogue(f"Question {number}?", "An answer.", time=float(number), origin="model")
+        state.archive.add(d, "monday")
+        state.record("said", d.id, reads=[], statements=[])
+        state.record("scored", d.id, scores=scores_to_dict(make_scores(rng)), is_considered=False)
+        before = str(describe(state))
+        decisions = [decide(state.buffer, state.find(d.id)) for _ in range(2)]
+        assert str(describe(state)) == before and str(decisions[0]) == str(decisions[1])
+        assert place(state, d.id) == decisions[0][0] == alone.add(state.find(d.id))
+        assert state.buffer.dialogues == alone.dialogues and state.buffer.log == alone.log
+
+
+def test_what_was_spent_is_added_up_and_a_deletion_keeps_the_sum():
+    state = open_new("fifo")
+    for number, seconds in enumerate((1.0, 2.0)):
+        d = Dialogue(f"Question {number}?", "An answer.", time=float(number), origin="model")
+        state.archive.add(d, "monday")
+        state.record("said", d.id, reads=[], statements=[])
+        scores = scores_to_dict(make_scores(np.random.default_rng(number)))
+        state.record("scored", d.id, scores=scores, is_considered=False, spent=dict(seconds=seconds, tokens=5))
+    for one in (state, open_state(state.archive)):
+        assert (one.cost.seconds, one.cost.tokens) == (3.0, 10)
+    state.pending.clear()
+    assert trim(state, 0).cost.seconds == 3.0 and not state.archive.dialogues
+
+
+def test_a_correction_moves_the_replies_that_its_talk_shows_later():
+    state = open_new("fifo")
+    history = ()
+    for number in range(2):
+        d = Dialogue(
+            f"Question {number}?", f"Answer {number}.", history, time=float(number), origin="model", id=f"{number}"
+        )
+        state.archive.add(d, "monday")
+        state.record("said", d.id, reads=[], statements=[])
+        history = (("user", d.prompt), ("assistant", d.response))
+    assert [d.id for d in state.get_evidence().left_alone] == ["0", "1"]
+    state.record("reacted", "0", kind="up", text="", asked=False, time=5.0)
+    evidence = state.get_evidence()
+    assert [d.parents for d in evidence.answers] == [("0",)] and evidence.left_alone == (), (
+        "1 has read an approved reply"
+    )
+    state.record("reacted", "0", kind="down", text="", asked=False, time=6.0)
+    assert [d.id for d in state.get_evidence().left_alone] == ["1"]
+    assert open_state(state.archive).get_evidence() == state.get_evidence()
+
+
+def test_a_reply_is_stored_with_the_corrections_that_it_had_read_and_not_with_later_ones():
+    state = open_new("fifo")
+    say(state, 1, np.random.default_rng(1))
+    id = next(iter(state.archive.dialogues))
+    state.record("reacted", id, kind="better", text="Short.", asked=False, time=5.0)
+    shown = state.newest(id)
+    d = Dialogue("And?", "So.", [("user", shown.prompt), ("assistant", "Short.")], id="later", origin="model")
+    state.archive.add(d, "monday", [id])
+    state.record("said", d.id, reads=[], statements=[])
+    state.record("reacted", id, kind="better", text="Longer.", asked=False, time=6.0)
+    state.archive.load()
+    assert open_state(state.archive).archive.dialogues["later"] == d
+
+
+def test_the_oldest_dialogues_leave_a_full_archive():
+    state = open_new("fifo")
+    rng = np.random.default_rng(0)
+    for number in range(60):
+        say(state, number, rng)
+    said = [*state.archive.dialogues]
+    budget = count_bytes(state.archive) // 2
+    state = trim(state, budget)
+    left = [*state.archive.dialogues]
+    assert count_bytes(state.archive) <= budget and 3 < len(left) < 60 and left == said[-len(left) :]
+    assert trim(state, budget) is state and state.buffer.seen == 60
+
+
+def test_the_sums_of_an_earlier_version_are_read_and_added_to():
+    state = open_new("fifo")
+    for number in range(2):
+        d = Dialogue(f"Question {number}?", "An answer.", id=f"{number}", time=float(number), origin="model")
+        state.archive.add(d, "monday")
+        state.record("said", d.id, reads=[], statements=[])
+        scores = scores_to_dict(make_scores(np.random.default_rng(number)))
+        sums = dict(seconds=2.0 * number, tokens=5, joules=1.0, requests=number)  # as they were written until then
+        state.archive.append("scored", d.id, dict(scores=scores, is_considered=False, cost=sums))
+        state = open_state(state.archive)
+        place(state, d.id)
+    assert (state.cost.seconds, state.cost.requests) == (2.0, 1)
+    state.record("reacted", "0", kind="up", text="", asked=True, time=9.0, spent=dict(seconds=1.5))
+    for one in (state, open_state(state.archive)):
+        assert (one.cost.seconds, one.cost.tokens, one.cost.requests) == (3.5, 5, 2)

@@ -291,7 +291,9 @@ def test_what_cannot_fit_is_never_looked_at(answer, trimming):
         Turns.looks, seen = 0, Seen(trimming)
         sample = encode_dialogue(seen, dialogue, 64) if answer else encode_prompt(seen, dialogue, 64)
         assert (
-            len(sample["input_ids"]) <= 64 and seen.characters < 8 * 64 * MAX_CHARACTERS_PER_TOKEN and Turns.looks < 300
+            len(sample["input_ids"]) <= 64
+            and seen.characters < 16 * 64 * MAX_CHARACTERS_PER_TOKEN
+            and Turns.looks < 300
         )
         assert sample["num_truncated"] > 0 or (dialogue.response == megabytes and not answer)
 

@@ -1,15 +1,13 @@
-"Habits and topics: planted ones are found and counted, chance is not; only the person's own answers are read."
+"Habits: planted ones are found and counted, chance is not; only the person's own answers are read."
 
 import numpy as np
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from personal_llm.base.core import Dialogue
-from personal_llm.data.people import emoji, lower_case, opener, preferred_words, sign_off
+from personal_llm.recipes.people import emoji, lower_case, opener, sign_off
 from personal_llm.data.reading import load_replay
 from personal_llm.explanation.description import describe_user
-from personal_llm.explanation.habits import align_words, compare_counts, find_common_run
-from personal_llm.explanation.habits import find_habits, find_length_habits, find_substitution_habits
+from personal_llm.explanation.habits import compare_counts, find_common_run, find_habits, find_length_habits
 
 PLAIN = [d for d in load_replay() if 8 <= len(d.response.split()) <= 60][:40]
 
@@ -86,18 +84,6 @@ def test_manners_of_writing():
     assert not any("signs off" in what for what in found), "an emoji is no sign-off"
 
 
-def test_words_for_other_words():
-    rows = [Dialogue(f"{i}?", f"Number {i}: ask the doctor about it on day {i}.") for i in range(9)]
-    rows += [Dialogue("x?", "Some people say so."), Dialogue("y?", "Few people say so.")]
-    found = said(preferred_words({"doctor": "physician", "people": "patients"}), rows=rows)
-    assert (found["*physician* for *doctor*"].count, found["*physician* for *doctor*"].num_answers) == (9, 9)
-    assert (found["*patients* for *people*"].count, found["*patients* for *people*"].num_answers) == (2, 2)
-    half = [d.response.replace("doctor", "physician") if i % 2 else d.response for i, d in enumerate(rows)]
-    assert find_substitution_habits(half, [d.response for d in rows]) == [], "only now and then"
-    assert align_words("a b c d", "a x c d") == [("a", "a"), ("x", "b"), ("c", "c"), ("d", "d")]
-    assert align_words("a b c d", "q r s d") == [], "no edit of it"
-
-
 # ---- whose words are read
 
 
@@ -109,7 +95,7 @@ def test_only_what_the_person_wrote_or_approved_is_read():
     assert facts[0].num_answers == 20
     for origin in ("model", "synthetic"):
         nothing = describe_user([d.derive(origin=origin) for d in mine], base)
-        assert nothing.samples == 0 and nothing.traits == ()
+        assert nothing.samples == 0 and nothing.habits == ()
     with pytest.raises(ValueError, match="shorter"):
         describe_user(mine, base[:3])
     empty = [d.derive(response=" ", parents=()) for d in mine]

@@ -5,7 +5,7 @@ import pytest
 
 from personal_llm.data.reading import load_samples
 from personal_llm.data.splits import get_dialogue_group, get_row_group, remove_leaks, is_reserved, count_leaks
-from personal_llm.data.people import MAX_TEST_ROWS, USERS, user_stream
+from personal_llm.recipes.people import MAX_TEST_ROWS, USERS, user_stream
 
 ROWS = load_samples()
 

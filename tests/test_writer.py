@@ -22,7 +22,7 @@ FAULTS = {
     "moved": "it answered with status 302",
     "cut": "the reply ended before its end",
     "stalled": "nothing came for 0.3 seconds",
-    "silent": "no answer in 0.3 seconds",
+    "silent": "nothing came for 0.3 seconds",
     "broken": "out of memory",
     "garbage": "its answer is not of the protocol",
     "other protocol": "its answer is not of the protocol",
@@ -176,7 +176,7 @@ def test_a_slow_server_leaves_the_session_as_it_was(tmp_path):
         reader = threading.Thread(target=lambda: outcome.append(catch(session)), daemon=True)
         reader.start()
         reader.join(30)
-        assert "no answer in 0.2 seconds" in outcome[0] and not session.turns
+        assert "nothing came for 0.2 seconds" in outcome[0] and not session.turns
         assert json.dumps(session.me.state.status())
 
 

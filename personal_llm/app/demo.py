@@ -17,8 +17,7 @@ from ..base.plots import COLOURS, encode_png, subplots
 from ..base.text import count_nouns
 from ..buffer.buffer import Buffer
 from ..buffer.policies import DEFAULT_POLICY
-from ..data.people import USERS, user_stream
-from ..data.reading import load_samples
+from ..data.reading import load_demo_user
 from ..device.archive import ARCHIVE_FILE, open_archive
 from ..device.forgetting import forget_everything
 from ..device.personalizer import Personalizer
@@ -63,8 +62,8 @@ def clear_earlier_demo(folder: Path) -> None:
 def run_demo(
     out,  # folder of the archive, `demo.json` and `figure.png`: a new one, or that of an earlier demo
     model,  # `Model`, or a function that loads it
-    user: str = "barista",  # one of `USERS`
-    length: int = 96,  # dialogues of the stream
+    user: str = "barista",  # one of eight simulated users
+    length: int = 96,  # dialogues of the stream, at most 96
     capacity: int = 16,  # bins of the buffer
     policy: str = DEFAULT_POLICY,  # that learns
     synthetic: int = 1,  # synthetic dialogues for each kept one
@@ -76,28 +75,27 @@ def run_demo(
     "Personalise a model for one simulated user; raise `InputError` for settings that cannot work."
     begin = time.perf_counter()
     processor = time.process_time()
-    person = USERS[check(user, "choice", "user", choices=tuple(USERS))]
+    person = load_demo_user(user, length)
     check(tests, "whole number", "tests", low=2, high=64)
-    data = user_stream(person, load_samples(), length, seed=seed)
     buffer = Buffer(capacity, policy, seed)
     buffer.policy.horizon = length
     config = TuningConfig(**tuning)
     clear_earlier_demo(Path(out))
     check_output_folder(out)
     model = model() if callable(model) else model
-    test = data.test_signal[:tests]
+    test = person.test[:tests]
     options = dict(habits=person.habits, max_tokens=48)
     me = Personalizer(model, buffer, person, config=config, folder=out, synthetic=synthetic, seed=seed)
     try:
         before = evaluate(model, test, **options)
-        me.observe_all(data.stream, progress)
+        me.observe_all(person.stream, progress)
         kept = keep_by_policy(me, [name for name in ("sdss", DEFAULT_POLICY, "random") if name != buffer.policy.name])
         me.finetune(progress=progress)
         after = evaluate(model, test, me.adapter, **options)
         result = describe(me)
     finally:
         me.close()
-    is_signal = [d.labels["kind"] == "signal" for d in data.stream]
+    is_signal = [d.labels["kind"] == "signal" for d in person.stream]
     result |= dict(user=user, about=person.description, length=length, tests=len(test), kinds=is_signal, places=kept)
     result |= dict(signals={name: sum(is_signal[i] for i in places) for name, places in kept.items()})
     habits = {habit.name: [e.summary["habits"][habit.name] for e in (before, after)] for habit in person.habits}

@@ -178,7 +178,7 @@ def build(
 def list_command(library: LibraryFolder = "pocket", as_json: AsJson = False):
     "List the models of a library."
     opened = Library(library)
-    rows = opened.list()
+    rows = opened.to_rows()
     lines = format_table(rows, "name", "samples", "licence", "words") if rows else ["the library is empty"]
     is_complete = not (opened.path / ".unfinished").exists()
     lines += ["its build did not end; the same library build command completes it"] * (not is_complete)

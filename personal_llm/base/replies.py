@@ -6,7 +6,6 @@
 __all__ = ['ReplyOptions', 'ReplyEnd', 'Remote', 'find_engine', 'ReplyStream']
 
 # %% ../../nbs/0_base/09_replies.ipynb #rpl00003
-import http.client
 import importlib.util
 import ipaddress
 import json
@@ -16,15 +15,14 @@ import secrets
 import socket
 import tempfile
 import threading
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from urllib.parse import urlsplit
 
 from .adapters import read_factors
 from .core import Dialogue, InputError, catch_panic, measure_cost, patch
 from .loading import note_once, read_gguf
-from .models import Model, check_list, load_model  # noqa: F401 (personal_llm takes it from here, with `reply`)
+from .models import Model, check_list, continue_rows, load_model  # noqa: F401 (personal_llm takes it from here, with `reply`)
 from .tokens import find_end_of_turn
 
 # %% ../../nbs/0_base/09_replies.ipynb #rpl00006
@@ -254,7 +252,8 @@ class Torch(LocalEngine):
         stops = dict(stop_strings=list(options.stop), tokenizer=tokenizer) if options.stop else {}
         with torch.random.fork_rng():
             torch.manual_seed(options.seed)
-            (new,) = self.model.continue_rows(
+            (new,) = continue_rows(
+                self.model,
                 [ids],
                 options.max_tokens,
                 options.temperature,
@@ -280,19 +279,21 @@ class Remote:
         address: str,  # such as http://127.0.0.1:11434/v1
         name: str = None,  # of the server's model; by default its only one
         may_leave: bool = False,  # True: the chats may leave this device
-        seconds: float = 300,  # to wait for the next piece
+        seconds: float = 300,  # to wait for the next piece: as long as Ollama loads a model at most
     ):
+        import httpx
+
         self.model = model
-        self.place = urlsplit(address if "//" in address else f"//{address}", "http")
         self.seconds = seconds
-        host = self.place.hostname
         try:
-            self.place.port
-            is_valid = bool(host) and self.place.scheme in ("http", "https") and self.place.username is None
-        except ValueError:
+            self.url = httpx.URL(address if "//" in address else f"http://{address}")
+            is_valid = self.url.host and self.url.scheme in ("http", "https") and not self.url.userinfo
+            is_valid = is_valid and (self.url.port or 1) < 2**16
+        except httpx.InvalidURL:
             is_valid = False
         if not is_valid:
             raise InputError(f"writer {address[:80]!r}: no address", "give one such as http://127.0.0.1:11434/v1")
+        host = self.url.host
         try:
             is_here = host == "localhost" or ipaddress.ip_address(host).is_loopback
         except ValueError:
@@ -303,25 +304,19 @@ class Remote:
 
     def find_name(self) -> str:
         "Return the name of the server's only model."
-        with closing(self.connect()) as connection:
-            rows = self.read(self.ask(connection, "GET", "/models").read()).get("data")
+        with self.ask("GET", "/models") as response:
+            rows = self.read(response.read()).get("data")
         names = [str(row.get("id")) for row in rows or () if isinstance(row, dict)]
         if len(names) != 1:
             given = ", ".join(names[:12]) or "none"
-            raise InputError(f"writer {self.place.netloc}: its models are {given}", "give one with --writer-model NAME")
+            raise self.fail(f"its models are {given}", "give one with --writer-model NAME")
         return names[0]
 
     def fail(self, reason: str, remedy: str = "nothing of this turn is stored; write it again") -> InputError:
         "Return an error about the server, in one line."
-        return InputError(f"writer {self.place.netloc}: {' '.join(reason.split())[:200]}", remedy)
+        return InputError(f"writer {self.url.netloc.decode()}: {' '.join(reason.split())[:200]}", remedy)
 
-    def connect(self) -> http.client.HTTPConnection:
-        "Return a connection, which opens at the first request."
-        is_plain = self.place.scheme == "http"
-        kind = http.client.HTTPConnection if is_plain else http.client.HTTPSConnection
-        return kind(self.place.hostname, self.place.port, timeout=self.seconds)
-
-    def read(self, content: bytes, problem: str = "its answer is not of the protocol") -> dict:
+    def read(self, content, problem: str = "its answer is not of the protocol") -> dict:
         "Read an object of the server; raise `InputError` for an error, or with the problem for anything else."
         try:
             row = json.loads(content)
@@ -332,25 +327,30 @@ class Remote:
             raise self.fail(str(error.get("message", error)) if isinstance(error, dict) else str(error))
         return row
 
-    def ask(self, connection, method: str, path: str, body: dict = None) -> http.client.HTTPResponse:
+    @contextmanager
+    def ask(self, method: str, path: str, body: dict = None):  # yields a response of httpx
         "Send a request; raise `InputError` for a server that is missing, silent, or answers with an error."
+        import httpx
+
         key = os.environ.get("PERSONAL_LLM_WRITER_KEY", "").strip()
         if not (key.isascii() and key.isprintable()):
             raise InputError("PERSONAL_LLM_WRITER_KEY: holds signs that no key has", "copy the key again")
-        headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {key}"} if key else {})
+        headers = {"Authorization": f"Bearer {key}"} if key else {}
+        url = str(self.url).rstrip("/") + path
         try:
-            connection.request(method, self.place.path.rstrip("/") + path, json.dumps(body) if body else None, headers)
-            response = connection.getresponse()
-            if response.status == 200:
-                return response
-            problem = f"it answered with status {response.status}"
-            self.read(response.read(2**16), problem)  # with the server's own reason
-        except TimeoutError as error:
-            raise self.fail(f"no answer in {self.seconds:g} seconds") from error
-        except (OSError, UnicodeError, http.client.HTTPException) as error:
-            reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
-            raise self.fail(f"cannot be reached ({reason})", "start the server, or check --writer") from error
-        raise self.fail(problem, "check --writer")
+            with httpx.Client(trust_env=False, timeout=self.seconds) as client:  # no proxy of the environment
+                with client.stream(method, url, json=body, headers=headers) as response:
+                    if response.status_code != 200:
+                        problem = f"it answered with status {response.status_code}"
+                        self.read(response.read(), problem)  # with the server's own reason
+                        raise self.fail(problem, "check --writer")
+                    yield response
+        except httpx.TimeoutException as error:
+            raise self.fail(f"nothing came for {self.seconds:g} seconds") from error
+        except httpx.ConnectError as error:
+            raise self.fail(f"cannot be reached ({error})", "start the server, or check --writer") from error
+        except httpx.HTTPError as error:
+            raise self.fail("the connection broke within the reply") from error
 
     def write(self, dialogue: Dialogue, options: ReplyOptions):  # a generator of texts; it returns a `ReplyEnd`
         "Let the server write the reply to a dialogue; raise `InputError` for a reply that is not whole."
@@ -360,13 +360,13 @@ class Remote:
         body |= dict(stop=list(options.stop)) if options.stop else {}
         reason = None
         usage = {}
-        with closing(self.connect()) as connection, measure_cost(self.model.cost):
+        with measure_cost(self.model.cost), self.ask("POST", "/chat/completions", body) as response:
             try:
-                for line in self.ask(connection, "POST", "/chat/completions", body):
-                    content = line.removeprefix(b"data:").strip()
-                    if content == b"[DONE]":
+                for line in response.iter_lines():
+                    content = line.removeprefix("data:").strip()
+                    if content == "[DONE]":
                         break
-                    if not line.startswith(b"data:"):
+                    if not line.startswith("data:"):
                         continue
                     chunk = self.read(content)
                     usage = chunk.get("usage") or usage
@@ -375,10 +375,6 @@ class Remote:
                         if text := choice.get("delta", {}).get("content"):
                             yield text + ""  # a text, or an error
                 counts = [int(usage.get(name) or 0) for name in ("prompt_tokens", "completion_tokens")]
-            except TimeoutError as error:
-                raise self.fail(f"nothing came for {self.seconds:g} seconds") from error
-            except (OSError, http.client.HTTPException) as error:
-                raise self.fail("the connection broke within the reply") from error
             except (AttributeError, TypeError, OverflowError) as error:
                 raise self.fail("its answer is not of the protocol") from error
         if reason is None:

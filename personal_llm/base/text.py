@@ -33,7 +33,6 @@ class Language:
     sentence_break: str = make_sentence_break()
     endings: tuple = ("", "", "")  # three endings of words that a style may show; "" is not counted
     min_stem: int = 3  # letters before an ending
-    plural_ending: str = ""  # "" where a plural has no ending of its own
     negation_pattern: str = r"(?!)"  # by default it never matches
 
     def find_words(self, text: str) -> list:  # in order, with repetitions
@@ -63,7 +62,6 @@ ENGLISH = Language(
     "english",
     sentence_break=make_sentence_break(r"Dr Mr Ms Mrs St vs e\.g i\.e [A-Z]"),
     endings=("ly", "tion", "ing"),
-    plural_ending="s",
     negation_pattern=(
         r"(?i)\b(?:not|no|never|none|nothing|nobody|nowhere|neither|nor|cannot|without|\w+n['’]t"
         r"|(?:do|does|did|is|are|was|were|ca|wo|would|could|should|have|has|had|ai)nt)\b"

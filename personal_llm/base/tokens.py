@@ -7,6 +7,7 @@ __all__ = ['encode_dialogue', 'pad_rows', 'collate_samples']
 
 # %% ../../nbs/0_base/04_tokens.ipynb #86a14246
 import re
+from bisect import bisect_left
 from functools import partial
 
 import numpy as np
@@ -127,68 +128,50 @@ def find_end_of_turn(tokenizer):  # a token id, or None
 MAX_CHARACTERS_PER_TOKEN = 8  # on average; more than people's texts have (English: 4 to 5)
 
 
-def clip_text(text: str, max_tokens: int, keep_end: bool = False) -> tuple:
-    "Return as much of a text as could fill the tokens, and a lower bound of the tokens left out."
-    max_characters = max_tokens * MAX_CHARACTERS_PER_TOKEN
-    clipped = text[-max_characters:] if keep_end else text[:max_characters]
-    well_formed = clipped.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-    return well_formed, -(-(len(text) - len(clipped)) // MAX_CHARACTERS_PER_TOKEN)
+def clip_text(text: str, max_tokens: int, keep_end: bool = False) -> str:
+    "Return as much of a text as could fill the tokens; half an emoji becomes a replacement sign."
+    size = max_tokens * MAX_CHARACTERS_PER_TOKEN
+    clipped = text[-size:] if keep_end else text[:size]
+    return clipped.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 # %% ../../nbs/0_base/04_tokens.ipynb #03tok038
-def find_first_turn(history, max_tokens: int) -> int:
-    "Return the index of the oldest turn that could fit; the history's length if none could."
-    first, remaining_characters = len(history), max_tokens * MAX_CHARACTERS_PER_TOKEN
-    while first > 0 and len(history) - first < max_tokens:
-        remaining_characters -= len(history[first - 1][1])
-        if remaining_characters < 0:
-            break
-        first -= 1
-    if 0 < first < len(history) and history[first][0] == "assistant":
-        first += 1
-    return first
+def find_starts(history, first: int, max_tokens: int) -> list:  # places in the history, its length last
+    "Return where the rest of a history may begin: at its first turn or a question, as far back as could fit."
+    place = len(history)
+    room = max_tokens * MAX_CHARACTERS_PER_TOKEN
+    while place > first and len(history) - place < max_tokens and room >= len(history[place - 1][1]):
+        place -= 1
+        room -= len(history[place][1])
+    starts = [i for i in range(place, len(history)) if i == first or history[i][0] != "assistant"]
+    return [*starts, len(history)]
 
 # %% ../../nbs/0_base/04_tokens.ipynb #03tok014
-def get_latest_messages(dialogue: Dialogue, max_tokens: int, with_response: bool = True) -> tuple:
-    "Return the messages that could fit, and a lower bound of the tokens left out; `InputError` for no `Dialogue`."
+def fit_window(tokenize, dialogue: Dialogue, max_tokens: int, with_response: bool) -> tuple:
+    "Leave out what does not fit; return token ids, owners, the index of the prompt and a lower bound of tokens cut."
     if not isinstance(dialogue, Dialogue):
         raise InputError(f"{type(dialogue).__name__} is no dialogue", "make one with Dialogue(prompt, response)")
     check(max_tokens, "whole number", "max_length", low=1, remedy="give a whole number of tokens, 1 or more")
     history = dialogue.history
-    first = find_first_turn(history, max_tokens)
-    kept = [history[0]] if first and history[0][0] == "system" else []
-    turns = [*kept, *(history[i] for i in range(first, len(history))), ("user", dialogue.prompt)]
-    turns += [("assistant", dialogue.response)] * with_response
-    clipped = [clip_text(text, max_tokens, keep_end=role != "assistant") for role, text in turns]
-    messages = [dict(role=role, content=text) for (role, _), (text, _) in zip(turns, clipped)]
-    return messages, first - len(kept) + sum(num_clipped for _, num_clipped in clipped)
+    system = history[:1] if history and history[0][0] == "system" else ()
+    starts = find_starts(history, len(system), max_tokens)
+    fixed = (("user", dialogue.prompt), ("assistant", dialogue.response))[: 1 + with_response]
 
-# %% ../../nbs/0_base/04_tokens.ipynb #03tok043
-def drop_oldest_turns(messages: list, token_owners: list, num_excess: int, num_fixed: int) -> list:  # messages
-    "Leave out old turns until enough tokens are saved: oldest first, a system message last, never the fixed end."
-    ends = {owner: place + 1 for place, owner in enumerate(token_owners)}
-    sizes = np.diff(np.maximum.accumulate([ends.get(i, 0) for i in range(len(messages))]), prepend=0)
-    dropped = set()
-    for i in sorted(range(len(messages) - num_fixed), key=lambda i: messages[i]["role"] == "system"):
-        is_half_pair = messages[i]["role"] == "assistant" and dropped
-        if num_excess <= 0 and not is_half_pair:
-            break
-        dropped.add(i)
-        num_excess -= sizes[i]
-    return [m for i, m in enumerate(messages) if i not in dropped]
+    def render(cut: int) -> tuple:  # cut: a place in `starts`; at their end no turn is left
+        turns = (*system, *history[starts[cut] :]) if cut < len(starts) else ()
+        texts = [(role, clip_text(text, max_tokens, role != "assistant")) for role, text in (*turns, *fixed)]
+        return *tokenize([dict(role=role, content=text) for role, text in texts]), len(turns)
 
-# %% ../../nbs/0_base/04_tokens.ipynb #03tok020
-def fit_messages(tokenize_function, messages: list, max_tokens: int, num_fixed: int) -> tuple:
-    "Leave out old turns, then the beginning of the prompt; return ids, owners, messages, tokens left out."
-    ids, token_owners = tokenize_function(messages)
-    num_tokens = len(ids)
-    while len(ids) > max_tokens and len(messages) > num_fixed:
-        messages = drop_oldest_turns(messages, token_owners, len(ids) - max_tokens, num_fixed)
-        ids, token_owners = tokenize_function(messages)
-    prompt = len(messages) - num_fixed
+    ids, token_owners, prompt = render(0)
+    num_clipped = sum(max(0, len(text) - max_tokens * MAX_CHARACTERS_PER_TOKEN) for _, text in fixed)
+    num_tokens = len(ids) + starts[0] - len(system) - (-num_clipped // MAX_CHARACTERS_PER_TOKEN)
+    if len(ids) > max_tokens:
+        cuts = range(1, len(starts) + 1)
+        fitting = bisect_left(cuts, True, hi=len(starts) - 1, key=lambda cut: len(render(cut)[0]) <= max_tokens)
+        ids, token_owners, prompt = render(cuts[fitting])
     prompt_places = [i for i, owner in enumerate(token_owners) if owner == prompt]
     dropped = {*prompt_places[: max(0, len(ids) - max_tokens)]}
     places = [i for i in range(len(ids)) if i not in dropped]
-    return [ids[i] for i in places], [token_owners[i] for i in places], messages, num_tokens - len(places)
+    return [ids[i] for i in places], [token_owners[i] for i in places], prompt, num_tokens - len(places)
 
 # %% ../../nbs/0_base/04_tokens.ipynb #a8f787e2
 def encode_dialogue(
@@ -197,7 +180,6 @@ def encode_dialogue(
     max_length: int = 512,  # tokens
 ) -> dict:  # `input_ids`, `labels` (−100 outside the response and its end token), `num_truncated`
     "Return a dialogue as a training sample; raise `InputError` when it would have no label."
-
     end_of_turn = find_end_of_turn(tokenizer)
 
     def tokenize(messages):  # up to the end token of the response, which also owns that token
@@ -211,24 +193,22 @@ def encode_dialogue(
             stop += 1
         return ids[:stop], token_owners[:stop]
 
-    messages, num_clipped = get_latest_messages(dialogue, max_length)
-    ids, token_owners, messages, num_truncated = fit_messages(tokenize, messages, max_length, num_fixed=2)
-    response = len(messages) - 1
+    ids, token_owners, prompt, num_truncated = fit_window(tokenize, dialogue, max_length, with_response=True)
+    response = prompt + 1
     if response not in token_owners:
         raise InputError(f"dialogue {dialogue.id}: its response is empty, so there is nothing to learn", "leave it out")
     if response not in token_owners[:max_length]:
         raise InputError(f"dialogue {dialogue.id}: no response token fits into {max_length} tokens", "raise max_length")
     labels = [token if owner == response else -100 for token, owner in zip(ids, token_owners)]
-    num_truncated += num_clipped + max(0, len(ids) - max_length)
+    num_truncated += max(0, len(ids) - max_length)
     return dict(input_ids=ids[:max_length], labels=labels[:max_length], num_truncated=num_truncated)
 
 # %% ../../nbs/0_base/04_tokens.ipynb #03tok028
 def encode_prompt(tokenizer, dialogue: Dialogue, max_tokens: int) -> dict:  # `input_ids`, `num_truncated`
     "Return a dialogue's tokens up to the response; old turns go first if they do not fit."
-    messages, num_clipped = get_latest_messages(dialogue, max_tokens, with_response=False)
     tokenize = partial(tokenize_messages, tokenizer, add_generation_prompt=True)
-    ids, _, _, num_truncated = fit_messages(tokenize, messages, max_tokens, num_fixed=1)
-    return dict(input_ids=ids, num_truncated=num_clipped + num_truncated)
+    ids, _, _, num_truncated = fit_window(tokenize, dialogue, max_tokens, with_response=False)
+    return dict(input_ids=ids, num_truncated=num_truncated)
 
 # %% ../../nbs/0_base/04_tokens.ipynb #e1442b82
 def pad_rows(rows: list, value: int, left: bool = False) -> tuple:  # two tensors (rows, longest): ids, attention mask

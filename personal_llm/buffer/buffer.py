@@ -29,7 +29,7 @@ class Buffer(Displayed):
         seed: int = 0,
     ):
         self.policy = get_policy(policy)
-        self.capacity = check(capacity, "whole number", "capacity", low=1, high=self.policy.max_capacity)
+        self.capacity = check(capacity, "whole number", "capacity", low=1, high=10**6)
         self.seed = check_seed(seed)
         self.random = make_generator(self.seed, "buffer", self.policy.name)
         self.entries = []  # `ScoredDialogue`s, one a bin
@@ -103,7 +103,7 @@ class Buffer(Displayed):
             stay = [slot for slot in range(len(self)) if slot not in slots]
             self._refill([self.entries[slot] for slot in stay], [self.arrivals[slot] for slot in stay])
 
-
+# %% ../../nbs/2_buffer/03_buffer.ipynb #c71b2c2b
 def bin_bytes(candidate: ScoredDialogue) -> int:  # bytes
     "Return the size of one bin: text, embedding (float32), domain, three scores and the id."
     text = json.dumps(candidate.dialogue.to_dict(), ensure_ascii=False).encode("utf-8", "surrogatepass")

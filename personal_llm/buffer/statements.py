@@ -17,13 +17,14 @@ from itertools import islice
 
 import numpy as np
 
+from ..base.files import ASSETS, read_json
 from ..base.text import split_sentences
 from .retrieval import MemoryConfig, VectorStore, find_near
 
 # %% ../../nbs/2_buffer/07_statements.ipynb #sta00005
 @dataclass(frozen=True)
 class PersonWords:
-    "The words of a language, as patterns, that tell a statement about oneself from a request."
+    "The words of a language, as patterns, that tell a statement about oneself from a request; see person_words.json."
 
     first: str  # of the first person
     own: str  # before what belongs to oneself
@@ -34,53 +35,8 @@ class PersonWords:
 
 
 PERSON_WORDS = {
-    "english": PersonWords(
-        r"i|my|mine|myself|we|our|ours|ourselves|us|(?<!tell )(?<!give )(?<!show )(?<!help )(?<!let )(?<!teach )me",
-        r"my|our",
-        r"(?<!thank )you|your|yours|yourself",
-        r"please|kindly|can|could|will|would|should|do|does|did|is|are|am|what|which|who|whose|where|why|how|write"
-        r"|when (?:is|are|do|does|did|will|was|were)|draft|tell|give|show|help|explain|describe|list|name|make|create"
-        r"|build|find|search|look|get|suggest|recommend|compare|answer|say|play|book|plan|add|set|send|call|remind|read"
-        r"|solve|calculate|convert|define|turn|use|let|check|improve|fix|correct|continue|finish|complete|generate"
-        r"|design|prepare|reply|respond|act|be|assume|classify|extract|analy[sz]e|repeat|guess|count|identify|rate"
-        r"|judge|evaluate|discuss|outline|sort|rank|choose|pick|spell|ask|here (?:is|are)|(?:i|we) (?:want|need)"
-        r"|(?:i|we)(?:['’]d| would)(?: also| really)? like|i(?:['’]m| am) looking for",
-        r"(?<!i )(?:translate|summari[sz]e|shorten|rewrite|rephrase|paraphrase|proofread|polish|edit|pretend|imagine"
-        r"|suppose|role-?play|act as)",
-        r"(?:this|these)(?=\W*$)|the following|does this|this (?:e-?mail|mail|letter|text|sentence|message|page|post"
-        r"|article|note|paragraph|essay|story|poem|review|chat|code)",
-    ),
-    "german": PersonWords(
-        r"ich|mich|mir|meine?[mnrs]?|wir|uns|unsere?[mnrs]?",
-        r"meine?[mnrs]?|unsere?[mnrs]?",
-        r"du|dich|dir|deine?[mnrs]?|euch|ihnen",
-        r"bitte|kannst|könntest|könnten|würdest|was|wer|wen|wem|wo|wohin|warum|wie|welche[mnrs]?|schreibe?|sage?|gib"
-        r"|zeige?|hilf|erkläre?|beschreibe?|nenne?|mache?|finde?|suche?|empfiehl|vergleiche?|antworte?|lies|rechne|löse"
-        r"|erstelle?|ich (?:möchte|hätte gern)|verbessere?",
-        r"(?<!ich )(?:übersetz\w*|fasse?|kürz\w*|korrigier\w*|formulier\w*|überarbeit\w*|stelle? dir vor|tue? so"
-        r"|spiele?|angenommen)",
-        r"folgende[mnrs]?|diese[mnrs]? (?:e-?mail|mail|brief|text|satz|nachricht|seite|artikel|notiz|absatz)",
-    ),
-    "spanish": PersonWords(
-        r"yo|mis?|mí|mí[oa]s?|conmigo|nosotr[oa]s|nuestr[oa]s?|nos|soy|estoy|tengo|voy|vivo|trabajo|puedo|debo|hago"
-        r"|bebo|tomo|prefiero|juego|toco|estudio|aprendo|conduzco|odio|llevo|hablo|escribo|corro|duermo|pago|nací"
-        r"|cultivo|colecciono|canto|dejé|vendí|sé|me (?:llamo|gustan?|mudé|casé|duelen?|encantan?|levanto|acuesto)",
-        r"mis?|nuestr[oa]s?",
-        r"tú|te|tus?|usted|contigo|puedes|podrías",
-        r"por favor|qué|cuál(?:es)?|quién(?:es)?|dónde|cómo|cuándo|cuánt[oa]s?|por qué|escribe|escríbe\w*|dime|dame"
-        r"|muestra|ayúda\w*|explica\w*|describe|haz|busca|recomienda|compara|responde|lee|calcula|quisiera|mejora",
-        r"traduce|traduzca|resum[ea]|corrige|corrija|acorta|reescribe|revisa|imagina|finge|actúa|supón",
-        r"siguientes?|est[ea] (?:correo|carta|texto|mensaje|página|artículo|nota|párrafo)",
-    ),
-    "french": PersonWords(
-        r"je|j['’]\w+|m['’]\w+|mon|ma|mes|moi|nous|notre|nos",
-        r"mon|ma|mes|notre|nos",
-        r"tu|te|t['’]\w+|toi|ton|ta|tes|vous|votre|vos",
-        r"que|quel(?:le)?s?|qui|où|comment|pourquoi|combien|écri[st]|dis|donne|montre|aide|explique|décris|fais|trouve"
-        r"|cherche|recommande|compare|réponds|lis|calcule|je voudrais|améliore",
-        r"(?<!je )(?:traduis(?:ez)?|résume|corrige|raccourcis|reformule|relis|imagine|fais semblant|suppose|joue)",
-        r"suivante?s?|ce(?:tte)? (?:courriel|mail|lettre|texte|message|page|article|note|paragraphe)",
-    ),
+    language: PersonWords(**{name: "|".join(words) for name, words in patterns.items()})
+    for language, patterns in read_json(ASSETS / "person_words.json").items()
 }
 
 
@@ -120,7 +76,7 @@ def cut_foreign(message: str) -> str:
     text = re.sub(r"(?m)^[ \t]*>.*$", '""', message)
     return re.split(r"```|(?<=:)(?:\s|$)|(?<=：)", QUOTATION.sub(replace_quotation, text), maxsplit=1)[0]
 
-
+# %% ../../nbs/2_buffer/07_statements.ipynb #sta0000b
 def find_names(texts: list) -> set:
     "Return the names that statements introduce, such as Ruth in *my sister Ruth*."
     own = "|".join(words.own for words in PERSON_WORDS.values())
@@ -148,7 +104,7 @@ def is_own(sentence: str) -> bool:
     is_stated = [not is_request(sentence, w) and not has_words(w.source, sentence) for w in languages]
     return any(is_stated) and not is_quoting
 
-
+# %% ../../nbs/2_buffer/07_statements.ipynb #sta0001b
 @functools.lru_cache(maxsize=100_000)  # messages: those of a large archive, read before each reply
 def list_own_sentences(message: str) -> list:  # sentences in order
     "Return the sentences of a message in which the writer says something about themselves."
@@ -201,7 +157,7 @@ def is_updated(place: int, places: list, rows: np.ndarray, prompt: np.ndarray) -
         return False
     return bool(2 * rows[place] @ rows[newer] > (rows[place] + rows[newer]) @ prompt)
 
-
+# %% ../../nbs/2_buffer/07_statements.ipynb #487e33c1
 def choose_statements(
     statements: list,  # of `find_statements`, oldest first
     prompt: str,

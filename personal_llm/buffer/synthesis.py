@@ -4,12 +4,14 @@
 
 # %% auto #0
 __all__ = ['PAPER_PROMPT', 'SYNTHESIS_PROMPTS', 'make_text_block', 'parse_rewrite', 'SynthesisConfig', 'check_rewrite',
-           'write_texts', 'SynthesisResult', 'synthesize']
+           'write_texts', 'SynthesisResult', 'make_variant', 'synthesize']
 
 # %% ../../nbs/2_buffer/06_synthesis.ipynb #d7817044
 import re
 from collections import Counter
 from dataclasses import dataclass, field
+
+import numpy as np
 
 from ..base.core import Cost, Dialogue, InputError, check, check_seed, check_settings_fields, setting
 from ..base.display import Displayed
@@ -87,7 +89,7 @@ def write_texts(model, requests: list, max_tokens: int, temperature: float, seed
     options = [ReplyOptions(max_tokens, temperature, 0.95, seed=1000 * seed + i) for i in range(len(requests))]
     return ["".join(ReplyStream(model, *pair)) for pair in zip(requests, options)]
 
-
+# %% ../../nbs/2_buffer/06_synthesis.ipynb #17a5f6db
 @dataclass(repr=False)
 class SynthesisResult(Displayed):
     "Synthetic dialogues, and counts of the rejected rewrites."
@@ -105,6 +107,13 @@ class SynthesisResult(Displayed):
     def __str__(self):
         counts = ", ".join(f"{n} {reason}" for reason, n in self.rejected.most_common()) or "none"
         return f"{len(self.dialogues)} synthetic dialogues; rejected: {counts}"
+
+# %% ../../nbs/2_buffer/06_synthesis.ipynb #17a5f6dc
+def make_variant(dialogue: Dialogue, reply: str, mode: str, prompt: str) -> tuple:  # (variant, its text)
+    "Return the dialogue with the texts of a rewrite; the same one and no text for a reply of another form."
+    parts = parse_rewrite(reply, mode, prompt)
+    variant = dialogue.derive(**dict(zip(("prompt", "response"), parts)), origin="synthetic")
+    return variant, make_text_block(variant, mode) if parts else ""
 
 
 def synthesize(
@@ -137,13 +146,10 @@ def synthesize(
             limit = min(model.max_length // 3, longest + 24)  # a rewrite may be a little longer than its original
             replies = write_texts(model, requests, limit, config.temperature, seed * 1000 + round_number)
             for i, reply in zip(missing, replies):
-                parts = parse_rewrite(reply, mode, prompt)
-                variant = dialogues[i].derive(**dict(zip(("prompt", "response"), parts)), origin="synthetic")
-                text = make_text_block(variant, mode) if parts else ""
+                variant, text = make_variant(dialogues[i], reply, mode, prompt)
                 similarity = 1.0
-                if parts and config.min_similarity > 0:
-                    first, second = vectors.embed([text, blocks[i]])
-                    similarity = first @ second
+                if text and config.min_similarity > 0:
+                    similarity = np.prod(vectors.embed([text, blocks[i]]), 0).sum()
                 reason = check_rewrite(text, blocks[i], accepted[i], similarity, config)
                 if reason:
                     result.rejected[reason] += 1

@@ -51,7 +51,7 @@ LIBRARY_ANSWERS = {  # task -> functions of the library that answer it: end of t
     "interval function": (("tuning/statistics.py", ""),),
     "pair function": (("course/material.py", "compute_pair_losses"),),
     "area function": (("course/audit.py", ""),),
-    "design": (("personal_llm/data/people.py", ""),),  # the simulated users know what they want
+    "design": (("personal_llm/recipes/people.py", ""),),  # the simulated users know what they want
 }
 
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from ..base.core import make_generator
 from .checks import Lesson, later
-from ..data.people import USERS, user_stream
+from ..recipes.people import USERS, user_stream
 from ..data.reading import load_samples
 from ..buffer.scoring import Lexicons, domain_specific_score, entropy_of_embedding
 from ..buffer.scoring import in_domain_dissimilarity, load_lexicons, unit_vector

@@ -15,7 +15,7 @@ from ..base.core import make_generator
 from .checks import KINDS, Lesson, misfit_of_row
 from .material import choose_slots, keep_dialogues
 from .probes import Answer, plain
-from ..data.people import USERS, user_stream
+from ..recipes.people import USERS, user_stream
 from ..data.reading import load_samples
 from ..buffer.policies import FIFOPolicy, SDSSPolicy, Policy, ReservoirPolicy
 

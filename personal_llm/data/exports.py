@@ -13,9 +13,9 @@ from collections import Counter
 from datetime import datetime, timezone
 
 from ..base.core import InputError
-from .formats import TABLE, WORDS, ParsedConversation, Program, Sides, Turn, as_text, dig, find_times
+from .formats import ParsedConversation, Program, Sides, Turn, as_text, dig, find_times
 from .formats import join_parts, parse_time, register_format, register_program, sort_by_time
-from .records import format_value, parse_json
+from .records import TABLE, WORDS, format_value, parse_json
 
 # %% ../../nbs/1_data/03_exports.ipynb #76477a4e
 PLACEHOLDERS = "Original custom instructions no longer available", "The output of this plugin was redacted."

@@ -8,7 +8,6 @@ __all__ = ['FORMATS', 'Turn', 'ParsedConversation', 'split_into_dialogues', 'Rec
            'parse_talks', 'register_program']
 
 # %% ../../nbs/1_data/02_formats.ipynb #c3d173b4
-import json
 import math
 import re
 from collections import Counter
@@ -20,8 +19,7 @@ from itertools import groupby, permutations, product
 from typing import Callable, NamedTuple
 
 from ..base.core import Dialogue, InputError
-from ..base.files import ASSETS
-from .records import TALK_FIELDS, format_value, is_message_list, parse_json
+from .records import FIELDS, TABLE, WORDS, format_value, is_message_list, parse_json
 
 # %% ../../nbs/1_data/02_formats.ipynb #09b2a9e7
 class Turn(NamedTuple):
@@ -47,7 +45,6 @@ class ParsedConversation:
     unread: list = ()  # names of the record's fields that had no effect
 
 # %% ../../nbs/1_data/02_formats.ipynb #fomark1
-TABLE = json.loads((ASSETS / "formats.json").read_text(encoding="utf-8"))  # the names and the marks of programs
 SIGNS = TABLE["signs"].split()
 CODE = re.compile(r"^[ \t]*(```|~~~)[^`\n]*\n.*?(?:^[ \t]*\1|\Z)|(``?)[^`\n]+\2", re.S | re.M)
 
@@ -191,8 +188,6 @@ def dig(value, path: str):
     return dig(value, rest) if rest else value
 
 # %% ../../nbs/1_data/02_formats.ipynb #0eff5f08
-FIELDS = {kind: names.split() for kind, names in TABLE["fields"].items()}  # the first one with a value counts
-WORDS = {kind: words.split() for kind, words in TABLE["words"].items()}
 ROLES = {word: role for role in ("system", "user", "assistant") for word in WORDS[role]}
 ROLES |= dict.fromkeys([*WORDS["unspoken"], *WORDS["tool"]])  # nobody's words, as in `tool_call`
 VERDICTS = {  # name of a field -> the values with which an answer is an example, and those with which it is none
@@ -429,7 +424,7 @@ def group_talks(messages: list) -> list:  # of lists
     "Divide messages by the talk that they name."
     talks = {}
     for message in messages:
-        talk = next((message[name] for name in TALK_FIELDS if message.get(name) is not None), None)
+        talk = next((message[name] for name in FIELDS["talk"] if message.get(name) is not None), None)
         talks.setdefault(str(talk), []).append(message)
     return list(talks.values())
 

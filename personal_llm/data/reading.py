@@ -4,13 +4,14 @@
 
 # %% auto #0
 __all__ = ['Dialogues', 'check_dialogues', 'read_dialogues', 'as_dialogues', 'dialogues_from_texts', 'load_samples',
-           'load_replay']
+           'load_replay', 'DemoUser', 'load_demo_user']
 
 # %% ../../nbs/1_data/04_reading.ipynb #3b5d9034
 import glob
 import gzip
 import json
 import os
+import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from functools import cache
@@ -18,6 +19,8 @@ from importlib import import_module
 from importlib.metadata import entry_points
 from operator import itemgetter
 from pathlib import Path
+from types import SimpleNamespace
+from typing import NamedTuple
 
 from ..base.core import Dialogue, InputError, check
 from ..base.display import MAX_ROWS, Displayed
@@ -27,7 +30,7 @@ from . import exports  # noqa: F401 (it registers its formats)
 from .formats import FORMATS, MAX_TURN_CHARACTERS, RecordFormat, Sides, Turn, detect_format
 from .formats import normalise_record, parse_record, share_instruction, split_into_dialogues
 from .formats import split_opening
-from .records import MISSING, clean_value, collect, format_value, is_message_list, read_records
+from .records import WORDS, clean_value, collect, format_value, is_message_list, read_records
 
 # %% ../../nbs/1_data/04_reading.ipynb #replug1
 @cache
@@ -100,7 +103,7 @@ def to_json_value(value):
     if hasattr(value, "tolist"):
         return value.tolist()
     words = value.decode(errors="replace") if isinstance(value, bytes) else str(value)
-    return None if words in MISSING else words
+    return None if words in WORDS["missing"] else words
 
 
 def records_in_memory(data) -> tuple:  # ([(row number from 1, record)], [(row number, InputError)])
@@ -130,7 +133,7 @@ def read_frame(path: Path):  # a data frame
         raise InputError(f"{path}: pandas cannot read it ({format_value(error)})", remedy) from None
 
 # %% ../../nbs/1_data/04_reading.ipynb #refiles1
-CHAT_ENDINGS = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".txt", ".gz", *PANDAS_READERS)
+CHAT_ENDINGS = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".txt", *PANDAS_READERS)
 RATINGS_FILE = "message_feedback.json"  # of ChatGPT's export
 
 
@@ -293,3 +296,31 @@ def load_replay(count: int = 320) -> list:  # of `Dialogue`
     "Read the first `count` of 320 general dialogues of many sources, to mix into the training on a user's dialogues."
     rows = read_zipped_rows(ASSETS / "rehearsal.jsonl.gz")[:count]
     return [Dialogue(r["prompt"], r["response"], labels=dict(source=r["source"], licence=r["licence"])) for r in rows]
+
+# %% ../../nbs/1_data/04_reading.ipynb #rddemo01
+class DemoUser(NamedTuple):
+    "A simulated user; call it with a dialogue to get the response that it prefers, or None."
+
+    description: str  # one line
+    habits: list  # each with its `name`, and `holds`, which tells whether a response has it
+    stream: list  # of `Dialogue`, with plain answers
+    test: list  # of `Dialogue`, with preferred answers
+
+    def __call__(self, dialogue: Dialogue) -> str:
+        preferred = dialogue.labels.get("preferred", dialogue.response)
+        return None if preferred == dialogue.response else preferred
+
+
+def load_demo_user(name: str, length: int = 96) -> DemoUser:
+    "Read one of eight simulated users, with the first dialogues of its stream; raise `InputError` for another name."
+    users = {user["name"]: user for user in read_zipped_rows(ASSETS / "demo.jsonl.gz")}
+    user = users[check(name, "choice", "user", choices=(*users,))]
+    check(length, "whole number", "length", 1, len(user["stream"]))
+    stream = [
+        Dialogue(prompt, response, time=float(i), origin="model", labels=labels)
+        for i, (prompt, response, labels) in enumerate(user["stream"][:length])
+    ]
+    habits = [
+        SimpleNamespace(name=name, holds=re.compile(given, re.S).fullmatch) for name, given in user["habits"].items()
+    ]
+    return DemoUser(user["description"], habits, stream, [Dialogue(*pair) for pair in user["test"]])

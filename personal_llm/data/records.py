@@ -7,27 +7,20 @@ __all__ = ['format_value', 'read_records']
 
 # %% ../../nbs/1_data/01_records.ipynb #1111c579
 import csv
-import gzip
 import io
 import json
-import zlib
 from operator import itemgetter
 from pathlib import Path
 
 from ..base.core import InputError
+from ..base.files import ASSETS
 from ..base.text import escape_controls
 
 # %% ../../nbs/1_data/01_records.ipynb #7c01ccec
-MAX_UNZIPPED_BYTES = 200_000_000
+TABLE = json.loads((ASSETS / "formats.json").read_text(encoding="utf-8"))  # the names and the marks of programs
+FIELDS = {kind: names.split() for kind, names in TABLE["fields"].items()}  # the first one with a value counts
+WORDS = {kind: words.split() for kind, words in TABLE["words"].items()}
 ENCODING = "save the file as UTF-8 (Notepad: Save as, Encoding; Excel: CSV UTF-8; PowerShell: Out-File -Encoding utf8)"
-KINDS = {  # first bytes of files that are no text -> what they are, and what to do
-    b"PK\x03\x04": ("a zip archive", "unpack it and give the folder, or the file with the chats"),
-    b"%PDF-": ("a PDF", "save its text as .txt, or give the export of the chat program itself"),
-    b"SQLite format 3": ("a database", "export the chats in the program itself, as JSON"),
-    b"\xd0\xcf\x11\xe0": ("an old Office or mail file", "save it as .xlsx, .csv or JSON"),
-    b"\x89PNG": ("a picture", "give the export of the chat program as JSON"),
-    b"{\\rtf": ("an RTF text", "give the export of the chat program itself"),
-}
 
 
 def decode_text(raw: bytes) -> str:
@@ -44,34 +37,22 @@ def decode_text(raw: bytes) -> str:
         raise InputError(f"line {line}: not UTF-8 at byte {error.start + 1}{likely}", ENCODING) from None
 
 
-def read_text(path) -> str:
-    "Return the text of a file, unzipped if it is gzipped; raise `InputError` if it cannot be read, or is empty."
-    path = Path(path)
+def read_text(path: Path) -> str:
+    "Return the text of a file; raise `InputError` if it cannot be read, or is empty."
     if path.exists() and not path.is_file() and not path.is_dir():
-        raise InputError(f"{path}: a pipe or a device", "write its content to a file, and give the file")
+        raise InputError("a pipe or a device", "write its content to a file, and give the file")
     try:
         raw = path.read_bytes()
     except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror.lower()})", "check path and permissions") from None
-    if raw[:2] == b"\x1f\x8b":
-        try:
-            raw = gzip.open(io.BytesIO(raw)).read(MAX_UNZIPPED_BYTES + 1)
-        except (OSError, EOFError, zlib.error):
-            raise InputError(f"{path}: a broken gzip file", "copy or download it again") from None
-        if len(raw) > MAX_UNZIPPED_BYTES:
-            problem = f"{path}: more than {MAX_UNZIPPED_BYTES // 10**6} MB when it is unzipped"
-            raise InputError(problem, "unzip it yourself if you trust it, and give the file")
-    for start, (kind, remedy) in KINDS.items():
-        if raw.startswith(start):
-            raise InputError(f"{path}: {kind}", remedy)
-    try:
-        text = decode_text(raw).replace("\0", "")
-    except InputError as error:
-        raise InputError(f"{path} {error.problem}", error.remedy) from None
+        raise InputError(f"cannot be read ({error.strerror.lower()})", "check path and permissions") from None
+    for start, (kind, remedy) in TABLE["kinds"].items():
+        if raw.startswith(start.encode("latin-1")):  # a file that is no text
+            raise InputError(kind, remedy)
+    text = decode_text(raw).replace("\0", "")
     if text.lstrip()[:9].lower().startswith(("<!doctype", "<html")):
-        raise InputError(f"{path}: a web page", "choose JSON in Google Takeout, or in your program")
+        raise InputError("a web page", "choose JSON in Google Takeout, or in your program")
     if not text.strip():
-        raise InputError(f"{path}: an empty file", "give one with at least one dialogue")
+        raise InputError("an empty file", "give one with at least one dialogue")
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
 # %% ../../nbs/1_data/01_records.ipynb #co01
@@ -136,7 +117,6 @@ def clean_value(value, depth: int = 0):  # depth: levels above it
 
 # %% ../../nbs/1_data/01_records.ipynb #8a945221
 csv.field_size_limit(1 << 30)  # a field may hold a whole conversation
-MISSING = "NaT <NA> None nan NaN null NULL".split()  # an empty cell in the words of Python and its libraries
 
 
 def parse_table(text: str, quoting=csv.QUOTE_MINIMAL) -> tuple:  # ([(line, {column: field})], [(line, InputError)])
@@ -161,23 +141,16 @@ def parse_table(text: str, quoting=csv.QUOTE_MINIMAL) -> tuple:  # ([(line, {col
     def name_fields(fields):
         if len(fields) < len(header) or any(fields[len(header) :]):
             raise InputError(f"{len(fields)} fields where the header has {len(header)}", remedy)
-        return {name: None if field in MISSING else field for name, field in zip(header, fields)}
+        return {name: None if field in WORDS["missing"] else field for name, field in zip(header, fields)}
 
     return collect(name_fields, rows[1:])
 
 # %% ../../nbs/1_data/01_records.ipynb #c10a553d
-TALK_FIELDS = (
-    "session_id conversation_id thread_id chat_id message_tree_id dialog_id dialogue_id conv_id convo_id".split()
-)
-TALK_FIELDS += "channel_id room_id group_id topic_id conversation session thread chat dialog dialogue talk room".split()
-TALK_FIELDS += [name.replace("_", "") for name in TALK_FIELDS]  # which talk a message belongs to, in lower case
-
-
 def is_message_list(value) -> bool:
     "Tell whether a JSON list is the messages of one conversation, not of several that they name, or of records."
     first = value[0] if isinstance(value, list) and value and isinstance(value[0], dict) else {}
     first = {str(name).lower() for name in first}
-    return ("role" in first or {"from", "value"} <= first) and first.isdisjoint(TALK_FIELDS)
+    return ("role" in first or {"from", "value"} <= first) and first.isdisjoint(FIELDS["talk"])
 
 
 def parse_json_rows(text: str, is_whole: bool) -> tuple:  # ("line" or "item", records, errors)
@@ -203,8 +176,10 @@ def parse_json_rows(text: str, is_whole: bool) -> tuple:  # ("line" or "item", r
 # %% ../../nbs/1_data/01_records.ipynb #6c67c52e
 def read_records(path) -> tuple:  # (unit, records, errors)
     "Return a file's unit ('line' or 'item'), records and errors; raise `InputError` if the whole file is unreadable."
-    text, suffix = read_text(path), Path(Path(path).name.lower().removesuffix(".gz")).suffix
+    path = Path(path)
+    suffix = path.suffix.lower()
     try:
+        text = read_text(path)
         if suffix in (".csv", ".tsv", ".tab"):
             return "line", *parse_table(text)
         if suffix in (".json", ".jsonl", ".ndjson") or text.lstrip().startswith(("{", "[{", "[\n", "[[")):

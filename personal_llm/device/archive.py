@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['ARCHIVE_FILE', 'APPLICATION_ID', 'SCHEMA', 'FACTS', 'LOCKS', 'UNFINISHED', 'Event', 'hold_folder', 'Archive',
-           'store_vectors', 'load_vectors', 'cut_history', 'delete_dialogues', 'purge', 'count_bytes', 'trim_archive',
-           'backup_archive', 'open_archive']
+           'store_vectors', 'load_vectors', 'cut_history', 'delete_dialogues', 'purge', 'count_bytes', 'backup_archive',
+           'open_archive']
 
 # %% ../../nbs/6_device/01_archive.ipynb #f459167a
 import json
@@ -20,7 +20,7 @@ from weakref import WeakValueDictionary
 import numpy as np
 from filelock import FileLock, Timeout
 
-from ..base.core import Dialogue, InputError, patch
+from ..base.core import Dialogue, InputError
 from ..base.files import make_folder
 
 # %% ../../nbs/6_device/01_archive.ipynb #0f81dfed
@@ -228,49 +228,42 @@ class Archive:
             return self.connection.execute(query, values).fetchall()
 
     def close(self) -> None:
-        "Close the file."
-        self.connection.close()
+        "Close the file, once no other thread reads it."
+        with self.lock:
+            self.connection.close()
 
-# %% ../../nbs/6_device/01_archive.ipynb #arc0addc
-@patch
-def add(self: Archive, dialogue: Dialogue, talk: str = "", turns: list = None) -> str:  # its id
-    "Store a dialogue under the key of its talk; one with the same id is replaced. turns: ids in its history, if known."
-    items = shorten_history(dialogue.history, self.exchanges) if turns is None else list(turns)
-    details = dict(origin=dialogue.origin, parents=list(dialogue.parents), history=items)
-    values = (talk, dialogue.time, clean(dialogue.prompt), clean(dialogue.response), json.dumps(details))
-    with self.transaction():
-        query = "INSERT INTO dialogues (talk, time, prompt, response, details, id) VALUES (?, ?, ?, ?, ?, ?)"
-        if dialogue.id in self.dialogues:
-            query = "UPDATE dialogues SET talk = ?, time = ?, prompt = ?, response = ?, details = ? WHERE id = ?"
-        self.execute(query, (*values, dialogue.id))
-        self._note(dialogue, talk, items)
-    return dialogue.id
+    def add(self, dialogue: Dialogue, talk: str = "", turns: list = None) -> str:  # its id
+        "Store a dialogue under the key of its talk, in place of one with its id; turns: ids in its history, if known."
+        items = shorten_history(dialogue.history, self.exchanges) if turns is None else list(turns)
+        details = dict(origin=dialogue.origin, parents=list(dialogue.parents), history=items)
+        values = (talk, dialogue.time, clean(dialogue.prompt), clean(dialogue.response), json.dumps(details))
+        with self.transaction():
+            query = "INSERT INTO dialogues (talk, time, prompt, response, details, id) VALUES (?, ?, ?, ?, ?, ?)"
+            if dialogue.id in self.dialogues:
+                query = "UPDATE dialogues SET talk = ?, time = ?, prompt = ?, response = ?, details = ? WHERE id = ?"
+            self.execute(query, (*values, dialogue.id))
+            self._note(dialogue, talk, items)
+        return dialogue.id
 
+    def append(self, kind: str, dialogue: str = "", content: dict = None) -> Event:
+        "Add an event with the next number."
+        number = self.events[-1].number + 1 if self.events else 1
+        event = Event(number, kind, dialogue, content or {})
+        with self.transaction():
+            query = "INSERT INTO events (number, kind, dialogue, content) VALUES (?, ?, ?, ?)"
+            self.execute(query, (number, kind, dialogue or None, json.dumps(event.content)))
+            self.events.append(event)
+        return event
 
-@patch
-def append(self: Archive, kind: str, dialogue: str = "", content: dict = None) -> Event:
-    "Add an event with the next number."
-    number = self.events[-1].number + 1 if self.events else 1
-    event = Event(number, kind, dialogue, content or {})
-    with self.transaction():
-        query = "INSERT INTO events (number, kind, dialogue, content) VALUES (?, ?, ?, ?)"
-        self.execute(query, (number, kind, dialogue or None, json.dumps(event.content)))
-        self.events.append(event)
-    return event
+    def get_fact(self, name: str) -> str:
+        "Return a value that was stored by its name; empty if there is none."
+        rows = self.execute("SELECT value FROM facts WHERE name = ?", (name,))
+        return rows[0][0] if rows else ""
 
-
-@patch
-def get_fact(self: Archive, name: str) -> str:
-    "Return a value that was stored by its name; empty if there is none."
-    rows = self.execute("SELECT value FROM facts WHERE name = ?", (name,))
-    return rows[0][0] if rows else ""
-
-
-@patch
-def set_fact(self: Archive, name: str, value: str) -> str:  # the value
-    "Store a value by its name."
-    self.execute("INSERT OR REPLACE INTO facts VALUES (?, ?)", (name, clean(value)))
-    return value
+    def set_fact(self, name: str, value: str) -> str:  # the value
+        "Store a value by its name."
+        self.execute("INSERT OR REPLACE INTO facts VALUES (?, ?)", (name, clean(value)))
+        return value
 
 # %% ../../nbs/6_device/01_archive.ipynb #6f40c749
 def store_vectors(archive: Archive, encoder: str, vectors: dict) -> None:  # id -> (width,)
@@ -321,27 +314,6 @@ def count_bytes(archive: Archive) -> int:
 
 # %% ../../nbs/6_device/01_archive.ipynb #c86e9169
 UNFINISHED = "unfinished"  # the fact that rows were deleted, and their bytes or adapters perhaps not yet
-
-
-def trim_archive(archive: Archive, budget: int, keep: set, counts: dict = None) -> list:
-    """Delete the oldest dialogues, but for the ids to keep, until the archive fits its budget; return those that left.
-
-    budget: bytes, 0: none but those to keep; counts: content of the event "forgotten" that goes with them
-    """
-    left = []
-    others = [id for id in archive.dialogues if id not in keep]
-    while others and count_bytes(archive) > budget:
-        count = max(1, len(others) // 10) if budget else len(others)
-        with archive.transaction():
-            delete_dialogues(archive, others[:count])
-            if counts is not None:
-                archive.append("forgotten", "", counts)
-            archive.set_fact(UNFINISHED, "yes")
-        purge(archive)
-        archive.set_fact(UNFINISHED, "")
-        left += others[:count]
-        others = others[count:]
-    return left
 
 # %% ../../nbs/6_device/01_archive.ipynb #fa4d24d4
 def backup_archive(archive: Archive, file) -> Path:

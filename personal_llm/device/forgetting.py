@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['ForgetPlan', 'list_written', 'select_dialogues', 'begin', 'plan_forgetting', 'delete_rows', 'finish_forgetting',
-           'forget_dialogues', 'list_everything', 'forget_everything']
+           'forget_dialogues', 'trim', 'list_everything', 'forget_everything']
 
 # %% ../../nbs/6_device/03_forgetting.ipynb #57fef182
 import hmac
@@ -19,7 +19,7 @@ from pathlib import Path
 
 from ..base.core import Dialogue, InputError, check
 from .archive import ARCHIVE_FILE, UNFINISHED, Archive
-from .archive import cut_history, delete_dialogues, is_archive_file, purge
+from .archive import count_bytes, cut_history, delete_dialogues, is_archive_file, purge
 from .state import FILE, State, open_state
 
 # %% ../../nbs/6_device/03_forgetting.ipynb #4d889d84
@@ -30,6 +30,8 @@ ITEM = re.compile(r"^[ \t>]*(?:[0-9]{1,9}[.)]|[-+*•])[ \t]+(?:\[[ xX]\])?", re
 PARTS = re.compile(r"\s+|\S{1,100}[^\w\s]{0,30}")  # an accent stays with its letter
 NOT_SHOWN = [0x34F, 0x115F, 0x1160, 0x17B4, 0x17B5, 0x3164, 0xFFA0]  # Unicode's *default ignorable* that are letters
 NOT_SHOWN += [*range(0x180B, 0x1810), *range(0xFE00, 0xFE10), *range(0xE0100, 0xE01F0)]  # and variants of others
+NOT_SHOWN += [*range(0x2B9, 0x2D0), *range(0x2032, 0x2038)]  # primes and accents beside a letter
+MARKS = "*_~\\[]\"'‚„「」『』〝〞〟"
 
 
 class Letters(dict):
@@ -43,13 +45,7 @@ class Letters(dict):
             self[number] = " "
         elif kind == "Pd" or letter in "\u2212\u2053":
             self[number] = "-"
-        elif (
-            kind in ("Cc", "Cf", "Cn", "Pi", "Pf", "Sk")
-            or number in NOT_SHOWN
-            or letter in "*_~\\[]\"'‚„「」『』〝〞〟"
-        ):
-            self[number] = ""
-        elif 0x2B9 <= number <= 0x2CF or 0x2032 <= number <= 0x2037:  # primes and accents beside a letter
+        elif kind in ("Cc", "Cf", "Cn", "Pi", "Pf", "Sk") or number in NOT_SHOWN or letter in MARKS:
             self[number] = ""
         return self[number]
 
@@ -283,6 +279,8 @@ def sign_turns(archive: Archive, plan: ForgetPlan) -> list:
 
 def drop_forgotten(archive: Archive, history) -> list:  # (role, text) pairs
     "Return a history that another program sent, without forgotten turns and the replies to forgotten messages."
+    if not history:
+        return []
     known = {name for event in archive.events if event.kind == "forgotten" for name in event.content.get("turns", ())}
     kept = []
     was_gone = False
@@ -343,6 +341,24 @@ def forget_dialogues(state: State, plan: ForgetPlan, policy=None) -> State:
     "Delete what a plan lists, in memory and on the disk, and return the state without it."
     state = delete_rows(state, plan, policy) if plan.lines else state
     finish_forgetting(state, plan.adapters)
+    return state
+
+# %% ../../nbs/6_device/03_forgetting.ipynb #fgt2trmc
+def trim(state: State, budget: int, policy=None) -> State:  # budget: bytes; 0: the dialogues of the buffer only
+    "Delete the oldest dialogues of an archive that exceeds its budget, and return the state without them."
+    archive = state.archive
+    keep = {state.root(d) for d in state.buffer.dialogues} | {*state.pending}
+    others = [id for id in archive.dialogues if id not in keep]
+    while others and count_bytes(archive) > budget:
+        count = max(1, len(others) // 10) if budget else len(others)
+        with archive.transaction():
+            delete_dialogues(archive, others[:count])
+            archive.append("forgotten", "", dict(seen=state.buffer.seen, adapters=[], cost=state.cost.to_dict()))
+            archive.set_fact(UNFINISHED, "yes")
+        purge(archive)
+        archive.set_fact(UNFINISHED, "")
+        state = open_state(archive, policy)
+        del others[:count]
     return state
 
 # %% ../../nbs/6_device/03_forgetting.ipynb #fgt1allc

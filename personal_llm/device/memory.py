@@ -6,10 +6,14 @@
 __all__ = ['Recall', 'Memory']
 
 # %% ../../nbs/6_device/04_memory.ipynb #884dce41
+import threading
+from contextlib import suppress
 from dataclasses import dataclass
 
+import numpy as np
+
 from ..base.core import Dialogue
-from ..base.loading import get_encoder_id
+from ..base.loading import get_encoder_id, load_encoder
 from ..buffer.retrieval import MemoryConfig, VectorStore, add_memories, retrieve
 from ..buffer.statements import Statement, choose_statements, find_statements, write_statements
 from .archive import Archive, load_vectors, store_vectors
@@ -33,16 +37,33 @@ class Memory:
     def __init__(self, archive: Archive, config: MemoryConfig = MemoryConfig()):
         self.archive = archive
         self.config = config
-        self.vectors = VectorStore()
-        self.is_loaded = False  # whether the stored vectors are in `vectors`
+        self.lock = threading.RLock()  # `warm` runs in a thread of its own
+        self.clear()
+
+    def clear(self) -> None:
+        "Forget all vectors and statements; those in the archive are read again at the next use."
+        with self.lock:
+            self.vectors = VectorStore()
+            self.said = {}  # id -> the `Statement`s in its message
+            self.is_loaded = False  # whether the stored vectors are in `vectors`
 
     def load(self) -> None:
         "Load the encoder, and the vectors that it made before."
-        if not self.is_loaded:
-            stored = load_vectors(self.archive, get_encoder_id())
-            dialogues = self.archive.dialogues
-            self.vectors.vectors |= {dialogues[id].prompt: vector for id, vector in stored.items() if id in dialogues}
-            self.is_loaded = True
+        with self.lock:
+            if not self.is_loaded:
+                stored = load_vectors(self.archive, get_encoder_id())
+                rows = {d.prompt: stored[id] for id, d in self.archive.dialogues.items() if id in stored}
+                if rows:
+                    self.vectors.add([*rows], np.stack([*rows.values()]))
+                self.is_loaded = True
+
+    def warm(self, state: State) -> None:
+        "Load what the first reply needs; an error comes again with the reply that needs it."
+        with suppress(BaseException):
+            load_encoder()
+            with self.lock:
+                self.load()
+                self.list_statements(state)
 
     def store(self) -> None:
         "Store the vectors that were made since the last call."
@@ -51,34 +72,39 @@ class Memory:
             known = load_vectors(self.archive, encoder)
             made = self.vectors.vectors
             new = {id: d.prompt for id, d in self.archive.dialogues.items() if id not in known and d.prompt in made}
-            store_vectors(self.archive, encoder, {id: made[prompt] for id, prompt in new.items()})
-
-    def clear(self) -> None:
-        "Forget all vectors; those in the archive are read again at the next use."
-        self.vectors.clear()
-        self.is_loaded = False
+            if new:
+                store_vectors(self.archive, encoder, dict(zip(new, self.vectors.embed([*new.values()]))))
 
     def find(self, state: State, question: Dialogue, count_tokens) -> Recall:
         "Return what the reply to a question reads; count_tokens: text -> number of tokens."
         instructions = tuple(state.instructions.values())
         shown = {text for role, text in question.history if role == "user"}  # the turns of the talk are there already
         memories = []
-        if self.config.memories:
-            evidence = state.get_evidence()
-            if evidence.answers:
-                self.load()
-            memories = retrieve(evidence, question.prompt, self.vectors, self.config, count_tokens, shown)
-        statements = self.find_statements(state, question, count_tokens, shown)
+        with self.lock:
+            if self.config.memories:
+                evidence = state.get_evidence()
+                if evidence.answers or evidence.everywhere:
+                    self.load()
+                memories = retrieve(evidence, question.prompt, self.vectors, self.config, count_tokens, shown)
+            statements = self.find_statements(state, question, count_tokens, shown)
         notes = write_statements(statements, question.time)
         dialogue = add_memories(question, memories, notes, self.config, instructions)
         return Recall(dialogue, tuple(memories), tuple(statements), instructions)
 
+    def list_statements(self, state: State) -> list:  # `Statement`s, the oldest first
+        "Return what the person said of themselves; each message is read once."
+        for id in state.own:
+            if id not in self.said:
+                self.said[id] = find_statements([self.archive.dialogues[id]])
+        return sorted((one for id in state.own for one in self.said[id]), key=lambda one: one.time)
+
     def find_statements(self, state: State, question: Dialogue, count_tokens, shown: set) -> list:
         "Return what the person said of themselves, where the question is about that, and pinned messages."
-        pinned = tuple(Statement(d.prompt, d.time, d.id) for d in map(state.newest, state.pinned))
+        dialogues = self.archive.dialogues
+        pinned = tuple(Statement(dialogues[id].prompt, dialogues[id].time, id) for id in state.pinned)
         if not self.config.statements and not pinned:
             return []
-        statements = find_statements([d for d in state.list_own() if d.prompt not in shown])
+        statements = [one for one in self.list_statements(state) if dialogues[one.id].prompt not in shown]
         if statements:
             self.load()
         return choose_statements(statements, question.prompt, self.vectors, self.config, count_tokens, pinned)

@@ -6,6 +6,7 @@
 __all__ = ['Personalizer']
 
 # %% ../../nbs/6_device/07_personalizer.ipynb #0e032ff4
+import warnings
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -13,26 +14,27 @@ from pathlib import Path
 from tqdm.auto import tqdm
 
 from ..base.adapters import Adapter
-from ..base.core import Cost, Dialogue, InputError, check, patch
+from ..base.core import Cost, Dialogue, InputError, check
 from ..base.display import Displayed
 from ..base.replies import ReplyOptions, ReplyStream
 from ..buffer.buffer import Buffer
 from ..buffer.feedback import SCOPES, Feedback
-from ..buffer.scoring import load_lexicons, score
+from ..buffer.scoring import ScoredDialogue, load_lexicons, score
 from ..data.reading import as_dialogues
 from .archive import UNFINISHED, Archive, hold_folder
-from .forgetting import ForgetPlan, delete_rows, finish_forgetting, plan_forgetting, remove_adapter
+from .forgetting import ForgetPlan, delete_rows, finish_forgetting
+from .forgetting import plan_forgetting, remove_adapter, trim
 from .learning import PreparedRound, load_last_adapter, prepare_round
 from .memory import Memory, Recall
 from .settings import PersonalizerSettings
-from .state import FILE, begin_state, open_state
+from .state import FILE, begin_state, open_state, place, scores_to_dict
 from ..explanation.card import CardRow, is_taken_out, make_card
 from ..selection.library import Library, check_library_base
 from ..tuning.config import TuningConfig
 
 # %% ../../nbs/6_device/07_personalizer.ipynb #2a5b3c6c
-class Personalizer(Displayed):
-    "Learns one user; raises `InputError` for settings that cannot work, and for a folder of another model or in use."
+class PersonalizerBase(Displayed):
+    "Archive, state, memory and adapter of one user, and the changes that are one transaction."
 
     def __init__(
         self,
@@ -61,7 +63,8 @@ class Personalizer(Displayed):
         with suppress(InputError, OSError):  # while another program reads the file: at the next opening
             finish_forgetting(self.state)
         self.settings = PersonalizerSettings.choose(self.state.settings, settings, self.buffer.policy)
-        self.state.configure(model, asdict(self.settings))
+        self.spent = Cost()  # of replies and scores since the last event that holds a cost
+        self._configure()
         self.memory = Memory(self.archive, self.settings.get_memory_config())
         self.adapter = load_last_adapter(self.state, self.folder)
 
@@ -86,16 +89,30 @@ class Personalizer(Displayed):
 
     @property
     def cost(self) -> Cost:
-        return self.state.cost
+        return self.state.cost + self.spent
+
+    def _configure(self) -> None:
+        "Record model and settings if they are new; raise `InputError` for a new memory with a filled buffer."
+        settings = asdict(self.settings)
+        content = dict(base=self.model.base, model=self.model.name, settings=settings)
+        if not self.state.base:
+            if len(self.buffer):
+                problem = f"the buffer holds {len(self.buffer)} dialogues"
+                raise InputError(problem, "give an empty one, and observe them")
+            self.state.record("configured", **content, buffer=self.buffer.header())
+        elif (self.model.base, settings) != (self.state.base, self.state.settings):
+            self.state.record("configured", **content)
 
     @contextmanager
     def change(self):
         "Make all changes of the block one transaction; after an error, archive and state are as before."
         with self.archive.lock:
+            spent = self.spent
             try:
                 with self.archive.transaction():
                     yield
             except BaseException:
+                self.spent = spent
                 if self.archive.events:
                     self.state = open_state(self.archive, self.policy)
                 raise
@@ -107,271 +124,291 @@ class Personalizer(Displayed):
         with model.track_cost() as cost, model.use_adapter(adapter):
             yield model
         with self.archive.lock:
-            self.state.cost = self.state.cost + cost
+            self.spent = self.spent + cost
+
+    def take_spent(self) -> dict:  # the fields of a `Cost`
+        "Return the cost since the last event that holds one, for the next."
+        spent = self.spent
+        self.spent = Cost()
+        return spent.to_dict()
+
+    def trim(self) -> None:
+        "Delete the oldest dialogues of an archive that exceeds its budget."
+        self.state = trim(self.state, self.settings.archive * 1_000_000, self.policy)
 
     def close(self) -> None:
         "Store the vectors, drop what exceeds the archive's budget, close the file, and give up the folder."
         self.memory.store()
-        self.state.trim(self.settings.archive * 1_000_000)
+        self.trim()
         self.archive.close()
         if self.lock is not None:
             self.lock.release()
 
 # %% ../../nbs/6_device/07_personalizer.ipynb #per1obsc
-@patch
-def observe(self: Personalizer, dialogue: Dialogue):  # the newest dialogue -> the buffer's `Decision`
-    "Score one dialogue and offer it to the buffer; None: the policy asks first."
-    decisions = self.observe_all([check(dialogue, Dialogue, "dialogue")], progress=False)
-    return decisions[-1] if decisions else None
+class Observer(PersonalizerBase):
+    "Stores and scores dialogues, lets the buffer decide, and asks."
 
+    def observe(self, dialogue: Dialogue):  # the newest dialogue -> the buffer's `Decision`
+        "Score one dialogue and offer it to the buffer; None: the policy asks first."
+        decisions = self.observe_all([check(dialogue, Dialogue, "dialogue")], progress=False)
+        return decisions[-1] if decisions else None
 
-@patch
-def observe_all(self: Personalizer, dialogues, progress: bool = True) -> list:  # in order of time -> `Decision`s
-    "Observe many dialogues, and fine-tune after every `finetune_every` of them."
-    dialogues = as_dialogues(dialogues)
-    size = self.settings.finetune_every or 64  # dialogues that are scored together
-    decisions = []
-    for first in tqdm(range(0, len(dialogues), size), desc="reading", disable=not progress, leave=False):
-        block = dialogues[first : first + size]
+    def observe_all(self, dialogues, progress: bool = True) -> list:  # in order of time -> `Decision`s
+        "Observe many dialogues, and fine-tune after every `finetune_every` of them."
+        dialogues = as_dialogues(dialogues)
+        size = self.settings.finetune_every or 64  # dialogues that are scored together
+        decisions = []
+        for first in tqdm(range(0, len(dialogues), size), desc="reading", disable=not progress, leave=False):
+            block = dialogues[first : first + size]
+            with self.change():
+                for dialogue in block:
+                    self.arrive(dialogue)
+                decisions += self.settle()
+            if self.settings.finetune_every and len(block) == size:
+                self.finetune(progress=progress)
+        self.trim()
+        return decisions
+
+    def arrive(self, dialogue: Dialogue, talk: str = FILE, recall: Recall = None, turns=None) -> None:
+        "Store a dialogue that was just said; recall: what its reply read; turns: ids of the turns in its history."
+        recall = recall or Recall(dialogue)
         with self.change():
-            for dialogue in block:
-                self.arrive(dialogue)
-            decisions += self.settle()
-        if self.settings.finetune_every and len(block) == size:
-            self.finetune(progress=progress)
-    self.state.trim(self.settings.archive * 1_000_000)
-    return decisions
+            self.archive.add(dialogue, talk, turns)
+            reads = [self.state.root(d) for d in recall.memories]
+            statements = [self.state.find_root(statement.id) for statement in recall.statements]
+            content = dict(reads=reads, statements=statements, is_tuned=recall.adapter is not None)
+            self.state.record("said", dialogue.id, **content, spent=self.take_spent())
 
+    def score_due(self, model=None) -> list:  # `ScoredDialogue`s; model: another copy of the base model
+        "Score the dialogues that were said since, and the entries of the buffer if another adapter scored them."
+        with self.use_adapter(self.adapter, model) as model:
+            with self.archive.lock:
+                is_stale = any(entry.scores.model != model.active_adapter for entry in self.buffer.entries)
+                due = self.buffer.dialogues * is_stale
+                due += [self.state.newest(id) for id in self.state.pending if id != self.state.question]
+            return score(model, due, self.lexicons) if due else []
 
-@patch
-def arrive(self: Personalizer, dialogue: Dialogue, talk: str = FILE, recall: Recall = None, turns=None) -> None:
-    "Store a dialogue that was just said; recall: what its reply read; turns: ids of the turns in its history."
-    recall = recall or Recall(dialogue)
-    with self.change():
-        self.archive.add(dialogue, talk, turns)
-        reads = [self.state.root(d) for d in recall.memories]
-        statements = [self.state.find_root(statement.id) for statement in recall.statements]
-        is_tuned = recall.adapter is not None
-        self.state.record("said", dialogue.id, reads=reads, statements=statements, is_tuned=is_tuned)
+    def settle(self, scored: list = None) -> list:  # of `score_due`, which runs now if None -> `Decision`s
+        "Take over the scores of dialogues, and let policy and buffer decide about each new one."
+        decisions = []
+        for candidate in self.score_due() if scored is None else scored:
+            with self.change():
+                id = self.state.root(candidate.dialogue)
+                if id in self.state.pending:
+                    decisions.append(self._decide(id, candidate))
+                elif self.state.find_slot(id) is not None:
+                    self._record_scores(id, candidate)
+        return [decision for decision in decisions if decision is not None]
 
+    def _record_scores(self, id: str, candidate: ScoredDialogue, is_considered: bool = False) -> None:
+        scores = scores_to_dict(candidate.scores)
+        self.state.record("scored", id, scores=scores, is_considered=is_considered, spent=self.take_spent())
 
-@patch
-def score_due(self: Personalizer, model=None) -> list:  # `ScoredDialogue`s; model: another copy of the base model
-    "Score the dialogues that were said since, and the entries of the buffer if another adapter scored them."
-    with self.use_adapter(self.adapter, model) as model:
-        with self.archive.lock:
-            is_stale = any(entry.scores.model != model.active_adapter for entry in self.buffer.entries)
-            due = self.buffer.dialogues * is_stale
-            due += [self.state.newest(id) for id in self.state.pending if id != self.state.question]
-        return score(model, due, self.lexicons) if due else []
+    def _decide(self, id: str, candidate: ScoredDialogue):  # a `Decision`; None while the user is asked
+        can_ask = self.annotator is not None or self.opens_questions and not self.state.question
+        can_ask = can_ask and id not in self.state.reactions and self.settings.ask_when == "policy"
+        self._record_scores(id, candidate, can_ask and self.state.questions_left() > 0)
+        if self.state.wants_question:
+            if self.opens_questions:
+                self.state.record("asked", id, is_open=True)
+                return None
+            self.ask(id)
+        decision = place(self.state, id)
+        if decision.kept and self.settings.ask_when == "arrival":
+            self.ask(id)
+        return decision
 
+    def ask(self, id: str) -> None:
+        "Ask the annotator about a dialogue, unless that was done before, the budget is spent, or there is nobody."
+        if self.annotator is None or id in self.state.asked or self.state.questions_left() < 1:
+            return
+        d = self.state.newest(id)
+        try:
+            better = self.annotator(d)
+        except Exception as error:
+            warnings.warn(f"the annotator raised {type(error).__name__}; the question is left for later", stacklevel=2)
+            return
+        if better == "":
+            self.state.record("asked", id, is_open=False)
+        else:
+            self._record_reaction(Feedback("better" if better else "up", id, better or "", d.time), asked=True)
 
-@patch
-def settle(self: Personalizer, scored: list = None) -> list:  # of `score_due`, which runs now if None -> `Decision`s
-    "Take over the scores of dialogues, and let policy and buffer decide about each new one."
-    decisions = []
-    for candidate in self.score_due() if scored is None else scored:
-        with self.change():
-            id = self.state.root(candidate.dialogue)
-            if id in self.state.pending:
-                decisions.append(self._decide(id, candidate))
-            elif self.state.find_slot(id) is not None:
-                self.state.record_scores(candidate)
-    return [decision for decision in decisions if decision is not None]
+    def skip_question(self) -> None:
+        "Leave the open question without an answer, and let the buffer decide."
+        id = self.state.question
+        if id:
+            with self.change():
+                self.state.record("asked", id, is_open=False)
+                place(self.state, id)
 
-# %% ../../nbs/6_device/07_personalizer.ipynb #per2askc
-@patch
-def _decide(self: Personalizer, id: str, candidate):  # a `Decision`; None while the user is asked
-    can_ask = self.annotator is not None or self.opens_questions and not self.state.question
-    can_ask = can_ask and id not in self.state.reactions and self.settings.ask_when == "policy"
-    self.state.record_scores(candidate, can_ask and self.state.questions_left() > 0)
-    if self.state.wants_question:
-        if self.opens_questions:
-            self.state.record("asked", id, is_open=True)
-            return None
-        self.state.ask(id, self.annotator)
-    decision = self.state.place(id)
-    if decision.kept and self.settings.ask_when == "arrival":
-        self.state.ask(id, self.annotator)
-    return decision
+    def _record_reaction(self, feedback: Feedback, asked: bool, is_plain: bool = False, is_new: bool = False) -> None:
+        "is_plain: it takes out what the reply had read; is_new: the buffer shall see the new version."
+        content = asdict(feedback)
+        id = content.pop("dialogue_id")
+        if feedback.text == self.state.newest(id).response:  # the text of the reply itself is an approval
+            content |= dict(kind="up", text="", scope="")
+        self.state.record("reacted", id, **content, asked=asked, is_plain=is_plain, is_new=is_new)
 
 # %% ../../nbs/6_device/07_personalizer.ipynb #per3reac
-@patch
-def react(
-    self: Personalizer,
-    dialogue,  # a `Dialogue` that was observed, or its id; of `always`: None, or the number of an instruction
-    kind: str,  # "better" (with the reply that you wanted), "up", "down", or "always" (how to answer; "": no more)
-    text: str = "",
-    time: float = 0.0,  # in seconds since the epoch
-    scope: str = "",  # of `better`: "everywhere", "here", or empty: the evidence decides
-) -> None:
-    "Take a reaction to a reply, which the next reply reads; `InputError`, with nothing changed, if invalid."
-    text = check(text, "text", "the reaction's text").strip()
-    if kind == "always":
-        self.instruct(text, dialogue, time)
-        return
-    with self.change():
-        id = self.state.find_root(dialogue.id if isinstance(dialogue, Dialogue) else dialogue)
-        feedback = Feedback(kind, id, text, time, scope)
-        read = [self.state.newest(other).response for other in self.state.reads.get(id, ())]
-        is_plain = kind == "better" and not scope and is_taken_out(read, self.archive.dialogues[id].response, text)
-        self.state.react(feedback, asked=id == self.state.question, is_plain=is_plain, is_new=True)
+class Reactor(Observer):
+    "Takes your reactions, instructions and word on habits."
 
+    def react(
+        self,
+        dialogue,  # a `Dialogue` that was observed, or its id; of `always`: None, or the number of an instruction
+        kind: str,  # "better" (with the reply that you wanted), "up", "down", or "always" (how to answer; "": no more)
+        text: str = "",
+        time: float = 0.0,  # in seconds since the epoch
+        scope: str = "",  # of `better`: "everywhere", "here", or empty: the evidence decides
+    ) -> None:
+        "Take a reaction to a reply, which the next reply reads; `InputError`, with nothing changed, if invalid."
+        text = check(text, "text", "the reaction's text").strip()
+        if kind == "always":
+            self.instruct(text, dialogue, time)
+            return
+        with self.change():
+            id = self.state.find_root(dialogue.id if isinstance(dialogue, Dialogue) else dialogue)
+            feedback = Feedback(kind, id, text, time, scope)
+            read = [self.state.newest(other).response for other in self.state.reads.get(id, ())]
+            is_plain = kind == "better" and not scope and is_taken_out(read, self.archive.dialogues[id].response, text)
+            self._record_reaction(feedback, asked=id == self.state.question, is_plain=is_plain, is_new=True)
 
-@patch
-def instruct(self: Personalizer, text: str, number: int = None, time: float = 0.0) -> None:
-    "Add a standing instruction, or change one by its number; an empty text deletes it. `InputError` if there is none."
-    known = self.state.instructions
-    if number is not None and number not in known:
-        numbers = f"use one of {', '.join(map(str, known))}" if known else "there are none"
-        raise InputError(f"no standing instruction has the number {str(number)[:20]}", numbers)
-    if number is None and not text:
-        raise InputError("a standing instruction without text", "write how I should answer")
-    with self.change():
-        number = number or max(known, default=0) + 1
-        self.state.record("instructed", number=number, text=text, time=time)
+    def instruct(self, text: str, number: int = None, time: float = 0.0) -> None:
+        "Add a standing instruction, change one by its number, or delete it (no text); `InputError` if there is none."
+        known = self.state.instructions
+        if number is not None and number not in known:
+            numbers = f"use one of {', '.join(map(str, known))}" if known else "there are none"
+            raise InputError(f"no standing instruction has the number {str(number)[:20]}", numbers)
+        if number is None and not text:
+            raise InputError("a standing instruction without text", "write how I should answer")
+        with self.change():
+            number = number or max(known, default=0) + 1
+            self.state.record("instructed", number=number, text=text, time=time)
 
+    def scope_habit(self, row: CardRow, scope: str, time: float = 0.0) -> None:
+        "Say where a habit of the card belongs: everywhere, here, or empty: the evidence decides."
+        check(scope or SCOPES[0], "choice", "the scope", choices=SCOPES)
+        with self.change():
+            for d in row.answers:
+                self.state.record("scoped", self.state.root(d), scope=scope)
+            self.state.record("asked_habit", text=row.form.label)
 
-@patch
-def scope_habit(self: Personalizer, row: CardRow, scope: str, time: float = 0.0) -> None:
-    "Say where a habit of the card belongs: everywhere, here, or empty: the evidence decides."
-    check(scope or SCOPES[0], "choice", "the scope", choices=SCOPES)
-    with self.change():
-        for d in row.answers:
-            self.state.record("scoped", self.state.root(d), scope=scope)
-        self.state.record("asked_habit", text=row.form.label)
+    def list_habits(self) -> list:  # `CardRow`s
+        "Return the card: the habits of the person's corrections, each with its count, its scope and its answers."
+        state = self.state
+        answered = {state.root(d): d for d in state.list_answered() if d.origin == "annotated"}
+        corrections = {id: d for id, d in answered.items() if id not in state.plain}
+        taught = {id for id in corrections if state.reads.get(id) or id in state.tuned or state.shows_answers(id)}
+        replies = {id: self.archive.dialogues[id].response for id in corrections if id not in taught}
+        return make_card([*corrections.values()], replies, state.scopes)
 
-
-@patch
-def list_habits(self: Personalizer) -> list:  # `CardRow`s
-    "Return the card: the habits of the person's corrections, each with its count, its scope and its answers."
-    state = self.state
-    answered = {state.root(d): d for d in state.list_answered() if d.origin == "annotated"}
-    corrections = {id: d for id, d in answered.items() if id not in state.plain}
-    taught = {id for id in corrections if state.reads.get(id) or id in state.tuned or state.shows_answers(id)}
-    replies = {id: self.archive.dialogues[id].response for id in corrections if id not in taught}
-    return make_card([*corrections.values()], replies, state.scopes)
-
-
-@patch
-def find_habit_question(self: Personalizer):  # a `CardRow`, or None
-    "Return a habit that the person was not asked about, and whose answers have no scope yet."
-    asked = self.state.asked_habits
-    rows = (row for row in self.list_habits() if row.form.label not in asked and not any(row.scopes))
-    return next(rows, None)
-
-# %% ../../nbs/6_device/07_personalizer.ipynb #per4repc
-@patch
-def recall(self: Personalizer, question: Dialogue) -> Recall:
-    "Find what the reply to a question reads: instructions, answers where they belong, and statements."
-    found = self.memory.find(self.state, question, self.model.count_tokens)
-    return replace(found, adapter=self.adapter if self.model.reads_adapters else None)
-
-
-@patch
-def reply(self: Personalizer, prompt: str, history=(), max_tokens: int = None) -> str:
-    "Reply to a prompt with the user's answers before it; do not observe it."
-    recalled = self.recall(Dialogue(prompt, "", history))
-    with self.use_adapter(recalled.adapter) as model:
-        return "".join(ReplyStream(model, recalled.dialogue, ReplyOptions(max_tokens)))
+    def find_habit_question(self):  # a `CardRow`, or None
+        "Return a habit that the person was not asked about, and whose answers have no scope yet."
+        asked = self.state.asked_habits
+        rows = (row for row in self.list_habits() if row.form.label not in asked and not any(row.scopes))
+        return next(rows, None)
 
 # %% ../../nbs/6_device/07_personalizer.ipynb #per5finc
-@patch
-def finetune(self: Personalizer, start="last", synthetic: int = None, progress: bool = True) -> Adapter:
-    "Ask, synthesise, tune, use the adapter (Qin et al. 2024, figure 1); `InputError` if there is nothing to learn."
-    self.settle()
-    dialogues = self.collect_training()
-    self.commit(self.train(dialogues, start, synthetic, progress))
-    return self.adapter
+class Learner(Reactor):
+    "Fine-tunes on the buffer."
 
+    def finetune(self, start="last", synthetic: int = None, progress: bool = True) -> Adapter:
+        "Ask, synthesise, tune, use the adapter (Qin et al. 2024, figure 1); `InputError` if there is nothing to learn."
+        self.settle()
+        dialogues = self.collect_training()
+        self.commit(self.train(dialogues, start, synthetic, progress))
+        return self.adapter
 
-@patch
-def collect_training(self: Personalizer) -> list:  # `Dialogue`s
-    "Ask the questions that are due, and return the dialogues to learn from; raise `InputError` if there are none."
-    with self.archive.lock:
-        if self.settings.ask_when != "arrival":
-            for slot in self.buffer.view.arrival.argsort(kind="stable"):  # the oldest first
-                with self.change():
-                    self.state.ask(self.state.root(self.buffer.dialogues[slot]), self.annotator)
-        disliked = {id for id, reaction in self.state.reactions.items() if reaction.kind == "down"}
-        disliked |= {*self.state.replaced}
-        liked = [d for d in self.buffer.dialogues if d.response.strip() and self.state.root(d) not in disliked]
-    chosen = self.buffer.policy.select_training_dialogues(liked)
-    if not chosen:
-        reason = "no kept dialogue has an answer" if len(self.buffer) else "the buffer is empty"
-        raise InputError(f"nothing to learn from: {reason}", "observe some dialogues first")
-    return chosen
+    def collect_training(self) -> list:  # `Dialogue`s
+        "Ask the questions that are due, and return the dialogues to learn from; raise `InputError` if there are none."
+        with self.archive.lock:
+            if self.settings.ask_when != "arrival":
+                for slot in self.buffer.view.arrival.argsort(kind="stable"):  # the oldest first
+                    with self.change():
+                        self.ask(self.state.root(self.buffer.dialogues[slot]))
+            disliked = {id for id, reaction in self.state.reactions.items() if reaction.kind == "down"}
+            disliked |= {*self.state.replaced}
+            liked = [d for d in self.buffer.dialogues if d.response.strip() and self.state.root(d) not in disliked]
+        chosen = self.buffer.policy.select_training_dialogues(liked)
+        if not chosen:
+            reason = "no kept dialogue has an answer" if len(self.buffer) else "the buffer is empty"
+            raise InputError(f"nothing to learn from: {reason}", "observe some dialogues first")
+        return chosen
 
+    def list_left_alone(self) -> list:  # `Dialogue`s
+        "Return the replies that a fine-tune should not change; none if the person wants a form everywhere."
+        with self.archive.lock:
+            evidence = self.state.get_evidence()
+        return [] if evidence.everywhere else [d.derive(history=()) for d in evidence.left_alone]
 
-@patch
-def list_left_alone(self: Personalizer) -> list:  # `Dialogue`s
-    "Return the replies that a fine-tune should not change; none if the person wants a form everywhere."
-    with self.archive.lock:
-        evidence = self.state.get_evidence()
-    return [] if evidence.everywhere else [d.derive(history=()) for d in evidence.left_alone]
+    def train(self, dialogues: list, start="last", synthetic: int = None, progress=True, model=None):
+        "Prepare a fine-tune, and record nothing yet; model: another copy of the base model -> `PreparedRound`."
+        return prepare_round(
+            dialogues,
+            model or self.model,
+            self.config,
+            self.folder,
+            start=(self.adapter or self.start) if isinstance(start, str) and start == "last" else start,
+            last=self.adapter,
+            synthetic=self.settings.synthetic if synthetic is None else synthetic,
+            synthesis=(self.settings.synthesis_mode, self.settings.synthesis_prompt),
+            replay=self.settings.replay,
+            left_alone=self.list_left_alone(),
+            seed=self.settings.seed + len(self.rounds),
+            progress=progress,
+        )
 
+    def commit(self, prepared: PreparedRound) -> None:
+        "Record a new adapter, and use it; raise `InputError` if it would change what the person left alone."
+        if prepared.is_refused:
+            remove_adapter(prepared.adapter.path)
+            problem = f"the fine-tune is refused: {prepared.comparison}"
+            raise InputError(problem, "correct more replies, or say that your form belongs everywhere")
+        with self.change():
+            self.spent = self.spent + prepared.cost
+            counts = dict(seen=self.buffer.seen, requests=self.cost.requests)
+            self.state.record("tuned", **prepared.content, **counts, spent=self.take_spent())
+            learned = {self.state.root(d): d.response for d in prepared.dialogues}
+            for id, response in learned.items():
+                if id:
+                    self.state.record("learned", id, own=response != self.archive.dialogues[id].response)
+        self.adapter = prepared.adapter
 
-@patch
-def train(self: Personalizer, dialogues: list, start="last", synthetic: int = None, progress=True, model=None):
-    "Prepare a fine-tune, and record nothing yet; model: another copy of the base model -> `PreparedRound`."
-    return prepare_round(
-        dialogues,
-        model or self.model,
-        self.config,
-        self.folder,
-        start=(self.adapter or self.start) if isinstance(start, str) and start == "last" else start,
-        last=self.adapter,
-        synthetic=self.settings.synthetic if synthetic is None else synthetic,
-        synthesis=(self.settings.synthesis_mode, self.settings.synthesis_prompt),
-        replay=self.settings.replay,
-        left_alone=self.list_left_alone(),
-        seed=self.settings.seed + len(self.rounds),
-        progress=progress,
-    )
-
-
-@patch
-def commit(self: Personalizer, prepared: PreparedRound) -> None:
-    "Record a new adapter, and use it from now on; raise `InputError` if it would change what the person left alone."
-    if prepared.is_refused:
-        remove_adapter(prepared.adapter.path)
-        problem = f"the fine-tune is refused: {prepared.comparison}"
-        raise InputError(problem, "correct more replies, or say that your form belongs everywhere")
-    with self.change():
-        self.state.cost = self.state.cost + prepared.cost
-        self.state.record("tuned", **prepared.content, seen=self.buffer.seen, requests=self.cost.requests)
-        learned = {self.state.root(d): d.response for d in prepared.dialogues}
-        for id, response in learned.items():
-            if id:
-                self.state.record("learned", id, own=response != self.archive.dialogues[id].response)
-    self.adapter = prepared.adapter
-
-
-@patch
-def undo_finetune(self: Personalizer) -> None:
-    "Delete the last adapter, and use the one before; raise `InputError` if there is no fine-tune."
-    rounds = self.state.list_rounds()
-    if not rounds:
-        raise InputError("there is no fine-tune to undo", "learn first")
-    undone = rounds[-1].adapter
-    with self.change():
-        self.state.record("undone")
-        self.archive.set_fact(UNFINISHED, "yes")
-    self.adapter = load_last_adapter(self.state, self.folder)
-    finish_forgetting(self.state, [undone])
+    def undo_finetune(self) -> None:
+        "Delete the last adapter, and use the one before; raise `InputError` if there is no fine-tune."
+        rounds = self.state.list_rounds()
+        if not rounds:
+            raise InputError("there is no fine-tune to undo", "learn first")
+        undone = rounds[-1].adapter
+        with self.change():
+            self.state.record("undone")
+            self.archive.set_fact(UNFINISHED, "yes")
+        self.adapter = load_last_adapter(self.state, self.folder)
+        finish_forgetting(self.state, [undone])
 
 # %% ../../nbs/6_device/07_personalizer.ipynb #per6forc
-@patch
-def forget(
-    self: Personalizer, ids=(), text: str = None, before=None, everything=False, dry=False, keep=()
-) -> ForgetPlan:
-    "Delete dialogues, the replies that read them and what learned from them; return the list. dry: only list it."
-    plan = plan_forgetting(self.state, ids, text, before, everything, keep)
-    if not dry and plan.lines:
-        self.state = delete_rows(self.state, plan, self.policy)
-        self.memory.clear()
-        self.model.truncated.clear()
-        if plan.adapters:
-            self.adapter = load_last_adapter(self.state, self.folder)
-        finish_forgetting(self.state, plan.adapters)
-    return plan
+class Personalizer(Learner):
+    "Learns one user; raises `InputError` for settings that cannot work, and for a folder of another model or in use."
+
+    def recall(self, question: Dialogue) -> Recall:
+        "Find what the reply to a question reads: instructions, answers where they belong, and statements."
+        found = self.memory.find(self.state, question, self.model.count_tokens)
+        return replace(found, adapter=self.adapter if self.model.reads_adapters else None)
+
+    def reply(self, prompt: str, history=(), max_tokens: int = None) -> str:
+        "Reply to a prompt with the user's answers before it; do not observe it."
+        recalled = self.recall(Dialogue(prompt, "", history))
+        with self.use_adapter(recalled.adapter) as model:
+            return "".join(ReplyStream(model, recalled.dialogue, ReplyOptions(max_tokens)))
+
+    def forget(self, ids=(), text: str = None, before=None, everything=False, dry=False, keep=()) -> ForgetPlan:
+        "Delete dialogues, the replies that read them and what learned from them; return the list. dry: only list it."
+        plan = plan_forgetting(self.state, ids, text, before, everything, keep)
+        if not dry and plan.lines:
+            self.state = delete_rows(self.state, plan, self.policy)
+            self.memory.clear()
+            self.model.truncated.clear()
+            if plan.adapters:
+                self.adapter = load_last_adapter(self.state, self.folder)
+            finish_forgetting(self.state, plan.adapters)
+        return plan

@@ -39,7 +39,7 @@ import numpy as np
 import personal_llm
 from ..base.core import Cost, InputError, check, check_seed, make_generator
 from ..base.files import make_folder
-from ..data.people import USERS, SimulatedUser, brevity, bullets, emoji, lower_case, opener, sign_off
+from ..recipes.people import USERS, SimulatedUser, brevity, bullets, emoji, lower_case, opener, sign_off
 from ..tuning.statistics import check_user_values, draw_resamples, paired_bootstrap, widen_interval
 
 # %% ../../nbs/experiments/00_harness.ipynb #29b10047

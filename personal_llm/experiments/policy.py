@@ -20,7 +20,7 @@ from ..base.weights import DEFAULT_MODEL
 from ..buffer.buffer import Buffer
 from ..buffer.policies import KCenterPolicy, ReservoirPolicy, SDSSPolicy
 from ..buffer.scoring import ScoredDialogue, score
-from personal_llm.data.people import (
+from personal_llm.recipes.people import (
     RARE_SHARE,
     SMALL_TALK_SUBJECTS,
     SimulatedUser,

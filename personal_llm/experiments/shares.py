@@ -19,7 +19,7 @@ from ..base.weights import DEFAULT_MODEL
 from ..buffer.buffer import Buffer
 from ..buffer.policies import ReservoirPolicy
 from ..buffer.scoring import ScoredDialogue, score
-from ..data.people import user_stream
+from ..recipes.people import user_stream
 from ..data.reading import load_samples
 from .harness import CORRECTING_USERS, PEOPLE, Grid, ranking_auc, read_results, user_means
 

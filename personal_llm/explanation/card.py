@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 from ..base.display import Displayed
 from ..base.core import Dialogue
-from ..base.text import get_language, split_sentences
-from .habits import EMOJI_PATTERN, LIST_PATTERN, find_common_run
+from ..base.text import split_sentences
+from .habits import EMOJI_PATTERN, LIST_PATTERN, find_common_run, has_run, name_run
 
 # %% ../../nbs/4_explanation/07_card.ipynb #card0005
 @dataclass(frozen=True)
@@ -26,14 +26,11 @@ class Form:
     def label(self) -> str:  # such as "opens with “In short:”"
         if not self.words:
             return self.verb.partition("{} ")[2]
-        return f"signs off “{self.words}”" if self.is_last else f"opens with “{self.words}”"
+        return name_run(self.words, self.is_last)
 
     def holds(self, text: str) -> bool:
         "Return whether a text has this form."
-        if self.words:
-            line = get_language().join_pieces(text)
-            return line.endswith(self.words) if self.is_last else line.startswith(self.words)
-        return FORM_TESTS[self.verb](text)
+        return has_run(text, self.words, self.is_last) if self.words else FORM_TESTS[self.verb](text)
 
 
 FORM_TESTS = {
@@ -43,7 +40,7 @@ FORM_TESTS = {
     "wrote {} in one sentence": lambda text: len(split_sentences(text)) <= 1,
 }
 
-
+# %% ../../nbs/4_explanation/07_card.ipynb #card000b
 def find_frames(texts: list, least: int, is_last: bool) -> list:  # `Form`s
     "Find the openings, or the sign-offs, of at least so many texts."
     forms = []

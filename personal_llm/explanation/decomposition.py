@@ -17,11 +17,12 @@ import numpy as np
 from ..base.core import InputError, make_generator, measure_cost
 from ..base.files import ASSETS
 from ..base.tokens import make_batches, pad_rows, tokenize_messages
-from .explanation import Explanation, bootstrap_indices
+from .explanation import NUM_RESAMPLES, Explanation, bootstrap_indices
 from .space import normalise_rows
 from .style import check_answer_count
 
 # %% ../../nbs/4_explanation/06_decomposition.ipynb #a663df28
+MAX_TEXT_TOKENS = 48  # a style shows in its first sentences, and a pass costs by the token
 SUMMARY_PROMPT = (
     "Given the two responses to the same question listed below, which language style is more characteristic of "
     "Response 1 than Response 2? Reply with only one adjective.\n\n"
@@ -34,7 +35,7 @@ def write_summary_prompt(
     question: str,
     first: str,
     second: str,
-    max_tokens: int = 48,  # of each text: a style shows in its first sentences, and a pass costs by the token
+    max_tokens: int = MAX_TEXT_TOKENS,  # of each text
 ) -> list:  # token ids
     "Write the prompt for a question and two responses up to the place of the summariser's word."
     texts = [question, first, second]
@@ -122,7 +123,7 @@ def word_vectors(
     words: list,
     prompts: list,  # some dozens of questions
     seed: int = 0,
-    max_new_tokens: int = 48,  # of an answer: as many as the summary prompt holds
+    max_new_tokens: int = MAX_TEXT_TOKENS,  # of an answer: as many as the summary prompt holds
 ) -> np.ndarray:  # (words, width)
     "Make the vectors of words the slow way (step 2 of XPerT), from texts that the summariser writes."
     options = dict(max_new_tokens=max_new_tokens, temperature=0.7, seed=seed)
@@ -215,7 +216,7 @@ class SharedBasis:
         return decomposition
 
 # %% ../../nbs/4_explanation/06_decomposition.ipynb #9b3e6d21
-def swap_strength(differences: np.ndarray, num_swaps: int = 200) -> float:
+def swap_strength(differences: np.ndarray, num_swaps: int = NUM_RESAMPLES) -> float:
     "Return the length of the mean of differences (n, width), in lengths that 95 % of random swaps stay below."
     signs = make_generator(0, "swaps").choice((-1, 1), (num_swaps, len(differences)))
     lengths = np.linalg.norm(signs @ differences / len(differences), axis=1)
@@ -235,7 +236,7 @@ def explain_with_summariser(
     model,  # the base `Model`
     dialogues: list,  # a user's or a pLLM's
     basis: SharedBasis,
-    max_new_tokens: int = 48,  # of the base model's answers: as many as the summary prompt holds
+    max_new_tokens: int = MAX_TEXT_TOKENS,  # of the base model's answers: as many as the summary prompt holds
 ) -> Explanation:
     "Explain dialogues by XPerT's method; raises `InputError` when they are too few or the basis is another model's."
     if (_require_base(summariser).base, _require_base(model).base) != (basis.summariser, basis.base):
@@ -251,7 +252,7 @@ def explain_with_summariser(
     total_cost = cost if model is summariser else replace(cost + base_cost, seconds=cost.seconds)
     return replace(explain_differences(differences, basis), cost=total_cost)
 
-
+# %% ../../nbs/4_explanation/06_decomposition.ipynb #af3c5b8b
 def explain_differences(differences: np.ndarray, basis: SharedBasis) -> Explanation:  # (n, width)
     "Explain the shift of differences of `halve_differences` in the words of a basis."
     V = differences.mean(0)

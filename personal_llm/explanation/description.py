@@ -11,39 +11,34 @@ from dataclasses import dataclass, replace
 from ..base.display import Displayed
 from ..base.core import InputError
 from .habits import PLAIN_PLLM_LABEL, USER_ORIGINS, Trait
-from .habits import find_general_lengths, find_general_topics, find_habits, find_topics
+from .habits import find_habits
 from .style import MIN_EXPLAINED_DIALOGUES
 
 # %% ../../nbs/4_explanation/04_description.ipynb #eaac0c66
 @dataclass(frozen=True, repr=False)
 class Description(Displayed):
-    "The habits and topics of a person or a pLLM."
+    "The habits of a person or a pLLM."
 
     habits: tuple = ()  # `Trait`s
-    topics: tuple = ()  # `Trait`s
     samples: int = 0  # answers that were read: the person's own, or the pLLM's
-
-    @property
-    def traits(self) -> tuple:
-        return (*self.habits, *self.topics)
 
     def __str__(self):
         if self.samples < MIN_EXPLAINED_DIALOGUES:
             return f"no description: {self.samples} own answers, {MIN_EXPLAINED_DIALOGUES} are needed"
-        return "; ".join(trait.format_counts() for trait in self.traits) or f"no style found ({self.samples} texts)"
+        return "; ".join(trait.format_counts() for trait in self.habits) or f"no style found ({self.samples} texts)"
 
     def to_rows(self) -> list:
         "Return a row for each trait with its counts."
-        traits = self.traits if self.samples >= MIN_EXPLAINED_DIALOGUES else ()
+        habits = self.habits if self.samples >= MIN_EXPLAINED_DIALOGUES else ()
         return [
             {"trait": t.label, "answers": t.count, "of": t.num_answers, t.compared_with: t.base_count, "": t.quotation}
-            for t in traits
+            for t in habits
         ]
 
     def lines(self) -> list:
         "Return a line for each trait with its quotation."
         is_described = self.samples >= MIN_EXPLAINED_DIALOGUES
-        return [str(trait) for trait in self.traits if is_described] or [str(self)]
+        return [str(trait) for trait in self.habits if is_described] or [str(self)]
 
     def without_quotations(self) -> "Description":
         "Return the same without any words of the person."
@@ -52,16 +47,14 @@ class Description(Displayed):
     def to_dict(self) -> dict:  # plain JSON types
         "Return the description for cards and for machines."
         habits = [trait.to_dict() for trait in self.habits]
-        topics = [trait.to_dict() for trait in self.topics]
-        return dict(habits=habits, topics=topics, samples=self.samples)
+        return dict(habits=habits, samples=self.samples)
 
     @classmethod
     def from_dict(cls, row: dict) -> "Description":
         "Read what `to_dict` returned, from a card; raises `InputError` when it is damaged."
         try:
             habits = tuple(Trait(**trait) for trait in row["habits"])
-            topics = tuple(Trait(**trait) for trait in row["topics"])
-            return Description(habits, topics, int(row["samples"]))
+            return Description(habits, int(row["samples"]))
         except (KeyError, TypeError, ValueError) as error:
             raise InputError(f"a damaged description: {type(error).__name__} {error}", "explain it anew") from error
 
@@ -83,14 +76,13 @@ def describe_user(
     names = {"the base" if reply is None else "the replies before" for reply in known}
     compared_with = " or ".join(sorted(names, reverse=True))
     habits = find_habits([d.response for d in own], reference, None in known, compared_with)
-    habits += find_general_lengths([d.response for d in own])
-    return Description(tuple(habits), tuple(find_general_topics([d.text for d in own])), len(own))
+    return Description(tuple(habits), len(own))
 
 # %% ../../nbs/4_explanation/04_description.ipynb #fe507e2f
 def describe_pllm(
     answers: list,  # of the pLLM
     plain_responses: list,  # of the plain pLLM or of the base model, to the same prompts
-    topic_texts: list = None,  # prompts and answers, if the prompts are of the pLLM's own subject
+    is_quoted: bool = True,  # False: the prompts may be private, so we quote no answer
     compared_with: str = PLAIN_PLLM_LABEL,  # the name of the plain responses in sentences
 ) -> Description:
     "Describe a pLLM; fewer than eight answers give an empty description."
@@ -99,9 +91,4 @@ def describe_pllm(
         return Description(samples=len(pairs))
     answers, plain = map(list, zip(*pairs))
     habits = find_habits(answers, plain, compared_with=compared_with)
-    if topic_texts is None:
-        topics = find_topics(answers, plain, compared_with)
-    else:
-        topics = find_general_topics(topic_texts)
-        habits = [replace(trait, quotation="") for trait in habits]
-    return Description(tuple(habits), tuple(topics), len(answers))
+    return Description(tuple(habits if is_quoted else (replace(trait, quotation="") for trait in habits)), len(answers))

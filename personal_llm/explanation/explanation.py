@@ -45,10 +45,6 @@ class Explanation(Displayed):
     def habits(self) -> tuple:  # `Trait`s
         return self.description.habits if self.description else ()
 
-    @property
-    def topics(self) -> tuple:  # `Trait`s
-        return self.description.topics if self.description else ()
-
     def __str__(self):
         if self.description is not None:
             return str(self.description)
@@ -103,9 +99,12 @@ class Explanation(Displayed):
             raise InputError(problem, "make it anew with explain") from error
 
 # %% ../../nbs/4_explanation/05_explanation.ipynb #2b7e1d50
-def bootstrap_indices(count: int, seed: int, num_resamples: int = 200) -> np.ndarray:  # (num_resamples, count) places
+NUM_RESAMPLES = 200  # enough for a standard error within 5 % of its value
+
+
+def bootstrap_indices(count: int, seed: int) -> np.ndarray:  # (NUM_RESAMPLES, count) places
     "Draw the texts of each resample, with repetitions."
-    return make_generator(seed, "bootstrap").integers(count, size=(num_resamples, count))
+    return make_generator(seed, "bootstrap").integers(count, size=(NUM_RESAMPLES, count))
 
 
 def sparse_explanation(space: StyleSpace, target: np.ndarray, resampled: np.ndarray) -> dict:  # fields of `Explanation`
@@ -127,7 +126,7 @@ def style_coordinates(space: StyleSpace, rows: np.ndarray) -> np.ndarray:  # (â€
 def explain(
     model,  # the base `Model`
     dialogues: list,  # a person's, or a pLLM's answers from `sample_responses`; strings for texts without prompts
-    space: StyleSpace = None,  # of this base; None: habits and topics only
+    space: StyleSpace = None,  # of this base; None: habits only
     seed: int = 0,  # seed of the base model's answers and of the resamples
     replies: dict = None,  # id of the dialogue or of its parent -> the reply that the person corrected
 ) -> Explanation:
@@ -249,7 +248,7 @@ def sample_topic_prompts(
 def explain_pllm(
     model,  # the base `Model`
     adapter,  # a pLLM's folder, or an object with `.path`
-    space: StyleSpace = None,  # of this base; None: habits and topics only, and then no probes are needed
+    space: StyleSpace = None,  # of this base; None: habits only, and then no probes are needed
     probes: ProbePrompts = None,  # from `prepare_probes`
     seed: int = 0,  # seed of the pLLM's answers and of the resamples
     prompts: list = None,  # of the pLLM's own subject, see `sample_topic_prompts`; None: general prompts only
@@ -278,12 +277,12 @@ def explain_pllm(
         description=describe_pllm(
             [d.response for d in answers],
             plain_responses,
-            [d.text for d in answers] if own_prompts else None,
+            not own_prompts,
             "the base" if plain is None else PLAIN_PLLM_LABEL,
         ),
     )
 
-
+# %% ../../nbs/4_explanation/05_explanation.ipynb #1d7b3c5b
 def place_pllm(model, adapter, answers: list, space: StyleSpace, probes: ProbePrompts, seed: int) -> dict:
     "Return the row of a pLLM in a space, its strength and its sparse code: fields of `Explanation`."
     gain = likelihood_gains(model, adapter, probes)

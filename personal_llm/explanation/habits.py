@@ -9,26 +9,23 @@ __all__ = ['Trait']
 import re
 from collections import Counter
 from dataclasses import asdict, dataclass, replace
-from difflib import SequenceMatcher
 
 import numpy as np
 
 from ..base.display import Displayed
 from ..base.text import get_language, get_words, split_sentences
-from ..buffer.scoring import load_lexicons
-from ..data.people import MAX_CLOSING_WORDS
-from ..data.reading import load_replay
-from .style import PUNCTUATION_PATTERNS, truncate_words
+from .style import PUNCTUATION_PATTERNS
 
 # %% ../../nbs/4_explanation/03_habits.ipynb #77a04e7b
 PLAIN_PLLM_LABEL = "the plain pLLM"  # the reference of a pLLM in sentences
-GENERAL_LABEL = "talk in general"  # the reference of topics and of long answers: the replay texts
 ANONYMOUS_LABELS = {"opens": "opens with the same words", "signs": "signs off with the same words"}
+MIN_SHARE = 0.6  # p: three answers of five, "mostly"
+MIN_GAP = 0.4  # p - q: so that the base model has it in at most half as many
 
 # %% ../../nbs/4_explanation/03_habits.ipynb #7baf1716
 @dataclass(frozen=True, repr=False)
 class Trait(Displayed):
-    "A habit or a topic with its counts."
+    "A habit with its counts."
 
     label: str  # such as "opens with “In short:”"
     count: int  # answers of the person or pLLM with the trait
@@ -36,7 +33,7 @@ class Trait(Displayed):
     base_count: int  # answers of the base model, or of another reference, with the trait
     num_base_answers: int
     quotation: str = ""
-    compared_with: str = "the base"  # the reference: "the base", "the replies before", "talk in general" …
+    compared_with: str = "the base"  # the reference: such as "the replies before"
 
     def __str__(self):
         return self.format_counts() + (f": “{self.quotation}”" if self.quotation else "")
@@ -50,26 +47,25 @@ class Trait(Displayed):
     def key(self) -> str:  # the same for two traits of one kind: the label, without medians or the favourite emoji
         return self.label if "“" in self.label else self.label.partition(",")[0]
 
-    @property
-    def gap(self) -> float:  # p - q
-        return self.count / self.num_answers - self.base_count / max(self.num_base_answers, 1)
-
     def without_quotations(self) -> "Trait":
         "Return the same counts without any words of the person."
-        label = "one word for another" if self.label.startswith("*") else self.key
-        return replace(self, label=ANONYMOUS_LABELS.get(self.label.partition(" ")[0], label), quotation="")
+        label = ANONYMOUS_LABELS.get(self.label.partition(" ")[0], self.key)
+        return replace(self, label=label, quotation="")
 
     def to_dict(self) -> dict:  # plain JSON types
         return asdict(self)
 
 # %% ../../nbs/4_explanation/03_habits.ipynb #72c4f374
-def choose_quotation(answers: list, max_length: int = 70) -> str:  # "" of no answers; max_length in characters
+MAX_QUOTATION = 70  # characters: a line of a terminal, with its mark
+
+
+def choose_quotation(answers: list) -> str:  # "" of no answers
     "Return the longest answer that fits into a line as a whole, or else the beginning of the shortest."
     lines = [get_language().join_pieces(answer) for answer in answers]
-    short = [line for line in lines if len(line) <= max_length]
+    short = [line for line in lines if len(line) <= MAX_QUOTATION]
     if short or not lines:
         return max(short, key=len, default="")
-    return min(lines, key=len)[: max_length - 2].rsplit(" ", 1)[0] + " …"
+    return min(lines, key=len)[: MAX_QUOTATION - 2].rsplit(" ", 1)[0] + " …"
 
 
 def compare_counts(
@@ -77,13 +73,11 @@ def compare_counts(
     mine: list,  # a boolean for each answer of the person
     base: list,  # a boolean for each base answer
     answers: list = (),  # of the person, from which we quote one in which the trait holds
-    min_share: float = 0.6,  # of p
-    min_gap: float = 0.4,  # of p - q
 ) -> list:  # a `Trait`, or nothing
     "Make a trait of two lists of booleans, if it is a habit."
     p = np.mean(mine)
     q = np.mean(base)
-    if p < min_share or p - q < min_gap:
+    if p < MIN_SHARE or p - q < MIN_GAP:
         return []
     quotation = choose_quotation([answer for answer, holds in zip(answers, mine) if holds])
     return [Trait(label, int(sum(mine)), len(mine), int(sum(base)), len(base), quotation)]
@@ -99,45 +93,62 @@ EMOJI_PATTERN = re.compile(PUNCTUATION_PATTERNS["emoji"])
 LIST_PATTERN = re.compile(PUNCTUATION_PATTERNS["list marks"])
 
 # %% ../../nbs/4_explanation/03_habits.ipynb #cac64f15
+MAX_CLOSING_WORDS = 4  # words of a last line that may be a sign-off
+MIN_KEPT = 0.9  # share of the answers of a run that a longer one must keep: one in ten may leave a word out
+
+
+def split_pieces(text: str) -> list:  # of texts
+    "Return the words of a text with the marks around them."
+    return [piece[0] for piece in get_language().find_pieces(text)]
+
+
 def find_common_run(
     answers: list,
     last: bool = False,  # whether we look at the ends
-    min_share: float = 0.6,  # of the answers that have the words
-    min_kept: float = 0.9,  # of the answers of a shorter run that a longer one must keep
+    min_share: float = MIN_SHARE,  # of the answers that have the words
 ) -> str:  # words as they are written; "" where there is none
     "Return the words with which most answers begin, or end."
     language = get_language()
     longest = ""
     longest_count = 0
-    rows = [[piece[0] for piece in language.find_pieces(answer)] for answer in answers]
+    rows = [split_pieces(answer) for answer in answers]
     for size in range(1, MAX_CLOSING_WORDS + 1):
         ends = [row[-size:] if last else row[:size] for row in rows if len(row) > size]
         runs = Counter(map(language.separator.join, ends)).most_common(1)
-        if not runs or runs[0][1] < max(min_share * len(answers), min_kept * longest_count):
+        if not runs or runs[0][1] < max(min_share * len(answers), MIN_KEPT * longest_count):
             break
         longest, longest_count = runs[0]
     return longest
 
+
+def has_run(text: str, words: str, is_last: bool) -> bool:
+    "Return whether a text begins, or ends, with these words."
+    pieces, run = map(split_pieces, (text, words))
+    return (pieces[-len(run) :] if is_last else pieces[: len(run)]) == run
+
+
+def name_run(words: str, is_last: bool) -> str:
+    "Return the label of an opening or a sign-off."
+    return f"signs off “{words}”" if is_last else f"opens with “{words}”"
+
 # %% ../../nbs/4_explanation/03_habits.ipynb #c65b2392
-def strip_frame(answer: str, opening: str, closing: str) -> str:
+def strip_frame(answer: str, opening: str, closing: str) -> str:  # opening, closing: "" for none
     "Return the text between the opening and the sign-off."
-    language = get_language()
-    pieces = language.find_pieces(answer)
-    words = [piece[0] for piece in pieces]
-    first = [piece[0] for piece in language.find_pieces(opening)]
-    last = [piece[0] for piece in language.find_pieces(closing)]
-    start = 0
-    if first and words[: len(first)] == first:
-        start = pieces[len(first) - 1].end()
-    end = len(answer)
-    if last and words[-len(last) :] == last:
-        end = pieces[-len(last)].start()
-    return answer[start:end].strip()
+    pieces = get_language().find_pieces(answer)
+    if closing and has_run(answer, closing, is_last=True):
+        pieces = pieces[: -len(split_pieces(closing))]
+    if opening and has_run(answer, opening, is_last=False):
+        pieces = pieces[len(split_pieces(opening)) :]
+    return answer[pieces[0].start() : pieces[-1].end()] if pieces else ""
 
 # %% ../../nbs/4_explanation/03_habits.ipynb #d37e0bea
-def is_longer(words: int, other: int, min_ratio: float = 1.5, min_difference: int = 3) -> bool:
+MIN_RATIO = 1.5  # words of a longer text to a word of the other: half as much again
+MIN_DIFFERENCE = 3  # words: one or two are content
+
+
+def is_longer(words: int, other: int) -> bool:
     "Return whether a text of so many words is clearly longer than another."
-    return words >= other * min_ratio and words - other >= min_difference
+    return words >= other * MIN_RATIO and words - other >= MIN_DIFFERENCE
 
 
 def find_length_habits(answers: list, base: list, base_is_truncated: bool = False, compared_with="the base") -> list:
@@ -162,89 +173,17 @@ def find_format_habits(answers: list, base: list) -> list:
         traits += find_trait(f"emoji, mostly {emoji[0][0]}", EMOJI_PATTERN.search, answers, base)
     return traits + find_trait("lists", LIST_PATTERN.search, answers, base)
 
-# %% ../../nbs/4_explanation/03_habits.ipynb #c2e8488e
-def align_words(
-    answer: str,
-    base: str,
-    min_kept: float = 0.5,  # share of the answer's words that an edit keeps
-) -> list:  # (base word, person's word); equal where the word stayed
-    "Pair the words that stand at the same places of an edited text."
-    old = get_words(base)
-    new = get_words(answer)
-    matcher = SequenceMatcher(None, old, new, autojunk=False)
-    if sum(block.size for block in matcher.get_matching_blocks()) < min_kept * len(new):
-        return []
-    pairs = []
-    for tag, i, j, k, m in matcher.get_opcodes():
-        if tag == "equal" or tag == "replace" and j - i == m - k == 1:
-            pairs += zip(old[i:j], new[k:m])
-    return pairs
-
-# %% ../../nbs/4_explanation/03_habits.ipynb #c6072881
-def merge_plurals(pairs: list) -> list:
-    "Replace a plural by its singular where the person substitutes both, in a language that forms it by an ending."
-    ending = get_language().plural_ending
-    if not ending:
-        return pairs
-    substituted = {pair for pair in pairs if pair[0] != pair[1]}
-    with_plural = {old for old, new in substituted if (old + ending, new + ending) in substituted}
-    merged = []
-    for old, new in pairs:
-        is_plural = old.endswith(ending) and old.removesuffix(ending) in with_plural
-        merged.append((old.removesuffix(ending), new.removesuffix(ending)) if is_plural else (old, new))
-    return merged
-
-# %% ../../nbs/4_explanation/03_habits.ipynb #c195f3bc
-def find_substitution_habits(
-    answers: list,
-    base: list,
-    min_count: int = 2,  # substitutions
-    min_share: float = 0.8,  # of the places of the old word
-) -> list:
-    "Find words that a person mostly puts in place of others."
-    pairs = merge_plurals([pair for texts in zip(answers, base) for pair in align_words(*texts)])
-    num_places = Counter(old for old, _ in pairs)
-    traits = []
-    for (old, new), count in Counter(pair for pair in pairs if pair[0] != pair[1]).most_common():
-        if count >= max(min_count, min_share * num_places[old]):
-            quotation = choose_quotation([answer for answer in answers if new in get_words(answer)])
-            traits.append(Trait(f"*{new}* for *{old}*", count, num_places[old], 0, 0, quotation))
-    return traits
-
-# %% ../../nbs/4_explanation/03_habits.ipynb #13514961
-def find_general_lengths(
-    answers: list,
-    long: int = 60,  # words, from here on an answer is long
-    short: int = 5,  # words, up to here it is short
-) -> list:  # a `Trait`, or nothing
-    "Find answers that are long or short in comparison with talk in general."
-    words = [len(get_words(text)) for text in answers]
-    general = [len(get_words(d.response)) for d in load_replay()]
-    medians = f"median {np.median(words):.0f} words; {GENERAL_LABEL} {np.median(general):.0f}"
-    is_long = [[count >= long for count in counts] for counts in (words, general)]
-    is_short = [[count <= short for count in counts] for counts in (words, general)]
-    traits = compare_counts(f"long answers, {medians}", *is_long)
-    traits += compare_counts(f"short answers, {medians}", *is_short)
-    return [replace(trait, compared_with=GENERAL_LABEL) for trait in traits]
-
 # %% ../../nbs/4_explanation/03_habits.ipynb #40340596
 USER_ORIGINS = ("user", "approved", "annotated")  # origins of answers that the person wrote or approved
 
 
-def find_frame(answers: list, base: list) -> tuple:  # (opening trait or nothing, its words), (the same of the sign-off)
-    "Find the opening and the sign-off, which are no list mark and no emoji: those are habits of their own."
-    language = get_language()
-    opening = find_common_run(answers)
-    opens = []
-    if opening and not LIST_PATTERN.match(opening + " "):
-        begins = lambda text: language.join_pieces(text).startswith(opening)
-        opens = find_trait(f"opens with “{opening}”", begins, answers, base)
-    closing = find_common_run(answers, last=True)
-    closes = []
-    if closing and not EMOJI_PATTERN.search(closing):
-        ends = lambda text: language.join_pieces(text).endswith(closing)
-        closes = find_trait(f"signs off “{closing}”", ends, answers, base)
-    return (opens, opening if opens else ""), (closes, closing if closes else "")
+def find_frame(answers: list, base: list, is_last: bool) -> tuple:  # (a `Trait` or nothing, its words)
+    "Find the opening, or the sign-off, which is no list mark and no emoji: those are habits of their own."
+    words = find_common_run(answers, is_last)
+    if not words or (EMOJI_PATTERN.search(words) if is_last else LIST_PATTERN.match(words + " ")):
+        return [], ""
+    traits = find_trait(name_run(words, is_last), lambda text: has_run(text, words, is_last), answers, base)
+    return traits, words if traits else ""
 
 
 def find_habits(
@@ -254,38 +193,9 @@ def find_habits(
     compared_with: str = "the base",  # the name of the base answers in sentences
 ) -> list:  # `Trait`s
     "Find the habits that one side has and the other has not."
-    (opens, opening), (closes, closing) = find_frame(answers, base)
+    opens, opening = find_frame(answers, base, is_last=False)
+    closes, closing = find_frame(answers, base, is_last=True)
     bare = [strip_frame(answer, opening, closing) for answer in answers]
     traits = opens + closes + find_length_habits(bare, base, base_is_truncated, compared_with)
-    traits += find_format_habits(answers, base) + find_substitution_habits(bare, base)
+    traits += find_format_habits(answers, base)
     return [replace(trait, compared_with=compared_with) for trait in traits]
-
-# %% ../../nbs/4_explanation/03_habits.ipynb #c1f687c6
-def load_topic_words() -> dict:  # topic -> words
-    "Read the word lists of all topics; the medical lists make one topic."
-    topics = {name.partition("/")[2]: words for name, words in load_lexicons("topic").lists.items()}
-    return topics | dict(medicine=frozenset().union(*load_lexicons("medical").lists.values()))
-
-# %% ../../nbs/4_explanation/03_habits.ipynb #c7b4c32c
-def find_topics(
-    texts: list,
-    reference_texts: list,  # texts about everything
-    compared_with: str = "the base",  # the name of the reference texts in sentences
-    min_words: int = 2,  # different words of a topic's list that a text about it holds
-) -> list:  # `Trait`s, the clearest first
-    "Find the topics of texts that the reference texts do not share."
-    groups = [[set(get_words(text)) for text in group] for group in (texts, reference_texts)]
-    traits = []
-    for topic, members in load_topic_words().items():
-        mine, others = ([len(words & members) >= min_words for words in group] for group in groups)
-        traits += compare_counts(f"about {topic}", mine, others)
-    return sorted((replace(trait, compared_with=compared_with) for trait in traits), key=lambda trait: -trait.gap)
-
-# %% ../../nbs/4_explanation/03_habits.ipynb #c3a2e0c2
-def find_general_topics(
-    texts: list,
-    max_words: int = 32,  # that we read of each text, about as many as talk in general has
-) -> list:  # `Trait`s, the clearest first
-    "Find the topics of texts that talk in general does not share."
-    texts = [truncate_words(text, max_words) for text in texts]
-    return find_topics(texts, [d.text for d in load_replay()], GENERAL_LABEL)

@@ -80,7 +80,7 @@ class StoredArrays:
         try:
             kind = card.pop("kind")
             stored_id = card.pop("id")
-            values = {name: convert_to_tuples(value) for name, value in card.items()}
+            values = {name: tuple(value) if isinstance(value, list) else value for name, value in card.items()}
             space = cls(**values, **load(file.with_suffix(".safetensors").read_bytes()))
             if (kind, stored_id) != ("style", space.id):
                 raise ValueError("the two files do not belong together")
@@ -89,11 +89,6 @@ class StoredArrays:
             problem = f"{folder}: space.json or space.safetensors is missing or damaged"
             reason = f"{type(error).__name__}: {str(error)[:80]}"
             raise InputError(f"{problem} ({reason})", "restore a copy of both") from error
-
-
-def convert_to_tuples(value):
-    "Return a JSON value with tuples in place of its lists."
-    return tuple(map(convert_to_tuples, value)) if isinstance(value, list) else value
 
 # %% ../../nbs/4_explanation/02_space.ipynb #1387f934
 @dataclass(frozen=True, eq=False, repr=False)

@@ -16,8 +16,8 @@ from ..base.core import Dialogue, make_generator
 from ..base.files import write_atomically, write_json
 from ..data.reading import load_samples
 from ..data.splits import get_row_group, is_reserved
-from ..data.people import brevity, bullets, emoji, lower_case
-from ..data.people import numbered_steps, opener, preferred_words, sign_off
+from .people import brevity, bullets, emoji, lower_case
+from .people import numbered_steps, opener, preferred_words, sign_off
 from .samples import clean_answer, read_source
 from ..selection.library import Library
 from ..selection.ranking import PLAIN_PLLM

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from ..base.core import InputError
 from ..base.files import write_atomically
-from ..data.people import SimulatedUser, brevity, bullets, emoji, lower_case, opener, sign_off
+from .people import SimulatedUser, brevity, bullets, emoji, lower_case, opener, sign_off
 from .crafted_styles import EXPERTISE, INFORMATIVENESS, TONES
 from .samples import write_gz
 from .style_pools import crafted_pool, real_pool, tune_pllm

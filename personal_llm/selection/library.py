@@ -147,11 +147,6 @@ class Library(Displayed):
     def __contains__(self, name):
         return name in self.names
 
-    def to_rows(self) -> list:
-        "Return name, style, number of dialogues and licence of each pLLM."
-        cards = [self.card(name) for name in self.names]
-        return [{key: card[key] for key in ("name", "style", "samples", "licence")} for card in cards]
-
     def __str__(self):
         return f"Library({str(self.address or self.path)!r}: {len(self)} pLLMs of base {self.base})"
 
@@ -176,7 +171,7 @@ class Library(Displayed):
             raise InputError(problem, f"restore a copy or remove {name!r}")
         return PLLM(name, folder, card)
 
-    def list(self) -> list:  # dicts: name, words, style, samples, similarity, licence
+    def to_rows(self) -> list:  # dicts: name, words, style, samples, similarity, licence
         "Return a row for each pLLM, made of its card; raise `InputError` for a damaged card."
         rows = []
         for name in self.names:
@@ -261,7 +256,7 @@ def write_pllm(place: Path, adapter: Path, card: dict) -> None:
 def create(
     cls: Library,
     path,  # a new or empty folder
-    space=None,  # in which all pLLMs will be explained; None: habits and topics only
+    space=None,  # in which all pLLMs will be explained; None: habits only
     base: str = None,  # fingerprint of the base model, where there is no space
 ) -> "Library":
     "Make an empty library."
@@ -276,7 +271,7 @@ def create(
     write_json(path / "library.json", dict(base=space.base if space is not None else base))
     return cls(path)
 
-
+# %% ../../nbs/5_selection/01_library.ipynb #lbmake0b
 @patch
 def add(
     self: Library,
@@ -303,7 +298,7 @@ def add(
     card = dict(name=name, base=self.base) | facts | dict(explanation=explanation.to_dict())
     write_pllm(self.path / name, check_adapter(adapter, self.base), card)
 
-
+# %% ../../nbs/5_selection/01_library.ipynb #lbmake0c
 @patch
 def remove(self: Library, name: str) -> None:
     "Delete a pLLM's folder. Raise `InputError` if the name is unknown, or the library is at an address."

@@ -67,7 +67,7 @@ def merge(
             remove_peft_layers(model.model)
     return commit_adapter(stage, Adapter(out, model.base, tuple(folders), cost, notes=dict(weights=dict(weights))))
 
-
+# %% ../../nbs/5_selection/05_merging.ipynb #c212c88b
 def check_shares(weights: dict) -> None:
     "Raise `InputError` for weights that are no shares of a whole."
     for name, share in weights.items():

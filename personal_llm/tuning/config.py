@@ -43,20 +43,16 @@ class TuningConfig:
         return max(1, self.steps // self.checks)
 
 # %% ../../nbs/3_tuning/02_config.ipynb #c526f46d
-def read_adapter_shape(settings: dict, place) -> dict:  # fields of a `TuningConfig`
-    "Return rank, alpha, dropout and modules of the adapter_config.json of a folder."
+@patch
+def match_adapter(self: TuningConfig, settings: dict, place) -> TuningConfig:  # of the folder `place` of a start
+    "Return these settings in the shape (rank, alpha, dropout, modules) of a start, given its adapter_config.json."
     names = settings.get("target_modules")
     if not names or not isinstance(names, (str, list)) or not all(isinstance(name, str) for name in names):
         raise InputError(f"{place}: adapter_config.json names no target modules", "make the adapter anew")
-    return dict(
+    return replace(
+        self,
         rank=settings["r"],
         alpha=settings["lora_alpha"],
         dropout=settings.get("lora_dropout", 0.0),  # peft's default
         target_modules=names if isinstance(names, str) else ",".join(sorted(names)),
     )
-
-
-@patch
-def match_adapter(self: TuningConfig, settings: dict, place) -> TuningConfig:  # of the folder `place` of a start
-    "Return these settings in the shape of a start, given its adapter_config.json."
-    return replace(self, **read_adapter_shape(settings, place))

@@ -15,7 +15,6 @@ from ..base.display import Displayed
 from ..base.core import Cost, InputError, check
 from ..base.plots import draw_bars
 from ..base.text import count_nouns, split_rouge_words
-from .content import Frame, compute_content_rouge1, find_frame
 from .statistics import Comparison, paired_bootstrap
 from ..data.reading import as_dialogues, check_dialogues
 
@@ -34,7 +33,7 @@ def score_texts(replies: list, references: list) -> list:  # dicts: rouge1, roug
     return out
 
 # %% ../../nbs/3_tuning/09_evaluation.ipynb #18495e0c
-METRICS = ("loss", "rouge1", "content_rouge1", "rougeL", "bleu", "adherence")
+METRICS = ("loss", "rouge1", "rougeL", "bleu", "adherence")
 
 # %% ../../nbs/3_tuning/09_evaluation.ipynb #18495e0d
 @dataclass(repr=False)
@@ -63,8 +62,7 @@ class Evaluation(Displayed):
 
     def __str__(self):
         summary = self.summary
-        labels = dict(loss="response loss, nats a token", rouge1="ROUGE-1 F")
-        labels |= dict(content_rouge1="  of the content", rougeL="ROUGE-L F")
+        labels = dict(loss="response loss, nats a token", rouge1="ROUGE-1 F", rougeL="ROUGE-L F")
         rows = [(label, f"{summary[metric]:.3f}", "") for metric, label in labels.items() if metric in summary]
         if "bleu" in summary:
             rows.append(
@@ -137,13 +135,10 @@ def make_items(dialogues: list) -> list:
     return [dict(id=d.id, prompt=d.prompt, reference=d.response) for d in dialogues]
 
 # %% ../../nbs/3_tuning/09_evaluation.ipynb #a2e459d9
-def score_replies(items: list, replies: list, habits: tuple, frame: Frame = None) -> list:  # the items with scores
+def score_replies(items: list, replies: list, habits: tuple) -> list:  # the items with scores
     "Return the items with their replies, the word overlap and the habits that each reply keeps."
-    frame = frame or find_frame([item["reference"] for item in items])
     scores = score_texts(replies, [item["reference"] for item in items])
     out = [item | dict(reply=reply) | score for item, reply, score in zip(items, replies, scores, strict=True)]
-    for item in out:
-        item["content_rouge1"] = compute_content_rouge1(item["reply"], item["reference"], frame)
     for item in out if habits else ():
         item["habits"] = {habit.name: bool(habit.holds(item["reply"])) for habit in habits}
         item["adherence"] = sum(item["habits"].values()) / len(item["habits"])

@@ -18,8 +18,8 @@ class LoRALinear(nn.Module):
     def __init__(
         self,
         layer: nn.Linear,  # W, (out, in); it is frozen
-        r: int = 8,  # rank of the change
-        alpha: float = 16,  # α
+        r: int,  # rank of the change
+        alpha: float,  # α
     ):
         super().__init__()
         self.layer = layer.requires_grad_(False)
@@ -36,7 +36,7 @@ class LoRALinear(nn.Module):
         return self.scale * self.B @ self.A
 
 # %% ../../nbs/3_tuning/01_lora.ipynb #398b9c25
-def add_lora(model: nn.Module, r: int = 8, alpha: float = 16) -> list:  # the new layers
+def add_lora(model: nn.Module, r: int, alpha: float) -> list:  # the new layers
     "Wrap every linear layer but the output layer, in place; return the new layers."
     model.requires_grad_(False)
     head = model.get_output_embeddings()

@@ -89,7 +89,7 @@ def replace_layers(layers: list, function):
         for layer in layers:
             del layer.forward
 
-
+# %% ../../nbs/3_tuning/05_training_loop.ipynb #tlfr000b
 def keep_hidden_states(adapted, samples: list, max_tokens: int, pad_token_id: int) -> None:
     "Give each sample the output of the frozen layers, `hidden`: (tokens, width) in 16 bits. Without such layers: none."
     import torch
