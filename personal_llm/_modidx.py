@@ -3510,8 +3510,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                             'personal_llm/selection/ranking.py'),
                                                 'personal_llm.selection.ranking.Ranking.__str__': ( '5_selection/ranking.html#ranking.__str__',
                                                                                                     'personal_llm/selection/ranking.py'),
-                                                'personal_llm.selection.ranking.Ranking.abstained': ( '5_selection/ranking.html#ranking.abstained',
-                                                                                                      'personal_llm/selection/ranking.py'),
                                                 'personal_llm.selection.ranking.Ranking.adapter': ( '5_selection/ranking.html#ranking.adapter',
                                                                                                     'personal_llm/selection/ranking.py'),
                                                 'personal_llm.selection.ranking.Ranking.plot': ( '5_selection/ranking.html#ranking.plot',
