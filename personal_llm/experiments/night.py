@@ -4,65 +4,25 @@
 
 # %% auto #0
 __all__ = ['USERS', 'SUBJECTS', 'MORE_TESTS', 'LIMIT', 'WRITTEN', 'CONDITIONS', 'JOBS', 'GRIDS', 'list_others', 'list_tests',
-           'list_choices', 'list_answers', 'list_left_alone', 'learn', 'measure', 'score_row', 'measure_d_prime',
-           'read_people', 'is_refused', 'choose_rows', 'average', 'compare_right']
+           'list_choices', 'list_answers', 'list_left_alone', 'learn', 'measure']
 
 # %% ../../nbs/experiments/75_night.ipynb #ngt00002
+import json
 import time
 from dataclasses import replace
-from statistics import NormalDist
-
-import numpy as np
 
 from ..base.core import Dialogue
 from ..base.replies import ReplyOptions, ReplyStream
 from ..device.learning import PreparedRound, count_changed, divide_left_alone, prepare_round
 from .breaks import choose_word, draw_items
-from .harness import Grid, group_by_user, mean_over_users, read_results
-from .person import BANK, PEOPLE, SMALL, has_form, is_right, load_once, write_reply, write_wish
+from .harness import RESULTS, Grid
+from .person import BANK, PEOPLE, SMALL, load_once, write_reply, write_wish
 from ..tuning.config import TuningConfig
 
 # %% ../../nbs/experiments/75_night.ipynb #ngt00005
 USERS = ("twain", "bea", "eli", "franklin", "victoria", "tim", "hemingway", "max")
 SUBJECTS = list(BANK["subjects"])
-MORE_TESTS = {  # subject -> further test prompts, each with the words of a right answer
-    "bicycles": [
-        ["What do I hold to steer?", ["handlebar", "bars"]],
-        ["What do I push with my feet?", ["pedal"]],
-        ["What do I ring to warn walkers?", ["bell"]],
-        ["What do the spokes join to the hub?", ["rim", "wheel"]],
-    ],
-    "household money": [
-        ["Where do I keep my savings?", ["bank", "account"]],
-        ["What is a salary?", ["work", "employ", "job"]],
-        ["What is a debt?", ["owe", "borrow", "loan"]],
-        ["What do I sign before I move into a flat?", ["contract", "lease", "agreement"]],
-    ],
-    "music": [
-        ["How many strings has a violin?", ["four", "4"]],
-        ["What do we call a group of four players?", ["quartet"]],
-        ["What does piano mean in a score?", ["soft", "quiet"]],
-        ["Which instrument is played with sticks?", ["drum", "xylophone", "percussion"]],
-    ],
-    "laundry": [
-        ["What do I pour into the washing machine?", ["detergent", "soap", "powder"]],
-        ["What makes towels soft?", ["softener", "vinegar"]],
-        ["Where do I hang wet clothes?", ["line", "rack"]],
-        ["How hot should I wash wool?", ["30", "cold", "cool", "20", "40"]],
-    ],
-    "dogs": [
-        ["What does a dog wear around its neck?", ["collar"]],
-        ["Where does a dog sleep in the garden?", ["kennel", "doghouse", "dog house"]],
-        ["What do we call the foot of a dog?", ["paw"]],
-        ["What does a dog like to chew?", ["bone", "toy", "stick"]],
-    ],
-    "coffee and tea": [
-        ["What do I drink espresso from?", ["cup"]],
-        ["Which meal do people often drink coffee with?", ["breakfast"]],
-        ["What is a cappuccino topped with?", ["foam", "froth", "milk"]],
-        ["What holds the leaves in a cup of tea?", ["bag", "infuser", "strainer"]],
-    ],
-}
+MORE_TESTS = json.loads((RESULTS.parent / "night_tests.json").read_text(encoding="utf-8"))  # subject -> (prompt, words)
 
 
 def list_others(subject: str) -> list:  # of three subjects: two with replies that were left alone, and an unseen one
@@ -153,55 +113,3 @@ GRIDS = (
     Grid("night", [job for job in JOBS if job["user"] in USERS[:4]], measure, ("user",), SMALL),
     Grid("night-more", [job for job in JOBS if job["user"] in USERS[4:]], measure, ("user",), SMALL),
 )
-
-# %% ../../nbs/experiments/75_night.ipynb #ngt00010
-def score_row(row: dict) -> dict:  # metric -> share
-    "Score a person under a condition."
-    part = PEOPLE[row["user"]]["parts"][0]
-    scores = {}
-    for place, items in list_tests(row["user"]).items():
-        replies = row[place]
-        scores[f"form {place}"] = float(np.mean([has_form(*part[1:], text) for text in replies]))
-        scores[f"right {place}"] = float(np.mean([is_right(item[1], text) for item, text in zip(items, replies)]))
-    return scores
-
-
-def measure_d_prime(rows: list) -> float:
-    "Return how well the choices of these rows tell Yes from No: z(hits) − z(false alarms), .5 added to each count."
-    says = {"Yes": [], "No": []}
-    for row in rows:
-        for (_, key), word in zip(list_choices(row["user"]), row["choices"]):
-            says[key].append(word == "Yes")
-    hits, false_alarms = ((sum(words) + 0.5) / (len(words) + 1) for words in says.values())
-    return NormalDist().inv_cdf(hits) - NormalDist().inv_cdf(false_alarms)
-
-
-def read_people() -> dict:  # person -> condition -> row; people with all conditions
-    "Read the rows."
-    return group_by_user([row for grid in GRIDS[:2] for row in read_results(grid.name)], "condition", CONDITIONS)
-
-# %% ../../nbs/experiments/75_night.ipynb #ngt00013
-def is_refused(row: dict) -> bool:
-    "Say whether the comparison refuses the adapter of a row."
-    return (
-        "num_compared" in row and PreparedRound({}, [], None, None, row["num_compared"], row["num_changed"]).is_refused
-    )
-
-
-def choose_rows(people: dict) -> dict:  # condition -> rows, one a person; `kept`: without the refused adapters
-    "Return the rows of each condition, and those of what a person gets after the comparison."
-    rows = {condition: [own[condition] for own in people.values()] for condition in CONDITIONS}
-    last = CONDITIONS[-1]
-    rows["kept"] = [own["bare"] if is_refused(own[last]) else own[last] for own in people.values()]
-    return rows
-
-
-def average(rows: list, metric: str):  # a `MeanEstimate`
-    "Average a metric over people."
-    return mean_over_users([score_row(row)[metric] for row in rows])
-
-
-def compare_right(rows: list, bare: list):  # a `MeanEstimate`
-    "Return right answers outside the subject minus those of the base model."
-    right = lambda row: (score_row(row)["right left_alone"] + score_row(row)["right unseen"]) / 2
-    return mean_over_users([right(row) - right(other) for row, other in zip(rows, bare)])
