@@ -34,7 +34,7 @@ def test_explain_describes_chats(capsys):
 @pytest.mark.later
 def test_select_ranks_a_library(capsys):
     ranking = found(capsys, "select", "--data", NURSE, "--library", "pocket")
-    assert ranking["best"] == "ward-round" or ranking["abstained"]
+    assert ranking["best"] in ("ward-round", None)
 
 
 @pytest.mark.later

@@ -83,7 +83,7 @@ def test_planted_users_are_found_at_every_strength():
 
 def test_default_text_gets_no_pllm():
     weak = select(planted([[1, 0], [0, 2]]), me([0.5, 0.1], strength=0.4))
-    assert weak.abstained and weak.best is weak.start is weak.adapter is None and weak.names == ("p0", "p1")
+    assert weak.best is weak.start is weak.adapter is None and weak.names == ("p0", "p1")
     assert "strength 0.40, the threshold is 1.00" in weak.reason
 
 
@@ -157,7 +157,7 @@ def test_match_takes_the_lowest_loss_of_the_steepest(monkeypatch):
     slopes = dict(plain=-9.0, a=-3.0, b=-2.0, c=-1.0)
     got = select_by_match(request_of(monkeypatch, losses, slopes), num_raced=2)
     assert got.best == got.start == "b" and got.names == ("b", "a", "c") and "c" not in got.losses
-    assert got.losses[BASE_NAME] == pytest.approx(3.0, abs=1e-4) and "plain" in got.losses and not got.abstained
+    assert got.losses[BASE_NAME] == pytest.approx(3.0, abs=1e-4) and "plain" in got.losses and got.best is not None
 
 
 @pytest.mark.parametrize(
@@ -166,14 +166,14 @@ def test_match_takes_the_lowest_loss_of_the_steepest(monkeypatch):
 )
 def test_match_abstains_without_a_certain_gain(monkeypatch, losses, start):
     got = select_by_match(request_of(monkeypatch, losses, dict(plain=-1.0, a=-2.0)))
-    assert got.abstained and got.start == start and "no near pLLM" in got.reason and got.names == ("a",)
+    assert got.best is None and got.start == start and "no near pLLM" in got.reason and got.names == ("a",)
 
 
 def test_without_a_plain_pllm_the_gain_must_be_larger(monkeypatch):
     for loss, best in ((2.94, None), (2.80, "a")):
         assert select_by_match(request_of(monkeypatch, {BASE_NAME: 3.0, "a": loss}, dict(a=-1.0))).best == best
     only_plain = select_by_match(request_of(monkeypatch, {BASE_NAME: 3.0, "plain": 2.0}, dict(plain=-1.0)))
-    assert only_plain.abstained and only_plain.start == "plain" and only_plain.names == ()
+    assert only_plain.best is None and only_plain.start == "plain" and only_plain.names == ()
 
 
 # ---- select

@@ -71,8 +71,7 @@ class BufferView:
         return float(1 - (units.sum(0) * candidate.direction).sum() / len(units)) if len(units) else 1.0
 
     @cached_property
-    def similarities(self) -> np.ndarray:  # (bins, bins), −∞ on the diagonal
-        "Cosines of all pairs of entries."
+    def similarities(self) -> np.ndarray:  # (bins, bins), cosines of all pairs of entries; −∞ on the diagonal
         similarities = np.array([cosine_similarities(self.units, unit) for unit in self.units])
         np.fill_diagonal(similarities, -np.inf)
         return _read_only(similarities)
@@ -249,8 +248,7 @@ class AnswersFirstPolicy(KCenterPolicy):
         approved = [slot for slot in oldest if view.dialogues[slot].origin == "approved"]
         if candidate.dialogue.origin == "approved" and not unanswered:
             return None, "all entries are answered"
-        slot = (unanswered or approved or oldest)[0]
-        return slot, "an answer takes the bin of the oldest entry without one"
+        return (unanswered or approved or oldest)[0], "an answer takes the bin of the oldest entry without one"
 
     def select_training_dialogues(self, dialogues: list) -> list:
         "Return the answered dialogues, or all if there are none."

@@ -46,15 +46,13 @@ class Description(Displayed):
 
     def to_dict(self) -> dict:  # plain JSON types
         "Return the description for cards and for machines."
-        habits = [trait.to_dict() for trait in self.habits]
-        return dict(habits=habits, samples=self.samples)
+        return dict(habits=[trait.to_dict() for trait in self.habits], samples=self.samples)
 
     @classmethod
     def from_dict(cls, row: dict) -> "Description":
         "Read what `to_dict` returned, from a card; raises `InputError` when it is damaged."
         try:
-            habits = tuple(Trait(**trait) for trait in row["habits"])
-            return Description(habits, int(row["samples"]))
+            return Description(tuple(Trait(**trait) for trait in row["habits"]), int(row["samples"]))
         except (KeyError, TypeError, ValueError) as error:
             raise InputError(f"a damaged description: {type(error).__name__} {error}", "explain it anew") from error
 

@@ -35,6 +35,19 @@ def compute_inner_products(x, g, factors: list) -> list:  # inputs (tokens, in),
     sums = (Ax * Bg).sum(0).split([len(A) for A, _ in factors])
     return [float(part.sum()) for part in sums]
 
+# %% ../../nbs/5_selection/03_gradient_match.ipynb #ba8fdcbb
+def run_backward(model, dialogue, num_dialogues: int) -> None:
+    "Compute the gradients of a dialogue's loss, as its part of a mean over dialogues, and count the cost."
+    import torch
+
+    sample = model.encode(dialogue)
+    batch = {name: torch.tensor([sample[name]], device=model.device) for name in ("input_ids", "labels")}
+    with measure_cost(model.cost):
+        (model.model(**batch, use_cache=False).loss / num_dialogues).backward()
+    model.cost.tokens += len(sample["input_ids"])
+    model.cost.forward += 1
+    model.cost.backward += 1
+
 # %% ../../nbs/5_selection/03_gradient_match.ipynb #75090f8a
 def compute_slopes(
     model,  # the base `Model`
@@ -42,8 +55,6 @@ def compute_slopes(
     adapters: dict,  # name -> an adapter's folder
 ) -> dict:  # name -> nats a token for a step of length 1 towards that pLLM; below 0 the loss falls
     "Return the slope of the user's mean loss towards each pLLM."
-    import torch
-
     factors = {name: read_factors(folder) for name, folder in adapters.items()}
     slopes = dict.fromkeys(factors, 0.0)
 
@@ -69,12 +80,6 @@ def compute_slopes(
             layer = get_linear_layer(model, module)
             stack.callback(layer.register_forward_hook(partial(watch, module)).remove)
         for dialogue in dialogues:
-            sample = model.encode(dialogue)
-            batch = {name: torch.tensor([sample[name]], device=model.device) for name in ("input_ids", "labels")}
-            with measure_cost(model.cost):
-                (model.model(**batch, use_cache=False).loss / len(dialogues)).backward()
-            model.cost.tokens += len(sample["input_ids"])
-            model.cost.forward += 1
-            model.cost.backward += 1
+            run_backward(model, dialogue, len(dialogues))
     lengths = {name: factor_inner_product(pairs, pairs) ** 0.5 or 1.0 for name, pairs in factors.items()}
     return {name: slope / lengths[name] for name, slope in slopes.items()}

@@ -117,10 +117,6 @@ class Ranking(Displayed):
     library: object = field(default=None, repr=False, compare=False)  # of the names; never saved
 
     @property
-    def abstained(self) -> bool:
-        return self.best is None
-
-    @property
     def unit(self) -> str:  # of the distances
         return "slope" if self.method == "match" else "distance"
 

@@ -16,7 +16,6 @@ from ..base.files import ASSETS
 from ..data.reading import read_zipped_rows
 from ..explanation.explanation import Explanation, ProbePrompts, explain, explain_pllm, load_probe_texts
 from ..explanation.explanation import prepare_probes
-from ..explanation.style import check_answer_count
 from .ranking import PLAIN_PLLM, Ranking
 from .selection import select
 from ..tuning.config import TuningConfig
@@ -62,20 +61,17 @@ def load_plain_dialogues() -> list:  # of `Dialogue`
 def add_plain_pllm(
     library,  # a `Library` without one
     model,  # its base `Model`
-    dialogues: list = None,  # answers without a style, of your users' kind; those of the package by default
     config: TuningConfig = None,  # of the library's other pLLMs; the default one by default
-    licence: str = PLAIN_LICENCE,  # of the dialogues
     seed: int = 0,
 ) -> ProbePrompts:  # for the pLLMs that you add next; None in a library without a space
-    "Tune the library's plain pLLM, explain it and add it. Raise `InputError` for too few dialogues."
-    dialogues = load_plain_dialogues() if dialogues is None else dialogues
-    check_answer_count(len(dialogues), "plain dialogues")
+    "Tune the library's plain pLLM on the package's plain answers, explain it and add it."
+    dialogues = load_plain_dialogues()
     with tempfile.TemporaryDirectory() as folder:
         adapter = finetune(model, dialogues, config, out=Path(folder, PLAIN_PLLM), seed=seed, progress=False)
         probes = None
         if library.space is not None:
             probes = prepare_probes(model, library.space, *load_probe_texts(), seed, adapter)
         explanation = explain_pllm(model, adapter, library.space, probes, seed).without_timings()
-        facts = dict(licence=licence, samples=len(dialogues), style="plain answers")
+        facts = dict(licence=PLAIN_LICENCE, samples=len(dialogues), style="plain answers")
         library.add(PLAIN_PLLM, adapter, explanation, **facts)
     return probes and replace(probes, plain=library[PLAIN_PLLM].adapter)

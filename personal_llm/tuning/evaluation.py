@@ -41,7 +41,7 @@ class Evaluation(Displayed):
     "The measurements on one user's test dialogues. They hold the user's text: treat them as private."
 
     items: list  # a dict a dialogue: id, prompt, reference, and the measurements (`METRICS`, reply, tokens, habits)
-    summary: dict  # means over items; `habits` (name -> share), `corpus_bleu` and `n` beside them
+    summary: dict  # means over items; `habits` (name -> share) and `n` beside them
     cost: Cost = field(default_factory=Cost)  # what measuring cost
     user: str = ""  # whose dialogues these are
     settings: dict = field(default_factory=dict)  # how replies were made: max_tokens, None for the model's own limit
@@ -65,9 +65,7 @@ class Evaluation(Displayed):
         labels = dict(loss="response loss, nats a token", rouge1="ROUGE-1 F", rougeL="ROUGE-L F")
         rows = [(label, f"{summary[metric]:.3f}", "") for metric, label in labels.items() if metric in summary]
         if "bleu" in summary:
-            rows.append(
-                ("BLEU", f"{summary['bleu']:.1f}", f"mean of replies; {summary['corpus_bleu']:.1f} as a corpus")
-            )
+            rows.append(("BLEU", f"{summary['bleu']:.1f}", "mean of replies"))
         if "adherence" in summary:
             rows.append(("habits kept", f"{summary['adherence']:.0%}", ""))
             rows += [(f"  {name}"[:40], f"{share:.0%}", "") for name, share in summary["habits"].items()]
@@ -113,12 +111,6 @@ def summarize_items(items: list) -> dict:
     "Return the means over items."
     out = {metric: float(np.mean([item[metric] for item in items])) for metric in METRICS if metric in items[0]}
     out["n"] = len(items)
-    if "bleu" in items[0]:
-        from sacrebleu.metrics import BLEU
-
-        replies = [item["reply"] for item in items]
-        references = [item["reference"] for item in items]
-        out["corpus_bleu"] = float(BLEU().corpus_score(replies, [references]).score)
     if "habits" in items[0]:
         out["habits"] = {name: float(np.mean([i["habits"][name] for i in items])) for name in items[0]["habits"]}
     return out

@@ -150,16 +150,6 @@ def describe_result(state: TrainingState, num_validation_dialogues: int, start: 
     losses = dict(start_loss=state.start_loss, best_loss=state.best_loss, history=tuple(state.history))
     return losses | dict(num_validation_dialogues=num_validation_dialogues, notes=notes)
 
-
-def show_progress(steps, total: int):  # the same pairs
-    "Pass on the steps of `train` with a progress bar on stderr."
-    from tqdm.auto import tqdm
-
-    with tqdm(total=total, desc="fine-tuning", unit="step", leave=False) as bar:
-        for step, loss in steps:
-            bar.update(step - bar.n)
-            yield step, loss
-
 # %% ../../nbs/3_tuning/07_finetune.ipynb #b00d09df
 def finetune(
     model,  # `Model`
@@ -174,6 +164,7 @@ def finetune(
 ) -> Adapter:
     "Tune an adapter on dialogues (Qin et al. 2024, section 4); raise `InputError` when there is nothing to learn."
     import torch
+    from tqdm.auto import tqdm
 
     dialogues = as_dialogues(dialogues)
     check_dialogues(dialogues)
@@ -199,7 +190,7 @@ def finetune(
             state = TrainingState()
             padding = model.tokenizer.pad_token_id
             steps = train(adapted, samples, validation_samples, config, padding, state, seed, checkpoints)
-            for step, loss in show_progress(steps, config.steps) if progress else steps:
+            for step, loss in tqdm(steps, "fine-tuning", config.steps, leave=False, unit="step", disable=not progress):
                 if on_step:
                     on_step(step, loss)
             out = out or make_temporary_folder("adapter-")

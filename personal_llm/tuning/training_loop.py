@@ -60,9 +60,6 @@ def response_nll(adapted, batch: dict):  # (rows,) nats, summed over the labels 
     return losses.view(len(labels), -1).sum(1)
 
 # %% ../../nbs/3_tuning/05_training_loop.ipynb #tlfr0001
-LARGEST_HALF = 65504  # of the numbers of float16
-
-
 def list_layers(network) -> list:  # transformers' model, with or without peft
     "Return the layers of a model from the lowest to the highest; an empty list for a model that names none."
     import torch
@@ -110,7 +107,7 @@ def keep_hidden_states(adapted, samples: list, max_tokens: int, pad_token_id: in
         with torch.no_grad(), replace_layers(list_layers(adapted)[len(frozen) :], end_here):
             adapted(**inputs, use_cache=False, logits_to_keep=torch.arange(0))  # no logits
         for i, hidden in zip(numbers, outputs[0]):
-            is_small = hidden.abs().max() < LARGEST_HALF
+            is_small = hidden.abs().max() < torch.finfo(torch.float16).max
             samples[i]["hidden"] = hidden[: lengths[i]].to("cpu", torch.float16 if is_small else torch.bfloat16)
 
 
