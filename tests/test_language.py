@@ -6,8 +6,7 @@ import pytest
 from personal_llm.base.core import InputError
 from personal_llm.base.text import (
     ENGLISH,
-    GERMAN,
-    JAPANESE,
+    LANGUAGES,
     Language,
     count_negations,
     get_language,
@@ -18,6 +17,9 @@ from personal_llm.base.text import (
 from personal_llm.explanation.habits import find_habits, merge_plurals
 from personal_llm.explanation.style import STYLOMETRIC_FEATURES, stylometry, truncate_words
 from personal_llm.tuning.content import find_frame, strip_frame
+
+GERMAN = LANGUAGES["german"]
+JAPANESE = LANGUAGES["japanese"]
 
 
 @pytest.fixture(autouse=True)
