@@ -223,7 +223,7 @@ def find_field(record: dict, kind: str) -> str:
 
 # %% ../../nbs/1_data/02_formats.ipynb #forate1
 def tells(record: dict, fact: str) -> bool:
-    "Tell whether a turn or a row has a field with a value for a fact of the table; a value that we do not know stays unread."
+    "Tell whether a turn or a row has a value for a fact of the table; a value that we do not know stays unread."
     is_told = False
     for name, value in record.items():
         yes, no = FACTS[fact].get(name, ((), ()))
