@@ -28,7 +28,8 @@ from ..buffer.retrieval import VectorStore
 from ..buffer.scoring import ScoredDialogue, load_lexicons, score
 from ..buffer.synthesis import SYNTHESIS_PROMPTS, make_text_block, parse_rewrite, synthesize, write_texts
 from ..data.reading import load_samples
-from ..data.splits import get_row_group, is_reserved, remove_leaks
+from ..data.splits import get_row_group, remove_leaks
+from ..recipes.data import is_reserved
 from ..device.state import scores_from_dict, scores_to_dict
 from personal_llm.experiments.harness import (
     Grid,
