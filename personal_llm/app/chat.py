@@ -248,7 +248,7 @@ def run_line(session, line: str) -> None:
     if source:
         print_note(source)
 
-
+# %% ../../nbs/8_app/04_chat.ipynb #chatloop1
 def run_chat(session) -> None:
     "Chat until the user leaves, or there are no more lines."
     print_note("write, and press Enter; /help lists the commands, Ctrl-D or /quit leaves")

@@ -79,7 +79,7 @@ def adapt_plugin(function):  # a function for typer
     run.__doc__ = function.__doc__
     return run
 
-
+# %% ../../nbs/8_app/08_cli.ipynb #cliplug01
 def add_plugins() -> None:
     "Register the commands of all installed plug-ins; a plug-in that cannot be used gives a note."
     runtimes, skipped = find_runtimes()

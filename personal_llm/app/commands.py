@@ -84,7 +84,7 @@ Steps = Annotated[int, Option(help="optimiser steps of a fine-tune", metavar="N"
 LearningRate = Annotated[float, Option(help="largest step size of a fine-tune", metavar="X")]
 Start = Annotated[str, Option(help="where a fine-tune begins: none, a library, or an adapter's folder", metavar="DIR")]
 
-
+# %% ../../nbs/8_app/05_commands.ipynb #cmdshow01
 CHAT_SETTINGS = ("max_questions", "memories", "archive")  # that a chat has as options
 
 
@@ -104,7 +104,7 @@ def format_table(rows: list, *names: str) -> list:  # lines; rows: dictionaries
     widths = [max(map(len, column)) for column in zip(*cells)]
     return ["  ".join(text.ljust(width) for text, width in zip(line, widths)).rstrip() for line in cells]
 
-
+# %% ../../nbs/8_app/05_commands.ipynb #cmdsets01
 def add_settings(*names):  # a decorator
     "Add options of `PersonalizerSettings` to a command, which gets those that were given as `settings`."
     keyword = inspect.Parameter.KEYWORD_ONLY
@@ -174,7 +174,7 @@ def load(name: str = None, folder: str = None, quiet: bool = False, is_largest: 
         print_note(f"loaded in {time.perf_counter() - begin:.1f} s")
     return model
 
-
+# %% ../../nbs/8_app/05_commands.ipynb #cmdoffer1
 def offer_larger_model() -> None:
     "Offer the larger model once, at a terminal, where it fits and is not here; Enter downloads it."
     if os.environ.get(DEFAULT_MODEL_VARIABLE) or not is_terminal() or not fits_larger_model():
@@ -240,7 +240,7 @@ def get(
         places[each] = str(get_weights(each, not quiet))
     show(dict(weights=places), [f"{each}: {place}" for each, place in places.items()], as_json)
 
-
+# %% ../../nbs/8_app/05_commands.ipynb #cmdmodel1
 def list_models() -> list:  # dictionaries
     "List the models that can be named, with their size on the disk."
     rows = [dict(name="pocket", megabytes=14, place="in this package")]
@@ -279,7 +279,7 @@ def models(
     rows = list_models()
     show(dict(models=rows), format_table(rows, "name", "megabytes", "place"), as_json)
 
-
+# %% ../../nbs/8_app/05_commands.ipynb #cmdcheck1
 @app.command(epilog="Example: personal-llm check --model HuggingFaceTB/SmolLM2-360M-Instruct")
 def check(model: Model = None, quiet: Quiet = False, as_json: AsJson = False):
     "Try a model: template, tokens, adapters, a reply and a tuning step. Exit code 1: one of them failed."
@@ -317,7 +317,7 @@ def demo(
     lines += ["personal-llm chat --out me", "personal-llm personalize --data YOUR-CHATS.json --out me"]
     show(result, lines, as_json)
 
-
+# %% ../../nbs/8_app/05_commands.ipynb #cmdpers01
 @app.command("personalize", epilog="Example: personal-llm personalize --data chats.jsonl --out me --ask-when freeze")
 @add_settings(*PersonalizerSettings.__dataclass_fields__)
 def personalize_command(
@@ -357,7 +357,7 @@ def personalize_command(
     )
     show(result, [*lines, "", f"personal-llm chat --out {shlex.quote(out)}"], as_json)
 
-
+# %% ../../nbs/8_app/05_commands.ipynb #cmdeval01
 @app.command(epilog="Example: personal-llm evaluate --data new-chats.jsonl --adapter me")
 def evaluate(
     data: Data,
@@ -428,7 +428,7 @@ def confirm_deletion(lines: list) -> None:
     if not confirm("delete all of this?"):
         raise InputError("your answer was not yes", "nothing was deleted")
 
-
+# %% ../../nbs/8_app/05_commands.ipynb #cmdforg01
 @app.command(epilog="Example: personal-llm forget --out me --containing 'my sister'")
 def forget(
     out: Out,

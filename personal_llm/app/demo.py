@@ -95,7 +95,7 @@ def run_demo(
     write_atomically(Path(out) / "figure.png", plot_demo(result))
     return result, lines
 
-
+# %% ../../nbs/8_app/03_demo.ipynb #demoform1
 def format_demo(result: dict) -> list:  # lines
     "Return the numbers of a demo for people."
     kinds = result["kinds"]

@@ -43,7 +43,7 @@ def load_with_library(model: str, folder: str, library: str, quiet: bool) -> tup
     shipped = find_shipped_library(loaded.base)
     return loaded, opened or shipped and Library(shipped)
 
-
+# %% ../../nbs/8_app/06_library_commands.ipynb #libexpl01
 @app.command("explain", epilog="Example: personal-llm explain --data chats.jsonl")
 def explain_command(
     data: Data = None,
@@ -119,7 +119,7 @@ def open_library(folder: str, space: str, model, seed: int, quiet: bool) -> Libr
         add_plain_pllm(library, model, seed=seed)
     return library
 
-
+# %% ../../nbs/8_app/06_library_commands.ipynb #libbuild1
 @library_app.command(
     "build", epilog="Example: personal-llm library build others --adapter ana --data bo.jsonl --licence CC-BY-4.0"
 )
@@ -177,7 +177,7 @@ def build(
     if not added:
         raise typer.Exit(1)
 
-
+# %% ../../nbs/8_app/06_library_commands.ipynb #liblist01
 @library_app.command("list", epilog="Example: personal-llm library list pocket")
 def list_command(library: LibraryFolder = "pocket", as_json: AsJson = False):
     "List the models of a library."

@@ -134,7 +134,7 @@ def describe(me: Personalizer) -> dict:  # plain values
         cost=me.cost.to_dict(),
     )
 
-
+# %% ../../nbs/8_app/02_personalize.ipynb #persrun01
 def format_run(result: dict) -> list:  # lines
     "Return the numbers of a run for people."
     rejected = ", ".join(f"{count} {reason}" for reason, count in result["rejected"].items()) or "none"
