@@ -20,7 +20,7 @@ def test_check_is_ok(architecture, template):
     model = shared(architecture, template)
     before = weights(model)
     report = check_model(model)
-    assert report.ok and len(report.rows) == len(MODEL_CHECKS) == 10, f"\n{report}"
+    assert report.ok and len(report.rows) == len(MODEL_CHECKS) == 9, f"\n{report}"
     assert same(model, before)
 
 
@@ -39,19 +39,6 @@ def test_a_wrong_padding():
 
     model.model.forward = blind
     assert not found(model)["padding"] and found(model)["loss mask"]
-
-
-def test_a_model_that_looks_ahead():
-    model = tiny("llama")
-    real = model.model.forward
-
-    def seeing(input_ids, **settings):
-        got = real(input_ids=input_ids, **settings)
-        got.logits = got.logits + input_ids.float().sum(1)[:, None, None] * torch.linspace(0, 1, got.logits.shape[-1])
-        return got
-
-    model.model.forward = seeing
-    assert not found(model)["looks back only"]
 
 
 def test_control_tokens_typed_by_a_user(monkeypatch):
@@ -74,7 +61,6 @@ def test_an_adapter_that_is_not_what_was_saved(monkeypatch):
 
 
 def test_the_first_row_names_the_number_type(monkeypatch):
-    "The measured one, or the one that was asked for."
     monkeypatch.setattr(check, "MODEL_CHECKS", {})
     ((name, passed, detail),) = check_model("pocket", device="cpu", dtype="bfloat16").rows
-    assert (name, passed) == ("loading", True) and ", bfloat16 (as you asked" in detail
+    assert (name, passed) == ("loading", True) and detail.endswith(", bfloat16")

@@ -1,4 +1,4 @@
-"Commands on one memory: learned from a file, shown, evaluated, exported, copied, talked with and forgotten."
+"Commands on one memory: learned from a file, shown, evaluated, exported, talked with and forgotten."
 
 import io
 import json
@@ -99,16 +99,10 @@ def test_everything_goes_even_from_a_damaged_folder(mine, capsys):
     assert [file.name for file in mine.iterdir() if file.name != ".lock"] == ["notes.txt"]
 
 
-def test_backup_and_export_write_new_files(home, mine, tmp_path, capsys):
-    copy = found(capsys, "backup", tmp_path / "copy.sqlite", "--out", mine)["file"]
-    tables = [
-        sqlite3.connect(file).execute("SELECT count(*) FROM dialogues") for file in (copy, mine / "memory.sqlite")
-    ]
-    assert tables[0].fetchone() == tables[1].fetchone()
+def test_export_writes_new_files(mine, tmp_path, capsys):
     result = found(capsys, "export", tmp_path / "vllm", "--to", "vllm", "--adapter", mine)
     assert "adapter_model.safetensors" in result["files"]
     assert "vllm" in fails(capsys, "export", tmp_path / "vllm", "--to", "vllm", "--adapter", mine).splitlines()[-1]
-    assert "forgetting deletes no copies" in fails(capsys, "backup", mine / "copy.sqlite", "--out", mine)
     assert "forgetting deletes no copies" in fails(capsys, "export", mine / "v", "--to", "vllm", "--adapter", mine)
 
 

@@ -44,6 +44,6 @@ def test_a_second_demo_replaces_the_first_and_no_chat(demo, tmp_path):
 
 def test_the_command_ends_with_two_lines_to_type(tmp_path, capsys):
     words = ("demo", "--out", tmp_path / "demo", "--model", "pocket", "--length", 40, "--capacity", 4, "--steps", 1)
-    code, out, _ = invoke(capsys, *words, "--synthetic", 0, "--quiet")
+    code, out, _ = invoke(capsys, *words, "--quiet")
     assert code == 0 and out.splitlines()[-2].startswith("personal-llm chat")
     assert "seed" in fails(capsys, *words, "--seed", -1)

@@ -734,7 +734,10 @@ def test_a_talk_is_turned_round_by_what_its_fields_hold(name):
 
 
 def test_a_talk_that_begins_with_an_answer_needs_times_that_we_know():
-    for form in ("January 5, 2026 at 10:0{} AM", "vor {} Minuten", "10:0{} PM 05/01/2026"):
+    for form in ("January 5, 2026 at 10:0{} AM", "10:0{} PM 05/01/2026", "Jan 5, 2026, 10:0{} PM PST"):
+        rows = [message | dict(sent=form.format(i)) for i, message in enumerate(TALK)]
+        assert read_dialogues([dict(messages=rows[::-1])]) == read_dialogues([dict(messages=rows)])
+    for form in ("5. tammikuuta 2026 klo 10:0{}", "vor {} Minuten"):
         rows = [message | dict(sent=form.format(i)) for i, message in enumerate(TALK)]
         assert len(read_dialogues([dict(messages=rows)])) == 3
         with pytest.raises(InputError, match="in a form that we do not know") as caught:

@@ -6,8 +6,7 @@ import pytest
 from personal_llm.base.core import InputError
 from personal_llm.base.text import (
     ENGLISH,
-    GERMAN,
-    JAPANESE,
+    LANGUAGES,
     Language,
     count_negations,
     get_language,
@@ -17,6 +16,9 @@ from personal_llm.base.text import (
 )
 from personal_llm.explanation.habits import find_habits, strip_frame
 from personal_llm.explanation.style import STYLOMETRIC_FEATURES, stylometry, truncate_words
+
+GERMAN = LANGUAGES["german"]
+JAPANESE = LANGUAGES["japanese"]
 
 
 @pytest.fixture(autouse=True)

@@ -45,9 +45,7 @@ def test_build_adds_adapters_to_a_library_and_remove_takes_one_away(tmp_path, ca
     with monkeypatch.context() as stopped:
         stopped.setattr(library_commands, "prepare_probes", lambda *given: exec("raise KeyboardInterrupt"))
         assert invoke(capsys, "library", "build", folder, *words, "--licence", "CC0-1.0", "--quiet")[0] == 130
-    assert "its build did not end" in invoke(capsys, "library", "list", folder)[1]
     result = found(capsys, "library", "build", folder, *words, "--licence", "CC0-1.0", "--quiet")
-    assert found(capsys, "library", "list", folder)["is_complete"]
     assert "quiz-night" in result["added"] and "plain" in result["skipped"], "the plain one was tuned before"
     again = invoke(capsys, "library", "build", folder, *words, "--licence", "CC0-1.0", "--quiet")
     assert again[0] == 1 and "exists already" in again[1]

@@ -158,8 +158,8 @@ def test_every_package_that_we_import_is_declared():
     settings.read(ROOT / "settings.ini", encoding="utf-8")
     declared = " ".join(value for key, value in settings["DEFAULT"].items() if key.endswith("requirements"))
     names = {re.split("[<>=\\[]", word)[0].lower().replace("-", "_") for word in declared.split()}
-    # scikit-learn; a notebook brings IPython; pydantic brings pydantic_core
-    names |= {"sklearn", "ipython", "personal_llm", "pydantic_core"}
+    # scikit-learn, python-dateutil; a notebook brings IPython; pydantic brings pydantic_core
+    names |= {"sklearn", "dateutil", "ipython", "personal_llm", "pydantic_core"}
     pattern = re.compile(r"^\s*(?:import|from) ([a-zA-Z]\w*)", re.MULTILINE)
     files = [path for path in PACKAGE.rglob("*.py") if not {"recipes", "experiments"} & {*path.parts}]
     code = {path: re.sub('"""|#.*', "", path.read_text(encoding="utf-8")) for path in files}

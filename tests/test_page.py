@@ -1,8 +1,10 @@
 "The page in chromium: a day, the keyboard, a phone's width, hostile replies, and the token."
 
 import json
+import os
 import shutil
 import time
+from pathlib import Path
 
 import pytest
 from servers import chat_server
@@ -16,13 +18,16 @@ if not (shutil.which("chromium") and shutil.which("chromedriver")):
 from selenium import webdriver
 from selenium.common.exceptions import StaleElementReferenceException
 from selenium.webdriver.chrome.service import Service
+from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
+from selenium.webdriver.support import expected_conditions
 
 from personal_llm.base.replies import ReplyStream
 
 OPTIONS = "--headless --no-sandbox --disable-gpu --disable-dev-shm-usage --disable-background-networking --no-first-run"
 BETTER = "Dear friend, rest today."
+BETTER_BUTTON = "Write the reply that you wanted"
 CODE = "code-of-the-link"
 HOSTILE = """# A title
 Some **bold** and `code <b>`, <img src=x onerror="window.hit=1"> and [a link](javascript:window.hit=1),
@@ -113,52 +118,6 @@ def page(browser, tmp_path):
     assert [text for text in errors if "status of 4" not in text and "REFUSED" not in text] == []
 
 
-def test_a_day(page):
-    assert len(page.texts("#examples button")) == 2
-    page.until(lambda: page.find("#model").text == "pocket")
-    page.press("What can I cook from rice, eggs and tomatoes?")
-    page.until(lambda: page.texts("#turns .reply") and page.find("#send").text == "Send")
-    page.say("My knee hurts.")
-    page.press("Write the reply that you wanted")
-    page.find("form textarea[id^=better]").send_keys(BETTER)
-    page.press("Say it like this")
-    page.until(lambda: page.texts("#turns > li > .reply")[-1] == BETTER)
-    assert "The first reply" in page.texts("#turns summary")
-    page.press("A good reply")
-    page.until(lambda: page.texts("#turns [aria-pressed=true]") == ["👍"])
-    page.press("New talk")
-    page.say("My knee hurts again.")
-    page.until(lambda: [text for text in page.texts("#turns > li:last-child summary") if "From" in text])
-    page.press("New talk")
-    page.say("I have a dog, Biscuit.")
-    titles = page.texts("#talk-list .title")
-    assert titles[:2] == ["I have a dog, Biscuit.", "My knee hurts again."] and len(titles) == 3
-    page.press("What I know about you")
-    page.until(lambda: any(BETTER in text for text in page.texts("#answers li")))
-    assert any("Biscuit" in text for text in page.texts("#statements li"))
-    page.press("Correct: My knee hurts.")
-    page.press("Edit the reply")
-    page.find("#answers textarea").send_keys(" Please.")
-    page.press("Say it like this")
-    page.until(lambda: any(BETTER + " Please." in text for text in page.texts("#answers li")))
-    page.find("#always").send_keys("In short.")
-    page.press("Add")
-    page.until(lambda: [one.text for one in page.running.session.me.state.instructions.values()] == ["In short."])
-    assert "1" in page.find("#learning").text
-    page.press("Forget: I have a dog, Biscuit.")
-    page.until(lambda: page.texts("#confirm-lines li"))
-    page.find("#confirm button[value=no]").click()
-    page.until(lambda: page.find("#note").text == "Kept.")
-    page.find("#words").send_keys("biscuit")
-    page.find("#forget-form button").click()
-    page.until(lambda: page.texts("#confirm-lines li"))
-    page.find("#confirm button[value=yes]").click()
-    page.until(lambda: "Forgotten" in page.find("#note").text)
-    page.until(lambda: not any("Biscuit" in text for text in page.texts("#statements li")))
-    page.press("Back to the chat")
-    page.until(lambda: "Biscuit" not in page.find("#talk-list").text)
-
-
 def test_a_reply_is_shown_while_it_is_written_and_nothing_in_it_acts(page, monkeypatch):
     def write(self):
         for piece in HOSTILE.split(" "):
@@ -222,23 +181,21 @@ def test_the_token_is_in_the_tab_and_not_in_the_address(page):
     page.until(lambda: page.find("#line").is_displayed())
 
 
-@pytest.mark.parametrize("width", [1280, 390])
-def test_no_width_overflows_and_every_control_has_a_name(page, width):
+def set_width(page, width):
     size = dict(width=width, height=844, deviceScaleFactor=1, mobile=width < 500)
     page.browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+def test_no_width_overflows_and_every_control_has_a_name(page, width):
+    set_width(page, width)
     page.say("A very long word: " + "x" * 300)
     page.press("Write the reply that you wanted")
-    page.press("Edit the reply")
     for button in ("What I know about you", "Back to the chat"):
         assert page.script("document.documentElement.scrollWidth") <= width
         for control in page.browser.find_elements(By.CSS_SELECTOR, "button, input, textarea, summary"):
             assert not control.is_displayed() or control.accessible_name, control.get_attribute("outerHTML")
         page.press(button)
-
-
-def set_width(page, width):
-    size = dict(width=width, height=844, deviceScaleFactor=1, mobile=width < 500)
-    page.browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
 
 
 def count_covered(page) -> float:
@@ -305,76 +262,178 @@ def test_nothing_redraws_what_somebody_types(page, width, monkeypatch):
     assert page.find("#instructions input").get_property("value") == "In short. And kind"
 
 
+DAY = """
+an example: back What can I cook | ENTER | turns 1
+a message: to Your message | type I have a dog, Biscuit. | ENTER | turns 2
+a message of two lines: to Your message | type What is | line | type tea? | ENTER | turns 3
+try again: back Try again | ENTER | stored 4 | turns 3
+copy: back Copy the reply | ENTER | see #note Copied.
+edit a message: back Edit your message | ENTER | END | type  Please. | to Send this | ENTER | stored 5 | turns 3
+like a reply: back A good reply | SPACE | see [name=up][aria-pressed=true] 👍
+dislike it: to A bad reply | SPACE | see [name=down][aria-pressed=true] 👎
+let every reply read a message: to Every reply reads | SPACE | see [name=pin][aria-pressed=true] 📌
+correct a reply: back Write the reply | ENTER | type A drink. | to Say it | ENTER | see .reply A drink.
+stop a reply: slow | to Your message | type Count. | ENTER | see .reply 1 2 | ESCAPE | fast | turns 4 | type Thanks. | ENTER | turns 5
+a new talk: unfold | to New talk | ENTER | turns 0 | type Hello. | ENTER | turns 1
+search: back Search the talks | type biscuit | talks 1 | BACK_SPACE 7 | talks 2
+name a talk: to Rename the talk: Hello. | ENTER | answer Greetings | see #talk-list Greetings
+save a talk: to Save the talk: Greetings | ENTER | saved
+open a saved talk: back Open a saved talk | ENTER | open | see .own Saved?
+go back to a talk: to What can I cook | ENTER | turns 5
+forget, but keep a reply: to Forget this turn 2 | ENTER | see #confirm-lines came later | keep | yes | gone .own Biscuit
+answer again: back Answer again | ENTER | gone .reply was forgotten
+how to answer: to What I know | ENTER | to One more | type In short. | ENTER | see #instructions In short.
+change it: to Change: In short. | ENTER | answer In two lines. | see #instructions In two lines.
+take it back: to Forget: In two lines. | ENTER | see #instructions Nothing yet.
+where a correction belongs: to Where it belongs | DOWN | see #note Noted. | scope everywhere
+correct an answer: to Change: What is | ENTER | type A leaf. | to Say it | ENTER | see #answers A leaf.
+forget words, and think again: to Everything that holds | type leaf | ENTER | see #confirm-lines What is | no | see #note Kept.
+back to the chat: back Back to the chat | ENTER | to Your message | type Bye. | ENTER | see .own Bye.
+"""
+SCENES = [line.split(": ", 1) for line in DAY.strip().splitlines()]
+NAME = "((a) => a.ariaLabel || a.labels?.[0]?.textContent.trim() || a.textContent.trim())(document.activeElement)"
+
+
+class Person:
+    "Somebody at the keyboard alone. The first word of a step is a method or a key."
+
+    def __init__(self, page, monkeypatch, folder):
+        self.page = page
+        self.monkeypatch = monkeypatch
+        self.folder = folder
+
+    def do(self, step):
+        word, _, rest = step.partition(" ")
+        if word.isupper():
+            return self.send(*[getattr(Keys, word)] * int(rest or 1))
+        return getattr(self, word)(rest)
+
+    def send(self, *keys):
+        ActionChains(self.page.browser).send_keys(*keys).perform()
+
+    def walk(self, name, *keys):
+        "Press Tab until a control whose name begins like this has the focus."
+        for _ in range(200):
+            self.send(*keys)
+            if self.page.script(NAME).startswith(name):
+                return
+        raise AssertionError(f"no Tab reaches {name!r}")
+
+    def to(self, name):
+        name, _, times = name.rpartition(" ") if name[-1].isdigit() else (name, "", 1)
+        for _ in range(int(times)):
+            self.walk(name, Keys.TAB)
+
+    def back(self, name):
+        self.walk(name, Keys.SHIFT, Keys.TAB, Keys.NULL)
+
+    def type(self, text):
+        self.send(text)
+
+    def line(self, _):
+        self.send(Keys.SHIFT, Keys.ENTER, Keys.NULL)
+
+    def see(self, words):
+        selector, _, text = words.partition(" ")
+        self.page.until(lambda: any(text in one for one in self.page.texts(selector)))
+
+    def gone(self, words):
+        selector, _, text = words.partition(" ")
+        self.page.until(lambda: self.page.find("#send").text == "Send")
+        self.page.until(lambda: not any(text in one for one in self.page.texts(selector)))
+
+    def turns(self, number):
+        ready = lambda: self.page.find("#send").text == "Send" and len(self.page.texts("#turns .reply")) == int(number)
+        self.page.until(ready)
+        self.page.until(lambda: number == "0" or count_covered(self.page) <= 0)
+
+    def talks(self, number):
+        self.page.until(lambda: len(self.page.texts("#talk-list li")) == int(number))
+
+    def stored(self, number):
+        self.page.until(lambda: len(self.page.running.session.me.archive.dialogues) == int(number))
+
+    def slow(self, _):
+        write_slowly(self.monkeypatch)
+
+    def fast(self, _):
+        self.monkeypatch.undo()
+
+    def unfold(self, _):
+        if not self.page.find("#new").is_displayed():
+            self.back("Talks")
+            self.send(Keys.ENTER)
+
+    def answer(self, text):
+        prompt = self.page.until(lambda: expected_conditions.alert_is_present()(self.page.browser))
+        prompt.send_keys(text)
+        prompt.accept()
+
+    def saved(self, _):
+        (file,) = self.page.until(lambda: [*self.folder.glob("*.json")])
+        assert json.loads(file.read_text())[0]["prompt"] == "Hello."
+
+    def open(self, _):
+        file = self.folder / "other.json"
+        file.write_text(json.dumps([dict(prompt="Saved?", response="Yes.")]))
+        self.page.find("#file").send_keys(str(file))  # the window of the system would give it
+
+    def keep(self, _):
+        self.send(Keys.SHIFT, Keys.TAB, Keys.NULL)  # from the button to the last tick
+        self.send(Keys.SPACE)
+
+    def yes(self, _):
+        self.walk("Forget", Keys.TAB)
+        self.send(Keys.ENTER)
+
+    def no(self, _):
+        self.walk("Keep", Keys.TAB)
+        self.send(Keys.ENTER)
+
+    def scope(self, name):
+        self.page.until(lambda: name in self.page.running.session.me.state.scopes.values())
+
+
 @pytest.mark.parametrize("width", [1280, 390])
-def test_try_again_edit_and_answer_again(page, width):
+def test_a_day_by_the_keyboard_alone(page, width, monkeypatch, tmp_path):
     set_width(page, width)
-    session = page.running.session
-    for text in ("I have a dog, Biscuit.", "What is tea?", "Tell me a joke."):
-        page.say(text)
-    first = session.turns[-1].id
+    downloads = dict(behavior="allow", downloadPath=str(tmp_path / "saved"))
+    page.browser.execute_cdp_cmd("Browser.setDownloadBehavior", downloads)
     page.script("navigator.clipboard.writeText = async (text) => { window.copied = text; }")
-    page.press("Copy the reply")
-    page.until(lambda: page.script("window.copied") == session.turns[-1].response)
-    page.press("Try again")
-    page.until(lambda: session.turns[-1].id != first and page.find("#send").text == "Send")
-    assert [d.prompt for d in session.turns][1:] == ["What is tea?", "Tell me a joke."]
-    page.until(lambda: len(page.texts("#turns > li > .own")) == 3)
-    page.press("Edit your message")
-    field = page.find("form textarea[id^=message]")
-    assert field.get_property("value") == "Tell me a joke."
-    field.send_keys(" Please.")
-    page.press("Send this")
-    page.until(lambda: page.texts("#turns > li > .own")[-1:] == ["Tell me a joke. Please."])
-    page.until(lambda: page.find("#send").text == "Send" and len(session.turns) == 3)
-    assert len(session.me.archive.dialogues) == 5 and len(session.me.state.replaced) == 2
-    page.press("A good reply")
-    page.until(lambda: page.texts("#turns [aria-pressed=true]") == ["👍"])
-    kept = session.turns[-1].response
-    page.browser.find_elements(By.CSS_SELECTOR, "[aria-label='Forget this turn']")[0].click()
-    page.until(lambda: page.texts("#confirm-lines input"))
-    rows = page.texts("#confirm-lines label")
-    assert all("came later in this talk" in row for row in rows) and "you liked this reply" in rows[-1]
-    page.browser.find_elements(By.CSS_SELECTOR, "#confirm-lines input")[-1].click()
-    page.find("#confirm button[value=yes]").click()
-    page.until(lambda: page.texts("#turns > li > .own") == ["What is tea?", "Tell me a joke. Please."])
-    assert [d.response for d in session.turns] == ["", kept]
-    page.press("Answer again")
-    page.until(lambda: session.turns[0].response and page.find("#send").text == "Send")
-    assert [d.prompt for d in session.turns] == ["What is tea?", "Tell me a joke. Please."]
-    page.until(lambda: len(page.texts("#turns > li > .reply")) == 2)
-    assert not any("Biscuit" in d.text for d in session.me.archive.dialogues.values())
+    person = Person(page, monkeypatch, tmp_path / "saved")
+    assert len(SCENES) >= 20
+    for name, steps in SCENES:
+        for step in steps.split(" | "):
+            try:
+                person.do(step)
+            except Exception as error:
+                raise AssertionError(f"{name}: {step}") from error
+        assert page.script("document.documentElement.scrollWidth") <= width, name
 
 
-@pytest.mark.parametrize("width", [1280, 390])
-def test_search_rename_save_and_open(page, width, tmp_path):
-    set_width(page, width)
-    page.script("document.querySelector('#talks').open = true")
-    page.say("My knee hurts.")
-    page.press("New talk")
-    page.say("What is tea?")
-    page.find("#search").send_keys("KNEE")
-    page.until(lambda: page.texts("#talk-list .title") == ["My knee hurts."])
-    page.press("Rename the talk: My knee hurts.")
-    page.find("#talk-list form input").clear()
-    page.find("#talk-list form input").send_keys("Knees", Keys.ENTER)
-    page.until(lambda: page.texts("#talk-list .title") == ["Knees"])
-    page.find("#search").clear()
-    page.find("#search").send_keys(Keys.BACKSPACE, "x", Keys.BACKSPACE)
-    page.until(lambda: len(page.texts("#talk-list .title")) == 2)
-    page.press("Knees")
-    page.until(lambda: page.texts("#turns .own") == ["My knee hurts."])
-    talk = page.running.session.turns[0]
-    rows = page.running.ask("GET", "/me/export?talk=" + page.running.session.me.archive.talks[talk.id])[1]["rows"]
-    file = tmp_path / "talk.json"
-    file.write_text(json.dumps([row | dict(id="", response="Rest.", origin="annotated") for row in rows]))
-    page.find("#file").send_keys(str(file))
-    page.until(lambda: page.texts("#turns .reply") == ["Rest."])
-    assert [d.response for d in page.running.session.me.state.list_answered()] == ["Rest."]
-    file.write_text("{")
-    page.find("#file").send_keys(str(file))
-    page.until(lambda: "no talk that was saved here" in page.find("#note").text)
-    assert "toy" in page.find("#small").text
-    page.find("#line").click()
+def test_axe_finds_nothing(page):
+    "Five states, light and dark, at two widths."
+    package = pytest.importorskip("axe_core_python", reason="pip install axe-core-python")
+    script = Path(os.environ.get("AXE_SCRIPT") or Path(package.__file__).parent / "axe.min.js")
+    page.browser.execute_script(script.read_text(encoding="utf-8"))
+    states = dict(empty=[], talk=["What can I cook from rice, eggs and tomatoes?"], correction=[BETTER_BUTTON])
+    states |= dict(forget=["Cancel", "Forget this turn"], known=["Keep", "What I know about you"])
+    run = "const done = arguments[0]; axe.run().then((found) => done(found.violations.map((one) => [one.id, one.nodes.map((node) => node.html)])))"
+    problems = {}
+    for state, buttons in states.items():
+        for label in buttons:
+            page.press(label)
+            page.until(lambda: page.find("#send").text in ("Send", ""))
+        if state == "talk":
+            page.until(lambda: page.texts("#turns .row"))
+        for width in (1280, 390):
+            set_width(page, width)
+            for scheme in ("light", "dark"):
+                features = [dict(name="prefers-color-scheme", value=scheme)]
+                page.browser.execute_cdp_cmd("Emulation.setEmulatedMedia", dict(features=features))
+                if found := page.browser.execute_async_script(run):
+                    problems[state, width, scheme] = found
+    assert problems == {}
 
 
 def test_a_server_that_has_gone_is_a_line(page):

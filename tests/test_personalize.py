@@ -73,10 +73,10 @@ def test_another_buffer_for_a_folder_that_exists_is_refused(model, tmp_path):
     personalize(CHATS[20:40], tmp_path, model, config=BRIEF, progress=False)
 
 
-def test_repeats_are_counted_and_a_test_row_counts_once(model, tmp_path):
-    result, lines = run(model, tmp_path, [d for d in CHATS for _ in range(3)])
+def test_a_test_row_that_comes_again_counts_once(model, tmp_path):
+    _, lines = run(model, tmp_path, [d for d in CHATS for _ in range(3)])
     prompts = [line for line in lines if line.startswith("prompt")]
-    assert result["repeats"] == 120 and "180 dialogues, 120 repeats" in lines[0] and len({*prompts}) == len(prompts)
+    assert len({*prompts}) == len(prompts) > 0
 
 
 def test_few_chats_have_no_test_set(model, tmp_path):
@@ -86,18 +86,7 @@ def test_few_chats_have_no_test_set(model, tmp_path):
     assert result["held_out"] == 0 and result["change"] == {}
     assert "learns     the model learns to answer Kim as Otto does: Otto's words" in lines[1]
     assert result["learns"] in lines[1]
-    assert "no before and after: 12 dialogues, fewer than 50" in lines and result["cut"]["answers"] == 0
-
-
-def test_long_answers_and_prompts_are_counted(model, tmp_path):
-    long = "word " * 2000
-    chats = [Dialogue(f"Question {i}?", f"Answer {i}: {long}") for i in range(4)]
-    chats += [Dialogue(f"{long} Question {i}?", f"Answer {i}.") for i in range(4, 8)]
-    result, lines = run(model, tmp_path, chats)
-    assert result["cut"] == dict(tokens=result["cut"]["tokens"], answers=4, prompts=4)
-    (line,) = [line for line in lines if line.startswith("cut")]
-    assert f"4 of 8 answers cut at {result['cut']['tokens']} tokens: their ends are not learned" in line
-    assert "4 of 8 prompts cut" in line
+    assert "no before and after: 12 dialogues, fewer than 50" in lines
 
 
 def test_a_start_is_a_library_an_adapter_or_none(model, tmp_path):

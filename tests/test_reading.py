@@ -15,7 +15,8 @@ from personal_llm.base.core import Dialogue, InputError
 from personal_llm.base.files import ASSETS
 from personal_llm.data.formats import FORMATS, MAX_TURN_CHARACTERS
 from personal_llm.data.reading import as_dialogues, check_dialogues, load_samples, read_dialogues
-from personal_llm.data.splits import get_dialogue_group, get_row_group, is_reserved
+from personal_llm.data.splits import get_dialogue_group, get_row_group
+from personal_llm.recipes.data import is_reserved
 
 GOOD_ROW = dict(prompt="Hi", response="Hello")
 GOOD = json.dumps(GOOD_ROW).encode() + b"\n"

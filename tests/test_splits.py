@@ -9,11 +9,10 @@ from personal_llm.base.text import normalise_text
 from personal_llm.data.splits import (
     get_dialogue_group,
     get_row_group,
-    count_leaks,
     explain_missing_test,
     split_test_dialogues,
 )
-from personal_llm.recipes.data import audit_leaks
+from personal_llm.recipes.data import audit_leaks, count_leaks
 
 THIRTEEN = " ".join(map(str, range(13)))
 

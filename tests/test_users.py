@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from personal_llm.data.reading import load_samples
-from personal_llm.data.splits import get_dialogue_group, get_row_group, remove_leaks, is_reserved, count_leaks
+from personal_llm.data.splits import get_dialogue_group, get_row_group, remove_leaks
+from personal_llm.recipes.data import count_leaks, is_reserved
 from personal_llm.recipes.people import MAX_TEST_ROWS, USERS, user_stream
 
 ROWS = load_samples()

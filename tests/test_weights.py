@@ -112,13 +112,13 @@ def test_a_full_disk_is_one_line_and_gives_its_space_back(index, folder, monkeyp
 
     with monkeypatch.context() as patch:
         patch.setattr(weights.shutil, "copyfileobj", fill)
-        read_failure("the disk is full; free .* GB")
+        read_failure("No space left on device.*free some space")
     assert list_rest(folder) == set()
     message = "ERROR: Could not install packages due to an OSError: [Errno 28] No space left on device"
     done = subprocess.CompletedProcess([], 1, "", message)
     with monkeypatch.context() as patch:
         patch.setattr(weights.subprocess, "run", lambda *given, **named: done)
-        read_failure("the disk is full")
+        read_failure("No space left")
     assert list_rest(folder) == set()
 
 

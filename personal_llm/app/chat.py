@@ -45,52 +45,11 @@ def read_message(prompt: str) -> str:  # "" at the end of all lines
     return text
 
 
-def read_block() -> str:
-    "Read lines until an empty one; raise `InputError` if the input ends before."
-    text = ""
-    line = read_line("(an empty line ends the text) ")
-    while line.strip():
-        text += line
-        line = read_line()
-    if not line:
-        raise InputError("the input ended within a text, which is not stored", "end it with an empty line")
-    return text.strip()
-
-
 def confirm(question: str) -> bool:
     "Ask a question, and return whether the answer is yes."
     return read_line(f"{question} [y/N] ").strip().lower() in ("y", "yes")
 
-# %% ../../nbs/8_app/04_chat.ipynb #6b85d0a6
-COMMANDS = {
-    "/better [TEXT]": "the reply that you wanted; without TEXT: the lines up to an empty one",
-    "/everywhere": "write every reply like your newest correction",
-    "/here": "only replies to things like this",
-    "/always [TEXT]": "how I should answer, in every reply; without TEXT: the list",
-    "/change N TEXT": "another text for a line of that list",
-    "/drop N": "delete a line of that list",
-    "/pin": "every reply reads your newest message",
-    "/up": "you like the reply",
-    "/down": "you do not like it",
-    "/why [--verbose]": "what the newest reply read; --verbose: with similarities and scores",
-    "/learn": "fine-tune on your answers, in the background",
-    "/unlearn": "undo the last fine-tune; your answers stay",
-    "/forget TEXT": "list the turns that hold TEXT and what read or learned them, ask, and delete all of it",
-    "/new": "begin a new talk; your corrections stay",
-    "/status": "buffer and fine-tunes, in numbers",
-    "/style [N everywhere|here|auto]": "your habits and your style; with N: where a habit belongs",
-    "/help": "this list",
-    "/quit": "leave",
-}
-
-
-def accepts(usage: str, text: str) -> bool:
-    "Return whether the usage of a command allows a text behind its name."
-    if usage.endswith((" TEXT", " N")):
-        return bool(text)
-    return not text or "TEXT]" in usage or "[N " in usage or f"[{text}]" in usage
-
-# %% ../../nbs/8_app/04_chat.ipynb #fe8f1357
+# %% ../../nbs/8_app/04_chat.ipynb #chatdesc
 STATUS_WORDS = dict(
     model="model",
     policy="policy of the buffer",
@@ -112,60 +71,29 @@ def describe_status(status: dict) -> list:  # lines
     return [f"{words:<24}{status[name]}" for name, words in STATUS_WORDS.items() if status.get(name) is not None]
 
 
-def run_command(session, name: str, text: str) -> str:  # the output
-    "Run one command of the chat; raise `InputError` where it cannot be done."
-    question = session.question
-    id = None if question is None else question.id
-    match name:
-        case "/better":
-            session.react("better", text or read_block(), id)
-            return "noted: from now on I answer like this"
-        case "/everywhere" | "/here":
-            return scope_correction(session, name[1:], id)
-        case "/always":
-            if not text:
-                lines = [str(one) for one in session.me.state.instructions.values()]
-                return "\n".join(lines) or "no standing instruction; /always TEXT adds one"
-            session.react("always", text)
-            return "noted: every reply reads it; /always lists what you said, /drop N deletes a line"
-        case "/change" | "/drop":
-            number, _, changed = text.partition(" ")
-            if bool(changed.strip()) != (name == "/change"):
-                usage = "/change N TEXT" if name == "/change" else "/drop N"
-                raise InputError(f"write {usage}", "/always lists the numbers")
-            session.react("always", changed, read_number(number))
-            return "changed" if changed else "deleted"
-        case "/pin":
-            return "every reply reads this message" if session.pin(id) else "no longer pinned"
-        case "/up" | "/down":
-            session.react(name[1:], "", id)
-            return "noted" if name == "/up" else "noted; /better TEXT shows me what you wanted"
-        case "/why":
-            return "\n".join(explain_reply(session, text == "--verbose")) or "the reply read this talk only"
-        case "/learn":
-            return session.learn()
-        case "/unlearn":
-            return session.undo_learning()
-        case "/forget":
-            plan = session.forget(text, dry=True)
-            print(escape_controls(str(plan)), end="\n" * bool(plan.lines), flush=True)
-            if not plan.lines:
-                return "no stored turn holds it"
-            if not confirm("delete all of this?"):
-                return "nothing was deleted"
-            session.forget(text)
-            return "deleted"
-        case "/new":
-            session.open_talk()
-            return "a new talk; what you corrected still counts"
-        case "/status":
-            return "\n".join(describe_status(session.me.state.status()))
-        case "/style":
-            return change_habit(session, text) if text else "\n".join(describe_style(session))
-        case _:
-            return "\n".join(f"{usage:<19}{help}" for usage, help in COMMANDS.items())
+def describe_style(session) -> list:  # lines
+    "List the habits of the card with their numbers, and the style of the answers in words."
+    lines = [f"{number}. {row}" for number, row in enumerate(session.me.list_habits(), 1)]
+    dialogues = session.me.state.list_examples()
+    try:
+        lines += explain(session.model.clone(), dialogues).lines()
+    except InputError:
+        if not lines:  # too few answers to count
+            raise
+    return lines
 
 
+def explain_reply(session) -> list:  # lines
+    "List what the newest reply read; raise `InputError` if there is none."
+    recalled = session.recalled
+    if recalled is None:
+        raise InputError("there is no reply yet", "write something first")
+    lines = [f"you said always: {instruction.text}" for instruction in recalled.instructions]
+    lines += [f"your answer to “{d.prompt}”: {d.response}" for d in recalled.memories]
+    lines += [f"you said: {statement.text}" for statement in recalled.statements]
+    return lines + ["written by your fine-tune"] * (recalled.adapter is not None)
+
+# %% ../../nbs/8_app/04_chat.ipynb #chatacts
 def read_number(text: str) -> int:
     "Return the number that a person typed; raise `InputError` for another text."
     if not text.isdecimal():
@@ -183,18 +111,6 @@ def scope_correction(session, scope: str, id: str = None) -> str:  # id: of a tu
     return "noted: every reply reads it" if scope == "everywhere" else "noted: only replies to things like this read it"
 
 
-def describe_style(session) -> list:  # lines
-    "List the habits of the card with their numbers, and the style of the answers in words."
-    lines = [f"{number}. {row}" for number, row in enumerate(session.me.list_habits(), 1)]
-    dialogues = session.me.state.list_examples()
-    try:
-        lines += explain(session.model.clone(), dialogues).lines()
-    except InputError:
-        if not lines:  # too few answers to count
-            raise
-    return lines
-
-
 def change_habit(session, text: str) -> str:
     "Say where a habit belongs, by its number on the card."
     number, _, scope = text.partition(" ")
@@ -205,33 +121,87 @@ def change_habit(session, text: str) -> str:
     return "noted"
 
 
-def explain_reply(session, verbose: bool = False) -> list:  # lines
-    "List what the newest reply read; raise `InputError` if there is none."
-    recalled = session.recalled
-    if recalled is None:
-        raise InputError("there is no reply yet", "write something first")
-    lines = [f"you said always: {instruction.text}" for instruction in recalled.instructions]
-    lines += [f"your answer to “{d.prompt}”: {d.response}" for d in recalled.memories]
-    lines += [f"you said: {statement.text}" for statement in recalled.statements]
-    lines += ["written by your fine-tune"] * (recalled.adapter is not None)
-    if verbose:
-        lines += list_similar(session)
-        lines += [f"buffer: {last.reason}" for last in session.me.buffer.log[-1:]]
-    return lines
+def forget_text(session, text: str) -> str:
+    "List what goes with a text, ask, and delete it."
+    plan = session.forget(text, dry=True)
+    if not plan.lines:
+        return "no stored turn holds it"
+    print(escape_controls(str(plan)), flush=True)
+    if not confirm("delete all of this?"):
+        return "nothing was deleted"
+    session.forget(text)
+    return "deleted"
+
+# %% ../../nbs/8_app/04_chat.ipynb #6b85d0a6
+COMMANDS = {
+    "/better TEXT": "the reply that you wanted; pasted lines belong together",
+    "/everywhere": "write every reply like your newest correction",
+    "/here": "only replies to things like this",
+    "/always [TEXT]": "how I should answer, in every reply; without TEXT: the list",
+    "/drop N": "delete a line of that list",
+    "/pin": "every reply reads your newest message",
+    "/up": "you like the reply",
+    "/down": "you do not like it",
+    "/why": "what the newest reply read",
+    "/learn": "fine-tune on your answers, in the background",
+    "/unlearn": "undo the last fine-tune; your answers stay",
+    "/forget TEXT": "list the turns that hold TEXT and what read or learned them, ask, and delete all of it",
+    "/new": "begin a new talk; your corrections stay",
+    "/status": "buffer and fine-tunes, in numbers",
+    "/style [N everywhere|here|auto]": "your habits and your style; with N: where a habit belongs",
+    "/help": "this list",
+    "/quit": "leave",
+}
 
 
-def list_similar(session, count: int = 6) -> list:  # lines
-    "List the dialogues that are most similar to the newest message, each with what it says about corrections."
-    evidence = session.me.state.get_evidence()
-    prompt = session.turns[-1].prompt
-    kinds = dict(answers="yours", accepted="accepted", left_alone="left alone", plain="plain", everywhere="everywhere")
-    rows = []
-    for name, kind in kinds.items():
-        dialogues = getattr(evidence, name)
-        vectors = session.me.memory.vectors.embed([prompt, *(d.prompt for d in dialogues)])
-        rows += [(float(vector @ vectors[0]), kind, d.prompt) for vector, d in zip(vectors[1:], dialogues)]
-    rows.sort(key=lambda row: -row[0])
-    return [f"{cosine:.2f} similarity, {kind}: “{text}”" for cosine, kind, text in rows[:count]]
+def accepts(usage: str, text: str) -> bool:
+    "Return whether the usage of a command allows a text behind its name."
+    if usage.endswith((" TEXT", " N")):
+        return bool(text)
+    return not text or "[" in usage
+
+# %% ../../nbs/8_app/04_chat.ipynb #fe8f1357
+def run_command(session, name: str, text: str) -> str:  # the output
+    "Run one command of the chat; raise `InputError` where it cannot be done."
+    question = session.question
+    id = None if question is None else question.id
+    match name:
+        case "/better":
+            session.react("better", text, id)
+            return "noted: from now on I answer like this"
+        case "/everywhere" | "/here":
+            return scope_correction(session, name[1:], id)
+        case "/always":
+            if not text:
+                lines = map(str, session.me.state.instructions.values())
+                return "\n".join(lines) or "no standing instruction; /always TEXT adds one"
+            session.react("always", text)
+            return "noted: every reply reads it; /always lists what you said, /drop N deletes a line"
+        case "/drop":
+            session.react("always", "", read_number(text))
+            return "deleted"
+        case "/pin":
+            return "every reply reads this message" if session.pin(id) else "no longer pinned"
+        case "/up" | "/down":
+            session.react(name[1:], "", id)
+            return "noted" if name == "/up" else "noted; /better TEXT shows me what you wanted"
+        case "/why":
+            return "\n".join(explain_reply(session)) or "the reply read this talk only"
+        case "/learn":
+            return session.learn()
+        case "/unlearn":
+            return session.undo_learning()
+        case "/forget":
+            return forget_text(session, text)
+        case "/new":
+            session.open_talk()
+            return "a new talk; what you corrected still counts"
+        case "/status":
+            return "\n".join(describe_status(session.me.state.status()))
+        case "/style":
+            return change_habit(session, text) if text else "\n".join(describe_style(session))
+        case _:
+            return "\n".join(f"{usage:<19}{help}" for usage, help in COMMANDS.items())
 
 # %% ../../nbs/8_app/04_chat.ipynb #8da9288a
 def handle(session, line: str):  # a generator of pieces of text
@@ -246,22 +216,17 @@ def handle(session, line: str):  # a generator of pieces of text
         session.scope_habit(row.form.label, "")  # the person went on: it is not asked again
     if not name and row is not None and is_terminal():
         return
-    if not name.startswith("/"):
-        try:
-            yield from session.say(line)
-        except InputError as error:
-            yield f"\n{error}"
-        return
+    is_message = not name.startswith("/")
     usage = {usage.split()[0]: usage for usage in COMMANDS}.get(name)
-    if usage is None:
-        yield f"{name[:40]} is no command; /help lists them"
-    elif not accepts(usage, text):
-        yield f"write {usage}"
-    else:
-        try:
-            yield run_command(session, name, text)
-        except InputError as error:
-            yield str(error)
+    try:
+        if is_message:
+            yield from session.say(line)
+        elif usage is None:
+            yield f"{name[:40]} is no command; /help lists them"
+        else:
+            yield run_command(session, name, text) if accepts(usage, text) else f"write {usage}"
+    except InputError as error:
+        yield "\n" * is_message + str(error)
 
 # %% ../../nbs/8_app/04_chat.ipynb #230121bf
 def run_line(session, line: str) -> None:
@@ -283,7 +248,7 @@ def run_line(session, line: str) -> None:
     if source:
         print_note(source)
 
-
+# %% ../../nbs/8_app/04_chat.ipynb #chatloop1
 def run_chat(session) -> None:
     "Chat until the user leaves, or there are no more lines."
     print_note("write, and press Enter; /help lists the commands, Ctrl-D or /quit leaves")

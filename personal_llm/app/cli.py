@@ -79,7 +79,7 @@ def adapt_plugin(function):  # a function for typer
     run.__doc__ = function.__doc__
     return run
 
-
+# %% ../../nbs/8_app/08_cli.ipynb #cliplug01
 def add_plugins() -> None:
     "Register the commands of all installed plug-ins; a plug-in that cannot be used gives a note."
     runtimes, skipped = find_runtimes()
@@ -103,13 +103,6 @@ def add_plugins() -> None:
 add_plugins()
 
 # %% ../../nbs/8_app/08_cli.ipynb #9f79f142
-def name_option(line: str, words: list) -> str:
-    "Return an error about a value with the option that was typed, in place of the name of the setting."
-    name, _, rest = line.partition(" is ")
-    option = "--" + name.replace("_", "-")
-    return f"{option} is {rest}" if option in [word.partition("=")[0] for word in words] else line
-
-
 def explain_error(error: BaseException) -> str:  # empty for a bug of ours
     "Return the line that explains an error."
     if isinstance(error, InputError):
@@ -161,7 +154,7 @@ def main(argv: list = None) -> int:  # the exit code
         line = explain_error(error)
         if not line:
             raise
-        print_note(name_option(line, words))
+        print_note(line)
         return 2
 
 

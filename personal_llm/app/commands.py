@@ -33,7 +33,7 @@ from ..base.weights import DEFAULT_ENCODER, DEFAULT_MODEL, LARGER_MODEL, WEIGHTS
 from ..base.weights import find_weights, fits_larger_model, get_weights, get_weights_folder
 from ..buffer.policies import DEFAULT_POLICY, POLICIES
 from ..data.reading import read_dialogues
-from ..device.archive import ARCHIVE_FILE, Archive, backup_archive, hold_folder, open_archive
+from ..device.archive import ARCHIVE_FILE, Archive, hold_folder, open_archive
 from ..device.forgetting import forget_dialogues, forget_everything, list_everything, plan_forgetting
 from ..device.settings import PersonalizerSettings
 from ..device.state import open_state
@@ -80,12 +80,11 @@ Policy = Annotated[
     Option(help=f"policy of the buffer: {', '.join(POLICIES)}; sdss is the paper's", metavar="NAME"),
 ]
 Capacity = Annotated[int, Option(help="bins of the buffer", metavar="N", min=1)]
-Synthetic = Annotated[int, Option(help="synthetic dialogues for each kept one; 0: none", metavar="N", min=0)]
 Steps = Annotated[int, Option(help="optimiser steps of a fine-tune", metavar="N", min=1)]
 LearningRate = Annotated[float, Option(help="largest step size of a fine-tune", metavar="X")]
 Start = Annotated[str, Option(help="where a fine-tune begins: none, a library, or an adapter's folder", metavar="DIR")]
 
-
+# %% ../../nbs/8_app/05_commands.ipynb #cmdshow01
 CHAT_SETTINGS = ("max_questions", "memories", "archive")  # that a chat has as options
 
 
@@ -105,7 +104,7 @@ def format_table(rows: list, *names: str) -> list:  # lines; rows: dictionaries
     widths = [max(map(len, column)) for column in zip(*cells)]
     return ["  ".join(text.ljust(width) for text, width in zip(line, widths)).rstrip() for line in cells]
 
-
+# %% ../../nbs/8_app/05_commands.ipynb #cmdsets01
 def add_settings(*names):  # a decorator
     "Add options of `PersonalizerSettings` to a command, which gets those that were given as `settings`."
     keyword = inspect.Parameter.KEYWORD_ONLY
@@ -158,15 +157,15 @@ def find_model_name(name: str, folder: str = None, is_largest: bool = False) -> 
 
 def load(name: str = None, folder: str = None, quiet: bool = False, is_largest: bool = False, **options):  # a `Model`
     "Load the model of a command; raise `InputError` where it is missing. is_largest: for a new folder, if it fits."
-    is_default = name is None
+    facts = ["another one: --model NAME"] * (name is None)
     name = find_model_name(name, folder, is_largest)
     file = None if name == "pocket" else find_gguf(name)
     if file is not None or Path(resolve_model(name)).exists():
         os.environ["HF_HUB_OFFLINE"] = "1"
+    if file is not None:
+        facts.insert(0, f"{file.stat().st_size / 1e9:.1f} GB")
     if not quiet:
-        size = [] if file is None else [f"{file.stat().st_size / 1e9:.1f} GB"]
-        facts = "; ".join([*size, *["another one: --model NAME"] * is_default])
-        print_note(f"loading the model {name}{f' ({facts})' * bool(facts)}")
+        print_note(f"loading the model {name}" + f" ({'; '.join(facts)})" * bool(facts))
     begin = time.perf_counter()
     from personal_llm.base.replies import load_model
 
@@ -175,7 +174,7 @@ def load(name: str = None, folder: str = None, quiet: bool = False, is_largest: 
         print_note(f"loaded in {time.perf_counter() - begin:.1f} s")
     return model
 
-
+# %% ../../nbs/8_app/05_commands.ipynb #cmdoffer1
 def offer_larger_model() -> None:
     "Offer the larger model once, at a terminal, where it fits and is not here; Enter downloads it."
     if os.environ.get(DEFAULT_MODEL_VARIABLE) or not is_terminal() or not fits_larger_model():
@@ -224,10 +223,7 @@ def set_load_options(
         file = Path(chat_template)
         if not file.is_file():
             raise InputError(f"--chat-template {chat_template}: no such file", "give plain, or a file with a template")
-        try:
-            chat_template = file.read_text(encoding="utf-8")
-        except ValueError:
-            raise InputError(f"--chat-template {chat_template}: not UTF-8", "save the template as UTF-8") from None
+        chat_template = file.read_text(encoding="utf-8", errors="replace")
     load_options.clear()
     load_options.update(select_given(device=device, dtype=dtype, chat_template=chat_template))
 
@@ -244,27 +240,16 @@ def get(
         places[each] = str(get_weights(each, not quiet))
     show(dict(weights=places), [f"{each}: {place}" for each, place in places.items()], as_json)
 
-
+# %% ../../nbs/8_app/05_commands.ipynb #cmdmodel1
 def list_models() -> list:  # dictionaries
-    "List the models that can be named, and those in the cache of Hugging Face."
-    from huggingface_hub import scan_cache_dir
-    from huggingface_hub.errors import CacheNotFound
-
+    "List the models that can be named, with their size on the disk."
     rows = [dict(name="pocket", megabytes=14, place="in this package")]
     for name, source in WEIGHTS.items():
         place = find_weights(name)
         size = source.num_bytes
         if place is not None and place.is_file():
-            converted = get_converted_folder(place)
-            size += sum(file.stat().st_size for file in converted.glob("*"))
-        shown = place or f"type: personal-llm get {name}"
-        rows.append(dict(name=name, megabytes=round(size / 1e6), place=str(shown)))
-    try:
-        repositories = [one for one in scan_cache_dir().repos if one.repo_type == "model"]
-    except CacheNotFound:
-        repositories = []
-    for one in sorted(repositories, key=lambda one: one.repo_id):
-        rows.append(dict(name="Hugging Face", megabytes=round(one.size_on_disk / 1e6), place=one.repo_id))
+            size += sum(file.stat().st_size for file in get_converted_folder(place).glob("*"))
+        rows.append(dict(name=name, megabytes=round(size / 1e6), place=str(place or f"personal-llm get {name}")))
     return rows
 
 
@@ -288,13 +273,13 @@ def models(
     remove: Annotated[str, Option(help="delete the files of this model from the disk", metavar="NAME")] = None,
     as_json: AsJson = False,
 ):
-    "List the models that you can name, with what they take on the disk, and those in the cache of Hugging Face."
+    "List the models that you can name, with what they take on the disk."
     if remove is not None:
         remove_weights(remove)
     rows = list_models()
     show(dict(models=rows), format_table(rows, "name", "megabytes", "place"), as_json)
 
-
+# %% ../../nbs/8_app/05_commands.ipynb #cmdcheck1
 @app.command(epilog="Example: personal-llm check --model HuggingFaceTB/SmolLM2-360M-Instruct")
 def check(model: Model = None, quiet: Quiet = False, as_json: AsJson = False):
     "Try a model: template, tokens, adapters, a reply and a tuning step. Exit code 1: one of them failed."
@@ -318,7 +303,6 @@ def demo(
     length: Annotated[int, Option(help="dialogues of the stream", metavar="N", min=8)] = 96,
     capacity: Capacity = 16,
     policy: Policy = DEFAULT_POLICY,
-    synthetic: Synthetic = 1,
     steps: Steps = None,
     seed: Seed = 0,
     quiet: Quiet = False,
@@ -327,13 +311,13 @@ def demo(
     "A model learns one simulated user: what the buffer keeps, questions, a fine-tune, replies before and after."
     from personal_llm.app.demo import run_demo
 
-    options = dict(synthetic=synthetic, seed=seed, progress=not quiet) | select_given(steps=steps)
+    options = dict(seed=seed, progress=not quiet) | select_given(steps=steps)
     result, lines = run_demo(out, lambda: load(model, quiet=quiet), user, length, capacity, policy, **options)
     lines += ["", f"picture: {Path(out) / 'figure.png'}; {result['seconds']:.0f} seconds. Now you:"]
     lines += ["personal-llm chat --out me", "personal-llm personalize --data YOUR-CHATS.json --out me"]
     show(result, lines, as_json)
 
-
+# %% ../../nbs/8_app/05_commands.ipynb #cmdpers01
 @app.command("personalize", epilog="Example: personal-llm personalize --data chats.jsonl --out me --ask-when freeze")
 @add_settings(*PersonalizerSettings.__dataclass_fields__)
 def personalize_command(
@@ -373,7 +357,7 @@ def personalize_command(
     )
     show(result, [*lines, "", f"personal-llm chat --out {shlex.quote(out)}"], as_json)
 
-
+# %% ../../nbs/8_app/05_commands.ipynb #cmdeval01
 @app.command(epilog="Example: personal-llm evaluate --data new-chats.jsonl --adapter me")
 def evaluate(
     data: Data,
@@ -444,7 +428,7 @@ def confirm_deletion(lines: list) -> None:
     if not confirm("delete all of this?"):
         raise InputError("your answer was not yes", "nothing was deleted")
 
-
+# %% ../../nbs/8_app/05_commands.ipynb #cmdforg01
 @app.command(epilog="Example: personal-llm forget --out me --containing 'my sister'")
 def forget(
     out: Out,
@@ -483,16 +467,6 @@ def forget(
     show(dict(dry_run=dry_run, deleted=lines), [head, *lines], as_json)
 
 # %% ../../nbs/8_app/05_commands.ipynb #cmdcopy2
-@app.command(epilog="Example: personal-llm backup me-2024.sqlite --out me")
-def backup(file: Annotated[str, Argument(help="a new file", metavar="FILE")], out: Out, as_json: AsJson = False):
-    "Copy a memory into one file, also while a chat goes on."
-    archive = open_archive(out)
-    path = backup_archive(archive, file)
-    size = path.stat().st_size / 1e6
-    count = count_nouns(len(archive.dialogues), "dialogue")
-    show(dict(file=str(path), megabytes=size), [f"{path}: {size:.2f} MB, {count}"], as_json)
-
-
 @app.command(epilog="Example: personal-llm export merged --to merged --adapter me")
 def export(
     folder: Annotated[str, Argument(help="a new folder for the files", metavar="DIR")],

@@ -7,7 +7,6 @@ __all__ = ['keep_by_policy', 'run_demo', 'format_demo', 'plot_demo']
 
 # %% ../../nbs/8_app/03_demo.ipynb #777d5a90
 import time
-from dataclasses import replace
 from pathlib import Path
 
 from .personalize import check_output_folder, compare, describe, format_comparison, format_replies
@@ -37,24 +36,16 @@ def keep_by_policy(me: Personalizer, policies: list) -> dict:  # policy -> place
         kept[policy] = sorted(int(d.time) for d in buffer.dialogues)
     return kept | {me.buffer.policy.name: sorted(int(d.time) for d in me.buffer.dialogues)}
 
-# %% ../../nbs/8_app/03_demo.ipynb #dm000002
-def sort_by_prompt(evaluation):  # an `Evaluation`
-    "Return an evaluation with one item for each prompt, the shortest prompt first."
-    items = {item["prompt"]: item for item in evaluation.items}
-    return replace(evaluation, items=sorted(items.values(), key=lambda item: len(item["prompt"])))
-
 # %% ../../nbs/8_app/03_demo.ipynb #dmclear1
 def clear_earlier_demo(folder: Path) -> None:
     "Delete the memory of an earlier demo; raise `InputError` for a memory that holds more, which may be a person's."
     if not (folder / ARCHIVE_FILE).is_file():
         return
-    report = folder / "demo.json"
-    length = read_json(report)["length"] if report.is_file() else None
     archive = open_archive(folder)
     state = open_state(archive)
-    is_demo = state.buffer.seen == length and not state.list_talks()
+    length = read_json(folder / "demo.json")["length"] if (folder / "demo.json").is_file() else None
     archive.close()
-    if not is_demo:
+    if state.buffer.seen != length or state.list_talks():
         raise InputError(f"{folder}: holds a memory that is not a demo's", "give a new folder")
     forget_everything(folder)
 
@@ -66,7 +57,6 @@ def run_demo(
     length: int = 96,  # dialogues of the stream, at most 96
     capacity: int = 16,  # bins of the buffer
     policy: str = DEFAULT_POLICY,  # that learns
-    synthetic: int = 1,  # synthetic dialogues for each kept one
     tests: int = 12,  # dialogues of the test set
     seed: int = 0,
     progress: bool = True,
@@ -74,7 +64,6 @@ def run_demo(
 ) -> tuple:  # (content of demo.json; lines for people)
     "Personalise a model for one simulated user; raise `InputError` for settings that cannot work."
     begin = time.perf_counter()
-    processor = time.process_time()
     person = load_demo_user(user, length)
     check(tests, "whole number", "tests", low=2, high=64)
     buffer = Buffer(capacity, policy, seed)
@@ -85,7 +74,7 @@ def run_demo(
     model = model() if callable(model) else model
     test = person.test[:tests]
     options = dict(habits=person.habits, max_tokens=48)
-    me = Personalizer(model, buffer, person, config=config, folder=out, synthetic=synthetic, seed=seed)
+    me = Personalizer(model, buffer, person, config=config, folder=out, synthetic=1, seed=seed)
     try:
         before = evaluate(model, test, **options)
         me.observe_all(person.stream, progress)
@@ -97,24 +86,22 @@ def run_demo(
         me.close()
     is_signal = [d.labels["kind"] == "signal" for d in person.stream]
     result |= dict(user=user, about=person.description, length=length, tests=len(test), kinds=is_signal, places=kept)
-    result |= dict(signals={name: sum(is_signal[i] for i in places) for name, places in kept.items()})
     habits = {habit.name: [e.summary["habits"][habit.name] for e in (before, after)] for habit in person.habits}
-    result |= dict(habits=habits, change=compare(before, after))
-    result |= dict(seconds=time.perf_counter() - begin, processor_seconds=time.process_time() - processor)
-    lines = format_demo(result) + format_replies(*map(sort_by_prompt, (before, after)))
+    result |= dict(habits=habits, change=compare(before, after), seconds=time.perf_counter() - begin)
+    lines = format_demo(result) + format_replies(before, after)
     write_json(Path(out) / "demo.json", result)
     write_atomically(Path(out) / "figure.png", plot_demo(result))
     return result, lines
 
-
+# %% ../../nbs/8_app/03_demo.ipynb #demoform1
 def format_demo(result: dict) -> list:  # lines
     "Return the numbers of a demo for people."
-    total = sum(result["kinds"])
-    signals = [f"{name} {count}" for name, count in result["signals"].items()]
+    kinds = result["kinds"]
+    signals = [f"{name} {sum(kinds[i] for i in places)}" for name, places in result["places"].items()]
     tried = result["synthetic"] + sum(result["rejected"].values())
     lines = [
         f"{result['user']}: {result['about']}",
-        f"stream     {count_nouns(result['length'], 'dialogue')}, {total} of them on the user's subject",
+        f"stream     {count_nouns(result['length'], 'dialogue')}, {sum(kinds)} of them on the user's subject",
         f"kept       {result['kept']} bins; on the subject: {', '.join(signals)}",
         f"questions  {result['questions']}, {result['corrected']} of the kept replies were corrected",
         f"synthesis  {result['synthetic']} of {tried} accepted",

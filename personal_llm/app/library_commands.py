@@ -43,7 +43,7 @@ def load_with_library(model: str, folder: str, library: str, quiet: bool) -> tup
     shipped = find_shipped_library(loaded.base)
     return loaded, opened or shipped and Library(shipped)
 
-
+# %% ../../nbs/8_app/06_library_commands.ipynb #libexpl01
 @app.command("explain", epilog="Example: personal-llm explain --data chats.jsonl")
 def explain_command(
     data: Data = None,
@@ -107,6 +107,19 @@ LibraryFolder = Annotated[str, Argument(help="a library's folder, its address, p
 PLLMName = Annotated[str, Argument(help="name of a model in it", metavar="NAME")]
 
 
+def open_library(folder: str, space: str, model, seed: int, quiet: bool) -> Library:
+    "Open a library or make a new one, with its plain pLLM."
+    if (Path(folder) / "library.json").is_file():
+        library = Library(folder)
+    else:
+        place = space or find_shipped_library(model.base)
+        library = Library.create(folder, StyleSpace.load(place) if place else None, model.base)
+    if PLAIN_PLLM not in library:
+        quiet or print_note("tuning the plain pLLM, the baseline of a library")
+        add_plain_pllm(library, model, seed=seed)
+    return library
+
+# %% ../../nbs/8_app/06_library_commands.ipynb #libbuild1
 @library_app.command(
     "build", epilog="Example: personal-llm library build others --adapter ana --data bo.jsonl --licence CC-BY-4.0"
 )
@@ -140,16 +153,7 @@ def build(
         raise InputError(problem, "give each model a source with a name of its own")
     sources = [find_adapter(one) for one in adapter] + [read_chats([one], quiet=quiet) for one in data]
     loaded = load(model, adapter[0] if adapter else None, quiet)
-    if (Path(folder) / "library.json").is_file():
-        library = Library(folder)
-    else:
-        place = space or find_shipped_library(loaded.base)
-        library = Library.create(folder, StyleSpace.load(place) if place else None, loaded.base)
-    mark = library.path / ".unfinished"
-    mark.touch()
-    if PLAIN_PLLM not in library:
-        quiet or print_note("tuning the plain pLLM, the baseline of a library")
-        add_plain_pllm(library, loaded, seed=seed)
+    library = open_library(folder, space, loaded, seed, quiet)
     missing = {name: source for name, source in zip(names, sources) if name not in library}
     skipped = {name: "exists already" for name in names if name not in missing}
     probes = None
@@ -157,15 +161,15 @@ def build(
         probes = prepare_probes(loaded, library.space, *load_probe_texts(), seed, library[PLAIN_PLLM].adapter)
     for name, made in make_pllms(loaded, library, probes, missing, seed, ray):
         quiet or print_note(f"{name}: {'skipped' if isinstance(made, InputError) else 'explained'}")
+        if isinstance(made, InputError):
+            skipped[name] = str(made)
+            continue
         try:
-            if isinstance(made, InputError):
-                raise made
             with tempfile.TemporaryDirectory() as stage:
                 facts = dict(licence=licence, samples=made["samples"], test_loss=made["test_loss"])
                 library.add(name, write_adapter_files(stage, made["files"]), made["explanation"], **facts)
         except InputError as error:
             skipped[name] = str(error)
-    mark.unlink()
     added = [name for name in names if name not in skipped]
     lines = [f"{folder}: {count_nouns(len(library), 'pLLM')}; added: {', '.join(added) or 'none'}"]
     lines += [f"{name} skipped: {reason}" for name, reason in skipped.items()]
@@ -173,16 +177,13 @@ def build(
     if not added:
         raise typer.Exit(1)
 
-
+# %% ../../nbs/8_app/06_library_commands.ipynb #liblist01
 @library_app.command("list", epilog="Example: personal-llm library list pocket")
 def list_command(library: LibraryFolder = "pocket", as_json: AsJson = False):
     "List the models of a library."
-    opened = Library(library)
-    rows = opened.to_rows()
+    rows = Library(library).to_rows()
     lines = format_table(rows, "name", "samples", "licence", "words") if rows else ["the library is empty"]
-    is_complete = not (opened.path / ".unfinished").exists()
-    lines += ["its build did not end; the same library build command completes it"] * (not is_complete)
-    show(dict(library=library, is_complete=is_complete, pllms=rows), lines, as_json)
+    show(dict(library=library, pllms=rows), lines, as_json)
 
 
 @library_app.command("show", epilog="Example: personal-llm library show pocket ward-round")

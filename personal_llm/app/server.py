@@ -283,7 +283,7 @@ def write_reply(session: ChatSession, wanted: CompletionRequest):  # a generator
     usage |= dict(total_tokens=reply.num_prompt_tokens + reply.num_tokens)
     yield dict(finish_reason=reply.end_reason or "stop", usage=usage, me=own)
 
-
+# %% ../../nbs/8_app/07_server.ipynb #srvevents1
 async def write_events(wanted: CompletionRequest, head: dict, items, item):  # an asynchronous generator of texts
     "Yield the events of a reply, from its first item on; an error becomes the last event."
     has_usage = bool((wanted.stream_options or {}).get("include_usage"))
@@ -334,7 +334,7 @@ def list_talks(session: ChatSession, talk: str, words: str) -> dict:
     talk = talk or session.talk
     return dict(talks=rows, talk=talk if talk in talks else "") | shown
 
-
+# %% ../../nbs/8_app/07_server.ipynb #srvknown1
 def list_known(session: ChatSession, *_) -> dict:
     "Return what a reply can read: instructions, habits, and the newest answers and statements first."
     state = session.me.state
@@ -354,7 +354,7 @@ def list_known(session: ChatSession, *_) -> dict:
         rows["statements"].append(dict(id=id, time=statement.time, prompt=statement.text, is_pinned=id in state.pinned))
     return rows
 
-
+# %% ../../nbs/8_app/07_server.ipynb #srvsaved1
 def export_talk(session: ChatSession, talk: str, _) -> dict:
     "Return the turns of a talk as records, which `import_talk` and `personal-llm personalize` read."
     return dict(rows=[d.to_dict() | dict(parents=[]) for d in session.me.state.list_turns(talk)])
@@ -382,7 +382,7 @@ def name_talk(session: ChatSession, wanted) -> None:
     with session.me.change():
         session.me.state.record("named", session.me.state.list_talks()[wanted.talk][0], text=clean_text(wanted.text))
 
-
+# %% ../../nbs/8_app/07_server.ipynb #srvstate1
 def describe_model(model) -> str:
     "Return a line about a model that is small, or a server that writes."
     if not model.reads_adapters:
@@ -400,7 +400,7 @@ def describe_status(session: ChatSession, *_) -> dict:
     shown = dict(is_learning=session.learning is not None, seconds=seconds, messages=session.pop_messages())
     return session.me.state.status() | shown | dict(note=describe_model(session.model))
 
-
+# %% ../../nbs/8_app/07_server.ipynb #srvchange1
 class Change(BaseModel, strict=True):
     "The fields of all changes; each reads its own."
 
@@ -440,7 +440,7 @@ def react(session: ChatSession, wanted: Change) -> None:
     subject = wanted.number if wanted.kind == "always" else wanted.id
     session.react(wanted.kind, wanted.text, subject, wanted.scope)
 
-
+# %% ../../nbs/8_app/07_server.ipynb #srvtable1
 READS = dict(talks=list_talks, known=list_known, status=describe_status, export=export_talk)
 CHANGES = dict(
     forget=forget,

@@ -16,7 +16,8 @@ from pathlib import Path
 
 from .core import Cost, InputError
 from .display import Displayed
-from .files import compute_sha256, delete_path, get_temporary_path, make_folder, read_json, write_json
+from .files import compute_sha256, delete_path, explain_errors, get_temporary_path, make_folder
+from .files import read_json, write_json
 
 # %% ../../nbs/0_base/05_adapters.ipynb #8c5ba1ac
 WEIGHTS_FILE = "adapter_model.safetensors"
@@ -230,39 +231,33 @@ def attach_adapter(base_model, folder: Path, trainable: bool = False):  # folder
     from peft import PeftModel, get_peft_model_state_dict
     from safetensors import safe_open
 
+    problem = f"{folder}: the adapter does not fit this model or is damaged"
     try:
-        read_lora_config(folder, is_plain=False)
-        with warnings.catch_warnings():
+        with explain_errors(problem, "make it anew"), warnings.catch_warnings():
+            read_lora_config(folder, is_plain=False)
             warnings.simplefilter("ignore")
             adapted = PeftModel.from_pretrained(base_model, str(folder), is_trainable=trainable)
-            taken = {
-                name for name in get_peft_model_state_dict(adapted, save_embedding_layers=False) if "lora_" in name
-            }
-        with safe_open(Path(folder) / WEIGHTS_FILE, "pt") as file:
-            given = {name for name in file.keys() if "lora_" in name}
-        if given != taken:
-            raise ValueError(f"{len(taken - given)} matrices are missing, {len(given - taken)} too many")
-    except Exception as error:
+            taken = get_peft_model_state_dict(adapted, save_embedding_layers=False)
+            taken = {name for name in taken if "lora_" in name}
+            with safe_open(Path(folder) / WEIGHTS_FILE, "pt") as file:
+                given = {name for name in file.keys() if "lora_" in name}
+            if given != taken:
+                raise ValueError(f"{len(taken - given)} matrices are missing, {len(given - taken)} too many")
+    except BaseException:
         remove_peft_layers(base_model)
-        if isinstance(error, InputError):
-            raise
-        problem = f"{folder}: the adapter does not fit this model or is damaged ({' '.join(str(error).split())[:120]})"
-        raise InputError(problem, "make it anew") from error
+        raise
     adapted.active_peft_config.base_model_name_or_path = base_model.name_or_path  # or saving would ask the hub about it
     return adapted
 
 # %% ../../nbs/0_base/05_adapters.ipynb #c707289d
 def read_factors(folder) -> dict:  # module -> (A (r, in), B (out, r) times alpha / r), float32 tensors
     "Return the two factors of every layer that an adapter changes; raise `InputError` for a damaged file."
-    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     config = read_lora_config(folder)
     file = Path(folder) / WEIGHTS_FILE
-    try:
+    with explain_errors(f"{file}: damaged", "restore a copy or make the adapter anew"):
         tensors = load_file(file)
-    except (SafetensorError, OSError) as error:
-        raise InputError(f"{file}: damaged ({str(error)[:80]})", "restore a copy or make the adapter anew") from error
     modules = sorted({name.rpartition(".lora_")[0] for name in tensors})
     names = {module: (f"{module}.lora_A.weight", f"{module}.lora_B.weight") for module in modules}
     if not modules or {name for pair in names.values() for name in pair} != set(tensors):

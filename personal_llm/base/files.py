@@ -13,7 +13,7 @@ import json
 import os
 import shutil
 import tempfile
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from .core import InputError
@@ -57,6 +57,22 @@ def is_full_disk(error: BaseException) -> bool:
         seen.append(error)
         error = error.__cause__ or error.__context__
     return False
+
+
+@contextmanager
+def explain_errors(problem: str, remedy: str):
+    "Turn an error of a library inside a `with` block into an `InputError` that ends with its reason."
+    try:
+        yield
+    except InputError:
+        raise
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":  # of a library in Rust
+            raise
+        reason = getattr(error, "strerror", None) or " ".join(str(error).split()) or type(error).__name__
+        full = "free some space, or set XDG_CACHE_HOME to a folder on another disk"
+        remedy = full if is_full_disk(error) else remedy
+        raise InputError(f"{problem} ({reason[:160]})", remedy) from error
 
 # %% ../../nbs/0_base/03_files.ipynb #f8956b38
 def get_temporary_path(path) -> Path:  # in the same folder

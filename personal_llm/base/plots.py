@@ -45,10 +45,10 @@ def subplots(rows: int = 1, columns: int = 1, width: float = 6.4, height: float 
         return figure, figure.subplots(rows, columns, **options)
 
 # %% ../../nbs/0_base/10_plots.ipynb #95f3bc4a
-def encode_png(figure, dots_per_inch: int = 110) -> bytes:
+def encode_png(figure) -> bytes:
     "Return the content of a figure's PNG file, the same bytes on every run."
     content = io.BytesIO()
-    figure.savefig(content, format="png", dpi=dots_per_inch, metadata={"Software": None})
+    figure.savefig(content, format="png", dpi=110, metadata={"Software": None})  # 704 pixels for a text column
     return content.getvalue()
 
 # %% ../../nbs/0_base/10_plots.ipynb #ffc064fc

@@ -7,11 +7,13 @@ __all__ = ['make_sentence_break', 'Language', 'get_language', 'set_language', 'g
            'is_near_duplicate', 'split_rouge_words', 'compute_rouge1']
 
 # %% ../../nbs/0_base/02_text.ipynb #f0cd9a44
+import json
 import os
 import re
 import unicodedata
 from collections import Counter
 from dataclasses import dataclass
+from importlib.resources import files
 
 from .core import InputError
 
@@ -58,35 +60,18 @@ class Language:
         return [sum(len(w) >= size and w.endswith(ending) for w in words) if ending else 0 for ending, size in rows]
 
 # %% ../../nbs/0_base/02_text.ipynb #df43e8b4
-ENGLISH = Language(
-    "english",
-    sentence_break=make_sentence_break(r"Dr Mr Ms Mrs St vs e\.g i\.e [A-Z]"),
-    endings=("ly", "tion", "ing"),
-    negation_pattern=(
-        r"(?i)\b(?:not|no|never|none|nothing|nobody|nowhere|neither|nor|cannot|without|\w+n['’]t"
-        r"|(?:do|does|did|is|are|was|were|ca|wo|would|could|should|have|has|had|ai)nt)\b"
-    ),
-)
+def read_languages() -> dict:  # name -> `Language`
+    "Read the languages of the package, a row each in `assets/languages.json`."
+    text = files("personal_llm").joinpath("assets", "languages.json").read_text(encoding="utf-8")
+    languages = {}
+    for name, row in json.loads(text).items():
+        breaks = {} if "sentence_break" in row else dict(sentence_break=make_sentence_break(row.pop("abbreviations")))
+        languages[name] = Language(name, **row | breaks | dict(endings=tuple(row["endings"])))
+    return languages
 
-# %% ../../nbs/0_base/02_text.ipynb #lang0003
-GERMAN = Language(
-    "german",
-    sentence_break=make_sentence_break(r"z d h u a Dr Prof Nr St ca bzw Hr Fr \d \d\d [A-Z]"),
-    endings=("lich", "ung", "end"),
-    negation_pattern=r"(?i)\b(?:nicht|nie|niemals|nichts|niemand|nirgends|weder|ohne|kein(?:e[mnrs]?)?)\b",
-)
-_JAPANESE_RUN = "[一-鿿々〆]+|[ぁ-ゟ]+|[ァ-ヿ]+|[^\\W_ぁ-ヿ一-鿿々〆]+"
-JAPANESE = Language(
-    "japanese",
-    word_pattern=_JAPANESE_RUN,
-    piece_pattern=rf"[「『（]*(?:{_JAPANESE_RUN})[^\w\s「『（]*|[^\w\s]+",
-    separator="",
-    sentence_break=r"(?<=[。！？!?])(?![。！？!?」』）])\s*|\s*\n\s*",
-    endings=("です", "ます", "だ"),
-    min_stem=0,
-    negation_pattern="ない|ません|なかった|ぬ(?=[。、]|$)",
-)
-LANGUAGES = {language.name: language for language in (ENGLISH, GERMAN, JAPANESE)}
+
+LANGUAGES = read_languages()
+ENGLISH = LANGUAGES["english"]
 
 # %% ../../nbs/0_base/02_text.ipynb #lang0006
 _chosen_language = [None]  # of `set_language`
@@ -130,7 +115,7 @@ def split_normalised(text: str) -> list:  # words in order
     return re.sub(f"([{unspaced}])", r" \1 ", text).split()
 
 # %% ../../nbs/0_base/02_text.ipynb #43a8f7c4
-def hash_shingles(text: str, size: int = 13) -> list:  # integers, in order
+def hash_shingles(text: str, size: int = 13) -> list:  # integers, in order; 13 words, as GPT-3 looked for copies
     "Hash every run of `size` words of a text."
     words = split_normalised(normalise_text(text))
     return [hash(tuple(words[i : i + size])) for i in range(len(words) - size + 1)]

@@ -35,11 +35,6 @@ class Feedback:
         if self.kind != "better" and (self.text or self.scope):
             raise InputError(f"{self.kind}: it takes no text and no scope", "only better takes them")
 
-    @property
-    def is_correction(self) -> bool:
-        "Whether the reply did not satisfy; a policy learns this answer."
-        return self.kind != "up"
-
     def apply(self, d: Dialogue) -> Dialogue:  # the same one if nothing changes
         "Return the version of a dialogue after the reaction; its parents are all versions before."
         origin = dict(better="annotated", up="approved", down="model")[self.kind]

@@ -11,8 +11,6 @@ import re
 from collections import Counter
 from dataclasses import dataclass, field
 
-import numpy as np
-
 from ..base.core import Cost, Dialogue, InputError, check, check_seed, check_settings_fields, setting
 from ..base.display import Displayed
 from ..base.replies import ReplyOptions, ReplyStream
@@ -149,7 +147,8 @@ def synthesize(
                 variant, text = make_variant(dialogues[i], reply, mode, prompt)
                 similarity = 1.0
                 if text and config.min_similarity > 0:
-                    similarity = np.prod(vectors.embed([text, blocks[i]]), 0).sum()
+                    first, second = vectors.embed([text, blocks[i]])
+                    similarity = first @ second
                 reason = check_rewrite(text, blocks[i], accepted[i], similarity, config)
                 if reason:
                     result.rejected[reason] += 1

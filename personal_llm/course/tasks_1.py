@@ -191,7 +191,6 @@ ROWS = (
     "loss mask",
     "end token",
     "user text stays text",
-    "looks back only",
     "padding",
     "adapter round trip",
 )

@@ -13,7 +13,7 @@ import numpy as np
 from ..base.core import Dialogue, make_generator
 from .checks import Lesson, as_array, describe, later
 from ..data.reading import load_samples
-from ..data.splits import count_leaks
+from ..recipes.data import count_leaks
 from ..data.streams import correlated_stream, draw_episodes
 
 # %% ../../nbs/course/tasks_2.ipynb #715fc985

@@ -24,7 +24,8 @@ UNREADABLE = [dict(type="file")]  # the content of a message of which we have no
 
 def mend_chatgpt(messages: list, record: dict):  # messages
     "Yield ChatGPT's messages of the talk on the screen, with their ratings."
-    thumbs, is_whole = record.get("message_feedback") or {}, False  # is_whole: the last answer has its end
+    thumbs, talk = record.get("message_feedback") or {}, record.get("conversation_id") or record.get("id")
+    is_whole = False  # the last answer has its end
     for message in messages:
         content, role = message.get("content") or {}, dig(message, "author.role")
         kind, recipient = content.get("content_type"), message.get("recipient") or "all"
@@ -39,22 +40,17 @@ def mend_chatgpt(messages: list, record: dict):  # messages
             text = parse_json(content.get("text") or text).get("content")
         if role == "tool" and kind == "multimodal_text" and text is None:
             role = "assistant"  # a picture that it made
-        if (
-            message.get("status") not in (None, "finished_successfully")
-            or dig(metadata, "finish_details.type") == "interrupted"
-        ):
-            text = None  # an error, or a stopped reply
+        is_stopped = dig(metadata, "finish_details.type") == "interrupted"
+        if is_stopped or message.get("status") not in (None, "finished_successfully"):
+            text = None
         if role in ("user", "assistant"):
             if role == "user" or text:
                 if is_whole and role == "assistant":
                     yield dict(role="user", content=UNREADABLE)  # a hidden request
                 is_whole = role == "assistant" and message.get("end_turn") is True and message.get("recipient") == "all"
-            keys = (record.get("conversation_id") or record.get("id"), None)
-            rating = next(
-                (thumbs[f"{key} {message.get('id')}"] for key in keys if f"{key} {message.get('id')}" in thumbs), None
-            )
-            text = UNREADABLE if text is None else text
-            yield dict(role=role, content=text, create_time=message.get("create_time"), rating=rating)
+            id, content = message.get("id"), UNREADABLE if text is None else text
+            rating = thumbs.get(f"{talk} {id}", thumbs.get(f"None {id}"))
+            yield dict(role=role, content=content, create_time=message.get("create_time"), rating=rating)
 
 # %% ../../nbs/1_data/03_exports.ipynb #f9054cab
 def mend_claude(messages: list, record: dict):  # messages
@@ -147,8 +143,7 @@ def split_at_pauses(messages: list, people: dict, sides: Sides = Sides()) -> lis
         conversations[-1].append(Turn(role, text, m.time))
         last_time = m.time
     user, writer = (" and ".join(people[id] for id in people if id in ids) for ids in (users, writers))
-    names = dict(user=user, writer=writer) if len(people) > 1 else {}
-    return [ParsedConversation(turns, is_row=False, **names) for turns in conversations]
+    return [ParsedConversation(turns, is_row=False, user=user, writer=writer) for turns in conversations]
 
 # %% ../../nbs/1_data/03_exports.ipynb #c5728adc
 def gather_text(value) -> str:

@@ -18,6 +18,8 @@ from functools import partial
 from itertools import groupby, permutations, product
 from typing import Callable, NamedTuple
 
+from dateutil import parser
+
 from ..base.core import Dialogue, InputError
 from .records import FIELDS, TABLE, WORDS, format_value, is_message_list, parse_json
 
@@ -190,10 +192,10 @@ def dig(value, path: str):
 # %% ../../nbs/1_data/02_formats.ipynb #0eff5f08
 ROLES = {word: role for role in ("system", "user", "assistant") for word in WORDS[role]}
 ROLES |= dict.fromkeys([*WORDS["unspoken"], *WORDS["tool"]])  # nobody's words, as in `tool_call`
-VERDICTS = {  # name of a field -> the values with which an answer is an example, and those with which it is none
-    name: (WORDS[good], WORDS[bad]) for names, good, bad in TABLE["verdicts"] for name in names.split()
+FACTS = {  # a fact -> name of a field -> (values that tell it, "*" for any; values that deny it)
+    fact: {name: (WORDS[yes], WORDS[no]) for names, yes, no in rows for name in names.split()}
+    for fact, rows in TABLE["facts"].items()
 }
-PREFERENCES = dict(chosen="rejected", preferred_output="non_preferred_output", preferred="dispreferred")
 OTHER_TIME = re.compile("(?i).*(updat|modif|edit|read|expir|out$|zone)")  # not the time at which it was written
 TIME_FIELD = re.compile("(?i).*(time|date|creat|sent|stamp|insert|epoch)|ts$|when$")
 NUMBER_FIELD = re.compile("(?i)((message|msg|turn)_?)?(seq|sequence|index|idx|number|order|position|id)|turn|step")
@@ -220,18 +222,19 @@ def find_field(record: dict, kind: str) -> str:
     return next((name for name in FIELDS[kind] if record.get(name) is not None), None)
 
 # %% ../../nbs/1_data/02_formats.ipynb #forate1
-def is_excluded(record: dict) -> bool:
-    "Tell whether a turn or a row is no example: weight 0, or a rating against it. Other ratings stay unread."
-    is_against = False
+def tells(record: dict, fact: str) -> bool:
+    "Tell whether a turn or a row has a value for a fact of the table; a value that we do not know stays unread."
+    is_told = False
     for name, value in record.items():
-        if name in VERDICTS and isinstance(value, dict):
-            is_against = is_against or is_excluded(value)
-        word = str(value).strip().lower().replace("_", "-").replace(" ", "-")
-        ups, downs = VERDICTS.get(name, ((), ()))
-        if word in (*ups, *downs):
-            is_against = is_against or word in downs
+        yes, no = FACTS[fact].get(name, ((), ()))
+        word = str(value).strip().lower().replace("_", "-").replace(" ", "-") if yes else ""
+        is_any = "*" in yes and bool(value) and word not in no
+        if yes and isinstance(value, dict) and not is_any:
+            is_told = tells(value, fact) or is_told
+        elif is_any or word in (*yes, *no):
+            is_told = is_told or is_any or word in yes
             record.get(name)  # it is read
-    return is_against
+    return is_told
 
 # %% ../../nbs/1_data/02_formats.ipynb #996e056d
 def normalise_record(record) -> dict:
@@ -239,10 +242,8 @@ def normalise_record(record) -> dict:
     if isinstance(record, list):
         return dict(messages=record)
     if not isinstance(record, dict):
-        raise InputError(
-            f"found {type(record).__name__} instead of an object with fields",
-            "write each row as an object with prompt and response",
-        )
+        problem = f"found {type(record).__name__} instead of an object with fields"
+        raise InputError(problem, "write each row as an object with prompt and response")
     row = {str(name).strip().lower(): value for name, value in record.items()}
     given = {name: value for name, value in row.items() if value is not None or name == "name"}  # of a Telegram chat
     for side, other in permutations(("prompt", "response")):
@@ -316,18 +317,10 @@ def parse_record(record, name: str, sides: Sides = Sides()) -> list:  # of `Pars
     return conversations
 
 # %% ../../nbs/1_data/02_formats.ipynb #forder1
-_DAY = r"(?:(\d{1,4})[./-](\d{1,2})[./-](\d{1,4})\D{0,3})?"
-DATE = re.compile(_DAY + r"(\d{1,2}):(\d\d)(?::(\d\d)(?:[.,]\d+)?)?\s*([AaPp])?\D*(?:\d\d:?\d\d)?$")
-
-
 def parse_date(text: str) -> datetime:
-    "Read a date in another form, the day first if it may be a day; or a time of an unknown day."
-    x, y, z, hour, minute, second, half = DATE.match(text.strip()).groups()
-    year, month, day = (1, 1, 2000) if x is None else (int(x), int(y), int(z))
-    year, day = (year, day) if year > 31 else (day, year)
-    month, day = (day, month) if month > 12 else (month, day)
-    hour = int(hour) % 12 + 12 * (half in ("p", "P")) if half else int(hour)
-    return datetime(year + 2000 * (year < 100), month, day, hour, int(minute), int(second or 0))
+    "Read a date in another form, the day before the month if it may be a day; a time alone is of an unknown day."
+    options = dict(dayfirst=not text[:4].isdigit(), tzinfos=lambda name, offset: offset or 0)
+    return parser.parse(text, default=datetime(2000, 1, 1), **options)
 
 
 def parse_time(value) -> float:  # seconds since the epoch, 0 for no time
@@ -460,7 +453,7 @@ def parse_talks(record, program: Program, name: str) -> list:  # of `ParsedConve
     record = record if program.messages else {}
     last = dig(record, program.last) if program.last else None
     system = [Turn("system", join_parts(record[name], name)) for name in FIELDS["system"] if record.get(name)]
-    is_learned = not is_excluded(record)
+    is_learned = not tells(record, "against")
     for talk in talks:
         rows = order_messages(talk, None if last is None else str(last), program.last is not None)
         if program.message:  # the fields of a message are inside
@@ -516,9 +509,7 @@ def parse_turn(turn, is_learned: bool = True) -> list:  # of `Turn`
     turn = turn if isinstance(turn, dict) else {}
     if isinstance(turn.get("versions"), list):
         turn = turn["versions"][turn.get("currentlySelected", -1)]
-    is_hidden = [turn.get(name) is True for name in FIELDS["hidden"]]
-    is_hidden += [turn.get(name) is False for name in FIELDS["shown"]]
-    if any(is_hidden) or find_field(turn, "deleted") or str(turn.get("content")).startswith(COMMANDS):
+    if tells(turn, "hidden") or str(turn.get("content")).startswith(COMMANDS):
         return []  # not on the screen
     turn = Fields(turn)
     who, is_user = turn.get(find_field(turn, "who")), find_field(turn, "is_user")
@@ -532,30 +523,19 @@ def parse_turn(turn, is_learned: bool = True) -> list:  # of `Turn`
     if name not in ROLES:
         cause = f"no known field names the sender; fields: {list_fields(turn)}"
         problem = cause if who in (None, "") else f"unknown role {format_value(who)!r}"
-        raise InputError(
-            problem, "name it role (system, user, assistant or tool), or write rows of prompt and response"
-        )
+        remedy = "name it role (system, user, assistant or tool), or write rows of prompt and response"
+        raise InputError(problem, remedy)
     role, times = ROLES[name], find_times(turn)
     content = turn.get(next((name for name in FIELDS["text"] if turn.get(name)), find_field(turn, "text")))
-    if (
-        role == "assistant"
-        and isinstance(content, list)
-        and "content" in turn
-        and sum(isinstance(part, str) for part in content) > 1
-    ):
+    texts = [part for part in content if isinstance(part, str)] if isinstance(content, list) else []
+    if role == "assistant" and "content" in turn and len(texts) > 1:
         raise InputError("an answer is a list of texts, which may be several answers", "give one text in each turn")
     text = join_parts(content, "content") if role and turn.get("channel") != "analysis" else ""
     if not role or role == "user" and text == "" and ("tool" in str(content) or "function" in str(content)):
         return [Turn("assistant", "")]  # it stands between two questions
-    ends = [turn.get(name) for name in ("stop_reason", "finish_reason", "status")]
-    is_stopped = (
-        any(map(turn.get, FIELDS["stopped"]))
-        or turn.get("done") is False
-        or any(end in WORDS["stopped"] for end in ends)
-    )
-    if is_stopped or not text and any(map(turn.get, FIELDS["files"])):
+    if tells(turn, "stopped") or not text and any(map(turn.get, FIELDS["files"])):
         text = None
-    is_learned = is_learned and not is_excluded(turn)
+    is_learned = is_learned and not tells(turn, "against")
     unread = [name for name in turn.unread if name not in times]
     return [Turn(role, text, next(iter(times.values()), 0.0), is_learned, unread)]
 
@@ -580,11 +560,13 @@ def parse_request(record: dict) -> list:  # of `Turn`
     return [*turns, *earlier, last._replace(text=last.text and "\n\n".join([last.text, *material]))]
 
 
-def parse_row(record: dict) -> list:  # of `Turn`
-    "Parse a row of one request and one answer."
-    *turns, answer = parse_side(record, find_field(record, "response"), "assistant") or [Turn("assistant", "")]
-    answer = answer._replace(is_learned=answer.is_learned and not is_excluded(record), unread=record.unread)
-    return [*parse_request(record), *turns, answer]
+def parse_row(record: dict, side: str = "response") -> list:  # of `Turn`
+    "Parse a row of one request and one answer, or a list of turns with both."
+    *turns, answer = parse_side(record, find_field(record, side), "assistant") or [Turn("assistant", "")]
+    record.get(find_field(record, "worse"))  # we know what it means
+    is_learned = answer.is_learned and not tells(record, "against")
+    request = [] if side == "better" and turns else parse_request(record)
+    return [*request, *turns, answer._replace(is_learned=is_learned, unread=record.unread)]
 
 
 def share_instruction(rows: list) -> list:
@@ -605,9 +587,6 @@ register_format("pairs", *product(FIELDS["prompt"], FIELDS["response"]))(
 register_program("messages", Program([[name] for name in FIELDS["turns"]], " ".join(FIELDS["turns"]), is_general=True))
 
 # %% ../../nbs/1_data/02_formats.ipynb #foprefer1
-@register_format("preference", *PREFERENCES.items())
-def parse_preference(record):
-    name = next(name for name in PREFERENCES if record.get(name) is not None)
-    better = parse_side(record, name, "assistant")
-    record.get(PREFERENCES[name])  # we know what it means
-    return [ParsedConversation(better if len(better) > 1 else [*parse_request(record), *better])]
+register_format("preference", *zip(FIELDS["better"], FIELDS["worse"]))(
+    lambda row: [ParsedConversation(parse_row(row, "better"))]
+)

@@ -30,7 +30,8 @@ from personal_llm.recipes.people import (
     sign_off,
 )
 from ..data.reading import load_samples
-from ..data.splits import get_row_group, is_reserved
+from ..data.splits import get_row_group
+from ..recipes.data import is_reserved
 from ..data.streams import correlated_stream
 from .harness import Grid
 from .shares import answer, count_kept

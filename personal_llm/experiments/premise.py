@@ -22,7 +22,8 @@ from ..base.files import delete_path
 from ..base.text import compute_rouge1
 from ..buffer.buffer import Buffer
 from ..buffer.scoring import load_lexicons, score
-from ..data.splits import get_row_group, is_reserved, remove_leaks
+from ..data.splits import get_row_group, remove_leaks
+from ..recipes.data import is_reserved
 from .harness import Grid, check_treatment, read_results
 from .sdss import DATA_VARIABLE, MODEL, load_tools, share_words
 from ..tuning.config import TuningConfig

@@ -26,7 +26,8 @@ from ..base.text import compute_rouge1
 from ..buffer.retrieval import VectorStore
 from ..buffer.scoring import ScoredDialogue, load_lexicons, score
 from ..buffer.synthesis import synthesize
-from ..data.splits import get_row_group, is_reserved, remove_leaks
+from ..data.splits import get_row_group, remove_leaks
+from ..recipes.data import is_reserved
 from ..device.state import scores_from_dict, scores_to_dict
 from personal_llm.experiments.harness import (
     Grid,

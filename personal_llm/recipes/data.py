@@ -4,12 +4,14 @@
 
 # %% auto #0
 __all__ = ['STYLE_WORDS', 'HARM_PATTERN', 'SENTENCE_END', 'QUESTION_TEMPLATES', 'STATEMENT_TEMPLATES', 'SYNONYM_PATTERNS',
-           'CHAT_SOURCES', 'MAX_LEAK_SHARE', 'read_gz', 'read_instruct', 'intents', 'split_rows', 'LeakDetector',
-           'remove_leaks', 'shorten', 'training_pairs', 'running_text', 'reword', 'wording_pairs', 'edited_pairs',
-           'ruled_pairs', 'paraphrases', 'synthesis_rows', 'audit_leaks', 'training_text']
+           'CHAT_SOURCES', 'MAX_LEAK_SHARE', 'is_reserved', 'count_leaks', 'read_gz', 'read_instruct', 'intents',
+           'split_rows', 'LeakDetector', 'remove_leaks', 'shorten', 'training_pairs', 'running_text', 'reword',
+           'wording_pairs', 'edited_pairs', 'ruled_pairs', 'paraphrases', 'synthesis_rows', 'audit_leaks',
+           'training_text']
 
 # %% ../../nbs/recipes/data.ipynb #26189354
 import gzip
+import hashlib
 import json
 import random
 import re
@@ -19,9 +21,30 @@ from pathlib import Path
 import numpy as np
 
 from ..base.core import InputError
-from ..base.text import normalise_text, compute_rouge1, hash_shingles
-from ..data.splits import get_row_group, count_leaks, is_reserved
+from ..base.text import collect_shingles, compute_rouge1, hash_shingles, normalise_text
+from ..data.splits import get_row_group
 from ..buffer.synthesis import PAPER_PROMPT
+
+# %% ../../nbs/recipes/data.ipynb #6747b5d7
+def is_reserved(group: str) -> bool:  # True for about one group in five
+    "Tell whether a group is reserved for streams and evaluation: `sha1(group) % 10 < 2`."
+    return int(hashlib.sha1(group.encode()).hexdigest(), 16) % 10 < 2
+
+# %% ../../nbs/recipes/data.ipynb #dde8781e
+def count_leaks(
+    train: list,  # training rows with `prompt` and `response`
+    reserved: list,  # rows for evaluation
+    running: list = (),  # running texts for training
+) -> tuple:  # (dict of counts, set of (prompt, response) on both sides)
+    "Count the pairs and the 13-word runs of the reserved rows that are in the training text."
+    texts = lambda rows: [row[name] for row in rows for name in ("prompt", "response")]
+    pairs = lambda rows: {(normalise_text(row["prompt"]), normalise_text(row["response"])) for row in rows}
+    shared = pairs(train) & pairs(reserved)
+    runs, known = collect_shingles(texts(reserved)), set()
+    for text in texts(train) + list(running):  # one at a time, because the training text may be large
+        known |= runs & collect_shingles([text])
+    counts = dict(pairs_shared=len(shared), shingles_shared=len(known), shingles_reserved=len(runs))
+    return counts | dict(share=len(known) / len(runs) if runs else 0.0), shared
 
 # %% ../../nbs/recipes/data.ipynb #c2bb47c6
 def read_gz(

@@ -19,7 +19,8 @@ from ..base.core import Dialogue, InputError, check, check_seed, make_generator
 from ..base.files import ASSETS
 from ..base.text import split_sentences
 from ..explanation.habits import MAX_CLOSING_WORDS
-from ..data.splits import get_dialogue_group, get_row_group, is_reserved, remove_leaks
+from ..data.splits import get_dialogue_group, get_row_group, remove_leaks
+from .data import is_reserved
 from ..data.streams import correlated_stream
 
 # %% ../../nbs/recipes/people.ipynb #4440b4f4

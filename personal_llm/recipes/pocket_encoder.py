@@ -24,8 +24,15 @@ import numpy as np
 from ..base.core import Cost, make_generator, seed_everything, measure_cost
 from ..base.files import write_atomically
 from ..base.text import normalise_text
-from ..data.splits import is_reserved
-from .data import LeakDetector, audit_leaks, intents, read_instruct, split_rows, training_pairs
+from personal_llm.recipes.data import (
+    LeakDetector,
+    audit_leaks,
+    intents,
+    read_instruct,
+    split_rows,
+    training_pairs,
+    is_reserved,
+)
 
 # %% ../../nbs/recipes/pocket_encoder.ipynb #ca368b87
 def wordings(

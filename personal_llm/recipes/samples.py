@@ -22,9 +22,9 @@ from ..base.core import InputError, make_generator
 from ..base.files import ASSETS, read_json
 from ..base.text import ENGLISH, normalise_text, split_sentences
 from ..data.reading import load_samples
-from ..data.splits import get_row_group, is_reserved
+from ..data.splits import get_row_group
 from .people import USERS, user_stream
-from .data import read_instruct
+from .data import read_instruct, is_reserved
 
 # %% ../../nbs/recipes/samples.ipynb #43eda33d
 BOILERPLATE = re.compile(

@@ -15,7 +15,8 @@ from ..base.adapters import ADAPTER_CARD_FILE, WEIGHTS_FILE, Adapter, get_adapte
 from ..base.core import Dialogue, make_generator
 from ..base.files import write_atomically, write_json
 from ..data.reading import load_samples
-from ..data.splits import get_row_group, is_reserved
+from ..data.splits import get_row_group
+from .data import is_reserved
 from .people import brevity, bullets, emoji, lower_case
 from .people import numbered_steps, opener, preferred_words, sign_off
 from .samples import clean_answer, read_source

@@ -18,7 +18,8 @@ from pathlib import Path
 
 from ..base.core import make_generator
 from ..base.text import ENGLISH, normalise_text
-from ..data.splits import get_row_group, is_reserved
+from ..data.splits import get_row_group
+from .data import is_reserved
 from .samples import read_source, write_gz
 
 # %% ../../nbs/recipes/style_texts.ipynb #23c67dbf

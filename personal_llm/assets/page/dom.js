@@ -1,7 +1,8 @@
-// helpers for elements, and lists that are drawn by key: what did not change stays, with what is typed in it
+// helpers for elements, and lists that are drawn by key: what did not change stays, and so does an open form
 export const $ = (id) => document.getElementById(id);
 export const show = (text) => { $("note").textContent = text; };
 export const count = (number, noun) => `${number} ${noun}${number === 1 ? "" : "s"}`;
+export const attempt = (action) => action().catch((error) => show(error.message)); // shows an error, and goes on
 
 export function make(tag, properties = {}, ...children) {
   const element = Object.assign(document.createElement(tag), properties);
@@ -9,39 +10,43 @@ export function make(tag, properties = {}, ...children) {
   return element;
 }
 
-export function makeButton(text, label, onclick, className = "small") {
-  return make("button", { type: "button", textContent: text, ariaLabel: label, title: label, className, onclick });
+export const makeLines = (texts) => texts.map((textContent) => make("li", { textContent, dir: "auto" }));
+
+// a copy of a template: its texts or elements by class, what its buttons do by name; a part without one goes
+export function stamp(id, texts, actions, about = "") {
+  const item = $(id).content.firstElementChild.cloneNode(true);
+  for (const [name, text] of Object.entries(texts)) {
+    const part = item.querySelector(`.${name}`);
+    if (!text) part.remove();
+    else part.append(text);
+  }
+  for (const button of item.querySelectorAll("button[name]")) {
+    const action = actions[button.name];
+    if (!action) button.remove();
+    button.onclick = () => attempt(async () => action());
+    if (button.ariaLabel?.endsWith(":")) button.ariaLabel += ` ${about}`;
+    button.title = button.ariaLabel || "";
+  }
+  return item;
 }
-
-export const makeFold = (title, ...children) => make("details", {}, make("summary", { textContent: title }), ...children);
-
-export const attempt = (action) => action().catch((error) => show(error.message)); // shows an error, and goes on
 
 export const onSubmit = (form, action) => {
   form.onsubmit = (event) => { event.preventDefault(); attempt(action); };
 };
 
-// whether a person types here
-const isBusy = (element) => [...element.querySelectorAll("textarea, input")]
-  .some((field) => field.value !== field.defaultValue || field === document.activeElement);
-
 export function sync(list, rows, key, build) {
-  const known = new Map([...list.children].map((element) => [element.dataset.key, element]));
-  let place = null; // the element before
-  for (const row of rows) {
-    const name = String(key(row));
+  const names = rows.map((row) => String(row[key]));
+  for (const element of [...list.children]) if (!names.includes(element.dataset.key)) element.remove();
+  for (const [place, row] of rows.entries()) {
     const content = JSON.stringify(row);
-    let element = known.get(name);
-    known.delete(name);
-    if (!element || element.dataset.content !== content && !isBusy(element)) {
-      const made = build(row);
-      Object.assign(made.dataset, { key: name, content });
-      element?.replaceWith(made);
-      element = made;
+    let element = [...list.children].find((one) => one.dataset.key === names[place]);
+    const name = element?.contains(document.activeElement) && document.activeElement.name;
+    if (!element || (element.dataset.content !== content && !element.querySelector("form"))) {
+      element?.remove();
+      element = build(row);
+      Object.assign(element.dataset, { key: names[place], content });
     }
-    const next = place ? place.nextElementSibling : list.firstElementChild;
-    if (next !== element) list.insertBefore(element, next);
-    place = element;
+    if (list.children[place] !== element) list.insertBefore(element, list.children[place] || null);
+    if (name) element.querySelector(`[name=${name}]`)?.focus(); // the keyboard stays where it was
   }
-  for (const element of known.values()) if (!isBusy(element)) element.remove();
 }

@@ -1,69 +1,62 @@
 // what is known, and learning
-import { $, attempt, count, make, makeButton, onSubmit, show, sync } from "./dom.js";
+import { $, attempt, count, makeLines, show, stamp, sync } from "./dom.js";
 import { get, post } from "./server.js";
-import { change, makeScope, openEditor, page } from "./turns.js";
+import { change, openEditor, page } from "./turns.js";
 
-const formatDate = (time) => (time > 1e8 ? new Date(time * 1000).toLocaleDateString() : "");
-const text = (content) => make("p", { textContent: content, dir: "auto" });
-const place = (name, body, scope) => makeScope(scope, (event) => change(name, { ...body, scope: event.target.value }));
-
-function makeKnown(row, ...children) {
-  const name = row.prompt.slice(0, 80);
-  const source = make("span", { className: "soft", textContent: [row.source, formatDate(row.time)].filter(Boolean).join(", ") });
-  const item = make("li", {}, ...children);
-  const actions = item.appendChild(make("p", { className: "row" }, source));
-  if (row.reply) actions.append(makeButton("✎", `Correct: ${name}`, () => openEditor(item, row)));
-  actions.append(makeButton("Forget", `Forget: ${name}`, () => page.forgetAll({ ids: [row.id] }), "small danger"));
+function makeKnown(row, edit, drop, scoped = null) { // scoped: [the change of a place, its fields]
+  const date = row.time > 1e8 ? new Date(row.time * 1000).toLocaleDateString() : "";
+  const kind = row.reply && (row.origin === "annotated" ? "You would say:" : "You liked:");
+  const source = [row.source, date].filter(Boolean).join(", ");
+  const text = row.prompt || row.text;
+  const texts = { text, kind, "reply-text": row.reply, source };
+  const item = stamp("known-item", texts, { edit: edit && (() => edit(item)), drop }, text.slice(0, 80));
+  const places = item.querySelector("select");
+  if (!scoped) places.remove();
+  places.value = row.scope;
+  places.onchange = () => attempt(() => change(scoped[0], { ...scoped[1], scope: places.value }));
   return item;
 }
 
+const forget = (row) => () => page.forget({ ids: [row.id] });
+
 function makeAnswer(row) {
-  const kind = row.origin === "annotated" ? "You would say:" : "You liked:";
-  const parts = [text(row.prompt), make("p", { className: "soft", textContent: kind }), text(row.reply)];
-  if (row.origin === "annotated") parts.push(place("scope", { id: row.id }, row.scope));
-  return makeKnown(row, ...parts);
+  const scoped = row.origin === "annotated" ? ["scope", { id: row.id }] : null;
+  return makeKnown(row, (item) => openEditor(item, row), forget(row), scoped);
 }
 
-function makeInstruction({ number, text: content, time }) {
-  const field = make("input", { defaultValue: content, ariaLabel: "A standing instruction", required: true });
-  const drop = makeButton("✕", `Delete: ${content}`, () => change("react", { kind: "always", number }), "small danger");
-  const date = make("span", { className: "soft", textContent: formatDate(time) });
-  const form = make("form", { className: "row" }, field, make("button", { textContent: "Change" }), date, drop);
-  onSubmit(form, () => {
-    field.defaultValue = field.value; // it is sent: nothing is typed here any more
-    field.blur();
-    return change("react", { kind: "always", number, text: field.value });
-  });
-  return make("li", {}, form);
+function makeInstruction(row) {
+  const instruct = (text) => change("react", { kind: "always", number: row.number, text });
+  const edit = async () => {
+    const text = prompt("How should I answer, always?", row.text);
+    if (text) await instruct(text);
+  };
+  return makeKnown(row, edit, () => instruct(""));
 }
 
 export async function loadKnown() {
-  const { instructions, habits, answers, statements } = await get("known");
-  const fill = (id, rows, key, build) => {
-    sync($(id), rows.length ? rows : [null], (row) => (row ? row[key] : ""), (row) => (row ? build(row) : make("li", { textContent: "Nothing yet." })));
+  const known = await get("known");
+  const fill = (name, key, build) => {
+    const rows = known[name];
+    const nothing = () => makeLines(["Nothing yet."])[0];
+    sync($(name), rows.length ? rows : [{ [key]: "" }], key, rows.length ? build : nothing);
   };
-  fill("instructions", instructions, "number", makeInstruction);
-  fill("habits", habits, "label", (row) => make("li", {}, text(row.text), place("habit", { text: row.label }, row.scope)));
-  fill("answers", answers, "id", makeAnswer);
-  fill("statements", statements, "id", (row) => makeKnown({ ...row, reply: "" }, text(row.prompt)));
+  fill("instructions", "number", makeInstruction);
+  fill("habits", "label", (row) => makeKnown(row, null, null, ["habit", { text: row.label }]));
+  fill("answers", "id", makeAnswer);
+  fill("statements", "id", (row) => makeKnown(row, null, forget(row)));
 }
 
-export const learning = { since: 0 }; // milliseconds, on the clock of this page
 export async function loadStatus() {
   const status = await get("status");
-  learning.since = status.is_learning ? learning.since || Date.now() : 0;
-  const minutes = (Date.now() - learning.since) / 60000;
-  const left = Math.max(1, Math.round(status.seconds / 60 - minutes));
-  const time = status.seconds ? `about ${count(left, "minute")} left` : `for ${count(Math.round(minutes), "minute")} so far`;
+  const isLearning = status.is_learning;
+  const time = status.seconds ? ` It took ${count(Math.ceil(status.seconds / 60), "minute")} the last time.` : "";
   const idle = `Answers of yours that are not learned yet: ${status.unlearned}.`;
-  $("learning").textContent = status.is_learning ? `Learning, ${time}. You can go on chatting.` : idle;
-  $("model").textContent = status.model.split("/").pop() + (status.is_learning ? ` · learning, ${time}` : "");
+  $("learning").textContent = isLearning ? `Learning. You can go on chatting.${time}` : idle;
+  $("model").textContent = status.model.split("/").pop() + (isLearning ? " · learning" : "");
   $("small").textContent = status.note;
-  $("progress").hidden = $("stop").hidden = !status.is_learning;
-  $("learn").disabled = status.is_learning || !status.unlearned;
-  $("undo").hidden = status.is_learning || !status.finetunes;
-  if (status.seconds) $("progress").value = Math.min(0.99, minutes * 60 / status.seconds);
-  else $("progress").removeAttribute("value");
+  $("progress").hidden = $("stop").hidden = !isLearning;
+  $("learn").disabled = isLearning || !status.unlearned;
+  $("undo").hidden = isLearning || !status.finetunes;
   if (status.messages.length) show(status.messages.join(" "));
 }
 

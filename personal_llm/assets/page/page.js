@@ -1,11 +1,9 @@
 // the page: its parts, and what a key or a button does
 import { goToEnd, isWriting, stopReply } from "./chat.js";
-import { $, attempt, makeButton, onSubmit, show } from "./dom.js";
+import { $, attempt, onSubmit, show } from "./dom.js";
 import { loadKnown, loadStatus } from "./known.js";
 import { ask, keepToken, post, session } from "./server.js";
 import { page } from "./turns.js";
-
-const EXAMPLES = ["What can I cook from rice, eggs and tomatoes?", "Explain in three sentences why the sky is blue."];
 
 function showSection(name) {
   for (const section of document.querySelectorAll("main > section")) section.hidden = section.id !== name;
@@ -32,9 +30,9 @@ $("open-known").onclick = () => attempt(async () => {
   showSection("known");
   $("known-title").focus();
 });
-$("new").onclick = () => attempt(async () => { await page.openTalk(""); $("line").focus(); });
-$("forget-all").onclick = () => page.forgetAll({ everything: true });
-onSubmit($("forget-form"), () => page.forgetAll({ text: $("words").value }));
+$("new").onclick = () => attempt(async () => { await page.openTalk("new"); $("line").focus(); });
+$("forget-all").onclick = () => page.forget({ everything: true });
+onSubmit($("forget-form"), () => page.forget({ text: $("words").value }));
 onSubmit($("always-form"), async () => {
   await post("react", { kind: "always", text: $("always").value });
   $("always").value = "";
@@ -54,7 +52,7 @@ $("line").onkeydown = (event) => {
   $("composer").requestSubmit();
 };
 addEventListener("keydown", (event) => { if (event.key === "Escape" && !$("confirm").open) stopReply(); });
-for (const text of EXAMPLES) $("examples").append(makeButton(text, text, () => page.send(text)));
+for (const button of $("examples").children) button.onclick = () => page.send(button.textContent);
 setInterval(() => { if (session.token && !document.hidden) attempt(loadStatus); }, 5000);
 $("talks").open = matchMedia("(min-width: 64rem)").matches;
 

@@ -1,14 +1,12 @@
 // requests to the server
-import { show } from "./dom.js";
-
 const PLACE = "personal_llm.token"; // of the token in this tab's storage
 const NO_ANSWER = "The server does not answer. Start personal-llm serve again, and open the link that it prints.";
 export const session = { token: sessionStorage.getItem(PLACE) || "", onRefused: () => {} };
+const explain = (error) => { throw error.name === "AbortError" ? error : new Error(NO_ANSWER); };
 
 export async function ask(path, body, signal) {
   const headers = { Authorization: `Bearer ${session.token}`, "Content-Type": "application/json" };
   const options = body ? { method: "POST", headers, body: JSON.stringify(body), signal } : { headers };
-  const explain = (error) => { throw error.name === "AbortError" ? error : new Error(NO_ANSWER); };
   const response = await fetch(path, options).catch(explain);
   if (response.ok) return response;
   if (response.status === 401) session.onRefused();
@@ -21,26 +19,17 @@ export const post = async (name, body = {}) => (await ask(`/me/${name}`, body)).
 
 export function keepToken(token) {
   session.token = token;
-  if (token) sessionStorage.setItem(PLACE, token);
-  else sessionStorage.removeItem(PLACE);
+  sessionStorage.setItem(PLACE, token);
 }
 
 export async function* readEvents(response) {
   const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
   let rest = "";
   for (;;) {
-    const { value, done } = await reader.read().catch((error) => {
-      throw error.name === "AbortError" ? error : new Error(NO_ANSWER);
-    });
+    const { value, done } = await reader.read().catch(explain);
     if (done) return;
     const parts = (rest + value).split("\n\n");
     rest = parts.pop();
     for (const part of parts) if (part !== "data: [DONE]") yield JSON.parse(part.slice(6));
   }
-}
-
-export async function copy(text) {
-  if (!navigator.clipboard) throw new Error("This browser copies only on this computer; mark the text instead.");
-  await navigator.clipboard.writeText(text);
-  show("Copied.");
 }

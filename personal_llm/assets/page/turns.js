@@ -1,101 +1,75 @@
 // the turns of a talk
-import { attempt, count, make, makeButton, makeFold, onSubmit, show } from "./dom.js";
+import { make, makeLines, onSubmit, show, stamp } from "./dom.js";
 import { makeMarkdown } from "./markdown.js";
-import { copy, post } from "./server.js";
+import { post } from "./server.js";
 
-export const page = {}; // what page.js does for the turns: send, refresh, forgetAll
-
+export const page = {}; // what chat.js does for the turns and the lists: loadTalk, openTalk, send, refresh, forget
 const drafts = new Map(); // id of a field -> what is typed in it: it outlives its element
 
-const SCOPES = { "": "Where it belongs: what I leave alone decides", everywhere: "Everywhere", here: "Only for things like this" };
-
-export function makeScope(scope, onchange) {
-  const options = Object.entries(SCOPES).map(([value, textContent]) => make("option", { value, textContent, selected: value === scope }));
-  return make("select", { ariaLabel: "Where it belongs", onchange }, ...options);
+export async function change(name, body) {
+  await post(name, body);
+  show("Noted.");
+  await page.refresh();
 }
 
-export const change = (name, body, note = "Noted.") => attempt(async () => {
-  await post(name, body);
-  show(note);
-  await page.refresh();
-});
-
-function openForm(item, turn, kind, title, ...buttons) {
-  item.querySelector("form.editor")?.remove();
-  const field = make("textarea", { id: `${kind}-${turn.id}`, rows: 3 });
-  const form = make("form", { className: "editor" }, make("label", { htmlFor: field.id, textContent: title }), field);
-  const close = () => { drafts.delete(field.id); form.remove(); };
-  const cancel = makeButton("Cancel", "Cancel", close, "");
-  field.value = drafts.get(field.id) || "";
-  field.oninput = () => drafts.set(field.id, field.value);
-  form.append(make("p", { className: "row" }, ...buttons, cancel));
+function openForm(item, kind, turn, start, action) { // action: of a text; false: the form stays
+  item.querySelector("form")?.remove();
+  const id = `${kind}-${turn.id}`;
+  const close = () => {
+    drafts.delete(id);
+    form.remove();
+    item.querySelector("button:last-child").focus();
+  };
+  const form = stamp(`${kind}-form`, {}, { cancel: close });
+  const field = form.querySelector("textarea");
+  const oninput = () => drafts.set(id, field.value);
+  Object.assign(field, { id, oninput, value: drafts.get(id) || start });
+  onSubmit(form, async () => {
+    if (await action(field.value, form) === false) return;
+    close();
+    await page.refresh();
+  });
   item.append(form);
-  if (item.isConnected) {
-    field.focus();
-    form.scrollIntoView({ block: "center" });
-  }
-  return [close, field, form];
+  field.select();
+  form.scrollIntoView({ block: "center" });
 }
 
 export function openEditor(item, turn) {
-  const scope = makeScope(turn.scope || "");
-  const save = make("button", { className: "primary", textContent: "Say it like this" });
-  const fill = makeButton("Edit the reply", "Edit the reply", () => { field.value = turn.reply; field.focus(); }, "");
-  const [close, field, form] = openForm(item, turn, "better", "The reply that you wanted", scope, save, fill);
-  onSubmit(form, async () => {
-    await post("react", { id: turn.id, kind: "better", text: field.value, scope: scope.value });
-    close();
+  openForm(item, "better", turn, turn.reply, async (text, form) => {
+    await post("react", { id: turn.id, kind: "better", text, scope: form.querySelector("select").value });
     show("Noted: from now on I answer like this.");
-    await page.refresh();
   });
 }
 
-function openMessage(item, turn) {
-  const save = make("button", { className: "primary", textContent: "Send this" });
-  const [close, field, form] = openForm(item, turn, "message", "Your message; the turns after it leave the talk", save);
-  field.value ||= turn.prompt;
-  onSubmit(form, async () => {
-    const text = field.value.trim();
-    if (text && await page.send(text, turn)) close();
-  });
-}
+const openMessage = (item, turn) => {
+  openForm(item, "message", turn, turn.prompt, (text) => text.trim() !== "" && page.send(text.trim(), turn));
+};
 
 export function makeTurn({ turn, question, isLast }) {
-  const item = make("li", {}, make("p", { className: "own", dir: "auto", textContent: turn.prompt }));
-  const actions = make("p", { className: "row" });
-  const edit = makeButton("Edit", "Edit your message", () => openMessage(item, turn));
-  const drop = makeButton("✕", "Forget this turn", () => page.forgetAll({ ids: [turn.id] }));
-  const again = (label) => makeButton("↻", label, () => attempt(() => page.send(turn.prompt, turn)));
-  if (!turn.reply) {
-    actions.append(Object.assign(again("Answer again"), { textContent: "Answer again" }), edit, drop);
-    item.append(make("p", { className: "soft", textContent: "The reply to this was forgotten." }), actions);
-    return item;
-  }
-  item.append(makeMarkdown(turn.reply));
-  if (turn.first && turn.first !== turn.reply) item.append(makeFold("The first reply", makeMarkdown(turn.first)));
-  const lines = turn.read.map((text) => make("li", { textContent: text, dir: "auto" }));
-  if (lines.length) item.append(makeFold(`From ${count(lines.length, "earlier message")} of yours`, make("ul", {}, ...lines)));
-  for (const [kind, icon, label] of [["up", "👍", "A good reply"], ["down", "👎", "A bad reply"]]) {
-    const button = makeButton(icon, label, () => change("react", { id: turn.id, kind }));
-    actions.append(Object.assign(button, { ariaPressed: String(turn.reaction === kind) }));
-  }
-  actions.append(makeButton("✎", "Write the reply that you wanted", () => openEditor(item, turn)));
-  if (isLast) actions.append(again("Try again"));
-  actions.append(makeButton("Copy", "Copy the reply", () => attempt(() => copy(turn.reply))), edit);
-  const pin = makeButton("📌", "Every reply reads this message of yours", () => change("pin", { id: turn.id }));
-  actions.append(Object.assign(pin, { ariaPressed: String(turn.is_pinned) }), drop);
-  if (question) {
-    const skip = makeButton("Skip", "Skip the question", () => change("skip", {}, ""));
-    item.append(make("p", { className: "question row" }, question, skip));
-  }
-  item.append(actions);
-  if (drafts.has(`better-${turn.id}`)) openEditor(item, turn);
+  const id = turn.id;
+  const again = () => page.send(turn.prompt, turn);
+  const react = (kind) => () => change("react", { id, kind });
+  const own = {
+    message: () => openMessage(item, turn),
+    pin: () => change("pin", { id }),
+    drop: () => page.forget({ ids: [id] }),
+  };
+  const better = () => openEditor(item, turn);
+  const ofReply = { up: react("up"), down: react("down"), better, again: isLast && again };
+  const board = navigator.clipboard; // none in a page from another computer
+  ofReply.copy = board && (() => board.writeText(turn.reply).then(() => show("Copied.")));
+  const read = turn.read.length > 0 && make("ul", {}, ...makeLines(turn.read));
+  const reply = makeMarkdown(turn.reply || "The reply to this was forgotten.");
+  const texts = { own: turn.prompt, answered: reply, read, question };
+  const item = stamp("turn-item", texts, { ...own, ...(turn.reply ? ofReply : { answer: again }) });
+  const pressed = { up: turn.reaction === "up", down: turn.reaction === "down", pin: turn.is_pinned };
+  for (const name in pressed) item.querySelector(`[name=${name}]`)?.setAttribute("aria-pressed", pressed[name]);
+  if (drafts.has(`better-${id}`)) openEditor(item, turn);
   return item;
 }
 
 export function makeHabitQuestion({ label, question }) {
-  const answers = Object.entries({ everywhere: "Everywhere", here: "Only for things like these", "": "Leave it to me" });
   const answer = (scope) => () => change("habit", { text: label, scope });
-  const buttons = answers.map(([scope, text]) => makeButton(text, text, answer(scope), ""));
-  return make("li", { className: "question row" }, question, ...buttons);
+  const answers = { everywhere: answer("everywhere"), here: answer("here"), auto: answer("") };
+  return stamp("habit-question", { question }, answers);
 }
