@@ -353,6 +353,7 @@ def write_sentences() -> str:
     uniform = judge_uniform()
     is_left = any(name.startswith("the rule keeps more signal than a uniform sample") for name in left)
     premise = judge_premise()
+    ratio = judge_runs(("random",)).text
     counted = as_percent(estimate_share(read_choices("xpert-counted", 0.9, "within, L1")))
     published = read_choices("xpert-written", 0.9, "published")
     words = (
@@ -366,11 +367,12 @@ def write_sentences() -> str:
         f"**The rule of SDSS finds a person's subject.** By the default model's scores it keeps more of the subject "
         f"than a uniform sample, by {uniform.text.replace(' more', '')}; its p-value of {uniform.p:.2f} "
         f"{'stays' if is_left else 'does not stay'} below .05 when all verdicts are one family.",
-        f"**No row shows that this teaches more.** After LoRA its buffer has {judge_runs(('random',)).text}; on streams "
-        f"whose subjects come in blocks {premise.text}, where the paper has {PAPER_RATIO} ({premise.verdict}).",
+        f"**No row shows that this teaches more.** After LoRA its buffer has {ratio}; on streams whose "
+        f" subjects come in blocks {premise.text}, where the paper has {PAPER_RATIO} ({premise.verdict}).",
         f"**The published words beside counted features, from the same texts.** With vectors that the 1.5 B "
         f"summariser wrote they {words} at 90 % by L1, where the paper's Llama finds 96%; 39 counted features find "
         f"{counted}.",
-        f"**What a start saves, each at its own best rate.** The right pLLM {start}. The paper saves 82% of the minutes.",
+        f"**What a start saves, each at its own best rate.** The right pLLM {start}. The paper saves 82% of the "
+        "minutes.",
     )
     return "\n".join(f"{place}. {sentence}" for place, sentence in enumerate(sentences, 1))
