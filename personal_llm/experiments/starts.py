@@ -40,7 +40,7 @@ RATES = (3e-4, 1e-3, 2e-3)
 OWN_PROMPTS, LEARN_FROM = 20, 12
 LOOK, REPLIES_AFTER = 6, (6, 24)  # steps
 ORDER = [list(GRID)[i] for i in make_generator(0, "starts").permutation(len(GRID))]
-USERS, DEVELOPMENT = ORDER[:16], ORDER[16:18]
+USERS, DEVELOPMENT = ORDER[:16], ORDER[16:17]
 
 
 def find_start(name: str, user: str):  # an `Adapter`, or None
@@ -83,7 +83,7 @@ def trace_finetune(user: str, start, rate: float) -> dict:
 
 
 def choose_rates() -> dict:  # start -> rate
-    "Choose for `scratch` and `own` the rate with the lowest last loss over the users for development."
+    "Choose for `scratch` and `own` the rate with the lowest last loss of the user for development."
     rows = read_results("starts-rates")
     last = {(start, rate): [] for start in STARTS[:2] for rate in RATES}
     for row in rows:
