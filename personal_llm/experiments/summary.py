@@ -365,7 +365,7 @@ def write_sentences() -> str:
         f"than a uniform sample, by {uniform.text.replace(' more', '')}; its p-value of {uniform.p:.2f} "
         f"{'stays' if is_left else 'does not stay'} below .05 when all verdicts are one family.",
         f"**No row shows that this teaches more.** After LoRA its buffer has {ratio}; on streams whose "
-        f" subjects come in blocks {premise.text}, where the paper has {PAPER_RATIO} ({premise.verdict}).",
+        f"subjects come in blocks {premise.text}, where the paper has {PAPER_RATIO} ({premise.verdict}).",
         f"**XPerT's words do not choose with a summariser of 1.5 B.** With the vectors that it wrote they find "
         f"{published} of 28 styles at 90 % by L1, where the paper's Llama finds 96%, and 39 counted features of the "
         f"same texts {counted}.",
