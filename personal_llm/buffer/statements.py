@@ -157,7 +157,7 @@ def is_updated(place: int, places: list, rows: np.ndarray, prompt: np.ndarray) -
         return False
     return bool(2 * rows[place] @ rows[newer] > (rows[place] + rows[newer]) @ prompt)
 
-# %% ../../nbs/2_buffer/07_statements.ipynb #sta0001b
+# %% ../../nbs/2_buffer/07_statements.ipynb #30adf008
 def choose_statements(
     statements: list,  # of `find_statements`, oldest first
     prompt: str,
