@@ -21,16 +21,8 @@ from typing import Callable, NamedTuple
 from dateutil import parser
 
 from ..base.core import Dialogue, InputError
-from personal_llm.data.records import (
-    FIELDS,
-    TABLE,
-    WORDS,
-    fold_field,
-    format_value,
-    is_message_list,
-    is_talk_field,
-    parse_json,
-)
+from .records import FIELDS, TABLE, WORDS, fold_field, format_value
+from .records import is_message_list, is_talk_field, parse_json
 
 # %% ../../nbs/1_data/02_formats.ipynb #09b2a9e7
 class Turn(NamedTuple):

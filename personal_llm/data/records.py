@@ -109,9 +109,7 @@ def clean_value(value, depth: int = 0):  # depth: levels above it
         value = value.strip("\0").replace("\0", "�").replace("\r\n", "\n").replace("\r", "\n")
         return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
     if depth >= MAX_DEPTH and isinstance(value, (list, dict)):
-        raise InputError(
-            f"nested more than {MAX_DEPTH} levels deep", "give the dialogues inside it, one below the other"
-        )
+        raise InputError(f"nested more than {MAX_DEPTH} levels deep", "give the dialogues inside it, each as a row")
     if isinstance(value, list):
         return [clean_value(item, depth + 1) for item in value]
     items = value.items() if isinstance(value, dict) else ()
