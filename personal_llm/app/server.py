@@ -328,7 +328,7 @@ def list_talks(session: ChatSession, talk: str, words: str) -> dict:
         sources = [other for other in (*state.reads[id], *state.statements[id]) if other in dialogues]
         read = [state.newest(other).prompt for other in sources]
         reaction = state.reactions.get(id)
-        turn = dict(id=id, prompt=d.prompt, reply=d.response, first=dialogues[id].response, read=read)
+        turn = dict(id=id, prompt=d.prompt, reply=d.response, read=read)
         scope = state.scopes.get(id, "") if reaction and reaction.kind == "better" else None
         turns.append(turn | dict(reaction=reaction and reaction.kind, scope=scope, is_pinned=id in state.pinned))
     rows.sort(key=lambda row: -row["time"])
