@@ -266,9 +266,9 @@ an example: back What can I cook | ENTER | turns 1
 a message: to Your message | type I have a dog, Biscuit. | ENTER | turns 2
 a message of two lines: to Your message | type What is | line | type tea? | ENTER | turns 3
 try again: back Try again | ENTER | stored 4 | turns 3
-copy: back Copy the reply | ENTER | see #note Copied.
+copy: to Copy the reply | ENTER | see #note Copied.
 edit a message: to Edit your message | ENTER | END | type  Please. | to Send this | ENTER | stored 5 | turns 3
-like a reply: back A good reply | SPACE | see [name=up][aria-pressed=true] 👍
+like a reply: to A bad reply | back A good reply | SPACE | see [name=up][aria-pressed=true] 👍
 dislike it: to A bad reply | SPACE | see [name=down][aria-pressed=true] 👎
 let every reply read a message: to Every reply reads | SPACE | see [name=pin][aria-pressed=true] 📌
 correct a reply: back Write the reply | ENTER | type A drink. | to Say it | ENTER | see .reply A drink.
