@@ -175,17 +175,6 @@ def chapters() -> list:  # notebooks of the acts, in the order of imports
     return [path for path in notebooks() if re.fullmatch(r"\d_\w+", path.parent.name)]
 
 
-GAPS = {"3_tuning": {4, 6}}  # numbers of removed chapters; later ones keep theirs, and so do the links to them
-
-
-def test_chapters_are_numbered_without_gaps_in_each_act():
-    for act_folder in {path.parent for path in chapters()}:
-        numbers = [int(re.match(r"(\d\d)_[a-z_]+$", path.stem)[1]) for path in sorted(act_folder.glob("*.ipynb"))]
-        gaps = GAPS.get(act_folder.name, set())
-        assert numbers[0] <= 1, act_folder.name
-        assert numbers == [n for n in range(numbers[0], numbers[-1] + 1) if n not in gaps], act_folder.name
-
-
 def forward(pairs: set, order: list) -> list:
     "Imports of a later chapter."
     place = {module: number for number, module in enumerate(order)}
