@@ -61,7 +61,7 @@ def test_the_numbers_of_a_one_line_answer_stand_in_its_notebook(path):
     assert [x for x in asked if not any(round(y, digits[x]) == float(x) for y in numbers)] == []
 
 
-@pytest.mark.slow
+@pytest.mark.later
 def test_the_site_has_no_broken_link_and_no_raw_formula(tmp_path):
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path)]
     subprocess.run(command, cwd=ROOT, check=True, env=os.environ | {"NO_MKDOCS_2_WARNING": "1"})
