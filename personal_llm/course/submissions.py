@@ -9,12 +9,10 @@ __all__ = ['LESSONS', 'Submission', 'code_cells', 'without_magics', 'parse_cell'
 # %% ../../nbs/course/00_submissions.ipynb #61748959
 import ast
 import importlib
-import io
 import json
 import keyword
 import re
 import threading
-import tokenize
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -170,13 +168,10 @@ def _tokens_of(statement: ast.stmt) -> tuple:
         if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and ast.get_docstring(node) is not None:
             node.body = node.body[1:] or [ast.Pass()]
     try:
-        text = ast.unparse(statement)
+        words = re.findall(r"\w+|[^\w\s]", ast.unparse(statement))
     except RecursionError:
         return ()
-    tokens = [one for one in tokenize.generate_tokens(io.StringIO(text).readline) if one.string.strip()]
-    return tuple(
-        "N" if one.type == tokenize.NAME and not keyword.iskeyword(one.string) else one.string for one in tokens
-    )
+    return tuple("N" if word.isidentifier() and not keyword.iskeyword(word) else word for word in words)
 
 
 def is_copy_of(
