@@ -721,6 +721,7 @@ def post(port: int, token: str, path: str, body: dict) -> dict:
     return json.loads(connection.getresponse().read())
 
 
+@pytest.mark.later
 def test_what_was_acknowledged_survives_a_kill_and_no_word_is_printed(tmp_path):
     said = []
     for end in (signal.SIGKILL, signal.SIGINT):
