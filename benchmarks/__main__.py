@@ -13,8 +13,6 @@ import statistics
 import tempfile
 import time
 import traceback
-from dataclasses import replace
-from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -34,9 +32,9 @@ def make_dialogues(count: int) -> list:  # `Dialogue`s
     return [Dialogue(row["prompt"], row["response"]) for row in mixed]
 
 
-def tune_ours(model, dialogues: list, config: TuningConfig, folder: str, layers: float = 1.0) -> None:
-    "Tune by our loop; `layers` is the share of the layers that learn."
-    finetune(model, dialogues, replace(config, layers=layers), out=Path(folder, "adapter"), progress=False)
+def tune_ours(model, dialogues: list, config: TuningConfig, folder: str) -> None:
+    "Tune by our loop."
+    finetune(model, dialogues, config, out=Path(folder, "adapter"), progress=False)
 
 
 def make_trainer_settings(config: TuningConfig, folder: str, kind=None, **more):  # kind: a class, `TrainingArguments`
@@ -94,8 +92,7 @@ def tune_trl(model, dialogues: list, config: TuningConfig, folder: str) -> None:
     SFTTrainer(model=model.model, args=arguments, **given).train()
 
 
-WAYS = {"ours": tune_ours, "ours, upper half": partial(tune_ours, layers=0.5)}
-WAYS |= {"ours, upper third": partial(tune_ours, layers=1 / 3), "Trainer": tune_trainer}
+WAYS = {"ours": tune_ours, "Trainer": tune_trainer}
 if find_spec("trl"):
     WAYS["TRL"] = tune_trl
 

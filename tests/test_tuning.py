@@ -9,16 +9,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
 
 from personal_llm.base.adapters import Adapter
 from personal_llm.base.core import Dialogue, InputError
 from personal_llm.base.tokens import collate_samples
 from personal_llm.tuning import finetune as tuning
-from personal_llm.tuning import training_loop
 from personal_llm.tuning.config import TuningConfig
 from personal_llm.tuning.finetune import finetune, trainable_adapter, validation_split
-from personal_llm.tuning.training_loop import TrainingState, choose_step_samples, list_layers, train
+from personal_llm.tuning.training_loop import TrainingState, choose_step_samples, train
 from tiny import ARCHITECTURES, break_seal, same, shared, tiny, weights
 
 BRIEF = TuningConfig(rank=2, steps=3, batch_size=4, max_length=64, checks=3, learning_rate=1e-2)
@@ -74,38 +72,6 @@ def test_every_architecture_learns_and_plain_peft_loads_it(architecture, tmp_pat
     card = Adapter.load(tmp_path / "a")
     assert card == adapter and card.parents == tuple(d.id for d in TALK) and card.base == model.base and card.nbytes > 0
     assert card.cost.backward == 3 * BRIEF.batch_size
-
-
-def read_tensors(adapter):
-    return load_file(Path(adapter.path) / "adapter_model.safetensors")
-
-
-@pytest.mark.parametrize("architecture", ["llama", "qwen2", "smollm"])
-def test_frozen_layers_are_computed_once_and_change_nothing(architecture, monkeypatch):
-    "The upper half learns the same with and without kept states; dropout is drawn alike; the file has no other layer."
-    config = replace(BRIEF, layers=0.5, dropout=0.1, steps=6)
-    calls = []
-    model = tiny(architecture)
-    list_layers(model.model)[0].self_attn.register_forward_pre_hook(
-        lambda layer, given: calls.append(torch.is_grad_enabled())
-    )
-    kept = finetune(model, TALK, config, progress=False)
-    assert calls and not any(calls), "before the first step, without gradients"
-    assert "forward" not in vars(list_layers(model.model)[0])
-    names = {name.split(".layers.")[1].split(".")[0] for name in read_tensors(kept)}
-    assert names == {"1"}
-    monkeypatch.setattr(training_loop, "keep_hidden_states", lambda *given: None)
-    plain = finetune(tiny(architecture), TALK, config, progress=False)
-    assert np.allclose([row[1] for row in kept.history], [row[1] for row in plain.history], atol=2e-3)
-
-
-def test_a_start_in_all_layers_learns_in_the_upper_ones():
-    model = tiny("llama")
-    start = finetune(model, TALK, BRIEF, progress=False)
-    further = finetune(model, TALK, replace(BRIEF, layers=0.5), start=start, progress=False)
-    before, after = read_tensors(start), read_tensors(further)
-    changed = {name.split(".layers.")[1][0] for name in before if not torch.equal(before[name], after[name])}
-    assert before.keys() == after.keys() and changed == {"1"}
 
 
 def test_seeds():

@@ -7,7 +7,7 @@ __all__ = ['BANK', 'PEOPLE', 'NUM_ALONE', 'KINDS', 'ORDER', 'MAIN', 'CURVE', 'EV
            'BIG_COUNTS', 'BIG_OTHERS', 'GRIDS', 'LABELS', 'write_wish', 'list_places', 'list_stream', 'place_in_stream',
            'list_tests', 'load_vectors', 'list_others', 'teach', 'is_nearest', 'choose_answers', 'prepare', 'measure',
            'list_jobs', 'score_row', 'read_scores', 'list_able', 'estimate', 'choose_people', 'format_estimate',
-           'write_table', 'draw_containment', 'write_readme_table']
+           'write_table', 'write_readme_table']
 
 # %% ../../nbs/experiments/74_containment.ipynb #cont0003
 import functools
@@ -277,38 +277,6 @@ def write_table(scores: dict, people: list, metrics: tuple, corrections: int = 3
             cells = [format_estimate(estimate(scores, key, metric, people)) for metric in metrics]
             lines.append(f"| {label} | {' | '.join(cells)} |")
     return "\n".join(lines)
-
-# %% ../../nbs/experiments/74_containment.ipynb #cont0014
-def draw_containment(scores: dict, people: list):  # a figure of matplotlib
-    "Draw habits over spill: a curve of thresholds, and a point with its interval for each other condition."
-    from personal_llm.base.plots import get_series_style, subplots
-
-    figure, axis = subplots(width=5.5, height=3.6)
-    counted = [name for name in people if name in scores.get(("threshold 0.6", 3, 0), {})]
-    keys = sorted((key for key in scores if key[0].startswith("threshold") and key[1:] == (3, 0)), key=lambda k: k[0])
-    pairs = [[estimate(scores, key, metric, counted) for metric in ("spill", "habits")] for key in keys]
-    points = [(x.value, y.value, key[0].split()[1]) for key, (x, y) in zip(keys, pairs) if x and y]
-    axis.plot(
-        [x for x, *_ in points],
-        [y for _, y, _ in points],
-        ".-",
-        color="grey",
-        label=f"thresholds, {len(counted)} people",
-    )
-    for x, y, text in points:
-        axis.annotate(text.lstrip("0") or "0", (x, y), (4, -11), textcoords="offset points", fontsize=7, color="grey")
-    for number, (name, label) in enumerate(LABELS.items()):
-        key = (name, 3, 0)
-        if key not in scores:
-            continue
-        spill, habits = (estimate(scores, key, metric, people) for metric in ("spill", "habits"))
-        style = get_series_style(number) | dict(linestyle="none")
-        bars = [[[e.value - e.low], [e.high - e.value]] for e in (spill, habits)]
-        axis.errorbar(spill.value, habits.value, bars[1], bars[0], label=label, capsize=2, linewidth=0.8, **style)
-    axis.set(title="Three corrections: gain over price", xlabel="spill: the form where it does not belong (share)")
-    axis.set(ylabel="habits: the form where it belongs (share)", xlim=(-0.06, 0.9), ylim=(-0.05, 1.05))
-    axis.legend(fontsize=7, loc="lower right")
-    return figure
 
 # %% ../../nbs/experiments/74_containment.ipynb #cont0021
 def write_readme_table() -> str:

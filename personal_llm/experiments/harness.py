@@ -4,13 +4,12 @@
 
 # %% auto #0
 __all__ = ['PACKAGE', 'RESULTS', 'RUNNER_FIELDS', 'THREAD_VARIABLES', 'REVISION_VARIABLE', 'BUDGETS', 'MAX_EXACT_USERS',
-           'MIN_UNITS', 'VERDICTS', 'USERS_WITH_MODEL_REPLIES', 'USERS_WITHOUT_CORRECTIONS', 'LEARNED_TALK',
-           'ADDITIONAL_USERS', 'ATYPICAL_USERS', 'PEOPLE', 'CORRECTING_USERS', 'job_key', 'Grid', 'check_grid',
-           'group_jobs', 'make_result_row', 'measure_group', 'one_thread', 'run_groups', 'revision', 'machine',
-           'provenance', 'check_revision', 'append_json_line', 'read_json_lines', 'read_result_lines',
-           'find_missing_jobs', 'append_results', 'run_grid', 'read_results', 'group_rows', 'group_by_user',
-           'user_means', 'MeanEstimate', 'mean_over_users', 'summarise_rows', 'format_table', 'mean_table', 'paragraph',
-           'check_budgets', 'sign_flip_test', 'holm_correction', 'RatioToBest', 'ratio_to_best', 'ranking_auc',
+           'MIN_UNITS', 'VERDICTS', 'USERS_WITHOUT_CORRECTIONS', 'LEARNED_TALK', 'ADDITIONAL_USERS', 'ATYPICAL_USERS',
+           'PEOPLE', 'CORRECTING_USERS', 'job_key', 'Grid', 'check_grid', 'group_jobs', 'make_result_row',
+           'measure_group', 'one_thread', 'run_groups', 'revision', 'machine', 'provenance', 'check_revision',
+           'append_json_line', 'read_json_lines', 'read_result_lines', 'find_missing_jobs', 'append_results',
+           'run_grid', 'read_results', 'group_rows', 'group_by_user', 'user_means', 'MeanEstimate', 'mean_over_users',
+           'paragraph', 'check_budgets', 'sign_flip_test', 'holm_correction', 'RatioToBest', 'ratio_to_best',
            'estimate_share', 'decide_verdict', 'decide_all', 'check_treatment', 'list_grids', 'main']
 
 # %% ../../nbs/experiments/00_harness.ipynb #harn0003
@@ -395,50 +394,6 @@ def mean_over_users(
     found = paired_bootstrap(values, seed, resamples)
     return MeanEstimate(found.difference, found.low, found.high, found.n)
 
-# %% ../../nbs/experiments/00_harness.ipynb #588509fb
-def summarise_rows(
-    rows: list,  # what `read_results` gave
-    by,  # a name, or a tuple of names
-    metrics: tuple,
-) -> list:  # dicts: the values of `by`, users, runs, and an `MeanEstimate` for each metric
-    "Means over seeds within the user first, then over users, with intervals."
-    names = (by,) if isinstance(by, str) else tuple(by)
-    found = {metric: user_means(rows, by, metric) for metric in metrics}
-    out = []
-    for value, part in group_rows(rows, by).items():
-        head = dict(zip(names, (value,) if isinstance(by, str) else value))
-        head |= dict(users=len({row["user"] for row in part}), runs=len(part))
-        out.append(head | {metric: mean_over_users(found[metric][value]) for metric in metrics})
-    return out
-
-# %% ../../nbs/experiments/00_harness.ipynb #0caf11e5
-def format_table(
-    found: list,  # what `summarise_rows` gave
-) -> str:
-    "A table to print, in columns."
-    cells = [list(found[0])] + [[str(cell) for cell in row.values()] for row in found]
-    widths = [max(map(len, column)) for column in zip(*cells)]
-    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in cells)
-
-# %% ../../nbs/experiments/00_harness.ipynb #026d8abd
-def mean_table(
-    rows: list,  # complete ones
-    by: tuple,  # two names: what the lines are, what the columns are
-    metric: str,
-    digits: int = 3,
-) -> str:  # to print
-    "Means over people, a line for each value of the first name; raises `InputError` unless all have the same people."
-    line, column = by
-    parts = group_rows(rows, by)
-    lines, columns = (list(dict.fromkeys(value[i] for value in parts)) for i in (0, 1))
-    width = max(8, *(len(str(name)) + 2 for name in columns))
-    out = [f"{metric + ' by ' + line:28}" + "".join(f"{name!s:>{width}}" for name in columns)]
-    for one in lines:
-        cells = (parts.get((one, name)) for name in columns)
-        said = (f"{np.mean([row[metric] for row in part]):.{digits}f}" if part else "" for part in cells)
-        out.append(f"{one!s:28}" + "".join(f"{text:>{width}}" for text in said))
-    return "\n".join(out)
-
 # %% ../../nbs/experiments/00_harness.ipynb #runparco1
 def paragraph(
     *sentences,  # texts
@@ -542,14 +497,6 @@ def ratio_to_best(
     name = list(rivals)[int(baseline_values.mean(1).argmax())]
     return RatioToBest(ratio, *widen_interval(ratio, means / best, len(first)), name, len(first))
 
-# %% ../../nbs/experiments/00_harness.ipynb #harn0019
-def ranking_auc(ours: np.ndarray, others: np.ndarray) -> float:  # of scores of two kinds; in [0, 1]
-    "Return the probability that a score of ours is above another one."
-    from scipy.stats import rankdata
-
-    ranks = rankdata(np.concatenate([ours, others]))[: len(ours)]
-    return float((ranks.sum() - len(ours) * (len(ours) + 1) / 2) / (len(ours) * len(others)))
-
 # %% ../../nbs/experiments/00_harness.ipynb #vrd00002
 def estimate_share(
     right: list,  # of each user whether it is right, or the share of the user's draws
@@ -605,7 +552,6 @@ def check_treatment(
         raise InputError(what, "leave the stream out: every choice can teach the same")
 
 # %% ../../nbs/experiments/00_harness.ipynb #86dd94c2
-USERS_WITH_MODEL_REPLIES = ("midwife", "tutor")  # the model's own replies stand in their stream
 USERS_WITHOUT_CORRECTIONS = ("reader", "flyer")  # never correct
 LEARNED_TALK = (  # more surprising than what two of them care about
     ("medquad", "medical"),

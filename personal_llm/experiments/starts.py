@@ -76,7 +76,7 @@ def trace_finetune(user: str, start, rate: float) -> dict:
         if step in REPLIES_AFTER:
             replies[str(step)] = model.generate([d.prompt for d in test], max_new_tokens=48)
 
-    config = TuningConfig(learning_rate=rate, validation=0.0, checks=1, max_length=112)
+    config = TuningConfig(learning_rate=rate, batch_size=2, validation=0.0, checks=1, max_length=80)
     adapter = finetune(model, own, config, start and start.path, progress=False, on_step=look)
     delete_path(adapter.path)
     return dict(losses=losses, replies=replies, cost=adapter.cost)

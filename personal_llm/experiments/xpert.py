@@ -8,7 +8,7 @@ __all__ = ['STYLES', 'PLLM_PROMPTS', 'USER_DIALOGUES', 'load_authors', 'load_sum
            'make_pairs', 'find_file', 'remember', 'read_pairs', 'write_words', 'read_output_rows', 'count_features',
            'stylometric_shift', 'find_scales', 'explain_pllms', 'choose', 'measure_texts', 'list_text_jobs',
            'measure_counted', 'measure_levels', 'open_library', 'list_dialogues', 'measure_library', 'SavedLosses',
-           'replay_race', 'price_losses', 'read_right', 'make_library_grid', 'draw_words']
+           'replay_race', 'price_losses', 'read_right', 'make_library_grid']
 
 # %% ../../nbs/experiments/68_xpert.ipynb #xp680004
 import os
@@ -25,7 +25,7 @@ from ..base.core import Dialogue, InputError, make_generator
 from ..base.files import compute_sha256, get_cache_folder, make_folder
 from ..base.models import load_model
 from ..data.reading import load_samples
-from .harness import RESULTS, Grid, read_json_lines, read_result_lines
+from .harness import Grid, read_result_lines
 from ..explanation.decomposition import ADJECTIVES, SUMMARY_PROMPT, SharedBasis, candidate_words
 from ..explanation.decomposition import explain_differences, halve_differences, summary_states, word_vectors
 from ..explanation.style import stylometry
@@ -346,12 +346,3 @@ GRIDS = (
     make_library_grid("crafted", 0.3, BASE_MODEL, 4),
     make_library_grid("real", 0.9, "pocket", 25),
 )
-
-# %% ../../nbs/experiments/68_xpert.ipynb #judge-draw
-def draw_words(row: dict) -> list:  # (word, whether the explanation says it), in an order by chance
-    "Draw for a user the words that were said and as many others of the basis."
-    said = [part.split()[0] for part in row["explanation"].split(", ")]
-    others = [word for word in row["words"] if word not in said]
-    generator = make_generator(0, "judge", row["user"])
-    words = said + [others[i] for i in generator.permutation(len(others))[: len(said)]]
-    return [(words[i], words[i] in said) for i in generator.permutation(len(words))]

@@ -24,7 +24,6 @@ class TuningConfig:
     alpha: float = setting(16, "the change is scaled by alpha / rank", "positive number")
     dropout: float = setting(0.0, "share of the LoRA layers' inputs that is dropped", "share", high=0.99)
     target_modules: str = setting("all-linear", "modules with LoRA: all-linear, or names joined by commas", "name")
-    layers: float = setting(1.0, "share of the layers that learn, from the top", "share", low=0.01)
     learning_rate: float = setting(3e-4, "the largest step size, at the end of the warm-up", "positive number")
     steps: int = _count(24, "optimiser steps of a fine-tune; equal for all methods in a comparison")
     batch_size: int = _count(4, "samples in a step, at most")

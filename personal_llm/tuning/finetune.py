@@ -20,7 +20,7 @@ from ..base.files import delete_path, make_folder, make_temporary_folder
 from ..data.reading import as_dialogues, check_dialogues
 from .config import TuningConfig
 from .statistics import FEWEST_FOR_MEAN
-from .training_loop import TrainingState, list_layers, train
+from .training_loop import TrainingState, train
 
 # %% ../../nbs/3_tuning/07_finetune.ipynb #b221009a
 def find_lineages(dialogues: list) -> list:  # of each dialogue: the lowest id of its lineage
@@ -63,11 +63,6 @@ def remove_earlier_turns(dialogue: Dialogue) -> Dialogue:
     return replace(dialogue, history=[turn for turn in dialogue.history if turn[0] == "system"])
 
 # %% ../../nbs/3_tuning/07_finetune.ipynb #a76e8846
-def count_frozen_layers(layers: list, config: TuningConfig) -> int:
-    "Return how many of a model's layers, from the lowest, do not learn; at least one learns."
-    return max(0, len(layers) - max(1, round(config.layers * len(layers))))
-
-
 def attach_new_layers(model, config: TuningConfig):  # peft's model
     "Return the model with new LoRA layers; raise `InputError` for modules that it does not have."
     from peft import LoraConfig, get_peft_model
@@ -75,12 +70,6 @@ def attach_new_layers(model, config: TuningConfig):  # peft's model
     names = config.target_modules
     names = names if names == "all-linear" else [name.strip() for name in names.split(",")]
     shape = dict(r=config.rank, lora_alpha=config.alpha, lora_dropout=config.dropout, target_modules=names)
-    layers = list_layers(model.model)
-    num_frozen = count_frozen_layers(layers, config)
-    if num_frozen:
-        matrices = {name.split(".")[-2] for name, weight in layers[0].named_parameters() if weight.ndim == 2}
-        shape["target_modules"] = sorted(matrices) if names == "all-linear" else names
-        shape["layers_to_transform"] = list(range(num_frozen, len(layers)))
     try:
         return get_peft_model(model.model, LoraConfig(task_type="CAUSAL_LM", **shape))
     except ValueError as error:
@@ -96,9 +85,6 @@ def trainable_adapter(model, config: TuningConfig, start: Path = None):  # start
         adapted = attach_new_layers(model, config)
     else:
         adapted = attach_adapter(model.model, start, trainable=True)
-    layers = list_layers(model.model)
-    for layer in layers[: count_frozen_layers(layers, config)]:
-        layer.requires_grad_(False)  # of a start, which may have LoRA in all layers
     try:
         yield adapted
     finally:

@@ -8,9 +8,7 @@ __all__ = ['response_nll', 'TrainingState', 'train']
 # %% ../../nbs/3_tuning/05_training_loop.ipynb #tl03
 import io
 import math
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from itertools import takewhile
 from pathlib import Path
 
 import numpy as np
@@ -33,13 +31,8 @@ def choose_step_samples(lengths: list, batch_size: int, seed: int, step: int) ->
 # %% ../../nbs/3_tuning/05_training_loop.ipynb #tlps
 def make_passes(samples: list, max_tokens: int, pad_token_id: int, device="cpu"):  # yields batches
     "Put samples of similar length into batches of so many tokens, padding included, or of a single longer sample."
-    from torch.nn.utils.rnn import pad_sequence
-
     for numbers in make_batches([len(sample["input_ids"]) for sample in samples], max_tokens):
-        chosen = [samples[i] for i in numbers]
-        batch = collate_samples(chosen, pad_token_id)
-        if "hidden" in chosen[0]:  # of the frozen layers, see `keep_hidden_states`
-            batch["hidden"] = pad_sequence([sample["hidden"].float() for sample in chosen], batch_first=True)
+        batch = collate_samples([samples[i] for i in numbers], pad_token_id)
         yield {name: values.to(device) for name, values in batch.items()}
 
 
@@ -58,63 +51,6 @@ def response_nll(adapted, batch: dict):  # (rows,) nats, summed over the labels 
     logits = adapted(**inputs, logits_to_keep=places).logits  # (rows, places, vocabulary)
     losses = cross_entropy(logits.flatten(0, 1).float(), labels[:, places].flatten(), reduction="none")
     return losses.view(len(labels), -1).sum(1)
-
-# %% ../../nbs/3_tuning/05_training_loop.ipynb #tlfr0001
-def list_layers(network) -> list:  # transformers' model, with or without peft
-    "Return the layers of a model from the lowest to the highest; an empty list for a model that names none."
-    import torch
-
-    count = network.config.get_text_config().num_hidden_layers if hasattr(network, "config") else 0
-    stacks = (module for module in network.modules() if isinstance(module, torch.nn.ModuleList))
-    return list(next((stack for stack in stacks if len(stack) == count), ()))
-
-
-def find_frozen_layers(adapted) -> list:
-    "Return the layers below the first one that learns."
-    is_frozen = lambda layer: not any(weight.requires_grad for weight in layer.parameters())
-    return list(takewhile(is_frozen, list_layers(adapted)))
-
-
-@contextmanager
-def replace_layers(layers: list, function):
-    "Let a function stand for each of these layers inside a block."
-    for layer in layers:
-        layer.forward = function
-    try:
-        yield
-    finally:
-        for layer in layers:
-            del layer.forward
-
-# %% ../../nbs/3_tuning/05_training_loop.ipynb #tlfr000b
-def keep_hidden_states(adapted, samples: list, max_tokens: int, pad_token_id: int) -> None:
-    "Give each sample the output of the frozen layers, `hidden`: (tokens, width) in 16 bits. Without such layers: none."
-    import torch
-
-    frozen = find_frozen_layers(adapted)
-    outputs = []
-
-    def end_here(hidden, *args, **others):
-        outputs.append(hidden)
-        return hidden
-
-    adapted.eval()
-    lengths = [len(sample["input_ids"]) for sample in samples]
-    for numbers in make_batches(lengths, max_tokens) if frozen else ():
-        batch = collate_samples([samples[i] for i in numbers], pad_token_id)
-        inputs = {name: batch[name].to(adapted.device) for name in ("input_ids", "attention_mask")}
-        outputs.clear()
-        with torch.no_grad(), replace_layers(list_layers(adapted)[len(frozen) :], end_here):
-            adapted(**inputs, use_cache=False, logits_to_keep=torch.arange(0))  # no logits
-        for i, hidden in zip(numbers, outputs[0]):
-            is_small = hidden.abs().max() < torch.finfo(torch.float16).max
-            samples[i]["hidden"] = hidden[: lengths[i]].to("cpu", torch.float16 if is_small else torch.bfloat16)
-
-
-def skip_frozen_layers(adapted, batch: dict):  # a block
-    "Let the kept hidden states of a batch stand for the frozen layers inside a block."
-    layers = find_frozen_layers(adapted) if "hidden" in batch else []
-    return replace_layers(layers, lambda *args, **others: batch["hidden"].to(adapted.dtype))
 
 # %% ../../nbs/3_tuning/05_training_loop.ipynb #tl12
 def compute_learning_rate(config: TuningConfig, step: int) -> float:  # step: from 1
@@ -150,8 +86,7 @@ def compute_validation_loss(
     adapted.eval()
     with torch.no_grad():
         for batch in make_passes(samples, max_tokens, pad_token_id, adapted.device):
-            with skip_frozen_layers(adapted, batch):
-                nats += response_nll(adapted, batch).sum().item()
+            nats += response_nll(adapted, batch).sum().item()
     adapted.train()
     state.num_tokens += sum(len(sample["input_ids"]) for sample in samples)
     state.num_forward += len(samples)
@@ -207,8 +142,7 @@ def add_gradients(adapted, samples: list, max_tokens: int, pad_token_id: int) ->
     num_labels = count_labels(samples)
     step_loss = 0.0
     for batch in make_passes(samples, max_tokens, pad_token_id, adapted.device):
-        with skip_frozen_layers(adapted, batch):
-            loss = response_nll(adapted, batch).sum() / num_labels
+        loss = response_nll(adapted, batch).sum() / num_labels
         loss.backward()
         step_loss += loss.item()
     return step_loss
@@ -231,10 +165,6 @@ def train(
     optimiser = torch.optim.AdamW(weights.values(), config.learning_rate, weight_decay=config.weight_decay)
     lengths = [len(sample["input_ids"]) for sample in samples]
     fitting = (config.max_length, pad_token_id)
-    samples, validation = ([dict(sample) for sample in given] for given in (samples, validation))  # with hidden states
-    choose = lambda step: choose_step_samples(lengths, config.batch_size, seed, step)
-    used = sorted({i for step in range(1, config.steps + 1) for i in choose(step)})
-    keep_hidden_states(adapted, [samples[i] for i in used] + validation, *fitting)
     losses = []  # of the steps since the last check
     if folder:
         load_checkpoint(folder, weights, optimiser, state)
@@ -247,7 +177,7 @@ def train(
         torch.manual_seed(int(make_generator(seed, "dropout", str(state.step)).integers(2**62)))
         for group in optimiser.param_groups:
             group["lr"] = compute_learning_rate(config, state.step)
-        chosen = choose(state.step)
+        chosen = choose_step_samples(lengths, config.batch_size, seed, state.step)
         losses.append(add_gradients(adapted, [samples[i] for i in chosen], *fitting))
         if not np.isfinite(losses[-1]):
             raise InputError(f"step {state.step}: the loss is no number", "give a smaller learning rate")
