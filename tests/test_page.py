@@ -103,7 +103,7 @@ class Page:
 
     def say(self, text: str) -> None:
         self.find("#line").send_keys(text, Keys.ENTER)
-        count = len(self.texts("#turns > li"))
+        count = self.script("document.querySelectorAll('#turns > li').length")
         self.until(lambda: self.find("#send").text == "Send" and len(self.texts("#turns .row")) >= max(count, 1))
 
     def script(self, code: str):
