@@ -103,7 +103,7 @@ class Page:
 
     def say(self, text: str) -> None:
         self.find("#line").send_keys(text, Keys.ENTER)
-        count = len(self.texts("#turns > li"))
+        count = self.script("document.querySelectorAll('#turns > li').length")
         self.until(lambda: self.find("#send").text == "Send" and len(self.texts("#turns .row")) >= max(count, 1))
 
     def script(self, code: str):
@@ -267,26 +267,27 @@ a message: to Your message | type I have a dog, Biscuit. | ENTER | turns 2
 a message of two lines: to Your message | type What is | line | type tea? | ENTER | turns 3
 try again: back Try again | ENTER | stored 4 | turns 3
 copy: to Copy the reply | ENTER | see #note Copied.
-edit a message: to Edit your message | ENTER | END | type  Please. | to Send this | ENTER | stored 5 | turns 3
+edit a message: to Edit your | ENTER | END | type  Please. | to Send | ENTER | stored 5 | turns 3
 like a reply: to A bad reply | back A good reply | SPACE | see [name=up][aria-pressed=true] 👍
 dislike it: to A bad reply | SPACE | see [name=down][aria-pressed=true] 👎
 let every reply read a message: to Every reply reads | SPACE | see [name=pin][aria-pressed=true] 📌
 correct a reply: back Write the reply | ENTER | type A drink. | to Say it | ENTER | see .reply A drink.
-stop a reply: slow | to Your message | type Count. | ENTER | see .reply 1 2 | ESCAPE | fast | turns 4 | type Thanks. | ENTER | turns 5
+stop a reply: slow | to Your message | type Count. | ENTER | see .reply 1 2 | ESCAPE | fast | turns 4
+go on after a stop: to Your message | type Thanks. | ENTER | turns 5
 a new talk: unfold | to New talk | ENTER | turns 0 | type Hello. | ENTER | turns 1
 search: back Search the talks | type biscuit | talks 1 | BACK_SPACE 7 | talks 2
 name a talk: to Rename the talk: Hello. | ENTER | answer Greetings | see #talk-list Greetings
 save a talk: to Save the talk: Greetings | ENTER | saved
 open a saved talk: back Open a saved talk | ENTER | open | see .own Saved?
 go back to a talk: to What can I cook | ENTER | turns 5
-forget, but keep a reply: to Forget this turn 2 | ENTER | see #confirm-lines came later | keep | yes | gone .own Biscuit
+forget, but keep one: to Forget this turn 2 | ENTER | see #confirm-lines came later | keep | yes | gone .own Biscuit
 answer again: back Answer again | ENTER | gone .reply was forgotten
 how to answer: to What I know | ENTER | to One more | type In short. | ENTER | see #instructions In short.
 change it: to Change: In short. | ENTER | answer In two lines. | see #instructions In two lines.
 take it back: to Forget: In two lines. | ENTER | see #instructions Nothing yet.
 where a correction belongs: to Where it belongs | DOWN | see #note Noted. | scope everywhere
 correct an answer: to Change: What is | ENTER | type A leaf. | to Say it | ENTER | see #answers A leaf.
-forget words, and think again: to Everything that holds | type leaf | ENTER | see #confirm-lines What is | no | see #note Kept.
+think again: to Everything that holds | type leaf | ENTER | see #confirm-lines What is | no | see #note Kept.
 back to the chat: back Back to the chat | ENTER | to Your message | type Bye. | ENTER | see .own Bye.
 """
 SCENES = [line.split(": ", 1) for line in DAY.strip().splitlines()]
@@ -420,7 +421,8 @@ def test_axe_finds_nothing(page):
     page.browser.execute_script(script.read_text(encoding="utf-8"))
     states = dict(empty=[], talk=["What can I cook from rice, eggs and tomatoes?"], correction=[BETTER_BUTTON])
     states |= dict(forget=["Cancel", "Forget this turn"], known=["Keep", "What I know about you"])
-    run = "const done = arguments[0]; axe.run().then((found) => done(found.violations.map((one) => [one.id, one.nodes.map((node) => node.html)])))"
+    rows = "found.violations.map((one) => [one.id, one.nodes.map((node) => node.html)])"
+    run = f"const done = arguments[0]; axe.run().then((found) => done({rows}))"
     problems = {}
     for state, buttons in states.items():
         for label in buttons:
