@@ -241,9 +241,11 @@ def judge_match(similarity: float, claim: float) -> Measured:
 def judge_published(similarity: float, claim: float) -> Measured:
     "Judge the choice by words with vectors that the summariser wrote, and name that by counted features beside it."
     right = read_choices("xpert-written", similarity, "published")
+    if not right:
+        return UNMEASURED
     counted = as_percent(estimate_share(read_choices("xpert-counted", similarity, "within, L1")))
     text = f"{{}} of {len(right)} users; counted features by L1 {counted}"
-    return judge_share(right, claim, CHANCE, text, "68_xpert") if right else UNMEASURED
+    return judge_share(right, claim, CHANCE, text, "68_xpert")
 
 
 def judge_levels() -> Measured:
@@ -351,6 +353,7 @@ def write_sentences() -> str:
     uniform = judge_uniform()
     is_left = any(name.startswith("the rule keeps more signal than a uniform sample") for name in left)
     premise = judge_premise()
+    ratio = judge_runs(("random",)).text
     counted = as_percent(estimate_share(read_choices("xpert-counted", 0.9, "within, L1")))
     published = read_choices("xpert-written", 0.9, "published")
     words = (
@@ -364,11 +367,12 @@ def write_sentences() -> str:
         f"**The rule of SDSS finds a person's subject.** By the default model's scores it keeps more of the subject "
         f"than a uniform sample, by {uniform.text.replace(' more', '')}; its p-value of {uniform.p:.2f} "
         f"{'stays' if is_left else 'does not stay'} below .05 when all verdicts are one family.",
-        f"**No row shows that this teaches more.** After LoRA its buffer has {judge_runs(('random',)).text}; on streams "
-        f"whose subjects come in blocks {premise.text}, where the paper has {PAPER_RATIO} ({premise.verdict}).",
-        f"**XPerT's words choose less often than counted features, from the same texts.** With vectors that the 1.5 B "
+        f"**No row shows that this teaches more.** After LoRA its buffer has {ratio}; on streams whose "
+        f" subjects come in blocks {premise.text}, where the paper has {PAPER_RATIO} ({premise.verdict}).",
+        f"**The published words beside counted features, from the same texts.** With vectors that the 1.5 B "
         f"summariser wrote they {words} at 90 % by L1, where the paper's Llama finds 96%; 39 counted features find "
         f"{counted}.",
-        f"**What a start saves, each at its own best rate.** The right pLLM {start}. The paper saves 82% of the minutes.",
+        f"**What a start saves, each at its own best rate.** The right pLLM {start}. The paper saves 82% of the "
+        "minutes.",
     )
     return "\n".join(f"{place}. {sentence}" for place, sentence in enumerate(sentences, 1))
