@@ -457,6 +457,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                           'personal_llm.base.models.prepare_libraries': ( '0_base/models.html#prepare_libraries',
                                                                                           'personal_llm/base/models.py')},
             'personal_llm.base.plots': { 'personal_llm.base.plots.draw_bars': ('0_base/plots.html#draw_bars', 'personal_llm/base/plots.py'),
+                                         'personal_llm.base.plots.draw_trace': ( '0_base/plots.html#draw_trace',
+                                                                                 'personal_llm/base/plots.py'),
                                          'personal_llm.base.plots.encode_png': ( '0_base/plots.html#encode_png',
                                                                                  'personal_llm/base/plots.py'),
                                          'personal_llm.base.plots.get_series_style': ( '0_base/plots.html#get_series_style',

@@ -147,7 +147,11 @@ TASKS.add(
     ("perplexity", lambda s, i, n: np.exp(answer_nll(s, i, n) / (len(i) - n)), "that is the perplexity"),
     ("no softmax", lambda s, i, n: answer_nll(s, i, n, normalise=np.asarray), "scores are not yet log-probabilities"),
     ("two rows early", lambda s, i, n: answer_nll(s, i, n, shift=2), "the row comes one token too early"),
-    ("softmax over the tokens", lambda s, i, n: answer_nll(_softmax_down(s), i, n, 1, np.asarray), "softmax row by row"),
+    (
+        "softmax over the tokens",
+        lambda s, i, n: answer_nll(_softmax_down(s), i, n, 1, np.asarray),
+        "softmax row by row",
+    ),
     (
         "softmax over the table",
         lambda s, i, n: answer_nll(log_softmax(s.ravel()).reshape(s.shape), i, n, 1, np.asarray),
@@ -158,7 +162,11 @@ TASKS.add(
     ("one token", lambda s, i, n: answer_nll(s[: n + 1], i[: n + 1], n), "only the answer's first token was counted"),
     ("the prompt's loss", lambda s, i, n: answer_nll(s[:n], i[:n], 1), "that is the loss of the prompt"),
     ("the prompt's rows", lambda s, i, n: answer_nll(s[:n], i[:n], 0), "these tokens come before the answer"),
-    ("the token before", lambda s, i, n: answer_nll(s[:-1], i[:-1], n - 1, 0), "each row was asked for the token before"),
+    (
+        "the token before",
+        lambda s, i, n: answer_nll(s[:-1], i[:-1], n - 1, 0),
+        "each row was asked for the token before",
+    ),
     ("start counted from 1", lambda s, i, n: answer_nll(s, i, n - 1), "a token before the answer is counted"),
     tries=[_draw_case(make_generator(s, "lesson 1"), n, start) for s, n, start in ((0, 7, 4), (1, 5, 2), (2, 9, 6))],
     draw=_draw_case,
@@ -206,7 +214,7 @@ TASKS.add(
     ("the costliest", later(lambda: answer_losses(TEA).max()), "that is the costliest token; the loss is summed"),
     ("perplexity", later(lambda: np.exp(answer_losses(TEA).mean())), "that is the perplexity"),
     ("over the dialogue", later(lambda: answer_losses(TEA, 99).mean()), "that is a mean over the whole dialogue"),
-    ("the prompt", later(lambda: (answer_losses(TEA, 99).sum() - answer_losses(TEA).sum())), "that is the prompt's loss"),
+    ("the prompt", later(lambda: answer_losses(TEA, 99).sum() - answer_losses(TEA).sum()), "that is the prompt's loss"),
     tolerance=0.02,
     hint="print each token beside its loss: the answer begins after <|assistant|> and ends with <|end|>",
 )
@@ -225,7 +233,11 @@ TASKS.add(
         later(lambda: len(answer_losses(TEA)) + 1),
         "one too many: <|assistant|> costs 0.00 nats, so the sum is the same, but it is no token of the answer",
     ),
-    ("all but the first", later(lambda: len(answer_losses(TEA, more=99))), "that is the dialogue, but for its first token"),
+    (
+        "all but the first",
+        later(lambda: len(answer_losses(TEA, more=99))),
+        "that is the dialogue, but for its first token",
+    ),
     ("the prompt", later(lambda: len(answer_losses(TEA, 99)) + 1 - len(answer_losses(TEA))), "the prompt has so many"),
     ("the vocabulary", 8192, "that is the size of the vocabulary"),
     tolerance=0,
