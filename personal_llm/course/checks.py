@@ -50,6 +50,7 @@ class Task:
     draw: Callable = None  # random generator -> one more argument tuple
     judge: Callable = None  # (answer, seed) -> "" when right, the name of a wrong one, or a sentence
     choices: tuple = ()  # texts that may be answered
+    explain: Callable = None  # (arguments of a case, the function's wrong array) -> a sentence on it, or ""
     hint: str = "go through the example by hand and compare"
 
     @staticmethod
@@ -231,6 +232,8 @@ def _judge_function(task: Task, answer: Answer, seed: int) -> str:  # "", the na
     shown = f"on ({', '.join(map(_short, cases[place]))}) your function gave {_short(got[place])}"
     if got[place] is None:
         return f"{shown}; does it have a `return`?"
+    if task.explain and not misfits[place] and (text := task.explain(*cases[place], as_array(got[place]))):
+        return f"{shown}: {text}"
     if (array := as_array(got[place])) is not None and np.isnan(array).any():
         return f"{shown}; is something divided by zero, or the log of zero taken?"
     special = f"it is right in {sum(fits)} of {len(fits)} cases: what is special about this one?"
