@@ -483,7 +483,7 @@ def ratio_to_best(
     values: np.ndarray,  # (users,) of a metric of which more is better
     rivals: dict,  # name -> (users,), same order
     seed: int = 0,  # of the resamples
-    resamples: int = 2000,  # samples drawn with replacement
+    resamples: int = 50_000,  # samples drawn with replacement: 2,000 of four units move an end by .3
 ) -> RatioToBest:
     "Mean over users, divided by that of the single rival that is best over all users."
     if not rivals:

@@ -122,7 +122,7 @@ def read_output_rows(summariser: str) -> dict:  # adjective -> (width,)
 
 # %% ../../nbs/experiments/68_xpert.ipynb #xp680011
 LIKENESS = (0.9, 0.8, 0.7, 0.5, 0.3)
-CANDIDATES = dict(readout=12, written=6)  # words that a pLLM proposes, by the way of their vectors
+CANDIDATES = dict(readout=12, written=6, centred=6)  # words that a pLLM proposes, by the way of their vectors
 
 
 def count_features(pairs: list, num_styled: int = None) -> np.ndarray:  # (n, 39)
@@ -149,6 +149,7 @@ def explain_pllms(summariser: str, way: str, pairs: dict, num_styled: int) -> Si
     model = load_summariser(summariser)
     basis = SharedBasis("texts", model.base, np.zeros((0, model.width)))
     differences = []
+    candidates = []  # of each pLLM: words, and their vectors
     refused = []
     for style, own_pairs in pairs.items():
         states = read_pairs(summariser, own_pairs)[0]
@@ -158,10 +159,15 @@ def explain_pllms(summariser: str, way: str, pairs: dict, num_styled: int) -> Si
             words = [word for word, _ in candidate_words(model, states[:num_styled])]
         except InputError:
             refused.append(style)
-            continue
-        words = [word for word in words if way == "written" or word in read_output_rows(summariser)][: CANDIDATES[way]]
-        rows = write_words(summariser, words) if way == "written" else [read_output_rows(summariser)[w] for w in words]
-        basis.grow(differences[-1].mean(0), words, rows)
+            words = []
+        words = [word for word in words if way != "readout" or word in read_output_rows(summariser)][: CANDIDATES[way]]
+        rows = [read_output_rows(summariser)[w] for w in words] if way == "readout" else write_words(summariser, words)
+        candidates.append((words, rows))
+    known = {word: row for words, rows in candidates for word, row in zip(words, rows)}
+    mean = np.mean([*known.values()], 0) if way == "centred" else 0
+    for own, (words, rows) in zip(differences, candidates):
+        if words:
+            basis.grow(own.mean(0), words, [row - mean for row in rows])
     shifts = np.array([own.mean(0) for own in differences])
     counted = np.array([stylometric_shift(own_pairs, num_styled) for own_pairs in pairs.values()])
     scales = find_scales([basis.coordinates(own) for own in differences])
@@ -340,6 +346,7 @@ GRIDS = (
     Grid("xpert-crafted", list_text_jobs(LARGE, "crafted", "readout"), measure_texts, SHARED, LARGE),
     Grid("xpert-small", list_text_jobs(BASE_MODEL, "authors", "readout"), measure_texts, SHARED, BASE_MODEL),
     Grid("xpert-written", list_text_jobs(LARGE, "crafted", "written", WRITTEN_LIKENESS), measure_texts, SHARED, LARGE),
+    Grid("xpert-centred", list_text_jobs(LARGE, "crafted", "centred", WRITTEN_LIKENESS), measure_texts, SHARED, LARGE),
     Grid("xpert-counted", COUNTED_JOBS, measure_counted, ("pool", "likeness"), None),
     make_library_grid("crafted", 0.7, BASE_MODEL, 4),
     make_library_grid("crafted", 0.5, BASE_MODEL, 4),
