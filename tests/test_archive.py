@@ -128,6 +128,9 @@ def test_the_file_belongs_to_its_owner_alone(tmp_path):
     assert copy.stat().st_mode & 0o077 == 0
     with pytest.raises(InputError, match="exists already"):
         backup_archive(archive, copy)
+    for place in ("copy.sqlite", "copies/copy.sqlite"):
+        with pytest.raises(InputError, match="own folder"):
+            backup_archive(archive, tmp_path / "new" / place)
 
 
 def test_deleting_takes_events_vectors_and_bytes_along(tmp_path):
