@@ -1681,8 +1681,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                   'personal_llm/device/archive.py'),
                                              'personal_llm.device.archive.Event': ( '6_device/archive.html#event',
                                                                                     'personal_llm/device/archive.py'),
-                                             'personal_llm.device.archive.backup_archive': ( '6_device/archive.html#backup_archive',
-                                                                                             'personal_llm/device/archive.py'),
                                              'personal_llm.device.archive.clean': ( '6_device/archive.html#clean',
                                                                                     'personal_llm/device/archive.py'),
                                              'personal_llm.device.archive.connect': ( '6_device/archive.html#connect',
