@@ -13,7 +13,7 @@ MODEL ?=
 # PyTorch. Linux without an NVIDIA card takes the CPU build, a tenth of the download; everybody else the one on PyPI.
 # Your own choice, as arguments of pip: make demo TORCH="torch==2.9.1 --index-url https://download.pytorch.org/whl/cu126"
 TORCH ?=
-TORCH_RANGE := torch>=2.6,<3
+TORCH_RANGE := torch>=2.7,<3
 TORCH_CPU := "torch==2.13.0+cpu" --extra-index-url https://download.pytorch.org/whl/cpu --timeout 15 --retries 1
 
 PIP := $(BIN)/python -m pip --disable-pip-version-check
@@ -39,7 +39,6 @@ test: .venv/.installed-dev ## the chapters and the quick tests, a process a core
 
 test-rest: .venv/.installed-dev ## what `make test` leaves out: tutorials, lessons, faults, random input, experiments
 	@$(BIN)/python -m pytest -n auto --rest --durations=20 $(ARGS)
-	@$(BIN)/python -m pytest -n auto --other-type
 
 test-oldest: .venv/.installed-dev ## the server with the oldest versions that settings.ini allows, from the package index
 	@$(PIP) install --quiet --upgrade --target build/oldest $$(sed -n 's/^serve_requirements = //p' settings.ini | sed -E 's/>=([0-9.]+),<[0-9.]+/==\1/g')

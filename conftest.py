@@ -5,15 +5,13 @@
     pytest --quick                                            # what a contributor waits for: without the files of `LATER`
     pytest --rest                                             # the files of `LATER` alone; CI runs them after the quick ones
     pytest --slow                                             # all, with the cells flagged `#| slow` and the tests marked slow
-    pytest --other-type                                       # notebooks with a real model, in the number type that is slower here
-    pytest --processor-times times.txt                        # also write the processor seconds of each test
     pytest -n auto                                            # a process a core; a file's tests stay in one process
 
 The sections of a notebook share their variables, as in Jupyter. When one fails, the later ones are not run and say so.
 `#| eval: false`, `skip_exec: true` and the flags in `tst_flags` (pyproject.toml) mean what they mean to nbdev-test.
 """
 
-import ast, gc, importlib, importlib.util, json, linecache, os, re, signal, sys, threading, traceback, types
+import ast, gc, importlib, json, linecache, os, re, signal, sys, threading, types
 from contextlib import suppress
 from fnmatch import fnmatch
 from pathlib import Path
@@ -54,7 +52,7 @@ tests/test_decomposition.py
 tests/test_demo.py tests/test_users.py
 tests/test_results.py tests/test_benchmarks.py tests/test_pocket_*.py tests/test_revisions.py
 nbs/tutorials/* nbs/course/* nbs/recipes/* nbs/experiments/*
-nbs/*/*_decomposition.ipynb nbs/*/*_audit.ipynb nbs/*/*_idle.ipynb
+nbs/*/*_decomposition.ipynb nbs/*/*_audit.ipynb nbs/*/*_idle.ipynb nbs/*/*_cluster.ipynb
 """.split()
 
 
@@ -64,37 +62,11 @@ def pytest_addoption(parser):
     parser.addoption(
         "--slow", action="store_true", help="run the cells flagged `#| slow` and the tests marked slow too"
     )
-    parser.addoption(
-        "--other-type", action="store_true", help="run the notebooks with a real model in the slower number type"
-    )
-    parser.addoption(
-        "--processor-times", metavar="FILE", help="append processor and wall seconds of each test to a file"
-    )
 
 
 def pytest_configure(config):
     config.addinivalue_line("markers", "slow: hours; runs with --slow only")
     config.addinivalue_line("markers", "later: seconds of processor time; --quick leaves it out")
-    if config.getoption("--other-type"):
-        use_other_type()
-
-
-def use_other_type():
-    "Let real models load in the number type that was measured as the slower one; the rules for others stay."
-    from personal_llm.base import loading
-
-    remember = loading.remember
-
-    def remember_reversed(name, key, compute):
-        seconds = remember(name, key, compute)
-        return {dtype: -value for dtype, value in seconds.items()} if name == "products" else seconds
-
-    loading.remember = remember_reversed
-
-
-def has_real_model(file: Path) -> bool:
-    "Return whether a notebook has cells with a real model."
-    return file.suffix == ".ipynb" and re.search(r'"#\| (qwen|smollm2)', file.read_text(encoding="utf-8"))
 
 
 def is_later_file(file: Path) -> bool:
@@ -110,8 +82,6 @@ def is_later(item) -> bool:
 
 def pytest_ignore_collect(collection_path, config):
     "The quick tests do not even import the other files: peers of the benchmarks and fault cases take seconds a process."
-    if config.getoption("--other-type") and collection_path.is_file():
-        return None if has_real_model(collection_path) else True
     return True if config.getoption("--quick") and is_later_file(collection_path) else None
 
 
@@ -124,22 +94,6 @@ def pytest_collection_modifyitems(config, items):
     for item in items:
         if item.get_closest_marker("slow") and not config.getoption("--slow"):
             item.add_marker(pytest.mark.skip(reason="slow: runs with --slow"))
-
-
-def count_seconds() -> tuple:  # processor seconds of this process and its ended children, wall seconds
-    times = os.times()
-    return times.user + times.system + times.children_user + times.children_system, times.elapsed
-
-
-@pytest.hookimpl(hookwrapper=True, tryfirst=True)
-def pytest_runtest_protocol(item):
-    "Write the seconds of a test, its set-up and its tear-down: wall seconds tell little on a busy machine."
-    begin = count_seconds()
-    yield
-    if file := item.config.getoption("--processor-times"):
-        used = [after - before for before, after in zip(begin, count_seconds())]
-        with open(file, "a", encoding="utf-8") as lines:
-            lines.write(f"{used[0]:.2f}\t{used[1]:.2f}\t{item.nodeid}\n")
 
 
 def pytest_collection_finish(session):
@@ -250,17 +204,6 @@ class PackageState:
                     setattr(owner, name, value)
 
 
-class CellFailed(Exception):
-    "A cell raised; the cause is chained."
-
-    def __init__(self, section, cell):
-        self.section, self.cell = section, cell
-
-
-class NotRun(Exception):
-    "A section that cannot run because one above it failed."
-
-
 class Notebook(pytest.File):
     "The sections of one notebook and the variables that they share."
 
@@ -324,10 +267,9 @@ class Notebook(pytest.File):
                 try:
                     if not flags & cell.directives.keys():
                         cell.run(self.module.__dict__)
-                except (Exception, SystemExit) as error:
-                    owner = next(s for s in self.sections if s.start <= self.done < s.stop)
-                    self.failed = CellFailed(owner, cell)
-                    raise self.failed from error
+                except (Exception, SystemExit):
+                    self.failed = next(s.name for s in self.sections if s.start <= self.done < s.stop)
+                    raise
                 self.done += 1
         finally:
             os.chdir(folder)
@@ -345,7 +287,7 @@ class Section(pytest.Item):
         flags = skipped_flags(self.config)
         mine = self.parent.cells[self.start : self.stop]
         if self.parent.failed and self.parent.done < self.stop:
-            raise NotRun(f"not run: the section '{self.parent.failed.section.name}' above it failed")
+            pytest.fail(f"not run: the section '{self.parent.failed}' above it failed", pytrace=False)
         if all(flags & cell.directives.keys() for cell in mine):
             pytest.skip(
                 "flagged " + ", ".join(sorted({flag for cell in mine for flag in flags & cell.directives.keys()}))
@@ -355,47 +297,10 @@ class Section(pytest.Item):
     def reportinfo(self):
         return self.path, None, self.name
 
-    def repr_failure(self, excinfo, style=None):
-        error = excinfo.value
-        if isinstance(error, NotRun):
-            return Report(str(error), str(error), self)
-        if not isinstance(error, CellFailed):
-            return super().repr_failure(excinfo)
-        cause, cell = error.__cause__, error.cell
-        frames = traceback.extract_tb(cause.__traceback__)
-        inside = [i for i, frame in enumerate(frames) if frame.filename == cell.filename]
-        line = (
-            cause.lineno
-            if isinstance(cause, SyntaxError) and cause.filename == cell.filename
-            else frames[inside[0]].lineno
-            if inside
-            else None
-        )
-        source = "\n".join(
-            f"{'>' if n == line else ' '} {n:3}  {text}" for n, text in enumerate(cell.source.splitlines(), 1)
-        )
-        trace = "".join(traceback.format_list(frames[inside[0] + 1 :]) if inside else [])
-        what = "".join(traceback.format_exception_only(type(cause), cause)).strip()
-        where = f"{cell.filename}, section '{error.section.name}'"
-        if error.section is not self:
-            where += f" (needed by the section '{self.name}')"
-        text = f"{where}\n\n{source}\n\n" + (f"called from line {line}:\n{trace}" if trace else "") + what
-        return Report(text, f"cell {cell.number}: {what.splitlines()[0]}", self)
-
-
-class Report:
-    "What pytest prints about a failed section, and its one line in the summary."
-
-    def __init__(self, text, line, section):
-        self.text = text
-        self.reprcrash = types.SimpleNamespace(path=str(section.path), lineno=0, message=line)
-
-    def __str__(self):
-        return self.text
-
-    def toterminal(self, terminal):
-        for line in self.text.splitlines():
-            terminal.line(line, red=line.startswith(">"), bold=line.startswith(">"))
+    def _traceback_filter(self, excinfo):
+        "Begin where the cell begins."
+        places = [i for i, entry in enumerate(excinfo.traceback) if " cell " in entry.frame.code.raw.co_filename]
+        return type(excinfo.traceback)(excinfo.traceback[places[0] :]) if places else excinfo.traceback
 
 
 def last_heading(markdown):

@@ -13,7 +13,6 @@ from personal_llm.base.core import Dialogue, InputError
 from personal_llm.device.archive import (
     ARCHIVE_FILE,
     Archive,
-    backup_archive,
     delete_dialogues,
     hold_folder,
     load_vectors,
@@ -124,10 +123,6 @@ def test_the_file_belongs_to_its_owner_alone(tmp_path):
     say(archive, "Who wrote Emma?")
     for file in (tmp_path / "new").iterdir():
         assert file.stat().st_mode & 0o077 == 0, file
-    copy = backup_archive(archive, tmp_path / "copy.sqlite")
-    assert copy.stat().st_mode & 0o077 == 0
-    with pytest.raises(InputError, match="exists already"):
-        backup_archive(archive, copy)
 
 
 def test_deleting_takes_events_vectors_and_bytes_along(tmp_path):

@@ -118,9 +118,43 @@ def test_a_new_message_leaves_a_question_without_an_answer(model):
     say(session, "Hello")
     session.score_in_background()
     session.collect(waits=True)
-    assert session.question is not None
+    say(session, "Secret", is_observed=False)
+    assert session.question is not None, "a turn that is not stored leaves it open"
     say(session, "Let us go on")
     assert session.question is None and len(session.me.buffer) == 1
+
+
+def test_a_new_message_ends_an_incomplete_reply(model):
+    session = open_chat(model)
+    pieces = session.say("Hello", options=FEW)
+    next(pieces)
+    say(session, "How are you?")
+    assert [*pieces] == [] and [d.prompt for d in session.turns] == ["How are you?"]
+
+
+def test_a_turn_that_another_try_replaced_is_neither_scored_nor_learned(model):
+    session = open_chat(model)
+    for number in (7, 11):
+        say(session, f"Is {number} a prime number?")
+    old = [d.id for d in session.turns]
+    session.score_in_background()
+    session.collect(waits=True)
+    assert [d.id for d in session.me.collect_training()] == old
+    say(session, "Is 13 a prime number?", replaces=old[0])
+    say(session, "Is 17 a prime number?", replaces=session.turns[0].id)
+    newest = session.turns[-1].id
+    assert session.me.state.pending == [newest]
+    session.me.settle()
+    assert [d.id for d in session.me.collect_training()] == [newest]
+
+
+def test_a_scope_without_a_turn_is_that_of_the_newest_correction(model):
+    session = open_chat(model)
+    for number in (7, 11):
+        say(session, f"Is {number} a prime number?")
+        session.react("better", f"In short: {number} is one.")
+    session.scope_correction("everywhere")
+    assert [d.response for d in session.me.state.get_evidence().everywhere] == ["In short: 11 is one."]
 
 
 def test_a_fine_tune_that_is_stopped_leaves_nothing(model, tmp_path):

@@ -166,28 +166,6 @@ def test_the_report_template_and_the_glossary_are_whole():
             assert f"| {word} | " in table, f"lesson {n}: {word!r} is missing; run the glossary again"
 
 
-@pytest.mark.parametrize("n", LESSONS)
-def test_a_slide_holds_one_idea_and_does_not_overflow(n):
-    pytest.importorskip("latex2mathml")
-    pytest.importorskip("mkdocs")
-    tool = runpy.run_path(str(COURSE.parent.parent / "tools" / "slides.py"))
-    (file,) = COURSE.glob(f"lesson_{n}_*.ipynb")
-    _, pages, _ = tool["lesson_pages"](file)
-    for page in pages:
-        title = source(page[0])
-        assert title.startswith("#") and not any(source(block).startswith("#") for block in page[1:]), title
-        assert sum(map(tool["height_of"], page)) <= tool["ROOM"] or len(page) == 2, f"{title} overflows"
-        assert sum(bool(tool["picture_of"](block)) for block in page) <= 1
-    html = tool["slides_of"](file)
-    assert "<math" in html and not re.search(r"<(script|img|link)[^>]+https?:", html), "no network"
-    assert "zoom" not in html and set(re.findall(r"font(?:-size)?: (\d+\.?\d*)px", html)) == {"37.4"}  # 28 points
-    shown = {source(page[0]) for page in pages}
-    text = re.sub(
-        r"(?m)^#{2,3} .+\n\n(?=#{2,3} )", "", text_of(notebook(file.name), "markdown")
-    )  # headings of headings
-    assert {h for h in re.findall(r"(?m)^#{2,3} .+$", text)} <= shown
-
-
 def test_every_question_of_the_exam_has_an_answer_that_runs():
     exam, answers = notebook("exam.ipynb"), notebook("exam_answers.ipynb")
     asked = re.findall(r"(?m)^## Question (\d+) \((\d+) points\)", text_of(exam, "markdown"))
@@ -213,8 +191,8 @@ def test_the_sample_reports_are_marked_by_the_rubric():
 def test_answers_stay_off_the_site():
     pytest.importorskip("latex2mathml")
     pytest.importorskip("mkdocs")
-    is_shown = runpy.run_path(str(COURSE.parent.parent / "tools" / "site.py"))["shown_on_site"]
-    shown = {path.name for path in COURSE.glob("*.ipynb") if is_shown(path)}
+    site = runpy.run_path(str(COURSE.parent.parent / "tools" / "site.py"))
+    shown = {path.name for path in site["notebooks_of"]("course")}
     assert "exam.ipynb" in shown and "exam_answers.ipynb" not in shown
     assert not [name for name in shown if name.startswith(("solution_", "tasks_"))]
     linked = r"\]\([^)]*(?:solution_\d|exam_answers|tasks_\d)[^)]*\)"

@@ -44,6 +44,7 @@ ALL = [*NEEDS, *RIGHT.values(), SPLIT]
 HANG = "def f(x, lag):\n    while True:\n        pass\n\n\ncheck(TASKS['autocorrelation'], f)"
 CLASS = {  # learner -> (cells, or the text of the file), right tasks, a part of the notes or of the report)
     "perfect": (ALL, 6, "not handed in: lesson 1"),
+    "without imports": (ALL[1:], 6, ""),
     "empty": (LESSON_2, 0, ""),
     "prints": ([*LESSON_2, 'print("episode: right\\nlag 5: right")'], 0, "**episode**: not answered"),
     "redefines": (["def check(*_):\n    return 'right'", *LESSON_2], 0, "**episode**: not answered"),

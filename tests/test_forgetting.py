@@ -178,6 +178,15 @@ def test_a_word_that_only_the_model_wrote_takes_the_reply_alone():
     assert plan.replies == ("allergy",)
 
 
+def test_all_earlier_tries_go_with_the_turn_that_took_their_place():
+    talks = Talks()
+    for id in "abc":
+        talks.say(id, f"Question {id}?", "An answer.")
+    talks.state.record("replaced", "a", by="b")
+    talks.state.record("replaced", "b", by="c")
+    assert plan_forgetting(talks.state, ids=["c"]).dialogues == ("a", "b", "c")
+
+
 def test_an_instruction_goes_by_its_words_with_its_earlier_texts():
     talks = Talks()
     for number, text in ((1, "Call me Ada."), (1, "Call me Bo."), (2, "Be brief."), (3, "As Ada says.")):

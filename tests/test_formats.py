@@ -9,6 +9,7 @@ from personal_llm.data import reading  # registers every format
 from personal_llm.data.formats import FORMATS, GAP, MAX_TURN_CHARACTERS, UNLEARNED, ParsedConversation, detect_format
 from personal_llm.data.formats import find_mark, normalise_record, parse_record, register_format, remove_marks
 from personal_llm.data.formats import split_into_dialogues
+from personal_llm.data.reading import read_dialogues
 
 
 def user(text):
@@ -453,3 +454,52 @@ def test_a_value_of_the_wrong_kind_is_the_error_of_its_row():
             parse_record({}, "careless")
     finally:
         del FORMATS["careless"]
+
+
+TALK = ("user", "Tea?"), ("assistant", "Yes."), ("user", "Cake?"), ("assistant", "No.")
+HIDDEN = [
+    dict(visible=False),
+    dict(isSelected=False),
+    dict(retracted=True),
+    dict(state="deleted"),
+    dict(visibility="hidden"),
+]
+HIDDEN += [
+    dict(kind="thinking"),
+    dict(type="tool_use"),
+    dict(message_type="reasoning_message"),
+    dict(channel="commentary"),
+]
+STOPPED = [dict(interrupted=True), dict(isPartial=True), dict(is_complete=False), dict(finishReason="MAX_TOKENS")]
+STOPPED += [dict(stopReason="userStopped"), dict(status="error"), dict(errorCode=429), dict(status="in_progress")]
+AGAINST = [
+    dict(reactions=["👎"]),
+    dict(isLiked=False),
+    dict(thumbs_down=True),
+    dict(verdict="fail"),
+    dict(quality="poor"),
+]
+
+
+@pytest.mark.parametrize("field", [*HIDDEN, *STOPPED, *AGAINST], ids=str)
+def test_facts_of_a_turn(field):
+    "A turn that is not on the screen is none, one that stopped is a gap, one that is rated down is no example."
+    question, answer = dict(role="user", content="Tea?"), dict(role="assistant", content="No.") | field
+    turns = [question, answer, dict(role="assistant", content="Yes.")] if field in HIDDEN else [question, answer]
+    (talk,) = parse_record(dict(messages=turns), "messages")
+    dialogues, _, left_out = split_into_dialogues(talk)
+    assert [d.response for d in dialogues] == (["Yes."] if field in HIDDEN else [])
+    assert left_out == ({} if field in HIDDEN else {GAP: 1} if field in STOPPED else {UNLEARNED: 1})
+
+
+@pytest.mark.parametrize("name", ["talk_id", "conversation_uuid", "chatId", "Room"])
+def test_a_talk_may_be_named_in_many_ways(name):
+    rows = [(1, "user", "Tea?"), (2, "user", "Cake?"), (1, "assistant", "Yes."), (2, "assistant", "No.")]
+    records = [{name: talk, "role": role, "content": text} for talk, role, text in rows]
+    assert [(d.prompt, d.response) for d in read_dialogues(records)] == [("Tea?", "Yes."), ("Cake?", "No.")]
+
+
+def test_numbered_turns_are_sorted():
+    turns = [dict(role=role, content=text, seq=i) for i, (role, text) in enumerate(TALK)]
+    (talk,) = parse_record(dict(messages=[turns[i] for i in (2, 1, 0, 3)]), "messages")
+    assert [turn.text for turn in talk.turns] == [text for _, text in TALK]

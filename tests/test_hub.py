@@ -84,6 +84,7 @@ def test_a_file_of_the_hub_stays_that_of_the_first_time(find, tmp_path):
     assert code and not out and f"model {NAME}: not the file of the first time; delete " in line
 
 
+@pytest.mark.later
 def test_what_the_hub_lacks_and_a_hub_that_is_not_there_are_one_line(find):
     with run_hub(a=b"GGUF first") as hub:
         port = hub.server_port

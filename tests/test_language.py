@@ -8,7 +8,7 @@ from personal_llm.base.text import (
     ENGLISH,
     LANGUAGES,
     Language,
-    count_negations,
+    describe_copy,
     get_language,
     get_words,
     set_language,
@@ -48,7 +48,7 @@ def test_japanese_words_reach_the_scores():
     features = dict(zip(STYLOMETRIC_FEATURES, stylometry("私は医者です。元気です！")))
     assert np.isclose(features["log words"], np.log1p(6)) and np.isclose(features["words a sentence"], np.log1p(3))
     assert truncate_words("私は医者です。元気です！", 4) == "私は医者です。"
-    assert count_negations("薬を飲みません。") == 1 and split_sentences("はい。いいえ。") == ["はい。", "いいえ。"]
+    assert describe_copy("薬を飲みません。")[1] == 1 and split_sentences("はい。いいえ。") == ["はい。", "いいえ。"]
 
 
 def test_german_sentences_endings_negations_and_capitals():
@@ -56,7 +56,7 @@ def test_german_sentences_endings_negations_and_capitals():
     text = "Am 3. Mai war z. B. Dr. Ruiz da. Die freundliche Heilung kam nicht überraschend."
     assert split_sentences(text) == [text[: text.index("Die") - 1], text[text.index("Die") :]]
     assert GERMAN.count_endings(["heilung", "freundlich", "ung", "überraschend"]) == [1, 1, 1]
-    assert count_negations("Ich habe keinen Tee, nie.") == 2
+    assert describe_copy("Ich habe keinen Tee, nie.")[1] == 2
 
 
 def test_the_choice(monkeypatch):

@@ -307,7 +307,7 @@ def measured(tmp_path, monkeypatch):
     "Seconds of a product that the test sets, an empty cache, and much memory."
     seconds = dict(float32=1.0, bfloat16=2.0)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr(loading, "time_product", lambda dtype, width: seconds[dtype])
+    monkeypatch.setattr(loading, "time_product", lambda dtype: seconds[dtype])
     monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(available=10**12))
     return seconds
 
@@ -323,12 +323,6 @@ def test_the_slower_type_is_never_chosen(num_parameters, measured, tmp_path):
         assert choose_dtype(num_parameters) == "bfloat16"
 
 
-def test_another_width_is_measured_anew(measured):
-    assert choose_dtype(494_000_000) == "float32"
-    measured["bfloat16"] = 0.5
-    assert choose_dtype(494_000_000) == "float32" and choose_dtype(1_540_000_000) == "bfloat16"
-
-
 def test_memory_a_small_model_and_a_card_come_first(measured, monkeypatch):
     monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(available=10**9))
     assert choose_dtype(494_000_000) == "bfloat16", "four bytes a weight do not fit"
@@ -338,7 +332,7 @@ def test_memory_a_small_model_and_a_card_come_first(measured, monkeypatch):
 
 
 def test_a_product_is_measured_in_both_types():
-    assert all(0 < loading.time_product(dtype, 256) < 10 for dtype in ("float32", "bfloat16"))
+    assert all(0 < loading.time_product(dtype) < 10 for dtype in ("float32", "bfloat16"))
 
 
 def test_a_model_loads_in_the_type_that_was_chosen(folder, measured, monkeypatch):

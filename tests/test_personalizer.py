@@ -105,6 +105,15 @@ def test_an_impossible_reaction_changes_nothing(model, kind, text):
         me.react("unknown", "up")
 
 
+def test_the_first_reply_after_a_correction_is_a_correction_back_and_the_same_text_an_approval(model):
+    me = make(model)
+    me.observe(STREAM[0])
+    for text, origin in [("No.", "annotated"), (STREAM[0].response, "annotated"), (STREAM[0].response, "approved")]:
+        me.react(STREAM[0], "better", text)
+        newest = me.state.newest(STREAM[0].id)
+        assert (newest.response, newest.origin) == (text, origin)
+
+
 def test_a_corrected_dialogue_that_was_discarded_gets_another_chance(model):
     me = make(model, policy="answers-first", capacity=1)
     me.observe_all(STREAM[:4], progress=False)

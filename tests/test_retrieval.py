@@ -138,12 +138,13 @@ def test_what_belongs_everywhere_is_read_first(vectors):
 def test_the_prompt_keeps_its_parts_in_order():
     history = [("system", "Be kind."), ("user", "Hello."), ("assistant", "Hi!")]
     asked = Dialogue("And now?", "", history)
-    instructions = [SimpleNamespace(text=text, time=time) for text, time in (("Be brief.", 1.0), ("Be Sam.", 9.0))]
+    texts = (("Be brief.", 1.0), ("Be exact.", 2.0), ("Be Sam.", 9.0))
+    instructions = [SimpleNamespace(text=text, time=time) for text, time in texts]
     memories = [memory(1, time=1.0), memory(2, time=2.0)]
     shown = add_memories(asked, memories, "You moved.", MemoryConfig(sentence="As before."), instructions)
     roles = [role for role, _ in shown.history]
     assert roles == ["system", "user", "assistant", "user", "assistant", "user", "assistant"]
-    assert shown.history[0][1].split("\n") == ["Be kind.", "Be brief.", "As before.", "You moved."]
+    assert shown.history[0][1].split("\n") == ["Be kind.", "Be brief.", "Be exact.", "As before.", "You moved."]
     assert shown.history[-1] == ("assistant", "Hi!") and shown.prompt == "And now?\n(Be Sam.)"
     assert asked.history[0] == ("system", "Be kind."), "the dialogue itself stays"
 

@@ -22,8 +22,9 @@ def hooks():
 
 
 def test_links_to_notebooks_lead_to_pages(hooks):
-    text = "[a](../2_buffer/01_scoring.ipynb#x) [b](https://e.org/c.ipynb) [c](../../LICENSE) [d](../SECURITY.md) [e](course)"
-    wanted = "[a](../2_buffer/01_scoring.md#x) [b](https://e.org/c.ipynb) [c](../LICENSE) [d](SECURITY.md) [e](course/00_course.md)"
+    text = "[a](../2_buffer/01_scoring.ipynb#x) [b](https://e.org/c.ipynb) [c](../../LICENSE) [d](../SECURITY.md)"
+    wanted = "[a](../2_buffer/01_scoring.md#x) [b](https://e.org/c.ipynb) [c](../LICENSE) [d](SECURITY.md)"
+    assert hooks["as_pages"]("[e](course)") == "[e](course/00_course.md)"
     assert hooks["as_pages"](text) == wanted
 
 
@@ -61,7 +62,7 @@ def test_the_numbers_of_a_one_line_answer_stand_in_its_notebook(path):
     assert [x for x in asked if not any(round(y, digits[x]) == float(x) for y in numbers)] == []
 
 
-@pytest.mark.slow
+@pytest.mark.later
 def test_the_site_has_no_broken_link_and_no_raw_formula(tmp_path):
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path)]
     subprocess.run(command, cwd=ROOT, check=True, env=os.environ | {"NO_MKDOCS_2_WARNING": "1"})
@@ -82,3 +83,14 @@ def test_the_site_has_no_broken_link_and_no_raw_formula(tmp_path):
         r'href="([^"]+)"[^>]*rel="next"|rel="next"[^>]*href="([^"]+)"', pages[tmp_path / "course/lesson_1_likely.html"]
     )
     assert any("lesson_2_streams" in "".join(found) for found in order)
+
+
+@pytest.mark.later
+def test_slides_have_a_page_for_each_heading_and_no_flags(tmp_path):
+    lesson = ROOT / "nbs" / "course" / "lesson_1_likely.ipynb"
+    words = ["--log-level", "ERROR", "--to", "slides", "--config", "tools/slides.py", "--output-dir", str(tmp_path)]
+    subprocess.run([sys.executable, "-m", "nbconvert", *words, str(lesson)], cwd=ROOT, check=True)
+    text = next(tmp_path.glob("*.html")).read_text(encoding="utf-8")
+    cells = json.loads(lesson.read_text(encoding="utf-8"))["cells"]
+    headings = [cell for cell in cells if cell["cell_type"] == "markdown" and "".join(cell["source"]).startswith("#")]
+    assert text.count("<section><section") >= len(headings) > 3 and "#|" not in text

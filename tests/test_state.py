@@ -131,6 +131,26 @@ def test_an_undone_answer_waits_for_a_new_one_and_the_status_counts_it():
     assert state.list_unlearned() == [id]
 
 
+def test_undoing_takes_the_last_fine_tune_of_the_present_model():
+    state = open_new("fifo")
+    fields = dict(start="", seen=1, kept=1, synthetic=0, rejected={}, requests=0, start_loss=2.0, best_loss=1.0)
+    fields |= dict(num_validation_dialogues=0, steps=8, seconds=1.0, cut=0, warm=None, digest="")
+    for base in ("base", "other"):
+        state.record("configured", base=base, model="m", settings={})
+        state.record("tuned", adapter=base, **fields)
+    state.record("configured", base="base", model="m", settings={})
+    state.record("undone")
+    assert [one.adapter for one in state.rounds] == ["other"]
+
+
+def test_an_answer_that_belongs_everywhere_is_as_new_as_the_reaction():
+    state = open_new("fifo")
+    say(state, 0, np.random.default_rng(3))
+    (id,) = state.archive.dialogues
+    state.record("reacted", id, kind="better", text="So.", asked=False, time=9.0, scope="everywhere")
+    assert [d.time for d in state.get_evidence().everywhere] == [9.0]
+
+
 def test_a_turn_that_waits_for_its_score_stays_in_a_full_archive():
     state = open_new("fifo", capacity=1)
     for number in range(3):

@@ -180,6 +180,8 @@ def test_pinned_messages_are_always_read_and_only_once():
     for prompt in ("Is barley a grain?", "What can I eat?"):
         assert choose_statements(said, prompt, vectors, MemoryConfig(), count_words, pinned) == pinned
     assert choose_statements([], "Hi", vectors, MemoryConfig(statements=0), count_words, pinned) == pinned
+    long = [Statement(" ".join(["my"] * (MAX_TOKENS - 9)), time, str(time)) for time in (1.0, 2.0)]
+    assert choose_statements([], "Hi", vectors, MemoryConfig(), count_words, long) == long[1:], "the newest that fits"
 
 
 @given(st.lists(st.integers(1, MAX_TOKENS + 50), max_size=8), st.lists(st.integers(1, MAX_TOKENS + 50), max_size=4))

@@ -62,6 +62,7 @@ def run(*words, **environment):
     return subprocess.run([sys.executable, *map(str, words)], capture_output=True, env=settings, timeout=600)
 
 
+@pytest.mark.later
 def test_a_day_of_chat_without_affinity_proc_autogroup_and_unix_sockets(tmp_path):
     pytest.importorskip("xllamacpp")
     done = run("-c", DAY, HERE, tmp_path)

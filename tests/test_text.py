@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from personal_llm.base.core import make_generator
-from personal_llm.base.text import count_negations, is_near_duplicate
+from personal_llm.base.text import describe_copy, is_near_duplicate
 from personal_llm.data.reading import load_samples
 from personal_llm.data.streams import edit_prompt
 
@@ -48,7 +48,7 @@ def test_small_edits_are_recognised_on_real_rows():
 
 
 def test_negations():
-    assert [count_negations(t) for t in ("do not", "don't, won’t", "cannot", "I want a note", "dont")] == [
+    assert [describe_copy(t)[1] for t in ("do not", "don't, won’t", "cannot", "I want a note", "dont")] == [
         1,
         2,
         1,

@@ -136,6 +136,7 @@ def iter_lines(*lines):
     return io.StringIO("\n".join(lines) + "\n")
 
 
+@pytest.mark.later
 def test_300_requests_of_8_clients_with_faults_lose_nothing_and_store_no_half(tmp_path):
     "Each whole reply is stored once with its own text, each fault is an error of its client, and the rest goes on."
     with writing_server() as writer, chat_server(tmp_path) as served:

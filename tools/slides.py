@@ -1,4 +1,4 @@
-"""Slides of the course: nbconvert's, with a page for each heading and a page below it for each cell (read by nbconvert).
+"""Slides of the course by nbconvert, which reads this file: a page for each heading, and one below it for each cell.
 
 make slides      # writes site/slides/; arrow keys turn; reveal.js, MathJax and mermaid come from their public addresses
 """

@@ -70,7 +70,7 @@ def describe_status(status: dict) -> list:  # lines
     "Say the numbers of a memory in words."
     return [f"{words:<24}{status[name]}" for name, words in STATUS_WORDS.items() if status.get(name) is not None]
 
-
+# %% ../../nbs/8_app/04_chat.ipynb #chatsty01
 def describe_style(session) -> list:  # lines
     "List the habits of the card with their numbers, and the style of the answers in words."
     lines = [f"{number}. {row}" for number, row in enumerate(session.me.list_habits(), 1)]

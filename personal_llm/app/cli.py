@@ -130,7 +130,7 @@ def main(argv: list = None) -> int:  # the exit code
         return 0
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     warnings.formatwarning = lambda message, *place: f"{message}\n"  # one line, without a place in our code
-    with suppress(AttributeError, io.UnsupportedOperation):  # a stream of another kind, or one that was read before
+    with suppress(AttributeError, ValueError):  # a stream of another kind, read before, or closed
         sys.stdin.reconfigure(errors="surrogateescape")  # what is no UTF-8 is refused where it is used
     for stream in (sys.stdout, sys.stderr):
         with suppress(AttributeError, io.UnsupportedOperation):

@@ -154,7 +154,7 @@ def find_model_name(name: str, folder: str = None, is_largest: bool = False) -> 
         archive.close()
     return choose_model_name(name, is_largest)
 
-
+# %% ../../nbs/8_app/05_commands.ipynb #cmdload01
 def load(name: str = None, folder: str = None, quiet: bool = False, is_largest: bool = False, **options):  # a `Model`
     "Load the model of a command; raise `InputError` where it is missing. is_largest: for a new folder, if it fits."
     facts = ["another one: --model NAME"] * (name is None)

@@ -7,7 +7,6 @@ __all__ = ['compute_fingerprint', 'find_encoder', 'load_encoder']
 
 # %% ../../nbs/0_base/07_loading.ipynb #06loa003
 import hashlib
-import math
 import os
 import re
 import sys
@@ -285,12 +284,12 @@ def choose_model_name(name=None, is_largest: bool = False):  # the name itself, 
     return name
 
 # %% ../../nbs/0_base/07_loading.ipynb #lgg00020
-def time_product(dtype: str, width: int) -> float:  # seconds
-    "Return the seconds of the fastest of five products of 256 tokens with a layer of the width."
+def time_product(dtype: str) -> float:  # seconds
+    "Return the seconds of the fastest of five products of 256 tokens with a layer of 1,024 rows."
     import torch
 
-    x = torch.ones(256, width, dtype=getattr(torch, dtype))
-    weight = torch.ones(width, 4 * width, dtype=getattr(torch, dtype))
+    x = torch.ones(256, 1024, dtype=getattr(torch, dtype))
+    weight = torch.ones(1024, 4096, dtype=getattr(torch, dtype))
     seconds = []
     for _ in range(6):  # the first one prepares the kernel
         start = time.perf_counter()
@@ -310,10 +309,8 @@ def choose_dtype(num_parameters: int, device: str = "cpu") -> str:
         return "float32"
     if 4 * num_parameters > psutil.virtual_memory().available:
         return "bfloat16"
-    width = 2 ** round(math.log2(math.sqrt(num_parameters / 500)))
-    key = f"torch {torch.__version__}, {torch.get_num_threads()} threads, width {width}"
-    types = ("float32", "bfloat16")
-    seconds = remember("products", key, lambda: {dtype: time_product(dtype, width) for dtype in types})
+    key = f"torch {torch.__version__}, {torch.get_num_threads()} threads"
+    seconds = remember("products", key, lambda: {dtype: time_product(dtype) for dtype in ("float32", "bfloat16")})
     return min(seconds, key=seconds.get)
 
 # %% ../../nbs/0_base/07_loading.ipynb #06loa015

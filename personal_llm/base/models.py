@@ -239,7 +239,7 @@ class Model(LazyModel):
         return sorted({find_end_of_turn(self.tokenizer), self.tokenizer.eos_token_id, *ends} - {None})
 
     def limit_reply(self, max_tokens: int = None) -> int:
-        "Return the maximum length of a reply in tokens: the given one, else `MAX_REPLY` or half of the longest dialogue."
+        "Return the most tokens of a reply: the given number, else `MAX_REPLY` or half of the longest dialogue."
         return max_tokens or min(MAX_REPLY, self.max_length // 2)
 
     def generate(

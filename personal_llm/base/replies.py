@@ -22,7 +22,8 @@ from pathlib import Path
 from .adapters import read_factors
 from .core import Dialogue, InputError, catch_panic, measure_cost, patch
 from .loading import note_once, read_gguf
-from .models import Model, check_list, continue_rows, load_model  # noqa: F401 (personal_llm takes it from here, with `reply`)
+from .models import Model, check_list, continue_rows
+from .models import load_model  # noqa: F401 (personal_llm takes it from here, with `reply`)
 from .tokens import find_end_of_turn
 
 # %% ../../nbs/0_base/09_replies.ipynb #rpl00006

@@ -125,16 +125,6 @@ def collect_shingles(texts: list) -> set:  # of integers
     "Return the hashes of all runs of 13 words of many texts."
     return {shingle for text in texts for shingle in hash_shingles(text)}
 
-# %% ../../nbs/0_base/02_text.ipynb #c7d30b19
-def get_numbers(text: str) -> list:  # runs of digits, in order
-    "Return the numbers of a text, as they are written."
-    return re.findall(r"\d+", text)
-
-
-def count_negations(text: str) -> int:
-    "Count the negations of a text."
-    return len(re.findall(get_language().negation_pattern, text))
-
 # %% ../../nbs/0_base/02_text.ipynb #3c90202c
 def collect_trigrams(text: str) -> set:
     "Return the runs of three characters of a normalised text, each with its letters in order."
@@ -143,8 +133,9 @@ def collect_trigrams(text: str) -> set:
 
 # %% ../../nbs/0_base/02_text.ipynb #txtcopies
 def describe_copy(text: str) -> tuple:  # (numbers, count of negations, trigrams)
-    "Return what two near-copies have in common."
-    return get_numbers(text), count_negations(text), collect_trigrams(text)
+    "Return what two near-copies have in common; the numbers are runs of digits."
+    num_negations = len(re.findall(get_language().negation_pattern, text))
+    return re.findall(r"\d+", text), num_negations, collect_trigrams(text)
 
 
 def are_copies(first: tuple, second: tuple) -> bool:

@@ -50,6 +50,7 @@ class Task:
     draw: Callable = None  # random generator -> one more argument tuple
     judge: Callable = None  # (answer, seed) -> "" when right, the name of a wrong one, or a sentence
     choices: tuple = ()  # texts that may be answered
+    explain: Callable = None  # (arguments of a case, the function's wrong array) -> a sentence on it, or ""
     hint: str = "go through the example by hand and compare"
 
     @staticmethod
@@ -231,6 +232,8 @@ def _judge_function(task: Task, answer: Answer, seed: int) -> str:  # "", the na
     shown = f"on ({', '.join(map(_short, cases[place]))}) your function gave {_short(got[place])}"
     if got[place] is None:
         return f"{shown}; does it have a `return`?"
+    if task.explain and not misfits[place] and (text := task.explain(*cases[place], as_array(got[place]))):
+        return f"{shown}: {text}"
     if (array := as_array(got[place])) is not None and np.isnan(array).any():
         return f"{shown}; is something divided by zero, or the log of zero taken?"
     special = f"it is right in {sum(fits)} of {len(fits)} cases: what is special about this one?"
@@ -275,7 +278,7 @@ def _judge_value(task: Task, answer) -> str:  # "", the name of a wrong one, or 
     "Compare a value with the right one and with the wrong ones."
     given = _plain_value(task, answer)
     right = _plain_value(task, plain(task.value(task.right)))
-    if same(given, right, task.tolerance):
+    if same(given, right, task.tolerance) or task.kind == "number" and _is_rounded(given[0], right[0], task):
         return ""
     for wrong in task.wrongs:
         if same(given, _plain_value(task, plain(task.value(wrong.answer))), task.tolerance):
@@ -287,6 +290,11 @@ def _judge_value(task: Task, answer) -> str:  # "", the name of a wrong one, or 
         missing = len(set(right) - set(given))
         return f"names that do not belong there: {too_many}; missing names: {missing}"
     return f"not right; {task.hint}"
+
+
+def _is_rounded(given: float, right: float, task: Task) -> bool:
+    "Whether a number is the right one to three digits, and no whole number was asked for."
+    return task.tolerance > 0 and given == float(f"{right:.3g}")
 
 
 SHARES = re.compile(r"\b(share|probability|chance|AUC|ROUGE)")  # in questions whose answer is at most 1
@@ -323,9 +331,12 @@ def misfit(task: Task, answer) -> str:  # "" when it can be compared
 
 # %% ../../nbs/course/00_checks.ipynb #be08dac1
 def _number_of(answer):
-    "Return the number that a text spells, or the answer as it is."
+    "Return the number that a text spells, perhaps in percent, or the answer as it is."
+    if not isinstance(answer, str):
+        return answer
+    text = answer.strip()
     try:
-        return float(answer) if isinstance(answer, str) else answer
+        return float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
     except ValueError:
         return answer
 

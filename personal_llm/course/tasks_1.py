@@ -33,7 +33,13 @@ TASKS.add(
     ("two tokens", float(np.log(32)), "the first token is missing"),
     ("mean probability", -float(np.log(0.875 / 3)), "the logarithm comes first, then the sum"),
     ("bits per token", 2.0, "that is a mean, and in bits"),
+    ("bits, rounded", 5.989, "1.44 times the loss is its size in bits"),
+    ("inverse", 64.0, "that is one over the probability; its logarithm is the loss"),
+    ("perplexity", 4.0, "that is the perplexity of a token"),
+    ("entropy", float(np.log(2) / 2 + np.log(4) / 4 + np.log(8) / 8), "no loss is weighted with its probability"),
+    ("complement", 1 - 1 / 64, "that is the probability of any other answer"),
     tolerance=0.01,
+    hint="write the loss of each of the three tokens below its probability; what becomes of the three?",
 )
 
 # %% ../../nbs/course/tasks_1.ipynb #7b371898
@@ -49,6 +55,26 @@ def _overflow(scores):
     with np.errstate(over="ignore"):
         total = np.exp(scores).sum()
     return scores - np.log(total) if np.isfinite(total) else np.full(scores.shape, -np.inf)
+
+
+def _scale_alone(scores):
+    "Log softmax with the largest score taken away inside the sum only."
+    return scores - np.log(np.exp(scores - scores.max()).sum())
+
+
+def _explain_logs(scores: np.ndarray, got: np.ndarray) -> str:
+    "What keeps an array from being the logs of probabilities."
+    if np.isnan(got).any() or np.isinf(got).all():
+        return "e to the power of 10,000 is too large for a computer, so the largest score comes off first"
+    if np.isinf(got).any():
+        return "the log of zero was taken: a small probability became zero before its logarithm"
+    if abs(got.sum() - 1) < 1e-6:
+        return "these numbers sum to one themselves: they are probabilities"
+    with np.errstate(over="ignore"):
+        total = np.exp(got).sum()
+    if abs(total - 1) > 0.01:
+        return f"their exponentials sum to {total:.3g}, not to one"
+    return "two scores that differ by one must have logs that differ by one, in the same order"
 
 
 TASKS.add(
@@ -67,8 +93,11 @@ TASKS.add(
     ("halved", lambda x: log_softmax(x / 2), "the scores were divided before the softmax: a temperature"),
     ("clipped", lambda x: np.log(np.maximum(np.exp(log_softmax(x)), 1e-12)), "small probabilities were cut off"),
     ("counted", lambda x: x - x.max() - np.log(len(x)), "the exponentials are summed, not counted"),
+    ("maximum forgotten in the sum", lambda x: _overflow(x) - x.max(), "the largest score is still inside the sum"),
+    ("maximum forgotten outside", _scale_alone, "the largest score came off inside the sum, and not outside"),
     tries=[(np.array(x),) for x in ([0.0, 0.0], [1.0, 2.0, 4.0], [-3.0, 0.5], [0.0, 9999.0, 10000.0, 0.0])],
     draw=lambda random: (random.normal(scale=3.0, size=random.integers(2, 12)),),
+    explain=_explain_logs,
 )
 
 # %% ../../nbs/course/tasks_1.ipynb #96260a21
@@ -89,6 +118,21 @@ def _draw_case(random, tokens: int = 0, start: int = 0) -> tuple:  # (scores, id
     return scores, random.integers(11, size=tokens).tolist(), start or int(random.integers(3, tokens - 1))
 
 
+def _softmax_down(scores: np.ndarray) -> np.ndarray:
+    "Log softmax over the tokens instead of the vocabulary."
+    return np.apply_along_axis(log_softmax, 0, scores)
+
+
+def _likeliest(scores: np.ndarray, ids: list, start: int) -> float:
+    "The loss of the likeliest token at each place."
+    return float(-sum(log_softmax(scores[t - 1]).max() for t in range(start, len(ids))))
+
+
+def _complements(scores: np.ndarray, ids: list, start: int) -> float:
+    "The sum of one minus the probability of each token."
+    return float(sum(1 - np.exp(log_softmax(scores[t - 1])[ids[t]]) for t in range(start, len(ids))))
+
+
 TASKS.add(
     "answer loss",
     "Write `answer_nll(scores, ids, start)`: the nats of the tokens from `start` on.",
@@ -103,9 +147,30 @@ TASKS.add(
     ("perplexity", lambda s, i, n: np.exp(answer_nll(s, i, n) / (len(i) - n)), "that is the perplexity"),
     ("no softmax", lambda s, i, n: answer_nll(s, i, n, normalise=np.asarray), "scores are not yet log-probabilities"),
     ("two rows early", lambda s, i, n: answer_nll(s, i, n, shift=2), "the row comes one token too early"),
+    (
+        "softmax over the tokens",
+        lambda s, i, n: answer_nll(_softmax_down(s), i, n, 1, np.asarray),
+        "softmax row by row",
+    ),
+    (
+        "softmax over the table",
+        lambda s, i, n: answer_nll(log_softmax(s.ravel()).reshape(s.shape), i, n, 1, np.asarray),
+        "one softmax was taken over the whole table; each row is a softmax of its own",
+    ),
+    ("the likeliest tokens", _likeliest, "that is the loss of the likeliest tokens; the answer's tokens are given"),
+    ("complements", _complements, "one minus a probability is no loss: its negative logarithm is"),
+    ("one token", lambda s, i, n: answer_nll(s[: n + 1], i[: n + 1], n), "only the answer's first token was counted"),
+    ("the prompt's loss", lambda s, i, n: answer_nll(s[:n], i[:n], 1), "that is the loss of the prompt"),
+    ("the prompt's rows", lambda s, i, n: answer_nll(s[:n], i[:n], 0), "these tokens come before the answer"),
+    (
+        "the token before",
+        lambda s, i, n: answer_nll(s[:-1], i[:-1], n - 1, 0),
+        "each row was asked for the token before",
+    ),
     ("start counted from 1", lambda s, i, n: answer_nll(s, i, n - 1), "a token before the answer is counted"),
     tries=[_draw_case(make_generator(s, "lesson 1"), n, start) for s, n, start in ((0, 7, 4), (1, 5, 2), (2, 9, 6))],
     draw=_draw_case,
+    hint="for this case, write each token of the answer beside the row that speaks of it",
 )
 
 # %% ../../nbs/course/tasks_1.ipynb #66583ecf
@@ -145,7 +210,13 @@ TASKS.add(
     ("per token", later(lambda: answer_losses(TEA).mean()), "a mean; the sum is wanted"),
     ("sign", later(lambda: -answer_losses(TEA).sum()), "that is the log-likelihood; a loss is not negative"),
     ("first token forgotten", later(lambda: answer_losses(TEA)[1:].sum()), "the answer's first token is missing"),
+    ("one token", later(lambda: answer_losses(TEA)[0]), "that is the answer's first token; the loss is summed"),
+    ("the costliest", later(lambda: answer_losses(TEA).max()), "that is the costliest token; the loss is summed"),
+    ("perplexity", later(lambda: np.exp(answer_losses(TEA).mean())), "that is the perplexity"),
+    ("over the dialogue", later(lambda: answer_losses(TEA, 99).mean()), "that is a mean over the whole dialogue"),
+    ("the prompt", later(lambda: answer_losses(TEA, 99).sum() - answer_losses(TEA).sum()), "that is the prompt's loss"),
     tolerance=0.02,
+    hint="print each token beside its loss: the answer begins after <|assistant|> and ends with <|end|>",
 )
 
 # %% ../../nbs/course/tasks_1.ipynb #f4a63a15
@@ -157,7 +228,20 @@ TASKS.add(
     ("all tokens", later(lambda: len(answer_losses(TEA, more=99)) + 1), "that is the whole dialogue"),
     ("words", 3, "a word is not a token, and punctuation has tokens too"),
     ("letters", 10, "these are letters and spaces; most tokens are longer"),
+    (
+        "the mark before the answer",
+        later(lambda: len(answer_losses(TEA)) + 1),
+        "one too many: <|assistant|> costs 0.00 nats, so the sum is the same, but it is no token of the answer",
+    ),
+    (
+        "all but the first",
+        later(lambda: len(answer_losses(TEA, more=99))),
+        "that is the dialogue, but for its first token",
+    ),
+    ("the prompt", later(lambda: len(answer_losses(TEA, 99)) + 1 - len(answer_losses(TEA))), "the prompt has so many"),
+    ("the vocabulary", 8192, "that is the size of the vocabulary"),
     tolerance=0,
+    hint="print the tokens: count from the first one after <|assistant|> to <|end|>, which counts",
 )
 TASKS.add(
     "perplexity",
@@ -174,8 +258,12 @@ TASKS.add(
     ("probability", 1 / 64, "that is the probability of the answer"),
     ("base e of bits", float(np.exp(2)), "e was raised to bits; bits belong to base 2"),
     ("last token", float(np.log(8)), "that is the loss of the last token"),
+    ("loss in bits", 6.0, "that is the loss in bits; a perplexity has no unit"),
+    ("base 2 of nats summed", 16.0, "the base is raised to the mean loss in the unit of that base"),
+    ("e to the bits", float(np.exp(6)), "e was raised to the sum of the bits"),
     ("the least likely", 8.0, "that is one over the last probability; take the mean over the tokens"),
     tolerance=0.02,
+    hint="divide the loss by the number of tokens first; then raise the base of the logarithm to that mean",
 )
 TASKS.add(
     "figure",
@@ -185,6 +273,7 @@ TASKS.add(
     ("below", later(lambda: int((answer_losses(WEATHER) <= 2).sum())), "these are the bars at or below two nats"),
     ("the axis", 0, "some bars are higher: find the value 2 on the vertical axis"),
     tolerance=0,
+    hint="lay a ruler at the height of two nats, and count the bars that end above it, that of <|end|> too",
 )
 ROWS = (
     "template",

@@ -198,7 +198,11 @@ TASKS.add(
     "Write `dss(words, lists)`: words of a text, and a dict from a lexicon's name to its words.",
     word_score,
     *DSS_MISTAKES,
-    ("each word once", lambda w, lists: _count(list(set(w)), lists, str.__eq__) * len(set(w)) / len(w), "twice is two"),
+    (
+        "each word once",
+        lambda w, lists: _count(list(set(w)), lists, str.__eq__) * len(set(w)) / len(w),
+        "repeats were dropped above the line only: a word that comes twice counts twice there, too",
+    ),
     ("substrings", lambda w, lists: _count(w, lists, str.count), "parts of words were counted: compare whole words"),
     ("beginnings", lambda w, lists: _count(w, lists, str.startswith), "compare whole words, not beginnings"),
     ("lists merged", _merged, "a word that stands in two lexicons counts in each of them"),

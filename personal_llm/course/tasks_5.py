@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['TASKS', 'CANDIDATE', 'REFERENCE', 'PAIRS', 'LABELS', 'BY_WORDS', 'REQUESTS', 'SHIFTS', 'false_accept_share', 'spend',
-           'eager', 'evenly', 'fixed_bar', 'count_groups']
+           'eager', 'evenly', 'fixed_bar', 'fixed_quantile', 'count_groups']
 
 # %% ../../nbs/course/tasks_5.ipynb #284d65bf
 from collections import Counter
@@ -212,10 +212,11 @@ def spend(
     wants: Answer,
     seed: int,
     streams: int = 12,  # of each shift
+    requests: int = REQUESTS,  # questions on one stream
 ) -> list:  # of a shift: (places that were asked about, corrections) of each stream
     "Run a rule on all streams of a seed."
     table = [[toy_stream(seed + place, shift) for place in range(streams)] for shift in SHIFTS]
-    asked = wants.ask(spend_on_streams, ([chances.tolist() for row in table for chances, _ in row], REQUESTS))
+    asked = wants.ask(spend_on_streams, ([chances.tolist() for row in table for chances, _ in row], requests))
     corrects = [corrects for row in table for _, corrects in row]
     pairs = [(places, int(corrects[i][places].sum()) if places else 0) for i, places in enumerate(asked)]
     return [pairs[i : i + streams] for i in range(0, len(pairs), streams)]
@@ -234,6 +235,11 @@ def evenly(chance: float, earlier: list, left: int, to_come: int) -> bool:
 def fixed_bar(height: float) -> object:
     "Return a rule that asks above a fixed threshold."
     return lambda chance, earlier, left, to_come: chance > height
+
+
+def fixed_quantile(chance: float, earlier: list, left: int, to_come: int) -> bool:
+    "Ask about the top twelfth, however many questions are left."
+    return len(earlier) >= 8 and chance >= np.quantile(earlier, 1 - REQUESTS / STREAM_LENGTH)
 
 
 def _is_fixed_bar(runs: list, seed: int) -> bool:
@@ -255,6 +261,13 @@ def _inner_part(places: list) -> tuple:  # (first place, place after the last)
     begin = next((i for i, p in enumerate(places) if p != i), len(places))
     late = next((i for i, p in enumerate(reversed(places)) if p != STREAM_LENGTH - 1 - i), len(places))
     return begin, STREAM_LENGTH - late if late or len(places) < REQUESTS else places[-1] + 1
+
+
+def _ignores_what_is_left(wants: Answer, runs: list, seed: int) -> bool:
+    "Return whether a rule with three times as many questions first asks all that it asked before."
+    more = spend(wants, seed, streams=3, requests=3 * REQUESTS)
+    pairs = [(few, many) for row, rows in zip(runs, more) for (few, _), (many, _) in zip(row, rows)]
+    return all(many[: len(few)] == few for few, many in pairs)
 
 
 def _last_place(runs: list) -> float:  # the stream's length, if more than a twentieth of the questions is left
@@ -284,7 +297,7 @@ def _judge_spending(wants: Answer, seed: int) -> str:
     if gains.max() <= 1.3:
         return "blind"
     if gains.min() > 1.8:
-        return ""
+        return "a fixed quantile" if _ignores_what_is_left(wants, runs, seed) else ""
     place = int(gains.argmin())
     return f"on streams of {_STREAMS[place]} you get {got[place]:.1f} corrections, even spacing {base[place]:.1f}"
 
@@ -297,6 +310,7 @@ TASKS.add(
     ("never asks", lambda c, e, left, to_come: False, "nobody is asked: a request left over is worth nothing"),
     ("hoards", lambda c, e, left, to_come: len(e) > 40 and c > max(e), "a question that is left over is worth nothing"),
     ("a fixed bar", fixed_bar(0.5), "one fixed threshold: it fails as soon as all probabilities are lower or higher"),
+    ("a fixed quantile", fixed_quantile, "it asks as often with three times as many questions: `left` changes nothing"),
     ("blind", evenly, "at best 1.3 times as many corrections as with even spacing: ask where the chance is high"),
     judge=_judge_spending,
 )

@@ -226,7 +226,11 @@ TASKS.add(
     ("strength counted", lambda z, rows: l1_distance(rows, z).argmin(), "users of one style get unequal pLLMs"),
     ("the loudest wins", lambda z, rows: (rows @ z).argmax(), "pLLMs with long rows are chosen by too many"),
     ("the farthest", lambda z, rows: cosine(rows, z).argmax(), "that is the pLLM that points away the most"),
-    ("signs", lambda z, rows: np.linalg.norm(np.sign(rows) - np.sign(z), axis=1).argmin(), "directions have sizes"),
+    (
+        "signs",
+        lambda z, rows: np.linalg.norm(np.sign(rows) - np.sign(z), axis=1).argmin(),
+        "only signs were compared: (1, 9) and (9, 1) have the same signs and point in different directions",
+    ),
     ("always the same", lambda z, rows: 0 * len(z), "every user gets the same pLLM"),
     judge=_judge_picker,
 )

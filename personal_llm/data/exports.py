@@ -13,7 +13,7 @@ from collections import Counter
 from datetime import datetime, timezone
 
 from ..base.core import InputError
-from .formats import ParsedConversation, Program, Sides, Turn, as_text, dig, find_times
+from .formats import ParsedConversation, Program, Sides, Turn, as_text, compile_mark, dig, find_times
 from .formats import join_parts, parse_time, register_format, register_program, sort_by_time
 from .records import TABLE, WORDS, format_value, parse_json
 
@@ -216,12 +216,7 @@ def parse_messenger(record, sides):
 
 # %% ../../nbs/1_data/03_exports.ipynb #135274c2
 DIRECTION_MARKS = "\u200e\u200f\u202a\u202c\ufeff"  # invisible marks that WhatsApp puts before a line
-_GAP = rf"[\s{DIRECTION_MARKS}]{{0,2}}"
-_DATE = rf"(\d{{1,4}})({_GAP}[./\-年년]{_GAP})(\d{{1,2}})({_GAP}[./\-月월]{_GAP})(\d{{1,4}})"
-_TIME = r"(\d{1,2})(?:[:.]|\sh\s)(\d{2})(?:(?:[:.]|\smin\s)(\d{2})(?:\ss)?)?"
-STAMP = re.compile(
-    rf"(\[?){_DATE}([^\d\[\]]{{1,20}}){_TIME}([^\d\[\]:]{{0,20}}?)(?:\]\s|\s[-–]\s)(?:([^\n]*?):(?: |\Z))?(.*)", re.S
-)
+STAMP = compile_mark("@stamp@")
 
 
 def parse_stamp(line: str) -> tuple:  # (numbers of date and time, "p", "a" or None), form, name, text; or None
@@ -282,9 +277,7 @@ def parse_timestamps(stamps: list) -> list:  # seconds since the epoch, one for 
     return min(candidates, key=lambda times: times.count(0.0) + sum(a > b for a, b in zip(times, times[1:])))
 
 # %% ../../nbs/1_data/03_exports.ipynb #736a50b9
-ATTACHMENT = re.compile(
-    r"\A\u200e?[^\n]{1,200}\.\w{2,5} \([^()\n]{1,80}\)(?:\n|\Z)|\s{0,2}(?:\u200e<[^<>]*>|\s<[^<>]{6,}>)\Z|\A<[^<>]*>\Z"
-)
+ATTACHMENT = compile_mark("@attachment@")
 OMITTED = TABLE["omitted"].split(", ")  # in place of a thing that was not exported
 
 

@@ -21,7 +21,8 @@ from typing import Callable, NamedTuple
 from dateutil import parser
 
 from ..base.core import Dialogue, InputError
-from .records import FIELDS, TABLE, WORDS, format_value, is_message_list, parse_json
+from .records import FIELDS, TABLE, WORDS, fold_field, format_value
+from .records import is_message_list, is_talk_field, parse_json
 
 # %% ../../nbs/1_data/02_formats.ipynb #09b2a9e7
 class Turn(NamedTuple):
@@ -226,11 +227,12 @@ def tells(record: dict, fact: str) -> bool:
     "Tell whether a turn or a row has a value for a fact of the table; a value that we do not know stays unread."
     is_told = False
     for name, value in record.items():
-        yes, no = FACTS[fact].get(name, ((), ()))
+        yes, no = FACTS[fact].get(fold_field(name), ((), ()))
         word = str(value).strip().lower().replace("_", "-").replace(" ", "-") if yes else ""
         is_any = "*" in yes and bool(value) and word not in no
-        if yes and isinstance(value, dict) and not is_any:
-            is_told = tells(value, fact) or is_told
+        if yes and isinstance(value, (dict, list)) and not is_any:
+            parts = [value] if isinstance(value, dict) else [{name: part} for part in value]
+            is_told = any([tells(part, fact) for part in parts]) or is_told
         elif is_any or word in (*yes, *no):
             is_told = is_told or is_any or word in yes
             record.get(name)  # it is read
@@ -346,14 +348,20 @@ def find_times(message: dict) -> dict:  # name of a field -> seconds since the e
     return {name: time for name, time in times.items() if time > 1e8}
 
 
-def counts_down(name: str, numbers: list) -> bool:
-    "Tell whether a program counts messages in a column, the newest first: by its name, or three or more in steps of 1."
-    if not all(re.fullmatch("[0-9]{1,18}", number) for number in numbers):
-        return False
-    numbers = list(map(int, numbers))
-    is_falling = numbers == sorted(numbers, reverse=True) and numbers[0] > numbers[-1]
-    is_count = len(numbers) > 2 and numbers == list(range(numbers[0], numbers[0] - len(numbers), -1))
-    return is_count or is_falling and bool(NUMBER_FIELD.fullmatch(name))
+def sort_by_number(messages: list) -> list:
+    "Return messages in the order of a field that numbers them, turned round if an id or a count falls, or as they are."
+    for name in messages[0] if messages else ():
+        values = [str(message.get(name)) for message in messages]
+        if all(re.fullmatch("[0-9]{1,18}", value) for value in values):
+            numbers = list(map(int, values))
+            order = sorted(range(len(numbers)), key=numbers.__getitem__)
+            is_count = len(numbers) > 2 and numbers == list(range(numbers[0], numbers[0] - len(numbers), -1))
+            is_falling = numbers == sorted(numbers, reverse=True) and numbers[0] > numbers[-1]
+            if len({*numbers}) == len(numbers) and NUMBER_FIELD.fullmatch(name) and not name.lower().endswith("id"):
+                return [messages[i] for i in order]
+            if is_count or is_falling and NUMBER_FIELD.fullmatch(name):
+                return messages[::-1]
+    return messages
 
 
 def sort_by_time(messages: list) -> list:
@@ -365,9 +373,7 @@ def sort_by_time(messages: list) -> list:
         return messages
     if columns and not all(column == sorted(column, reverse=True) for column in columns):
         raise InputError("the messages are not in the order of their times", "sort them, or leave the times out")
-    names = messages[0] if messages else ()
-    is_down = any(counts_down(name, [str(message.get(name)) for message in messages]) for name in names)
-    return messages[::-1] if columns or is_down else messages
+    return messages[::-1] if columns else sort_by_number(messages)
 
 
 def find_parent(message: dict) -> str:
@@ -417,7 +423,7 @@ def group_talks(messages: list) -> list:  # of lists
     "Divide messages by the talk that they name."
     talks = {}
     for message in messages:
-        talk = next((message[name] for name in FIELDS["talk"] if message.get(name) is not None), None)
+        talk = next((message[name] for name in message if is_talk_field(name) and message[name] is not None), None)
         talks.setdefault(str(talk), []).append(message)
     return list(talks.values())
 
@@ -519,7 +525,8 @@ def parse_turn(turn, is_learned: bool = True) -> list:  # of `Turn`
     if who is None and find_field(turn, "prompt") and find_field(turn, "response"):
         return parse_row(turn)
     name = str(turn.get("type", "") if who is None else who).strip().lower()  # a call of a tool has a type
-    name = next((word for word in WORDS["unspoken"] if word in name), name)
+    kind = " ".join([name, *(str(turn.get(field)).lower() for field in FIELDS["kind"])])
+    name = next((word for word in WORDS["unspoken"] if word in kind), name)
     if name not in ROLES:
         cause = f"no known field names the sender; fields: {list_fields(turn)}"
         problem = cause if who in (None, "") else f"unknown role {format_value(who)!r}"
@@ -530,7 +537,7 @@ def parse_turn(turn, is_learned: bool = True) -> list:  # of `Turn`
     texts = [part for part in content if isinstance(part, str)] if isinstance(content, list) else []
     if role == "assistant" and "content" in turn and len(texts) > 1:
         raise InputError("an answer is a list of texts, which may be several answers", "give one text in each turn")
-    text = join_parts(content, "content") if role and turn.get("channel") != "analysis" else ""
+    text = join_parts(content, "content") if role else ""
     if not role or role == "user" and text == "" and ("tool" in str(content) or "function" in str(content)):
         return [Turn("assistant", "")]  # it stands between two questions
     if tells(turn, "stopped") or not text and any(map(turn.get, FIELDS["files"])):
@@ -563,7 +570,8 @@ def parse_request(record: dict) -> list:  # of `Turn`
 def parse_row(record: dict, side: str = "response") -> list:  # of `Turn`
     "Parse a row of one request and one answer, or a list of turns with both."
     *turns, answer = parse_side(record, find_field(record, side), "assistant") or [Turn("assistant", "")]
-    record.get(find_field(record, "worse"))  # we know what it means
+    if side == "better":
+        record.get(find_field(record, "worse"))  # we know what it means
     is_learned = answer.is_learned and not tells(record, "against")
     request = [] if side == "better" and turns else parse_request(record)
     return [*request, *turns, answer._replace(is_learned=is_learned, unread=record.unread)]

@@ -315,12 +315,8 @@ def load_demo_user(name: str, length: int = 96) -> DemoUser:
     "Read one of eight simulated users, with the first dialogues of its stream; raise `InputError` for another name."
     users = {user["name"]: user for user in read_zipped_rows(ASSETS / "demo.jsonl.gz")}
     user = users[check(name, "choice", "user", choices=(*users,))]
-    check(length, "whole number", "length", 1, len(user["stream"]))
-    stream = [
-        Dialogue(prompt, response, time=float(i), origin="model", labels=labels)
-        for i, (prompt, response, labels) in enumerate(user["stream"][:length])
-    ]
-    habits = [
-        SimpleNamespace(name=name, holds=re.compile(given, re.S).fullmatch) for name, given in user["habits"].items()
-    ]
+    rows = enumerate(user["stream"][: check(length, "whole number", "length", 1, len(user["stream"]))])
+    stream = [Dialogue(*pair, time=float(i), origin="model", labels=labels) for i, (*pair, labels) in rows]
+    patterns = {habit: re.compile(pattern, re.S) for habit, pattern in user["habits"].items()}
+    habits = [SimpleNamespace(name=habit, holds=pattern.fullmatch) for habit, pattern in patterns.items()]
     return DemoUser(user["description"], habits, stream, [Dialogue(*pair) for pair in user["test"]])

@@ -9,6 +9,8 @@ __all__ = ['format_value', 'read_records']
 import csv
 import io
 import json
+import re
+from functools import cache
 from operator import itemgetter
 from pathlib import Path
 
@@ -107,9 +109,7 @@ def clean_value(value, depth: int = 0):  # depth: levels above it
         value = value.strip("\0").replace("\0", "�").replace("\r\n", "\n").replace("\r", "\n")
         return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
     if depth >= MAX_DEPTH and isinstance(value, (list, dict)):
-        raise InputError(
-            f"nested more than {MAX_DEPTH} levels deep", "give the dialogues inside it, one below the other"
-        )
+        raise InputError(f"nested more than {MAX_DEPTH} levels deep", "give the dialogues inside it, each as a row")
     if isinstance(value, list):
         return [clean_value(item, depth + 1) for item in value]
     items = value.items() if isinstance(value, dict) else ()
@@ -146,11 +146,23 @@ def parse_table(text: str, quoting=csv.QUOTE_MINIMAL) -> tuple:  # ([(line, {col
     return collect(name_fields, rows[1:])
 
 # %% ../../nbs/1_data/01_records.ipynb #c10a553d
+@cache
+def fold_field(name: str) -> str:
+    "Return the name of a field as one word in lower case, without `is` in front."
+    return re.sub("^is|^has|[^a-z0-9]", "", name.lower())
+
+
+@cache
+def is_talk_field(name: str) -> bool:
+    "Tell whether a field names the talk to which a message belongs: `chat`, `chat_id`, `chatUuid`."
+    return re.sub("(?<=.)(?:uu|gu)?id$", "", fold_field(name)) in FIELDS["talk"]
+
+
 def is_message_list(value) -> bool:
     "Tell whether a JSON list is the messages of one conversation, not of several that they name, or of records."
     first = value[0] if isinstance(value, list) and value and isinstance(value[0], dict) else {}
-    first = {str(name).lower() for name in first}
-    return ("role" in first or {"from", "value"} <= first) and first.isdisjoint(FIELDS["talk"])
+    names = {name.lower() for name in first}
+    return ("role" in names or {"from", "value"} <= names) and not any(map(is_talk_field, first))
 
 
 def parse_json_rows(text: str, is_whole: bool) -> tuple:  # ("line" or "item", records, errors)

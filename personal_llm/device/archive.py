@@ -4,15 +4,14 @@
 
 # %% auto #0
 __all__ = ['ARCHIVE_FILE', 'APPLICATION_ID', 'SCHEMA', 'FACTS', 'LOCKS', 'UNFINISHED', 'Event', 'hold_folder', 'Archive',
-           'store_vectors', 'load_vectors', 'cut_history', 'delete_dialogues', 'purge', 'count_bytes', 'backup_archive',
-           'open_archive']
+           'store_vectors', 'load_vectors', 'cut_history', 'delete_dialogues', 'purge', 'count_bytes', 'open_archive']
 
 # %% ../../nbs/6_device/01_archive.ipynb #f459167a
 import json
 import os
 import sqlite3
 import threading
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from weakref import WeakValueDictionary
@@ -314,22 +313,6 @@ def count_bytes(archive: Archive) -> int:
 
 # %% ../../nbs/6_device/01_archive.ipynb #c86e9169
 UNFINISHED = "unfinished"  # the fact that rows were deleted, and their bytes or adapters perhaps not yet
-
-# %% ../../nbs/6_device/01_archive.ipynb #fa4d24d4
-def backup_archive(archive: Archive, file) -> Path:
-    "Write a copy of the archive into a new file, for its owner only; raise `InputError` if the file exists."
-    file = Path(file)
-    if file.exists():
-        raise InputError(f"{file}: exists already", "name a new file")
-    if archive.file is not None and archive.file.parent.resolve() in file.resolve().parents:
-        raise InputError(
-            f"{file}: lies in the archive's own folder", "choose another one: forgetting deletes no copies"
-        )
-    make_folder(file.parent)
-    os.close(os.open(file, os.O_WRONLY | os.O_CREAT, 0o600))
-    with report_damage(file), closing(sqlite3.connect(file)) as target:
-        archive.connection.backup(target)
-    return file
 
 # %% ../../nbs/6_device/01_archive.ipynb #arc0open
 def open_archive(folder) -> Archive:

@@ -18,7 +18,7 @@ from ..base.text import CONTROL_CHARACTERS, count_nouns
 from ..buffer.statements import MAX_TOKENS, format_date
 from .archive import clean
 from .forgetting import ForgetPlan, drop_forgotten
-from .learning import count_missing_answers
+from .learning import FEWEST_ANSWERS
 from .personalizer import Personalizer
 from .state import CLIENT
 
@@ -371,8 +371,8 @@ class ChatSession(ReactingSession):
             raise InputError("nothing to learn from yet: no reply was corrected", "correct a reply first")
         self.learning = BackgroundWork(self.model, self._train)
         message = "learning in the background"
-        missing = count_missing_answers(self.me.state.list_answered())
-        if missing:
+        missing = FEWEST_ANSWERS - len(self.me.state.list_answered())
+        if missing > 0:
             message += f"; we measured fine-tunes with {missing} answers more, so look at the replies afterwards"
         return message + "; the writer's model cannot read this adapter" * (not self.model.reads_adapters)
 

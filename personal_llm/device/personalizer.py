@@ -17,6 +17,7 @@ from ..base.adapters import Adapter
 from ..base.core import Cost, Dialogue, InputError, check
 from ..base.display import Displayed
 from ..base.replies import ReplyOptions, ReplyStream
+from ..base.text import count_nouns
 from ..buffer.buffer import Buffer
 from ..buffer.feedback import SCOPES, Feedback
 from ..buffer.scoring import ScoredDialogue, load_lexicons, score
@@ -285,7 +286,7 @@ class Reactor(Observer):
             number = number or max(known, default=0) + 1
             self.state.record("instructed", number=number, text=text, time=time)
 
-    def scope_habit(self, row: CardRow, scope: str, time: float = 0.0) -> None:
+    def scope_habit(self, row: CardRow, scope: str) -> None:
         "Say where a habit of the card belongs: everywhere, here, or empty: the evidence decides."
         check(scope or SCOPES[0], "choice", "the scope", choices=SCOPES)
         with self.change():
@@ -362,7 +363,8 @@ class Learner(Reactor):
         "Record a new adapter, and use it; raise `InputError` if it would change what the person left alone."
         if prepared.is_refused:
             remove_adapter(prepared.adapter.path)
-            problem = f"the fine-tune is refused: {prepared.comparison}"
+            changed = f"{prepared.num_changed} of {count_nouns(prepared.num_compared, 'reply')}"
+            problem = f"the fine-tune is refused: it would change {changed} that you left alone"
             raise InputError(problem, "correct more replies, or say that your form belongs everywhere")
         with self.change():
             self.spent = self.spent + prepared.cost

@@ -7,6 +7,7 @@ __all__ = ['fit_merge_weights', 'merge', 'check_shares']
 
 # %% ../../nbs/5_selection/05_merging.ipynb #efedf1ce
 import math
+from functools import partial
 
 import numpy as np
 
@@ -62,7 +63,8 @@ def merge(
             adapted.set_adapter("default")
             for member in members:
                 adapted.delete_adapter(member)
-            stage = stage_adapter(out, adapted.save_pretrained)
+            save = partial(adapted.save_pretrained, save_embedding_layers=False)  # "auto" asks the hub for the base
+            stage = stage_adapter(out, save)
         finally:
             remove_peft_layers(model.model)
     return commit_adapter(stage, Adapter(out, model.base, tuple(folders), cost, notes=dict(weights=dict(weights))))

@@ -15,7 +15,7 @@ from ..base.adapters import WEIGHTS_FILE
 from ..base.display import Displayed
 from ..base.core import Cost, InputError
 from ..base.plots import draw_bars
-from ..tuning.statistics import lower_confidence_bound
+from ..tuning.statistics import FEWEST_FOR_MEAN, lower_confidence_bound
 
 # %% ../../nbs/5_selection/02_ranking.ipynb #9087c868
 def cosine_distance(rows: np.ndarray, z: np.ndarray) -> np.ndarray:  # (n, d), (d,) -> (n,) from 0 to 2
@@ -44,14 +44,14 @@ PLAIN_PLLM = "plain"  # the name of a library's plain pLLM, which was tuned on t
 class PLLMLosses:
     "Losses of pLLMs on a user's dialogues, each measured once."
 
-    def __init__(self, model, library, dialogues: list, min_dialogues: int = 4):  # fewer make no loss that we compare
+    def __init__(self, model, library, dialogues: list):
         self.model = model
         self.library = library
         self.dialogues = list(dialogues)
         self.num_dialogues = len(self.dialogues)
-        if self.num_dialogues < min_dialogues:
-            problem = f"{self.num_dialogues} personal dialogues: a loss needs at least {min_dialogues}"
-            raise InputError(problem, f"give {min_dialogues - self.num_dialogues} more")
+        if self.num_dialogues < FEWEST_FOR_MEAN:
+            problem = f"{self.num_dialogues} personal dialogues: a loss needs at least {FEWEST_FOR_MEAN}"
+            raise InputError(problem, f"give {FEWEST_FOR_MEAN - self.num_dialogues} more")
         self.known_sums = {}  # name -> (n, 2) summed nats and response tokens of the first dialogues
         self.bytes_moved = 0  # of the adapters that we attached
 

@@ -19,6 +19,7 @@ from ..base.core import Cost, Dialogue, InputError, check_seed, make_generator, 
 from ..base.files import delete_path, make_folder, make_temporary_folder
 from ..data.reading import as_dialogues, check_dialogues
 from .config import TuningConfig
+from .statistics import FEWEST_FOR_MEAN
 from .training_loop import TrainingState, train
 
 # %% ../../nbs/3_tuning/07_finetune.ipynb #b221009a
@@ -45,13 +46,12 @@ def validation_split(
     dialogues: list,  # dialogues, synthetic ones among them
     share: float,  # of the lineages, 0 to below 1; 0: hold nothing back
     seed: int = 0,
-    fewest: int = 4,  # lineages to hold back at least; a mean over fewer is noise
 ) -> tuple:  # (training dialogues, validation dialogues); the second is empty when nothing is held back
     "Divide dialogues by lineage; the second list holds the user's answers only, the first none of their relatives."
     pairs = list(zip(find_lineages(dialogues), dialogues))
     candidates = sorted({lineage for lineage, d in pairs if d.origin in ANSWER_ORIGINS})
     count = min(round(share * len(candidates)), len(candidates) - 1)
-    if count < fewest:
+    if count < FEWEST_FOR_MEAN:
         return list(dialogues), []
     chosen = set(make_generator(seed, "validation").permutation(candidates)[:count].tolist())
     training = [d for lineage, d in pairs if lineage not in chosen]

@@ -88,6 +88,9 @@ def paired_bootstrap(
     return Comparison(mean, low, high, n, float(values.std(ddof=1) / np.sqrt(n)), metric)
 
 # %% ../../nbs/3_tuning/03_statistics.ipynb #st51
+FEWEST_FOR_MEAN = 4  # dialogues; a mean loss over fewer is noise
+
+
 def lower_confidence_bound(
     gaps: np.ndarray,  # (n,) nats a token, one a dialogue
     errors: float = 2.0,  # k, standard errors that are taken off

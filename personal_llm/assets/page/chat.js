@@ -94,6 +94,7 @@ page.send = async (text, turn = null) => { // turn: whose place the new one take
   if (session.token) await attempt(page.loadTalk);
   $("send").textContent = "Send";
   if (isWhole) goToEnd();
+  if (document.activeElement === document.body) $("turns").lastElementChild?.querySelector("button")?.focus();
   await attempt(loadStatus);
   return isWhole;
 };
