@@ -155,6 +155,9 @@ def test_a_scope_without_a_turn_is_that_of_the_newest_correction(model):
         session.react("better", f"In short: {number} is one.")
     session.scope_correction("everywhere")
     assert [d.response for d in session.me.state.get_evidence().everywhere] == ["In short: 11 is one."]
+    session.react("better", "In short: yes.", id=session.turns[0].id)
+    session.scope_correction("here")
+    assert [*session.me.state.scopes.values()] == ["here", "everywhere"], "the one that was corrected again is newest"
 
 
 def test_a_fine_tune_that_is_stopped_leaves_nothing(model, tmp_path):

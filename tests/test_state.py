@@ -143,14 +143,6 @@ def test_undoing_takes_the_last_fine_tune_of_the_present_model():
     assert [one.adapter for one in state.rounds] == ["other"]
 
 
-def test_an_answer_that_belongs_everywhere_is_as_new_as_the_reaction():
-    state = open_new("fifo")
-    say(state, 0, np.random.default_rng(3))
-    (id,) = state.archive.dialogues
-    state.record("reacted", id, kind="better", text="So.", asked=False, time=9.0, scope="everywhere")
-    assert [d.time for d in state.get_evidence().everywhere] == [9.0]
-
-
 def test_a_turn_that_waits_for_its_score_stays_in_a_full_archive():
     state = open_new("fifo", capacity=1)
     for number in range(3):

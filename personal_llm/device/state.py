@@ -326,6 +326,7 @@ class ReactionState(BufferState):
 
     def apply_reacted(self, id: str, content: dict) -> None:
         fields = {name: content[name] for name in ("kind", "text", "time", "scope") if name in content}
+        self.reactions.pop(id, None)  # the newest stands last
         self.reactions[id] = Feedback(dialogue_id=id, **fields)
         self.scopes[id] = self.reactions[id].scope
         self.plain.discard(id)
