@@ -1,5 +1,7 @@
 "Evaluation on a fake model: no weights needed. Naive twins, laws, and what is refused."
 
+import subprocess
+import sys
 from collections import Counter
 from contextlib import contextmanager
 
@@ -55,6 +57,16 @@ def test_evaluate_by_hand():
     assert found.cost.forward == 4 and found.cost.tokens == 0 and model.cost.forward == 4 and model.cost.tokens == 7
     assert model.seen == [5] and model.adapted == 0 and found.user == "Ana" and len(found) == 2
     assert "2 dialogues" in str(found) and "50%" in str(found)
+
+
+def test_the_chapter_alone_gives_a_model_its_replies():
+    program = """
+from personal_llm.base.models import Model
+from personal_llm.tuning.evaluation import evaluate
+assert hasattr(Model, "reply")
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 def test_evaluate_without_replies():

@@ -14,6 +14,7 @@ import numpy as np
 from ..base.display import Displayed
 from ..base.core import Cost, InputError, check
 from ..base.plots import draw_bars
+from ..base.replies import Model
 from ..base.text import count_nouns, split_rouge_words
 from .statistics import Comparison, paired_bootstrap
 from ..data.reading import as_dialogues, check_dialogues
@@ -132,7 +133,7 @@ def score_replies(items: list, replies: list, habits: tuple) -> list:  # the ite
 
 # %% ../../nbs/3_tuning/09_evaluation.ipynb #f72b13e3
 def evaluate(
-    model,  # `Model`
+    model: Model,
     dialogues,  # test `Dialogue`s, or what `read_dialogues` takes; their responses are the references
     adapter=None,  # what is attached: a folder, an object with `.path`, or None for the base model
     habits: tuple = (),  # `Habit`s to look for in the replies
