@@ -103,16 +103,16 @@ def test_standing_instructions_are_read_until_they_are_dropped(session):
 def test_three_answers_with_a_habit_make_one_question(session, monkeypatch):
     for number, prompt in enumerate(("What is tea?", "Who is Ada?", "Why do cats purr?")):
         write(session, prompt)
-        assert session.habit_question is None
+        assert session.me.find_habit_question() is None
         write(session, f"/better In short: answer {number}.")
-    assert session.habit_question.question == "You opened 3 answers with “In short: answer”. Everywhere?"
+    assert session.me.find_habit_question().question == "You opened 3 answers with “In short: answer”. Everywhere?"
     type_lines(monkeypatch, "/everywhere\n", at_terminal=True)
-    assert write(session, "/everywhere") == "noted: every reply reads it" and session.habit_question is None
+    assert write(session, "/everywhere") == "noted: every reply reads it" and session.me.find_habit_question() is None
     assert write(session, "/style").startswith(
         "1. opens with “In short: answer” (3 of 3): everywhere; from “What is tea"
     )
     assert write(session, "/style 1 auto") == "noted" and session.me.state.get_evidence().everywhere == ()
-    assert session.habit_question is None, "it is not asked again"
+    assert session.me.find_habit_question() is None, "it is not asked again"
 
 
 def test_a_form_that_a_reply_took_from_the_talk_is_still_a_habit(session, monkeypatch):
@@ -142,7 +142,7 @@ def test_enter_leaves_the_question_about_a_habit(session, monkeypatch):
         write(session, prompt)
         write(session, "/better Well, so it is.")
     type_lines(monkeypatch, "", at_terminal=True)
-    while session.habit_question is not None:
+    while session.me.find_habit_question() is not None:
         assert write(session, "") == ""
     assert set(session.me.state.scopes.values()) == {""}
 
@@ -151,9 +151,9 @@ def test_a_message_leaves_the_question_about_a_habit(session):
     for prompt in ("What is tea?", "Who is Ada?", "Why do cats purr?"):
         write(session, prompt)
         write(session, f"/better Well, {prompt}")
-    asked = session.habit_question.form.label
+    asked = session.me.find_habit_question().form.label
     write(session, "Go on.")
-    assert session.habit_question is None or session.habit_question.form.label != asked
+    assert session.me.find_habit_question() is None or session.me.find_habit_question().form.label != asked
 
 
 def test_pasted_lines_belong_together(monkeypatch):

@@ -103,7 +103,7 @@ def read_number(text: str) -> int:
 
 def scope_correction(session, scope: str, id: str = None) -> str:  # id: of a turn; None: the newest correction
     "Say where a correction belongs, or answer the question about a habit."
-    row = session.habit_question
+    row = session.me.find_habit_question()
     if row is not None and id is None:
         session.scope_habit(row.form.label, scope)
     else:
@@ -211,7 +211,7 @@ def handle(session, line: str):  # a generator of pieces of text
     text = words[1].strip() if len(words) > 1 else ""
     if not name and session.question is not None and is_terminal():
         name = "/up"
-    row = None if name.startswith("/") else session.habit_question
+    row = None if name.startswith("/") else session.me.find_habit_question()
     if row is not None:
         session.scope_habit(row.form.label, "")  # the person went on: it is not asked again
     if not name and row is not None and is_terminal():
@@ -262,8 +262,8 @@ def run_chat(session) -> None:
             if session.question is not None:
                 print_note(f"about the reply to “{session.question.prompt[:60]}”: {QUESTION_TEXT}")
                 print_note("Enter: it is fine; /better TEXT; or go on with your next message")
-            elif session.habit_question is not None:
-                print_note(session.habit_question.question)
+            elif row := session.me.find_habit_question():
+                print_note(row.question)
                 print_note("/everywhere; /here: only for things like these; Enter: what I leave alone decides")
             line = read_message("> ")
             if not line or line.strip() == "/quit":

@@ -332,7 +332,7 @@ def list_talks(session: ChatSession, talk: str, words: str) -> dict:
         scope = state.scopes.get(id, "") if reaction and reaction.kind == "better" else None
         turns.append(turn | dict(reaction=reaction and reaction.kind, scope=scope, is_pinned=id in state.pinned))
     rows.sort(key=lambda row: -row["time"])
-    row = session.habit_question
+    row = session.me.find_habit_question()
     habit = row and dict(label=row.form.label, question=row.question)
     shown = dict(turns=turns, question=state.question, text=QUESTION_TEXT, habit=habit)
     talk = talk or session.talk
@@ -452,7 +452,7 @@ CHANGES = dict(
     scope=lambda session, wanted: session.scope_correction(wanted.scope, wanted.id),
     habit=lambda session, wanted: session.scope_habit(wanted.text, wanted.scope),
     pin=lambda session, wanted: dict(is_pinned=session.pin(wanted.id)),
-    skip=lambda session, wanted: session.skip(),
+    skip=lambda session, wanted: session.me.skip_question(),
     learn=lambda session, wanted: dict(message=session.learn()),
     stop=lambda session, wanted: session.stop_learning(),
     undo=lambda session, wanted: dict(message=session.undo_learning()),

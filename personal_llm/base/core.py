@@ -9,7 +9,6 @@ __all__ = ['InputError', 'check', 'setting', 'check_settings_fields', 'patch', '
 import hashlib
 import importlib
 import json
-import random
 import sys
 import threading
 import time
@@ -276,15 +275,6 @@ MAX_SEED = 2**32 - 1  # the largest seed of NumPy's global generator
 def check_seed(seed: int) -> int:
     "Return the seed if it is a whole number from 0 to `MAX_SEED`, and raise `InputError` otherwise."
     return check(seed, "whole number", "the seed", 0, MAX_SEED)
-
-
-def seed_everything(seed: int) -> None:
-    "Set the global generators of Python, NumPy and PyTorch."
-    import torch
-
-    random.seed(seed)
-    np.random.seed(seed % 2**32)
-    torch.manual_seed(seed)
 
 # %% ../../nbs/0_base/01_core.ipynb #2f3dbf53
 @dataclass

@@ -11,7 +11,7 @@ import os
 import re
 import sys
 import threading
-import time
+import timeit
 from contextlib import suppress
 from functools import cache, partial
 from pathlib import Path
@@ -290,12 +290,7 @@ def time_product(dtype: str) -> float:  # seconds
 
     x = torch.ones(256, 1024, dtype=getattr(torch, dtype))
     weight = torch.ones(1024, 4096, dtype=getattr(torch, dtype))
-    seconds = []
-    for _ in range(6):  # the first one prepares the kernel
-        start = time.perf_counter()
-        x @ weight
-        seconds.append(time.perf_counter() - start)
-    return min(seconds[1:])
+    return min(timeit.repeat(lambda: x @ weight, number=1, repeat=6))  # the first one prepares the kernel
 
 
 def choose_dtype(num_parameters: int, device: str = "cpu") -> str:

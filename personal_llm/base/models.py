@@ -246,8 +246,7 @@ class Model(LazyModel):
         self,
         prompts: list,  # texts, or dialogues with a prompt and a history
         max_new_tokens: int = 96,  # upper bound of a response's length
-        temperature: float = 0.0,  # 0: the likeliest token each time
-        top_p: float = 0.95,  # share of the probability that we draw from, at a temperature above 0
+        temperature: float = 0.0,  # 0: the likeliest token each time; above: drawn from 95 % of the probability
         seed: int = 0,  # for a temperature above 0
         no_loops: bool = False,  # True: a response repeats at most 12 tokens in a row
     ) -> list:  # responses, in order
@@ -261,7 +260,7 @@ class Model(LazyModel):
             torch.manual_seed(seed)
             for batch in make_batches([len(row) + max_new_tokens for row in rows], MAX_LENGTH):
                 batch_rows = [rows[i] for i in batch]
-                new_rows = continue_rows(self, batch_rows, max_new_tokens, temperature, top_p, no_loops)
+                new_rows = continue_rows(self, batch_rows, max_new_tokens, temperature, 0.95, no_loops)
                 for i, new_row in zip(batch, new_rows):
                     written = [token for token in new_row if token not in ends]
                     responses[i] = self.tokenizer.decode(written, skip_special_tokens=True).strip()

@@ -124,11 +124,6 @@ class SessionBase:
         return self.me.state.list_turns(self.talk)
 
     @property
-    def habit_question(self):  # a `CardRow`, or None
-        "The habit whose place we ask for."
-        return self.me.find_habit_question()
-
-    @property
     def question(self) -> Dialogue:  # or None
         "The turn that the policy asks about."
         id = self.me.state.question
@@ -240,7 +235,7 @@ class TalkSession(IdleSession):
         self._cancel_timer()
         self.collect()
         if is_observed:
-            self.skip()
+            self.me.skip_question()
         try:
             question, ids = self._ask_model(prompt, history, rest)
             with self.me.use_adapter(self.recalled.adapter):

@@ -21,7 +21,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..base.core import Cost, make_generator, seed_everything, measure_cost
+from ..base.core import Cost, make_generator, measure_cost
 from ..base.files import write_atomically
 from ..base.text import normalise_text
 from personal_llm.recipes.data import (
@@ -191,12 +191,13 @@ def train_encoder(
     from sentence_transformers.base.sampler import DefaultBatchSampler
     from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
     from sentence_transformers.sentence_transformer.modules import Normalize, StaticEmbedding
+    from transformers import set_seed
 
     class DistinctBatches(DefaultBatchSampler):
         def __iter__(self):
             return distinct_batches([keys for *_, keys in examples], self.batch_size, self.seed + self.epoch)
 
-    seed_everything(seed)
+    set_seed(seed)
     tokenizer = new_tokenizer(t for a, b, _ in examples for t in (a, b))
     layers = [StaticEmbedding(tokenizer, embedding_dim=dimension), Normalize()]
     encoder = SentenceTransformer(modules=layers, device="cpu")

@@ -16,7 +16,7 @@ from typing import Annotated, NamedTuple
 import numpy as np
 
 from ..base.adapters import CONFIG_FILE, WEIGHTS_FILE, check_adapter, read_lora_config
-from ..base.core import InputError, check_seed, import_extra, make_generator, seed_everything
+from ..base.core import InputError, check_seed, import_extra, make_generator
 from ..base.files import check_new_folder, compute_sha256, make_folder, write_atomically, write_json
 from ..base.text import count_nouns
 from .plugins import Runtime
@@ -214,7 +214,7 @@ def export_bundle(model, dialogues: list, out, config: TuningConfig, start=None,
     records = encode_records(samples, model.tokenizer.pad_token_id)
     card = dict(base=model.base, parents=[d.id for d in dialogues], seed=check_seed(seed))
     with torch.random.fork_rng(), tempfile.TemporaryDirectory(prefix="personal-llm-") as work:
-        seed_everything(seed)
+        torch.manual_seed(seed)
         with trainable_adapter(model, config, start) as adapted:
             adapted.save_pretrained(work, safe_serialization=True)
             vector = read_adapter_vector(Path(work) / WEIGHTS_FILE)

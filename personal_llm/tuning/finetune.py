@@ -15,7 +15,7 @@ from pathlib import Path
 
 from ..base.adapters import ADAPTER_CARD_FILE, CHECKPOINTS_FOLDER, CONFIG_FILE, WEIGHTS_FILE, Adapter
 from ..base.adapters import attach_adapter, check_adapter, commit_adapter, read_lora_config, stage_adapter
-from ..base.core import Cost, Dialogue, InputError, check_seed, make_generator, seed_everything
+from ..base.core import Cost, Dialogue, InputError, check_seed, make_generator
 from ..base.files import delete_path, make_folder, make_temporary_folder
 from ..data.reading import as_dialogues, check_dialogues
 from .config import TuningConfig
@@ -168,7 +168,7 @@ def finetune(
     if out:
         check_output_folder(Path(out))
     with model.track_cost() as cost, torch.random.fork_rng():  # torch's random numbers go on as before
-        seed_everything(seed)
+        torch.manual_seed(seed)
         with trainable_adapter(model, config, start) as adapted:
             if out:
                 sources = [*dialogues, *replay]
