@@ -123,7 +123,7 @@ def register_policy(name: str):  # a decorator of a subclass of `Policy`
 
     return decorate
 
-
+# %% ../../nbs/2_buffer/02_policies.ipynb #f524d1s2
 def get_policy(policy) -> Policy:  # a name in `POLICIES`, or an instance
     "Return a policy by its name; an instance stays as it is. Raises `InputError` for an unknown name."
     if isinstance(policy, Policy):
@@ -169,7 +169,7 @@ class RandomPolicy(Policy):
             return None, "not drawn (probability 1/2)"
         return int(view.random.integers(len(view))), "drawn with probability 1/2; a random entry leaves"
 
-
+# %% ../../nbs/2_buffer/02_policies.ipynb #6f1f6es2
 @register_policy("reservoir")
 class ReservoirPolicy(Policy):
     "Every dialogue of the stream is in the buffer with the same probability (algorithm R, Vitter 1985)."

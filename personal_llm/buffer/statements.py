@@ -39,7 +39,7 @@ PERSON_WORDS = {
     for language, patterns in read_json(ASSETS / "person_words.json").items()
 }
 
-
+# %% ../../nbs/2_buffer/07_statements.ipynb #sta000s2
 def has_words(pattern: str, text: str, is_start: bool = False) -> bool:
     "Say whether a text has, or begins with, one of the words of a pattern; a name such as *US* is no word."
     words = text if text.isupper() else re.sub(r"\b[A-Z]{2,}\b", "_", text)

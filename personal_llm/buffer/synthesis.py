@@ -62,7 +62,7 @@ class SynthesisConfig:
             problem = f"min_rouge1 is {self.min_rouge1} and max_rouge1 is {self.max_rouge1}"
             raise InputError(problem, "give a min_rouge1 that is lower than max_rouge1")
 
-
+# %% ../../nbs/2_buffer/06_synthesis.ipynb #23a000s2
 def check_rewrite(
     rewrite: str,  # "" for a reply of another form
     original: str,

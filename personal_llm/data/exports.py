@@ -153,7 +153,7 @@ def gather_text(value) -> str:
         return "\n".join(filter(None, map(gather_text, parts)))
     return "".join(map(gather_text, value)) if isinstance(value, list) else as_text(value, "text")
 
-
+# %% ../../nbs/1_data/03_exports.ipynb #c5728as2
 def parse_telegram_messages(chat: dict) -> tuple:  # ([`Turn` with a sender's id as its role], id -> name)
     "Parse the messages of a Telegram chat; one that was forwarded, or has no text, keeps its sender only."
     messages, people = [], {}

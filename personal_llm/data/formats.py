@@ -34,7 +34,7 @@ class Turn(NamedTuple):
     is_learned: bool = True  # False: a reply that stays in the history, and is no example (rated down, or weight 0)
     unread: list = ()  # names of the fields that had no effect
 
-
+# %% ../../nbs/1_data/02_formats.ipynb #09b2a9s2
 @dataclass
 class ParsedConversation:
     "The turns of one conversation."
@@ -93,7 +93,7 @@ def has_words(text: str) -> bool:
     "Tell whether a text has more than blanks and invisible characters."
     return any(map(str.isprintable, text.replace(" ", "")))
 
-
+# %% ../../nbs/1_data/02_formats.ipynb #fo02s2
 def merge_turns(turns: list) -> list:  # of `Turn`, with alternating roles
     "Join neighbouring turns of one role, with the time of the first; a reply is learned if all its parts are."
     merged = []
@@ -288,7 +288,7 @@ def as_text(value, name: str) -> str:
         raise InputError(f"{name} is {type(value).__name__}, not text", "give one text in each row")
     return value or ""
 
-
+# %% ../../nbs/1_data/02_formats.ipynb #4e913bs2
 def join_parts(value, name: str) -> str:  # "" for no words, None for a thing that we cannot read
     "Return the text of a message, or the joined texts of its parts; raise `InputError` for anything else."
     if isinstance(value, dict):
@@ -500,7 +500,7 @@ def split_opening(text: str) -> tuple:  # (its first `OPENING_WORDS` words, the 
         raise InputError(f"no text has more than {OPENING_WORDS + 2} words", "give longer texts, or rows with prompts")
     return " ".join(words[:OPENING_WORDS]), words[OPENING_WORDS].strip()
 
-
+# %% ../../nbs/1_data/02_formats.ipynb #9c066es2
 @register_format("text", ("text",))
 def parse_running_text(record):
     turns = zip(("user", "assistant"), split_opening(as_text(record["text"], "text")))

@@ -310,7 +310,7 @@ class DemoUser(NamedTuple):
         preferred = dialogue.labels.get("preferred", dialogue.response)
         return None if preferred == dialogue.response else preferred
 
-
+# %% ../../nbs/1_data/04_reading.ipynb #rddemos2
 def load_demo_user(name: str, length: int = 96) -> DemoUser:
     "Read one of eight simulated users, with the first dialogues of its stream; raise `InputError` for another name."
     users = {user["name"]: user for user in read_zipped_rows(ASSETS / "demo.jsonl.gz")}
