@@ -474,6 +474,15 @@ def test_a_forgotten_turn_that_a_program_sends_again_is_dropped_and_no_text_stay
     assert b"biscuit" not in read_bytes(tmp_path)
 
 
+def test_another_reply_to_a_message_whose_reply_was_forgotten_is_dropped_too():
+    talks = Talks()
+    talks.say("dog", "My dog is Biscuit.", "Lovely!")
+    talks.say("pet", "What is my pet called?", "Biscuit.", statements=["dog"], talk="client")
+    archive = forget_dialogues(talks.state, plan_forgetting(talks.state, ids=["dog"])).archive
+    sent = [("user", "What is my pet called?"), ("assistant", "It is Biscuit, your dog."), ("user", "Tea?")]
+    assert drop_forgotten(archive, sent) == [sent[0], sent[2]]
+
+
 # a stop in the middle
 
 
@@ -486,7 +495,7 @@ def change_memory(folder, kind):
         trim(state, 0)
     else:
         me = Personalizer.__new__(Personalizer)
-        me.archive, me.state, me.folder, me.policy = state.archive, state, folder, None
+        me.archive, me.state, me.folder, me.policy, me.spent = state.archive, state, folder, None, Cost()
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(personalizer, "load_last_adapter", lambda state, folder: None)
             me.undo_finetune()
