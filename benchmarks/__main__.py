@@ -16,7 +16,7 @@ import traceback
 from importlib.util import find_spec
 from pathlib import Path
 
-from personal_llm.base.core import Dialogue, seed_everything
+from personal_llm.base.core import Dialogue
 from personal_llm.base.models import load_model
 from personal_llm.data.reading import load_samples
 from personal_llm.tuning.config import TuningConfig
@@ -137,12 +137,14 @@ def summarise(rows: list) -> dict:  # way -> medians over rounds; *ratio* is our
 
 def measure(name: str, rounds: int, count: int, config: TuningConfig) -> dict:
     "Run every way in every round."
+    from transformers import set_seed
+
     model, dialogues, rows = load_model(name), make_dialogues(count), []
     model.model.requires_grad_(False)  # loaded once, before the children
     for number in range(rounds):
         for way, tune in WAYS.items():
             with tempfile.TemporaryDirectory() as folder:
-                seed_everything(number)
+                set_seed(number)
                 found = run_in_child(lambda: tune(model, dialogues, config, folder))
             rows.append(dict(round=number, way=way) | found)
             print(rows[-1], flush=True)

@@ -1772,8 +1772,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                  'personal_llm/device/chat.py'),
                                           'personal_llm.device.chat.SessionBase.question': ( '6_device/chat.html#sessionbase.question',
                                                                                              'personal_llm/device/chat.py'),
-                                          'personal_llm.device.chat.SessionBase.skip': ( '6_device/chat.html#sessionbase.skip',
-                                                                                         'personal_llm/device/chat.py'),
                                           'personal_llm.device.chat.SessionBase.stop_reply': ( '6_device/chat.html#sessionbase.stop_reply',
                                                                                                'personal_llm/device/chat.py'),
                                           'personal_llm.device.chat.SessionBase.turns': ( '6_device/chat.html#sessionbase.turns',

@@ -90,18 +90,13 @@ def read_adapter_card(folder) -> dict:
 # %% ../../nbs/0_base/05_adapters.ipynb #04ada015
 @contextmanager
 def discard_on_error(stage: Path, out: Path):
-    "Remove the stage on any error; raise `InputError` for one of writing, such as a full disk, with its reason."
-    from safetensors import SafetensorError
-
+    "Remove the stage on any error; raise `InputError` for one of a library, such as a full disk, with its reason."
     try:
-        yield
-    except BaseException as error:
+        with explain_errors(f"{out}: the adapter cannot be written", "choose another folder"):
+            yield
+    except BaseException:
         delete_path(stage)
-        if not isinstance(error, (OSError, SafetensorError)):
-            raise
-        reason = getattr(error, "strerror", None) or str(error)[:80]
-        remedy = "free some space or choose another folder"
-        raise InputError(f"{out}: the adapter cannot be written ({reason})", remedy) from error
+        raise
 
 # %% ../../nbs/0_base/05_adapters.ipynb #04ada063
 def stage_adapter(out, save) -> Path:  # a folder for `commit_adapter`

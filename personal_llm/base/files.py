@@ -70,7 +70,7 @@ def explain_errors(problem: str, remedy: str):
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":  # of a library in Rust
             raise
         reason = getattr(error, "strerror", None) or " ".join(str(error).split()) or type(error).__name__
-        full = "free some space, or set XDG_CACHE_HOME to a folder on another disk"
+        full = "free some space, or take another disk (for the cache: XDG_CACHE_HOME)"
         remedy = full if is_full_disk(error) else remedy
         raise InputError(f"{problem} ({reason[:160]})", remedy) from error
 

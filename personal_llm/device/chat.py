@@ -162,10 +162,6 @@ class SessionBase:
         self._end_work()
         self.me.close()
 
-    def skip(self) -> None:
-        "Leave the open question without an answer."
-        self.me.skip_question()
-
 # %% ../../nbs/6_device/08_chat.ipynb #cht3idlc
 class IdleSession(SessionBase):
     "Scores what was said when nobody waits, and takes over what background work found."
