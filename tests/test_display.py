@@ -80,6 +80,15 @@ def test_a_text_that_would_run_stands_in_the_table_as_letters(values):
     assert values["dialogues"]._repr_html_().count("<tr>") == MAX_ROWS + 1
 
 
+def test_all_rows_go_to_pandas(values):
+    pytest.importorskip("pandas")
+    assert len(values["dialogues"].to_pandas()) == 30
+    assert list(values["buffer"].to_pandas().arrival) == values["buffer"].arrivals
+    assert {"loss", "reply"} <= {*values["evaluation"].to_pandas()}
+    assert list(values["ranking"].to_pandas().pLLM) == list(values["ranking"].names)
+    assert len(values["library"].to_pandas()) == len(values["library"])
+
+
 def test_plots_describe_themselves(values):
     for name in ("buffer", "evaluation", "ranking"):
         image = values[name].plot()

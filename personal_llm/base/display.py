@@ -32,6 +32,12 @@ class Displayed:
     def __repr__(self):
         return str(self)
 
+    def to_pandas(self):  # a `pandas.DataFrame`
+        "Return all rows as a table of pandas, which must be installed."
+        import pandas
+
+        return pandas.DataFrame(self.to_rows())
+
     def _repr_html_(self) -> str:
         rows = self.to_rows()
         if not rows:

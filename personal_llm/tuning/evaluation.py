@@ -83,6 +83,12 @@ class Evaluation(Displayed):
                 rows.append(dict(metric=metric, mean=self.summary[metric]) | interval)
         return rows
 
+    def to_pandas(self):  # a `pandas.DataFrame`
+        "Return the measurements, a row a dialogue."
+        import pandas
+
+        return pandas.DataFrame(self.items)
+
     def plot(self):  # an `IPython.display.Image`
         "Draw the shares among the metrics with their intervals."
         rows = [row for row in self.to_rows() if row["metric"] not in ("loss", "bleu")]
