@@ -108,7 +108,9 @@ def test_three_answers_with_a_habit_make_one_question(session, monkeypatch):
     assert session.me.find_habit_question().question == "You opened 3 answers with “In short: answer”. Everywhere?"
     for scope in ("here", ""):
         session.scope_correction(scope, session.turns[0].id)
-        assert (session.me.find_habit_question() is None) == (scope == "here"), "you have said where one of them belongs"
+        assert (session.me.find_habit_question() is None) == (scope == "here"), (
+            "you have said where one of them belongs"
+        )
     type_lines(monkeypatch, "/everywhere\n", at_terminal=True)
     assert write(session, "/everywhere") == "noted: every reply reads it" and session.me.find_habit_question() is None
     assert write(session, "/style").startswith(
