@@ -191,6 +191,10 @@ def test_a_complete_fine_tune_is_used_when_the_chat_ends(model, tmp_path):
         session.learning.thread.join()
         assert "undone" in session.undo_learning()
         assert len(session.me.rounds) == 1, "the fine-tune that nobody had collected goes, the one before it stays"
+        session.learn()
+        session.learning.thread.join()
+        session.stop_learning()
+        assert len(session.me.rounds) == 2, "it was complete before the person stopped it"
 
 
 def test_undoing_stops_a_running_fine_tune_and_keeps_the_one_before(model, tmp_path):
