@@ -87,6 +87,7 @@ def test_the_example_of_a_command_names_its_options():
         ("library show pocket nobody", "nobody"),
         ("library build new --adapter nowhere --licence CC0-1.0", "nowhere"),
         ("forget --out nowhere --everything", "no such folder"),
+        ("forget --out few.jsonl --everything", "a file, not a folder"),
         ("forget --out empty --containing me", "no memory here"),
         ("forget --out empty --before x", "'x' is no date; write it as 2024-05-31"),
         ("forget --out empty --before 0001-01-01", "'0001-01-01' is no date"),

@@ -442,7 +442,8 @@ def forget(
 ):
     "Delete dialogues, replies that read them, and adapters that learned them. The list comes first."
     if not Path(out).is_dir():
-        raise InputError(f"{out}: no such folder", "give the output folder of personalize, chat or serve")
+        problem = "a file, not a folder" if Path(out).exists() else "no such folder"
+        raise InputError(f"{out}: {problem}", "give the output folder of personalize, chat or serve")
     if everything == (bool(id) or containing is not None or before is not None):
         remedy = "give --containing, --id or --before, or --everything alone"
         raise InputError("it is not clear what goes; nothing was deleted", remedy)

@@ -300,7 +300,8 @@ class Remote:
         except ValueError:
             is_here = False
         if not (is_here or may_leave):
-            raise InputError(f"writer {host}: not this computer, so your chats would leave it", "add --chats-may-leave")
+            remedy = "give a server here, such as http://127.0.0.1:11434/v1, or add --chats-may-leave"
+            raise InputError(f"writer {host}: not this computer, so your chats would leave it", remedy)
         self.name = name or self.find_name()
 
     def find_name(self) -> str:
