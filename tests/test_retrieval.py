@@ -1,5 +1,6 @@
 "What a reply reads: the scope by evidence, the newest of near-copies, the budget, the order, the instructions."
 
+import threading
 from types import SimpleNamespace
 
 import numpy as np
@@ -7,7 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from personal_llm import load_encoder
 from personal_llm.base.core import Dialogue, InputError
+from personal_llm.buffer.buffer import Buffer
 from personal_llm.buffer.retrieval import (
     Evidence,
     MemoryConfig,
@@ -20,6 +23,9 @@ from personal_llm.buffer.retrieval import (
     find_replaced,
     retrieve,
 )
+from personal_llm.device.archive import Archive
+from personal_llm.device.memory import Memory
+from personal_llm.device.state import State
 
 count_words = lambda text: len(text.split())
 
@@ -181,3 +187,22 @@ def test_a_reply_left_alone_is_replaced_by_a_later_answer_as_near_as_any_other(r
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("personal_llm.buffer.retrieval.NUM_RIVALS", rivals)
         assert {*find_replaced(evidence, answers, left_alone, near).tolist()} == expected
+
+
+def test_a_reply_and_the_loading_of_vectors_never_wait_for_each_other():
+    archive = Archive()
+    state = State(archive, Buffer(4, "fifo"))
+    memory = Memory(archive)
+    load_encoder()
+
+    def reply():
+        with archive.lock:
+            loading = threading.Thread(target=memory.warm, args=(state,), daemon=True)
+            loading.start()
+            loading.join(1)  # it waits for the archive now, and must hold nothing that the reply needs
+            memory.find(state, Dialogue("Who am I?", ""), len)
+
+    thread = threading.Thread(target=reply, daemon=True)
+    thread.start()
+    thread.join(30)
+    assert not thread.is_alive()

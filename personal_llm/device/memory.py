@@ -6,7 +6,6 @@
 __all__ = ['Recall', 'Memory']
 
 # %% ../../nbs/6_device/04_memory.ipynb #884dce41
-import threading
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -37,7 +36,7 @@ class Memory:
     def __init__(self, archive: Archive, config: MemoryConfig = MemoryConfig()):
         self.archive = archive
         self.config = config
-        self.lock = threading.RLock()  # `warm` runs in a thread of its own
+        self.lock = archive.lock  # `warm` runs in a thread of its own; with two locks each could wait for the other
         self.clear()
 
     def clear(self) -> None:
