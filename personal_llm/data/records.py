@@ -197,9 +197,6 @@ def read_records(path) -> tuple:  # (unit, records, errors)
         if suffix in (".json", ".jsonl", ".ndjson") or text.lstrip().startswith(("{", "[{", "[\n", "[[")):
             return parse_json_rows(text, suffix == ".json")
     except InputError as error:
-        remedy = (
-            error.remedy
-            or "mend it, or save its rows as JSON lines, and skip bad ones with skip_invalid (personalize --skip-invalid)"
-        )
+        remedy = error.remedy or "mend it, or save its rows as JSON lines, and skip bad ones with skip_invalid"
         raise InputError(f"{path}: {error.problem}", remedy) from None
     return "line", [(1, {"log" if suffix == ".txt" else suffix or "no ending": text})], []
