@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['STARTS', 'RATES', 'OWN_PROMPTS', 'LEARN_FROM', 'LOOK', 'REPLIES_AFTER', 'ORDER', 'USERS', 'DEVELOPMENT', 'RATE_JOBS',
-           'JOBS', 'PAIRED', 'TWO_STYLES', 'GRIDS', 'find_start', 'split_dialogues', 'trace_finetune', 'choose_rates',
-           'measure_starts', 'count_steps', 'count_saved', 'compare_replies', 'read_starts', 'choose_shares',
-           'write_two_styles', 'measure_shares', 'measure_two_styles']
+           'JOBS', 'THIRTY', 'THIRTY_JOBS', 'PAIRED', 'TWO_STYLES', 'GRIDS', 'find_start', 'split_dialogues',
+           'trace_finetune', 'choose_rate', 'measure_starts', 'count_steps', 'count_saved', 'compare_replies',
+           'read_starts', 'choose_shares', 'write_two_styles', 'measure_shares', 'measure_two_styles']
 
 # %% ../../nbs/experiments/70_starts.ipynb #xp690004
 import os
@@ -43,7 +43,7 @@ ORDER = [list(GRID)[i] for i in make_generator(0, "starts").permutation(len(GRID
 USERS, DEVELOPMENT = ORDER[:16], ORDER[16:17]
 
 
-def find_start(name: str, user: str):  # an `Adapter`, or None
+def find_start(name: str, user: str, likeness: float = 0.9):  # an `Adapter`, or None
     "Return the pLLM from which a fine-tune starts, and tune it if the folder lacks it."
     if name == "scratch":
         return None
@@ -51,8 +51,8 @@ def find_start(name: str, user: str):  # an `Adapter`, or None
     if not root:
         raise InputError("no folder of pLLMs", "name one in PERSONAL_LLM_XPERT; a pLLM that it lacks is tuned")
     style = user if name == "own" else ORDER[ORDER.index(user) + 1]
-    folder = pllm_folder(root, "crafted", style, 0.9, 0)
-    return tune_pllm(load_summariser(BASE_MODEL), load_pool("crafted"), style, 0.9, folder, steps=14)
+    folder = pllm_folder(root, "crafted", style, likeness, 0)
+    return tune_pllm(load_summariser(BASE_MODEL), load_pool("crafted"), style, likeness, folder, steps=14)
 
 
 def split_dialogues(user: str) -> tuple:  # (to learn from, to test on)
@@ -82,28 +82,31 @@ def trace_finetune(user: str, start, rate: float) -> dict:
     return dict(losses=losses, replies=replies, cost=adapter.cost)
 
 
-def choose_rates() -> dict:  # start -> rate
-    "Choose for `scratch` and `own` the rate with the lowest last loss of the user for development."
-    rows = read_results("starts-rates")
-    last = {(start, rate): [] for start in STARTS[:2] for rate in RATES}
-    for row in rows:
-        last[row["start"], row["rate"]].append(row["losses"][-1])
+def choose_rate(grid: str, start: str) -> float:
+    "Choose for a start the rate with the lowest last loss of the user for development."
+    rows = [line["job"] | line["results"] for line in read_result_lines(grid)]
+    rows = [row for row in rows if row["start"] == start and "rate" in row]
+    last = {rate: [row["losses"][-1] for row in rows if row["rate"] == rate] for rate in RATES}
     if any(len(losses) < len(DEVELOPMENT) for losses in last.values()):
-        raise InputError("starts-rates: rows are missing", 'run: make experiments ARGS="--only starts-rates"')
-    rates = {start: min(RATES, key=lambda rate: np.mean(last[start, rate])) for start in STARTS[:2]}
-    return rates | dict(random=rates["own"])
+        raise InputError(f"{grid}: rows are missing", f'run: make experiments ARGS="--only {grid}"')
+    return min(RATES, key=lambda rate: np.mean(last[rate]))
 
 
 def measure_starts(jobs: list):  # yields a dict of results a job
     "Trace a fine-tune from each start, at the job's rate or at the chosen one."
     for job in jobs:
-        rate = job.get("rate") or choose_rates()[job["start"]]
-        found = trace_finetune(job["user"], find_start(job["start"], job["user"]), rate)
+        likeness = job.get("likeness", 0.9)
+        chosen_by = "starts-rates" if likeness == 0.9 else "starts-thirty"
+        rate = job.get("rate") or choose_rate(chosen_by, "scratch" if job["start"] == "scratch" else "own")
+        found = trace_finetune(job["user"], find_start(job["start"], job["user"], likeness), rate)
         yield found if "rate" in job else found | dict(chosen_rate=rate)
 
 
 RATE_JOBS = [dict(user=user, start=start, rate=rate) for user in DEVELOPMENT for start in STARTS[:2] for rate in RATES]
 JOBS = [dict(user=user, start=start) for starts in (STARTS[:2], STARTS[2:]) for user in USERS for start in starts]
+THIRTY = dict(start="own", likeness=0.3)
+THIRTY_JOBS = [dict(user=user, rate=rate, **THIRTY) for user in DEVELOPMENT for rate in RATES]
+THIRTY_JOBS += [dict(user=user, **THIRTY) for user in USERS]
 
 # %% ../../nbs/experiments/70_starts.ipynb #xp690007
 def count_steps(losses: list, goal: float) -> float:  # None: the loss never arrives
@@ -191,6 +194,7 @@ TWO_STYLES = [dict(user=f"{first}+{second}") for first, second in zip(PAIRED[::2
 GRIDS = (
     Grid("starts-rates", RATE_JOBS, measure_starts, (), BASE_MODEL),
     Grid("starts-equal", JOBS, measure_starts, (), BASE_MODEL),
+    Grid("starts-thirty", THIRTY_JOBS, measure_starts, (), BASE_MODEL),
     Grid("starts-shares", TWO_STYLES, measure_shares, (), None),
     Grid("starts-two-styles", TWO_STYLES, measure_two_styles, (), BASE_MODEL),
 )
