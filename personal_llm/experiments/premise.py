@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['STREAMS', 'SUBJECTS', 'LENGTH', 'TESTS', 'BINS', 'STEPS', 'NUMBERED', 'POLICIES', 'JOBS', 'PAIRS', 'SCORES',
            'SETTINGS', 'SCORE_JOBS', 'SETTING_JOBS', 'GRIDS', 'read_short_rows', 'divide_subjects', 'find_subjects',
-           'split_stream', 'draw_blocks', 'measure_streams', 'score_replies', 'measure', 'read_rouge']
+           'split_stream', 'draw_blocks', 'measure_streams', 'score_replies', 'measure', 'select_rouge', 'align',
+           'read_rouge', 'read_scores', 'read_setting']
 
 # %% ../../nbs/experiments/78_premise.ipynb #prm00003
 import functools
@@ -25,7 +26,7 @@ from ..buffer.scoring import load_lexicons, score
 from ..buffer.synthesis import synthesize
 from ..data.splits import get_row_group, remove_leaks
 from ..recipes.data import is_reserved
-from .harness import Grid, check_treatment, read_results
+from .harness import Grid, check_treatment, read_result_lines
 from .sdss import DATA_VARIABLE, MODEL, load_tools, share_words
 from ..tuning.config import TuningConfig
 from ..tuning.finetune import finetune
@@ -163,10 +164,32 @@ GRIDS = (
 )
 
 # %% ../../nbs/experiments/78_premise.ipynb #prm00011
+def select_rouge(grid: str, **values) -> dict:  # (set, number) -> ROUGE-1
+    "Return ROUGE-1 of the rows of a grid whose jobs have these values."
+    rows = [line["job"] | line["results"] for line in read_result_lines(grid)]
+    found = [row for row in rows if all(row.get(name) == value for name, value in values.items())]
+    return {(row["set"], row["number"]): row["rouge1"] for row in found}
+
+
+def align(**runs) -> dict:  # runs: name -> what `select_rouge` gave; name -> (streams,)
+    "Return runs over the streams that all of them have, in one order."
+    first, *others = runs.values()
+    shared = [stream for stream in first if all(stream in run for run in others)]
+    return {name: np.array([run[stream] for stream in shared]) for name, run in runs.items()}
+
+
 def read_rouge() -> dict:  # policy -> (streams,)
     "Return ROUGE-1 of the streams in which every policy was measured, in one order."
-    values = {}
-    for row in read_results("premise"):
-        values.setdefault((row["set"], row["number"]), {})[row["policy"]] = row["rouge1"]
-    whole = [own for own in values.values() if len(own) == len(POLICIES) + 1]
-    return {policy: np.array([own[policy] for own in whole]) for policy in (*POLICIES, "none")}
+    return align(**{policy: select_rouge("premise", policy=policy) for policy in (*POLICIES, "none")})
+
+
+def read_scores() -> dict:  # policy -> (streams,)
+    "Return ROUGE-1 of the paper's rule and of each single score, over the streams that have them all."
+    alone = {score: select_rouge("premise-scores", policy=score) for score in SCORES}
+    return align(sdss=select_rouge("premise", policy="sdss"), **alone)
+
+
+def read_setting(**values) -> np.ndarray:  # (streams,)
+    "Return the change of ROUGE-1 of the paper's rule by another setting."
+    runs = align(before=select_rouge("premise", policy="sdss"), after=select_rouge("premise-settings", **values))
+    return runs["after"] - runs["before"]
