@@ -144,7 +144,7 @@ def test_deleting_takes_events_vectors_and_bytes_along(tmp_path):
 def test_an_archive_of_an_earlier_version_is_refused_in_one_line_and_stays(tmp_path):
     Archive(tmp_path).close()
     with sqlite3.connect(tmp_path / ARCHIVE_FILE) as earlier:
-        earlier.execute("CREATE TABLE words (prompt TEXT)")
+        earlier.execute("PRAGMA user_version = 0")
     earlier.close()
     with pytest.raises(InputError, match="not an archive of this version; choose another folder"):
         Archive(tmp_path)
