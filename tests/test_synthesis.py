@@ -148,7 +148,6 @@ def test_braces_in_a_text_are_text():
 @pytest.mark.parametrize(
     "wrong",
     [
-        dict(max_rounds=0),
         dict(num_each=-1),
         dict(seed=-1),
         dict(prompt="short"),

@@ -11,6 +11,8 @@ import re
 from collections import Counter
 from dataclasses import dataclass, field
 
+import numpy as np
+
 from ..base.core import Cost, Dialogue, check, check_seed
 from ..base.display import Displayed
 from ..base.replies import ReplyOptions, ReplyStream
@@ -100,7 +102,6 @@ def synthesize(
 ) -> SynthesisResult:
     "Let the model write up to `num_each` variants of each dialogue's question (Qin et al. 2024, section 3)."
     check(num_each, "whole number", "num_each", low=0)
-    check(max_rounds, "whole number", "max_rounds", low=1)
     check(prompt, "choice", "prompt", choices=tuple(SYNTHESIS_PROMPTS))
     check_seed(seed)
     vectors = vectors or VectorStore()
@@ -118,10 +119,8 @@ def synthesize(
             replies = write_texts(model, requests, limit, seed * 1000 + round_number)
             for i, reply in zip(missing, replies):
                 text = parse_rewrite(reply, prompt)
-                similarity = 1.0
-                if text and min_similarity > 0:
-                    first, second = vectors.embed([text, questions[i]])
-                    similarity = first @ second
+                is_compared = text and min_similarity > 0
+                similarity = np.vdot(*vectors.embed([text, questions[i]])) if is_compared else 1.0
                 reason = check_rewrite(text, questions[i], accepted[i], similarity, min_similarity)
                 if reason:
                     result.rejected[reason] += 1

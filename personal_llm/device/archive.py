@@ -23,7 +23,7 @@ from ..base.files import make_folder
 
 # %% ../../nbs/6_device/01_archive.ipynb #0f81dfed
 ARCHIVE_FILE = "memory.sqlite"
-APPLICATION_ID = 0x706C6C6D  # "pllm", in the header of the file
+APPLICATION_ID = int.from_bytes(b"pllm", "big")  # in the header of the file
 VERSION = 1  # of the tables and of what the events hold
 
 SCHEMA = """

@@ -23,14 +23,14 @@ from .personalizer import Personalizer
 from .state import CLIENT
 
 # %% ../../nbs/6_device/08_chat.ipynb #0849e30d
-class WorkStopped(Exception):
-    "Raised inside background work after its stop event was set."
-
-
 def describe_error(error: BaseException) -> str:
     "Return an error as one line."
     name = "" if isinstance(error, InputError) else type(error).__name__
     return ": ".join(filter(None, (name, *str(error).strip().splitlines()[:1])))[:160]
+
+# %% ../../nbs/6_device/08_chat.ipynb #cht0work
+class WorkStopped(Exception):
+    "Raised inside background work after its stop event was set."
 
 
 class BackgroundWork:

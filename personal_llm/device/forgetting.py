@@ -24,9 +24,7 @@ from .state import FILE, State, open_state
 # %% ../../nbs/6_device/03_forgetting.ipynb #4d889d84
 PARTS = re.compile(r"\s+|\S{1,100}[^\w\s]{0,30}")  # an accent stays with its letter
 KINDS = dict(Pd="-", Cc=" ", Cf="", Cn="", Pi="", Pf="", Sk="")  # Unicode's kind of a letter -> what takes its place
-MARKS = set(map(chr, range(0xFE00, 0xFE10))) | {
-    *"*_~\\[]\"'‚„「」『』〝〞〟"
-}  # variants of emoji; Markdown, quotations
+MARKS = "*_~\\[]\"'‚„「」『』〝〞〟\ufe0e\ufe0f"  # Markdown, quotations, variants of emoji
 
 
 def fold(text: str) -> str:
@@ -113,7 +111,7 @@ def cut_turns(history: list, is_lost, forms: set, copies: set) -> list:  # texts
         has_read = has_read or is_named
     return turns
 
-
+# %% ../../nbs/6_device/03_forgetting.ipynb #fgt0read
 def find_readers(state: State, gone: set, forms: set, keep=()) -> tuple:
     """Return what is lost with the dialogues that go: ids of replies, (id, text) of turns, and the numbers `lost`.
 
@@ -142,6 +140,26 @@ def find_readers(state: State, gone: set, forms: set, keep=()) -> tuple:
             copies |= {fold(d.response), fold(d.prompt)}
     return replies, turns, lost
 
+# %% ../../nbs/6_device/03_forgetting.ipynb #fgt0unus
+ADAPTERS_FOLDER = "adapters"  # beside the archive, a folder for each fine-tune
+
+
+def list_adapters(folder: Path) -> list:  # paths
+    "Return the folders of adapters, and links to such folders."
+    return [path for path in sorted((folder / ADAPTERS_FOLDER).glob("*")) if path.is_dir()]
+
+
+def locate_adapter(state: State, adapter: str) -> Path:
+    "Return the folder of an adapter."
+    return (state.archive.file.parent if state.archive.file else Path()) / adapter
+
+
+def find_unused(state: State) -> list:  # folders, relative to that of the archive
+    "Return the adapters that no fine-tune uses: the rest of a deletion, or of a fine-tune that was stopped."
+    places = list_adapters(state.archive.file.parent) if state.archive.file else []
+    used = {one.adapter for one in state.rounds}
+    return [name for name in (f"{ADAPTERS_FOLDER}/{place.name}" for place in places) if name not in used]
+
 # %% ../../nbs/6_device/03_forgetting.ipynb #fgt0adpc
 def find_words(state: State, forms: set, everything: bool) -> list:  # events, the oldest first
     "Return all texts of the standing instructions that ever held the text, and the names of habits that hold it."
@@ -164,26 +182,6 @@ def find_adapters(state: State, lost: dict) -> list:  # folders, relative to tha
     rounds = [one.adapter for one in state.rounds]
     first = next((n for n, one in enumerate(rounds) if one in spoiled), len(rounds))
     return rounds[first:] + find_unused(state)
-
-
-def find_unused(state: State) -> list:  # folders, relative to that of the archive
-    "Return the adapters that no fine-tune uses: the rest of a deletion, or of a fine-tune that was stopped."
-    places = list_adapters(state.archive.file.parent) if state.archive.file else []
-    used = {one.adapter for one in state.rounds}
-    return [name for name in (f"{ADAPTERS_FOLDER}/{place.name}" for place in places) if name not in used]
-
-
-ADAPTERS_FOLDER = "adapters"  # beside the archive, a folder for each fine-tune
-
-
-def list_adapters(folder: Path) -> list:  # paths
-    "Return the folders of adapters, and links to such folders."
-    return [path for path in sorted((folder / ADAPTERS_FOLDER).glob("*")) if path.is_dir()]
-
-
-def locate_adapter(state: State, adapter: str) -> Path:
-    "Return the folder of an adapter."
-    return (state.archive.file.parent if state.archive.file else Path()) / adapter
 
 # %% ../../nbs/6_device/03_forgetting.ipynb #c519a916
 def begin(text: str) -> str:

@@ -62,7 +62,7 @@ class Round(Displayed):
 
 ROUND_FIELDS = [f.name for f in fields(Round) if f.name not in ("base", "learned")]
 
-
+# %% ../../nbs/6_device/02_state.ipynb #st0instc
 @dataclass(frozen=True, repr=False)
 class Instruction(Displayed):
     "A sentence of the person about how to answer."
