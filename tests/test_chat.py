@@ -70,7 +70,6 @@ def test_a_correction_is_read_by_the_next_reply_and_not_where_replies_are_left_a
         "/always caf\udce9",
         "/drop 1",
         "/here",
-        "/pin",
         "/style 1 here",
     ],
 )

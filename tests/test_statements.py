@@ -173,23 +173,11 @@ def test_an_older_statement_that_a_newer_one_updates_is_left_out():
     assert choose(said[:1]) == said[:1]
 
 
-def test_pinned_messages_are_always_read_and_only_once():
-    vectors = VectorStore(Angles())
-    said = [Statement("I am vegan.", 1.0)]
-    pinned = [Statement("I am vegan.", 1.0), Statement("Do I eat meat? No, and do I drink milk?", 2.0)]
-    for prompt in ("Is barley a grain?", "What can I eat?"):
-        assert choose_statements(said, prompt, vectors, MemoryConfig(), count_words, pinned) == pinned
-    assert choose_statements([], "Hi", vectors, MemoryConfig(statements=0), count_words, pinned) == pinned
-    long = [Statement(" ".join(["my"] * (MAX_TOKENS - 9)), time, str(time)) for time in (1.0, 2.0)]
-    assert choose_statements([], "Hi", vectors, MemoryConfig(), count_words, long) == long[1:], "the newest that fits"
-
-
-@given(st.lists(st.integers(1, MAX_TOKENS + 50), max_size=8), st.lists(st.integers(1, MAX_TOKENS + 50), max_size=4))
-def test_the_budget_is_never_exceeded(sizes, pinned_sizes):
+@given(st.lists(st.integers(1, MAX_TOKENS + 50), max_size=8))
+def test_the_budget_is_never_exceeded(sizes):
     make = lambda size, time: Statement(" ".join(["my"] * size), float(time), str(time))
     said = [make(size, i) for i, size in enumerate(sizes)]
-    pinned = [make(size, 100 + i) for i, size in enumerate(pinned_sizes)]
-    chosen = choose_statements(said, "my", VectorStore(Angles()), MemoryConfig(), count_words, pinned)
+    chosen = choose_statements(said, "my", VectorStore(Angles()), MemoryConfig(), count_words)
     assert sum(count_words(write_line(s)) for s in chosen) <= MAX_TOKENS
     assert chosen == sorted(chosen, key=lambda s: s.time)
 

@@ -1,4 +1,4 @@
-"Rewrites: the parser, the bounds, both modes and prompts, what is counted. No weights needed."
+"Rewrites: the parser, the bounds, both prompts, what is counted. No weights needed."
 
 from collections import Counter
 
@@ -13,10 +13,11 @@ from personal_llm.base.text import compute_rouge1
 from personal_llm.buffer.retrieval import VectorStore
 from personal_llm.buffer import synthesis
 from personal_llm.buffer.synthesis import (
+    MAX_ROUGE1,
+    MIN_ROUGE1,
     SYNTHESIS_PROMPTS,
-    SynthesisConfig,
+    TEMPERATURE,
     check_rewrite,
-    make_text_block,
     parse_rewrite,
     synthesize,
 )
@@ -59,13 +60,13 @@ def test_rouge_is_its_formula(a, b):
     assert compute_rouge1(a, b) == (2 * both / (len(first) + len(second)) if both else 0) == compute_rouge1(b, a) <= 1
 
 
-@given(TEXTS, TEXTS.filter(bool), st.lists(TEXTS, max_size=3), st.floats(0, 0.4), st.floats(0.5, 1), st.floats(-1, 1))
-def test_accepted_lies_between_the_bounds(rewrite, original, others, lower, upper, similarity):
-    config = SynthesisConfig(min_rouge1=lower, max_rouge1=upper)
-    reason = check_rewrite(rewrite, original, others, similarity, config)
+@given(TEXTS, TEXTS.filter(bool), st.lists(TEXTS, max_size=3), st.floats(-1, 1))
+def test_accepted_lies_between_the_bounds(rewrite, original, others, similarity):
+    reason = check_rewrite(rewrite, original, others, similarity)
     assert reason in ("", "another form", "unrelated", "copy", "another meaning")
-    is_inside = lower <= compute_rouge1(rewrite, original) <= upper and similarity >= config.min_similarity
-    assert (reason == "") == bool(rewrite and is_inside and all(compute_rouge1(rewrite, o) <= upper for o in others))
+    is_inside = MIN_ROUGE1 <= compute_rouge1(rewrite, original) <= MAX_ROUGE1 and similarity >= 0.5
+    is_new = all(compute_rouge1(rewrite, other) <= MAX_ROUGE1 for other in others)
+    assert (reason == "") == bool(rewrite and is_inside and is_new)
 
 
 def test_a_similarity_that_is_no_number_is_another_meaning():
@@ -74,24 +75,9 @@ def test_a_similarity_that_is_no_number_is_another_meaning():
 
 @given(st.text(max_size=20))
 def test_brackets(text):
-    parts = parse_rewrite(f"Sure! [{text}] done", "question", "paper")
-    assert parts == ((text.strip(),) if text.strip() else ())
+    assert parse_rewrite(f"Sure! [{text}] done", "paper") == text.strip()
     if "]" not in text:
-        assert parse_rewrite("[" + text, "question", "paper") == ()
-
-
-@pytest.mark.parametrize("prompt", ["paper", "plain"])
-@pytest.mark.parametrize(
-    "text, parts",
-    [
-        ("**Question:** x", ()),
-        ("Question: Why?", ()),
-        ("Question: \nAnswer: Because.", ()),
-        ("Question: Why?\n\nAnswer:\n- one\n- two", ("Why?", "- one\n- two")),
-    ],
-)
-def test_a_pair_names_its_question_and_its_answer(prompt, text, parts):
-    assert parse_rewrite(f"[{text}]" if prompt == "paper" else text, "pair", prompt) == parts
+        assert parse_rewrite("[" + text, "paper") == ""
 
 
 @given(
@@ -131,18 +117,14 @@ def test_meaning_is_compared_beside_the_words():
     assert [d.prompt for d in synthesize(Scripted(replies), [original], 1, min_similarity=0).dialogues] == replies[:1]
 
 
-@pytest.mark.parametrize("mode, prompt", SYNTHESIS_PROMPTS)
-def test_each_mode_and_prompt_asks_about_its_block(mode, prompt):
+@pytest.mark.parametrize("prompt", SYNTHESIS_PROMPTS)
+def test_each_prompt_asks_about_its_question(prompt):
     original = Dialogue("What is a tendon?", "In short: a cord of the body.", origin="annotated")
-    block = "Question: What is a muscle?\nAnswer: In short: a part of the body."
-    reply = "What does a tendon do?" if mode == "question" else block
+    reply = "What does a tendon do?"
     model = Scripted([f"[{reply}]" if prompt == "paper" else reply])
-    (variant,) = synthesize(model, [original], 1, mode=mode, prompt=prompt, min_similarity=0).dialogues
-    assert model.asked == [SYNTHESIS_PROMPTS[mode, prompt].format(text=make_text_block(original, mode))]
-    wanted = ("What does a tendon do?", original.response)
-    assert (variant.prompt, variant.response) == (
-        wanted if mode == "question" else ("What is a muscle?", "In short: a part of the body.")
-    )
+    (variant,) = synthesize(model, [original], 1, prompt=prompt, min_similarity=0).dialogues
+    assert model.asked == [SYNTHESIS_PROMPTS[prompt].format(text=original.prompt)]
+    assert (variant.prompt, variant.response) == (reply, original.response)
     assert variant.parents == (original.id,) and variant.origin == "synthetic"
 
 
@@ -154,7 +136,7 @@ def test_a_gguf_model_writes_one_text_after_another_each_with_its_seed(monkeypat
     monkeypatch.setattr(synthesis, "ReplyStream", stream)
     result = synthesize(model, [Dialogue("What is a tendon?", "a cord")], 2, seed=3, min_similarity=0)
     assert len(result.dialogues) == 2 and len({options.seed for options in used}) == 2
-    assert all(options.temperature == SynthesisConfig().temperature for options in used)
+    assert all(options.temperature == TEMPERATURE for options in used)
 
 
 def test_braces_in_a_text_are_text():
@@ -166,10 +148,8 @@ def test_braces_in_a_text_are_text():
 @pytest.mark.parametrize(
     "wrong",
     [
-        dict(max_rounds=0),
         dict(num_each=-1),
         dict(seed=-1),
-        dict(mode="answer"),
         dict(prompt="short"),
     ],
     ids=str,

@@ -139,7 +139,6 @@ COMMANDS = {
     "/here": "only replies to things like this",
     "/always [TEXT]": "how I should answer, in every reply; without TEXT: the list",
     "/drop N": "delete a line of that list",
-    "/pin": "every reply reads your newest message",
     "/up": "you like the reply",
     "/down": "you do not like it",
     "/why": "what the newest reply read",
@@ -180,8 +179,6 @@ def run_command(session, name: str, text: str) -> str:  # the output
         case "/drop":
             session.react("always", "", read_number(text))
             return "deleted"
-        case "/pin":
-            return "every reply reads this message" if session.pin(id) else "no longer pinned"
         case "/up" | "/down":
             session.react(name[1:], "", id)
             return "noted" if name == "/up" else "noted; /better TEXT shows me what you wanted"

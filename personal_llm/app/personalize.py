@@ -124,7 +124,7 @@ def describe(me: Personalizer) -> dict:  # plain values
         start=last.start,
         warm=dict(last.warm or {}).get("reason", ""),
         synthetic=sum(one.synthetic for one in me.rounds),
-        synthesis=f"{me.settings.synthesis_mode}, {me.settings.synthesis_prompt} prompt",
+        synthesis=f"{me.settings.synthesis_prompt} prompt",
         rejected=dict(rejected),
         steps=last.steps,
         loss_before=last.start_loss,

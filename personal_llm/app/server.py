@@ -330,7 +330,7 @@ def list_talks(session: ChatSession, talk: str, words: str) -> dict:
         reaction = state.reactions.get(id)
         turn = dict(id=id, prompt=d.prompt, reply=d.response, read=read)
         scope = state.scopes.get(id, "") if reaction and reaction.kind == "better" else None
-        turns.append(turn | dict(reaction=reaction and reaction.kind, scope=scope, is_pinned=id in state.pinned))
+        turns.append(turn | dict(reaction=reaction and reaction.kind, scope=scope))
     rows.sort(key=lambda row: -row["time"])
     row = session.me.find_habit_question()
     habit = row and dict(label=row.form.label, question=row.question)
@@ -355,7 +355,7 @@ def list_known(session: ChatSession, *_) -> dict:
         rows["answers"].append(row | dict(scope=state.scopes.get(id, "")))
     for statement in reversed(find_statements(state.list_own())):
         id = state.find_root(statement.id)
-        rows["statements"].append(dict(id=id, time=statement.time, prompt=statement.text, is_pinned=id in state.pinned))
+        rows["statements"].append(dict(id=id, time=statement.time, prompt=statement.text))
     return rows
 
 # %% ../../nbs/8_app/07_server.ipynb #srvsaved1
@@ -451,7 +451,6 @@ CHANGES = dict(
     react=react,
     scope=lambda session, wanted: session.scope_correction(wanted.scope, wanted.id),
     habit=lambda session, wanted: session.scope_habit(wanted.text, wanted.scope),
-    pin=lambda session, wanted: dict(is_pinned=session.pin(wanted.id)),
     skip=lambda session, wanted: session.me.skip_question(),
     learn=lambda session, wanted: dict(message=session.learn()),
     stop=lambda session, wanted: session.stop_learning(),

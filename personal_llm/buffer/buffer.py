@@ -7,7 +7,6 @@ __all__ = ['Buffer', 'bin_bytes', 'Decision']
 
 # %% ../../nbs/2_buffer/03_buffer.ipynb #4707c1bb
 import json
-import warnings
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -174,15 +173,9 @@ def header(self: Buffer) -> dict:  # plain values
     return parts | dict(random=self.random.bit_generator.state)
 
 
-REMOVED_POLICIES = ("active", "sdss-scripts")  # of earlier versions
-
-
 def open_buffer(header: dict, policy, place) -> Buffer:  # policy: an instance, or None; place: for the error
     "Return an empty buffer in the state of a `header`; raise `InputError` for a policy that is not known."
     name = str(header["policy"])
-    if policy is None and name in REMOVED_POLICIES:
-        warnings.warn(f"{place}: the policy {name!r} is gone; {DEFAULT_POLICY!r} takes its place", stacklevel=2)
-        name = DEFAULT_POLICY
     if policy.name != name if policy else name not in POLICIES:
         what = f"{place}: filled by policy {name[:60]!r}" + (f", not by {policy.name!r}" if policy else "")
         raise InputError(what, "open it in Python, with an instance of this policy")

@@ -82,9 +82,6 @@ class Evidence:
     everywhere: tuple = ()  # answers that every reply reads, by the person's own word
 
 # %% ../../nbs/2_buffer/05_retrieval.ipynb #ret00018
-NUM_RIVALS = 256  # replies with which each one is compared first: a matter of speed, not of the result
-
-
 def measure_closeness(similarities: np.ndarray) -> float:  # in [-1, 1]
     "Return how close a prompt is to a set of dialogues: midway between the mean similarity and the largest."
     return (similarities.mean() + similarities.max()) / 2
@@ -93,6 +90,9 @@ def measure_closeness(similarities: np.ndarray) -> float:  # in [-1, 1]
 def belongs(supporting: np.ndarray, opposing: np.ndarray) -> bool:  # similarities in [-1, 1], in any order
     "Return whether a prompt is closer to what supports corrections than to what opposes them."
     return not len(opposing) or bool(measure_closeness(supporting) > measure_closeness(opposing))
+
+# %% ../../nbs/2_buffer/05_retrieval.ipynb #ret0018b
+NUM_RIVALS = 256  # replies with which each one is compared first: a matter of speed, not of the result
 
 
 def find_replaced(evidence: Evidence, answers: np.ndarray, left_alone: np.ndarray, near: np.ndarray) -> np.ndarray:

@@ -49,7 +49,7 @@ def has_words(pattern: str, text: str, is_start: bool = False) -> bool:
 # %% ../../nbs/2_buffer/07_statements.ipynb #sta00008
 @dataclass(frozen=True)
 class Statement:
-    "A sentence that the person said of themselves, or a pinned message."
+    "A sentence that the person said of themselves."
 
     text: str
     time: float = 0.0  # seconds since the epoch, or a place in a stream
@@ -164,9 +164,8 @@ def choose_statements(
     vectors: VectorStore,
     config: MemoryConfig,
     count_tokens,  # a function: text -> number of its tokens
-    pinned: tuple = (),  # statements that each reply reads
 ) -> list:  # oldest first
-    "Choose the statements that a reply to a prompt reads, within `MAX_TOKENS`; pinned ones come first."
+    "Choose the statements that a reply to a prompt reads, within `MAX_TOKENS`."
     near = []
     if config.statements and statements and is_about_self(prompt, statements):
         rows = vectors.embed([s.text for s in statements])
@@ -176,7 +175,7 @@ def choose_statements(
         near = [s for s, place in zip(nearest, places) if not is_updated(place, places, rows, row)]
     chosen = []
     left = MAX_TOKENS
-    for statement in dict.fromkeys([*sorted(pinned, key=lambda s: -s.time), *near]):
+    for statement in near:
         size = count_tokens(write_line(statement))
         if size <= left:
             chosen.append(statement)

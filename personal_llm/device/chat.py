@@ -15,7 +15,7 @@ from dataclasses import replace
 from ..base.core import Dialogue, InputError, check
 from ..base.replies import ReplyOptions, ReplyStream
 from ..base.text import CONTROL_CHARACTERS, count_nouns
-from ..buffer.statements import MAX_TOKENS, format_date
+from ..buffer.statements import format_date
 from .archive import clean
 from .forgetting import ForgetPlan, drop_forgotten
 from .learning import FEWEST_ANSWERS
@@ -23,14 +23,14 @@ from .personalizer import Personalizer
 from .state import CLIENT
 
 # %% ../../nbs/6_device/08_chat.ipynb #0849e30d
-class WorkStopped(Exception):
-    "Raised inside background work after its stop event was set."
-
-
 def describe_error(error: BaseException) -> str:
     "Return an error as one line."
     name = "" if isinstance(error, InputError) else type(error).__name__
     return ": ".join(filter(None, (name, *str(error).strip().splitlines()[:1])))[:160]
+
+# %% ../../nbs/6_device/08_chat.ipynb #cht0work
+class WorkStopped(Exception):
+    "Raised inside background work after its stop event was set."
 
 
 class BackgroundWork:
@@ -162,10 +162,6 @@ class SessionBase:
         self._end_work()
         self.me.close()
 
-# %% ../../nbs/6_device/08_chat.ipynb #cht3idlc
-class IdleSession(SessionBase):
-    "Scores what was said when nobody waits, and takes over what background work found."
-
     def _start_timer(self) -> None:
         self._cancel_timer()
         self.timer = threading.Timer(self.idle_seconds, self.score_in_background)
@@ -207,7 +203,7 @@ class IdleSession(SessionBase):
             self.messages.append(problem.format(describe_error(error)))
 
 # %% ../../nbs/6_device/08_chat.ipynb #cht1sayc
-class TalkSession(IdleSession):
+class TalkSession(SessionBase):
     "Writes the replies of a talk."
 
     def say(
@@ -297,9 +293,9 @@ class TalkSession(IdleSession):
         )
         return "; ".join(lines)
 
-# %% ../../nbs/6_device/08_chat.ipynb #cht2reac
-class ReactingSession(TalkSession):
-    "Takes reactions to the turns of a talk."
+# %% ../../nbs/6_device/08_chat.ipynb #cht4lrnc
+class ChatSession(TalkSession):
+    "The talks of a folder; raises `InputError` if it is in use, damaged, or of another base model."
 
     def react(self, kind: str, text: str = "", id=None, scope: str = "") -> None:
         "React as `Personalizer.react` does, to the newest turn if no id is given; `InputError` if invalid."
@@ -325,21 +321,6 @@ class ReactingSession(TalkSession):
         with self.me.change():
             state.record("scoped", corrected[-1] if id is None else state.find_root(id), scope=scope)
 
-    def pin(self, id: str = None) -> bool:  # whether it is pinned now; id: of a turn; None: the newest
-        "Let every reply read a message of yours, or let it go again; raise `InputError` if there is none."
-        if id is None and not self.turns:
-            raise InputError("there is no message yet", "write something first")
-        with self.me.change():
-            root = self.me.state.find_root(self.turns[-1].id if id is None else id)
-            is_pinned = root not in self.me.state.pinned
-            count = self.model.count_tokens(self.me.state.newest(root).prompt)
-            if is_pinned and count > MAX_TOKENS:
-                raise InputError(
-                    f"this message has {count} tokens, and no reply reads more than {MAX_TOKENS}", "write it shorter"
-                )
-            self.me.state.record("pinned", root, is_pinned=is_pinned)
-        return is_pinned
-
     def scope_habit(self, label: str, scope: str) -> None:
         "Say where a habit of the card belongs, by its label; raise `InputError` for a label that the card lacks."
         rows = {row.form.label: row for row in self.me.list_habits()}
@@ -347,10 +328,6 @@ class ReactingSession(TalkSession):
             known = ", ".join(rows) or "none yet"
             raise InputError(f"no habit {label[:60]!r} on your card", f"the card has {known}")
         self.me.scope_habit(rows[label], scope)
-
-# %% ../../nbs/6_device/08_chat.ipynb #cht4lrnc
-class ChatSession(ReactingSession):
-    "The talks of a folder; raises `InputError` if it is in use, damaged, or of another base model."
 
     def learn(self) -> str:  # a message for the user
         "Begin a fine-tune in the background; raise `InputError` if one is running, or nothing was corrected."

@@ -8,7 +8,6 @@ __all__ = ['ForgetPlan', 'list_written', 'select_dialogues', 'begin', 'plan_forg
 
 # %% ../../nbs/6_device/03_forgetting.ipynb #57fef182
 import hmac
-import html
 import math
 import re
 import secrets
@@ -23,61 +22,26 @@ from .archive import count_bytes, cut_history, delete_dialogues, is_archive_file
 from .state import FILE, State, open_state
 
 # %% ../../nbs/6_device/03_forgetting.ipynb #4d889d84
-ENTITY = re.compile(r"&(?:#[0-9]{1,7}|#[xX][0-9a-fA-F]{1,6}|[a-zA-Z][a-zA-Z0-9]{1,31});")
-BREAK = re.compile(r"</?(?:br|p|div|li|ul|ol|t[dhr]|h[1-6])(?:[\s/][^<>]*)?>", re.IGNORECASE)
-HIDDEN = re.compile(r"</?[a-zA-Z][^<>]*>|(?<=\])\([^()]*(?:\([^()]*\))?\)|(?<=\])\[[^][]*\]|\[\^[^][]*\]")
-ITEM = re.compile(r"^[ \t>]*(?:[0-9]{1,9}[.)]|[-+*•])[ \t]+(?:\[[ xX]\])?", re.MULTILINE)
 PARTS = re.compile(r"\s+|\S{1,100}[^\w\s]{0,30}")  # an accent stays with its letter
-NOT_SHOWN = [0x34F, 0x115F, 0x1160, 0x17B4, 0x17B5, 0x3164, 0xFFA0]  # Unicode's *default ignorable* that are letters
-NOT_SHOWN += [*range(0x180B, 0x1810), *range(0xFE00, 0xFE10), *range(0xE0100, 0xE01F0)]  # and variants of others
-NOT_SHOWN += [*range(0x2B9, 0x2D0), *range(0x2032, 0x2038)]  # primes and accents beside a letter
-MARKS = "*_~\\[]\"'‚„「」『』〝〞〟"
-
-
-class Letters(dict):
-    "Number of a character -> how it is compared; computed when a text first holds it."
-
-    def __missing__(self, number: int) -> str:
-        letter = chr(number)
-        kind = unicodedata.category(letter)
-        self[number] = letter
-        if letter.isspace() or letter in "|>\u2800":
-            self[number] = " "
-        elif kind == "Pd" or letter in "\u2212\u2053":
-            self[number] = "-"
-        elif kind in ("Cc", "Cf", "Cn", "Pi", "Pf", "Sk") or number in NOT_SHOWN or letter in MARKS:
-            self[number] = ""
-        return self[number]
-
-
-LETTERS = Letters()
-
-
-def compose(text: str) -> str:
-    "Return a text in Unicode's form NFKC."
-    return text if text.isascii() else "".join(unicodedata.normalize("NFKC", part) for part in PARTS.findall(text))
-
-
-def show(text: str) -> str:  # with HTML's entities
-    "Return a text as its reader sees it: without tags of HTML, addresses of links, and marks of notes and lists."
-    text = HIDDEN.sub("", BREAK.sub("\n", ITEM.sub("", text)))
-    return re.sub("[-\u2010\u00ad]\n[\\s>]*", "", text)
+KINDS = dict(Pd="-", Cc=" ", Cf="", Cn="", Pi="", Pf="", Sk="")  # Unicode's kind of a letter -> what takes its place
+MARKS = "*_~\\[]\"'‚„「」『』〝〞〟\ufe0e\ufe0f"  # Markdown, quotations, variants of emoji
 
 
 def fold(text: str) -> str:
     "Return a text as it is compared: letters that look equal become equal; invisible ones and quotation marks go."
-    text = re.sub("([-\u2010-\u2015])\n[\\s>]*", r"\1", ENTITY.sub(lambda entity: html.unescape(entity[0]), text))
-    before = ""
-    for _ in range(3):  # the next time for letters that the last one made
-        if text != before:
-            before, text = text, compose(text.translate(LETTERS).casefold())
-    words = text.replace("\u0307", "").split()
-    return " ".join(word for word in words if word.strip("#+-:•"))
+    for _ in range(2):  # the second time for letters that the first one made
+        kinds = {
+            letter: "" if letter in MARKS else KINDS.get(unicodedata.category(letter), letter) for letter in set(text)
+        }
+        text = text.translate(str.maketrans(kinds)).casefold()
+        text = "".join(unicodedata.normalize("NFKC", part) for part in PARTS.findall(text)).replace("\u0307", "")
+    return " ".join(text.replace("|", " ").replace(">", " ").split())
 
 
 def holds(part: str, forms: set) -> bool:
-    "Tell whether a stored text holds a folded form: as it is stored, or as it is shown, its lines put together."
-    return bool(forms) and any(form in folded for folded in map(fold, {part, show(part)}) for form in forms)
+    "Tell whether a stored text holds a folded form."
+    folded = fold(part) if forms else ""
+    return any(form in folded for form in forms)
 
 # %% ../../nbs/6_device/03_forgetting.ipynb #fb371b31
 @dataclass(frozen=True)
@@ -132,11 +96,8 @@ def find_numbers(state: State) -> tuple:  # two dictionaries: id -> number of an
     return said, own
 
 
-def cut_turns(history: list, is_lost, forms: set, copies: set, asked: set) -> list:  # texts
-    """Return the foreign turns of a history that hold the text or repeat a lost one, and the replies that read these.
-
-    copies: folded texts that are lost; asked: folded messages whose replies are lost
-    """
+def cut_turns(history: list, is_lost, forms: set, copies: set) -> list:  # texts; copies: folded texts that are lost
+    "Return the foreign turns of a history that hold the text or repeat a lost one, and the replies that read these."
     turns = []
     has_read = False
     for item in history:
@@ -144,14 +105,13 @@ def cut_turns(history: list, is_lost, forms: set, copies: set, asked: set) -> li
             has_read = has_read or is_lost(item)
             continue
         role, text = item
-        folded = fold(text)
-        is_named = holds(text, forms) or folded in copies
+        is_named = holds(text, forms) or fold(text) in copies
         if is_named or has_read and role == "assistant":
             turns.append(text)
-        has_read = has_read or is_named or role == "user" and folded in asked
+        has_read = has_read or is_named
     return turns
 
-
+# %% ../../nbs/6_device/03_forgetting.ipynb #fgt0read
 def find_readers(state: State, gone: set, forms: set, keep=()) -> tuple:
     """Return what is lost with the dialogues that go: ids of replies, (id, text) of turns, and the numbers `lost`.
 
@@ -163,14 +123,13 @@ def find_readers(state: State, gone: set, forms: set, keep=()) -> tuple:
     lost = dict.fromkeys(gone, math.inf)  # id -> number of the event from which on its text may be read
     written = list_written(state)
     copies = {fold(text) for id in gone for text in (*written[id], archive.dialogues[id].response)} - {""}
-    asked = set()
     replies = []
     turns = []
     for id, d in archive.dialogues.items():  # in the order of time: a reply reads earlier ones only
         if id in gone:
             continue
         is_lost = lambda other: said.get(id, 0) < lost.get(other, 0)
-        cut = dict.fromkeys(cut_turns(archive.histories[id], is_lost, forms, copies, asked))
+        cut = dict.fromkeys(cut_turns(archive.histories[id], is_lost, forms, copies))
         turns += [(id, text) for text in cut]
         turns_before = [item for item in archive.histories[id] if isinstance(item, str) and id not in keep]
         read = {*state.reads.get(id, ()), *turns_before}
@@ -178,9 +137,28 @@ def find_readers(state: State, gone: set, forms: set, keep=()) -> tuple:
         if d.origin == "model" and d.response and (has_read or holds(d.response, forms)):
             replies.append(id)
             lost[id] = own.get(id, math.inf)
-            copies.add(fold(d.response))
-            asked.add(fold(d.prompt))
+            copies |= {fold(d.response), fold(d.prompt)}
     return replies, turns, lost
+
+# %% ../../nbs/6_device/03_forgetting.ipynb #fgt0unus
+ADAPTERS_FOLDER = "adapters"  # beside the archive, a folder for each fine-tune
+
+
+def list_adapters(folder: Path) -> list:  # paths
+    "Return the folders of adapters, and links to such folders."
+    return [path for path in sorted((folder / ADAPTERS_FOLDER).glob("*")) if path.is_dir()]
+
+
+def locate_adapter(state: State, adapter: str) -> Path:
+    "Return the folder of an adapter."
+    return (state.archive.file.parent if state.archive.file else Path()) / adapter
+
+
+def find_unused(state: State) -> list:  # folders, relative to that of the archive
+    "Return the adapters that no fine-tune uses: the rest of a deletion, or of a fine-tune that was stopped."
+    places = list_adapters(state.archive.file.parent) if state.archive.file else []
+    used = {one.adapter for one in state.rounds}
+    return [name for name in (f"{ADAPTERS_FOLDER}/{place.name}" for place in places) if name not in used]
 
 # %% ../../nbs/6_device/03_forgetting.ipynb #fgt0adpc
 def find_words(state: State, forms: set, everything: bool) -> list:  # events, the oldest first
@@ -205,26 +183,6 @@ def find_adapters(state: State, lost: dict) -> list:  # folders, relative to tha
     first = next((n for n, one in enumerate(rounds) if one in spoiled), len(rounds))
     return rounds[first:] + find_unused(state)
 
-
-def find_unused(state: State) -> list:  # folders, relative to that of the archive
-    "Return the adapters that no fine-tune uses: the rest of a deletion, or of a fine-tune that was stopped."
-    places = list_adapters(state.archive.file.parent) if state.archive.file else []
-    used = {one.adapter for one in state.rounds}
-    return [name for name in (f"{ADAPTERS_FOLDER}/{place.name}" for place in places) if name not in used]
-
-
-ADAPTERS_FOLDER = "adapters"  # beside the archive, a folder for each fine-tune
-
-
-def list_adapters(folder: Path) -> list:  # paths
-    "Return the folders of adapters, and links to such folders."
-    return [path for path in sorted((folder / ADAPTERS_FOLDER).glob("*")) if path.is_dir()]
-
-
-def locate_adapter(state: State, adapter: str) -> Path:
-    "Return the folder of an adapter."
-    return (state.archive.file.parent if state.archive.file else Path()) / adapter
-
 # %% ../../nbs/6_device/03_forgetting.ipynb #c519a916
 def begin(text: str) -> str:
     "Return the beginning of a text, on one line."
@@ -235,8 +193,7 @@ def plan_forgetting(
     state: State, ids=(), text: str = None, before: float = None, everything=False, keep=()
 ) -> ForgetPlan:
     "List what goes with dialogues by id, text or time, and change nothing; `InputError` if none is named. keep: above."
-    texts = () if text is None else (check(text, "text", "the text to forget"), show(text))
-    forms = {fold(one) for one in texts} - {""}
+    forms = {fold(check(text or "", "text", "the text to forget"))} - {""}
     if text is not None and not forms:
         raise InputError("the text to forget is empty", "give words that the dialogue holds")
     dialogues = select_dialogues(state, ids, forms, before, everything)
@@ -264,32 +221,17 @@ def sign(archive: Archive, text: str) -> str:  # sixteen hex digits
     return hmac.digest(key.encode(), (fold(text) or text).encode("utf-8", "replace"), "sha256").hex()[:16]
 
 
-REPLY = "the reply to: "
-
-
-def sign_turns(archive: Archive, plan: ForgetPlan) -> list:
-    "Return the fingerprints of the turns of a plan that another program could send again, also with another reply."
-    texts = [text for _, text in plan.turns]
-    for id in (*plan.dialogues, *plan.replies):
-        if archive.talks[id] != FILE:
-            d = archive.dialogues[id]
-            texts += [d.response, d.prompt if id in plan.dialogues else REPLY + d.prompt]
-    return [sign(archive, text) for text in dict.fromkeys(texts) if text]
-
-
 def drop_forgotten(archive: Archive, history) -> list:  # (role, text) pairs
-    "Return a history that another program sent, without forgotten turns and the replies to forgotten messages."
-    if not history:
-        return []
+    "Return a history that another program sent, without forgotten turns and the replies to them."
     known = {name for event in archive.events if event.kind == "forgotten" for name in event.content.get("turns", ())}
     kept = []
     was_gone = False
-    for role, text in history if known else ():
-        is_gone = sign(archive, text) in known
+    for role, text in history:
+        is_gone = bool(known) and sign(archive, text) in known
         if not (is_gone or was_gone and role == "assistant"):
             kept.append((role, text))
-        was_gone = role == "user" and (is_gone or sign(archive, REPLY + text) in known)
-    return kept if known else list(history)
+        was_gone = is_gone
+    return kept
 
 
 def empty_replies(state: State, ids) -> None:
@@ -317,7 +259,11 @@ def delete_rows(state: State, plan: ForgetPlan, policy=None) -> State:
     purge(archive)  # stops here while another program reads the file
     with archive.transaction():
         counts = dict(seen=state.buffer.seen, adapters=list(plan.adapters), cost=state.cost.to_dict())
-        counts["turns"] = sign_turns(archive, plan)
+        others = [archive.dialogues[id] for id in (*plan.dialogues, *plan.replies) if archive.talks[id] != FILE]
+        texts = dict.fromkeys(
+            [text for _, text in plan.turns] + [text for d in others for text in (d.prompt, d.response)]
+        )
+        counts["turns"] = [sign(archive, text) for text in texts if text]  # another program could send them again
         for number in plan.words:
             archive.execute("DELETE FROM events WHERE number = ?", (number,))
         cut_history(archive, plan.turns)
@@ -365,19 +311,16 @@ def trim(state: State, budget: int, policy=None) -> State:  # budget: bytes; 0: 
 def list_everything(folder) -> list:  # paths
     "Return what `forget_everything` deletes; raise `InputError` if a file that is not ours has one of our names."
     folder = Path(folder)
-    paths = []
-    for name in (ARCHIVE_FILE, "memory.db"):  # the second is the name of an earlier version
-        file = folder / name
-        if file.exists() and not is_archive_file(file):
-            raise InputError(f"{file}: no archive of this package", "move it away, or choose another folder")
-        paths += [folder / f"{name}{end}" for end in ("", "-wal", "-shm", "-journal")]
-    paths += list_adapters(folder)
+    file = folder / ARCHIVE_FILE
+    if file.exists() and not is_archive_file(file):
+        raise InputError(f"{file}: no archive of this package", "move it away, or choose another folder")
+    paths = [folder / f"{ARCHIVE_FILE}{end}" for end in ("", "-wal", "-shm", "-journal")] + list_adapters(folder)
     paths += [folder / name for name in ("personalize.json", "demo.json", "figure.png")]  # reports of runs
     return [str(path) for path in paths if path.exists()]
 
 
 def forget_everything(folder) -> list:  # paths that were deleted
-    "Delete the archive, the adapters and the reports in a folder, also damaged ones and those of an earlier version."
+    "Delete the archive, the adapters and the reports in a folder, also damaged ones."
     paths = list_everything(folder)
     for path in map(Path, paths):
         remove_adapter(path) if path.is_dir() else path.unlink()

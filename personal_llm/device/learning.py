@@ -16,7 +16,6 @@ from ..base.adapters import WEIGHTS_FILE, Adapter
 from ..base.core import Cost, Dialogue, InputError, make_generator
 from ..base.files import compute_sha256
 from ..buffer.synthesis import synthesize
-from ..data.reading import load_replay
 from .forgetting import ADAPTERS_FOLDER
 from .state import State
 from ..selection.library import Library
@@ -113,8 +112,7 @@ def prepare_round(
     start=None,  # as for `choose_start`
     last=None,
     synthetic: int = 0,  # dialogues that the model writes for each of these
-    synthesis: tuple = ("question", "plain"),  # mode and prompt of `synthesize`
-    replay: int = 0,  # dialogues of general conversation
+    synthesis: str = "plain",  # prompt of `synthesize`
     left_alone: list = (),  # dialogues whose reply, of the base model, the person left alone
     seed: int = 0,
     progress: bool = True,
@@ -122,12 +120,11 @@ def prepare_round(
     "Choose a start, synthesise and tune (Qin et al. 2024, figure 1); archive and state stay as they are."
     place = find_place(folder) if folder is not None else None
     begin, name, warm, cost = choose_start(start, last, dialogues, model, seed)
-    written = synthesize(model, dialogues, synthetic, seed, *synthesis)
+    written = synthesize(model, dialogues, synthetic, seed, synthesis)
     learned, compared = divide_left_alone(left_alone, dialogues + written.dialogues, seed)
-    others = [*(load_replay(replay) if replay else ()), *learned]
     share = len(learned) / max(1, len(dialogues) + len(written.dialogues))
     config = replace(config, steps=round(config.steps * (1 + share)))  # each dialogue is seen as often as alone
-    adapter = tune(model, dialogues + written.dialogues, config, begin, place, seed, progress, others)
+    adapter = tune(model, dialogues + written.dialogues, config, begin, place, seed, progress, learned)
     with model.track_cost() as comparison:
         num_changed = count_changed(model, adapter, compared)
     cost = cost + written.cost + adapter.cost + comparison
@@ -139,10 +136,8 @@ def prepare_round(
         rejected=dict(written.rejected),
         start_loss=adapter.start_loss,
         best_loss=adapter.best_loss,
-        num_validation_dialogues=adapter.num_validation_dialogues,
         steps=adapter.history[-1][0] if adapter.history else 0,
         seconds=cost.seconds,
-        cut=sum(d.id in model.truncated for d in dialogues),
         warm=warm,
         digest=hash_weights(adapter.path),
     )

@@ -14,7 +14,7 @@ import numpy as np
 from ..base.core import Dialogue
 from ..base.loading import get_encoder_id, load_encoder
 from ..buffer.retrieval import MemoryConfig, VectorStore, add_memories, retrieve
-from ..buffer.statements import Statement, choose_statements, find_statements, write_statements
+from ..buffer.statements import choose_statements, find_statements, write_statements
 from .archive import Archive, load_vectors, store_vectors
 from .state import State
 
@@ -98,12 +98,11 @@ class Memory:
         return sorted((one for id in state.own for one in self.said[id]), key=lambda one: one.time)
 
     def find_statements(self, state: State, question: Dialogue, count_tokens, shown: set) -> list:
-        "Return what the person said of themselves, where the question is about that, and pinned messages."
-        dialogues = self.archive.dialogues
-        pinned = tuple(Statement(dialogues[id].prompt, dialogues[id].time, id) for id in state.pinned)
-        if not self.config.statements and not pinned:
+        "Return what the person said of themselves, where the question is about that."
+        if not self.config.statements:
             return []
+        dialogues = self.archive.dialogues
         statements = [one for one in self.list_statements(state) if dialogues[one.id].prompt not in shown]
         if statements:
             self.load()
-        return choose_statements(statements, question.prompt, self.vectors, self.config, count_tokens, pinned)
+        return choose_statements(statements, question.prompt, self.vectors, self.config, count_tokens)

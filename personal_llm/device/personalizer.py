@@ -309,9 +309,9 @@ class Reactor(Observer):
         rows = (row for row in self.list_habits() if row.form.label not in asked and not any(row.scopes))
         return next(rows, None)
 
-# %% ../../nbs/6_device/07_personalizer.ipynb #per5finc
-class Learner(Reactor):
-    "Fine-tunes on the buffer."
+# %% ../../nbs/6_device/07_personalizer.ipynb #per6forc
+class Personalizer(Reactor):
+    "Learns one user; raises `InputError` for settings that cannot work, and for a folder of another model or in use."
 
     def finetune(self, start="last", synthetic: int = None, progress: bool = True) -> Adapter:
         "Ask, synthesise, tune, use the adapter (Qin et al. 2024, figure 1); `InputError` if there is nothing to learn."
@@ -352,8 +352,7 @@ class Learner(Reactor):
             start=(self.adapter or self.start) if isinstance(start, str) and start == "last" else start,
             last=self.adapter,
             synthetic=self.settings.synthetic if synthetic is None else synthetic,
-            synthesis=(self.settings.synthesis_mode, self.settings.synthesis_prompt),
-            replay=self.settings.replay,
+            synthesis=self.settings.synthesis_prompt,
             left_alone=self.list_left_alone(),
             seed=self.settings.seed + len(self.rounds),
             progress=progress,
@@ -368,8 +367,8 @@ class Learner(Reactor):
             raise InputError(problem, "correct more replies, or say that your form belongs everywhere")
         with self.change():
             self.spent = self.spent + prepared.cost
-            counts = dict(seen=self.buffer.seen, requests=self.cost.requests)
-            self.state.record("tuned", **prepared.content, **counts, spent=self.take_spent())
+            content = prepared.content | dict(requests=self.cost.requests)
+            self.state.record("tuned", **content, spent=self.take_spent())
             learned = {self.state.root(d): d.response for d in prepared.dialogues}
             for id, response in learned.items():
                 if id:
@@ -387,10 +386,6 @@ class Learner(Reactor):
             self.archive.set_fact(UNFINISHED, "yes")
         self.adapter = load_last_adapter(self.state, self.folder)
         finish_forgetting(self.state, [undone])
-
-# %% ../../nbs/6_device/07_personalizer.ipynb #per6forc
-class Personalizer(Learner):
-    "Learns one user; raises `InputError` for settings that cannot work, and for a folder of another model or in use."
 
     def recall(self, question: Dialogue) -> Recall:
         "Find what the reply to a question reads: instructions, answers where they belong, and statements."

@@ -17,11 +17,6 @@ class PersonalizerSettings:
     "The settings of a `Personalizer`; raises `InputError` for a value out of its range."
 
     synthetic: int = setting(0, "synthetic dialogues for each dialogue of the buffer; 0: none", low=0)
-    synthesis_mode: str = setting(
-        "question",
-        "what the model writes: the question anew, or a new pair with its answer",
-        choices=("question", "pair"),
-    )
     synthesis_prompt: str = setting(
         "plain", "the prompt of the paper, or a plain one that small models follow", choices=("paper", "plain")
     )
@@ -36,7 +31,6 @@ class PersonalizerSettings:
         None, "most questions to the user (default: one a bin and fine-tune; on arrival no limit)", "whole number", 0
     )
     memories: int = setting(6, "most answers of yours that a reply reads; 0: nothing of yours", low=0, high=32)
-    replay: int = setting(0, "at most so many dialogues of general conversation in each fine-tune", low=0)
     archive: int = setting(200, "megabytes of dialogues that are kept; 0: those of the buffer only", low=0)
     seed: int = setting(0, "seed of all random numbers", low=0, high=MAX_SEED)
 

@@ -43,29 +43,26 @@ class Round(Displayed):
     adapter: str  # folder, relative to that of the archive
     base: str = ""  # id of the base model that the adapter belongs to
     start: str = ""  # where it began: "" (the base model), "last", "library" or "other"
-    seen: int = 0  # dialogues offered to the buffer so far
     kept: int = 0  # dialogues of the buffer that it learned from
     synthetic: int = 0  # synthetic dialogues
     rejected: dict = None  # reason -> number of rejected rewrites
     requests: int = 0  # questions to the user so far
     start_loss: float = 0.0  # nats a token before; of training, if no dialogue validates
     best_loss: float = 0.0  # nats a token after
-    num_validation_dialogues: int = 0
     steps: int = 0
     seconds: float = 0.0
-    cut: int = 0  # dialogues that were too long
     warm: dict = None  # the choice from a library
     digest: str = ""  # SHA-256 of the adapter's weights
     learned: tuple = ()  # ids of the dialogues
 
     def __str__(self):
-        data = f"{self.kept} kept and {self.synthetic} synthetic dialogues" + f", {self.cut} cut" * bool(self.cut)
+        data = f"{self.kept} kept and {self.synthetic} synthetic dialogues"
         return f"{data}: {self.start_loss:.2f} -> {self.best_loss:.2f} nats a token, {count_nouns(self.steps, 'step')}"
 
 
 ROUND_FIELDS = [f.name for f in fields(Round) if f.name not in ("base", "learned")]
 
-
+# %% ../../nbs/6_device/02_state.ipynb #st0instc
 @dataclass(frozen=True, repr=False)
 class Instruction(Displayed):
     "A sentence of the person about how to answer."
@@ -109,7 +106,6 @@ class EventState:
         self.scopes = {}  # id -> where the person said that its correction belongs
         self.asked_habits = set()  # labels of habits that the person was asked about
         self.instructions = {}  # number -> `Instruction`, the oldest first
-        self.pinned = []  # ids of messages that every reply reads
         self.own = {}  # ids of the turns of the user's own talks, in order; the values mean nothing
         self.talk = ""  # key of the talk that goes on
         self.titles = {}  # key of a talk -> the name that the person gave it
@@ -140,6 +136,16 @@ class EventState:
             self.cost = self.cost + Cost.from_dict(event.content["spent"])
         if "cost" in event.content:  # the sum, where a deletion took events along
             self.cost = Cost.from_dict(event.content["cost"])
+
+    def apply_configured(self, id: str, content: dict) -> None:
+        self.base = content["base"]
+        self.model = content["model"]
+        self.settings = content["settings"]
+
+    def apply_instructed(self, id: str, content: dict) -> None:
+        self.instructions.pop(content["number"], None)
+        if content["text"]:
+            self.instructions[content["number"]] = Instruction(**content)
 
     def _empty_bin(self) -> None:
         "Remove an entry whose successor was forgotten."
@@ -173,27 +179,8 @@ class EventState:
             raise InputError(problem, "give the id of a stored one")
         return root
 
-# %% ../../nbs/6_device/02_state.ipynb #st1setc
-class PersonState(EventState):
-    "Model, settings, standing instructions and pinned messages."
-
-    def apply_configured(self, id: str, content: dict) -> None:
-        self.base = content["base"]
-        self.model = content["model"]
-        self.settings = content["settings"]
-
-    def apply_instructed(self, id: str, content: dict) -> None:
-        self.instructions.pop(content["number"], None)
-        if content["text"]:
-            self.instructions[content["number"]] = Instruction(**content)
-
-    def apply_pinned(self, id: str, content: dict) -> None:
-        self.pinned = [other for other in self.pinned if other != id]
-        if content["is_pinned"]:
-            self.pinned.append(id)
-
 # %% ../../nbs/6_device/02_state.ipynb #st3plac
-class EvidenceState(PersonState):
+class EvidenceState(EventState):
     "What each reply says about where corrections belong, kept with each event."
 
     def shows_answers(self, id: str) -> bool:

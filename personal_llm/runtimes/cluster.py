@@ -44,7 +44,7 @@ def write_adapter_files(folder, contents: dict) -> Path:
         (folder / name).write_bytes(content)
     return folder
 
-
+# %% ../../nbs/7_runtimes/04_cluster.ipynb #c1usmake
 def make_pllm(model, shared: tuple, name: str, source):  # a dict, or the `InputError`
     "Make one pLLM out of dialogues, or of an adapter's files: files, explanation, samples, test_loss (base, pLLM)."
     space, probes, plain, seed = shared

@@ -51,7 +51,6 @@ export function makeTurn({ turn, question, isLast }) {
   const react = (kind) => () => change("react", { id, kind });
   const own = {
     message: () => openMessage(item, turn),
-    pin: () => change("pin", { id }),
     drop: () => page.forget({ ids: [id] }),
   };
   const better = () => openEditor(item, turn);
@@ -62,7 +61,7 @@ export function makeTurn({ turn, question, isLast }) {
   const reply = makeMarkdown(turn.reply || "The reply to this was forgotten.");
   const texts = { own: turn.prompt, answered: reply, read, question };
   const item = stamp("turn-item", texts, { ...own, ...(turn.reply ? ofReply : { answer: again }) });
-  const pressed = { up: turn.reaction === "up", down: turn.reaction === "down", pin: turn.is_pinned };
+  const pressed = { up: turn.reaction === "up", down: turn.reaction === "down" };
   for (const name in pressed) item.querySelector(`[name=${name}]`)?.setAttribute("aria-pressed", pressed[name]);
   if (drafts.has(`better-${id}`)) openEditor(item, turn);
   return item;
