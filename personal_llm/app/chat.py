@@ -168,6 +168,8 @@ def run_command(session, name: str, text: str) -> str:  # the output
     match name:
         case "/better":
             session.react("better", text, id)
+            if [*session.me.state.reactions.values()][-1].kind == "up":
+                return "You approved the reply: these are its own words"
             return "noted: from now on I answer like this"
         case "/everywhere" | "/here":
             return scope_correction(session, name[1:], id)

@@ -189,17 +189,22 @@ def offer_larger_model() -> None:
         get_weights(LARGER_MODEL)
 
 
-def set_writer(model, address: str = None, name: str = None, may_leave: bool = False):  # the `Model`
-    "Let a server write the replies, if there is an address; raise `InputError` if it cannot."
-    if address is not None:
-        from personal_llm.base.replies import Remote
+def load_chat_model(model: str, folder: str, address: str, name: str, may_leave: bool):  # a `Model`
+    "Load the model of a chat; a server that shall write, at an address, must answer first, or raise `InputError`."
+    if address is None:
+        if name is not None or may_leave:
+            raise InputError("no writer was given", "add --writer URL")
+        return load(model, folder, is_largest=True)
+    from personal_llm.base.replies import Remote
 
-        model.engine = Remote(model, address, name, may_leave)
-        shown = f"{model.engine.name} writes the replies"
-        print_note(f"{shown}; {model.name} scores, and only {model.name} reads what a fine-tune learns")
-    elif name is not None or may_leave:
-        raise InputError("no writer was given", "add --writer URL")
-    return model
+    server = Remote(None, address, name, may_leave, seconds=10)  # to list its models, which loads none
+    with server.ask("GET", "/models"):
+        loaded = load(model, folder)
+    loaded.engine = Remote(loaded, address, server.name, may_leave)
+    shown = f"{server.name} writes the replies"
+    print_note(f"{shown}; {loaded.name} scores, and only {loaded.name} reads what a fine-tune learns")
+    return loaded
+
 
 # %% ../../nbs/8_app/05_commands.ipynb #6fdbc099
 app = typer.Typer(
@@ -398,7 +403,7 @@ def chat_command(
         print_note("nothing is stored; --out DIR keeps the chat and what it learns")
     if model is None and writer is None and not (out and (Path(out) / ARCHIVE_FILE).is_file()):
         offer_larger_model()
-    loaded = set_writer(load(model, out, is_largest=writer is None), writer, writer_model, chats_may_leave)
+    loaded = load_chat_model(model, out, writer, writer_model, chats_may_leave)
     run_chat(ChatSession(loaded, out, **settings))
 
 # %% ../../nbs/8_app/05_commands.ipynb #00700b6d

@@ -452,7 +452,6 @@ CHANGES = dict(
     scope=lambda session, wanted: session.scope_correction(wanted.scope, wanted.id),
     habit=lambda session, wanted: session.scope_habit(wanted.text, wanted.scope),
     pin=lambda session, wanted: dict(is_pinned=session.pin(wanted.id)),
-    skip=lambda session, wanted: session.me.skip_question(),
     learn=lambda session, wanted: dict(message=session.learn()),
     stop=lambda session, wanted: session.stop_learning(),
     undo=lambda session, wanted: dict(message=session.undo_learning()),
