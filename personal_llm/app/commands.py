@@ -205,7 +205,6 @@ def load_chat_model(model: str, folder: str, address: str, name: str, may_leave:
     print_note(f"{shown}; {loaded.name} scores, and only {loaded.name} reads what a fine-tune learns")
     return loaded
 
-
 # %% ../../nbs/8_app/05_commands.ipynb #6fdbc099
 app = typer.Typer(
     help="Personalise a language model on your own device: the program sends no data anywhere.",
@@ -287,15 +286,12 @@ def models(
 # %% ../../nbs/8_app/05_commands.ipynb #cmdcheck1
 @app.command(epilog="Example: personal-llm check --model HuggingFaceTB/SmolLM2-360M-Instruct")
 def check(model: Model = None, quiet: Quiet = False, as_json: AsJson = False):
-    "Try a model: template, tokens, adapters, a reply and a tuning step. Exit code 1: one of them failed."
+    "Try a model: template, tokens, an adapter and a reply. Exit code 1: one of them failed."
     from personal_llm.app.check import check_model
 
-    name = find_model_name(model)
-    if name == "pocket" or not find_gguf(name):
-        resolve_model(name)  # an unknown name is a mistake in the arguments
-    report = check_model(name, on_check=lambda text: quiet or print_note(f"checking: {text}"), **load_options)
-    rows = [dict(name=text, ok=passed, detail=detail) for text, passed, detail in report.rows]
-    show(dict(model=name, ok=report.ok, rows=rows), [report], as_json)
+    loaded = load(model, quiet=quiet)
+    report = check_model(loaded, not quiet)
+    show(dict(model=loaded.name, ok=report.ok, rows=report.to_rows()), [report], as_json)
     if not report.ok:
         raise typer.Exit(1)
 
