@@ -90,12 +90,12 @@ def test_manners_of_writing():
 def test_only_what_the_person_wrote_or_approved_is_read():
     mine, base = with_habits(opener("Hark!"), rows=PLAIN[:20])
     others, more = with_habits(opener("Beep:"), rows=PLAIN[20:], origin="synthetic")
-    facts = describe_user(mine + others, base + more).habits
+    facts = describe_user(mine + others, base + more)["habits"]
     assert [fact.label for fact in facts if "opens" in fact.label] == ["opens with “Hark!”"]
     assert facts[0].num_answers == 20
     for origin in ("model", "synthetic"):
         nothing = describe_user([d.derive(origin=origin) for d in mine], base)
-        assert nothing.samples == 0 and nothing.habits == ()
+        assert nothing == dict(habits=(), num_answers=0)
     with pytest.raises(ValueError, match="shorter"):
         describe_user(mine, base[:3])
     empty = [d.derive(response=" ", parents=()) for d in mine]
