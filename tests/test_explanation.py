@@ -8,7 +8,7 @@ import pytest
 
 from personal_llm.base.core import Cost, Dialogue, InputError
 from personal_llm.explanation import explanation
-from personal_llm.explanation.description import describe_pllm, describe_user
+from personal_llm.explanation.description import describe_answers
 from personal_llm.explanation.explanation import Explanation, explain, explain_pllm
 from personal_llm.explanation.explanation import likelihood_gains, prepare_probes, style_coordinates
 from personal_llm.explanation.habits import Trait
@@ -106,23 +106,11 @@ def test_only_own_answers_are_explained():
     assert few.samples == 16 and few.num_answers == 7 and str(few).startswith("no description: 7 own answers")
 
 
-def test_replies_that_were_put_right_stand_for_the_base():
-    rows = [Dialogue(f"{i}?", f"on day {i} ask in town {i}.") for i in range(9)]
-    before = {d.id: d.response.capitalize() for d in rows}
-    right = [d.derive(response=d.response, origin="annotated") for d in rows]
-    base = ["go on."] * 9
-    for replies in (before, {d.id: before[old.id] for d, old in zip(right, rows)}):
-        assert "lower case" in [trait.key for trait in describe_user(right, base, replies=replies)["habits"]]
-    assert "lower case" not in [trait.key for trait in describe_user(right, base)["habits"]]
-
-
 def test_nothing_is_longer_than_an_answer_that_was_cut():
     text = "One {0}. Two of {0} and {0}1 words more here. And three."
-    long = [Dialogue(f"{i}?", text.format(i), origin="user") for i in range(9)]
-    base, keys = ["So."] * 9, lambda said: [fact.key for fact in said["habits"]]
-    assert not any("longer" in key for key in keys(describe_user(long, base)))
-    assert "longer" in keys(describe_user(long, base, replies={d.id: "So." for d in long}))
-    assert "longer" in keys(describe_pllm([d.response for d in long], base))
+    pairs = [(text.format(i), "So.") for i in range(9)]
+    keys = lambda **options: [fact.key for fact in describe_answers(pairs, **options)["habits"]]
+    assert "longer" in keys() and "longer" not in keys(base_is_truncated=True)
 
 
 # ---- pLLMs

@@ -15,7 +15,7 @@ from ..base.core import Dialogue, make_generator
 from ..base.files import ASSETS
 from ..base.models import mean_response_nll
 from ..data.reading import dialogues_from_texts, read_zipped_rows
-from .description import Explanation, describe_pllm, describe_user
+from .description import Explanation, describe_answers
 from .habits import PLAIN_PLLM_LABEL, USER_ORIGINS
 from .space import StyleSpace, concatenate_blocks, find_encoder
 from .space import nonnegative_coefficients, normalise_rows, sparse_code
@@ -52,7 +52,6 @@ def explain(
     dialogues: list,  # a person's, or a pLLM's answers from `sample_responses`; strings for texts without prompts
     space: StyleSpace = None,  # of this base; None: habits only
     seed: int = 0,  # seed of the base model's answers and of the resamples
-    replies: dict = None,  # id of the dialogue or of its parent -> the reply that the person corrected
 ) -> Explanation:
     "Explain how dialogues differ from the base model's answers; raises `InputError` for too few, or another base."
     if space is not None:
@@ -65,10 +64,11 @@ def explain(
     with model.track_cost() as cost:
         answers = sample_responses(model, None, dialogues, seed)
         placed = {} if space is None else place_user(model, dialogues, answers, space, seed)
+    pairs = [(d.response, base.response) for d, base in zip(dialogues, answers) if d.origin in USER_ORIGINS]
     is_continuation = any(d.labels.get("counterpart") == "continuations" for d in dialogues)
     return Explanation(
         **placed,
-        **describe_user(dialogues, [d.response for d in answers], replies),
+        **describe_answers(pairs, base_is_truncated=True),
         samples=len(dialogues),
         counterpart="continuations" if is_continuation else "answers",
         cost=cost,
@@ -79,7 +79,7 @@ def place_user(model, dialogues: list, answers: list, space: StyleSpace, seed: i
     "Return the row of dialogues in a space, its strength and its sparse code."
     encoder = find_encoder(space.encoder)
     base_features = style_features(model, answers, encoder)
-    shifts = style_shifts(model, dialogues, base_features=base_features, encoder=encoder)
+    shifts = style_shifts(model, dialogues, base_features, encoder)
     rows = space.project(concatenate_blocks(shifts), all(d.origin == "model" for d in dialogues))
     z = style_coordinates(space, rows)
     placed = sparse_explanation(space, z.mean(0), z[bootstrap_indices(len(z), seed)].mean(1))
@@ -87,15 +87,11 @@ def place_user(model, dialogues: list, answers: list, space: StyleSpace, seed: i
     return placed | dict(strength=strength, row=rows.mean(0), space=space.id)
 
 # %% ../../nbs/4_explanation/05_explanation.ipynb #c1720a4d
-def gain_direction(
-    z: np.ndarray,  # (n, k) coordinates of the texts
-    gain: np.ndarray,  # (n,) nats a token
-    ridge: float = 0.25,  # for each text
-) -> np.ndarray:  # (k,) nats a token for each unit of z
-    "Fit the direction along which texts gain likelihood."
+def gain_direction(z: np.ndarray, gain: np.ndarray) -> np.ndarray:  # (n, k) units, (n,) nats a token -> (k,)
+    "Fit the direction along which texts gain likelihood, in nats a token for each unit, with a ridge of 1/4 a text."
     z = z - z.mean(0)
     gain = gain - gain.mean()
-    return np.linalg.solve(z.T @ z + ridge * len(z) * np.eye(z.shape[1]), z.T @ gain)
+    return np.linalg.solve(z.T @ z + len(z) / 4 * np.eye(z.shape[1]), z.T @ gain)
 
 # %% ../../nbs/4_explanation/05_explanation.ipynb #0bfae5f1
 def load_probe_texts() -> tuple:  # (`Dialogue`s of many styles, 24 prompts: half of them questions, half open requests)
@@ -136,7 +132,7 @@ def prepare_probes(
     space.check(model)
     encoder = find_encoder(space.encoder)
     base_features = sample_base_features(model, dialogues, seed, encoder)
-    shifts = style_shifts(model, dialogues, base_features=base_features, encoder=encoder)
+    shifts = style_shifts(model, dialogues, base_features, encoder)
     rows = space.project(concatenate_blocks(shifts), is_model=False)
     base_answers = sample_pllm_responses(model, None, prompts, seed)
     plain_answers = base_answers if plain is None else sample_pllm_responses(model, plain, prompts, seed)
@@ -160,13 +156,12 @@ def likelihood_gains(model, adapter, probes: ProbePrompts) -> np.ndarray:  # (n,
 def sample_topic_prompts(
     dialogues: list,  # of a pLLM's own subject, such as its training set; or their prompts alone
     seed: int = 0,  # seed of the draw
-    count: int = 24,  # most prompts: a habit in six of ten of them is sure enough
 ) -> list:  # `Dialogue`s
-    "Draw different prompts; raises `InputError` for too few."
+    "Draw 24 different prompts, in which a habit of six in ten is sure enough; raises `InputError` for too few."
     dialogues = [Dialogue(d, "") if isinstance(d, str) else d for d in dialogues]
     distinct = [*{d.prompt: d for d in dialogues}.values()]
     check_answer_count(len(distinct), "different prompts of a pLLM's own subject")
-    return [distinct[i] for i in make_generator(seed, "own prompts").permutation(len(distinct))[:count]]
+    return [distinct[i] for i in make_generator(seed, "own prompts").permutation(len(distinct))[:24]]
 
 # %% ../../nbs/4_explanation/05_explanation.ipynb #1d7b3c5a
 def explain_pllm(
@@ -193,10 +188,11 @@ def explain_pllm(
             plain_responses = probes.plain_responses
         else:
             plain_responses = [d.response for d in sample_pllm_responses(model, plain, own_prompts or general, seed)]
+    pairs = [(d.response, plain_response) for d, plain_response in zip(answers, plain_responses)]
     compared_with = "the base" if plain is None else PLAIN_PLLM_LABEL
     return Explanation(
         **placed,
-        **describe_pllm([d.response for d in answers], plain_responses, not own_prompts, compared_with),
+        **describe_answers(pairs, False, compared_with, not own_prompts),
         samples=len(answers) if space is None else len(probes.dialogues),
         counterpart="prompts" if space is None else "panels",
         cost=cost,
@@ -209,7 +205,7 @@ def place_pllm(model, adapter, answers: list, space: StyleSpace, probes: ProbePr
     resamples = bootstrap_indices(len(gain), seed)
     z = gain_direction(probes.coordinates, gain) / space.nats_per_unit
     resampled = np.stack([gain_direction(probes.coordinates[i], gain[i]) for i in resamples]) / space.nats_per_unit
-    shifts = style_shifts(model, answers, base_features=probes.answers, encoder=find_encoder(space.encoder))
+    shifts = style_shifts(model, answers, probes.answers, find_encoder(space.encoder))
     row = space.project(concatenate_blocks(shifts), is_model=True).mean(0)
     row = np.concatenate([z, row[len(z) :]]).astype(np.float32)
     strength = float(np.linalg.norm(z) / np.sqrt(((resampled - z) ** 2).sum(1).mean()))
