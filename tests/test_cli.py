@@ -65,7 +65,7 @@ def test_the_example_of_a_command_names_its_options():
         ("dance", "dance"),
         ("status", "--out"),
         ("demo --policy luck", "Invalid value for '--policy': 'luck'"),
-        ("demo --length many", "--length"),
+        ("demo --steps many", "--steps"),
         ("demo --user nobody", "user is 'nobody'"),
         ("personalize --data nowhere.json --out new", "no such file"),
         ("personalize --data few.jsonl --out new", "3 distinct dialogues, too few to learn from"),

@@ -298,22 +298,19 @@ def check(model: Model = None, quiet: Quiet = False, as_json: AsJson = False):
 # %% ../../nbs/8_app/05_commands.ipynb #c98ce851
 @app.command(epilog="Example: personal-llm demo --user nurse --out nurse")
 def demo(
-    out: Annotated[str, Option(help="folder for report, picture and memory", metavar="DIR")] = "demo-output",
+    out: Annotated[str, Option(help="folder for report and picture", metavar="DIR")] = "demo-output",
     model: Model = None,
     user: Annotated[str, Option(help="simulated user: barista, nurse, clinic, student …", metavar="NAME")] = "barista",
-    length: Annotated[int, Option(help="dialogues of the stream", metavar="N", min=8)] = 96,
-    capacity: Capacity = 16,
     policy: Policy = DEFAULT_POLICY,
     steps: Steps = None,
-    seed: Seed = 0,
     quiet: Quiet = False,
     as_json: AsJson = False,
 ):
     "A model learns one simulated user: what the buffer keeps, questions, a fine-tune, replies before and after."
     from personal_llm.app.demo import run_demo
 
-    options = dict(seed=seed, progress=not quiet) | select_given(steps=steps)
-    result, lines = run_demo(out, lambda: load(model, quiet=quiet), user, length, capacity, policy, **options)
+    tuning = select_given(steps=steps)
+    result, lines = run_demo(out, lambda: load(model, quiet=quiet), user, policy, not quiet, **tuning)
     lines += ["", f"picture: {Path(out) / 'figure.png'}; {result['seconds']:.0f} seconds. Now you:"]
     lines += ["personal-llm chat --out me", "personal-llm personalize --data YOUR-CHATS.json --out me"]
     show(result, lines, as_json)

@@ -95,14 +95,13 @@ def format_comparison(table: dict, reason: str = "no dialogue was held out") -> 
     return lines
 
 
-def format_replies(before, after, count: int = 3, width: int = 110) -> list:  # lines
-    "Return the first prompts of a test set with the replies before and after, for a terminal."
+def format_replies(before, after) -> list:  # lines
+    "Return the first three prompts of a test set with the replies before and after, for a terminal."
     lines = []
-    for old, new in list(zip(before.items, after.items))[:count]:
+    for old, new in list(zip(before.items, after.items))[:3]:
         lines.append("")
         for name, text in (("prompt", old["prompt"]), ("before", old["reply"]), ("after", new["reply"])):
-            short = textwrap.shorten(text, 260, placeholder=" …") or "(empty)"
-            lines += textwrap.wrap(short, width, initial_indent=f"{name:8}", subsequent_indent=" " * 8)
+            lines.append(f"{name:8}{textwrap.shorten(text, 260, placeholder=' …') or '(empty)'}")
     return lines
 
 # %% ../../nbs/8_app/02_personalize.ipynb #efeb20b1
