@@ -84,7 +84,6 @@ def test_the_example_of_a_command_names_its_options():
         ("explain --data few.jsonl", "8"),
         ("select --data few.jsonl", "8"),
         ("select --data chats.jsonl --library nowhere", "nowhere"),
-        ("library show pocket nobody", "nobody"),
         ("library build new --adapter nowhere --licence CC0-1.0", "nowhere"),
         ("forget --out nowhere --everything", "no such folder"),
         ("forget --out few.jsonl --everything", "a file, not a folder"),

@@ -6,14 +6,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from personal_llm.base.core import Cost, Dialogue, InputError
+from personal_llm.base.core import Dialogue, InputError
 from personal_llm.explanation import explanation
 from personal_llm.explanation.description import describe_answers
 from personal_llm.explanation.explanation import Explanation, explain, explain_pllm
 from personal_llm.explanation.explanation import likelihood_gains, prepare_probes, style_coordinates
 from personal_llm.explanation.habits import Trait
-from personal_llm.selection.ranking import Ranking
-from personal_llm.selection.warm_start import WarmStart
 from ways import BRIEF, LOUD, Letters, letters, space_of, spoken, tuned  # noqa: F401
 from tiny import shared
 
@@ -30,8 +28,6 @@ def test_what_is_said_is_printed_and_can_be_told_without_the_persons_words():
     assert str(e) == "opens with “Dear Ana,” (9 of 9; the base 0 of 9)"
     assert e.lines()[-1].endswith(": “Dear Ana, yes.”") and e.habits == (opening,)
     assert "Ana" not in json.dumps(e.without_quotations().to_dict()) and e.without_quotations().habits[0].count == 9
-    report = WarmStart(None, e, Ranking(None, (), ()), Cost()).to_dict()
-    assert "opens with" in report["style"] and "Ana" not in json.dumps(report)
     back = Explanation.from_dict(json.loads(json.dumps(e.to_dict())))
     assert str(back) == str(e) and back.lines() == e.lines()
     with pytest.raises(InputError, match="make it anew"):

@@ -71,7 +71,6 @@ Data = Annotated[
 Adapter = Annotated[str, Option(help="output folder of personalize or chat, or a peft adapter", metavar="DIR")]
 AsJson = Annotated[bool, Option("--json", help="print one JSON object")]
 Quiet = Annotated[bool, Option("--quiet", help="no progress bars and notes")]
-Seed = Annotated[int, Option(help="seed of all random numbers", metavar="N", min=0)]
 User = Annotated[str, Option(help="in a chat between people, who asks: learn to answer NAME", metavar="NAME")]
 WriteAs = Annotated[str, Option("--write-as", help="in a chat between people: learn to write as NAME", metavar="NAME")]
 SkipInvalid = Annotated[bool, Option("--skip-invalid", help="leave invalid rows out instead of stopping")]
