@@ -216,10 +216,6 @@ app = typer.Typer(
 
 @app.callback()
 def set_load_options(
-    device: Annotated[Literal["cpu", "cuda", "mps"], Option(help="device (default: the best one)")] = None,
-    dtype: Annotated[
-        Literal["float32", "bfloat16", "float16"], Option(help="number type (default: measured on this machine)")
-    ] = None,
     chat_template: Annotated[str, Option(help="plain, or a file with a Jinja template", metavar="FILE")] = None,
 ):
     if chat_template and chat_template != "plain":
@@ -228,7 +224,7 @@ def set_load_options(
             raise InputError(f"--chat-template {chat_template}: no such file", "give plain, or a file with a template")
         chat_template = file.read_text(encoding="utf-8", errors="replace")
     load_options.clear()
-    load_options.update(select_given(device=device, dtype=dtype, chat_template=chat_template))
+    load_options.update(select_given(chat_template=chat_template))
 
 # %% ../../nbs/8_app/05_commands.ipynb #613ce17b
 @app.command(epilog="Example: personal-llm get qwen2.5-coder-1.5b")

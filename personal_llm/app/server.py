@@ -360,24 +360,8 @@ def list_known(session: ChatSession, *_) -> dict:
 
 # %% ../../nbs/8_app/07_server.ipynb #srvsaved1
 def export_talk(session: ChatSession, talk: str, _) -> dict:
-    "Return the turns of a talk as records, which `import_talk` and `personal-llm personalize` read."
+    "Return the turns of a talk as records, which `personal-llm personalize` reads."
     return dict(rows=[d.to_dict() | dict(parents=[]) for d in session.me.state.list_turns(talk)])
-
-
-def import_talk(session: ChatSession, wanted) -> dict:
-    "Store the records of an exported talk as a new one; raise `InputError` for other rows, with nothing stored."
-    try:
-        dialogues = [Dialogue.from_dict(row) for row in wanted.rows]
-    except (TypeError, ValueError) as error:
-        raise InputError("these rows are no talk that was saved here", "save it with the page") from error
-    new = [d for d in dialogues if d.id not in session.me.archive.dialogues and d.id not in session.me.state.roots]
-    if not new:
-        raise InputError("this file holds no new turn", "choose a talk that was exported from another folder")
-    session.open_talk()
-    with session.me.change():
-        for d in new:
-            session.me.arrive(d, session.talk)
-    return dict(talk=session.talk)
 
 
 def name_talk(session: ChatSession, wanted) -> None:
@@ -416,7 +400,6 @@ class Change(BaseModel, strict=True):
     ids: list[Text] = []  # to forget
     keep: list[Text] = []  # of replies that stay although they stood later in the talk
     talk: Text = ""  # to forget, or to name
-    rows: list[dict] = []  # of an exported talk
     everything: bool = False
     dry: bool = False  # only list what would go
 
@@ -457,7 +440,6 @@ CHANGES = dict(
     undo=lambda session, wanted: dict(message=session.undo_learning()),
     name=name_talk,
     halt=lambda session, wanted: session.halt_reply(),
-    add=import_talk,
 )
 
 # %% ../../nbs/8_app/07_server.ipynb #5b5c97ad
@@ -584,8 +566,8 @@ def make_server(app) -> uvicorn.Server:
 def serve(
     model,  # the base `Model`
     folder,  # of the chat
-    host: str = "127.0.0.1",  # to listen to; 0.0.0.0: others in the network can reach it, without encryption
-    port: int = 8484,  # 0: any free one
+    host: str,  # to listen to; 0.0.0.0: others in the network can reach it, without encryption
+    port: int,  # 0: any free one
     as_json: bool = False,  # print address and token as JSON
     **settings,  # of the `ChatSession`
 ) -> None:

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['style_coordinates', 'explain', 'place_user', 'load_probe_texts', 'ProbePrompts', 'sample_pllm_responses',
-           'prepare_probes', 'likelihood_gains', 'sample_topic_prompts', 'explain_pllm', 'place_pllm']
+           'prepare_probes', 'likelihood_gains', 'explain_pllm', 'place_pllm']
 
 # %% ../../nbs/4_explanation/05_explanation.ipynb #b1c40431
 from dataclasses import dataclass
@@ -152,17 +152,6 @@ def likelihood_gains(model, adapter, probes: ProbePrompts) -> np.ndarray:  # (n,
     with model.use_adapter(adapter):
         return probes.base - mean_response_nll(model, probes.dialogues)
 
-# %% ../../nbs/4_explanation/05_explanation.ipynb #00bbd116
-def sample_topic_prompts(
-    dialogues: list,  # of a pLLM's own subject, such as its training set; or their prompts alone
-    seed: int = 0,  # seed of the draw
-) -> list:  # `Dialogue`s
-    "Draw 24 different prompts, in which a habit of six in ten is sure enough; raises `InputError` for too few."
-    dialogues = [Dialogue(d, "") if isinstance(d, str) else d for d in dialogues]
-    distinct = [*{d.prompt: d for d in dialogues}.values()]
-    check_answer_count(len(distinct), "different prompts of a pLLM's own subject")
-    return [distinct[i] for i in make_generator(seed, "own prompts").permutation(len(distinct))[:24]]
-
 # %% ../../nbs/4_explanation/05_explanation.ipynb #1d7b3c5a
 def explain_pllm(
     model,  # the base `Model`
@@ -170,29 +159,28 @@ def explain_pllm(
     space: StyleSpace = None,  # of this base; None: habits only, and then no probes are needed
     probes: ProbePrompts = None,  # from `prepare_probes`
     seed: int = 0,  # seed of the pLLM's answers and of the resamples
-    prompts: list = None,  # of the pLLM's own subject, see `sample_topic_prompts`; None: general prompts only
+    prompts: list = None,  # two dozen of the pLLM's own subject: texts or `Dialogue`s; None: general prompts only
     plain=None,  # the library's plain pLLM, if there are no probes that know it
 ) -> Explanation:
-    "Explain a pLLM by likelihood gains and by answers; `InputError` for another base or fewer than 8 own prompts."
+    "Explain a pLLM by likelihood gains and by answers; raise `InputError` for another base."
     if space is not None:
         space.check(model)
         plain = probes.plain
-    own_prompts = None if prompts is None else sample_topic_prompts(prompts, seed)
     with model.track_cost() as cost:
         general = probes.prompts if probes else load_probe_texts()[1]
         answers = sample_pllm_responses(model, adapter, general, seed)
         placed = {} if space is None else place_pllm(model, adapter, answers, space, probes, seed)
-        if own_prompts:
-            answers = sample_pllm_responses(model, adapter, own_prompts, seed)
-        if probes and not own_prompts:
+        if prompts:
+            answers = sample_pllm_responses(model, adapter, prompts, seed)
+        if probes and not prompts:
             plain_responses = probes.plain_responses
         else:
-            plain_responses = [d.response for d in sample_pllm_responses(model, plain, own_prompts or general, seed)]
+            plain_responses = [d.response for d in sample_pllm_responses(model, plain, prompts or general, seed)]
     pairs = [(d.response, plain_response) for d, plain_response in zip(answers, plain_responses)]
     compared_with = "the base" if plain is None else PLAIN_PLLM_LABEL
     return Explanation(
         **placed,
-        **describe_answers(pairs, False, compared_with, not own_prompts),
+        **describe_answers(pairs, False, compared_with, not prompts),
         samples=len(answers) if space is None else len(probes.dialogues),
         counterpart="prompts" if space is None else "panels",
         cost=cost,
