@@ -132,6 +132,13 @@ def forget_text(session, text: str) -> str:
     session.forget(text)
     return "deleted"
 
+# %% ../../nbs/8_app/04_chat.ipynb #chatcorr
+def correct(session, text: str, id: str) -> str:  # id: of a turn; None: the newest
+    "Take the reply that the person wanted; the reply's own words are an approval."
+    session.react("better", text, id)
+    is_approval = [*session.me.state.reactions.values()][-1].kind == "up"
+    return "You approved the reply: these are its own words" if is_approval else "noted: from now on I answer like this"
+
 # %% ../../nbs/8_app/04_chat.ipynb #6b85d0a6
 COMMANDS = {
     "/better TEXT": "the reply that you wanted; pasted lines belong together",
@@ -167,10 +174,7 @@ def run_command(session, name: str, text: str) -> str:  # the output
     id = None if question is None else question.id
     match name:
         case "/better":
-            session.react("better", text, id)
-            if [*session.me.state.reactions.values()][-1].kind == "up":
-                return "You approved the reply: these are its own words"
-            return "noted: from now on I answer like this"
+            return correct(session, text, id)
         case "/everywhere" | "/here":
             return scope_correction(session, name[1:], id)
         case "/always":
@@ -189,10 +193,8 @@ def run_command(session, name: str, text: str) -> str:  # the output
             return "noted" if name == "/up" else "noted; /better TEXT shows me what you wanted"
         case "/why":
             return "\n".join(explain_reply(session)) or "the reply read this talk only"
-        case "/learn":
-            return session.learn()
-        case "/unlearn":
-            return session.undo_learning()
+        case "/learn" | "/unlearn":
+            return session.learn() if name == "/learn" else session.undo_learning()
         case "/forget":
             return forget_text(session, text)
         case "/new":

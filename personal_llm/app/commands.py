@@ -69,6 +69,8 @@ Data = Annotated[
     ),
 ]
 Adapter = Annotated[str, Option(help="output folder of personalize or chat, or a peft adapter", metavar="DIR")]
+
+# %% ../../nbs/8_app/05_commands.ipynb #cmdoptn2
 AsJson = Annotated[bool, Option("--json", help="print one JSON object")]
 Quiet = Annotated[bool, Option("--quiet", help="no progress bars and notes")]
 User = Annotated[str, Option(help="in a chat between people, who asks: learn to answer NAME", metavar="NAME")]

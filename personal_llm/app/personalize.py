@@ -152,6 +152,17 @@ def format_run(result: dict) -> list:  # lines
     lines = [f"{name:<11}{text}" for name, text in rows.items() if text]
     return lines + format_comparison(result["change"], result["no_test"])
 
+# %% ../../nbs/8_app/02_personalize.ipynb #prsopen1
+def describe_replies(before, after, writer: str) -> tuple:  # (habits without texts, lines with texts)
+    "Find the habits of the held-out answers, and what the replies gained; writer: of the answers, None: the person."
+    old = [item["reply"] for item in before.items]
+    habits = find_habits([item["reference"] for item in before.items], old, compared_with="the base")
+    gained = find_habits([item["reply"] for item in after.items], old, compared_with="before")
+    whose = f"{format_value(writer)}'s" if writer else "your"
+    lines = [f"{whose} answers: {trait.format_counts()}" for trait in habits]
+    lines += [f"the replies: {trait.format_counts()}" for trait in gained]
+    return [trait.without_quotations().to_dict() for trait in habits], lines + format_replies(before, after)
+
 # %% ../../nbs/8_app/02_personalize.ipynb #prsrun02
 def personalize(
     data,  # a file of chats, or dialogues in the order in which they happened
@@ -172,9 +183,9 @@ def personalize(
     if isinstance(start, Library):
         check(buffer.capacity, "whole number", "capacity", low=8, remedy="a start from a library needs 8 bins or more")
     dialogues = read_dialogues(data)
-    num_distinct = len({d.id for d in dialogues})
-    if num_distinct < 8:
-        raise InputError(f"{count_nouns(num_distinct, 'distinct dialogue')}, too few to learn from", "give at least 8")
+    count = len({d.id for d in dialogues})
+    if count < 8:
+        raise InputError(f"{count_nouns(count, 'distinct dialogue')}, too few to learn from", "give at least 8")
     check_output_folder(out)
     model = model() if callable(model) else model
     stream, test = split_test_dialogues(dialogues)
@@ -203,16 +214,8 @@ def personalize(
         me.close()
     lines = format_run(result)
     if before is not None:
-        own = [item["reference"] for item in before.items]
-        old = [item["reply"] for item in before.items]
-        new = [item["reply"] for item in after.items]
-        habits = find_habits(own, old, compared_with="the base")
-        gained = find_habits(new, old, compared_with="before")
-        result["habits"] = [trait.without_quotations().to_dict() for trait in habits]
-        whose = f"{format_value(dialogues.writer)}'s" if dialogues.writer else "your"
-        lines += [f"{whose} answers: {trait.format_counts()}" for trait in habits]
-        lines += [f"the replies: {trait.format_counts()}" for trait in gained]
-        lines += format_replies(before, after)
+        result["habits"], shown = describe_replies(before, after, dialogues.writer)
+        lines += shown
     result["seconds"] = round(time.perf_counter() - begin, 1)
     write_json(Path(out) / "personalize.json", result)
     return result, lines

@@ -124,7 +124,7 @@ def check_request(request: Request, token: str, host: str) -> None:
     if "transfer-encoding" in request.headers or int(request.headers.get("content-length", 0)) > 2**25:
         raise HTTPException(413, "the request is larger than 32 MB, or does not tell its length")
 
-
+# %% ../../nbs/8_app/07_server.ipynb #srvguard
 def guard(app, token: str, host: str):  # an ASGI application around another one
     "Return an application that passes on the requests which may be served, and seals each answer."
 
@@ -255,7 +255,7 @@ def check_length(model, dialogue: Dialogue, options: ReplyOptions) -> None:
         problem = f"messages: {room} tokens fit into this model beside the reply, and at least {excess} more were sent"
         raise LongRequest(problem, "shorten the talk or its system message, or ask for fewer max_tokens")
 
-
+# %% ../../nbs/8_app/07_server.ipynb #srvwrite
 def write_reply(session: ChatSession, wanted: CompletionRequest):  # a generator of texts, and last of a dictionary
     "Reply to a request, and summarise the turn."
     prompt = wanted.messages[-1].read()
