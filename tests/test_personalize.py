@@ -84,7 +84,7 @@ def test_few_chats_have_no_test_set(model, tmp_path):
     chats.user, chats.writer = "Kim", "Otto"
     result, lines = run(model, tmp_path, chats)
     assert result["held_out"] == 0 and result["change"] == {}
-    assert "learns     the model learns to answer Kim as Otto does: Otto's words" in lines[1]
+    assert "learns                  the model learns to answer Kim as Otto does: Otto's words" in lines[1]
     assert result["learns"] in lines[1]
     assert "no before and after: 12 dialogues, fewer than 50" in lines
 

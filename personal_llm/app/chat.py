@@ -10,6 +10,7 @@ import os
 import select
 import sys
 
+from .personalize import describe_status
 from ..base.core import Dialogue, InputError
 from ..base.text import escape_controls
 from ..device.chat import QUESTION_TEXT, ChatSession
@@ -48,27 +49,6 @@ def read_message(prompt: str) -> str:  # "" at the end of all lines
 def confirm(question: str) -> bool:
     "Ask a question, and return whether the answer is yes."
     return read_line(f"{question} [y/N] ").strip().lower() in ("y", "yes")
-
-# %% ../../nbs/8_app/04_chat.ipynb #chatdesc
-STATUS_WORDS = dict(
-    model="model",
-    policy="policy of the buffer",
-    bins="bins in use",
-    seen="dialogues seen",
-    stored="dialogues stored",
-    requests="questions to you",
-    corrected="replies corrected",
-    approved="replies approved",
-    unlearned="answers not yet learned",
-    finetunes="fine-tunes",
-    last="the last one",
-    megabytes="size in MB",
-)
-
-
-def describe_status(status: dict) -> list:  # lines
-    "Say the numbers of a memory in words."
-    return [f"{words:<24}{status[name]}" for name, words in STATUS_WORDS.items() if status.get(name) is not None]
 
 # %% ../../nbs/8_app/04_chat.ipynb #chatsty01
 def describe_style(session) -> list:  # lines

@@ -20,9 +20,17 @@ from typing import Annotated, Literal
 import typer
 from typer import Argument, Option
 
-from .chat import ask_at_terminal, confirm, describe_status, is_terminal, print_note
+from .chat import ask_at_terminal, confirm, is_terminal, print_note
 from .chat import read_line, run_chat
-from .personalize import compare, find_adapter, find_start, format_comparison, measure, personalize
+from personal_llm.app.personalize import (
+    compare,
+    describe_status,
+    find_adapter,
+    find_start,
+    format_comparison,
+    measure,
+    personalize,
+)
 from ..base.adapters import read_adapter_card
 from ..base.core import InputError
 from ..base.files import check_is_folder, check_new_folder, delete_path, remember

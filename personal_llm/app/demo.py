@@ -68,7 +68,7 @@ def format_demo(result: dict) -> list:  # lines
         f"{result['user']}: {result['about']}",
         f"stream     {count_nouns(len(kinds), 'dialogue')}, {sum(kinds)} of them on the user's subject",
         f"kept       {result['kept']} bins by {result['policy']}, {num_signals} of them on the subject",
-        f"questions  {result['questions']}, {result['corrected']} of the kept replies were corrected",
+        f"questions  {result['requests']}, {result['corrected']} replies corrected",
         f"synthesis  {result['synthetic']} of {tried} accepted",
         f"fine-tune  steps: {result['steps']}; dialogues: {result['learned']} kept, {result['synthetic']} synthetic",
     ]

@@ -72,12 +72,6 @@ class SessionThread:
                 self.executor.submit(pieces.close)
 
 # %% ../../nbs/8_app/07_server.ipynb #5eb5e0cb
-class LongRequest(InputError):
-    "The messages of a request do not fit into the model."
-
-    code = "context_length_exceeded"  # the protocol's name
-
-
 def answer_error(request: Request, error: Exception) -> Response:
     "Return the answer to a failed request, with the reason in a line for people."
     status = 400
@@ -189,8 +183,8 @@ def check_model_name(name: str) -> None:
         raise HTTPException(404, f"no model {name[:80]!r}, only {' and '.join(MODELS)}")
 
 
-class CompletionFields(BaseModel, strict=True, extra="allow"):
-    "The fields of a request for a reply, with the protocol's names."
+class CompletionRequest(BaseModel, strict=True, extra="allow"):
+    "A request for a reply, with the protocol's names."
 
     model: Text
     messages: Annotated[list[Message], Field(min_length=1)]
@@ -207,10 +201,6 @@ class CompletionFields(BaseModel, strict=True, extra="allow"):
     safety_identifier: Text | None = None  # the newer name of `user`
     talk: Text | None = None  # ours: key of a talk of the page; empty: a new one
     replaces: Text | None = None  # ours: id of a turn of that talk, whose place the new one takes
-
-# %% ../../nbs/8_app/07_server.ipynb #srvreads1
-class CompletionRequest(CompletionFields):
-    "A request for a reply, checked and read."
 
     @model_validator(mode="after")
     def check_fields(self):
@@ -247,13 +237,15 @@ class CompletionRequest(CompletionFields):
 
 # %% ../../nbs/8_app/07_server.ipynb #9dab1e99
 def check_length(model, dialogue: Dialogue, options: ReplyOptions) -> None:
-    "Raise `LongRequest` if a dialogue and its reply do not fit into the model."
+    "Raise `InputError` if a dialogue and its reply do not fit into the model."
     room = max(8, model.max_length - model.limit_reply(options.max_tokens))
     model.encode_prompts([dialogue], room)
     excess = model.truncated.pop(dialogue.id, 0)
     if excess:
         problem = f"messages: {room} tokens fit into this model beside the reply, and at least {excess} more were sent"
-        raise LongRequest(problem, "shorten the talk or its system message, or ask for fewer max_tokens")
+        error = InputError(problem, "shorten the talk or its system message, or ask for fewer max_tokens")
+        error.code = "context_length_exceeded"  # the protocol's name
+        raise error
 
 # %% ../../nbs/8_app/07_server.ipynb #srvwrite
 def write_reply(session: ChatSession, wanted: CompletionRequest):  # a generator of texts, and last of a dictionary

@@ -7,10 +7,7 @@ __all__ = ['summary_states', 'candidate_words', 'word_vectors', 'Decomposition',
            'explain_with_summariser', 'explain_differences']
 
 # %% ../../nbs/4_explanation/06_decomposition.ipynb #21ed3f0e
-from copy import deepcopy
 from dataclasses import dataclass, replace
-from functools import partial
-from os.path import commonprefix
 
 import numpy as np
 
@@ -55,17 +52,11 @@ def summary_states(summariser, pairs: list) -> np.ndarray:  # (question, Respons
         problem = f"summariser {summariser.name}: {summariser.max_length} tokens do not hold the prompt"
         raise InputError(problem, "load it with a larger max_length")
     states = np.zeros((len(rows), summariser.width), np.float32)
-    start = commonprefix(rows)[: min(map(len, rows)) - 1]  # template and instruction, read once
     with torch.inference_mode(), measure_cost(summariser.cost):
-        network = partial(summariser.model, logits_to_keep=1, output_hidden_states=True)
-        past = network(input_ids=torch.tensor([start], device=summariser.device), use_cache=True).past_key_values
-        for batch in make_batches([len(row) - len(start) for row in rows], summariser.tokens_per_batch):
-            ids, mask = pad_rows([rows[i][len(start) :] for i in batch], summariser.tokenizer.pad_token_id)
-            cache = deepcopy(past)
-            cache.batch_repeat_interleave(len(batch))
-            seen = torch.cat([torch.ones(len(batch), len(start), dtype=mask.dtype), mask], 1)
-            inputs = dict(input_ids=ids.to(summariser.device), attention_mask=seen.to(summariser.device))
-            output = network(**inputs, past_key_values=cache)
+        for batch in make_batches([len(row) for row in rows], summariser.tokens_per_batch):
+            ids, mask = pad_rows([rows[i] for i in batch], summariser.tokenizer.pad_token_id)
+            inputs = dict(input_ids=ids.to(summariser.device), attention_mask=mask.to(summariser.device))
+            output = summariser.model(**inputs, logits_to_keep=1, output_hidden_states=True, use_cache=False)
             last_states = output.hidden_states[-1][torch.arange(len(batch)), mask.sum(1) - 1]
             states[batch] = last_states.float().cpu().numpy()
             summariser.cost.tokens += int(mask.sum())
