@@ -44,7 +44,7 @@ assert not {"torch", "transformers", "peft", "sentence_transformers"} & set(sys.
     words = __import__("json").dumps([[], *NAMES])
     done = subprocess.run([sys.executable, "-c", program, words], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("Example: personal-llm") == len(NAMES) >= 18
+    assert done.stdout.count("Example: personal-llm") == len(NAMES) >= 17
 
 
 def test_the_version_is_that_of_the_package(capsys):
