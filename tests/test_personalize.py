@@ -45,7 +45,7 @@ def test_no_file_but_the_memory_holds_a_text(model, tmp_path):
     texts = [text.encode() for d in CHATS for text in (d.prompt, d.response)]
     content = b"".join(file.read_bytes() for file in others)
     assert not any(text in content for text in texts)
-    assert json.loads((tmp_path / "personalize.json").read_text())["corrected"] == 8
+    assert json.loads((tmp_path / "personalize.json").read_text())["corrected"] >= 8
 
 
 def test_an_interrupted_run_goes_on(model, tmp_path, monkeypatch):
