@@ -55,6 +55,13 @@ def test_a_correction_is_read_by_the_next_reply_and_not_where_replies_are_left_a
     assert "Porridge" not in write(session, "/why")
 
 
+def test_a_correction_that_is_the_reply_itself_is_told_as_an_approval(session):
+    write(session, "Zebra?")
+    line = write(session, f"/better {session.turns[0].response}")
+    assert line == "You approved the reply: these are its own words"
+    assert session.me.state.status()["approved"] == 1
+
+
 @pytest.mark.parametrize(
     "line",
     [

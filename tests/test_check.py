@@ -5,7 +5,6 @@ import pytest
 import torch
 from tiny import ARCHITECTURES, TEMPLATES, same, shared, tiny, weights
 
-from personal_llm.app import check
 from personal_llm.base.adapters import attach_adapter
 from personal_llm.app.check import MODEL_CHECKS, check_model
 
@@ -20,7 +19,7 @@ def test_check_is_ok(architecture, template):
     model = shared(architecture, template)
     before = weights(model)
     report = check_model(model)
-    assert report.ok and len(report.rows) == len(MODEL_CHECKS) == 9, f"\n{report}"
+    assert report.ok and len(report.rows) == len(MODEL_CHECKS) == 8, f"\n{report}"
     assert same(model, before)
 
 
@@ -46,21 +45,15 @@ def test_control_tokens_typed_by_a_user(monkeypatch):
     assert not found(shared("llama"))["user text stays text"]
 
 
-def test_an_adapter_that_is_not_what_was_saved(monkeypatch):
-    def half(bare, folder, trainable=False):
+def test_an_adapter_that_does_nothing(monkeypatch):
+    def attach_nothing(bare, folder, trainable=False):
         adapted = attach_adapter(bare, folder, trainable)
         with torch.no_grad():
             for name, p in adapted.named_parameters():
-                p.mul_(0.5 if "lora_B" in name else 1)
+                p.mul_(0 if "lora_B" in name else 1)
         return adapted
 
     model = tiny("llama")
     losses = model.nll([])
-    monkeypatch.setattr("personal_llm.base.models.attach_adapter", half)
+    monkeypatch.setattr("personal_llm.base.models.attach_adapter", attach_nothing)
     assert not found(model)["adapter round trip"] and np.array_equal(model.nll([]), losses)
-
-
-def test_the_first_row_names_the_number_type(monkeypatch):
-    monkeypatch.setattr(check, "MODEL_CHECKS", {})
-    ((name, passed, detail),) = check_model("pocket", device="cpu", dtype="bfloat16").rows
-    assert (name, passed) == ("loading", True) and detail.endswith(", bfloat16")

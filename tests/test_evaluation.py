@@ -130,7 +130,7 @@ sentence = st.lists(st.sampled_from(["a", "b", "да", "茶", "☕"]), max_size=
 def test_rouge_against_its_naive_twin(reply, reference):
     (found,) = score_texts([reply], [reference])
     assert [found["rouge1"], found["rougeL"]] == pytest.approx(naive_rouge(reply, reference))
-    assert found["rougeL"] <= found["rouge1"] + 1e-12 and 0 <= found["bleu"] <= 100 + 1e-9
+    assert found["rougeL"] <= found["rouge1"] + 1e-12
 
 
 def test_compare_pairs_by_id_whatever_the_order():

@@ -6,14 +6,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from personal_llm.base.core import Cost, Dialogue, InputError
+from personal_llm.base.core import Dialogue, InputError
 from personal_llm.explanation import explanation
-from personal_llm.explanation.description import Description, describe_pllm, describe_user
+from personal_llm.explanation.description import describe_answers
 from personal_llm.explanation.explanation import Explanation, explain, explain_pllm
 from personal_llm.explanation.explanation import likelihood_gains, prepare_probes, style_coordinates
 from personal_llm.explanation.habits import Trait
-from personal_llm.selection.ranking import Ranking
-from personal_llm.selection.warm_start import WarmStart
 from ways import BRIEF, LOUD, Letters, letters, space_of, spoken, tuned  # noqa: F401
 from tiny import shared
 
@@ -26,15 +24,13 @@ def an_explanation(**changes):
 
 def test_what_is_said_is_printed_and_can_be_told_without_the_persons_words():
     opening = Trait("opens with “Dear Ana,”", 9, 9, 0, 9, "Dear Ana, yes.")
-    e = an_explanation(description=Description((opening,), 9))
+    e = an_explanation(habits=(opening,), num_answers=9)
     assert str(e) == "opens with “Dear Ana,” (9 of 9; the base 0 of 9)"
     assert e.lines()[-1].endswith(": “Dear Ana, yes.”") and e.habits == (opening,)
     assert "Ana" not in json.dumps(e.without_quotations().to_dict()) and e.without_quotations().habits[0].count == 9
-    report = WarmStart(None, e, Ranking(None, (), ()), Cost()).to_dict()
-    assert "opens with" in report["style"] and "Ana" not in json.dumps(report)
     back = Explanation.from_dict(json.loads(json.dumps(e.to_dict())))
     assert str(back) == str(e) and back.lines() == e.lines()
-    with pytest.raises(InputError, match="explain it anew"):
+    with pytest.raises(InputError, match="make it anew"):
         Explanation.from_dict(e.to_dict() | dict(description=dict(samples=3)))
 
 
@@ -103,26 +99,14 @@ def test_only_own_answers_are_explained():
     alone, beside = (explain(model, rows, space_of(model)) for rows in (mine, mine + others))
     assert str(alone) == str(beside) and np.allclose(alone.row, beside.row) and beside.samples == 8
     few = explain(model, mine[:7] + others, space_of(model))
-    assert few.samples == 16 and few.description.samples == 7 and str(few).startswith("no description: 7 own answers")
-
-
-def test_replies_that_were_put_right_stand_for_the_base():
-    rows = [Dialogue(f"{i}?", f"on day {i} ask in town {i}.") for i in range(9)]
-    before = {d.id: d.response.capitalize() for d in rows}
-    right = [d.derive(response=d.response, origin="annotated") for d in rows]
-    base = ["go on."] * 9
-    for replies in (before, {d.id: before[old.id] for d, old in zip(right, rows)}):
-        assert "lower case" in [trait.key for trait in describe_user(right, base, replies=replies).habits]
-    assert "lower case" not in [trait.key for trait in describe_user(right, base).habits]
+    assert few.samples == 16 and few.num_answers == 7 and str(few).startswith("no description: 7 own answers")
 
 
 def test_nothing_is_longer_than_an_answer_that_was_cut():
     text = "One {0}. Two of {0} and {0}1 words more here. And three."
-    long = [Dialogue(f"{i}?", text.format(i), origin="user") for i in range(9)]
-    base, keys = ["So."] * 9, lambda said: [fact.key for fact in said.habits]
-    assert not any("longer" in key for key in keys(describe_user(long, base)))
-    assert "longer" in keys(describe_user(long, base, replies={d.id: "So." for d in long}))
-    assert "longer" in keys(describe_pllm([d.response for d in long], base))
+    pairs = [(text.format(i), "So.") for i in range(9)]
+    keys = lambda **options: [fact.key for fact in describe_answers(pairs, **options)["habits"]]
+    assert "longer" in keys() and "longer" not in keys(base_is_truncated=True)
 
 
 # ---- pLLMs

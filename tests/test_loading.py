@@ -17,7 +17,6 @@ from tiny import random_adapter, tiny, tiny_tokenizer
 
 from personal_llm.base import loading
 from personal_llm.base.adapters import attach_adapter
-from personal_llm.app.check import check_model
 from personal_llm.base.core import InputError
 from personal_llm.base.files import ASSETS
 from personal_llm.base.loading import (
@@ -136,12 +135,10 @@ def changed_weights(folder, place, change):
 
 
 def refused(place, says):
-    "By `load_model` in one line, and by `check`."
+    "By `load_model`, in one line."
     with pytest.raises(InputError, match=says) as found:
         load_model(place, device="cpu")
     assert "\n" not in str(found.value)
-    report = check_model(place, device="cpu")
-    assert not report.ok and report.rows == [("loading", False, str(found.value))]
 
 
 @pytest.mark.parametrize("layers, says", [(3, "weights are missing"), (1, "weights are not of this model")])

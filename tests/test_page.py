@@ -277,7 +277,6 @@ a new talk: unfold | to New talk | ENTER | turns 0 | type Hello. | ENTER | turns
 search: back Search the talks | type biscuit | talks 1 | BACK_SPACE 7 | talks 2
 name a talk: to Rename the talk: Hello. | ENTER | answer Greetings | see #talk-list Greetings
 save a talk: to Save the talk: Greetings | ENTER | saved
-open a saved talk: back Open a saved talk | ENTER | open | see .own Saved?
 go back to a talk: to What can I cook | ENTER | turns 5
 forget, but keep one: to Forget this turn 2 | ENTER | see #confirm-lines came later | keep | yes | gone .own Biscuit
 answer again: back Answer again | ENTER | gone .reply was forgotten
@@ -374,11 +373,6 @@ class Person:
     def saved(self, _):
         (file,) = self.page.until(lambda: [*self.folder.glob("*.json")])
         assert json.loads(file.read_text())[0]["prompt"] == "Hello."
-
-    def open(self, _):
-        file = self.folder / "other.json"
-        file.write_text(json.dumps([dict(prompt="Saved?", response="Yes.")]))
-        self.page.find("#file").send_keys(str(file))  # the window of the system would give it
 
     def keep(self, _):
         self.shift(Keys.TAB)  # from the button to the last tick

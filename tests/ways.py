@@ -15,7 +15,7 @@ from personal_llm.explanation.explanation import prepare_probes
 from personal_llm.recipes import space_fitting as fitting
 from personal_llm.recipes.space_fitting import SpaceTexts, fit_space, measure_nats_per_unit
 from personal_llm.explanation.space import concatenate_blocks
-from personal_llm.explanation.style import style_shifts
+from personal_llm.explanation.style import sample_base_features, style_shifts
 from tiny import shared
 
 SUBJECTS = ("river", "engine", "garden", "letter", "window", "market", "winter", "bridge", "doctor", "island")
@@ -57,7 +57,7 @@ class Letters:
 
     @classmethod
     def shifts(cls, model, dialogues, seed=0):
-        return concatenate_blocks(style_shifts(model, dialogues, seed))
+        return concatenate_blocks(style_shifts(model, dialogues, sample_base_features(model, dialogues, seed)))
 
 
 @pytest.fixture(scope="module", autouse=True)

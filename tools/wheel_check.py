@@ -10,7 +10,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 LARGEST = 45_000_000  # bytes of the wheel
 TUTORIAL = "tutorials/11_elsewhere.ipynb"
-DEMO = "--out demo --model pocket --length 120 --steps 8".split()  # short: that it runs, not what it shows
+DEMO = "--out demo --model pocket --steps 8".split()  # short: that it runs, not what it shows
 LINES = "Hello!\n\n/why\n/status\nMy knee hurts.\n/status\n/quit\n"
 IMPORTS = """
 import importlib, pkgutil, sys

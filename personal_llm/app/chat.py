@@ -10,6 +10,7 @@ import os
 import select
 import sys
 
+from .personalize import describe_status
 from ..base.core import Dialogue, InputError
 from ..base.text import escape_controls
 from ..device.chat import QUESTION_TEXT, ChatSession
@@ -48,27 +49,6 @@ def read_message(prompt: str) -> str:  # "" at the end of all lines
 def confirm(question: str) -> bool:
     "Ask a question, and return whether the answer is yes."
     return read_line(f"{question} [y/N] ").strip().lower() in ("y", "yes")
-
-# %% ../../nbs/8_app/04_chat.ipynb #chatdesc
-STATUS_WORDS = dict(
-    model="model",
-    policy="policy of the buffer",
-    bins="bins in use",
-    seen="dialogues seen",
-    stored="dialogues stored",
-    requests="questions to you",
-    corrected="replies corrected",
-    approved="replies approved",
-    unlearned="answers not yet learned",
-    finetunes="fine-tunes",
-    last="the last one",
-    megabytes="size in MB",
-)
-
-
-def describe_status(status: dict) -> list:  # lines
-    "Say the numbers of a memory in words."
-    return [f"{words:<24}{status[name]}" for name, words in STATUS_WORDS.items() if status.get(name) is not None]
 
 # %% ../../nbs/8_app/04_chat.ipynb #chatsty01
 def describe_style(session) -> list:  # lines
@@ -132,6 +112,13 @@ def forget_text(session, text: str) -> str:
     session.forget(text)
     return "deleted"
 
+# %% ../../nbs/8_app/04_chat.ipynb #chatcorr
+def correct(session, text: str, id: str) -> str:  # id: of a turn; None: the newest
+    "Take the reply that the person wanted; the reply's own words are an approval."
+    session.react("better", text, id)
+    is_approval = [*session.me.state.reactions.values()][-1].kind == "up"
+    return "You approved the reply: these are its own words" if is_approval else "noted: from now on I answer like this"
+
 # %% ../../nbs/8_app/04_chat.ipynb #6b85d0a6
 COMMANDS = {
     "/better TEXT": "the reply that you wanted; pasted lines belong together",
@@ -166,8 +153,7 @@ def run_command(session, name: str, text: str) -> str:  # the output
     id = None if question is None else question.id
     match name:
         case "/better":
-            session.react("better", text, id)
-            return "noted: from now on I answer like this"
+            return correct(session, text, id)
         case "/everywhere" | "/here":
             return scope_correction(session, name[1:], id)
         case "/always":
@@ -184,10 +170,8 @@ def run_command(session, name: str, text: str) -> str:  # the output
             return "noted" if name == "/up" else "noted; /better TEXT shows me what you wanted"
         case "/why":
             return "\n".join(explain_reply(session)) or "the reply read this talk only"
-        case "/learn":
-            return session.learn()
-        case "/unlearn":
-            return session.undo_learning()
+        case "/learn" | "/unlearn":
+            return session.learn() if name == "/learn" else session.undo_learning()
         case "/forget":
             return forget_text(session, text)
         case "/new":

@@ -21,7 +21,7 @@ from typer import Option
 from . import library_commands  # noqa: F401 (it registers its commands)
 from .chat import print_note
 from .commands import AsJson, Data, MayLeave, Model, Out, Quiet, Writer, WriterModel
-from .commands import CHAT_SETTINGS, add_settings, app, load, read_chats, set_writer, show
+from .commands import CHAT_SETTINGS, add_settings, app, load, load_chat_model, read_chats, show
 from ..base.core import InputError, catch_panic
 from ..base.files import is_full_disk
 from ..runtimes.plugins import find_runtimes
@@ -43,7 +43,7 @@ def serve(
     "Serve a page and the OpenAI protocol; the command prints a link. A folder is one person."
     from personal_llm.app.server import serve as run_server  # needs the extra `serve`
 
-    loaded = set_writer(load(model, out, is_largest=writer is None), writer, writer_model, chats_may_leave)
+    loaded = load_chat_model(model, out, writer, writer_model, chats_may_leave)
     run_server(loaded, out, host, port, as_json, **settings)
 
 # %% ../../nbs/8_app/08_cli.ipynb #47fb7044

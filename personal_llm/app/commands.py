@@ -20,9 +20,17 @@ from typing import Annotated, Literal
 import typer
 from typer import Argument, Option
 
-from .chat import ask_at_terminal, confirm, describe_status, is_terminal, print_note
+from .chat import ask_at_terminal, confirm, is_terminal, print_note
 from .chat import read_line, run_chat
-from .personalize import compare, find_adapter, find_start, format_comparison, measure, personalize
+from personal_llm.app.personalize import (
+    compare,
+    describe_status,
+    find_adapter,
+    find_start,
+    format_comparison,
+    measure,
+    personalize,
+)
 from ..base.adapters import read_adapter_card
 from ..base.core import InputError
 from ..base.files import check_is_folder, check_new_folder, delete_path, remember
@@ -69,9 +77,10 @@ Data = Annotated[
     ),
 ]
 Adapter = Annotated[str, Option(help="output folder of personalize or chat, or a peft adapter", metavar="DIR")]
+
+# %% ../../nbs/8_app/05_commands.ipynb #cmdoptn2
 AsJson = Annotated[bool, Option("--json", help="print one JSON object")]
 Quiet = Annotated[bool, Option("--quiet", help="no progress bars and notes")]
-Seed = Annotated[int, Option(help="seed of all random numbers", metavar="N", min=0)]
 User = Annotated[str, Option(help="in a chat between people, who asks: learn to answer NAME", metavar="NAME")]
 WriteAs = Annotated[str, Option("--write-as", help="in a chat between people: learn to write as NAME", metavar="NAME")]
 SkipInvalid = Annotated[bool, Option("--skip-invalid", help="leave invalid rows out instead of stopping")]
@@ -189,17 +198,21 @@ def offer_larger_model() -> None:
         get_weights(LARGER_MODEL)
 
 
-def set_writer(model, address: str = None, name: str = None, may_leave: bool = False):  # the `Model`
-    "Let a server write the replies, if there is an address; raise `InputError` if it cannot."
-    if address is not None:
-        from personal_llm.base.replies import Remote
+def load_chat_model(model: str, folder: str, address: str, name: str, may_leave: bool):  # a `Model`
+    "Load the model of a chat; a server that shall write, at an address, must answer first, or raise `InputError`."
+    if address is None:
+        if name is not None or may_leave:
+            raise InputError("no writer was given", "add --writer URL")
+        return load(model, folder, is_largest=True)
+    from personal_llm.base.replies import Remote
 
-        model.engine = Remote(model, address, name, may_leave)
-        shown = f"{model.engine.name} writes the replies"
-        print_note(f"{shown}; {model.name} scores, and only {model.name} reads what a fine-tune learns")
-    elif name is not None or may_leave:
-        raise InputError("no writer was given", "add --writer URL")
-    return model
+    server = Remote(None, address, name, may_leave, seconds=10)  # to list its models, which loads none
+    with server.ask("GET", "/models"):
+        loaded = load(model, folder)
+    loaded.engine = Remote(loaded, address, server.name, may_leave)
+    shown = f"{server.name} writes the replies"
+    print_note(f"{shown}; {loaded.name} scores, and only {loaded.name} reads what a fine-tune learns")
+    return loaded
 
 # %% ../../nbs/8_app/05_commands.ipynb #6fdbc099
 app = typer.Typer(
@@ -213,10 +226,6 @@ app = typer.Typer(
 
 @app.callback()
 def set_load_options(
-    device: Annotated[Literal["cpu", "cuda", "mps"], Option(help="device (default: the best one)")] = None,
-    dtype: Annotated[
-        Literal["float32", "bfloat16", "float16"], Option(help="number type (default: measured on this machine)")
-    ] = None,
     chat_template: Annotated[str, Option(help="plain, or a file with a Jinja template", metavar="FILE")] = None,
 ):
     if chat_template and chat_template != "plain":
@@ -225,7 +234,7 @@ def set_load_options(
             raise InputError(f"--chat-template {chat_template}: no such file", "give plain, or a file with a template")
         chat_template = file.read_text(encoding="utf-8", errors="replace")
     load_options.clear()
-    load_options.update(select_given(device=device, dtype=dtype, chat_template=chat_template))
+    load_options.update(select_given(chat_template=chat_template))
 
 # %% ../../nbs/8_app/05_commands.ipynb #613ce17b
 @app.command(epilog="Example: personal-llm get qwen2.5-coder-1.5b")
@@ -282,37 +291,31 @@ def models(
 # %% ../../nbs/8_app/05_commands.ipynb #cmdcheck1
 @app.command(epilog="Example: personal-llm check --model HuggingFaceTB/SmolLM2-360M-Instruct")
 def check(model: Model = None, quiet: Quiet = False, as_json: AsJson = False):
-    "Try a model: template, tokens, adapters, a reply and a tuning step. Exit code 1: one of them failed."
+    "Try a model: template, tokens, an adapter and a reply. Exit code 1: one of them failed."
     from personal_llm.app.check import check_model
 
-    name = find_model_name(model)
-    if name == "pocket" or not find_gguf(name):
-        resolve_model(name)  # an unknown name is a mistake in the arguments
-    report = check_model(name, on_check=lambda text: quiet or print_note(f"checking: {text}"), **load_options)
-    rows = [dict(name=text, ok=passed, detail=detail) for text, passed, detail in report.rows]
-    show(dict(model=name, ok=report.ok, rows=rows), [report], as_json)
+    loaded = load(model, quiet=quiet)
+    report = check_model(loaded, not quiet)
+    show(dict(model=loaded.name, ok=report.ok, rows=report.to_rows()), [report], as_json)
     if not report.ok:
         raise typer.Exit(1)
 
 # %% ../../nbs/8_app/05_commands.ipynb #c98ce851
 @app.command(epilog="Example: personal-llm demo --user nurse --out nurse")
 def demo(
-    out: Annotated[str, Option(help="folder for report, picture and memory", metavar="DIR")] = "demo-output",
+    out: Annotated[str, Option(help="folder for report and picture", metavar="DIR")] = "demo-output",
     model: Model = None,
     user: Annotated[str, Option(help="simulated user: barista, nurse, clinic, student …", metavar="NAME")] = "barista",
-    length: Annotated[int, Option(help="dialogues of the stream", metavar="N", min=8)] = 96,
-    capacity: Capacity = 16,
     policy: Policy = DEFAULT_POLICY,
     steps: Steps = None,
-    seed: Seed = 0,
     quiet: Quiet = False,
     as_json: AsJson = False,
 ):
     "A model learns one simulated user: what the buffer keeps, questions, a fine-tune, replies before and after."
     from personal_llm.app.demo import run_demo
 
-    options = dict(seed=seed, progress=not quiet) | select_given(steps=steps)
-    result, lines = run_demo(out, lambda: load(model, quiet=quiet), user, length, capacity, policy, **options)
+    tuning = select_given(steps=steps)
+    result, lines = run_demo(out, lambda: load(model, quiet=quiet), user, policy, not quiet, **tuning)
     lines += ["", f"picture: {Path(out) / 'figure.png'}; {result['seconds']:.0f} seconds. Now you:"]
     lines += ["personal-llm chat --out me", "personal-llm personalize --data YOUR-CHATS.json --out me"]
     show(result, lines, as_json)
@@ -398,7 +401,7 @@ def chat_command(
         print_note("nothing is stored; --out DIR keeps the chat and what it learns")
     if model is None and writer is None and not (out and (Path(out) / ARCHIVE_FILE).is_file()):
         offer_larger_model()
-    loaded = set_writer(load(model, out, is_largest=writer is None), writer, writer_model, chats_may_leave)
+    loaded = load_chat_model(model, out, writer, writer_model, chats_may_leave)
     run_chat(ChatSession(loaded, out, **settings))
 
 # %% ../../nbs/8_app/05_commands.ipynb #00700b6d

@@ -14,7 +14,7 @@ import typer
 from typer import Argument, Option
 
 from .chat import print_note
-from .commands import Adapter, AsJson, Data, Model, Out, Quiet, Seed, User, WriteAs
+from .commands import Adapter, AsJson, Data, Model, Out, Quiet, User, WriteAs
 from .commands import app, format_table, load, read_chats, show
 from .personalize import find_adapter
 from ..base.core import InputError
@@ -53,7 +53,6 @@ def explain_command(
     model: Model = None,
     user: User = None,
     writer: WriteAs = None,
-    seed: Seed = 0,
     quiet: Quiet = False,
     as_json: AsJson = False,
 ):
@@ -70,10 +69,10 @@ def explain_command(
     space = opened.space if opened else None
     if folder:
         plain = opened[PLAIN_PLLM].adapter if opened and PLAIN_PLLM in opened else None
-        probes = prepare_probes(loaded, space, *load_probe_texts(), seed, plain) if space else None
-        explanation = explain_pllm(loaded, folder, space, probes, seed, plain=plain)
+        probes = prepare_probes(loaded, space, *load_probe_texts(), plain=plain) if space else None
+        explanation = explain_pllm(loaded, folder, space, probes, plain=plain)
     else:
-        explanation = explain(loaded, dialogues[-48:], space, seed)
+        explanation = explain(loaded, dialogues[-48:], space)
     show(explanation.to_dict(), explanation.lines(), as_json)
 
 # %% ../../nbs/8_app/06_library_commands.ipynb #4e3d3762
@@ -85,7 +84,6 @@ def select_command(
     model: Model = None,
     user: User = None,
     writer: WriteAs = None,
-    seed: Seed = 0,
     quiet: Quiet = False,
     as_json: AsJson = False,
 ):
@@ -95,71 +93,58 @@ def select_command(
     loaded, opened = load_with_library(model, None, library, quiet)
     if opened is None:
         raise InputError(f"the package has no library for {loaded.name}", "name one with --library, or build one")
-    mine = explain(loaded, dialogues[-48:], opened.space, seed)
-    ranking = select(opened, mine, method, loaded, dialogues[-24:], seed)
+    mine = explain(loaded, dialogues[-48:], opened.space)
+    ranking = select(opened, mine, method, loaded, dialogues[-24:])
     start = f"personal-llm personalize --start {opened.path / ranking.best}" if ranking.best else "start from the base"
     show(ranking.to_dict(), [*mine.lines(), str(ranking), start], as_json)
 
 # %% ../../nbs/8_app/06_library_commands.ipynb #0cb86b3e
-library_app = typer.Typer(help="Build, list and change a library of personal models.")
+library_app = typer.Typer(help="Build and list a library of personal models.")
 app.add_typer(library_app, name="library")
 LibraryFolder = Annotated[str, Argument(help="a library's folder, its address, pocket or smollm2", metavar="LIB")]
-PLLMName = Annotated[str, Argument(help="name of a model in it", metavar="NAME")]
+AdapterFolders = Annotated[
+    list[str], Option(help="an adapter, named by its folder; several times for more", metavar="DIR")
+]
+ChatFiles = Annotated[
+    list[str], Option(help="a person's chats to tune on, named by the file; several times for more", metavar="FILE")
+]
+Ray = Annotated[str, Option(help="use a Ray cluster: its host:port, or local for the cores here", metavar="ADDRESS")]
 
 
-def open_library(folder: str, space: str, model, seed: int, quiet: bool) -> Library:
-    "Open a library or make a new one, with its plain pLLM."
-    if (Path(folder) / "library.json").is_file():
-        library = Library(folder)
-    else:
-        place = space or find_shipped_library(model.base)
-        library = Library.create(folder, StyleSpace.load(place) if place else None, model.base)
-    if PLAIN_PLLM not in library:
-        quiet or print_note("tuning the plain pLLM, the baseline of a library")
-        add_plain_pllm(library, model, seed=seed)
-    return library
-
-# %% ../../nbs/8_app/06_library_commands.ipynb #libbuild1
-@library_app.command(
-    "build", epilog="Example: personal-llm library build others --adapter ana --data bo.jsonl --licence CC-BY-4.0"
-)
-def build(
-    folder: Annotated[str, Argument(help="a new folder, or a library to complete", metavar="DIR")],
-    licence: Annotated[str, Option(help="licence of the models", metavar="NAME")],
-    adapter: Annotated[
-        list[str], Option(help="an adapter, named by its folder; several times for more", metavar="DIR")
-    ] = (),
-    data: Annotated[
-        list[str], Option(help="a person's chats to tune on, named by the file; several times for more", metavar="FILE")
-    ] = (),
-    space: Annotated[
-        str, Option(help="folder of a style space (default: the package's for the model)", metavar="DIR")
-    ] = None,
-    ray: Annotated[
-        str, Option(help="use a Ray cluster: its host:port, or local for the cores here", metavar="ADDRESS")
-    ] = None,
-    model: Model = None,
-    seed: Seed = 0,
-    quiet: Quiet = False,
-    as_json: AsJson = False,
-):
-    "Tune chats, explain adapters, and put them into a library with a card each; the same call completes it."
-    from personal_llm.runtimes.cluster import make_pllms, write_adapter_files
-
-    names = [Path(one).resolve().name for one in adapter] + [Path(one).stem for one in data]
+def find_sources(adapters: list, files: list, quiet: bool) -> dict:  # name -> an adapter's folder, or dialogues
+    "Find the sources of pLLMs; raise `InputError` for none, or two of one name."
+    names = [Path(one).resolve().name for one in adapters] + [Path(one).stem for one in files]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice or not names:
         problem = f"two sources are named {twice[0]}" if twice else "no --adapter and no --data"
         raise InputError(problem, "give each model a source with a name of its own")
-    sources = [find_adapter(one) for one in adapter] + [read_chats([one], quiet=quiet) for one in data]
-    loaded = load(model, adapter[0] if adapter else None, quiet)
-    library = open_library(folder, space, loaded, seed, quiet)
-    missing = {name: source for name, source in zip(names, sources) if name not in library}
-    skipped = {name: "exists already" for name in names if name not in missing}
+    sources = [find_adapter(one) for one in adapters] + [read_chats([one], quiet=quiet) for one in files]
+    return dict(zip(names, sources))
+
+
+def open_library(folder: str, model, quiet: bool) -> Library:
+    "Open a library or make a new one, in the package's space for the model, with its plain pLLM."
+    if (Path(folder) / "library.json").is_file():
+        library = Library(folder)
+    else:
+        place = find_shipped_library(model.base)
+        library = Library.create(folder, StyleSpace.load(place) if place else None, model.base)
+    if PLAIN_PLLM not in library:
+        quiet or print_note("tuning the plain pLLM, the baseline of a library")
+        add_plain_pllm(library, model)
+    return library
+
+# %% ../../nbs/8_app/06_library_commands.ipynb #libadd01
+def add_pllms(library: Library, model, sources: dict, licence: str, ray: str, quiet: bool) -> dict:  # name -> reason
+    "Tune, explain and add the sources that a library lacks; return those that it did not get."
+    from personal_llm.runtimes.cluster import make_pllms, write_adapter_files
+
+    missing = {name: source for name, source in sources.items() if name not in library}
+    skipped = {name: "exists already" for name in sources if name not in missing}
     probes = None
     if library.space and missing:
-        probes = prepare_probes(loaded, library.space, *load_probe_texts(), seed, library[PLAIN_PLLM].adapter)
-    for name, made in make_pllms(loaded, library, probes, missing, seed, ray):
+        probes = prepare_probes(model, library.space, *load_probe_texts(), plain=library[PLAIN_PLLM].adapter)
+    for name, made in make_pllms(model, library, probes, missing, ray=ray):
         quiet or print_note(f"{name}: {'skipped' if isinstance(made, InputError) else 'explained'}")
         if isinstance(made, InputError):
             skipped[name] = str(made)
@@ -170,7 +155,28 @@ def build(
                 library.add(name, write_adapter_files(stage, made["files"]), made["explanation"], **facts)
         except InputError as error:
             skipped[name] = str(error)
-    added = [name for name in names if name not in skipped]
+    return skipped
+
+# %% ../../nbs/8_app/06_library_commands.ipynb #libbuild1
+@library_app.command(
+    "build", epilog="Example: personal-llm library build others --adapter ana --data bo.jsonl --licence CC-BY-4.0"
+)
+def build(
+    folder: Annotated[str, Argument(help="a new folder, or a library to complete", metavar="DIR")],
+    licence: Annotated[str, Option(help="licence of the models", metavar="NAME")],
+    adapter: AdapterFolders = (),
+    data: ChatFiles = (),
+    ray: Ray = None,
+    model: Model = None,
+    quiet: Quiet = False,
+    as_json: AsJson = False,
+):
+    "Tune chats, explain adapters, and put them into a library with a card each; the same call completes it."
+    sources = find_sources(adapter, data, quiet)
+    loaded = load(model, adapter[0] if adapter else None, quiet)
+    library = open_library(folder, loaded, quiet)
+    skipped = add_pllms(library, loaded, sources, licence, ray, quiet)
+    added = [name for name in sources if name not in skipped]
     lines = [f"{folder}: {count_nouns(len(library), 'pLLM')}; added: {', '.join(added) or 'none'}"]
     lines += [f"{name} skipped: {reason}" for name, reason in skipped.items()]
     show(dict(library=folder, pllms=len(library), added=added, skipped=skipped), lines, as_json)
@@ -184,18 +190,3 @@ def list_command(library: LibraryFolder = "pocket", as_json: AsJson = False):
     rows = Library(library).to_rows()
     lines = format_table(rows, "name", "samples", "licence", "words") if rows else ["the library is empty"]
     show(dict(library=library, pllms=rows), lines, as_json)
-
-
-@library_app.command("show", epilog="Example: personal-llm library show pocket ward-round")
-def show_command(library: LibraryFolder, name: PLLMName, as_json: AsJson = False):
-    "Check one model, and show its card."
-    pllm = Library(library)[name]
-    facts = {key: value for key, value in pllm.card.items() if key != "explanation" and value is not None}
-    show(pllm.card, [f"{key:<12}{value}" for key, value in facts.items()] + pllm.explanation.lines(), as_json)
-
-
-@library_app.command("remove", epilog="Example: personal-llm library remove others ana")
-def remove(library: LibraryFolder, name: PLLMName, as_json: AsJson = False):
-    "Delete one model of a library."
-    Library(library).remove(name)
-    show(dict(library=library, removed=name), [f"{name} removed"], as_json)

@@ -72,12 +72,6 @@ class SessionThread:
                 self.executor.submit(pieces.close)
 
 # %% ../../nbs/8_app/07_server.ipynb #5eb5e0cb
-class LongRequest(InputError):
-    "The messages of a request do not fit into the model."
-
-    code = "context_length_exceeded"  # the protocol's name
-
-
 def answer_error(request: Request, error: Exception) -> Response:
     "Return the answer to a failed request, with the reason in a line for people."
     status = 400
@@ -124,7 +118,7 @@ def check_request(request: Request, token: str, host: str) -> None:
     if "transfer-encoding" in request.headers or int(request.headers.get("content-length", 0)) > 2**25:
         raise HTTPException(413, "the request is larger than 32 MB, or does not tell its length")
 
-
+# %% ../../nbs/8_app/07_server.ipynb #srvguard
 def guard(app, token: str, host: str):  # an ASGI application around another one
     "Return an application that passes on the requests which may be served, and seals each answer."
 
@@ -189,8 +183,8 @@ def check_model_name(name: str) -> None:
         raise HTTPException(404, f"no model {name[:80]!r}, only {' and '.join(MODELS)}")
 
 
-class CompletionFields(BaseModel, strict=True, extra="allow"):
-    "The fields of a request for a reply, with the protocol's names."
+class CompletionRequest(BaseModel, strict=True, extra="allow"):
+    "A request for a reply, with the protocol's names."
 
     model: Text
     messages: Annotated[list[Message], Field(min_length=1)]
@@ -207,10 +201,6 @@ class CompletionFields(BaseModel, strict=True, extra="allow"):
     safety_identifier: Text | None = None  # the newer name of `user`
     talk: Text | None = None  # ours: key of a talk of the page; empty: a new one
     replaces: Text | None = None  # ours: id of a turn of that talk, whose place the new one takes
-
-# %% ../../nbs/8_app/07_server.ipynb #srvreads1
-class CompletionRequest(CompletionFields):
-    "A request for a reply, checked and read."
 
     @model_validator(mode="after")
     def check_fields(self):
@@ -247,15 +237,17 @@ class CompletionRequest(CompletionFields):
 
 # %% ../../nbs/8_app/07_server.ipynb #9dab1e99
 def check_length(model, dialogue: Dialogue, options: ReplyOptions) -> None:
-    "Raise `LongRequest` if a dialogue and its reply do not fit into the model."
+    "Raise `InputError` if a dialogue and its reply do not fit into the model."
     room = max(8, model.max_length - model.limit_reply(options.max_tokens))
     model.encode_prompts([dialogue], room)
     excess = model.truncated.pop(dialogue.id, 0)
     if excess:
         problem = f"messages: {room} tokens fit into this model beside the reply, and at least {excess} more were sent"
-        raise LongRequest(problem, "shorten the talk or its system message, or ask for fewer max_tokens")
+        error = InputError(problem, "shorten the talk or its system message, or ask for fewer max_tokens")
+        error.code = "context_length_exceeded"  # the protocol's name
+        raise error
 
-
+# %% ../../nbs/8_app/07_server.ipynb #srvwrite
 def write_reply(session: ChatSession, wanted: CompletionRequest):  # a generator of texts, and last of a dictionary
     "Reply to a request, and summarise the turn."
     prompt = wanted.messages[-1].read()
@@ -360,24 +352,8 @@ def list_known(session: ChatSession, *_) -> dict:
 
 # %% ../../nbs/8_app/07_server.ipynb #srvsaved1
 def export_talk(session: ChatSession, talk: str, _) -> dict:
-    "Return the turns of a talk as records, which `import_talk` and `personal-llm personalize` read."
+    "Return the turns of a talk as records, which `personal-llm personalize` reads."
     return dict(rows=[d.to_dict() | dict(parents=[]) for d in session.me.state.list_turns(talk)])
-
-
-def import_talk(session: ChatSession, wanted) -> dict:
-    "Store the records of an exported talk as a new one; raise `InputError` for other rows, with nothing stored."
-    try:
-        dialogues = [Dialogue.from_dict(row) for row in wanted.rows]
-    except (TypeError, ValueError) as error:
-        raise InputError("these rows are no talk that was saved here", "save it with the page") from error
-    new = [d for d in dialogues if d.id not in session.me.archive.dialogues and d.id not in session.me.state.roots]
-    if not new:
-        raise InputError("this file holds no new turn", "choose a talk that was exported from another folder")
-    session.open_talk()
-    with session.me.change():
-        for d in new:
-            session.me.arrive(d, session.talk)
-    return dict(talk=session.talk)
 
 
 def name_talk(session: ChatSession, wanted) -> None:
@@ -416,7 +392,6 @@ class Change(BaseModel, strict=True):
     ids: list[Text] = []  # to forget
     keep: list[Text] = []  # of replies that stay although they stood later in the talk
     talk: Text = ""  # to forget, or to name
-    rows: list[dict] = []  # of an exported talk
     everything: bool = False
     dry: bool = False  # only list what would go
 
@@ -451,13 +426,11 @@ CHANGES = dict(
     react=react,
     scope=lambda session, wanted: session.scope_correction(wanted.scope, wanted.id),
     habit=lambda session, wanted: session.scope_habit(wanted.text, wanted.scope),
-    skip=lambda session, wanted: session.me.skip_question(),
     learn=lambda session, wanted: dict(message=session.learn()),
     stop=lambda session, wanted: session.stop_learning(),
     undo=lambda session, wanted: dict(message=session.undo_learning()),
     name=name_talk,
     halt=lambda session, wanted: session.halt_reply(),
-    add=import_talk,
 )
 
 # %% ../../nbs/8_app/07_server.ipynb #5b5c97ad
@@ -584,8 +557,8 @@ def make_server(app) -> uvicorn.Server:
 def serve(
     model,  # the base `Model`
     folder,  # of the chat
-    host: str = "127.0.0.1",  # to listen to; 0.0.0.0: others in the network can reach it, without encryption
-    port: int = 8484,  # 0: any free one
+    host: str,  # to listen to; 0.0.0.0: others in the network can reach it, without encryption
+    port: int,  # 0: any free one
     as_json: bool = False,  # print address and token as JSON
     **settings,  # of the `ChatSession`
 ) -> None:

@@ -51,8 +51,10 @@ def choose_start(
 ) -> tuple:  # (adapter or None, name of the kind, the choice from a library or None, `Cost`)
     "Return where a fine-tune begins."
     if isinstance(start, Library):
-        choice = warm_start(model, start, dialogues, seed=seed)
-        return choice.adapter, "library" if choice.adapter else "", choice.to_dict(), choice.cost
+        explanation, ranking = warm_start(model, start, dialogues, seed)
+        style = str(explanation.without_quotations())
+        choice = dict(start=ranking.start, style=style, reason=ranking.reason)
+        return ranking.adapter, "library" if ranking.start else "", choice, explanation.cost + ranking.cost
     if isinstance(start, Ranking):
         return start.adapter, "library" if start.adapter else "", dict(reason=start.reason), Cost()
     if start is None:

@@ -7,10 +7,7 @@ __all__ = ['summary_states', 'candidate_words', 'word_vectors', 'Decomposition',
            'explain_with_summariser', 'explain_differences']
 
 # %% ../../nbs/4_explanation/06_decomposition.ipynb #21ed3f0e
-from copy import deepcopy
 from dataclasses import dataclass, replace
-from functools import partial
-from os.path import commonprefix
 
 import numpy as np
 
@@ -30,19 +27,13 @@ SUMMARY_PROMPT = (
 )
 
 # %% ../../nbs/4_explanation/06_decomposition.ipynb #f43dab69
-def write_summary_prompt(
-    summariser,
-    question: str,
-    first: str,
-    second: str,
-    max_tokens: int = MAX_TEXT_TOKENS,  # of each text
-) -> list:  # token ids
+def write_summary_prompt(summariser, question: str, first: str, second: str) -> list:  # token ids
     "Write the prompt for a question and two responses up to the place of the summariser's word."
     texts = [question, first, second]
     ids = summariser.tokenizer(texts, add_special_tokens=False, split_special_tokens=True)["input_ids"]
     for place, row in enumerate(ids):
-        if len(row) > max_tokens:
-            texts[place] = summariser.tokenizer.decode(row[:max_tokens])
+        if len(row) > MAX_TEXT_TOKENS:
+            texts[place] = summariser.tokenizer.decode(row[:MAX_TEXT_TOKENS])
     content = SUMMARY_PROMPT.format(question=texts[0], first=texts[1], second=texts[2])
     return tokenize_messages(summariser.tokenizer, [dict(role="user", content=content)], add_generation_prompt=True)[0]
 
@@ -61,17 +52,11 @@ def summary_states(summariser, pairs: list) -> np.ndarray:  # (question, Respons
         problem = f"summariser {summariser.name}: {summariser.max_length} tokens do not hold the prompt"
         raise InputError(problem, "load it with a larger max_length")
     states = np.zeros((len(rows), summariser.width), np.float32)
-    start = commonprefix(rows)[: min(map(len, rows)) - 1]  # template and instruction, read once
     with torch.inference_mode(), measure_cost(summariser.cost):
-        network = partial(summariser.model, logits_to_keep=1, output_hidden_states=True)
-        past = network(input_ids=torch.tensor([start], device=summariser.device), use_cache=True).past_key_values
-        for batch in make_batches([len(row) - len(start) for row in rows], summariser.tokens_per_batch):
-            ids, mask = pad_rows([rows[i][len(start) :] for i in batch], summariser.tokenizer.pad_token_id)
-            cache = deepcopy(past)
-            cache.batch_repeat_interleave(len(batch))
-            seen = torch.cat([torch.ones(len(batch), len(start), dtype=mask.dtype), mask], 1)
-            inputs = dict(input_ids=ids.to(summariser.device), attention_mask=seen.to(summariser.device))
-            output = network(**inputs, past_key_values=cache)
+        for batch in make_batches([len(row) for row in rows], summariser.tokens_per_batch):
+            ids, mask = pad_rows([rows[i] for i in batch], summariser.tokenizer.pad_token_id)
+            inputs = dict(input_ids=ids.to(summariser.device), attention_mask=mask.to(summariser.device))
+            output = summariser.model(**inputs, logits_to_keep=1, output_hidden_states=True, use_cache=False)
             last_states = output.hidden_states[-1][torch.arange(len(batch)), mask.sum(1) - 1]
             states[batch] = last_states.float().cpu().numpy()
             summariser.cost.tokens += int(mask.sum())
@@ -90,8 +75,6 @@ ADJECTIVES = frozenset((ASSETS / "styles" / "adjectives.txt").read_text(encoding
 def candidate_words(
     summariser,  # a `Model`
     states: np.ndarray,  # (n, 2, width), from `summary_states`
-    num_tokens: int = 500,  # likeliest tokens of either order that are read
-    min_share: float = 0.05,  # of the probability that adjectives must get, or the summariser did not understand
 ) -> list:  # [(adjective, gain in probability)], largest first
     "Return the adjectives that a swap makes less likely (step 2 of XPerT); raises `InputError` for nonsense."
     import torch
@@ -101,12 +84,12 @@ def candidate_words(
         logits = layer(torch.tensor(states, dtype=layer.weight.dtype, device=layer.weight.device))
         probabilities = logits.float().softmax(-1).mean(0).cpu().numpy()  # (2, vocabulary)
     totals = {}
-    for token in np.argsort(-probabilities.max(0))[:num_tokens]:
+    for token in np.argsort(-probabilities.max(0))[:500]:
         word = summariser.tokenizer.decode([int(token)]).strip().lower()
         totals[word] = totals.get(word, 0) + probabilities[:, token]
     adjectives = {word: total for word, total in totals.items() if word in ADJECTIVES}
     share = float(sum(total.mean() for total in adjectives.values()))
-    if share < min_share:
+    if share < 0.05:  # it did not understand
         answers = ", ".join(repr(word) for word in list(totals)[:4])
         problem = f"summariser {summariser.name} answers with {answers}; adjectives hold {share:.1%} of the probability"
         raise InputError(problem, "use a larger instruct model, or the style space of personal_llm.explanation.space")
@@ -123,10 +106,9 @@ def word_vectors(
     words: list,
     prompts: list,  # some dozens of questions
     seed: int = 0,
-    max_new_tokens: int = MAX_TEXT_TOKENS,  # of an answer: as many as the summary prompt holds
 ) -> np.ndarray:  # (words, width)
     "Make the vectors of words the slow way (step 2 of XPerT), from texts that the summariser writes."
-    options = dict(max_new_tokens=max_new_tokens, temperature=0.7, seed=seed)
+    options = dict(max_new_tokens=MAX_TEXT_TOKENS, temperature=0.7, seed=seed)
     plain = summariser.generate([PLAIN_PROMPT.format(prompt=p) for p in prompts], **options)
     vectors = np.zeros((len(words), summariser.width), np.float32)
     for place, word in enumerate(words):
@@ -222,31 +204,22 @@ def swap_strength(differences: np.ndarray, num_swaps: int = NUM_RESAMPLES) -> fl
     lengths = np.linalg.norm(signs @ differences / len(differences), axis=1)
     return float(np.linalg.norm(differences.mean(0)) / max(np.quantile(lengths, 0.95), 1e-12))
 
-# %% ../../nbs/4_explanation/06_decomposition.ipynb #7e14b0c9
-def _require_base(model):  # the same model
-    "Raise `InputError` for a model with an attached adapter, whose answers are no default text."
-    if model.active_adapter != model.base:
-        message = f"model {model.name}: an adapter is attached"
-        raise InputError(message, "leave its `with` block before it serves as base or summariser")
-    return model
-
 # %% ../../nbs/4_explanation/06_decomposition.ipynb #af3c5b83
 def explain_with_summariser(
     summariser,  # the `Model` that made the basis
     model,  # the base `Model`
     dialogues: list,  # a user's or a pLLM's
     basis: SharedBasis,
-    max_new_tokens: int = MAX_TEXT_TOKENS,  # of the base model's answers: as many as the summary prompt holds
 ) -> Explanation:
     "Explain dialogues by XPerT's method; raises `InputError` when they are too few or the basis is another model's."
-    if (_require_base(summariser).base, _require_base(model).base) != (basis.summariser, basis.base):
+    if (summariser.active_adapter, model.active_adapter) != (basis.summariser, basis.base):
         message = f"the basis was made with summariser {basis.summariser} for base {basis.base}"
-        remedy = "load those, or begin another basis"
-        raise InputError(f"{message}, these are {summariser.base} and {model.base}", remedy)
+        remedy = "load those without an adapter, or begin another basis"
+        raise InputError(f"{message}, these are {summariser.active_adapter} and {model.active_adapter}", remedy)
     dialogues = [d for d in dialogues if d.response.strip()]
     check_answer_count(len(dialogues), "dialogues with a response")
     with summariser.track_cost() as cost, model.track_cost() as base_cost:
-        answers = model.generate(dialogues, max_new_tokens=max_new_tokens)
+        answers = model.generate(dialogues, max_new_tokens=MAX_TEXT_TOKENS)
         pairs = [(d.prompt, d.response, answer) for d, answer in zip(dialogues, answers)]
         differences = halve_differences(summary_states(summariser, pairs))
     total_cost = cost if model is summariser else replace(cost + base_cost, seconds=cost.seconds)

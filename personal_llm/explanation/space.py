@@ -146,21 +146,19 @@ def nonnegative_coefficients(vectors: np.ndarray, target: np.ndarray) -> np.ndar
 def sparse_code(
     vectors: np.ndarray,  # (words, k), rows of length 1
     target: np.ndarray,  # (k,) a direction of any length
-    max_words: int = 4,  # a reader keeps no more in mind
-    min_gain: float = 0.03,  # share of the squared length that a further word must explain
 ) -> tuple:  # (indices, coefficients > 0 of the unit target, largest first, unexplained share 0 to 1)
     "Find a few words whose non-negative sum is nearest to a direction."
     target = normalise_rows(np.asarray(target, float))
     chosen = []
     coefficients = np.zeros(0)
     remainder = target
-    while len(chosen) < max_words:
+    while len(chosen) < 4:  # a reader keeps no more in mind
         similarity = vectors @ remainder
         similarity[chosen] = -np.inf
         candidates = [*chosen, int(similarity.argmax())]
         fitted = nonnegative_coefficients(vectors[candidates], target)
         new_remainder = target - fitted @ vectors[candidates]
-        if remainder @ remainder - new_remainder @ new_remainder < min_gain:
+        if remainder @ remainder - new_remainder @ new_remainder < 0.03:  # of the squared length
             break
         chosen = candidates
         coefficients = fitted

@@ -57,11 +57,8 @@ STYLOMETRIC_FEATURES = (
 )
 
 # %% ../../nbs/4_explanation/01_style.ipynb #c1869792
-def stylometry(
-    text: str,  # an answer
-    long_word_letters: int = 8,  # letters from which on a word counts as long
-) -> np.ndarray:  # (39,) float32, in the order of `STYLOMETRIC_FEATURES`; zeros for an empty text
-    "Return the 39 countable style features of a text."
+def stylometry(text: str) -> np.ndarray:  # (39,) float32, in the order of `STYLOMETRIC_FEATURES`
+    "Return the 39 countable style features of an answer; zeros for an empty one."
     text = text.replace("’", "'")
     if not text.strip():
         return np.zeros(len(STYLOMETRIC_FEATURES), np.float32)
@@ -72,7 +69,7 @@ def stylometry(
     lengths = [np.log1p(len(words))]
     lengths.append(np.log1p(n / max(len(language.split_sentences(text)), 1)))
     lengths.append(sum(map(len, words)) / n)
-    lengths.append(sum(len(word) >= long_word_letters for word in words) / n)
+    lengths.append(sum(len(word) >= 8 for word in words) / n)
     lengths.append(len(set(lower)) / n**0.75)  # longer texts repeat more: a plain share would measure length again
     counts = [len(re.findall(pattern, text)) for pattern in PUNCTUATION_PATTERNS.values()]
     counts.append(sum(word[0].isdigit() for word in words))
@@ -148,15 +145,7 @@ def check_answer_count(count: int, kind: str) -> None:
         raise InputError(f"{kind}: {count}, at least {MIN_EXPLAINED_DIALOGUES} are needed", f"give {missing} more")
 
 # %% ../../nbs/4_explanation/01_style.ipynb #aadcaacf
-def style_shifts(
-    model,  # the base `Model`
-    dialogues: list,  # `Dialogue`s with answers
-    seed: int = 0,  # seed of the base model's answers
-    base_features: dict = None,  # `style_features` of the base model's answers, if they are known
-    encoder=None,  # the sentence encoder; the chosen one by default
-) -> dict:  # block -> (n, d) float32, answer minus base answer
-    "Return the paired shift of each answer."
-    if base_features is None:
-        base_features = sample_base_features(model, dialogues, seed, encoder)
+def style_shifts(model, dialogues: list, base_features: dict, encoder=None) -> dict:  # block -> (n, d) float32
+    "Return the paired shift of each answer, given the `style_features` of the base model's answers."
     features = style_features(model, dialogues, encoder)
     return {block: features[block] - base_features[block] for block in FEATURE_BLOCKS}

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SUBJECTS', 'WARD_WORDS', 'OLD_WORDS', 'PERSON_HABITS', 'SIMILARITY', 'ROWS_PER_PLLM', 'MAX_PROMPT_CHARACTERS',
            'subject_rows', 'apply_habits', 'add_plain_rows', 'library_config', 'halve_weights', 'tune_person',
-           'make_probe_prompts', 'tune_all', 'describe_aim', 'make_library']
+           'make_probe_prompts', 'sample_topic_prompts', 'tune_all', 'describe_aim', 'make_library']
 
 # %% ../../nbs/recipes/shipped_library.ipynb #358cb565
 import tempfile
@@ -137,6 +137,12 @@ def make_probe_prompts(
     fits = lambda row: (row["source"], row["domain"]) in SUBJECTS[name] and len(row["prompt"]) < MAX_PROMPT_CHARACTERS
     return [Dialogue(row["prompt"], "") for row in load_samples() if fits(row)]
 
+
+def sample_topic_prompts(dialogues: list, seed: int = 0) -> list:  # of `make_probe_prompts` -> 24 of them
+    "Draw different prompts, in which a habit of six answers in ten is sure enough."
+    distinct = [*{d.prompt: d for d in dialogues}.values()]
+    return [distinct[i] for i in make_generator(seed, "own prompts").permutation(len(distinct))[:24]]
+
 # %% ../../nbs/recipes/shipped_library.ipynb #e7ba119f
 def tune_all(
     model,  # the base `Model`
@@ -179,7 +185,7 @@ def make_library(
     if missing:
         panels = prepare_probes(model, space, *load_probe_texts(), seed, adapters[PLAIN_PLLM])
     for name in missing:
-        prompts = make_probe_prompts(name) if name in SUBJECTS else None
+        prompts = sample_topic_prompts(make_probe_prompts(name), seed) if name in SUBJECTS else None
         mine = explain_pllm(model, adapters[name], space, panels, seed, prompts).without_timings()
         facts = dict(samples=ROWS_PER_PLLM, similarity=SIMILARITY if name in SUBJECTS else None)
         library.add(name, adapters[name], mine, licence="CC BY-SA 4.0", style=describe_aim(name), **facts)

@@ -297,11 +297,3 @@ def add(
     facts |= dict(test_loss=test_loss) if test_loss else {}
     card = dict(name=name, base=self.base) | facts | dict(explanation=explanation.to_dict())
     write_pllm(self.path / name, check_adapter(adapter, self.base), card)
-
-# %% ../../nbs/5_selection/01_library.ipynb #lbmake0c
-@patch
-def remove(self: Library, name: str) -> None:
-    "Delete a pLLM's folder. Raise `InputError` if the name is unknown, or the library is at an address."
-    if self.address or name not in self.names:
-        raise InputError(f"{self.address or self.path}: no pLLM {name!r} that you can remove", "nothing was removed")
-    shutil.rmtree(self.path / name)

@@ -77,16 +77,11 @@ class PLLMLosses:
         return float(self.dialogue_losses(name, count).mean())
 
 # %% ../../nbs/5_selection/02_ranking.ipynb #53sure02
-def is_gain_certain(
-    gains: np.ndarray,  # (n,) over the reference, in nats per token
-    reference_loss: float,
-    min_share: float,  # of the reference loss, that the mean gain must exceed
-    num_errors: float = 1.5,  # standard errors that the mean gain must exceed
-) -> bool:
-    "Whether the gains are surely large enough; never for one or a NaN."
+def is_gain_certain(gains: np.ndarray, reference_loss: float, min_share: float) -> bool:
+    "Whether gains (n,) in nats a token are surely above 0, and their mean above a share of the reference's loss."
     if len(gains) < 2:
         return False
-    is_sure = lower_confidence_bound(gains, num_errors) > 0
+    is_sure = lower_confidence_bound(gains, 1.5) > 0
     return bool(is_sure and gains.mean() > min_share * reference_loss)
 
 # %% ../../nbs/5_selection/02_ranking.ipynb #8a93620b

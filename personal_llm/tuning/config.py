@@ -8,7 +8,7 @@ __all__ = ['TuningConfig']
 # %% ../../nbs/3_tuning/02_config.ipynb #c31c
 from dataclasses import dataclass, replace
 
-from ..base.core import InputError, check_settings_fields, patch, setting
+from ..base.core import InputError, check_settings_fields, setting
 
 # %% ../../nbs/3_tuning/02_config.ipynb #f83f4461
 def _count(default: int, help: str):
@@ -41,17 +41,15 @@ class TuningConfig:
         "Steps from one check to the next; the last step is a check too."
         return max(1, self.steps // self.checks)
 
-# %% ../../nbs/3_tuning/02_config.ipynb #c526f46d
-@patch
-def match_adapter(self: TuningConfig, settings: dict, place) -> TuningConfig:  # of the folder `place` of a start
-    "Return these settings in the shape (rank, alpha, dropout, modules) of a start, given its adapter_config.json."
-    names = settings.get("target_modules")
-    if not names or not isinstance(names, (str, list)) or not all(isinstance(name, str) for name in names):
-        raise InputError(f"{place}: adapter_config.json names no target modules", "make the adapter anew")
-    return replace(
-        self,
-        rank=settings["r"],
-        alpha=settings["lora_alpha"],
-        dropout=settings.get("lora_dropout", 0.0),  # peft's default
-        target_modules=names if isinstance(names, str) else ",".join(sorted(names)),
-    )
+    def match_adapter(self, settings: dict, place) -> "TuningConfig":  # of the folder `place` of a start
+        "Return these settings in the shape (rank, alpha, dropout, modules) of a start, given its adapter_config.json."
+        names = settings.get("target_modules")
+        if not names or not isinstance(names, (str, list)) or not all(isinstance(name, str) for name in names):
+            raise InputError(f"{place}: adapter_config.json names no target modules", "make the adapter anew")
+        return replace(
+            self,
+            rank=settings["r"],
+            alpha=settings["lora_alpha"],
+            dropout=settings.get("lora_dropout", 0.0),  # peft's default
+            target_modules=names if isinstance(names, str) else ",".join(sorted(names)),
+        )

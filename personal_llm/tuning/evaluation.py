@@ -20,21 +20,16 @@ from .statistics import Comparison, paired_bootstrap
 from ..data.reading import as_dialogues, check_dialogues
 
 # %% ../../nbs/3_tuning/09_evaluation.ipynb #8168db49
-def score_texts(replies: list, references: list) -> list:  # dicts: rouge1, rougeL in [0, 1], bleu in [0, 100]
-    "Return ROUGE-1 and ROUGE-L F (rouge-score, no stemming) and BLEU (sacrebleu, effective order) of each reply."
+def score_texts(replies: list, references: list) -> list:  # dicts: rouge1, rougeL in [0, 1]
+    "Return ROUGE-1 F and ROUGE-L F of each reply (rouge-score, no stemming)."
     from rouge_score.rouge_scorer import RougeScorer
-    from sacrebleu.metrics import BLEU
 
-    bleu = BLEU(effective_order=True)
     rouge = RougeScorer(["rouge1", "rougeL"], tokenizer=SimpleNamespace(tokenize=split_rouge_words))
-    out = []
-    for reply, reference in zip(replies, references, strict=True):
-        found = {name: float(score.fmeasure) for name, score in rouge.score(reference, reply).items()}
-        out.append(found | dict(bleu=float(bleu.sentence_score(reply, [reference]).score)))
-    return out
+    rows = [rouge.score(reference, reply) for reply, reference in zip(replies, references, strict=True)]
+    return [{name: float(score.fmeasure) for name, score in row.items()} for row in rows]
 
 # %% ../../nbs/3_tuning/09_evaluation.ipynb #18495e0c
-METRICS = ("loss", "rouge1", "rougeL", "bleu", "adherence")
+METRICS = ("loss", "rouge1", "rougeL", "adherence")
 
 # %% ../../nbs/3_tuning/09_evaluation.ipynb #18495e0d
 @dataclass(repr=False)
@@ -64,14 +59,12 @@ class Evaluation(Displayed):
     def __str__(self):
         summary = self.summary
         labels = dict(loss="response loss, nats a token", rouge1="ROUGE-1 F", rougeL="ROUGE-L F")
-        rows = [(label, f"{summary[metric]:.3f}", "") for metric, label in labels.items() if metric in summary]
-        if "bleu" in summary:
-            rows.append(("BLEU", f"{summary['bleu']:.1f}", "mean of replies"))
+        rows = [(label, f"{summary[metric]:.3f}") for metric, label in labels.items() if metric in summary]
         if "adherence" in summary:
-            rows.append(("habits kept", f"{summary['adherence']:.0%}", ""))
-            rows += [(f"  {name}"[:40], f"{share:.0%}", "") for name, share in summary["habits"].items()]
+            rows.append(("habits kept", f"{summary['adherence']:.0%}"))
+            rows += [(f"  {name}"[:40], f"{share:.0%}") for name, share in summary["habits"].items()]
         head = f"{self.user or 'evaluation'}: {count_nouns(summary['n'], 'dialogue')}"
-        return "\n".join([head] + [f"  {name:<40}{value:>8}  {unit}".rstrip() for name, value, unit in rows])
+        return "\n".join([head] + [f"  {name:<40}{value:>8}" for name, value in rows])
 
     def to_rows(self) -> list:
         "Return the mean of each metric with its 95 % interval over dialogues, where there are two or more."
@@ -91,7 +84,7 @@ class Evaluation(Displayed):
 
     def plot(self):  # an `IPython.display.Image`
         "Draw the shares among the metrics with their intervals."
-        rows = [row for row in self.to_rows() if row["metric"] not in ("loss", "bleu")]
+        rows = [row for row in self.to_rows() if row["metric"] != "loss"]
         names = [row["metric"] for row in rows]
         intervals = [(row["low"], row["high"]) for row in rows] if len(self) > 1 else None
         return draw_bars(names, [row["mean"] for row in rows], self.user or "Evaluation", "share", intervals)

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from ..base.core import InputError, make_generator
-from ..base.files import compute_sha256, delete_path, write_atomically
+from ..base.files import compute_sha256, write_atomically
 from ..base.tokens import collate_samples, make_batches
 from .config import TuningConfig
 
@@ -100,29 +100,22 @@ def keep_best(adapted, state: TrainingState, validation_loss: float) -> None:
         state.best_weights = {n: p.detach().clone() for n, p in adapted.named_parameters() if p.requires_grad}
 
 # %% ../../nbs/3_tuning/05_training_loop.ipynb #tl15
-def list_checkpoints(folder) -> list:  # files, the newest first
-    "Return the checkpoints in a folder."
-    files = Path(folder).glob("checkpoint-*")
-    return sorted(files, key=lambda file: int(file.name.rpartition("-")[2]), reverse=True)
-
-
 def save_checkpoint(folder, weights: dict, optimiser, state: TrainingState) -> None:
-    "Write what a run needs to go on from this step, then delete the older checkpoints."
+    "Write what a run needs to go on from this step, in place of the older checkpoint."
     import torch
 
     buffer = io.BytesIO()
     torch.save(dict(weights=weights, optimiser=optimiser.state_dict(), state=asdict(state)), buffer)
     content = buffer.getvalue()
-    write_atomically(Path(folder) / f"checkpoint-{state.step}", compute_sha256(content).encode() + content)
-    for file in list_checkpoints(folder)[1:]:
-        delete_path(file)
+    write_atomically(Path(folder) / "checkpoint", compute_sha256(content).encode() + content)
 
 
 def load_checkpoint(folder, weights: dict, optimiser, state: TrainingState) -> None:
-    "Load the newest checkpoint of a folder into weights, optimiser and state; a damaged one counts as none."
+    "Load the checkpoint of a folder into weights, optimiser and state; a damaged one counts as none."
     import torch
 
-    written = b"".join(file.read_bytes() for file in list_checkpoints(folder)[:1])
+    file = Path(folder) / "checkpoint"
+    written = file.read_bytes() if file.is_file() else b""
     if written[:64] != compute_sha256(written[64:]).encode():
         return
     device = next(iter(weights.values())).device

@@ -1,6 +1,6 @@
 // the list of talks: search, names, files
-import { $, attempt, make, show, stamp } from "./dom.js";
-import { get, post } from "./server.js";
+import { $, attempt, make, stamp } from "./dom.js";
+import { get } from "./server.js";
 import { change, page } from "./turns.js";
 
 function rename(row) {
@@ -23,15 +23,6 @@ export function makeTalk(row) {
   return item;
 }
 
-$("import").onclick = () => $("file").click();
-$("file").onchange = () => attempt(async () => {
-  const rows = await $("file").files[0].text().then(JSON.parse).catch(() => null);
-  $("file").value = "";
-  const problem = "This file is no talk that was saved here; personal-llm personalize reads other exports.";
-  if (!Array.isArray(rows)) throw new Error(problem);
-  await page.openTalk((await post("add", { rows })).talk);
-  show("The talk is here.");
-});
 let wait = 0; // the timer of the next search
 $("search").oninput = () => {
   clearTimeout(wait);
