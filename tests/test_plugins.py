@@ -96,7 +96,7 @@ def test_no_plugin_takes_a_name_of_ours(command, tmp_path):
 
 def test_ours_are_found_and_every_command_has_help():
     runtimes, skipped = find_runtimes()
-    assert {"export", "idle"} <= runtimes.keys() and not skipped, "install the package again: make install"
+    assert {"export", "idle", "phone"} <= runtimes.keys() and not skipped, "install the package again: make install"
     assert {"merged", "gguf", "ollama", "vllm"} <= runtimes["export"].targets.keys()
     assert all(function.__doc__ for runtime in runtimes.values() for function in runtime.commands.values())
 
