@@ -42,7 +42,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                   'personal_llm/app/check.py'),
                                         'personal_llm.app.check.check_prefix': ( '8_app/check.html#check_prefix',
                                                                                  'personal_llm/app/check.py'),
-                                        'personal_llm.app.check.check_reply': ('8_app/check.html#check_reply', 'personal_llm/app/check.py'),
                                         'personal_llm.app.check.check_template': ( '8_app/check.html#check_template',
                                                                                    'personal_llm/app/check.py'),
                                         'personal_llm.app.check.check_user_text': ( '8_app/check.html#check_user_text',

@@ -40,7 +40,6 @@ class Evaluation(Displayed):
     summary: dict  # means over items; `habits` (name -> share) and `n` beside them
     cost: Cost = field(default_factory=Cost)  # what measuring cost
     user: str = ""  # whose dialogues these are
-    settings: dict = field(default_factory=dict)  # how replies were made: max_tokens, None for the model's own limit
 
     def __len__(self):
         return len(self.items)
@@ -149,5 +148,4 @@ def evaluate(
             item.update(loss=nats / num_tokens, tokens=int(num_tokens))
         if generate:
             items = score_replies(items, model.reply(dialogues, max_tokens), habits)
-    settings = dict(max_tokens=max_tokens) if generate else {}
-    return Evaluation(items, summarize_items(items), cost, group, settings)
+    return Evaluation(items, summarize_items(items), cost, group)
