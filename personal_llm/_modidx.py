@@ -3396,8 +3396,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                        'personal_llm/tuning/evaluation.py'),
                                                 'personal_llm.tuning.evaluation.Evaluation.plot': ( '3_tuning/evaluation.html#evaluation.plot',
                                                                                                     'personal_llm/tuning/evaluation.py'),
-                                                'personal_llm.tuning.evaluation.Evaluation.to_dict': ( '3_tuning/evaluation.html#evaluation.to_dict',
-                                                                                                       'personal_llm/tuning/evaluation.py'),
                                                 'personal_llm.tuning.evaluation.Evaluation.to_pandas': ( '3_tuning/evaluation.html#evaluation.to_pandas',
                                                                                                          'personal_llm/tuning/evaluation.py'),
                                                 'personal_llm.tuning.evaluation.Evaluation.to_rows': ( '3_tuning/evaluation.html#evaluation.to_rows',

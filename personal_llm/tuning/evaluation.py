@@ -6,7 +6,7 @@
 __all__ = ['score_texts', 'Evaluation', 'evaluate']
 
 # %% ../../nbs/3_tuning/09_evaluation.ipynb #6110df13
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from types import SimpleNamespace
 
 import numpy as np
@@ -43,10 +43,6 @@ class Evaluation(Displayed):
 
     def __len__(self):
         return len(self.items)
-
-    def to_dict(self) -> dict:  # plain JSON types
-        "Return the evaluation as plain values for a file; the texts are among them."
-        return asdict(self)
 
     def values(self, metric: str) -> np.ndarray:  # metric: one of `METRICS` -> (items,)
         "Return one metric of every item; raise `InputError` for a metric that was not measured."
