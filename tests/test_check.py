@@ -19,7 +19,7 @@ def test_check_is_ok(architecture, template):
     model = shared(architecture, template)
     before = weights(model)
     report = check_model(model)
-    assert report.ok and len(report.rows) == len(MODEL_CHECKS) == 8, f"\n{report}"
+    assert report.ok and len(report.rows) == len(MODEL_CHECKS) == 7, f"\n{report}"
     assert same(model, before)
 
 

@@ -72,7 +72,6 @@ def test_the_example_of_a_command_names_its_options():
         ("personalize --data chats.jsonl --out new --start pocket --capacity 4", "capacity is 4"),
         ("personalize --data chats.jsonl --out new --policy fifo --ask-when policy", "policy fifo does not say"),
         ("personalize --data chats.jsonl --out new --start nowhere", "nowhere"),
-        ("personalize --data copies.jsonl --out new --learning-rate=nan", "learning_rate is nan"),
         ("personalize --data chats.jsonl --out=", "argument 4 is empty"),
         ("personalize --data chats.jsonl --out new --model no/such/folder", "no/such/folder"),
         ("personalize --data chats.jsonl --out .", "other files"),

@@ -735,8 +735,8 @@ def test_what_was_acknowledged_survives_a_kill_and_no_word_is_printed(tmp_path):
 
 def test_a_taken_port_and_a_weak_token_are_one_line(tmp_path, monkeypatch):
     with server.open_socket("127.0.0.1", 0) as taken, pytest.raises(InputError, match="on 127.0.0.1, .*another --port"):
-        server.serve(None, tmp_path / "me", port=taken.getsockname()[1])
+        server.serve(None, tmp_path / "me", "127.0.0.1", taken.getsockname()[1])
     monkeypatch.setenv("PERSONAL_LLM_TOKEN", "fifteen-letters")
     with pytest.raises(InputError, match="16 or more"):
-        server.serve(None, tmp_path / "me", host="0.0.0.0")
+        server.serve(None, tmp_path / "me", "0.0.0.0", 0)
     assert not (tmp_path / "me").exists()

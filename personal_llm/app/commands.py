@@ -90,7 +90,6 @@ Policy = Annotated[
 ]
 Capacity = Annotated[int, Option(help="bins of the buffer", metavar="N", min=1)]
 Steps = Annotated[int, Option(help="optimiser steps of a fine-tune", metavar="N", min=1)]
-LearningRate = Annotated[float, Option(help="largest step size of a fine-tune", metavar="X")]
 Start = Annotated[str, Option(help="where a fine-tune begins: none, a library, or an adapter's folder", metavar="DIR")]
 
 # %% ../../nbs/8_app/05_commands.ipynb #cmdshow01
@@ -291,7 +290,7 @@ def models(
 # %% ../../nbs/8_app/05_commands.ipynb #cmdcheck1
 @app.command(epilog="Example: personal-llm check --model HuggingFaceTB/SmolLM2-360M-Instruct")
 def check(model: Model = None, quiet: Quiet = False, as_json: AsJson = False):
-    "Try a model: template, tokens, an adapter and a reply. Exit code 1: one of them failed."
+    "Try a model: template, tokens and a tuning step. Exit code 1: one of them failed."
     from personal_llm.app.check import check_model
 
     loaded = load(model, quiet=quiet)
@@ -335,7 +334,6 @@ def personalize_command(
     capacity: Capacity = None,
     start: Start = "none",
     steps: Steps = None,
-    learning_rate: LearningRate = None,
     quiet: Quiet = False,
     as_json: AsJson = False,
 ):
@@ -345,7 +343,7 @@ def personalize_command(
     """
     from personal_llm.tuning.config import TuningConfig
 
-    config = TuningConfig(**select_given(steps=steps, learning_rate=learning_rate))
+    config = TuningConfig(**select_given(steps=steps))
     result, lines = personalize(
         read_chats(data, user, writer, skip_invalid, quiet),
         out,

@@ -63,14 +63,12 @@ def format_demo(result: dict) -> list:  # lines
     "Return the numbers of a demo for people."
     kinds = result["kinds"]
     num_signals = sum(kinds[place] for place in result["places"])
-    tried = result["synthetic"] + sum(result["rejected"].values())
     lines = [
         f"{result['user']}: {result['about']}",
         f"stream     {count_nouns(len(kinds), 'dialogue')}, {sum(kinds)} of them on the user's subject",
         f"kept       {result['kept']} bins by {result['policy']}, {num_signals} of them on the subject",
         f"questions  {result['requests']}, {result['corrected']} replies corrected",
-        f"synthesis  {result['synthetic']} of {tried} accepted",
-        f"fine-tune  steps: {result['steps']}; dialogues: {result['learned']} kept, {result['synthetic']} synthetic",
+        f"fine-tune  {result['last']}",
     ]
     habits = result["habits"].items()
     lines += [f"habit      {name}: {old:.0%} -> {new:.0%} of the replies" for name, (old, new) in habits]

@@ -10,7 +10,6 @@ __all__ = ['STATUS_WORDS', 'find_adapter', 'find_start', 'check_output_folder', 
 import json
 import textwrap
 import time
-from collections import Counter
 from pathlib import Path
 
 from ..base.adapters import check_adapter
@@ -110,11 +109,7 @@ def describe(me: Personalizer) -> dict:  # plain values
     last = me.rounds[-1]
     return me.state.status() | dict(
         kept=len(me.buffer),
-        learned=last.kept,
         start=": ".join(filter(None, (last.start, dict(last.warm or {}).get("reason")))),
-        synthetic=sum(one.synthetic for one in me.rounds),
-        rejected=dict(sum((Counter(one.rejected) for one in me.rounds), Counter())),
-        steps=last.steps,
         loss_before=last.start_loss,
         loss_after=last.best_loss,
         adapter=str(me.adapter.path),

@@ -39,9 +39,24 @@ def find_encoder(encoder_id: str):  # a sentence encoder
     problem = f"the style space was made with encoder {encoder_id}, the chosen one is {get_encoder_id()}"
     raise InputError(problem, "choose that encoder (PERSONAL_LLM_ENCODER), or fit a space with this one")
 
-# %% ../../nbs/4_explanation/02_space.ipynb #a15952c0
-class StoredArrays:
-    "A dataclass with arrays, which are float32; `save` writes a JSON file and a safetensors file, `load` reads them."
+# %% ../../nbs/4_explanation/02_space.ipynb #1387f934
+@dataclass(frozen=True, eq=False, repr=False)
+class StyleSpace(Displayed):
+    "A map from paired shifts to coordinates, with words that name directions; arrays are float32."
+
+    base: str  # fingerprint of the base model
+    words: tuple
+    vectors: np.ndarray  # (words, k), rows of length 1
+    scale: np.ndarray  # (D,) σ, spread of each feature, block weights included
+    centres: np.ndarray  # (2, D) c: mean shift of plain text, and of a plain pLLM's answers
+    matrix: np.ndarray  # (D, k) W
+    blocks: tuple  # features in each of `FEATURE_BLOCKS`
+    plain_noise: float  # root mean square length of z_i in plain text
+    threshold: float  # strength below which a text counts as plain
+    coordinate_scale: np.ndarray  # (k,) r, root mean square of pure styles
+    encoder: str  # id of the sentence encoder
+    nats_per_unit: float = 1.0  # length of the slope of a pLLM of length 1, in nats a token (see `explain_pllm`)
+    language: str = "english"  # name of the `Language` of the texts
 
     def __post_init__(self):
         for f in fields(self):
@@ -58,6 +73,32 @@ class StoredArrays:
         arrays, card = self.split_fields()
         content = json.dumps(card).encode() + b"".join(array.tobytes() for array in arrays.values())
         return compute_sha256(content)[:16]
+
+    def __str__(self):
+        return f"style space of {len(self.words)} words, base {self.base}, {self.language}, id {self.id}"
+
+    @property
+    def width(self) -> int:  # entries of a row
+        return self.matrix.shape[1] + sum(self.blocks)
+
+    @property
+    def columns(self) -> dict:  # name -> (start, stop) of a row
+        ends = np.cumsum([self.matrix.shape[1], *self.blocks]).tolist()
+        return dict(zip(("coordinates", *FEATURE_BLOCKS), zip([0, *ends], ends)))
+
+    def project(self, shift: np.ndarray, is_model: bool) -> np.ndarray:  # (n, D) or (D,) -> (…, width) float32
+        "Return rows of paired shifts of a person or a model: coordinates, then the centred and scaled features."
+        x = (shift - self.centres[int(is_model)]) / self.scale
+        return np.concatenate([x @ self.matrix / self.coordinate_scale, x], -1).astype(np.float32)
+
+    def check(self, model) -> None:
+        "Raise `InputError` unless this model and the chosen language made the space."
+        if self.base != model.base:
+            problem = f"the style space was made for base {self.base}, this model is {model.base}"
+            raise InputError(problem, "load the model it was made for, or explain without a space")
+        if self.language != get_language().name:
+            problem = f"the style space was made for {self.language}, the chosen language is {get_language().name}"
+            raise InputError(problem, "choose that language (PERSONAL_LLM_LANGUAGE), or fit a space for this one")
 
     def save(self, folder) -> None:
         "Write space.json and space.safetensors into a folder, which is made if it is not there."
@@ -89,51 +130,6 @@ class StoredArrays:
             problem = f"{folder}: space.json or space.safetensors is missing or damaged"
             reason = f"{type(error).__name__}: {str(error)[:80]}"
             raise InputError(f"{problem} ({reason})", "restore a copy of both") from error
-
-# %% ../../nbs/4_explanation/02_space.ipynb #1387f934
-@dataclass(frozen=True, eq=False, repr=False)
-class StyleSpace(Displayed, StoredArrays):
-    "A map from paired shifts to coordinates, with words that name directions; arrays are float32."
-
-    base: str  # fingerprint of the base model
-    words: tuple
-    vectors: np.ndarray  # (words, k), rows of length 1
-    scale: np.ndarray  # (D,) σ, spread of each feature, block weights included
-    centres: np.ndarray  # (2, D) c: mean shift of plain text, and of a plain pLLM's answers
-    matrix: np.ndarray  # (D, k) W
-    blocks: tuple  # features in each of `FEATURE_BLOCKS`
-    plain_noise: float  # root mean square length of z_i in plain text
-    threshold: float  # strength below which a text counts as plain
-    coordinate_scale: np.ndarray  # (k,) r, root mean square of pure styles
-    encoder: str  # id of the sentence encoder
-    nats_per_unit: float = 1.0  # length of the slope of a pLLM of length 1, in nats a token (see `explain_pllm`)
-    language: str = "english"  # name of the `Language` of the texts
-
-    def __str__(self):
-        return f"style space of {len(self.words)} words, base {self.base}, {self.language}, id {self.id}"
-
-    @property
-    def width(self) -> int:  # entries of a row
-        return self.matrix.shape[1] + sum(self.blocks)
-
-    @property
-    def columns(self) -> dict:  # name -> (start, stop) of a row
-        ends = np.cumsum([self.matrix.shape[1], *self.blocks]).tolist()
-        return dict(zip(("coordinates", *FEATURE_BLOCKS), zip([0, *ends], ends)))
-
-    def project(self, shift: np.ndarray, is_model: bool) -> np.ndarray:  # (n, D) or (D,) -> (…, width) float32
-        "Return rows of paired shifts of a person or a model: coordinates, then the centred and scaled features."
-        x = (shift - self.centres[int(is_model)]) / self.scale
-        return np.concatenate([x @ self.matrix / self.coordinate_scale, x], -1).astype(np.float32)
-
-    def check(self, model) -> None:
-        "Raise `InputError` unless this model and the chosen language made the space."
-        if self.base != model.base:
-            problem = f"the style space was made for base {self.base}, this model is {model.base}"
-            raise InputError(problem, "load the model it was made for, or explain without a space")
-        if self.language != get_language().name:
-            problem = f"the style space was made for {self.language}, the chosen language is {get_language().name}"
-            raise InputError(problem, "choose that language (PERSONAL_LLM_LANGUAGE), or fit a space for this one")
 
 # %% ../../nbs/4_explanation/02_space.ipynb #1332d30a
 def nonnegative_coefficients(vectors: np.ndarray, target: np.ndarray) -> np.ndarray:  # (words,) coefficients >= 0

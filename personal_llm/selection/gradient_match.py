@@ -15,13 +15,9 @@ from ..base.core import InputError, measure_cost
 # %% ../../nbs/5_selection/03_gradient_match.ipynb #96919ac8
 def get_linear_layer(model, module: str):  # a torch layer
     "Return the layer that an adapter's module changes. Raise `InputError` if the model has no such linear layer."
-    remedy = "the adapters were made for another base, load the model they were made for"
-    try:
-        layer = model.model.get_submodule(module.removeprefix("base_model.model."))
-        dimensions = layer.weight.ndim
-    except AttributeError as error:
-        raise InputError(f"the model has no layer {module} with weights", remedy) from error
-    if dimensions != 2:
+    layer = dict(model.model.named_modules()).get(module.removeprefix("base_model.model."))
+    if getattr(getattr(layer, "weight", None), "ndim", 0) != 2:
+        remedy = "the adapters were made for another base, load the model they were made for"
         raise InputError(f"{module} is no linear layer of this model", remedy)
     return layer
 

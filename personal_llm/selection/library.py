@@ -18,7 +18,7 @@ import numpy as np
 
 from ..base.adapters import ADAPTER_CARD_FILE, CONFIG_FILE, WEIGHTS_FILE
 from ..base.adapters import Adapter, check_adapter, read_lora_config
-from ..base.core import InputError, patch
+from ..base.core import InputError
 from ..base.display import Displayed
 from ..base.files import ASSETS, compute_sha256, delete_path, make_folder, read_json, write_json
 from ..base.text import escape_controls
@@ -181,31 +181,73 @@ class Library(Displayed):
             rows.append(dict(name=name, words=words) | facts)
         return rows
 
-# %% ../../nbs/5_selection/01_library.ipynb #lbrows01
-@patch
-@property
-def rows(self: Library) -> np.ndarray:  # (n, width) float32, one row for each of `names`
-    "The rows of all explanations. Raises `InputError` if a card has none of the library's space."
-    if self.space is None:
-        raise InputError(f"{self.path}: this library has no space", "use a method that compares no rows, as match")
-    rows = np.zeros((len(self), self.space.width), np.float32)
-    for i, name in enumerate(self.names):
-        explanation = PLLM(name, self.path / name, self.card(name)).explanation
-        if explanation.space != self.space.id or explanation.row.shape != (self.space.width,):
-            problem = f"{self.path}: {name} was explained in space {explanation.space}, not in {self.space.id}"
-            raise InputError(problem, "explain it anew with library.space")
-        rows[i] = explanation.row
-    return rows
+    @property
+    def rows(self) -> np.ndarray:  # (n, width) float32, one row for each of `names`
+        "The rows of all explanations. Raises `InputError` if a card has none of the library's space."
+        if self.space is None:
+            raise InputError(f"{self.path}: this library has no space", "use a method that compares no rows, as match")
+        rows = np.zeros((len(self), self.space.width), np.float32)
+        for i, name in enumerate(self.names):
+            explanation = PLLM(name, self.path / name, self.card(name)).explanation
+            if explanation.space != self.space.id or explanation.row.shape != (self.space.width,):
+                problem = f"{self.path}: {name} was explained in space {explanation.space}, not in {self.space.id}"
+                raise InputError(problem, "explain it anew with library.space")
+            rows[i] = explanation.row
+        return rows
 
+    def columns(self, name: str) -> np.ndarray:  # (n, d)
+        'Return one group of columns of all rows, such as "coordinates". Raise `InputError` for an unknown group.'
+        rows = self.rows
+        if name not in self.space.columns:
+            remedy = f"use one of {', '.join(self.space.columns)}"
+            raise InputError(f"{self.path}: its space has no columns {name!r}", remedy)
+        return rows[:, slice(*self.space.columns[name])]
 
-@patch
-def columns(self: Library, name: str) -> np.ndarray:  # (n, d)
-    'Return one group of columns of all rows, such as "coordinates". Raise `InputError` for an unknown group.'
-    rows = self.rows
-    if name not in self.space.columns:
-        remedy = f"use one of {', '.join(self.space.columns)}"
-        raise InputError(f"{self.path}: its space has no columns {name!r}", remedy)
-    return rows[:, slice(*self.space.columns[name])]
+    @classmethod
+    def create(
+        cls,
+        path,  # a new or empty folder
+        space=None,  # in which all pLLMs will be explained; None: habits only
+        base: str = None,  # fingerprint of the base model, where there is no space
+    ) -> "Library":
+        "Make an empty library."
+        path = Path(path)
+        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+            raise InputError(
+                f"{path}: exists already", "give a new folder, or delete this one if a build stopped in it"
+            )
+        if space is None and base is None:
+            raise InputError("neither a space nor a base model", "give base=model.base")
+        make_folder(path)
+        if space is not None:
+            space.save(path)
+        write_json(path / "library.json", dict(base=space.base if space is not None else base))
+        return cls(path)
+
+    def add(
+        self,
+        name: str,  # a new one
+        adapter,  # an `Adapter` or a folder
+        explanation: Explanation,  # in the library's space
+        *,
+        licence: str,  # under which it may be used
+        samples: int,  # dialogues it was trained on; 0 when unknown
+        similarity: float = None,  # share of them in its style, 0 to 1, where known
+        style: str = None,  # the style that its maker aimed at, where known
+        test_loss: list = None,  # of dialogues that were held out: base and pLLM, in nats a token, where measured
+    ) -> None:
+        "Copy an adapter into the library, with a card. Raise `InputError`, and change no file, if it does not fit."
+        check_pllm_name(name, self)
+        if not isinstance(licence, str) or not licence.strip():
+            raise InputError(f"{name}: licence is missing", "give the name of a licence, such as CC0-1.0")
+        space_id = None if self.space is None else self.space.id
+        if explanation.space != space_id or not np.isfinite(explanation.row).all():
+            problem = f"{name}: explained in space {explanation.space} with {len(explanation.row)} numbers"
+            raise InputError(f"{problem}, the library is of space {space_id}", "explain it with library.space")
+        facts = dict(licence=licence, samples=int(samples), style=style, similarity=similarity)
+        facts |= dict(test_loss=test_loss) if test_loss else {}
+        card = dict(name=name, base=self.base) | facts | dict(explanation=explanation.to_dict())
+        write_pllm(self.path / name, check_adapter(adapter, self.base), card)
 
 # %% ../../nbs/5_selection/01_library.ipynb #base1s1
 def check_library_base(library, model) -> None:
@@ -249,51 +291,3 @@ def write_pllm(place: Path, adapter: Path, card: dict) -> None:
         raise InputError(f"{place}: cannot be written ({error.strerror})", remedy) from error
     finally:
         delete_path(temporary)
-
-# %% ../../nbs/5_selection/01_library.ipynb #lbmake01
-@patch
-@classmethod
-def create(
-    cls: Library,
-    path,  # a new or empty folder
-    space=None,  # in which all pLLMs will be explained; None: habits only
-    base: str = None,  # fingerprint of the base model, where there is no space
-) -> "Library":
-    "Make an empty library."
-    path = Path(path)
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise InputError(f"{path}: exists already", "give a new folder, or delete this one if a build stopped in it")
-    if space is None and base is None:
-        raise InputError("neither a space nor a base model", "give base=model.base")
-    make_folder(path)
-    if space is not None:
-        space.save(path)
-    write_json(path / "library.json", dict(base=space.base if space is not None else base))
-    return cls(path)
-
-# %% ../../nbs/5_selection/01_library.ipynb #lbmake0b
-@patch
-def add(
-    self: Library,
-    name: str,  # a new one
-    adapter,  # an `Adapter` or a folder
-    explanation: Explanation,  # in the library's space
-    *,
-    licence: str,  # under which it may be used
-    samples: int,  # dialogues it was trained on; 0 when unknown
-    similarity: float = None,  # share of them in its style, 0 to 1, where known
-    style: str = None,  # the style that its maker aimed at, where known
-    test_loss: list = None,  # of dialogues that were held out: base and pLLM, in nats a token, where measured
-) -> None:
-    "Copy an adapter into the library, with a card. Raise `InputError`, and change no file, if it does not fit."
-    check_pllm_name(name, self)
-    if not isinstance(licence, str) or not licence.strip():
-        raise InputError(f"{name}: licence is missing", "give the name of a licence, such as CC0-1.0")
-    space_id = None if self.space is None else self.space.id
-    if explanation.space != space_id or not np.isfinite(explanation.row).all():
-        problem = f"{name}: explained in space {explanation.space} with {len(explanation.row)} numbers"
-        raise InputError(f"{problem}, the library is of space {space_id}", "explain it with library.space")
-    facts = dict(licence=licence, samples=int(samples), style=style, similarity=similarity)
-    facts |= dict(test_loss=test_loss) if test_loss else {}
-    card = dict(name=name, base=self.base) | facts | dict(explanation=explanation.to_dict())
-    write_pllm(self.path / name, check_adapter(adapter, self.base), card)

@@ -93,7 +93,7 @@ def race_by_loss(losses: PLLMLosses, names: list) -> dict:  # name -> nats per t
         count = min(losses.num_dialogues, 2 * count)
         values = {name: losses.dialogue_losses(name, count) for name in racing}
         leader = min(racing, key=lambda name: values[name].mean())
-        racing = [name for name in racing if lower_confidence_bound(values[name] - values[leader]) <= 0]
+        racing = [name for name in racing if lower_confidence_bound(values[name] - values[leader], 2) <= 0]
     return {name: losses.mean_loss(name) for name in racing}
 
 # %% ../../nbs/5_selection/02_ranking.ipynb #d75eedd9

@@ -6,7 +6,7 @@
 __all__ = ['score_texts', 'Evaluation', 'evaluate']
 
 # %% ../../nbs/3_tuning/09_evaluation.ipynb #6110df13
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from types import SimpleNamespace
 
 import numpy as np
@@ -40,14 +40,9 @@ class Evaluation(Displayed):
     summary: dict  # means over items; `habits` (name -> share) and `n` beside them
     cost: Cost = field(default_factory=Cost)  # what measuring cost
     user: str = ""  # whose dialogues these are
-    settings: dict = field(default_factory=dict)  # how replies were made: max_tokens, None for the model's own limit
 
     def __len__(self):
         return len(self.items)
-
-    def to_dict(self) -> dict:  # plain JSON types
-        "Return the evaluation as plain values for a file; the texts are among them."
-        return asdict(self)
 
     def values(self, metric: str) -> np.ndarray:  # metric: one of `METRICS` -> (items,)
         "Return one metric of every item; raise `InputError` for a metric that was not measured."
@@ -149,5 +144,4 @@ def evaluate(
             item.update(loss=nats / num_tokens, tokens=int(num_tokens))
         if generate:
             items = score_replies(items, model.reply(dialogues, max_tokens), habits)
-    settings = dict(max_tokens=max_tokens) if generate else {}
-    return Evaluation(items, summarize_items(items), cost, group, settings)
+    return Evaluation(items, summarize_items(items), cost, group)

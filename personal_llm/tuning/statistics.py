@@ -91,9 +91,6 @@ def paired_bootstrap(
 FEWEST_FOR_MEAN = 4  # dialogues; a mean loss over fewer is noise
 
 
-def lower_confidence_bound(
-    gaps: np.ndarray,  # (n,) nats a token, one a dialogue
-    errors: float = 2.0,  # k, standard errors that are taken off
-) -> float:  # nats a token
+def lower_confidence_bound(gaps: np.ndarray, errors: float) -> float:  # (n,) nats a token, one a dialogue -> the same
     "Return the mean gap less so many standard errors."
     return gaps.mean() - errors * gaps.std(ddof=1) / len(gaps) ** 0.5
