@@ -87,8 +87,6 @@ def test_the_example_of_a_command_names_its_options():
         ("forget --out nowhere --everything", "no such folder"),
         ("forget --out few.jsonl --everything", "a file, not a folder"),
         ("forget --out empty --containing me", "no memory here"),
-        ("forget --out empty --before x", "'x' is no date; write it as 2024-05-31"),
-        ("forget --out empty --before 0001-01-01", "'0001-01-01' is no date"),
         ("status --out empty", "no memory here"),
         ("export new --to merged --adapter nowhere", "nowhere"),
         ("export new --to bogus --adapter new", "Invalid value for '--to'"),

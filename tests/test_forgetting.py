@@ -203,11 +203,10 @@ def test_an_instruction_goes_by_its_words_with_its_earlier_texts():
     assert state.asked_habits == set() and plan_forgetting(state, text="ada") == ForgetPlan()
 
 
-def test_before_a_time_and_everything():
+def test_everything():
     talks = Talks()
     for n in range(4):
         talks.say(f"d{n}", f"Question {n}?", "An answer.", talk=str(n))
-    assert plan_forgetting(talks.state, before=2.0).dialogues == ("d0", "d1")
     state = forget_dialogues(talks.state, plan_forgetting(talks.state, everything=True))
     assert state.archive.dialogues == {} and len(state.buffer) == 0
 

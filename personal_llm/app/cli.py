@@ -85,19 +85,14 @@ def add_plugins() -> None:
     runtimes, skipped = find_runtimes()
     for name, reason in skipped.items():
         print_note(f"plug-in {name} skipped: {reason}")
-    groups = {}
     own = set(typer.main.get_command(app).commands)
     for name, runtime in runtimes.items():
-        for words, function in runtime.commands.items():
-            if words.split()[0] in own:
-                print_note(f"plug-in {name}: command {words} skipped: the application has one of this name")
+        for word, function in runtime.commands.items():
+            if word in own:
+                print_note(f"plug-in {name}: command {word} skipped: the application has one of this name")
                 continue
-            group, _, word = words.rpartition(" ")
-            if group and group not in groups:
-                groups[group] = typer.Typer(help=runtime.summary)
-                app.add_typer(groups[group], name=group)
-            example = " ".join(["personal-llm", words, *runtime.examples.get(words, ())[:1]])
-            groups.get(group, app).command(word, epilog=f"Example: {example}")(adapt_plugin(function))
+            example = " ".join(["personal-llm", word, *runtime.examples.get(word, ())[:1]])
+            app.command(word, epilog=f"Example: {example}")(adapt_plugin(function))
 
 
 add_plugins()

@@ -12,7 +12,6 @@ import os
 import shlex
 import sys
 import time
-from datetime import datetime
 from functools import wraps
 from pathlib import Path
 from typing import Annotated, Literal
@@ -413,14 +412,6 @@ def status(out: Out, as_json: AsJson = False):
     show(result, describe_status(result), as_json)
 
 
-def parse_date(text: str) -> float:  # seconds since the epoch
-    "Read a date, and perhaps a time, of this place."
-    try:
-        return datetime.fromisoformat(text).timestamp()
-    except (ValueError, OverflowError):
-        raise InputError(f"{text!r} is no date", "write it as 2024-05-31") from None
-
-
 def confirm_deletion(lines: list) -> None:
     "Show what goes; raise `InputError` unless the person at a terminal says yes."
     if not is_terminal():
@@ -435,7 +426,6 @@ def forget(
     out: Out,
     containing: Annotated[str, Option(help="dialogues that hold these words", metavar="WORDS")] = None,
     id: Annotated[list[str], Option(help="a dialogue; give it several times for more", metavar="ID")] = (),
-    before: Annotated[float, Option(parser=parse_date, help="dialogues before a date", metavar="YYYY-MM-DD")] = None,
     everything: Annotated[bool, Option("--everything", help="the whole memory, also a damaged one")] = False,
     dry_run: Annotated[bool, Option("--dry-run", help="list what would go, and delete nothing")] = False,
     yes: Annotated[bool, Option("--yes", help="do not ask")] = False,
@@ -445,8 +435,8 @@ def forget(
     if not Path(out).is_dir():
         problem = "a file, not a folder" if Path(out).exists() else "no such folder"
         raise InputError(f"{out}: {problem}", "give the output folder of personalize, chat or serve")
-    if everything == (bool(id) or containing is not None or before is not None):
-        remedy = "give --containing, --id or --before, or --everything alone"
+    if everything == (bool(id) or containing is not None):
+        remedy = "give --containing or --id, or --everything alone"
         raise InputError("it is not clear what goes; nothing was deleted", remedy)
     lock = None if dry_run else hold_folder(out)  # the list is true until it is deleted
     try:
@@ -454,7 +444,7 @@ def forget(
             lines = list_everything(out)
         else:
             state = open_state(open_archive(out))
-            plan = plan_forgetting(state, id, containing, before)
+            plan = plan_forgetting(state, id, containing)
             lines = list(plan.lines)
         if not lines:
             raise InputError("nothing that is stored matches", "nothing was deleted; give other words")

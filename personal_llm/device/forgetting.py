@@ -68,15 +68,13 @@ def list_written(state: State) -> dict:  # id -> texts
     return written
 
 
-def select_dialogues(state: State, ids=(), forms=(), before: float = None, everything: bool = False) -> list:
+def select_dialogues(state: State, ids=(), forms=(), everything: bool = False) -> list:
     "Return the ids of the dialogues that a request names; raise `InputError` for a request that names nothing."
-    if not (ids or forms or before is not None or everything):
-        raise InputError("nothing was named", "give ids, a text, a time, or everything")
+    if not (ids or forms or everything):
+        raise InputError("nothing was named", "give ids, a text, or everything")
     chosen = {state.find_root(id) for id in ids}
     for id, texts in list_written(state).items():
-        is_named = any(holds(part, forms) for part in texts)
-        is_old = before is not None and state.archive.dialogues[id].time < before
-        if everything or is_named or is_old:
+        if everything or any(holds(part, forms) for part in texts):
             chosen.add(id)
     for id in reversed(state.archive.dialogues):  # an earlier try goes with the turn that took its place
         if state.replaced.get(id) in chosen:
@@ -189,14 +187,12 @@ def begin(text: str) -> str:
     return " ".join(text.split())[:70]
 
 
-def plan_forgetting(
-    state: State, ids=(), text: str = None, before: float = None, everything=False, keep=()
-) -> ForgetPlan:
-    "List what goes with dialogues by id, text or time, and change nothing; `InputError` if none is named. keep: above."
+def plan_forgetting(state: State, ids=(), text: str = None, everything=False, keep=()) -> ForgetPlan:
+    "List what goes with dialogues by id or text, and change nothing; `InputError` if none is named. keep: above."
     forms = {fold(check(text or "", "text", "the text to forget"))} - {""}
     if text is not None and not forms:
         raise InputError("the text to forget is empty", "give words that the dialogue holds")
-    dialogues = select_dialogues(state, ids, forms, before, everything)
+    dialogues = select_dialogues(state, ids, forms, everything)
     gone = set(dialogues)
     replies, turns, lost = find_readers(state, gone, forms, keep)
     lost |= {id: math.inf for id, _ in turns}

@@ -398,9 +398,9 @@ class Personalizer(Reactor):
         with self.use_adapter(recalled.adapter) as model:
             return "".join(ReplyStream(model, recalled.dialogue, ReplyOptions(max_tokens)))
 
-    def forget(self, ids=(), text: str = None, before=None, everything=False, dry=False, keep=()) -> ForgetPlan:
+    def forget(self, ids=(), text: str = None, everything=False, dry=False, keep=()) -> ForgetPlan:
         "Delete dialogues, the replies that read them and what learned from them; return the list. dry: only list it."
-        plan = plan_forgetting(self.state, ids, text, before, everything, keep)
+        plan = plan_forgetting(self.state, ids, text, everything, keep)
         if not dry and plan.lines:
             self.state = delete_rows(self.state, plan, self.policy)
             self.memory.clear()

@@ -307,9 +307,9 @@ class BufferState(EvidenceState):
         since = self.rounds[-1].requests if self.rounds else 0
         return self.buffer.capacity - (self.cost.requests - since)
 
-# %% ../../nbs/6_device/02_state.ipynb #st4reac
-class ReactionState(BufferState):
-    "Reactions and their versions of dialogues, and fine-tunes that learn them."
+# %% ../../nbs/6_device/02_state.ipynb #st6lisc
+class State(BufferState):
+    "How things stand after all events of an archive; change it by `record` only."
 
     def apply_reacted(self, id: str, content: dict) -> None:
         fields = {name: content[name] for name in ("kind", "text", "time", "scope") if name in content}
@@ -365,10 +365,6 @@ class ReactionState(BufferState):
         self.buffer.seen = max(self.buffer.seen, content["seen"])
         gone = set(content["adapters"])
         self.rounds = [round for round in self.rounds if round.adapter not in gone]
-
-# %% ../../nbs/6_device/02_state.ipynb #st6lisc
-class State(ReactionState):
-    "How things stand after all events of an archive; change it by `record` only."
 
     def list_answered(self) -> list:  # `Dialogue`s, the oldest first
         "Return the dialogues whose reply the user corrected or approved."

@@ -22,9 +22,8 @@ class Runtime:
     "What a plug-in adds to the package."
 
     targets: dict = field(default_factory=dict)  # for `export --to`: name -> function(model, adapter, out, dialogues)
-    commands: dict = field(default_factory=dict)  # words of a command -> function -> (result, lines)
-    examples: dict = field(default_factory=dict)  # words of a command -> examples of its options
-    summary: str = ""  # half a sentence about the group, if the commands have two words
+    commands: dict = field(default_factory=dict)  # name of a command -> function -> (result, lines)
+    examples: dict = field(default_factory=dict)  # name of a command -> examples of its options
 
 # %% ../../nbs/7_runtimes/01_plugins.ipynb #33347e74
 @cache
