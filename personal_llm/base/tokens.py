@@ -229,8 +229,9 @@ def collate_samples(rows: list, pad_token_id: int) -> dict:  # tensors input_ids
     return dict(input_ids=ids, attention_mask=mask, labels=labels)
 
 # %% ../../nbs/0_base/04_tokens.ipynb #03tok033
-def make_batches(lengths: list, max_tokens: int, window: int = 128) -> list:  # lists of row numbers
-    "Put rows of similar length into batches of at most `max_tokens`, padding included, a window of rows at a time."
+def make_batches(lengths: list, max_tokens: int) -> list:  # lists of row numbers
+    "Put rows of similar length into batches of at most `max_tokens`, padding included, a window of 128 rows at a time."
+    window = 128
     batches = []
     for start in range(0, len(lengths), window):
         batch = []

@@ -16,7 +16,7 @@ from ..base.display import Displayed
 from ..base.core import Cost, Dialogue, InputError, make_generator
 from ..base.files import ASSETS
 from ..base.models import mean_response_nll
-from ..data.reading import dialogues_from_texts, read_zipped_rows
+from ..data.reading import read_zipped_rows
 from .description import Description, describe_pllm, describe_user
 from .habits import PLAIN_PLLM_LABEL, USER_ORIGINS
 from .space import StyleSpace, concatenate_blocks, find_encoder
@@ -30,7 +30,7 @@ class Explanation(Displayed):
     "A description of a person or a pLLM, and the row by which we compare it."
 
     samples: int  # texts
-    counterpart: str  # what we compared with: "answers", "continuations", "prompts"; "panels" (known texts) of a pLLM
+    counterpart: str  # what we compared with: "answers", "prompts"; "panels" (known texts) of a pLLM
     space: str = None  # id of the space; None: without one, and then the fields that need it are empty
     sparse_words: tuple = ()  # words of the nearest directions of the space, strongest first; not tested
     coefficients: np.ndarray = field(default_factory=lambda: np.zeros(0))  # >= 0, one for each word, see `sparse_code`
@@ -125,7 +125,7 @@ def style_coordinates(space: StyleSpace, rows: np.ndarray) -> np.ndarray:  # (â€
 # %% ../../nbs/4_explanation/05_explanation.ipynb #5d4c3b2a
 def explain(
     model,  # the base `Model`
-    dialogues: list,  # a person's, or a pLLM's answers from `sample_responses`; strings for texts without prompts
+    dialogues: list,  # a person's, or a pLLM's answers from `sample_responses`
     space: StyleSpace = None,  # of this base; None: habits only
     seed: int = 0,  # seed of the base model's answers and of the resamples
     replies: dict = None,  # id of the dialogue or of its parent -> the reply that the person corrected
@@ -133,19 +133,16 @@ def explain(
     "Explain how dialogues differ from the base model's answers; raises `InputError` for too few, or another base."
     if space is not None:
         space.check(model)
-    if dialogues and isinstance(dialogues[0], str):
-        dialogues = dialogues_from_texts(dialogues)
     check_answer_count(len(dialogues), "dialogues")
     own = [d for d in dialogues if d.origin in USER_ORIGINS]
     dialogues = own if len(own) >= MIN_EXPLAINED_DIALOGUES else list(dialogues)
     with model.track_cost() as cost:
         answers = sample_responses(model, None, dialogues, seed)
         placed = {} if space is None else place_user(model, dialogues, answers, space, seed)
-    is_continuation = any(d.labels.get("counterpart") == "continuations" for d in dialogues)
     return Explanation(
         **placed,
         samples=len(dialogues),
-        counterpart="continuations" if is_continuation else "answers",
+        counterpart="answers",
         cost=cost,
         description=describe_user(dialogues, [d.response for d in answers], replies),
     )
