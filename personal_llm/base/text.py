@@ -23,7 +23,7 @@ def make_sentence_break(abbreviations: str = "") -> str:  # abbreviations: patte
     full_stop = r"(?<=\.)" + "".join(rf"(?<!\b{word}\.)" for word in abbreviations.split())
     return rf"(?:(?<=[!?])|{full_stop})\s+|\s*\n\s*"
 
-
+# %% ../../nbs/0_base/02_text.ipynb #600d3f5c
 @dataclass(frozen=True)
 class Language:
     "The rules that cut texts of one language into words, pieces and sentences, and its endings of words."

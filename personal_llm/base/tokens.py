@@ -55,7 +55,7 @@ def make_strict(messages: list) -> list:
             turns.append(dict(role=role, content="\n\n".join([*([] if turns else system), message["content"]])))
     return turns
 
-
+# %% ../../nbs/0_base/04_tokens.ipynb #be2479f4
 def split_template(tokenizer, messages: list, add_generation_prompt: bool = False, seconds: float = 10) -> list:
     "Cut a rendered template into (text, index of its message, or None); raise `InputError` when it loses a content."
     marked = [dict(m, content=f"\ue000{i}\ue001") for i, m in enumerate(messages)]
@@ -87,7 +87,7 @@ def tokenize_content(tokenizer, text: str, marks) -> list:  # token ids; marks: 
     encoded = [tokenizer(part, add_special_tokens=False, split_special_tokens=True) for part in (*parts, text[place:])]
     return [token for row in encoded for token in row["input_ids"]]
 
-
+# %% ../../nbs/0_base/04_tokens.ipynb #eea788fb
 @catch_panic()
 def tokenize_messages(tokenizer, messages: list, add_generation_prompt: bool = False) -> tuple:
     "Tokenise a conversation, and return its token ids and the message of each: its index, or -1."

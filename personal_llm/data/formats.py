@@ -343,7 +343,7 @@ def find_times(message: dict) -> dict:  # name of a field -> seconds since the e
     times = {name: parse_time(value) for name, value in named if is_time(name, value)}
     return {name: time for name, time in times.items() if time > 1e8}
 
-
+# %% ../../nbs/1_data/02_formats.ipynb #forder1b
 def sort_by_number(messages: list) -> list:
     "Return messages in the order of a field that numbers them, or as they are."
     for name in filter(NUMBER_FIELD.fullmatch, messages[0] if messages else ()):
@@ -364,7 +364,7 @@ def sort_by_time(messages: list) -> list:
         raise InputError("the messages are not in the order of their times", "sort them, or leave the times out")
     return messages[::-1] if columns else sort_by_number(messages)
 
-
+# %% ../../nbs/1_data/02_formats.ipynb #forder1d
 def find_parent(message: dict) -> str:
     "Return the id of the message before this one; `ancestors` lists all before it."
     parent = message.get(find_field(message, "parent"))
@@ -416,7 +416,7 @@ def group_talks(messages: list) -> list:  # of lists
         talks.setdefault(str(talk), []).append(message)
     return list(talks.values())
 
-
+# %% ../../nbs/1_data/02_formats.ipynb #fotalk1b
 class Program(NamedTuple):
     "Where a program keeps the messages of a talk; or what to do, where we do not read its export."
 
@@ -439,7 +439,7 @@ def list_talks(record, program: Program) -> list:  # of lists of messages
     inner = [turn.get(find_field(turn, "turns")) if isinstance(turn, dict) else turn for turn in messages]
     return list(map(list_messages, inner)) if inner and all(isinstance(talk, list) for talk in inner) else [messages]
 
-
+# %% ../../nbs/1_data/02_formats.ipynb #fotalk1d
 def parse_talks(record, program: Program, name: str) -> list:  # of `ParsedConversation`
     "Parse a record, or the records of a file; raise `InputError` for a program that we do not read."
     if program.way:
@@ -511,7 +511,7 @@ def parse_turn(turn, is_learned: bool = True) -> list:  # of `Turn`
     unread = [name for name in turn.unread if name not in times]
     return [Turn(role, text, next(iter(times.values()), 0.0), is_learned, unread)]
 
-
+# %% ../../nbs/1_data/02_formats.ipynb #d49e6494
 def parse_side(record: dict, name: str, role: str) -> list:  # of `Turn`
     "Parse one side of a row: a text, or a list of turns."
     value = record.get(name, "")
@@ -541,7 +541,7 @@ def parse_row(record: dict, side: str = "response") -> list:  # of `Turn`
     request = [] if side == "better" and turns else parse_request(record)
     return [*request, *turns, answer._replace(is_learned=is_learned, unread=record.unread)]
 
-
+# %% ../../nbs/1_data/02_formats.ipynb #d49e6495
 def share_instruction(rows: list) -> list:
     "Return rows in which one instruction stands in all, beside an input, with that instruction as the system text."
     first = rows[0].get("instruction") if len({str(row.get("input")) for row in rows}) > 1 else None
