@@ -312,14 +312,12 @@ TAKEN = dict(
     rslora=dict(target_modules=QV, use_rslora=True),
     lora_bias=dict(target_modules=QV, lora_bias=True),
     ranks=dict(target_modules=QV, rank_pattern=dict(q_proj=4), alpha_pattern=dict(v_proj=3)),
-    head=dict(target_modules=QV, modules_to_save=["lm_head"]),
-    table=dict(target_modules=QV, modules_to_save=["embed_tokens"]),
-    norm=dict(target_modules=QV, modules_to_save=["norm"]),
-    tokens=dict(target_modules=QV, trainable_token_indices=[3, 4, 5]),
     embedding=dict(target_modules=["embed_tokens", "v_proj"]),
     layers=dict(target_modules=QV, layers_to_transform=[1]),
 )
 REFUSED = dict(
+    tokens=dict(target_modules=QV, trainable_token_indices=[3, 4, 5]),
+    table=dict(target_modules=QV, modules_to_save=["embed_tokens"]),
     bias=dict(target_modules=QV, bias="all"),
     pissa=dict(target_modules=QV, init_lora_weights="pissa"),
     olora=dict(target_modules=QV, init_lora_weights="olora"),

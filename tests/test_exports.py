@@ -197,9 +197,8 @@ def test_a_folder_of_chatgpts_files_is_one_history(tmp_path):
     save(tmp_path / "user.json", dict(id="x"))
     save(tmp_path / "message_feedback.json", [])
     files = sorted(tmp_path.glob("conversations-*.json"))
-    for source in (tmp_path, str(tmp_path), files, [tmp_path], str(tmp_path / "conversations-*.json")):
+    for source in (tmp_path, str(tmp_path), files, [tmp_path]):
         assert pairs(read_dialogues(source)) == expected
-    assert "files not read: 1 (user.json)" in read_dialogues(tmp_path).notes()
     (tmp_path / "message_feedback.json").unlink()
     (tmp_path / "message_feedback.json").symlink_to("nowhere")
     with pytest.raises(InputError, match="no ratings that we can read"):
@@ -718,7 +717,6 @@ TALK = [
 COUNTED = {  # any name of a number or of a time, in a list with the newest message first
     "posted": [f"2026-01-05T10:0{i}:00Z" for i in range(6)],
     "epoch": range(1767600000, 1767600006),
-    "n": range(6),
     "turn": [str(i) for i in range(1, 7)],
     "date": [f"1/5/26, 10:0{i} PM" for i in range(6)],
 }

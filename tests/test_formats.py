@@ -31,7 +31,6 @@ PAIRS = [("Hi", "Hello"), ("Bye", "See you")]
 # `test_reading` reads them from every kind of file
 SIDES = [dict(human="Hi", assistant="Hello"), dict(human="Bye", assistant="See you")]
 SYSTEM = dict(role="system", content="Be kind.")
-NINE = "One two three four five six seven eight nine."
 QUESTION = dict(role="user", content="Hi")
 RECORDS = [
     ("messages", dict(messages=CHAT), PAIRS),
@@ -64,7 +63,6 @@ RECORDS = [
     ("pairs", dict(instruction="Bye", output="See you", history=[["Hi", "Hello"]]), PAIRS),
     ("pairs", dict(prompt="Bye", response="See you", history=CHAT[:2]), PAIRS),
     ("preference", dict(prompt="Hi", chosen=CHAT[:2], rejected=[QUESTION, bot("Yo")], messages=CHAT), PAIRS[:1]),
-    ("text", dict(text=NINE, label=3), [("One two three four five six", "seven eight nine.")]),
 ]
 
 
@@ -76,17 +74,6 @@ PARENTS = "parent_id parentId parent parent_message_id parentMessageId parent_me
 TREES = [[user("Is 7 prime?"), bot("No.") | {name: "1"}, bot("Yes.") | {name: "1"}] for name in PARENTS]
 TREES += [[user("Hi") | dict(ancestors=[]), *(bot(word) | dict(ancestors=["1"]) for word in ("No.", "Yes."))]]
 TREES += [[*(user(word) | dict(parent=None) for word in ("Hy", "Hi")), bot("Hello") | dict(parent="2")]]
-LABELLED = [
-    "Instruct: What is a tendon?\nOutput: It ties muscle to bone.",
-    "human: What is a tendon?\nassistant: It ties muscle to bone.",
-    "You said:\nWhat is a tendon?\n\nChatGPT said:\r\nIt ties muscle to bone.",
-    "**Kundin:** Was ist eine Sehne?\n**Die gute Frau:** Sie verbindet Muskel und Knochen.",
-    "Question : Qu'est-ce qu'un tendon ?\nRéponse : Il relie le muscle à l'os.",
-]
-UNLABELLED = [
-    f"{NINE}\nNote: it is late.\nNote: it is dark.\nhttp://a.org/ is a link.",
-    f"{NINE}\nThis is a long line: it goes on.\nAt 10:30 he came.\n: no word",
-]
 BAD = [
     ("messages", dict(messages="Hi"), "are str, not a list"),
     ("messages", dict(conversation="[{'role': 'user'}]"), "broken JSON"),
@@ -99,16 +86,8 @@ BAD = [
     ("pairs", dict(prompt="x", response=float("nan")), "response is float, not text"),
     ("pairs", dict(instruction="Hi", output=["Hello", "Yo"]), "output is list, not text"),
     ("pairs", dict(prompt=["Hi", "Bye"], response=["Hello", "See you"]), "response is list, not text"),
-    ("text", dict(text="Question: What is a tendon?\nAnswer: It ties muscle to bone."), "a dialogue in one text"),
     ("pairs", dict(prompt="Bye", response="See you", history="Hi, Hello"), "no known field"),
-    ("text", dict(text="A chat. USER: What is a tendon? ASSISTANT: It ties muscle to bone."), "a dialogue in one text"),
-    ("text", dict(text="\n\nHuman: What is a tendon?\n\nAssistant: It ties muscle to bone."), "a dialogue in one text"),
-    ("text", dict(text="<s>[INST] What is a tendon? [/INST] It ties muscle to bone. </s>"), "a dialogue in one text"),
-    ("text", dict(text="<｜User｜>What is a tendon?<｜Assistant｜>It ties muscle to bone."), "a dialogue in one text"),
-    ("text", dict(text="<human>: What is a tendon? <bot>: It ties muscle to bone."), "a dialogue in one text"),
-    ("text", dict(text=str(CHAT)), "a dialogue in one text"),
     *(("messages", dict(messages=tree), "one parent") for tree in TREES),
-    *(("text", dict(text=text), "a dialogue in one text") for text in LABELLED),
     (
         "messages",
         dict(messages=[turn | dict(sent=f"2026-01-0{d}") for d, turn in zip("1324", CHAT)]),
@@ -123,11 +102,6 @@ def test_bad_records_say_why(name, record, words):
     with pytest.raises(InputError, match=words) as caught:
         parse_record(record, name)
     assert "\n" not in str(caught.value)
-
-
-@pytest.mark.parametrize("text", UNLABELLED)
-def test_a_text_with_one_label_is_prose(text):
-    assert pairs(parse_record(dict(text=text), "text"))[0][0] == "One two three four five six"
 
 
 def test_records_of_no_format():
@@ -383,11 +357,9 @@ def test_messages_between_people_are_refused(program):
         assert "rows of prompt and response" in str(caught.value) and "skip_invalid" not in str(caught.value)
 
 
-def test_a_text_with_a_sender_is_no_letter_unless_one_says_so():
-    letter = dict(text=NINE, username="Ana")
-    with pytest.raises(InputError, match="single messages with a sender") as caught:
-        reading.read_dialogues([letter])
-    assert 'format="text"' in caught.value.remedy and len(reading.read_dialogues([letter], format="text")) == 1
+def test_a_text_alone_is_no_dialogue():
+    with pytest.raises(InputError, match="none of the formats that we know has the fields text, nick"):
+        reading.read_dialogues([dict(text="Question: What is a tendon?\nAnswer: It ties muscle to bone.", nick="Ana")])
 
 
 def test_a_preference_of_whole_dialogues_names_their_mark():

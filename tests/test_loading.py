@@ -83,15 +83,8 @@ def test_an_error_says_what_a_name_that_exists_is(tmp_path):
     words = {tmp_path: "no config.json", tmp_path / "notes.txt": "no GGUF file"}
     words[tmp_path / "mine"] = "an adapter, not a model; load its base model, and give this folder as the adapter"
     for place, part in words.items():
-        with pytest.raises(InputError, match=part) as caught:
+        with pytest.raises(InputError, match=part):
             load_model(place)
-        assert "PERSONAL_LLM_MODEL" not in str(caught.value)
-
-
-def test_an_error_names_the_variable_that_the_name_came_from(monkeypatch):
-    monkeypatch.setenv("PERSONAL_LLM_MODEL", "no/such/folder")
-    with pytest.raises(InputError, match=r"'no/such/folder' \(of the environment variable PERSONAL_LLM_MODEL\)"):
-        load_model()
 
 
 def test_the_pocket_opens_no_socket(monkeypatch):

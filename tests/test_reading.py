@@ -155,7 +155,7 @@ BAD = [  # content, name, place or None, words of the message
     (b'[{"prompt": "x", "response": "y"}, "prompt", 3]', "a.json", "item 2", "found str"),
     (b"prompt,tail\na,b\n", "a.csv", "line 2", "prompt, tail"),
     (b"prompt,response\na,b,c\n", "a.csv", "line 2", "header"),
-    (b"sep=;\nprompt;response\nHi;None\n", "a.csv", "line 3", "empty response"),
+    (b"prompt;response\nHi;None\n", "a.csv", "line 2", "empty response"),
     (b"prompt,response,response\na,b,c\n", "a.csv", None, "two columns are called response"),
     (b'prompt,response\na,"b\n', "a.csv", None, "CSV at line 2"),
     (b"prompt,response\n", "a.csv", None, "no dialogue"),

@@ -181,8 +181,7 @@ def read_lora_config(folder, is_plain: bool = True) -> dict:  # False: also vari
     auto_mapping megatron_core qalora_group_size""".split()  # the change stays alpha / r * B A
     reason = "only plain LoRA is taken, because its sum is exact"
     if not is_plain:
-        taken += """use_dora use_rslora lora_bias rank_pattern alpha_pattern modules_to_save trainable_token_indices
-        ensure_weight_tying runtime_config""".split()
+        taken += "use_dora use_rslora lora_bias rank_pattern alpha_pattern ensure_weight_tying runtime_config".split()
         reason = "such an adapter may change the base model itself"
     file = check_adapter(folder) / CONFIG_FILE
     config = read_json(file)
@@ -203,21 +202,14 @@ def read_lora_config(folder, is_plain: bool = True) -> dict:  # False: also vari
 
 # %% ../../nbs/0_base/05_adapters.ipynb #63dc0fe7
 def remove_peft_layers(base_model) -> None:
-    "Take all of peft's layers out of a model, and put the modules of the base back that an adapter replaced."
+    "Take all of peft's layers out of a model, and put the layers of the base back."
     from peft.tuners.tuners_utils import BaseTunerLayer
-    from peft.utils.other import AuxiliaryTrainingWrapper
 
     replaced = ()
     for name, layer in list(base_model.named_modules()):
-        if name.startswith(replaced):  # inside a layer of peft
-            continue
-        if isinstance(layer, AuxiliaryTrainingWrapper):  # of `modules_to_save` and `trainable_token_indices`
-            base_model.set_submodule(name, layer.original_module)
-        elif isinstance(layer, BaseTunerLayer):
+        if isinstance(layer, BaseTunerLayer) and not name.startswith(replaced):
             base_model.set_submodule(name, layer.get_base_layer())
-        else:
-            continue
-        replaced += (f"{name}.",)
+            replaced += (f"{name}.",)
     vars(base_model).pop("peft_config", None)
 
 # %% ../../nbs/0_base/05_adapters.ipynb #04ada023

@@ -111,24 +111,17 @@ def load_gguf_tokenizer(file: Path):  # a tokenizer of transformers
 
 # %% ../../nbs/0_base/07_loading.ipynb #lgg00008
 def read_rope_scaling(metadata: dict, stored: dict) -> dict:  # as in a configuration of transformers
-    "Return the scaling of positions of a GGUF model; raise `ValueError` for a kind that we do not know."
-    family = metadata["general.architecture"]
-    kind = metadata.get(f"{family}.rope.scaling.type", "none")
-    if kind not in ("none", "linear", "yarn"):
+    "Return Llama 3's scaling of positions, if a GGUF model has it; raise `ValueError` for another kind of scaling."
+    kind = metadata.get(f"{metadata['general.architecture']}.rope.scaling.type", "none")
+    if kind != "none":
         raise ValueError(f"its positions are scaled by {kind}, which we do not follow")
-    if "rope_freqs.weight" in stored:
-        factor = float(stored["rope_freqs.weight"].data.max())
-        scaling = dict(rope_type="llama3", factor=factor, low_freq_factor=1.0, high_freq_factor=4.0)
-        return scaling | dict(original_max_position_embeddings=8192)
-    if kind == "none":
+    if "rope_freqs.weight" not in stored:
         return {}
-    scaling = dict(rope_type=kind, factor=float(metadata[f"{family}.rope.scaling.factor"]))
-    if kind == "yarn":
-        original = metadata[f"{family}.rope.scaling.original_context_length"]
-        scaling |= dict(original_max_position_embeddings=int(original))
-    return scaling
+    factor = float(stored["rope_freqs.weight"].data.max())
+    scaling = dict(rope_type="llama3", factor=factor, low_freq_factor=1.0, high_freq_factor=4.0)
+    return scaling | dict(original_max_position_embeddings=8192)
 
-
+# %% ../../nbs/0_base/07_loading.ipynb #lgg0008c
 def tie_tables(model, stored: dict) -> None:
     "Let a model use the finer of a table of tokens and an output layer that are one matrix."
     table = model.get_input_embeddings()
@@ -143,7 +136,7 @@ def tie_tables(model, stored: dict) -> None:
     output.weight = table.weight
     model.config.tie_word_embeddings = True
 
-
+# %% ../../nbs/0_base/07_loading.ipynb #lgg0008e
 def write_converted_model(file: Path, folder: Path) -> None:
     "Write a GGUF model into a folder as transformers reads it; raise an error unless the file gives every weight."
     import torch
@@ -198,12 +191,6 @@ DEFAULT_MODEL_VARIABLE = "PERSONAL_LLM_MODEL"
 MODEL_WORDS = ("pocket", *(name for name in WEIGHTS if name != DEFAULT_ENCODER))
 
 
-def quote_name(name) -> str:
-    "Return a model's name as an error shows it, with the environment variable where we took it from there."
-    is_default = str(name) == os.environ.get(DEFAULT_MODEL_VARIABLE)
-    return f"{str(name)[:90]!r}" + f" (of the environment variable {DEFAULT_MODEL_VARIABLE})" * is_default
-
-
 def find_hub_file(repository: str, file: str) -> Path:
     "Return a GGUF file of the hub, downloaded if it is not here; it stays the one of the first time."
     from huggingface_hub import hf_hub_download
@@ -236,7 +223,7 @@ def find_gguf(name):  # a path, or None
     parts = re.fullmatch(r"(\w[\w.-]*/\w[\w.-]*):([^:]+\.gguf)", str(name), re.ASCII)
     return find_hub_file(*parts.groups()) if parts else None
 
-
+# %% ../../nbs/0_base/07_loading.ipynb #06loa06c
 def resolve_model(name) -> str:  # a folder, or an id
     "Return the folder or the hub id that a name stands for; a GGUF file is converted into a folder first."
     if name == "pocket":
@@ -256,7 +243,7 @@ def resolve_model(name) -> str:  # a folder, or an id
     if place.exists():
         reason = "the folder has no config.json" if place.is_dir() else "this file is no GGUF file"
     names = f"{', '.join(MODEL_WORDS)}, a folder with config.json and *.safetensors, a GGUF file, or a Hugging Face id"
-    raise InputError(f"unknown model {quote_name(name)}: {reason}", f"use {names}")
+    raise InputError(f"unknown model {str(name)[:90]!r}: {reason}", f"use {names}")
 
 # %% ../../nbs/0_base/07_loading.ipynb #06loa040
 @cache
@@ -335,7 +322,7 @@ def load_causal_lm(name, device: str = None, dtype=None) -> tuple:  # (model, to
     best = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     device = device or best
     source = resolve_model(name)
-    problem = f"model {quote_name(name)} cannot be loaded"
+    problem = f"model {str(name)[:90]!r} cannot be loaded"
     with explain_errors(problem, "check the name, give a folder, or use pocket"):
         try:
             return load_from_files(source, device, dtype)

@@ -71,7 +71,7 @@ def pull_pieces(work):  # a generator of texts; it returns the result of `work`
             raise piece
     return piece
 
-
+# %% ../../nbs/0_base/09_replies.ipynb #rpl0007f
 class LocalEngine:
     "What the engines on this machine share; each has `complete(ids, options, put, is_stopped) -> (reason, tokens)`."
 
@@ -142,7 +142,7 @@ def count_idle_cores() -> int:
     num_cores = min(own, psutil.cpu_count(logical=False) or own)
     return max(1, round(num_cores * (1 - psutil.cpu_percent(0.1) / 100)))
 
-
+# %% ../../nbs/0_base/09_replies.ipynb #rpl0010b
 class LlamaCpp(LocalEngine):
     "A base in a GGUF file, and one adapter beside it, in llama.cpp; it loads at the first reply."
 
@@ -225,7 +225,7 @@ def hold_back(text: str, stop: tuple) -> int:
     "Return the number of characters at the end of a text that may be the beginning of a stop text."
     return max((n for s in stop for n in range(1, len(s)) if text.endswith(s[:n])), default=0)
 
-
+# %% ../../nbs/0_base/09_replies.ipynb #rpl0012t
 class Torch(LocalEngine):
     "The network of PyTorch, with the adapter of the block."
 
@@ -393,7 +393,7 @@ def find_engine(model: Model):  # an object with `write(dialogue, options)`
         model.engine = LlamaCpp(model) if model.gguf is not None and has_library else Torch(model)
     return model.engine
 
-
+# %% ../../nbs/0_base/09_replies.ipynb #rpl0014b
 class ReplyStream:
     "A reply; iterate over its pieces, and afterwards read its `text`."
 

@@ -23,7 +23,7 @@ def make_sentence_break(abbreviations: str = "") -> str:  # abbreviations: patte
     full_stop = r"(?<=\.)" + "".join(rf"(?<!\b{word}\.)" for word in abbreviations.split())
     return rf"(?:(?<=[!?])|{full_stop})\s+|\s*\n\s*"
 
-
+# %% ../../nbs/0_base/02_text.ipynb #600d3f5c
 @dataclass(frozen=True)
 class Language:
     "The rules that cut texts of one language into words, pieces and sentences, and its endings of words."
@@ -115,7 +115,7 @@ def split_normalised(text: str) -> list:  # words in order
     return re.sub(f"([{unspaced}])", r" \1 ", text).split()
 
 # %% ../../nbs/0_base/02_text.ipynb #43a8f7c4
-def hash_shingles(text: str, size: int = 13) -> list:  # integers, in order; 13 words, as GPT-3 looked for copies
+def hash_shingles(text: str, size: int) -> list:  # integers, in order
     "Hash every run of `size` words of a text."
     words = split_normalised(normalise_text(text))
     return [hash(tuple(words[i : i + size])) for i in range(len(words) - size + 1)]
@@ -123,7 +123,7 @@ def hash_shingles(text: str, size: int = 13) -> list:  # integers, in order; 13 
 
 def collect_shingles(texts: list) -> set:  # of integers
     "Return the hashes of all runs of 13 words of many texts."
-    return {shingle for text in texts for shingle in hash_shingles(text)}
+    return {shingle for text in texts for shingle in hash_shingles(text, 13)}  # as GPT-3 looked for copies
 
 # %% ../../nbs/0_base/02_text.ipynb #3c90202c
 def collect_trigrams(text: str) -> set:

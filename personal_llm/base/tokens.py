@@ -55,7 +55,7 @@ def make_strict(messages: list) -> list:
             turns.append(dict(role=role, content="\n\n".join([*([] if turns else system), message["content"]])))
     return turns
 
-
+# %% ../../nbs/0_base/04_tokens.ipynb #be2479f4
 def split_template(tokenizer, messages: list, add_generation_prompt: bool = False, seconds: float = 10) -> list:
     "Cut a rendered template into (text, index of its message, or None); raise `InputError` when it loses a content."
     marked = [dict(m, content=f"\ue000{i}\ue001") for i, m in enumerate(messages)]
@@ -87,7 +87,7 @@ def tokenize_content(tokenizer, text: str, marks) -> list:  # token ids; marks: 
     encoded = [tokenizer(part, add_special_tokens=False, split_special_tokens=True) for part in (*parts, text[place:])]
     return [token for row in encoded for token in row["input_ids"]]
 
-
+# %% ../../nbs/0_base/04_tokens.ipynb #eea788fb
 @catch_panic()
 def tokenize_messages(tokenizer, messages: list, add_generation_prompt: bool = False) -> tuple:
     "Tokenise a conversation, and return its token ids and the message of each: its index, or -1."
@@ -229,8 +229,9 @@ def collate_samples(rows: list, pad_token_id: int) -> dict:  # tensors input_ids
     return dict(input_ids=ids, attention_mask=mask, labels=labels)
 
 # %% ../../nbs/0_base/04_tokens.ipynb #03tok033
-def make_batches(lengths: list, max_tokens: int, window: int = 128) -> list:  # lists of row numbers
-    "Put rows of similar length into batches of at most `max_tokens`, padding included, a window of rows at a time."
+def make_batches(lengths: list, max_tokens: int) -> list:  # lists of row numbers
+    "Put rows of similar length into batches of at most `max_tokens`, padding included, a window of 128 rows at a time."
+    window = 128
     batches = []
     for start in range(0, len(lengths), window):
         batch = []

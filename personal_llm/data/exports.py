@@ -167,9 +167,6 @@ def parse_telegram_messages(chat: dict) -> tuple:  # ([`Turn` with a sender's id
     return messages, people
 
 # %% ../../nbs/1_data/03_exports.ipynb #c28de711
-NOTICES = {kind: [pair.split("/") for pair in TABLE[kind].split(", ")] for kind in ("deleted", "reactions")}
-
-
 def parse_telegram(record, sides):
     "Parse one chat, or an account's chats between two people, one of whom is its owner or the named person."
     if "chats" not in record:
@@ -187,6 +184,9 @@ def parse_telegram(record, sides):
             one = owner_ids[0] if len(owner_ids) == 1 else owner
             conversations += split_at_pauses(messages, people, Sides(writer=one) if sides.writer else Sides(one))
     return conversations
+
+# %% ../../nbs/1_data/03_exports.ipynb #c28de712
+NOTICES = {kind: [pair.split("/") for pair in TABLE[kind].split(", ")] for kind in ("deleted", "reactions")}
 
 
 def is_notice(text: str, kind: str) -> bool:

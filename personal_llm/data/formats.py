@@ -199,7 +199,7 @@ FACTS = {  # a fact -> name of a field -> (values that tell it, "*" for any; val
 }
 OTHER_TIME = re.compile("(?i).*(updat|modif|edit|read|expir|out$|zone)")  # not the time at which it was written
 TIME_FIELD = re.compile("(?i).*(time|date|creat|sent|stamp|insert|epoch)|ts$|when$")
-NUMBER_FIELD = re.compile("(?i)((message|msg|turn)_?)?(seq|sequence|index|idx|number|order|position|id)|turn|step")
+NUMBER_FIELD = re.compile("(?i)((message|msg|turn)_?)?(seq|sequence|index|idx|number|order|position)|turn|step")
 
 
 class Fields(dict):
@@ -264,10 +264,6 @@ def detect_format(record: dict, name: str = None) -> str:  # a key of `FORMATS`
     has = lambda path: path in record or "." in path and dig(record, path) is not None
     fits = lambda name: any(all(map(has, fields)) for fields in FORMATS[name].required_fields)
     detected = next(filter(fits, [name] if name else reversed(FORMATS)), None)
-    words = {*" ".join(record).replace("_", " ").split()}
-    if name is None and detected == "text" and {*WORDS["sender"]} & words:
-        remedy = 'write each request and its answer as a row; for texts of one writer, give format="text"'
-        raise InputError("single messages with a sender, which we do not read", remedy)
     if detected:
         return detected
     ending = next(iter(record), "")
@@ -347,20 +343,13 @@ def find_times(message: dict) -> dict:  # name of a field -> seconds since the e
     times = {name: parse_time(value) for name, value in named if is_time(name, value)}
     return {name: time for name, time in times.items() if time > 1e8}
 
-
+# %% ../../nbs/1_data/02_formats.ipynb #forder1b
 def sort_by_number(messages: list) -> list:
-    "Return messages in the order of a field that numbers them, turned round if an id or a count falls, or as they are."
-    for name in messages[0] if messages else ():
+    "Return messages in the order of a field that numbers them, or as they are."
+    for name in filter(NUMBER_FIELD.fullmatch, messages[0] if messages else ()):
         values = [str(message.get(name)) for message in messages]
-        if all(re.fullmatch("[0-9]{1,18}", value) for value in values):
-            numbers = list(map(int, values))
-            order = sorted(range(len(numbers)), key=numbers.__getitem__)
-            is_count = len(numbers) > 2 and numbers == list(range(numbers[0], numbers[0] - len(numbers), -1))
-            is_falling = numbers == sorted(numbers, reverse=True) and numbers[0] > numbers[-1]
-            if len({*numbers}) == len(numbers) and NUMBER_FIELD.fullmatch(name) and not name.lower().endswith("id"):
-                return [messages[i] for i in order]
-            if is_count or is_falling and NUMBER_FIELD.fullmatch(name):
-                return messages[::-1]
+        if len({*values}) == len(values) and all(re.fullmatch("[0-9]{1,18}", value) for value in values):
+            return sorted(messages, key=lambda message: int(message[name]))
     return messages
 
 
@@ -375,7 +364,7 @@ def sort_by_time(messages: list) -> list:
         raise InputError("the messages are not in the order of their times", "sort them, or leave the times out")
     return messages[::-1] if columns else sort_by_number(messages)
 
-
+# %% ../../nbs/1_data/02_formats.ipynb #forder1d
 def find_parent(message: dict) -> str:
     "Return the id of the message before this one; `ancestors` lists all before it."
     parent = message.get(find_field(message, "parent"))
@@ -427,7 +416,7 @@ def group_talks(messages: list) -> list:  # of lists
         talks.setdefault(str(talk), []).append(message)
     return list(talks.values())
 
-
+# %% ../../nbs/1_data/02_formats.ipynb #fotalk1b
 class Program(NamedTuple):
     "Where a program keeps the messages of a talk; or what to do, where we do not read its export."
 
@@ -450,7 +439,7 @@ def list_talks(record, program: Program) -> list:  # of lists of messages
     inner = [turn.get(find_field(turn, "turns")) if isinstance(turn, dict) else turn for turn in messages]
     return list(map(list_messages, inner)) if inner and all(isinstance(talk, list) for talk in inner) else [messages]
 
-
+# %% ../../nbs/1_data/02_formats.ipynb #fotalk1d
 def parse_talks(record, program: Program, name: str) -> list:  # of `ParsedConversation`
     "Parse a record, or the records of a file; raise `InputError` for a program that we do not read."
     if program.way:
@@ -481,30 +470,6 @@ def register_program(name: str, program: Program) -> None:
     "Register a row of the table as a format."
     parse = partial(parse_talks, program=program, name=name)
     register_format(name, *program.fields, is_file=not (program.messages or program.way))(parse)
-
-# %% ../../nbs/1_data/02_formats.ipynb #9c066eb7
-OPENING_WORDS = 6  # words of a text that become its prompt
-
-
-def split_opening(text: str) -> tuple:  # (its first `OPENING_WORDS` words, the rest)
-    "Split running text into prompt and response; raise `InputError` if it is hardly longer than its opening."
-    words = text.split(None, OPENING_WORDS)
-    labels = {word[:-1].lower() for word in text.split() if word.endswith(":") and word[0].isupper()}
-    sides = [labels & {*names} for names in (("q", *FIELDS["prompt"]), ("a", *FIELDS["response"]))]
-    heads = [f"{line} ".partition(": ")[:2] for line in text.replace("*", "").splitlines()]
-    if all(sides) or find_mark(text, "user"):
-        raise InputError("a dialogue in one text, with marks for its turns", "split it into prompt and response")
-    if len({head.strip() for head, colon in heads if colon and 0 < len(head.split()) < 4}) > 1:
-        raise InputError("lines begin with labels, as in a dialogue in one text", "split it into prompt and response")
-    if len(text.split(None, OPENING_WORDS + 2)) <= OPENING_WORDS + 2:
-        raise InputError(f"no text has more than {OPENING_WORDS + 2} words", "give longer texts, or rows with prompts")
-    return " ".join(words[:OPENING_WORDS]), words[OPENING_WORDS].strip()
-
-# %% ../../nbs/1_data/02_formats.ipynb #9c066es2
-@register_format("text", ("text",))
-def parse_running_text(record):
-    turns = zip(("user", "assistant"), split_opening(as_text(record["text"], "text")))
-    return [ParsedConversation(list(turns), dict(counterpart="continuations"))]
 
 # %% ../../nbs/1_data/02_formats.ipynb #d49e6493
 COMMANDS = "<command-", "<local-command"  # of Claude Code to itself
@@ -546,7 +511,7 @@ def parse_turn(turn, is_learned: bool = True) -> list:  # of `Turn`
     unread = [name for name in turn.unread if name not in times]
     return [Turn(role, text, next(iter(times.values()), 0.0), is_learned, unread)]
 
-
+# %% ../../nbs/1_data/02_formats.ipynb #d49e6494
 def parse_side(record: dict, name: str, role: str) -> list:  # of `Turn`
     "Parse one side of a row: a text, or a list of turns."
     value = record.get(name, "")
@@ -576,7 +541,7 @@ def parse_row(record: dict, side: str = "response") -> list:  # of `Turn`
     request = [] if side == "better" and turns else parse_request(record)
     return [*request, *turns, answer._replace(is_learned=is_learned, unread=record.unread)]
 
-
+# %% ../../nbs/1_data/02_formats.ipynb #d49e6495
 def share_instruction(rows: list) -> list:
     "Return rows in which one instruction stands in all, beside an input, with that instruction as the system text."
     first = rows[0].get("instruction") if len({str(row.get("input")) for row in rows}) > 1 else None

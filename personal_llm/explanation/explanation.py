@@ -14,7 +14,7 @@ import numpy as np
 from ..base.core import Dialogue, make_generator
 from ..base.files import ASSETS
 from ..base.models import mean_response_nll
-from ..data.reading import dialogues_from_texts, read_zipped_rows
+from ..data.reading import read_zipped_rows
 from .description import Explanation, describe_answers
 from .habits import PLAIN_PLLM_LABEL, USER_ORIGINS
 from .space import StyleSpace, concatenate_blocks, find_encoder
@@ -49,15 +49,13 @@ def style_coordinates(space: StyleSpace, rows: np.ndarray) -> np.ndarray:  # (â€
 # %% ../../nbs/4_explanation/05_explanation.ipynb #5d4c3b2a
 def explain(
     model,  # the base `Model`
-    dialogues: list,  # a person's, or a pLLM's answers from `sample_responses`; strings for texts without prompts
+    dialogues: list,  # a person's, or a pLLM's answers from `sample_responses`
     space: StyleSpace = None,  # of this base; None: habits only
     seed: int = 0,  # seed of the base model's answers and of the resamples
 ) -> Explanation:
     "Explain how dialogues differ from the base model's answers; raises `InputError` for too few, or another base."
     if space is not None:
         space.check(model)
-    if dialogues and isinstance(dialogues[0], str):
-        dialogues = dialogues_from_texts(dialogues)
     check_answer_count(len(dialogues), "dialogues")
     own = [d for d in dialogues if d.origin in USER_ORIGINS]
     dialogues = own if len(own) >= MIN_EXPLAINED_DIALOGUES else list(dialogues)
@@ -70,7 +68,7 @@ def explain(
         **placed,
         **describe_answers(pairs, base_is_truncated=True),
         samples=len(dialogues),
-        counterpart="continuations" if is_continuation else "answers",
+        counterpart="answers",
         cost=cost,
     )
 
