@@ -77,6 +77,16 @@ def test_an_annotator_that_fails_or_gives_no_answer_costs_nothing_else(model):
     assert silent.cost.requests == 1 and silent.state.list_answered() == []
 
 
+def test_a_fine_tune_asks_about_no_reply_that_was_corrected_unasked(model):
+    asked = []
+    me = make(model, annotator=lambda dialogue: asked.append(dialogue.prompt) or "", ask_when="freeze")
+    me.observe_all(STREAM[:3], progress=False)
+    me.react(STREAM[0], "better", "Yes, it is.")
+    me.react(STREAM[1], "down")
+    me.collect_training()
+    assert asked == [STREAM[1].prompt, STREAM[2].prompt], "of a disliked reply we know no better one"
+
+
 def test_the_strict_case_keeps_the_buffer_only(model, tmp_path):
     me = make(model, tmp_path, archive=0)
     me.observe_all(STREAM[:8], progress=False)

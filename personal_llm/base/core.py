@@ -12,6 +12,7 @@ import json
 import sys
 import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeout
 from contextlib import contextmanager
@@ -78,6 +79,7 @@ VALUE_KINDS = {  # kind: (its classes, the words of the remedy)
     "text": (str, "text"),
     "name": (str, "text that is not empty"),
     "yes or no": (bool, "True or False"),
+    "function": (Callable, "a function"),
 }
 
 

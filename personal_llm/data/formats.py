@@ -199,7 +199,7 @@ FACTS = {  # a fact -> name of a field -> (values that tell it, "*" for any; val
 }
 OTHER_TIME = re.compile("(?i).*(updat|modif|edit|read|expir|out$|zone)")  # not the time at which it was written
 TIME_FIELD = re.compile("(?i).*(time|date|creat|sent|stamp|insert|epoch)|ts$|when$")
-NUMBER_FIELD = re.compile("(?i)((message|msg|turn)_?)?(seq|sequence|index|idx|number|order|position)|turn|step")
+NUMBER_FIELD = re.compile("(?i)((message|msg|turn)_?)?(seq|sequence|index|idx|number|order|position|id)|turn|step")
 
 
 class Fields(dict):
@@ -345,11 +345,13 @@ def find_times(message: dict) -> dict:  # name of a field -> seconds since the e
 
 # %% ../../nbs/1_data/02_formats.ipynb #forder1b
 def sort_by_number(messages: list) -> list:
-    "Return messages in the order of a field that numbers them, or as they are."
+    "Return messages in the order of a field that numbers them, turned round if their ids fall, or as they are."
     for name in filter(NUMBER_FIELD.fullmatch, messages[0] if messages else ()):
         values = [str(message.get(name)) for message in messages]
         if len({*values}) == len(values) and all(re.fullmatch("[0-9]{1,18}", value) for value in values):
-            return sorted(messages, key=lambda message: int(message[name]))
+            numbers = list(map(int, values))
+            if not name.lower().endswith("id") or numbers == sorted(numbers, reverse=True):
+                return sorted(messages, key=lambda message: int(message[name]))
     return messages
 
 

@@ -220,8 +220,10 @@ class Observer(PersonalizerBase):
         return decision
 
     def ask(self, id: str) -> None:
-        "Ask the annotator about a dialogue, unless that was done before, the budget is spent, or there is nobody."
-        if self.annotator is None or id in self.state.asked or self.state.questions_left() < 1:
+        "Ask the annotator about a dialogue without an answer, if there is somebody and the budget is not spent."
+        reaction = self.state.reactions.get(id)
+        is_answered = id in self.state.asked or reaction is not None and reaction.kind != "down"
+        if self.annotator is None or is_answered or self.state.questions_left() < 1:
             return
         d = self.state.newest(id)
         try:

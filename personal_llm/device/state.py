@@ -96,7 +96,7 @@ class EventState:
         self.versions = {}  # id -> `Dialogue` after a reaction
         self.roots = {}  # id of a version -> id of the dialogue
         self.reactions = {}  # id -> the newest `Feedback`
-        self.asked = set()  # ids that the user was asked about, or answered unasked
+        self.asked = set()  # ids that the user was asked about
         self.question = ""  # id of the open question
         self.wants_question = False  # whether the policy wants to ask about the dialogue that was scored last
         self.reads = {}  # id -> ids of the answered dialogues that its reply read

@@ -63,7 +63,6 @@ def explain(
         answers = sample_responses(model, None, dialogues, seed)
         placed = {} if space is None else place_user(model, dialogues, answers, space, seed)
     pairs = [(d.response, base.response) for d, base in zip(dialogues, answers) if d.origin in USER_ORIGINS]
-    is_continuation = any(d.labels.get("counterpart") == "continuations" for d in dialogues)
     return Explanation(
         **placed,
         **describe_answers(pairs, base_is_truncated=True),
