@@ -167,9 +167,10 @@ class LlamaCpp(LocalEngine):
         parameters.cache_ram_mib = 0  # or it would read keys and values of older prompts, of another adapter
         parameters.warmup = False
         parameters.verbosity = -1
-        for threads in (parameters.cpuparams, parameters.cpuparams_batch):
-            threads.n_threads = count_idle_cores()
-            threads.poll = 0  # a waiting thread sleeps
+        num_idle = count_idle_cores()
+        parameters.cpuparams_batch.n_threads = num_idle  # they read the prompt
+        parameters.cpuparams.n_threads = max(1, num_idle - 1)  # they write; a program that starts later gets a core
+        parameters.cpuparams.poll = parameters.cpuparams_batch.poll = 0  # a waiting thread sleeps
         with tempfile.TemporaryDirectory(prefix="llama-", ignore_cleanup_errors=True) as folder:
             if adapter is not None:
                 file = Path(folder) / "adapter.gguf"
