@@ -471,6 +471,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                             'personal_llm/base/replies.py'),
                                            'personal_llm.base.replies.LlamaCpp.prepare': ( '0_base/replies.html#llamacpp.prepare',
                                                                                            'personal_llm/base/replies.py'),
+                                           'personal_llm.base.replies.LlamaCpp.warm': ( '0_base/replies.html#llamacpp.warm',
+                                                                                        'personal_llm/base/replies.py'),
                                            'personal_llm.base.replies.LocalEngine': ( '0_base/replies.html#localengine',
                                                                                       'personal_llm/base/replies.py'),
                                            'personal_llm.base.replies.LocalEngine.__init__': ( '0_base/replies.html#localengine.__init__',

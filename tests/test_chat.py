@@ -4,6 +4,7 @@ import io
 import os
 import pty
 import sys
+import threading
 
 import pytest
 
@@ -11,6 +12,7 @@ from personal_llm.app import chat
 from personal_llm.app.chat import ask_at_terminal, handle
 from personal_llm.base.core import Dialogue
 from personal_llm.base.models import load_model
+from personal_llm.base.replies import LlamaCpp
 from personal_llm.device.chat import ChatSession
 
 
@@ -53,6 +55,18 @@ def test_a_correction_is_read_by_the_next_reply_and_not_where_replies_are_left_a
     write(session, "/new")
     write(session, "A zebra!")
     assert "Porridge" not in write(session, "/why")
+
+
+@pytest.mark.parametrize("at_terminal", [True, False])
+def test_the_engine_loads_while_a_person_writes(session, monkeypatch, at_terminal):
+    engine = LlamaCpp(session.model)
+    loaded = threading.Event()
+    monkeypatch.setattr(engine, "prepare", loaded.set)
+    monkeypatch.setattr(session.model, "engine", engine)
+    type_lines(monkeypatch, "", at_terminal)
+    monkeypatch.setattr(chat, "read_message", lambda prompt: "" if loaded.wait(5 * at_terminal) else "/quit")
+    chat.run_chat(session)
+    assert loaded.is_set() == at_terminal
 
 
 @pytest.mark.parametrize(

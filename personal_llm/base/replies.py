@@ -15,7 +15,7 @@ import secrets
 import socket
 import tempfile
 import threading
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -188,6 +188,11 @@ class LlamaCpp(LocalEngine):
             except RuntimeError as error:
                 raise InputError(f"{self.model.gguf}: llama.cpp cannot load it", "get the file again") from error
         self.adapter_id = None if adapter is None else self.model.active_adapter
+
+    def warm(self) -> None:
+        "Load before the first reply; an error comes again with that reply."
+        with suppress(InputError), self.lock:
+            self.prepare()
 
     def complete(self, ids: list, options: ReplyOptions, put, is_stopped) -> tuple:
         "Continue a prompt, by PyTorch if llama.cpp cannot load the file or the adapter."
