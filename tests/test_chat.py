@@ -58,14 +58,14 @@ def test_a_correction_is_read_by_the_next_reply_and_not_where_replies_are_left_a
 
 
 @pytest.mark.parametrize("at_terminal", [True, False])
-def test_the_engine_loads_while_a_person_writes(session, monkeypatch, at_terminal):
-    engine = LlamaCpp(session.model)
+def test_the_engine_loads_while_a_person_writes(model, monkeypatch, at_terminal):
+    engine = LlamaCpp(model)
     loaded = threading.Event()
     monkeypatch.setattr(engine, "prepare", loaded.set)
-    monkeypatch.setattr(session.model, "engine", engine)
+    monkeypatch.setattr(model, "engine", engine)
     type_lines(monkeypatch, "", at_terminal)
     monkeypatch.setattr(chat, "read_message", lambda prompt: "" if loaded.wait(5 * at_terminal) else "/quit")
-    chat.run_chat(session)
+    chat.run_chat(ChatSession(model, None))
     assert loaded.is_set() == at_terminal
 
 
