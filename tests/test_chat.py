@@ -4,6 +4,7 @@ import io
 import os
 import pty
 import sys
+import threading
 
 import pytest
 
@@ -11,6 +12,7 @@ from personal_llm.app import chat
 from personal_llm.app.chat import ask_at_terminal, handle
 from personal_llm.base.core import Dialogue
 from personal_llm.base.models import load_model
+from personal_llm.base.replies import LlamaCpp
 from personal_llm.device.chat import ChatSession
 
 
@@ -60,6 +62,18 @@ def test_a_correction_that_is_the_reply_itself_is_told_as_an_approval(session):
     line = write(session, f"/better {session.turns[0].response}")
     assert line == "You approved the reply: these are its own words"
     assert session.me.state.status()["approved"] == 1
+
+
+@pytest.mark.parametrize("at_terminal", [True, False])
+def test_the_engine_loads_while_a_person_writes(model, monkeypatch, at_terminal):
+    engine = LlamaCpp(model)
+    loaded = threading.Event()
+    monkeypatch.setattr(engine, "prepare", loaded.set)
+    monkeypatch.setattr(model, "engine", engine)
+    type_lines(monkeypatch, "", at_terminal)
+    monkeypatch.setattr(chat, "read_message", lambda prompt: "" if loaded.wait(5 * at_terminal) else "/quit")
+    chat.run_chat(ChatSession(model, None))
+    assert loaded.is_set() == at_terminal
 
 
 @pytest.mark.parametrize(

@@ -113,6 +113,21 @@ def test_a_temporary_folder_with_a_long_path_holds_no_socket(model, tmp_path, mo
     assert other.engine.server.listening_address.startswith("http://127.0.0.1:")
 
 
+def test_writing_leaves_an_idle_core_to_a_program_that_starts_later(model, monkeypatch):
+    import xllamacpp
+
+    threads = []
+
+    def load(parameters):
+        threads.append((parameters.cpuparams_batch.n_threads, parameters.cpuparams.n_threads))
+
+    monkeypatch.setattr(xllamacpp, "Server", load)
+    for count in (1, 2, 8):
+        monkeypatch.setattr(replies, "count_idle_cores", lambda: count)
+        replies.LlamaCpp(model).prepare()
+    assert threads == [(1, 1), (2, 1), (8, 7)]
+
+
 def test_an_adapter_is_loaded_once(model, adapter):
     servers = set()
     for folder in (adapter, None, adapter):

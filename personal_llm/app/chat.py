@@ -9,9 +9,11 @@ __all__ = ['print_note', 'handle', 'run_line', 'run_chat', 'ask_at_terminal']
 import os
 import select
 import sys
+import threading
 
 from .personalize import describe_status
 from ..base.core import Dialogue, InputError
+from ..base.replies import LlamaCpp, find_engine
 from ..base.text import escape_controls
 from ..device.chat import QUESTION_TEXT, ChatSession
 from ..explanation.explanation import explain
@@ -235,6 +237,9 @@ def run_chat(session) -> None:
     print_note("write, and press Enter; /help lists the commands, Ctrl-D or /quit leaves")
     if session.turns:
         print_note(f"the talk goes on after “{session.turns[-1].prompt[:60]}”; /new begins another one")
+    engine = find_engine(session.model)
+    if is_terminal() and isinstance(engine, LlamaCpp) and session.me.adapter is None:
+        threading.Thread(target=engine.warm).start()
     try:
         while True:
             session.collect()

@@ -15,7 +15,7 @@ import secrets
 import socket
 import tempfile
 import threading
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -167,9 +167,10 @@ class LlamaCpp(LocalEngine):
         parameters.cache_ram_mib = 0  # or it would read keys and values of older prompts, of another adapter
         parameters.warmup = False
         parameters.verbosity = -1
-        for threads in (parameters.cpuparams, parameters.cpuparams_batch):
-            threads.n_threads = count_idle_cores()
-            threads.poll = 0  # a waiting thread sleeps
+        num_idle = count_idle_cores()
+        parameters.cpuparams_batch.n_threads = num_idle  # they read the prompt
+        parameters.cpuparams.n_threads = max(1, num_idle - 1)  # they write; a program that starts later gets a core
+        parameters.cpuparams.poll = parameters.cpuparams_batch.poll = 0  # a waiting thread sleeps
         with tempfile.TemporaryDirectory(prefix="llama-", ignore_cleanup_errors=True) as folder:
             if adapter is not None:
                 file = Path(folder) / "adapter.gguf"
@@ -187,6 +188,11 @@ class LlamaCpp(LocalEngine):
             except RuntimeError as error:
                 raise InputError(f"{self.model.gguf}: llama.cpp cannot load it", "get the file again") from error
         self.adapter_id = None if adapter is None else self.model.active_adapter
+
+    def warm(self) -> None:
+        "Load before the first reply; an error comes again with that reply."
+        with suppress(InputError), self.lock:
+            self.prepare()
 
     def complete(self, ids: list, options: ReplyOptions, put, is_stopped) -> tuple:
         "Continue a prompt, by PyTorch if llama.cpp cannot load the file or the adapter."

@@ -4,15 +4,17 @@
 
 # %% auto #0
 __all__ = ['BANK', 'PEOPLE', 'DRAWN', 'KINDS', 'ORDER', 'MAX_TOKENS', 'load_once', 'SMALL', 'LARGE', 'FIRST', 'FACTS',
-           'FACT_JOBS', 'LARGE_FACT_JOBS', 'GRIDS', 'lower_first', 'write_form', 'is_json', 'has_form', 'choose_part',
-           'write_wish', 'list_corrections', 'list_tests', 'list_later', 'teach_pairs', 'teach', 'write_reply',
-           'answer', 'make_turns', 'start_condition', 'learn', 'measure', 'count_prompts', 'remember', 'is_among',
-           'measure_facts', 'list_jobs', 'measure_edits', 'is_right', 'score_row', 'score_rows', 'compare']
+           'FACT_JOBS', 'LARGE_FACT_JOBS', 'GRIDS', 'FIRST_DAY', 'FORBIDDEN', 'FIRST_GRIDS', 'lower_first',
+           'write_form', 'is_json', 'has_form', 'choose_part', 'write_wish', 'list_corrections', 'list_tests',
+           'list_later', 'teach_pairs', 'teach', 'write_reply', 'answer', 'make_turns', 'start_condition', 'learn',
+           'measure', 'count_prompts', 'remember', 'is_among', 'measure_facts', 'list_jobs', 'measure_edits',
+           'is_right', 'score_row', 'score_rows', 'compare', 'has_words', 'is_right_first', 'measure_first']
 
 # %% ../../nbs/experiments/71_person.ipynb #person002
 import functools
 import itertools
 import json
+import re
 import time
 
 import numpy as np
@@ -374,3 +376,34 @@ def compare(scores: dict, first: str, second: str, metric: str):  # a `MeanEstim
     "Compare two conditions by person."
     pairs = zip(scores[first].values(), scores[second].values())
     return mean_over_users([after[metric] - before[metric] for before, after in pairs])
+
+# %% ../../nbs/experiments/71_person.ipynb #first-code
+FIRST_DAY = json.loads((RESULTS.parent / "first_day.json").read_text(encoding="utf-8"))
+FORBIDDEN = ["can't help", "can't assist", "cannot help", "cannot assist", "i'm unable", "i am unable", "as an ai"]
+
+
+def has_words(words: str, reply: str) -> bool:  # reply: in small letters
+    "Say whether whole words, or several in this order, stand in a reply."
+    parts = [re.escape(word).replace(r"\*", r"\w*") for word in words.split(" > ")]
+    return bool(re.search(".*".join(rf"(?<!\w)(?<!\d[.,]){part}(?!\w|[.,]\d)" for part in parts), reply, re.DOTALL))
+
+
+def is_right_first(needed: list, forbidden: list, reply: str) -> bool:  # needed: lists of words
+    "Say whether a first reply is right."
+    text = re.sub(r"(?<=\d)[, ](?=\d{3})", "", reply.lower().replace("\u2019", "'"))
+    is_refused = "```" in text or any(has_words(words, text) for words in FORBIDDEN + forbidden)
+    return not is_refused and all(any(has_words(words, text) for words in group) for group in needed)
+
+
+def measure_first(jobs: list):
+    "Let a model answer a person's first messages, each in a new talk."
+    for job in jobs:
+        me = Personalizer(load_once(job["model"]))
+        yield dict(replies=[me.reply(message, max_tokens=160) for _, message, *_ in FIRST_DAY[job["user"]]])
+
+
+FIRST_GRIDS = [
+    Grid(name, [dict(model=model, user=user) for user in FIRST_DAY], measure_first, (), model)
+    for name, model in (("person-first", SMALL), ("person-first-large", LARGE))
+]
+GRIDS += tuple(FIRST_GRIDS)
