@@ -78,12 +78,8 @@ def test_names_that_mean_nothing_open_no_socket(name, monkeypatch):
 
 def test_an_error_says_what_a_name_that_exists_is(tmp_path):
     (tmp_path / "notes.txt").write_text("Hello")
-    (tmp_path / "mine").mkdir()
-    (tmp_path / "mine" / "adapter_config.json").write_text("{}")
-    words = {tmp_path: "no config.json", tmp_path / "notes.txt": "no GGUF file"}
-    words[tmp_path / "mine"] = "an adapter, not a model; load its base model, and give this folder as the adapter"
-    for place, part in words.items():
-        with pytest.raises(InputError, match=part):
+    for place in (tmp_path, tmp_path / "notes.txt"):
+        with pytest.raises(InputError, match="neither a GGUF file nor a folder with config.json"):
             load_model(place)
 
 

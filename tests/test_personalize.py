@@ -86,7 +86,7 @@ def test_few_chats_have_no_test_set(model, tmp_path):
     assert result["held_out"] == 0 and result["change"] == {}
     assert "learns                  the model learns to answer Kim as Otto does: Otto's words" in lines[1]
     assert result["learns"] in lines[1]
-    assert "no before and after: 12 dialogues, fewer than 50" in lines
+    assert "no before and after: a test needs 50 dialogues, of several conversations and without repeats" in lines
 
 
 def test_a_start_is_a_library_an_adapter_or_none(model, tmp_path):

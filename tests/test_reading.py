@@ -201,7 +201,7 @@ def test_unknown_format_and_nothing_good(tmp_path):
     with pytest.raises(InputError, match="format is 'chatml'; use one of"):
         read_dialogues(tmp_path / "a.jsonl", "chatml")
     (tmp_path / "b.jsonl").write_bytes(b"{1\n{2\n")
-    with pytest.raises(InputError, match="no dialogue in it, 2 bad lines, the first is line 1: broken JSON"):
+    with pytest.raises(InputError, match="no dialogue in it, bad rows skipped: 2, the first is number 1: broken JSON"):
         read_dialogues(tmp_path / "b.jsonl", skip_invalid=True)
 
 

@@ -21,7 +21,7 @@ from ..buffer.buffer import Buffer
 from ..buffer.policies import DEFAULT_POLICY
 from ..data.reading import read_dialogues
 from ..data.records import format_value
-from ..data.splits import explain_missing_test, split_test_dialogues
+from ..data.splits import MIN_DIALOGUES, split_test_dialogues
 from ..device.archive import ARCHIVE_FILE, open_archive
 from ..device.personalizer import Personalizer
 from ..device.settings import PersonalizerSettings
@@ -191,7 +191,8 @@ def personalize(
             raise InputError(problem, "leave --capacity out, or give another folder")
         known = set(me.archive.dialogues)
         new = [d for d in stream if d.id not in known]
-        reason = "the held-out dialogues are in the memory already" if test else explain_missing_test(dialogues)
+        reason = f"a test needs {MIN_DIALOGUES} dialogues, of several conversations and without repeats"
+        reason = "the held-out dialogues are in the memory already" if test else reason
         test = [d for d in test if d.id not in known]
         if me.rounds and not new:
             raise InputError(f"{out}: these chats were learned before", "give new chats, or another folder")

@@ -233,15 +233,10 @@ def resolve_model(name) -> str:  # a folder, or an id
     place = Path(name).expanduser()
     if (place / "config.json").is_file():
         return str(place)
-    if (place / "adapter_config.json").is_file():
-        remedy = "load its base model, and give this folder as the adapter"
-        raise InputError(f"{place}: an adapter, not a model", remedy)
     is_hub_id = re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", str(name), re.ASCII) and place.suffix != ".gguf"
     if is_hub_id and not place.exists() and isinstance(name, str):
         return name
-    reason = "no such file or folder"
-    if place.exists():
-        reason = "the folder has no config.json" if place.is_dir() else "this file is no GGUF file"
+    reason = "neither a GGUF file nor a folder with config.json" if place.exists() else "no such file or folder"
     names = f"{', '.join(MODEL_WORDS)}, a folder with config.json and *.safetensors, a GGUF file, or a Hugging Face id"
     raise InputError(f"unknown model {str(name)[:90]!r}: {reason}", f"use {names}")
 

@@ -9,6 +9,8 @@ __all__ = ['COLOURS', 'STYLE_FILE', 'get_series_style', 'subplots', 'make_image'
 import io
 import textwrap
 
+import numpy as np
+
 from .files import ASSETS
 
 # %% ../../nbs/0_base/10_plots.ipynb #faf394be
@@ -63,10 +65,7 @@ def show_figure(figure, alt_text: str) -> None:
 def draw_bars(names: list, values: list, title: str, label: str, intervals: list = None):  # an `IPython.display.Image`
     "Draw a bar for each name, the first one at the top; label: quantity (unit); intervals: (low, high) of each."
     figure, axis = subplots(height=0.8 + 0.3 * len(names))
-    sizes = None
-    if intervals:
-        sizes = [[value - low for value, (low, _) in zip(values, intervals)]]
-        sizes += [[high - value for value, (_, high) in zip(values, intervals)]]
+    sizes = abs(np.transpose(intervals) - values) if intervals else None
     axis.barh(range(len(names)), values, color=COLOURS[3], xerr=sizes, capsize=3)
     axis.set(title=title, xlabel=label, yticks=range(len(names)), yticklabels=names)
     axis.invert_yaxis()

@@ -13,7 +13,6 @@ import re
 from collections import Counter
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
-from email.utils import parsedate_to_datetime
 from functools import partial
 from itertools import groupby, permutations, product
 from typing import Callable, NamedTuple
@@ -324,7 +323,7 @@ def parse_date(text: str) -> datetime:
 def parse_time(value) -> float:  # seconds since the epoch, 0 for no time
     "Read the time of a message: (milli)seconds as a number or a text, or a date; a dictionary holds one."
     value = next(iter(value.values()), None) if isinstance(value, dict) else value
-    for read in (float, datetime.fromisoformat, parsedate_to_datetime, parse_date):
+    for read in (float, datetime.fromisoformat, parse_date):
         try:
             time = read(value.strip().replace("Z", "+00:00") if isinstance(value, str) else value)
             if read is not float:

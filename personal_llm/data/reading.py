@@ -222,25 +222,22 @@ def read_dialogues(
         return data if isinstance(data, Dialogues) else Dialogues(data)
     items = data if isinstance(data, (list, tuple)) else [data]
     are_files = bool(items) and all(isinstance(item, (str, Path)) for item in items)
-    result, reason = Dialogues(), ""
+    result = Dialogues()
     sources = find_files(data) if are_files else [data]
     for source in sources:
         name = source if are_files else f"the {type(source).__name__}"
         errors, unit = add_source(result, source, format, Sides(user, writer))
-        for number, error in errors[:1]:
-            reason = reason or f", {len(errors)} bad {unit}s, the first is {unit} {number}: {error.problem}"
+        if errors and not skip_invalid:
+            number, error = errors[0]
             remedy = error.remedy or "mend it"
-            if result:
-                remedy += ", or skip such rows with skip_invalid (personalize --skip-invalid)"
-            if not skip_invalid:
-                raise InputError(f"{name} {unit} {number}: {error.problem}", remedy)
-            reason += f" ({remedy})"
+            remedy += ", or skip such rows with skip_invalid (personalize --skip-invalid)" if result else ""
+            raise InputError(f"{name} {unit} {number}: {error.problem}", remedy)
         result.skipped += [(number, str(error)) for number, error in errors]
     name = ", ".join(map(str, items)) if are_files else name
     if (user or writer) is not None and result and not result.user:
         raise InputError(f"{name}: no names of people in it", "leave user and writer (--user, --write-as) out")
     if not result:
-        reason += "".join(f", {note}" for note in result.notes()[bool(errors) :])
+        reason = "".join(f", {note}" for note in result.notes())
         raise InputError(f"{name}: no dialogue in it{reason}", "give a file with at least one request and its answer")
     return result
 
