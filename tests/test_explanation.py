@@ -8,8 +8,8 @@ import pytest
 
 from personal_llm.base.core import Dialogue, InputError
 from personal_llm.explanation import explanation
-from personal_llm.explanation.description import describe_answers
-from personal_llm.explanation.explanation import Explanation, explain, explain_pllm
+from personal_llm.explanation.description import Explanation, describe_answers
+from personal_llm.explanation.explanation import explain, explain_pllm
 from personal_llm.explanation.explanation import likelihood_gains, prepare_probes, style_coordinates
 from personal_llm.explanation.habits import Trait
 from ways import BRIEF, LOUD, Letters, letters, space_of, spoken, tuned  # noqa: F401

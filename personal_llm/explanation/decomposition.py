@@ -14,7 +14,8 @@ import numpy as np
 from ..base.core import InputError, make_generator, measure_cost
 from ..base.files import ASSETS
 from ..base.tokens import make_batches, pad_rows, tokenize_messages
-from .explanation import NUM_RESAMPLES, Explanation, bootstrap_indices
+from .description import Explanation
+from .explanation import NUM_RESAMPLES, bootstrap_indices
 from .space import normalise_rows
 from .style import check_answer_count
 

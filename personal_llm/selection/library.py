@@ -22,7 +22,7 @@ from ..base.core import InputError
 from ..base.display import Displayed
 from ..base.files import ASSETS, compute_sha256, delete_path, make_folder, read_json, write_json
 from ..base.text import escape_controls
-from ..explanation.explanation import Explanation
+from ..explanation.description import Explanation
 from ..explanation.space import StyleSpace
 
 # %% ../../nbs/5_selection/01_library.ipynb #b5857e0c
