@@ -81,7 +81,7 @@ def test_gguf(architecture, target, tmp_path):
     assert (tmp_path / "out" / "Modelfile").exists() == (target == "ollama")
 
 
-@pytest.mark.parametrize(("rank", "option"), [(8, "8"), (9, "16"), (12, "16"), (256, "256"), (300, "320")])
+@pytest.mark.parametrize(("rank", "option"), [(8, "8"), (9, "16"), (12, "16"), (256, "256"), (300, "512")])
 def test_vllm_is_asked_for_a_rank_that_it_takes(rank, option, tmp_path):
     model = shared("llama")
     adapter = random_adapter(model, tmp_path / "mine", rank)
