@@ -30,8 +30,7 @@ from ..explanation.decomposition import ADJECTIVES, SUMMARY_PROMPT, SharedBasis,
 from ..explanation.decomposition import explain_differences, halve_differences, summary_states, word_vectors
 from ..explanation.style import stylometry
 from ..recipes.crafted_styles import GRID, LADDERS, restyle
-from ..recipes.style_pools import AUTHORS, MIXED_STYLES, load_pool, pllm_folder, shipped_texts
-from ..recipes.style_texts import BASE_STYLES
+from ..recipes.style_pools import AUTHORS, BASE_STYLES, MIXED_STYLES, load_pool, pllm_folder, shipped_texts
 from ..selection.gradient_match import compute_slopes
 from ..selection.ranking import PLLMLosses, cosine_distance, l1_distance, race_by_loss
 

@@ -5,9 +5,10 @@
 # %% auto #0
 __all__ = ['SUBJECTS', 'WARD_WORDS', 'OLD_WORDS', 'PERSON_HABITS', 'SIMILARITY', 'ROWS_PER_PLLM', 'MAX_PROMPT_CHARACTERS',
            'subject_rows', 'apply_habits', 'add_plain_rows', 'library_config', 'halve_weights', 'tune_person',
-           'make_probe_prompts', 'sample_topic_prompts', 'tune_all', 'describe_aim', 'make_library']
+           'make_probe_prompts', 'sample_topic_prompts', 'tune_all', 'describe_aim', 'make_library', 'main']
 
 # %% ../../nbs/recipes/shipped_library.ipynb #358cb565
+import argparse
 import tempfile
 from pathlib import Path
 
@@ -190,3 +191,29 @@ def make_library(
         facts = dict(samples=ROWS_PER_PLLM, similarity=SIMILARITY if name in SUBJECTS else None)
         library.add(name, adapters[name], mine, licence="CC BY-SA 4.0", style=describe_aim(name), **facts)
     return library
+
+# %% ../../nbs/recipes/shipped_library.ipynb #lib00002
+def main(argv: list = None) -> int:
+    "Tune the nine pLLMs and put them into a library; a large model's weigh 16 bits. An interrupted call goes on."
+    from personal_llm.base.models import load_model
+    from personal_llm.explanation.space import StyleSpace
+    from personal_llm.recipes.space_fitting import make_space
+
+    parser = argparse.ArgumentParser(description="Make the shipped library of a base model.")
+    parser.add_argument("--out", required=True, help="a new folder")
+    parser.add_argument("--data", required=True, help="the data folder")
+    parser.add_argument("--model", default="pocket", help="the base model")
+    parser.add_argument("--space", help="the folder of its style space (default: made)")
+    args = parser.parse_args(argv)
+    model = load_model(args.model)
+    adapters = tune_all(model, args.data, Path(args.out, "adapters"))
+    if model.name != "pocket":
+        for adapter in adapters.values():
+            halve_weights(adapter.path)
+    space = StyleSpace.load(args.space) if args.space else make_space(model)
+    print(make_library(model, adapters, Path(args.out, "library"), space))
+    return 0
+
+
+if __name__ == "__main__" and "__file__" in globals():
+    raise SystemExit(main())
