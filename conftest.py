@@ -50,7 +50,7 @@ tests/test_clock.py tests/test_machine.py
 tests/test_course*.py tests/test_forgotten_canaries.py tests/test_real_models.py tests/test_harness.py
 tests/test_decomposition.py
 tests/test_demo.py tests/test_users.py
-tests/test_results.py tests/test_benchmarks.py tests/test_pocket_*.py tests/test_revisions.py
+tests/test_results.py tests/test_pocket_*.py tests/test_revisions.py
 nbs/tutorials/* nbs/course/* nbs/recipes/* nbs/experiments/*
 nbs/*/*_decomposition.ipynb nbs/*/*_audit.ipynb nbs/*/*_idle.ipynb nbs/*/*_cluster.ipynb
 """.split()

@@ -22,24 +22,6 @@ def cells(path, hidden=False):  # [(kind, source, outputs)], hidden cells left o
     return out
 
 
-def is_prose(line):
-    return bool(line) and not line.startswith("#")
-
-
-def without_sentence(shown):  # source of the cells that print or draw, with no sentence right before or after
-    out = []
-    for place, (kind, source, outputs) in enumerate(shown):
-        if kind == "text" or not outputs:
-            continue
-        before = shown[place - 1] if place else ("", "", [])
-        after = shown[place + 1] if place + 1 < len(shown) else ("", "", [])
-        said_before = before[0] == "text" and is_prose(before[1].splitlines()[-1])
-        said_after = after[0] == "text" and is_prose(after[1].splitlines()[0])
-        if not said_before and not said_after:
-            out.append(source)
-    return out
-
-
 def ending(shown):  # what is wrong with summary and questions
     text = "\n\n".join(source for kind, source, _ in shown if kind == "text")
     headings = re.findall(r"(?m)^## .*$", text)
@@ -112,10 +94,6 @@ def test_a_reference_notebook_is_a_chapter(path):
 
 def test_the_rules_see_what_breaks_them():
     output = [{"output_type": "stream", "name": "stdout", "text": ["1\n"]}]
-    silent = [("text", "## A heading", []), ("code", "print(1)", output), ("text", "## Another", [])]
-    assert without_sentence(silent) == ["print(1)"]
-    assert not without_sentence(silent[:2] + [("text", "One is printed.", [])])
-    assert not without_sentence([("text", "A sentence.", []), *silent[1:]])
     good = "## Summary\n\n- a\n- b\n- c\n\n## Two questions\n\n1. Why?\n2. What if?"
     assert not ending([("text", good, [])])
     for bad in (

@@ -9,7 +9,6 @@ from personal_llm.data import reading  # registers every format
 from personal_llm.data.formats import FORMATS, GAP, MAX_TURN_CHARACTERS, UNLEARNED, ParsedConversation, detect_format
 from personal_llm.data.formats import find_mark, normalise_record, parse_record, register_format, remove_marks
 from personal_llm.data.formats import split_into_dialogues
-from personal_llm.data.reading import read_dialogues
 
 
 def user(text):
@@ -442,6 +441,8 @@ HIDDEN += [
     dict(message_type="reasoning_message"),
     dict(channel="commentary"),
 ]
+HIDDEN += [dict(deleted_at="2026-01-05"), dict(superseded=True), dict(is_active=False), dict(content="<command-x>")]
+HIDDEN += [dict(hidden=True), dict(deleted=True), dict(is_system=True)]
 STOPPED = [dict(interrupted=True), dict(isPartial=True), dict(is_complete=False), dict(finishReason="MAX_TOKENS")]
 STOPPED += [dict(stopReason="userStopped"), dict(status="error"), dict(errorCode=429), dict(status="in_progress")]
 AGAINST = [
@@ -451,6 +452,14 @@ AGAINST = [
     dict(verdict="fail"),
     dict(quality="poor"),
 ]
+AGAINST += [
+    dict(vote="downvote"),
+    dict(is_good=False),
+    dict(helpful="no"),
+    dict(accepted="rejected"),
+    dict(flagged=True),
+]
+AGAINST += [dict(quality="bad"), dict(feedback=dict(rating="thumbs_down")), dict(annotation=dict(rating=-1))]
 
 
 @pytest.mark.parametrize("field", [*HIDDEN, *STOPPED, *AGAINST], ids=str)
@@ -462,13 +471,6 @@ def test_facts_of_a_turn(field):
     dialogues, _, left_out = split_into_dialogues(talk)
     assert [d.response for d in dialogues] == (["Yes."] if field in HIDDEN else [])
     assert left_out == ({} if field in HIDDEN else {GAP: 1} if field in STOPPED else {UNLEARNED: 1})
-
-
-@pytest.mark.parametrize("name", ["talk_id", "conversation_uuid", "chatId", "Room"])
-def test_a_talk_may_be_named_in_many_ways(name):
-    rows = [(1, "user", "Tea?"), (2, "user", "Cake?"), (1, "assistant", "Yes."), (2, "assistant", "No.")]
-    records = [{name: talk, "role": role, "content": text} for talk, role, text in rows]
-    assert [(d.prompt, d.response) for d in read_dialogues(records)] == [("Tea?", "Yes."), ("Cake?", "No.")]
 
 
 def test_numbered_turns_are_sorted():

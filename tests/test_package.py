@@ -7,7 +7,6 @@ import sys
 from configparser import ConfigParser
 from pathlib import Path
 
-import pytest
 from cases import case
 
 import personal_llm
@@ -113,43 +112,6 @@ def test_notebook_is_clean():
 def test_readme_is_made_from_the_index():
     done = subprocess.run([sys.executable, "tools/readme.py", "--check"], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr
-
-
-def test_readme_tool_writes_cells_outputs_and_links():
-    sys.path.insert(0, str(ROOT / "tools"))
-    try:
-        import readme as tool
-    finally:
-        sys.path.pop(0)
-    markdown = dict(
-        cell_type="markdown", metadata={}, source="# A\n[a](b/c.ipynb) [l](../LICENSE) [w](https://x.y) `[k](k)`"
-    )
-    code = dict(
-        cell_type="code",
-        metadata={},
-        source="#| eval: false\nprint(1)",
-        outputs=[dict(output_type="stream", name="stdout", text=["1\n"])],
-    )
-    hidden = dict(cell_type="code", metadata={}, source="#| hide\nsecret", outputs=[])
-    assert (
-        tool.readme(dict(cells=[markdown, code, hidden]))
-        == tool.NOTE
-        + """
-
-# A
-[a](nbs/b/c.ipynb) [l](LICENSE) [w](https://x.y) `[k](k)`
-
-```python
-print(1)
-```
-
-```text
-1
-```
-"""
-    )
-    with pytest.raises(SystemExit, match="error"):
-        tool.cell_text(dict(code, outputs=[dict(output_type="error", traceback=[])]))
 
 
 def test_every_package_that_we_import_is_declared():

@@ -175,3 +175,25 @@ def measured_in(prose: str) -> set:
 
 def test_measured_numbers_of_prose_are_seen():
     assert measured_in("Ten of 12 in 2.5 s, 40 % and 7%; `3.1` is code") == {"2.5", "40", "7"}
+
+
+EXPERIMENTS = [
+    path
+    for path in sorted((ROOT / "nbs" / "experiments").glob("*.ipynb"))
+    if "".join(json.loads(path.read_text(encoding="utf-8"))["cells"][0]["source"]).startswith("# Experiment: ")
+]
+
+
+@pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: path.stem)
+def test_the_numbers_of_a_one_line_answer_stand_in_its_notebook(path):
+    "A number of the answer is one of the notebook's, or what one of them rounds to."
+    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    texts = ["".join(cell["source"]) for cell in cells] + [json.dumps(cell.get("outputs", "")) for cell in cells]
+    answer = re.search(r"(?s)\*\*In one line\.\*\*(.+?)(?:\n\n|\Z)", texts[0])
+    answer = answer[1] if answer else ""  # an experiment whose rows are being measured
+    numbers = {
+        float(number) for number in re.findall(r"(?<![\w.])\d*\.?\d+(?!\d)", " ".join(texts).replace(answer, ""))
+    }
+    asked = re.findall(r"\d*\.?\d+", " ".join(answer.split()))
+    digits = {number: len(number.partition(".")[2]) for number in asked}
+    assert [x for x in asked if not any(round(y, digits[x]) == float(x) for y in numbers)] == []

@@ -344,13 +344,17 @@ def find_times(message: dict) -> dict:  # name of a field -> seconds since the e
 
 # %% ../../nbs/1_data/02_formats.ipynb #forder1b
 def sort_by_number(messages: list) -> list:
-    "Return messages in the order of a field that numbers them, turned round if their ids fall, or as they are."
-    for name in filter(NUMBER_FIELD.fullmatch, messages[0] if messages else ()):
+    "Return messages in the order of a field that numbers them, turned round if ids or a count fall, or as they are."
+    for name in messages[0] if messages else ():
         values = [str(message.get(name)) for message in messages]
-        if len({*values}) == len(values) and all(re.fullmatch("[0-9]{1,18}", value) for value in values):
-            numbers = list(map(int, values))
-            if not name.lower().endswith("id") or numbers == sorted(numbers, reverse=True):
-                return sorted(messages, key=lambda message: int(message[name]))
+        if len({*values}) < len(values) or not all(re.fullmatch("[0-9]{1,18}", value) for value in values):
+            continue
+        numbers = list(map(int, values))
+        is_number = bool(NUMBER_FIELD.fullmatch(name))
+        is_count = len(numbers) > 2 and numbers == list(range(numbers[0], numbers[0] - len(numbers), -1))
+        is_falling = is_number and numbers == sorted(numbers, reverse=True)
+        if is_count or is_falling or is_number and not name.lower().endswith("id"):
+            return sorted(messages, key=lambda message: int(message[name]))
     return messages
 
 

@@ -132,6 +132,8 @@ def parse_table(text: str, quoting=csv.QUOTE_MINIMAL) -> tuple:  # ([(line, {col
         if separator == "\t" and quoting == csv.QUOTE_MINIMAL:
             return parse_table(text, csv.QUOTE_NONE)
         raise InputError(f"broken CSV at line {line} ({error})", remedy) from None
+    if rows and rows[0][1] == ["sep=", ""]:  # Excel's line that names the separator
+        rows = rows[1:]
     header = [name.strip() for name in rows[0][1]] if rows else []
     if twice := [name for name in header if name and header.count(name) > 1]:
         raise InputError(f"two columns are called {format_value(twice[0])}", "rename one, or give a row for each")
