@@ -108,7 +108,7 @@ def test_without_the_extra_there_is_one_line(tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(__import__("sys").modules, "executorch.exir", None)
     chats = tmp_path / "chats.jsonl"
     chats.write_text('{"prompt": "Hello", "response": "Hello, dear."}\n')
-    assert main(["phone", "export", "--data", str(chats), "--out", str(tmp_path / "out")]) == 2
+    assert main(["phone", "--data", str(chats), "--out", str(tmp_path / "out")]) == 2
     line = capsys.readouterr().err.strip()
     assert INSTALL in line and 'in a clone pip install -e ".[phone]"' in line and "\n" not in line
     assert not (tmp_path / "out").exists()

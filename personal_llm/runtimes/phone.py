@@ -244,7 +244,6 @@ def phone_export(
 
 
 RUNTIME = Runtime(
-    commands={"phone export": phone_export},
-    examples={"phone export": ["--data chats.jsonl --out bundle"]},
-    summary="Pack model and chats for a phone.",
+    commands={"phone": phone_export},
+    examples={"phone": ["--data chats.jsonl --out bundle"]},
 )
