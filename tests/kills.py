@@ -10,7 +10,7 @@ import traceback
 OPERATIONS = [(os, name) for name in ("replace", "rename", "link", "unlink", "rmdir", "mkdir", "fsync", "open")]
 
 
-def at_operation(step, act) -> list:
+def at_operation(step, act, change=setattr) -> list:
     "Let the step-th file operation of this process `act` instead; the list's item counts them."
     count = [0]
 
@@ -25,14 +25,14 @@ def at_operation(step, act) -> list:
         return call
 
     for owner, name in OPERATIONS:
-        setattr(owner, name, guarded(getattr(owner, name)))
+        change(owner, name, guarded(getattr(owner, name)))
     real = builtins.open
 
     def opened(file, mode="r", *given, **named):
         writes = set(mode) & set("wax+") and not isinstance(file, int)
         return act() if writes and now() else real(file, mode, *given, **named)
 
-    builtins.open = opened
+    change(builtins, "open", opened)
     return count
 
 

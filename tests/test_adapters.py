@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from kills import killed_at
+from kills import at_operation, killed_at
 from safetensors.torch import load_file, save_file
 from tiny import break_seal, random_adapter, same, tiny, weights, write_adapter
 
@@ -209,23 +209,6 @@ def test_ids_tell_adapters_apart(old, tmp_path, monkeypatch):
 
 # ---- all or nothing
 
-OPERATIONS = [(os, "replace"), (os, "unlink"), (os, "rmdir"), (os, "mkdir"), (os, "fsync"), (os, "open")]
-
-
-def at_operation(step, monkeypatch, act):
-    "Let the step-th file operation of this process `act` instead."
-    count = iter(range(10**6))
-
-    def guarded(operation):
-        def call(*given, **named):
-            return act() if next(count) == step else operation(*given, **named)
-
-        return call
-
-    for owner, name in OPERATIONS:
-        monkeypatch.setattr(owner, name, guarded(getattr(owner, name)))
-    return count
-
 
 @pytest.mark.parametrize("before", ["old", None], ids=["over an old one", "into a new folder"])
 def test_a_kill_leaves_one_adapter_or_none(before, tmp_path):
@@ -258,7 +241,7 @@ def test_a_full_disk_leaves_one_adapter_or_none(code, tmp_path, monkeypatch):
     while not outcomes or outcomes[-1] != "done":
         out = write(tmp_path / f"{step}", "old").path
         with monkeypatch.context() as patched:
-            at_operation(step, patched, fail)
+            at_operation(step, fail, patched.setattr)
             try:
                 write(out, "new", rank=2)
                 outcomes.append("done")

@@ -98,19 +98,14 @@ def test_a_failure_names_notebook_heading_cell_and_line(notebook, pytester):
     )
 
 
-def test_an_assert_shows_its_values(notebook, pytester):
-    notebook("# Title", "total = 2 + 2", "assert total == 5")
-    result = run(pytester)
-    result.assert_outcomes(failed=1)
-    result.stdout.fnmatch_lines([">*assert total == 5", "E*assert 4 == 5"])
-
-
-def test_syntax_errors_and_exits_are_failures(notebook, pytester):
+def test_syntax_errors_exits_and_asserts_are_failures(notebook, pytester):
     notebook("# Title", "x = = 1", name="nbs/broken.ipynb")
     notebook("# Title", "raise SystemExit(0)", name="nbs/leaving.ipynb")
+    notebook("# Title", "total = 2 + 2", "assert total == 5", name="nbs/wrong.ipynb")
     result = run(pytester)
-    result.assert_outcomes(failed=2)
-    result.stdout.fnmatch_lines(["E*broken.ipynb cell 2*", "E*SyntaxError*", "E   SystemExit: 0"])
+    result.assert_outcomes(failed=3)
+    lines = ["E*broken.ipynb cell 2*", "E*SyntaxError*", "E   SystemExit: 0", ">*assert total == 5", "E*assert 4 == 5"]
+    result.stdout.fnmatch_lines(lines)
 
 
 def test_a_chosen_section_runs_the_cells_above_it(notebook, pytester):

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from personal_llm.base.core import InputError
 from personal_llm.base.models import load_model
 from personal_llm.recipes import pocket_model
-from personal_llm.recipes.pocket_model import Training, draw_batches, main, learning_rate_at, train, training_arguments
+from personal_llm.recipes.pocket_model import Training, draw_batches, learning_rate_at, train
 from personal_llm.recipes.pocket_text import make_streams
 
 SIZES = dict(
@@ -115,32 +115,6 @@ def test_the_schedule_counts_tokens_and_not_time(small, monkeypatch):
     assert rates[1.0][::2] == [learning_rate_at(step / STEPS) for step in range(STEPS)]
 
 
-def test_a_finished_training_is_not_trained_on(small):
-    go(small)
-    before = weights(small)
-    go(small)
-    assert all(torch.equal(w, weights(small)[name]) for name, w in before.items())
-
-
 def test_too_little_text_is_said():
     with pytest.raises(InputError, match="99 tokens of text are less than a batch; give 8193 or more"):
         next(draw_batches(np.arange(99), 8, 0))
-
-
-def test_the_command(tmp_path, monkeypatch):
-    given = {}
-    monkeypatch.setattr(pocket_model, "train", lambda *args: given.update(args=args) or tmp_path)
-    monkeypatch.setenv("HOME", str(tmp_path))
-    main(["--data", "DATA"])
-    cache = tmp_path / ".cache/personal_llm/recipes/pocket"
-    assert given["args"] == ("DATA", cache, pocket_model.TOKEN_BUDGET, 0, "cpu", True, ""), (
-        "called again it goes on there"
-    )
-    main(["--data", "DATA", "--out", "here", "--tokens", "99", "--seed", "3", "--device", "cuda", "--no-compile"])
-    assert given["args"][2:] == (99, 3, "cuda", False, "") and str(given["args"][1]) == "here"
-    with pytest.raises(SystemExit):
-        training_arguments().parse_args(["--data", "DATA", "--minutes", "86"])
-
-
-def test_the_help_of_the_command_can_be_printed():
-    assert "70% of it new" in " ".join(training_arguments().format_help().split())
