@@ -707,6 +707,7 @@ ORDERED = [  # any name of a number or of a time
     ("n", range(6)),
     ("turn", [str(i) for i in range(1, 7)]),
     ("date", [f"1/5/26, 10:0{i} PM" for i in range(6)]),
+    ("day", [f"1/5/26, 10:0{i} PM" for i in range(6)]),
 ]
 
 

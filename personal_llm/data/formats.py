@@ -197,7 +197,7 @@ FACTS = {  # a fact -> name of a field -> (values that tell it, "*" for any; val
     for fact, rows in TABLE["facts"].items()
 }
 OTHER_TIME = re.compile("(?i).*(updat|modif|edit|read|expir|out$|zone)")  # not the time at which it was written
-TIME_FIELD = re.compile("(?i).*(time|date|creat|sent|stamp|insert|epoch)|ts$|when$")
+TIME_FIELD = re.compile("(?i).*(time|date|creat|sent|stamp|insert|epoch)|ts$|when$|day$")
 NUMBER_FIELD = re.compile("(?i)((message|msg|turn)_?)?(seq|sequence|index|idx|number|order|position|id)|turn|step")
 
 
