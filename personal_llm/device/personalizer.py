@@ -390,7 +390,7 @@ class Learner(Reactor):
 
 # %% ../../nbs/6_device/07_personalizer.ipynb #per6forc
 class Personalizer(Learner):
-    "Learns one user; raises `InputError` for settings that cannot work, and for a folder of another model or in use."
+    "Learns one user; raises `InputError` for settings that cannot work, and for a folder in use."
 
     def recall(self, question: Dialogue) -> Recall:
         "Find what the reply to a question reads: instructions, answers where they belong, and statements."
