@@ -20,7 +20,7 @@ from .style import PUNCTUATION_PATTERNS
 PLAIN_PLLM_LABEL = "the plain pLLM"  # the reference of a pLLM in sentences
 ANONYMOUS_LABELS = {"opens": "opens with the same words", "signs": "signs off with the same words"}
 MIN_SHARE = 0.6  # p: three answers of five, "mostly"
-MIN_GAP = 0.4  # p - q: so that the base model has it in at most half as many
+MIN_GAP = 0.4  # p - q: 40 percentage points
 
 # %% ../../nbs/4_explanation/03_habits.ipynb #7baf1716
 @dataclass(frozen=True, repr=False)

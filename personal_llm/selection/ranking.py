@@ -102,7 +102,7 @@ class Ranking(Displayed):
     "The answer of a selector: the nearest pLLMs, the chosen one, the reason and the cost."
 
     best: str  # the chosen pLLM; None: the selector abstains
-    names: tuple  # nearest first; those with a measured loss stand first
+    names: tuple  # those with a measured loss first, by that loss; the others nearest first
     distances: tuple  # one for each name, in the selector's own unit; smaller is better
     reason: str = ""  # why this pLLM, or why none
     start: str = None  # the pLLM to start from: `best`, or the plain one if `match` abstains for it; None: the base
