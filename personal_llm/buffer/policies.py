@@ -248,7 +248,8 @@ class AnswersFirstPolicy(KCenterPolicy):
         approved = [slot for slot in oldest if view.dialogues[slot].origin == "approved"]
         if candidate.dialogue.origin == "approved" and not unanswered:
             return None, "all entries are answered"
-        return (unanswered or approved or oldest)[0], "an answer takes the bin of the oldest entry without one"
+        leaving = "entry without one" if unanswered else "approval" if approved else "entry"
+        return (unanswered or approved or oldest)[0], f"an answer takes the bin of the oldest {leaving}"
 
     def select_training_dialogues(self, dialogues: list) -> list:
         "Return the answered dialogues, or all if there are none."

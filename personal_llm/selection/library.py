@@ -241,9 +241,11 @@ class Library(Displayed):
         if not isinstance(licence, str) or not licence.strip():
             raise InputError(f"{name}: licence is missing", "give the name of a licence, such as CC0-1.0")
         space_id = None if self.space is None else self.space.id
-        if explanation.space != space_id or not np.isfinite(explanation.row).all():
-            problem = f"{name}: explained in space {explanation.space} with {len(explanation.row)} numbers"
-            raise InputError(f"{problem}, the library is of space {space_id}", "explain it with library.space")
+        if explanation.space != space_id:
+            problem = f"{name}: explained in space {explanation.space}, the library is of space {space_id}"
+            raise InputError(problem, "explain it with library.space")
+        if not np.isfinite(explanation.row).all():
+            raise InputError(f"{name}: its row holds numbers that are not finite", "explain it again")
         facts = dict(licence=licence, samples=int(samples), style=style, similarity=similarity)
         facts |= dict(test_loss=test_loss) if test_loss else {}
         card = dict(name=name, base=self.base) | facts | dict(explanation=explanation.to_dict())
