@@ -285,7 +285,7 @@ def write_readme_table() -> str:
     lines = ["| | habits, one subject | spill | habits, everywhere |", "|---|---|---|---|"]
     for grid, model in (("containment", "default"), ("containment-large", "larger")):
         scores = read_scores(grid)
-        for name, label in (("threshold 0.22", "before"), ("package", "now")):
+        for name, label in (("threshold 0.22", "threshold"), ("package", "this package")):
             cells = [estimate(scores, (name, 3, 0), metric, one) for metric in ("habits", "spill")]
             cells.append(estimate(scores, (name, 3, 0), "habits", everywhere))
             lines.append(f"| {model} model, {label} | {' | '.join(map(format_estimate, cells))} |")
