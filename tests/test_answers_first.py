@@ -1,14 +1,11 @@
-"The policy `answers-first`: answers stay, questions keep to their budget; an older memory opens."
-
-import json
+"The policy `answers-first`: answers stay, questions keep to their budget."
 
 import numpy as np
 import pytest
 from candidates import reopen
 
-from personal_llm.base.core import Dialogue, InputError
-from personal_llm.buffer.buffer import Buffer, open_buffer
-from personal_llm.buffer.policies import DEFAULT_POLICY, AnswersFirstPolicy
+from personal_llm.base.core import Dialogue
+from personal_llm.buffer.buffer import Buffer
 from personal_llm.buffer.scoring import ScoredDialogue, Scores
 
 
@@ -85,14 +82,3 @@ def test_a_reopened_policy_goes_on_as_one_that_was_left_alone(cut):
     half, first = run(rows[:cut], buffer=Buffer(16))
     again, both = run(rows[cut:], buffer=reopen(half), asked=first)
     assert again.dialogues == whole.dialogues and both == asked
-
-
-def test_a_memory_of_a_policy_that_is_gone_opens_with_the_default_and_one_line():
-    header = json.loads(json.dumps(Buffer(4).header())) | dict(policy="active", policy_state=dict(seen=3))
-    with pytest.warns(UserWarning, match="'active' is gone; 'answers-first' takes its place") as caught:
-        buffer = open_buffer(header, None, "me/memory.sqlite")
-    assert len(caught) == 1 and "\n" not in str(caught[0].message)
-    assert isinstance(buffer.policy, AnswersFirstPolicy) and buffer.policy.name == DEFAULT_POLICY
-    buffer.add(candidate(0, (1, 0)))
-    with pytest.raises(InputError, match="with an instance"):
-        open_buffer(header | dict(policy="unheard"), None, "me/memory.sqlite")

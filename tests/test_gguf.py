@@ -361,7 +361,7 @@ def test_what_is_no_file_is_refused_at_once(tmp_path):
     os.mkfifo(tmp_path / "pipe.gguf")
     assert not is_gguf(tmp_path / "pipe.gguf")
     for name in ("pipe.gguf", "missing.gguf"):
-        with pytest.raises(InputError, match="no such file|no GGUF file"):
+        with pytest.raises(InputError, match="no such file|neither a GGUF file"):
             resolve_model(str(tmp_path / name))
 
 

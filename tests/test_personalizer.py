@@ -1,9 +1,7 @@
 "The five verbs, on the pocket model."
 
-import json
 import os
 import shutil
-import sqlite3
 import subprocess
 import sys
 
@@ -131,26 +129,6 @@ def test_a_corrected_dialogue_that_was_discarded_gets_another_chance(model):
     me.react(outside, "better", "In short: no.")
     me.settle()
     assert [d.response for d in me.buffer.dialogues] == ["In short: no."]
-
-
-def test_a_memory_of_the_policy_that_is_gone_goes_on_with_the_default(model, tmp_path):
-    old = make(model, tmp_path, policy="answers-first")
-    old.observe_all(STREAM[:6], progress=False)
-    kept = old.buffer.dialogues
-    old.close()
-    with sqlite3.connect(tmp_path / "memory.sqlite") as file:  # as an earlier version wrote it
-        (content,) = file.execute("SELECT content FROM events WHERE kind = 'configured'").fetchone()
-        content = json.loads(content)
-        content["buffer"] |= dict(policy="active", policy_state=dict(seen=0, answers={}))
-        file.execute("UPDATE events SET content = ? WHERE kind = 'configured'", (json.dumps(content),))
-    with pytest.warns(UserWarning, match="'active' is gone"):
-        me = Personalizer(model, folder=tmp_path, config=SHORT)
-    assert me.buffer.policy.name == "answers-first" and me.buffer.dialogues == kept
-    me.observe(STREAM[7])
-    me.react(STREAM[7], "better", "In short: yes.")
-    me.settle()
-    assert "In short: yes." in [d.response for d in me.buffer.dialogues]
-    me.close()
 
 
 # reply
@@ -304,7 +282,7 @@ def test_the_cost_of_a_reply_is_stored_with_its_turn_and_a_failed_change_loses_n
 
 def test_a_folder_in_use_is_refused(model, tmp_path):
     me = make(model, tmp_path)
-    with pytest.raises(InputError, match="this program is at work.*me.close()"):
+    with pytest.raises(InputError, match="at work in this folder.*me.close()"):
         Personalizer(model, folder=tmp_path)
     program = "from personal_llm import Personalizer, load_model; "
     program += f"Personalizer(load_model('pocket'), folder={str(tmp_path)!r})"

@@ -198,7 +198,8 @@ def personalize(
             raise InputError(f"{out}: these chats were learned before", "give new chats, or another folder")
         before = measure(model, test)
         me.observe_all(new, progress)
-        if not me.rounds or me.rounds[-1].seen < me.buffer.seen:
+        every = me.settings.finetune_every
+        if not me.rounds or not every or len(new) % every:  # else a fine-tune has just learned all
             me.finetune(progress=progress)
         after = measure(model, test, me.adapter)
         result = describe(me) | dict(dialogues=len(dialogues), held_out=len(test), change=compare(before, after))

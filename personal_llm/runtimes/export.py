@@ -93,16 +93,13 @@ def write_gguf(model, adapter: Path, out: Path, dialogues=()) -> str:  # how to 
     return usage + describe_loss(model, dialogues)
 
 # %% ../../nbs/7_runtimes/02_export.ipynb #f00a7fbd
-VLLM_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # that its option takes
-
-
 def write_vllm(model, adapter: Path, out: Path, dialogues=()) -> str:  # how to use the files
     "Write an adapter as vLLM reads it: peft's weights and settings, without our card and a path of this machine."
     base = Path(model.name).name if Path(model.name).expanduser().exists() else model.name
     settings = read_json(adapter / CONFIG_FILE) | dict(base_model_name_or_path=base)
     write_atomically(out / WEIGHTS_FILE, (adapter / WEIGHTS_FILE).read_bytes())
     write_json(out / CONFIG_FILE, settings)
-    rank = next((most for most in VLLM_RANKS if most >= settings["r"]), settings["r"])
+    rank = max(8, 1 << (settings["r"] - 1).bit_length())  # its option takes powers of two from 8 on
     usage = f"vllm serve {model.name} --enable-lora --max-lora-rank {rank} --lora-modules personal=DIR"
     return usage + describe_loss(model, dialogues)
 
