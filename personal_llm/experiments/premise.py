@@ -6,7 +6,7 @@
 __all__ = ['STREAMS', 'SUBJECTS', 'LENGTH', 'TESTS', 'BINS', 'STEPS', 'NUMBERED', 'POLICIES', 'JOBS', 'PAIRS', 'SCORES',
            'SETTINGS', 'SCORE_JOBS', 'SETTING_JOBS', 'GRIDS', 'read_short_rows', 'divide_subjects', 'find_subjects',
            'split_stream', 'draw_blocks', 'measure_streams', 'score_replies', 'measure', 'select_rouge', 'align',
-           'read_rouge', 'read_scores', 'read_setting']
+           'read_rouge']
 
 # %% ../../nbs/experiments/78_premise.ipynb #prm00003
 import functools
@@ -181,15 +181,3 @@ def align(**runs) -> dict:  # runs: name -> what `select_rouge` gave; name -> (s
 def read_rouge() -> dict:  # policy -> (streams,)
     "Return ROUGE-1 of the streams in which every policy was measured, in one order."
     return align(**{policy: select_rouge("premise", policy=policy) for policy in (*POLICIES, "none")})
-
-
-def read_scores() -> dict:  # policy -> (streams,)
-    "Return ROUGE-1 of the paper's rule and of each single score, over the streams that have them all."
-    alone = {score: select_rouge("premise-scores", policy=score) for score in SCORES}
-    return align(sdss=select_rouge("premise", policy="sdss"), **alone)
-
-
-def read_setting(**values) -> np.ndarray:  # (streams,)
-    "Return the change of ROUGE-1 of the paper's rule by another setting."
-    runs = align(before=select_rouge("premise", policy="sdss"), after=select_rouge("premise-settings", **values))
-    return runs["after"] - runs["before"]

@@ -138,10 +138,12 @@ def compare_replies(user: str, row: dict, after: int) -> tuple:  # (ROUGE-1, dis
     return float(rouge), float(gaps[scale > 1e-5].sum())  # a feature without any spread has no scale
 
 
-def read_starts(starts: tuple = STARTS[:2]) -> dict:  # user -> start -> row; users with all of these starts
-    "Read the rows at equal terms."
-    rows = [line["job"] | line["results"] for line in read_result_lines("starts-equal")]
-    return group_by_user([row for row in rows if row["start"] in starts], "start", starts)
+def read_starts(starts: tuple = STARTS[:2], likeness: float = 0.9) -> dict:
+    "Read the rows at equal terms: user -> start -> row, of users with all of these starts; likeness: of the pLLMs."
+    rows = [line["job"] | line["results"] for grid in ("starts-equal", "starts-thirty") for line in read_result_lines(grid)]
+    rows = [row for row in rows if "rate" not in row]
+    wanted = [row for row in rows if row["start"] == "scratch" or row.get("likeness", 0.9) == likeness]
+    return group_by_user([row for row in wanted if row["start"] in starts], "start", starts)
 
 # %% ../../nbs/experiments/70_starts.ipynb #xp690021
 def choose_shares(dialogues: list, plain: list, scaling: str = "between") -> dict:  # style -> share

@@ -5,10 +5,11 @@
 # %% auto #0
 __all__ = ['MARGIN', 'ROUGE_MARGIN', 'UNMEASURED', 'PAPER_RATIO', 'RATIO_MARGIN', 'PAPER_ACCURACY', 'PAPER_QWEN', 'PAPER_SAVED',
            'CHANCE', 'Measured', 'Claim', 'judge_values', 'judge_share', 'as_percent', 'as_markdown', 'count_verdicts',
-           'judge_uniform', 'judge_scores', 'judge_signal', 'judge_length', 'judge_corrections', 'judge_ratio',
-           'judge_rivals', 'judge_setting', 'judge_curve', 'list_sdss_claims', 'read_matched', 'read_choices',
-           'judge_match', 'judge_published', 'judge_levels', 'judge_starts', 'judge_merging', 'list_xpert_claims',
-           'judge_breaks', 'judge_default', 'list_own_claims', 'correct_family', 'write_sentences']
+           'judge_uniform', 'judge_scores', 'judge_signal', 'judge_length', 'judge_corrections', 'judge_premise',
+           'judge_runs', 'judge_settings', 'judge_curve', 'list_sdss_claims', 'read_matched', 'read_choices',
+           'judge_match', 'judge_published', 'judge_levels', 'judge_starts', 'judge_wrong_start', 'judge_replies',
+           'judge_merging', 'list_xpert_claims', 'judge_breaks', 'judge_default', 'list_own_claims', 'correct_family',
+           'write_sentences']
 
 # %% ../../nbs/experiments/00_summary.ipynb #sumh0003
 from collections import Counter
@@ -33,8 +34,8 @@ from personal_llm.experiments.harness import (
     sign_flip_test,
     user_means,
 )
-from .premise import read_rouge, read_scores, read_setting
-from .sdss import average_by_set, select_runs
+from .premise import read_rouge
+from .sdss import average_by_set, compare_runs, select_runs
 from .shares import read_corrected
 from .starts import compare_replies, count_saved, read_starts
 from .xpert import read_right
@@ -149,27 +150,30 @@ def judge_corrections() -> Measured:
     return judge_values(corrected, 16.0, f"corrected of 32: {{}} ({len(corrected)} people)", "05_shares", none=None)
 
 
-def judge_ratio(rouge: dict, claim: float = PAPER_RATIO) -> Measured:  # rouge: policy -> (streams,)
+def judge_premise(*rivals) -> Measured:  # names of policies
     "Compare the paper's rule with the best of its rivals on streams whose subjects come in blocks."
-    if not len(rouge["sdss"]):
-        return UNMEASURED
-    found = ratio_to_best(rouge["sdss"], {policy: values for policy, values in rouge.items() if policy != "sdss"})
-    verdict = decide_verdict(found.low, found.high, claim, RATIO_MARGIN, none=1.0, units=found.n)
+    rouge = read_rouge()
+    found = ratio_to_best(rouge["sdss"], {policy: rouge[policy] for policy in rivals})
+    verdict = decide_verdict(found.low, found.high, PAPER_RATIO, RATIO_MARGIN, none=1.0, units=found.n)
     return Measured(verdict, f"{found} ({found.n} streams)", "78_premise")
 
 
-def judge_rivals(*rivals) -> Measured:  # names of policies
-    "Judge whether what the paper's rule keeps teaches more than what its rivals keep."
-    rouge = read_rouge()
-    return judge_ratio({policy: rouge[policy] for policy in ("sdss", *rivals)})
+def judge_runs(rivals: tuple, claim: float = PAPER_RATIO) -> Measured:
+    "Compare the paper's rule with rivals over the first data sets, whose neighbours are not alike."
+    found, sets = compare_runs("rouge1", "sdss", rivals)
+    verdict = decide_verdict(found.low, found.high, claim, MARGIN, none=1.0, units=found.n)
+    return Measured(verdict, f"{found} ({len(sets)} data sets)", "67_sdss")
 
 
-def judge_setting(claim: float, text: str, **values) -> Measured:  # values: of the setting
-    "Compare the paper's rule with itself at another setting."
-    change = read_setting(**values)
-    if not len(change):
-        return UNMEASURED
-    return judge_values(change, claim, f"{text}: change {{}} ({len(change)} streams)", "78_premise", ROUGE_MARGIN)
+def judge_settings(claim: float, first: dict, last: dict) -> Measured:  # settings of two runs of the paper's rule
+    "Compare the paper's rule with two settings."
+    before, after = average_by_set(*(select_runs("rouge1", "sdss", **values) for values in (first, last)))
+    (name,) = first
+    gain = np.array([after[one] - before[one] for one in after])
+    text = f"{name} {first[name]} to {last[name]}: change"
+    if len(gain) < 2:  # no interval
+        return Measured("undecided", f"{text} {gain.mean():.3f} ({len(gain)} data set)", "67_sdss")
+    return judge_values(gain, claim, f"{text} {{}} ({len(gain)} data sets)", "67_sdss", ROUGE_MARGIN)
 
 
 def judge_curve() -> Measured:
@@ -186,24 +190,22 @@ def list_sdss_claims() -> list:  # `Claim`s
     "Judge the claims of SDSS."
     six = f"{PAPER_RATIO} × (1.18 to 1.43, median of six sets)"
     sets = "MedDialog: 1 set .242, 3 sets .293; our bar .051"
-    more = judge_setting(0.0, "bins 8 to 32", bins=32)
-    rewrites = judge_setting(0.051, "rewrites 0 to 3", rewrites=3)
     return [
-        Claim("what the rule keeps teaches more than a random buffer (ROUGE-1)", six, judge_rivals("random")),
-        Claim("it teaches more than the best of its rivals", six, judge_rivals("random", "kcenter")),
+        Claim("what the rule keeps teaches more than a random buffer (ROUGE-1)", six, judge_premise("random")),
+        Claim("it teaches more than the best of its rivals", six, judge_premise("random", "kcenter")),
         Claim("the rule keeps more signal than a uniform sample", "not counted", judge_uniform()),
         Claim("the rule keeps more signal than the best of its rivals", "not counted; our bar: .1", judge_signal()),
         Claim(
             "three scores beat the best of them alone in ROUGE-1",
             "1.18 × (median of six sets)",
-            judge_ratio(read_scores(), claim=1.18),
+            judge_runs(("eoe", "dss", "idd"), claim=1.18),
         ),
         Claim("three scores find more signal than each alone", "not counted", judge_scores()),
         Claim("EOE measures what a dialogue informs of, not its length", "our bar: below .5", judge_length()),
         Claim("it learns faster than the baselines at every checkpoint", "ahead at all six", judge_curve()),
         Claim("questions about the buffer bring corrections (more than half)", "not counted", judge_corrections()),
-        Claim("more bins are better", "a figure", more),
-        Claim("synthesised sets teach more", sets, rewrites),
+        Claim("more bins are better", "a figure", judge_settings(0.0, dict(bins=8), dict(bins=64))),
+        Claim("synthesised sets teach more", sets, judge_settings(0.051, dict(rewrites=0), dict(rewrites=3))),
     ]
 
 # %% ../../nbs/experiments/00_summary.ipynb #sumh0010
@@ -252,18 +254,29 @@ def judge_levels() -> Measured:
     return Measured(verdict, f"by states, without words: {grow} of {len(rows)} axes", "68_xpert")
 
 
-def judge_starts() -> tuple:  # (of the steps, of the replies)
-    "Judge the steps that the right pLLM saves at equal terms, and its replies beside those from scratch."
-    starts = read_starts()
+def judge_starts(similarity: float) -> Measured:
+    "Judge the share of the steps that the right pLLM saves at equal terms."
+    starts = read_starts(likeness=similarity)
     if len(starts) < 2:
-        return UNMEASURED, UNMEASURED
+        return UNMEASURED
     saved = [count_saved(own) for own in starts.values()]
     text = f"{{}} of the steps, the choice not counted ({len(saved)} users)"
-    steps = judge_values(saved, PAPER_SAVED[0.9], text, "70_starts", MARGIN)
+    return judge_values(saved, PAPER_SAVED[similarity], text, "70_starts", MARGIN)
+
+
+def judge_wrong_start() -> str:
+    "Return the share of the steps that the right pLLM of another user saves."
+    starts = read_starts(("scratch", "random"))
+    return str(mean_over_users([count_saved(dict(scratch=own["scratch"], own=own["random"])) for own in starts.values()]))
+
+
+def judge_replies() -> Measured:
+    "Judge the replies of the right pLLM after all steps beside those from scratch."
+    starts = read_starts()
     rouge = [[compare_replies(user, own[name], 24)[0] for name in ("own", "scratch")] for user, own in starts.items()]
     gain = np.subtract(*np.transpose(rouge))
     text = f"ROUGE-1 of the right pLLM minus scratch {{}} ({len(gain)} users)"
-    return steps, judge_values(gain, -ROUGE_MARGIN, text, "70_starts", none=None)
+    return judge_values(gain, -ROUGE_MARGIN, text, "70_starts", none=None)
 
 
 def judge_merging() -> Measured:
@@ -293,12 +306,11 @@ def list_xpert_claims() -> list:  # `Claim`s
         name = f"the right style is chosen by the published words and L1, similarity {similarity:.0%}"
         claims.append(Claim(name, f"{theirs:.1%} of 28", judge_published(similarity, theirs)))
     claims.append(Claim("distances grow with the gap of levels", "yes; our bar: on all three axes", judge_levels()))
-    steps, replies = judge_starts()
     for similarity, theirs in PAPER_SAVED.items():
         name = f"a start saves compute at equal rates, similarity {similarity:.0%}"
-        found = steps if similarity == 0.9 else UNMEASURED
-        claims.append(Claim(name, f"{theirs:.0%} of the minutes, selection not counted", found))
-    claims.append(Claim("the replies are as good as from scratch", "BLEU, ROUGE-1, ROUGE-L unharmed", replies))
+        theirs = f"{theirs:.0%} of the minutes, selection not counted"
+        claims.append(Claim(name, theirs, judge_starts(similarity)))
+    claims.append(Claim("the replies are as good as from scratch", "BLEU, ROUGE-1, ROUGE-L unharmed", judge_replies()))
     claims.append(Claim("a start saves data, similarity 90%", "22 to 51%"))
     merged = "steps: 1,000 from scratch, 600 nearest, 450 merged"
     claims.append(Claim("merging by the rule serves a user of two styles", merged, judge_merging()))
@@ -348,11 +360,10 @@ def write_sentences() -> str:
     ninety, fifty = (as_percent(estimate_share(read_matched(similarity))) for similarity in (0.9, 0.5))
     uniform = judge_uniform()
     is_left = any(name.startswith("the rule keeps more signal than a uniform sample") for name in left)
-    random, best = judge_rivals("random"), judge_rivals("random", "kcenter")
+    random, best = judge_premise("random"), judge_premise("random", "kcenter")
     counted = as_percent(estimate_share(read_choices("xpert-counted", 0.9, "within, L1")))
     published = as_percent(estimate_share(read_choices("xpert-written", 0.9, "published")))
-    steps, replies = judge_starts()
-    start = f"saves {steps.text}: {steps.verdict}; {replies.text}" if steps.text else "is not measured yet"
+    steps, less = judge_starts(0.9), judge_starts(0.3)
     sentences = (
         f"**A choice by gradients and losses works.** `match` finds the right one of 28 pLLMs of the default model for "
         f"{ninety} of 28 users at 90 % similarity, and for {fifty} at 50 %, where the paper's Llama finds 54%.",
@@ -364,7 +375,8 @@ def write_sentences() -> str:
         f"**XPerT's words do not choose with a summariser of 1.5 B.** With the vectors that it wrote they find "
         f"{published} of 28 styles at 90 % by L1, where the paper's Llama finds 96%, and 39 counted features of the "
         f"same texts {counted}.",
-        f"**What a start saves, each at its own best rate.** The right pLLM {start}. The paper saves 82% of the "
-        "minutes.",
+        f"**The right pLLM saves the fine-tune.** Each start at its own best rate, it saves {steps.text} at 90 % "
+        f"similarity, where the paper saves 82%, and {less.text} at 30 %, where the paper saves 6%; a wrong pLLM saves "
+        f"{judge_wrong_start()}.",
     )
     return "\n".join(f"{place}. {sentence}" for place, sentence in enumerate(sentences, 1))
