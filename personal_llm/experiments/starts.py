@@ -140,8 +140,8 @@ def compare_replies(user: str, row: dict, after: int) -> tuple:  # (ROUGE-1, dis
 
 def read_starts(starts: tuple = STARTS[:2], likeness: float = 0.9) -> dict:
     "Read the rows at equal terms: user -> start -> row, of users with all of these starts; likeness: of the pLLMs."
-    rows = [line["job"] | line["results"] for grid in ("starts-equal", "starts-thirty") for line in read_result_lines(grid)]
-    rows = [row for row in rows if "rate" not in row]
+    lines = read_result_lines("starts-equal") + read_result_lines("starts-thirty")
+    rows = [line["job"] | line["results"] for line in lines if "rate" not in line["job"]]
     wanted = [row for row in rows if row["start"] == "scratch" or row.get("likeness", 0.9) == likeness]
     return group_by_user([row for row in wanted if row["start"] in starts], "start", starts)
 

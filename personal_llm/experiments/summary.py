@@ -267,7 +267,9 @@ def judge_starts(similarity: float) -> Measured:
 def judge_wrong_start() -> str:
     "Return the share of the steps that the right pLLM of another user saves."
     starts = read_starts(("scratch", "random"))
-    return str(mean_over_users([count_saved(dict(scratch=own["scratch"], own=own["random"])) for own in starts.values()]))
+    return str(
+        mean_over_users([count_saved(dict(scratch=own["scratch"], own=own["random"])) for own in starts.values()])
+    )
 
 
 def judge_replies() -> Measured:
