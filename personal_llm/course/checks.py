@@ -16,7 +16,7 @@ from functools import cache
 import numpy as np
 
 from ..base.core import make_generator
-from .probes import Answer, AnswerError, Strange, call_each, is_open, one_line, plain
+from .probes import CHANGED, Answer, AnswerError, Strange, call_each, is_open, one_line, plain
 
 # %% ../../nbs/course/00_checks.ipynb #1dac2e0c
 class later:
@@ -139,8 +139,8 @@ KINDS = {  # kind -> (the expected answer in words, function that recognises it)
 
 
 def _choice(text: str) -> str:
-    "Return a text without capitals and the last period."
-    return text.strip().removesuffix(".").strip().lower()
+    "Return a text without capitals, hyphens and the last period."
+    return " ".join(re.split(r"[-_\s]+", text.strip().removesuffix(".").lower())).strip()
 
 # %% ../../nbs/course/00_checks.ipynb #efdfeb3d
 def same(
@@ -202,6 +202,10 @@ def _short(x) -> str:
     return text if len(text) <= 60 else text[:57] + "..."
 
 
+def _done(error: str) -> str:
+    return "changes its argument" if error == CHANGED else f"raised {error}"
+
+
 def _judge_function(task: Task, answer: Answer, seed: int) -> str:  # "", the name of a wrong one, or a sentence
     "Compare a function with the right one and with the wrong ones."
     cases = cases_of(task, seed)
@@ -209,7 +213,7 @@ def _judge_function(task: Task, answer: Answer, seed: int) -> str:  # "", the na
     if len(rows) != len(cases):
         return "your function did not return"
     raised = [
-        f"your function raised {error} on ({', '.join(map(_short, case))}): {value}" if error else ""
+        f"your function {_done(error)} on ({', '.join(map(_short, case))}): {value}" if error else ""
         for case, (error, value) in zip(cases, rows)
     ]
     if all(raised):
@@ -330,15 +334,31 @@ def misfit(task: Task, answer) -> str:  # "" when it can be compared
     return f"{strange[0][:40]!r} is none of {', '.join(task.choices)}" if strange else ""
 
 # %% ../../nbs/course/00_checks.ipynb #be08dac1
-def _number_of(answer):
-    "Return the number that a text spells, perhaps in percent, or the answer as it is."
-    if not isinstance(answer, str):
+def _number_of(answer, question: str):
+    "Return the number that a text spells (in percent, as a fraction, in the question's unit), or the answer as it is."
+    if not isinstance(answer, str) or len(answer) > 99:  # no text of a megabyte meets the pattern
         return answer
-    text = answer.strip()
+    text, unit = re.fullmatch(r"\s*(.*?)\s*(%|[a-z]+)?\s*", answer, re.DOTALL).groups()
+    if unit not in (None, "%", *re.findall(r"\w+", question)):
+        return answer
+    if re.fullmatch(r"[1-9]\d{0,2}(,\d{3})+", text):
+        text = text.replace(",", "")
     try:
-        return float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
-    except ValueError:
+        top, *bottom = map(float, text.split("/", 1))
+        return top / (bottom or [1])[0] / (100 if unit == "%" else 1)
+    except (ValueError, ZeroDivisionError):
         return answer
+
+
+def _numbers_of(answer, question: str):
+    "Return the numbers of a list of texts, or of one text with commas or blanks, or the answer as it is."
+    if not isinstance(answer, (str, list)) or len(answer) > 999:
+        return answer
+    parts = answer
+    if isinstance(answer, str):
+        parts = re.split(r"[,;\s]+", re.sub(r"\s+%", "%", answer.strip("[]() ")))
+    numbers = [_number_of(part, question) for part in parts]
+    return answer if any(isinstance(number, str) for number in numbers) else numbers
 
 
 def check_plain(
@@ -349,7 +369,8 @@ def check_plain(
     "Judge an answer that is plain values; never raises for one."
     if is_open(answer) or getattr(answer, "is_open", False):
         return Verdict(task.name, "open")
-    answer = _number_of(answer) if task.kind == "number" else answer
+    spelled = dict(number=_number_of, numbers=_numbers_of).get(task.kind)
+    answer = spelled(answer, task.question) if spelled else answer
     reason = misfit(task, answer)
     try:
         if task.judge:
@@ -359,7 +380,7 @@ def check_plain(
         else:
             reason = reason or _judge_value(task, answer)
     except AnswerError as error:
-        reason = f"your answer raised {error}"
+        reason = f"your answer {_done(error.kind)}: {error.message}"
     except Exception as error:  # a value that no judge expects
         reason = f"your answer cannot be compared ({type(error).__name__}: {one_line(error)})"
     if reason in ("", "open"):

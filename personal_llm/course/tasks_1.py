@@ -168,7 +168,10 @@ TASKS.add(
         "each row was asked for the token before",
     ),
     ("start counted from 1", lambda s, i, n: answer_nll(s, i, n - 1), "a token before the answer is counted"),
-    tries=[_draw_case(make_generator(s, "lesson 1"), n, start) for s, n, start in ((0, 7, 4), (1, 5, 2), (2, 9, 6))],
+    tries=[
+        _draw_case(make_generator(s, "lesson 1"), n, start)
+        for s, n, start in ((0, 7, 4), (1, 5, 2), (2, 9, 6), (3, 6, 1))
+    ],
     draw=_draw_case,
     hint="for this case, write each token of the answer beside the row that speaks of it",
 )

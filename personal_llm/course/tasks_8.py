@@ -143,7 +143,9 @@ def _product(answer, parts: list) -> np.ndarray:
 def _judge_merge(answer, seed: int) -> str:
     "Judge by the product of the factors."
     cases = [_parts(seed, 2), _parts(seed + 1, 3)]
-    first = answer(list(cases[0]))
+    [(error, first)] = answer.ask(call_each, ([(list(cases[0]),)],))
+    if error:
+        raise AnswerError(error, first)
     if not isinstance(first, list) or len(first) != 2:
         return f"two matrices (A, B) were expected, this is {describe(first)}"
     A, B = map(np.asarray, first)
