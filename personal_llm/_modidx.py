@@ -1814,6 +1814,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                      'personal_llm/device/forgetting.py'),
                                                 'personal_llm.device.forgetting.sign': ( '6_device/forgetting.html#sign',
                                                                                          'personal_llm/device/forgetting.py'),
+                                                'personal_llm.device.forgetting.sign_turns': ( '6_device/forgetting.html#sign_turns',
+                                                                                               'personal_llm/device/forgetting.py'),
                                                 'personal_llm.device.forgetting.trim': ( '6_device/forgetting.html#trim',
                                                                                          'personal_llm/device/forgetting.py')},
             'personal_llm.device.learning': { 'personal_llm.device.learning.PreparedRound': ( '6_device/learning.html#preparedround',

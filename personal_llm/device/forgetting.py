@@ -217,16 +217,31 @@ def sign(archive: Archive, text: str) -> str:  # sixteen hex digits
     return hmac.digest(key.encode(), (fold(text) or text).encode("utf-8", "replace"), "sha256").hex()[:16]
 
 
+REPLY = "the reply to: "
+
+
+def sign_turns(archive: Archive, plan: ForgetPlan) -> list:
+    "Return the fingerprints of the turns of a plan that another program could send again, also with another reply."
+    texts = [text for _, text in plan.turns]
+    for id in (*plan.dialogues, *plan.replies):
+        if archive.talks[id] != FILE:
+            d = archive.dialogues[id]
+            texts += [d.response, d.prompt if id in plan.dialogues else REPLY + d.prompt]
+    return [sign(archive, text) for text in dict.fromkeys(texts) if text]
+
+
 def drop_forgotten(archive: Archive, history) -> list:  # (role, text) pairs
-    "Return a history that another program sent, without forgotten turns and the replies to them."
+    "Return a history that another program sent, without forgotten turns and the replies to forgotten messages."
     known = {name for event in archive.events if event.kind == "forgotten" for name in event.content.get("turns", ())}
+    if not known:
+        return list(history)
     kept = []
     was_gone = False
     for role, text in history:
-        is_gone = bool(known) and sign(archive, text) in known
+        is_gone = sign(archive, text) in known
         if not (is_gone or was_gone and role == "assistant"):
             kept.append((role, text))
-        was_gone = is_gone
+        was_gone = role == "user" and (is_gone or sign(archive, REPLY + text) in known)
     return kept
 
 
@@ -255,11 +270,7 @@ def delete_rows(state: State, plan: ForgetPlan, policy=None) -> State:
     purge(archive)  # stops here while another program reads the file
     with archive.transaction():
         counts = dict(seen=state.buffer.seen, adapters=list(plan.adapters), cost=state.cost.to_dict())
-        others = [archive.dialogues[id] for id in (*plan.dialogues, *plan.replies) if archive.talks[id] != FILE]
-        texts = dict.fromkeys(
-            [text for _, text in plan.turns] + [text for d in others for text in (d.prompt, d.response)]
-        )
-        counts["turns"] = [sign(archive, text) for text in texts if text]  # another program could send them again
+        counts["turns"] = sign_turns(archive, plan)
         for number in plan.words:
             archive.execute("DELETE FROM events WHERE number = ?", (number,))
         cut_history(archive, plan.turns)
