@@ -270,7 +270,7 @@ copy: to Copy the reply | ENTER | see #note Copied.
 edit a message: to Edit your | ENTER | END | type  Please. | to Send | ENTER | stored 5 | turns 3
 like a reply: to A bad reply | back A good reply | SPACE | see [name=up][aria-pressed=true] 👍
 dislike it: to A bad reply | SPACE | see [name=down][aria-pressed=true] 👎
-correct a reply: back Write the reply | ENTER | type A drink. | to Say it | ENTER | see .reply A drink.
+correct a reply: to Write the reply | ENTER | type A drink. | to Say it | ENTER | see .reply A drink.
 stop a reply: slow | to Your message | type Count. | ENTER | see .reply 1 2 | ESCAPE | fast | turns 4
 go on after a stop: to Your message | type Thanks. | ENTER | turns 5
 a new talk: unfold | to New talk | ENTER | turns 0 | type Hello. | ENTER | turns 1
