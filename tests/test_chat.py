@@ -76,6 +76,19 @@ def test_the_engine_loads_while_a_person_writes(model, monkeypatch, at_terminal)
     assert loaded.is_set() == at_terminal
 
 
+def test_who_is_faster_than_the_loading_is_told(model, monkeypatch, capsys):
+    engine = LlamaCpp(model)
+    written = threading.Event()
+    monkeypatch.setattr(engine, "prepare", lambda: written.wait(60))
+    monkeypatch.setattr(model, "engine", engine)
+    type_lines(monkeypatch, "", at_terminal=True)
+    lines = iter(["Tea?", "/quit"])
+    monkeypatch.setattr(chat, "read_message", lambda prompt: next(lines))
+    monkeypatch.setattr(chat, "run_line", lambda session, line: written.set())
+    chat.run_chat(ChatSession(model, None))
+    assert "the model is loading" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     "line",
     [

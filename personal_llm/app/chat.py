@@ -238,8 +238,9 @@ def run_chat(session) -> None:
     if session.turns:
         print_note(f"the talk goes on after “{session.turns[-1].prompt[:60]}”; /new begins another one")
     engine = find_engine(session.model)
+    loading = threading.Thread(target=getattr(engine, "warm", None))
     if is_terminal() and isinstance(engine, LlamaCpp) and session.me.adapter is None:
-        threading.Thread(target=engine.warm).start()
+        loading.start()
     try:
         while True:
             session.collect()
@@ -254,6 +255,8 @@ def run_chat(session) -> None:
             line = read_message("> ")
             if not line or line.strip() == "/quit":
                 break
+            if loading.is_alive():
+                print_note("the model is loading")
             run_line(session, line)
         if session.learning is not None and not session.learning.is_done:
             print_note("the fine-tune goes on until it is complete; Ctrl-C stops it")
