@@ -204,9 +204,11 @@ def load_chat_model(model: str, folder: str, address: str, name: str, may_leave:
         return load(model, folder, is_largest=True)
     from personal_llm.base.replies import Remote
 
-    server = Remote(None, address, name, may_leave, seconds=10)  # to list its models, which loads none
-    with server.ask("GET", "/models"):
-        loaded = load(model, folder)
+    server = Remote(None, address, name, may_leave, seconds=10)  # without a name it asks for that of its only model
+    if name is not None:
+        with server.ask("GET", "/models"):
+            pass
+    loaded = load(model, folder)
     loaded.engine = Remote(loaded, address, server.name, may_leave)
     shown = f"{server.name} writes the replies"
     print_note(f"{shown}; {loaded.name} scores, and only {loaded.name} reads what a fine-tune learns")

@@ -191,8 +191,8 @@ def personalize(
             raise InputError(problem, "leave --capacity out, or give another folder")
         known = set(me.archive.dialogues)
         new = [d for d in stream if d.id not in known]
-        reason = f"a test needs {MIN_DIALOGUES} dialogues, of several conversations and without repeats"
-        reason = "the held-out dialogues are in the memory already" if test else reason
+        too_few = f"a test needs {MIN_DIALOGUES} dialogues, of several conversations and without repeats"
+        reason = "the held-out dialogues are in the memory already" if test else too_few
         test = [d for d in test if d.id not in known]
         if me.rounds and not new:
             raise InputError(f"{out}: these chats were learned before", "give new chats, or another folder")

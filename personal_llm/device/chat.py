@@ -295,7 +295,7 @@ class TalkSession(SessionBase):
 
 # %% ../../nbs/6_device/08_chat.ipynb #cht4lrnc
 class ChatSession(TalkSession):
-    "The talks of a folder; raises `InputError` if it is in use, damaged, or of another base model."
+    "The talks of a folder; raises `InputError` if it is in use or damaged."
 
     def react(self, kind: str, text: str = "", id=None, scope: str = "") -> None:
         "React as `Personalizer.react` does, to the newest turn if no id is given; `InputError` if invalid."

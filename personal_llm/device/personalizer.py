@@ -313,7 +313,7 @@ class Reactor(Observer):
 
 # %% ../../nbs/6_device/07_personalizer.ipynb #per6forc
 class Personalizer(Reactor):
-    "Learns one user; raises `InputError` for settings that cannot work, and for a folder of another model or in use."
+    "Learns one user; raises `InputError` for settings that cannot work, and for a folder in use."
 
     def finetune(self, start="last", synthetic: int = None, progress: bool = True) -> Adapter:
         "Ask, synthesise, tune, use the adapter (Qin et al. 2024, figure 1); `InputError` if there is nothing to learn."

@@ -21,7 +21,7 @@ class Explanation(Displayed):
     "The habits of a person or a pLLM, and the row by which we compare it."
 
     samples: int  # texts
-    counterpart: str  # what we compared with: "answers", "continuations", "prompts"; "panels" (known texts) of a pLLM
+    counterpart: str  # what we compared with: "answers", "prompts"; "panels" (known texts) of a pLLM
     habits: tuple = None  # `Trait`s; None in XPerT's own method
     num_answers: int = 0  # in which we counted them: the person's own, or the pLLM's
     space: str = None  # id of the space; None: without one, and then the fields that need it are empty
