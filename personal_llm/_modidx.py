@@ -2569,6 +2569,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                'personal_llm/experiments/xpert.py'),
                                                 'personal_llm.experiments.xpert.measure_counted': ( 'experiments/xpert.html#measure_counted',
                                                                                                     'personal_llm/experiments/xpert.py'),
+                                                'personal_llm.experiments.xpert.measure_level_prompts': ( 'experiments/xpert.html#measure_level_prompts',
+                                                                                                          'personal_llm/experiments/xpert.py'),
                                                 'personal_llm.experiments.xpert.measure_levels': ( 'experiments/xpert.html#measure_levels',
                                                                                                    'personal_llm/experiments/xpert.py'),
                                                 'personal_llm.experiments.xpert.measure_library': ( 'experiments/xpert.html#measure_library',

@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['PACKAGE', 'RESULTS', 'RUNNER_FIELDS', 'THREAD_VARIABLES', 'REVISION_VARIABLE', 'BUDGETS', 'MAX_EXACT_USERS',
            'MIN_UNITS', 'VERDICTS', 'USERS_WITHOUT_CORRECTIONS', 'LEARNED_TALK', 'ADDITIONAL_USERS', 'ATYPICAL_USERS',
-           'PEOPLE', 'CORRECTING_USERS', 'job_key', 'Grid', 'check_grid', 'group_jobs', 'make_result_row',
-           'measure_group', 'one_thread', 'run_groups', 'revision', 'machine', 'provenance', 'check_revision',
-           'append_json_line', 'read_json_lines', 'read_result_lines', 'find_missing_jobs', 'append_results',
-           'run_grid', 'read_results', 'group_rows', 'group_by_user', 'user_means', 'MeanEstimate', 'mean_over_users',
-           'paragraph', 'check_budgets', 'sign_flip_test', 'holm_correction', 'RatioToBest', 'ratio_to_best',
-           'estimate_share', 'decide_verdict', 'decide_all', 'check_treatment', 'list_grids', 'main']
+           'PEOPLE', 'CORRECTING_USERS', 'SECOND_MODEL', 'job_key', 'Grid', 'check_grid', 'group_jobs',
+           'make_result_row', 'measure_group', 'one_thread', 'run_groups', 'revision', 'machine', 'provenance',
+           'check_revision', 'append_json_line', 'read_json_lines', 'read_result_lines', 'find_missing_jobs',
+           'append_results', 'run_grid', 'read_results', 'group_rows', 'group_by_user', 'user_means', 'MeanEstimate',
+           'mean_over_users', 'paragraph', 'check_budgets', 'sign_flip_test', 'holm_correction', 'RatioToBest',
+           'ratio_to_best', 'estimate_share', 'decide_verdict', 'decide_all', 'check_treatment', 'list_grids', 'main']
 
 # %% ../../nbs/experiments/00_harness.ipynb #harn0003
 import argparse
@@ -616,6 +616,7 @@ ATYPICAL_USERS = (
 PEOPLE = dict(USERS)
 PEOPLE |= {user.name: user for user in (*ADDITIONAL_USERS, *ATYPICAL_USERS)}
 CORRECTING_USERS = tuple(name for name, user in PEOPLE.items() if user.corrects)
+SECOND_MODEL = "smollm2"  # of another family than the default model
 
 # %% ../../nbs/experiments/00_harness.ipynb #harn0025
 def list_grids() -> dict:  # name -> `Grid`

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['STREAMS', 'SUBJECTS', 'LENGTH', 'TESTS', 'BINS', 'STEPS', 'NUMBERED', 'POLICIES', 'JOBS', 'PAIRS', 'SCORES',
-           'SETTINGS', 'SCORE_JOBS', 'SETTING_JOBS', 'GRIDS', 'read_short_rows', 'divide_subjects', 'find_subjects',
-           'split_stream', 'draw_blocks', 'measure_streams', 'score_replies', 'measure', 'select_rouge', 'align',
-           'read_rouge']
+           'SETTINGS', 'SCORE_JOBS', 'SETTING_JOBS', 'CURVE_JOBS', 'GRIDS', 'read_short_rows', 'divide_subjects',
+           'find_subjects', 'split_stream', 'draw_blocks', 'measure_streams', 'score_replies', 'measure',
+           'select_rouge', 'align', 'read_rouge']
 
 # %% ../../nbs/experiments/78_premise.ipynb #prm00003
 import functools
@@ -132,7 +132,7 @@ def measure(jobs: list):  # yields a dict of results a job; jobs: of one stream
         if job["policy"] != "none":
             candidates = candidates or score_replies(stream)
             buffer = Buffer(job.get("bins", BINS), job["policy"], job["number"])
-            for candidate in candidates:
+            for candidate in candidates[: job.get("seen")]:
                 buffer.add(candidate)
             kept = [replace(d, response=d.labels["reference"], origin="annotated") for d in buffer.dialogues]
             written = synthesize(model, kept, job.get("rewrites", 0), vectors=vectors).dialogues
@@ -156,10 +156,12 @@ SCORES = ("eoe", "dss", "idd")
 SETTINGS = (dict(rewrites=3), dict(bins=32))
 SCORE_JOBS = [pair | dict(policy=policy) for pair in PAIRS for policy in SCORES]
 SETTING_JOBS = [pair | dict(policy="sdss") | setting for setting in SETTINGS for pair in PAIRS]
+CURVE_JOBS = [pair | dict(policy=p, seen=seen) for pair in PAIRS for seen in (32, 64) for p in ("sdss", "random")]
 GRIDS = (
     Grid("premise", JOBS, measure, ("set", "number"), MODEL),
     Grid("premise-scores", SCORE_JOBS, measure, ("set", "number"), MODEL),
     Grid("premise-settings", SETTING_JOBS, measure, ("set", "number"), MODEL),
+    Grid("premise-curve", CURVE_JOBS, measure, ("set", "number"), MODEL),
     Grid("premise-streams", [dict(set=name, number=number) for name, number in NUMBERED], measure_streams, model=None),
 )
 

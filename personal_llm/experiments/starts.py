@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['STARTS', 'RATES', 'OWN_PROMPTS', 'LEARN_FROM', 'LOOK', 'REPLIES_AFTER', 'ORDER', 'USERS', 'DEVELOPMENT', 'RATE_JOBS',
-           'JOBS', 'THIRTY', 'THIRTY_JOBS', 'PAIRED', 'TWO_STYLES', 'GRIDS', 'find_start', 'split_dialogues',
-           'trace_finetune', 'choose_rate', 'measure_starts', 'count_steps', 'count_saved', 'compare_replies',
-           'read_starts', 'choose_shares', 'write_two_styles', 'measure_shares', 'measure_two_styles']
+           'JOBS', 'THIRTY', 'THIRTY_JOBS', 'MIDDLE_JOBS', 'SECOND_JOBS', 'PAIRED', 'TWO_STYLES', 'GRIDS', 'find_start',
+           'split_dialogues', 'trace_finetune', 'choose_rate', 'measure_starts', 'count_steps', 'count_saved',
+           'compare_replies', 'read_starts', 'choose_shares', 'write_two_styles', 'measure_shares',
+           'measure_two_styles']
 
 # %% ../../nbs/experiments/70_starts.ipynb #xp690004
 import os
@@ -17,7 +18,7 @@ from ..base.core import InputError, make_generator
 from ..base.files import delete_path
 from ..base.models import mean_response_nll
 from ..base.text import compute_rouge1
-from .harness import Grid, group_by_user, read_result_lines, read_results
+from .harness import SECOND_MODEL, Grid, group_by_user, read_result_lines, read_results
 from personal_llm.experiments.xpert import (
     BASE_MODEL,
     count_features,
@@ -43,7 +44,7 @@ ORDER = [list(GRID)[i] for i in make_generator(0, "starts").permutation(len(GRID
 USERS, DEVELOPMENT = ORDER[:16], ORDER[16:17]
 
 
-def find_start(name: str, user: str, likeness: float = 0.9):  # an `Adapter`, or None
+def find_start(name: str, user: str, likeness: float = 0.9, model_name: str = BASE_MODEL):  # an `Adapter`, or None
     "Return the pLLM from which a fine-tune starts, and tune it if the folder lacks it."
     if name == "scratch":
         return None
@@ -51,8 +52,8 @@ def find_start(name: str, user: str, likeness: float = 0.9):  # an `Adapter`, or
     if not root:
         raise InputError("no folder of pLLMs", "name one in PERSONAL_LLM_XPERT; a pLLM that it lacks is tuned")
     style = user if name == "own" else ORDER[ORDER.index(user) + 1]
-    folder = pllm_folder(root, "crafted", style, likeness, 0)
-    return tune_pllm(load_summariser(BASE_MODEL), load_pool("crafted"), style, likeness, folder, steps=14)
+    folder = pllm_folder(root if model_name == BASE_MODEL else f"{root}/{model_name}", "crafted", style, likeness, 0)
+    return tune_pllm(load_summariser(model_name), load_pool("crafted"), style, likeness, folder, steps=14)
 
 
 def split_dialogues(user: str) -> tuple:  # (to learn from, to test on)
@@ -62,9 +63,9 @@ def split_dialogues(user: str) -> tuple:  # (to learn from, to test on)
     return own[:LEARN_FROM], own[LEARN_FROM:]
 
 
-def trace_finetune(user: str, start, rate: float) -> dict:
+def trace_finetune(user: str, start, rate: float, model_name: str = BASE_MODEL) -> dict:
     "Trace the test loss of a fine-tune from a start, and keep its replies to the test prompts."
-    model = load_summariser(BASE_MODEL)
+    model = load_summariser(model_name)
     own, test = split_dialogues(user)
     with model.use_adapter(start and start.path):
         losses = [float(mean_response_nll(model, test).mean())]
@@ -96,9 +97,13 @@ def measure_starts(jobs: list):  # yields a dict of results a job
     "Trace a fine-tune from each start, at the job's rate or at the chosen one."
     for job in jobs:
         likeness = job.get("likeness", 0.9)
+        model_name = job.get("model", BASE_MODEL)
         chosen_by = "starts-rates" if likeness == 0.9 else "starts-thirty"
+        if model_name == SECOND_MODEL:
+            chosen_by = "starts-second"
         rate = job.get("rate") or choose_rate(chosen_by, "scratch" if job["start"] == "scratch" else "own")
-        found = trace_finetune(job["user"], find_start(job["start"], job["user"], likeness), rate)
+        start = find_start(job["start"], job["user"], likeness, model_name)
+        found = trace_finetune(job["user"], start, rate, model_name)
         yield found if "rate" in job else found | dict(chosen_rate=rate)
 
 
@@ -107,6 +112,8 @@ JOBS = [dict(user=user, start=start) for starts in (STARTS[:2], STARTS[2:]) for 
 THIRTY = dict(start="own", likeness=0.3)
 THIRTY_JOBS = [dict(user=user, rate=rate, **THIRTY) for user in DEVELOPMENT for rate in RATES]
 THIRTY_JOBS += [dict(user=user, **THIRTY) for user in USERS]
+MIDDLE_JOBS = [dict(user=user, start="own", likeness=likeness) for user in USERS[:9] for likeness in (0.7, 0.5)]
+SECOND_JOBS = [job | dict(model=SECOND_MODEL) for job in RATE_JOBS + JOBS[:20]]
 
 # %% ../../nbs/experiments/70_starts.ipynb #xp690007
 def count_steps(losses: list, goal: float) -> float:  # None: the loss never arrives
@@ -197,6 +204,8 @@ GRIDS = (
     Grid("starts-rates", RATE_JOBS, measure_starts, (), BASE_MODEL),
     Grid("starts-equal", JOBS, measure_starts, (), BASE_MODEL),
     Grid("starts-thirty", THIRTY_JOBS, measure_starts, (), BASE_MODEL),
+    Grid("starts-middle", MIDDLE_JOBS, measure_starts, (), BASE_MODEL),
+    Grid("starts-second", SECOND_JOBS, measure_starts, (), SECOND_MODEL),
     Grid("starts-shares", TWO_STYLES, measure_shares, (), None),
     Grid("starts-two-styles", TWO_STYLES, measure_two_styles, (), BASE_MODEL),
 )

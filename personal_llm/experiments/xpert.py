@@ -7,8 +7,8 @@ __all__ = ['STYLES', 'PLLM_PROMPTS', 'USER_DIALOGUES', 'load_authors', 'load_sum
            'COUNTED_JOBS', 'BASE_MODEL', 'LARGE', 'SHARED', 'WRITTEN_LIKENESS', 'LEVEL_JOBS', 'GRIDS', 'load_plain',
            'make_pairs', 'find_file', 'remember', 'read_pairs', 'write_words', 'read_output_rows', 'count_features',
            'stylometric_shift', 'find_scales', 'explain_pllms', 'choose', 'measure_texts', 'list_text_jobs',
-           'measure_counted', 'measure_levels', 'open_library', 'list_dialogues', 'measure_library', 'SavedLosses',
-           'replay_race', 'price_losses', 'read_right', 'make_library_grid']
+           'measure_counted', 'measure_levels', 'measure_level_prompts', 'open_library', 'list_dialogues',
+           'measure_library', 'SavedLosses', 'replay_race', 'price_losses', 'read_right', 'make_library_grid']
 
 # %% ../../nbs/experiments/68_xpert.ipynb #xp680004
 import os
@@ -248,6 +248,18 @@ def measure_levels(jobs: list):  # yields a dict of results a job
         explained = [str(explain_differences(own, levels.basis)) for own in levels.differences]
         yield results | dict(explanations=explained, words=list(levels.basis.words))
 
+# %% ../../nbs/experiments/68_xpert.ipynb #xplev002
+def measure_level_prompts(jobs: list):  # yields a dict of results a job
+    "Measure for each prompt the distance of levels 2, 3 and 4 from level 1, by the summariser's states."
+    plain = shipped_texts("plain")["plain", "train"][:16]
+    for job in jobs:
+        states = []
+        for level in range(4):
+            own = [restyle(d, f"ladder:{job['axis']}:{level}") for d in plain]
+            pairs = [(d.prompt, styled.response, d.response) for d, styled in zip(plain, own)]
+            states.append(halve_differences(read_pairs(LARGE, pairs)[0]))
+        yield dict(gaps=[np.abs(own - states[0]).sum(1).tolist() for own in states[1:]])
+
 # %% ../../nbs/experiments/68_xpert.ipynb #xp680015
 BASE_MODEL = "qwen2.5-coder-0.5b"
 
@@ -342,6 +354,7 @@ def make_library_grid(pool: str, likeness: float, model_name: str, num_whole: in
 GRIDS = (
     Grid("xpert-authors", list_text_jobs(LARGE, "authors", "readout"), measure_texts, SHARED, LARGE),
     Grid("xpert-levels", LEVEL_JOBS, measure_levels, (), LARGE),
+    Grid("xpert-level-prompts", [dict(axis=axis) for axis in LADDERS], measure_level_prompts, (), LARGE),
     Grid("xpert-crafted", list_text_jobs(LARGE, "crafted", "readout"), measure_texts, SHARED, LARGE),
     Grid("xpert-small", list_text_jobs(BASE_MODEL, "authors", "readout"), measure_texts, SHARED, BASE_MODEL),
     Grid("xpert-written", list_text_jobs(LARGE, "crafted", "written", WRITTEN_LIKENESS), measure_texts, SHARED, LARGE),
