@@ -6,7 +6,7 @@
 __all__ = ['STARTS', 'RATES', 'OWN_PROMPTS', 'LEARN_FROM', 'LOOK', 'REPLIES_AFTER', 'ORDER', 'USERS', 'DEVELOPMENT', 'RATE_JOBS',
            'JOBS', 'THIRTY', 'THIRTY_JOBS', 'MIDDLE_JOBS', 'SECOND_JOBS', 'PAIRED', 'TWO_STYLES', 'GRIDS', 'find_start',
            'split_dialogues', 'trace_finetune', 'choose_rate', 'measure_starts', 'count_steps', 'count_saved',
-           'compare_replies', 'read_starts', 'choose_shares', 'write_two_styles', 'measure_shares',
+           'compare_replies', 'count_data_saved', 'read_starts', 'choose_shares', 'write_two_styles', 'measure_shares',
            'measure_two_styles']
 
 # %% ../../nbs/experiments/70_starts.ipynb #xp690004
@@ -145,10 +145,21 @@ def compare_replies(user: str, row: dict, after: int) -> tuple:  # (ROUGE-1, dis
     return float(rouge), float(gaps[scale > 1e-5].sum())  # a feature without any spread has no scale
 
 
-def read_starts(starts: tuple = STARTS[:2], likeness: float = 0.9) -> dict:
+def count_data_saved(own: dict) -> float:  # own: start -> row, of a user
+    "Return the share of the dialogues read before the best loss of `scratch` that the right pLLM does not need."
+    goal = min(own["scratch"]["losses"])
+    read = {}
+    for start in STARTS[:2]:
+        steps = count_steps(own[start]["losses"], goal)
+        read[start] = LEARN_FROM if steps is None else min(LEARN_FROM, 2 * steps)
+    return 1 - read["own"] / read["scratch"]
+
+
+def read_starts(starts: tuple = STARTS[:2], likeness: float = 0.9, model_name: str = BASE_MODEL) -> dict:
     "Read the rows at equal terms: user -> start -> row, of users with all of these starts; likeness: of the pLLMs."
-    lines = read_result_lines("starts-equal") + read_result_lines("starts-thirty")
-    rows = [line["job"] | line["results"] for line in lines if "rate" not in line["job"]]
+    grids = ("starts-second",) if model_name == SECOND_MODEL else ("starts-equal", "starts-thirty", "starts-middle")
+    rows = [line["job"] | line["results"] for grid in grids for line in read_result_lines(grid)]
+    rows = [row for row in rows if "rate" not in row]
     wanted = [row for row in rows if row["start"] == "scratch" or row.get("likeness", 0.9) == likeness]
     return group_by_user([row for row in wanted if row["start"] in starts], "start", starts)
 

@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['MARGIN', 'ROUGE_MARGIN', 'UNMEASURED', 'PAPER_RATIO', 'RATIO_MARGIN', 'PAPER_ACCURACY', 'PAPER_QWEN', 'PAPER_SAVED',
-           'CHANCE', 'Measured', 'Claim', 'judge_values', 'judge_share', 'as_percent', 'as_markdown', 'count_verdicts',
-           'judge_uniform', 'judge_scores', 'judge_signal', 'judge_length', 'judge_corrections', 'judge_premise',
-           'judge_runs', 'judge_settings', 'judge_curve', 'list_sdss_claims', 'read_matched', 'read_choices',
-           'judge_match', 'judge_published', 'judge_levels', 'judge_starts', 'judge_wrong_start', 'judge_replies',
-           'judge_merging', 'list_xpert_claims', 'judge_breaks', 'judge_default', 'list_own_claims', 'correct_family',
-           'write_sentences']
+           'PAPER_DATA', 'CHANCE', 'Measured', 'Claim', 'judge_values', 'judge_share', 'as_percent', 'as_markdown',
+           'count_verdicts', 'judge_uniform', 'judge_scores', 'judge_signal', 'judge_length', 'judge_corrections',
+           'judge_ratio', 'judge_setting', 'judge_curve', 'list_sdss_claims', 'read_matched', 'read_choices',
+           'judge_match', 'judge_published', 'judge_levels', 'judge_starts', 'judge_wrong_start', 'judge_data',
+           'judge_replies', 'judge_merging', 'list_xpert_claims', 'judge_breaks', 'judge_default', 'list_own_claims',
+           'list_second_claims', 'correct_family', 'write_sentences']
 
 # %% ../../nbs/experiments/00_summary.ipynb #sumh0003
 from collections import Counter
@@ -22,6 +22,7 @@ from . import breaks
 from personal_llm.experiments.harness import (
     CORRECTING_USERS,
     MIN_UNITS,
+    SECOND_MODEL,
     VERDICTS,
     decide_all,
     decide_verdict,
@@ -34,11 +35,10 @@ from personal_llm.experiments.harness import (
     sign_flip_test,
     user_means,
 )
-from .premise import read_rouge
-from .sdss import average_by_set, compare_runs, select_runs
+from .premise import align, read_curve, read_gain, select_rouge
 from .shares import read_corrected
-from .starts import compare_replies, count_saved, read_starts
-from .xpert import read_right
+from .starts import compare_replies, count_data_saved, count_saved, read_starts
+from .xpert import BASE_MODEL, read_right
 
 # %% ../../nbs/experiments/00_summary.ipynb #sumh0005
 MARGIN = 0.05  # of a ratio, and of a share; a third of the smallest gain in SDSS's tables (1.18)
@@ -112,9 +112,9 @@ PAPER_RATIO = 1.39  # of the paper's rule over its best rival, median of six set
 RATIO_MARGIN = 0.13  # of a ratio of ROUGE-1, a third of the paper's gain
 
 
-def judge_uniform() -> Measured:
+def judge_uniform(grid: str = "shares-default") -> Measured:
     "Judge whether the rule keeps more signal than a uniform sample."
-    kept = user_means(read_results("shares-default"), "policy", "signal")
+    kept = user_means(read_results(grid), "policy", "signal")
     gain = kept["sdss"] - kept["reservoir"]
     return judge_values(gain, 0.0, f"{{}} of the buffer more ({len(gain)} people)", "05_shares", MARGIN)
 
@@ -136,9 +136,9 @@ def judge_signal() -> Measured:
     return judge_values(signal["sdss"] - signal[best], 0.1, f"{text} ({len(signal[best])} people)", "05_shares", MARGIN)
 
 
-def judge_length() -> Measured:
+def judge_length(grid: str = "rule-default") -> Measured:
     "Judge whether the rank correlation of EOE with the length is below .5 in size."
-    found = mean_over_users(user_means(read_results("rule-default"), "rule", "length_eoe")["sdss"])
+    found = mean_over_users(user_means(read_results(grid), "rule", "length_eoe")["sdss"])
     size = (max(abs(found.low), abs(found.high)), min(abs(found.low), abs(found.high)) * (found.low * found.high > 0))
     verdict = decide_verdict(-size[0], -size[1], claim=-0.5, none=None, units=found.n)
     return Measured(verdict, f"rank correlation with length {found} ({found.n} people)", "17_rule")
@@ -150,40 +150,26 @@ def judge_corrections() -> Measured:
     return judge_values(corrected, 16.0, f"corrected of 32: {{}} ({len(corrected)} people)", "05_shares", none=None)
 
 
-def judge_premise(*rivals) -> Measured:  # names of policies
+def judge_ratio(grid: str, rivals: tuple, claim: float = PAPER_RATIO) -> Measured:  # rivals: policies of the grid
     "Compare the paper's rule with the best of its rivals on streams whose subjects come in blocks."
-    rouge = read_rouge()
-    found = ratio_to_best(rouge["sdss"], {policy: rouge[policy] for policy in rivals})
-    verdict = decide_verdict(found.low, found.high, PAPER_RATIO, RATIO_MARGIN, none=1.0, units=found.n)
+    rouge = align(sdss=select_rouge("premise", policy="sdss"), **{p: select_rouge(grid, policy=p) for p in rivals})
+    found = ratio_to_best(rouge.pop("sdss"), rouge)
+    verdict = decide_verdict(found.low, found.high, claim, RATIO_MARGIN, none=1.0, units=found.n)
     return Measured(verdict, f"{found} ({found.n} streams)", "78_premise")
 
 
-def judge_runs(rivals: tuple, claim: float = PAPER_RATIO) -> Measured:
-    "Compare the paper's rule with rivals over the first data sets, whose neighbours are not alike."
-    found, sets = compare_runs("rouge1", "sdss", rivals)
-    verdict = decide_verdict(found.low, found.high, claim, MARGIN, none=1.0, units=found.n)
-    return Measured(verdict, f"{found} ({len(sets)} data sets)", "67_sdss")
-
-
-def judge_settings(claim: float, first: dict, last: dict) -> Measured:  # settings of two runs of the paper's rule
-    "Compare the paper's rule with two settings."
-    before, after = average_by_set(*(select_runs("rouge1", "sdss", **values) for values in (first, last)))
-    (name,) = first
-    gain = np.array([after[one] - before[one] for one in after])
-    text = f"{name} {first[name]} to {last[name]}: change"
-    if len(gain) < 2:  # no interval
-        return Measured("undecided", f"{text} {gain.mean():.3f} ({len(gain)} data set)", "67_sdss")
-    return judge_values(gain, claim, f"{text} {{}} ({len(gain)} data sets)", "67_sdss", ROUGE_MARGIN)
+def judge_setting(claim: float, text: str, **values) -> Measured:
+    "Compare the paper's rule with a setting and without, on the same streams."
+    gain = read_gain("premise-settings", **values)
+    return judge_values(gain, claim, f"{text} {{}} ({len(gain)} streams)", "78_premise", ROUGE_MARGIN)
 
 
 def judge_curve() -> Measured:
-    "Compare the paper's rule with random after 32, 64 and 96 dialogues."
-    runs = [select_runs("rouge1", policy, seen=count) for count in (32, 64, 96) for policy in ("sdss", "random")]
-    means = average_by_set(*runs)
-    values = [np.mean([*own.values()]) for own in means]
-    ahead = sum(ours > theirs for ours, theirs in zip(values[::2], values[1::2]))
-    verdict = decide_verdict(ahead / 3, ahead / 3, claim=1.0, units=len(means[0]))
-    return Measured(verdict, f"ahead of random at {ahead} of 3 ({len(means[0])} data set)", "67_sdss")
+    "Judge whether the paper's rule is ahead of random at each look."
+    gains = {seen: mean_over_users(gain) for seen, gain in read_curve().items()}
+    verdict = decide_all([decide_verdict(gain.low, gain.high, 0.0, units=gain.n) for gain in gains.values()])
+    text = ", ".join(f"after {seen} {gain}" for seen, gain in gains.items())
+    return Measured(verdict, f"ROUGE-1 less that of random {text} ({gain.n} streams)", "78_premise")
 
 # %% ../../nbs/experiments/00_summary.ipynb #sumh007b
 def list_sdss_claims() -> list:  # `Claim`s
@@ -191,27 +177,30 @@ def list_sdss_claims() -> list:  # `Claim`s
     six = f"{PAPER_RATIO} × (1.18 to 1.43, median of six sets)"
     sets = "MedDialog: 1 set .242, 3 sets .293; our bar .051"
     return [
-        Claim("what the rule keeps teaches more than a random buffer (ROUGE-1)", six, judge_premise("random")),
-        Claim("it teaches more than the best of its rivals", six, judge_premise("random", "kcenter")),
+        Claim(
+            "what the rule keeps teaches more than a random buffer (ROUGE-1)", six, judge_ratio("premise", ("random",))
+        ),
+        Claim("it teaches more than the best of its rivals", six, judge_ratio("premise", ("random", "kcenter"))),
         Claim("the rule keeps more signal than a uniform sample", "not counted", judge_uniform()),
         Claim("the rule keeps more signal than the best of its rivals", "not counted; our bar: .1", judge_signal()),
         Claim(
             "three scores beat the best of them alone in ROUGE-1",
             "1.18 × (median of six sets)",
-            judge_runs(("eoe", "dss", "idd"), claim=1.18),
+            judge_ratio("premise-scores", ("eoe", "dss", "idd"), 1.18),
         ),
         Claim("three scores find more signal than each alone", "not counted", judge_scores()),
         Claim("EOE measures what a dialogue informs of, not its length", "our bar: below .5", judge_length()),
         Claim("it learns faster than the baselines at every checkpoint", "ahead at all six", judge_curve()),
         Claim("questions about the buffer bring corrections (more than half)", "not counted", judge_corrections()),
-        Claim("more bins are better", "a figure", judge_settings(0.0, dict(bins=8), dict(bins=64))),
-        Claim("synthesised sets teach more", sets, judge_settings(0.051, dict(rewrites=0), dict(rewrites=3))),
+        Claim("more bins are better", "a figure", judge_setting(0.0, "bins 8 to 32: change", bins=32)),
+        Claim("synthesised sets teach more", sets, judge_setting(0.051, "rewrites 0 to 3: change", rewrites=3)),
     ]
 
 # %% ../../nbs/experiments/00_summary.ipynb #sumh0010
 PAPER_ACCURACY = {0.9: 0.964, 0.7: 0.857, 0.5: 0.536, 0.3: 0.25}  # of XPerT by similarity, Llama-3.2-1B, synthetic
 PAPER_QWEN = {0.9: 1.0, 0.7: 0.821, 0.5: 0.642, 0.3: 0.286}  # the same, Qwen2-0.5B, of our default model's size
 PAPER_SAVED = {0.9: 0.82, 0.7: 0.42, 0.5: 0.16, 0.3: 0.06}  # of the minutes, by similarity, Llama-3.2-1B, synthetic
+PAPER_DATA = 0.36  # of the data, at 90 %, Llama-3.2-1B, synthetic
 CHANCE = 1 / 28
 
 
@@ -247,16 +236,19 @@ def judge_published(similarity: float, claim: float) -> Measured:
 
 
 def judge_levels() -> Measured:
-    "Count the axes on which the distance from the first level grows with the level, by the summariser's states."
-    rows = [row["states"] for row in read_results("xpert-levels")]
-    grow = sum(row["1-2"] < row["1-3"] < row["1-4"] for row in rows)
-    verdict = decide_verdict(grow / len(rows), grow / len(rows), 1.0, units=len(rows))
-    return Measured(verdict, f"by states, without words: {grow} of {len(rows)} axes", "68_xpert")
+    "Judge whether the distance from the first level grows with each level, by the summariser's states."
+    verdicts, texts = [], []
+    for row in read_results("xpert-level-prompts"):
+        gaps = np.array(row["gaps"])
+        steps = [mean_over_users(step / gaps.mean(1).max()) for step in np.diff(gaps, axis=0)]
+        verdicts += [decide_verdict(step.low, step.high, 0.0, units=step.n) for step in steps]
+        texts.append(f"{row['axis']} {steps[0]} and {steps[1]}")
+    return Measured(decide_all(verdicts), f"by states, of the largest distance: {'; '.join(texts)}", "68_xpert")
 
 
-def judge_starts(similarity: float) -> Measured:
+def judge_starts(similarity: float, model_name: str = BASE_MODEL) -> Measured:
     "Judge the share of the steps that the right pLLM saves at equal terms."
-    starts = read_starts(likeness=similarity)
+    starts = read_starts(likeness=similarity, model_name=model_name)
     if len(starts) < 2:
         return UNMEASURED
     saved = [count_saved(own) for own in starts.values()]
@@ -269,6 +261,14 @@ def judge_wrong_start() -> str:
     starts = read_starts(("scratch", "random"))
     return str(
         mean_over_users([count_saved(dict(scratch=own["scratch"], own=own["random"])) for own in starts.values()])
+    )
+
+
+def judge_data() -> Measured:
+    "Judge the share of the dialogues that the right pLLM does not need."
+    saved = [count_data_saved(own) for own in read_starts().values()]
+    return judge_values(
+        saved, PAPER_DATA, f"{{}} of the dialogues read before the goal ({len(saved)} users)", "70_starts", MARGIN
     )
 
 
@@ -307,13 +307,13 @@ def list_xpert_claims() -> list:  # `Claim`s
     for similarity, theirs in PAPER_ACCURACY.items():
         name = f"the right style is chosen by the published words and L1, similarity {similarity:.0%}"
         claims.append(Claim(name, f"{theirs:.1%} of 28", judge_published(similarity, theirs)))
-    claims.append(Claim("distances grow with the gap of levels", "yes; our bar: on all three axes", judge_levels()))
+    claims.append(Claim("distances grow with the gap of levels", "yes, on all three axes", judge_levels()))
     for similarity, theirs in PAPER_SAVED.items():
         name = f"a start saves compute at equal rates, similarity {similarity:.0%}"
         theirs = f"{theirs:.0%} of the minutes, selection not counted"
         claims.append(Claim(name, theirs, judge_starts(similarity)))
     claims.append(Claim("the replies are as good as from scratch", "BLEU, ROUGE-1, ROUGE-L unharmed", judge_replies()))
-    claims.append(Claim("a start saves data, similarity 90%", "22 to 51%"))
+    claims.append(Claim("a start saves data, similarity 90%", "36% (22 to 51% in the others)", judge_data()))
     merged = "steps: 1,000 from scratch, 600 nearest, 450 merged"
     claims.append(Claim("merging by the rule serves a user of two styles", merged, judge_merging()))
     claims.append(Claim("minutes and kilojoules on phones", "17.9 min, 2.8 kJ"))
@@ -348,6 +348,16 @@ def list_own_claims() -> list:  # `Claim`s
         claims.append(Claim(f"nothing breaks with {name}", "inside −.01, −.02, −.02", judge_breaks(scores, condition)))
     return claims
 
+# %% ../../nbs/experiments/00_summary.ipynb #sumsec02
+def list_second_claims() -> list:  # `Claim`s
+    "Judge three claims on a model of another family."
+    saved = f"{PAPER_SAVED[0.9]:.0%} of the minutes"
+    return [
+        Claim("the rule keeps more signal than a uniform sample", "not counted", judge_uniform("shares-second")),
+        Claim("EOE measures no length", "our bar: below .5", judge_length("rule-second")),
+        Claim("a start saves compute, similarity 90%", saved, judge_starts(0.9, SECOND_MODEL)),
+    ]
+
 # %% ../../nbs/experiments/00_summary.ipynb #sumfam02
 def correct_family(claims: list) -> tuple:  # (tested cells, below .05 alone, below .05 with Holm's correction): names
     "Test all cells that have a value of no effect as one family."
@@ -362,7 +372,7 @@ def write_sentences() -> str:
     ninety, fifty = (as_percent(estimate_share(read_matched(similarity))) for similarity in (0.9, 0.5))
     uniform = judge_uniform()
     is_left = any(name.startswith("the rule keeps more signal than a uniform sample") for name in left)
-    random, best = judge_premise("random"), judge_premise("random", "kcenter")
+    random, best = (judge_ratio("premise", rivals) for rivals in (("random",), ("random", "kcenter")))
     counted = as_percent(estimate_share(read_choices("xpert-counted", 0.9, "within, L1")))
     published = as_percent(estimate_share(read_choices("xpert-written", 0.9, "published")))
     steps, less = judge_starts(0.9), judge_starts(0.3)
