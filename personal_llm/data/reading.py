@@ -264,7 +264,7 @@ def load_samples(source: str = None) -> list:  # dicts with `prompt`, `response`
 
 # %% ../../nbs/1_data/04_reading.ipynb #a9054f35
 def load_replay(count: int = None) -> list:  # of `Dialogue`
-    "Read 320 general dialogues, or the first `count`, to mix into the training on a user's dialogues."
+    "Read 320 general dialogues, or the first `count`, for the argument `replay` of `finetune`."
     rows = read_zipped_rows(ASSETS / "rehearsal.jsonl.gz")[:count]
     return [Dialogue(r["prompt"], r["response"], labels=dict(source=r["source"], licence=r["licence"])) for r in rows]
 
