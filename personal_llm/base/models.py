@@ -283,10 +283,7 @@ def load_model(
     is_live = isinstance(name, tuple)
     gguf = None if is_live or name == "pocket" else find_gguf(name)
     if gguf is not None:
-
-        def network():
-            return load_causal_lm(gguf, device, dtype)[0]
-
+        network = lambda: load_causal_lm(gguf, device, dtype)[0]
         tokenizer = load_gguf_tokenizer(gguf)
         base = hash_file(gguf)[:16]
     else:
