@@ -303,7 +303,7 @@ def load_from_files(source: str, device: str, dtype=None, local: bool = True) ->
         raise InputError(f"model {source!r}: its weights are quantised, and cannot be tuned here", remedy)
     tokenizer = AutoTokenizer.from_pretrained(source, **options)
     if dtype is None:
-        with torch.device("meta"):  # without memory for weights
+        with torch.device("meta"):  # without RAM for weights
             empty = AutoModelForCausalLM.from_config(config)
         dtype = choose_dtype(empty.num_parameters(), device)
     model = load_whole_model(source, dtype=getattr(torch, dtype), use_safetensors=True, **options)

@@ -100,7 +100,7 @@ def merge_turns(turns: list) -> list:  # of `Turn`, with alternating roles
         run = list(run)
         texts = [turn.text and turn.text[: 2 * MAX_TURN_CHARACTERS] for turn in run]  # the rest is cut anyway
         texts = [text and remove_marks(text) if role == "assistant" else text for text in texts]
-        if None in texts:  # an answer may go on after its picture, and a question may stand before it
+        if None in texts:  # a reply may go on after its picture, and a prompt may stand before it
             texts = texts[: texts.index(None)] if role == "assistant" else texts[len(texts) - texts[::-1].index(None) :]
         text = "\n".join(filter(has_words, texts)) or None
         if role == "user" and text and text.lstrip().startswith("### Task:"):
@@ -120,10 +120,10 @@ def split_into_dialogues(conversation: ParsedConversation) -> tuple:  # (dialogu
     for turn in merge_turns([Turn(*turn) for turn in conversation.turns]):
         if turn.role == "system":
             asked = pieces[-1][-1:] if pieces[-1] and pieces[-1][-1].role == "user" else []
-            pieces.append([turn, *asked])  # it may stand between a question and its answer
+            pieces.append([turn, *asked])  # it may stand between a prompt and its reply
         else:
             pieces[-1].append(turn)
-    for runs in map(merge_turns, pieces):  # a system turn may have stood between two questions
+    for runs in map(merge_turns, pieces):  # a system turn may have stood between two prompts
         kept = [turn for turn in runs[:1] if turn.role == "system" and turn.text]
         places = []  # of the prompts in `kept`
         for prompt, answer in (pair for pair in zip(runs, runs[1:]) if pair[0].role == "user"):
@@ -509,7 +509,7 @@ def parse_turn(turn, is_learned: bool = True) -> list:  # of `Turn`
         raise InputError("an answer is a list of texts, which may be several answers", "give one text in each turn")
     text = join_parts(content, "content") if role else ""
     if not role or role == "user" and text == "" and ("tool" in str(content) or "function" in str(content)):
-        return [Turn("assistant", "")]  # it stands between two questions
+        return [Turn("assistant", "")]  # it stands between two prompts
     if tells(turn, "stopped") or not text and any(map(turn.get, FIELDS["files"])):
         text = None
     is_learned = is_learned and not tells(turn, "against")
