@@ -356,11 +356,6 @@ def test_messages_between_people_are_refused(program):
         assert "rows of prompt and response" in str(caught.value) and "skip_invalid" not in str(caught.value)
 
 
-def test_a_text_alone_is_no_dialogue():
-    with pytest.raises(InputError, match="none of the formats that we know has the fields text, nick"):
-        reading.read_dialogues([dict(text="Question: What is a tendon?\nAnswer: It ties muscle to bone.", nick="Ana")])
-
-
 def test_a_preference_of_whole_dialogues_names_their_mark():
     sides = [f"\n\nHuman: Hi\n\nAssistant: {word}" for word in ("Hello", "Yo")]
     with pytest.raises(InputError, match="left out: 1 × .*mark of a turn.*(Human:)"):
@@ -427,7 +422,6 @@ def test_a_value_of_the_wrong_kind_is_the_error_of_its_row():
         del FORMATS["careless"]
 
 
-TALK = ("user", "Tea?"), ("assistant", "Yes."), ("user", "Cake?"), ("assistant", "No.")
 HIDDEN = [
     dict(visible=False),
     dict(isSelected=False),
@@ -471,9 +465,3 @@ def test_facts_of_a_turn(field):
     dialogues, _, left_out = split_into_dialogues(talk)
     assert [d.response for d in dialogues] == (["Yes."] if field in HIDDEN else [])
     assert left_out == ({} if field in HIDDEN else {GAP: 1} if field in STOPPED else {UNLEARNED: 1})
-
-
-def test_numbered_turns_are_sorted():
-    turns = [dict(role=role, content=text, seq=i) for i, (role, text) in enumerate(TALK)]
-    (talk,) = parse_record(dict(messages=[turns[i] for i in (2, 1, 0, 3)]), "messages")
-    assert [turn.text for turn in talk.turns] == [text for _, text in TALK]

@@ -76,13 +76,6 @@ def test_names_that_mean_nothing_open_no_socket(name, monkeypatch):
         load_model(name)
 
 
-def test_an_error_says_what_a_name_that_exists_is(tmp_path):
-    (tmp_path / "notes.txt").write_text("Hello")
-    for place in (tmp_path, tmp_path / "notes.txt"):
-        with pytest.raises(InputError, match="neither a GGUF file nor a folder with config.json"):
-            load_model(place)
-
-
 def test_the_pocket_opens_no_socket(monkeypatch):
     for what in ("socket", "create_connection", "getaddrinfo"):
         monkeypatch.setattr(socket, what, lambda *given, **named: pytest.fail("a socket"))
@@ -128,11 +121,6 @@ def refused(place, says):
     with pytest.raises(InputError, match=says) as found:
         load_model(place, device="cpu")
     assert "\n" not in str(found.value)
-
-
-@pytest.mark.parametrize("layers, says", [(3, "weights are missing"), (1, "weights are not of this model")])
-def test_a_wrong_number_of_layers_is_refused(layers, says, folder, tmp_path):
-    refused(configured(folder, tmp_path / "a", num_hidden_layers=layers), says)
 
 
 def test_a_single_weight_counts(folder, tmp_path):
@@ -296,17 +284,6 @@ def measured(tmp_path, monkeypatch):
     monkeypatch.setattr(loading, "time_product", lambda dtype: seconds[dtype])
     monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(available=10**12))
     return seconds
-
-
-@pytest.mark.parametrize("num_parameters", [135_000_000, 494_000_000, 1_540_000_000])
-def test_the_slower_type_is_never_chosen(num_parameters, measured, tmp_path):
-    assert choose_dtype(num_parameters) == "float32"
-    measured["bfloat16"] = 0.5
-    assert choose_dtype(num_parameters) == "float32", "remembered"
-    notes = tmp_path / "personal_llm" / "products.json"
-    for damaged in ("", "{", "[1]", "5"):
-        notes.write_text(damaged)
-        assert choose_dtype(num_parameters) == "bfloat16"
 
 
 def test_memory_a_small_model_and_a_card_come_first(measured, monkeypatch):

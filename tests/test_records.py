@@ -23,22 +23,6 @@ def test_encodings(tmp_path, name):
     assert [row for _, row in read_records(path)[1]] == [dict(a="é"), dict(a=2)]
 
 
-@pytest.mark.parametrize(
-    "content,words",
-    [
-        (b"", "empty file"),
-        (b" \n\n", "empty file"),
-        (b"\x1f\x8brest", "gzip file"),
-        (b"PK\x03\x04rest", "zip archive"),
-    ],
-)
-def test_files_that_cannot_be_read(tmp_path, content, words):
-    path = write(tmp_path / "a.jsonl", content)
-    with pytest.raises(InputError) as caught:
-        read_records(path)
-    assert words in caught.value.problem and str(path) in caught.value.problem and caught.value.remedy
-
-
 def test_missing_files_and_folders(tmp_path):
     for path, words in ((tmp_path / "none.jsonl", "no such file"), (tmp_path, "cannot be read")):
         with pytest.raises(InputError, match=words):
@@ -84,12 +68,6 @@ def test_the_same_rows_under_any_ending(tmp_path, rows, form, ending):
         pytest.skip("lists one after the other are no file that people have")
     _, records, errors = read_records(write(tmp_path / f"a.{ending}", FORMS[form](rows)))
     assert [row for _, row in records] == rows and not errors
-
-
-@pytest.mark.parametrize("text", ['[\n{"a": 1},\n{"b": }\n]', '{\n"a": 1\n}\n{\n"b": \n}'])
-def test_a_mistake_in_a_value_over_lines_names_its_line(tmp_path, text):
-    with pytest.raises(InputError, match="broken JSON at line [36]"):
-        read_records(write(tmp_path / "a.jsonl", text))
 
 
 def test_an_unclosed_quote_names_the_line_where_it_begins(tmp_path):

@@ -1,7 +1,5 @@
 "Masks, cuts, hostile text, batches: a dialogue on its way to numbers, under five chat templates."
 
-import time
-
 import pytest
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
@@ -14,7 +12,6 @@ from personal_llm.base.tokens import (
     encode_dialogue,
     encode_prompt,
     get_special_strings,
-    split_template,
 )
 
 TEXTS = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=12).filter(str.strip)
@@ -81,19 +78,6 @@ def test_lone_surrogates_are_read_as_a_mark(trimming):
     assert trimming.decode(asked(trimming, d)).count("�") == 2
 
 
-@pytest.mark.parametrize("wrong", ["text", None, 5, ["a", "b"], dict(prompt="a")])
-def test_what_is_no_dialogue_is_one_line(wrong, trimming):
-    for act in (lambda: encode_dialogue(trimming, wrong), lambda: encode_prompt(trimming, wrong, 9)):
-        with pytest.raises(InputError, match="is no dialogue; make one with"):
-            act()
-
-
-@pytest.mark.parametrize("room", [0, -1, 2.5, None, "9"])
-def test_a_length_that_is_none_is_one_line(room, trimming):
-    with pytest.raises(InputError, match="max_length is"):
-        encode_dialogue(trimming, Dialogue("a", "b"), room)
-
-
 def test_templates_that_lose_a_message_are_refused(trimming):
     good = trimming.chat_template
     try:
@@ -137,20 +121,6 @@ def test_a_strict_template_gets_the_system_text_in_the_first_turn(system, greeti
     assert tokenizer.decode(asked(tokenizer, two)) == "<|user|>c\n\nd\n\ne\n\na<|end|><|assistant|>", (
         "turns of one speaker"
     )
-
-
-def test_a_template_that_loops_is_stopped_at_every_rendering(trimming, monkeypatch):
-    "Also at the second conversation of a template that was in time for the first one."
-    render = trimming.apply_chat_template
-    assert encode_dialogue(trimming, Dialogue("a", "b"))
-
-    def loop(messages, **options):
-        time.sleep(5)
-        return render(messages, **options)
-
-    monkeypatch.setattr(trimming, "apply_chat_template", loop)
-    with pytest.raises(InputError, match="no result after 0.05 seconds"):
-        split_template(trimming, Dialogue("a", "b").messages(), seconds=0.05)
 
 
 def test_a_panic_of_the_tokenizer_is_one_line(trimming):

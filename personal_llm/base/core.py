@@ -194,7 +194,7 @@ ORIGINS = ("model", "user", "approved", "annotated", "synthetic")
 # %% ../../nbs/0_base/01_core.ipynb #df8d277d
 @dataclass(frozen=True, repr=False)
 class Dialogue(Displayed):
-    "One request and one response, with their past and source; raises `InputError` for a field of the wrong type."
+    "One prompt and one response, with their past and source; raises `InputError` for a field of the wrong type."
 
     prompt: str  # the user's request
     response: str  # the response to it
@@ -264,7 +264,7 @@ class Dialogue(Displayed):
 
 # %% ../../nbs/0_base/01_core.ipynb #b7fe5fe8
 def make_generator(seed: int, *names: str) -> np.random.Generator:
-    "Return a random generator for the run's seed and the names of one purpose, the same on every machine."
+    "Return the random generator of a seed and of the names of one purpose, the same on every machine."
     digest = hashlib.sha256(repr((int(seed), names)).encode()).digest()
     return np.random.default_rng(np.frombuffer(digest, np.uint32))
 
@@ -279,7 +279,7 @@ def check_seed(seed: int) -> int:
 # %% ../../nbs/0_base/01_core.ipynb #2f3dbf53
 @dataclass
 class Cost:
-    "The cost of a computation: time, tokens, passes, questions and memory."
+    "The cost of a computation: time, tokens, passes, questions and RAM."
 
     seconds: float = 0.0  # wall-clock time
     tokens: int = 0  # tokens through the model, padding not counted
@@ -303,7 +303,7 @@ class Cost:
 
 # %% ../../nbs/0_base/01_core.ipynb #72ee7522
 def get_peak_memory() -> int:  # bytes
-    "Return the highest resident memory of this process so far, or 0 on systems without that number."
+    "Return the most RAM that this process has held so far, or 0 on systems without that number."
     try:
         import resource
     except ImportError:
@@ -313,7 +313,7 @@ def get_peak_memory() -> int:  # bytes
 # %% ../../nbs/0_base/01_core.ipynb #7f56fa6f
 @contextmanager
 def measure_cost(cost: Cost):
-    "Add the time and the peak memory of a `with` block to a cost."
+    "Add the time and the peak RAM of a `with` block to a cost."
     start = time.perf_counter()
     try:
         yield cost

@@ -267,7 +267,7 @@ def choose_model_name(name=None, is_largest: bool = False):  # the name itself, 
 
 # %% ../../nbs/0_base/07_loading.ipynb #lgg00020
 def time_product(dtype: str) -> float:  # seconds
-    "Return the seconds of the fastest of five products of 256 tokens with a layer of 1,024 rows."
+    "Return the seconds of the fastest of six products of 256 tokens with a layer of 1,024 rows."
     import torch
 
     x = torch.ones(256, 1024, dtype=getattr(torch, dtype))
@@ -276,7 +276,7 @@ def time_product(dtype: str) -> float:  # seconds
 
 
 def choose_dtype(num_parameters: int, device: str = "cpu") -> str:
-    "Return the number type of a model's weights: on a processor the faster one that fits into its memory."
+    "Return the number type of a model's weights: on a processor the faster one that fits into its free RAM."
     import psutil
     import torch
 
@@ -303,7 +303,7 @@ def load_from_files(source: str, device: str, dtype=None, local: bool = True) ->
         raise InputError(f"model {source!r}: its weights are quantised, and cannot be tuned here", remedy)
     tokenizer = AutoTokenizer.from_pretrained(source, **options)
     if dtype is None:
-        with torch.device("meta"):  # without memory for weights
+        with torch.device("meta"):  # without RAM for weights
             empty = AutoModelForCausalLM.from_config(config)
         dtype = choose_dtype(empty.num_parameters(), device)
     model = load_whole_model(source, dtype=getattr(torch, dtype), use_safetensors=True, **options)

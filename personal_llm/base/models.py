@@ -39,9 +39,9 @@ def prepare_libraries() -> None:
     warnings.filterwarnings("ignore", message="fan_in_fan_out is set to False")  # peft corrects that itself
 
 # %% ../../nbs/0_base/08_models.ipynb #e39b68e9
-MAX_LENGTH = 2048  # tokens of a dialogue: a long talk, whose keys and values fit into a small memory
+MAX_LENGTH = 2048  # tokens of a dialogue: a long talk, whose keys and values fit into a small RAM
 MAX_REPLY = 512  # tokens: about a page
-MAX_BATCH_LOGITS = 2**26  # numbers in memory at once, 256 MB in float32
+MAX_BATCH_LOGITS = 2**26  # numbers in RAM at once, 256 MB in float32
 
 
 class LazyModel:
@@ -104,7 +104,7 @@ class LazyModel:
         return self.model.config.get_text_config().hidden_size
 
     def unload(self) -> None:
-        "Give the memory of the weights back until their next use; weights that came as an object stay."
+        "Give the RAM of the weights back until their next use; weights that came as an object stay."
         with self._lock:
             if self.load is not None:
                 self._network = None
@@ -276,17 +276,14 @@ def load_model(
     chat_template: str = None,  # a Jinja template, or "plain" for a model without one
     max_length: int = None,  # longest dialogue in tokens; by default 2048, at most the window
 ) -> Model:
-    "Load a causal language model, by default the best one on this machine; raise `InputError` for an unknown name."
+    "Load a causal language model, by default that of `choose_model_name`; raise `InputError` for an unknown name."
     prepare_libraries()
     name = choose_model_name(name)
     check(dtype, "choice or none", "dtype", choices=("float32", "bfloat16", "float16"))
     is_live = isinstance(name, tuple)
     gguf = None if is_live or name == "pocket" else find_gguf(name)
     if gguf is not None:
-
-        def network():
-            return load_causal_lm(gguf, device, dtype)[0]
-
+        network = lambda: load_causal_lm(gguf, device, dtype)[0]
         tokenizer = load_gguf_tokenizer(gguf)
         base = hash_file(gguf)[:16]
     else:
@@ -350,7 +347,7 @@ def run_batch(model: Model, samples: list) -> list:  # `ForwardResult`s
 
 # %% ../../nbs/0_base/08_models.ipynb #1b43064a
 def mean_response_nll(model, dialogues: list) -> np.ndarray:  # (n,) nats a token
-    "Return the mean loss of each response."
+    "Return the mean loss of a token of each response."
     nats, tokens = model.nll(dialogues).T
     return nats / tokens
 

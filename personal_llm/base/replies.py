@@ -29,7 +29,7 @@ from .tokens import find_end_of_turn
 # %% ../../nbs/0_base/09_replies.ipynb #rpl00006
 @dataclass(frozen=True)
 class ReplyOptions:
-    "How one reply is written."
+    "How a model writes one reply."
 
     max_tokens: int = None  # at most; by default 512, or half of the model's longest dialogue
     temperature: float = 0.0  # 0: the likeliest token each time
@@ -158,12 +158,12 @@ class LlamaCpp(LocalEngine):
         adapter = self.model.adapter_folder
         if self.server is not None and (adapter is None or self.adapter_id == self.model.active_adapter):
             return
-        self.server = None  # its memory is free before we load the next one
+        self.server = None  # its RAM is free before we load the next one
         parameters = xllamacpp.CommonParams()
         parameters.model.path = str(self.model.gguf)
         parameters.n_ctx = self.model.max_length
         parameters.n_parallel = 1
-        parameters.n_ubatch = 128  # tokens at once; each has a row of logits in memory
+        parameters.n_ubatch = 128  # tokens at once; each has a row of logits in RAM
         parameters.cache_ram_mib = 0  # or it would read keys and values of older prompts, of another adapter
         parameters.warmup = False
         parameters.verbosity = -1

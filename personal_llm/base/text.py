@@ -26,7 +26,7 @@ def make_sentence_break(abbreviations: str = "") -> str:  # abbreviations: patte
 # %% ../../nbs/0_base/02_text.ipynb #600d3f5c
 @dataclass(frozen=True)
 class Language:
-    "The rules that cut texts of one language into words, pieces and sentences, and its endings of words."
+    "The rules that cut texts of one language into words, pieces and sentences, its word endings and negations."
 
     name: str
     word_pattern: str = r"[^\W_]+(?:['’][^\W_]+)?"

@@ -136,7 +136,7 @@ def clip_text(text: str, max_tokens: int, keep_end: bool = False) -> str:
 
 # %% ../../nbs/0_base/04_tokens.ipynb #03tok038
 def find_starts(history, first: int, max_tokens: int) -> list:  # places in the history, its length last
-    "Return where the rest of a history may begin: at its first turn or a question, as far back as could fit."
+    "Return where the rest of a history may begin: at its first turn or a prompt, as far back as could fit."
     place = len(history)
     room = max_tokens * MAX_CHARACTERS_PER_TOKEN
     while place > first and len(history) - place < max_tokens and room >= len(history[place - 1][1]):

@@ -20,8 +20,7 @@ from tqdm import tqdm
 
 from .core import InputError, call_in_time, check
 from .files import ASSETS, delete_path, explain_errors, get_cache_folder
-from .files import is_full_disk, make_folder
-from .files import read_json, remember
+from .files import is_full_disk, make_folder, read_json, remember
 
 # %% ../../nbs/0_base/06_weights.ipynb #wgt00005
 @dataclass(frozen=True)
@@ -83,18 +82,18 @@ def find_weights(name: str):  # a path: of a model's GGUF file, or of an encoder
     return None
 
 # %% ../../nbs/0_base/06_weights.ipynb #wgt0011c
-MIN_LARGER_MEMORY = 8e9  # free bytes, for a chat and a fine-tune of the larger model
+MIN_LARGER_RAM = 8e9  # free bytes, for a chat and a fine-tune of the larger model
 
 
 def fits_larger_model() -> bool:
-    "Return whether the machine has enough free memory for the larger model."
+    "Return whether the machine has enough free RAM for the larger model."
     import psutil
 
-    return psutil.virtual_memory().available >= MIN_LARGER_MEMORY
+    return psutil.virtual_memory().available >= MIN_LARGER_RAM
 
 # %% ../../nbs/0_base/06_weights.ipynb #wgt00016
 def download_from_hub(source: WeightSource, folder: Path, progress: bool) -> bool:
-    "Download the files if the hub has the same hash and answers in two seconds; say whether that worked."
+    "Download the files if the hub answers in two seconds, with the hash of the largest; say whether that worked."
     from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url
 
     largest = max(source.files, key=source.files.get)  # the first number is the size

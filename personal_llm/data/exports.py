@@ -90,14 +90,12 @@ def mend_gemini(messages: list, record: dict):  # messages
     for row in messages:
         title, answers = as_text(row.get("title"), "title"), row.get("safehtmlitem") or []
         if answers and not title.startswith("Prompted"):
-            raise InputError(f"an activity that does not begin with Prompted, but {format_value(title)}", ENGLISH)
+            problem = f"an activity that does not begin with Prompted, but {format_value(title)}"
+            raise InputError(problem, "set the language of your Google account to English, and export the JSON anew")
         text = "\n".join(strip_html(as_text(answer.get("html"), "html")) for answer in answers)
         if title.startswith("Prompted"):
             yield dict(role="user", content=title.removeprefix("Prompted").strip(), time=row["time"])
             yield dict(role="assistant", content=text)
-
-
-ENGLISH = "set the language of your Google account to English, and export the activity as JSON anew"
 
 # %% ../../nbs/1_data/03_exports.ipynb #d30800ba
 def fold_name(name) -> str:

@@ -148,7 +148,7 @@ def parse_table(text: str, quoting=csv.QUOTE_MINIMAL) -> tuple:  # ([(line, {col
 # %% ../../nbs/1_data/01_records.ipynb #c10a553d
 @cache
 def fold_field(name: str) -> str:
-    "Return the name of a field as one word in lower case, without `is` in front."
+    "Return the name of a field as one word in lower case, without `is` or `has` in front."
     return re.sub("^is|^has|[^a-z0-9]", "", name.lower())
 
 
