@@ -133,7 +133,7 @@ def evaluate(
     habits: tuple = (),  # `Habit`s to look for in the replies
     generate: bool = True,  # False: the loss only, a fraction of the time
     max_tokens: int = None,  # upper bound of a reply; the model's own by default
-    group: str = "",  # whose dialogues these are: the user, for comparisons over users
+    user: str = "",  # whose dialogues these are
 ) -> Evaluation:
     "Measure response loss, word overlap and habits of replies; raise `InputError` without reference answers."
     dialogues = as_dialogues(dialogues)
@@ -144,4 +144,4 @@ def evaluate(
             item.update(loss=nats / num_tokens, tokens=int(num_tokens))
         if generate:
             items = score_replies(items, model.reply(dialogues, max_tokens), habits)
-    return Evaluation(items, summarize_items(items), cost, group)
+    return Evaluation(items, summarize_items(items), cost, user)
