@@ -17,7 +17,7 @@ from ..base.plots import draw_bars
 from ..base.replies import Model
 from ..base.text import count_nouns, split_rouge_words
 from .statistics import Comparison, paired_bootstrap
-from ..data.reading import as_dialogues, check_dialogues
+from ..data.reading import as_dialogues
 
 # %% ../../nbs/3_tuning/09_evaluation.ipynb #8168db49
 def score_texts(replies: list, references: list) -> list:  # dicts: rouge1, rougeL in [0, 1]
@@ -107,7 +107,6 @@ def summarize_items(items: list) -> dict:
 # %% ../../nbs/3_tuning/09_evaluation.ipynb #783744c2
 def make_items(dialogues: list) -> list:
     "Return the items of test dialogues, without measurements; raise `InputError` without a reference answer."
-    check_dialogues(dialogues)
     if not dialogues:
         raise InputError("no dialogues to evaluate on", "give at least one with a reference answer")
     for d in dialogues:
