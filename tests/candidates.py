@@ -45,7 +45,7 @@ def sound(buffer):
 
 def reopen(buffer, policy=None):
     "The same buffer, made anew from its header in JSON."
-    again = open_buffer(json.loads(json.dumps(buffer.header())), policy, "a memory")
+    again = open_buffer(json.loads(json.dumps(buffer.header())), policy, "an archive")
     again._refill(buffer.entries, buffer.arrivals)
     again.log = list(buffer.log)
     return again

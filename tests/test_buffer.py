@@ -41,7 +41,7 @@ class AnySequence(RuleBasedStateMachine):
         buffer, name = self.buffer, "same" if again else f"new {self.offers}"
         c = candidate(name, eoe, dss, embedding, domain, scripts, f"model {self.generation}")
         before, fresh, idd = list(buffer.entries), naive_fresh(buffer), naive_idd(buffer, embedding, domain)
-        full, present = buffer.is_full, c.dialogue.id in {d.id for d in buffer.dialogues}
+        full, present = len(buffer) == buffer.capacity, c.dialogue.id in {d.id for d in buffer.dialogues}
         decision = buffer.add(c)
         self.offers += 1
         assert decision == buffer.log[-1] and decision.step == self.offers - 1 and decision.reason

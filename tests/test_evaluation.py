@@ -48,7 +48,7 @@ TEST = [Dialogue("so it is", "so it was then"), Dialogue("No!", "never ever")]
 
 def test_evaluate_by_hand():
     model = Parrot()
-    found = evaluate(model, TEST, adapter=0.5, habits=(lower_case(), opener("so")), max_tokens=5, group="Ana")
+    found = evaluate(model, TEST, adapter=0.5, habits=(lower_case(), opener("so")), max_tokens=5, user="Ana")
     first, second = found.items
     assert (first["loss"], first["tokens"]) == (11 / 4 + 0.5, 4) and second["loss"] == 9 / 2 + 0.5
     assert found.summary["loss"] == (3.25 + 5) / 2  # the mean of means, not 21 / 6

@@ -52,7 +52,10 @@ def test_a_buffer_never_overflows_and_says_why(kind, capacity):
         assert not decision.evicted or decision.evicted not in {d.id for d in buffer.dialogues}
 
     buffer = filled(kind, stream(60), capacity, check=check)
-    assert buffer.is_full and sum(d.kept for d in buffer.log) - sum(bool(d.evicted) for d in buffer.log) == capacity
+    assert (
+        len(buffer) == buffer.capacity
+        and sum(d.kept for d in buffer.log) - sum(bool(d.evicted) for d in buffer.log) == capacity
+    )
 
 
 @every_policy
@@ -76,7 +79,7 @@ def test_it_goes_on_after_a_fine_tune_and_after_a_removal(kind):
     for c in stream(90)[60:]:
         buffer.add(replace(c, scores=replace(c.scores, model="base+a")))
         sound(buffer)
-    assert buffer.is_full
+    assert len(buffer) == buffer.capacity
 
 
 @every_policy
@@ -199,7 +202,7 @@ def test_kcenter_against_all_pairs(kind, capacity):
     rng, buffer, kept = np.random.default_rng(capacity), Buffer(capacity, "kcenter"), 0
     for i in range(300):
         c = candidate(i, embedding=draw(rng))
-        expected = all_pairs(buffer, c, product) if buffer.is_full else len(buffer)
+        expected = all_pairs(buffer, c, product) if len(buffer) == buffer.capacity else len(buffer)
         evicted = "" if expected in (None, len(buffer)) else buffer.dialogues[expected].id
         decision = buffer.add(c)
         assert (decision.kept, decision.evicted) == (expected is not None, evicted), i

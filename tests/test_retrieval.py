@@ -18,7 +18,7 @@ from personal_llm.buffer.retrieval import (
     add_memories,
     belongs,
     collect_memories,
-    decide_scope,
+    should_read,
     find_near,
     find_replaced,
     retrieve,
@@ -93,8 +93,8 @@ def test_what_is_nearer_than_everything_left_alone_belongs(opposing, count):
 
 def test_the_four_kinds_of_evidence(vectors):
     answers, far = (memory(0), memory(20)), (memory(90, origin="model"), memory(150, origin="model"))
-    decide = lambda prompt, **fields: decide_scope(Evidence(answers, **fields), prompt, vectors)
-    assert not decide_scope(Evidence(accepted=answers), "0 q", vectors), "there is nothing to read"
+    decide = lambda prompt, **fields: should_read(Evidence(answers, **fields), prompt, vectors)
+    assert not should_read(Evidence(accepted=answers), "0 q", vectors), "there is nothing to read"
     assert decide("100 q"), "nothing was left alone"
     assert decide("15 q", left_alone=far) and not decide("85 q", left_alone=far)
     assert decide("85 q", left_alone=far, accepted=(memory(84), memory(86), memory(85), memory(85)))
@@ -103,16 +103,14 @@ def test_the_four_kinds_of_evidence(vectors):
     assert not decide("15 q", left_alone=far, plain=taken_out) and decide("1 q", left_alone=far, plain=taken_out)
     again = (memory(45, time=2.0),)
     before = (memory(45, "alpha!", time=1.0, origin="model"),)
-    assert decide_scope(Evidence(again, left_alone=before), "45 alpha", vectors), "answered later"
-    assert not decide_scope(Evidence(before, left_alone=again), "45 alpha", vectors), "left alone later"
+    assert should_read(Evidence(again, left_alone=before), "45 alpha", vectors), "answered later"
+    assert not should_read(Evidence(before, left_alone=again), "45 alpha", vectors), "left alone later"
     italy, sky = (memory(40, time=2.0),), memory(90, time=3.0, origin="model")
     france = memory(45, time=1.0, origin="model")
-    assert decide_scope(Evidence(italy, left_alone=(france, sky)), "48 spain", vectors), "corrected near it, later"
+    assert should_read(Evidence(italy, left_alone=(france, sky)), "48 spain", vectors), "corrected near it, later"
     near_france = memory(46, time=1.5, origin="model")
-    assert not decide_scope(Evidence(italy, left_alone=(france, near_france)), "48 spain", vectors)
-    assert not decide_scope(Evidence(italy, left_alone=(memory(45, time=4.0),)), "48 spain", vectors), (
-        "left alone later"
-    )
+    assert not should_read(Evidence(italy, left_alone=(france, near_france)), "48 spain", vectors)
+    assert not should_read(Evidence(italy, left_alone=(memory(45, time=4.0),)), "48 spain", vectors), "left alone later"
 
 
 def test_of_near_copies_the_newest_counts_even_if_an_older_one_is_nearer(vectors):

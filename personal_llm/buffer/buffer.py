@@ -68,7 +68,6 @@ class Buffer(Displayed):
         self._view.seen = self.seen
         return self._view
 
-    is_full = property(lambda self: len(self) == self.capacity)
     dialogues = property(lambda self: [entry.dialogue for entry in self.entries])
     nbytes = property(lambda self: sum(bin_bytes(entry) for entry in self.entries))
 
@@ -186,7 +185,7 @@ def open_buffer(header: dict, policy, place) -> Buffer:  # policy: an instance, 
 
 
 @patch
-def replay(self: Buffer, candidate: ScoredDialogue, slot, facts: dict) -> None:  # slot: None if it was discarded
+def repeat(self: Buffer, candidate: ScoredDialogue, slot, facts: dict) -> None:  # slot: None if it was discarded
     "Repeat a decision that was recorded: its step, reason and scores, and the random generator if it was used."
     self._settle(candidate, slot, facts["reason"], facts["step"], facts["scores"])
     if "random" in facts:

@@ -83,7 +83,7 @@ ANSWERED_ORIGINS = ("annotated", "approved")  # of a dialogue whose response the
 class Policy:
     "Decides which dialogues get a bin; write your own as a subclass with a method `choose`."
 
-    name = ""  # of the class, or as registered; part of the seed, the log and the memory
+    name = ""  # of the class, or as registered; part of the seed and the archive
     ask_when = "freeze"  # or "arrival", or "policy", which asks `decide_question`; a setting may change it
     horizon = 800  # dialogues over which the questions are to last
 
@@ -114,7 +114,7 @@ POLICIES = {}  # name -> class
 
 
 def register_policy(name: str):  # a decorator of a subclass of `Policy`
-    "Make a policy known by a name: to `Buffer`, to the command line and to the memory."
+    "Make a policy known by a name: to `Buffer`, to the command line and to the archive."
 
     def decorate(policy: type) -> type:
         policy.name = name

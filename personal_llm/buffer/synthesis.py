@@ -98,7 +98,7 @@ def synthesize(
     prompt: str = "plain",  # or "paper"
     vectors: VectorStore = None,  # by the default encoder
     min_similarity: float = MIN_SIMILARITY,  # 0: meanings are not compared
-    max_rounds: int = 2,  # tries
+    max_rounds: int = 2,  # tries for each variant
 ) -> SynthesisResult:
     "Let the model write up to `num_each` variants of each dialogue's question (Qin et al. 2024, section 3)."
     check(num_each, "whole number", "num_each", low=0)

@@ -278,11 +278,11 @@ class BufferState(EvidenceState):
     def apply_kept(self, id: str, content: dict) -> None:
         slot = len(self.buffer) if self._vacated is None else self._vacated
         self._vacated = None
-        self.buffer.replay(self.find(id), slot, content)
+        self.buffer.repeat(self.find(id), slot, content)
         self.close_question(id)
 
     def apply_discarded(self, id: str, content: dict) -> None:
-        self.buffer.replay(self.find(id), None, content)
+        self.buffer.repeat(self.find(id), None, content)
         self.close_question(id)
 
     def apply_asked(self, id: str, content: dict) -> None:

@@ -16,7 +16,7 @@ import json
 import numpy as np
 
 from ..base.core import Dialogue, make_generator
-from ..buffer.retrieval import MemoryConfig, VectorStore, add_memories, decide_scope, find_near
+from ..buffer.retrieval import MemoryConfig, VectorStore, add_memories, should_read, find_near
 from ..data.reading import load_samples
 from ..device.personalizer import Personalizer
 from .harness import RESULTS, Grid, mean_over_users, read_results
@@ -134,7 +134,7 @@ def choose_answers(me: Personalizer, prompt: str, condition: str) -> list:
     if kind == "threshold":
         query, *rows = me.memory.vectors.embed([prompt, *(d.prompt for d in near)])
         return [d for d, row in zip(near, rows) if row @ query >= float(value)][::-1]
-    if kind == "nearest" and not decide_scope(evidence, prompt, me.memory.vectors, is_nearest):
+    if kind == "nearest" and not should_read(evidence, prompt, me.memory.vectors, is_nearest):
         return []
     return sorted(near, key=lambda d: d.time)
 

@@ -131,17 +131,17 @@ class Ranking(Displayed):
         return row
 
     def to_rows(self) -> list:
-        "Return the pLLMs, nearest first, with their losses where these were measured."
+        "Return the pLLMs in the order of `names`, with their losses where these were measured."
         pairs = zip(self.names, self.distances)
         return [{"pLLM": name, self.unit: value, "nats a token": self.losses.get(name, "")} for name, value in pairs]
 
     def plot(self):  # an `IPython.display.Image`
-        "Draw the distances of the nearest ten."
+        "Draw the distances of the first ten."
         title = f"{self.method or 'Ranking'}: {self.best or 'no pLLM'}"
         return draw_bars(self.names[:10], self.distances[:10], title, f"{self.unit} (smaller is nearer)")
 
     def __str__(self) -> str:
-        "The choice, its reason, the nearest five, the base model and the cost."
+        "Return the choice, its reason, the first five, the base model and the cost."
         rows = [(name, f"{distance:.4f}") for name, distance in zip(self.names[:5], self.distances)]
         rows += [(BASE_NAME, "")] if BASE_NAME in self.losses else []
         lines = [f"{self.method or 'ranking'}: {self.best or 'no pLLM'} ({self.reason})"]
@@ -161,4 +161,3 @@ class SelectionRequest:
     library: object  # a `Library`
     explanation: object = None  # the user's `Explanation`
     losses: PLLMLosses = None  # on the user's dialogues
-    seed: int = 0

@@ -24,7 +24,7 @@ from ..tuning.finetune import finetune
 def warm_start(model, library, dialogues: list, seed: int = 0) -> tuple:  # (`Explanation` of the user, `Ranking`)
     "Explain a user by 8 or more dialogues, and select the adapter to start from (XPerT, Wang et al. 2025)."
     explanation = explain(model, dialogues, library.space, seed)
-    return explanation, select(library, explanation, model=model, dialogues=dialogues, seed=seed)
+    return explanation, select(library, explanation, model=model, dialogues=dialogues)
 
 # %% ../../nbs/5_selection/06_warm_start.ipynb #wslicenc
 PLAIN_LICENCE = "CC BY-SA 4.0"  # that allows all of the package's plain texts to be adapted

@@ -17,7 +17,7 @@ from ..base.plots import draw_bars
 from ..base.replies import Model
 from ..base.text import count_nouns, split_rouge_words
 from .statistics import Comparison, paired_bootstrap
-from ..data.reading import as_dialogues, check_dialogues
+from ..data.reading import as_dialogues
 
 # %% ../../nbs/3_tuning/09_evaluation.ipynb #8168db49
 def score_texts(replies: list, references: list) -> list:  # dicts: rouge1, rougeL in [0, 1]
@@ -107,7 +107,6 @@ def summarize_items(items: list) -> dict:
 # %% ../../nbs/3_tuning/09_evaluation.ipynb #783744c2
 def make_items(dialogues: list) -> list:
     "Return the items of test dialogues, without measurements; raise `InputError` without a reference answer."
-    check_dialogues(dialogues)
     if not dialogues:
         raise InputError("no dialogues to evaluate on", "give at least one with a reference answer")
     for d in dialogues:
@@ -133,7 +132,7 @@ def evaluate(
     habits: tuple = (),  # `Habit`s to look for in the replies
     generate: bool = True,  # False: the loss only, a fraction of the time
     max_tokens: int = None,  # upper bound of a reply; the model's own by default
-    group: str = "",  # whose dialogues these are: the user, for comparisons over users
+    user: str = "",  # whose dialogues these are
 ) -> Evaluation:
     "Measure response loss, word overlap and habits of replies; raise `InputError` without reference answers."
     dialogues = as_dialogues(dialogues)
@@ -144,4 +143,4 @@ def evaluate(
             item.update(loss=nats / num_tokens, tokens=int(num_tokens))
         if generate:
             items = score_replies(items, model.reply(dialogues, max_tokens), habits)
-    return Evaluation(items, summarize_items(items), cost, group)
+    return Evaluation(items, summarize_items(items), cost, user)

@@ -17,7 +17,7 @@ from ..base.adapters import ADAPTER_CARD_FILE, CHECKPOINTS_FOLDER, CONFIG_FILE, 
 from ..base.adapters import attach_adapter, check_adapter, commit_adapter, read_lora_config, stage_adapter
 from ..base.core import Cost, Dialogue, InputError, check_seed, make_generator
 from ..base.files import delete_path, make_folder, make_temporary_folder
-from ..data.reading import as_dialogues, check_dialogues
+from ..data.reading import as_dialogues
 from .config import TuningConfig
 from .statistics import FEWEST_FOR_MEAN
 from .training_loop import TrainingState, train
@@ -153,7 +153,6 @@ def finetune(
     from tqdm.auto import tqdm
 
     dialogues = as_dialogues(dialogues)
-    check_dialogues(dialogues)
     if not dialogues:
         raise InputError("nothing to learn from: the buffer is empty", "observe some dialogues first")
     config = config or TuningConfig()
