@@ -555,19 +555,19 @@ def make_server(app) -> uvicorn.Server:
 
 # %% ../../nbs/8_app/07_server.ipynb #304a1e99
 def serve(
-    model,  # the base `Model`
+    model,  # the base `Model`, or a function that loads it
     folder,  # of the chat
     host: str,  # to listen to; 0.0.0.0: others in the network can reach it, without encryption
     port: int,  # 0: any free one
     as_json: bool = False,  # print address and token as JSON
     **settings,  # of the `ChatSession`
 ) -> None:
-    "Serve a folder until Ctrl-C, and print the link to the page; raise `InputError` if port or folder is in use."
+    "Serve a folder until Ctrl-C, and print the link to the page; raise `InputError` if port (before the load) or folder is in use."
     token = os.environ.get("PERSONAL_LLM_TOKEN") or secrets.token_urlsafe(24)
     if len(token) < 16:
         raise InputError("PERSONAL_LLM_TOKEN: others could guess it", "choose 16 or more letters and digits")
     with open_socket(host, port) as bound:
-        session = ChatSession(model, folder, **settings)
+        session = ChatSession(model() if callable(model) else model, folder, **settings)
         address = f"http://{f'[{host}]' if ':' in host else host}:{bound.getsockname()[1]}"
         code = secrets.token_urlsafe(24)
         shown = json.dumps(dict(address=address, token=token))
