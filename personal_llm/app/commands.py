@@ -411,7 +411,7 @@ def status(out: Out, as_json: AsJson = False):
     archive = open_archive(out)
     state = open_state(archive)
     num_bytes = sum(file.stat().st_size for file in Path(out).rglob("*") if file.is_file())
-    result = dict(model=state.model) | state.status() | dict(megabytes=round(num_bytes / 1e6, 2))
+    result = state.status() | dict(megabytes=round(num_bytes / 1e6, 2))
     show(result, describe_status(result), as_json)
 
 

@@ -8,7 +8,6 @@ __all__ = ['make_app', 'serve']
 # %% ../../nbs/8_app/07_server.ipynb #bbe77fad
 import asyncio
 import json
-import math
 import os
 import secrets
 import socket
@@ -367,10 +366,10 @@ def describe_model(model) -> str:
     "Return a line about a model that is small, or a server that writes."
     if not model.reads_adapters:
         return f"{model.engine.name.split('/')[-1]} writes the replies, and {model.name} learns."
-    size = WEIGHTS[model.name].num_bytes if model.name in WEIGHTS else math.inf
     if model.name == "pocket":
         return "This model is a toy for tries: it learns your form, and what it says is nonsense."
-    return "A small model: many of its answers are wrong." if size < 1e9 else ""
+    source = WEIGHTS.get(model.name)
+    return "A small model: many of its answers are wrong." if source and source.num_bytes < 1e9 else ""
 
 
 def describe_status(session: ChatSession, *_) -> dict:
