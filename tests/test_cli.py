@@ -121,8 +121,8 @@ class PanicException(BaseException):
         (PanicException("index out of bounds"), "a library stopped (index out of bounds)"),
         (OSError(errno.ENOSPC, "No space left on device", "x"), "the disk is full"),
         (PermissionError(errno.EACCES, "Permission denied", "x"), "x: Permission denied"),
-        (MemoryError(), "not enough memory"),
-        (RuntimeError("DefaultCPUAllocator: can't allocate memory"), "not enough memory"),
+        (MemoryError(), "not enough RAM"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory"), "not enough RAM"),
         (InputError("a\nb", "c"), "a b; c"),
     ],
 )

@@ -110,6 +110,8 @@ ELSEWHERE = {  # numbers of the README that nothing measures -> what they are
     "3.10": "the oldest Python",
     "2.0": "Apache's licence",
     "95": "per cent of an interval",
+    "5": "gigabytes on the disk: the environment, the default model, and its copy for a fine-tune",
+    "6": "gigabytes of RAM for a chat and a fine-tune of the default model, the estimate of the contents page",
     "32": "dialogues of a buffer, in the diagram",
     "300": "dialogues of the shipped file of chats",
 }

@@ -12,6 +12,7 @@ import os
 import sys
 import warnings
 from contextlib import suppress
+from functools import partial
 from importlib.metadata import version
 from typing import Annotated, get_args
 
@@ -43,8 +44,8 @@ def serve(
     "Serve a page and the OpenAI protocol; the command prints a link. A folder is one person."
     from personal_llm.app.server import serve as run_server  # needs the extra `serve`
 
-    loaded = load_chat_model(model, out, writer, writer_model, chats_may_leave)
-    run_server(loaded, out, host, port, as_json, **settings)
+    load_later = partial(load_chat_model, model, out, writer, writer_model, chats_may_leave)
+    run_server(load_later, out, host, port, as_json, **settings)
 
 # %% ../../nbs/8_app/08_cli.ipynb #47fb7044
 SHARED_PARAMETERS = dict(load_model=("model", Model), dialogues=("data", Data), progress=("quiet", Quiet))
@@ -66,9 +67,7 @@ def adapt_plugin(function):  # a function for typer
 
     def run(as_json, **values):
         shared = dict(
-            load_model=lambda: (
-                lambda **changes: load(values["model"], values.get("out"), values.get("quiet"), **changes)
-            ),
+            load_model=lambda: partial(load, values["model"], values.get("out"), values.get("quiet")),
             dialogues=lambda: read_chats(values["data"], quiet=values.get("quiet")),
             progress=lambda: not values["quiet"],
         )
@@ -111,7 +110,7 @@ def explain_error(error: BaseException) -> str:  # empty for a bug of ours
         return "the disk is full; free some space: what was stored is unchanged"
     is_memory = "out of memory" in str(error).lower() or "allocate memory" in str(error).lower()
     if isinstance(error, MemoryError) or isinstance(error, RuntimeError) and is_memory:
-        return "not enough memory; close other programs, or use a smaller model: what was stored is unchanged"
+        return "not enough RAM; close other programs, or use a smaller model: what was stored is unchanged"
     if isinstance(error, OSError) and error.filename:
         return f"{error.filename}: {error.strerror}; check the path and its permissions"
     return ""

@@ -216,7 +216,7 @@ def load_chat_model(model: str, folder: str, address: str, name: str, may_leave:
 
 # %% ../../nbs/8_app/05_commands.ipynb #6fdbc099
 app = typer.Typer(
-    help="Personalise a language model on your own device: the program sends no data anywhere.",
+    help="Personalise a language model on your own device. It opens no connection that you did not ask for.",
     epilog="Begin with: personal-llm demo, or: personal-llm chat --out me",
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
@@ -340,7 +340,8 @@ def personalize_command(
 ):
     """Learn from an export of your chats: an adapter, a memory to chat with, and replies before and after.
 
-    A policy and a number of bins that you do not give are the folder's, or answers-first and 32.
+    It asks you about replies only with --ask-when. A policy and a number of bins that you do not give are the
+    folder's, or answers-first and 32; chat goes on with them.
     """
     from personal_llm.tuning.config import TuningConfig
 
@@ -410,7 +411,7 @@ def status(out: Out, as_json: AsJson = False):
     archive = open_archive(out)
     state = open_state(archive)
     num_bytes = sum(file.stat().st_size for file in Path(out).rglob("*") if file.is_file())
-    result = dict(model=state.model) | state.status() | dict(megabytes=round(num_bytes / 1e6, 2))
+    result = state.status() | dict(megabytes=round(num_bytes / 1e6, 2))
     show(result, describe_status(result), as_json)
 
 

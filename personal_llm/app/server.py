@@ -8,7 +8,6 @@ __all__ = ['make_app', 'serve']
 # %% ../../nbs/8_app/07_server.ipynb #bbe77fad
 import asyncio
 import json
-import math
 import os
 import secrets
 import socket
@@ -367,10 +366,10 @@ def describe_model(model) -> str:
     "Return a line about a model that is small, or a server that writes."
     if not model.reads_adapters:
         return f"{model.engine.name.split('/')[-1]} writes the replies, and {model.name} learns."
-    size = WEIGHTS[model.name].num_bytes if model.name in WEIGHTS else math.inf
     if model.name == "pocket":
         return "This model is a toy for tries: it learns your form, and what it says is nonsense."
-    return "A small model: many of its answers are wrong." if size < 1e9 else ""
+    source = WEIGHTS.get(model.name)
+    return "A small model: many of its answers are wrong." if source and source.num_bytes < 1e9 else ""
 
 
 def describe_status(session: ChatSession, *_) -> dict:
@@ -555,19 +554,19 @@ def make_server(app) -> uvicorn.Server:
 
 # %% ../../nbs/8_app/07_server.ipynb #304a1e99
 def serve(
-    model,  # the base `Model`
+    model,  # the base `Model`, or a function that loads it
     folder,  # of the chat
     host: str,  # to listen to; 0.0.0.0: others in the network can reach it, without encryption
     port: int,  # 0: any free one
     as_json: bool = False,  # print address and token as JSON
     **settings,  # of the `ChatSession`
 ) -> None:
-    "Serve a folder until Ctrl-C, and print the link to the page; raise `InputError` if port or folder is in use."
+    "Serve a folder until Ctrl-C, and print the link to the page; raise `InputError` if port (before the load) or folder is in use."
     token = os.environ.get("PERSONAL_LLM_TOKEN") or secrets.token_urlsafe(24)
     if len(token) < 16:
         raise InputError("PERSONAL_LLM_TOKEN: others could guess it", "choose 16 or more letters and digits")
     with open_socket(host, port) as bound:
-        session = ChatSession(model, folder, **settings)
+        session = ChatSession(model() if callable(model) else model, folder, **settings)
         address = f"http://{f'[{host}]' if ':' in host else host}:{bound.getsockname()[1]}"
         code = secrets.token_urlsafe(24)
         shown = json.dumps(dict(address=address, token=token))
