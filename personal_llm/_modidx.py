@@ -2323,8 +2323,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                   'personal_llm/experiments/policy.py'),
                                                  'personal_llm.experiments.policy.fill_bins': ( 'experiments/policy.html#fill_bins',
                                                                                                 'personal_llm/experiments/policy.py'),
-                                                 'personal_llm.experiments.policy.find_nearest': ( 'experiments/policy.html#find_nearest',
-                                                                                                   'personal_llm/experiments/policy.py'),
                                                  'personal_llm.experiments.policy.group_samples': ( 'experiments/policy.html#group_samples',
                                                                                                     'personal_llm/experiments/policy.py'),
                                                  'personal_llm.experiments.policy.load_scores': ( 'experiments/policy.html#load_scores',
