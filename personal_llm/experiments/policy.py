@@ -4,9 +4,8 @@
 
 # %% auto #0
 __all__ = ['BINS', 'QUESTIONS', 'LENGTH', 'SEEDS', 'MAX_WORDS', 'SGD', 'TRIVIA', 'MEDICAL', 'TALKS', 'ANATOMY', 'NEWS', 'MATH',
-           'PERSONA', 'PEOPLE', 'ANSWERED', 'ARMS', 'JOBS', 'GRIDS', 'make_person', 'group_samples', 'draw_stream',
-           'find_nearest', 'AskAlong', 'SDSSAlong', 'KCenterAlong', 'ReservoirAlong', 'fill_bins', 'load_scores',
-           'score_once', 'measure']
+           'PERSONA', 'PEOPLE', 'ARMS', 'JOBS', 'GRIDS', 'make_person', 'group_samples', 'draw_stream', 'AskAlong',
+           'SDSSAlong', 'KCenterAlong', 'ReservoirAlong', 'fill_bins', 'load_scores', 'score_once', 'measure']
 
 # %% ../../nbs/experiments/77_policy.ipynb #pol00003
 import functools
@@ -18,7 +17,13 @@ from ..base.core import make_generator
 from ..base.models import load_model
 from ..base.weights import DEFAULT_MODEL
 from ..buffer.buffer import Buffer
-from ..buffer.policies import KCenterPolicy, ReservoirPolicy, SDSSPolicy
+from personal_llm.buffer.policies import (
+    ANSWERED_ORIGINS,
+    KCenterPolicy,
+    ReservoirPolicy,
+    SDSSPolicy,
+    find_nearest_slot,
+)
 from ..buffer.scoring import ScoredDialogue, score
 from personal_llm.recipes.people import (
     RARE_SHARE,
@@ -108,17 +113,6 @@ def draw_stream(name: str, seed: int) -> list:  # `Dialogue`s
     return correlated_stream(pools, shares, LENGTH, seed=int(rng.integers(2**31)))
 
 # %% ../../nbs/experiments/77_policy.ipynb #pol00008
-ANSWERED = ("annotated", "approved")
-
-
-def find_nearest(view, slots: list, direction: np.ndarray) -> int:
-    "Return the slot whose direction, less the mean of all entries, is nearest."
-    centre = view.units.mean(0)
-    moved = view.units[slots] - centre
-    lengths = np.maximum(np.linalg.norm(moved, axis=1), 1e-12)
-    return slots[int((moved @ (direction - centre) / lengths).argmax())]
-
-
 class AskAlong:
     "Asks along the stream where the nearest answered entry is a correction; an answer leaves for a newer answer only."
 
@@ -130,8 +124,8 @@ class AskAlong:
     def decide_question(self, view, candidate, questions_left: int) -> tuple:
         if questions_left < 1:
             return False, "no question is left"
-        slots = [slot for slot, d in enumerate(view.dialogues) if d.origin in ANSWERED]
-        if slots and view.dialogues[find_nearest(view, slots, candidate.direction)].origin == "annotated":
+        slots = [slot for slot, d in enumerate(view.dialogues) if d.origin in ANSWERED_ORIGINS]
+        if slots and view.dialogues[find_nearest_slot(view, slots, candidate.direction)].origin == "annotated":
             return True, "you corrected the nearest answered dialogue"
         since = view.seen - max(view.arrival[slots], default=-1)
         pace = max(1, self.horizon - view.seen) / questions_left  # dialogues
@@ -140,8 +134,8 @@ class AskAlong:
     def place(self, view, candidate) -> tuple:
         if len(view) < view.capacity:
             return len(view), "a bin was free"
-        without = [slot for slot, d in enumerate(view.dialogues) if d.origin not in ANSWERED]
-        if candidate.dialogue.origin in ANSWERED:
+        without = [slot for slot, d in enumerate(view.dialogues) if d.origin not in ANSWERED_ORIGINS]
+        if candidate.dialogue.origin in ANSWERED_ORIGINS:
             approved = [slot for slot, d in enumerate(view.dialogues) if d.origin != "annotated"]
             slots = without or approved or range(len(view))
             if candidate.dialogue.origin == "approved" and not without:

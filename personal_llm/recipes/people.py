@@ -187,7 +187,7 @@ def read_users() -> dict:  # name -> `SimulatedUser`
 USERS = read_users()
 
 # %% ../../nbs/recipes/people.ipynb #2e2b6e09
-MAX_TEST_ROWS = 64  # dialogues of a test set, about
+MAX_TEST_ROWS = 64  # dialogues of a test set, or a few more
 
 
 def list_subjects(user: SimulatedUser) -> list:  # of (subject, kind, number of test rows)
