@@ -14,7 +14,7 @@ from test_formats import CHAT, PAIRS, RECORDS
 from personal_llm.base.core import Dialogue, InputError
 from personal_llm.base.files import ASSETS
 from personal_llm.data.formats import FORMATS, MAX_TURN_CHARACTERS
-from personal_llm.data.reading import as_dialogues, check_dialogues, load_samples, read_dialogues
+from personal_llm.data.reading import check_dialogues, load_samples, read_dialogues
 from personal_llm.data.splits import get_dialogue_group, get_row_group
 from personal_llm.recipes.data import is_reserved
 
@@ -257,10 +257,6 @@ def test_values_that_are_not_a_list_of_dialogues():
         with pytest.raises(InputError, match="dialogue"):
             check_dialogues(wrong)
     check_dialogues((Dialogue("a", "b"),))
-    for rows in ((d for d in [Dialogue("a", "b")]), iter([dict(prompt="a", response="b")])):
-        with pytest.raises(InputError, match="is no list of dialogues") as caught:
-            as_dialogues(rows)
-        assert caught.value.remedy == "give a list"
 
 
 values = st.recursive(
@@ -307,12 +303,3 @@ def test_samples_are_short():
         assert len(row["prompt"]) <= 500 and 0 < len(row["response"]) <= 400
     with pytest.raises(InputError, match="no sample called"):
         load_samples("nothing")
-
-
-def test_a_user_in_rows_without_names_is_a_mistake(tmp_path):
-    path = tmp_path / "a.jsonl"
-    path.write_bytes(GOOD)
-    for source in (path, [dict(prompt="Hi", response="Hello")]):
-        with pytest.raises(InputError, match="no names of people") as caught:
-            read_dialogues(source, user="Ana")
-        assert "--user" in caught.value.remedy and read_dialogues(source)

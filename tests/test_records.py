@@ -23,22 +23,6 @@ def test_encodings(tmp_path, name):
     assert [row for _, row in read_records(path)[1]] == [dict(a="é"), dict(a=2)]
 
 
-@pytest.mark.parametrize(
-    "content,words",
-    [
-        (b"", "empty file"),
-        (b" \n\n", "empty file"),
-        (b"\x1f\x8brest", "gzip file"),
-        (b"PK\x03\x04rest", "zip archive"),
-    ],
-)
-def test_files_that_cannot_be_read(tmp_path, content, words):
-    path = write(tmp_path / "a.jsonl", content)
-    with pytest.raises(InputError) as caught:
-        read_records(path)
-    assert words in caught.value.problem and str(path) in caught.value.problem and caught.value.remedy
-
-
 def test_missing_files_and_folders(tmp_path):
     for path, words in ((tmp_path / "none.jsonl", "no such file"), (tmp_path, "cannot be read")):
         with pytest.raises(InputError, match=words):
