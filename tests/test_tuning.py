@@ -58,11 +58,7 @@ def test_every_architecture_learns_and_plain_peft_loads_it(architecture, tmp_pat
     adapter = finetune(model, TALK, BRIEF, out=tmp_path / "a", progress=False)
     assert same(model, before) and np.array_equal(model.nll(TEST), losses), "the base is what it was"
     assert adapter.best_loss < adapter.start_loss and [h[0] for h in adapter.history] == [1, 2, 3]
-    assert {p.name for p in (tmp_path / "a").iterdir()} == {
-        "adapter_config.json",
-        "adapter_model.safetensors",
-        "adapter.json",
-    } and [p.name for p in tmp_path.iterdir()] == ["a"]
+    assert sorted(p.name for p in (tmp_path / "a").iterdir()) == WHOLE and [*tmp_path.iterdir()] == [tmp_path / "a"]
     with model.use_adapter(adapter):
         adapted = model.nll(TEST)
     assert not np.allclose(adapted, losses)
@@ -79,13 +75,10 @@ def test_seeds():
     torch.manual_seed(3)
     expected = torch.rand(2)
     torch.manual_seed(3)
-    one = finetune(shared("llama"), TALK, BRIEF, seed=1, progress=False)
+    learn = lambda seed: bits(finetune(shared("llama"), TALK, BRIEF, seed=seed, progress=False))
+    one = learn(1)
     assert torch.equal(torch.rand(2), expected)
-    assert (
-        bits(one)
-        == bits(finetune(shared("llama"), TALK, BRIEF, seed=1, progress=False))
-        != bits(finetune(shared("llama"), TALK, BRIEF, seed=2, progress=False))
-    )
+    assert one == learn(1) != learn(2)
 
 
 @pytest.mark.parametrize(
@@ -98,27 +91,9 @@ def test_nothing_to_learn_is_refused(bad, tmp_path):
         finetune(shared("llama"), bad, BRIEF, out=tmp_path / "a")
     with pytest.raises(InputError, match="max_length"):
         finetune(shared("llama"), TALK, TuningConfig(max_length=2), out=tmp_path / "a")
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_modules_that_are_not_there(tmp_path):
-    model = tiny("llama")
-    before = weights(model)
     with pytest.raises(InputError, match="nonsense"):
-        finetune(
-            model, TALK, TuningConfig(target_modules="nonsense", steps=1), out=tmp_path / "a" / "b", progress=False
-        )
-    assert same(model, before) and not list(tmp_path.iterdir()), "no empty folder is left"
-
-
-def test_the_model_is_billed_once():
-    model = tiny("llama")
-    with model.track_cost() as cost:
-        adapter = finetune(model, TALK, replace(HOLD_BACK, checks=1), progress=False)
-    assert cost.backward == model.cost.backward == adapter.cost.backward, "ten dialogues: batches of three or four"
-    assert 3 * 3 <= cost.backward <= 3 * 4
-    assert cost.forward == adapter.cost.forward == cost.backward + 2 * 6 and cost.tokens == adapter.cost.tokens > 0
-    assert cost.seconds >= adapter.cost.seconds > 0 and model.cost.tokens == cost.tokens
+        finetune(shared("llama"), TALK, replace(BRIEF, target_modules="nonsense"), out=tmp_path / "a" / "b")
+    assert list(tmp_path.iterdir()) == [], "no empty folder is left"
 
 
 def seen_samples(monkeypatch, dialogues, config, **rest) -> tuple:  # encoded training and validation dialogues
@@ -177,7 +152,7 @@ def test_steps_between_checks(steps, checks, looks):
 def test_never_worse_than_the_start_on_the_validation_dialogues(rate, old):
     "What is reported is what is returned."
     model, config = shared("llama"), replace(HOLD_BACK, steps=6, checks=6, learning_rate=rate)
-    adapter = finetune(model, TALK, config, start=old, progress=False)
+    adapter = finetune(model, TALK, config, start=str(old.path), progress=False)
     held = validation_split(TALK, 0.4)[1]
     assert adapter.num_validation_dialogues == len(held) == 6
     with model.use_adapter(old):
@@ -186,16 +161,6 @@ def test_never_worse_than_the_start_on_the_validation_dialogues(rate, old):
         end = per_token(model, held)
     assert start == pytest.approx(adapter.start_loss, abs=1e-4) and end == pytest.approx(adapter.best_loss, abs=1e-4)
     assert end <= start + 1e-6 and adapter.best_loss == min([adapter.start_loss] + [h[2] for h in adapter.history])
-
-
-def test_going_on_from_an_adapter(old):
-    "The start's losses are those before the first step; its folder or its path is the same."
-    model, held = shared("llama"), validation_split(TALK, 0.4)[1]
-    further = finetune(model, TALK, HOLD_BACK, start=old, progress=False)
-    with model.use_adapter(old):
-        assert further.start_loss == pytest.approx(per_token(model, held), abs=1e-4)
-    assert further.best_loss <= further.start_loss
-    assert bits(finetune(model, TALK, HOLD_BACK, start=str(old.path), progress=False)) == bits(further)
 
 
 RUN = TuningConfig(rank=2, steps=6, batch_size=4, max_length=64, checks=3, learning_rate=1e-2, validation=0.4)
@@ -382,16 +347,6 @@ def test_a_linked_folder_of_checkpoints_is_refused(stopped, tmp_path):
     with pytest.raises(InputError, match="not made by this package"):
         finetune(shared("qwen2"), TALK, RUN, out=tmp_path / "mine", seed=3, progress=False)
     assert theirs(tmp_path) == before
-
-
-def test_a_start_keeps_its_shape(old, tmp_path):
-    "Rank 2 goes on at rank 2, whatever is asked for; the card tells the settings that were in force."
-    config = TuningConfig(steps=1, rank=4, dropout=0.3, target_modules="q_proj", max_length=64)
-    further = finetune(shared("llama"), TALK[:6], config, start=old, out=tmp_path / "a", progress=False)
-    settings = json.loads((tmp_path / "a" / "adapter_config.json").read_text())
-    assert settings["r"] == further.config["rank"] == 2 and settings["lora_dropout"] == further.config["dropout"] == 0
-    assert "v_proj" in further.config["target_modules"] and settings["lora_alpha"] == further.config["alpha"]
-    assert Adapter.load(tmp_path / "a").config == further.config
 
 
 def test_going_on_asks_no_hub(old, tmp_path, monkeypatch):
