@@ -8,14 +8,8 @@ from hypothesis import strategies as st
 from tiny import TEMPLATES, shared, tiny_tokenizer
 
 from personal_llm.base.core import Dialogue, InputError
-from personal_llm.base.tokens import (
-    MAX_CHARACTERS_PER_TOKEN,
-    make_batches,
-    encode_dialogue,
-    encode_prompt,
-    get_special_strings,
-    split_template,
-)
+from personal_llm.base.tokens import MAX_CHARACTERS_PER_TOKEN, encode_dialogue, encode_prompt
+from personal_llm.base.tokens import get_special_strings, make_batches, split_template
 
 TEXTS = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=12).filter(str.strip)
 WHOLE = 100_000  # tokens: room for everything
@@ -79,19 +73,6 @@ def test_lone_surrogates_are_read_as_a_mark(trimming):
     read = trimming.decode(encode_dialogue(trimming, d)["input_ids"])
     assert "half � here" in read and "� and whole \U0001f600" in read
     assert trimming.decode(asked(trimming, d)).count("�") == 2
-
-
-@pytest.mark.parametrize("wrong", ["text", None, 5, ["a", "b"], dict(prompt="a")])
-def test_what_is_no_dialogue_is_one_line(wrong, trimming):
-    for act in (lambda: encode_dialogue(trimming, wrong), lambda: encode_prompt(trimming, wrong, 9)):
-        with pytest.raises(InputError, match="is no dialogue; make one with"):
-            act()
-
-
-@pytest.mark.parametrize("room", [0, -1, 2.5, None, "9"])
-def test_a_length_that_is_none_is_one_line(room, trimming):
-    with pytest.raises(InputError, match="max_length is"):
-        encode_dialogue(trimming, Dialogue("a", "b"), room)
 
 
 def test_templates_that_lose_a_message_are_refused(trimming):
