@@ -4,16 +4,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from personal_llm.recipes.people import (
-    brevity,
-    bullets,
-    emoji,
-    lower_case,
-    opener,
-    preferred_words,
-    sign_off,
-    numbered_steps,
-)
+from personal_llm.recipes.people import brevity, bullets, emoji, lower_case, numbered_steps, opener
+from personal_llm.recipes.people import preferred_words, sign_off
 
 HABITS = [
     brevity(),

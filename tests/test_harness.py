@@ -10,27 +10,11 @@ import numpy as np
 import pytest
 
 from personal_llm.base.core import InputError
-from personal_llm.experiments.harness import (
-    RESULTS,
-    VERDICTS,
-    Grid,
-    append_json_line,
-    check_budgets,
-    check_treatment,
-    decide_all,
-    decide_verdict,
-    group_rows,
-    holm_correction,
-    job_key,
-    list_grids,
-    mean_over_users,
-    ratio_to_best,
-    read_result_lines,
-    read_results,
-    run_grid,
-    sign_flip_test,
-    user_means,
-)
+from personal_llm.experiments.harness import RESULTS, VERDICTS, Grid, append_json_line, check_budgets
+from personal_llm.experiments.harness import check_treatment, decide_all, decide_verdict, group_rows
+from personal_llm.experiments.harness import holm_correction, job_key, list_grids, mean_over_users
+from personal_llm.experiments.harness import ratio_to_best, read_result_lines, read_results, run_grid
+from personal_llm.experiments.harness import sign_flip_test, user_means
 
 LOSS = dict(random=3.0, fifo=3.2, sdss=2.5)
 JOBS = [dict(user=user, seed=seed, policy=policy) for user in ("Ana", "Bo", "Cy") for seed in (0, 1) for policy in LOSS]

@@ -6,11 +6,7 @@ from hypothesis import strategies as st
 
 from personal_llm.base.core import Dialogue, InputError
 from personal_llm.base.text import normalise_text
-from personal_llm.data.splits import (
-    get_dialogue_group,
-    get_row_group,
-    split_test_dialogues,
-)
+from personal_llm.data.splits import get_dialogue_group, get_row_group
 from personal_llm.recipes.data import audit_leaks, count_leaks
 
 THIRTEEN = " ".join(map(str, range(13)))
@@ -50,11 +46,3 @@ def test_a_leak_fails():
         audit_leaks([], [row("q", THIRTEEN)], [f"and {THIRTEEN}"])
     assert "0.50%" in caught.value.remedy
     assert audit_leaks([], [row("q", THIRTEEN)], [f"and {THIRTEEN}"], limit=1.0)["share"] == 1
-
-
-def test_too_few_dialogues_one_conversation_and_copies_give_no_test():
-    few = [Dialogue(f"Question {i}?", f"Answer {i}.") for i in range(10)]
-    one = [d.derive(labels=dict(group="one")) for d in few * 6]
-    copies = few[:1] * 30 + few[1:2] * 30
-    for dialogues in (few, one, copies):
-        assert split_test_dialogues(dialogues) == (dialogues, [])

@@ -5,12 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from personal_llm.base.core import Dialogue, InputError, make_generator
-from personal_llm.data.streams import (
-    draw_best_episodes,
-    correlated_stream,
-    edit_prompt,
-)
+from personal_llm.base.core import Dialogue, make_generator
+from personal_llm.data.streams import correlated_stream, draw_best_episodes, edit_prompt
 
 
 def test_the_best_of_many_chains_has_the_shares():
@@ -41,19 +37,6 @@ def test_near_copies_name_their_original(seed):
     for name in "abc":  # originals come in the pool's order, none twice
         came = [int(d.prompt[2:-1]) for d in originals.values() if d.prompt.startswith(name)]
         assert came == list(range(len(came)))
-
-
-WRONG = [dict(length=0), dict(stay_probability=1.0), dict(stay_probability=-0.1), dict(seed=-1), dict(seed=2**32)]
-WRONG += [dict(shares=shares) for shares in (dict(a=1), dict(a=-1, b=1, c=1), dict(a=0, b=0, c=0))]
-
-
-@pytest.mark.parametrize("wrong", WRONG)
-def test_what_makes_no_stream(wrong):
-    with pytest.raises(InputError) as caught:
-        correlated_stream(POOLS, **dict(shares=dict(a=7, b=2, c=1), length=10) | wrong)
-    assert caught.value.remedy
-    with pytest.raises(InputError, match="has 300 dialogues and the stream needs more"):
-        correlated_stream(POOLS, dict(a=1, b=1, c=1), length=2000)
 
 
 texts = st.text(st.characters(blacklist_characters="\0", blacklist_categories=["Cs"]), max_size=40).map(
