@@ -4,6 +4,7 @@ import contextlib
 import http.client
 import json
 import threading
+import time
 from functools import lru_cache
 
 
@@ -58,3 +59,21 @@ def chat_server(folder, code: str = "", host: str = "127.0.0.1", **settings):
         yield running
     finally:
         running.close()
+
+
+def write_slowly(monkeypatch, pieces: int = 1000) -> list:  # the numbers of the pieces so far
+    "Let every reply come in pieces of 20 ms."
+    from personal_llm.base.replies import ReplyStream
+
+    numbers = []
+
+    def write(self):
+        for number in range(pieces):
+            time.sleep(0.02)
+            numbers.append(number)
+            self.text += f"{number} "
+            yield f"{number} "
+        self.end_reason = "stop"
+
+    monkeypatch.setattr(ReplyStream, "__iter__", write)
+    return numbers

@@ -6,18 +6,12 @@ import pytest
 
 from personal_llm.base import replies
 from personal_llm.base.core import InputError
-from personal_llm.base.models import load_model
 from personal_llm.base.replies import ReplyOptions
 from personal_llm.device import personalizer
 from personal_llm.device.chat import BackgroundWork, ChatSession, clean_text, describe_error
 from personal_llm.tuning.config import TuningConfig
 
 FEW = ReplyOptions(max_tokens=5)
-
-
-@pytest.fixture(scope="module")
-def model():
-    return load_model("pocket")
 
 
 class Clock:

@@ -21,11 +21,6 @@ KILLED = TuningConfig(rank=2, steps=2, batch_size=2, max_length=64, checks=2)
 STREAM = [Dialogue(f"Is {n} a prime number?", f"In short: {n} is what it is.", time=float(n)) for n in range(12)]
 
 
-@pytest.fixture(scope="module")
-def model():
-    return load_model("pocket")
-
-
 def make(model, folder=None, policy="fifo", capacity=4, **settings):
     return Personalizer(model, Buffer(capacity, policy), folder=folder, config=SHORT, **settings)
 

@@ -15,6 +15,12 @@ ERRORS = {
     "moved": (302, ""),
 }
 
+WRONG_ROWS = {
+    "broken": dict(error=dict(message="out of memory")),
+    "no text": dict(choices=[dict(delta=dict(content=[dict(text="a")]))]),
+    "other protocol": dict(choices=["text"]),
+}
+
 
 class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
@@ -59,18 +65,11 @@ class Handler(BaseHTTPRequestHandler):
                 if fault == "stalled" and number == 1:
                     server.goes_on.wait(60)
                     return
-                if fault == "broken":
-                    self.put(dict(error=dict(message="out of memory")))
-                    return
                 if fault == "garbage":
                     self.wfile.write(b"data: [1, 2\n\n")
                     return
-                if fault == "no text":
-                    self.put(dict(choices=[dict(delta=dict(content=[dict(text="a")]))]))
-                    return
-                if fault == "other protocol":
-                    self.put(dict(choices=["text"]))
-                    return
+                if fault in WRONG_ROWS:
+                    return self.put(WRONG_ROWS[fault])
                 self.put(dict(choices=[dict(delta=dict(content=piece))]))
             self.put(dict(choices=[dict(delta={}, finish_reason="length" if fault == "length" else "stop")]))
             self.put(dict(choices=[], usage=dict(prompt_tokens=7, completion_tokens=len(pieces))))
