@@ -35,18 +35,6 @@ def test_a_merge_is_the_exact_sum(architecture, tmp_path):
     assert all(np.allclose(dense(alone.path)[m], change, atol=1e-5) for m, change in dense(pool["b"]).items())
 
 
-@pytest.mark.parametrize(
-    "weights", [dict(a=0.6, b=0.6), dict(a=1.1), dict(a=-0.1, b=0.5), dict(a=float("nan")), dict(a=0)]
-)
-def test_what_are_no_shares_of_a_whole_is_refused(weights, tmp_path):
-    model = shared("llama")
-    pool = {name: random_adapter(model, tmp_path / name) for name in "ab"}
-    with pytest.raises(InputError, match="weights? "):
-        merge(model, pool, weights, tmp_path / "out")
-    assert not (tmp_path / "out").exists()
-    assert merge(model, pool, dict(a=0.5, b=0.5), tmp_path / "out").parents == ("a", "b")
-
-
 def test_the_model_stays_bare(tmp_path):
     model = shared("llama")
     before = [name for name, _ in model.model.named_modules()]

@@ -140,19 +140,6 @@ def test_a_reply_is_shown_while_it_is_written_and_nothing_in_it_acts(page, monke
     assert not page.texts("#turns img, #turns i, #turns script") and page.script("window.hit") is None
 
 
-def test_stop_keeps_what_was_written(page, monkeypatch):
-    write_slowly(monkeypatch)
-    page.find("#line").send_keys("Count.", Keys.ENTER)
-    page.until(lambda: page.texts("#turns .reply"))
-    page.find("body").send_keys(Keys.ESCAPE)
-    page.until(lambda: page.find("#send").text == "Send" and page.texts("#turns .reply"))
-    (turn,) = page.running.session.turns
-    assert turn.prompt == "Count." and turn.response.startswith("0 1") and len(turn.response.split()) < 900
-    monkeypatch.undo()
-    page.say("Thank you.")
-    assert len(page.running.session.turns) == 2
-
-
 def test_the_token_is_in_the_tab_and_not_in_the_address(page):
     assert "#" not in page.browser.current_url and page.browser.get_cookies() == []
     assert page.script("localStorage.length") == 0
