@@ -6,6 +6,22 @@ import json
 import threading
 import time
 from functools import lru_cache
+from http.server import ThreadingHTTPServer
+
+
+@contextlib.contextmanager
+def serve_http(handler, **fields):
+    "A server of the standard library in a thread; the fields are set on it."
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    vars(server).update(fields)
+    thread = threading.Thread(target=server.serve_forever, kwargs=dict(poll_interval=0.05), daemon=True)
+    thread.start()
+    try:
+        yield server
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
 
 
 @lru_cache

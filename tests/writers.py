@@ -5,7 +5,9 @@ import json
 import subprocess
 import sys
 import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
+
+from servers import serve_http
 
 ERRORS = {
     "wrong key": (401, dict(error=dict(message="Incorrect API key provided"))),
@@ -85,20 +87,13 @@ class Handler(BaseHTTPRequestHandler):
 @contextlib.contextmanager
 def writing_server(*models):
     "A server that answers with the words of the prompt; `faults` are those of the next requests, in order."
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.models = models or ("theirs",)
-    server.lock, server.goes_on = threading.Lock(), threading.Event()
-    server.faults, server.seen = [], []
-    server.address = f"http://127.0.0.1:{server.server_port}/v1"
-    thread = threading.Thread(target=server.serve_forever, kwargs=dict(poll_interval=0.05), daemon=True)
-    thread.start()
-    try:
-        yield server
-    finally:
-        server.goes_on.set()
-        server.shutdown()
-        server.server_close()
-        thread.join()
+    fields = dict(models=models or ("theirs",), faults=[], seen=[], lock=threading.Lock(), goes_on=threading.Event())
+    with serve_http(Handler, **fields) as server:
+        server.address = f"http://127.0.0.1:{server.server_port}/v1"
+        try:
+            yield server
+        finally:
+            server.goes_on.set()
 
 
 LLAMA = """
