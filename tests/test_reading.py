@@ -42,19 +42,6 @@ def test_formats(tmp_path, name, record, want, kind):
     assert read_dialogues(path, format=name) == found == read_dialogues([record])
 
 
-@pytest.mark.parametrize("header", ["prompt{}response{}when", "Prompt{}Response{}When", "PROMPT {} Completion{}x"])
-@pytest.mark.parametrize("separator,name", [(",", "a.csv"), (";", "a.csv"), ("\t", "a.tsv"), ("\t", "a.csv")])
-def test_tables(tmp_path, header, separator, name):
-    rows = [
-        header.format(separator, separator),
-        f'"Hi, you;"{separator}Hello{separator}1',
-        f"Bye{separator}{separator}",
-    ]
-    (tmp_path / name).write_bytes(b"\xef\xbb\xbf" + "\r\n".join(rows).encode())
-    found = read_dialogues(tmp_path / name, skip_invalid=True)
-    assert pairs(found) == [("Hi, you;", "Hello")] and [line for line, _ in found.skipped] == [3]
-
-
 def test_a_conversation_in_a_column_of_a_table(tmp_path):
     talk = json.dumps([{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello"}]).replace('"', '""')
     (tmp_path / "a.csv").write_text(f'id,conversation\n1,"{talk}"\n')
