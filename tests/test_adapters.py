@@ -44,19 +44,9 @@ def old(tmp_path):
 
 
 def test_a_card_comes_back(tmp_path):
-    full = Adapter(
-        tmp_path / "a",
-        "base-1",
-        parents=("x", "y"),
-        cost=Cost(seconds=1.5, tokens=7),
-        history=((1, 2.5, None), (2, 2.0, 2.25)),
-        start_loss=3.0,
-        best_loss=2.0,
-        num_validation_dialogues=4,
-        config=dict(rank=4),
-        seed=3,
-        notes=dict(weights=dict(a=0.5)),
-    )
+    facts = dict(parents=("x", "y"), cost=Cost(seconds=1.5, tokens=7), history=((1, 2.5, None), (2, 2.0, 2.25)))
+    facts |= dict(start_loss=3.0, best_loss=2.0, num_validation_dialogues=4, config=dict(rank=4), seed=3)
+    full = Adapter(tmp_path / "a", "base-1", **facts, notes=dict(weights=dict(a=0.5)))
     stage = stage_adapter(full.path, lambda folder: [(folder / name).touch() for name in (WEIGHTS_FILE, CONFIG_FILE)])
     assert commit_adapter(stage, full) is full and Adapter.load(full.path) == full
     card = read_adapter_card(full.path)

@@ -87,11 +87,7 @@ BAD = [
     ("pairs", dict(prompt=["Hi", "Bye"], response=["Hello", "See you"]), "response is list, not text"),
     ("pairs", dict(prompt="Bye", response="See you", history="Hi, Hello"), "no known field"),
     *(("messages", dict(messages=tree), "one parent") for tree in TREES),
-    (
-        "messages",
-        dict(messages=[turn | dict(sent=f"2026-01-0{d}") for d, turn in zip("1324", CHAT)]),
-        "order of their times",
-    ),
+    ("messages", dict(messages=[turn | dict(sent=f"2026-01-0{d}") for d, turn in zip("1324", CHAT)]), "their times"),
     ("messages", dict(messages=[dict(nick="Ana", body="Hi")]), "no known field names the sender; fields: nick, body"),
 ]
 

@@ -43,12 +43,8 @@ def memory(angle, words="alpha", time=0.0, response="In short: yes.", origin="an
 
 
 def test_only_answered_dialogues_are_memories_oldest_first():
-    rows = [
-        memory(1, time=2.0),
-        memory(2, time=1.0, origin="approved"),
-        memory(3, origin="model"),
-        memory(4, "", 3.0, " "),
-    ]
+    rows = [memory(1, time=2.0), memory(2, time=1.0, origin="approved"), memory(3, origin="model")]
+    rows += [memory(4, "", 3.0, " ")]
     assert collect_memories(rows) == [rows[1], rows[0]]
 
 

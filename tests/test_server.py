@@ -119,12 +119,8 @@ def test_a_history_with_tools_pictures_and_empty_messages_goes_on(served):
 
 SUPPORTED = [dict(n=1), dict(temperature=1), dict(temperature=1e-300), dict(top_p=0), dict(seed=-(2**53))]
 SUPPORTED += [dict(stop="\n"), dict(stop=["\n", "END"]), dict(logprobs=False), dict(tools=[])]
-SUPPORTED += [
-    dict(response_format=dict(type="text")),
-    dict(tool_choice="none", tools=[dict(type="function")]),
-    dict(store=False),
-    dict(logit_bias={}),
-]
+SUPPORTED += [dict(tool_choice="none", tools=[dict(type="function")]), dict(store=False), dict(logit_bias={})]
+SUPPORTED += [dict(response_format=dict(type="text"))]
 SUPPORTED += [dict(frequency_penalty=0, presence_penalty=0.0), dict(modalities=["text"]), dict(metadata=dict(a="b"))]
 SUPPORTED += [dict(reasoning_effort="high", prediction=None), dict(prompt_cache_key="a", safety_identifier="ann")]
 SUPPORTED += [dict(parallel_tool_calls=True), dict(service_tier="auto"), dict(stream_options=None), dict(anything=[1])]

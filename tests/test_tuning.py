@@ -181,15 +181,8 @@ def stop_at(step=None, steps=None):
 def result(adapter):
     "All that must be equal, to the bit."
     one = Adapter.load(adapter.path)
-    return (
-        bits(one),
-        one.history,
-        one.start_loss,
-        one.best_loss,
-        one.num_validation_dialogues,
-        one.config,
-        one.cost.backward,
-    )
+    losses = one.history, one.start_loss, one.best_loss, one.num_validation_dialogues
+    return bits(one), losses, one.config, one.cost.backward
 
 
 @pytest.fixture(scope="module")
@@ -433,17 +426,10 @@ def trainer_losses(adapted, samples, config, seed) -> list:
 
     schedule = dict(learning_rate=config.learning_rate, lr_scheduler_type="cosine")
     schedule |= dict(max_steps=config.steps, warmup_steps=round(config.warmup * config.steps))
+    schedule |= dict(weight_decay=config.weight_decay)
     quiet = dict(report_to="none", disable_tqdm=True, save_strategy="no", dataloader_pin_memory=False)
-    settings = TrainingArguments(
-        output_dir="unused",
-        weight_decay=config.weight_decay,
-        logging_steps=1,
-        use_cpu=True,
-        remove_unused_columns=False,
-        label_names=["labels"],
-        **schedule,
-        **quiet,
-    )
+    rows_as_they_are = dict(remove_unused_columns=False, label_names=["labels"], use_cpu=True, logging_steps=1)
+    settings = TrainingArguments("unused", **schedule, **quiet, **rows_as_they_are)
     OurBatches(model=adapted, args=settings, train_dataset=samples, callbacks=[Log()]).train()
     return rows
 
