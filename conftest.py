@@ -44,13 +44,18 @@ ROOT = Path(__file__).resolve().parent
 PACKAGE = ROOT / "personal_llm"
 
 
+@pytest.fixture(scope="module")
+def model():
+    "The pocket model, a new one for each file of tests."
+    from personal_llm.base.models import load_model
+
+    return load_model("pocket")
+
+
 # Files that a contributor does not wait for: each guards something that most changes cannot break, for minutes.
 LATER = """
-tests/test_clock.py tests/test_machine.py
-tests/test_course*.py tests/test_forgotten_canaries.py tests/test_real_models.py tests/test_harness.py
-tests/test_decomposition.py
-tests/test_demo.py tests/test_users.py
-tests/test_results.py tests/test_pocket_*.py tests/test_revisions.py
+tests/test_course*.py tests/test_real_models.py tests/test_harness.py tests/test_decomposition.py
+tests/test_demo.py tests/test_users.py tests/test_pocket_*.py
 nbs/tutorials/* nbs/course/* nbs/recipes/* nbs/experiments/*
 nbs/*/*_decomposition.ipynb nbs/*/*_audit.ipynb nbs/*/*_idle.ipynb nbs/*/*_cluster.ipynb
 """.split()

@@ -8,6 +8,24 @@ import torch
 from personal_llm.base.replies import pair_neighbours
 
 
+def add_sizes(writer, config) -> None:
+    "The numbers of a network that every family has."
+    writer.add_block_count(config.num_hidden_layers)
+    writer.add_context_length(config.max_position_embeddings)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_head_count(config.num_attention_heads)
+    writer.add_head_count_kv(config.num_key_value_heads)
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+
+
+def finish(writer) -> None:
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
 def write_base(model, file) -> None:
     "What llama.cpp's own converter writes for a Llama with tied or own output weights."
     import gguf
@@ -16,13 +34,7 @@ def write_base(model, file) -> None:
     vocabulary = json.loads(model.tokenizer.backend_tokenizer.to_str())["model"]
     tokens = model.tokenizer.convert_ids_to_tokens(range(config.vocab_size))
     special = {*model.tokenizer.all_special_ids}
-    writer.add_block_count(config.num_hidden_layers)
-    writer.add_context_length(config.max_position_embeddings)
-    writer.add_embedding_length(config.hidden_size)
-    writer.add_feed_forward_length(config.intermediate_size)
-    writer.add_head_count(config.num_attention_heads)
-    writer.add_head_count_kv(config.num_key_value_heads)
-    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    add_sizes(writer, config)
     writer.add_rope_dimension_count(config.head_dim)
     writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
     writer.add_vocab_size(config.vocab_size)
@@ -44,10 +56,7 @@ def write_base(model, file) -> None:
         part = name.split(".")[-2]
         x = pair_neighbours(x, heads[part]) if part in heads else x
         writer.add_tensor(names.get_name(name, try_suffixes=(".weight",)), x.contiguous().numpy())
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+    finish(writer)
 
 
 def next_log_probabilities(base, adapter, prompts: list, count: int) -> list:  # of dicts: token id -> log-probability

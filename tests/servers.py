@@ -4,7 +4,24 @@ import contextlib
 import http.client
 import json
 import threading
+import time
 from functools import lru_cache
+from http.server import ThreadingHTTPServer
+
+
+@contextlib.contextmanager
+def serve_http(handler, **fields):
+    "A server of the standard library in a thread; the fields are set on it."
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    vars(server).update(fields)
+    thread = threading.Thread(target=server.serve_forever, kwargs=dict(poll_interval=0.05), daemon=True)
+    thread.start()
+    try:
+        yield server
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
 
 
 @lru_cache
@@ -58,3 +75,21 @@ def chat_server(folder, code: str = "", host: str = "127.0.0.1", **settings):
         yield running
     finally:
         running.close()
+
+
+def write_slowly(monkeypatch, pieces: int = 1000) -> list:  # the numbers of the pieces so far
+    "Let every reply come in pieces of 20 ms."
+    from personal_llm.base.replies import ReplyStream
+
+    numbers = []
+
+    def write(self):
+        for number in range(pieces):
+            time.sleep(0.02)
+            numbers.append(number)
+            self.text += f"{number} "
+            yield f"{number} "
+        self.end_reason = "stop"
+
+    monkeypatch.setattr(ReplyStream, "__iter__", write)
+    return numbers

@@ -10,16 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from personal_llm.base.core import Dialogue, InputError
-from personal_llm.device.archive import (
-    ARCHIVE_FILE,
-    Archive,
-    delete_dialogues,
-    hold_folder,
-    is_archive_file,
-    load_vectors,
-    purge,
-    store_vectors,
-)
+from personal_llm.device.archive import ARCHIVE_FILE, Archive, delete_dialogues, hold_folder, is_archive_file
+from personal_llm.device.archive import load_vectors, purge, store_vectors
 
 
 def say(archive, prompt, response="An answer.", history=(), talk="monday", **fields):
@@ -83,14 +75,6 @@ def test_a_full_disk_is_one_line_and_like_any_error_changes_nothing(tmp_path):
     assert list(archive.dialogues) == [kept.id]
     archive.execute("PRAGMA max_page_count = 100000")
     assert say(archive, "And Ulysses?").id in archive.dialogues
-
-
-@pytest.mark.parametrize("content", [b"a shopping list " * 50, b"SQLite format 3\0" + bytes(5000), b"x"])
-def test_a_file_that_is_no_archive_stays_as_it_is(tmp_path, content):
-    (tmp_path / ARCHIVE_FILE).write_bytes(content)
-    with pytest.raises(InputError):
-        Archive(tmp_path)
-    assert (tmp_path / ARCHIVE_FILE).read_bytes() == content
 
 
 def test_a_database_of_another_program_stays_as_it_is(tmp_path):

@@ -1,6 +1,5 @@
 "The buffer under any sequence of events, against naive twins."
 
-import math
 from dataclasses import replace
 
 import numpy as np
@@ -10,7 +9,6 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from personal_llm.base.core import InputError
 from personal_llm.buffer import buffer as module
 from personal_llm.buffer.buffer import Buffer
 from personal_llm.buffer.policies import POLICIES
@@ -142,25 +140,6 @@ def test_a_view_is_a_snapshot():
         buffer.add(c)
     assert np.allclose(before.idd, idd) and np.allclose(buffer.view.idd, naive_fresh(buffer))
     assert before.dialogues != buffer.view.dialogues
-
-
-def test_embeddings_of_another_model_are_refused():
-    buffer = Buffer(3)
-    buffer.add(candidate("a"))
-    with pytest.raises(InputError, match="rescore"):
-        buffer.add(candidate("b", model="other"))
-    with pytest.raises(InputError):
-        buffer.rescore([candidate("b")])
-    assert len(buffer.log) == buffer.seen == len(buffer) == 1
-
-
-@pytest.mark.parametrize(
-    "capacity", [0, -1, 2.5, "8", None, math.nan, True, 10**12, 10**18, 10**400, [8]], ids=range(11)
-)
-def test_bad_capacities(capacity):
-    with pytest.raises(InputError) as caught:
-        Buffer(capacity)
-    assert caught.value.remedy and len(str(caught.value)) < 200
 
 
 def test_the_same_request_is_refused_once_its_answer_was_corrected():

@@ -11,14 +11,8 @@ import pytest
 from personal_llm.app import chat
 from personal_llm.app.chat import ask_at_terminal, handle
 from personal_llm.base.core import Dialogue
-from personal_llm.base.models import load_model
 from personal_llm.base.replies import LlamaCpp
 from personal_llm.device.chat import ChatSession
-
-
-@pytest.fixture(scope="module")
-def model():
-    return load_model("pocket")
 
 
 @pytest.fixture
@@ -91,21 +85,8 @@ def test_who_is_faster_than_the_loading_is_told(model, monkeypatch, capsys):
 
 @pytest.mark.parametrize(
     "line",
-    [
-        "/dance",
-        "/new talk",
-        "/forget",
-        "/up",
-        "/better x",
-        "/why",
-        "/unlearn",
-        "/learn",
-        "/style",
-        "/always caf\udce9",
-        "/drop 1",
-        "/here",
-        "/style 1 here",
-    ],
+    ["/dance", "/new talk", "/forget", "/up", "/better x", "/why", "/unlearn", "/learn", "/style", "/drop 1", "/here"]
+    + ["/always caf\udce9", "/style 1 here"],
 )
 def test_a_mistake_is_one_line_and_changes_nothing(session, line):
     assert len(write(session, line).splitlines()) == 1

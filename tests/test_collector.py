@@ -16,14 +16,8 @@ def notebook(pytester):
     pytester.makepyprojecttoml('[tool.nbdev]\ntst_flags = ["notest", "slow"]\n')
 
     def write(*sources, name="nbs/example.ipynb"):
-        cells = [
-            dict(
-                cell_type="markdown" if s.startswith("# ") or s.startswith("## ") else "code",
-                metadata={},
-                source=s.splitlines(True),
-            )
-            for s in sources
-        ]
+        kinds = ["markdown" if source.startswith(("# ", "## ")) else "code" for source in sources]
+        cells = [dict(cell_type=k, metadata={}, source=s.splitlines(True)) for k, s in zip(kinds, sources)]
         path = pytester.path / name
         path.parent.mkdir(exist_ok=True)
         path.write_text(json.dumps(dict(cells=cells, metadata={}, nbformat=4, nbformat_minor=5)))
@@ -55,15 +49,8 @@ def test_sections_pass_and_share_variables(notebook, pytester):
     )
     result = run(pytester, "-v")
     result.assert_outcomes(passed=5)
-    result.stdout.fnmatch_lines(
-        [
-            "*example.ipynb::Title PASSED*",
-            "*::Dataclasses PASSED*",
-            "*::Same PASSED*",
-            "*::Same (2) PASSED*",
-            "*::Folder PASSED*",
-        ]
-    )
+    names = ("example.ipynb::Title", "::Dataclasses", "::Same", "::Same (2)", "::Folder")
+    result.stdout.fnmatch_lines([f"*{name} PASSED*" for name in names])
     assert Path.cwd() == pytester.path
 
 

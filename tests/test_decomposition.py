@@ -8,7 +8,7 @@ from hypothesis import given, settings, strategies as st
 
 from personal_llm.base.core import Cost, Dialogue, InputError
 from personal_llm.explanation.decomposition import SharedBasis, decompose
-from personal_llm.explanation.decomposition import explain_with_summariser, explain_differences, halve_differences
+from personal_llm.explanation.decomposition import explain_with_summariser, halve_differences
 from personal_llm.explanation.decomposition import summary_states, swap_strength, write_summary_prompt
 from tiny import ARCHITECTURES, shared
 
@@ -78,35 +78,11 @@ def test_planted_orthogonal_words_are_recovered_exactly(seed, count):
 
 
 def test_the_gate_and_the_stop_are_strict_by_hand():
-    V, words = np.array([3, 4, 12.0]), ["long", "lengthy", "warm", "formal", "odd"]
-    got = decompose(V, words, [(0, 0, 2), (0, 5, 5), (0, 10, 0), (7, 0, 0), (1, 1, 1)])
-    assert got.words == ("long", "warm", "formal") and got.coordinates.tolist() == [12, 4, 3]
-    assert got.num_candidates_tried == 4 and got.is_complete
-    assert np.allclose(got.residuals, [1, 5 / 13, 3 / 13, 0])
     assert decompose([10, 2], ["a", "b"], [(1, 0), (0, 1)]).words == ("a",), "2 of 10.2 are below a fifth"
     assert decompose([4, 3], ["a", "b"], [(1, 0), (0, 1)], stop=0.6).words == ("a", "b"), "3 of 5 are not below 0.6"
     assert decompose([0, 1], ["a", "b"], [(0.6, 0.8), (0.8, 0.6)], gate=0.96, stop=0).words == ("a",), "the gate"
     assert decompose([1, 1], ["a", "opposite"], [(1, 0), (-1, 0)]).words == ("a",), "an opposite is not new"
-    assert decompose(V, ["a", "a"], [(1, 0, 0), (0, 1, 0)]).words == ("a",), "one vector a word"
-
-
-@pytest.mark.parametrize(
-    "V, words, vectors",
-    [
-        ([0, 0], ["a"], [(1, 0)]),
-        ([np.nan, 1], ["a"], [(1, 0)]),
-        ([1, 1], ["a"], [(0, 0)]),
-        ([1, 1], ["a"], [(np.inf, 0)]),
-        ([1, 1], ["a"], [(1, 0, 0)]),
-        ([1, 1], ["a", "b"], [(1, 0)]),
-        ([[1, 1]], ["a"], [(1, 0)]),
-    ],
-)
-def test_bad_vectors_are_refused(V, words, vectors):
-    basis = SharedBasis("b", "s", np.zeros((0, 2)))
-    with pytest.raises(InputError):
-        basis.grow(np.array(V, float), words, np.array(vectors, float))
-    assert basis.words == () and len(basis.vectors) == 0
+    assert decompose([3, 4, 12], ["a", "a"], [(1, 0, 0), (0, 1, 0)]).words == ("a",), "one vector a word"
 
 
 # the shared basis
@@ -127,14 +103,6 @@ def test_basis_grows_and_never_shrinks(seed, users):
         assert np.allclose(z[:kept], row, atol=1e-4) and np.allclose(z, got.coordinates, atol=1e-4)
         assert (np.abs(basis.vectors @ basis.vectors.T - np.eye(len(basis.words))) < 0.1 + 1e-5).all()
     assert np.allclose(basis.coordinates(shifts), [basis.coordinates(V) for V in shifts], atol=1e-5)
-
-
-@settings(max_examples=20, deadline=None)
-@given(st.integers(0, 10**6), st.integers(8, 40))
-def test_strength_of_noise_is_below_one_and_knows_no_scale(seed, count):
-    noise = np.random.default_rng(seed).normal(size=(count, 50))
-    assert swap_strength(noise) < 1.2 < swap_strength(noise + 1)
-    assert np.isclose(swap_strength(noise), swap_strength(9 * noise))
 
 
 # explanation
@@ -175,13 +143,6 @@ def test_explanation_by_hand(scene):
     assert model.cost.tokens - before.tokens == e.cost.tokens > 0 and e.cost.seconds > 0
     given = explain_with_summariser(model, model, dialogues + [Dialogue("Say it.", " ")], basis)
     assert np.allclose(given.row, e.row, atol=1e-3), "empty responses are left out"
-
-
-def test_default_text_is_silent(scene):
-    model, basis, dialogues, differences = scene
-    noise = np.random.default_rng(1).normal(size=differences.shape)
-    e = explain_differences(noise, basis)
-    assert e.strength < 1 and e.sparse_words == () and str(e) == "no style found (9 texts)" and len(e.row) == 2
 
 
 # the summariser

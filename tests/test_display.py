@@ -7,16 +7,11 @@ import numpy as np
 import pytest
 
 from personal_llm import Buffer, Dialogue, Library, Personalizer, TuningConfig, check_model, evaluate, explain
-from personal_llm import finetune, load_model, load_samples, paired_bootstrap, read_dialogues, score
+from personal_llm import finetune, load_samples, paired_bootstrap, read_dialogues, score
 from personal_llm import select, synthesize
 from personal_llm.base.display import MAX_ROWS
 
 HOSTILE = "<script>alert('x')</script> \x1b[31m"
-
-
-@pytest.fixture(scope="module")
-def model():
-    return load_model("pocket")
 
 
 @pytest.fixture(scope="module")

@@ -88,14 +88,6 @@ def test_cost_survives_a_failure():
     assert model.cost.forward == 3 and model.cost.tokens == 7 and model.adapted == 0
 
 
-@pytest.mark.parametrize("dialogues, says", [([], "no dialogues"), ([TEST[0], Dialogue("x", " \n")], "empty")])
-def test_refused_before_the_model_runs(dialogues, says):
-    model = Parrot()
-    with pytest.raises(InputError, match=says):
-        evaluate(model, dialogues)
-    assert model.cost.forward == 0
-
-
 @settings(deadline=None)  # the first example imports rouge_score
 @given(st.text(st.characters(max_codepoint=127)))
 def test_words_on_ascii_are_those_of_rouge_score(text):

@@ -56,12 +56,8 @@ FAMILIES = {  # family: (tokenizer, template or its own, end of the prompt, end 
     ),
     "phi": ("smollm2", PHI, "<|system|>\nBe kind.<|end|>\n<|user|>\nHi<|end|>\n<|assistant|>\n", "<|end|>", "<|user|>"),
 }
-ADDED = {
-    "qwen2.5": ["<tool_call>"],
-    "qwen3": ["<think>", "</think>"],
-    "smollm3": ["<think>", "</think>"],
-    "phi": ["<|user|>", "<|end|>"],
-}
+ADDED = {"qwen2.5": ["<tool_call>"], "phi": ["<|user|>", "<|end|>"]}
+ADDED |= dict.fromkeys(("qwen3", "smollm3"), ["<think>", "</think>"])
 TALK = Dialogue("Hi", "Hello you.", history=[("system", "Be kind.")])
 
 

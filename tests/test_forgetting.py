@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import Phase, example, given, settings
 from hypothesis import strategies as st
+from candidates import ROUND
 from kills import killed_at
 
 from personal_llm.base.core import Cost, Dialogue, InputError
@@ -27,8 +28,6 @@ from personal_llm.device.learning import PreparedRound, find_place
 from personal_llm.device.personalizer import Personalizer
 from personal_llm.device.state import State, open_state, place, scores_to_dict
 
-ROUND = dict(start="", seen=0, kept=1, synthetic=0, rejected={}, requests=0, start_loss=2.0, best_loss=1.0)
-ROUND |= dict(num_validation_dialogues=0, steps=8, seconds=1.0, cut=0, warm=None, digest="")
 FACTS = dict(eoe=0.5, eoe_scripts=0.5, dss=0.1, domain="none", loss=1.0, tokens=5, model="base")
 
 
@@ -54,7 +53,7 @@ class Talks:
             folder = self.state.archive.file.parent / f"adapters/{number:03d}"
             folder.mkdir(parents=True)
             (folder / "adapter_model.safetensors").write_bytes(b"weights")
-        self.state.record("tuned", adapter=f"adapters/{number:03d}", **ROUND)
+        self.state.record("tuned", **ROUND | dict(adapter=f"adapters/{number:03d}"))
         for id in learned:
             self.state.record("learned", id)
 
@@ -287,40 +286,8 @@ def test_a_second_call_finishes_what_a_locked_file_stopped(tmp_path, monkeypatch
     assert b"biscuit" not in read_bytes(tmp_path)
 
 
-PIECES = [
-    "a",
-    "b",
-    "É",
-    "e\u0301",
-    "-",
-    "\u2010",
-    "\u00ad",
-    " ",
-    "\n",
-    "1. ",
-    "> ",
-    "*",
-    "_",
-    "`",
-    "~",
-    "|",
-    "\\",
-    "[",
-    "](c)",
-]
-PIECES += [
-    '"',
-    "=",
-    ":",
-    "http://a.b",
-    "\u200b",
-    "•",
-    "ż",
-    "z\u0307",
-    "\u3164",
-    "ﬁ",
-    "ß",
-]
+PIECES = ["e\u0301", "z\u0307", "1. ", "> ", "](c)", "http://a.b"]
+PIECES += [*'abÉ-\u2010\u00ad \n*_`~|\\["=:\u200b•ż\u3164ﬁß']
 
 
 @settings(max_examples=400, deadline=None)
@@ -676,11 +643,6 @@ def act(session, name, text, number):
         session.open_talk()
     elif name == "learn" and len(session.me.buffer):
         session.me.finetune(progress=False)
-
-
-@pytest.fixture(scope="module")
-def model():
-    return load_model("pocket")
 
 
 READ_A_CORRECTION = [(name, "") for name in ("say", "say", "say", "better", "say", "always")]

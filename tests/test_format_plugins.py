@@ -30,15 +30,7 @@ def test_somebody_else_can_add_a_format(tmp_path):
     (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: cards\nVersion: 1.0\n")
     (metadata / "entry_points.txt").write_text(POINTS)
     (tmp_path / "quiz.cards").write_text("Tea? = Yes.\nCake? = No.\n")
-    options = [
-        "personalize",
-        "--data",
-        str(tmp_path / "quiz.cards"),
-        "--out",
-        str(tmp_path / "me"),
-        "--model",
-        "pocket",
-    ]
+    options = f"personalize --model pocket --data {tmp_path / 'quiz.cards'} --out {tmp_path / 'me'}".split()
     run = f"import sys; from personal_llm.app.cli import main; sys.exit(main({options!r}))"
     path = os.pathsep.join([str(tmp_path), str(ROOT)])
     done = subprocess.run(

@@ -1,15 +1,14 @@
 "A GGUF file by the hub's name of it: a hub of our own at HF_ENDPOINT, and what can go wrong with it."
 
-import contextlib
 import hashlib
 import os
 import subprocess
 import sys
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
 import pytest
+from servers import serve_http
 
 ROOT = Path(__file__).parent.parent
 NAME = "some-body/Tiny-GGUF:sub/tiny.gguf"
@@ -41,19 +40,9 @@ class Hub(BaseHTTPRequestHandler):
     do_GET = do_HEAD
 
 
-@contextlib.contextmanager
 def run_hub(**files):
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
-    server.files = {name * 40: content for name, content in files.items()}
-    server.revision = next(iter(server.files))
-    thread = threading.Thread(target=server.serve_forever, kwargs=dict(poll_interval=0.05), daemon=True)
-    thread.start()
-    try:
-        yield server
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
+    files = {name * 40: content for name, content in files.items()}
+    return serve_http(Hub, files=files, revision=next(iter(files)))
 
 
 @pytest.fixture

@@ -8,11 +8,9 @@ from personal_llm.buffer.buffer import Buffer
 from personal_llm.device.archive import hold_folder
 from personal_llm.device.personalizer import Personalizer
 from personal_llm.runtimes import idle
-from personal_llm.runtimes.idle import MachineBusy, finetune_folder, finetune_when_idle
-from personal_llm.tuning.config import TuningConfig
+from personal_llm.runtimes.idle import finetune_folder, finetune_when_idle
 
 FREE = dict(other_load=0.0, on_battery=False, free=8.0)
-BRIEF = TuningConfig(steps=2)
 
 
 @pytest.fixture
@@ -29,19 +27,6 @@ def folder(tmp_path, monkeypatch):
 
 def model():
     return load_model("pocket")
-
-
-def test_a_stopped_fine_tune_leaves_the_memory_as_it_was(folder):
-    def stop(*args):
-        raise MachineBusy
-
-    with pytest.raises(MachineBusy):
-        finetune_folder(folder, model, stop, config=BRIEF)
-    me = Personalizer(model(), folder=folder)
-    assert me.rounds == [] and len(me.state.list_unlearned()) == 1
-    me.close()
-    assert finetune_folder(folder, model, config=BRIEF).kept >= 1
-    assert finetune_folder(folder, model) is None, "nothing new"
 
 
 def test_a_chat_in_the_folder_is_an_obstacle(folder, capsys):

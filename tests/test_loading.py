@@ -19,14 +19,8 @@ from personal_llm.base import loading
 from personal_llm.base.adapters import attach_adapter
 from personal_llm.base.core import InputError
 from personal_llm.base.files import ASSETS
-from personal_llm.base.loading import (
-    choose_dtype,
-    get_encoder_id,
-    load_causal_lm,
-    compute_fingerprint,
-    load_encoder,
-    resolve_model,
-)
+from personal_llm.base.loading import choose_dtype, compute_fingerprint, get_encoder_id, load_causal_lm, load_encoder
+from personal_llm.base.loading import resolve_model
 from personal_llm.base.models import load_model
 
 

@@ -51,16 +51,6 @@ def test_loss_and_gradient_are_the_plain_models(architecture, modules):
         assert torch.allclose(one, two, atol=1e-4 * one.abs().max())
 
 
-def test_each_row_has_its_own_sum():
-    "A dialogue's loss is the same alone and in any company."
-    model = shared("qwen2")
-    with trainable_adapter(model, CALM) as adapted:
-        together = response_nll(calm(adapted), make_batch(model))
-        for d, nats in zip(TALK, together.tolist()):
-            (alone,) = response_nll(adapted, collate_samples([model.encode(d, 64)], 0)).tolist()
-            assert alone == pytest.approx(nats, rel=1e-4)
-
-
 def test_a_model_that_changes_its_logits_has_the_loss_of_these(monkeypatch):
     model = tiny("smollm")
     plain = type(model.model).forward

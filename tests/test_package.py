@@ -14,17 +14,7 @@ import personal_llm
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "personal_llm"
 NOTEBOOKS = sorted(path for path in (ROOT / "nbs").rglob("*.ipynb") if ".ipynb_checkpoints" not in path.parts)
-HEAVY = [
-    "torch",
-    "transformers",
-    "peft",
-    "accelerate",
-    "datasets",
-    "sentence_transformers",
-    "matplotlib",
-    "scipy",
-    "sklearn",
-]
+HEAVY = "torch transformers peft accelerate datasets sentence_transformers matplotlib scipy sklearn".split()
 HEAVY_ROOMS = ("recipes", "experiments", "tuning.lora")  # made of torch, or never imported by the others
 MODULES = sorted(
     ".".join(path.relative_to(PACKAGE).with_suffix("").parts)

@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 
 import pytest
-from servers import chat_server
+from servers import chat_server, write_slowly
 
 pytestmark = pytest.mark.later
 pytest.importorskip("selenium", reason="the extra `browser` is not installed")
@@ -26,7 +26,6 @@ from selenium.webdriver.support import expected_conditions
 from personal_llm.base.replies import ReplyStream
 
 OPTIONS = "--headless --no-sandbox --disable-gpu --disable-dev-shm-usage --disable-background-networking --no-first-run"
-BETTER = "Dear friend, rest today."
 BETTER_BUTTON = "Write the reply that you wanted"
 CODE = "code-of-the-link"
 HOSTILE = """# A title
@@ -139,29 +138,6 @@ def test_a_reply_is_shown_while_it_is_written_and_nothing_in_it_acts(page, monke
     link = page.find("#turns a")
     assert link.get_attribute("rel") == "noopener noreferrer" and link.get_attribute("href") == "http://127.0.0.1/x?a=1"
     assert not page.texts("#turns img, #turns i, #turns script") and page.script("window.hit") is None
-
-
-def write_slowly(monkeypatch, pieces=1000):
-    def write(self):
-        for number in range(pieces):
-            time.sleep(0.02)
-            self.text += f"{number} "
-            yield f"{number} "
-
-    monkeypatch.setattr(ReplyStream, "__iter__", write)
-
-
-def test_stop_keeps_what_was_written(page, monkeypatch):
-    write_slowly(monkeypatch)
-    page.find("#line").send_keys("Count.", Keys.ENTER)
-    page.until(lambda: page.texts("#turns .reply"))
-    page.find("body").send_keys(Keys.ESCAPE)
-    page.until(lambda: page.find("#send").text == "Send" and page.texts("#turns .reply"))
-    (turn,) = page.running.session.turns
-    assert turn.prompt == "Count." and turn.response.startswith("0 1") and len(turn.response.split()) < 900
-    monkeypatch.undo()
-    page.say("Thank you.")
-    assert len(page.running.session.turns) == 2
 
 
 def test_the_token_is_in_the_tab_and_not_in_the_address(page):

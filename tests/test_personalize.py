@@ -7,7 +7,6 @@ import pytest
 from personal_llm.app.personalize import find_adapter, find_start, personalize
 from personal_llm.data.reading import Dialogues
 from personal_llm.base.core import Dialogue, InputError
-from personal_llm.base.models import load_model
 from personal_llm.device.archive import Archive
 from personal_llm.selection.library import Library
 from personal_llm.tuning.config import TuningConfig
@@ -16,11 +15,6 @@ BRIEF = TuningConfig(steps=2)
 CHATS = [
     Dialogue(f"What is thing number {i} of {i % 7}?", f"Thing {i} is a {i % 5}.", time=float(i)) for i in range(60)
 ]
-
-
-@pytest.fixture(scope="module")
-def model():
-    return load_model("pocket")
 
 
 def run(model, out, chats=CHATS, **options):

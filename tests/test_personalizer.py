@@ -21,11 +21,6 @@ KILLED = TuningConfig(rank=2, steps=2, batch_size=2, max_length=64, checks=2)
 STREAM = [Dialogue(f"Is {n} a prime number?", f"In short: {n} is what it is.", time=float(n)) for n in range(12)]
 
 
-@pytest.fixture(scope="module")
-def model():
-    return load_model("pocket")
-
-
 def make(model, folder=None, policy="fifo", capacity=4, **settings):
     return Personalizer(model, Buffer(capacity, policy), folder=folder, config=SHORT, **settings)
 
@@ -132,20 +127,6 @@ def test_a_corrected_dialogue_that_was_discarded_gets_another_chance(model):
 
 
 # reply
-
-
-def test_the_next_reply_reads_a_correction_near_the_prompt(model):
-    me = make(model)
-    me.observe(STREAM[7])
-    me.react(STREAM[7], "better", "In short: yes, 7 is prime.")
-    found = me.recall(Dialogue(STREAM[7].prompt + " ", ""))
-    assert [d.response for d in found.memories] == ["In short: yes, 7 is prime."]
-    assert ("assistant", "In short: yes, 7 is prime.") in found.dialogue.history
-    nothing = make(model, memories=0)
-    nothing.observe(STREAM[7])
-    nothing.react(STREAM[7], "better", "In short: yes, 7 is prime.")
-    assert nothing.recall(Dialogue(STREAM[7].prompt, "")).memories == ()
-    assert isinstance(me.reply("Is 9 a prime number?", max_tokens=4), str)
 
 
 @pytest.mark.parametrize("memories", [6, 0])

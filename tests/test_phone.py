@@ -12,8 +12,8 @@ from personal_llm.app.cli import main
 from personal_llm.base import files
 from personal_llm.base.adapters import CONFIG_FILE, WEIGHTS_FILE
 from personal_llm.base.core import Dialogue, InputError
-from personal_llm.runtimes.phone import compute_step_rates, encode_records, export_bundle, read_adapter_vector
-from personal_llm.runtimes.phone import trace_training_graph, write_bundle
+from personal_llm.runtimes.phone import encode_records, export_bundle, read_adapter_vector
+from personal_llm.runtimes.phone import write_bundle
 from personal_llm.tuning.config import TuningConfig
 from personal_llm.tuning.finetune import trainable_adapter
 
@@ -43,22 +43,6 @@ def pack(start, out) -> dict:
     return write_bundle(out, b"code", encode_records(SAMPLES, 0), start, CONFIG, card)
 
 
-def test_an_app_finds_every_step_and_every_number(start, tmp_path):
-    manifest = pack(start, tmp_path / "bundle")
-    assert manifest == json.loads((tmp_path / "bundle" / "manifest.json").read_text())
-    assert len(manifest["steps"]) == 12 and manifest["length"] == 5
-    records = np.fromfile(tmp_path / "bundle" / "records.bin", "<i8").reshape(-1, 2, 5)
-    assert records[0].tolist() == [[1, 6, 7, 0, 0], [6, 7, -100, -100, -100]]
-    assert records[2].tolist() == [[3, 6, 7, 8, 9], [6, 7, 8, 9, -100]]
-    for number, step in enumerate(manifest["steps"], 1):
-        assert step["rates"] == compute_step_rates(number, CONFIG) and len(step["records"]) == 2
-    assert {*manifest["steps"][0]["records"], *manifest["steps"][1]["records"]} == {0, 1, 2}, "an epoch"
-    place = manifest["parameters"]
-    content = (tmp_path / "bundle" / place["file"]).read_bytes()
-    assert np.frombuffer(content[place["offset"] :], "<f4").tolist() == [0.0] * 4 + [1.0] * 4
-    assert manifest == pack(start, tmp_path / "again"), "two runs are equal"
-
-
 def test_a_full_disk_leaves_no_manifest(start, tmp_path, monkeypatch):
     def full(descriptor):
         raise OSError(28, "No space left on device")
@@ -67,41 +51,6 @@ def test_a_full_disk_leaves_no_manifest(start, tmp_path, monkeypatch):
     with pytest.raises(InputError, match="No space left"):
         pack(start, tmp_path / "new")
     assert not (tmp_path / "new" / "manifest.json").exists()
-
-
-def test_the_traced_program_makes_the_steps_of_pytorch(tmp_path):
-    "Twelve steps, beside peft's own parameters with `backward`, torch's AdamW, clipping and the usual mask."
-    model = tiny("llama")
-    with trainable_adapter(model, CONFIG, None) as adapted:
-        adapted.save_pretrained(tmp_path)
-    vector = read_adapter_vector(tmp_path / WEIGHTS_FILE)
-    records = encode_records([model.encode(d) for d in TALK], 0)
-    card = dict(base="b" * 16, parents=[], seed=0)
-    manifest = write_bundle(tmp_path / "bundle", b"code", records, tmp_path, CONFIG, card)
-    vectors = [torch.from_numpy(vector.numbers), *torch.zeros(2, vector.numbers.size)]
-    ours = []
-    with trainable_adapter(model, CONFIG, tmp_path) as adapted:
-        graph, _ = trace_training_graph(adapted, vector, 2, manifest["length"])
-        for step in manifest["steps"]:
-            ids, targets = (x.contiguous() for x in torch.from_numpy(records[step["records"]]).unbind(1))
-            with torch.no_grad():
-                loss, *vectors = graph(ids, targets, *vectors, torch.tensor(step["rates"]))
-            ours.append(loss.item())
-    with trainable_adapter(model, CONFIG, tmp_path) as adapted:
-        adapted.eval()
-        weights = [p for p in adapted.parameters() if p.requires_grad]
-        optimiser = torch.optim.AdamW(weights, lr=1.0, weight_decay=0.0)
-        for number, step in enumerate(manifest["steps"], 1):
-            ids, targets = torch.from_numpy(records[step["records"]]).unbind(1)
-            labels = torch.cat([torch.full((2, 1), -100), targets[:, :-1]], 1)
-            loss = adapted(input_ids=ids, labels=labels).loss
-            assert abs(loss.item() - ours[number - 1]) < 1e-4, number
-            optimiser.param_groups[0]["lr"] = step["rates"][1] * (1 - 0.9**number)
-            optimiser.zero_grad()
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(weights, 1.0)
-            optimiser.step()
-    assert ours[-1] < ours[0]
 
 
 def test_without_the_extra_there_is_one_line(tmp_path, monkeypatch, capsys):

@@ -3,15 +3,13 @@
 import json
 import shutil
 
-import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from personal_llm.base.core import InputError
 from personal_llm.base.models import load_model
 from personal_llm.recipes import pocket_model
-from personal_llm.recipes.pocket_model import Training, draw_batches, learning_rate_at, train
+from personal_llm.recipes.pocket_model import Training, train
 from personal_llm.recipes.pocket_text import make_streams
 
 SIZES = dict(
@@ -98,23 +96,3 @@ def test_an_interruption_while_the_checkpoint_is_written_leaves_the_old_one(smal
     assert all(torch.equal(w, weights(small)[name]) for name, w in before.items())
     go(small, 6)
     assert torch.load(small / "checkpoint.pt", weights_only=True)["state"]["tokens"] == 6 * SIZES["BATCH_TOKENS"]
-
-
-def test_the_schedule_counts_tokens_and_not_time(small, monkeypatch):
-    rates = {}
-    for pace in (1.0, 60.0):
-        clock = iter(np.arange(10**6) * pace)
-        monkeypatch.setattr(pocket_model.time, "perf_counter", lambda: next(clock))
-        seen, whole = [], pocket_model.learning_rate_at
-        monkeypatch.setattr(pocket_model, "learning_rate_at", lambda used: seen.append(whole(used)) or seen[-1])
-        go(small)
-        monkeypatch.setattr(pocket_model, "learning_rate_at", whole)
-        rates[pace] = seen
-        (small / "checkpoint.pt").unlink()
-    assert rates[1.0] == rates[60.0] and len(rates[1.0]) == 2 * STEPS, "both optimisers, every step"
-    assert rates[1.0][::2] == [learning_rate_at(step / STEPS) for step in range(STEPS)]
-
-
-def test_too_little_text_is_said():
-    with pytest.raises(InputError, match="99 tokens of text are less than a batch; give 8193 or more"):
-        next(draw_batches(np.arange(99), 8, 0))

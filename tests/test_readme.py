@@ -43,12 +43,6 @@ def test_the_one_call_is_there():
     assert 'personalize("chats.jsonl", "mine")' in README and callable(personalize)
 
 
-def test_links_and_pictures_exist():
-    links = re.findall(r"\]\(([^)#\s]+)", README)
-    missing = [link for link in links if not re.match(r"https?:", link) and not (ROOT / link).exists()]
-    assert links and missing == []
-
-
 def test_the_picture_is_the_one_of_the_chapter():
     cells = json.loads((ROOT / "nbs" / "6_device" / "09_containment.ipynb").read_text(encoding="utf-8"))["cells"]
     outputs = [output for cell in cells for output in cell.get("outputs", ())]

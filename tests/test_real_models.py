@@ -14,11 +14,10 @@ from test_tuning import TALK, TEST
 from tiny import same, weights
 from ways import BRIEF, LOUD, Letters, spoken
 
-from personal_llm.base.adapters import Adapter
 from personal_llm.app.check import MODEL_CHECKS, check_model
 from personal_llm.base.core import Dialogue
 from personal_llm.base.models import load_model
-from personal_llm.base.tokens import collate_samples, pad_rows
+from personal_llm.base.tokens import collate_samples
 from personal_llm.tuning.config import TuningConfig
 from personal_llm.tuning.finetune import finetune
 from personal_llm.explanation.explanation import explain, explain_pllm, prepare_probes
@@ -56,13 +55,6 @@ def three(name, model, tmp_path_factory):
             finetune(model, part, config, out=place / "abc"[i], seed=i, progress=False) for i, part in enumerate(parts)
         ]
     return made[name]
-
-
-def losses(model, ids, labels):  # nats summed, by transformers' own loss
-    "A naive twin of `nll`: one row, no padding."
-    with torch.no_grad():
-        loss = model.model(torch.tensor([ids]), labels=torch.tensor([labels])).loss
-    return loss.item() * sum(label != -100 for label in labels[1:])
 
 
 # ---- text
@@ -121,39 +113,6 @@ def test_padding_that_is_also_the_end_token(name, model):
 # ---- reading, scoring, generating
 
 
-def test_read_is_the_models_own_loss(model):
-    "In a batch padded on the right as alone; the naive twin is transformers' own loss."
-    dialogues = [*TEST, LONG, TALK[0]]
-    together = model.run_forward(dialogues)
-    for d, reading in zip(dialogues, together):
-        sample = model.encode(d)
-        assert reading.nll == pytest.approx(losses(model, sample["input_ids"], sample["labels"]), rel=1e-4)
-        assert len(reading.hidden) == len(sample["input_ids"]) and reading.tokens == sum(
-            label != -100 for label in sample["labels"]
-        )
-        assert np.allclose(reading.hidden, model.run_forward([d])[0].hidden, atol=1e-4)
-
-
-def test_generate_is_a_greedy_walk(model):
-    "Prompts of unlike length are padded on the left; each goes on as a walk without cache or padding does."
-    asked = ["Hi", Dialogue(LONG.prompt, "", history=TURNS)]
-    rows = model.encode_prompts(asked, 100)
-    ids, mask = pad_rows(rows, model.tokenizer.pad_token_id, left=True)
-    assert mask[0, 0] == 0 and mask[:, -1].all()
-    ends = {model.tokenizer.eos_token_id, *np.atleast_1d(model.model.generation_config.eos_token_id or [])}
-    together = model.generate(asked, 5)
-    with torch.inference_mode():
-        for row, found in zip(rows, together):
-            walk = list(row)
-            while len(walk) < len(row) + 5:
-                walk.append(int(model.model(torch.tensor([walk])).logits[0, -1].argmax()))
-                if walk[-1] in ends:
-                    walk.pop()
-                    break
-            assert found == model.tokenizer.decode(walk[len(row) :], skip_special_tokens=True).strip()
-    assert model.generate(asked, 5) == [model.generate([one], 5)[0] for one in asked]
-
-
 def test_every_end_token_ends(name, model):
     "Llama-3.2 has three of them, and an answer may end at any."
     ends = np.atleast_1d(model.model.generation_config.eos_token_id).tolist()
@@ -172,23 +131,6 @@ def test_every_end_token_ends(name, model):
 
 
 # ---- tuning
-
-
-def test_tune_save_reload(name, model, tmp_path):
-    "The base is what it was; plain peft loads the folder and agrees, attached and folded in."
-    from peft import PeftModel
-
-    before, base_losses = weights(model), model.nll(TEST)
-    adapter = finetune(model, [*TALK, LONG], SHORT, out=tmp_path / "a", progress=False)
-    assert same(model, before) and adapter.best_loss < adapter.start_loss
-    with model.use_adapter(adapter):
-        adapted = model.nll(TEST)
-    assert not np.allclose(adapted, base_losses) and Adapter.load(tmp_path / "a") == adapter
-    plain = build(name)
-    plain.model = PeftModel.from_pretrained(plain.model, str(adapter.path)).eval()
-    assert np.allclose(plain.nll(TEST), adapted, rtol=1e-5)
-    plain.model = plain.model.merge_and_unload()
-    assert np.allclose(plain.nll(TEST), adapted, rtol=1e-4)
 
 
 def test_a_saved_model_is_loaded_whole(name, model, tmp_path):

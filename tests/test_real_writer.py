@@ -1,14 +1,11 @@
 "A real llama.cpp server writes: the terminal's session, and OpenAI's own client through our server; seconds measured."
 
-import time
-
 import pytest
 from servers import ChatServer
 from writers import llama_server
 
 from personal_llm import load_model
-from personal_llm.base.core import Dialogue
-from personal_llm.base.replies import Remote, ReplyOptions, ReplyStream
+from personal_llm.base.replies import Remote, ReplyOptions
 from personal_llm.base.weights import DEFAULT_MODEL, find_weights
 from personal_llm.device.chat import ChatSession
 
@@ -73,20 +70,3 @@ def test_the_client_of_openai_reaches_it_through_our_server(address, tmp_path):
         assert whole.choices[0].finish_reason == "length" and whole.usage.completion_tokens == 4
     finally:
         served.close()
-
-
-def test_what_the_package_adds_to_the_server_alone(address):
-    "The first piece, and the pieces a second; measured and printed."
-    model = load_model(DEFAULT_MODEL)
-    engine = model.engine = Remote(model, address)
-    dialogue = Dialogue("Tell me about the sea.", "")
-    seconds = {}
-    for kind in ("server", "package", "server", "package"):
-        options = ReplyOptions(48)
-        pieces = engine.write(dialogue, options) if kind == "server" else iter(ReplyStream(model, dialogue, options))
-        begin = time.perf_counter()
-        next(pieces)
-        first = time.perf_counter() - begin
-        count = sum(1 for _ in pieces)
-        seconds[kind] = (first, count / (time.perf_counter() - begin - first))
-    print({kind: f"first piece {first:.3f} s, {rate:.1f} pieces a second" for kind, (first, rate) in seconds.items()})

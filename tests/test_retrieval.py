@@ -9,20 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from personal_llm import load_encoder
-from personal_llm.base.core import Dialogue, InputError
+from personal_llm.base.core import Dialogue
 from personal_llm.buffer.buffer import Buffer
-from personal_llm.buffer.retrieval import (
-    Evidence,
-    MemoryConfig,
-    VectorStore,
-    add_memories,
-    belongs,
-    collect_memories,
-    should_read,
-    find_near,
-    find_replaced,
-    retrieve,
-)
+from personal_llm.buffer.retrieval import Evidence, MemoryConfig, VectorStore, add_memories, belongs
+from personal_llm.buffer.retrieval import collect_memories, should_read, find_near, find_replaced, retrieve
 from personal_llm.device.archive import Archive
 from personal_llm.device.memory import Memory
 from personal_llm.device.state import State
@@ -53,12 +43,8 @@ def memory(angle, words="alpha", time=0.0, response="In short: yes.", origin="an
 
 
 def test_only_answered_dialogues_are_memories_oldest_first():
-    rows = [
-        memory(1, time=2.0),
-        memory(2, time=1.0, origin="approved"),
-        memory(3, origin="model"),
-        memory(4, "", 3.0, " "),
-    ]
+    rows = [memory(1, time=2.0), memory(2, time=1.0, origin="approved"), memory(3, origin="model")]
+    rows += [memory(4, "", 3.0, " ")]
     assert collect_memories(rows) == [rows[1], rows[0]]
 
 
@@ -159,12 +145,6 @@ def test_without_memories_nothing_is_added():
     silent = add_memories(asked, [memory(1)], config=MemoryConfig(sentence=""))
     assert [role for role, _ in silent.history] == ["user", "assistant"]
     assert [role for role, _ in add_memories(asked, [], "You moved.").history] == ["system"]
-
-
-@pytest.mark.parametrize("values", [dict(memories=-1), dict(max_tokens=1.5), dict(sentence=None)])
-def test_wrong_settings_are_one_line(values):
-    with pytest.raises(InputError):
-        MemoryConfig(**values)
 
 
 @pytest.mark.parametrize("rivals", [1, 3, 256])

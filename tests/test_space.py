@@ -1,7 +1,6 @@
 "The style space: rows, files, what it refuses, and the sparse code."
 
 import json
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -15,21 +14,10 @@ K, SIZES = 4, (3, 2, 2)
 
 def a_space(seed=0, **changes):
     rng, features = np.random.default_rng(seed), sum(SIZES)
-    space = StyleSpace(
-        base="base",
-        words=("warm", "dry", "brief"),
-        vectors=normalise_rows(rng.normal(size=(3, K))),
-        scale=rng.uniform(0.5, 2, features),
-        centres=rng.normal(size=(2, features)),
-        matrix=rng.normal(size=(features, K)),
-        blocks=SIZES,
-        plain_noise=2.0,
-        threshold=1.5,
-        coordinate_scale=rng.uniform(1, 2, K),
-        nats_per_unit=0.05,
-        encoder="an encoder",
-    )
-    return replace(space, **changes)
+    fields = dict(base="base", words=("warm", "dry", "brief"), vectors=normalise_rows(rng.normal(size=(3, K))))
+    fields |= dict(scale=rng.uniform(0.5, 2, features), centres=rng.normal(size=(2, features)), blocks=SIZES)
+    fields |= dict(matrix=rng.normal(size=(features, K)), coordinate_scale=rng.uniform(1, 2, K), encoder="an encoder")
+    return StyleSpace(**fields | dict(plain_noise=2.0, threshold=1.5, nats_per_unit=0.05) | changes)
 
 
 # ---- files

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from candidates import ROUND
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -27,11 +28,20 @@ def open_new(policy, capacity=3):
     return state
 
 
-def say(state, number, rng, is_considered=False):
-    d = Dialogue(f"Question {number}?", f"Answer {number}.", time=float(number), origin="model")
-    state.archive.add(d, "monday")
+def tell(state, number, history=(), talk="monday", **fields):
+    d = Dialogue(f"Question {number}?", f"Answer {number}.", history, time=float(number), origin="model", **fields)
+    state.archive.add(d, talk)
     state.record("said", d.id, reads=[], statements=[])
-    state.record("scored", d.id, scores=scores_to_dict(make_scores(rng)), is_considered=is_considered)
+    return d
+
+
+def give_scores(state, d, rng, is_considered=False, **spent):
+    state.record("scored", d.id, scores=scores_to_dict(make_scores(rng)), is_considered=is_considered, **spent)
+
+
+def say(state, number, rng, is_considered=False):
+    d = tell(state, number)
+    give_scores(state, d, rng, is_considered)
     return place(state, d.id)
 
 
@@ -58,9 +68,7 @@ def test_a_state_computed_anew_is_the_same(policy, acts):
             can_ask = state.buffer.policy.ask_when == "policy"
             say(state, number, rng, is_considered=can_ask)
         elif act == "tune":
-            fields = dict(start="", seen=state.buffer.seen, kept=1, synthetic=0, rejected={}, requests=0)
-            fields |= dict(start_loss=2.0, best_loss=1.0, num_validation_dialogues=0, steps=8, seconds=1.0)
-            state.record("tuned", adapter=f"a{number}", **fields, cut=0, warm=None, digest="")
+            state.record("tuned", **ROUND | dict(adapter=f"a{number}", seen=state.buffer.seen))
             state.record("learned", known[-1])
         elif act == "undo":
             if state.rounds:
@@ -88,13 +96,10 @@ def test_the_bin_of_a_forgotten_dialogue_stays_empty():
 
 def test_a_pending_dialogue_is_kept_with_its_reaction():
     state = open_new("answers-first")
-    d = Dialogue("Question?", "Answer.", origin="model")
-    state.archive.add(d, "monday")
-    state.record("said", d.id, reads=[], statements=[])
+    d = tell(state, 0)
     state.record("reacted", d.id, kind="better", text="Better.", asked=False, time=1.0)
     assert state.pending == [d.id]
-    scores = scores_to_dict(make_scores(np.random.default_rng(2)))
-    state.record("scored", d.id, scores=scores, is_considered=False)
+    give_scores(state, d, np.random.default_rng(2))
     place(state, d.id)
     assert state.pending == []
     assert [d.response for d in state.buffer.dialogues] == ["Better."]
@@ -104,12 +109,10 @@ def test_a_new_answer_to_a_learned_dialogue_is_unlearned():
     state = open_new("fifo")
     say(state, 0, np.random.default_rng(3))
     (id,) = state.archive.dialogues
-    fields = dict(adapter="a", start="", seen=1, kept=1, synthetic=0, rejected={}, requests=0, start_loss=2.0)
-    fields |= dict(best_loss=1.0, num_validation_dialogues=0, steps=8, seconds=1.0, cut=0, warm=None, digest="")
     for _ in range(2):
         state.record("reacted", id, kind="better", text="So.", asked=False, time=0.0)
         assert state.list_unlearned() == [id]
-        state.record("tuned", **fields)
+        state.record("tuned", **ROUND)
         state.record("learned", id)
         assert state.list_unlearned() == []
 
@@ -118,10 +121,8 @@ def test_an_undone_answer_waits_for_a_new_one_and_the_status_counts_it():
     state = open_new("fifo")
     say(state, 0, np.random.default_rng(3))
     (id,) = state.archive.dialogues
-    fields = dict(adapter="a", start="", seen=1, kept=1, synthetic=0, rejected={}, requests=0, start_loss=2.0)
-    fields |= dict(best_loss=1.0, num_validation_dialogues=0, steps=8, seconds=1.0, cut=0, warm=None, digest="")
     state.record("reacted", id, kind="better", text="So.", asked=False, time=0.0)
-    state.record("tuned", **fields)
+    state.record("tuned", **ROUND)
     state.record("learned", id)
     assert state.status()["unlearned"] == 0
     state.record("undone")
@@ -133,11 +134,9 @@ def test_an_undone_answer_waits_for_a_new_one_and_the_status_counts_it():
 
 def test_undoing_takes_the_last_fine_tune_of_the_present_model():
     state = open_new("fifo")
-    fields = dict(start="", seen=1, kept=1, synthetic=0, rejected={}, requests=0, start_loss=2.0, best_loss=1.0)
-    fields |= dict(num_validation_dialogues=0, steps=8, seconds=1.0, cut=0, warm=None, digest="")
     for base in ("base", "other"):
         state.record("configured", base=base, model="m", settings={})
-        state.record("tuned", adapter=base, **fields)
+        state.record("tuned", **ROUND | dict(adapter=base))
     state.record("configured", base="base", model="m", settings={})
     state.record("undone")
     assert [one.adapter for one in state.rounds] == ["other"]
@@ -147,9 +146,7 @@ def test_a_turn_that_waits_for_its_score_stays_in_a_full_archive():
     state = open_new("fifo", capacity=1)
     for number in range(3):
         say(state, number, np.random.default_rng(number))
-    d = Dialogue("Question?", "Answer.", time=9.0, origin="model")
-    state.archive.add(d, "monday")
-    state.record("said", d.id, reads=[], statements=[])
+    d = tell(state, 9)
     seen = state.buffer.seen
     state = trim(state, 0)
     assert [*state.archive.dialogues] == [state.buffer.dialogues[0].id, d.id]
@@ -173,9 +170,7 @@ def test_thumbs_change_what_counts_as_answered():
 def test_talks_are_told_apart():
     state = open_new("fifo")
     for number, talk in enumerate(["a", "client", "b", "a", ""]):
-        d = Dialogue(f"Question {number}?", "Answer.", time=float(number), origin="model")
-        state.archive.add(d, talk)
-        state.record("said", d.id, reads=[], statements=[])
+        tell(state, number, talk=talk)
     assert {key: len(ids) for key, ids in state.list_talks().items()} == dict(a=2, b=1)
     assert [d.time for d in state.list_turns("a")] == [0.0, 3.0]
     assert [d.time for d in state.list_own()] == [0.0, 2.0, 3.0] and state.talk == "a"
@@ -192,10 +187,8 @@ def test_a_decision_changes_nothing_and_its_event_does_what_the_buffer_would(pol
     alone = Buffer(3, policy, seed=7)
     rng = np.random.default_rng(5)
     for number in range(12):
-        d = Dialogue(f"Question {number}?", "An answer.", time=float(number), origin="model")
-        state.archive.add(d, "monday")
-        state.record("said", d.id, reads=[], statements=[])
-        state.record("scored", d.id, scores=scores_to_dict(make_scores(rng)), is_considered=False)
+        d = tell(state, number)
+        give_scores(state, d, rng)
         before = str(describe(state))
         decisions = [decide(state.buffer, state.find(d.id)) for _ in range(2)]
         assert str(describe(state)) == before and str(decisions[0]) == str(decisions[1])
@@ -206,11 +199,8 @@ def test_a_decision_changes_nothing_and_its_event_does_what_the_buffer_would(pol
 def test_what_was_spent_is_added_up_and_a_deletion_keeps_the_sum():
     state = open_new("fifo")
     for number, seconds in enumerate((1.0, 2.0)):
-        d = Dialogue(f"Question {number}?", "An answer.", time=float(number), origin="model")
-        state.archive.add(d, "monday")
-        state.record("said", d.id, reads=[], statements=[])
-        scores = scores_to_dict(make_scores(np.random.default_rng(number)))
-        state.record("scored", d.id, scores=scores, is_considered=False, spent=dict(seconds=seconds, tokens=5))
+        spent = dict(seconds=seconds, tokens=5)
+        give_scores(state, tell(state, number), np.random.default_rng(number), spent=spent)
     for one in (state, open_state(state.archive)):
         assert (one.cost.seconds, one.cost.tokens) == (3.0, 10)
     state.pending.clear()
@@ -221,11 +211,7 @@ def test_a_correction_moves_the_replies_that_its_talk_shows_later():
     state = open_new("fifo")
     history = ()
     for number in range(2):
-        d = Dialogue(
-            f"Question {number}?", f"Answer {number}.", history, time=float(number), origin="model", id=f"{number}"
-        )
-        state.archive.add(d, "monday")
-        state.record("said", d.id, reads=[], statements=[])
+        d = tell(state, number, history, id=f"{number}")
         history = (("user", d.prompt), ("assistant", d.response))
     assert [d.id for d in state.get_evidence().left_alone] == ["0", "1"]
     state.record("reacted", "0", kind="up", text="", asked=False, time=5.0)
@@ -268,9 +254,7 @@ def test_the_oldest_dialogues_leave_a_full_archive():
 def test_the_sums_of_an_earlier_version_are_read_and_added_to():
     state = open_new("fifo")
     for number in range(2):
-        d = Dialogue(f"Question {number}?", "An answer.", id=f"{number}", time=float(number), origin="model")
-        state.archive.add(d, "monday")
-        state.record("said", d.id, reads=[], statements=[])
+        d = tell(state, number, id=f"{number}")
         scores = scores_to_dict(make_scores(np.random.default_rng(number)))
         sums = dict(seconds=2.0 * number, tokens=5, joules=1.0, requests=number)  # as they were written until then
         state.archive.append("scored", d.id, dict(scores=scores, is_considered=False, cost=sums))

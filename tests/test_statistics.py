@@ -1,21 +1,12 @@
 "Intervals and the gate: laws, and a comparison with Student's interval."
 
-import json
-
 import numpy as np
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from personal_llm.tuning.statistics import Comparison, paired_bootstrap
+from personal_llm.tuning.statistics import paired_bootstrap
 
 floats = st.floats(-100, 100).map(lambda x: round(x, 3))
-
-
-def test_comparison_in_words_and_json():
-    up = Comparison(0.2, 0.1, 0.3, 8, 0.04, "rouge1")
-    assert up.better and str(up) == "rouge1 +0.200 [+0.100, +0.300], n = 8: better"
-    assert Comparison(0.2, 0.1, 0.3, 8, 0.04).worse and "told apart" in str(Comparison(0.2, -0.1, 0.3, 8, 0.2))
-    assert json.loads(json.dumps(up.to_dict()))["better"] is True
 
 
 @settings(max_examples=50, deadline=None)

@@ -5,20 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from personal_llm.base.core import Dialogue, make_generator
-from personal_llm.data.streams import (
-    draw_best_episodes,
-    correlated_stream,
-    edit_prompt,
-)
-
-
-def test_the_best_of_many_chains_has_the_shares():
-    shares = np.array([0.83, 0.15, 0.02])
-    kinds, _, error = draw_best_episodes(shares, 800, 0.9, make_generator(0, "t"))
-    observed = np.bincount(kinds, minlength=3) / 800
-    assert (observed > 0).all() and np.isclose(error, (np.abs(observed - shares) / shares).sum()) and error < 0.6
-    assert draw_best_episodes(np.array([1.0, 0.0]), 5, 0.9, make_generator(0, "t"))[2] == 0
+from personal_llm.base.core import Dialogue
+from personal_llm.data.streams import correlated_stream, edit_prompt
 
 
 POOLS = {k: [Dialogue(f"{k} {i}?", "a") for i in range(300)] for k in "abc"}

@@ -12,15 +12,8 @@ from personal_llm.base.models import Model
 from personal_llm.base.text import compute_rouge1
 from personal_llm.buffer.retrieval import VectorStore
 from personal_llm.buffer import synthesis
-from personal_llm.buffer.synthesis import (
-    MAX_ROUGE1,
-    MIN_ROUGE1,
-    SYNTHESIS_PROMPTS,
-    TEMPERATURE,
-    check_rewrite,
-    parse_rewrite,
-    synthesize,
-)
+from personal_llm.buffer.synthesis import MAX_ROUGE1, MIN_ROUGE1, SYNTHESIS_PROMPTS, TEMPERATURE
+from personal_llm.buffer.synthesis import check_rewrite, parse_rewrite, synthesize
 
 WORDS = st.lists(st.sampled_from("what is a tendon pain Tea ärzte 42".split()), max_size=8)
 TEXTS = WORDS.map(" ".join)
@@ -145,15 +138,7 @@ def test_braces_in_a_text_are_text():
     assert variant.prompt == "What is {x} here?" and "What is {x} there?" in model.asked[0]
 
 
-@pytest.mark.parametrize(
-    "wrong",
-    [
-        dict(num_each=-1),
-        dict(seed=-1),
-        dict(prompt="short"),
-    ],
-    ids=str,
-)
+@pytest.mark.parametrize("wrong", [dict(num_each=-1), dict(seed=-1), dict(prompt="short")], ids=str)
 def test_wrong_settings_are_one_line(wrong):
     model = Scripted(["[x]"])
     with pytest.raises(InputError) as error:

@@ -6,13 +6,8 @@ from hypothesis import strategies as st
 from tiny import TEMPLATES, shared, tiny_tokenizer
 
 from personal_llm.base.core import Dialogue, InputError
-from personal_llm.base.tokens import (
-    MAX_CHARACTERS_PER_TOKEN,
-    make_batches,
-    encode_dialogue,
-    encode_prompt,
-    get_special_strings,
-)
+from personal_llm.base.tokens import MAX_CHARACTERS_PER_TOKEN, encode_dialogue, encode_prompt
+from personal_llm.base.tokens import get_special_strings, make_batches
 
 TEXTS = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=12).filter(str.strip)
 WHOLE = 100_000  # tokens: room for everything

@@ -6,7 +6,7 @@ from hypothesis import given, settings, strategies as st
 from personal_llm.recipes.people import emoji, lower_case, opener, sign_off
 from personal_llm.data.reading import load_replay
 from personal_llm.explanation.description import describe_answers
-from personal_llm.explanation.habits import compare_counts, find_common_run, find_habits, find_length_habits
+from personal_llm.explanation.habits import compare_counts, find_common_run, find_habits
 
 PLAIN = [d for d in load_replay() if 8 <= len(d.response.split()) <= 60][:40]
 
@@ -71,10 +71,6 @@ def test_a_sign_off_is_no_second_sentence():
     base = ["One sentence. And another. And a third."] * len(rows)
     closed = [d.derive(response=d.response + "\nTake care. Ana", origin="user") for d in rows]
     assert any(fact.label.startswith("one sentence") for fact in habits_of(closed, base))
-    long = ["One two three four five. Six seven eight nine."] * 9
-    assert find_length_habits(["a b c"] * 9, long)[0].count == 9
-    assert "shorter" in find_length_habits(["A b. C d."] * 9, long)[0].label
-    assert "longer" in find_length_habits(["One two three. Four five six."] * 9, ["One. Two."] * 9)[0].label
 
 
 def test_manners_of_writing():

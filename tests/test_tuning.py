@@ -58,11 +58,7 @@ def test_every_architecture_learns_and_plain_peft_loads_it(architecture, tmp_pat
     adapter = finetune(model, TALK, BRIEF, out=tmp_path / "a", progress=False)
     assert same(model, before) and np.array_equal(model.nll(TEST), losses), "the base is what it was"
     assert adapter.best_loss < adapter.start_loss and [h[0] for h in adapter.history] == [1, 2, 3]
-    assert {p.name for p in (tmp_path / "a").iterdir()} == {
-        "adapter_config.json",
-        "adapter_model.safetensors",
-        "adapter.json",
-    } and [p.name for p in tmp_path.iterdir()] == ["a"]
+    assert sorted(p.name for p in (tmp_path / "a").iterdir()) == WHOLE and [*tmp_path.iterdir()] == [tmp_path / "a"]
     with model.use_adapter(adapter):
         adapted = model.nll(TEST)
     assert not np.allclose(adapted, losses)
@@ -79,13 +75,10 @@ def test_seeds():
     torch.manual_seed(3)
     expected = torch.rand(2)
     torch.manual_seed(3)
-    one = finetune(shared("llama"), TALK, BRIEF, seed=1, progress=False)
+    learn = lambda seed: bits(finetune(shared("llama"), TALK, BRIEF, seed=seed, progress=False))
+    one = learn(1)
     assert torch.equal(torch.rand(2), expected)
-    assert (
-        bits(one)
-        == bits(finetune(shared("llama"), TALK, BRIEF, seed=1, progress=False))
-        != bits(finetune(shared("llama"), TALK, BRIEF, seed=2, progress=False))
-    )
+    assert one == learn(1) != learn(2)
 
 
 @pytest.mark.parametrize(
@@ -94,31 +87,15 @@ def test_seeds():
     ids=range(7),
 )
 def test_nothing_to_learn_is_refused(bad, tmp_path):
-    with pytest.raises(InputError):
-        finetune(shared("llama"), bad, BRIEF, out=tmp_path / "a")
-    with pytest.raises(InputError, match="max_length"):
-        finetune(shared("llama"), TALK, TuningConfig(max_length=2), out=tmp_path / "a")
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_modules_that_are_not_there(tmp_path):
-    model = tiny("llama")
+    model = shared("llama")
     before = weights(model)
+    with pytest.raises(InputError):
+        finetune(model, bad, BRIEF, out=tmp_path / "a")
+    with pytest.raises(InputError, match="max_length"):
+        finetune(model, TALK, TuningConfig(max_length=2), out=tmp_path / "a")
     with pytest.raises(InputError, match="nonsense"):
-        finetune(
-            model, TALK, TuningConfig(target_modules="nonsense", steps=1), out=tmp_path / "a" / "b", progress=False
-        )
+        finetune(model, TALK, replace(BRIEF, target_modules="nonsense"), out=tmp_path / "a" / "b", progress=False)
     assert same(model, before) and not list(tmp_path.iterdir()), "no empty folder is left"
-
-
-def test_the_model_is_billed_once():
-    model = tiny("llama")
-    with model.track_cost() as cost:
-        adapter = finetune(model, TALK, replace(HOLD_BACK, checks=1), progress=False)
-    assert cost.backward == model.cost.backward == adapter.cost.backward, "ten dialogues: batches of three or four"
-    assert 3 * 3 <= cost.backward <= 3 * 4
-    assert cost.forward == adapter.cost.forward == cost.backward + 2 * 6 and cost.tokens == adapter.cost.tokens > 0
-    assert cost.seconds >= adapter.cost.seconds > 0 and model.cost.tokens == cost.tokens
 
 
 def seen_samples(monkeypatch, dialogues, config, **rest) -> tuple:  # encoded training and validation dialogues
@@ -177,7 +154,7 @@ def test_steps_between_checks(steps, checks, looks):
 def test_never_worse_than_the_start_on_the_validation_dialogues(rate, old):
     "What is reported is what is returned."
     model, config = shared("llama"), replace(HOLD_BACK, steps=6, checks=6, learning_rate=rate)
-    adapter = finetune(model, TALK, config, start=old, progress=False)
+    adapter = finetune(model, TALK, config, start=str(old.path), progress=False)
     held = validation_split(TALK, 0.4)[1]
     assert adapter.num_validation_dialogues == len(held) == 6
     with model.use_adapter(old):
@@ -186,16 +163,6 @@ def test_never_worse_than_the_start_on_the_validation_dialogues(rate, old):
         end = per_token(model, held)
     assert start == pytest.approx(adapter.start_loss, abs=1e-4) and end == pytest.approx(adapter.best_loss, abs=1e-4)
     assert end <= start + 1e-6 and adapter.best_loss == min([adapter.start_loss] + [h[2] for h in adapter.history])
-
-
-def test_going_on_from_an_adapter(old):
-    "The start's losses are those before the first step; its folder or its path is the same."
-    model, held = shared("llama"), validation_split(TALK, 0.4)[1]
-    further = finetune(model, TALK, HOLD_BACK, start=old, progress=False)
-    with model.use_adapter(old):
-        assert further.start_loss == pytest.approx(per_token(model, held), abs=1e-4)
-    assert further.best_loss <= further.start_loss
-    assert bits(finetune(model, TALK, HOLD_BACK, start=str(old.path), progress=False)) == bits(further)
 
 
 RUN = TuningConfig(rank=2, steps=6, batch_size=4, max_length=64, checks=3, learning_rate=1e-2, validation=0.4)
@@ -216,15 +183,8 @@ def stop_at(step=None, steps=None):
 def result(adapter):
     "All that must be equal, to the bit."
     one = Adapter.load(adapter.path)
-    return (
-        bits(one),
-        one.history,
-        one.start_loss,
-        one.best_loss,
-        one.num_validation_dialogues,
-        one.config,
-        one.cost.backward,
-    )
+    losses = one.history, one.start_loss, one.best_loss, one.num_validation_dialogues
+    return bits(one), losses, one.config, one.cost.backward
 
 
 @pytest.fixture(scope="module")
@@ -384,16 +344,6 @@ def test_a_linked_folder_of_checkpoints_is_refused(stopped, tmp_path):
     assert theirs(tmp_path) == before
 
 
-def test_a_start_keeps_its_shape(old, tmp_path):
-    "Rank 2 goes on at rank 2, whatever is asked for; the card tells the settings that were in force."
-    config = TuningConfig(steps=1, rank=4, dropout=0.3, target_modules="q_proj", max_length=64)
-    further = finetune(shared("llama"), TALK[:6], config, start=old, out=tmp_path / "a", progress=False)
-    settings = json.loads((tmp_path / "a" / "adapter_config.json").read_text())
-    assert settings["r"] == further.config["rank"] == 2 and settings["lora_dropout"] == further.config["dropout"] == 0
-    assert "v_proj" in further.config["target_modules"] and settings["lora_alpha"] == further.config["alpha"]
-    assert Adapter.load(tmp_path / "a").config == further.config
-
-
 def test_going_on_asks_no_hub(old, tmp_path, monkeypatch):
     "An adapter from a library names its base by a name that is no folder."
     import peft.utils.save_and_load as saving
@@ -478,17 +428,10 @@ def trainer_losses(adapted, samples, config, seed) -> list:
 
     schedule = dict(learning_rate=config.learning_rate, lr_scheduler_type="cosine")
     schedule |= dict(max_steps=config.steps, warmup_steps=round(config.warmup * config.steps))
+    schedule |= dict(weight_decay=config.weight_decay)
     quiet = dict(report_to="none", disable_tqdm=True, save_strategy="no", dataloader_pin_memory=False)
-    settings = TrainingArguments(
-        output_dir="unused",
-        weight_decay=config.weight_decay,
-        logging_steps=1,
-        use_cpu=True,
-        remove_unused_columns=False,
-        label_names=["labels"],
-        **schedule,
-        **quiet,
-    )
+    rows_as_they_are = dict(remove_unused_columns=False, label_names=["labels"], use_cpu=True, logging_steps=1)
+    settings = TrainingArguments("unused", **schedule, **quiet, **rows_as_they_are)
     OurBatches(model=adapted, args=settings, train_dataset=samples, callbacks=[Log()]).train()
     return rows
 

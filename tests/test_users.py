@@ -11,21 +11,6 @@ from personal_llm.recipes.people import MAX_TEST_ROWS, USERS, user_stream
 ROWS = load_samples()
 
 
-@pytest.mark.parametrize("name", ["nurse", "quiz"])
-def test_annotator(name):
-    user = USERS[name]
-    stream = user_stream(user, ROWS, length=200).stream
-    for d in stream:
-        wanted = user(d)
-        if d.labels["kind"] != "signal":
-            assert wanted is None
-        elif wanted is not None:
-            assert user(d.derive(response=wanted)) is None  # what was asked for is accepted
-            assert user(d.derive(response="I do not know.")) == wanted  # the reference is remembered
-    others = [u for u in USERS.values() if not set(u.signal_subjects) & set(user.signal_subjects)]
-    assert all(u(d) is None for u in others for d in stream)
-
-
 @pytest.mark.parametrize("name,seed", [("clinic", 0), ("storyteller", 1), ("quiz", 2)])
 def test_user_stream_is_clean_and_repeatable(name, seed):
     data = user_stream(USERS[name], ROWS, seed=seed)

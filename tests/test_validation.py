@@ -1,11 +1,9 @@
 "Validation: lineages are never split, and the best weights are kept."
 
-import torch
 from hypothesis import given, settings, strategies as st
 
 from personal_llm.base.core import Dialogue
 from personal_llm.tuning.finetune import find_lineages, validation_split
-from personal_llm.tuning.training_loop import TrainingState, keep_best, load_checkpoint, save_checkpoint
 
 
 @st.composite
@@ -58,30 +56,3 @@ def test_long_chains_are_no_recursion():
     assert find_lineages(rows) == ["d", "d", "b", "b", "b", "b"], "the lowest id, in the list or not"
     chain = [make(f"{i:05d}", f"{i + 1:05d}") for i in range(2000)]
     assert set(find_lineages(chain)) == set(find_lineages(chain[::-1])) == {"00000"}
-
-
-def test_only_the_users_answers_validate():
-    "Uncorrected replies of the model and rewrites train, and never validate."
-    users = [Dialogue(f"Question {i}?", "a") for i in range(16)]
-    models = [Dialogue(f"Other {i}?", "b", origin="model") for i in range(40)]
-    corrected = [models[i].derive(response="c", origin="annotated") for i in range(20)]
-    for seed in range(3):
-        training, validation = validation_split(users + models + corrected, 0.5, seed)
-        assert len(validation) == 18 and all(d.origin in ("user", "annotated") for d in validation)
-        assert not {d.id for d in training} & {p for d in validation for p in d.parents}
-    assert validation_split(models, 0.5)[1] == [] == validation_split([], 0.5)[1]
-
-
-def test_the_lowest_check_is_kept(tmp_path):
-    "A stopped run keeps it too."
-    module, state = torch.nn.Linear(1, 1, bias=False), TrainingState()
-    weights = dict(module.named_parameters())
-    optimiser = torch.optim.AdamW(weights.values())
-    for step, loss in enumerate([2.0, 1.9, 1.6, 2.0]):
-        module.weight.data.fill_(step)
-        keep_best(module, state, loss)
-    state.step = 3
-    save_checkpoint(tmp_path, weights, optimiser, state)
-    again = TrainingState()
-    load_checkpoint(tmp_path, weights, optimiser, again)
-    assert (again.step, again.best_loss, again.best_weights["weight"].item()) == (3, 1.6, 2.0)

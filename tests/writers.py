@@ -5,7 +5,9 @@ import json
 import subprocess
 import sys
 import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
+
+from servers import serve_http
 
 ERRORS = {
     "wrong key": (401, dict(error=dict(message="Incorrect API key provided"))),
@@ -13,6 +15,12 @@ ERRORS = {
     "too long": (400, dict(error=dict(message="the request exceeds\nthe available context size"))),
     "page": (502, "<html>Bad Gateway</html>"),
     "moved": (302, ""),
+}
+
+WRONG_ROWS = {
+    "broken": dict(error=dict(message="out of memory")),
+    "no text": dict(choices=[dict(delta=dict(content=[dict(text="a")]))]),
+    "other protocol": dict(choices=["text"]),
 }
 
 
@@ -59,18 +67,11 @@ class Handler(BaseHTTPRequestHandler):
                 if fault == "stalled" and number == 1:
                     server.goes_on.wait(60)
                     return
-                if fault == "broken":
-                    self.put(dict(error=dict(message="out of memory")))
-                    return
                 if fault == "garbage":
                     self.wfile.write(b"data: [1, 2\n\n")
                     return
-                if fault == "no text":
-                    self.put(dict(choices=[dict(delta=dict(content=[dict(text="a")]))]))
-                    return
-                if fault == "other protocol":
-                    self.put(dict(choices=["text"]))
-                    return
+                if fault in WRONG_ROWS:
+                    return self.put(WRONG_ROWS[fault])
                 self.put(dict(choices=[dict(delta=dict(content=piece))]))
             self.put(dict(choices=[dict(delta={}, finish_reason="length" if fault == "length" else "stop")]))
             self.put(dict(choices=[], usage=dict(prompt_tokens=7, completion_tokens=len(pieces))))
@@ -86,20 +87,13 @@ class Handler(BaseHTTPRequestHandler):
 @contextlib.contextmanager
 def writing_server(*models):
     "A server that answers with the words of the prompt; `faults` are those of the next requests, in order."
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.models = models or ("theirs",)
-    server.lock, server.goes_on = threading.Lock(), threading.Event()
-    server.faults, server.seen = [], []
-    server.address = f"http://127.0.0.1:{server.server_port}/v1"
-    thread = threading.Thread(target=server.serve_forever, kwargs=dict(poll_interval=0.05), daemon=True)
-    thread.start()
-    try:
-        yield server
-    finally:
-        server.goes_on.set()
-        server.shutdown()
-        server.server_close()
-        thread.join()
+    fields = dict(models=models or ("theirs",), faults=[], seen=[], lock=threading.Lock(), goes_on=threading.Event())
+    with serve_http(Handler, **fields) as server:
+        server.address = f"http://127.0.0.1:{server.server_port}/v1"
+        try:
+            yield server
+        finally:
+            server.goes_on.set()
 
 
 LLAMA = """
