@@ -297,20 +297,21 @@ class TalkSession(SessionBase):
 class ChatSession(TalkSession):
     "The talks of a folder; raises `InputError` if it is in use or damaged."
 
-    def react(self, kind: str, text: str = "", id=None, scope: str = "") -> None:
+    def react(self, kind: str, text: str = "", id=None, scope: str = ""):  # what is stored
         "React as `Personalizer.react` does, to the newest turn if no id is given; `InputError` if invalid."
         if id is None and kind != "always":
             if not self.turns:
                 raise InputError("there is no reply yet", "write something first")
             id = self.turns[-1].id
         text = clean_text(text)
-        self.me.react(id, kind, text, self.clock(), scope)
+        stored = self.me.react(id, kind, text, self.clock(), scope)
         if kind == "better":
             count = self.model.count_tokens(text)
             most = self.me.memory.config.max_tokens
             if count > most:
                 self.messages.append(f"this answer has {count} tokens; no reply reads it, because {most} are the most")
         self._start_timer()
+        return stored
 
     def scope_correction(self, scope: str, id: str = None) -> None:  # id: of a turn; None: the newest one
         "Say where a correction belongs; raise `InputError` if no reply was corrected."
