@@ -20,6 +20,7 @@ from ..base.replies import ReplyOptions, ReplyStream
 from ..base.text import count_nouns
 from ..buffer.buffer import Buffer
 from ..buffer.feedback import SCOPES, Feedback
+from ..buffer.retrieval import MemoryConfig
 from ..buffer.scoring import ScoredDialogue, load_lexicons, score
 from ..data.reading import as_dialogues
 from .archive import UNFINISHED, Archive, hold_folder
@@ -66,7 +67,7 @@ class PersonalizerBase(Displayed):
         self.settings = PersonalizerSettings.choose(self.state.settings, settings, self.buffer.policy)
         self.spent = Cost()  # of replies and scores since the last event that holds a cost
         self._configure()
-        self.memory = Memory(self.archive, self.settings.get_memory_config())
+        self.memory = Memory(self.archive, MemoryConfig(self.settings.memories))
         self.adapter = load_last_adapter(self.state, self.folder)
 
     def to_rows(self) -> list:
@@ -391,10 +392,10 @@ class Personalizer(Reactor):
         self.adapter = load_last_adapter(self.state, self.folder)
         finish_forgetting(self.state, [undone])
 
-    def recall(self, question: Dialogue) -> Recall:
-        "Find what the reply to a question reads: instructions, answers where they belong, and statements."
-        found = self.memory.find(self.state, question, self.model.count_tokens)
-        return replace(found, adapter=self.adapter if self.model.reads_adapters else None)
+    def recall(self, dialogue: Dialogue) -> Recall:  # dialogue: a new prompt with the talk before it
+        "Find what the reply to a prompt reads: instructions, answers where they belong, and statements."
+        adapter = self.adapter if self.model.reads_adapters else None
+        return self.memory.find(self.state, dialogue, self.model.count_tokens, adapter)
 
     def reply(self, prompt: str, history=(), max_tokens: int = None) -> str:
         "Reply to a prompt with the user's answers before it; do not observe it."
