@@ -76,7 +76,7 @@ def is_archive_file(file) -> bool:
 PRAGMAS = "PRAGMA synchronous=FULL; PRAGMA secure_delete=ON; PRAGMA foreign_keys=ON; PRAGMA temp_store=MEMORY"
 
 
-def connect(file):  # a connection of `sqlite3`; file: None for an archive in memory
+def connect(file):  # a connection of `sqlite3`; file: None for an archive in RAM
     "Open an archive, made if missing; raise `InputError` for a foreign or a damaged file."
     if file is not None and not file.exists():
         make_folder(file.parent)
@@ -154,7 +154,7 @@ def restore_history(items: list, rows: dict) -> list:  # (role, text) pairs; row
 class Archive:
     "The dialogues and the events of one person; raises `InputError` for a foreign, damaged or unwritable file."
 
-    def __init__(self, folder=None):  # where `memory.sqlite` is, or will be; None: in memory only
+    def __init__(self, folder=None):  # where `memory.sqlite` is, or will be; None: in RAM only
         self.file = Path(folder).expanduser() / ARCHIVE_FILE if folder else None
         self.lock = threading.RLock()  # one thread at a time changes it
         with report_damage(self.file):

@@ -45,7 +45,7 @@ class PersonalizerBase(Displayed):
         annotator=None,  # dialogue -> better response; None: the response is fine; "": the user did not answer
         config: TuningConfig = None,  # of fine-tunes
         lexicons=None,  # the shipped ones by default
-        folder=None,  # where archive and adapters are, or will be; None: in memory only
+        folder=None,  # where archive and adapters are, or will be; None: in RAM only
         start=None,  # where the first fine-tune begins: an adapter, its folder, a `Library`, a `Ranking`, or None
         **settings,  # fields of `PersonalizerSettings`; by default those of the folder
     ):
