@@ -143,7 +143,8 @@ def test_a_scope_without_a_turn_is_that_of_the_newest_correction(model):
         session.react("better", f"In short: {number} is one.")
     session.scope_correction("everywhere")
     assert [d.response for d in session.me.state.get_evidence().everywhere] == ["In short: 11 is one."]
-    session.react("better", "In short: yes.", id=session.turns[0].id)
+    for _ in range(2):  # said twice, it is still a correction
+        assert session.react("better", "In short: yes.", id=session.turns[0].id).kind == "better"
     session.scope_correction("here")
     assert [*session.me.state.scopes.values()] == ["here", "everywhere"], "the one that was corrected again is newest"
 

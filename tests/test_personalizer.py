@@ -108,13 +108,15 @@ def test_an_impossible_reaction_changes_nothing(model, kind, text):
         me.react("unknown", "up")
 
 
-def test_the_first_reply_after_a_correction_is_a_correction_back_and_the_same_text_an_approval(model):
+def test_the_replys_own_text_is_an_approval_and_a_repeated_correction_stays_one(model):
     me = make(model)
     me.observe(STREAM[0])
-    for text, origin in [("No.", "annotated"), (STREAM[0].response, "annotated"), (STREAM[0].response, "approved")]:
-        me.react(STREAM[0], "better", text)
+    own = STREAM[0].response
+    for text, kind in [(own, "up"), ("No.", "better"), ("No.", "better"), (own, "better"), (own, "better")]:
+        assert me.react(STREAM[0], "better", text).kind == kind == me.state.reactions[STREAM[0].id].kind
         newest = me.state.newest(STREAM[0].id)
-        assert (newest.response, newest.origin) == (text, origin)
+        assert (newest.response, newest.origin) == (text, "approved" if kind == "up" else "annotated")
+    assert me.react(None, "always", "Be brief.") is None
 
 
 def test_a_corrected_dialogue_that_was_discarded_gets_another_chance(model):

@@ -268,8 +268,8 @@ def test_a_whole_day(tmp_path):
         first = complete(running, talk="")["me"]
         second = complete(running, "What shall I cook?", talk=first["talk"])["me"]
         assert first["talk"] == second["talk"]
-        assert ask("POST", "/me/react", dict(id=first["id"], kind="better", text=BETTER)) == (200, {})
-        assert ask("POST", "/me/react", dict(id=second["id"], kind="up")) == (200, {})
+        assert ask("POST", "/me/react", dict(id=first["id"], kind="better", text=BETTER)) == (200, dict(kind="better"))
+        assert ask("POST", "/me/react", dict(id=second["id"], kind="up")) == (200, dict(kind="up"))
         shown = ask("GET", f"/me/talks?talk={first['talk']}")[1]
         assert [turn["reply"] for turn in shown["turns"]][0] == BETTER
         assert [turn["reaction"] for turn in shown["turns"]] == ["better", "up"]
@@ -681,7 +681,7 @@ def test_what_was_acknowledged_survives_a_kill_and_no_word_is_printed(tmp_path):
             assert token == "chosen-token-of-mine"
             body = dict(model="personal", messages=messages(f"I live in {SECRET} {len(said)}."), max_tokens=2)
             id = post(port, token, COMPLETIONS, body)["me"]["id"]
-            assert post(port, token, "/me/react", dict(id=id, kind="better", text=BETTER)) == {}
+            assert post(port, token, "/me/react", dict(id=id, kind="better", text=BETTER)) == dict(kind="better")
             said.append(id)
         finally:
             process.send_signal(end)

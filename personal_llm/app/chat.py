@@ -117,8 +117,7 @@ def forget_text(session, text: str) -> str:
 # %% ../../nbs/8_app/04_chat.ipynb #chatcorr
 def correct(session, text: str, id: str) -> str:  # id: of a turn; None: the newest
     "Take the reply that the person wanted; the reply's own words are an approval."
-    session.react("better", text, id)
-    is_approval = next(reversed(session.me.state.reactions.values())).kind == "up"
+    is_approval = session.react("better", text, id).kind == "up"
     return "You approved the reply: these are its own words" if is_approval else "noted: from now on I answer like this"
 
 # %% ../../nbs/8_app/04_chat.ipynb #6b85d0a6

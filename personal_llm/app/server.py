@@ -413,10 +413,11 @@ def forget(session: ChatSession, wanted: Change) -> dict:
     return content
 
 
-def react(session: ChatSession, wanted: Change) -> None:
-    "Take a reaction to a reply, or a standing instruction."
+def react(session: ChatSession, wanted: Change) -> dict:
+    "Take a reaction to a reply, or a standing instruction; return the kind of reaction that is stored."
     subject = wanted.number if wanted.kind == "always" else wanted.id
-    session.react(wanted.kind, wanted.text, subject, wanted.scope)
+    stored = session.react(wanted.kind, wanted.text, subject, wanted.scope)
+    return dict(kind=stored.kind) if stored else {}
 
 # %% ../../nbs/8_app/07_server.ipynb #srvtable1
 READS = dict(talks=list_talks, known=list_known, status=describe_status, export=export_talk)

@@ -229,7 +229,7 @@ class TalkSession(SessionBase):
         if is_observed:
             self.me.skip_question()
         try:
-            question, ids = self._ask_model(prompt, history, rest)
+            new, ids = self._prepare(prompt, history, rest)
             with self.me.use_adapter(self.recalled.adapter):
                 self.reply = ReplyStream(self.model, self.recalled.dialogue, options)
                 with closing(iter(self.reply)) as pieces:
@@ -245,7 +245,7 @@ class TalkSession(SessionBase):
         if not self.reply.text:
             self.messages.append("the model had no answer; the turn is not kept")
         elif is_observed:
-            said = question.derive(response=self.reply.text, parents=())
+            said = new.derive(response=self.reply.text, parents=())
             if rest and not self.me.state.newest(rest[0]).response:  # its reply was forgotten: it gets another in place
                 said = replace(said, id=rest.pop(0))
                 rest.clear()
@@ -261,16 +261,16 @@ class TalkSession(SessionBase):
             raise InputError("this turn is not in the talk any more", "write the message anew")
         return ids[ids.index(id) :] if id else []
 
-    def _ask_model(self, prompt: str, history, rest) -> tuple:  # a `Dialogue`; ids of its turns, None if not ours
+    def _prepare(self, prompt: str, history, rest) -> tuple:  # a `Dialogue`; ids of its turns, None if not ours
         "Prepare what the model reads."
         with self.me.archive.lock:  # a fine-tune may change the state in its thread
             turns = [d for d in self.turns if d.response and self.me.state.root(d) not in rest] * (history is None)
             turns = turns[-self.num_turns :]
             given = drop_forgotten(self.me.archive, [(role, clean_text(text)) for role, text in history or ()])
             given += [pair for d in turns for pair in (("user", d.prompt), ("assistant", d.response))]
-            question = Dialogue(prompt, "", given, time=self.clock(), origin="model")
-            self.recalled = self.me.recall(question)
-            return question, [self.me.state.root(d) for d in turns] if history is None else None
+            new = Dialogue(prompt, "", given, time=self.clock(), origin="model")
+            self.recalled = self.me.recall(new)
+            return new, [self.me.state.root(d) for d in turns] if history is None else None
 
     def describe_source(self) -> str:  # "" if the newest reply read nothing of yours
         "Return a line about what the newest reply read: corrections, statements with their dates, a fine-tune."
@@ -297,20 +297,21 @@ class TalkSession(SessionBase):
 class ChatSession(TalkSession):
     "The talks of a folder; raises `InputError` if it is in use or damaged."
 
-    def react(self, kind: str, text: str = "", id=None, scope: str = "") -> None:
+    def react(self, kind: str, text: str = "", id=None, scope: str = ""):  # what is stored
         "React as `Personalizer.react` does, to the newest turn if no id is given; `InputError` if invalid."
         if id is None and kind != "always":
             if not self.turns:
                 raise InputError("there is no reply yet", "write something first")
             id = self.turns[-1].id
         text = clean_text(text)
-        self.me.react(id, kind, text, self.clock(), scope)
+        stored = self.me.react(id, kind, text, self.clock(), scope)
         if kind == "better":
             count = self.model.count_tokens(text)
             most = self.me.memory.config.max_tokens
             if count > most:
                 self.messages.append(f"this answer has {count} tokens; no reply reads it, because {most} are the most")
         self._start_timer()
+        return stored
 
     def scope_correction(self, scope: str, id: str = None) -> None:  # id: of a turn; None: the newest one
         "Say where a correction belongs; raise `InputError` if no reply was corrected."

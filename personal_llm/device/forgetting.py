@@ -69,7 +69,7 @@ def list_written(state: State) -> dict:  # id -> texts
 
 
 def select_dialogues(state: State, ids=(), forms=(), everything: bool = False) -> list:
-    "Return the ids of the dialogues that a request names; raise `InputError` for a request that names nothing."
+    "Return the ids of the dialogues that a call names; raise `InputError` for a call that names nothing."
     if not (ids or forms or everything):
         raise InputError("nothing was named", "give ids, a text, or everything")
     chosen = {state.find_root(id) for id in ids}
@@ -188,7 +188,7 @@ def begin(text: str) -> str:
 
 
 def plan_forgetting(state: State, ids=(), text: str = None, everything=False, keep=()) -> ForgetPlan:
-    "List what goes with dialogues by id or text, and change nothing; `InputError` if none is named. keep: above."
+    "List what goes with dialogues by id or text, and change nothing; `InputError` if none is named. keep: for `find_readers`."
     forms = {fold(check(text or "", "text", "the text to forget"))} - {""}
     if text is not None and not forms:
         raise InputError("the text to forget is empty", "give words that the dialogue holds")
@@ -291,7 +291,7 @@ def finish_forgetting(state: State, adapters=()) -> None:  # adapters: more of t
 
 
 def forget_dialogues(state: State, plan: ForgetPlan, policy=None) -> State:
-    "Delete what a plan lists, in memory and on the disk, and return the state without it."
+    "Delete what a plan lists, in RAM and on the disk, and return the state without it."
     state = delete_rows(state, plan, policy) if plan.lines else state
     finish_forgetting(state, plan.adapters)
     return state

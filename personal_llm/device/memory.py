@@ -74,21 +74,24 @@ class Memory:
             if new:
                 store_vectors(self.archive, encoder, dict(zip(new, self.vectors.embed([*new.values()]))))
 
-    def find(self, state: State, question: Dialogue, count_tokens) -> Recall:
-        "Return what the reply to a question reads; count_tokens: text -> number of tokens."
+    def find(self, state: State, dialogue: Dialogue, count_tokens, adapter=None) -> Recall:
+        "Return what the reply to a new prompt reads; count_tokens: text -> number of tokens; adapter: which writes it."
         instructions = tuple(state.instructions.values())
-        shown = {text for role, text in question.history if role == "user"}  # the turns of the talk are there already
         memories = []
-        with self.lock:
-            if self.config.memories:
+        statements = []
+        if self.config.memories:
+            shown = {text for role, text in dialogue.history if role == "user"}  # the talk shows these already
+            with self.lock:
                 evidence = state.get_evidence()
-                if evidence.answers or evidence.everywhere:
+                said = self.list_statements(state)
+                said = [one for one in said if self.archive.dialogues[one.id].prompt not in shown]
+                if evidence.answers or evidence.everywhere or said:
                     self.load()
-                memories = retrieve(evidence, question.prompt, self.vectors, self.config, count_tokens, shown)
-            statements = self.find_statements(state, question, count_tokens, shown)
-        notes = write_statements(statements, question.time)
-        dialogue = add_memories(question, memories, notes, self.config, instructions)
-        return Recall(dialogue, tuple(memories), tuple(statements), instructions)
+                memories = retrieve(evidence, dialogue.prompt, self.vectors, self.config, count_tokens, shown)
+                statements = choose_statements(said, dialogue.prompt, self.vectors, self.config, count_tokens)
+        notes = write_statements(statements, dialogue.time)
+        read = add_memories(dialogue, memories, notes, self.config, instructions)
+        return Recall(read, tuple(memories), tuple(statements), instructions, adapter)
 
     def list_statements(self, state: State) -> list:  # `Statement`s, the oldest first
         "Return what the person said of themselves; each message is read once."
@@ -96,13 +99,3 @@ class Memory:
             if id not in self.said:
                 self.said[id] = find_statements([self.archive.dialogues[id]])
         return sorted((one for id in state.own for one in self.said[id]), key=lambda one: one.time)
-
-    def find_statements(self, state: State, question: Dialogue, count_tokens, shown: set) -> list:
-        "Return what the person said of themselves, where the question is about that."
-        if not self.config.statements:
-            return []
-        dialogues = self.archive.dialogues
-        statements = [one for one in self.list_statements(state) if dialogues[one.id].prompt not in shown]
-        if statements:
-            self.load()
-        return choose_statements(statements, question.prompt, self.vectors, self.config, count_tokens)

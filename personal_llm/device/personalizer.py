@@ -20,6 +20,7 @@ from ..base.replies import ReplyOptions, ReplyStream
 from ..base.text import count_nouns
 from ..buffer.buffer import Buffer
 from ..buffer.feedback import SCOPES, Feedback
+from ..buffer.retrieval import MemoryConfig
 from ..buffer.scoring import ScoredDialogue, load_lexicons, score
 from ..data.reading import as_dialogues
 from .archive import UNFINISHED, Archive, hold_folder
@@ -44,7 +45,7 @@ class PersonalizerBase(Displayed):
         annotator=None,  # dialogue -> better response; None: the response is fine; "": the user did not answer
         config: TuningConfig = None,  # of fine-tunes
         lexicons=None,  # the shipped ones by default
-        folder=None,  # where archive and adapters are, or will be; None: in memory only
+        folder=None,  # where archive and adapters are, or will be; None: in RAM only
         start=None,  # where the first fine-tune begins: an adapter, its folder, a `Library`, a `Ranking`, or None
         **settings,  # fields of `PersonalizerSettings`; by default those of the folder
     ):
@@ -66,7 +67,7 @@ class PersonalizerBase(Displayed):
         self.settings = PersonalizerSettings.choose(self.state.settings, settings, self.buffer.policy)
         self.spent = Cost()  # of replies and scores since the last event that holds a cost
         self._configure()
-        self.memory = Memory(self.archive, self.settings.get_memory_config())
+        self.memory = Memory(self.archive, MemoryConfig(self.settings.memories))
         self.adapter = load_last_adapter(self.state, self.folder)
 
     def to_rows(self) -> list:
@@ -244,13 +245,16 @@ class Observer(PersonalizerBase):
                 self.state.record("asked", id, is_open=False)
                 place(self.state, id)
 
-    def _record_reaction(self, feedback: Feedback, asked: bool, is_plain: bool = False, is_new: bool = False) -> None:
-        "is_plain: it takes out what the reply had read; is_new: the buffer shall see the new version."
+    def _record_reaction(self, feedback: Feedback, asked: bool, is_plain: bool = False, is_new: bool = False):
+        "Return the `Feedback` as stored; is_plain: it takes out what the reply had read; is_new: the buffer sees it."
+        newest = self.state.newest(feedback.dialogue_id)
+        is_same = feedback.kind == "better" and feedback.text == newest.response
+        if is_same and newest.origin != "annotated":  # the reply's own words are an approval, yours stay a correction
+            feedback = replace(feedback, kind="up", text="", scope="")
         content = asdict(feedback)
         id = content.pop("dialogue_id")
-        if feedback.text == self.state.newest(id).response:  # the text of the reply itself is an approval
-            content |= dict(kind="up", text="", scope="")
         self.state.record("reacted", id, **content, asked=asked, is_plain=is_plain, is_new=is_new)
+        return feedback
 
 # %% ../../nbs/6_device/07_personalizer.ipynb #per3reac
 class Reactor(Observer):
@@ -263,18 +267,17 @@ class Reactor(Observer):
         text: str = "",
         time: float = 0.0,  # in seconds since the epoch
         scope: str = "",  # of `better`: "everywhere", "here", or empty: the evidence decides
-    ) -> None:
+    ):  # the `Feedback` as stored: the reply's own text is "up"; None for an instruction
         "Take a reaction to a reply, which the next reply reads; `InputError`, with nothing changed, if invalid."
         text = check(text, "text", "the reaction's text").strip()
         if kind == "always":
-            self.instruct(text, dialogue, time)
-            return
+            return self.instruct(text, dialogue, time)
         with self.change():
             id = self.state.find_root(dialogue.id if isinstance(dialogue, Dialogue) else dialogue)
             feedback = Feedback(kind, id, text, time, scope)
             read = [self.state.newest(other).response for other in self.state.reads.get(id, ())]
             is_plain = kind == "better" and not scope and is_taken_out(read, self.archive.dialogues[id].response, text)
-            self._record_reaction(feedback, asked=id == self.state.question, is_plain=is_plain, is_new=True)
+            return self._record_reaction(feedback, id == self.state.question, is_plain, is_new=True)
 
     def instruct(self, text: str, number: int = None, time: float = 0.0) -> None:
         "Add a standing instruction, change one by its number, or delete it (no text); `InputError` if there is none."
@@ -389,10 +392,10 @@ class Personalizer(Reactor):
         self.adapter = load_last_adapter(self.state, self.folder)
         finish_forgetting(self.state, [undone])
 
-    def recall(self, question: Dialogue) -> Recall:
-        "Find what the reply to a question reads: instructions, answers where they belong, and statements."
-        found = self.memory.find(self.state, question, self.model.count_tokens)
-        return replace(found, adapter=self.adapter if self.model.reads_adapters else None)
+    def recall(self, dialogue: Dialogue) -> Recall:  # dialogue: a new prompt with the talk before it
+        "Find what the reply to a prompt reads: instructions, answers where they belong, and statements."
+        adapter = self.adapter if self.model.reads_adapters else None
+        return self.memory.find(self.state, dialogue, self.model.count_tokens, adapter)
 
     def reply(self, prompt: str, history=(), max_tokens: int = None) -> str:
         "Reply to a prompt with the user's answers before it; do not observe it."

@@ -9,7 +9,6 @@ __all__ = ['PersonalizerSettings']
 from dataclasses import dataclass, replace
 
 from ..base.core import MAX_SEED, InputError, check_settings_fields, setting
-from ..buffer.retrieval import MemoryConfig
 
 # %% ../../nbs/6_device/06_settings.ipynb #173fa7b9
 @dataclass(frozen=True)
@@ -30,7 +29,7 @@ class PersonalizerSettings:
     max_questions: int = setting(
         None, "most questions to the user (default: one a bin and fine-tune; on arrival no limit)", "whole number", 0
     )
-    memories: int = setting(6, "most answers of yours that a reply reads; 0: nothing of yours", low=0, high=32)
+    memories: int = setting(6, "most answers of yours that a reply reads; 0: none, and no statements", low=0, high=32)
     archive: int = setting(200, "megabytes of dialogues that are kept; 0: those of the buffer only", low=0)
     seed: int = setting(0, "seed of all random numbers", low=0, high=MAX_SEED)
 
@@ -42,10 +41,6 @@ class PersonalizerSettings:
         "Return the settings of a folder with single changes; leave unknown stored names out."
         known = {name: value for name, value in stored.items() if name in cls.__dataclass_fields__}
         return cls(**known | changes).complete(policy)
-
-    def get_memory_config(self) -> MemoryConfig:
-        "Return what a reply reads."
-        return MemoryConfig(self.memories) if self.memories else MemoryConfig(memories=0, statements=0)
 
     def complete(self, policy) -> "PersonalizerSettings":
         "Return the settings with the default that depends on the policy; `InputError` if it should ask but cannot."

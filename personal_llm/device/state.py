@@ -122,10 +122,9 @@ class EventState:
         self._empty_bin()
 
     def record(self, kind: str, dialogue: str = "", /, **content) -> None:
-        "Apply a new event, and append it to the archive."
-        number = self.archive.events[-1].number + 1 if self.archive.events else 1
-        self.apply(Event(number, kind, dialogue, content))
-        self.archive.append(kind, dialogue, content)
+        "Append a new event to the archive and apply it, or do neither."
+        with self.archive.transaction():
+            self.apply(self.archive.append(kind, dialogue, content))
 
     def apply(self, event: Event) -> None:
         "Change the state as an event says."

@@ -94,7 +94,7 @@ def run_with_ray(model, shared: tuple, tasks: dict, address: str):  # tasks: nam
             try:
                 yield name, ray.get(done)
             except ray.exceptions.RayError as error:
-                yield name, InputError(f"{name}: its worker failed ({type(error).__name__})", "give it more memory")
+                yield name, InputError(f"{name}: its worker failed ({type(error).__name__})", "give it more RAM")
     finally:
         ray.shutdown()
 

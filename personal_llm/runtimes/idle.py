@@ -21,7 +21,7 @@ from .plugins import Runtime
 
 # %% ../../nbs/7_runtimes/03_idle.ipynb #35d6b3d9
 MAX_LOAD = 0.25  # share of all cores that other programs may use
-MIN_MEMORY = 2.0  # GB that must be free before training begins
+MIN_MEMORY = 2.0  # GB of RAM that must be free before training begins
 IDLE_SECONDS = 30.0  # within all limits before training begins
 BUSY_SECONDS = 3.0  # with a limit broken until it ends
 
@@ -37,13 +37,13 @@ def measure_machine(process) -> dict:  # process: ours, a `psutil.Process` that 
 
 # %% ../../nbs/7_runtimes/03_idle.ipynb #c3db97b3
 def find_obstacle(other_load: float, on_battery: bool, free: float, training: bool = False) -> str:
-    "Return why training must wait, or an empty text; other_load: share of all cores; free: GB of memory."
+    "Return why training must wait, or an empty text; other_load: share of all cores; free: GB of RAM."
     if on_battery:
         return "on battery"
     if other_load > MAX_LOAD:
         return f"other programs use {100 * other_load:.0f} % of the processor"
     if not training and free < MIN_MEMORY:
-        return f"{free:.1f} GB of memory are free, {MIN_MEMORY:.1f} are needed"
+        return f"{free:.1f} GB of RAM are free, {MIN_MEMORY:.1f} are needed"
     return ""
 
 # %% ../../nbs/7_runtimes/03_idle.ipynb #4224366a

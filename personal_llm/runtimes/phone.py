@@ -228,7 +228,7 @@ def phone_export(
     out: Annotated[str, "a new folder for the bundle"],
     start_from: Annotated[str, "adapter to start from"] = None,
     steps: Annotated[int, "optimiser steps"] = TuningConfig.steps,
-    batch: Annotated[int, "dialogues in a step; fewer need less memory"] = TuningConfig.batch_size,
+    batch: Annotated[int, "dialogues in a step; fewer need less RAM"] = TuningConfig.batch_size,
     max_length: Annotated[int, "tokens of a dialogue; longer ones lose their beginning"] = 128,
     seed: Annotated[int, "seed of all random choices"] = 0,
 ) -> tuple:  # (result for programs, lines for people)

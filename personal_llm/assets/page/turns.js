@@ -36,8 +36,9 @@ function openForm(item, kind, turn, start, action) { // action: of a text; false
 
 export function openEditor(item, turn) {
   openForm(item, "better", turn, turn.reply, async (text, form) => {
-    await post("react", { id: turn.id, kind: "better", text, scope: form.querySelector("select").value });
-    show(text.trim() === turn.reply ? "You approved the reply." : "Noted: from now on I answer like this.");
+    const scope = form.querySelector("select").value;
+    const { kind } = await post("react", { id: turn.id, kind: "better", text, scope });
+    show(kind === "up" ? "You approved the reply." : "Noted: from now on I answer like this.");
   });
 }
 
