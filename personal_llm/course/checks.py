@@ -367,6 +367,8 @@ def check_plain(
     if is_open(answer) or getattr(answer, "is_open", False):
         return Verdict(task.name, "open")
     answer = _read_numbers(answer, task) if task.kind in ("number", "numbers") else answer
+    if task.kind == "choice" and isinstance(answer, (list, frozenset)) and len(answer) == 1:
+        [answer] = answer
     reason = misfit(task, answer)
     try:
         if task.judge:
