@@ -334,31 +334,28 @@ def misfit(task: Task, answer) -> str:  # "" when it can be compared
     return f"{strange[0][:40]!r} is none of {', '.join(task.choices)}" if strange else ""
 
 # %% ../../nbs/course/00_checks.ipynb #be08dac1
-def _number_of(answer, question: str):
-    "Return the number that a text spells (in percent, as a fraction, in the question's unit), or the answer as it is."
-    if not isinstance(answer, str) or len(answer) > 99:  # no text of a megabyte meets the pattern
+_DIGITS = r"[-+]?(?:[1-9]\d{0,2}(?:,\d{3})+(?!\d)|\d+\.?\d*|\.\d+)(?:e[-+]?\d+)?"
+_NUMBER = re.compile(rf"(?<![\w.])({_DIGITS})(?:\s*/\s*({_DIGITS}))?\s*(%?)")
+
+
+def _read_numbers(answer, task: Task):
+    "Return the numbers that a text or a list of texts spells beside words of the question, or the answer as it is."
+    if isinstance(answer, list) and len(answer) < 999 and any(isinstance(part, str) for part in answer):
+        answer = " ".join(map(str, answer))
+    if not isinstance(answer, str) or len(answer) > 999:  # no text of a megabyte meets the pattern
         return answer
-    text, unit = re.fullmatch(r"\s*(.*?)\s*(%|[a-z]+)?\s*", answer, re.DOTALL).groups()
-    if unit not in (None, "%", *re.findall(r"\w+", question)):
+    text = re.split("[=≈:]", answer.replace("−", "-"))[-1].strip()  # the result stands behind its computation
+    if task.kind == "numbers" and text.isdecimal():
+        text = " ".join(text)  # digits in a row
+    words = re.findall(r"[^\s,;.()\[\]]+", _NUMBER.sub(" ", text))
+    if not {"and", "to", *re.findall(r"\w+", task.question)}.issuperset(words):
         return answer
-    if re.fullmatch(r"[1-9]\d{0,2}(,\d{3})+", text):
-        text = text.replace(",", "")
+    read = lambda digits: float(digits.replace(",", "") or 1)
     try:
-        top, *bottom = map(float, text.split("/", 1))
-        return top / (bottom or [1])[0] / (100 if unit == "%" else 1)
-    except (ValueError, ZeroDivisionError):
+        numbers = [read(top) / read(bottom) / (100 if sign else 1) for top, bottom, sign in _NUMBER.findall(text)]
+    except ZeroDivisionError:
         return answer
-
-
-def _numbers_of(answer, question: str):
-    "Return the numbers of a list of texts, or of one text with commas or blanks, or the answer as it is."
-    if not isinstance(answer, (str, list)) or len(answer) > 999:
-        return answer
-    parts = answer
-    if isinstance(answer, str):
-        parts = re.split(r"[,;\s]+", re.sub(r"\s+%", "%", answer.strip("[]() ")))
-    numbers = [_number_of(part, question) for part in parts]
-    return answer if any(isinstance(number, str) for number in numbers) else numbers
+    return numbers[0] if len(numbers) == 1 else numbers or answer
 
 
 def check_plain(
@@ -369,8 +366,9 @@ def check_plain(
     "Judge an answer that is plain values; never raises for one."
     if is_open(answer) or getattr(answer, "is_open", False):
         return Verdict(task.name, "open")
-    spelled = dict(number=_number_of, numbers=_numbers_of).get(task.kind)
-    answer = spelled(answer, task.question) if spelled else answer
+    answer = _read_numbers(answer, task) if task.kind in ("number", "numbers") else answer
+    if task.kind == "choice" and isinstance(answer, (list, frozenset)) and len(answer) == 1:
+        [answer] = answer
     reason = misfit(task, answer)
     try:
         if task.judge:
