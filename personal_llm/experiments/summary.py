@@ -166,10 +166,14 @@ def judge_setting(claim: float, text: str, **values) -> Measured:
 
 def judge_curve() -> Measured:
     "Judge whether the paper's rule is ahead of random at each look."
-    gains = {seen: mean_over_users(gain) for seen, gain in read_curve().items()}
+    curve = read_curve()
+    num_streams = min(map(len, curve.values()))
+    if num_streams < MIN_UNITS:
+        return UNMEASURED
+    gains = {seen: mean_over_users(gain) for seen, gain in curve.items()}
     verdict = decide_all([decide_verdict(gain.low, gain.high, 0.0, units=gain.n) for gain in gains.values()])
     text = ", ".join(f"after {seen} {gain}" for seen, gain in gains.items())
-    return Measured(verdict, f"ROUGE-1 less that of random {text} ({gain.n} streams)", "78_premise")
+    return Measured(verdict, f"ROUGE-1 less that of random {text} ({num_streams} streams)", "78_premise")
 
 # %% ../../nbs/experiments/00_summary.ipynb #sumh007b
 def list_sdss_claims() -> list:  # `Claim`s
