@@ -146,7 +146,7 @@ def format_run(result: dict) -> list:  # lines
 
 # %% ../../nbs/8_app/02_personalize.ipynb #prsopen1
 def describe_replies(before, after, writer: str) -> tuple:  # (habits without texts, lines with texts)
-    "Find the habits of the held-out responses, and what the replies gained; writer: whose they are, None: the person's."
+    "Find the habits of the held-out responses, and what the replies gained; writer: whose, None: the person's."
     old = [item["reply"] for item in before.items]
     habits = find_habits([item["reference"] for item in before.items], old, compared_with="the base")
     gained = find_habits([item["reply"] for item in after.items], old, compared_with="before")

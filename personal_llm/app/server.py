@@ -562,7 +562,7 @@ def serve(
     as_json: bool = False,  # print address and token as JSON
     **settings,  # of the `ChatSession`
 ) -> None:
-    "Serve a folder until Ctrl-C, and print the link to the page; raise `InputError` if port (before the load) or folder is in use."
+    "Serve a folder until Ctrl-C, and print the page's link; raise `InputError` if port or folder is in use."
     token = os.environ.get("PERSONAL_LLM_TOKEN") or secrets.token_urlsafe(24)
     if len(token) < 16:
         raise InputError("PERSONAL_LLM_TOKEN: others could guess it", "choose 16 or more letters and digits")

@@ -188,7 +188,7 @@ def begin(text: str) -> str:
 
 
 def plan_forgetting(state: State, ids=(), text: str = None, everything=False, keep=()) -> ForgetPlan:
-    "List what goes with dialogues by id or text, and change nothing; `InputError` if none is named. keep: for `find_readers`."
+    "List what goes with dialogues by id or text; `InputError` if none is named. keep: see `find_readers`."
     forms = {fold(check(text or "", "text", "the text to forget"))} - {""}
     if text is not None and not forms:
         raise InputError("the text to forget is empty", "give words that the dialogue holds")
