@@ -89,7 +89,6 @@ def write_slowly(monkeypatch, pieces: int = 1000) -> list:  # the numbers of the
             numbers.append(number)
             self.text += f"{number} "
             yield f"{number} "
-        self.end_reason = "stop"
 
     monkeypatch.setattr(ReplyStream, "__iter__", write)
     return numbers
