@@ -22,7 +22,7 @@ def fit_merge_weights(
     names: list,  # of the pLLMs
     target: np.ndarray,  # (k,), the user's, in the same unit
 ) -> dict:  # name -> share above 0, sum at most 1; the base model has the rest
-    "Return the shares whose sum of coordinates is nearest to the user's (XPerT's merging)."
+    "Return the shares whose sum of coordinates is nearest to the user's, over their sum if that is above 1 (XPerT)."
     from scipy.optimize import nnls
 
     weights = nnls(np.asarray(coordinates, float).T, np.asarray(target, float))[0]
