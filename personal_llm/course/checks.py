@@ -336,10 +336,14 @@ def misfit(task: Task, answer) -> str:  # "" when it can be compared
 # %% ../../nbs/course/00_checks.ipynb #be08dac1
 _DIGITS = r"[-+]?(?:[1-9]\d{0,2}(?:,\d{3})+(?!\d)|\d+\.?\d*|\.\d+)(?:e[-+]?\d+)?"
 _NUMBER = re.compile(rf"(?<![\w.])({_DIGITS})(?:\s*/\s*({_DIGITS}))?\s*(%?)")
+_NUMERALS = {
+    word: str(number) for number, word in enumerate("zero one two three four five six seven eight nine ten".split())
+}
 
 
 def _read_numbers(answer, task: Task):
-    "Return the numbers that a text or a list of texts spells beside words of the question, or the answer as it is."
+    "Return the numbers that a text or a list of texts spells, or the answer as it is: no sum, no other unit."
+    answer = [*answer.values()] if isinstance(answer, dict) else answer
     if isinstance(answer, list) and len(answer) < 999 and any(isinstance(part, str) for part in answer):
         answer = " ".join(map(str, answer))
     if not isinstance(answer, str) or len(answer) > 999:  # no text of a megabyte meets the pattern
@@ -347,8 +351,11 @@ def _read_numbers(answer, task: Task):
     text = re.split("[=≈:]", answer.replace("−", "-"))[-1].strip()  # the result stands behind its computation
     if task.kind == "numbers" and text.isdecimal():
         text = " ".join(text)  # digits in a row
-    words = re.findall(r"[^\s,;.()\[\]]+", _NUMBER.sub(" ", text))
-    if not {"and", "to", *re.findall(r"\w+", task.question)}.issuperset(words):
+    if not _NUMBER.search(text):
+        text = re.sub(r"[a-z]+", lambda word: _NUMERALS.get(word[0], word[0]), text.lower())
+    rest = _NUMBER.sub(" ", text)
+    units, asked = (set(re.findall(r"\bnats\b|\bbits\b", part)) for part in (rest, task.question))
+    if units - asked or re.search(r"[^\w\s,;.()\[\]]|\bnot\b|\d", rest):
         return answer
     read = lambda digits: float(digits.replace(",", "") or 1)
     try:

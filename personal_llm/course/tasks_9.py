@@ -33,7 +33,7 @@ _MARGIN = BETA * ((LIKED[0] - LIKED[1]) - (DISLIKED[0] - DISLIKED[1]))
 TASKS = Lesson(9)
 TASKS.add(
     "pair loss",
-    "The DPO loss of the pair?",
+    "The DPO loss of the pair, in nats?",
     _loss(_MARGIN),
     ("no reference", _loss(BETA * (LIKED[0] - DISLIKED[0])), "the reference's log-likelihoods are missing"),
     ("no temperature", _loss(_MARGIN / BETA), "the temperature β is missing"),
