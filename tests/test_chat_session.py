@@ -141,6 +141,8 @@ def test_a_scope_without_a_turn_is_that_of_the_newest_correction(model):
     for number in (7, 11):
         say(session, f"Is {number} a prime number?")
         session.react("better", f"In short: {number} is one.")
+    with pytest.raises(InputError, match="the scope"):
+        session.scope_correction("work")
     session.scope_correction("everywhere")
     assert [d.response for d in session.me.state.get_evidence().everywhere] == ["In short: 11 is one."]
     for _ in range(2):  # said twice, it is still a correction

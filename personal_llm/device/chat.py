@@ -15,6 +15,7 @@ from dataclasses import replace
 from ..base.core import Dialogue, InputError, check
 from ..base.replies import ReplyOptions, ReplyStream
 from ..base.text import CONTROL_CHARACTERS, count_nouns
+from ..buffer.feedback import SCOPES
 from ..buffer.statements import format_date
 from .archive import clean
 from .forgetting import ForgetPlan, drop_forgotten
@@ -314,7 +315,8 @@ class ChatSession(TalkSession):
         return stored
 
     def scope_correction(self, scope: str, id: str = None) -> None:  # id: of a turn; None: the newest one
-        "Say where a correction belongs; raise `InputError` if no reply was corrected."
+        "Say where a correction belongs; raise `InputError` for an unknown scope, or if no reply was corrected."
+        check(scope or SCOPES[0], "choice", "the scope", choices=SCOPES)
         state = self.me.state
         corrected = [id for id, reaction in state.reactions.items() if reaction.kind == "better"]
         if id is None and not corrected:
