@@ -15,7 +15,6 @@ from dataclasses import replace
 from ..base.core import Dialogue, InputError, check
 from ..base.replies import ReplyOptions, ReplyStream
 from ..base.text import CONTROL_CHARACTERS, count_nouns
-from ..buffer.feedback import SCOPES
 from ..buffer.statements import format_date
 from .archive import clean
 from .forgetting import ForgetPlan, drop_forgotten
@@ -316,13 +315,11 @@ class ChatSession(TalkSession):
 
     def scope_correction(self, scope: str, id: str = None) -> None:  # id: of a turn; None: the newest one
         "Say where a correction belongs; raise `InputError` for an unknown scope, or if no reply was corrected."
-        check(scope or SCOPES[0], "choice", "the scope", choices=SCOPES)
         state = self.me.state
         corrected = [id for id, reaction in state.reactions.items() if reaction.kind == "better"]
         if id is None and not corrected:
             raise InputError("no reply was corrected yet", "write /better TEXT first")
-        with self.me.change():
-            state.record("scoped", corrected[-1] if id is None else state.find_root(id), scope=scope)
+        self.me.scope_corrections([corrected[-1] if id is None else state.find_root(id)], scope)
 
     def scope_habit(self, label: str, scope: str) -> None:
         "Say where a habit of the card belongs, by its label; raise `InputError` for a label that the card lacks."

@@ -291,12 +291,17 @@ class Reactor(Observer):
             number = number or max(known, default=0) + 1
             self.state.record("instructed", number=number, text=text, time=time)
 
-    def scope_habit(self, row: CardRow, scope: str) -> None:
-        "Say where a habit of the card belongs: everywhere, here, or empty: the evidence decides."
+    def scope_corrections(self, ids: list, scope: str) -> None:  # ids: the first ids of corrected dialogues
+        "Say where corrections belong: everywhere, here, or empty: the evidence decides."
         check(scope or SCOPES[0], "choice", "the scope", choices=SCOPES)
         with self.change():
-            for d in row.answers:
-                self.state.record("scoped", self.state.root(d), scope=scope)
+            for id in ids:
+                self.state.record("scoped", id, scope=scope)
+
+    def scope_habit(self, row: CardRow, scope: str) -> None:
+        "Say where the corrections with a habit of the card belong."
+        with self.change():
+            self.scope_corrections([self.state.root(d) for d in row.answers], scope)
             self.state.record("asked_habit", text=row.form.label)
 
     def list_habits(self) -> list:  # `CardRow`s

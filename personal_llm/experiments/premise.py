@@ -197,9 +197,10 @@ def align(**runs) -> dict:  # runs: name -> what `select_rouge` gave; name -> (s
     return {name: np.array([run[stream] for stream in shared]) for name, run in runs.items()}
 
 
-def read_rouge() -> dict:  # policy -> (streams,)
-    "Return ROUGE-1 of the streams in which every policy was measured, in one order."
-    return align(**{policy: select_rouge("premise", policy=policy) for policy in (*POLICIES, "none")})
+def read_rouge(grid: str, rivals: tuple) -> dict:  # rivals: policies of the grid; policy -> (streams,)
+    "Return ROUGE-1 of `sdss` and its rivals, over the streams in which all were measured, in one order."
+    sdss = select_rouge("premise", policy="sdss")
+    return align(sdss=sdss, **{policy: select_rouge(grid, policy=policy) for policy in rivals})
 
 
 def read_gain(grid: str, **values) -> np.ndarray:  # (streams,)

@@ -35,10 +35,10 @@ from personal_llm.experiments.harness import (
     sign_flip_test,
     user_means,
 )
-from .premise import align, read_curve, read_gain, select_rouge
+from .premise import read_curve, read_gain, read_rouge
 from .shares import read_corrected
 from .starts import compare_replies, count_data_saved, count_saved, read_starts
-from .xpert import BASE_MODEL, read_right
+from .xpert import BASE_MODEL, count_level_steps, read_right
 
 # %% ../../nbs/experiments/00_summary.ipynb #sumh0005
 MARGIN = 0.05  # of a ratio, and of a share; a third of the smallest gain in SDSS's tables (1.18)
@@ -152,7 +152,7 @@ def judge_corrections() -> Measured:
 
 def judge_ratio(grid: str, rivals: tuple, claim: float = PAPER_RATIO) -> Measured:  # rivals: policies of the grid
     "Compare the paper's rule with the best of its rivals on streams whose subjects come in blocks."
-    rouge = align(sdss=select_rouge("premise", policy="sdss"), **{p: select_rouge(grid, policy=p) for p in rivals})
+    rouge = read_rouge(grid, rivals)
     found = ratio_to_best(rouge.pop("sdss"), rouge)
     verdict = decide_verdict(found.low, found.high, claim, RATIO_MARGIN, none=1.0, units=found.n)
     return Measured(verdict, f"{found} ({found.n} streams)", "78_premise")
@@ -247,8 +247,7 @@ def judge_levels() -> Measured:
     "Judge whether the distance from the first level grows with each level, by the summariser's states."
     verdicts, texts = [], []
     for row in read_results("xpert-level-prompts"):
-        gaps = np.array(row["gaps"])
-        steps = [mean_over_users(step / gaps.mean(1).max()) for step in np.diff(gaps, axis=0)]
+        steps = [mean_over_users(step) for step in count_level_steps(row)]
         verdicts += [decide_verdict(step.low, step.high, 0.0, units=step.n) for step in steps]
         texts.append(f"{row['axis']} {steps[0]} and {steps[1]}")
     return Measured(decide_all(verdicts), f"by states, of the largest distance: {'; '.join(texts)}", "68_xpert")

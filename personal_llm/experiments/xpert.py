@@ -7,8 +7,9 @@ __all__ = ['STYLES', 'PLLM_PROMPTS', 'USER_DIALOGUES', 'load_authors', 'load_sum
            'COUNTED_JOBS', 'BASE_MODEL', 'LARGE', 'SHARED', 'WRITTEN_LIKENESS', 'LEVEL_JOBS', 'GRIDS', 'load_plain',
            'make_pairs', 'find_file', 'remember', 'read_pairs', 'write_words', 'read_output_rows', 'count_features',
            'stylometric_shift', 'find_scales', 'explain_pllms', 'choose', 'measure_texts', 'list_text_jobs',
-           'measure_counted', 'measure_levels', 'measure_level_prompts', 'open_library', 'list_dialogues',
-           'measure_library', 'SavedLosses', 'replay_race', 'price_losses', 'read_right', 'make_library_grid']
+           'measure_counted', 'measure_levels', 'measure_level_prompts', 'count_level_steps', 'open_library',
+           'list_dialogues', 'measure_library', 'SavedLosses', 'replay_race', 'price_losses', 'read_right',
+           'make_library_grid']
 
 # %% ../../nbs/experiments/68_xpert.ipynb #xp680004
 import os
@@ -259,6 +260,12 @@ def measure_level_prompts(jobs: list):  # yields a dict of results a job
             pairs = [(d.prompt, styled.response, d.response) for d, styled in zip(plain, own)]
             states.append(halve_differences(read_pairs(LARGE, pairs)[0]))
         yield dict(gaps=[np.abs(own - states[0]).sum(1).tolist() for own in states[1:]])
+
+
+def count_level_steps(row: dict) -> np.ndarray:  # (2, prompts)
+    "Return what levels 3 and 4 add to the distance from level 1, in shares of the largest mean distance."
+    gaps = np.array(row["gaps"])
+    return np.diff(gaps, axis=0) / gaps.mean(1).max()
 
 # %% ../../nbs/experiments/68_xpert.ipynb #xp680015
 BASE_MODEL = "qwen2.5-coder-0.5b"
