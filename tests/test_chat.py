@@ -130,7 +130,8 @@ def test_three_answers_with_a_habit_make_one_question(session, monkeypatch):
     assert write(session, "/style").startswith(
         "1. opens with “In short: answer” (3 of 3): everywhere; from “What is tea"
     )
-    assert write(session, "/style 1 auto") == "noted" and session.me.state.get_evidence().everywhere == ()
+    assert write(session, "/style 1 auto") == "noted: what you leave alone decides"
+    assert session.me.state.get_evidence().everywhere == ()
     assert session.me.find_habit_question() is None, "it is not asked again"
 
 

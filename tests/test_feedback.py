@@ -13,7 +13,7 @@ from personal_llm.buffer.feedback import Feedback
         (dict(kind="better", text=" \n"), "better: no text"),
         (dict(kind="up", text="Rest it."), "up: it takes no text and no scope"),
         (dict(kind="down", text=3), "down: the text is 3"),
-        (dict(kind="better", text="Rest.", scope="sometimes"), "better: the scope is 'sometimes'"),
+        (dict(kind="better", text="Rest.", scope="sometimes"), "the scope is 'sometimes'"),
         (dict(kind="down", scope="here"), "down: it takes no text and no scope"),
         (dict(kind="down", time="now"), "down: the time is 'now'"),
         (dict(kind="down", dialogue_id=""), "down: the id is ''"),

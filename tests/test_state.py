@@ -8,6 +8,8 @@ from hypothesis import strategies as st
 
 from personal_llm.base.core import Dialogue, InputError
 from personal_llm.buffer.buffer import Buffer
+from personal_llm.buffer.feedback import SCOPES, Scope
+from personal_llm.buffer.retrieval import Evidence
 from personal_llm.buffer.scoring import Scores
 from personal_llm.device.archive import Archive, count_bytes, delete_dialogues
 from personal_llm.device.forgetting import trim
@@ -222,6 +224,16 @@ def test_a_correction_moves_the_replies_that_its_talk_shows_later():
     state.record("reacted", "0", kind="down", text="", asked=False, time=6.0)
     assert [d.id for d in state.get_evidence().left_alone] == ["1"]
     assert open_state(state.archive).get_evidence() == state.get_evidence()
+
+
+def test_a_new_scope_is_one_row(monkeypatch):
+    monkeypatch.setitem(SCOPES, "nowhere", Scope("in no reply", "noted: no reply reads it", group=""))
+    state = open_new("fifo")
+    tell(state, 0, id="0")
+    state.record("reacted", "0", kind="better", text="Short.", scope="nowhere", asked=False, time=5.0)
+    assert state.get_evidence() == Evidence() and [d.response for d in state.list_answered()] == ["Short."]
+    state.record("scoped", "0", scope="everywhere")
+    assert [d.response for d in state.get_evidence().everywhere] == ["Short."]
 
 
 def test_a_reply_is_stored_with_the_corrections_that_it_had_read_and_not_with_later_ones():

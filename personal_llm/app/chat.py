@@ -15,6 +15,7 @@ from .personalize import describe_status
 from ..base.core import Dialogue, InputError
 from ..base.replies import LlamaCpp, find_engine
 from ..base.text import escape_controls
+from ..buffer.feedback import SCOPES
 from ..device.chat import QUESTION_TEXT, ChatSession
 from ..explanation.explanation import explain
 
@@ -83,6 +84,9 @@ def read_number(text: str) -> int:
     return int(text)
 
 
+SCOPE_NAMES = {name or "auto": name for name in SCOPES}  # what a person types -> the scope
+
+
 def scope_correction(session, scope: str, id: str = None) -> str:  # id: of a turn; None: the newest correction
     "Say where a correction belongs, or answer the question about a habit."
     row = session.me.find_habit_question()
@@ -90,17 +94,17 @@ def scope_correction(session, scope: str, id: str = None) -> str:  # id: of a tu
         session.scope_habit(row.form.label, scope)
     else:
         session.scope_correction(scope, id)
-    return "noted: every reply reads it" if scope == "everywhere" else "noted: only replies to things like this read it"
+    return SCOPES[scope].note
 
 
 def change_habit(session, text: str) -> str:
     "Say where a habit belongs, by its number on the card."
-    number, _, scope = text.partition(" ")
+    number, _, name = text.partition(" ")
     rows = session.me.list_habits()
-    if not 1 <= read_number(number) <= len(rows) or scope not in ("everywhere", "here", "auto"):
-        raise InputError(f"/style {text[:40]}: no such habit or place", "write /style N everywhere, here or auto")
-    session.scope_habit(rows[int(number) - 1].form.label, "" if scope == "auto" else scope)
-    return "noted"
+    if not 1 <= read_number(number) <= len(rows) or name not in SCOPE_NAMES:
+        raise InputError(f"/style {text[:40]}: no such habit or place", f"write /style N {', '.join(SCOPE_NAMES)}")
+    session.scope_habit(rows[int(number) - 1].form.label, SCOPE_NAMES[name])
+    return SCOPES[SCOPE_NAMES[name]].note
 
 
 def forget_text(session, text: str) -> str:
@@ -123,8 +127,7 @@ def correct(session, text: str, id: str) -> str:  # id: of a turn; None: the new
 # %% ../../nbs/8_app/04_chat.ipynb #6b85d0a6
 COMMANDS = {
     "/better TEXT": "the reply that you wanted; pasted lines belong together",
-    "/everywhere": "write every reply like your newest correction",
-    "/here": "only replies to things like this",
+    **{f"/{word}": f"where your newest correction belongs: {SCOPES[SCOPE_NAMES[word]].label}" for word in SCOPE_NAMES},
     "/always [TEXT]": "how I should answer, in every reply; without TEXT: the list",
     "/drop N": "delete a line of that list",
     "/up": "you like the reply",
@@ -135,7 +138,7 @@ COMMANDS = {
     "/forget TEXT": "list the turns that hold TEXT and what read or learned them, ask, and delete all of it",
     "/new": "begin a new talk; your corrections stay",
     "/status": "buffer and fine-tunes, in numbers",
-    "/style [N everywhere|here|auto]": "your habits and your style; with N: where a habit belongs",
+    f"/style [N {'|'.join(SCOPE_NAMES)}]": "your habits and your style; with N: where a habit belongs",
     "/help": "this list",
     "/quit": "leave",
 }
@@ -152,11 +155,11 @@ def run_command(session, name: str, text: str) -> str:  # the output
     "Run one command of the chat; raise `InputError` where it cannot be done."
     question = session.question
     id = None if question is None else question.id
+    if name[1:] in SCOPE_NAMES:
+        return scope_correction(session, SCOPE_NAMES[name[1:]], id)
     match name:
         case "/better":
             return correct(session, text, id)
-        case "/everywhere" | "/here":
-            return scope_correction(session, name[1:], id)
         case "/always":
             if not text:
                 lines = map(str, session.me.state.instructions.values())
@@ -261,7 +264,7 @@ def run_chat(session) -> None:
                 print_note("Enter: it is fine; /better TEXT; or go on with your next message")
             elif row := session.me.find_habit_question():
                 print_note(row.question)
-                print_note("/everywhere; /here: only for things like these; Enter: what I leave alone decides")
+                print_note("; ".join(f"/{word}: {SCOPES[name].label}" for word, name in SCOPE_NAMES.items()))
             line = read_message("> ")
             if not line or line.strip() == "/quit":
                 break

@@ -22,6 +22,7 @@ from personal_llm.base.core import Dialogue, InputError, catch_panic, import_ext
 from personal_llm.base.files import ASSETS, compute_sha256
 from personal_llm.base.replies import ReplyOptions, ReplyStream
 from personal_llm.base.weights import WEIGHTS
+from personal_llm.buffer.feedback import SCOPES
 from personal_llm.buffer.statements import find_statements
 from personal_llm.device.chat import QUESTION_TEXT, ChatSession, clean_text
 from personal_llm.device.forgetting import fold, holds
@@ -325,7 +326,8 @@ def list_talks(session: ChatSession, talk: str, words: str) -> dict:
     rows.sort(key=lambda row: -row["time"])
     row = session.me.find_habit_question()
     habit = row and dict(label=row.form.label, question=row.question)
-    shown = dict(turns=turns, question=state.question, text=QUESTION_TEXT, habit=habit)
+    scopes = {name: scope.label for name, scope in SCOPES.items()}
+    shown = dict(turns=turns, question=state.question, text=QUESTION_TEXT, habit=habit, scopes=scopes)
     talk = talk or session.talk
     return dict(talks=rows, talk=talk if talk in talks else "") | shown
 
@@ -386,7 +388,7 @@ class Change(BaseModel, strict=True):
     id: Text = ""  # of a reply to react to
     kind: Text = ""  # "better", "up", "down" or "always"
     text: Text = ""  # the reply that you wanted; an instruction; the label of a habit; a text to forget
-    scope: Text = ""  # of a correction or a habit: "everywhere", "here", or empty
+    scope: Text = ""  # of a correction or a habit: a name in `SCOPES`
     number: int | None = None  # of a standing instruction to change
     ids: list[Text] = []  # to forget
     keep: list[Text] = []  # of replies that stay although they stood later in the talk

@@ -19,7 +19,7 @@ from ..base.display import Displayed
 from ..base.replies import ReplyOptions, ReplyStream
 from ..base.text import count_nouns
 from ..buffer.buffer import Buffer
-from ..buffer.feedback import SCOPES, Feedback
+from ..buffer.feedback import Feedback, check_scope
 from ..buffer.retrieval import MemoryConfig
 from ..buffer.scoring import ScoredDialogue, load_lexicons, score
 from ..data.reading import as_dialogues
@@ -266,7 +266,7 @@ class Reactor(Observer):
         kind: str,  # "better" (with the reply that you wanted), "up", "down", or "always" (how to answer; "": no more)
         text: str = "",
         time: float = 0.0,  # in seconds since the epoch
-        scope: str = "",  # of `better`: "everywhere", "here", or empty: the evidence decides
+        scope: str = "",  # of `better`: a name in `SCOPES`, such as "everywhere"; empty: the evidence decides
     ):  # the `Feedback` as stored: the reply's own text is "up"; None for an instruction
         "Take a reaction to a reply, which the next reply reads; `InputError`, with nothing changed, if invalid."
         text = check(text, "text", "the reaction's text").strip()
@@ -292,8 +292,8 @@ class Reactor(Observer):
             self.state.record("instructed", number=number, text=text, time=time)
 
     def scope_corrections(self, ids: list, scope: str) -> None:  # ids: the first ids of corrected dialogues
-        "Say where corrections belong: everywhere, here, or empty: the evidence decides."
-        check(scope or SCOPES[0], "choice", "the scope", choices=SCOPES)
+        "Say where corrections belong, by a name in `SCOPES`; raise `InputError` for another one."
+        check_scope(scope)
         with self.change():
             for id in ids:
                 self.state.record("scoped", id, scope=scope)

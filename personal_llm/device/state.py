@@ -17,7 +17,7 @@ from ..base.core import Cost, Dialogue, InputError
 from ..base.display import Displayed
 from ..base.text import count_nouns
 from ..buffer.buffer import Buffer, Decision, open_buffer
-from ..buffer.feedback import Feedback
+from ..buffer.feedback import SCOPES, Feedback
 from ..buffer.retrieval import ANSWERED_ORIGINS, Evidence, collect_memories
 from ..buffer.scoring import ScoredDialogue, Scores
 from ..buffer.statements import format_date
@@ -194,9 +194,8 @@ class EvidenceState(EventState):
         if not d.response.strip():
             return ""
         if d.origin in ANSWERED_ORIGINS:
-            if self.scopes.get(id) == "everywhere":
-                return "everywhere"
-            return "plain" if id in self.plain else "answers"
+            group = SCOPES[self.scopes.get(id, "")].group
+            return "plain" if group == "answers" and id in self.plain else group
         is_silent = id in self.reactions or id in self.tuned or id in self.replaced
         is_silent = is_silent or d.origin != "model" or self.archive.talks[id] == FILE
         if is_silent or self.shows_answers(id):
@@ -210,13 +209,14 @@ class EvidenceState(EventState):
         name = self.find_group(id)
         if name:
             d = self.newest(id)
-            is_dated = name in ("answers", "everywhere") and id in self.reactions  # as new as the reaction
-            self.groups[name][id] = replace(d, time=max(d.time, self.reactions[id].time)) if is_dated else d
+            if id in self.reactions:  # as new as the reaction
+                d = replace(d, time=max(d.time, self.reactions[id].time))
+            self.groups[name][id] = d
 
     def get_evidence(self) -> Evidence:
         "Return what the person did with the replies."
         groups = {name: list(group.values()) for name, group in self.groups.items()}
-        if "here" in self.scopes.values():  # the person wants the form at similar prompts only
+        if any(SCOPES[name].is_narrow for name in self.scopes.values()):
             groups["left_alone"] += groups["accepted"]
             groups["accepted"] = []
         return Evidence(**{name: tuple(sorted(group, key=lambda d: d.time)) for name, group in groups.items()})
@@ -367,8 +367,7 @@ class State(BufferState):
 
     def list_answered(self) -> list:  # `Dialogue`s, the oldest first
         "Return the dialogues whose reply the user corrected or approved."
-        answered = (self.groups[name] for name in ("answers", "everywhere", "plain"))
-        return collect_memories([self.newest(id) for group in answered for id in group])
+        return collect_memories(map(self.newest, self.archive.dialogues))
 
     def list_own(self) -> list:  # `Dialogue`s, the oldest first
         "Return the turns of the user's own talks; none of a file, and no other program's."

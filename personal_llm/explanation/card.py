@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from ..base.display import Displayed
 from ..base.core import Dialogue
 from ..base.text import split_sentences
+from ..buffer.feedback import SCOPES
 from .habits import EMOJI_PATTERN, LIST_PATTERN, find_common_run, has_run, name_run
 
 # %% ../../nbs/4_explanation/07_card.ipynb #card0005
@@ -75,7 +76,7 @@ class CardRow(Displayed):
     scopes: tuple = ()  # of these answers, by the person's own word; empty: the evidence decides
 
     @property
-    def scope(self) -> str:  # "everywhere", "here" or ""
+    def scope(self) -> str:  # a name in `SCOPES`
         "The scope that all answers with the habit have."
         return self.scopes[0] if len({*self.scopes}) == 1 else ""
 
@@ -86,9 +87,9 @@ class CardRow(Displayed):
         return f"You {self.form.verb.format(count)}. Everywhere?"
 
     def __str__(self):
-        places = {"everywhere": "everywhere", "here": "only for things like these", "": "the evidence decides where"}
         sources = ", ".join(f"“{d.prompt[:40]}”" for d in self.answers[-3:])
-        return f"{self.form.label} ({len(self.answers)} of {self.num_answers}): {places[self.scope]}; from {sources}"
+        count = f"{len(self.answers)} of {self.num_answers}"
+        return f"{self.form.label} ({count}): {SCOPES[self.scope].label}; from {sources}"
 
 
 def make_card(corrections: list, replies: dict, scopes: dict) -> list:  # `CardRow`s, the most frequent first

@@ -5,7 +5,7 @@ import { loadKnown, loadStatus } from "./known.js";
 import { makeMarkdown } from "./markdown.js";
 import { ask, get, post, readEvents, session } from "./server.js";
 import { makeTalk } from "./talks.js";
-import { makeHabitQuestion, makeTurn, page } from "./turns.js";
+import { fillScopes, makeHabitQuestion, makeTurn, page } from "./turns.js";
 
 let talk = ""; // key of the talk on the page; empty: the newest one; "new": one without a turn
 let reply = null; // the `AbortController` of the reply that is being written
@@ -19,7 +19,8 @@ page.loadTalk = async () => {
   const key = talk;
   const data = await get("talks", { talk: key, words: $("search").value });
   if (key !== talk || reply) return; // another talk was opened in between, or a reply is being written
-  const { turns, habit } = data;
+  const { turns, habit, scopes } = data;
+  fillScopes(scopes);
   talk = data.talk || "new";
   const stays = isAtEnd() || !$("turns").children.length;
   sync($("talk-list"), data.talks.map((row) => ({ ...row, isOpen: row.talk === talk })), "talk", makeTalk);
@@ -27,7 +28,7 @@ page.loadTalk = async () => {
     { id: turn.id, turn, question: turn.id === data.question ? data.text : "", isLast: place === turns.length - 1 }
   ));
   if (habit && turns.length) rows.push({ id: "habit", habit });
-  sync($("turns"), rows, "id", (row) => (row.turn ? makeTurn(row) : makeHabitQuestion(row.habit)));
+  sync($("turns"), rows, "id", (row) => (row.turn ? makeTurn(row) : makeHabitQuestion(row.habit, scopes)));
   $("empty").hidden = turns.length > 0;
   if (stays) goToEnd();
 };

@@ -1,5 +1,5 @@
 // the turns of a talk
-import { make, makeLines, onSubmit, show, stamp } from "./dom.js";
+import { $, make, makeLines, onSubmit, show, stamp } from "./dom.js";
 import { makeMarkdown } from "./markdown.js";
 import { post } from "./server.js";
 
@@ -68,8 +68,15 @@ export function makeTurn({ turn, question, isLast }) {
   return item;
 }
 
-export function makeHabitQuestion({ label, question }) {
-  const answer = (scope) => () => change("habit", { text: label, scope });
-  const answers = { everywhere: answer("everywhere"), here: answer("here"), auto: answer("") };
-  return stamp("habit-question", { question }, answers);
+export function fillScopes(scopes) { // name of a scope -> its label
+  const rows = Object.entries(scopes).map(([value, label]) => [value, label[0].toUpperCase() + label.slice(1)]);
+  const options = () => rows.map(([value, textContent]) => make("option", { value, textContent }));
+  for (const id of ["better-form", "known-item"]) $(id).content.querySelector("select").replaceChildren(...options());
+  const buttons = rows.map(([value, textContent]) => make("button", { type: "button", name: value || "auto", textContent }));
+  $("habit-question").content.querySelector(".scopes").replaceChildren(...buttons);
+}
+
+export function makeHabitQuestion({ label, question }, scopes) {
+  const answer = (scope) => [scope || "auto", () => change("habit", { text: label, scope })];
+  return stamp("habit-question", { question }, Object.fromEntries(Object.keys(scopes).map(answer)));
 }
