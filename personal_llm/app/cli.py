@@ -25,6 +25,7 @@ from .commands import AsJson, Data, MayLeave, Model, Out, Quiet, Writer, WriterM
 from .commands import CHAT_SETTINGS, add_settings, app, load, load_chat_model, read_chats, show
 from ..base.core import InputError, catch_panic
 from ..base.files import is_full_disk
+from ..buffer.policies import load_policies
 from ..runtimes.plugins import find_runtimes
 
 # %% ../../nbs/8_app/08_cli.ipynb #cliserv2
@@ -82,7 +83,7 @@ def adapt_plugin(function):  # a function for typer
 def add_plugins() -> None:
     "Register the commands of all installed plug-ins; a plug-in that cannot be used gives a note."
     runtimes, skipped = find_runtimes()
-    for name, reason in skipped.items():
+    for name, reason in (skipped | load_policies()).items():
         print_note(f"plug-in {name} skipped: {reason}")
     own = set(typer.main.get_command(app).commands)
     for name, runtime in runtimes.items():

@@ -38,7 +38,7 @@ from ..base.loading import get_converted_folder, get_tokenizer_folder, resolve_m
 from ..base.text import count_nouns, escape_controls
 from ..base.weights import DEFAULT_ENCODER, DEFAULT_MODEL, LARGER_MODEL, WEIGHTS
 from ..base.weights import find_weights, fits_larger_model, get_weights, get_weights_folder
-from ..buffer.policies import DEFAULT_POLICY, POLICIES
+from ..buffer.policies import DEFAULT_POLICY, POLICIES, load_policies
 from ..data.reading import read_dialogues
 from ..device.archive import ARCHIVE_FILE, Archive, hold_folder, open_archive
 from ..device.forgetting import forget_dialogues, forget_everything, list_everything, plan_forgetting
@@ -83,6 +83,7 @@ Quiet = Annotated[bool, Option("--quiet", help="no progress bars and notes")]
 User = Annotated[str, Option(help="in a chat between people, who asks: learn to answer NAME", metavar="NAME")]
 WriteAs = Annotated[str, Option("--write-as", help="in a chat between people: learn to write as NAME", metavar="NAME")]
 SkipInvalid = Annotated[bool, Option("--skip-invalid", help="leave invalid rows out instead of stopping")]
+load_policies()  # of installed packages
 Policy = Annotated[
     Literal[tuple(POLICIES)],
     Option(help=f"policy of the buffer: {', '.join(POLICIES)}; sdss is the paper's", metavar="NAME"),

@@ -17,6 +17,7 @@ from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeout
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields, replace
+from importlib.metadata import entry_points
 
 import numpy as np
 
@@ -40,6 +41,20 @@ def import_extra(name: str, extra: str, purpose: str):  # a module, our extra, t
         problem = f"{purpose} needs the package {error.name or name}, which is not installed"
         remedy = f'pip install "personal_llm[{extra}]", or in a clone pip install -e ".[{extra}]"'
         raise InputError(problem, remedy) from error
+
+# %% ../../nbs/0_base/01_core.ipynb #cr90e
+def load_plugins(group: str, table: dict, is_valid) -> dict:  # name of a plug-in -> the reason why it was skipped
+    "Add the objects of an entry-point group to a table of names; is_valid: object -> whether it is of the right kind."
+    skipped = {}
+    for point in sorted(entry_points(group=group), key=lambda point: not point.value.startswith("personal_llm.")):
+        try:
+            loaded = point.load()
+            if point.name in table or not is_valid(loaded):
+                raise TypeError("it is of another kind, or a name of it is taken")
+            table[point.name] = loaded
+        except Exception as error:  # another author's module may raise anything
+            skipped[point.name] = f"{point.value}: {type(error).__name__}: {error}"
+    return skipped
 
 # %% ../../nbs/0_base/01_core.ipynb #timed002
 def call_in_time(function, seconds: float):  # its result

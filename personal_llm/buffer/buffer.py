@@ -14,7 +14,7 @@ import numpy as np
 from ..base.core import Dialogue, InputError, check, check_seed, make_generator, patch
 from ..base.display import Displayed
 from ..base.plots import COLOURS, make_image, subplots
-from .policies import DEFAULT_POLICY, POLICIES, BufferView, get_policy
+from .policies import DEFAULT_POLICY, POLICIES, BufferView, get_policy, load_policies
 from .scoring import ScoredDialogue, Scores
 
 # %% ../../nbs/2_buffer/03_buffer.ipynb #c71b2c2e
@@ -174,6 +174,7 @@ def header(self: Buffer) -> dict:  # plain values
 
 def open_buffer(header: dict, policy, place) -> Buffer:  # policy: an instance, or None; place: for the error
     "Return an empty buffer in the state of a `header`; raise `InputError` for a policy that is not known."
+    load_policies()
     name = str(header["policy"])
     if policy.name != name if policy else name not in POLICIES:
         what = f"{place}: filled by policy {name[:60]!r}" + (f", not by {policy.name!r}" if policy else "")

@@ -33,7 +33,6 @@ def check_scope(name: str) -> str:
     remedy = f"use one of {', '.join(filter(None, SCOPES))}"
     return check(name, "choice", "the scope", choices=tuple(SCOPES), remedy=remedy)
 
-
 # %% ../../nbs/2_buffer/04_feedback.ipynb #scp00002
 @dataclass(frozen=True)
 class Feedback:

@@ -15,13 +15,12 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from functools import cache
 from importlib import import_module
-from importlib.metadata import entry_points
 from operator import itemgetter
 from pathlib import Path
 from types import SimpleNamespace
 from typing import NamedTuple
 
-from ..base.core import Dialogue, InputError, check
+from ..base.core import Dialogue, InputError, check, load_plugins
 from ..base.display import MAX_ROWS, Displayed
 from ..base.files import ASSETS
 from ..base.text import count_nouns
@@ -34,16 +33,7 @@ from .records import WORDS, clean_value, collect, format_value, is_message_list,
 @cache
 def load_formats() -> dict:  # name of a plug-in -> the reason why it was skipped
     "Register the formats of installed packages: entry points of `personal_llm.formats`, each a `RecordFormat`."
-    skipped = {}
-    for point in entry_points(group="personal_llm.formats"):
-        try:
-            format = point.load()
-            if point.name in FORMATS or not isinstance(format, RecordFormat):
-                raise TypeError("no RecordFormat, or one whose name is taken")
-            FORMATS[point.name] = format
-        except Exception as error:  # another author's module may raise anything
-            skipped[point.name] = f"{point.value}: {type(error).__name__}: {error}"
-    return skipped
+    return load_plugins("personal_llm.formats", FORMATS, lambda one: isinstance(one, RecordFormat))
 
 # %% ../../nbs/1_data/04_reading.ipynb #2bef7396
 class Dialogues(Displayed, list):

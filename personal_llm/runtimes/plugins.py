@@ -9,11 +9,10 @@ __all__ = ['Runtime', 'find_runtimes', 'collect_targets']
 import os
 from dataclasses import dataclass, field
 from functools import cache
-from importlib.metadata import entry_points
 from pathlib import Path
 
 from ..base.adapters import check_adapter
-from ..base.core import InputError, check
+from ..base.core import check, load_plugins
 from ..base.files import check_new_folder, delete_path, get_temporary_path, make_folder
 
 # %% ../../nbs/7_runtimes/01_plugins.ipynb #806d3c2f
@@ -30,25 +29,12 @@ class Runtime:
 def find_runtimes() -> tuple:  # (name -> `Runtime`, name -> the reason why a plug-in was skipped)
     "Load the runtimes of all installed packages."
     runtimes = {}
-    skipped = {}
-    points = entry_points(group="personal_llm.runtimes")
-    ours = [point for point in points if point.value.startswith("personal_llm.")]
-    for point in ours + [point for point in points if point not in ours]:
-        try:
-            runtime = point.load()
-            names = {*runtime.targets, *runtime.commands}
-        except Exception as error:  # another author's module may raise anything
-            skipped[point.name] = f"{point.value}: {type(error).__name__}: {error}"
-            continue
-        taken = [
-            f"{name!r} belongs to {other}"
-            for other, known in runtimes.items()
-            for name in names & {*known.targets, *known.commands}
-        ]
-        if point.name in runtimes or taken:
-            skipped[point.name] = f"{point.value}: {'; '.join(taken) or 'a runtime of this name is there already'}"
-        else:
-            runtimes[point.name] = runtime
+
+    def is_new(runtime: Runtime) -> bool:
+        names = {*runtime.targets, *runtime.commands}
+        return not any(names & {*known.targets, *known.commands} for known in runtimes.values())
+
+    skipped = load_plugins("personal_llm.runtimes", runtimes, is_new)
     return runtimes, skipped
 
 
