@@ -12,7 +12,7 @@ from personal_llm import load_encoder
 from personal_llm.base.core import Dialogue
 from personal_llm.buffer.buffer import Buffer
 from personal_llm.buffer.retrieval import Evidence, MemoryConfig, VectorStore, add_memories, belongs
-from personal_llm.buffer.retrieval import collect_memories, should_read, find_near, find_replaced, retrieve
+from personal_llm.buffer.retrieval import should_read, find_near, find_replaced, retrieve
 from personal_llm.device.archive import Archive
 from personal_llm.device.memory import Memory
 from personal_llm.device.state import State
@@ -42,12 +42,6 @@ def memory(angle, words="alpha", time=0.0, response="In short: yes.", origin="an
     return Dialogue(f"{angle} {words}", response, time=time, origin=origin)
 
 
-def test_only_answered_dialogues_are_memories_oldest_first():
-    rows = [memory(1, time=2.0), memory(2, time=1.0, origin="approved"), memory(3, origin="model")]
-    rows += [memory(4, "", 3.0, " ")]
-    assert collect_memories(rows) == [rows[1], rows[0]]
-
-
 def test_a_text_is_encoded_once_until_the_store_is_cleared(vectors):
     first = vectors.embed(["0 a", "90 b", "0 a"])
     assert first.shape == (3, 2) and vectors.encoder.num_encoded == 2 and np.allclose(first[0], first[2])
@@ -69,12 +63,6 @@ def test_the_rule_needs_no_scale_and_no_order(supporting, opposing, shift, scale
         assert decided == (gap > 0)
         assert decided == belongs(scale * supporting + shift, scale * opposing + shift)
         assert decided == belongs(supporting[::-1], np.sort(opposing))
-
-
-@given(similarities, st.integers(1, 50))
-def test_what_is_nearer_than_everything_left_alone_belongs(opposing, count):
-    near = np.full(count, opposing.max() + 0.01)
-    assert belongs(near, opposing) and not belongs(near - 3, opposing) and belongs(near, np.array([]))
 
 
 def test_the_four_kinds_of_evidence(vectors):

@@ -13,7 +13,7 @@ from personal_llm.base.text import compute_rouge1
 from personal_llm.buffer.retrieval import VectorStore
 from personal_llm.buffer import synthesis
 from personal_llm.buffer.synthesis import MAX_ROUGE1, MIN_ROUGE1, SYNTHESIS_PROMPTS, TEMPERATURE
-from personal_llm.buffer.synthesis import check_rewrite, parse_rewrite, synthesize
+from personal_llm.buffer.synthesis import check_rewrite, synthesize
 
 WORDS = st.lists(st.sampled_from("what is a tendon pain Tea ärzte 42".split()), max_size=8)
 TEXTS = WORDS.map(" ".join)
@@ -46,13 +46,6 @@ class Meaning:
         return np.array([[0.0, 1.0] if "joke" in text else [1.0, 0.0] for text in texts])
 
 
-@given(TEXTS, TEXTS)
-def test_rouge_is_its_formula(a, b):
-    first, second = a.lower().split(), b.lower().split()
-    both = sum(min(first.count(w), second.count(w)) for w in set(first))
-    assert compute_rouge1(a, b) == (2 * both / (len(first) + len(second)) if both else 0) == compute_rouge1(b, a) <= 1
-
-
 @given(TEXTS, TEXTS.filter(bool), st.lists(TEXTS, max_size=3), st.floats(-1, 1))
 def test_accepted_lies_between_the_bounds(rewrite, original, others, similarity):
     reason = check_rewrite(rewrite, original, others, similarity)
@@ -64,13 +57,6 @@ def test_accepted_lies_between_the_bounds(rewrite, original, others, similarity)
 
 def test_a_similarity_that_is_no_number_is_another_meaning():
     assert check_rewrite("what is pain", "what is a tendon", similarity=float("nan")) == "another meaning"
-
-
-@given(st.text(max_size=20))
-def test_brackets(text):
-    assert parse_rewrite(f"Sure! [{text}] done", "paper") == text.strip()
-    if "]" not in text:
-        assert parse_rewrite("[" + text, "paper") == ""
 
 
 @given(
@@ -92,6 +78,7 @@ def test_what_is_accepted_and_what_is_counted(prompts, num_each, rounds, replies
         assert 0.2 <= compute_rouge1(d.prompt, parent.prompt) <= 0.9
     assert max(Counter(d.parents[0] for d in result.dialogues).values(), default=0) <= num_each
     num_asked = len(model.asked)
+    assert {*model.asked} <= {SYNTHESIS_PROMPTS["paper"].format(text=d.prompt) for d in originals}
     assert len(originals) * num_each <= num_asked <= len(originals) * num_each * rounds
     assert result.cost.forward == num_asked and model.cost.requests == 1
     assert len(result.dialogues) + sum(result.rejected.values()) == num_asked
@@ -110,17 +97,6 @@ def test_meaning_is_compared_beside_the_words():
     assert [d.prompt for d in synthesize(Scripted(replies), [original], 1, min_similarity=0).dialogues] == replies[:1]
 
 
-@pytest.mark.parametrize("prompt", SYNTHESIS_PROMPTS)
-def test_each_prompt_asks_about_its_question(prompt):
-    original = Dialogue("What is a tendon?", "In short: a cord of the body.", origin="annotated")
-    reply = "What does a tendon do?"
-    model = Scripted([f"[{reply}]" if prompt == "paper" else reply])
-    (variant,) = synthesize(model, [original], 1, prompt=prompt, min_similarity=0).dialogues
-    assert model.asked == [SYNTHESIS_PROMPTS[prompt].format(text=original.prompt)]
-    assert (variant.prompt, variant.response) == (reply, original.response)
-    assert variant.parents == (original.id,) and variant.origin == "synthetic"
-
-
 def test_a_gguf_model_writes_one_text_after_another_each_with_its_seed(monkeypatch):
     model = Scripted(["What does a tendon do?", "Tell me what a tendon is"])
     model.gguf = "model.gguf"
@@ -135,7 +111,9 @@ def test_a_gguf_model_writes_one_text_after_another_each_with_its_seed(monkeypat
 def test_braces_in_a_text_are_text():
     model = Scripted(["What is {x} here?"])
     (variant,) = synthesize(model, [Dialogue("What is {x} there?", "y")], 1, min_similarity=0).dialogues
-    assert variant.prompt == "What is {x} here?" and "What is {x} there?" in model.asked[0]
+    assert variant.prompt == "What is {x} here?" and model.asked == [
+        "Write another way to ask the same question. Write the question only.\nWhat is {x} there?"
+    ]
 
 
 @pytest.mark.parametrize("wrong", [dict(num_each=-1), dict(seed=-1), dict(prompt="short")], ids=str)
