@@ -188,7 +188,7 @@ def run_command(session, name: str, text: str) -> str:  # the output
         case "/style":
             return change_habit(session, text) if text else "\n".join(describe_style(session))
         case _:
-            return "\n".join(f"{usage:<19}{help}" for usage, help in COMMANDS.items())
+            return "\n".join(f"{usage:<33}{help}" for usage, help in COMMANDS.items())
 
 # %% ../../nbs/8_app/04_chat.ipynb #8da9288a
 def handle(session, line: str):  # a generator of pieces of text

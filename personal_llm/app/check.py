@@ -76,7 +76,7 @@ def check_loss_mask(model):
 def check_end_token(model):
     end = model.encode(EXAMPLE_DIALOGUE)["labels"][-1]
     token = model.tokenizer.convert_ids_to_tokens(end)
-    return end in model.find_end_tokens(), f"{token!r} is learned after the response, and ends a reply"
+    return end in model.find_end_tokens(), f"{token!r} is learned last, and must end a reply"
 
 
 @register_check("one beginning")
@@ -84,7 +84,7 @@ def check_prefix(model):
     messages = EXAMPLE_DIALOGUE.messages()
     whole = "".join(text for text, _ in split_template(model.tokenizer, messages))
     prompt = "".join(text for text, _ in split_template(model.tokenizer, messages[:-1], add_generation_prompt=True))
-    return whole.startswith(prompt + EXAMPLE_DIALOGUE.response), "the text before a reply is the same in training"
+    return whole.startswith(prompt + EXAMPLE_DIALOGUE.response), "the text before a reply must be the same in training"
 
 # %% ../../nbs/8_app/01_check.ipynb #09che009
 PADDING_DIALOGUES = [

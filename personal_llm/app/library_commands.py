@@ -95,7 +95,7 @@ def select_command(
         raise InputError(f"the package has no library for {loaded.name}", "name one with --library, or build one")
     mine = explain(loaded, dialogues[-48:], opened.space)
     ranking = select(opened, mine, method, loaded, dialogues[-24:])
-    start = f"personal-llm personalize --start {opened.path / ranking.best}" if ranking.best else "start from the base"
+    start = f"to start there: --start {opened.path / ranking.best}" if ranking.best else "start from the base"
     show(ranking.to_dict(), [*mine.lines(), str(ranking), start], as_json)
 
 # %% ../../nbs/8_app/06_library_commands.ipynb #0cb86b3e
