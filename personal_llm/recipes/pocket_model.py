@@ -29,7 +29,7 @@ from .pocket_text import WINDOW, build_streams
 HIDDEN_SIZE = 256
 NUM_LAYERS = 6
 NUM_HEADS = 4
-INTERMEDIATE_SIZE = 704  # width of the feed-forward layers: 2.75 x WIDTH, a multiple of 64
+INTERMEDIATE_SIZE = 704  # width of the feed-forward layers: 2.75 x HIDDEN_SIZE, a multiple of 64
 TOKEN_BUDGET = 48_000_000  # tokens to train on; the shipped weights saw 32.6 million, in two runs
 BATCH_TOKENS = 8192  # tokens a step: Muon likes many steps
 MUON_RATE = 0.02

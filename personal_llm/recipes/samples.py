@@ -163,7 +163,7 @@ def select_replay_rows(
 
 # %% ../../nbs/recipes/samples.ipynb #552b7ed9
 def make_replay_rows(data: str, out: Path) -> int:  # rows written
-    "Write `replay.jsonl.gz`."
+    "Write `rehearsal.jsonl.gz`, the rows that a fine-tune replays."
     rows = select_replay_rows(read_instruct(data))
     kept = [{name: row[name] for name in (*SHIPPED_FIELDS, "response") if name in row} for row in rows]
     lines = [json.dumps(row, ensure_ascii=False, sort_keys=True) + "\n" for row in kept]
