@@ -16,6 +16,9 @@ from personal_llm.buffer.retrieval import should_read, find_near, find_replaced,
 from personal_llm.device.archive import Archive
 from personal_llm.device.memory import Memory
 from personal_llm.device.state import State
+from personal_llm.buffer.statements import Statement
+
+MOVED = Statement("I moved.")
 
 count_words = lambda text: len(text.split())
 
@@ -119,10 +122,13 @@ def test_the_prompt_keeps_its_parts_in_order():
     texts = (("Be brief.", 1.0), ("Be exact.", 2.0), ("Be Sam.", 9.0))
     instructions = [SimpleNamespace(text=text, time=time) for text, time in texts]
     memories = [memory(1, time=1.0), memory(2, time=2.0)]
-    shown = add_memories(asked, memories, "You moved.", MemoryConfig(sentence="As before."), instructions)
+    shown = add_memories(asked, memories, [MOVED], MemoryConfig(sentence="As before."), instructions)
     roles = [role for role, _ in shown.history]
     assert roles == ["system", "user", "assistant", "user", "assistant", "user", "assistant"]
-    assert shown.history[0][1].split("\n") == ["Be kind.", "Be brief.", "Be exact.", "As before.", "You moved."]
+    assert shown.history[0][1].split("\n") == [
+        *("Be kind.", "Be brief.", "Be exact.", "As before."),
+        *("The user told you before:", "- I moved."),
+    ]
     assert shown.history[-1] == ("assistant", "Hi!") and shown.prompt == "And now?\n(Be Sam.)"
     assert asked.history[0] == ("system", "Be kind."), "the dialogue itself stays"
 
@@ -132,7 +138,7 @@ def test_without_memories_nothing_is_added():
     assert add_memories(asked, []) is asked
     silent = add_memories(asked, [memory(1)], config=MemoryConfig(sentence=""))
     assert [role for role, _ in silent.history] == ["user", "assistant"]
-    assert [role for role, _ in add_memories(asked, [], "You moved.").history] == ["system"]
+    assert [role for role, _ in add_memories(asked, [], [MOVED]).history] == ["system"]
 
 
 @pytest.mark.parametrize("rivals", [1, 3, 256])

@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from personal_llm.base.core import Dialogue
-from personal_llm.buffer.retrieval import MemoryConfig, VectorStore
-from personal_llm.buffer.statements import MAX_TOKENS, Statement, choose_statements, find_statements
+from personal_llm.buffer.retrieval import MAX_TOKENS, MemoryConfig, VectorStore, choose_statements
+from personal_llm.buffer.statements import Statement, find_statements
 from personal_llm.buffer.statements import format_date, is_about_self, list_own_sentences, write_line
 from personal_llm.buffer.statements import write_statements
 

@@ -13,8 +13,8 @@ import numpy as np
 
 from ..base.core import Dialogue
 from ..base.loading import get_encoder_id, load_encoder
-from ..buffer.retrieval import MemoryConfig, VectorStore, add_memories, retrieve
-from ..buffer.statements import choose_statements, find_statements, write_statements
+from ..buffer.retrieval import MemoryConfig, VectorStore, add_memories, choose_statements, retrieve
+from ..buffer.statements import find_statements
 from .archive import Archive, load_vectors, store_vectors
 from .state import State
 
@@ -89,8 +89,7 @@ class Memory:
                     self.load()
                 memories = retrieve(evidence, dialogue.prompt, self.vectors, self.config, count_tokens, shown)
                 statements = choose_statements(said, dialogue.prompt, self.vectors, self.config, count_tokens)
-        notes = write_statements(statements, dialogue.time)
-        read = add_memories(dialogue, memories, notes, self.config, instructions)
+        read = add_memories(dialogue, memories, statements, self.config, instructions)
         return Recall(read, tuple(memories), tuple(statements), instructions, adapter)
 
     def list_statements(self, state: State) -> list:  # `Statement`s, the oldest first
