@@ -12,9 +12,11 @@ The sections of a notebook share their variables, as in Jupyter. When one fails,
 """
 
 import ast, gc, importlib, json, linecache, os, re, signal, sys, threading, types
+from collections import Counter
 from contextlib import suppress
 from fnmatch import fnmatch
 from pathlib import Path
+from unittest.mock import patch
 
 # Before numpy or torch are imported, here and in the processes that tests start.
 os.environ["MPLBACKEND"] = "Agg"
@@ -33,11 +35,7 @@ if threading.current_thread() is threading.main_thread():  # what is started in 
 
 import pytest
 from _pytest.assertion.rewrite import rewrite_asserts
-
-try:
-    import tomllib
-except ImportError:
-    import tomli as tomllib  # Python 3.10; pytest itself needs it there
+from nbdev.config import get_config
 
 pytest_plugins = ["pytester"]
 ROOT = Path(__file__).resolve().parent
@@ -118,15 +116,11 @@ def pytest_collect_file(file_path, parent):
 
 def skipped_flags(config):
     "The flags that keep a cell from running: `tst_flags`, without `slow` when it is asked for."
-    file = config.rootpath / "pyproject.toml"
-    settings = tomllib.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
-    flags = settings.get("tool", {}).get("nbdev", {}).get("tst_flags", "notest")
-    flags = set(flags.split() if isinstance(flags, str) else flags)
     from personal_llm.base.weights import DEFAULT_ENCODER, DEFAULT_MODEL, find_weights
 
     needed = dict(smollm2="smollm2", qwen=DEFAULT_MODEL, encoder=DEFAULT_ENCODER)
-    flags -= {flag for flag, name in needed.items() if find_weights(name)}
-    return flags - {"slow"} if config.getoption("--slow") else flags
+    wanted = {flag for flag, name in needed.items() if find_weights(name)}
+    return set(get_config(config.rootpath).tst_flags) - wanted - ({"slow"} if config.getoption("--slow") else set())
 
 
 class Cell:
@@ -152,14 +146,11 @@ class Cell:
         "Execute it; the value of a last expression is shown, as Jupyter does."
         linecache.cache[self.filename] = (len(self.source), None, self.source.splitlines(True), self.filename)
         tree = ast.parse(self.source, self.filename)
-        last = (
-            tree.body.pop()
-            if tree.body and isinstance(tree.body[-1], ast.Expr) and not self.source.rstrip().endswith(";")
-            else None
-        )
+        is_shown = isinstance(tree.body[-1], ast.Expr) and not self.source.rstrip().endswith(";")
+        last = tree.body.pop() if is_shown else None
         rewrite_asserts(tree, self.source.encode())  # a failed assert shows its values
         exec(compile(tree, self.filename, "exec"), namespace)
-        if last is not None:
+        if last:
             show(eval(compile(ast.Expression(last.value), self.filename, "eval"), namespace))
         if "matplotlib.pyplot" in sys.modules:
             sys.modules["matplotlib.pyplot"].close("all")  # Jupyter does, too
@@ -196,9 +187,8 @@ class PackageState:
     def restore(self):
         "Put back what a notebook has changed."
         for registry, before in self.registries:
-            if registry != before or any(registry[name] is not before[name] for name in before):
-                registry.clear()
-                registry.update(before)
+            registry.clear()
+            registry.update(before)
         for rows, before in self.commands:
             rows[:] = before
         for owner, before in self.methods:
@@ -221,20 +211,16 @@ class Notebook(pytest.File):
         self.cells, self.sections = [], []
         if re.search(r"^(- )?skip_exec: *true", front, re.MULTILINE | re.IGNORECASE):
             return []
-        titles = {}
+        titles = Counter()
         file = os.path.relpath(self.path, self.config.rootpath)
         title, fresh = "(before the first heading)", True
         for number, row in enumerate(notebook["cells"], 1):
-            heading = last_heading("".join(row["source"])) if row["cell_type"] == "markdown" else None
-            if heading:
+            if row["cell_type"] == "markdown" and (heading := last_heading("".join(row["source"]))):
                 title, fresh = heading, True
-            if row["cell_type"] != "code":
-                continue
-            cell = Cell(row, number, file)
-            if not cell.has_code:
+            if row["cell_type"] != "code" or not (cell := Cell(row, number, file)).has_code:
                 continue
             if fresh:
-                titles[title] = titles.get(title, 0) + 1
+                titles[title] += 1
                 name = title if titles[title] == 1 else f"{title} ({titles[title]})"
                 self.sections.append(Section.from_parent(self, name=name, start=len(self.cells)))
                 fresh = False
@@ -243,7 +229,8 @@ class Notebook(pytest.File):
         return self.sections
 
     def setup(self):
-        self.environment, self.package = dict(os.environ), PackageState() if PACKAGE.is_dir() else None
+        self.patch, self.package = patch.dict(os.environ), PackageState() if PACKAGE.is_dir() else None
+        self.patch.start()
         forget_garbage()
         self.module = types.ModuleType("notebook_" + re.sub(r"\W", "_", self.path.stem))  # not __main__
         self.module.display = show
@@ -257,16 +244,14 @@ class Notebook(pytest.File):
         if self.package:
             self.package.restore()
         self.failed = None
-        os.environ.clear()
-        os.environ.update(self.environment)
+        self.patch.stop()
         gc.collect()
 
     def run_until(self, stop):
         "Run the cells that have not been run, up to `stop`; the first failure ends the notebook."
-        folder, path, flags = os.getcwd(), list(sys.path), skipped_flags(self.config)
-        os.chdir(self.path.parent)
-        sys.path.insert(0, str(self.path.parent))
-        try:
+        flags = skipped_flags(self.config)
+        with pytest.MonkeyPatch.context() as monkeypatch, patch.object(sys, "path", [str(self.path.parent), *sys.path]):
+            monkeypatch.chdir(self.path.parent)
             while self.done < stop and not self.failed:
                 cell = self.cells[self.done]
                 try:
@@ -276,9 +261,6 @@ class Notebook(pytest.File):
                     self.failed = next(s.name for s in self.sections if s.start <= self.done < s.stop)
                     raise
                 self.done += 1
-        finally:
-            os.chdir(folder)
-            sys.path[:] = path
 
 
 class Section(pytest.Item):
@@ -289,14 +271,12 @@ class Section(pytest.Item):
         self.start = self.stop = start
 
     def runtest(self):
-        flags = skipped_flags(self.config)
-        mine = self.parent.cells[self.start : self.stop]
         if self.parent.failed and self.parent.done < self.stop:
             pytest.fail(f"not run: the section '{self.parent.failed}' above it failed", pytrace=False)
-        if all(flags & cell.directives.keys() for cell in mine):
-            pytest.skip(
-                "flagged " + ", ".join(sorted({flag for cell in mine for flag in flags & cell.directives.keys()}))
-            )
+        flags = skipped_flags(self.config)
+        found = [flags & cell.directives.keys() for cell in self.parent.cells[self.start : self.stop]]
+        if all(found):
+            pytest.skip("flagged " + ", ".join(sorted(set().union(*found))))
         self.parent.run_until(self.stop)
 
     def reportinfo(self):
@@ -309,14 +289,7 @@ class Section(pytest.Item):
 
 
 def last_heading(markdown):
-    "The last heading of a markdown cell, as plain text; None where there is none."
-    heading, fenced = None, False
-    for line in markdown.splitlines():
-        if line.lstrip().startswith(("```", "~~~")):
-            fenced = not fenced
-        found = re.match(r"#{1,6}\s+(.*?)\s*#*\s*$", line)
-        if found and not fenced:
-            heading = found[1]
-    if heading:
-        heading = re.sub(r"\[([^\]]*)\]\([^)]*\)|[`*]", r"\1", heading).replace("::", ":").strip()
-    return heading or None
+    "The last heading of a markdown cell, as plain text; empty where there is none."
+    text = re.sub(r"(?ms)^\s*(```|~~~).*?^\s*\1", "", markdown)
+    heading = re.findall(r"(?m)^#{1,6}[ \t]+(.*?)[ \t]*#*[ \t]*$", text)[-1:] or [""]
+    return re.sub(r"\[([^\]]*)\]\([^)]*\)|[`*]", r"\1", heading[0]).replace("::", ":").strip()

@@ -2211,8 +2211,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                       'personal_llm/experiments/harness.py'),
                                                   'personal_llm.experiments.harness.one_thread': ( 'experiments/harness.html#one_thread',
                                                                                                    'personal_llm/experiments/harness.py'),
-                                                  'personal_llm.experiments.harness.paragraph': ( 'experiments/harness.html#paragraph',
-                                                                                                  'personal_llm/experiments/harness.py'),
                                                   'personal_llm.experiments.harness.provenance': ( 'experiments/harness.html#provenance',
                                                                                                    'personal_llm/experiments/harness.py'),
                                                   'personal_llm.experiments.harness.ratio_to_best': ( 'experiments/harness.html#ratio_to_best',

@@ -6,7 +6,9 @@ import re
 import statistics
 import subprocess
 import sys
+from collections import Counter
 from functools import cache
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -64,22 +66,12 @@ def arrows(sources: dict) -> set:  # (module, imported module)
     return {(name, to) for name, source in sources.items() for _, to, _ in imports(name, source, sources) if to != name}
 
 
-def circles(pairs: set) -> list:
-    "Modules that can be reached from themselves."
-    reach = {}
+def refuse_circles(pairs: set) -> None:
+    "Raise `CycleError` where a module can be reached from itself."
+    order = TopologicalSorter()
     for start, to in pairs:
-        reach.setdefault(start, set()).add(to)
-    found = []
-    for start in reach:
-        seen, todo = set(), list(reach[start])
-        while todo:
-            here = todo.pop()
-            if here not in seen:
-                seen.add(here)
-                todo += reach.get(here, ())
-        if start in seen:
-            found.append(start)
-    return sorted(found)
+        order.add(start, to)
+    order.prepare()
 
 
 def act(module: str) -> str:
@@ -101,7 +93,7 @@ def private(sources: dict) -> list:
 
 
 def test_there_is_no_circle():
-    assert circles(arrows_of_the_package()) == []
+    refuse_circles(arrows_of_the_package())
 
 
 def test_arrows_run_downwards():
@@ -122,7 +114,8 @@ def test_the_rules_can_fail():
         "personal_llm.selection.e": "def f():\n    from personal_llm.experiments.methods.g import h",
         "personal_llm.experiments.methods.g": "",
     }
-    assert circles(arrows(bad)) == ["personal_llm.base.a", "personal_llm.buffer.b"]
+    with pytest.raises(CycleError):
+        refuse_circles(arrows(bad))
     assert len(upward(arrows(bad))) == 3
     assert private(bad) == ["personal_llm.base.a:2 personal_llm.buffer.b._g"]
 
@@ -138,8 +131,7 @@ def test_no_line_is_longer_than_120_characters():
     assert [line for path in files for line in long_lines(path)] == []
 
 
-def notebooks():
-    return [p for p in sorted((ROOT / "nbs").rglob("*.ipynb")) if ".ipynb_checkpoints" not in p.parts]
+NOTEBOOKS = [p for p in sorted((ROOT / "nbs").rglob("*.ipynb")) if ".ipynb_checkpoints" not in p.parts]
 
 
 def cells(path: Path) -> list:
@@ -154,13 +146,13 @@ def size(cell) -> int:  # lines of an exported cell, 0 for others
 
 
 def test_the_median_exported_cell_is_small():
-    found = [size(cell) for path in notebooks() for cell in cells(path) if size(cell)]
+    found = [size(cell) for path in NOTEBOOKS for cell in cells(path) if size(cell)]
     assert statistics.median(found) <= 15
 
 
 def test_a_notebook_lies_where_its_module_lies():
     wrong = []
-    for path in notebooks():
+    for path in NOTEBOOKS:
         text = "\n".join("".join(cell["source"]) for cell in cells(path) if cell["cell_type"] == "code")
         found = re.search(r"#\|\s*default_exp\s+([\w.]+)", text)
         room = re.fullmatch(r"\d_(\w+)", path.parent.name)
@@ -171,22 +163,16 @@ def test_a_notebook_lies_where_its_module_lies():
     assert wrong == []
 
 
-def chapters() -> list:  # notebooks of the acts, in the order of imports
-    return [path for path in notebooks() if re.fullmatch(r"\d_\w+", path.parent.name)]
-
-
 def forward(pairs: set, order: list) -> list:
     "Imports of a later chapter."
     place = {module: number for number, module in enumerate(order)}
     return sorted(pair for pair in pairs if set(pair) <= set(place) and place[pair[1]] > place[pair[0]])
 
 
-def import_order() -> list:  # module names
-    return [f"personal_llm.{path.parent.name[2:]}.{path.stem[3:]}" for path in chapters()]
-
-
 def test_no_chapter_imports_a_later_one():
-    assert forward(arrows_of_the_package(), import_order()) == []
+    chapters = [path for path in NOTEBOOKS if re.fullmatch(r"\d_\w+", path.parent.name)]
+    order = [f"personal_llm.{path.parent.name[2:]}.{path.stem[3:]}" for path in chapters]
+    assert forward(arrows_of_the_package(), order) == []
     assert forward({("a", "b"), ("b", "a")}, ["a", "b"]) == [("a", "b")]
 
 
@@ -201,36 +187,23 @@ def public_names(source: str) -> list:
     return []
 
 
-def public() -> dict:  # module -> public names, of the acts
-    return {name: public_names(source) for name, source in SOURCES.items() if act(name) in ACTS}
-
-
-def defined_twice(names_of: dict) -> list:
-    "Public names that two modules define."
-    names = [name for names in names_of.values() for name in names]
-    return sorted({name for name in names if names.count(name) > 1})
+OF_ACTS = {name: source for name, source in SOURCES.items() if act(name) in ACTS}
 
 
 def test_a_public_name_means_one_thing():
-    assert defined_twice(public()) == []
-    assert defined_twice({"a": ["x", "y"], "b": ["y"]}) == ["y"]
+    counts = Counter(name for source in OF_ACTS.values() for name in public_names(source))
+    assert [name for name, count in counts.items() if count > 1] == []
 
 
-def undocumented(sources: dict) -> list:
+def undocumented(source: str) -> list:
     "Public functions and classes without a docstring."
-    found = []
-    for module, source in sources.items():
-        names = public_names(source)
-        for node in parse(source).body:
-            named = isinstance(node, (ast.FunctionDef, ast.ClassDef)) and node.name in names
-            if named and not ast.get_docstring(node):
-                found.append(f"{module}.{node.name}")
-    return found
+    named = [node for node in parse(source).body if getattr(node, "name", "") in public_names(source)]
+    return [node.name for node in named if not ast.get_docstring(node)]
 
 
 def test_public_names_have_docstrings():
-    assert undocumented({name: source for name, source in SOURCES.items() if act(name) in ACTS}) == []
-    assert undocumented({"a": "__all__ = ['f']\ndef f(): pass"}) == ["a.f"]
+    assert {name: undocumented(source) for name, source in OF_ACTS.items() if undocumented(source)} == {}
+    assert undocumented("__all__ = ['f']\ndef f(): pass") == ["f"]
 
 
 def long_signatures(source: str) -> list:
@@ -240,16 +213,14 @@ def long_signatures(source: str) -> list:
     functions = [node for node in functions if not is_command(node)]
     found = []
     for node in functions:
-        names = [one.arg for one in node.args.posonlyargs + node.args.args + node.args.kwonlyargs]
-        if len([name for name in names if name not in ("self", "cls")]) > MOST_PARAMETERS:
+        names = {one.arg for one in node.args.posonlyargs + node.args.args + node.args.kwonlyargs}
+        if len(names - {"self", "cls"}) > MOST_PARAMETERS:
             found.append(getattr(node, "name", "lambda"))
     return found
 
 
 def test_few_functions_have_many_parameters():
-    found = [
-        f"{name}.{one}" for name, source in SOURCES.items() if act(name) in ACTS for one in long_signatures(source)
-    ]
+    found = [f"{name}.{one}" for name, source in OF_ACTS.items() for one in long_signatures(source)]
     assert len(found) <= MOST_LONG_SIGNATURES, found
     assert long_signatures("def f(a, b, c, d, e, f, g): pass") == ["f"]
     assert long_signatures("@command('x')\ndef f(a, b, c, d, e, f, g): pass") == []

@@ -60,12 +60,12 @@ def outputs_wrong(shown):
             content = json.dumps(output.get("text", [])) + json.dumps(
                 [value for type_, value in output.get("data", {}).items() if type_.startswith("text")]
             )
-            if output["output_type"] == "error" or output.get("name") == "stderr":
-                wrong.append("an error or stderr")
+            if output.get("name") == "stderr":
+                wrong.append("stderr")
             if any("widget-view" in type_ for type_ in output.get("data", {})):
                 wrong.append(f"a progress bar: {source[:60]!r}")
-            if found := re.search(r"\b0x[0-9a-f]{8,}|/(tmp|work|home|root)/\S*", content):
-                wrong.append(f"an address or a place of one machine: {found[0]}")
+            if found := re.search(r"\b0x[0-9a-f]{8,}", content):
+                wrong.append(f"an address of one machine: {found[0]}")
             if "image/png" in output.get("data", {}) and not described(source):
                 wrong.append(f"a figure without alternative text: {source[-80:]!r}")
             drawn_here = "image/png" in output.get("data", {}) and "subplots(" in source
@@ -92,27 +92,26 @@ def test_a_reference_notebook_is_a_chapter(path):
     )
 
 
-def test_the_rules_see_what_breaks_them():
-    output = [{"output_type": "stream", "name": "stdout", "text": ["1\n"]}]
-    good = "## Summary\n\n- a\n- b\n- c\n\n## Two questions\n\n1. Why?\n2. What if?"
-    assert not ending([("text", good, [])])
-    for bad in (
-        good.replace("- a\n- b\n- c\n", ""),
-        good.replace("2. What if?", ""),
-        good.replace("Summary", "In short"),
-    ):
-        assert ending([("text", bad, [])])
-    assert ending([("text", good, []), ("code", "1", [])])
-    there = [{"output_type": "stream", "name": "stdout", "text": ["/tmp/abc/x\n"]}]
-    assert outputs_wrong([("code", "print(path)", there)]) and not outputs_wrong([("code", "print(1)", output)])
-    assert outputs_wrong([("code", "print(1); print(2)", output * 2)])
-    assert outputs_wrong([("code", "x = 1\nprint(x)", [])]) and not outputs_wrong([("code", "#| slow\nprint(1)", [])])
-    for indented in ("for x in 1, 2:\n    print(x)", "try:\n    f()\nexcept OSError as error:\n    print(error)"):
-        assert outputs_wrong([("code", indented, [])])
-    assert not outputs_wrong([("code", "def f():\n    print(1)\n\n\ng = lambda: print(2)", [])])
-    bar = [{"output_type": "display_data", "data": {"application/vnd.jupyter.widget-view+json": {"model_id": "1"}}}]
-    assert outputs_wrong([("code", "load_model()", bar)])
-    picture = [{"output_type": "display_data", "data": {"image/png": "…"}}]
-    assert outputs_wrong([("code", "plt.plot(x)", picture)])
-    assert outputs_wrong([("code", 'figure, axis = subplots()\nplots.show(figure, "Four lines.")', picture)])
-    assert not outputs_wrong([("code", 'plots.show(figure, "Four lines, each steeper than the one before.")', picture)])
+OUTPUT = [{"output_type": "stream", "name": "stdout", "text": ["1\n"]}]
+ADDRESS = [{"output_type": "stream", "name": "stdout", "text": ["<object at 0x7f00aa11bb22>\n"]}]
+BAR = [{"output_type": "display_data", "data": {"application/vnd.jupyter.widget-view+json": {"model_id": "1"}}}]
+PICTURE = [{"output_type": "display_data", "data": {"image/png": "…"}}]
+
+
+@pytest.mark.parametrize(
+    "source, outputs, is_wrong",
+    [
+        ("print(1)", OUTPUT, False),
+        ("print(1); print(2)", OUTPUT * 2, True),
+        ("print(path)", ADDRESS, True),
+        ("try:\n    f()\nexcept OSError as error:\n    print(error)", [], True),
+        ("#| slow\nprint(1)", [], False),
+        ("def f():\n    print(1)", [], False),
+        ("load_model()", BAR, True),
+        ("plt.plot(x)", PICTURE, True),
+        ('plots.show(figure, "Four lines, each steeper than the one before.")', PICTURE, False),
+        ('figure, axis = subplots()\nplots.show(figure, "Four lines, each steeper.")', PICTURE, True),
+    ],
+)
+def test_the_rules_of_outputs_see_what_breaks_them(source, outputs, is_wrong):
+    assert bool(outputs_wrong([("code", source, outputs)])) == is_wrong

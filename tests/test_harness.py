@@ -1,19 +1,13 @@
-"The harness of the experiments: grids that go on, rows of one model, and what may be said of them."
+"The harness of the experiments: grids that go on, and rows that each have a grid and a reader."
 
-import ast
 import json
 import os
 import re
 from pathlib import Path
 
-import numpy as np
 import pytest
 
-from personal_llm.base.core import InputError
-from personal_llm.experiments.harness import RESULTS, VERDICTS, Grid
-from personal_llm.experiments.harness import check_treatment, decide_all, decide_verdict
-from personal_llm.experiments.harness import job_key, list_grids, mean_over_users
-from personal_llm.experiments.harness import read_result_lines, run_grid
+from personal_llm.experiments.harness import RESULTS, check_grid, job_key, list_grids, read_result_lines, run_grid
 
 LOSS = dict(random=3.0, fifo=3.2, sdss=2.5)
 JOBS = [dict(user=user, seed=seed, policy=policy) for user in ("Ana", "Bo", "Cy") for seed in (0, 1) for policy in LOSS]
@@ -53,39 +47,10 @@ def test_a_second_call_measures_what_is_missing(tmp_path, workers):
     assert run(tmp_path, lambda jobs: 1 / 0) == [], "nothing is left"
 
 
-def test_a_mean_needs_users_and_numbers():
-    assert mean_over_users(np.ones(4)).value == 1
-    for wrong in ([], [1.0, np.nan]):
-        with pytest.raises(InputError):
-            mean_over_users(np.array(wrong))
-
-
 def test_every_grid_has_a_name_of_its_own_and_plain_jobs():
-    grids = list_grids()
-    assert all(isinstance(grid, Grid) and grid.jobs for grid in grids.values())
-    for grid in grids.values():
-        keys = [job_key(job) for job in grid.jobs]
-        assert len(keys) == len(set(keys))
-
-
-def test_a_verdict_follows_from_interval_claim_and_margin():
-    sizes = np.linspace(-0.4, 0.4, 9)
-    for low, high in [(low, high) for low in sizes for high in sizes if low <= high]:
-        for claim, none in [(claim, none) for claim in (0.0, 0.2) for none in (0.0, None)]:
-            verdict = decide_verdict(low, high, claim, 0.1, none)
-            excludes = none is None or low > none
-            assert verdict in VERDICTS[:5] and decide_verdict(low, high, claim, 0.1, none, units=5) == "undecided"
-            assert (verdict == "level") == (none is not None and low >= -0.1 and high <= 0.1)
-            assert verdict != "holds" or (low >= claim and excludes)
-            assert verdict != "partly" or (low > none and low < claim)
-            assert verdict != "refuted" or high < claim
-    assert decide_all(["holds", "refuted", "undecided"]) == "refuted"
-
-
-def test_a_stream_in_which_nothing_can_be_chosen_is_refused():
-    check_treatment("nine answers", list("abcdefghi") * 2, 8)
-    with pytest.raises(InputError, match="8 different answers"):
-        check_treatment("eight answers", list("abcdefgh") * 12, 8)
+    for grid in list_grids().values():
+        assert grid.jobs
+        check_grid(grid.name, grid.jobs, grid.shared)
 
 
 NOTEBOOKS = sorted(RESULTS.parent.parent.rglob("*.ipynb"))
@@ -106,14 +71,9 @@ def list_read_names() -> list:
     for path in NOTEBOOKS:
         for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
             source = "".join(cell["source"])
-            if cell["cell_type"] != "code" or not re.search("read_result|RESULTS|results|grid", source):
-                continue
-            for node in ast.walk(ast.parse(re.sub(r"^[%!].*", "", source, flags=re.MULTILINE))):
-                if isinstance(node, ast.Constant) and isinstance(node.value, str):
-                    found.add(re.escape(Path(node.value).stem))
-                if isinstance(node, ast.JoinedStr) and isinstance(node.values[0], ast.Constant):
-                    parts = (re.escape(v.value) if isinstance(v, ast.Constant) else ".+" for v in node.values)
-                    found.add("".join(parts))
+            if cell["cell_type"] == "code" and re.search("read_result|RESULTS|results|grid", source):
+                texts = [text.split("/")[-1] for text in re.findall(r'"([a-z.][^"\n]*)"', source)]
+                found |= {re.sub(r"\\{.*?\\}", ".+", re.escape(re.sub(r"\.jsonl?$", "", text))) for text in texts}
     return found
 
 

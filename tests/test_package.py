@@ -25,7 +25,7 @@ LIGHT = [name for name in MODULES if not name.startswith(HEAVY_ROOMS)]
 
 
 def settings():
-    config = ConfigParser(delimiters=["="])
+    config = ConfigParser(delimiters=["="], interpolation=None)
     config.read(ROOT / "settings.ini", encoding="utf-8")
     return config["DEFAULT"]
 
@@ -106,9 +106,7 @@ def test_readme_is_made_from_the_index():
 
 def test_every_package_that_we_import_is_declared():
     "In settings.ini, as a requirement or an extra; names that differ from the import are listed here."
-    settings = ConfigParser(delimiters=["="], interpolation=None)
-    settings.read(ROOT / "settings.ini", encoding="utf-8")
-    declared = " ".join(value for key, value in settings["DEFAULT"].items() if key.endswith("requirements"))
+    declared = " ".join(value for key, value in settings().items() if key.endswith("requirements"))
     names = {re.split("[<>=\\[]", word)[0].lower().replace("-", "_") for word in declared.split()}
     # scikit-learn, python-dateutil; a notebook brings IPython; pydantic brings pydantic_core
     names |= {"sklearn", "dateutil", "ipython", "personal_llm", "pydantic_core"}

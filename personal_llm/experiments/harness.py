@@ -4,13 +4,13 @@
 
 # %% auto #0
 __all__ = ['PACKAGE', 'RESULTS', 'RUNNER_FIELDS', 'THREAD_VARIABLES', 'REVISION_VARIABLE', 'BUDGETS', 'MAX_EXACT_USERS',
-           'MIN_UNITS', 'VERDICTS', 'USERS_WITHOUT_CORRECTIONS', 'LEARNED_TALK', 'ADDITIONAL_USERS', 'ATYPICAL_USERS',
-           'PEOPLE', 'CORRECTING_USERS', 'SECOND_MODEL', 'job_key', 'Grid', 'check_grid', 'group_jobs',
-           'make_result_row', 'measure_group', 'one_thread', 'run_groups', 'revision', 'machine', 'provenance',
-           'check_revision', 'append_json_line', 'read_json_lines', 'read_result_lines', 'find_missing_jobs',
-           'append_results', 'run_grid', 'read_results', 'group_rows', 'group_by_user', 'user_means', 'MeanEstimate',
-           'mean_over_users', 'paragraph', 'check_budgets', 'sign_flip_test', 'holm_correction', 'RatioToBest',
-           'ratio_to_best', 'estimate_share', 'decide_verdict', 'decide_all', 'check_treatment', 'list_grids', 'main']
+           'MIN_UNITS', 'VERDICTS', 'LEARNED_TALK', 'ADDITIONAL_USERS', 'ATYPICAL_USERS', 'PEOPLE', 'CORRECTING_USERS',
+           'SECOND_MODEL', 'job_key', 'Grid', 'check_grid', 'group_jobs', 'make_result_row', 'measure_group',
+           'one_thread', 'run_groups', 'revision', 'machine', 'provenance', 'check_revision', 'append_json_line',
+           'read_json_lines', 'read_result_lines', 'find_missing_jobs', 'append_results', 'run_grid', 'read_results',
+           'group_rows', 'group_by_user', 'user_means', 'MeanEstimate', 'mean_over_users', 'check_budgets',
+           'sign_flip_test', 'holm_correction', 'RatioToBest', 'ratio_to_best', 'estimate_share', 'decide_verdict',
+           'decide_all', 'check_treatment', 'list_grids', 'main']
 
 # %% ../../nbs/experiments/00_harness.ipynb #harn0003
 import argparse
@@ -21,7 +21,6 @@ import platform
 import re
 import subprocess
 import sys
-import textwrap
 import time
 import traceback
 from collections import Counter
@@ -394,13 +393,6 @@ def mean_over_users(
     found = paired_bootstrap(values, seed, resamples)
     return MeanEstimate(found.difference, found.low, found.high, found.n)
 
-# %% ../../nbs/experiments/00_harness.ipynb #runparco1
-def paragraph(
-    *sentences,  # texts
-) -> str:  # lines of at most 118 characters
-    "Sentences as the README has them."
-    return textwrap.fill(" ".join(sentences), 118, break_long_words=False, break_on_hyphens=False)
-
 # %% ../../nbs/experiments/00_harness.ipynb #8b2d7a52
 BUDGETS = ("requests", "steps", "synthesis")
 
@@ -552,7 +544,6 @@ def check_treatment(
         raise InputError(what, "leave the stream out: every choice can teach the same")
 
 # %% ../../nbs/experiments/00_harness.ipynb #86dd94c2
-USERS_WITHOUT_CORRECTIONS = ("reader", "flyer")  # never correct
 LEARNED_TALK = (  # more surprising than what two of them care about
     ("medquad", "medical"),
     ("openstax_anatomy_physiology", "anatomy"),
