@@ -147,6 +147,7 @@ def find_near(items, prompt: str, vectors: VectorStore, name: str = "prompt"):  
             yield items[i]
 
 
+# %% ../../nbs/2_buffer/06_retrieval.ipynb #ret0022b
 def take_fitting(items, count_tokens, max_tokens: int, max_items: int) -> list:  # count_tokens: item -> int
     "Take items in order while they fit into a budget, and return them in the order of time."
     taken = []
