@@ -6,20 +6,14 @@ import numpy as np
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from personal_llm.base.core import Cost, Dialogue, InputError
+from personal_llm.base.core import Dialogue, InputError
 from personal_llm.explanation.decomposition import SharedBasis, decompose
 from personal_llm.explanation.decomposition import explain_with_summariser, halve_differences
 from personal_llm.explanation.decomposition import summary_states, swap_strength, write_summary_prompt
-from tiny import ARCHITECTURES, shared
+from tiny import ARCHITECTURES, shared, tiny
 
 
 # decomposition
-
-
-def replace_length(model, max_length):  # the same model that reads more
-    out = object.__new__(type(model))
-    out.__dict__.update(model.__dict__, max_length=max_length, cost=Cost())
-    return out
 
 
 def problem(seed, width, count):  # a shift and candidates that lean on each other
@@ -62,21 +56,6 @@ def test_decomposition_invariants(data, seed, width, count):
     assert again.words == got.words and np.allclose(again.coordinates, 7 * got.coordinates), "scales of words"
 
 
-@settings(max_examples=40, deadline=None)
-@given(st.integers(0, 10**6), st.integers(1, 12))
-def test_planted_orthogonal_words_are_recovered_exactly(seed, count):
-    rng = np.random.default_rng(seed)
-    axes = np.linalg.qr(rng.normal(size=(24, 24)))[0][:count]
-    z = rng.normal(size=count) + np.sign(rng.normal(size=count))
-    got = decompose(z @ axes, range(count), axes * rng.uniform(0.1, 9, (count, 1)), stop=1e-6)
-    assert got.is_complete and np.allclose(got.coordinates, z[list(got.words)]) and got.words == tuple(range(count))
-    assert all(b <= a + 1e-12 for a, b in zip(got.residuals, got.residuals[1:])), "at right angles it never grows"
-    assert np.allclose(got.coordinates @ got.vectors, z @ axes), "a shift in the span is reproduced"
-    beyond = np.linalg.qr(np.vstack([axes, rng.normal(size=24)]).T)[0].T[-1]
-    lost = decompose(beyond, range(count), axes)
-    assert not lost.is_complete and lost.residuals[-1] > 0.99
-
-
 def test_the_gate_and_the_stop_are_strict_by_hand():
     assert decompose([10, 2], ["a", "b"], [(1, 0), (0, 1)]).words == ("a",), "2 of 10.2 are below a fifth"
     assert decompose([4, 3], ["a", "b"], [(1, 0), (0, 1)], stop=0.6).words == ("a", "b"), "3 of 5 are not below 0.6"
@@ -110,7 +89,7 @@ def test_basis_grows_and_never_shrinks(seed, users):
 
 @pytest.fixture(scope="module")
 def scene():
-    model = replace_length(shared("llama"), 256)
+    model = shared("llama", max_length=256)
     basis = SharedBasis(model.base, model.base, np.zeros((0, model.width)))
     dialogues = [Dialogue(f"Say {i}.", f"I SAY {i} AND {i} AGAIN") for i in range(9)]
     answers = model.generate(dialogues, max_new_tokens=48)
@@ -159,7 +138,7 @@ PAIRS = [
 def test_state_is_what_the_output_layer_reads_alone_and_in_a_batch(architecture):
     import torch
 
-    model = replace_length(shared(architecture), 256)
+    model = tiny(architecture, max_length=256)
     together = summary_states(model, PAIRS)
     for (question, first, second), states in zip(PAIRS, together):
         for state, responses in zip(states, ((first, second), (second, first))):

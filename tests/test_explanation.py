@@ -1,37 +1,16 @@
 "Explanations: sentences, files, errors of words, people and pLLMs in one unit."
 
-import json
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from personal_llm.base.core import Dialogue, InputError
-from personal_llm.explanation import explanation
-from personal_llm.explanation.description import Explanation, describe_answers
+from personal_llm.base.core import InputError
+from personal_llm.explanation.description import describe_answers
 from personal_llm.explanation.explanation import explain, explain_pllm
 from personal_llm.explanation.explanation import likelihood_gains, prepare_probes, style_coordinates
-from personal_llm.explanation.habits import Trait
 from ways import BRIEF, LOUD, Letters, letters, space_of, spoken, tuned  # noqa: F401
 from tiny import shared
-
-
-def an_explanation(**changes):
-    said = dict(sparse_words=("concise", "expert"), coefficients=np.array([0.71, 0.34]), errors=np.array([0.06, 0.05]))
-    rest = dict(residual=0.18, strength=4.0, row=np.arange(3, dtype=np.float32), samples=24)
-    return Explanation(**said | rest | dict(counterpart="answers", space="abc") | changes)
-
-
-def test_what_is_said_is_printed_and_can_be_told_without_the_persons_words():
-    opening = Trait("opens with “Dear Ana,”", 9, 9, 0, 9, "Dear Ana, yes.")
-    e = an_explanation(habits=(opening,), num_answers=9)
-    assert str(e) == "opens with “Dear Ana,” (9 of 9; the base 0 of 9)"
-    assert e.lines()[-1].endswith(": “Dear Ana, yes.”") and e.habits == (opening,)
-    assert "Ana" not in json.dumps(e.without_quotations().to_dict()) and e.without_quotations().habits[0].count == 9
-    back = Explanation.from_dict(json.loads(json.dumps(e.to_dict())))
-    assert str(back) == str(e) and back.lines() == e.lines()
-    with pytest.raises(InputError, match="make it anew"):
-        Explanation.from_dict(e.to_dict() | dict(description=dict(samples=3)))
 
 
 # ---- people
@@ -67,17 +46,11 @@ def test_too_little_or_another_model_is_refused():
 # ---- what is said
 
 
-def framed(count, origin="user"):
-    "Short answers of one habit, and what the base says."
-    rows = [d.derive(response=f"Hark! It is {i}.", origin=origin) for i, d in enumerate(spoken(str, count))]
-    return rows, [d.response for d in spoken(str, count)]
-
-
 def test_only_own_answers_are_explained():
     "Answers of a model beside eight of the person change nothing; with seven nothing is said."
     model = shared("llama")
-    mine, others = framed(8)[0], spoken(LOUD, 9, first=600)
-    others = [d.derive(origin="model") for d in others]
+    mine = [d.derive(response=f"Hark! It is {i}.", origin="user") for i, d in enumerate(spoken(str, 8))]
+    others = [d.derive(origin="model") for d in spoken(LOUD, 9, first=600)]
     alone, beside = (explain(model, rows, space_of(model)) for rows in (mine, mine + others))
     assert str(alone) == str(beside) and np.allclose(alone.row, beside.row) and beside.samples == 8
     few = explain(model, mine[:7] + others, space_of(model))
@@ -139,4 +112,3 @@ def test_the_unit_scales_a_pllm_and_changes_no_word():
     assert twice.sparse_words == once.sparse_words and np.allclose(twice.coefficients, once.coefficients, atol=1e-6)
     assert np.isclose(twice.strength, once.strength, rtol=1e-4) and once.space != twice.space
     assert once.counterpart == "panels" and once.samples == 24 and once.cost.forward == 24 + 1 + 1
-    assert explanation.mean_response_nll(model, [Dialogue("Why?", "So.")]).shape == (1,)

@@ -9,21 +9,13 @@ from safetensors.torch import load_file, save_file
 
 from personal_llm.base.adapters import WEIGHTS_FILE, factor_inner_product, read_factors
 from personal_llm.base.core import InputError
-from personal_llm.recipes.people import USERS, user_stream
-from personal_llm.data.reading import load_samples
 from personal_llm.selection.gradient_match import compute_slopes, get_linear_layer
 from personal_llm.selection.library import Library
 from personal_llm.selection.ranking import BASE_NAME, PLLMLosses, SelectionRequest
 from personal_llm.selection import selection
 from personal_llm.selection.selection import select, select_by_match
-from tiny import ARCHITECTURES, shared
+from tiny import ARCHITECTURES, random_adapter, shared
 from ways import LOUD, spoken
-
-
-# ---- distances
-
-
-# ---- rows
 
 
 # ---- slopes
@@ -32,15 +24,9 @@ from ways import LOUD, spoken
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_slopes_are_finite_differences(architecture, tmp_path):
     import torch
-    from peft import LoraConfig, get_peft_model
 
     model = shared(architecture)
-    settings = dict(r=2, lora_alpha=4, target_modules="all-linear", init_lora_weights=False, task_type="CAUSAL_LM")
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        adapted = get_peft_model(model.model, LoraConfig(**settings))
-    adapted.save_pretrained(str(tmp_path))
-    model.model = adapted.unload().eval()
+    random_adapter(model, tmp_path, lora_alpha=4)
     dialogues = spoken(LOUD, 3)
     before = {name: p.clone() for name, p in model.model.named_parameters()}
     slope = compute_slopes(model, dialogues, dict(one=tmp_path))["one"]
@@ -118,11 +104,6 @@ def test_without_a_plain_pllm_the_gain_must_be_larger(monkeypatch):
 # ---- select
 
 
-@pytest.fixture(scope="module")
-def nurse():
-    return user_stream(USERS["nurse"], load_samples(), length=300).test_signal[:8]
-
-
-def test_a_library_of_another_base_is_refused(nurse):
+def test_a_library_of_another_base_is_refused():
     with pytest.raises(InputError, match="the library is for base"):
-        select(Library("pocket"), model=SimpleNamespace(base="another"), dialogues=nurse)
+        select(Library("pocket"), model=SimpleNamespace(base="another"), dialogues=[])

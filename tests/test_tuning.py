@@ -55,7 +55,10 @@ def test_every_architecture_learns_and_plain_peft_loads_it(architecture, tmp_pat
 
     model = tiny(architecture)
     before, losses = weights(model), model.nll(TEST)
-    adapter = finetune(model, TALK, BRIEF, out=tmp_path / "a", progress=False)
+    rows = []
+    log = lambda step, loss: rows.append((step, loss))
+    adapter = finetune(model, TALK, BRIEF, out=tmp_path / "a", progress=False, on_step=log)
+    assert rows == [(step, loss) for step, loss, _ in adapter.history]
     assert same(model, before) and np.array_equal(model.nll(TEST), losses), "the base is what it was"
     assert adapter.best_loss < adapter.start_loss and [h[0] for h in adapter.history] == [1, 2, 3]
     assert sorted(p.name for p in (tmp_path / "a").iterdir()) == WHOLE and [*tmp_path.iterdir()] == [tmp_path / "a"]
@@ -168,16 +171,16 @@ def test_never_worse_than_the_start_on_the_validation_dialogues(rate, old):
 RUN = TuningConfig(rank=2, steps=6, batch_size=4, max_length=64, checks=3, learning_rate=1e-2, validation=0.4)
 
 
-def stop_at(step=None, steps=None):
-    "A logger that notes the steps that a fine-tune trains, and interrupts it at one."
+def run(out=None, stop=None, dialogues=TALK, config=RUN, seed=2) -> tuple:  # (the adapter, the steps that trained)
+    "Fine-tune, with an interrupt at the step `stop`."
+    steps = []
 
     def on_step(now, loss):
-        if steps is not None:
-            steps.append(now)
-        if now == step:
+        steps.append(now)
+        if now == stop:
             raise KeyboardInterrupt
 
-    return on_step
+    return finetune(shared("qwen2"), dialogues, config, out=out, seed=seed, progress=False, on_step=on_step), steps
 
 
 def result(adapter):
@@ -189,7 +192,7 @@ def result(adapter):
 
 @pytest.fixture(scope="module")
 def straight():
-    return finetune(shared("qwen2"), TALK, RUN, seed=2, progress=False)
+    return run()[0]
 
 
 @pytest.fixture(scope="module")
@@ -197,7 +200,7 @@ def stopped(tmp_path_factory):
     "A folder whose run was interrupted at the fifth of six steps."
     out = tmp_path_factory.mktemp("stopped")
     with pytest.raises(KeyboardInterrupt):
-        finetune(shared("qwen2"), TALK, RUN, out=out, seed=2, progress=False, on_step=stop_at(5))
+        run(out, stop=5)
     return out
 
 
@@ -206,32 +209,27 @@ def test_resumed_is_bit_equal(step, straight, tmp_path):
     model = shared("qwen2")
     before = weights(model)
     with pytest.raises(KeyboardInterrupt):
-        finetune(model, TALK, RUN, out=tmp_path, seed=2, on_step=stop_at(step))
+        run(tmp_path, stop=step)
     assert same(model, before)
-    steps = []
-    again = finetune(model, TALK, RUN, out=tmp_path, seed=2, on_step=stop_at(steps=steps))
+    again, steps = run(tmp_path)
     assert result(again) == result(straight)
     assert steps == list(range(step // 2 * 2 + 1, 7)), "it goes on from the last checkpoint"
     assert not (tmp_path / "checkpoints").exists()
 
 
 ENDS = {
-    "all steps": (RUN, 6),
-    "no validation": (replace(RUN, validation=0), 6),
-    "last step between checks": (replace(RUN, steps=5, checks=2), 5),
-    "whole epochs, in passes": (replace(RUN, steps=4, checks=2, batch_size=10), 4),
+    "all steps": RUN,
+    "no validation": replace(RUN, validation=0),
+    "last step between checks": replace(RUN, steps=5, checks=2),
+    "whole epochs, in passes": replace(RUN, steps=4, checks=2, batch_size=10),
 }
 
 
-@pytest.mark.parametrize("end", ENDS)
-def test_stopped_between_the_last_step_and_the_end(end, monkeypatch, tmp_path):
+@pytest.mark.parametrize("config", ENDS.values(), ids=ENDS)
+def test_stopped_between_the_last_step_and_the_end(config, monkeypatch, tmp_path):
     "Nothing is left to train: the same call publishes what an uninterrupted one does."
-    model, (config, last) = shared("qwen2"), ENDS[end]
-    steps = []
-    log = stop_at(steps=steps)
-    wanted = finetune(model, TALK, config, seed=2, progress=False, on_step=log)
-    assert steps[-1] == last, "it ends as it should"
-
+    wanted, steps = run(config=config)
+    assert steps[-1] == config.steps, "it ends as it should"
     real = tuning.remove_checkpoints
 
     def stop(*given, **keep):
@@ -243,16 +241,15 @@ def test_stopped_between_the_last_step_and_the_end(end, monkeypatch, tmp_path):
         with monkeypatch.context() as patch:
             patch.setattr(tuning, name, stop)
             with pytest.raises(KeyboardInterrupt):
-                finetune(model, TALK, config, out=tmp_path, seed=2, progress=False)
-    steps.clear()
-    again = finetune(model, TALK, config, out=tmp_path, seed=2, progress=False, on_step=log)
+                run(tmp_path, config=config)
+    again, steps = run(tmp_path, config=config)
     assert result(again) == result(wanted) and steps == []
     assert sorted(p.name for p in tmp_path.iterdir()) == WHOLE
 
 
 def test_interrupted_while_the_checkpoint_is_written(straight, monkeypatch, tmp_path):
     "The older checkpoint is whole, and the next call goes on from it."
-    real, steps, written = os.replace, [], []
+    real, written = os.replace, []
 
     def stop(source, target):
         written.extend([target] * str(target).endswith("checkpoint"))
@@ -263,9 +260,8 @@ def test_interrupted_while_the_checkpoint_is_written(straight, monkeypatch, tmp_
     with monkeypatch.context() as patch:
         patch.setattr(os, "replace", stop)
         with pytest.raises(KeyboardInterrupt):
-            finetune(shared("qwen2"), TALK, RUN, out=tmp_path, seed=2, progress=False)
-    log = stop_at(steps=steps)
-    again = finetune(shared("qwen2"), TALK, RUN, out=tmp_path, seed=2, progress=False, on_step=log)
+            run(tmp_path)
+    again, steps = run(tmp_path)
     assert result(again) == result(straight) and steps == [3, 4, 5, 6]
     assert sorted(p.name for p in tmp_path.iterdir()) == WHOLE
 
@@ -275,29 +271,25 @@ def test_a_flipped_bit_of_a_checkpoint_costs_time_and_nothing_else(place, stoppe
     "The training begins anew, and ends with the bytes of a run that was never interrupted."
     shutil.copytree(stopped, tmp_path / "a")
     (file,) = (tmp_path / "a").rglob("checkpoint")
-    content, steps = bytearray(file.read_bytes()), []
+    content = bytearray(file.read_bytes())
     content[place] ^= 4
     file.write_bytes(content)
-    log = stop_at(steps=steps)
-    again = finetune(shared("qwen2"), TALK, RUN, out=tmp_path / "a", seed=2, progress=False, on_step=log)
+    again, steps = run(tmp_path / "a")
     assert result(again) == result(straight) and steps == [1, 2, 3, 4, 5, 6]
 
 
 OTHERS = {
-    "dialogues": (TALK[:8], RUN, 2),
-    "seed": (TALK, RUN, 3),
-    "settings": (TALK, TuningConfig(rank=2, steps=6, batch_size=2, max_length=64, checks=3, validation=0.4), 2),
-    "answers under the same ids": ([Dialogue(d.prompt, "No idea.", id=d.id) for d in TALK], RUN, 2),
+    "dialogues": dict(dialogues=TALK[:8]),
+    "seed": dict(seed=3),
+    "settings": dict(config=replace(RUN, batch_size=2)),
+    "answers under the same ids": dict(dialogues=[Dialogue(d.prompt, "No idea.", id=d.id) for d in TALK]),
 }
 
 
 @pytest.mark.parametrize("what", OTHERS)
 def test_a_checkpoint_of_another_run_is_not_used(what, stopped, tmp_path):
     shutil.copytree(stopped, tmp_path / "a")
-    dialogues, config, seed = OTHERS[what]
-    steps = []
-    log = stop_at(steps=steps)
-    finetune(shared("qwen2"), dialogues, config, out=tmp_path / "a", seed=seed, progress=False, on_step=log)
+    _, steps = run(tmp_path / "a", **OTHERS[what])
     assert steps == [1, 2, 3, 4, 5, 6] and sorted(p.name for p in (tmp_path / "a").iterdir()) == WHOLE
 
 
@@ -306,13 +298,10 @@ def theirs(folder):
     return {p: p.read_bytes() if p.is_file() else None for p in folder.rglob("*")}
 
 
-FOREIGN = {"no folder": ["checkpoints"], "an adapter": ["adapter_model.safetensors", "adapter_config.json"]}
-
-
-@pytest.mark.parametrize("what", FOREIGN)
-def test_what_others_made_is_refused_untouched(what, tmp_path):
+@pytest.mark.parametrize("names", [["checkpoints"], ["adapter_model.safetensors", "adapter_config.json"]], ids=len)
+def test_what_others_made_is_refused_untouched(names, tmp_path):
     out = tmp_path / "mine"
-    for name in FOREIGN[what]:
+    for name in names:
         (out / name).parent.mkdir(parents=True, exist_ok=True)
         (out / name).write_text("a thesis")
     before = theirs(tmp_path)
@@ -328,8 +317,7 @@ def test_files_of_others_beside_checkpoints_stay(name, stopped, straight, tmp_pa
     shutil.copytree(stopped, out)
     file.parent.mkdir(exist_ok=True)
     file.write_text("a thesis")
-    steps = []
-    again = finetune(shared("qwen2"), TALK, RUN, out=out, seed=2, progress=False, on_step=stop_at(steps=steps))
+    again, steps = run(out)
     assert result(again) == result(straight) and steps == [5, 6]
     assert [p for p in (out / "checkpoints").rglob("*") if p.is_file()] == [file] and file.read_text() == "a thesis"
 
@@ -340,7 +328,7 @@ def test_a_linked_folder_of_checkpoints_is_refused(stopped, tmp_path):
     (tmp_path / "mine" / "checkpoints").symlink_to(tmp_path / "theirs")
     before = theirs(tmp_path)
     with pytest.raises(InputError, match="not made by this package"):
-        finetune(shared("qwen2"), TALK, RUN, out=tmp_path / "mine", seed=3, progress=False)
+        run(tmp_path / "mine", seed=3)
     assert theirs(tmp_path) == before
 
 
@@ -367,9 +355,6 @@ def test_a_start_that_does_not_fit_is_refused(old, tmp_path):
         assert same(model, before) and not (tmp_path / "out").exists()
 
 
-KILLED = TuningConfig(rank=2, steps=2, batch_size=2, max_length=64, checks=2)
-
-
 def test_a_full_disk_in_a_checkpoint_is_one_line(monkeypatch, tmp_path):
     model, real = shared("llama"), os.replace
     older = finetune(model, TALK[:5], BRIEF, out=tmp_path, progress=False)
@@ -383,19 +368,11 @@ def test_a_full_disk_in_a_checkpoint_is_one_line(monkeypatch, tmp_path):
     with monkeypatch.context() as patch:
         patch.setattr(os, "replace", full)
         with pytest.raises(InputError, match="cannot be written"):
-            finetune(model, TALK[5:], KILLED, out=tmp_path, progress=False)
+            finetune(model, TALK[5:], BRIEF, out=tmp_path, progress=False)
     assert files(tmp_path) == before and same(model, base)
     assert Adapter.load(tmp_path) == older
-    finetune(model, TALK[5:], KILLED, out=tmp_path, progress=False)
+    finetune(model, TALK[5:], BRIEF, out=tmp_path, progress=False)
     assert not (tmp_path / "checkpoints").exists()
-
-
-def test_each_step_is_reported_and_changes_nothing():
-    model, rows = shared("llama"), []
-    plain = bits(finetune(model, TALK, BRIEF, progress=False))
-    log = lambda step, loss: rows.append((step, loss))
-    adapter = finetune(model, TALK, BRIEF, progress=False, on_step=log)
-    assert bits(adapter) == plain and rows == [(step, loss) for step, loss, _ in adapter.history]
 
 
 def test_an_adapter_that_learned_nothing_says_so(old, tmp_path):

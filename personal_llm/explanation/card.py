@@ -25,9 +25,7 @@ class Form:
 
     @property
     def label(self) -> str:  # such as "opens with “In short:”"
-        if not self.words:
-            return self.verb.partition("{} ")[2]
-        return name_run(self.words, self.is_last)
+        return name_run(self.words, self.is_last) if self.words else self.verb.partition("{} ")[2]
 
     def holds(self, text: str) -> bool:
         "Return whether a text has this form."

@@ -11,12 +11,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..base.core import Dialogue, make_generator
+from ..base.core import USER_ORIGINS, Dialogue, make_generator
 from ..base.files import ASSETS
 from ..base.models import mean_response_nll
 from ..data.reading import read_zipped_rows
 from .description import Explanation, describe_answers
-from .habits import PLAIN_PLLM_LABEL, USER_ORIGINS
+from .habits import PLAIN_PLLM_LABEL
 from .space import StyleSpace, concatenate_blocks, find_encoder
 from .space import nonnegative_coefficients, normalise_rows, sparse_code
 from .style import MIN_EXPLAINED_DIALOGUES, check_answer_count

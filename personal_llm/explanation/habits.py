@@ -174,9 +174,6 @@ def find_format_habits(answers: list, base: list) -> list:
     return traits + find_trait("lists", LIST_PATTERN.search, answers, base)
 
 # %% ../../nbs/4_explanation/03_habits.ipynb #40340596
-USER_ORIGINS = ("user", "approved", "annotated")  # origins of answers that the person wrote or approved
-
-
 def find_frame(answers: list, base: list, is_last: bool) -> tuple:  # (a `Trait` or nothing, its words)
     "Find the opening, or the sign-off, which is no list mark and no emoji: those are habits of their own."
     words = find_common_run(answers, is_last)

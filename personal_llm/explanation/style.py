@@ -36,16 +36,8 @@ PUNCTUATION_PATTERNS = {
 }
 
 # %% ../../nbs/4_explanation/01_style.ipynb #1f0e3dad
-def load_word_classes() -> dict:  # name -> frozenset of English words
-    "Read the closed word lists of the package: a line each, a name and its words."
-    classes = {}
-    for line in (ASSETS / "styles" / "word_classes.txt").read_text(encoding="utf-8").splitlines():
-        name, words = line.split(": ")
-        classes[name] = frozenset(words.split())
-    return classes
-
-
-WORD_CLASSES = load_word_classes()
+WORD_CLASS_LINES = (ASSETS / "styles" / "word_classes.txt").read_text(encoding="utf-8").splitlines()
+WORD_CLASSES = {name: frozenset(words.split()) for name, words in (line.split(": ") for line in WORD_CLASS_LINES)}
 
 # %% ../../nbs/4_explanation/01_style.ipynb #1ff1de77
 STYLOMETRIC_FEATURES = (

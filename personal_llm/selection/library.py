@@ -75,7 +75,7 @@ def read_card(folder: Path, base: str) -> dict:
     return card
 
 # %% ../../nbs/5_selection/01_library.ipynb #base1
-SHIPPED_LIBRARIES = {"pocket": ASSETS / "library", "smollm2": ASSETS / "library-smollm2"}  # a folder, if it is there
+SHIPPED_LIBRARIES = {"pocket": ASSETS / "library", "smollm2": ASSETS / "library-smollm2"}
 
 # %% ../../nbs/5_selection/01_library.ipynb #base1f
 def is_library_address(name) -> bool:
@@ -85,16 +85,13 @@ def is_library_address(name) -> bool:
 
 def find_library_folder(name) -> Path:  # name: a folder, or a model's name in `SHIPPED_LIBRARIES`
     "Return the folder of a library: a model's name stands for the library in the package."
-    shipped = SHIPPED_LIBRARIES.get(str(name))
-    return shipped if shipped and shipped.is_dir() else Path(name)
+    return SHIPPED_LIBRARIES.get(str(name), Path(name))
 
 
 def find_shipped_library(base: str) -> Path:  # base: fingerprint of a base model -> a folder, or None
     "Find the library in the package that was made for a base model, if there is one."
-    for folder in SHIPPED_LIBRARIES.values():
-        if (folder / "library.json").is_file() and read_json(folder / "library.json")["base"] == base:
-            return folder
-    return None
+    folders = SHIPPED_LIBRARIES.values()
+    return next((folder for folder in folders if read_json(folder / "library.json")["base"] == base), None)
 
 # %% ../../nbs/5_selection/01_library.ipynb #base1s2
 def download_library(address: str, patterns: list) -> Path:  # the folder of the snapshot in the hub's cache
@@ -143,9 +140,6 @@ class Library(Displayed):
 
     def __iter__(self):
         return iter(self.names)
-
-    def __contains__(self, name):
-        return name in self.names
 
     def __str__(self):
         return f"Library({str(self.address or self.path)!r}: {len(self)} pLLMs of base {self.base})"
@@ -213,9 +207,8 @@ class Library(Displayed):
         "Make an empty library."
         path = Path(path)
         if path.exists() and (not path.is_dir() or any(path.iterdir())):
-            raise InputError(
-                f"{path}: exists already", "give a new folder, or delete this one if a build stopped in it"
-            )
+            remedy = "give a new folder, or delete this one if a build stopped in it"
+            raise InputError(f"{path}: exists already", remedy)
         if space is None and base is None:
             raise InputError("neither a space nor a base model", "give base=model.base")
         make_folder(path)

@@ -15,6 +15,7 @@ from ..base.adapters import Adapter, check_adapter, commit_adapter, read_lora_co
 from ..base.adapters import stage_adapter
 from ..base.core import InputError
 from ..base.files import make_temporary_folder
+from ..explanation.space import nonnegative_coefficients
 
 # %% ../../nbs/5_selection/05_merging.ipynb #mw03
 def fit_merge_weights(
@@ -23,9 +24,7 @@ def fit_merge_weights(
     target: np.ndarray,  # (k,), the user's, in the same unit
 ) -> dict:  # name -> share above 0, sum at most 1; the base model has the rest
     "Return the shares whose sum of coordinates is nearest to the user's, over their sum if that is above 1 (XPerT)."
-    from scipy.optimize import nnls
-
-    weights = nnls(np.asarray(coordinates, float).T, np.asarray(target, float))[0]
+    weights = nonnegative_coefficients(np.asarray(coordinates), target)
     weights /= max(1.0, weights.sum())
     return {name: float(weight) for name, weight in zip(names, weights) if weight > 0}
 
@@ -53,11 +52,10 @@ def merge(
     out = out or make_temporary_folder("adapter-")
     with model.track_cost() as cost:
         try:
-            for member, folder in zip(members, folders.values()):
-                if member == members[0]:
-                    adapted = PeftModel.from_pretrained(model.model, str(folder), adapter_name=member)
-                else:
-                    adapted.load_adapter(str(folder), adapter_name=member)
+            first, *others = map(str, folders.values())
+            adapted = PeftModel.from_pretrained(model.model, first, adapter_name=members[0])
+            for member, folder in zip(members[1:], others):
+                adapted.load_adapter(folder, adapter_name=member)
             shares = [float(weights[name]) for name in folders]
             adapted.add_weighted_adapter(members, shares, "default", combination_type="cat")
             adapted.set_adapter("default")

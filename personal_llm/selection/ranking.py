@@ -69,7 +69,8 @@ class PLLMLosses:
         nats, tokens = sums[:count].T
         if not (np.isfinite(nats).all() and tokens.all()):
             problem = f"the loss of {name!r} is not a number ({nats.sum():g} nats for {tokens.sum():g} tokens)"
-            raise InputError(problem, "remove that pLLM from the library")
+            remedy = "give other dialogues" if name == BASE_NAME else "remove that pLLM from the library"
+            raise InputError(problem, remedy)
         return nats / tokens
 
     def mean_loss(self, name: str, count: int = None) -> float:  # nats per response token
@@ -79,10 +80,7 @@ class PLLMLosses:
 # %% ../../nbs/5_selection/02_ranking.ipynb #53sure02
 def is_gain_certain(gains: np.ndarray, reference_loss: float, min_share: float) -> bool:
     "Whether gains (n,) in nats a token are surely above 0, and their mean above a share of the reference's loss."
-    if len(gains) < 2:
-        return False
-    is_sure = lower_confidence_bound(gains, 1.5) > 0
-    return bool(is_sure and gains.mean() > min_share * reference_loss)
+    return bool(lower_confidence_bound(gains, 1.5) > 0 and gains.mean() > min_share * reference_loss)
 
 # %% ../../nbs/5_selection/02_ranking.ipynb #8a93620b
 def race_by_loss(losses: PLLMLosses, names: list) -> dict:  # name -> nats per token on all dialogues

@@ -12,6 +12,7 @@ from functools import partial
 import numpy as np
 
 from ..base.core import InputError
+from ..explanation.explanation import style_coordinates
 from .gradient_match import compute_slopes
 from .library import check_library_base
 from .ranking import BASE_NAME, PLAIN_PLLM, PLLMLosses, Ranking, SelectionRequest
@@ -21,19 +22,19 @@ from .ranking import cosine_distance, is_gain_certain, l1_distance, race_by_loss
 def select_by_style(
     request: SelectionRequest,
     distance=cosine_distance,  # or `l1_distance`
-    part: str = "coordinates",  # columns that are compared
 ) -> Ranking:
     "Select the nearest row; abstain for default text. Raise `InputError` if the user's row does not fit the library."
     library = request.library
     explanation = request.explanation
     if explanation is None:
         raise InputError("no explanation of the user", "give explain(model, dialogues, library.space)")
-    rows = library.columns(part)
     if explanation.space != library.space.id:
         problem = f"the explanation is of space {explanation.space}, the library of {library.space.id}"
         raise InputError(problem, "explain with library.space")
-    row = np.asarray(explanation.row, float)[slice(*library.space.columns[part])]
-    order = sort_by_distance(distance(rows, row), library.names)
+    z = style_coordinates(library.space, np.asarray(explanation.row, float))
+    if not np.isfinite(z).all():
+        raise InputError("the user's explanation holds numbers that are not finite", "explain again")
+    order = sort_by_distance(distance(library.columns("coordinates"), z), library.names)
     strength = explanation.strength
     threshold = library.space.threshold
     if strength < threshold:

@@ -26,9 +26,6 @@ def warm_start(model, library, dialogues: list, seed: int = 0) -> tuple:  # (`Ex
     explanation = explain(model, dialogues, library.space, seed)
     return explanation, select(library, explanation, model=model, dialogues=dialogues)
 
-# %% ../../nbs/5_selection/06_warm_start.ipynb #wslicenc
-PLAIN_LICENCE = "CC BY-SA 4.0"  # that allows all of the package's plain texts to be adapted
-
 # %% ../../nbs/5_selection/06_warm_start.ipynb #65b0f317
 def load_plain_dialogues() -> list:  # of `Dialogue`
     "Load the plain answers to questions of many kinds that ship with the package."
@@ -51,6 +48,6 @@ def add_plain_pllm(
         if library.space is not None:
             probes = prepare_probes(model, library.space, *load_probe_texts(), seed, adapter)
         explanation = explain_pllm(model, adapter, library.space, probes, seed).without_timings()
-        facts = dict(licence=PLAIN_LICENCE, samples=len(dialogues), style="plain answers")
-        library.add(PLAIN_PLLM, adapter, explanation, **facts)
+        licence = "CC BY-SA 4.0"  # that allows all of the package's plain texts to be adapted
+        library.add(PLAIN_PLLM, adapter, explanation, licence=licence, samples=len(dialogues), style="plain answers")
     return probes and replace(probes, plain=library[PLAIN_PLLM].adapter)

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from ..base.adapters import ADAPTER_CARD_FILE, CHECKPOINTS_FOLDER, CONFIG_FILE, WEIGHTS_FILE, Adapter
 from ..base.adapters import attach_adapter, check_adapter, commit_adapter, read_lora_config, stage_adapter
-from ..base.core import Cost, Dialogue, InputError, check_seed, make_generator
+from ..base.core import USER_ORIGINS, Cost, Dialogue, InputError, check_seed, make_generator
 from ..base.files import delete_path, make_folder, make_temporary_folder
 from ..data.reading import as_dialogues
 from .config import TuningConfig
@@ -39,9 +39,6 @@ def find_lineages(dialogues: list) -> list:  # of each dialogue: the lowest id o
     return [find_root(dialogue.id) for dialogue in dialogues]
 
 # %% ../../nbs/3_tuning/07_finetune.ipynb #vs01
-ANSWER_ORIGINS = ("annotated", "user", "approved")  # origins of the user's own answers
-
-
 def validation_split(
     dialogues: list,  # dialogues, synthetic ones among them
     share: float,  # of the lineages, 0 to below 1; 0: hold nothing back
@@ -49,13 +46,13 @@ def validation_split(
 ) -> tuple:  # (training dialogues, validation dialogues); the second is empty when nothing is held back
     "Divide dialogues by lineage; the second list holds the user's answers only, the first none of their relatives."
     pairs = list(zip(find_lineages(dialogues), dialogues))
-    candidates = sorted({lineage for lineage, d in pairs if d.origin in ANSWER_ORIGINS})
+    candidates = sorted({lineage for lineage, d in pairs if d.origin in USER_ORIGINS})
     count = min(round(share * len(candidates)), len(candidates) - 1)
     if count < FEWEST_FOR_MEAN:
         return list(dialogues), []
     chosen = set(make_generator(seed, "validation").permutation(candidates)[:count].tolist())
     training = [d for lineage, d in pairs if lineage not in chosen]
-    return training, [d for lineage, d in pairs if lineage in chosen and d.origin in ANSWER_ORIGINS]
+    return training, [d for lineage, d in pairs if lineage in chosen and d.origin in USER_ORIGINS]
 
 # %% ../../nbs/3_tuning/07_finetune.ipynb #0d53d2fd
 def remove_earlier_turns(dialogue: Dialogue) -> Dialogue:
