@@ -8,8 +8,8 @@ from personal_llm.base.core import Dialogue
 from personal_llm.buffer.buffer import bin_bytes, open_buffer
 from personal_llm.buffer.scoring import ScoredDialogue, Scores, in_domain_dissimilarity
 
-ROUND = dict(adapter="a", start="", seen=1, kept=1, synthetic=0, rejected={}, requests=0, start_loss=2.0, best_loss=1.0)
-ROUND |= dict(num_validation_dialogues=0, steps=8, seconds=1.0, cut=0, warm=None, digest="")  # what a fine-tune records
+ROUND = dict(adapter="a", start="", kept=1, synthetic=0, requests=0, start_loss=2.0, best_loss=1.0)
+ROUND |= dict(steps=8, seconds=1.0, warm=None, digest="")  # what a fine-tune records
 
 
 def candidate(name, eoe=0.5, dss=0.1, embedding=(1, 0, 0), domain="d0", scripts=None, model="base"):

@@ -1,8 +1,10 @@
-"Processes that really die at their k-th file operation, so that nothing cleans up after them."
+"Processes that die at their k-th operation on a file or statement of SQL, so that nothing cleans up after them."
 
 import builtins
 import os
+import shutil
 import signal
+import sqlite3
 import sys
 import time
 import traceback
@@ -11,7 +13,7 @@ OPERATIONS = [(os, name) for name in ("replace", "rename", "link", "unlink", "rm
 
 
 def at_operation(step, act, change=setattr) -> list:
-    "Let the step-th file operation of this process `act` instead; the list's item counts them."
+    "Let the step-th operation of this process on a file `act` instead, or before a statement of SQL; the list counts them."
     count = [0]
 
     def now() -> bool:
@@ -32,7 +34,13 @@ def at_operation(step, act, change=setattr) -> list:
         writes = set(mode) & set("wax+") and not isinstance(file, int)
         return act() if writes and now() else real(file, mode, *given, **named)
 
+    def connect(*given, connect=sqlite3.connect, **named):
+        connection = connect(*given, **named)
+        connection.set_trace_callback(lambda statement: act() if now() else None)
+        return connection
+
     change(builtins, "open", opened)
+    change(sqlite3, "connect", connect)
     return count
 
 
@@ -64,3 +72,16 @@ def killed_at(step, work) -> bool:
     code = ended(child)
     assert code in (0, 9), f"the work failed at operation {step}"
     return code == 9
+
+
+def look_after_kills(folder, work, look) -> list:
+    "Do some work on copies of a folder, each killed one operation later, and return what is seen of each copy."
+    seen = []
+    is_killed = True
+    while is_killed:
+        copy = folder.with_name(f"{folder.name} {len(seen)}")
+        shutil.copytree(folder, copy)
+        is_killed = killed_at(len(seen), lambda: work(copy))
+        seen.append(look(copy))
+        shutil.rmtree(copy)
+    return seen

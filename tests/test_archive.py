@@ -168,14 +168,6 @@ def test_a_disk_that_cannot_lock_is_one_line(tmp_path, monkeypatch, error):
         hold_folder(tmp_path)
 
 
-def test_a_second_cell_of_the_same_program_hears_what_to_close(tmp_path):
-    lock = hold_folder(tmp_path / "me")
-    with pytest.raises(InputError, match="at work in this folder.*me.close()"):
-        hold_folder(tmp_path / "other" / ".." / "me")
-    lock.release()
-    hold_folder(tmp_path / "me").release()
-
-
 def test_a_tilde_is_the_home_folder(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     archive = Archive("~/me")

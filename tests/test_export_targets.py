@@ -116,23 +116,19 @@ def read_messages(text: str) -> list:  # (role, text)
     return found
 
 
-def test_examples_are_corrected_ones_first_without_copies_and_unsafe_texts():
+def test_examples_are_the_newest_six_of_1200_tokens_that_are_safe_and_answered():
     model = shared("llama")
-    control = model.tokenizer.eos_token
-    dialogues = [
-        answer(1, "Is tea good for me?"),
-        answer(2, "Is tea good for me, please?"),
-        answer(3, "Where is the sea?", origin="approved"),
-        answer(4, 'What does """ mean?'),
-        answer(5, "How do I stop?", f"Dear friend, {control}"),
-        answer(6, f"Why {control}?"),
-        answer(7, "Nobody answered this.", origin="user"),
-        answer(8, "An empty one", " "),
-        answer(9, "Is the moon far away?"),
-    ]
-    assert [d.time for d in choose_examples(model, dialogues)] == [9, 2, 3]
-    assert [d.time for d in choose_examples(model, dialogues[::-1], count=2)] == [9, 2]
-    assert choose_examples(model, dialogues, max_tokens=1) == choose_examples(model, []) == []
+    model.max_length, before = 10**4, model.max_length
+    words = "one two three four five six seven eight".split()
+    dialogues = [answer(n, f"What is {word}?") for n, word in enumerate(words)]
+    dialogues += [answer(10, f"Why {model.tokenizer.eos_token}?"), answer(11, "An empty one", " ")]
+    try:
+        assert [d.time for d in choose_examples(model, dialogues)] == [7, 6, 5, 4, 3, 2]
+        dialogues += [answer(20, "A long one?", "yes " * 1250), answer(21, "A shorter one?", "yes " * 1000)]
+        chosen = choose_examples(model, dialogues)
+    finally:
+        model.max_length = before
+    assert [d.time for d in chosen] == [21, 7, 6, 5, 4, 3] and choose_examples(model, []) == []
 
 
 @pytest.mark.parametrize(

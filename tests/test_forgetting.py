@@ -12,13 +12,12 @@ import pytest
 from hypothesis import Phase, example, given, settings
 from hypothesis import strategies as st
 from candidates import ROUND
-from kills import killed_at
+from kills import look_after_kills
 
 from personal_llm.base.core import Cost, Dialogue, InputError
 from personal_llm.base.models import load_model
 from personal_llm.buffer.buffer import Buffer
 from personal_llm.buffer.scoring import ScoredDialogue, Scores
-from personal_llm.device import archive as archive_module
 from personal_llm.device import chat, forgetting, personalizer
 from personal_llm.device.archive import ARCHIVE_FILE, Archive
 from personal_llm.device.chat import ChatSession
@@ -45,17 +44,23 @@ class Talks:
         self.state.archive.add(d, talk, [*turns, *map(list, foreign)])
         self.state.record("said", id, reads=list(reads), statements=list(statements))
 
-    def correct(self, id, text):
-        self.state.record("reacted", id, kind="better", text=text, asked=False, time=0.0)
+    def correct(self, id, text="", kind="better"):
+        self.state.record("reacted", id, kind=kind, text=text, asked=False, time=0.0)
 
-    def tune(self, number, *learned):
+    def plan(self, **what):
+        return plan_forgetting(self.state, **what)
+
+    def forget(self, **what):
+        return forget_dialogues(self.state, self.plan(**what))
+
+    def tune(self, number, *learned, **own):  # own: id -> more of its event
         if self.state.archive.file:
             folder = self.state.archive.file.parent / f"adapters/{number:03d}"
             folder.mkdir(parents=True)
             (folder / "adapter_model.safetensors").write_bytes(b"weights")
         self.state.record("tuned", **ROUND | dict(adapter=f"adapters/{number:03d}"))
-        for id in learned:
-            self.state.record("learned", id)
+        for id, content in (dict.fromkeys(learned, {}) | own).items():
+            self.state.record("learned", id, **content)
 
 
 def read_bytes(folder):
@@ -68,8 +73,8 @@ def test_the_dog_goes_and_the_allergy_stays(tmp_path):
     talks.say("allergy", "I am allergic to peanuts.", "Biscuit must not eat them either.", turns=["dog"])
     talks.say("snack", "Which snack can I take?", "An apple.", statements=["allergy", "dog"], talk="tuesday")
     talks.say("emma", "Who wrote Emma?", "Jane Austen.", talk="wednesday")
-    talks.state.record("reacted", "allergy", kind="up", text="", asked=False, time=0.0)
-    plan = plan_forgetting(talks.state, ids=["dog"])
+    talks.correct("allergy", kind="up")
+    plan = talks.plan(ids=["dog"])
     assert (plan.dialogues, plan.replies) == (("dog",), ("allergy", "snack"))
     assert len(talks.state.archive.dialogues) == 4, "a plan changes nothing"
     state = forget_dialogues(talks.state, plan)
@@ -87,23 +92,8 @@ def test_a_reply_that_read_only_a_message_stays_when_the_reply_to_it_goes():
     talks.say("dog", "I have a dog, Biscuit.", "Lovely!")
     talks.say("walk", "I live in Porto. Where can we walk?", "With Biscuit along the river.", turns=["dog"])
     talks.say("city", "What can I see here?", "The bridge of Porto.", statements=["walk"], talk="tuesday")
-    plan = plan_forgetting(talks.state, ids=["dog"])
+    plan = talks.plan(ids=["dog"])
     assert plan.replies == ("walk",), "the message about Porto stays, and so does the reply that read it"
-
-
-def test_a_correction_is_the_persons_own_and_ends_the_chain():
-    talks = Talks()
-    talks.say("dog", "I have a dog, Biscuit.", "Lovely!")
-    talks.say("walk", "Which walk?", "One with Biscuit.", turns=["dog"])
-    talks.correct("walk", "The one along the river.")
-    talks.say("long", "How long is it?", "Two miles.", reads=["walk"], talk="tuesday")
-    talks.tune(0, "walk")
-    plan = plan_forgetting(talks.state, ids=["dog"])
-    assert plan.replies == ("walk",) and plan.adapters == ()
-    state = forget_dialogues(talks.state, plan)
-    assert state.newest("walk").response == "The one along the river."
-    assert state.archive.dialogues["walk"].response == ""
-    assert [d.id for d in state.list_answered()] == [state.newest("walk").id]
 
 
 def test_every_adapter_from_the_first_that_learned_it_goes(tmp_path):
@@ -114,7 +104,7 @@ def test_every_adapter_from_the_first_that_learned_it_goes(tmp_path):
     talks.tune(0, "a")
     talks.tune(1, "a", "b")
     talks.tune(2, "b", "c")
-    plan = plan_forgetting(talks.state, ids=["b"])
+    plan = talks.plan(ids=["b"])
     assert plan.adapters == ("adapters/001", "adapters/002")
     state = forget_dialogues(talks.state, plan)
     assert [one.adapter for one in state.rounds] == ["adapters/000"]
@@ -122,41 +112,24 @@ def test_every_adapter_from_the_first_that_learned_it_goes(tmp_path):
     assert open_state(state.archive).rounds == state.rounds
 
 
-def test_the_answer_of_a_file_is_the_persons_data_and_stays():
-    talks = Talks()
-    talks.say("one", "What is rust?", "Iron oxide.", origin="user", talk="")
-    talks.say("two", "And verdigris?", "Copper salts.", turns=["one"], origin="user", talk="")
-    plan = plan_forgetting(talks.state, ids=["one"])
-    assert plan.replies == ()
-    state = forget_dialogues(talks.state, plan)
-    assert state.archive.dialogues["two"].response == "Copper salts." and state.archive.dialogues["two"].history == ()
-
-
-LOOKS_EQUAL = ["jean-luc", "**Jean\u2011Luc**", "jean-\u200bluc", "`Jean–Luc`", "[Jean]-Luc", "Jean\u2010Luc\u00b4"]
-
-
-@pytest.mark.parametrize("text", LOOKS_EQUAL)
-def test_texts_that_look_equal_are_found(text):
+def test_texts_that_look_equal_are_found():
     talks = Talks()
     talks.say("a", "My friend Jean-Luc calls.", "Good.")
     talks.say("b", "Who wrote Emma?", "Austen.")
     talks.correct("b", "Not *Jean\u2011Luc*: Austen.")
     talks.say("c", "And?", "…", talk="client")
-    assert plan_forgetting(talks.state, text=text).dialogues == ("a", "b")
-    parts = "> friend\n> Jean-Luc", "| friend | Jean-Luc |", "fri\u00adend\u00a0Jean-Luc"
-    assert all(holds(part, {"friend jean-luc"}) for part in parts) and holds("[x](friend-\u200bje.org)", {"friend-je"})
-    assert fold("Straße") == fold("STRASSE") and fold("İzmir") == fold("izmir")
-    assert fold("Rene\u0301\u00a0’s") == fold("RENÉ\ufe0f 's")
+    for text in ("jean-luc", "**Jean\u2011Luc**", "jean-\u200bluc", "`Jean–Luc`", "[Jean]-Luc", "Jean\u2010Luc\u00b4"):
+        assert talks.plan(text=text).dialogues == ("a", "b"), text
+    assert holds("[x](friend-\u200bje.org)", {"friend-je"}) and fold("İzmir") == fold("izmir")
 
 
 @pytest.mark.parametrize("origin, left", [("model", ""), ("user", "So.")])
 def test_a_turn_of_another_program_is_searched_too(origin, left):
     talks = Talks()
-    d = Dialogue("And how?", "So.", [("user", "I met Ada."), ("assistant", "Nice.")], id="x", origin=origin)
-    talks.state.archive.add(d, "client")
-    talks.state.record("said", "x", reads=[], statements=[])
+    foreign = [("user", "I met Ada."), ("assistant", "Nice.")]
+    talks.say("x", "And how?", "So.", origin=origin, talk="client", foreign=foreign)
     talks.tune(0, "x")
-    plan = plan_forgetting(talks.state, text="ada")
+    plan = talks.plan(text="ada")
     turns = (("x", "I met Ada."), ("x", "Nice."))
     assert (plan.dialogues, plan.turns) == ((), turns) and len(plan.adapters) == 1, "the answer had read it"
     assert plan.lines[:-3] == ("reply only, your message stays: And how?",) * (origin == "model")
@@ -171,7 +144,7 @@ def test_a_word_that_only_the_model_wrote_takes_the_reply_alone():
     talks.say("walk", "Which walk?", "Along the river.", talk="tuesday")
     talks.correct("walk", "With Biscuit.")
     talks.correct("walk", "Along the canal.")
-    plan = plan_forgetting(talks.state, text="biscuit")
+    plan = talks.plan(text="biscuit")
     assert plan.dialogues == ("dog", "walk"), "also by a correction that was replaced"
     assert plan.replies == ("allergy",)
 
@@ -182,7 +155,7 @@ def test_all_earlier_tries_go_with_the_turn_that_took_their_place():
         talks.say(id, f"Question {id}?", "An answer.")
     talks.state.record("replaced", "a", by="b")
     talks.state.record("replaced", "b", by="c")
-    assert plan_forgetting(talks.state, ids=["c"]).dialogues == ("a", "b", "c")
+    assert talks.plan(ids=["c"]).dialogues == ("a", "b", "c")
 
 
 def test_an_instruction_goes_by_its_words_with_its_earlier_texts():
@@ -190,24 +163,12 @@ def test_an_instruction_goes_by_its_words_with_its_earlier_texts():
     for number, text in ((1, "Call me Ada."), (1, "Call me Bo."), (2, "Be brief."), (3, "As Ada says.")):
         talks.state.record("instructed", number=number, text=text, time=0.0)
     talks.state.record("asked_habit", text="opens with “Dear Ada”")
-    plan = plan_forgetting(talks.state, text="ada")
-    assert [line.partition(":")[2].strip() for line in plan.lines] == [
-        "Call me Ada.",
-        "Call me Bo.",
-        "As Ada says.",
-        "opens with “Dear Ada”",
-    ]
+    plan = talks.plan(text="ada")
+    listed = [line.partition(": ")[2] for line in plan.lines]
+    assert listed == ["Call me Ada.", "Call me Bo.", "As Ada says.", "opens with “Dear Ada”"]
     state = forget_dialogues(talks.state, plan)
     assert [one.text for one in state.instructions.values()] == ["Be brief."]
     assert state.asked_habits == set() and plan_forgetting(state, text="ada") == ForgetPlan()
-
-
-def test_everything():
-    talks = Talks()
-    for n in range(4):
-        talks.say(f"d{n}", f"Question {n}?", "An answer.", talk=str(n))
-    state = forget_dialogues(talks.state, plan_forgetting(talks.state, everything=True))
-    assert state.archive.dialogues == {} and len(state.buffer) == 0
 
 
 @pytest.mark.parametrize("head", [b"", bytes(4096)])
@@ -233,7 +194,7 @@ def test_a_folder_of_a_stopped_fine_tune_is_listed_and_goes(tmp_path):
     talks.say("b", "Who wrote Emma?", "Austen.", talk="b")
     talks.tune(0, "b")
     (tmp_path / "adapters" / "001" / "checkpoints").mkdir(parents=True)
-    plan = plan_forgetting(talks.state, text="biscuit")
+    plan = talks.plan(text="biscuit")
     assert plan.adapters == ("adapters/001",)
     forget_dialogues(talks.state, plan)
     assert [path.name for path in (tmp_path / "adapters").iterdir()] == ["000"]
@@ -247,7 +208,7 @@ def test_a_link_in_place_of_an_adapter_goes_and_the_list_says_what_stays(tmp_pat
     link.rename(tmp_path / "elsewhere")
     link.symlink_to(tmp_path / "elsewhere")
     (link.parent / "notes.txt").write_text("not ours")
-    plan = plan_forgetting(talks.state, text="biscuit")
+    plan = talks.plan(text="biscuit")
     assert plan.lines[1:] == ("adapter: adapters/000, a link: the folder that it names stays",)
     forget_dialogues(talks.state, plan)
     assert [path.name for path in link.parent.iterdir()] == ["notes.txt"] and (tmp_path / "elsewhere").is_dir()
@@ -265,10 +226,10 @@ def test_a_second_call_finishes_what_a_locked_file_stopped(tmp_path, monkeypatch
     reader = sqlite3.connect(tmp_path / ARCHIVE_FILE)
     reader.execute("BEGIN")
     reader.execute("SELECT count(*) FROM dialogues").fetchall()
-    plan = plan_forgetting(talks.state, text="biscuit")
+    plan = talks.plan(text="biscuit")
     with pytest.raises(InputError, match="another program reads it"):
         forget_dialogues(talks.state, plan)
-    assert plan_forgetting(talks.state, text="biscuit") == plan, "nothing went"
+    assert talks.plan(text="biscuit") == plan, "nothing went"
     reader.close()
 
     def fail_at_second(folder):
@@ -280,7 +241,10 @@ def test_a_second_call_finishes_what_a_locked_file_stopped(tmp_path, monkeypatch
     with monkeypatch.context() as patch, pytest.raises(PermissionError):
         patch.setattr(forgetting.shutil, "rmtree", fail_at_second)
         forget_dialogues(talks.state, plan)
-    state = forget_dialogues(talks.state, plan_forgetting(open_state(talks.state.archive), text="biscuit"))
+    plan = plan_forgetting(open_state(talks.state.archive), text="biscuit")
+    assert plan.lines == ("the rest of an earlier deletion",)
+    state = forget_dialogues(talks.state, plan)
+    assert plan_forgetting(state, text="biscuit") == ForgetPlan()
     assert state.rounds == [] and list((tmp_path / "adapters").iterdir()) == []
     state.archive.close()
     assert b"biscuit" not in read_bytes(tmp_path)
@@ -337,13 +301,11 @@ def test_no_text_of_a_reply_that_read_it_is_left(tmp_path_factory, data):
             corrected = data.draw(st.sampled_from([*earlier, f"d{n}"]))
             talks.correct(corrected, f"mine {corrected}")
     gone = data.draw(st.sampled_from(sorted(words)))
-    state = forget_dialogues(talks.state, plan_forgetting(talks.state, ids=[gone]))
-    state.archive.close()
+    talks.forget(ids=[gone]).archive.close()
     assert words[gone].encode() not in read_bytes(folder)
     again = open_state(Archive(folder))
-    for id in words:
-        if id != gone:
-            assert again.archive.dialogues[id].prompt == f"I say {words[id]}", "own messages stay"
+    prompts = {id: d.prompt for id, d in again.archive.dialogues.items()}
+    assert prompts == {id: f"I say {word}" for id, word in words.items() if id != gone}, "own messages stay"
     again.archive.close()
 
 
@@ -357,8 +319,8 @@ def test_a_reply_that_read_words_of_the_model_goes_also_if_they_were_corrected_l
     talks.say("early", "And tomorrow?", "With Zora, too.", turns=["walk"])
     talks.correct("walk", "With my friend.")
     talks.say("late", "And on Sunday?", "With your friend.", turns=["walk"], talk="tuesday")
-    talks.state.record("reacted", "walk", kind="up", text="", asked=False, time=0.0)
-    plan = plan_forgetting(talks.state, ids=["sister"])
+    talks.correct("walk", kind="up")
+    plan = talks.plan(ids=["sister"])
     assert (plan.dialogues, plan.replies) == (("sister",), ("walk", "early"))
     state = forget_dialogues(talks.state, plan)
     assert state.newest("walk").response == "With my friend.", "an approved correction is the person's own"
@@ -367,24 +329,17 @@ def test_a_reply_that_read_words_of_the_model_goes_also_if_they_were_corrected_l
     assert b"zora" not in read_bytes(tmp_path)
 
 
-@pytest.mark.parametrize("own, left", [(None, 1), (True, 1), (False, 0)])
-def test_an_adapter_goes_if_it_learned_the_version_that_read_it(own, left):
+@pytest.mark.parametrize(
+    "content, is_later, left", [({}, 0, 1), (dict(own=True), 0, 1), (dict(own=False), 0, 0), ({}, 1, 0)]
+)
+def test_an_adapter_goes_if_it_learned_the_version_that_read_it(content, is_later, left):
     talks = Talks()
     talks.say("sister", "My sister is called Zora.", "Nice.")
     talks.say("walk", "Whom can I walk with?", "With Zora.", turns=["sister"])
-    talks.correct("walk", "With my friend.")
-    talks.tune(0)
-    talks.state.record("learned", "walk", **({} if own is None else dict(own=own)))
-    assert len(plan_forgetting(talks.state, ids=["sister"]).adapters) == 1 - left
-
-
-def test_an_adapter_that_learned_it_before_the_correction_goes():
-    talks = Talks()
-    talks.say("sister", "My sister is called Zora.", "Nice.")
-    talks.say("walk", "Whom can I walk with?", "With Zora.", turns=["sister"])
-    talks.tune(0, "walk")
-    talks.correct("walk", "With my friend.")
-    assert plan_forgetting(talks.state, ids=["sister"]).adapters == ("adapters/000",)
+    acts = [lambda: talks.correct("walk", "With my friend."), lambda: talks.tune(0, walk=content)]
+    for act in acts[::-1] if is_later else acts:
+        act()
+    assert len(talks.plan(ids=["sister"]).adapters) == 1 - left
 
 
 # other programs have copies
@@ -395,12 +350,10 @@ def test_copies_in_other_histories_go_by_id_with_the_replies_to_them():
     talks.say("dog", "My dog is Biscuit.", "Lovely, Biscuit!", talk="client")
     talks.say("tea", "I like tea.", "Good.", talk="client")
     edited = [("user", "my dog is **Biscuit**."), ("assistant", "Biscuit is fine."), ("user", "Who wrote Emma?")]
-    talks.state.archive.add(Dialogue("And Ulysses?", "Joyce.", edited, id="b", origin="model", time=9.0), "client")
-    talks.state.record("said", "b", reads=[], statements=[])
+    talks.say("b", "And Ulysses?", "Joyce.", talk="client", foreign=edited)
     other = [("user", "I like tea."), ("assistant", "So do I.")]
-    talks.state.archive.add(Dialogue("And coffee?", "Yes.", other, id="c", origin="model", time=9.0), "client")
-    talks.state.record("said", "c", reads=[], statements=[])
-    plan = plan_forgetting(talks.state, ids=["dog"])
+    talks.say("c", "And coffee?", "Yes.", talk="client", foreign=other)
+    plan = talks.plan(ids=["dog"])
     assert (plan.dialogues, plan.replies) == (("dog",), ("b",))
     assert plan.turns == (("b", "my dog is **Biscuit**."), ("b", "Biscuit is fine."))
     state = forget_dialogues(talks.state, plan)
@@ -411,20 +364,16 @@ def test_copies_in_other_histories_go_by_id_with_the_replies_to_them():
 def test_a_forgotten_turn_that_a_program_sends_again_is_dropped_and_no_text_stays(tmp_path):
     talks = Talks(tmp_path)
     talks.say("dog", "My dog is Biscuit.", "Lovely!", talk="client")
-    archive = forget_dialogues(talks.state, plan_forgetting(talks.state, ids=["dog"])).archive
-    sent = [
-        ("system", "Be brief."),
-        ("user", "My dog is “Biscuit”."),
-        ("assistant", "Lovely, Biscuit!"),
-        ("user", "Tea?"),
-    ]
+    archive = talks.forget(ids=["dog"]).archive
+    turns = ("Be brief.", "My dog is “Biscuit”.", "Lovely, Biscuit!", "Tea?")
+    sent = [*zip(("system", "user", "assistant", "user"), turns)]
     assert drop_forgotten(archive, sent) == [sent[0], sent[3]]
     assert drop_forgotten(Archive(), sent) == sent
     other = Talks()
     other.say("dog", "My dog is Biscuit.", "Lovely!", talk="client")
-    names = [forget_dialogues(t.state, plan_forgetting(t.state, everything=True)).archive.events[-1] for t in (other,)]
-    names.append(next(event for event in archive.events if event.kind == "forgotten"))
-    assert len({*names[0].content["turns"]} | {*names[1].content["turns"]}) == 4, "each archive has its own key"
+    emptied = other.forget(everything=True).archive
+    names = {name for one in (archive, emptied) for name in one.events[-1].content["turns"]}
+    assert len(names) == 4 and emptied.dialogues == {}, "each archive has its own key"
     archive.close()
     assert b"biscuit" not in read_bytes(tmp_path)
 
@@ -433,7 +382,7 @@ def test_another_reply_to_a_message_whose_reply_was_forgotten_is_dropped_too():
     talks = Talks()
     talks.say("dog", "My dog is Biscuit.", "Lovely!")
     talks.say("pet", "What is my pet called?", "Biscuit.", statements=["dog"], talk="client")
-    archive = forget_dialogues(talks.state, plan_forgetting(talks.state, ids=["dog"])).archive
+    archive = talks.forget(ids=["dog"]).archive
     sent = [("user", "What is my pet called?"), ("assistant", "It is Biscuit, your dog."), ("user", "Tea?")]
     assert drop_forgotten(archive, sent) == [sent[0], sent[2]]
 
@@ -467,10 +416,9 @@ def make_memory(folder):
     for id in others:
         talks.say(id, f"Question {id}?", "An answer.", talk=id)
     talks.say("repeat", "Question other2?", "An answer.", talk="d")
+    scores = scores_to_dict(Scores(**FACTS, embedding=np.ones(8)))
     for id in ("dog", "emma", *others, "repeat"):  # the first one leaves the buffer, and the last one is discarded
-        talks.state.record(
-            "scored", id, scores=scores_to_dict(Scores(**FACTS, embedding=np.ones(8))), is_considered=False
-        )
+        talks.state.record("scored", id, scores=scores, is_considered=False)
         place(talks.state, id)
     talks.say("late", "Any news?", "None.", talk="c")
     talks.state.archive.close()
@@ -487,32 +435,6 @@ def look(folder):
     return seen
 
 
-def dies_at(step, work) -> bool:
-    "Whether the work, in a child, was killed at a statement of SQL or an operation on a file, counted together."
-    count = [0]
-
-    def act():
-        count[0] += 1
-        return os._exit(9) if count[0] == step + 1 else None
-
-    def open_watched(*given, **named):
-        connection = connect(*given, **named)
-        connection.set_trace_callback(lambda statement: act())
-        return connection
-
-    def work_watched():
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(archive_module, "connect", open_watched)
-            for name in ("unlink", "rmdir"):
-                patch.setattr(
-                    os, name, lambda *given, real=getattr(os, name), **named: (act(), real(*given, **named))[1]
-                )
-            work()
-
-    connect = archive_module.connect
-    return killed_at(10**9, work_watched)
-
-
 @pytest.mark.later
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="kills need fork")
 @pytest.mark.parametrize("kind", ["forget", "undo", "trim"])
@@ -524,47 +446,14 @@ def test_a_kill_leaves_the_state_before_or_after_and_the_next_opening_finishes(t
     assert before != after
     if kind == "trim":
         assert after[2] == before[2] and after[3] == ["late"], "what was seen counts, and a turn that waits stays"
-    step = 0
-    dies = True
-    states = []
-    while dies:
-        folder = tmp_path / f"{step}"
-        shutil.copytree(tmp_path / "before", folder)
-        dies = dies_at(step, lambda: change_memory(folder, kind))
-        states.append(look(folder))
-        assert states[-1] in (before, after), step
-        if kind == "forget" and states[-1] == after:
-            assert b"biscuit" not in read_bytes(folder), step
-        shutil.rmtree(folder)
-        step += 1
-    assert step > 10 and states == sorted(states, key=lambda state: state == after), "first before, then after"
 
+    def look_again(folder):
+        seen = look(folder)
+        assert seen == before or seen == after and (kind != "forget" or b"biscuit" not in read_bytes(folder))
+        return seen == after
 
-def test_a_stop_in_the_second_writing_is_finished_by_the_next_call_and_by_the_next_opening(tmp_path, monkeypatch):
-    for number in range(2):
-        folder = tmp_path / str(number)
-        talks = Talks(folder)
-        talks.say("dog", "My dog is Biscuit.", "Nice.")
-        talks.tune(0, "dog")
-        calls = []
-
-        def purge_once(archive, purge=forgetting.purge, calls=calls):
-            calls.append(archive)
-            if len(calls) == 2:
-                raise InputError("another program reads it", "end it")
-            purge(archive)
-
-        with monkeypatch.context() as patch, pytest.raises(InputError, match="reads it"):
-            patch.setattr(forgetting, "purge", purge_once)
-            forget_dialogues(talks.state, plan_forgetting(talks.state, text="biscuit"))
-        state = open_state(talks.state.archive)
-        assert state.rounds == [] and state.archive.dialogues == {}
-        plan = plan_forgetting(state, text="biscuit")
-        assert plan.lines == ("the rest of an earlier deletion",)
-        forget_dialogues(state, plan) if number else finish_forgetting(state)
-        assert plan_forgetting(state, text="biscuit") == ForgetPlan()
-        state.archive.close()
-        assert b"biscuit" not in read_bytes(folder) and not (folder / "adapters" / "000").exists()
+    states = look_after_kills(tmp_path / "before", lambda folder: change_memory(folder, kind), look_again)
+    assert len(states) > 10 and states == sorted(states), "first before, then after"
 
 
 # the roads in: chat, another program, files; what is listed is what goes, and nothing else
@@ -605,8 +494,7 @@ def make_round(dialogues, model, config, folder, **options):
     place = find_place(folder)
     place.mkdir(parents=True)
     (place / "adapter_model.safetensors").write_bytes(b"weights")
-    content = {name: value for name, value in ROUND.items() if name not in ("seen", "requests")}
-    return PreparedRound(content | dict(adapter=f"adapters/{place.name}"), dialogues, None, Cost())
+    return PreparedRound(ROUND | dict(adapter=f"adapters/{place.name}"), dialogues, None, Cost())
 
 
 def make_scores(model, dialogues, lexicons):

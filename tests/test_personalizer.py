@@ -1,19 +1,19 @@
 "The five verbs, on the pocket model."
 
+import itertools
 import os
-import shutil
 import subprocess
 import sys
 
 import pytest
-from kills import killed_at
+from kills import look_after_kills
 from tiny import break_seal
 
 from personal_llm.base.core import Dialogue, InputError
 from personal_llm.base.models import load_model
 from personal_llm.buffer.buffer import Buffer
 from personal_llm.device import personalizer
-from personal_llm.device.personalizer import Personalizer, PersonalizerSettings
+from personal_llm.device.personalizer import Personalizer
 from personal_llm.tuning.config import TuningConfig
 
 SHORT = TuningConfig(steps=2, batch_size=2)
@@ -96,16 +96,14 @@ def test_the_strict_case_keeps_the_buffer_only(model, tmp_path):
 # react
 
 
-@pytest.mark.parametrize("kind, text", [("better", ""), ("better", "  "), ("up", "yes"), ("edit", "a"), ("", "")])
-def test_an_impossible_reaction_changes_nothing(model, kind, text):
+def test_an_impossible_reaction_changes_nothing(model):
     me = make(model)
     me.observe(STREAM[0])
     events = len(me.archive.events)
-    with pytest.raises(InputError):
-        me.react(STREAM[0], kind, text)
+    for id, kind, text in ((STREAM[0].id, "better", ""), (STREAM[0].id, "up", "yes"), ("unknown", "up", "")):
+        with pytest.raises(InputError, match="stored" if id == "unknown" else kind):
+            me.react(id, kind, text)
     assert len(me.archive.events) == events and me.state.list_answered() == []
-    with pytest.raises(InputError, match="stored"):
-        me.react("unknown", "up")
 
 
 def test_the_replys_own_text_is_an_approval_and_a_repeated_correction_stays_one(model):
@@ -194,6 +192,13 @@ def test_what_was_learned_from_a_file_writes_every_reply_also_after_a_correction
     assert len({*writers}) == 1 and writers[0] != model.active_adapter
     me.undo_finetune()
     assert me.recall(Dialogue("Who won the war of 1812?", "")).adapter is None
+
+
+def test_a_reply_knows_the_day(model, monkeypatch):
+    me = make(model)
+    me.arrive(Dialogue("I live in Porto.", "Nice.", time=1e9, origin="model"), "monday")
+    monkeypatch.setattr(personalizer, "ReplyStream", lambda model, dialogue, options: [dialogue.history[0][1]])
+    assert me.reply("Where do I live?").startswith("Today is ")
 
 
 def test_a_reply_that_was_disliked_is_not_learned(model):
@@ -305,40 +310,23 @@ def test_settings_are_checked_stored_and_changed(model, tmp_path):
     again = Personalizer(model, folder=tmp_path, max_questions=5)
     assert again.settings.max_questions == 5 and again.state.settings["max_questions"] == 5
     again.close()
-    for wrong in (dict(memories=-1), dict(ask_when="never"), dict(archive=-1), dict(ask_when="policy")):
+    for wrong in (dict(archive=-1), dict(seed=-1), dict(ask_when="never"), dict(ask_when="policy")):
         with pytest.raises(InputError):
             make(model, **wrong)
-    with pytest.raises(InputError):
-        PersonalizerSettings(seed=-1)
 
 
 # a stop in the middle
 
 
-def learn_and_die(folder, before, step, watched) -> bool:
-    "Copy a memory and fine-tune on it in a child that dies at an operation on a file or a statement of SQL."
-    shutil.copytree(before, folder)
-    count = [0]
-
-    def act(statement):
-        count[0] += 1
-        if count[0] == step + 1:
-            os._exit(9)
-
-    def work():
-        me = Personalizer(load_model("pocket"), folder=folder, config=KILLED)
-        if watched == "statements":
-            me.archive.connection.set_trace_callback(act)
-        me.finetune(progress=False)
-        me.close()
-
-    return killed_at(step if watched == "files" else 10**9, work)
+def learn(folder):
+    me = Personalizer(load_model("pocket"), folder=folder, config=KILLED)
+    me.finetune(progress=False)
+    me.close()
 
 
 @pytest.mark.later
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="kills need fork")
-@pytest.mark.parametrize("watched", ["files", "statements"])
-def test_a_kill_inside_a_fine_tune_loses_nothing_and_leaves_no_half_adapter(model, tmp_path, watched):
+def test_a_kill_inside_a_fine_tune_loses_nothing_and_leaves_no_half_adapter(model, tmp_path):
     before = tmp_path / "before"
     me = make(model, before)
     me.observe_all(STREAM[:3], progress=False)
@@ -348,20 +336,18 @@ def test_a_kill_inside_a_fine_tune_loses_nothing_and_leaves_no_half_adapter(mode
     me.react(STREAM[1], "better", "In short: yes.")
     known = (me.state.list_answered(), me.state.instructions, me.buffer.dialogues)
     me.close()
-    step = 0
-    dies = True
-    lengths = []
-    while dies:
-        folder = tmp_path / str(step)
-        dies = learn_and_die(folder, before, step, watched)
+
+    def look(folder):
         again = Personalizer(model, folder=folder, config=KILLED)
-        assert (again.state.list_answered(), again.state.instructions, again.buffer.dialogues) == known, step
-        lengths.append(len(again.rounds))
+        assert (again.state.list_answered(), again.state.instructions, again.buffer.dialogues) == known
         assert again.adapter is not None and again.reply("Is 5 a prime number?", max_tokens=2) is not None
-        if len(again.rounds) == 1 and step % 8 == 0:
+        count = len(again.rounds)
+        if count == 1 and next(steps) % 8 == 0:
             again.finetune(progress=False)
             assert len(again.rounds) == 2 and again.rounds[1].learned
         again.close()
-        shutil.rmtree(folder)
-        step += 1
-    assert step > 10 and lengths == sorted(lengths) and lengths[-1] == 2, "first before, then after"
+        return count
+
+    steps = itertools.count()
+    lengths = look_after_kills(before, learn, look)
+    assert len(lengths) > 10 and lengths == sorted(lengths) and lengths[-1] == 2, "first before, then after"

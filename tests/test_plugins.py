@@ -1,6 +1,5 @@
 "Runtimes come through entry points: ours, somebody else's, and broken ones or copies of our names, which harm nobody."
 
-import ast
 import json
 import os
 import subprocess
@@ -9,6 +8,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from test_architecture import act, arrows_of_the_package
 
 from personal_llm.runtimes.plugins import find_runtimes
 
@@ -101,26 +101,8 @@ def test_ours_are_found_and_every_command_has_help():
     assert all(function.__doc__ for runtime in runtimes.values() for function in runtime.commands.values())
 
 
-def imported_runtimes(source: str) -> set:
-    "Modules of the act that a source imports, but for the plug-ins' own chapter."
-    names = set()
-    for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.ImportFrom):
-            names |= {f"{node.module}.{alias.name}" for alias in node.names} | {node.module or ""}
-        elif isinstance(node, ast.Import):
-            names |= {alias.name for alias in node.names}
-    return {name for name in names if ".runtimes." in f".{name}." and ".runtimes.plugins" not in f".{name}"} - {
-        "personal_llm.runtimes"
-    }
-
-
 def test_no_act_imports_a_runtime_by_name():
-    assert imported_runtimes("def f():\n    from ..runtimes.export import x") and not imported_runtimes(
-        "from personal_llm.runtimes.plugins import find_runtimes"
-    )
-    acts = [
-        p for p in (ROOT / "personal_llm").glob("*/*.py") if p.parent.name not in ("runtimes", "recipes", "experiments")
-    ]
-    wrong = {p.name: found for p in acts if (found := imported_runtimes(p.read_text(encoding="utf-8")))}
-    inside_a_command = {"library_commands.py", "chat.py"}  # cluster, llama.cpp
-    assert wrong.keys() <= inside_a_command, wrong
+    runtimes = {name for name, to in arrows_of_the_package() if act(to) == "runtimes" and not to.endswith(".plugins")}
+    outside = {name for name in runtimes if act(name) not in ("runtimes", "recipes", "experiments")}
+    inside_a_command = {"personal_llm.app.library_commands", "personal_llm.app.chat"}  # cluster, llama.cpp
+    assert outside <= inside_a_command, outside

@@ -48,18 +48,16 @@ def choose_start(
     dialogues: list,  # to learn from
     model,
     seed: int,
-) -> tuple:  # (adapter or None, name of the kind, the choice from a library or None, `Cost`)
+) -> tuple:  # (adapter or None, name of the kind, the reason of a choice from a library or None, `Cost`)
     "Return where a fine-tune begins."
+    cost = Cost()
     if isinstance(start, Library):
-        explanation, ranking = warm_start(model, start, dialogues, seed)
-        style = str(explanation.without_quotations())
-        choice = dict(start=ranking.start, style=style, reason=ranking.reason)
-        return ranking.adapter, "library" if ranking.start else "", choice, explanation.cost + ranking.cost
+        explanation, start = warm_start(model, start, dialogues, seed)
+        cost = explanation.cost + start.cost
     if isinstance(start, Ranking):
-        return start.adapter, "library" if start.adapter else "", dict(reason=start.reason), Cost()
-    if start is None:
-        return None, "", None, Cost()
-    return start, "last" if start is last else "other", None, Cost()
+        return start.adapter, "library" if start.adapter else "", dict(reason=start.reason), cost
+    kind = "" if start is None else "last" if start is last else "other"
+    return start, kind, None, cost
 
 # %% ../../nbs/6_device/05_learning.ipynb #lrn0fewc
 FEWEST_ANSWERS = 16  # the fewest with which the experiments measured what a fine-tune keeps and breaks
@@ -135,7 +133,6 @@ def prepare_round(
         start=name,
         kept=len(dialogues),
         synthetic=len(written.dialogues),
-        rejected=dict(written.rejected),
         start_loss=adapter.start_loss,
         best_loss=adapter.best_loss,
         steps=adapter.history[-1][0] if adapter.history else 0,

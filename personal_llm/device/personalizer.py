@@ -6,6 +6,7 @@
 __all__ = ['Personalizer']
 
 # %% ../../nbs/6_device/07_personalizer.ipynb #0e032ff4
+import time
 import warnings
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, replace
@@ -197,28 +198,28 @@ class Observer(PersonalizerBase):
             with self.change():
                 id = self.state.root(candidate.dialogue)
                 if id in self.state.pending:
-                    decisions.append(self._decide(id, candidate))
+                    decisions += self._decide(id, candidate)
                 elif self.state.find_slot(id) is not None:
                     self._record_scores(id, candidate)
-        return [decision for decision in decisions if decision is not None]
+        return decisions
 
     def _record_scores(self, id: str, candidate: ScoredDialogue, is_considered: bool = False) -> None:
         scores = scores_to_dict(candidate.scores)
         self.state.record("scored", id, scores=scores, is_considered=is_considered, spent=self.take_spent())
 
-    def _decide(self, id: str, candidate: ScoredDialogue):  # a `Decision`; None while the user is asked
+    def _decide(self, id: str, candidate: ScoredDialogue) -> list:  # a `Decision`; empty while the user is asked
         can_ask = self.annotator is not None or self.opens_questions and not self.state.question
         can_ask = can_ask and id not in self.state.reactions and self.settings.ask_when == "policy"
         self._record_scores(id, candidate, can_ask and self.state.questions_left() > 0)
         if self.state.wants_question:
             if self.opens_questions:
                 self.state.record("asked", id, is_open=True)
-                return None
+                return []
             self.ask(id)
         decision = place(self.state, id)
         if decision.kept and self.settings.ask_when == "arrival":
             self.ask(id)
-        return decision
+        return [decision]
 
     def ask(self, id: str) -> None:
         "Ask the annotator about a dialogue without an answer, if there is somebody and the budget is not spent."
@@ -404,7 +405,7 @@ class Personalizer(Reactor):
 
     def reply(self, prompt: str, history=(), max_tokens: int = None) -> str:
         "Reply to a prompt with the user's answers before it; do not observe it."
-        recalled = self.recall(Dialogue(prompt, "", history))
+        recalled = self.recall(Dialogue(prompt, "", history, time=time.time()))
         with self.use_adapter(recalled.adapter) as model:
             return "".join(ReplyStream(model, recalled.dialogue, ReplyOptions(max_tokens)))
 

@@ -104,17 +104,17 @@ def write_vllm(model, adapter: Path, out: Path, dialogues=()) -> str:  # how to 
     return usage + describe_loss(model, dialogues)
 
 # %% ../../nbs/7_runtimes/02_export.ipynb #hnd00002
-def choose_examples(model, dialogues: list, count=MemoryConfig.memories, max_tokens=MemoryConfig.max_tokens) -> list:
-    "Return at most `count` answered dialogues for a program without a memory, the corrected ones first."
+def choose_examples(model, dialogues: list) -> list:
+    "Return the answered dialogues for a program without a memory, the corrected ones first."
     unsafe = ['"""', *get_special_strings(model.tokenizer)]
-    left = min(max_tokens, model.max_length // 2)
+    left = min(MemoryConfig.max_tokens, model.max_length // 2)
     examples = []
     newest = sorted(collect_memories(dialogues), key=lambda d: (d.origin == "annotated", d.time), reverse=True)
     for d in newest:
         is_safe = not any(text in d.prompt + "\n" + d.response for text in unsafe)
         is_new = not any(is_near_duplicate(d.prompt, other.prompt) for other in examples)
         size = model.count_tokens(d.prompt) + model.count_tokens(d.response) if is_safe else 0
-        if is_safe and is_new and size <= left and len(examples) < count:
+        if is_safe and is_new and size <= left and len(examples) < MemoryConfig.memories:
             examples.append(d)
             left -= size
     return examples

@@ -14,6 +14,8 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated
 
+import psutil
+
 from ..base.core import InputError
 from ..device.archive import hold_folder, open_archive
 from ..device.personalizer import Personalizer
@@ -28,8 +30,6 @@ BUSY_SECONDS = 3.0  # with a limit broken until it ends
 # %% ../../nbs/7_runtimes/03_idle.ipynb #17ff524d
 def measure_machine(process) -> dict:  # process: ours, a `psutil.Process` that remembers the last call
     "Return what `find_obstacle` takes; the load is the mean since the last measurement, without this process."
-    import psutil
-
     other_load = max(0.0, psutil.cpu_percent() - process.cpu_percent() / psutil.cpu_count()) / 100
     battery = psutil.sensors_battery() if hasattr(psutil, "sensors_battery") else None
     on_battery = battery is not None and not battery.power_plugged
@@ -93,8 +93,6 @@ def finetune_folder(out, load_model, stop=None, progress: bool = False, **option
 # %% ../../nbs/7_runtimes/03_idle.ipynb #d5d7667b
 def lower_priority() -> None:
     "Put this process below every other one, as far as the system can."
-    import psutil
-
     psutil.Process().nice(psutil.IDLE_PRIORITY_CLASS if sys.platform == "win32" else 19)
     with suppress(OSError, AttributeError):  # Linux: the group of this process's own session
         if os.getsid(0) == os.getpid():
@@ -103,8 +101,6 @@ def lower_priority() -> None:
 # %% ../../nbs/7_runtimes/03_idle.ipynb #56d6d14c
 def finetune_when_idle(out, load_model, measure=None, sleep=time.sleep, progress=False, **options):
     "Fine-tune whenever the machine is idle, until it is done; return what `finetune_folder` returns."
-    import psutil
-
     measure = measure or partial(measure_machine, psutil.Process())
     idle_seconds = 0.0
     last_reason = ""

@@ -243,7 +243,4 @@ def phone_export(
     return result, [*lines, f"{plan}; bundle in {out}"]
 
 
-RUNTIME = Runtime(
-    commands={"phone": phone_export},
-    examples={"phone": ["--data chats.jsonl --out bundle"]},
-)
+RUNTIME = Runtime(commands={"phone": phone_export}, examples={"phone": ["--data chats.jsonl --out bundle"]})
