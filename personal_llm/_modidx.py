@@ -2483,8 +2483,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                     'personal_llm/experiments/summary.py'),
                                                   'personal_llm.experiments.summary.judge_replies': ( 'experiments/summary.html#judge_replies',
                                                                                                       'personal_llm/experiments/summary.py'),
-                                                  'personal_llm.experiments.summary.judge_scores': ( 'experiments/summary.html#judge_scores',
-                                                                                                     'personal_llm/experiments/summary.py'),
                                                   'personal_llm.experiments.summary.judge_setting': ( 'experiments/summary.html#judge_setting',
                                                                                                       'personal_llm/experiments/summary.py'),
                                                   'personal_llm.experiments.summary.judge_share': ( 'experiments/summary.html#judge_share',

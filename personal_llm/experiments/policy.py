@@ -16,7 +16,6 @@ import numpy as np
 from ..base.core import make_generator
 from ..base.models import load_model
 from ..base.weights import DEFAULT_MODEL
-from ..buffer.buffer import Buffer
 from personal_llm.buffer.policies import (
     ANSWERED_ORIGINS,
     KCenterPolicy,
@@ -39,7 +38,7 @@ from ..data.splits import get_row_group
 from ..recipes.data import is_reserved
 from ..data.streams import correlated_stream
 from .harness import Grid
-from .shares import answer, count_kept
+from .shares import count_kept, fill
 
 # %% ../../nbs/experiments/77_policy.ipynb #pol00005
 BINS, QUESTIONS, LENGTH = 20, 20, 160
@@ -172,21 +171,8 @@ def fill_bins(arm: str, candidates: list, person, seed: int, questions: int) -> 
     "Fill a buffer with a stream under one way, and ask."
     kind = ARMS[arm]
     begin = time.process_time()
-    buffer = Buffer(BINS, kind if isinstance(kind, str) else kind(LENGTH), seed)
-    is_along = buffer.policy.ask_when == "policy"
-    asked = gained = 0
-    for c in candidates:
-        if is_along and buffer.policy.decide_question(buffer.view, c, questions - asked)[0]:
-            c, is_corrected = answer(c, person)
-            asked += 1
-            gained += is_corrected
-        buffer.add(c)
-    if not is_along:
-        for slot in buffer.view.arrival.argsort(kind="stable")[:questions]:
-            answered, is_corrected = answer(buffer.entries[slot], person)
-            buffer.replace_dialogue(slot, answered.dialogue)
-            asked += 1
-            gained += is_corrected
+    policy = kind if isinstance(kind, str) else kind(LENGTH)
+    buffer, asked, gained = fill(policy, candidates, person, seed, BINS, questions)
     assert asked <= questions
     return count_kept(buffer) | dict(asked=asked, gained=gained, decision_seconds=time.process_time() - begin)
 

@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['MARGIN', 'ROUGE_MARGIN', 'UNMEASURED', 'PAPER_RATIO', 'RATIO_MARGIN', 'PAPER_ACCURACY', 'PAPER_QWEN', 'PAPER_SAVED',
            'PAPER_DATA', 'CHANCE', 'Measured', 'Claim', 'judge_values', 'judge_share', 'as_percent', 'as_markdown',
-           'count_verdicts', 'judge_uniform', 'judge_scores', 'judge_signal', 'judge_length', 'judge_corrections',
-           'judge_ratio', 'judge_setting', 'judge_curve', 'list_sdss_claims', 'read_matched', 'read_choices',
-           'judge_match', 'judge_published', 'judge_levels', 'judge_starts', 'judge_wrong_start', 'judge_data',
-           'judge_replies', 'judge_merging', 'list_xpert_claims', 'judge_breaks', 'judge_default', 'list_own_claims',
+           'count_verdicts', 'judge_signal', 'judge_uniform', 'judge_length', 'judge_corrections', 'judge_ratio',
+           'judge_setting', 'judge_curve', 'list_sdss_claims', 'read_matched', 'read_choices', 'judge_match',
+           'judge_published', 'judge_levels', 'judge_starts', 'judge_wrong_start', 'judge_data', 'judge_replies',
+           'judge_merging', 'list_xpert_claims', 'judge_breaks', 'judge_default', 'list_own_claims',
            'list_second_claims', 'correct_family', 'write_sentences']
 
 # %% ../../nbs/experiments/00_summary.ipynb #sumh0003
@@ -22,6 +22,7 @@ from . import breaks
 from personal_llm.experiments.harness import (
     CORRECTING_USERS,
     MIN_UNITS,
+    PEOPLE,
     SECOND_MODEL,
     VERDICTS,
     decide_all,
@@ -112,28 +113,18 @@ PAPER_RATIO = 1.39  # of the paper's rule over its best rival, median of six set
 RATIO_MARGIN = 0.13  # of a ratio of ROUGE-1, a third of the paper's gain
 
 
+def judge_signal(grid: str, by: str, rivals: tuple, where: str, claim: float = 0.0, people=PEOPLE) -> Measured:
+    "Judge whether the rule keeps more signal than the best of its rivals; by: the name that tells them apart."
+    signal = user_means([row for row in read_results(grid) if row["user"] in people], by, "signal")
+    best = max(rivals, key=lambda name: signal[name].mean())
+    own, other = signal["sdss"], signal[best]
+    text = f"signal {own.mean():.0%}, {best} {other.mean():.0%}, gain {{}} ({len(own)} people)"
+    return judge_values(own - other, claim, text, where, MARGIN)
+
+
 def judge_uniform(grid: str = "shares-default") -> Measured:
     "Judge whether the rule keeps more signal than a uniform sample."
-    kept = user_means(read_results(grid), "policy", "signal")
-    gain = kept["sdss"] - kept["reservoir"]
-    return judge_values(gain, 0.0, f"{{}} of the buffer more ({len(gain)} people)", "05_shares", MARGIN)
-
-
-def judge_scores() -> Measured:
-    "Judge whether three scores keep more signal than the best of them alone."
-    kept = user_means(read_results("rule-default"), "rule", "signal")
-    alone = max(("eoe", "dss", "idd"), key=lambda name: kept[name].mean())
-    text = f"signal {kept['sdss'].mean():.0%}, {alone} alone {kept[alone].mean():.0%}, gain {{}}"
-    return judge_values(kept["sdss"] - kept[alone], 0.0, f"{text} ({len(kept[alone])} people)", "17_rule", MARGIN)
-
-
-def judge_signal() -> Measured:
-    "Judge whether the rule keeps more signal than the best rival of the paper, over the people who correct."
-    rows = [row for row in read_results("shares-default") if row["user"] in CORRECTING_USERS]
-    signal = user_means(rows, "policy", "signal")
-    best = max(("random", "reservoir", "fifo", "kcenter"), key=lambda policy: signal[policy].mean())
-    text = f"signal {signal['sdss'].mean():.0%}, {best} {signal[best].mean():.0%}, gain {{}}"
-    return judge_values(signal["sdss"] - signal[best], 0.1, f"{text} ({len(signal[best])} people)", "05_shares", MARGIN)
+    return judge_signal(grid, "policy", ("reservoir",), "05_shares")
 
 
 def judge_length(grid: str = "rule-default") -> Measured:
@@ -180,6 +171,9 @@ def list_sdss_claims() -> list:  # `Claim`s
     "Judge the claims of SDSS."
     six = f"{PAPER_RATIO} × (1.18 to 1.43, median of six sets)"
     sets = "MedDialog: 1 set .242, 3 sets .293; our bar .051"
+    policies = ("random", "reservoir", "fifo", "kcenter")
+    rivals = judge_signal("shares-default", "policy", policies, "05_shares", 0.1, CORRECTING_USERS)
+    scores = judge_signal("rule-default", "rule", ("eoe", "dss", "idd"), "17_rule")
     return [
         Claim(
             "what the rule keeps teaches 1.39 times a random buffer (ROUGE-1)", six, judge_ratio("premise", ("random",))
@@ -190,13 +184,13 @@ def list_sdss_claims() -> list:  # `Claim`s
             judge_ratio("premise", ("random", "kcenter")),
         ),
         Claim("the rule keeps more signal than a uniform sample", "not counted", judge_uniform()),
-        Claim("the rule keeps more signal than the best of its rivals", "not counted; our bar: .1", judge_signal()),
+        Claim("the rule keeps more signal than the best of its rivals", "not counted; our bar: .1", rivals),
         Claim(
             "three scores beat the best of them alone in ROUGE-1",
             "1.18 × (median of six sets)",
             judge_ratio("premise-scores", ("eoe", "dss", "idd"), 1.18),
         ),
-        Claim("three scores find more signal than each alone", "not counted", judge_scores()),
+        Claim("three scores find more signal than each alone", "not counted", scores),
         Claim("EOE measures what a dialogue informs of, not its length", "our bar: below .5", judge_length()),
         Claim("it learns faster than the baselines at every checkpoint", "ahead at all six", judge_curve()),
         Claim("questions about the buffer bring corrections (more than half)", "not counted", judge_corrections()),
@@ -392,8 +386,8 @@ def write_sentences() -> str:
     sentences = (
         f"**A choice by gradients and losses works.** `match` finds the right one of 28 pLLMs of the default model for "
         f"{ninety} of 28 users at 90 % similarity, and for {fifty} at 50 %, where the paper's Llama finds 54%.",
-        f"**The rule of SDSS finds a person's subject.** By the default model's scores it keeps more of the subject "
-        f"than a uniform sample, by {uniform.text.replace(' more', '')}; its p-value of {uniform.p:.2f} "
+        f"**The rule of SDSS finds a person's subject.** By the default model's scores the subject's share of the "
+        f"buffer is above that of a uniform sample by {uniform.text.split('gain ')[1]}; its p-value of {uniform.p:.2f} "
         f"{'stays' if is_left else 'does not stay'} below .05 when all verdicts are one family.",
         f"**No row shows that this teaches more.** On streams whose subjects come in blocks its buffer has "
         f"{random.text} in ROUGE-1 after LoRA and {best.text}, where the paper has {PAPER_RATIO} ({best.verdict}).",
