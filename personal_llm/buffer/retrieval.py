@@ -146,7 +146,6 @@ def find_near(items, prompt: str, vectors: VectorStore, name: str = "prompt"):  
         if not any(are_copies(copy, describe_copy(texts[j])) for j in neighbours):
             yield items[i]
 
-
 # %% ../../nbs/2_buffer/06_retrieval.ipynb #ret0022b
 def take_fitting(items, count_tokens, max_tokens: int, max_items: int) -> list:  # count_tokens: item -> int
     "Take items in order while they fit into a budget, and return them in the order of time."
