@@ -37,10 +37,12 @@ def node(name, parent, role=None, text="", children=(), time=None, kind="text", 
     return {name: dict(id=name, message=message, parent=parent, children=list(children))}
 
 
-def conversation(*nodes, current=None, title="Anatomy"):
+def conversation(*nodes):
     mapping = {name: value for one in nodes for name, value in one.items()}
-    row = dict(title=title, create_time=1705314645.5, update_time=1705314700.0, mapping=mapping, moderation_results=[])
-    return row | dict(current_node=current or list(mapping)[-1], conversation_id="c-1", id="c-1")
+    row = dict(
+        title="Anatomy", create_time=1705314645.5, update_time=1705314700.0, mapping=mapping, moderation_results=[]
+    )
+    return row | dict(current_node=list(mapping)[-1], conversation_id="c-1", id="c-1")
 
 
 def chain(*rows):
@@ -52,26 +54,20 @@ def chain(*rows):
     return conversation(*nodes)
 
 
-ROOT = node("root", None, children=["sys"])
-SYSTEM = node("sys", "root", "system", "", children=["q1"])
+ROOT = node("root", None, children=["q0", "q1"])
 PHOTO = [dict(asset_pointer="file://x"), "And this?"]
 CHATGPT = [
     conversation(
         ROOT,
-        SYSTEM,
-        node("q0", "sys", "user", "Waht is a tendn?", ["a0"], 1705314600.0),
+        node("q0", "root", "user", "Waht is a tendn?", ["a0"], 1705314600.0),
         node("a0", "q0", "assistant", "Pardon?", time=1705314601.0),
-        node("q1", "sys", "user", "What is a tendon?", ["t"], 1705314645.5),
-        node("t", "q1", "assistant", "search('tendon')", ["r"], 1705314646.0, recipient="browser"),
-        node("r", "t", "tool", "a web page", ["h"], 1705314647.0),
-        node("h", "r", "assistant", "thinking", ["a1"], kind="thoughts"),
-        node("a1", "h", "assistant", "It ties muscle to bone.", ["q2"], 1705314650.0),
+        node("q1", "root", "user", "What is a tendon?", ["a1"], 1705314645.5),
+        node("a1", "q1", "assistant", "It ties muscle to bone.", ["q2"], 1705314650.0),
         node("q2", "a1", "user", PHOTO, ["a2"], 1705314660.0, kind="multimodal_text"),
         node("a2", "q2", "assistant", "A ligament.", (), 1705314665.0),
-        current="a2",
     ),
-    conversation(ROOT, SYSTEM, node("q", "sys", "user", "Draw me a cat."), title="No answer"),
-    conversation(ROOT, node("q", "root", "user", "Hi", ["a"]), node("a", "q", "assistant", "Hello"), title="Short"),
+    chain(("user", "Draw me a cat.")),
+    chain(("user", "Hi"), ("assistant", "Hello")),
 ]
 
 
@@ -379,7 +375,6 @@ def test_the_order_of_dates_is_that_of_the_log():
         rows = parse_whatsapp_log("\n".join(f"{d} - A: x" for d in dates))
         return parse_timestamps([stamp for stamp, _, _ in rows])[0]
 
-    assert first("1/2/24, 9:00", "1/3/24, 9:00", "13/3/24, 9:00") == parse_time("2024-02-01T09:00:00")
     assert first("1/2/24, 9:00", "1/13/24, 9:00") == parse_time("2024-01-02T09:00:00")
     assert first("1/2/24, 9:00", "2/1/24, 9:00") == parse_time("2024-01-02T09:00:00"), "time runs forwards"
     for clock, hour in (("12:05 AM", 0), ("12:05 PM", 12), ("1:05 AM", 1), ("11:05 PM", 23)):

@@ -205,7 +205,6 @@ MARKED = {
     "\ue203Ten metres\ue204\ue200cite\ue202turn0search2\ue201.": "Ten metres.",
     "Yes 【4:0†notes.pdf】【4:1†L2-L3】.": "Yes.",
     "Yes:contentReference[oaicite:0]{index=0}.": "Yes.",
-    "This block is not supported on your current device yet.": "",
     "Viewing artifacts created via the Analysis Tool web feature preview isn’t yet supported on mobile.\nYes.": "Yes.",
     "Yes.<|im_end|>\n": "Yes.",
     "<antThinking>Hm.</antThinking>\n<|begin_of_thought|>Hm.<|end_of_thought|><|begin_of_solution|>Yes.": "Yes.",
@@ -240,7 +239,6 @@ def test_marks_of_programs_are_nobodys_words(text):
 
 
 LEFT = {  # an answer that we cannot mend, and the mark that the note names
-    "Sure. <think>Only 1 and 7.</think> Yes.": "<think>",
     "Yes.\n<think>Only 1 and": "<think>",
     "Only 1 and 7.</reasoning> Yes.": "</reasoning>",
     "Let me see.<tool_call>{}</tool_call>": "<tool_call>",
@@ -268,7 +266,6 @@ LEFT = {  # an answer that we cannot mend, and the mark that the note names
     "Yes.\n<human>: And 9?\n<bot>: No.": "<human>",
     "Yes.<end_of_turn>\n<start_of_turn>user\nAnd 9?": "<end_of_turn>",
     "Yes. [INST] And 9? [/INST] No.": "[INST]",
-    "Yes.<|im_end|>\n<|im_start|>user\nAnd 9?": "<|im_end|>",
     "Yes.\n\nHuman: And 9?\n\nAssistant: No.": "Human:",
     "Yes. USER: And 9? ASSISTANT: No.": "USER:",
     "Yes.\n\n### Instruction:\nAnd 9?": "### Instruction:",

@@ -14,7 +14,7 @@ from test_formats import CHAT, PAIRS, RECORDS
 from personal_llm.base.core import Dialogue, InputError
 from personal_llm.base.files import ASSETS
 from personal_llm.data.formats import FORMATS, MAX_TURN_CHARACTERS
-from personal_llm.data.reading import check_dialogues, load_samples, read_dialogues
+from personal_llm.data.reading import load_samples, read_dialogues
 from personal_llm.data.splits import get_dialogue_group, get_row_group
 from personal_llm.recipes.data import is_reserved
 
@@ -114,7 +114,7 @@ def test_marks_are_noted_and_the_other_rows_are_read():
 BAD = [  # content, name, place or None, words of the message
     (GOOD + b'{"prompt": "Hi"\n', "a.jsonl", "line 2", "broken JSON"),
     (GOOD + b"\n" + b"nonsense\n", "a.jsonl", "line 3", "broken JSON"),
-    (GOOD + b'{"prompt": "Hi", "tail": "x"}\n', "a.jsonl", "line 2", "as of the first row, needs instruction and"),
+    (GOOD + b'{"prompt": "Hi", "tail": "x"}\n', "a.jsonl", "line 2", "as of the first row, needs prompt and"),
     (GOOD + b'{"prompt": "  ", "response": "x"}\n', "a.jsonl", "line 2", "empty prompt"),
     (GOOD + b'{"prompt": "x", "response": "\\u0000"}\n', "a.jsonl", "line 2", "empty response"),
     (GOOD + b'{"prompt": "x", "response": null}\n', "a.jsonl", "line 2", "empty response"),
@@ -232,13 +232,6 @@ def test_a_message_of_ten_megabytes_is_cut_with_a_note(tmp_path, name):
     found = read_dialogues(tmp_path / name)
     assert len(found) == 1 and len(found[0].prompt) == MAX_TURN_CHARACTERS and found.num_truncated == 1
     assert f"texts cut to {MAX_TURN_CHARACTERS:,} characters: 1" in found.notes()
-
-
-def test_values_that_are_not_a_list_of_dialogues():
-    for wrong in (["a"], [Dialogue("a", "b"), None], dict(prompt="a"), "text", (d for d in ()), None, 3):
-        with pytest.raises(InputError, match="dialogue"):
-            check_dialogues(wrong)
-    check_dialogues((Dialogue("a", "b"),))
 
 
 values = st.recursive(

@@ -53,11 +53,10 @@ class Lexicons:
     def __init__(self, lists: dict):  # name -> words
         if not lists:
             raise InputError("no lexicons", "give at least one named word list")
-        self.lists = {name: frozenset(word.lower() for word in words) for name, words in lists.items()}
-        self.names = list(self.lists)
+        self.names = list(lists)
         self.index = {}  # word -> numbers of the lexicons that hold it
-        for number, name in enumerate(self.names):
-            for word in self.lists[name]:
+        for number, words in enumerate(lists.values()):
+            for word in {word.lower() for word in words}:
                 self.index.setdefault(word, []).append(number)
 
     def __len__(self):

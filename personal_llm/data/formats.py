@@ -85,7 +85,7 @@ def find_mark(text: str, role: str) -> str:  # "" if there is none
     return match[0] if match else ""
 
 # %% ../../nbs/1_data/02_formats.ipynb #fo02
-MAX_TURN_CHARACTERS = 32_000  # about 8,000 tokens; a fine-tune reads at most 2,048 of a dialogue
+MAX_TURN_CHARACTERS = 32_000  # about 8,000 tokens; a model reads at most 2,048 of a dialogue by default
 
 
 def has_words(text: str) -> bool:
@@ -272,9 +272,10 @@ def detect_format(record: dict, name: str = None) -> str:  # a key of `FORMATS`
     if name is None:
         problem = f"none of the formats that we know has the fields {list_fields(record)}"
         raise InputError(problem, "use prompt and response, or messages; of ChatGPT or Claude give conversations.json")
-    wanted = " and ".join(FORMATS[name].required_fields[0])
+    nearest = max(FORMATS[name].required_fields, key=lambda fields: sum(map(has, fields)))
+    wanted = " and ".join(nearest)
     problem = f"found fields {list_fields(record)}, format {name}, as of the first row, needs {wanted}"
-    raise InputError(problem, "rename them, name another format, or give a file for each format")
+    raise InputError(problem, "rename them, name another format, or give the rows of each format alone")
 
 # %% ../../nbs/1_data/02_formats.ipynb #4e913b91
 def as_text(value, name: str) -> str:

@@ -79,15 +79,15 @@ def format_value(value) -> str:  # one line of at most 40 characters
     return text if len(text) <= 40 else text[:39] + "…"
 
 # %% ../../nbs/1_data/01_records.ipynb #e61e0cac
-def parse_value(text: str, start: int = 0, has_many_lines: bool = False) -> tuple:  # (the value, where it ends)
+def parse_value(text: str, start: int = 0) -> tuple:  # (the value, where it ends)
     "Parse the JSON value that begins at a place of a text; raise `InputError` with the position of a mistake."
     while text[start : start + 1].isspace():
         start += 1
     try:
         return json.JSONDecoder().raw_decode(text, start)
     except json.JSONDecodeError as error:
-        position = f"line {error.lineno} column {error.colno}" if has_many_lines else f"column {error.colno}"
-        raise InputError(f"broken JSON at {position} ({error.msg})") from None
+        line = f"line {error.lineno} " if "\n" in text else ""
+        raise InputError(f"broken JSON at {line}column {error.colno} ({error.msg})") from None
     except (ValueError, RecursionError):
         raise InputError("JSON that is nested too deeply, or has too long a number") from None
 
@@ -172,7 +172,7 @@ def parse_json_rows(text: str, is_whole: bool) -> tuple:  # ("line" or "item", r
     if first in ("[", "{", "[{") or is_whole and isinstance(catch_input_error(parse_json, first), InputError):
         text, end, unit = text.rstrip(), 0, "item"
         while end < len(text):
-            value, end = parse_value(text, end, has_many_lines=True)
+            value, end = parse_value(text, end)
             values.append((len(values) + 1, value))
     else:
         values, errors = collect(parse_json, lines)

@@ -62,9 +62,7 @@ def split_test_dialogues(dialogues: list, seed: int = 0) -> tuple:  # (stream, t
             break
     stream = [d for i, d in enumerate(dialogues) if i not in held_out]
     unique = {}
-    for i in sorted(held_out, reverse=True):
-        d = dialogues[i]
-        unique[normalise_text(d.prompt), normalise_text(d.response)] = i
-    candidates = [dialogues[i] for i in sorted(unique.values())]
-    test = remove_leaks(candidates, stream, len(stream) // 10)[:MAX_TEST_DIALOGUES]
+    for d in (dialogues[i] for i in sorted(held_out)):
+        unique.setdefault((normalise_text(d.prompt), normalise_text(d.response)), d)
+    test = remove_leaks(list(unique.values()), stream, len(stream) // 10)[:MAX_TEST_DIALOGUES]
     return (stream, test) if len(test) >= 2 else (list(dialogues), [])
