@@ -172,7 +172,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                    'personal_llm/app/server.py'),
                                          'personal_llm.app.server.answer_error': ( '8_app/server.html#answer_error',
                                                                                    'personal_llm/app/server.py'),
-                                         'personal_llm.app.server.call': ('8_app/server.html#call', 'personal_llm/app/server.py'),
                                          'personal_llm.app.server.check_length': ( '8_app/server.html#check_length',
                                                                                    'personal_llm/app/server.py'),
                                          'personal_llm.app.server.check_model_name': ( '8_app/server.html#check_model_name',

@@ -65,16 +65,11 @@ class ChatServer:
         assert not self.thread.is_alive()
 
 
-@contextlib.contextmanager
 def chat_server(folder, code: str = "", host: str = "127.0.0.1", **settings):
-    "A server around a session of the pocket model in a folder."
+    "A server around a session of the pocket model in a folder, for a `with` block."
     from personal_llm.device.chat import ChatSession
 
-    running = ChatServer(ChatSession(pocket(), folder, **settings), code=code, host=host)
-    try:
-        yield running
-    finally:
-        running.close()
+    return contextlib.closing(ChatServer(ChatSession(pocket(), folder, **settings), code=code, host=host))
 
 
 def write_slowly(monkeypatch, pieces: int = 1000) -> list:  # the numbers of the pieces so far

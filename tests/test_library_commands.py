@@ -18,13 +18,6 @@ from typed import fails, found, invoke
 NURSE = ASSETS / "samples" / "chats.jsonl"
 
 
-def test_list_names_what_a_card_says(capsys):
-    rows = found(capsys, "library", "list")["pllms"]
-    assert len(rows) == 9 and {"name", "licence", "words"} <= rows[0].keys()
-    words = {row["name"]: row["words"] for row in rows}
-    assert "In short:" in words["ward-round"]
-
-
 @pytest.mark.later
 def test_explain_describes_chats(capsys):
     lines = invoke(capsys, "explain", "--data", NURSE)[1]

@@ -56,8 +56,13 @@ def test_every_chapter_is_listed():
     assert [p.name for p in chapters if f"({p.relative_to(ROOT / 'nbs').as_posix()})" not in CONTENTS] == []
 
 
+def as_one_line(text: str) -> str:
+    "Without fenced code, on one line."
+    return " ".join(re.sub(r"^```.*?^```", " ", text, flags=re.MULTILINE | re.DOTALL).split())
+
+
 def test_it_is_read_in_five_minutes():
-    assert len(as_one_line_but_for_code(README).split()) <= MOST_WORDS
+    assert len(as_one_line(README).split()) <= MOST_WORDS
 
 
 def list_options(command, words=()) -> dict:  # "library build" -> {"--adapter", …}
@@ -111,10 +116,6 @@ ELSEWHERE = {  # numbers of the README that nothing measures -> what they are
 }
 
 
-def as_one_line(text: str) -> str:
-    return " ".join(text.split())
-
-
 def numbers_of(text: str) -> set:
     "Numbers in prose: not in code, nor in what a link points to, nor in a link to a paper, nor in a name."
     for hidden in (r"^```.*?^```", r"`[^`\n]*`", r"\]\([^)]*\)", r"\[arXiv [\d.]+", r"<!--.*?-->"):
@@ -124,16 +125,11 @@ def numbers_of(text: str) -> set:
 
 def unexplained(text: str, paragraphs: list, known) -> set:
     "Numbers of a text that stand neither in a paragraph that the results made nor among the known ones."
-    text = as_one_line_but_for_code(text)
+    text = as_one_line(text)
     for paragraph in paragraphs:
         assert as_one_line(paragraph) in text, f"not in the README: {as_one_line(paragraph)[:120]}"
         text = text.replace(as_one_line(paragraph), "")
     return numbers_of(text) - set(known)
-
-
-def as_one_line_but_for_code(text: str) -> str:
-    "Without fenced code, on one line."
-    return as_one_line(re.sub(r"^```.*?^```", " ", text, flags=re.MULTILINE | re.DOTALL))
 
 
 def test_measured_numbers_are_those_of_the_results():
@@ -162,15 +158,8 @@ def test_numbers_of_a_tutorial_are_those_of_its_run(path):
     cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
     prose = "\n\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown")
     run = json.dumps([[cell["source"], cell["outputs"]] for cell in cells if cell["cell_type"] == "code"])
-    assert {n for n in measured_in(prose) if n not in run} == set()
-
-
-def measured_in(prose: str) -> set:
-    return {n for n in numbers_of(prose) if "." in n} | set(re.findall(r"\b(\d+) ?%", prose))
-
-
-def test_measured_numbers_of_prose_are_seen():
-    assert measured_in("Ten of 12 in 2.5 s, 40 % and 7%; `3.1` is code") == {"2.5", "40", "7"}
+    measured = {n for n in numbers_of(prose) if "." in n} | set(re.findall(r"\b(\d+) ?%", prose))
+    assert {n for n in measured if n not in run} == set()
 
 
 EXPERIMENTS = [

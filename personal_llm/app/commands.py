@@ -21,15 +21,8 @@ from typer import Argument, Option
 
 from .chat import ask_at_terminal, confirm, is_terminal, print_note
 from .chat import read_line, run_chat
-from personal_llm.app.personalize import (
-    compare,
-    describe_status,
-    find_adapter,
-    find_start,
-    format_comparison,
-    measure,
-    personalize,
-)
+from .personalize import compare, describe_status, find_adapter, find_start
+from .personalize import format_comparison, measure, personalize
 from ..base.adapters import read_adapter_card
 from ..base.core import InputError
 from ..base.files import check_is_folder, check_new_folder, delete_path, remember
@@ -185,9 +178,8 @@ def load(name: str = None, folder: str = None, quiet: bool = False, is_largest: 
 # %% ../../nbs/8_app/05_commands.ipynb #cmdoffer1
 def offer_larger_model() -> None:
     "Offer the larger model once, at a terminal, where it fits and is not here; Enter downloads it."
-    if os.environ.get(DEFAULT_MODEL_VARIABLE) or not is_terminal() or not fits_larger_model():
-        return
-    if find_weights(LARGER_MODEL):
+    can_offer = is_terminal() and fits_larger_model() and not find_weights(LARGER_MODEL)
+    if os.environ.get(DEFAULT_MODEL_VARIABLE) or not can_offer:
         return
     size = WEIGHTS[LARGER_MODEL].num_bytes / 1e9
     question = f"{LARGER_MODEL} ({size:.1f} GB) fits here, and more of its answers are right; download it now? [Y/n] "
@@ -409,8 +401,7 @@ def chat_command(
 @app.command(epilog="Example: personal-llm status --out me")
 def status(out: Out, as_json: AsJson = False):
     "Show a memory in numbers; no text of your chats is shown."
-    archive = open_archive(out)
-    state = open_state(archive)
+    state = open_state(open_archive(out))
     num_bytes = sum(file.stat().st_size for file in Path(out).rglob("*") if file.is_file())
     result = state.status() | dict(megabytes=round(num_bytes / 1e6, 2))
     show(result, describe_status(result), as_json)

@@ -40,12 +40,6 @@ from starlette.exceptions import HTTPException
 from uvicorn.protocols.http.auto import AutoHTTPProtocol
 
 # %% ../../nbs/8_app/07_server.ipynb #a3aabe69
-@catch_panic()
-def call(function, *args):  # its result
-    "Call a function; raise `InputError` for a panic, which would end its thread."
-    return function(*args)
-
-
 class SessionThread:
     "Does all work of a chat session in one thread."
 
@@ -55,7 +49,8 @@ class SessionThread:
 
     async def read(self, function, *args):  # its result
         "Call a function in the thread, also between two pieces of a reply."
-        return await asyncio.wrap_future(self.executor.submit(call, function, *args))
+        run = catch_panic()(function)  # a panic would end the thread
+        return await asyncio.wrap_future(self.executor.submit(run, *args))
 
     async def change(self, function, *args):  # its result
         "Call a function in the thread while no reply is being written."
@@ -139,10 +134,10 @@ def guard(app, token: str, host: str):  # an ASGI application around another one
 
 # %% ../../nbs/8_app/07_server.ipynb #f52e07e7
 MODELS = ("personal", "personal-base")
+# field -> the value that asks for nothing
 UNSUPPORTED = dict(n=1, functions=[], function_call="none", response_format={"type": "text"}, logprobs=False)
 UNSUPPORTED |= dict(top_logprobs=0, logit_bias={}, frequency_penalty=0, presence_penalty=0, modalities=["text"])
 UNSUPPORTED |= dict(audio=None, tools=[], web_search_options=None, verbosity="medium")
-# field -> the value that asks for nothing
 Text = Annotated[str, Field(max_length=2**24)]  # with a limit, pydantic also refuses half of a surrogate pair
 Stop = Annotated[str, Field(max_length=200)]  # it is compared with the end of each piece
 
@@ -153,8 +148,9 @@ def read_whole(value):  # the value, or a whole number
 
 
 Whole = Annotated[int, BeforeValidator(read_whole)]
-Limit = Annotated[int, Field(ge=1)] | None
-Count = Annotated[Limit, BeforeValidator(lambda value: None if value == -1 else read_whole(value))]  # -1: no limit
+Count = Annotated[
+    Annotated[int, Field(ge=1)] | None, BeforeValidator(lambda value: None if value == -1 else read_whole(value))
+]  # -1: no limit
 
 
 class Part(BaseModel, strict=True):
@@ -252,28 +248,27 @@ def write_reply(session: ChatSession, wanted: CompletionRequest):  # a generator
     "Reply to a request, and summarise the turn."
     prompt = wanted.messages[-1].read()
     options = wanted.get_options(session.model.max_length)
-    own = {}
     given = Dialogue(prompt, "", wanted.get_history())
+    is_of_page = wanted.talk is not None
     is_task = prompt.startswith("### Task:") or "<chat_history>" in prompt  # of Open WebUI
-    is_task = is_task and wanted.talk is None and wanted.model == "personal"
-    if wanted.talk is None:
+    is_task = is_task and not is_of_page and wanted.model == "personal"
+    if not is_of_page:
         check_length(session.model, given, options)
-    if is_task:
-        own = dict(note="a task of the program: answered by personal-base, and not stored")
     if wanted.model == "personal-base" or is_task:
+        own = dict(note="a task of the program: answered by personal-base, and not stored") if is_task else {}
         reply = ReplyStream(session.model, given, options)
         yield from reply
     else:
-        if wanted.talk is not None:
+        if is_of_page:
             session.open_talk(wanted.talk or None)
         stored = len(session.me.archive.dialogues)
-        history = list(given.history) if wanted.talk is None else None
-        replaces = None if wanted.talk is None else wanted.replaces
+        history = None if is_of_page else list(given.history)
+        replaces = wanted.replaces if is_of_page else None
         yield from session.say(prompt, history, options, wanted.store is not False, replaces)
         reply = session.reply
         is_stored = len(session.me.archive.dialogues) > stored
         id = next(reversed(session.me.archive.dialogues)) if is_stored else replaces
-        own = dict(id=id, talk=None if wanted.talk is None else session.talk, source=session.describe_source())
+        own = dict(id=id, talk=session.talk if is_of_page else None, source=session.describe_source())
         own["cut"] = session.model.truncated.get(reply.dialogue.id, 0)
     usage = dict(prompt_tokens=reply.num_prompt_tokens, completion_tokens=reply.num_tokens)
     usage |= dict(total_tokens=reply.num_prompt_tokens + reply.num_tokens)
@@ -305,6 +300,7 @@ async def write_events(wanted: CompletionRequest, head: dict, items, item):  # a
 # %% ../../nbs/8_app/07_server.ipynb #1690c8bd
 def list_talks(session: ChatSession, talk: str, words: str) -> dict:
     "Return the talks that hold some words, the newest first, and the turns of one, as you corrected them."
+    talk = talk or session.talk
     state = session.me.state
     dialogues = state.archive.dialogues
     talks = state.list_talks()
@@ -315,7 +311,7 @@ def list_talks(session: ChatSession, talk: str, words: str) -> dict:
         if not forms or any(holds(text, forms) for text in (title, *(state.newest(id).text for id in ids))):
             rows.append(dict(talk=key, title=title, time=dialogues[ids[-1]].time))
     turns = []
-    for id in talks.get(talk or session.talk, ()):
+    for id in talks.get(talk, ()):
         d = state.newest(id)
         sources = [other for other in (*state.reads[id], *state.statements[id]) if other in dialogues]
         read = [state.newest(other).prompt for other in sources]
@@ -328,7 +324,6 @@ def list_talks(session: ChatSession, talk: str, words: str) -> dict:
     habit = row and dict(label=row.form.label, question=row.question)
     scopes = {name: scope.label for name, scope in SCOPES.items()}
     shown = dict(turns=turns, question=state.question, text=QUESTION_TEXT, habit=habit, scopes=scopes)
-    talk = talk or session.talk
     return dict(talks=rows, talk=talk if talk in talks else "") | shown
 
 # %% ../../nbs/8_app/07_server.ipynb #srvknown1
