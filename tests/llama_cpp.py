@@ -1,4 +1,4 @@
-"A model of the Llama family as a GGUF file with float32 weights, and llama.cpp's log-probabilities of the next token."
+"A model of the Llama family as a GGUF file with float32 weights, and our log-probabilities of the next token."
 
 import json
 
@@ -57,23 +57,6 @@ def write_base(model, file) -> None:
         x = pair_neighbours(x, heads[part]) if part in heads else x
         writer.add_tensor(names.get_name(name, try_suffixes=(".weight",)), x.contiguous().numpy())
     finish(writer)
-
-
-def next_log_probabilities(base, adapter, prompts: list, count: int) -> list:  # of dicts: token id -> log-probability
-    "Ask llama.cpp (package xllamacpp) for the likeliest next tokens after each list of token ids."
-    import xllamacpp
-
-    params = xllamacpp.CommonParams()
-    params.model.path, params.n_ctx, params.warmup, params.verbosity = str(base), 256, False, -1
-    params.cpuparams.n_threads, params.n_parallel, params.n_gpu_layers = 1, 1, 0
-    if adapter is not None:
-        params.lora_adapters = [xllamacpp.CommonAdapterLoraInfo(str(adapter), 1.0)]
-    server, found = xllamacpp.Server(params), []
-    for ids in prompts:
-        request = dict(prompt=ids, max_tokens=1, logprobs=count, temperature=0.0, cache_prompt=False)
-        answer = server.handle_completions(request)["choices"][0]["logprobs"]["content"][0]
-        found.append({row["id"]: row["logprob"] for row in answer["top_logprobs"]})
-    return found
 
 
 def our_log_probabilities(model, ids: list) -> np.ndarray:  # (vocabulary,)

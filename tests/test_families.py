@@ -109,13 +109,18 @@ def test_a_mark_inside_a_users_text_stays_text(family):
     assert mark in specials and end in specials
 
     def count(dialogue) -> int:
-        tokens = tokenizer.convert_ids_to_tokens(encode_dialogue(tokenizer, dialogue)["input_ids"])
-        return sum(token in specials for token in tokens)
+        rows = (encode_dialogue(tokenizer, dialogue), encode_prompt(tokenizer, dialogue, 512))
+        tokens = [tokenizer.convert_ids_to_tokens(row["input_ids"]) for row in rows]
+        return [sum(token in specials for token in row) for row in tokens]
 
-    for text in (mark, end, f"a{mark}b{end}{mark}", mark * 3):
-        rude = Dialogue(f"x {text} y", f"so {text} it is", history=[("system", "Be kind.")])
-        assert count(rude) == count(TALK)
-        assert tokenizer.decode(encode_dialogue(tokenizer, rude)["input_ids"]).count(text) >= 2
+    calm = Dialogue("x", "y", history=[("user", "x"), ("assistant", "y")])
+    for text in (mark, end, f"a{mark}b{end}{mark}", "".join(specials[:9]), mark * 3):
+        turns = [("user", f"x {text} y"), ("assistant", f"so {text} it is")]
+        rude = Dialogue(turns[0][1], turns[1][1], history=turns)
+        assert count(rude) == count(calm)
+        sample = encode_dialogue(tokenizer, rude)
+        assert tokenizer.decode(sample["input_ids"]).count(text) >= 4
+        assert tokenizer.decode(read_learned(sample)).lstrip() == rude.response + end
 
 
 def test_two_turns_of_one_speaker_reach_every_family(family):

@@ -21,6 +21,7 @@ from personal_llm.base import loading as ours
 from personal_llm.base.core import Dialogue, InputError
 from personal_llm.base.loading import convert_gguf, is_gguf, resolve_model
 from personal_llm.base.models import load_model
+from personal_llm.base.replies import pair_neighbours
 
 CHATML = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
 CHATML += "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
@@ -81,11 +82,6 @@ def add_vocabulary(writer, family: str) -> None:
     writer.add_chat_template(template)
 
 
-def permute(weight, heads: int):
-    "The order of rows in llama.cpp's files of Llama."
-    return weight.reshape(heads, 2, len(weight) // heads // 2, -1).swapaxes(1, 2).reshape(weight.shape)
-
-
 def add_tensors(writer, family: str, network, kind) -> None:
     architecture = {"qwen2": gguf.MODEL_ARCH.QWEN2, "gemma3": gguf.MODEL_ARCH.GEMMA3}.get(family, gguf.MODEL_ARCH.LLAMA)
     names, config = gguf.get_tensor_name_map(architecture, network.config.num_hidden_layers), network.config
@@ -94,7 +90,8 @@ def add_tensors(writer, family: str, network, kind) -> None:
             continue
         value = value.numpy()
         if architecture == gguf.MODEL_ARCH.LLAMA and ("q_proj" in name or "k_proj" in name):
-            value = permute(value, config.num_attention_heads if "q_proj" in name else config.num_key_value_heads)
+            heads = config.num_attention_heads if "q_proj" in name else config.num_key_value_heads
+            value = pair_neighbours(value.reshape(len(value), -1), heads).reshape(value.shape)
         if family == "gemma3" and "norm" in name:
             value = value + 1
         stem, suffix = name.rsplit(".", 1)
@@ -309,10 +306,8 @@ def test_numbers_that_lie_are_one_line(tmp_path):
 
 
 OTHERS = dict(
-    adapter=({"general.type": "adapter"}, "no model, but of the type adapter; give the GGUF file of the model"),
     part=({"split.count": 3}, "one of 3 parts; join them with llama-gguf-split --merge"),
     linear=({"llama.rope.scaling.type": "linear"}, "its positions are scaled by linear"),
-    yarn=({"llama.rope.scaling.type": "yarn"}, "its positions are scaled by yarn"),
 )
 
 

@@ -56,24 +56,31 @@ def test_names(folder, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(
     "name",
-    ["pockett", "Pocket", "no/such/folder", "./missing", "~/missing", "/nowhere", "", "a b", "a/b/c", "-x", "\ud800"]
+    [
+        "pocket",
+        "pockett",
+        "Pocket",
+        "no/such/folder",
+        "./missing",
+        "~/missing",
+        "/nowhere",
+        "",
+        "a b",
+        "a/b/c",
+        "-x",
+        "\ud800",
+    ]
     + [5, ["pocket"], dict(), b"pocket", Path("missing"), Path(".")],
     ids=repr,
 )
-def test_names_that_mean_nothing_open_no_socket(name, monkeypatch):
-    def refuse(*given, **named):
-        raise AssertionError("a socket")
-
-    for what in ("socket", "create_connection", "getaddrinfo"):
-        monkeypatch.setattr(socket, what, refuse)
-    with pytest.raises(InputError, match="unknown model|is no name of a model"):
-        load_model(name)
-
-
-def test_the_pocket_opens_no_socket(monkeypatch):
+def test_names_that_mean_nothing_and_the_pocket_open_no_socket(name, monkeypatch):
     for what in ("socket", "create_connection", "getaddrinfo"):
         monkeypatch.setattr(socket, what, lambda *given, **named: pytest.fail("a socket"))
-    assert load_model("pocket", device="cpu").name == "pocket"
+    if name == "pocket":
+        assert load_model(name, device="cpu").name == name
+        return
+    with pytest.raises(InputError, match="unknown model|is no name of a model"):
+        load_model(name)
 
 
 # ---- the hub
@@ -180,10 +187,8 @@ def test_code_from_a_model_is_not_run(folder, tmp_path):
 
 @pytest.mark.parametrize("method", ["bitsandbytes", "gptq", "awq"])
 def test_quantised_weights_are_named(method, folder, tmp_path):
-    settings = dict(quant_method=method, bits=4, load_in_4bit=True)
-    refused(
-        configured(folder, tmp_path / "a", quantization_config=settings), "quantised, .*take the unquantised model, or"
-    )
+    place = configured(folder, tmp_path / "a", quantization_config=dict(quant_method=method, bits=4, load_in_4bit=True))
+    refused(place, "quantised, .*take the unquantised model, or")
 
 
 @pytest.mark.parametrize("how", [dict(dtype="float8"), dict(dtype=5), dict(device="abacus")], ids=str)
@@ -216,9 +221,7 @@ def test_the_base_is_the_base_whatever_is_attached(tmp_path):
     one = compute_fingerprint(adapted, of_adapter=True)
     adapted.unload()
     other = attach_adapter(model.model, random_adapter(model, tmp_path / "b", seed=2))
-    assert one != compute_fingerprint(other, of_adapter=True) and not compute_fingerprint(
-        other.unload(), of_adapter=True
-    )
+    assert one != compute_fingerprint(other, of_adapter=True)
 
 
 def test_files_and_live_objects_agree(folder):
@@ -259,9 +262,7 @@ def test_one_choice_of_an_encoder_reaches_every_chapter(monkeypatch):
         VectorStore().embed(["a", "b"])
         assert load_encoder() is own is load_encoder(own) and own.calls == [["a", "b"]]
     monkeypatch.setenv("PERSONAL_LLM_ENCODER", str(ASSETS / "encoder"))
-    assert load_encoder() is load_encoder(ASSETS / "encoder") and get_encoder_id() == get_encoder_id(
-        load_encoder("pocket")
-    )
+    assert load_encoder() is load_encoder(ASSETS / "encoder") is load_encoder("pocket")
     monkeypatch.setenv("PERSONAL_LLM_ENCODER", "no/such/encoder")
     with pytest.raises(InputError, match="unknown encoder"):
         load_encoder()

@@ -9,35 +9,23 @@ from personal_llm.data.reading import load_samples
 from personal_llm.data.streams import edit_prompt
 
 
-@pytest.mark.parametrize(
-    "a,b",
-    [
-        ("I love hip hop", "Again: i love hip hop"),
-        ("How are you?", "Hey, how are you?"),
-        ("Are you working?", "Are oyu working?"),
-        ("Yes, it's perfect.", "yes its perfect!!"),
-        ("", ""),
-        ("☕", "☕"),
-    ],
-)
-def test_nearly_the_same(a, b):
-    assert is_near_duplicate(a, b) and is_near_duplicate(b, a)
+SAME = """I love hip hop|Again: i love hip hop
+Are you working?|Are oyu working?
+Yes, it's perfect.|yes its perfect!!
+|
+☕|☕"""
+OTHER = """Hi|No
+I am sad|I am happy
+I like this tea very much, thank you|I don't like this tea very much, thank you
+How many people have spastic paraplegia type 2?|How many people have spastic paraplegia type 3?
+☕|👍
+|yes"""
 
 
-@pytest.mark.parametrize(
-    "a,b",
-    [
-        ("Hi", "No"),
-        ("I am sad", "I am happy"),
-        ("I like this tea very much, thank you", "I don't like this tea very much, thank you"),
-        ("How many people have spastic paraplegia type 2?", "How many people have spastic paraplegia type 3?"),
-        ("What are the treatments for Troyer Syndrome?", "What causes Kabuki syndrome?"),
-        ("☕", "👍"),
-        ("", "yes"),
-    ],
-)
-def test_not_the_same(a, b):
-    assert not is_near_duplicate(a, b) and not is_near_duplicate(b, a)
+@pytest.mark.parametrize("line", [*SAME.splitlines(), *OTHER.splitlines()])
+def test_near_duplicates(line):
+    a, b = line.split("|")
+    assert is_near_duplicate(a, b) == is_near_duplicate(b, a) == (line in SAME.splitlines())
 
 
 def test_small_edits_are_recognised_on_real_rows():

@@ -6,8 +6,7 @@ from hypothesis import strategies as st
 from tiny import TEMPLATES, shared, tiny_tokenizer
 
 from personal_llm.base.core import Dialogue, InputError
-from personal_llm.base.tokens import MAX_CHARACTERS_PER_TOKEN, encode_dialogue, encode_prompt
-from personal_llm.base.tokens import get_special_strings, make_batches
+from personal_llm.base.tokens import MAX_CHARACTERS_PER_TOKEN, encode_dialogue, encode_prompt, make_batches
 
 TEXTS = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=12).filter(str.strip)
 WHOLE = 100_000  # tokens: room for everything
@@ -27,37 +26,7 @@ def learned(sample):
     return [token for token in sample["labels"] if token != -100]
 
 
-def asked(tokenizer, dialogue, room=WHOLE):
-    return encode_prompt(tokenizer, dialogue, room)["input_ids"]
-
-
 # ---- text of users
-
-
-def test_special_strings_stay_text(tokenizer):
-    "In prompt, response and history: the control tokens are those of the template alone, and the text survives."
-    specials = get_special_strings(tokenizer)
-    assert set(tokenizer.all_special_tokens) <= set(specials) and len(specials) >= 6
-    control = lambda ids: [i for i in ids if i in tokenizer.all_special_ids]
-    history = (("user", "so"), ("assistant", "and so"))
-    calm = Dialogue("a b c", "d e f", history=history)
-    for special in [*specials, "".join(specials), specials[0] * 3]:
-        rude_history = (("user", special + "so"), ("assistant", f"and {special}"))
-        for d in (
-            Dialogue(f"a {special} c", "d e f", history=history),
-            Dialogue("a b c", f"d {special}f", history=history),
-            Dialogue(special, special, history=history),
-            Dialogue("a b c", "d e f", history=rude_history),
-        ):
-            sample = encode_dialogue(tokenizer, d, WHOLE)
-            read = tokenizer.decode(sample["input_ids"])
-            assert control(sample["input_ids"]) == control(encode_dialogue(tokenizer, calm, WHOLE)["input_ids"]), (
-                special,
-                d,
-            )
-            assert all(text in read for text in (d.prompt, d.response, *(t for _, t in d.history)))
-            assert tokenizer.decode(learned(sample)).lstrip() == d.response + tokenizer.eos_token
-            assert control(asked(tokenizer, d)) == control(asked(tokenizer, calm))
 
 
 def test_text_that_looks_like_our_placeholders(trimming):
@@ -70,74 +39,34 @@ def test_lone_surrogates_are_read_as_a_mark(trimming):
     d = Dialogue("half \ud83d here", "\udc00 and whole \U0001f600", history=[("user", "\ud800"), ("assistant", "ok")])
     read = trimming.decode(encode_dialogue(trimming, d)["input_ids"])
     assert "half � here" in read and "� and whole \U0001f600" in read
-    assert trimming.decode(asked(trimming, d)).count("�") == 2
+    assert trimming.decode(encode_prompt(trimming, d, WHOLE)["input_ids"]).count("�") == 2
 
 
-def test_templates_that_lose_a_message_are_refused(trimming):
-    good = trimming.chat_template
-    try:
-        for template in (
-            "{{ messages[-1]['content'] }}",
-            "{% for m in messages %}{{ m['content'] }}{{ m['content'] }}{% endfor %}",
-            "{{ raise_exception('only system here') }}",
-        ):
-            trimming.chat_template = template
-            with pytest.raises(InputError, match="template"):
-                encode_dialogue(trimming, Dialogue("a", "b"))
-    finally:
-        trimming.chat_template = good
+@pytest.mark.parametrize("template", ["m['content'] + m['content']", "raise_exception('only system here')"])
+def test_templates_that_repeat_or_refuse_a_message_are_refused(template, trimming, monkeypatch):
+    monkeypatch.setattr(trimming, "chat_template", "{% for m in messages %}{{ " + template + " }}{% endfor %}")
+    with pytest.raises(InputError, match="template"):
+        encode_dialogue(trimming, Dialogue("a", "b"))
 
 
-STRICT = (
-    "{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
-    "{% for m in messages %}{% if (m['role'] == 'user') != (loop.index0 % 2 == 0) %}"
-    "{{ raise_exception('Conversation roles must alternate user/assistant/user/assistant/...') }}{% endif %}"
-    "{{ '<|' + m['role'] + '|>' + m['content'] | trim + '<|end|>' }}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
+class PanicException(BaseException):
+    "Like that of a library in Rust, which is no `Exception`."
+
+
+@pytest.mark.parametrize(
+    "error, line",
+    [
+        (PanicException("index out of bounds: the len is 3"), "a library stopped .index out of bounds"),
+        (MemoryError(), r"refuses this dialogue \(MemoryError\)"),
+    ],
+    ids=("a panic", "without words"),
 )
+def test_an_error_of_the_tokenizer_is_one_line(error, line, trimming, monkeypatch):
+    def fail(*given, **options):
+        raise error
 
-
-@pytest.mark.parametrize("system", [True, False])
-@pytest.mark.parametrize("greeting", [True, False])
-def test_a_strict_template_gets_the_system_text_in_the_first_turn(system, greeting):
-    "Templates of Gemma and Mistral take no system turn and no first turn of the assistant."
-    tokenizer = tiny_tokenizer("trimming")
-    tokenizer.chat_template = STRICT
-    history = [("system", "Be kind.")] * system + [("assistant", "Welcome!")] * greeting
-    for more in ([], [("user", "Hi"), ("assistant", "Hello.")]):
-        d = Dialogue("And now?", "It rains.", history=history + more)
-        first = "Be kind.\n\n" * system + ("Hi" if more else "And now?")
-        read = f"<|user|>{first}<|end|>" + "<|assistant|>Hello.<|end|><|user|>And now?<|end|>" * bool(more)
-        sample = encode_dialogue(tokenizer, d)
-        assert tokenizer.decode(sample["input_ids"]) == read + "<|assistant|>It rains.<|end|>"
-        assert tokenizer.decode(learned(sample)) == "It rains.<|end|>"
-        assert tokenizer.decode(asked(tokenizer, d)) == read + "<|assistant|>"
-    two = Dialogue("a", "b", history=[("user", "c"), ("user", "d"), ("system", "e")])
-    assert tokenizer.decode(asked(tokenizer, two)) == "<|user|>c\n\nd\n\ne\n\na<|end|><|assistant|>", (
-        "turns of one speaker"
-    )
-
-
-def test_a_panic_of_the_tokenizer_is_one_line(trimming):
-    "Its error is no `Exception`."
-
-    class PanicException(BaseException):
-        pass
-
-    class Broken(Seen):
-        def __call__(self, text, **settings):
-            raise PanicException("index out of bounds: the len is 3")
-
-    with pytest.raises(InputError, match="a library stopped .index out of bounds"):
-        encode_dialogue(Broken(trimming), Dialogue("a", "b"))
-
-
-def test_an_error_without_words_is_named(trimming, monkeypatch):
-    def run_out(*given, **options):
-        raise MemoryError
-
-    monkeypatch.setattr(trimming, "apply_chat_template", run_out)
-    with pytest.raises(InputError, match=r"refuses this dialogue \(MemoryError\)"):
+    monkeypatch.setattr(trimming, "apply_chat_template", fail)
+    with pytest.raises(InputError, match=line):
         encode_dialogue(trimming, Dialogue("a", "b"))
 
 
@@ -153,9 +82,7 @@ def test_mask_is_that_of_transformers(template, prompt, response):
     marks = tokenizer.all_special_tokens  # transformers reads them in a text as control tokens, and we as text
     assume(not any(mark in text for mark in marks for text in (prompt, response)))
     d = Dialogue(prompt, response)
-    theirs = tokenizer.apply_chat_template(
-        d.messages(), tokenize=True, return_dict=True, return_assistant_tokens_mask=True
-    )
+    theirs = tokenizer.apply_chat_template(d.messages(), return_dict=True, return_assistant_tokens_mask=True)
     ours = encode_dialogue(tokenizer, d)
     n = len(ours["input_ids"])
     assert ours["input_ids"] == list(theirs["input_ids"])[:n] and not any(theirs["assistant_masks"][n:])
@@ -174,10 +101,8 @@ def test_old_turns_go_first_then_the_prompt_then_the_answer(tokenizer, length, w
         (role, f"{role[0]}{n} " * 9) for n in range(pairs) for role in ("user", "assistant")
     ]
     d = Dialogue("word " * words + "last?", "The answer.", history=history)
-    whole, alone = (
-        encode_dialogue(tokenizer, d, WHOLE),
-        encode_dialogue(tokenizer, Dialogue(d.prompt, d.response), WHOLE),
-    )
+    whole = encode_dialogue(tokenizer, d, WHOLE)
+    alone = encode_dialogue(tokenizer, Dialogue(d.prompt, d.response), WHOLE)
     bare = len(encode_dialogue(tokenizer, Dialogue("x", d.response), WHOLE)["input_ids"]) - len(learned(whole)) - 1
     try:
         sample = encode_dialogue(tokenizer, d, length)
@@ -194,6 +119,7 @@ def test_old_turns_go_first_then_the_prompt_then_the_answer(tokenizer, length, w
     kept = [n for n in range(pairs) if f"u{n} " in read]
     assert kept == list(range(pairs))[pairs - len(kept) :], "the oldest go first"
     assert all(read.count(f"{who}{n} ") == 9 for n in kept for who in "ua"), "turns are whole, questions with answers"
+    assert not any(f"a{n} " in read for n in range(pairs) if n not in kept), "no answer without its question"
     if read.count("word") < words:
         assert not kept and "rule" not in read and len(alone["input_ids"]) > length, "the prompt goes after the turns"
     if learned(sample) != learned(whole):
@@ -201,20 +127,6 @@ def test_old_turns_go_first_then_the_prompt_then_the_answer(tokenizer, length, w
         assert learned(sample) == learned(whole)[: len(learned(sample))]
     if len(whole["input_ids"]) <= length:
         assert sample == whole
-
-
-def test_a_cut_conversation_still_begins_with_a_question(trimming):
-    "Templates such as Llama's refuse one that begins with an answer."
-    strict = "{% if messages[0]['role'] != 'user' %}{{ raise_exception('begin with user') }}{% endif %}"
-    good = trimming.chat_template
-    trimming.chat_template = strict + good
-    try:
-        history = [(role, "so " * 6) for _ in range(50) for role in ("user", "assistant")]
-        for length in range(20, 90):
-            assert encode_dialogue(trimming, Dialogue("and?", "so.", history=history), length)["num_truncated"] > 0
-            assert len(asked(trimming, Dialogue("and?", "", history=history), length)) <= length
-    finally:
-        trimming.chat_template = good
 
 
 class Seen:
@@ -255,11 +167,8 @@ def test_what_cannot_fit_is_never_looked_at(answer, trimming):
     for dialogue in dialogues:
         Turns.looks, seen = 0, Seen(trimming)
         sample = encode_dialogue(seen, dialogue, 64) if answer else encode_prompt(seen, dialogue, 64)
-        assert (
-            len(sample["input_ids"]) <= 64
-            and seen.characters < 16 * 64 * MAX_CHARACTERS_PER_TOKEN
-            and Turns.looks < 300
-        )
+        assert len(sample["input_ids"]) <= 64 and Turns.looks < 300
+        assert seen.characters < 16 * 64 * MAX_CHARACTERS_PER_TOKEN
         assert sample["num_truncated"] > 0 or (dialogue.response == megabytes and not answer)
 
 

@@ -1,7 +1,6 @@
 "A server that writes: what it gets, its faults in one line each with nothing stored, and no chat that leaves unasked."
 
-import json
-import threading
+import io
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -85,9 +84,7 @@ def test_the_key_comes_from_the_environment_and_no_file_holds_it(tmp_path, monke
             "".join(session.say("a"))
         assert server.seen[0][1] == "Bearer sk-very-secret"
         monkeypatch.setenv("PERSONAL_LLM_WRITER_KEY", "sk-\nX-Other: ü")
-        with pytest.raises(
-            InputError, match="PERSONAL_LLM_WRITER_KEY: holds signs that no key has; copy the key again"
-        ):
+        with pytest.raises(InputError, match="WRITER_KEY: holds signs that no key has; copy the key again"):
             make_model(server).reply(["a"])
     stored = [file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()]
     assert stored and not any(b"very-secret" in content or b"127.0.0.1" in content for content in stored)
@@ -122,20 +119,13 @@ def test_a_missing_server_and_a_name_that_is_not_clear_are_one_line_of_the_comma
 
 def test_the_chat_of_the_terminal_says_who_writes(tmp_path, capsys, monkeypatch):
     with writing_server() as server:
-        monkeypatch.setattr("sys.stdin", iter_lines("a b", "/better In short: x.", "a b", "/learn"))
+        monkeypatch.setattr("sys.stdin", io.StringIO("a b\n/better In short: x.\na b\n/learn\n"))
         words = ["chat", "--out", tmp_path / "me", "--writer", server.address, "--writer-model", "other"]
         code, out, err = invoke(capsys, *words)
         assert code == 0 and "In short: a b" in out and server.seen[0][0]["model"] == "other"
         assert "other writes the replies; pocket scores, and only pocket reads what a fine-tune learns" in err
-        assert dict(role="assistant", content="In short: x.") in server.seen[1][0]["messages"], (
-            "it reads the correction"
-        )
-
-
-def iter_lines(*lines):
-    import io
-
-    return io.StringIO("\n".join(lines) + "\n")
+        corrected = dict(role="assistant", content="In short: x.")
+        assert corrected in server.seen[1][0]["messages"], "it reads the correction"
 
 
 @pytest.mark.later
@@ -170,21 +160,3 @@ def test_a_server_that_keeps_the_connection_open_ends_a_reply():
         model = make_model(server)
         server.faults.append("open")
         assert model.reply(["a b"]) == ["In short: a b"]
-
-
-def test_a_slow_server_leaves_the_session_as_it_was(tmp_path):
-    with writing_server() as server, ChatSession(make_model(server, seconds=0.2), tmp_path) as session:
-        server.faults.append("silent")
-        outcome = []
-        reader = threading.Thread(target=lambda: outcome.append(catch(session)), daemon=True)
-        reader.start()
-        reader.join(30)
-        assert "nothing came for 0.2 seconds" in outcome[0] and not session.turns
-        assert json.dumps(session.me.state.status())
-
-
-def catch(session) -> str:
-    try:
-        return "".join(session.say("a"))
-    except InputError as error:
-        return str(error)

@@ -174,14 +174,13 @@ def check_settings_fields(settings) -> None:  # an instance of a dataclass
             object.__setattr__(settings, f.name, value)
 
 # %% ../../nbs/0_base/01_core.ipynb #1d610c7d
-def patch(method):
-    "Add a function, property or class method to the class that annotates its first parameter: `self: Buffer`."
-    function = getattr(method, "fget", None) or getattr(method, "__func__", method)
+def patch(function):
+    "Add a function as a method to the class that annotates its first parameter: `self: Buffer`."
     owner = next(iter(function.__annotations__.values()))
     function.__qualname__ = f"{owner.__qualname__}.{function.__name__}"
     function.__module__ = owner.__module__
-    setattr(owner, function.__name__, method)
-    return method
+    setattr(owner, function.__name__, function)
+    return function
 
 # %% ../../nbs/0_base/01_core.ipynb #4943695a
 _last_history = ((), "")  # turns, their hash
@@ -204,7 +203,6 @@ def read_history(turns) -> tuple:  # (role, text) pairs, and their hash in hexad
     return _last_history
 
 # %% ../../nbs/0_base/01_core.ipynb #12d6a7af
-ORIGINS = ("model", "user", "approved", "annotated", "synthetic")
 USER_ORIGINS = ("user", "approved", "annotated")  # of responses that the user wrote or approved
 
 # %% ../../nbs/0_base/01_core.ipynb #df8d277d
@@ -217,7 +215,7 @@ class Dialogue(Displayed):
     history: tuple = ()  # turns before it: ((role, text), ...); role is "user" or "assistant", or "system" at the start
     id: str = ""  # hash of the other fields but the labels, unless given
     time: float = 0.0  # seconds since the epoch, or the place in a stream
-    origin: str = "user"  # where the response came from, one of `ORIGINS`
+    origin: str = "user"  # where the response came from: a row of the table
     parents: tuple = ()  # ids of the dialogues it was made from
     labels: dict = field(default_factory=dict, compare=False)  # facts of a data set or a reply; no policy reads them
 
@@ -225,7 +223,8 @@ class Dialogue(Displayed):
         if not isinstance(self.prompt, str) or not self.prompt.strip():
             raise InputError("empty prompt", "a dialogue needs the user's words")
         check(self.response, "text", "the response")
-        check(self.origin, "choice", "origin", choices=ORIGINS)
+        origins = ("model", "user", "approved", "annotated", "synthetic")
+        check(self.origin, "choice", "origin", choices=origins)
         check(self.id, "text", "id", remedy="give text, or leave it out")
         if not isinstance(self.parents, (tuple, list)) or not all(isinstance(id, str) for id in self.parents):
             raise InputError(f"parents is {self.parents!r}"[:80], "give the ids of the dialogues it was made from")

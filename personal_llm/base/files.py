@@ -119,10 +119,8 @@ def read_json(path):  # its value
     "Read a JSON file; raise `InputError` when it is missing or damaged."
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file", "check the path") from None
     except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror})", "check its permissions") from None
+        raise InputError(f"{path}: cannot be read ({error.strerror.lower()})", "check path and permissions") from None
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: damaged ({str(error)[:80]})", "restore a copy or make it anew") from error
 

@@ -258,9 +258,7 @@ def choose_model_name(name=None, is_largest: bool = False):  # the name itself, 
         return os.environ[DEFAULT_MODEL_VARIABLE]
     if is_largest and fits_larger_model() and find_weights(LARGER_MODEL):
         return LARGER_MODEL
-    for name in (DEFAULT_MODEL, "smollm2", "pocket"):
-        if name == "pocket" or find_weights(name):
-            break
+    name = next((name for name in (DEFAULT_MODEL, "smollm2") if find_weights(name)), "pocket")
     if name != DEFAULT_MODEL:
         note_once(f"{DEFAULT_MODEL} is not here, so {name} replies; type: personal-llm get")
     return name
@@ -315,16 +313,15 @@ def load_causal_lm(name, device: str = None, dtype=None) -> tuple:  # (model, to
     import torch
 
     best = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    device = device or best
     source = resolve_model(name)
     problem = f"model {str(name)[:90]!r} cannot be loaded"
     with explain_errors(problem, "check the name, give a folder, or use pocket"):
         try:
-            return load_from_files(source, device, dtype)
+            return load_from_files(source, device or best, dtype)
         except OSError:
             if Path(source).exists():
                 raise
-        return load_from_files(source, device, dtype, local=False)
+        return load_from_files(source, device or best, dtype, local=False)
 
 # %% ../../nbs/0_base/07_loading.ipynb #34695628
 def compute_fingerprint(model, of_adapter: bool = False) -> str:  # 16 hex digits; empty if there is no adapter
@@ -348,21 +345,18 @@ def find_encoder(name: str):  # a folder, or the name itself for an id of the hu
     "Return the folder of an encoder's name; without all-MiniLM-L6-v2 the default is the pocket encoder."
     if name == "pocket":
         return ASSETS / "encoder"
-    if name in (DEFAULT_ENCODER, ""):
-        folder = find_weights(DEFAULT_ENCODER)
-        if folder:
-            return folder
-        if name:
-            raise InputError(f"encoder {name!r} is not on this machine", f"type: personal-llm get {name}")
-        note_once(f"{DEFAULT_ENCODER} is not here, so the pocket encoder serves; type: personal-llm get")
-        return ASSETS / "encoder"
-    place = Path(name).expanduser()
-    return place if place.is_dir() else name
+    if name not in (DEFAULT_ENCODER, ""):
+        place = Path(name).expanduser()
+        return place if place.is_dir() else name
+    if folder := find_weights(DEFAULT_ENCODER):
+        return folder
+    if name:
+        raise InputError(f"encoder {name!r} is not on this machine", f"type: personal-llm get {name}")
+    note_once(f"{DEFAULT_ENCODER} is not here, so the pocket encoder serves; type: personal-llm get")
+    return ASSETS / "encoder"
 
 
-def load_encoder(
-    name=None,  # "all-MiniLM-L6-v2", "pocket", a folder or an id of sentence-transformers, or such an encoder
-):  # a `SentenceTransformer`, the same one at each call
+def load_encoder(name=None):  # a name, a folder, an id, or an encoder -> `SentenceTransformer`, the same at each call
     "Load a sentence encoder on the CPU, by default that of the environment; raise `InputError` for an unknown name."
     name = name or os.environ.get("PERSONAL_LLM_ENCODER") or ""
     if hasattr(name, "encode") and not isinstance(name, str):

@@ -202,15 +202,14 @@ class Model(LazyModel):
         "Measure a block: add the model's work inside to the yielded cost and to the model's own; blocks nest."
         outer_cost = self.cost
         block = Cost()
-        self.cost = cost = Cost()
+        self.cost = Cost()
         try:
             with measure_cost(block):
-                yield cost
+                yield self.cost
         finally:
-            vars(cost).update(vars(self.cost))  # in place, because the caller holds this object
-            cost.seconds = block.seconds
-            cost.peak_memory = block.peak_memory
-            vars(outer_cost).update(vars(outer_cost + cost))
+            self.cost.seconds = block.seconds
+            self.cost.peak_memory = block.peak_memory
+            vars(outer_cost).update(vars(outer_cost + self.cost))  # in place, because a caller holds this object
             self.cost = outer_cost
 
     def run_forward(self, dialogues: list) -> list:  # `ForwardResult`s in the same order
@@ -356,9 +355,9 @@ def continue_rows(
     model: Model,
     rows: list,  # of tokens, as of `encode_prompts`
     max_new_tokens: int,
-    temperature: float = 0.0,
-    top_p: float = 1.0,
-    no_loops: bool = False,  # True: a response repeats at most 12 tokens in a row
+    temperature: float,
+    top_p: float,
+    no_loops: bool,  # True: a response repeats at most 12 tokens in a row
     **options,  # further ones of transformers' `generate`
 ) -> list:  # the new tokens of each row, padded at the end
     "Continue rows of tokens by PyTorch, all in one batch."
