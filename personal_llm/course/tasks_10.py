@@ -10,11 +10,14 @@ __all__ = ['EVENTS_DIALOGUES', 'EVENTS', 'TASKS', 'PROMPT_TOKENS', 'REPLY_TOKENS
 # %% ../../nbs/course/tasks_10.ipynb #eb196175
 import math
 import re
+from difflib import SequenceMatcher
 from itertools import takewhile
 
 import numpy as np
 
+from ..buffer.retrieval import measure_closeness
 from .checks import Lesson
+from ..selection.ranking import cosine_distance
 
 # %% ../../nbs/course/tasks_10.ipynb #e491e3b8
 def replay(
@@ -154,7 +157,6 @@ TASKS.add(
     ("to the end", [_M[-1] - _M[0], _F[-1] - _F[0]], "that is the rise to the last point of each line"),
     ("one start", [_M[1] - _M[0], _F[1] - _M[0]], "each line has a start of its own"),
     ("to the third answer", [_M[2] - _M[0], _F[2] - _F[0]], "that is the rise to three answers"),
-    kind="numbers",
     tolerance=0.04,
     hint="read two points of each line, and subtract",
 )
@@ -174,12 +176,11 @@ TASKS.add(
     "Which failure does each of the four replies show? Give four numbers from 1 to 4.",
     [4, 1, 3, 2],
     ("in order", [1, 2, 3, 4], "those are the failures in their own order; read the replies"),
-    ("copied and thin", [4, 3, 1, 2], "one of two short replies has advice of its own prompt's memory"),
+    ("copied and thin", [4, 3, 1, 2], "one of the two short replies repeats the advice of the correction"),
     ("copied and spill", [4, 2, 3, 1], "ask of which reply the habit was not wanted at all"),
     ("weak and thin", [3, 1, 4, 2], "one of the two replies about hiccups has the habit"),
     ("spill and thin", [4, 1, 2, 3], "one of these two has an answer and should not have the habit"),
     ("weak and spill", [2, 1, 3, 4], "spill is a habit where it does not belong; look for the habit"),
-    kind="numbers",
     tolerance=0,
     hint="ask of each reply: is the habit there, is it wanted, and whose content is it?",
 )
@@ -204,7 +205,6 @@ TASKS.add(
     ("many answers", [1, 1, 1, 0, 1, 0], "only a few answers fit into a prompt, and each reply reads them again"),
     ("at once", [0, 0, 1, 0, 1, 0], "a fine-tune takes minutes and needs more than one answer"),
     ("no room", [1, 0, 1, 0, 1, 1], "memories are the first to go when a prompt is too long"),
-    kind="numbers",
     tolerance=0,
     hint="ask: how many answers, how soon, and is there room in the prompt?",
 )
@@ -216,12 +216,7 @@ def _words(text: str) -> list:
 
 def _longest_run(a: list, b: list) -> int:
     "Return the length of the longest run of parts that stands in both lists."
-    best = 0
-    ends = {}
-    for part in a:
-        ends = {j: ends.get(j - 1, 0) + 1 for j, other in enumerate(b) if part == other}
-        best = max([best, *ends.values()])
-    return best
+    return SequenceMatcher(None, a, b, autojunk=False).find_longest_match().size
 
 
 def copied(reply: str, memory: str) -> int:  # words
@@ -300,14 +295,12 @@ TASKS.add(
 
 # %% ../../nbs/course/tasks_10.ipynb #ctn00002
 def _cosines(prompt: np.ndarray, rows: np.ndarray) -> np.ndarray:
-    return rows @ prompt / np.linalg.norm(rows, axis=1) / np.linalg.norm(prompt)
+    return 1 - cosine_distance(rows, prompt)
 
 
-def _closeness(values: np.ndarray) -> float:
-    return (values.mean() + values.max()) / 2
-
-
-def _write_belongs(closeness=_closeness, similarities=_cosines, alone_is_empty: bool = True, exchanged: bool = False):
+def _write_belongs(
+    closeness=measure_closeness, similarities=_cosines, alone_is_empty: bool = True, exchanged: bool = False
+):
     "Return the rule with one part exchanged."
 
     def decide(prompt, corrected, alone):
@@ -348,13 +341,9 @@ TASKS.add(
     (
         "the nearest alone",
         _write_belongs(np.max),
-        "the largest cosine is one half of the closeness; the mean is the other",
+        "the largest cosine is one half of the closeness; what is the other?",
     ),
-    (
-        "the mean alone",
-        _write_belongs(np.mean),
-        "the mean is one half of the closeness; the largest cosine is the other",
-    ),
+    ("the mean alone", _write_belongs(np.mean), "the mean is one half of the closeness; what is the other?"),
     ("sums", _write_belongs(np.sum), "with a sum the larger set wins by its size; take the mean and the maximum"),
     ("no lengths", _write_belongs(similarities=lambda p, rows: rows @ p), "a cosine divides by both lengths"),
     ("a threshold", _is_above, "no threshold decides; compare with what was left alone, too"),

@@ -12,7 +12,7 @@ from functools import cache
 import numpy as np
 
 from ..base.core import make_generator
-from .checks import Lesson, later
+from .checks import Lesson, later, values_of
 from ..recipes.people import USERS, user_stream
 from ..data.reading import load_samples
 from ..buffer.scoring import Lexicons, domain_specific_score, entropy_of_embedding
@@ -42,27 +42,13 @@ EOE_MISTAKES = (
     ("sum of p squared", lambda h: np.square(energies(h) / energies(h).sum()).sum(), "the entropy has a logarithm"),
     ("bits over nats", lambda h: entropy(energies(h)) / np.log(2) / np.log(len(h)), "two logarithms were mixed"),
 )
-
-
-def _of_values(mistakes: tuple, right: float, arguments: tuple) -> list:  # rows of `Wrong`
-    "Return mistakes as numbers, without those that give the right number or an earlier one by chance."
-    rows = []
-    seen = [right]
-    for name, compute, sentence in mistakes:
-        value = compute(*arguments)
-        if min(abs(value - x) for x in seen) > 0.009:
-            rows.append((name, value, sentence))
-            seen.append(value)
-    return rows
-
-
 TOKENS = np.array([[0.0], [0.0], [0.0], [4.0]])  # four tokens, one dimension
 TASKS = Lesson(3)
 TASKS.add(
     "eoe",
     "What is the entropy of embedding of four tokens at 0, 0, 0 and 4?",
     entropy_of_embedding(TOKENS),
-    *_of_values(EOE_MISTAKES, entropy_of_embedding(TOKENS), (TOKENS,)),
+    *values_of(EOE_MISTAKES, entropy_of_embedding(TOKENS), (TOKENS,)),
     tolerance=0.004,
 )
 
@@ -133,7 +119,6 @@ TASKS.add(
     ("eoe", ["eoe", "dss"], "shares of tokens can be exchanged, but here the tokens' vectors change too"),
     ("idd", ["idd", "dss"], "a mean over tokens forgets their order, but here the tokens' vectors change too"),
     ("embeddings", ["eoe", "idd"], "it is the other way round: which scores are made of hidden states?"),
-    kind="names",
     choices=SCORES,
 )
 
@@ -179,7 +164,7 @@ TASKS.add(
     "dss",
     f"What is the domain-specific score of {SENTENCE!r}?",
     word_score(SENTENCE.split(), LISTS),
-    *((name, compute(SENTENCE.split(), LISTS), says) for name, compute, says in DSS_MISTAKES),
+    *values_of(DSS_MISTAKES, word_score(SENTENCE.split(), LISTS), (SENTENCE.split(), LISTS)),
     tolerance=0.003,
 )
 
@@ -209,7 +194,11 @@ TASKS.add(
     ("the best lexicon", lambda w, lists: _shares(w, lists).max(), "that is one lexicon; the score is a mean over all"),
     ("any word", lambda w, lists: (_shares(w, lists) > 0).mean(), "not any word: count them"),
     ("the median", lambda w, lists: np.median(_shares(w, lists)), "the median over the lexicons; take the mean"),
-    ("by all known words", lambda w, x: _shares(w, x).sum() * len(w) / sum(map(len, x.values())), "divide by the text"),
+    (
+        "by all known words",
+        lambda w, x: _shares(w, x).sum() * len(w) / sum(map(len, x.values())),
+        "divided by all words of the lexicons",
+    ),
     ("product", lambda w, lists: _shares(w, lists).prod(), "the shares were multiplied; take their mean"),
     ("the first lexicon", lambda w, lists: _shares(w, lists)[0], "only the first lexicon was looked at"),
     tolerance=0.0005,
@@ -248,7 +237,11 @@ IDD_MISTAKES = (
     ("sum", lambda e, kept: _each(e, kept).sum(), "distances were added, not averaged"),
     ("not unit", lambda e, kept: 1 - (kept @ e).mean(), "vectors were not scaled to length one first"),
     ("cosine with the mean of raw vectors", lambda e, kept: _to_mean(e, kept.mean(0)), "the mean was taken too early"),
-    ("cosine with the mean of directions", lambda e, kept: _to_mean(e, _units(kept).mean(0)), "leave its length"),
+    (
+        "cosine with the mean of directions",
+        lambda e, kept: _to_mean(e, _units(kept).mean(0)),
+        "the mean of the directions was scaled to length one",
+    ),
     ("farthest", lambda e, kept: _each(e, kept).max(), "that is the farthest kept one; all kept ones count"),
     ("half", lambda e, kept: _each(e, kept).mean() / 2, "a factor of one half is too many"),
     ("distance", lambda e, kept: np.linalg.norm(kept - e, axis=1).mean(), "Euclidean; the cosine is asked"),
@@ -260,7 +253,7 @@ TASKS.add(
     "idd",
     "What is the in-domain dissimilarity of (1, 1) to the kept (1, 0) and (1, −1)?",
     in_domain_dissimilarity(NEW, KEPT),
-    *_of_values(IDD_MISTAKES, in_domain_dissimilarity(NEW, KEPT), (NEW, KEPT)),
+    *values_of(IDD_MISTAKES, in_domain_dissimilarity(NEW, KEPT), (NEW, KEPT)),
     tolerance=0.004,
 )
 TASKS.add(

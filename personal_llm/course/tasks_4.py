@@ -35,7 +35,6 @@ TASKS.add(
     ("most", list(NAMES[:4]), "to lose on two of three scores is not enough"),
     ("the worst", ["E"], "the sum of the scores is not looked at; compare score by score"),
     ("nobody", [], "one entry does lose on all three scores"),
-    kind="names",
     choices=NAMES,
 )
 

@@ -27,7 +27,6 @@ TASKS.add(
     ("rank squared", 8 * 8, "the factors are thin in one direction only"),
     ("twice", 2 * 2 * 8 * 256, "that is twice as many: two factors are beside the matrix"),
     ("saved", 256 * 256 - 4096, "that is how many fewer they are"),
-    ("share", 4096 / 65536, "that is their share of the matrix; the number is asked"),
     ("widths and rank added", 256 + 256 + 8, "each factor has rank times width numbers, not their sum"),
     tolerance=0,
 )
@@ -277,7 +276,6 @@ TASKS.add(
     ("one of four", 0.25, "the directions do not count alike: the first one is the longest"),
     ("the second", 4 / 25, "that is the share of the second direction; the best matrix keeps the longest"),
     ("three of them", 24 / 25, "that is the share of the first three directions"),
-    ("no square below", 16 / 9, "the squares of all four belong below the line"),
 )
 TASKS.add(
     "spectrum",

@@ -164,11 +164,6 @@ def _apart(method, rivals) -> list:
     return [name for name, values in rivals.items() if _package(method)[0] > _package(values)[1]]
 
 
-def _all_or_nothing(method, rivals) -> list:
-    found = beaten(method, rivals)
-    return found if len(found) == len(rivals) else []
-
-
 def _draw_rivals(random) -> tuple:  # (method, rivals) with clear and unclear differences
     n = int(random.integers(5, 11))
     method = random.normal(0.5, 0.2, size=n)
@@ -199,7 +194,6 @@ TASKS.add(
     ("means only", _when(lambda x: x.mean() > 0), "a larger mean is not yet a sure difference"),
     ("not paired", _apart, "two intervals that overlap may hide a sure difference: pair the users"),
     ("worse counted", _when(lambda x: _package(x)[1] < 0), "these are the rivals that are better"),
-    ("all or nothing", _all_or_nothing, "each rival has an answer of its own"),
     ("better for every user", _when(lambda x: x.min() > 0), "it need not be better for each single user"),
     ("better for most users", _when(lambda x: (x > 0).mean() > 0.5), "a majority is not yet a sure difference"),
     ("the high end", _when(lambda x: _package(x)[1] > 0), "the high end is above 0; look at the low end"),
@@ -245,30 +239,29 @@ def best_step() -> int:
     return min(overfitting_curve(), key=lambda row: row[2])[0]
 
 
-def _curve(place: int, column: int) -> float:
-    return overfitting_curve()[place][column]
-
-
-def _lowest() -> float:
-    return min(row[2] for row in overfitting_curve())
+def _of_losses(compute) -> later:
+    return later(lambda: compute(*list(zip(*overfitting_curve()))[1:]))
 
 
 TASKS.add(
     "stop",
     "Read the figure: at which step would you stop?",
     later(best_step),
-    ("the end", later(lambda: _curve(-1, 0)), "the training loss is lowest there; look at the other curve"),
+    ("the end", later(lambda: overfitting_curve()[-1][0]), "the training loss is lowest there; read the other curve"),
     ("no training", 0, "the loss of the others falls first: some training helps"),
     ("before", later(lambda: 5 if best_step() > 5 else 0), "the loss of the others still falls after that step"),
-    ("after", later(lambda: _curve(-3, 0)), "the loss of the others has risen by then"),
+    ("after", later(lambda: overfitting_curve()[-3][0]), "the loss of the others has risen by then"),
     judge=_judge_stop,
 )
 TASKS.add(
     "overfit by",
     "Read the figure: by how many nats a token does the loss of the others rise from its lowest point?",
-    later(lambda: _curve(-1, 2) - _lowest()),
-    ("the gap", later(lambda: _curve(-1, 2) - _curve(-1, 1)), "that is the gap at the end, or the height there"),
-    ("training", later(lambda: _curve(0, 1) - _curve(-1, 1)), "that is how far the training loss falls"),
-    ("sign", later(lambda: _lowest() - _curve(-1, 2)), "the loss rises, so the number is positive"),
+    _of_losses(lambda own, others: others[-1] - min(others)),
+    (
+        "the gap",
+        _of_losses(lambda own, others: others[-1] - own[-1]),
+        "that is the gap at the end, or the height there",
+    ),
+    ("training", _of_losses(lambda own, others: own[0] - own[-1]), "that is how far the training loss falls"),
     tolerance=0.08,
 )
