@@ -202,14 +202,15 @@ class Model(LazyModel):
         "Measure a block: add the model's work inside to the yielded cost and to the model's own; blocks nest."
         outer_cost = self.cost
         block = Cost()
-        self.cost = Cost()
+        self.cost = cost = Cost()
         try:
             with measure_cost(block):
-                yield self.cost
+                yield cost
         finally:
-            self.cost.seconds = block.seconds
-            self.cost.peak_memory = block.peak_memory
-            vars(outer_cost).update(vars(outer_cost + self.cost))  # in place, because a caller holds this object
+            vars(cost).update(vars(self.cost))  # in place, because the caller holds this object
+            cost.seconds = block.seconds
+            cost.peak_memory = block.peak_memory
+            vars(outer_cost).update(vars(outer_cost + cost))
             self.cost = outer_cost
 
     def run_forward(self, dialogues: list) -> list:  # `ForwardResult`s in the same order
