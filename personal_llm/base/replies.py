@@ -110,6 +110,8 @@ def write_gguf_adapter(
     import gguf
 
     architectures = {name: architecture for architecture, name in gguf.MODEL_ARCH_NAMES.items()}
+    if family not in architectures:
+        raise InputError(f"{family}: llama.cpp has no such family of models", "take another model")
     names = gguf.get_tensor_name_map(architectures[family], num_layers)
     heads = dict(q_proj=num_heads, k_proj=num_key_heads)
     writer = gguf.GGUFWriter(str(out), family)

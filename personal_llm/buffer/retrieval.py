@@ -79,7 +79,7 @@ class Evidence:
 
     answers: tuple = ()  # corrected or approved; a reply may read them
     accepted: tuple = ()  # written with answers, and left alone
-    left_alone: tuple = ()  # written without answers, and left alone; if an answer is `here`, the accepted ones too
+    left_alone: tuple = ()  # written without answers, and left alone; with an answer of scope `here`, accepted ones too
     plain: tuple = ()  # corrected back to a plain reply
     everywhere: tuple = ()  # answers with this scope, which every reply may read
 
@@ -125,7 +125,7 @@ def should_read(evidence: Evidence, prompt: str, vectors: VectorStore, rule=belo
     answers, accepted, left_alone, plain = (row @ query for row in rows)
     if len(plain) and plain.max() > answers.max():
         return False
-    near = np.flatnonzero(left_alone >= answers.max())  # only these can decide
+    near = np.flatnonzero(left_alone >= answers.max())  # only these may be replaced
     near = near[np.argsort(-left_alone[near], kind="stable")]
     replaced = find_replaced(evidence, rows[0], rows[2], near)
     opposing = np.concatenate([np.delete(left_alone, replaced), plain])

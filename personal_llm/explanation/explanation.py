@@ -91,7 +91,7 @@ def gain_direction(z: np.ndarray, gain: np.ndarray) -> np.ndarray:  # (n, k) uni
     return np.linalg.solve(z.T @ z + len(z) / 4 * np.eye(z.shape[1]), z.T @ gain)
 
 # %% ../../nbs/4_explanation/05_explanation.ipynb #0bfae5f1
-def load_probe_texts() -> tuple:  # (`Dialogue`s of many styles, 24 prompts: half of them questions, half open requests)
+def load_probe_texts() -> tuple:  # (`Dialogue`s of many styles, 24 prompts: half on a subject, half open requests)
     "Load the texts on which we measure all pLLMs, and the prompts that we ask them."
     rows = read_zipped_rows(ASSETS / "styles" / "panels.jsonl.gz")
     labels = ("style", "source", "licence")
