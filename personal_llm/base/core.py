@@ -301,7 +301,7 @@ class Cost:
     forward: int = 0  # sequences through a forward pass
     backward: int = 0  # sequences through a backward pass
     requests: int = 0  # questions to the user
-    bytes_moved: int = 0  # bytes over the network
+    bytes_moved: int = 0  # bytes of the adapters that a selection attached
     peak_memory: int = 0  # bytes, the process's highest since its start, or the accelerator's
 
     def __add__(self, other: "Cost") -> "Cost":
