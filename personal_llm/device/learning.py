@@ -60,7 +60,7 @@ def choose_start(
     return start, kind, None, cost
 
 # %% ../../nbs/6_device/05_learning.ipynb #lrn0fewc
-FEWEST_ANSWERS = 16  # the fewest with which the experiments measured what a fine-tune keeps and breaks
+FEWEST_ANSWERS = 16  # as many as in experiment 75_night
 
 # %% ../../nbs/6_device/05_learning.ipynb #lrn0lefc
 FEWEST_COMPARED = 4  # as in `validation_split`

@@ -27,7 +27,7 @@ class Recall:
     memories: tuple = ()  # answered dialogues, the newest last
     statements: tuple = ()  # `Statement`s that it reads, the newest last
     instructions: tuple = ()  # `Instruction`s, the newest last
-    adapter: object = None  # an `Adapter`; None: nothing was fine-tuned, and the base model writes it
+    adapter: object = None  # an `Adapter`; None: the base model writes the reply
 
 # %% ../../nbs/6_device/04_memory.ipynb #1f733aa4
 class Memory:

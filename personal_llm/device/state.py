@@ -177,7 +177,7 @@ class EventState:
 
 # %% ../../nbs/6_device/02_state.ipynb #st3plac
 class EvidenceState(EventState):
-    "What each reply says about where corrections belong, kept with each event."
+    "What each reply says about where corrections belong, brought up to date by each event."
 
     def shows_answers(self, id: str) -> bool:
         "Return whether the talk before a reply held answers of the person."

@@ -23,7 +23,7 @@ def fit_merge_weights(
     names: list,  # of the pLLMs
     target: np.ndarray,  # (k,), the user's, in the same unit
 ) -> dict:  # name -> share above 0, sum at most 1; the base model has the rest
-    "Return the shares whose sum of coordinates is nearest to the user's, over their sum if that is above 1 (XPerT)."
+    "Return the weights whose sum of coordinates is nearest to the user's, divided by their sum if it is above 1."
     weights = nonnegative_coefficients(np.asarray(coordinates), target)
     weights /= max(1.0, weights.sum())
     return {name: float(weight) for name, weight in zip(names, weights) if weight > 0}

@@ -100,11 +100,11 @@ class Ranking(Displayed):
     "The answer of a selector: the nearest pLLMs, the chosen one, the reason and the cost."
 
     best: str  # the chosen pLLM; None: the selector abstains
-    names: tuple  # those with a measured loss first, by that loss; the others nearest first
+    names: tuple  # those measured on all dialogues first, by their loss; the others nearest first
     distances: tuple  # one for each name, in the selector's own unit; smaller is better
     reason: str = ""  # why this pLLM, or why none
     start: str = None  # the pLLM to start from: `best`, or the plain one if `match` abstains for it; None: the base
-    losses: dict = field(default_factory=dict)  # name -> nats per token, where measured
+    losses: dict = field(default_factory=dict)  # name -> nats per token, where measured on all dialogues
     cost: Cost = field(default_factory=Cost)
     method: str = ""  # the selector's name
     library: object = field(default=None, repr=False, compare=False)  # of the names; never saved
