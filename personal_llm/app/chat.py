@@ -125,9 +125,10 @@ def correct(session, text: str, id: str) -> str:  # id: of a turn; None: the new
     return "You approved the reply: these are its own words" if is_approval else "noted: from now on I answer like this"
 
 # %% ../../nbs/8_app/04_chat.ipynb #6b85d0a6
+SCOPE_HELP = "your newest correction, or the habit in question, belongs: {}"
 COMMANDS = {
     "/better TEXT": "the reply that you wanted; pasted lines belong together",
-    **{f"/{word}": f"where your newest correction belongs: {SCOPES[SCOPE_NAMES[word]].label}" for word in SCOPE_NAMES},
+    **{f"/{word}": SCOPE_HELP.format(SCOPES[name].label) for word, name in SCOPE_NAMES.items()},
     "/always [TEXT]": "how I should answer, in every reply; without TEXT: the list",
     "/drop N": "delete a line of that list",
     "/up": "you like the reply",
@@ -188,7 +189,8 @@ def run_command(session, name: str, text: str) -> str:  # the output
         case "/style":
             return change_habit(session, text) if text else "\n".join(describe_style(session))
         case _:
-            return "\n".join(f"{usage:<33}{help}" for usage, help in COMMANDS.items())
+            width = max(map(len, COMMANDS)) + 2
+            return "\n".join(f"{usage:<{width}}{help}" for usage, help in COMMANDS.items())
 
 # %% ../../nbs/8_app/04_chat.ipynb #8da9288a
 def handle(session, line: str):  # a generator of pieces of text

@@ -94,8 +94,8 @@ class Buffer(Displayed):
             self._refill([self.entries[slot] for slot in stay], [self.arrivals[slot] for slot in stay])
 
 # %% ../../nbs/2_buffer/03_buffer.ipynb #1806a420
-@dataclass(frozen=True)
-class Decision:
+@dataclass(frozen=True, repr=False)
+class Decision(Displayed):
     "The decision about one candidate, and its reason."
 
     step: int  # the candidate's place in the stream, from 0
@@ -105,6 +105,13 @@ class Decision:
     reason: str = ""  # in words
     scores: dict = field(default_factory=dict)  # eoe, dss, idd, domain at the time
     time: float = 0.0  # of the dialogue: seconds, or the place in a stream
+
+    def __str__(self):
+        return f"{'kept' if self.kept else 'discarded'}: {self.reason}"
+
+    def to_rows(self) -> list:
+        "Return the scores by name."
+        return [dict(score=name, value=value) for name, value in self.scores.items()]
 
 # %% ../../nbs/2_buffer/03_buffer.ipynb #78fc7cdb
 MAX_LOGGED_DECISIONS = 10_000  # `seen` counts the older ones too
@@ -168,7 +175,7 @@ def open_buffer(header: dict, policy, place) -> Buffer:  # policy: an instance, 
     name = str(header["policy"])
     if policy.name != name if policy else name not in POLICIES:
         what = f"{place}: filled by policy {name[:60]!r}" + (f", not by {policy.name!r}" if policy else "")
-        raise InputError(what, "open it in Python, with an instance of this policy")
+        raise InputError(what, "open it in Python with an instance of this policy, or install its package")
     buffer = Buffer(header["capacity"], policy or name, header["seed"])
     buffer.random.bit_generator.state = header["random"]
     buffer.seen = header["seen"]

@@ -17,14 +17,18 @@ class Scope:
 
     label: str  # on the card and on the page
     note: str  # to the person who chose it
-    group: str = "answers"  # the field of `Evidence` that holds the correction; empty: no reply reads it
+    group: str = "answers"  # the field of `Evidence` that holds the correction; empty: no later talk reads it
     is_narrow: bool = False  # True: replies that read corrections, and were left alone, are evidence like the others
 
 
 SCOPES = {  # name -> `Scope`; without a name: the evidence decides
     "": Scope("what is left alone decides", "noted: what you leave alone decides"),
     "everywhere": Scope("everywhere", "noted: every reply reads it", group="everywhere"),
-    "here": Scope("only for things like these", "noted: only replies to things like this read it", is_narrow=True),
+    "here": Scope(
+        "only for things like these",
+        "noted: replies to prompts that are nearer to what you leave alone do not read it",
+        is_narrow=True,
+    ),
 }
 
 

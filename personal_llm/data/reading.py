@@ -49,6 +49,10 @@ class Dialogues(Displayed, list):
         self.user = ""  # the name of the one who asks, in a chat between people
         self.writer = ""  # the name of the one who answers, and whose words are learned
 
+    def __getitem__(self, place):  # a slice of it is shown in the same way
+        part = super().__getitem__(place)
+        return Dialogues(part, self.format) if isinstance(place, slice) else part
+
     def __str__(self):
         lines = [f"{count_nouns(len(self), 'dialogue')} ({self.format or 'made here'})", *map(str, self[:MAX_ROWS])]
         return "\n".join(lines + [f"… and {len(self) - MAX_ROWS} more"] * (len(self) > MAX_ROWS))

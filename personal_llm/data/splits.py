@@ -10,6 +10,7 @@ from collections import Counter, defaultdict
 
 from ..base.core import Dialogue, make_generator
 from ..base.text import collect_shingles, normalise_text
+from .reading import Dialogues
 
 # %% ../../nbs/1_data/05_splits.ipynb #a5c3618f
 def get_row_group(row: dict) -> str:  # the group's name
@@ -65,4 +66,5 @@ def split_test_dialogues(dialogues: list, seed: int = 0) -> tuple:  # (stream, t
     for d in (dialogues[i] for i in sorted(held_out)):
         unique.setdefault((normalise_text(d.prompt), normalise_text(d.response)), d)
     test = remove_leaks(list(unique.values()), stream, len(stream) // 10)[:MAX_TEST_DIALOGUES]
-    return (stream, test) if len(test) >= 2 else (list(dialogues), [])
+    parts = (stream, test) if len(test) >= 2 else (dialogues, [])
+    return tuple(map(Dialogues, parts))

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..base.core import Dialogue, InputError, check
+from ..base.display import Displayed
 from .archive import ARCHIVE_FILE, UNFINISHED, Archive
 from .archive import count_bytes, cut_history, delete_dialogues, is_archive_file, purge
 from .state import FILE, State, open_state
@@ -44,8 +45,8 @@ def holds(part: str, forms: set) -> bool:
     return any(form in folded for form in forms)
 
 # %% ../../nbs/6_device/03_forgetting.ipynb #fb371b31
-@dataclass(frozen=True)
-class ForgetPlan:
+@dataclass(frozen=True, repr=False)
+class ForgetPlan(Displayed):
     "What goes, before it goes."
 
     dialogues: tuple = ()  # ids that are deleted
@@ -56,7 +57,7 @@ class ForgetPlan:
     lines: tuple = ()  # all of this in words, with the beginnings of the texts
 
     def __str__(self):
-        return "\n".join(self.lines)
+        return "\n".join(self.lines) or "nothing is stored that this names"
 
 
 def list_written(state: State) -> dict:  # id -> texts

@@ -304,8 +304,15 @@ class BufferState(EvidenceState):
         return self.buffer.capacity - (self.cost.requests - since)
 
 # %% ../../nbs/6_device/02_state.ipynb #st6lisc
-class State(BufferState):
+class State(BufferState, Displayed):
     "How things stand after all events of an archive; change it by `record` only."
+
+    def __str__(self):
+        return f"State({self.buffer}, {count_nouns(len(self.archive.dialogues), 'dialogue')} stored)"
+
+    def to_rows(self) -> list:
+        "Return what `status` says, a row each."
+        return [dict(what=name, value=value) for name, value in self.status().items()]
 
     def apply_reacted(self, id: str, content: dict) -> None:
         fields = {name: content[name] for name in ("kind", "text", "time", "scope") if name in content}
