@@ -202,6 +202,16 @@ def test_a_reaction_closes_the_open_question(session, line, origin):
     assert session.question is None and session.turns[0].origin == origin and session.me.cost.requests == 1
 
 
+def test_a_scope_is_that_of_the_newest_correction_while_a_question_is_open(session):
+    write(session, "What is tea?")
+    write(session, "/better Leaves.")
+    corrected = session.turns[0].id
+    write(session, "What is coffee?")
+    open_question(session)
+    write(session, "/everywhere")
+    assert [id for id, scope in session.me.state.scopes.items() if scope] == [session.me.state.find_root(corrected)]
+
+
 @pytest.mark.parametrize("at_terminal", [True, False])
 def test_an_empty_line_approves_at_a_terminal_only(session, monkeypatch, at_terminal):
     write(session, "What is tea?")

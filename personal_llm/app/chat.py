@@ -87,13 +87,13 @@ def read_number(text: str) -> int:
 SCOPE_NAMES = {name or "auto": name for name in SCOPES}  # what a person types -> the scope
 
 
-def scope_correction(session, scope: str, id: str = None) -> str:  # id: of a turn; None: the newest correction
-    "Say where a correction belongs, or answer the question about a habit."
+def scope_correction(session, scope: str) -> str:
+    "Say where the newest correction belongs, or answer the question about a habit."
     row = session.me.find_habit_question()
-    if row is not None and id is None:
+    if row is not None and session.question is None:
         session.scope_habit(row.form.label, scope)
     else:
-        session.scope_correction(scope, id)
+        session.scope_correction(scope)
     return SCOPES[scope].note
 
 
@@ -157,7 +157,7 @@ def run_command(session, name: str, text: str) -> str:  # the output
     question = session.question
     id = None if question is None else question.id
     if name[1:] in SCOPE_NAMES:
-        return scope_correction(session, SCOPE_NAMES[name[1:]], id)
+        return scope_correction(session, SCOPE_NAMES[name[1:]])
     match name:
         case "/better":
             return correct(session, text, id)
