@@ -86,7 +86,7 @@ def test_who_is_faster_than_the_loading_is_told(model, monkeypatch, capsys):
 @pytest.mark.parametrize(
     "line",
     ["/dance", "/new talk", "/forget", "/up", "/better x", "/why", "/unlearn", "/learn", "/style", "/drop 1", "/here"]
-    + ["/always caf\udce9", "/style 1 here"],
+    + ["/always caf\udce9", "/style 1 here", f"/drop {'9' * 5000}", f"/style {'9' * 5000} here"],
 )
 def test_a_mistake_is_one_line_and_changes_nothing(session, line):
     assert len(write(session, line).splitlines()) == 1
@@ -200,6 +200,15 @@ def test_a_reaction_closes_the_open_question(session, line, origin):
     open_question(session)
     write(session, line)
     assert session.question is None and session.turns[0].origin == origin and session.me.cost.requests == 1
+
+
+def test_a_place_is_that_of_the_newest_correction_while_another_reply_is_asked_about(session):
+    write(session, "What is tea?")
+    write(session, "/better In short: leaves.")
+    write(session, "What is coffee?")
+    open_question(session)
+    assert write(session, "/here") == "noted: only replies to things like this read it" and session.question is not None
+    assert session.me.state.scopes == {session.me.state.root(session.turns[0]): "here"}
 
 
 @pytest.mark.parametrize("at_terminal", [True, False])

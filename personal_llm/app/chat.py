@@ -79,7 +79,7 @@ def explain_reply(session) -> list:  # lines
 # %% ../../nbs/8_app/04_chat.ipynb #chatacts
 def read_number(text: str) -> int:
     "Return the number that a person typed; raise `InputError` for another text."
-    if not text.isdecimal():
+    if not text.isdecimal() or len(text) > 9:
         raise InputError(f"{text[:20]!r} is no number of the list", "/always and /style show the numbers")
     return int(text)
 
@@ -87,13 +87,13 @@ def read_number(text: str) -> int:
 SCOPE_NAMES = {name or "auto": name for name in SCOPES}  # what a person types -> the scope
 
 
-def scope_correction(session, scope: str, id: str = None) -> str:  # id: of a turn; None: the newest correction
-    "Say where a correction belongs, or answer the question about a habit."
-    row = session.me.find_habit_question()
-    if row is not None and id is None:
+def scope_correction(session, scope: str) -> str:
+    "Say where the newest correction belongs, or answer the question about a habit, if that is the one on the screen."
+    row = session.me.find_habit_question() if session.question is None else None
+    if row is not None:
         session.scope_habit(row.form.label, scope)
     else:
-        session.scope_correction(scope, id)
+        session.scope_correction(scope)
     return SCOPES[scope].note
 
 
@@ -156,7 +156,7 @@ def run_command(session, name: str, text: str) -> str:  # the output
     question = session.question
     id = None if question is None else question.id
     if name[1:] in SCOPE_NAMES:
-        return scope_correction(session, SCOPE_NAMES[name[1:]], id)
+        return scope_correction(session, SCOPE_NAMES[name[1:]])
     match name:
         case "/better":
             return correct(session, text, id)

@@ -168,7 +168,8 @@ def open_buffer(header: dict, policy, place) -> Buffer:  # policy: an instance, 
     name = str(header["policy"])
     if policy.name != name if policy else name not in POLICIES:
         what = f"{place}: filled by policy {name[:60]!r}" + (f", not by {policy.name!r}" if policy else "")
-        raise InputError(what, "open it in Python, with an instance of this policy")
+        remedy = "install the package of this policy, or open it in Python with an instance of it"
+        raise InputError(what, remedy)
     buffer = Buffer(header["capacity"], policy or name, header["seed"])
     buffer.random.bit_generator.state = header["random"]
     buffer.seen = header["seen"]
