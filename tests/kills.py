@@ -13,7 +13,7 @@ OPERATIONS = [(os, name) for name in ("replace", "rename", "link", "unlink", "rm
 
 
 def at_operation(step, act, change=setattr) -> list:
-    "Let the step-th operation on a file `act` instead, or the step-th statement of SQL begin with it; the list counts."
+    "Let the step-th operation of this process on a file, or before a statement of SQL, `act` instead; the list counts."
     count = [0]
 
     def now() -> bool:

@@ -86,7 +86,7 @@ def test_who_is_faster_than_the_loading_is_told(model, monkeypatch, capsys):
 @pytest.mark.parametrize(
     "line",
     ["/dance", "/new talk", "/forget", "/up", "/better x", "/why", "/unlearn", "/learn", "/style", "/drop 1", "/here"]
-    + ["/always caf\udce9", "/style 1 here"],
+    + ["/always caf\udce9", "/style 1 here", f"/drop {'9' * 5000}", f"/style {'9' * 5000} here"],
 )
 def test_a_mistake_is_one_line_and_changes_nothing(session, line):
     assert len(write(session, line).splitlines()) == 1

@@ -260,7 +260,7 @@ how to answer: to What I know | ENTER | to One more | type In short. | ENTER | s
 change it: to Change: In short. | ENTER | answer In two lines. | see #instructions In two lines.
 take it back: to Forget: In two lines. | ENTER | see #instructions Nothing yet.
 where a correction belongs: to Where it belongs | DOWN | see #note Noted. | scope everywhere
-correct an answer: to Change: What is | ENTER | type A leaf. | to Say it | ENTER | see #answers A leaf.
+correct an answer: to Change: What is | ENTER | type A leaf. | to Say | ENTER | see #answers A leaf. | scope everywhere
 think again: to Everything that holds | type leaf | ENTER | see #confirm-lines What is | no | see #note Kept.
 back to the chat: back Back to the chat | ENTER | to Your message | type Bye. | ENTER | see .own Bye.
 """

@@ -106,6 +106,46 @@ def test_an_impossible_reaction_changes_nothing(model):
     assert len(me.archive.events) == events and me.state.list_answered() == []
 
 
+@pytest.mark.parametrize("odd", ["unknown", "", None, 7, ["a"], {}, STREAM[1]], ids=repr)
+def test_an_odd_id_is_one_line_without_your_text_and_changes_nothing(model, odd):
+    me = make(model)
+    me.observe_all(STREAM[:2], progress=False)
+    events = len(me.archive.events)
+    calls = [
+        lambda: me.forget([odd]),
+        lambda: me.scope_corrections([odd], "here"),
+        lambda: me.react(odd, "always", "x"),
+    ]
+    calls += [lambda: me.react(odd, "up")] * (odd is not STREAM[1])
+    for call in calls[: 2 if odd is None else None]:
+        with pytest.raises(InputError) as raised:
+            call()
+        assert "damaged" not in str(raised.value) and "prime" not in str(raised.value)
+    with pytest.raises(InputError, match="this reply was not corrected"):
+        me.scope_corrections([STREAM[0].id], "here")
+    assert len(me.archive.events) == events and len(me.archive.dialogues) == 2 and me.state.scopes == {}
+
+
+def test_numbers_that_no_reply_can_use_are_refused(model):
+    me = make(model)
+    me.observe(STREAM[0])
+    me.react(STREAM[0], "better", "In short: no.")
+    for time in (None, "today", float("nan"), True):
+        with pytest.raises(InputError, match="the time of an instruction"):
+            me.react(None, "always", "Be brief.", time)
+    with pytest.raises(InputError, match="takes no scope"):
+        me.react(None, "always", "Be brief.", scope="here")
+    with pytest.raises(InputError, match="max_tokens is -1"):
+        me.reply("Is 9 a prime number?", max_tokens=-1)
+    assert not me.state.instructions and me.reply("Is 9 a prime number?", max_tokens=4)
+
+
+def test_one_id_names_one_dialogue(model):
+    me = make(model)
+    me.observe_all(STREAM[:2], progress=False)
+    assert me.forget(STREAM[0].id).dialogues == (STREAM[0].id,) and [*me.archive.dialogues] == [STREAM[1].id]
+
+
 def test_the_replys_own_text_is_an_approval_and_a_repeated_correction_stays_one(model):
     me = make(model)
     me.observe(STREAM[0])

@@ -30,6 +30,18 @@ RUNTIME = Runtime(targets={"name": write_name}, commands={"shout": shout})
 WRITER = Runtime(targets={"vllm": write_name})
 IDLE = Runtime()
 STATUS = Runtime(commands={"status": shout})
+
+def wave():
+    "Say hello."
+    return dict(said="hello"), ["hello"]
+
+def guess(what: "Unknown"):
+    "Guess."
+
+NUMBER = Runtime(targets={7: write_name})
+TEXT = Runtime(commands={"text": "shout"})
+LIST = Runtime(commands=["list"])
+OPTIONS = Runtime(commands={"guess": guess, "wave": wave})
 """
 RUN = """
 import contextlib, io, json, sys
@@ -54,6 +66,7 @@ def command(tmp_path):
     (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: shout\nVersion: 1.0\n")
     points = dict(shout="shout:RUNTIME", broken="nowhere:RUNTIME", nothing="os:path")
     points |= dict(writer="shout:WRITER", idle="shout:IDLE", status="shout:STATUS")
+    points |= {name: f"shout:{name.upper()}" for name in ("number", "text", "list", "options")}
     lines = ["[personal_llm.runtimes]", *(f"{name} = {value}" for name, value in points.items())]
     (metadata / "entry_points.txt").write_text("\n".join(lines))
     path = os.pathsep.join([str(tmp_path), str(ROOT)])
@@ -92,6 +105,15 @@ def test_no_plugin_takes_a_name_of_ours(command, tmp_path):
         assert f"plug-in {name} skipped: shout:{name.upper()}: TypeError: it is of another kind, or a name" in done.err
     assert "plug-in status: command status skipped" in done.err
     assert learn.code == 0
+
+
+def test_a_runtime_that_cannot_be_used_stops_no_command(command, tmp_path):
+    done, waved = command(("status", "--out", tmp_path), ("wave", "--json"))
+    assert done.code == 2 and "no memory here" in done.err
+    for name in ("number", "text", "list"):
+        assert f"plug-in {name} skipped: shout:{name.upper()}: " in done.err
+    assert "plug-in options: command guess skipped: NameError" in done.err
+    assert (waved.code, waved.out) == (0, '{"said": "hello"}\n'), "a command without options"
 
 
 def test_ours_are_found_and_every_command_has_help():

@@ -114,6 +114,7 @@ def test_marks_are_noted_and_the_other_rows_are_read():
 BAD = [  # content, name, place or None, words of the message
     (GOOD + b'{"prompt": "Hi"\n', "a.jsonl", "line 2", "broken JSON"),
     (GOOD + b"\n" + b"nonsense\n", "a.jsonl", "line 3", "broken JSON"),
+    (GOOD + b'{"tail": "x"}\n', "a.jsonl", "line 2", "as of the first row, needs prompt and response"),
     (GOOD + b'{"prompt": "Hi", "tail": "x"}\n', "a.jsonl", "line 2", "as of the first row, needs prompt and"),
     (GOOD + b'{"prompt": "  ", "response": "x"}\n', "a.jsonl", "line 2", "empty prompt"),
     (GOOD + b'{"prompt": "x", "response": "\\u0000"}\n', "a.jsonl", "line 2", "empty response"),

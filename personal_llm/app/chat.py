@@ -79,7 +79,7 @@ def explain_reply(session) -> list:  # lines
 # %% ../../nbs/8_app/04_chat.ipynb #chatacts
 def read_number(text: str) -> int:
     "Return the number that a person typed; raise `InputError` for another text."
-    if not text.isdecimal():
+    if not text.isdecimal() or len(text) > 9:
         raise InputError(f"{text[:20]!r} is no number of the list", "/always and /style show the numbers")
     return int(text)
 

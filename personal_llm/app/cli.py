@@ -63,8 +63,8 @@ def adapt_plugin(function):  # a function for typer
             value, *texts = get_args(one.annotation) or (one.annotation,)
             flag = ["--" + name.replace("_", "-")] * (value is bool)
             kind = Annotated[value, typer.Option(*flag, help=texts[0] if texts else name)]
-        options.append(inspect.Parameter(name, one.KEYWORD_ONLY, annotation=kind, default=default))
-    options.append(inspect.Parameter("as_json", one.KEYWORD_ONLY, annotation=AsJson, default=False))
+        options.append(inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, annotation=kind, default=default))
+    options.append(inspect.Parameter("as_json", inspect.Parameter.KEYWORD_ONLY, annotation=AsJson, default=False))
 
     def run(as_json, **values):
         shared = dict(
@@ -91,8 +91,16 @@ def add_plugins() -> None:
             if word in own:
                 print_note(f"plug-in {name}: command {word} skipped: the application has one of this name")
                 continue
-            example = " ".join(["personal-llm", word, *runtime.examples.get(word, ())[:1]])
-            app.command(word, epilog=f"Example: {example}")(adapt_plugin(function))
+            try:
+                example = " ".join(["personal-llm", word, *runtime.examples.get(word, ())[:1]])
+                command = adapt_plugin(function)
+                trial = typer.Typer()
+                trial.command(word)(command)
+                typer.main.get_command(trial)  # reads the options, as it does for all commands at once
+            except Exception as error:  # another author's function may ask for anything
+                print_note(f"plug-in {name}: command {word} skipped: {type(error).__name__}: {error}")
+                continue
+            app.command(word, epilog=f"Example: {example}")(command)
 
 
 add_plugins()

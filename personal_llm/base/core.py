@@ -12,6 +12,7 @@ import json
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeout
@@ -46,14 +47,18 @@ def import_extra(name: str, extra: str, purpose: str):  # a module, our extra, t
 def load_plugins(group: str, table: dict, is_valid) -> dict:  # name of a plug-in -> the reason why it was skipped
     "Add the objects of an entry-point group to a table of names; is_valid: object -> whether it is of the right kind."
     skipped = {}
+    known = dict(table)
     for point in sorted(entry_points(group=group), key=lambda point: not point.value.startswith("personal_llm.")):
         try:
             loaded = point.load()
-            if point.name in table or not is_valid(loaded):
+            if point.name in known or not is_valid(loaded):
                 raise TypeError("it is of another kind, or a name of it is taken")
-            table[point.name] = loaded
-        except Exception as error:  # another author's module may raise anything
-            skipped[point.name] = f"{point.value}: {type(error).__name__}: {error}"
+            known[point.name] = loaded
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # another author's module may raise anything, and end the program
+            skipped[point.name] = f"{point.value}: {''.join(traceback.format_exception_only(error)).strip()}"
+        table.update(known)  # a module may have taken a name of ours while it was imported
     return skipped
 
 # %% ../../nbs/0_base/01_core.ipynb #timed002

@@ -127,7 +127,12 @@ def register_policy(name: str):  # a decorator of a subclass of `Policy`
 @cache
 def load_policies() -> dict:  # name of a plug-in -> the reason why it was skipped
     "Register the policies of installed packages: entry points of `personal_llm.policies`, each a subclass of `Policy`."
-    skipped = load_plugins("personal_llm.policies", POLICIES, lambda one: issubclass(one, Policy))
+    own = [Policy, *POLICIES.values()]  # a plug-in that is one of these would rename it
+
+    def is_valid(one) -> bool:
+        return issubclass(one, Policy) and one not in own and isinstance(one(), Policy)
+
+    skipped = load_plugins("personal_llm.policies", POLICIES, is_valid)
     for name, policy in POLICIES.items():
         policy.name = name
     return skipped

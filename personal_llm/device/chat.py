@@ -319,7 +319,7 @@ class ChatSession(TalkSession):
         corrected = [id for id, reaction in state.reactions.items() if reaction.kind == "better"]
         if id is None and not corrected:
             raise InputError("no reply was corrected yet", "write /better TEXT first")
-        self.me.scope_corrections([corrected[-1] if id is None else state.find_root(id)], scope)
+        self.me.scope_corrections([corrected[-1] if id is None else id], scope)
 
     def scope_habit(self, label: str, scope: str) -> None:
         "Say where a habit of the card belongs, by its label; raise `InputError` for a label that the card lacks."

@@ -13,6 +13,7 @@ import re
 import secrets
 import shutil
 import unicodedata
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -71,6 +72,7 @@ def list_written(state: State) -> dict:  # id -> texts
 
 def select_dialogues(state: State, ids=(), forms=(), everything: bool = False) -> list:
     "Return the ids of the dialogues that a call names; raise `InputError` for a call that names nothing."
+    ids = [ids] if isinstance(ids, str) else list(check(ids, Iterable, "ids"))
     if not (ids or forms or everything):
         raise InputError("nothing was named", "give ids, a text, or everything")
     chosen = {state.find_root(id) for id in ids}

@@ -271,6 +271,8 @@ class Reactor(Observer):
     ):  # the `Feedback` as stored: the reply's own text is "up"; None for an instruction
         "Take a reaction to a reply, which the next reply reads; `InputError`, with nothing changed, if invalid."
         text = check(text, "text", "the reaction's text").strip()
+        if kind == "always" and scope:
+            raise InputError("always: it takes no scope", "every reply reads it")
         if kind == "always":
             return self.instruct(text, dialogue, time)
         with self.change():
@@ -283,6 +285,8 @@ class Reactor(Observer):
     def instruct(self, text: str, number: int = None, time: float = 0.0) -> None:
         "Add a standing instruction, change one by its number, or delete it (no text); `InputError` if there is none."
         known = self.state.instructions
+        check(number, "whole number or none", "the number of an instruction")
+        check(time, "number", "the time of an instruction")
         if number is not None and number not in known:
             numbers = f"use one of {', '.join(map(str, known))}" if known else "there are none"
             raise InputError(f"no standing instruction has the number {str(number)[:20]}", numbers)
@@ -292,12 +296,15 @@ class Reactor(Observer):
             number = number or max(known, default=0) + 1
             self.state.record("instructed", number=number, text=text, time=time)
 
-    def scope_corrections(self, ids: list, scope: str) -> None:  # ids: the first ids of corrected dialogues
-        "Say where corrections belong, by a name in `SCOPES`; raise `InputError` for another one."
+    def scope_corrections(self, ids: list, scope: str) -> None:  # ids: of corrected dialogues
+        "Say where corrections belong, by a name in `SCOPES`; `InputError` for another one, or for no correction."
         check_scope(scope)
+        roots = [self.state.find_root(id) for id in check(ids, list, "ids")]
+        if any(self.state.newest(root).origin != "annotated" for root in roots):
+            raise InputError("this reply was not corrected", "correct it first, then say where that belongs")
         with self.change():
-            for id in ids:
-                self.state.record("scoped", id, scope=scope)
+            for root in roots:
+                self.state.record("scoped", root, scope=scope)
 
     def scope_habit(self, row: CardRow, scope: str) -> None:
         "Say where the corrections with a habit of the card belong."
@@ -405,6 +412,7 @@ class Personalizer(Reactor):
 
     def reply(self, prompt: str, history=(), max_tokens: int = None) -> str:
         "Reply to a prompt with the user's answers before it; do not observe it."
+        check(max_tokens, "whole number or none", "max_tokens", 1)
         recalled = self.recall(Dialogue(prompt, "", history, time=time.time()))
         with self.use_adapter(recalled.adapter) as model:
             return "".join(ReplyStream(model, recalled.dialogue, ReplyOptions(max_tokens)))

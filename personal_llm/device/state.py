@@ -12,7 +12,7 @@ from dataclasses import dataclass, fields, replace
 
 import numpy as np
 
-from ..base.core import Cost, Dialogue, InputError
+from ..base.core import Cost, Dialogue, InputError, check
 from ..base.display import Displayed
 from ..base.text import count_nouns
 from ..buffer.buffer import Buffer, Decision, open_buffer
@@ -169,9 +169,9 @@ class EventState:
 
     def find_root(self, id: str) -> str:
         "Return the stored id of a dialogue or of a version; raise `InputError` if there is none."
-        root = self.roots.get(id, id)
+        root = self.roots.get(check(id, "text", "the id of a dialogue"), id)
         if root not in self.archive.dialogues:
-            problem = f"no dialogue {str(id)[:40]!r} is stored: it was forgotten, or it never came"
+            problem = f"no dialogue {id[:40]!r} is stored: it was forgotten, or it never came"
             raise InputError(problem, "give the id of a stored one")
         return root
 

@@ -31,8 +31,9 @@ def find_runtimes() -> tuple:  # (name -> `Runtime`, name -> the reason why a pl
     runtimes = {}
 
     def is_new(runtime: Runtime) -> bool:
-        names = {*runtime.targets, *runtime.commands}
-        return not any(names & {*known.targets, *known.commands} for known in runtimes.values())
+        taken = {name for known in runtimes.values() for name in (*known.targets, *known.commands)}
+        rows = [*runtime.targets.items(), *runtime.commands.items()]
+        return all(isinstance(name, str) and callable(function) and name not in taken for name, function in rows)
 
     skipped = load_plugins("personal_llm.runtimes", runtimes, is_new)
     return runtimes, skipped

@@ -32,10 +32,13 @@ def select_by_style(
         problem = f"the explanation is of space {explanation.space}, the library of {library.space.id}"
         raise InputError(problem, "explain with library.space")
     z = style_coordinates(library.space, np.asarray(explanation.row, float))
-    if not np.isfinite(z).all():
-        raise InputError("the user's explanation holds numbers that are not finite", "explain again")
-    order = sort_by_distance(distance(library.columns("coordinates"), z), library.names)
+    rows = library.columns("coordinates")
     strength = explanation.strength
+    if z.shape != rows.shape[1:]:
+        raise InputError(f"the user's explanation has {z.size} coordinates, not {rows.shape[1]}", "explain again")
+    if not np.isfinite([*z, strength]).all():
+        raise InputError("the user's explanation holds numbers that are not finite", "explain again")
+    order = sort_by_distance(distance(rows, z), library.names)
     threshold = library.space.threshold
     if strength < threshold:
         weak = f"the text cannot be told from default text: strength {strength:.2f}, the threshold is {threshold:.2f}"
