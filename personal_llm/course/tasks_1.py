@@ -236,7 +236,7 @@ TASKS.add(
     tolerance=0,
     hint="lay a ruler at the height of two nats, and count the bars that end above it, that of <|end|> too",
 )
-ROWS = ("template", "loss mask", "end token", "user text stays text", "padding", "adapter round trip")
+ROWS = ("template", "loss mask", "end token", "one beginning", "user text stays text", "padding", "adapter round trip")
 
 
 def _failing() -> list:
