@@ -151,6 +151,17 @@ def test_a_scope_without_a_turn_is_that_of_the_newest_correction(model):
     assert [*session.me.state.scopes.values()] == ["here", "everywhere"], "the one that was corrected again is newest"
 
 
+def test_your_word_on_a_place_stays_when_you_react_again(model):
+    with ChatSession(model, None) as session:
+        "".join(session.say("What is tea?"))
+        session.react("better", "In short: leaves.", scope="everywhere")
+        session.react("up")
+        session.react("better", "In short: leaves in water.")
+        assert [d.response for d in session.me.state.get_evidence().everywhere] == ["In short: leaves in water."]
+        session.react("better", "In short: a drink.", scope="")
+        assert session.me.state.get_evidence().everywhere == ()
+
+
 def test_a_fine_tune_that_is_stopped_leaves_nothing(model, tmp_path):
     with open_chat(model, tmp_path, config=TuningConfig(steps=500)) as session:
         say(session, "Is seven a prime number?")

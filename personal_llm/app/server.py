@@ -383,7 +383,7 @@ class Change(BaseModel, strict=True):
     id: Text = ""  # of a reply to react to
     kind: Text = ""  # "better", "up", "down" or "always"
     text: Text = ""  # the reply that you wanted; an instruction; the label of a habit; a text to forget
-    scope: Text = ""  # of a correction or a habit: a name in `SCOPES`
+    scope: Text | None = None  # of a correction or a habit: a name in `SCOPES`; none: as it was
     number: int | None = None  # of a standing instruction to change
     ids: list[Text] = []  # to forget
     keep: list[Text] = []  # of replies that stay although they stood later in the talk
@@ -421,8 +421,8 @@ READS = dict(talks=list_talks, known=list_known, status=describe_status, export=
 CHANGES = dict(
     forget=forget,
     react=react,
-    scope=lambda session, wanted: session.scope_correction(wanted.scope, wanted.id),
-    habit=lambda session, wanted: session.scope_habit(wanted.text, wanted.scope),
+    scope=lambda session, wanted: session.scope_correction(wanted.scope or "", wanted.id),
+    habit=lambda session, wanted: session.scope_habit(wanted.text, wanted.scope or ""),
     learn=lambda session, wanted: dict(message=session.learn()),
     stop=lambda session, wanted: session.stop_learning(),
     undo=lambda session, wanted: dict(message=session.undo_learning()),

@@ -297,7 +297,7 @@ class TalkSession(SessionBase):
 class ChatSession(TalkSession):
     "The talks of a folder; raises `InputError` if it is in use or damaged."
 
-    def react(self, kind: str, text: str = "", id=None, scope: str = ""):  # what is stored
+    def react(self, kind: str, text: str = "", id=None, scope: str = None):  # what is stored
         "React as `Personalizer.react` does, to the newest turn if no id is given; `InputError` if invalid."
         if id is None and kind != "always":
             if not self.turns:

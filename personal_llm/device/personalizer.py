@@ -267,7 +267,7 @@ class Reactor(Observer):
         kind: str,  # "better" (with the reply that you wanted), "up", "down", or "always" (how to answer; "": no more)
         text: str = "",
         time: float = 0.0,  # in seconds since the epoch
-        scope: str = "",  # of `better`: a name in `SCOPES`, such as "everywhere"; empty: the evidence decides
+        scope: str = None,  # of `better`: a name in `SCOPES`; empty: the evidence decides; None: as you said before
     ):  # the `Feedback` as stored: the reply's own text is "up"; None for an instruction
         "Take a reaction to a reply, which the next reply reads; `InputError`, with nothing changed, if invalid."
         text = check(text, "text", "the reaction's text").strip()
@@ -277,6 +277,8 @@ class Reactor(Observer):
             return self.instruct(text, dialogue, time)
         with self.change():
             id = self.state.find_root(dialogue.id if isinstance(dialogue, Dialogue) else dialogue)
+            if scope is None:
+                scope = self.state.scopes.get(id, "") if kind == "better" else ""
             feedback = Feedback(kind, id, text, time, scope)
             read = [self.state.newest(other).response for other in self.state.reads.get(id, ())]
             is_plain = kind == "better" and not scope and is_taken_out(read, self.archive.dialogues[id].response, text)

@@ -318,7 +318,8 @@ class State(BufferState, Displayed):
         fields = {name: content[name] for name in ("kind", "text", "time", "scope") if name in content}
         self.reactions.pop(id, None)  # the newest stands last
         self.reactions[id] = Feedback(dialogue_id=id, **fields)
-        self.scopes[id] = self.reactions[id].scope
+        if content["kind"] == "better":  # a thumb says nothing about the place
+            self.scopes[id] = self.reactions[id].scope
         self.plain.discard(id)
         if content.get("is_plain"):
             self.plain.add(id)
