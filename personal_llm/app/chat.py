@@ -125,7 +125,7 @@ def correct(session, text: str, id: str) -> str:  # id: of a turn; None: the new
     return "You approved the reply: these are its own words" if is_approval else "noted: from now on I answer like this"
 
 # %% ../../nbs/8_app/04_chat.ipynb #6b85d0a6
-SCOPE_HELP = "your newest correction, or the habit in question, belongs: {}"
+SCOPE_HELP = "the place of your newest correction, or of the habit in question: {}"
 COMMANDS = {
     "/better TEXT": "the reply that you wanted; pasted lines belong together",
     **{f"/{word}": SCOPE_HELP.format(SCOPES[name].label) for word, name in SCOPE_NAMES.items()},
