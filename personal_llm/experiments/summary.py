@@ -293,7 +293,7 @@ def judge_merging() -> Measured:
     ]
     text = (
         f"steps have no rows; by counted features, scaled between styles, the rule names both pLLMs for {named[0]} of "
-        f"{gain.n} users (loss {gain} nats better than the better one), scaled within for {named[1]}"
+        f"{gain.n} users (gain over the better one: {gain} nats), scaled within for {named[1]}"
     )
     return Measured("not measured", text, "70_starts")
 
