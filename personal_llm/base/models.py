@@ -41,7 +41,7 @@ def prepare_libraries() -> None:
 # %% ../../nbs/0_base/08_models.ipynb #e39b68e9
 MAX_LENGTH = 2048  # tokens of a dialogue: a long talk, whose keys and values fit into a small RAM
 MAX_REPLY = 512  # tokens: about a page
-MAX_BATCH_LOGITS = 2**26  # numbers in RAM at once, 256 MB in float32
+MAX_BATCH_LOGITS = 2**26  # numbers of a batch of several dialogues, 256 MB in float32
 
 
 class LazyModel:

@@ -66,7 +66,7 @@ class BackgroundWork:
         return not self.thread.is_alive()
 
     def stop(self) -> None:
-        "End the work within one forward pass."
+        "End the work before its next forward pass."
         self.stop_event.set()
         self.thread.join()
 
