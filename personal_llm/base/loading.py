@@ -31,7 +31,7 @@ loading_lock = threading.Lock()  # transformers changes shared classes while it 
 
 
 def load_whole_model(source, **options):  # transformers' model
-    "Load a causal LM; raise `InputError` unless every weight came from its files, and for an encoder."
+    "Load a causal LM; raise `InputError` unless every weight came from its files and none is left over."
     from transformers import AutoModelForCausalLM
 
     options |= dict(output_loading_info=True, ignore_mismatched_sizes=True)  # list other sizes, so that we refuse them

@@ -32,7 +32,7 @@ class MemoryConfig:
 
     memories: int = setting(6, "most answered dialogues that a reply reads; 0: none", low=0)
     max_tokens: int = setting(1200, "most tokens of these dialogues, together", low=0)
-    statements: int = setting(4, "most earlier messages of yours that a reply reads; 0: none", low=0)
+    statements: int = setting(4, "most statements of yours that a reply reads; 0: none", low=0)
     sentence: str = setting(
         "Answer in the same form as in your earlier answers.", "system prompt of a reply that reads memories"
     )
