@@ -156,6 +156,8 @@ def test_your_word_on_a_place_stays_when_you_react_again(model):
         "".join(session.say("What is tea?"))
         session.react("better", "In short: leaves.", scope="everywhere")
         session.react("up")
+        for scope in ("here", "everywhere"):  # you can change it, too
+            session.scope_correction(scope, session.turns[0].id)
         session.react("better", "In short: leaves in water.")
         assert [d.response for d in session.me.state.get_evidence().everywhere] == ["In short: leaves in water."]
         session.react("better", "In short: a drink.", scope="")

@@ -191,6 +191,17 @@ def test_a_correction_moves_the_replies_that_its_talk_shows_later():
     assert open_state(state.archive).get_evidence() == state.get_evidence()
 
 
+def test_a_place_ends_with_its_correction():
+    state = open_new("fifo")
+    tell(state, 0, id="0")
+    state.record("reacted", "0", kind="better", text="Short.", scope="here", asked=False, time=5.0)
+    state.archive.add(Dialogue("Question 1?", "Answer 1.", id="1", origin="model"), "tuesday")
+    state.record("said", "1", reads=["0"], statements=[])
+    assert [d.id for d in state.get_evidence().left_alone] == ["1"]
+    state.record("reacted", "0", kind="down", text="", asked=False, time=6.0)
+    assert [d.id for d in state.get_evidence().accepted] == ["1"]
+
+
 def test_a_new_scope_is_one_row(monkeypatch):
     monkeypatch.setitem(SCOPES, "nowhere", Scope("in no reply", "noted: no reply reads it", group=""))
     state = open_new("fifo")

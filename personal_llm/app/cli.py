@@ -83,7 +83,7 @@ def adapt_plugin(function):  # a function for typer
 def add_plugins() -> None:
     "Register the commands of all installed plug-ins; a plug-in that cannot be used gives a note."
     runtimes, skipped = find_runtimes()
-    for name, reason in (skipped | load_policies()).items():
+    for name, reason in [*skipped.items(), *load_policies().items()]:
         print_note(f"plug-in {name} skipped: {reason}")
     own = set(typer.main.get_command(app).commands)
     for name, runtime in runtimes.items():

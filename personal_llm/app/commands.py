@@ -178,8 +178,8 @@ def load(name: str = None, folder: str = None, quiet: bool = False, is_largest: 
 # %% ../../nbs/8_app/05_commands.ipynb #cmdoffer1
 def offer_larger_model() -> None:
     "Offer the larger model once, at a terminal, where it fits and is not here; Enter downloads it."
-    can_offer = is_terminal() and fits_larger_model() and not find_weights(LARGER_MODEL)
-    if os.environ.get(DEFAULT_MODEL_VARIABLE) or not can_offer:
+    is_chosen = os.environ.get(DEFAULT_MODEL_VARIABLE)
+    if is_chosen or not is_terminal() or not fits_larger_model() or find_weights(LARGER_MODEL):
         return
     size = WEIGHTS[LARGER_MODEL].num_bytes / 1e9
     question = f"{LARGER_MODEL} ({size:.1f} GB) fits here, and more of its answers are right; download it now? [Y/n] "

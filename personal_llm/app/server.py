@@ -148,9 +148,8 @@ def read_whole(value):  # the value, or a whole number
 
 
 Whole = Annotated[int, BeforeValidator(read_whole)]
-Count = Annotated[
-    Annotated[int, Field(ge=1)] | None, BeforeValidator(lambda value: None if value == -1 else read_whole(value))
-]  # -1: no limit
+# -1: no limit
+Count = Annotated[int | None, Field(ge=1), BeforeValidator(lambda value: None if value == -1 else read_whole(value))]
 
 
 class Part(BaseModel, strict=True):
@@ -316,9 +315,8 @@ def list_talks(session: ChatSession, talk: str, words: str) -> dict:
         sources = [other for other in (*state.reads[id], *state.statements[id]) if other in dialogues]
         read = [state.newest(other).prompt for other in sources]
         reaction = state.reactions.get(id)
-        turn = dict(id=id, prompt=d.prompt, reply=d.response, read=read)
-        scope = state.scopes.get(id, "") if reaction and reaction.kind == "better" else None
-        turns.append(turn | dict(reaction=reaction and reaction.kind, scope=scope))
+        turn = dict(id=id, prompt=d.prompt, reply=d.response, read=read, scope=state.scopes.get(id, ""))
+        turns.append(turn | dict(reaction=reaction and reaction.kind))
     rows.sort(key=lambda row: -row["time"])
     row = session.me.find_habit_question()
     habit = row and dict(label=row.form.label, question=row.question)
@@ -383,7 +381,7 @@ class Change(BaseModel, strict=True):
     id: Text = ""  # of a reply to react to
     kind: Text = ""  # "better", "up", "down" or "always"
     text: Text = ""  # the reply that you wanted; an instruction; the label of a habit; a text to forget
-    scope: Text | None = None  # of a correction or a habit: a name in `SCOPES`; none: as it was
+    scope: Text | None = None  # of a correction or a habit: a name in `SCOPES`; none, of a correction: as it was
     number: int | None = None  # of a standing instruction to change
     ids: list[Text] = []  # to forget
     keep: list[Text] = []  # of replies that stay although they stood later in the talk
@@ -421,8 +419,8 @@ READS = dict(talks=list_talks, known=list_known, status=describe_status, export=
 CHANGES = dict(
     forget=forget,
     react=react,
-    scope=lambda session, wanted: session.scope_correction(wanted.scope or "", wanted.id),
-    habit=lambda session, wanted: session.scope_habit(wanted.text, wanted.scope or ""),
+    scope=lambda session, wanted: session.scope_correction(wanted.scope, wanted.id),
+    habit=lambda session, wanted: session.scope_habit(wanted.text, wanted.scope),
     learn=lambda session, wanted: dict(message=session.learn()),
     stop=lambda session, wanted: session.stop_learning(),
     undo=lambda session, wanted: dict(message=session.undo_learning()),

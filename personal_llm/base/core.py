@@ -228,8 +228,7 @@ class Dialogue(Displayed):
         if not isinstance(self.prompt, str) or not self.prompt.strip():
             raise InputError("empty prompt", "a dialogue needs the user's words")
         check(self.response, "text", "the response")
-        origins = ("model", "user", "approved", "annotated", "synthetic")
-        check(self.origin, "choice", "origin", choices=origins)
+        check(self.origin, "choice", "origin", choices=("model", "user", "approved", "annotated", "synthetic"))
         check(self.id, "text", "id", remedy="give text, or leave it out")
         if not isinstance(self.parents, (tuple, list)) or not all(isinstance(id, str) for id in self.parents):
             raise InputError(f"parents is {self.parents!r}"[:80], "give the ids of the dialogues it was made from")

@@ -20,8 +20,7 @@ COLOURS = ("#0072b2", "#e69f00", "#000000", "#56b4e9", "#d55e00", "#f0e442", "#0
 def get_series_style(place: int) -> dict:  # arguments of `plot`
     "Return the colour, marker and line style of a series, counted from 0; they repeat after eight."
     k = place % len(COLOURS)
-    lines = ("-", "--", ":", "-.")
-    return dict(color=COLOURS[k], marker="os^DvPX*"[k], linestyle=lines[k % 4], markersize=5)
+    return dict(color=COLOURS[k], marker="os^DvPX*"[k], linestyle=("-", "--", ":", "-.")[k % 4], markersize=5)
 
 # %% ../../nbs/0_base/10_plots.ipynb #cba4b7ef
 def subplots(rows: int = 1, columns: int = 1, width: float = None, height: float = None, **options) -> tuple:

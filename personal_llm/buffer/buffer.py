@@ -150,12 +150,11 @@ def add(self: Buffer, candidate: ScoredDialogue) -> Decision:
 def _settle(self: Buffer, candidate: ScoredDialogue, slot, reason: str, step: int, scores: dict) -> Decision:
     "Fill the slot, unless it is None, and log the decision."
     dialogue = candidate.dialogue
-    leaving = [] if slot is None else self.entries[slot : slot + 1]
+    evicted = self.entries[slot].dialogue.id if slot is not None and slot < len(self) else ""
     if slot is not None:
         self.entries[slot : slot + 1] = [candidate]
         self.arrivals[slot : slot + 1] = [step]
         self._view = None
-    evicted = leaving[0].dialogue.id if leaving else ""
     self.log.append(Decision(step, dialogue.id, slot is not None, evicted, reason, scores, dialogue.time))
     self.seen = step + 1
     del self.log[:-MAX_LOGGED_DECISIONS]

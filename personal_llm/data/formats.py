@@ -274,8 +274,7 @@ def detect_format(record: dict, name: str = None) -> str:  # a key of `FORMATS`
         raise InputError(problem, "use prompt and response, or messages; of ChatGPT or Claude give conversations.json")
     usual = {"prompt", "response", "messages"}  # named where a row has no field of the format
     nearness = lambda fields: (sum(map(has, fields)), len(usual.intersection(fields)))
-    nearest = max(FORMATS[name].required_fields, key=nearness)
-    wanted = " and ".join(nearest)
+    wanted = " and ".join(max(FORMATS[name].required_fields, key=nearness))
     problem = f"found fields {list_fields(record)}, format {name}, as of the first row, needs {wanted}"
     raise InputError(problem, "rename them, name another format, or give the rows of each format alone")
 

@@ -67,4 +67,4 @@ def split_test_dialogues(dialogues: list, seed: int = 0) -> tuple:  # (stream, t
         unique.setdefault((normalise_text(d.prompt), normalise_text(d.response)), d)
     test = remove_leaks(list(unique.values()), stream, len(stream) // 10)[:MAX_TEST_DIALOGUES]
     parts = (stream, test) if len(test) >= 2 else (dialogues, [])
-    return tuple(map(Dialogues, parts))
+    return tuple(Dialogues(part, getattr(dialogues, "format", "")) for part in parts)

@@ -287,8 +287,8 @@ class Reactor(Observer):
     def instruct(self, text: str, number: int = None, time: float = 0.0) -> None:
         "Add a standing instruction, change one by its number, or delete it (no text); `InputError` if there is none."
         known = self.state.instructions
-        check(number, "whole number or none", "the number of an instruction")
-        check(time, "number", "the time of an instruction")
+        number = check(number, "whole number or none", "the number of an instruction")
+        time = check(time, "number", "the time of an instruction")
         if number is not None and number not in known:
             numbers = f"use one of {', '.join(map(str, known))}" if known else "there are none"
             raise InputError(f"no standing instruction has the number {str(number)[:20]}", numbers)
@@ -302,7 +302,7 @@ class Reactor(Observer):
         "Say where corrections belong, by a name in `SCOPES`; `InputError` for another one, or for no correction."
         check_scope(scope)
         roots = [self.state.find_root(id) for id in check(ids, list, "ids")]
-        if any(self.state.newest(root).origin != "annotated" for root in roots):
+        if any(self.state.newest(root).origin != "annotated" and not self.state.scopes.get(root) for root in roots):
             raise InputError("this reply was not corrected", "correct it first, then say where that belongs")
         with self.change():
             for root in roots:
@@ -414,10 +414,10 @@ class Personalizer(Reactor):
 
     def reply(self, prompt: str, history=(), max_tokens: int = None) -> str:
         "Reply to a prompt with the user's answers before it; do not observe it."
-        check(max_tokens, "whole number or none", "max_tokens", 1)
+        options = ReplyOptions(check(max_tokens, "whole number or none", "max_tokens", 1))
         recalled = self.recall(Dialogue(prompt, "", history, time=time.time()))
         with self.use_adapter(recalled.adapter) as model:
-            return "".join(ReplyStream(model, recalled.dialogue, ReplyOptions(max_tokens)))
+            return "".join(ReplyStream(model, recalled.dialogue, options))
 
     def forget(self, ids=(), text: str = None, everything=False, dry=False, keep=()) -> ForgetPlan:
         "Delete dialogues, the replies that read them and what learned from them; return the list. dry: only list it."

@@ -213,7 +213,7 @@ class EvidenceState(EventState):
     def get_evidence(self) -> Evidence:
         "Return what the person did with the replies."
         groups = {name: list(group.values()) for name, group in self.groups.items()}
-        if any(SCOPES[name].is_narrow for name in self.scopes.values()):
+        if any(SCOPES[name].is_narrow and self.find_group(id) for id, name in self.scopes.items()):
             groups["left_alone"] += groups["accepted"]
             groups["accepted"] = []
         return Evidence(**{name: tuple(sorted(group, key=lambda d: d.time)) for name, group in groups.items()})

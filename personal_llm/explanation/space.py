@@ -133,7 +133,7 @@ class StyleSpace(Displayed):
 
 # %% ../../nbs/4_explanation/02_space.ipynb #1332d30a
 def nonnegative_coefficients(vectors: np.ndarray, target: np.ndarray) -> np.ndarray:  # (words,) coefficients >= 0
-    "Fit a target (k,) of length 1 as a non-negative sum of words (words, k), by least squares."
+    "Fit a target (k,) as a non-negative sum of words (words, k), by least squares."
     from scipy.optimize import nnls
 
     return nnls(vectors.T.astype(float), target)[0]

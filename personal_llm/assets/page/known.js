@@ -20,7 +20,7 @@ function makeKnown(row, edit, drop, scoped = null) { // scoped: [the change of a
 const forget = (row) => () => page.forget({ ids: [row.id] });
 
 function makeAnswer(row) {
-  const scoped = row.origin === "annotated" ? ["scope", { id: row.id }] : null;
+  const scoped = row.origin === "annotated" || row.scope ? ["scope", { id: row.id }] : null;
   return makeKnown(row, (item) => openEditor(item, row), forget(row), scoped);
 }
 

@@ -40,7 +40,7 @@ export function openEditor(item, turn) {
     const { kind } = await post("react", { id: turn.id, kind: "better", text, scope });
     show(kind === "up" ? "You approved the reply." : "Noted: from now on I answer like this.");
   });
-  item.querySelector("form select").value = turn.scope || ""; // what the person said before
+  item.querySelector("form select").value = turn.scope; // what the person said before
 }
 
 const openMessage = (item, turn) => {
