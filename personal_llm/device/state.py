@@ -372,7 +372,8 @@ class State(BufferState, Displayed):
 
     def list_answered(self) -> list:  # `Dialogue`s, the oldest first
         "Return the dialogues whose reply the user corrected or approved."
-        return collect_memories(map(self.newest, self.archive.dialogues))
+        ids = {**self.groups["answers"], **self.scopes}  # an answer in another group has a scope, maybe an empty one
+        return collect_memories(map(self.newest, ids))
 
     def list_own(self) -> list:  # `Dialogue`s, the oldest first
         "Return the turns of the user's own talks; none of a file, and no other program's."
