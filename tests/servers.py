@@ -35,7 +35,7 @@ class ChatServer:
     "The package's server around a session."
 
     def __init__(self, session, token: str = "token-of-this-test", code: str = "", host: str = "127.0.0.1"):
-        from personal_llm.app.server import make_app, make_server, open_socket
+        from personal_llm.extras.server import make_app, make_server, open_socket
 
         self.session = session
         self.token = token

@@ -15,7 +15,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "personal_llm"
-ACTS = ("base", "data", "buffer", "tuning", "explanation", "selection", "device", "runtimes", "app")
+ACTS = ("base", "data", "buffer", "memory", "tuning", "explanation", "selection", "device", "app", "extras")
 BESIDE = ("recipes", "experiments", "course")  # may import everything; nothing of the acts imports them
 LONGEST_LINE = 120
 

@@ -6,7 +6,7 @@ import torch
 from tiny import ARCHITECTURES, TEMPLATES, same, shared, tiny, weights
 
 from personal_llm.base.adapters import attach_adapter
-from personal_llm.app.check import MODEL_CHECKS, check_model
+from personal_llm.extras.check import MODEL_CHECKS, check_model
 
 
 def found(model):

@@ -14,8 +14,8 @@ from tiny import ARCHITECTURES, random_adapter, same, shared, weights
 from personal_llm.base.adapters import CONFIG_FILE, WEIGHTS_FILE, read_factors
 from personal_llm.base.core import Dialogue, InputError
 from personal_llm.base.models import load_model
-from personal_llm.runtimes.export import choose_examples, format_messages, format_modelfile
-from personal_llm.runtimes.plugins import export_adapter
+from personal_llm.extras.export import choose_examples, format_messages, format_modelfile
+from personal_llm.app.plugins import export_adapter
 from personal_llm.tuning.finetune import finetune
 
 

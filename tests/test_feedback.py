@@ -3,7 +3,7 @@
 import pytest
 
 from personal_llm.base.core import Dialogue, InputError
-from personal_llm.buffer.feedback import Feedback
+from personal_llm.memory.feedback import Feedback
 
 
 @pytest.mark.parametrize(

@@ -5,13 +5,13 @@ import time
 import psutil
 import pytest
 
-from personal_llm.app import library_commands
+from personal_llm.extras import library_commands
 from personal_llm.base.adapters import WEIGHTS_FILE
 from personal_llm.base.core import Dialogue
 from personal_llm.base.files import ASSETS
 from personal_llm.base.models import load_model
 from personal_llm.explanation.explanation import load_probe_texts, prepare_probes
-from personal_llm.runtimes.cluster import make_pllms
+from personal_llm.extras.cluster import make_pllms
 from personal_llm.selection.library import Library
 from typed import fails, found, invoke
 

@@ -245,7 +245,7 @@ def test_encoders_have_ids():
 
 
 def test_one_choice_of_an_encoder_reaches_every_chapter(monkeypatch):
-    from personal_llm.buffer.retrieval import VectorStore
+    from personal_llm.memory.retrieval import VectorStore
 
     class Vowels:
         calls = []

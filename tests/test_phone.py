@@ -12,8 +12,8 @@ from personal_llm.app.cli import main
 from personal_llm.base import files
 from personal_llm.base.adapters import CONFIG_FILE, WEIGHTS_FILE
 from personal_llm.base.core import Dialogue, InputError
-from personal_llm.runtimes.phone import encode_records, export_bundle, read_adapter_vector
-from personal_llm.runtimes.phone import write_bundle
+from personal_llm.extras.phone import encode_records, export_bundle, read_adapter_vector
+from personal_llm.extras.phone import write_bundle
 from personal_llm.tuning.config import TuningConfig
 from personal_llm.tuning.finetune import trainable_adapter
 

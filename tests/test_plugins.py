@@ -10,12 +10,12 @@ from types import SimpleNamespace
 import pytest
 from test_architecture import act, arrows_of_the_package
 
-from personal_llm.runtimes.plugins import find_runtimes
+from personal_llm.app.plugins import find_runtimes
 
 ROOT = Path(__file__).resolve().parent.parent
 MODULE = """
 from typing import Annotated
-from personal_llm.runtimes.plugins import Runtime
+from personal_llm.app.plugins import Runtime
 
 def write_name(model, adapter, folder, dialogues):
     (folder / "name.txt").write_text(model.name)
@@ -126,5 +126,5 @@ def test_ours_are_found_and_every_command_has_help():
 def test_no_act_imports_a_runtime_by_name():
     runtimes = {name for name, to in arrows_of_the_package() if act(to) == "runtimes" and not to.endswith(".plugins")}
     outside = {name for name in runtimes if act(name) not in ("runtimes", "recipes", "experiments")}
-    inside_a_command = {"personal_llm.app.library_commands", "personal_llm.app.chat"}  # cluster, llama.cpp
+    inside_a_command = {"personal_llm.extras.library_commands", "personal_llm.app.chat"}  # cluster, llama.cpp
     assert outside <= inside_a_command, outside

@@ -44,7 +44,7 @@ def test_the_one_call_is_there():
 
 
 def test_the_picture_is_the_one_of_the_chapter():
-    cells = json.loads((ROOT / "nbs" / "6_device" / "09_containment.ipynb").read_text(encoding="utf-8"))["cells"]
+    cells = json.loads((ROOT / "nbs" / "7_device" / "09_containment.ipynb").read_text(encoding="utf-8"))["cells"]
     outputs = [output for cell in cells for output in cell.get("outputs", ())]
     figures = ["".join(output["data"]["image/png"]) for output in outputs if "image/png" in output.get("data", {})]
     picture = (ROOT / "nbs" / "images" / "containment.png").read_bytes()

@@ -14,7 +14,7 @@ from test_tuning import TALK, TEST
 from tiny import same, weights
 from ways import BRIEF, LOUD, Letters, spoken
 
-from personal_llm.app.check import MODEL_CHECKS, check_model
+from personal_llm.extras.check import MODEL_CHECKS, check_model
 from personal_llm.base.core import Dialogue
 from personal_llm.base.models import load_model
 from personal_llm.base.tokens import collate_samples

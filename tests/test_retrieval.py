@@ -11,12 +11,12 @@ from hypothesis import strategies as st
 from personal_llm import load_encoder
 from personal_llm.base.core import Dialogue
 from personal_llm.buffer.buffer import Buffer
-from personal_llm.buffer.retrieval import Evidence, MemoryConfig, VectorStore, add_memories, belongs
-from personal_llm.buffer.retrieval import should_read, find_near, find_replaced, retrieve
+from personal_llm.memory.retrieval import Evidence, MemoryConfig, VectorStore, add_memories, belongs
+from personal_llm.memory.retrieval import should_read, find_near, find_replaced, retrieve
 from personal_llm.device.archive import Archive
 from personal_llm.device.memory import Memory
 from personal_llm.device.state import State
-from personal_llm.buffer.statements import Statement
+from personal_llm.memory.statements import Statement
 
 MOVED = Statement("I moved.")
 
@@ -157,7 +157,7 @@ def test_a_reply_left_alone_is_replaced_by_a_later_answer_as_near_as_any_other(r
         if later and max(later) >= max([-1.0, *others]):
             expected.add(i)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("personal_llm.buffer.retrieval.NUM_RIVALS", rivals)
+        patch.setattr("personal_llm.memory.retrieval.NUM_RIVALS", rivals)
         assert {*find_replaced(evidence, answers, left_alone, near).tolist()} == expected
 
 

@@ -23,7 +23,7 @@ from servers import chat_server, write_slowly
 pytest.importorskip("uvicorn", reason="the extra `serve` is not installed")
 pytest.importorskip("fastapi", reason="the extra `serve` is not installed")
 
-from personal_llm.app import server
+from personal_llm.extras import server
 from personal_llm.base.core import Dialogue, InputError
 from personal_llm.base.files import ASSETS
 from personal_llm.base.replies import ReplyStream

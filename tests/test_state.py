@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 
 from personal_llm.base.core import Dialogue, InputError
 from personal_llm.buffer.buffer import Buffer
-from personal_llm.buffer.feedback import SCOPES, Scope
-from personal_llm.buffer.retrieval import Evidence
+from personal_llm.memory.feedback import SCOPES, Scope
+from personal_llm.memory.retrieval import Evidence
 from personal_llm.buffer.scoring import Scores
 from personal_llm.device.archive import Archive, count_bytes
 from personal_llm.device.forgetting import trim

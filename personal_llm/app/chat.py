@@ -15,7 +15,7 @@ from .personalize import describe_status
 from ..base.core import Dialogue, InputError
 from ..base.replies import LlamaCpp, find_engine
 from ..base.text import escape_controls
-from ..buffer.feedback import SCOPES
+from ..memory.feedback import SCOPES
 from ..device.chat import QUESTION_TEXT, ChatSession
 from ..explanation.explanation import explain
 

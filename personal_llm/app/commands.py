@@ -37,7 +37,7 @@ from ..device.archive import ARCHIVE_FILE, Archive, hold_folder, open_archive
 from ..device.forgetting import forget_dialogues, forget_everything, list_everything, plan_forgetting
 from ..device.settings import PersonalizerSettings
 from ..device.state import open_state
-from ..runtimes.plugins import collect_targets, export_adapter
+from .plugins import collect_targets, export_adapter
 
 # %% ../../nbs/8_app/05_commands.ipynb #15c314e9
 Model = Annotated[
@@ -285,7 +285,7 @@ def models(
 @app.command(epilog="Example: personal-llm check --model HuggingFaceTB/SmolLM2-360M-Instruct")
 def check(model: Model = None, quiet: Quiet = False, as_json: AsJson = False):
     "Try a model: template, tokens and a tuning step. Exit code 1: one of them failed."
-    from personal_llm.app.check import check_model
+    from personal_llm.extras.check import check_model
 
     loaded = load(model, quiet=quiet)
     report = check_model(loaded, not quiet)

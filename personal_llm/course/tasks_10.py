@@ -15,7 +15,7 @@ from itertools import takewhile
 
 import numpy as np
 
-from ..buffer.retrieval import measure_closeness
+from ..memory.retrieval import measure_closeness
 from .checks import Lesson
 from ..selection.ranking import cosine_distance
 

@@ -14,8 +14,8 @@ from dataclasses import replace
 import numpy as np
 
 from ..base.core import Dialogue
-from ..buffer.retrieval import MemoryConfig, choose_statements, find_near
-from ..buffer.statements import find_statements, is_about_self, write_statements
+from ..memory.retrieval import MemoryConfig, choose_statements, find_near
+from ..memory.statements import find_statements, is_about_self, write_statements
 from .breaks import draw_choices, list_others, load_vectors
 from .harness import RESULTS, Grid, read_results
 from .person import BANK, LARGE, SMALL, is_right, list_messages, load_once, write_reply

@@ -23,8 +23,8 @@ from ..base.core import Dialogue, make_generator
 from ..base.models import load_model
 from ..base.replies import ReplyOptions, ReplyStream
 from ..base.text import compute_rouge1, split_sentences
-from ..buffer.retrieval import find_near
-from ..buffer.statements import find_statements
+from ..memory.retrieval import find_near
+from ..memory.statements import find_statements
 from ..data.reading import load_samples
 from ..device.personalizer import Personalizer
 from .harness import RESULTS, Grid, mean_over_users, read_results
