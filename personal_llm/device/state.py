@@ -81,6 +81,14 @@ FILE = ""  # the talk of dialogues that came from a file
 CLIENT = "client"  # the talk of dialogues of another program
 
 # %% ../../nbs/7_device/02_state.ipynb #4d8bf9d5
+class Act(NamedTuple):
+    "Something that a person did on purpose, and can take back."
+
+    number: int  # of its event
+    act: int  # number of the first event of the same act
+    take_back: object  # function without arguments
+
+
 class EventState:
     "Fields that follow from the events of an archive, and what the next cells look up in them."
 

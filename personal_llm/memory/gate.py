@@ -7,7 +7,7 @@ __all__ = ['MEAN_WEIGHT', 'REACH', 'MAX_COMPARED', 'Evidence', 'measure_closenes
            'judge', 'compare']
 
 # %% ../../nbs/3_memory/03_gate.ipynb #50dc0fc1
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -72,9 +72,9 @@ def judge(evidence: Evidence, prompt: str, vectors: VectorStore, general: tuple 
     opposing = alone + [d.prompt for d in evidence.plain]
     applying = list(evidence.everywhere)
     reasons = []
-    for group, opponents in ((evidence.answers, opposing), (evidence.here, [*opposing, *general])):
+    for group, others in ((evidence.answers, ()), (evidence.here, general)):
         if group:
-            does_apply, reason = compare(group, opponents, prompt, vectors)
+            does_apply, reason = compare(group, opposing, others, prompt, vectors)
             reasons.append((does_apply, reason))
             applying += group if does_apply else ()
     if not reasons:
@@ -84,14 +84,17 @@ def judge(evidence: Evidence, prompt: str, vectors: VectorStore, general: tuple 
     return Verdict(tuple(applying), does_apply, reason)
 
 
-def compare(corrections: tuple, opposing: list, prompt: str, vectors: VectorStore) -> tuple:  # (bool, reason)
-    "Decide whether corrections apply to a prompt."
+def compare(corrections: tuple, opposing: list, general: tuple, prompt: str, vectors: VectorStore) -> tuple:
+    "Return whether corrections apply to a prompt, and why."
     prompts = [d.prompt for d in corrections]
     supporting = vectors.compare(prompt, prompts)
     nearest = corrections[int(supporting.argmax())].prompt
-    against = vectors.compare(prompt, opposing)
+    against = vectors.compare(prompt, [*opposing, *general])
     if belongs(supporting, against, measure_reach(vectors.embed(prompts[-MAX_COMPARED:]))):
         return True, f"similar to “{nearest}”, which you corrected"
     if len(against) and measure_closeness(supporting) <= measure_closeness(against):
-        return False, f"more similar to “{opposing[int(against.argmax())]}”, which you left as it was"
+        place = int(against.argmax())
+        if place < len(opposing):
+            return False, f"more similar to “{opposing[place]}”, which you left as it was"
+        return False, "more similar to general prompts than to your corrections of this subject"
     return False, f"not similar enough to your corrections; the nearest is “{nearest}”"
