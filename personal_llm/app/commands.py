@@ -293,22 +293,25 @@ def check(model: Model = None, quiet: Quiet = False, as_json: AsJson = False):
         raise typer.Exit(1)
 
 # %% ../../nbs/8_app/05_commands.ipynb #c98ce851
-@app.command(epilog="Example: personal-llm demo --user nurse --out nurse")
+@app.command(epilog="Example: personal-llm demo --out nora")
 def demo(
     out: Annotated[str, Option(help="folder for report and picture", metavar="DIR")] = "demo-output",
     model: Model = None,
-    user: Annotated[str, Option(help="simulated user: barista, nurse, clinic, student …", metavar="NAME")] = "barista",
     policy: Policy = DEFAULT_POLICY,
     steps: Steps = None,
     quiet: Quiet = False,
     as_json: AsJson = False,
 ):
-    "A model learns one simulated user: what the buffer keeps, questions, a fine-tune, replies before and after."
+    "One simulated person: three corrections, a stream, questions, a fine-tune; what changes, and what doesn't."
     from personal_llm.app.demo import run_demo
 
+    def report(line: str) -> None:
+        print(escape_controls(line), flush=True)
+
     tuning = select_given(steps=steps)
-    result, lines = run_demo(out, lambda: load(model, quiet=quiet), user, policy, not quiet, **tuning)
-    lines += ["", f"picture: {Path(out) / 'figure.png'}; {result['seconds']:.0f} seconds. Now you:"]
+    silent = (lambda line: None) if as_json else report
+    result = run_demo(out, lambda: load(model, quiet=quiet), policy, not quiet, silent, **tuning)
+    lines = ["", f"picture: {Path(out) / 'figure.png'}; {result['seconds']:.0f} seconds. Now you:"]
     lines += ["personal-llm chat --out me", "personal-llm personalize --data YOUR-CHATS.json --out me"]
     show(result, lines, as_json)
 

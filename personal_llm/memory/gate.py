@@ -37,17 +37,17 @@ REACH = 0.7  # share of the corrections' mean similarity to each other; chosen w
 MAX_COMPARED = 256  # newest corrections that are compared with each other; a matter of speed
 
 
-def measure_reach(corrections: np.ndarray) -> float:  # vectors (corrections, width) -> similarity in [-1, 1]
-    "Return how similar a prompt must be to its nearest correction; −1, so always, for fewer than two corrections."
+def measure_reach(corrections: np.ndarray) -> float:  # vectors (corrections, width) -> a similarity
+    "Return how similar a prompt must be to its nearest correction; fewer than two reach everything."
     rows = corrections[-MAX_COMPARED:]
     if len(rows) < 2:
-        return -1.0
+        return -np.inf
     similarities = rows @ rows.T
     np.fill_diagonal(similarities, -np.inf)
     return REACH * float(similarities.max(axis=1).mean())
 
 
-def belongs(supporting: np.ndarray, opposing: np.ndarray, reach: float = -1.0) -> bool:
+def belongs(supporting: np.ndarray, opposing: np.ndarray, reach: float = -np.inf) -> bool:
     "Return whether a prompt is within reach of the corrections, and closer to them than to what opposes them."
     if supporting.max() < reach:
         return False
