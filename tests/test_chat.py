@@ -42,7 +42,7 @@ def test_a_correction_is_read_by_the_next_reply_and_not_where_replies_are_left_a
     write(session, "/new")
     write(session, "Zebra!")
     assert write(session, "/why") == "the reply read this talk only"
-    assert write(session, "/everywhere") == "noted: every reply reads it"
+    assert write(session, "/everywhere").startswith("Applies to all replies: your correction of “")
     write(session, "Zebra!!")
     assert "Porridge" in write(session, "/why")
     write(session, "/here")
@@ -119,18 +119,14 @@ def test_three_answers_with_a_habit_make_one_question(session, monkeypatch):
         write(session, prompt)
         assert session.me.find_habit_question() is None
         write(session, f"/better In short: answer {number}.")
-    assert session.me.find_habit_question().question == "You opened 3 answers with “In short: answer”. Everywhere?"
-    for scope in ("here", ""):
-        session.scope_correction(scope, session.turns[0].id)
-        assert (session.me.find_habit_question() is None) == (scope == "here"), (
-            "you have said where one of them belongs"
-        )
-    type_lines(monkeypatch, "/everywhere\n", at_terminal=True)
-    assert write(session, "/everywhere") == "noted: every reply reads it" and session.me.find_habit_question() is None
+    assert session.me.find_habit_question().question == "You opened 3 answers with “In short: answer”. Where does that apply?"
+    assert session.take_habit_question() and session.take_habit_question() == "", "it is asked once"
+    line = write(session, "/everywhere")
+    assert line == "Applies to all replies: your corrections of “What is tea?”, “Who is Ada?”, “Why do cats purr?”"
     assert write(session, "/style").startswith(
-        "1. opens with “In short: answer” (3 of 3): everywhere; from “What is tea"
+        "1. opens with “In short: answer” (3 of 3): All replies; from “What is tea"
     )
-    assert write(session, "/style 1 auto") == "noted: what you leave alone decides"
+    assert write(session, "/auto").startswith("Applies to similar prompts: your corrections of “What is tea?”, “Who")
     assert session.me.state.get_evidence().everywhere == ()
     assert session.me.find_habit_question() is None, "it is not asked again"
 
@@ -141,7 +137,7 @@ def test_a_form_that_a_reply_took_from_the_talk_is_still_a_habit(session, monkey
         write(session, prompt)
         write(session, f"/better In short: {number}.")
     (row, *_) = session.me.list_habits()
-    assert row.question == "You opened 3 answers with “In short:”. Everywhere?", "the first reply had read no answer"
+    assert row.question == "You opened 3 answers with “In short:”. Where does that apply?", "the first reply had read no answer"
 
 
 class Echo:
@@ -157,23 +153,12 @@ class Echo:
         yield self.text
 
 
-def test_enter_leaves_the_question_about_a_habit(session, monkeypatch):
-    for prompt in ("What is tea?", "Who is Ada?", "Why do cats purr?"):
-        write(session, prompt)
-        write(session, "/better Well, so it is.")
-    type_lines(monkeypatch, "", at_terminal=True)
-    while session.me.find_habit_question() is not None:
-        assert write(session, "") == ""
-    assert set(session.me.state.scopes.values()) == {""}
-
-
-def test_a_message_leaves_the_question_about_a_habit(session):
-    for prompt in ("What is tea?", "Who is Ada?", "Why do cats purr?"):
-        write(session, prompt)
-        write(session, f"/better Well, {prompt}")
-    asked = session.me.find_habit_question().form.label
-    write(session, "Go on.")
-    assert session.me.find_habit_question() is None or session.me.find_habit_question().form.label != asked
+def test_a_word_that_is_taken_back_is_named(session):
+    write(session, "What is tea?")
+    assert write(session, "/undo") == "there is nothing to take back; correct a reply first"
+    write(session, "/better In short: a drink.")
+    assert write(session, "/undo") == "taken back: your reaction to the reply to “What is tea?”"
+    assert session.me.state.list_answered() == []
 
 
 def test_pasted_lines_belong_together(monkeypatch):

@@ -272,7 +272,8 @@ class Reactor(Observer):
         "Take a reaction, which the next reply uses; raise `InputError`, with nothing changed, if it is invalid."
         text = check(text, "text", "the reaction's text").strip()
         if kind == "always":
-            return self._instruct(Reaction(kind, "" if dialogue is None else str(dialogue), text, time, scope or ""))
+            number = check(dialogue, "whole number or none", "the number of an instruction")
+            return self._instruct(Reaction(kind, "" if number is None else str(number), text, time, scope or ""))
         targets = dialogue if isinstance(dialogue, list) and kind == "scope" else [dialogue]
         ids = [self.state.find_root(one.id if isinstance(one, Dialogue) else one) for one in targets]
         if kind == "scope":
