@@ -38,7 +38,7 @@ def test_a_correction_is_read_by_the_next_reply_and_not_where_replies_are_left_a
     assert session.turns[0].response == "Porridge\nwith honey."
     write(session, "/new")
     write(session, "What is a good breakfast today?")
-    assert "your answer to “What is a good breakfast?”: Porridge" in write(session, "/why")
+    assert "example: “What is a good breakfast?” → Porridge" in write(session, "/why")
     write(session, "/new")
     write(session, "Zebra!")
     assert write(session, "/why") == "the reply read this talk only"
@@ -94,7 +94,7 @@ def test_a_mistake_is_one_line_and_changes_nothing(session, line):
 
 
 def test_standing_instructions_are_read_until_they_are_dropped(session):
-    assert "every reply" in write(session, "/always In two points.\nThen a question.")
+    assert "all replies" in write(session, "/always In two points.\nThen a question.")
     write(session, "/always Call me Sam.")
     write(session, "What is tea?")
     assert session.recalled.dialogue.prompt.endswith("(In two points.\nThen a question. Call me Sam.)")
