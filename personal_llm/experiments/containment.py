@@ -164,10 +164,10 @@ def estimate(scores: dict, key: tuple, metric: str, people: list):  # a `MeanEst
 LABELS = {
     "bare": "no memory",
     "few 3": "three corrections as plain turns, always",
-    "threshold 0.22": "threshold .22, the package before",
+    "threshold 0.22": "threshold .22 on each correction",
     "always": "all corrections, always",
     "nearest": "the nearest decides",
-    "package": "the closeness decides, the package",
+    "package": "the closeness decides (the rule)",
     "perfect": "a perfect gate (ceiling)",
 }
 
