@@ -1885,6 +1885,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                  'personal_llm/experiments/breaks.py'),
                                                  'personal_llm.experiments.breaks.draw_sums': ( 'experiments/breaks.html#draw_sums',
                                                                                                 'personal_llm/experiments/breaks.py'),
+                                                 'personal_llm.experiments.breaks.estimate_choices': ( 'experiments/breaks.html#estimate_choices',
+                                                                                                       'personal_llm/experiments/breaks.py'),
                                                  'personal_llm.experiments.breaks.is_right': ( 'experiments/breaks.html#is_right',
                                                                                                'personal_llm/experiments/breaks.py'),
                                                  'personal_llm.experiments.breaks.judge': ( 'experiments/breaks.html#judge',

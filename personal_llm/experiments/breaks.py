@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['ITEMS', 'WORDS', 'INSTRUCTIONS', 'CONDITIONS', 'MARGINS', 'draw_choices', 'draw_sums', 'draw_instructions',
-           'draw_items', 'list_items', 'choose_word', 'is_right', 'score_row', 'read_scores', 'judge', 'count_choices']
+           'draw_items', 'list_items', 'choose_word', 'is_right', 'score_row', 'read_scores', 'judge', 'count_choices',
+           'estimate_choices']
 
 # %% ../../nbs/experiments/73_breaks.ipynb #brk00002
 import functools
@@ -159,3 +160,9 @@ def count_choices(items: list, words: list) -> np.ndarray:  # items: of `draw_ch
     "Count *Yes* and *No* where *Yes* is right, and where *No* is."
     said = [(key, word) for (_, key), word in zip(items, words)]
     return np.array([[said.count((key, word)) for word in ("Yes", "No")] for key in ("Yes", "No")])
+
+
+def estimate_choices(condition: str):  # a `MeanEstimate`
+    "Return d′ of the choices under a condition, with its interval over people."
+    rows = [row for row in read_results("breaks") if row["condition"] == condition]
+    return estimate_d_prime([count_choices(list_items(row["user"], "choices"), row["choices"]) for row in rows])
