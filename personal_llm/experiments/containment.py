@@ -143,7 +143,7 @@ def read_scores(*names) -> dict:  # (condition, corrections, others) -> person -
 
 
 def join_perfect_gate(always: dict, bare: dict) -> dict:  # both: person -> metrics
-    "Return what *always* scores where a form belongs, beside what the bare model does elsewhere: the ceiling of a rule."
+    "Return what *always* scores where a form belongs, and the bare model elsewhere: the ceiling of a rule."
     parts = {name: np.array([always[name]["counts"][0], bare[name]["counts"][1]]) for name in always if name in bare}
     own = {name: always[name] | dict(counts=counts) for name, counts in parts.items()}
     return {name: row | dict(spill=None if row["spill"] is None else 0.0) for name, row in own.items()}
@@ -224,7 +224,7 @@ def load_vectors():
 
 
 def list_asked(name: str) -> dict:  # part -> prompts
-    "Return a person's test prompts where the form belongs and in seen subjects, and prompts of unseen ones and shipped ones."
+    "Return a person's test prompts of their own and of seen subjects, prompts of unseen ones, and shipped ones."
     language = PEOPLE[name]["language"]
     subjects = {s for p in PEOPLE.values() if p["language"] == language for s in p["subjects"]}
     unseen = sorted(subjects - {*PEOPLE[name]["subjects"]})

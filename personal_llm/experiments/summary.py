@@ -21,6 +21,7 @@ from scipy.stats import binomtest
 from . import breaks
 from personal_llm.experiments.harness import (
     CORRECTING_USERS,
+    DECIDING,
     MIN_UNITS,
     PEOPLE,
     SECOND_MODEL,
@@ -276,9 +277,8 @@ def judge_starts(similarity: float, model_name: str = BASE_MODEL) -> Measured:
 def judge_wrong_start() -> str:
     "Return the share of the steps that the right pLLM of another user saves."
     starts = read_starts(("scratch", "random"))
-    return str(
-        mean_over_users([count_saved(dict(scratch=own["scratch"], own=own["random"])) for own in starts.values()])
-    )
+    saved = [count_saved(dict(scratch=own["scratch"], own=own["random"])) for own in starts.values()]
+    return str(mean_over_users(saved, DECIDING))
 
 
 def judge_data() -> Measured:
@@ -413,11 +413,11 @@ def write_sentences() -> str:
         f"{'stays' if is_left else 'does not stay'} below .05 when all verdicts are one family.",
         f"**No row shows that this teaches more.** On streams whose subjects come in blocks its buffer has "
         f"{random.text} in ROUGE-1 after LoRA and {best.text}, where the paper has {PAPER_RATIO} ({best.verdict}: an "
-        f"oracle that picks the best policy by the test reaches {ceilings['random'].ratio:.2f} times random, 32 answers in "
-        f"place of 8 reach {ceilings['answers'].ratio:.2f}).",
-        f"**XPerT's words do not choose with a summariser of 1.5 B.** With the vectors that it wrote for six questions they find "
-        f"{published} of 28 styles at 90 % by L1, where the paper's Llama finds 96%, and 39 counted features of the "
-        f"same texts {counted}.",
+        f"oracle that picks the best policy by the test reaches {ceilings['random'].ratio:.2f} times random, and 32 "
+        f"answers in place of 8 reach {ceilings['answers'].ratio:.2f}).",
+        f"**XPerT's words do not choose with a summariser of 1.5 B.** With the vectors that it wrote for six "
+        f"questions they find {published} of 28 styles at 90 % by L1, where the paper's Llama finds 96%, and 39 counted features of "
+        f"the same texts {counted}.",
         f"**The right pLLM saves the fine-tune.** Each start at its own best rate, it saves {steps.text} at 90 % "
         f"similarity, where the paper saves 82%, and {less.text} at 30 %, where the paper saves 6%; a wrong pLLM "
         f"at the right one's rate saves {judge_wrong_start()}, and the mean of all pLLMs as a start is not measured.",
