@@ -84,8 +84,9 @@ class LocalEngine:
         model = self.model
         max_tokens = model.limit_reply(options.max_tokens)
         (ids,) = model.encode_prompts([dialogue], max(8, model.max_length - max_tokens))
-        end = find_end_of_turn(model.tokenizer)
-        texts = [] if end is None or end in model.tokenizer.all_special_ids else [model.tokenizer.decode([end])]
+        tokenizer = model.prompt_tokenizer
+        end = find_end_of_turn(tokenizer)
+        texts = [] if end is None or end in tokenizer.all_special_ids else [tokenizer.decode([end])]
         own = replace(options, max_tokens=max_tokens, stop=(*options.stop, *texts))
 
         def work(put, is_stopped):
@@ -209,7 +210,7 @@ class LlamaCpp(LocalEngine):
         request |= dict(top_p=options.top_p, seed=options.seed % 2**32, stop=list(options.stop))
         request |= dict(dry_multiplier=0.8, dry_base=1.75, dry_allowed_length=8)
         request |= dict(dry_penalty_last_n=options.max_tokens)
-        request |= dict(dry_sequence_breakers=[self.model.tokenizer.eos_token])
+        request |= dict(dry_sequence_breakers=[self.model.prompt_tokenizer.eos_token])
         request |= dict(lora=[dict(id=0, scale=weight)] * (self.adapter_id is not None))
         end = {}
 
