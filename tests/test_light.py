@@ -103,3 +103,21 @@ def test_a_template_has_what_transformers_offers():
     )
     message = dict(role="user", content="<é>")
     assert compile_template(source).render(messages=[message, message]) == json.dumps(message, ensure_ascii=False) + "4"
+
+
+def test_an_adapter_is_given_to_llama_cpp_without_pytorch(tmp_path):
+    import gguf
+    import torch
+    from tiny import write_adapter
+
+    layer = "base_model.model.model.layers.0.self_attn.q_proj"
+    for name, dtype in (("single", torch.float32), ("half", torch.bfloat16)):
+        A = torch.tensor([[1.0, -2.5, 0.5, 3.0]], dtype=dtype)
+        B = torch.tensor([[1.0], [2.0], [0.25], [-4.0]], dtype=dtype)
+        folder = write_adapter(tmp_path / name, {layer: (A, B)}).path
+        program = "import sys\nfrom pathlib import Path\nfrom personal_llm.base.replies import write_gguf_adapter\n"
+        program += "write_gguf_adapter(Path(sys.argv[1]), Path(sys.argv[1]) / 'a.gguf', 'qwen2', 1, 1, 1)\n"
+        run(program, folder)
+        tensors = {tensor.name: tensor.data for tensor in gguf.GGUFReader(folder / "a.gguf").tensors}
+        assert tensors["blk.0.attn_q.weight.lora_a"].tolist() == A.tolist()
+        assert tensors["blk.0.attn_q.weight.lora_b"].tolist() == B.tolist()

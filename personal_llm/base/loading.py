@@ -71,6 +71,18 @@ def read_gguf(path) -> dict:  # key -> number, text, or list of numbers; of a li
     return metadata
 
 
+def read_shape(file: Path) -> tuple:  # (family, number of layers, of heads, of heads of keys and values)
+    "Return what llama.cpp's adapters need to know of a model; transformers reads it the first time."
+
+    def read() -> list:
+        metadata = read_gguf(file)
+        family = metadata["general.architecture"]
+        keys = ("block_count", "attention.head_count", "attention.head_count_kv")
+        return [family, *(metadata[f"{family}.{key}"] for key in keys)]
+
+    return tuple(remember("shapes", hash_file(file), read))
+
+
 def is_gguf(path) -> bool:
     "Return whether a file begins as a GGUF file does, or has such a name."
     with suppress(OSError, ValueError):
