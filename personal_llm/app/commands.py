@@ -27,7 +27,7 @@ from ..base.adapters import read_adapter_card
 from ..base.core import InputError
 from ..base.files import check_is_folder, check_new_folder, delete_path, remember
 from ..base.loading import DEFAULT_MODEL_VARIABLE, choose_model_name, find_gguf
-from ..base.loading import get_converted_folder, get_tokenizer_folder, resolve_model
+from ..base.loading import get_converted_folder, get_tokenizer_folder, load_chat_tokenizer, resolve_model
 from ..base.text import count_nouns, escape_controls
 from ..base.weights import DEFAULT_MODEL, LARGER_MODEL, WEIGHTS
 from ..base.weights import find_weights, fits_larger_model, get_weights, get_weights_folder
@@ -239,6 +239,8 @@ def get(
     "Download weights, by default those of the default model."
     name = name or DEFAULT_MODEL
     place = get_weights(name, not quiet)
+    if place.is_file():
+        load_chat_tokenizer(place)  # built now, so that a chat need not import transformers for it
     show(dict(weights={name: str(place)}), [f"{name}: {place}"], as_json)
 
 # %% ../../nbs/8_app/05_commands.ipynb #cmdmodel1

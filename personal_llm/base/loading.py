@@ -22,6 +22,7 @@ from tqdm import tqdm
 from .core import InputError
 from .files import ASSETS, delete_path, explain_errors, get_cache_folder
 from .files import get_temporary_path, make_folder, remember
+from .tokens import ChatTokenizer
 from .weights import DEFAULT_MODEL, LARGER_MODEL, OTHER_ENCODER, WEIGHTS
 from .weights import find_weights, fits_larger_model, hash_file
 
@@ -70,6 +71,18 @@ def read_gguf(path) -> dict:  # key -> number, text, or list of numbers; of a li
     return metadata
 
 
+def read_shape(file: Path) -> tuple:  # (family, number of layers, of heads, of heads of keys and values)
+    "Return what llama.cpp's adapters need to know of a model; transformers reads it the first time."
+
+    def read() -> list:
+        metadata = read_gguf(file)
+        family = metadata["general.architecture"]
+        keys = ("block_count", "attention.head_count", "attention.head_count_kv")
+        return [family, *(metadata[f"{family}.{key}"] for key in keys)]
+
+    return tuple(remember("shapes", hash_file(file), read))
+
+
 def is_gguf(path) -> bool:
     "Return whether a file begins as a GGUF file does, or has such a name."
     with suppress(OSError, ValueError):
@@ -107,6 +120,16 @@ def load_gguf_tokenizer(file: Path):  # a tokenizer of transformers
         os.replace(stage, folder)
     delete_path(stage)
     return tokenizer
+
+
+def load_chat_tokenizer(file: Path):  # a `ChatTokenizer`, or a tokenizer of transformers
+    "Load what a prompt needs of the tokenizer of a GGUF file; transformers builds it the first time."
+    folder = get_tokenizer_folder(file)
+    if not folder.is_dir():
+        load_gguf_tokenizer(file)
+    with suppress(Exception):  # a damaged copy, or a cache that cannot be written
+        return ChatTokenizer(folder)
+    return load_gguf_tokenizer(file)
 
 # %% ../../nbs/0_base/07_loading.ipynb #lgg00008
 def read_rope_scaling(metadata: dict, stored: dict) -> dict:  # as in a configuration of transformers

@@ -21,8 +21,8 @@ import numpy as np
 from .adapters import attach_adapter, check_adapter, get_adapter_id, remove_peft_layers
 from .core import Cost, Dialogue, InputError, check, measure_cost
 from .loading import check_causal, choose_model_name, compute_fingerprint, find_gguf
-from .loading import load_causal_lm, load_gguf_tokenizer
-from .tokens import PLAIN_TEMPLATE, collate_samples, encode_dialogue, encode_prompt
+from .loading import load_causal_lm, load_chat_tokenizer, load_gguf_tokenizer
+from .tokens import PLAIN_TEMPLATE, ChatTokenizer, collate_samples, encode_dialogue, encode_prompt
 from .tokens import find_end_of_turn, make_batches, pad_rows
 from .weights import hash_file
 
@@ -38,10 +38,23 @@ def prepare_libraries() -> None:
     warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing")  # peft asks transformers in an old way
     warnings.filterwarnings("ignore", message="fan_in_fan_out is set to False")  # peft corrects that itself
 
+
+def load_prepared(name, device: str, dtype: str) -> tuple:  # (model, tokenizer)
+    "Load a model of PyTorch, after the libraries are set."
+    prepare_libraries()
+    return load_causal_lm(name, device, dtype)
+
 # %% ../../nbs/0_base/08_models.ipynb #e39b68e9
 MAX_LENGTH = 2048  # tokens of a dialogue: a long talk, whose keys and values fit into a small RAM
 MAX_REPLY = 512  # tokens: about a page
 MAX_BATCH_LOGITS = 2**26  # numbers of a batch of several dialogues, 256 MB in float32
+
+
+def set_padding(tokenizer):  # the same tokenizer of transformers
+    "Let a tokenizer pad, with its end token if it has no other."
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
 
 
 class LazyModel:
@@ -51,9 +64,8 @@ class LazyModel:
         if not getattr(tokenizer, "chat_template", None):
             remedy = 'pass chat_template="plain" (--chat-template plain) or a Jinja template'
             raise InputError(f"model {name}: its tokenizer has no chat template", remedy)
-        if tokenizer.pad_token_id is None:
-            tokenizer.pad_token = tokenizer.eos_token
-        self.tokenizer = tokenizer
+        self.prompt_tokenizer = tokenizer
+        self._tokenizer = None if isinstance(tokenizer, ChatTokenizer) else set_padding(tokenizer)
         self.name = name
         self.load = None if hasattr(model, "config") else model
         self._lock = threading.RLock()
@@ -74,7 +86,7 @@ class LazyModel:
         return f"Model({self.name}: {kind}, {size:.1f} M parameters, {self.model.dtype}, {self.device})"
 
     def _set_network(self, network) -> None:
-        num_tokens = len(self.tokenizer)
+        num_tokens = len(self.prompt_tokenizer)
         num_embeddings = network.get_input_embeddings().weight.shape[0]
         if num_tokens > num_embeddings:
             problem = f"model {self.name}: its tokenizer has {num_tokens} tokens, the model knows {num_embeddings}"
@@ -168,7 +180,18 @@ class Model(LazyModel):
     def clone(self):
         "Return a copy for another thread, with its own tokenizer; a lazy model is loaded anew at its first use."
         network = self.load or deepcopy(self._network)
-        return Model(network, deepcopy(self.tokenizer), self.name, self.max_length, self.base, self.gguf)
+        tokenizer = self.prompt_tokenizer
+        tokenizer = tokenizer if isinstance(tokenizer, ChatTokenizer) else deepcopy(tokenizer)
+        return Model(network, tokenizer, self.name, self.max_length, self.base, self.gguf)
+
+    @property
+    def tokenizer(self):
+        "The tokenizer of transformers; that of a GGUF file loads at its first use."
+        with self._lock:
+            if self._tokenizer is None:
+                self._tokenizer = set_padding(load_gguf_tokenizer(self.gguf))
+                self._tokenizer.chat_template = self.prompt_tokenizer.chat_template
+            return self._tokenizer
 
     @property
     def reads_adapters(self) -> bool:
@@ -177,7 +200,7 @@ class Model(LazyModel):
 
     def count_tokens(self, text: str) -> int:
         "Return the number of tokens of a text."
-        return len(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+        return len(self.prompt_tokenizer(text, add_special_tokens=False)["input_ids"])
 
     def _note_truncation(self, dialogue: Dialogue, sample: dict) -> dict:
         self.truncated.pop(dialogue.id, None)
@@ -194,7 +217,7 @@ class Model(LazyModel):
     def encode_prompts(self, prompts: list, max_tokens: int) -> list:  # of lists of tokens
         "Encode texts or dialogues up to the place of the response, and record in `truncated` which were too long."
         dialogues = [Dialogue(p, "") if isinstance(p, str) else p for p in check_list(prompts, "encode_prompts")]
-        samples = [self._note_truncation(d, encode_prompt(self.tokenizer, d, max_tokens)) for d in dialogues]
+        samples = [self._note_truncation(d, encode_prompt(self.prompt_tokenizer, d, max_tokens)) for d in dialogues]
         return [sample["input_ids"] for sample in samples]
 
     @contextmanager
@@ -277,16 +300,16 @@ def load_model(
     max_length: int = None,  # longest dialogue in tokens; by default 2048, at most the window
 ) -> Model:
     "Load a causal language model, by default that of `choose_model_name`; raise `InputError` for an unknown name."
-    prepare_libraries()
     name = choose_model_name(name)
     check(dtype, "choice or none", "dtype", choices=("float32", "bfloat16", "float16"))
     is_live = isinstance(name, tuple)
     gguf = None if is_live or name == "pocket" else find_gguf(name)
     if gguf is not None:
-        network = lambda: load_causal_lm(gguf, device, dtype)[0]
-        tokenizer = load_gguf_tokenizer(gguf)
+        network = lambda: load_prepared(gguf, device, dtype)[0]
+        tokenizer = load_chat_tokenizer(gguf)
         base = hash_file(gguf)[:16]
     else:
+        prepare_libraries()
         network, tokenizer = name if is_live else load_causal_lm(name, device, dtype)
         check_causal(network)
         base = compute_fingerprint(network)

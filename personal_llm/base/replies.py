@@ -21,7 +21,7 @@ from pathlib import Path
 
 from .adapters import read_factors
 from .core import Dialogue, InputError, catch_panic, measure_cost, patch
-from .loading import note_once, read_gguf
+from .loading import note_once, read_shape
 from .models import Model, check_list, continue_rows
 from .models import load_model  # noqa: F401 (personal_llm takes it from here, with `reply`)
 from .tokens import find_end_of_turn
@@ -84,8 +84,9 @@ class LocalEngine:
         model = self.model
         max_tokens = model.limit_reply(options.max_tokens)
         (ids,) = model.encode_prompts([dialogue], max(8, model.max_length - max_tokens))
-        end = find_end_of_turn(model.tokenizer)
-        texts = [] if end is None or end in model.tokenizer.all_special_ids else [model.tokenizer.decode([end])]
+        tokenizer = model.prompt_tokenizer
+        end = find_end_of_turn(tokenizer)
+        texts = [] if end is None or end in tokenizer.all_special_ids else [tokenizer.decode([end])]
         own = replace(options, max_tokens=max_tokens, stop=(*options.stop, *texts))
 
         def work(put, is_stopped):
@@ -117,7 +118,7 @@ def write_gguf_adapter(
     writer = gguf.GGUFWriter(str(out), family)
     writer.add_type(gguf.GGUFType.ADAPTER)
     writer.add_string(gguf.Keys.Adapter.TYPE, "lora")
-    for number, (module, (A, B)) in enumerate(read_factors(adapter).items()):
+    for number, (module, (A, B)) in enumerate(read_factors(adapter, as_arrays=True).items()):
         module = module.removeprefix("base_model.model.")
         name = names.get_name(f"{module}.weight", (".weight",))
         if name is None:
@@ -127,8 +128,8 @@ def write_gguf_adapter(
             B = pair_neighbours(B, heads[part])
         if number == 0:
             writer.add_float32(gguf.Keys.Adapter.LORA_ALPHA, len(A))  # the scale is in B
-        writer.add_tensor(f"{name}.lora_a", A.numpy())
-        writer.add_tensor(f"{name}.lora_b", B.numpy())
+        writer.add_tensor(f"{name}.lora_a", A)
+        writer.add_tensor(f"{name}.lora_b", B)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -176,10 +177,7 @@ class LlamaCpp(LocalEngine):
         with tempfile.TemporaryDirectory(prefix="llama-", ignore_cleanup_errors=True) as folder:
             if adapter is not None:
                 file = Path(folder) / "adapter.gguf"
-                metadata = read_gguf(self.model.gguf)
-                family = metadata["general.architecture"]
-                keys = ("block_count", "attention.head_count", "attention.head_count_kv")
-                write_gguf_adapter(adapter, file, family, *(metadata[f"{family}.{key}"] for key in keys))
+                write_gguf_adapter(adapter, file, *read_shape(self.model.gguf))
                 parameters.lora_adapters = [xllamacpp.CommonAdapterLoraInfo(str(file), 1.0)]
             address = f"{folder}/engine.sock"
             fits = hasattr(socket, "AF_UNIX") and len(os.fsencode(address)) < 104  # bytes, the limit of macOS
@@ -209,7 +207,7 @@ class LlamaCpp(LocalEngine):
         request |= dict(top_p=options.top_p, seed=options.seed % 2**32, stop=list(options.stop))
         request |= dict(dry_multiplier=0.8, dry_base=1.75, dry_allowed_length=8)
         request |= dict(dry_penalty_last_n=options.max_tokens)
-        request |= dict(dry_sequence_breakers=[self.model.tokenizer.eos_token])
+        request |= dict(dry_sequence_breakers=[self.model.prompt_tokenizer.eos_token])
         request |= dict(lora=[dict(id=0, scale=weight)] * (self.adapter_id is not None))
         end = {}
 
