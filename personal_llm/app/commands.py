@@ -27,7 +27,7 @@ from ..base.files import check_is_folder, check_new_folder, delete_path
 from ..base.loading import DEFAULT_MODEL_VARIABLE, choose_model_name, find_gguf
 from ..base.loading import get_converted_folder, get_tokenizer_folder, resolve_model
 from ..base.text import count_nouns, escape_controls
-from ..base.weights import DEFAULT_ENCODER, DEFAULT_MODEL, LARGER_MODEL, WEIGHTS
+from ..base.weights import DEFAULT_MODEL, LARGER_MODEL, WEIGHTS
 from ..base.weights import find_weights, fits_larger_model, get_weights, get_weights_folder
 from ..buffer.policies import DEFAULT_POLICY, POLICIES, load_policies
 from ..data.reading import read_dialogues
@@ -88,46 +88,21 @@ Steps = Annotated[int, Option(help="optimiser steps of a fine-tune", metavar="N"
 Start = Annotated[str, Option(help="where a fine-tune begins: none, a library, or an adapter's folder", metavar="DIR")]
 
 # %% ../../nbs/8_app/05_commands.ipynb #cmdsets01
-Synthetic = Annotated[
-    int, Option(help="synthetic dialogues for each dialogue of the buffer (default: the folder's, or 0)", min=0)
-]
-SynthesisPrompt = Annotated[
-    Literal["paper", "plain"],
-    Option(help="prompt of the paper, or one that small models follow (default: the folder's, or plain)"),
-]
-FinetuneEvery = Annotated[int, Option(help="dialogues to a fine-tune (default: on request)", metavar="N", min=1)]
+Synthetic = Annotated[int, Option(help="synthetic dialogues for each dialogue of the buffer (default: 0)", min=0)]
+SynthesisPrompt = Annotated[Literal["paper", "plain"], Option(help="prompt of the paper, or a plain one (default)")]
+FinetuneEvery = Annotated[int, Option(help="dialogues to a fine-tune (default: on request)", min=1)]
 AskWhen = Annotated[
     Literal["freeze", "arrival", "policy"],
-    Option(
-        help="when you are asked: before a fine-tune (freeze), when a dialogue enters the buffer (arrival), or when "
-        "the policy wants it (default: the policy's own way)"
-    ),
+    Option(help="ask before a fine-tune, on arrival in the buffer, or when the policy wants to (default: its own way)"),
 ]
 MaxQuestions = Annotated[
-    int,
-    Option(help="most questions (default: one a bin and fine-tune; on arrival no limit)", metavar="N", min=0),
+    int, Option(help="most questions to you (default: one a bin and fine-tune; on arrival no limit)", min=0)
 ]
-Memories = Annotated[
-    int,
-    Option(
-        help="most answers of yours that a reply reads; 0: none, and no statements (default: the folder's, or 6)",
-        metavar="N",
-        min=0,
-        max=32,
-    ),
-]
+Memories = Annotated[int, Option(help="most answers of yours that a reply reads; 0: none (default: 6)", min=0, max=32)]
 Megabytes = Annotated[
-    int,
-    Option(
-        "--archive",
-        help="megabytes of dialogues that are kept; 0: those of the buffer only (default: the folder's, or 200)",
-        metavar="N",
-        min=0,
-    ),
+    int, Option("--archive", help="megabytes of dialogues that are kept; 0: those of the buffer (default: 200)", min=0)
 ]
-Seed = Annotated[
-    int, Option(help="seed of all random numbers (default: the folder's, or 0)", metavar="N", min=0, max=MAX_SEED)
-]
+Seed = Annotated[int, Option(help="seed of all random numbers (default: 0)", min=0, max=MAX_SEED)]
 
 # %% ../../nbs/8_app/05_commands.ipynb #cmdshow01
 def select_given(**options) -> dict:
@@ -247,11 +222,10 @@ def get(
     quiet: Quiet = False,
     as_json: AsJson = False,
 ):
-    "Download weights, by default those of the default model and of the sentence encoder."
-    places = {}
-    for each in [name] if name else [DEFAULT_MODEL, DEFAULT_ENCODER]:
-        places[each] = str(get_weights(each, not quiet))
-    show(dict(weights=places), [f"{each}: {place}" for each, place in places.items()], as_json)
+    "Download weights, by default those of the default model."
+    name = name or DEFAULT_MODEL
+    place = get_weights(name, not quiet)
+    show(dict(weights={name: str(place)}), [f"{name}: {place}"], as_json)
 
 # %% ../../nbs/8_app/05_commands.ipynb #cmdmodel1
 def list_models() -> list:  # dictionaries

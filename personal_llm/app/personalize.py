@@ -151,7 +151,9 @@ def describe_status(status: dict) -> list:  # lines
 
 def format_run(result: dict) -> list:  # lines
     "Return the numbers of a run for people."
-    chats = f"{count_nouns(result['dialogues'], 'dialogue')}, {result['held_out']} held out, {result['tested']} measured"
+    chats = (
+        f"{count_nouns(result['dialogues'], 'dialogue')}, {result['held_out']} held out, {result['tested']} measured"
+    )
     rows = dict(chats=chats, learns=result["learns"], start=result["start"], adapter=result["adapter"])
     lines = [f"{name:<24}{text}" for name, text in rows.items() if text]
     return lines + describe_status(result) + format_comparison(result["change"], result["no_test"])

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..base.core import Dialogue
-from ..base.loading import get_encoder_id, load_encoder
-from ..memory.retrieval import MemoryConfig, VectorStore, add_memories, choose_statements, retrieve
+from ..base.encoder import VectorStore, get_encoder_id, load_encoder
+from ..memory.retrieval import MemoryConfig, add_memories, choose_statements, retrieve
 from ..memory.statements import find_statements
 from .archive import Archive, load_vectors, store_vectors
 from .state import State
