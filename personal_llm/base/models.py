@@ -43,11 +43,19 @@ MAX_LENGTH = 2048  # tokens of a dialogue: a long talk, whose keys and values fi
 MAX_REPLY = 512  # tokens: about a page
 MAX_BATCH_LOGITS = 2**26  # numbers of a batch of several dialogues, 256 MB in float32
 
+# %% ../../nbs/0_base/08_models.ipynb #07mod051
+class Model:
+    "A causal language model and its tokenizer, ready for dialogues; raises `InputError` for a pair that does not fit."
 
-class LazyModel:
-    "Weights and their tokenizer; the weights load at their first use, and take an adapter for a while."
-
-    def __init__(self, model, tokenizer, name: str, base: str = None):  # as `Model`
+    def __init__(
+        self,
+        model,  # a transformers causal LM, or a function without arguments that loads it at the first use
+        tokenizer,  # its tokenizer, with a chat template
+        name: str = "live",  # for messages
+        max_length: int = None,  # longest dialogue in tokens; by default `MAX_LENGTH`, at most the window
+        base: str = None,  # its id; by default the fingerprint of its weights
+        gguf: Path = None,  # the file of the same weights that llama.cpp reads
+    ):
         if not getattr(tokenizer, "chat_template", None):
             remedy = 'pass chat_template="plain" (--chat-template plain) or a Jinja template'
             raise InputError(f"model {name}: its tokenizer has no chat template", remedy)
@@ -65,6 +73,16 @@ class LazyModel:
         own_adapter = "" if self.load else compute_fingerprint(model, of_adapter=True)
         self.active_adapter = f"{self.base}+{own_adapter}" if own_adapter else self.base
         self.adapter_folder = None  # of the adapter inside a block of `use_adapter`
+        self.gguf = gguf
+        config = None if self.load else model.config.get_text_config()
+        positions = getattr(config, "max_position_embeddings", None) or tokenizer.model_max_length
+        self.window = min(positions, 2**31)
+        length = min(MAX_LENGTH, self.window) if max_length is None else max_length
+        self.max_length = check(length, "whole number", f"model {name}: max_length", low=1, high=self.window)
+        self.tokens_per_batch = min(MAX_LENGTH, MAX_BATCH_LOGITS // len(tokenizer))  # with padding
+        self.engine = None  # that writes replies; chosen at the first one
+        self.cost = Cost()  # of all calls since it was made
+        self.truncated = {}  # id of a dialogue that was too long -> tokens left out
 
     def __repr__(self):
         if self._network is None:
@@ -139,31 +157,6 @@ class LazyModel:
                 self._bare = None
             self.adapter_folder = None
             self.active_adapter = self.base
-
-# %% ../../nbs/0_base/08_models.ipynb #07mod051
-class Model(LazyModel):
-    "A causal language model and its tokenizer, ready for dialogues; raises `InputError` for a pair that does not fit."
-
-    def __init__(
-        self,
-        model,  # a transformers causal LM, or a function without arguments that loads it at the first use
-        tokenizer,  # its tokenizer, with a chat template
-        name: str = "live",  # for messages
-        max_length: int = None,  # longest dialogue in tokens; by default `MAX_LENGTH`, at most the window
-        base: str = None,  # its id; by default the fingerprint of its weights
-        gguf: Path = None,  # the file of the same weights that llama.cpp reads
-    ):
-        super().__init__(model, tokenizer, name, base)
-        self.gguf = gguf
-        config = None if self.load else model.config.get_text_config()
-        positions = getattr(config, "max_position_embeddings", None) or tokenizer.model_max_length
-        self.window = min(positions, 2**31)
-        length = min(MAX_LENGTH, self.window) if max_length is None else max_length
-        self.max_length = check(length, "whole number", f"model {name}: max_length", low=1, high=self.window)
-        self.tokens_per_batch = min(MAX_LENGTH, MAX_BATCH_LOGITS // len(tokenizer))  # with padding
-        self.engine = None  # that writes replies; chosen at the first one
-        self.cost = Cost()  # of all calls since it was made
-        self.truncated = {}  # id of a dialogue that was too long -> tokens left out
 
     def clone(self):
         "Return a copy for another thread, with its own tokenizer; a lazy model is loaded anew at its first use."
