@@ -41,7 +41,7 @@ def find_adapter(folder) -> Path:
     if not (Path(folder) / ARCHIVE_FILE).is_file():
         return check_adapter(folder)
     archive = open_archive(folder)
-    rounds = open_state(archive).rounds
+    rounds = open_state(archive).list_rounds()  # of its present model
     archive.close()
     if not rounds:
         raise InputError(f"{folder}: nothing was learned here yet", "type: personal-llm learn --out DIR")
@@ -187,7 +187,8 @@ def run_stages(me: Personalizer, stream: list, test: list, progress: bool = True
     "Measure, observe, fine-tune and measure again; return both `Evaluation`s. options: of `evaluate`."
     every = me.settings.finetune_every
     if progress and stream:
-        minutes = estimate_minutes(me.model, stream[0], len(stream), len(test), me.config)
+        example = sorted(stream, key=lambda d: len(d.text))[len(stream) // 2]
+        minutes = estimate_minutes(me.model, example, len(stream), len(test), me.config)
         work = f"{count_nouns(len(stream), 'dialogue')} to read, {me.config.steps} steps of a fine-tune"
         print(f"{work}, {len(test)} replies before and after: about {minutes:.1f} minutes", file=sys.stderr, flush=True)
     before = measure(me.model, test, progress=progress, **options)
@@ -197,7 +198,7 @@ def run_stages(me: Personalizer, stream: list, test: list, progress: bool = True
             block = stream[first : first + size]
             me.observe_all(block, progress=False)
             bar.update(len(block))
-    if not me.rounds or not every or len(stream) % every:  # else a fine-tune has just learned all
+    if not me.state.list_rounds() or not every or len(stream) % every:  # else a fine-tune has just learned all
         me.finetune(progress=progress)
     return before, measure(me.model, test, me.adapter, progress, **options)
 
@@ -243,7 +244,7 @@ def personalize(
         too_few = f"a test needs {MIN_DIALOGUES} dialogues, of several conversations and without repeats"
         reason = "the held-out dialogues are in the memory already" if test else too_few
         test = [d for d in test if d.id not in known]
-        if me.rounds and not new:
+        if me.state.list_rounds() and not new:
             raise InputError(f"{out}: these chats were learned before", "give new chats, or another folder")
         tested = test[-MAX_TESTED:]
         before, after = run_stages(me, new, tested, progress)
