@@ -381,7 +381,8 @@ def evaluate(
     folder = find_adapter(adapter)
     dialogues = read_chats(data, user, writer, quiet=quiet)
     loaded = load(model, adapter, quiet)
-    table = compare(measure(loaded, dialogues), measure(loaded, dialogues, folder))
+    before = measure(loaded, dialogues, None, not quiet)
+    table = compare(before, measure(loaded, dialogues, folder, not quiet))
     learned = len({d.id for d in dialogues}.intersection(read_adapter_card(folder).get("parents", ())))
     lines = [f"{count_nouns(len(dialogues), 'dialogue')}; before: {loaded.name}, after: with {folder}"]
     if learned:

@@ -67,6 +67,7 @@ def check_output_folder(folder) -> None:
         raise InputError(f"{folder}: holds other files, such as {sorted(others)[0]}", "give a new or empty folder")
 
 # %% ../../nbs/8_app/02_personalize.ipynb #60f56f1e
+TOGETHER = 4  # dialogues that are measured together, so that the bar moves after some seconds
 METRICS = dict(loss="response loss (nats a token)", rouge1="ROUGE-1 (0 to 1)")
 
 
@@ -77,8 +78,10 @@ def measure(model, test: list, adapter=None, progress: bool = False, **options):
     options = dict(max_tokens=64) | options
     items = []
     with model.track_cost() as cost, model.use_adapter(adapter):
-        for d in tqdm(test, "testing", unit="reply", disable=not progress, leave=False):
-            items += evaluate(model, [d], **options).items
+        with tqdm(total=len(test), desc="testing", unit="reply", disable=not progress, leave=False) as bar:
+            for first in range(0, len(test), TOGETHER):
+                items += evaluate(model, test[first : first + TOGETHER], **options).items
+                bar.update(min(TOGETHER, len(test) - first))
     return Evaluation(items, summarize_items(items), cost)
 
 # %% ../../nbs/8_app/02_personalize.ipynb #68257f39
