@@ -83,6 +83,15 @@ def test_who_is_faster_than_the_loading_is_told(model, monkeypatch, capsys):
     assert "the model is loading" in capsys.readouterr().err
 
 
+def test_a_hint_comes_once_and_after_the_first_reply(model, monkeypatch, capsys):
+    type_lines(monkeypatch, "/help\nTea?\nMilk?\n")
+    chat.run_chat(ChatSession(model, None), "a larger model fits here")
+    assert capsys.readouterr().err.count("a larger model fits here") == 1
+    type_lines(monkeypatch, "/help\n")
+    chat.run_chat(ChatSession(model, None), "a larger model fits here")
+    assert "a larger model" not in capsys.readouterr().err, "nothing was asked yet"
+
+
 @pytest.mark.parametrize(
     "line",
     ["/dance", "/new talk", "/forget", "/up", "/better x", "/why", "/unlearn", "/learn", "/style", "/drop 1", "/here"]

@@ -3,11 +3,13 @@
 import json
 
 import pytest
+from tiny import shared
 
 from personal_llm.app.personalize import find_adapter, find_start, personalize
 from personal_llm.data.reading import Dialogues
 from personal_llm.base.core import Dialogue, InputError
 from personal_llm.device.archive import Archive
+from personal_llm.device.personalizer import Personalizer
 from personal_llm.selection.library import Library
 from personal_llm.tuning.config import TuningConfig
 
@@ -31,6 +33,14 @@ def test_the_test_set_never_meets_the_memory(model, tmp_path):
     assert result["change"]["loss"]["difference"] == pytest.approx(
         result["change"]["loss"]["after"] - result["change"]["loss"]["before"]
     )
+
+
+def test_a_run_says_how_long_it_takes_and_measures_the_newest_few(model, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("personal_llm.app.personalize.MAX_TESTED", 2)
+    result, lines = personalize(CHATS, tmp_path, model, policy="fifo", capacity=8, config=BRIEF)
+    first = capsys.readouterr().err.splitlines()[0]
+    assert first.startswith("54 dialogues to read, 2 steps of a fine-tune, 2 replies before and after: about ")
+    assert result["held_out"] == 6 and result["tested"] == 2 and "6 held out, 2 measured" in lines[0]
 
 
 def test_no_file_but_the_memory_holds_a_text(model, tmp_path):
@@ -71,6 +81,14 @@ def test_a_test_row_that_comes_again_counts_once(model, tmp_path):
     _, lines = run(model, tmp_path, [d for d in CHATS for _ in range(3)])
     prompts = [line for line in lines if line.startswith("prompt")]
     assert len({*prompts}) == len(prompts) > 0
+
+
+def test_a_folder_gives_the_adapter_of_its_present_model(model, tmp_path):
+    run(model, tmp_path, CHATS[:12])
+    run(shared("llama"), tmp_path, CHATS[12:24])
+    assert find_adapter(tmp_path).name == "001"
+    Personalizer(model, folder=tmp_path).close()
+    assert find_adapter(tmp_path).name == "000"
 
 
 def test_few_chats_have_no_test_set(model, tmp_path):

@@ -245,7 +245,7 @@ def start_loading(session):  # a thread; None if there is nothing to load ahead
     return thread
 
 
-def run_chat(session) -> None:
+def run_chat(session, hint: str = "") -> None:  # hint: a note after the first reply
     "Chat until the user leaves, or there are no more lines."
     print_note("write, and press Enter; /help lists the commands, Ctrl-D or /quit leaves")
     if session.turns:
@@ -268,6 +268,9 @@ def run_chat(session) -> None:
             if loading is not None and loading.is_alive():
                 print_note("the model is loading")
             run_line(session, line)
+            if hint and session.recalled is not None:
+                print_note(hint)
+                hint = ""
         if session.learning is not None and not session.learning.is_done:
             print_note("the fine-tune goes on until it is complete; Ctrl-C stops it")
             session.finish_learning()
