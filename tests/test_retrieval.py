@@ -178,3 +178,12 @@ def test_a_reply_and_the_loading_of_vectors_never_wait_for_each_other():
     thread.start()
     thread.join(30)
     assert not thread.is_alive()
+
+
+def test_a_near_copy_is_found_behind_neighbours_that_are_none(vectors):
+    "Seven newer texts are nearer to the old one than the text that took its place."
+    old = memory(0, "my knee hurts since the last long run", time=0.0)
+    others = [memory(1, f"{word} is another matter", time=1.0) for word in "one two three four five six seven".split()]
+    new = memory(2, "my knee hurts since the last long run", time=2.0)
+    found = list(find_near([old, *others, new], "0 knee", vectors))
+    assert new in found and old not in found and len(found) == 8

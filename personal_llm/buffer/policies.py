@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['ANSWERED_ORIGINS', 'POLICIES', 'DEFAULT_POLICY', 'BufferView', 'Policy', 'register_policy', 'load_policies',
-           'get_policy', 'SDSSPolicy', 'RandomPolicy', 'ReservoirPolicy', 'FIFOPolicy', 'KCenterPolicy',
-           'find_nearest_slot', 'AnswersFirstPolicy']
+           'MissingPolicy', 'blame', 'get_policy', 'SDSSPolicy', 'RandomPolicy', 'ReservoirPolicy', 'FIFOPolicy',
+           'KCenterPolicy', 'find_nearest_slot', 'AnswersFirstPolicy']
 
 # %% ../../nbs/2_buffer/02_policies.ipynb #9e833963
+from contextlib import contextmanager
 from functools import cache, cached_property
 from operator import attrgetter
 
@@ -86,6 +87,7 @@ class Policy:
     name = ""  # of the class, or as registered; part of the seed and the archive
     ask_when = "freeze"  # or "arrival", or "policy", which asks `decide_question`; a setting may change it
     horizon = 800  # dialogues over which the questions are to last
+    begin = 0  # dialogues that were seen before these
 
     def __init_subclass__(cls):
         cls.name = cls.__name__
@@ -98,11 +100,16 @@ class Policy:
         "Take a free bin, whose slot is `len(view)`, or else `choose`."
         return (len(view), "a bin was free") if len(view) < view.capacity else self.choose(view, candidate)
 
+    def pace(self, length: int, seen: int = 0) -> None:  # dialogues to come; dialogues that were seen before
+        "Let the questions last over the dialogues of a file."
+        self.horizon = max(1, length)
+        self.begin = seen
+
     def decide_question(self, view: BufferView, candidate: ScoredDialogue, questions_left: int) -> tuple:
         "Return whether to ask the user about this dialogue, and the reason in words; here at an even pace."
         slots = [slot for slot, d in enumerate(view.dialogues) if d.origin in ANSWERED_ORIGINS]
         since = view.seen - max(view.arrival[slots], default=-1)  # dialogues
-        dialogues_left = self.horizon - view.seen % self.horizon
+        dialogues_left = self.horizon - (view.seen - self.begin) % self.horizon
         return bool(since * questions_left >= dialogues_left), f"{since} dialogues since the last answer"
 
     def select_training_dialogues(self, dialogues: list) -> list:
@@ -136,6 +143,38 @@ def load_policies() -> dict:  # name of a plug-in -> the reason why it was skipp
     for name, policy in POLICIES.items():
         policy.name = name
     return skipped
+
+
+class MissingPolicy(Policy):
+    "In place of a policy that is not installed: what is stored can be read and forgotten, and nothing is decided."
+
+    ask_when = "policy"
+
+    def __init__(self, name: str):
+        self.name = name
+
+    def place(self, *given):
+        "Raise `InputError`."
+        remedy = "install its package, or open the memory in Python with an instance of this policy"
+        raise InputError(f"the policy {self.name[:60]!r} of this memory is not installed", remedy)
+
+    choose = select_training_dialogues = place
+
+    def decide_question(self, *given) -> tuple:
+        "Ask nothing."
+        return False, "its policy is not installed"
+
+
+@contextmanager
+def blame(policy: Policy):
+    "Turn an error of somebody's policy into an `InputError`."
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:
+        problem = f"policy {policy.name} raised {type(error).__name__}: {str(error)[:120]}"
+        raise InputError(problem, "nothing was changed; mend the policy, or get its package anew") from error
 
 
 def get_policy(policy) -> Policy:  # a name in `POLICIES`, or an instance
