@@ -29,7 +29,7 @@ from ..base.files import check_is_folder, check_new_folder, delete_path, remembe
 from ..base.loading import DEFAULT_MODEL_VARIABLE, choose_model_name, find_gguf
 from ..base.loading import get_converted_folder, get_tokenizer_folder, resolve_model
 from ..base.text import count_nouns, escape_controls
-from ..base.weights import DEFAULT_ENCODER, DEFAULT_MODEL, LARGER_MODEL, WEIGHTS
+from ..base.weights import DEFAULT_MODEL, LARGER_MODEL, WEIGHTS
 from ..base.weights import find_weights, fits_larger_model, get_weights, get_weights_folder
 from ..buffer.policies import DEFAULT_POLICY, POLICIES, load_policies
 from ..data.reading import read_dialogues
@@ -235,11 +235,10 @@ def get(
     quiet: Quiet = False,
     as_json: AsJson = False,
 ):
-    "Download weights, by default those of the default model and of the sentence encoder."
-    places = {}
-    for each in [name] if name else [DEFAULT_MODEL, DEFAULT_ENCODER]:
-        places[each] = str(get_weights(each, not quiet))
-    show(dict(weights=places), [f"{each}: {place}" for each, place in places.items()], as_json)
+    "Download weights, by default those of the default model."
+    name = name or DEFAULT_MODEL
+    place = get_weights(name, not quiet)
+    show(dict(weights={name: str(place)}), [f"{name}: {place}"], as_json)
 
 # %% ../../nbs/8_app/05_commands.ipynb #cmdmodel1
 def list_models() -> list:  # dictionaries
@@ -293,22 +292,25 @@ def check(model: Model = None, quiet: Quiet = False, as_json: AsJson = False):
         raise typer.Exit(1)
 
 # %% ../../nbs/8_app/05_commands.ipynb #c98ce851
-@app.command(epilog="Example: personal-llm demo --user nurse --out nurse")
+@app.command(epilog="Example: personal-llm demo --out nora")
 def demo(
     out: Annotated[str, Option(help="folder for report and picture", metavar="DIR")] = "demo-output",
     model: Model = None,
-    user: Annotated[str, Option(help="simulated user: barista, nurse, clinic, student …", metavar="NAME")] = "barista",
     policy: Policy = DEFAULT_POLICY,
     steps: Steps = None,
     quiet: Quiet = False,
     as_json: AsJson = False,
 ):
-    "A model learns one simulated user: what the buffer keeps, questions, a fine-tune, replies before and after."
+    "One simulated person: three corrections, a stream, questions, a fine-tune; what changes, and what doesn't."
     from personal_llm.app.demo import run_demo
 
+    def report(line: str) -> None:
+        print(escape_controls(line), flush=True)
+
     tuning = select_given(steps=steps)
-    result, lines = run_demo(out, lambda: load(model, quiet=quiet), user, policy, not quiet, **tuning)
-    lines += ["", f"picture: {Path(out) / 'figure.png'}; {result['seconds']:.0f} seconds. Now you:"]
+    silent = (lambda line: None) if as_json else report
+    result = run_demo(out, lambda: load(model, quiet=quiet), policy, not quiet, silent, **tuning)
+    lines = ["", f"picture: {Path(out) / 'figure.png'}; {result['seconds']:.0f} seconds. Now you:"]
     lines += ["personal-llm chat --out me", "personal-llm personalize --data YOUR-CHATS.json --out me"]
     show(result, lines, as_json)
 

@@ -328,7 +328,6 @@ def read_count(usage, name: str) -> int:
     count = usage.get(name) if isinstance(usage, dict) else 0
     return int(count) if isinstance(count, (int, float)) and 0 <= count < 2**31 else 0
 
-
 # %% ../../nbs/0_base/09_replies.ipynb #rpl0012c
 class Remote:
     "A server that speaks Chat Completions; raises `InputError` for an address that it may not use, or no server there."
@@ -514,7 +513,6 @@ class Remote:
         self.model.cost.tokens += sum(counts)
         self.model.cost.forward += 1
         return ReplyEnd("length" if reason == "length" else "stop", *counts)
-
 
 # %% ../../nbs/0_base/09_replies.ipynb #rpl00014
 def find_engine(model: Model):  # an object with `write(dialogue, options)`
