@@ -132,8 +132,9 @@ def test_a_reply_and_the_loading_of_vectors_never_wait_for_each_other():
 
 def test_a_near_copy_is_found_behind_neighbours_that_are_none(vectors):
     "Seven newer texts are nearer to the old one than the text that took its place."
-    old = memory(0, "my knee hurts since the last long run", time=0.0)
-    others = [memory(1, f"{word} is another matter", time=1.0) for word in "one two three four five six seven".split()]
-    new = memory(2, "my knee hurts since the last long run", time=2.0)
-    found = list(find_near([old, *others, new], "0 knee", vectors))
-    assert new in found and old not in found and len(found) == 8
+    others = ["Tea?", "Who is Ada?", "A poem.", "Where is Oslo?", "Add it up.", "Bake bread.", "Fix my bike."]
+    texts = ["My knee hurts since the last long run.", *others, "My knee hurts since the last long run!"]
+    angles = np.radians([0, *[1] * len(others), 2])
+    vectors.add(texts, np.stack([np.cos(angles), np.sin(angles)], axis=1))
+    items = [Dialogue(text, "Yes.", time=float(place)) for place, text in enumerate(texts)]
+    assert {d.prompt for d in find_near(items, texts[-1], vectors)} == {*texts[1:]}
