@@ -95,7 +95,7 @@ def test_a_mistake_is_one_line_and_changes_nothing(session, line):
 
 
 def test_standing_instructions_are_read_until_they_are_dropped(session):
-    assert "every reply" in write(session, "/always In two points.\nThen a question.")
+    assert "all replies" in write(session, "/always In two points.\nThen a question.")
     write(session, "/always Call me Sam.")
     write(session, "What is tea?")
     assert session.recalled.dialogue.prompt.endswith("(In two points.\nThen a question. Call me Sam.)")

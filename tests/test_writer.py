@@ -29,8 +29,8 @@ FAULTS = {
     "page": "it answered with status 502",
     "moved": "it answered with status 302",
     "cut": "the reply ended before its end",
-    "stalled": "nothing came for 0.3 seconds",
-    "silent": "nothing came for 0.3 seconds",
+    "stalled": "nothing came for 2 seconds",
+    "silent": "nothing came for 2 seconds",
     "broken": "out of memory",
     "garbage": "its answer is not of the protocol",
     "other protocol": "its answer is not of the protocol",
@@ -67,7 +67,7 @@ def test_a_reply_comes_from_the_server_with_all_that_we_found_for_it():
 @pytest.mark.parametrize("fault", FAULTS)
 def test_each_fault_is_one_line_and_nothing_is_stored(fault, tmp_path):
     with writing_server() as server:
-        model = make_model(server, seconds=0.3)
+        model = make_model(server, seconds=2)
         with ChatSession(model, tmp_path, idle_seconds=1000.0) as session:
             server.faults.append(fault)
             with pytest.raises(InputError) as raised:

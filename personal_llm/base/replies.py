@@ -366,10 +366,11 @@ class Remote:
 
     def list_models(self) -> list:  # names
         "Ask the server for the names of its models."
-        since = time.monotonic()
+        since = None
         content = ""
         with closing(self.receive("GET", "/models")) as blocks:
             for block in blocks:
+                since = since or time.monotonic()
                 content += block
                 if not block:
                     self.check_wait(since)
@@ -481,11 +482,12 @@ class Remote:
         has_text = has_thought = False
         reason = None
         usage = None
-        since = time.monotonic()  # of the last text or thought: a ping is neither
+        since = None  # time of the last text or thought: a ping is neither
         request = self.receive("POST", "/chat/completions", body, limit.max_bytes)
         with measure_cost(self.model.cost), closing(request) as blocks:
             try:
                 for event in self.read_events(blocks):
+                    since = since or time.monotonic()
                     usage = event.get("usage") or usage
                     text, thought, reason = read_choices(event, reason)
                     if text or thought:
