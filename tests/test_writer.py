@@ -222,7 +222,7 @@ def test_thoughts_are_told_and_are_no_part_of_the_reply(tmp_path, capsys):
     with writing_server() as server, ChatSession(make_model(server), tmp_path, idle_seconds=1000.0) as session:
         server.faults += [think, think]
         pieces = list(session.say("What is the capital of Italy?"))
-        assert "".join(pieces) == "Rome." and isinstance(pieces[0], Thought)
+        assert "".join(pieces) == "Rome." and any(isinstance(piece, Thought) for piece in pieces)
         assert [turn.response for turn in session.turns] == ["Rome."]
         run_line(session, "And now?")
         got = capsys.readouterr()
@@ -276,7 +276,6 @@ def test_a_count_that_is_none_is_ignored_and_the_reply_is_kept_and_forgotten(cou
         handler.say(content="Rome.")
         handler.end(usage=dict(prompt_tokens=count, completion_tokens=2))
 
-    sys.set_int_max_str_digits(5000)
     with writing_server() as server, ChatSession(make_model(server), tmp_path, idle_seconds=1000.0) as session:
         server.faults += [tell, lambda handler: (handler.say(content="Oslo."), handler.end(usage=[count]))]
         assert "".join(session.say("Zanzibar?")) == "Rome." and session.reply.num_prompt_tokens in (0, 1)
