@@ -1,5 +1,6 @@
 "Learning from a file: what is stored, what is compared, and what is refused."
 
+import contextlib
 import json
 
 import pytest
@@ -8,6 +9,7 @@ from tiny import shared
 from personal_llm.app.personalize import find_adapter, find_start, personalize
 from personal_llm.data.reading import Dialogues
 from personal_llm.base.core import Dialogue, InputError
+from personal_llm.base.models import Model
 from personal_llm.device.archive import Archive
 from personal_llm.device.personalizer import Personalizer
 from personal_llm.selection.library import Library
@@ -109,3 +111,30 @@ def test_a_start_is_a_library_an_adapter_or_none(model, tmp_path):
     assert run(model, tmp_path / "two", CHATS[:12], start=start)[0]["start"] == "other"
     with pytest.raises(InputError, match="nowhere"):
         find_start("nowhere")
+
+
+def test_a_folder_whose_model_changed_has_the_adapter_that_its_chat_uses(model, tmp_path):
+    run(model, tmp_path, CHATS[:12])
+    assert find_adapter(tmp_path) == tmp_path / "adapters" / "000"
+    other = Model(model.model, model.tokenizer, "other", base="of another file")
+    with contextlib.closing(Personalizer(other, folder=tmp_path)) as me:
+        assert me.adapter is None
+    with pytest.raises(InputError, match="other learned nothing here yet"):
+        find_adapter(tmp_path)
+    assert run(other, tmp_path, CHATS[:12])[0]["finetunes"] == 1, "these chats are new to this model"
+    with contextlib.closing(Personalizer(other, folder=tmp_path)) as me:
+        assert find_adapter(tmp_path) == me.adapter.path == tmp_path / "adapters" / "001"
+    with contextlib.closing(Personalizer(model, folder=tmp_path)) as me:
+        assert find_adapter(tmp_path) == me.adapter.path == tmp_path / "adapters" / "000"
+
+
+def test_the_questions_about_a_second_file_are_paced_by_its_length(model, tmp_path):
+    asked = []
+
+    def annotate(dialogue):
+        asked.append(int(dialogue.time))
+
+    options = dict(config=BRIEF, progress=False, ask_when="policy")
+    personalize(CHATS[:12], tmp_path, model, capacity=4, **options)
+    personalize(CHATS[12:48], tmp_path, model, annotate, **options)
+    assert 3 <= len(asked) <= 4 and asked[-1] >= 36, "they last to the end, and are not all asked at once"

@@ -185,12 +185,11 @@ def load_chat_model(model: str, folder: str, address: str, name: str, may_leave:
 
     server = Remote(None, address, name, may_leave, seconds=10)  # without a name it asks for that of its only model
     if name is not None:
-        with server.ask("GET", "/models"):
-            pass
+        server.list_models()
     loaded = load(model, folder)
     loaded.engine = Remote(loaded, address, server.name, may_leave)
     shown = f"{server.name} writes the replies"
-    print_note(f"{shown}; {loaded.name} scores, and only {loaded.name} reads what a fine-tune learns")
+    print_note(f"{shown}; only {loaded.name}, which loads when you type /learn, reads what a fine-tune learns")
     return loaded
 
 # %% ../../nbs/8_app/05_commands.ipynb #6fdbc099

@@ -37,15 +37,17 @@ from ..tuning.evaluation import Evaluation, evaluate, summarize_items
 
 # %% ../../nbs/8_app/02_personalize.ipynb #d549302d
 def find_adapter(folder) -> Path:
-    "Return an adapter's folder, or the newest adapter of an output folder; `InputError` if there is none."
+    "Return an adapter's folder, or that of an output folder which its chat uses; `InputError` if there is none."
     if not (Path(folder) / ARCHIVE_FILE).is_file():
         return check_adapter(folder)
     archive = open_archive(folder)
-    rounds = open_state(archive).list_rounds()  # of its present model
+    state = open_state(archive)
     archive.close()
-    if not rounds:
-        raise InputError(f"{folder}: nothing was learned here yet", "type: personal-llm learn --out DIR")
-    return check_adapter(Path(folder) / rounds[-1].adapter)
+    last = state.find_last_round()
+    if last is None:
+        problem = f"{folder}: {state.model} learned nothing here yet"
+        raise InputError(problem, "type: personal-llm learn --out DIR")
+    return check_adapter(Path(folder) / last.adapter)
 
 
 def find_start(name: str):  # None, a `Library`, or an adapter's folder
@@ -121,7 +123,7 @@ def format_replies(before, after) -> list:  # lines
 # %% ../../nbs/8_app/02_personalize.ipynb #efeb20b1
 def describe(me: Personalizer) -> dict:  # plain values
     "Return the numbers of a personalizer, without any text."
-    last = me.rounds[-1]
+    last = me.state.find_last_round()
     return me.state.status() | dict(
         kept=len(me.buffer),
         start=": ".join(filter(None, (last.start, dict(last.warm or {}).get("reason")))),
@@ -234,7 +236,6 @@ def personalize(
     check_output_folder(out)
     model = model() if callable(model) else model
     stream, test = split_test_dialogues(dialogues)
-    buffer.policy.horizon = len(stream)
     if policy is None and (Path(out) / ARCHIVE_FILE).is_file():
         buffer = None  # the folder's own
     me = Personalizer(model, buffer, annotator, config=config, folder=out, start=start, **settings)
@@ -247,7 +248,9 @@ def personalize(
         too_few = f"a test needs {MIN_DIALOGUES} dialogues, of several conversations and without repeats"
         reason = "the held-out dialogues are in the memory already" if test else too_few
         test = [d for d in test if d.id not in known]
-        if me.state.list_rounds() and not new:
+        me.policy = me.buffer.policy  # also where the state is computed anew
+        me.policy.pace(len(new), me.buffer.seen)
+        if me.state.find_last_round() and not new:
             raise InputError(f"{out}: these chats were learned before", "give new chats, or another folder")
         tested = test[-MAX_TESTED:]
         before, after = run_stages(me, new, tested, progress)

@@ -143,6 +143,8 @@ def find_files(source) -> list:  # of paths
 def read_chatgpt_ratings(file: Path) -> dict:  # one field: "chat message" -> its rating; empty without the file
     "Read the thumbs of ChatGPT's export (chat is None if the file names none); `InputError` if it is damaged."
     try:
+        if os.path.lexists(file) and not file.is_file():  # a device or a pipe may have no end
+            raise OSError("no file")
         rows = json.loads(file.read_bytes()) if os.path.lexists(file) else []
         name = lambda row: f"{row.get('conversation_id')} {row.get('message_id', row.get('id'))}"
         return dict(message_feedback={name(row): row.get("rating") for row in rows})

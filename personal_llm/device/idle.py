@@ -84,7 +84,7 @@ def finetune_folder(out, load_model, stop=None, progress: bool = False, **option
             me.finetune(progress=progress)
         finally:
             hook.remove()
-        return me.rounds[-1]
+        return me.state.find_last_round()
     finally:
         me.close()
 

@@ -20,6 +20,7 @@ from ..base.display import Displayed
 from ..base.replies import ReplyOptions, ReplyStream
 from ..base.text import count_nouns
 from ..buffer.buffer import Buffer
+from ..buffer.policies import blame
 from ..memory.feedback import Reaction
 from ..memory.retrieval import MAX_TOKENS, MemoryConfig
 from ..buffer.scoring import ScoredDialogue, load_lexicons, score
@@ -374,7 +375,8 @@ class Personalizer(Reactor):
             liked = [d for d in self.buffer.dialogues if d.response.strip() and self.state.root(d) not in disliked]
             taught = [d for d in self.state.list_taught() if self.state.root(d) not in disliked]
         policy = self.buffer.policy
-        chosen = policy.learns_answers and taught or policy.select_training_dialogues(liked)
+        with blame(policy):
+            chosen = policy.learns_answers and taught or policy.select_training_dialogues(liked)
         if not chosen:
             reason = "no kept dialogue has an answer" if len(self.buffer) else "the buffer is empty"
             raise InputError(f"nothing to learn from: {reason}", "observe some dialogues first")
@@ -409,10 +411,10 @@ class Personalizer(Reactor):
 
     def undo_finetune(self) -> None:
         "Delete the last adapter, and use the one before; raise `InputError` if there is no fine-tune."
-        rounds = self.state.list_rounds()
-        if not rounds:
+        last = self.state.find_last_round()
+        if last is None:
             raise InputError("there is no fine-tune to undo", "learn first")
-        undone = rounds[-1].adapter
+        undone = last.adapter
         with self.change():
             self.state.record("undone")
             self.archive.set_fact(UNFINISHED, "yes")
