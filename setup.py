@@ -34,6 +34,7 @@ setup(
     entry_points={
         "console_scripts": settings["console_scripts"].split(),
         "personal_llm.runtimes": settings["runtimes"].split(),
+        "personal_llm.formats": settings["formats"].split(),
         "nbdev": [f"{settings['lib_name']}={settings['lib_name']}._modidx:d"],
     },
 )
