@@ -147,24 +147,8 @@ def mend_cherry_studio(messages: list, record: dict):  # messages
         yield row | dict(content=parts, blocks=[])
 
 
-def mend_characters(messages: list, record: dict):  # messages
-    "Yield messages with a role each; of several characters that answer one prompt the first is kept."
-    speaker = None
-    for row in messages:
-        name = row.get("characterId") or row.get("name")
-        is_user = row.get("is_user", name == "USER")
-        if is_user:
-            speaker = None
-        elif not (row.get("is_system") or name in (speaker, None) or speaker is None):
-            continue
-        else:
-            speaker = speaker or name
-        yield row | dict(role="user" if is_user else "assistant")
-
-
 MENDS = dict(chatgpt=mend_chatgpt, deepseek=mend_deepseek, claude=mend_claude, gemini=mend_gemini, codex=mend_codex)
 MENDS |= {"perplexity": mend_perplexity, "cherry studio": mend_cherry_studio, "copilot chat": mend_copilot_chat}
-MENDS |= {"openrouter": mend_characters, "sillytavern": mend_characters}
 PROGRAMS = {}
 EXPORTS = dict(ROWS)  # name -> `RecordFormat`, the plug-in of this package; the later one wins
 

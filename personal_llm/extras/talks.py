@@ -129,8 +129,13 @@ def sort_by_time(messages: list) -> list:
     columns = {name: column for name, column in columns.items() if len({*column}) > 1}
     if any(column == sorted(column) for column in columns.values()):
         return messages
-    if not columns or all(column == sorted(column, reverse=True) for column in columns.values()):
-        return messages[::-1] if columns else sort_by_number(messages)
+    if not columns:
+        return sort_by_number(messages)
+    if all(column == sorted(column, reverse=True) for column in columns.values()):
+        column = next(iter(columns.values()))
+        same = next((m for m, a, b in zip(messages, column, column[1:]) if a == b), {})
+        is_block = same.get(find_field(same, FIELDS["who"])) in WORDS["user"]  # a prompt and its answer have one time
+        return sorted(messages, key=lambda m: find_times(m)[next(iter(columns))]) if is_block else messages[::-1]
     whole = [name for name, column in columns.items() if len({*column}) == len(messages)]
     if not whole:
         problem = "the messages are not in the order of their times, and some have none, or the same"
@@ -305,6 +310,21 @@ def group_talks(messages: list) -> list:  # of lists
     return list(talks.values())
 
 
+def keep_first_speaker(messages: list):  # messages
+    "Yield messages without those of a second character that answers the same prompt, as in a group."
+    speaker = None
+    for row in messages:
+        name, role = row.get("characterId") or row.get("name"), str(row.get("role")).lower()
+        is_user = row.get("is_user", role in WORDS["user"] or name == "USER")
+        is_answer = "characterId" in row or "is_user" in row or role in WORDS["assistant"]
+        if is_answer and name and not is_user and not row.get("is_system"):
+            if speaker not in (None, name):
+                continue
+            speaker = name
+        speaker = None if is_user else speaker
+        yield row | dict(role="user" if is_user else "assistant") if "characterId" in row else row
+
+
 def list_talks(record, program: Program) -> list:  # of lists of messages
     "Return the messages of each talk in a record, or in the records of a file."
     if not program.messages:
@@ -346,7 +366,7 @@ def parse_talks(record, program: Program, name: str) -> list:  # of `ParsedConve
         if program.message:  # the fields of a message are inside
             inner = [(row, dig(row, program.message)) for row in rows]
             rows = [row | message | {program.message: None} for row, message in inner if message]
-        rows = list(program.mend(rows, record) if program.mend else rows)
+        rows = list(program.mend(rows, record) if program.mend else keep_first_speaker(rows))
         turns = [turn for row in rows for turn in parse_turn(row, is_learned)]
         has_time = any(TIME_FIELD.match(name) and isinstance(row[name], str) for row in rows for name in row)
         if turns and (turns[0].role, turns[-1].role) == ("assistant", "user") and has_time and not find_times(rows[0]):
