@@ -15,7 +15,7 @@ from pathlib import Path
 from tqdm.auto import tqdm
 
 from ..base.adapters import Adapter
-from ..base.core import Cost, Dialogue, InputError, check
+from ..base.core import Cost, Dialogue, InputError, check, check_dialogues
 from ..base.display import Displayed
 from ..base.replies import ReplyOptions, ReplyStream
 from ..base.text import count_nouns
@@ -24,7 +24,6 @@ from ..buffer.policies import blame
 from ..memory.feedback import Reaction
 from ..memory.retrieval import MAX_TOKENS, MemoryConfig
 from ..buffer.scoring import ScoredDialogue, load_lexicons, score
-from ..data.reading import as_dialogues
 from .archive import UNFINISHED, Archive, hold_folder
 from .forgetting import ForgetPlan, delete_rows, finish_forgetting
 from .forgetting import plan_forgetting, trim
@@ -159,7 +158,7 @@ class Observer(PersonalizerBase):
 
     def observe_all(self, dialogues, progress: bool = True) -> list:  # in order of time -> `Decision`s
         "Observe many dialogues, and fine-tune after every `finetune_every` of them."
-        dialogues = as_dialogues(dialogues)
+        check_dialogues(dialogues)
         size = self.settings.finetune_every or 64  # dialogues that are scored together
         decisions = []
         for first in tqdm(range(0, len(dialogues), size), desc="reading", disable=not progress, leave=False):

@@ -12,12 +12,11 @@ from types import SimpleNamespace
 import numpy as np
 
 from ..base.display import Displayed
-from ..base.core import Cost, InputError, check
+from ..base.core import Cost, InputError, check, check_dialogues
 from ..base.plots import draw_bars
 from ..base.replies import Model
 from ..base.text import count_nouns, split_rouge_words
 from .statistics import Comparison, paired_bootstrap
-from ..data.reading import as_dialogues
 
 # %% ../../nbs/4_tuning/06_evaluation.ipynb #8168db49
 def score_texts(replies: list, references: list) -> list:  # dicts: rouge1, rougeL in [0, 1]
@@ -127,7 +126,7 @@ def score_replies(items: list, replies: list, habits: tuple) -> list:  # the ite
 # %% ../../nbs/4_tuning/06_evaluation.ipynb #f72b13e3
 def evaluate(
     model: Model,
-    dialogues,  # test `Dialogue`s, or what `read_dialogues` takes; their responses are the references
+    dialogues: list,  # of test `Dialogue`s, whose responses are the references
     adapter=None,  # what is attached: a folder, an object with `.path`, or None for the base model
     habits: tuple = (),  # `Habit`s to look for in the replies
     generate: bool = True,  # False: the loss only, a fraction of the time
@@ -135,7 +134,7 @@ def evaluate(
     user: str = "",  # whose dialogues these are
 ) -> Evaluation:
     "Measure response loss, word overlap and habits of replies; raise `InputError` without reference answers."
-    dialogues = as_dialogues(dialogues)
+    check_dialogues(dialogues)
     items = make_items(dialogues)
     max_tokens = check(max_tokens, "whole number or none", "max_tokens", low=1, high=10**6)
     with model.track_cost() as cost, model.use_adapter(adapter):

@@ -15,9 +15,8 @@ from pathlib import Path
 
 from ..base.adapters import ADAPTER_CARD_FILE, CHECKPOINTS_FOLDER, CONFIG_FILE, WEIGHTS_FILE, Adapter
 from ..base.adapters import attach_adapter, check_adapter, commit_adapter, read_lora_config, stage_adapter
-from ..base.core import USER_ORIGINS, Cost, Dialogue, InputError, check_seed, make_generator
+from ..base.core import USER_ORIGINS, Cost, Dialogue, InputError, check_dialogues, check_seed, make_generator
 from ..base.files import delete_path, make_folder, make_temporary_folder
-from ..data.reading import as_dialogues
 from .config import TuningConfig
 from .statistics import FEWEST_FOR_MEAN
 from .training_loop import TrainingState, train
@@ -136,7 +135,7 @@ def describe_result(state: TrainingState, num_validation_dialogues: int, start: 
 # %% ../../nbs/4_tuning/05_finetune.ipynb #b00d09df
 def finetune(
     model,  # `Model`
-    dialogues,  # `Dialogue`s to learn from, or what `read_dialogues` takes
+    dialogues: list,  # of `Dialogue`s to learn from
     config: TuningConfig = None,  # the defaults of `TuningConfig` if left out
     start=None,  # an adapter to go on from; its rank, alpha, dropout and modules are kept
     out=None,  # the adapter's folder; a temporary one by default, which cannot be resumed
@@ -149,7 +148,7 @@ def finetune(
     import torch
     from tqdm.auto import tqdm
 
-    dialogues = as_dialogues(dialogues)
+    check_dialogues(dialogues)
     if not dialogues:
         raise InputError("nothing to learn from: the buffer is empty", "observe some dialogues first")
     config = config or TuningConfig()
