@@ -218,7 +218,7 @@ class Archive:
             self.connection.close()
 
     def add(self, dialogue: Dialogue, talk: str = "", turns: list = None) -> str:  # its id
-        "Store a dialogue under the key of its talk, replacing one with the same id; turns: its history's ids, if known."
+        "Store a dialogue under its talk's key, replacing one with the same id; turns: its history's ids, if known."
         items = shorten_history(dialogue.history, self.exchanges) if turns is None else list(turns)
         details = dict(origin=dialogue.origin, parents=list(dialogue.parents), history=items)
         values = (talk, dialogue.time, clean(dialogue.prompt), clean(dialogue.response), json.dumps(details))
