@@ -112,6 +112,19 @@ def test_every_adapter_from_the_first_that_learned_it_goes(tmp_path):
     assert open_state(state.archive).rounds == state.rounds
 
 
+@pytest.mark.parametrize(
+    "request_, line",
+    [
+        (dict(), "nothing was named"),
+        (dict(text=" "), "the text to forget is empty"),
+        (dict(ids=["d0"]), "no dialogue 'd0' is stored"),
+    ],
+)
+def test_a_call_that_names_nothing_is_refused(request_, line):
+    with pytest.raises(InputError, match=line):
+        Talks().plan(**request_)
+
+
 def test_texts_that_look_equal_are_found():
     talks = Talks()
     talks.say("a", "My friend Jean-Luc calls.", "Good.")

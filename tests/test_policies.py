@@ -74,6 +74,13 @@ def test_unknown_policies_are_one_line():
             get_policy(wrong)
 
 
+def test_a_policy_without_a_choice_names_the_method_to_write():
+    buffer = Buffer(1, Policy())
+    buffer.add(stream(2)[0])
+    with pytest.raises(NotImplementedError, match="needs a method `choose"):
+        buffer.add(stream(2)[1])
+
+
 def test_a_negative_slot_is_refused():
     wild = type("Wild", (Policy,), dict(choose=lambda self, view, candidate: (-1, "there")))
     with pytest.raises(InputError, match="chose slot -1 of 5 entries"):
