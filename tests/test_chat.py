@@ -129,14 +129,15 @@ def test_three_answers_with_a_habit_make_one_question(session, monkeypatch):
         write(session, prompt)
         assert session.me.find_habit_question() is None
         write(session, f"/better In short: answer {number}.")
-    assert session.me.find_habit_question().question == "You opened 3 answers with “In short: answer”. Where does that apply?"
+    question = "You opened 3 answers with “In short: answer”. Where does that apply?"
+    assert session.me.find_habit_question().question == question
     assert session.take_habit_question() and session.take_habit_question() == "", "it is asked once"
-    line = write(session, "/everywhere")
-    assert line == "Applies to all replies: your corrections of “What is tea?”, “Who is Ada?”, “Why do cats purr?”"
+    prompts = "“What is tea?”, “Who is Ada?”, “Why do cats purr?”"
+    assert write(session, "/everywhere") == f"Applies to all replies: your corrections of {prompts}"
     assert write(session, "/style").startswith(
         "1. opens with “In short: answer” (3 of 3): All replies; from “What is tea"
     )
-    assert write(session, "/auto").startswith("Applies to similar prompts: your corrections of “What is tea?”, “Who")
+    assert write(session, "/auto") == f"Applies to similar prompts: your corrections of {prompts}"
     assert session.me.state.get_evidence().everywhere == ()
     assert session.me.find_habit_question() is None, "it is not asked again"
 
@@ -147,7 +148,8 @@ def test_a_form_that_a_reply_took_from_the_talk_is_still_a_habit(session, monkey
         write(session, prompt)
         write(session, f"/better In short: {number}.")
     (row, *_) = session.me.list_habits()
-    assert row.question == "You opened 3 answers with “In short:”. Where does that apply?", "the first reply had read no answer"
+    question = "You opened 3 answers with “In short:”. Where does that apply?"
+    assert row.question == question, "the first reply had read no answer"
 
 
 class Echo:

@@ -421,7 +421,7 @@ class Personalizer(Reactor):
         finish_forgetting(self.state, [undone])
 
     def recall(self, dialogue: Dialogue) -> Recall:  # dialogue: a new prompt with the talk before it
-        "Find what the reply to a prompt uses: instructions, statements, and, where the gate is open, answers and adapter."
+        "Find what the reply to a prompt uses; answers and adapter only where the gate is open."
         adapter = self.adapter if self.model.reads_adapters else None
         return self.memory.find(self.state, dialogue, self.model.count_tokens, adapter)
 
