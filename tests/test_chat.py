@@ -42,7 +42,7 @@ def test_a_correction_is_read_by_the_next_reply_and_not_where_replies_are_left_a
     assert "example: “What is a good breakfast?” → Porridge" in write(session, "/why")
     write(session, "/new")
     write(session, "Zebra!")
-    assert write(session, "/why") == "the reply read this talk only"
+    assert "do not apply" in write(session, "/why")
     assert write(session, "/everywhere").startswith("Applies to all replies: your correction of “")
     write(session, "Zebra!!")
     assert "Porridge" in write(session, "/why")

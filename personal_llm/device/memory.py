@@ -122,9 +122,7 @@ class Memory:
             statements = choose_statements(said, prompt, self.vectors, self.config, count_tokens)
             has_adapter = verdict.is_open or state.learned_no_answer()
         read = add_memories(dialogue, memories, statements, self.config, instructions)
-        return Recall(
-            read, tuple(memories), tuple(statements), instructions, adapter if has_adapter else None, verdict
-        )
+        return Recall(read, tuple(memories), tuple(statements), instructions, adapter if has_adapter else None, verdict)
 
     def list_statements(self, state: State) -> list:  # `Statement`s, the oldest first
         "Return what the person said of themselves; each message is read once."
