@@ -13,10 +13,10 @@ import re
 from pathlib import Path
 
 from ..base.core import InputError
-from ..data.formats import dig
+from ..data.formats import RecordFormat, dig
 from ..data.records import format_value, parse_json
 from .marks import TABLE, replace_outside_code
-from .people import PEOPLE, make_people_format
+from .people import PEOPLE
 from .talks import ROWS, WORDS, Program, as_text, join_parts, make_format
 
 # %% ../../nbs/9_extras/12_exports.ipynb #e8b00006
@@ -156,5 +156,6 @@ EXPORTS = dict(ROWS)  # name -> `RecordFormat`, the plug-in of this package; the
 for name, row in TABLE["programs"].items():
     fields = [names.split("+") for names in row["fields"]]
     PROGRAMS[name] = Program(**row | dict(fields=fields, mend=MENDS.get(name)))
-    EXPORTS[name] = make_people_format(name, fields) if name in PEOPLE else make_format(name, PROGRAMS[name])
+    people = name in PEOPLE and RecordFormat(fields, PEOPLE[name], needs_user=True)
+    EXPORTS[name] = people or make_format(name, PROGRAMS[name])
 EXPORTS["chatgpt"] = EXPORTS["chatgpt"]._replace(prepare=add_ratings)
