@@ -9,10 +9,9 @@ __version__ = "1.0.0"
 
 _ROOMS = {
     "base.core": "Cost Dialogue InputError",
-    "base.loading": "load_encoder",
+    "base.encoder": "load_encoder",
     "base.replies": "Model ReplyOptions load_model",  # with `Model.reply`
     "base.adapters": "Adapter",
-    "app.check": "check_model",
     "data.reading": "read_dialogues load_samples",
     "data.splits": "remove_leaks split_test_dialogues",
     "data.streams": "correlated_stream",

@@ -74,8 +74,8 @@ def outputs_wrong(shown):
     return wrong
 
 
-def described(source):  # by `show(figure, "…")`, `draw_bars`, `draw_trace` of `base.plots`, or an `Image` with `alt`
-    found = re.search(r"(?<!plt\.)\bshow(?:_figure)?\(|\balt=|\bdraw_(?:bars|trace)\(", source)
+def described(source):  # by `show(figure, "…")`, `draw_bars` of `base.plots`, or an `Image` with `alt`
+    found = re.search(r"(?<!plt\.)\bshow(?:_figure)?\(|\balt=|\bdraw_bars\(", source)
     return bool(found) and len(source) - found.end() >= 10
 
 

@@ -1,6 +1,7 @@
 "Exports of chat services: short hand-written files that look like the real ones."
 
 import json
+import os
 
 import pytest
 from cases import case
@@ -194,6 +195,15 @@ def test_a_folder_of_chatgpts_files_is_one_history(tmp_path):
     with pytest.raises(InputError, match="no ratings that we can read"):
         read_dialogues(tmp_path)
     (tmp_path / "message_feedback.json").unlink()
+    if os.name != "nt":  # neither has an end
+        os.mkfifo(tmp_path / "message_feedback.json")
+        with pytest.raises(InputError, match="no ratings that we can read"):
+            read_dialogues(tmp_path)
+        (tmp_path / "message_feedback.json").unlink()
+        (tmp_path / "message_feedback.json").symlink_to("/dev/zero")
+        with pytest.raises(InputError, match="no ratings that we can read"):
+            read_dialogues(tmp_path)
+        (tmp_path / "message_feedback.json").unlink()
     save(files[1], "{")
     with pytest.raises(InputError, match="conversations-001.json: broken JSON"):
         read_dialogues(tmp_path)

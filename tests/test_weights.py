@@ -14,8 +14,9 @@ import pytest
 
 from personal_llm.base import loading, weights
 from personal_llm.base.core import InputError
-from personal_llm.base.loading import choose_model_name, load_encoder, resolve_model
-from personal_llm.base.weights import DEFAULT_ENCODER, DEFAULT_MODEL, LARGER_MODEL, WEIGHTS, WeightSource
+from personal_llm.base.encoder import load_encoder
+from personal_llm.base.loading import choose_model_name, resolve_model
+from personal_llm.base.weights import DEFAULT_MODEL, LARGER_MODEL, OTHER_ENCODER, WEIGHTS, WeightSource
 from personal_llm.base.weights import find_weights, get_weights
 
 PARTS = (b"first part, ", b"second part, ", b"third part")
@@ -252,29 +253,20 @@ def test_a_chat_takes_the_larger_model_where_it_is_here_and_fits(index, monkeypa
     assert choose_model_name(is_largest=True) == DEFAULT_MODEL
 
 
-def test_the_larger_model_is_offered_once_and_only_enter_or_yes_downloads_it(index, monkeypatch):
+def test_the_larger_model_is_named_where_it_fits_and_is_not_here(index, monkeypatch):
     from personal_llm.app import commands
 
-    got, asked = [], []
-    monkeypatch.setattr(commands, "get_weights", got.append)
     monkeypatch.setattr(commands, "fits_larger_model", lambda: True)
     monkeypatch.setattr(commands, "is_terminal", lambda: True)
-    monkeypatch.setattr(commands, "read_line", lambda question: asked.append(question) or answer)
-    commands.offer_larger_model()
-    assert not asked, "PERSONAL_LLM_MODEL is a choice"
+    assert commands.suggest_larger_model() == "", "PERSONAL_LLM_MODEL is a choice"
     monkeypatch.delenv("PERSONAL_LLM_MODEL")
-    for number, (answer, count) in enumerate([("\n", 1), ("y\n", 1), ("n\n", 0), ("", 0)]):  # "": Ctrl-D
-        monkeypatch.setenv("XDG_CACHE_HOME", str(index / f"cache-{number}"))
-        got.clear()
-        commands.offer_larger_model()
-        assert got == [LARGER_MODEL] * count and len(asked) == number + 1
-        assert asked[-1].startswith("qwen2.5-coder-1.5b (1.1 GB) fits here")
-        commands.offer_larger_model()
-        assert len(asked) == number + 1, "it asks once"
-    monkeypatch.setenv("XDG_CACHE_HOME", str(index / "cache-pipe"))
-    monkeypatch.setattr(commands, "is_terminal", lambda: False)
-    commands.offer_larger_model()
-    assert len(asked) == 4, "never in a pipe"
+    line = commands.suggest_larger_model()
+    assert line.startswith("qwen2.5-coder-1.5b (1.1 GB) fits here") and "personal-llm get qwen2.5-coder-1.5b" in line
+    others = dict(fits_larger_model=lambda: False, is_terminal=lambda: False, find_weights=lambda name: index)
+    for name, other in others.items():
+        with monkeypatch.context() as changed:
+            changed.setattr(commands, name, other)
+            assert commands.suggest_larger_model() == "", name
 
 
 def test_models_removes_what_it_downloaded_and_nothing_of_others(index, monkeypatch, capsys):
@@ -311,29 +303,11 @@ def test_a_name_without_its_files_says_what_to_type(index):
     for name in ("qwen2.5-coder-0.5b", "qwen2.5-coder-1.5b", "smollm2"):
         with pytest.raises(InputError, match=f"model '{name}' is not on this machine; type: personal-llm get {name}"):
             resolve_model(name)
-    with pytest.raises(InputError, match=f"type: personal-llm get {DEFAULT_ENCODER}"):
-        load_encoder(DEFAULT_ENCODER)
+    with pytest.raises(InputError, match=f"type: personal-llm get {OTHER_ENCODER}"):
+        load_encoder(OTHER_ENCODER)
 
 
-def test_without_the_encoder_the_pocket_one_serves(index, capsys, monkeypatch):
-    monkeypatch.delenv("PERSONAL_LLM_ENCODER")
-    loading.note_once.cache_clear()
-    assert load_encoder() is load_encoder() is load_encoder("pocket")
-    assert capsys.readouterr().err.count("all-MiniLM-L6-v2 is not here, so the pocket encoder serves") == 1
-
-
-@pytest.mark.skipif(find_weights(DEFAULT_ENCODER) is None, reason=f"needs {DEFAULT_ENCODER}")
-def test_the_default_encoder_finds_other_words(monkeypatch):
-    monkeypatch.delenv("PERSONAL_LLM_ENCODER")
-    encoder = load_encoder()
-    assert encoder is load_encoder(DEFAULT_ENCODER)
-    statements = ["My dog is called Biscuit.", "I moved to Leipzig in May.", "I cannot eat peanuts."]
-    questions = ["What is the name of my pet?", "Which city do I live in?", "What am I allergic to?"]
-    likeness = encoder.similarity(encoder.encode(questions), encoder.encode(statements))
-    assert likeness.argmax(1).tolist() == [0, 1, 2]
-
-
-def test_get_downloads_the_model_and_the_encoder(index, monkeypatch, capsys):
+def test_get_downloads_the_model(index, monkeypatch, capsys):
     from typed import invoke
 
     from personal_llm.app import commands
@@ -343,9 +317,10 @@ def test_get_downloads_the_model_and_the_encoder(index, monkeypatch, capsys):
     monkeypatch.setattr(commands, "resolve_model", None)  # nothing is converted for PyTorch before it is needed
     code, out, _ = invoke(capsys, "get", "--json")
     assert code == 0 and json.loads(out)["weights"][DEFAULT_MODEL] == f"/place/{DEFAULT_MODEL}"
-    assert asked == [DEFAULT_MODEL, DEFAULT_ENCODER]
-    invoke(capsys, "get", "qwen2.5-coder-1.5b")
-    assert asked[-1] == "qwen2.5-coder-1.5b"
+    assert asked == [DEFAULT_MODEL], "the default encoder comes with its package"
+    for name in ("qwen2.5-coder-1.5b", OTHER_ENCODER):
+        invoke(capsys, "get", name)
+        assert asked[-1] == name
     code, out, _ = invoke(capsys, "models", "--json")
     names = [row["name"] for row in json.loads(out)["models"]]
     assert {*names} >= {"pocket", *WEIGHTS}

@@ -12,8 +12,10 @@ import numpy as np
 
 from ..base.core import Dialogue, InputError, check, check_seed, make_generator, patch
 from ..base.display import Displayed
+from ..base.loading import note_once
 from ..base.plots import COLOURS, make_image, subplots
-from .policies import DEFAULT_POLICY, POLICIES, BufferView, get_policy, load_policies
+from .policies import DEFAULT_POLICY, POLICIES, BufferView, MissingPolicy
+from .policies import blame, get_policy, load_policies
 from .scoring import ScoredDialogue, Scores
 
 # %% ../../nbs/2_buffer/03_buffer.ipynb #c71b2c2e
@@ -139,11 +141,23 @@ def add(self: Buffer, candidate: ScoredDialogue) -> Decision:
     elif any(entry.content_key in same for entry in self.entries):
         reason = "the same text is in the buffer"
     else:
-        slot, reason = self.policy.place(self.view, candidate)
+        with blame(self.policy):
+            slot, reason = self.policy.place(self.view, candidate)
     if slot is not None and not 0 <= slot < min(len(self) + 1, self.capacity):
         what = f"policy {self.policy.name} chose slot {slot} of {len(self)} entries in {self.capacity} bins"
         raise InputError(what, "return the slot of an entry, None, or the number of entries while a bin is free")
     return self._settle(candidate, None if slot is None else int(slot), reason, self.seen, scores)
+
+
+@patch
+def wants_question(self: Buffer, candidate: ScoredDialogue, questions_left: int) -> bool:
+    "Return whether the policy wants to ask about a candidate; one that fails asks nothing, and is told once."
+    try:
+        with blame(self.policy):
+            return bool(self.policy.decide_question(self.view, candidate, questions_left)[0])
+    except InputError as error:
+        note_once(f"{error.problem}, so it asks nothing")
+        return False
 
 
 @patch
@@ -169,13 +183,14 @@ def header(self: Buffer) -> dict:  # plain values
 
 
 def open_buffer(header: dict, policy, place) -> Buffer:  # policy: an instance, or None; place: for the error
-    "Return an empty buffer in the state of a `header`; raise `InputError` for a policy that is not known."
+    "Return an empty buffer in the state of a `header`; without its policy it decides nothing any more."
     load_policies()
     name = str(header["policy"])
-    if policy.name != name if policy else name not in POLICIES:
-        what = f"{place}: filled by policy {name[:60]!r}" + (f", not by {policy.name!r}" if policy else "")
-        raise InputError(what, "open it in Python with an instance of this policy, or install its package")
-    buffer = Buffer(header["capacity"], policy or name, header["seed"])
+    if policy is not None and policy.name != name:
+        what = f"{place}: filled by policy {name[:60]!r}, not by {policy.name!r}"
+        raise InputError(what, "leave the policy out, or give an instance of the first one")
+    policy = policy or (name if name in POLICIES else MissingPolicy(name))
+    buffer = Buffer(header["capacity"], policy, header["seed"])
     buffer.random.bit_generator.state = header["random"]
     buffer.seen = header["seen"]
     return buffer

@@ -15,6 +15,7 @@ from dataclasses import replace
 from ..base.core import Dialogue, InputError, check
 from ..base.replies import ReplyOptions, ReplyStream
 from ..base.text import CONTROL_CHARACTERS, count_nouns
+from ..memory.feedback import SCOPES
 from ..memory.statements import format_date
 from .archive import clean
 from .forgetting import ForgetPlan, drop_forgotten
@@ -75,11 +76,12 @@ QUESTION_TEXT = "Was this reply acceptable, and if not, what would you have like
 
 
 def clean_text(text: str) -> str:
-    "Return a text without control characters, other than line ends and tabs; `InputError` if it is not UTF-8."
+    "Return a text without control characters, other than line ends and tabs; empty if no letter can be seen."
     check(text, "text", "the message")
     if clean(text) != text:
         raise InputError("the text is not UTF-8", "nothing of it was stored; send it in that encoding")
-    return CONTROL_CHARACTERS.sub(" ", text.replace("\r\n", "\n").replace("\r", "\n")).strip()
+    text = CONTROL_CHARACTERS.sub(" ", text.replace("\r\n", "\n").replace("\r", "\n")).strip()
+    return text if any(letter.isprintable() and letter != " " for letter in text) else ""
 
 # %% ../../nbs/7_device/08_chat.ipynb #6c6b1c90
 class SessionBase:
@@ -109,6 +111,7 @@ class SessionBase:
         self.active_reply = None  # the generator of `say`
         self.is_halted = False  # True: the reply ends here, and its turn is stored
         self.messages = []  # lines for the user
+        self.subject = []  # ids of the corrections that the next scope is about; empty: the newest one
         if self.me.settings.memories:  # while you write your first message
             threading.Thread(target=self.me.memory.warm, args=[self.me.state], daemon=True).start()
 
@@ -174,7 +177,9 @@ class SessionBase:
             self.timer.join()
 
     def score_in_background(self) -> None:
-        "Score the turns that were said, unless that or a fine-tune is at work."
+        "Score the turns that were said, unless that or a fine-tune is at work; beside a server, only `learn` does."
+        if not self.model.reads_adapters:  # or we would load a model that writes nothing
+            return
         if self.scoring is None and self.learning is None and self.me.state.pending:
             try:
                 self.scoring = BackgroundWork(self.model, self.me.score_due)
@@ -215,8 +220,11 @@ class TalkSession(SessionBase):
         replaces: str = None,  # id of a turn of the talk, whose place it takes; the turns after it leave the talk
     ):  # a generator of the reply's pieces
         "Reply to a message, and store the turn once you have taken all pieces; end an incomplete reply first."
+        prompt = clean_text(text)
+        if text.strip() and not prompt:
+            raise InputError("the message has no letter that can be seen", "write some words")
         self.stop_reply()
-        self.active_reply = self._write(clean_text(text), history, options, is_observed, replaces)
+        self.active_reply = self._write(prompt, history, options, is_observed, replaces)
         return self.active_reply
 
     def _write(self, prompt: str, history, options, is_observed: bool, replaces):
@@ -272,7 +280,7 @@ class TalkSession(SessionBase):
             self.recalled = self.me.recall(new)
             return new, [self.me.state.root(d) for d in turns] if history is None else None
 
-    def describe_source(self) -> str:  # "" if the newest reply read nothing of yours
+    def describe_source(self) -> str:  # "" if it read nothing of yours, and is whole
         "Return a line about what the newest reply read: corrections, statements with their dates, a fine-tune."
         if self.recalled is None:
             return ""
@@ -288,9 +296,10 @@ class TalkSession(SessionBase):
         if self.recalled.adapter is not None:
             parts.append("a fine-tune")
         cut = self.model.truncated.get(self.recalled.dialogue.id, 0)
-        lines = ["from " + ", ".join(parts)] * bool(parts) + [f"{cut} tokens of the oldest turns did not fit"] * (
-            cut > 0
-        )
+        lines = ["from " + ", ".join(parts)] * bool(parts)
+        lines += [f"{cut} tokens of the oldest turns did not fit"] * (cut > 0)
+        is_cut = self.reply is not None and self.reply.end_reason == "length"
+        lines += ["the reply is cut: it has as many tokens as it may have"] * is_cut
         return "; ".join(lines)
 
 # %% ../../nbs/7_device/08_chat.ipynb #cht4lrnc
@@ -305,29 +314,54 @@ class ChatSession(TalkSession):
             id = self.turns[-1].id
         text = clean_text(text)
         stored = self.me.react(id, kind, text, self.clock(), scope)
+        self.subject = []
         if kind == "better":
             count = self.model.count_tokens(text)
             most = self.me.memory.config.max_tokens
             if count > most:
-                self.messages.append(f"this answer has {count} tokens; no reply reads it, because {most} are the most")
+                self.messages.append(f"this answer has {count} tokens; no reply uses it, because {most} are the most")
         self._start_timer()
         return stored
 
-    def scope_correction(self, scope: str, id: str = None) -> None:  # id: of a turn; None: the newest one
-        "Say where a correction belongs; raise `InputError` for an unknown scope, or if no reply was corrected."
+    def scope_correction(self, scope: str, id: str = None) -> str:  # id: of a turn -> a line that names what changed
+        "Say where corrections belong: one, or without an id those last asked about or changed, or the newest one."
         state = self.me.state
         corrected = [id for id, reaction in state.reactions.items() if reaction.kind == "better"]
         if id is None and not corrected:
             raise InputError("no reply was corrected yet", "write /better TEXT first")
-        self.me.scope_corrections([corrected[-1] if id is None else id], scope)
+        return self._scope([id] if id is not None else self.subject or corrected[-1:], scope)
 
-    def scope_habit(self, label: str, scope: str) -> None:
-        "Say where a habit of the card belongs, by its label; raise `InputError` for a label that the card lacks."
+    def scope_habit(self, label: str, scope: str) -> str:  # a line that names what changed
+        "Say where the corrections with a habit of the card belong, by its label."
         rows = {row.form.label: row for row in self.me.list_habits()}
         if label not in rows:
             known = ", ".join(rows) or "none yet"
             raise InputError(f"no habit {label[:60]!r} on your card", f"the card has {known}")
-        self.me.scope_habit(rows[label], scope)
+        return self._scope([self.me.state.root(d) for d in rows[label].answers], scope)
+
+    def _scope(self, ids: list, scope: str) -> str:
+        self.me.react(ids, "scope", scope=scope, time=self.clock())
+        self.subject = ids
+        prompts = [f"“{self.me.archive.dialogues[id].prompt[:60]}”" for id in ids]
+        noun = "your corrections of" if len(ids) > 1 else "your correction of"
+        return f"Applies to {SCOPES[scope].place}: {noun} {', '.join(prompts)}"
+
+    def take_habit_question(self) -> str:  # "" if there is none
+        "Return the question about a habit, once: the person is not asked again, and the next scope is the answer."
+        row = self.me.find_habit_question()
+        if row is None:
+            return ""
+        self.subject = [self.me.state.root(d) for d in row.answers]
+        with self.me.change():
+            self.me.state.record("asked_habit", ids=self.subject)
+        return row.question
+
+    def undo(self) -> str:  # a line that names it
+        "Take back the last reaction, scope or instruction."
+        self.subject = []
+        line = self.me.undo()
+        self._start_timer()
+        return line
 
     def learn(self) -> str:  # a message for the user
         "Begin a fine-tune in the background; raise `InputError` if one is running, or nothing was corrected."
@@ -341,7 +375,7 @@ class ChatSession(TalkSession):
         message = "learning in the background"
         missing = FEWEST_ANSWERS - len(self.me.state.list_answered())
         if missing > 0:
-            message += f"; we measured fine-tunes with {missing} answers more, so look at the replies afterwards"
+            message += f"; we measured fine-tunes with {missing} more answers, so look at the replies afterwards"
         return message + "; the writer's model cannot read this adapter" * (not self.model.reads_adapters)
 
     def _train(self, model):  # a `PreparedRound`
@@ -358,7 +392,7 @@ class ChatSession(TalkSession):
 
     def _commit(self, prepared) -> None:
         self.me.commit(prepared)
-        last = self.me.rounds[-1]
+        last = self.me.state.find_last_round()
         remark = "; the loss rose, /unlearn undoes this" if last.best_loss > last.start_loss else ""
         self.messages.append(f"learned: {last}{remark}")
 
