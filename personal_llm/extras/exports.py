@@ -28,6 +28,8 @@ def add_ratings(rows: list, folder: Path) -> list:
     "Add the thumbs in a second file of ChatGPT's export to its conversations; `InputError` if it is damaged."
     file = folder and folder / "message_feedback.json"
     try:
+        if folder and os.path.lexists(file) and not file.is_file():  # a device or a pipe may have no end
+            raise OSError("no file")
         thumbs = json.loads(file.read_bytes()) if folder and os.path.lexists(file) else []
         name = lambda thumb: f"{thumb.get('conversation_id')} {thumb.get('message_id', thumb.get('id'))}"
         ratings = {name(thumb): thumb.get("rating") for thumb in thumbs}
