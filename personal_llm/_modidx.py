@@ -2669,8 +2669,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                         'personal_llm/extras/people.py'),
                                             'personal_llm.extras.people.is_notice': ( '9_extras/people.html#is_notice',
                                                                                       'personal_llm/extras/people.py'),
-                                            'personal_llm.extras.people.make_people_format': ( '9_extras/people.html#make_people_format',
-                                                                                               'personal_llm/extras/people.py'),
                                             'personal_llm.extras.people.mend_latin': ( '9_extras/people.html#mend_latin',
                                                                                        'personal_llm/extras/people.py'),
                                             'personal_llm.extras.people.parse_messenger': ( '9_extras/people.html#parse_messenger',
