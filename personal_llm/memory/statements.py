@@ -71,8 +71,8 @@ def split_message(message: str) -> list:  # sentences
     "Return the sentences of a message's own words; none below a line with a question, which may be pasted."
     sentences = []
     for line in cut_foreign(message).splitlines():
-        parts = [s for part in split_sentences(line) for s in re.split(r"(?<=[？؟。！])\s*", part) if s]
-        sentences += parts
+        parts = [s for part in split_sentences(line) for s in re.split(r"(?<=[？؟。！])\s*", part)]
+        sentences += [s for s in parts if s and not re.fullmatch(r"\w+!", s)]  # Thanks! says nothing
         if any(map(is_question, parts)):
             break
     return sentences
