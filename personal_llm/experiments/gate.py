@@ -142,13 +142,13 @@ def measure(jobs: list):  # yields a dict of results a job
         system = PEOPLE[name]["instruction"]
         if condition == "written":
             system = results["instruction"] = write_instruction(model, name)
-        for place, items in list_tests(name).items():
-            results[place] = []
-            for _, item in items:
-                is_told = condition in ("instruction", "written")
-                turns = (("system", system),) if is_told else choose_turns(name, item[0], condition)
-                results[place].append(write_reply(model, item[0], turns))
-        yield results
+        tests = list_tests(name)
+        prompts = [item[0] for items in tests.values() for _, item in items]
+        is_told = condition in ("instruction", "written")
+        turns = {p: (("system", system),) if is_told else choose_turns(name, p, condition) for p in prompts}
+        # equal turns follow each other, so that the engine keeps its results for them
+        replies = {p: write_reply(model, p, turns[p]) for p in sorted(prompts, key=turns.get)}
+        yield results | {place: [replies[item[0]] for _, item in items] for place, items in tests.items()}
 
 # %% ../../nbs/experiments/79_gate.ipynb #gate0009
 ONE = find_people("one subject")
