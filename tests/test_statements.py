@@ -6,7 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from personal_llm.base.core import Dialogue
-from personal_llm.memory.retrieval import MAX_TOKENS, MemoryConfig, VectorStore, choose_statements
+from personal_llm.base.encoder import VectorStore
+from personal_llm.memory.retrieval import MAX_TOKENS, MemoryConfig, choose_statements
 from personal_llm.memory.statements import Statement, find_statements
 from personal_llm.memory.statements import format_date, is_about_self, list_own_sentences, write_line
 from personal_llm.memory.statements import write_statements

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from personal_llm.base.core import Cost, Dialogue, InputError
 from personal_llm.base.models import Model
 from personal_llm.base.text import compute_rouge1
-from personal_llm.memory.retrieval import VectorStore
+from personal_llm.base.encoder import VectorStore
 from personal_llm.buffer import synthesis
 from personal_llm.buffer.synthesis import MAX_ROUGE1, MIN_ROUGE1, SYNTHESIS_PROMPTS, TEMPERATURE
 from personal_llm.buffer.synthesis import check_rewrite, synthesize

@@ -14,8 +14,9 @@ import pytest
 
 from personal_llm.base import loading, weights
 from personal_llm.base.core import InputError
-from personal_llm.base.loading import choose_model_name, load_encoder, resolve_model
-from personal_llm.base.weights import DEFAULT_ENCODER, DEFAULT_MODEL, LARGER_MODEL, WEIGHTS, WeightSource
+from personal_llm.base.encoder import load_encoder
+from personal_llm.base.loading import choose_model_name, resolve_model
+from personal_llm.base.weights import DEFAULT_MODEL, LARGER_MODEL, OTHER_ENCODER, WEIGHTS, WeightSource
 from personal_llm.base.weights import find_weights, get_weights
 
 PARTS = (b"first part, ", b"second part, ", b"third part")
@@ -311,29 +312,11 @@ def test_a_name_without_its_files_says_what_to_type(index):
     for name in ("qwen2.5-coder-0.5b", "qwen2.5-coder-1.5b", "smollm2"):
         with pytest.raises(InputError, match=f"model '{name}' is not on this machine; type: personal-llm get {name}"):
             resolve_model(name)
-    with pytest.raises(InputError, match=f"type: personal-llm get {DEFAULT_ENCODER}"):
-        load_encoder(DEFAULT_ENCODER)
+    with pytest.raises(InputError, match=f"type: personal-llm get {OTHER_ENCODER}"):
+        load_encoder(OTHER_ENCODER)
 
 
-def test_without_the_encoder_the_pocket_one_serves(index, capsys, monkeypatch):
-    monkeypatch.delenv("PERSONAL_LLM_ENCODER")
-    loading.note_once.cache_clear()
-    assert load_encoder() is load_encoder() is load_encoder("pocket")
-    assert capsys.readouterr().err.count("all-MiniLM-L6-v2 is not here, so the pocket encoder serves") == 1
-
-
-@pytest.mark.skipif(find_weights(DEFAULT_ENCODER) is None, reason=f"needs {DEFAULT_ENCODER}")
-def test_the_default_encoder_finds_other_words(monkeypatch):
-    monkeypatch.delenv("PERSONAL_LLM_ENCODER")
-    encoder = load_encoder()
-    assert encoder is load_encoder(DEFAULT_ENCODER)
-    statements = ["My dog is called Biscuit.", "I moved to Leipzig in May.", "I cannot eat peanuts."]
-    questions = ["What is the name of my pet?", "Which city do I live in?", "What am I allergic to?"]
-    likeness = encoder.similarity(encoder.encode(questions), encoder.encode(statements))
-    assert likeness.argmax(1).tolist() == [0, 1, 2]
-
-
-def test_get_downloads_the_model_and_the_encoder(index, monkeypatch, capsys):
+def test_get_downloads_the_model(index, monkeypatch, capsys):
     from typed import invoke
 
     from personal_llm.app import commands
@@ -343,9 +326,10 @@ def test_get_downloads_the_model_and_the_encoder(index, monkeypatch, capsys):
     monkeypatch.setattr(commands, "resolve_model", None)  # nothing is converted for PyTorch before it is needed
     code, out, _ = invoke(capsys, "get", "--json")
     assert code == 0 and json.loads(out)["weights"][DEFAULT_MODEL] == f"/place/{DEFAULT_MODEL}"
-    assert asked == [DEFAULT_MODEL, DEFAULT_ENCODER]
-    invoke(capsys, "get", "qwen2.5-coder-1.5b")
-    assert asked[-1] == "qwen2.5-coder-1.5b"
+    assert asked == [DEFAULT_MODEL], "the default encoder comes with its package"
+    for name in ("qwen2.5-coder-1.5b", OTHER_ENCODER):
+        invoke(capsys, "get", name)
+        assert asked[-1] == name
     code, out, _ = invoke(capsys, "models", "--json")
     names = [row["name"] for row in json.loads(out)["models"]]
     assert {*names} >= {"pocket", *WEIGHTS}

@@ -45,13 +45,13 @@ class Letters:
     "An encoder that counts letters."
 
     @staticmethod
-    def encode(texts, show_progress_bar=False):
+    def encode(texts):
         return np.array([[text.count("a"), text.count("E"), len(text)] for text in texts], float)
 
     @classmethod
     def instead_of_the_encoder(cls, patch):
-        for module in (style, space):
-            patch.setattr(module, "load_encoder", lambda name=None: cls)
+        patch.setattr(style, "encode", lambda texts, encoder=None: cls.encode(texts))
+        patch.setattr(space, "load_encoder", lambda name=None: cls)
         for module in (space, fitting):
             patch.setattr(module, "get_encoder_id", lambda encoder=None: "letters")
 

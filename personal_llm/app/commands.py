@@ -29,7 +29,7 @@ from ..base.files import check_is_folder, check_new_folder, delete_path, remembe
 from ..base.loading import DEFAULT_MODEL_VARIABLE, choose_model_name, find_gguf
 from ..base.loading import get_converted_folder, get_tokenizer_folder, resolve_model
 from ..base.text import count_nouns, escape_controls
-from ..base.weights import DEFAULT_ENCODER, DEFAULT_MODEL, LARGER_MODEL, WEIGHTS
+from ..base.weights import DEFAULT_MODEL, LARGER_MODEL, WEIGHTS
 from ..base.weights import find_weights, fits_larger_model, get_weights, get_weights_folder
 from ..buffer.policies import DEFAULT_POLICY, POLICIES, load_policies
 from ..data.reading import read_dialogues
@@ -236,11 +236,10 @@ def get(
     quiet: Quiet = False,
     as_json: AsJson = False,
 ):
-    "Download weights, by default those of the default model and of the sentence encoder."
-    places = {}
-    for each in [name] if name else [DEFAULT_MODEL, DEFAULT_ENCODER]:
-        places[each] = str(get_weights(each, not quiet))
-    show(dict(weights=places), [f"{each}: {place}" for each, place in places.items()], as_json)
+    "Download weights, by default those of the default model."
+    name = name or DEFAULT_MODEL
+    place = get_weights(name, not quiet)
+    show(dict(weights={name: str(place)}), [f"{name}: {place}"], as_json)
 
 # %% ../../nbs/8_app/05_commands.ipynb #cmdmodel1
 def list_models() -> list:  # dictionaries

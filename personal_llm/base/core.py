@@ -209,6 +209,7 @@ def read_history(turns) -> tuple:  # (role, text) pairs, and their hash in hexad
 
 # %% ../../nbs/0_base/01_core.ipynb #12d6a7af
 USER_ORIGINS = ("user", "approved", "annotated")  # of responses that the user wrote or approved
+ANSWERED_ORIGINS = ("annotated", "approved")  # of responses that the user corrected or approved
 
 # %% ../../nbs/0_base/01_core.ipynb #df8d277d
 @dataclass(frozen=True, repr=False)

@@ -39,7 +39,7 @@ class WeightSource:
 # %% ../../nbs/0_base/06_weights.ipynb #wgt00006
 DEFAULT_MODEL = "qwen2.5-coder-0.5b"
 LARGER_MODEL = "qwen2.5-coder-1.5b"
-DEFAULT_ENCODER = "all-MiniLM-L6-v2"
+OTHER_ENCODER = "all-MiniLM-L6-v2"  # the default one comes with its package
 WEIGHTS = {name: WeightSource(**row) for name, row in read_json(ASSETS / "weights.json").items()}
 
 # %% ../../nbs/0_base/06_weights.ipynb #wgt00009

@@ -15,9 +15,9 @@ import numpy as np
 
 from ..base.core import Cost, Dialogue, check, check_seed
 from ..base.display import Displayed
+from ..base.encoder import VectorStore
 from ..base.replies import ReplyOptions, ReplyStream
 from ..base.text import compute_rouge1
-from ..memory.retrieval import VectorStore
 
 # %% ../../nbs/2_buffer/04_synthesis.ipynb #f9394f85
 PAPER_PROMPT = (

@@ -15,6 +15,7 @@ from dataclasses import replace
 from ..base.core import Dialogue, InputError, check
 from ..base.replies import ReplyOptions, ReplyStream
 from ..base.text import CONTROL_CHARACTERS, count_nouns
+from ..memory.feedback import SCOPES
 from ..memory.statements import format_date
 from .archive import clean
 from .forgetting import ForgetPlan, drop_forgotten
@@ -109,6 +110,7 @@ class SessionBase:
         self.active_reply = None  # the generator of `say`
         self.is_halted = False  # True: the reply ends here, and its turn is stored
         self.messages = []  # lines for the user
+        self.subject = []  # ids of the corrections that the next scope is about; empty: the newest one
         if self.me.settings.memories:  # while you write your first message
             threading.Thread(target=self.me.memory.warm, args=[self.me.state], daemon=True).start()
 
@@ -305,29 +307,54 @@ class ChatSession(TalkSession):
             id = self.turns[-1].id
         text = clean_text(text)
         stored = self.me.react(id, kind, text, self.clock(), scope)
+        self.subject = []
         if kind == "better":
             count = self.model.count_tokens(text)
             most = self.me.memory.config.max_tokens
             if count > most:
-                self.messages.append(f"this answer has {count} tokens; no reply reads it, because {most} are the most")
+                self.messages.append(f"this answer has {count} tokens; no reply uses it, because {most} are the most")
         self._start_timer()
         return stored
 
-    def scope_correction(self, scope: str, id: str = None) -> None:  # id: of a turn; None: the newest one
-        "Say where a correction belongs; raise `InputError` for an unknown scope, or if no reply was corrected."
+    def scope_correction(self, scope: str, id: str = None) -> str:  # id: of a turn -> a line that names what changed
+        "Say where corrections belong: one, or without an id those last asked about or changed, or the newest one."
         state = self.me.state
         corrected = [id for id, reaction in state.reactions.items() if reaction.kind == "better"]
         if id is None and not corrected:
             raise InputError("no reply was corrected yet", "write /better TEXT first")
-        self.me.scope_corrections([corrected[-1] if id is None else id], scope)
+        return self._scope([id] if id is not None else self.subject or corrected[-1:], scope)
 
-    def scope_habit(self, label: str, scope: str) -> None:
-        "Say where a habit of the card belongs, by its label; raise `InputError` for a label that the card lacks."
+    def scope_habit(self, label: str, scope: str) -> str:  # a line that names what changed
+        "Say where the corrections with a habit of the card belong, by its label."
         rows = {row.form.label: row for row in self.me.list_habits()}
         if label not in rows:
             known = ", ".join(rows) or "none yet"
             raise InputError(f"no habit {label[:60]!r} on your card", f"the card has {known}")
-        self.me.scope_habit(rows[label], scope)
+        return self._scope([self.me.state.root(d) for d in rows[label].answers], scope)
+
+    def _scope(self, ids: list, scope: str) -> str:
+        self.me.react(ids, "scope", scope=scope, time=self.clock())
+        self.subject = ids
+        prompts = [f"“{self.me.archive.dialogues[id].prompt[:60]}”" for id in ids]
+        noun = "your corrections of" if len(ids) > 1 else "your correction of"
+        return f"Applies to {SCOPES[scope].place}: {noun} {', '.join(prompts)}"
+
+    def take_habit_question(self) -> str:  # "" if there is none
+        "Return the question about a habit, once: the person is not asked again, and the next scope is the answer."
+        row = self.me.find_habit_question()
+        if row is None:
+            return ""
+        self.subject = [self.me.state.root(d) for d in row.answers]
+        with self.me.change():
+            self.me.state.record("asked_habit", ids=self.subject)
+        return row.question
+
+    def undo(self) -> str:  # a line that names it
+        "Take back the last reaction, scope or instruction."
+        self.subject = []
+        line = self.me.undo()
+        self._start_timer()
+        return line
 
     def learn(self) -> str:  # a message for the user
         "Begin a fine-tune in the background; raise `InputError` if one is running, or nothing was corrected."
@@ -341,7 +368,7 @@ class ChatSession(TalkSession):
         message = "learning in the background"
         missing = FEWEST_ANSWERS - len(self.me.state.list_answered())
         if missing > 0:
-            message += f"; we measured fine-tunes with {missing} answers more, so look at the replies afterwards"
+            message += f"; we measured fine-tunes with {missing} more answers, so look at the replies afterwards"
         return message + "; the writer's model cannot read this adapter" * (not self.model.reads_adapters)
 
     def _train(self, model):  # a `PreparedRound`

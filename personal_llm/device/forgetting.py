@@ -165,7 +165,7 @@ def find_unused(state: State) -> list:  # folders, relative to that of the archi
 def find_words(state: State, forms: set, everything: bool) -> list:  # events, the oldest first
     "Return all texts of the standing instructions that ever held the text, and the names of habits that hold it."
     events = [event for event in state.archive.events if event.kind in ("instructed", "asked_habit")]
-    named = [event for event in events if everything or holds(event.content["text"], forms)]
+    named = [event for event in events if everything or holds(event.content.get("text", ""), forms)]
     numbers = {event.content["number"] for event in named if event.kind == "instructed"}
     return [event for event in events if event in named or event.content.get("number") in numbers]
 
@@ -208,7 +208,7 @@ def plan_forgetting(state: State, ids=(), text: str = None, everything=False, ke
         note = ", a link: the folder that it names stays" if locate_adapter(state, adapter).is_symlink() else ""
         lines.append(f"adapter: {adapter}{note}")
     kinds = dict(instructed="standing instruction", asked_habit="name of a habit")
-    lines += [f"{kinds[event.kind]}: {begin(event.content['text'])}" for event in words if event.content["text"]]
+    lines += [f"{kinds[event.kind]}: {begin(event.content['text'])}" for event in words if event.content.get("text")]
     lines += ["the rest of an earlier deletion"] * bool(state.archive.get_fact(UNFINISHED))
     numbers = [event.number for event in words]
     return ForgetPlan(*map(tuple, (dialogues, replies, adapters, turns, numbers, lines)))

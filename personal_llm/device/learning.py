@@ -6,14 +6,12 @@
 __all__ = ['FEWEST_ANSWERS', 'PreparedRound', 'choose_start', 'prepare_round', 'hash_weights', 'load_last_adapter']
 
 # %% ../../nbs/7_device/05_learning.ipynb #efff4d5f
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 
-import numpy as np
-
 from ..base.adapters import WEIGHTS_FILE, Adapter
-from ..base.core import Cost, Dialogue, InputError, make_generator
+from ..base.core import Cost, InputError
 from ..base.files import compute_sha256
 from ..buffer.synthesis import synthesize
 from .forgetting import ADAPTERS_FOLDER
@@ -33,13 +31,6 @@ class PreparedRound:
     dialogues: list  # that it learned
     adapter: Adapter
     cost: Cost
-    num_compared: int = 0  # replies that were left alone, and that it did not learn
-    num_changed: int = 0  # of these: replies that it would change
-
-    @property
-    def is_refused(self) -> bool:  # True: the adapter must not be used
-        "Say whether the adapter would change most of the replies that were left alone."
-        return 2 * self.num_changed > self.num_compared
 
 
 def choose_start(
@@ -62,41 +53,6 @@ def choose_start(
 # %% ../../nbs/7_device/05_learning.ipynb #lrn0fewc
 FEWEST_ANSWERS = 16  # as many as in experiment 75_night
 
-# %% ../../nbs/7_device/05_learning.ipynb #lrn0lefc
-FEWEST_COMPARED = 4  # as in `validation_split`
-
-
-def is_held_back(dialogue: Dialogue) -> bool:
-    "Say whether a reply that was left alone may only be compared, in each fine-tune."
-    return bool(make_generator(0, "left alone", dialogue.prompt).integers(2))
-
-
-def divide_left_alone(
-    left_alone: list,  # dialogues whose reply, of the model, the person left alone; those of other origins are skipped
-    dialogues: list,  # of the fine-tune
-    seed: int,
-) -> tuple:  # (dialogues to learn, other dialogues to compare)
-    "Draw replies that were left alone: at most as many to learn as answers, and at most as many others to compare."
-    num_plain = sum(d.origin == "model" for d in dialogues)
-    num_answers = len(dialogues) - num_plain
-    known = {d.prompt for d in dialogues}
-    usable = (d for d in left_alone if d.origin == "model" and d.response.strip() and d.prompt not in known)
-    others = list({d.prompt: d for d in usable}.values())
-    others = [others[i] for i in make_generator(seed, "left alone").permutation(len(others))]
-    learned = [d for d in others if not is_held_back(d)][: max(0, num_answers - num_plain)]
-    compared = [d for d in others if is_held_back(d)][:num_answers]
-    return learned, compared if len(compared) >= FEWEST_COMPARED else []
-
-# %% ../../nbs/7_device/05_learning.ipynb #lrn0cmpc
-def count_changed(model, adapter, left_alone: list) -> int:
-    "Count the replies of the base model that keep less than half of their probability under an adapter."
-    if not left_alone:
-        return 0
-    before = model.nll(left_alone)[:, 0]
-    with model.use_adapter(adapter):
-        after = model.nll(left_alone)[:, 0]
-    return int((after - before > np.log(2)).sum())
-
 # %% ../../nbs/7_device/05_learning.ipynb #4cc16997
 def find_place(folder) -> Path:
     "Return the folder of the next adapter: the first one without weights, where a stopped fine-tune resumes."
@@ -113,7 +69,6 @@ def prepare_round(
     last=None,
     synthetic: int = 0,  # dialogues that the model writes for each of these
     synthesis: str = "plain",  # prompt of `synthesize`
-    left_alone: list = (),  # dialogues whose reply, of the base model, the person left alone
     seed: int = 0,
     progress: bool = True,
 ) -> PreparedRound:
@@ -121,13 +76,8 @@ def prepare_round(
     place = find_place(folder) if folder is not None else None
     begin, name, warm, cost = choose_start(start, last, dialogues, model, seed)
     written = synthesize(model, dialogues, synthetic, seed, synthesis)
-    learned, compared = divide_left_alone(left_alone, dialogues + written.dialogues, seed)
-    share = len(learned) / max(1, len(dialogues) + len(written.dialogues))
-    config = replace(config, steps=round(config.steps * (1 + share)))  # each dialogue is seen as often as alone
-    adapter = tune(model, dialogues + written.dialogues, config, begin, place, seed, progress, learned)
-    with model.track_cost() as comparison:
-        num_changed = count_changed(model, adapter, compared)
-    cost = cost + written.cost + adapter.cost + comparison
+    adapter = tune(model, dialogues + written.dialogues, config, begin, place, seed, progress)
+    cost = cost + written.cost + adapter.cost
     content = dict(
         adapter=f"{ADAPTERS_FOLDER}/{place.name}" if place else str(adapter.path),
         start=name,
@@ -140,7 +90,7 @@ def prepare_round(
         warm=warm,
         digest=hash_weights(adapter.path),
     )
-    return PreparedRound(content, [*dialogues, *learned], adapter, cost, len(compared), num_changed)
+    return PreparedRound(content, list(dialogues), adapter, cost)
 
 # %% ../../nbs/7_device/05_learning.ipynb #lrn0digc
 def hash_weights(folder) -> str:

@@ -13,7 +13,8 @@ import functools
 import torch
 
 from ..base.core import Dialogue, make_generator
-from ..memory.retrieval import MemoryConfig, VectorStore
+from ..base.encoder import VectorStore
+from ..memory.retrieval import MemoryConfig
 from ..data.reading import load_samples
 from ..device.personalizer import Personalizer
 from .harness import Grid, decide_verdict, group_by_user, mean_over_users, read_results

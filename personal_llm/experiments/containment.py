@@ -16,7 +16,8 @@ import json
 import numpy as np
 
 from ..base.core import Dialogue, make_generator
-from ..memory.retrieval import MemoryConfig, VectorStore, add_memories, should_read, find_near
+from ..base.encoder import VectorStore
+from ..memory.retrieval import MemoryConfig, add_memories, should_read, find_near
 from ..data.reading import load_samples
 from ..device.personalizer import Personalizer
 from .harness import RESULTS, Grid, mean_over_users, read_results

@@ -24,7 +24,7 @@ from ..base.files import delete_path
 from ..base.models import load_model
 from ..base.text import compute_rouge1
 from ..buffer.buffer import Buffer
-from ..memory.retrieval import VectorStore
+from ..base.encoder import VectorStore
 from ..buffer.scoring import load_lexicons, score
 from ..buffer.synthesis import synthesize
 from ..data.splits import get_row_group, remove_leaks

@@ -82,7 +82,7 @@ class CardRow(Displayed):
     def question(self) -> str:
         "One question to the person."
         count = f"{len(self.answers)} answers"
-        return f"You {self.form.verb.format(count)}. Everywhere?"
+        return f"You {self.form.verb.format(count)}. Where does that apply?"
 
     def __str__(self):
         sources = ", ".join(f"“{d.prompt[:40]}”" for d in self.answers[-3:])

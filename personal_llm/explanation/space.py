@@ -15,7 +15,7 @@ import numpy as np
 from ..base.display import Displayed
 from ..base.core import InputError
 from ..base.files import compute_sha256, read_json, write_atomically, write_json
-from ..base.loading import get_encoder_id, load_encoder
+from ..base.encoder import get_encoder_id, load_encoder
 from ..base.text import get_language
 from .style import FEATURE_BLOCKS
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from ..base.core import Dialogue, InputError
 from ..base.files import ASSETS
-from ..base.loading import load_encoder
+from ..base.encoder import encode
 from ..base.text import ENGLISH, get_language
 
 # %% ../../nbs/5_explanation/01_style.ipynb #5a0c11f7
@@ -94,10 +94,9 @@ def style_features(
     "Return all three views of the first words of each answer; one forward pass each."
     dialogues = [d.derive(response=truncate_words(d.response)) for d in dialogues]
     texts = [d.response for d in dialogues]
-    vectors = load_encoder(encoder).encode(texts, show_progress_bar=False)
     return dict(
         stylometry=np.stack([stylometry(text) for text in texts]),
-        encoder=np.asarray(vectors, np.float32),
+        encoder=encode(texts, encoder),
         activations=np.stack([reading.hidden[-reading.tokens :].mean(0) for reading in model.run_forward(dialogues)]),
     )
 

@@ -16,7 +16,7 @@ import numpy as np
 
 from ..base.core import Dialogue, InputError, make_generator
 from ..base.files import ASSETS
-from ..base.loading import get_encoder_id
+from ..base.encoder import get_encoder_id
 from ..base.models import mean_response_nll
 from ..base.text import get_language
 from ..explanation.explanation import ProbePrompts, explain, gain_direction, likelihood_gains

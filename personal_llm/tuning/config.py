@@ -25,7 +25,7 @@ class TuningConfig:
     dropout: float = setting(0.0, "share of the LoRA layers' inputs that is dropped", "share", high=0.99)
     target_modules: str = setting("all-linear", "modules with LoRA: all-linear, or names joined by commas", "name")
     learning_rate: float = setting(3e-4, "the largest step size, at the end of the warm-up", "positive number")
-    steps: int = _count(24, "optimiser steps of a fine-tune; equal for all methods in a comparison")
+    steps: int = _count(48, "optimiser steps of a fine-tune; equal for all methods in a comparison")
     batch_size: int = _count(4, "samples in a step, at most")
     max_length: int = _count(512, "tokens in a sample, and in a forward pass, at most")
     warmup: float = setting(0.1, "share of the steps in which the learning rate climbs", "share", high=0.99)
