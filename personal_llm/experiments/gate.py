@@ -5,16 +5,20 @@
 # %% auto #0
 __all__ = ['BANK', 'PEOPLE', 'SUBJECTS', 'NUM_CORRECTIONS', 'NUM_ALONE', 'REQUEST', 'ONE', 'SLEEPERS', 'CHOOSERS', 'GROUPS',
            'ORDER', 'ENGLISH', 'FOREIGN', 'TOLD', 'HALF', 'ENGLISH_SUBJECTS', 'IN_TIME', 'BARE', 'BARE_LARGE', 'NIGHTS',
-           'GRIDS', 'MINILM', 'ORDERS', 'OTHERS', 'PROBES', 'TAKEN_OUT', 'RULES', 'DECISIONS', 'find_people',
-           'write_wish', 'list_corrections', 'list_alone', 'list_tests', 'choose_turns', 'write_instruction',
-           'measure_bare', 'measure', 'list_choices', 'measure_choices', 'list_answers', 'measure_night', 'list_jobs',
-           'Rule', 'Side', 'measure_spread', 'Judge', 'run_stream', 'list_others', 'load_rows', 'list_places',
-           'judge_person', 'measure_decisions']
+           'GRIDS', 'MINILM', 'ORDERS', 'OTHERS', 'PROBES', 'TAKEN_OUT', 'RULES', 'DECISIONS', 'WEIGHTS', 'REACHES',
+           'DEVELOPMENT', 'find_people', 'write_wish', 'list_corrections', 'list_alone', 'list_tests', 'choose_turns',
+           'write_instruction', 'measure_bare', 'measure', 'list_choices', 'measure_choices', 'list_answers',
+           'measure_night', 'list_jobs', 'Rule', 'Side', 'measure_spread', 'Judge', 'run_stream', 'list_others',
+           'load_rows', 'list_places', 'judge_person', 'measure_decisions', 'list_development', 'judge_development',
+           'measure_development', 'read_replies', 'read_decisions', 'list_states', 'score_texts', 'score', 'list_able',
+           'measure_d_prime', 'splice_choices']
 
 # %% ../../nbs/experiments/79_gate.ipynb #gate0003
 import functools
+import itertools
 import json
 import time
+from statistics import NormalDist
 from typing import NamedTuple
 
 import numpy as np
@@ -23,7 +27,7 @@ from ..base.core import Dialogue, make_generator
 from ..base.encoder import DEFAULT_ENCODER, encode
 from ..data.reading import load_samples
 from .breaks import choose_word, draw_items
-from .harness import RESULTS, Grid
+from .harness import RESULTS, Grid, read_results
 from .person import LARGE, SMALL, has_form, is_right, load_once, write_form, write_reply
 from ..memory.retrieval import add_memories
 from ..tuning.config import TuningConfig
@@ -386,3 +390,156 @@ def measure_decisions(jobs: list):  # yields a dict of results a job
 
 DECISIONS = [dict(user=name, rule=rule) for name in ORDER for rule in RULES]
 GRIDS += (Grid("gate-decisions", DECISIONS, measure_decisions, (), None),)
+
+# %% ../../nbs/experiments/79_gate.ipynb #gate0015
+WEIGHTS = (0.0, 0.1, 0.2, 0.35, 0.5)
+REACHES = (0.0, 0.5, 0.6, 0.7, 0.8)
+
+
+@functools.cache
+def list_development() -> (
+    tuple
+):  # of (cases, stream, probes, text -> vector); a case: part -> prompts, and its language
+    "Return cases of the development people's subjects."
+    bank = json.loads((RESULTS.parent / "containment_people.json").read_text(encoding="utf-8"))
+    questions = json.loads((RESULTS.parent / "person_people.json").read_text(encoding="utf-8"))["questions"]
+    cases = []
+    for language, name in (("English", "chloe"), ("German", "gerda"), ("Spanish", "hector")):
+        prompts = {s: [item[0] for item in bank["subjects"][s]] for s in bank["dev"][name]["subjects"]}
+        for own, seen, unseen in itertools.permutations(prompts):
+            for start in (0, 2, 4):
+                mine = prompts[own][start:] + prompts[own][:start]
+                half = min(8, len(prompts[seen]) // 2)
+                case = dict(corrected=mine[:3], alone=prompts[seen][:half], own=mine[3:], seen=prompts[seen][half:])
+                cases.append(case | dict(language=language, unseen=prompts[unseen], general=[q for q, _ in questions]))
+    texts = sorted({row["prompt"] for row in load_samples() if len(row["prompt"]) <= 400})
+    places = make_generator(0, "gate", "development").permutation(len(texts))[: OTHERS + PROBES]
+    others = [texts[place] for place in places]
+    known = [text for case in cases for part in case.values() if isinstance(part, list) for text in part] + others
+    known = list(dict.fromkeys(known))
+    return cases, others[:OTHERS], others[OTHERS:], dict(zip(known, encode(known, DEFAULT_ENCODER)))
+
+
+def judge_development(rule: Rule) -> dict:  # "language, number of others, part" -> share of prompts
+    "Return how often a rule opens for the development people's prompts."
+    cases, stream, probes, known = list_development()
+    rows = lambda prompts: np.array([known[text] for text in prompts])
+    found = {}
+    for case in cases:
+        parts = {part: case[part] for part in ("own", "seen", "unseen", "general")} | dict(other=probes)
+        asked = [text for part in parts.values() for text in part]
+        ends = np.cumsum([len(part) for part in parts.values()])[:-1]
+        for others in (0, OTHERS) if case["language"] == "English" else (0,):
+            judge = Judge(rule, rows(case["corrected"]), rows(case["alone"]), rows(stream + asked))
+            run_stream(judge, range(others), 0.0, make_generator(0, "development"))
+            for part, marks in zip(parts, np.split(judge.is_open()[OTHERS:], ends)):
+                found.setdefault(f"{case['language']}, {others}, {part}", []).append(float(marks.mean()))
+    return {name: round(float(np.mean(shares)), 4) for name, shares in found.items()}
+
+
+def measure_development(jobs: list):  # yields a dict of results a job
+    "Judge a weight and a reach."
+    for job in jobs:
+        yield dict(shares=judge_development(Rule(weight=job["weight"], reach=job["reach"])))
+
+
+DEVELOPMENT = [dict(weight=weight, reach=reach) for weight in WEIGHTS for reach in REACHES]
+GRIDS += (Grid("gate-development", DEVELOPMENT, measure_development, (), None),)
+
+# %% ../../nbs/experiments/79_gate.ipynb #gate0019
+@functools.cache
+def read_replies(large: bool = False) -> dict:  # (user, condition) -> place -> replies; "bare" for each person
+    "Read the stored replies of the people that have those of `always`."
+    names = (
+        ("gate-bare-large", "gate-large")
+        if large
+        else ("gate-bare", "gate-always", "gate-languages", "gate-told", "gate-time")
+    )
+    rows = [row for name in names if (RESULTS / f"{name}.jsonl").exists() for row in read_results(name)]
+    alone = {prompt: reply for row in rows if "subject" in row for prompt, reply in row["replies"].items()}
+    found = {}
+    for row in [row for row in rows if "user" in row]:
+        tests = list_tests(row["user"])
+        if all(item[0] in alone for items in tests.values() for _, item in items):
+            found[row["user"], row["condition"]] = {place: row[place] for place in tests}
+            found[row["user"], "bare"] = {p: [alone[item[0]] for _, item in items] for p, items in tests.items()}
+    return found
+
+
+@functools.cache
+def read_decisions() -> dict:  # (user, rule) -> the row
+    return {(row["user"], row["rule"]): row for row in read_results("gate-decisions")}
+
+
+def list_states(
+    name: str, rule: str, state
+) -> list:  # of place -> "0" and "1", and shares; state: "start", or a probability
+    "Return where a rule opens at the start, or after each of the three streams."
+    row = read_decisions()[name, rule]
+    return [row["start"]] if state == "start" else [loop for loop in row["loops"] if loop.get("taken_out") == state]
+
+
+def score_texts(name: str, texts: dict) -> dict:  # texts: place -> replies; metric -> share
+    "Score a person's replies."
+    tests, forms = list_tests(name), PEOPLE[name]["forms"]
+    mean = lambda marks: float(np.mean(marks)) if marks else None
+    scores = {}
+    for place, items in tests.items():
+        pairs = [(form, item, reply["text"]) for (form, item), reply in zip(items, texts[place])]
+        scores[place] = mean(
+            [any(has_form(*one, text) for one in ([form] if form else forms)) for form, _, text in pairs]
+        )
+    elsewhere = [(item, reply) for p in ("seen", "unseen", "plain") for (_, item), reply in zip(tests[p], texts[p])]
+    scores["right"] = mean([is_right(item[1], reply["text"]) for (_, item), reply in zip(tests["own"], texts["own"])])
+    scores["right_elsewhere"] = mean([is_right(item[1], reply["text"]) for item, reply in elsewhere])
+    everything = [reply for place in tests for reply in texts[place]]
+    scores["seconds"] = mean([reply["seconds"] for reply in everything])
+    scores["tokens"] = mean([reply["prompt_tokens"] + reply["tokens"] for reply in everything])
+    return scores
+
+
+def score(name: str, rule: str, state="start", condition: str = "always", replies: dict = None) -> dict:
+    "Score a person behind a rule: the condition's reply where it opens, that of *bare* elsewhere."
+    replies = replies if replies is not None else read_replies()
+    scores = []
+    for opens in list_states(name, rule, state):
+        texts = {}
+        for place, given in replies[name, condition].items():
+            pairs = zip(opens[place], given, replies[name, "bare"][place])
+            texts[place] = [reply if mark == "1" else alone for mark, reply, alone in pairs]
+        found = score_texts(name, texts) | {f"{part}_opens": opens[part] for part in ("general", "other")}
+        marks = lambda place: [mark == "1" for mark in opens[place]]
+        found |= {f"{place}_opens": float(np.mean(marks(place))) for place in ("own", "seen", "unseen") if opens[place]}
+        scores.append(found | {part: opens[part] for part in ("of_120", "of_400") if part in opens})
+    bare = score_texts(name, replies[name, "bare"])
+    found = {
+        metric: float(np.mean([one[metric] for one in scores])) for metric in scores[0] if scores[0][metric] is not None
+    }
+    if PEOPLE[name]["kind"] != "everywhere":
+        found |= {place: found[place] - bare[place] for place in ("seen", "unseen", "plain")}
+    return found
+
+
+def list_able(kind: str, language: str = "English", condition: str = "always", replies: dict = None) -> list:
+    "Return the measured people of a kind in whom a form can act: *bare* has it in at most half of the own prompts."
+    replies = replies if replies is not None else read_replies()
+    people = [name for name in find_people(kind, language) if (name, condition) in replies]
+    return [name for name in people if score_texts(name, replies[name, "bare"])["own"] <= 0.5]
+
+
+def measure_d_prime(pairs: list) -> float:  # pairs: (right word, chosen word)
+    "Return z(hits) − z(false alarms), with .5 added to each count."
+    says = {key: [word == "Yes" for right, word in pairs if right == key] for key in ("Yes", "No")}
+    hits, false_alarms = ((sum(words) + 0.5) / (len(words) + 1) for words in says.values())
+    return NormalDist().inv_cdf(hits) - NormalDist().inv_cdf(false_alarms)
+
+
+def splice_choices(rule: str, state="start") -> list:  # of (right word, chosen word), all people and streams
+    "Return the choices behind a rule."
+    words = {(row["user"], row["condition"]): row["choices"] for row in read_results("gate-choices")}
+    pairs = []
+    for name in [name for name, condition in words if condition == "always"]:
+        for opens in list_states(name, rule, state):
+            chosen = [words[name, "always" if mark == "1" else "bare"][i] for i, mark in enumerate(opens["choices"])]
+            pairs += [(key, word) for (_, key), word in zip(list_choices(name), chosen)]
+    return pairs
