@@ -353,9 +353,9 @@ def judge_person(
     "Return where a rule opens at the start and after each stream."
     known = load_rows(rule.encoder)
     texts = list(dict.fromkeys(text for prompts in places.values() for text in prompts))
-    rows = lambda prompts: np.array([known[text] for text in prompts]).reshape(len(prompts), -1)
-    width = len(next(iter(known.values())))
-    make = lambda alone, texts: Judge(rule, rows(corrections), rows(alone).reshape(-1, width), rows(texts))
+    width = len(known[texts[0]])
+    rows = lambda prompts: np.array([known[text] for text in prompts]).reshape(len(prompts), width)
+    make = lambda alone, texts: Judge(rule, rows(corrections), rows(alone), rows(texts))
 
     def look(judge: Judge, offset: int = 0) -> dict:  # place -> "1" where open and "0" elsewhere, or a share
         found = dict(zip(texts, judge.is_open()[offset:]))
