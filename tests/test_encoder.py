@@ -10,11 +10,15 @@ import pytest
 import torch
 
 from personal_llm.base import encoder
-from personal_llm.base.core import InputError
+from personal_llm.base.core import Dialogue, InputError
 from personal_llm.base.encoder import DEFAULT_ENCODER, MAX_CHARACTERS, OTHER_ENCODER, PACKAGE_FILES, VectorStore
 from personal_llm.base.encoder import encode, get_encoder_id, load_encoder
 from personal_llm.base.files import ASSETS
 from personal_llm.base.weights import find_weights
+from personal_llm.buffer.buffer import Buffer
+from personal_llm.device.archive import Archive, load_vectors, store_vectors
+from personal_llm.device.memory import BLOCK_SIZE, Memory
+from personal_llm.device.state import State
 
 
 def test_encoders_have_ids():
@@ -120,3 +124,62 @@ def test_two_threads_leave_the_number_of_threads_as_it_was(monkeypatch):
     for thread in threads:
         thread.join()
     assert count() == before and most == [1, 1, 1]
+
+
+@pytest.fixture
+def corrected():
+    "A state with answers, whose vectors another encoder made, and which have no meaning for this one."
+    archive = Archive()
+    state = State(archive, Buffer(4, "fifo"))
+    for number in range(BLOCK_SIZE + 3):
+        archive.add(Dialogue(f"Question {number}?", "Fine.", id=f"d{number}", origin="model", time=number), "monday")
+        state.record("said", f"d{number}", reads=[], statements=[])
+        state.record("reacted", f"d{number}", kind="better", text="Yes.", asked=False, time=number + 0.5)
+    store_vectors(archive, "another", {id: np.ones(3) for id in archive.dialogues})
+    return state
+
+
+def test_vectors_of_another_encoder_are_made_anew_in_the_background(corrected):
+    archive = corrected.archive
+    thread = threading.Thread(target=Memory(archive).warm, args=[corrected])
+    thread.start()
+    thread.join(60)
+    assert not thread.is_alive() and load_vectors(archive, "another") == {}
+    stored = load_vectors(archive, get_encoder_id())
+    assert {*stored} == {*archive.dialogues}
+    rows = encode([d.prompt for d in archive.dialogues.values()])
+    assert np.allclose(np.stack([stored[id] for id in archive.dialogues]), rows, atol=1e-6)
+
+
+def test_what_is_forgotten_meanwhile_gets_no_vector(corrected, monkeypatch):
+    memory = Memory(corrected.archive)
+
+    def forget_meanwhile(texts):
+        if len(texts) > 1:
+            memory.clear()
+        return encode(texts)
+
+    monkeypatch.setattr("personal_llm.device.memory.encode", forget_meanwhile)
+    memory.warm(corrected)
+    assert memory.vectors.vectors == {} and load_vectors(corrected.archive, get_encoder_id()) == {}
+
+
+def test_a_reply_need_not_wait_while_vectors_are_made(corrected, monkeypatch):
+    memory = Memory(corrected.archive)
+    waits = threading.Event()
+    goes_on = threading.Event()
+
+    def wait(texts):
+        if len(texts) > 1:
+            waits.set()
+            assert goes_on.wait(60)
+        return encode(texts)
+
+    monkeypatch.setattr("personal_llm.device.memory.encode", wait)
+    thread = threading.Thread(target=memory.warm, args=[corrected], daemon=True)
+    thread.start()
+    assert waits.wait(60)
+    assert memory.find(corrected, Dialogue("Question 1?", ""), len).memories
+    goes_on.set()
+    thread.join(60)
+    assert not thread.is_alive() and len(load_vectors(corrected.archive, get_encoder_id())) == BLOCK_SIZE + 3

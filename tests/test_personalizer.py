@@ -113,7 +113,7 @@ def test_an_odd_id_is_one_line_without_your_text_and_changes_nothing(model, odd)
     events = len(me.archive.events)
     calls = [
         lambda: me.forget([odd]),
-        lambda: me.scope_corrections([odd], "here"),
+        lambda: me.react([odd], "scope", scope="here"),
         lambda: me.react(odd, "always", "x"),
     ]
     calls += [lambda: me.react(odd, "up")] * (odd is not STREAM[1])
@@ -122,7 +122,7 @@ def test_an_odd_id_is_one_line_without_your_text_and_changes_nothing(model, odd)
             call()
         assert "damaged" not in str(raised.value) and "prime" not in str(raised.value)
     with pytest.raises(InputError, match="this reply was not corrected"):
-        me.scope_corrections([STREAM[0].id], "here")
+        me.react([STREAM[0].id], "scope", scope="here")
     assert len(me.archive.events) == events and len(me.archive.dialogues) == 2 and me.state.scopes == {}
 
 
@@ -131,7 +131,7 @@ def test_numbers_that_no_reply_can_use_are_refused(model):
     me.observe(STREAM[0])
     me.react(STREAM[0], "better", "In short: no.")
     for time in (None, "today", float("nan"), True):
-        with pytest.raises(InputError, match="the time of an instruction"):
+        with pytest.raises(InputError, match="always: the time"):
             me.react(None, "always", "Be brief.", time)
     with pytest.raises(InputError, match="takes no scope"):
         me.react(None, "always", "Be brief.", scope="here")
@@ -154,7 +154,7 @@ def test_the_replys_own_text_is_an_approval_and_a_repeated_correction_stays_one(
         assert me.react(STREAM[0], "better", text).kind == kind == me.state.reactions[STREAM[0].id].kind
         newest = me.state.newest(STREAM[0].id)
         assert (newest.response, newest.origin) == (text, "approved" if kind == "up" else "annotated")
-    assert me.react(None, "always", "Be brief.") is None
+    assert me.react(None, "always", "Be brief.").kind == "always"
 
 
 def test_a_corrected_dialogue_that_was_discarded_gets_another_chance(model):
@@ -391,3 +391,36 @@ def test_a_kill_inside_a_fine_tune_loses_nothing_and_leaves_no_half_adapter(mode
     steps = itertools.count()
     lengths = look_after_kills(before, learn, look)
     assert len(lengths) > 10 and lengths == sorted(lengths) and lengths[-1] == 2, "first before, then after"
+
+
+def test_a_word_that_is_taken_back_counts_no_more(model):
+    me = make(model)
+    me.observe_all(STREAM[:3], progress=False)
+    with pytest.raises(InputError, match="nothing to take back"):
+        me.undo()
+    for dialogue in STREAM[:3]:
+        me.react(dialogue, "better", f"In short: {dialogue.prompt}")
+    ids = [dialogue.id for dialogue in STREAM[:3]]
+    me.react(ids, "scope", scope="everywhere")
+    assert len(me.state.get_evidence().everywhere) == 3
+    assert STREAM[1].prompt in me.undo() and len(me.state.get_evidence().answers) == 3
+    assert STREAM[2].prompt in me.undo() and len(me.state.get_evidence().answers) == 2
+    assert me.state.newest(ids[2]).response == STREAM[2].response
+    me.react(None, "always", "Be brief.")
+    assert "Be brief." in me.undo() and not me.state.instructions
+
+
+def test_standing_instructions_have_a_budget_that_is_told(model):
+    me = make(model)
+    with pytest.raises(InputError, match="240 are the most"):
+        me.react(None, "always", "word " * 2000)
+    assert not me.state.instructions
+
+
+def test_a_fine_tune_learns_all_answers_also_those_that_left_the_buffer(model):
+    me = Personalizer(model, Buffer(2), config=TuningConfig(steps=1, batch_size=2), ask_when="freeze")
+    me.observe_all(STREAM[:4], progress=False)
+    for dialogue in STREAM[:4]:
+        me.react(dialogue, "better", f"In short: {dialogue.prompt}")
+    me.finetune(progress=False)
+    assert len(me.rounds[0].learned) == 4 and me.state.list_unlearned() == []

@@ -9,11 +9,11 @@ from hypothesis import strategies as st
 from personal_llm.base.core import Dialogue, InputError
 from personal_llm.buffer.buffer import Buffer
 from personal_llm.memory.feedback import SCOPES, Scope
-from personal_llm.memory.retrieval import Evidence
+from personal_llm.memory.gate import Evidence
 from personal_llm.buffer.scoring import Scores
 from personal_llm.device.archive import Archive, count_bytes
 from personal_llm.device.forgetting import trim
-from personal_llm.device.state import State, decide, open_state, place, scores_to_dict
+from personal_llm.device.state import FILE, State, decide, open_state, place, scores_to_dict
 
 
 def make_scores(rng, model="base"):
@@ -191,15 +191,56 @@ def test_a_correction_moves_the_replies_that_its_talk_shows_later():
     assert open_state(state.archive).get_evidence() == state.get_evidence()
 
 
-def test_a_place_ends_with_its_correction():
+def test_a_reply_that_used_corrections_says_nothing_and_neither_does_a_plain_one_that_was_approved():
     state = open_new("fifo")
     tell(state, 0, id="0")
-    state.record("reacted", "0", kind="better", text="Short.", scope="here", asked=False, time=5.0)
-    state.archive.add(Dialogue("Question 1?", "Answer 1.", id="1", origin="model"), "tuesday")
-    state.record("said", "1", reads=["0"], statements=[])
-    assert [d.id for d in state.get_evidence().left_alone] == ["1"]
-    state.record("reacted", "0", kind="down", text="", asked=False, time=6.0)
-    assert [d.id for d in state.get_evidence().accepted] == ["1"]
+    state.record("reacted", "0", kind="better", text="Short.", asked=False, time=5.0)
+    for id, reads in (("1", ["0"]), ("2", []), ("3", ["0"]), ("4", [])):
+        state.archive.add(Dialogue(f"Question {id}?", "Answer.", id=id, origin="model"), f"talk {id}")
+        state.record("said", id, reads=reads, statements=[])
+    state.record("reacted", "3", kind="up", text="", asked=False, time=6.0)
+    state.record("reacted", "4", kind="up", text="", asked=False, time=6.0)
+    evidence = state.get_evidence()
+    assert [d.id for d in evidence.left_alone] == ["2"], "1 used the correction and was left alone"
+    assert [d.parents[0] for d in evidence.answers] == ["0", "3"], "4 was plain"
+    assert len(state.list_answered()) == 3
+    state.record("reacted", "0", kind="down", text="", asked=False, time=7.0)
+    state.record("reacted", "3", kind="down", text="", asked=False, time=7.0)
+    assert [d.parents[0] for d in state.get_evidence().answers] == ["4"], "nothing was corrected"
+
+
+def test_a_file_says_nothing_and_a_fine_tune_is_no_evidence():
+    state = open_new("fifo")
+    tell(state, 0, talk="", id="0")
+    state.archive.add(Dialogue("Question 1?", "Answer.", id="1", origin="model"), "monday")
+    state.record("said", "1", reads=[], statements=[], is_tuned=True)
+    assert state.get_evidence() == Evidence()
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.tuples(st.sampled_from(["better", "up", "down", "scope", "always"]), st.integers(0, 3)), max_size=9))
+def test_an_act_that_is_taken_back_leaves_no_trace_in_what_counts(acts):
+    state = open_new("fifo")
+    for number in range(4):
+        tell(state, number, id=f"{number}", talk=f"talk {number}")
+
+    def look():
+        return str([state.get_evidence(), state.instructions, state.scopes, state.list_unlearned()])
+
+    before = []
+    for time, (kind, number) in enumerate(acts):
+        before.append(look())
+        if kind == "always":
+            state.record("instructed", number=1, text=f"Version {time}.", time=float(time))
+        elif kind == "scope":
+            state.record("scoped", f"{number}", scope=["", "here", "everywhere"][time % 3])
+        else:
+            text = f"Better {time}." if kind == "better" else ""
+            state.record("reacted", f"{number}", kind=kind, text=text, asked=False, time=float(time))
+    while state.acts:
+        state.record("taken_back", events=[state.acts[-1].number])
+        assert look() == before.pop()
+        assert str(open_state(state.archive).get_evidence()) == str(state.get_evidence())
 
 
 def test_a_new_scope_is_one_row(monkeypatch):
@@ -252,3 +293,25 @@ def test_the_sums_of_an_earlier_version_are_read_and_added_to():
     state.record("reacted", "0", kind="up", text="", asked=True, time=9.0, spent=dict(seconds=1.5))
     for one in (state, open_state(state.archive)):
         assert (one.cost.seconds, one.cost.tokens, one.cost.requests) == (3.5, 5, 2)
+
+
+def test_replies_of_a_file_are_no_evidence():
+    "A model wrote them, and nobody was there to leave them alone."
+    state = open_new("fifo")
+    from_file = tell(state, 1, talk=FILE)
+    assert state.find_group(from_file.id) == "" and state.get_evidence() == Evidence()
+    spoken = tell(state, 2)
+    assert state.get_evidence().left_alone == (spoken,)
+
+
+def test_the_fine_tune_in_use_is_that_of_the_present_base():
+    state = open_new("fifo")
+    state.record("tuned", **ROUND | dict(adapter="adapters/000"))
+    assert state.find_last_round().adapter == "adapters/000" and state.status()["finetunes"] == 1
+    header = state.buffer.header()
+    state.record("configured", base="other", model="n", settings={}, buffer=header)
+    assert state.find_last_round() is None
+    assert state.status()["finetunes"] == 0 and state.status()["last"] is None
+    state.record("tuned", **ROUND | dict(adapter="adapters/001"))
+    state.record("configured", base="base", model="m", settings={}, buffer=header)
+    assert state.find_last_round().adapter == "adapters/000"

@@ -13,7 +13,7 @@ import sys
 import threading
 import timeit
 from contextlib import suppress
-from functools import cache, partial
+from functools import cache
 from pathlib import Path
 
 from filelock import FileLock
@@ -22,6 +22,7 @@ from tqdm import tqdm
 from .core import InputError
 from .files import ASSETS, delete_path, explain_errors, get_cache_folder
 from .files import get_temporary_path, make_folder, remember
+from .tokens import ChatTokenizer
 from .weights import DEFAULT_MODEL, LARGER_MODEL, OTHER_ENCODER, WEIGHTS
 from .weights import find_weights, fits_larger_model, hash_file
 
@@ -70,6 +71,18 @@ def read_gguf(path) -> dict:  # key -> number, text, or list of numbers; of a li
     return metadata
 
 
+def read_shape(file: Path) -> tuple:  # (family, number of layers, of heads, of heads of keys and values)
+    "Return what llama.cpp's adapters need to know of a model; transformers reads it the first time."
+
+    def read() -> list:
+        metadata = read_gguf(file)
+        family = metadata["general.architecture"]
+        keys = ("block_count", "attention.head_count", "attention.head_count_kv")
+        return [family, *(metadata[f"{family}.{key}"] for key in keys)]
+
+    return tuple(remember("shapes", hash_file(file), read))
+
+
 def is_gguf(path) -> bool:
     "Return whether a file begins as a GGUF file does, or has such a name."
     with suppress(OSError, ValueError):
@@ -108,6 +121,16 @@ def load_gguf_tokenizer(file: Path):  # a tokenizer of transformers
     delete_path(stage)
     return tokenizer
 
+
+def load_chat_tokenizer(file: Path):  # a `ChatTokenizer`, or a tokenizer of transformers
+    "Load what a prompt needs of the tokenizer of a GGUF file; transformers builds it the first time."
+    folder = get_tokenizer_folder(file)
+    if not folder.is_dir():
+        load_gguf_tokenizer(file)
+    with suppress(Exception):  # a damaged copy, or a cache that cannot be written
+        return ChatTokenizer(folder)
+    return load_gguf_tokenizer(file)
+
 # %% ../../nbs/0_base/07_loading.ipynb #lgg00008
 def read_rope_scaling(metadata: dict, stored: dict) -> dict:  # as in a configuration of transformers
     "Return Llama 3's scaling of positions, if a GGUF model has it; raise `ValueError` for another kind of scaling."
@@ -143,7 +166,11 @@ def write_converted_model(file: Path, folder: Path) -> None:
     from transformers import AutoConfig, modeling_gguf_pytorch_utils
 
     is_hidden = threading.current_thread() is not threading.main_thread()  # a bar would lie over the chat
-    modeling_gguf_pytorch_utils.tqdm = partial(tqdm, disable=is_hidden, leave=False)
+
+    def show_progress(tensors, **theirs):
+        return tqdm(tensors, "preparing the weights, once", disable=is_hidden, leave=False, unit="tensor")
+
+    modeling_gguf_pytorch_utils.tqdm = show_progress
     metadata = read_gguf(file)
     tokenizer = load_gguf_tokenizer(file)
     stored = {tensor.name: tensor for tensor in GGUFReader(file).tensors}

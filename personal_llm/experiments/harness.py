@@ -4,13 +4,13 @@
 
 # %% auto #0
 __all__ = ['PACKAGE', 'RESULTS', 'RUNNER_FIELDS', 'THREAD_VARIABLES', 'REVISION_VARIABLE', 'MAX_EXACT_USERS', 'MIN_UNITS',
-           'VERDICTS', 'LEARNED_TALK', 'ADDITIONAL_USERS', 'ATYPICAL_USERS', 'PEOPLE', 'CORRECTING_USERS',
+           'VERDICTS', 'DECIDING', 'LEARNED_TALK', 'ADDITIONAL_USERS', 'ATYPICAL_USERS', 'PEOPLE', 'CORRECTING_USERS',
            'SECOND_MODEL', 'job_key', 'Grid', 'check_grid', 'group_jobs', 'make_result_row', 'measure_group',
            'one_thread', 'run_groups', 'revision', 'machine', 'provenance', 'check_revision', 'append_json_line',
            'read_json_lines', 'read_result_lines', 'find_missing_jobs', 'append_results', 'run_grid', 'read_results',
            'group_rows', 'group_by_user', 'user_means', 'MeanEstimate', 'mean_over_users', 'check_budgets',
            'sign_flip_test', 'holm_correction', 'RatioToBest', 'ratio_to_best', 'estimate_share', 'decide_verdict',
-           'decide_all', 'check_treatment', 'list_grids', 'main']
+           'decide_all', 'decide_mean', 'compute_d_prime', 'estimate_d_prime', 'check_treatment', 'list_grids', 'main']
 
 # %% ../../nbs/experiments/00_harness.ipynb #harn0003
 import argparse
@@ -382,12 +382,17 @@ class MeanEstimate(NamedTuple):
     def __str__(self):
         return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
 
+    def cut(self, low: float = 0.0, high: float = 1.0):  # a `MeanEstimate`
+        "Return the estimate with its interval cut at the ends of a scale, by default that of a share."
+        return self._replace(low=max(low, self.low), high=min(high, self.high))
+
 
 def mean_over_users(
     values: np.ndarray,  # (users,) one number a user, of any metric
+    resamples: int = 2000,
 ) -> MeanEstimate:
     "A mean with its bootstrap interval."
-    found = paired_bootstrap(values)
+    found = paired_bootstrap(values, resamples=resamples)
     return MeanEstimate(found.difference, found.low, found.high, found.n)
 
 # %% ../../nbs/experiments/00_harness.ipynb #8b2d7a52
@@ -498,6 +503,7 @@ def decide_verdict(
     margin: float = 0.0,  # the largest distance from no effect that counts as none
     none: float = 0.0,  # the value of no effect: 0 of a difference, 1 of a ratio; None if the claim has no such value
     units: int = MIN_UNITS,
+    ceiling: float = np.inf,  # the largest effect that the rows could show
 ) -> str:  # one of `VERDICTS`
     "Decide on a claim by an interval."
     if units < MIN_UNITS:
@@ -509,12 +515,52 @@ def decide_verdict(
         return "holds"
     if is_effect and none is not None:
         return "partly"
-    return "refuted" if high < claim else "undecided"
+    return "refuted" if high < claim <= ceiling else "undecided"
 
 
 def decide_all(verdicts: list) -> str:  # one of `VERDICTS`
     "Return the verdict on a claim of several parts, all of which it needs: that of its worst part."
     return max(verdicts, key=VERDICTS.index)
+
+# %% ../../nbs/experiments/00_harness.ipynb #vrd0007b
+DECIDING = 50_000  # resamples of a verdict
+
+
+def decide_mean(
+    values: np.ndarray,  # (users,) of an effect, more is better
+    claim: float,
+    margin: float = 0.0,
+    none: float = 0.0,  # the value of no effect, or None
+    ceiling: float = np.inf,
+) -> tuple:  # (verdict, `MeanEstimate`)
+    "Decide on a mean over users by the bootstrap and by Student's interval; *undecided* where they disagree."
+    from scipy.special import stdtrit
+
+    found = paired_bootstrap(values, resamples=DECIDING)
+    half = stdtrit(found.n - 1, 0.975) * found.standard_error
+    ends = ((found.low, found.high), (found.difference - half, found.difference + half))
+    verdicts = {decide_verdict(*pair, claim, margin, none, found.n, ceiling) for pair in ends}
+    if verdicts == {"holds", "partly"}:
+        verdicts = {"partly"}
+    verdict = verdicts.pop() if len(verdicts) == 1 else "undecided"
+    return verdict, MeanEstimate(found.difference, found.low, found.high, found.n)
+
+# %% ../../nbs/experiments/00_harness.ipynb #vrd0007e
+def compute_d_prime(counts: np.ndarray) -> np.ndarray:  # counts: (…, 2, 2), [[hits, misses], [false alarms, rest]]
+    "Return d′, with .5 added to each count."
+    from scipy.special import ndtri
+
+    rates = (counts[..., 0] + 0.5) / (counts.sum(-1) + 1)
+    return ndtri(rates[..., 0]) - ndtri(rates[..., 1])
+
+
+def estimate_d_prime(counts: np.ndarray) -> MeanEstimate:  # counts: (users, 2, 2)
+    "Return d′ of the pooled counts with its bootstrap interval over users."
+    counts = np.asarray(counts)
+    n = len(counts)
+    value = float(compute_d_prime(counts.sum(0)))
+    resampled = compute_d_prime(counts[draw_resamples(n, 0, 10_000)].sum(1))
+    return MeanEstimate(value, *widen_interval(value, resampled, n), n)
 
 # %% ../../nbs/experiments/00_harness.ipynb #vrd00009
 def check_treatment(

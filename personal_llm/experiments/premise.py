@@ -7,7 +7,7 @@ __all__ = ['DATA_VARIABLE', 'MODEL', 'STREAMS', 'SUBJECTS', 'LENGTH', 'TESTS', '
            'PAIRS', 'SCORES', 'SETTINGS', 'SCORE_JOBS', 'SETTING_JOBS', 'LOOKS', 'CURVE_JOBS', 'GRIDS',
            'read_short_rows', 'divide_subjects', 'find_subjects', 'split_stream', 'draw_blocks', 'load_tools',
            'share_words', 'measure_streams', 'score_replies', 'measure', 'select_rouge', 'align', 'read_rouge',
-           'read_gain', 'read_curve']
+           'read_gain', 'read_curve', 'read_ceilings', 'compare_sets']
 
 # %% ../../nbs/experiments/78_premise.ipynb #prm00003
 import functools
@@ -29,7 +29,7 @@ from ..buffer.scoring import load_lexicons, score
 from ..buffer.synthesis import synthesize
 from ..data.splits import get_row_group, remove_leaks
 from ..recipes.data import is_reserved
-from .harness import Grid, check_treatment, read_result_lines
+from .harness import Grid, RatioToBest, check_treatment, ratio_to_best, read_result_lines
 from ..tuning.config import TuningConfig
 from ..tuning.finetune import finetune
 
@@ -217,3 +217,32 @@ def read_curve() -> dict:  # dialogues seen -> (streams,)
             runs[f"{policy} {seen}"] = select_rouge("premise-curve", policy=policy, seen=seen)
     runs = align(**runs)
     return {seen: runs[f"sdss {seen}"] - runs[f"random {seen}"] for seen in (*LOOKS, LENGTH)}
+
+# %% ../../nbs/experiments/78_premise.ipynb #prm0012c
+def read_ceilings() -> dict:  # name -> `RatioToBest`; what the rows could show at most
+    "Compare an oracle that picks the best policy by each stream's test, and 32 answers instead of 8, with the rivals."
+    rouge = read_rouge("premise", ("random", "kcenter"))
+    more = align(
+        answers=select_rouge("premise-settings", policy="sdss", bins=32),
+        random=select_rouge("premise", policy="random"),
+    )
+    single = read_rouge("premise-scores", SCORES)
+    best, best_score = (np.max(list(runs.values()), 0) for runs in (rouge, single))
+    own = rouge.pop("sdss")
+    single.pop("sdss")
+    assert len(own) == len(best)
+    return dict(
+        random=ratio_to_best(best, dict(random=rouge["random"])),
+        rivals=ratio_to_best(best, rouge),
+        answers=ratio_to_best(more["answers"], dict(random=more["random"])),
+        scores=ratio_to_best(best_score, single),
+    )
+
+
+def compare_sets() -> RatioToBest:  # of sdss over random; a unit is a data set
+    "Compare `sdss` with random by data set: streams of one set are averaged first."
+    sdss, random = (select_rouge("premise", policy=policy) for policy in ("sdss", "random"))
+    streams = [stream for stream in sdss if stream in random]
+    sets = sorted({name for name, _ in streams})
+    own, other = ([np.mean([run[s] for s in streams if s[0] == name]) for name in sets] for run in (sdss, random))
+    return ratio_to_best(own, dict(random=other))

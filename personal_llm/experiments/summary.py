@@ -21,11 +21,13 @@ from scipy.stats import binomtest
 from . import breaks
 from personal_llm.experiments.harness import (
     CORRECTING_USERS,
+    DECIDING,
     MIN_UNITS,
     PEOPLE,
     SECOND_MODEL,
     VERDICTS,
     decide_all,
+    decide_mean,
     decide_verdict,
     estimate_share,
     holm_correction,
@@ -36,7 +38,7 @@ from personal_llm.experiments.harness import (
     sign_flip_test,
     user_means,
 )
-from .premise import read_curve, read_gain, read_rouge
+from .premise import read_ceilings, read_curve, read_gain, read_rouge
 from .shares import read_corrected
 from .starts import compare_replies, count_data_saved, count_saved, read_starts
 from .xpert import BASE_MODEL, count_level_steps, read_right
@@ -53,6 +55,7 @@ class Measured(NamedTuple):
     text: str = ""
     where: str = ""  # the notebook's name, without .ipynb
     p: float = None  # of no effect; None: the claim has no such value, or several parts
+    limits: str = "–"  # floor and ceiling of what the rows can show
 
 
 UNMEASURED = Measured("not measured")
@@ -73,11 +76,13 @@ def judge_values(
     where: str,
     margin: float = 0.0,
     none: float = 0.0,  # the value of no effect, or None
+    limits: str = "–",
+    ceiling: float = np.inf,  # the largest effect that the rows could show
 ) -> Measured:
     "Judge the mean of an effect over people or data sets."
-    found = mean_over_users(values)
+    verdict, found = decide_mean(values, claim, margin, none, ceiling)
     p = None if none is None or found.n < MIN_UNITS else sign_flip_test(np.asarray(values) - none)
-    return Measured(decide_verdict(found.low, found.high, claim, margin, none, found.n), text.format(found), where, p)
+    return Measured(verdict, text.format(found.cut(-np.inf, ceiling)), where, p, limits)
 
 
 def judge_share(right: list, claim: float, chance: float, text: str, where: str) -> Measured:
@@ -85,7 +90,7 @@ def judge_share(right: list, claim: float, chance: float, text: str, where: str)
     found = estimate_share(right)
     verdict = decide_verdict(found.low, found.high, claim, none=chance, units=found.n)
     p = binomtest(round(sum(right)), found.n, chance).pvalue
-    return Measured(verdict, text.format(as_percent(found)), where, p)
+    return Measured(verdict, text.format(as_percent(found)), where, p, f"{chance:.0%}; 100%")
 
 
 def as_percent(found) -> str:  # of a `MeanEstimate`
@@ -96,10 +101,10 @@ def as_percent(found) -> str:  # of a `MeanEstimate`
 
 def as_markdown(claims: list) -> str:
     "Write the table."
-    lines = ["| claim | paper, or our bar | verdict | measured |", "|---|---|---|---|"]
+    lines = ["| claim | paper, or our bar | verdict | measured | floor; ceiling |", "|---|---|---|---|---|"]
     for claim, theirs, found in claims:
         link = f" ([{found.where}]({found.where}.ipynb))" if found.where else ""
-        lines.append(f"| {claim} | {theirs} | **{found.verdict}** | {found.text}{link} |")
+        lines.append(f"| {claim} | {theirs} | **{found.verdict}** | {found.text}{link} | {found.limits} |")
     return "\n".join(lines)
 
 
@@ -119,7 +124,7 @@ def judge_signal(grid: str, by: str, rivals: tuple, where: str, claim: float = 0
     best = max(rivals, key=lambda name: signal[name].mean())
     own, other = signal["sdss"], signal[best]
     text = f"signal {own.mean():.0%}, {best} {other.mean():.0%}, gain {{}} ({len(own)} people)"
-    return judge_values(own - other, claim, text, where, MARGIN)
+    return judge_values(own - other, claim, text, where, MARGIN, limits=f"0; {1 - other.mean():.2f} at most")
 
 
 def judge_uniform(grid: str = "shares-default") -> Measured:
@@ -132,27 +137,36 @@ def judge_length(grid: str = "rule-default") -> Measured:
     found = mean_over_users(user_means(read_results(grid), "rule", "length_eoe")["sdss"])
     size = (max(abs(found.low), abs(found.high)), min(abs(found.low), abs(found.high)) * (found.low * found.high > 0))
     verdict = decide_verdict(-size[0], -size[1], claim=-0.5, none=None, units=found.n)
-    return Measured(verdict, f"rank correlation with length {found} ({found.n} people)", "17_rule")
+    return Measured(
+        verdict, f"rank correlation with length {found} ({found.n} people)", "17_rule", None, "0; 1 in size"
+    )
 
 
 def judge_corrections() -> Measured:
     "Judge whether more than half of 32 questions bring a correction."
     corrected = read_corrected()["sdss"]
-    return judge_values(corrected, 16.0, f"corrected of 32: {{}} ({len(corrected)} people)", "05_shares", none=None)
+    text = f"corrected of 32: {{}} ({len(corrected)} people)"
+    limits = f"{read_corrected()['reservoir'].mean():.1f} (uniform sample); 32"
+    return judge_values(corrected, 16.0, text, "05_shares", none=None, limits=limits)
 
 
-def judge_ratio(grid: str, rivals: tuple, claim: float = PAPER_RATIO) -> Measured:  # rivals: policies of the grid
-    "Compare the paper's rule with the best of its rivals on streams whose subjects come in blocks."
+def judge_ratio(grid: str, rivals: tuple, ceiling: str, claim: float = PAPER_RATIO) -> Measured:
+    "Compare the paper's rule with the best of its rivals, policies of a grid; ceiling: its name in `read_ceilings`."
     rouge = read_rouge(grid, rivals)
     found = ratio_to_best(rouge.pop("sdss"), rouge)
-    verdict = decide_verdict(found.low, found.high, claim, RATIO_MARGIN, none=1.0, units=found.n)
-    return Measured(verdict, f"{found} ({found.n} streams)", "78_premise")
+    most = read_ceilings()[ceiling].ratio
+    verdict = decide_verdict(found.low, found.high, claim, RATIO_MARGIN, none=1.0, units=found.n, ceiling=most)
+    limits = f"1; {most:.2f} (an oracle by the test)"
+    return Measured(verdict, f"{found} ({found.n} streams)", "78_premise", None, limits)
 
 
 def judge_setting(claim: float, text: str, **values) -> Measured:
-    "Compare the paper's rule with a setting and without, on the same streams."
+    "Compare the paper's rule with a setting and without, on the same streams; for rewrites 32 answers are the ceiling."
     gain = read_gain("premise-settings", **values)
-    return judge_values(gain, claim, f"{text} {{}} ({len(gain)} streams)", "78_premise", ROUGE_MARGIN)
+    text = f"{text} {{}} ({len(gain)} streams)"
+    most = read_gain("premise-settings", bins=32).mean() if "rewrites" in values else np.inf
+    limits = f"0; {most:.3f} (32 real answers)" if most < np.inf else "–"
+    return judge_values(gain, claim, text, "78_premise", ROUGE_MARGIN, limits=limits, ceiling=most)
 
 
 def judge_curve() -> Measured:
@@ -176,19 +190,21 @@ def list_sdss_claims() -> list:  # `Claim`s
     scores = judge_signal("rule-default", "rule", ("eoe", "dss", "idd"), "17_rule")
     return [
         Claim(
-            "what the rule keeps teaches 1.39 times a random buffer (ROUGE-1)", six, judge_ratio("premise", ("random",))
+            "what the rule keeps teaches 1.39 times a random buffer (ROUGE-1)",
+            six,
+            judge_ratio("premise", ("random",), "random"),
         ),
         Claim(
             "it teaches 1.39 times the best of its rivals (random, K-center)",
             f"{PAPER_RATIO} × (1.18 to 1.41, median of six sets)",
-            judge_ratio("premise", ("random", "kcenter")),
+            judge_ratio("premise", ("random", "kcenter"), "rivals"),
         ),
         Claim("the rule keeps more signal than a uniform sample", "not counted", judge_uniform()),
         Claim("the rule keeps more signal than the best of its rivals", "not counted; our bar: .1", rivals),
         Claim(
             "three scores beat the best of them alone in ROUGE-1",
             "1.18 × (median of six sets)",
-            judge_ratio("premise-scores", ("eoe", "dss", "idd"), 1.18),
+            judge_ratio("premise-scores", ("eoe", "dss", "idd"), "scores", 1.18),
         ),
         Claim("three scores find more signal than each alone", "not counted", scores),
         Claim("EOE measures what a dialogue informs of, not its length", "our bar: below .5", judge_length()),
@@ -254,23 +270,22 @@ def judge_starts(similarity: float, model_name: str = BASE_MODEL) -> Measured:
         return UNMEASURED
     saved = [count_saved(own) for own in starts.values()]
     text = f"{{}} of the steps, the choice not counted ({len(saved)} users)"
-    return judge_values(saved, PAPER_SAVED[similarity], text, "70_starts", MARGIN)
+    limits = dict(limits="0 (from scratch); 1", ceiling=1.0)
+    return judge_values(saved, PAPER_SAVED[similarity], text, "70_starts", MARGIN, **limits)
 
 
 def judge_wrong_start() -> str:
     "Return the share of the steps that the right pLLM of another user saves."
     starts = read_starts(("scratch", "random"))
-    return str(
-        mean_over_users([count_saved(dict(scratch=own["scratch"], own=own["random"])) for own in starts.values()])
-    )
+    saved = [count_saved(dict(scratch=own["scratch"], own=own["random"])) for own in starts.values()]
+    return str(mean_over_users(saved, DECIDING))
 
 
 def judge_data() -> Measured:
     "Judge the share of the dialogues that the right pLLM does not need."
     saved = [count_data_saved(own) for own in read_starts().values()]
-    return judge_values(
-        saved, PAPER_DATA, f"{{}} of the dialogues read before the goal ({len(saved)} users)", "70_starts", MARGIN
-    )
+    text = f"{{}} of the dialogues read before the goal ({len(saved)} users)"
+    return judge_values(saved, PAPER_DATA, text, "70_starts", MARGIN, limits="0 (from scratch); 1", ceiling=1.0)
 
 
 def judge_replies() -> Measured:
@@ -301,8 +316,8 @@ def judge_merging() -> Measured:
 def list_xpert_claims() -> list:  # `Claim`s
     "Judge the claims of XPerT."
     claims = []
-    for similarity, theirs in PAPER_ACCURACY.items():
-        bars = f"{theirs:.1%} of 28 (Llama-3.2-1B, the bar), {PAPER_QWEN[similarity]:.1%} (Qwen2-0.5B)"
+    for similarity, theirs in PAPER_QWEN.items():
+        bars = f"{theirs:.1%} of 28 (Qwen2-0.5B, the bar), {PAPER_ACCURACY[similarity]:.1%} (Llama-3.2-1B)"
         found = judge_match(similarity, theirs)
         claims.append(Claim(f"the right pLLM is chosen (`match`, ours), similarity {similarity:.0%}", bars, found))
     for similarity, theirs in PAPER_ACCURACY.items():
@@ -329,10 +344,12 @@ def list_xpert_claims() -> list:  # `Claim`s
 # %% ../../nbs/experiments/00_summary.ipynb #sumh0013
 def judge_breaks(scores: dict, condition: str) -> Measured:  # scores: of `breaks.read_scores`
     "Compare choices, sums and instructions with those of the base model on the default model."
-    found = {part: breaks.compare(scores, condition, part) for part in breaks.MARGINS}
-    verdict = decide_all([breaks.judge(found[part], margin) for part, margin in breaks.MARGINS.items()])
-    text = ", ".join(f"{part} {difference}" for part, difference in found.items())
-    return Measured(verdict, f"{text} ({len(scores['bare'])} people)", "73_breaks")
+    found = {part: breaks.judge(scores, condition, part) for part in breaks.MARGINS}
+    verdict = decide_all([verdict for verdict, _ in found.values()])
+    text = ", ".join(f"{part} {difference}" for part, (_, difference) in found.items())
+    text = f"{text}; d′ of the choices {breaks.estimate_choices(condition)} ({len(scores['bare'])} people)"
+    limits = f"a guess, d′ 0; the base model, d′ {breaks.estimate_choices('bare').value:.2f}"
+    return Measured(verdict, text, "73_breaks", None, limits)
 
 
 def judge_default(rival: str, claim: float, margin: float = 0.0) -> Measured:
@@ -340,7 +357,7 @@ def judge_default(rival: str, claim: float, margin: float = 0.0) -> Measured:
     gained = user_means(read_results("policy"), "policy", "gained")
     own, other = gained["kcenter, along"], gained[rival]
     text = f"corrections of 20 questions: {own.mean():.1f}, {rival} {other.mean():.1f}, gain {{}} ({len(own)} people)"
-    return judge_values(own - other, claim, text, "77_policy", margin)
+    return judge_values(own - other, claim, text, "77_policy", margin, limits="2.8 by chance; 18.4 by an oracle")
 
 
 def list_own_claims() -> list:  # `Claim`s
@@ -349,7 +366,7 @@ def list_own_claims() -> list:  # `Claim`s
     claims = [Claim("questions of `answers-first` bring more corrections than those of `sdss`", "more", beside)]
     before = judge_default("active", 0.0, margin=2.0)
     claims.append(Claim("they bring as many as those of `active`, which it replaced", "level: within 2 of 20", before))
-    names = dict(memory="memory", night="a fine-tune", archive="memory and 2,000 dialogues")
+    names = dict(memory="memory", night="a fine-tune", archive="memory and 2,000 dialogues, an oracle's evidence")
     scores = breaks.read_scores()
     for condition, name in names.items():
         claims.append(Claim(f"nothing breaks with {name}", "inside −.01, −.02, −.02", judge_breaks(scores, condition)))
@@ -379,23 +396,30 @@ def write_sentences() -> str:
     ninety, fifty = (as_percent(estimate_share(read_matched(similarity))) for similarity in (0.9, 0.5))
     uniform = judge_uniform()
     is_left = any(name.startswith("the rule keeps more signal than a uniform sample") for name in left)
-    random, best = (judge_ratio("premise", rivals) for rivals in (("random",), ("random", "kcenter")))
+    random, best = (
+        judge_ratio("premise", ("random",), "random"),
+        judge_ratio("premise", ("random", "kcenter"), "rivals"),
+    )
+    ceilings = read_ceilings()
     counted = as_percent(estimate_share(read_choices("xpert-counted", 0.9, "within, L1")))
     published = as_percent(estimate_share(read_choices("xpert-written", 0.9, "published")))
     steps, less = judge_starts(0.9), judge_starts(0.3)
     sentences = (
         f"**A choice by gradients and losses works.** `match` finds the right one of 28 pLLMs of the default model for "
-        f"{ninety} of 28 users at 90 % similarity, and for {fifty} at 50 %, where the paper's Llama finds 54%.",
+        f"{ninety} of 28 users at 90 % similarity, and for {fifty} at 50 %, where the paper's method finds "
+        f"{PAPER_QWEN[0.5]:.0%} with a Qwen2 of that size and {PAPER_ACCURACY[0.5]:.0%} with a Llama of 1 B.",
         f"**The rule of SDSS finds a person's subject.** By the default model's scores the subject's share of the "
         f"buffer is above that of a uniform sample by {uniform.text.split('gain ')[1]}; its p-value of {uniform.p:.2f} "
         f"{'stays' if is_left else 'does not stay'} below .05 when all verdicts are one family.",
         f"**No row shows that this teaches more.** On streams whose subjects come in blocks its buffer has "
-        f"{random.text} in ROUGE-1 after LoRA and {best.text}, where the paper has {PAPER_RATIO} ({best.verdict}).",
-        f"**XPerT's words do not choose with a summariser of 1.5 B.** With the vectors that it wrote they find "
-        f"{published} of 28 styles at 90 % by L1, where the paper's Llama finds 96%, and 39 counted features of the "
-        f"same texts {counted}.",
+        f"{random.text} in ROUGE-1 after LoRA and {best.text}, where the paper has {PAPER_RATIO} ({best.verdict}: an "
+        f"oracle that picks the best policy by the test reaches {ceilings['random'].ratio:.2f} times random, and 32 "
+        f"answers in place of 8 reach {ceilings['answers'].ratio:.2f}).",
+        f"**XPerT's words do not choose with a summariser of 1.5 B.** With the vectors that it wrote for six "
+        f"questions they find {published} of 28 styles at 90 % by L1, where the paper's Llama finds 96%, and 39 counted "
+        f"features of the same texts {counted}.",
         f"**The right pLLM saves the fine-tune.** Each start at its own best rate, it saves {steps.text} at 90 % "
         f"similarity, where the paper saves 82%, and {less.text} at 30 %, where the paper saves 6%; a wrong pLLM "
-        f"at the right one's rate saves {judge_wrong_start()}.",
+        f"at the right one's rate saves {judge_wrong_start()}, and the mean of all pLLMs as a start is not measured.",
     )
     return "\n".join(f"{place}. {sentence}" for place, sentence in enumerate(sentences, 1))

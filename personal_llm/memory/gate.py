@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MEAN_WEIGHT', 'REACH', 'MAX_COMPARED', 'Evidence', 'measure_closeness', 'measure_reach', 'belongs', 'Verdict',
-           'judge', 'compare']
+           'judge', 'weigh']
 
 # %% ../../nbs/3_memory/03_gate.ipynb #50dc0fc1
 from dataclasses import dataclass
@@ -37,17 +37,17 @@ REACH = 0.7  # share of the corrections' mean similarity to each other; chosen w
 MAX_COMPARED = 256  # newest corrections that are compared with each other; a matter of speed
 
 
-def measure_reach(corrections: np.ndarray) -> float:  # vectors (corrections, width) -> similarity in [-1, 1]
-    "Return how similar a prompt must be to its nearest correction; −1, so always, for fewer than two corrections."
+def measure_reach(corrections: np.ndarray) -> float:  # vectors (corrections, width) -> a similarity
+    "Return how similar a prompt must be to its nearest correction; fewer than two reach everything."
     rows = corrections[-MAX_COMPARED:]
     if len(rows) < 2:
-        return -1.0
+        return -np.inf
     similarities = rows @ rows.T
     np.fill_diagonal(similarities, -np.inf)
     return REACH * float(similarities.max(axis=1).mean())
 
 
-def belongs(supporting: np.ndarray, opposing: np.ndarray, reach: float = -1.0) -> bool:
+def belongs(supporting: np.ndarray, opposing: np.ndarray, reach: float = -np.inf) -> bool:
     "Return whether a prompt is within reach of the corrections, and closer to them than to what opposes them."
     if supporting.max() < reach:
         return False
@@ -74,7 +74,7 @@ def judge(evidence: Evidence, prompt: str, vectors: VectorStore, general: tuple 
     reasons = []
     for group, others in ((evidence.answers, ()), (evidence.here, general)):
         if group:
-            does_apply, reason = compare(group, opposing, others, prompt, vectors)
+            does_apply, reason = weigh(group, opposing, others, prompt, vectors)
             reasons.append((does_apply, reason))
             applying += group if does_apply else ()
     if not reasons:
@@ -84,7 +84,7 @@ def judge(evidence: Evidence, prompt: str, vectors: VectorStore, general: tuple 
     return Verdict(tuple(applying), does_apply, reason)
 
 
-def compare(corrections: tuple, opposing: list, general: tuple, prompt: str, vectors: VectorStore) -> tuple:
+def weigh(corrections: tuple, opposing: list, general: tuple, prompt: str, vectors: VectorStore) -> tuple:
     "Return whether corrections apply to a prompt, and why."
     prompts = [d.prompt for d in corrections]
     supporting = vectors.compare(prompt, prompts)
