@@ -2045,6 +2045,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                 'personal_llm/experiments/gate.py'),
                                                'personal_llm.experiments.gate.measure_spread': ( 'experiments/gate.html#measure_spread',
                                                                                                  'personal_llm/experiments/gate.py'),
+                                               'personal_llm.experiments.gate.read_choices': ( 'experiments/gate.html#read_choices',
+                                                                                               'personal_llm/experiments/gate.py'),
                                                'personal_llm.experiments.gate.read_decisions': ( 'experiments/gate.html#read_decisions',
                                                                                                  'personal_llm/experiments/gate.py'),
                                                'personal_llm.experiments.gate.read_replies': ( 'experiments/gate.html#read_replies',

@@ -11,14 +11,13 @@ __all__ = ['BANK', 'PEOPLE', 'SUBJECTS', 'NUM_CORRECTIONS', 'NUM_ALONE', 'REQUES
            'measure_night', 'list_jobs', 'Rule', 'Side', 'measure_spread', 'Judge', 'run_stream', 'list_others',
            'load_rows', 'list_places', 'judge_person', 'measure_decisions', 'list_development', 'judge_development',
            'measure_development', 'read_replies', 'read_decisions', 'list_states', 'score_texts', 'score', 'list_able',
-           'measure_d_prime', 'splice_choices']
+           'measure_d_prime', 'read_choices', 'splice_choices']
 
 # %% ../../nbs/experiments/79_gate.ipynb #gate0003
 import functools
 import itertools
 import json
 import time
-from statistics import NormalDist
 from typing import NamedTuple
 
 import numpy as np
@@ -27,7 +26,7 @@ from ..base.core import Dialogue, make_generator
 from ..base.encoder import DEFAULT_ENCODER, encode
 from ..data.reading import load_samples
 from .breaks import choose_word, draw_items
-from .harness import RESULTS, Grid, read_results
+from .harness import RESULTS, Grid, compute_d_prime, read_results
 from .person import LARGE, SMALL, has_form, is_right, load_once, write_form, write_reply
 from ..memory.retrieval import add_memories
 from ..tuning.config import TuningConfig
@@ -528,18 +527,24 @@ def list_able(kind: str, language: str = "English", condition: str = "always", r
 
 
 def measure_d_prime(pairs: list) -> float:  # pairs: (right word, chosen word)
-    "Return z(hits) − z(false alarms), with .5 added to each count."
-    says = {key: [word == "Yes" for right, word in pairs if right == key] for key in ("Yes", "No")}
-    hits, false_alarms = ((sum(words) + 0.5) / (len(words) + 1) for words in says.values())
-    return NormalDist().inv_cdf(hits) - NormalDist().inv_cdf(false_alarms)
+    "Return how well the chosen words tell Yes from No."
+    counts = [[pairs.count((right, chosen)) for chosen in ("Yes", "No")] for right in ("Yes", "No")]
+    return float(compute_d_prime(np.array(counts)))
 
 
-def splice_choices(rule: str, state="start") -> list:  # of (right word, chosen word), all people and streams
-    "Return the choices behind a rule."
+def read_choices() -> dict:  # (user, condition) -> chosen words
+    "Read the choices, those with the adapter too."
     words = {(row["user"], row["condition"]): row["choices"] for row in read_results("gate-choices")}
+    nights = read_results("gate-night") if (RESULTS / "gate-night.jsonl").exists() else []
+    return words | {(row["user"], c): row[c]["choices"] for row in nights for c in ("adapter", "both")}
+
+
+def splice_choices(rule: str, state="start", condition: str = "always") -> list:  # of (right word, chosen word)
+    "Return the choices behind a rule, those of all people after all streams."
+    words = read_choices()
     pairs = []
-    for name in [name for name, condition in words if condition == "always"]:
+    for name in [name for name, own in words if own == condition]:
         for opens in list_states(name, rule, state):
-            chosen = [words[name, "always" if mark == "1" else "bare"][i] for i, mark in enumerate(opens["choices"])]
+            chosen = [words[name, condition if mark == "1" else "bare"][i] for i, mark in enumerate(opens["choices"])]
             pairs += [(key, word) for (_, key), word in zip(list_choices(name), chosen)]
     return pairs
