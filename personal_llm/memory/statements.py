@@ -108,8 +108,7 @@ def list_texts(sentences: list) -> list:
     "Return the texts whose kinds decide what is kept of a message: sentences, clauses, and the whole; none of a long one."
     if sum(not is_question(sentence) for sentence in sentences) > MOST_SENTENCES:
         return []
-    texts = [*sentences, *map(cut_question, sentences), " ".join(sentences)]
-    return [*dict.fromkeys(filter(None, texts))]
+    return [*{*sentences, *map(cut_question, sentences), " ".join(sentences)} - {""}]
 
 
 def choose_own(sentences: list, kinds: dict) -> list:  # kinds: text -> kind
@@ -197,7 +196,5 @@ def write_line(statement: Statement) -> str:
 
 def write_statements(chosen: list, now: float = 0.0) -> str:  # now: seconds since the epoch; 0: not said
     "Return the lines of the system prompt for statements; no text for none."
-    if not chosen:
-        return ""
     today = f"Today is {format_date(now)}. " if format_date(now) else ""
-    return "\n".join([f"{today}The user told you before:", *map(write_line, chosen)])
+    return "\n".join([f"{today}The user told you before:", *map(write_line, chosen)] if chosen else [])
