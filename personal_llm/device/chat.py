@@ -334,6 +334,8 @@ class ChatSession(TalkSession):
         corrected = [id for id, reaction in state.reactions.items() if reaction.kind == "better"]
         if id is None and not corrected:
             raise InputError("no reply was corrected yet", "write /better TEXT first")
+        if id is None:
+            self.take_habit_question()  # one that is open is what the person answers
         return self._scope([id] if id is not None else self.subject or corrected[-1:], scope)
 
     def scope_habit(self, label: str, scope: str) -> str:  # a line that names what changed
