@@ -33,7 +33,9 @@ setup(
     },
     entry_points={
         "console_scripts": settings["console_scripts"].split(),
-        "personal_llm.runtimes": settings["runtimes"].split(),
+        "personal_llm.commands": settings["commands"].split(),
+        "personal_llm.targets": settings["targets"].split(),
+        "personal_llm.formats": settings["formats"].split(),
         "nbdev": [f"{settings['lib_name']}={settings['lib_name']}._modidx:d"],
     },
 )

@@ -12,7 +12,6 @@ _ROOMS = {
     "base.encoder": "load_encoder",
     "base.replies": "Model ReplyOptions load_model",  # with `Model.reply`
     "base.adapters": "Adapter",
-    "app.check": "check_model",
     "data.reading": "read_dialogues load_samples",
     "data.splits": "remove_leaks split_test_dialogues",
     "data.streams": "correlated_stream",

@@ -188,3 +188,19 @@ def test_an_archive_in_memory_needs_no_temporary_file():
     assert archive.file is None and archive.execute("PRAGMA temp_store") == [(2,)], "MEMORY"
     say(archive, "My dog is called Biscuit.")
     purge(archive)
+
+
+@pytest.mark.parametrize("content", [b"my shopping list, " * 20, b"SQLite format 3\0" + bytes(4000), b"short"])
+def test_a_file_that_is_no_database_stays_as_it_is(content, tmp_path):
+    (tmp_path / ARCHIVE_FILE).write_bytes(content)
+    with pytest.raises(InputError, match="damaged .file is not a database.; restore a copy"):
+        Archive(tmp_path)
+    assert (tmp_path / ARCHIVE_FILE).read_bytes() == content
+
+
+def test_a_folder_is_held_once_also_within_one_program(tmp_path):
+    held = hold_folder(tmp_path)
+    with pytest.raises(InputError, match="another program is at work.*me.close()"):
+        hold_folder(tmp_path)
+    held.release()
+    hold_folder(tmp_path).release()

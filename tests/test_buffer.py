@@ -9,9 +9,10 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
+from personal_llm.base.core import InputError
 from personal_llm.buffer import buffer as module
-from personal_llm.buffer.buffer import Buffer
-from personal_llm.buffer.policies import POLICIES
+from personal_llm.buffer.buffer import Buffer, open_buffer
+from personal_llm.buffer.policies import POLICIES, Policy
 
 settings.register_profile("brief", max_examples=60, deadline=None)
 settings.load_profile("brief")
@@ -150,3 +151,58 @@ def test_the_log_is_bounded(monkeypatch):
     for c in stream(12):
         buffer.add(c)
     assert [line.step for line in buffer.log] == [7, 8, 9, 10, 11] and buffer.seen == 12
+
+
+# ---- what a buffer refuses
+
+
+class WrongSlot(Policy):
+    def choose(self, view, candidate):
+        return len(view) + 3, "a slot that does not exist"
+
+
+def test_a_refused_dialogue_changes_nothing():
+    buffer = Buffer(1, WrongSlot())
+    buffer.add(candidate("a"))
+    foreign = replace(candidate("c").scores, model="base+adapter")
+    for wrong, problem in (
+        (candidate("b"), "policy WrongSlot chose slot 4 of 1 entries in 1 bins"),
+        (replace(candidate("c"), scores=foreign), "was embedded by base.adapter"),
+    ):
+        with pytest.raises(InputError, match=problem):
+            buffer.add(wrong)
+    assert len(buffer) == buffer.seen == len(buffer.log) == 1
+
+
+def test_a_rescored_buffer_refuses_dialogues_of_the_base_model():
+    buffer = Buffer(3, "fifo")
+    buffer.add(candidate("a"))
+    buffer.rescore([replace(e, scores=replace(e.scores, model="base+adapter")) for e in buffer.entries])
+    with pytest.raises(InputError, match="score all of them with the same model and adapter"):
+        buffer.add(candidate("f"))
+
+
+@pytest.mark.parametrize(
+    "setting, problem",
+    [
+        (dict(capacity=0), "capacity is 0"),
+        (dict(capacity=10**12), "capacity is 1000000000000"),
+        (dict(seed=-1), "the seed is -1"),
+        (dict(policy="best"), "unknown policy 'best'"),
+    ],
+)
+def test_wrong_settings_are_refused(setting, problem):
+    with pytest.raises(InputError, match=problem):
+        Buffer(**setting)
+
+
+@pytest.mark.parametrize(
+    "filled_by, policy, problem",
+    [
+        (WrongSlot(), None, "filled by policy 'WrongSlot';"),
+        ("sdss", WrongSlot(), "filled by policy 'sdss', not by 'WrongSlot'"),
+    ],
+)
+def test_a_buffer_opens_only_with_the_policy_that_filled_it(filled_by, policy, problem):
+    with pytest.raises(InputError, match=problem):
+        open_buffer(Buffer(2, filled_by).header(), policy, "an archive")

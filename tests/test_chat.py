@@ -5,6 +5,7 @@ import os
 import pty
 import sys
 import threading
+import types
 
 import pytest
 
@@ -83,6 +84,15 @@ def test_who_is_faster_than_the_loading_is_told(model, monkeypatch, capsys):
     assert "the model is loading" in capsys.readouterr().err
 
 
+def test_a_hint_comes_once_and_after_the_first_reply(model, monkeypatch, capsys):
+    type_lines(monkeypatch, "/help\nTea?\nMilk?\n")
+    chat.run_chat(ChatSession(model, None), "a larger model fits here")
+    assert capsys.readouterr().err.count("a larger model fits here") == 1
+    type_lines(monkeypatch, "/help\n")
+    chat.run_chat(ChatSession(model, None), "a larger model fits here")
+    assert "a larger model" not in capsys.readouterr().err, "nothing was asked yet"
+
+
 @pytest.mark.parametrize(
     "line",
     ["/dance", "/new talk", "/forget", "/up", "/better x", "/why", "/unlearn", "/learn", "/style", "/drop 1", "/here"]
@@ -100,7 +110,7 @@ def test_standing_instructions_are_read_until_they_are_dropped(session):
     assert session.recalled.dialogue.prompt.endswith("(In two points.\nThen a question. Call me Sam.)")
     assert session.turns[-1].prompt == "What is tea?", "the turn is stored as you wrote it"
     assert "you said always: In two points." in write(session, "/why")
-    assert write(session, "/drop 1") == "deleted"
+    assert "stay stored" in write(session, "/drop 1")
     write(session, "/always In short.")
     assert [line[:12] for line in write(session, "/always").splitlines()] == ["2. Call me S", "3. In short."]
     write(session, "/drop 2")
@@ -119,14 +129,15 @@ def test_three_answers_with_a_habit_make_one_question(session, monkeypatch):
         write(session, prompt)
         assert session.me.find_habit_question() is None
         write(session, f"/better In short: answer {number}.")
-    assert session.me.find_habit_question().question == "You opened 3 answers with “In short: answer”. Where does that apply?"
+    question = "You opened 3 answers with “In short: answer”. Where does that apply?"
+    assert session.me.find_habit_question().question == question
     assert session.take_habit_question() and session.take_habit_question() == "", "it is asked once"
-    line = write(session, "/everywhere")
-    assert line == "Applies to all replies: your corrections of “What is tea?”, “Who is Ada?”, “Why do cats purr?”"
+    prompts = "“What is tea?”, “Who is Ada?”, “Why do cats purr?”"
+    assert write(session, "/everywhere") == f"Applies to all replies: your corrections of {prompts}"
     assert write(session, "/style").startswith(
         "1. opens with “In short: answer” (3 of 3): All replies; from “What is tea"
     )
-    assert write(session, "/auto").startswith("Applies to similar prompts: your corrections of “What is tea?”, “Who")
+    assert write(session, "/auto") == f"Applies to similar prompts: your corrections of {prompts}"
     assert session.me.state.get_evidence().everywhere == ()
     assert session.me.find_habit_question() is None, "it is not asked again"
 
@@ -137,7 +148,8 @@ def test_a_form_that_a_reply_took_from_the_talk_is_still_a_habit(session, monkey
         write(session, prompt)
         write(session, f"/better In short: {number}.")
     (row, *_) = session.me.list_habits()
-    assert row.question == "You opened 3 answers with “In short:”. Where does that apply?", "the first reply had read no answer"
+    question = "You opened 3 answers with “In short:”. Where does that apply?"
+    assert row.question == question, "the first reply had read no answer"
 
 
 class Echo:
@@ -169,6 +181,71 @@ def test_pasted_lines_belong_together(monkeypatch):
         assert chat.read_message("> ") == "/better one\ntwo\nthree\n"
         os.write(master, b"alone\n")
         assert chat.read_message("> ") == "alone\n"
+
+
+BEGINS, ENDS = "\x1b[200~", "\x1b[201~"
+
+
+@pytest.fixture
+def typed(monkeypatch):
+    "A function that types into a terminal of this test, which is the chat's."
+    master, slave = pty.openpty()
+    with os.fdopen(slave) as terminal:
+        monkeypatch.setattr(sys, "stdin", terminal)
+        yield lambda text: os.write(master, text.encode())
+    os.close(master)
+
+
+def test_a_paste_that_comes_in_parts_is_one_message(typed):
+    later = threading.Timer(0.5, typed, ["/always Be rude.\nthree" + ENDS + "\n"])
+    later.start()
+    typed(f"{BEGINS}one\n/up\n")
+    message = chat.read_message("> ")
+    assert message == "one\n/up\n/always Be rude.\nthree\n" and isinstance(message, chat.Pasted)
+    typed("/up\n")
+    assert not isinstance(chat.read_message("> "), chat.Pasted)
+
+
+@pytest.mark.parametrize(
+    "text, is_command",
+    [("/up\n", True), (f"{BEGINS}/up{ENDS}\n", False), ("/always a\n/up\n", False), ("a\n/up\n", False)]
+    + [(f"/better {BEGINS}a\n/up{ENDS}\n", True), ("/better a\n/up\n", True), (f"/forget {BEGINS}a\nb{ENDS}\n", True)]
+    + [("/u\x1b[Dp\n", True)],
+)
+def test_a_command_is_typed_as_a_single_line(typed, session, monkeypatch, text, is_command):
+    ran = []
+    monkeypatch.setattr(chat, "run_command", lambda session, name, text: ran.append((name, text)) or "")
+    monkeypatch.setattr(session, "say", lambda line: iter([line]))
+    typed(text)
+    said = write(session, chat.read_message("> "))
+    assert bool(ran) == is_command and bool(said) != is_command and "\x1b" not in said
+    assert not ran or ran[0][0] in ("/up", "/better", "/forget") and ran[0][1] in ("", "a\n/up", "a\nb")
+
+
+def test_the_terminal_marks_pastes_during_the_chat_and_is_as_before_after_it(typed, model, monkeypatch, capsys):
+    import termios
+
+    before = termios.tcgetattr(sys.stdin)
+    seen = []
+
+    def read(prompt):
+        seen.append(termios.tcgetattr(sys.stdin)[3] & termios.ECHOCTL)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(chat, "read_message", read)
+    chat.run_chat(ChatSession(model, None))
+    told = capsys.readouterr().err
+    assert seen == [0] and termios.tcgetattr(sys.stdin) == before
+    assert "\x1b[?2004h" in told and told.endswith("\x1b[?2004l")
+
+
+def test_on_windows_lines_that_wait_belong_together(monkeypatch):
+    lines = ["/always a\n", "/up\n"]
+    monkeypatch.setattr(chat, "os", types.SimpleNamespace(name="nt"))
+    monkeypatch.setattr(chat, "is_terminal", lambda: True)
+    monkeypatch.setitem(sys.modules, "msvcrt", types.SimpleNamespace(kbhit=lambda: bool(lines)))
+    monkeypatch.setattr(chat, "read_line", lambda prompt="": lines.pop(0))
+    assert isinstance(message := chat.read_message("> "), chat.Pasted) and message == "/always a\n/up\n"
 
 
 def open_question(session):

@@ -323,3 +323,19 @@ def test_an_answer_that_no_reply_can_read_is_stored_with_a_message(model):
     session.react("better", "In short: yes. " * 400)
     (line,) = session.pop_messages()
     assert "no reply reads it, because 1200 are the most" in line
+
+
+@pytest.mark.parametrize("text", ["\u200b", " \u200b\n\u2060", "\ufeff"])
+def test_a_text_without_a_visible_letter_is_one_line_and_changes_nothing(model, tmp_path, text):
+    with ChatSession(model, tmp_path) as session:
+        "".join(session.say("Zebra?"))
+        count = len(session.me.archive.events)
+        for call in (
+            lambda: session.say(text),
+            lambda: session.react("better", text),
+            lambda: session.react("always", text),
+        ):
+            with pytest.raises(InputError) as raised:
+                call()
+            assert len(str(raised.value).splitlines()) == 1
+        assert len(session.me.archive.events) == count and len(session.turns) == 1

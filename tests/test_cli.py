@@ -12,6 +12,7 @@ import personal_llm
 from personal_llm.app import cli
 from personal_llm.app.commands import app
 from personal_llm.base.core import InputError
+from personal_llm.base.files import ASSETS
 from typed import fails, found, invoke, snapshot
 
 GROUPS = typer.main.get_command(app).commands
@@ -44,7 +45,7 @@ assert not {"torch", "transformers", "peft", "sentence_transformers"} & set(sys.
     words = __import__("json").dumps([[], *NAMES])
     done = subprocess.run([sys.executable, "-c", program, words], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("Example: personal-llm") == len(NAMES) >= 17
+    assert done.stdout.count("Example: personal-llm") == len(NAMES) >= 16
 
 
 def test_the_version_is_that_of_the_package(capsys):
@@ -87,8 +88,8 @@ def test_the_example_of_a_command_names_its_options():
         ("export new --to merged --adapter nowhere", "nowhere"),
         ("export new --to bogus --adapter new", "Invalid value for '--to'"),
         ("get nothing", "nothing"),
-        ("--chat-template nowhere check", "nowhere"),
-        ("check --model no/such/folder", "no/such/folder"),
+        ("--chat-template nowhere status --out empty", "nowhere"),
+        ("learn --out nowhere", "no memory here"),
     ],
 )
 def test_a_mistake_is_one_line_and_changes_nothing(tmp_path, capsys, monkeypatch, words, line):
@@ -154,7 +155,8 @@ def test_nothing_connects_without_being_asked(capsys, monkeypatch):
         raise AssertionError("a connection")
 
     monkeypatch.setattr(socket.socket, "connect", refuse)
-    assert invoke(capsys, "check", "--model", "pocket", "--quiet")[0] == 0
+    chats = ASSETS / "samples" / "chats.jsonl"
+    assert invoke(capsys, "explain", "--data", chats, "--model", "pocket", "--quiet")[0] == 0
     assert os.environ["HF_HUB_OFFLINE"] == "1"
 
 

@@ -1,5 +1,6 @@
 "Commands on one memory: learned from a file, shown, evaluated, exported, talked with and forgotten."
 
+import contextlib
 import io
 import json
 import shutil
@@ -9,10 +10,15 @@ import sys
 import pytest
 
 from personal_llm.app.personalize import find_adapter
+from personal_llm.base.core import Dialogue, InputError
 from personal_llm.base.files import ASSETS
+from personal_llm.buffer.buffer import Buffer
+from personal_llm.buffer.policies import POLICIES
 from personal_llm.data.reading import read_dialogues
 from personal_llm.device.archive import hold_folder
-from typed import fails, found, invoke, snapshot, write
+from personal_llm.device.personalizer import Personalizer
+from servers import pocket
+from typed import fails, found, invoke, rows, snapshot, write
 
 BRIEF = ("--steps", 2, "--capacity", 8, "--quiet")
 
@@ -23,8 +29,8 @@ def home(tmp_path_factory):
     from personal_llm.app import cli
 
     home = tmp_path_factory.mktemp("home")
-    rows = [d.to_dict() for d in read_dialogues(ASSETS / "samples" / "chats.jsonl")[:60]]
-    write(home / "chats.jsonl", [dict(prompt=row["prompt"], response=row["response"]) for row in rows])
+    chats = [d.to_dict() for d in read_dialogues(ASSETS / "samples" / "chats.jsonl")[:60]]
+    write(home / "chats.jsonl", [dict(prompt=row["prompt"], response=row["response"]) for row in chats])
     words = ["personalize", "--data", home / "chats.jsonl", "--out", home / "mine", "--policy", "sdss", *BRIEF]
     assert cli.main(words) == 0
     return home
@@ -126,3 +132,22 @@ def test_learn_trains_on_what_was_corrected(mine, capsys, monkeypatch):
     monkeypatch.setattr(sys, "stdin", io.StringIO("What is tea?\n/better In short: a drink.\n"))
     invoke(capsys, "chat", "--out", mine)
     assert found(capsys, "learn", "--out", mine)["learned"] is True
+
+
+def test_a_memory_whose_policy_is_not_installed_is_read_and_forgotten(tmp_path, capsys, monkeypatch):
+    out = tmp_path / "me"
+    monkeypatch.setitem(POLICIES, "theirs", type("Theirs", (POLICIES["fifo"],), {}))
+    POLICIES["theirs"].name = "theirs"
+    chats = write(tmp_path / "chats.jsonl", rows(9))
+    with contextlib.closing(Personalizer(pocket(), Buffer(4, "theirs"), folder=out)) as me:
+        me.observe_all(read_dialogues(str(chats)), progress=False)
+    monkeypatch.delitem(POLICIES, "theirs")
+    assert found(capsys, "status", "--out", out)["policy"] == "theirs"
+    deleted = found(capsys, "forget", "--out", out, "--containing", "thing number 3", "--yes")["deleted"]
+    assert deleted == ["dialogue: What is thing number 3 of 3?"]
+    assert b"thing number 3" not in b"".join(file.read_bytes() for file in out.rglob("*") if file.is_file())
+    with contextlib.closing(Personalizer(pocket(), folder=out)) as me:
+        count = len(me.archive.events)
+        with pytest.raises(InputError, match="'theirs' of this memory is not installed"):
+            me.observe(Dialogue("Another one?", "Yes.", time=99.0))
+        assert len(me.archive.events) == count and len(me.state.archive.dialogues) == 8

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 from personal_llm.base.core import Dialogue, InputError
-from personal_llm.explanation.decomposition import SharedBasis, decompose
+from personal_llm.explanation.decomposition import SharedBasis, candidate_words, decompose
 from personal_llm.explanation.decomposition import explain_with_summariser, halve_differences
 from personal_llm.explanation.decomposition import summary_states, swap_strength, write_summary_prompt
 from tiny import ARCHITECTURES, shared, tiny
@@ -152,3 +152,39 @@ def test_state_is_what_the_output_layer_reads_alone_and_in_a_batch(architecture)
     assert np.allclose(summary_states(model, PAIRS), together, atol=1e-4)
     with pytest.raises(InputError, match="no pairs"):
         summary_states(model, [])
+
+
+# what is refused
+
+
+def test_numbers_and_shapes_that_make_no_sum_are_refused():
+    basis = SharedBasis("base", "summariser", np.zeros((0, 3)))
+    basis.grow(np.array([1.0, 0, 0]), ["short"], [(5, 0, 0)])
+    before = basis.words, basis.vectors.copy()
+    for act, line in (
+        (lambda: basis.grow(np.full(3, np.nan), ["warm"], [(0, 1, 0)]), "the shift is zero or not finite"),
+        (lambda: basis.grow(np.array([0, 1.0, 0]), ["odd"], [np.zeros(3)]), "the vector of 'odd' has length 0"),
+        (lambda: decompose(np.ones(3), ["a", "b"], np.ones((1, 3))), "word vectors of shape"),
+    ):
+        with pytest.raises(InputError, match=line):
+            act()
+    assert basis.words == before[0] and np.array_equal(basis.vectors, before[1])
+
+
+def test_a_summariser_that_answers_nonsense_is_refused():
+    model = shared("llama")
+    with pytest.raises(InputError, match="adjectives hold"):
+        candidate_words(model, summary_states(model, [("Hi?", "Yes.", "No.")]))
+
+
+def test_models_and_dialogues_that_do_not_fit_are_refused():
+    model = shared("llama")
+    dialogues = [Dialogue(f"q{i}", "Yes.") for i in range(9)]
+    own = SharedBasis(model.base, model.base, np.zeros((0, model.width)))
+    other = SharedBasis("another base", "another", np.zeros((0, model.width)))
+    for arguments, line in (
+        ((model, dialogues[:3], own), "at least 8 are needed"),
+        ((model, dialogues, other), "the basis was made with summariser another"),
+    ):
+        with pytest.raises(InputError, match=line):
+            explain_with_summariser(model, *arguments)

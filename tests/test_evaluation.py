@@ -150,3 +150,12 @@ def test_a_length_that_no_reply_has_is_refused(wrong):
         evaluate(model, TEST, max_tokens=wrong)
     assert model.cost.forward == 0
     assert len(evaluate(model, TEST, max_tokens=np.int64(5))) == len(TEST)
+
+
+@pytest.mark.parametrize(
+    "dialogues, problem",
+    [([], "no dialogues to evaluate on"), ([Dialogue("Hi", " ")], "its reference answer is empty")],
+)
+def test_without_reference_answers_there_is_nothing_to_measure(dialogues, problem):
+    with pytest.raises(InputError, match=problem):
+        evaluate(Parrot(), dialogues)

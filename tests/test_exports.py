@@ -1,6 +1,7 @@
 "Exports of chat services: short hand-written files that look like the real ones."
 
 import json
+import os
 
 import pytest
 from cases import case
@@ -8,11 +9,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from personal_llm.base.core import InputError
-from personal_llm.data.exports import CONVERSATION_GAP_SECONDS, PROGRAMS, choose_sides
-from personal_llm.data.exports import parse_timestamps, parse_whatsapp_log, split_at_pauses
-from personal_llm.data.formats import FORMATS, GAP, UNLEARNED, Sides, Turn, order_messages, parse_record, parse_time
-from personal_llm.data.formats import split_into_dialogues
-from personal_llm.data.reading import read_dialogues
+from personal_llm.data.formats import FORMATS, GAP, UNLEARNED, Sides, Turn, parse_record, split_into_dialogues
+from personal_llm.data.reading import load_formats, read_dialogues
+from personal_llm.extras.exports import PROGRAMS
+from personal_llm.extras.people import CONVERSATION_GAP_SECONDS, choose_sides
+from personal_llm.extras.people import parse_timestamps, parse_whatsapp_log, split_at_pauses
+from personal_llm.extras.talks import order_messages, parse_time
+
+load_formats()
 
 
 def pairs(dialogues):
@@ -191,6 +195,15 @@ def test_a_folder_of_chatgpts_files_is_one_history(tmp_path):
     with pytest.raises(InputError, match="no ratings that we can read"):
         read_dialogues(tmp_path)
     (tmp_path / "message_feedback.json").unlink()
+    if os.name != "nt":  # neither has an end
+        os.mkfifo(tmp_path / "message_feedback.json")
+        with pytest.raises(InputError, match="no ratings that we can read"):
+            read_dialogues(tmp_path)
+        (tmp_path / "message_feedback.json").unlink()
+        (tmp_path / "message_feedback.json").symlink_to("/dev/zero")
+        with pytest.raises(InputError, match="no ratings that we can read"):
+            read_dialogues(tmp_path)
+        (tmp_path / "message_feedback.json").unlink()
     save(files[1], "{")
     with pytest.raises(InputError, match="conversations-001.json: broken JSON"):
         read_dialogues(tmp_path)

@@ -112,6 +112,19 @@ def test_every_adapter_from_the_first_that_learned_it_goes(tmp_path):
     assert open_state(state.archive).rounds == state.rounds
 
 
+@pytest.mark.parametrize(
+    "request_, line",
+    [
+        (dict(), "nothing was named"),
+        (dict(text=" "), "the text to forget is empty"),
+        (dict(ids=["d0"]), "no dialogue 'd0' is stored"),
+    ],
+)
+def test_a_call_that_names_nothing_is_refused(request_, line):
+    with pytest.raises(InputError, match=line):
+        Talks().plan(**request_)
+
+
 def test_texts_that_look_equal_are_found():
     talks = Talks()
     talks.say("a", "My friend Jean-Luc calls.", "Good.")
@@ -168,7 +181,7 @@ def test_an_instruction_goes_by_its_words_with_its_earlier_texts():
     assert listed == ["Call me Ada.", "Call me Bo.", "As Ada says.", "opens with “Dear Ada”"]
     state = forget_dialogues(talks.state, plan)
     assert [one.text for one in state.instructions.values()] == ["Be brief."]
-    assert state.asked_habits == set() and plan_forgetting(state, text="ada") == ForgetPlan()
+    assert plan_forgetting(state, text="ada") == ForgetPlan()
 
 
 @pytest.mark.parametrize("head", [b"", bytes(4096)])
@@ -474,7 +487,7 @@ class Echo:
 
 FORMS = ["Biscuitto", "BISCUITTO", "bis\u200bcuitto", "**Bis**cuitto", "biscu\u00adit\ufe0fto"]
 SECRET = re.compile("|".join(map(re.escape, FORMS)))
-ACTS = ["say", "say", "client", "client", "file", "better", "earlier", "always", "talk", "learn"]
+ACTS = ["say", "say", "client", "client", "file", "better", "earlier", "always", "talk", "learn", "scope", "undo"]
 
 
 def open_session(model, folder):
@@ -529,16 +542,24 @@ def act(session, name, text, number):
         session.react("always", text)
     elif name == "talk":
         session.open_talk()
+    elif name == "undo" and session.me.state.acts:
+        session.undo()
+    elif name == "scope" and any(one.kind == "better" for one in session.me.state.reactions.values()):
+        session.take_habit_question()
+        session.scope_correction(["everywhere", "here", ""][number % 3])
     elif name == "learn" and len(session.me.buffer):
         session.me.finetune(progress=False)
 
 
 READ_A_CORRECTION = [(name, "") for name in ("say", "say", "say", "better", "say", "always")]
+SHARE_AN_OPENING = [step for form in FORMS[:1] * 3 for step in (("say", ""), ("better", form))]
+SHARE_AN_OPENING += [("scope", ""), ("undo", ""), ("undo", "")]
 READ_A_CORRECTION += [("talk", FORMS[2]), ("say", ""), ("talk", "")]  # nothing goes: what was read stays as it was read
 
 
 @settings(max_examples=25, deadline=None, phases=[Phase.explicit, Phase.generate])
 @example(READ_A_CORRECTION)
+@example(SHARE_AN_OPENING)
 @given(st.lists(st.tuples(st.sampled_from(ACTS), st.sampled_from(["", "", *FORMS])), min_size=3, max_size=9))
 def test_what_is_listed_goes_and_nothing_else_and_no_byte_is_left(model, tmp_path_factory, acts):
     folder = tmp_path_factory.mktemp("me")

@@ -7,8 +7,8 @@ from personal_llm.base.models import load_model
 from personal_llm.buffer.buffer import Buffer
 from personal_llm.device.archive import hold_folder
 from personal_llm.device.personalizer import Personalizer
-from personal_llm.runtimes import idle
-from personal_llm.extras.idle import finetune_folder, finetune_when_idle
+from personal_llm.device import idle
+from personal_llm.device.idle import finetune_folder, finetune_when_idle
 
 FREE = dict(other_load=0.0, on_battery=False, free=8.0)
 

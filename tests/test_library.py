@@ -3,7 +3,9 @@
 import json
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,7 +14,7 @@ from personal_llm.base.core import InputError
 from personal_llm.base.files import ASSETS
 from personal_llm.base.models import load_model
 from personal_llm.base.weights import WEIGHTS
-from personal_llm.selection.library import SHIPPED_LIBRARIES, Library, find_shipped_library
+from personal_llm.selection.library import SHIPPED_LIBRARIES, Library, check_library_base, find_shipped_library
 
 FACTS = dict(licence="CC0-1.0", samples=30)
 SHIPPED = Library("pocket")
@@ -115,3 +117,69 @@ def test_rows_of_another_space_are_refused(library):
     file.write_text(json.dumps(json.loads(file.read_text()) | dict(explanation=explanation)))
     with pytest.raises(InputError, match="explained in space another"):
         library.rows
+
+
+# ---- what is refused, with a remedy
+
+
+@pytest.mark.parametrize(
+    "change, line",
+    [
+        (lambda card: json.dumps(card | dict(name="calm-clinic")), "is the card of 'calm-clinic'"),
+        (lambda card: json.dumps(card | dict(base="another")), "made for base another"),
+        (lambda card: json.dumps({n: v for n, v in card.items() if n != "licence"}), "licence is missing"),
+        (lambda card: '{"name": "war', "card.json: damaged"),
+    ],
+)
+def test_a_wrong_card_is_refused(library, change, line):
+    file = library.path / "ward-round" / "card.json"
+    file.write_text(change(json.loads(file.read_text())))
+    with pytest.raises(InputError, match=line):
+        library["ward-round"]
+
+
+def test_control_characters_of_a_card_are_shown_escaped(library):
+    file = library.path / "ward-round" / "card.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | dict(style="\x1b[1m loud")))
+    assert library.card("ward-round")["style"] == r"\x1b[1m loud"
+
+
+@pytest.mark.parametrize(
+    "change, line",
+    [
+        (dict(explanation=replace(SHIPPED["plain"].explanation, space="another")), "explained in space another"),
+        (dict(explanation=replace(SHIPPED["plain"].explanation, row=np.full(2, np.nan))), "not finite"),
+        (dict(adapter=ASSETS), "no adapter here"),
+        (dict(licence=""), "licence is missing"),
+    ],
+)
+def test_a_pllm_that_does_not_fit_is_refused_and_changes_no_file(library, change, line):
+    before = read_files(library.path)
+    request = dict(adapter=SHIPPED["plain"].adapter, explanation=SHIPPED["plain"].explanation) | FACTS | change
+    with pytest.raises(InputError, match=line):
+        library.add("new", **request)
+    assert read_files(library.path) == before
+
+
+def test_what_a_library_does_not_have_is_named(library, tmp_path):
+    spaceless = Library.create(tmp_path / "spaceless", base=SHIPPED.base)
+    for act, line in (
+        (lambda: Library(tmp_path / "nowhere"), "no library here"),
+        (lambda: library["wardround"], "such as ward-round"),
+        (lambda: library.columns("dreams"), "no columns 'dreams'"),
+        (lambda: Library.create(library.path, SHIPPED.space), "exists already"),
+        (lambda: spaceless.rows, "has no space"),
+        (lambda: check_library_base(SHIPPED, SimpleNamespace(base="another")), "library build"),
+        (lambda: check_library_base(SimpleNamespace(base="another"), SHIPPED), "use the library pocket"),
+    ):
+        with pytest.raises(InputError, match=line):
+            act()
+
+
+def test_a_repository_that_is_not_there_is_one_line(monkeypatch):
+    def fail(*_, **__):
+        raise OSError("404 Client Error: repository not found")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", fail)
+    with pytest.raises(InputError, match="hf://ana/unknown: cannot be downloaded .404"):
+        Library("hf://ana/unknown")

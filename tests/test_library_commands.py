@@ -5,7 +5,7 @@ import time
 import psutil
 import pytest
 
-from personal_llm.extras import library_commands
+from personal_llm.extras import commands
 from personal_llm.base.adapters import WEIGHTS_FILE
 from personal_llm.base.core import Dialogue
 from personal_llm.base.files import ASSETS
@@ -36,7 +36,7 @@ def test_build_adds_adapters_to_a_library(tmp_path, capsys, monkeypatch):
     adapters = [ASSETS / "library" / name for name in ("plain", "quiz-night")]
     words = [word for adapter in adapters for word in ("--adapter", adapter)]
     with monkeypatch.context() as stopped:
-        stopped.setattr(library_commands, "prepare_probes", lambda *given, **named: exec("raise KeyboardInterrupt"))
+        stopped.setattr(commands, "prepare_probes", lambda *given, **named: exec("raise KeyboardInterrupt"))
         assert invoke(capsys, "library", "build", folder, *words, "--licence", "CC0-1.0", "--quiet")[0] == 130
     result = found(capsys, "library", "build", folder, *words, "--licence", "CC0-1.0", "--quiet")
     assert "quiz-night" in result["added"] and "plain" in result["skipped"], "the plain one was tuned before"

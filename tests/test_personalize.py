@@ -1,13 +1,17 @@
 "Learning from a file: what is stored, what is compared, and what is refused."
 
+import contextlib
 import json
 
 import pytest
+from tiny import shared
 
 from personal_llm.app.personalize import find_adapter, find_start, personalize
 from personal_llm.data.reading import Dialogues
 from personal_llm.base.core import Dialogue, InputError
+from personal_llm.base.models import Model
 from personal_llm.device.archive import Archive
+from personal_llm.device.personalizer import Personalizer
 from personal_llm.selection.library import Library
 from personal_llm.tuning.config import TuningConfig
 
@@ -31,6 +35,14 @@ def test_the_test_set_never_meets_the_memory(model, tmp_path):
     assert result["change"]["loss"]["difference"] == pytest.approx(
         result["change"]["loss"]["after"] - result["change"]["loss"]["before"]
     )
+
+
+def test_a_run_says_how_long_it_takes_and_measures_the_newest_few(model, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("personal_llm.app.personalize.MAX_TESTED", 2)
+    result, lines = personalize(CHATS, tmp_path, model, policy="fifo", capacity=8, config=BRIEF)
+    first = capsys.readouterr().err.splitlines()[0]
+    assert first.startswith("54 dialogues to read, 2 steps of a fine-tune, 2 replies before and after: about ")
+    assert result["held_out"] == 6 and result["tested"] == 2 and "6 held out, 2 measured" in lines[0]
 
 
 def test_no_file_but_the_memory_holds_a_text(model, tmp_path):
@@ -73,6 +85,14 @@ def test_a_test_row_that_comes_again_counts_once(model, tmp_path):
     assert len({*prompts}) == len(prompts) > 0
 
 
+def test_a_folder_gives_the_adapter_of_its_present_model(model, tmp_path):
+    run(model, tmp_path, CHATS[:12])
+    run(shared("llama"), tmp_path, CHATS[12:24])
+    assert find_adapter(tmp_path).name == "001"
+    Personalizer(model, folder=tmp_path).close()
+    assert find_adapter(tmp_path).name == "000"
+
+
 def test_few_chats_have_no_test_set(model, tmp_path):
     chats = Dialogues(CHATS[:12])
     chats.user, chats.writer = "Kim", "Otto"
@@ -91,3 +111,30 @@ def test_a_start_is_a_library_an_adapter_or_none(model, tmp_path):
     assert run(model, tmp_path / "two", CHATS[:12], start=start)[0]["start"] == "other"
     with pytest.raises(InputError, match="nowhere"):
         find_start("nowhere")
+
+
+def test_a_folder_whose_model_changed_has_the_adapter_that_its_chat_uses(model, tmp_path):
+    run(model, tmp_path, CHATS[:12])
+    assert find_adapter(tmp_path) == tmp_path / "adapters" / "000"
+    other = Model(model.model, model.tokenizer, "other", base="of another file")
+    with contextlib.closing(Personalizer(other, folder=tmp_path)) as me:
+        assert me.adapter is None
+    with pytest.raises(InputError, match="other learned nothing here yet"):
+        find_adapter(tmp_path)
+    assert run(other, tmp_path, CHATS[:12])[0]["finetunes"] == 1, "these chats are new to this model"
+    with contextlib.closing(Personalizer(other, folder=tmp_path)) as me:
+        assert find_adapter(tmp_path) == me.adapter.path == tmp_path / "adapters" / "001"
+    with contextlib.closing(Personalizer(model, folder=tmp_path)) as me:
+        assert find_adapter(tmp_path) == me.adapter.path == tmp_path / "adapters" / "000"
+
+
+def test_the_questions_about_a_second_file_are_paced_by_its_length(model, tmp_path):
+    asked = []
+
+    def annotate(dialogue):
+        asked.append(int(dialogue.time))
+
+    options = dict(config=BRIEF, progress=False, ask_when="policy")
+    personalize(CHATS[:12], tmp_path, model, capacity=4, **options)
+    personalize(CHATS[12:48], tmp_path, model, annotate, **options)
+    assert 3 <= len(asked) <= 4 and asked[-1] >= 36, "they last to the end, and are not all asked at once"

@@ -1,4 +1,4 @@
-"Runtimes come through entry points: ours, somebody else's, and broken ones or copies of our names, which harm nobody."
+"Commands and targets come through entry points: ours, somebody else's, and broken ones, which harm nobody."
 
 import json
 import os
@@ -8,40 +8,44 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from test_architecture import act, arrows_of_the_package
+import typer
+from test_architecture import ACTS, act, arrows_of_the_package
 
-from personal_llm.app.plugins import find_runtimes
+from personal_llm.app.cli import app
+from personal_llm.app.plugins import find_targets
 
 ROOT = Path(__file__).resolve().parent.parent
 MODULE = """
-from typing import Annotated
-from personal_llm.app.plugins import Runtime
+import typer
 
 def write_name(model, adapter, folder, dialogues):
     (folder / "name.txt").write_text(model.name)
     return "read name.txt"
 
-def shout(text: Annotated[str, "what to say"], times: Annotated[int, "how often"] = 1, softly: Annotated[bool, ""] = 0):
+def shout(text: str = typer.Option(), times: int = 1):
     "Say a text in capitals."
-    text = text if softly else text.upper()
-    return dict(text=text), [text] * times
+    print("\\n".join([text.upper()] * times))
 
-RUNTIME = Runtime(targets={"name": write_name}, commands={"shout": shout})
-WRITER = Runtime(targets={"vllm": write_name})
-IDLE = Runtime()
-STATUS = Runtime(commands={"status": shout})
+app = typer.Typer()
 
+@app.command()
 def wave():
     "Say hello."
-    return dict(said="hello"), ["hello"]
+    print("hello")
+
+greetings = typer.Typer(help="Greetings.")
+greetings.command("bow")(wave)
+greetings.command("nod")(wave)
+app.add_typer(greetings, name="greet")
+
+copycat = typer.Typer()
+copycat.command("status")(wave)
+copycat.command("wink")(wave)
 
 def guess(what: "Unknown"):
     "Guess."
 
-NUMBER = Runtime(targets={7: write_name})
-TEXT = Runtime(commands={"text": "shout"})
-LIST = Runtime(commands=["list"])
-OPTIONS = Runtime(commands={"guess": guess, "wave": wave})
+text = "shout"
 """
 RUN = """
 import contextlib, io, json, sys
@@ -64,10 +68,12 @@ def command(tmp_path):
     metadata = tmp_path / "shout-1.0.dist-info"
     metadata.mkdir()
     (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: shout\nVersion: 1.0\n")
-    points = dict(shout="shout:RUNTIME", broken="nowhere:RUNTIME", nothing="os:path")
-    points |= dict(writer="shout:WRITER", idle="shout:IDLE", status="shout:STATUS")
-    points |= {name: f"shout:{name.upper()}" for name in ("number", "text", "list", "options")}
-    lines = ["[personal_llm.runtimes]", *(f"{name} = {value}" for name, value in points.items())]
+    commands = dict(shout="shout:shout", waves="shout:app", broken="nowhere:app", status="shout:copycat")
+    commands |= dict(guess="shout:guess", text="shout:text")
+    targets = dict(name="shout:write_name", gguf="shout:write_name", lost="nowhere:write")
+    lines = []
+    for group, points in dict(commands=commands, targets=targets).items():
+        lines += [f"[personal_llm.{group}]", *(f"{name} = {value}" for name, value in points.items())]
     (metadata / "entry_points.txt").write_text("\n".join(lines))
     path = os.pathsep.join([str(tmp_path), str(ROOT)])
 
@@ -82,49 +88,43 @@ def command(tmp_path):
 
 @pytest.mark.later
 def test_somebody_else_can_write_one(command, tmp_path):
+    "A function, an application with a command and a group, and a target; none of them waits for a broken one."
     adapter = next((ROOT / "personal_llm/assets/library").glob("*/adapter_model.safetensors")).parent
-    said, as_json, missing, done = command(
+    said, waved, bowed, missing, done = command(
         ("shout", "--text", "hello", "--times", 2),
-        ("shout", "--text", "hello", "--softly", "--json"),
+        ("wave",),
+        ("greet", "bow"),
         ("shout",),
         ("export", tmp_path / "out", "--to", "name", "--adapter", adapter, "--model", "pocket"),
     )
     assert (said.code, said.out) == (0, "HELLO\nHELLO\n"), said.err
-    assert as_json.out == '{"text": "hello"}\n'
-    assert "plug-in broken skipped: nowhere:RUNTIME: ModuleNotFoundError" in said.err
-    assert "plug-in nothing skipped" in said.err
+    assert (waved.code, waved.out, bowed.out) == (0, "hello\n", "hello\n"), waved.err
     assert missing.code == 2 and "--text" in missing.err.splitlines()[-1]
     assert done.code == 0 and (tmp_path / "out" / "name.txt").read_text() == "pocket", done.err
 
 
-def test_no_plugin_takes_a_name_of_ours(command, tmp_path):
-    "A target, an entry point and a command with our names: ours work on, and each of theirs is named."
-    done, learn = command(("status", "--out", tmp_path), ("learn", "--help"))
+def test_a_plugin_that_cannot_be_used_is_named_and_costs_nothing_else(command, tmp_path):
+    "Ours keep their names, and a plug-in with a command of ours brings none of its others either."
+    done, learn, wink = command(("status", "--out", tmp_path), ("learn", "--help"), ("wink",))
     assert done.code == 2 and "no memory here" in done.err
-    for name in ("writer", "idle"):
-        assert f"plug-in {name} skipped: shout:{name.upper()}: TypeError: it is of another kind, or a name" in done.err
-    assert "plug-in status: command status skipped" in done.err
-    assert learn.code == 0
+    notes = {
+        "broken": "nowhere:app: ModuleNotFoundError",
+        "lost": "nowhere:write: ModuleNotFoundError",
+        "text": "shout:text: TypeError: it is of another kind, or a name of it is taken",
+        "gguf": "shout:write_name: TypeError: it is of another kind, or a name of it is taken",
+        "guess": "NameError",
+        "status": "there is a command status already",
+    }
+    for name, note in notes.items():
+        assert f"plug-in {name} skipped: {note}" in done.err
+    assert learn.code == 0 and "No such command 'wink'" in wink.err
 
 
-def test_a_runtime_that_cannot_be_used_stops_no_command(command, tmp_path):
-    done, waved = command(("status", "--out", tmp_path), ("wave", "--json"))
-    assert done.code == 2 and "no memory here" in done.err
-    for name in ("number", "text", "list"):
-        assert f"plug-in {name} skipped: shout:{name.upper()}: " in done.err
-    assert "plug-in options: command guess skipped: NameError" in done.err
-    assert (waved.code, waved.out) == (0, '{"said": "hello"}\n'), "a command without options"
+def test_ours_are_found():
+    targets, skipped = find_targets()
+    assert {"merged", "gguf", "ollama", "vllm"} <= targets.keys() and not skipped, "install the package again"
+    assert {"serve", "library", "phone"} <= set(typer.main.get_group(app).commands), "install the package again"
 
 
-def test_ours_are_found_and_every_command_has_help():
-    runtimes, skipped = find_runtimes()
-    assert {"export", "idle", "phone"} <= runtimes.keys() and not skipped, "install the package again: make install"
-    assert {"merged", "gguf", "ollama", "vllm"} <= runtimes["export"].targets.keys()
-    assert all(function.__doc__ for runtime in runtimes.values() for function in runtime.commands.values())
-
-
-def test_no_act_imports_a_runtime_by_name():
-    runtimes = {name for name, to in arrows_of_the_package() if act(to) == "runtimes" and not to.endswith(".plugins")}
-    outside = {name for name in runtimes if act(name) not in ("runtimes", "recipes", "experiments")}
-    inside_a_command = {"personal_llm.extras.library_commands", "personal_llm.app.chat"}  # cluster, llama.cpp
-    assert outside <= inside_a_command, outside
+def test_only_entry_points_lead_to_the_extras():
+    assert [pair for pair in arrows_of_the_package() if act(pair[1]) == "extras" and act(pair[0]) in ACTS[:-1]] == []

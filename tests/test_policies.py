@@ -7,7 +7,7 @@ import pytest
 from candidates import candidate, reopen, sound, stream
 
 from personal_llm.base.core import InputError, make_generator
-from personal_llm.buffer.buffer import Buffer
+from personal_llm.buffer.buffer import Buffer, open_buffer
 from personal_llm.buffer.policies import POLICIES, Policy, get_policy
 from personal_llm.buffer.scoring import unit_vector
 
@@ -72,6 +72,13 @@ def test_unknown_policies_are_one_line():
     for wrong in ("best", 5, None, Surprising, ["sdss"]):
         with pytest.raises(InputError, match="use one of sdss"):
             get_policy(wrong)
+
+
+def test_a_policy_without_a_choice_names_the_method_to_write():
+    buffer = Buffer(1, Policy())
+    buffer.add(stream(2)[0])
+    with pytest.raises(NotImplementedError, match="needs a method `choose"):
+        buffer.add(stream(2)[1])
 
 
 def test_a_negative_slot_is_refused():
@@ -149,3 +156,45 @@ def test_kcenter_against_all_pairs(kind, capacity):
             turned = [replace(o.scores, embedding=o.scores.embedding[::-1].copy()) for o in buffer.entries]
             buffer.rescore([replace(o, scores=scores) for o, scores in zip(buffer.entries, turned)])
     assert capacity == 2 or kept > capacity, "nothing was decided"
+
+
+# ---- policies that are not here, or fail
+
+
+def test_a_policy_that_is_not_installed_is_missed_only_where_it_decides():
+    header = filled("fifo", stream(3)).header() | dict(policy="gone")
+    buffer = open_buffer(header, None, "an archive")
+    assert buffer.header() == header and not buffer.wants_question(stream(1)[0], 9)
+    for call in (lambda: buffer.add(stream(1)[0]), lambda: buffer.policy.select_training_dialogues([])):
+        with pytest.raises(InputError, match="'gone' of this memory is not installed; install its package"):
+            call()
+    assert not len(buffer) and not buffer.log
+
+
+def fail(*given):
+    raise ZeroDivisionError("division\nby zero")
+
+
+def test_a_policy_that_raises_is_one_line_and_changes_nothing(capsys):
+    wild = type("Wilder", (Policy,), dict(choose=fail, decide_question=fail))
+    buffer = filled(wild, stream(5))
+    before = (buffer.dialogues, buffer.seen, len(buffer.log))
+    with pytest.raises(InputError, match="policy Wilder raised ZeroDivisionError: division by zero; nothing was"):
+        buffer.add(stream(9)[8])
+    assert (buffer.dialogues, buffer.seen, len(buffer.log)) == before
+    assert not buffer.wants_question(stream(9)[8], 9) and not buffer.wants_question(stream(9)[8], 9)
+    assert capsys.readouterr().err.count("so it asks nothing") == 1
+
+
+def test_questions_are_paced_by_the_dialogues_to_come():
+    policy = get_policy("answers-first")
+    policy.pace(20, seen=95)
+    buffer = Buffer(4, policy)
+    buffer.seen = 95
+    asked = []
+    for place, c in enumerate(stream(20)):
+        if Policy.decide_question(policy, buffer.view, c, questions_left=2 - len(asked))[0]:
+            asked.append(place)
+            c = replace(c, dialogue=c.dialogue.derive(origin="approved"))
+        buffer.add(c)
+    assert len(asked) == 2 and asked[1] >= 9

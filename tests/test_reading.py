@@ -14,7 +14,7 @@ from test_formats import CHAT, PAIRS, RECORDS
 from personal_llm.base.core import Dialogue, InputError
 from personal_llm.base.files import ASSETS
 from personal_llm.data.formats import FORMATS, MAX_TURN_CHARACTERS
-from personal_llm.data.reading import load_samples, read_dialogues
+from personal_llm.data.reading import load_formats, load_samples, read_dialogues
 from personal_llm.data.splits import get_dialogue_group, get_row_group
 from personal_llm.recipes.data import is_reserved
 
@@ -114,8 +114,8 @@ def test_marks_are_noted_and_the_other_rows_are_read():
 BAD = [  # content, name, place or None, words of the message
     (GOOD + b'{"prompt": "Hi"\n', "a.jsonl", "line 2", "broken JSON"),
     (GOOD + b"\n" + b"nonsense\n", "a.jsonl", "line 3", "broken JSON"),
-    (GOOD + b'{"tail": "x"}\n', "a.jsonl", "line 2", "as of the first row, needs prompt and response"),
-    (GOOD + b'{"prompt": "Hi", "tail": "x"}\n', "a.jsonl", "line 2", "as of the first row, needs prompt and"),
+    (GOOD + b'{"tail": "x"}\n', "a.jsonl", "line 2", "not those of the format pairs, as in the first row"),
+    (GOOD + b'{"prompt": "Hi", "tail": "x"}\n', "a.jsonl", "line 2", "not those of the format pairs"),
     (GOOD + b'{"prompt": "  ", "response": "x"}\n', "a.jsonl", "line 2", "empty prompt"),
     (GOOD + b'{"prompt": "x", "response": "\\u0000"}\n', "a.jsonl", "line 2", "empty response"),
     (GOOD + b'{"prompt": "x", "response": null}\n', "a.jsonl", "line 2", "empty response"),
@@ -127,7 +127,7 @@ BAD = [  # content, name, place or None, words of the message
     (b"From Ana", "a.mbox", "line 1", "a mail program, which we do not read"),
     (b"- prompt: Tea?", "a.yaml", "line 1", "an unknown ending (.yaml), and no JSON in it"),
     (b"<p>", "MyActivity.html", "line 1", "choose JSON in Google Takeout"),
-    (b"[01.02.24, 10:00] <ana> Hi", "irc.txt", "line 1", "no line begins as in a WhatsApp export"),
+    (b"[01.02.24, 10:00] <ana> Hi", "irc.txt", "line 1", "an IRC program, which we do not read"),
     ("hello".encode("utf-16"), "a.jsonl", "line 1", "broken JSON"),
     (GOOD + b"[" * 100_000 + b"\n", "a.jsonl", "line 2", "nested too deeply"),
     (GOOD + b"[" * 300 + b"]" * 300 + b"\n", "a.jsonl", "line 2", "levels deep"),
@@ -243,6 +243,7 @@ values = st.recursive(
     ),
     max_leaves=6,
 )
+load_formats()
 NEEDS = [names for format in FORMATS.values() for names in format.required_fields]
 
 

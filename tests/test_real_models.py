@@ -14,13 +14,13 @@ from test_tuning import TALK, TEST
 from tiny import same, weights
 from ways import BRIEF, LOUD, Letters, spoken
 
-from personal_llm.extras.check import MODEL_CHECKS, check_model
 from personal_llm.base.core import Dialogue
 from personal_llm.base.models import load_model
 from personal_llm.base.tokens import collate_samples
 from personal_llm.tuning.config import TuningConfig
 from personal_llm.tuning.finetune import finetune
 from personal_llm.explanation.explanation import explain, explain_pllm, prepare_probes
+from personal_llm.recipes.check_model import MODEL_CHECKS, check_model
 from personal_llm.recipes.space_fitting import SpaceTexts, fit_space
 
 SHORT = TuningConfig(rank=2, steps=4, batch_size=4, max_length=96, checks=2, learning_rate=1e-2)

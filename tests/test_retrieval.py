@@ -128,3 +128,13 @@ def test_a_reply_and_the_loading_of_vectors_never_wait_for_each_other():
     thread.start()
     thread.join(30)
     assert not thread.is_alive()
+
+
+def test_a_near_copy_is_found_behind_neighbours_that_are_none(vectors):
+    "Seven newer texts are nearer to the old one than the text that took its place."
+    others = ["Tea?", "Who is Ada?", "A poem.", "Where is Oslo?", "Add it up.", "Bake bread.", "Fix my bike."]
+    texts = ["My knee hurts since the last long run.", *others, "My knee hurts since the last long run!"]
+    angles = np.radians([0, *[1] * len(others), 2])
+    vectors.add(texts, np.stack([np.cos(angles), np.sin(angles)], axis=1))
+    items = [Dialogue(text, "Yes.", time=float(place)) for place, text in enumerate(texts)]
+    assert {d.prompt for d in find_near(items, texts[-1], vectors)} == {*texts[1:]}

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
+from personal_llm.base.core import InputError
 from personal_llm.base.text import get_words
 from personal_llm.buffer.scoring import NO_DOMAIN, Lexicons, domain_specific_score, dominant_domain
 from personal_llm.buffer.scoring import entropy_of_embedding, entropy_of_embedding_scripts
@@ -89,3 +90,16 @@ def test_lexicons_that_ship():
         load_lexicons("medical").names
     ) < set(lexicons.names)
     assert all(word == word.lower() and " " not in word for word in lexicons.index)
+
+
+@pytest.mark.parametrize(
+    "load, problem",
+    [
+        (lambda: Lexicons({}), "no lexicons"),
+        (lambda: load_lexicons("astrology"), "unknown lexicon family 'astrology'"),
+    ],
+)
+def test_lexicons_that_do_not_exist_are_refused(load, problem):
+    with pytest.raises(InputError) as refused:
+        load()
+    assert refused.value.problem == problem and refused.value.remedy

@@ -11,9 +11,9 @@ from personal_llm.base.adapters import WEIGHTS_FILE, factor_inner_product, read_
 from personal_llm.base.core import InputError
 from personal_llm.selection.gradient_match import compute_slopes, get_linear_layer
 from personal_llm.selection.library import Library
-from personal_llm.selection.ranking import BASE_NAME, PLLMLosses, SelectionRequest
+from personal_llm.selection.ranking import BASE_NAME, PLLMLosses, Ranking, SelectionRequest, sort_by_distance
 from personal_llm.selection import selection
-from personal_llm.selection.selection import select, select_by_match
+from personal_llm.selection.selection import select, select_by_match, select_by_style
 from tiny import ARCHITECTURES, random_adapter, shared
 from ways import LOUD, spoken
 
@@ -107,3 +107,54 @@ def test_without_a_plain_pllm_the_gain_must_be_larger(monkeypatch):
 def test_a_library_of_another_base_is_refused():
     with pytest.raises(InputError, match="the library is for base"):
         select(Library("pocket"), model=SimpleNamespace(base="another"), dialogues=[])
+
+
+def planted(row, strength=5.0, space="planted"):
+    "The explanation of a user, with just what a selector by rows reads."
+    return SimpleNamespace(row=np.asarray(row, np.float32), strength=strength, space=space)
+
+
+@pytest.mark.parametrize(
+    "explanation, problem",
+    [
+        (None, "no explanation of the user"),
+        (planted([0.5, 0.5], space="other"), "the explanation is of space other"),
+        (planted([0.5]), "has 1 coordinates, not 2"),
+        (planted([0.5, np.nan]), "not finite"),
+        (planted([0.5, 0.5], strength=np.nan), "not finite"),
+    ],
+)
+def test_an_explanation_that_does_not_fit_is_refused(explanation, problem):
+    space = SimpleNamespace(id="planted", threshold=1.0, columns=dict(coordinates=(0, 2)))
+    library = SimpleNamespace(space=space, names=["a"], columns=lambda name: np.ones((1, 2), np.float32))
+    with pytest.raises(InputError, match=problem):
+        select_by_style(SelectionRequest(library, explanation))
+
+
+@pytest.mark.parametrize(
+    "request_, problem",
+    [
+        (dict(method="no such"), "unknown method 'no such'"),
+        (dict(method="match"), "match needs the personal dialogues and the model"),
+        (dict(), "no explanation of the user"),
+        (dict(model=SimpleNamespace(base=Library("pocket").base), dialogues=[None] * 2), "a loss needs at least 4"),
+    ],
+)
+def test_a_request_that_lacks_something_is_refused(request_, problem):
+    with pytest.raises(InputError, match=problem):
+        select(Library("pocket"), **request_)
+
+
+# ---- ranking
+
+
+def test_numbers_that_are_not_finite_are_refused():
+    with pytest.raises(InputError, match="the distance of 'broken' is not a finite number"):
+        sort_by_distance(np.array([0.1, np.nan]), ["fine", "broken"])
+    with pytest.raises(InputError, match="select again"):
+        Ranking("a", ("a",), (0.0,), start="a").adapter
+    for name, remedy in ((BASE_NAME, "give other dialogues"), ("a", "remove that pLLM")):
+        losses = PLLMLosses(None, None, [None] * 4)
+        losses.known_sums[name] = np.array([(np.nan, 2)] * 4)
+        with pytest.raises(InputError, match=remedy):
+            losses.mean_loss(name)

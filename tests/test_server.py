@@ -545,6 +545,22 @@ def test_a_large_request_is_refused_before_it_is_read(served):
             assert b" 413 " in connection.recv(1000)
 
 
+@pytest.mark.parametrize(
+    "path, most", [("/connect", 2**12), ("/me/react", 2**22), ("/v1/models", 2**12), (COMPLETIONS, 2**25)]
+)
+def test_each_path_has_a_limit_of_its_own_before_a_byte_is_read(served, path, most):
+    for size, is_refused in ((most + 1, True), (most, False)):
+        with socket.create_connection(("127.0.0.1", served.port), 20) as connection:
+            lines = [f"POST {path} HTTP/1.1", f"Host: 127.0.0.1:{served.port}", f"Content-Length: {size}"]
+            lines += [f"Authorization: Bearer {served.token}"] * (path != "/connect")
+            connection.sendall("\r\n".join([*lines, "", ""]).encode())
+            if is_refused:
+                assert b" 413 " in connection.recv(1000)
+            else:
+                connection.sendall(b" " * size)
+                assert b" 413 " not in connection.recv(1000)
+
+
 def test_the_page_is_public_empty_and_sealed(served):
     connection = http.client.HTTPConnection("127.0.0.1", served.port, timeout=20)
     for path in server.PUBLIC:

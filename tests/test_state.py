@@ -13,7 +13,7 @@ from personal_llm.memory.gate import Evidence
 from personal_llm.buffer.scoring import Scores
 from personal_llm.device.archive import Archive, count_bytes
 from personal_llm.device.forgetting import trim
-from personal_llm.device.state import State, decide, open_state, place, scores_to_dict
+from personal_llm.device.state import FILE, State, decide, open_state, place, scores_to_dict
 
 
 def make_scores(rng, model="base"):
@@ -293,3 +293,25 @@ def test_the_sums_of_an_earlier_version_are_read_and_added_to():
     state.record("reacted", "0", kind="up", text="", asked=True, time=9.0, spent=dict(seconds=1.5))
     for one in (state, open_state(state.archive)):
         assert (one.cost.seconds, one.cost.tokens, one.cost.requests) == (3.5, 5, 2)
+
+
+def test_replies_of_a_file_are_no_evidence():
+    "A model wrote them, and nobody was there to leave them alone."
+    state = open_new("fifo")
+    from_file = tell(state, 1, talk=FILE)
+    assert state.find_group(from_file.id) == "" and state.get_evidence() == Evidence()
+    spoken = tell(state, 2)
+    assert state.get_evidence().left_alone == (spoken,)
+
+
+def test_the_fine_tune_in_use_is_that_of_the_present_base():
+    state = open_new("fifo")
+    state.record("tuned", **ROUND | dict(adapter="adapters/000"))
+    assert state.find_last_round().adapter == "adapters/000" and state.status()["finetunes"] == 1
+    header = state.buffer.header()
+    state.record("configured", base="other", model="n", settings={}, buffer=header)
+    assert state.find_last_round() is None
+    assert state.status()["finetunes"] == 0 and state.status()["last"] is None
+    state.record("tuned", **ROUND | dict(adapter="adapters/001"))
+    state.record("configured", base="base", model="m", settings={}, buffer=header)
+    assert state.find_last_round().adapter == "adapters/000"

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings, strategies as st
 
+from personal_llm.base.core import InputError
 from personal_llm.tuning.statistics import paired_bootstrap
 
 floats = st.floats(-100, 100).map(lambda x: round(x, 3))
@@ -30,3 +31,21 @@ def test_bootstrap_agrees_with_students_t_on_normal_values():
     found = paired_bootstrap(x, resamples=20000)
     half = 2.3646 * x.std(ddof=1) / 8**0.5
     assert found.high - found.low == pytest.approx(2 * half, rel=0.06)
+
+
+@pytest.mark.parametrize(
+    "arguments, problem",
+    [
+        (dict(values=[]), r"two values or more in a row, this has shape \(0,\)"),
+        (dict(values=[1.0]), r"shape \(1,\)"),
+        (dict(values=[[1, 2], [3, 4]]), r"shape \(2, 2\)"),
+        (dict(values=[1, float("nan")]), "value 1 is not a finite number"),
+        (dict(values=["a", "b"]), "not numbers"),
+        (dict(values=[1, [2, 3]]), "not numbers"),
+        (dict(values=[1, 2], seed=-1), "the seed is -1"),
+        (dict(values=[1, 2], resamples=0), "resamples is 0"),
+    ],
+)
+def test_what_has_no_interval_is_refused(arguments, problem):
+    with pytest.raises(InputError, match=problem):
+        paired_bootstrap(**arguments)

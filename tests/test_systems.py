@@ -17,7 +17,7 @@ sys.path.insert(0, sys.argv[1])
 from llama_cpp import write_base
 from personal_llm import ChatSession, load_encoder, load_model  # other libraries first: they know the true system
 from personal_llm.base.models import Model
-from personal_llm.extras.idle import lower_priority
+from personal_llm.device.idle import lower_priority
 
 load_encoder()
 pocket = load_model("pocket", device="cpu", dtype="float32")

@@ -94,6 +94,8 @@ def test_nothing_to_learn_is_refused(bad, tmp_path):
     before = weights(model)
     with pytest.raises(InputError):
         finetune(model, bad, BRIEF, out=tmp_path / "a")
+    with pytest.raises(InputError, match="the seed is -1"):
+        finetune(model, TALK, BRIEF, out=tmp_path / "a", seed=-1)
     with pytest.raises(InputError, match="max_length"):
         finetune(model, TALK, TuningConfig(max_length=2), out=tmp_path / "a")
     with pytest.raises(InputError, match="nonsense"):
@@ -308,6 +310,13 @@ def test_what_others_made_is_refused_untouched(names, tmp_path):
     with pytest.raises(InputError, match="not made by this package"):
         finetune(shared("llama"), TALK, BRIEF, out=out, progress=False)
     assert theirs(tmp_path) == before
+
+
+def test_a_place_below_a_file_is_refused_untouched(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match="not a folder that we may write to"):
+        finetune(shared("llama"), TALK, BRIEF, out=tmp_path / "file" / "adapter", progress=False)
+    assert list(theirs(tmp_path)) == [tmp_path / "file"]
 
 
 @pytest.mark.parametrize("name", ["checkpoint-900/model.bin", "run", "notes.txt"])

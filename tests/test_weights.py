@@ -253,29 +253,20 @@ def test_a_chat_takes_the_larger_model_where_it_is_here_and_fits(index, monkeypa
     assert choose_model_name(is_largest=True) == DEFAULT_MODEL
 
 
-def test_the_larger_model_is_offered_once_and_only_enter_or_yes_downloads_it(index, monkeypatch):
+def test_the_larger_model_is_named_where_it_fits_and_is_not_here(index, monkeypatch):
     from personal_llm.app import commands
 
-    got, asked = [], []
-    monkeypatch.setattr(commands, "get_weights", got.append)
     monkeypatch.setattr(commands, "fits_larger_model", lambda: True)
     monkeypatch.setattr(commands, "is_terminal", lambda: True)
-    monkeypatch.setattr(commands, "read_line", lambda question: asked.append(question) or answer)
-    commands.offer_larger_model()
-    assert not asked, "PERSONAL_LLM_MODEL is a choice"
+    assert commands.suggest_larger_model() == "", "PERSONAL_LLM_MODEL is a choice"
     monkeypatch.delenv("PERSONAL_LLM_MODEL")
-    for number, (answer, count) in enumerate([("\n", 1), ("y\n", 1), ("n\n", 0), ("", 0)]):  # "": Ctrl-D
-        monkeypatch.setenv("XDG_CACHE_HOME", str(index / f"cache-{number}"))
-        got.clear()
-        commands.offer_larger_model()
-        assert got == [LARGER_MODEL] * count and len(asked) == number + 1
-        assert asked[-1].startswith("qwen2.5-coder-1.5b (1.1 GB) fits here")
-        commands.offer_larger_model()
-        assert len(asked) == number + 1, "it asks once"
-    monkeypatch.setenv("XDG_CACHE_HOME", str(index / "cache-pipe"))
-    monkeypatch.setattr(commands, "is_terminal", lambda: False)
-    commands.offer_larger_model()
-    assert len(asked) == 4, "never in a pipe"
+    line = commands.suggest_larger_model()
+    assert line.startswith("qwen2.5-coder-1.5b (1.1 GB) fits here") and "personal-llm get qwen2.5-coder-1.5b" in line
+    others = dict(fits_larger_model=lambda: False, is_terminal=lambda: False, find_weights=lambda name: index)
+    for name, other in others.items():
+        with monkeypatch.context() as changed:
+            changed.setattr(commands, name, other)
+            assert commands.suggest_larger_model() == "", name
 
 
 def test_models_removes_what_it_downloaded_and_nothing_of_others(index, monkeypatch, capsys):

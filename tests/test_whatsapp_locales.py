@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from personal_llm.base.core import InputError
-from personal_llm.data.exports import parse_stamp
+from personal_llm.extras.people import parse_stamp
 from personal_llm.data.reading import read_dialogues
 
 ROWS = (Path(__file__).parent / "whatsapp_stamps.txt").read_text(encoding="utf-8").splitlines()

@@ -26,6 +26,7 @@ WRONG_ROWS = {
 
 class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    packing = "identity"  # that it tells
 
     def log_message(self, *words):
         pass
@@ -39,7 +40,8 @@ class Handler(BaseHTTPRequestHandler):
         self.wfile.write(content)
 
     def do_GET(self):
-        self.answer(200, dict(data=[dict(id=name) for name in self.server.models]))
+        listed = dict(data=[dict(id=name) for name in self.server.models])
+        self.answer(200, listed if self.server.listed is None else self.server.listed)
 
     def do_POST(self):
         server = self.server
@@ -55,9 +57,15 @@ class Handler(BaseHTTPRequestHandler):
             return
         self.send_response(200)
         self.send_header("Content-Type", "text/event-stream")
+        self.send_header("Content-Encoding", self.packing)
         self.send_header("Connection", "close")
         self.end_headers()
         self.close_connection = True
+        if callable(fault):
+            with contextlib.suppress(OSError):
+                fault(self)
+            server.left.set()
+            return
         pieces = [f" {word}" for word in wanted["messages"][-1]["content"].split()]
         with contextlib.suppress(OSError):  # the reader goes away
             self.put(dict(choices=[dict(delta=dict(role="assistant", content="In short:"))]))
@@ -79,6 +87,13 @@ class Handler(BaseHTTPRequestHandler):
             if fault == "open":
                 server.goes_on.wait(60)
 
+    def say(self, **delta) -> None:
+        self.put(dict(choices=[dict(delta=delta)]))
+
+    def end(self, reason: str = "stop", **fields) -> None:
+        self.put(dict(choices=[dict(delta={}, finish_reason=reason)]) | fields)
+        self.wfile.write(b"data: [DONE]\n\n")
+
     def put(self, row: dict) -> None:
         self.wfile.write(b": a comment\n\ndata: " + json.dumps(row).encode() + b"\n\n")
         self.wfile.flush()
@@ -86,8 +101,9 @@ class Handler(BaseHTTPRequestHandler):
 
 @contextlib.contextmanager
 def writing_server(*models):
-    "A server that answers with the words of the prompt; `faults` are those of the next requests, in order."
-    fields = dict(models=models or ("theirs",), faults=[], seen=[], lock=threading.Lock(), goes_on=threading.Event())
+    "A server that answers with the words of the prompt; `faults`, names or functions, are those of the next requests."
+    fields = dict(models=models or ("theirs",), listed=None, faults=[], seen=[], lock=threading.Lock())
+    fields |= dict(goes_on=threading.Event(), left=threading.Event())  # left: a function has come to its end
     with serve_http(Handler, **fields) as server:
         server.address = f"http://127.0.0.1:{server.server_port}/v1"
         try:

@@ -7,13 +7,16 @@ __all__ = ['print_note', 'handle', 'run_line', 'start_loading', 'run_chat', 'ask
 
 # %% ../../nbs/8_app/04_chat.ipynb #09421487
 import os
+import re
 import select
 import sys
 import threading
+import time
+from contextlib import contextmanager
 
 from .personalize import describe_status
 from ..base.core import Dialogue, InputError
-from ..base.replies import LlamaCpp, find_engine
+from ..base.replies import LlamaCpp, Thought, find_engine
 from ..base.text import escape_controls
 from ..memory.feedback import SCOPES
 from ..device.chat import QUESTION_TEXT, ChatSession
@@ -38,15 +41,55 @@ def read_line(prompt: str = "") -> str:  # with its line end; "" at the end of a
 
 def has_waiting_line() -> bool:
     "Return whether a terminal has more text at once, as after a paste."
-    return is_terminal() and os.name != "nt" and bool(select.select([sys.stdin], [], [], 0.05)[0])
+    if not is_terminal():
+        return False
+    if os.name == "nt":
+        import msvcrt
+
+        time.sleep(0.05)
+        return msvcrt.kbhit()
+    return bool(select.select([sys.stdin], [], [], 0.05)[0])
 
 
-def read_message(prompt: str) -> str:  # "" at the end of all lines
-    "Read a line, and the pasted lines that follow it."
+PASTE_BEGINS, PASTE_ENDS = "\x1b[200~", "\x1b[201~"  # what a terminal sends around a paste
+KEYS = re.compile(r"\x1b\[[0-9;]*[A-Za-z~]")  # these marks, and keys such as the arrows
+
+
+class Pasted(str):
+    "A message that was not typed as one line, so no line of it is a command."
+
+
+@contextmanager
+def mark_pastes():
+    "Let the terminal mark what is pasted, if it can, and don't show the marks."
+    if os.name == "nt" or not sys.stdin or not sys.stdin.isatty():
+        yield
+        return
+    import termios
+
+    before = termios.tcgetattr(sys.stdin)
+    after = [flags & ~termios.ECHOCTL if place == 3 else flags for place, flags in enumerate(before)]
+    termios.tcsetattr(sys.stdin, termios.TCSADRAIN, after)
+    print("\x1b[?2004h", end="", file=sys.stderr, flush=True)
+    try:
+        yield
+    finally:
+        print("\x1b[?2004l", end="", file=sys.stderr, flush=True)
+        termios.tcsetattr(sys.stdin, termios.TCSADRAIN, before)
+
+
+def read_message(prompt: str) -> str:  # "" at the end of all lines; a `Pasted` if it can be no command
+    "Read a line, or all lines of a paste."
     text = read_line(prompt)
-    while text and has_waiting_line():
-        text += read_line()
-    return text
+    while text and (text.count(PASTE_BEGINS) > text.count(PASTE_ENDS) or has_waiting_line()):
+        line = read_line()
+        if not line:
+            break
+        text += line
+    is_typed = "\n" not in text.strip() or PASTE_BEGINS in text or text.startswith("/better")
+    is_typed = is_typed and not text.lstrip().startswith(PASTE_BEGINS)
+    shown = KEYS.sub("", text)
+    return shown if is_typed else Pasted(shown)
 
 
 def confirm(question: str) -> bool:
@@ -127,7 +170,7 @@ COMMANDS = {
     "/better TEXT": "the reply that you wanted; pasted lines belong together",
     **{f"/{word}": SCOPE_HELP.format(SCOPES[name].label) for word, name in SCOPE_NAMES.items()},
     "/always [TEXT]": "how I should answer, in every reply; without TEXT: the list",
-    "/drop N": "delete a line of that list",
+    "/drop N": "end a line of that list; its words stay stored until you /forget them",
     "/undo": "take back the last thing you said about replies",
     "/up": "you like the reply",
     "/down": "you do not like it",
@@ -164,10 +207,10 @@ def run_command(session, name: str, text: str) -> str:  # the output
                 lines = map(str, session.me.state.instructions.values())
                 return "\n".join(lines) or "no standing instruction; /always TEXT adds one"
             session.react("always", text)
-            return "Applies to all replies; /always lists what you said, /drop N deletes a line"
+            return "Applies to all replies; /always lists what you said, /drop N ends a line"
         case "/drop":
             session.react("always", "", read_number(text))
-            return "deleted"
+            return "no reply reads it any more; its words stay stored until you /forget them"
         case "/undo":
             return session.undo()
         case "/up" | "/down":
@@ -200,7 +243,7 @@ def handle(session, line: str):  # a generator of pieces of text
     text = words[1].strip() if len(words) > 1 else ""
     if not name and session.question is not None and is_terminal():
         name = "/up"
-    is_message = not name.startswith("/")
+    is_message = not name.startswith("/") or isinstance(line, Pasted)
     usage = {usage.split()[0]: usage for usage in COMMANDS}.get(name)
     try:
         if is_message:
@@ -216,12 +259,15 @@ def handle(session, line: str):  # a generator of pieces of text
 def run_line(session, line: str) -> None:
     "Print the reply to a line, or the output of a command, as it comes."
     pieces = handle(session, line)
-    has_text = False
+    has_text = is_thinking = False
     before = session.recalled
     try:
         for piece in pieces:
+            if isinstance(piece, Thought) and not is_thinking:
+                print_note("thinking …")
+                is_thinking = True
             print(escape_controls(piece), end="", flush=True)
-            has_text = True
+            has_text = has_text or bool(piece)
     except KeyboardInterrupt:
         pieces.close()
         session.stop_reply()
@@ -245,7 +291,8 @@ def start_loading(session):  # a thread; None if there is nothing to load ahead
     return thread
 
 
-def run_chat(session) -> None:
+@mark_pastes()
+def run_chat(session, hint: str = "") -> None:  # hint: a note after the first reply
     "Chat until the user leaves, or there are no more lines."
     print_note("write, and press Enter; /help lists the commands, Ctrl-D or /quit leaves")
     if session.turns:
@@ -268,6 +315,9 @@ def run_chat(session) -> None:
             if loading is not None and loading.is_alive():
                 print_note("the model is loading")
             run_line(session, line)
+            if hint and session.recalled is not None:
+                print_note(hint)
+                hint = ""
         if session.learning is not None and not session.learning.is_done:
             print_note("the fine-tune goes on until it is complete; Ctrl-C stops it")
             session.finish_learning()

@@ -6,101 +6,52 @@
 __all__ = ['main']
 
 # %% ../../nbs/8_app/06_cli.ipynb #ec0ffd77
-import inspect
 import io
 import os
 import sys
 import warnings
 from contextlib import suppress
-from functools import partial
 from importlib.metadata import version
-from typing import Annotated, get_args
 
 import typer
-from typer import Option
 
-from ..extras import library_commands  # noqa: F401 (it registers its commands)
 from .chat import print_note
-from .commands import AsJson, Data, MayLeave, Model, Out, Quiet, Writer, WriterModel
-from .commands import CHAT_SETTINGS, add_settings, app, load, load_chat_model, read_chats, show
-from ..base.core import InputError, catch_panic
+from .commands import app
+from .plugins import find_targets
+from ..base.core import InputError, catch_panic, load_plugins
 from ..base.files import is_full_disk
 from ..buffer.policies import load_policies
-from .plugins import find_runtimes
-
-# %% ../../nbs/8_app/06_cli.ipynb #cliserv2
-@app.command(epilog="Example: personal-llm serve --out me --port 8484")
-@add_settings(*CHAT_SETTINGS)
-def serve(
-    out: Out,
-    settings: dict,
-    model: Model = None,
-    host: Annotated[str, Option(help="address; 127.0.0.1 is this computer only", metavar="HOST")] = "127.0.0.1",
-    port: Annotated[int, Option(help="port; 0: any free one", metavar="N", min=0, max=65535)] = 8484,
-    writer: Writer = None,
-    writer_model: WriterModel = None,
-    chats_may_leave: MayLeave = False,
-    as_json: AsJson = False,
-):
-    "Serve a page and the OpenAI protocol; the command prints a link. A folder is one person."
-    from personal_llm.extras.server import serve as run_server  # needs the extra `serve`
-
-    load_later = partial(load_chat_model, model, out, writer, writer_model, chats_may_leave)
-    run_server(load_later, out, host, port, as_json, **settings)
-
-# %% ../../nbs/8_app/06_cli.ipynb #47fb7044
-SHARED_PARAMETERS = dict(load_model=("model", Model), dialogues=("data", Data), progress=("quiet", Quiet))
-
-
-def adapt_plugin(function):  # a function for typer
-    "Make a command of a plug-in's function."
-    parameters = inspect.signature(function, eval_str=True).parameters
-    options = []
-    for one in parameters.values():
-        name, kind = SHARED_PARAMETERS.get(one.name, (one.name, one.annotation))
-        default = {"load_model": None, "progress": False}.get(one.name, one.default)
-        if one.name not in SHARED_PARAMETERS:
-            value, *texts = get_args(one.annotation) or (one.annotation,)
-            flag = ["--" + name.replace("_", "-")] * (value is bool)
-            kind = Annotated[value, typer.Option(*flag, help=texts[0] if texts else name)]
-        options.append(inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, annotation=kind, default=default))
-    options.append(inspect.Parameter("as_json", inspect.Parameter.KEYWORD_ONLY, annotation=AsJson, default=False))
-
-    def run(as_json, **values):
-        shared = dict(
-            load_model=lambda: partial(load, values["model"], values.get("out"), values.get("quiet")),
-            dialogues=lambda: read_chats(values["data"], quiet=values.get("quiet")),
-            progress=lambda: not values["quiet"],
-        )
-        given = {name: shared[name]() if name in shared else values[name] for name in parameters}
-        show(*function(**given), as_json)
-
-    run.__signature__ = inspect.Signature(options)
-    run.__doc__ = function.__doc__
-    return run
 
 # %% ../../nbs/8_app/06_cli.ipynb #cliplug01
+def read_plugin(name: str, plugin) -> typer.Typer:
+    "Return the typer application of a plug-in, which may be a function."
+    if isinstance(plugin, typer.Typer):
+        return plugin
+    application = typer.Typer()
+    application.command(name)(plugin)
+    return application
+
+
 def add_plugins() -> None:
-    "Register the commands of all installed plug-ins; a plug-in that cannot be used gives a note."
-    runtimes, skipped = find_runtimes()
-    for name, reason in [*skipped.items(), *load_policies().items()]:
+    "Let the commands of all installed packages join ours; a plug-in that cannot be used gives a note."
+    plugins = {}
+    skipped = load_plugins("personal_llm.commands", plugins, callable) | find_targets()[1] | load_policies()
+    known = set(typer.main.get_group(app).commands)
+    for name, plugin in plugins.items():
+        try:
+            joining = read_plugin(name, plugin)
+            words = set(typer.main.get_group(joining).commands)
+        except Exception as error:  # another author's function may ask for anything
+            skipped[name] = f"{type(error).__name__}: {error}"
+            continue
+        if taken := sorted(words & known):
+            skipped[name] = f"there is a command {taken[0]} already"
+            continue
+        known |= words
+        app.registered_commands += joining.registered_commands
+        app.registered_groups += joining.registered_groups
+    for name, reason in skipped.items():
         print_note(f"plug-in {name} skipped: {reason}")
-    own = set(typer.main.get_command(app).commands)
-    for name, runtime in runtimes.items():
-        for word, function in runtime.commands.items():
-            if word in own:
-                print_note(f"plug-in {name}: command {word} skipped: the application has one of this name")
-                continue
-            try:
-                example = " ".join(["personal-llm", word, *runtime.examples.get(word, ())[:1]])
-                command = adapt_plugin(function)
-                trial = typer.Typer()
-                trial.command(word)(command)
-                typer.main.get_command(trial)  # reads the options, as it does for all commands at once
-            except Exception as error:  # another author's function may ask for anything
-                print_note(f"plug-in {name}: command {word} skipped: {type(error).__name__}: {error}")
-                continue
-            app.command(word, epilog=f"Example: {example}")(command)
 
 
 add_plugins()

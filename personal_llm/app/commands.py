@@ -6,26 +6,24 @@
 __all__ = []
 
 # %% ../../nbs/8_app/05_commands.ipynb #37370e7d
-import inspect
 import json
 import os
 import shlex
 import sys
 import time
-from functools import wraps
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 from typer import Argument, Option
 
-from .chat import ask_at_terminal, confirm, is_terminal, print_note
-from .chat import read_line, run_chat
+from .chat import ask_at_terminal, confirm, is_terminal, print_note, run_chat
 from .personalize import compare, describe_status, find_adapter, find_start
 from .personalize import format_comparison, measure, personalize
 from ..base.adapters import read_adapter_card
-from ..base.core import InputError
-from ..base.files import check_is_folder, check_new_folder, delete_path, remember
+from ..base.core import MAX_SEED, InputError
+from ..base.files import check_is_folder, check_new_folder, delete_path
 from ..base.loading import DEFAULT_MODEL_VARIABLE, choose_model_name, find_gguf
 from ..base.loading import get_converted_folder, get_tokenizer_folder, load_chat_tokenizer, resolve_model
 from ..base.text import count_nouns, escape_controls
@@ -35,9 +33,13 @@ from ..buffer.policies import DEFAULT_POLICY, POLICIES, load_policies
 from ..data.reading import read_dialogues
 from ..device.archive import ARCHIVE_FILE, Archive, hold_folder, open_archive
 from ..device.forgetting import forget_dialogues, forget_everything, list_everything, plan_forgetting
-from ..device.settings import PersonalizerSettings
 from ..device.state import open_state
-from .plugins import collect_targets, export_adapter
+from ..explanation.explanation import explain, explain_pllm, load_probe_texts, prepare_probes
+from ..explanation.style import check_answer_count
+from ..selection.library import Library, find_shipped_library
+from ..selection.ranking import PLAIN_PLLM
+from ..selection.selection import SELECTORS, select
+from .plugins import export_adapter, find_targets
 
 # %% ../../nbs/8_app/05_commands.ipynb #15c314e9
 Model = Annotated[
@@ -85,10 +87,24 @@ Capacity = Annotated[int, Option(help="bins of the buffer", metavar="N", min=1)]
 Steps = Annotated[int, Option(help="optimiser steps of a fine-tune", metavar="N", min=1)]
 Start = Annotated[str, Option(help="where a fine-tune begins: none, a library, or an adapter's folder", metavar="DIR")]
 
+# %% ../../nbs/8_app/05_commands.ipynb #cmdsets01
+Synthetic = Annotated[int, Option(help="synthetic dialogues for each dialogue of the buffer (default: 0)", min=0)]
+SynthesisPrompt = Annotated[Literal["paper", "plain"], Option(help="prompt of the paper, or a plain one (default)")]
+FinetuneEvery = Annotated[int, Option(help="dialogues to a fine-tune (default: on request)", min=1)]
+AskWhen = Annotated[
+    Literal["freeze", "arrival", "policy"],
+    Option(help="ask before a fine-tune, on arrival in the buffer, or when the policy wants to (default: its own way)"),
+]
+MaxQuestions = Annotated[
+    int, Option(help="most questions to you (default: one a bin and fine-tune; on arrival no limit)", min=0)
+]
+Memories = Annotated[int, Option(help="most answers of yours that a reply reads; 0: none (default: 6)", min=0, max=32)]
+Megabytes = Annotated[
+    int, Option("--archive", help="megabytes of dialogues that are kept; 0: those of the buffer (default: 200)", min=0)
+]
+Seed = Annotated[int, Option(help="seed of all random numbers (default: 0)", min=0, max=MAX_SEED)]
+
 # %% ../../nbs/8_app/05_commands.ipynb #cmdshow01
-CHAT_SETTINGS = ("max_questions", "memories", "archive")  # that a chat has as options
-
-
 def select_given(**options) -> dict:
     "Return the options that were given; the others keep their defaults, or the values of the folder."
     return {name: value for name, value in options.items() if value is not None}
@@ -104,33 +120,6 @@ def format_table(rows: list, *names: str) -> list:  # lines; rows: dictionaries
     cells = [list(names)] + [[str(row[name]) for name in names] for row in rows]
     widths = [max(map(len, column)) for column in zip(*cells)]
     return ["  ".join(text.ljust(width) for text, width in zip(line, widths)).rstrip() for line in cells]
-
-# %% ../../nbs/8_app/05_commands.ipynb #cmdsets01
-def add_settings(*names):  # a decorator
-    "Add options of `PersonalizerSettings` to a command, which gets those that were given as `settings`."
-    keyword = inspect.Parameter.KEYWORD_ONLY
-
-    def decorate(command):
-        own = inspect.signature(command).parameters
-        options = [one for name, one in own.items() if name != "settings"]
-        for name in names:
-            field = PersonalizerSettings.__dataclass_fields__[name]
-            about = field.metadata
-            default = "" if field.default is None else f" (default: the folder's, or {field.default})"
-            kind = Literal[about["choices"]] if about["choices"] else field.type
-            limits = dict(min=about["low"], max=about["high"], metavar="N") if kind is int else {}
-            option = Option("--" + name.replace("_", "-"), help=about["help"] + default, **limits)
-            options.append(inspect.Parameter(name, keyword, default=None, annotation=Annotated[kind, option]))
-
-        @wraps(command)
-        def run(**given):
-            settings = select_given(**{name: given.pop(name) for name in names})
-            return command(**given, settings=settings)
-
-        run.__signature__ = inspect.Signature([one.replace(kind=keyword) for one in options])
-        return run
-
-    return decorate
 
 # %% ../../nbs/8_app/05_commands.ipynb #235cc668
 load_options = {}  # of `load_model`, from the options before the command
@@ -176,17 +165,14 @@ def load(name: str = None, folder: str = None, quiet: bool = False, is_largest: 
     return model
 
 # %% ../../nbs/8_app/05_commands.ipynb #cmdoffer1
-def offer_larger_model() -> None:
-    "Offer the larger model once, at a terminal, where it fits and is not here; Enter downloads it."
+def suggest_larger_model() -> str:  # empty if it is here, does not fit, or you chose another one
+    "Return the line that names the larger model and its command."
     is_chosen = os.environ.get(DEFAULT_MODEL_VARIABLE)
     if is_chosen or not is_terminal() or not fits_larger_model() or find_weights(LARGER_MODEL):
-        return
-    size = WEIGHTS[LARGER_MODEL].num_bytes / 1e9
-    question = f"{LARGER_MODEL} ({size:.1f} GB) fits here, and more of its answers are right; download it now? [Y/n] "
-    lines = []
-    remember("offers", LARGER_MODEL, lambda: lines.append(read_line(question)) or True)
-    if lines and lines[0] and lines[0].strip().lower() in ("", "y", "yes"):
-        get_weights(LARGER_MODEL)
+        return ""
+    name = f"{LARGER_MODEL} ({WEIGHTS[LARGER_MODEL].num_bytes / 1e9:.1f} GB)"
+    ways = f"personal-llm get {LARGER_MODEL}, then chat with --model {LARGER_MODEL}"
+    return f"{name} fits here, and more of its answers are right: {ways}"
 
 
 def load_chat_model(model: str, folder: str, address: str, name: str, may_leave: bool):  # a `Model`
@@ -199,12 +185,11 @@ def load_chat_model(model: str, folder: str, address: str, name: str, may_leave:
 
     server = Remote(None, address, name, may_leave, seconds=10)  # without a name it asks for that of its only model
     if name is not None:
-        with server.ask("GET", "/models"):
-            pass
+        server.list_models()
     loaded = load(model, folder)
     loaded.engine = Remote(loaded, address, server.name, may_leave)
     shown = f"{server.name} writes the replies"
-    print_note(f"{shown}; {loaded.name} scores, and only {loaded.name} reads what a fine-tune learns")
+    print_note(f"{shown}; only {loaded.name}, which loads when you type /learn, reads what a fine-tune learns")
     return loaded
 
 # %% ../../nbs/8_app/05_commands.ipynb #6fdbc099
@@ -282,18 +267,6 @@ def models(
     rows = list_models()
     show(dict(models=rows), format_table(rows, "name", "megabytes", "place"), as_json)
 
-# %% ../../nbs/8_app/05_commands.ipynb #cmdcheck1
-@app.command(epilog="Example: personal-llm check --model HuggingFaceTB/SmolLM2-360M-Instruct")
-def check(model: Model = None, quiet: Quiet = False, as_json: AsJson = False):
-    "Try a model: template, tokens and a tuning step. Exit code 1: one of them failed."
-    from personal_llm.extras.check import check_model
-
-    loaded = load(model, quiet=quiet)
-    report = check_model(loaded, not quiet)
-    show(dict(model=loaded.name, ok=report.ok, rows=report.to_rows()), [report], as_json)
-    if not report.ok:
-        raise typer.Exit(1)
-
 # %% ../../nbs/8_app/05_commands.ipynb #c98ce851
 @app.command(epilog="Example: personal-llm demo --out nora")
 def demo(
@@ -319,11 +292,9 @@ def demo(
 
 # %% ../../nbs/8_app/05_commands.ipynb #cmdpers01
 @app.command("personalize", epilog="Example: personal-llm personalize --data chats.jsonl --out me --ask-when freeze")
-@add_settings(*PersonalizerSettings.__dataclass_fields__)
 def personalize_command(
     data: Data,
     out: Out,
-    settings: dict,
     model: Model = None,
     user: User = None,
     writer: WriteAs = None,
@@ -332,6 +303,14 @@ def personalize_command(
     capacity: Capacity = None,
     start: Start = "none",
     steps: Steps = None,
+    synthetic: Synthetic = None,
+    synthesis_prompt: SynthesisPrompt = None,
+    finetune_every: FinetuneEvery = None,
+    ask_when: AskWhen = None,
+    max_questions: MaxQuestions = None,
+    memories: Memories = None,
+    archive: Megabytes = None,
+    seed: Seed = None,
     quiet: Quiet = False,
     as_json: AsJson = False,
 ):
@@ -343,11 +322,21 @@ def personalize_command(
     from personal_llm.tuning.config import TuningConfig
 
     config = TuningConfig(**select_given(steps=steps))
+    settings = select_given(
+        synthetic=synthetic,
+        synthesis_prompt=synthesis_prompt,
+        finetune_every=finetune_every,
+        ask_when=ask_when,
+        max_questions=max_questions,
+        memories=memories,
+        archive=archive,
+        seed=seed,
+    )
     result, lines = personalize(
         read_chats(data, user, writer, skip_invalid, quiet),
         out,
         lambda: load(model, out, quiet, is_largest=True),
-        ask_at_terminal if "ask_when" in settings else None,
+        ask_at_terminal if ask_when else None,
         policy,
         capacity,
         find_start(start),
@@ -356,6 +345,30 @@ def personalize_command(
         **settings,
     )
     show(result, [*lines, "", f"personal-llm chat --out {shlex.quote(out)}"], as_json)
+
+# %% ../../nbs/8_app/05_commands.ipynb #cmdlear1
+@app.command(epilog="Example: personal-llm learn --out me --when-idle")
+def learn(
+    out: Out,
+    when_idle: Annotated[
+        bool, Option("--when-idle", help="wait until the machine is idle, and stop while you need it")
+    ] = False,
+    model: Model = None,
+    quiet: Quiet = False,
+    as_json: AsJson = False,
+):
+    "Fine-tune on the chats in a folder, now or when idle."
+    from personal_llm.device.idle import finetune_folder, finetune_when_idle, lower_priority
+
+    if when_idle:
+        lower_priority()
+    run = finetune_when_idle if when_idle else finetune_folder
+    done = run(out, partial(load, model, out, quiet), progress=not quiet)
+    if done is None:
+        show(dict(learned=False), ["nothing new to learn; correct replies or add chats first"], as_json)
+        return
+    numbers = {name: getattr(done, name) for name in ("adapter", "steps", "start_loss", "best_loss")}
+    show(dict(learned=True) | numbers, [done], as_json)
 
 # %% ../../nbs/8_app/05_commands.ipynb #cmdeval01
 @app.command(epilog="Example: personal-llm evaluate --data new-chats.jsonl --adapter me")
@@ -372,7 +385,8 @@ def evaluate(
     folder = find_adapter(adapter)
     dialogues = read_chats(data, user, writer, quiet=quiet)
     loaded = load(model, adapter, quiet)
-    table = compare(measure(loaded, dialogues), measure(loaded, dialogues, folder))
+    before = measure(loaded, dialogues, None, not quiet)
+    table = compare(before, measure(loaded, dialogues, folder, not quiet))
     learned = len({d.id for d in dialogues}.intersection(read_adapter_card(folder).get("parents", ())))
     lines = [f"{count_nouns(len(dialogues), 'dialogue')}; before: {loaded.name}, after: with {folder}"]
     if learned:
@@ -380,26 +394,97 @@ def evaluate(
     result = dict(dialogues=len(dialogues), learned=learned, model=loaded.name, change=table)
     show(result, lines + format_comparison(table), as_json)
 
+# %% ../../nbs/8_app/05_commands.ipynb #cmdexpl1
+LibraryName = Annotated[
+    str,
+    Option(help="a library's folder or hf:// address (default: the package's own for the model)", metavar="LIB"),
+]
+
+
+def load_with_library(model: str, folder: str, library: str, quiet: bool) -> tuple:  # `Model`, `Library` or None
+    "Load a model, and the named library, which is opened first, or the package's own for the model."
+    opened = Library(library) if library else None
+    loaded = load(model, folder, quiet)
+    shipped = find_shipped_library(loaded.base)
+    return loaded, opened or shipped and Library(shipped)
+
+# %% ../../nbs/8_app/05_commands.ipynb #cmdexpl2
+@app.command("explain", epilog="Example: personal-llm explain --data chats.jsonl")
+def explain_command(
+    data: Data = None,
+    out: Out = None,
+    adapter: Adapter = None,
+    library: LibraryName = None,
+    model: Model = None,
+    user: User = None,
+    writer: WriteAs = None,
+    quiet: Quiet = False,
+    as_json: AsJson = False,
+):
+    "Describe the style of chats (--data), of a memory (--out) or of an adapter (--adapter) in words."
+    if sum(source is not None for source in (data, out, adapter)) != 1:
+        raise InputError("give one of --data, --out and --adapter", "personal-llm explain --help shows an example")
+    folder = find_adapter(adapter) if adapter else None
+    dialogues = read_chats(data, user, writer, quiet=quiet) if data else []
+    if out:
+        dialogues = open_state(open_archive(out)).list_examples()
+    if not folder:
+        check_answer_count(len(dialogues), "dialogues")
+    loaded, opened = load_with_library(model, out or adapter, library, quiet)
+    space = opened.space if opened else None
+    if folder:
+        plain = opened[PLAIN_PLLM].adapter if opened and PLAIN_PLLM in opened else None
+        probes = prepare_probes(loaded, space, *load_probe_texts(), plain=plain) if space else None
+        explanation = explain_pllm(loaded, folder, space, probes, plain=plain)
+    else:
+        explanation = explain(loaded, dialogues[-48:], space)
+    show(explanation.to_dict(), explanation.lines(), as_json)
+
+# %% ../../nbs/8_app/05_commands.ipynb #cmdexpl3
+@app.command("select", epilog="Example: personal-llm select --data chats.jsonl --library others")
+def select_command(
+    data: Data,
+    library: LibraryName = None,
+    method: Annotated[Literal[tuple(SELECTORS)], Option(help="how models are compared")] = None,
+    model: Model = None,
+    user: User = None,
+    writer: WriteAs = None,
+    quiet: Quiet = False,
+    as_json: AsJson = False,
+):
+    "Rank the models of a library by how well they fit your chats."
+    dialogues = read_chats(data, user, writer, quiet=quiet)
+    check_answer_count(len(dialogues), "dialogues")
+    loaded, opened = load_with_library(model, None, library, quiet)
+    if opened is None:
+        raise InputError(f"the package has no library for {loaded.name}", "name one with --library, or build one")
+    mine = explain(loaded, dialogues[-48:], opened.space)
+    ranking = select(opened, mine, method, loaded, dialogues[-24:])
+    start = f"to start there: --start {opened.path / ranking.best}" if ranking.best else "start from the base"
+    show(ranking.to_dict(), [*mine.lines(), str(ranking), start], as_json)
+
 # %% ../../nbs/8_app/05_commands.ipynb #016fb67a
 @app.command("chat", epilog="Example: personal-llm chat --out me")
-@add_settings(*CHAT_SETTINGS)
 def chat_command(
-    settings: dict,
     out: Annotated[str, Option(help="folder that stores the chat (default: nothing is stored)", metavar="DIR")] = None,
     model: Model = None,
     writer: Writer = None,
     writer_model: WriterModel = None,
     chats_may_leave: MayLeave = False,
+    max_questions: MaxQuestions = None,
+    memories: Memories = None,
+    archive: Megabytes = None,
 ):
     "Chat with a model that learns from you. Correct a reply with /better, and the next one reads it."
     from personal_llm.device.chat import ChatSession
 
     if not out:
         print_note("nothing is stored; --out DIR keeps the chat and what it learns")
-    if model is None and writer is None and not (out and (Path(out) / ARCHIVE_FILE).is_file()):
-        offer_larger_model()
+    is_new = not (out and (Path(out) / ARCHIVE_FILE).is_file())
+    hint = suggest_larger_model() if is_new and model is None and writer is None else ""
+    settings = select_given(max_questions=max_questions, memories=memories, archive=archive)
     loaded = load_chat_model(model, out, writer, writer_model, chats_may_leave)
-    run_chat(ChatSession(loaded, out, **settings))
+    run_chat(ChatSession(loaded, out, **settings), hint)
 
 # %% ../../nbs/8_app/05_commands.ipynb #00700b6d
 @app.command(epilog="Example: personal-llm status --out me")
@@ -458,10 +543,13 @@ def forget(
     show(dict(dry_run=dry_run, deleted=lines), [head, *lines], as_json)
 
 # %% ../../nbs/8_app/05_commands.ipynb #cmdcopy2
+Target = Annotated[Literal[tuple(find_targets()[0])], Option(help=f"target: {', '.join(find_targets()[0])}")]
+
+
 @app.command(epilog="Example: personal-llm export merged --to merged --adapter me")
 def export(
     folder: Annotated[str, Argument(help="a new folder for the files", metavar="DIR")],
-    to: Annotated[Literal[tuple(collect_targets())], Option(help=f"target: {', '.join(collect_targets())}")],
+    to: Target,
     adapter: Adapter,
     model: Model = None,
     quiet: Quiet = False,

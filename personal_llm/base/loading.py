@@ -13,7 +13,7 @@ import sys
 import threading
 import timeit
 from contextlib import suppress
-from functools import cache, partial
+from functools import cache
 from pathlib import Path
 
 from filelock import FileLock
@@ -166,7 +166,11 @@ def write_converted_model(file: Path, folder: Path) -> None:
     from transformers import AutoConfig, modeling_gguf_pytorch_utils
 
     is_hidden = threading.current_thread() is not threading.main_thread()  # a bar would lie over the chat
-    modeling_gguf_pytorch_utils.tqdm = partial(tqdm, disable=is_hidden, leave=False)
+
+    def show_progress(tensors, **theirs):
+        return tqdm(tensors, "preparing the weights, once", disable=is_hidden, leave=False, unit="tensor")
+
+    modeling_gguf_pytorch_utils.tqdm = show_progress
     metadata = read_gguf(file)
     tokenizer = load_gguf_tokenizer(file)
     stored = {tensor.name: tensor for tensor in GGUFReader(file).tensors}

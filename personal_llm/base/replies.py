@@ -6,6 +6,7 @@
 __all__ = ['ReplyOptions', 'ReplyEnd', 'Remote', 'find_engine', 'ReplyStream']
 
 # %% ../../nbs/0_base/09_replies.ipynb #rpl00003
+import codecs
 import importlib.util
 import ipaddress
 import json
@@ -15,8 +16,10 @@ import secrets
 import socket
 import tempfile
 import threading
-from contextlib import closing, contextmanager, suppress
+import time
+from contextlib import closing, suppress
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 
 from .adapters import read_factors
@@ -24,7 +27,8 @@ from .core import Dialogue, InputError, catch_panic, measure_cost, patch
 from .loading import note_once, read_shape
 from .models import Model, check_list, continue_rows
 from .models import load_model  # noqa: F401 (personal_llm takes it from here, with `reply`)
-from .tokens import find_end_of_turn
+from .text import CONTROL_CHARACTERS
+from .tokens import MAX_CHARACTERS_PER_TOKEN, find_end_of_turn
 
 # %% ../../nbs/0_base/09_replies.ipynb #rpl00006
 @dataclass(frozen=True)
@@ -47,8 +51,8 @@ class ReplyEnd:
     num_tokens: int = 0  # of the reply
 
 # %% ../../nbs/0_base/09_replies.ipynb #rpl0007e
-def pull_pieces(work):  # a generator of texts; it returns the result of `work`
-    "Call `work(put, is_stopped)` in a thread of its own, and yield the texts that it puts."
+def pull_pieces(work, seconds: float = None):  # a generator of texts; it returns the result of `work`
+    "Call `work(put, is_stopped)` in a thread, and yield the texts that it puts; seconds: to wait for a stopped one."
     pieces = queue.SimpleQueue()
     is_stopped = threading.Event()
 
@@ -65,7 +69,7 @@ def pull_pieces(work):  # a generator of texts; it returns the result of `work`
             yield piece
     finally:
         is_stopped.set()
-        thread.join()
+        thread.join(seconds)
     if isinstance(piece, BaseException):
         with catch_panic():
             raise piece
@@ -274,6 +278,54 @@ class Torch(LocalEngine):
         is_cut = len(new) == options.max_tokens and new[-1] not in ends
         return "length" if is_cut else "stop", len(new) - (new[-1] in ends)
 
+# %% ../../nbs/0_base/09_replies.ipynb #rpl0012l
+PAUSE = 0.25  # seconds after which we look whether a reply was stopped; a person waits for a few of them at most
+
+
+class Thought(str):
+    "An empty piece: the server thinks, and what it thinks is no part of the reply."
+
+
+class ReplyLimit:
+    "Cuts what a server writes, its thoughts too, at the tokens that we asked for."
+
+    def __init__(self, model: Model, max_tokens: int):
+        self.model = model
+        self.max_tokens = max_tokens
+        self.max_characters = 256 + MAX_CHARACTERS_PER_TOKEN * max_tokens  # a short reply may have one long word
+        self.max_bytes = 2**20 + 2**12 * max_tokens  # of the whole answer: a token comes in an event of 300 or so
+        self.written = ""
+        self.num_pieces = 0
+        self.is_reached = False
+
+    def take(self, piece: str) -> str:
+        "Return what of the next piece belongs to the reply; most servers send a token in each."
+        if not piece:
+            return ""
+        self.num_pieces += 1
+        is_over = self.num_pieces > self.max_tokens and self.model.count_tokens(self.written) >= self.max_tokens
+        kept = "" if is_over else piece[: self.max_characters - len(self.written)]
+        self.is_reached = kept != piece
+        self.written += kept
+        return kept
+
+
+def read_choices(event: dict, reason) -> tuple:  # reason: how the reply ended, if that is known already
+    "Return the text and the thought of an event, and how the reply ended."
+    text = thought = ""
+    for choice in event.get("choices") or ():
+        delta = choice.get("delta") or {}
+        text += delta.get("content") or ""
+        thought += delta.get("reasoning_content") or delta.get("reasoning") or ""
+        reason = choice.get("finish_reason") or reason
+    return text, thought, reason
+
+
+def read_count(usage, name: str) -> int:
+    "Return a count of tokens that a server told; 0 for what is no count."
+    count = usage.get(name) if isinstance(usage, dict) else 0
+    return int(count) if isinstance(count, (int, float)) and 0 <= count < 2**31 else 0
+
 # %% ../../nbs/0_base/09_replies.ipynb #rpl0012c
 class Remote:
     "A server that speaks Chat Completions; raises `InputError` for an address that it may not use, or no server there."
@@ -310,11 +362,25 @@ class Remote:
             raise InputError(f"writer {host}: not this computer, so your chats would leave it", remedy)
         self.name = name or self.find_name()
 
+    def list_models(self) -> list:  # names
+        "Ask the server for the names of its models."
+        since = None
+        content = ""
+        with closing(self.receive("GET", "/models")) as blocks:
+            for block in blocks:
+                since = since or time.monotonic()
+                content += block
+                if not block:
+                    self.check_wait(since)
+        rows = self.read(content).get("data")
+        if not isinstance(rows, list):
+            raise self.fail("its list of models is not of the protocol", "give an address such as …/v1")
+        names = (row.get("id") for row in rows if isinstance(row, dict))
+        return [CONTROL_CHARACTERS.sub("", name) for name in names if isinstance(name, str)]
+
     def find_name(self) -> str:
         "Return the name of the server's only model."
-        with self.ask("GET", "/models") as response:
-            rows = self.read(response.read()).get("data")
-        names = [str(row.get("id")) for row in rows or () if isinstance(row, dict)]
+        names = self.list_models()
         if len(names) != 1:
             given = ", ".join(names[:12]) or "none"
             raise self.fail(f"its models are {given}", "give one with --writer-model NAME")
@@ -322,71 +388,128 @@ class Remote:
 
     def fail(self, reason: str, remedy: str = "nothing of this turn is stored; write it again") -> InputError:
         "Return an error about the server, in one line."
-        return InputError(f"writer {self.url.netloc.decode()}: {' '.join(reason.split())[:200]}", remedy)
+        shown = " ".join(CONTROL_CHARACTERS.sub(" ", reason).split())[:200]
+        return InputError(f"writer {self.url.netloc.decode()}: {shown}", remedy)
+
+    def check_wait(self, since: float) -> None:
+        "Raise `InputError` if nothing came for too long."
+        if time.monotonic() - since > self.seconds:
+            raise self.fail(f"nothing came for {self.seconds:g} seconds")
 
     def read(self, content, problem: str = "its answer is not of the protocol") -> dict:
         "Read an object of the server; raise `InputError` for an error, or with the problem for anything else."
         try:
-            row = json.loads(content)
-        except ValueError:
+            row = json.loads(content, parse_int=lambda digits: int(digits[:12]))  # no number of ours is longer
+        except (ValueError, RecursionError):
             row = None
         error = row.get("error") if isinstance(row, dict) else problem
         if error:
             raise self.fail(str(error.get("message", error)) if isinstance(error, dict) else str(error))
         return row
 
-    @contextmanager
-    def ask(self, method: str, path: str, body: dict = None):  # yields a response of httpx
-        "Send a request; raise `InputError` for a server that is missing, silent, or answers with an error."
+    def receive(self, method: str, path: str, body: dict = None, most: int = 2**20):  # a generator of texts
+        "Yield an answer as it comes, and empty texts while nothing does; `InputError` for a server that fails."
+        import asyncio
+
         import httpx
 
         key = os.environ.get("PERSONAL_LLM_WRITER_KEY", "").strip()
         if not (key.isascii() and key.isprintable()):
             raise InputError("PERSONAL_LLM_WRITER_KEY: holds signs that no key has", "copy the key again")
-        headers = {"Authorization": f"Bearer {key}"} if key else {}
+        headers = {"Accept-Encoding": "identity"}  # what is small here could be large when it is unpacked
+        headers |= {"Authorization": f"Bearer {key}"} if key else {}
         url = str(self.url).rstrip("/") + path
-        try:
-            with httpx.Client(trust_env=False, timeout=self.seconds) as client:  # no proxy of the environment
-                with client.stream(method, url, json=body, headers=headers) as response:
+        decode = codecs.getincrementaldecoder("utf-8")("replace").decode
+
+        async def ask(put) -> None:
+            options = dict(trust_env=False, timeout=None, verify=self.url.scheme == "https")
+            async with httpx.AsyncClient(**options) as client:  # it asks no proxy of the environment
+                async with client.stream(method, url, json=body, headers=headers) as response:
+                    size = 0  # bytes
+                    reason = ""
+                    async for block in response.aiter_raw():
+                        size += len(block)
+                        if size > most:
+                            raise self.fail(f"its answer has more than {most:,} bytes")
+                        if response.status_code == 200:
+                            put(decode(block))
+                        else:
+                            reason += decode(block)
                     if response.status_code != 200:
                         problem = f"it answered with status {response.status_code}"
-                        self.read(response.read(), problem)  # with the server's own reason
+                        self.read(reason, problem)  # with the server's own reason
                         raise self.fail(problem, "check --writer")
-                    yield response
-        except httpx.TimeoutException as error:
-            raise self.fail(f"nothing came for {self.seconds:g} seconds") from error
+
+        async def watch(put, is_stopped) -> None:
+            task = asyncio.ensure_future(ask(put))
+            while not task.done() and not is_stopped.is_set():
+                await asyncio.wait([task], timeout=PAUSE)
+                put("")
+            task.cancel()  # closes the connection, so that the server stops, too
+            with suppress(asyncio.CancelledError):
+                await task
+
+        try:
+            yield from pull_pieces(lambda put, is_stopped: asyncio.run(watch(put, is_stopped)), 2 * PAUSE)
         except httpx.ConnectError as error:
             raise self.fail(f"cannot be reached ({error})", "start the server, or check --writer") from error
         except httpx.HTTPError as error:
             raise self.fail("the connection broke within the reply") from error
 
+    def read_events(self, blocks):  # a generator of dictionaries
+        "Yield the events of a stream, and an empty one after each block."
+        rest = ""
+        for block in chain(blocks, ["\n"]):
+            *lines, rest = (rest + block).split("\n")
+            for line in lines:
+                content = line.removeprefix("data:").strip()
+                if content == "[DONE]":
+                    return
+                if line.startswith("data:"):
+                    yield self.read(content)
+            yield {}
+
     def write(self, dialogue: Dialogue, options: ReplyOptions):  # a generator of texts; it returns a `ReplyEnd`
         "Let the server write the reply to a dialogue; raise `InputError` for a reply that is not whole."
+        limit = ReplyLimit(self.model, self.model.limit_reply(options.max_tokens))
         body = dict(model=self.name, messages=dialogue.messages()[:-1], stream=True)
-        body |= dict(max_tokens=self.model.limit_reply(options.max_tokens), temperature=options.temperature)
+        body |= dict(max_tokens=limit.max_tokens, temperature=options.temperature)
         body |= dict(top_p=options.top_p, seed=options.seed, stream_options=dict(include_usage=True))
         body |= dict(stop=list(options.stop)) if options.stop else {}
+        clean = codecs.getincrementaldecoder("utf-16-le")("replace").decode  # halves of a pair may come one by one
+        has_text = has_thought = False
         reason = None
-        usage = {}
-        with measure_cost(self.model.cost), self.ask("POST", "/chat/completions", body) as response:
+        usage = None
+        since = None  # time of the last text or thought: a ping is neither
+        request = self.receive("POST", "/chat/completions", body, limit.max_bytes)
+        with measure_cost(self.model.cost), closing(request) as blocks:
             try:
-                for line in response.iter_lines():
-                    content = line.removeprefix("data:").strip()
-                    if content == "[DONE]":
+                for event in self.read_events(blocks):
+                    since = since or time.monotonic()
+                    usage = event.get("usage") or usage
+                    text, thought, reason = read_choices(event, reason)
+                    if text or thought:
+                        since = time.monotonic()
+                        has_text = has_text or bool(text)
+                        has_thought = has_thought or bool(thought)
+                        limit.take(thought)
+                        kept = clean(limit.take(text).encode("utf-16-le", "surrogatepass"))
+                        yield CONTROL_CHARACTERS.sub("", kept) if text else Thought()
+                    elif reason is None:
+                        self.check_wait(since)
+                        yield ""
+                    if limit.is_reached:
+                        reason = "length"
+                    if limit.is_reached or reason and time.monotonic() - since > 4 * PAUSE:  # its counts may follow
                         break
-                    if not line.startswith("data:"):
-                        continue
-                    chunk = self.read(content)
-                    usage = chunk.get("usage") or usage
-                    for choice in chunk.get("choices") or ():
-                        reason = choice.get("finish_reason") or reason
-                        if text := choice.get("delta", {}).get("content"):
-                            yield text + ""  # a text, or an error
-                counts = [int(usage.get(name) or 0) for name in ("prompt_tokens", "completion_tokens")]
-            except (AttributeError, TypeError, OverflowError) as error:
+            except (AttributeError, TypeError) as error:
                 raise self.fail("its answer is not of the protocol") from error
         if reason is None:
             raise self.fail("the reply ended before its end")
+        if has_thought and not has_text:
+            remedy = "let it think less, or take another model with --writer-model"
+            raise self.fail(f"it only thought, and had no reply after {limit.max_tokens} tokens", remedy)
+        counts = [read_count(usage, name) for name in ("prompt_tokens", "completion_tokens")]
         self.model.cost.tokens += sum(counts)
         self.model.cost.forward += 1
         return ReplyEnd("length" if reason == "length" else "stop", *counts)
@@ -401,7 +524,7 @@ def find_engine(model: Model):  # an object with `write(dialogue, options)`
 
 # %% ../../nbs/0_base/09_replies.ipynb #rpl0014b
 class ReplyStream:
-    "A reply; iterate over its pieces, and afterwards read its `text`."
+    "A reply; iterate over its pieces, of which some are empty while we wait, and afterwards read its `text`."
 
     def __init__(self, model: Model, dialogue, options: ReplyOptions = ReplyOptions()):  # dialogue: or a prompt
         self.model = model
@@ -421,6 +544,9 @@ class ReplyStream:
         held = ""
         with closing(self._write()) as pieces:
             for piece in pieces:
+                if not piece:  # nothing came yet
+                    yield piece
+                    continue
                 whole = held + piece
                 shown = whole.rstrip().rstrip("\ufffd")
                 held = whole[len(shown) :]

@@ -32,6 +32,9 @@ def cut_template(tokenizer, marked: list, messages: list, seconds: float, **opti
     remedy = "give load_model another chat_template"
     try:
         text = call_in_time(partial(tokenizer.apply_chat_template, marked, tokenize=False, **options), seconds)
+    except TimeoutError as error:
+        problem = f"the chat template had {error}: the computer is busy, or the template does not end"
+        raise InputError(problem, "try again; if other texts fail, too, the template is wrong") from error
     except Exception as error:
         reason = str(error) or type(error).__name__  # such as MemoryError
         raise InputError(f"the chat template refuses this dialogue ({reason})", remedy) from error

@@ -10,7 +10,7 @@ from functools import cache
 
 import numpy as np
 
-from ..extras.check import check_model
+from ..recipes.check_model import check_model
 from ..base.core import Dialogue, make_generator
 from ..base.models import load_model
 from .checks import Lesson, later

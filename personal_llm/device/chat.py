@@ -76,11 +76,12 @@ QUESTION_TEXT = "Was this reply acceptable, and if not, what would you have like
 
 
 def clean_text(text: str) -> str:
-    "Return a text without control characters, other than line ends and tabs; `InputError` if it is not UTF-8."
+    "Return a text without control characters, other than line ends and tabs; empty if no letter can be seen."
     check(text, "text", "the message")
     if clean(text) != text:
         raise InputError("the text is not UTF-8", "nothing of it was stored; send it in that encoding")
-    return CONTROL_CHARACTERS.sub(" ", text.replace("\r\n", "\n").replace("\r", "\n")).strip()
+    text = CONTROL_CHARACTERS.sub(" ", text.replace("\r\n", "\n").replace("\r", "\n")).strip()
+    return text if any(letter.isprintable() and letter != " " for letter in text) else ""
 
 # %% ../../nbs/7_device/08_chat.ipynb #6c6b1c90
 class SessionBase:
@@ -176,7 +177,9 @@ class SessionBase:
             self.timer.join()
 
     def score_in_background(self) -> None:
-        "Score the turns that were said, unless that or a fine-tune is at work."
+        "Score the turns that were said, unless that or a fine-tune is at work; beside a server, only `learn` does."
+        if not self.model.reads_adapters:  # or we would load a model that writes nothing
+            return
         if self.scoring is None and self.learning is None and self.me.state.pending:
             try:
                 self.scoring = BackgroundWork(self.model, self.me.score_due)
@@ -217,8 +220,11 @@ class TalkSession(SessionBase):
         replaces: str = None,  # id of a turn of the talk, whose place it takes; the turns after it leave the talk
     ):  # a generator of the reply's pieces
         "Reply to a message, and store the turn once you have taken all pieces; end an incomplete reply first."
+        prompt = clean_text(text)
+        if text.strip() and not prompt:
+            raise InputError("the message has no letter that can be seen", "write some words")
         self.stop_reply()
-        self.active_reply = self._write(clean_text(text), history, options, is_observed, replaces)
+        self.active_reply = self._write(prompt, history, options, is_observed, replaces)
         return self.active_reply
 
     def _write(self, prompt: str, history, options, is_observed: bool, replaces):
@@ -274,7 +280,7 @@ class TalkSession(SessionBase):
             self.recalled = self.me.recall(new)
             return new, [self.me.state.root(d) for d in turns] if history is None else None
 
-    def describe_source(self) -> str:  # "" if the newest reply read nothing of yours
+    def describe_source(self) -> str:  # "" if it read nothing of yours, and is whole
         "Return a line about what the newest reply read: corrections, statements with their dates, a fine-tune."
         if self.recalled is None:
             return ""
@@ -290,9 +296,10 @@ class TalkSession(SessionBase):
         if self.recalled.adapter is not None:
             parts.append("a fine-tune")
         cut = self.model.truncated.get(self.recalled.dialogue.id, 0)
-        lines = ["from " + ", ".join(parts)] * bool(parts) + [f"{cut} tokens of the oldest turns did not fit"] * (
-            cut > 0
-        )
+        lines = ["from " + ", ".join(parts)] * bool(parts)
+        lines += [f"{cut} tokens of the oldest turns did not fit"] * (cut > 0)
+        is_cut = self.reply is not None and self.reply.end_reason == "length"
+        lines += ["the reply is cut: it has as many tokens as it may have"] * is_cut
         return "; ".join(lines)
 
 # %% ../../nbs/7_device/08_chat.ipynb #cht4lrnc
@@ -385,7 +392,7 @@ class ChatSession(TalkSession):
 
     def _commit(self, prepared) -> None:
         self.me.commit(prepared)
-        last = self.me.rounds[-1]
+        last = self.me.state.find_last_round()
         remark = "; the loss rose, /unlearn undoes this" if last.best_loss > last.start_loss else ""
         self.messages.append(f"learned: {last}{remark}")
 

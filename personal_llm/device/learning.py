@@ -101,10 +101,9 @@ def hash_weights(folder) -> str:
 
 def load_last_adapter(state: State, folder=None):  # an `Adapter`, or None
     "Load the adapter of the last fine-tune of this base; raise `InputError` if its weights are missing or changed."
-    rounds = state.list_rounds()
-    if not rounds:
+    last = state.find_last_round()
+    if last is None:
         return None
-    last = rounds[-1]
     place = Path(folder or "") / last.adapter
     if hash_weights(place) != last.digest:
         problem = f"{place / WEIGHTS_FILE}: missing, or changed since it was made"

@@ -15,15 +15,15 @@ from pathlib import Path
 from tqdm.auto import tqdm
 
 from ..base.adapters import Adapter
-from ..base.core import Cost, Dialogue, InputError, check
+from ..base.core import Cost, Dialogue, InputError, check, check_dialogues
 from ..base.display import Displayed
 from ..base.replies import ReplyOptions, ReplyStream
 from ..base.text import count_nouns
 from ..buffer.buffer import Buffer
+from ..buffer.policies import blame
 from ..memory.feedback import Reaction
 from ..memory.retrieval import MAX_TOKENS, MemoryConfig
 from ..buffer.scoring import ScoredDialogue, load_lexicons, score
-from ..data.reading import as_dialogues
 from .archive import UNFINISHED, Archive, hold_folder
 from .forgetting import ForgetPlan, delete_rows, finish_forgetting
 from .forgetting import plan_forgetting, trim
@@ -158,7 +158,7 @@ class Observer(PersonalizerBase):
 
     def observe_all(self, dialogues, progress: bool = True) -> list:  # in order of time -> `Decision`s
         "Observe many dialogues, and fine-tune after every `finetune_every` of them."
-        dialogues = as_dialogues(dialogues)
+        check_dialogues(dialogues)
         size = self.settings.finetune_every or 64  # dialogues that are scored together
         decisions = []
         for first in tqdm(range(0, len(dialogues), size), desc="reading", disable=not progress, leave=False):
@@ -374,7 +374,8 @@ class Personalizer(Reactor):
             liked = [d for d in self.buffer.dialogues if d.response.strip() and self.state.root(d) not in disliked]
             taught = [d for d in self.state.list_taught() if self.state.root(d) not in disliked]
         policy = self.buffer.policy
-        chosen = policy.learns_answers and taught or policy.select_training_dialogues(liked)
+        with blame(policy):
+            chosen = policy.learns_answers and taught or policy.select_training_dialogues(liked)
         if not chosen:
             reason = "no kept dialogue has an answer" if len(self.buffer) else "the buffer is empty"
             raise InputError(f"nothing to learn from: {reason}", "observe some dialogues first")
@@ -409,10 +410,10 @@ class Personalizer(Reactor):
 
     def undo_finetune(self) -> None:
         "Delete the last adapter, and use the one before; raise `InputError` if there is no fine-tune."
-        rounds = self.state.list_rounds()
-        if not rounds:
+        last = self.state.find_last_round()
+        if last is None:
             raise InputError("there is no fine-tune to undo", "learn first")
-        undone = rounds[-1].adapter
+        undone = last.adapter
         with self.change():
             self.state.record("undone")
             self.archive.set_fact(UNFINISHED, "yes")
@@ -420,7 +421,7 @@ class Personalizer(Reactor):
         finish_forgetting(self.state, [undone])
 
     def recall(self, dialogue: Dialogue) -> Recall:  # dialogue: a new prompt with the talk before it
-        "Find what the reply to a prompt uses: instructions, statements, and, where the gate is open, answers and adapter."
+        "Find what the reply to a prompt uses; answers and adapter only where the gate is open."
         adapter = self.adapter if self.model.reads_adapters else None
         return self.memory.find(self.state, dialogue, self.model.count_tokens, adapter)
 

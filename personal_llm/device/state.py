@@ -287,7 +287,7 @@ class BufferState(EvidenceState):
             self.wants_question = False
             if content["is_considered"]:
                 left = self.questions_left()
-                self.wants_question = self.buffer.policy.decide_question(self.buffer.view, self.find(id), left)[0]
+                self.wants_question = self.buffer.wants_question(self.find(id), left)
             return
         if self.find_slot(id) is not None:
             self._rescored[id] = self.scores[id]
@@ -415,6 +415,10 @@ class State(BufferState, Displayed):
         "Return the fine-tunes of the present base model."
         return [round for round in self.rounds if round.base == self.base]
 
+    def find_last_round(self):  # a `Round`, or None
+        "Return the fine-tune whose adapter is in use: the newest one of the present base model."
+        return next(reversed(self.list_rounds()), None)
+
     def learned_no_answer(self) -> bool:
         "Return whether the last fine-tune of this base learned from dialogues that nobody answered."
         rounds = self.list_rounds()
@@ -422,7 +426,7 @@ class State(BufferState, Displayed):
         return not any(self.newest(id).origin in ANSWERED_ORIGINS for id in learned if id in self.archive.dialogues)
 
     def apply_undone(self, id: str, content: dict) -> None:
-        last = self.list_rounds()[-1]
+        last = self.find_last_round()
         self.rounds.remove(last)
         self.undone |= {*last.learned}
 
@@ -474,6 +478,7 @@ class State(BufferState, Displayed):
     def status(self) -> dict:  # plain values
         "Describe the state in numbers, without the texts of dialogues."
         origins = [d.origin for d in self.list_answered()]
+        last = self.find_last_round()
         return dict(
             model=self.model,
             policy=self.buffer.policy.name,
@@ -484,8 +489,8 @@ class State(BufferState, Displayed):
             corrected=origins.count("annotated"),
             approved=origins.count("approved"),
             unlearned=len(self.list_unlearned(but_undone=False)),
-            finetunes=len(self.rounds),
-            last=str(self.rounds[-1]) if self.rounds else None,
+            finetunes=len(self.list_rounds()),
+            last=str(last) if last else None,
             cost=self.cost.to_dict(),
         )
 

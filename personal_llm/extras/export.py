@@ -17,7 +17,6 @@ from ..base.replies import write_gguf_adapter
 from ..base.text import count_nouns, is_near_duplicate
 from ..base.tokens import get_special_strings
 from ..memory.retrieval import MemoryConfig, collect_memories
-from ..app.plugins import Runtime
 
 # %% ../../nbs/9_extras/01_export.ipynb #mfgaps01
 def render_gaps(tokenizer, *roles: str) -> list:  # texts before, between and after the contents
@@ -142,7 +141,3 @@ def write_ollama(model, adapter: Path, out: Path, dialogues=()) -> str:  # how t
     none = "no examples: this folder has no answers of yours (correct or approve replies first)"
     usage = "put the base model's GGUF file here as base.gguf, then: ollama create mine -f Modelfile"
     return f"{usage}\nthe Modelfile holds {held if examples else none}"
-
-# %% ../../nbs/9_extras/01_export.ipynb #57e986e6
-EXPORT_TARGETS = dict(merged=write_merged, gguf=write_gguf, ollama=write_ollama, vllm=write_vllm)
-RUNTIME = Runtime(targets=EXPORT_TARGETS)

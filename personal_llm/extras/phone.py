@@ -11,15 +11,13 @@ import math
 import tempfile
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Annotated, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from ..base.adapters import CONFIG_FILE, WEIGHTS_FILE, check_adapter, read_lora_config
 from ..base.core import InputError, check_seed, import_extra, make_generator
 from ..base.files import check_new_folder, compute_sha256, make_folder, write_atomically, write_json
-from ..base.text import count_nouns
-from ..app.plugins import Runtime
 from ..tuning.config import TuningConfig
 from ..tuning.finetune import trainable_adapter
 from ..tuning.training_loop import MAX_GRADIENT_NORM, compute_learning_rate
@@ -220,27 +218,3 @@ def export_bundle(model, dialogues: list, out, config: TuningConfig, start=None,
             vector = read_adapter_vector(Path(work) / WEIGHTS_FILE)
             program = compile_program(adapted, vector, config.batch_size, records.shape[2])
         return write_bundle(Path(out), program, records, Path(work), config, card)
-
-# %% ../../nbs/9_extras/05_phone.ipynb #87d0bbbb
-def phone_export(
-    load_model,
-    dialogues,
-    out: Annotated[str, "a new folder for the bundle"],
-    start_from: Annotated[str, "adapter to start from"] = None,
-    steps: Annotated[int, "optimiser steps"] = TuningConfig.steps,
-    batch: Annotated[int, "dialogues in a step; fewer need less RAM"] = TuningConfig.batch_size,
-    max_length: Annotated[int, "tokens of a dialogue; longer ones lose their beginning"] = 128,
-    seed: Annotated[int, "seed of all random choices"] = 0,
-) -> tuple:  # (result for programs, lines for people)
-    "Pack a training program, the chats as records and a manifest."
-    import_extra("executorch.exir", "phone", "training on a phone")
-    model = load_model(device="cpu", dtype="float32")  # the program computes in these
-    config = TuningConfig(steps=steps, batch_size=batch, max_length=max_length)
-    manifest = export_bundle(model, dialogues, out, config, start_from, seed)
-    lines = [f"{name:<34}{row['bytes'] / 1e6:>8.2f} MB" for name, row in manifest["files"].items()]
-    plan = f"{count_nouns(steps, 'step')} of {batch} dialogues of {manifest['length']} tokens"
-    result = {name: manifest[name] for name in ("files", "batch", "length")} | dict(bundle=str(out), steps=steps)
-    return result, [*lines, f"{plan}; bundle in {out}"]
-
-
-RUNTIME = Runtime(commands={"phone": phone_export}, examples={"phone": ["--data chats.jsonl --out bundle"]})

@@ -20,7 +20,7 @@ from typing import Annotated, Literal
 
 from personal_llm.base.core import Dialogue, InputError, catch_panic, import_extra
 from personal_llm.base.files import ASSETS, compute_sha256
-from personal_llm.base.replies import ReplyOptions, ReplyStream
+from personal_llm.base.replies import ReplyOptions, ReplyStream, Thought
 from personal_llm.base.weights import WEIGHTS
 from personal_llm.memory.feedback import SCOPES
 from personal_llm.memory.statements import find_statements
@@ -96,6 +96,13 @@ HEADERS |= {"X-Content-Type-Options": "nosniff", "Referrer-Policy": "no-referrer
 HEADERS |= {"Cross-Origin-Resource-Policy": "same-origin"}
 
 
+def find_limit(path: str) -> int:  # bytes
+    "Return how large the body of a request may be: a history may hold pictures, a change holds a text or many ids."
+    if path == "/v1/chat/completions":
+        return 2**25
+    return 2**22 if path.startswith("/me/") else 2**12
+
+
 def check_request(request: Request, token: str, host: str) -> None:
     "Raise `HTTPException` for a request to another name, of another site, without the token, or too large."
     own = request.headers.get("host", "")
@@ -110,8 +117,9 @@ def check_request(request: Request, token: str, host: str) -> None:
     path = request.scope["path"]  # as the routes read it; `request.url` of an older Starlette also reads `Host`
     if path not in (*PUBLIC, "/connect") and not secrets.compare_digest(given.encode(), token.encode()):
         raise HTTPException(401, "the token is missing or wrong; use the key that personal-llm serve printed")
-    if "transfer-encoding" in request.headers or int(request.headers.get("content-length", 0)) > 2**25:
-        raise HTTPException(413, "the request is larger than 32 MB, or does not tell its length")
+    limit = find_limit(path)
+    if "transfer-encoding" in request.headers or int(request.headers.get("content-length", 0)) > limit:
+        raise HTTPException(413, f"the request is larger than {limit:,} bytes, or does not tell its length")
 
 # %% ../../nbs/9_extras/07_server.ipynb #srvguard
 def guard(app, token: str, host: str):  # an ASGI application around another one
@@ -265,6 +273,8 @@ def write_reply(session: ChatSession, wanted: CompletionRequest):  # a generator
         replaces = wanted.replaces if is_of_page else None
         yield from session.say(prompt, history, options, wanted.store is not False, replaces)
         reply = session.reply
+        if reply is None:
+            raise InputError("the reply was ended, because something was forgotten meanwhile", "write it again")
         is_stored = len(session.me.archive.dialogues) > stored
         id = next(reversed(session.me.archive.dialogues)) if is_stored else replaces
         own = dict(id=id, talk=session.talk if is_of_page else None, source=session.describe_source())
@@ -287,7 +297,8 @@ async def write_events(wanted: CompletionRequest, head: dict, items, item):  # a
         async with aclosing(items):
             yield make_event(dict(role="assistant", content=""))
             while isinstance(item, str):
-                yield make_event(dict(content=item))
+                own = dict(me=dict(is_thinking=True)) if isinstance(item, Thought) else {}
+                yield make_event(dict(content=item), **own)
                 item = await anext(items)
         yield make_event({}, item["finish_reason"], me=item["me"])
         if has_usage:
@@ -370,7 +381,8 @@ def describe_model(model) -> str:
 def describe_status(session: ChatSession, *_) -> dict:
     "Return the state in numbers, and messages for the user; take over a fine-tune that is complete."
     session.collect()
-    seconds = session.me.rounds[-1].seconds if session.me.rounds else None
+    last = session.me.state.find_last_round()
+    seconds = last.seconds if last else None
     shown = dict(is_learning=session.learning is not None, seconds=seconds, messages=session.pop_messages())
     return session.me.state.status() | shown | dict(note=describe_model(session.model))
 
@@ -427,6 +439,7 @@ CHANGES = dict(
     name=name_talk,
     halt=lambda session, wanted: session.halt_reply(),
 )
+IMMEDIATE = ("forget", "halt", "stop")  # they end what is at work, and wait for no reply
 
 # %% ../../nbs/9_extras/07_server.ipynb #5b5c97ad
 def check_owner(session: ChatSession, user: str) -> None:
@@ -504,7 +517,7 @@ def make_app(
 
     @app.post("/me/{name}")
     async def change(name: Literal[tuple(CHANGES)], wanted: Change = Change()):
-        run = thread.read if name == "halt" else thread.change  # the reply that it ends is being written
+        run = thread.read if name in IMMEDIATE else thread.change
         return await run(CHANGES[name], session, wanted) or {}
 
     app.mount("/", StaticFiles(directory=ASSETS / "page", html=True))
@@ -545,7 +558,8 @@ class Connection(AutoHTTPProtocol):
 def make_server(app) -> uvicorn.Server:
     "Make the server of an application: without a log, and with a limit of connections."
     quiet = dict(log_config=None, log_level="critical", access_log=False, server_header=False, proxy_headers=False)
-    limits = dict(http=Connection, ws="none", limit_concurrency=800, timeout_graceful_shutdown=5)
+    limits = dict(http=Connection, ws="none", limit_concurrency=800)
+    limits |= dict(timeout_graceful_shutdown=0.3)  # seconds for what is nearly done; a reply ends at Ctrl-C
     return uvicorn.Server(uvicorn.Config(app, **quiet, **limits))
 
 # %% ../../nbs/9_extras/07_server.ipynb #304a1e99

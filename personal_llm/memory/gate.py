@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MEAN_WEIGHT', 'REACH', 'MAX_COMPARED', 'Evidence', 'measure_closeness', 'measure_reach', 'belongs', 'Verdict',
-           'judge', 'compare']
+           'judge', 'weigh']
 
 # %% ../../nbs/3_memory/03_gate.ipynb #50dc0fc1
 from dataclasses import dataclass
@@ -74,7 +74,7 @@ def judge(evidence: Evidence, prompt: str, vectors: VectorStore, general: tuple 
     reasons = []
     for group, others in ((evidence.answers, ()), (evidence.here, general)):
         if group:
-            does_apply, reason = compare(group, opposing, others, prompt, vectors)
+            does_apply, reason = weigh(group, opposing, others, prompt, vectors)
             reasons.append((does_apply, reason))
             applying += group if does_apply else ()
     if not reasons:
@@ -84,7 +84,7 @@ def judge(evidence: Evidence, prompt: str, vectors: VectorStore, general: tuple 
     return Verdict(tuple(applying), does_apply, reason)
 
 
-def compare(corrections: tuple, opposing: list, general: tuple, prompt: str, vectors: VectorStore) -> tuple:
+def weigh(corrections: tuple, opposing: list, general: tuple, prompt: str, vectors: VectorStore) -> tuple:
     "Return whether corrections apply to a prompt, and why."
     prompts = [d.prompt for d in corrections]
     supporting = vectors.compare(prompt, prompts)

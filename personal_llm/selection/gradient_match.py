@@ -14,7 +14,7 @@ from ..base.core import InputError, measure_cost
 
 # %% ../../nbs/6_selection/03_gradient_match.ipynb #96919ac8
 def get_linear_layer(model, module: str):  # a torch layer
-    "Return the layer that an adapter's module changes. Raise `InputError` if the model has no such linear layer."
+    "Find the linear layer that an adapter's module changes."
     layer = dict(model.model.named_modules()).get(module.removeprefix("base_model.model."))
     if getattr(getattr(layer, "weight", None), "ndim", 0) != 2:
         remedy = "the adapters were made for another base, load the model they were made for"
@@ -23,7 +23,7 @@ def get_linear_layer(model, module: str):  # a torch layer
 
 # %% ../../nbs/6_selection/03_gradient_match.ipynb #ba8fdcb6
 def compute_inner_products(x, g, factors: list) -> list:  # inputs (tokens, in), output gradients (tokens, out)
-    "Return the inner product of a layer's gradient with the change B A of each adapter; factors: pairs (A, B)."
+    "Compute the inner product of a layer's gradient with each adapter's change B A; factors are pairs (A, B)."
     import torch
 
     Ax = x @ torch.cat([A for A, _ in factors]).T  # (tokens, ranks of all adapters)
@@ -33,7 +33,7 @@ def compute_inner_products(x, g, factors: list) -> list:  # inputs (tokens, in),
 
 # %% ../../nbs/6_selection/03_gradient_match.ipynb #ba8fdcbb
 def run_backward(model, dialogue, num_dialogues: int) -> None:
-    "Compute the gradients of a dialogue's loss, as its part of a mean over dialogues, and count the cost."
+    "Run one dialogue's loss backward, weighted as part of a mean over dialogues, and count the cost."
     import torch
 
     sample = model.encode(dialogue)
@@ -49,8 +49,8 @@ def compute_slopes(
     model,  # the base `Model`
     dialogues: list,  # of the user
     adapters: dict,  # name -> an adapter's folder
-) -> dict:  # name -> nats a token for a step of length 1 towards that pLLM; below 0 the loss falls
-    "Return the slope of the user's mean loss towards each pLLM."
+) -> dict:  # name -> nats per token for a step of length 1 towards that pLLM; negative if the loss falls
+    "Compute the slope of a user's mean loss towards each pLLM, with one backward pass per dialogue."
     factors = {name: read_factors(folder) for name, folder in adapters.items()}
     slopes = dict.fromkeys(factors, 0.0)
 

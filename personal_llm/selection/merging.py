@@ -19,11 +19,11 @@ from ..explanation.space import nonnegative_coefficients
 
 # %% ../../nbs/6_selection/05_merging.ipynb #mw03
 def fit_merge_weights(
-    coordinates: np.ndarray,  # (n, k), one row a pLLM
+    coordinates: np.ndarray,  # (n, k), one row per pLLM
     names: list,  # of the pLLMs
     target: np.ndarray,  # (k,), the user's, in the same unit
-) -> dict:  # name -> share above 0, sum at most 1; the base model has the rest
-    "Return the weights whose sum of coordinates is nearest to the user's, divided by their sum if it is above 1."
+) -> dict:  # name -> share above 0, with a sum of at most 1; the rest goes to the base model
+    "Fit shares of pLLMs whose weighted coordinates come closest to the user's (XPerT, Wang et al. 2025)."
     weights = nonnegative_coefficients(np.asarray(coordinates), target)
     weights /= max(1.0, weights.sum())
     return {name: float(weight) for name, weight in zip(names, weights) if weight > 0}
@@ -32,10 +32,10 @@ def fit_merge_weights(
 def merge(
     model,  # the base `Model`, without an attached adapter
     library,  # a `Library`, or a dict: name -> an adapter's folder
-    weights: dict,  # name -> share, not negative, sum at most 1; the base model has the rest
+    weights: dict,  # name -> share, not negative, with a sum of at most 1; the rest goes to the base model
     out=None,  # folder for the adapter; a temporary one by default
 ) -> Adapter:  # its parents are the names
-    "Make one adapter out of shares of several (XPerT's merging). Raise `InputError` for weights that are no shares."
+    "Merge several adapters into one, as an exact weighted sum (XPerT, Wang et al. 2025)."
     from peft import PeftModel
 
     check_shares(weights)
@@ -69,7 +69,7 @@ def merge(
 
 # %% ../../nbs/6_selection/05_merging.ipynb #c212c88b
 def check_shares(weights: dict) -> None:
-    "Raise `InputError` for weights that are no shares of a whole."
+    "Check that weights are shares of a whole."
     for name, share in weights.items():
         if not (isinstance(share, (int, float, np.number)) and math.isfinite(share) and share >= 0):
             raise InputError(f"weight {share!r} of {name!r}", "weights are numbers from 0 to 1")

@@ -12,13 +12,13 @@ from ..base.core import InputError, check_settings_fields, setting
 
 # %% ../../nbs/4_tuning/02_config.ipynb #f83f4461
 def _count(default: int, help: str):
-    "Return a field for a whole number from 1 to a million."
+    "Make a setting for a whole number from 1 to a million."
     return setting(default, help, low=1, high=10**6)
 
 # %% ../../nbs/4_tuning/02_config.ipynb #cf07
 @dataclass(frozen=True)
 class TuningConfig:
-    "How to fine-tune; raise `InputError` for a value that cannot work."
+    "The settings of a fine-tune, checked when they're created (defaults: Qin et al. 2024, section 4)."
 
     rank: int = _count(8, "rank r of the two LoRA factors")
     alpha: float = setting(16, "the change is scaled by alpha / rank", "positive number")
@@ -38,11 +38,11 @@ class TuningConfig:
 
     @property
     def check_interval(self) -> int:
-        "Steps from one check to the next; the last step is a check too."
+        "The number of steps between two checks; there is always one after the last step."
         return max(1, self.steps // self.checks)
 
-    def match_adapter(self, settings: dict, place) -> "TuningConfig":  # of the folder `place` of a start
-        "Return these settings in the shape (rank, alpha, dropout, modules) of a start, given its adapter_config.json."
+    def match_adapter(self, settings: dict, place) -> "TuningConfig":  # adapter_config.json, and its folder
+        "Copy these settings with the rank, alpha, dropout and modules of an adapter that is tuned further."
         names = settings.get("target_modules")
         if not names or not isinstance(names, (str, list)) or not all(isinstance(name, str) for name in names):
             raise InputError(f"{place}: adapter_config.json names no target modules", "make the adapter anew")

@@ -12,16 +12,15 @@ from types import SimpleNamespace
 import numpy as np
 
 from ..base.display import Displayed
-from ..base.core import Cost, InputError, check
+from ..base.core import Cost, InputError, check, check_dialogues
 from ..base.plots import draw_bars
 from ..base.replies import Model
 from ..base.text import count_nouns, split_rouge_words
 from .statistics import Comparison, paired_bootstrap
-from ..data.reading import as_dialogues
 
 # %% ../../nbs/4_tuning/06_evaluation.ipynb #8168db49
 def score_texts(replies: list, references: list) -> list:  # dicts: rouge1, rougeL in [0, 1]
-    "Return ROUGE-1 F and ROUGE-L F of each reply (rouge-score, no stemming)."
+    "Compare replies with references by ROUGE-1 F and ROUGE-L F (rouge-score, no stemming)."
     from rouge_score.rouge_scorer import RougeScorer
 
     rouge = RougeScorer(["rouge1", "rougeL"], tokenizer=SimpleNamespace(tokenize=split_rouge_words))
@@ -34,18 +33,18 @@ METRICS = ("loss", "rouge1", "rougeL", "adherence")
 # %% ../../nbs/4_tuning/06_evaluation.ipynb #18495e0d
 @dataclass(repr=False)
 class Evaluation(Displayed):
-    "The measurements on one user's test dialogues. They hold the user's text: treat them as private."
+    "Measurements on one user's test dialogues, with the user's own text in them, so keep them private."
 
-    items: list  # a dict a dialogue: id, prompt, reference, and the measurements (`METRICS`, reply, tokens, habits)
-    summary: dict  # means over items; `habits` (name -> share) and `n` beside them
-    cost: Cost = field(default_factory=Cost)  # what measuring cost
+    items: list  # one dict per dialogue: id, prompt, reference and measurements (`METRICS`, reply, tokens, habits)
+    summary: dict  # means over items, with `habits` (name -> share) and `n`
+    cost: Cost = field(default_factory=Cost)  # of the measurements
     user: str = ""  # whose dialogues these are
 
     def __len__(self):
         return len(self.items)
 
     def values(self, metric: str) -> np.ndarray:  # metric: one of `METRICS` -> (items,)
-        "Return one metric of every item; raise `InputError` for a metric that was not measured."
+        "Collect one metric over all items."
         if metric not in self.summary or metric not in METRICS:
             known = ", ".join(m for m in METRICS if m in self.summary)
             raise InputError(f"no metric {metric!r} in the evaluation of user {self.user!r}", f"use one of {known}")
@@ -53,7 +52,7 @@ class Evaluation(Displayed):
 
     def __str__(self):
         summary = self.summary
-        labels = dict(loss="response loss, nats a token", rouge1="ROUGE-1 F", rougeL="ROUGE-L F")
+        labels = dict(loss="response loss, nats per token", rouge1="ROUGE-1 F", rougeL="ROUGE-L F")
         rows = [(label, f"{summary[metric]:.3f}") for metric, label in labels.items() if metric in summary]
         if "adherence" in summary:
             rows.append(("habits kept", f"{summary['adherence']:.0%}"))
@@ -62,7 +61,7 @@ class Evaluation(Displayed):
         return "\n".join([head] + [f"  {name:<40}{value:>8}" for name, value in rows])
 
     def to_rows(self) -> list:
-        "Return the mean of each metric with its 95 % interval over dialogues, where there are two or more."
+        "List the mean of each metric, with its 95 % interval over dialogues if there are at least two."
         rows = []
         for metric in METRICS:
             if metric in self.summary:
@@ -72,20 +71,20 @@ class Evaluation(Displayed):
         return rows
 
     def to_pandas(self):  # a `pandas.DataFrame`
-        "Return the measurements, a row a dialogue."
+        "Convert the measurements to a table with one row per dialogue."
         import pandas
 
         return pandas.DataFrame(self.items)
 
     def plot(self):  # an `IPython.display.Image`
-        "Draw the shares among the metrics with their intervals."
+        "Plot the metrics that are shares, with their intervals."
         rows = [row for row in self.to_rows() if row["metric"] != "loss"]
         names = [row["metric"] for row in rows]
         intervals = [(row["low"], row["high"]) for row in rows] if len(self) > 1 else None
         return draw_bars(names, [row["mean"] for row in rows], self.user or "Evaluation", "share", intervals)
 
     def compare(self, other: "Evaluation", metric: str = "loss") -> Comparison:  # self minus other
-        "Compare two evaluations of one user, paired by dialogue; raise `InputError` for different dialogues."
+        "Compare two evaluations on the same dialogues of one user, paired by dialogue."
         own_ids = [item["id"] for item in self.items]
         other_ids = [item["id"] for item in other.items]
         if sorted(own_ids) != sorted(other_ids):
@@ -97,7 +96,7 @@ class Evaluation(Displayed):
 
 # %% ../../nbs/4_tuning/06_evaluation.ipynb #e57f4657
 def summarize_items(items: list) -> dict:
-    "Return the means over items."
+    "Average the measurements over items."
     out = {metric: float(np.mean([item[metric] for item in items])) for metric in METRICS if metric in items[0]}
     out["n"] = len(items)
     if "habits" in items[0]:
@@ -106,7 +105,7 @@ def summarize_items(items: list) -> dict:
 
 # %% ../../nbs/4_tuning/06_evaluation.ipynb #783744c2
 def make_items(dialogues: list) -> list:
-    "Return the items of test dialogues, without measurements; raise `InputError` without a reference answer."
+    "Make one item per test dialogue, without measurements; each dialogue needs a reference answer."
     if not dialogues:
         raise InputError("no dialogues to evaluate on", "give at least one with a reference answer")
     for d in dialogues:
@@ -116,7 +115,7 @@ def make_items(dialogues: list) -> list:
 
 # %% ../../nbs/4_tuning/06_evaluation.ipynb #a2e459d9
 def score_replies(items: list, replies: list, habits: tuple) -> list:  # the items with scores
-    "Return the items with their replies, the word overlap and the habits that each reply keeps."
+    "Add the model's replies to their items, with word overlap and the habits that each reply keeps."
     scores = score_texts(replies, [item["reference"] for item in items])
     out = [item | dict(reply=reply) | score for item, reply, score in zip(items, replies, scores, strict=True)]
     for item in out if habits else ():
@@ -127,7 +126,7 @@ def score_replies(items: list, replies: list, habits: tuple) -> list:  # the ite
 # %% ../../nbs/4_tuning/06_evaluation.ipynb #f72b13e3
 def evaluate(
     model: Model,
-    dialogues,  # test `Dialogue`s, or what `read_dialogues` takes; their responses are the references
+    dialogues: list,  # of test `Dialogue`s, whose responses are the references
     adapter=None,  # what is attached: a folder, an object with `.path`, or None for the base model
     habits: tuple = (),  # `Habit`s to look for in the replies
     generate: bool = True,  # False: the loss only, a fraction of the time
@@ -135,7 +134,7 @@ def evaluate(
     user: str = "",  # whose dialogues these are
 ) -> Evaluation:
     "Measure response loss, word overlap and habits of replies; raise `InputError` without reference answers."
-    dialogues = as_dialogues(dialogues)
+    check_dialogues(dialogues)
     items = make_items(dialogues)
     max_tokens = check(max_tokens, "whole number or none", "max_tokens", low=1, high=10**6)
     with model.track_cost() as cost, model.use_adapter(adapter):

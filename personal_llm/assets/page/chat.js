@@ -62,6 +62,8 @@ async function write(item, text, turn) { // whether a reply came
       written += event.choices[0]?.delta.content || "";
       talk = event.me?.talk || talk;
       if (written) item.lastChild.replaceWith(makeMarkdown(written));
+      else if (event.me?.is_thinking) item.lastChild.textContent = "thinking …";
+      if (event.choices[0]?.finish_reason === "length") show("The reply is cut: it has as many tokens as it may have.");
       if (stays) goToEnd();
     }
     return true;

@@ -1,0 +1,189 @@
+"Programs that people leave: one talk each, in the layout of its export, with what is nobody's words beside it."
+
+import json
+from functools import cache
+
+import pytest
+
+from personal_llm.base.core import InputError
+from personal_llm.data import formats, reading
+from personal_llm.data.formats import GAP, RecordFormat, Turn, parse_messages, parse_pair
+from personal_llm.extras.marks import SETUP, clean_turn
+
+TEA = [("Tea?", "Yes."), ("Cake?", "No.")]
+
+
+def turns(*names, role="role", text="content", **more):
+    "The talk as messages, with one more field each: a list of its values."
+    words = [word for pair in TEA for word in pair]
+    rows = [{role: ("user", "assistant")[i % 2], text: word} for i, word in enumerate(words)]
+    return [row | {name: values[i] for name, values in more.items()} for i, row in enumerate(rows)]
+
+
+TIMES = [f"2026-01-05T10:00:0{i}Z" for i in range(4)]
+THOUGHT = dict(type="reasoning", text="Hm.")
+PARTS = [row | dict(contentParts=[THOUGHT, dict(type="text", text=row.pop("content"))]) for row in turns()]
+CHUNKS = [
+    row | dict(content="", contentChunks=[dict(type="text", text=row["content"])]) for row in turns(createdAt=TIMES)
+]
+CHUNKS = [row | dict(chatId="c", reaction="neutral") for row in CHUNKS]
+BLOCKS = [dict(id=str(i), type="main_text", content=row["content"]) for i, row in enumerate(turns())]
+BLOCKS += [dict(id="9", type="thinking", content="Hm.")]
+TOPIC = [dict(role=row["role"], blocks=["9", str(i)][row["role"] == "user" :]) for i, row in enumerate(turns())]
+SETTING = "<environment_context>\n<cwd>/home</cwd>\n</environment_context>"
+SAID = [
+    dict(type="message", role=row["role"], content=[dict(type="input_text", text=row["content"])]) for row in turns()
+]
+CODEX = [dict(type="message", role="user", content=[dict(type="input_text", text=SETTING)]), SAID[0]]
+CODEX += [dict(type="user_message", message="Tea?"), dict(type="reasoning", summary=[]), *SAID[1:]]
+CURSOR = [
+    f"<system_reminder>\nBe brief.\n</system_reminder>\n<user_query>\n{row['content']}\n</user_query>"
+    for row in turns()
+]
+CURSOR = [CURSOR[i] if i % 2 == 0 else row["content"] for i, row in enumerate(turns())]
+CURSOR = [dict(role=row["role"], message=dict(content=[dict(text=CURSOR[i])])) for i, row in enumerate(turns())]
+ENTRIES = [
+    dict(query_str=ask, blocks=[dict(markdown_block=dict(answer=f"{answer[:-1]} [1][12]."))]) for ask, answer in TEA
+]
+ROOM = {str(i): dict(characterId=("USER", "c1")[i % 2], content=row["content"]) for i, row in enumerate(turns())}
+ROOM["1b"] = dict(characterId="c2", content="Never.")
+ROOM = {name: ROOM[name] for name in sorted(ROOM)}
+GROUP = [dict(name=("Me", "Mira")[i % 2], is_user=i % 2 == 0, mes=row["content"]) for i, row in enumerate(turns())]
+GROUP[2:2] = [dict(name="Otto", is_user=False, mes="Never.")]
+CONTEXT = "This is the {}. We are setting up the context for our chat.\nToday's date is Monday."
+SESSION = [dict(type=("user", "gemini")[i % 2], content=row["content"]) for i, row in enumerate(turns())]
+SESSION[2:2] = [dict(type="info", content="Request cancelled."), dict(type="warning", content="Slow.")]
+REQUESTS = [
+    dict(message=dict(text=ask), response=[dict(value=answer), dict(kind="thinking", value="Hm.")])
+    for ask, answer in TEA
+]
+POLLS = [TEA[0], ("Where?", "POLL:\nDinner?\nOPTION: Pizza (2 votes)\nOPTION: Soup (0 votes)"), TEA[1]]
+POLLS[1:1] = [
+    ("Wo?", "UMFRAGE:\nEssen?\nOPTION: Suppe (1 Stimme)\nOPTION: Brot (0 Stimmen)"),
+    ("Who?", "live location shared"),
+]
+POLLS[1:1] = [
+    ("Where is it?", "location: https://maps.google.com/?q=47.07,15.43"),
+    ("Und?", "Live-Standort wird geteilt"),
+]
+LOG = "".join(
+    f"05/01/2026, 10:0{i} - Kim: {ask}\n05/01/2026, 10:0{i} - Bo: {answer}\n" for i, (ask, answer) in enumerate(POLLS)
+)
+READ = {  # program -> what its file holds
+    "textgen": dict(internal=[["<|BEGIN-VISIBLE-CHAT|>", "Hello!"], *TEA], visible=[["", "Hello!"], *TEA]),
+    "codex": [dict(timestamp=TIMES[0], type="response_item", payload=row) for row in CODEX],
+    "message rows": "\n".join(map(json.dumps, CURSOR)),
+    "perplexity": dict(status="success", entries=ENTRIES),
+    "cherry studio": dict(indexedDB=dict(topics=[dict(messages=TOPIC)], message_blocks=BLOCKS)),
+    "typingmind": dict(data=dict(chats=[dict(chatID="c", messages=turns())], folders=[])),
+    "openrouter": dict(version="orpg.2.0", characters={}, messages=ROOM),
+    "sillytavern": GROUP,
+    "le chat": [CHUNKS[i] for i in (3, 0, 2, 1)],
+    "chatbox": {"chat-sessions-list": [], "session:1": dict(messages=PARTS[:2], threads=[dict(messages=PARTS[2:])])},
+    "nextchat": {"chat-next-web-store": dict(sessions=[dict(topic="Tea", messages=turns(date=TIMES))])},
+    "lobechat": dict(exportType="all", state=dict(messages=turns(topicId="1122", createdAt=TIMES))),
+    "continue": dict(title="Tea", history=[dict(message=row, contextItems=[]) for row in turns()]),
+    "copilot chat": dict(requesterUsername="me", requests=REQUESTS),
+    "gemini cli": dict(sessionId="s", messages=SESSION),
+    "messages": [
+        *(
+            {"role": role, "parts": [dict(text=text)]}
+            for role, text in (("user", CONTEXT.format("Gemini CLI")), ("model", "Got it."))
+        ),
+        *turns(),
+    ],
+    "whatsapp": LOG,
+}
+
+
+def save(path, value):
+    path.write_text(value if isinstance(value, str) else json.dumps(value), encoding="utf-8")
+    return path
+
+
+@pytest.mark.parametrize("program", READ)
+def test_a_program_is_read_without_what_nobody_said(tmp_path, program):
+    value = READ[program]
+    found = reading.read_dialogues(save(tmp_path / ("a.txt" if value is LOG else "a.json"), value))
+    assert (found.format, [(d.prompt, d.response) for d in found]) == (program, TEA)
+    assert not found.unread and {*found.left_out} <= {GAP, SETUP}
+
+
+def test_a_thread_of_perplexity_and_code_keep_what_is_theirs(tmp_path):
+    messages = turns(text="text")
+    messages[1]["text"] = "Take `a[1]`[1][2]."
+    thread = dict(schema="archive.thread.v1", thread={}, messages=messages)
+    assert reading.read_dialogues(save(tmp_path / "a.json", thread))[0].response == "Take `a[1]`."
+
+
+def test_a_second_speaker_and_times_that_fall_in_blocks_cost_no_pair():
+    rows = turns(name=["Kim", "Mira", "Kim", "Mira"])
+    rows[2:2] = [dict(role="assistant", content="Never.", name="Otto")]
+    same = turns(sent=[TIMES[0], TIMES[0], TIMES[1], TIMES[1]])
+    for talk in (rows, same, same[2:] + same[:2], same[::-1]):
+        assert [(d.prompt, d.response) for d in reading.read_dialogues([dict(messages=talk)])] == TEA
+
+
+SETUPS = [CONTEXT.format("Qwen Code"), "# AGENTS.md instructions for /home\n\n<INSTRUCTIONS>x</INSTRUCTIONS>", SETTING]
+SETUPS += [
+    "[Request interrupted by user for tool use]",
+    "### Task:\nGenerate a title.",
+    "<system-reminder>x</system-reminder>",
+]
+
+
+@pytest.mark.parametrize("text", SETUPS)
+def test_a_set_up_text_is_not_the_persons_word(text):
+    assert clean_turn(Turn("user", text)).left_out == SETUP
+    asked = Turn("user", f"{text}\nTea?") if text.startswith("<") else Turn("user", "Tea?")
+    assert clean_turn(asked) == Turn("user", "Tea?")
+    assert clean_turn(Turn("user", "Explain <b>bold</b> and # AGENTS.md.")).left_out == ""
+
+
+REFUSED = [  # what a file holds, its name, words of the message
+    (
+        dict(gamestarted=True, prompt="", actions=["\n### Instruction:\nTea?"]),
+        "story.json",
+        "KoboldAI Lite, which we do not",
+    ),
+    ("[LINE] Chat history with Mira\n\n2026/01/05(Mon)\n10:00\tKim\tTea?\n", "line.txt", "LINE, which we do not"),
+    ("Mira 님과 카카오톡 대화\n\n2026년 1월 5일 오전 10:00, Kim : Tea?\n", "k.txt", "KakaoTalk, which"),
+    (
+        "KakaoTalk Chats with Mira\nDate Saved : 2026-01-05\n[Kim] [10:00 AM] Tea?\n",
+        "k.txt",
+        "KakaoTalk, which we do not",
+    ),
+    ("Date,User,Message\n2026-01-05 10:00,Kim,Tea?\n", "k.csv", "KakaoTalk, which we do not"),
+    ("10:00:00 From Kim to Everyone: Tea?\n", "zoom.txt", "Zoom, which we do not"),
+    ([dict(sessionId="s", messageId=0, type="user", message="Tea?")], "logs.json", "requests alone"),
+    ([dict(version="1", backupTimeMs=1), dict(chatItem={})], "main.jsonl", "Signal, which we do not"),
+    (b"\0\0\0\x36\x0a\x34\x0a\x10\xe9\xff\x01\x02\x03\x04", "signal-2026.backup", "an encrypted backup of Signal"),
+    (b"\x01\x02\x90\xff" * 9, "msgstore.db.crypt15", "an encrypted backup of WhatsApp"),
+    (b"\x01\x02\x90\xff" * 9, "a.json", "a binary file, and no text"),
+    (b"bplist00\xd4", "a.json", "a property list of Apple"),
+]
+
+
+@pytest.mark.parametrize("content, name, words", REFUSED, ids=[name for _, name, _ in REFUSED])
+def test_what_we_do_not_read_is_named_with_a_way_out(tmp_path, content, name, words):
+    path = tmp_path / name
+    path.write_bytes(content) if isinstance(content, bytes) else save(path, content)
+    with pytest.raises(InputError, match=words) as caught:
+        reading.read_dialogues(path)
+    assert caught.value.remedy and "UTF-8" not in str(caught.value)
+
+
+def test_an_install_without_our_exports_reads_plain_rows_and_says_what_to_do(monkeypatch):
+    monkeypatch.setattr(reading, "load_plugins", lambda *_: {})
+    monkeypatch.setattr(reading, "load_formats", cache(reading.load_formats.__wrapped__))
+    plain = dict(pairs=RecordFormat((("prompt", "response"),), parse_pair))
+    plain |= dict(messages=RecordFormat((("messages",),), parse_messages))
+    monkeypatch.setattr(formats, "FORMATS", plain)
+    monkeypatch.setattr(reading, "FORMATS", plain)
+    for row in (dict(prompt="Tea?", response="Yes.", stars=1), dict(messages=turns()[:2], stars=1)):
+        found = reading.read_dialogues([row])
+        assert [(d.prompt, d.response) for d in found] == TEA[:1] and found.unread == dict(stars=1)
+        assert "pip install -e ." in found.notes()[-1]
+    for row in (dict(mapping={}), dict(messages=[dict(role="bing", content="Hi")]), dict(prompt="Tea?", response=3)):
+        with pytest.raises(InputError, match="pip install -e ."):
+            reading.read_dialogues([row])
