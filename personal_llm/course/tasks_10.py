@@ -343,7 +343,11 @@ TASKS.add(
     "belongs",
     "Write `belongs(prompt, corrected, alone)`: do the corrections apply to this prompt?",
     belongs,
-    ("the nearest alone", _write_belongs(np.max), "the largest cosine is one part of the closeness; what is the other?"),
+    (
+        "the nearest alone",
+        _write_belongs(np.max),
+        "the largest cosine is one part of the closeness; what is the other?",
+    ),
     ("the mean alone", _write_belongs(np.mean), "the mean is one part of the closeness; what is the other?"),
     ("midway", _write_belongs(_weigh(0.5)), "largest cosine and mean have different weights"),
     ("weights exchanged", _write_belongs(_weigh(0.75)), "which of the two has the larger weight?"),
