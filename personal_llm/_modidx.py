@@ -1057,6 +1057,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                              'personal_llm/course/tasks_10.py'),
                                               'personal_llm.course.tasks_10._subsequence': ( 'course/tasks_10.html#_subsequence',
                                                                                              'personal_llm/course/tasks_10.py'),
+                                              'personal_llm.course.tasks_10._weigh': ( 'course/tasks_10.html#_weigh',
+                                                                                       'personal_llm/course/tasks_10.py'),
                                               'personal_llm.course.tasks_10._words': ( 'course/tasks_10.html#_words',
                                                                                        'personal_llm/course/tasks_10.py'),
                                               'personal_llm.course.tasks_10._write_belongs': ( 'course/tasks_10.html#_write_belongs',
