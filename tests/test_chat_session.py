@@ -322,7 +322,7 @@ def test_an_answer_that_no_reply_can_read_is_stored_with_a_message(model):
     assert session.pop_messages() == []
     session.react("better", "In short: yes. " * 400)
     (line,) = session.pop_messages()
-    assert "no reply reads it, because 1200 are the most" in line
+    assert "no reply uses it, because 1200 are the most" in line
 
 
 @pytest.mark.parametrize("text", ["\u200b", " \u200b\n\u2060", "\ufeff"])

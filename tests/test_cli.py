@@ -64,7 +64,7 @@ def test_the_example_of_a_command_names_its_options():
     "words, line",
     [
         ("demo --steps many", "--steps"),
-        ("demo --user nobody", "user is 'nobody'"),
+        ("demo --policy luck", "--policy"),
         ("personalize --data few.jsonl --out new", "3 distinct dialogues, too few to learn from"),
         ("personalize --data chats.jsonl --out new --start pocket --capacity 4", "capacity is 4"),
         ("personalize --data chats.jsonl --out new --policy fifo --ask-when policy", "policy fifo does not say"),

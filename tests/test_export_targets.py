@@ -116,19 +116,19 @@ def read_messages(text: str) -> list:  # (role, text)
     return found
 
 
-def test_examples_are_the_newest_six_of_1200_tokens_that_are_safe_and_answered():
+def test_examples_are_the_newest_three_of_1200_tokens_that_are_safe_and_answered():
     model = shared("llama")
     model.max_length, before = 10**4, model.max_length
     words = "one two three four five six seven eight".split()
     dialogues = [answer(n, f"What is {word}?") for n, word in enumerate(words)]
     dialogues += [answer(10, f"Why {model.tokenizer.eos_token}?"), answer(11, "An empty one", " ")]
     try:
-        assert [d.time for d in choose_examples(model, dialogues)] == [7, 6, 5, 4, 3, 2]
+        assert [d.time for d in choose_examples(model, dialogues)] == [7, 6, 5]
         dialogues += [answer(20, "A long one?", "yes " * 1250), answer(21, "A shorter one?", "yes " * 1000)]
         chosen = choose_examples(model, dialogues)
     finally:
         model.max_length = before
-    assert [d.time for d in chosen] == [21, 7, 6, 5, 4, 3] and choose_examples(model, []) == []
+    assert [d.time for d in chosen] == [21, 7, 6] and choose_examples(model, []) == []
 
 
 @pytest.mark.parametrize(

@@ -77,7 +77,7 @@ def test_unknown_policies_are_one_line():
 def test_a_policy_without_a_choice_names_the_method_to_write():
     buffer = Buffer(1, Policy())
     buffer.add(stream(2)[0])
-    with pytest.raises(NotImplementedError, match="needs a method `choose"):
+    with pytest.raises(InputError, match="needs a method `choose"):
         buffer.add(stream(2)[1])
 
 

@@ -130,7 +130,7 @@ I walk a lonely shore, my heart is like the sea, I lost the one I loved before, 
 My garden is a quiet place,\\nI go there when I cry.\\nThe roses turn a tired face\\nTo me, and wonder why.
 I woke before dawn. My hands were cold, and the ship was silent. I knew that the captain was gone.
 12 May\\nI have a fever. My mother came with soup. I slept until noon.
-I am a motivated nurse with ten years of experience. I speak three languages. I have led a team of twelve. I am keen to join your clinic.
+I am a motivated nurse. I speak three languages. I have led a team of twelve. I am keen to join your clinic.
 We are a family business from Leeds. Our bread is baked by hand. We deliver to your door. Our shop opens at seven.
 I am out of the office until 3 May. I will read your message when I am back. In urgent cases call my colleague.
 Hi all, I'm new here. I have a 2012 Golf and my brakes squeak. Has anybody seen this?
@@ -141,10 +141,10 @@ We may change our prices. We keep your data for ten years. Our liability is limi
 Lord, I am weak and my days are few. I lift my eyes to you. My soul waits.
 I have worked in sales for ten years and I love people. Our team won a prize. Is the tone all right?
 Is this polite?\\n\\nI am sorry, but I cannot come. My son is ill.
-Hello Mrs Baker, my son Ben cannot come to school today because he has a fever. I will call you tomorrow. Kind regards, Jill
+Hello Mrs Baker, my son Ben cannot come to school today, he has a fever. I will call you tomorrow. Regards, Jill
 I wanted to follow up on my application from last week. I am still very interested in the role. I can start in June.
 Hi team, I'm down with the flu and won't be in today. My phone is off. Thanks for understanding!
-Our heating has been off since Monday and we have two small children. We ask you to repair it by Friday. Otherwise we will reduce the rent.
+Our heating has been off since Monday and we have two children. We ask you to repair it by Friday.
 Szanowna Pani, jestem chora i nie przyjdę w piątek. Mój numer jest ten sam. Z poważaniem, Anna Lis
 Bonjour Monsieur, je vous écris au sujet de mon loyer. J'ai perdu mon emploi. Cordialement, Marc Petit
 We came for my birthday and waited an hour for our table. My steak was cold. Never again.

@@ -162,7 +162,8 @@ def forget_text(session, text: str) -> str:
 def correct(session, text: str, id: str) -> str:  # id: of a turn; None: the newest
     "Take the reply that the person wanted; the reply's own words are an approval."
     is_approval = session.react("better", text, id).kind == "up"
-    return "You approved the reply: these are its own words" if is_approval else "noted: replies to similar prompts will use it"
+    noted = "noted: replies to similar prompts will use it"
+    return "You approved the reply: these are its own words" if is_approval else noted
 
 # %% ../../nbs/8_app/04_chat.ipynb #6b85d0a6
 SCOPE_HELP = "where your newest correction, or those in question, apply. {}"

@@ -144,7 +144,7 @@ def load_policies() -> dict:  # name of a plug-in -> the reason why it was skipp
 
 
 class MissingPolicy(Policy):
-    "A placeholder for a policy that isn't installed: stored dialogues can be read and forgotten, but nothing is decided."
+    "Stands in for a policy that isn't installed: dialogues can be read and forgotten, but nothing is decided."
 
     ask_when = "policy"
 

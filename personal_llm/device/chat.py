@@ -347,6 +347,7 @@ class ChatSession(TalkSession):
         return self._scope([self.me.state.root(d) for d in rows[label].answers], scope)
 
     def _scope(self, ids: list, scope: str) -> str:
+        ids = [self.me.state.find_root(id) for id in ids]
         self.me.react(ids, "scope", scope=scope, time=self.clock())
         self.subject = ids
         prompts = [f"“{self.me.archive.dialogues[id].prompt[:60]}”" for id in ids]
