@@ -199,10 +199,10 @@ def test_wrong_settings_are_refused(setting, problem):
 @pytest.mark.parametrize(
     "filled_by, policy, problem",
     [
-        (WrongSlot(), None, "filled by policy 'WrongSlot';"),
+        (WrongSlot(), None, "the policy 'WrongSlot' of this memory is not installed"),
         ("sdss", WrongSlot(), "filled by policy 'sdss', not by 'WrongSlot'"),
     ],
 )
-def test_a_buffer_opens_only_with_the_policy_that_filled_it(filled_by, policy, problem):
+def test_a_buffer_decides_only_with_the_policy_that_filled_it(filled_by, policy, problem):
     with pytest.raises(InputError, match=problem):
-        open_buffer(Buffer(2, filled_by).header(), policy, "an archive")
+        open_buffer(Buffer(2, filled_by).header(), policy, "an archive").add(candidate("a"))

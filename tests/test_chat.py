@@ -35,14 +35,14 @@ def type_lines(monkeypatch, text, at_terminal=False):
 def test_a_correction_is_read_by_the_next_reply_and_not_where_replies_are_left_alone(session):
     for line in ("Zebra?", "/new", "Which animal is a zebra?", "/new", "What is a good breakfast?"):
         write(session, line)
-    assert "from now on" in write(session, "/better Porridge\nwith honey.")
+    assert "similar prompts" in write(session, "/better Porridge\nwith honey.")
     assert session.turns[0].response == "Porridge\nwith honey."
     write(session, "/new")
     write(session, "What is a good breakfast today?")
     assert "example: “What is a good breakfast?” → Porridge" in write(session, "/why")
     write(session, "/new")
     write(session, "Zebra!")
-    assert write(session, "/why") == "the reply read this talk only"
+    assert "do not apply" in write(session, "/why")
     assert write(session, "/everywhere").startswith("Applies to all replies: your correction of “")
     write(session, "Zebra!!")
     assert "Porridge" in write(session, "/why")

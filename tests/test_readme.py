@@ -43,12 +43,13 @@ def test_the_one_call_is_there():
     assert 'personalize("chats.jsonl", "mine")' in README and callable(personalize)
 
 
-def test_the_picture_is_the_one_of_the_chapter():
-    cells = json.loads((ROOT / "nbs" / "7_device" / "09_containment.ipynb").read_text(encoding="utf-8"))["cells"]
+def test_the_picture_is_the_one_of_the_first_tutorial():
+    name = "nbs/images/first_steps.png"
+    assert f"]({name})" in README
+    cells = json.loads((ROOT / "nbs" / "tutorials" / "01_first_steps.ipynb").read_text(encoding="utf-8"))["cells"]
     outputs = [output for cell in cells for output in cell.get("outputs", ())]
     figures = ["".join(output["data"]["image/png"]) for output in outputs if "image/png" in output.get("data", {})]
-    picture = (ROOT / "nbs" / "images" / "containment.png").read_bytes()
-    assert picture in [base64.b64decode(figure) for figure in figures]
+    assert (ROOT / name).read_bytes() in [base64.b64decode(figure) for figure in figures]
 
 
 def test_every_chapter_is_listed():

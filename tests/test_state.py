@@ -236,7 +236,7 @@ def test_an_act_that_is_taken_back_leaves_no_trace_in_what_counts(acts):
             state.record("scoped", f"{number}", scope=["", "here", "everywhere"][time % 3])
         else:
             text = f"Better {time}." if kind == "better" else ""
-            state.record("reacted", f"{number}", kind=kind, text=text, asked=False, time=float(time))
+            state.record("reacted", f"{number}", kind=kind, text=text, asked=False, time=10.0 + time)
     while state.acts:
         state.record("taken_back", events=[state.acts[-1].number])
         assert look() == before.pop()

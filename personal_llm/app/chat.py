@@ -162,7 +162,7 @@ def forget_text(session, text: str) -> str:
 def correct(session, text: str, id: str) -> str:  # id: of a turn; None: the newest
     "Take the reply that the person wanted; the reply's own words are an approval."
     is_approval = session.react("better", text, id).kind == "up"
-    return "You approved the reply: these are its own words" if is_approval else "noted: from now on I answer like this"
+    return "You approved the reply: these are its own words" if is_approval else "noted: replies to similar prompts will use it"
 
 # %% ../../nbs/8_app/04_chat.ipynb #6b85d0a6
 SCOPE_HELP = "where your newest correction, or those in question, apply. {}"

@@ -31,9 +31,7 @@ class DemoPerson:
         content = json.loads((ASSETS / "demo_person.json").read_text(encoding="utf-8"))
         self.about = content["about"]
         self.opening = content["opening"]
-        self.wishes = {
-            row["prompt"]: f"{self.opening} {row['answer']} {content['closing']}" for row in content["own"]
-        }
+        self.wishes = {row["prompt"]: f"{self.opening} {row['answer']} {content['closing']}" for row in content["own"]}
         own = [*self.wishes]
         self.corrected = own[:3]
         self.left_alone = content["left_alone"]

@@ -129,7 +129,7 @@ def _check_same_model(candidates: list) -> None:
 # %% ../../nbs/2_buffer/03_buffer.ipynb #ee2c9cdb
 @patch
 def add(self: Buffer, candidate: ScoredDialogue) -> Decision:
-    "Offer a dialogue and log the decision. Raises `InputError` for an embedding of another model or adapter."
+    "Offer a dialogue to the buffer, and log what the policy decides."
     _check_same_model([*self.entries[:1], candidate])
     s = candidate.scores
     scores = dict(eoe=s.eoe, dss=s.dss, idd=self.view.compute_idd(candidate), domain=s.domain)
@@ -151,7 +151,7 @@ def add(self: Buffer, candidate: ScoredDialogue) -> Decision:
 
 @patch
 def wants_question(self: Buffer, candidate: ScoredDialogue, questions_left: int) -> bool:
-    "Return whether the policy wants to ask about a candidate; one that fails asks nothing, and is told once."
+    "Check whether the policy wants to ask about a candidate; if it fails, it asks nothing and the user is told once."
     try:
         with blame(self.policy):
             return bool(self.policy.decide_question(self.view, candidate, questions_left)[0])
@@ -162,7 +162,7 @@ def wants_question(self: Buffer, candidate: ScoredDialogue, questions_left: int)
 
 @patch
 def _settle(self: Buffer, candidate: ScoredDialogue, slot, reason: str, step: int, scores: dict) -> Decision:
-    "Fill the slot, unless it is None, and log the decision."
+    "Put a candidate into a slot, unless that is None, and log the decision."
     dialogue = candidate.dialogue
     evicted = self.entries[slot].dialogue.id if slot is not None and slot < len(self) else ""
     if slot is not None:
@@ -177,13 +177,13 @@ def _settle(self: Buffer, candidate: ScoredDialogue, slot, reason: str, step: in
 # %% ../../nbs/2_buffer/03_buffer.ipynb #d7a8deb8
 @patch
 def header(self: Buffer) -> dict:  # plain values
-    "Return the state without the entries and the log."
+    "Return the buffer's settings and random state, without its entries and log."
     parts = dict(capacity=self.capacity, policy=self.policy.name, seed=self.seed, seen=self.seen)
     return parts | dict(random=self.random.bit_generator.state)
 
 
 def open_buffer(header: dict, policy, place) -> Buffer:  # policy: an instance, or None; place: for the error
-    "Return an empty buffer in the state of a `header`; without its policy it decides nothing any more."
+    "Make an empty buffer with a header's settings and random state; if its policy is missing, it can't decide."
     load_policies()
     name = str(header["policy"])
     if policy is not None and policy.name != name:
@@ -198,7 +198,7 @@ def open_buffer(header: dict, policy, place) -> Buffer:  # policy: an instance, 
 
 @patch
 def repeat(self: Buffer, candidate: ScoredDialogue, slot, facts: dict) -> None:  # slot: None if it was discarded
-    "Repeat a decision that was recorded: its step, reason and scores, and the random generator if it was used."
+    "Repeat a recorded decision: its step, reason and scores, and the random state if the policy drew a number."
     self._settle(candidate, slot, facts["reason"], facts["step"], facts["scores"])
     if "random" in facts:
         self.random.bit_generator.state = facts["random"]

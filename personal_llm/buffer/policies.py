@@ -79,39 +79,39 @@ class BufferView:
 
 # %% ../../nbs/2_buffer/02_policies.ipynb #e0c3809f
 class Policy:
-    "Decides which dialogues get a bin; write your own as a subclass with a method `choose`."
+    "A rule that decides which dialogues a buffer keeps; subclass it and write `choose`."
 
     name = ""  # of the class, or as registered; part of the seed and the archive
-    learns_answers = False  # True: a fine-tune learns all answers, also those that left the buffer
+    learns_answers = False  # True: a fine-tune learns all answers, even those no longer in the buffer
     ask_when = "freeze"  # or "arrival", or "policy", which asks `decide_question`; a setting may change it
-    horizon = 800  # dialogues over which the questions are to last
-    begin = 0  # dialogues that were seen before these
+    horizon = 800  # dialogues that the questions have to last for
+    begin = 0  # dialogues seen before these
 
     def __init_subclass__(cls):
         cls.name = cls.__name__
 
     def choose(self, view: BufferView, candidate: ScoredDialogue) -> tuple:  # (slot or None, the reason in words)
-        "Decide when the buffer is full: return the slot whose entry leaves, or None to discard the candidate."
+        "Choose the entry that a candidate replaces in a full buffer, or None to discard the candidate."
         raise NotImplementedError(f"{type(self).__name__} needs a method `choose(self, view, candidate)`")
 
     def place(self, view: BufferView, candidate: ScoredDialogue) -> tuple:  # (slot or None, the reason in words)
-        "Take a free bin, whose slot is `len(view)`, or else `choose`."
+        "Give a candidate a free bin (slot `len(view)`), or else `choose`."
         return (len(view), "a bin was free") if len(view) < view.capacity else self.choose(view, candidate)
 
-    def pace(self, length: int, seen: int = 0) -> None:  # dialogues to come; dialogues that were seen before
-        "Let the questions last over the dialogues of a file."
+    def pace(self, length: int, seen: int = 0) -> None:  # dialogues to come; dialogues seen before
+        "Spread the questions over the dialogues of a file."
         self.horizon = max(1, length)
         self.begin = seen
 
     def decide_question(self, view: BufferView, candidate: ScoredDialogue, questions_left: int) -> tuple:
-        "Return whether to ask the user about this dialogue, and the reason in words; here at an even pace."
+        "Decide whether to ask the user about a dialogue, with the reason; by default at an even pace."
         slots = [slot for slot, d in enumerate(view.dialogues) if d.origin in ANSWERED_ORIGINS]
         since = view.seen - max(view.arrival[slots], default=-1)  # dialogues
         dialogues_left = self.horizon - (view.seen - self.begin) % self.horizon
         return bool(since * questions_left >= dialogues_left), f"{since} dialogues since the last answer"
 
     def select_training_dialogues(self, dialogues: list) -> list:
-        "Return the entries to train on."
+        "Select the entries to train on."
         return dialogues
 
 # %% ../../nbs/2_buffer/02_policies.ipynb #f524d13e
@@ -131,7 +131,7 @@ def register_policy(name: str):  # a decorator of a subclass of `Policy`
 # %% ../../nbs/2_buffer/02_policies.ipynb #f524d1s2
 @cache
 def load_policies() -> dict:  # name of a plug-in -> the reason why it was skipped
-    "Register the policies of installed packages: entry points of `personal_llm.policies`, each a subclass of `Policy`."
+    "Register the policies of installed packages, found by their entry points in `personal_llm.policies`."
     own = [Policy, *POLICIES.values()]  # a plug-in that is one of these would rename it
 
     def is_valid(one) -> bool:
@@ -144,7 +144,7 @@ def load_policies() -> dict:  # name of a plug-in -> the reason why it was skipp
 
 
 class MissingPolicy(Policy):
-    "In place of a policy that is not installed: what is stored can be read and forgotten, and nothing is decided."
+    "A placeholder for a policy that isn't installed: stored dialogues can be read and forgotten, but nothing is decided."
 
     ask_when = "policy"
 
@@ -152,20 +152,20 @@ class MissingPolicy(Policy):
         self.name = name
 
     def place(self, *given):
-        "Raise `InputError`."
+        "Refuse to decide."
         remedy = "install its package, or open the memory in Python with an instance of this policy"
         raise InputError(f"the policy {self.name[:60]!r} of this memory is not installed", remedy)
 
     choose = select_training_dialogues = place
 
     def decide_question(self, *given) -> tuple:
-        "Ask nothing."
+        "Never ask."
         return False, "its policy is not installed"
 
 
 @contextmanager
 def blame(policy: Policy):
-    "Turn an error of somebody's policy into an `InputError`."
+    "Report an error raised by somebody's policy in one line."
     try:
         yield
     except InputError:
@@ -176,7 +176,7 @@ def blame(policy: Policy):
 
 
 def get_policy(policy) -> Policy:  # a name in `POLICIES`, or an instance
-    "Return a policy by its name; an instance stays as it is. Raises `InputError` for an unknown name."
+    "Get a policy by its name; an instance is returned unchanged."
     if isinstance(policy, Policy):
         return policy
     load_policies()

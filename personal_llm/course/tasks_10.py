@@ -15,7 +15,7 @@ from itertools import takewhile
 
 import numpy as np
 
-from ..memory.retrieval import measure_closeness
+from ..memory.gate import measure_closeness
 from .checks import Lesson
 from ..selection.ranking import cosine_distance
 
@@ -202,7 +202,7 @@ TASKS.add(
     ("a fact in the weights", [1, 0, 0, 0, 1, 0], "a statement that was made once is too little for a fine-tune"),
     ("a small model", [1, 0, 1, 1, 1, 0], "a model that cannot read examples gains nothing from them"),
     ("taken back", [1, 0, 1, 0, 0, 0], "to take an answer out of the weights, you train again"),
-    ("many answers", [1, 1, 1, 0, 1, 0], "only a few answers fit into a prompt, and each reply reads them again"),
+    ("many answers", [1, 1, 1, 0, 1, 0], "only a few answers fit into a prompt, and each reply processes them again"),
     ("at once", [0, 0, 1, 0, 1, 0], "a fine-tune takes minutes and needs more than one answer"),
     ("no room", [1, 0, 1, 0, 1, 1], "memories are the first to go when a prompt is too long"),
     tolerance=0,
@@ -298,6 +298,11 @@ def _cosines(prompt: np.ndarray, rows: np.ndarray) -> np.ndarray:
     return 1 - cosine_distance(rows, prompt)
 
 
+def _weigh(weight: float):
+    "Return the closeness with another weight of the mean."
+    return lambda cosines: measure_closeness(cosines, weight)
+
+
 def _write_belongs(
     closeness=measure_closeness, similarities=_cosines, alone_is_empty: bool = True, exchanged: bool = False
 ):
@@ -336,19 +341,21 @@ def _draw_sides(random) -> tuple:  # (prompt, corrected, alone)
 
 TASKS.add(
     "belongs",
-    "Write `belongs(prompt, corrected, alone)`: does the reply to this prompt read the corrections?",
+    "Write `belongs(prompt, corrected, alone)`: do the corrections apply to this prompt?",
     belongs,
     (
         "the nearest alone",
         _write_belongs(np.max),
-        "the largest cosine is one half of the closeness; what is the other?",
+        "the largest cosine is one part of the closeness; what is the other?",
     ),
-    ("the mean alone", _write_belongs(np.mean), "the mean is one half of the closeness; what is the other?"),
+    ("the mean alone", _write_belongs(np.mean), "the mean is one part of the closeness; what is the other?"),
+    ("midway", _write_belongs(_weigh(0.5)), "largest cosine and mean have different weights"),
+    ("weights exchanged", _write_belongs(_weigh(0.75)), "which of the two has the larger weight?"),
     ("sums", _write_belongs(np.sum), "with a sum the larger set wins by its size; take the mean and the maximum"),
     ("no lengths", _write_belongs(similarities=lambda p, rows: rows @ p), "a cosine divides by both lengths"),
     ("a threshold", _is_above, "no threshold decides; compare with what was left alone, too"),
     ("exchanged", _write_belongs(exchanged=True), "the two sets are exchanged"),
-    ("nothing left alone", _write_belongs(alone_is_empty=False), "if nothing was left alone, corrections are read"),
+    ("nothing left alone", _write_belongs(alone_is_empty=False), "if nothing was left alone, corrections apply"),
     tolerance=0,
     tries=[
         (np.array([0.6, 0.8]), np.array([[0.0, 1.0], [1.0, 0.0]]), np.array([[0.8, -0.6], [0.0, -1.0]])),
@@ -356,5 +363,5 @@ TASKS.add(
         *(_draw_sides(np.random.default_rng(number)) for number in range(24)),
     ],
     draw=_draw_sides,
-    hint="compute the cosines to each set, then midway between their mean and their maximum",
+    hint="compute the cosines to each set, then three quarters of the largest and a quarter of the mean",
 )

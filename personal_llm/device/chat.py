@@ -16,7 +16,7 @@ from ..base.core import Dialogue, InputError, check
 from ..base.replies import ReplyOptions, ReplyStream
 from ..base.text import CONTROL_CHARACTERS, count_nouns
 from ..memory.feedback import SCOPES
-from ..memory.statements import format_date
+from ..memory.statements import NOT_COVERED, describe_wishes, format_date
 from .archive import clean
 from .forgetting import ForgetPlan, drop_forgotten
 from .learning import FEWEST_ANSWERS
@@ -111,6 +111,7 @@ class SessionBase:
         self.active_reply = None  # the generator of `say`
         self.is_halted = False  # True: the reply ends here, and its turn is stored
         self.messages = []  # lines for the user
+        self.is_told = False  # that statements in the person's language aren't kept
         self.subject = []  # ids of the corrections that the next scope is about; empty: the newest one
         if self.me.settings.memories:  # while you write your first message
             threading.Thread(target=self.me.memory.warm, args=[self.me.state], daemon=True).start()
@@ -261,6 +262,10 @@ class TalkSession(SessionBase):
                 self.me.arrive(said, self.talk if history is None else CLIENT, self.recalled, ids)
                 for id in rest:
                     self.me.state.record("replaced", id, by=said.id)
+            if history is None and self.me.memory.config.memories:
+                lines = describe_wishes(prompt)
+                self.messages += [line for line in lines if line != NOT_COVERED or not self.is_told]
+                self.is_told = self.is_told or NOT_COVERED in lines
             self._start_timer()
 
     def _list_rest(self, id: str) -> list:  # ids; none without an id
@@ -329,6 +334,8 @@ class ChatSession(TalkSession):
         corrected = [id for id, reaction in state.reactions.items() if reaction.kind == "better"]
         if id is None and not corrected:
             raise InputError("no reply was corrected yet", "write /better TEXT first")
+        if id is None:
+            self.take_habit_question()  # one that is open is what the person answers
         return self._scope([id] if id is not None else self.subject or corrected[-1:], scope)
 
     def scope_habit(self, label: str, scope: str) -> str:  # a line that names what changed

@@ -51,13 +51,14 @@ class Memory:
         self.archive = archive
         self.config = config
         self.lock = archive.lock  # `warm` runs in a thread of its own; with two locks each could wait for the other
+        self.said = {}  # id -> the `Statement`s in its message
         self.clear()
 
     def clear(self) -> None:
-        "Forget all vectors and statements; those in the archive are read again at the next use."
+        "Forget all vectors, and the statements of messages that have left the archive."
         with self.lock:
             self.vectors = VectorStore()
-            self.said = {}  # id -> the `Statement`s in its message
+            self.said = {id: said for id, said in self.said.items() if id in self.archive.dialogues}
             self.is_loaded = False  # whether the stored vectors are in `vectors`
 
     def load(self) -> None:
@@ -122,13 +123,12 @@ class Memory:
             statements = choose_statements(said, prompt, self.vectors, self.config, count_tokens)
             has_adapter = verdict.is_open or state.learned_no_answer()
         read = add_memories(dialogue, memories, statements, self.config, instructions)
-        return Recall(
-            read, tuple(memories), tuple(statements), instructions, adapter if has_adapter else None, verdict
-        )
+        return Recall(read, tuple(memories), tuple(statements), instructions, adapter if has_adapter else None, verdict)
 
     def list_statements(self, state: State) -> list:  # `Statement`s, the oldest first
         "Return what the person said of themselves; each message is read once."
-        for id in state.own:
-            if id not in self.said:
-                self.said[id] = find_statements([self.archive.dialogues[id]])
+        new = {id: [] for id in state.own if id not in self.said}
+        for one in find_statements([self.archive.dialogues[id] for id in new]):
+            new[one.id].append(one)
+        self.said |= new
         return sorted((one for id in state.own for one in self.said[id]), key=lambda one: one.time)

@@ -18,7 +18,6 @@ from ..base.adapters import Adapter
 from ..base.core import Cost, Dialogue, InputError, check, check_dialogues
 from ..base.display import Displayed
 from ..base.replies import ReplyOptions, ReplyStream
-from ..base.text import count_nouns
 from ..buffer.buffer import Buffer
 from ..buffer.policies import blame
 from ..memory.feedback import Reaction
@@ -31,7 +30,7 @@ from .learning import PreparedRound, load_last_adapter, prepare_round
 from .memory import Memory, Recall
 from .settings import PersonalizerSettings
 from .state import FILE, begin_state, open_state, place, scores_to_dict
-from ..explanation.card import CardRow, is_taken_out, make_card
+from ..explanation.card import is_taken_out, make_card
 from ..selection.library import Library, check_library_base
 from ..tuning.config import TuningConfig
 

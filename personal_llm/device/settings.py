@@ -29,7 +29,7 @@ class PersonalizerSettings:
     max_questions: int = setting(
         None, "most questions to the user (default: one a bin and fine-tune; on arrival no limit)", "whole number", 0
     )
-    memories: int = setting(6, "most answers of yours that a reply reads; 0: none, and no statements", low=0, high=32)
+    memories: int = setting(3, "most corrections of yours that a reply uses; 0: none, and no statements", low=0, high=32)
     archive: int = setting(200, "megabytes of dialogues that are kept; 0: those of the buffer only", low=0)
     seed: int = setting(0, "seed of all random numbers", low=0, high=MAX_SEED)
 

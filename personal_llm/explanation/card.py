@@ -87,7 +87,8 @@ class CardRow(Displayed):
     def __str__(self):
         sources = ", ".join(f"“{d.prompt[:40]}”" for d in self.answers[-3:])
         count = f"{len(self.answers)} of {self.num_answers}"
-        return f"{self.form.label} ({count}): {SCOPES[self.scope].label}; from {sources}"
+        places = " / ".join(SCOPES[name].label for name in dict.fromkeys(self.scopes or ("",)))
+        return f"{self.form.label} ({count}): {places}; from {sources}"
 
 
 def make_card(corrections: list, replies: dict, scopes: dict) -> list:  # `CardRow`s, the most frequent first

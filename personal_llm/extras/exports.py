@@ -13,10 +13,10 @@ import re
 from pathlib import Path
 
 from ..base.core import InputError
-from ..data.formats import dig
+from ..data.formats import RecordFormat, dig
 from ..data.records import format_value, parse_json
 from .marks import TABLE, replace_outside_code
-from .people import PEOPLE, make_people_format
+from .people import PEOPLE
 from .talks import ROWS, WORDS, Program, as_text, join_parts, make_format
 
 # %% ../../nbs/9_extras/12_exports.ipynb #e8b00006
@@ -28,6 +28,8 @@ def add_ratings(rows: list, folder: Path) -> list:
     "Add the thumbs in a second file of ChatGPT's export to its conversations; `InputError` if it is damaged."
     file = folder and folder / "message_feedback.json"
     try:
+        if folder and os.path.lexists(file) and not file.is_file():  # a device or a pipe may have no end
+            raise OSError("no file")
         thumbs = json.loads(file.read_bytes()) if folder and os.path.lexists(file) else []
         name = lambda thumb: f"{thumb.get('conversation_id')} {thumb.get('message_id', thumb.get('id'))}"
         ratings = {name(thumb): thumb.get("rating") for thumb in thumbs}
@@ -156,5 +158,6 @@ EXPORTS = dict(ROWS)  # name -> `RecordFormat`, the plug-in of this package; the
 for name, row in TABLE["programs"].items():
     fields = [names.split("+") for names in row["fields"]]
     PROGRAMS[name] = Program(**row | dict(fields=fields, mend=MENDS.get(name)))
-    EXPORTS[name] = make_people_format(name, fields) if name in PEOPLE else make_format(name, PROGRAMS[name])
+    people = name in PEOPLE and RecordFormat(fields, PEOPLE[name], needs_user=True)
+    EXPORTS[name] = people or make_format(name, PROGRAMS[name])
 EXPORTS["chatgpt"] = EXPORTS["chatgpt"]._replace(prepare=add_ratings)

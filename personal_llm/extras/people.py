@@ -12,7 +12,7 @@ from collections import Counter
 from datetime import datetime, timezone
 
 from ..base.core import InputError
-from ..data.formats import ParsedConversation, RecordFormat, Sides, Turn, dig
+from ..data.formats import ParsedConversation, Sides, Turn, dig
 from ..data.records import format_value
 from .marks import TABLE, compile_mark
 from .talks import WORDS, as_text, find_times, parse_time, sort_by_time
@@ -230,8 +230,3 @@ def parse_whatsapp(record, sides):
 
 
 PEOPLE = dict(telegram=parse_telegram, messenger=parse_messenger, whatsapp=parse_whatsapp)  # (record, sides) -> talks
-
-
-def make_people_format(name: str, fields: list) -> RecordFormat:
-    "Return the format of chats between people."
-    return RecordFormat(fields, PEOPLE[name], needs_user=True)

@@ -23,7 +23,6 @@ from personal_llm.base.files import ASSETS, compute_sha256
 from personal_llm.base.replies import ReplyOptions, ReplyStream, Thought
 from personal_llm.base.weights import WEIGHTS
 from personal_llm.memory.feedback import SCOPES
-from personal_llm.memory.statements import find_statements
 from personal_llm.device.chat import QUESTION_TEXT, ChatSession, clean_text
 from personal_llm.device.forgetting import fold, holds
 from personal_llm.device.state import CLIENT, FILE
@@ -350,7 +349,7 @@ def list_known(session: ChatSession, *_) -> dict:
         source = sources.get(state.archive.talks[id], "")
         row = dict(id=id, time=d.time, prompt=d.prompt, reply=d.response, origin=d.origin, source=source)
         rows["answers"].append(row | dict(scope=state.scopes.get(id, "")))
-    for statement in reversed(find_statements(state.list_own())):
+    for statement in reversed(session.me.memory.list_statements(state)):
         id = state.find_root(statement.id)
         rows["statements"].append(dict(id=id, time=statement.time, prompt=statement.text))
     return rows

@@ -127,13 +127,13 @@ def score_replies(items: list, replies: list, habits: tuple) -> list:  # the ite
 def evaluate(
     model: Model,
     dialogues: list,  # of test `Dialogue`s, whose responses are the references
-    adapter=None,  # what is attached: a folder, an object with `.path`, or None for the base model
+    adapter=None,  # to attach: a folder, an object with `.path`, or None for the base model
     habits: tuple = (),  # `Habit`s to look for in the replies
-    generate: bool = True,  # False: the loss only, a fraction of the time
-    max_tokens: int = None,  # upper bound of a reply; the model's own by default
+    generate: bool = True,  # False: only the loss, in a fraction of the time
+    max_tokens: int = None,  # maximum length of a reply; by default the model's own
     user: str = "",  # whose dialogues these are
 ) -> Evaluation:
-    "Measure response loss, word overlap and habits of replies; raise `InputError` without reference answers."
+    "Evaluate a model on one user's test dialogues: response loss, word overlap and habits of its replies."
     check_dialogues(dialogues)
     items = make_items(dialogues)
     max_tokens = check(max_tokens, "whole number or none", "max_tokens", low=1, high=10**6)

@@ -137,14 +137,14 @@ def finetune(
     model,  # `Model`
     dialogues: list,  # of `Dialogue`s to learn from
     config: TuningConfig = None,  # the defaults of `TuningConfig` if left out
-    start=None,  # an adapter to go on from; its rank, alpha, dropout and modules are kept
-    out=None,  # the adapter's folder; a temporary one by default, which cannot be resumed
+    start=None,  # an adapter to continue from; its rank, alpha, dropout and modules are kept
+    out=None,  # the adapter's folder; by default a temporary one, which can't be resumed
     seed: int = 0,
     progress: bool = True,  # show a progress bar on stderr
     replay: list = (),  # general dialogues to mix in, so that the model forgets less
-    on_step=None,  # called with (step, training loss) after each step, such as a logger
+    on_step=None,  # a function of (step, training loss), such as a logger, called after each step
 ) -> Adapter:
-    "Tune an adapter on dialogues (Qin et al. 2024, section 4); raise `InputError` when there is nothing to learn."
+    "Fine-tune a LoRA adapter on dialogues and save it in a folder (Qin et al. 2024, section 4)."
     import torch
     from tqdm.auto import tqdm
 
