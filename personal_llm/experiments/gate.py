@@ -228,7 +228,7 @@ class Rule(NamedTuple):
 
     encoder: str = DEFAULT_ENCODER
     weight: float = 0.2  # of the mean, beside the largest similarity
-    reach: float = 0.0  # the nearest correction is at least this share of their own distance away
+    reach: float = 0.0  # the smallest similarity to the nearest correction, as a share of theirs to each other
     floor: float = -1.0  # the smallest similarity to the nearest correction
     is_fed: bool = False  # accepted replies count for corrections, and the nearest reply taken back decides
     is_compared: bool = True  # with what was left alone
