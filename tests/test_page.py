@@ -26,7 +26,6 @@ from selenium.webdriver.support import expected_conditions
 from personal_llm.base.replies import ReplyStream
 
 OPTIONS = "--headless --no-sandbox --disable-gpu --disable-dev-shm-usage --disable-background-networking --no-first-run"
-BETTER_BUTTON = "Write the reply that you wanted"
 CODE = "code-of-the-link"
 HOSTILE = """# A title
 Some **bold** and `code <b>`, <img src=x onerror="window.hit=1"> and [a link](javascript:window.hit=1),
@@ -166,12 +165,36 @@ def set_width(page, width):
 def test_no_width_overflows_and_every_control_has_a_name(page, width):
     set_width(page, width)
     page.say("A very long word: " + "x" * 300)
-    page.press("Write the reply that you wanted")
+    page.press("Correct")
     for button in ("What I know about you", "Back to the chat"):
         assert page.script("document.documentElement.scrollWidth") <= width
         for control in page.browser.find_elements(By.CSS_SELECTOR, "button, input, textarea, summary"):
             assert not control.is_displayed() or control.accessible_name, control.get_attribute("outerHTML")
         page.press(button)
+
+
+def test_a_reply_says_that_it_uses_corrections_and_why_and_what_is_not_trained_in(page):
+    page.say("My knee hurts.")
+    page.press("Correct")
+    page.find("form.editor textarea").send_keys("Dear friend, rest today.")
+    page.press("Save the correction")
+    page.until(lambda: page.find("#said").text == "Noted: your correction applies to similar prompts.")
+    page.press("New talk")
+    page.until(lambda: not page.texts("#turns > li"))
+    page.say("My knee hurts again.")
+    page.until(lambda: page.texts("#turns .read summary") == ["Uses your corrections"])
+    page.find("#turns .read summary").click()
+    page.until(lambda: page.texts("#turns .read li") == ["similar to “My knee hurts.”, which you corrected"])
+    page.press("What I know about you")
+    page.until(lambda: page.find("#learning").text == "1 correction not trained in yet.")
+    page.press("Back to the chat")
+    page.say("My knee hurts today.")
+    page.press("More about this turn")
+    page.press("Bad reply")
+    page.until(lambda: page.texts("#turns .mark") == ["You did not like this reply"])
+    page.press("Undo")
+    page.until(lambda: "Taken back: your reaction" in page.find("#note").text and not page.texts("#turns .mark"))
+    assert not page.find("#take-back").is_displayed()
 
 
 def count_covered(page) -> float:
@@ -201,7 +224,7 @@ def test_nothing_redraws_what_somebody_types(page, width, monkeypatch):
     set_width(page, width)
     page.script("document.querySelector('#talks').open = true")
     page.say("My knee hurts.")
-    page.press("Write the reply that you wanted")
+    page.press("Correct")
     field = page.find("form textarea[id^=better]")
     field.send_keys("Rest")
     page.find("#line").send_keys("What is tea?", Keys.ENTER)
@@ -214,8 +237,9 @@ def test_nothing_redraws_what_somebody_types(page, width, monkeypatch):
     page.until(lambda: page.find("#send").text == "Send")
     assert field.get_property("value") == "Rest today", "typed while a reply was written"
     monkeypatch.undo()
-    page.press("A good reply")
-    page.until(lambda: page.texts("#turns [aria-pressed=true]") == ["👍"])
+    page.press("More about this turn")
+    page.press("Good reply")
+    page.until(lambda: page.texts("#turns .mark") == ["You liked this reply"])
     assert field.get_property("value") == "Rest today", "a refresh of the lists"
     page.find("#line").send_keys("half a mess")
     page.find("#search").send_keys("knee")
@@ -223,10 +247,12 @@ def test_nothing_redraws_what_somebody_types(page, width, monkeypatch):
     page.press("New talk")
     page.until(lambda: not page.texts("#turns > li"))
     assert page.find("#line").get_property("value") == "half a mess", "a new talk"
+    assert page.find("#search").is_displayed() == (width > 1000), "on a phone the list closes on a choice"
+    page.script("document.querySelector('#talks').open = true")
     page.press("My knee hurts.")
     page.until(lambda: page.texts("#turns > li .reply"))
     assert page.find("form textarea[id^=better]").get_property("value") == "Rest today", "kept for its turn"
-    page.press("Say it like this")
+    page.press("Save the correction")
     page.until(lambda: page.texts("#turns > li .reply")[0] == "Rest today")
     assert not page.texts("form.editor")
     page.press("What I know about you")
@@ -241,26 +267,29 @@ DAY = """
 an example: back What can I cook | ENTER | turns 1
 a message: to Your message | type I have a dog, Biscuit. | ENTER | turns 2
 a message of two lines: to Your message | type What is | line | type tea? | ENTER | turns 3
-try again: back Try again | ENTER | stored 4 | turns 3
-copy: to Copy the reply | ENTER | see #note Copied.
-edit a message: to Edit your | ENTER | END | type  Please. | to Send | ENTER | stored 5 | turns 3
-like a reply: to A bad reply | back A good reply | SPACE | see [name=up][aria-pressed=true] 👍
-dislike it: to A bad reply | SPACE | see [name=down][aria-pressed=true] 👎
-correct a reply: to Write the reply | ENTER | type A drink. | to Say it | ENTER | see .reply A drink.
+try again: back More about this turn | ENTER | to Try again | ENTER | stored 4 | turns 3
+copy: to More about this turn | ENTER | to Copy the reply | ENTER | see #note Copied.
+edit a message: ENTER | to Edit your | ENTER | END | type  Please. | to Send | ENTER | stored 5 | turns 3
+like a reply: to More about this turn | ENTER | to Bad reply | back Good reply | SPACE | see .mark You liked
+dislike it: ENTER | to Bad reply | SPACE | see .mark You did not like
+leave a menu: ENTER | to Bad reply | ESCAPE | see [name=better] Correct
+correct a reply: back Correct | ENTER | type A drink. | to Save | ENTER | see .reply A drink.
+say where it applies: to Your correction applies | DOWN | see #note Applies to all replies: your | scope everywhere
+take it back: to Undo | ENTER | see #note Taken back: where | unscoped
 stop a reply: slow | to Your message | type Count. | ENTER | see .reply 1 2 | ESCAPE | fast | turns 4
 go on after a stop: to Your message | type Thanks. | ENTER | turns 5
 a new talk: unfold | to New talk | ENTER | turns 0 | type Hello. | ENTER | turns 1
-search: back Search the talks | type biscuit | talks 1 | BACK_SPACE 7 | talks 2
-name a talk: to Rename the talk: Hello. | ENTER | answer Greetings | see #talk-list Greetings
-save a talk: to Save the talk: Greetings | ENTER | saved
+search: unfold | to Search the talks | type biscuit | talks 1 | BACK_SPACE 7 | talks 2
+name a talk: to More about the talk: Hello. | ENTER | to Rename | ENTER | answer Greetings | see #talk-list Greetings
+save a talk: ENTER | to Save as a file | ENTER | saved
 go back to a talk: to What can I cook | ENTER | turns 5
-forget, but keep one: to Forget this turn 2 | ENTER | see #confirm-lines came later | keep | yes | gone .own Biscuit
-answer again: back Answer again | ENTER | gone .reply was forgotten
+forget, but keep one: to More about this turn 2 | ENTER | to Forget this | ENTER | see #confirm-lines came later | keep | yes | gone .own Biscuit
+answer again: to Answer again | ENTER | gone .reply was forgotten
 how to answer: to What I know | ENTER | to One more | type In short. | ENTER | see #instructions In short.
 change it: to Change: In short. | ENTER | answer In two lines. | see #instructions In two lines.
-take it back: to Forget: In two lines. | ENTER | see #instructions Nothing yet.
-where a correction belongs: to Where it belongs | DOWN | see #note Noted. | scope everywhere
-correct an answer: to Change: What is | ENTER | type A leaf. | to Say | ENTER | see #answers A leaf. | scope everywhere
+delete it: to Forget: In two lines. | ENTER | see #instructions Nothing yet.
+where a correction belongs: to Applies to | DOWN | see #note Applies to all | scope everywhere
+correct an answer: to Change: What is | ENTER | type A leaf. | to Save | ENTER | see #answers A leaf. | scope everywhere
 think again: to Everything that holds | type leaf | ENTER | see #confirm-lines What is | no | see #note Kept.
 back to the chat: back Back to the chat | ENTER | to Your message | type Bye. | ENTER | see .own Bye.
 """
@@ -337,8 +366,8 @@ class Person:
         self.monkeypatch.undo()
 
     def unfold(self, _):
+        self.back("Talks")
         if not self.page.find("#new").is_displayed():
-            self.back("Talks")
             self.send(Keys.ENTER)
 
     def answer(self, text):
@@ -365,6 +394,9 @@ class Person:
     def scope(self, name):
         self.page.until(lambda: name in self.page.running.session.me.state.scopes.values())
 
+    def unscoped(self, _):
+        self.page.until(lambda: not any(self.page.running.session.me.state.scopes.values()))
+
 
 @pytest.mark.parametrize("width", [1280, 390])
 def test_a_day_by_the_keyboard_alone(page, width, monkeypatch, tmp_path):
@@ -384,12 +416,14 @@ def test_a_day_by_the_keyboard_alone(page, width, monkeypatch, tmp_path):
 
 
 def test_axe_finds_nothing(page):
-    "Five states, light and dark, at two widths."
+    "Six states, light and dark, at two widths."
     package = pytest.importorskip("axe_core_python", reason="pip install axe-core-python")
     script = Path(os.environ.get("AXE_SCRIPT") or Path(package.__file__).parent / "axe.min.js")
     page.browser.execute_script(script.read_text(encoding="utf-8"))
-    states = dict(empty=[], talk=["What can I cook from rice, eggs and tomatoes?"], correction=[BETTER_BUTTON])
-    states |= dict(forget=["Cancel", "Forget this turn"], known=["Keep", "What I know about you"])
+    states = dict(empty=[], talk=["What can I cook from rice, eggs and tomatoes?"], correction=["Correct"])
+    states |= dict(
+        menu=["Cancel", "More about this turn"], forget=["Forget this turn"], known=["Keep", "What I know about you"]
+    )
     rows = "found.violations.map((one) => [one.id, one.nodes.map((node) => node.html)])"
     run = f"const done = arguments[0]; axe.run().then((found) => done({rows}))"
     problems = {}

@@ -32,6 +32,7 @@ from personal_llm.device.chat import ChatSession
 
 ROOT = Path(__file__).resolve().parent.parent
 BETTER = "Dear friend, rest today and call me tonight."
+ALL_REPLIES = "Applies to all replies: your correction of “My knee hurts.”"
 SECRET = "Zanzibar"  # a word of the user
 COMPLETIONS = "/v1/chat/completions"
 
@@ -188,7 +189,7 @@ changes = st.dictionaries(st.sampled_from([*server.Change.model_fields, "unknown
 
 
 @settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck))
-@given(name=st.sampled_from(["forget", "react", "stop", "undo"]), fields=changes | json_values)
+@given(name=st.sampled_from(["forget", "react", "scope", "stop", "take_back", "undo"]), fields=changes | json_values)
 def test_no_value_of_a_change_is_an_error_of_the_server(fuzzed, name, fields):
     status, answer = fuzzed.ask("POST", f"/me/{name}", json.dumps(fields).encode())
     assert status in (200, 400), (status, answer)
@@ -251,6 +252,7 @@ def test_the_base_reads_no_answer_and_the_personal_model_does(served, monkeypatc
     served.ask("POST", "/me/react", dict(id=id, kind="better", text=BETTER))
     answer = complete(served, "My knee hurts again.")
     assert BETTER in read[-1] and "1 answer" in answer["me"]["source"]
+    assert answer["me"]["reason"] == "similar to “My knee hurts.”, which you corrected"
     for change in (dict(model="personal-base"), dict(messages=messages("### Task:\nMy knee hurts again."))):
         me = complete(served, **dict(messages=messages("My knee hurts again.")) | change)["me"]
         assert not me or "not stored" in me["note"]
@@ -266,8 +268,10 @@ def test_a_whole_day(tmp_path):
         first = complete(running, talk="")["me"]
         second = complete(running, "What shall I cook?", talk=first["talk"])["me"]
         assert first["talk"] == second["talk"]
-        assert ask("POST", "/me/react", dict(id=first["id"], kind="better", text=BETTER)) == (200, dict(kind="better"))
-        assert ask("POST", "/me/react", dict(id=second["id"], kind="up")) == (200, dict(kind="up"))
+        assert ask("POST", "/me/react", dict(id=first["id"], kind="better", text=BETTER))[1]["kind"] == "better"
+        assert ask("POST", "/me/scope", dict(id=first["id"], scope="everywhere"))[1] == dict(message=ALL_REPLIES)
+        assert ask("POST", "/me/take_back", {})[1]["message"].startswith("taken back: where your correction belongs")
+        assert ask("POST", "/me/react", dict(id=second["id"], kind="up"))[1]["kind"] == "up"
         shown = ask("GET", f"/me/talks?talk={first['talk']}")[1]
         assert [turn["reply"] for turn in shown["turns"]][0] == BETTER
         assert [turn["reaction"] for turn in shown["turns"]] == ["better", "up"]
@@ -684,7 +688,7 @@ def test_what_was_acknowledged_survives_a_kill_and_no_word_is_printed(tmp_path):
             assert token == "chosen-token-of-mine"
             body = dict(model="personal", messages=messages(f"I live in {SECRET} {len(said)}."), max_tokens=2)
             id = post(port, token, COMPLETIONS, body)["me"]["id"]
-            assert post(port, token, "/me/react", dict(id=id, kind="better", text=BETTER)) == dict(kind="better")
+            assert post(port, token, "/me/react", dict(id=id, kind="better", text=BETTER))["place"] == "similar prompts"
             said.append(id)
         finally:
             process.send_signal(end)

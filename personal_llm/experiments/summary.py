@@ -416,8 +416,8 @@ def write_sentences() -> str:
         f"oracle that picks the best policy by the test reaches {ceilings['random'].ratio:.2f} times random, and 32 "
         f"answers in place of 8 reach {ceilings['answers'].ratio:.2f}).",
         f"**XPerT's words do not choose with a summariser of 1.5 B.** With the vectors that it wrote for six "
-        f"questions they find {published} of 28 styles at 90 % by L1, where the paper's Llama finds 96%, and 39 counted "
-        f"features of the same texts {counted}.",
+        f"questions they find {published} of 28 styles at 90 % by L1, where the paper's Llama finds 96%, and 39 "
+        f"counted features of the same texts {counted}.",
         f"**The right pLLM saves the fine-tune.** Each start at its own best rate, it saves {steps.text} at 90 % "
         f"similarity, where the paper saves 82%, and {less.text} at 30 %, where the paper saves 6%; a wrong pLLM "
         f"at the right one's rate saves {judge_wrong_start()}, and the mean of all pLLMs as a start is not measured.",

@@ -277,6 +277,7 @@ def write_reply(session: ChatSession, wanted: CompletionRequest):  # a generator
         is_stored = len(session.me.archive.dialogues) > stored
         id = next(reversed(session.me.archive.dialogues)) if is_stored else replaces
         own = dict(id=id, talk=session.talk if is_of_page else None, source=session.describe_source())
+        own["reason"] = session.recalled.verdict.reason
         own["cut"] = session.model.truncated.get(reply.dialogue.id, 0)
     usage = dict(prompt_tokens=reply.num_prompt_tokens, completion_tokens=reply.num_tokens)
     usage |= dict(total_tokens=reply.num_prompt_tokens + reply.num_tokens)
@@ -326,7 +327,8 @@ def list_talks(session: ChatSession, talk: str, words: str) -> dict:
         read = [state.newest(other).prompt for other in sources]
         reaction = state.reactions.get(id)
         turn = dict(id=id, prompt=d.prompt, reply=d.response, read=read, scope=state.scopes.get(id, ""))
-        turns.append(turn | dict(reaction=reaction and reaction.kind))
+        is_corrected = bool(state.reads[id]) or id in state.tuned  # the reply used corrections
+        turns.append(turn | dict(reaction=reaction and reaction.kind, is_corrected=is_corrected))
     rows.sort(key=lambda row: -row["time"])
     row = session.me.find_habit_question()
     habit = row and dict(label=row.form.label, question=row.question)
@@ -420,18 +422,19 @@ def forget(session: ChatSession, wanted: Change) -> dict:
 
 
 def react(session: ChatSession, wanted: Change) -> dict:
-    "Take a reaction to a reply, or a standing instruction; return the kind of reaction that is stored."
+    "Take a reaction to a reply, or a standing instruction; return its kind as stored, and where it applies."
     subject = wanted.number if wanted.kind == "always" else wanted.id
     stored = session.react(wanted.kind, wanted.text, subject, wanted.scope)
-    return dict(kind=stored.kind) if stored else {}
+    return dict(kind=stored.kind, place=SCOPES[stored.scope].place)
 
 # %% ../../nbs/9_extras/07_server.ipynb #srvtable1
 READS = dict(talks=list_talks, known=list_known, status=describe_status, export=export_talk)
 CHANGES = dict(
     forget=forget,
     react=react,
-    scope=lambda session, wanted: session.scope_correction(wanted.scope, wanted.id),
-    habit=lambda session, wanted: session.scope_habit(wanted.text, wanted.scope),
+    scope=lambda session, wanted: dict(message=session.scope_correction(wanted.scope, wanted.id)),
+    habit=lambda session, wanted: dict(message=session.scope_habit(wanted.text, wanted.scope)),
+    take_back=lambda session, wanted: dict(message=session.undo()),
     learn=lambda session, wanted: dict(message=session.learn()),
     stop=lambda session, wanted: session.stop_learning(),
     undo=lambda session, wanted: dict(message=session.undo_learning()),

@@ -1,5 +1,5 @@
 // one talk
-import { $, attempt, make, show, sync } from "./dom.js";
+import { $, attempt, isWide, make, show, sync } from "./dom.js";
 import { forget } from "./forget.js";
 import { loadKnown, loadStatus } from "./known.js";
 import { makeMarkdown } from "./markdown.js";
@@ -10,8 +10,12 @@ import { fillScopes, makeHabitQuestion, makeTurn, page } from "./turns.js";
 let talk = ""; // key of the talk on the page; empty: the newest one; "new": one without a turn
 let reply = null; // the `AbortController` of the reply that is being written
 let written = ""; // of that reply
+let isAtEnd = true; // whether the end of the talk is seen, and stays so while its parts grow
+const reasons = new Map(); // id of a turn -> why its reply used corrections
 
-const isAtEnd = () => $("main").scrollHeight - $("main").scrollTop - $("main").clientHeight < 80;
+$("main").onscroll = ({ target }) => { isAtEnd = target.scrollHeight - target.scrollTop - target.clientHeight < 80; };
+const watcher = new ResizeObserver(() => { if (isAtEnd && !$("chat").hidden) goToEnd(); });
+for (const id of ["main", "turns"]) watcher.observe($(id));
 export const goToEnd = () => { $("main").scrollTop = $("main").scrollHeight; };
 export const isWriting = () => reply !== null;
 
@@ -22,28 +26,29 @@ page.loadTalk = async () => {
   const { turns, habit, scopes } = data;
   fillScopes(scopes);
   talk = data.talk || "new";
-  const stays = isAtEnd() || !$("turns").children.length;
   sync($("talk-list"), data.talks.map((row) => ({ ...row, isOpen: row.talk === talk })), "talk", makeTalk);
-  const rows = turns.map((turn, place) => (
-    { id: turn.id, turn, question: turn.id === data.question ? data.text : "", isLast: place === turns.length - 1 }
-  ));
+  const rows = turns.map((turn, place) => {
+    const question = turn.id === data.question ? data.text : "";
+    return { id: turn.id, turn, question, isLast: place === turns.length - 1, reason: reasons.get(turn.id) || "" };
+  });
   if (habit && turns.length) rows.push({ id: "habit", habit });
-  sync($("turns"), rows, "id", (row) => (row.turn ? makeTurn(row) : makeHabitQuestion(row.habit, scopes)));
+  sync($("turns"), rows, "id", (row) => (row.turn ? makeTurn(row) : makeHabitQuestion(row.habit)));
   $("empty").hidden = turns.length > 0;
-  if (stays) goToEnd();
 };
 
 page.openTalk = async (key) => {
   stopReply();
   await reply?.isWhole;
   talk = key;
+  $("talks").open = isWide();
+  if (!isWide()) $("talks").firstElementChild.focus(); // the list has closed
   $("turns").replaceChildren();
   await page.loadTalk();
   goToEnd();
 };
 
 page.refresh = () => Promise.all([page.loadTalk(), loadKnown(), loadStatus()]);
-page.forget = (request) => forget(request, page.refresh);
+page.forget = (request) => forget(request, () => { reasons.clear(); return page.refresh(); }); // they quote messages
 
 export function stopReply() {
   if (reply && written) attempt(() => post("halt"));
@@ -58,13 +63,12 @@ async function write(item, text, turn) { // whether a reply came
   try {
     for await (const event of readEvents(await ask("/v1/chat/completions", body, reply.signal))) {
       if (event.error) throw new Error(event.error.message);
-      const stays = isAtEnd();
       written += event.choices[0]?.delta.content || "";
       talk = event.me?.talk || talk;
+      if (event.me?.id) reasons.set(event.me.id, event.me.reason);
       if (written) item.lastChild.replaceWith(makeMarkdown(written));
       else if (event.me?.is_thinking) item.lastChild.textContent = "thinking …";
       if (event.choices[0]?.finish_reason === "length") show("The reply is cut: it has as many tokens as it may have.");
-      if (stays) goToEnd();
     }
     return true;
   } catch (error) {

@@ -1,8 +1,13 @@
 // helpers for elements, and lists that are drawn by key: what did not change stays, and so does an open form
 export const $ = (id) => document.getElementById(id);
-export const show = (text) => { $("note").textContent = text; };
+export const isWide = () => matchMedia("(min-width: 64rem)").matches;
 export const count = (number, noun) => `${number} ${noun}${number === 1 ? "" : "s"}`;
 export const attempt = (action) => action().catch((error) => show(error.message)); // shows an error, and goes on
+
+export function show(text, canUndo = false) { // canUndo: it tells of an act that the person can take back
+  $("said").textContent = text.slice(0, 1).toUpperCase() + text.slice(1);
+  $("take-back").hidden = !canUndo;
+}
 
 export function make(tag, properties = {}, ...children) {
   const element = Object.assign(document.createElement(tag), properties);
@@ -22,8 +27,9 @@ export function stamp(id, texts, actions, about = "") {
   }
   for (const button of item.querySelectorAll("button[name]")) {
     const action = actions[button.name];
-    if (!action) button.remove();
-    button.onclick = () => attempt(async () => action());
+    if (button.name === "more") button.popoverTargetElement = button.nextElementSibling;
+    else if (!action) button.remove();
+    else button.onclick = () => attempt(async () => { button.closest("[popover]")?.hidePopover(); return action(); });
     if (button.ariaLabel?.endsWith(":")) button.ariaLabel += ` ${about}`;
     button.title = button.ariaLabel || "";
   }

@@ -1,19 +1,16 @@
 // what is known, and learning
 import { $, attempt, count, makeLines, show, stamp, sync } from "./dom.js";
 import { get, post } from "./server.js";
-import { change, openEditor, page } from "./turns.js";
+import { change, makePlaces, openEditor, page } from "./turns.js";
 
 function makeKnown(row, edit, drop, scoped = null) { // scoped: [the change of a place, its fields]
   const date = row.time > 1e8 ? new Date(row.time * 1000).toLocaleDateString() : "";
   const kind = row.reply && (row.origin === "annotated" ? "You would say:" : "You liked:");
   const source = [row.source, date].filter(Boolean).join(", ");
   const text = row.prompt || row.text;
-  const texts = { text, kind, "reply-text": row.reply, source };
+  const places = scoped && makePlaces(row.scope, ...scoped);
+  const texts = { text, kind, "reply-text": row.reply, places, source };
   const item = stamp("known-item", texts, { edit: edit && (() => edit(item)), drop }, text.slice(0, 80));
-  const places = item.querySelector("select");
-  if (!scoped) places.remove();
-  places.value = row.scope;
-  places.onchange = () => attempt(() => change(scoped[0], { ...scoped[1], scope: places.value }));
   return item;
 }
 
@@ -50,10 +47,10 @@ export async function loadStatus() {
   const status = await get("status");
   const isLearning = status.is_learning;
   const time = status.seconds ? ` It took ${count(Math.ceil(status.seconds / 60), "minute")} the last time.` : "";
-  const idle = `Answers of yours that are not learned yet: ${status.unlearned}.`;
+  const idle = status.unlearned ? `${count(status.unlearned, "correction")} not trained in yet.` : "Nothing new to train in.";
   $("learning").textContent = isLearning ? `Learning. You can go on chatting.${time}` : idle;
   $("model").textContent = status.model.split("/").pop() + (isLearning ? " · learning" : "");
-  $("small").textContent = status.note;
+  $("small").textContent = status.note && `· ${status.note}`;
   $("progress").hidden = $("stop").hidden = !isLearning;
   $("learn").disabled = isLearning || !status.unlearned;
   $("undo").hidden = isLearning || !status.finetunes;

@@ -1,9 +1,9 @@
 // the page: its parts, and what a key or a button does
 import { goToEnd, isWriting, stopReply } from "./chat.js";
-import { $, attempt, onSubmit, show } from "./dom.js";
+import { $, attempt, isWide, onSubmit } from "./dom.js";
 import { loadKnown, loadStatus } from "./known.js";
-import { ask, keepToken, post, session } from "./server.js";
-import { page } from "./turns.js";
+import { ask, keepToken, session } from "./server.js";
+import { change, page } from "./turns.js";
 
 function showSection(name) {
   for (const section of document.querySelectorAll("main > section")) section.hidden = section.id !== name;
@@ -34,10 +34,8 @@ $("new").onclick = () => attempt(async () => { await page.openTalk("new"); $("li
 $("forget-all").onclick = () => page.forget({ everything: true });
 onSubmit($("forget-form"), () => page.forget({ text: $("words").value }));
 onSubmit($("always-form"), async () => {
-  await post("react", { kind: "always", text: $("always").value });
+  await change("react", { kind: "always", text: $("always").value }, "Noted: this applies to all replies.");
   $("always").value = "";
-  show("Noted.");
-  await page.refresh();
 });
 onSubmit($("connect-form"), () => connect($("token").value.trim()));
 onSubmit($("composer"), async () => {
@@ -51,10 +49,13 @@ $("line").onkeydown = (event) => {
   event.preventDefault();
   $("composer").requestSubmit();
 };
-addEventListener("keydown", (event) => { if (event.key === "Escape" && !$("confirm").open) stopReply(); });
+addEventListener("keydown", (event) => {
+  if (event.key === "Escape" && !document.querySelector("[open]:modal, :popover-open")) stopReply();
+});
+$("take-back").onclick = () => attempt(async () => { await change("take_back"); $("main").focus(); });
 for (const button of $("examples").children) button.onclick = () => page.send(button.textContent);
 setInterval(() => { if (session.token && !document.hidden) attempt(loadStatus); }, 5000);
-$("talks").open = matchMedia("(min-width: 64rem)").matches;
+$("talks").open = isWide();
 
 const code = new URLSearchParams(location.hash.slice(1)).get("code");
 if (code) history.replaceState(null, "", location.pathname);

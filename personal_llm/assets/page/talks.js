@@ -1,11 +1,11 @@
 // the list of talks: search, names, files
 import { $, attempt, make, stamp } from "./dom.js";
-import { get } from "./server.js";
-import { change, page } from "./turns.js";
+import { get, post } from "./server.js";
+import { page } from "./turns.js";
 
 function rename(row) {
   const text = prompt("Name of the talk", row.title);
-  return text && change("name", { talk: row.talk, text });
+  return text && post("name", { talk: row.talk, text }).then(page.refresh);
 }
 
 async function save(row) {

@@ -1,26 +1,29 @@
 // the turns of a talk
-import { $, make, makeLines, onSubmit, show, stamp } from "./dom.js";
+import { attempt, make, makeLines, onSubmit, show, stamp } from "./dom.js";
 import { makeMarkdown } from "./markdown.js";
 import { post } from "./server.js";
 
 export const page = {}; // what chat.js does for the turns and the lists: loadTalk, openTalk, send, refresh, forget
 const drafts = new Map(); // id of a field -> what is typed in it: it outlives its element
+let scopes = {}; // name of a scope -> its label
 
-export async function change(name, body) {
-  await post(name, body);
-  show("Noted.");
+export const fillScopes = (labels) => { scopes = labels; };
+
+export async function change(name, body, line = "Noted.") {
+  const { message = line } = await post(name, body);
+  show(message, name !== "take_back");
   await page.refresh();
 }
 
-function openForm(item, kind, turn, start, action) { // action: of a text; false: the form stays
+function openForm(item, kind, texts, turn, start, action) { // action: of a text; false: the form stays
   item.querySelector("form")?.remove();
   const id = `${kind}-${turn.id}`;
   const close = () => {
     drafts.delete(id);
     form.remove();
-    item.querySelector("button:last-child").focus();
+    item.querySelector("[name=better], [name=edit], [name=more]").focus();
   };
-  const form = stamp(`${kind}-form`, {}, { cancel: close });
+  const form = stamp("editor", texts, { cancel: close });
   const field = form.querySelector("textarea");
   const oninput = () => drafts.set(id, field.value);
   Object.assign(field, { id, oninput, value: drafts.get(id) || start });
@@ -35,19 +38,28 @@ function openForm(item, kind, turn, start, action) { // action: of a text; false
 }
 
 export function openEditor(item, turn) {
-  openForm(item, "better", turn, turn.reply, async (text, form) => {
-    const scope = form.querySelector("select").value;
-    const { kind } = await post("react", { id: turn.id, kind: "better", text, scope });
-    show(kind === "up" ? "You approved the reply." : "Noted: from now on I answer like this.");
+  const texts = { what: "The reply that you wanted", save: "Save the correction" };
+  openForm(item, "better", texts, turn, turn.reply, async (text) => {
+    const { kind, place } = await post("react", { id: turn.id, kind: "better", text });
+    show(kind === "up" ? "You approved the reply." : `Noted: your correction applies to ${place}.`, true);
   });
-  item.querySelector("form select").value = turn.scope; // what the person said before
 }
 
 const openMessage = (item, turn) => {
-  openForm(item, "message", turn, turn.prompt, (text) => text.trim() !== "" && page.send(text.trim(), turn));
+  const texts = { what: "Your message; the turns after it leave the talk", save: "Send this" };
+  openForm(item, "message", texts, turn, turn.prompt, (text) => text.trim() !== "" && page.send(text.trim(), turn));
 };
 
-export function makeTurn({ turn, question, isLast }) {
+export function makePlaces(scope, name, fields) { // the choice where corrections apply, for a change with a name
+  const makeOption = ([value, textContent]) => make("option", { value, textContent, selected: value === scope });
+  const places = make("select", { name: "scope" }, ...Object.entries(scopes).map(makeOption));
+  places.onchange = () => attempt(() => change(name, { ...fields, scope: places.value }));
+  return places;
+}
+
+const MARKS = { up: "You liked this reply", down: "You did not like this reply" };
+
+export function makeTurn({ turn, question, isLast, reason }) {
   const id = turn.id;
   const again = () => page.send(turn.prompt, turn);
   const react = (kind) => () => change("react", { id, kind });
@@ -59,25 +71,20 @@ export function makeTurn({ turn, question, isLast }) {
   const ofReply = { up: react("up"), down: react("down"), better, again: isLast && again };
   const board = navigator.clipboard; // none in a page from another computer
   ofReply.copy = board && (() => board.writeText(turn.reply).then(() => show("Copied.")));
-  const read = turn.read.length > 0 && make("ul", {}, ...makeLines(turn.read));
+  const lines = [turn.is_corrected && reason, ...turn.read.filter((one) => !reason.includes(one))].filter(Boolean);
+  const read = (turn.is_corrected || turn.read.length > 0) && make("ul", {}, ...makeLines(lines));
+  const uses = turn.is_corrected ? "Uses your corrections" : "Uses what you said";
   const reply = makeMarkdown(turn.reply || "The reply to this was forgotten.");
-  const texts = { own: turn.prompt, answered: reply, read, question };
+  const places = turn.reaction === "better" && makePlaces(turn.scope, "scope", { id });
+  const texts = { own: turn.prompt, answered: reply, uses, read, question, places, mark: MARKS[turn.reaction] };
   const item = stamp("turn-item", texts, { ...own, ...(turn.reply ? ofReply : { answer: again }) });
-  const pressed = { up: turn.reaction === "up", down: turn.reaction === "down" };
-  for (const name in pressed) item.querySelector(`[name=${name}]`)?.setAttribute("aria-pressed", pressed[name]);
   if (drafts.has(`better-${id}`)) openEditor(item, turn);
   return item;
 }
 
-export function fillScopes(scopes) { // name of a scope -> its label
-  const rows = Object.entries(scopes).map(([value, label]) => [value, label[0].toUpperCase() + label.slice(1)]);
-  const options = () => rows.map(([value, textContent]) => make("option", { value, textContent }));
-  for (const id of ["better-form", "known-item"]) $(id).content.querySelector("select").replaceChildren(...options());
-  const buttons = rows.map(([value, textContent]) => make("button", { type: "button", name: value || "auto", textContent }));
-  $("habit-question").content.querySelector(".scopes").replaceChildren(...buttons);
-}
-
-export function makeHabitQuestion({ label, question }, scopes) {
-  const answer = (scope) => [scope || "auto", () => change("habit", { text: label, scope })];
-  return stamp("habit-question", { question }, Object.fromEntries(Object.keys(scopes).map(answer)));
+export function makeHabitQuestion({ label, question }) {
+  const answer = (scope) => () => attempt(() => change("habit", { text: label, scope }));
+  const makeButton = ([scope, textContent]) => make("button", { type: "button", textContent, onclick: answer(scope) });
+  const buttons = make("div", { className: "row" }, ...Object.entries(scopes).map(makeButton));
+  return make("li", {}, make("p", { className: "question", textContent: question }), buttons);
 }
