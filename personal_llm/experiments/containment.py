@@ -7,7 +7,7 @@ __all__ = ['BANK', 'PEOPLE', 'NUM_ALONE', 'KINDS', 'ORDER', 'BIG', 'LABELS', 'LO
            'list_places', 'list_stream', 'place_in_stream', 'list_tests', 'list_others', 'choose_people', 'score_row',
            'count_form', 'read_scores', 'join_perfect_gate', 'list_able', 'estimate', 'format_estimate',
            'write_numbers', 'write_table', 'is_replaced', 'uses_corrections', 'load_vectors', 'list_asked',
-           'measure_loop', 'write_readme_table']
+           'measure_loop']
 
 # %% ../../nbs/experiments/74_containment.ipynb #cont0003
 import functools
@@ -272,16 +272,3 @@ LOOPS += [dict(others=400, evidence=evidence) for evidence in ("accepted", "noth
 LOOP_JOBS = [dict(user=name, more_alone=0) | loop for name in choose_people("one subject") for loop in LOOPS]
 LOOP_JOBS += [dict(user=name, more_alone=n) | LOOPS[0] for name in choose_people("everywhere") for n in (0, 3, 6)]
 GRIDS = (Grid("containment-loop", LOOP_JOBS, measure_loop, (), None),)
-
-# %% ../../nbs/experiments/74_containment.ipynb #cont0021
-def write_readme_table() -> str:
-    "Write the README's table: habits and spill after three corrections, by the threshold before and by the closeness."
-    one, everywhere = choose_people("one subject"), choose_people("everywhere")
-    lines = ["| | habits, one subject | spill | habits, everywhere |", "|---|---|---|---|"]
-    for grid, model in (("containment", "default"), ("containment-large", "larger")):
-        scores = read_scores(grid)
-        for name, label in (("threshold 0.22", "threshold"), ("package", "this package")):
-            cells = [estimate(scores, (name, 3, 0), metric, one) for metric in ("habits", "spill")]
-            cells.append(estimate(scores, (name, 3, 0), "habits", everywhere))
-            lines.append(f"| {model} model, {label} | {' | '.join(map(format_estimate, cells))} |")
-    return "\n".join(lines)
