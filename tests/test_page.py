@@ -283,7 +283,8 @@ search: unfold | to Search the talks | type biscuit | talks 1 | BACK_SPACE 7 | t
 name a talk: to More about the talk: Hello. | ENTER | to Rename | ENTER | answer Greetings | see #talk-list Greetings
 save a talk: ENTER | to Save as a file | ENTER | saved
 go back to a talk: to What can I cook | ENTER | turns 5
-keep one: to More about this turn 2 | ENTER | to Forget this | ENTER | see #confirm-lines came later | keep | yes | gone .own Biscuit
+keep one: to More about this turn 2 | ENTER | to Forget this | ENTER | see #confirm-lines came later \
+| keep | yes | gone .own Biscuit
 answer again: to Answer again | ENTER | gone .reply was forgotten
 how to answer: to What I know | ENTER | to One more | type In short. | ENTER | see #instructions In short.
 change it: to Change: In short. | ENTER | answer In two lines. | see #instructions In two lines.
