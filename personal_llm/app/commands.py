@@ -475,7 +475,7 @@ def chat_command(
     memories: Memories = None,
     archive: Megabytes = None,
 ):
-    "Chat with a model that learns from you. Correct a reply with /better, and the next one reads it."
+    "Chat with a model that learns from you. Correct a reply with /better, and similar ones follow it."
     from personal_llm.device.chat import ChatSession
 
     if not out:
