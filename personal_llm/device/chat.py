@@ -83,9 +83,9 @@ def clean_text(text: str) -> str:
     text = CONTROL_CHARACTERS.sub(" ", text.replace("\r\n", "\n").replace("\r", "\n")).strip()
     return text if any(letter.isprintable() and letter != " " for letter in text) else ""
 
-# %% ../../nbs/7_device/08_chat.ipynb #6c6b1c90
-class SessionBase:
-    "The state of a session: its talk, its newest reply and its background work."
+# %% ../../nbs/7_device/08_chat.ipynb #cht4lrnc
+class ChatSession:
+    "The talks of a folder; raises `InputError` if it is in use or damaged."
 
     def __init__(
         self,
@@ -208,10 +208,6 @@ class SessionBase:
         if error is not None:
             self.messages.append(problem.format(describe_error(error)))
 
-# %% ../../nbs/7_device/08_chat.ipynb #cht1sayc
-class TalkSession(SessionBase):
-    "Writes the replies of a talk."
-
     def say(
         self,
         text: str,
@@ -306,10 +302,6 @@ class TalkSession(SessionBase):
         is_cut = self.reply is not None and self.reply.end_reason == "length"
         lines += ["the reply is cut: it has as many tokens as it may have"] * is_cut
         return "; ".join(lines)
-
-# %% ../../nbs/7_device/08_chat.ipynb #cht4lrnc
-class ChatSession(TalkSession):
-    "The talks of a folder; raises `InputError` if it is in use or damaged."
 
     def react(self, kind: str, text: str = "", id=None, scope: str = None):  # what is stored
         "React as `Personalizer.react` does, to the newest turn if no id is given; `InputError` if invalid."
