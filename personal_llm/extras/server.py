@@ -432,8 +432,8 @@ READS = dict(talks=list_talks, known=list_known, status=describe_status, export=
 CHANGES = dict(
     forget=forget,
     react=react,
-    scope=lambda session, wanted: dict(message=session.scope_correction(wanted.scope, wanted.id)),
-    habit=lambda session, wanted: dict(message=session.scope_habit(wanted.text, wanted.scope)),
+    scope=lambda session, wanted: dict(message=session.scope_correction(wanted.scope or "", wanted.id)),
+    habit=lambda session, wanted: dict(message=session.scope_habit(wanted.text, wanted.scope or "")),
     take_back=lambda session, wanted: dict(message=session.undo()),
     learn=lambda session, wanted: dict(message=session.learn()),
     stop=lambda session, wanted: session.stop_learning(),
@@ -441,7 +441,6 @@ CHANGES = dict(
     name=name_talk,
     halt=lambda session, wanted: session.halt_reply(),
 )
-IMMEDIATE = ("forget", "halt", "stop")  # they end what is at work, and wait for no reply
 
 # %% ../../nbs/9_extras/05_server.ipynb #5b5c97ad
 def check_owner(session: ChatSession, user: str) -> None:
