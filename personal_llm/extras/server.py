@@ -441,6 +441,7 @@ CHANGES = dict(
     name=name_talk,
     halt=lambda session, wanted: session.halt_reply(),
 )
+IMMEDIATE = ("forget", "halt", "stop")  # they end what is at work, and wait for no reply
 
 # %% ../../nbs/9_extras/05_server.ipynb #5b5c97ad
 def check_owner(session: ChatSession, user: str) -> None:
