@@ -1844,6 +1844,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                               'personal_llm/device/state.py'),
                                            'personal_llm.device.state.State.list_examples': ( '7_device/state.html#state.list_examples',
                                                                                               'personal_llm/device/state.py'),
+                                           'personal_llm.device.state.State.list_learned': ( '7_device/state.html#state.list_learned',
+                                                                                             'personal_llm/device/state.py'),
                                            'personal_llm.device.state.State.list_own': ( '7_device/state.html#state.list_own',
                                                                                          'personal_llm/device/state.py'),
                                            'personal_llm.device.state.State.list_rounds': ( '7_device/state.html#state.list_rounds',

@@ -73,3 +73,31 @@ def test_an_adapter_that_learned_from_a_file_applies_everywhere():
     me.finetune(progress=False)
     assert me.recall(Dialogue(OUTSIDE[0], "")).adapter is me.adapter
     me.close()
+
+
+def test_an_adapter_whose_corrections_are_taken_back_applies_nowhere():
+    me = teach(load_model("pocket"), 1)
+    assert me.recall(Dialogue(INSIDE, "")).adapter is me.adapter
+    for _ in RECIPES:
+        me.undo()
+    assert me.recall(Dialogue(INSIDE, "")).adapter is None and me.recall(Dialogue(OUTSIDE[0], "")).adapter is None
+    me.close()
+
+
+def test_an_adapter_applies_where_the_corrections_that_it_learned_do():
+    me = teach(load_model("pocket"), 1)
+    dialogue = Dialogue("Which bones are in the hand?", "Many.", time=20.0, origin="model")
+    me.arrive(dialogue, "talk 20")
+    me.react(dialogue, "better", "In short: many.", scope="everywhere")
+    recalled = me.recall(Dialogue(OUTSIDE[0], ""))
+    assert [d.prompt for d in recalled.memories] == [dialogue.prompt] and recalled.adapter is None
+    me.close()
+
+
+def test_a_reply_that_could_use_no_correction_is_no_evidence():
+    me = Personalizer(load_model("pocket"), memories=0)
+    dialogue = Dialogue(RECIPES[0], "It depends.", time=1.0, origin="model")
+    recalled = me.recall(Dialogue(RECIPES[0], ""))
+    me.arrive(dialogue, "monday", recalled)
+    assert me.state.get_evidence().left_alone == ()
+    me.close()

@@ -554,12 +554,14 @@ def act(session, name, text, number):
 READ_A_CORRECTION = [(name, "") for name in ("say", "say", "say", "better", "say", "always")]
 SHARE_AN_OPENING = [step for form in FORMS[:1] * 3 for step in (("say", ""), ("better", form))]
 SHARE_AN_OPENING += [("scope", ""), ("undo", ""), ("undo", "")]
+TAKEN_BACK = [("say", FORMS[0]), ("say", ""), ("better", ""), ("undo", ""), ("say", "")]
 READ_A_CORRECTION += [("talk", FORMS[2]), ("say", ""), ("talk", "")]  # nothing goes: what was read stays as it was read
 
 
 @settings(max_examples=25, deadline=None, phases=[Phase.explicit, Phase.generate])
 @example(READ_A_CORRECTION)
 @example(SHARE_AN_OPENING)
+@example(TAKEN_BACK)
 @given(st.lists(st.tuples(st.sampled_from(ACTS), st.sampled_from(["", "", *FORMS])), min_size=3, max_size=9))
 def test_what_is_listed_goes_and_nothing_else_and_no_byte_is_left(model, tmp_path_factory, acts):
     folder = tmp_path_factory.mktemp("me")

@@ -424,3 +424,12 @@ def test_a_fine_tune_learns_all_answers_also_those_that_left_the_buffer(model):
         me.react(dialogue, "better", f"In short: {dialogue.prompt}")
     me.finetune(progress=False)
     assert len(me.rounds[0].learned) == 4 and me.state.list_unlearned() == []
+
+
+def test_the_number_of_an_instruction_is_never_used_again(model):
+    me = make(model)
+    me.react(None, "always", "Mention zebras.")
+    me.undo()
+    me.react(None, "always", "Be brief.")
+    assert [*me.state.instructions] == [2]
+    assert me.forget(text="zebras").words and [*me.state.instructions] == [2]

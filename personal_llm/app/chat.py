@@ -114,8 +114,10 @@ def explain_reply(session) -> list:  # lines
     recalled = session.recalled
     if recalled is None:
         raise InputError("there is no reply yet", "write something first")
-    does_apply = recalled.memories or recalled.adapter is not None
+    does_apply = recalled.verdict.answers or recalled.adapter is not None
     lines = [f"your corrections {'apply' if does_apply else 'do not apply'}: {recalled.verdict.reason}"]
+    if recalled.verdict.answers and not recalled.memories:
+        lines.append("none is an example, because this talk shows them already, or they are too long")
     lines += [f"example: “{d.prompt}” → {d.response}" for d in recalled.memories]
     lines += [f"you said: {statement.text}" for statement in recalled.statements]
     lines += [f"you said always: {instruction.text}" for instruction in recalled.instructions]

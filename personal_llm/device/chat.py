@@ -358,6 +358,8 @@ class ChatSession:
 
     def undo(self) -> str:  # a line that names it
         "Take back the last reaction, scope or instruction."
+        if self.learning is not None:
+            raise InputError("a fine-tune is learning what you said", "wait until it is complete, or /unlearn stops it")
         self.subject = []
         line = self.me.undo()
         self._start_timer()

@@ -89,7 +89,10 @@ def find_numbers(state: State) -> tuple:  # two dictionaries: id -> number of an
     "Find when each dialogue was said, and since when its reply has been the person's own, as event numbers."
     said = {}
     own = {}
+    gone = {n for event in state.archive.events if event.kind == "taken_back" for n in event.content["events"]}
     for event in state.archive.events:
+        if event.number in gone:
+            continue
         if event.kind == "said":
             said.setdefault(event.dialogue, event.number)
         elif event.kind == "reacted" and event.content["kind"] == "better":

@@ -32,6 +32,7 @@ class Recall:
     instructions: tuple = ()  # `Instruction`s, the newest last
     adapter: object = None  # an `Adapter`; None: the base model generates the reply
     verdict: Verdict = Verdict()  # of the gate
+    is_silent: bool = False  # whether it could not use a correction that belonged to its prompt: no evidence
 
 # %% ../../nbs/7_device/04_memory.ipynb #1f733aa4
 BLOCK_SIZE = 64  # texts that `warm` embeds at once: about a tenth of a second
@@ -109,7 +110,8 @@ class Memory:
         "Return what the reply to a new prompt uses; count_tokens: text -> number of tokens; adapter: of a fine-tune."
         instructions = tuple(state.instructions.values())
         if not self.config.memories and adapter is None:
-            return Recall(add_memories(dialogue, [], [], self.config, instructions), (), (), instructions)
+            read = add_memories(dialogue, [], [], self.config, instructions)
+            return Recall(read, (), (), instructions, is_silent=True)
         prompt = dialogue.prompt
         shown = {text for role, text in dialogue.history if role == "user"}  # the talk shows these already
         with self.lock:
@@ -118,12 +120,17 @@ class Memory:
             said = [one for one in said if self.archive.dialogues[one.id].prompt not in shown]
             if evidence.answers or evidence.here or evidence.everywhere or said:
                 self.load()
-            verdict = judge(evidence, prompt, self.vectors, list_general() if evidence.here else ())
+            general = list_general() if evidence.here else ()
+            verdict = judge(evidence, prompt, self.vectors, general)
             memories = retrieve(verdict.answers, prompt, self.vectors, self.config, count_tokens, shown)
             statements = choose_statements(said, prompt, self.vectors, self.config, count_tokens)
-            has_adapter = verdict.is_open or state.learned_no_answer()
+            has_adapter = adapter is not None and (
+                state.learned_no_answer() or judge(state.list_learned(evidence), prompt, self.vectors, general).is_open
+            )
         read = add_memories(dialogue, memories, statements, self.config, instructions)
-        return Recall(read, tuple(memories), tuple(statements), instructions, adapter if has_adapter else None, verdict)
+        adapter = adapter if has_adapter else None
+        is_silent = bool(verdict.answers) and not memories
+        return Recall(read, tuple(memories), tuple(statements), instructions, adapter, verdict, is_silent)
 
     def list_statements(self, state: State) -> list:  # `Statement`s, the oldest first
         "Return what the person said of themselves; each message is read once."

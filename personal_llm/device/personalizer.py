@@ -15,7 +15,7 @@ from pathlib import Path
 from tqdm.auto import tqdm
 
 from ..base.adapters import Adapter
-from ..base.core import Cost, Dialogue, InputError, check, check_dialogues
+from ..base.core import ANSWERED_ORIGINS, Cost, Dialogue, InputError, check, check_dialogues
 from ..base.display import Displayed
 from ..base.replies import ReplyOptions, ReplyStream
 from ..buffer.buffer import Buffer
@@ -175,6 +175,7 @@ class Personalizer(Displayed):
             reads = [self.state.root(d) for d in recall.memories]
             statements = [self.state.find_root(statement.id) for statement in recall.statements]
             content = dict(reads=reads, statements=statements, is_tuned=recall.adapter is not None)
+            content |= dict(is_silent=recall.is_silent)
             self.state.record("said", dialogue.id, **content, spent=self.take_spent())
 
     def score_due(self, model=None) -> list:  # `ScoredDialogue`s; model: another copy of the base model
@@ -286,7 +287,8 @@ class Personalizer(Displayed):
             raise InputError(f"no standing instruction has the number {reaction.target[:20]}", numbers)
         if not reaction.target and not reaction.text:
             raise InputError("a standing instruction without text", "say how replies should be")
-        number = int(reaction.target) if reaction.target else max(known, default=0) + 1
+        used = [event.content["number"] for event in self.archive.events if event.kind == "instructed"]
+        number = int(reaction.target) if reaction.target else max(used, default=0) + 1  # none is used again
         texts = [one.text for one in known.values() if one.number != number] + [reaction.text]
         count = sum(map(self.model.count_tokens, texts))
         if reaction.text and count > MAX_TOKENS:
@@ -389,10 +391,11 @@ class Personalizer(Displayed):
             self.spent = self.spent + prepared.cost
             content = prepared.content | dict(requests=self.cost.requests)
             self.state.record("tuned", **content, spent=self.take_spent())
-            learned = {self.state.root(d): d.response for d in prepared.dialogues}
-            for id, response in learned.items():
+            learned = {self.state.root(d): d for d in prepared.dialogues}
+            for id, d in learned.items():
                 if id:
-                    self.state.record("learned", id, own=response != self.archive.dialogues[id].response)
+                    own = d.response != self.archive.dialogues[id].response
+                    self.state.record("learned", id, own=own, is_answer=d.origin in ANSWERED_ORIGINS)
         self.adapter = prepared.adapter
 
     def undo_finetune(self) -> None:

@@ -124,6 +124,8 @@ class State(Displayed):
         self.followers = {}  # id -> ids of the replies whose talk shows it
         self.rounds = []  # `Round`s
         self.undone = set()  # ids that undone fine-tunes had learned
+        self.silent = set()  # ids of replies that could not use a correction which belonged to their prompt
+        self.taught = set()  # adapters that learned an answer of the person
         self.answered_anew = set()  # ids whose newest answer no fine-tune has learned
         self._vacated = None  # slot of an eviction whose successor comes next
         self._rescored = {}  # id -> new `Scores` of entries, until all are known
@@ -219,7 +221,7 @@ class State(Displayed):
             if group == "answers" and id in self.plain:
                 return "plain"
             return "approved" if d.origin == "approved" and not self.uses_form(id) else group
-        is_silent = id in self.reactions or id in self.replaced or d.origin != "model"
+        is_silent = id in self.reactions or id in self.replaced or id in self.silent or d.origin != "model"
         if is_silent or self.archive.talks[id] == FILE or self.uses_form(id):
             return ""
         return "left_alone"
@@ -250,6 +252,8 @@ class State(Displayed):
         self.statements[id] = [other for other in content["statements"] if other in stored]
         if content.get("is_tuned"):
             self.tuned.add(id)
+        if content.get("is_silent"):
+            self.silent.add(id)
         if id not in self.pending and (stored[id].response.strip() or id in self.versions):
             self.pending.append(id)
         if self.archive.talks[id] not in (FILE, CLIENT):
@@ -398,6 +402,8 @@ class State(Displayed):
     def apply_learned(self, id: str, content: dict) -> None:
         last = self.rounds[-1]
         self.rounds[-1] = replace(last, learned=(*last.learned, id))
+        if content.get("is_answer", content.get("own", True)):  # older events say *own* only
+            self.taught.add(last.adapter)
         self.answered_anew.discard(id)
 
     def list_rounds(self) -> list:  # `Round`s, the oldest first
@@ -410,9 +416,18 @@ class State(Displayed):
 
     def learned_no_answer(self) -> bool:
         "Return whether the last fine-tune of this base learned from dialogues that nobody answered."
-        rounds = self.list_rounds()
-        learned = rounds[-1].learned if rounds else ()
-        return not any(self.newest(id).origin in ANSWERED_ORIGINS for id in learned if id in self.archive.dialogues)
+        last = self.find_last_round()
+        return last is None or last.adapter not in self.taught
+
+    def list_learned(self, evidence: Evidence) -> Evidence:
+        "Return the part of the evidence that the last fine-tune of this base learned, with all that opposes it."
+        last = self.find_last_round()
+        learned = {*last.learned} if last else set()
+        groups = {
+            name: tuple(d for d in getattr(evidence, name) if self.root(d) in learned)
+            for name in ("answers", "here", "everywhere")
+        }
+        return replace(evidence, **groups)
 
     def apply_undone(self, id: str, content: dict) -> None:
         last = self.find_last_round()

@@ -107,4 +107,5 @@ def is_taken_out(read: list, reply: str, text: str) -> bool:  # read: the answer
     "Return whether a correction removed what a reply had taken from the answers that it read."
     texts = [*read, reply]
     shared = find_forms(texts, len(texts)) if read else []
+    shared = [form for form in shared if form.words] or shared  # short replies share *one sentence* anyway
     return bool(shared) and not any(form.holds(text) for form in shared)
