@@ -12,7 +12,7 @@ from personal_llm.base.models import Model
 from personal_llm.base.text import compute_rouge1
 from personal_llm.base.encoder import VectorStore
 from personal_llm.buffer import synthesis
-from personal_llm.buffer.synthesis import MAX_ROUGE1, MIN_ROUGE1, SYNTHESIS_PROMPTS, TEMPERATURE
+from personal_llm.buffer.synthesis import MAX_ROUGE1, MIN_ROUGE1, MIN_SIMILARITY, SYNTHESIS_PROMPTS, TEMPERATURE
 from personal_llm.buffer.synthesis import check_rewrite, synthesize
 
 WORDS = st.lists(st.sampled_from("what is a tendon pain Tea ärzte 42".split()), max_size=8)
@@ -50,7 +50,7 @@ class Meaning:
 def test_accepted_lies_between_the_bounds(rewrite, original, others, similarity):
     reason = check_rewrite(rewrite, original, others, similarity)
     assert reason in ("", "another form", "unrelated", "copy", "another meaning")
-    is_inside = MIN_ROUGE1 <= compute_rouge1(rewrite, original) <= MAX_ROUGE1 and similarity >= 0.5
+    is_inside = MIN_ROUGE1 <= compute_rouge1(rewrite, original) <= MAX_ROUGE1 and similarity >= MIN_SIMILARITY
     is_new = all(compute_rouge1(rewrite, other) <= MAX_ROUGE1 for other in others)
     assert (reason == "") == bool(rewrite and is_inside and is_new)
 
