@@ -71,7 +71,7 @@ def list_read_names() -> list:
     for path in NOTEBOOKS:
         for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
             source = "".join(cell["source"])
-            if cell["cell_type"] == "code" and re.search("read_result|RESULTS|results|grid", source):
+            if cell["cell_type"] == "code" and re.search("read_result|read_score|RESULTS|results|grid", source):
                 texts = [text.split("/")[-1] for text in re.findall(r'"([a-z.][^"\n]*)"', source)]
                 found |= {re.sub(r"\\{.*?\\}", ".+", re.escape(re.sub(r"\.jsonl?$", "", text))) for text in texts}
     return found

@@ -113,8 +113,9 @@ class ChatSession:
         self.messages = []  # lines for the user
         self.is_told = False  # that statements in the person's language aren't kept
         self.subject = []  # ids of the corrections that the next scope is about; empty: the newest one
+        self.warming = threading.Thread(target=self.me.memory.warm, args=[self.me.state], daemon=True)
         if self.me.settings.memories:  # while you write your first message
-            threading.Thread(target=self.me.memory.warm, args=[self.me.state], daemon=True).start()
+            self.warming.start()
 
     def __enter__(self):
         return self
@@ -164,6 +165,9 @@ class ChatSession:
     def close(self) -> None:
         "End a reply and background work, store the vectors, and give up the folder."
         self._end_work()
+        self.me.memory.is_stopped = True
+        if self.warming.ident is not None:  # a thread inside a library must not outlive the interpreter
+            self.warming.join()
         self.me.close()
 
     def _start_timer(self) -> None:

@@ -52,6 +52,7 @@ class Memory:
         self.archive = archive
         self.config = config
         self.lock = archive.lock  # `warm` runs in a thread of its own; with two locks each could wait for the other
+        self.is_stopped = False  # True: `warm` ends after the block that it embeds
         self.said = {}  # id -> the `Statement`s in its message
         self.clear()
 
@@ -87,7 +88,7 @@ class Memory:
                 block = missing[first : first + BLOCK_SIZE]
                 rows = encode(block)
                 with self.lock:
-                    if self.vectors is not vectors:  # something was forgotten meanwhile
+                    if self.is_stopped or self.vectors is not vectors:  # something was forgotten meanwhile
                         return
                     new = [i for i, prompt in enumerate(block) if prompt not in vectors.vectors]
                     if new:
