@@ -128,7 +128,7 @@ def run_demo(
     person = DemoPerson(num_others)
     buffer = Buffer(16, policy)
     config = TuningConfig(**tuning)
-    buffer.policy.horizon = len(person.stream)
+    buffer.policy.pace(len(person.stream))
     check_is_folder(out)
     model = model() if callable(model) else model
     me = Personalizer(model, buffer, person, config=config)
@@ -142,6 +142,9 @@ def run_demo(
         result["seconds"] = round(time.perf_counter() - begin, 1)
         write_json(Path(out) / "demo.json", result)
         write_atomically(Path(out) / "figure.png", plot_demo(result))
+        if len(columns) > 1:  # there is something to compare
+            for line in [*format_shares(person, columns), ""]:
+                report(line)
 
     try:
         report(f"{person.about}.")
@@ -153,9 +156,6 @@ def run_demo(
         correct_and_leave(me, person)
         show("before", "before", before)
         show("after", "3 corrections", answer_tests(me, person, before))
-        for line in format_shares(person, columns):
-            report(line)
-        report("")
         report(f"2  {count_nouns(len(person.stream), 'dialogue')} go by, and a night follows; two or three minutes")
         me.observe_all(make_stream(person), progress)
         status = me.state.status()
@@ -164,9 +164,6 @@ def run_demo(
         me.finetune(progress=progress)
         report(f"   the fine-tune: {me.rounds[-1]}")
         show("night", "after the night", answer_tests(me, person, before))
-        for line in format_shares(person, columns):
-            report(line)
-        report("")
         report("3  What it has learned, in words")
         words = describe_person(me)
         for line in words:

@@ -203,7 +203,7 @@ def run_stages(me: Personalizer, stream: list, test: list, progress: bool = True
             block = stream[first : first + size]
             me.observe_all(block, progress=False)
             bar.update(len(block))
-    if not me.state.list_rounds() or not every or len(stream) % every:  # else a fine-tune has just learned all
+    if not me.state.find_last_round() or not every or len(stream) % every:  # else a fine-tune has just learned all
         me.finetune(progress=progress)
     return before, measure(me.model, test, me.adapter, progress, **options)
 

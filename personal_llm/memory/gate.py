@@ -67,10 +67,9 @@ def judge(evidence: Evidence, prompt: str, vectors: VectorStore, general: tuple 
     "Decide whether what a person taught applies to a prompt; general: prompts that oppose corrections of one subject."
     if not (evidence.answers or evidence.here or evidence.everywhere):
         return Verdict()
-    latest = {d.prompt: d.time for d in evidence.left_alone}
     corrected = {d.prompt: d.time for group in (evidence.answers, evidence.here) for d in group}
-    opposing = {d.prompt: "which you left as it was" for d in evidence.left_alone}
-    opposing = {p: why for p, why in opposing.items() if latest[p] > corrected.get(p, -np.inf)}
+    alone = [d for d in evidence.left_alone if d.time > corrected.get(d.prompt, -np.inf)]
+    opposing = {d.prompt: "which you left as it was" for d in alone}
     opposing |= {d.prompt: "where you took the form out again" for d in evidence.plain}
     applying = list(evidence.everywhere)
     reasons = []
