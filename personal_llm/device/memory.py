@@ -33,6 +33,13 @@ class Recall:
     adapter: object = None  # an `Adapter`; None: the base model generates the reply
     verdict: Verdict = Verdict()  # of the gate
     is_silent: bool = False  # whether it could not use a correction that belonged to its prompt: no evidence
+    closed: str = ""  # why an adapter doesn't generate the reply, if there is one
+
+    @property
+    def reasons(self) -> list:  # lines
+        "Why corrections apply or not, and why the adapter doesn't although some corrections apply."
+        is_mixed = self.closed and self.verdict.answers
+        return self.verdict.reason.splitlines() + [f"your fine-tune doesn't apply: {self.closed}"] * bool(is_mixed)
 
 # %% ../../nbs/7_device/04_memory.ipynb #1f733aa4
 BLOCK_SIZE = 64  # texts that `warm` embeds at once: about a tenth of a second
@@ -125,13 +132,14 @@ class Memory:
             verdict = judge(evidence, prompt, self.vectors, general)
             memories = retrieve(verdict.answers, prompt, self.vectors, self.config, count_tokens, shown)
             statements = choose_statements(said, prompt, self.vectors, self.config, count_tokens)
-            has_adapter = adapter is not None and (
-                state.learned_no_answer() or judge(state.list_learned(evidence), prompt, self.vectors, general).is_open
-            )
+            closed = ""
+            if adapter is not None and not state.learned_no_answer():
+                learned = judge(state.list_learned(evidence), prompt, self.vectors, general)
+                closed = "" if learned.is_open else learned.reason.replace("\n", "; ")
         read = add_memories(dialogue, memories, statements, self.config, instructions)
-        adapter = adapter if has_adapter else None
+        adapter = None if closed else adapter
         is_silent = bool(verdict.answers) and not memories
-        return Recall(read, tuple(memories), tuple(statements), instructions, adapter, verdict, is_silent)
+        return Recall(read, tuple(memories), tuple(statements), instructions, adapter, verdict, is_silent, closed)
 
     def list_statements(self, state: State) -> list:  # `Statement`s, the oldest first
         "Return what the person said of themselves; each message is read once."
