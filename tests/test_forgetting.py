@@ -412,7 +412,7 @@ def change_memory(folder, kind):
         trim(state, 0)
     else:
         me = Personalizer.__new__(Personalizer)
-        me.archive, me.state, me.folder, me.policy, me.spent = state.archive, state, folder, None, Cost()
+        me.archive, me.state, me.folder, me.spent = state.archive, state, folder, Cost()
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(personalizer, "load_last_adapter", lambda state, folder: None)
             me.undo_finetune()
