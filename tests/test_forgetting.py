@@ -594,6 +594,7 @@ def test_what_is_listed_goes_and_nothing_else_and_no_byte_is_left(model, tmp_pat
         for form in FORMS:
             forms = (form.encode().lower(), json.dumps(form)[1:-1].encode().lower())
             assert not any(known in content for known in forms), (form, plan)
+        assert not any(id.encode() in content for id in gone), "an id is computed from the text"
         again = open_session(model, folder)
         assert take_stock(again)["dialogues"] == after["dialogues"]
         assert again.forget("biscuitto", dry=True) == ForgetPlan()

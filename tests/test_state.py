@@ -80,8 +80,49 @@ def test_a_state_computed_anew_is_the_same(policy, acts):
             text = "Better." if act == "better" else ""
             id = known[rng.integers(len(known))]
             state.record("reacted", id, kind=act, text=text, asked=bool(rng.integers(2)), time=float(number))
+    live = dict(state.archive.dialogues)
+    state.archive.load()
+    assert state.archive.dialogues == live, "the archive is the same before and after it is read again"
     again = open_state(state.archive)
     assert str(describe(again)) == str(describe(state))
+
+
+@pytest.mark.parametrize(
+    "kind, content", [("tuned", {}), ("scored", dict(scores={})), ("kept", {}), ("no such kind", {})]
+)
+def test_an_event_that_fails_leaves_archive_and_state_as_they_were(kind, content):
+    state = open_new("fifo")
+    rng = np.random.default_rng(0)
+    for number in range(3):
+        say(state, number, rng)
+    d = tell(state, 3)
+    before, events = str(describe(state)), list(state.archive.events)
+    with pytest.raises((KeyError, TypeError, ValueError, IndexError)):
+        state.record(kind, d.id, **content)
+    assert str(describe(state)) == before and state.archive.events == events
+
+
+def test_an_error_in_a_block_takes_back_all_of_it():
+    state = open_new("fifo")
+    before = str(describe(state))
+    with pytest.raises(ZeroDivisionError), state.change():
+        tell(state, 0)
+        state.record("named", next(iter(state.archive.dialogues)), text="A title")
+        1 / 0
+    assert str(describe(state)) == before and state.titles == {} and not state.archive.dialogues
+
+
+def test_a_correction_changes_nothing_in_the_archive():
+    state = open_new("fifo")
+    d = tell(state, 0, id="0")
+    state.record("reacted", "0", kind="better", text="Short.", asked=False, time=5.0)
+    history = [("user", d.prompt), ("assistant", "Short.")]
+    later = Dialogue("And?", "So.", history, id="1", origin="model")
+    state.archive.add(later, "monday", ["0"])
+    before = dict(state.archive.dialogues)
+    state.record("said", "1", reads=[], statements=[])
+    assert state.archive.dialogues == before and state.archive.dialogues["1"].history[1] == ("assistant", d.response)
+    assert state.newest("1").history == tuple(history)
 
 
 def test_a_pending_dialogue_is_kept_with_its_reaction():

@@ -491,10 +491,11 @@ def place(state: State, id: str) -> Decision:
     content = dict(step=decision.step, reason=decision.reason, scores=decision.scores)
     if random is not None:
         content["random"] = random
-    if decision.evicted:
-        leaver = next(d for d in state.buffer.dialogues if d.id == decision.evicted)
-        state.record("evicted", state.root(leaver))
-    state.record("kept" if decision.kept else "discarded", id, **content)
+    with state.change():
+        if decision.evicted:
+            leaver = next(d for d in state.buffer.dialogues if d.id == decision.evicted)
+            state.record("evicted", state.root(leaver))
+        state.record("kept" if decision.kept else "discarded", id, **content)
     return decision
 
 # %% ../../nbs/7_device/02_state.ipynb #5562a713
