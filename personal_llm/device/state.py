@@ -185,7 +185,7 @@ class State(Displayed):
         "Return the newest version of a stored dialogue."
         return self.versions.get(id) or self.shown.get(id) or self.archive.dialogues[id]
 
-    def find(self, id: str) -> ScoredDialogue:
+    def get_scored(self, id: str) -> ScoredDialogue:
         "Return the newest version of a dialogue with its newest scores."
         return ScoredDialogue(self.newest(id), self.scores[id])
 
@@ -325,7 +325,7 @@ def _scored(state: State, id: str, content: dict) -> None:
         state.wants_question = False
         if content["is_considered"]:
             left = count_questions_left(state)
-            state.wants_question = state.buffer.wants_question(state.find(id), left)
+            state.wants_question = state.buffer.wants_question(state.get_scored(id), left)
         return
     if state.find_slot(id) is not None:
         state.rescored[id] = state.scores[id]
@@ -342,12 +342,12 @@ def _evicted(state: State, id: str, content: dict) -> None:
 def _kept(state: State, id: str, content: dict) -> None:
     slot = len(state.buffer) if state.vacated is None else state.vacated
     state.vacated = None
-    state.buffer.repeat(state.find(id), slot, content)
+    state.buffer.repeat(state.get_scored(id), slot, content)
     _close_question(state, id)
 
 
 def _discarded(state: State, id: str, content: dict) -> None:
-    state.buffer.repeat(state.find(id), None, content)
+    state.buffer.repeat(state.get_scored(id), None, content)
     _close_question(state, id)
 
 
@@ -488,7 +488,7 @@ def decide(buffer: Buffer, candidate: ScoredDialogue) -> tuple:  # (`Decision`, 
 # %% ../../nbs/7_device/02_state.ipynb #3e24b626
 def place(state: State, id: str) -> Decision:
     "Decide whether the buffer keeps a scored dialogue, and record the decision."
-    decision, random = decide(state.buffer, state.find(id))
+    decision, random = decide(state.buffer, state.get_scored(id))
     content = dict(step=decision.step, reason=decision.reason, scores=decision.scores)
     if random is not None:
         content["random"] = random
