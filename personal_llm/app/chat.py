@@ -20,6 +20,7 @@ from ..base.replies import LlamaCpp, Thought, find_engine
 from ..base.text import escape_controls
 from ..memory.feedback import SCOPES
 from ..device.chat import QUESTION_TEXT, ChatSession
+from ..device.evidence import describe_state, list_examples, list_habits
 from ..explanation.explanation import explain
 
 # %% ../../nbs/8_app/04_chat.ipynb #c38c532f
@@ -99,8 +100,8 @@ def confirm(question: str) -> bool:
 # %% ../../nbs/8_app/04_chat.ipynb #chatsty01
 def describe_style(session) -> list:  # lines
     "List the habits of the card with their numbers, and the style of the answers in words."
-    lines = [f"{number}. {row}" for number, row in enumerate(session.me.list_habits(), 1)]
-    dialogues = session.me.state.list_examples()
+    lines = [f"{number}. {row}" for number, row in enumerate(list_habits(session.me.state), 1)]
+    dialogues = list_examples(session.me.state)
     try:
         lines += explain(session.model.clone(), dialogues).lines()
     except InputError:
@@ -157,7 +158,7 @@ SCOPE_NAMES = {name or "auto": name for name in SCOPES}  # what a person types -
 def change_habit(session, text: str) -> str:
     "Say where a habit belongs, by its number on the card."
     number, name = (text.split(maxsplit=1) + [""])[:2]
-    rows = session.me.list_habits()
+    rows = list_habits(session.me.state)
     if not 1 <= read_number(number) <= len(rows) or name not in SCOPE_NAMES:
         raise InputError(f"/style {text[:40]}: no such habit or place", f"write /style N {', '.join(SCOPE_NAMES)}")
     return session.scope_habit(rows[int(number) - 1].form.label, SCOPE_NAMES[name])
@@ -234,7 +235,9 @@ def run_command(session, name: str, text: str) -> str:  # the output
         case "/up" | "/down":
             reaction = session.react(name[1:], "", id)
             prompt = session.me.state.newest(session.me.state.find_root(reaction.target)).prompt[:60]
-            return f"noted, about the reply to “{prompt}”" + "; /better TEXT shows me what you wanted" * (name == "/down")
+            return f"noted, about the reply to “{prompt}”" + "; /better TEXT shows me what you wanted" * (
+                name == "/down"
+            )
         case "/why":
             return "\n".join(explain_reply(session))
         case "/learn":
@@ -247,7 +250,7 @@ def run_command(session, name: str, text: str) -> str:  # the output
             session.open_talk()
             return "a new talk; what you corrected still counts"
         case "/status":
-            return "\n".join(describe_status(session.me.state.status()))
+            return "\n".join(describe_status(describe_state(session.me.state)))
         case "/style":
             return change_habit(session, text) if text else "\n".join(describe_style(session))
         case _:

@@ -23,6 +23,7 @@ from .forgetting import ForgetPlan, drop_forgotten
 from .learning import FEWEST_ANSWERS
 from .personalizer import Personalizer
 from .state import CLIENT
+from .evidence import find_habit_question, list_answered, list_habits
 
 # %% ../../nbs/7_device/08_chat.ipynb #0849e30d
 def describe_error(error: BaseException) -> str:
@@ -76,7 +77,9 @@ class BackgroundWork:
 QUESTION_TEXT = "Was this reply acceptable, and if not, what would you have liked?"
 
 
-INVISIBLE = set("\u034f\u115f\u1160\u17b4\u17b5\u2800\u3164\uffa0") | {*map(chr, range(0xFE00, 0xFE10))}  # and printable
+INVISIBLE = set("\u034f\u115f\u1160\u17b4\u17b5\u2800\u3164\uffa0") | {
+    *map(chr, range(0xFE00, 0xFE10))
+}  # and printable
 
 
 def clean_text(text: str) -> str:
@@ -113,6 +116,8 @@ class ChatSession:
         self.idle_seconds = idle_seconds
         self.num_turns = num_turns
         self.me = Personalizer(model, folder=folder, **settings)
+        if not getattr(model.engine, "is_here", True):  # what you said in other talks stays on this computer
+            self.me.memory.config = replace(self.me.memory.config, statements=0)
         self.me.opens_questions = True
         self.talk = self.me.state.talk or secrets.token_hex(4)
         self.scoring = None  # `BackgroundWork`
@@ -370,7 +375,7 @@ class ChatSession:
 
     def scope_habit(self, label: str, scope: str) -> str:  # a line that names what changed
         "Say where the corrections with a habit of the card belong, by its label."
-        rows = {row.form.label: row for row in self.me.list_habits()}
+        rows = {row.form.label: row for row in list_habits(self.me.state)}
         if label not in rows:
             known = ", ".join(rows) or "none yet"
             raise InputError(f"no habit {label[:60]!r} on your card", f"the card has {known}")
@@ -395,7 +400,7 @@ class ChatSession:
 
     def show_habit_question(self) -> str:  # "" if there is none that was not shown
         "Return the question about a habit, once; it counts as asked with its answer, or with the next message."
-        row = self.me.find_habit_question()
+        row = find_habit_question(self.me.state)
         ids = [self.me.state.root(d) for d in row.answers] if row else []
         if not ids or {*ids} & {*self.shown}:
             return ""
@@ -429,11 +434,11 @@ class ChatSession:
         self.collect(waits=True)
         if self.learning is not None:
             raise InputError("a fine-tune is running", "you get a message when it is complete")
-        if not self.me.state.list_answered():
+        if not list_answered(self.me.state):
             raise InputError("nothing to learn from yet: no reply was corrected", "correct a reply first")
         self.learning = BackgroundWork(self.model, self._train)
         message = "learning in the background"
-        missing = FEWEST_ANSWERS - len(self.me.state.list_answered())
+        missing = FEWEST_ANSWERS - len(list_answered(self.me.state))
         if missing > 0:
             message += f"; we measured fine-tunes with {missing} more answers, so look at the replies afterwards"
         return message + "; the writer's model cannot read this adapter" * (not self.model.reads_adapters)
