@@ -116,7 +116,7 @@ def explain_stored(session) -> list:  # lines
     id = next(reversed(state.own), None)
     if id is None:
         raise InputError("there is no reply yet", "write something first")
-    lines = [f"the reply to “{state.newest(id).prompt[:60]}” is from before; why it used this isn't stored"]
+    lines = [f"the reply to “{state.newest(id).prompt[:60]}” is from before; its reason and instructions aren't stored"]
     examples = [state.newest(other) for other in state.reads[id] if other in state.archive.dialogues]
     lines += [f"example: “{d.prompt}” → {d.response}" for d in examples]
     said = {*state.statements[id]}

@@ -16,7 +16,7 @@ from itertools import islice
 from ..base.core import Dialogue, InputError, check
 from ..base.replies import ReplyOptions, ReplyStream
 from ..base.text import CONTROL_CHARACTERS, count_nouns
-from ..memory.feedback import SCOPES
+from ..memory.feedback import SCOPES, check_scope
 from ..memory.statements import NOT_COVERED, describe_wishes, format_date, translate_note
 from .archive import clean
 from .forgetting import ForgetPlan, drop_forgotten
@@ -376,14 +376,14 @@ class ChatSession:
     def scope_habit(self, label: str, scope: str) -> str:  # a line that names what changed
         "Say where the corrections with a habit of the card belong, by its label."
         rows = {row.form.label: row for row in list_habits(self.me.state)}
-        if label not in rows:
+        if check(label, "text", "the label of a habit") not in rows:
             known = ", ".join(rows) or "none yet"
             raise InputError(f"no habit {label[:60]!r} on your card", f"the card has {known}")
         return self._scope([self.me.state.root(d) for d in rows[label].answers], scope)
 
     def _scope(self, ids: list, scope: str) -> str:
         ids = [self.me.state.find_root(id) for id in ids]
-        self.me.react(ids, "scope", scope=scope, time=self.clock())
+        self.me.react(ids, "scope", scope=check_scope(scope), time=self.clock())
         self.subject = ids
         return self.describe_scope(ids, scope)
 

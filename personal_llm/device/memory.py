@@ -120,7 +120,8 @@ class Memory:
         instructions = tuple(state.instructions.values())
         if not self.config.memories and adapter is None:
             read = add_memories(dialogue, [], [], self.config, instructions)
-            return Recall(read, (), (), instructions, is_silent=True)
+            verdict = Verdict(reason="this memory uses no examples (--memories 0)")
+            return Recall(read, (), (), instructions, verdict=verdict, is_silent=True)
         prompt = dialogue.prompt
         shown = {text for role, text in dialogue.history if role == "user"}  # the talk shows these already
         with self.lock:

@@ -323,12 +323,13 @@ class Personalizer(Displayed):
         text = check(text, "text", "the reaction's text").strip()
         if kind == "always":
             number = check(dialogue, "whole number or none", "the number of an instruction")
-            reaction = Reaction(kind, "" if number is None else str(number), text, time, scope or "")
+            reaction = Reaction(kind, "" if number is None else str(number), text, time, "" if scope is None else scope)
             return _instruct(self.state, reaction, self.model.count_tokens)
         targets = dialogue if isinstance(dialogue, list) and kind == "scope" else [dialogue]
         ids = [self.state.find_root(one.id if isinstance(one, Dialogue) else one) for one in targets]
         if kind == "scope":
-            return _scope(self.state, ids, Reaction(kind, ids[0] if ids else "", text, time, scope or ""))
+            scope = "" if scope is None else scope
+            return _scope(self.state, ids, Reaction(kind, ids[0] if ids else "", text, time, scope))
         (id,) = ids
         if scope is None:
             scope = self.state.scopes.get(id, "") if kind == "better" else ""

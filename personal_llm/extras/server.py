@@ -334,7 +334,8 @@ def list_talks(session: ChatSession, talk: str, words: str) -> dict:
         turns.append(turn | dict(reaction=reaction and reaction.kind, is_corrected=is_corrected))
     rows.sort(key=lambda row: -row["time"])
     row = find_habit_question(session.me.state)
-    session.show_habit_question()
+    if turns:  # the page shows it there
+        session.show_habit_question()
     habit = row and dict(label=row.form.label, question=row.question)
     scopes = {name: scope.label for name, scope in SCOPES.items()}
     shown = dict(turns=turns, question=state.question, text=QUESTION_TEXT, habit=habit, scopes=scopes)
