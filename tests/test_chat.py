@@ -121,6 +121,7 @@ def test_standing_instructions_are_read_until_they_are_dropped(session):
     read = session.recalled.dialogue
     assert dict(read.history)["system"].startswith("In short."), "the correction is newer"
     assert read.prompt == "What is coffee?"
+    assert write(session, "/drop 3") and write(session, "/undo") == "taken back: the instruction applies again"
     for line in ("/drop", "/drop one", "/drop 7"):
         assert len(write(session, line).splitlines()) == 1 and len(session.me.state.instructions) == 1
 

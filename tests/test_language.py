@@ -83,7 +83,8 @@ NOTES_OF_THE_CHAT += [
     for noun in ("correction", "corrections")
 ]
 NOTES_OF_THE_CHAT += ["taken back: your reaction to the reply to {}", "taken back: your instruction {}"]
-NOTES_OF_THE_CHAT += ["taken back: where your correction belongs, of {}"]
+NOTES_OF_THE_CHAT += ["taken back: where your correction belongs, of {}", "noted, about the reply to {}"]
+NOTES_OF_THE_CHAT += ["Applies to all replies; /always lists what you said, /drop N ends a line"]
 
 
 @pytest.mark.parametrize("language", [name for name in SAID if name != "english"])

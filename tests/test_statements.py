@@ -252,6 +252,10 @@ def test_a_prompt_is_about_oneself_or_not(prompt, expected):
         ("My sister Ruth lives in Tampere.", "Is Tampere a city?", False),
         ("My sister Ruth lives in Tampere.", 'Is "Ruth" a name?', False),
         ("I am leaving from Paris.", "Is Paris a city?", False),
+        ("My boss is called Tom.", "Is Tom a common name?", True),
+        ("Mein Hund heißt Rex.", "Was frisst Rex?", True),
+        ("Nuestro nuevo perro se llama Fig.", "¿Qué come Fig?", True),
+        ("My train leaves for Paris.", "Is Paris a city?", False),
     ],
 )
 def test_a_prompt_with_a_name_that_a_statement_introduced_is_about_oneself(statement, prompt, expected):
