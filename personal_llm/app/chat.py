@@ -226,7 +226,7 @@ def run_command(session, name: str, text: str) -> str:  # the output
                 lines = map(str, session.me.state.instructions.values())
                 return "\n".join(lines) or "no standing instruction; /always TEXT adds one"
             session.react("always", text)
-            return "Applies to all replies; /always lists what you said, /drop N ends a line"
+            return session.translate("Applies to all replies; /always lists what you said, /drop N ends a line")
         case "/drop":
             session.react("always", "", read_number(text))
             return "no reply reads it any more; its words stay stored until you /forget them"
@@ -235,9 +235,8 @@ def run_command(session, name: str, text: str) -> str:  # the output
         case "/up" | "/down":
             reaction = session.react(name[1:], "", id)
             prompt = session.me.state.newest(session.me.state.find_root(reaction.target)).prompt[:60]
-            return f"noted, about the reply to “{prompt}”" + "; /better TEXT shows me what you wanted" * (
-                name == "/down"
-            )
+            line = session.translate(f"noted, about the reply to “{prompt}”")
+            return line + "; /better TEXT shows me what you wanted" * (name == "/down")
         case "/why":
             return "\n".join(explain_reply(session))
         case "/learn":

@@ -92,7 +92,8 @@ def _take_back(state: State) -> str:  # a line that names it
     state.record("taken_back", events=numbers)
     first = events[0]
     if first.kind == "instructed":
-        return f"taken back: your instruction “{first.content['text'] or 'deleted'}”"
+        text = first.content["text"]
+        return f"taken back: your instruction “{text}”" if text else "taken back: the instruction applies again"
     prompts = ", ".join(f"“{state.archive.dialogues[event.dialogue].prompt[:60]}”" for event in events)
     what = "where your correction belongs, of" if first.kind == "scoped" else "your reaction to the reply to"
     line = f"taken back: {what} {prompts}"

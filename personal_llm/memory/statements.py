@@ -79,8 +79,9 @@ def split_message(message: str) -> list:  # sentences
 
 # %% ../../nbs/3_memory/02_statements.ipynb #sta0000b
 def find_names(texts: list) -> set:
-    "Return the names that statements introduce, such as Ruth in *my sister Ruth*."
-    pattern = re.compile(rf"(?<!\w)(?i:{'|'.join(PERSON_WORDS['own'])})\s+\w+\s+(?=[^\W\d_a-zß-ÿ])(\w+)")
+    "Return the names that statements introduce, such as Ruth in *my sister Ruth* or *my sister is called Ruth*."
+    own, called = (f"(?i:{'|'.join(PERSON_WORDS[name])})" for name in ("own", "called"))
+    pattern = re.compile(rf"(?<!\w){own}\s+(?:\w+|(?:\w+\s+){{1,3}}{called})\s+(?=[^\W\d_a-zß-ÿ])(\w+)")
     return {name for text in texts for name in pattern.findall(text)}
 
 
