@@ -27,6 +27,7 @@ from ..memory.retrieval import find_near
 from ..memory.statements import find_statements
 from ..data.reading import load_samples
 from ..device.personalizer import Personalizer
+from ..device.evidence import list_answered
 from .harness import RESULTS, Grid, mean_over_users, read_results
 from ..tuning.config import TuningConfig
 from ..tuning.finetune import finetune
@@ -226,7 +227,7 @@ def start_condition(model, name: str, condition: str) -> tuple:  # (learner, fix
 @functools.cache
 def learn(model, name: str):
     "Fine-tune on a person's answers with the package's default."
-    answers = teach(model, name, 8).state.list_answered()
+    answers = list_answered(teach(model, name, 8).state)
     adapter = finetune(model, answers, TuningConfig(), progress=False)
     model.unload()
     return adapter
