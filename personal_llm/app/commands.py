@@ -34,6 +34,7 @@ from ..data.reading import read_dialogues
 from ..device.archive import ARCHIVE_FILE, Archive, hold_folder, open_archive
 from ..device.forgetting import forget_dialogues, forget_everything, list_everything, plan_forgetting
 from ..device.state import open_state
+from ..device.evidence import describe_state, list_answered, list_examples
 from ..explanation.explanation import explain, explain_pllm, load_probe_texts, prepare_probes
 from ..explanation.style import check_answer_count
 from ..selection.library import Library, find_shipped_library
@@ -78,7 +79,9 @@ Adapter = Annotated[str, Option(help="output folder of personalize or chat, or a
 AsJson = Annotated[bool, Option("--json", help="print one JSON object")]
 Quiet = Annotated[bool, Option("--quiet", help="no progress bars or notes")]
 User = Annotated[str, Option(help="in a chat between people: learn to answer NAME", metavar="NAME")]
-WriteAs = Annotated[str, Option("--write-as", help="in a chat between people: learn to write like NAME", metavar="NAME")]
+WriteAs = Annotated[
+    str, Option("--write-as", help="in a chat between people: learn to write like NAME", metavar="NAME")
+]
 SkipInvalid = Annotated[bool, Option("--skip-invalid", help="skip invalid rows instead of stopping")]
 load_policies()  # those of installed packages
 Policy = Annotated[
@@ -87,7 +90,9 @@ Policy = Annotated[
 ]
 Capacity = Annotated[int, Option(help="number of bins in the buffer", metavar="N", min=1)]
 Steps = Annotated[int, Option(help="optimiser steps per fine-tune", metavar="N", min=1)]
-Start = Annotated[str, Option(help="what a fine-tune starts from: none, a library or an adapter's folder", metavar="DIR")]
+Start = Annotated[
+    str, Option(help="what a fine-tune starts from: none, a library or an adapter's folder", metavar="DIR")
+]
 
 # %% ../../nbs/8_app/05_commands.ipynb #cmdsets01
 Synthetic = Annotated[int, Option(help="synthetic dialogues per dialogue in the buffer (default: 0)", min=0)]
@@ -95,7 +100,9 @@ SynthesisPrompt = Annotated[Literal["paper", "plain"], Option(help="the paper's 
 FinetuneEvery = Annotated[int, Option(help="dialogues between two fine-tunes (default: only on request)", min=1)]
 AskWhen = Annotated[
     Literal["freeze", "arrival", "policy"],
-    Option(help="ask before a fine-tune, when a dialogue enters the buffer, or as the policy wants (default: its own way)"),
+    Option(
+        help="ask before a fine-tune, when a dialogue enters the buffer, or as the policy wants (default: its own way)"
+    ),
 ]
 MaxQuestions = Annotated[
     int, Option(help="most questions to ask you (default: one per bin and fine-tune; no limit on arrival)", min=0)
@@ -428,7 +435,7 @@ def explain_command(
     folder = find_adapter(adapter) if adapter else None
     dialogues = read_chats(data, user, writer, quiet=quiet) if data else []
     if out:
-        dialogues = open_state(open_archive(out)).list_examples()
+        dialogues = list_examples(open_state(open_archive(out)))
     if not folder:
         check_answer_count(len(dialogues), "dialogues")
     loaded, opened = load_with_library(model, out or adapter, library, quiet)
@@ -493,7 +500,7 @@ def status(out: Out, as_json: AsJson = False):
     "Show a memory in numbers, without any text from your chats."
     state = open_state(open_archive(out))
     num_bytes = sum(file.stat().st_size for file in Path(out).rglob("*") if file.is_file())
-    result = state.status() | dict(megabytes=round(num_bytes / 1e6, 2))
+    result = describe_state(state) | dict(megabytes=round(num_bytes / 1e6, 2))
     show(result, describe_status(result), as_json)
 
 
@@ -562,7 +569,7 @@ def export(
     path = find_adapter(adapter)
     answers = []
     if (Path(adapter) / ARCHIVE_FILE).is_file():  # for programs without a memory
-        answers = open_state(open_archive(adapter)).list_answered()
+        answers = list_answered(open_state(open_archive(adapter)))
     usage = export_adapter(load(model, adapter, quiet), path, folder, to, answers)
     files = {str(file.relative_to(folder)): file.stat().st_size for file in sorted(Path(folder).rglob("*"))}
     lines = [f"{name:<34}{size / 1e6:>8.2f} MB" for name, size in files.items()]
