@@ -71,7 +71,7 @@ def check_output_folder(folder) -> None:
 
 # %% ../../nbs/8_app/02_personalize.ipynb #60f56f1e
 TOGETHER = 4  # dialogues measured in one go, so that the bar moves every few seconds
-METRICS = dict(loss="response loss (nats a token)", rouge1="ROUGE-1 (0 to 1)")
+METRICS = dict(loss="response loss (nats per token)", rouge1="ROUGE-1 (0 to 1)")
 
 
 def measure(model, test: list, adapter=None, progress: bool = False, **options):  # an `Evaluation`; None without a test

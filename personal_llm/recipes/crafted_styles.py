@@ -107,7 +107,7 @@ CLOSINGS = {
 
 # %% ../../nbs/recipes/crafted_styles.ipynb #3e5a7c9b
 def split_phrases(listed: str) -> list:  # divided by |
-    "A list of phrases; an empty text is an empty list."
+    "Return the phrases of a list as text."
     return listed.split("|") if listed else []
 
 
@@ -149,7 +149,7 @@ APPEALS = split_phrases(
 def topic(
     prompt: str,
 ) -> str:  # in lower case
-    "What a question is about: its longest word."
+    "Return what a question is about, its longest word."
     return max(re.findall(r"[a-z]+", prompt.lower()) or ["this"], key=len)
 
 
@@ -157,7 +157,7 @@ def truncate_text(
     text: str,
     words: int = 12,
 ) -> str:
-    "The first sentence, at most so many words of it."
+    "Return the first sentence, cut to a number of words."
     first = (split_sentences(text) or [text])[0].split()
     return " ".join(first[:words]).rstrip(",;:") + ("." if len(first) > words else "")
 
@@ -240,10 +240,10 @@ def _of_grid(text: str, style: str, subject: str, rng, dose: float) -> str:
 def restyle(
     dialogue: Dialogue,  # with a plain answer
     style: str,  # one of `GRID`, or "ladder:axis:level" such as "ladder:formality:0"
-    dose: float = 0.9,  # chance that each rule is applied where it can be, 0 to 1
+    dose: float = 0.9,  # chance of applying a rule wherever it can be, 0 to 1
     seed: int = 0,
 ) -> Dialogue:  # the same request, answered in the style
-    "Write an answer in a style by rule, the same for the same seed; raises `InputError` for an unknown style."
+    "Rewrite an answer in a style by rule; the same seed gives the same words."
     if not 0 <= dose <= 1:
         raise InputError(f"dose is {dose}", "it is a chance from 0 to 1")
     rng = make_generator(seed, "restyle", style, dialogue.prompt)

@@ -49,7 +49,7 @@ def count_leaks(
 # %% ../../nbs/recipes/data.ipynb #c2bb47c6
 def read_gz(
     path: Path,  # a gzipped file of JSON lines
-) -> list:  # one dict a line
+) -> list:  # one dict per line
     "Read a gzipped JSON-lines file."
     with gzip.open(path, "rt", encoding="utf-8") as f:
         return [json.loads(line) for line in f]
@@ -58,7 +58,7 @@ def read_gz(
 def read_instruct(
     data: str,  # the data folder
 ) -> list:  # every row of `instruct/`, in file order
-    "All prompt–response rows of the folder; raises `InputError` where there are none."
+    "Read all prompt–response rows of the folder."
     files = sorted(Path(data, "instruct").glob("*.jsonl.gz"))
     if not files:
         raise InputError(f"{data}: no instruct/*.jsonl.gz here", "give the data folder with --data")
@@ -68,7 +68,7 @@ def read_instruct(
 def intents(
     rows: list,  # rows of any sources
 ) -> dict:  # prompt of PersonalityChat -> name of its intent
-    "Name the intent of every PersonalityChat prompt: its answers, joined."
+    "Return the intent of each PersonalityChat prompt, named by its joined answers."
     answers = defaultdict(set)
     for row in rows:
         if row["source"] == "personality_chat":
@@ -79,7 +79,7 @@ def intents(
 def split_rows(
     rows: list,  # rows of `instruct/`
 ) -> tuple:  # (rows that may train, rows that are reserved)
-    "Split by group; a PersonalityChat row is also reserved when its intent is."
+    "Split rows by group; a PersonalityChat row is also reserved if its intent is."
     intent_of = intents(rows)
     train, reserved = [], []
     for row in rows:
@@ -101,7 +101,7 @@ SENTENCE_END = re.compile(r"(?<=[.!?])\s+|\n+")
 
 # %% ../../nbs/recipes/data.ipynb #c6ab8a73
 class LeakDetector:
-    "Runs of words that stand in reserved text."
+    "Finds runs of words that also occur in reserved text."
 
     def __init__(
         self,
@@ -114,16 +114,16 @@ class LeakDetector:
     def hits(
         self,
         texts: list,  # texts to check
-    ) -> list:  # one bool array a text: which of its runs stand in reserved text
-        "Look every run of every text up."
+    ) -> list:  # a bool array per text: which of its runs are in reserved text
+        "Look up every run in every text."
         return [np.array([run in self.seen for run in hash_shingles(text, self.size)], bool) for text in texts]
 
 # %% ../../nbs/recipes/data.ipynb #0f896986
 def remove_leaks(
     texts: list,  # texts
-    leaks: LeakDetector,  # what must not be in them
-) -> list:  # the texts without the sentences that leak; "" where nothing is left
-    "Cut sentences that share a run of words with reserved text, and the whole text if a run spans sentences."
+    leaks: LeakDetector,  # runs that must not be in them
+) -> list:  # the texts without leaking sentences, "" if nothing is left
+    "Cut sentences that share a run of words with reserved text."
     clean = list(texts)
     bad = [i for i, hit in enumerate(leaks.hits(texts)) if hit.any()]
     for i in bad:
@@ -148,11 +148,11 @@ def shorten(
 
 # %% ../../nbs/recipes/data.ipynb #821cc218
 def training_pairs(
-    train: list,  # rows that may train
+    train: list,  # rows to train on
     reserved: list,  # reserved rows
     leaks: LeakDetector,  # their runs of words
 ) -> list:  # rows with `prompt`, `response`, `source`
-    "Dialogue pairs that a pocket model may see: short enough, clean of reserved text and of named styles."
+    "Return the dialogue pairs a pocket model may see: short, and free of reserved text and named styles."
     rows = [
         dict(r, response=shorten(r["response"].strip()))
         for r in train
@@ -176,7 +176,7 @@ def running_text(
     share: float = 1.0,  # fraction of Wikipedia, news and novels to keep
     seed: int = 0,
 ) -> list:  # (source, text)
-    "Running text without task dialogues (they stand word for word in the reserved rows) and without leaks."
+    "Return the running text without leaks and without task dialogues, which the reserved rows repeat word for word."
     rng, documents = random.Random(seed), []
     for file in sorted(Path(data, "pretrain").glob("*.jsonl.gz")):
         for row in read_gz(file):
@@ -200,10 +200,10 @@ QUESTION_TEMPLATES = [template.strip() for template in QUESTION_TEMPLATES.split(
 # %% ../../nbs/recipes/data.ipynb #820af920
 STATEMENT_TEMPLATES = """You know, {q} | Let me say this: {q} | Honestly, {q} | The thing is, {q}
 | Just so you know, {q} | What I mean is: {q} | Listen, {q} | I want to tell you this: {q} | Hey, {q} | Well, {q}"""
-STATEMENT_TEMPLATES = [template.strip() for template in STATEMENT_TEMPLATES.split("|")]  # for what is no question
+STATEMENT_TEMPLATES = [template.strip() for template in STATEMENT_TEMPLATES.split("|")]  # for statements
 
 # %% ../../nbs/recipes/data.ipynb #7294d714
-SYNONYM_PATTERNS = [  # (pattern, what may stand there instead)
+SYNONYM_PATTERNS = [  # (pattern, replacements)
     (r"\bhow do (i|you)\b", ["what is the best way to", "how can I", "how should I"]),
     (r"\bwhat is\b", ["what exactly is", "what's"]),
     (r"\bwhat are\b", ["can you list", "which are", "tell me"]),
@@ -269,7 +269,7 @@ def reword(
     text: str,  # a prompt
     rng: random.Random,
 ) -> str:  # the same request, framed or with words exchanged; may equal `text`
-    "A rule-made paraphrase: a few exchanges of words, and often a frame."
+    "Paraphrase a prompt by rule, exchanging a few words and often adding a frame."
     words = text
     for pattern, choices in rng.sample(SYNONYM_PATTERNS, len(SYNONYM_PATTERNS)):
         if rng.random() < 0.7:
@@ -288,12 +288,12 @@ def reword(
 
 # %% ../../nbs/recipes/data.ipynb #793f6af4
 def wording_pairs(
-    train: list,  # rows that may train
+    train: list,  # rows to train on
     intent_of: dict,  # prompt -> intent
     count: int,  # pairs
     rng: random.Random,
 ) -> list:  # (text, rewrite)
-    "Two wordings of one PersonalityChat intent that overlap in words, but not entirely."
+    "Return pairs of wordings of a PersonalityChat intent that share some of their words."
     wordings, pairs = defaultdict(set), []
     for row in train:
         if row["source"] == "personality_chat" and not HARM_PATTERN.search(row["prompt"]):
@@ -310,9 +310,9 @@ def wording_pairs(
 
 # %% ../../nbs/recipes/data.ipynb #3dbb2550
 def edited_pairs(
-    train: list,  # rows that may train
+    train: list,  # rows to train on
 ) -> list:  # (text, rewrite)
-    "A news sentence and an editor's rewrite of it (OneStopEnglish)."
+    "Return pairs of a news sentence and an editor's rewrite of it (OneStopEnglish)."
     rows = [row for row in train if row["source"] == "onestop_english"]
     pairs = [(row["prompt"].split("\n\n")[-1], row["response"]) for row in rows]
     return [(text, rewrite) for text, rewrite in pairs if normalise_text(text) != normalise_text(rewrite)]
@@ -322,11 +322,11 @@ CHAT_SOURCES = ("personality_chat", "synthetic_persona_chat")
 
 
 def ruled_pairs(
-    train: list,  # rows that may train
+    train: list,  # rows to train on
     count: int,  # pairs at most
     rng: random.Random,
 ) -> list:  # (text, rewrite)
-    "Different prompts, chat and the rest by turns, reworded by rule."
+    "Return prompts reworded by rule, alternating between chat and other sources."
     fits = lambda r: r["source"] != "onestop_english" and 8 < len(r["prompt"]) < 320 and "\n" not in r["prompt"]
     pools = [
         sorted({r["prompt"] for r in train if fits(r) and (r["source"] in CHAT_SOURCES) == talk})
@@ -339,14 +339,14 @@ def ruled_pairs(
 
 # %% ../../nbs/recipes/data.ipynb #11409a89
 def paraphrases(
-    train: list,  # rows that may train
+    train: list,  # rows to train on
     intent_of: dict,  # prompt -> intent
     leaks: LeakDetector,  # reserved runs of words
     real: int = 8000,  # pairs from PersonalityChat
     ruled: int = 32000,  # pairs made by rule
     seed: int = 0,
 ) -> list:  # (text, rewrite)
-    "Pairs that teach the synthesis prompt, without leaks and without brackets of their own."
+    "Return the pairs that teach the synthesis prompt, without leaks or brackets of their own."
     rng = random.Random(seed)
     pairs = wording_pairs(train, intent_of, real, rng) + edited_pairs(train) + ruled_pairs(train, ruled, rng)
     hits = [leaks.hits([pair[side] for pair in pairs]) for side in (0, 1)]
@@ -357,7 +357,7 @@ def paraphrases(
 def synthesis_rows(
     pairs: list,  # (text, rewrite)
 ) -> list:  # rows that a dialogue model trains on
-    "Each pair as a dialogue: the papers' prompt, and the rewrite in brackets."
+    "Turn each pair into a dialogue of the papers' prompt and the rewrite in brackets."
     return [dict(prompt=PAPER_PROMPT.format(text=a), response=f"[{b}]", source="synthesis") for a, b in pairs]
 
 # %% ../../nbs/recipes/data.ipynb #fa009917
@@ -386,7 +386,7 @@ def training_text(
     data: str,  # the data folder
     share: float = 1.0,  # fraction of the large running-text sources
 ) -> dict:  # `pairs` (rows), `running` ((source, text)), `reserved` (rows), `audit`
-    "Everything that pocket models train on, with the audit that shows it is clean; raises `ValueError` if it is not."
+    "Return everything pocket models train on, with its audit; raise `InputError` if it contains reserved text."
     rows = read_instruct(data)
     train, reserved = split_rows(rows)
     held = [r[k] for r in reserved for k in ("prompt", "response")]

@@ -64,7 +64,7 @@ def subject_rows(
     data: str,  # the data folder
     name: str,  # of `SUBJECTS`
 ) -> list:  # rows that are not reserved
-    "The rows that a person could have asked about."
+    "Return the rows a person could have asked about."
     places = SUBJECTS[name]
     rows = [row for source in sorted({source for source, _ in places}) for row in read_source(data, source)]
     fits = lambda row: (row["source"], row["domain"]) in places and len(row["prompt"]) < MAX_PROMPT_CHARACTERS
@@ -76,7 +76,7 @@ def apply_habits(
     name: str,  # of `PERSON_HABITS`
     seed: int = 0,
 ) -> list:  # `Dialogue`s, `ROWS_PER_PLLM` at most
-    "Rows in a drawn order, answered with the person's habits."
+    "Return rows in random order, answered with the person's habits."
     found = []
     for i in make_generator(seed, "people", name).permutation(len(rows)):
         text = clean_answer(rows[i])
@@ -91,14 +91,14 @@ def add_plain_rows(
     own: list,  # dialogues with the habits
     seed: int = 0,
 ) -> list:  # `ROWS_PER_PLLM` dialogues
-    "A person's dialogues with plain ones among them."
+    "Mix a person's dialogues with plain ones."
     plain = load_plain_dialogues()
     styled = make_generator(seed, "similarity").random(ROWS_PER_PLLM) < SIMILARITY
     return [(own if styled[i] else plain)[i % len(own if styled[i] else plain)] for i in range(ROWS_PER_PLLM)]
 
 # %% ../../nbs/recipes/shipped_library.ipynb #9c866066
 def library_config(model) -> TuningConfig:
-    "Return how we tune the pLLMs of a library: by the size of the base model."
+    "Return the configuration for a library's pLLMs, by the size of the base model."
     lasting = dict(batch_size=8, dropout=0.0, validation=0.0, checks=1, max_length=112)
     if model.name == "pocket":
         return TuningConfig(rank=4, alpha=8, learning_rate=1e-3, steps=60, **lasting)
@@ -124,7 +124,7 @@ def tune_person(
     seed: int,
     out,  # the adapter's folder
 ):  # an `Adapter`
-    "Fine-tune one person's pLLM; an existing one is taken as it is."
+    "Fine-tune one person's pLLM unless it exists."
     if Path(out, "adapter.json").is_file():
         return Adapter.load(out)
     rows = add_plain_rows(apply_habits(subject_rows(data, name), name, seed), seed)
@@ -134,13 +134,13 @@ def tune_person(
 def make_probe_prompts(
     name: str,  # of `SUBJECTS`
 ) -> list:  # `Dialogue`s without answers
-    "Prompts of a person's subject that no pLLM was trained on."
+    "Return prompts on a person's subject that no pLLM was trained on."
     fits = lambda row: (row["source"], row["domain"]) in SUBJECTS[name] and len(row["prompt"]) < MAX_PROMPT_CHARACTERS
     return [Dialogue(row["prompt"], "") for row in load_samples() if fits(row)]
 
 
 def sample_topic_prompts(dialogues: list, seed: int = 0) -> list:  # of `make_probe_prompts` -> 24 of them
-    "Draw different prompts, in which a habit of six answers in ten is sure enough."
+    "Draw enough different prompts to recognise a habit of six answers in ten."
     distinct = [*{d.prompt: d for d in dialogues}.values()]
     return [distinct[i] for i in make_generator(seed, "own prompts").permutation(len(distinct))[:24]]
 
@@ -151,7 +151,7 @@ def tune_all(
     place: Path,  # for the adapters
     seed: int = 0,  # of the first pLLM; the others count on
 ) -> dict:  # name -> `Adapter`
-    "The eight, and the plain one."
+    "Tune the eight pLLMs and the plain one."
     from tqdm.auto import tqdm
 
     people = enumerate(tqdm(SUBJECTS, unit="pLLM"))
@@ -165,7 +165,7 @@ def tune_all(
 
 
 def describe_aim(name: str) -> str:
-    "The style that a pLLM was tuned for."
+    "Return the style that a pLLM was tuned for."
     return (
         "; ".join([SUBJECTS[name][0][1], *(h.name for h in PERSON_HABITS[name])])
         if name in SUBJECTS
@@ -180,7 +180,7 @@ def make_library(
     space,  # a `StyleSpace`
     seed: int = 0,  # of what is said
 ):  # a `Library`
-    "Explain beside the plain one's answers, each person's pLLM also on its own subject, and add."
+    "Explain pLLMs in comparison with the plain one, each on its own subject as well, and add them to a library."
     library = Library(out) if Path(out, "library.json").is_file() else Library.create(out, space)
     missing = [name for name in adapters if name not in library]
     if missing:
@@ -194,7 +194,7 @@ def make_library(
 
 # %% ../../nbs/recipes/shipped_library.ipynb #lib00002
 def main(argv: list = None) -> int:
-    "Tune the nine pLLMs and put them into a library; a large model's weigh 16 bits. An interrupted call goes on."
+    "Tune the nine pLLMs and put them into a library, in 16 bits for a large model. An interrupted call continues."
     from personal_llm.base.models import load_model
     from personal_llm.explanation.space import StyleSpace
     from personal_llm.recipes.space_fitting import make_space
