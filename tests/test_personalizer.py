@@ -321,6 +321,14 @@ def test_a_folder_in_use_is_refused(model, tmp_path):
     Personalizer(model, folder=tmp_path).close()
 
 
+def test_a_new_memory_takes_no_buffer_with_entries(model):
+    buffer = Buffer(2, "fifo")
+    me = Personalizer(model, buffer)
+    me.observe(Dialogue("Hi?", "Hello.", origin="model"))
+    with pytest.raises(InputError, match="the buffer holds 1 dialogues; give an empty one"):
+        Personalizer(model, buffer)
+
+
 def test_another_model_takes_the_memory_along_and_leaves_the_adapter(model, tmp_path):
     other = load_model("pocket")
     other.base = "another"
