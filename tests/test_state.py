@@ -199,9 +199,9 @@ def test_a_decision_changes_nothing_and_its_event_does_what_the_buffer_would(pol
         d = tell(state, number)
         give_scores(state, d, rng)
         before = str(describe(state))
-        decisions = [decide(state.buffer, state.find(d.id)) for _ in range(2)]
+        decisions = [decide(state.buffer, state.get_scored(d.id)) for _ in range(2)]
         assert str(describe(state)) == before and str(decisions[0]) == str(decisions[1])
-        assert place(state, d.id) == decisions[0][0] == alone.add(state.find(d.id))
+        assert place(state, d.id) == decisions[0][0] == alone.add(state.get_scored(d.id))
         assert state.buffer.dialogues == alone.dialogues and state.buffer.log == alone.log
 
 
@@ -249,6 +249,20 @@ def test_a_reply_that_used_corrections_says_nothing_and_neither_does_a_plain_one
     state.record("reacted", "0", kind="down", text="", asked=False, time=7.0)
     state.record("reacted", "3", kind="down", text="", asked=False, time=7.0)
     assert [d.parents[0] for d in get_evidence(state).answers] == ["4"], "nothing was corrected"
+
+
+def test_liking_your_own_text_changes_nothing():
+    state = open_new("fifo")
+    for id, is_plain in (("0", False), ("1", True)):
+        tell(state, int(id), talk=f"talk {id}", id=id)
+        state.record("reacted", id, kind="better", text="Short.", asked=False, time=5.0, is_plain=is_plain)
+    before = get_evidence(state)
+    for id in "01":
+        state.record("reacted", id, kind="up", text="", asked=False, time=5.0)
+    after = get_evidence(state)
+    assert (after.answers, after.plain) == (before.answers, before.plain) and len(after.answers) == len(
+        after.plain
+    ) == 1
 
 
 def test_a_file_says_nothing_and_a_fine_tune_is_no_evidence():

@@ -155,7 +155,7 @@ def find_model_name(name: str, folder: str = None, is_largest: bool = False) -> 
 
 # %% ../../nbs/8_app/05_commands.ipynb #cmdload01
 def load(name: str = None, folder: str = None, quiet: bool = False, is_largest: bool = False, **options):  # a `Model`
-    "Load a command's model, with a note on its size and the time it took; is_largest: whether to prefer the larger one."
+    "Load a command's model, with a note on its size and loading time; is_largest: prefer the larger one if it fits."
     facts = ["another one: --model NAME"] * (name is None)
     name = find_model_name(name, folder, is_largest)
     file = None if name == "pocket" else find_gguf(name)
