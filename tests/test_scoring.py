@@ -11,7 +11,7 @@ from hypothesis.extra.numpy import arrays
 
 from personal_llm.base.core import InputError
 from personal_llm.base.text import get_words
-from personal_llm.buffer.scoring import NO_DOMAIN, Lexicons, domain_specific_score, dominant_domain
+from personal_llm.buffer.scoring import Lexicons, domain_specific_score, dominant_domain
 from personal_llm.buffer.scoring import entropy_of_embedding, entropy_of_embedding_scripts
 from personal_llm.buffer.scoring import in_domain_dissimilarity, load_lexicons
 
@@ -69,8 +69,8 @@ def test_dss_and_domain(text, lists):
         sum(n / len(words) for n in shares.values()) / len(lists) if words else 0
     )
     best = max(shares.values())
-    assert domain == (next(name for name in lists if shares[name] == best) if best else NO_DOMAIN)
-    assert (dss == 0) == (domain == NO_DOMAIN)
+    assert domain == (next(name for name in lists if shares[name] == best) if best else "none")
+    assert (dss == 0) == (domain == "none")
 
 
 @given(arrays(np.float64, 4, elements=NUMBERS), matrices((0, 8), 4))
