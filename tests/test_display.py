@@ -1,4 +1,4 @@
-"""The values that a person looks at in a cell answer with a sentence, a short table, and no HTML of somebody's text."""
+"""The values that a person looks at in a cell show a sentence, a short table, and no HTML of somebody's text."""
 
 import json
 import re

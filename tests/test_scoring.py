@@ -26,7 +26,8 @@ def matrices(rows, width=3):
 
 WORDS = ["pill", "pain", "head", "joy", "tea", "it's", "Ärzte", "42"]
 TEXTS = st.lists(st.sampled_from(WORDS + ["PILL", "Pain", ",", "!"]), max_size=20).map(" ".join)
-LISTS = st.dictionaries(st.sampled_from("abcd"), st.sets(st.sampled_from(WORDS), max_size=5), min_size=1, max_size=4)
+SETS = st.sets(st.sampled_from(WORDS), max_size=5)
+LISTS = st.dictionaries(st.sampled_from("abcd"), SETS, min_size=1, max_size=4)
 
 
 def naive_eoe(hidden):

@@ -127,6 +127,9 @@ def load_checkpoint(folder, weights: dict, optimiser, state: TrainingState) -> N
     vars(state).update(saved["state"])
 
 # %% ../../nbs/4_tuning/04_training_loop.ipynb #tl18
+MAX_GRADIENT_NORM = 1.0  # as in `Trainer`
+
+
 def add_gradients(adapted, samples: list, max_tokens: int, pad_token_id: int) -> float:  # nats per token
     "Accumulate the gradients of one step's samples, and return the step's mean loss."
     num_labels = count_labels(samples)
@@ -171,7 +174,7 @@ def train(
         losses.append(add_gradients(adapted, [samples[i] for i in chosen], *fitting))
         if not np.isfinite(losses[-1]):
             raise InputError(f"step {state.step}: the loss is no number", "give a smaller learning rate")
-        torch.nn.utils.clip_grad_norm_(weights.values(), 1.0)  # as in `Trainer`
+        torch.nn.utils.clip_grad_norm_(weights.values(), MAX_GRADIENT_NORM)
         optimiser.step()
         optimiser.zero_grad()
         state.num_tokens += sum(lengths[i] for i in chosen)
