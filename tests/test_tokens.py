@@ -6,7 +6,6 @@ from hypothesis import strategies as st
 from tiny import TEMPLATES, shared, tiny_tokenizer
 
 from personal_llm.base.core import Dialogue, InputError
-from personal_llm.base.models import load_model
 from personal_llm.base.tokens import MAX_CHARACTERS_PER_TOKEN, encode_dialogue, encode_prompt, make_batches
 from personal_llm.base.tokens import split_template
 
@@ -185,16 +184,6 @@ def test_batches_are_bounded_by_tokens(lengths, tokens):
     for batch in found:
         assert len(batch) == 1 or len(batch) * max(lengths[i] for i in batch) <= tokens
         assert max(batch) - min(batch) < 128, "near the original order"
-
-
-def test_a_template_without_a_result_in_time_is_told_as_a_busy_computer(monkeypatch):
-    def late(function, seconds):
-        raise TimeoutError(f"no result after {seconds:g} seconds")
-
-    monkeypatch.setattr("personal_llm.base.tokens.call_in_time", late)
-    with pytest.raises(InputError, match="the computer is busy.*; try again") as raised:
-        load_model("pocket").encode_prompts(["What is the capital of Italy?"], 256)
-    assert "refuses" not in str(raised.value) and "another chat_template" not in str(raised.value)
 
 
 @pytest.mark.parametrize(

@@ -11,12 +11,9 @@ import hashlib
 import importlib
 import json
 import sys
-import threading
 import time
 import traceback
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future
-from concurrent.futures import TimeoutError as FutureTimeout
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields, replace
 from importlib.metadata import entry_points
@@ -63,23 +60,6 @@ def load_plugins(group: str, table: dict, is_valid) -> dict:  # name of a plug-i
     return skipped
 
 # %% ../../nbs/0_base/01_core.ipynb #timed002
-def call_in_time(function, seconds: float):  # its result
-    "Call a function in a thread of its own; raise its error, or `TimeoutError` when it takes longer."
-    outcome = Future()
-
-    def call():
-        try:
-            outcome.set_result(function())
-        except BaseException as error:
-            outcome.set_exception(error)
-
-    threading.Thread(target=call, daemon=True).start()
-    try:
-        return outcome.result(seconds)
-    except FutureTimeout:
-        raise TimeoutError(f"no result after {seconds:g} seconds") from None
-
-
 @contextmanager
 def catch_panic():
     "Turn a panic of a library in Rust into an `InputError`."
@@ -92,31 +72,26 @@ def catch_panic():
         raise InputError(problem, "leave this text out, or use another model") from error
 
 # %% ../../nbs/0_base/01_core.ipynb #chk1
-VALUE_KINDS = {  # kind: (its classes, the words of the remedy)
-    "whole number": (int, "a whole number"),
-    "number": ((int, float), "a finite number"),
-    "positive number": ((int, float), "a finite number above 0"),
-    "share": ((int, float), "a number"),
-    "text": (str, "text"),
-    "name": (str, "text that is not empty"),
-    "yes or no": (bool, "True or False"),
-    "function": (Callable, "a function"),
+def is_number(value, kinds=(int, float)) -> bool:
+    "Say whether a value is a number that a finite float can hold."
+    largest = sys.float_info.max
+    return isinstance(value, kinds) and not isinstance(value, bool) and -largest <= value <= largest
+
+
+VALUE_KINDS = {  # kind -> (whether a value is of this kind, what to give instead)
+    "whole number": (lambda value: is_number(value, int), "a whole number"),
+    "number": (is_number, "a finite number"),
+    "positive number": (lambda value: is_number(value) and value > 0, "a finite number above 0"),
+    "text": (lambda value: isinstance(value, str), "text"),
+    "name": (lambda value: isinstance(value, str) and bool(value.strip()), "text that is not empty"),
+    "yes or no": (lambda value: isinstance(value, bool), "True or False"),
+    "function": (callable, "a function"),
 }
-
-
-def is_of_kind(value, kind: str) -> bool:
-    "Say whether a value is of a kind; a number is one that a finite float can hold."
-    if not isinstance(value, VALUE_KINDS[kind][0]) or isinstance(value, bool) != (kind == "yes or no"):
-        return False
-    if isinstance(value, (int, float)):
-        is_finite = -sys.float_info.max <= value <= sys.float_info.max
-        return is_finite and (value > 0 or kind != "positive number")
-    return kind != "name" or bool(value.strip())
 
 # %% ../../nbs/0_base/01_core.ipynb #chk3
 def check(
     value,  # the value that a user gave
-    kind,  # a row of the table above, such as "whole number", or a class
+    kind,  # a kind of the table above, or a class
     name: str,  # the value's name in the error message
     low=None,  # the smallest allowed number, or None
     high=None,  # the largest allowed number, or None
@@ -124,32 +99,29 @@ def check(
     remedy: str = "",  # the end of the error message, if it should say more than the allowed values
 ):  # the value; a number of NumPy as a number of Python
     "Return a value of the wanted kind, and raise `InputError` for any other value."
-    if isinstance(kind, str) and kind.endswith(" or none"):
-        if value is None:
-            return None
-        kind = kind.removesuffix(" or none")
+    if value is None and str(kind).endswith(" or none"):
+        return None
     value = value.item() if isinstance(value, np.generic) else value
     if choices is not None:
-        is_accepted = any(type(value) is type(choice) and value == choice for choice in choices)
+        is_right = any(type(value) is type(choice) and value == choice for choice in choices)
         wanted = f"use one of {', '.join(map(str, choices))}"
     elif isinstance(kind, type):
-        is_accepted = isinstance(value, kind)
+        is_right = isinstance(value, kind)
         wanted = f"give an instance of {kind.__name__}"
     else:
-        wanted = VALUE_KINDS[kind][1]
         if kind == "share":
-            low = low or 0
-            high = 1 if high is None else high
-        is_accepted = is_of_kind(value, kind) and (low is None or value >= low) and (high is None or value <= high)
+            kind, low, high = "number", low or 0, 1 if high is None else high
+        is_of_kind, words = VALUE_KINDS[kind.removesuffix(" or none")]
+        is_right = is_of_kind(value) and (low is None or value >= low) and (high is None or value <= high)
         if low is not None and high is not None:
-            wanted = f"{wanted.replace('finite ', '')} from {low} to {high}"
+            words = f"{words.replace('finite ', '')} from {low} to {high}"
         elif low is not None or high is not None:
-            wanted += f" of at most {high}" if low is None else f" of at least {low}"
-        wanted = f"give {wanted}"
-    if is_accepted:
+            words += f" of at most {high}" if low is None else f" of at least {low}"
+        wanted = f"give {words}"
+    if is_right:
         return value
-    is_short = isinstance(value, (int, float, tuple, list, type(None)))
-    shown = repr(value[:60]) if isinstance(value, str) else str(value)[:60] if is_short else type(value).__name__
+    is_plain = isinstance(value, (str, int, float, tuple, list, type(None)))
+    shown = shorten(repr(value), 60) if is_plain else type(value).__name__
     raise InputError(f"{name} is {shown}", remedy or wanted)
 
 # %% ../../nbs/0_base/01_core.ipynb #chk6
@@ -162,21 +134,21 @@ def setting(
     choices=None,  # the allowed values
 ):  # a field with the metadata `help`, `kind`, `low`, `high` and `choices`
     "Make a dataclass field that carries its kind, its range and its help."
-    if kind is None:
-        kinds = {bool: "yes or no", int: "whole number", float: "number", str: "text"}
-        kind = "choice" if choices is not None else kinds[type(default)]
-    if default is None and not str(kind).endswith(" or none"):
+    if choices is not None:
+        kind = "choice"
+    elif kind is None:
+        kind = {bool: "yes or no", int: "whole number", float: "number", str: "text"}[type(default)]
+    if default is None:
         kind = f"{kind} or none"
-    metadata = dict(help=help, kind=kind, low=low, high=high, choices=choices)
-    return field(default=default, metadata=metadata)
+    return field(default=default, metadata=dict(help=help, kind=kind, low=low, high=high, choices=choices))
 
 
 def check_settings_fields(settings) -> None:  # an instance of a dataclass
     "Check every field of a dataclass that `setting` made; raise `InputError` for the first wrong one."
     for f in fields(settings):
         if "kind" in f.metadata:
-            limits = {key: f.metadata[key] for key in ("low", "high", "choices")}
-            value = check(getattr(settings, f.name), f.metadata["kind"], f.name, **limits)
+            limits = {key: f.metadata[key] for key in ("kind", "low", "high", "choices")}
+            value = check(getattr(settings, f.name), name=f.name, **limits)
             object.__setattr__(settings, f.name, value)
 
 # %% ../../nbs/0_base/01_core.ipynb #1d610c7d
