@@ -11,9 +11,8 @@ import hashlib
 import importlib
 import json
 import sys
-import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields, replace
 from importlib.metadata import entry_points
@@ -312,14 +311,3 @@ def get_peak_memory() -> int:  # bytes
     except ImportError:
         return 0
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-
-# %% ../../nbs/0_base/01_core.ipynb #7f56fa6f
-@contextmanager
-def measure_cost(cost: Cost):
-    "Add the time and the peak RAM of a `with` block to a cost."
-    start = time.perf_counter()
-    try:
-        yield cost
-    finally:
-        cost.seconds += time.perf_counter() - start
-        cost.peak_memory = max(cost.peak_memory, get_peak_memory())
