@@ -14,13 +14,11 @@ from operator import itemgetter
 from pathlib import Path
 
 from ..base.core import InputError
-from ..base.files import ASSETS
+from ..base.files import ASSETS, read_json
 from ..base.text import escape_controls
 
 # %% ../../nbs/1_data/01_records.ipynb #7c01ccec
-KINDS = json.loads(
-    (ASSETS / "files.json").read_text(encoding="utf-8")
-)  # first bytes or ending of a file that is no text -> (kind, remedy)
+KINDS = read_json(ASSETS / "files.json")  # first bytes or ending of a file that is no text -> (kind, remedy)
 ENCODING = "save the file as UTF-8 (Notepad: Save as, Encoding; Excel: CSV UTF-8; PowerShell: Out-File -Encoding utf8)"
 
 
@@ -116,8 +114,8 @@ def clean_value(value, depth: int = 0):  # depth: levels above it
     return {clean_value(name): clean_value(item, depth + 1) for name, item in items} if items else value
 
 # %% ../../nbs/1_data/01_records.ipynb #c10a553d
-TALK = "session|conversation|thread|chat|message_?tree|dialog(ue)?|conv(o|ersation)?|channel|room|group|topic|talk"
-TALK_FIELD = re.compile(rf"(?i)((is|has)_?)?({TALK})[-_ ]?((uu|gu)?id)?")
+TALKS = "session conversation thread chat message_?tree dialog(ue)? conv(o|ersation)? channel room group topic talk"
+TALK_FIELD = re.compile(rf"(?i)((is|has)_?)?({TALKS.replace(' ', '|')})[-_ ]?((uu|gu)?id)?")  # names of a talk
 
 
 def is_message_list(value) -> bool:
@@ -127,23 +125,33 @@ def is_message_list(value) -> bool:
     return ("role" in names or {"from", "value"} <= names) and not any(map(TALK_FIELD.fullmatch, first))
 
 
+def parse_values(text: str) -> list:
+    "Parse JSON values that follow each other; raise `InputError` for a mistake in one."
+    text = text.rstrip()
+    values = []
+    end = 0
+    while end < len(text):
+        value, end = parse_value(text, end)
+        values.append(value)
+    return values
+
+
 def parse_json_rows(text: str, is_whole: bool) -> tuple:  # ("line" or "item", records, errors)
     "Parse a text of JSON; raise `InputError` for a mistake in a value over many lines. is_whole: expect one."
     lines = [(number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
-    first, values, errors, unit = lines[0][1].strip(), [], [], "line"
+    first = lines[0][1].strip()
     if first in ("[", "{", "[{") or is_whole and isinstance(catch_input_error(parse_json, first), InputError):
-        text, end, unit = text.rstrip(), 0, "item"
-        while end < len(text):
-            value, end = parse_value(text, end)
-            values.append((len(values) + 1, value))
+        unit = "item"
+        values = list(enumerate(parse_values(text), 1))
+        errors = []
     else:
+        unit = "line"
         values, errors = collect(parse_json, lines)
-    rows = []
-    for number, value in values:
-        is_list = isinstance(value, list) and not is_message_list(value)
-        rows += [(number, row) for row in (value if is_list else [value])]
-    if unit == "item" or len(values) == 1 and is_list and not errors:
-        unit, rows = "item", list(enumerate((row for _, row in rows), 1))
+    is_list = lambda value: isinstance(value, list) and not is_message_list(value)
+    rows = [(number, row) for number, value in values for row in (value if is_list(value) else [value])]
+    if unit == "item" or len(values) == 1 and is_list(values[0][1]) and not errors:
+        unit = "item"
+        rows = list(enumerate((row for _, row in rows), 1))
     records, unclean = collect(clean_value, rows)
     return unit, records, sorted(errors + unclean, key=itemgetter(0))
 
@@ -156,10 +164,13 @@ def parse_table(text: str, quoting=csv.QUOTE_MINIMAL) -> tuple:  # ([(line, {col
     "Parse the rows of a table, of which the first is the header; raise `InputError` for broken quotes."
     separator = max(",;\t", key=text.strip().partition("\n")[0].count)  # the first wins a tie
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True, quoting=quoting)
-    rows, line, remedy = [], 1, "quote fields that hold the separator, quotes or line ends"
+    remedy = "quote fields that hold the separator, quotes or line ends"
+    rows = []
+    line = 1
     try:
         for fields in reader:
-            rows += [(line, fields)] * any(field.strip() for field in fields)
+            if any(field.strip() for field in fields):
+                rows.append((line, fields))
             line = reader.line_num + 1
     except csv.Error as error:
         if separator == "\t" and quoting == csv.QUOTE_MINIMAL:
@@ -179,8 +190,8 @@ def parse_table(text: str, quoting=csv.QUOTE_MINIMAL) -> tuple:  # ([(line, {col
     return collect(name_fields, rows[1:])
 
 
-def read_records(path) -> tuple:  # (unit, records, errors)
-    "Return a file's unit ('line' or 'item'), records and errors; raise `InputError` if the whole file is unreadable."
+def read_records(path) -> tuple:  # (unit: 'line' or 'item', records, errors)
+    "Return the numbered records and errors of a file; raise `InputError` if the whole file is unreadable."
     path = Path(path)
     suffix = path.suffix.lower()
     try:
