@@ -15,7 +15,7 @@ REFUSED = [  # value, kind, other arguments, the end of the line
     (2.0, "whole number", dict(low=1, high=100), "x is 2.0; give a whole number from 1 to 100"),
     (11, "whole number", dict(high=10), "x is 11; give a whole number of at most 10"),
     (float("nan"), "number", {}, "x is nan; give a finite number"),
-    (NUMBER, "number", {}, "0; give a finite number"),
+    (NUMBER, "number", {}, "0…; give a finite number"),
     (float("inf"), "positive number", {}, "x is inf; give a finite number above 0"),
     (0, "positive number", {}, "x is 0; give a finite number above 0"),
     (1.5, "share", {}, "x is 1.5; give a number from 0 to 1"),

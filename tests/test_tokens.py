@@ -225,5 +225,5 @@ def test_a_strict_template_gets_turns_that_alternate_and_each_content_keeps_its_
         "<user>Be kind.\n\nHi\n\nYou there?<assistant>Hello.<user>And now?<assistant>Now it rains."
     )
     assert [owner for _, owner in pieces if owner is not None] == [0, 2, 3, 4, 5, 6]
-    with pytest.raises(InputError, match="drops or repeats the user message; give load_model another chat_template"):
+    with pytest.raises(InputError, match="drops or repeats the system message; give load_model another chat_template"):
         split_template(Forgetful(), talk.messages())

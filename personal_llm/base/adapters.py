@@ -39,7 +39,7 @@ class Adapter(Displayed):
     history: tuple = ()  # (step, training loss, validation loss or None)
     start_loss: float = None  # validation loss before, in nats a token
     best_loss: float = None  # validation loss of this adapter
-    num_validation_dialogues: int = None  # dialogues behind these losses; 0: the losses are of the training dialogues
+    num_validation_dialogues: int = None  # behind these losses; 0: they are of the training dialogues
     config: dict = None  # the settings it was tuned with
     seed: int = None  # of the fine-tune
     notes: dict = field(default_factory=dict)  # further facts for the card
@@ -102,7 +102,7 @@ def discard_on_error(stage: Path, out: Path):
 
 # %% ../../nbs/0_base/05_adapters.ipynb #04ada063
 def stage_adapter(out, save) -> Path:  # a folder for `commit_adapter`
-    "Let a function write weights and settings into a new folder inside `out`; remove folders of killed runs first."
+    "Let a function write weights and settings into a new folder in `out`; remove those of killed runs first."
     out = make_folder(out)
     for rest in out.glob(".adapter.[0-9]*.tmp"):
         delete_path(rest)
@@ -157,10 +157,12 @@ def check_adapter(folder, base: str = None) -> Path:  # folder: a path, or an ob
         raise InputError(f"{folder}: {WEIGHTS_FILE} is missing", remedy)
     card, adapter_id = read_adapter_card(folder), get_adapter_id(folder)
     if card.get("adapter_id", adapter_id) != adapter_id:
-        raise InputError(f"{folder}: changed since it was made (its id is wrong)", "restore a copy or make it anew")
+        problem = f"{folder}: changed since it was made (its id is wrong)"
+        raise InputError(problem, "restore a copy or make it anew")
     made_for = card.get("base")
     if base and made_for and made_for != base:
-        raise InputError(f"{folder}: made for base {made_for}, this model is {base}", "load the model it was made for")
+        problem = f"{folder}: made for base {made_for}, this model is {base}"
+        raise InputError(problem, "load the model it was made for")
     return folder
 
 # %% ../../nbs/0_base/05_adapters.ipynb #7abd88e6
@@ -177,13 +179,14 @@ def check_layer_names(file: Path, config: dict) -> None:
 
 
 def read_lora_config(folder, is_plain: bool = True) -> dict:  # False: also variants that leave the base as it is
-    "Check the settings of an adapter and return them; raise `InputError` if it is not LoRA, or of another variant."
+    "Check the settings of an adapter and return them; `InputError` if it is not LoRA, or of another variant."
     taken = """r lora_alpha lora_dropout target_modules exclude_modules layers_to_transform layers_pattern
-    fan_in_fan_out base_model_name_or_path revision task_type peft_type peft_version inference_mode init_lora_weights
-    auto_mapping megatron_core qalora_group_size""".split()  # the change stays alpha / r * B A
+    fan_in_fan_out base_model_name_or_path revision task_type peft_type peft_version inference_mode
+    init_lora_weights auto_mapping megatron_core qalora_group_size""".split()  # the change stays alpha / r * B A
     reason = "only plain LoRA is taken, because its sum is exact"
     if not is_plain:
-        taken += "use_dora use_rslora lora_bias rank_pattern alpha_pattern ensure_weight_tying runtime_config".split()
+        taken += "use_dora use_rslora lora_bias rank_pattern alpha_pattern".split()
+        taken += "ensure_weight_tying runtime_config".split()
         reason = "such an adapter may change the base model itself"
     file = check_adapter(folder) / CONFIG_FILE
     config = read_json(file)
@@ -216,7 +219,7 @@ def remove_peft_layers(base_model) -> None:
 
 # %% ../../nbs/0_base/05_adapters.ipynb #04ada023
 def attach_adapter(base_model, folder: Path, trainable: bool = False):  # folder: checked -> peft's model
-    "Put an adapter's layers into a model; raise `InputError` for one that does not fit, and leave the model as it was."
+    "Put an adapter's layers into a model; one that does not fit leaves the model as it was."
     from peft import PeftModel, get_peft_model_state_dict
     from safetensors import safe_open
 
@@ -235,7 +238,7 @@ def attach_adapter(base_model, folder: Path, trainable: bool = False):  # folder
     except BaseException:
         remove_peft_layers(base_model)
         raise
-    adapted.active_peft_config.base_model_name_or_path = base_model.name_or_path  # or saving would ask the hub about it
+    adapted.active_peft_config.base_model_name_or_path = base_model.name_or_path  # or saving would ask the hub
     return adapted
 
 # %% ../../nbs/0_base/05_adapters.ipynb #c707289d
@@ -252,8 +255,8 @@ def read_tensors(file: Path) -> dict:  # name -> float32 array
     return tensors
 
 # %% ../../nbs/0_base/05_adapters.ipynb #c707289e
-def read_factors(folder, as_arrays: bool = False) -> dict:  # module -> (A (r, in), B (out, r) times alpha / r), float32
-    "Return two tensors or arrays of every layer that an adapter changes; raise `InputError` for a damaged file."
+def read_factors(folder, as_arrays: bool = False) -> dict:  # module -> (A (r, in), B (out, r) times alpha / r)
+    "Return two float32 tensors or arrays of every layer that an adapter changes."
     config = read_lora_config(folder)
     file = Path(folder) / WEIGHTS_FILE
     with explain_errors(f"{file}: damaged", "restore a copy or make the adapter anew"):
@@ -267,7 +270,8 @@ def read_factors(folder, as_arrays: bool = False) -> dict:  # module -> (A (r, i
     factors = {module: (tensors[a], tensors[b] * np.float32(scale)) for module, (a, b) in names.items()}
     for module, (A, B) in factors.items():
         if A.ndim != 2 or B.ndim != 2 or A.shape[0] != rank or B.shape[1] != rank:
-            problem = f"{file}: {module} has factors {tuple(A.shape)} and {tuple(B.shape)}, its rank should be {rank}"
+            shapes = f"{tuple(A.shape)} and {tuple(B.shape)}"
+            problem = f"{file}: {module} has factors {shapes}, its rank should be {rank}"
             raise InputError(problem, "restore a copy or make the adapter anew")
         if not (np.isfinite(A).all() and np.isfinite(B).all()):
             raise InputError(f"{file}: {module} holds values that are not finite", "make the adapter anew")

@@ -41,7 +41,7 @@ def import_extra(name: str, extra: str, purpose: str):  # a module, our extra, t
 
 # %% ../../nbs/0_base/01_core.ipynb #cr90e
 def load_plugins(group: str, table: dict, is_valid) -> dict:  # name of a plug-in -> the reason why it was skipped
-    "Add the objects of an entry-point group to a table of names; is_valid: object -> whether it is of the right kind."
+    "Add the objects of an entry-point group to a table of names; is_valid: object -> whether its kind is right."
     skipped = {}
     known = dict(table)
     for point in sorted(entry_points(group=group), key=lambda point: not point.value.startswith("personal_llm.")):
@@ -189,12 +189,12 @@ class Dialogue(Displayed):
 
     prompt: str  # the user's request
     response: str  # the response to it
-    history: tuple = ()  # turns before it: ((role, text), ...); role is "user" or "assistant", or "system" at the start
+    history: tuple = ()  # turns before it: ((role, text), ...); "user" and "assistant", "system" at the start
     id: str = ""  # hash of the other fields but the labels, unless given
     time: float = 0.0  # seconds since the epoch, or the place in a stream
     origin: str = "user"  # where the response came from: a row of the table
     parents: tuple = ()  # ids of the dialogues it was made from
-    labels: dict = field(default_factory=dict, compare=False)  # facts of a data set or a reply; no policy reads them
+    labels: dict = field(default_factory=dict, compare=False)  # facts of a data set or a reply, for no policy
 
     def __post_init__(self):
         if not isinstance(self.prompt, str) or not self.prompt.strip():
@@ -225,14 +225,15 @@ class Dialogue(Displayed):
 
     def __str__(self):
         turns = f"after {len(self.history)} turns " * bool(self.history)
-        return f"{turns}“{shorten(self.prompt, 60)}” → “{shorten(self.response, 60)}” ({self.origin}, id {self.id})"
+        texts = f"“{shorten(self.prompt, 60)}” → “{shorten(self.response, 60)}”"
+        return f"{turns}{texts} ({self.origin}, id {self.id})"
 
     def to_rows(self) -> list:
         "Return the turns of the conversation."
         return self.messages()
 
     def derive(self, **changes) -> "Dialogue":  # with a new id
-        "Return a dialogue with other fields, made from this one, which becomes its parent unless you give `parents`."
+        "Return a dialogue with other fields, made from this one: its parent, unless you give `parents`."
         return replace(self, **(dict(parents=(self.id,), id="") | changes))
 
     @classmethod

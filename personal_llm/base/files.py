@@ -82,7 +82,7 @@ def get_temporary_path(path) -> Path:  # in the same folder
 
 
 def write_atomically(path, content) -> None:
-    "Replace a file by text or bytes in one step, for its owner only; else raise `InputError` and keep the old content."
+    "Replace a file by text or bytes in one step, for its owner only; an error keeps the old content."
     path, new = Path(path), get_temporary_path(path)
     make_folder(path.parent)
     try:
@@ -120,7 +120,8 @@ def read_json(path):  # its value
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror.lower()})", "check path and permissions") from None
+        problem = f"{path}: cannot be read ({error.strerror.lower()})"
+        raise InputError(problem, "check path and permissions") from None
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: damaged ({str(error)[:80]})", "restore a copy or make it anew") from error
 

@@ -34,7 +34,7 @@ def load_whole_model(source, **options):  # transformers' model
     "Load a causal LM; raise `InputError` unless every weight came from its files and none is left over."
     from transformers import AutoModelForCausalLM
 
-    options |= dict(output_loading_info=True, ignore_mismatched_sizes=True)  # list other sizes, so that we refuse them
+    options |= dict(output_loading_info=True, ignore_mismatched_sizes=True)  # list other sizes, to refuse them
     with loading_lock:
         model, info = AutoModelForCausalLM.from_pretrained(source, **options)
     faults = dict(missing_keys="missing", unexpected_keys="not of this model", mismatched_keys="of another shape")
@@ -51,7 +51,8 @@ def check_causal(model) -> None:
     "Raise `InputError` for a network that was made to fill gaps in a text."
     names = [type(model).__name__, *(model.config.architectures or [])]
     if any("MaskedLM" in name for name in names):
-        raise InputError(f"model {model.name_or_path!r} looks ahead, as encoders do", "give a causal language model")
+        problem = f"model {model.name_or_path!r} looks ahead, as encoders do"
+        raise InputError(problem, "give a causal language model")
 
 # %% ../../nbs/0_base/07_loading.ipynb #lgg00002
 def read_gguf(path) -> dict:  # key -> number, text, or list of numbers; of a list of texts its length
@@ -98,7 +99,7 @@ def get_tokenizer_folder(file: Path) -> Path:  # it need not exist yet
 
 
 def load_gguf_tokenizer(file: Path):  # a tokenizer of transformers
-    "Build the tokenizer of a GGUF file once, with its chat template; raise `InputError` where its lists do not fit."
+    "Build the tokenizer of a GGUF file once, with its chat template."
     from transformers import PreTrainedTokenizerFast
     from transformers.integrations.gguf import convert_gguf_tokenizer, get_gguf_tokenizer
 
@@ -133,7 +134,7 @@ def load_chat_tokenizer(file: Path):  # a `ChatTokenizer`, or a tokenizer of tra
 
 # %% ../../nbs/0_base/07_loading.ipynb #lgg00008
 def read_rope_scaling(metadata: dict, stored: dict) -> dict:  # as in a configuration of transformers
-    "Return Llama 3's scaling of positions, if a GGUF model has it; raise `ValueError` for another kind of scaling."
+    "Return Llama 3's scaling of positions, if a GGUF model has it; raise `ValueError` for another kind."
     kind = metadata.get(f"{metadata['general.architecture']}.rope.scaling.type", "none")
     if kind != "none":
         raise ValueError(f"its positions are scaled by {kind}, which we do not follow")
@@ -195,7 +196,7 @@ def get_converted_folder(file: Path) -> Path:  # it need not exist yet
 
 
 def convert_gguf(file: Path) -> Path:  # a folder in the user's cache
-    "Convert a GGUF file once into a folder that transformers reads; raise `InputError` for a file that is not usable."
+    "Convert a GGUF file once into a folder that transformers reads."
     folder = get_converted_folder(file)
     make_folder(folder.parent)
     with FileLock(folder.with_name(f".{folder.name}.lock")):
@@ -235,7 +236,7 @@ def find_hub_file(repository: str, file: str) -> Path:
 
 
 def find_gguf(name):  # a path, or None
-    "Return the GGUF file that a name stands for, if it stands for one; raise `InputError` for one that is not here."
+    "Return the GGUF file that a name stands for, if any; raise `InputError` for one that is not here."
     if not isinstance(name, (str, Path)) or name == "":
         raise InputError(f"{str(name)[:60]!r} is no name of a model", f'give text such as "{DEFAULT_MODEL}"')
     if name in MODEL_WORDS[1:]:
@@ -263,8 +264,8 @@ def resolve_model(name) -> str:  # a folder, or an id
     if is_hub_id and not place.exists() and isinstance(name, str):
         return name
     reason = "neither a GGUF file nor a folder with config.json" if place.exists() else "no such file or folder"
-    names = f"{', '.join(MODEL_WORDS)}, a folder with config.json and *.safetensors, a GGUF file, or a Hugging Face id"
-    raise InputError(f"unknown model {str(name)[:90]!r}: {reason}", f"use {names}")
+    others = "a folder with config.json and *.safetensors, a GGUF file, or a Hugging Face id"
+    raise InputError(f"unknown model {str(name)[:90]!r}: {reason}", f"use {', '.join(MODEL_WORDS)}, {others}")
 
 # %% ../../nbs/0_base/07_loading.ipynb #06loa040
 @cache
@@ -351,7 +352,7 @@ def load_causal_lm(name, device: str = None, dtype=None) -> tuple:  # (model, to
 
 # %% ../../nbs/0_base/07_loading.ipynb #34695628
 def compute_fingerprint(model, of_adapter: bool = False) -> str:  # 16 hex digits; empty if there is no adapter
-    "Return a hash of names (without peft's), shapes and values of a network's LoRA layers, or of all other weights."
+    "Return a hash of the names, shapes and values of a network's LoRA layers, or of all its other weights."
     tensors = {name: x for name, x in model.state_dict().items() if ("lora_" in name) == of_adapter}
     bare = {name.removeprefix("base_model.model.").replace("base_layer.", ""): x for name, x in tensors.items()}
     digest = hashlib.sha256()

@@ -36,7 +36,7 @@ def prepare_libraries() -> None:
         os.environ.setdefault(name, "64")  # kernels
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing")  # peft asks transformers in an old way
+    warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing")  # peft asks in an old way
     warnings.filterwarnings("ignore", message="fan_in_fan_out is set to False")  # peft corrects that itself
 
 
@@ -49,7 +49,7 @@ def load_prepared(name, device: str, dtype: str) -> tuple:  # (model, tokenizer)
 class LazyNetwork:
     "A network of PyTorch that is loaded at its first use, and has an adapter for a while."
 
-    def __init__(self, source, num_tokens: int, name: str):  # source: a transformers causal LM, or a function for one
+    def __init__(self, source, num_tokens: int, name: str):  # source: a transformers causal LM, or its loader
         self.load = None if hasattr(source, "config") else source
         self.num_tokens = num_tokens  # of the tokenizer
         self.name = name
@@ -64,8 +64,8 @@ class LazyNetwork:
         "Take a network; raise `InputError` for one that does not know all tokens."
         num_embeddings = network.get_input_embeddings().weight.shape[0]
         if self.num_tokens > num_embeddings:
-            problem = f"model {self.name}: its tokenizer has {self.num_tokens} tokens, the model knows {num_embeddings}"
-            raise InputError(problem, "give the tokenizer that belongs to it")
+            problem = f"its tokenizer has {self.num_tokens} tokens, the model knows {num_embeddings}"
+            raise InputError(f"model {self.name}: {problem}", "give the tokenizer that belongs to it")
         self.network = network.eval()
         if self.adapter is not None:
             self.attach(self.adapter)
@@ -116,7 +116,7 @@ def set_padding(tokenizer):  # the same tokenizer of transformers
 
 # %% ../../nbs/0_base/08_models.ipynb #07mod053
 class Model:
-    "A causal language model and its tokenizer, ready for dialogues; raises `InputError` for a pair that does not fit."
+    "A causal language model and its tokenizer, ready for dialogues."
 
     def __init__(
         self,
@@ -252,8 +252,8 @@ class Model:
     def encode_prompts(self, prompts: list, max_tokens: int) -> list:  # of lists of tokens
         "Encode texts or dialogues up to the place of the response, and record in `truncated` which were too long."
         dialogues = [Dialogue(p, "") if isinstance(p, str) else p for p in check_list(prompts, "encode_prompts")]
-        samples = [note_truncation(self, d, encode_prompt(self.prompt_tokenizer, d, max_tokens)) for d in dialogues]
-        return [sample["input_ids"] for sample in samples]
+        samples = [encode_prompt(self.prompt_tokenizer, d, max_tokens) for d in dialogues]
+        return [note_truncation(self, d, sample)["input_ids"] for d, sample in zip(dialogues, samples)]
 
     def run_forward(self, dialogues: list) -> list:  # `ForwardResult`s in the same order
         "Run a forward pass over dialogues, in batches."

@@ -41,7 +41,7 @@ def encode_png(figure) -> bytes:
 
 
 def make_image(figure, alt_text: str):  # an `IPython.display.Image`
-    "Return a matplotlib figure as an image that a notebook shows, with one or two sentences as its alternative text."
+    "Return a matplotlib figure as an image for a notebook, with its alternative text of one or two sentences."
     from IPython.display import Image
 
     return Image(encode_png(figure), alt=alt_text)
@@ -54,8 +54,8 @@ def show_figure(figure, alt_text: str) -> None:
     display(make_image(figure, alt_text))
 
 # %% ../../nbs/0_base/10_plots.ipynb #plt00002
-def draw_bars(names: list, values: list, title: str, label: str, intervals: list = None):  # an `IPython.display.Image`
-    "Draw a bar for each name, the first one at the top; label: quantity (unit); intervals: (low, high) of each."
+def draw_bars(names: list, values: list, title: str, label: str, intervals: list = None):
+    "Return an image with a bar for each name; label: quantity (unit); intervals: (low, high) of each."
     figure, axis = subplots(height=0.8 + 0.3 * len(names))
     sizes = abs(np.transpose(intervals) - values) if intervals else None
     axis.barh(range(len(names)), values, color=COLOURS[3], xerr=sizes, capsize=3)

@@ -52,7 +52,7 @@ class ReplyEnd:
 
 # %% ../../nbs/0_base/09_replies.ipynb #rpl0007e
 def pull_pieces(work, seconds: float = None):  # a generator of texts; it returns the result of `work`
-    "Call `work(put, is_stopped)` in a thread, and yield the texts that it puts; seconds: to wait for a stopped one."
+    "Call `work(put, is_stopped)` in a thread, and yield the texts that it puts; seconds: to wait when stopped."
     pieces = queue.SimpleQueue()
     is_stopped = threading.Event()
 
@@ -77,7 +77,7 @@ def pull_pieces(work, seconds: float = None):  # a generator of texts; it return
 
 # %% ../../nbs/0_base/09_replies.ipynb #rpl0007f
 class LocalEngine:
-    "What the engines on this machine share; each has `complete(ids, options, put, is_stopped) -> (reason, tokens)`."
+    "What local engines share; each has `complete(ids, options, put, is_stopped) -> (reason, tokens)`."
 
     def __init__(self, model: Model):
         self.model = model
@@ -176,7 +176,7 @@ class LlamaCpp(LocalEngine):
         parameters.verbosity = -1
         num_idle = count_idle_cores()
         parameters.cpuparams_batch.n_threads = num_idle  # they read the prompt
-        parameters.cpuparams.n_threads = max(1, num_idle - 1)  # they write; a program that starts later gets a core
+        parameters.cpuparams.n_threads = max(1, num_idle - 1)  # they write, and leave a core to others
         parameters.cpuparams.poll = parameters.cpuparams_batch.poll = 0  # a waiting thread sleeps
         with tempfile.TemporaryDirectory(prefix="llama-", ignore_cleanup_errors=True) as folder:
             if adapter is not None:
@@ -328,7 +328,7 @@ def read_count(usage, name: str) -> int:
 
 # %% ../../nbs/0_base/09_replies.ipynb #rpl0012c
 class Remote:
-    "A server that speaks Chat Completions; raises `InputError` for an address that it may not use, or no server there."
+    "A server that speaks Chat Completions."
 
     reads_adapters = False
 
@@ -493,7 +493,8 @@ class Remote:
                         yield ""
                     if limit.is_reached:
                         reason = "length"
-                    if limit.is_reached or reason and time.monotonic() - since > 4 * PAUSE:  # its counts may follow
+                    is_over = reason and time.monotonic() - since > 4 * PAUSE  # its counts may follow
+                    if limit.is_reached or is_over:
                         break
             except (AttributeError, TypeError) as error:
                 raise self.fail("its answer is not of the protocol") from error

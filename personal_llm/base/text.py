@@ -56,7 +56,8 @@ class Language:
         "Count the words with each of the endings after a stem that is long enough."
         sizes = [len(ending) + self.min_stem for ending in self.endings]
         rows = zip(self.endings, sizes)
-        return [sum(len(w) >= size and w.endswith(ending) for w in words) if ending else 0 for ending, size in rows]
+        count = lambda ending, size: sum(len(word) >= size and word.endswith(ending) for word in words)
+        return [count(ending, size) if ending else 0 for ending, size in rows]
 
 # %% ../../nbs/0_base/02_text.ipynb #df43e8b4
 def read_languages() -> dict:  # name -> `Language`
@@ -64,8 +65,9 @@ def read_languages() -> dict:  # name -> `Language`
     text = files("personal_llm").joinpath("assets", "languages.json").read_text(encoding="utf-8")
     languages = {}
     for name, row in json.loads(text).items():
-        breaks = {} if "sentence_break" in row else dict(sentence_break=make_sentence_break(row.pop("abbreviations")))
-        languages[name] = Language(name, **row | breaks | dict(endings=tuple(row["endings"])))
+        if "sentence_break" not in row:
+            row["sentence_break"] = make_sentence_break(row.pop("abbreviations"))
+        languages[name] = Language(name, **row | dict(endings=tuple(row["endings"])))
     return languages
 
 
@@ -110,7 +112,8 @@ def normalise_text(text: str) -> str:  # lower case, words and digits only, sing
 # %% ../../nbs/0_base/02_text.ipynb #lang0011
 def split_normalised(text: str) -> list:  # words in order
     "Cut a normalised text into words, and scripts without spaces into characters."
-    unspaced = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
+    unspaced = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff"  # Thai, Lao, Burmese, Khmer
+    unspaced += "\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"  # Japanese, Chinese
     return re.sub(f"([{unspaced}])", r" \1 ", text).split()
 
 # %% ../../nbs/0_base/02_text.ipynb #43a8f7c4

@@ -48,7 +48,7 @@ def cut_template(tokenizer, marked: list, messages: list, **options) -> list:  #
 
 
 def make_strict(messages: list) -> list:
-    "Return a conversation of users and assistants in turn; the first turn is a user's, and has the system text too."
+    "Return a conversation of user and assistant in turn, which begins with a user's turn and the system text."
     system = [m["content"] for m in messages[:1] if m["role"] == "system"]
     turns = []
     for message in messages[len(system) :]:
@@ -61,10 +61,10 @@ def make_strict(messages: list) -> list:
 
 
 def split_template(tokenizer, messages: list, add_generation_prompt: bool = False) -> list:
-    "Cut a rendered template into (text, index of its message, or None); raise `InputError` when it loses a content."
+    "Cut a rendered template into pairs (text, index of its message, or None)."
     marked = [dict(m, content=f"\ue000{i}\ue001") for i, m in enumerate(messages)]
     options = dict(add_generation_prompt=add_generation_prompt)
-    options |= dict(enable_thinking=False)  # or a prompt would lack the empty thought that stands in a training sample
+    options |= dict(enable_thinking=False)  # or a prompt would lack the empty thought of a training sample
     try:
         return cut_template(tokenizer, marked, messages, **options)
     except InputError:
@@ -75,20 +75,22 @@ def split_template(tokenizer, messages: list, add_generation_prompt: bool = Fals
 
 # %% ../../nbs/0_base/04_tokens.ipynb #eea788fa
 def get_special_strings(tokenizer) -> list:
-    "Return the strings that the tokenizer would turn into control tokens, also those that it does not call special."
+    "Return the strings that the tokenizer would turn into control tokens, called special or not."
+    is_mark = lambda text: re.search(r"\w", text) and re.search(r"[^\w\s▁]", text)
     added = tokenizer.added_tokens_decoder.values()
-    marks = [t.content for t in added if t.special or re.search(r"\w", t.content) and re.search(r"[^\w\s▁]", t.content)]
+    marks = [token.content for token in added if token.special or is_mark(token.content)]
     return sorted(set(marks) | set(tokenizer.all_special_tokens))
 
 
 def tokenize_content(tokenizer, text: str, marks) -> list:  # token ids; marks: a compiled pattern
-    "Tokenise text that holds no control token: a mark is cut after its first sign, so that it is no mark any more."
+    "Tokenise text without control tokens: a mark is cut after its first sign, so that it is none any more."
     parts = []
     place = 0
     for found in marks.finditer(text):
         parts.append(text[place : found.start() + 1])
         place = found.start() + 1
-    encoded = [tokenizer(part, add_special_tokens=False, split_special_tokens=True) for part in (*parts, text[place:])]
+    options = dict(add_special_tokens=False, split_special_tokens=True)
+    encoded = [tokenizer(part, **options) for part in (*parts, text[place:])]
     return [token for row in encoded for token in row["input_ids"]]
 
 # %% ../../nbs/0_base/04_tokens.ipynb #eea788fb
@@ -118,7 +120,7 @@ def tokenize_messages(tokenizer, messages: list, add_generation_prompt: bool = F
 
 
 def find_end_of_turn(tokenizer):  # a token id, or None
-    "Return the control token that the chat template writes after a response; it need not be the tokenizer's own end."
+    "Return the control token that the chat template writes after a response."
     turns = [dict(role="user", content="a"), dict(role="assistant", content="b")]
     try:
         ids, token_owners = tokenize_messages(tokenizer, turns)
@@ -151,7 +153,7 @@ def find_starts(history, first: int, max_tokens: int) -> list:  # places in the 
 
 # %% ../../nbs/0_base/04_tokens.ipynb #03tok014
 def fit_window(tokenize, dialogue: Dialogue, max_tokens: int, with_response: bool) -> tuple:
-    "Leave out what does not fit; return token ids, owners, the index of the prompt and a lower bound of tokens cut."
+    "Leave out what does not fit; return token ids, owners, index of the prompt, lower bound of tokens cut."
     if not isinstance(dialogue, Dialogue):
         raise InputError(f"{type(dialogue).__name__} is no dialogue", "make one with Dialogue(prompt, response)")
     check(max_tokens, "whole number", "max_length", low=1, remedy="give a whole number of tokens, 1 or more")
@@ -199,10 +201,11 @@ def encode_dialogue(
 
     ids, token_owners, prompt, num_truncated = fit_window(tokenize, dialogue, max_length, with_response=True)
     response = prompt + 1
+    name = f"dialogue {dialogue.id}"
     if response not in token_owners:
-        raise InputError(f"dialogue {dialogue.id}: its response is empty, so there is nothing to learn", "leave it out")
+        raise InputError(f"{name}: its response is empty, so there is nothing to learn", "leave it out")
     if response not in token_owners[:max_length]:
-        raise InputError(f"dialogue {dialogue.id}: no response token fits into {max_length} tokens", "raise max_length")
+        raise InputError(f"{name}: no response token fits into {max_length} tokens", "raise max_length")
     labels = [token if owner == response else -100 for token, owner in zip(ids, token_owners)]
     num_truncated += max(0, len(ids) - max_length)
     return dict(input_ids=ids[:max_length], labels=labels[:max_length], num_truncated=num_truncated)
@@ -247,8 +250,8 @@ def compile_template(source: str):  # a template of Jinja
     extensions = [Generation, loopcontrols]
     environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=extensions)
     environment.filters["tojson"] = partial(json.dumps, ensure_ascii=False)
-    environment.globals = dict(range=environment.globals["range"], dict=lambda *args, **values: dict(*args, **values))
-    environment.globals |= dict(namespace=SafeNamespace, raise_exception=refuse)
+    environment.globals = dict(range=environment.globals["range"], namespace=SafeNamespace, raise_exception=refuse)
+    environment.globals |= dict(dict=lambda *args, **values: dict(*args, **values))
     environment.globals |= dict(strftime_now=lambda form: datetime.now().strftime(form))
     return environment.from_string(source)
 
@@ -278,7 +281,7 @@ class ChatTokenizer:
     def __len__(self):
         return self.backend.get_vocab_size(with_added_tokens=True)
 
-    def __call__(self, text: str, add_special_tokens=False, split_special_tokens=False, return_offsets_mapping=False):
+    def __call__(self, text: str, add_special_tokens=False, split_special_tokens=False, **_):
         "Cut a text into tokens, as a tokenizer of transformers does."
         with self.lock:
             self.backend.encode_special_tokens = split_special_tokens
@@ -294,7 +297,7 @@ class ChatTokenizer:
         return self.backend.decode(ids, skip_special_tokens=False)
 
 # %% ../../nbs/0_base/04_tokens.ipynb #e1442b82
-def pad_rows(rows: list, value: int, left: bool = False) -> tuple:  # two tensors (rows, longest): ids, attention mask
+def pad_rows(rows: list, value: int, left: bool = False) -> tuple:  # ids and attention mask, (rows, longest)
     "Return a rectangular tensor of at least one list of ids, padded with `value`, and its attention mask."
     import torch
     from torch.nn.utils.rnn import pad_sequence
@@ -313,7 +316,7 @@ def collate_samples(rows: list, pad_token_id: int) -> dict:  # tensors input_ids
 
 # %% ../../nbs/0_base/04_tokens.ipynb #03tok033
 def make_batches(lengths: list, max_tokens: int) -> list:  # lists of row numbers
-    "Put rows of similar length into batches of at most `max_tokens`, padding included, a window of 128 rows at a time."
+    "Put rows of similar length into batches of at most `max_tokens` with padding, 128 rows at a time."
     window = 128
     batches = []
     for start in range(0, len(lengths), window):

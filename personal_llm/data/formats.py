@@ -22,7 +22,7 @@ class Turn(NamedTuple):
     role: str  # "system", "user" or "assistant"
     text: str  # None: a picture, a file, or another thing that we cannot read
     time: float = 0.0  # seconds since the epoch, or 0
-    is_learned: bool = True  # False: a reply that stays in the history, and is no example (rated down, or weight 0)
+    is_learned: bool = True  # False: a reply that stays in the history, and is no example
     unread: list = ()  # names of the fields that had no effect
     left_out: str = ""  # why its exchange is left out
 
@@ -41,7 +41,8 @@ class ParsedConversation:
 
 # %% ../../nbs/1_data/02_formats.ipynb #10f1a016
 MAX_TURN_CHARACTERS = 32_000  # about 8,000 tokens; a model reads at most 2,048 of a dialogue by default
-GAP = "an exchange with a side that holds no words that we can read (a picture, file, thought, call or stopped reply)"
+GAP = "an exchange with a side that holds no words that we can read "
+GAP += "(a picture, file, thought, call or stopped reply)"
 UNLEARNED = "an answer that is not learned (rated down, or of the weight 0)"
 CLEANERS = []  # functions `Turn` -> `Turn` of plug-ins
 
@@ -84,7 +85,8 @@ def split_into_dialogues(conversation: ParsedConversation) -> tuple:  # (dialogu
     "Return a dialogue for each answer to a turn of the user; raise `InputError` if a row of a data set has none."
     turns = [Turn(*turn) for turn in conversation.turns]
     if wrong := next((turn for turn in turns if not isinstance(turn.text, (str, type(None)))), None):
-        raise InputError(f"the text of the {wrong.role} is {type(wrong.text).__name__}", "give one text in each turn")
+        problem = f"the text of the {wrong.role} is {type(wrong.text).__name__}"
+        raise InputError(problem, "give one text in each turn")
     is_blank = any(turn.text is not None and not is_visible(turn.text) for turn in turns)
     turns = [turn._replace(text=turn.text and turn.text[: 2 * MAX_TURN_CHARACTERS]) for turn in turns]  # cut later
     for clean in CLEANERS:
@@ -122,7 +124,7 @@ def split_into_dialogues(conversation: ParsedConversation) -> tuple:  # (dialogu
 class RecordFormat(NamedTuple):
     "How to parse the records of one format."
 
-    required_fields: tuple  # alternatives, each a tuple of fields in lower case; a path such as `chats.*.id` is inside
+    required_fields: tuple  # alternatives: tuples of fields in lower case, or paths such as `chats.*.id`
     parse: Callable  # record -> list of `ParsedConversation`
     needs_user: bool = False  # a chat between people; `parse` then takes the `Sides` as well
     is_file: bool = False  # each record is one message; `parse` then takes the list of all records of a file
@@ -183,7 +185,8 @@ def normalise_record(record) -> dict:
         problem = f"found {type(record).__name__} instead of an object with fields"
         raise InputError(problem, "write each row as an object with prompt and response")
     row = {str(name).strip().lower(): value for name, value in record.items()}
-    given = {name: value for name, value in row.items() if value is not None or name == "name"}  # of a Telegram chat
+    is_given = lambda name, value: value is not None or name == "name"  # of a Telegram chat
+    given = {name: value for name, value in row.items() if is_given(name, value)}
     for side, other in permutations((PROMPT, RESPONSE)):
         if find_field(given, side) and not find_field(given, other):  # a null side is an empty one
             given |= {name: "" for name in other if name in row}
@@ -197,7 +200,7 @@ def fits_format(record: dict, name: str) -> bool:
 
 
 def detect_format(record: dict, name: str = None) -> str:  # a key of `FORMATS`
-    "Return the latest format that fits a normalised record, or `name` if it fits; raise `InputError` if none does."
+    "Return the latest format that fits a normalised record, or `name` if it fits."
     for known in [name] if name else reversed(FORMATS):
         if fits_format(record, known):
             return known
@@ -224,7 +227,8 @@ def parse_record(record, name: str, sides: Sides = Sides()) -> list:  # of `Pars
         raise InputError("a field holds the wrong kind of value", "compare it with the other rows") from None
 
 # %% ../../nbs/1_data/02_formats.ipynb #10f1a011
-ROLES = dict(system="system", developer="system", user="user", human="user", assistant="assistant", gpt="assistant")
+ROLES = dict(system="system", developer="system", user="user", human="user")
+ROLES |= dict(assistant="assistant", gpt="assistant")
 
 
 @register_format("pairs", *product(PROMPT, RESPONSE))

@@ -19,7 +19,8 @@ from ..base.text import escape_controls
 
 # %% ../../nbs/1_data/01_records.ipynb #7c01ccec
 KINDS = read_json(ASSETS / "files.json")  # first bytes or ending of a file that is no text -> (kind, remedy)
-ENCODING = "save the file as UTF-8 (Notepad: Save as, Encoding; Excel: CSV UTF-8; PowerShell: Out-File -Encoding utf8)"
+ENCODING = "save the file as UTF-8 (Notepad: Save as, Encoding; Excel: CSV UTF-8; "
+ENCODING += "PowerShell: Out-File -Encoding utf8)"
 
 
 def decode_text(raw: bytes) -> str:
@@ -31,7 +32,8 @@ def decode_text(raw: bytes) -> str:
         return raw.decode(codec)
     except UnicodeDecodeError as error:
         if sum(byte < 9 for byte in raw[:1000]) > 3:
-            raise InputError("a binary file, and no text", "give the program's own export, as JSON or text") from None
+            remedy = "give the program's own export, as JSON or text"
+            raise InputError("a binary file, and no text", remedy) from None
         line = raw[: error.start].count(b"\n") + 1
         likely = "; it may be Windows-1252 (ANSI) or another encoding" if min(raw) > 8 else ""
         raise InputError(f"line {line}: not UTF-8 at byte {error.start + 1}{likely}", ENCODING) from None
@@ -107,15 +109,17 @@ def clean_value(value, depth: int = 0):  # depth: levels above it
         value = value.strip("\0").replace("\0", "�").replace("\r\n", "\n").replace("\r", "\n")
         return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
     if depth >= MAX_DEPTH and isinstance(value, (list, dict)):
-        raise InputError(f"nested more than {MAX_DEPTH} levels deep", "give the dialogues inside it, each as a row")
+        problem = f"nested more than {MAX_DEPTH} levels deep"
+        raise InputError(problem, "give the dialogues inside it, each as a row")
     if isinstance(value, list):
         return [clean_value(item, depth + 1) for item in value]
     items = value.items() if isinstance(value, dict) else ()
     return {clean_value(name): clean_value(item, depth + 1) for name, item in items} if items else value
 
 # %% ../../nbs/1_data/01_records.ipynb #c10a553d
-TALKS = "session conversation thread chat message_?tree dialog(ue)? conv(o|ersation)? channel room group topic talk"
-TALK_FIELD = re.compile(rf"(?i)((is|has)_?)?({TALKS.replace(' ', '|')})[-_ ]?((uu|gu)?id)?")  # names of a talk
+TALKS = "session|conversation|thread|chat|message_?tree|dialog(ue)?|conv(o|ersation)?"
+TALKS += "|channel|room|group|topic|talk"
+TALK_FIELD = re.compile(rf"(?i)((is|has)_?)?({TALKS})[-_ ]?((uu|gu)?id)?")
 
 
 def is_message_list(value) -> bool:
@@ -160,7 +164,7 @@ csv.field_size_limit(1 << 30)  # a field may hold a whole conversation
 MISSING = ("NaT", "<NA>", "None", "nan", "NaN", "null", "NULL")  # an empty cell, as programs write it
 
 
-def parse_table(text: str, quoting=csv.QUOTE_MINIMAL) -> tuple:  # ([(line, {column: field})], [(line, InputError)])
+def parse_table(text: str, quoting=csv.QUOTE_MINIMAL) -> tuple:  # ([(line, {column: field})], errors)
     "Parse the rows of a table, of which the first is the header; raise `InputError` for broken quotes."
     separator = max(",;\t", key=text.strip().partition("\n")[0].count)  # the first wins a tie
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True, quoting=quoting)

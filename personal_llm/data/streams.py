@@ -12,7 +12,7 @@ from ..base.core import InputError, check, check_seed, make_generator
 
 # %% ../../nbs/1_data/05_streams.ipynb #978279ec
 def draw_episodes(shares: np.ndarray, length: int, stay_probability: float, rng: np.random.Generator) -> tuple:
-    "Draw a Markov chain over episodes of kinds with shares of sum 1; return the kind and the episode of each step."
+    "Draw a Markov chain over episodes; return the kind and the episode of each step. The shares sum to 1."
     begins = rng.random(length) >= stay_probability
     begins[0] = True
     episode = np.cumsum(begins) - 1
@@ -20,7 +20,7 @@ def draw_episodes(shares: np.ndarray, length: int, stay_probability: float, rng:
 
 # %% ../../nbs/1_data/05_streams.ipynb #260d8672
 def draw_best_episodes(shares: np.ndarray, length: int, stay_probability: float, rng, count: int = 100) -> tuple:
-    "Draw chains; of the one with the least sum of |observed − wanted| / wanted share return kinds, episodes and sum."
+    "Draw chains; return kinds, episodes and error of the best: the sum of |observed − wanted| / wanted share."
     wanted, chains = shares > 0, []
     for _ in range(count):
         kinds, episode = draw_episodes(shares, length, stay_probability, rng)
@@ -51,12 +51,13 @@ def correlated_stream(
     duplicates: dict = None,  # kind -> share of its dialogues that repeat an earlier one with small edits
     seed: int = 0,
 ) -> list:  # dialogues; `time` is the position, labels gain `episode`, copies `copy_of`
-    "Make a stream of correlated dialogues by a Markov chain over episodes; raise `InputError` if that is impossible."
+    "Make a stream of correlated dialogues by a Markov chain over episodes."
     check(length, "whole number", "length", 1, 10**6)
     if check(stay_probability, "share", "stay_probability", remedy="give a number from 0 to below 1") == 1:
         raise InputError("stay_probability is 1", "give a number from 0 to below 1")
     if set(pools) != set(shares):
-        raise InputError(f"kinds with a pool or a share only: {sorted({*pools} ^ {*shares})}", "give each kind both")
+        lonely = sorted({*pools} ^ {*shares})
+        raise InputError(f"kinds with a pool or a share only: {lonely}", "give each kind both")
     weights = [check(shares[name], "number", f"the share of {name!r}", low=0) for name in pools]
     weights = np.array(weights, float)
     if weights.sum() <= 0:
