@@ -6,32 +6,21 @@
 __all__ = ['ParsedConversation', 'RecordFormat', 'register_format']
 
 # %% ../../nbs/1_data/02_formats.ipynb #10f1a003
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from itertools import chain, groupby, permutations, product
+from itertools import groupby, permutations, product
+from operator import itemgetter
 from typing import NamedTuple
 
-from ..base.core import Dialogue, InputError
+from ..base.core import Dialogue, InputError, check
 from .records import format_value
-
-# %% ../../nbs/1_data/02_formats.ipynb #10f1a006
-class Turn(NamedTuple):
-    "A turn of a conversation."
-
-    role: str  # "system", "user" or "assistant"
-    text: str  # None: a picture, a file, or another thing that we cannot read
-    time: float = 0.0  # seconds since the epoch, or 0
-    is_learned: bool = True  # False: a reply that stays in the history, and is no example
-    unread: list = ()  # names of the fields that had no effect
-    left_out: str = ""  # why its exchange is left out
 
 # %% ../../nbs/1_data/02_formats.ipynb #10f1a06b
 @dataclass
 class ParsedConversation:
     "The turns of one conversation."
 
-    turns: list  # of `Turn`, or of tuples with its fields
+    turns: list  # (role, text) pairs, or what the `split` of its format takes
     labels: dict = field(default_factory=dict)  # labels of its dialogues
     user: str = ""  # the user's name, if the file is a chat between people
     writer: str = ""  # the names of those whose messages are the responses, if it is one
@@ -41,84 +30,25 @@ class ParsedConversation:
 
 # %% ../../nbs/1_data/02_formats.ipynb #10f1a016
 MAX_TURN_CHARACTERS = 32_000  # about 8,000 tokens; a model reads at most 2,048 of a dialogue by default
-GAP = "an exchange with a side that holds no words that we can read "
-GAP += "(a picture, file, thought, call or stopped reply)"
-UNLEARNED = "an answer that is not learned (rated down, or of the weight 0)"
-CLEANERS = []  # functions `Turn` -> `Turn` of plug-ins
 
 
-def is_visible(text: str) -> bool:
-    "Tell whether a text has more than blanks and invisible characters."
-    return any(map(str.isprintable, text.replace(" ", "")))
-
-
-def merge_turns(turns: list) -> list:  # of `Turn`, with alternating roles
-    "Join neighbouring turns of one role, with the time of the first; a reply is learned if all its parts are."
-    merged = []
-    for role, run in groupby(turns, key=lambda turn: turn.role):
-        run = list(run)
-        texts = [turn.text for turn in run]
-        if None in texts and role == "assistant":  # a reply may go on after its picture
-            texts = texts[: texts.index(None)]
-        elif None in texts:  # a prompt may stand after its picture
-            texts = texts[len(texts) - texts[::-1].index(None) :]
-        text = "\n".join(filter(is_visible, texts)) or None
-        reason = next((turn.left_out for turn in run if turn.left_out and (turn.text or not text)), "")
-        is_learned = all(turn.is_learned for turn in run)
-        merged.append(Turn(role, text, float(run[0].time), is_learned, left_out=reason))
-    return merged
-
-
-def split_at_system(turns: list) -> list:  # of lists of turns with alternating roles
-    "Begin a new part at each system turn; a prompt that stands before it and has no reply yet comes after it."
-    parts = [[]]
-    for turn in merge_turns(turns):
-        if turn.role == "system":
-            asked = [last for last in parts[-1][-1:] if last.role == "user"]
-            parts.append([turn, *asked])
-        else:
-            parts[-1].append(turn)
-    return [merge_turns(part) for part in parts]  # a system turn may have stood between two prompts
-
-
-def split_into_dialogues(conversation: ParsedConversation) -> tuple:  # (dialogues, cut texts, reason -> gaps)
+def split_turns(conversation: ParsedConversation) -> tuple:  # (dialogues, number of texts cut, {})
     "Return a dialogue for each answer to a turn of the user; raise `InputError` if a row of a data set has none."
-    turns = [Turn(*turn) for turn in conversation.turns]
-    if wrong := next((turn for turn in turns if not isinstance(turn.text, (str, type(None)))), None):
-        problem = f"the text of the {wrong.role} is {type(wrong.text).__name__}"
-        raise InputError(problem, "give one text in each turn")
-    is_blank = any(turn.text is not None and not is_visible(turn.text) for turn in turns)
-    turns = [turn._replace(text=turn.text and turn.text[: 2 * MAX_TURN_CHARACTERS]) for turn in turns]  # cut later
-    for clean in CLEANERS:
-        turns = [clean(turn) for turn in turns]
+    turns = []
+    for role, run in groupby(conversation.turns, key=itemgetter(0)):  # neighbours of one role are one turn
+        texts = [text for _, text in run]
+        for text in texts:
+            check(text, "text", f"the text of the {role}")
+        turns.append((role, "\n".join(texts)))
+    history = tuple((role, text[:MAX_TURN_CHARACTERS]) for role, text in turns)
     dialogues = []
-    left_out = Counter()
-    num_cut = 0
-    problem = "no assistant turn after a user turn"
-    for part in split_at_system(turns):
-        exchanges = []
-        for prompt, answer in (pair for pair in zip(part, part[1:]) if pair[0].role == "user"):
-            reason = prompt.left_out or answer.left_out
-            if not reason and not (prompt.text and answer.text):
-                reason = GAP
-                problem = "empty response" if prompt.text else "empty prompt"
-            if reason:
-                left_out[reason] += 1
-            else:
-                exchanges.append((prompt, answer))
-        system = [turn for turn in part[:1] if turn.role == "system" and turn.text]
-        kept = [*system, *chain(*exchanges)]
-        num_cut += sum(len(turn.text) > MAX_TURN_CHARACTERS for turn in kept)
-        history = tuple((turn.role, turn.text[:MAX_TURN_CHARACTERS]) for turn in kept)
-        for place, (prompt, answer) in zip(range(len(system), len(kept), 2), exchanges):
-            if answer.is_learned:
-                texts = history[place][1], history[place + 1][1]
-                dialogues.append(Dialogue(*texts, history[:place], time=prompt.time, labels=conversation.labels))
-            else:
-                left_out[UNLEARNED] += 1
-    if not dialogues and conversation.is_row and (is_blank and left_out[GAP] or not left_out):
-        raise InputError(problem, "give its words" if "empty" in problem else "give conversations with answers")
-    return dialogues, num_cut, left_out
+    for place, ((role, prompt), (other, answer)) in enumerate(zip(history, history[1:])):
+        if (role, other) == ("user", "assistant"):
+            check(answer, "name", "the response")
+            dialogues.append(Dialogue(prompt, answer, history[:place], labels=conversation.labels))
+    if not dialogues and conversation.is_row:
+        raise InputError("no assistant turn after a user turn", "give conversations with answers")
+    return dialogues, sum(len(text) > MAX_TURN_CHARACTERS for _, text in turns), {}
 
 # %% ../../nbs/1_data/02_formats.ipynb #10f1a009
 class RecordFormat(NamedTuple):
@@ -129,6 +59,7 @@ class RecordFormat(NamedTuple):
     needs_user: bool = False  # a chat between people; `parse` then takes the `Sides` as well
     is_file: bool = False  # each record is one message; `parse` then takes the list of all records of a file
     prepare: Callable = None  # (records of a file, its folder or None) -> as many records, before they are parsed
+    split: Callable = split_turns  # `ParsedConversation` -> (dialogues, texts cut, {why left out: exchanges})
 
 # %% ../../nbs/1_data/02_formats.ipynb #10f1a09b
 class Sides(NamedTuple):
@@ -233,17 +164,17 @@ ROLES |= dict(assistant="assistant", gpt="assistant")
 
 @register_format("pairs", *product(PROMPT, RESPONSE))
 def parse_pair(record: dict) -> list:  # of `ParsedConversation`
-    turns = [Turn("system", record[name]) for name in SYSTEM if record.get(name)]
-    turns.append(Turn("user", record[find_field(record, PROMPT)]))
-    turns.append(Turn("assistant", record[find_field(record, RESPONSE)]))
+    turns = [("system", record[name]) for name in SYSTEM if record.get(name)]
+    turns.append(("user", record[find_field(record, PROMPT)]))
+    turns.append(("assistant", record[find_field(record, RESPONSE)]))
     return [ParsedConversation(turns, unread=[name for name in record if name not in PROMPT + RESPONSE + SYSTEM])]
 
 
 @register_format("messages", *([name] for name in TURNS))
 def parse_messages(record: dict) -> list:  # of `ParsedConversation`
     turns = []
+    unread = [name for name in record if name not in TURNS]
     for turn in record[find_field(record, TURNS)]:
-        unread = [name for name in turn if name not in ("role", "from", "content", "value")]
-        role = ROLES[turn.get("role") or turn["from"]]
-        turns.append(Turn(role, turn.get("content", turn.get("value")), unread=unread))
-    return [ParsedConversation(turns, unread=[name for name in record if name not in TURNS])]
+        unread += [name for name in turn if name not in ("role", "from", "content", "value")]
+        turns.append((ROLES[turn.get("role") or turn["from"]], turn.get("content", turn.get("value"))))
+    return [ParsedConversation(turns, unread=unread)]

@@ -20,8 +20,8 @@ from ..base.core import Dialogue, InputError, check, check_dialogues, load_plugi
 from ..base.display import MAX_ROWS, Displayed
 from ..base.files import ASSETS
 from ..base.text import count_nouns
-from .formats import FORMATS, MAX_TURN_CHARACTERS, RecordFormat, Sides, Turn, detect_format
-from .formats import normalise_record, parse_record, split_into_dialogues
+from .formats import FORMATS, MAX_TURN_CHARACTERS, RecordFormat, Sides, detect_format
+from .formats import normalise_record, parse_record
 from .records import MISSING, clean_value, collect, format_value, is_message_list, read_records
 
 # %% ../../nbs/1_data/03_reading.ipynb #5a1e0006
@@ -42,6 +42,8 @@ def load_formats() -> dict:  # name of a plug-in -> the reason why it was skippe
         for name, format in table.items():
             FORMATS.pop(name, None)  # the order of the table counts
             FORMATS[name] = format
+    if "exports" not in plugins:
+        skipped.setdefault("exports", "your install is older than the code; run pip install -e . in the clone")
     return skipped
 
 # %% ../../nbs/1_data/03_reading.ipynb #5a1e0007
@@ -160,7 +162,8 @@ def add_conversation(result: Dialogues, place: str, conversation, split: tuple) 
     if conversation.left_out:
         result.left_out[conversation.left_out] += 1
     names = set(conversation.unread if conversation.is_row else ())
-    result.unread += Counter(sorted(names.union(*(Turn(*turn).unread for turn in conversation.turns))))
+    names.update(*(getattr(turn, "unread", ()) for turn in conversation.turns))
+    result.unread += Counter(sorted(names))
     result.user = result.user or conversation.user
     result.writer = result.writer or conversation.writer
 
@@ -187,7 +190,7 @@ def add_source(result: Dialogues, source, name: str, sides: Sides = Sides()) -> 
     def parse_row(row):
         if not isinstance(row, list):
             detect_format(row, name)  # an error for a row of another format
-        return [(talk, split_into_dialogues(talk)) for talk in parse_record(row, name, sides)]
+        return [(talk, FORMATS[name].split(talk)) for talk in parse_record(row, name, sides)]
 
     parsed, unparsed = collect(parse_row, rows)
     for number, conversations in parsed:
