@@ -445,6 +445,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                       'personal_llm/base/replies.py'),
                                            'personal_llm.base.replies.Remote.find_name': ( '0_base/replies.html#remote.find_name',
                                                                                            'personal_llm/base/replies.py'),
+                                           'personal_llm.base.replies.Remote.list_models': ( '0_base/replies.html#remote.list_models',
+                                                                                             'personal_llm/base/replies.py'),
                                            'personal_llm.base.replies.Remote.read': ( '0_base/replies.html#remote.read',
                                                                                       'personal_llm/base/replies.py'),
                                            'personal_llm.base.replies.Remote.read_events': ( '0_base/replies.html#remote.read_events',

@@ -362,14 +362,18 @@ class Remote:
             raise InputError(f"writer {host}: not this computer, so your chats would leave it", remedy)
         self.name = name or self.find_name()
 
-    def find_name(self) -> str:
-        "Ask the server for the name of its only model."
+    def list_models(self) -> list:  # names
+        "Ask the server for the names of its models."
         with closing(self.receive("GET", "/models")) as blocks:
             rows = self.read("".join(blocks)).get("data")
         if not isinstance(rows, list):
             raise self.fail("its list of models is not of the protocol", "give an address such as …/v1")
-        names = [row.get("id") for row in rows if isinstance(row, dict)]
-        names = [CONTROL_CHARACTERS.sub("", name) for name in names if isinstance(name, str)]
+        names = (row.get("id") for row in rows if isinstance(row, dict))
+        return [CONTROL_CHARACTERS.sub("", name) for name in names if isinstance(name, str)]
+
+    def find_name(self) -> str:
+        "Return the name of the server's only model."
+        names = self.list_models()
         if len(names) != 1:
             given = ", ".join(names[:12]) or "none"
             raise self.fail(f"its models are {given}", "give one with --writer-model NAME")
