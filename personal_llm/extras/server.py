@@ -7,6 +7,8 @@ __all__ = ['make_app', 'serve']
 
 # %% ../../nbs/9_extras/05_server.ipynb #bbe77fad
 import asyncio
+import atexit
+import gc
 import json
 import os
 import secrets
@@ -278,7 +280,7 @@ def write_reply(session: ChatSession, wanted: CompletionRequest):  # a generator
         is_stored = len(session.me.archive.dialogues) > stored
         id = next(reversed(session.me.archive.dialogues)) if is_stored else replaces
         own = dict(id=id, talk=session.talk if is_of_page else None, source=session.describe_source())
-        own["reason"] = session.recalled.verdict.reason
+        own["reasons"] = session.recalled.reasons
         own["cut"] = session.model.truncated.get(reply.dialogue.id, 0)
     usage = dict(prompt_tokens=reply.num_prompt_tokens, completion_tokens=reply.num_tokens)
     usage |= dict(total_tokens=reply.num_prompt_tokens + reply.num_tokens)
@@ -332,6 +334,8 @@ def list_talks(session: ChatSession, talk: str, words: str) -> dict:
         turns.append(turn | dict(reaction=reaction and reaction.kind, is_corrected=is_corrected))
     rows.sort(key=lambda row: -row["time"])
     row = find_habit_question(session.me.state)
+    if turns:  # the page shows it there
+        session.show_habit_question()
     habit = row and dict(label=row.form.label, question=row.question)
     scopes = {name: scope.label for name, scope in SCOPES.items()}
     shown = dict(turns=turns, question=state.question, text=QUESTION_TEXT, habit=habit, scopes=scopes)
@@ -586,5 +590,6 @@ def serve(
         print(shown if as_json else f"{address}/#code={code}", flush=True)
         programs = f"other programs and browsers: base URL {address}/v1, key {token}"
         print(f"open the link, which works once; {programs}; Ctrl-C ends it", file=sys.stderr)
+        atexit.register(gc.freeze)  # collecting all objects once more takes seconds, and the process ends anyway
         with suppress(KeyboardInterrupt):
             make_server(make_app(session, token, host, code)).run([bound])
