@@ -26,6 +26,12 @@ SCOPES = {  # name -> `Scope`
     "here": Scope("Only this subject", "this subject only", group="here"),
 }
 
+# %% ../../nbs/3_memory/01_feedback.ipynb #83bcc959
+def check_scope(name: str) -> str:
+    "Return the name of a scope; raise `InputError` for one that `SCOPES` lacks."
+    remedy = f"use one of {', '.join(filter(None, SCOPES))}"
+    return check(name, "choice", "the scope", choices=tuple(SCOPES), remedy=remedy)
+
 # %% ../../nbs/3_memory/01_feedback.ipynb #scp00002
 @dataclass(frozen=True)
 class Reaction:
@@ -42,8 +48,7 @@ class Reaction:
         check(self.target, "text" if self.kind == "always" else "name", f"{self.kind}: the target")
         check(self.text, "text", f"{self.kind}: the text")
         check(self.time, "number", f"{self.kind}: the time")
-        remedy = f"use one of {', '.join(filter(None, SCOPES))}"
-        check(self.scope, "choice", "the scope", choices=tuple(SCOPES), remedy=remedy)
+        check_scope(self.scope)
         if self.kind == "better" and not self.text.strip():
             raise InputError("better: no text", "give the preferred reply, too")
         if self.kind in ("up", "down", "scope") and self.text:
