@@ -15,7 +15,7 @@ from pathlib import Path
 from ..base.core import InputError
 from ..data.formats import RecordFormat, dig
 from ..data.records import format_value, parse_json
-from .marks import TABLE, replace_outside_code
+from .marks import TABLE, replace_outside_code, split_into_dialogues
 from .people import PEOPLE
 from .talks import ROWS, WORDS, Program, as_text, join_parts, make_format
 
@@ -158,6 +158,7 @@ EXPORTS = dict(ROWS)  # name -> `RecordFormat`, the plug-in of this package; the
 for name, row in TABLE["programs"].items():
     fields = [names.split("+") for names in row["fields"]]
     PROGRAMS[name] = Program(**row | dict(fields=fields, mend=MENDS.get(name)))
-    people = name in PEOPLE and RecordFormat(fields, PEOPLE[name], needs_user=True)
-    EXPORTS[name] = people or make_format(name, PROGRAMS[name])
+    EXPORTS[name] = make_format(name, PROGRAMS[name])
+    if name in PEOPLE:
+        EXPORTS[name] = RecordFormat(fields, PEOPLE[name], needs_user=True, split=split_into_dialogues)
 EXPORTS["chatgpt"] = EXPORTS["chatgpt"]._replace(prepare=add_ratings)

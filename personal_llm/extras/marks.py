@@ -8,10 +8,30 @@ __all__ = []
 # %% ../../nbs/9_extras/07_marks.ipynb #6d0c0003
 import json
 import re
+from collections import Counter
+from itertools import chain, groupby
+from typing import NamedTuple
 
+from ..base.core import Dialogue, InputError
 from ..base.files import ASSETS
-from ..data.formats import CLEANERS, Turn, is_visible
+from ..data.formats import MAX_TURN_CHARACTERS, ParsedConversation
 from ..data.records import format_value
+
+# %% ../../nbs/9_extras/07_marks.ipynb #6d0c0t01
+class Turn(NamedTuple):
+    "A turn of a conversation."
+
+    role: str  # "system", "user" or "assistant"
+    text: str  # None: a picture, a file, or another thing that we cannot read
+    time: float = 0.0  # seconds since the epoch, or 0
+    is_learned: bool = True  # False: a reply that stays in the history, and is no example
+    unread: list = ()  # names of the fields that had no effect
+    left_out: str = ""  # why its exchange is left out
+
+
+def is_visible(text: str) -> bool:
+    "Tell whether a text has more than blanks and invisible characters."
+    return any(map(str.isprintable, text.replace(" ", "")))
 
 # %% ../../nbs/9_extras/07_marks.ipynb #6d0c0004
 TABLE = json.loads((ASSETS / "formats.json").read_text(encoding="utf-8"))  # the names and the marks of programs
@@ -77,5 +97,75 @@ def clean_turn(turn: Turn) -> Turn:
     is_setup = turn.role == "user" and is_visible(turn.text) and not is_visible(text)
     return turn._replace(text=text, left_out=SETUP if is_setup else turn.left_out)
 
+# %% ../../nbs/9_extras/07_marks.ipynb #6d0c0t03
+GAP = "an exchange with a side that holds no words that we can read "
+GAP += "(a picture, file, thought, call or stopped reply)"
+UNLEARNED = "an answer that is not learned (rated down, or of the weight 0)"
 
-CLEANERS.append(clean_turn)
+
+def merge_turns(turns: list) -> list:  # of `Turn`, with alternating roles
+    "Join neighbouring turns of one role, with the time of the first; a reply is learned if all its parts are."
+    merged = []
+    for role, run in groupby(turns, key=lambda turn: turn.role):
+        run = list(run)
+        texts = [turn.text for turn in run]
+        if None in texts and role == "assistant":  # a reply may go on after its picture
+            texts = texts[: texts.index(None)]
+        elif None in texts:  # a prompt may stand after its picture
+            texts = texts[len(texts) - texts[::-1].index(None) :]
+        text = "\n".join(filter(is_visible, texts)) or None
+        reason = next((turn.left_out for turn in run if turn.left_out and (turn.text or not text)), "")
+        is_learned = all(turn.is_learned for turn in run)
+        merged.append(Turn(role, text, float(run[0].time), is_learned, left_out=reason))
+    return merged
+
+
+def split_at_system(turns: list) -> list:  # of lists of turns with alternating roles
+    "Begin a new part at each system turn; a prompt that stands before it and has no reply yet comes after it."
+    parts = [[]]
+    for turn in merge_turns(turns):
+        if turn.role == "system":
+            asked = [last for last in parts[-1][-1:] if last.role == "user"]
+            parts.append([turn, *asked])
+        else:
+            parts[-1].append(turn)
+    return [merge_turns(part) for part in parts]  # a system turn may have stood between two prompts
+
+
+def split_into_dialogues(conversation: ParsedConversation) -> tuple:  # (dialogues, cut texts, reason -> gaps)
+    "Return a dialogue for each answer to a turn of the user; raise `InputError` if a row of a data set has none."
+    turns = [Turn(*turn) for turn in conversation.turns]
+    if wrong := next((turn for turn in turns if not isinstance(turn.text, (str, type(None)))), None):
+        problem = f"the text of the {wrong.role} is {type(wrong.text).__name__}"
+        raise InputError(problem, "give one text in each turn")
+    is_blank = any(turn.text is not None and not is_visible(turn.text) for turn in turns)
+    turns = [turn._replace(text=turn.text and turn.text[: 2 * MAX_TURN_CHARACTERS]) for turn in turns]  # cut later
+    turns = [clean_turn(turn) for turn in turns]
+    dialogues = []
+    left_out = Counter()
+    num_cut = 0
+    problem = "no assistant turn after a user turn"
+    for part in split_at_system(turns):
+        exchanges = []
+        for prompt, answer in (pair for pair in zip(part, part[1:]) if pair[0].role == "user"):
+            reason = prompt.left_out or answer.left_out
+            if not reason and not (prompt.text and answer.text):
+                reason = GAP
+                problem = "empty response" if prompt.text else "empty prompt"
+            if reason:
+                left_out[reason] += 1
+            else:
+                exchanges.append((prompt, answer))
+        system = [turn for turn in part[:1] if turn.role == "system" and turn.text]
+        kept = [*system, *chain(*exchanges)]
+        num_cut += sum(len(turn.text) > MAX_TURN_CHARACTERS for turn in kept)
+        history = tuple((turn.role, turn.text[:MAX_TURN_CHARACTERS]) for turn in kept)
+        for place, (prompt, answer) in zip(range(len(system), len(kept), 2), exchanges):
+            if answer.is_learned:
+                texts = history[place][1], history[place + 1][1]
+                dialogues.append(Dialogue(*texts, history[:place], time=prompt.time, labels=conversation.labels))
+            else:
+                left_out[UNLEARNED] += 1
+    if not dialogues and conversation.is_row and (is_blank and left_out[GAP] or not left_out):
+        raise InputError(problem, "give its words" if "empty" in problem else "give conversations with answers")
+    return dialogues, num_cut, left_out

@@ -12,9 +12,9 @@ from collections import Counter
 from datetime import datetime, timezone
 
 from ..base.core import InputError
-from ..data.formats import ParsedConversation, Sides, Turn, dig
+from ..data.formats import ParsedConversation, Sides, dig
 from ..data.records import format_value
-from .marks import TABLE, compile_mark
+from .marks import TABLE, Turn, compile_mark
 from .talks import WORDS, as_text, find_times, parse_time, sort_by_time
 
 # %% ../../nbs/9_extras/09_people.ipynb #9e0b0006

@@ -386,10 +386,10 @@ def describe_model(model) -> str:
 
 def describe_status(session: ChatSession, *_) -> dict:
     "Return the state in numbers, and messages for the user; take over a fine-tune that is complete."
-    session.collect()
+    session.work.collect()
     last = session.me.state.find_last_round()
     seconds = last.seconds if last else None
-    shown = dict(is_learning=session.learning is not None, seconds=seconds, messages=session.pop_messages())
+    shown = dict(is_learning=session.work.learning is not None, seconds=seconds, messages=session.pop_messages())
     return describe_state(session.me.state) | shown | dict(note=describe_model(session.model))
 
 # %% ../../nbs/9_extras/05_server.ipynb #srvchange1
@@ -440,9 +440,9 @@ CHANGES = dict(
     scope=lambda session, wanted: dict(message=session.scope_correction(wanted.scope or "", wanted.id)),
     habit=lambda session, wanted: dict(message=session.scope_habit(wanted.text, wanted.scope or "")),
     take_back=lambda session, wanted: dict(message=session.undo()),
-    learn=lambda session, wanted: dict(message=session.learn()),
-    stop=lambda session, wanted: session.stop_learning(),
-    undo=lambda session, wanted: dict(message=session.undo_learning()),
+    learn=lambda session, wanted: dict(message=session.work.learn()),
+    stop=lambda session, wanted: session.work.stop_learning(),
+    undo=lambda session, wanted: dict(message=session.work.undo_learning()),
     name=name_talk,
     halt=lambda session, wanted: session.halt_reply(),
 )

@@ -18,10 +18,10 @@ from typing import NamedTuple
 from dateutil import parser
 
 from ..base.core import InputError
-from ..data.formats import PROMPT, RESPONSE, SYSTEM, ParsedConversation, RecordFormat, Turn, dig
+from ..data.formats import PROMPT, RESPONSE, SYSTEM, ParsedConversation, RecordFormat, dig
 from ..data.formats import find_field, list_fields
 from ..data.records import TALK_FIELD, format_value, is_message_list, parse_json
-from .marks import TABLE
+from .marks import TABLE, Turn, split_into_dialogues
 
 # %% ../../nbs/9_extras/08_talks.ipynb #7a1c0006
 FIELDS = {kind: names.split() for kind, names in TABLE["fields"].items()}  # the first one with a value counts
@@ -381,7 +381,8 @@ def parse_talks(record, program: Program, name: str) -> list:  # of `ParsedConve
 def make_format(name: str, program: Program) -> RecordFormat:
     "Return the format of a row of the table."
     parse = partial(parse_talks, program=program, name=name)
-    return RecordFormat(program.fields, parse, is_file=not (program.messages or program.way))
+    is_file = not (program.messages or program.way)
+    return RecordFormat(program.fields, parse, is_file=is_file, split=split_into_dialogues)
 
 # %% ../../nbs/9_extras/08_talks.ipynb #7a1c0016
 def share_instruction(rows: list, folder=None) -> list:
@@ -394,7 +395,8 @@ def share_instruction(rows: list, folder=None) -> list:
 
 def make_row_format(fields: list, answer: list, prepare=None) -> RecordFormat:
     "Return the format of rows with one request and one answer."
-    return RecordFormat(fields, lambda row: [ParsedConversation(parse_row(row, answer))], prepare=prepare)
+    parse = lambda row: [ParsedConversation(parse_row(row, answer))]
+    return RecordFormat(fields, parse, prepare=prepare, split=split_into_dialogues)
 
 
 SENDERS = list(product(FIELDS["who"], ("content", "text", "message", "utterance")))

@@ -14,6 +14,7 @@ from tqdm.auto import tqdm
 
 from ..base.core import Dialogue
 from ..base.display import Displayed
+from ..base.models import find_end_tokens
 from ..base.tokens import get_special_strings, split_template
 from ..tuning.config import TuningConfig
 from ..tuning.finetune import finetune
@@ -76,7 +77,7 @@ def check_loss_mask(model):
 def check_end_token(model):
     end = model.encode(EXAMPLE_DIALOGUE)["labels"][-1]
     token = model.tokenizer.convert_ids_to_tokens(end)
-    return end in model.find_end_tokens(), f"{token!r} is learned last, and must end a reply"
+    return end in find_end_tokens(model), f"{token!r} is learned last, and must end a reply"
 
 
 @register_check("one beginning")

@@ -23,7 +23,7 @@ import numpy as np
 from ..base.core import InputError
 from ..base.text import collect_shingles, compute_rouge1, hash_shingles, normalise_text
 from ..data.splits import get_row_group
-from ..buffer.synthesis import PAPER_PROMPT
+from ..buffer.synthesis import SYNTHESIS_PROMPTS
 
 # %% ../../nbs/recipes/data.ipynb #6747b5d7
 def is_reserved(group: str) -> bool:  # True for about one group in five
@@ -358,7 +358,8 @@ def synthesis_rows(
     pairs: list,  # (text, rewrite)
 ) -> list:  # rows that a dialogue model trains on
     "Turn each pair into a dialogue of the papers' prompt and the rewrite in brackets."
-    return [dict(prompt=PAPER_PROMPT.format(text=a), response=f"[{b}]", source="synthesis") for a, b in pairs]
+    prompt = SYNTHESIS_PROMPTS["paper"]
+    return [dict(prompt=prompt.format(text=a), response=f"[{b}]", source="synthesis") for a, b in pairs]
 
 # %% ../../nbs/recipes/data.ipynb #fa009917
 MAX_LEAK_SHARE = 0.005  # largest share of the reserved 13-word runs that may be in the training text
