@@ -11,9 +11,9 @@ The sections of a notebook share their variables, as in Jupyter. When one fails,
 `#| eval: false`, `skip_exec: true` and the flags in `tst_flags` (pyproject.toml) mean what they mean to nbdev-test.
 """
 
-import ast, gc, importlib, json, linecache, os, re, signal, sys, threading, types
+import ast, gc, importlib, io, json, linecache, os, re, signal, sys, threading, types
 from collections import Counter
-from contextlib import suppress
+from contextlib import redirect_stdout, suppress
 from fnmatch import fnmatch
 from pathlib import Path
 from unittest.mock import patch
@@ -36,6 +36,7 @@ if threading.current_thread() is threading.main_thread():  # what is started in 
 import pytest
 from _pytest.assertion.rewrite import rewrite_asserts
 from nbdev.config import get_config
+from tools.outputs import VARIES, contradiction
 
 pytest_plugins = ["pytester"]
 ROOT = Path(__file__).resolve().parent
@@ -128,6 +129,7 @@ class Cell:
 
     def __init__(self, row, number, file):
         self.number, self.source = number, "".join(row["source"])
+        self.outputs, self.printed = row.get("outputs", []), None
         self.filename = f"{file} cell {number}"
         self.directives = dict(row.get("metadata", {}).get("nbdev", {}))
         for line in self.source.splitlines():
@@ -143,7 +145,17 @@ class Cell:
         return self.directives.get("eval") != "false" and any(line and not line.startswith("#") for line in lines)
 
     def run(self, namespace):
-        "Execute it; the value of a last expression is shown, as Jupyter does."
+        "Execute it, and keep what it prints."
+        printed = io.StringIO()
+        try:
+            with redirect_stdout(printed):
+                self.execute(namespace)
+        finally:
+            self.printed = printed.getvalue()
+            print(self.printed, end="")
+
+    def execute(self, namespace):
+        "The value of a last expression is shown, as Jupyter does."
         linecache.cache[self.filename] = (len(self.source), None, self.source.splitlines(True), self.filename)
         tree = ast.parse(self.source, self.filename)
         is_shown = isinstance(tree.body[-1], ast.Expr) and not self.source.rstrip().endswith(";")
@@ -278,6 +290,19 @@ class Section(pytest.Item):
         if all(found):
             pytest.skip("flagged " + ", ".join(sorted(set().union(*found))))
         self.parent.run_until(self.stop)
+        self.compare_outputs()
+
+    def compare_outputs(self):
+        "Fail if a cell printed something else than what is saved in the notebook."
+        if self.path.relative_to(ROOT).as_posix() in VARIES:
+            return
+        wrong = []
+        for cell in self.parent.cells[self.start : self.stop]:
+            if cell.printed is not None and (found := contradiction(cell.outputs, cell.printed)):
+                wrong.append(f"{cell.filename}\n  {found}")
+        if wrong:
+            wrong.append("A run contradicts the saved output: re-run the notebook and commit it, or mend the code.")
+            pytest.fail("\n".join(wrong), pytrace=False)
 
     def reportinfo(self):
         return self.path, None, self.name
