@@ -9,6 +9,8 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 BOOK = sorted((ROOT / "nbs").glob("[0-9]_*/[0-9][0-9]_*.ipynb"))
+PAGES = [*sorted((ROOT / "nbs").rglob("*.ipynb")), *sorted(ROOT.glob("*.md"))]
+DIAGRAMS = ROOT / "nbs" / "images" / "diagrams"
 
 
 def cells(path, hidden=False):  # [(kind, source, outputs)], hidden cells left out unless asked for
@@ -56,6 +58,12 @@ def outputs_wrong(shown):
     return wrong
 
 
+def prose(path):  # of a notebook, or of a page at the top
+    if path.suffix == ".md":
+        return path.read_text("utf-8")
+    return "\n".join(source for kind, source, _ in cells(path) if kind == "text")
+
+
 def described(source):  # by `show(figure, "…")`, `draw_bars` of `base.plots`, or an `Image` with `alt`
     found = re.search(r"(?<!plt\.)\bshow(?:_figure)?\(|\balt=|\bdraw_bars\(", source)
     return bool(found) and len(source) - found.end() >= 10
@@ -93,3 +101,38 @@ PICTURE = [{"output_type": "display_data", "data": {"image/png": "…"}}]
 )
 def test_the_rules_of_outputs_see_what_breaks_them(source, outputs, is_wrong):
     assert bool(outputs_wrong([("code", source, outputs)])) == is_wrong
+
+
+def test_pictures_are_files_with_a_description():
+    used = set()
+    for path in PAGES:
+        text = prose(path)
+        assert "```mermaid" not in text, f"{path.name}: what only GitHub draws; see nbs/images/diagrams"
+        for alternative, target in re.findall(r"!\[([^\]]*)\]\(([^)\s]+)\)", text):
+            picture = (path.parent / target).resolve()
+            assert picture.is_file(), f"{path.name}: {target}"
+            assert len(alternative.split()) >= 5, f"{path.name}: {target} has no description"
+            used.add(picture)
+    assert {picture for picture in used if picture.suffix == ".svg"} == set(DIAGRAMS.glob("*.svg"))
+
+
+def test_a_diagram_is_small_and_fetches_nothing():
+    sources = sorted(DIAGRAMS.glob("*.dot"))
+    assert [source.stem for source in sources] == sorted(picture.stem for picture in DIAGRAMS.glob("*.svg"))
+    for source in sources:
+        drawn = source.with_suffix(".svg").read_text("utf-8")
+        title = re.match(r'digraph "(.+)" \{', source.read_text("utf-8"))[1]
+        assert f"<title>{title}</title>" in drawn, source.name
+        labels = " ".join(re.findall(r'label="([^"]+)"', source.read_text("utf-8"))).replace("\\n", " ")
+        assert set(re.findall(r"\w+", labels)) <= set(re.findall(r"\w+", drawn)), (
+            f"{source.name} changed: make diagrams"
+        )
+        assert len(drawn) < 30_000 and not re.search(r"<script|<style|<image|href=|@import|url\(", drawn), source.name
+
+
+def test_a_run_of_all_cells_changes_no_environment():
+    for path in PAGES:
+        code = (
+            [source for kind, source, _ in cells(path, hidden=True) if kind == "code"] if path.suffix != ".md" else []
+        )
+        assert not re.search(r"(?m)^\s*[%!]", "\n".join(code)), f"{path.name}: a cell with a magic or shell command"
