@@ -129,7 +129,7 @@ class Cell:
 
     def __init__(self, row, number, file):
         self.number, self.source = number, "".join(row["source"])
-        self.outputs, self.printed = row.get("outputs", []), None
+        self.outputs, self.printed = row.get("outputs"), None
         self.filename = f"{file} cell {number}"
         self.directives = dict(row.get("metadata", {}).get("nbdev", {}))
         for line in self.source.splitlines():
@@ -298,7 +298,7 @@ class Section(pytest.Item):
             return
         wrong = []
         for cell in self.parent.cells[self.start : self.stop]:
-            if cell.printed is not None and (found := contradiction(cell.outputs, cell.printed)):
+            if None not in (cell.outputs, cell.printed) and (found := contradiction(cell.outputs, cell.printed)):
                 wrong.append(f"{cell.filename}\n  {found}")
         if wrong:
             wrong.append("A run contradicts the saved output: re-run the notebook and commit it, or mend the code.")

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from tools.outputs import VARIES, agree
+
 ROOT = Path(__file__).parents[1]
 BOOK = sorted((ROOT / "nbs").glob("[0-9]_*/[0-9][0-9]_*.ipynb"))
 PAGES = [*sorted((ROOT / "nbs").rglob("*.ipynb")), *sorted(ROOT.glob("*.md"))]
@@ -136,3 +138,28 @@ def test_a_run_of_all_cells_changes_no_environment():
             [source for kind, source, _ in cells(path, hidden=True) if kind == "code"] if path.suffix != ".md" else []
         )
         assert not re.search(r"(?m)^\s*[%!]", "\n".join(code)), f"{path.name}: a cell with a magic or shell command"
+
+
+@pytest.mark.parametrize(
+    "saved, printed, is_same",
+    [
+        ("loss 2.31 nats", "loss 2.32 nats", True),  # one in the last digit
+        ("loss 2.31 nats", "loss 2.41 nats", False),
+        ("habits .82", "habits .83", True),
+        ("36 tokens", "37 tokens", False),
+        ("1,000 tokens", "1,015 tokens", True),  # 2 %
+        ("1e-05", "1.01e-05", True),
+        ("from 1 answer", "from 3 answers", False),
+        ("In short: blue.", "The sky is blue.", False),
+        ("[1, 2,\n 3]", "[1, 2, 3]", True),  # Jupyter breaks long values
+        ("tuned in 3.2 s at 2026-01-01 10:00", "tuned in 8.9 s at 2026-02-03 11:30", True),
+        ("saved to /tmp/a1/me", "saved to /tmp/b2/me", True),
+        ("", "a line more", False),
+    ],
+)
+def test_a_run_agrees_with_what_was_saved(saved, printed, is_same):
+    assert agree(saved, printed) == is_same
+
+
+def test_pages_whose_output_varies_are_there_and_say_why():
+    assert all((ROOT / page).is_file() and len(reason.split()) >= 3 for page, reason in VARIES.items())
