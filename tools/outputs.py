@@ -19,7 +19,7 @@ CHANGES = re.compile(  # what differs between two runs: it's not compared
     r"|(?:/[\w.+-]+){2,}"  # paths
 )
 NO_TEXT = re.compile(r"<[\w.]+ object(?: at 0x\w+)?>|<Figure [^>]*>")  # values without a text of their own
-NUMBER = re.compile(r"(?<![\w.])[-−+]?(?:\d[\d,]*\.?\d*|\.\d+)(?:e[-+]?\d+)?(?![\w])")
+NUMBER = re.compile(r"(?<![\w.])[-−+]?(?:\d+(?:,\d{3})*(?:\.\d+)?|\.\d+)(?:e[-+]?\d+)?(?![\w])")
 
 
 def saved_text(outputs: list) -> str:
