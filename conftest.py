@@ -8,6 +8,7 @@
     pytest -n auto                                            # a process a core; a file's tests stay in one process
 
 The sections of a notebook share their variables, as in Jupyter. When one fails, the later ones are not run and say so.
+A section also fails if a cell prints something else than what is saved in the notebook (tools/outputs.py).
 `#| eval: false`, `skip_exec: true` and the flags in `tst_flags` (pyproject.toml) mean what they mean to nbdev-test.
 """
 
