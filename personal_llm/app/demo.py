@@ -20,6 +20,7 @@ from ..base.text import count_nouns
 from ..buffer.buffer import Buffer
 from ..buffer.policies import DEFAULT_POLICY
 from ..device.personalizer import Personalizer
+from ..device.evidence import describe_state, list_taught
 from ..explanation.explanation import explain
 from ..tuning.config import TuningConfig
 
@@ -158,7 +159,7 @@ def run_demo(
         show("after", "3 corrections", answer_tests(me, person, before))
         report(f"2  {count_nouns(len(person.stream), 'dialogue')} go by, and a night follows; two or three minutes")
         me.observe_all(make_stream(person), progress)
-        status = me.state.status()
+        status = describe_state(me.state)
         questions = count_nouns(status["requests"], "question")
         report(f"   bins in use: {status['bins']}; {questions} asked, {status['corrected']} replies corrected by now")
         me.finetune(progress=progress)
@@ -179,7 +180,7 @@ def run_demo(
 def describe_person(me: Personalizer) -> list:  # lines
     "Return the habits of the person's answers in words, with counts."
     try:
-        return explain(me.model, [d.derive(history=()) for d in me.state.list_taught()]).lines()
+        return explain(me.model, [d.derive(history=()) for d in list_taught(me.state)]).lines()
     except InputError as error:  # too few answers to count
         return [str(error)]
 

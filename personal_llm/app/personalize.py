@@ -30,6 +30,7 @@ from ..device.archive import ARCHIVE_FILE, open_archive
 from ..device.personalizer import Personalizer
 from ..device.settings import PersonalizerSettings
 from ..device.state import open_state
+from ..device.evidence import describe_state
 from ..explanation.habits import find_habits
 from ..selection.library import Library, find_library_folder, is_library_address
 from ..tuning.config import TuningConfig
@@ -124,7 +125,7 @@ def format_replies(before, after) -> list:  # lines
 def describe(me: Personalizer) -> dict:  # plain values
     "Return the numbers of a personalizer, without any text."
     last = me.state.find_last_round()
-    return me.state.status() | dict(
+    return describe_state(me.state) | dict(
         kept=len(me.buffer),
         start=": ".join(filter(None, (last.start, dict(last.warm or {}).get("reason")))),
         loss_before=last.start_loss,
@@ -248,8 +249,8 @@ def personalize(
         too_few = f"a test needs {MIN_DIALOGUES} dialogues, of several conversations and without repeats"
         reason = "the held-out dialogues are in the memory already" if test else too_few
         test = [d for d in test if d.id not in known]
-        me.policy = me.buffer.policy  # also where the state is computed anew
-        me.policy.pace(len(new), me.buffer.seen)
+        me.state.policy = me.buffer.policy  # also where the state is computed anew
+        me.buffer.policy.pace(len(new), me.buffer.seen)
         if me.state.find_last_round() and not new:
             raise InputError(f"{out}: these chats were learned before", "give new chats, or another folder")
         tested = test[-MAX_TESTED:]

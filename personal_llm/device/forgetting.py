@@ -270,7 +270,7 @@ def remove_adapter(folder: Path) -> None:
         shutil.rmtree(folder)
 
 # %% ../../nbs/7_device/03_forgetting.ipynb #6afc84b7
-def delete_rows(state: State, plan: ForgetPlan, policy=None) -> State:
+def delete_rows(state: State, plan: ForgetPlan) -> State:
     "Delete a plan's rows in one transaction and return the new state; call `finish_forgetting` afterwards."
     archive = state.archive
     purge(archive)  # stops here while another program reads the file
@@ -284,7 +284,7 @@ def delete_rows(state: State, plan: ForgetPlan, policy=None) -> State:
         delete_dialogues(archive, plan.dialogues)
         archive.append("forgotten", "", counts)
         archive.set_fact(UNFINISHED, "yes")
-    return open_state(archive, policy)
+    return open_state(archive, state.policy)
 
 
 def finish_forgetting(state: State, adapters=()) -> None:  # adapters: others, outside the archive's folder
@@ -296,14 +296,14 @@ def finish_forgetting(state: State, adapters=()) -> None:  # adapters: others, o
         state.archive.set_fact(UNFINISHED, "")
 
 
-def forget_dialogues(state: State, plan: ForgetPlan, policy=None) -> State:
+def forget_dialogues(state: State, plan: ForgetPlan) -> State:
     "Delete what a plan lists, in memory and on disk, and return the new state."
-    state = delete_rows(state, plan, policy) if plan.lines else state
+    state = delete_rows(state, plan) if plan.lines else state
     finish_forgetting(state, plan.adapters)
     return state
 
 # %% ../../nbs/7_device/03_forgetting.ipynb #fgt2trmc
-def trim(state: State, budget: int, policy=None) -> State:  # budget: bytes; 0: only the buffer's dialogues
+def trim(state: State, budget: int) -> State:  # budget: bytes; 0: only the buffer's dialogues
     "Delete the oldest dialogues of an archive that exceeds its budget, and return the new state."
     archive = state.archive
     keep = {state.root(d) for d in state.buffer.dialogues} | {*state.pending}
@@ -316,7 +316,7 @@ def trim(state: State, budget: int, policy=None) -> State:  # budget: bytes; 0: 
             archive.set_fact(UNFINISHED, "yes")
         purge(archive)
         archive.set_fact(UNFINISHED, "")
-        state = open_state(archive, policy)
+        state = open_state(archive, state.policy)
         del others[:count]
     return state
 

@@ -20,6 +20,7 @@ from ..memory.retrieval import MemoryConfig, add_memories, choose_statements, re
 from ..memory.statements import find_statements
 from .archive import Archive, load_vectors, store_vectors
 from .state import State
+from .evidence import get_evidence, list_learned
 
 # %% ../../nbs/7_device/04_memory.ipynb #690f404f
 @dataclass(frozen=True)
@@ -81,7 +82,7 @@ class Memory:
                 self.load()
                 self.list_statements(state)
                 vectors = self.vectors
-                groups = vars(state.get_evidence()).values()
+                groups = vars(get_evidence(state)).values()
                 prompts = dict.fromkeys(d.prompt for group in groups for d in group)
                 missing = [prompt for prompt in prompts if prompt not in vectors.vectors]
             for first in range(0, len(missing), BLOCK_SIZE):
@@ -116,7 +117,7 @@ class Memory:
         prompt = dialogue.prompt
         shown = {text for role, text in dialogue.history if role == "user"}  # the talk shows these already
         with self.lock:
-            evidence = state.get_evidence()
+            evidence = get_evidence(state)
             said = self.list_statements(state) if self.config.memories else []
             said = [one for one in said if self.archive.dialogues[one.id].prompt not in shown]
             if evidence.answers or evidence.here or evidence.everywhere or said:
@@ -125,9 +126,10 @@ class Memory:
             verdict = judge(evidence, prompt, self.vectors, general)
             memories = retrieve(verdict.answers, prompt, self.vectors, self.config, count_tokens, shown)
             statements = choose_statements(said, prompt, self.vectors, self.config, count_tokens)
-            has_adapter = adapter is not None and (
-                state.learned_no_answer() or judge(state.list_learned(evidence), prompt, self.vectors, general).is_open
-            )
+            learned = list_learned(state, evidence)
+            has_adapter = adapter is not None
+            if has_adapter and learned is not None:
+                has_adapter = judge(learned, prompt, self.vectors, general).is_open
         read = add_memories(dialogue, memories, statements, self.config, instructions)
         adapter = adapter if has_adapter else None
         is_silent = bool(verdict.answers) and not memories
