@@ -199,9 +199,9 @@ def test_a_decision_changes_nothing_and_its_event_does_what_the_buffer_would(pol
         d = tell(state, number)
         give_scores(state, d, rng)
         before = str(describe(state))
-        decisions = [decide(state.buffer, state.find(d.id)) for _ in range(2)]
+        decisions = [decide(state.buffer, state.get_scored(d.id)) for _ in range(2)]
         assert str(describe(state)) == before and str(decisions[0]) == str(decisions[1])
-        assert place(state, d.id) == decisions[0][0] == alone.add(state.find(d.id))
+        assert place(state, d.id) == decisions[0][0] == alone.add(state.get_scored(d.id))
         assert state.buffer.dialogues == alone.dialogues and state.buffer.log == alone.log
 
 
