@@ -192,7 +192,7 @@ class PackageState:
         modules = [module for name, module in sys.modules.items() if name.startswith("personal_llm.")]
         values = {id(value): value for module in modules for value in vars(module).values()}.values()
         ours = [v for v in values if isinstance(v, type) and v.__module__.startswith("personal_llm.")]
-        self.registries = [(v, dict(v)) for v in values if type(v) is dict]
+        self.registries = [(v, v.copy()) for v in values if type(v) in (dict, list)]
         self.methods = [(v, dict(vars(v))) for v in ours]
         apps = [v for v in values if "registered_commands" in getattr(v, "__dict__", {})]  # a command registers itself
         self.commands = [(rows, list(rows)) for app in apps for rows in vars(app).values() if type(rows) is list]
@@ -200,8 +200,9 @@ class PackageState:
     def restore(self):
         "Put back what a notebook has changed."
         for registry, before in self.registries:
-            registry.clear()
-            registry.update(before)
+            refill = registry.update if type(registry) is dict else registry.extend
+            registry.clear()  # one of them is `__builtins__`: until it is full again, no name can be looked up
+            refill(before)
         for rows, before in self.commands:
             rows[:] = before
         for owner, before in self.methods:

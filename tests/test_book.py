@@ -149,6 +149,8 @@ def test_a_run_of_all_cells_changes_no_environment():
         ("36 tokens", "37 tokens", False),
         ("1,000 tokens", "1,015 tokens", True),  # 2 %
         ("1e-05", "1.01e-05", True),
+        ("1e-05", "2e-05", False),
+        ("largest difference 6e-08", "largest difference 3e-08", True),
         ("from 1 answer", "from 3 answers", False),
         ("In short: blue.", "The sky is blue.", False),
         ("[1, 2,\n 3]", "[1, 2, 3]", True),  # Jupyter breaks long values

@@ -162,3 +162,17 @@ def test_a_saved_output_that_a_run_contradicts(notebook, pytester):
     shown = ["*example.ipynb cell 2", "*saved: *kept 2 of 8", "*printed: kept 3 of 8", "*re-run the notebook*"]
     result.stdout.fnmatch_lines(shown)
     assert "cell 3" not in result.stdout.str()
+
+
+def test_what_a_notebook_registered_leaves_with_it():
+    from conftest import PackageState
+
+    from personal_llm.data.formats import CLEANERS
+    from personal_llm.selection.selection import SELECTORS
+
+    state = PackageState()
+    before = list(CLEANERS), dict(SELECTORS)
+    CLEANERS.append(len)
+    SELECTORS["own"] = len
+    state.restore()
+    assert (CLEANERS, SELECTORS) == before

@@ -15,6 +15,7 @@ nbs/tutorials/12_your_own_model.ipynb nbs/0_base/09_replies.ipynb
 """.split()  # here models write replies, whose later words depend on the processor: a line is compared up to WORDS
 WORDS = 6
 TOLERANCE = 0.02
+ROUNDING = 1e-6  # differences below are those of arithmetic
 
 CHANGES = re.compile(  # what differs between two runs: it's not compared
     r"\d{4}-\d\d-\d\d(?:[T ]\d\d:\d\d(?::\d\d)?)?"  # dates
@@ -53,7 +54,7 @@ def is_close(saved: str, printed: str) -> bool:
     one, other = (float(number.replace(",", "").replace("−", "-")) for number in (saved, printed))
     digits = len(saved.partition("e")[0].partition(".")[2])
     last = 1.01 * 10**-digits if digits and "e" not in saved else 0
-    return abs(one - other) <= max(last, TOLERANCE * abs(one))
+    return abs(one - other) <= max(last, TOLERANCE * abs(one), ROUNDING)
 
 
 def agree(saved: str, printed: str) -> bool:
