@@ -45,7 +45,7 @@ def register_check(name: str):  # a decorator
 
 
 def check_model(model, progress: bool = False) -> ModelReport:
-    "Run all checks on a `Model`; an error in one of them fails it."
+    "Run all checks on a `Model`; a check that raises an error fails."
     rows = []
     for name, run_check in tqdm(MODEL_CHECKS.items(), "checking", leave=False, disable=not progress):
         try:
