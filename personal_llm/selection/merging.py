@@ -15,7 +15,6 @@ from ..base.adapters import Adapter, check_adapter, commit_adapter, read_lora_co
 from ..base.adapters import stage_adapter
 from ..base.core import InputError
 from ..base.files import make_temporary_folder
-from ..explanation.space import nonnegative_coefficients
 
 # %% ../../nbs/6_selection/05_merging.ipynb #mw03
 def fit_merge_weights(
@@ -24,7 +23,9 @@ def fit_merge_weights(
     target: np.ndarray,  # (k,), the user's, in the same unit
 ) -> dict:  # name -> share above 0, with a sum of at most 1; the rest goes to the base model
     "Fit shares of pLLMs whose weighted coordinates come closest to the user's (XPerT, Wang et al. 2025)."
-    weights = nonnegative_coefficients(np.asarray(coordinates), target)
+    from scipy.optimize import nnls
+
+    weights = nnls(np.asarray(coordinates, float).T, target)[0]
     weights /= max(1.0, weights.sum())
     return {name: float(weight) for name, weight in zip(names, weights) if weight > 0}
 

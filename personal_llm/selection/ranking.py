@@ -28,14 +28,6 @@ def l1_distance(rows: np.ndarray, z: np.ndarray) -> np.ndarray:  # (n, d), (d,) 
     "Compute the L1 distance of each row from z, as XPerT does (Wang et al. 2025)."
     return np.abs(rows - np.asarray(z, float)).sum(1)
 
-# %% ../../nbs/6_selection/02_ranking.ipynb #e86705bc
-def sort_by_distance(distances: np.ndarray, names: list) -> list:  # (name, distance), nearest first
-    "Sort pLLMs by their distances (n,), and by name where these are equal."
-    for name, distance in zip(names, distances):
-        if not np.isfinite(distance):
-            raise InputError(f"library: the distance of {name!r} is not a finite number", "remove that pLLM")
-    return sorted(zip(names, map(float, distances)), key=lambda pair: (pair[1], pair[0]))
-
 # %% ../../nbs/6_selection/02_ranking.ipynb #d6af5842
 BASE_NAME = "(base)"  # the name of the base model among losses
 PLAIN_PLLM = "plain"  # the name of a library's plain pLLM, which was tuned on text without a style
