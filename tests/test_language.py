@@ -7,7 +7,7 @@ from personal_llm.base.core import InputError
 from personal_llm.base.text import ENGLISH, LANGUAGES, Language, describe_copy, get_language, get_words
 from personal_llm.base.text import set_language, split_sentences
 from personal_llm.explanation.habits import find_habits, strip_frame
-from personal_llm.explanation.style import STYLOMETRIC_FEATURES, stylometry, truncate_words
+from personal_llm.extras.style import STYLOMETRIC_FEATURES, stylometry, truncate_words
 
 JAPANESE = LANGUAGES["japanese"]
 

@@ -32,12 +32,17 @@ def find_forms(texts: list, least: int) -> list:  # `Form`s
 FEWEST_SHARING = 3  # corrections that share a form, before it's shown and asked about
 
 # %% ../../nbs/5_explanation/02_card.ipynb #card000a
-def make_card(corrections: list, replies: dict, scopes: dict) -> list:  # `Habit`s, the most frequent first
-    "Find a person's habits in corrections; replies: id -> the reply before; scopes: id -> scope. Both by first ids."
+def make_card(
+    corrections: list,  # `Dialogue`s
+    replies: dict,  # id of the dialogue that was corrected -> the reply before
+    scopes: dict,  # id of the dialogue that was corrected -> scope
+) -> list:  # `Habit`s, the most frequent first
+    "Find a person's habits in corrections."
     first = {d.id: d.parents[0] if d.parents else d.id for d in corrections}
     habits = []
     for form in find_forms([d.response for d in corrections], FEWEST_SHARING):
-        answers = [d for d in corrections if form.holds(d.response) and not form.holds(replies.get(first[d.id], ""))]
+        answers = [d for d in corrections if form.holds(d.response)]
+        answers = [d for d in answers if not form.holds(replies.get(first[d.id], ""))]
         if len(answers) >= FEWEST_SHARING:
             held = tuple(scopes.get(first[d.id], "") for d in answers)
             counts = (len(answers), len(corrections))

@@ -33,7 +33,8 @@ def write_summary_prompt(summariser, question: str, first: str, second: str) -> 
         if len(row) > MAX_TEXT_TOKENS:
             texts[place] = summariser.tokenizer.decode(row[:MAX_TEXT_TOKENS])
     content = SUMMARY_PROMPT.format(question=texts[0], first=texts[1], second=texts[2])
-    return tokenize_messages(summariser.tokenizer, [dict(role="user", content=content)], add_generation_prompt=True)[0]
+    messages = [dict(role="user", content=content)]
+    return tokenize_messages(summariser.tokenizer, messages, add_generation_prompt=True)[0]
 
 # %% ../../nbs/5_explanation/04_decomposition.ipynb #a146107c
 def summary_states(summariser, pairs: list) -> np.ndarray:  # (question, Response 1, Response 2) -> (n, 2, width)
@@ -45,7 +46,7 @@ def summary_states(summariser, pairs: list) -> np.ndarray:  # (question, Respons
         rows.append(write_summary_prompt(summariser, question, first, second))
         rows.append(write_summary_prompt(summariser, question, second, first))
     if not rows:
-        raise InputError("no pairs to summarise", "give three texts each: question, response, base model's response")
+        raise InputError("no pairs to summarise", "give question, response and the base model's response")
     if max(map(len, rows)) > summariser.max_length:
         problem = f"summariser {summariser.name}: {summariser.max_length} tokens do not hold the prompt"
         raise InputError(problem, "load it with a larger max_length")
@@ -94,8 +95,9 @@ def candidate_words(
     share = float(sum(total.mean() for total in adjectives.values()))
     if share < 0.05:  # it did not understand
         answers = ", ".join(repr(word) for word in list(totals)[:4])
-        problem = f"summariser {summariser.name} answers with {answers}; adjectives hold {share:.1%} of the probability"
-        raise InputError(problem, "use a larger instruct model, or count habits with explain")
+        shown = f"{answers}; adjectives hold {share:.1%} of the probability"
+        remedy = "use a larger instruct model, or count habits with explain"
+        raise InputError(f"summariser {summariser.name} answers with {shown}", remedy)
     gains = [(word, float(total[0] - total[1])) for word, total in adjectives.items()]
     return sorted([pair for pair in gains if pair[1] > 0], key=lambda pair: (-pair[1], pair[0]))
 
@@ -193,8 +195,8 @@ class SharedBasis:
         "Project shifts, (width,) or (n, width), on all words that the basis has so far."
         return np.asarray(V, np.float32) @ self.vectors.T
 
-    def grow(self, V: np.ndarray, candidates: list, vectors: np.ndarray) -> Decomposition:  # of V in the grown basis
-        "Add the candidates that a shift needs and the basis doesn't have yet."
+    def grow(self, V: np.ndarray, candidates: list, vectors: np.ndarray) -> Decomposition:  # in the grown basis
+        "Add the candidates that a shift needs and the basis doesn't have yet, and decompose the shift."
         decomposition = decompose(V, candidates, vectors, start=(self.words, self.vectors))
         self.words = decomposition.words
         self.vectors = np.asarray(decomposition.vectors, np.float32)
@@ -209,8 +211,8 @@ def bootstrap_indices(count: int, seed: int) -> np.ndarray:  # (NUM_RESAMPLES, c
     return make_generator(seed, "bootstrap").integers(count, size=(NUM_RESAMPLES, count))
 
 
-def swap_strength(differences: np.ndarray, num_swaps: int = NUM_RESAMPLES) -> float:
-    "Compare the length of a mean difference with what 95 % of random swaps stay below (ours); differences: (n, width)."
+def swap_strength(differences: np.ndarray, num_swaps: int = NUM_RESAMPLES) -> float:  # differences: (n, width)
+    "Compare the length of a mean difference with what 95 % of random swaps stay below (ours)."
     signs = make_generator(0, "swaps").choice((-1, 1), (num_swaps, len(differences)))
     lengths = np.linalg.norm(signs @ differences / len(differences), axis=1)
     return float(np.linalg.norm(differences.mean(0)) / max(np.quantile(lengths, 0.95), 1e-12))

@@ -38,7 +38,7 @@ class Explanation(Displayed):
     space: str = None  # id of the space of the fields below; None: without one, and they are empty
     sparse_words: tuple = ()  # words of the nearest directions, strongest first; not tested
     coefficients: np.ndarray = field(default_factory=lambda: np.zeros(0))  # >= 0, one for each word
-    errors: np.ndarray = field(default_factory=lambda: np.zeros(0))  # bootstrap standard errors of the coefficients
+    errors: np.ndarray = field(default_factory=lambda: np.zeros(0))  # standard errors of the coefficients
     residual: float = None  # share of the squared length that the words leave unexplained, 0 to 1
     strength: float = None  # length of the coordinates compared with what chance reaches
     row: np.ndarray = field(default_factory=lambda: np.zeros(0, np.float32))  # coordinates first
@@ -47,8 +47,9 @@ class Explanation(Displayed):
     def __str__(self):
         if self.habits is None:
             found = zip(self.sparse_words, self.coefficients, self.errors)
-            sure = [f"{word} {share:.1f}".replace(" 0.", " .") for word, share, error in found if share > 2 * error]
-            return ", ".join(sure) or f"no style found ({self.samples} texts)"
+            sure = [(word, share) for word, share, error in found if share > 2 * error]
+            shown = [f"{word} {share:.1f}".replace(" 0.", " .") for word, share in sure]
+            return ", ".join(shown) or f"no style found ({self.samples} texts)"
         if self.num_answers < MIN_EXPLAINED_DIALOGUES:
             return f"no description: {self.num_answers} own answers, {MIN_EXPLAINED_DIALOGUES} are needed"
         counts = "; ".join(habit.format_counts() for habit in self.habits)

@@ -104,7 +104,7 @@ class StyleSpace(Displayed):
             raise InputError(problem, "choose that language (PERSONAL_LLM_LANGUAGE), or fit a space for this one")
 
     def place(self, model, dialogues: list, answers: list, seed: int) -> dict:  # fields of `Explanation`
-        "Compute the row of dialogues, its strength and its sparse code; answers: the base model's to the same prompts."
+        "Compute the row of dialogues, its strength and its sparse code; answers: the base model's."
         encoder = find_encoder(self.encoder)
         shifts = style_shifts(model, dialogues, style_features(model, answers, encoder), encoder)
         rows = self.project(concatenate_blocks(shifts), all(d.origin == "model" for d in dialogues))
@@ -216,13 +216,14 @@ def sparse_explanation(space: StyleSpace, target: np.ndarray, resampled: np.ndar
     errors = np.zeros(0)
     if chosen:
         vectors = space.vectors[chosen]
-        errors = np.std([nonnegative_coefficients(vectors, direction) for direction in normalise_rows(resampled)], 0)
+        fits = [nonnegative_coefficients(vectors, direction) for direction in normalise_rows(resampled)]
+        errors = np.std(fits, 0)
     words = tuple(space.words[i] for i in chosen)
     return dict(sparse_words=words, coefficients=coefficients, errors=errors, residual=residual)
 
 # %% ../../nbs/9_extras/12_space.ipynb #c1720a4d
 def gain_direction(z: np.ndarray, gain: np.ndarray) -> np.ndarray:  # (n, k) units, (n,) nats a token -> (k,)
-    "Fit the direction along which texts gain likelihood, in nats a token for each unit, with a ridge of 1/4 a text."
+    "Fit the direction along which texts gain likelihood, in nats per token and unit, with a ridge of 1/4 a text."
     z = z - z.mean(0)
     gain = gain - gain.mean()
     return np.linalg.solve(z.T @ z + len(z) / 4 * np.eye(z.shape[1]), z.T @ gain)
@@ -294,7 +295,8 @@ def read_rows(library) -> np.ndarray:  # (n, width) float32, one row for each of
     "Read the rows of all explanations of a library in its space."
     space = library.space
     if space is None:
-        raise InputError(f"{library.path}: this library has no space", "use a method that compares no rows, as match")
+        problem = f"{library.path}: this library has no space"
+        raise InputError(problem, "use a method that compares no rows, as match")
     rows = []
     for name in library.names:
         explanation = Explanation.from_dict(library.card(name)["explanation"])
@@ -330,8 +332,9 @@ def select_by_style(
     strength = explanation.strength
     threshold = library.space.threshold
     if strength < threshold:
-        weak = f"the text cannot be told from default text: strength {strength:.2f}, the threshold is {threshold:.2f}"
-        return Ranking(None, *zip(*order), reason=f"{weak}; start from the base")
+        measured = f"strength {strength:.2f}, the threshold is {threshold:.2f}"
+        reason = f"the text cannot be told from default text: {measured}; start from the base"
+        return Ranking(None, *zip(*order), reason=reason)
     best = order[0][0]
     return Ranking(best, *zip(*order), reason=f"nearest of {len(library)}", start=best)
 

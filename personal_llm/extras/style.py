@@ -95,10 +95,11 @@ def style_features(
     "Return all three views of the first words of each answer; one forward pass each."
     dialogues = [d.derive(response=truncate_words(d.response)) for d in dialogues]
     texts = [d.response for d in dialogues]
+    readings = model.run_forward(dialogues)
     return dict(
         stylometry=np.stack([stylometry(text) for text in texts]),
         encoder=encode(texts, encoder),
-        activations=np.stack([reading.hidden[-reading.tokens :].mean(0) for reading in model.run_forward(dialogues)]),
+        activations=np.stack([reading.hidden[-reading.tokens :].mean(0) for reading in readings]),
     )
 
 # %% ../../nbs/9_extras/11_style.ipynb #7fcb87ff

@@ -23,7 +23,7 @@ def select_by_match(
     request: SelectionRequest,
     num_raced: int = 12,  # pLLMs whose true loss is measured
 ) -> Ranking:
-    "Select a pLLM by a race on true losses between those with the steepest slopes, and abstain without a certain gain."
+    "Select a pLLM by a race on true losses, and abstain without a certain gain."
     library = request.library
     losses = request.losses
     if losses is None:
@@ -40,7 +40,8 @@ def select_by_match(
     answer = dict(names=tuple(order), distances=tuple(slopes[name] for name in order), losses=references | raced)
     measured = f"the base has {references[BASE_NAME]:.3f} nats a token"
     if best:
-        measured = f"{best} has the lowest loss of the {len(raced)} left in the race, {raced[best]:.3f}; {measured}"
+        winner = f"{best} has the lowest loss of the {len(raced)} left in the race, {raced[best]:.3f}"
+        measured = f"{winner}; {measured}"
         gains = losses.dialogue_losses(reference) - losses.dialogue_losses(best)
         if is_gain_certain(gains, references[reference], min_share):
             return Ranking(best, start=best, reason=measured, **answer)
