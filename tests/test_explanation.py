@@ -98,7 +98,7 @@ def test_answers_without_a_text_are_not_counted():
     pairs = [("In short: so.", "It is so.")] * 7
     assert describe_answers([*pairs, ("", "It is."), ("It is.", " ")]) == dict(habits=(), num_answers=7)
     quoted, silent = (describe_answers(pairs * 2, is_quoted=flag)["habits"] for flag in (True, False))
-    assert all(habit.quotation for habit in quoted) and not any(habit.quotation for habit in silent)
+    assert quoted[0].quotation and not any(habit.quotation for habit in silent)
 
 
 def test_only_own_answers_are_explained():
