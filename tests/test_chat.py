@@ -14,6 +14,7 @@ from personal_llm.app.chat import ask_at_terminal, handle
 from personal_llm.base.core import Dialogue
 from personal_llm.base.replies import LlamaCpp
 from personal_llm.device.chat import ChatSession
+from personal_llm.device.evidence import describe_state, find_habit_question, get_evidence, list_answered, list_habits
 
 
 @pytest.fixture
@@ -56,7 +57,7 @@ def test_a_correction_that_is_the_reply_itself_is_told_as_an_approval(session):
     write(session, "Zebra?")
     line = write(session, f"/better {session.turns[0].response}")
     assert line == "You approved the reply: these are its own words"
-    assert session.me.state.status()["approved"] == 1
+    assert describe_state(session.me.state)["approved"] == 1
 
 
 @pytest.mark.parametrize("at_terminal", [True, False])
@@ -127,10 +128,10 @@ def test_standing_instructions_are_read_until_they_are_dropped(session):
 def test_three_answers_with_a_habit_make_one_question(session, monkeypatch):
     for number, prompt in enumerate(("What is tea?", "Who is Ada?", "Why do cats purr?")):
         write(session, prompt)
-        assert session.me.find_habit_question() is None
+        assert find_habit_question(session.me.state) is None
         write(session, f"/better In short: answer {number}.")
     question = "You opened 3 answers with “In short: answer”. Where does that apply?"
-    assert session.me.find_habit_question().question == question
+    assert find_habit_question(session.me.state).question == question
     assert session.take_habit_question() and session.take_habit_question() == "", "it is asked once"
     prompts = "“What is tea?”, “Who is Ada?”, “Why do cats purr?”"
     assert write(session, "/everywhere") == f"Applies to all replies: your corrections of {prompts}"
@@ -138,8 +139,8 @@ def test_three_answers_with_a_habit_make_one_question(session, monkeypatch):
         "1. opens with “In short: answer” (3 of 3): All replies; from “What is tea"
     )
     assert write(session, "/auto") == f"Applies to similar prompts: your corrections of {prompts}"
-    assert session.me.state.get_evidence().everywhere == ()
-    assert session.me.find_habit_question() is None, "it is not asked again"
+    assert get_evidence(session.me.state).everywhere == ()
+    assert find_habit_question(session.me.state) is None, "it is not asked again"
 
 
 def test_a_form_that_a_reply_took_from_the_talk_is_still_a_habit(session, monkeypatch):
@@ -147,7 +148,7 @@ def test_a_form_that_a_reply_took_from_the_talk_is_still_a_habit(session, monkey
     for number, prompt in enumerate(("What is tea?", "Who is Ada?", "Why do cats purr?", "Where is Oslo?")):
         write(session, prompt)
         write(session, f"/better In short: {number}.")
-    (row, *_) = session.me.list_habits()
+    (row, *_) = list_habits(session.me.state)
     question = "You opened 3 answers with “In short:”. Where does that apply?"
     assert row.question == question, "the first reply had read no answer"
 
@@ -170,7 +171,7 @@ def test_a_word_that_is_taken_back_is_named(session):
     assert write(session, "/undo") == "there is nothing to take back; correct a reply first"
     write(session, "/better In short: a drink.")
     assert write(session, "/undo") == "taken back: your reaction to the reply to “What is tea?”"
-    assert session.me.state.list_answered() == []
+    assert list_answered(session.me.state) == []
 
 
 def test_pasted_lines_belong_together(monkeypatch):

@@ -9,6 +9,7 @@ from personal_llm.base.core import InputError
 from personal_llm.base.replies import ReplyOptions
 from personal_llm.device import personalizer
 from personal_llm.device.chat import BackgroundWork, ChatSession, clean_text, describe_error
+from personal_llm.device.evidence import get_evidence
 from personal_llm.tuning.config import TuningConfig
 
 FEW = ReplyOptions(max_tokens=5)
@@ -144,7 +145,7 @@ def test_a_scope_without_a_turn_is_that_of_the_newest_correction(model):
     with pytest.raises(InputError, match="the scope"):
         session.scope_correction("work")
     session.scope_correction("everywhere")
-    assert [d.response for d in session.me.state.get_evidence().everywhere] == ["In short: 11 is one."]
+    assert [d.response for d in get_evidence(session.me.state).everywhere] == ["In short: 11 is one."]
     for _ in range(2):  # said twice, it is still a correction
         assert session.react("better", "In short: yes.", id=session.turns[0].id).kind == "better"
     session.scope_correction("here")
@@ -159,9 +160,9 @@ def test_your_word_on_a_place_stays_when_you_react_again(model):
         for scope in ("here", "everywhere"):  # you can change it, too
             session.scope_correction(scope, session.turns[0].id)
         session.react("better", "In short: leaves in water.")
-        assert [d.response for d in session.me.state.get_evidence().everywhere] == ["In short: leaves in water."]
+        assert [d.response for d in get_evidence(session.me.state).everywhere] == ["In short: leaves in water."]
         session.react("better", "In short: a drink.", scope="")
-        assert session.me.state.get_evidence().everywhere == ()
+        assert get_evidence(session.me.state).everywhere == ()
 
 
 def test_a_fine_tune_that_is_stopped_leaves_nothing(model, tmp_path):

@@ -412,7 +412,7 @@ def change_memory(folder, kind):
         trim(state, 0)
     else:
         me = Personalizer.__new__(Personalizer)
-        me.archive, me.state, me.folder, me.policy, me.spent = state.archive, state, folder, None, Cost()
+        me.archive, me.state, me.folder, me.spent = state.archive, state, folder, Cost()
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(personalizer, "load_last_adapter", lambda state, folder: None)
             me.undo_finetune()
@@ -594,6 +594,7 @@ def test_what_is_listed_goes_and_nothing_else_and_no_byte_is_left(model, tmp_pat
         for form in FORMS:
             forms = (form.encode().lower(), json.dumps(form)[1:-1].encode().lower())
             assert not any(known in content for known in forms), (form, plan)
+        assert not any(id.encode() in content for id in gone), "an id is computed from the text"
         again = open_session(model, folder)
         assert take_stock(again)["dialogues"] == after["dialogues"]
         assert again.forget("biscuitto", dry=True) == ForgetPlan()

@@ -20,6 +20,7 @@ from ..base.replies import LlamaCpp, Thought, find_engine
 from ..base.text import escape_controls
 from ..memory.feedback import SCOPES
 from ..device.chat import QUESTION_TEXT, ChatSession
+from ..device.evidence import describe_state, list_examples, list_habits
 from ..explanation.explanation import explain
 
 # %% ../../nbs/8_app/04_chat.ipynb #c38c532f
@@ -99,8 +100,8 @@ def confirm(question: str) -> bool:
 # %% ../../nbs/8_app/04_chat.ipynb #chatsty01
 def describe_style(session) -> list:  # lines
     "List the habits of the card with their numbers, and the style of the answers in words."
-    lines = [f"{number}. {row}" for number, row in enumerate(session.me.list_habits(), 1)]
-    dialogues = session.me.state.list_examples()
+    lines = [f"{number}. {row}" for number, row in enumerate(list_habits(session.me.state), 1)]
+    dialogues = list_examples(session.me.state)
     try:
         lines += explain(session.model.clone(), dialogues).lines()
     except InputError:
@@ -143,7 +144,7 @@ def scope_correction(session, scope: str) -> str:
 def change_habit(session, text: str) -> str:
     "Say where a habit belongs, by its number on the card."
     number, _, name = text.partition(" ")
-    rows = session.me.list_habits()
+    rows = list_habits(session.me.state)
     if not 1 <= read_number(number) <= len(rows) or name not in SCOPE_NAMES:
         raise InputError(f"/style {text[:40]}: no such habit or place", f"write /style N {', '.join(SCOPE_NAMES)}")
     return session.scope_habit(rows[int(number) - 1].form.label, SCOPE_NAMES[name])
@@ -231,7 +232,7 @@ def run_command(session, name: str, text: str) -> str:  # the output
             session.open_talk()
             return "a new talk; what you corrected still counts"
         case "/status":
-            return "\n".join(describe_status(session.me.state.status()))
+            return "\n".join(describe_status(describe_state(session.me.state)))
         case "/style":
             return change_habit(session, text) if text else "\n".join(describe_style(session))
         case _:

@@ -22,6 +22,7 @@ from .forgetting import ForgetPlan, drop_forgotten
 from .learning import FEWEST_ANSWERS
 from .personalizer import Personalizer
 from .state import CLIENT
+from .evidence import find_habit_question, list_answered, list_habits
 
 # %% ../../nbs/7_device/08_chat.ipynb #0849e30d
 def describe_error(error: BaseException) -> str:
@@ -336,7 +337,7 @@ class ChatSession:
 
     def scope_habit(self, label: str, scope: str) -> str:  # a line that names what changed
         "Say where the corrections with a habit of the card belong, by its label."
-        rows = {row.form.label: row for row in self.me.list_habits()}
+        rows = {row.form.label: row for row in list_habits(self.me.state)}
         if label not in rows:
             known = ", ".join(rows) or "none yet"
             raise InputError(f"no habit {label[:60]!r} on your card", f"the card has {known}")
@@ -352,7 +353,7 @@ class ChatSession:
 
     def take_habit_question(self) -> str:  # "" if there is none
         "Return the question about a habit, once: the person is not asked again, and the next scope is the answer."
-        row = self.me.find_habit_question()
+        row = find_habit_question(self.me.state)
         if row is None:
             return ""
         self.subject = [self.me.state.root(d) for d in row.answers]
@@ -375,11 +376,11 @@ class ChatSession:
         self.collect(waits=True)
         if self.learning is not None:
             raise InputError("a fine-tune is running", "you get a message when it is complete")
-        if not self.me.state.list_answered():
+        if not list_answered(self.me.state):
             raise InputError("nothing to learn from yet: no reply was corrected", "correct a reply first")
         self.learning = BackgroundWork(self.model, self._train)
         message = "learning in the background"
-        missing = FEWEST_ANSWERS - len(self.me.state.list_answered())
+        missing = FEWEST_ANSWERS - len(list_answered(self.me.state))
         if missing > 0:
             message += f"; we measured fine-tunes with {missing} more answers, so look at the replies afterwards"
         return message + "; the writer's model cannot read this adapter" * (not self.model.reads_adapters)

@@ -4,15 +4,15 @@
 
 # %% auto #0
 __all__ = ['BANK', 'PEOPLE', 'SUBJECTS', 'NUM_CORRECTIONS', 'NUM_ALONE', 'REQUEST', 'ONE', 'SLEEPERS', 'CHOOSERS', 'GROUPS',
-           'ORDER', 'ENGLISH', 'FOREIGN', 'TOLD', 'HALF', 'ENGLISH_SUBJECTS', 'IN_TIME', 'BARE', 'BARE_LARGE', 'NIGHTS',
-           'GRIDS', 'MINILM', 'ORDERS', 'OTHERS', 'PROBES', 'TAKEN_OUT', 'RULES', 'DECISIONS', 'WEIGHTS', 'REACHES',
-           'DEVELOPMENT', 'README_ROWS', 'find_people', 'write_wish', 'list_corrections', 'list_alone', 'list_tests',
-           'choose_turns', 'write_instruction', 'measure_bare', 'measure', 'list_choices', 'measure_choices',
-           'list_answers', 'measure_night', 'list_jobs', 'Rule', 'Side', 'measure_spread', 'Judge', 'run_stream',
-           'list_others', 'load_rows', 'list_places', 'judge_person', 'measure_decisions', 'list_development',
-           'judge_development', 'measure_development', 'read_replies', 'read_decisions', 'list_states', 'score_texts',
-           'score', 'list_able', 'measure_d_prime', 'read_choices', 'splice_choices', 'write_readme_table',
-           'write_readme_answer']
+           'ORDER', 'ENGLISH', 'FOREIGN', 'TOLD', 'HALF', 'ENGLISH_SUBJECTS', 'IN_TIME', 'BARE', 'FAMILY', 'BARE_LARGE',
+           'BARE_FAMILY', 'NIGHTS', 'GRIDS', 'MINILM', 'ORDERS', 'OTHERS', 'PROBES', 'TAKEN_OUT', 'RULES', 'DECISIONS',
+           'WEIGHTS', 'REACHES', 'DEVELOPMENT', 'REPLIES', 'README_ROWS', 'find_people', 'write_wish',
+           'list_corrections', 'list_alone', 'list_tests', 'choose_turns', 'write_instruction', 'measure_bare',
+           'measure', 'list_choices', 'measure_choices', 'list_answers', 'measure_night', 'list_jobs', 'Rule', 'Side',
+           'measure_spread', 'Judge', 'run_stream', 'list_others', 'load_rows', 'list_places', 'judge_person',
+           'measure_decisions', 'list_development', 'judge_development', 'measure_development', 'read_replies',
+           'read_decisions', 'list_states', 'score_texts', 'score', 'list_able', 'measure_d_prime', 'read_choices',
+           'splice_choices', 'write_readme_table', 'write_readme_answer']
 
 # %% ../../nbs/experiments/79_gate.ipynb #gate0003
 import functools
@@ -204,7 +204,9 @@ def list_jobs(people: list, *conditions, model: str = SMALL) -> list:
 
 IN_TIME = [name for name in ENGLISH if PEOPLE[name]["kind"] != "everywhere"]
 BARE = [dict(model=SMALL, subject=subject) for subject in SUBJECTS]
+FAMILY = "smollm2"  # another family of models, 135 M parameters
 BARE_LARGE = [dict(model=LARGE, subject=subject) for subject in ENGLISH_SUBJECTS]
+BARE_FAMILY = [dict(model=FAMILY, subject=subject) for subject in ENGLISH_SUBJECTS]
 NIGHTS = [dict(model=SMALL, user=name, steps=48) for name in SLEEPERS]
 GRIDS = (
     Grid("gate-bare", BARE, measure_bare, (), SMALL),
@@ -216,6 +218,8 @@ GRIDS = (
     Grid("gate-time", list_jobs(IN_TIME, "in time"), measure, (), SMALL),
     Grid("gate-bare-large", BARE_LARGE, measure_bare, (), LARGE),
     Grid("gate-large", list_jobs(HALF, "always", model=LARGE), measure, (), LARGE),
+    Grid("gate-bare-family", BARE_FAMILY, measure_bare, (), FAMILY),
+    Grid("gate-family", list_jobs(TOLD, "always", model=FAMILY), measure, (), FAMILY),
 )
 
 # %% ../../nbs/experiments/79_gate.ipynb #gate0011
@@ -449,14 +453,17 @@ DEVELOPMENT = [dict(weight=weight, reach=reach) for weight in WEIGHTS for reach 
 GRIDS += (Grid("gate-development", DEVELOPMENT, measure_development, (), None),)
 
 # %% ../../nbs/experiments/79_gate.ipynb #gate0019
+REPLIES = {  # model -> grids with its replies
+    SMALL: ("gate-bare", "gate-always", "gate-languages", "gate-told", "gate-time"),
+    LARGE: ("gate-bare-large", "gate-large"),
+    FAMILY: ("gate-bare-family", "gate-family"),
+}
+
+
 @functools.cache
-def read_replies(large: bool = False) -> dict:  # (user, condition) -> place -> replies; "bare" for each person
+def read_replies(model: str = SMALL) -> dict:  # (user, condition) -> place -> replies; "bare" for each person
     "Read the stored replies of the people that have those of `always`."
-    names = (
-        ("gate-bare-large", "gate-large")
-        if large
-        else ("gate-bare", "gate-always", "gate-languages", "gate-told", "gate-time")
-    )
+    names = REPLIES[model]
     rows = [row for name in names if (RESULTS / f"{name}.jsonl").exists() for row in read_results(name)]
     alone = {prompt: reply for row in rows if "subject" in row for prompt, reply in row["replies"].items()}
     found = {}
