@@ -9,6 +9,7 @@ from hypothesis import given, settings, strategies as st
 
 from personal_llm.base.core import InputError
 from personal_llm.explanation.decomposition import normalise_rows
+from personal_llm.recipes.space_fitting import build_word_vectors, measure_nats_per_unit
 from personal_llm.extras.space import StyleSpace, find_encoder, gain_direction, sparse_code, sparse_explanation
 
 K, SIZES = 4, (3, 2, 2)
@@ -87,3 +88,14 @@ def test_a_direction_without_words_has_no_errors():
 
 def test_equal_gains_have_no_direction():
     assert not gain_direction(np.random.default_rng(0).normal(size=(20, 3)), np.ones(20)).any()
+
+
+@pytest.mark.parametrize("part", ["@smell", "south"])
+def test_a_blend_of_an_unknown_part_is_refused(part):
+    with pytest.raises(InputError, match=f"the vocabulary names '{part}'; give it a panel"):
+        build_word_vectors({}, {"new": {part: 1}}, np.eye(39)[:, :2], np.ones(2))
+
+
+def test_a_unit_without_pllms_is_refused():
+    with pytest.raises(InputError, match="nothing to measure the unit on"):
+        measure_nats_per_unit(None, None, None, [])
