@@ -585,16 +585,20 @@ def write_readme_table() -> str:
 def write_readme_answer() -> str:
     "Write why not a system prompt, in numbers."
     replies = read_replies()
-    told = [name for name in list_able("one subject") if (name, "instruction") in replies]
-    shares = {}
-    for condition, rule in (("instruction", "always"), ("always", "gate")):
-        scores = [score(name, rule, "start", condition) for name in told]
-        means = [np.mean([one[metric] for one in scores]) for metric in ("own", "seen")]
-        shares[condition] = [f"{mean:.2f}".lstrip("0") for mean in means]
-    (habits, spill), (ours, less) = shares["instruction"], shares["always"]
+    people = list_able("one subject")
+    told = [name for name in people if (name, "instruction") in replies and (name, "written") in replies]
+    rules = dict(always="gate, w .25", instruction="always", written="always")  # condition -> rule
+    scores = {c: [score(name, rule, "start", c) for name in told] for c, rule in rules.items()}
+
+    def mean(condition: str, metric: str) -> str:
+        return f"{np.mean([one[metric] for one in scores[condition]]):.2f}".lstrip("0")
+
+    gain = [ours["own"] - theirs["own"] for ours, theirs in zip(scores["always"], scores["instruction"])]
     return (
-        f"You'd have to know what to write, it would act in every reply, and a small model often ignores it. For "
-        f"{len(told)} of these people we wrote it by hand: it kept {habits} of the habits and spilled into {spill} of "
-        f"the replies in subjects left alone. Three corrections behind the gate kept {ours} and spilled into {less}. "
-        "With so few people, the difference in habits isn't certain."
+        "You'd have to know what to write, it would act in every reply, and a small model often ignores it. We wrote "
+        f"it by hand for {len(told)} of these people: it kept {mean('instruction', 'own')} of the habits and spilled "
+        f"into {mean('instruction', 'seen')} of the replies in subjects left alone. Three corrections behind the gate "
+        f"kept {mean('always', 'own')} and spilled into {mean('always', 'seen')}, a difference of "
+        f"{format_estimate(mean_over_users(gain))} in habits. An instruction that the model writes itself from the "
+        f"corrections kept {mean('written', 'own')}."
     )
