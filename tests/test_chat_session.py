@@ -3,9 +3,12 @@
 import threading
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from personal_llm.base import replies
 from personal_llm.base.core import InputError
+from personal_llm.base.models import load_model
 from personal_llm.base.replies import ReplyOptions
 from personal_llm.device import personalizer
 from personal_llm.device.chat import BackgroundWork, ChatSession, clean_text, describe_error
@@ -90,14 +93,14 @@ def test_the_policy_asks_about_a_turn_and_the_answer_closes_the_question(model):
     policy.decide_question = lambda view, candidate, left: (True, "always")
     say(session, "Hello")
     say(session, "How are you?")
-    session.score_in_background()
-    session.collect(waits=True)
+    session.work.score()
+    session.work.collect(waits=True)
     asked = session.question
     assert asked is not None and asked.prompt == "Hello"
     session.react("better", "Good day!", id=asked)
     assert session.question is None and session.me.cost.requests == 1
-    session.score_in_background()
-    session.collect(waits=True)
+    session.work.score()
+    session.work.collect(waits=True)
     assert "Good day!" in [d.response for d in session.me.buffer.dialogues]
 
 
@@ -105,8 +108,8 @@ def test_a_new_message_leaves_a_question_without_an_answer(model):
     session = open_chat(model)
     session.me.buffer.policy.decide_question = lambda view, candidate, left: (True, "always")
     say(session, "Hello")
-    session.score_in_background()
-    session.collect(waits=True)
+    session.work.score()
+    session.work.collect(waits=True)
     say(session, "Secret", is_observed=False)
     assert session.question is not None, "a turn that is not stored leaves it open"
     say(session, "Let us go on")
@@ -126,8 +129,8 @@ def test_a_turn_that_another_try_replaced_is_neither_scored_nor_learned(model):
     for number in (7, 11):
         say(session, f"Is {number} a prime number?")
     old = [d.id for d in session.turns]
-    session.score_in_background()
-    session.collect(waits=True)
+    session.work.score()
+    session.work.collect(waits=True)
     assert [d.id for d in session.me.collect_training()] == old
     say(session, "Is 13 a prime number?", replaces=old[0])
     say(session, "Is 17 a prime number?", replaces=session.turns[0].id)
@@ -165,17 +168,168 @@ def test_your_word_on_a_place_stays_when_you_react_again(model):
         assert get_evidence(session.me.state).everywhere == ()
 
 
+def teach(session, *prompts):
+    "Correct the replies to prompts, with an opening in common; return their ids."
+    for prompt in prompts:
+        say(session, prompt)
+        session.react("better", f"In short: so it is with {prompt[-4:]}")
+    return [d.parents[0] for d in session.turns[-len(prompts) :]]
+
+
+PROMPTS = ("What is tea?", "Who is Ada?", "Why do cats purr?")
+
+
+def test_a_question_about_a_habit_counts_as_asked_when_it_was_seen_and_passed_over(model, tmp_path):
+    with open_chat(model, tmp_path) as session:
+        teach(session, *PROMPTS)
+        assert session.show_habit_question() and session.show_habit_question() == "", "it is shown once"
+    with open_chat(model, tmp_path) as session:  # closed before an answer
+        assert session.show_habit_question()
+        say(session, "Secret", is_observed=False)
+        say(session, "And?", history=[("user", "Hi"), ("assistant", "Ho")])
+        assert not session.me.state.asked_scopes, "another program's message passes over nothing"
+        say(session, "Where is Oslo?")
+        assert len(session.me.state.asked_scopes) == 3 and session.show_habit_question() == ""
+    with open_chat(model, tmp_path) as session:
+        assert session.show_habit_question() == ""
+
+
+def test_a_question_about_a_habit_that_nobody_saw_is_not_answered(model):
+    session = open_chat(model)
+    ids = teach(session, *PROMPTS)
+    session.scope_correction("here")
+    assert [session.me.state.scopes[id] for id in ids] == ["", "", "here"], "only the newest correction was meant"
+
+
+def test_a_scope_is_about_the_correction_that_was_named_last_and_still_exists(model):
+    session = open_chat(model)
+    first, second = teach(session, *PROMPTS[:2])
+    scopes = session.me.state.scopes
+    session.undo()
+    assert PROMPTS[0] in session.scope_correction("here") and scopes == {first: "here"}
+    session.react("better", "In short: Ada.", second)
+    session.react("up", "", second)
+    assert PROMPTS[1] in session.scope_correction("here"), "a correction that you like is still one"
+    assert session.me.state.newest(second).origin == "annotated"
+    session.react("better", "In short: leaves.", first)
+    assert "reaction" in session.undo()
+    assert PROMPTS[0] in session.scope_correction("everywhere"), "its earlier correction is back"
+    assert "belongs" in session.undo()
+    assert PROMPTS[0] in session.scope_correction("everywhere"), "the line named it"
+    session.forget(ids=[first])
+    assert PROMPTS[1] in session.scope_correction("everywhere")
+    session.react("down", "", second)
+    with pytest.raises(InputError, match="no reply was corrected yet"):
+        session.scope_correction("here")
+
+
+def test_an_answered_question_never_comes_back(model):
+    session = open_chat(model)
+    session.me.buffer.policy.decide_question = lambda view, candidate, left: (True, "always")
+
+    def score():
+        session.work.score()
+        session.work.collect(waits=True)
+
+    say(session, "Hello")
+    score()
+    session.react("up", id=session.question)
+    session.react("always", "Be brief.")
+    for _ in range(2):  # the instruction, the answer
+        session.undo()
+        score()
+        assert session.question is None and session.me.cost.requests == 1
+    assert session.me.state.pending == [] and len(session.me.buffer) == 1
+
+
+def test_a_chat_that_was_closed_is_one_line(model, tmp_path):
+    session = open_chat(model, tmp_path)
+    say(session, "Hello")
+    session.close()
+    session.close()
+    with pytest.raises(InputError, match="this chat was closed; open it again"):
+        session.say("Hello")
+
+
+def test_what_you_said_in_other_talks_stays_on_this_computer(model):
+    class Elsewhere:
+        is_here = False
+
+    engine = model.engine
+    for one, most in ((Elsewhere(), 0), (engine, 4)):
+        model.engine = one
+        try:
+            assert open_chat(model).me.memory.config.statements == most
+        finally:
+            model.engine = engine
+
+
+def test_notes_are_in_the_language_of_your_messages(model):
+    session = open_chat(model)
+    say(session, "Wie viele Tage hat eine Woche?")
+    session.react("better", "Sieben.")
+    line = "deine Korrektur von “Wie viele Tage hat eine Woche?”"
+    assert session.scope_correction("everywhere") == f"Gilt für alle Antworten: {line}"
+    assert session.undo().startswith("zurückgenommen: ") and session.undo().startswith("zurückgenommen: ")
+    say(session, "Please remember that I am vegan.")
+    assert session.pop_messages() == ["kept: Please remember that I am vegan."]
+
+
+ODD = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(st.characters(codec=None), max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=6), inner, max_size=3),
+    max_leaves=6,
+)
+KINDS = st.sampled_from(["better", "up", "down", "always", "scope"]) | ODD
+SCOPES = st.sampled_from(["", "everywhere", "here", "work"]) | ODD
+
+
+@pytest.fixture(scope="module")
+def fuzzed():
+    session = open_chat(load_model("pocket"))
+    teach(session, *PROMPTS)
+    return session
+
+
+def read_state(session):
+    state = session.me.state
+    events = [(event.kind, event.dialogue, event.content) for event in session.me.archive.events]
+    return str((events, state.reactions, state.scopes, state.versions, state.instructions, state.question))
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+@given(kind=KINDS, text=ODD, place=st.integers(0, 2) | ODD, scope=SCOPES)
+def test_no_odd_value_changes_anything_or_raises_another_error(fuzzed, kind, text, place, scope):
+    ids = list(fuzzed.me.archive.dialogues)
+    id = ids[place] if place in (0, 1, 2) else place
+    calls = [
+        lambda: fuzzed.react(kind, text, id, scope),
+        lambda: fuzzed.scope_correction(scope, id),
+        lambda: fuzzed.scope_habit(text, scope),
+        lambda: fuzzed.me.react(id, kind, text, 0.0, scope),
+    ]
+    for call in calls:
+        before = read_state(fuzzed)
+        try:
+            call()
+        except InputError as error:
+            assert len(str(error).splitlines()) == 1
+            assert read_state(fuzzed) == before, "a refusal changes nothing"
+        while len(fuzzed.me.state.acts) > 3:  # what was taken
+            fuzzed.undo()
+
+
 def test_a_fine_tune_that_is_stopped_leaves_nothing(model, tmp_path):
     with open_chat(model, tmp_path, config=TuningConfig(steps=500)) as session:
         say(session, "Is seven a prime number?")
         session.react("better", "In short: yes.")
-        session.learn()
-        session.stop_learning()
-        assert session.me.rounds == [] and session.learning is None
+        session.work.learn()
+        session.work.stop_learning()
+        assert session.me.rounds == [] and session.work.learning is None
         assert session.pop_messages() == ["learning was stopped; your replies are as before"]
-        session.learn()
+        session.work.learn()
         session.forget("zebra")
-        assert session.me.rounds == [] and session.learning is None, "also before something is forgotten"
+        assert session.me.rounds == [] and session.work.learning is None, "also before something is forgotten"
 
 
 def test_stopping_waits_until_the_thread_has_ended(model):
@@ -189,27 +343,27 @@ def test_stopping_waits_until_the_thread_has_ended(model):
 def test_a_complete_fine_tune_is_used_when_the_chat_ends(model, tmp_path):
     with open_chat(model, tmp_path) as session:
         start_learning(session)
-        session.learning.thread.join()
+        session.work.learning.thread.join()
     with open_chat(model, tmp_path) as session:
         assert len(session.me.rounds) == 1
-        session.learn()
-        session.learning.thread.join()
-        assert "undone" in session.undo_learning()
+        session.work.learn()
+        session.work.learning.thread.join()
+        assert "undone" in session.work.undo_learning()
         assert len(session.me.rounds) == 1, "the fine-tune that nobody had collected goes, the one before it stays"
-        session.learn()
-        session.learning.thread.join()
-        session.stop_learning()
+        session.work.learn()
+        session.work.learning.thread.join()
+        session.work.stop_learning()
         assert len(session.me.rounds) == 2, "it was complete before the person stopped it"
 
 
 def test_undoing_stops_a_running_fine_tune_and_keeps_the_one_before(model, tmp_path):
     with open_chat(model, tmp_path) as session:
         start_learning(session)
-        session.finish_learning()
+        session.work.finish_learning()
     with open_chat(model, tmp_path, config=TuningConfig(steps=500)) as session:
-        session.learn()
-        assert "an earlier one stays" in session.undo_learning()
-        assert len(session.me.rounds) == 1 and session.learning is None
+        session.work.learn()
+        assert "an earlier one stays" in session.work.undo_learning()
+        assert len(session.me.rounds) == 1 and session.work.learning is None
 
 
 class Panic(BaseException):
@@ -222,7 +376,7 @@ ERRORS = [InputError("the disk is full", "free some space"), MemoryError(), Pani
 def start_learning(session):
     say(session, "Is seven a prime number?")
     session.react("better", "In short: yes.")
-    session.learn()
+    session.work.learn()
 
 
 @pytest.mark.parametrize("error", ERRORS, ids=lambda error: type(error).__name__)
@@ -233,16 +387,16 @@ def test_whatever_a_thread_raises_is_one_message(model, tmp_path, monkeypatch, e
     with open_chat(model, tmp_path) as session:
         monkeypatch.setattr(session.me, "train", fail)
         start_learning(session)
-        session.finish_learning()
+        session.work.finish_learning()
         assert session.pop_messages() == [f"learning failed: {describe_error(error)}; all is as it was"]
         monkeypatch.setattr(personalizer, "score", fail)
         say(session, "Go on")
-        session.score_in_background()
-        session.collect(waits=True)
+        session.work.score()
+        session.work.collect(waits=True)
         assert session.pop_messages() == [f"the last turns are not scored: {describe_error(error)}"]
         monkeypatch.setattr(session.model, "clone", fail)
-        session.score_in_background()
-        assert session.scoring is None and len(session.pop_messages()) == 1
+        session.work.score()
+        assert session.work.scoring is None and len(session.pop_messages()) == 1
         assert session.me.state.pending, "they are scored another time"
 
 
@@ -294,12 +448,12 @@ def test_a_message_that_comes_while_the_thread_scores_is_neither_lost_nor_raced(
         session.react("better", "In short: yes.")
         session.me.state.pending = Watched(session.me.state.pending)
         session.me.buffer.entries = Watched(session.me.buffer.entries)
-        session.learn()
+        session.work.learn()
         assert is_scoring.wait(60)
         say(session, "Go on meanwhile")
         replied = session.me.cost.tokens
         goes_on.set()
-        session.finish_learning()
+        session.work.finish_learning()
         assert any(line.startswith("learned:") for line in session.pop_messages())
         assert session.me.state.pending == [session.turns[-1].id]
         assert session.me.cost.tokens > replied, "both threads' costs count"
@@ -326,15 +480,17 @@ def test_an_answer_that_no_reply_can_read_is_stored_with_a_message(model):
     assert "no reply uses it, because 1200 are the most" in line
 
 
-@pytest.mark.parametrize("text", ["\u200b", " \u200b\n\u2060", "\ufeff"])
+@pytest.mark.parametrize("text", ["\u200b", " \u200b\n\u2060", "\ufeff", "\u3164", "\u2800\u2800", "\uffa0\ufe0f"])
 def test_a_text_without_a_visible_letter_is_one_line_and_changes_nothing(model, tmp_path, text):
     with ChatSession(model, tmp_path) as session:
         "".join(session.say("Zebra?"))
+        session.react("always", "Be brief.")
         count = len(session.me.archive.events)
         for call in (
             lambda: session.say(text),
             lambda: session.react("better", text),
             lambda: session.react("always", text),
+            lambda: session.react("always", text, 1),
         ):
             with pytest.raises(InputError) as raised:
                 call()

@@ -77,7 +77,7 @@ def test_forget_lists_and_asks(mine, capsys, monkeypatch):
     prompt = sqlite3.connect(mine / "memory.sqlite").execute("SELECT prompt FROM dialogues LIMIT 1").fetchone()[0]
     words = ("forget", "--out", mine, "--containing", prompt)
     before = snapshot(mine)
-    assert "no terminal" in fails(capsys, *words)
+    assert "without a terminal" in fails(capsys, *words)
     lock = hold_folder(mine)
     assert "program is at work" in fails(capsys, *words, "--yes")
     lock.release()
@@ -89,7 +89,7 @@ def test_forget_lists_and_asks(mine, capsys, monkeypatch):
     monkeypatch.setattr(sys, "stdin", io.StringIO("y\n"))
     assert invoke(capsys, *words)[0] == 0
     assert prompt.encode() not in (mine / "memory.sqlite").read_bytes()
-    assert "nothing that is stored matches" in fails(capsys, *words)
+    assert "no stored dialogue matches" in fails(capsys, *words)
     assert "no dialogue 'nope' is stored" in fails(capsys, "forget", "--out", mine, "--id", "nope")
     assert "--everything alone" in fails(capsys, "forget", "--out", mine)
     assert "--everything alone" in fails(capsys, *words, "--everything", "--yes"), "never more than what was named"
@@ -115,7 +115,7 @@ def test_export_writes_new_files(mine, tmp_path, capsys):
 def test_chat_reads_a_pipe_and_goes_on(mine, capsys, monkeypatch):
     monkeypatch.setattr(sys, "stdin", io.StringIO("What is tea?\n/better In short: a drink.\n"))
     code, out, err = invoke(capsys, "chat", "--out", mine)
-    assert code == 0 and "noted" in out and "loading the model pocket" in err
+    assert code == 0 and "Applies to similar prompts" in out and "loading the model pocket" in err
     monkeypatch.setattr(sys, "stdin", io.StringIO("/always Write as Ana.\n/status\n"))
     out = invoke(capsys, "chat", "--out", mine)[1]
     assert "replies corrected       1" in out and "Ana" not in out, "numbers, and no text"

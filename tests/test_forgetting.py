@@ -545,7 +545,7 @@ def act(session, name, text, number):
     elif name == "undo" and session.me.state.acts:
         session.undo()
     elif name == "scope" and any(one.kind == "better" for one in session.me.state.reactions.values()):
-        session.take_habit_question()
+        session.show_habit_question()
         session.scope_correction(["everywhere", "here", ""][number % 3])
     elif name == "learn" and len(session.me.buffer):
         session.me.finetune(progress=False)

@@ -251,6 +251,20 @@ def test_a_reply_that_used_corrections_says_nothing_and_neither_does_a_plain_one
     assert [d.parents[0] for d in get_evidence(state).answers] == ["4"], "nothing was corrected"
 
 
+def test_liking_your_own_text_changes_nothing():
+    state = open_new("fifo")
+    for id, is_plain in (("0", False), ("1", True)):
+        tell(state, int(id), talk=f"talk {id}", id=id)
+        state.record("reacted", id, kind="better", text="Short.", asked=False, time=5.0, is_plain=is_plain)
+    before = get_evidence(state)
+    for id in "01":
+        state.record("reacted", id, kind="up", text="", asked=False, time=5.0)
+    after = get_evidence(state)
+    assert (after.answers, after.plain) == (before.answers, before.plain) and len(after.answers) == len(
+        after.plain
+    ) == 1
+
+
 def test_a_file_says_nothing_and_a_fine_tune_is_no_evidence():
     state = open_new("fifo")
     tell(state, 0, talk="", id="0")

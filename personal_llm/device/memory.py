@@ -34,6 +34,13 @@ class Recall:
     adapter: object = None  # an `Adapter`; None: the base model generates the reply
     verdict: Verdict = Verdict()  # of the gate
     is_silent: bool = False  # whether it could not use a correction that belonged to its prompt: no evidence
+    closed: str = ""  # why an adapter doesn't generate the reply, if there is one
+
+    @property
+    def reasons(self) -> list:  # lines
+        "Why corrections apply or not, and why the adapter doesn't although some corrections apply."
+        is_mixed = self.closed and self.verdict.answers
+        return self.verdict.reason.splitlines() + [f"your fine-tune doesn't apply: {self.closed}"] * bool(is_mixed)
 
 # %% ../../nbs/7_device/04_memory.ipynb #1f733aa4
 BLOCK_SIZE = 64  # texts that `warm` embeds at once: about a tenth of a second
@@ -113,7 +120,8 @@ class Memory:
         instructions = tuple(state.instructions.values())
         if not self.config.memories and adapter is None:
             read = add_memories(dialogue, [], [], self.config, instructions)
-            return Recall(read, (), (), instructions, is_silent=True)
+            verdict = Verdict(reason="this memory uses no examples (--memories 0)")
+            return Recall(read, (), (), instructions, verdict=verdict, is_silent=True)
         prompt = dialogue.prompt
         shown = {text for role, text in dialogue.history if role == "user"}  # the talk shows these already
         with self.lock:
@@ -126,14 +134,13 @@ class Memory:
             verdict = judge(evidence, prompt, self.vectors, general)
             memories = retrieve(verdict.answers, prompt, self.vectors, self.config, count_tokens, shown)
             statements = choose_statements(said, prompt, self.vectors, self.config, count_tokens)
-            learned = list_learned(state, evidence)
-            has_adapter = adapter is not None
-            if has_adapter and learned is not None:
-                has_adapter = judge(learned, prompt, self.vectors, general).is_open
+            learned = None if adapter is None else list_learned(state, evidence)
+            taught = None if learned is None else judge(learned, prompt, self.vectors, general)
         read = add_memories(dialogue, memories, statements, self.config, instructions)
-        adapter = adapter if has_adapter else None
+        closed = "" if taught is None or taught.is_open else taught.reason.replace("\n", "; ")
+        adapter = None if closed else adapter
         is_silent = bool(verdict.answers) and not memories
-        return Recall(read, tuple(memories), tuple(statements), instructions, adapter, verdict, is_silent)
+        return Recall(read, tuple(memories), tuple(statements), instructions, adapter, verdict, is_silent, closed)
 
     def list_statements(self, state: State) -> list:  # `Statement`s, the oldest first
         "Return what the person said of themselves; each message is read once."

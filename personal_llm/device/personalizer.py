@@ -92,7 +92,8 @@ def _take_back(state: State) -> str:  # a line that names it
     state.record("taken_back", events=numbers)
     first = events[0]
     if first.kind == "instructed":
-        return f"taken back: your instruction “{first.content['text'] or 'deleted'}”"
+        text = first.content["text"]
+        return f"taken back: your instruction “{text}”" if text else "taken back: the instruction applies again"
     prompts = ", ".join(f"“{state.archive.dialogues[event.dialogue].prompt[:60]}”" for event in events)
     what = "where your correction belongs, of" if first.kind == "scoped" else "your reaction to the reply to"
     line = f"taken back: {what} {prompts}"
@@ -290,7 +291,8 @@ class Personalizer(Displayed):
                 _record_scores(state, id, candidate, False, self.take_spent())
             return []
         can_ask = self.annotator is not None or self.opens_questions and not state.question
-        can_ask = can_ask and id not in state.reactions and self.settings.ask_when == "policy"
+        is_answered = id in state.reactions or id in state.asked  # also if the answer was taken back
+        can_ask = can_ask and not is_answered and self.settings.ask_when == "policy"
         _record_scores(state, id, candidate, can_ask and count_questions_left(state) > 0, self.take_spent())
         if state.wants_question and self.opens_questions:
             state.record("asked", id, is_open=True)
@@ -322,12 +324,13 @@ class Personalizer(Displayed):
         text = check(text, "text", "the reaction's text").strip()
         if kind == "always":
             number = check(dialogue, "whole number or none", "the number of an instruction")
-            reaction = Reaction(kind, "" if number is None else str(number), text, time, scope or "")
+            reaction = Reaction(kind, "" if number is None else str(number), text, time, "" if scope is None else scope)
             return _instruct(self.state, reaction, self.model.count_tokens)
         targets = dialogue if isinstance(dialogue, list) and kind == "scope" else [dialogue]
         ids = [self.state.find_root(one.id if isinstance(one, Dialogue) else one) for one in targets]
         if kind == "scope":
-            return _scope(self.state, ids, Reaction(kind, ids[0] if ids else "", text, time, scope or ""))
+            scope = "" if scope is None else scope
+            return _scope(self.state, ids, Reaction(kind, ids[0] if ids else "", text, time, scope))
         (id,) = ids
         if scope is None:
             scope = self.state.scopes.get(id, "") if kind == "better" else ""

@@ -371,7 +371,7 @@ def _reacted(state: State, id: str, content: dict):  # a function that takes it 
     state.reactions[id] = Reaction(target=id, **fields)
     if content["kind"] == "better":  # a thumb says nothing about the place
         state.scopes[id] = state.reactions[id].scope
-    state.plain.discard(id)
+        state.plain.discard(id)
     if content.get("is_plain"):
         state.plain.add(id)
     state.answered_anew.add(id)
