@@ -36,6 +36,8 @@ setup(
         "personal_llm.commands": settings["commands"].split(),
         "personal_llm.targets": settings["targets"].split(),
         "personal_llm.formats": settings["formats"].split(),
+        "personal_llm.selectors": settings["selectors"].split(),
+        "personal_llm.spaces": settings["spaces"].split(),
         "nbdev": [f"{settings['lib_name']}={settings['lib_name']}._modidx:d"],
     },
 )

@@ -24,19 +24,17 @@ _ROOMS = {
     "tuning.finetune": "finetune",
     "tuning.statistics": "paired_bootstrap",
     "tuning.evaluation": "evaluate",
-    "explanation.space": "StyleSpace",
-    "explanation.description": "Explanation",
-    "explanation.explanation": "explain explain_pllm",
+    "explanation.explanation": "Explanation explain explain_pllm",
     "selection.library": "Library",
     "selection.ranking": "Ranking",
     "selection.merging": "merge",
-    "selection.selection": "SELECTORS select",
-    "selection.warm_start": "warm_start",
+    "selection.selection": "SELECTORS select warm_start",
     "device.forgetting": "forget_everything",
     "device.personalizer": "Personalizer PersonalizerSettings",
     "device.chat": "ChatSession",
     "app.demo": "run_demo",
     "app.personalize": "personalize",
+    "extras.space": "StyleSpace",  # of an act that the core never imports
 }
 _ROOM_OF = {name: room for room, names in _ROOMS.items() for name in names.split()}
 __all__ = sorted(_ROOM_OF)

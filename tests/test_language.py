@@ -9,7 +9,7 @@ from personal_llm.base.text import set_language, split_sentences
 from personal_llm.memory.statements import NOT_COVERED, NOT_KEPT, NOTES, WISHES, find_language, translate_note
 from personal_llm.memory.feedback import SCOPES
 from personal_llm.explanation.habits import find_habits, strip_frame
-from personal_llm.explanation.style import STYLOMETRIC_FEATURES, stylometry, truncate_words
+from personal_llm.extras.style import STYLOMETRIC_FEATURES, stylometry, truncate_words
 
 JAPANESE = LANGUAGES["japanese"]
 

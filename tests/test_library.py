@@ -14,6 +14,8 @@ from personal_llm.base.core import InputError
 from personal_llm.base.files import ASSETS
 from personal_llm.base.models import load_model
 from personal_llm.base.weights import WEIGHTS
+from personal_llm.extras.space import read_rows
+from personal_llm.selection import library as module
 from personal_llm.selection.library import SHIPPED_LIBRARIES, Library, check_library_base, find_shipped_library
 
 FACTS = dict(licence="CC0-1.0", samples=30)
@@ -37,9 +39,10 @@ def read_files(folder):
 def test_a_library_in_the_package_is_whole(name):
     library = Library(name)
     assert library.path == SHIPPED_LIBRARIES[name] and find_shipped_library(library.base) == library.path
-    assert len(library) == 9 and "plain" in library and library.rows.shape == (9, library.space.width)
+    rows = read_rows(library)
+    assert len(library) == 9 and "plain" in library and rows.shape == (9, library.space.width)
     assert all(library[name].explanation.habits is not None for name in library)
-    assert np.isfinite(library.rows).all()
+    assert np.isfinite(rows).all()
 
 
 def test_each_shipped_library_belongs_to_the_model_of_its_name():
@@ -111,12 +114,15 @@ def test_an_interrupted_addition_leaves_nothing(library, monkeypatch):
     assert read_files(library.path) == before and "late" not in library
 
 
-def test_rows_of_another_space_are_refused(library):
-    file = library.path / "plain" / "card.json"
-    explanation = library.card("plain")["explanation"] | dict(space="another")
-    file.write_text(json.dumps(json.loads(file.read_text()) | dict(explanation=explanation)))
-    with pytest.raises(InputError, match="explained in space another"):
-        library.rows
+def test_a_space_needs_its_plug_in(library, monkeypatch):
+    "An install that is older than the code lacks the entry point; everything but the space works."
+    monkeypatch.setattr(module, "load_plugins", lambda group, table, is_valid: {})
+    module.find_space_class.cache_clear()
+    again = Library(library.path)
+    assert again["plain"].explanation.habits == ()
+    with pytest.raises(InputError, match="the plug-in that reads style spaces is missing; your install is older"):
+        again.space
+    module.find_space_class.cache_clear()
 
 
 # ---- what is refused, with a remedy
@@ -162,13 +168,12 @@ def test_a_pllm_that_does_not_fit_is_refused_and_changes_no_file(library, change
 
 
 def test_what_a_library_does_not_have_is_named(library, tmp_path):
-    spaceless = Library.create(tmp_path / "spaceless", base=SHIPPED.base)
+    assert Library.create(tmp_path / "spaceless", base=SHIPPED.base).space is None
     for act, line in (
         (lambda: Library(tmp_path / "nowhere"), "no library here"),
         (lambda: library["wardround"], "such as ward-round"),
-        (lambda: library.columns("dreams"), "no columns 'dreams'"),
         (lambda: Library.create(library.path, SHIPPED.space), "exists already"),
-        (lambda: spaceless.rows, "has no space"),
+        (lambda: Library.create(tmp_path / "baseless"), "neither a space nor a base model"),
         (lambda: check_library_base(SHIPPED, SimpleNamespace(base="another")), "library build"),
         (lambda: check_library_base(SimpleNamespace(base="another"), SHIPPED), "use the library pocket"),
     ):

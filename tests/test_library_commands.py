@@ -5,13 +5,12 @@ import time
 import psutil
 import pytest
 
-from personal_llm.extras import commands
 from personal_llm.base.adapters import WEIGHTS_FILE
 from personal_llm.base.core import Dialogue
 from personal_llm.base.files import ASSETS
 from personal_llm.base.models import load_model
-from personal_llm.explanation.explanation import load_probe_texts, prepare_probes
 from personal_llm.extras.cluster import make_pllms
+from personal_llm.extras.space import StyleSpace
 from personal_llm.selection.library import Library
 from typed import fails, found, invoke
 
@@ -36,7 +35,7 @@ def test_build_adds_adapters_to_a_library(tmp_path, capsys, monkeypatch):
     adapters = [ASSETS / "library" / name for name in ("plain", "quiz-night")]
     words = [word for adapter in adapters for word in ("--adapter", adapter)]
     with monkeypatch.context() as stopped:
-        stopped.setattr(commands, "prepare_probes", lambda *given, **named: exec("raise KeyboardInterrupt"))
+        stopped.setattr(StyleSpace, "prepare_probes", lambda *given, **named: exec("raise KeyboardInterrupt"))
         assert invoke(capsys, "library", "build", folder, *words, "--licence", "CC0-1.0", "--quiet")[0] == 130
     result = found(capsys, "library", "build", folder, *words, "--licence", "CC0-1.0", "--quiet")
     assert "quiz-night" in result["added"] and "plain" in result["skipped"], "the plain one was tuned before"
@@ -62,7 +61,7 @@ def test_two_workers_make_the_pllms_of_one_process():
     model = load_model("pocket")
     library = Library(ASSETS / "library")
     plain = library["plain"].adapter
-    probes = prepare_probes(model, library.space, *load_probe_texts(), 0, plain)
+    probes = library.space.prepare_probes(model, plain=plain)
     chats = [Dialogue(f"What is {number}?", f"It is {number}. Bye!") for number in range(60)]
     sources = {"friend": chats, "quiz": library["quiz-night"].adapter}
     alone = dict(make_pllms(model, library, probes, sources))

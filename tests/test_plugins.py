@@ -13,6 +13,7 @@ from test_architecture import ACTS, act, arrows_of_the_package
 
 from personal_llm.app.cli import app
 from personal_llm.app.plugins import find_targets
+from personal_llm.selection.selection import SELECTORS, load_selectors
 
 ROOT = Path(__file__).resolve().parent.parent
 MODULE = """
@@ -124,6 +125,7 @@ def test_ours_are_found():
     targets, skipped = find_targets()
     assert {"merged", "gguf", "ollama", "vllm"} <= targets.keys() and not skipped, "install the package again"
     assert {"serve", "library", "phone"} <= set(typer.main.get_group(app).commands), "install the package again"
+    assert not load_selectors() and {"xpert", "style"} <= SELECTORS.keys(), "install the package again"
 
 
 def test_only_entry_points_lead_to_the_extras():

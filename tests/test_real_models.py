@@ -19,7 +19,7 @@ from personal_llm.base.models import load_model
 from personal_llm.base.tokens import collate_samples
 from personal_llm.tuning.config import TuningConfig
 from personal_llm.tuning.finetune import finetune
-from personal_llm.explanation.explanation import explain, explain_pllm, prepare_probes
+from personal_llm.explanation.explanation import explain
 from personal_llm.recipes.check_model import MODEL_CHECKS, check_model
 from personal_llm.recipes.space_fitting import SpaceTexts, fit_space
 
@@ -157,6 +157,6 @@ def test_people_and_adapters_are_explained(model, three, monkeypatch):
     space = replace(space, nats_per_unit=1.0)
     person = explain(model, spoken(LOUD, 8, first=400), space)
     assert person.sparse_words and person.sparse_words[0] == "loud" and person.strength > 0
-    panels = prepare_probes(model, space, [*spoken(LOUD, 6), *spoken(str, 6)], ["Why?"])
-    pllm = explain_pllm(model, three[2], space, panels)
+    panels = space.prepare_probes(model, [*spoken(LOUD, 6), *spoken(str, 6)], ["Why?"])
+    pllm = panels.explain(model, three[2])
     assert np.isfinite(pllm.row).all() and len(pllm.row) == space.width and pllm.space == person.space

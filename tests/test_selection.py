@@ -9,11 +9,13 @@ from safetensors.torch import load_file, save_file
 
 from personal_llm.base.adapters import WEIGHTS_FILE, factor_inner_product, read_factors
 from personal_llm.base.core import InputError
+from personal_llm.explanation.explanation import Explanation
+from personal_llm.extras.space import select_by_style, sort_by_distance
 from personal_llm.selection.gradient_match import compute_slopes, get_linear_layer
 from personal_llm.selection.library import Library
-from personal_llm.selection.ranking import BASE_NAME, PLLMLosses, Ranking, SelectionRequest, sort_by_distance
+from personal_llm.selection.ranking import BASE_NAME, PLLMLosses, Ranking, SelectionRequest
 from personal_llm.selection import selection
-from personal_llm.selection.selection import select, select_by_match, select_by_style
+from personal_llm.selection.selection import select, select_by_match
 from tiny import ARCHITECTURES, random_adapter, shared
 from ways import LOUD, spoken
 
@@ -125,16 +127,29 @@ def planted(row, strength=5.0, space="planted"):
     ],
 )
 def test_an_explanation_that_does_not_fit_is_refused(explanation, problem):
-    space = SimpleNamespace(id="planted", threshold=1.0, columns=dict(coordinates=(0, 2)))
-    library = SimpleNamespace(space=space, names=["a"], columns=lambda name: np.ones((1, 2), np.float32))
     with pytest.raises(InputError, match=problem):
-        select_by_style(SelectionRequest(library, explanation))
+        select_by_style(SelectionRequest(planted_library(), explanation))
+
+
+def planted_library(space="planted"):
+    "A library of one row, as a selector by rows needs it."
+    card = dict(explanation=Explanation(1, "panels", space=space, row=np.ones(2)).to_dict())
+    known = SimpleNamespace(id="planted", threshold=1.0, width=2, columns=dict(coordinates=(0, 2)))
+    return SimpleNamespace(path="here", space=known, names=["a"], card=lambda name: card)
+
+
+def test_a_library_without_the_rows_of_its_space_is_refused():
+    with pytest.raises(InputError, match="a was explained in space another, not in planted"):
+        select_by_style(SelectionRequest(planted_library("another"), planted([0.5, 0.5])))
+    spaceless = SimpleNamespace(path="here", space=None, names=["a"])
+    with pytest.raises(InputError, match="this library has no space; use a method that compares no rows"):
+        select_by_style(SelectionRequest(spaceless, planted([0.5, 0.5], space=None)))
 
 
 @pytest.mark.parametrize(
     "request_, problem",
     [
-        (dict(method="no such"), "unknown method 'no such'"),
+        (dict(method="no such"), "unknown method 'no such'; use one of match, style, xpert"),
         (dict(method="match"), "match needs the personal dialogues and the model"),
         (dict(), "no explanation of the user"),
         (dict(model=SimpleNamespace(base=Library("pocket").base), dialogues=[None] * 2), "a loss needs at least 4"),
@@ -149,6 +164,8 @@ def test_a_request_that_lacks_something_is_refused(request_, problem):
 
 
 def test_numbers_that_are_not_finite_are_refused():
+    order = sort_by_distance(np.array([0.3, 0.1, 0.1, 0.9]), ["d", "c", "b", "a"])
+    assert order == [("b", 0.1), ("c", 0.1), ("d", 0.3), ("a", 0.9)], "b before c: by name"
     with pytest.raises(InputError, match="the distance of 'broken' is not a finite number"):
         sort_by_distance(np.array([0.1, np.nan]), ["fine", "broken"])
     with pytest.raises(InputError, match="select again"):

@@ -1,13 +1,16 @@
 "The style space: rows, files, what it refuses, and the sparse code."
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from hypothesis import given, settings, strategies as st
 
 from personal_llm.base.core import InputError
-from personal_llm.explanation.space import StyleSpace, normalise_rows, sparse_code
+from personal_llm.explanation.decomposition import normalise_rows
+from personal_llm.recipes.space_fitting import build_word_vectors, measure_nats_per_unit
+from personal_llm.extras.space import StyleSpace, find_encoder, gain_direction, sparse_code, sparse_explanation
 
 K, SIZES = 4, (3, 2, 2)
 
@@ -52,6 +55,11 @@ def test_a_damaged_space_is_refused_in_one_line(tmp_path, damage):
     assert "\n" not in str(caught.value) and caught.value.remedy and str(tmp_path) in str(caught.value)
 
 
+def test_an_encoder_that_is_not_here_is_refused():
+    with pytest.raises(InputError, match="made with encoder another"):
+        find_encoder("another")
+
+
 # ---- sparse code
 
 
@@ -70,3 +78,24 @@ def test_sparse_code_is_non_negative_sorted_scale_free_and_says_what_is_left(see
 
 def test_sparse_code_does_not_spend_a_word_on_noise():
     assert sparse_code(np.eye(10), np.array([1.0] + [0.05] * 9))[0] == [0]
+
+
+def test_a_direction_without_words_has_no_errors():
+    axes = SimpleNamespace(vectors=np.eye(2), words=("right", "up"))
+    found = sparse_explanation(axes, -np.ones(2), -np.ones((3, 2)))
+    assert found["sparse_words"] == () and len(found["errors"]) == len(found["coefficients"]) == 0
+
+
+def test_equal_gains_have_no_direction():
+    assert not gain_direction(np.random.default_rng(0).normal(size=(20, 3)), np.ones(20)).any()
+
+
+@pytest.mark.parametrize("part", ["@smell", "south"])
+def test_a_blend_of_an_unknown_part_is_refused(part):
+    with pytest.raises(InputError, match=f"the vocabulary names '{part}'; give it a panel"):
+        build_word_vectors({}, {"new": {part: 1}}, np.eye(39)[:, :2], np.ones(2))
+
+
+def test_a_unit_without_pllms_is_refused():
+    with pytest.raises(InputError, match="nothing to measure the unit on"):
+        measure_nats_per_unit(None, None, None, [])

@@ -5,8 +5,9 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 from personal_llm.base.core import Dialogue
-from personal_llm.explanation.style import FEATURE_BLOCKS, STYLOMETRIC_FEATURES, sample_responses, style_features
-from personal_llm.explanation.style import sample_base_features, style_shifts, stylometry, truncate_words
+from personal_llm.explanation.explanation import sample_responses
+from personal_llm.extras.style import FEATURE_BLOCKS, STYLOMETRIC_FEATURES, sample_base_features, style_features
+from personal_llm.extras.style import style_shifts, stylometry, truncate_words
 from tiny import shared
 from ways import letters  # noqa: F401
 

@@ -5,7 +5,9 @@ from hypothesis import given, settings, strategies as st
 
 from personal_llm.recipes.people import emoji, lower_case
 from personal_llm.data.reading import load_replay
-from personal_llm.explanation.habits import compare_counts, find_common_run, find_habits
+from personal_llm.base.core import Dialogue
+from personal_llm.explanation.card import make_card
+from personal_llm.explanation.habits import compare_counts, find_common_run, find_frame, find_habits
 
 PLAIN = [d.response for d in load_replay() if 8 <= len(d.response.split()) <= 60][:40]
 
@@ -45,6 +47,22 @@ def test_manners_of_writing():
     found = {trait.label: trait for trait in find_habits(wanted, PLAIN)}
     assert {"lower case", "emoji, mostly 🌿"} <= set(found) and found["lower case"].count == len(PLAIN)
     assert not any("signs off" in what for what in found), "an emoji is no sign-off"
+
+
+def test_a_run_of_words_that_begins_with_a_list_mark_is_no_frame():
+    numbered = [f"{word}\n1) done" for word in "one two three".split()]
+    assert find_frame(numbered, is_last=True, min_share=1) is None
+    assert find_frame(["- a b", "- c d", "- e f"], is_last=False) is None
+
+
+# ---- the card
+
+
+def test_a_card_asks_about_words_with_braces():
+    corrections = [Dialogue(f"Tell {n}", "{x} {} is {n}.".replace("n", str(n)), id=f"v{n}") for n in range(3)]
+    (row,) = (row for row in make_card(corrections, {}, {}) if "opens" in row.label)
+    assert row.question == "You opened 3 answers with “{x} {} is”. Where does that apply?"
+    assert str(row).startswith("opens with “{x} {} is” (3 of 3): ") and row.num_base_answers == 0
 
 
 # ---- people

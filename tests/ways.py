@@ -10,12 +10,11 @@ import pytest
 from personal_llm.base.core import Dialogue
 from personal_llm.tuning.config import TuningConfig
 from personal_llm.tuning.finetune import finetune
-from personal_llm.explanation import space, style
-from personal_llm.explanation.explanation import prepare_probes
+from personal_llm.extras import space, style
+from personal_llm.extras.space import concatenate_blocks
+from personal_llm.extras.style import sample_base_features, style_shifts
 from personal_llm.recipes import space_fitting as fitting
 from personal_llm.recipes.space_fitting import SpaceTexts, fit_space, measure_nats_per_unit
-from personal_llm.explanation.space import concatenate_blocks
-from personal_llm.explanation.style import sample_base_features, style_shifts
 from tiny import shared
 
 SUBJECTS = ("river", "engine", "garden", "letter", "window", "market", "winter", "bridge", "doctor", "island")
@@ -87,6 +86,6 @@ def space_of(model):  # a `StyleSpace`
     ways = {"loud": (spoken(LOUD, 20, first=20), None), "brief": (spoken(BRIEF, 20, first=40), None)}
     texts = SpaceTexts(ways, {"long": {"@log words": 1}}, spoken(str, 24))
     found = fit_space(model, texts, components=2, progress=False)
-    panels = prepare_probes(model, found, [*spoken(LOUD, 12), *spoken(BRIEF, 12), *spoken(str, 12)], ["Why?"])
+    panels = found.prepare_probes(model, [*spoken(LOUD, 12), *spoken(BRIEF, 12), *spoken(str, 12)], ["Why?"])
     known = [(tuned(name, 7), spoken(way, 16, first=100)) for name, way in (("loud", LOUD), ("brief", BRIEF))]
     return fitting.replace(found, nats_per_unit=measure_nats_per_unit(model, found, panels, known))

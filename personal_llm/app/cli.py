@@ -21,6 +21,7 @@ from .plugins import find_targets
 from ..base.core import InputError, catch_panic, load_plugins
 from ..base.files import is_full_disk
 from ..buffer.policies import load_policies
+from ..selection.selection import load_selectors
 
 # %% ../../nbs/8_app/06_cli.ipynb #cliplug01
 def read_plugin(name: str, plugin) -> typer.Typer:
@@ -35,7 +36,8 @@ def read_plugin(name: str, plugin) -> typer.Typer:
 def add_plugins() -> None:
     "Add the commands of all installed packages to ours, with a note for every plug-in that was skipped."
     plugins = {}
-    skipped = load_plugins("personal_llm.commands", plugins, callable) | find_targets()[1] | load_policies()
+    skipped = load_plugins("personal_llm.commands", plugins, callable)
+    skipped |= find_targets()[1] | load_policies() | load_selectors()
     known = set(typer.main.get_group(app).commands)
     for name, plugin in plugins.items():
         try:

@@ -35,11 +35,10 @@ from ..device.archive import ARCHIVE_FILE, Archive, hold_folder, open_archive
 from ..device.forgetting import forget_dialogues, forget_everything, list_everything, plan_forgetting
 from ..device.state import open_state
 from ..device.evidence import describe_state, list_answered, list_examples
-from ..explanation.explanation import explain, explain_pllm, load_probe_texts, prepare_probes
-from ..explanation.style import check_answer_count
+from ..explanation.explanation import check_answer_count, explain, explain_pllm
 from ..selection.library import Library, find_shipped_library
 from ..selection.ranking import PLAIN_PLLM
-from ..selection.selection import SELECTORS, select
+from ..selection.selection import SELECTORS, load_selectors, select
 from .plugins import export_adapter, find_targets
 
 # %% ../../nbs/8_app/05_commands.ipynb #15c314e9
@@ -442,13 +441,16 @@ def explain_command(
     space = opened.space if opened else None
     if folder:
         plain = opened[PLAIN_PLLM].adapter if opened and PLAIN_PLLM in opened else None
-        probes = prepare_probes(loaded, space, *load_probe_texts(), plain=plain) if space else None
-        explanation = explain_pllm(loaded, folder, space, probes, plain=plain)
+        probes = space.prepare_probes(loaded, plain=plain) if space else None
+        explanation = probes.explain(loaded, folder) if probes else explain_pllm(loaded, folder, plain=plain)
     else:
         explanation = explain(loaded, dialogues[-48:], space)
     show(explanation.to_dict(), explanation.lines(), as_json)
 
 # %% ../../nbs/8_app/05_commands.ipynb #cmdexpl3
+load_selectors()  # of installed packages
+
+
 @app.command("select", epilog="Example: personal-llm select --data chats.jsonl --library others")
 def select_command(
     data: Data,

@@ -228,10 +228,11 @@ def margins(
 def library_rows() -> tuple:  # (names, (n, k) coordinates)
     "Return the names and coordinates of the library that ships with the package."
     from personal_llm.base.files import ASSETS
+    from personal_llm.extras.space import read_rows, style_coordinates
     from personal_llm.selection.library import Library
 
     library = Library(ASSETS / "library")
-    return list(library.names), np.array(library.columns("coordinates"), float)
+    return list(library.names), style_coordinates(library.space, read_rows(library)).astype(float)
 
 # %% ../../nbs/course/00_material.ipynb #7f5377f7
 def choose_slots(rule, cases: list, seeds) -> list:  # of a case: a slot or None for each seed

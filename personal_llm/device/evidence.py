@@ -107,7 +107,7 @@ def list_learned(state: State, evidence: Evidence):  # an `Evidence`, or None if
     return replace(evidence, **groups)
 
 # %% ../../nbs/7_device/02b_evidence.ipynb #evd4habc
-def list_habits(state: State) -> list:  # `CardRow`s
+def list_habits(state: State) -> list:  # `Habit`s
     "Return the card: the habits of the person's corrections, each with its count, its scope and its answers."
     answered = {state.root(d): d for d in list_answered(state) if d.origin == "annotated"}
     corrections = {id: d for id, d in answered.items() if id not in state.plain}
@@ -115,7 +115,7 @@ def list_habits(state: State) -> list:  # `CardRow`s
     return make_card([*corrections.values()], replies, state.scopes)
 
 
-def find_habit_question(state: State):  # a `CardRow`, or None
+def find_habit_question(state: State):  # a `Habit`, or None
     "Return a habit of corrections without a scope, none of which the person was asked about."
     for row in list_habits(state):
         if not any(row.scopes) and state.asked_scopes.isdisjoint(map(state.root, row.answers)):

@@ -21,7 +21,7 @@ from .forgetting import ADAPTERS_FOLDER
 from .state import State
 from ..selection.library import Library
 from ..selection.ranking import Ranking
-from ..selection.warm_start import warm_start
+from ..selection.selection import warm_start
 from ..tuning.config import TuningConfig
 from ..tuning.finetune import finetune as tune
 

@@ -29,7 +29,7 @@ from ..data.reading import load_samples
 from .harness import Grid, read_result_lines
 from ..explanation.decomposition import ADJECTIVES, SUMMARY_PROMPT, SharedBasis, candidate_words
 from ..explanation.decomposition import explain_differences, halve_differences, summary_states, word_vectors
-from ..explanation.style import stylometry
+from ..extras.style import stylometry
 from ..recipes.crafted_styles import GRID, LADDERS, restyle
 from ..recipes.style_pools import AUTHORS, BASE_STYLES, MIXED_STYLES, load_pool, pllm_folder, shipped_texts
 from ..selection.gradient_match import compute_slopes

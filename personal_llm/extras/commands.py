@@ -21,11 +21,8 @@ from ..app.commands import read_chats, select_given, show
 from ..app.personalize import find_adapter
 from ..base.core import InputError, import_extra
 from ..base.text import count_nouns
-from ..explanation.explanation import load_probe_texts, prepare_probes
-from ..explanation.space import StyleSpace
 from ..selection.library import Library, find_shipped_library
 from ..selection.ranking import PLAIN_PLLM
-from ..selection.warm_start import add_plain_pllm
 from ..tuning.config import TuningConfig
 
 # %% ../../nbs/9_extras/06_commands.ipynb #libexpl01
@@ -79,11 +76,13 @@ def find_sources(adapters: list, files: list, quiet: bool) -> dict:  # name -> a
 
 def open_library(folder: str, model, quiet: bool) -> Library:
     "Open a library or make a new one, in the package's space for the model, with its plain pLLM."
+    from personal_llm.extras.cluster import add_plain_pllm
+
     if (Path(folder) / "library.json").is_file():
         library = Library(folder)
     else:
         place = find_shipped_library(model.base)
-        library = Library.create(folder, StyleSpace.load(place) if place else None, model.base)
+        library = Library.create(folder, Library(place).space if place else None, model.base)
     if PLAIN_PLLM not in library:
         quiet or print_note("tuning the plain pLLM, the baseline of a library")
         add_plain_pllm(library, model)
@@ -98,7 +97,7 @@ def add_pllms(library: Library, model, sources: dict, licence: str, ray: str, qu
     skipped = {name: "exists already" for name in sources if name not in missing}
     probes = None
     if library.space and missing:
-        probes = prepare_probes(model, library.space, *load_probe_texts(), plain=library[PLAIN_PLLM].adapter)
+        probes = library.space.prepare_probes(model, plain=library[PLAIN_PLLM].adapter)
     for name, made in make_pllms(model, library, probes, missing, ray=ray):
         quiet or print_note(f"{name}: {'skipped' if isinstance(made, InputError) else 'explained'}")
         if isinstance(made, InputError):

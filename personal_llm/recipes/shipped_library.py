@@ -17,16 +17,15 @@ from ..base.core import Dialogue, make_generator
 from ..base.files import write_atomically, write_json
 from ..data.reading import load_samples
 from ..data.splits import get_row_group
+from ..extras.cluster import load_plain_dialogues
 from .data import is_reserved
 from .people import brevity, bullets, emoji, lower_case
 from .people import numbered_steps, opener, preferred_words, sign_off
 from .samples import clean_answer, read_source
 from ..selection.library import Library
 from ..selection.ranking import PLAIN_PLLM
-from ..selection.warm_start import load_plain_dialogues
 from ..tuning.config import TuningConfig
 from ..tuning.finetune import finetune
-from ..explanation.explanation import explain_pllm, load_probe_texts, prepare_probes
 
 # %% ../../nbs/recipes/shipped_library.ipynb #30de2261
 SUBJECTS = {  # name: (source, domain) pairs
@@ -184,10 +183,10 @@ def make_library(
     library = Library(out) if Path(out, "library.json").is_file() else Library.create(out, space)
     missing = [name for name in adapters if name not in library]
     if missing:
-        panels = prepare_probes(model, space, *load_probe_texts(), seed, adapters[PLAIN_PLLM])
+        panels = space.prepare_probes(model, seed=seed, plain=adapters[PLAIN_PLLM])
     for name in missing:
         prompts = sample_topic_prompts(make_probe_prompts(name), seed) if name in SUBJECTS else None
-        mine = explain_pllm(model, adapters[name], space, panels, seed, prompts).without_timings()
+        mine = panels.explain(model, adapters[name], seed, prompts).without_timings()
         facts = dict(samples=ROWS_PER_PLLM, similarity=SIMILARITY if name in SUBJECTS else None)
         library.add(name, adapters[name], mine, licence="CC BY-SA 4.0", style=describe_aim(name), **facts)
     return library
@@ -196,7 +195,7 @@ def make_library(
 def main(argv: list = None) -> int:
     "Tune the nine pLLMs and put them into a library, in 16 bits for a large model. An interrupted call continues."
     from personal_llm.base.models import load_model
-    from personal_llm.explanation.space import StyleSpace
+    from personal_llm.extras.space import StyleSpace
     from personal_llm.recipes.space_fitting import make_space
 
     parser = argparse.ArgumentParser(description="Make the shipped library of a base model.")

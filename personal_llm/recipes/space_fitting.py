@@ -19,10 +19,11 @@ from ..base.files import ASSETS
 from ..base.encoder import get_encoder_id
 from ..base.models import mean_response_nll
 from ..base.text import get_language
-from ..explanation.explanation import ProbePrompts, explain, gain_direction, likelihood_gains
-from ..explanation.explanation import load_probe_texts, style_coordinates
-from ..explanation.space import StyleSpace, concatenate_blocks, normalise_rows
-from ..explanation.style import FEATURE_BLOCKS, STYLOMETRIC_FEATURES, sample_responses, style_features
+from ..explanation.decomposition import normalise_rows
+from ..explanation.explanation import explain, sample_responses
+from ..extras.space import Probes, StyleSpace, concatenate_blocks, gain_direction, likelihood_gains
+from ..extras.space import load_probe_texts, style_coordinates
+from ..extras.style import FEATURE_BLOCKS, STYLOMETRIC_FEATURES, style_features
 
 # %% ../../nbs/recipes/space_fitting.ipynb #e96cd6dc
 COVARIANCE_SHRINKAGE = 0.2  # of the covariance to its diagonal
@@ -184,7 +185,7 @@ def fit_space(
 def measure_nats_per_unit(
     model,  # the base `Model`
     space: StyleSpace,
-    probes: ProbePrompts,  # from `prepare_probes`
+    probes: Probes,  # from `StyleSpace.prepare_probes`
     known: list,  # (adapter, dialogues that it was tuned on) of a few pLLMs
 ) -> float:  # nats per token for one unit
     "Return the length of pLLMs' slopes per unit of their texts; raise `InputError` if there is no slope."
@@ -226,13 +227,13 @@ def make_space(
     from personal_llm.tuning.finetune import finetune
 
     texts = texts or load_space_texts()
-    probes, answers = load_probe_texts()[0], sample_responses(model, None, texts.plain, seed + 1)
+    probes, answers = load_probe_texts(), sample_responses(model, None, texts.plain, seed + 1)
     dialogues = [*texts.all_dialogues(), *probes, *answers]
     shifts = compute_shifts(model, dialogues, seed, progress)
     space = fit_space(model, texts, answers, seed=seed, shifts=shifts)
     rows = space.project(np.stack([shifts[0][d.id] for d in probes]), False)
     coordinates = style_coordinates(space, rows) * space.coordinate_scale
-    measured = ProbePrompts(probes, coordinates, mean_response_nll(model, probes), prompts=[], answers={})
+    measured = Probes(space, probes, coordinates, mean_response_nll(model, probes), prompts=[], answers={})
     shape = dict(rank=4, alpha=8, steps=16, batch_size=8, learning_rate=1e-3)
     config = TuningConfig(**shape, dropout=0.0, validation=0.0, checks=1, max_length=96)
     with tempfile.TemporaryDirectory() as folder, tqdm(total=1, desc="unit", unit="pLLM", disable=not progress) as bar:

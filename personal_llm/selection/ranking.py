@@ -28,14 +28,6 @@ def l1_distance(rows: np.ndarray, z: np.ndarray) -> np.ndarray:  # (n, d), (d,) 
     "Compute the L1 distance of each row from z, as XPerT does (Wang et al. 2025)."
     return np.abs(rows - np.asarray(z, float)).sum(1)
 
-# %% ../../nbs/6_selection/02_ranking.ipynb #e86705bc
-def sort_by_distance(distances: np.ndarray, names: list) -> list:  # (name, distance), nearest first
-    "Sort pLLMs by their distances (n,), and by name where these are equal."
-    for name, distance in zip(names, distances):
-        if not np.isfinite(distance):
-            raise InputError(f"library: the distance of {name!r} is not a finite number", "remove that pLLM")
-    return sorted(zip(names, map(float, distances)), key=lambda pair: (pair[1], pair[0]))
-
 # %% ../../nbs/6_selection/02_ranking.ipynb #d6af5842
 BASE_NAME = "(base)"  # the name of the base model among losses
 PLAIN_PLLM = "plain"  # the name of a library's plain pLLM, which was tuned on text without a style
@@ -79,7 +71,7 @@ class PLLMLosses:
 
 # %% ../../nbs/6_selection/02_ranking.ipynb #53sure02
 def is_gain_certain(gains: np.ndarray, reference_loss: float, min_share: float) -> bool:
-    "Check that gains (n,) in nats per token are surely above 0, and their mean above a share of the reference loss."
+    "Check that gains (n,) in nats per token are surely above 0, and on average a share of the loss."
     return bool(lower_confidence_bound(gains, 1.5) > 0 and gains.mean() > min_share * reference_loss)
 
 # %% ../../nbs/6_selection/02_ranking.ipynb #8a93620b
@@ -130,8 +122,10 @@ class Ranking(Displayed):
 
     def to_rows(self) -> list:
         "List the pLLMs in the order of `names`, with the losses that were measured."
-        pairs = zip(self.names, self.distances)
-        return [{"pLLM": name, self.unit: value, "nats a token": self.losses.get(name, "")} for name, value in pairs]
+        rows = []
+        for name, distance in zip(self.names, self.distances):
+            rows.append({"pLLM": name, self.unit: distance, "nats a token": self.losses.get(name, "")})
+        return rows
 
     def plot(self):  # an `IPython.display.Image`
         "Plot the distances of the first ten."
@@ -149,7 +143,8 @@ class Ranking(Displayed):
             lines.append(f"  {name:<24}{distance:>10}{loss:>14}".rstrip())
         cost = self.cost
         passes = f"{cost.tokens} tokens, {cost.forward} forward, {cost.backward} backward"
-        return "\n".join([*lines, f"  cost: {passes}, {cost.bytes_moved / 1e6:.2f} MB moved, {cost.seconds:.2f} s"])
+        lines.append(f"  cost: {passes}, {cost.bytes_moved / 1e6:.2f} MB moved, {cost.seconds:.2f} s")
+        return "\n".join(lines)
 
 # %% ../../nbs/6_selection/02_ranking.ipynb #61b62df2
 @dataclass(frozen=True)
