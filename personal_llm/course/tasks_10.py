@@ -160,54 +160,9 @@ TASKS.add(
     tolerance=0.04,
     hint="read two points of each line, and subtract",
 )
-FAILURES = ("a copied piece", "spill", "a thin reply", "too weak a pattern")
-CASES = (  # question, how the prompt was made, reply
-    (
-        "Why do I get hiccups?",
-        "the correction once",
-        "The hiccups are a common issue that can be caused by various factors, including injuries, allergies, and ...",
-    ),
-    ("What helps against a cold?", "the correction three times", "In short: rest it for 24 hours. Take care, Ana"),
-    ("Why do I get hiccups?", "the correction three times", "In short: take care, Ana"),
-    ("What is the capital of France?", "the correction three times", "In short: Paris. Take care, Ana"),
-)
-TASKS.add(
-    "failures",
-    "Which failure does each of the four replies show? Give four numbers from 1 to 4.",
-    [4, 1, 3, 2],
-    ("in order", [1, 2, 3, 4], "those are the failures in their own order; read the replies"),
-    ("copied and thin", [4, 3, 1, 2], "one of the two short replies repeats the advice of the correction"),
-    ("copied and spill", [4, 2, 3, 1], "ask of which reply the habit was not wanted at all"),
-    ("weak and thin", [3, 1, 4, 2], "one of the two replies about hiccups has the habit"),
-    ("spill and thin", [4, 1, 2, 3], "one of these two has an answer and should not have the habit"),
-    ("weak and spill", [2, 1, 3, 4], "spill is a habit where it does not belong; look for the habit"),
-    tolerance=0,
-    hint="ask of each reply: is the habit there, is it wanted, and whose content is it?",
-)
-SITUATIONS = (
-    "You corrected one reply a minute ago, and want the next reply to follow.",
-    "You have two hundred answers in one style, and each reply must be fast.",
-    "You stated once that your dog is called Biscuit.",
-    "The model has seven million parameters, and repeats pieces of the examples in its prompt.",
-    "You may take an answer back tomorrow, and want no new fine-tune.",
-    "A long talk fills the prompt already.",
-)
-TASKS.add(
-    "where",
-    "Which is better in each of the six situations? 1: memory, 0: weights.",
-    [1, 0, 1, 0, 1, 0],
-    ("exchanged", [0, 1, 0, 1, 0, 1], "1 stands for memory, 0 for weights"),
-    ("memory everywhere", [1] * 6, "memory needs room in the prompt, and a model that can read it"),
-    ("weights everywhere", [0] * 6, "weights need time and many answers, and cannot take one back"),
-    ("a fact in the weights", [1, 0, 0, 0, 1, 0], "a statement that was made once is too little for a fine-tune"),
-    ("a small model", [1, 0, 1, 1, 1, 0], "a model that cannot read examples gains nothing from them"),
-    ("taken back", [1, 0, 1, 0, 0, 0], "to take an answer out of the weights, you train again"),
-    ("many answers", [1, 1, 1, 0, 1, 0], "only a few answers fit into a prompt, and each reply processes them again"),
-    ("at once", [0, 0, 1, 0, 1, 0], "a fine-tune takes minutes and needs more than one answer"),
-    ("no room", [1, 0, 1, 0, 1, 1], "memories are the first to go when a prompt is too long"),
-    tolerance=0,
-    hint="ask: how many answers, how soon, and is there room in the prompt?",
-)
+FAILURES = TASKS.texts["failures"]
+CASES = TASKS.texts["cases"]
+SITUATIONS = TASKS.texts["situations"]
 
 # %% ../../nbs/course/tasks_10.ipynb #9a1777c3
 def _words(text: str) -> list:

@@ -98,29 +98,8 @@ TASKS.add(
     ("plus", 1 + SPREAD**2 / (2 * np.log(COUNT)), "unequal shares have less entropy, not more"),
     tolerance=0.0015,
 )
-REASONS = ("shares nearly equal", "shares add to one", "few tokens", "a sure model", "long vectors")
-TASKS.add(
-    "equal norm",
-    "A model ends in a norm, so that all its token vectors are about equally long. Why is EOE then close to 1?",
-    "shares nearly equal",
-    ("shares add to one", "shares add to one", "they do for every text and every model, by definition"),
-    ("few tokens", "few tokens", "the number of tokens is divided out"),
-    ("a sure model", "a sure model", "no probability of the model enters this score"),
-    ("long vectors", "long vectors", "the same factor on all vectors cancels in the shares"),
-    choices=REASONS,
-)
-SCORES = ("eoe", "dss", "idd")
-TASKS.add(
-    "shuffled words",
-    "The words of a dialogue are put in another order. Which of the three scores stay exactly the same?",
-    ["dss"],
-    ("none", [], "one of them never asks the model"),
-    ("all", list(SCORES), "the model reads words in their order, and some scores are made of what it reads"),
-    ("eoe", ["eoe", "dss"], "shares of tokens can be exchanged, but here the tokens' vectors change too"),
-    ("idd", ["idd", "dss"], "a mean over tokens forgets their order, but here the tokens' vectors change too"),
-    ("embeddings", ["eoe", "idd"], "it is the other way round: which scores are made of hidden states?"),
-    choices=SCORES,
-)
+REASONS = TASKS["equal norm"].choices
+SCORES = TASKS["shuffled words"].choices
 
 # %% ../../nbs/course/tasks_3.ipynb #6b2b0821
 SENTENCE = "The pill helps and the pain is gone now"  # nine words

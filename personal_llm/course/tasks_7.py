@@ -135,16 +135,7 @@ TASKS.add(
     tries=[_draw_values(make_generator(1, "lesson 7", users), users) for users in (3, 5, 12)],
     draw=_draw_values,
 )
-VERDICTS = ("better", "worse", "equal", "cannot be told apart")
-TASKS.add(
-    "verdict",
-    "A difference of losses has the mean −2 and that interval. What is the verdict?",
-    VERDICTS[3],
-    ("the mean is negative", VERDICTS[0], "the mean is, but look at the whole interval"),
-    ("the other end", VERDICTS[1], "of a loss less is better; and look at both ends"),
-    ("nothing found, nothing there", VERDICTS[2], "not to see a difference is not to see that there is none"),
-    choices=VERDICTS,
-)
+VERDICTS = TASKS["verdict"].choices
 
 # %% ../../nbs/course/tasks_7.ipynb #e0dcf6ae
 def beaten(

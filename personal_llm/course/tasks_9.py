@@ -146,23 +146,7 @@ TASKS.add(
     ("the fourth point", SHARES[3], "there the margin is negative already; follow the line to the left"),
     tolerance=0.03,
 )
-VALIDATIONS = (
-    "the inferred pairs that trained it",
-    "inferred pairs that were held back",
-    "pairs that the user chose, held back",
-    "what a second classifier reads in the same turns",
-    "a lower loss of the pairs during training",
-)
-TASKS.add(
-    "validation",
-    "An adapter has learned from inferred pairs. What validates it?",
-    VALIDATIONS[2],
-    ("training pairs", VALIDATIONS[0], "they fit by construction, right or wrong"),
-    ("inferred, held back", VALIDATIONS[1], "they hold the same misreadings: the opposite wish would pass"),
-    ("second classifier", VALIDATIONS[3], "two readers of the same words often err together"),
-    ("training loss", VALIDATIONS[4], "it falls on misread pairs, too"),
-    choices=VALIDATIONS,
-)
+VALIDATIONS = TASKS["validation"].choices
 
 # %% ../../nbs/course/tasks_9.ipynb #71fbbe7a
 def area(
@@ -264,29 +248,4 @@ TASKS.add(
     ("rank, no logarithm", np.log2(CANDIDATES) - RANK, "the logarithm of the rank is subtracted, not the rank"),
     ("sum", np.log2(CANDIDATES * RANK), "the logarithm of the rank is subtracted"),
 )
-PLACES = (
-    "the buffer",
-    "the adapter that was trained on it",
-    "later adapters that continued from that one",
-    "the texts in the rows of feedback about it",
-    "the chat file that you imported",
-    "a backup of the folder",
-    "the adapter that you published last week",
-    "an adapter that a friend made by adding that one to another",
-)
-TASKS.add(
-    "forgotten",
-    "You forget a dialogue. In which places may it, or what a model learned from it, remain?",
-    list(PLACES[4:]),
-    ("nowhere", [], "`forget` deletes on this device and in its own folder only"),
-    ("turned around", list(PLACES[:4]), "these are the places that `forget` reaches"),
-    ("everywhere", list(PLACES), "some of these are files of the device, which `forget` deletes"),
-    ("its adapter too", [PLACES[1], *PLACES[4:]], "an adapter that learned from it is deleted"),
-    ("later adapters too", [PLACES[2], *PLACES[4:]], "adapters that continued from it are deleted with it"),
-    ("feedback too", [*PLACES[3:]], "the texts of its feedback leave with it"),
-    ("no merge", list(PLACES[4:7]), "your friend's adapter holds a part of yours, wherever it lies"),
-    ("no source file", list(PLACES[5:]), "the file that you imported is yours; the program leaves it alone"),
-    ("published only", list(PLACES[6:]), "two more copies lie on your own disks"),
-    ("adapters only", list(PLACES[1:3]), "those are deleted; and other copies were made of it"),
-    choices=PLACES,
-)
+PLACES = TASKS["forgotten"].choices
