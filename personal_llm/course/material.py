@@ -24,10 +24,7 @@ def without_end(template: str) -> str:
 STREAM_LENGTH = 400  # dialogues of a toy stream
 
 
-def toy_stream(
-    seed: int,
-    shift: float = 0.0,  # of the log-odds
-) -> tuple:  # (probabilities, whether a question would bring a correction)
+def toy_stream(seed: int, shift: float = 0.0) -> tuple:  # (probabilities, whether a question brings a correction)
     "Draw episodes of ten dialogues; the probability is a noisy view of the subject."
     random = make_generator(seed, "course-5")
     subject = np.repeat(random.random(STREAM_LENGTH // 10) < 0.15, 10)
@@ -35,13 +32,7 @@ def toy_stream(
     return noisy, subject & (random.random(STREAM_LENGTH) < 0.9)
 
 # %% ../../nbs/course/00_material.ipynb #mat00009
-def train(
-    network,  # a model; its numbers that need a gradient are trained
-    loss_of: Callable,  # places of four samples -> their loss
-    num_samples: int,
-    learning_rate: float,
-    steps: int,
-) -> Iterator:  # numbers of steps that are done
+def train(network, loss_of: Callable, num_samples: int, learning_rate: float, steps: int) -> Iterator:  # steps done
     "Train with AdamW, and stop before each step and after the last one."
     import torch
 
@@ -138,9 +129,7 @@ def share_of_first(values: np.ndarray) -> np.ndarray:  # (k,) 0 to 1
 
 
 @cache
-def train_with_rank(
-    rank: int, alpha: float = 16.0, steps: int = 40
-) -> tuple:  # (losses, length of the median change ΔW)
+def train_with_rank(rank: int, alpha: float = 16.0, steps: int = 40) -> tuple:  # (losses, length of the median ΔW)
     "Train LoRA of one rank; without a step you get the base model's losses."
     network, layers = _with_lora(rank, alpha)
     for _ in _train_on_medical(network, 1.5e-3, steps):
@@ -167,11 +156,7 @@ PREFERENCE_TEMPERATURE = 0.1  # β, as in the paper
 SHARES = (0.0, 0.2, 0.4, 0.6, 0.8)  # of wrong pairs
 
 
-def compute_pair_losses(
-    liked,  # (pairs,) log-ratios in nats
-    disliked,  # (pairs,) log-ratios in nats
-    temperature: float = PREFERENCE_TEMPERATURE,
-):  # (pairs,)
+def compute_pair_losses(liked, disliked, temperature: float = PREFERENCE_TEMPERATURE):  # (pairs,) log-ratios, nats
     "Return the DPO loss of each pair of replies (Rafailov et al. 2023, equation 7)."
     from torch.nn.functional import logsigmoid
 
@@ -189,11 +174,7 @@ def _log_likelihoods(network, samples: list):  # (replies,) nats
 
 
 @cache
-def margins(
-    share: float,  # of wrong pairs
-    trained: int = 16,  # pairs
-    steps: int = 16,
-) -> np.ndarray:  # (held-out pairs,) nats
+def margins(share: float, trained: int = 16, steps: int = 16) -> np.ndarray:  # of wrong pairs; (held-out pairs,) nats
     "Train LoRA on pairs, and return the log-ratio of each preferred reply less that of the other one."
     import torch
 

@@ -64,9 +64,7 @@ ROUGE_MISTAKES = (
     ("plain mean", lambda a, b: (_precision(a, b) + _precision(b, a)) / 2, "F is the harmonic mean, not the plain one"),
     ("shared words", lambda a, b: float(_shared(a, b)[0]), "the number of shared words is set against two lengths"),
     ("no factor 2", lambda a, b: _f(*_shared(a, b)) / 2, "a factor of the harmonic mean is missing here"),
-    ("the longer text", lambda a, b: min(_precision(a, b), _precision(b, a)), "divided by the longer text only"),
     ("geometric mean", lambda a, b: np.sqrt(_precision(a, b) * _precision(b, a)), "F is the harmonic mean"),
-    ("opposite", lambda a, b: 1 - compute_rouge1(a, b), "that is large for texts that share nothing"),
 )
 TASKS.add(
     "rouge",
@@ -84,8 +82,6 @@ TASKS.add(
     ("not clipped", _with_count(lambda a, b: sum(word in b for word in a)), "as often as both texts have it"),
     ("case kept", lambda a, b: _f(*_shared(a, b, lambda t: t.replace("?", "").split())), "capitals make no other word"),
     ("punctuation kept", lambda a, b: _f(*_shared(a.lower(), b.lower(), str.split)), "question marks are no words"),
-    ("same places", _with_count(lambda a, b: sum(x == y for x, y in zip(a, b))), "words count wherever they stand"),
-    ("letters", lambda a, b: _f(*_shared(a, b, lambda t: "".join(split_rouge_words(t)))), "count words, not letters"),
     tries=[
         ("tea tea tea", "tea or milk"),
         ("Which tea?", "which Tea do you like"),
@@ -127,10 +123,7 @@ TASKS.add(
 )
 
 # %% ../../nbs/course/tasks_5.ipynb #65cbc0db
-def false_accept_share(
-    accepted: list,  # 1 where the check accepts
-    good: list,  # 1 where the meaning is kept
-) -> float:  # 0 to 1
+def false_accept_share(accepted: list, good: list) -> float:  # 1 where accepted, 1 where the meaning is kept
     "Return how many of the bad rewrites the check lets through."
     accepted = np.array(accepted, bool)
     bad = ~np.array(good, bool)
@@ -158,13 +151,8 @@ TASKS.add(
     ("errors", _share(lambda a, g: a != g), "this counts both kinds of errors"),
     ("accepted", _share(lambda a, g: a), "this is the share that is accepted, good or bad"),
     ("true accepts", _share(lambda a, g: a[g]), "these are good rewrites that were accepted, as they should be"),
-    ("bad ones", _share(lambda a, g: ~g), "this is the share of bad rewrites, whether accepted or not"),
     ("a number", lambda a, g: np.greater(a, g).sum(), "that is a number of rewrites; a share is asked"),
     ("over the good ones", lambda a, g: np.greater(a, g).sum() / max(1, sum(g)), "divide by the bad rewrites"),
-    ("true rejections", _share(lambda a, g: ~a[~g]), "these are bad rewrites that were rejected, as they should be"),
-    ("right verdicts", _share(lambda a, g: a == g), "these are all verdicts that are right"),
-    ("bad of the rejected", _share(lambda a, g: ~g[~a]), "divide by the bad rewrites, not by the rejected ones"),
-    ("of the errors", _share(lambda a, g: a[a != g]), "divide by the bad rewrites, not by the errors"),
     tries=[
         ([1, 1, 1, 0, 0, 1, 0], [1, 0, 0, 0, 0, 1, 1]),
         ([1, 0, 1, 1, 1], [0, 0, 0, 1, 1]),
