@@ -3,12 +3,16 @@
 import threading
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from personal_llm.base import replies
 from personal_llm.base.core import InputError
+from personal_llm.base.models import load_model
 from personal_llm.base.replies import ReplyOptions
 from personal_llm.device import personalizer
 from personal_llm.device.chat import BackgroundWork, ChatSession, clean_text, describe_error
+from personal_llm.device.evidence import get_evidence
 from personal_llm.tuning.config import TuningConfig
 
 FEW = ReplyOptions(max_tokens=5)
@@ -144,7 +148,7 @@ def test_a_scope_without_a_turn_is_that_of_the_newest_correction(model):
     with pytest.raises(InputError, match="the scope"):
         session.scope_correction("work")
     session.scope_correction("everywhere")
-    assert [d.response for d in session.me.state.get_evidence().everywhere] == ["In short: 11 is one."]
+    assert [d.response for d in get_evidence(session.me.state).everywhere] == ["In short: 11 is one."]
     for _ in range(2):  # said twice, it is still a correction
         assert session.react("better", "In short: yes.", id=session.turns[0].id).kind == "better"
     session.scope_correction("here")
@@ -159,9 +163,160 @@ def test_your_word_on_a_place_stays_when_you_react_again(model):
         for scope in ("here", "everywhere"):  # you can change it, too
             session.scope_correction(scope, session.turns[0].id)
         session.react("better", "In short: leaves in water.")
-        assert [d.response for d in session.me.state.get_evidence().everywhere] == ["In short: leaves in water."]
+        assert [d.response for d in get_evidence(session.me.state).everywhere] == ["In short: leaves in water."]
         session.react("better", "In short: a drink.", scope="")
-        assert session.me.state.get_evidence().everywhere == ()
+        assert get_evidence(session.me.state).everywhere == ()
+
+
+def teach(session, *prompts):
+    "Correct the replies to prompts, with an opening in common; return their ids."
+    for prompt in prompts:
+        say(session, prompt)
+        session.react("better", f"In short: so it is with {prompt[-4:]}")
+    return [d.parents[0] for d in session.turns[-len(prompts) :]]
+
+
+PROMPTS = ("What is tea?", "Who is Ada?", "Why do cats purr?")
+
+
+def test_a_question_about_a_habit_counts_as_asked_when_it_was_seen_and_passed_over(model, tmp_path):
+    with open_chat(model, tmp_path) as session:
+        teach(session, *PROMPTS)
+        assert session.show_habit_question() and session.show_habit_question() == "", "it is shown once"
+    with open_chat(model, tmp_path) as session:  # closed before an answer
+        assert session.show_habit_question()
+        say(session, "Secret", is_observed=False)
+        say(session, "And?", history=[("user", "Hi"), ("assistant", "Ho")])
+        assert not session.me.state.asked_scopes, "another program's message passes over nothing"
+        say(session, "Where is Oslo?")
+        assert len(session.me.state.asked_scopes) == 3 and session.show_habit_question() == ""
+    with open_chat(model, tmp_path) as session:
+        assert session.show_habit_question() == ""
+
+
+def test_a_question_about_a_habit_that_nobody_saw_is_not_answered(model):
+    session = open_chat(model)
+    ids = teach(session, *PROMPTS)
+    session.scope_correction("here")
+    assert [session.me.state.scopes[id] for id in ids] == ["", "", "here"], "only the newest correction was meant"
+
+
+def test_a_scope_is_about_the_correction_that_was_named_last_and_still_exists(model):
+    session = open_chat(model)
+    first, second = teach(session, *PROMPTS[:2])
+    scopes = session.me.state.scopes
+    session.undo()
+    assert PROMPTS[0] in session.scope_correction("here") and scopes == {first: "here"}
+    session.react("better", "In short: Ada.", second)
+    session.react("up", "", second)
+    assert PROMPTS[1] in session.scope_correction("here"), "a correction that you like is still one"
+    assert session.me.state.newest(second).origin == "annotated"
+    session.react("better", "In short: leaves.", first)
+    assert "reaction" in session.undo()
+    assert PROMPTS[0] in session.scope_correction("everywhere"), "its earlier correction is back"
+    assert "belongs" in session.undo()
+    assert PROMPTS[0] in session.scope_correction("everywhere"), "the line named it"
+    session.forget(ids=[first])
+    assert PROMPTS[1] in session.scope_correction("everywhere")
+    session.react("down", "", second)
+    with pytest.raises(InputError, match="no reply was corrected yet"):
+        session.scope_correction("here")
+
+
+def test_an_answered_question_never_comes_back(model):
+    session = open_chat(model)
+    session.me.buffer.policy.decide_question = lambda view, candidate, left: (True, "always")
+
+    def score():
+        session.score_in_background()
+        session.collect(waits=True)
+
+    say(session, "Hello")
+    score()
+    session.react("up", id=session.question)
+    session.react("always", "Be brief.")
+    for _ in range(2):  # the instruction, the answer
+        session.undo()
+        score()
+        assert session.question is None and session.me.cost.requests == 1
+    assert session.me.state.pending == [] and len(session.me.buffer) == 1
+
+
+def test_a_chat_that_was_closed_is_one_line(model, tmp_path):
+    session = open_chat(model, tmp_path)
+    say(session, "Hello")
+    session.close()
+    session.close()
+    with pytest.raises(InputError, match="this chat was closed; open it again"):
+        session.say("Hello")
+
+
+def test_what_you_said_in_other_talks_stays_on_this_computer(model):
+    class Elsewhere:
+        is_here = False
+
+    engine = model.engine
+    for one, most in ((Elsewhere(), 0), (engine, 4)):
+        model.engine = one
+        try:
+            assert open_chat(model).me.memory.config.statements == most
+        finally:
+            model.engine = engine
+
+
+def test_notes_are_in_the_language_of_your_messages(model):
+    session = open_chat(model)
+    say(session, "Wie viele Tage hat eine Woche?")
+    session.react("better", "Sieben.")
+    line = "deine Korrektur von “Wie viele Tage hat eine Woche?”"
+    assert session.scope_correction("everywhere") == f"Gilt für alle Antworten: {line}"
+    assert session.undo().startswith("zurückgenommen: ") and session.undo().startswith("zurückgenommen: ")
+    say(session, "Please remember that I am vegan.")
+    assert session.pop_messages() == ["kept: Please remember that I am vegan."]
+
+
+ODD = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(st.characters(codec=None), max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=6), inner, max_size=3),
+    max_leaves=6,
+)
+KINDS = st.sampled_from(["better", "up", "down", "always", "scope"]) | ODD
+SCOPES = st.sampled_from(["", "everywhere", "here", "work"]) | ODD
+
+
+@pytest.fixture(scope="module")
+def fuzzed():
+    session = open_chat(load_model("pocket"))
+    teach(session, *PROMPTS)
+    return session
+
+
+def read_state(session):
+    state = session.me.state
+    events = [(event.kind, event.dialogue, event.content) for event in session.me.archive.events]
+    return str((events, state.reactions, state.scopes, state.versions, state.instructions, state.question))
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+@given(kind=KINDS, text=ODD, place=st.integers(0, 2) | ODD, scope=SCOPES)
+def test_no_odd_value_changes_anything_or_raises_another_error(fuzzed, kind, text, place, scope):
+    ids = list(fuzzed.me.archive.dialogues)
+    id = ids[place] if place in (0, 1, 2) else place
+    calls = [
+        lambda: fuzzed.react(kind, text, id, scope),
+        lambda: fuzzed.scope_correction(scope, id),
+        lambda: fuzzed.scope_habit(text, scope),
+        lambda: fuzzed.me.react(id, kind, text, 0.0, scope),
+    ]
+    for call in calls:
+        before = read_state(fuzzed)
+        try:
+            call()
+        except InputError as error:
+            assert len(str(error).splitlines()) == 1
+            assert read_state(fuzzed) == before, "a refusal changes nothing"
+        while len(fuzzed.me.state.acts) > 3:  # what was taken
+            fuzzed.undo()
 
 
 def test_a_fine_tune_that_is_stopped_leaves_nothing(model, tmp_path):
@@ -325,15 +480,17 @@ def test_an_answer_that_no_reply_can_read_is_stored_with_a_message(model):
     assert "no reply uses it, because 1200 are the most" in line
 
 
-@pytest.mark.parametrize("text", ["\u200b", " \u200b\n\u2060", "\ufeff"])
+@pytest.mark.parametrize("text", ["\u200b", " \u200b\n\u2060", "\ufeff", "\u3164", "\u2800\u2800", "\uffa0\ufe0f"])
 def test_a_text_without_a_visible_letter_is_one_line_and_changes_nothing(model, tmp_path, text):
     with ChatSession(model, tmp_path) as session:
         "".join(session.say("Zebra?"))
+        session.react("always", "Be brief.")
         count = len(session.me.archive.events)
         for call in (
             lambda: session.say(text),
             lambda: session.react("better", text),
             lambda: session.react("always", text),
+            lambda: session.react("always", text, 1),
         ):
             with pytest.raises(InputError) as raised:
                 call()

@@ -9,6 +9,7 @@ from personal_llm.base.replies import ReplyOptions, ReplyStream
 from personal_llm.base.weights import DEFAULT_MODEL, find_weights
 from personal_llm.buffer.buffer import Buffer
 from personal_llm.device.personalizer import Personalizer
+from personal_llm.device.evidence import get_evidence
 from personal_llm.tuning.config import TuningConfig
 
 RECIPES = ("How do I make pancakes?", "How do I make tomato soup?", "How do I make a rice salad?")
@@ -99,5 +100,17 @@ def test_a_reply_that_could_use_no_correction_is_no_evidence():
     dialogue = Dialogue(RECIPES[0], "It depends.", time=1.0, origin="model")
     recalled = me.recall(Dialogue(RECIPES[0], ""))
     me.arrive(dialogue, "monday", recalled)
-    assert me.state.get_evidence().left_alone == ()
+    assert get_evidence(me.state).left_alone == ()
+    me.close()
+
+
+def test_an_adapter_that_stays_closed_while_a_correction_applies_is_told_with_its_reason():
+    me = teach(load_model("pocket"), 1)
+    me.arrive(Dialogue("How many legs has a spider?", "It depends.", id="new", time=9.0, origin="model"), "talk")
+    me.react("new", "better", "Eight.", time=10.0, scope="everywhere")
+    recalled = me.recall(Dialogue(OUTSIDE[0], ""))
+    assert recalled.memories and recalled.adapter is None
+    applies, left, closed = recalled.reasons
+    assert applies == "1 correction applies: you said: all replies" and left.startswith("3 corrections don't apply: ")
+    assert closed.startswith("your fine-tune doesn't apply: more similar to “What is the capital of Italy?”")
     me.close()

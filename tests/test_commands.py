@@ -115,7 +115,7 @@ def test_export_writes_new_files(mine, tmp_path, capsys):
 def test_chat_reads_a_pipe_and_goes_on(mine, capsys, monkeypatch):
     monkeypatch.setattr(sys, "stdin", io.StringIO("What is tea?\n/better In short: a drink.\n"))
     code, out, err = invoke(capsys, "chat", "--out", mine)
-    assert code == 0 and "noted" in out and "loading the model pocket" in err
+    assert code == 0 and "Applies to similar prompts" in out and "loading the model pocket" in err
     monkeypatch.setattr(sys, "stdin", io.StringIO("/always Write as Ana.\n/status\n"))
     out = invoke(capsys, "chat", "--out", mine)[1]
     assert "replies corrected       1" in out and "Ana" not in out, "numbers, and no text"

@@ -412,7 +412,7 @@ def change_memory(folder, kind):
         trim(state, 0)
     else:
         me = Personalizer.__new__(Personalizer)
-        me.archive, me.state, me.folder, me.policy, me.spent = state.archive, state, folder, None, Cost()
+        me.archive, me.state, me.folder, me.spent = state.archive, state, folder, Cost()
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(personalizer, "load_last_adapter", lambda state, folder: None)
             me.undo_finetune()
@@ -545,7 +545,7 @@ def act(session, name, text, number):
     elif name == "undo" and session.me.state.acts:
         session.undo()
     elif name == "scope" and any(one.kind == "better" for one in session.me.state.reactions.values()):
-        session.take_habit_question()
+        session.show_habit_question()
         session.scope_correction(["everywhere", "here", ""][number % 3])
     elif name == "learn" and len(session.me.buffer):
         session.me.finetune(progress=False)
@@ -594,6 +594,7 @@ def test_what_is_listed_goes_and_nothing_else_and_no_byte_is_left(model, tmp_pat
         for form in FORMS:
             forms = (form.encode().lower(), json.dumps(form)[1:-1].encode().lower())
             assert not any(known in content for known in forms), (form, plan)
+        assert not any(id.encode() in content for id in gone), "an id is computed from the text"
         again = open_session(model, folder)
         assert take_stock(again)["dialogues"] == after["dialogues"]
         assert again.forget("biscuitto", dry=True) == ForgetPlan()

@@ -91,6 +91,17 @@ def test_the_persons_word_wins(vectors):
     assert judge(mixed, "80 q", vectors, general).answers == mixed.answers, "each group for itself"
 
 
+def test_parts_with_reasons_of_their_own_are_named(vectors):
+    evidence = Evidence(said(0, 5), here=said(170), everywhere=said(90), left_alone=said(60))
+    open_, closed = judge(evidence, "4 q", vectors, ("85 general",)), judge(evidence, "58 q", vectors, ("85 general",))
+    assert open_.reason.splitlines() == [
+        "1 correction applies: you said: all replies",
+        "2 corrections apply: similar to “5 words”, which you corrected",
+        "1 correction doesn't apply: more similar to “60 words”, which you left as it was",
+    ]
+    assert "2 corrections don't apply" in closed.reason and not closed.is_open and len(closed.answers) == 1
+
+
 def ask(*prompts, time=0.0, response="(a reply)"):
     return tuple(Dialogue(prompt, response, time=time + i) for i, prompt in enumerate(prompts))
 

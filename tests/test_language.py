@@ -6,6 +6,8 @@ import pytest
 from personal_llm.base.core import InputError
 from personal_llm.base.text import ENGLISH, LANGUAGES, Language, describe_copy, get_language, get_words
 from personal_llm.base.text import set_language, split_sentences
+from personal_llm.memory.statements import NOT_COVERED, NOT_KEPT, NOTES, WISHES, find_language, translate_note
+from personal_llm.memory.feedback import SCOPES
 from personal_llm.explanation.habits import find_habits, strip_frame
 from personal_llm.explanation.style import STYLOMETRIC_FEATURES, stylometry, truncate_words
 
@@ -56,3 +58,40 @@ def test_the_choice(monkeypatch):
         set_language("")
     set_language("german")
     assert get_language().count_endings(["heilung", "freundlich", "ung", "überraschend"]) == [1, 1, 1]
+
+
+SAID = {
+    "german": "Wie heißt die Hauptstadt von Peru, bitte?",
+    "spanish": "¿Cuál es la capital del Perú?",
+    "french": "Quelle est la capitale du Pérou ?",
+    "italian": "Qual è la capitale del Perù?",
+    "portuguese": "Qual é a capital do Peru? Eu não sei.",
+    "english": "What is the capital of Peru?",
+}
+
+
+@pytest.mark.parametrize("language", SAID)
+def test_the_language_of_a_message_is_known_by_its_frequent_words(language):
+    assert find_language([SAID[language]]) == find_language(["42?", "Peru!", SAID[language]]) == language
+    assert find_language(["Mitt namn", "“Wie heißt du und wo wohnst du?”", ""]) == ""
+
+
+NOTES_OF_THE_CHAT = ["kept: {}", NOT_KEPT.replace("4", "{}"), *WISHES.values()]
+NOTES_OF_THE_CHAT += [
+    f"Applies to {scope.place}: your {noun} of {{}}"
+    for scope in SCOPES.values()
+    for noun in ("correction", "corrections")
+]
+NOTES_OF_THE_CHAT += ["taken back: your reaction to the reply to {}", "taken back: your instruction {}"]
+NOTES_OF_THE_CHAT += ["taken back: where your correction belongs, of {}", "noted, about the reply to {}"]
+NOTES_OF_THE_CHAT += ["Applies to all replies; /always lists what you said, /drop N ends a line"]
+
+
+@pytest.mark.parametrize("language", [name for name in SAID if name != "english"])
+def test_each_note_of_the_chat_is_translated_and_keeps_its_texts(language):
+    assert {*NOTES[language]["lines"]} == {*NOTES_OF_THE_CHAT}
+    for line in NOTES_OF_THE_CHAT:
+        said = line.format("“a {0} b”")
+        other = translate_note(said, [SAID[language]])
+        assert other != said and other.count("a {0} b") == line.count("{}"), line
+    assert translate_note(NOT_COVERED, [SAID[language]]) == NOT_COVERED, "in English where a line is not known"

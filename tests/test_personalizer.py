@@ -14,6 +14,7 @@ from personal_llm.base.models import load_model
 from personal_llm.buffer.buffer import Buffer
 from personal_llm.device import personalizer
 from personal_llm.device.personalizer import Personalizer
+from personal_llm.device.evidence import get_evidence, list_answered, list_unlearned
 from personal_llm.tuning.config import TuningConfig
 
 SHORT = TuningConfig(steps=2, batch_size=2)
@@ -38,7 +39,7 @@ def test_an_annotator_is_asked_as_far_as_the_budget_goes(model):
     me = make(model, annotator=annotate, ask_when="arrival", max_questions=3)
     me.observe_all(STREAM[:6], progress=False)
     assert len(asked) == 3 == me.cost.requests
-    assert [d.origin for d in me.state.list_answered()] == ["annotated", "approved", "annotated"]
+    assert [d.origin for d in list_answered(me.state)] == ["annotated", "approved", "annotated"]
 
 
 def test_the_papers_policy_asks_each_time_an_entry_changes_and_tunes_at_intervals(model):
@@ -67,7 +68,7 @@ def test_an_annotator_that_fails_or_gives_no_answer_costs_nothing_else(model):
     assert len(me.buffer) == 1 and me.cost.requests == 0
     silent = make(model, annotator=lambda dialogue: "", ask_when="arrival")
     silent.observe(STREAM[0])
-    assert silent.cost.requests == 1 and silent.state.list_answered() == []
+    assert silent.cost.requests == 1 and list_answered(silent.state) == []
 
 
 def test_a_fine_tune_asks_about_no_reply_that_was_corrected_unasked(model):
@@ -103,7 +104,7 @@ def test_an_impossible_reaction_changes_nothing(model):
     for id, kind, text in ((STREAM[0].id, "better", ""), (STREAM[0].id, "up", "yes"), ("unknown", "up", "")):
         with pytest.raises(InputError, match="stored" if id == "unknown" else kind):
             me.react(id, kind, text)
-    assert len(me.archive.events) == events and me.state.list_answered() == []
+    assert len(me.archive.events) == events and list_answered(me.state) == []
 
 
 @pytest.mark.parametrize("odd", ["unknown", "", None, 7, ["a"], {}, STREAM[1]], ids=repr)
@@ -320,6 +321,14 @@ def test_a_folder_in_use_is_refused(model, tmp_path):
     Personalizer(model, folder=tmp_path).close()
 
 
+def test_a_new_memory_takes_no_buffer_with_entries(model):
+    buffer = Buffer(2, "fifo")
+    me = Personalizer(model, buffer)
+    me.observe(Dialogue("Hi?", "Hello.", origin="model"))
+    with pytest.raises(InputError, match="the buffer holds 1 dialogues; give an empty one"):
+        Personalizer(model, buffer)
+
+
 def test_another_model_takes_the_memory_along_and_leaves_the_adapter(model, tmp_path):
     other = load_model("pocket")
     other.base = "another"
@@ -328,10 +337,10 @@ def test_another_model_takes_the_memory_along_and_leaves_the_adapter(model, tmp_
     me.react(STREAM[0], "better", "In short: no.", scope="everywhere")
     me.react(None, "always", "Be brief.")
     me.finetune(progress=False)
-    evidence = me.state.get_evidence()
+    evidence = get_evidence(me.state)
     me.close()
     with_other = Personalizer(other, folder=tmp_path)
-    assert with_other.adapter is None and with_other.state.get_evidence() == evidence
+    assert with_other.adapter is None and get_evidence(with_other.state) == evidence
     assert with_other.state.instructions == me.state.instructions and len(with_other.buffer) == len(me.buffer)
     with pytest.raises(InputError, match="no fine-tune to undo"):
         with_other.undo_finetune()
@@ -374,12 +383,12 @@ def test_a_kill_inside_a_fine_tune_loses_nothing_and_leaves_no_half_adapter(mode
     me.react(None, "always", "Be brief.")
     me.finetune(progress=False)
     me.react(STREAM[1], "better", "In short: yes.")
-    known = (me.state.list_answered(), me.state.instructions, me.buffer.dialogues)
+    known = (list_answered(me.state), me.state.instructions, me.buffer.dialogues)
     me.close()
 
     def look(folder):
         again = Personalizer(model, folder=folder, config=KILLED)
-        assert (again.state.list_answered(), again.state.instructions, again.buffer.dialogues) == known
+        assert (list_answered(again.state), again.state.instructions, again.buffer.dialogues) == known
         assert again.adapter is not None and again.reply("Is 5 a prime number?", max_tokens=2) is not None
         count = len(again.rounds)
         if count == 1 and next(steps) % 8 == 0:
@@ -402,9 +411,9 @@ def test_a_word_that_is_taken_back_counts_no_more(model):
         me.react(dialogue, "better", f"In short: {dialogue.prompt}")
     ids = [dialogue.id for dialogue in STREAM[:3]]
     me.react(ids, "scope", scope="everywhere")
-    assert len(me.state.get_evidence().everywhere) == 3
-    assert STREAM[1].prompt in me.undo() and len(me.state.get_evidence().answers) == 3
-    assert STREAM[2].prompt in me.undo() and len(me.state.get_evidence().answers) == 2
+    assert len(get_evidence(me.state).everywhere) == 3
+    assert STREAM[1].prompt in me.undo() and len(get_evidence(me.state).answers) == 3
+    assert STREAM[2].prompt in me.undo() and len(get_evidence(me.state).answers) == 2
     assert me.state.newest(ids[2]).response == STREAM[2].response
     me.react(None, "always", "Be brief.")
     assert "Be brief." in me.undo() and not me.state.instructions
@@ -423,7 +432,7 @@ def test_a_fine_tune_learns_all_answers_also_those_that_left_the_buffer(model):
     for dialogue in STREAM[:4]:
         me.react(dialogue, "better", f"In short: {dialogue.prompt}")
     me.finetune(progress=False)
-    assert len(me.rounds[0].learned) == 4 and me.state.list_unlearned() == []
+    assert len(me.rounds[0].learned) == 4 and list_unlearned(me.state) == []
 
 
 def test_the_number_of_an_instruction_is_never_used_again(model):

@@ -168,7 +168,7 @@ def test_a_chat_without_a_folder_leaves_nothing_also_after_a_hang_up(tmp_path):
     chat.stdin.write(b"I live in CANARY.\n/better CANARY it is.\n")
     chat.stdin.flush()
     lines = []
-    while not any(b"noted" in line for line in lines):
+    while not any(b"Applies to" in line for line in lines):
         lines.append(chat.stdout.readline())
         assert lines[-1], chat.communicate()[1]
     chat.kill()

@@ -29,6 +29,7 @@ from personal_llm.base.files import ASSETS
 from personal_llm.base.replies import ReplyStream
 from personal_llm.device.archive import Archive
 from personal_llm.device.chat import ChatSession
+from personal_llm.device.evidence import describe_state
 
 ROOT = Path(__file__).resolve().parent.parent
 BETTER = "Dear friend, rest today and call me tonight."
@@ -146,14 +147,14 @@ def test_each_field_is_followed_ignored_or_refused_by_name(served, is_stream):
     base = dict(model="personal", messages=messages("Hello"), max_tokens=2, stream=is_stream)
     for change in SUPPORTED:
         assert served.ask("POST", COMPLETIONS, base | change)[0] == 200, change
-    before = served.session.me.state.status()["stored"]
+    before = describe_state(served.session.me.state)["stored"]
     for change in REFUSED:
         status, answer = served.ask("POST", COMPLETIONS, base | change)
         assert status == 400 and answer["error"]["message"].startswith(next(iter(change))), (change, answer)
         assert set(answer["error"]) == {"message", "type", "param", "code"} and "\n" not in answer["error"]["message"]
     for body in (b"", b"x", b"[]", b'"x"', b'{"\\ud800": 1}', b"\xff", b"[" * 5000):
         assert served.ask("POST", COMPLETIONS, body)[0] == 400, body[:20]
-    assert served.session.me.state.status()["stored"] == before
+    assert describe_state(served.session.me.state)["stored"] == before
 
 
 json_values = st.recursive(
@@ -189,10 +190,12 @@ changes = st.dictionaries(st.sampled_from([*server.Change.model_fields, "unknown
 
 
 @settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck))
-@given(name=st.sampled_from(["forget", "react", "stop", "undo"]), fields=changes | json_values)
+@given(name=st.sampled_from([name for name in server.CHANGES if name != "learn"]), fields=changes | json_values)
 def test_no_value_of_a_change_is_an_error_of_the_server(fuzzed, name, fields):
+    events = len(fuzzed.session.me.archive.events)
     status, answer = fuzzed.ask("POST", f"/me/{name}", json.dumps(fields).encode())
     assert status in (200, 400), (status, answer)
+    assert status == 200 or len(fuzzed.session.me.archive.events) == events, "a refusal changes nothing"
 
 
 # one person
@@ -210,7 +213,7 @@ def test_the_owner_is_kept_over_a_restart(tmp_path):
                 given, answer = running.ask("POST", COMPLETIONS, body, **headers)
                 assert given == status and (status == 200 or "another folder" in answer["error"]["message"]), answer
             complete(running)
-            stored.append(running.session.me.state.status()["stored"])
+            stored.append(describe_state(running.session.me.state)["stored"])
     assert stored == [4, 5, 9]
     content = b"".join(path.read_bytes() for path in (tmp_path / "me").iterdir())
     assert b"ann" not in content, "the name itself is not stored"
@@ -223,7 +226,7 @@ def test_a_request_that_does_not_fit_is_refused_by_its_code_and_our_own_cut_is_t
             status, answer = served.ask("POST", COMPLETIONS, dict(model=model, messages=talk))
             assert (status, answer["error"]["code"]) == (400, "context_length_exceeded"), answer
             assert answer["error"]["message"].startswith("messages:")
-    assert served.session.me.state.status()["stored"] == 0
+    assert describe_state(served.session.me.state)["stored"] == 0
     me = complete(served, "Hello")["me"]
     assert me["cut"] == 0 and me["source"] == ""
     me = complete(served, long, talk="")["me"]
@@ -235,13 +238,13 @@ def test_tasks_of_a_program_and_what_it_does_not_store_are_not_kept(served):
     complete(served, f"### Task:\nMake a title.\n### Talk:\nUSER: I live in {SECRET}.")
     complete(served, f"Write a title.\n<chat_history>\nUSER: I live in {SECRET}.\n</chat_history>")
     complete(served, f"I live in {SECRET}.", model="personal-base")
-    assert served.session.me.state.status()["stored"] == 0
+    assert describe_state(served.session.me.state)["stored"] == 0
     assert complete(served, "I live here.")["me"]["id"]
-    assert served.session.me.state.status()["stored"] == 1
+    assert describe_state(served.session.me.state)["stored"] == 1
     assert "not stored" in complete(served, "### Task:\nMake a title.")["me"]["note"]
     for text in ("### Task:\nbuy bread", "What does <chat_history> mean?"):
         assert complete(served, text, talk="")["me"]["id"], "a message of the page is the person's own"
-    assert served.session.me.state.status()["stored"] == 3
+    assert describe_state(served.session.me.state)["stored"] == 3
 
 
 def test_the_base_reads_no_answer_and_the_personal_model_does(served, monkeypatch):
@@ -408,7 +411,7 @@ def test_a_client_that_leaves_stops_its_reply(served, monkeypatch, is_stream):
     connection.sock.shutdown(socket.SHUT_RDWR)
     connection.close()
     before = until(lambda: (n := len(counts)) and (time.sleep(0.3), len(counts) == n)[1] and n)
-    assert before < 500 and served.session.me.state.status()["stored"] == 0
+    assert before < 500 and describe_state(served.session.me.state)["stored"] == 0
     monkeypatch.undo()
     assert complete(served)["me"]["id"], "the next one is served"
 
@@ -628,7 +631,7 @@ def test_a_panic_of_the_tokenizer_is_one_line(served, monkeypatch, is_late, mode
         assert (status == 200) == (is_late and is_stream)
     monkeypatch.undo()
     assert complete(served, model=model)["choices"][0]["message"]["content"], "the next one is served"
-    assert served.session.me.state.status()["stored"] == (model == "personal")
+    assert describe_state(served.session.me.state)["stored"] == (model == "personal")
 
 
 def test_the_link_works_once(tmp_path):

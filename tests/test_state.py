@@ -13,7 +13,8 @@ from personal_llm.memory.gate import Evidence
 from personal_llm.buffer.scoring import Scores
 from personal_llm.device.archive import Archive, count_bytes
 from personal_llm.device.forgetting import trim
-from personal_llm.device.state import FILE, State, decide, open_state, place, scores_to_dict
+from personal_llm.device.state import FILE, State, count_questions_left, decide, open_state, place, scores_to_dict
+from personal_llm.device.evidence import describe_state, get_evidence, list_answered, list_unlearned
 
 
 def make_scores(rng, model="base"):
@@ -52,8 +53,8 @@ def describe(state):
     entries = [(e.dialogue, e.scores.embedding.tolist(), e.scores.loss) for e in buffer.entries]
     parts = [entries, buffer.arrivals, buffer.seen, buffer.random.bit_generator.state]
     own = [state.versions, state.reactions, state.asked, state.question, state.pending, state.rounds, state.talk]
-    own += [state.cost, state.questions_left(), state.get_evidence(), state.list_own(), state.list_talks()]
-    return parts + own + [state.list_answered(), state.list_unlearned()]
+    own += [state.cost, count_questions_left(state), get_evidence(state), state.list_own(), state.list_talks()]
+    return parts + own + [list_answered(state), list_unlearned(state)]
 
 
 @pytest.mark.parametrize("policy", ["answers-first", "sdss", "random", "reservoir", "fifo", "kcenter"])
@@ -79,8 +80,49 @@ def test_a_state_computed_anew_is_the_same(policy, acts):
             text = "Better." if act == "better" else ""
             id = known[rng.integers(len(known))]
             state.record("reacted", id, kind=act, text=text, asked=bool(rng.integers(2)), time=float(number))
+    live = dict(state.archive.dialogues)
+    state.archive.load()
+    assert state.archive.dialogues == live, "the archive is the same before and after it is read again"
     again = open_state(state.archive)
     assert str(describe(again)) == str(describe(state))
+
+
+@pytest.mark.parametrize(
+    "kind, content", [("tuned", {}), ("scored", dict(scores={})), ("kept", {}), ("no such kind", {})]
+)
+def test_an_event_that_fails_leaves_archive_and_state_as_they_were(kind, content):
+    state = open_new("fifo")
+    rng = np.random.default_rng(0)
+    for number in range(3):
+        say(state, number, rng)
+    d = tell(state, 3)
+    before, events = str(describe(state)), list(state.archive.events)
+    with pytest.raises((KeyError, TypeError, ValueError, IndexError)):
+        state.record(kind, d.id, **content)
+    assert str(describe(state)) == before and state.archive.events == events
+
+
+def test_an_error_in_a_block_takes_back_all_of_it():
+    state = open_new("fifo")
+    before = str(describe(state))
+    with pytest.raises(ZeroDivisionError), state.change():
+        tell(state, 0)
+        state.record("named", next(iter(state.archive.dialogues)), text="A title")
+        1 / 0
+    assert str(describe(state)) == before and state.titles == {} and not state.archive.dialogues
+
+
+def test_a_correction_changes_nothing_in_the_archive():
+    state = open_new("fifo")
+    d = tell(state, 0, id="0")
+    state.record("reacted", "0", kind="better", text="Short.", asked=False, time=5.0)
+    history = [("user", d.prompt), ("assistant", "Short.")]
+    later = Dialogue("And?", "So.", history, id="1", origin="model")
+    state.archive.add(later, "monday", ["0"])
+    before = dict(state.archive.dialogues)
+    state.record("said", "1", reads=[], statements=[])
+    assert state.archive.dialogues == before and state.archive.dialogues["1"].history[1] == ("assistant", d.response)
+    assert state.newest("1").history == tuple(history)
 
 
 def test_a_pending_dialogue_is_kept_with_its_reaction():
@@ -100,16 +142,16 @@ def test_an_undone_answer_waits_for_a_new_one_and_the_status_counts_it():
     (id,) = state.archive.dialogues
     for _ in range(2):
         state.record("reacted", id, kind="better", text="So.", asked=False, time=0.0)
-        assert state.list_unlearned() == [id] and state.status()["unlearned"] == 1
+        assert list_unlearned(state) == [id] and describe_state(state)["unlearned"] == 1
         state.record("tuned", **ROUND)
         state.record("learned", id)
-        assert state.list_unlearned() == [] and state.status()["unlearned"] == 0
+        assert list_unlearned(state) == [] and describe_state(state)["unlearned"] == 0
     state.record("undone")
     state.record("undone")
-    assert state.list_unlearned() == [], "a night does not learn it again"
-    assert state.status()["unlearned"] == 1, "but you can"
+    assert list_unlearned(state) == [], "a night does not learn it again"
+    assert describe_state(state)["unlearned"] == 1, "but you can"
     state.record("reacted", id, kind="better", text="So be it.", asked=False, time=1.0)
-    assert state.list_unlearned() == [id]
+    assert list_unlearned(state) == [id]
 
 
 def test_undoing_takes_the_last_fine_tune_of_the_present_model():
@@ -157,9 +199,9 @@ def test_a_decision_changes_nothing_and_its_event_does_what_the_buffer_would(pol
         d = tell(state, number)
         give_scores(state, d, rng)
         before = str(describe(state))
-        decisions = [decide(state.buffer, state.find(d.id)) for _ in range(2)]
+        decisions = [decide(state.buffer, state.get_scored(d.id)) for _ in range(2)]
         assert str(describe(state)) == before and str(decisions[0]) == str(decisions[1])
-        assert place(state, d.id) == decisions[0][0] == alone.add(state.find(d.id))
+        assert place(state, d.id) == decisions[0][0] == alone.add(state.get_scored(d.id))
         assert state.buffer.dialogues == alone.dialogues and state.buffer.log == alone.log
 
 
@@ -180,15 +222,15 @@ def test_a_correction_moves_the_replies_that_its_talk_shows_later():
     for number in range(2):
         d = tell(state, number, history, id=f"{number}")
         history = (("user", d.prompt), ("assistant", d.response))
-    assert [d.id for d in state.get_evidence().left_alone] == ["0", "1"]
+    assert [d.id for d in get_evidence(state).left_alone] == ["0", "1"]
     state.record("reacted", "0", kind="up", text="", asked=False, time=5.0)
-    evidence = state.get_evidence()
+    evidence = get_evidence(state)
     assert [d.parents for d in evidence.answers] == [("0",)] and evidence.left_alone == (), (
         "1 has read an approved reply"
     )
     state.record("reacted", "0", kind="down", text="", asked=False, time=6.0)
-    assert [d.id for d in state.get_evidence().left_alone] == ["1"]
-    assert open_state(state.archive).get_evidence() == state.get_evidence()
+    assert [d.id for d in get_evidence(state).left_alone] == ["1"]
+    assert get_evidence(open_state(state.archive)) == get_evidence(state)
 
 
 def test_a_reply_that_used_corrections_says_nothing_and_neither_does_a_plain_one_that_was_approved():
@@ -200,13 +242,27 @@ def test_a_reply_that_used_corrections_says_nothing_and_neither_does_a_plain_one
         state.record("said", id, reads=reads, statements=[])
     state.record("reacted", "3", kind="up", text="", asked=False, time=6.0)
     state.record("reacted", "4", kind="up", text="", asked=False, time=6.0)
-    evidence = state.get_evidence()
+    evidence = get_evidence(state)
     assert [d.id for d in evidence.left_alone] == ["2"], "1 used the correction and was left alone"
     assert [d.parents[0] for d in evidence.answers] == ["0", "3"], "4 was plain"
-    assert len(state.list_answered()) == 3
+    assert len(list_answered(state)) == 3
     state.record("reacted", "0", kind="down", text="", asked=False, time=7.0)
     state.record("reacted", "3", kind="down", text="", asked=False, time=7.0)
-    assert [d.parents[0] for d in state.get_evidence().answers] == ["4"], "nothing was corrected"
+    assert [d.parents[0] for d in get_evidence(state).answers] == ["4"], "nothing was corrected"
+
+
+def test_liking_your_own_text_changes_nothing():
+    state = open_new("fifo")
+    for id, is_plain in (("0", False), ("1", True)):
+        tell(state, int(id), talk=f"talk {id}", id=id)
+        state.record("reacted", id, kind="better", text="Short.", asked=False, time=5.0, is_plain=is_plain)
+    before = get_evidence(state)
+    for id in "01":
+        state.record("reacted", id, kind="up", text="", asked=False, time=5.0)
+    after = get_evidence(state)
+    assert (after.answers, after.plain) == (before.answers, before.plain) and len(after.answers) == len(
+        after.plain
+    ) == 1
 
 
 def test_a_file_says_nothing_and_a_fine_tune_is_no_evidence():
@@ -214,7 +270,7 @@ def test_a_file_says_nothing_and_a_fine_tune_is_no_evidence():
     tell(state, 0, talk="", id="0")
     state.archive.add(Dialogue("Question 1?", "Answer.", id="1", origin="model"), "monday")
     state.record("said", "1", reads=[], statements=[], is_tuned=True)
-    assert state.get_evidence() == Evidence()
+    assert get_evidence(state) == Evidence()
 
 
 @settings(max_examples=60, deadline=None)
@@ -225,7 +281,7 @@ def test_an_act_that_is_taken_back_leaves_no_trace_in_what_counts(acts):
         tell(state, number, id=f"{number}", talk=f"talk {number}")
 
     def look():
-        return str([state.get_evidence(), state.instructions, state.scopes, state.list_unlearned()])
+        return str([get_evidence(state), state.instructions, state.scopes, list_unlearned(state)])
 
     before = []
     for time, (kind, number) in enumerate(acts):
@@ -240,7 +296,7 @@ def test_an_act_that_is_taken_back_leaves_no_trace_in_what_counts(acts):
     while state.acts:
         state.record("taken_back", events=[state.acts[-1].number])
         assert look() == before.pop()
-        assert str(open_state(state.archive).get_evidence()) == str(state.get_evidence())
+        assert str(get_evidence(open_state(state.archive))) == str(get_evidence(state))
 
 
 def test_a_new_scope_is_one_row(monkeypatch):
@@ -248,9 +304,9 @@ def test_a_new_scope_is_one_row(monkeypatch):
     state = open_new("fifo")
     tell(state, 0, id="0")
     state.record("reacted", "0", kind="better", text="Short.", scope="nowhere", asked=False, time=5.0)
-    assert state.get_evidence() == Evidence() and [d.response for d in state.list_answered()] == ["Short."]
+    assert get_evidence(state) == Evidence() and [d.response for d in list_answered(state)] == ["Short."]
     state.record("scoped", "0", scope="everywhere")
-    assert [d.response for d in state.get_evidence().everywhere] == ["Short."]
+    assert [d.response for d in get_evidence(state).everywhere] == ["Short."]
 
 
 def test_a_reply_is_stored_with_the_corrections_that_it_had_read_and_not_with_later_ones():
@@ -264,7 +320,7 @@ def test_a_reply_is_stored_with_the_corrections_that_it_had_read_and_not_with_la
     state.record("said", d.id, reads=[], statements=[])
     state.record("reacted", id, kind="better", text="Longer.", asked=False, time=6.0)
     state.archive.load()
-    assert open_state(state.archive).archive.dialogues["later"] == d
+    assert open_state(state.archive).newest("later") == d
 
 
 def test_the_oldest_dialogues_leave_a_full_archive():
@@ -298,20 +354,20 @@ def test_the_sums_of_an_earlier_version_are_read_and_added_to():
 def test_replies_of_a_file_are_no_evidence():
     "A model wrote them, and nobody was there to leave them alone."
     state = open_new("fifo")
-    from_file = tell(state, 1, talk=FILE)
-    assert state.find_group(from_file.id) == "" and state.get_evidence() == Evidence()
+    tell(state, 1, talk=FILE)
+    assert get_evidence(state) == Evidence()
     spoken = tell(state, 2)
-    assert state.get_evidence().left_alone == (spoken,)
+    assert get_evidence(state).left_alone == (spoken,)
 
 
 def test_the_fine_tune_in_use_is_that_of_the_present_base():
     state = open_new("fifo")
     state.record("tuned", **ROUND | dict(adapter="adapters/000"))
-    assert state.find_last_round().adapter == "adapters/000" and state.status()["finetunes"] == 1
+    assert state.find_last_round().adapter == "adapters/000" and describe_state(state)["finetunes"] == 1
     header = state.buffer.header()
     state.record("configured", base="other", model="n", settings={}, buffer=header)
     assert state.find_last_round() is None
-    assert state.status()["finetunes"] == 0 and state.status()["last"] is None
+    assert describe_state(state)["finetunes"] == 0 and describe_state(state)["last"] is None
     state.record("tuned", **ROUND | dict(adapter="adapters/001"))
     state.record("configured", base="base", model="m", settings={}, buffer=header)
     assert state.find_last_round().adapter == "adapters/000"

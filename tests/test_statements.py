@@ -72,6 +72,10 @@ def test_facts_and_wishes_are_kept_in_sixteen_languages(language):
         ("Meine Schwester ist Pilotin. Was verdient sie？", ["Meine Schwester ist Pilotin."]),
         ("Soy alérgica a las nueces. ¿Qué puedo comer?", ["Soy alérgica a las nueces."]),
         ("I dropped Italian and started with Polish.", ["I dropped Italian and started with Polish."]),
+        ("Rex died in May. Our new dog is called Fig.", ["Our new dog is called Fig."]),
+        ("Rex murió en mayo. Nuestro nuevo perro se llama Fig.", ["Nuestro nuevo perro se llama Fig."]),
+        ("Rex è morto a maggio. Il nostro nuovo cane si chiama Fig.", ["Il nostro nuovo cane si chiama Fig."]),
+        ("I am HIV positive.", ["I am HIV positive."]),
     ],
 )
 def test_a_statement_is_a_sentence_about_oneself(message, expected):
@@ -144,6 +148,9 @@ Is this polite?\\n\\nI am sorry, but I cannot come. My son is ill.
 Hello Mrs Baker, my son Ben cannot come to school today, he has a fever. I will call you tomorrow. Regards, Jill
 I wanted to follow up on my application from last week. I am still very interested in the role. I can start in June.
 Hi team, I'm down with the flu and won't be in today. My phone is off. Thanks for understanding!
+The battery died after a week. I want my money back.
+The moon is full tonight. I hear the wolves again.
+The soles came off. I wore them twice.
 Our heating has been off since Monday and we have two children. We ask you to repair it by Friday.
 Szanowna Pani, jestem chora i nie przyjdę w piątek. Mój numer jest ten sam. Z poważaniem, Anna Lis
 Bonjour Monsieur, je vous écris au sujet de mon loyer. J'ai perdu mon emploi. Cordialement, Marc Petit
@@ -194,6 +201,7 @@ def test_any_message_is_read(texts):
     "message, words",
     [
         ("Forget that I live in Graz.", "/forget Graz"),
+        ("Vergiss, dass ich in Graz wohne.", "/forget Graz"),
         ("Please always write to me in British English.", "/always Please always write"),
         ("My API key is sk-test-FAKE0123456789abcdef.", "not kept"),
         ("Remember: my card is 4111 1111 1111 1111.", "not kept"),
@@ -244,6 +252,10 @@ def test_a_prompt_is_about_oneself_or_not(prompt, expected):
         ("My sister Ruth lives in Tampere.", "Is Tampere a city?", False),
         ("My sister Ruth lives in Tampere.", 'Is "Ruth" a name?', False),
         ("I am leaving from Paris.", "Is Paris a city?", False),
+        ("My boss is called Tom.", "Is Tom a common name?", True),
+        ("Mein Hund heißt Rex.", "Was frisst Rex?", True),
+        ("Nuestro nuevo perro se llama Fig.", "¿Qué come Fig?", True),
+        ("My train leaves for Paris.", "Is Paris a city?", False),
     ],
 )
 def test_a_prompt_with_a_name_that_a_statement_introduced_is_about_oneself(statement, prompt, expected):

@@ -362,7 +362,8 @@ def test_the_stream_says_that_the_server_thinks(tmp_path):
 
 
 SERVE = """
-import sys
+import atexit, gc, sys
+atexit.register(lambda: print(gc.get_freeze_count() > 0))  # the last one to run
 from personal_llm.base.models import load_model
 from personal_llm.base.replies import Remote
 from personal_llm.extras.server import serve
@@ -390,5 +391,6 @@ def test_ctrl_c_ends_a_server_whose_writer_hangs(tmp_path):
                     threading.Event().wait(0.02)
                 process.send_signal(signal.SIGINT)
                 assert process.wait(30) == 0 and not writer.goes_on.is_set()
+                assert process.stdout.read() == b"True\n", "nothing is collected at the end"
             finally:
                 process.kill()

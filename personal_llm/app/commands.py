@@ -34,6 +34,7 @@ from ..data.reading import read_dialogues
 from ..device.archive import ARCHIVE_FILE, Archive, hold_folder, open_archive
 from ..device.forgetting import forget_dialogues, forget_everything, list_everything, plan_forgetting
 from ..device.state import open_state
+from ..device.evidence import describe_state, list_answered, list_examples
 from ..explanation.explanation import explain, explain_pllm, load_probe_texts, prepare_probes
 from ..explanation.style import check_answer_count
 from ..selection.library import Library, find_shipped_library
@@ -427,7 +428,7 @@ def explain_command(
     folder = find_adapter(adapter) if adapter else None
     dialogues = read_chats(data, user, writer, quiet=quiet) if data else []
     if out:
-        dialogues = open_state(open_archive(out)).list_examples()
+        dialogues = list_examples(open_state(open_archive(out)))
     if not folder:
         check_answer_count(len(dialogues), "dialogues")
     loaded, opened = load_with_library(model, out or adapter, library, quiet)
@@ -492,7 +493,7 @@ def status(out: Out, as_json: AsJson = False):
     "Show a memory in numbers; no text of your chats is shown."
     state = open_state(open_archive(out))
     num_bytes = sum(file.stat().st_size for file in Path(out).rglob("*") if file.is_file())
-    result = state.status() | dict(megabytes=round(num_bytes / 1e6, 2))
+    result = describe_state(state) | dict(megabytes=round(num_bytes / 1e6, 2))
     show(result, describe_status(result), as_json)
 
 
@@ -562,7 +563,7 @@ def export(
     path = find_adapter(adapter)
     answers = []
     if (Path(adapter) / ARCHIVE_FILE).is_file():  # for programs without a memory
-        answers = open_state(open_archive(adapter)).list_answered()
+        answers = list_answered(open_state(open_archive(adapter)))
     usage = export_adapter(load(model, adapter, quiet), path, folder, to, answers)
     files = {str(file.relative_to(folder)): file.stat().st_size for file in sorted(Path(folder).rglob("*"))}
     lines = [f"{name:<34}{size / 1e6:>8.2f} MB" for name, size in files.items()]

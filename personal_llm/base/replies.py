@@ -354,10 +354,10 @@ class Remote:
             raise InputError(f"writer {address[:80]!r}: no address", "give one such as http://127.0.0.1:11434/v1")
         host = self.url.host
         try:
-            is_here = host == "localhost" or ipaddress.ip_address(host).is_loopback
+            self.is_here = host == "localhost" or ipaddress.ip_address(host).is_loopback
         except ValueError:
-            is_here = False
-        if not (is_here or may_leave):
+            self.is_here = False
+        if not (self.is_here or may_leave):
             remedy = "give a server here, such as http://127.0.0.1:11434/v1, or add --chats-may-leave"
             raise InputError(f"writer {host}: not this computer, so your chats would leave it", remedy)
         self.name = name or self.find_name()

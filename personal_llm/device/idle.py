@@ -18,6 +18,7 @@ import psutil
 from ..base.core import InputError
 from .archive import hold_folder, open_archive
 from .personalizer import Personalizer
+from .evidence import list_unlearned
 
 # %% ../../nbs/7_device/10_idle.ipynb #35d6b3d9
 MAX_LOAD = 0.25  # share of all cores that other programs may use
@@ -77,7 +78,7 @@ def finetune_folder(out, load_model, stop=None, progress: bool = False, **option
     model = load_model()
     me = Personalizer(model, folder=out, **options)
     try:
-        if not me.state.list_unlearned():
+        if not list_unlearned(me.state):
             return None
         hook = model.model.get_input_embeddings().register_forward_pre_hook(stop or (lambda *args: None))
         try:

@@ -15,24 +15,114 @@ from pathlib import Path
 from tqdm.auto import tqdm
 
 from ..base.adapters import Adapter
-from ..base.core import ANSWERED_ORIGINS, Cost, Dialogue, InputError, check, check_dialogues
+from ..base.core import Cost, Dialogue, InputError, check, check_dialogues
 from ..base.display import Displayed
 from ..base.replies import ReplyOptions, ReplyStream
 from ..buffer.buffer import Buffer
-from ..buffer.policies import blame
 from ..memory.feedback import Reaction
 from ..memory.retrieval import MAX_TOKENS, MemoryConfig
 from ..buffer.scoring import ScoredDialogue, load_lexicons, score
 from .archive import UNFINISHED, Archive, hold_folder
 from .forgetting import ForgetPlan, delete_rows, finish_forgetting
 from .forgetting import plan_forgetting, trim
-from .learning import PreparedRound, load_last_adapter, prepare_round
+from .evidence import list_habits
+from .learning import PreparedRound, choose_training, load_last_adapter, prepare_round, record_round
 from .memory import Memory, Recall
 from .settings import PersonalizerSettings
-from .state import FILE, begin_state, open_state, place, scores_to_dict
-from ..explanation.card import is_taken_out, make_card
+from .state import FILE, State, begin_state, count_questions_left, place, scores_to_dict
+from ..explanation.card import is_taken_out
 from ..selection.library import Library, check_library_base
 from ..tuning.config import TuningConfig
+
+# %% ../../nbs/7_device/07_personalizer.ipynb #per3reaf
+def _record_reaction(state: State, reaction: Reaction, is_asked: bool, is_new: bool = False) -> Reaction:
+    "Record better, up or down, and return it as stored; is_new: the buffer sees the dialogue again."
+    id = reaction.target
+    newest = state.newest(id)
+    is_plain = False
+    if is_new and reaction.kind == "better" and not reaction.scope:
+        used = [state.newest(other).response for other in state.reads.get(id, ())]
+        is_plain = is_taken_out(used, state.archive.dialogues[id].response, reaction.text)
+    is_same = reaction.kind == "better" and reaction.text == newest.response
+    if is_same and newest.origin != "annotated":  # the reply's own words are an approval, yours stay a correction
+        reaction = replace(reaction, kind="up", text="", scope="")
+    content = asdict(reaction)
+    del content["target"]
+    state.record("reacted", id, **content, asked=is_asked, is_plain=is_plain, is_new=is_new)
+    return reaction
+
+
+def _instruct(state: State, reaction: Reaction, count_tokens) -> Reaction:  # count_tokens: text -> int
+    "Record a standing instruction: a new one, a change by its number, or its end (no text)."
+    known = state.instructions
+    if reaction.target and reaction.target not in map(str, known):
+        numbers = f"use one of {', '.join(map(str, known))}" if known else "there are none"
+        raise InputError(f"no standing instruction has the number {reaction.target[:20]}", numbers)
+    if not reaction.target and not reaction.text:
+        raise InputError("a standing instruction without text", "say how replies should be")
+    used = [event.content["number"] for event in state.archive.events if event.kind == "instructed"]
+    number = int(reaction.target) if reaction.target else max(used, default=0) + 1  # none is used again
+    texts = [one.text for one in known.values() if one.number != number] + [reaction.text]
+    count = sum(map(count_tokens, texts))
+    if reaction.text and count > MAX_TOKENS:
+        problem = f"your standing instructions would have {count} tokens; {MAX_TOKENS} are the most"
+        raise InputError(problem, "shorten this one, or delete another")
+    state.record("instructed", number=number, text=reaction.text, time=reaction.time)
+    return reaction
+
+
+def _scope(state: State, ids: list, reaction: Reaction) -> Reaction:
+    "Record where corrections belong, as one act; the person isn't asked about them again."
+    if any(state.newest(id).origin != "annotated" and not state.scopes.get(id) for id in ids):
+        raise InputError("this reply was not corrected", "correct it first, then say where that belongs")
+    with state.change():
+        act = state.archive.events[-1].number + 1
+        for id in ids:
+            state.record("scoped", id, scope=reaction.scope, act=act)
+        state.record("asked_habit", ids=ids)
+    return reaction
+
+
+def _take_back(state: State) -> str:  # a line that names it
+    "Take back the last reaction, scope or instruction whole; raise `InputError` if there is none."
+    if not state.acts:
+        raise InputError("there is nothing to take back", "correct a reply first")
+    numbers = [one.number for one in state.acts if one.act == state.acts[-1].act]
+    events = [event for event in state.archive.events if event.number in numbers]
+    state.record("taken_back", events=numbers)
+    first = events[0]
+    if first.kind == "instructed":
+        text = first.content["text"]
+        return f"taken back: your instruction “{text}”" if text else "taken back: the instruction applies again"
+    prompts = ", ".join(f"“{state.archive.dialogues[event.dialogue].prompt[:60]}”" for event in events)
+    what = "where your correction belongs, of" if first.kind == "scoped" else "your reaction to the reply to"
+    line = f"taken back: {what} {prompts}"
+    learned = {id for round in state.list_rounds() for id in round.learned}
+    has_learned = first.kind == "reacted" and first.dialogue in learned
+    return line + "; a fine-tune has learned it, /unlearn takes that back" * has_learned
+
+# %% ../../nbs/7_device/07_personalizer.ipynb #per2askf
+def _record_scores(state: State, id: str, candidate: ScoredDialogue, is_considered: bool, spent: dict) -> None:
+    scores = scores_to_dict(candidate.scores)
+    state.record("scored", id, scores=scores, is_considered=is_considered, spent=spent)
+
+
+def _ask(state: State, id: str, annotator) -> None:
+    "Ask an annotator about a dialogue without an answer, if there is one and the budget is not spent."
+    reaction = state.reactions.get(id)
+    is_answered = id in state.asked or reaction is not None and reaction.kind != "down"
+    if annotator is None or is_answered or count_questions_left(state) < 1:
+        return
+    d = state.newest(id)
+    try:
+        better = annotator(d)
+    except Exception as error:
+        warnings.warn(f"the annotator raised {type(error).__name__}; the question is left for later", stacklevel=2)
+        return
+    if better == "":
+        state.record("asked", id, is_open=False)
+    else:
+        _record_reaction(state, Reaction("better" if better else "up", id, better or "", d.time), is_asked=True)
 
 # %% ../../nbs/7_device/07_personalizer.ipynb #per6forc
 class Personalizer(Displayed):
@@ -58,8 +148,9 @@ class Personalizer(Displayed):
         self.start = start
         self.folder = Path(folder).expanduser() if folder else None
         self.opens_questions = False  # True: a question waits for `react`, and nobody is called
-        self.policy = None if buffer is None else check(buffer, Buffer, "buffer").policy  # if it is not known by name
         self.lock = hold_folder(self.folder) if folder else None
+        if buffer is not None:
+            check(buffer, Buffer, "buffer")
         self.archive = Archive(folder)
         self.state = begin_state(self.archive, buffer)
         with suppress(InputError, OSError):  # while another program reads the file: at the next opening
@@ -75,7 +166,7 @@ class Personalizer(Displayed):
         counts = dict(buffer=str(self.buffer), questions=self.cost.requests)
         rows = [dict(what=name, value=value) for name, value in counts.items()]
         rows += [dict(what="instruction", value=str(text)) for text in self.state.instructions.values()]
-        rows += [dict(what="habit", value=str(row)) for row in self.list_habits()]
+        rows += [dict(what="habit", value=str(row)) for row in list_habits(self.state)]
         return rows + [dict(what="fine-tune", value=str(round)) for round in self.rounds]
 
     def __str__(self):
@@ -107,17 +198,14 @@ class Personalizer(Displayed):
 
     @contextmanager
     def change(self):
-        "Make all changes of the block one transaction; after an error, archive and state are as before."
-        with self.archive.lock:
-            spent = self.spent
-            try:
-                with self.archive.transaction():
-                    yield
-            except BaseException:
-                self.spent = spent
-                if self.archive.events:
-                    self.state = open_state(self.archive, self.policy)
-                raise
+        "Make all changes of the block one transaction; after an error, archive, state and cost are as before."
+        spent = self.spent
+        try:
+            with self.state.change():
+                yield
+        except BaseException:
+            self.spent = spent
+            raise
 
     @contextmanager
     def use_adapter(self, adapter, model=None):  # model: a copy of the base model, for another thread
@@ -136,7 +224,7 @@ class Personalizer(Displayed):
 
     def trim(self) -> None:
         "Delete the oldest dialogues of an archive that exceeds its budget."
-        self.state = trim(self.state, self.settings.archive * 1_000_000, self.policy)
+        self.state = trim(self.state, self.settings.archive * 1_000_000)
 
     def close(self) -> None:
         "Store the vectors, drop what exceeds the archive's budget, close the file, and give up the folder."
@@ -192,47 +280,29 @@ class Personalizer(Displayed):
         decisions = []
         for candidate in self.score_due() if scored is None else scored:
             with self.change():
-                id = self.state.root(candidate.dialogue)
-                if id in self.state.pending:
-                    decisions += self._decide(id, candidate)
-                elif self.state.find_slot(id) is not None:
-                    self._record_scores(id, candidate)
+                decisions += self._settle(candidate)
         return decisions
 
-    def _record_scores(self, id: str, candidate: ScoredDialogue, is_considered: bool = False) -> None:
-        scores = scores_to_dict(candidate.scores)
-        self.state.record("scored", id, scores=scores, is_considered=is_considered, spent=self.take_spent())
-
-    def _decide(self, id: str, candidate: ScoredDialogue) -> list:  # a `Decision`; empty while the user is asked
-        can_ask = self.annotator is not None or self.opens_questions and not self.state.question
-        can_ask = can_ask and id not in self.state.reactions and self.settings.ask_when == "policy"
-        self._record_scores(id, candidate, can_ask and self.state.questions_left() > 0)
-        if self.state.wants_question:
-            if self.opens_questions:
-                self.state.record("asked", id, is_open=True)
-                return []
-            self.ask(id)
-        decision = place(self.state, id)
+    def _settle(self, candidate: ScoredDialogue) -> list:  # a `Decision`; empty while the user is asked
+        state = self.state
+        id = state.root(candidate.dialogue)
+        if id not in state.pending:
+            if state.find_slot(id) is not None:
+                _record_scores(state, id, candidate, False, self.take_spent())
+            return []
+        can_ask = self.annotator is not None or self.opens_questions and not state.question
+        is_answered = id in state.reactions or id in state.asked  # also if the answer was taken back
+        can_ask = can_ask and not is_answered and self.settings.ask_when == "policy"
+        _record_scores(state, id, candidate, can_ask and count_questions_left(state) > 0, self.take_spent())
+        if state.wants_question and self.opens_questions:
+            state.record("asked", id, is_open=True)
+            return []
+        if state.wants_question:
+            _ask(state, id, self.annotator)
+        decision = place(state, id)
         if decision.kept and self.settings.ask_when == "arrival":
-            self.ask(id)
+            _ask(state, id, self.annotator)
         return [decision]
-
-    def ask(self, id: str) -> None:
-        "Ask the annotator about a dialogue without an answer, if there is somebody and the budget is not spent."
-        reaction = self.state.reactions.get(id)
-        is_answered = id in self.state.asked or reaction is not None and reaction.kind != "down"
-        if self.annotator is None or is_answered or self.state.questions_left() < 1:
-            return
-        d = self.state.newest(id)
-        try:
-            better = self.annotator(d)
-        except Exception as error:
-            warnings.warn(f"the annotator raised {type(error).__name__}; the question is left for later", stacklevel=2)
-            return
-        if better == "":
-            self.state.record("asked", id, is_open=False)
-        else:
-            self._record_reaction(Reaction("better" if better else "up", id, better or "", d.time), asked=True)
 
     def skip_question(self) -> None:
         "Leave the open question without an answer, and let the buffer decide."
@@ -241,17 +311,6 @@ class Personalizer(Displayed):
             with self.change():
                 self.state.record("asked", id, is_open=False)
                 place(self.state, id)
-
-    def _record_reaction(self, reaction: Reaction, asked: bool, is_plain: bool = False, is_new: bool = False):
-        "Return the `Reaction` as stored; is_plain: it takes out what the reply had read; is_new: the buffer sees it."
-        newest = self.state.newest(reaction.target)
-        is_same = reaction.kind == "better" and reaction.text == newest.response
-        if is_same and newest.origin != "annotated":  # the reply's own words are an approval, yours stay a correction
-            reaction = replace(reaction, kind="up", text="", scope="")
-        content = asdict(reaction)
-        id = content.pop("target")
-        self.state.record("reacted", id, **content, asked=asked, is_plain=is_plain, is_new=is_new)
-        return reaction
 
     def react(
         self,
@@ -265,84 +324,23 @@ class Personalizer(Displayed):
         text = check(text, "text", "the reaction's text").strip()
         if kind == "always":
             number = check(dialogue, "whole number or none", "the number of an instruction")
-            return self._instruct(Reaction(kind, "" if number is None else str(number), text, time, scope or ""))
+            reaction = Reaction(kind, "" if number is None else str(number), text, time, "" if scope is None else scope)
+            return _instruct(self.state, reaction, self.model.count_tokens)
         targets = dialogue if isinstance(dialogue, list) and kind == "scope" else [dialogue]
         ids = [self.state.find_root(one.id if isinstance(one, Dialogue) else one) for one in targets]
         if kind == "scope":
-            return self._scope(ids, Reaction(kind, ids[0] if ids else "", text, time, scope or ""))
+            scope = "" if scope is None else scope
+            return _scope(self.state, ids, Reaction(kind, ids[0] if ids else "", text, time, scope))
         (id,) = ids
         if scope is None:
             scope = self.state.scopes.get(id, "") if kind == "better" else ""
-        reaction = Reaction(kind, id, text, time, scope)
-        with self.change():
-            read = [self.state.newest(other).response for other in self.state.reads.get(id, ())]
-            is_plain = kind == "better" and not scope and is_taken_out(read, self.archive.dialogues[id].response, text)
-            return self._record_reaction(reaction, id == self.state.question, is_plain, is_new=True)
-
-    def _instruct(self, reaction: Reaction) -> Reaction:
-        "Add a standing instruction, change one by its number, or end it (no text)."
-        known = self.state.instructions
-        if reaction.target and reaction.target not in map(str, known):
-            numbers = f"use one of {', '.join(map(str, known))}" if known else "there are none"
-            raise InputError(f"no standing instruction has the number {reaction.target[:20]}", numbers)
-        if not reaction.target and not reaction.text:
-            raise InputError("a standing instruction without text", "say how replies should be")
-        used = [event.content["number"] for event in self.archive.events if event.kind == "instructed"]
-        number = int(reaction.target) if reaction.target else max(used, default=0) + 1  # none is used again
-        texts = [one.text for one in known.values() if one.number != number] + [reaction.text]
-        count = sum(map(self.model.count_tokens, texts))
-        if reaction.text and count > MAX_TOKENS:
-            problem = f"your standing instructions would have {count} tokens; {MAX_TOKENS} are the most"
-            raise InputError(problem, "shorten this one, or delete another")
-        with self.change():
-            self.state.record("instructed", number=number, text=reaction.text, time=reaction.time)
-        return reaction
-
-    def _scope(self, ids: list, reaction: Reaction) -> Reaction:
-        "Say where corrections belong, as one act; the person isn't asked about them again."
-        if any(self.state.newest(id).origin != "annotated" and not self.state.scopes.get(id) for id in ids):
-            raise InputError("this reply was not corrected", "correct it first, then say where that belongs")
-        with self.change():
-            act = self.archive.events[-1].number + 1
-            for id in ids:
-                self.state.record("scoped", id, scope=reaction.scope, act=act)
-            self.state.record("asked_habit", ids=ids)
-        return reaction
+        return _record_reaction(
+            self.state, Reaction(kind, id, text, time, scope), id == self.state.question, is_new=True
+        )
 
     def undo(self) -> str:  # a line that names it
         "Take back the last reaction, scope or instruction whole; raise `InputError` if there is none."
-        acts = self.state.acts
-        if not acts:
-            raise InputError("there is nothing to take back", "correct a reply first")
-        numbers = [one.number for one in acts if one.act == acts[-1].act]
-        events = [event for event in self.archive.events if event.number in numbers]
-        first = events[0]
-        with self.change():
-            self.state.record("taken_back", events=numbers)
-        if first.kind == "instructed":
-            return f"taken back: your instruction “{first.content['text'] or 'deleted'}”"
-        prompts = ", ".join(f"“{self.archive.dialogues[event.dialogue].prompt[:60]}”" for event in events)
-        what = "where your correction belongs, of" if first.kind == "scoped" else "your reaction to the reply to"
-        line = f"taken back: {what} {prompts}"
-        learned = {id for round in self.state.list_rounds() for id in round.learned}
-        has_learned = first.kind == "reacted" and first.dialogue in learned
-        return line + "; a fine-tune has learned it, /unlearn takes that back" * has_learned
-
-    def list_habits(self) -> list:  # `CardRow`s
-        "Return the card: the habits of the person's corrections, each with its count, its scope and its answers."
-        state = self.state
-        answered = {state.root(d): d for d in state.list_answered() if d.origin == "annotated"}
-        corrections = {id: d for id, d in answered.items() if id not in state.plain}
-        replies = {id: self.archive.dialogues[id].response for id in corrections if not state.uses_form(id)}
-        return make_card([*corrections.values()], replies, state.scopes)
-
-    def find_habit_question(self):  # a `CardRow`, or None
-        "Return a habit of corrections without a scope, none of which the person was asked about."
-        asked = self.state.asked_scopes
-        for row in self.list_habits():
-            if not any(row.scopes) and not asked & {self.state.root(d) for d in row.answers}:
-                return row
-        return None
+        return _take_back(self.state)
 
     def finetune(self, start="last", synthetic: int = None, progress: bool = True) -> Adapter:
         "Ask, synthesise, tune, use the adapter (Qin et al. 2024, figure 1); `InputError` if there is nothing to learn."
@@ -357,18 +355,8 @@ class Personalizer(Displayed):
             if self.settings.ask_when != "arrival":
                 for slot in self.buffer.view.arrival.argsort(kind="stable"):  # the oldest first
                     with self.change():
-                        self.ask(self.state.root(self.buffer.dialogues[slot]))
-            disliked = {id for id, reaction in self.state.reactions.items() if reaction.kind == "down"}
-            disliked |= {*self.state.replaced}
-            liked = [d for d in self.buffer.dialogues if d.response.strip() and self.state.root(d) not in disliked]
-            taught = [d for d in self.state.list_taught() if self.state.root(d) not in disliked]
-        policy = self.buffer.policy
-        with blame(policy):
-            chosen = policy.learns_answers and taught or policy.select_training_dialogues(liked)
-        if not chosen:
-            reason = "no kept dialogue has an answer" if len(self.buffer) else "the buffer is empty"
-            raise InputError(f"nothing to learn from: {reason}", "observe some dialogues first")
-        return chosen
+                        _ask(self.state, self.state.root(self.buffer.dialogues[slot]), self.annotator)
+            return choose_training(self.state)
 
     def train(self, dialogues: list, start="last", synthetic: int = None, progress=True, model=None):
         "Prepare a fine-tune, and record nothing yet; model: another copy of the base model -> `PreparedRound`."
@@ -389,13 +377,7 @@ class Personalizer(Displayed):
         "Record a new adapter, and use it."
         with self.change():
             self.spent = self.spent + prepared.cost
-            content = prepared.content | dict(requests=self.cost.requests)
-            self.state.record("tuned", **content, spent=self.take_spent())
-            learned = {self.state.root(d): d for d in prepared.dialogues}
-            for id, d in learned.items():
-                if id:
-                    own = d.response != self.archive.dialogues[id].response
-                    self.state.record("learned", id, own=own, is_answer=d.origin in ANSWERED_ORIGINS)
+            record_round(self.state, prepared, self.take_spent())
         self.adapter = prepared.adapter
 
     def undo_finetune(self) -> None:
@@ -426,7 +408,7 @@ class Personalizer(Displayed):
         "Delete dialogues, the replies that read them and what learned from them; return the list. dry: only list it."
         plan = plan_forgetting(self.state, ids, text, everything, keep)
         if not dry and plan.lines:
-            self.state = delete_rows(self.state, plan, self.policy)
+            self.state = delete_rows(self.state, plan)
             self.memory.clear()
             self.model.truncated.clear()
             if plan.adapters:

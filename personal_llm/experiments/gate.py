@@ -4,15 +4,15 @@
 
 # %% auto #0
 __all__ = ['BANK', 'PEOPLE', 'SUBJECTS', 'NUM_CORRECTIONS', 'NUM_ALONE', 'REQUEST', 'ONE', 'SLEEPERS', 'CHOOSERS', 'GROUPS',
-           'ORDER', 'ENGLISH', 'FOREIGN', 'TOLD', 'HALF', 'ENGLISH_SUBJECTS', 'IN_TIME', 'BARE', 'BARE_LARGE', 'NIGHTS',
-           'GRIDS', 'MINILM', 'ORDERS', 'OTHERS', 'PROBES', 'TAKEN_OUT', 'RULES', 'DECISIONS', 'WEIGHTS', 'REACHES',
-           'DEVELOPMENT', 'README_ROWS', 'find_people', 'write_wish', 'list_corrections', 'list_alone', 'list_tests',
-           'choose_turns', 'write_instruction', 'measure_bare', 'measure', 'list_choices', 'measure_choices',
-           'list_answers', 'measure_night', 'list_jobs', 'Rule', 'Side', 'measure_spread', 'Judge', 'run_stream',
-           'list_others', 'load_rows', 'list_places', 'judge_person', 'measure_decisions', 'list_development',
-           'judge_development', 'measure_development', 'read_replies', 'read_decisions', 'list_states', 'score_texts',
-           'score', 'list_able', 'measure_d_prime', 'read_choices', 'splice_choices', 'write_readme_table',
-           'write_readme_answer']
+           'ORDER', 'ENGLISH', 'FOREIGN', 'TOLD', 'HALF', 'ENGLISH_SUBJECTS', 'IN_TIME', 'BARE', 'FAMILY', 'BARE_LARGE',
+           'BARE_FAMILY', 'NIGHTS', 'GRIDS', 'MINILM', 'ORDERS', 'OTHERS', 'PROBES', 'TAKEN_OUT', 'RULES', 'DECISIONS',
+           'WEIGHTS', 'REACHES', 'DEVELOPMENT', 'REPLIES', 'README_ROWS', 'find_people', 'write_wish',
+           'list_corrections', 'list_alone', 'list_tests', 'choose_turns', 'write_instruction', 'measure_bare',
+           'measure', 'list_choices', 'measure_choices', 'list_answers', 'measure_night', 'list_jobs', 'Rule', 'Side',
+           'measure_spread', 'Judge', 'run_stream', 'list_others', 'load_rows', 'list_places', 'judge_person',
+           'measure_decisions', 'list_development', 'judge_development', 'measure_development', 'read_replies',
+           'read_decisions', 'list_states', 'score_texts', 'score', 'list_able', 'measure_d_prime', 'read_choices',
+           'splice_choices', 'write_readme_table', 'write_readme_answer']
 
 # %% ../../nbs/experiments/79_gate.ipynb #gate0003
 import functools
@@ -204,7 +204,9 @@ def list_jobs(people: list, *conditions, model: str = SMALL) -> list:
 
 IN_TIME = [name for name in ENGLISH if PEOPLE[name]["kind"] != "everywhere"]
 BARE = [dict(model=SMALL, subject=subject) for subject in SUBJECTS]
+FAMILY = "smollm2"  # another family of models, 135 M parameters
 BARE_LARGE = [dict(model=LARGE, subject=subject) for subject in ENGLISH_SUBJECTS]
+BARE_FAMILY = [dict(model=FAMILY, subject=subject) for subject in ENGLISH_SUBJECTS]
 NIGHTS = [dict(model=SMALL, user=name, steps=48) for name in SLEEPERS]
 GRIDS = (
     Grid("gate-bare", BARE, measure_bare, (), SMALL),
@@ -216,6 +218,8 @@ GRIDS = (
     Grid("gate-time", list_jobs(IN_TIME, "in time"), measure, (), SMALL),
     Grid("gate-bare-large", BARE_LARGE, measure_bare, (), LARGE),
     Grid("gate-large", list_jobs(HALF, "always", model=LARGE), measure, (), LARGE),
+    Grid("gate-bare-family", BARE_FAMILY, measure_bare, (), FAMILY),
+    Grid("gate-family", list_jobs(TOLD, "always", model=FAMILY), measure, (), FAMILY),
 )
 
 # %% ../../nbs/experiments/79_gate.ipynb #gate0011
@@ -449,14 +453,17 @@ DEVELOPMENT = [dict(weight=weight, reach=reach) for weight in WEIGHTS for reach 
 GRIDS += (Grid("gate-development", DEVELOPMENT, measure_development, (), None),)
 
 # %% ../../nbs/experiments/79_gate.ipynb #gate0019
+REPLIES = {  # model -> grids with its replies
+    SMALL: ("gate-bare", "gate-always", "gate-languages", "gate-told", "gate-time"),
+    LARGE: ("gate-bare-large", "gate-large"),
+    FAMILY: ("gate-bare-family", "gate-family"),
+}
+
+
 @functools.cache
-def read_replies(large: bool = False) -> dict:  # (user, condition) -> place -> replies; "bare" for each person
+def read_replies(model: str = SMALL) -> dict:  # (user, condition) -> place -> replies; "bare" for each person
     "Read the stored replies of the people that have those of `always`."
-    names = (
-        ("gate-bare-large", "gate-large")
-        if large
-        else ("gate-bare", "gate-always", "gate-languages", "gate-told", "gate-time")
-    )
+    names = REPLIES[model]
     rows = [row for name in names if (RESULTS / f"{name}.jsonl").exists() for row in read_results(name)]
     alone = {prompt: reply for row in rows if "subject" in row for prompt, reply in row["replies"].items()}
     found = {}
@@ -578,16 +585,20 @@ def write_readme_table() -> str:
 def write_readme_answer() -> str:
     "Write why not a system prompt, in numbers."
     replies = read_replies()
-    told = [name for name in list_able("one subject") if (name, "instruction") in replies]
-    shares = {}
-    for condition, rule in (("instruction", "always"), ("always", "gate")):
-        scores = [score(name, rule, "start", condition) for name in told]
-        means = [np.mean([one[metric] for one in scores]) for metric in ("own", "seen")]
-        shares[condition] = [f"{mean:.2f}".lstrip("0") for mean in means]
-    (habits, spill), (ours, less) = shares["instruction"], shares["always"]
+    people = list_able("one subject")
+    told = [name for name in people if (name, "instruction") in replies and (name, "written") in replies]
+    rules = dict(always="gate, w .25", instruction="always", written="always")  # condition -> rule
+    scores = {c: [score(name, rule, "start", c) for name in told] for c, rule in rules.items()}
+
+    def mean(condition: str, metric: str) -> str:
+        return f"{np.mean([one[metric] for one in scores[condition]]):.2f}".lstrip("0")
+
+    gain = [ours["own"] - theirs["own"] for ours, theirs in zip(scores["always"], scores["instruction"])]
     return (
-        f"You'd have to know what to write, it would act in every reply, and a small model often ignores it. For "
-        f"{len(told)} of these people we wrote it by hand: it kept {habits} of the habits and spilled into {spill} of "
-        f"the replies in subjects left alone. Three corrections behind the gate kept {ours} and spilled into {less}. "
-        "With so few people, the difference in habits isn't certain."
+        "You'd have to know what to write, it would act in every reply, and a small model often ignores it. We wrote "
+        f"it by hand for {len(told)} of these people: it kept {mean('instruction', 'own')} of the habits and spilled "
+        f"into {mean('instruction', 'seen')} of the replies in subjects left alone. Three corrections behind the gate "
+        f"kept {mean('always', 'own')} and spilled into {mean('always', 'seen')}, a difference of "
+        f"{format_estimate(mean_over_users(gain))} in habits. An instruction that the model writes itself from the "
+        f"corrections kept {mean('written', 'own')}."
     )

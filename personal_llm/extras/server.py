@@ -7,6 +7,8 @@ __all__ = ['make_app', 'serve']
 
 # %% ../../nbs/9_extras/05_server.ipynb #bbe77fad
 import asyncio
+import atexit
+import gc
 import json
 import os
 import secrets
@@ -26,6 +28,7 @@ from personal_llm.memory.feedback import SCOPES
 from personal_llm.device.chat import QUESTION_TEXT, ChatSession, clean_text
 from personal_llm.device.forgetting import fold, holds
 from personal_llm.device.state import CLIENT, FILE
+from personal_llm.device.evidence import describe_state, find_habit_question, list_answered, list_habits
 
 uvicorn = import_extra("uvicorn", "serve", "the server")
 import_extra("fastapi", "serve", "the server")
@@ -277,7 +280,7 @@ def write_reply(session: ChatSession, wanted: CompletionRequest):  # a generator
         is_stored = len(session.me.archive.dialogues) > stored
         id = next(reversed(session.me.archive.dialogues)) if is_stored else replaces
         own = dict(id=id, talk=session.talk if is_of_page else None, source=session.describe_source())
-        own["reason"] = session.recalled.verdict.reason
+        own["reasons"] = session.recalled.reasons
         own["cut"] = session.model.truncated.get(reply.dialogue.id, 0)
     usage = dict(prompt_tokens=reply.num_prompt_tokens, completion_tokens=reply.num_tokens)
     usage |= dict(total_tokens=reply.num_prompt_tokens + reply.num_tokens)
@@ -330,7 +333,9 @@ def list_talks(session: ChatSession, talk: str, words: str) -> dict:
         is_corrected = bool(state.reads[id]) or id in state.tuned  # the reply used corrections
         turns.append(turn | dict(reaction=reaction and reaction.kind, is_corrected=is_corrected))
     rows.sort(key=lambda row: -row["time"])
-    row = session.me.find_habit_question()
+    row = find_habit_question(session.me.state)
+    if turns:  # the page shows it there
+        session.show_habit_question()
     habit = row and dict(label=row.form.label, question=row.question)
     scopes = {name: scope.label for name, scope in SCOPES.items()}
     shown = dict(turns=turns, question=state.question, text=QUESTION_TEXT, habit=habit, scopes=scopes)
@@ -344,9 +349,9 @@ def list_known(session: ChatSession, *_) -> dict:
     rows = dict(instructions=[vars(one) for one in state.instructions.values()], answers=[], statements=[])
     rows["habits"] = [
         dict(label=row.form.label, count=len(row.answers), of=row.num_answers, scope=row.scope, text=str(row))
-        for row in session.me.list_habits()
+        for row in list_habits(session.me.state)
     ]
-    for d in reversed(state.list_answered()):
+    for d in reversed(list_answered(state)):
         id = state.root(d)
         source = sources.get(state.archive.talks[id], "")
         row = dict(id=id, time=d.time, prompt=d.prompt, reply=d.response, origin=d.origin, source=source)
@@ -385,7 +390,7 @@ def describe_status(session: ChatSession, *_) -> dict:
     last = session.me.state.find_last_round()
     seconds = last.seconds if last else None
     shown = dict(is_learning=session.learning is not None, seconds=seconds, messages=session.pop_messages())
-    return session.me.state.status() | shown | dict(note=describe_model(session.model))
+    return describe_state(session.me.state) | shown | dict(note=describe_model(session.model))
 
 # %% ../../nbs/9_extras/05_server.ipynb #srvchange1
 class Change(BaseModel, strict=True):
@@ -585,5 +590,6 @@ def serve(
         print(shown if as_json else f"{address}/#code={code}", flush=True)
         programs = f"other programs and browsers: base URL {address}/v1, key {token}"
         print(f"open the link, which works once; {programs}; Ctrl-C ends it", file=sys.stderr)
+        atexit.register(gc.freeze)  # collecting all objects once more takes seconds, and the process ends anyway
         with suppress(KeyboardInterrupt):
             make_server(make_app(session, token, host, code)).run([bound])

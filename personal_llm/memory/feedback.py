@@ -61,6 +61,8 @@ class Reaction:
 
     def apply(self, d: Dialogue) -> Dialogue:  # the same one if nothing changes
         "Return the version of a dialogue after better, up or down; its parents are all versions before."
+        if self.kind == "up" and d.origin == "annotated":  # it is the person's own text, and stays a correction
+            return d
         origin = ORIGINS[self.kind]
         response = self.text or d.response
         if (response, origin) == (d.response, d.origin):

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MEAN_WEIGHT', 'REACH', 'MAX_COMPARED', 'Evidence', 'measure_closeness', 'measure_reach', 'belongs', 'Verdict',
-           'judge', 'weigh']
+           'judge', 'describe_parts', 'weigh']
 
 # %% ../../nbs/3_memory/03_gate.ipynb #50dc0fc1
 from dataclasses import dataclass
@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..base.encoder import VectorStore
+from ..base.text import count_nouns
 
 # %% ../../nbs/3_memory/03_gate.ipynb #083adcd6
 @dataclass(frozen=True)
@@ -72,26 +73,30 @@ def judge(evidence: Evidence, prompt: str, vectors: VectorStore, general: tuple 
     opposing = {d.prompt: "which you left as it was" for d in alone}
     opposing |= {d.prompt: "where you took the form out again" for d in evidence.plain}
     applying = list(evidence.everywhere)
-    reasons = []
+    parts = [(len(applying), True, "you said: all replies")] if applying else []
     for group, others in ((evidence.answers, ()), (evidence.here, general)):
         if group:
             does_apply, reason = weigh(group, opposing, others, prompt, vectors)
-            reasons.append((does_apply, reason))
+            parts.append((len(group), does_apply, reason))
             applying += group if does_apply else ()
-    if not reasons:
-        return Verdict(tuple(applying), True, "you said: all replies")
-    does_apply, reason = max(reasons, key=lambda row: row[0])  # the first one that applies
-    if evidence.everywhere and not does_apply:
-        reason = f"you said all replies for some of your corrections; as for the others: {reason}"
+    is_open = any(does_apply for _, does_apply, _ in parts[bool(evidence.everywhere) :] or parts)
     applying.sort(key=lambda d: d.time)
-    return Verdict(tuple(applying), does_apply, reason)
+    return Verdict(tuple(applying), is_open, describe_parts(parts))
+
+
+def describe_parts(parts: list) -> str:  # parts: (number of corrections, whether they apply, why)
+    "Return the reason of a verdict, in a line for each part if they have reasons of their own."
+    if len(parts) == 1:
+        return parts[0][2]
+    verbs = {True: ("applies", "apply"), False: ("doesn't apply", "don't apply")}
+    return "\n".join(f"{count_nouns(n, 'correction')} {verbs[does][n > 1]}: {why}" for n, does, why in parts)
 
 
 def weigh(corrections: tuple, opposing: dict, general: tuple, prompt: str, vectors: VectorStore) -> tuple:
     "Return whether corrections apply to a prompt, and why; opposing: prompt -> what the person did there."
     prompts = [d.prompt for d in corrections]
     supporting = vectors.compare(prompt, prompts)
-    nearest = corrections[int(supporting.argmax())].prompt
+    nearest = " ".join(corrections[int(supporting.argmax())].prompt.split())  # a reason is a line
     against = vectors.compare(prompt, [*opposing, *general])
     if belongs(supporting, against, measure_reach(vectors.embed(prompts[-MAX_COMPARED:]))):
         return True, f"similar to “{nearest}”, which you corrected"
@@ -99,6 +104,6 @@ def weigh(corrections: tuple, opposing: dict, general: tuple, prompt: str, vecto
         place = int(against.argmax())
         if place < len(opposing):
             prompt, why = [*opposing.items()][place]
-            return False, f"more similar to “{prompt}”, {why}"
+            return False, f"more similar to “{' '.join(prompt.split())}”, {why}"
         return False, "more similar to general prompts than to your corrections of this subject"
     return False, f"not similar enough to your corrections; the nearest is “{nearest}”"

@@ -11,7 +11,7 @@ let talk = ""; // key of the talk on the page; empty: the newest one; "new": one
 let reply = null; // the `AbortController` of the reply that is being written
 let written = ""; // of that reply
 let isAtEnd = true; // whether the end of the talk is seen, and stays so while its parts grow
-const reasons = new Map(); // id of a turn -> why its reply used corrections
+const reasons = new Map(); // id of a turn -> why its reply used corrections, in lines
 
 $("main").onscroll = ({ target }) => { isAtEnd = target.scrollHeight - target.scrollTop - target.clientHeight < 80; };
 const watcher = new ResizeObserver(() => { if (isAtEnd && !$("chat").hidden) goToEnd(); });
@@ -29,7 +29,7 @@ page.loadTalk = async () => {
   sync($("talk-list"), data.talks.map((row) => ({ ...row, isOpen: row.talk === talk })), "talk", makeTalk);
   const rows = turns.map((turn, place) => {
     const question = turn.id === data.question ? data.text : "";
-    return { id: turn.id, turn, question, isLast: place === turns.length - 1, reason: reasons.get(turn.id) || "" };
+    return { id: turn.id, turn, question, isLast: place === turns.length - 1, reasons: reasons.get(turn.id) || [] };
   });
   if (habit && turns.length) rows.push({ id: "habit", habit });
   sync($("turns"), rows, "id", (row) => (row.turn ? makeTurn(row) : makeHabitQuestion(row.habit)));
@@ -65,7 +65,7 @@ async function write(item, text, turn) { // whether a reply came
       if (event.error) throw new Error(event.error.message);
       written += event.choices[0]?.delta.content || "";
       talk = event.me?.talk || talk;
-      if (event.me?.id) reasons.set(event.me.id, event.me.reason);
+      if (event.me?.id) reasons.set(event.me.id, event.me.reasons || []);
       if (written) item.lastChild.replaceWith(makeMarkdown(written));
       else if (event.me?.is_thinking) item.lastChild.textContent = "thinking …";
       if (event.choices[0]?.finish_reason === "length") show("The reply is cut: it has as many tokens as it may have.");

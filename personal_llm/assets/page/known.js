@@ -25,7 +25,7 @@ function makeInstruction(row) {
   const instruct = (text) => change("react", { kind: "always", number: row.number, text });
   const edit = async () => {
     const text = prompt("How should I answer, always?", row.text);
-    if (text) await instruct(text);
+    if (text?.trim()) await instruct(text);
   };
   return makeKnown(row, edit, () => instruct(""));
 }

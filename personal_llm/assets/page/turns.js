@@ -59,7 +59,7 @@ export function makePlaces(scope, name, fields) { // the choice where correction
 
 const MARKS = { up: "You liked this reply", down: "You did not like this reply" };
 
-export function makeTurn({ turn, question, isLast, reason }) {
+export function makeTurn({ turn, question, isLast, reasons }) {
   const id = turn.id;
   const again = () => page.send(turn.prompt, turn);
   const react = (kind) => () => change("react", { id, kind });
@@ -71,7 +71,8 @@ export function makeTurn({ turn, question, isLast, reason }) {
   const ofReply = { up: react("up"), down: react("down"), better, again: isLast && again };
   const board = navigator.clipboard; // none in a page from another computer
   ofReply.copy = board && (() => board.writeText(turn.reply).then(() => show("Copied.")));
-  const lines = [turn.is_corrected && reason, ...turn.read.filter((one) => !reason.includes(one))].filter(Boolean);
+  const isNamed = (prompt) => reasons.some((one) => one.includes(prompt));
+  const lines = [...(turn.is_corrected ? reasons : []), ...turn.read.filter((one) => !isNamed(one))];
   const read = (turn.is_corrected || turn.read.length > 0) && make("ul", {}, ...makeLines(lines));
   const uses = turn.is_corrected ? "Uses your corrections" : "Uses what you said";
   const reply = makeMarkdown(turn.reply || "The reply to this was forgotten.");
