@@ -211,13 +211,9 @@ def _choice(text: str, choices: tuple = ()) -> str:
     "Return a text without capitals, hyphens and the last period; for a paraphrase of one choice, that choice."
     form = re.sub(r"[-_\s]+", " ", text.strip().removesuffix(".").lower()).strip()
     forms = [_choice(one) for one in choices]
-    near = [
-        one
-        for one in forms
-        if len(_stems(form) & _stems(one)) == max(2, len(_stems(form))) and not one.startswith(form)
-    ]
-    is_denied = re.search(r"\b(no|not|never|none)\b|n't\b", form)
-    return near[0] if len(near) == 1 and not is_denied and form not in forms else form
+    near = [one for one in forms if len(_stems(form) & _stems(one)) == max(2, len(_stems(form)))]
+    is_unclear = re.search(r"\b(no|not|never|none)\b|n't\b", form) or len(near) != 1 or near[0].startswith(form)
+    return form if form in forms or is_unclear else near[0]
 
 # %% ../../nbs/course/00_checks.ipynb #efdfeb3d
 def same(a, b, tolerance: float = 0.005) -> bool:
