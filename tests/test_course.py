@@ -184,5 +184,6 @@ def test_answers_stay_off_the_site():
     shown = {path.name for path in site["notebooks_of"]("course")}
     assert "exam.ipynb" in shown and "exam_answers.ipynb" not in shown
     assert not [name for name in shown if name.startswith(("solution_", "tasks_"))]
+    assert not site["notebooks_of"]("course/assignments/source/assignment_1")
     linked = r"\]\([^)]*(?:solution_\d|exam_answers|tasks_\d)[^)]*\)"
     assert not [name for name in shown if re.search(linked, text_of(notebook(name), "markdown"))]

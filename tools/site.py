@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = ROOT / "nbs"
 PAGES = ("ARCHITECTURE.md", "CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md")  # of the top, which become pages
 PLAIN_FILES = ("LICENSE", "NOTICE", "CITATION.cff")
-HIDDEN = ("solution_", "tasks_", "exam_answers")  # answers are in the repository, not on the site
+HIDDEN = ("solution_", "tasks_", "assignment_", "exam_answers")  # answers are in the repository, not on the site
 SCRIPTS = {  # name in the site -> (npm package, file in it); no Python package carries them
     "mermaid.js": ("mermaid@11.12.0", "dist/mermaid.min.js"),  # draws the diagrams
     "iframe-worker.js": ("iframe-worker@1.0.4", "shim/index.js"),  # the search of a page opened from a folder
