@@ -20,7 +20,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 SOURCES := nbs tests tools benchmarks conftest.py setup.py
 METADATA := settings.ini setup.py pyproject.toml
 
-.PHONY: help install install-dev demo test test-rest test-oldest test-slow test-wheel lint docs slides export clean-notebooks readme check notebooks experiments benchmarks
+.PHONY: help install install-dev demo test test-rest test-oldest test-slow test-wheel lint site diagrams slides export clean-notebooks readme check notebooks experiments benchmarks
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -60,8 +60,11 @@ notebooks: .venv/.installed-dev ## open the notebooks in JupyterLab
 experiments: .venv/.installed-dev ## measure what is missing in nbs/experiments/results, for hours; call again to go on (what is missing: ARGS=--list)
 	@$(BIN)/python -m personal_llm.experiments.harness $(ARGS)
 
-docs: .venv/.installed-docs ## write the site to site/, from the notebooks as they are saved (python -m http.server -d site)
-	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+site: .venv/.installed-docs ## write the site to site/, from the notebooks as they are saved; a dead link fails (open site/index.html)
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+diagrams: build/diagrams/node_modules ## draw the diagrams of the notebooks from nbs/images/diagrams/*.dot (needs Node.js)
+	@node tools/diagrams.mjs
 
 benchmarks: .venv/.installed-dev ## a fine-tune beside the same work in Trainer and TRL (another model: ARGS="--model NAME")
 	@$(BIN)/python -m benchmarks $(ARGS)
@@ -80,6 +83,9 @@ readme: .venv/.installed-dev ## write README.md from nbs/index.ipynb
 
 check: ## what the continuous integration runs
 	@.ci/run
+
+build/diagrams/node_modules:
+	npm install --silent --prefix build/diagrams @viz-js/viz@3.31.0
 
 .venv/bin/pip:
 	@[ -n "$(PYTHON)" ] || { echo "No Python 3.10 or newer found: install one, or name it with PYTHON=/path/to/python3"; exit 1; }

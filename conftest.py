@@ -8,12 +8,13 @@
     pytest -n auto                                            # a process a core; a file's tests stay in one process
 
 The sections of a notebook share their variables, as in Jupyter. When one fails, the later ones are not run and say so.
+A section also fails if a cell prints something else than what is saved in the notebook (tools/outputs.py).
 `#| eval: false`, `skip_exec: true` and the flags in `tst_flags` (pyproject.toml) mean what they mean to nbdev-test.
 """
 
-import ast, gc, importlib, json, linecache, os, re, signal, sys, threading, types
+import ast, gc, importlib, io, json, linecache, os, re, signal, sys, threading, types
 from collections import Counter
-from contextlib import suppress
+from contextlib import redirect_stdout, suppress
 from fnmatch import fnmatch
 from pathlib import Path
 from unittest.mock import patch
@@ -36,6 +37,7 @@ if threading.current_thread() is threading.main_thread():  # what is started in 
 import pytest
 from _pytest.assertion.rewrite import rewrite_asserts
 from nbdev.config import get_config
+from tools.outputs import VARIES, contradiction
 
 pytest_plugins = ["pytester"]
 ROOT = Path(__file__).resolve().parent
@@ -128,6 +130,7 @@ class Cell:
 
     def __init__(self, row, number, file):
         self.number, self.source = number, "".join(row["source"])
+        self.outputs, self.printed = row.get("outputs"), None
         self.filename = f"{file} cell {number}"
         self.directives = dict(row.get("metadata", {}).get("nbdev", {}))
         for line in self.source.splitlines():
@@ -143,7 +146,17 @@ class Cell:
         return self.directives.get("eval") != "false" and any(line and not line.startswith("#") for line in lines)
 
     def run(self, namespace):
-        "Execute it; the value of a last expression is shown, as Jupyter does."
+        "Execute it, and keep what it prints."
+        printed = io.StringIO()
+        try:
+            with redirect_stdout(printed):
+                self.execute(namespace)
+        finally:
+            self.printed = printed.getvalue()
+            print(self.printed, end="")
+
+    def execute(self, namespace):
+        "The value of a last expression is shown, as Jupyter does."
         linecache.cache[self.filename] = (len(self.source), None, self.source.splitlines(True), self.filename)
         tree = ast.parse(self.source, self.filename)
         is_shown = isinstance(tree.body[-1], ast.Expr) and not self.source.rstrip().endswith(";")
@@ -179,7 +192,7 @@ class PackageState:
         modules = [module for name, module in sys.modules.items() if name.startswith("personal_llm.")]
         values = {id(value): value for module in modules for value in vars(module).values()}.values()
         ours = [v for v in values if isinstance(v, type) and v.__module__.startswith("personal_llm.")]
-        self.registries = [(v, dict(v)) for v in values if type(v) is dict]
+        self.registries = [(v, v.copy()) for v in values if type(v) in (dict, list)]
         self.methods = [(v, dict(vars(v))) for v in ours]
         apps = [v for v in values if "registered_commands" in getattr(v, "__dict__", {})]  # a command registers itself
         self.commands = [(rows, list(rows)) for app in apps for rows in vars(app).values() if type(rows) is list]
@@ -187,8 +200,9 @@ class PackageState:
     def restore(self):
         "Put back what a notebook has changed."
         for registry, before in self.registries:
-            registry.clear()
-            registry.update(before)
+            refill = registry.update if type(registry) is dict else registry.extend
+            registry.clear()  # one of them is `__builtins__`: until it is full again, no name can be looked up
+            refill(before)
         for rows, before in self.commands:
             rows[:] = before
         for owner, before in self.methods:
@@ -231,6 +245,8 @@ class Notebook(pytest.File):
     def setup(self):
         self.patch, self.package = patch.dict(os.environ), PackageState() if PACKAGE.is_dir() else None
         self.patch.start()
+        if self.path.parent.name == "tutorials":
+            os.environ.pop("PERSONAL_LLM_ENCODER", None)  # with the default encoder, as a reader runs them
         forget_garbage()
         self.module = types.ModuleType("notebook_" + re.sub(r"\W", "_", self.path.stem))  # not __main__
         self.module.display = show
@@ -278,6 +294,18 @@ class Section(pytest.Item):
         if all(found):
             pytest.skip("flagged " + ", ".join(sorted(set().union(*found))))
         self.parent.run_until(self.stop)
+        self.compare_outputs()
+
+    def compare_outputs(self):
+        "Fail if a cell printed something else than what is saved in the notebook."
+        page, wrong = self.path.relative_to(ROOT).as_posix(), []
+        for cell in self.parent.cells[self.start : self.stop]:
+            is_compared = page not in VARIES and None not in (cell.outputs, cell.printed)
+            if is_compared and (found := contradiction(cell.outputs, cell.printed, page)):
+                wrong.append(f"{cell.filename}\n  {found}")
+        if wrong:
+            wrong.append("A run contradicts the saved output: re-run the notebook and commit it, or mend the code.")
+            pytest.fail("\n".join(wrong), pytrace=False)
 
     def reportinfo(self):
         return self.path, None, self.name

@@ -7,8 +7,12 @@ from pathlib import Path
 
 import pytest
 
+from tools.outputs import REPLIES, VARIES, agree, contradiction
+
 ROOT = Path(__file__).parents[1]
 BOOK = sorted((ROOT / "nbs").glob("[0-9]_*/[0-9][0-9]_*.ipynb"))
+PAGES = [*sorted((ROOT / "nbs").rglob("*.ipynb")), *sorted(ROOT.glob("*.md"))]
+DIAGRAMS = ROOT / "nbs" / "images" / "diagrams"
 
 
 def cells(path, hidden=False):  # [(kind, source, outputs)], hidden cells left out unless asked for
@@ -56,6 +60,12 @@ def outputs_wrong(shown):
     return wrong
 
 
+def prose(path):  # of a notebook, or of a page at the top
+    if path.suffix == ".md":
+        return path.read_text("utf-8")
+    return "\n".join(source for kind, source, _ in cells(path) if kind == "text")
+
+
 def described(source):  # by `show(figure, "…")`, `draw_bars` of `base.plots`, or an `Image` with `alt`
     found = re.search(r"(?<!plt\.)\bshow(?:_figure)?\(|\balt=|\bdraw_bars\(", source)
     return bool(found) and len(source) - found.end() >= 10
@@ -93,3 +103,74 @@ PICTURE = [{"output_type": "display_data", "data": {"image/png": "…"}}]
 )
 def test_the_rules_of_outputs_see_what_breaks_them(source, outputs, is_wrong):
     assert bool(outputs_wrong([("code", source, outputs)])) == is_wrong
+
+
+def test_pictures_are_files_with_a_description():
+    used = set()
+    for path in PAGES:
+        text = prose(path)
+        assert "```mermaid" not in text, f"{path.name}: what only GitHub draws; see nbs/images/diagrams"
+        for alternative, target in re.findall(r"!\[([^\]]*)\]\(([^)\s]+)\)", text):
+            picture = (path.parent / target).resolve()
+            assert picture.is_file(), f"{path.name}: {target}"
+            assert len(alternative.split()) >= 5, f"{path.name}: {target} has no description"
+            used.add(picture)
+    assert {picture for picture in used if picture.suffix == ".svg"} == set(DIAGRAMS.glob("*.svg"))
+
+
+def test_a_diagram_is_small_and_fetches_nothing():
+    sources = sorted(DIAGRAMS.glob("*.dot"))
+    assert [source.stem for source in sources] == sorted(picture.stem for picture in DIAGRAMS.glob("*.svg"))
+    for source in sources:
+        drawn = source.with_suffix(".svg").read_text("utf-8")
+        title = re.match(r'digraph "(.+)" \{', source.read_text("utf-8"))[1]
+        assert f"<title>{title}</title>" in drawn, source.name
+        labels = " ".join(re.findall(r'label="([^"]+)"', source.read_text("utf-8"))).replace("\\n", " ")
+        assert set(re.findall(r"\w+", labels)) <= set(re.findall(r"\w+", drawn)), (
+            f"{source.name} changed: make diagrams"
+        )
+        assert len(drawn) < 30_000 and not re.search(r"<script|<style|<image|href=|@import|url\(", drawn), source.name
+
+
+def test_a_run_of_all_cells_changes_no_environment():
+    for path in PAGES:
+        code = (
+            [source for kind, source, _ in cells(path, hidden=True) if kind == "code"] if path.suffix != ".md" else []
+        )
+        assert not re.search(r"(?m)^\s*[%!]", "\n".join(code)), f"{path.name}: a cell with a magic or shell command"
+
+
+@pytest.mark.parametrize(
+    "saved, printed, is_same",
+    [
+        ("loss 2.31 nats", "loss 2.32 nats", True),  # one in the last digit
+        ("loss 2.31 nats", "loss 2.41 nats", False),
+        ("habits .82", "habits .83", True),
+        ("36 tokens", "37 tokens", False),
+        ("1,000 tokens", "1,015 tokens", True),  # 2 %
+        ("1e-05", "1.01e-05", True),
+        ("1e-05", "2e-05", False),
+        ("largest difference 6e-08", "largest difference 3e-08", True),
+        ("from 1 answer", "from 3 answers", False),
+        ("In short: blue.", "The sky is blue.", False),
+        ("[1, 2,\n 3]", "[1, 2, 3]", True),  # Jupyter breaks long values
+        ("tuned in 3.2 s at 2026-01-01 10:00", "tuned in 8.9 s at 2026-02-03 11:30", True),
+        ("target='8b7e1035', time=1796013649.52", "target='fbc2a31b', time=1796022137.85", True),
+        ("saved to /tmp/a1/me", "saved to /tmp/b2/me", True),
+        ("", "a line more", False),
+    ],
+)
+def test_a_run_agrees_with_what_was_saved(saved, printed, is_same):
+    assert agree(saved, printed) == is_same
+
+
+def test_of_a_reply_only_the_first_words_are_compared():
+    saved, page = [dict(text="In short: Vaccines are medicines that help.\n")], REPLIES[0]
+    assert not contradiction(saved, "In short: Vaccines are medicines that prevent.\n", page)
+    assert contradiction(saved, "In short: Vaccines are medicines that prevent.\n")
+    assert contradiction(saved, "A vaccine is a medicine.\n", page) and contradiction(saved, "", page)
+
+
+def test_pages_whose_output_varies_are_there_and_say_why():
+    assert all((ROOT / page).is_file() for page in REPLIES)
+    assert all((ROOT / page).is_file() and len(reason.split()) >= 3 for page, reason in VARIES.items())

@@ -93,14 +93,14 @@ def test_the_policy_asks_about_a_turn_and_the_answer_closes_the_question(model):
     policy.decide_question = lambda view, candidate, left: (True, "always")
     say(session, "Hello")
     say(session, "How are you?")
-    session.score_in_background()
-    session.collect(waits=True)
+    session.work.score()
+    session.work.collect(waits=True)
     asked = session.question
     assert asked is not None and asked.prompt == "Hello"
     session.react("better", "Good day!", id=asked)
     assert session.question is None and session.me.cost.requests == 1
-    session.score_in_background()
-    session.collect(waits=True)
+    session.work.score()
+    session.work.collect(waits=True)
     assert "Good day!" in [d.response for d in session.me.buffer.dialogues]
 
 
@@ -108,8 +108,8 @@ def test_a_new_message_leaves_a_question_without_an_answer(model):
     session = open_chat(model)
     session.me.buffer.policy.decide_question = lambda view, candidate, left: (True, "always")
     say(session, "Hello")
-    session.score_in_background()
-    session.collect(waits=True)
+    session.work.score()
+    session.work.collect(waits=True)
     say(session, "Secret", is_observed=False)
     assert session.question is not None, "a turn that is not stored leaves it open"
     say(session, "Let us go on")
@@ -129,8 +129,8 @@ def test_a_turn_that_another_try_replaced_is_neither_scored_nor_learned(model):
     for number in (7, 11):
         say(session, f"Is {number} a prime number?")
     old = [d.id for d in session.turns]
-    session.score_in_background()
-    session.collect(waits=True)
+    session.work.score()
+    session.work.collect(waits=True)
     assert [d.id for d in session.me.collect_training()] == old
     say(session, "Is 13 a prime number?", replaces=old[0])
     say(session, "Is 17 a prime number?", replaces=session.turns[0].id)
@@ -228,8 +228,8 @@ def test_an_answered_question_never_comes_back(model):
     session.me.buffer.policy.decide_question = lambda view, candidate, left: (True, "always")
 
     def score():
-        session.score_in_background()
-        session.collect(waits=True)
+        session.work.score()
+        session.work.collect(waits=True)
 
     say(session, "Hello")
     score()
@@ -323,13 +323,13 @@ def test_a_fine_tune_that_is_stopped_leaves_nothing(model, tmp_path):
     with open_chat(model, tmp_path, config=TuningConfig(steps=500)) as session:
         say(session, "Is seven a prime number?")
         session.react("better", "In short: yes.")
-        session.learn()
-        session.stop_learning()
-        assert session.me.rounds == [] and session.learning is None
+        session.work.learn()
+        session.work.stop_learning()
+        assert session.me.rounds == [] and session.work.learning is None
         assert session.pop_messages() == ["learning was stopped; your replies are as before"]
-        session.learn()
+        session.work.learn()
         session.forget("zebra")
-        assert session.me.rounds == [] and session.learning is None, "also before something is forgotten"
+        assert session.me.rounds == [] and session.work.learning is None, "also before something is forgotten"
 
 
 def test_stopping_waits_until_the_thread_has_ended(model):
@@ -343,27 +343,27 @@ def test_stopping_waits_until_the_thread_has_ended(model):
 def test_a_complete_fine_tune_is_used_when_the_chat_ends(model, tmp_path):
     with open_chat(model, tmp_path) as session:
         start_learning(session)
-        session.learning.thread.join()
+        session.work.learning.thread.join()
     with open_chat(model, tmp_path) as session:
         assert len(session.me.rounds) == 1
-        session.learn()
-        session.learning.thread.join()
-        assert "undone" in session.undo_learning()
+        session.work.learn()
+        session.work.learning.thread.join()
+        assert "undone" in session.work.undo_learning()
         assert len(session.me.rounds) == 1, "the fine-tune that nobody had collected goes, the one before it stays"
-        session.learn()
-        session.learning.thread.join()
-        session.stop_learning()
+        session.work.learn()
+        session.work.learning.thread.join()
+        session.work.stop_learning()
         assert len(session.me.rounds) == 2, "it was complete before the person stopped it"
 
 
 def test_undoing_stops_a_running_fine_tune_and_keeps_the_one_before(model, tmp_path):
     with open_chat(model, tmp_path) as session:
         start_learning(session)
-        session.finish_learning()
+        session.work.finish_learning()
     with open_chat(model, tmp_path, config=TuningConfig(steps=500)) as session:
-        session.learn()
-        assert "an earlier one stays" in session.undo_learning()
-        assert len(session.me.rounds) == 1 and session.learning is None
+        session.work.learn()
+        assert "an earlier one stays" in session.work.undo_learning()
+        assert len(session.me.rounds) == 1 and session.work.learning is None
 
 
 class Panic(BaseException):
@@ -376,7 +376,7 @@ ERRORS = [InputError("the disk is full", "free some space"), MemoryError(), Pani
 def start_learning(session):
     say(session, "Is seven a prime number?")
     session.react("better", "In short: yes.")
-    session.learn()
+    session.work.learn()
 
 
 @pytest.mark.parametrize("error", ERRORS, ids=lambda error: type(error).__name__)
@@ -387,16 +387,16 @@ def test_whatever_a_thread_raises_is_one_message(model, tmp_path, monkeypatch, e
     with open_chat(model, tmp_path) as session:
         monkeypatch.setattr(session.me, "train", fail)
         start_learning(session)
-        session.finish_learning()
+        session.work.finish_learning()
         assert session.pop_messages() == [f"learning failed: {describe_error(error)}; all is as it was"]
         monkeypatch.setattr(personalizer, "score", fail)
         say(session, "Go on")
-        session.score_in_background()
-        session.collect(waits=True)
+        session.work.score()
+        session.work.collect(waits=True)
         assert session.pop_messages() == [f"the last turns are not scored: {describe_error(error)}"]
         monkeypatch.setattr(session.model, "clone", fail)
-        session.score_in_background()
-        assert session.scoring is None and len(session.pop_messages()) == 1
+        session.work.score()
+        assert session.work.scoring is None and len(session.pop_messages()) == 1
         assert session.me.state.pending, "they are scored another time"
 
 
@@ -448,12 +448,12 @@ def test_a_message_that_comes_while_the_thread_scores_is_neither_lost_nor_raced(
         session.react("better", "In short: yes.")
         session.me.state.pending = Watched(session.me.state.pending)
         session.me.buffer.entries = Watched(session.me.buffer.entries)
-        session.learn()
+        session.work.learn()
         assert is_scoring.wait(60)
         say(session, "Go on meanwhile")
         replied = session.me.cost.tokens
         goes_on.set()
-        session.finish_learning()
+        session.work.finish_learning()
         assert any(line.startswith("learned:") for line in session.pop_messages())
         assert session.me.state.pending == [session.turns[-1].id]
         assert session.me.cost.tokens > replied, "both threads' costs count"

@@ -149,3 +149,30 @@ def test_quick_and_rest_are_all(notebook, pytester):
     run(pytester, "--quick").assert_outcomes(passed=2, deselected=1)
     run(pytester, "--rest").assert_outcomes(passed=2, deselected=2)
     run(pytester).assert_outcomes(passed=4)
+
+
+def test_a_saved_output_that_a_run_contradicts(notebook, pytester):
+    path = notebook("# Title", "print('kept 3 of 8')", "2 * 0.5", "import time\ntime.time()")
+    content = json.loads(path.read_text())
+    content["cells"][1]["outputs"] = [dict(output_type="stream", name="stdout", text=["kept 2 of 8\n"])]
+    content["cells"][2]["outputs"] = [dict(output_type="execute_result", data={"text/plain": ["1.01"]})]
+    path.write_text(json.dumps(content))
+    result = run(pytester)
+    result.assert_outcomes(failed=1)
+    shown = ["*example.ipynb cell 2", "*saved: *kept 2 of 8", "*printed: kept 3 of 8", "*re-run the notebook*"]
+    result.stdout.fnmatch_lines(shown)
+    assert "cell 3" not in result.stdout.str()
+
+
+def test_what_a_notebook_registered_leaves_with_it():
+    from conftest import PackageState
+
+    from personal_llm.data.formats import CLEANERS
+    from personal_llm.selection.selection import SELECTORS
+
+    state = PackageState()
+    before = list(CLEANERS), dict(SELECTORS)
+    CLEANERS.append(len)
+    SELECTORS["own"] = len
+    state.restore()
+    assert (CLEANERS, SELECTORS) == before

@@ -77,7 +77,7 @@ def test_forget_lists_and_asks(mine, capsys, monkeypatch):
     prompt = sqlite3.connect(mine / "memory.sqlite").execute("SELECT prompt FROM dialogues LIMIT 1").fetchone()[0]
     words = ("forget", "--out", mine, "--containing", prompt)
     before = snapshot(mine)
-    assert "no terminal" in fails(capsys, *words)
+    assert "without a terminal" in fails(capsys, *words)
     lock = hold_folder(mine)
     assert "program is at work" in fails(capsys, *words, "--yes")
     lock.release()
@@ -89,7 +89,7 @@ def test_forget_lists_and_asks(mine, capsys, monkeypatch):
     monkeypatch.setattr(sys, "stdin", io.StringIO("y\n"))
     assert invoke(capsys, *words)[0] == 0
     assert prompt.encode() not in (mine / "memory.sqlite").read_bytes()
-    assert "nothing that is stored matches" in fails(capsys, *words)
+    assert "no stored dialogue matches" in fails(capsys, *words)
     assert "no dialogue 'nope' is stored" in fails(capsys, "forget", "--out", mine, "--id", "nope")
     assert "--everything alone" in fails(capsys, "forget", "--out", mine)
     assert "--everything alone" in fails(capsys, *words, "--everything", "--yes"), "never more than what was named"

@@ -9,8 +9,9 @@ from personal_llm.tuning.config import TuningConfig
 
 @pytest.mark.parametrize(
     "wrong",
-    [dict(rank=0), dict(batch_size=-1), dict(checks=0), dict(validation=-0.1), dict(dropout=1.0), dict(weight_decay=-1)]
-    + [dict(batch_size=np.float64(4)), dict(rank=np.bool_(True)), dict(alpha=np.float32("inf")), dict(steps=10**12)]
+    [dict(rank=0), dict(batch_size=-1), dict(checks=0), dict(validation=-0.1), dict(dropout=1.0)]
+    + [dict(weight_decay=-1), dict(steps=10**12), dict(batch_size=np.float64(4))]
+    + [dict(rank=np.bool_(True)), dict(alpha=np.float32("inf"))]
     + [dict(learning_rate=0), dict(target_modules=["q_proj"]), dict(target_modules=" "), dict(rank="8")]
     + [dict(learning_rate=float("nan")), dict(validation=1), dict(steps=2.0)],
 )

@@ -1,4 +1,4 @@
-"""The values that a person looks at in a cell answer with a sentence, a short table, and no HTML of somebody's text."""
+"""The values that a person looks at in a cell show a sentence, a short table, and no HTML of somebody's text."""
 
 import json
 import re
@@ -83,7 +83,6 @@ def test_all_rows_go_to_pandas(values):
     assert len(values["library"].to_pandas()) == len(values["library"])
 
 
-def test_plots_describe_themselves(values):
-    for name in ("buffer", "evaluation", "ranking"):
-        image = values[name].plot()
-        assert image.data.startswith(b"\x89PNG") and len(image.alt) > 30, name
+def test_a_plot_describes_itself(values):
+    image = values["ranking"].plot()
+    assert image.data.startswith(b"\x89PNG") and len(image.alt) > 30

@@ -17,7 +17,7 @@ from personal_llm.recipes.people import lower_case, opener
 
 
 class Parrot:
-    "Answers with the prompt; the response's loss is its number of letters a word. An adapter is a number added to it."
+    "Answers with the prompt; a response's loss is its letters per word, and an adapter is a number added to it."
 
     track_cost = Model.track_cost
 
@@ -53,16 +53,17 @@ def test_evaluate_by_hand():
     assert (first["loss"], first["tokens"]) == (11 / 4 + 0.5, 4) and second["loss"] == 9 / 2 + 0.5
     assert found.summary["loss"] == (3.25 + 5) / 2  # the mean of means, not 21 / 6
     assert first["reply"] == "so it is" and first["rouge1"] == pytest.approx(4 / 7) and second["rouge1"] == 0
-    assert first["adherence"] == 1 and second["adherence"] == 0 and list(found.summary["habits"].values()) == [0.5, 0.5]
-    assert found.cost.forward == 4 and found.cost.tokens == 0 and model.cost.forward == 4 and model.cost.tokens == 7
+    assert first["adherence"] == 1 and second["adherence"] == 0
+    assert list(found.summary["habits"].values()) == [0.5, 0.5]
+    assert found.cost.forward == 4 and found.cost.tokens == 0
+    assert model.cost.forward == 4 and model.cost.tokens == 7
     assert model.seen == [5] and model.adapted == 0 and found.user == "Ana" and len(found) == 2
     assert "2 dialogues" in str(found) and "50%" in str(found)
 
 
 def test_the_chapter_alone_gives_a_model_its_replies():
-    program = (
-        "import personal_llm.tuning.evaluation as e, personal_llm.base.models as m; assert hasattr(m.Model, 'reply')"
-    )
+    imports = "import personal_llm.tuning.evaluation, personal_llm.base.models as models"
+    program = f"{imports}; assert hasattr(models.Model, 'reply')"
     subprocess.run([sys.executable, "-c", program], check=True)
 
 
@@ -96,7 +97,8 @@ def test_words_on_ascii_are_those_of_rouge_score(text):
 @given(st.text())
 def test_words_of_any_text(text):
     words = split_rouge_words(text)
-    assert all(w and not any(c.isspace() for c in w) for w in words) and split_rouge_words(" ".join(words)) == words
+    assert all(w and not any(c.isspace() for c in w) for w in words)
+    assert split_rouge_words(" ".join(words)) == words
 
 
 def naive_rouge(reply, reference):

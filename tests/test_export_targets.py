@@ -161,6 +161,13 @@ def test_a_copy_for_a_hub_tells_nothing(adapter, tmp_path):
         assert word.encode() not in written[CONFIG_FILE], word
 
 
+def test_a_template_that_drops_words_has_no_modelfile(monkeypatch):
+    model = shared("llama")
+    monkeypatch.setattr(model.tokenizer, "chat_template", "Hello")
+    with pytest.raises(InputError, match="does not give the user's words back; write the TEMPLATE by hand"):
+        format_modelfile(model)
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_a_modelfile_writes_turns_as_the_template_does(name):
     if folder_of(name) is None:

@@ -9,9 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from personal_llm.base.core import InputError
-from personal_llm.data.formats import FORMATS, GAP, UNLEARNED, Sides, Turn, parse_record, split_into_dialogues
+from personal_llm.data.formats import FORMATS, Sides, parse_record
 from personal_llm.data.reading import load_formats, read_dialogues
 from personal_llm.extras.exports import PROGRAMS
+from personal_llm.extras.marks import GAP, UNLEARNED, Turn, split_into_dialogues
 from personal_llm.extras.people import CONVERSATION_GAP_SECONDS, choose_sides
 from personal_llm.extras.people import parse_timestamps, parse_whatsapp_log, split_at_pauses
 from personal_llm.extras.talks import order_messages, parse_time

@@ -10,7 +10,7 @@ from tiny import tiny
 
 from personal_llm.base.core import Dialogue
 from personal_llm.base.loading import load_gguf_tokenizer
-from personal_llm.base.models import Model
+from personal_llm.base.models import Model, find_end_tokens
 from personal_llm.base.tokens import encode_dialogue, encode_prompt, find_end_of_turn, get_special_strings
 
 THINKS = "{{ '<|im_start|>assistant\n' }}{% if enable_thinking is defined and enable_thinking is false %}"
@@ -99,7 +99,7 @@ def test_the_templates_end_is_learned_and_ends_a_reply(family):
     assert tokenizer.convert_ids_to_tokens(token) == end
     network = tiny("llama").model
     network.resize_token_embeddings(len(tokenizer))
-    assert token in Model(network, tokenizer).find_end_tokens()
+    assert token in find_end_tokens(Model(network, tokenizer))
 
 
 def test_a_mark_inside_a_users_text_stays_text(family):

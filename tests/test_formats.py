@@ -6,10 +6,9 @@ import pytest
 
 from personal_llm.base.core import InputError
 from personal_llm.data import reading
-from personal_llm.data.formats import FORMATS, GAP, MAX_TURN_CHARACTERS, UNLEARNED, ParsedConversation, detect_format
-from personal_llm.data.formats import normalise_record, parse_record, register_format
-from personal_llm.data.formats import split_into_dialogues
-from personal_llm.extras.marks import SETUP, find_mark, remove_marks
+from personal_llm.data.formats import FORMATS, MAX_TURN_CHARACTERS, ParsedConversation, detect_format
+from personal_llm.data.formats import normalise_record, parse_record, register_format, split_turns
+from personal_llm.extras.marks import GAP, SETUP, UNLEARNED, find_mark, remove_marks, split_into_dialogues
 
 reading.load_formats()
 
@@ -435,3 +434,25 @@ def test_facts_of_a_turn(field):
     dialogues, _, left_out = split_into_dialogues(talk)
     assert [d.response for d in dialogues] == (["Yes."] if field in HIDDEN else [])
     assert left_out == ({} if field in HIDDEN else {GAP: 1} if field in STOPPED else {UNLEARNED: 1})
+
+
+@pytest.mark.parametrize(
+    "turns, line",
+    [
+        ([("user", "Hi")], "no assistant turn after a user turn; give conversations with answers"),
+        ([("user", "Hi"), ("assistant", " ")], "the response is ' '; give text that is not empty"),
+        ([("user", " "), ("assistant", "Hello")], "empty prompt"),
+        ([("user", "Hi"), ("assistant", 3)], "the text of the assistant is 3; give text"),
+    ],
+)
+def test_plain_turns_without_an_exchange_are_one_line(turns, line):
+    with pytest.raises(InputError, match=line):
+        split_turns(ParsedConversation(turns))
+
+
+def test_plain_turns_are_joined_cut_and_kept_once():
+    talk = [("system", "s"), ("assistant", "Welcome!"), ("user", "a"), ("user", "b"), ("assistant", "c" * 99_999)]
+    (d,), cut, _ = split_turns(ParsedConversation(talk))
+    assert (d.prompt, len(d.response), cut) == ("a\nb", MAX_TURN_CHARACTERS, 1)
+    assert d.history == (("system", "s"), ("assistant", "Welcome!"))
+    assert split_turns(ParsedConversation([("user", "Hi")], is_row=False)) == ([], 0, {})

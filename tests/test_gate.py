@@ -33,7 +33,8 @@ similarities = st.lists(st.floats(-1, 1), min_size=1, max_size=9).map(np.array)
 
 @given(similarities, similarities, st.floats(-3, 3), st.floats(0.5, 2))
 def test_the_comparison_needs_no_scale_and_no_order(supporting, opposing, shift, scale):
-    near, far = ((1 - MEAN_WEIGHT) * max(side) + MEAN_WEIGHT * sum(side) / len(side) for side in (supporting, opposing))
+    sides = (supporting, opposing)
+    near, far = ((1 - MEAN_WEIGHT) * max(side) + MEAN_WEIGHT * sum(side) / len(side) for side in sides)
     if abs(near - far) > 1e-6:
         decided = belongs(supporting, opposing)
         assert decided == (near > far)
@@ -44,7 +45,8 @@ def test_the_comparison_needs_no_scale_and_no_order(supporting, opposing, shift,
 @given(st.lists(st.integers(0, 90), min_size=2, max_size=8))
 def test_the_reach_is_a_share_of_the_mean_distance_to_the_nearest_other(degrees):
     rows = np.stack([np.cos(np.radians(degrees)), np.sin(np.radians(degrees))], axis=1)
-    nearest = [max(np.cos(np.radians(a - b)) for j, b in enumerate(degrees) if j != i) for i, a in enumerate(degrees)]
+    cosines = np.cos(np.radians(np.subtract.outer(degrees, degrees))) - 2 * np.eye(len(degrees))
+    nearest = cosines.max(axis=1)
     assert abs(measure_reach(rows) - REACH * sum(nearest) / len(nearest)) < 1e-6
     assert measure_reach(rows[:1]) == measure_reach(rows[:0]) == -np.inf
 
@@ -108,12 +110,13 @@ def ask(*prompts, time=0.0, response="(a reply)"):
 
 def test_the_first_day_of_somebody_who_corrects_recipes():
     vectors = VectorStore(DEFAULT_ENCODER)
-    first = ask("How do I tie a tie?", "What is the capital of Italy?", "Explain gravity.", "Write a haiku about snow.")
+    first = ask("How do I tie a tie?", "What is the capital of Italy?")
+    first += ask("Explain gravity.", "Write a haiku about snow.")
     recipes = ask("How do I make pancakes?", "How do I make tomato soup?", "How do I make a rice salad?", time=9.0)
     opens = {
         prompt: judge(Evidence(recipes, left_alone=first), prompt, vectors).is_open
-        for prompt in ("How do I make a lentil soup?", "How do I make a potato salad?", "Wie backe ich einen Kuchen?")
-        + ("What is the capital of Norway?", "Write a short poem about rain.")
+        for prompt in ("How do I make a lentil soup?", "How do I make a potato salad?")
+        + ("Wie backe ich einen Kuchen?", "What is the capital of Norway?", "Write a short poem about rain.")
     }
     assert [*opens.values()] == [True, True, True, False, False]
 

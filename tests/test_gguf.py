@@ -309,6 +309,7 @@ def test_numbers_that_lie_are_one_line(tmp_path):
 OTHERS = dict(
     part=({"split.count": 3}, "one of 3 parts; join them with llama-gguf-split --merge"),
     linear=({"llama.rope.scaling.type": "linear"}, "its positions are scaled by linear"),
+    adapter=({"general.type": "adapter"}, "no model, but of the type adapter; give the GGUF file of the model itself"),
 )
 
 

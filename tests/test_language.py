@@ -60,6 +60,22 @@ def test_the_choice(monkeypatch):
     assert get_language().count_endings(["heilung", "freundlich", "ung", "überraschend"]) == [1, 1, 1]
 
 
+@pytest.mark.parametrize(
+    "name, text, sentences",
+    [
+        ("english", "Dr. Who came. He left!", ["Dr. Who came.", "He left!"]),
+        ("german", "Am 3. Mai kam z. B. Dr. Ruiz nicht. Die Heilung dauert!", 2),
+        ("japanese", "「はい。」と言った。次！", ["「はい。」と言った。", "次！"]),
+    ],
+)
+def test_a_full_stop_of_an_abbreviation_or_inside_brackets_ends_no_sentence(name, text, sentences):
+    found = LANGUAGES[name].split_sentences(text)
+    assert sentences in (found, len(found))
+    assert ENGLISH.find_words("Été à l’hôtel; 我喜欢茶 ☕") == ["Été", "à", "l’hôtel", "我喜欢茶"]
+    assert JAPANESE.find_words("私は医者です。") == ["私", "は", "医者", "です"]
+    assert JAPANESE.join_pieces("お大事に、\n田中。") == "お大事に、田中。"
+
+
 SAID = {
     "german": "Wie heißt die Hauptstadt von Peru, bitte?",
     "spanish": "¿Cuál es la capital del Perú?",

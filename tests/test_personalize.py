@@ -65,6 +65,27 @@ def test_an_interrupted_run_goes_on(model, tmp_path, monkeypatch):
     assert run(model, tmp_path)[0]["seen"] == 60 - len(CHATS) // 10
 
 
+@pytest.mark.parametrize(
+    ("chats", "folder", "policy", "line"),
+    [
+        (CHATS[:3], "new", "fifo", "3 distinct dialogues, too few to learn from; give at least 8"),
+        (CHATS, "other", "fifo", "holds other files, such as notes.txt; give a new or empty folder"),
+        (CHATS, "new", "unknown", "unknown policy 'unknown'; use one of"),
+        (CHATS[:12], "mine", "fifo", "these chats were learned before; give new chats, or another folder"),
+    ],
+)
+def test_what_cannot_work_is_one_line_and_changes_no_file(model, tmp_path, chats, folder, policy, line):
+    run(model, tmp_path / "mine", CHATS[:12])
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "notes.txt").write_text("mine")
+    files = [file for file in tmp_path.rglob("*") if file.is_file() and file.name != ".lock"]
+    times = lambda: {file: file.stat().st_mtime_ns for file in files}
+    before = times()
+    with pytest.raises(InputError, match=line):
+        personalize(chats, tmp_path / folder, model, policy=policy, config=BRIEF, progress=False)
+    assert times() == before and not (tmp_path / "new").exists()
+
+
 def test_another_buffer_for_a_folder_that_exists_is_refused(model, tmp_path):
     run(model, tmp_path, CHATS[:12])
     stored = Archive(tmp_path).events

@@ -7,8 +7,8 @@ import pytest
 
 from personal_llm.base.core import InputError
 from personal_llm.data import formats, reading
-from personal_llm.data.formats import GAP, RecordFormat, Turn, parse_messages, parse_pair
-from personal_llm.extras.marks import SETUP, clean_turn
+from personal_llm.data.formats import RecordFormat, parse_messages, parse_pair
+from personal_llm.extras.marks import GAP, SETUP, Turn, clean_turn
 
 TEA = [("Tea?", "Yes."), ("Cake?", "No.")]
 

@@ -278,3 +278,18 @@ def test_replay_rows_are_not_reserved():
 def test_samples_are_short():
     for row in load_samples():
         assert len(row["prompt"]) <= 500 and 0 < len(row["response"]) <= 400
+
+
+@pytest.mark.parametrize(
+    "data, line",
+    [(dict(train=[GOOD_ROW]), "such as data.'train'."), (3, "int holds no dialogues")],
+    ids=("dict", "int"),
+)
+def test_what_holds_no_rows_is_one_line(data, line):
+    with pytest.raises(InputError, match=line):
+        read_dialogues(data)
+
+
+def test_an_unknown_sample_is_one_line():
+    with pytest.raises(InputError, match="no sample called 'nothing'; use one of dolly_6400"):
+        load_samples("nothing")

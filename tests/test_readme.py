@@ -63,7 +63,8 @@ def as_one_line(text: str) -> str:
 
 
 def test_it_is_read_in_five_minutes():
-    assert len(as_one_line(README).split()) <= MOST_WORDS
+    text = re.sub(r"!\[[^\]]*\]", "", README)  # a picture's description is not read
+    assert len(as_one_line(text).split()) <= MOST_WORDS
 
 
 def list_options(command, words=()) -> dict:  # "library build" -> {"--adapter", …}

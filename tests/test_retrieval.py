@@ -55,7 +55,8 @@ def test_a_text_is_encoded_once_until_the_store_is_cleared(vectors):
 
 def test_of_near_copies_the_newest_counts_even_if_an_older_one_is_nearer(vectors):
     words = "please tell me how I should water my fern in winter"
-    rows = [memory(1, words, 1.0, "Old"), memory(2, "what about a cactus", 2.0), memory(1, words + "?", 3.0, "New")]
+    old, other = memory(1, words, 1.0, "Old"), memory(2, "what about a cactus", 2.0)
+    rows = [old, other, memory(1, words + "?", 3.0, "New")]
     assert [d.response for d in find_near(rows, "0 prompt", vectors)] == ["New", "In short: yes."]
     assert list(find_near([], "0 prompt", vectors)) == []
 

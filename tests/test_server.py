@@ -708,3 +708,12 @@ def test_a_weak_token_is_one_line(tmp_path, monkeypatch):
     with pytest.raises(InputError, match="16 or more"):
         server.serve(None, tmp_path / "me", "0.0.0.0", 0)
     assert not (tmp_path / "me").exists()
+
+
+def test_a_port_that_is_taken_is_one_line_before_the_model_loads(tmp_path):
+    loaded = []
+    with server.open_socket("127.0.0.1", 0) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(InputError, match=f"cannot listen on 127.0.0.1, port {port}.*choose another --port"):
+            server.serve(lambda: loaded.append(True), tmp_path / "me", "127.0.0.1", port)
+    assert not loaded

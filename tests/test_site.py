@@ -1,4 +1,4 @@
-"The site is made of the notebooks: its links lead somewhere, its formulas are written."
+"The site is made of the notebooks: its links lead somewhere, its formulas are written, and it fetches nothing."
 
 import os
 import re
@@ -23,6 +23,8 @@ def test_the_site_has_no_broken_link_and_no_raw_formula(tmp_path):
     broken = []
     for page, text in pages.items():
         plain = re.sub(r"(?s)<(code|pre|script|math|annotation)\b.*?</\1>", "", text)
+        fetched = re.findall(r'<(?:script|link rel="stylesheet"|img)[^>]*(?:src|href)="(https?:[^"]*)', text)
+        assert page.name == "404.html" or fetched == [], page.name
         assert not re.search(r"\\(?:frac|lVert|sum|cdot|mathrm)\b|\$\$", plain), f"{page.name} shows raw TeX"
         for link in re.findall(r'(?:href|src)="(?![a-z]+:|/|#?")([^"]*)"', plain) if page.name != "404.html" else []:
             path, _, anchor = unquote(link).partition("#")

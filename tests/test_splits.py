@@ -3,7 +3,7 @@
 import pytest
 
 from personal_llm.base.core import Dialogue, InputError
-from personal_llm.data.splits import get_dialogue_group, get_row_group
+from personal_llm.data.splits import get_dialogue_group, get_row_group, remove_leaks, split_test_dialogues
 from personal_llm.recipes.data import audit_leaks
 
 THIRTEEN = " ".join(map(str, range(13)))
@@ -29,3 +29,29 @@ def test_a_leak_fails():
         audit_leaks([], [row("q", THIRTEEN)], [f"and {THIRTEEN}"])
     assert "0.50%" in caught.value.remedy
     assert audit_leaks([], [row("q", THIRTEEN)], [f"and {THIRTEEN}"], limit=1.0)["share"] == 1
+
+
+MANY = [Dialogue(f"Question {i}?", f"Answer {i}.") for i in range(2000)]
+TALK = [d.derive(labels=dict(group="one conversation")) for d in MANY[:6]]
+
+
+@pytest.mark.parametrize(
+    "dialogues, sizes",
+    [
+        (MANY, [1936, 64]),
+        ([d.derive(labels=dict(group=f"talk {i // 200}")) for i, d in enumerate(MANY)], [1800, 64]),
+        ([d.derive(response=f"{d.response} {THIRTEEN}") for d in MANY[:60]], [54, 6]),
+        ([d for d in MANY[:60] for _ in range(3)], [162, 6]),
+        (MANY[:40], [40, 0]),
+        (TALK * 20, [120, 0]),
+        ([MANY[0]] * 40 + [MANY[1]] * 40, [80, 0]),
+    ],
+    ids=("many", "conversations", "boilerplate", "copies", "few", "one conversation", "two that repeat"),
+)
+def test_a_tenth_is_held_out_whole_and_none_of_too_few(dialogues, sizes):
+    stream, test = split_test_dialogues(dialogues)
+    assert [len(stream), len(test)] == sizes and (test or stream == dialogues)
+
+
+def test_a_candidate_without_a_stream_is_no_leak():
+    assert remove_leaks(TALK, []) == TALK

@@ -94,7 +94,8 @@ def test_meaning_is_compared_beside_the_words():
     assert result.rejected == {"another meaning": 1} and result.examples == [
         ("another meaning", "What is a tendon?", "What is a joke?")
     ]
-    assert [d.prompt for d in synthesize(Scripted(replies), [original], 1, min_similarity=0).dialogues] == replies[:1]
+    unchecked = synthesize(Scripted(replies), [original], 1, min_similarity=0)
+    assert [d.prompt for d in unchecked.dialogues] == replies[:1]
 
 
 def test_a_gguf_model_writes_one_text_after_another_each_with_its_seed(monkeypatch):

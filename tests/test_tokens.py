@@ -6,8 +6,8 @@ from hypothesis import strategies as st
 from tiny import TEMPLATES, shared, tiny_tokenizer
 
 from personal_llm.base.core import Dialogue, InputError
-from personal_llm.base.models import load_model
 from personal_llm.base.tokens import MAX_CHARACTERS_PER_TOKEN, encode_dialogue, encode_prompt, make_batches
+from personal_llm.base.tokens import split_template
 
 TEXTS = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=12).filter(str.strip)
 WHOLE = 100_000  # tokens: room for everything
@@ -186,11 +186,44 @@ def test_batches_are_bounded_by_tokens(lengths, tokens):
         assert max(batch) - min(batch) < 128, "near the original order"
 
 
-def test_a_template_without_a_result_in_time_is_told_as_a_busy_computer(monkeypatch):
-    def late(function, seconds):
-        raise TimeoutError(f"no result after {seconds:g} seconds")
+@pytest.mark.parametrize(
+    "dialogue, max_length, line",
+    [
+        (Dialogue("a", ""), 64, "its response is empty, so there is nothing to learn"),
+        (Dialogue("word " * 60, "The answer."), 1, "no response token fits into 1 tokens; raise max_length"),
+        ("a text", 64, "str is no dialogue; make one with Dialogue"),
+        (Dialogue("a", "b"), 0, "max_length is 0; give a whole number of tokens, 1 or more"),
+    ],
+)
+def test_what_cannot_be_a_sample_is_one_line(dialogue, max_length, line, trimming):
+    with pytest.raises(InputError, match=line):
+        encode_dialogue(trimming, dialogue, max_length)
 
-    monkeypatch.setattr("personal_llm.base.tokens.call_in_time", late)
-    with pytest.raises(InputError, match="the computer is busy.*; try again") as raised:
-        load_model("pocket").encode_prompts(["What is the capital of Italy?"], 256)
-    assert "refuses" not in str(raised.value) and "another chat_template" not in str(raised.value)
+
+class Forgetful:
+    "A tokenizer whose template writes the last message alone."
+
+    def apply_chat_template(self, messages, **settings):
+        return messages[-1]["content"]
+
+
+class Strict:
+    "A tokenizer whose template takes users and assistants in turn, the user first."
+
+    def apply_chat_template(self, messages, **settings):
+        for i, message in enumerate(messages):
+            if message["role"] != ("user", "assistant")[i % 2]:
+                raise ValueError("roles must alternate")
+        return "".join(f"<{m['role']}>{m['content']}" for m in messages)
+
+
+def test_a_strict_template_gets_turns_that_alternate_and_each_content_keeps_its_owner():
+    turns = [("system", "Be kind."), ("assistant", "Welcome!"), ("user", "Hi"), ("user", "You there?")]
+    talk = Dialogue("And now?", "Now it rains.", history=[*turns, ("assistant", "Hello.")])
+    pieces = split_template(Strict(), talk.messages())
+    assert "".join(text for text, _ in pieces) == (
+        "<user>Be kind.\n\nHi\n\nYou there?<assistant>Hello.<user>And now?<assistant>Now it rains."
+    )
+    assert [owner for _, owner in pieces if owner is not None] == [0, 2, 3, 4, 5, 6]
+    with pytest.raises(InputError, match="drops or repeats the system message; give load_model another chat_template"):
+        split_template(Forgetful(), talk.messages())

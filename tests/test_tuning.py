@@ -21,10 +21,8 @@ from tiny import ARCHITECTURES, break_seal, same, shared, tiny, weights
 
 BRIEF = TuningConfig(rank=2, steps=3, batch_size=4, max_length=64, checks=3, learning_rate=1e-2)
 HOLD_BACK = replace(BRIEF, validation=0.4)  # six of sixteen dialogues validate
-TALK = [
-    Dialogue(f"Question number {i}: what is {w}?", f"It is {w}, of course.")
-    for i, w in enumerate("tea rain bread snow music salt wool glass iron silk oak mint rice clay rope lamp".split())
-]
+WORDS = "tea rain bread snow music salt wool glass iron silk oak mint rice clay rope lamp".split()
+TALK = [Dialogue(f"Question number {i}: what is {w}?", f"It is {w}, of course.") for i, w in enumerate(WORDS)]
 TEST = [Dialogue("What is coal?", "It is coal, of course."), Dialogue("Hi", "Hello.")]
 
 
@@ -61,7 +59,8 @@ def test_every_architecture_learns_and_plain_peft_loads_it(architecture, tmp_pat
     assert rows == [(step, loss) for step, loss, _ in adapter.history]
     assert same(model, before) and np.array_equal(model.nll(TEST), losses), "the base is what it was"
     assert adapter.best_loss < adapter.start_loss and [h[0] for h in adapter.history] == [1, 2, 3]
-    assert sorted(p.name for p in (tmp_path / "a").iterdir()) == WHOLE and [*tmp_path.iterdir()] == [tmp_path / "a"]
+    assert sorted(p.name for p in (tmp_path / "a").iterdir()) == WHOLE
+    assert [*tmp_path.iterdir()] == [tmp_path / "a"]
     with model.use_adapter(adapter):
         adapted = model.nll(TEST)
     assert not np.allclose(adapted, losses)
@@ -69,12 +68,13 @@ def test_every_architecture_learns_and_plain_peft_loads_it(architecture, tmp_pat
     plain.model = PeftModel.from_pretrained(plain.model, str(adapter.path)).eval()
     assert np.allclose(plain.nll(TEST), adapted, rtol=1e-5)
     card = Adapter.load(tmp_path / "a")
-    assert card == adapter and card.parents == tuple(d.id for d in TALK) and card.base == model.base and card.nbytes > 0
+    assert card == adapter and card.parents == tuple(d.id for d in TALK)
+    assert card.base == model.base and card.nbytes > 0
     assert card.cost.backward == 3 * BRIEF.batch_size
 
 
 def test_seeds():
-    "The same seed gives the same bits, another other bits; torch's global generator goes on as if nothing had been."
+    "The same seed gives the same bits, another other bits; torch's global generator goes on as before."
     torch.manual_seed(3)
     expected = torch.rand(2)
     torch.manual_seed(3)
@@ -86,7 +86,8 @@ def test_seeds():
 
 @pytest.mark.parametrize(
     "bad",
-    [[], [Dialogue("a", "")], TALK[:3] + [Dialogue("a", "")], ["text"], [TALK[0], None], dict(prompt="a"), iter(TALK)],
+    [[], [Dialogue("a", "")], TALK[:3] + [Dialogue("a", "")]]
+    + [["text"], [TALK[0], None], dict(prompt="a"), iter(TALK)],
     ids=range(7),
 )
 def test_nothing_to_learn_is_refused(bad, tmp_path):
@@ -166,7 +167,8 @@ def test_never_worse_than_the_start_on_the_validation_dialogues(rate, old):
         start = per_token(model, held)
     with model.use_adapter(adapter):
         end = per_token(model, held)
-    assert start == pytest.approx(adapter.start_loss, abs=1e-4) and end == pytest.approx(adapter.best_loss, abs=1e-4)
+    assert start == pytest.approx(adapter.start_loss, abs=1e-4)
+    assert end == pytest.approx(adapter.best_loss, abs=1e-4)
     assert end <= start + 1e-6 and adapter.best_loss == min([adapter.start_loss] + [h[2] for h in adapter.history])
 
 
@@ -328,7 +330,8 @@ def test_files_of_others_beside_checkpoints_stay(name, stopped, straight, tmp_pa
     file.write_text("a thesis")
     again, steps = run(out)
     assert result(again) == result(straight) and steps == [5, 6]
-    assert [p for p in (out / "checkpoints").rglob("*") if p.is_file()] == [file] and file.read_text() == "a thesis"
+    assert [p for p in (out / "checkpoints").rglob("*") if p.is_file()] == [file]
+    assert file.read_text() == "a thesis"
 
 
 def test_a_linked_folder_of_checkpoints_is_refused(stopped, tmp_path):

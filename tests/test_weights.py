@@ -288,7 +288,7 @@ def test_models_removes_what_it_downloaded_and_nothing_of_others(index, monkeypa
     assert code == 0 and row["megabytes"] == 3, "with what was made for PyTorch"
     assert invoke(capsys, "models", "--remove", "smollm2")[0] == 0
     assert not place.exists() and not converted.exists() and find_weights("smollm2") is None
-    for name, line in (("smollm2", "smollm2 is not on this machine"), ("other", "model 'other': no name of ours")):
+    for name, line in (("smollm2", "smollm2 is not on this machine"), ("other", "unknown model 'other'")):
         code, _, err = invoke(capsys, "models", "--remove", name)
         assert code == 2 and line in err
     theirs = index / "theirs" / "model.gguf"
@@ -296,7 +296,7 @@ def test_models_removes_what_it_downloaded_and_nothing_of_others(index, monkeypa
     theirs.write_bytes(content)
     monkeypatch.setattr(commands, "find_weights", lambda name: theirs)
     code, _, err = invoke(capsys, "models", "--remove", "smollm2")
-    assert code == 2 and "its file is another program's" in err and theirs.exists()
+    assert code == 2 and "belongs to another program" in err and theirs.exists()
 
 
 def test_a_name_without_its_files_says_what_to_type(index):

@@ -1,6 +1,6 @@
 """The site: mkdocs makes it of the notebooks as nbconvert writes them, in the order of the book.
 
-make docs        # mkdocs reads mkdocs.yml, which names this file as its hooks
+make site        # mkdocs reads mkdocs.yml, which names this file as its hooks
 """
 
 import html, json, re, shutil, subprocess, tarfile, tempfile
@@ -17,11 +17,8 @@ NOTEBOOKS = ROOT / "nbs"
 PAGES = ("ARCHITECTURE.md", "CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md")  # of the top, which become pages
 PLAIN_FILES = ("LICENSE", "NOTICE", "CITATION.cff")
 HIDDEN = ("solution_", "tasks_", "assignment_", "exam_answers")  # answers are in the repository, not on the site
-SCRIPTS = {  # name in the site -> (npm package, file in it); no Python package carries them
-    "mermaid.js": ("mermaid@11.12.0", "dist/mermaid.min.js"),  # draws the diagrams
-    "iframe-worker.js": ("iframe-worker@1.0.4", "shim/index.js"),  # the search of a page opened from a folder
-}
-SHIM = "https://unpkg.com/iframe-worker/shim"  # where the theme would fetch the second one
+SHIM = "https://unpkg.com/iframe-worker/shim"  # with it, the search works in a page opened from a folder
+SHIM_PACKAGE, SHIM_FILE = "iframe-worker@1.0.4", "package/shim/index.js"  # of npm; no Python package has it
 
 
 class NbdevFlags(Preprocessor):
@@ -116,17 +113,15 @@ def reference_page(act: str) -> str:
     return "\n".join(lines + [f"::: personal_llm.{act[2:]}.{name}\n" for name in modules_of(act)])
 
 
-def fetch_scripts() -> dict:  # name -> bytes, of those that npm brought
-    "Fetch the scripts that the site needs without a network."
-    scripts = {}
-    for name, (package, inside) in SCRIPTS.items():
-        with tempfile.TemporaryDirectory() as folder:
-            if shutil.which("npm"):
-                subprocess.run(["npm", "pack", "--silent", package], cwd=folder, capture_output=True)
-            for archive in Path(folder).glob("*.tgz"):
-                with tarfile.open(archive) as opened:
-                    scripts[name] = opened.extractfile(f"package/{inside}").read()
-    return scripts
+def fetch_shim() -> bytes:  # empty where npm brought nothing
+    "Fetch the one script that the theme would otherwise load from elsewhere."
+    with tempfile.TemporaryDirectory() as folder:
+        if shutil.which("npm"):
+            subprocess.run(["npm", "pack", "--silent", SHIM_PACKAGE], cwd=folder, capture_output=True)
+        for archive in Path(folder).glob("*.tgz"):
+            with tarfile.open(archive) as opened:
+                return opened.extractfile(SHIM_FILE).read()
+    return b""
 
 
 # ---- hooks of mkdocs
@@ -161,12 +156,10 @@ def on_files(files, config):
         files.append(File.generated(config, f"reference/{act}.md", content=reference_page(act)))
     style = (ROOT / "tools" / "site.css").read_text(encoding="utf-8")
     files.append(File.generated(config, "site.css", content=style))
-    scripts = fetch_scripts()
-    for name, content in scripts.items():
-        files.append(File.generated(config, name, content=content))
-    if len(scripts) < len(SCRIPTS):
-        print("docs: npm brought no scripts: diagrams stay as text, and the search needs a server")
-    config["extra_javascript"] = [*config["extra_javascript"], *(name for name in scripts if name == "mermaid.js")]
+    if shim := fetch_shim():
+        files.append(File.generated(config, "iframe-worker.js", content=shim))
+    else:
+        print("site: npm brought no iframe-worker.js, so the search needs a server: python -m http.server -d site")
     return files
 
 

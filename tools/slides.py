@@ -1,6 +1,6 @@
 """Slides of the course by nbconvert, which reads this file: a page for each heading, and one below it for each cell.
 
-make slides      # writes site/slides/; arrow keys turn; reveal.js, MathJax and mermaid come from their public addresses
+make slides      # writes site/slides/; arrow keys turn; reveal.js and MathJax come from their public addresses
 """
 
 import runpy

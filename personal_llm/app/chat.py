@@ -240,9 +240,9 @@ def run_command(session, name: str, text: str) -> str:  # the output
         case "/why":
             return "\n".join(explain_reply(session))
         case "/learn":
-            return session.learn()
+            return session.work.learn()
         case "/unlearn":
-            return session.undo_learning()
+            return session.work.undo_learning()
         case "/forget":
             return forget_text(session, text)
         case "/new":
@@ -322,7 +322,7 @@ def run_chat(session, hint: str = "") -> None:  # hint: a note after the first r
     loading = start_loading(session)
     try:
         while True:
-            session.collect()
+            session.work.collect()
             for message in session.pop_messages():
                 print_note(message)
             if session.question is not None:
@@ -340,9 +340,9 @@ def run_chat(session, hint: str = "") -> None:  # hint: a note after the first r
             if hint and session.recalled is not None:
                 print_note(hint)
                 hint = ""
-        if session.learning is not None and not session.learning.is_done:
+        if session.work.learning is not None and not session.work.learning.is_done:
             print_note("the fine-tune goes on until it is complete; Ctrl-C stops it")
-            session.finish_learning()
+            session.work.finish_learning()
     except KeyboardInterrupt:
         print(file=sys.stderr)
     finally:

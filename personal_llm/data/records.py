@@ -14,14 +14,13 @@ from operator import itemgetter
 from pathlib import Path
 
 from ..base.core import InputError
-from ..base.files import ASSETS
+from ..base.files import ASSETS, read_json
 from ..base.text import escape_controls
 
 # %% ../../nbs/1_data/01_records.ipynb #7c01ccec
-KINDS = json.loads(
-    (ASSETS / "files.json").read_text(encoding="utf-8")
-)  # first bytes or ending of a file that is no text -> (kind, remedy)
-ENCODING = "save the file as UTF-8 (Notepad: Save as, Encoding; Excel: CSV UTF-8; PowerShell: Out-File -Encoding utf8)"
+KINDS = read_json(ASSETS / "files.json")  # first bytes or ending of a file that is no text -> (kind, remedy)
+ENCODING = "save the file as UTF-8 (Notepad: Save as, Encoding; Excel: CSV UTF-8; "
+ENCODING += "PowerShell: Out-File -Encoding utf8)"
 
 
 def decode_text(raw: bytes) -> str:
@@ -33,7 +32,8 @@ def decode_text(raw: bytes) -> str:
         return raw.decode(codec)
     except UnicodeDecodeError as error:
         if sum(byte < 9 for byte in raw[:1000]) > 3:
-            raise InputError("a binary file, and no text", "give the program's own export, as JSON or text") from None
+            remedy = "give the program's own export, as JSON or text"
+            raise InputError("a binary file, and no text", remedy) from None
         line = raw[: error.start].count(b"\n") + 1
         likely = "; it may be Windows-1252 (ANSI) or another encoding" if min(raw) > 8 else ""
         raise InputError(f"line {line}: not UTF-8 at byte {error.start + 1}{likely}", ENCODING) from None
@@ -109,15 +109,17 @@ def clean_value(value, depth: int = 0):  # depth: levels above it
         value = value.strip("\0").replace("\0", "�").replace("\r\n", "\n").replace("\r", "\n")
         return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
     if depth >= MAX_DEPTH and isinstance(value, (list, dict)):
-        raise InputError(f"nested more than {MAX_DEPTH} levels deep", "give the dialogues inside it, each as a row")
+        problem = f"nested more than {MAX_DEPTH} levels deep"
+        raise InputError(problem, "give the dialogues inside it, each as a row")
     if isinstance(value, list):
         return [clean_value(item, depth + 1) for item in value]
     items = value.items() if isinstance(value, dict) else ()
     return {clean_value(name): clean_value(item, depth + 1) for name, item in items} if items else value
 
 # %% ../../nbs/1_data/01_records.ipynb #c10a553d
-TALK = "session|conversation|thread|chat|message_?tree|dialog(ue)?|conv(o|ersation)?|channel|room|group|topic|talk"
-TALK_FIELD = re.compile(rf"(?i)((is|has)_?)?({TALK})[-_ ]?((uu|gu)?id)?")
+TALKS = "session|conversation|thread|chat|message_?tree|dialog(ue)?|conv(o|ersation)?"
+TALKS += "|channel|room|group|topic|talk"
+TALK_FIELD = re.compile(rf"(?i)((is|has)_?)?({TALKS})[-_ ]?((uu|gu)?id)?")
 
 
 def is_message_list(value) -> bool:
@@ -127,23 +129,33 @@ def is_message_list(value) -> bool:
     return ("role" in names or {"from", "value"} <= names) and not any(map(TALK_FIELD.fullmatch, first))
 
 
+def parse_values(text: str) -> list:
+    "Parse JSON values that follow each other; raise `InputError` for a mistake in one."
+    text = text.rstrip()
+    values = []
+    end = 0
+    while end < len(text):
+        value, end = parse_value(text, end)
+        values.append(value)
+    return values
+
+
 def parse_json_rows(text: str, is_whole: bool) -> tuple:  # ("line" or "item", records, errors)
     "Parse a text of JSON; raise `InputError` for a mistake in a value over many lines. is_whole: expect one."
     lines = [(number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
-    first, values, errors, unit = lines[0][1].strip(), [], [], "line"
+    first = lines[0][1].strip()
     if first in ("[", "{", "[{") or is_whole and isinstance(catch_input_error(parse_json, first), InputError):
-        text, end, unit = text.rstrip(), 0, "item"
-        while end < len(text):
-            value, end = parse_value(text, end)
-            values.append((len(values) + 1, value))
+        unit = "item"
+        values = list(enumerate(parse_values(text), 1))
+        errors = []
     else:
+        unit = "line"
         values, errors = collect(parse_json, lines)
-    rows = []
-    for number, value in values:
-        is_list = isinstance(value, list) and not is_message_list(value)
-        rows += [(number, row) for row in (value if is_list else [value])]
-    if unit == "item" or len(values) == 1 and is_list and not errors:
-        unit, rows = "item", list(enumerate((row for _, row in rows), 1))
+    is_list = lambda value: isinstance(value, list) and not is_message_list(value)
+    rows = [(number, row) for number, value in values for row in (value if is_list(value) else [value])]
+    if unit == "item" or len(values) == 1 and is_list(values[0][1]) and not errors:
+        unit = "item"
+        rows = list(enumerate((row for _, row in rows), 1))
     records, unclean = collect(clean_value, rows)
     return unit, records, sorted(errors + unclean, key=itemgetter(0))
 
@@ -152,14 +164,17 @@ csv.field_size_limit(1 << 30)  # a field may hold a whole conversation
 MISSING = ("NaT", "<NA>", "None", "nan", "NaN", "null", "NULL")  # an empty cell, as programs write it
 
 
-def parse_table(text: str, quoting=csv.QUOTE_MINIMAL) -> tuple:  # ([(line, {column: field})], [(line, InputError)])
+def parse_table(text: str, quoting=csv.QUOTE_MINIMAL) -> tuple:  # ([(line, {column: field})], errors)
     "Parse the rows of a table, of which the first is the header; raise `InputError` for broken quotes."
     separator = max(",;\t", key=text.strip().partition("\n")[0].count)  # the first wins a tie
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True, quoting=quoting)
-    rows, line, remedy = [], 1, "quote fields that hold the separator, quotes or line ends"
+    remedy = "quote fields that hold the separator, quotes or line ends"
+    rows = []
+    line = 1
     try:
         for fields in reader:
-            rows += [(line, fields)] * any(field.strip() for field in fields)
+            if any(field.strip() for field in fields):
+                rows.append((line, fields))
             line = reader.line_num + 1
     except csv.Error as error:
         if separator == "\t" and quoting == csv.QUOTE_MINIMAL:
@@ -179,8 +194,8 @@ def parse_table(text: str, quoting=csv.QUOTE_MINIMAL) -> tuple:  # ([(line, {col
     return collect(name_fields, rows[1:])
 
 
-def read_records(path) -> tuple:  # (unit, records, errors)
-    "Return a file's unit ('line' or 'item'), records and errors; raise `InputError` if the whole file is unreadable."
+def read_records(path) -> tuple:  # (unit: 'line' or 'item', records, errors)
+    "Return the numbered records and errors of a file; raise `InputError` if the whole file is unreadable."
     path = Path(path)
     suffix = path.suffix.lower()
     try:

@@ -549,11 +549,11 @@ def read_choices() -> dict:  # (user, condition) -> chosen words
     return words | {(row["user"], c): row[c]["choices"] for row in nights for c in ("adapter", "both")}
 
 
-def splice_choices(rule: str, state="start", condition: str = "always") -> list:  # of (right word, chosen word)
-    "Return the choices behind a rule, those of all people after all streams."
+def splice_choices(rule: str, state="start", condition: str = "always", people: list = None) -> list:
+    "Return pairs (right word, chosen word) behind a rule after all streams, for some people or for all measured."
     words = read_choices()
     pairs = []
-    for name in [name for name, own in words if own == condition]:
+    for name in people or [name for name, own in words if own == condition]:
         for opens in list_states(name, rule, state):
             chosen = [words[name, condition if mark == "1" else "bare"][i] for i, mark in enumerate(opens["choices"])]
             pairs += [(key, word) for (_, key), word in zip(list_choices(name), chosen)]

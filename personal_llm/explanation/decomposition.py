@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from ..base.core import InputError, make_generator, measure_cost
+from ..base.core import InputError, make_generator
 from ..base.files import ASSETS
 from ..base.tokens import make_batches, pad_rows, tokenize_messages
 from .description import Explanation
@@ -53,7 +53,7 @@ def summary_states(summariser, pairs: list) -> np.ndarray:  # (question, Respons
         problem = f"summariser {summariser.name}: {summariser.max_length} tokens do not hold the prompt"
         raise InputError(problem, "load it with a larger max_length")
     states = np.zeros((len(rows), summariser.width), np.float32)
-    with torch.inference_mode(), measure_cost(summariser.cost):
+    with torch.inference_mode():
         for batch in make_batches([len(row) for row in rows], summariser.tokens_per_batch):
             ids, mask = pad_rows([rows[i] for i in batch], summariser.tokenizer.pad_token_id)
             inputs = dict(input_ids=ids.to(summariser.device), attention_mask=mask.to(summariser.device))

@@ -14,6 +14,7 @@ from tqdm.auto import tqdm
 
 from ..base.core import Dialogue
 from ..base.display import Displayed
+from ..base.models import find_end_tokens
 from ..base.tokens import get_special_strings, split_template
 from ..tuning.config import TuningConfig
 from ..tuning.finetune import finetune
@@ -45,7 +46,7 @@ def register_check(name: str):  # a decorator
 
 
 def check_model(model, progress: bool = False) -> ModelReport:
-    "Run all checks on a `Model`; an error in one of them fails it."
+    "Run all checks on a `Model`; a check that raises an error fails."
     rows = []
     for name, run_check in tqdm(MODEL_CHECKS.items(), "checking", leave=False, disable=not progress):
         try:
@@ -76,7 +77,7 @@ def check_loss_mask(model):
 def check_end_token(model):
     end = model.encode(EXAMPLE_DIALOGUE)["labels"][-1]
     token = model.tokenizer.convert_ids_to_tokens(end)
-    return end in model.find_end_tokens(), f"{token!r} is learned last, and must end a reply"
+    return end in find_end_tokens(model), f"{token!r} is learned last, and must end a reply"
 
 
 @register_check("one beginning")

@@ -14,7 +14,7 @@ from .. import Dialogue, TuningConfig, finetune, load_model
 from ..base.files import ASSETS
 
 REPLIES = ASSETS / "course_replies.json"
-ASKED_TOKENS, TESTED_TOKENS = 40, 32  # the most of a reply in lesson 5 and in lesson 7
+ASKED_TOKENS, TESTED_TOKENS = 40, 32  # longest replies in lessons 5 and 7
 DTYPE = "float32"  # of the weights; a reply depends on it
 
 # %% ../../nbs/recipes/course_replies.ipynb #crp00005
@@ -24,12 +24,12 @@ def read_replies() -> dict:
 
 # %% ../../nbs/recipes/course_replies.ipynb #crp00008
 def replace_reply(row: dict, name: str, text: str, label: str) -> dict:
-    "Return a row with a new reply; the label of another reply is lost."
+    "Return a row with a new reply, and without its label if the reply has changed."
     return row | {name: text, label: row[label] if row[name] == text else None}
 
 
 def compute_rates(model, dialogues: list) -> list:  # of numbers
-    "Return the loss of each response, in nats a token, to three places."
+    "Return each response's loss in nats per token, to three decimals."
     return [round(float(nats / count), 3) for nats, count in model.nll(dialogues)]
 
 

@@ -26,7 +26,7 @@ from ..data.streams import correlated_stream
 # %% ../../nbs/recipes/people.ipynb #4440b4f4
 @dataclass(frozen=True)
 class Habit:
-    "One way in which a user likes to be answered."
+    "One way in which a user likes responses to be written."
 
     name: str  # a short description
     apply: Callable[[str], str]  # a response -> the response as the user likes it
@@ -34,7 +34,7 @@ class Habit:
 
 # %% ../../nbs/recipes/people.ipynb #mkhabit1
 def make_habit(name: str, holds: Callable[[str], bool], add: Callable[[str], str]) -> Habit:
-    "Make a habit that changes a response only where it does not hold."
+    "Make a habit that only changes responses on which it doesn't hold."
     return Habit(name, lambda text: text if holds(text) else add(text), holds)
 
 
@@ -61,7 +61,7 @@ def emoji(sign: str) -> Habit:  # one emoji
 
 # %% ../../nbs/recipes/people.ipynb #ppclose1
 def split_spoken(text: str) -> list:
-    "Return the sentences of a text that hold a word."
+    "Return the sentences of a text that contain a word."
     return [part for part in split_sentences(text) if re.search(r"\w", part)]
 
 # %% ../../nbs/recipes/people.ipynb #5649ded6
@@ -96,7 +96,7 @@ def lower_case() -> Habit:
 
 # %% ../../nbs/recipes/people.ipynb #5965d58f
 def marked_lines(mark: Callable[[int], str], old_marks: str, name: str) -> Habit:
-    "Put a mark before each sentence, each on a line; `mark` returns that of line 1, 2, …"
+    "Put each sentence on a line of its own with a mark in front; `mark` returns the one for line 1, 2, …"
     pattern = re.compile(old_marks)
 
     def holds(text):
@@ -133,12 +133,12 @@ SMALL_TALK_SUBJECTS = (  # the (source, domain) pairs of everyday dialogues
 # %% ../../nbs/recipes/people.ipynb #cd17b1f4
 @dataclass(frozen=True)
 class SimulatedUser:
-    "A user made of subjects and habits; call it with a dialogue to get the response that it prefers, or None."
+    "A user made of subjects and habits; call it with a dialogue to get the preferred response, or None."
 
     name: str  # key in `USERS`
     description: str  # one line
     signal_subjects: tuple  # (source, domain) pairs on which this user wants good answers
-    rare_subject: tuple  # (source, domain) of the episodes that come seldom
+    rare_subject: tuple  # (source, domain) of rare episodes
     habits: tuple  # `Habit`s, applied in this order
     small_talk: tuple = SMALL_TALK_SUBJECTS  # (source, domain) pairs of everything else
     corrects: bool = True  # False: this user accepts every response
@@ -175,7 +175,7 @@ HABITS |= {make.__name__: make for make in (opener, sign_off, emoji)}
 
 
 def read_users() -> dict:  # name -> `SimulatedUser`
-    "Read the users of the package, each habit as the name of its function and what it takes."
+    "Read the package's users, whose habits are stored as a function's name and arguments."
     users = {}
     for name, user in json.loads((ASSETS / "users.json").read_text(encoding="utf-8")).items():
         habits = tuple(HABITS[kind](*given) for kind, *given in user["habits"])
@@ -211,7 +211,7 @@ def row_to_dialogue(row: dict, kind: str) -> Dialogue:
 
 
 def group_rows_by_subject(user: SimulatedUser, rows: list) -> dict:  # (source, domain) -> reserved rows
-    "Collect the rows of `load_samples` that a user needs; raise `InputError` if a subject has none."
+    "Collect the rows of `load_samples` that a user needs."
     groups = defaultdict(list)
     for row in rows:
         if is_reserved(get_row_group(row)):
@@ -223,7 +223,7 @@ def group_rows_by_subject(user: SimulatedUser, rows: list) -> dict:  # (source, 
 
 # %% ../../nbs/recipes/people.ipynb #b89c2943
 def split_test_candidates(dialogues: list, num_tests: int, rng: np.random.Generator) -> tuple:  # (pool, candidates)
-    "Set aside whole groups of a subject, at most four dialogues of each, and half more than needed as some may leak."
+    "Set aside whole groups of a subject, up to four dialogues each, and half more than needed because some may leak."
     groups = defaultdict(list)
     for d in dialogues:
         groups[get_dialogue_group(d)].append(d)
@@ -284,13 +284,13 @@ def make_user_data(user: SimulatedUser, plans: list, stream: list, candidates: d
 # %% ../../nbs/recipes/people.ipynb #01c40d90
 def user_stream(
     user: SimulatedUser,  # one of `USERS`, or your own
-    rows: list,  # of `load_samples()`; we ignore rows that are not reserved
+    rows: list,  # of `load_samples()`; rows that aren't reserved are ignored
     length: int = 800,  # dialogues
-    stay_probability: float = 0.9,  # probability that an episode goes on
+    stay_probability: float = 0.9,  # probability that an episode continues
     signal_share: float = 0.15,  # of the stream, over all subjects of the user
     seed: int = 0,
 ) -> UserData:
-    "Make a correlated stream of one user and three test sets that share no group with it, or raise `InputError`."
+    "Make a user's correlated stream, and three test sets that share no group with it."
     check(signal_share, "number", "signal_share", 0, 1 - RARE_SHARE)
     if user.rare_subject in user.signal_subjects:
         raise InputError(f"user {user.name!r} has the rare subject as a signal too", "choose another rare subject")

@@ -31,11 +31,11 @@ NUM_LAYERS = 6
 NUM_HEADS = 4
 INTERMEDIATE_SIZE = 704  # width of the feed-forward layers: 2.75 x HIDDEN_SIZE, a multiple of 64
 TOKEN_BUDGET = 48_000_000  # tokens to train on; the shipped weights saw 32.6 million, in two runs
-BATCH_TOKENS = 8192  # tokens a step: Muon likes many steps
+BATCH_TOKENS = 8192  # tokens per step; Muon works best with many steps
 MUON_RATE = 0.02
 ADAM_RATE = 0.003
 FIRST_PHASE = 0.45  # share of the budget spent on running text with some dialogues; the rest is dialogues only
-RESTART_FACTOR = 0.6  # of the rates, for weights that are trained on
+RESTART_FACTOR = 0.6  # factor on the rates when finished weights are trained further
 SAVE_EVERY = 100  # steps between checkpoints
 DECAY_FROM = 0.4  # share of the budget after which the learning rate falls linearly to 2 %
 
@@ -62,7 +62,7 @@ def new_model(tokenizer):
 
 # %% ../../nbs/recipes/pocket_model.ipynb #934af397
 def optimizers(model) -> list:
-    "Muon for the layers' matrices, AdamW for the rest."
+    "Return Muon for the layers' matrices and AdamW for the rest."
     inner = [p for n, p in model.named_parameters() if p.ndim == 2 and "embed" not in n]
     rest = [p for n, p in model.named_parameters() if p.ndim != 2 or "embed" in n]
     return [
@@ -74,14 +74,14 @@ def optimizers(model) -> list:
 def learning_rate_at(
     used: float,  # share of the token budget used up
 ) -> float:  # factor on both learning rates
-    "Warm up, stay, fall linearly to 2 %."
+    "Return the factor on the learning rates: warm up, stay, then fall linearly to 2 %."
     if used < 0.01:
         return max(used / 0.01, 0.02)
     return 1.0 if used < DECAY_FROM else 1.0 - 0.98 * min((used - DECAY_FROM) / (1 - DECAY_FROM), 1.0)
 
 # %% ../../nbs/recipes/pocket_model.ipynb #10c441a2
 def draw_batches(stream: np.ndarray, window: int, seed: int):
-    "Endless batches of shuffled windows."
+    "Yield batches of shuffled windows without end."
     count, rows = (len(stream) - 1) // window, BATCH_TOKENS // window
     if count < rows:
         raise InputError(f"{len(stream)} tokens of text are less than a batch", f"give {BATCH_TOKENS + 1} or more")
@@ -94,7 +94,7 @@ def draw_batches(stream: np.ndarray, window: int, seed: int):
 # %% ../../nbs/recipes/pocket_model.ipynb #5d62e2ad
 @dataclass
 class Training:
-    "A training under way."
+    "The state of a training run."
 
     model: object  # a transformers causal LM
     tools: list  # its optimisers
@@ -104,7 +104,7 @@ class Training:
     seconds: float = 0.0  # spent
     fresh: bool = True  # from scratch, or from finished weights: then the second phase only, at lower rates
     restart_factor: float = RESTART_FACTOR  # of the rates, from finished weights
-    batch_tokens: int = None  # a step; `BATCH_TOKENS` by default
+    batch_tokens: int = None  # per step; default: `BATCH_TOKENS`
 
     @property
     def used(self) -> float:  # 0 to 1
@@ -117,7 +117,7 @@ class Training:
 # %% ../../nbs/recipes/pocket_model.ipynb #4cb36bed
 @patch
 def save(self: Training, out: Path) -> None:
-    "Write the checkpoint beside the old one, then put it in its place."
+    "Write a checkpoint beside the old one, then replace the old one."
     state = dict(tokens=self.tokens, steps=self.steps, seconds=self.seconds)
     content = dict(model=self.model.state_dict(), tools=[t.state_dict() for t in self.tools], state=state)
     torch.save(content, out / "checkpoint.tmp")
@@ -126,7 +126,7 @@ def save(self: Training, out: Path) -> None:
 # %% ../../nbs/recipes/pocket_model.ipynb #1e6688e6
 @patch
 def resume(self: Training, out: Path) -> None:
-    "Go on from the checkpoint, if there is one."
+    "Continue from the checkpoint, if there is one."
     if (out / "checkpoint.pt").exists():
         device = next(self.model.parameters()).device
         saved = torch.load(out / "checkpoint.pt", weights_only=True, map_location=device)
@@ -141,8 +141,8 @@ def resume(self: Training, out: Path) -> None:
 def step(
     self: Training,
     loss,  # of the batch
-) -> float:  # nats a token
-    "One optimiser step at the rate that the share of the budget asks for."
+) -> float:  # nats per token
+    "Take an optimiser step at the rate for the used share of the budget."
     loss.backward()
     torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
     for tool, base in zip(self.tools, (MUON_RATE, ADAM_RATE)):
@@ -156,7 +156,7 @@ def step(
 
 # %% ../../nbs/recipes/pocket_model.ipynb #cc3ae388
 def step_loss(model, device: str, compiled: bool):  # a function of a batch
-    "The mean loss of a batch of windows, matrices in bfloat16."
+    "Return a function for the mean loss of a batch of windows, with matrices in bfloat16."
 
     def loss(batch):  # (rows, window + 1)
         with torch.autocast(device.split(":")[0], dtype=torch.bfloat16):
@@ -168,7 +168,7 @@ def step_loss(model, device: str, compiled: bool):  # a function of a batch
 
 # %% ../../nbs/recipes/pocket_model.ipynb #e9d0dc75
 def export(model, tokenizer, folder: Path, state: dict) -> Path:
-    "Save weights in bf16 safetensors with tokenizer, template and a note of how far training went."
+    "Save weights in bf16 safetensors with the tokenizer, the template and the state of training."
     import copy
 
     half = copy.deepcopy(model).to("cpu", torch.bfloat16)
@@ -189,7 +189,7 @@ def start_training(
     device: str,
     start: str = "",  # folder of a finished model to train on
 ) -> Training:
-    "A fresh training, one from finished weights, or the one that was interrupted."
+    "Start training afresh or from finished weights, or resume an interrupted run."
     from transformers import AutoModelForCausalLM
 
     torch.manual_seed(seed)
@@ -250,7 +250,7 @@ def average_models(
     return Path(out)
 
 # %% ../../nbs/recipes/pocket_model.ipynb #fe65e8fe
-CACHE = "~/.cache/personal_llm/recipes/pocket"  # where a training goes on
+CACHE = "~/.cache/personal_llm/recipes/pocket"  # where a training run continues
 
 
 def training_arguments() -> argparse.ArgumentParser:

@@ -18,7 +18,7 @@ from .data import training_text
 
 # %% ../../nbs/recipes/pocket_text.ipynb #3ad9a783
 VOCABULARY = 8192  # a larger one shortens texts by a tenth, but its output layer would cost more than it saves
-WINDOW = (256, 384)  # tokens a sample in either phase; few dialogues are longer, 512 costs a fifth of the speed
+WINDOW = (256, 384)  # tokens per sample in each phase; few dialogues are longer, and 512 costs a fifth of the speed
 SPECIAL_TOKENS = ["<|pad|>", "<|begin|>", "<|end|>", "<|user|>", "<|assistant|>", "<|system|>"]
 
 # %% ../../nbs/recipes/pocket_text.ipynb #4b0827bd
@@ -59,7 +59,7 @@ def train_bpe(
     texts: list,  # training texts
     size: int,  # tokens, special ones included
 ):  # a `tokenizers.Tokenizer`
-    "Byte-level byte-pair encoding."
+    "Train byte-level byte-pair encoding."
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
     bpe = Tokenizer(models.BPE())
@@ -100,7 +100,7 @@ def train_tokenizer(
 
 # %% ../../nbs/recipes/pocket_text.ipynb #03d325d9
 def encode_all(tokenizer, texts: list) -> list:
-    "Tokens of each text as uint16 arrays; special-token strings inside a text stay text."
+    "Encode texts as uint16 arrays; special-token strings inside a text stay text."
     backend = tokenizer.backend_tokenizer
     backend.encode_special_tokens = True
     out = []
@@ -111,7 +111,7 @@ def encode_all(tokenizer, texts: list) -> list:
 
 # %% ../../nbs/recipes/pocket_text.ipynb #ea2b8c5e
 def dialogue_tokens(tokenizer, rows: list) -> list:
-    "Each row as the chat template renders it, in tokens."
+    "Encode rows as the chat template renders them."
     begin, end, user, assistant = (
         np.array([tokenizer.convert_tokens_to_ids(t)], np.uint16) for t in SPECIAL_TOKENS[1:5]
     )
@@ -125,7 +125,7 @@ def interleave_documents(
     epochs: dict,  # source -> how often to take each item; a fraction takes some of them
     rng: random.Random,
 ) -> np.ndarray:  # one long stream, items shuffled
-    "Take every item as often as its source says, shuffle, join."
+    "Take every item as often as its source requires, shuffle and join."
     taken = []
     for source, tokens in items:
         n = epochs.get(source, 1)
@@ -135,7 +135,7 @@ def interleave_documents(
 
 # %% ../../nbs/recipes/pocket_text.ipynb #b19b71c7
 def document_tokens(tokenizer, running: list) -> list:  # (source, tokens)
-    "Running text between a begin and an end token."
+    "Encode running text between a begin and an end token."
     begin, end = np.array([1], np.uint16), np.array([2], np.uint16)
     texts = encode_all(tokenizer, [text for _, text in running])
     return [(source, np.concatenate([begin, t, end])) for (source, _), t in zip(running, texts)]
@@ -169,7 +169,7 @@ def build_streams(
     seed: int = 0,
     start: str = "",  # a model whose tokenizer to take
 ) -> tuple:  # (tokenizer, [stream of the first phase, of the second])
-    "Tokenizer and token streams, made unless they are there."
+    "Return the tokenizer and the token streams, which are made if missing."
     from transformers import AutoTokenizer
 
     out.mkdir(parents=True, exist_ok=True)

@@ -33,7 +33,7 @@ def shorten_text(
     text: str,  # a response
     limit: int = 400,  # characters
 ) -> str:  # its first sentences that fit; "" if the first does not
-    "Shorten at a sentence's end; line ends inside are kept."
+    "Shorten a text at the end of a sentence, keeping line breaks."
     if len(text.strip()) <= limit:
         return text.strip()
     ends = [m.start() for m in re.finditer(ENGLISH.sentence_break, text[: limit + 1])]
@@ -43,10 +43,10 @@ def shorten_text(
 def clean_answer(
     row: dict,  # a row of `instruct/`
 ) -> str:  # the response to ship, "" to leave the row out
-    "Shorten a response as its source asks for."
+    "Shorten a response as its source requires."
     text = row["response"].strip()
     if row["source"] == "gsm8k":
-        return text if len(text) <= 400 else ""  # the result stands at the end
+        return text if len(text) <= 400 else ""  # the result is at the end
     if row["source"] != "medquad":
         return shorten_text(text)
     if BOILERPLATE.search(text[:400]):
@@ -84,7 +84,7 @@ def select_rows(
     most: int,  # rows wanted
     seed: int = 0,
 ) -> list:  # rows with the fields that ship
-    "Reserved, short, distinct rows, whole groups together."
+    "Return reserved, short, distinct rows, keeping groups whole."
     groups, seen = defaultdict(list), set()
     for row in rows:
         group, text = get_row_group(row), clean_answer(row)
@@ -101,13 +101,13 @@ def select_rows(
 
 # %% ../../nbs/recipes/samples.ipynb #0414bc06
 def write_gz(path: Path, text: str) -> None:
-    "Gzip with a fixed time stamp and no file name: the same text gives the same bytes."
+    "Gzip a text without time stamp and file name, so that the same text gives the same bytes."
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(gzip.compress(text.encode(), mtime=0))
 
 # %% ../../nbs/recipes/samples.ipynb #37e33d55
 def read_source(data: str, name: str) -> list:  # rows
-    "The rows of one source."
+    "Read the rows of one source."
     file = Path(data, "instruct", f"{name}.jsonl.gz")
     if not file.exists():
         raise InputError(f"{file}: no such file", "give the data folder with --data")
@@ -118,7 +118,7 @@ def make_samples(
     data: str,  # the data folder
     out: Path,  # where `samples/` is made
 ) -> dict:  # source -> rows written
-    "Write one gzipped JSON-lines file a source."
+    "Write one gzipped JSON-lines file per source."
     counts = {}
     for name, (most, domains) in SOURCE_LIMITS.items():
         rows = select_rows([r for r in read_source(data, name) if domains is None or r["domain"] in domains], most)
@@ -148,7 +148,7 @@ def select_replay_rows(
     rows: list,  # rows of `instruct/`
     seed: int = 0,
 ) -> list:  # 320 rows in a drawn order
-    "Short rows that no test may hold."
+    "Return short rows that can't be in any test."
     free = [
         rows[i]
         for i in make_generator(seed, "rehearsal").permutation(len(rows))

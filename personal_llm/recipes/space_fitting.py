@@ -35,7 +35,7 @@ def fit_axes(
     blocks: tuple,  # features in each of `FEATURE_BLOCKS`
     components: int,  # k, at most as many as there are panels
 ) -> dict:  # the fields `scale`, `matrix` and `coordinate_scale` of a space
-    "Fit σ, W, along whose axes the noise is 1, and r, the root mean square of the panels' coordinates."
+    "Fit σ, W (with noise 1 along its axes) and r, the root mean square of the panels' coordinates."
     from scipy.linalg import eigh
 
     scale = (plain.std(0) + 1e-3 * plain.std()) * np.sqrt(np.repeat(blocks, blocks))
@@ -53,7 +53,7 @@ def build_word_vectors(
     matrix: np.ndarray,  # (D, k) W
     coordinate_scale: np.ndarray,  # (k,) r
 ) -> dict:  # word -> (k,) of length 1
-    "Return a direction for each word; raises `InputError` for an unknown feature, or a word that is not known yet."
+    "Return a direction for each word; raise `InputError` for a feature or word that isn't known (yet)."
     vectors = {word: normalise_rows(place) for word, place in panels.items()}
     known = {f"@{name}": normalise_rows(row / coordinate_scale) for name, row in zip(STYLOMETRIC_FEATURES, matrix)}
     for word, parts in blends.items():
@@ -73,7 +73,7 @@ def compute_shifts(
     progress: bool = True,
     batch_size: int = 16,  # texts between two steps of the bar
 ) -> tuple:  # (dialogue id -> (D,) shift, features in each block)
-    "Compute the paired shift of each text once; texts of one prompt share one answer of the base model."
+    "Compute each text's paired shift once; texts with the same prompt share an answer of the base model."
     from tqdm.auto import tqdm
 
     distinct = list({d.id: d for d in dialogues}.values())
@@ -100,7 +100,7 @@ def panel_means(
     plain: list,  # plain dialogues
     shift: dict,  # dialogue id -> (D,)
 ) -> tuple:  # ((words, D) means less their references', (n, D) rows less the mean of their panel)
-    "Return where panels lie, and how texts vary inside them."
+    "Return the panels' means, and how texts vary inside them."
     rows = lambda dialogues: np.stack([shift[d.id] for d in dialogues])
     plain_rows = rows(plain)
     means, inside = [], [plain_rows - plain_rows.mean(0)]
@@ -120,7 +120,7 @@ def plain_threshold(
     noise: float,  # root mean square length of a plain text's coordinates
     seed: int = 0,
 ) -> float:  # strength
-    "Return the strength that plain people exceed in one draw of twenty."
+    "Return the strength that plain people exceed in one draw out of twenty."
     rng, strengths = make_generator(seed, "threshold"), []
     for z in people:
         for _ in range(DRAWS_PER_PERSON):
@@ -131,7 +131,7 @@ def plain_threshold(
 # %% ../../nbs/recipes/space_fitting.ipynb #c0db75dd
 @dataclass(frozen=True, eq=False)
 class SpaceTexts:
-    "Texts of known style, from which we make the space of any base model."
+    "Texts of known style, from which a space can be made for any base model."
 
     panels: dict  # word -> (dialogues, reference dialogues or None for plain text)
     blends: dict  # word -> {word, or "@feature" of `STYLOMETRIC_FEATURES`: weight}
@@ -140,7 +140,7 @@ class SpaceTexts:
     reference: list = ()  # dialogues of one style, on which we tune the pLLM that sets the unit
 
     def all_dialogues(self) -> list:
-        "Return the dialogues whose shifts we need."
+        "Return the dialogues whose shifts are needed."
         panels = [d for pair in self.panels.values() for rows in pair if rows for d in rows]
         return [*panels, *self.plain, *sum(self.people, [])]
 
@@ -186,8 +186,8 @@ def measure_nats_per_unit(
     space: StyleSpace,
     probes: ProbePrompts,  # from `prepare_probes`
     known: list,  # (adapter, dialogues that it was tuned on) of a few pLLMs
-) -> float:  # nats a token for one unit
-    "Return the length of pLLMs' slopes for each unit of their texts; raises `InputError` where there is no slope."
+) -> float:  # nats per token for one unit
+    "Return the length of pLLMs' slopes per unit of their texts; raise `InputError` if there is no slope."
     ratios = []
     for adapter, dialogues in known:
         length = np.linalg.norm(gain_direction(probes.coordinates, likelihood_gains(model, adapter, probes)))
@@ -210,7 +210,7 @@ def load_space_texts() -> SpaceTexts:
     return SpaceTexts(panels, table["blends"], pick(table["plain"]), people, pick(table["reference"]))
 
 # %% ../../nbs/recipes/space_fitting.ipynb #mkc1
-REFERENCE_TEXTS = 24  # of the pLLM that sets the unit, whose coordinates we compare with its slope
+REFERENCE_TEXTS = 24  # texts of the pLLM that sets the unit, whose coordinates are compared with its slope
 
 # %% ../../nbs/recipes/space_fitting.ipynb #mk07
 def make_space(

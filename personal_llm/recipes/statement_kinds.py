@@ -28,7 +28,7 @@ REPEATS = 4  # of an example of ours: there are four times as many rows of the d
 
 
 def expand_wishes(examples: dict, seed: int = 0) -> dict:  # kind -> sentences
-    "Return the examples with wishes among the facts, four for each template."
+    "Return the examples with wishes added to the facts, four for each template."
     rng = random.Random(seed)
     facts = [text for text in examples["fact"] if text.isascii() and text.endswith(".")]
     wishes = [template.format(rng.choice(facts).rstrip(".")) for template in examples["wish"] for _ in range(4)]
@@ -106,7 +106,7 @@ def fit_kinds(vectors: np.ndarray, labels: np.ndarray) -> tuple:  # weights (512
 
 
 def raise_facts(scores: np.ndarray, share: float = FALSE_SHARE) -> float:  # scores: (general prompts, kinds)
-    "Return what to add to the offset of facts, so that a share of general prompts counts as facts."
+    "Return what to add to the offset of facts so that the given share of general prompts counts as facts."
     gaps = np.sort(np.delete(scores, 0, axis=1).max(axis=1) - scores[:, 0])
     return max(float(gaps[int(share * len(gaps))]) - 1e-6, 0.0)
 

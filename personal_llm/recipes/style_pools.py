@@ -42,13 +42,13 @@ NEUTRAL_PROMPTS = (
 # %% ../../nbs/recipes/style_pools.ipynb #a30d4469
 @dataclass(frozen=True)
 class Pool:
-    "Styles and their texts."
+    "A set of styles and their texts."
 
     name: str
     styles: tuple  # names
     pure: object  # (style, part) -> list of `Dialogue`; style "default" is plain text
-    max_length: int = 96  # tokens a training sample
-    steps: int = 30  # of a pLLM's training: 30 go through its rows once
+    max_length: int = 96  # tokens per training sample
+    steps: int = 30  # training steps of a pLLM; 30 go through its rows once
 
 # %% ../../nbs/recipes/style_pools.ipynb #0f1e2d3c
 @patch
@@ -60,7 +60,7 @@ def rows(
     count: int = None,  # rows at most
     seed: int = 0,  # which rows, and in which order
 ) -> list:  # `Dialogue`s
-    "Dialogues of a style; which places are plain is the same for every style. Raises `InputError` for unknown names."
+    "Return dialogues in a style; the plain ones have the same places in every style."
     if style not in (*self.styles, *PERSONAS, "default") and not style.startswith("ladder:"):
         raise InputError(f"pool {self.name}: unknown style {style!r}", f"it has {', '.join(self.styles[:4])} …")
     if part not in PARTS:
@@ -78,7 +78,7 @@ def probes(
     self: Pool,
     count: int = 48,
 ) -> list:  # prompts, the same for every pLLM
-    "What pLLMs are asked."
+    "Return the prompts that pLLMs are asked."
     if self.name == "real":
         return [NEUTRAL_PROMPTS[i % len(NEUTRAL_PROMPTS)] for i in range(count)]
     return [d.prompt for d in self.rows("default", "probe", count=count)]
@@ -87,7 +87,7 @@ def probes(
 def shipped_texts(
     name: str,  # "plain" or "real"
 ) -> dict:  # (style, part) -> `Dialogue`s
-    "The texts of a file that ships."
+    "Read the texts of a file that ships."
     found = {}
     with gzip.open(ASSETS / "styles" / f"{name}.jsonl.gz", "rt", encoding="utf-8") as lines:
         for i, row in enumerate(map(json.loads, lines)):
@@ -100,7 +100,7 @@ def shipped_texts(
 def crafted_pool(
     dose: float = 0.9,  # chance that a rule is applied
 ) -> Pool:
-    "The grid of 28, and the ladders."
+    "Make the pool of the 28 styles of the grid and the ladders."
     plain, made = shipped_texts("plain"), {}
 
     def pure(style, part):
@@ -122,7 +122,7 @@ def _woven(columns) -> list:  # the first of each, the second of each, …
 
 
 def real_pool() -> Pool:
-    "Eight base styles and seventeen mixes, half and half."
+    "Make the pool of eight base styles and seventeen mixes of two, half and half."
     texts, plain = shipped_texts("real"), shipped_texts("plain")
 
     def pure(style, part):
@@ -159,7 +159,7 @@ def _authors_file(file: Path) -> list:  # a `Dialogue` a row; None where there i
 def authors_pool(
     data,  # folder with style_0.jsonl.gz … style_8.jsonl.gz
 ) -> Pool:
-    "The XPerT authors' eight styles; raises `InputError` where a file is missing."
+    "Read the XPerT authors' eight styles; raise `InputError` if a file is missing."
     files = [Path(data, f"style_{i}.jsonl.gz") for i in range(9)]
     missing = [file for file in files if not file.is_file()]
     if missing:
@@ -179,7 +179,7 @@ def load_pool(
     name: str,  # "crafted", "real" or "authors"
     data: str = None,  # for "authors": the folder; else the one in the variable PERSONAL_LLM_AUTHORS
 ) -> Pool:
-    "A pool by name."
+    "Load a pool by name."
     if name == "crafted":
         return crafted_pool()
     if name == "real":
@@ -206,7 +206,7 @@ def tune_pllm(
     steps: int = None,  # the pool's own by default
     progress: bool = False,
 ):  # an `Adapter`
-    "Fine-tune one pLLM; an existing one is taken as it is."
+    "Fine-tune one pLLM unless it exists."
     from personal_llm.base.adapters import Adapter
     from personal_llm.tuning.config import TuningConfig
     from personal_llm.tuning.finetune import finetune
@@ -223,7 +223,7 @@ SIMILARITIES = (0.9, 0.3, 0.7, 0.5, 0.8)  # in the order of interest
 
 
 def pllm_folder(root, pool: str, style: str, similarity: float, seed: int) -> Path:
-    "Where a pLLM lies."
+    "Return a pLLM's folder."
     name = style.replace("+", "_and_").replace(":", "_").replace(" ", "_")
     return Path(root, pool, f"{similarity:.0%}-{seed}", name)
 
@@ -233,7 +233,7 @@ def tune_pool(
     similarities: list,
     seeds: list,
 ) -> list:  # (style, similarity, seed)
-    "What there is to tune: the plain pLLM at the highest similarity only."
+    "List the pLLMs to tune, the plain one only at the highest similarity."
     every = [(style, share, seed) for seed in seeds for share in similarities for style in names]
     return [(style, share, seed) for style, share, seed in every if style != "default" or share == max(similarities)]
 

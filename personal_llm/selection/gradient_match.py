@@ -10,7 +10,7 @@ from contextlib import ExitStack
 from functools import partial
 
 from ..base.adapters import factor_inner_product, read_factors
-from ..base.core import InputError, measure_cost
+from ..base.core import InputError
 
 # %% ../../nbs/6_selection/03_gradient_match.ipynb #96919ac8
 def get_linear_layer(model, module: str):  # a torch layer
@@ -38,8 +38,7 @@ def run_backward(model, dialogue, num_dialogues: int) -> None:
 
     sample = model.encode(dialogue)
     batch = {name: torch.tensor([sample[name]], device=model.device) for name in ("input_ids", "labels")}
-    with measure_cost(model.cost):
-        (model.model(**batch, use_cache=False).loss / num_dialogues).backward()
+    (model.model(**batch, use_cache=False).loss / num_dialogues).backward()
     model.cost.tokens += len(sample["input_ids"])
     model.cost.forward += 1
     model.cost.backward += 1

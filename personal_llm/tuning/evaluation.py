@@ -13,7 +13,6 @@ import numpy as np
 
 from ..base.display import Displayed
 from ..base.core import Cost, InputError, check, check_dialogues
-from ..base.plots import draw_bars
 from ..base.replies import Model
 from ..base.text import count_nouns, split_rouge_words
 from .statistics import Comparison, paired_bootstrap
@@ -45,9 +44,10 @@ class Evaluation(Displayed):
 
     def values(self, metric: str) -> np.ndarray:  # metric: one of `METRICS` -> (items,)
         "Collect one metric over all items."
-        if metric not in self.summary or metric not in METRICS:
-            known = ", ".join(m for m in METRICS if m in self.summary)
-            raise InputError(f"no metric {metric!r} in the evaluation of user {self.user!r}", f"use one of {known}")
+        known = [name for name in METRICS if name in self.summary]
+        if metric not in known:
+            problem = f"no metric {metric!r} in the evaluation of user {self.user!r}"
+            raise InputError(problem, f"use one of {', '.join(known)}")
         return np.array([item[metric] for item in self.items], np.float64)
 
     def __str__(self):
@@ -76,13 +76,6 @@ class Evaluation(Displayed):
 
         return pandas.DataFrame(self.items)
 
-    def plot(self):  # an `IPython.display.Image`
-        "Plot the metrics that are shares, with their intervals."
-        rows = [row for row in self.to_rows() if row["metric"] != "loss"]
-        names = [row["metric"] for row in rows]
-        intervals = [(row["low"], row["high"]) for row in rows] if len(self) > 1 else None
-        return draw_bars(names, [row["mean"] for row in rows], self.user or "Evaluation", "share", intervals)
-
     def compare(self, other: "Evaluation", metric: str = "loss") -> Comparison:  # self minus other
         "Compare two evaluations on the same dialogues of one user, paired by dialogue."
         own_ids = [item["id"] for item in self.items]
@@ -102,16 +95,6 @@ def summarize_items(items: list) -> dict:
     if "habits" in items[0]:
         out["habits"] = {name: float(np.mean([i["habits"][name] for i in items])) for name in items[0]["habits"]}
     return out
-
-# %% ../../nbs/4_tuning/06_evaluation.ipynb #783744c2
-def make_items(dialogues: list) -> list:
-    "Make one item per test dialogue, without measurements; each dialogue needs a reference answer."
-    if not dialogues:
-        raise InputError("no dialogues to evaluate on", "give at least one with a reference answer")
-    for d in dialogues:
-        if not d.response.strip():
-            raise InputError(f"dialogue {d.id}: its reference answer is empty", "leave it out of the test")
-    return [dict(id=d.id, prompt=d.prompt, reference=d.response) for d in dialogues]
 
 # %% ../../nbs/4_tuning/06_evaluation.ipynb #a2e459d9
 def score_replies(items: list, replies: list, habits: tuple) -> list:  # the items with scores
@@ -135,7 +118,12 @@ def evaluate(
 ) -> Evaluation:
     "Evaluate a model on one user's test dialogues: response loss, word overlap and habits of its replies."
     check_dialogues(dialogues)
-    items = make_items(dialogues)
+    if not dialogues:
+        raise InputError("no dialogues to evaluate on", "give at least one with a reference answer")
+    for d in dialogues:
+        if not d.response.strip():
+            raise InputError(f"dialogue {d.id}: its reference answer is empty", "leave it out of the test")
+    items = [dict(id=d.id, prompt=d.prompt, reference=d.response) for d in dialogues]
     max_tokens = check(max_tokens, "whole number or none", "max_tokens", low=1, high=10**6)
     with model.track_cost() as cost, model.use_adapter(adapter):
         for item, (nats, num_tokens) in zip(items, model.nll(dialogues).tolist()):

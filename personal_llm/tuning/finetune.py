@@ -97,10 +97,8 @@ def remove_checkpoints(out: Path, keep: str = "") -> None:
         folder.rmdir()
 
 
-def open_output_folder(
-    out, config, seed: int, base: str, dialogues: list, start: Path = None
-) -> tuple:  # (the adapter's folder, the checkpoints' folder)
-    "Prepare an adapter's folder for a run, which is identified by a hash of everything it depends on."
+def open_output_folder(out, config, seed: int, base: str, dialogues: list, start=None) -> tuple:  # of paths
+    "Prepare a run's folders; that of its checkpoints is named by a hash of everything the run depends on."
     content = repr((config, seed, base, [d.to_dict() for d in dialogues])).encode("utf-8", "surrogatepass")
     content += (start / WEIGHTS_FILE).read_bytes() if start else b""
     run_id = hashlib.sha256(content).hexdigest()
@@ -171,7 +169,8 @@ def finetune(
             state = TrainingState()
             padding = model.tokenizer.pad_token_id
             steps = train(adapted, samples, validation_samples, config, padding, state, seed, checkpoints)
-            for step, loss in tqdm(steps, "fine-tuning", config.steps, leave=False, unit="step", disable=not progress):
+            bar = tqdm(steps, "fine-tuning", config.steps, leave=False, unit="step", disable=not progress)
+            for step, loss in bar:
                 if on_step:
                     on_step(step, loss)
             out = out or make_temporary_folder("adapter-")
