@@ -29,7 +29,7 @@ setup(
     install_requires=settings["requirements"].split(),
     extras_require={
         name: settings[f"{name}_requirements"].split()
-        for name in ("dev", "serve", "gguf", "browser", "phone", "ray", "docs")
+        for name in ("dev", "serve", "gguf", "browser", "phone", "ray", "docs", "course")
     },
     entry_points={
         "console_scripts": settings["console_scripts"].split(),

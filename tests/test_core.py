@@ -100,7 +100,9 @@ def test_the_hash_of_a_history_does_not_depend_on_what_was_read_before():
     assert read_history([*map(list, before)]) == (before, digest)
 
 
-@pytest.mark.parametrize("wrong", [[Dialogue("Hi", "Hello."), None], "text", (d for d in ())], ids=["a gap", "text", "generator"])
+@pytest.mark.parametrize(
+    "wrong", [[Dialogue("Hi", "Hello."), None], "text", (d for d in ())], ids=["a gap", "text", "generator"]
+)
 def test_only_a_list_of_dialogues_is_one(wrong):
     with pytest.raises(InputError, match="no dialogue; read it with read_dialogues|no list of dialogues; give a list"):
         check_dialogues(wrong)

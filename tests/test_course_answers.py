@@ -9,8 +9,7 @@ from cases import case
 import torch
 
 from personal_llm import Policy
-from personal_llm.course.checks import Task, check, check_plain
-from personal_llm.course.probes import plain
+from personal_llm.course.checks import Task, check
 
 TASKS = {n: importlib.import_module(f"personal_llm.course.tasks_{n}").TASKS for n in range(1, 11)}
 EACH = [(n, name) for n in TASKS for name in TASKS[n]]
@@ -74,13 +73,13 @@ def test_a_wrong_core_idea_is_refused_by_name():
     for n, name, answer, mistake in WRONG:
         for seed in [0, 777]:
             with case(n, name, repr(answer)[:60], mistake, seed):
-                verdict = check_plain(TASKS[n][name], plain(answer), seed)
+                verdict = check(TASKS[n][name], answer, seed)
                 assert verdict.state == "wrong" and (not mistake or verdict.wrong == mistake), verdict
 
 
 def test_a_function_that_raises_in_some_cases_is_told_the_error():
-    verdict = check_plain(TASKS[6]["change"], plain(lambda A, B, alpha: A @ B * alpha), 0)
-    assert "your function raised ValueError on (" in verdict.reason and "'ValueError'" not in verdict.reason
+    verdict = check(TASKS[6]["change"], lambda A, B, alpha: A @ B * alpha)
+    assert verdict.reason.startswith("your function raised ValueError: ") and "'ValueError'" not in verdict.reason
 
 
 FUNCTIONS = [(n, name) for n, name in EACH if TASKS[n][name].draw]
@@ -105,9 +104,7 @@ def test_mutants_of_a_right_function_are_refused():
                     or task.tolerance == 0
                 ):
                     continue
-                verdict = check_plain(
-                    task, plain(lambda *arguments: MUTANTS[mutant](np.asarray(right(*arguments), float))), 5
-                )
+                verdict = check(task, lambda *arguments: MUTANTS[mutant](np.asarray(right(*arguments), float)), 5)
                 assert verdict.state == "wrong" and verdict.reason
 
 
@@ -120,7 +117,7 @@ def test_a_function_that_is_right_on_the_first_case_only_is_refused():
         with case(n, name):
             task = TASKS[n][name]
             first = task.value(task.right)(*first_case(task))
-            assert check_plain(task, plain(lambda *arguments: first), 3).state == "wrong"
+            assert check(task, lambda *arguments: first, 3).state == "wrong"
 
 
 def test_only_a_share_is_at_most_one():

@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = ROOT / "nbs"
 PAGES = ("ARCHITECTURE.md", "CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md")  # of the top, which become pages
 PLAIN_FILES = ("LICENSE", "NOTICE", "CITATION.cff")
-HIDDEN = ("solution_", "tasks_", "exam_answers")  # answers are in the repository, not on the site
+HIDDEN = ("solution_", "tasks_", "assignment_", "exam_answers")  # answers are in the repository, not on the site
 SHIM = "https://unpkg.com/iframe-worker/shim"  # with it, the search works in a page opened from a folder
 SHIM_PACKAGE, SHIM_FILE = "iframe-worker@1.0.4", "package/shim/index.js"  # of npm; no Python package has it
 

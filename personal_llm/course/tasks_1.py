@@ -30,39 +30,22 @@ TASKS.add(
     ("base 10", float(np.log10(64)), "that is with base 10: which logarithm makes nats?"),
     ("last token", float(np.log(8)), "that is the loss of the last token, or of the first two"),
     ("two tokens", float(np.log(32)), "the first token is missing"),
-    ("mean probability", -float(np.log(0.875 / 3)), "the logarithm comes first, then the sum"),
-    ("bits per token", 2.0, "that is a mean, and in bits"),
-    ("bits, rounded", 5.989, "1.44 times the loss is its size in bits"),
     ("inverse", 64.0, "that is one over the probability; its logarithm is the loss"),
     ("perplexity", 4.0, "that is the perplexity of a token"),
-    ("entropy", float(np.log(2) / 2 + np.log(4) / 4 + np.log(8) / 8), "no loss is weighted with its probability"),
-    ("complement", 1 - 1 / 64, "that is the probability of any other answer"),
     tolerance=0.01,
     hint="write the loss of each of the three tokens below its probability; what becomes of the three?",
 )
 
 # %% ../../nbs/course/tasks_1.ipynb #7b371898
-def log_softmax(
-    scores: np.ndarray,  # (vocabulary,) as the model gives them
-) -> np.ndarray:  # (vocabulary,) logs of probabilities, in nats
+def log_softmax(scores: np.ndarray) -> np.ndarray:  # (vocabulary,) in nats
     "Logs of probabilities, safe for large scores."
     moved = scores - scores.max()
     return moved - np.log(np.exp(moved).sum())
 
 
-def _explain_logs(scores: np.ndarray, got: np.ndarray) -> str:
-    "What keeps an array from being the logs of probabilities."
-    if np.isnan(got).any() or np.isinf(got).all():
-        return "e to the power of 10,000 is too large for a computer, so the largest score comes off first"
-    if np.isinf(got).any():
-        return "the log of zero was taken: a small probability became zero before its logarithm"
-    if abs(got.sum() - 1) < 1e-6:
-        return "these numbers sum to one themselves: they are probabilities"
-    with np.errstate(over="ignore"):
-        total = np.exp(got).sum()
-    if abs(total - 1) > 0.01:
-        return f"their exponentials sum to {total:.3g}, not to one"
-    return "two scores that differ by one must have logs that differ by one, in the same order"
+def _overflowing(scores: np.ndarray) -> np.ndarray:
+    with np.errstate(all="ignore"):
+        return np.log(np.exp(scores) / np.exp(scores).sum())
 
 
 TASKS.add(
@@ -73,21 +56,21 @@ TASKS.add(
     ("sign", lambda x: -log_softmax(x), "a log-probability is never positive"),
     ("base 10", lambda x: log_softmax(x) / np.log(10), "these are logarithms with base 10"),
     ("sigmoid", lambda x: -np.logaddexp(0, -x), "each score was squashed by itself; all share one sum"),
+    ("probabilities", lambda x: np.exp(log_softmax(x)), "these numbers sum to one: they are probabilities"),
+    (
+        "overflow",
+        _overflowing,
+        "e to the power of 10,000 is too large for a computer: take off the largest score first",
+    ),
+    ("no sum", lambda x: x - x.max(), "their exponentials do not sum to one"),
     ("halved", lambda x: log_softmax(x / 2), "the scores were divided before the softmax: a temperature"),
     ("clipped", lambda x: np.log(np.maximum(np.exp(log_softmax(x)), 1e-12)), "small probabilities were cut off"),
     tries=[(np.array(x),) for x in ([0.0, 0.0], [1.0, 2.0, 4.0], [-3.0, 0.5], [0.0, 9999.0, 10000.0, 0.0])],
     draw=lambda random: (random.normal(scale=3.0, size=random.integers(2, 12)),),
-    explain=_explain_logs,
 )
 
 # %% ../../nbs/course/tasks_1.ipynb #96260a21
-def answer_nll(
-    scores: np.ndarray,  # (tokens, vocabulary); row t speaks of the token after t
-    ids: list,  # of all tokens
-    start: int,  # place of the answer's first token
-    shift: int = 1,  # the row comes so many tokens earlier
-    normalise=log_softmax,
-) -> float:  # nats
+def answer_nll(scores, ids: list, start: int, shift: int = 1, normalise=log_softmax) -> float:  # nats
     "Return how unlikely the tokens from `start` on are."
     return float(-sum(normalise(scores[t - shift])[ids[t]] for t in range(start, len(ids))))
 
@@ -98,9 +81,11 @@ def _draw_case(random, tokens: int = 0, start: int = 0) -> tuple:  # (scores, id
     return scores, random.integers(11, size=tokens).tolist(), start or int(random.integers(3, tokens - 1))
 
 
-def _softmax_down(scores: np.ndarray) -> np.ndarray:
-    "Log softmax over the tokens instead of the vocabulary."
-    return np.apply_along_axis(log_softmax, 0, scores)
+def _over(axis) -> object:
+    "Return the loss with a softmax over the wrong axis, or over the whole table."
+    from scipy.special import log_softmax as softmax_over
+
+    return lambda s, i, n: answer_nll(softmax_over(s, axis), i, n, normalise=np.asarray)
 
 
 LOSS_MISTAKES = (
@@ -122,16 +107,8 @@ TASKS.add(
     *LOSS_MISTAKES,
     ("no softmax", lambda s, i, n: answer_nll(s, i, n, normalise=np.asarray), "scores are not yet log-probabilities"),
     ("two rows early", lambda s, i, n: answer_nll(s, i, n, shift=2), "the row comes one token too early"),
-    (
-        "softmax over the tokens",
-        lambda s, i, n: answer_nll(_softmax_down(s), i, n, 1, np.asarray),
-        "softmax row by row",
-    ),
-    (
-        "softmax over the table",
-        lambda s, i, n: answer_nll(log_softmax(s.ravel()).reshape(s.shape), i, n, 1, np.asarray),
-        "one softmax was taken over the whole table; each row is a softmax of its own",
-    ),
+    ("softmax over the tokens", _over(0), "softmax row by row"),
+    ("softmax over the table", _over(None), "one softmax was taken over the whole table; each row has its own"),
     ("the likeliest tokens", lambda s, i, n: -sum(log_softmax(x).max() for x in s[n - 1 : -1]), "the tokens are given"),
     ("start counted from 1", lambda s, i, n: answer_nll(s, i, n - 1), "a token before the answer is counted"),
     tries=[
@@ -192,13 +169,11 @@ TASKS.add(
     ("end token forgotten", later(lambda: len(answer_losses(TEA)) - 1), "a token that nobody sees belongs to it"),
     ("all tokens", later(lambda: len(_scored(TEA)[1])), "that is the whole dialogue"),
     ("words", 3, "a word is not a token, and punctuation has tokens too"),
-    ("letters", 10, "these are letters and spaces; most tokens are longer"),
     (
-        "the mark before the answer",
+        "the mark, too",
         later(lambda: len(answer_losses(TEA)) + 1),
-        "one too many: <|assistant|> costs 0.00 nats, so the sum is the same, but it is no token of the answer",
+        "<|assistant|> costs 0.00 nats, and is not of the answer",
     ),
-    ("all but the first", later(lambda: len(_scored(TEA)[1]) - 1), "that is the dialogue, but for its first token"),
     ("the prompt", later(lambda: _scored(TEA)[2]), "the prompt has so many"),
     ("the vocabulary", 8192, "that is the size of the vocabulary"),
     tolerance=0,
@@ -214,15 +189,8 @@ TASKS.add(
     ("mean probability", 3 / 0.875, "one over the mean probability; logarithms are averaged, not probabilities"),
     ("base 2 of nats", float(2 ** (np.log(64) / 3)), "base 2 belongs to bits, base e to nats"),
     ("inverse", 0.25, "that is one over the perplexity"),
-    ("mean of inverses", 14 / 3, "the mean of one over p; logarithms are averaged"),
-    ("words", 3.0, "that is the number of tokens"),
     ("probability", 1 / 64, "that is the probability of the answer"),
-    ("base e of bits", float(np.exp(2)), "e was raised to bits; bits belong to base 2"),
-    ("last token", float(np.log(8)), "that is the loss of the last token"),
     ("loss in bits", 6.0, "that is the loss in bits; a perplexity has no unit"),
-    ("base 2 of nats summed", 16.0, "the base is raised to the mean loss in the unit of that base"),
-    ("e to the bits", float(np.exp(6)), "e was raised to the sum of the bits"),
-    ("the least likely", 8.0, "that is one over the last probability; take the mean over the tokens"),
     tolerance=0.02,
     hint="divide the loss by the number of tokens first; then raise the base of the logarithm to that mean",
 )

@@ -11,7 +11,6 @@ __all__ = ['EVENTS_DIALOGUES', 'EVENTS', 'TASKS', 'PROMPT_TOKENS', 'REPLY_TOKENS
 import math
 import re
 from difflib import SequenceMatcher
-from itertools import takewhile
 
 import numpy as np
 
@@ -20,10 +19,7 @@ from .checks import Lesson
 from ..selection.ranking import cosine_distance
 
 # %% ../../nbs/course/tasks_10.ipynb #e491e3b8
-def replay(
-    dialogues: dict,  # id -> (prompt, response)
-    events: list,  # (kind, id, text), in order
-) -> dict:  # id -> response
+def replay(dialogues: dict, events: list) -> dict:  # id -> (prompt, response); (kind, id, text); id -> response
     "Return the response of each memory."
     responses = {}
     for kind, id, text in events:
@@ -36,12 +32,7 @@ def replay(
     return responses
 
 
-def _change_replay(
-    answered: tuple = ("corrected", "approved"),  # kinds of events
-    first: bool = False,  # the first answer stays
-    evicts: str = "now",
-    response=lambda text, dialogue, old: text or dialogue[1],  # text: of the event, "" of an approval
-):
+def _change_replay(answered=("corrected", "approved"), first=False, evicts="now", response=lambda t, d, old: t or d[1]):
     "Return a replay with one part exchanged."
 
     def mistaken(dialogues, events):
@@ -96,7 +87,6 @@ TASKS.add(
     ("texts of events", _change_replay(response=lambda text, own, old: text), "an approval has no text of its own"),
     ("a correction stays", _change_replay(response=lambda t, own, old: t or old or own[1]), "later approvals count"),
     ("asked is answered", _change_replay(("corrected", "approved", "asked")), "a question is no answer yet"),
-    ("prompts", _change_replay(response=lambda text, own, old: text or own[0]), "that is a prompt"),
     tolerance=0,
     tries=[(EVENTS_DIALOGUES, EVENTS), (EVENTS_DIALOGUES, [])],
     draw=_draw_events,
@@ -123,8 +113,6 @@ TASKS.add(
     ("no reply", (PROMPT_TOKENS + _EXTRA) / PROMPT_TOKENS, "the model processes the reply's tokens, too"),
     ("upside down", _SHORT / (_SHORT + _EXTRA), "with memories over without, not the other way round"),
     ("tokens", _EXTRA, "that is a number of tokens; divide"),
-    ("all tokens", _SHORT + _EXTRA, "those are the tokens with memories; divide by those without"),
-    ("memories over the prompt", _EXTRA / PROMPT_TOKENS, "compare all tokens with all tokens"),
 )
 _TRAINING = STEPS * BATCH_SIZE * SAMPLE_TOKENS * PASSES
 TASKS.add(
@@ -137,13 +125,10 @@ TASKS.add(
     ("one sample a step", math.ceil(_TRAINING / BATCH_SIZE / _EXTRA), "a step has more than one sample"),
     ("one memory", math.ceil(_TRAINING / MEMORY_TOKENS), "a prompt has more than one memory"),
     ("all tokens", math.ceil(_TRAINING / (_SHORT + _EXTRA)), "prompt and reply cost the same with both"),
-    ("training tokens", _TRAINING, "those are the tokens of the fine-tune; divide by those of a reply"),
-    ("one too many", math.ceil(_TRAINING / _EXTRA) + 1, "one reply fewer is enough"),
-    ("samples", STEPS * BATCH_SIZE, "that is the number of samples; count tokens"),
     tolerance=0,
 )
 
-# %% ../../nbs/course/tasks_10.ipynb #5f3db561
+
 ANSWERS_OF_MEMORY, HABITS_BY_MEMORY = (0, 1, 3, 8), (0.15, 0.61, 0.68, 0.70)  # answers; share of habits in replies
 ANSWERS_OF_WEIGHTS, HABITS_BY_WEIGHTS = (0, 1, 3, 8, 24), (0.0, 0.16, 0.60, 0.61, 0.76)
 _M, _F = HABITS_BY_MEMORY, HABITS_BY_WEIGHTS
@@ -160,54 +145,9 @@ TASKS.add(
     tolerance=0.04,
     hint="read two points of each line, and subtract",
 )
-FAILURES = ("a copied piece", "spill", "a thin reply", "too weak a pattern")
-CASES = (  # question, how the prompt was made, reply
-    (
-        "Why do I get hiccups?",
-        "the correction once",
-        "The hiccups are a common issue that can be caused by various factors, including injuries, allergies, and ...",
-    ),
-    ("What helps against a cold?", "the correction three times", "In short: rest it for 24 hours. Take care, Ana"),
-    ("Why do I get hiccups?", "the correction three times", "In short: take care, Ana"),
-    ("What is the capital of France?", "the correction three times", "In short: Paris. Take care, Ana"),
-)
-TASKS.add(
-    "failures",
-    "Which failure does each of the four replies show? Give four numbers from 1 to 4.",
-    [4, 1, 3, 2],
-    ("in order", [1, 2, 3, 4], "those are the failures in their own order; read the replies"),
-    ("copied and thin", [4, 3, 1, 2], "one of the two short replies repeats the advice of the correction"),
-    ("copied and spill", [4, 2, 3, 1], "ask of which reply the habit was not wanted at all"),
-    ("weak and thin", [3, 1, 4, 2], "one of the two replies about hiccups has the habit"),
-    ("spill and thin", [4, 1, 2, 3], "one of these two has an answer and should not have the habit"),
-    ("weak and spill", [2, 1, 3, 4], "spill is a habit where it does not belong; look for the habit"),
-    tolerance=0,
-    hint="ask of each reply: is the habit there, is it wanted, and whose content is it?",
-)
-SITUATIONS = (
-    "You corrected one reply a minute ago, and want the next reply to follow.",
-    "You have two hundred answers in one style, and each reply must be fast.",
-    "You stated once that your dog is called Biscuit.",
-    "The model has seven million parameters, and repeats pieces of the examples in its prompt.",
-    "You may take an answer back tomorrow, and want no new fine-tune.",
-    "A long talk fills the prompt already.",
-)
-TASKS.add(
-    "where",
-    "Which is better in each of the six situations? 1: memory, 0: weights.",
-    [1, 0, 1, 0, 1, 0],
-    ("exchanged", [0, 1, 0, 1, 0, 1], "1 stands for memory, 0 for weights"),
-    ("memory everywhere", [1] * 6, "memory needs room in the prompt, and a model that can read it"),
-    ("weights everywhere", [0] * 6, "weights need time and many answers, and cannot take one back"),
-    ("a fact in the weights", [1, 0, 0, 0, 1, 0], "a statement that was made once is too little for a fine-tune"),
-    ("a small model", [1, 0, 1, 1, 1, 0], "a model that cannot read examples gains nothing from them"),
-    ("taken back", [1, 0, 1, 0, 0, 0], "to take an answer out of the weights, you train again"),
-    ("many answers", [1, 1, 1, 0, 1, 0], "only a few answers fit into a prompt, and each reply processes them again"),
-    ("at once", [0, 0, 1, 0, 1, 0], "a fine-tune takes minutes and needs more than one answer"),
-    ("no room", [1, 0, 1, 0, 1, 1], "memories are the first to go when a prompt is too long"),
-    tolerance=0,
-    hint="ask: how many answers, how soon, and is there room in the prompt?",
-)
+FAILURES = TASKS.texts["failures"]
+CASES = TASKS.texts["cases"]
+SITUATIONS = TASKS.texts["situations"]
 
 # %% ../../nbs/course/tasks_10.ipynb #9a1777c3
 def _words(text: str) -> list:
@@ -224,31 +164,9 @@ def copied(reply: str, memory: str) -> int:  # words
     return _longest_run(_words(reply), _words(memory))
 
 
-def _subsequence(reply: str, memory: str) -> int:
-    other = _words(memory)
-    best = [0] * (len(other) + 1)  # of each beginning of the memory
-    for word in _words(reply):
-        last = best
-        best = [0]
-        for place, one in enumerate(other):
-            best.append(last[place] + 1 if word == one else max(best[place], last[place + 1]))
-    return best[-1]
-
-
 def _in_any_order(reply: str, memory: str) -> int:
     marks = "".join("x" if word in _words(memory) else " " for word in _words(reply))
     return max(map(len, marks.split()), default=0)
-
-
-def _from_the_start(reply: str, memory: str) -> int:
-    pairs = zip(_words(reply), _words(memory))
-    return len(list(takewhile(lambda pair: pair[0] == pair[1], pairs)))
-
-
-def _inside_words(reply: str, memory: str) -> int:
-    a, b = _words(reply), " ".join(_words(memory))
-    runs = [j - i for i in range(len(a)) for j in range(i + 1, len(a) + 1) if " ".join(a[i:j]) in b]
-    return max(runs, default=0)
 
 
 def _draw_texts(random) -> tuple:  # (reply, memory)
@@ -274,14 +192,10 @@ TASKS.add(
     copied,
     ("shared words", lambda r, m: len(set(_words(r)) & set(_words(m))), "shared words must be a run"),
     ("characters", lambda r, m: _longest_run(list(r.lower()), list(m.lower())), "characters were counted, not words"),
-    ("not in a row", _subsequence, "the words must follow each other in both texts, without a gap"),
     ("in any order", _in_any_order, "the words must stand in the same order in the memory, too"),
-    ("from the start", _from_the_start, "a run can begin anywhere in each text"),
     ("capitals", lambda r, m: _longest_run(re.findall(r"\w+", r), re.findall(r"\w+", m)), "capitals do not count"),
     ("punctuation", lambda r, m: _longest_run(r.lower().split(), m.lower().split()), "punctuation belongs to no word"),
     ("as typed", lambda r, m: _longest_run(r.split(), m.split()), "neither capitals nor punctuation make another word"),
-    ("inside words", _inside_words, "a word that ends or begins another word is not the same word"),
-    ("a share", lambda r, m: copied(r, m) / max(1, len(_words(r))), "a share of the reply; give a number of words"),
     tolerance=0,
     tries=[
         ("In short: rest it for two days.", "Rest it for two days, and walk."),
@@ -303,9 +217,7 @@ def _weigh(weight: float):
     return lambda cosines: measure_closeness(cosines, weight)
 
 
-def _write_belongs(
-    closeness=measure_closeness, similarities=_cosines, alone_is_empty: bool = True, exchanged: bool = False
-):
+def _write_belongs(closeness=measure_closeness, similarities=_cosines, alone_is_empty=True, exchanged=False):
     "Return the rule with one part exchanged."
 
     def decide(prompt, corrected, alone):
@@ -317,11 +229,7 @@ def _write_belongs(
     return decide
 
 
-def belongs(
-    prompt: np.ndarray,  # (width,)
-    corrected: np.ndarray,  # (n, width), n at least 1
-    alone: np.ndarray,  # (m, width); m may be 0
-) -> bool:
+def belongs(prompt: np.ndarray, corrected: np.ndarray, alone: np.ndarray) -> bool:  # (width,), (n, width), (m, width)
     "Return whether a prompt is closer to what was corrected than to what was left alone."
     return _write_belongs()(prompt, corrected, alone)
 
@@ -346,7 +254,7 @@ TASKS.add(
     (
         "the nearest alone",
         _write_belongs(np.max),
-        "the largest cosine is one part of the closeness; what is the other?",
+        "the largest cosine is one part of the closeness; which is the other?",
     ),
     ("the mean alone", _write_belongs(np.mean), "the mean is one part of the closeness; what is the other?"),
     ("midway", _write_belongs(_weigh(0.5)), "largest cosine and mean have different weights"),

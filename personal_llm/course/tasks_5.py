@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['TASKS', 'CANDIDATE', 'REFERENCE', 'ROUGE_MISTAKES', 'PAIRS', 'LABELS', 'BY_WORDS', 'REQUESTS', 'SHIFTS',
-           'false_accept_share', 'spend', 'eager', 'evenly', 'fixed_bar', 'fixed_quantile', 'count_groups']
+           'false_accept_share', 'ask_on', 'spend', 'eager', 'evenly', 'fixed_bar', 'fixed_quantile', 'count_groups']
 
 # %% ../../nbs/course/tasks_5.ipynb #284d65bf
 from collections import Counter
@@ -13,8 +13,7 @@ import numpy as np
 
 from ..base.text import compute_rouge1, split_rouge_words
 from .checks import Lesson, as_array, later, values_of
-from .material import STREAM_LENGTH, spend_on_streams, toy_stream
-from .probes import Answer, plain
+from .material import STREAM_LENGTH, toy_stream
 
 # %% ../../nbs/course/tasks_5.ipynb #84b1e9d9
 TASKS = Lesson(5)
@@ -65,9 +64,7 @@ ROUGE_MISTAKES = (
     ("plain mean", lambda a, b: (_precision(a, b) + _precision(b, a)) / 2, "F is the harmonic mean, not the plain one"),
     ("shared words", lambda a, b: float(_shared(a, b)[0]), "the number of shared words is set against two lengths"),
     ("no factor 2", lambda a, b: _f(*_shared(a, b)) / 2, "a factor of the harmonic mean is missing here"),
-    ("the longer text", lambda a, b: min(_precision(a, b), _precision(b, a)), "divided by the longer text only"),
     ("geometric mean", lambda a, b: np.sqrt(_precision(a, b) * _precision(b, a)), "F is the harmonic mean"),
-    ("opposite", lambda a, b: 1 - compute_rouge1(a, b), "that is large for texts that share nothing"),
 )
 TASKS.add(
     "rouge",
@@ -85,8 +82,6 @@ TASKS.add(
     ("not clipped", _with_count(lambda a, b: sum(word in b for word in a)), "as often as both texts have it"),
     ("case kept", lambda a, b: _f(*_shared(a, b, lambda t: t.replace("?", "").split())), "capitals make no other word"),
     ("punctuation kept", lambda a, b: _f(*_shared(a.lower(), b.lower(), str.split)), "question marks are no words"),
-    ("same places", _with_count(lambda a, b: sum(x == y for x, y in zip(a, b))), "words count wherever they stand"),
-    ("letters", lambda a, b: _f(*_shared(a, b, lambda t: "".join(split_rouge_words(t)))), "count words, not letters"),
     tries=[
         ("tea tea tea", "tea or milk"),
         ("Which tea?", "which Tea do you like"),
@@ -98,31 +93,7 @@ TASKS.add(
 )
 
 # %% ../../nbs/course/tasks_5.ipynb #2318b53c
-PAIRS = (  # (original, rewrite)
-    ("What is menstruation?", "What's menstruation?"),
-    ("What to do for thyroid disease?", "Can you tell me what to do for thyroid disease?"),
-    ("What do you like to do for fun?", "I would like to know what you enjoy doing for fun?"),
-    (
-        "It is Mary's pizza in Napa for three people",
-        "I want to tell you this: it is Mary's pizza in Napa for three people",
-    ),
-    ("It is Mary's pizza in Napa for three people", "It is Mary's pizza"),
-    ("What city are you in?", "What do you think about love?"),
-    ("What city are you in?", "Which city are you in right now?"),
-    ("Should I take aspirin with milk?", "Should I not take aspirin with milk?"),
-    ("Should I take aspirin with milk?", "Is it all right to take aspirin with milk?"),
-    ("What are the symptoms of asthma?", "What are the treatments for asthma?"),
-    ("What are the symptoms of asthma?", "Could you tell me the symptoms of asthma?"),
-    ("Book a table for 4 people", "Book a table for 14 people"),
-    ("Book a table for 4 people", "Please reserve a table for 4 people"),
-    ("What is a boring day?", "Do you have a boring job?"),
-    ("Nothing else, thanks for being so helpful.", "Nothing else, thank you for being so helpful."),
-    ("What other jokes do you know?", "What do you know about Eliza?"),
-    ("What other jokes do you know?", "Do you know any other jokes?"),
-    ("Find me a flight to Paris on Monday", "Find me a flight to London on Monday"),
-    ("Find me a flight to Paris on Monday", "I need a flight to Paris on Monday, can you find one?"),
-    ("I do not like jazz, play something else", "I like jazz, play something like that"),
-)
+PAIRS = TASKS.texts["pairs"]
 LABELS = (1, 1, 1, 1, 0, 0, 1, 0, 1, 0, 1, 0, 1, 0, 1, 0, 1, 0, 1, 0)  # 1 where the rewrite keeps the meaning
 BY_WORDS = tuple(int(compute_rouge1(rewrite, original) > 0.5) for original, rewrite in PAIRS)
 
@@ -152,10 +123,7 @@ TASKS.add(
 )
 
 # %% ../../nbs/course/tasks_5.ipynb #65cbc0db
-def false_accept_share(
-    accepted: list,  # 1 where the check accepts
-    good: list,  # 1 where the meaning is kept
-) -> float:  # 0 to 1
+def false_accept_share(accepted: list, good: list) -> float:  # 1 where accepted, 1 where the meaning is kept
     "Return how many of the bad rewrites the check lets through."
     accepted = np.array(accepted, bool)
     bad = ~np.array(good, bool)
@@ -183,13 +151,8 @@ TASKS.add(
     ("errors", _share(lambda a, g: a != g), "this counts both kinds of errors"),
     ("accepted", _share(lambda a, g: a), "this is the share that is accepted, good or bad"),
     ("true accepts", _share(lambda a, g: a[g]), "these are good rewrites that were accepted, as they should be"),
-    ("bad ones", _share(lambda a, g: ~g), "this is the share of bad rewrites, whether accepted or not"),
     ("a number", lambda a, g: np.greater(a, g).sum(), "that is a number of rewrites; a share is asked"),
     ("over the good ones", lambda a, g: np.greater(a, g).sum() / max(1, sum(g)), "divide by the bad rewrites"),
-    ("true rejections", _share(lambda a, g: ~a[~g]), "these are bad rewrites that were rejected, as they should be"),
-    ("right verdicts", _share(lambda a, g: a == g), "these are all verdicts that are right"),
-    ("bad of the rejected", _share(lambda a, g: ~g[~a]), "divide by the bad rewrites, not by the rejected ones"),
-    ("of the errors", _share(lambda a, g: a[a != g]), "divide by the bad rewrites, not by the errors"),
     tries=[
         ([1, 1, 1, 0, 0, 1, 0], [1, 0, 0, 0, 0, 1, 1]),
         ([1, 0, 1, 1, 1], [0, 0, 0, 1, 1]),
@@ -204,18 +167,26 @@ SHIFTS = (0.0, -2.5, 2.5)  # of all log-odds of a stream: another model, another
 _STREAMS = ("the lesson's kind", "low probabilities", "high probabilities")
 
 
-def spend(
-    wants: Answer,
-    seed: int,
-    streams: int = 12,  # of each shift
-    requests: int = REQUESTS,  # questions on one stream
-) -> list:  # of a shift: (places that were asked about, corrections) of each stream
-    "Run a rule on all streams of a seed."
-    table = [[toy_stream(seed + place, shift) for place in range(streams)] for shift in SHIFTS]
-    asked = wants.ask(spend_on_streams, ([chances.tolist() for row in table for chances, _ in row], requests))
-    corrects = [corrects for row in table for _, corrects in row]
-    pairs = [(places, int(corrects[i][places].sum()) if places else 0) for i, places in enumerate(asked)]
-    return [pairs[i : i + streams] for i in range(0, len(pairs), streams)]
+def ask_on(wants, chances: list, questions: int) -> list:  # places that were asked about
+    "Run a rule on the probabilities of one stream."
+    asked = []
+    for place, chance in enumerate(chances):
+        left = questions - len(asked)
+        if left and wants(chance, chances[:place], left, len(chances) - place):
+            asked.append(place)
+    return asked
+
+
+def spend(wants, seed: int) -> list:  # of a shift: (places that were asked about, corrections) of each stream
+    "Run a rule on twelve streams of each shift."
+    table = []
+    for shift in SHIFTS:
+        streams = [toy_stream(seed + place, shift) for place in range(12)]
+        asked = [ask_on(wants, chances.tolist(), REQUESTS) for chances, _ in streams]
+        table.append(
+            [(places, sum(map(int, corrects[np.array(places, int)]))) for places, (_, corrects) in zip(asked, streams)]
+        )
+    return table
 
 
 def eager(chance: float, earlier: list, left: int, to_come: int) -> bool:
@@ -238,32 +209,21 @@ def fixed_quantile(chance: float, earlier: list, left: int, to_come: int) -> boo
     return len(earlier) >= 8 and chance >= np.quantile(earlier, 1 - REQUESTS / STREAM_LENGTH)
 
 
-def _is_fixed_bar(runs: list, seed: int) -> bool:
-    "Return whether one threshold explains every decision, but for bursts of questions at the ends of a stream."
-    asked = [1.0]
-    passed = [0.0]
-    for shift, row in zip(SHIFTS, runs):
-        for place, (places, _) in enumerate(row):
-            chances, _ = toy_stream(seed + place, shift)
-            begin, end = _inner_part(places)
-            inner = [p for p in places if begin <= p < end]
-            asked += chances[inner].tolist() if inner else []
-            passed += [chances[p] for p in range(begin, end) if p not in inner]
-    return min(asked) > max(passed) and len(asked) > 1
+def _decisions(wants, shift: float, left: int, to_come: int) -> list:  # truth values
+    "Ask a rule about the same chances, after a part of a stream."
+    earlier = toy_stream(0, shift)[0][: STREAM_LENGTH - to_come].tolist()
+    return [bool(wants(chance, earlier, left, to_come)) for chance in np.linspace(0.02, 0.98, 49).tolist()]
 
 
-def _inner_part(places: list) -> tuple:  # (first place, place after the last)
-    "Return the part of a stream between bursts of questions at its ends, while questions were left."
-    begin = next((i for i, p in enumerate(places) if p != i), len(places))
-    late = next((i for i, p in enumerate(reversed(places)) if p != STREAM_LENGTH - 1 - i), len(places))
-    return begin, STREAM_LENGTH - late if late or len(places) < REQUESTS else places[-1] + 1
+def _is_fixed_bar(wants) -> bool:
+    "Return whether only the chance decides, whatever came before and is left."
+    rows = [_decisions(wants, shift, *rest) for shift in SHIFTS for rest in ((16, 200), (9, 300), (16, 100))]
+    return all(row == rows[0] for row in rows) and len(set(rows[0])) == 2
 
 
-def _ignores_what_is_left(wants: Answer, runs: list, seed: int) -> bool:
-    "Return whether a rule with three times as many questions first asks all that it asked before."
-    more = spend(wants, seed, streams=3, requests=3 * REQUESTS)
-    pairs = [(few, many) for row, rows in zip(runs, more) for (few, _), (many, _) in zip(row, rows)]
-    return all(many[: len(few)] == few for few, many in pairs)
+def _ignores_what_is_left(wants) -> bool:
+    "Return whether a rule decides alike with three times as many questions."
+    return all(_decisions(wants, shift, 8, 200) == _decisions(wants, shift, 24, 200) for shift in SHIFTS)
 
 
 def _last_place(runs: list) -> float:  # the stream's length, if more than a twentieth of the questions is left
@@ -272,13 +232,13 @@ def _last_place(runs: list) -> float:  # the stream's length, if more than a twe
     return np.mean([places[-1] for places, _ in runs if places]) if is_spent else STREAM_LENGTH
 
 
-def _judge_spending(wants: Answer, seed: int) -> str:
+def _judge_spending(wants, seed: int) -> str:
     runs = spend(wants, seed)
-    even = spend(plain(evenly), seed)
+    even = spend(evenly, seed)
     used = np.mean([len(places) for row in runs for places, _ in row])
     if used < 1:
         return "never asks"
-    if _is_fixed_bar(runs, seed):
+    if _is_fixed_bar(wants):
         return "a fixed bar"
     last = [_last_place(row) for row in runs]
     if max(last) < 0.25 * STREAM_LENGTH:
@@ -293,7 +253,7 @@ def _judge_spending(wants: Answer, seed: int) -> str:
     if gains.max() <= 1.3:
         return "blind"
     if gains.min() > 1.8:
-        return "a fixed quantile" if _ignores_what_is_left(wants, runs, seed) else ""
+        return "a fixed quantile" if _ignores_what_is_left(wants) else ""
     place = int(gains.argmin())
     return f"on streams of {_STREAMS[place]} you get {got[place]:.1f} corrections, even spacing {base[place]:.1f}"
 

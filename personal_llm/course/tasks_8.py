@@ -12,9 +12,8 @@ from functools import cache
 import numpy as np
 
 from ..base.core import make_generator
-from .checks import Lesson, as_array, describe, later, misfit_of_row
+from .checks import Lesson, as_array, describe, later, misfit_of_row, plain
 from .material import library_rows
-from .probes import Answer, AnswerError, call_each, plain
 from ..selection.ranking import cosine_distance, l1_distance
 
 # %% ../../nbs/course/tasks_8.ipynb #7c0d760f
@@ -22,15 +21,6 @@ USER = np.array([1.0, 1.0])  # coordinates of a user
 P = np.array([4.0, 4.0])  # of two pLLMs
 Q = np.array([1.0, 0.0])
 TASKS = Lesson(8)
-TASKS.add(
-    "near",
-    "The user is at (1, 1), P at (4, 4), Q at (1, 0). A style is a direction. Whose style is the user's?",
-    "P",
-    ("smaller because smaller", "Q", "its difference is short because both are short; a style is a direction"),
-    ("both", "both", "the two point in different directions, so they are two styles; which one is the user's?"),
-    ("neither", "neither", "one of them points where the user points"),
-    choices=("P", "Q", "both", "neither"),
-)
 
 
 def _similarity(rows: np.ndarray, z: np.ndarray) -> np.ndarray:
@@ -57,12 +47,7 @@ TASKS.add(
     ("one length", lambda r, z: 1 - r @ z / np.linalg.norm(z), "the rows have lengths, too"),
     ("angle", lambda r, z: np.arccos(np.clip(_similarity(r, z), -1, 1)), "the angle; one minus its cosine was asked"),
     ("Euclidean", lambda r, z: np.linalg.norm(r - z, axis=1), "that also measures how strong a style is"),
-    ("of unit vectors", lambda r, z: np.linalg.norm(_unit(r) - _unit(z), axis=1), "one minus the cosine is asked"),
-    (
-        "absolute",
-        lambda r, z: 1 - np.abs(_similarity(r, z)),
-        "opposite directions are far, not near: no absolute value",
-    ),
+    ("absolute", lambda r, z: 1 - np.abs(_similarity(r, z)), "opposite directions are far: no absolute value"),
     ("one norm for all", lambda r, z: 1 - r @ z / np.linalg.norm(r) / np.linalg.norm(z), "each row has its own length"),
     tolerance=0.001,
     draw=_draw_rows,
@@ -89,27 +74,10 @@ TASKS.add(
     ("explained", (12 / 13) ** 2, "that is the share that the word explains"),
     ("length that is left", 5 / 13, "that is the length of what is left, not its share of the squared length"),
     ("the coefficient", 12 / 13, "that is the word's coefficient"),
-    ("by the sum", 7 / 19, "coordinates were added; squares add up to the squared length"),
 )
 
-# %% ../../nbs/course/tasks_8.ipynb #7c0d7610
-TESTS = (
-    "five people find that the words read well",
-    "explained again with another seed, the same words come",
-    "texts with a planted style, written elsewhere: its word comes first, and not for other texts",
-    "little is unexplained",
-    "a start chosen by the words has a lower loss than the base",
-)
-TASKS.add(
-    "true",
-    "Which test can show that the words are true?",
-    TESTS[2],
-    ("plausible", TESTS[0], "a horoscope reads well, too: what would they say of somebody else's words?"),
-    ("stable", TESTS[1], "what is always the same can be always wrong"),
-    ("complete", TESTS[3], "an axis can be explained fully and have the wrong name"),
-    ("useful", TESTS[4], "selection needs directions only; with all names exchanged it would choose the same"),
-    choices=TESTS,
-)
+
+TESTS = TASKS["true"].choices
 FACTORS = (  # (A, B) of two adapters of one layer, rank 1
     (np.array([[2.0, 0.0]]), np.array([[1.0], [0.0]])),
     (np.array([[0.0, 1.0]]), np.array([[0.0], [2.0]])),
@@ -124,9 +92,7 @@ TASKS.add(
 )
 
 
-def stacked(
-    parts: list,  # (A (r, in), B (out, r), weight) of each adapter
-) -> tuple:  # (A, B) of the mixture
+def stacked(parts: list) -> tuple:  # of (A (r, in), B (out, r), weight); (A, B) of the mixture
     "Set factors side by side: their product is the weighted sum of the products."
     return np.concatenate([A for A, _, _ in parts]), np.concatenate([w * B for _, B, w in parts], axis=1)
 
@@ -138,16 +104,14 @@ def _parts(seed: int, count: int) -> list:
 
 
 def _product(answer, parts: list) -> np.ndarray:
-    A, B = answer(list(parts))
+    A, B = plain(answer(list(parts)))
     return np.asarray(B, float) @ np.asarray(A, float)
 
 
 def _judge_merge(answer, seed: int) -> str:
     "Judge by the product of the factors."
     cases = [_parts(seed, 2), _parts(seed + 1, 3)]
-    [(error, first)] = answer.ask(call_each, ([(list(cases[0]),)],))
-    if error:
-        raise AnswerError(error, first)
+    first = plain(answer(list(cases[0])))
     if not isinstance(first, list) or len(first) != 2:
         return f"two matrices (A, B) were expected, this is {describe(first)}"
     A, B = map(np.asarray, first)
@@ -173,7 +137,6 @@ TASKS.add(
     ("crossed", lambda parts: (np.concatenate([A for A, _, _ in parts][::-1]), stacked(parts)[1]), "each A has its B"),
     ("exchanged", lambda parts: stacked(parts)[::-1], "the two matrices come in the wrong order: A first, then B"),
     ("weights scaled", lambda p: stacked([(A, B, w / sum(x for *_, x in p)) for A, B, w in p]), "weights were scaled"),
-    ("equal weights", lambda parts: stacked([(A, B, 1 / len(parts)) for A, B, _ in parts]), "the weights were given"),
     judge=_judge_merge,
 )
 
@@ -197,16 +160,12 @@ def clear_cases(seed: int, count: int = 200, gap: float = 0.03) -> tuple:  # ((u
     return cases, nearest
 
 # %% ../../nbs/course/tasks_8.ipynb #72faf04c
-def choices_of(pick: Answer, cases: list) -> list:  # a number of each case, or what else was given
-    rows = pick.ask(call_each, (cases,))
-    for error, message in rows:
-        if error:
-            raise AnswerError(error, message)
-    numbers = [as_array(row) for _, row in rows]
-    return [row if one is None or one.size != 1 else one.item() for one, (_, row) in zip(numbers, rows)]
+def choices_of(pick, cases: list) -> list:  # a number of each case, or what else was given
+    given = [plain(pick(*map(np.copy, case))) for case in cases]
+    return [one if np.size(as_array(one)) != 1 or as_array(one) is None else as_array(one).item() for one in given]
 
 
-def _judge_picker(pick: Answer, seed: int) -> str:
+def _judge_picker(pick, seed: int) -> str:
     "Compare the chosen rows with the nearest ones; a known mistake is recognised when it explains every choice."
     cases, nearest = clear_cases(seed)
     choices = choices_of(pick, cases)
@@ -217,7 +176,7 @@ def _judge_picker(pick: Answer, seed: int) -> str:
         return ""
     for wrong in TASKS["project"].wrongs:
         is_constant = wrong.name == "always the same" and len(set(choices)) == 1
-        if is_constant or choices == choices_of(plain(wrong.answer), cases):
+        if is_constant or choices == choices_of(wrong.answer, cases):
             return wrong.name
     share = np.mean(np.equal(choices, nearest))
     return f"it finds the nearest of eight random rows for {share:.0%} of {len(cases)} users: compare angles"
@@ -232,8 +191,8 @@ TASKS.add(
     ("the farthest", lambda z, rows: cosine_distance(rows, z).argmax(), "that is the pLLM that points away the most"),
     (
         "signs",
-        lambda z, rows: np.linalg.norm(np.sign(rows) - np.sign(z), axis=1).argmin(),
-        "only signs were compared: (1, 9) and (9, 1) have the same signs and point in different directions",
+        lambda z, rows: (np.sign(rows) == np.sign(z)).sum(1).argmax(),
+        "only signs were compared; compare directions",
     ),
     ("always the same", lambda z, rows: 0 * len(z), "every user gets the same pLLM"),
     judge=_judge_picker,

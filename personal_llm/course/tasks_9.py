@@ -56,12 +56,8 @@ TASKS.add(
     _loss(_MARGIN),
     *values_of(PAIR_MISTAKES, _loss(_MARGIN), (LIKED[0], DISLIKED[0], LIKED[1], DISLIKED[1], BETA)),
     ("disliked only", _loss(BETA * 0.5), "the liked reply is missing"),
-    ("the other choice", 1 / (1 + np.exp(_MARGIN)), "that is the probability of the other choice"),
     ("log-odds", _MARGIN, "that is the argument of σ"),
-    ("margin", _MARGIN / BETA, "that is the difference of the log-ratios; go on with β, σ and −ln"),
     ("bits", _loss(_MARGIN) / np.log(2), "these are bits; use the natural logarithm"),
-    ("before the first step", np.log(2), "that is the loss before the first step, where both models agree"),
-    ("no σ", np.exp(-_MARGIN), "σ and −ln are missing"),
 )
 _PULL = BETA / (1 + np.exp(_MARGIN))  # β (1 − σ)
 TASKS.add(
@@ -73,11 +69,7 @@ TASKS.add(
     ("σ for 1 − σ", [_PULL - BETA, BETA - _PULL], "σ' / σ is 1 − σ, not σ"),
     ("both down", [-_PULL, -_PULL], "the disliked reply has the other sign"),
     ("both up", [_PULL, _PULL], "the liked reply has the other sign"),
-    ("liked only", [-_PULL, 0.0], "the disliked reply moves, too"),
     ("before the first step", [-BETA / 2, BETA / 2], "that is the gradient at a margin of 0"),
-    ("β alone", [-BETA, BETA], "the factor 1 − σ is missing"),
-    ("the loss times β", [-BETA * _loss(_MARGIN), BETA * _loss(_MARGIN)], "the loss is not its own derivative"),
-    ("σ (1 − σ)", [-_PULL * (1 - _PULL / BETA), _PULL * (1 - _PULL / BETA)], "the derivative of ln is missing"),
     tolerance=0.002,
     hint="compute σ of the margin first, then the chain rule",
 )
@@ -118,11 +110,6 @@ TASKS.add(
     ("false ones", 1 - RATE * HIT / _READ, "that is the share of wrong readings"),
     ("specificity", 1 - FALSE_ALARM, "that is the share of other turns that are read right"),
     ("accuracy", RATE * HIT + (1 - RATE) * (1 - FALSE_ALARM), "that is the share of all turns that is read right"),
-    ("odds", RATE * HIT / ((1 - RATE) * FALSE_ALARM), "these are true to false ones; divide by both together"),
-    ("rate", RATE, "that is the share of complaints before anything is read"),
-    ("false alarm", FALSE_ALARM, "that is how often another turn is misread"),
-    ("wrongly read", (1 - RATE) * FALSE_ALARM, "that is the share of all turns that are misread as complaints"),
-    ("difference", HIT - FALSE_ALARM, "the two shares are of different groups; they are not subtracted"),
 )
 
 # %% ../../nbs/course/tasks_9.ipynb #0ba46a73
@@ -139,63 +126,27 @@ TASKS.add(
     "Read the figure: at which share of wrong pairs does the line cross 0?",
     later(crossing),
     ("the first point", 0.0, "there the margin is largest; look where it is zero"),
-    ("the last point", SHARES[-1], "there the margin is negative already"),
     ("the second point", SHARES[1], "there the margin is positive still"),
-    ("all", 1.0, "no run had only wrong pairs; the line crosses zero earlier"),
     ("the theory", 0.5, "that is where right and wrong pairs would balance; read the axis of the measured line"),
     ("the fourth point", SHARES[3], "there the margin is negative already; follow the line to the left"),
     tolerance=0.03,
 )
-VALIDATIONS = (
-    "the inferred pairs that trained it",
-    "inferred pairs that were held back",
-    "pairs that the user chose, held back",
-    "what a second classifier reads in the same turns",
-    "a lower loss of the pairs during training",
-)
-TASKS.add(
-    "validation",
-    "An adapter has learned from inferred pairs. What validates it?",
-    VALIDATIONS[2],
-    ("training pairs", VALIDATIONS[0], "they fit by construction, right or wrong"),
-    ("inferred, held back", VALIDATIONS[1], "they hold the same misreadings: the opposite wish would pass"),
-    ("second classifier", VALIDATIONS[3], "two readers of the same words often err together"),
-    ("training loss", VALIDATIONS[4], "it falls on misread pairs, too"),
-    choices=VALIDATIONS,
-)
+VALIDATIONS = TASKS["validation"].choices
 
 # %% ../../nbs/course/tasks_9.ipynb #71fbbe7a
-def area(
-    members: np.ndarray,  # (texts,) losses
-    others: np.ndarray,  # (texts,) losses
-) -> float:  # 0 to 1
+def area(members: np.ndarray, others: np.ndarray) -> float:  # losses of the texts; 0 to 1
     "Return the share of pairs in which the member has the lower loss; a tie counts one half."
     gap = np.subtract.outer(np.asarray(members, float), np.asarray(others, float))
     return float((gap < 0).mean() + (gap == 0).mean() / 2)
-
-
-def _accuracy(members, others) -> float:
-    "Return the best share of right guesses with one threshold."
-    losses = [*members, *others]
-    return max(np.sum(members <= bar) + np.sum(others > bar) for bar in losses) / len(losses)
-
-
-def _side_by_side(members, others) -> float:
-    n = min(len(members), len(others))
-    return float(np.mean(np.less(members[:n], others[:n])))
 
 
 AREA_MISTAKES = (
     ("ties counted whole", lambda m, o: float(np.less_equal.outer(m, o).mean()), "a tie counts one half, not one"),
     ("ties left out", lambda m, o: float(np.less.outer(m, o).mean()), "a tie counts one half, not nothing"),
     ("the wrong side", lambda m, o: 1 - area(m, o), "a member has the lower loss: the sides are exchanged"),
-    ("accuracy", _accuracy, "that is the accuracy at one threshold; the area has no threshold"),
     ("advantage", lambda m, o: 2 * area(m, o) - 1, "that is twice the area minus one; the area was asked for"),
     ("means", lambda m, o: float(np.mean(o) - np.mean(m)), "the means were subtracted; count pairs"),
     ("counted", lambda m, o: area(m, o) * len(m) * len(o), "the pairs were counted; divide by their number"),
-    ("side by side", _side_by_side, "each member is compared with every other text, not with one of them"),
-    ("below the mean", lambda m, o: float(np.mean(m < np.mean(o))), "members were compared with the others' mean"),
-    ("by the members", lambda m, o: area(m, o) * len(o), "the count was divided by one of the two sizes only"),
 )
 
 
@@ -215,7 +166,7 @@ TASKS.add(
     "attack",
     "The area under the curve (AUC) of the loss attack on these texts?",
     area(MEMBERS, OTHERS),
-    *values_of(AREA_MISTAKES[:-3], area(MEMBERS, OTHERS), (MEMBERS, OTHERS)),
+    *values_of(AREA_MISTAKES, area(MEMBERS, OTHERS), (MEMBERS, OTHERS)),
     ("chance", 0.5, "that is chance; count the pairs"),
     ("perfect", 1.0, "not every member lies below every other text"),
 )
@@ -226,12 +177,9 @@ TASKS.add(
     ("the base model", area(BASE_MEMBERS, BASE_OTHERS), "that is the attack on the base model's losses"),
     ("the tuned model", area(MEMBERS, OTHERS), "that is the attack on the tuned model's losses"),
     ("areas subtracted", area(MEMBERS, OTHERS) - area(BASE_MEMBERS, BASE_OTHERS), "subtract losses, not areas"),
-    ("areas subtracted and turned", area(BASE_MEMBERS, BASE_OTHERS) - area(MEMBERS, OTHERS), "losses, not areas"),
     ("ties counted whole", np.less_equal.outer(*_FALL).mean(), "a tie counts one half, not one"),
     ("the wrong side", 1 - area(*_FALL), "a member's loss falls more, and a tie counts one half"),
-    ("ratio", area(MEMBERS, OTHERS) / area(BASE_MEMBERS, BASE_OTHERS), "areas were divided; subtract losses"),
     ("advantage", 2 * area(*_FALL) - 1, "that is twice the area minus one"),
-    ("means", np.mean(_FALL[1]) - np.mean(_FALL[0]), "these are mean falls; count pairs"),
     ("chance", 0.5, "that is chance; count the pairs"),
 )
 TASKS.add(
@@ -256,37 +204,8 @@ TASKS.add(
     ("no rank", np.log2(CANDIDATES), "that is the exposure of a canary in the first place"),
     ("the rank alone", np.log2(RANK), "that is the logarithm of the rank: from how much is it subtracted?"),
     ("rank from 0", np.log2(CANDIDATES / (RANK - 1)), "the first place is rank 1, not 0"),
-    ("share", RANK / CANDIDATES, "that is the share of candidates down to it; take −log2"),
     ("factor", CANDIDATES / RANK, "that is the factor; take its logarithm"),
     ("subtracted", np.log2(CANDIDATES - RANK), "logarithms are subtracted, not numbers"),
-    ("candidates", CANDIDATES, "that is the number of candidates; take logarithms"),
     ("divided", np.log2(CANDIDATES) / np.log2(RANK), "logarithms are subtracted, not divided"),
-    ("rank, no logarithm", np.log2(CANDIDATES) - RANK, "the logarithm of the rank is subtracted, not the rank"),
-    ("sum", np.log2(CANDIDATES * RANK), "the logarithm of the rank is subtracted"),
 )
-PLACES = (
-    "the buffer",
-    "the adapter that was trained on it",
-    "later adapters that continued from that one",
-    "the texts in the rows of feedback about it",
-    "the chat file that you imported",
-    "a backup of the folder",
-    "the adapter that you published last week",
-    "an adapter that a friend made by adding that one to another",
-)
-TASKS.add(
-    "forgotten",
-    "You forget a dialogue. In which places may it, or what a model learned from it, remain?",
-    list(PLACES[4:]),
-    ("nowhere", [], "`forget` deletes on this device and in its own folder only"),
-    ("turned around", list(PLACES[:4]), "these are the places that `forget` reaches"),
-    ("everywhere", list(PLACES), "some of these are files of the device, which `forget` deletes"),
-    ("its adapter too", [PLACES[1], *PLACES[4:]], "an adapter that learned from it is deleted"),
-    ("later adapters too", [PLACES[2], *PLACES[4:]], "adapters that continued from it are deleted with it"),
-    ("feedback too", [*PLACES[3:]], "the texts of its feedback leave with it"),
-    ("no merge", list(PLACES[4:7]), "your friend's adapter holds a part of yours, wherever it lies"),
-    ("no source file", list(PLACES[5:]), "the file that you imported is yours; the program leaves it alone"),
-    ("published only", list(PLACES[6:]), "two more copies lie on your own disks"),
-    ("adapters only", list(PLACES[1:3]), "those are deleted; and other copies were made of it"),
-    choices=PLACES,
-)
+PLACES = TASKS["forgotten"].choices
