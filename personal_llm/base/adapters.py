@@ -37,7 +37,7 @@ class Adapter(Displayed):
     parents: tuple = ()  # ids of the dialogues it learned from
     cost: Cost = field(default_factory=Cost)  # of the fine-tune
     history: tuple = ()  # (step, training loss, validation loss or None)
-    start_loss: float = None  # validation loss before, in nats a token
+    start_loss: float = None  # validation loss before, in nats per token
     best_loss: float = None  # validation loss of this adapter
     num_validation_dialogues: int = None  # behind these losses; 0: they are of the training dialogues
     config: dict = None  # the settings it was tuned with
@@ -49,7 +49,7 @@ class Adapter(Displayed):
         return sum(file.stat().st_size for file in Path(self.path).iterdir() if file.is_file())
 
     def __str__(self):
-        losses = "" if self.start_loss is None else f": {self.start_loss:.2f} -> {self.best_loss:.2f} nats a token"
+        losses = "" if self.start_loss is None else f": {self.start_loss:.2f} -> {self.best_loss:.2f} nats per token"
         return f"adapter {self.path}{losses}, from {len(self.parents)} dialogues"
 
     def to_rows(self) -> list:

@@ -381,7 +381,7 @@ def run_batches(model: Model, samples: list) -> list:  # `ForwardResult`s in the
     return results
 
 # %% ../../nbs/0_base/08_models.ipynb #1b43064a
-def mean_response_nll(model, dialogues: list) -> np.ndarray:  # (n,) nats a token
+def mean_response_nll(model, dialogues: list) -> np.ndarray:  # (n,) nats per token
     "Return the mean loss of a token of each response."
     nats, tokens = model.nll(dialogues).T
     return nats / tokens

@@ -84,7 +84,7 @@ def _encoded(source: str) -> list:  # 24 samples
     return [_pocket().encode(Dialogue(row["prompt"], row["response"] + end), 128) for row in rows]
 
 
-def _losses(network) -> dict:  # group -> loss, nats a token
+def _losses(network) -> dict:  # group -> loss, nats per token
     "Measure the loss of the dialogues that train, of others of their kind, and of everyday talk."
     import torch
 
@@ -138,7 +138,7 @@ def train_with_rank(rank: int, alpha: float = 16.0, steps: int = 40) -> tuple:  
 
 # %% ../../nbs/course/00_material.ipynb #mat00014
 @cache
-def overfitting_curve() -> tuple:  # (step, loss of the trained dialogues, loss of the others), nats a token
+def overfitting_curve() -> tuple:  # (step, loss of the trained dialogues, loss of the others), nats per token
     "Measure the losses along seventy steps of LoRA, every fifth step."
     import torch
 

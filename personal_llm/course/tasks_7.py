@@ -30,7 +30,7 @@ TASKS.add(
     ("less one", USERS - 1, "that is the number of degrees of freedom"),
     tolerance=0,
 )
-FIRST = (2.0, 3.1, 1.1, 2.6)  # loss of two methods on four users, nats a token
+FIRST = (2.0, 3.1, 1.1, 2.6)  # loss of two methods on four users, nats per token
 SECOND = (2.1, 3.4, 1.2, 2.9)
 
 
@@ -231,7 +231,7 @@ TASKS.add(
 )
 TASKS.add(
     "overfit by",
-    "Read the figure: by how many nats a token does the loss of the others rise from its lowest point?",
+    "Read the figure: by how many nats per token does the loss of the others rise from its lowest point?",
     _of_losses(lambda own, others: others[-1] - min(others)),
     ("the gap", _of_losses(lambda own, others: others[-1] - own[-1]), "that is the gap or the height at the end"),
     ("training", _of_losses(lambda own, others: own[0] - own[-1]), "that is how far the training loss falls"),

@@ -47,8 +47,8 @@ class Round(Displayed):
     kept: int = 0  # dialogues of the buffer that it learned from
     synthetic: int = 0  # synthetic dialogues
     requests: int = 0  # questions to the user so far
-    start_loss: float = 0.0  # nats a token before; of training, if no dialogue validates
-    best_loss: float = 0.0  # nats a token after
+    start_loss: float = 0.0  # nats per token before; of training, if no dialogue validates
+    best_loss: float = 0.0  # nats per token after
     steps: int = 0
     seconds: float = 0.0
     warm: dict = None  # the reason of a choice from a library
@@ -57,7 +57,7 @@ class Round(Displayed):
 
     def __str__(self):
         data = f"{self.kept} kept and {self.synthetic} synthetic dialogues"
-        return f"{data}: {self.start_loss:.2f} -> {self.best_loss:.2f} nats a token, {count_nouns(self.steps, 'step')}"
+        return f"{data}: {self.start_loss:.2f} -> {self.best_loss:.2f} nats per token, {count_nouns(self.steps, 'step')}"
 
 # %% ../../nbs/7_device/02_state.ipynb #7d4f239e
 ROUND_FIELDS = [f.name for f in fields(Round) if f.name not in ("base", "learned")]

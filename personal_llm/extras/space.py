@@ -222,7 +222,7 @@ def sparse_explanation(space: StyleSpace, target: np.ndarray, resampled: np.ndar
     return dict(sparse_words=words, coefficients=coefficients, errors=errors, residual=residual)
 
 # %% ../../nbs/9_extras/12_space.ipynb #c1720a4d
-def gain_direction(z: np.ndarray, gain: np.ndarray) -> np.ndarray:  # (n, k) units, (n,) nats a token -> (k,)
+def gain_direction(z: np.ndarray, gain: np.ndarray) -> np.ndarray:  # (n, k) units, (n,) nats per token -> (k,)
     "Fit the direction along which texts gain likelihood, in nats per token and unit, with a ridge of 1/4 a text."
     z = z - z.mean(0)
     gain = gain - gain.mean()
@@ -236,7 +236,7 @@ def load_probe_texts() -> list:  # of `Dialogue`
     return [Dialogue(r["prompt"], r["response"], labels={k: r[k] for k in labels}) for r in rows]
 
 
-def likelihood_gains(model, adapter, probes: "Probes") -> np.ndarray:  # (n,) nats a token, g_i
+def likelihood_gains(model, adapter, probes: "Probes") -> np.ndarray:  # (n,) nats per token, g_i
     "Measure how much more likely a pLLM, a folder or an object with `.path`, makes each known text."
     with model.use_adapter(adapter):
         return probes.base - mean_response_nll(model, probes.dialogues)

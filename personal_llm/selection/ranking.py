@@ -124,7 +124,7 @@ class Ranking(Displayed):
         "List the pLLMs in the order of `names`, with the losses that were measured."
         rows = []
         for name, distance in zip(self.names, self.distances):
-            rows.append({"pLLM": name, self.unit: distance, "nats a token": self.losses.get(name, "")})
+            rows.append({"pLLM": name, self.unit: distance, "nats per token": self.losses.get(name, "")})
         return rows
 
     def plot(self):  # an `IPython.display.Image`
@@ -137,7 +137,7 @@ class Ranking(Displayed):
         rows = [(name, f"{distance:.4f}") for name, distance in zip(self.names[:5], self.distances)]
         rows += [(BASE_NAME, "")] if BASE_NAME in self.losses else []
         lines = [f"{self.method or 'ranking'}: {self.best or 'no pLLM'} ({self.reason})"]
-        lines.append(f"  {'pLLM':<24}{self.unit:>10}{'nats a token':>14}")
+        lines.append(f"  {'pLLM':<24}{self.unit:>10}{'nats per token':>14}")
         for name, distance in rows:
             loss = f"{self.losses[name]:.3f}" if name in self.losses else ""
             lines.append(f"  {name:<24}{distance:>10}{loss:>14}".rstrip())

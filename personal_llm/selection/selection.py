@@ -38,7 +38,7 @@ def select_by_match(
     best = order[0] if order else None
     min_share = 0.005 if has_plain else 0.05
     answer = dict(names=tuple(order), distances=tuple(slopes[name] for name in order), losses=references | raced)
-    measured = f"the base has {references[BASE_NAME]:.3f} nats a token"
+    measured = f"the base has {references[BASE_NAME]:.3f} nats per token"
     if best:
         winner = f"{best} has the lowest loss of the {len(raced)} left in the race, {raced[best]:.3f}"
         measured = f"{winner}; {measured}"
