@@ -136,22 +136,33 @@ class VectorStore:
 
     def clear(self) -> None:
         "Forget all texts."
-        self.vectors = {}  # text -> its vector, of length 1
+        self.vectors = {}  # text -> its row in `matrix`
+        self.matrix = np.zeros((0, 0), "f4")  # vectors of length 1, and perhaps empty rows
 
     def add(self, texts: list, rows) -> None:  # rows: (texts, width)
-        "Take over the vectors of texts."
-        self.vectors.update(zip(texts, rows))
+        "Take over the vectors of new texts; the matrix grows in blocks."
+        first = len(self.vectors)
+        most = first + len(texts)
+        if most > len(self.matrix):
+            width = np.shape(rows)[1]
+            blank = np.zeros((max(len(texts), first), width), np.asarray(rows).dtype)
+            self.matrix = np.concatenate([self.matrix[:first].reshape(first, width), blank])
+        self.matrix[first:most] = rows
+        self.vectors.update(zip(texts, range(first, most)))
 
     def embed(self, texts: list) -> np.ndarray:  # (texts, width)
         "Return the vectors of texts."
         new = [text for text in dict.fromkeys(texts) if text not in self.vectors]
         if new:
             self.add(new, encode(new, self.encoder))
-        return np.stack([self.vectors[text] for text in texts]) if texts else np.zeros((0, 0), "f4")
+        return self.matrix[[self.vectors[text] for text in texts]]
 
     def compare(self, text: str, others: list) -> np.ndarray:  # (others,), similarities from -1 to 1
         "Return the similarities of a text to others."
         if not others:
             return np.zeros(0, "f4")
-        rows = self.embed([text, *others])
-        return rows[1:] @ rows[0]
+        missing = [one for one in (text, *others) if one not in self.vectors]
+        if missing:
+            self.embed(missing)
+        query = self.matrix[self.vectors[text]]
+        return (self.matrix @ query)[[self.vectors[other] for other in others]]

@@ -57,7 +57,9 @@ class Round(Displayed):
 
     def __str__(self):
         data = f"{self.kept} kept and {self.synthetic} synthetic dialogues"
-        return f"{data}: {self.start_loss:.2f} -> {self.best_loss:.2f} nats per token, {count_nouns(self.steps, 'step')}"
+        return (
+            f"{data}: {self.start_loss:.2f} -> {self.best_loss:.2f} nats per token, {count_nouns(self.steps, 'step')}"
+        )
 
 # %% ../../nbs/7_device/02_state.ipynb #7d4f239e
 ROUND_FIELDS = [f.name for f in fields(Round) if f.name not in ("base", "learned")]
