@@ -575,8 +575,7 @@ def write_readme_table() -> str:
     lines = [f"| | {' | '.join(heads)} |", "|---|---|---|---|---|"]
     for label, (rule, state) in README_ROWS.items():
         scores = [score(name, rule, state) for name in people]
-        last = "of_400" if "of_400" in scores[0] else "other_opens"
-        metrics = ("own", "seen", "unseen", last)
+        metrics = ("own", "seen", "unseen", "other_opens")
         cells = [format_estimate(mean_over_users([one[metric] for one in scores])) for metric in metrics]
         lines.append(f"| {label} | {' | '.join(cells)} |")
     return "\n".join(lines)
@@ -596,9 +595,9 @@ def write_readme_answer() -> str:
     gain = [ours["own"] - theirs["own"] for ours, theirs in zip(scores["always"], scores["instruction"])]
     return (
         "You'd have to know what to write, it would act in every reply, and a small model often ignores it. We wrote "
-        f"it by hand for {len(told)} of these people: it kept {mean('instruction', 'own')} of the habits and spilled "
-        f"into {mean('instruction', 'seen')} of the replies in subjects left alone. Three corrections behind the gate "
-        f"kept {mean('always', 'own')} and spilled into {mean('always', 'seen')}, a difference of "
-        f"{format_estimate(mean_over_users(gain))} in habits. An instruction that the model writes itself from the "
-        f"corrections kept {mean('written', 'own')}."
+        f"it by hand for each of these people: it kept {mean('instruction', 'own')} of the habits and put the form into "
+        f"{mean('instruction', 'seen')} of the replies in subjects left alone. Three corrections behind the gate kept "
+        f"{mean('always', 'own')} and {mean('always', 'seen')}, which is {format_estimate(mean_over_users(gain))} more "
+        "habits. An instruction that the model writes itself from the corrections "
+        f"kept {mean('written', 'own')}."
     )
