@@ -167,7 +167,7 @@ def test_a_saved_output_that_a_run_contradicts(notebook, pytester):
 def test_what_a_notebook_registered_leaves_with_it():
     from conftest import PackageState
 
-    from personal_llm.data.formats import CLEANERS
+    from personal_llm.extras.marks import CLEANERS
     from personal_llm.selection.selection import SELECTORS
 
     state = PackageState()

@@ -60,7 +60,7 @@ def test_evaluate_takes_an_output_folder_and_an_adapter(home, capsys):
     card = json.loads((adapter / "adapter.json").read_text())
     (adapter / "adapter.json").write_text(json.dumps(card | dict(parents=[*ids[:2], "another"])))
     words = ("evaluate", "--data", data, "--adapter", adapter, "--model", "pocket")
-    assert "learned 2 of these dialogues" in invoke(capsys, *words)[1] and first["learned"] <= 3
+    assert "trained on 2 of these dialogues" in invoke(capsys, *words)[1] and first["learned"] <= 3
 
 
 def test_a_second_file_goes_on_and_the_same_one_is_refused(home, mine, capsys):
@@ -109,7 +109,7 @@ def test_export_writes_new_files(mine, tmp_path, capsys):
     result = found(capsys, "export", tmp_path / "vllm", "--to", "vllm", "--adapter", mine)
     assert "adapter_model.safetensors" in result["files"]
     assert "vllm" in fails(capsys, "export", tmp_path / "vllm", "--to", "vllm", "--adapter", mine).splitlines()[-1]
-    assert "forgetting deletes no copies" in fails(capsys, "export", mine / "v", "--to", "vllm", "--adapter", mine)
+    assert "forgetting doesn't delete copies" in fails(capsys, "export", mine / "v", "--to", "vllm", "--adapter", mine)
 
 
 def test_chat_reads_a_pipe_and_goes_on(mine, capsys, monkeypatch):

@@ -13,7 +13,7 @@ from personal_llm.memory.gate import Evidence
 from personal_llm.buffer.scoring import Scores
 from personal_llm.device.archive import Archive, count_bytes
 from personal_llm.device.forgetting import trim
-from personal_llm.device.state import FILE, State, count_questions_left, decide, open_state, place, scores_to_dict
+from personal_llm.device.state import FILE, State, count_questions, decide, open_state, place, scores_to_dict
 from personal_llm.device.evidence import describe_state, get_evidence, list_answered, list_unlearned
 
 
@@ -53,7 +53,7 @@ def describe(state):
     entries = [(e.dialogue, e.scores.embedding.tolist(), e.scores.loss) for e in buffer.entries]
     parts = [entries, buffer.arrivals, buffer.seen, buffer.random.bit_generator.state]
     own = [state.versions, state.reactions, state.asked, state.question, state.pending, state.rounds, state.talk]
-    own += [state.cost, count_questions_left(state), get_evidence(state), state.list_own(), state.list_talks()]
+    own += [state.cost, count_questions(state), get_evidence(state), state.list_own(), state.list_talks()]
     return parts + own + [list_answered(state), list_unlearned(state)]
 
 

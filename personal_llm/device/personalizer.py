@@ -29,7 +29,7 @@ from .evidence import list_habits
 from .learning import PreparedRound, choose_training, load_last_adapter, prepare_round, record_round
 from .memory import Memory, Recall
 from .settings import PersonalizerSettings
-from .state import FILE, State, begin_state, count_questions_left, place, scores_to_dict
+from .state import FILE, State, begin_state, count_questions, place, scores_to_dict
 from ..explanation.card import is_taken_out
 from ..selection.library import Library, check_library_base
 from ..tuning.config import TuningConfig
@@ -111,7 +111,7 @@ def _ask(state: State, id: str, annotator) -> None:
     "Ask an annotator about a dialogue without an answer, if there is one and the budget is not spent."
     reaction = state.reactions.get(id)
     is_answered = id in state.asked or reaction is not None and reaction.kind != "down"
-    if annotator is None or is_answered or count_questions_left(state) < 1:
+    if annotator is None or is_answered or count_questions(state) < 1:
         return
     d = state.newest(id)
     try:
@@ -293,7 +293,7 @@ class Personalizer(Displayed):
         can_ask = self.annotator is not None or self.opens_questions and not state.question
         is_answered = id in state.reactions or id in state.asked  # also if the answer was taken back
         can_ask = can_ask and not is_answered and self.settings.ask_when == "policy"
-        _record_scores(state, id, candidate, can_ask and count_questions_left(state) > 0, self.take_spent())
+        _record_scores(state, id, candidate, can_ask and count_questions(state) > 0, self.take_spent())
         if state.wants_question and self.opens_questions:
             state.record("asked", id, is_open=True)
             return []
