@@ -167,12 +167,12 @@ def test_a_saved_output_that_a_run_contradicts(notebook, pytester):
 def test_what_a_notebook_registered_leaves_with_it():
     from conftest import PackageState
 
-    from personal_llm.extras.marks import CLEANERS
+    from personal_llm.extras.marks import REMOVED
     from personal_llm.selection.selection import SELECTORS
 
     state = PackageState()
-    before = list(CLEANERS), dict(SELECTORS)
-    CLEANERS.append(len)
+    before = list(REMOVED), dict(SELECTORS)
+    REMOVED.append(len)
     SELECTORS["own"] = len
     state.restore()
-    assert (CLEANERS, SELECTORS) == before
+    assert (REMOVED, SELECTORS) == before

@@ -83,9 +83,13 @@ def _draw_case(random, tokens: int = 0, start: int = 0) -> tuple:  # (scores, id
 
 def _over(axis) -> object:
     "Return the loss with a softmax over the wrong axis, or over the whole table."
-    from scipy.special import log_softmax as softmax_over
 
-    return lambda s, i, n: answer_nll(softmax_over(s, axis), i, n, normalise=np.asarray)
+    def mistaken(scores, ids, start):
+        from scipy.special import log_softmax
+
+        return answer_nll(log_softmax(scores, axis), ids, start, normalise=np.asarray)
+
+    return mistaken
 
 
 LOSS_MISTAKES = (

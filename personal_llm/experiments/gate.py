@@ -595,7 +595,7 @@ def write_readme_answer() -> str:
     gain = [ours["own"] - theirs["own"] for ours, theirs in zip(scores["always"], scores["instruction"])]
     return (
         "You'd have to know what to write, it would act in every reply, and a small model often ignores it. We wrote "
-        f"it by hand for each of these people: it kept {mean('instruction', 'own')} of the habits and put the form into "
+        f"it by hand for each of them: it kept {mean('instruction', 'own')} of the habits and put the form into "
         f"{mean('instruction', 'seen')} of the replies in subjects left alone. Three corrections behind the gate kept "
         f"{mean('always', 'own')} and {mean('always', 'seen')}, which is {format_estimate(mean_over_users(gain))} more "
         "habits. An instruction that the model writes itself from the corrections "
