@@ -92,7 +92,8 @@ def connect(file):  # a connection of `sqlite3`; file: None for an archive in RA
     connection = sqlite3.connect(file or ":memory:", isolation_level=None, check_same_thread=False)
     try:
         connection.executescript(PRAGMAS)
-        header = [connection.execute(f"PRAGMA {name}").fetchone()[0] for name in ("application_id", "user_version")]
+        names = ("application_id", "user_version")
+        header = [connection.execute(f"PRAGMA {name}").fetchone()[0] for name in names]
         if not connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
             marks = f"PRAGMA application_id={APPLICATION_ID}; PRAGMA user_version={VERSION};"
             connection.executescript(f"BEGIN IMMEDIATE; {SCHEMA} {marks} COMMIT")
@@ -194,7 +195,7 @@ class Archive:
 
     @contextmanager
     def transaction(self):
-        "Store all changes made in a `with` block or, after an error, none of them, neither in memory nor in the file."
+        "Store all changes made in a `with` block or, after an error, none of them, in memory and in the file."
         with self.lock:
             if self.connection.in_transaction:  # a block inside a block
                 yield
@@ -222,7 +223,7 @@ class Archive:
             self.connection.close()
 
     def add(self, dialogue: Dialogue, talk: str = "", turns: list = None) -> str:  # its id
-        "Store a dialogue under its talk's key, replacing one with the same id; turns: its history's ids, if known."
+        "Store a dialogue under its talk's key, replacing one with its id; turns: its history's ids, if known."
         items = shorten_history(dialogue.history, self.exchanges) if turns is None else list(turns)
         details = dict(origin=dialogue.origin, parents=list(dialogue.parents), history=items)
         values = (talk, dialogue.time, clean(dialogue.prompt), clean(dialogue.response), json.dumps(details))

@@ -30,7 +30,7 @@ MARKS = "*_~\\[]\"'‚„「」『』〝〞〟\ufe0e\ufe0f"  # Markdown, quotati
 
 
 def fold(text: str) -> str:
-    "Normalise a text for comparison, so that letters that look alike are equal, without invisible ones and quotes."
+    "Normalise a text for comparison: letters that look alike become equal, invisible ones and quotes go."
     for _ in range(2):  # a second time, for letters produced by the first
         kinds = {
             letter: "" if letter in MARKS else KINDS.get(unicodedata.category(letter), letter) for letter in set(text)
@@ -101,7 +101,7 @@ def find_numbers(state: State) -> tuple:  # two dictionaries: id -> number of an
 
 
 def cut_turns(history: list, is_lost, forms: set, copies: set) -> list:  # texts; copies: folded texts that are lost
-    "List the foreign turns of a history that contain the text or repeat a lost one, and the replies that used them."
+    "List a history's foreign turns with the text or a copy of a lost one, and the replies that used them."
     turns = []
     has_read = False
     for item in history:
@@ -119,8 +119,8 @@ def cut_turns(history: list, is_lost, forms: set, copies: set) -> list:  # texts
 def find_readers(state: State, gone: set, forms: set, keep=()) -> tuple:
     """Find what is lost with deleted dialogues: ids of replies, (id, text) of turns, and the numbers `lost`.
 
-    A reply is lost if it contains the text, or used a deleted dialogue, a cut history or a lost reply. keep: ids of
-    replies that stay even if turns of their conversation are lost
+    A reply is lost if it contains the text, or used a deleted dialogue, a cut history or a lost reply.
+    keep: ids of replies that stay even if turns of their conversation are lost
     """
     archive = state.archive
     said, own = find_numbers(state)

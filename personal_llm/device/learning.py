@@ -58,7 +58,7 @@ FEWEST_ANSWERS = 16  # as many as in experiment 75_night
 
 # %% ../../nbs/7_device/06_learning.ipynb #lrn1chsc
 def choose_training(state: State) -> list:  # `Dialogue`s
-    "Choose what a fine-tune learns: all answers, or what the policy takes from the buffer; `InputError` if nothing."
+    "Choose what a fine-tune learns: all answers, or what the policy takes; `InputError` if there is nothing."
     unwanted = {id for id, reaction in state.reactions.items() if reaction.kind == "down"}
     unwanted |= {*state.replaced}
     buffer = state.buffer
@@ -118,7 +118,7 @@ def hash_weights(folder) -> str:
 
 # %% ../../nbs/7_device/06_learning.ipynb #c1e5d3db
 def load_last_adapter(state: State, folder=None):  # an `Adapter`, or None
-    "Load the adapter of the last fine-tune of this base; raise `InputError` if its weights are missing or changed."
+    "Load the adapter of this base's last fine-tune; raise `InputError` if its weights are gone or changed."
     last = state.find_last_round()
     if last is None:
         return None

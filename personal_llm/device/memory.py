@@ -116,7 +116,7 @@ class Memory:
                     store_vectors(self.archive, encoder, dict(zip(new, self.vectors.embed([*new.values()]))))
 
     def find(self, state: State, dialogue: Dialogue, count_tokens, adapter=None) -> Recall:
-        "Return what the reply to a new prompt uses; count_tokens: text -> number of tokens; adapter: of a fine-tune."
+        "Return what the reply to a prompt uses; count_tokens: text -> tokens; adapter: of a fine-tune."
         instructions = tuple(state.instructions.values())
         if not self.config.memories and adapter is None:
             read = add_memories(dialogue, [], [], self.config, instructions)

@@ -343,14 +343,14 @@ class Personalizer(Displayed):
         return _take_back(self.state)
 
     def finetune(self, start="last", synthetic: int = None, progress: bool = True) -> Adapter:
-        "Ask, synthesise, tune, use the adapter (Qin et al. 2024, figure 1); `InputError` if there is nothing to learn."
+        "Ask, synthesise, tune, use the adapter (Qin et al. 2024, figure 1); `InputError` if nothing is to learn."
         self.settle()
         dialogues = self.collect_training()
         self.commit(self.train(dialogues, start, synthetic, progress))
         return self.adapter
 
     def collect_training(self) -> list:  # `Dialogue`s
-        "Ask the questions that are due, and return the dialogues to learn from; raise `InputError` if there are none."
+        "Ask what is due, and return the dialogues to learn from; raise `InputError` if there are none."
         with self.archive.lock:
             if self.settings.ask_when != "arrival":
                 for slot in self.buffer.view.arrival.argsort(kind="stable"):  # the oldest first
@@ -405,7 +405,7 @@ class Personalizer(Displayed):
             return "".join(ReplyStream(model, recalled.dialogue, options))
 
     def forget(self, ids=(), text: str = None, everything=False, dry=False, keep=()) -> ForgetPlan:
-        "Delete dialogues, the replies that read them and what learned from them; return the list. dry: only list it."
+        "Delete dialogues, replies that used them and what learned them; return the list. dry: only list it."
         plan = plan_forgetting(self.state, ids, text, everything, keep)
         if not dry and plan.lines:
             self.state = delete_rows(self.state, plan)

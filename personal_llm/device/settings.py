@@ -43,7 +43,7 @@ class PersonalizerSettings:
         return cls(**known | changes).complete(policy)
 
     def complete(self, policy) -> "PersonalizerSettings":
-        "Return the settings with the default that depends on the policy; `InputError` if it should ask but cannot."
+        "Return the settings with the policy's own default; `InputError` if it should ask but cannot."
         if self.ask_when == "policy" and policy.ask_when != "policy":
             remedy = 'use ask_when="freeze" or "arrival", or the policy answers-first'
             raise InputError(f"policy {policy.name} does not say what to ask about", remedy)

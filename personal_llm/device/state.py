@@ -96,7 +96,7 @@ class Act(NamedTuple):
 class State(Displayed):
     "How things stand after all events of an archive; change it by `record` only."
 
-    def __init__(self, archive: Archive, buffer: Buffer, policy=None):  # an empty buffer; its policy, if not by name
+    def __init__(self, archive: Archive, buffer: Buffer, policy=None):  # empty; its policy, if not by name
         self.archive = archive
         self.buffer = buffer
         self.policy = policy
@@ -476,7 +476,7 @@ EVENTS = dict(  # kind -> function of (state, id of the dialogue, content)
 )
 
 # %% ../../nbs/7_device/02_state.ipynb #st4askc
-def decide(buffer: Buffer, candidate: ScoredDialogue) -> tuple:  # (`Decision`, state of the random generator or None)
+def decide(buffer: Buffer, candidate: ScoredDialogue) -> tuple:  # (`Decision`, state of the generator or None)
     "Return the decision of a buffer about a candidate; buffer, policy and random generator stay as they are."
     trial = copy.copy(buffer)
     trial.policy = copy.deepcopy(buffer.policy)
