@@ -37,7 +37,7 @@ if threading.current_thread() is threading.main_thread():  # what is started in 
 import pytest
 from _pytest.assertion.rewrite import rewrite_asserts
 from nbdev.config import get_config
-from tools.outputs import VARIES, contradiction
+from tools.outputs import contradiction, is_compared
 
 pytest_plugins = ["pytester"]
 ROOT = Path(__file__).resolve().parent
@@ -300,8 +300,8 @@ class Section(pytest.Item):
         "Fail if a cell printed something else than what is saved in the notebook."
         page, wrong = self.path.relative_to(ROOT).as_posix(), []
         for cell in self.parent.cells[self.start : self.stop]:
-            is_compared = page not in VARIES and None not in (cell.outputs, cell.printed)
-            if is_compared and (found := contradiction(cell.outputs, cell.printed, page)):
+            is_whole = is_compared(page) and None not in (cell.outputs, cell.printed)
+            if is_whole and (found := contradiction(cell.outputs, cell.printed, page)):
                 wrong.append(f"{cell.filename}\n  {found}")
         if wrong:
             wrong.append("A run contradicts the saved output: re-run the notebook and commit it, or mend the code.")

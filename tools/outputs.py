@@ -7,15 +7,19 @@ aren't compared, and neither are pictures.
 import re
 from itertools import zip_longest
 
-VARIES = {  # page -> why a fresh run prints something else; it isn't compared
-    "nbs/course/lesson_7_helped.ipynb": "means over replies that a tuned model generates",
-    "nbs/course/lesson_9_feedback.ipynb": "a secret that a tuned model repeats or doesn't",
-}
+FOLDERS = ("nbs/recipes/", "nbs/experiments/", "nbs/course/")  # they train models, and read rows and encoders
+VARIES = """
+nbs/4_tuning/05_finetune.ipynb nbs/4_tuning/06_evaluation.ipynb nbs/5_explanation/03_explanation.ipynb
+nbs/5_explanation/04_decomposition.ipynb nbs/6_selection/01_library.ipynb nbs/6_selection/02_ranking.ipynb
+nbs/6_selection/03_gradient_match.ipynb nbs/6_selection/04_selection.ipynb nbs/6_selection/05_merging.ipynb
+nbs/7_device/06_learning.ipynb nbs/7_device/10_containment.ipynb nbs/7_device/11_idle.ipynb
+nbs/9_extras/02_cluster.ipynb nbs/9_extras/03_phone.ipynb nbs/9_extras/11_style.ipynb nbs/9_extras/12_space.ipynb
+nbs/tutorials/02_your_own_chats.ipynb nbs/tutorials/03_never_from_scratch.ipynb nbs/tutorials/06_why_kept.ipynb
+nbs/tutorials/08_forget_me.ipynb nbs/tutorials/11_elsewhere.ipynb nbs/tutorials/12_your_own_model.ipynb
+""".split()  # models are trained here, and another processor trains another model: not compared
 REPLIES = """
 nbs/0_base/08_models.ipynb nbs/0_base/09_replies.ipynb nbs/2_buffer/04_synthesis.ipynb
-nbs/tutorials/01_first_steps.ipynb nbs/tutorials/02_your_own_chats.ipynb nbs/tutorials/03_never_from_scratch.ipynb
-nbs/tutorials/06_why_kept.ipynb nbs/tutorials/08_forget_me.ipynb nbs/tutorials/11_elsewhere.ipynb
-nbs/tutorials/12_your_own_model.ipynb nbs/course/lesson_5_asking.ipynb nbs/course/lesson_10_memory.ipynb
+nbs/7_device/08_personalizer.ipynb nbs/7_device/09_chat.ipynb nbs/tutorials/01_first_steps.ipynb
 """.split()  # models generate replies here, whose later words depend on the processor: a line is compared up to WORDS
 WORDS = 6
 TOLERANCE = 0.02
@@ -31,6 +35,11 @@ CHANGES = re.compile(  # what differs between two runs: it's not compared
 )
 NO_TEXT = re.compile(r"<[\w.]+ object(?: at 0x\w+)?>|<Figure [^>]*>")  # values without a text of their own
 NUMBER = re.compile(r"(?<![\w.])[-−+]?(?:\d+(?:,\d{3})*(?:\.\d+)?|\.\d+)(?:e[-+]?\d+)?(?![\w])")
+
+
+def is_compared(page: str) -> bool:
+    "Whether a page's saved outputs are compared with a run."
+    return page not in VARIES and not page.startswith(FOLDERS)
 
 
 def saved_text(outputs: list) -> str:
