@@ -1716,6 +1716,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                  'personal_llm/device/state.py'),
                                            'personal_llm.device.state._asked_habit': ( '7_device/state.html#_asked_habit',
                                                                                        'personal_llm/device/state.py'),
+                                           'personal_llm.device.state._begin_anew': ( '7_device/state.html#_begin_anew',
+                                                                                      'personal_llm/device/state.py'),
                                            'personal_llm.device.state._close_question': ( '7_device/state.html#_close_question',
                                                                                           'personal_llm/device/state.py'),
                                            'personal_llm.device.state._configured': ( '7_device/state.html#_configured',

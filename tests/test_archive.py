@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -204,3 +205,11 @@ def test_a_folder_is_held_once_also_within_one_program(tmp_path):
         hold_folder(tmp_path)
     held.release()
     hold_folder(tmp_path).release()
+
+
+def test_a_dialogue_that_is_replaced_loses_its_vector(tmp_path):
+    archive = Archive(tmp_path)
+    archive.add(Dialogue("How do I prune a rose?", "With shears.", id="a"))
+    store_vectors(archive, "an encoder", dict(a=np.ones(3)))
+    archive.add(Dialogue("What is the capital of Peru?", "Lima.", id="a"))
+    assert load_vectors(archive, "an encoder") == {}

@@ -599,3 +599,15 @@ def test_what_is_listed_goes_and_nothing_else_and_no_byte_is_left(model, tmp_pat
         assert take_stock(again)["dialogues"] == after["dialogues"]
         assert again.forget("biscuitto", dry=True) == ForgetPlan()
         again.close()
+
+
+def test_a_deleted_reply_leaves_no_embedding_though_its_correction_stays():
+    talks = Talks()
+    talks.say("a", "What is in it?", "Secret biscuits.")
+    scores = scores_to_dict(Scores(**FACTS, embedding=np.arange(4.0)))
+    talks.state.record("scored", "a", scores=scores, is_considered=False)
+    place(talks.state, "a")
+    talks.correct("a", "Flour.")
+    state = talks.forget(text="biscuits")
+    assert [event.kind for event in state.archive.events if event.dialogue == "a"] == ["said", "reacted"]
+    assert state.newest("a").response == "Flour." and len(state.buffer) == 0

@@ -11,7 +11,7 @@ from personal_llm.buffer.buffer import Buffer
 from personal_llm.memory.feedback import SCOPES, Scope
 from personal_llm.memory.gate import Evidence
 from personal_llm.buffer.scoring import Scores
-from personal_llm.device.archive import Archive, count_bytes
+from personal_llm.device.archive import Archive, count_bytes, delete_dialogues
 from personal_llm.device.forgetting import trim
 from personal_llm.device.state import FILE, State, count_questions, decide, open_state, place, scores_to_dict
 from personal_llm.device.evidence import describe_state, get_evidence, list_answered, list_unlearned
@@ -123,6 +123,49 @@ def test_a_correction_changes_nothing_in_the_archive():
     state.record("said", "1", reads=[], statements=[])
     assert state.archive.dialogues == before and state.archive.dialogues["1"].history[1] == ("assistant", d.response)
     assert state.newest("1").history == tuple(history)
+
+
+def test_nothing_waits_for_the_score_of_a_deleted_reply():
+    state = open_new("fifo")
+    state.archive.add(Dialogue("Question?", "", id="0", origin="model"), "monday")
+    state.record("said", "0", reads=[], statements=[])
+    state.record("reacted", "0", kind="up", text="", asked=False, time=1.0, is_new=True)
+    assert state.pending == []
+    state.record("reacted", "0", kind="better", text="Mine.", asked=False, time=2.0, is_new=True)
+    assert state.pending == ["0"]
+    state.record("taken_back", events=[state.acts[-1].number])
+    assert state.pending == [] and len(state.buffer) == 0
+    assert open_state(state.archive).pending == []
+
+
+def test_a_reply_written_anew_in_its_place_begins_without_a_past():
+    state = open_new("fifo")
+    tell(state, 0, id="0")
+    state.record("reacted", "0", kind="up", text="", asked=False, time=1.0)
+    state.archive.add(Dialogue("Question 0?", "Another answer.", id="0", origin="model"), "monday")
+    state.record("said", "0", reads=[], statements=[])
+    for one in (state, open_state(state.archive)):
+        assert one.newest("0").response == "Another answer." and not one.reactions and not one.acts
+        assert [d.id for d in get_evidence(one).left_alone] == ["0"]
+
+
+def test_an_answer_that_changed_while_it_was_learned_is_not_learned():
+    state = open_new("fifo")
+    tell(state, 0, id="0")
+    state.record("reacted", "0", kind="better", text="So.", asked=False, time=0.0)
+    state.record("tuned", **ROUND)
+    state.record("learned", "0", is_old=True)
+    assert list_unlearned(state) == ["0"] == list_unlearned(open_state(state.archive))
+
+
+def test_a_reply_that_used_what_was_trimmed_stays_without_a_say():
+    state = open_new("fifo")
+    for number in range(2):
+        tell(state, number, id=f"{number}", talk=f"talk {number}")
+    state.archive.add(Dialogue("Question 2?", "Answer.", id="2", origin="model"), "talk 2")
+    state.record("said", "2", reads=["0"], statements=[])
+    delete_dialogues(state.archive, ["0"])
+    assert [d.id for d in get_evidence(open_state(state.archive)).left_alone] == ["1"]
 
 
 def test_a_pending_dialogue_is_kept_with_its_reaction():

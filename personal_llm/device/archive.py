@@ -230,7 +230,8 @@ class Archive:
         with self.transaction():
             query = "INSERT INTO dialogues (talk, time, prompt, response, details, id) VALUES (?, ?, ?, ?, ?, ?)"
             if dialogue.id in self.dialogues:
-                query = "UPDATE dialogues SET talk = ?, time = ?, prompt = ?, response = ?, details = ? WHERE id = ?"
+                fields = "talk = ?, time = ?, prompt = ?, response = ?, details = ?, encoder = '', vector = NULL"
+                query = f"UPDATE dialogues SET {fields} WHERE id = ?"
             self.execute(query, (*values, dialogue.id))
             known = (self.dialogues[id] for id in items if isinstance(id, str) and id in self.dialogues)
             history = restore_history(items, {d.id: (d.prompt, d.response) for d in known})
@@ -289,7 +290,9 @@ ID_LISTS = ("reads", "statements", "ids", "history", "parents")  # fields with i
 def drop_ids(content: dict, ids: set) -> dict:
     "Return an event's content, or a dialogue's details, without some ids in its lists."
     lists = {name: content[name] for name in ID_LISTS if name in content}
-    return content | {name: [item for item in items if str(item) not in ids] for name, items in lists.items()}
+    left = {name: [item for item in items if str(item) not in ids] for name, items in lists.items()}
+    has_read = dict(has_read=True) if left.get("reads") != lists.get("reads") else {}  # a reply used what goes
+    return content | left | has_read
 
 # %% ../../nbs/7_device/01_archive.ipynb #5fa2657e
 def delete_dialogues(archive: Archive, ids) -> None:

@@ -487,6 +487,7 @@ class ChatSession:
 
     def undo(self) -> str:  # a line that names it
         "Take back the last reaction, scope or instruction; the next scope is about the corrections that it named."
+        self.work.collect()
         if self.work.learning is not None:
             raise InputError("a fine-tune is learning what you said", "wait until it is complete, or /unlearn stops it")
         acts = self.me.state.acts

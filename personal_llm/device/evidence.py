@@ -26,7 +26,8 @@ def _shows_answers(state: State, id: str) -> bool:
 
 def _uses_form(state: State, id: str) -> bool:
     "Return whether a reply was generated with corrections: as examples, in its talk, or by a fine-tune."
-    return bool(state.reads.get(id)) or id in state.tuned or _shows_answers(state, id)
+    has_used = bool(state.reads.get(id)) or id in state.used or id in state.tuned
+    return has_used or _shows_answers(state, id)
 
 
 def _find_group(state: State, id: str) -> str:  # a field of `Evidence`, "approved", or ""

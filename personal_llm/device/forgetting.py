@@ -256,10 +256,11 @@ def empty_replies(state: State, ids) -> None:
     own = find_numbers(state)[1]
     for id in ids:
         state.archive.execute("UPDATE dialogues SET response = '' WHERE id = ?", (id,))
-        if id not in own:
-            state.archive.execute(
-                "DELETE FROM events WHERE dialogue = ? AND kind NOT IN ('said', 'named', 'replaced')", (id,)
-            )
+        query = "DELETE FROM events WHERE dialogue = ? AND kind NOT IN ('said', 'named', 'replaced')"
+        if id in own:  # the correction stays, and what followed it
+            query = "DELETE FROM events WHERE dialogue = ? AND kind IN ('scored', 'kept', 'discarded', 'evicted')"
+            query += f" AND number < {own[id]}"
+        state.archive.execute(query, (id,))
 
 
 def remove_adapter(folder: Path) -> None:
@@ -314,10 +315,13 @@ def trim(state: State, budget: int) -> State:  # budget: bytes; 0: only the buff
             delete_dialogues(archive, others[:count])
             archive.append("forgotten", "", dict(seen=state.buffer.seen, adapters=[], cost=state.cost.to_dict()))
             archive.set_fact(UNFINISHED, "yes")
-        purge(archive)
-        archive.set_fact(UNFINISHED, "")
         state = open_state(archive, state.policy)
         del others[:count]
+        try:
+            purge(archive)
+        except InputError:  # another program reads the file; the bytes go at the next opening
+            break
+        archive.set_fact(UNFINISHED, "")
     return state
 
 # %% ../../nbs/7_device/04_forgetting.ipynb #fgt1allc

@@ -137,4 +137,5 @@ def record_round(state: State, prepared: PreparedRound, spent: dict) -> None:  #
         for id, d in {state.root(d): d for d in prepared.dialogues}.items():
             if id:
                 own = d.response != state.archive.dialogues[id].response
-                state.record("learned", id, own=own, is_answer=d.origin in ANSWERED_ORIGINS)
+                is_old = d.response != state.newest(id).response
+                state.record("learned", id, own=own, is_answer=d.origin in ANSWERED_ORIGINS, is_old=is_old)

@@ -62,6 +62,7 @@ class Memory:
         self.lock = archive.lock  # `warm` runs in a thread of its own; with two locks each could wait for the other
         self.is_stopped = False  # True: `warm` ends after the block that it embeds
         self.said = {}  # id -> the `Statement`s in its message
+        self.prompts = {}  # id -> the message that was read
         self.clear()
 
     def clear(self) -> None:
@@ -69,6 +70,7 @@ class Memory:
         with self.lock:
             self.vectors = VectorStore()
             self.said = {id: said for id, said in self.said.items() if id in self.archive.dialogues}
+            self.prompts = {id: text for id, text in self.prompts.items() if id in self.said}
             self.is_loaded = False  # whether the stored vectors are in `vectors`
 
     def load(self) -> None:
@@ -144,8 +146,10 @@ class Memory:
 
     def list_statements(self, state: State) -> list:  # `Statement`s, the oldest first
         "Return what the person said of themselves; each message is read once."
-        new = {id: [] for id in state.own if id not in self.said}
+        prompts = {id: self.archive.dialogues[id].prompt for id in state.own}
+        new = {id: [] for id in state.own if self.prompts.get(id) != prompts[id]}
         for one in find_statements([self.archive.dialogues[id] for id in new]):
             new[one.id].append(one)
         self.said |= new
+        self.prompts = prompts
         return sorted((one for id in state.own for one in self.said[id]), key=lambda one: one.time)

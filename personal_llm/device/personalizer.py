@@ -272,7 +272,8 @@ class Personalizer(Displayed):
             with self.archive.lock:
                 is_stale = any(entry.scores.model != model.active_adapter for entry in self.buffer.entries)
                 due = self.buffer.dialogues * is_stale
-                due += [self.state.newest(id) for id in self.state.pending if id != self.state.question]
+                pending = [self.state.newest(id) for id in self.state.pending if id != self.state.question]
+                due += [d for d in pending if d.response.strip()]
             return score(model, due, self.lexicons) if due else []
 
     def settle(self, scored: list = None) -> list:  # of `score_due`, which runs now if None -> `Decision`s

@@ -90,6 +90,7 @@ class Act(NamedTuple):
 
     number: int  # of its event
     act: int  # number of the first event of the same act
+    dialogue: str  # id, or empty
     take_back: object  # function without arguments
 
 # %% ../../nbs/7_device/02_state.ipynb #06c22342
@@ -115,6 +116,7 @@ class State(Displayed):
         self.wants_question = False  # whether the policy wants to ask about the dialogue that was scored last
         self.reads = {}  # id -> ids of the answered dialogues that its reply used
         self.statements = {}  # id -> ids of the dialogues whose messages its reply used
+        self.used = set()  # ids of replies that used answers which left the archive
         self.tuned = set()  # ids of replies that a fine-tune generated
         self.plain = set()  # ids whose correction took out what the reply had used
         self.silent = set()  # ids of replies that could not use a correction which belonged to their prompt
@@ -165,7 +167,8 @@ class State(Displayed):
             self._empty_bin()
         take_back = EVENTS[event.kind](self, event.dialogue, event.content)
         if take_back is not None:
-            self.acts.append(Act(event.number, event.content.get("act", event.number), take_back))
+            act = event.content.get("act", event.number)
+            self.acts.append(Act(event.number, act, event.dialogue, take_back))
         if "spent" in event.content:
             self.cost = self.cost + Cost.from_dict(event.content["spent"])
         if "cost" in event.content:  # the sum, where a deletion took events along
@@ -275,6 +278,10 @@ def count_questions(state: State) -> int:
 
 def _said(state: State, id: str, content: dict) -> None:
     stored = state.archive.dialogues
+    if id in state.reads:  # said anew, in its place
+        _begin_anew(state, id)
+    if content.get("has_read"):
+        state.used.add(id)
     state.reads[id] = [other for other in content["reads"] if other in stored]  # the others were trimmed
     state.statements[id] = [other for other in content["statements"] if other in stored]
     if content.get("is_tuned"):
@@ -291,6 +298,16 @@ def _said(state: State, id: str, content: dict) -> None:
         state.own[id] = None
         _show_corrected(state, id, [turn for turn in turns if turn in stored])
     _mark(state, id)
+
+
+def _begin_anew(state: State, id: str) -> None:
+    "Forget what became of an earlier reply in the same place."
+    for field in (state.versions, state.shown, state.reactions, state.scopes):
+        field.pop(id, None)
+    for field in (state.plain, state.tuned, state.used, state.silent, state.answered_anew):
+        field.discard(id)
+    state.acts = [one for one in state.acts if one.dialogue != id]
+    _update_slot(state, id)
 
 
 def _show_corrected(state: State, id: str, turns: list) -> None:  # turns: ids
@@ -387,7 +404,8 @@ def _reacted(state: State, id: str, content: dict):  # a function that takes it 
         state.cost.requests += 1
         state.asked.add(id)
         _close_question(state, id)
-    if content.get("is_new") and id not in state.pending and state.find_slot(id) is None:
+    is_new = content.get("is_new") and id not in state.pending and state.find_slot(id) is None
+    if is_new and state.newest(id).response.strip():
         state.pending.append(id)
     _mark_with_followers(state, id)
     return take_back
@@ -425,10 +443,15 @@ def _restore(state: State, id: str, before: dict) -> None:
 
 
 def _update_slot(state: State, id: str) -> None:
-    "Let the buffer hold the newest version of a dialogue, if it holds one."
+    "Let the buffer hold the newest version of a dialogue, if it holds one; nothing can be learned of an empty reply."
     slot = state.find_slot(id)
-    if slot is not None:
-        state.buffer.replace_dialogue(slot, state.newest(id))
+    newest = state.newest(id)
+    if not newest.response.strip():
+        state.pending = [other for other in state.pending if other != id]
+        if slot is not None:
+            state.buffer.remove({slot})
+    elif slot is not None:
+        state.buffer.replace_dialogue(slot, newest)
 
 
 def _mark_with_followers(state: State, id: str) -> None:
@@ -445,7 +468,8 @@ def _learned(state: State, id: str, content: dict) -> None:
     state.rounds[-1] = replace(last, learned=(*last.learned, id))
     if content.get("is_answer", content.get("own", True)):  # older events say *own* only
         state.taught.add(last.adapter)
-    state.answered_anew.discard(id)
+    if not content.get("is_old"):  # the answer changed while it was learned
+        state.answered_anew.discard(id)
 
 
 def _undone(state: State, id: str, content: dict) -> None:
