@@ -55,8 +55,8 @@ def ended(child, patience=180) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
-def killed_at(step, work) -> bool:
-    "Do some work in a child process that dies at an operation; whether it died before the end."
+def start_child(step, work) -> int:  # its process id
+    "Do some work in a child process that dies at an operation."
     child = os.fork()
     if not child:
         try:
@@ -69,7 +69,14 @@ def killed_at(step, work) -> bool:
             traceback.print_exc()
         finally:
             os._exit(1)
-    code = ended(child)
+    return child
+
+
+def killed_at(step, work) -> bool:
+    "Return whether some work died at an operation; a child that hangs, as after a fork it may, gets a second try."
+    code = ended(start_child(step, work))
+    if code == -signal.SIGKILL:
+        code = ended(start_child(step, work))
     assert code in (0, 9), f"the work failed at operation {step}"
     return code == 9
 
