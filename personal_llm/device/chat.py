@@ -491,9 +491,9 @@ class ChatSession:
         if self.work.learning is not None:
             raise InputError("a fine-tune is learning what you said", "wait until it is complete, or /unlearn stops it")
         acts = self.me.state.acts
-        numbers = {one.number for one in acts if one.act == acts[-1].act}
+        named = [one.dialogue for one in acts if one.act == acts[-1].act]
         line = self.me.undo()
-        self.subject = [event.dialogue for event in self.me.archive.events if event.number in numbers]
+        self.subject = named
         self.work.start_timer()
         return self.translate(line)
 
