@@ -145,7 +145,8 @@ def test_a_turn_of_another_program_is_searched_too(origin, left):
     plan = talks.plan(text="ada")
     turns = (("x", "I met Ada."), ("x", "Nice."))
     assert (plan.dialogues, plan.turns) == ((), turns) and len(plan.adapters) == 1, "the answer had read it"
-    assert plan.lines[:-3] == ("reply only, your message stays: And how?",) * (origin == "model")
+    why = "its talk showed what goes"
+    assert plan.lines[:-3] == (f"reply only, {why}; your message stays: And how?",) * (origin == "model")
     (d,) = forget_dialogues(talks.state, plan).archive.dialogues.values()
     assert (d.prompt, d.response, d.history) == ("And how?", left, ())
 
@@ -545,8 +546,8 @@ def act(session, name, text, number):
     elif name == "undo" and session.me.state.acts:
         session.undo()
     elif name == "scope" and any(one.kind == "better" for one in session.me.state.reactions.values()):
-        session.show_habit_question()
-        session.scope_correction(["everywhere", "here", ""][number % 3])
+        session.scoping.show_habit_question()
+        session.scoping.scope_correction(["everywhere", "here", ""][number % 3])
     elif name == "learn" and len(session.me.buffer):
         session.me.finetune(progress=False)
 

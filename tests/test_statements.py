@@ -300,7 +300,7 @@ def test_forgotten_statements_do_not_stay_in_memory_and_others_are_not_read_agai
     kept = memory.list_statements(state)[1]
     del memory.archive.dialogues["a"], state.own["a"]
     memory.clear()
-    assert memory.said == {"b": [kept]} and not memory.vectors.vectors
+    assert memory.said == {"b": ("I am vegan.", [kept])} and not memory.vectors.vectors
     assert memory.list_statements(state)[0] is kept
 
 

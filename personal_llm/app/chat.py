@@ -19,7 +19,7 @@ from ..base.core import Dialogue, InputError
 from ..base.replies import LlamaCpp, Thought, find_engine
 from ..base.text import escape_controls
 from ..memory.feedback import SCOPES
-from ..device.chat import QUESTION_TEXT, ChatSession
+from ..device.chat import QUESTION_TEXT, ChatSession, translate
 from ..device.evidence import describe_state, list_examples, list_habits
 from ..explanation.explanation import explain
 
@@ -161,7 +161,7 @@ def change_habit(session, text: str) -> str:
     rows = list_habits(session.me.state)
     if not 1 <= read_number(number) <= len(rows) or name not in SCOPE_NAMES:
         raise InputError(f"/style {text[:40]}: no such habit or place", f"write /style N {', '.join(SCOPE_NAMES)}")
-    return session.scope_habit(rows[int(number) - 1].form.label, SCOPE_NAMES[name])
+    return session.scoping.scope_habit(rows[int(number) - 1].form.label, SCOPE_NAMES[name])
 
 
 def forget_text(session, text: str) -> str:
@@ -181,7 +181,7 @@ def correct(session, text: str, id: str) -> str:  # id: of a turn; None: the new
     stored = session.react("better", text, id)
     if stored.kind == "up":
         return "You approved the reply: these are its own words"
-    return session.describe_scope([session.me.state.find_root(stored.target)], stored.scope)
+    return session.scoping.describe_scope([session.me.state.find_root(stored.target)], stored.scope)
 
 # %% ../../nbs/8_app/04_chat.ipynb #6b85d0a6
 SCOPE_HELP = "where your newest correction, or those last named, apply. {}"
@@ -217,7 +217,7 @@ def run_command(session, name: str, text: str) -> str:  # the output
     question = session.question
     id = None if question is None else question.id
     if name[1:] in SCOPE_NAMES:
-        return session.scope_correction(SCOPE_NAMES[name[1:]])
+        return session.scoping.scope_correction(SCOPE_NAMES[name[1:]])
     match name:
         case "/better":
             return correct(session, text, id)
@@ -226,7 +226,7 @@ def run_command(session, name: str, text: str) -> str:  # the output
                 lines = map(str, session.me.state.instructions.values())
                 return "\n".join(lines) or "no standing instruction; /always TEXT adds one"
             session.react("always", text)
-            return session.translate("Applies to all replies; /always lists what you said, /drop N ends a line")
+            return translate(session.me.state, "Applies to all replies; /always lists what you said, /drop N ends a line")
         case "/drop":
             session.react("always", "", read_number(text))
             return "no reply reads it any more; its words stay stored until you /forget them"
@@ -235,7 +235,7 @@ def run_command(session, name: str, text: str) -> str:  # the output
         case "/up" | "/down":
             reaction = session.react(name[1:], "", id)
             prompt = session.me.state.newest(session.me.state.find_root(reaction.target)).prompt[:60]
-            line = session.translate(f"noted, about the reply to “{prompt}”")
+            line = translate(session.me.state, f"noted, about the reply to “{prompt}”")
             return line + "; /better TEXT shows me what you wanted" * (name == "/down")
         case "/why":
             return "\n".join(explain_reply(session))
@@ -328,7 +328,7 @@ def run_chat(session, hint: str = "") -> None:  # hint: a note after the first r
             if session.question is not None:
                 print_note(f"about the reply to “{session.question.prompt[:60]}”: {QUESTION_TEXT}")
                 print_note("Enter: it is fine; /better TEXT; or go on with your next message")
-            elif question := session.show_habit_question():
+            elif question := session.scoping.show_habit_question():
                 print_note(question)
                 print_note("; ".join(f"/{word}: {SCOPES[name].label}" for word, name in SCOPE_NAMES.items()))
             line = read_message("> ")

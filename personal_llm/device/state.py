@@ -91,6 +91,7 @@ class Act(NamedTuple):
     number: int  # of its event
     act: int  # number of the first event of the same act
     dialogue: str  # id, or empty
+    kind: str  # of its reaction, or of its event
     take_back: object  # function without arguments
 
 # %% ../../nbs/7_device/02_state.ipynb #06c22342
@@ -168,7 +169,8 @@ class State(Displayed):
         take_back = EVENTS[event.kind](self, event.dialogue, event.content)
         if take_back is not None:
             act = event.content.get("act", event.number)
-            self.acts.append(Act(event.number, act, event.dialogue, take_back))
+            kind = event.content.get("kind", event.kind)
+            self.acts.append(Act(event.number, act, event.dialogue, kind, take_back))
         if "spent" in event.content:
             self.cost = self.cost + Cost.from_dict(event.content["spent"])
         if "cost" in event.content:  # the sum, where a deletion took events along
@@ -189,6 +191,11 @@ class State(Displayed):
     def newest(self, id: str) -> Dialogue:
         "Return the newest version of a stored dialogue."
         return self.versions.get(id) or self.shown.get(id) or self.archive.dialogues[id]
+
+    def is_own(self, id: str) -> bool:
+        "Return whether the newest reply of a dialogue is the person's text, even if they disliked it since."
+        stored = self.archive.dialogues[id]
+        return stored.origin == "annotated" or self.newest(id).response != stored.response
 
     def get_scored(self, id: str) -> ScoredDialogue:
         "Return the newest version of a dialogue with its newest scores."
@@ -227,6 +234,10 @@ class State(Displayed):
         for id in self.own:
             talks.setdefault(self.archive.talks[id], []).append(id)
         return talks
+
+    def list_last_act(self) -> list:  # `Act`s
+        "Return the parts of the last thing that the person did on purpose; none if all was taken back."
+        return [one for one in self.acts if one.act == self.acts[-1].act]
 
     def list_rounds(self) -> list:  # `Round`s, the oldest first
         "Return the fine-tunes of the present base model."
@@ -307,7 +318,9 @@ def _begin_anew(state: State, id: str) -> None:
     for field in (state.plain, state.tuned, state.used, state.silent, state.answered_anew):
         field.discard(id)
     state.acts = [one for one in state.acts if one.dialogue != id]
-    _update_slot(state, id)
+    state.followers = {turn: [one for one in others if one != id] for turn, others in state.followers.items()}
+    state.pending = [one for one in state.pending if one != id]
+    _update_buffer(state, id)
 
 
 def _show_corrected(state: State, id: str, turns: list) -> None:  # turns: ids
@@ -395,11 +408,11 @@ def _reacted(state: State, id: str, content: dict):  # a function that takes it 
         state.plain.add(id)
     state.answered_anew.add(id)
     before = state.newest(id)
-    d = state.reactions[id].apply(before)
+    d = state.reactions[id].apply(before, state.is_own(id))
     if d is not before:
         state.versions[id] = d
         state.roots[d.id] = id
-        _update_slot(state, id)
+        _update_buffer(state, id)
     if content["asked"]:
         state.cost.requests += 1
         state.asked.add(id)
@@ -438,11 +451,11 @@ def _restore(state: State, id: str, before: dict) -> None:
             field.pop(id, None)
         else:
             field[id] = value
-    _update_slot(state, id)
+    _update_buffer(state, id)
     _mark_with_followers(state, id)
 
 
-def _update_slot(state: State, id: str) -> None:
+def _update_buffer(state: State, id: str) -> None:
     "Let the buffer hold the newest version of a dialogue, if it holds one; nothing can be learned of an empty reply."
     slot = state.find_slot(id)
     newest = state.newest(id)
@@ -476,6 +489,7 @@ def _undone(state: State, id: str, content: dict) -> None:
     last = state.find_last_round()
     state.rounds.remove(last)
     state.undone |= {*last.learned}
+    state.taught.discard(last.adapter)  # another may get its folder
 
 # %% ../../nbs/7_device/02_state.ipynb #st5tabl
 EVENTS = dict(  # kind -> function of (state, id of the dialogue, content)
