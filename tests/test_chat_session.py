@@ -221,6 +221,10 @@ def test_a_scope_is_about_the_correction_that_was_named_last_and_still_exists(mo
     session.react("down", "", second)
     with pytest.raises(InputError, match="no reply was corrected yet"):
         session.scoping.scope_correction("here")
+    for kind, text in (("up", ""), ("better", "In short: Ada.")):
+        assert session.react(kind, text, second).kind == kind
+        assert session.me.state.newest(second).origin == "annotated", "your own text is no approval"
+        session.react("down", "", second)
 
 
 def test_an_answered_question_never_comes_back(model):
@@ -477,7 +481,29 @@ def test_an_answer_that_no_reply_can_read_is_stored_with_a_message(model):
     assert session.pop_messages() == []
     session.react("better", "In short: yes. " * 400)
     (line,) = session.pop_messages()
-    assert "no reply uses it, because 1200 are the most" in line
+    assert f"no reply uses it, because {model.max_length // 2} are the most" in line
+
+
+def test_the_source_line_says_what_did_not_fit(model):
+    session = open_chat(model)
+    say(session, "What is a lake?")
+    session.react("better", " ".join(f"word{i}" for i in range(150)))
+    session.open_talk()
+    say(session, "What is a pond?")
+    source = session.describe_source()
+    assert "from" not in source and "tokens of 1 answer of yours did not fit" in source
+    say(session, " ".join(f"word{i}" for i in range(400)))
+    assert "your message did not fit" in session.describe_source()
+
+
+def test_a_failed_reply_leaves_the_source_of_the_one_before(model, monkeypatch):
+    session = open_chat(model)
+    say(session, "What is a lake?")
+    before = session.recalled
+    monkeypatch.setattr(replies.LocalEngine, "write", lambda *a: 1 / 0)
+    with pytest.raises(InputError, match="no reply"):
+        say(session, "What is a pond?")
+    assert session.recalled is before
 
 
 @pytest.mark.parametrize("text", ["\u200b", " \u200b\n\u2060", "\ufeff", "\u3164", "\u2800\u2800", "\uffa0\ufe0f"])

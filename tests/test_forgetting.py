@@ -163,6 +163,24 @@ def test_a_word_that_only_the_model_wrote_takes_the_reply_alone():
     assert plan.replies == ("allergy",)
 
 
+def test_the_list_says_why_a_reply_goes_and_which_corrections_go():
+    talks = Talks()
+    talks.say("dog", "I have a dog, Biscuit.", "Lovely!")
+    talks.correct("dog", "A good name.")
+    talks.say("walk", "Which walk?", "Along the river.", turns=["dog"])
+    talks.correct("walk", "Along the canal.")
+    talks.say("food", "What does it eat?", "Biscuit eats fish.", talk="tuesday")
+    talks.say("bed", "Where does it sleep?", "Here.", reads=["dog"], talk="friday")
+    talks.say("age", "How old is it?", "Two.", statements=["dog"], talk="sunday")
+    assert talks.plan(text="biscuit").lines == (
+        "dialogue, your correction too: I have a dog, Biscuit.",
+        "reply only, its talk showed what goes; your message and correction stay: Which walk?",
+        "reply only, it contains the text; your message stays: What does it eat?",
+        "reply only, it used a correction that goes; your message stays: Where does it sleep?",
+        "reply only, it used what you said there; your message stays: How old is it?",
+    )
+
+
 def test_all_earlier_tries_go_with_the_turn_that_took_their_place():
     talks = Talks()
     for id in "abc":

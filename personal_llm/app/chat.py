@@ -226,7 +226,9 @@ def run_command(session, name: str, text: str) -> str:  # the output
                 lines = map(str, session.me.state.instructions.values())
                 return "\n".join(lines) or "no standing instruction; /always TEXT adds one"
             session.react("always", text)
-            return translate(session.me.state, "Applies to all replies; /always lists what you said, /drop N ends a line")
+            return translate(
+                session.me.state, "Applies to all replies; /always lists what you said, /drop N ends a line"
+            )
         case "/drop":
             session.react("always", "", read_number(text))
             return "no reply reads it any more; its words stay stored until you /forget them"
@@ -345,6 +347,7 @@ def run_chat(session, hint: str = "") -> None:  # hint: a note after the first r
             session.work.finish_learning()
     except KeyboardInterrupt:
         print(file=sys.stderr)
+        print_note("left by Ctrl-C")
     finally:
         session.close()
         for message in session.pop_messages():

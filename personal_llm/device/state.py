@@ -133,9 +133,8 @@ class State(Displayed):
         self.groups = {name: {} for name in GROUPS}  # name -> {id: `Dialogue`}, but for those in `unsorted`
         self.unsorted = {}  # ids whose group may have changed, in order; the values mean nothing
         self.rounds = []  # `Round`s
-        self.undone = set()  # ids that undone fine-tunes had learned
+        self.learned_by = {}  # id -> bases of the fine-tunes that learned its newest answer, even if undone since
         self.taught = set()  # adapters that learned an answer of the person
-        self.answered_anew = set()  # ids whose newest answer no fine-tune has learned
         self.vacated = None  # slot of an eviction whose successor comes next
         self.rescored = {}  # id -> new `Scores` of entries, until all are known
         for event in archive.events:
@@ -273,7 +272,11 @@ def _taken_back(state: State, id: str, content: dict) -> None:
 def _forgotten(state: State, id: str, content: dict) -> None:
     state.buffer.seen = max(state.buffer.seen, content["seen"])
     gone = set(content["adapters"])
+    for round in state.rounds:
+        if round.adapter in gone:
+            state.learned_by |= {id: state.learned_by.get(id, set()) - {round.base} for id in round.learned}
     state.rounds = [round for round in state.rounds if round.adapter not in gone]
+    state.taught -= gone
 
 # %% ../../nbs/7_device/02_state.ipynb #st2scof
 def count_questions(state: State) -> int:
@@ -313,9 +316,9 @@ def _said(state: State, id: str, content: dict) -> None:
 
 def _begin_anew(state: State, id: str) -> None:
     "Forget what became of an earlier reply in the same place."
-    for field in (state.versions, state.shown, state.reactions, state.scopes):
+    for field in (state.versions, state.shown, state.reactions, state.scopes, state.learned_by):
         field.pop(id, None)
-    for field in (state.plain, state.tuned, state.used, state.silent, state.answered_anew):
+    for field in (state.plain, state.tuned, state.used, state.silent):
         field.discard(id)
     state.acts = [one for one in state.acts if one.dialogue != id]
     state.followers = {turn: [one for one in others if one != id] for turn, others in state.followers.items()}
@@ -406,7 +409,7 @@ def _reacted(state: State, id: str, content: dict):  # a function that takes it 
         state.plain.discard(id)
     if content.get("is_plain"):
         state.plain.add(id)
-    state.answered_anew.add(id)
+    state.learned_by.pop(id, None)
     before = state.newest(id)
     d = state.reactions[id].apply(before, state.is_own(id))
     if d is not before:
@@ -437,8 +440,8 @@ def _asked_habit(state: State, id: str, content: dict) -> None:
 
 def _remember(state: State, id: str) -> dict:  # name of a field -> its value for a dialogue
     "Return what reactions and scopes have made of a dialogue."
-    known = {name: getattr(state, name).get(id) for name in ("reactions", "versions", "scopes")}
-    return known | {name: id in getattr(state, name) for name in ("plain", "answered_anew")}
+    known = {name: getattr(state, name).get(id) for name in ("reactions", "versions", "scopes", "learned_by")}
+    return known | dict(plain=id in state.plain)
 
 
 def _restore(state: State, id: str, before: dict) -> None:
@@ -482,13 +485,12 @@ def _learned(state: State, id: str, content: dict) -> None:
     if content.get("is_answer", content.get("own", True)):  # older events say *own* only
         state.taught.add(last.adapter)
     if not content.get("is_old"):  # the answer changed while it was learned
-        state.answered_anew.discard(id)
+        state.learned_by[id] = state.learned_by.get(id, set()) | {state.base}
 
 
 def _undone(state: State, id: str, content: dict) -> None:
     last = state.find_last_round()
     state.rounds.remove(last)
-    state.undone |= {*last.learned}
     state.taught.discard(last.adapter)  # another may get its folder
 
 # %% ../../nbs/7_device/02_state.ipynb #st5tabl

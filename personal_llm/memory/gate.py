@@ -106,7 +106,7 @@ def judge(evidence: Evidence, prompt: str, vectors: VectorStore, general: tuple 
             parts.append((len(same), does_apply, reason))
             applying += same if does_apply else ()
         if len(same) < len(group):  # its words would come with its form
-            parts.append((len(group) - len(same), False, "of prompts in another language"))
+            parts.append((len(group) - len(same), False, "you corrected prompts in another language"))
     is_open = any(does_apply for _, does_apply, _ in parts[bool(evidence.everywhere) :] or parts)
     applying.sort(key=lambda d: d.time)
     return Verdict(tuple(applying), is_open, describe_parts(parts))

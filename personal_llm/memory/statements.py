@@ -180,9 +180,9 @@ def describe_wishes(message: str) -> list:  # lines for the person
     for sentence in () if "text" in kinds.values() else sentences:
         kind = "secret" if SECRET.search(sentence) and kinds.get(sentence) == "fact" else kinds.get(sentence)
         if has_words("forget", sentence):
-            words = re.findall(r"\w+", sentence)
-            names = [word for word in words[1:] if word[0].isupper() and len(word) > 1]
-            lines.append(WISHES["forget"].format((names or words)[-1]))
+            words = [word for word in re.findall(r"\w+", sentence)[1:] if len(word) > 3]
+            names = [word for word in words if word[0].isupper()]
+            lines.append(WISHES["forget"].format((names or words or ["TEXT"])[-1]))  # *it* would find nearly all
         elif kind == "secret" or kind == kinds.get(" ".join(sentences)) == "always":
             lines.append(WISHES[kind].format(sentence))
         elif has_words("remember", sentence) and kind in ("fact", "passage", "unreal"):
