@@ -177,12 +177,14 @@ def describe_wishes(message: str) -> list:  # lines for the person
     kinds = find_kinds(list_texts(sentences) or sentences[:1])
     own = choose_own(sentences, kinds)
     lines = [NOT_COVERED] * (2 * len(LETTERS.findall(message)) < sum(map(str.isalpha, message)))
-    for sentence in () if "text" in kinds.values() else sentences:
+    for sentence in sentences:
         kind = "secret" if SECRET.search(sentence) and kinds.get(sentence) == "fact" else kinds.get(sentence)
         if has_words("forget", sentence):
             words = [word for word in re.findall(r"\w+", sentence)[1:] if len(word) > 3]
             names = [word for word in words if word[0].isupper()]
             lines.append(WISHES["forget"].format((names or words or ["TEXT"])[-1]))  # *it* would find nearly all
+        elif "text" in kinds.values():
+            continue
         elif kind == "secret" or kind == kinds.get(" ".join(sentences)) == "always":
             lines.append(WISHES[kind].format(sentence))
         elif has_words("remember", sentence) and kind in ("fact", "passage", "unreal"):
