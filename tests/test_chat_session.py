@@ -6,6 +6,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from personal_llm.app.chat import explain_reply
 from personal_llm.base import replies
 from personal_llm.base.core import InputError
 from personal_llm.base.models import load_model
@@ -492,6 +493,7 @@ def test_the_source_line_says_what_did_not_fit(model):
     say(session, "What is a pond?")
     source = session.describe_source()
     assert "from" not in source and "tokens of 1 answer of yours did not fit" in source
+    assert explain_reply(session)[1] == "did not fit: your answer to “What is a lake?”"
     say(session, " ".join(f"word{i}" for i in range(400)))
     assert "your message did not fit" in session.describe_source()
 

@@ -228,6 +228,7 @@ def test_any_message_is_read(texts):
         ("Forget that I live in Graz.", "/forget Graz"),
         ("Vergiss, dass ich in Graz wohne.", "/forget Graz"),
         ("Forget it.", "/forget TEXT"),
+        ("Please forget everything I told you about my job.", "/forget job"),
         ("Please always write to me in British English.", "/always Please always write"),
         ("My API key is sk-test-FAKE0123456789abcdef.", "not kept"),
         ("Remember: my card is 4111 1111 1111 1111.", "not kept"),

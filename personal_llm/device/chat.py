@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['QUESTION_TEXT', 'INVISIBLE', 'NUM_TURNS', 'Background', 'clean_text', 'clean_visible', 'Talk', 'translate', 'Scoping',
-           'describe_source', 'ChatSession']
+           'count_lost', 'describe_source', 'ChatSession']
 
 # %% ../../nbs/7_device/09_chat.ipynb #563bf4ae
 import secrets
@@ -337,11 +337,16 @@ class Scoping:
                 self.me.state.record("asked_habit", ids=ids)
 
 # %% ../../nbs/7_device/09_chat.ipynb #cht4srce
+def count_lost(model, recalled: Recall) -> int:
+    "Return how many of the answers for a reply did not fit into the model, the least near first."
+    return min(len(recalled.memories), (model.left_out.get(recalled.dialogue.id, 0) + 1) // 2)
+
+
 def describe_source(model, recalled: Recall, reply: ReplyStream) -> str:  # "" if it read nothing of yours, and is whole
     "Return a line about what a reply read of yours, what did not fit into the model, and whether it ends early."
     dialogue = recalled.dialogue
     num_left_out = model.left_out.get(dialogue.id, 0)  # turns, the oldest first: your answers come before the talk
-    num_lost = min(len(recalled.memories), (num_left_out + 1) // 2)
+    num_lost = count_lost(model, recalled)
     num_read = len(recalled.memories) - num_lost
     is_bare = 0 < num_left_out == len(dialogue.history)  # without the system prompt, too
     statements = () if is_bare else recalled.statements

@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['KINDS', 'OF_SELF', 'LETTERS', 'NOT_COVERED', 'NOT_KEPT', 'WISHES', 'NOTES', 'FREQUENT', 'SCRIPTS', 'find_kinds',
            'Statement', 'find_names', 'is_about_self', 'find_statements', 'list_own_sentences', 'describe_wishes',
-           'find_language', 'translate_note', 'format_date', 'add_days', 'write_line', 'write_statements']
+           'is_frequent', 'find_language', 'translate_note', 'format_date', 'add_days', 'write_line',
+           'write_statements']
 
 # %% ../../nbs/3_memory/02_statements.ipynb #sta00003
 import re
@@ -180,9 +181,9 @@ def describe_wishes(message: str) -> list:  # lines for the person
     for sentence in sentences:
         kind = "secret" if SECRET.search(sentence) and kinds.get(sentence) == "fact" else kinds.get(sentence)
         if has_words("forget", sentence):
-            words = [word for word in re.findall(r"\w+", sentence)[1:] if len(word) > 3]
-            names = [word for word in words if word[0].isupper()]
-            lines.append(WISHES["forget"].format((names or words or ["TEXT"])[-1]))  # *it* would find nearly all
+            words = [word for word in re.findall(r"\w+", sentence)[1:] if not is_frequent(word)]
+            names = [word for word in words if word[0].isupper() and len(word) > 1]
+            lines.append(WISHES["forget"].format((names or words or ["TEXT"])[-1]))
         elif "text" in kinds.values():
             continue
         elif kind == "secret" or kind == kinds.get(" ".join(sentences)) == "always":
@@ -195,6 +196,11 @@ def describe_wishes(message: str) -> list:  # lines for the person
 NOTES = read_json(ASSETS / "notes.json")  # language -> its frequent words, and the chat's notes in it
 FREQUENT = {language: {*row["words"].split()} for language, row in NOTES.items()}
 SCRIPTS = dict(japanese="[ぁ-ヿ]", korean="[가-힣]", chinese="[㐀-鿿]", cyrillic="[Ѐ-ӿ]", arabic="[؀-ۿ]", thai="[฀-๿]")
+
+
+def is_frequent(word: str) -> bool:
+    "Say whether a word is so frequent in one of the languages that nearly every text has it, such as *it*."
+    return any(word.lower() in known for known in FREQUENT.values())
 
 
 def find_language(messages) -> str:  # messages: the newest first -> a language of `NOTES`, a name in `SCRIPTS`, or ""
