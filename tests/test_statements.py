@@ -128,13 +128,16 @@ def test_a_question_a_request_a_secret_and_a_text_of_others_state_nothing(messag
 
 
 UNREAL = """\
-Suppose our house has five floors.|I so wish I had an older brother.|I'd really love to play the piano.|Pretend I live in Rome.
-Stell dir mal vor, ich arbeite bei der NASA.|Ich hätte so gerne einen großen Bruder.|Nehmen wir an, ich habe drei Katzen.
+Suppose our house has five floors.|I so wish I had an older brother.|I'd really love to play the piano.
+Pretend I live in Rome.
+Stell dir mal vor, ich arbeite bei der NASA.|Ich hätte so gerne einen großen Bruder.
+Nehmen wir an, ich habe drei Katzen.
 Supón que nuestra casa tiene cinco pisos.|Imagínate que trabajo en la NASA.|Me encantaría tocar el piano.
 Supposons que notre maison ait cinq étages.|Fais comme si j'étais ton propriétaire.|J'aimerais beaucoup jouer du piano.
 Mettiamo che la nostra casa abbia cinque piani.|Magari avessimo un balcone.|Faz de conta que sou o teu senhorio.
 Stel dat ons huis vijf verdiepingen heeft.|Ik zou zo graag piano spelen.|Quem me dera tocar piano.
-Wyobraź sobie, że pracuję w NASA.|Bardzo chciałbym grać na pianinie.|Представьте, что я работаю в НАСА.|Вот бы у меня был сад.
+Wyobraź sobie, że pracuję w NASA.|Bardzo chciałbym grać na pianinie.|Представьте, что я работаю в НАСА.
+Вот бы у меня был сад.
 Varsayalım ki evimiz beş katlı.|Keşke piyano çalabilseydim.|私がNASAで働いていると想像してください。|ピアノが弾けたらなあ。
 假设我们家有五层楼。|真希望我会弹钢琴。|假裝我是你的老闆。|우리 집이 오층이라고 가정해 보자.|피아노를 칠 수 있으면 좋겠어요.
 لنفترض أن بيتنا من خمسة طوابق.|ليتني أعزف على البيانو.|สมมติว่าบ้านของเรามีห้าชั้น|ฉันอยากมีสวนจัง"""
