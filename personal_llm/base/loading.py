@@ -206,12 +206,9 @@ def convert_gguf(file: Path) -> Path:  # a folder in the user's cache
         stage = folder.with_name(f".{folder.name}.tmp")
         delete_path(stage)  # of a process that was killed
         remedy = "get the file again, or choose a model of another family"
-        try:
-            with explain_errors(f"{file}: cannot be converted", remedy):
-                write_converted_model(file, make_folder(stage))
-                os.replace(stage, folder)
-        finally:
-            delete_path(stage)
+        with explain_errors(f"{file}: cannot be converted", remedy, stage):
+            write_converted_model(file, make_folder(stage))
+            os.replace(stage, folder)
     return folder
 
 # %% ../../nbs/0_base/07_loading.ipynb #06loa006
@@ -356,10 +353,10 @@ def prepare_libraries() -> None:
 # %% ../../nbs/0_base/07_loading.ipynb #06loa020
 def load_causal_lm(name, device: str = None, dtype=None) -> tuple:  # (model, tokenizer)
     "Load a model by its name, from this machine or from the hub; raise `InputError` for any failure."
+    prepare_libraries()
     import torch
 
     best = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    prepare_libraries()
     source = resolve_model(name)
     problem = f"model {str(name)[:90]!r} cannot be loaded"
     with explain_errors(problem, "check the name, give a folder, or use pocket"):

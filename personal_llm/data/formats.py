@@ -167,5 +167,6 @@ def parse_messages(record: dict) -> list:  # of `ParsedConversation`
         turns.append((ROLES[turn.get("role") or turn["from"]], turn.get("content", turn.get("value"))))
     return [ParsedConversation(turns, unread=unread)]
 
+
 FORMATS["pairs"] = RecordFormat(tuple(product(PROMPT, RESPONSE)), parse_pair)
 FORMATS["messages"] = RecordFormat(tuple((name,) for name in TURNS), parse_messages)
