@@ -239,6 +239,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                               'personal_llm/base/encoder.py'),
                                            'personal_llm.base.encoder.VectorStore.embed': ( '0_base/encoder.html#vectorstore.embed',
                                                                                             'personal_llm/base/encoder.py'),
+                                           'personal_llm.base.encoder.check_package_files': ( '0_base/encoder.html#check_package_files',
+                                                                                              'personal_llm/base/encoder.py'),
                                            'personal_llm.base.encoder.encode': ( '0_base/encoder.html#encode',
                                                                                  'personal_llm/base/encoder.py'),
                                            'personal_llm.base.encoder.find_encoder': ( '0_base/encoder.html#find_encoder',

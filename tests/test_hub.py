@@ -69,7 +69,7 @@ def find(tmp_path):
     return run
 
 
-def test_a_file_of_the_hub_stays_that_of_the_first_time(find):
+def test_a_file_of_the_hub_stays_that_of_the_first_time(find, tmp_path):
     "Also after the repository has moved on, and without a network."
     with run_hub(a=b"GGUF first", b=b"GGUF second") as hub:
         assert find(hub.server_port)[:2] == (0, "b'GGUF first'")
@@ -77,6 +77,10 @@ def test_a_file_of_the_hub_stays_that_of_the_first_time(find):
         assert find(hub.server_port)[:2] == (0, "b'GGUF first'")
         port = hub.server_port
     assert find(port)[:2] == (0, "b'GGUF first'")
+    (blob,) = [file for file in (tmp_path / "hf").rglob("blobs/*") if file.is_file()]
+    blob.write_bytes(b"GGUF evil!")
+    code, out, error = find(port)
+    assert code and not out and f"model {NAME}: not the file of the first time; delete " in error.splitlines()[-1]
 
 
 @pytest.mark.later

@@ -226,15 +226,25 @@ def ask_hub(repository: str, file: str) -> None:
 
 
 def find_hub_file(repository: str, file: str) -> Path:
-    "Return a GGUF file of the hub, downloaded if it is not here; a file that is here stays the one of the first time."
+    "Return a GGUF file of the hub, downloaded if it is not here; it stays the one of the first time."
     from huggingface_hub import hf_hub_download, try_to_load_from_cache
 
-    with explain_errors(f"model {repository}:{file}: not to be had from the hub", "check name and network"):
-        place = try_to_load_from_cache(repository, file)
-        if not isinstance(place, str):
+    def download(revision: str = None) -> Path:
+        if not isinstance(try_to_load_from_cache(repository, file, revision=revision), str):
             ask_hub(repository, file)
-            place = hf_hub_download(repository, file)
-    return Path(place)
+        return Path(hf_hub_download(repository, file, revision=revision))  # a file that is here asks no hub
+
+    def take_first() -> dict:
+        place = download()
+        return dict(revision=place.parts[place.parts.index("snapshots") + 1], sha256=hash_file(place))
+
+    name = f"{repository}:{file}"
+    with explain_errors(f"model {name}: not to be had from the hub", "check name and network"):
+        known = remember("hub", name, take_first)
+        place = download(known["revision"])
+    if hash_file(place) != known["sha256"]:
+        raise InputError(f"model {name}: not the file of the first time", f"delete {place}, and type it again")
+    return place
 
 
 def find_gguf(name):  # a path, or None
