@@ -13,7 +13,7 @@ from personal_llm.base.core import Dialogue, InputError
 from personal_llm.base.models import load_model
 from personal_llm.buffer.buffer import Buffer
 from personal_llm.device import personalizer
-from personal_llm.device.personalizer import Personalizer
+from personal_llm.device.personalizer import Personalizer, collect_training
 from personal_llm.device.evidence import get_evidence, list_answered, list_unlearned
 from personal_llm.tuning.config import TuningConfig
 
@@ -77,7 +77,7 @@ def test_a_fine_tune_asks_about_no_reply_that_was_corrected_unasked(model):
     me.observe_all(STREAM[:3], progress=False)
     me.react(STREAM[0], "better", "Yes, it is.")
     me.react(STREAM[1], "down")
-    me.collect_training()
+    collect_training(me.state, me.annotator)
     assert asked == [STREAM[1].prompt, STREAM[2].prompt], "of a disliked reply we know no better one"
 
 
@@ -246,7 +246,7 @@ def test_a_reply_that_was_disliked_is_not_learned(model):
     me = make(model)
     me.observe_all(STREAM[:3], progress=False)
     me.react(STREAM[0], "down")
-    assert STREAM[0].prompt not in [d.prompt for d in me.collect_training()]
+    assert STREAM[0].prompt not in [d.prompt for d in collect_training(me.state, me.annotator)]
     empty = make(model)
     with pytest.raises(InputError, match="the buffer is empty"):
         empty.finetune(progress=False)
@@ -295,7 +295,7 @@ def test_the_cost_of_a_reply_is_stored_with_its_turn_and_a_failed_change_loses_n
     me = make(model, tmp_path)
     me.reply("Is 5 a prime number?", max_tokens=2)
     spent = me.cost
-    with pytest.raises(ZeroDivisionError), me.change():
+    with pytest.raises(ZeroDivisionError), me.state.change():
         me.arrive(STREAM[0])
         1 / 0
     assert me.cost == spent and spent.seconds > 0

@@ -158,7 +158,8 @@ def restore_history(items: list, rows: dict) -> list:  # (role, text) pairs; row
 class Archive:
     "One person's dialogues, and the events that happened to them, in a single SQLite file."
 
-    def __init__(self, folder=None):  # of `memory.sqlite`; None: in memory only
+    def __init__(self, folder=None, is_alone: bool = False):  # of `memory.sqlite`; None: in memory only
+        self.held = hold_folder(folder) if folder and is_alone else None
         self.file = Path(folder).expanduser() / ARCHIVE_FILE if folder else None
         self.lock = threading.RLock()  # one thread at a time may change the archive
         with report_damage(self.file):
@@ -221,6 +222,8 @@ class Archive:
         "Close the file as soon as no other thread is using it."
         with self.lock:
             self.connection.close()
+        if self.held is not None:
+            self.held.release()
 
     def add(self, dialogue: Dialogue, talk: str = "", turns: list = None) -> str:  # its id
         "Store a dialogue under its talk's key, replacing one with its id; turns: its history's ids, if known."

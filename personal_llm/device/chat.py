@@ -21,9 +21,9 @@ from ..memory.statements import NOT_COVERED, describe_wishes, format_date, trans
 from .archive import clean
 from .forgetting import ForgetPlan, drop_forgotten
 from .learning import FEWEST_ANSWERS
-from .personalizer import Personalizer
+from .personalizer import Personalizer, skip_question
 from .state import CLIENT
-from .evidence import find_habit_question, list_answered, list_habits
+from .evidence import find_habit_question, list_answered, list_corrected, list_habits
 
 # %% ../../nbs/7_device/09_chat.ipynb #0849e30d
 def describe_error(error: BaseException) -> str:
@@ -151,8 +151,7 @@ class Background:
         return message + "; the writer's model cannot read this adapter" * (not self.me.model.reads_adapters)
 
     def _train(self, model):  # a `PreparedRound`
-        self.me.settle(self.me.score_due(model))
-        return self.me.train(self.me.collect_training(), progress=False, model=model)
+        return self.me.train(progress=False, model=model)
 
     def finish_learning(self) -> None:
         "Wait for a running fine-tune, and use its adapter; an error becomes a message."
@@ -330,7 +329,7 @@ class ChatSession:
         self.work.cancel_timer()
         self.work.collect()
         if is_observed:
-            self.me.skip_question()
+            skip_question(self.me.state)
         if is_observed and history is None:
             self.pass_habit_question()
         try:
@@ -354,7 +353,7 @@ class ChatSession:
             if rest and not self.me.state.newest(rest[0]).response:  # its reply was forgotten: it gets another in place
                 said = replace(said, id=rest.pop(0))
                 rest.clear()
-            with self.me.change():
+            with self.me.state.change():
                 self.me.arrive(said, self.talk if history is None else CLIENT, self.recalled, ids)
                 for id in rest:
                     self.me.state.record("replaced", id, by=said.id)
@@ -420,23 +419,11 @@ class ChatSession:
         self.work.start_timer()
         return stored
 
-    def list_corrected(self) -> list:  # ids, the newest correction last
-        "Return the dialogues whose correction was not taken back."
-        state = self.me.state
-        acts = {one.number for one in state.acts}
-        corrected = {}
-        for event in self.me.archive.events:
-            is_correction = event.kind == "reacted" and event.content["kind"] == "better"
-            if event.number in acts and is_correction and state.newest(event.dialogue).origin == "annotated":
-                corrected.pop(event.dialogue, None)
-                corrected[event.dialogue] = None
-        return [*corrected]
-
     def scope_correction(self, scope: str, id: str = None) -> str:  # id: of a turn -> a line that names what changed
         "Say where corrections belong: one, or without an id those last asked about or named, or the newest one."
         if id is not None:
             return self._scope([id], scope)
-        corrected = self.list_corrected()
+        corrected = list_corrected(self.me.state)
         if not corrected:
             raise InputError("no reply was corrected yet", "write /better TEXT first")
         return self._scope([one for one in self.subject if one in corrected] or corrected[-1:], scope)
@@ -482,7 +469,7 @@ class ChatSession:
         self.shown = []
         if ids:
             self.subject = []
-            with self.me.change():
+            with self.me.state.change():
                 self.me.state.record("asked_habit", ids=ids)
 
     def undo(self) -> str:  # a line that names it
@@ -491,7 +478,7 @@ class ChatSession:
         if self.work.learning is not None:
             raise InputError("a fine-tune is learning what you said", "wait until it is complete, or /unlearn stops it")
         acts = self.me.state.acts
-        named = [one.dialogue for one in acts if one.act == acts[-1].act]
+        named = [one.event.dialogue for one in acts if one.number == acts[-1].number]
         line = self.me.undo()
         self.subject = named
         self.work.start_timer()
