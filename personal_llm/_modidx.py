@@ -1688,8 +1688,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                            'personal_llm.device.state.State': ('7_device/state.html#state', 'personal_llm/device/state.py'),
                                            'personal_llm.device.state.State.__init__': ( '7_device/state.html#state.__init__',
                                                                                          'personal_llm/device/state.py'),
-                                           'personal_llm.device.state.State.__str__': ( '7_device/state.html#state.__str__',
-                                                                                        'personal_llm/device/state.py'),
                                            'personal_llm.device.state.State._apply': ( '7_device/state.html#state._apply',
                                                                                        'personal_llm/device/state.py'),
                                            'personal_llm.device.state.State._empty_bin': ( '7_device/state.html#state._empty_bin',
