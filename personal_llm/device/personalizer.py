@@ -43,7 +43,7 @@ def _record_reaction(state: State, reaction: Reaction, is_asked: bool, is_new: b
         used = [state.newest(other).response for other in state.reads.get(id, ())]
         is_plain = is_taken_out(used, state.archive.dialogues[id].response, reaction.text)
     is_same = reaction.kind == "better" and reaction.text == newest.response
-    if is_same and newest.origin != "annotated":  # the reply's own words are an approval, yours stay a correction
+    if is_same and not state.is_own(id):  # the reply's own words are an approval, yours stay a correction
         reaction = replace(reaction, kind="up", text="", scope="")
     content = asdict(reaction)
     del content["target"]
@@ -84,9 +84,9 @@ def _scope(state: State, ids: list, reaction: Reaction) -> Reaction:
 
 def _take_back(state: State) -> str:  # a line that names it
     "Take back the last reaction, scope or instruction whole; raise `InputError` if there is none."
-    if not state.acts:
+    events = [one.event for one in state.list_last_act()]
+    if not events:
         raise InputError("there is nothing to take back", "correct a reply first")
-    events = [one.event for one in state.acts if one.number == state.acts[-1].number]
     state.record("taken_back", events=[event.number for event in events])
     first = events[0]
     if first.kind == "instructed":

@@ -125,9 +125,8 @@ class State:
         self.titles = {}  # key of a talk -> the name that the person gave it
         self.replaced = {}  # id of a turn -> id of the turn that took its place, after another try
         self.rounds = []  # `Round`s
-        self.undone = set()  # ids that undone fine-tunes had learned
+        self.learned_by = {}  # id -> bases of the fine-tunes that learned its newest answer, even if undone since
         self.taught = set()  # adapters that learned an answer of the person
-        self.answered_anew = set()  # ids whose newest answer no fine-tune has learned
         self.vacated = None  # slot of an eviction whose successor comes next
         self.rescored = {}  # id -> new `Scores` of entries, until all are known
         for event in archive.events:
@@ -183,6 +182,11 @@ class State:
         "Return the newest version of a stored dialogue."
         return self.versions.get(id) or self.shown.get(id) or self.archive.dialogues[id]
 
+    def is_own(self, id: str) -> bool:
+        "Return whether the newest reply of a dialogue is the person's text, even if they disliked it since."
+        stored = self.archive.dialogues[id]
+        return stored.origin == "annotated" or self.newest(id).response != stored.response
+
     def get_scored(self, id: str) -> ScoredDialogue:
         "Return the newest version of a dialogue with its newest scores."
         return ScoredDialogue(self.newest(id), self.scores[id])
@@ -220,6 +224,10 @@ class State:
         for id in self.own:
             talks.setdefault(self.archive.talks[id], []).append(id)
         return talks
+
+    def list_last_act(self) -> list:  # `Act`s
+        "Return the parts of the last thing that the person did on purpose; none if all was taken back."
+        return [one for one in self.acts if one.number == self.acts[-1].number]
 
     def list_rounds(self) -> list:  # `Round`s, the oldest first
         "Return the fine-tunes of the present base model."
@@ -266,13 +274,17 @@ def _restore(state: State, act: Act) -> None:
         else:
             field[id] = value
     if id:
-        _update_slot(state, id)
+        _update_buffer(state, id)
 
 
 def _forgotten(state: State, id: str, content: dict) -> None:
     state.buffer.seen = max(state.buffer.seen, content["seen"])
     gone = set(content["adapters"])
+    for round in state.rounds:
+        if round.adapter in gone:
+            state.learned_by |= {id: state.learned_by.get(id, set()) - {round.base} for id in round.learned}
     state.rounds = [round for round in state.rounds if round.adapter not in gone]
+    state.taught -= gone
 
 # %% ../../nbs/7_device/02_state.ipynb #st2scof
 def count_questions(state: State) -> int:
@@ -304,12 +316,13 @@ def _said(state: State, id: str, content: dict) -> None:
 
 def _begin_anew(state: State, id: str) -> None:
     "Forget what became of an earlier reply in the same place."
-    for field in (state.versions, state.shown, state.reactions, state.scopes):
+    for field in (state.versions, state.shown, state.reactions, state.scopes, state.learned_by):
         field.pop(id, None)
-    for field in (state.plain, state.tuned, state.used, state.silent, state.answered_anew):
+    for field in (state.plain, state.tuned, state.used, state.silent):
         field.discard(id)
     state.acts = [one for one in state.acts if one.event.dialogue != id]
-    _update_slot(state, id)
+    state.pending = [one for one in state.pending if one != id]
+    _update_buffer(state, id)
 
 
 def _await_score(state: State, id: str) -> None:
@@ -396,12 +409,12 @@ def _reacted(state: State, id: str, content: dict) -> dict:  # what was before
         state.plain.discard(id)
     if content.get("is_plain"):
         state.plain.add(id)
-    state.answered_anew.add(id)
-    d = reaction.apply(state.newest(id))
+    state.learned_by.pop(id, None)
+    d = reaction.apply(state.newest(id), state.is_own(id))
     if d is not state.newest(id):
         state.versions[id] = d
         state.roots[d.id] = id
-        _update_slot(state, id)
+        _update_buffer(state, id)
     if content["asked"]:
         state.cost.requests += 1
         state.asked.add(id)
@@ -423,11 +436,11 @@ def _asked_habit(state: State, id: str, content: dict) -> None:
 
 def _remember(state: State, id: str) -> dict:  # name of a field -> its value for a dialogue
     "Return what reactions and scopes have made of a dialogue."
-    known = {name: getattr(state, name).get(id) for name in ("reactions", "versions", "scopes")}
-    return known | {name: id in getattr(state, name) for name in ("plain", "answered_anew")}
+    known = {name: getattr(state, name).get(id) for name in ("reactions", "versions", "scopes", "learned_by")}
+    return known | dict(plain=id in state.plain)
 
 
-def _update_slot(state: State, id: str) -> None:
+def _update_buffer(state: State, id: str) -> None:
     "Let the buffer hold the newest version of a dialogue, if it holds one; nothing can be learned of an empty reply."
     slot = state.find_slot(id)
     newest = state.newest(id)
@@ -450,13 +463,13 @@ def _learned(state: State, id: str, content: dict) -> None:
     if content.get("is_answer", content.get("own", True)):  # older events say *own* only
         state.taught.add(last.adapter)
     if not content.get("is_old"):  # the answer changed while it was learned
-        state.answered_anew.discard(id)
+        state.learned_by[id] = state.learned_by.get(id, set()) | {state.base}
 
 
 def _undone(state: State, id: str, content: dict) -> None:
     last = state.find_last_round()
     state.rounds.remove(last)
-    state.undone |= {*last.learned}
+    state.taught.discard(last.adapter)  # another may get its folder
 
 # %% ../../nbs/7_device/02_state.ipynb #st5tabl
 EVENTS = dict(  # kind -> function of (state, id of the dialogue, content)
