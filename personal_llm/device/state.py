@@ -185,7 +185,8 @@ class State:
     def is_own(self, id: str) -> bool:
         "Return whether the newest reply of a dialogue is the person's text, even if they disliked it since."
         stored = self.archive.dialogues[id]
-        return stored.origin == "annotated" or self.newest(id).response != stored.response
+        newest = self.newest(id)
+        return "annotated" in (stored.origin, newest.origin) or newest.response != stored.response
 
     def get_scored(self, id: str) -> ScoredDialogue:
         "Return the newest version of a dialogue with its newest scores."
