@@ -150,7 +150,7 @@ def record_round(state: State, prepared: PreparedRound) -> None:
     "Record a fine-tune, with an event for each stored dialogue that it learned."
     with state.change():
         state.spent = state.spent + prepared.cost
-        state.record("tuned", **prepared.content, requests=state.cost.requests)
+        state.record("tuned", **prepared.content | dict(requests=state.cost.requests))
         for id, d in {state.root(d): d for d in prepared.dialogues}.items():
             if id:
                 own = d.response != state.archive.dialogues[id].response
