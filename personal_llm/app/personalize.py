@@ -247,7 +247,6 @@ def personalize(
         too_few = f"a test needs {MIN_DIALOGUES} dialogues, of several conversations and without repeats"
         reason = "the held-out dialogues are in the memory already" if test else too_few
         test = [d for d in test if d.id not in known]
-        me.state.policy = me.buffer.policy  # also where the state is computed anew
         me.buffer.policy.pace(len(new), me.buffer.seen)
         if me.state.find_last_round() and not new:
             raise InputError(f"{out}: these chats were learned before", "give new chats, or another folder")

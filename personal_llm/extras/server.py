@@ -371,7 +371,7 @@ def export_talk(session: ChatSession, talk: str, _) -> dict:
 def name_talk(session: ChatSession, wanted) -> None:
     "Give a talk a title; raise `InputError` for a talk that is not stored."
     session.open_talk(wanted.talk)
-    with session.me.change():
+    with session.me.state.change():
         session.me.state.record("named", session.me.state.list_talks()[wanted.talk][0], text=clean_text(wanted.text))
 
 # %% ../../nbs/9_extras/05_server.ipynb #srvstate1
