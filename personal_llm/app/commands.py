@@ -19,7 +19,7 @@ import typer
 from typer import Argument, Option
 
 from .chat import ask_at_terminal, confirm, is_terminal, print_note, run_chat
-from .personalize import check_output_folder, compare, describe_status, find_adapter, find_start
+from .personalize import check_memory_folder, compare, describe_status, find_adapter, find_start
 from .personalize import format_comparison, measure, personalize
 from ..base.adapters import read_adapter_card
 from ..base.core import MAX_SEED, InputError
@@ -489,7 +489,7 @@ def chat_command(
     from personal_llm.device.chat import ChatSession
 
     if out:
-        check_output_folder(out)
+        check_memory_folder(out)
     else:
         print_note("nothing is stored; use --out DIR to keep the chat and what it learns")
     is_new = not (out and (Path(out) / ARCHIVE_FILE).is_file())
