@@ -109,7 +109,7 @@ def format_shares(person: DemoPerson, columns: dict) -> list:  # lines; columns:
     return [*lines, ""]
 
 # %% ../../nbs/8_app/03_demo.ipynb #795a6a78
-STAGES = dict(before="before", after="3 corrections", tuned="after the fine-tune")
+STAGES = dict(before="before", after="3 corrections", tuned="fine-tuned")
 
 
 def run_demo(
@@ -148,7 +148,9 @@ def run_demo(
     with closing(me):
         report(f"{person.about}.")
         if model.name == "pocket":
-            report("The model pocket is for tests and can't follow an example, so expect zeros; see personal-llm models")
+            report(
+                "The model pocket is for tests and can't follow an example, so expect zeros; see personal-llm models"
+            )
         report(f"1  Nora corrects {len(person.corrected)} replies and leaves {len(person.left_alone)} alone")
         stream = make_stream(person)
         num_tests = sum(map(len, person.tests.values()))
