@@ -2,7 +2,6 @@
 
 import json
 
-import pytest
 from typed import fails, invoke
 
 from personal_llm.app.demo import DemoPerson, run_demo

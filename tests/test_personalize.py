@@ -4,7 +4,6 @@ import contextlib
 import json
 
 import pytest
-from tiny import shared
 
 from personal_llm.app import personalize as app
 from personal_llm.app.personalize import find_adapter, find_start, personalize
@@ -114,14 +113,6 @@ def test_a_test_row_that_comes_again_counts_once(model, tmp_path):
     _, lines = run(model, tmp_path, [d for d in CHATS for _ in range(3)])
     prompts = [line for line in lines if line.startswith("prompt")]
     assert len({*prompts}) == len(prompts) > 0
-
-
-def test_a_folder_gives_the_adapter_of_its_present_model(model, tmp_path):
-    run(model, tmp_path, CHATS[:12])
-    run(shared("llama"), tmp_path, CHATS[12:24])
-    assert find_adapter(tmp_path).name == "001"
-    Personalizer(model, folder=tmp_path).close()
-    assert find_adapter(tmp_path).name == "000"
 
 
 def test_few_chats_have_no_test_set(model, tmp_path):

@@ -152,16 +152,17 @@ def describe_replies(before, after, writer: str) -> tuple:  # (habits without te
 
 # %% ../../nbs/8_app/02_personalize.ipynb #prsrunn1
 def estimate_minutes(model, example, replies: int, tokens: int, passes: int = 0) -> float:
-    "Estimate the minutes of replies and forward passes, by timing one of each on a dialogue."
+    "Estimate the minutes of replies and forward passes on dialogues like this one, by timing a reply and a batch."
     model.reply([example], 1)  # loads what writes replies
     begin = time.perf_counter()
     model.reply([example], tokens)
     seconds = replies * (time.perf_counter() - begin)
     if passes:
-        model.nll([example])  # loads the weights of PyTorch
+        batch = [example] * 4
+        model.nll(batch)  # loads the weights of PyTorch
         begin = time.perf_counter()
-        model.nll([example])
-        seconds += passes * (time.perf_counter() - begin)
+        model.nll(batch)
+        seconds += passes * (time.perf_counter() - begin) / len(batch)
     return seconds / 60
 
 
