@@ -67,7 +67,7 @@ def check_memory_folder(folder) -> None:
         raise InputError(f"{folder}: holds other files, such as {others[0]}", "give a new or empty folder")
 
 # %% ../../nbs/8_app/02_personalize.ipynb #60f56f1e
-MEASURED_TOKENS = 64  # of a reply; enough for a loss of words to show, and a few seconds on two cores
+MEASURED_TOKENS = 64  # of a measured reply: enough for its form, and seconds on two cores
 METRICS = dict(loss="response loss (nats per token)", rouge1="ROUGE-1 (0 to 1)")
 
 
