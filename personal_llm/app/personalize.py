@@ -10,6 +10,7 @@ import json
 import sys
 import textwrap
 import time
+import timeit
 from contextlib import closing
 from pathlib import Path
 
@@ -152,17 +153,14 @@ def describe_replies(before, after, writer: str) -> tuple:  # (habits without te
 
 # %% ../../nbs/8_app/02_personalize.ipynb #prsrunn1
 def estimate_minutes(model, example, replies: int, tokens: int, passes: int = 0) -> float:
-    "Estimate the minutes of replies and forward passes on dialogues like this one, by timing a reply and a batch."
-    model.reply([example], 1)  # loads what writes replies
-    begin = time.perf_counter()
-    model.reply([example], tokens)
-    seconds = replies * (time.perf_counter() - begin)
+    "Estimate the minutes of replies and forward passes on dialogues like this one."
+
+    def time_call(run, repeat: int) -> float:  # seconds of the fastest call; the first one loads what is missing
+        return min(timeit.repeat(run, number=1, repeat=repeat))
+
+    seconds = replies * time_call(lambda: model.reply([example], tokens), 2)
     if passes:
-        batch = [example] * 4
-        model.nll(batch)  # loads the weights of PyTorch
-        begin = time.perf_counter()
-        model.nll(batch)
-        seconds += passes * (time.perf_counter() - begin) / len(batch)
+        seconds += passes * time_call(lambda: model.nll([example] * 4), 3) / 4
     return seconds / 60
 
 
