@@ -287,16 +287,19 @@ class Personalizer(Displayed):
     def observe_all(self, dialogues, progress: bool = True) -> list:  # in order of time -> `Decision`s
         "Observe many dialogues, and fine-tune after every `finetune_every` of them."
         check_dialogues(dialogues)
-        size = self.settings.finetune_every or 64  # dialogues that are scored together
+        size = self.settings.finetune_every or 8  # dialogues that are scored together
         decisions = []
-        for first in tqdm(range(0, len(dialogues), size), desc="reading", disable=not progress, leave=False):
+        bar = tqdm(total=len(dialogues), desc="reading", unit="dialogue", disable=not progress, leave=False)
+        for first in range(0, len(dialogues), size):
             block = dialogues[first : first + size]
             with self.state.change():
                 for dialogue in block:
                     self.arrive(dialogue)
                 decisions += self.settle()
+            bar.update(len(block))
             if self.settings.finetune_every and len(block) == size:
                 self.finetune(progress=progress)
+        bar.close()
         trim(self.state, self.settings.archive * 1_000_000)
         return decisions
 
