@@ -4,7 +4,7 @@ import contextlib
 import http.client
 import json
 import threading
-import time
+import types
 from functools import lru_cache
 from http.server import ThreadingHTTPServer
 
@@ -72,18 +72,20 @@ def chat_server(folder, code: str = "", host: str = "127.0.0.1", **settings):
     return contextlib.closing(ChatServer(ChatSession(pocket(), folder, **settings), code=code, host=host))
 
 
-def write_slowly(monkeypatch, pieces: int = 1000) -> list:  # the numbers of the pieces so far
-    "Let every reply come in pieces of 20 ms."
+def write_without_end(monkeypatch):  # its fields: count, stop, left
+    "Let every reply go on until `stop` is set; `left` tells that a reply has ended or that nobody reads it."
     from personal_llm.base.replies import ReplyStream
 
-    numbers = []
+    pieces = types.SimpleNamespace(count=0, stop=threading.Event(), left=threading.Event())
 
     def write(self):
-        for number in range(pieces):
-            time.sleep(0.02)
-            numbers.append(number)
-            self.text += f"{number} "
-            yield f"{number} "
+        try:
+            while not pieces.stop.wait(0.02):
+                self.text += f"{pieces.count} "
+                yield f"{pieces.count} "
+                pieces.count += 1
+        finally:
+            pieces.left.set()
 
     monkeypatch.setattr(ReplyStream, "__iter__", write)
-    return numbers
+    return pieces
