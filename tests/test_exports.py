@@ -5,17 +5,15 @@ import os
 
 import pytest
 from cases import case
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from personal_llm.base.core import InputError
-from personal_llm.data.formats import FORMATS, Sides, parse_record
+from personal_llm.data.formats import parse_record
 from personal_llm.data.reading import load_formats, read_dialogues
-from personal_llm.extras.exports import PROGRAMS
-from personal_llm.extras.marks import GAP, UNLEARNED, Turn, split_into_dialogues
-from personal_llm.extras.people import CONVERSATION_GAP_SECONDS, choose_sides
-from personal_llm.extras.people import parse_timestamps, parse_whatsapp_log, split_at_pauses
+from personal_llm.extras.marks import GAP, UNLEARNED, split_into_dialogues
+from personal_llm.extras.people import parse_stamp
+from personal_llm.extras.people import parse_timestamps, parse_whatsapp_log
 from personal_llm.extras.talks import order_messages, parse_time
+from pathlib import Path
 
 load_formats()
 
@@ -191,20 +189,14 @@ def test_a_folder_of_chatgpts_files_is_one_history(tmp_path):
     files = sorted(tmp_path.glob("conversations-*.json"))
     for source in (tmp_path, str(tmp_path), files, [tmp_path]):
         assert pairs(read_dialogues(source)) == expected
-    (tmp_path / "message_feedback.json").unlink()
-    (tmp_path / "message_feedback.json").symlink_to("nowhere")
-    with pytest.raises(InputError, match="no ratings that we can read"):
-        read_dialogues(tmp_path)
-    (tmp_path / "message_feedback.json").unlink()
-    if os.name != "nt":  # neither has an end
-        os.mkfifo(tmp_path / "message_feedback.json")
+    feedback = tmp_path / "message_feedback.json"
+    endless = [lambda: os.mkfifo(feedback), lambda: feedback.symlink_to("/dev/zero")] if os.name != "nt" else []
+    for make in (lambda: feedback.symlink_to("nowhere"), *endless):
+        feedback.unlink()
+        make()
         with pytest.raises(InputError, match="no ratings that we can read"):
             read_dialogues(tmp_path)
-        (tmp_path / "message_feedback.json").unlink()
-        (tmp_path / "message_feedback.json").symlink_to("/dev/zero")
-        with pytest.raises(InputError, match="no ratings that we can read"):
-            read_dialogues(tmp_path)
-        (tmp_path / "message_feedback.json").unlink()
+    feedback.unlink()
     save(files[1], "{")
     with pytest.raises(InputError, match="conversations-001.json: broken JSON"):
         read_dialogues(tmp_path)
@@ -381,7 +373,7 @@ def test_a_whole_telegram_account(tmp_path):
     assert read_dialogues(save(tmp_path / "result.json", dict(chats=chats)), user="Ana").user == "Ana"
 
 
-# WhatsApp: a text; the forms of 61 languages are in test_whatsapp_locales.py
+# WhatsApp: a text
 
 
 def test_the_order_of_dates_is_that_of_the_log():
@@ -393,22 +385,6 @@ def test_the_order_of_dates_is_that_of_the_log():
     assert first("1/2/24, 9:00", "2/1/24, 9:00") == parse_time("2024-01-02T09:00:00"), "time runs forwards"
     for clock, hour in (("12:05 AM", 0), ("12:05 PM", 12), ("1:05 AM", 1), ("11:05 PM", 23)):
         assert first(f"12/31/23, {clock}") == parse_time(f"2023-12-31T{hour:02d}:05:00"), "midnight is 12 AM"
-
-
-def test_a_long_message_of_a_log_is_quick(tmp_path):
-    log = "1/1/24, 9:00 - Ana: Hi\n1/1/24, 9:01 - Bo: " + "a line of a long letter\n" * 400_000
-    found = read_dialogues(save(tmp_path / "long.txt", log))
-    assert found.num_truncated == 1 and len(found) == 1
-
-
-def test_between_people():
-    people = {"1": "Ana", "2": "Bo"}
-    talk = [Turn("1", "a"), Turn("2", "b"), Turn("1", "c")]
-    assert [len(c.turns) for c in split_at_pauses(talk, people)] == [3], "without times nothing is cut"
-    for gap, lengths in ((CONVERSATION_GAP_SECONDS, [3]), (CONVERSATION_GAP_SECONDS + 1, [1, 1, 1])):
-        timed = [m._replace(time=1e9 + gap * i) for i, m in enumerate(talk)]
-        assert [len(c.turns) for c in split_at_pauses(timed, people)] == lengths
-    assert choose_sides({}) == (set(), set()) and not split_at_pauses(talk[:1], {"1": "Ana"})[0].user
 
 
 NOTICES = """Esperanza: ¿Está la sopa?
@@ -693,22 +669,73 @@ def test_the_words_of_a_named_writer_are_learned(tmp_path):
             read_dialogues([dict(prompt="Hi", response="Hello")], **sides)
 
 
-NAMES = "role content message author parts parent children type text from from_id date sender uuid list messages "
-NAMES += "history currentId parentId annotation rating id"
-VALUES = st.recursive(
-    st.none() | st.booleans() | st.integers(-2, 3) | st.sampled_from(["", "a", "user", "human", "message", "text"]),
-    lambda v: st.lists(v, max_size=3) | st.dictionaries(st.sampled_from(NAMES.split()), v, max_size=4),
-    max_leaves=8,
-)
+# WhatsApp's logs from phones in 61 languages
 
 
-@settings(deadline=None, max_examples=200)
-@given(st.sampled_from(list(PROGRAMS)), st.data())
-def test_no_values_make_anything_but_an_input_error(name, data):
-    fields = data.draw(st.sampled_from(FORMATS[name].required_fields))
-    fields = [path.partition(".")[0] for path in fields] + ["current_node", "personal_information", "message_feedback"]
-    try:
-        record = {field: data.draw(VALUES) for field in fields}
-        parse_record([record] if FORMATS[name].is_file else record, name, Sides(data.draw(st.none() | st.just("a"))))
-    except InputError as error:
-        assert "\n" not in str(error)
+ROWS = (Path(__file__).parent / "whatsapp_stamps.txt").read_text(encoding="utf-8").splitlines()
+PHONES = [tuple(row.split(" | ")) for row in ROWS]  # language, Android, iPhone: all 31 December 2023, 21:41
+
+
+UNKNOWN_AFTERNOONS = ("am", "pa")
+
+
+def make_phone_log(form, stamp, later):
+    return "\n".join(
+        form.format(when) + message
+        for when, message in (
+            (stamp, "Ana: Tea?"),
+            (stamp, "Bo: Yes!\nAnd cake, 1.5. at 19:00 - with Zoe: her own"),
+            (later, "Ana: When?"),
+            (later, "Bo: Now."),
+        )
+    )
+
+
+@pytest.mark.parametrize("language, android, iphone", PHONES, ids=[row[0] for row in PHONES])
+def test_each_word_is_its_writers(tmp_path, language, android, iphone):
+    for form, stamp in (("{} - ", android), ("[{}] ", iphone), ("\u200e[{}] ", iphone)):
+        file = tmp_path / "chat.txt"
+        file.write_text(make_phone_log(form, stamp, stamp), encoding="utf-8")
+        found = read_dialogues(file)
+        assert [(d.prompt, d.response) for d in found] == [
+            ("Tea?", "Yes!\nAnd cake, 1.5. at 19:00 - with Zoe: her own"),
+            ("When?", "Now."),
+        ]
+        stamp, _, name, text = parse_stamp(form.format(stamp) + "Ana: x")
+        hour = int(stamp[3]) % 12 + 12 * ("p" == stamp[6] or int(stamp[3]) > 11)
+        assert (name, text) == ("Ana", "x") and hour == (9 if language in UNKNOWN_AFTERNOONS else 21)
+
+
+def write(tmp_path, raw):
+    file = tmp_path / "chat.txt"
+    file.write_bytes(raw if isinstance(raw, bytes) else raw.encode())
+    return file
+
+
+HEAD = "1/1/24, 9:0{} - {}: {}\n".format
+
+
+def test_a_picture_first_does_not_swap_the_sides(tmp_path):
+    log = HEAD(0, "Bo", "<Media omitted>") + HEAD(1, "Ana", "Tea?") + HEAD(2, "Bo", "Yes!") + HEAD(3, "Ana", "Come.")
+    found = read_dialogues(write(tmp_path, log))
+    assert found.user == "Bo" and [(d.prompt, d.response) for d in found] == [("Yes!", "Come.")]
+    iphone = "[1/1/24, 9:00:00] Bo: \u200eMessages and calls are end-to-end encrypted.\n"
+    iphone += "[1/1/24, 9:01:00] Ana: \u200eimage omitted\n[1/1/24, 9:02:00] Bo: Nice!\n[1/1/24, 9:03:00] Ana: Yes.\n"
+    iphone += "[1/1/24, 9:04:00] Bo: Bye\n"
+    found = read_dialogues(write(tmp_path, iphone))
+    assert found.user == "Ana" and [(d.prompt, d.response) for d in found] == [("Yes.", "Bye")]
+
+
+def test_a_line_that_is_not_utf8_is_named(tmp_path):
+    "We cannot know whose message it began, so the words below it would have no sender."
+    raw = HEAD(0, "Ana", "Tea?").encode() + HEAD(1, "Bo", "No\xff").encode("latin-1") + b"I hate tea\n"
+    for skip in (False, True):
+        with pytest.raises(InputError, match="line 2: not UTF-8"):
+            read_dialogues(write(tmp_path, raw), skip_invalid=skip)
+
+
+def test_a_decomposed_name_is_the_same_name(tmp_path):
+    log = HEAD(0, "Zoe\u0301", "Tea?") + HEAD(1, "Bo", "Yes!") + HEAD(2, "Zo\u00e9", "Come.")
+    found = read_dialogues(write(tmp_path, log), user="zo\u00e9")
+    assert found.user == "Zo\u00e9" and len(found) == 1
+    assert len(read_dialogues(write(tmp_path, log), user="Zoe\u0301")) == 1

@@ -372,18 +372,25 @@ def test_many_turns_of_one_side_and_long_texts_are_quick():
     assert len(d.prompt) == len(d.response) == MAX_TURN_CHARACTERS and cut == 2
 
 
-def test_conversations_without_dialogues():
-    for turns, words in (
-        ([], "no assistant turn"),
-        ([("user", "a")], "no assistant turn"),
-        ([("assistant", "a"), ("user", "b")], "no assistant turn"),
-        ([("user", " "), ("assistant", "b")], "empty prompt"),
-        ([("user", "a"), ("assistant", "")], "empty response"),
-        ([("user", "a"), ("assistant", " \u200b\ufeff\u2060")], "empty response"),
-        ([("user", "\u200e"), ("assistant", "b")], "empty prompt"),
-    ):
-        with pytest.raises(InputError, match=words):
-            split_into_dialogues(ParsedConversation(turns))
+@pytest.mark.parametrize(
+    "split, turns, words",
+    [
+        (split_into_dialogues, [], "no assistant turn"),
+        (split_into_dialogues, [("user", "a")], "no assistant turn"),
+        (split_into_dialogues, [("assistant", "a"), ("user", "b")], "no assistant turn"),
+        (split_into_dialogues, [("user", " "), ("assistant", "b")], "empty prompt"),
+        (split_into_dialogues, [("user", "a"), ("assistant", "")], "empty response"),
+        (split_into_dialogues, [("user", "a"), ("assistant", " \u200b\ufeff\u2060")], "empty response"),
+        (split_into_dialogues, [("user", "\u200e"), ("assistant", "b")], "empty prompt"),
+        (split_turns, [("user", "a")], "no assistant turn after a user turn; give conversations with answers"),
+        (split_turns, [("user", "a"), ("assistant", " ")], "the response is ' '; give text that is not empty"),
+        (split_turns, [("user", " "), ("assistant", "b")], "empty prompt"),
+        (split_turns, [("user", "a"), ("assistant", 3)], "the text of the assistant is 3; give text"),
+    ],
+)
+def test_turns_without_an_exchange_are_one_line(split, turns, words):
+    with pytest.raises(InputError, match=words):
+        split(ParsedConversation(turns))
 
 
 LEFT_OUT = [GAPS[kind][0] for kind in ("a picture", "a prompt of Open WebUI", "a stopped thought")]
@@ -434,20 +441,6 @@ def test_facts_of_a_turn(field):
     dialogues, _, left_out = split_into_dialogues(talk)
     assert [d.response for d in dialogues] == (["Yes."] if field in HIDDEN else [])
     assert left_out == ({} if field in HIDDEN else {GAP: 1} if field in STOPPED else {UNLEARNED: 1})
-
-
-@pytest.mark.parametrize(
-    "turns, line",
-    [
-        ([("user", "Hi")], "no assistant turn after a user turn; give conversations with answers"),
-        ([("user", "Hi"), ("assistant", " ")], "the response is ' '; give text that is not empty"),
-        ([("user", " "), ("assistant", "Hello")], "empty prompt"),
-        ([("user", "Hi"), ("assistant", 3)], "the text of the assistant is 3; give text"),
-    ],
-)
-def test_plain_turns_without_an_exchange_are_one_line(turns, line):
-    with pytest.raises(InputError, match=line):
-        split_turns(ParsedConversation(turns))
 
 
 def test_plain_turns_are_joined_cut_and_kept_once():

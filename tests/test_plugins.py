@@ -9,7 +9,6 @@ from types import SimpleNamespace
 
 import pytest
 import typer
-from test_architecture import ACTS, act, arrows_of_the_package
 
 from personal_llm.app.cli import app
 from personal_llm.app.plugins import find_targets
@@ -126,7 +125,3 @@ def test_ours_are_found():
     assert {"merged", "gguf", "ollama", "vllm"} <= targets.keys() and not skipped, "install the package again"
     assert {"serve", "library", "phone"} <= set(typer.main.get_group(app).commands), "install the package again"
     assert not load_selectors() and {"xpert", "style"} <= SELECTORS.keys(), "install the package again"
-
-
-def test_only_entry_points_lead_to_the_extras():
-    assert [pair for pair in arrows_of_the_package() if act(pair[1]) == "extras" and act(pair[0]) in ACTS[:-1]] == []

@@ -10,18 +10,14 @@ import numpy as np
 import pytest
 import torch
 from real import NAMES, SHIPPED, build, folder_of, shared_real, whole_folder
-from test_tuning import TALK, TEST
+from test_tuning import TALK
 from tiny import same, weights
-from ways import BRIEF, LOUD, Letters, spoken
 
 from personal_llm.base.core import Dialogue
 from personal_llm.base.models import load_model
-from personal_llm.base.tokens import collate_samples
 from personal_llm.tuning.config import TuningConfig
 from personal_llm.tuning.finetune import finetune
-from personal_llm.explanation.explanation import explain
 from personal_llm.recipes.check_model import MODEL_CHECKS, check_model
-from personal_llm.recipes.space_fitting import SpaceTexts, fit_space
 
 SHORT = TuningConfig(rank=2, steps=4, batch_size=4, max_length=96, checks=2, learning_rate=1e-2)
 TURNS = [("system", "You are a nurse."), ("user", "Hi"), ("assistant", "Good morning.")]
@@ -39,22 +35,6 @@ def name(request):
 @pytest.fixture
 def model(name):
     return shared_real(name)
-
-
-made = {}  # name -> three adapters
-
-
-@pytest.fixture
-def three(name, model, tmp_path_factory):
-    "Three adapters, tuned on other dialogues each."
-    if name not in made:
-        place = tmp_path_factory.mktemp(name)
-        config = replace(SHORT, validation=0.0, learning_rate=2e-2)
-        parts = [TALK[:4], TALK[4:8], spoken(LOUD, 4, first=300)]
-        made[name] = [
-            finetune(model, part, config, out=place / "abc"[i], seed=i, progress=False) for i, part in enumerate(parts)
-        ]
-    return made[name]
 
 
 # ---- text
@@ -100,16 +80,6 @@ def test_every_probe_passes(model):
     assert same(model, before) and model.tokenizer.pad_token_id is not None
 
 
-def test_padding_that_is_also_the_end_token(name, model):
-    "Padding is never learned, the end token always is, though they are one token in two of the three."
-    one = model.tokenizer.pad_token_id == model.tokenizer.eos_token_id
-    assert one == (name != "qwen2")
-    rows = [model.encode(d) for d in (*TEST, LONG)]
-    batch = collate_samples(rows, model.tokenizer.pad_token_id)
-    assert (batch["labels"][batch["attention_mask"] == 0] == -100).all()
-    assert ((batch["labels"] == model.tokenizer.eos_token_id).sum(1) == 1).all()
-
-
 # ---- reading, scoring, generating
 
 
@@ -143,20 +113,3 @@ def test_a_saved_model_is_loaded_whole(name, model, tmp_path):
     assert output.data_ptr() == again.model.get_input_embeddings().weight.data_ptr()
     rope = model.model.config.rope_parameters
     assert rope == again.model.config.rope_parameters and (rope["rope_type"] == "llama3") == (name == "llama3.2")
-
-
-# ---- merging, selecting, explaining
-
-
-def test_people_and_adapters_are_explained(model, three, monkeypatch):
-    "In a space that is fitted on this model; who writes loudly is called loud."
-    Letters.instead_of_the_encoder(monkeypatch)
-    ways = {"loud": (spoken(LOUD, 6, first=20), None), "brief": (spoken(BRIEF, 6, first=40), None)}
-    texts = SpaceTexts(ways, {"long": {"@log words": 1}}, spoken(str, 8))
-    space = fit_space(model, texts, components=2, progress=False)
-    space = replace(space, nats_per_unit=1.0)
-    person = explain(model, spoken(LOUD, 8, first=400), space)
-    assert person.sparse_words and person.sparse_words[0] == "loud" and person.strength > 0
-    panels = space.prepare_probes(model, [*spoken(LOUD, 6), *spoken(str, 6)], ["Why?"])
-    pllm = panels.explain(model, three[2])
-    assert np.isfinite(pllm.row).all() and len(pllm.row) == space.width and pllm.space == person.space
