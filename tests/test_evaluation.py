@@ -1,7 +1,5 @@
 "Evaluation on a fake model: no weights needed. Naive twins, laws, and what is refused."
 
-import subprocess
-import sys
 from collections import Counter
 from contextlib import contextmanager
 
@@ -60,12 +58,6 @@ def test_evaluate_by_hand():
     assert model.cost.forward == 4 and model.cost.tokens == 7
     assert model.seen == [5] and model.adapted == 0 and found.user == "Ana" and len(found) == 2
     assert "2 dialogues" in str(found) and "50%" in str(found)
-
-
-def test_the_chapter_alone_gives_a_model_its_replies():
-    imports = "import personal_llm.tuning.evaluation, personal_llm.base.models as models"
-    program = f"{imports}; assert hasattr(models.Model, 'reply')"
-    subprocess.run([sys.executable, "-c", program], check=True)
 
 
 def test_evaluate_without_replies():
@@ -138,30 +130,24 @@ def test_compare_pairs_by_id_whatever_the_order():
         evaluate(model, TEST[:1]).compare(evaluate(model, TEST[:1]))
 
 
-@pytest.mark.parametrize("wrong", [["text"], [TEST[0], None], dict(prompt="a"), (d for d in TEST), "text"])
-def test_what_is_no_list_of_dialogues_is_refused(wrong):
-    model = Parrot()
-    with pytest.raises(InputError, match="dialogue [01] of the list|no list"):  # it says what
-        evaluate(model, wrong)
-    assert model.cost.forward == 0
-
-
-@pytest.mark.parametrize("wrong", [-1, 0, 1.5, 8.0, True, "8", 10**9])
-def test_a_length_that_no_reply_has_is_refused(wrong):
-    model = Parrot()
-    with pytest.raises(InputError, match="max_tokens"):
-        evaluate(model, TEST, max_tokens=wrong)
-    assert model.cost.forward == 0
-    assert len(evaluate(model, TEST, max_tokens=np.int64(5))) == len(TEST)
+NO_LIST = "dialogue [01] of the list|no list"  # it says what
 
 
 @pytest.mark.parametrize(
-    "dialogues, problem",
-    [([], "no dialogues to evaluate on"), ([Dialogue("Hi", " ")], "its reference answer is empty")],
+    "dialogues, max_tokens, problem",
+    [
+        *((wrong, 8, NO_LIST) for wrong in (["text"], [TEST[0], None], dict(prompt="a"), iter(TEST), "text")),
+        *((TEST, wrong, "max_tokens") for wrong in (-1, 0, 1.5, 8.0, True, "8", 10**9)),
+        ([], 8, "no dialogues to evaluate on"),
+        ([Dialogue("Hi", " ")], 8, "its reference answer is empty"),
+    ],
 )
-def test_without_reference_answers_there_is_nothing_to_measure(dialogues, problem):
+def test_what_cannot_be_evaluated_is_refused_before_the_model_runs(dialogues, max_tokens, problem):
+    model = Parrot()
     with pytest.raises(InputError, match=problem):
-        evaluate(Parrot(), dialogues)
+        evaluate(model, dialogues, max_tokens=max_tokens)
+    assert model.cost.forward == 0
+    assert len(evaluate(model, TEST, max_tokens=np.int64(5))) == len(TEST)
 
 
 # intervals

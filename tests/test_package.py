@@ -62,11 +62,6 @@ def test_no_pickles():
     assert [path for path in PACKAGE.rglob("*") if path.suffix in unsafe] == []
 
 
-def test_licences_are_there():
-    assert "Apache License" in (ROOT / "LICENSE").read_text(encoding="utf-8")
-    assert "MedQuAD" in (ROOT / "NOTICE").read_text(encoding="utf-8")
-
-
 def test_imports_are_light():
     "One process imports the package and each module in turn and reports what heavy library came along."
     program = f"""

@@ -303,23 +303,38 @@ def theirs(folder):
     return {p: p.read_bytes() if p.is_file() else None for p in folder.rglob("*")}
 
 
-@pytest.mark.parametrize("names", [["checkpoints"], ["adapter_model.safetensors", "adapter_config.json"]], ids=len)
-def test_what_others_made_is_refused_untouched(names, tmp_path):
-    out = tmp_path / "mine"
-    for name in names:
-        (out / name).parent.mkdir(parents=True, exist_ok=True)
-        (out / name).write_text("a thesis")
+def write_there(*names):
+    def write(folder, stopped):
+        for name in names:
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).write_text("a thesis")
+
+    return write
+
+
+def link_checkpoints(folder, stopped):
+    shutil.copytree(stopped / "checkpoints", folder / "theirs")
+    (folder / "mine").mkdir()
+    (folder / "mine" / "checkpoints").symlink_to(folder / "theirs")
+
+
+NOT_OURS = "not made by this package"
+OF_OTHERS = {
+    "a file in place of the checkpoints": (write_there("mine/checkpoints"), NOT_OURS),
+    "an adapter": (write_there("mine/adapter_model.safetensors", "mine/adapter_config.json"), NOT_OURS),
+    "a linked folder of checkpoints": (link_checkpoints, NOT_OURS),
+    "a file above": (write_there("mine"), "not a folder that we may write to"),
+}
+
+
+@pytest.mark.parametrize("what", OF_OTHERS)
+def test_what_others_made_is_refused_untouched(what, stopped, tmp_path):
+    make, problem = OF_OTHERS[what]
+    make(tmp_path, stopped)
     before = theirs(tmp_path)
-    with pytest.raises(InputError, match="not made by this package"):
-        finetune(shared("llama"), TALK, BRIEF, out=out, progress=False)
+    with pytest.raises(InputError, match=problem):
+        run(tmp_path / "mine" / "adapter" if what == "a file above" else tmp_path / "mine", seed=3)
     assert theirs(tmp_path) == before
-
-
-def test_a_place_below_a_file_is_refused_untouched(tmp_path):
-    (tmp_path / "file").touch()
-    with pytest.raises(InputError, match="not a folder that we may write to"):
-        finetune(shared("llama"), TALK, BRIEF, out=tmp_path / "file" / "adapter", progress=False)
-    assert list(theirs(tmp_path)) == [tmp_path / "file"]
 
 
 @pytest.mark.parametrize("name", ["checkpoint-900/model.bin", "run", "notes.txt"])
@@ -333,16 +348,6 @@ def test_files_of_others_beside_checkpoints_stay(name, stopped, straight, tmp_pa
     assert result(again) == result(straight) and steps == [5, 6]
     assert [p for p in (out / "checkpoints").rglob("*") if p.is_file()] == [file]
     assert file.read_text() == "a thesis"
-
-
-def test_a_linked_folder_of_checkpoints_is_refused(stopped, tmp_path):
-    shutil.copytree(stopped / "checkpoints", tmp_path / "theirs")
-    (tmp_path / "mine").mkdir()
-    (tmp_path / "mine" / "checkpoints").symlink_to(tmp_path / "theirs")
-    before = theirs(tmp_path)
-    with pytest.raises(InputError, match="not made by this package"):
-        run(tmp_path / "mine", seed=3)
-    assert theirs(tmp_path) == before
 
 
 def test_going_on_asks_no_hub(old, tmp_path, monkeypatch):
