@@ -1,5 +1,7 @@
 "Evaluation on a fake model: no weights needed. Naive twins, laws, and what is refused."
 
+import subprocess
+import sys
 from collections import Counter
 from contextlib import contextmanager
 
@@ -58,6 +60,12 @@ def test_evaluate_by_hand():
     assert model.cost.forward == 4 and model.cost.tokens == 7
     assert model.seen == [5] and model.adapted == 0 and found.user == "Ana" and len(found) == 2
     assert "2 dialogues" in str(found) and "50%" in str(found)
+
+
+def test_the_chapter_alone_gives_a_model_its_replies():
+    imports = "import personal_llm.tuning.evaluation, personal_llm.base.models as models"
+    program = f"{imports}; assert hasattr(models.Model, 'reply')"
+    subprocess.run([sys.executable, "-c", program], check=True)
 
 
 def test_evaluate_without_replies():
