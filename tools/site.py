@@ -38,36 +38,32 @@ class NbdevFlags(Preprocessor):
         return cell, resources
 
 
-SETTINGS = Config()
-SETTINGS.TagRemovePreprocessor.remove_cell_tags = {"remove_cell"}
-SETTINGS.TagRemovePreprocessor.remove_input_tags = {"remove_input"}
-SETTINGS.TagRemovePreprocessor.enabled = True
-SETTINGS.MarkdownExporter.default_preprocessors = []
-SETTINGS.MarkdownExporter.preprocessors = [
+STEPS = [
     NbdevFlags,
-    "nbconvert.preprocessors.TagRemovePreprocessor",
-    "nbconvert.preprocessors.ExtractOutputPreprocessor",
+    *(f"nbconvert.preprocessors.{name}" for name in ("TagRemovePreprocessor", "ExtractOutputPreprocessor")),
 ]
+SETTINGS = Config()
+SETTINGS.TagRemovePreprocessor.update(
+    enabled=True, remove_cell_tags={"remove_cell"}, remove_input_tags={"remove_input"}
+)
+SETTINGS.MarkdownExporter.update(default_preprocessors=[], preprocessors=STEPS)
 EXPORTER = MarkdownExporter(config=SETTINGS)
 
 
 def as_pages(text: str) -> str:
     "Links to notebooks and to files of the top lead to their pages, and links to a folder to its first page."
+    first_page = lambda found: f"]({next(map(page_of, notebooks_of(found[1])), found[1])})"
     outside = "|".join(map(re.escape, PAGES + PLAIN_FILES))
     text = re.sub(rf"\]\(\.\./((?:\.\./)*(?:{outside}))\)", r"](\1)", text)
-    text = re.sub(r"\]\(([a-z]+)/?\)", lambda found: f"]({first_page(found[1]) or found[1]})", text)
+    text = re.sub(r"\]\(([a-z]+)/?\)", first_page, text)
     return re.sub(r"(\]\((?![a-z]+:)[^)\s#]+)\.ipynb", r"\1.md", text)
-
-
-def first_page(folder: str) -> str:
-    return next(map(page_of, notebooks_of(folder)), "")
 
 
 def as_markdown(notebook: Path) -> tuple:  # (text, {name of a figure: bytes})
     "A notebook as Markdown with its figures."
     text, resources = EXPORTER.from_filename(str(notebook))
-    texts = re.findall(r'"alt": "((?:[^"\\]|\\.)*)"', notebook.read_text(encoding="utf-8"))
-    alternatives = iter([json.loads(f'"{text}"') for text in texts])
+    texts = re.findall(r'"alt": ("(?:[^"\\]|\\.)*")', notebook.read_text(encoding="utf-8"))
+    alternatives = map(json.loads, texts)
     figures = {f"{notebook.stem}-{name}": content for name, content in resources["outputs"].items()}
 
     def name_figure(found) -> str:
@@ -102,15 +98,11 @@ def page_of(notebook: Path) -> str:
     return notebook.relative_to(NOTEBOOKS).with_suffix(".md").as_posix()
 
 
-def modules_of(act: str) -> list:  # names, in the order of the chapters
-    names = [path.stem[3:] for path in notebooks_of(act)]
-    return [name for name in names if (ROOT / "personal_llm" / act[2:] / f"{name}.py").exists()]
-
-
 def reference_page(act: str) -> str:
-    "What mkdocstrings reads: each module of an act."
-    lines = [f"# Reference: {act[2:]}", ""]
-    return "\n".join(lines + [f"::: personal_llm.{act[2:]}.{name}\n" for name in modules_of(act)])
+    "What mkdocstrings reads: each module of an act, in the order of the chapters."
+    names = [path.stem[3:] for path in notebooks_of(act)]
+    modules = [name for name in names if (ROOT / "personal_llm" / act[2:] / f"{name}.py").exists()]
+    return "\n".join([f"# Reference: {act[2:]}\n", *(f"::: personal_llm.{act[2:]}.{name}\n" for name in modules)])
 
 
 def fetch_shim() -> bytes:  # empty where npm brought nothing
@@ -129,12 +121,11 @@ def fetch_shim() -> bytes:  # empty where npm brought nothing
 
 def on_config(config):
     "The menu has the order of the book; headings have the anchors that Jupyter gives them."
-    folders = ["tutorials", *acts(), "experiments", "experiments/methods", "course", "recipes"]
-    parts = {folder: folder.split("/")[-1].partition("_")[2] or folder.split("/")[-1] for folder in folders}
-    menu = [
-        {heading.capitalize(): [page_of(path) for path in notebooks_of(folder)]} for folder, heading in parts.items()
-    ]
-    reference = {"Reference": [{parts[act]: f"reference/{act}.md"} for act in acts()]}
+    menu = []
+    for folder in ["tutorials", *acts(), "experiments", "experiments/methods", "course", "recipes"]:
+        heading = folder.split("/")[-1].lstrip("0123456789_").capitalize()
+        menu.append({heading: list(map(page_of, notebooks_of(folder)))})
+    reference = {"Reference": [{act[2:]: f"reference/{act}.md"} for act in acts()]}
     config["nav"] = ["index.md", "contents.md", *menu, reference, *PAGES]
     config["mdx_configs"]["toc"]["slugify"] = lambda text, separator: text.strip().replace(" ", separator)
     return config
@@ -154,8 +145,7 @@ def on_files(files, config):
         files.append(File.generated(config, name, content=as_pages(text.replace("](nbs/", "]("))))
     for act in acts():
         files.append(File.generated(config, f"reference/{act}.md", content=reference_page(act)))
-    style = (ROOT / "tools" / "site.css").read_text(encoding="utf-8")
-    files.append(File.generated(config, "site.css", content=style))
+    files.append(File.generated(config, "site.css", content=(ROOT / "tools" / "site.css").read_text(encoding="utf-8")))
     if shim := fetch_shim():
         files.append(File.generated(config, "iframe-worker.js", content=shim))
     else:
@@ -166,10 +156,7 @@ def on_files(files, config):
 def on_page_content(text, page, config, files):
     "Formulas become MathML, which needs no script."
 
-    def formula(found) -> str:
-        display = "block" if found[1] == "div" else "inline"
-        return convert(html.unescape(found[2]).strip(), display=display)
-
+    formula = lambda found: convert(html.unescape(found[2]).strip(), display="block" if found[1] == "div" else "inline")
     return re.sub(r'(?s)<(span|div) class="arithmatex">\\[(\[](.*?)\\[)\]]</\1>', formula, text)
 
 

@@ -23,14 +23,7 @@ class SlideBreaks(Preprocessor):
 
 c = get_config()  # noqa: F821, nbconvert's
 c.merge(SITE["SETTINGS"])
-names = ("TagRemovePreprocessor", "CSSHTMLHeaderPreprocessor")
-c.SlidesExporter.preprocessors = [
-    SITE["NbdevFlags"],
-    *(f"nbconvert.preprocessors.{name}" for name in names),
-    SlideBreaks,
-]
-c.SlidesExporter.default_preprocessors = []
-c.SlidesExporter.exclude_input_prompt = True
-c.SlidesExporter.exclude_output_prompt = True
-c.SlidesExporter.reveal_scroll = True
-c.SlidesExporter.reveal_number = "c/t"
+STEPS = [SITE["STEPS"][1], "nbconvert.preprocessors.CSSHTMLHeaderPreprocessor", SlideBreaks]
+c.SlidesExporter.update(default_preprocessors=[], preprocessors=[SITE["NbdevFlags"], *STEPS])
+c.SlidesExporter.update(exclude_input_prompt=True, exclude_output_prompt=True)
+c.SlidesExporter.update(reveal_scroll=True, reveal_number="c/t")
