@@ -1,4 +1,4 @@
-"Commands and targets come through entry points: ours, somebody else's, and broken ones, which harm nobody."
+"Plug-ins come through entry points: ours, somebody else's, and broken ones, which harm nobody."
 
 import json
 import os
@@ -15,7 +15,9 @@ from personal_llm.app.plugins import find_targets
 from personal_llm.selection.selection import SELECTORS, load_selectors
 
 ROOT = Path(__file__).resolve().parent.parent
-MODULE = """
+MODULES = dict(leaver="raise SystemExit(0)")
+MODULES["silent"] = "class E(Exception):\n    def __str__(self): raise ValueError\nraise E"
+MODULES["shout"] = """
 import typer
 
 def write_name(model, adapter, folder, dialogues):
@@ -47,6 +49,61 @@ def guess(what: "Unknown"):
 
 text = "shout"
 """
+MODULES["cards"] = """
+from personal_llm.buffer.policies import Policy, register_policy
+from personal_llm.data.formats import ParsedConversation, RecordFormat
+
+def parse(record):
+    pairs = [line.split(" = ") for line in record[".cards"].splitlines()]
+    return [ParsedConversation([("user", front), ("assistant", back)], is_row=False) for front, back in pairs]
+
+CARDS = RecordFormat(([".cards"],), parse)
+
+class NewestPolicy(Policy):
+    def choose(self, view, candidate):
+        return 0, "it is the newest"
+
+class Needy(NewestPolicy):
+    def __init__(self, number):
+        self.number = number
+
+@register_policy("registered")
+class Registered(NewestPolicy):
+    pass
+
+@register_policy("random")
+class Thief(NewestPolicy):
+    pass
+"""
+POINTS = """[personal_llm.commands]
+shout = shout:shout
+waves = shout:app
+broken = nowhere:app
+status = shout:copycat
+guess = shout:guess
+text = shout:text
+
+[personal_llm.targets]
+name = shout:write_name
+gguf = shout:write_name
+lost = nowhere:write
+
+[personal_llm.formats]
+cards = cards:CARDS
+unfound = nowhere:CARDS
+whatsapp = cards:CARDS
+nothing = os:path
+
+[personal_llm.policies]
+newest = cards:NewestPolicy
+sdss = cards:NewestPolicy
+cards = cards:CARDS
+needy = cards:Needy
+registered = cards:Registered
+alias = personal_llm.buffer.policies:SDSSPolicy
+leaver = leaver:NOTHING
+silent = silent:NOTHING
+"""
 RUN = """
 import contextlib, io, json, sys
 
@@ -59,31 +116,40 @@ def run(words):
 
 print(json.dumps([run(words) for words in json.loads(sys.argv[1])]))
 """
+POLICIES = """
+import json
+from personal_llm.buffer.policies import POLICIES, load_policies
+load_policies()
+print(json.dumps({name: [one.__module__, one.name] for name, one in POLICIES.items()}))
+"""
 
 
 @pytest.fixture
-def command(tmp_path):
-    "Run commands in one process, where a package of somebody else is installed, and one that cannot be imported."
-    (tmp_path / "shout.py").write_text(MODULE)
+def python(tmp_path):
+    "Run a program where a package of somebody else is installed, and some that cannot be imported; what it prints."
+    for name, text in MODULES.items():
+        (tmp_path / f"{name}.py").write_text(text)
     metadata = tmp_path / "shout-1.0.dist-info"
     metadata.mkdir()
     (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: shout\nVersion: 1.0\n")
-    commands = dict(shout="shout:shout", waves="shout:app", broken="nowhere:app", status="shout:copycat")
-    commands |= dict(guess="shout:guess", text="shout:text")
-    targets = dict(name="shout:write_name", gguf="shout:write_name", lost="nowhere:write")
-    lines = []
-    for group, points in dict(commands=commands, targets=targets).items():
-        lines += [f"[personal_llm.{group}]", *(f"{name} = {value}" for name, value in points.items())]
-    (metadata / "entry_points.txt").write_text("\n".join(lines))
+    (metadata / "entry_points.txt").write_text(POINTS)
     path = os.pathsep.join([str(tmp_path), str(ROOT)])
 
-    def run(*commands):
-        program = [sys.executable, "-c", RUN, json.dumps([[*map(str, words)] for words in commands])]
+    def run(*words):
+        program = [sys.executable, "-c", *words]
         done = subprocess.run(program, capture_output=True, text=True, env=os.environ | dict(PYTHONPATH=path))
         assert done.returncode == 0, done.stderr
-        return [SimpleNamespace(**row) for row in json.loads(done.stdout)]
+        return json.loads(done.stdout)
 
     return run
+
+
+@pytest.fixture
+def command(python):
+    "Run commands in one such process."
+    return lambda *commands: [
+        SimpleNamespace(**row) for row in python(RUN, json.dumps([[*map(str, words)] for words in commands]))
+    ]
 
 
 @pytest.mark.later
@@ -118,6 +184,20 @@ def test_a_plugin_that_cannot_be_used_is_named_and_costs_nothing_else(command, t
     for name, note in notes.items():
         assert f"plug-in {name} skipped: {note}" in done.err
     assert learn.code == 0 and "No such command 'wink'" in wink.err
+
+
+def test_somebody_else_can_add_a_format_and_a_policy_and_what_fails_is_named(command, python, tmp_path):
+    (tmp_path / "quiz.cards").write_text("Tea? = Yes.\nCake? = No.\n")
+    data = ("--data", tmp_path / "quiz.cards", "--out", tmp_path / "me")
+    (done,) = command(("personalize", "--model", "pocket", *data, "--policy", "newest"))
+    assert done.code == 2 and "2 distinct dialogues, too few to learn from" in done.err, "they are read"
+    assert "plug-in unfound skipped: nowhere:CARDS: ModuleNotFoundError" in done.err
+    for name in ("whatsapp", "nothing", "sdss", "cards", "needy", "alias", "leaver", "silent"):
+        assert f"plug-in {name} skipped" in done.err
+    assert "plug-in registered" not in done.err
+    classes = python(POLICIES)
+    assert classes["random"] == ["personal_llm.buffer.policies", "random"], "a module that is imported takes no name"
+    assert all(name == own for name, (_, own) in classes.items()) and "registered" in classes
 
 
 def test_ours_are_found():
