@@ -551,26 +551,6 @@ def test_messengers_notices_are_no_words(text):
     assert pairs(read_dialogues([dict(messages=rows[::-1])])) == [("Tea?", "Yes."), ("Cake?", "No.")]
 
 
-def test_a_person_who_writes_alone_is_named_as_the_cause(tmp_path):
-    file = save(tmp_path / "chat.txt", "1/1/24, 9:00 - Ana: Tea?\n1/1/24, 9:01 - Ana: Cake?\n")
-    with pytest.raises(InputError, match="one person writes alone"):
-        read_dialogues(file)
-
-
-@pytest.mark.parametrize(
-    "rows, words",
-    [
-        (dict(messages=[PROMPT, ANSWER, libre(3, "No.", parentMessageId=1)]), "one parent"),
-        (dict(conv=dict(currNode="9"), messages=[PROMPT, ANSWER, libre(3, "No.", parentMessageId=1)]), "one parent"),
-        ([activity(1, "Frage: Tee?", "<p>Ja.</p>")], "English"),
-        ([activity(1, "Searched for tea")], "choose Gemini Apps"),
-    ],
-)
-def test_what_the_table_cannot_read_is_refused(tmp_path, rows, words):
-    with pytest.raises(InputError, match=words):
-        read_dialogues(save(tmp_path / "a.json", rows))
-
-
 TALK = [
     dict(role=("user", "bot")[i % 2], content=text) for i, text in enumerate("Tea? Yes. Cake? No. Nut? Oh.".split())
 ]
@@ -624,24 +604,45 @@ def test_messages_of_two_talks_do_not_grow_together(name):
     assert pairs(read_dialogues(rows)) == [("Tea?", "Yes."), ("Cake?", "No.")]
 
 
-def test_an_answer_in_several_texts_is_refused():
-    with pytest.raises(InputError, match="may be several answers"):
-        read_dialogues([dict(messages=[TALK[0], dict(role="assistant", content=["Yes.", "No."])])])
+def said(role, text):
+    return dict(role=role, content=text)
 
 
-def test_a_system_turn_may_stand_before_an_answer():
-    rows = [TALK[0], dict(role="system", content="It is 5."), TALK[1]]
-    for more in ([], [dict(role="system", content="The end.")]):
-        (d,) = read_dialogues([dict(messages=rows + more)])
-        assert (d.prompt, d.response, list(d.history)) == ("Tea?", "Yes.", [("system", "It is 5.")])
+CLOCK = said("system", "It is 5.")
+SYSTEM = {  # where a system turn stands -> the messages, and what is before the answer
+    "before an answer": ([said("user", "Tea?"), CLOCK, said("bot", "Yes.")], "Tea?", [("system", "It is 5.")]),
+    "at the end": ([said("user", "Tea?"), said("bot", "Yes."), said("system", "The end.")], "Tea?", []),
+    "between two questions": (
+        [said("user", "Tea?"), CLOCK, said("user", "Cake?"), said("bot", "Yes.")],
+        "Tea?\nCake?",
+        [("system", "It is 5.")],
+    ),
+}
 
 
-def test_a_system_turn_between_two_questions_makes_no_answer_of_the_second():
-    user, system, bot = (lambda text, role=role: dict(role=role, content=text) for role in ("user", "system", "bot"))
-    (d,) = read_dialogues([dict(messages=[user("Tea?"), system("It is 5."), user("Cake?"), bot("Yes.")])])
-    assert (d.prompt, d.response) == ("Tea?\nCake?", "Yes.")
-    with pytest.raises(InputError, match="no assistant turn"):
-        read_dialogues([dict(messages=[user("Tea?"), system("Yes."), user("Cake?"), system("No.")])])
+@pytest.mark.parametrize("place", SYSTEM)
+def test_a_system_turn_is_neither_a_question_nor_an_answer(place):
+    rows, prompt, history = SYSTEM[place]
+    (d,) = read_dialogues([dict(messages=rows)])
+    assert (d.prompt, d.response, list(d.history)) == (prompt, "Yes.", history)
+
+
+BRANCHES = [PROMPT, ANSWER, libre(3, "No.", parentMessageId=1)]
+REFUSED = [
+    (dict(messages=BRANCHES), "one parent"),
+    (dict(conv=dict(currNode="9"), messages=BRANCHES), "one parent"),
+    ([activity(1, "Frage: Tee?", "<p>Ja.</p>")], "English"),
+    ([activity(1, "Searched for tea")], "choose Gemini Apps"),
+    ([dict(messages=[TALK[0], dict(role="assistant", content=["Yes.", "No."])])], "may be several answers"),
+    ([dict(messages=[said("user", "Tea?"), CLOCK, said("user", "Cake?"), CLOCK])], "no assistant turn"),
+    ("1/1/24, 9:00 - Ana: Tea?\n1/1/24, 9:01 - Ana: Cake?\n", "one person writes alone"),
+]
+
+
+@pytest.mark.parametrize("rows, words", REFUSED, ids=[words for _, words in REFUSED])
+def test_what_we_cannot_read_for_sure_is_refused_with_its_cause(tmp_path, rows, words):
+    with pytest.raises(InputError, match=words):
+        read_dialogues(save(tmp_path / ("a.txt" if isinstance(rows, str) else "a.json"), rows))
 
 
 def test_a_file_of_the_home_folder(tmp_path, monkeypatch):
