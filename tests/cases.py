@@ -1,5 +1,6 @@
-"One test over many values: each failure names its value, and pytest need not keep a test for each."
+"One test over many values, chats in files, and cells of notebooks."
 
+import json
 from contextlib import contextmanager
 
 
@@ -10,3 +11,25 @@ def case(*names):
         yield
     except Exception as error:
         raise AssertionError(f"{', '.join(map(str, names))}: {type(error).__name__}: {error}") from error
+
+
+def pairs(dialogues) -> list:
+    return [(d.prompt, d.response) for d in dialogues]
+
+
+def save(path, value):
+    "Write bytes, a text, or rows as the file's ending has them."
+    if not isinstance(value, (bytes, str)):
+        is_lines = path.suffix == ".jsonl"
+        value = "".join(json.dumps(row) + "\n" for row in value) if is_lines else json.dumps(value)
+    path.write_bytes(value if isinstance(value, bytes) else value.encode())
+    return path
+
+
+def read_cells(path) -> list:
+    "The cells of a notebook."
+    return json.loads(path.read_text(encoding="utf-8"))["cells"]
+
+
+def source_of(cell) -> str:
+    return "".join(cell["source"])

@@ -1,7 +1,6 @@
 "The house: acts in order, no circles, nothing private taken from a neighbour, short lines."
 
 import ast
-import json
 import re
 import subprocess
 import sys
@@ -11,6 +10,7 @@ from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
+from cases import read_cells, source_of
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "personal_llm"
@@ -130,14 +130,10 @@ def test_no_line_is_longer_than_120_characters():
     assert [line for path in files for line in long_lines(path)] == []
 
 
-def cells(path: Path) -> list:
-    return json.loads(path.read_text(encoding="utf-8"))["cells"]
-
-
 def test_a_notebook_lies_where_its_module_lies():
     wrong = []
     for path in NOTEBOOKS:
-        text = "\n".join("".join(cell["source"]) for cell in cells(path) if cell["cell_type"] == "code")
+        text = "\n".join(source_of(cell) for cell in read_cells(path) if cell["cell_type"] == "code")
         found = re.search(r"#\|\s*default_exp\s+([\w.]+)", text)
         room = re.fullmatch(r"\d_(\w+)", path.parent.name)
         beside = {"experiments": "experiments", "methods": "experiments.methods"}  # left out of the wheel
@@ -177,10 +173,10 @@ def test_public_names_have_docstrings():
 def foreign_imports(path: Path) -> list:
     "What a tutorial or lesson imports of the package that is not public."
     found = []
-    for cell in cells(path):
+    for cell in read_cells(path):
         if cell["cell_type"] != "code":
             continue
-        lines = [line for line in "".join(cell["source"]).splitlines() if not re.match(r"\s*[%!]", line)]
+        lines = [line for line in source_of(cell).splitlines() if not re.match(r"\s*[%!]", line)]
         for node in ast.walk(ast.parse("\n".join(lines))):
             module = getattr(node, "module", None) or ""
             if isinstance(node, ast.ImportFrom) and act(module) in ACTS:

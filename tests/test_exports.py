@@ -1,10 +1,9 @@
 "Exports of chat services: short hand-written files that look like the real ones."
 
-import json
 import os
 
 import pytest
-from cases import case
+from cases import case, pairs, save
 
 from personal_llm.base.core import InputError
 from personal_llm.data.formats import parse_record
@@ -16,15 +15,6 @@ from personal_llm.extras.talks import order_messages, parse_time
 from pathlib import Path
 
 load_formats()
-
-
-def pairs(dialogues):
-    return [(d.prompt, d.response) for d in dialogues]
-
-
-def save(path, value):
-    path.write_text(value if isinstance(value, str) else json.dumps(value), encoding="utf-8")
-    return path
 
 
 # ChatGPT: conversations.json

@@ -66,14 +66,6 @@ def test_private_facts_of_the_maker_stay_behind(library, tmp_path):
     assert len(read_files(library["mine"].adapter)) == 4
 
 
-@pytest.mark.parametrize("name", ["", "..", "../a", "a/b", "a\\b", ".hidden", "a b", "naïve", "x" * 81, None, "PLAIN"])
-def test_a_name_that_leaves_the_folder_or_is_taken_is_refused(library, name):
-    before = read_files(library.path)
-    with pytest.raises(InputError, match="no name|exists already"):
-        library.add(name, SHIPPED["plain"].adapter, SHIPPED["plain"].explanation, **FACTS)
-    assert read_files(library.path) == before
-
-
 def test_two_copies_of_an_adapter_are_equal_files(library, tmp_path):
     "Peft writes the names of the modules in another order each time."
     for name, step in (("one", 1), ("two", -1)):
@@ -140,20 +132,24 @@ def test_control_characters_of_a_card_are_shown_escaped(library):
     assert library.card("ward-round")["style"] == r"\x1b[1m loud"
 
 
+NAMES = ["", "..", "../a", "a/b", "a\\b", ".hidden", "a b", "naïve", "x" * 81, None, "PLAIN"]
+MINE = SHIPPED["plain"].explanation
+
+
 @pytest.mark.parametrize(
     "change, line",
     [
-        (dict(explanation=replace(SHIPPED["plain"].explanation, space="another")), "explained in space another"),
-        (dict(explanation=replace(SHIPPED["plain"].explanation, row=np.full(2, np.nan))), "not finite"),
+        *((dict(name=name), "no name|exists already") for name in NAMES),
+        (dict(explanation=replace(MINE, space="another")), "explained in space another"),
+        (dict(explanation=replace(MINE, row=np.full(2, np.nan))), "not finite"),
         (dict(adapter=ASSETS), "no adapter here"),
         (dict(licence=""), "licence is missing"),
     ],
 )
-def test_a_pllm_that_does_not_fit_is_refused_and_changes_no_file(library, change, line):
+def test_a_name_or_a_pllm_that_does_not_fit_is_refused_and_changes_no_file(library, change, line):
     before = read_files(library.path)
-    request = dict(adapter=SHIPPED["plain"].adapter, explanation=SHIPPED["plain"].explanation) | FACTS | change
     with pytest.raises(InputError, match=line):
-        library.add("new", **request)
+        library.add(**dict(name="new", adapter=SHIPPED["plain"].adapter, explanation=MINE) | FACTS | change)
     assert read_files(library.path) == before
 
 

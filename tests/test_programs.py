@@ -4,6 +4,7 @@ import json
 from functools import cache
 
 import pytest
+from cases import pairs, save
 
 from personal_llm.base.core import InputError
 from personal_llm.data import formats, reading
@@ -96,16 +97,11 @@ READ = {  # program -> what its file holds
 }
 
 
-def save(path, value):
-    path.write_text(value if isinstance(value, str) else json.dumps(value), encoding="utf-8")
-    return path
-
-
 @pytest.mark.parametrize("program", READ)
 def test_a_program_is_read_without_what_nobody_said(tmp_path, program):
     value = READ[program]
     found = reading.read_dialogues(save(tmp_path / ("a.txt" if value is LOG else "a.json"), value))
-    assert (found.format, [(d.prompt, d.response) for d in found]) == (program, TEA)
+    assert (found.format, pairs(found)) == (program, TEA)
     assert not found.unread and {*found.left_out} <= {GAP, SETUP}
 
 
@@ -121,7 +117,7 @@ def test_a_second_speaker_and_times_that_fall_in_blocks_cost_no_pair():
     rows[2:2] = [dict(role="assistant", content="Never.", name="Otto")]
     same = turns(sent=[TIMES[0], TIMES[0], TIMES[1], TIMES[1]])
     for talk in (rows, same, same[2:] + same[:2], same[::-1]):
-        assert [(d.prompt, d.response) for d in reading.read_dialogues([dict(messages=talk)])] == TEA
+        assert pairs(reading.read_dialogues([dict(messages=talk)])) == TEA
 
 
 SETUPS = [CONTEXT.format("Qwen Code"), "# AGENTS.md instructions for /home\n\n<INSTRUCTIONS>x</INSTRUCTIONS>", SETTING]
@@ -167,7 +163,7 @@ REFUSED = [  # what a file holds, its name, words of the message
 @pytest.mark.parametrize("content, name, words", REFUSED, ids=[name for _, name, _ in REFUSED])
 def test_what_we_do_not_read_is_named_with_a_way_out(tmp_path, content, name, words):
     path = tmp_path / name
-    path.write_bytes(content) if isinstance(content, bytes) else save(path, content)
+    save(path, content)
     with pytest.raises(InputError, match=words) as caught:
         reading.read_dialogues(path)
     assert caught.value.remedy and "UTF-8" not in str(caught.value)
@@ -182,7 +178,7 @@ def test_an_install_without_our_exports_reads_plain_rows_and_says_what_to_do(mon
     monkeypatch.setattr(reading, "FORMATS", plain)
     for row in (dict(prompt="Tea?", response="Yes.", stars=1), dict(messages=turns()[:2], stars=1)):
         found = reading.read_dialogues([row])
-        assert [(d.prompt, d.response) for d in found] == TEA[:1] and found.unread == dict(stars=1)
+        assert pairs(found) == TEA[:1] and found.unread == dict(stars=1)
         assert "pip install -e ." in found.notes()[-1]
     for row in (dict(mapping={}), dict(messages=[dict(role="bing", content="Hi")]), dict(prompt="Tea?", response=3)):
         with pytest.raises(InputError, match="pip install -e ."):

@@ -9,6 +9,7 @@ from decimal import Decimal
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from cases import pairs, save
 from test_formats import CHAT, PAIRS, RECORDS
 
 from personal_llm.base.core import Dialogue, InputError
@@ -20,17 +21,6 @@ from personal_llm.recipes.data import is_reserved
 
 GOOD_ROW = dict(prompt="Hi", response="Hello")
 GOOD = json.dumps(GOOD_ROW).encode() + b"\n"
-
-
-def pairs(dialogues):
-    return [(d.prompt, d.response) for d in dialogues]
-
-
-def save(path, rows):
-    whole = path.suffix == ".json"
-    text = json.dumps(rows) if whole else "".join(json.dumps(row) + "\n" for row in rows)
-    path.write_bytes(text.encode())
-    return path
 
 
 @pytest.mark.parametrize("kind", ["jsonl", "json"])

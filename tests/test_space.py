@@ -60,11 +60,6 @@ def test_a_damaged_space_is_refused_in_one_line(tmp_path, damage):
     assert "\n" not in str(caught.value) and caught.value.remedy and str(tmp_path) in str(caught.value)
 
 
-def test_an_encoder_that_is_not_here_is_refused():
-    with pytest.raises(InputError, match="made with encoder another"):
-        find_encoder("another")
-
-
 # ---- sparse code
 
 
@@ -95,15 +90,18 @@ def test_equal_gains_have_no_direction():
     assert not gain_direction(np.random.default_rng(0).normal(size=(20, 3)), np.ones(20)).any()
 
 
-@pytest.mark.parametrize("part", ["@smell", "south"])
-def test_a_blend_of_an_unknown_part_is_refused(part):
-    with pytest.raises(InputError, match=f"the vocabulary names '{part}'; give it a panel"):
-        build_word_vectors({}, {"new": {part: 1}}, np.eye(39)[:, :2], np.ones(2))
-
-
-def test_a_unit_without_pllms_is_refused():
-    with pytest.raises(InputError, match="nothing to measure the unit on"):
-        measure_nats_per_unit(None, None, None, [])
+@pytest.mark.parametrize(
+    "act, line",
+    [
+        (lambda: build_word_vectors({}, {"new": {"@smell": 1}}, np.eye(39)[:, :2], np.ones(2)), "names '@smell'; give"),
+        (lambda: build_word_vectors({}, {"new": {"south": 1}}, np.eye(39)[:, :2], np.ones(2)), "names 'south'; give"),
+        (lambda: measure_nats_per_unit(None, None, None, []), "nothing to measure the unit on"),
+        (lambda: find_encoder("another"), "made with encoder another"),
+    ],
+)
+def test_what_a_space_lacks_is_named(act, line):
+    with pytest.raises(InputError, match=line):
+        act()
 
 
 # style
