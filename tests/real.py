@@ -9,6 +9,8 @@ import os
 from functools import lru_cache
 from pathlib import Path
 
+import pytest
+
 HERE = Path(__file__).parent
 SHIPPED = HERE / "tokenizers"
 NAMES = ("smollm2", "qwen2", "llama3.2")
@@ -24,6 +26,13 @@ def whole_folder(name: str):  # a folder, or None
 def folder_of(name: str):  # a folder, or None
     "Where a tokenizer lies, the short one before the whole one."
     return SHIPPED / name if (SHIPPED / name).is_dir() else whole_folder(name)
+
+
+def require(name: str) -> str:
+    "The name; a test without its tokenizer is skipped."
+    if folder_of(name) is None:
+        pytest.skip("no tokenizer of Llama-3.2 here; its licence forbids shipping (PERSONAL_LLM_TOKENIZERS=folder)")
+    return name
 
 
 def reduced(folder: Path, **changes):  # a configuration of transformers

@@ -31,6 +31,18 @@ def pocket():
     return load_model("pocket")
 
 
+def ask(port: int, token: str, method: str, path: str, body=None, **headers) -> tuple:  # (status, JSON or text)
+    "Ask with the token, unless a header of None leaves it out."
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=120)
+    content = body if body is None or isinstance(body, bytes) else json.dumps(body).encode()
+    given = {"Authorization": f"Bearer {token}"} | {k.replace("_", "-"): v for k, v in headers.items()}
+    connection.request(method, path, content, {name: value for name, value in given.items() if value is not None})
+    response = connection.getresponse()
+    text = response.read().decode()
+    connection.close()
+    return response.status, json.loads(text) if text.startswith("{") else text
+
+
 class ChatServer:
     "The package's server around a session."
 
@@ -48,16 +60,8 @@ class ChatServer:
         while not self.server.started:
             self.thread.join(0.02)
 
-    def ask(self, method: str, path: str, body=None, **headers) -> tuple:  # (status, JSON or text)
-        "Ask with the token, unless a header of None leaves it out."
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=120)
-        content = body if body is None or isinstance(body, bytes) else json.dumps(body).encode()
-        given = {"Authorization": f"Bearer {self.token}"} | {k.replace("_", "-"): v for k, v in headers.items()}
-        connection.request(method, path, content, {name: value for name, value in given.items() if value is not None})
-        response = connection.getresponse()
-        text = response.read().decode()
-        connection.close()
-        return response.status, json.loads(text) if text.startswith("{") else text
+    def ask(self, method: str, path: str, body=None, **headers) -> tuple:
+        return ask(self.port, self.token, method, path, body, **headers)
 
     def close(self) -> None:
         self.server.should_exit = True

@@ -5,7 +5,7 @@ all. The templates of Qwen3, SmolLM3, Gemma 3 and Phi are ours, in the form of t
 """
 
 import pytest
-from real import folder_of
+from real import folder_of, require
 from tiny import tiny
 
 from personal_llm.base.core import Dialogue
@@ -70,10 +70,8 @@ def family(request, tmp_path):  # (tokenizer, end of the prompt, end of a turn, 
         from test_gguf import make_gguf
 
         tokenizer = load_gguf_tokenizer(make_gguf(tmp_path / "gemma.gguf", "gemma3"))
-    elif folder_of(name) is None:
-        pytest.skip(f"the tokenizer of {name} is not here")
     else:
-        tokenizer = AutoTokenizer.from_pretrained(folder_of(name))
+        tokenizer = AutoTokenizer.from_pretrained(folder_of(require(name)))
     tokenizer.add_tokens([AddedToken(mark, special=False) for mark in ADDED.get(request.param, ())])
     tokenizer.chat_template = template or tokenizer.chat_template
     return tokenizer, *facts

@@ -322,28 +322,6 @@ def test_marks_in_long_texts_are_quick():
         remove_marks(text + "x")
 
 
-CABLE = "Where is the big cable of the projector stored these days?"
-TALKS = {
-    "Slack": dict(type="message", user="U01", text=CABLE, ts="1.1"),
-    "Discord": dict(guild={}, channel={}, messages=[dict(id="1", content="a kite", author=dict(name="ky"))]),
-    "iMessage": dict(text=CABLE, is_from_me=1, date="2024-01-15"),
-    "Google Chat": dict(messages=[dict(creator=dict(name="Ky"), text="Hi")]),
-    "Teams or Skype": dict(userId="ky", conversations=[dict(MessageList=[])]),
-    "Matrix": dict(messages=[dict(event_id="$1", sender="@ky", content=dict(body="Hi"))]),
-    "Character.AI": dict(chats=[dict(turns=[])]),
-    "Grok": dict(conversations=[dict(conversation={}, responses=[])]),
-    "an API": dict(id="x", choices=[dict(message={})]),
-}
-
-
-@pytest.mark.parametrize("program", TALKS)
-def test_messages_between_people_are_refused(program):
-    for skip in (False, True):
-        with pytest.raises(InputError, match=f"an export of {program}, which we do not read") as caught:
-            reading.read_dialogues([TALKS[program]] * 2, skip_invalid=skip)
-        assert "rows of prompt and response" in str(caught.value) and "skip_invalid" not in str(caught.value)
-
-
 def test_a_preference_of_whole_dialogues_names_their_mark():
     sides = [f"\n\nHuman: Hi\n\nAssistant: {word}" for word in ("Hello", "Yo")]
     with pytest.raises(InputError, match="left out: 1 × .*mark of a turn.*(Human:)"):

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from candidates import candidate, reopen, sound, stream
+from candidates import candidate, reopen, stream
 
 from personal_llm.base.core import Dialogue, InputError, make_generator
 from personal_llm.buffer.buffer import Buffer, open_buffer
@@ -49,20 +49,6 @@ def test_a_reopened_buffer_goes_on_as_if_nothing_had_happened(kind):
     for c in stream(120)[60:]:
         again.add(c)
     assert again.log == whole.log and again.dialogues == whole.dialogues
-
-
-@every_policy
-def test_it_goes_on_after_a_fine_tune_and_after_a_removal(kind):
-    buffer = filled(kind, stream(30))
-    buffer.rescore([replace(c, scores=replace(c.scores, model="base+a")) for c in buffer.entries])
-    for c in stream(90)[30:60]:
-        buffer.add(replace(c, scores=replace(c.scores, model="base+a")))
-    buffer.remove({0, len(buffer) - 1})
-    assert len(buffer) == 3
-    for c in stream(90)[60:]:
-        buffer.add(replace(c, scores=replace(c.scores, model="base+a")))
-        sound(buffer)
-    assert len(buffer) == buffer.capacity
 
 
 # ---- names and classes

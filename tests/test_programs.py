@@ -160,13 +160,30 @@ REFUSED = [  # what a file holds, its name, words of the message
 ]
 
 
-@pytest.mark.parametrize("content, name, words", REFUSED, ids=[name for _, name, _ in REFUSED])
+CABLE = "Where is the big cable of the projector stored these days?"
+TALKS = {
+    "Slack": dict(type="message", user="U01", text=CABLE, ts="1.1"),
+    "Discord": dict(guild={}, channel={}, messages=[dict(id="1", content="a kite", author=dict(name="ky"))]),
+    "iMessage": dict(text=CABLE, is_from_me=1, date="2024-01-15"),
+    "Google Chat": dict(messages=[dict(creator=dict(name="Ky"), text="Hi")]),
+    "Teams or Skype": dict(userId="ky", conversations=[dict(MessageList=[])]),
+    "Matrix": dict(messages=[dict(event_id="$1", sender="@ky", content=dict(body="Hi"))]),
+    "Character.AI": dict(chats=[dict(turns=[])]),
+    "Grok": dict(conversations=[dict(conversation={}, responses=[])]),
+    "an API": dict(id="x", choices=[dict(message={})]),
+}
+REFUSED += [([row] * 2, "a.json", f"an export of {name}, which we do not read") for name, row in TALKS.items()]
+
+
+@pytest.mark.parametrize("content, name, words", REFUSED, ids=[words for _, _, words in REFUSED])
 def test_what_we_do_not_read_is_named_with_a_way_out(tmp_path, content, name, words):
-    path = tmp_path / name
-    save(path, content)
-    with pytest.raises(InputError, match=words) as caught:
-        reading.read_dialogues(path)
-    assert caught.value.remedy and "UTF-8" not in str(caught.value)
+    file = save(tmp_path / name, content)
+    for skip in (False, True):
+        with pytest.raises(InputError, match=words) as caught:
+            reading.read_dialogues(file, skip_invalid=skip)
+        assert caught.value.remedy and "UTF-8" not in str(caught.value)
+        if "an export of" in words:
+            assert "rows of prompt and response" in str(caught.value) and "skip_invalid" not in str(caught.value)
 
 
 def test_an_install_without_our_exports_reads_plain_rows_and_says_what_to_do(monkeypatch):

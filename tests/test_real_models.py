@@ -9,7 +9,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from real import NAMES, SHIPPED, build, folder_of, shared_real, whole_folder
+from real import NAMES, SHIPPED, build, require, shared_real, whole_folder
 from test_tuning import TALK
 from tiny import same, weights
 
@@ -22,14 +22,11 @@ from personal_llm.recipes.check_model import MODEL_CHECKS, check_model
 SHORT = TuningConfig(rank=2, steps=4, batch_size=4, max_length=96, checks=2, learning_rate=1e-2)
 TURNS = [("system", "You are a nurse."), ("user", "Hi"), ("assistant", "Good morning.")]
 LONG = Dialogue("And where does it hurt most of the time, in the morning or at night?", "At night.", history=TURNS)
-BEGINS = {"smollm2": 0, "qwen2": 0, "llama3.2": 1}  # begin tokens before a dialogue; <|im_start|> opens each turn
 
 
 @pytest.fixture(params=NAMES)
 def name(request):
-    if folder_of(request.param) is None:
-        pytest.skip("no tokenizer of Llama-3.2 here; its licence forbids shipping (PERSONAL_LLM_TOKENIZERS=folder)")
-    return request.param
+    return require(request.param)
 
 
 @pytest.fixture
@@ -56,21 +53,6 @@ def test_the_whole_files(name):
     assert found.ok, f"\n{found}"
     adapter = finetune(model, TALK[:6], replace(SHORT, steps=2), progress=False)
     assert adapter.best_loss < adapter.start_loss
-
-
-def test_a_talk_with_a_system_prompt(name, model):
-    "The user's own system prompt, every turn, one begin token at most; the last answer and its end carry loss."
-    sample, tokenizer = model.encode(LONG), model.tokenizer
-    text = tokenizer.decode(sample["input_ids"])
-    assert all(said in text for _, said in TURNS) and LONG.prompt in text and "You are a helpful" not in text
-    assert [text.index(said) for _, said in TURNS] == sorted(text.index(said) for _, said in TURNS)
-    begin = tokenizer.bos_token_id
-    count = sample["input_ids"].count(begin) if begin is not None and BEGINS[name] else 0
-    assert count == BEGINS[name] and (not count or sample["input_ids"][0] == begin)
-    learned = [label for label in sample["labels"] if label != -100]
-    assert learned[-1] == tokenizer.eos_token_id and tokenizer.decode(learned[:-1]) == "At night."
-    default = tokenizer.decode(model.encode(Dialogue("Hi", "Hello."))["input_ids"])
-    assert ("helpful" in default) == (name != "llama3.2"), "two of the templates bring a system prompt along"
 
 
 def test_every_probe_passes(model):

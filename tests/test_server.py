@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from servers import chat_server, write_without_end
+from servers import ask, chat_server, write_without_end
 
 pytest.importorskip("uvicorn", reason="the extra `serve` is not installed")
 pytest.importorskip("fastapi", reason="the extra `serve` is not installed")
@@ -640,13 +640,7 @@ def start(folder, **variables):
     link = process.stdout.readline()
     assert link, process.communicate()[1]
     port = int(re.fullmatch(r"http://127\.0\.0\.1:(\d+)/#code=\S+\n", link)[1])
-    return process, port, post(port, "", "/connect", dict(text=link.strip().partition("=")[2]))["token"]
-
-
-def post(port: int, token: str, path: str, body: dict) -> dict:
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
-    connection.request("POST", path, json.dumps(body).encode(), {"Authorization": f"Bearer {token}"})
-    return json.loads(connection.getresponse().read())
+    return process, port, ask(port, "", "POST", "/connect", dict(text=link.strip().partition("=")[2]))[1]["token"]
 
 
 @pytest.mark.later
@@ -657,8 +651,9 @@ def test_what_was_acknowledged_survives_a_kill_and_no_word_is_printed(tmp_path):
         try:
             assert token == "chosen-token-of-mine"
             body = dict(model="personal", messages=messages(f"I live in {SECRET} {len(said)}."), max_tokens=2)
-            id = post(port, token, COMPLETIONS, body)["me"]["id"]
-            assert post(port, token, "/me/react", dict(id=id, kind="better", text=BETTER))["place"] == "similar prompts"
+            id = ask(port, token, "POST", COMPLETIONS, body)[1]["me"]["id"]
+            better = dict(id=id, kind="better", text=BETTER)
+            assert ask(port, token, "POST", "/me/react", better)[1]["place"] == "similar prompts"
             said.append(id)
         finally:
             process.send_signal(end)
