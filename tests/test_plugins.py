@@ -15,95 +15,6 @@ from personal_llm.app.plugins import find_targets
 from personal_llm.selection.selection import SELECTORS, load_selectors
 
 ROOT = Path(__file__).resolve().parent.parent
-MODULES = dict(leaver="raise SystemExit(0)")
-MODULES["silent"] = "class E(Exception):\n    def __str__(self): raise ValueError\nraise E"
-MODULES["shout"] = """
-import typer
-
-def write_name(model, adapter, folder, dialogues):
-    (folder / "name.txt").write_text(model.name)
-    return "read name.txt"
-
-def shout(text: str = typer.Option(), times: int = 1):
-    "Say a text in capitals."
-    print("\\n".join([text.upper()] * times))
-
-app = typer.Typer()
-
-@app.command()
-def wave():
-    "Say hello."
-    print("hello")
-
-greetings = typer.Typer(help="Greetings.")
-greetings.command("bow")(wave)
-greetings.command("nod")(wave)
-app.add_typer(greetings, name="greet")
-
-copycat = typer.Typer()
-copycat.command("status")(wave)
-copycat.command("wink")(wave)
-
-def guess(what: "Unknown"):
-    "Guess."
-
-text = "shout"
-"""
-MODULES["cards"] = """
-from personal_llm.buffer.policies import Policy, register_policy
-from personal_llm.data.formats import ParsedConversation, RecordFormat
-
-def parse(record):
-    pairs = [line.split(" = ") for line in record[".cards"].splitlines()]
-    return [ParsedConversation([("user", front), ("assistant", back)], is_row=False) for front, back in pairs]
-
-CARDS = RecordFormat(([".cards"],), parse)
-
-class NewestPolicy(Policy):
-    def choose(self, view, candidate):
-        return 0, "it is the newest"
-
-class Needy(NewestPolicy):
-    def __init__(self, number):
-        self.number = number
-
-@register_policy("registered")
-class Registered(NewestPolicy):
-    pass
-
-@register_policy("random")
-class Thief(NewestPolicy):
-    pass
-"""
-POINTS = """[personal_llm.commands]
-shout = shout:shout
-waves = shout:app
-broken = nowhere:app
-status = shout:copycat
-guess = shout:guess
-text = shout:text
-
-[personal_llm.targets]
-name = shout:write_name
-gguf = shout:write_name
-lost = nowhere:write
-
-[personal_llm.formats]
-cards = cards:CARDS
-unfound = nowhere:CARDS
-whatsapp = cards:CARDS
-nothing = os:path
-
-[personal_llm.policies]
-newest = cards:NewestPolicy
-sdss = cards:NewestPolicy
-cards = cards:CARDS
-needy = cards:Needy
-registered = cards:Registered
-alias = personal_llm.buffer.policies:SDSSPolicy
-leaver = leaver:NOTHING
-silent = silent:NOTHING
-"""
 RUN = """
 import contextlib, io, json, sys
 
@@ -125,15 +36,9 @@ print(json.dumps({name: [one.__module__, one.name] for name, one in POLICIES.ite
 
 
 @pytest.fixture
-def python(tmp_path):
-    "Run a program where a package of somebody else is installed, and some that cannot be imported; what it prints."
-    for name, text in MODULES.items():
-        (tmp_path / f"{name}.py").write_text(text)
-    metadata = tmp_path / "shout-1.0.dist-info"
-    metadata.mkdir()
-    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: shout\nVersion: 1.0\n")
-    (metadata / "entry_points.txt").write_text(POINTS)
-    path = os.pathsep.join([str(tmp_path), str(ROOT)])
+def python():
+    "Run a program where somebody else's package, which lies in `plugin`, is installed; what it prints."
+    path = os.pathsep.join([str(ROOT / "tests" / "plugin"), str(ROOT)])
 
     def run(*words):
         program = [sys.executable, "-c", *words]

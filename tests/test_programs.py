@@ -1,7 +1,7 @@
-"Programs that people leave: one talk each, in the layout of its export, with what is nobody's words beside it."
+"Programs that people leave: one talk each in `exports`, in the program's own layout, with what is nobody's words."
 
-import json
 from functools import cache
+from pathlib import Path
 
 import pytest
 from cases import pairs, save
@@ -22,86 +22,17 @@ def turns(*names, role="role", text="content", **more):
 
 
 TIMES = [f"2026-01-05T10:00:0{i}Z" for i in range(4)]
-THOUGHT = dict(type="reasoning", text="Hm.")
-PARTS = [row | dict(contentParts=[THOUGHT, dict(type="text", text=row.pop("content"))]) for row in turns()]
-CHUNKS = [
-    row | dict(content="", contentChunks=[dict(type="text", text=row["content"])]) for row in turns(createdAt=TIMES)
-]
-CHUNKS = [row | dict(chatId="c", reaction="neutral") for row in CHUNKS]
-BLOCKS = [dict(id=str(i), type="main_text", content=row["content"]) for i, row in enumerate(turns())]
-BLOCKS += [dict(id="9", type="thinking", content="Hm.")]
-TOPIC = [dict(role=row["role"], blocks=["9", str(i)][row["role"] == "user" :]) for i, row in enumerate(turns())]
 SETTING = "<environment_context>\n<cwd>/home</cwd>\n</environment_context>"
-SAID = [
-    dict(type="message", role=row["role"], content=[dict(type="input_text", text=row["content"])]) for row in turns()
-]
-CODEX = [dict(type="message", role="user", content=[dict(type="input_text", text=SETTING)]), SAID[0]]
-CODEX += [dict(type="user_message", message="Tea?"), dict(type="reasoning", summary=[]), *SAID[1:]]
-CURSOR = [
-    f"<system_reminder>\nBe brief.\n</system_reminder>\n<user_query>\n{row['content']}\n</user_query>"
-    for row in turns()
-]
-CURSOR = [CURSOR[i] if i % 2 == 0 else row["content"] for i, row in enumerate(turns())]
-CURSOR = [dict(role=row["role"], message=dict(content=[dict(text=CURSOR[i])])) for i, row in enumerate(turns())]
-ENTRIES = [
-    dict(query_str=ask, blocks=[dict(markdown_block=dict(answer=f"{answer[:-1]} [1][12]."))]) for ask, answer in TEA
-]
-ROOM = {str(i): dict(characterId=("USER", "c1")[i % 2], content=row["content"]) for i, row in enumerate(turns())}
-ROOM["1b"] = dict(characterId="c2", content="Never.")
-ROOM = {name: ROOM[name] for name in sorted(ROOM)}
-GROUP = [dict(name=("Me", "Mira")[i % 2], is_user=i % 2 == 0, mes=row["content"]) for i, row in enumerate(turns())]
-GROUP[2:2] = [dict(name="Otto", is_user=False, mes="Never.")]
 CONTEXT = "This is the {}. We are setting up the context for our chat.\nToday's date is Monday."
-SESSION = [dict(type=("user", "gemini")[i % 2], content=row["content"]) for i, row in enumerate(turns())]
-SESSION[2:2] = [dict(type="info", content="Request cancelled."), dict(type="warning", content="Slow.")]
-REQUESTS = [
-    dict(message=dict(text=ask), response=[dict(value=answer), dict(kind="thinking", value="Hm.")])
-    for ask, answer in TEA
-]
-POLLS = [TEA[0], ("Where?", "POLL:\nDinner?\nOPTION: Pizza (2 votes)\nOPTION: Soup (0 votes)"), TEA[1]]
-POLLS[1:1] = [
-    ("Wo?", "UMFRAGE:\nEssen?\nOPTION: Suppe (1 Stimme)\nOPTION: Brot (0 Stimmen)"),
-    ("Who?", "live location shared"),
-]
-POLLS[1:1] = [
-    ("Where is it?", "location: https://maps.google.com/?q=47.07,15.43"),
-    ("Und?", "Live-Standort wird geteilt"),
-]
-LOG = "".join(
-    f"05/01/2026, 10:0{i} - Kim: {ask}\n05/01/2026, 10:0{i} - Bo: {answer}\n" for i, (ask, answer) in enumerate(POLLS)
-)
-READ = {  # program -> what its file holds
-    "textgen": dict(internal=[["<|BEGIN-VISIBLE-CHAT|>", "Hello!"], *TEA], visible=[["", "Hello!"], *TEA]),
-    "codex": [dict(timestamp=TIMES[0], type="response_item", payload=row) for row in CODEX],
-    "message rows": "\n".join(map(json.dumps, CURSOR)),
-    "perplexity": dict(status="success", entries=ENTRIES),
-    "cherry studio": dict(indexedDB=dict(topics=[dict(messages=TOPIC)], message_blocks=BLOCKS)),
-    "typingmind": dict(data=dict(chats=[dict(chatID="c", messages=turns())], folders=[])),
-    "openrouter": dict(version="orpg.2.0", characters={}, messages=ROOM),
-    "sillytavern": GROUP,
-    "le chat": [CHUNKS[i] for i in (3, 0, 2, 1)],
-    "chatbox": {"chat-sessions-list": [], "session:1": dict(messages=PARTS[:2], threads=[dict(messages=PARTS[2:])])},
-    "nextchat": {"chat-next-web-store": dict(sessions=[dict(topic="Tea", messages=turns(date=TIMES))])},
-    "lobechat": dict(exportType="all", state=dict(messages=turns(topicId="1122", createdAt=TIMES))),
-    "continue": dict(title="Tea", history=[dict(message=row, contextItems=[]) for row in turns()]),
-    "copilot chat": dict(requesterUsername="me", requests=REQUESTS),
-    "gemini cli": dict(sessionId="s", messages=SESSION),
-    "messages": [
-        *(
-            {"role": role, "parts": [dict(text=text)]}
-            for role, text in (("user", CONTEXT.format("Gemini CLI")), ("model", "Got it."))
-        ),
-        *turns(),
-    ],
-    "whatsapp": LOG,
-}
+
+EXPORTS = sorted((Path(__file__).parent / "exports").glob("*/*"))
 
 
-@pytest.mark.parametrize("program", READ)
-def test_a_program_is_read_without_what_nobody_said(tmp_path, program):
-    value = READ[program]
-    found = reading.read_dialogues(save(tmp_path / ("a.txt" if value is LOG else "a.json"), value))
-    assert (found.format, pairs(found)) == (program, TEA)
+@pytest.mark.parametrize("file", EXPORTS, ids=lambda file: file.stem)
+def test_an_export_is_read_without_what_nobody_said(file):
+    found = reading.read_dialogues(file)
+    count = dict(one_exchange=1, two_exchanges=2)[file.parent.name]
+    assert (found.format, pairs(found)) == (file.stem.partition("-")[0].replace("_", " "), TEA[:count])
     assert not found.unread and {*found.left_out} <= {GAP, SETUP}
 
 
