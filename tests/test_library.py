@@ -120,7 +120,8 @@ def test_a_space_needs_its_plug_in(library, monkeypatch):
 def test_a_part_that_was_changed_or_damaged_is_refused(library, file, change, line):
     place = library.path / "ward-round" / file
     text = place.read_text()
-    row = {name: value for name, value in (json.loads(text) | (change or {})).items() if value is not None}
+    missing = [name for name, value in (change or {}).items() if value is None]
+    row = {name: value for name, value in (json.loads(text) | (change or {})).items() if name not in missing}
     place.write_text(json.dumps(row) if change else text[:-9])
     with pytest.raises(InputError, match=line):
         library["ward-round"]
