@@ -1,6 +1,7 @@
 "Formats: the records of every data set, turns into dialogues, a format of your own."
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -196,44 +197,13 @@ def test_an_answer_that_is_not_to_be_learned_stays_in_the_history(mark):
     assert d.prompt == "Sure?" and list(d.history) == [("user", "Is tin a metal?"), ("assistant", "No.")]
 
 
-MARKED = {
-    "◁think▷Hm.◁/think▷Yes.": "Yes.",
-    "<think>a</think>Yes.\n<think>b</think>\nIt is.": "Yes.\n\nIt is.",
-    "<|channel|>analysis<|message|>Hm.<|end|><|start|>assistant<|channel|>final<|message|>Yes.<|return|>": "Yes.",
-    '<details type="tool_calls" done="true" name="w">\n<summary>Tool</summary>\n</details>\nYes.': "Yes.",
-    '<details type="reasoning" done="false">\n<summary>Thinking…</summary>\n> Hm': "",
-    "<details>\n<summary>Thought for 2 seconds</summary>\nHm\n</details>\n\nYes.": "Yes.",
-    "Yes.\ue200cite\ue202turn0search1\ue202turn0search4\ue201 No.\ue200filecite\ue202turn0file0\ue201": "Yes. No.",
-    "See \ue200url\ue202the museum\ue202turn0search2\ue201.": "See the museum.",
-    "\ue203Ten metres\ue204\ue200cite\ue202turn0search2\ue201.": "Ten metres.",
-    "Yes 【4:0†notes.pdf】【4:1†L2-L3】.": "Yes.",
-    "Yes:contentReference[oaicite:0]{index=0}.": "Yes.",
-    "Viewing artifacts created via the Analysis Tool web feature preview isn’t yet supported on mobile.\nYes.": "Yes.",
-    "Yes.<|im_end|>\n": "Yes.",
-    "<antThinking>Hm.</antThinking>\n<|begin_of_thought|>Hm.<|end_of_thought|><|begin_of_solution|>Yes.": "Yes.",
-    "```thinking\nHm.\n```\nYes.\n```tool_code\nlook()\n```": "Yes.",
-    "Yes.\n<tool_call>\n{}\n</tool_call>\n<function_calls><a/></function_calls>\n<function=w>{}</function>": "Yes.",
-    "Yes.\n[TOOL_CALLS]w[ARGS]{}": "Yes.",
-    "<functioncall> {}": "",
-    "<tool-call>{}</tool-call>\nYes.": "Yes.",
-    ':::writing{variant="email"}\nDear Ana\n:::\nYes?': "Dear Ana\nYes?",
-    "Yes.</s>": "Yes.",
-    '{"name": "look", "arguments": {"q": "tea"}}': "",
-}
-UNMARKED = [
-    "Write <think> before your thoughts and </think> after them.",
-    "<details><summary>More</summary>Words.</details>",
-    "【Note】 Words in brackets, and a dagger† alone.",
-    "Yes </s> is an end token.",
-    "```xml\n<think>\nHm.\n</think>\n<tool_call>{}</tool_call>\n```\nOr end it with `</think>`.",
-    "```reason\nlet a = {}\n```",
-    '[Tools](a.md)\n[tool.poetry]\na = {}\n<Tooltip a="b">{c}</Tooltip>\n<function-plot>x</function-plot>',
-    "[tools]\na = 1\n:::note\nHi\n:::",
-    " kept as it is \n",
-]
+MARKS = json.loads(Path(__file__).with_name("marks.json").read_text(encoding="utf-8"))
+MARKED = MARKS["mended"]  # an answer -> what is left of it
+LEFT = MARKS["answers left out"]  # an answer that we cannot mend -> the mark that the note names
+ORDINARY = MARKS["ordinary"]
 
 
-@pytest.mark.parametrize("text", [*MARKED, *UNMARKED])
+@pytest.mark.parametrize("text", [*MARKED, *MARKS["kept"]])
 def test_marks_of_programs_are_nobodys_words(text):
     assert remove_marks(text) == MARKED.get(text, text)
     if MARKED.get(text):
@@ -241,58 +211,7 @@ def test_marks_of_programs_are_nobodys_words(text):
         assert d.response == MARKED[text]
 
 
-LEFT = {  # an answer that we cannot mend, and the mark that the note names
-    "Yes.\n<think>Only 1 and": "<think>",
-    "Only 1 and 7.</reasoning> Yes.": "</reasoning>",
-    "Let me see.<tool_call>{}</tool_call>": "<tool_call>",
-    "<scratchpad>\nHm.\n</scratchpad>\nYes.": "<scratchpad>",
-    "<analysis>Hm.</analysis>\nYes.": "<analysis>",
-    '<plan id="1">Divide it.</plan>\nYes.': '<plan id="1">',
-    "<Plan>Divide.</Plan>": "<Plan>",
-    "Yes.<eos>": "<eos>",
-    "Yes.\n**User:** And 9?": "**User:",
-    "<assistant>Yes.</assistant>": "<assistant>",
-    "<<SYS>>Be kind.<</SYS>> Yes.": "<<SYS>>",
-    "<inner_monologue>Hm.</inner_monologue>Yes.": "<inner_monologue>",
-    "<think>Hm.</think>\n<answer>Yes.</answer>": "<answer>",
-    "Write <think> before your thoughts and </think> after them.": "<think>",
-    "Use this:\n<think> and </think> frame the thoughts.": "<think>",
-    "Yes </s> is an end token.": "</s>",
-    "The end token <|im_end|>": "<|im_end|>",
-    "Yes.<|end|><|start|>user<|message|>And 9?<|end|><|start|>assistant<|channel|>final<|message|>No.": "<|end|>",
-    "<|python_tag|>is_prime(7)<|eom_id|>": "<|python_tag|>",
-    "analysisA question.assistantfinalYes.": "assistantfinal",
-    "<|start_header_id|>assistant<|end_header_id|>\n\nYes.": "<|start_header_id|>",
-    "<｜User｜>Is 7 prime?<｜Assistant｜>Yes.": "<｜User｜>",
-    "<|START_OF_TURN_TOKEN|><|USER_TOKEN|>Is 7 prime?": "<|START_OF_TURN_TOKEN|>",
-    "Yes.<|end|>\n<|user|>\nAnd 9?": "<|end|>",
-    "Yes.\n<human>: And 9?\n<bot>: No.": "<human>",
-    "Yes.<end_of_turn>\n<start_of_turn>user\nAnd 9?": "<end_of_turn>",
-    "Yes. [INST] And 9? [/INST] No.": "[INST]",
-    "Yes.\n\nHuman: And 9?\n\nAssistant: No.": "Human:",
-    "Yes. USER: And 9? ASSISTANT: No.": "USER:",
-    "Yes.\n\n### Instruction:\nAnd 9?": "### Instruction:",
-    "**Thinking**\n\nHm.\n\nYes.": "**Thinking**",
-    "> Thinking: Hm.\n\nYes.": "> Thinking:",
-    str(CHAT): "[{'role':",
-    json.dumps([turn("gpt", "Yes.")]): '[{"from":',
-}
-LEFT_PROMPTS = ["<｜User｜>Hi<｜Assistant｜>", "\n\nHuman: Hi\n\nAssistant:", "<human>: Hi\n<bot>:"]
-LEFT_PROMPTS += ["A.\n\n### Instruction:\nHi"]
-ORDINARY = [
-    "If a < b and b > c: a<b, x <- 3 in R, 1 <2> 3, $|x|$, f <| g |> h and <3.",
-    '<p>Hello <b>you</b></p> <details open>x</details> <Tooltip a="b">c</Tooltip> <planet>',
-    "Write to <ana@example.org> or <https://example.org>. List<Tool>, Map<String, Plan>, vector<tool>.",
-    "[TODO] Buy tea. [1] A source. [Tools](a.md) [tool.poetry]",
-    "Q: Is 7 prime?\nA: Yes. Dear User: the Human: he is late.",
-    "Use `<think>`, ``<|im_end|>`` and `[INST]`.",
-    "```\n<|im_start|>user\n```\n~~~\n[INST]\n~~~",
-    '{"a": [1, 2]}',
-    "Close it:\n```\n</think>\n```\nDone.",
-]
-
-
-@pytest.mark.parametrize("text", [*LEFT, *LEFT_PROMPTS, *ORDINARY])
+@pytest.mark.parametrize("text", [*LEFT, *MARKS["prompts left out"], *ORDINARY])
 def test_an_exchange_with_another_mark_is_left_out_by_name(text):
     sides = ("user", "assistant") if text in LEFT else ("assistant", "user")
     marked, other = dict(role=sides[1], content=text), dict(role=sides[0], content="Hm?")

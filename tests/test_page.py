@@ -27,23 +27,7 @@ from personal_llm.base.replies import ReplyStream
 
 OPTIONS = "--headless --no-sandbox --disable-gpu --disable-dev-shm-usage --disable-background-networking --no-first-run"
 CODE = "code-of-the-link"
-HOSTILE = """# A title
-Some **bold** and `code <b>`, <img src=x onerror="window.hit=1"> and [a link](javascript:window.hit=1),
-*slanted*, [a page](http://127.0.0.1/x?a=1) and [data](data:text/html,<script>window.hit=1</script>).
-
-| tea | price |
-|---|---|
-| *green* <i>x</i> | 3 |
-
-- one
-- two
-
-1. first
-2. <script>window.hit = 1</script>
-
-```
-if a < b: **stay**
-```"""
+HOSTILE = Path(__file__).with_name("hostile_reply.md").read_text(encoding="utf-8")
 
 
 @pytest.fixture(scope="module")
@@ -235,40 +219,8 @@ def test_nothing_redraws_what_somebody_types(page, width, monkeypatch):
     assert page.find("#answers textarea").get_property("value") == "Sleep"
 
 
-DAY = """
-an example: back What can I cook | ENTER | turns 1
-a message: to Your message | type I have a dog, Biscuit. | ENTER | turns 2
-a word that is wider than a phone: to Your message | wide | ENTER | turns 3
-open the page anew: refresh | turns 3
-a message of two lines: to Your message | type What is | line | type tea? | ENTER | turns 4
-try again: back More about this turn | ENTER | to Try again | ENTER | stored 5 | turns 4
-copy: to More about this turn | ENTER | to Copy the reply | ENTER | see #note Copied.
-edit a message: ENTER | to Edit your | ENTER | END | type  Please. | to Send | ENTER | stored 6 | turns 4
-like a reply: to More about this turn | ENTER | to Bad reply | back Good reply | SPACE | see .mark You liked
-dislike it: ENTER | to Bad reply | SPACE | see .mark You did not like
-leave a menu: ENTER | to Bad reply | ESCAPE | see [name=better] Correct
-correct a reply: back Correct | ENTER | type A drink. | to Save | ENTER | see .reply A drink.
-say where it applies: to Your correction applies | DOWN | see #note Applies to all replies: your | scope everywhere
-take it back: to Undo | ENTER | see #note Taken back: where | unscoped
-stop a reply: slow | to Your message | type Count. | ENTER | see .reply 1 2 | ESCAPE | fast | turns 5
-go on after a stop: to Your message | type Thanks. | ENTER | turns 6
-a new talk: unfold | to New talk | ENTER | turns 0 | type Hello. | ENTER | turns 1
-search: unfold | to Search the talks | type biscuit | talks 1 | BACK_SPACE 7 | talks 2
-name a talk: to More about the talk: Hello. | ENTER | to Rename | ENTER | answer Greetings | see #talk-list Greetings
-save a talk: ENTER | to Save as a file | ENTER | saved
-go back to a talk: to What can I cook | ENTER | turns 6
-keep one: to More about this turn 2 | ENTER | to Forget this | ENTER | see #confirm-lines came later \
-| keep | yes | gone .own Biscuit
-answer again: to Answer again | ENTER | gone .reply was forgotten
-how to answer: to What I know | ENTER | to One more | type In short. | ENTER | see #instructions In short.
-change it: to Change: In short. | ENTER | answer In two lines. | see #instructions In two lines.
-delete it: to Forget: In two lines. | ENTER | see #instructions Nothing yet.
-where a correction belongs: to Applies to | DOWN | see #note Applies to all | scope everywhere
-correct an answer: to Change: What is | ENTER | type A leaf. | to Save | ENTER | see #answers A leaf. | scope everywhere
-think again: to Everything that holds | type leaf | ENTER | see #confirm-lines What is | no | see #note Kept.
-back to the chat: back Back to the chat | ENTER | to Your message | type Bye. | ENTER | see .own Bye.
-"""
-SCENES = [line.split(": ", 1) for line in DAY.strip().splitlines()]
+DAY = Path(__file__).with_name("page_day.txt").read_text(encoding="utf-8")
+SCENES = [line.split(": ", 1) for line in DAY.splitlines()]
 NAME = "((a) => a.ariaLabel || a.labels?.[0]?.textContent.trim() || a.textContent.trim())(document.activeElement)"
 
 
