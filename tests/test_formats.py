@@ -29,73 +29,18 @@ def turn(who, text):
 CHAT = [user("Hi"), bot("Hello"), user("Bye"), bot("See you")]
 PAIRS = [("Hi", "Hello"), ("Bye", "See you")]
 
-# format, record, the (prompt, response) pairs that it holds
-# `test_reading` reads them from every kind of file
-SIDES = [dict(human="Hi", assistant="Hello"), dict(human="Bye", assistant="See you")]
+ROWS = json.loads(Path(__file__).with_name("records.json").read_text(encoding="utf-8"))
+# format, record, the (prompt, response) pairs that it holds; `test_reading` reads them from every kind of file
+RECORDS = [(name, record, list(map(tuple, expected))) for name, record, expected in ROWS["read"]]
+GAPS = ROWS["gaps"]  # what stands between two exchanges, and its gaps
 SYSTEM = dict(role="system", content="Be kind.")
-QUESTION = dict(role="user", content="Hi")
-RECORDS = [
-    ("messages", dict(messages=CHAT), PAIRS),
-    ("messages", CHAT, PAIRS),
-    ("messages", dict(messages=[SYSTEM, *CHAT[:2]]), PAIRS[:1]),
-    ("messages", dict(messages=[bot("Welcome!"), user("a"), user("b"), bot("c")]), [("a\nb", "c")]),
-    ("messages", dict(messages=[user([dict(type="text", text="a"), dict(type="image_url")]), bot("c")]), [("a", "c")]),
-    ("messages", dict(messages=[user("a"), dict(role="assistant", content=None), bot("c")]), [("a", "c")]),
-    ("messages", dict(id="1", conversations=[turn("human", "Hi"), turn("gpt", "Hello")]), PAIRS[:1]),
-    ("messages", dict(conversations=[turn("system", "x"), turn("user", "Hi"), turn("chatgpt", "Hello")]), PAIRS[:1]),
-    ("messages", dict(contents=[dict(role="model", parts=[dict(text="x")])] + CHAT), PAIRS),
-    ("messages", dict(conversation=SIDES), PAIRS),
-    ("messages", dict(messages=[turn | dict(parent=i or None) for i, turn in enumerate(CHAT)]), PAIRS),
-    ("messages", dict(messages=[turn | dict(parent=None) for turn in CHAT]), PAIRS),
-    ("messages", dict(conversation=[dict(system="Be kind.", input="Hi", output="Hello")]), PAIRS[:1]),
-    ("messages", dict(conversation=[dict(speaker="user", text="Hi"), dict(speaker="bot", text="Hello")]), PAIRS[:1]),
-    ("messages", dict(prompt="x", response="y", conversation=CHAT), PAIRS),
-    ("messages", dict(messages=[turn | dict(created_at=5) for turn in CHAT]), PAIRS),
-    ("pairs", dict(prompt="Hi", completion="Hello"), PAIRS[:1]),
-    ("pairs", dict(prompt="Hi", response="Hello", extra=1), PAIRS[:1]),
-    ("pairs", {"Prompt": "Hi", " Response ": "Hello"}, PAIRS[:1]),
-    ("pairs", dict(input="Hi", output="Hello"), PAIRS[:1]),
-    ("pairs", dict(instruction="Add.", input="1 2", output="3"), [("Add.\n\n1 2", "3")]),
-    ("pairs", dict(instruction="Add.", input="", output="3", text="x"), [("Add.", "3")]),
-    ("pairs", dict(instruction="Add.", input="1 2", output="3", prompt="Below is…"), [("Add.\n\n1 2", "3")]),
-    ("pairs", dict(Instruction="Add.", Input=None, Output="3", messages=None), [("Add.", "3")]),
-    ("pairs", dict(prompt="Add.", input="", context="1 2", completion="3"), [("Add.\n\n1 2", "3")]),
-    ("messages", dict(system=[dict(text="Be kind.")], messages=CHAT[:2]), PAIRS[:1]),
-    ("pairs", dict(prompt=[SYSTEM, QUESTION], completion=[bot("Hello")]), PAIRS[:1]),
-    ("pairs", dict(instruction="Bye", output="See you", history=[["Hi", "Hello"]]), PAIRS),
-    ("pairs", dict(prompt="Bye", response="See you", history=CHAT[:2]), PAIRS),
-    ("preference", dict(prompt="Hi", chosen=CHAT[:2], rejected=[QUESTION, bot("Yo")], messages=CHAT), PAIRS[:1]),
-]
 
 
 def pairs(conversations):
     return [(d.prompt, d.response) for talk in conversations for d in split_into_dialogues(talk)[0]]
 
 
-PARENTS = "parent_id parentId parent parent_message_id parentMessageId parent_message_uuid".split()
-TREES = [[user("Is 7 prime?"), bot("No.") | {name: "1"}, bot("Yes.") | {name: "1"}] for name in PARENTS]
-TREES += [[user("Hi") | dict(ancestors=[]), *(bot(word) | dict(ancestors=["1"]) for word in ("No.", "Yes."))]]
-TREES += [[*(user(word) | dict(parent=None) for word in ("Hy", "Hi")), bot("Hello") | dict(parent="2")]]
-BAD = [
-    ("messages", dict(messages="Hi"), "are str, not a list"),
-    ("messages", dict(conversation="[{'role': 'user'}]"), "broken JSON"),
-    ("messages", dict(conversation=[[["Hi"]]]), "no known field names the sender; fields: none"),
-    ("messages", dict(messages=[dict(role=["user"], content="x")]), "unknown role"),
-    ("messages", dict(messages=[user(3)]), "int, not text"),
-    ("messages", dict(conversations=dict(a=1)), "wrong kind of value"),
-    ("messages", dict(messages=[user("Hi"), dict(role="bing", content="x")]), "unknown role 'bing'"),
-    ("pairs", dict(prompt=3, response="x"), "prompt is int, not text"),
-    ("pairs", dict(prompt="x", response=float("nan")), "response is float, not text"),
-    ("pairs", dict(instruction="Hi", output=["Hello", "Yo"]), "output is list, not text"),
-    ("pairs", dict(prompt=["Hi", "Bye"], response=["Hello", "See you"]), "response is list, not text"),
-    ("pairs", dict(prompt="Bye", response="See you", history="Hi, Hello"), "no known field"),
-    *(("messages", dict(messages=tree), "one parent") for tree in TREES),
-    ("messages", dict(messages=[turn | dict(sent=f"2026-01-0{d}") for d, turn in zip("1323", CHAT)]), "their times"),
-    ("messages", dict(messages=[dict(nick="Ana", body="Hi")]), "no known field names the sender; fields: nick, body"),
-]
-
-
-@pytest.mark.parametrize("name,record,words", BAD)
+@pytest.mark.parametrize("name, record, words", ROWS["refused"])
 def test_bad_records_say_why(name, record, words):
     with pytest.raises(InputError, match=words) as caught:
         parse_record(record, name)
@@ -124,21 +69,7 @@ def test_a_format_of_your_own_comes_first():
     assert detect_format(row) == "pairs"
 
 
-PICTURE = [dict(type="image_url", image_url=dict(url="data:image/png;base64,iVBO"))]
 NORWAY, PERU = [user("Norway?"), bot("Oslo.")], [user("Peru?"), bot("Lima.")]
-GAPS = {  # what stands between two exchanges, and its gaps
-    "a picture": ([user(PICTURE), bot("A red bicycle.")], 1),
-    "a picture of Gemini": ([dict(role="user", parts=[dict(inlineData=dict(data="iVBO"))]), bot("A bicycle.")], 1),
-    "a painted picture": ([user("Draw a cat."), bot(PICTURE)], 1),
-    "a stopped reply": ([user("A story!"), bot("")], 1),
-    "a reply that was cut": ([user("A story!"), bot("Once") | dict(finish_reason="length")], 1),
-    "an error": ([user("A story!"), bot("Network error") | dict(isError=True)], 1),
-    "a stopped thought": ([user("A story!"), bot("<think>Let me see")], 1),
-    "a picture without an answer": ([user(PICTURE)], 0),
-    "a prompt of Open WebUI": ([user("### Task:\nGenerate a title.\n### Chat History:"), bot('{"title": "x"}')], 1),
-    "a call of a tool": ([user("How warm?"), dict(role="assistant", content=None, tool_calls=[dict(id="1")])], 1),
-    "a call in its own form": ([user("How warm?"), dict(type="function_call", name="w")], 1),
-}
 
 
 @pytest.mark.parametrize("kind", GAPS)
@@ -155,20 +86,7 @@ def test_a_turn_without_text_costs_its_own_exchange(kind):
     assert all(role == ("user", "assistant")[i % 2] for d in found for i, (role, _) in enumerate(d.history)), roles
 
 
-@pytest.mark.parametrize(
-    "call",
-    [
-        [dict(role="assistant", content=None, tool_calls=[dict(id="c")]), dict(role="tool", content="21")],
-        [dict(role="assistant", content="", function_call=dict(name="w")), dict(role="function", content="21")],
-        [bot([dict(type="tool_use", name="w")]), user([dict(type="tool_result", content="21")])],
-        [dict(role="assistant", content=[dict(type="thinking", thinking="hm")])],
-        [dict(role="assistant", channel="analysis", content="hm")],
-        [turn("function_call", "{}"), turn("observation", "21")],
-        [dict(role="model", parts=[dict(functionCall={})]), dict(role="user", parts=[dict(functionResponse={})])],
-        [dict(type="function_call", name="w"), dict(type="function_call_output", output="21")],
-        [dict(role="ipython", content="21")],
-    ],
-)
+@pytest.mark.parametrize("call", ROWS["calls of tools"])
 def test_calls_of_tools_are_no_turns(call):
     (conversation,) = parse_record(dict(messages=[user("How warm?"), *call, bot("21 degrees.")]), "messages")
     (d,), _, left_out = split_into_dialogues(conversation)

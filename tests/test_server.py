@@ -103,45 +103,17 @@ def test_the_openai_client_talks_streams_stops_and_counts(served):
         openai.OpenAI(base_url=f"{served.address}/v1", api_key="no", max_retries=0).models.list()
 
 
-CALL = dict(id="1", type="function", function=dict(name="clock", arguments="{}"))
-PICTURE = [dict(type="text", text="What is this?"), dict(type="image_url", image_url=dict(url="data:,"))]
-HISTORIES = [
-    [dict(role="assistant", content=None, tool_calls=[CALL]), dict(role="tool", tool_call_id="1", content="noon")],
-    [dict(role="user", content="Time?"), dict(role="assistant", content=None)],
-    [dict(role="user", content="Time?"), dict(role="assistant", tool_calls=[])],
-    [dict(role="user", content=PICTURE), dict(role="assistant", content="A cat.")],
-    [dict(role="developer", content="Be brief."), dict(role="system", content=[dict(type="text", text="Be kind.")])],
-    [dict(role="user", content="Hi", name="ann"), dict(role="assistant", content="Hi", refusal=None)],
-]
-SUPPORTED = [dict(n=1), dict(temperature=1), dict(temperature=1e-300), dict(top_p=0), dict(seed=-(2**53))]
-SUPPORTED += [dict(stop="\n"), dict(stop=["\n", "END"]), dict(logprobs=False), dict(tools=[])]
-SUPPORTED += [dict(tool_choice="none", tools=[dict(type="function")]), dict(store=False), dict(logit_bias={})]
-SUPPORTED += [dict(response_format=dict(type="text"))]
-SUPPORTED += [dict(frequency_penalty=0, presence_penalty=0.0), dict(modalities=["text"]), dict(metadata=dict(a="b"))]
-SUPPORTED += [dict(reasoning_effort="high", prediction=None), dict(prompt_cache_key="a", safety_identifier="ann")]
-SUPPORTED += [dict(parallel_tool_calls=True), dict(service_tier="auto"), dict(stream_options=None), dict(anything=[1])]
-SUPPORTED += [dict(max_tokens=-1), dict(max_tokens=16.0), dict(seed=7.0), dict(max_tokens=10**30)]
-SUPPORTED += [dict(max_tokens=None, max_completion_tokens=2), dict(top_logprobs=None)]
-SUPPORTED += [dict(messages=[*history, *messages("Name a colour.")]) for history in HISTORIES]
-REFUSED = [dict(n=2), dict(tools=[dict(type="function")]), dict(functions=[dict(name="look")]), dict(max_tokens=0)]
-REFUSED += [dict(response_format=dict(type="json_object")), dict(logprobs=True), dict(top_logprobs=5), dict(stop=7)]
-REFUSED += [dict(modalities=["text", "audio"]), dict(audio=dict(voice="alloy")), dict(logit_bias={"50256": -100})]
-REFUSED += [dict(temperature=2.1), dict(stop=["x"] * 17), dict(stop="x" * 201), dict(function_call=dict(name="look"))]
-REFUSED += [dict(web_search_options={}), dict(verbosity="low"), dict(max_tokens=-2), dict(max_tokens=1.5)]
-REFUSED += [dict(presence_penalty=1), dict(stream="yes"), dict(store=0), dict(temperature="1"), dict(messages=[])]
-REFUSED += [dict(messages=[dict(role="robot", content="x")]), dict(messages=messages("Hi", "Hello!"))]
-REFUSED += [dict(messages=messages(" \x07")), dict(messages=messages("\ud83d")), dict(model=["personal"])]
-REFUSED += [dict(messages=[dict(role="user", content=[dict(type="text", text="See"), dict(type="image_url")])])]
+FIELDS_OF_REQUESTS = json.loads(Path(__file__).with_name("requests.json").read_text(encoding="utf-8"))
 
 
 @pytest.mark.parametrize("is_stream", [False, True], ids=["whole", "stream"])
 def test_each_field_is_followed_ignored_or_refused_by_name(served, is_stream):
     base = dict(model="personal", messages=messages("Hello"), max_tokens=2, stream=is_stream)
-    for change in SUPPORTED:
+    for change in FIELDS_OF_REQUESTS["supported"]:
         status, answer = served.ask("POST", COMPLETIONS, base | change)
         assert status == 200 and (is_stream or answer["choices"][0]["message"]["content"] is not None), change
     before = describe_state(served.session.me.state)["stored"]
-    for change in REFUSED:
+    for change in FIELDS_OF_REQUESTS["refused"]:
         status, answer = served.ask("POST", COMPLETIONS, base | change)
         assert status == 400 and answer["error"]["message"].startswith(next(iter(change))), (change, answer)
         assert set(answer["error"]) == {"message", "type", "param", "code"} and "\n" not in answer["error"]["message"]
