@@ -1,5 +1,6 @@
 "Exports of chat services: short hand-written files that look like the real ones."
 
+import json
 import os
 
 import pytest
@@ -116,35 +117,12 @@ def test_a_reply_with_a_thumb_down_is_not_learned(rating, count):
 
 THOUGHT = dict(channel="analysis")
 HIDDEN = dict(metadata=dict(is_visually_hidden_from_conversation=True))
-MIXED = dict(kind="multimodal_text")
-IMAGE = [dict(content_type="image_asset_pointer", asset_pointer="sediment://x")]
-VOICE = [dict(content_type="audio_asset_pointer")]
-SPOKEN = [dict(content_type="audio_transcription", text="Hi")]
 CANVAS = dict(content_type="code", text='{"name": "rain", "type": "document", "content": "Grey threads."}')
-UPDATE = dict(content_type="code", text='{"updates": [{"pattern": "threads", "replacement": "ropes"}]}')
 MAKE = dict(content=CANVAS, recipient="canmore.create_textdoc")
-CHANGE = dict(content=UPDATE, recipient="canmore.update_textdoc")
-REDACTED = "Original custom instructions no longer available"
-PAINT = dict(kind="code", recipient="dalle.text2im")
-BETWEEN = {  # what stands between two exchanges of ChatGPT: its messages, and its (prompt, response) pairs
-    "a picture": ([("user", IMAGE, MIXED), ("assistant", "A bicycle.")], []),
-    "a voice message": ([("user", VOICE, MIXED), ("assistant", "Hm.")], []),
-    "a transcription": ([("user", SPOKEN, MIXED), ("assistant", "Hello")], [("Hi", "Hello")]),
-    "an unknown kind of message": ([("user", "x", dict(kind="hologram")), ("assistant", "Nice.")], []),
-    "a painted picture": ([("user", "Draw!"), ("assistant", "{}", PAINT), ("tool", IMAGE, MIXED)], []),
-    "a stopped reply": ([("user", "A story!"), ("assistant", "Once", dict(status="finished_partial_completion"))], []),
-    "an empty message": ([("user", "Why?"), ("assistant", [None, ""]), ("assistant", "So.")], [("Why?", "So.")]),
-    "a placeholder": ([("user", "Why?"), ("user", REDACTED), ("assistant", "So.")], [("Why?", "So.")]),
-    "a call of a tool": ([("user", "Draw!"), ("assistant", "{}", PAINT)], []),
-    "a hidden message": ([("user", "I am Ana.", HIDDEN), ("user", "Why?"), ("assistant", "So.")], [("Why?", "So.")]),
-    "a thought": ([("user", "Why?"), ("assistant", "Hm.", THOUGHT), ("assistant", "So.")], [("Why?", "So.")]),
-    "no weight": ([("user", "Why?"), ("assistant", "Hm.", dict(weight=0.0)), ("assistant", "So.")], [("Why?", "So.")]),
-    "a canvas": (
-        [("user", "Rain?"), ("assistant", "", MAKE), ("tool", "Done."), ("assistant", "Written.")],
-        [("Rain?", "Grey threads.\nWritten.")],
-    ),
-    "a change of a canvas": ([("user", "Ropes!"), ("assistant", "", CHANGE), ("assistant", "Changed.")], []),
-}
+
+
+# what stands between two exchanges of ChatGPT: its messages, and its (prompt, response) pairs
+BETWEEN = json.loads(Path(__file__).with_name("chatgpt_gaps.json").read_text(encoding="utf-8"))
 
 
 @pytest.mark.parametrize("kind", BETWEEN)
@@ -153,7 +131,7 @@ def test_chatgpts_gaps_cost_their_own_exchange(kind, tmp_path):
     around = [("user", "Norway?"), ("assistant", "Oslo."), ("user", "Peru?"), ("assistant", "Lima.")]
     row = chain(*around[:2], *middle, *around[2:])
     found = read_dialogues(save(tmp_path / "conversations.json", [row]))
-    assert pairs(found) == [("Norway?", "Oslo."), *expected, ("Peru?", "Lima.")]
+    assert pairs(found) == [("Norway?", "Oslo."), *map(tuple, expected), ("Peru?", "Lima.")]
     assert bool(found.left_out) == (not expected)
 
 
