@@ -43,7 +43,7 @@ def server():
 
 @pytest.fixture
 def session(server, tmp_path):
-    with ChatSession(make_model(server, seconds=1), tmp_path, idle_seconds=1000.0) as session:
+    with ChatSession(make_model(server, seconds=1000), tmp_path, idle_seconds=1000.0) as session:
         yield session
 
 
@@ -167,12 +167,14 @@ def test_a_reply_comes_from_the_server_with_all_that_we_found_for_it(server):
 @pytest.mark.parametrize("fault", FAULTS)
 def test_each_fault_is_one_line_and_nothing_is_stored(fault, server, session):
     script, words = FAULTS[fault]
+    session.model.engine.seconds = 1 if words == SILENT else 1000
     server.scripts.append(script)
     with pytest.raises(InputError) as raised:
         say(session, "a b c", 9)
     line = str(raised.value)
     assert line.startswith(f"writer 127.0.0.1:{server.server_port}: ") and words in line
     assert len(line.splitlines()) == 1 and not session.turns and not session.me.archive.dialogues
+    session.model.engine.seconds = 1000
     assert say(session, "a b") == "In short: a b" and len(session.turns) == 1
 
 
