@@ -1,7 +1,13 @@
-"One test over many values, chats in files, and cells of notebooks."
+"One test over many values, chats in files, cells of notebooks, and programs in processes of their own."
 
 import json
+import os
+import subprocess
+import sys
 from contextlib import contextmanager
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
 
 
 @contextmanager
@@ -33,3 +39,13 @@ def read_cells(path) -> list:
 
 def source_of(cell) -> str:
     return "".join(cell["source"])
+
+
+def run_python(program: str, *words, **variables) -> str:
+    "What a program prints; it must succeed. A variable of None is left out."
+    given = os.environ | dict(PYTHONPATH=str(ROOT)) | variables
+    environment = {name: value for name, value in given.items() if value is not None}
+    command = [sys.executable, "-c", program, *map(str, words)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment)
+    assert done.returncode == 0, done.stderr
+    return done.stdout

@@ -2,17 +2,14 @@
 
 import ast
 import re
-import subprocess
-import sys
 from collections import Counter
 from functools import cache
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
-from cases import read_cells, source_of
+from cases import ROOT, read_cells, run_python, source_of
 
-ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "personal_llm"
 ACTS = ("base", "data", "buffer", "memory", "tuning", "explanation", "selection", "device", "app", "extras")
 LONGEST_LINE = 120
@@ -204,8 +201,7 @@ for name in personal_llm.__all__:
     assert name.isupper() or value.__module__.startswith("personal_llm."), name
 assert not [m for m in ("torch", "transformers", "peft") if m in sys.modules], "names alone import nothing heavy"
 """
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT)
-    assert done.returncode == 0, done.stderr
+    run_python(program)
 
 
 def test_an_unknown_name_is_an_attribute_error():

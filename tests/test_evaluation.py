@@ -1,12 +1,11 @@
 "Evaluation on a fake model: no weights needed. Naive twins, laws, and what is refused."
 
-import subprocess
-import sys
 from collections import Counter
 from contextlib import contextmanager
 
 import numpy as np
 import pytest
+from cases import run_python
 from hypothesis import given, settings, strategies as st
 
 from personal_llm.base.core import Cost, Dialogue, InputError
@@ -64,8 +63,7 @@ def test_evaluate_by_hand():
 
 def test_the_chapter_alone_gives_a_model_its_replies():
     imports = "import personal_llm.tuning.evaluation, personal_llm.base.models as models"
-    program = f"{imports}; assert hasattr(models.Model, 'reply')"
-    subprocess.run([sys.executable, "-c", program], check=True)
+    run_python(f"{imports}; assert hasattr(models.Model, 'reply')")
 
 
 def test_evaluate_without_replies():

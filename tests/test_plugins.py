@@ -2,19 +2,16 @@
 
 import json
 import os
-import subprocess
-import sys
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import typer
+from cases import ROOT, run_python
 
 from personal_llm.app.cli import app
 from personal_llm.app.plugins import find_targets
 from personal_llm.selection.selection import SELECTORS, load_selectors
 
-ROOT = Path(__file__).resolve().parent.parent
 RUN = """
 import contextlib, io, json, sys
 
@@ -35,30 +32,19 @@ print(json.dumps({name: [one.__module__, one.name] for name, one in POLICIES.ite
 """
 
 
-@pytest.fixture
-def python():
-    "Run a program where somebody else's package, which lies in `plugin`, is installed; what it prints."
-    path = os.pathsep.join([str(ROOT / "tests" / "plugin"), str(ROOT)])
-
-    def run(*words):
-        program = [sys.executable, "-c", *words]
-        done = subprocess.run(program, capture_output=True, text=True, env=os.environ | dict(PYTHONPATH=path))
-        assert done.returncode == 0, done.stderr
-        return json.loads(done.stdout)
-
-    return run
+def run_beside_a_plugin(program: str, *words):
+    "What a program prints, as JSON, where somebody else's package, which lies in `plugin`, is installed."
+    return json.loads(run_python(program, *words, PYTHONPATH=os.pathsep.join([str(ROOT / "tests/plugin"), str(ROOT)])))
 
 
-@pytest.fixture
-def command(python):
-    "Run commands in one such process."
-    return lambda *commands: [
-        SimpleNamespace(**row) for row in python(RUN, json.dumps([[*map(str, words)] for words in commands]))
-    ]
+def command(*commands) -> list:
+    "The results of commands, all in one such process."
+    rows = run_beside_a_plugin(RUN, json.dumps([[*map(str, words)] for words in commands]))
+    return [SimpleNamespace(**row) for row in rows]
 
 
 @pytest.mark.later
-def test_somebody_else_can_write_one(command, tmp_path):
+def test_somebody_else_can_write_one(tmp_path):
     "A function, an application with a command and a group, and a target; none of them waits for a broken one."
     adapter = next((ROOT / "personal_llm/assets/library").glob("*/adapter_model.safetensors")).parent
     said, waved, bowed, missing, done = command(
@@ -74,7 +60,7 @@ def test_somebody_else_can_write_one(command, tmp_path):
     assert done.code == 0 and (tmp_path / "out" / "name.txt").read_text() == "pocket", done.err
 
 
-def test_a_plugin_that_cannot_be_used_is_named_and_costs_nothing_else(command, tmp_path):
+def test_a_plugin_that_cannot_be_used_is_named_and_costs_nothing_else(tmp_path):
     "Ours keep their names, and a plug-in with a command of ours brings none of its others either."
     done, learn, wink = command(("status", "--out", tmp_path), ("learn", "--help"), ("wink",))
     assert done.code == 2 and "no memory here" in done.err
@@ -91,7 +77,7 @@ def test_a_plugin_that_cannot_be_used_is_named_and_costs_nothing_else(command, t
     assert learn.code == 0 and "No such command 'wink'" in wink.err
 
 
-def test_somebody_else_can_add_a_format_and_a_policy_and_what_fails_is_named(command, python, tmp_path):
+def test_somebody_else_can_add_a_format_and_a_policy_and_what_fails_is_named(tmp_path):
     (tmp_path / "quiz.cards").write_text("Tea? = Yes.\nCake? = No.\n")
     data = ("--data", tmp_path / "quiz.cards", "--out", tmp_path / "me")
     (done,) = command(("personalize", "--model", "pocket", *data, "--policy", "newest"))
@@ -100,7 +86,7 @@ def test_somebody_else_can_add_a_format_and_a_policy_and_what_fails_is_named(com
     for name in ("whatsapp", "nothing", "sdss", "cards", "needy", "alias", "leaver", "silent"):
         assert f"plug-in {name} skipped" in done.err
     assert "plug-in registered" not in done.err
-    classes = python(POLICIES)
+    classes = run_beside_a_plugin(POLICIES)
     assert classes["random"] == ["personal_llm.buffer.policies", "random"], "a module that is imported takes no name"
     assert all(name == own for name, (_, own) in classes.items()) and "registered" in classes
 
