@@ -14,10 +14,7 @@ NOTE = "<!-- Made from nbs/index.ipynb by `make readme`: edit the notebook. -->"
 
 def relink(text):
     "Links as they are seen from the project's folder; web addresses and anchors stay, and so does code."
-
-    def moved(match):
-        return f"]({posixpath.normpath(posixpath.join('nbs', match[1]))}"
-
+    moved = lambda found: f"]({posixpath.normpath(posixpath.join('nbs', found[1]))}"
     parts = re.split(r"(^```.*?^```|`[^`\n]*`)", text, flags=re.MULTILINE | re.DOTALL)
     parts[::2] = [re.sub(r"\]\((?![a-z][a-z0-9+.-]*:|#|/)([^)\s]+)", moved, part) for part in parts[::2]]
     return "".join(parts)

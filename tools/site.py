@@ -1,7 +1,4 @@
-"""The site: mkdocs makes it of the notebooks as nbconvert writes them, in the order of the book.
-
-make site        # mkdocs reads mkdocs.yml, which names this file as its hooks
-"""
+"The site: mkdocs makes it of the notebooks as nbconvert writes them, in the order of the book (`make site`)."
 
 import html, json, re, shutil, subprocess, tarfile, tempfile
 from pathlib import Path
@@ -9,7 +6,7 @@ from pathlib import Path
 from latex2mathml.converter import convert
 from mkdocs.structure.files import File
 from nbconvert import MarkdownExporter
-from nbconvert.preprocessors import Preprocessor
+from nbconvert.preprocessors import ExtractOutputPreprocessor, Preprocessor, TagRemovePreprocessor
 from traitlets.config import Config
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -32,20 +29,15 @@ class NbdevFlags(Preprocessor):
         flags = re.findall(r"(?m)^#\| *(.+?) *$", cell.source) if cell.cell_type == "code" else []
         if flags:
             names = [flag.split()[0] for flag in flags]
-            cell.metadata["tags"] = ["remove_cell"] * ("hide" in names or "default_exp" in names)
-            cell.metadata["tags"] += ["remove_input"] * ("echo: false" in flags)
+            cell.metadata["tags"] = ["hide"] * ("hide" in names or "default_exp" in names)
+            cell.metadata["tags"] += ["hide_input"] * ("echo: false" in flags)
             cell.source = re.sub(r"(?m)^#\|.*\n?", "", cell.source)
         return cell, resources
 
 
-STEPS = [
-    NbdevFlags,
-    *(f"nbconvert.preprocessors.{name}" for name in ("TagRemovePreprocessor", "ExtractOutputPreprocessor")),
-]
+STEPS = [NbdevFlags, TagRemovePreprocessor, ExtractOutputPreprocessor]
 SETTINGS = Config()
-SETTINGS.TagRemovePreprocessor.update(
-    enabled=True, remove_cell_tags={"remove_cell"}, remove_input_tags={"remove_input"}
-)
+SETTINGS.TagRemovePreprocessor.update(enabled=True, remove_cell_tags={"hide"}, remove_input_tags={"hide_input"})
 SETTINGS.MarkdownExporter.update(default_preprocessors=[], preprocessors=STEPS)
 EXPORTER = MarkdownExporter(config=SETTINGS)
 
@@ -62,8 +54,7 @@ def as_pages(text: str) -> str:
 def as_markdown(notebook: Path) -> tuple:  # (text, {name of a figure: bytes})
     "A notebook as Markdown with its figures."
     text, resources = EXPORTER.from_filename(str(notebook))
-    texts = re.findall(r'"alt": ("(?:[^"\\]|\\.)*")', notebook.read_text(encoding="utf-8"))
-    alternatives = map(json.loads, texts)
+    alternatives = map(json.loads, re.findall(r'"alt": ("(?:[^"\\]|\\.)*")', notebook.read_text("utf-8")))
     figures = {f"{notebook.stem}-{name}": content for name, content in resources["outputs"].items()}
 
     def name_figure(found) -> str:
@@ -77,10 +68,9 @@ def as_markdown(notebook: Path) -> tuple:  # (text, {name of a figure: bytes})
 def order(notebook: Path) -> tuple:
     "Lessons stand between the page of the course and the rest; its machinery comes last. Numbers count."
     name = notebook.stem
-    is_lesson = name.startswith(("00_course", "lesson_"))
-    is_course = notebook.parent.name == "course"
+    is_late = notebook.parent.name == "course" and not name.startswith(("00_course", "lesson_"))
     numbers = [int(part) if part.isdigit() else 0 for part in re.split(r"(\d+)", name)]
-    return (is_course and not is_lesson, is_course and name.startswith("00_") and not is_lesson, numbers, name)
+    return (is_late, is_late and name.startswith("00_"), numbers, name)
 
 
 def acts() -> list:
@@ -111,12 +101,8 @@ def fetch_shim() -> bytes:  # empty where npm brought nothing
         if shutil.which("npm"):
             subprocess.run(["npm", "pack", "--silent", SHIM_PACKAGE], cwd=folder, capture_output=True)
         for archive in Path(folder).glob("*.tgz"):
-            with tarfile.open(archive) as opened:
-                return opened.extractfile(SHIM_FILE).read()
+            return tarfile.open(archive).extractfile(SHIM_FILE).read()
     return b""
-
-
-# ---- hooks of mkdocs
 
 
 def on_config(config):

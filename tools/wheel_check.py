@@ -9,8 +9,6 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 LARGEST = 45_000_000  # bytes of the wheel
-TUTORIAL = "11_elsewhere.ipynb"
-DEMO = "--out demo --model pocket --steps 8".split()  # short: that it runs, not what it shows
 LINES = "Hello!\n\n/why\n/status\nMy knee hurts.\n/status\n/quit\n"
 IMPORTS = """
 import importlib, pkgutil, sys
@@ -63,8 +61,7 @@ def main(words: list) -> None:
         do("build", [*pip, "wheel", "--no-deps", "--wheel-dir", home, source(home / "source")], home)
         (wheel,) = home.glob("*.whl")
         size = wheel.stat().st_size
-        print(f"{wheel.name}: {size / 1e6:.1f} MB")
-        assert size <= LARGEST, "too large"
+        assert size <= LARGEST, f"{wheel.name}: {size / 1e6:.1f} MB"
         venv.create(home / "new", with_pip=True)
         python = home / "new" / "bin" / "python"
         command = python.parent / "personal-llm"
@@ -72,12 +69,12 @@ def main(words: list) -> None:
         do("PyTorch", [*install, *torch], work)
         do("install", [*install, wheel, "nbclient", "ipykernel"], work)
         do("imports", [python, "-c", IMPORTS], work)
-        do("demo", [command, "demo", "--quiet", *DEMO], work)
+        do("demo", [command, *"demo --quiet --out demo --model pocket --steps 8".split()], work)  # that it runs
         do("version", [command, "--version"], work)
         do("chat", [command, "chat", "--out", "me"], work, LINES)
         again = do("chat again", [command, "chat", "--out", "me"], work, "/status\n")
         assert "0/32" in again, again
-        do("tutorial", [python.parent / "jupyter-execute", TUTORIAL], work / "tutorials")
+        do("tutorial", [python.parent / "jupyter-execute", "11_elsewhere.ipynb"], work / "tutorials")
 
 
 if __name__ == "__main__":
