@@ -49,20 +49,9 @@ def chain(*rows):
 
 
 ROOT = node("root", None, children=["q0", "q1"])
-PHOTO = [dict(asset_pointer="file://x"), "And this?"]
-CHATGPT = [
-    conversation(
-        ROOT,
-        node("q0", "root", "user", "Waht is a tendn?", ["a0"], 1705314600.0),
-        node("a0", "q0", "assistant", "Pardon?", time=1705314601.0),
-        node("q1", "root", "user", "What is a tendon?", ["a1"], 1705314645.5),
-        node("a1", "q1", "assistant", "It ties muscle to bone.", ["q2"], 1705314650.0),
-        node("q2", "a1", "user", PHOTO, ["a2"], 1705314660.0, kind="multimodal_text"),
-        node("a2", "q2", "assistant", "A ligament.", (), 1705314665.0),
-    ),
-    chain(("user", "Draw me a cat.")),
-    chain(("user", "Hi"), ("assistant", "Hello")),
-]
+
+
+CHATGPT = json.loads(Path(__file__).with_name("conversations.json").read_text(encoding="utf-8"))
 
 
 def test_chatgpt(tmp_path):
