@@ -150,6 +150,8 @@ def test_state_is_what_the_output_layer_reads_alone_and_in_a_batch(architecture)
             assert torch.allclose(logits, got.logits[0, -1], atol=1e-3)
     model.tokens_per_batch = 300  # two rows
     assert np.allclose(summary_states(model, PAIRS), together, atol=1e-4)
+    with pytest.raises(InputError, match="no pairs"):
+        summary_states(model, [])
 
 
 # what is refused
@@ -169,16 +171,20 @@ def test_numbers_and_shapes_that_make_no_sum_are_refused():
     assert basis.words == before[0] and np.array_equal(basis.vectors, before[1])
 
 
+def test_a_summariser_that_answers_nonsense_is_refused():
+    model = shared("llama")
+    with pytest.raises(InputError, match="adjectives hold"):
+        candidate_words(model, summary_states(model, [("Hi?", "Yes.", "No.")]))
+
+
 def test_models_and_dialogues_that_do_not_fit_are_refused():
     model = shared("llama")
     dialogues = [Dialogue(f"q{i}", "Yes.") for i in range(9)]
-    own, other = (SharedBasis(base, base, np.zeros((0, model.width))) for base in (model.base, "another"))
-    nonsense = summary_states(model, [("Hi?", "Yes.", "No.")])
-    for act, line in (
-        (lambda: explain_with_summariser(model, model, dialogues[:3], own), "at least 8 are needed"),
-        (lambda: explain_with_summariser(model, model, dialogues, other), "was made with summariser another"),
-        (lambda: candidate_words(model, nonsense), "adjectives hold"),
-        (lambda: summary_states(model, []), "no pairs"),
+    own = SharedBasis(model.base, model.base, np.zeros((0, model.width)))
+    other = SharedBasis("another base", "another", np.zeros((0, model.width)))
+    for arguments, line in (
+        ((model, dialogues[:3], own), "at least 8 are needed"),
+        ((model, dialogues, other), "the basis was made with summariser another"),
     ):
         with pytest.raises(InputError, match=line):
-            act()
+            explain_with_summariser(model, *arguments)
