@@ -187,7 +187,7 @@ def test_nothing_redraws_what_somebody_types(page, width, monkeypatch):
     assert field.get_property("value") == "Rest", "another reply's end"
     pieces = write_without_end(monkeypatch)
     page.find("#line").send_keys("Count.", Keys.ENTER)
-    page.until(lambda: len(page.texts("#turns > li .reply")) == 3)
+    page.until(lambda: page.script("document.querySelectorAll('#turns > li .reply').length") == 3)
     field.send_keys(" today")
     pieces.stop.set()
     page.until(lambda: page.find("#send").text == "Send")
@@ -273,8 +273,9 @@ class Person:
         self.shift(Keys.ENTER)
 
     def see(self, words):
-        selector, _, text = words.partition(" ")
-        self.page.until(lambda: any(text in one for one in self.page.texts(selector)))
+        selector, _, text = map(json.dumps, words.partition(" "))
+        shows = f"(one) => one.checkVisibility() && one.innerText.includes({text})"  # at once: a reply grows
+        self.page.until(lambda: self.page.script(f"[...document.querySelectorAll({selector})].some({shows})"))
 
     def gone(self, words):
         selector, _, text = words.partition(" ")

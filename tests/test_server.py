@@ -383,10 +383,10 @@ def test_reads_go_between_the_pieces_of_a_reply_and_changes_wait(served, monkeyp
         reply = pool.submit(complete, served, "Hello")
         until(lambda: pieces.count)
         change = pool.submit(served.ask, "POST", "/me/react", dict(id=id, kind="up"))
-        for _ in range(20):  # by then the change has arrived
-            assert served.ask("GET", "/me/known")[0] == 200
-        assert not (reply.done() or change.done())
+        statuses = [served.ask("GET", "/me/known")[0] for _ in range(20)]  # by then the change has arrived
+        is_done = reply.done() or change.done()
         pieces.stop.set()
+        assert statuses == [200] * 20 and not is_done
         assert change.result(60)[0] == 200 and reply.result(60)
 
 
