@@ -129,6 +129,7 @@ class Model:
         self.engine = None  # that writes replies; chosen at the first one
         self.cost = Cost()  # tokens and passes of all calls
         self.truncated = {}  # id of a dialogue that was too long -> tokens left out
+        self.left_out = {}  # id of such a dialogue -> turns left out of a prompt, the oldest first
 
     def __repr__(self):
         if self._network.network is None:
@@ -289,6 +290,7 @@ def note_truncation(model: Model, dialogue: Dialogue, sample: dict) -> dict:
     model.truncated.pop(dialogue.id, None)
     if sample["num_truncated"]:
         model.truncated[dialogue.id] = sample["num_truncated"]
+        model.left_out[dialogue.id] = len(dialogue.history) - sample.get("num_turns", 0)
     return sample
 
 
