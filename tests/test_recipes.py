@@ -56,6 +56,7 @@ def test_laws_of_habits(habit, text):
 ROWS = load_samples()
 
 
+@pytest.mark.later
 @pytest.mark.parametrize("name,seed", [("clinic", 0), ("storyteller", 1), ("quiz", 2)])
 def test_user_stream_is_clean_and_repeatable(name, seed):
     data = user_stream(USERS[name], ROWS, seed=seed)
@@ -75,6 +76,7 @@ def test_user_stream_is_clean_and_repeatable(name, seed):
     assert 0.2 < np.mean(["copy_of" in d.labels for d in talk]) < 0.4
 
 
+@pytest.mark.later
 def test_rows_that_are_not_reserved_stay_outside():
     seen = [row | dict(prompt=f"{row['prompt']} ({i})") for i, row in enumerate(ROWS) if row["source"] == "gsm8k"]
     seen = [row for row in seen if not is_reserved(get_row_group(row))]
