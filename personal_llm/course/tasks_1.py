@@ -57,11 +57,7 @@ TASKS.add(
     ("base 10", lambda x: log_softmax(x) / np.log(10), "these are logarithms with base 10"),
     ("sigmoid", lambda x: -np.logaddexp(0, -x), "each score was squashed by itself; all share one sum"),
     ("probabilities", lambda x: np.exp(log_softmax(x)), "these numbers sum to one: they are probabilities"),
-    (
-        "overflow",
-        _overflowing,
-        "e to the power of 10,000 is too large for a computer: take off the largest score first",
-    ),
+    ("overflow", _overflowing, "e to the power of 10,000 is too large: take off the largest score first"),
     ("no sum", lambda x: x - x.max(), "their exponentials do not sum to one"),
     ("halved", lambda x: log_softmax(x / 2), "the scores were divided before the softmax: a temperature"),
     ("clipped", lambda x: np.log(np.maximum(np.exp(log_softmax(x)), 1e-12)), "small probabilities were cut off"),
@@ -150,11 +146,7 @@ TASKS.add(
     _on_tea(answer_nll),
     *((name, _on_tea(mistake), says) for name, mistake, says in LOSS_MISTAKES),
     ("the costliest", later(lambda: answer_losses(TEA).max()), "that is the costliest token; the loss is summed"),
-    (
-        "over the dialogue",
-        _on_tea(lambda s, i, n: answer_nll(s, i, 1) / (len(i) - 1)),
-        "that is a mean over all tokens",
-    ),
+    ("over the dialogue", _on_tea(lambda s, i, n: answer_nll(s, i, 1) / (len(i) - 1)), "a mean over all tokens"),
     tolerance=0.02,
     hint="print each token beside its loss: the answer begins after <|assistant|> and ends with <|end|>",
 )
@@ -167,11 +159,7 @@ TASKS.add(
     ("end token forgotten", later(lambda: len(answer_losses(TEA)) - 1), "a token that nobody sees belongs to it"),
     ("all tokens", later(lambda: len(_scored(TEA)[1])), "that is the whole dialogue"),
     ("words", 3, "a word is not a token, and punctuation has tokens too"),
-    (
-        "the mark, too",
-        later(lambda: len(answer_losses(TEA)) + 1),
-        "<|assistant|> costs 0.00 nats, and is not of the answer",
-    ),
+    ("the mark, too", later(lambda: len(answer_losses(TEA)) + 1), "<|assistant|> is not part of the answer"),
     ("the prompt", later(lambda: _scored(TEA)[2]), "the prompt has so many"),
     ("the vocabulary", 8192, "that is the size of the vocabulary"),
     tolerance=0,

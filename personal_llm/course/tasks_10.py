@@ -55,7 +55,7 @@ def _draw_events(random) -> tuple:  # (dialogues, events)
     ids = [f"d{i}" for i in range(int(random.integers(2, 5)))]
     events = [("offered", id, "") for id in ids]
     for number in range(int(random.integers(4, 14))):
-        kind = str(random.choice(["asked", "corrected", "approved", "evicted"]))
+        kind = str(random.choice(["offered", "asked", "corrected", "approved", "evicted"]))
         events.append((kind, str(random.choice(ids)), f"correction {number}" if kind == "corrected" else ""))
     return {id: (f"prompt {id}", f"response {id}") for id in ids}, events
 
@@ -251,11 +251,7 @@ TASKS.add(
     "belongs",
     "Write `belongs(prompt, corrected, alone)`: do the corrections apply to this prompt?",
     belongs,
-    (
-        "the nearest alone",
-        _write_belongs(np.max),
-        "the largest cosine is one part of the closeness; which is the other?",
-    ),
+    ("the nearest alone", _write_belongs(np.max), "the largest cosine is one part of the closeness"),
     ("the mean alone", _write_belongs(np.mean), "the mean is one part of the closeness; what is the other?"),
     ("midway", _write_belongs(_weigh(0.5)), "largest cosine and mean have different weights"),
     ("weights exchanged", _write_belongs(_weigh(0.75)), "which of the two has the larger weight?"),

@@ -13,11 +13,13 @@ from functools import cache
 import numpy as np
 
 from ..base.core import InputError, make_generator
+from ..base.models import load_model
 from ..buffer.buffer import Buffer
 from .checks import KINDS, Lesson, misfit_of_row, plain
 from ..recipes.people import USERS, user_stream
 from ..data.reading import load_samples
 from ..buffer.policies import FIFOPolicy, SDSSPolicy, Policy, ReservoirPolicy
+from ..buffer.scoring import score
 
 # %% ../../nbs/course/tasks_4.ipynb #355c01a1
 TASKS = Lesson(4)
@@ -97,6 +99,8 @@ def _judge_rule(rule, seed: int) -> str:  # "", a mistake's name, or a sentence
     slots = [set(row) for row in draws]
     right = [set(row) for row in _slots(sdss_rule, cases, seed)]
     if slots == right:
+        if _slots(rule, cases[:1], seed) != draws[:1]:
+            return "the same generator drew another slot: draw with the argument `random`"
         counts = [[row.count(slot) for slot in set(row)] for row in draws]
         widest = max(counts, key=np.ptp)
         uneven = f"in {sum(widest)} draws one beaten entry leaves {min(widest)} times and another {max(widest)} times"
@@ -187,9 +191,6 @@ DIALOGUES = 120  # of a stream
 @cache
 def hidden_streams(seed: int = 0) -> tuple:  # of (candidates, truth values: signal or not)
     "Score the streams of two users once; the truth values stay with the grader."
-    from personal_llm.base.models import load_model
-    from personal_llm.buffer.scoring import score
-
     place = (37, 41, 43)[seed % 3] if seed else 31  # seeds of streams on which the right policy is tested
     streams = [
         user_stream(USERS[u], load_samples(), length=DIALOGUES, seed=place).stream for u in ("student", "clinic")
