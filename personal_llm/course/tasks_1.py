@@ -58,6 +58,7 @@ TASKS.add(
     ("sigmoid", lambda x: -np.logaddexp(0, -x), "each score was squashed by itself; all share one sum"),
     ("probabilities", lambda x: np.exp(log_softmax(x)), "these numbers sum to one: they are probabilities"),
     ("overflow", _overflowing, "e to the power of 10,000 is too large: take off the largest score first"),
+    ("half moved", lambda x: x - np.log(np.exp(x - x.max()).sum()), "the largest score was taken off in the sum only"),
     ("no sum", lambda x: x - x.max(), "their exponentials do not sum to one"),
     ("halved", lambda x: log_softmax(x / 2), "the scores were divided before the softmax: a temperature"),
     ("clipped", lambda x: np.log(np.maximum(np.exp(log_softmax(x)), 1e-12)), "small probabilities were cut off"),

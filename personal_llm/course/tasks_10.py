@@ -127,8 +127,6 @@ TASKS.add(
     ("all tokens", math.ceil(_TRAINING / (_SHORT + _EXTRA)), "prompt and reply cost the same with both"),
     tolerance=0,
 )
-
-
 ANSWERS_OF_MEMORY, HABITS_BY_MEMORY = (0, 1, 3, 8), (0.15, 0.61, 0.68, 0.70)  # answers; share of habits in replies
 ANSWERS_OF_WEIGHTS, HABITS_BY_WEIGHTS = (0, 1, 3, 8, 24), (0.0, 0.16, 0.60, 0.61, 0.76)
 _M, _F = HABITS_BY_MEMORY, HABITS_BY_WEIGHTS

@@ -148,8 +148,6 @@ def _draw_scores(random) -> tuple:  # (entries, later); whole numbers, so that s
 
 _SINGLE = np.array([[2, 2, 2], [3, 3, 3], [5, 5, 5]]), np.array([[4, 4, 4], [1, 9, 9], [9, 1, 9]])
 _TIE = np.array([[4, 4, 4], [3, 9, 9], [1, 1, 1]]), np.array([[4, 4, 5], [2, 2, 2]])
-
-
 TASKS.add(
     "locked",
     "Write `locked(entries, later)`: how many entries no later dialogue beats strictly on all three scores.",
@@ -191,7 +189,7 @@ DIALOGUES = 120  # of a stream
 @cache
 def hidden_streams(seed: int = 0) -> tuple:  # of (candidates, truth values: signal or not)
     "Score the streams of two users once; the truth values stay with the grader."
-    place = (37, 41, 43)[seed % 3] if seed else 31  # seeds of streams on which the right policy is tested
+    place = (37, 54, 56)[seed % 3] if seed else 31  # streams that end without signal: the latest ones are no answer
     streams = [
         user_stream(USERS[u], load_samples(), length=DIALOGUES, seed=place).stream for u in ("student", "clinic")
     ]
@@ -228,7 +226,7 @@ _share_of = cache(signal_share)
 
 
 def _judge_policy(policy: type, seed: int) -> str:
-    "Compare a policy with a fair sample, and with SDSS; a clear difference of shares is 0.05."
+    "Compare a policy with a fair sample, and with SDSS; a clear difference of shares is 0.1."
     try:
         share = signal_share(policy, seed)
     except InputError as error:  # the buffer says what a policy raised
@@ -238,7 +236,7 @@ def _judge_policy(policy: type, seed: int) -> str:
         return "worse than a sample"
     if share < floor + 0.1:
         return "a sample"
-    return "" if share > _share_of(SDSSPolicy, seed) + 0.05 else "no better than SDSS"
+    return "" if share > _share_of(SDSSPolicy, seed) + 0.1 else "no better than SDSS"
 
 
 KINDS["policy"] = ("a class derived from Policy", lambda x: isinstance(x, type) and issubclass(x, Policy))

@@ -75,8 +75,6 @@ TASKS.add(
     ("length that is left", 5 / 13, "that is the length of what is left, not its share of the squared length"),
     ("the coefficient", 12 / 13, "that is the word's coefficient"),
 )
-
-
 TESTS = TASKS["true"].choices
 FACTORS = (  # (A, B) of two adapters of one layer, rank 1
     (np.array([[2.0, 0.0]]), np.array([[1.0], [0.0]])),
