@@ -177,7 +177,7 @@ def _judge_split(split, seed: int) -> str:  # "", a mistake's name, or a sentenc
 
 
 def _depends_on_hashes(split, groups: list, seed: int) -> bool:
-    "Whether new names in the same order change a split, and leaving out half of the groups does: so does a set's order."
+    "Whether new names in the same order and fewer groups both change a split, as the order of a set does."
     half = groups[: groups.index(groups[len(groups) // 2])]
     changed = []
     for one in range(seed, seed + 8):
