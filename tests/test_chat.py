@@ -220,7 +220,7 @@ def test_a_word_that_is_taken_back_is_named(session):
     write(session, "What is tea?")
     assert write(session, "/undo") == "there is nothing to take back; correct a reply first"
     write(session, "/better In short: a drink.")
-    assert write(session, "/undo") == "taken back: your reaction to the reply to “What is tea?”"
+    assert write(session, "/undo") == "taken back: your correction of “What is tea?”"
     assert list_answered(session.me.state) == []
 
 

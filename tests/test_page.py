@@ -165,6 +165,8 @@ def test_a_reply_says_that_it_uses_corrections_and_why_and_what_is_not_trained_i
     page.until(lambda: page.texts("#turns .mark") == ["You did not like this reply"])
     page.press("Undo")
     page.until(lambda: "Taken back: your reaction" in page.find("#note").text and not page.texts("#turns .mark"))
+    page.press("Undo")
+    page.until(lambda: "Taken back: your correction" in page.find("#note").text)
     assert not page.find("#take-back").is_displayed()
 
 

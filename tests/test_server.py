@@ -235,7 +235,8 @@ def test_a_whole_day(tmp_path):
         assert first["talk"] == second["talk"]
         assert ask("POST", "/me/react", dict(id=first["id"], kind="better", text=BETTER))[1]["kind"] == "better"
         assert ask("POST", "/me/scope", dict(id=first["id"], scope="everywhere"))[1] == dict(message=ALL_REPLIES)
-        assert ask("POST", "/me/take_back", {})[1]["message"].startswith("taken back: where your correction belongs")
+        taken = ask("POST", "/me/take_back", {})[1]
+        assert taken["message"].startswith("taken back: where your correction belongs") and taken["more"]
         assert ask("POST", "/me/react", dict(id=second["id"], kind="up"))[1]["kind"] == "up"
         shown = ask("GET", f"/me/talks?talk={first['talk']}")[1]
         assert [turn["reply"] for turn in shown["turns"]][0] == BETTER

@@ -440,7 +440,7 @@ CHANGES = dict(
     react=react,
     scope=lambda session, wanted: dict(message=session.scoping.scope_correction(wanted.scope or "", wanted.id)),
     habit=lambda session, wanted: dict(message=session.scoping.scope_habit(wanted.text, wanted.scope or "")),
-    take_back=lambda session, wanted: dict(message=session.undo()),
+    take_back=lambda session, wanted: dict(message=session.undo(), more=bool(session.me.state.acts)),
     learn=lambda session, wanted: dict(message=session.work.learn()),
     stop=lambda session, wanted: session.work.stop_learning(),
     undo=lambda session, wanted: dict(message=session.work.undo_learning()),

@@ -10,8 +10,8 @@ let scopes = {}; // name of a scope -> its label
 export const fillScopes = (labels) => { scopes = labels; };
 
 export async function change(name, body, line = "Noted.") {
-  const { message = line } = await post(name, body);
-  show(message, name !== "take_back");
+  const { message = line, more = true } = await post(name, body); // more: there is something left to take back
+  show(message, more);
   await page.refresh();
 }
 
