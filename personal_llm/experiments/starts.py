@@ -63,7 +63,9 @@ def split_dialogues(user: str) -> tuple:  # (to learn from, to test on)
     return own[:LEARN_FROM], own[LEARN_FROM:]
 
 
-def trace_finetune(user: str, start, rate: float, model_name: str = BASE_MODEL) -> dict:
+def trace_finetune(
+    user: str, start, rate: float, model_name: str = BASE_MODEL, replies_after: tuple = REPLIES_AFTER
+) -> dict:
     "Trace the test loss of a fine-tune from a start, and keep its replies to the test prompts."
     model = load_summariser(model_name)
     own, test = split_dialogues(user)
@@ -74,7 +76,7 @@ def trace_finetune(user: str, start, rate: float, model_name: str = BASE_MODEL) 
     def look(step, loss):
         if step % LOOK == 0:
             losses.append(float(mean_response_nll(model, test).mean()))
-        if step in REPLIES_AFTER:
+        if step in replies_after:
             replies[str(step)] = model.generate([d.prompt for d in test], max_new_tokens=48)
 
     config = TuningConfig(learning_rate=rate, batch_size=2, validation=0.0, checks=1, max_length=80)
