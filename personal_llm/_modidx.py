@@ -2280,6 +2280,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                   'personal_llm/experiments/starts.py'),
                                                  'personal_llm.experiments.starts.find_start': ( 'experiments/starts.html#find_start',
                                                                                                  'personal_llm/experiments/starts.py'),
+                                                 'personal_llm.experiments.starts.make_config': ( 'experiments/starts.html#make_config',
+                                                                                                  'personal_llm/experiments/starts.py'),
                                                  'personal_llm.experiments.starts.measure_shares': ( 'experiments/starts.html#measure_shares',
                                                                                                      'personal_llm/experiments/starts.py'),
                                                  'personal_llm.experiments.starts.measure_starts': ( 'experiments/starts.html#measure_starts',

@@ -198,12 +198,7 @@ def find_rate(start: str) -> float:
 def read_traces() -> dict:  # (user, pLLM, rate) -> test losses
     "Read what was traced before, so that nothing is traced twice."
     rows = [line["job"] | line["results"] for line in read_result_lines("race-starts")]
-    traces = {(row["user"], row["pllm"], row["used_rate"]): row["losses"] for row in rows}
-    for line in read_result_lines("starts-second"):
-        row = line["job"] | line["results"]
-        if row["start"] == "scratch" and "rate" not in row:
-            traces[row["user"], "scratch", row["chosen_rate"]] = row["losses"]
-    return traces
+    return {(row["user"], row["pllm"], row["used_rate"]): row["losses"] for row in rows}
 
 
 def measure_race(jobs: list):  # yields a dict of results a job
