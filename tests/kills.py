@@ -1,13 +1,14 @@
 "Processes that die at their k-th operation on a file or statement of SQL, so that nothing cleans up after them."
 
 import builtins
+import multiprocessing
 import os
 import shutil
-import signal
 import sqlite3
 import sys
-import time
 import traceback
+
+import pytest
 
 OPERATIONS = [(os, name) for name in ("replace", "rename", "link", "unlink", "rmdir", "mkdir", "fsync", "open")]
 
@@ -44,41 +45,39 @@ def at_operation(step, act, change=setattr) -> list:
     return count
 
 
-def ended(child, patience=180) -> int:
-    "The exit code of a child; one that hangs is killed after so many seconds."
-    for _ in range(int(patience / 0.01)):
-        found, status = os.waitpid(child, os.WNOHANG)
-        if found:
-            return os.waitstatus_to_exitcode(status)
-        time.sleep(0.01)
-    os.kill(child, signal.SIGKILL)
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+# A child of a process that has computed may hang: threads of the parent hold locks that nobody frees. Children
+# therefore come from a server that has imported everything, and computed nothing.
+FORKS = multiprocessing.get_context("forkserver") if hasattr(os, "fork") else None
+if FORKS:
+    FORKS.set_forkserver_preload(["torch", "transformers", "peft", "personal_llm"])
+
+needs_fork = pytest.mark.skipif(not FORKS, reason="kills need fork")
 
 
-def start_child(step, work) -> int:  # its process id
-    "Do some work in a child process that dies at an operation."
-    child = os.fork()
-    if not child:
-        try:
-            if "torch" in sys.modules:
-                sys.modules["torch"].set_num_threads(1)  # the parent's other threads are not in the child
-            at_operation(step, lambda: os._exit(9))
-            work()
-            os._exit(0)
-        except BaseException:
-            traceback.print_exc()
-        finally:
-            os._exit(1)
-    return child
+def die(step, environment, work, given, named) -> None:
+    "Do some work, in a child process that ends at an operation."
+    os.environ.update(environment)
+    try:
+        if "torch" in sys.modules:
+            sys.modules["torch"].set_num_threads(1)
+        at_operation(step, lambda: os._exit(9))
+        work(*given, **named)
+        os._exit(0)
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        os._exit(1)
 
 
-def killed_at(step, work) -> bool:
-    "Return whether some work died at an operation; a child that hangs, as after a fork it may, gets a second try."
-    code = ended(start_child(step, work))
-    if code == -signal.SIGKILL:
-        code = ended(start_child(step, work))
-    assert code in (0, 9), f"the work failed at operation {step}"
-    return code == 9
+def killed_at(step, work, *given, **named) -> bool:
+    "Return whether some work died at an operation; the work is a function of a module."
+    child = FORKS.Process(target=die, args=(step, dict(os.environ), work, given, named))
+    child.start()
+    child.join(180)
+    child.kill()  # one that hangs
+    child.join()
+    assert child.exitcode in (0, 9), f"the work failed at operation {step}"
+    return child.exitcode == 9
 
 
 def look_after_kills(folder, work, look) -> list:
@@ -88,7 +87,7 @@ def look_after_kills(folder, work, look) -> list:
     while is_killed:
         copy = folder.with_name(f"{folder.name} {len(seen)}")
         shutil.copytree(folder, copy)
-        is_killed = killed_at(len(seen), lambda: work(copy))
+        is_killed = killed_at(len(seen), work, copy)
         seen.append(look(copy))
         shutil.rmtree(copy)
     return seen

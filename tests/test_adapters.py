@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from kills import at_operation, killed_at
+from kills import at_operation, killed_at, needs_fork
 from safetensors.torch import load_file, save_file
 from tiny import break_seal, random_adapter, same, tiny, weights, write_adapter
 
@@ -145,6 +145,7 @@ def test_an_adapter_that_does_not_fit_leaves_the_model_bare(how, model, fitting,
 # ---- all or nothing
 
 
+@needs_fork
 @pytest.mark.parametrize("before", ["old", None], ids=["over an old one", "into a new folder"])
 def test_a_kill_leaves_one_adapter_or_none(before, tmp_path):
     "At every file operation of a publication; processes really die, so nothing cleans up after them."
@@ -153,7 +154,7 @@ def test_a_kill_leaves_one_adapter_or_none(before, tmp_path):
         out = tmp_path / f"{step}"
         if before:
             write(out, before)
-        killed = killed_at(step, lambda: write(out, "new", rank=2))
+        killed = killed_at(step, write, out, "new", rank=2)
         try:
             found = which(check_adapter(out))
         except InputError as error:

@@ -1,9 +1,9 @@
 "Forgetting: what goes is listed first, own messages stay, and no byte is left."
 
 import json
-import os
 import re
 import shutil
+from functools import partial
 import sqlite3
 from pathlib import Path
 
@@ -12,7 +12,7 @@ import pytest
 from hypothesis import Phase, example, given, settings
 from hypothesis import strategies as st
 from candidates import ROUND
-from kills import look_after_kills
+from kills import look_after_kills, needs_fork
 
 from personal_llm.base.core import Cost, Dialogue, InputError
 from personal_llm.base.models import load_model
@@ -449,7 +449,7 @@ def look(folder):
 
 
 @pytest.mark.later
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="kills need fork")
+@needs_fork
 @pytest.mark.parametrize("kind", ["forget", "undo", "trim"])
 def test_a_kill_leaves_the_state_before_or_after_and_the_next_opening_finishes(tmp_path, kind):
     make_memory(tmp_path / "before")
@@ -465,7 +465,7 @@ def test_a_kill_leaves_the_state_before_or_after_and_the_next_opening_finishes(t
         assert seen == before or seen == after and (kind != "forget" or b"biscuit" not in read_bytes(folder))
         return seen == after
 
-    states = look_after_kills(tmp_path / "before", lambda folder: change_memory(folder, kind), look_again)
+    states = look_after_kills(tmp_path / "before", partial(change_memory, kind=kind), look_again)
     assert len(states) > 10 and states == sorted(states), "first before, then after"
 
 

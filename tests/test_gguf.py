@@ -1,18 +1,19 @@
 "GGUF files of four families, made of random weights, and damaged ones: each loads or ends in one line."
 
-import multiprocessing
 import os
 import random
 import shutil
 import struct
+import threading
 from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from kills import killed_at
+from kills import killed_at, needs_fork
 from llama_cpp import add_sizes, finish
+from transformers import modeling_utils
 from transformers.integrations.gguf import read_gguf_metadata
 
 gguf = pytest.importorskip("gguf")
@@ -179,40 +180,42 @@ def test_a_second_call_converts_nothing(tmp_path, cache, monkeypatch):
     assert convert_gguf(file.rename(tmp_path / "moved.gguf")) == folder, "the content counts"
 
 
-def test_a_kill_leaves_nothing_that_loads(tmp_path, cache, monkeypatch):
-    "What a killed process left is removed by the next conversion of the same file."
-    file = make_gguf(tmp_path / "model.gguf")
-
+def die_while_converting(file):
     def die_halfway(tensors, path, **options):
         Path(path).write_bytes(b"x")
         os._exit(9)
 
-    with monkeypatch.context() as patch:
-        patch.setattr("transformers.modeling_utils.safe_save_file", die_halfway)
-        assert killed_at(10**6, lambda: convert_gguf(file))
+    modeling_utils.safe_save_file = die_halfway
+    convert_gguf(file)
+
+
+@needs_fork
+def test_a_kill_leaves_nothing_that_loads(tmp_path, cache):
+    "What a killed process left is removed by the next conversion of the same file."
+    file = make_gguf(tmp_path / "model.gguf")
+    assert killed_at(10**6, die_while_converting, file)
     left = [path.name for path in cache.iterdir() if path.is_dir()]
     assert len(left) == 1 and left[0].startswith(".") and left[0].endswith(".tmp")
     folder = convert_gguf(file)
     assert [path for path in cache.iterdir() if path.is_dir()] == [folder]
 
 
+def convert_together(file, both, answers):
+    both.wait(60)
+    assert not killed_at(10**6, convert_gguf, file)
+    answers.append(convert_gguf(file))
+
+
+@needs_fork
 def test_two_processes_at_once(tmp_path, cache):
-    file, fork = make_gguf(tmp_path / "model.gguf"), multiprocessing.get_context("fork")
-    answers, both = fork.SimpleQueue(), fork.Barrier(2)
-
-    def convert():
-        torch.set_num_threads(1)  # the parent's other threads are not in the child
-        both.wait(60)
-        answers.put(str(convert_gguf(file)))
-
-    runs = [fork.Process(target=convert) for _ in range(2)]
+    file = make_gguf(tmp_path / "model.gguf")
+    answers, both = [], threading.Barrier(2)
+    runs = [threading.Thread(target=convert_together, args=(file, both, answers)) for _ in range(2)]
     for run in runs:
         run.start()
     for run in runs:
         run.join(60)
-    assert [run.exitcode for run in runs] == [0, 0]
-    folders = {answers.get(), answers.get()}
-    assert folders == {str(path) for path in cache.iterdir() if path.is_dir()} and len(folders) == 1
+    assert len(answers) == 2 and {*answers} == {path for path in cache.iterdir() if path.is_dir()}
 
 
 # ---- damaged files

@@ -1,12 +1,11 @@
 "The five verbs, on the pocket model."
 
 import itertools
-import os
 import subprocess
 import sys
 
 import pytest
-from kills import look_after_kills
+from kills import look_after_kills, needs_fork
 from tiny import break_seal
 
 from personal_llm.base.core import Dialogue, InputError
@@ -374,7 +373,7 @@ def learn(folder):
 
 
 @pytest.mark.later
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="kills need fork")
+@needs_fork
 def test_a_kill_inside_a_fine_tune_loses_nothing_and_leaves_no_half_adapter(model, tmp_path):
     before = tmp_path / "before"
     me = make(model, before)
