@@ -7,14 +7,15 @@ __all__ = ['BANK', 'PEOPLE', 'SUBJECTS', 'NUM_CORRECTIONS', 'NUM_ALONE', 'REQUES
            'ORDER', 'ENGLISH', 'FOREIGN', 'TOLD', 'HALF', 'ENGLISH_SUBJECTS', 'IN_TIME', 'BARE', 'FAMILY', 'BARE_LARGE',
            'BARE_FAMILY', 'NIGHTS', 'GRIDS', 'MINILM', 'ORDERS', 'OTHERS', 'PROBES', 'TAKEN_OUT', 'RULES', 'DECISIONS',
            'WEIGHTS', 'REACHES', 'DEVELOPMENT', 'REPLIES', 'README_ROWS', 'REAL_DATA', 'REAL_FILES', 'NO_SUBJECTS',
-           'REAL_DRAWS', 'REAL_QUESTIONS', 'REAL_RULES', 'SPEAKERS', 'TOPICS', 'REAL_UNITS', 'REAL', 'find_people',
-           'write_wish', 'list_corrections', 'list_alone', 'list_tests', 'choose_turns', 'write_instruction',
-           'measure_bare', 'measure', 'list_choices', 'measure_choices', 'list_answers', 'measure_night', 'list_jobs',
-           'Rule', 'Side', 'measure_spread', 'Judge', 'run_stream', 'list_others', 'load_rows', 'list_places',
-           'judge_person', 'measure_decisions', 'list_development', 'judge_development', 'measure_development',
-           'read_replies', 'read_decisions', 'list_states', 'score_texts', 'score', 'list_able', 'measure_d_prime',
-           'read_choices', 'splice_choices', 'write_readme_table', 'write_readme_answer', 'open_real', 'read_trivia',
-           'read_locomo', 'make_real_case', 'list_real_cases', 'load_real_rows', 'measure_real']
+           'REAL_DRAWS', 'REAL_QUESTIONS', 'REAL_RULES', 'SPEAKERS', 'TOPICS', 'REAL_UNITS', 'REAL', 'SHIPPED',
+           'find_people', 'write_wish', 'list_corrections', 'list_alone', 'list_tests', 'choose_turns',
+           'write_instruction', 'measure_bare', 'measure', 'list_choices', 'measure_choices', 'list_answers',
+           'measure_night', 'list_jobs', 'Rule', 'Side', 'measure_spread', 'Judge', 'run_stream', 'list_others',
+           'load_rows', 'list_places', 'judge_person', 'measure_decisions', 'list_development', 'judge_development',
+           'measure_development', 'read_replies', 'read_decisions', 'list_states', 'score_texts', 'score', 'list_able',
+           'measure_d_prime', 'read_choices', 'splice_choices', 'write_readme_table', 'write_readme_answer',
+           'open_real', 'read_trivia', 'read_locomo', 'make_real_case', 'list_real_cases', 'load_real_rows',
+           'measure_real', 'read_balance', 'judge_real']
 
 # %% ../../nbs/experiments/79_gate.ipynb #gate0003
 import functools
@@ -33,7 +34,8 @@ from ..base.encoder import DEFAULT_ENCODER, encode
 from ..data.reading import load_samples
 from .breaks import choose_word, draw_items
 from .containment import format_estimate
-from .harness import RESULTS, Grid, compute_d_prime, mean_over_users, read_results
+from .harness import RESULTS, Grid, compute_d_prime, decide_all, decide_mean
+from .harness import mean_over_users, read_results
 from .person import LARGE, SMALL, has_form, is_right, load_once, write_form, write_reply
 from ..memory.retrieval import add_memories
 from ..tuning.config import TuningConfig
@@ -708,3 +710,24 @@ REAL = [
     dict(pool=pool, rule=rule, user=user) for pool in REAL_UNITS for rule in REAL_RULES for user in REAL_UNITS[pool]
 ]
 GRIDS += (Grid("gate-real", REAL, measure_real, ("pool", "rule"), None),)
+
+# %% ../../nbs/experiments/79_gate.ipynb #gatereal4
+SHIPPED = "gate, w .25"
+
+
+def read_balance() -> dict:  # text -> rule -> (units,) own minus unseen prompts opened
+    "Return the balance of each rule on each text, a number per unit."
+    rows = {}
+    for row in read_results("gate-real"):
+        rows.setdefault(row["pool"], {}).setdefault(row["rule"], {})[row["user"]] = row["own"] - row["unseen"]
+    units = {pool: sorted(next(iter(rules.values()))) for pool, rules in rows.items()}
+    return {p: {rule: np.array([own[u] for u in units[p]]) for rule, own in rules.items()} for p, rules in rows.items()}
+
+
+def judge_real(pool: str) -> tuple:  # (verdict, best other rule, shipped minus best, balance of the shipped gate)
+    "Judge whether the shipped gate holds on a text."
+    balance = read_balance()[pool]
+    best = max((rule for rule in balance if rule not in (SHIPPED, "always")), key=lambda rule: balance[rule].mean())
+    verdict, found = decide_mean(balance[SHIPPED] - balance[best], claim=-0.10, none=None)
+    is_open, alone = decide_mean(balance[SHIPPED], claim=0.0)
+    return decide_all([verdict, is_open]), best, found, alone

@@ -6,7 +6,8 @@
 __all__ = ['NUM_RACED', 'REPLY_TOKENS', 'RUNNERS', 'WAYS', 'STARTS', 'DRAWS', 'OTHERS', 'CHOICE_JOBS', 'RATE_JOBS', 'RANDOM_JOBS',
            'START_JOBS', 'GRIDS', 'open_race', 'draw_dialogues', 'measure_replies', 'decide_by_match',
            'measure_choices', 'measure_exhaustive', 'count_texts', 'read_replies', 'find_nearest', 'choose_by_features',
-           'read_choices', 'name_start', 'merge_all', 'load_start', 'find_rate', 'read_traces', 'measure_race']
+           'read_choices', 'name_start', 'merge_all', 'load_start', 'find_rate', 'read_traces', 'measure_race',
+           'read_right', 'compare_ways', 'judge_abstaining', 'read_race', 'list_saved']
 
 # %% ../../nbs/experiments/80_race.ipynb #race0004
 import os
@@ -18,9 +19,9 @@ import numpy as np
 
 from ..base.adapters import WEIGHTS_FILE, Adapter
 from ..base.core import InputError, make_generator
-from .harness import SECOND_MODEL, Grid, read_result_lines
+from .harness import SECOND_MODEL, Grid, group_by_user, read_result_lines
 from .starts import DEVELOPMENT, ORDER, RATES, USERS, choose_rate, split_dialogues
-from .starts import trace_finetune
+from .starts import count_saved, trace_finetune
 from .xpert import PLLM_PROMPTS, USER_DIALOGUES, find_scales, load_plain, load_summariser
 from ..extras.style import stylometry
 from ..recipes.crafted_styles import GRID, restyle
@@ -226,3 +227,47 @@ GRIDS = (
     Grid("race-starts", START_JOBS + [dict(user=u, start="random") for u in RUNNERS], measure_race, (), SECOND_MODEL),
     Grid("race-exhaustive", [dict(user=user, draw=0) for user in RUNNERS], measure_exhaustive, (), SECOND_MODEL),
 )
+
+# %% ../../nbs/experiments/80_race.ipynb #race0021
+def read_right() -> dict:  # way -> user -> share of the draws in which the choice is right
+    "Read for each way how often a user's own pLLM is chosen."
+    found = {}
+    for (user, draw), row in read_choices().items():
+        chosen = {"match": row["whole"]["best"], "one backward pass": min(row["slopes"], key=row["slopes"].get)}
+        chosen |= {f"features, {way}": choose_by_features(user, draw, way) for way in WAYS}
+        for way, name in chosen.items():
+            found.setdefault(way, {}).setdefault(user, []).append(name == user)
+    return {way: {user: float(np.mean(own)) for user, own in users.items()} for way, users in found.items()}
+
+
+def compare_ways() -> tuple:  # (better way of the features, differences over users)
+    "Return match minus the better way of the features, a number per user."
+    right = read_right()
+    better = max((f"features, {way}" for way in WAYS), key=lambda way: sum(right[way].values()))
+    return better, np.array([share - right[better][user] for user, share in right["match"].items()])
+
+# %% ../../nbs/experiments/80_race.ipynb #race0025
+def judge_abstaining(reference: str = PLAIN_PLLM) -> dict:  # name -> user -> share of right decisions
+    "Judge match without the user's own pLLM by the held-out dialogues, beside always choosing and always abstaining."
+    found = {}
+    for (user, _), row in read_choices().items():
+        held_out = {name: np.mean(losses) for name, losses in row["held_out"].items()}
+        helps = held_out[row["without"]["best"]] < held_out[reference]
+        chooses = row["without"]["is_certain"][reference]
+        for name, is_right in (("match", chooses == helps), ("always choose", helps), ("always abstain", not helps)):
+            found.setdefault(name, {}).setdefault(user, []).append(is_right)
+    return {name: {user: float(np.mean(own)) for user, own in users.items()} for name, users in found.items()}
+
+# %% ../../nbs/experiments/80_race.ipynb #race0028
+def read_race(starts: tuple) -> dict:  # user -> start -> row
+    "Read the fine-tunes of the users who have all of these starts and `scratch`."
+    rows = [line["job"] | line["results"] for line in read_result_lines("race-starts")]
+    starts = ("scratch", *starts)
+    return group_by_user([row for row in rows if row["start"] in starts], "start", starts)
+
+
+def list_saved(starts: tuple) -> dict:  # start -> (users,) share of the steps saved
+    "Return the share of the steps of `scratch` that each start saves."
+    users = read_race(starts)
+    saved = lambda own, start: count_saved(dict(scratch=own["scratch"], own=own[start]))
+    return {start: np.array([saved(own, start) for own in users.values()]) for start in starts}
