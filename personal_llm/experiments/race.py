@@ -7,7 +7,7 @@ __all__ = ['NUM_RACED', 'REPLY_TOKENS', 'RUNNERS', 'WAYS', 'STARTS', 'DRAWS', 'O
            'START_JOBS', 'GRIDS', 'open_race', 'draw_dialogues', 'measure_replies', 'decide_by_match',
            'measure_choices', 'measure_exhaustive', 'count_texts', 'read_replies', 'find_nearest', 'choose_by_features',
            'read_choices', 'name_start', 'merge_all', 'load_start', 'find_rate', 'read_traces', 'measure_race',
-           'read_right', 'compare_ways', 'judge_abstaining', 'read_race', 'list_saved']
+           'read_found', 'compare_ways', 'judge_abstaining', 'read_race', 'list_saved']
 
 # %% ../../nbs/experiments/80_race.ipynb #race0004
 import os
@@ -229,7 +229,7 @@ GRIDS = (
 )
 
 # %% ../../nbs/experiments/80_race.ipynb #race0021
-def read_right() -> dict:  # way -> user -> share of the draws in which the choice is right
+def read_found() -> dict:  # way -> user -> share of the draws in which the choice is right
     "Read for each way how often a user's own pLLM is chosen."
     found = {}
     for (user, draw), row in read_choices().items():
@@ -242,7 +242,7 @@ def read_right() -> dict:  # way -> user -> share of the draws in which the choi
 
 def compare_ways() -> tuple:  # (better way of the features, differences over users)
     "Return match minus the better way of the features, a number per user."
-    right = read_right()
+    right = read_found()
     better = max((f"features, {way}" for way in WAYS), key=lambda way: sum(right[way].values()))
     return better, np.array([share - right[better][user] for user, share in right["match"].items()])
 
