@@ -133,7 +133,7 @@ def test_three_answers_with_a_habit_make_one_question(session, monkeypatch):
         write(session, f"/better In short: answer {number}.")
     question = "You opened 3 answers with “In short: answer”. Where does that apply?"
     assert find_habit_question(session.me.state).question == question
-    assert session.show_habit_question() and session.show_habit_question() == "", "it is shown once"
+    assert session.scoping.show_habit_question() and session.scoping.show_habit_question() == "", "it is shown once"
     prompts = "“What is tea?”, “Who is Ada?”, “Why do cats purr?”"
     assert write(session, "/everywhere") == f"Applies to all replies: your corrections of {prompts}"
     assert write(session, "/style").startswith(

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from personal_llm.app.chat import explain_reply
 from personal_llm.base import replies
 from personal_llm.base.core import InputError
 from personal_llm.base.models import load_model
@@ -146,12 +147,12 @@ def test_a_scope_without_a_turn_is_that_of_the_newest_correction(model):
         say(session, f"Is {number} a prime number?")
         session.react("better", f"In short: {number} is one.")
     with pytest.raises(InputError, match="the scope"):
-        session.scope_correction("work")
-    session.scope_correction("everywhere")
+        session.scoping.scope_correction("work")
+    session.scoping.scope_correction("everywhere")
     assert [d.response for d in get_evidence(session.me.state).everywhere] == ["In short: 11 is one."]
     for _ in range(2):  # said twice, it is still a correction
         assert session.react("better", "In short: yes.", id=session.turns[0].id).kind == "better"
-    session.scope_correction("here")
+    session.scoping.scope_correction("here")
     assert [*session.me.state.scopes.values()] == ["here", "everywhere"], "the one that was corrected again is newest"
 
 
@@ -161,7 +162,7 @@ def test_your_word_on_a_place_stays_when_you_react_again(model):
         session.react("better", "In short: leaves.", scope="everywhere")
         session.react("up")
         for scope in ("here", "everywhere"):  # you can change it, too
-            session.scope_correction(scope, session.turns[0].id)
+            session.scoping.scope_correction(scope, session.turns[0].id)
         session.react("better", "In short: leaves in water.")
         assert [d.response for d in get_evidence(session.me.state).everywhere] == ["In short: leaves in water."]
         session.react("better", "In short: a drink.", scope="")
@@ -182,22 +183,22 @@ PROMPTS = ("What is tea?", "Who is Ada?", "Why do cats purr?")
 def test_a_question_about_a_habit_counts_as_asked_when_it_was_seen_and_passed_over(model, tmp_path):
     with open_chat(model, tmp_path) as session:
         teach(session, *PROMPTS)
-        assert session.show_habit_question() and session.show_habit_question() == "", "it is shown once"
+        assert session.scoping.show_habit_question() and session.scoping.show_habit_question() == "", "it is shown once"
     with open_chat(model, tmp_path) as session:  # closed before an answer
-        assert session.show_habit_question()
+        assert session.scoping.show_habit_question()
         say(session, "Secret", is_observed=False)
         say(session, "And?", history=[("user", "Hi"), ("assistant", "Ho")])
         assert not session.me.state.asked_scopes, "another program's message passes over nothing"
         say(session, "Where is Oslo?")
-        assert len(session.me.state.asked_scopes) == 3 and session.show_habit_question() == ""
+        assert len(session.me.state.asked_scopes) == 3 and session.scoping.show_habit_question() == ""
     with open_chat(model, tmp_path) as session:
-        assert session.show_habit_question() == ""
+        assert session.scoping.show_habit_question() == ""
 
 
 def test_a_question_about_a_habit_that_nobody_saw_is_not_answered(model):
     session = open_chat(model)
     ids = teach(session, *PROMPTS)
-    session.scope_correction("here")
+    session.scoping.scope_correction("here")
     assert [session.me.state.scopes[id] for id in ids] == ["", "", "here"], "only the newest correction was meant"
 
 
@@ -206,21 +207,25 @@ def test_a_scope_is_about_the_correction_that_was_named_last_and_still_exists(mo
     first, second = teach(session, *PROMPTS[:2])
     scopes = session.me.state.scopes
     session.undo()
-    assert PROMPTS[0] in session.scope_correction("here") and scopes == {first: "here"}
+    assert PROMPTS[0] in session.scoping.scope_correction("here") and scopes == {first: "here"}
     session.react("better", "In short: Ada.", second)
     session.react("up", "", second)
-    assert PROMPTS[1] in session.scope_correction("here"), "a correction that you like is still one"
+    assert PROMPTS[1] in session.scoping.scope_correction("here"), "a correction that you like is still one"
     assert session.me.state.newest(second).origin == "annotated"
     session.react("better", "In short: leaves.", first)
     assert "reaction" in session.undo()
-    assert PROMPTS[0] in session.scope_correction("everywhere"), "its earlier correction is back"
+    assert PROMPTS[0] in session.scoping.scope_correction("everywhere"), "its earlier correction is back"
     assert "belongs" in session.undo()
-    assert PROMPTS[0] in session.scope_correction("everywhere"), "the line named it"
+    assert PROMPTS[0] in session.scoping.scope_correction("everywhere"), "the line named it"
     session.forget(ids=[first])
-    assert PROMPTS[1] in session.scope_correction("everywhere")
+    assert PROMPTS[1] in session.scoping.scope_correction("everywhere")
     session.react("down", "", second)
     with pytest.raises(InputError, match="no reply was corrected yet"):
-        session.scope_correction("here")
+        session.scoping.scope_correction("here")
+    for kind, text in (("up", ""), ("better", "In short: Ada.")):
+        assert session.react(kind, text, second).kind == kind
+        assert session.me.state.newest(second).origin == "annotated", "your own text is no approval"
+        session.react("down", "", second)
 
 
 def test_an_answered_question_never_comes_back(model):
@@ -269,7 +274,7 @@ def test_notes_are_in_the_language_of_your_messages(model):
     say(session, "Wie viele Tage hat eine Woche?")
     session.react("better", "Sieben.")
     line = "deine Korrektur von “Wie viele Tage hat eine Woche?”"
-    assert session.scope_correction("everywhere") == f"Gilt für alle Antworten: {line}"
+    assert session.scoping.scope_correction("everywhere") == f"Gilt für alle Antworten: {line}"
     assert session.undo().startswith("zurückgenommen: ") and session.undo().startswith("zurückgenommen: ")
     say(session, "Please remember that I am vegan.")
     assert session.pop_messages() == ["kept: Please remember that I am vegan."]
@@ -304,8 +309,8 @@ def test_no_odd_value_changes_anything_or_raises_another_error(fuzzed, kind, tex
     id = ids[place] if place in (0, 1, 2) else place
     calls = [
         lambda: fuzzed.react(kind, text, id, scope),
-        lambda: fuzzed.scope_correction(scope, id),
-        lambda: fuzzed.scope_habit(text, scope),
+        lambda: fuzzed.scoping.scope_correction(scope, id),
+        lambda: fuzzed.scoping.scope_habit(text, scope),
         lambda: fuzzed.me.react(id, kind, text, 0.0, scope),
     ]
     for call in calls:
@@ -477,7 +482,30 @@ def test_an_answer_that_no_reply_can_read_is_stored_with_a_message(model):
     assert session.pop_messages() == []
     session.react("better", "In short: yes. " * 400)
     (line,) = session.pop_messages()
-    assert "no reply uses it, because 1200 are the most" in line
+    assert f"no reply uses it, because {model.max_length // 2} are the most" in line
+
+
+def test_the_source_line_says_what_did_not_fit(model):
+    session = open_chat(model)
+    say(session, "What is a lake?")
+    session.react("better", " ".join(f"word{i}" for i in range(150)))
+    session.open_talk()
+    say(session, "What is a pond?")
+    source = session.describe_source()
+    assert "from" not in source and "tokens of 1 answer of yours did not fit" in source
+    assert explain_reply(session)[1] == "did not fit: your answer to “What is a lake?”"
+    say(session, " ".join(f"word{i}" for i in range(400)))
+    assert "your message did not fit" in session.describe_source()
+
+
+def test_a_failed_reply_leaves_the_source_of_the_one_before(model, monkeypatch):
+    session = open_chat(model)
+    say(session, "What is a lake?")
+    before = session.recalled
+    monkeypatch.setattr(replies.LocalEngine, "write", lambda *a: 1 / 0)
+    with pytest.raises(InputError, match="no reply"):
+        say(session, "What is a pond?")
+    assert session.recalled is before
 
 
 @pytest.mark.parametrize("text", ["\u200b", " \u200b\n\u2060", "\ufeff", "\u3164", "\u2800\u2800", "\uffa0\ufe0f"])

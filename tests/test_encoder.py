@@ -85,21 +85,6 @@ def test_a_long_text_is_cut(monkeypatch):
     assert [len(text) for text in seen] == [MAX_CHARACTERS]
 
 
-@pytest.mark.parametrize("content", [None, b"", b"0" * PACKAGE_FILES["sp.model"][0]], ids=["missing", "empty", "other"])
-def test_files_with_another_hash_are_refused(tmp_path, monkeypatch, content):
-    (tmp_path / "resources").mkdir()
-    if content is not None:
-        (tmp_path / "resources" / "sp.model").write_bytes(content)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr(encoder, "find_spec", lambda name: SimpleNamespace(origin=str(tmp_path / "__init__.py")))
-    monkeypatch.setattr(encoder, "_encoders", {})
-    with pytest.raises(InputError, match="sp.model is missing or was changed; pip install --force-reinstall"):
-        load_encoder(DEFAULT_ENCODER)
-    monkeypatch.setattr(encoder, "find_spec", lambda name: None)
-    with pytest.raises(InputError, match="is missing"):
-        load_encoder(DEFAULT_ENCODER)
-
-
 def test_two_threads_leave_the_number_of_threads_as_it_was(monkeypatch):
     threadpoolctl = pytest.importorskip("threadpoolctl")
     count = lambda: [(pool["filepath"], pool["num_threads"]) for pool in threadpoolctl.threadpool_info()]
@@ -183,3 +168,18 @@ def test_a_reply_need_not_wait_while_vectors_are_made(corrected, monkeypatch):
     goes_on.set()
     thread.join(60)
     assert not thread.is_alive() and len(load_vectors(corrected.archive, get_encoder_id())) == BLOCK_SIZE + 3
+
+
+@pytest.mark.parametrize("content", [None, b"", b"0" * PACKAGE_FILES["sp.model"][0]], ids=["missing", "empty", "other"])
+def test_files_with_another_hash_are_refused(tmp_path, monkeypatch, content):
+    (tmp_path / "resources").mkdir()
+    if content is not None:
+        (tmp_path / "resources" / "sp.model").write_bytes(content)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(encoder, "find_spec", lambda name: SimpleNamespace(origin=str(tmp_path / "__init__.py")))
+    monkeypatch.setattr(encoder, "_encoders", {})
+    with pytest.raises(InputError, match="sp.model is missing or was changed; pip install --force-reinstall"):
+        load_encoder(DEFAULT_ENCODER)
+    monkeypatch.setattr(encoder, "find_spec", lambda name: None)
+    with pytest.raises(InputError, match="is missing"):
+        load_encoder(DEFAULT_ENCODER)

@@ -145,7 +145,8 @@ def test_a_turn_of_another_program_is_searched_too(origin, left):
     plan = talks.plan(text="ada")
     turns = (("x", "I met Ada."), ("x", "Nice."))
     assert (plan.dialogues, plan.turns) == ((), turns) and len(plan.adapters) == 1, "the answer had read it"
-    assert plan.lines[:-3] == ("reply only, your message stays: And how?",) * (origin == "model")
+    why = "its talk showed what goes"
+    assert plan.lines[:-3] == (f"reply only, {why}; your message stays: And how?",) * (origin == "model")
     (d,) = forget_dialogues(talks.state, plan).archive.dialogues.values()
     assert (d.prompt, d.response, d.history) == ("And how?", left, ())
 
@@ -160,6 +161,24 @@ def test_a_word_that_only_the_model_wrote_takes_the_reply_alone():
     plan = talks.plan(text="biscuit")
     assert plan.dialogues == ("dog", "walk"), "also by a correction that was replaced"
     assert plan.replies == ("allergy",)
+
+
+def test_the_list_says_why_a_reply_goes_and_which_corrections_go():
+    talks = Talks()
+    talks.say("dog", "I have a dog, Biscuit.", "Lovely!")
+    talks.correct("dog", "A good name.")
+    talks.say("walk", "Which walk?", "Along the river.", turns=["dog"])
+    talks.correct("walk", "Along the canal.")
+    talks.say("food", "What does it eat?", "Biscuit eats fish.", talk="tuesday")
+    talks.say("bed", "Where does it sleep?", "Here.", reads=["dog"], talk="friday")
+    talks.say("age", "How old is it?", "Two.", statements=["dog"], talk="sunday")
+    assert talks.plan(text="biscuit").lines == (
+        "dialogue, your correction too: I have a dog, Biscuit.",
+        "reply only, its talk showed what goes; your message and correction stay: Which walk?",
+        "reply only, it contains the text; your message stays: What does it eat?",
+        "reply only, it used a correction that goes; your message stays: Where does it sleep?",
+        "reply only, it used what you said there; your message stays: How old is it?",
+    )
 
 
 def test_all_earlier_tries_go_with_the_turn_that_took_their_place():
@@ -545,8 +564,8 @@ def act(session, name, text, number):
     elif name == "undo" and session.me.state.acts:
         session.undo()
     elif name == "scope" and any(one.kind == "better" for one in session.me.state.reactions.values()):
-        session.show_habit_question()
-        session.scope_correction(["everywhere", "here", ""][number % 3])
+        session.scoping.show_habit_question()
+        session.scoping.scope_correction(["everywhere", "here", ""][number % 3])
     elif name == "learn" and len(session.me.buffer):
         session.me.finetune(progress=False)
 

@@ -6,8 +6,8 @@ import pytest
 
 from personal_llm.base.core import InputError
 from personal_llm.data import reading
-from personal_llm.data.formats import FORMATS, MAX_TURN_CHARACTERS, ParsedConversation, detect_format
-from personal_llm.data.formats import normalise_record, parse_record, register_format, split_turns
+from personal_llm.data.formats import FORMATS, MAX_TURN_CHARACTERS, ParsedConversation, RecordFormat, detect_format
+from personal_llm.data.formats import normalise_record, parse_record, split_turns
 from personal_llm.extras.marks import GAP, SETUP, UNLEARNED, find_mark, remove_marks, split_into_dialogues
 
 reading.load_formats()
@@ -110,11 +110,11 @@ def test_records_of_no_format():
 def test_a_format_of_your_own_comes_first():
     try:
 
-        @register_format("mine", ("prompt", "response"))
         def mine(row):
             turns = [("user", row["response"]), ("assistant", row["prompt"])]
             return [ParsedConversation(turns, dict(domain="backwards"))]
 
+        FORMATS["mine"] = RecordFormat((("prompt", "response"),), mine)
         row = dict(prompt="Hi", response="Hello")
         assert detect_format(row) == "mine" and pairs(parse_record(row, "mine")) == [("Hello", "Hi")]
         assert split_into_dialogues(parse_record(row, "mine")[0])[0][0].labels == dict(domain="backwards")
@@ -401,10 +401,10 @@ def test_a_value_of_the_wrong_kind_is_the_error_of_its_row():
     wrong = (lambda row: row[0], lambda row: float(10**400), lambda row: row.nothing, lambda row: int("x"))
     try:
         for make in wrong:
-            register_format("careless")(make)
+            FORMATS["careless"] = RecordFormat((), make)
             with pytest.raises(InputError, match="wrong kind of value"):
                 parse_record({}, "careless")
-        register_format("careless")(lambda row: 1 / 0)
+        FORMATS["careless"] = RecordFormat((), lambda row: 1 / 0)
         with pytest.raises(ZeroDivisionError):  # a mistake of ours is not the user's
             parse_record({}, "careless")
     finally:

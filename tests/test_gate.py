@@ -108,6 +108,19 @@ def ask(*prompts, time=0.0, response="(a reply)"):
     return tuple(Dialogue(prompt, response, time=time + i) for i, prompt in enumerate(prompts))
 
 
+def test_corrections_stay_in_the_language_of_their_prompts_unless_you_say_all_replies():
+    vectors = VectorStore(DEFAULT_ENCODER)
+    german = ask("Was ist die Hauptstadt von Italien?", "Wer schrieb Hamlet?", "Wie viele Tage hat eine Woche?")
+    prompts = ("Was ist die Hauptstadt von Frankreich?", "What is the capital of France?")
+    prompts += ("¿Cuál es la capital de Francia?", "Какая столица Франции?", "フランスの首都はどこですか？")
+    verdicts = [judge(Evidence(german), prompt, vectors) for prompt in prompts]
+    assert [verdict.is_open for verdict in verdicts] == [True] + [False] * 4
+    assert verdicts[1].reason == "you corrected prompts in another language"
+    assert all(judge(Evidence(everywhere=german), prompt, vectors).is_open for prompt in prompts)
+    both = (*german, *ask("What is the capital of Spain?", time=9.0))
+    assert [d.prompt for d in judge(Evidence(both), prompts[1], vectors).answers] == ["What is the capital of Spain?"]
+
+
 def test_the_first_day_of_somebody_who_corrects_recipes():
     vectors = VectorStore(DEFAULT_ENCODER)
     first = ask("How do I tie a tie?", "What is the capital of Italy?")
@@ -118,7 +131,7 @@ def test_the_first_day_of_somebody_who_corrects_recipes():
         for prompt in ("How do I make a lentil soup?", "How do I make a potato salad?")
         + ("Wie backe ich einen Kuchen?", "What is the capital of Norway?", "Write a short poem about rain.")
     }
-    assert [*opens.values()] == [True, True, True, False, False]
+    assert [*opens.values()] == [True, True, False, False, False], "in the language of the corrections"
 
 
 def test_a_closed_loop_does_not_feed_itself():

@@ -13,6 +13,16 @@ from servers import serve_http
 ROOT = Path(__file__).parent.parent
 NAME = "some-body/Tiny-GGUF:sub/tiny.gguf"
 CODE = "import sys; from personal_llm.base.loading import find_gguf; print(find_gguf(sys.argv[1]).read_bytes())"
+LOAD = """
+import sys
+from personal_llm.base.core import InputError
+from personal_llm.base.loading import load_causal_lm
+try:
+    load_causal_lm(sys.argv[1])
+except InputError as error:
+    print(error, file=sys.stderr)
+"""
+LOAD_ENCODER = LOAD.replace("loading", "encoder").replace("load_causal_lm", "load_encoder")
 
 
 class Hub(BaseHTTPRequestHandler):
@@ -47,14 +57,14 @@ def run_hub(**files):
 
 @pytest.fixture
 def find(tmp_path):
-    "Find a file in another process -> (exit code, what it printed, the last line of the error)."
+    "Find a file in another process -> (exit code, what it printed, the error)."
 
-    def run(port: int, name: str = NAME) -> tuple:
+    def run(port: int, name: str = NAME, code: str = CODE) -> tuple:
         settings = dict(HF_ENDPOINT=f"http://127.0.0.1:{port}", HF_HOME=str(tmp_path / "hf"), HF_HUB_OFFLINE="0")
         settings |= dict(XDG_CACHE_HOME=str(tmp_path / "cache"), PYTHONPATH=str(ROOT), HF_HUB_DISABLE_XET="1")
-        words = [sys.executable, "-c", CODE, name]
+        words = [sys.executable, "-c", code, name]
         done = subprocess.run(words, capture_output=True, text=True, env=os.environ | settings, timeout=120)
-        return done.returncode, done.stdout.strip(), (done.stderr.strip().splitlines() or [""])[-1]
+        return done.returncode, done.stdout.strip(), done.stderr.strip()
 
     return run
 
@@ -69,16 +79,26 @@ def test_a_file_of_the_hub_stays_that_of_the_first_time(find, tmp_path):
     assert find(port)[:2] == (0, "b'GGUF first'")
     (blob,) = [file for file in (tmp_path / "hf").rglob("blobs/*") if file.is_file()]
     blob.write_bytes(b"GGUF evil!")
-    code, out, line = find(port)
-    assert code and not out and f"model {NAME}: not the file of the first time; delete " in line
+    code, out, error = find(port)
+    assert code and not out and f"model {NAME}: not the file of the first time; delete " in error.splitlines()[-1]
 
 
 @pytest.mark.later
-def test_what_the_hub_lacks_and_a_hub_that_is_not_there_are_one_line(find):
+@pytest.mark.parametrize("code", [CODE, LOAD, LOAD_ENCODER], ids=("a GGUF file", "a model", "an encoder"))
+def test_a_hub_that_is_not_there_is_asked_once(code, find):
+    "The hub's library would ask six times within 23 seconds, and print two lines each time."
     with run_hub(a=b"GGUF first") as hub:
         port = hub.server_port
-        code, out, line = find(port, "some-body/Tiny-GGUF:other.gguf")
-        assert code and "InputError: model some-body/Tiny-GGUF:other.gguf: not to be had from the hub (" in line
-        assert line.endswith("check name and network")
-    code, out, line = find(port)
-    assert code and f"InputError: model {NAME}: not to be had from the hub (" in line
+    name = NAME if code == CODE else "some-body/Tiny"
+    _, out, error = find(port, name, code)
+    line = error.splitlines()[-1]
+    assert name in line and "Connection refused" in line and "Retrying" not in error
+
+
+@pytest.mark.later
+def test_what_the_hub_lacks_is_one_line(find):
+    with run_hub(a=b"GGUF first") as hub:
+        code, out, error = find(hub.server_port, "some-body/Tiny-GGUF:other.gguf")
+    line = error.splitlines()[-1]
+    assert code and "InputError: model some-body/Tiny-GGUF:other.gguf: not to be had from the hub (" in line
+    assert line.endswith("check name and network")

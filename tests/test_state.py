@@ -149,6 +149,40 @@ def test_a_reply_written_anew_in_its_place_begins_without_a_past():
         assert [d.id for d in get_evidence(one).left_alone] == ["0"]
 
 
+def test_a_turn_written_anew_is_the_newest_live_and_after_opening():
+    state = open_new("fifo")
+    for id in ("0", "1", "2"):
+        tell(state, 0, id=id)
+    state.archive.add(Dialogue("Question 1?", "Anew.", id="1", origin="model"), "monday", ["0"])
+    state.record("said", "1", reads=[], statements=[])
+    for one in (state, open_state(state.archive)):
+        assert one.pending == ["0", "2", "1"] and one.followers["0"] == ["1"]
+
+
+def test_another_fine_tune_in_the_folder_of_an_undone_one_has_not_learned_its_answers():
+    state = open_new("fifo")
+    tell(state, 0, id="0")
+    state.record("tuned", **ROUND | dict(adapter="a0"))
+    state.record("learned", "0", is_answer=True)
+    state.record("undone")
+    assert not state.taught and not open_state(state.archive).taught
+
+
+def test_an_answer_that_another_base_learned_is_not_learned_by_this_one():
+    state = open_new("fifo")
+    tell(state, 0, id="0")
+    state.record("reacted", "0", kind="better", text="Mine.", asked=False, time=1.0)
+    state.record("tuned", **ROUND | dict(adapter="a0"))
+    state.record("learned", "0", is_answer=True)
+    state.record("reacted", "0", kind="better", text="Mine again.", asked=False, time=2.0)
+    state.record("configured", base="other", model="n", settings={})
+    state.record("tuned", **ROUND | dict(adapter="a1"))
+    state.record("learned", "0", is_answer=True)
+    assert list_unlearned(state) == []
+    state.record("configured", base="base", model="m", settings={})
+    assert list_unlearned(state) == list_unlearned(open_state(state.archive)) == ["0"]
+
+
 def test_an_answer_that_changed_while_it_was_learned_is_not_learned():
     state = open_new("fifo")
     tell(state, 0, id="0")

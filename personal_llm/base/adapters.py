@@ -10,7 +10,6 @@ import math
 import os
 import re
 import warnings
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 
@@ -89,17 +88,6 @@ def read_adapter_card(folder) -> dict:
         raise InputError(f"{file}: damaged", "restore a copy, or delete it to use the adapter unchecked")
     return card
 
-# %% ../../nbs/0_base/05_adapters.ipynb #04ada015
-@contextmanager
-def discard_on_error(stage: Path, out: Path):
-    "Remove the stage on any error; raise `InputError` for one of a library, such as a full disk, with its reason."
-    try:
-        with explain_errors(f"{out}: the adapter cannot be written", "choose another folder"):
-            yield
-    except BaseException:
-        delete_path(stage)
-        raise
-
 # %% ../../nbs/0_base/05_adapters.ipynb #04ada063
 def stage_adapter(out, save) -> Path:  # a folder for `commit_adapter`
     "Let a function write weights and settings into a new folder in `out`; remove those of killed runs first."
@@ -107,7 +95,7 @@ def stage_adapter(out, save) -> Path:  # a folder for `commit_adapter`
     for rest in out.glob(".adapter.[0-9]*.tmp"):
         delete_path(rest)
     stage = make_folder(get_temporary_path(out / "adapter"))
-    with discard_on_error(stage, out):
+    with explain_errors(f"{out}: the adapter cannot be written", "choose another folder", stage):
         save(stage)
         (stage / "README.md").unlink(missing_ok=True)  # of peft
     return stage
@@ -128,7 +116,7 @@ def get_adapter_id(folder) -> str:  # sixteen hex digits
 def commit_adapter(stage: Path, adapter: Adapter) -> Adapter:
     "Move a written adapter to its place, with its card; a full disk leaves the old adapter."
     out = Path(adapter.path)
-    with discard_on_error(stage, out):
+    with explain_errors(f"{out}: the adapter cannot be written", "choose another folder", stage):
         write_json(stage / ADAPTER_CARD_FILE, adapter.card() | dict(adapter_id=get_adapter_id(stage)))
         for file in stage.iterdir():
             file.chmod(0o600)

@@ -149,15 +149,6 @@ def check_settings_fields(settings) -> None:  # an instance of a dataclass
             value = check(getattr(settings, f.name), name=f.name, **limits)
             object.__setattr__(settings, f.name, value)
 
-# %% ../../nbs/0_base/01_core.ipynb #1d610c7d
-def patch(function):
-    "Add a function as a method to the class that annotates its first parameter: `self: Buffer`."
-    owner = next(iter(function.__annotations__.values()))
-    function.__qualname__ = f"{owner.__qualname__}.{function.__name__}"
-    function.__module__ = owner.__module__
-    setattr(owner, function.__name__, function)
-    return function
-
 # %% ../../nbs/0_base/01_core.ipynb #4943695a
 _last_history = ((), "")  # turns, their hash
 

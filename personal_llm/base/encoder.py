@@ -16,7 +16,7 @@ import numpy as np
 
 from .core import InputError
 from .files import ASSETS, compute_sha256, explain_errors
-from .loading import compute_fingerprint, loading_lock
+from .loading import ask_hub, compute_fingerprint, loading_lock
 from .weights import OTHER_ENCODER, find_weights, has_content
 
 # %% ../../nbs/0_base/11_encoder.ipynb #enc10007
@@ -67,6 +67,12 @@ def load_sentence_transformer(place: str):  # a folder, or an id of the hub -> `
 
     with loading_lock:
         logging.disable_progress_bar()
+        try:
+            return SentenceTransformer(place, device="cpu", local_files_only=True).float()
+        except OSError:
+            if Path(place).is_dir():
+                raise
+        ask_hub(place, "modules.json")
         return SentenceTransformer(place, device="cpu").float()
 
 

@@ -60,14 +60,15 @@ def is_full_disk(error: BaseException) -> bool:
 
 
 @contextmanager
-def explain_errors(problem: str, remedy: str):
+def explain_errors(problem: str, remedy: str, stage: Path = None):  # stage: a folder that no error leaves behind
     "Turn an error of a library inside a `with` block into an `InputError` that ends with its reason."
     try:
         yield
-    except InputError:
-        raise
     except BaseException as error:
-        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":  # of a library in Rust
+        if stage is not None:
+            delete_path(stage)
+        is_ours = isinstance(error, InputError)
+        if is_ours or not isinstance(error, Exception) and type(error).__name__ != "PanicException":  # of Rust
             raise
         reason = getattr(error, "strerror", None) or " ".join(str(error).split()) or type(error).__name__
         full = "free some space, or take another disk (for the cache: XDG_CACHE_HOME)"

@@ -12,6 +12,7 @@ import re
 import sys
 import threading
 import timeit
+import warnings
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
@@ -205,12 +206,9 @@ def convert_gguf(file: Path) -> Path:  # a folder in the user's cache
         stage = folder.with_name(f".{folder.name}.tmp")
         delete_path(stage)  # of a process that was killed
         remedy = "get the file again, or choose a model of another family"
-        try:
-            with explain_errors(f"{file}: cannot be converted", remedy):
-                write_converted_model(file, make_folder(stage))
-                os.replace(stage, folder)
-        finally:
-            delete_path(stage)
+        with explain_errors(f"{file}: cannot be converted", remedy, stage):
+            write_converted_model(file, make_folder(stage))
+            os.replace(stage, folder)
     return folder
 
 # %% ../../nbs/0_base/07_loading.ipynb #06loa006
@@ -218,21 +216,35 @@ DEFAULT_MODEL_VARIABLE = "PERSONAL_LLM_MODEL"
 MODEL_WORDS = ("pocket", *(name for name in WEIGHTS if name != OTHER_ENCODER))
 
 
+def ask_hub(repository: str, file: str) -> None:
+    "Ask once, for ten seconds, whether the hub is there; its library would ask six times. Raises the library's error."
+    from huggingface_hub import get_hf_file_metadata, hf_hub_url
+    from huggingface_hub.errors import EntryNotFoundError
+
+    with suppress(EntryNotFoundError):  # the hub is there
+        get_hf_file_metadata(hf_hub_url(repository, file), timeout=10)
+
+
 def find_hub_file(repository: str, file: str) -> Path:
     "Return a GGUF file of the hub, downloaded if it is not here; it stays the one of the first time."
-    from huggingface_hub import hf_hub_download
+    from huggingface_hub import hf_hub_download, try_to_load_from_cache
+
+    def download(revision: str = None) -> Path:
+        if not isinstance(try_to_load_from_cache(repository, file, revision=revision), str):
+            ask_hub(repository, file)
+        return Path(hf_hub_download(repository, file, revision=revision))  # a file that is here asks no hub
 
     def take_first() -> dict:
-        place = Path(hf_hub_download(repository, file))
+        place = download()
         return dict(revision=place.parts[place.parts.index("snapshots") + 1], sha256=hash_file(place))
 
     name = f"{repository}:{file}"
     with explain_errors(f"model {name}: not to be had from the hub", "check name and network"):
         known = remember("hub", name, take_first)
-        place = hf_hub_download(repository, file, revision=known["revision"])  # a file that is here asks no hub
+        place = download(known["revision"])
     if hash_file(place) != known["sha256"]:
         raise InputError(f"model {name}: not the file of the first time", f"delete {place}, and type it again")
-    return Path(place)
+    return place
 
 
 def find_gguf(name):  # a path, or None
@@ -334,9 +346,24 @@ def load_from_files(source: str, device: str, dtype=None, local: bool = True) ->
     model = load_whole_model(source, dtype=getattr(torch, dtype), use_safetensors=True, **options)
     return model.to(device).eval(), tokenizer
 
+# %% ../../nbs/0_base/07_loading.ipynb #c0cba331
+def prepare_libraries() -> None:
+    "Limit two kernel caches before the first matmul, unless the user did; silence transformers, peft and the hub."
+    from huggingface_hub import logging as hub_logging
+    from transformers import logging
+
+    for name in ("LRU_CACHE_CAPACITY", "ONEDNN_PRIMITIVE_CACHE_CAPACITY"):
+        os.environ.setdefault(name, "64")  # kernels
+    logging.set_verbosity_error()
+    hub_logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing")  # peft asks in an old way
+    warnings.filterwarnings("ignore", message="fan_in_fan_out is set to False")  # peft corrects that itself
+
 # %% ../../nbs/0_base/07_loading.ipynb #06loa020
 def load_causal_lm(name, device: str = None, dtype=None) -> tuple:  # (model, tokenizer)
     "Load a model by its name, from this machine or from the hub; raise `InputError` for any failure."
+    prepare_libraries()
     import torch
 
     best = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
@@ -348,6 +375,7 @@ def load_causal_lm(name, device: str = None, dtype=None) -> tuple:  # (model, to
         except OSError:
             if Path(source).exists():
                 raise
+        ask_hub(source, "config.json")
         return load_from_files(source, device or best, dtype, local=False)
 
 # %% ../../nbs/0_base/07_loading.ipynb #34695628

@@ -8,13 +8,12 @@ __all__ = ['Model', 'load_model', 'mean_response_nll']
 # %% ../../nbs/0_base/08_models.ipynb #80794698
 import ctypes
 import gc
-import os
 import threading
 import time
-import warnings
 from contextlib import contextmanager, suppress
 from copy import deepcopy
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -22,28 +21,10 @@ import numpy as np
 from .adapters import attach_adapter, check_adapter, get_adapter_id, remove_peft_layers
 from .core import Cost, Dialogue, InputError, check, get_peak_memory
 from .loading import check_causal, choose_model_name, compute_fingerprint, find_gguf
-from .loading import load_causal_lm, load_chat_tokenizer, load_gguf_tokenizer
+from .loading import load_causal_lm, load_chat_tokenizer, load_gguf_tokenizer, prepare_libraries
 from .tokens import PLAIN_TEMPLATE, ChatTokenizer, collate_samples, encode_dialogue, encode_prompt
 from .tokens import find_end_of_turn, make_batches, pad_rows
 from .weights import hash_file
-
-# %% ../../nbs/0_base/08_models.ipynb #c0cba331
-def prepare_libraries() -> None:
-    "Limit two kernel caches before the first matmul, unless the user did; silence transformers and peft."
-    from transformers import logging
-
-    for name in ("LRU_CACHE_CAPACITY", "ONEDNN_PRIMITIVE_CACHE_CAPACITY"):
-        os.environ.setdefault(name, "64")  # kernels
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing")  # peft asks in an old way
-    warnings.filterwarnings("ignore", message="fan_in_fan_out is set to False")  # peft corrects that itself
-
-
-def load_prepared(name, device: str, dtype: str) -> tuple:  # (model, tokenizer)
-    "Load a model of PyTorch, after the libraries are set."
-    prepare_libraries()
-    return load_causal_lm(name, device, dtype)
 
 # %% ../../nbs/0_base/08_models.ipynb #07mod051
 class LazyNetwork:
@@ -133,8 +114,8 @@ class Model:
         self.name = name
         self.gguf = gguf
         self.prompt_tokenizer = tokenizer
-        self._tokenizer = None if isinstance(tokenizer, ChatTokenizer) else set_padding(tokenizer)
         self._network = LazyNetwork(model, len(tokenizer), name)
+        self.unload = self._network.unload
         is_loaded = self._network.network is not None
         self.base = base or compute_fingerprint(model)
         own_adapter = compute_fingerprint(model, of_adapter=True) if is_loaded else ""
@@ -148,6 +129,7 @@ class Model:
         self.engine = None  # that writes replies; chosen at the first one
         self.cost = Cost()  # tokens and passes of all calls
         self.truncated = {}  # id of a dialogue that was too long -> tokens left out
+        self.left_out = {}  # id of such a dialogue -> turns left out of a prompt, the oldest first
 
     def __repr__(self):
         if self._network.network is None:
@@ -165,14 +147,14 @@ class Model:
     def model(self, network):
         self._network.network = network
 
-    @property
+    @cached_property
     def tokenizer(self):
         "The tokenizer of transformers; that of a GGUF file loads at its first use."
-        with self._network.lock:
-            if self._tokenizer is None:
-                self._tokenizer = set_padding(load_gguf_tokenizer(self.gguf))
-                self._tokenizer.chat_template = self.prompt_tokenizer.chat_template
-            return self._tokenizer
+        if not isinstance(self.prompt_tokenizer, ChatTokenizer):
+            return set_padding(self.prompt_tokenizer)
+        tokenizer = set_padding(load_gguf_tokenizer(self.gguf))
+        tokenizer.chat_template = self.prompt_tokenizer.chat_template
+        return tokenizer
 
     @property
     def device(self):
@@ -191,10 +173,6 @@ class Model:
     def reads_adapters(self) -> bool:
         "Whether what a fine-tune learns reaches the replies; a server of yours has only its own model."
         return getattr(self.engine, "reads_adapters", True)
-
-    def unload(self) -> None:
-        "Give the RAM of the weights back until their next use; weights that came as an object stay."
-        self._network.unload()
 
     def clone(self):
         "Return a copy for another thread, with its own tokenizer; a lazy model is loaded anew at its first use."
@@ -294,7 +272,7 @@ def load_model(
     is_live = isinstance(name, tuple)
     gguf = None if is_live or name == "pocket" else find_gguf(name)
     if gguf is not None:
-        network = lambda: load_prepared(gguf, device, dtype)[0]
+        network = lambda: load_causal_lm(gguf, device, dtype)[0]
         tokenizer = load_chat_tokenizer(gguf)
         base = hash_file(gguf)[:16]
     else:
@@ -312,6 +290,7 @@ def note_truncation(model: Model, dialogue: Dialogue, sample: dict) -> dict:
     model.truncated.pop(dialogue.id, None)
     if sample["num_truncated"]:
         model.truncated[dialogue.id] = sample["num_truncated"]
+        model.left_out[dialogue.id] = len(dialogue.history) - sample.get("num_turns", 0)
     return sample
 
 

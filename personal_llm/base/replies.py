@@ -6,6 +6,7 @@
 __all__ = ['ReplyOptions', 'Remote', 'ReplyStream']
 
 # %% ../../nbs/0_base/09_replies.ipynb #rpl00003
+import asyncio
 import codecs
 import importlib.util
 import ipaddress
@@ -23,7 +24,7 @@ from itertools import chain
 from pathlib import Path
 
 from .adapters import read_factors
-from .core import Dialogue, InputError, catch_panic, patch
+from .core import Dialogue, InputError, catch_panic
 from .loading import note_once, read_shape
 from .models import Model, check_list, continue_rows, find_end_tokens
 from .models import load_model  # noqa: F401 (personal_llm takes it from here, with `reply`)
@@ -326,6 +327,38 @@ def read_count(usage, name: str) -> int:
     count = usage.get(name) if isinstance(usage, dict) else 0
     return int(count) if isinstance(count, (int, float)) and 0 <= count < 2**31 else 0
 
+
+def parse_address(address: str, may_leave: bool) -> tuple:  # (an `httpx.URL`, whether it is this computer)
+    "Return the address of a server; raise `InputError` for one that is invalid, or elsewhere without permission."
+    import httpx
+
+    try:
+        url = httpx.URL(address if "//" in address else f"http://{address}")
+        is_valid = url.host and url.scheme in ("http", "https") and not url.userinfo and (url.port or 1) < 2**16
+    except httpx.InvalidURL:
+        is_valid = False
+    if not is_valid:
+        raise InputError(f"writer {address[:80]!r}: no address", "give one such as http://127.0.0.1:11434/v1")
+    try:
+        is_here = url.host == "localhost" or ipaddress.ip_address(url.host).is_loopback
+    except ValueError:
+        is_here = False
+    if not (is_here or may_leave):
+        remedy = "give a server here, such as http://127.0.0.1:11434/v1, or add --chats-may-leave"
+        raise InputError(f"writer {url.host}: not this computer, so your chats would leave it", remedy)
+    return url, is_here
+
+
+async def watch(request, put, is_stopped) -> None:
+    "Run a request until it ends or is stopped, and put an empty text every quarter of a second."
+    task = asyncio.ensure_future(request)
+    while not task.done() and not is_stopped.is_set():
+        await asyncio.wait([task], timeout=PAUSE)
+        put("")
+    task.cancel()  # closes the connection, so that the server stops, too
+    with suppress(asyncio.CancelledError):
+        await task
+
 # %% ../../nbs/0_base/09_replies.ipynb #rpl0012c
 class Remote:
     "A server that speaks Chat Completions."
@@ -340,26 +373,9 @@ class Remote:
         may_leave: bool = False,  # True: the chats may leave this device
         seconds: float = 300,  # to wait for the next piece: as long as Ollama loads a model at most
     ):
-        import httpx
-
         self.model = model
         self.seconds = seconds
-        try:
-            self.url = httpx.URL(address if "//" in address else f"http://{address}")
-            is_valid = self.url.host and self.url.scheme in ("http", "https") and not self.url.userinfo
-            is_valid = is_valid and (self.url.port or 1) < 2**16
-        except httpx.InvalidURL:
-            is_valid = False
-        if not is_valid:
-            raise InputError(f"writer {address[:80]!r}: no address", "give one such as http://127.0.0.1:11434/v1")
-        host = self.url.host
-        try:
-            self.is_here = host == "localhost" or ipaddress.ip_address(host).is_loopback
-        except ValueError:
-            self.is_here = False
-        if not (self.is_here or may_leave):
-            remedy = "give a server here, such as http://127.0.0.1:11434/v1, or add --chats-may-leave"
-            raise InputError(f"writer {host}: not this computer, so your chats would leave it", remedy)
+        self.url, self.is_here = parse_address(address, may_leave)
         self.name = name or self.find_name()
 
     def list_models(self) -> list:  # names
@@ -384,11 +400,6 @@ class Remote:
         shown = " ".join(CONTROL_CHARACTERS.sub(" ", reason).split())[:200]
         return InputError(f"writer {self.url.netloc.decode()}: {shown}", remedy)
 
-    def check_wait(self, since: float) -> None:
-        "Raise `InputError` if nothing came for too long."
-        if time.monotonic() - since > self.seconds:
-            raise self.fail(f"nothing came for {self.seconds:g} seconds")
-
     def read(self, content, problem: str = "its answer is not of the protocol") -> dict:
         "Read an object of the server; raise `InputError` for an error, or with the problem for anything else."
         try:
@@ -400,10 +411,8 @@ class Remote:
             raise self.fail(str(error.get("message", error)) if isinstance(error, dict) else str(error))
         return row
 
-    def receive(self, method: str, path: str, body: dict = None, most: int = 2**20):  # a generator of texts
-        "Yield an answer as it comes, and empty texts while nothing does; `InputError` for a server that fails."
-        import asyncio
-
+    async def ask(self, put, method: str, path: str, body, most: int) -> None:
+        "Put the texts of an answer of at most `most` bytes; raise `InputError` for an answer that is an error."
         import httpx
 
         key = os.environ.get("PERSONAL_LLM_WRITER_KEY", "").strip()
@@ -413,43 +422,33 @@ class Remote:
         headers |= {"Authorization": f"Bearer {key}"} if key else {}
         url = str(self.url).rstrip("/") + path
         decode = codecs.getincrementaldecoder("utf-8")("replace").decode
+        options = dict(trust_env=False, timeout=self.seconds, verify=self.url.scheme == "https")
+        size = 0  # bytes
+        reason = ""
+        async with httpx.AsyncClient(**options) as client:  # it asks no proxy of the environment
+            async with client.stream(method, url, json=body, headers=headers) as response:
+                async for block in response.aiter_raw():
+                    size += len(block)
+                    if size > most:
+                        raise self.fail(f"its answer has more than {most:,} bytes")
+                    if response.status_code == 200:
+                        put(decode(block))
+                    else:
+                        reason += decode(block)
+        if response.status_code != 200:
+            problem = f"it answered with status {response.status_code}"
+            self.read(reason, problem)  # with the server's own reason
+            raise self.fail(problem, "check --writer")
 
-        async def ask(put) -> None:
-            options = dict(trust_env=False, timeout=None, verify=self.url.scheme == "https")
-            async with httpx.AsyncClient(**options) as client:  # it asks no proxy of the environment
-                async with client.stream(method, url, json=body, headers=headers) as response:
-                    size = 0  # bytes
-                    reason = ""
-                    async for block in response.aiter_raw():
-                        size += len(block)
-                        if size > most:
-                            raise self.fail(f"its answer has more than {most:,} bytes")
-                        if response.status_code == 200:
-                            put(decode(block))
-                        else:
-                            reason += decode(block)
-                    if response.status_code != 200:
-                        problem = f"it answered with status {response.status_code}"
-                        self.read(reason, problem)  # with the server's own reason
-                        raise self.fail(problem, "check --writer")
+    def receive(self, method: str, path: str, body: dict = None, most: int = 2**20):  # a generator of texts
+        "Yield an answer as it comes, and empty texts while nothing does; `InputError` for a server that fails."
+        import httpx
 
-        async def watch(put, is_stopped) -> None:
-            task = asyncio.ensure_future(ask(put))
-            while not task.done() and not is_stopped.is_set():
-                await asyncio.wait([task], timeout=PAUSE)
-                put("")
-            task.cancel()  # closes the connection, so that the server stops, too
-            with suppress(asyncio.CancelledError):
-                await task
-
-        since = time.monotonic()
+        work = lambda put, is_stopped: asyncio.run(watch(self.ask(put, method, path, body, most), put, is_stopped))
         try:
-            work = lambda put, is_stopped: asyncio.run(watch(put, is_stopped))
-            with closing(pull_pieces(work, 2 * PAUSE)) as blocks:
-                for block in blocks:
-                    since = time.monotonic() if block else since
-                    self.check_wait(since)
-                    yield block
+            yield from pull_pieces(work, 2 * PAUSE)
+        except httpx.TimeoutException as error:
+            raise self.fail(f"nothing came for {self.seconds:g} seconds") from error
         except httpx.ConnectError as error:
             raise self.fail(f"cannot be reached ({error})", "start the server, or check --writer") from error
         except httpx.HTTPError as error:
@@ -493,7 +492,8 @@ class Remote:
                         kept = clean(limit.take(text).encode("utf-16-le", "surrogatepass"))
                         yield CONTROL_CHARACTERS.sub("", kept) if text else Thought()
                     elif reason is None:
-                        self.check_wait(since)
+                        if time.monotonic() - since > self.seconds:
+                            raise self.fail(f"nothing came for {self.seconds:g} seconds")
                         yield ""
                     if limit.is_reached:
                         reason = "length"
@@ -553,11 +553,13 @@ class ReplyStream:
                     self.text += shown
                     yield shown
 
-
-@patch
-def reply(self: Model, prompts: list, max_tokens: int = None) -> list:  # by default 512, or half of `max_length`
+# %% ../../nbs/0_base/09_replies.ipynb #rpl0014c
+def reply(model: Model, prompts: list, max_tokens: int = None) -> list:  # by default 512, or half of `max_length`
     "Return the likeliest reply to each prompt, a text or a dialogue, by the engine of the model."
     prompts = check_list(prompts, "reply")
-    if isinstance(find_engine(self), Torch):  # a batch has the same replies
-        return self.generate(prompts, self.limit_reply(max_tokens), no_loops=True)
-    return ["".join(ReplyStream(self, prompt, ReplyOptions(max_tokens))) for prompt in prompts]
+    if isinstance(find_engine(model), Torch):  # a batch has the same replies
+        return model.generate(prompts, model.limit_reply(max_tokens), no_loops=True)
+    return ["".join(ReplyStream(model, prompt, ReplyOptions(max_tokens))) for prompt in prompts]
+
+
+Model.reply = reply  # a method of the class: `models` comes before the engines

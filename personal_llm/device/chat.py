@@ -21,8 +21,9 @@ from ..memory.statements import NOT_COVERED, describe_wishes, format_date, trans
 from .archive import clean
 from .forgetting import ForgetPlan, drop_forgotten
 from .learning import FEWEST_ANSWERS
+from .memory import Recall
 from .personalizer import Personalizer
-from .state import CLIENT
+from .state import CLIENT, State
 from .evidence import find_habit_question, list_answered, list_habits
 
 # %% ../../nbs/7_device/09_chat.ipynb #0849e30d
@@ -213,6 +214,160 @@ def clean_visible(text: str) -> str:
         raise InputError("the text has no letter that can be seen", "write some words")
     return cleaned
 
+# %% ../../nbs/7_device/09_chat.ipynb #cht4talk
+NUM_TURNS = 6  # turns before a message that a reply reads
+
+
+class Talk:
+    "The turns of the talk that goes on."
+
+    def __init__(self, me: Personalizer, num_turns: int):
+        self.me = me
+        self.num_turns = num_turns
+        self.key = me.state.talk or secrets.token_hex(4)
+
+    @property
+    def turns(self) -> list:  # `Dialogue`s
+        "The turns as you corrected them."
+        return self.me.state.list_turns(self.key)
+
+    def open(self, key: str = None) -> None:  # None: a new one
+        "Go on with one of the talks, or begin a new one; raise `InputError` for an unknown key."
+        if key is not None and key not in self.me.state.list_talks():
+            raise InputError("this talk is not stored", "it was forgotten: choose another one, or begin anew")
+        self.key = key or secrets.token_hex(4)
+
+    def list_rest(self, id: str) -> list:  # ids; none without an id
+        "Return a turn and those after it; raise `InputError` if the talk lacks it."
+        ids = [self.me.state.root(d) for d in self.turns] if id else []
+        if id and id not in ids:
+            raise InputError("this turn is not in the talk any more", "write the message anew")
+        return ids[ids.index(id) :] if id else []
+
+    def prepare(self, prompt: str, history, rest, time: float) -> tuple:  # a `Dialogue`, `Recall`, ids of its turns
+        "Prepare what the model reads; history: of a program that stores its own talk, which has no ids, or None."
+        with self.me.archive.lock:  # a fine-tune may change the state in its thread
+            turns = [d for d in self.turns if d.response and self.me.state.root(d) not in rest] * (history is None)
+            turns = turns[-self.num_turns :]
+            given = drop_forgotten(self.me.archive, [(role, clean_text(text)) for role, text in history or ()])
+            given += [pair for d in turns for pair in (("user", d.prompt), ("assistant", d.response))]
+            new = Dialogue(prompt, "", given, time=time, origin="model")
+            return new, self.me.recall(new), [self.me.state.root(d) for d in turns] if history is None else None
+
+    def store(self, said: Dialogue, rest: list, recall, turns) -> None:  # turns: of `prepare`
+        "Store a turn in the place of others, the first of which it is if only its reply was forgotten."
+        if rest and not self.me.state.newest(rest[0]).response:
+            said = replace(said, id=rest.pop(0))
+            rest.clear()
+        with self.me.change():
+            self.me.arrive(said, CLIENT if turns is None else self.key, recall, turns)
+            for id in rest:
+                self.me.state.record("replaced", id, by=said.id)
+
+# %% ../../nbs/7_device/09_chat.ipynb #cht4scop
+def translate(state: State, line: str) -> str:
+    "Return a note in the language of the person's newest messages, if we have it in that."
+    newest = (state.archive.dialogues[id].prompt for id in islice(reversed(state.own), NUM_TURNS))
+    return translate_note(line, newest)
+
+
+class Scoping:
+    "Where a folder's corrections apply by the person's word, which is asked for once about each set of them."
+
+    def __init__(self, me: Personalizer, clock):
+        self.me = me
+        self.clock = clock
+        self.subject = []  # ids of the dialogues whose corrections the next scope is about; none: the newest one
+        self.shown = []  # ids of the corrections that a question about a habit is about, which was shown
+
+    def list_corrected(self) -> list:  # ids, the newest correction last
+        "Return the dialogues whose correction was not taken back."
+        state = self.me.state
+        acts = [one for one in reversed(state.acts) if one.kind == "better"]
+        ids = dict.fromkeys(one.dialogue for one in acts if state.newest(one.dialogue).origin == "annotated")
+        return [*ids][::-1]
+
+    def scope_correction(self, scope: str, id: str = None) -> str:  # id: of a turn -> a line that names what changed
+        "Say where corrections belong: one, or without an id those last asked about or named, or the newest one."
+        if id is not None:
+            return self._scope([id], scope)
+        corrected = self.list_corrected()
+        if not corrected:
+            raise InputError("no reply was corrected yet", "write /better TEXT first")
+        return self._scope([one for one in self.subject if one in corrected] or corrected[-1:], scope)
+
+    def scope_habit(self, label: str, scope: str) -> str:  # a line that names what changed
+        "Say where the corrections with a habit of the card belong, by its label."
+        rows = {row.form.label: row for row in list_habits(self.me.state)}
+        if check(label, "text", "the label of a habit") not in rows:
+            known = ", ".join(rows) or "none yet"
+            raise InputError(f"no habit {label[:60]!r} on your card", f"the card has {known}")
+        return self._scope([self.me.state.root(d) for d in rows[label].answers], scope)
+
+    def _scope(self, ids: list, scope: str) -> str:
+        ids = [self.me.state.find_root(id) for id in ids]
+        self.me.react(ids, "scope", scope=check_scope(scope), time=self.clock())
+        self.subject = ids
+        return self.describe_scope(ids, scope)
+
+    def describe_scope(self, ids: list, scope: str) -> str:  # ids: of dialogues
+        "Return a line about where corrections apply."
+        prompts = [f"“{self.me.archive.dialogues[id].prompt[:60]}”" for id in ids]
+        noun = "your corrections of" if len(ids) > 1 else "your correction of"
+        return translate(self.me.state, f"Applies to {SCOPES[scope].place}: {noun} {', '.join(prompts)}")
+
+    def show_habit_question(self) -> str:  # "" if there is none that was not shown
+        "Return the question about a habit, once; it counts as asked with its answer, or with the next message."
+        row = find_habit_question(self.me.state)
+        ids = [self.me.state.root(d) for d in row.answers] if row else []
+        if not ids or {*ids} & {*self.shown}:
+            return ""
+        self.subject = ids
+        self.shown = ids
+        return row.question
+
+    def pass_habit_question(self) -> None:
+        "Note that the person saw the question about a habit, and wrote something else."
+        ids = [id for id in self.shown if id in self.me.archive.dialogues and id not in self.me.state.asked_scopes]
+        self.shown = []
+        if ids:
+            self.subject = []
+            with self.me.change():
+                self.me.state.record("asked_habit", ids=ids)
+
+# %% ../../nbs/7_device/09_chat.ipynb #cht4srce
+def count_lost(model, recalled: Recall) -> int:
+    "Return how many of the answers for a reply did not fit into the model, the least near first."
+    return min(len(recalled.memories), (model.left_out.get(recalled.dialogue.id, 0) + 1) // 2)
+
+
+def describe_source(model, recalled: Recall, reply: ReplyStream) -> str:  # "" if it read nothing of yours, and is whole
+    "Return a line about what a reply read of yours, what did not fit into the model, and whether it ends early."
+    dialogue = recalled.dialogue
+    num_left_out = model.left_out.get(dialogue.id, 0)  # turns, the oldest first: your answers come before the talk
+    num_lost = count_lost(model, recalled)
+    num_read = len(recalled.memories) - num_lost
+    is_bare = 0 < num_left_out == len(dialogue.history)  # without the system prompt, too
+    statements = () if is_bare else recalled.statements
+    instructions = [one for one in recalled.instructions if not is_bare or one.text in dialogue.prompt]
+    parts = [count_nouns(num_read, "answer") + " of yours"] * (num_read > 0)
+    parts += [count_nouns(len(instructions), "standing instruction")] * bool(instructions)
+    if statements:
+        days = dict.fromkeys(format_date(statement.time) for statement in statements)
+        days.pop("", None)  # of places in a stream
+        parts.append("what you said" + f" on {', '.join(days)}" * bool(days))
+    parts += ["a fine-tune"] * (recalled.adapter is not None)
+    lines = ["from " + ", ".join(parts)] * bool(parts)
+    num_tokens = model.truncated.get(dialogue.id, 0)
+    if num_tokens:
+        lost = [count_nouns(num_lost, "answer") + " of yours"] * (num_lost > 0)
+        lost += ["the oldest turns"] * (num_left_out > 2 * num_lost)
+        lost += ["your message"] * (model.count_tokens(dialogue.prompt) > reply.num_prompt_tokens)
+        lines.append(f"{num_tokens} tokens of {' and '.join(lost) or 'it'} did not fit")
+    is_cut = reply is not None and reply.end_reason == "length"
+    lines += ["the reply is cut: it has as many tokens as it may have"] * is_cut
+    return "; ".join(lines)
+
 # %% ../../nbs/7_device/09_chat.ipynb #cht4lrnc
 class ChatSession:
     "The talks of a folder; raises `InputError` if it is in use or damaged."
@@ -223,17 +378,17 @@ class ChatSession:
         folder,  # where the archive is, or will be; None: nothing is stored
         clock=time.time,  # function that returns the time of a turn, in seconds since the epoch
         idle_seconds: float = 30.0,  # of quiet, after which the turns are scored
-        num_turns: int = 6,  # turns before the message that a reply reads
+        num_turns: int = NUM_TURNS,  # before the message, that a reply reads
         **settings,  # of the `Personalizer`
     ):
         self.model = model
         self.clock = clock
-        self.num_turns = num_turns
         self.me = Personalizer(model, folder=folder, **settings)
         if not getattr(model.engine, "is_here", True):  # what you said in other talks stays on this computer
             self.me.memory.config = replace(self.me.memory.config, statements=0)
         self.me.opens_questions = True
-        self.talk = self.me.state.talk or secrets.token_hex(4)
+        self.talk = Talk(self.me, num_turns)
+        self.scoping = Scoping(self.me, clock)
         self.reply = None  # the `ReplyStream` of the newest reply
         self.recalled = None  # the `Recall` of the newest reply
         self.active_reply = None  # the generator of `say`
@@ -241,8 +396,6 @@ class ChatSession:
         self.messages = []  # lines for the user
         self.work = Background(self.me, idle_seconds, self.messages)
         self.is_told = False  # that statements in the person's language aren't kept
-        self.subject = []  # ids of the dialogues whose corrections the next scope is about; none: the newest one
-        self.shown = []  # ids of the corrections that a question about a habit is about, which was shown
         self.is_closed = False
         self.warming = threading.Thread(target=self.me.memory.warm, args=[self.me.state], daemon=True)
         if self.me.settings.memories:  # while you write your first message
@@ -257,7 +410,7 @@ class ChatSession:
     @property
     def turns(self) -> list:  # `Dialogue`s, as you corrected them
         "The turns of the talk that goes on."
-        return self.me.state.list_turns(self.talk)
+        return self.talk.turns
 
     @property
     def question(self) -> Dialogue:  # or None
@@ -273,9 +426,7 @@ class ChatSession:
 
     def open_talk(self, key: str = None) -> None:  # None: a new one
         "Go on with one of the talks, or begin a new one; raise `InputError` for an unknown key."
-        if key is not None and key not in self.me.state.list_talks():
-            raise InputError("this talk is not stored", "it was forgotten: choose another one, or begin anew")
-        self.talk = key or secrets.token_hex(4)
+        self.talk.open(key)
 
     def halt_reply(self) -> None:
         "End a reply that is not complete; its turn is stored with what was written."
@@ -326,15 +477,16 @@ class ChatSession:
         if not prompt:
             return
         self.is_halted = False
-        rest = self._list_rest(replaces)
+        rest = self.talk.list_rest(replaces)
         self.work.cancel_timer()
         self.work.collect()
         if is_observed:
             self.me.skip_question()
         if is_observed and history is None:
-            self.pass_habit_question()
+            self.scoping.pass_habit_question()
+        before = self.recalled, self.reply
         try:
-            new, ids = self._prepare(prompt, history, rest)
+            new, self.recalled, ids = self.talk.prepare(prompt, history, rest, self.clock())
             with self.me.use_adapter(self.recalled.adapter):
                 self.reply = ReplyStream(self.model, self.recalled.dialogue, options)
                 with closing(iter(self.reply)) as pieces:
@@ -342,66 +494,29 @@ class ChatSession:
                         yield piece
                         if self.is_halted:
                             break
-        except (InputError, GeneratorExit, KeyboardInterrupt):
-            raise
         except BaseException as error:
+            self.recalled, self.reply = before  # of the newest whole reply
+            if isinstance(error, (InputError, GeneratorExit, KeyboardInterrupt)):
+                raise
             problem = f"no reply: {describe_error(error)}"
             raise InputError(problem, "nothing of this turn is stored; write it again") from error
         if not self.reply.text:
             self.messages.append("the model had no answer; the turn is not kept")
         elif is_observed:
-            said = new.derive(response=self.reply.text, parents=())
-            if rest and not self.me.state.newest(rest[0]).response:  # its reply was forgotten: it gets another in place
-                said = replace(said, id=rest.pop(0))
-                rest.clear()
-            with self.me.change():
-                self.me.arrive(said, self.talk if history is None else CLIENT, self.recalled, ids)
-                for id in rest:
-                    self.me.state.record("replaced", id, by=said.id)
+            self.talk.store(new.derive(response=self.reply.text, parents=()), rest, self.recalled, ids)
             if history is None and self.me.memory.config.memories:
-                lines = describe_wishes(prompt)
-                self.messages += [self.translate(line) for line in lines if line != NOT_COVERED or not self.is_told]
-                self.is_told = self.is_told or NOT_COVERED in lines
+                self._tell_wishes(prompt)
             self.work.start_timer()
 
-    def _list_rest(self, id: str) -> list:  # ids; none without an id
-        ids = [self.me.state.root(d) for d in self.turns] if id else []
-        if id and id not in ids:
-            raise InputError("this turn is not in the talk any more", "write the message anew")
-        return ids[ids.index(id) :] if id else []
+    def _tell_wishes(self, prompt: str) -> None:
+        lines = describe_wishes(prompt)
+        told = [line for line in lines if line != NOT_COVERED or not self.is_told]
+        self.messages += [translate(self.me.state, line) for line in told]
+        self.is_told = self.is_told or NOT_COVERED in lines
 
-    def _prepare(self, prompt: str, history, rest) -> tuple:  # a `Dialogue`; ids of its turns, None if not ours
-        "Prepare what the model reads."
-        with self.me.archive.lock:  # a fine-tune may change the state in its thread
-            turns = [d for d in self.turns if d.response and self.me.state.root(d) not in rest] * (history is None)
-            turns = turns[-self.num_turns :]
-            given = drop_forgotten(self.me.archive, [(role, clean_text(text)) for role, text in history or ()])
-            given += [pair for d in turns for pair in (("user", d.prompt), ("assistant", d.response))]
-            new = Dialogue(prompt, "", given, time=self.clock(), origin="model")
-            self.recalled = self.me.recall(new)
-            return new, [self.me.state.root(d) for d in turns] if history is None else None
-
-    def describe_source(self) -> str:  # "" if it read nothing of yours, and is whole
-        "Return a line about what the newest reply read: corrections, statements with their dates, a fine-tune."
-        if self.recalled is None:
-            return ""
-        parts = []
-        if self.recalled.memories:
-            parts.append(count_nouns(len(self.recalled.memories), "answer") + " of yours")
-        if self.recalled.instructions:
-            parts.append(count_nouns(len(self.recalled.instructions), "standing instruction"))
-        if self.recalled.statements:
-            days = dict.fromkeys(format_date(statement.time) for statement in self.recalled.statements)
-            days.pop("", None)  # of places in a stream
-            parts.append("what you said" + f" on {', '.join(days)}" * bool(days))
-        if self.recalled.adapter is not None:
-            parts.append("a fine-tune")
-        cut = self.model.truncated.get(self.recalled.dialogue.id, 0)
-        lines = ["from " + ", ".join(parts)] * bool(parts)
-        lines += [f"{cut} tokens of the oldest turns did not fit"] * (cut > 0)
-        is_cut = self.reply is not None and self.reply.end_reason == "length"
-        lines += ["the reply is cut: it has as many tokens as it may have"] * is_cut
-        return "; ".join(lines)
+    def describe_source(self) -> str:
+        "Return what `describe_source` says of the newest reply; empty if there is none."
+        return describe_source(self.model, self.recalled, self.reply) if self.recalled else ""
 
     def react(self, kind: str, text: str = "", id=None, scope: str = None):  # what is stored
         "React as `Personalizer.react` does, to the newest turn if no id is given; `InputError` if invalid."
@@ -412,90 +527,25 @@ class ChatSession:
         text = clean_visible(text)
         stored = self.me.react(id, kind, text, self.clock(), scope)
         if kind == "better":
-            self.subject = [self.me.state.find_root(stored.target)]
+            self.scoping.subject = [self.me.state.find_root(stored.target)]
             count = self.model.count_tokens(text)
-            most = self.me.memory.config.max_tokens
+            room = self.model.max_length - self.model.limit_reply()
+            most = min(self.me.memory.config.max_tokens, room)
             if count > most:
                 self.messages.append(f"this answer has {count} tokens; no reply uses it, because {most} are the most")
         self.work.start_timer()
         return stored
-
-    def list_corrected(self) -> list:  # ids, the newest correction last
-        "Return the dialogues whose correction was not taken back."
-        state = self.me.state
-        acts = {one.number for one in state.acts}
-        corrected = {}
-        for event in self.me.archive.events:
-            is_correction = event.kind == "reacted" and event.content["kind"] == "better"
-            if event.number in acts and is_correction and state.newest(event.dialogue).origin == "annotated":
-                corrected.pop(event.dialogue, None)
-                corrected[event.dialogue] = None
-        return [*corrected]
-
-    def scope_correction(self, scope: str, id: str = None) -> str:  # id: of a turn -> a line that names what changed
-        "Say where corrections belong: one, or without an id those last asked about or named, or the newest one."
-        if id is not None:
-            return self._scope([id], scope)
-        corrected = self.list_corrected()
-        if not corrected:
-            raise InputError("no reply was corrected yet", "write /better TEXT first")
-        return self._scope([one for one in self.subject if one in corrected] or corrected[-1:], scope)
-
-    def scope_habit(self, label: str, scope: str) -> str:  # a line that names what changed
-        "Say where the corrections with a habit of the card belong, by its label."
-        rows = {row.form.label: row for row in list_habits(self.me.state)}
-        if check(label, "text", "the label of a habit") not in rows:
-            known = ", ".join(rows) or "none yet"
-            raise InputError(f"no habit {label[:60]!r} on your card", f"the card has {known}")
-        return self._scope([self.me.state.root(d) for d in rows[label].answers], scope)
-
-    def _scope(self, ids: list, scope: str) -> str:
-        ids = [self.me.state.find_root(id) for id in ids]
-        self.me.react(ids, "scope", scope=check_scope(scope), time=self.clock())
-        self.subject = ids
-        return self.describe_scope(ids, scope)
-
-    def describe_scope(self, ids: list, scope: str) -> str:  # ids: of dialogues
-        "Return a line about where corrections apply."
-        prompts = [f"“{self.me.archive.dialogues[id].prompt[:60]}”" for id in ids]
-        noun = "your corrections of" if len(ids) > 1 else "your correction of"
-        return self.translate(f"Applies to {SCOPES[scope].place}: {noun} {', '.join(prompts)}")
-
-    def translate(self, line: str) -> str:
-        "Return a note in the language of the person's newest messages, if we have it in that."
-        newest = (self.me.archive.dialogues[id].prompt for id in islice(reversed(self.me.state.own), self.num_turns))
-        return translate_note(line, newest)
-
-    def show_habit_question(self) -> str:  # "" if there is none that was not shown
-        "Return the question about a habit, once; it counts as asked with its answer, or with the next message."
-        row = find_habit_question(self.me.state)
-        ids = [self.me.state.root(d) for d in row.answers] if row else []
-        if not ids or {*ids} & {*self.shown}:
-            return ""
-        self.subject = ids
-        self.shown = ids
-        return row.question
-
-    def pass_habit_question(self) -> None:
-        "Note that the person saw the question about a habit, and wrote something else."
-        ids = [id for id in self.shown if id in self.me.archive.dialogues and id not in self.me.state.asked_scopes]
-        self.shown = []
-        if ids:
-            self.subject = []
-            with self.me.change():
-                self.me.state.record("asked_habit", ids=ids)
 
     def undo(self) -> str:  # a line that names it
         "Take back the last reaction, scope or instruction; the next scope is about the corrections that it named."
         self.work.collect()
         if self.work.learning is not None:
             raise InputError("a fine-tune is learning what you said", "wait until it is complete, or /unlearn stops it")
-        acts = self.me.state.acts
-        named = [one.dialogue for one in acts if one.act == acts[-1].act]
+        named = [one.dialogue for one in self.me.state.list_last_act()]
         line = self.me.undo()
-        self.subject = named
+        self.scoping.subject = named
         self.work.start_timer()
-        return self.translate(line)
+        return translate(self.me.state, line)
 
     def forget(self, text: str = None, ids=(), dry: bool = False, everything=False, keep=()) -> ForgetPlan:
         "Delete turns, the replies that read them and what learned from them; return the list. dry: only list it."

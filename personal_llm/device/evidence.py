@@ -90,9 +90,9 @@ def list_taught(state: State) -> list:  # `Dialogue`s, the oldest first
 
 def list_unlearned(state: State, but_undone: bool = True) -> list:  # ids; but_undone: without undone fine-tunes
     "Return the dialogues whose newest answer no fine-tune has learned."
-    learned = {id for round in state.list_rounds() for id in round.learned} - state.answered_anew
-    if but_undone:
-        learned |= state.undone - state.answered_anew
+    learned = {id for id, bases in state.learned_by.items() if state.base in bases}
+    if not but_undone:
+        learned &= {id for round in state.list_rounds() for id in round.learned}
     return [id for id in map(state.root, list_taught(state)) if id not in learned]
 
 

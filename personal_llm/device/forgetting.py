@@ -117,7 +117,7 @@ def cut_turns(history: list, is_lost, forms: set, copies: set) -> list:  # texts
 
 # %% ../../nbs/7_device/04_forgetting.ipynb #fgt0read
 def find_readers(state: State, gone: set, forms: set, keep=()) -> tuple:
-    """Find what is lost with deleted dialogues: ids of replies, (id, text) of turns, and the numbers `lost`.
+    """Find what is lost with deleted dialogues: {id of a reply: why}, (id, text) of turns, and the numbers `lost`.
 
     A reply is lost if it contains the text, or used a deleted dialogue, a cut history or a lost reply.
     keep: ids of replies that stay even if turns of their conversation are lost
@@ -127,7 +127,7 @@ def find_readers(state: State, gone: set, forms: set, keep=()) -> tuple:
     lost = dict.fromkeys(gone, math.inf)  # id -> number of the event after which its text may be used
     written = list_written(state)
     copies = {fold(text) for id in gone for text in (*written[id], archive.dialogues[id].response)} - {""}
-    replies = []
+    replies = {}
     turns = []
     for id, d in archive.dialogues.items():  # in order of time, since a reply uses only earlier ones
         if id in gone:
@@ -136,10 +136,15 @@ def find_readers(state: State, gone: set, forms: set, keep=()) -> tuple:
         cut = dict.fromkeys(cut_turns(archive.histories[id], is_lost, forms, copies))
         turns += [(id, text) for text in cut]
         turns_before = [item for item in archive.histories[id] if isinstance(item, str) and id not in keep]
-        read = {*state.reads.get(id, ()), *turns_before}
-        has_read = cut or any(map(is_lost, read)) or gone & {*state.statements.get(id, ())}
-        if d.origin == "model" and d.response and (has_read or holds(d.response, forms)):
-            replies.append(id)
+        reasons = {
+            "it contains the text": holds(d.response, forms),
+            "its talk showed what goes": cut or any(map(is_lost, turns_before)),
+            "it used a correction that goes": any(map(is_lost, state.reads.get(id, ()))),
+            "it used what you said there": gone & {*state.statements.get(id, ())},
+        }
+        reason = next((reason for reason, does_hold in reasons.items() if does_hold), "")
+        if d.origin == "model" and d.response and reason:
+            replies[id] = reason
             lost[id] = own.get(id, math.inf)
             copies |= {fold(d.response), fold(d.prompt)}
     return replies, turns, lost
@@ -204,8 +209,14 @@ def plan_forgetting(state: State, ids=(), text: str = None, everything=False, ke
     lost |= {id: math.inf for id, _ in turns}
     adapters = find_adapters(state, lost) if lost else []
     words = find_words(state, forms, everything)
-    lines = [f"dialogue: {begin(state.archive.dialogues[id].prompt)}" for id in dialogues]
-    lines += [f"reply only, your message stays: {begin(state.archive.dialogues[id].prompt)}" for id in replies]
+    corrected = {id for id in (*dialogues, *replies) if state.newest(id).origin == "annotated"}
+    lines = []
+    for id in dialogues:
+        what = "dialogue, your correction too" if id in corrected else "dialogue"
+        lines.append(f"{what}: {begin(state.archive.dialogues[id].prompt)}")
+    for id, reason in replies.items():
+        rest = "message and correction stay" if id in corrected else "message stays"
+        lines.append(f"reply only, {reason}; your {rest}: {begin(state.archive.dialogues[id].prompt)}")
     lines += [f"turn of a history: {begin(turn)}" for _, turn in turns]
     for adapter in adapters:
         note = ", a link: the folder that it names stays" if locate_adapter(state, adapter).is_symlink() else ""

@@ -61,8 +61,7 @@ class Memory:
         self.config = config
         self.lock = archive.lock  # `warm` runs in a thread of its own; with two locks each could wait for the other
         self.is_stopped = False  # True: `warm` ends after the block that it embeds
-        self.said = {}  # id -> the `Statement`s in its message
-        self.prompts = {}  # id -> the message that was read
+        self.said = {}  # id -> (the message that was read, the `Statement`s in it)
         self.clear()
 
     def clear(self) -> None:
@@ -70,7 +69,6 @@ class Memory:
         with self.lock:
             self.vectors = VectorStore()
             self.said = {id: said for id, said in self.said.items() if id in self.archive.dialogues}
-            self.prompts = {id: text for id, text in self.prompts.items() if id in self.said}
             self.is_loaded = False  # whether the stored vectors are in `vectors`
 
     def load(self) -> None:
@@ -146,10 +144,9 @@ class Memory:
 
     def list_statements(self, state: State) -> list:  # `Statement`s, the oldest first
         "Return what the person said of themselves; each message is read once."
-        prompts = {id: self.archive.dialogues[id].prompt for id in state.own}
-        new = {id: [] for id in state.own if self.prompts.get(id) != prompts[id]}
-        for one in find_statements([self.archive.dialogues[id] for id in new]):
-            new[one.id].append(one)
-        self.said |= new
-        self.prompts = prompts
-        return sorted((one for id in state.own for one in self.said[id]), key=lambda one: one.time)
+        own = [self.archive.dialogues[id] for id in state.own]
+        new = [d for d in own if d.id not in self.said or self.said[d.id][0] != d.prompt]
+        self.said |= {d.id: (d.prompt, []) for d in new}
+        for one in find_statements(new):
+            self.said[one.id][1].append(one)
+        return sorted((one for d in own for one in self.said[d.id][1]), key=lambda one: one.time)

@@ -44,7 +44,7 @@ def _record_reaction(state: State, reaction: Reaction, is_asked: bool, is_new: b
         used = [state.newest(other).response for other in state.reads.get(id, ())]
         is_plain = is_taken_out(used, state.archive.dialogues[id].response, reaction.text)
     is_same = reaction.kind == "better" and reaction.text == newest.response
-    if is_same and newest.origin != "annotated":  # the reply's own words are an approval, yours stay a correction
+    if is_same and not state.is_own(id):  # the reply's own words are an approval, yours stay a correction
         reaction = replace(reaction, kind="up", text="", scope="")
     content = asdict(reaction)
     del content["target"]
@@ -85,9 +85,9 @@ def _scope(state: State, ids: list, reaction: Reaction) -> Reaction:
 
 def _take_back(state: State) -> str:  # a line that names it
     "Take back the last reaction, scope or instruction whole; raise `InputError` if there is none."
-    if not state.acts:
+    numbers = [one.number for one in state.list_last_act()]
+    if not numbers:
         raise InputError("there is nothing to take back", "correct a reply first")
-    numbers = [one.number for one in state.acts if one.act == state.acts[-1].act]
     events = [event for event in state.archive.events if event.number in numbers]
     state.record("taken_back", events=numbers)
     first = events[0]

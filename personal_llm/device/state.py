@@ -91,6 +91,7 @@ class Act(NamedTuple):
     number: int  # of its event
     act: int  # number of the first event of the same act
     dialogue: str  # id, or empty
+    kind: str  # of its reaction, or of its event
     take_back: object  # function without arguments
 
 # %% ../../nbs/7_device/02_state.ipynb #06c22342
@@ -132,9 +133,8 @@ class State(Displayed):
         self.groups = {name: {} for name in GROUPS}  # name -> {id: `Dialogue`}, but for those in `unsorted`
         self.unsorted = {}  # ids whose group may have changed, in order; the values mean nothing
         self.rounds = []  # `Round`s
-        self.undone = set()  # ids that undone fine-tunes had learned
+        self.learned_by = {}  # id -> bases of the fine-tunes that learned its newest answer, even if undone since
         self.taught = set()  # adapters that learned an answer of the person
-        self.answered_anew = set()  # ids whose newest answer no fine-tune has learned
         self.vacated = None  # slot of an eviction whose successor comes next
         self.rescored = {}  # id -> new `Scores` of entries, until all are known
         for event in archive.events:
@@ -168,7 +168,8 @@ class State(Displayed):
         take_back = EVENTS[event.kind](self, event.dialogue, event.content)
         if take_back is not None:
             act = event.content.get("act", event.number)
-            self.acts.append(Act(event.number, act, event.dialogue, take_back))
+            kind = event.content.get("kind", event.kind)
+            self.acts.append(Act(event.number, act, event.dialogue, kind, take_back))
         if "spent" in event.content:
             self.cost = self.cost + Cost.from_dict(event.content["spent"])
         if "cost" in event.content:  # the sum, where a deletion took events along
@@ -189,6 +190,11 @@ class State(Displayed):
     def newest(self, id: str) -> Dialogue:
         "Return the newest version of a stored dialogue."
         return self.versions.get(id) or self.shown.get(id) or self.archive.dialogues[id]
+
+    def is_own(self, id: str) -> bool:
+        "Return whether the newest reply of a dialogue is the person's text, even if they disliked it since."
+        stored = self.archive.dialogues[id]
+        return stored.origin == "annotated" or self.newest(id).response != stored.response
 
     def get_scored(self, id: str) -> ScoredDialogue:
         "Return the newest version of a dialogue with its newest scores."
@@ -228,6 +234,10 @@ class State(Displayed):
             talks.setdefault(self.archive.talks[id], []).append(id)
         return talks
 
+    def list_last_act(self) -> list:  # `Act`s
+        "Return the parts of the last thing that the person did on purpose; none if all was taken back."
+        return [one for one in self.acts if one.act == self.acts[-1].act]
+
     def list_rounds(self) -> list:  # `Round`s, the oldest first
         "Return the fine-tunes of the present base model."
         return [round for round in self.rounds if round.base == self.base]
@@ -262,7 +272,11 @@ def _taken_back(state: State, id: str, content: dict) -> None:
 def _forgotten(state: State, id: str, content: dict) -> None:
     state.buffer.seen = max(state.buffer.seen, content["seen"])
     gone = set(content["adapters"])
+    for round in state.rounds:
+        if round.adapter in gone:
+            state.learned_by |= {id: state.learned_by.get(id, set()) - {round.base} for id in round.learned}
     state.rounds = [round for round in state.rounds if round.adapter not in gone]
+    state.taught -= gone
 
 # %% ../../nbs/7_device/02_state.ipynb #st2scof
 def count_questions(state: State) -> int:
@@ -302,12 +316,14 @@ def _said(state: State, id: str, content: dict) -> None:
 
 def _begin_anew(state: State, id: str) -> None:
     "Forget what became of an earlier reply in the same place."
-    for field in (state.versions, state.shown, state.reactions, state.scopes):
+    for field in (state.versions, state.shown, state.reactions, state.scopes, state.learned_by):
         field.pop(id, None)
-    for field in (state.plain, state.tuned, state.used, state.silent, state.answered_anew):
+    for field in (state.plain, state.tuned, state.used, state.silent):
         field.discard(id)
     state.acts = [one for one in state.acts if one.dialogue != id]
-    _update_slot(state, id)
+    state.followers = {turn: [one for one in others if one != id] for turn, others in state.followers.items()}
+    state.pending = [one for one in state.pending if one != id]
+    _update_buffer(state, id)
 
 
 def _show_corrected(state: State, id: str, turns: list) -> None:  # turns: ids
@@ -393,13 +409,13 @@ def _reacted(state: State, id: str, content: dict):  # a function that takes it 
         state.plain.discard(id)
     if content.get("is_plain"):
         state.plain.add(id)
-    state.answered_anew.add(id)
+    state.learned_by.pop(id, None)
     before = state.newest(id)
-    d = state.reactions[id].apply(before)
+    d = state.reactions[id].apply(before, state.is_own(id))
     if d is not before:
         state.versions[id] = d
         state.roots[d.id] = id
-        _update_slot(state, id)
+        _update_buffer(state, id)
     if content["asked"]:
         state.cost.requests += 1
         state.asked.add(id)
@@ -424,8 +440,8 @@ def _asked_habit(state: State, id: str, content: dict) -> None:
 
 def _remember(state: State, id: str) -> dict:  # name of a field -> its value for a dialogue
     "Return what reactions and scopes have made of a dialogue."
-    known = {name: getattr(state, name).get(id) for name in ("reactions", "versions", "scopes")}
-    return known | {name: id in getattr(state, name) for name in ("plain", "answered_anew")}
+    known = {name: getattr(state, name).get(id) for name in ("reactions", "versions", "scopes", "learned_by")}
+    return known | dict(plain=id in state.plain)
 
 
 def _restore(state: State, id: str, before: dict) -> None:
@@ -438,11 +454,11 @@ def _restore(state: State, id: str, before: dict) -> None:
             field.pop(id, None)
         else:
             field[id] = value
-    _update_slot(state, id)
+    _update_buffer(state, id)
     _mark_with_followers(state, id)
 
 
-def _update_slot(state: State, id: str) -> None:
+def _update_buffer(state: State, id: str) -> None:
     "Let the buffer hold the newest version of a dialogue, if it holds one; nothing can be learned of an empty reply."
     slot = state.find_slot(id)
     newest = state.newest(id)
@@ -469,13 +485,13 @@ def _learned(state: State, id: str, content: dict) -> None:
     if content.get("is_answer", content.get("own", True)):  # older events say *own* only
         state.taught.add(last.adapter)
     if not content.get("is_old"):  # the answer changed while it was learned
-        state.answered_anew.discard(id)
+        state.learned_by[id] = state.learned_by.get(id, set()) | {state.base}
 
 
 def _undone(state: State, id: str, content: dict) -> None:
     last = state.find_last_round()
     state.rounds.remove(last)
-    state.undone |= {*last.learned}
+    state.taught.discard(last.adapter)  # another may get its folder
 
 # %% ../../nbs/7_device/02_state.ipynb #st5tabl
 EVENTS = dict(  # kind -> function of (state, id of the dialogue, content)

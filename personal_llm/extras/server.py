@@ -280,7 +280,7 @@ def write_reply(session: ChatSession, wanted: CompletionRequest):  # a generator
             raise InputError("the reply was ended, because something was forgotten meanwhile", "write it again")
         is_stored = len(session.me.archive.dialogues) > stored
         id = next(reversed(session.me.archive.dialogues)) if is_stored else replaces
-        own = dict(id=id, talk=session.talk if is_of_page else None, source=session.describe_source())
+        own = dict(id=id, talk=session.talk.key if is_of_page else None, source=session.describe_source())
         own["reasons"] = session.recalled.reasons
         own["cut"] = session.model.truncated.get(reply.dialogue.id, 0)
     usage = dict(prompt_tokens=reply.num_prompt_tokens, completion_tokens=reply.num_tokens)
@@ -314,7 +314,7 @@ async def write_events(wanted: CompletionRequest, head: dict, items, item):  # a
 # %% ../../nbs/9_extras/05_server.ipynb #1690c8bd
 def list_talks(session: ChatSession, talk: str, words: str) -> dict:
     "Return the talks that hold some words, the newest first, and the turns of one, as you corrected them."
-    talk = talk or session.talk
+    talk = talk or session.talk.key
     state = session.me.state
     dialogues = state.archive.dialogues
     talks = state.list_talks()
@@ -336,7 +336,7 @@ def list_talks(session: ChatSession, talk: str, words: str) -> dict:
     rows.sort(key=lambda row: -row["time"])
     row = find_habit_question(session.me.state)
     if turns:  # the page shows it there
-        session.show_habit_question()
+        session.scoping.show_habit_question()
     habit = row and dict(label=row.form.label, question=row.question)
     scopes = {name: scope.label for name, scope in SCOPES.items()}
     shown = dict(turns=turns, question=state.question, text=QUESTION_TEXT, habit=habit, scopes=scopes)
@@ -438,8 +438,8 @@ READS = dict(talks=list_talks, known=list_known, status=describe_status, export=
 CHANGES = dict(
     forget=forget,
     react=react,
-    scope=lambda session, wanted: dict(message=session.scope_correction(wanted.scope or "", wanted.id)),
-    habit=lambda session, wanted: dict(message=session.scope_habit(wanted.text, wanted.scope or "")),
+    scope=lambda session, wanted: dict(message=session.scoping.scope_correction(wanted.scope or "", wanted.id)),
+    habit=lambda session, wanted: dict(message=session.scoping.scope_habit(wanted.text, wanted.scope or "")),
     take_back=lambda session, wanted: dict(message=session.undo()),
     learn=lambda session, wanted: dict(message=session.work.learn()),
     stop=lambda session, wanted: session.work.stop_learning(),

@@ -69,7 +69,9 @@ def stylometry(text: str) -> np.ndarray:  # (39,) float32, in the order of `STYL
     counts.append(n * sum(character.isupper() for character in text) / len(text))  # a share of the characters
     counts.append(sum(word[0].isupper() for word in words))
     counts.append(sum("'" in word for word in words))
-    counts += language.count_endings(lower)
+    for ending in language.endings:  # "" is not counted
+        fits = lambda word: word.endswith(ending) and len(word) >= len(ending) + language.min_stem
+        counts.append(sum(map(fits, lower)) if ending else 0)
     known_words = lower if language.name == ENGLISH.name else []  # the word classes are English
     counts += [sum(word in members for word in known_words) for members in WORD_CLASSES.values()]
     return np.array([*lengths, *(count / n for count in counts)], np.float32)

@@ -271,7 +271,7 @@ def parse_row(record: dict, answer: list = RESPONSE) -> list:  # of `Turn`
 class Program(NamedTuple):
     "Where a program keeps the messages of a talk; or what to do, where we do not read its export."
 
-    fields: list  # that only its records have: alternatives, as for `register_format`
+    fields: list  # that only its records have: alternatives, as in `RecordFormat`
     messages: str = ""  # paths of the messages in a record, of which the first counts; "": each record is a message
     message: str = ""  # path from there to the fields of one
     last: str = None  # path of the id of the last message on the screen, if they are a tree

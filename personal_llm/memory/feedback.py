@@ -56,11 +56,10 @@ class Reaction:
         if self.kind in ("up", "down", "always") and self.scope:
             raise InputError(f"{self.kind}: it takes no scope", "only better and scope take one")
 
-    def apply(self, d: Dialogue) -> Dialogue:  # the same one if nothing changes
-        "Return the version of a dialogue after better, up or down; its parents are all versions before."
-        if self.kind == "up" and d.origin == "annotated":  # it is the person's own text, and stays a correction
-            return d
-        origin = dict(better="annotated", up="approved", down="model")[self.kind]
+    def apply(self, d: Dialogue, is_own: bool = False) -> Dialogue:  # is_own: whether the reply is the person's text
+        "Return the version of a dialogue after better, up or down, or d itself; its parents are all versions before."
+        approved = "annotated" if is_own or d.origin == "annotated" else "approved"  # your own text stays a correction
+        origin = dict(better="annotated", up=approved, down="model")[self.kind]
         response = self.text or d.response
         if (response, origin) == (d.response, d.origin):
             return d

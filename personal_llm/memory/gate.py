@@ -12,6 +12,7 @@ import numpy as np
 
 from ..base.encoder import VectorStore
 from ..base.text import count_nouns
+from .statements import find_language
 
 # %% ../../nbs/3_memory/03_gate.ipynb #083adcd6
 @dataclass(frozen=True)
@@ -25,7 +26,7 @@ class Evidence:
     plain: tuple = ()  # corrected back to a plain reply
 
 # %% ../../nbs/3_memory/03_gate.ipynb #1a9bf53b
-MEAN_WEIGHT = 0.25  # of the mean in the closeness; chosen on development people of 74_containment
+MEAN_WEIGHT = 0.25  # of the mean in the closeness; .2 on earlier people, .25 before 79_gate judged anybody
 
 
 def measure_closeness(similarities: np.ndarray, weight: float = MEAN_WEIGHT) -> float:  # in [-1, 1]
@@ -33,7 +34,7 @@ def measure_closeness(similarities: np.ndarray, weight: float = MEAN_WEIGHT) -> 
     return float((1 - weight) * similarities.max() + weight * similarities.mean())
 
 # %% ../../nbs/3_memory/03_gate.ipynb #1d65e203
-REACH = 0.7  # share of the corrections' mean similarity to each other; chosen with `MEAN_WEIGHT`
+REACH = 0.7  # share of the corrections' mean similarity to the nearest other one; found with a weight of .2
 
 
 def measure_reach(corrections: np.ndarray) -> float:  # vectors (corrections, width) -> a similarity
@@ -97,11 +98,15 @@ def judge(evidence: Evidence, prompt: str, vectors: VectorStore, general: tuple 
     opposing |= {d.prompt: "where you took the form out again" for d in evidence.plain}
     applying = list(evidence.everywhere)
     parts = [(len(applying), True, "you said: all replies")] if applying else []
+    language = find_language([prompt])
     for group, others in ((evidence.answers, ()), (evidence.here, general)):
-        if group:
-            does_apply, reason = weigh(group, opposing, others, prompt, vectors)
-            parts.append((len(group), does_apply, reason))
-            applying += group if does_apply else ()
+        same = [d for d in group if not language or find_language([d.prompt]) in ("", language)]
+        if same:
+            does_apply, reason = weigh(same, opposing, others, prompt, vectors)
+            parts.append((len(same), does_apply, reason))
+            applying += same if does_apply else ()
+        if len(same) < len(group):  # its words would come with its form
+            parts.append((len(group) - len(same), False, "you corrected prompts in another language"))
     is_open = any(does_apply for _, does_apply, _ in parts[bool(evidence.everywhere) :] or parts)
     applying.sort(key=lambda d: d.time)
     return Verdict(tuple(applying), is_open, describe_parts(parts))

@@ -19,9 +19,10 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
+from fastcore.basics import patch
 from tqdm.auto import tqdm
 
-from ..base.core import InputError, patch
+from ..base.core import InputError
 from ..base.files import write_json
 from .pocket_text import WINDOW, build_streams
 

@@ -17,8 +17,9 @@ from itertools import combinations
 from pathlib import Path
 
 import numpy as np
+from fastcore.basics import patch
 
-from ..base.core import Dialogue, InputError, make_generator, patch
+from ..base.core import Dialogue, InputError, make_generator
 from ..base.files import ASSETS
 from .crafted_styles import GRID, LADDERS, restyle
 
