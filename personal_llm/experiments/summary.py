@@ -392,8 +392,7 @@ def judge_race() -> Measured:
     right = read_found()
     means = [np.mean([*right[way].values()]) for way in ("match", better)]
     text = f"{means[0]:.0%}, {better} {means[1]:.0%}, gain {{}} ({len(differences)} users)"
-    most = 1 - means[1]
-    return judge_values(differences, 0.10, text, "80_race", 0.10, limits=f"0; {most:.2f} at most", ceiling=most)
+    return judge_values(differences, 0.10, text, "80_race", 0.10, limits="0; 1")
 
 
 def judge_saved(rival: str) -> Measured:
@@ -403,7 +402,7 @@ def judge_saved(rival: str) -> Measured:
     if len(differences) < 2:
         return UNMEASURED._replace(text="planned, no rows", where="80_race")
     text = f"{saved['match'].mean():.2f} of the steps, {rival} {saved[rival].mean():.2f}, gain {{}} ({len(differences)} users)"
-    return judge_values(differences, 0.10, text, "80_race", 0.10)
+    return judge_values(differences, 0.10, text, "80_race", 0.10, limits="0; 1")
 
 
 def list_second_claims() -> list:  # `Claim`s
