@@ -1,21 +1,19 @@
 """Models of random weights at reduced width under true tokenizers, chat templates and configurations.
 
 SmolLM2 and Qwen2 (Apache-2.0, see NOTICE) have files with a short vocabulary in tests/tokenizers, cut from the whole
-ones by `python tests/real.py FOLDER_OPTION`. We look for the whole ones, and for Llama-3.2, which we may not ship, in
+ones. We look for the whole ones, and for Llama-3.2, which we may not ship, in
 the folder that PERSONAL_LLM_TOKENIZERS names, and in ../shared/data/tokenizers.
 """
 
-import json
 import os
-import shutil
-import sys
 from functools import lru_cache
 from pathlib import Path
+
+import pytest
 
 HERE = Path(__file__).parent
 SHIPPED = HERE / "tokenizers"
 NAMES = ("smollm2", "qwen2", "llama3.2")
-KEPT = 1500  # tokens of a short vocabulary, special ones not counted
 
 
 def whole_folder(name: str):  # a folder, or None
@@ -28,6 +26,13 @@ def whole_folder(name: str):  # a folder, or None
 def folder_of(name: str):  # a folder, or None
     "Where a tokenizer lies, the short one before the whole one."
     return SHIPPED / name if (SHIPPED / name).is_dir() else whole_folder(name)
+
+
+def require(name: str) -> str:
+    "The name; a test without its tokenizer is skipped."
+    if folder_of(name) is None:
+        pytest.skip("no tokenizer of Llama-3.2 here; its licence forbids shipping (PERSONAL_LLM_TOKENIZERS=folder)")
+    return name
 
 
 def reduced(folder: Path, **changes):  # a configuration of transformers
@@ -58,28 +63,3 @@ def build(name: str, whole: bool = False, seed: int = 0, max_length: int = 160):
 
 
 shared_real = lru_cache(None)(build)  # for tests that leave the model as it was
-
-
-def shorten(source: Path, target: Path) -> None:
-    "Copy a tokenizer with the first `REPORTED_FIELDS` tokens of its vocabulary and every special one, numbered anew."
-    words = json.loads((source / "tokenizer.json").read_text())
-    config = json.loads((source / "config.json").read_text())
-    old, special = words["model"]["vocab"], {token["content"]: token["id"] for token in words["added_tokens"]}
-    plain = sorted((text for text in old if text not in special), key=old.get)[:KEPT]
-    order = [*(s for s in special if s in old), *plain, *(s for s in special if s not in old)]
-    new = {text: number for number, text in enumerate(order)}
-    moved = {special[text]: new[text] for text in special}
-    words["model"]["vocab"] = {text: new[text] for text in new if text in old}
-    words["model"]["merges"] = [pair for pair in words["model"]["merges"] if "".join(pair) in new]
-    words["added_tokens"] = [token | dict(id=new[token["content"]]) for token in words["added_tokens"]]
-    ends = {field: moved[config[field]] for field in config if field.endswith("_token_id")}
-    target.mkdir(parents=True, exist_ok=True)
-    (target / "tokenizer.json").write_text(json.dumps(words, ensure_ascii=False) + "\n")
-    (target / "config.json").write_text(json.dumps(config | ends | dict(vocab_size=len(new)), indent=1) + "\n")
-    for file in ("chat_template.jinja", "tokenizer_config.json"):
-        shutil.copyfile(source / file, target / file)
-
-
-if __name__ == "__main__":
-    for name in NAMES[:2]:
-        shorten(Path(sys.argv[1]) / name, SHIPPED / name)

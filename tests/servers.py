@@ -4,7 +4,7 @@ import contextlib
 import http.client
 import json
 import threading
-import time
+import types
 from functools import lru_cache
 from http.server import ThreadingHTTPServer
 
@@ -31,6 +31,18 @@ def pocket():
     return load_model("pocket")
 
 
+def ask(port: int, token: str, method: str, path: str, body=None, **headers) -> tuple:  # (status, JSON or text)
+    "Ask with the token, unless a header of None leaves it out."
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=120)
+    content = body if body is None or isinstance(body, bytes) else json.dumps(body).encode()
+    given = {"Authorization": f"Bearer {token}"} | {k.replace("_", "-"): v for k, v in headers.items()}
+    connection.request(method, path, content, {name: value for name, value in given.items() if value is not None})
+    response = connection.getresponse()
+    text = response.read().decode()
+    connection.close()
+    return response.status, json.loads(text) if text.startswith("{") else text
+
+
 class ChatServer:
     "The package's server around a session."
 
@@ -48,16 +60,8 @@ class ChatServer:
         while not self.server.started:
             self.thread.join(0.02)
 
-    def ask(self, method: str, path: str, body=None, **headers) -> tuple:  # (status, JSON or text)
-        "Ask with the token, unless a header of None leaves it out."
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=120)
-        content = body if body is None or isinstance(body, bytes) else json.dumps(body).encode()
-        given = {"Authorization": f"Bearer {self.token}"} | {k.replace("_", "-"): v for k, v in headers.items()}
-        connection.request(method, path, content, {name: value for name, value in given.items() if value is not None})
-        response = connection.getresponse()
-        text = response.read().decode()
-        connection.close()
-        return response.status, json.loads(text) if text.startswith("{") else text
+    def ask(self, method: str, path: str, body=None, **headers) -> tuple:
+        return ask(self.port, self.token, method, path, body, **headers)
 
     def close(self) -> None:
         self.server.should_exit = True
@@ -72,18 +76,20 @@ def chat_server(folder, code: str = "", host: str = "127.0.0.1", **settings):
     return contextlib.closing(ChatServer(ChatSession(pocket(), folder, **settings), code=code, host=host))
 
 
-def write_slowly(monkeypatch, pieces: int = 1000) -> list:  # the numbers of the pieces so far
-    "Let every reply come in pieces of 20 ms."
+def write_without_end(monkeypatch):  # its fields: count, stop, left
+    "Let every reply go on until `stop` is set; `left` tells that a reply has ended or that nobody reads it."
     from personal_llm.base.replies import ReplyStream
 
-    numbers = []
+    pieces = types.SimpleNamespace(count=0, stop=threading.Event(), left=threading.Event())
 
     def write(self):
-        for number in range(pieces):
-            time.sleep(0.02)
-            numbers.append(number)
-            self.text += f"{number} "
-            yield f"{number} "
+        try:
+            while not pieces.stop.wait(0.02):
+                self.text += f"{pieces.count} "
+                yield f"{pieces.count} "
+                pieces.count += 1
+        finally:
+            pieces.left.set()
 
     monkeypatch.setattr(ReplyStream, "__iter__", write)
-    return numbers
+    return pieces

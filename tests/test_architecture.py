@@ -1,22 +1,17 @@
 "The house: acts in order, no circles, nothing private taken from a neighbour, short lines."
 
 import ast
-import json
 import re
-import statistics
-import subprocess
-import sys
 from collections import Counter
 from functools import cache
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
+from cases import ROOT, read_cells, run_python, source_of
 
-ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "personal_llm"
 ACTS = ("base", "data", "buffer", "memory", "tuning", "explanation", "selection", "device", "app", "extras")
-BESIDE = ("recipes", "experiments", "course")  # may import everything; nothing of the acts imports them
 LONGEST_LINE = 120
 
 
@@ -32,13 +27,6 @@ SOURCES = {
 
 
 parse = cache(ast.parse)  # once a source, for all the rules
-
-
-@pytest.fixture(autouse=True, scope="module")
-def forget_trees():
-    "Later collections of garbage need not walk through them."
-    yield
-    parse.cache_clear()
 
 
 def imports(name: str, source: str, known) -> list:  # (line, module, imported name or "")
@@ -78,10 +66,16 @@ def act(module: str) -> str:
     return (module.split(".") + [""])[1]
 
 
-def upward(pairs: set) -> list:
-    "Imports from a later act, or from what stands beside the acts."
-    height = {name: i for i, name in enumerate(ACTS)} | {name: 99 for name in BESIDE}
-    return sorted(pair for pair in pairs if height.get(act(pair[1]), 99) > height.get(act(pair[0]), 99))
+NOTEBOOKS = [p for p in sorted((ROOT / "nbs").rglob("*.ipynb")) if ".ipynb_checkpoints" not in p.parts]
+CHAPTERS = [path for path in NOTEBOOKS if re.fullmatch(r"\d_\w+", path.parent.name)]
+ORDER = [f"personal_llm.{path.parent.name[2:]}.{path.stem[3:]}" for path in CHAPTERS]
+
+
+def forward(pairs: set, order: list) -> list:
+    "Imports of a later chapter, or of what stands beside the acts."
+    place = {module: number for number, module in enumerate(order)}
+    is_forward = lambda one, other: place.get(other, len(order)) > place.get(one, len(order))
+    return sorted(pair for pair in pairs if is_forward(*pair))
 
 
 def private(sources: dict) -> list:
@@ -92,12 +86,13 @@ def private(sources: dict) -> list:
     return found
 
 
-def test_there_is_no_circle():
+def test_there_is_no_circle_and_no_chapter_imports_a_later_one():
     refuse_circles(arrows_of_the_package())
+    assert forward(arrows_of_the_package(), ORDER) == []
 
 
-def test_arrows_run_downwards():
-    assert upward(arrows_of_the_package()) == []
+def test_only_entry_points_lead_to_the_extras():
+    assert [pair for pair in arrows_of_the_package() if act(pair[1]) == "extras" and act(pair[0]) in ACTS[:-1]] == []
 
 
 def test_nothing_private_is_taken_from_another_module():
@@ -116,7 +111,8 @@ def test_the_rules_can_fail():
     }
     with pytest.raises(CycleError):
         refuse_circles(arrows(bad))
-    assert len(upward(arrows(bad))) == 3
+    order = [name for name in bad if act(name) in ACTS]
+    assert len(forward(arrows(bad), order)) == 3
     assert private(bad) == ["personal_llm.base.a:2 personal_llm.buffer.b._g"]
 
 
@@ -131,29 +127,10 @@ def test_no_line_is_longer_than_120_characters():
     assert [line for path in files for line in long_lines(path)] == []
 
 
-NOTEBOOKS = [p for p in sorted((ROOT / "nbs").rglob("*.ipynb")) if ".ipynb_checkpoints" not in p.parts]
-
-
-def cells(path: Path) -> list:
-    return json.loads(path.read_text(encoding="utf-8"))["cells"]
-
-
-def size(cell) -> int:  # lines of an exported cell, 0 for others
-    source = "".join(cell["source"])
-    if cell["cell_type"] != "code" or not re.match(r"\s*#\|\s*export", source):
-        return 0
-    return sum(bool(line.strip()) and not line.startswith("#|") for line in source.splitlines())
-
-
-def test_the_median_exported_cell_is_small():
-    found = [size(cell) for path in NOTEBOOKS for cell in cells(path) if size(cell)]
-    assert statistics.median(found) <= 15
-
-
 def test_a_notebook_lies_where_its_module_lies():
     wrong = []
     for path in NOTEBOOKS:
-        text = "\n".join("".join(cell["source"]) for cell in cells(path) if cell["cell_type"] == "code")
+        text = "\n".join(source_of(cell) for cell in read_cells(path) if cell["cell_type"] == "code")
         found = re.search(r"#\|\s*default_exp\s+([\w.]+)", text)
         room = re.fullmatch(r"\d_(\w+)", path.parent.name)
         beside = {"experiments": "experiments", "methods": "experiments.methods"}  # left out of the wheel
@@ -161,22 +138,6 @@ def test_a_notebook_lies_where_its_module_lies():
         if found and room and found[1] != f"{room}.{re.sub(r'^[0-9]+_', '', path.stem)}":
             wrong.append(f"{path.relative_to(ROOT)} exports to {found[1]}")
     assert wrong == []
-
-
-def forward(pairs: set, order: list) -> list:
-    "Imports of a later chapter."
-    place = {module: number for number, module in enumerate(order)}
-    return sorted(pair for pair in pairs if set(pair) <= set(place) and place[pair[1]] > place[pair[0]])
-
-
-def test_no_chapter_imports_a_later_one():
-    chapters = [path for path in NOTEBOOKS if re.fullmatch(r"\d_\w+", path.parent.name)]
-    order = [f"personal_llm.{path.parent.name[2:]}.{path.stem[3:]}" for path in chapters]
-    assert forward(arrows_of_the_package(), order) == []
-    assert forward({("a", "b"), ("b", "a")}, ["a", "b"]) == [("a", "b")]
-
-
-MOST_PARAMETERS, MOST_LONG_SIGNATURES = 6, 13
 
 
 def public_names(source: str) -> list:
@@ -206,33 +167,13 @@ def test_public_names_have_docstrings():
     assert undocumented("__all__ = ['f']\ndef f(): pass") == ["f"]
 
 
-def long_signatures(source: str) -> list:
-    "Functions with many parameters; `self` and `cls` do not count, nor do the options of a command."
-    is_command = lambda node: any("command(" in ast.unparse(one) for one in getattr(node, "decorator_list", ()))
-    functions = [node for node in ast.walk(parse(source)) if isinstance(node, (ast.FunctionDef, ast.Lambda))]
-    functions = [node for node in functions if not is_command(node)]
-    found = []
-    for node in functions:
-        names = {one.arg for one in node.args.posonlyargs + node.args.args + node.args.kwonlyargs}
-        if len(names - {"self", "cls"}) > MOST_PARAMETERS:
-            found.append(getattr(node, "name", "lambda"))
-    return found
-
-
-def test_few_functions_have_many_parameters():
-    found = [f"{name}.{one}" for name, source in OF_ACTS.items() for one in long_signatures(source)]
-    assert len(found) <= MOST_LONG_SIGNATURES, found
-    assert long_signatures("def f(a, b, c, d, e, f, g): pass") == ["f"]
-    assert long_signatures("@command('x')\ndef f(a, b, c, d, e, f, g): pass") == []
-
-
 def foreign_imports(path: Path) -> list:
     "What a tutorial or lesson imports of the package that is not public."
     found = []
-    for cell in cells(path):
+    for cell in read_cells(path):
         if cell["cell_type"] != "code":
             continue
-        lines = [line for line in "".join(cell["source"]).splitlines() if not re.match(r"\s*[%!]", line)]
+        lines = [line for line in source_of(cell).splitlines() if not re.match(r"\s*[%!]", line)]
         for node in ast.walk(ast.parse("\n".join(lines))):
             module = getattr(node, "module", None) or ""
             if isinstance(node, ast.ImportFrom) and act(module) in ACTS:
@@ -260,8 +201,7 @@ for name in personal_llm.__all__:
     assert name.isupper() or value.__module__.startswith("personal_llm."), name
 assert not [m for m in ("torch", "transformers", "peft") if m in sys.modules], "names alone import nothing heavy"
 """
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT)
-    assert done.returncode == 0, done.stderr
+    run_python(program)
 
 
 def test_an_unknown_name_is_an_attribute_error():

@@ -78,15 +78,6 @@ def test_a_full_disk_is_one_line_and_like_any_error_changes_nothing(tmp_path):
     assert say(archive, "And Ulysses?").id in archive.dialogues
 
 
-def test_a_database_of_another_program_stays_as_it_is(tmp_path):
-    with sqlite3.connect(tmp_path / ARCHIVE_FILE) as other:
-        other.execute("CREATE TABLE recipes (name TEXT)")
-    with pytest.raises(InputError, match="not an archive"):
-        Archive(tmp_path)
-    with sqlite3.connect(tmp_path / ARCHIVE_FILE) as other:
-        assert other.execute("SELECT name FROM sqlite_master").fetchall() == [("recipes",)]
-
-
 @pytest.mark.parametrize("share", [0.2, 0.5, 0.9, 1])
 def test_a_file_that_was_cut_or_lost_a_page_is_reported(tmp_path, share):
     archive = Archive(tmp_path)
@@ -126,16 +117,6 @@ def test_deleting_takes_events_vectors_and_bytes_along(tmp_path):
     assert b"biscuit" not in content.lower()
 
 
-def test_an_archive_of_an_earlier_version_is_refused_in_one_line_and_stays(tmp_path):
-    Archive(tmp_path).close()
-    with sqlite3.connect(tmp_path / ARCHIVE_FILE) as earlier:
-        earlier.execute("PRAGMA user_version = 0")
-    earlier.close()
-    with pytest.raises(InputError, match="not an archive of this version; choose another folder"):
-        Archive(tmp_path)
-    assert is_archive_file(tmp_path / ARCHIVE_FILE)
-
-
 def test_purging_while_another_program_reads_says_so(tmp_path):
     archive = Archive(tmp_path)
     gone = say(archive, "My dog is called Biscuit.")
@@ -148,13 +129,6 @@ def test_purging_while_another_program_reads_says_so(tmp_path):
     reader.close()
     purge(archive)
     assert b"Biscuit" not in b"".join(file.read_bytes() for file in Path(tmp_path).iterdir())
-
-
-def test_a_dialogue_with_a_known_id_is_replaced():
-    archive = Archive()
-    say(archive, "Who wrote Emma?", "Jane.", id="a")
-    say(archive, "Who wrote Emma?", "Jane Austen.", id="a")
-    assert [d.response for d in archive.dialogues.values()] == ["Jane Austen."]
 
 
 @pytest.mark.parametrize(
@@ -191,14 +165,6 @@ def test_an_archive_in_memory_needs_no_temporary_file():
     purge(archive)
 
 
-@pytest.mark.parametrize("content", [b"my shopping list, " * 20, b"SQLite format 3\0" + bytes(4000), b"short"])
-def test_a_file_that_is_no_database_stays_as_it_is(content, tmp_path):
-    (tmp_path / ARCHIVE_FILE).write_bytes(content)
-    with pytest.raises(InputError, match="damaged .file is not a database.; restore a copy"):
-        Archive(tmp_path)
-    assert (tmp_path / ARCHIVE_FILE).read_bytes() == content
-
-
 def test_a_folder_is_held_once_also_within_one_program(tmp_path):
     held = hold_folder(tmp_path)
     with pytest.raises(InputError, match="another program is at work.*me.close()"):
@@ -207,9 +173,41 @@ def test_a_folder_is_held_once_also_within_one_program(tmp_path):
     hold_folder(tmp_path).release()
 
 
-def test_a_dialogue_that_is_replaced_loses_its_vector(tmp_path):
-    archive = Archive(tmp_path)
-    archive.add(Dialogue("How do I prune a rose?", "With shears.", id="a"))
+def write_foreign(file, query):
+    with sqlite3.connect(file) as other:
+        other.execute(query)
+    other.close()
+
+
+@pytest.mark.parametrize(
+    "content, line",
+    [
+        (b"my shopping list, " * 20, "damaged .file is not a database.; restore a copy"),
+        (b"SQLite format 3\0" + bytes(4000), "damaged .file is not a database.; restore a copy"),
+        (b"short", "damaged .file is not a database.; restore a copy"),
+        ("CREATE TABLE recipes (name TEXT)", "not an archive of this version; choose another folder"),
+        ("PRAGMA user_version = 0", "not an archive of this version; choose another folder"),  # an earlier one
+    ],
+)
+def test_a_foreign_file_and_an_earlier_version_are_one_line_and_stay_as_they_are(content, line, tmp_path):
+    file = tmp_path / ARCHIVE_FILE
+    if isinstance(content, bytes):
+        file.write_bytes(content)
+    else:
+        if content.startswith("PRAGMA"):
+            Archive(tmp_path).close()
+        write_foreign(file, content)
+    before = file.read_bytes()
+    with pytest.raises(InputError, match=line):
+        Archive(tmp_path)
+    assert file.read_bytes() == before
+    assert is_archive_file(file) == (content == "PRAGMA user_version = 0")
+
+
+def test_a_dialogue_with_a_known_id_is_replaced_and_loses_its_vector():
+    archive = Archive()
+    say(archive, "Who wrote Emma?", "Jane.", id="a")
     store_vectors(archive, "an encoder", dict(a=np.ones(3)))
-    archive.add(Dialogue("What is the capital of Peru?", "Lima.", id="a"))
+    say(archive, "Who wrote Emma?", "Jane Austen.", id="a")
+    assert [d.response for d in archive.dialogues.values()] == ["Jane Austen."]
     assert load_vectors(archive, "an encoder") == {}

@@ -105,6 +105,18 @@ def test_the_rules_of_outputs_see_what_breaks_them(source, outputs, is_wrong):
     assert bool(outputs_wrong([("code", source, outputs)])) == is_wrong
 
 
+def targets(text):  # relative links outside of code, without their anchors
+    plain = re.sub(r"```.*?```|`[^`\n]*`", "", text, flags=re.DOTALL)
+    found = [one.split("#")[0] for one in re.findall(r"\]\(([^)\s]+)\)", plain)]
+    return [one for one in found if one and not re.match(r"[a-z]+:", one)]
+
+
+def test_links_lead_somewhere():
+    broken = [(path.name, one) for path in PAGES for one in targets(prose(path)) if not (path.parent / one).exists()]
+    assert broken == []
+    assert targets("[a](x.ipynb#part) `[b](y)` [c](https://e.org/z) [d](#here)") == ["x.ipynb"]
+
+
 def test_pictures_are_files_with_a_description():
     used = set()
     for path in PAGES:

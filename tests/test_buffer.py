@@ -174,35 +174,29 @@ def test_a_refused_dialogue_changes_nothing():
     assert len(buffer) == buffer.seen == len(buffer.log) == 1
 
 
-def test_a_rescored_buffer_refuses_dialogues_of_the_base_model():
+def reopened(filled_by, policy):
+    return open_buffer(Buffer(2, filled_by).header(), policy, "an archive")
+
+
+def rescored():
     buffer = Buffer(3, "fifo")
-    buffer.add(candidate("a"))
+    buffer.add(candidate("b"))
     buffer.rescore([replace(e, scores=replace(e.scores, model="base+adapter")) for e in buffer.entries])
-    with pytest.raises(InputError, match="score all of them with the same model and adapter"):
-        buffer.add(candidate("f"))
+    return buffer
 
 
 @pytest.mark.parametrize(
-    "setting, problem",
+    "make, problem",
     [
-        (dict(capacity=0), "capacity is 0"),
-        (dict(capacity=10**12), "capacity is 1000000000000"),
-        (dict(seed=-1), "the seed is -1"),
-        (dict(policy="best"), "unknown policy 'best'"),
+        (lambda: Buffer(capacity=0), "capacity is 0"),
+        (lambda: Buffer(capacity=10**12), "capacity is 1000000000000"),
+        (lambda: Buffer(seed=-1), "the seed is -1"),
+        (lambda: Buffer(policy="best"), "unknown policy 'best'"),
+        (lambda: reopened(WrongSlot(), None), "the policy 'WrongSlot' of this memory is not installed"),
+        (lambda: reopened("sdss", WrongSlot()), "filled by policy 'sdss', not by 'WrongSlot'"),
+        (rescored, "score all of them with the same model and adapter"),
     ],
 )
-def test_wrong_settings_are_refused(setting, problem):
+def test_settings_policies_and_models_that_do_not_fit_are_refused(make, problem):
     with pytest.raises(InputError, match=problem):
-        Buffer(**setting)
-
-
-@pytest.mark.parametrize(
-    "filled_by, policy, problem",
-    [
-        (WrongSlot(), None, "the policy 'WrongSlot' of this memory is not installed"),
-        ("sdss", WrongSlot(), "filled by policy 'sdss', not by 'WrongSlot'"),
-    ],
-)
-def test_a_buffer_decides_only_with_the_policy_that_filled_it(filled_by, policy, problem):
-    with pytest.raises(InputError, match=problem):
-        open_buffer(Buffer(2, filled_by).header(), policy, "an archive").add(candidate("a"))
+        make().add(candidate("a"))

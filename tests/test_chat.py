@@ -303,7 +303,7 @@ def open_question(session):
     "Let the policy ask about the newest turn."
     id = session.turns[-1].id
     session.me.settle()
-    with session.me.change():
+    with session.me.state.change():
         session.me.state.record("asked", id, is_open=True)
 
 

@@ -14,6 +14,7 @@ from personal_llm.base.replies import ReplyOptions
 from personal_llm.device import personalizer
 from personal_llm.device.chat import BackgroundWork, ChatSession, clean_text, describe_error
 from personal_llm.device.evidence import get_evidence
+from personal_llm.device.personalizer import collect_training
 from personal_llm.tuning.config import TuningConfig
 
 FEW = ReplyOptions(max_tokens=5)
@@ -132,13 +133,13 @@ def test_a_turn_that_another_try_replaced_is_neither_scored_nor_learned(model):
     old = [d.id for d in session.turns]
     session.work.score()
     session.work.collect(waits=True)
-    assert [d.id for d in session.me.collect_training()] == old
+    assert [d.id for d in collect_training(session.me.state)] == old
     say(session, "Is 13 a prime number?", replaces=old[0])
     say(session, "Is 17 a prime number?", replaces=session.turns[0].id)
     newest = session.turns[-1].id
     assert session.me.state.pending == [newest]
     session.me.settle()
-    assert [d.id for d in session.me.collect_training()] == [newest]
+    assert [d.id for d in collect_training(session.me.state)] == [newest]
 
 
 def test_a_scope_without_a_turn_is_that_of_the_newest_correction(model):

@@ -54,23 +54,14 @@ def test_sections_pass_and_share_variables(notebook, pytester):
     assert Path.cwd() == pytester.path
 
 
-FAILING = (
-    "# Title",
-    "def half(n):\n    return n // 0",
-    "## Halves",
-    "print('before')",
-    "a = 1\nassert half(a) == 0",
-    "## Later",
-    "b = a",
-    "## Last",
-    "c = 1",
-)
+HALF = "def half(n):\n    return n // 0"
+FAILING = ["# Title", HALF, "## Halves", "print('before')", "a = 1\nassert half(a) == 0", "## Later", "b = a"]
 
 
 def test_a_failure_names_notebook_heading_cell_and_line(notebook, pytester):
     notebook(*FAILING)
     result = run(pytester)
-    result.assert_outcomes(passed=1, failed=3)
+    result.assert_outcomes(passed=1, failed=2)
     result.stdout.fnmatch_lines(
         [
             ">   *assert half(a) == 0",
@@ -102,19 +93,12 @@ def test_a_chosen_section_runs_the_cells_above_it(notebook, pytester):
     run(pytester, "nbs/example.ipynb::End", "nbs/example.ipynb::Title").assert_outcomes(passed=2)
 
 
+SHOWN_ONLY = "#| eval: false\nraise ValueError"
+
+
 def test_flags_and_eval_false(notebook, pytester):
-    notebook(
-        "# Title",
-        "#| eval: false\nraise ValueError",
-        "#| notest\nraise ValueError",
-        "x = 1",
-        "## Long",
-        "#| slow\nx = 2",
-        "## After",
-        "assert x == 1",
-        "## Shown only",
-        "#| eval: false\nraise ValueError",
-    )
+    cells = ["# Title", SHOWN_ONLY, "#| notest\nraise ValueError", "x = 1", "## Long", "#| slow\nx = 2"]
+    notebook(*cells, "## After", "assert x == 1", "## Shown only", SHOWN_ONLY)
     result = run(pytester, "-rs")
     result.assert_outcomes(passed=2, skipped=1)
     result.stdout.fnmatch_lines(["SKIPPED*flagged slow"])

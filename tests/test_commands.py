@@ -151,9 +151,3 @@ def test_a_memory_whose_policy_is_not_installed_is_read_and_forgotten(tmp_path, 
         with pytest.raises(InputError, match="'theirs' of this memory is not installed"):
             me.observe(Dialogue("Another one?", "Yes.", time=99.0))
         assert len(me.archive.events) == count and len(me.state.archive.dialogues) == 8
-
-
-def test_a_chat_moves_into_no_folder_with_other_files(capsys, tmp_path):
-    (tmp_path / "notes.txt").write_text("mine", encoding="utf-8")
-    assert "holds other files, such as notes.txt" in fails(capsys, "chat", "--out", tmp_path)
-    assert [file.name for file in tmp_path.iterdir()] == ["notes.txt"]

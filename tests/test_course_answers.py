@@ -21,17 +21,8 @@ def styles_of(task) -> list:
     if task.kind == "number":
         x = float(right)
         near = Fraction(x).limit_denominator(10**6)
-        return [
-            x,
-            np.float32(x),
-            torch.tensor(x),
-            torch.tensor([x]),
-            near,
-            Decimal(x),
-            [x],
-            np.array([[x]]),
-            round(x, 4),
-        ]
+        forms = [x, np.float32(x), torch.tensor(x), torch.tensor([x]), near, Decimal(x), [x], np.array([[x]])]
+        return [*forms, round(x, 4)]
     if task.kind == "numbers":
         x = [float(one) for one in right]
         forms = [x, tuple(x), np.array(x), torch.tensor(x), [Fraction(one).limit_denominator(10**6) for one in x]]

@@ -12,6 +12,7 @@ import attempts
 import pytest
 from attempts import read_attempts, tasks_of, value_of
 
+from personal_llm.buffer.policies import FIFOPolicy
 from personal_llm.course.checks import check
 
 ATTEMPTS = read_attempts()
@@ -81,3 +82,8 @@ def test_a_hint_that_was_false_is_not_given(place):
     attempt = next(a for a in wrong if (part == a.source if part[0] in '0(3"' else part in a.source))
     verdict = check(tasks_of(lesson)[task], value_of(attempt))
     assert not verdict and FALSE_HINTS[place] not in verdict.reason, verdict
+
+
+@pytest.mark.slow
+def test_the_latest_dialogues_get_no_mark_as_a_policy():
+    assert not any(check(tasks_of(4)["design"], FIFOPolicy, seed) for seed in (1, 2, 3))

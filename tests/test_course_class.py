@@ -11,7 +11,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from test_course import COURSE, LESSONS, TASKS, source
+from cases import read_cells, source_of
+from test_course import COURSE, LESSONS, TASKS
 
 from personal_llm.buffer.scoring import in_domain_dissimilarity
 from personal_llm.course.checks import SEED, check, mark
@@ -23,8 +24,8 @@ MARKED = [(n, name) for n in LESSONS for name, task in TASKS[n].items() if task.
 
 def assignment(n: int) -> list:  # code cells as (source, nbgrader's fields)
     path = ASSIGNMENTS / "source" / f"assignment_{n}" / f"assignment_{n}.ipynb"
-    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
-    return [(source(cell), cell["metadata"]["nbgrader"]) for cell in cells if cell["cell_type"] == "code"]
+    cells = read_cells(path)
+    return [(source_of(cell), cell["metadata"]["nbgrader"]) for cell in cells if cell["cell_type"] == "code"]
 
 
 @pytest.mark.parametrize("n", LESSONS)

@@ -183,7 +183,7 @@ def test_models_and_dialogues_that_do_not_fit_are_refused():
     own = SharedBasis(model.base, model.base, np.zeros((0, model.width)))
     other = SharedBasis("another base", "another", np.zeros((0, model.width)))
     for arguments, line in (
-        ((model, dialogues[:3], own), "at least 8 are needed"),
+        ((model, dialogues[:3], own), "takes at least 8 dialogues"),
         ((model, dialogues, other), "the basis was made with summariser another"),
     ):
         with pytest.raises(InputError, match=line):

@@ -1,12 +1,11 @@
 "Evaluation on a fake model: no weights needed. Naive twins, laws, and what is refused."
 
-import subprocess
-import sys
 from collections import Counter
 from contextlib import contextmanager
 
 import numpy as np
 import pytest
+from cases import run_python
 from hypothesis import given, settings, strategies as st
 
 from personal_llm.base.core import Cost, Dialogue, InputError
@@ -14,6 +13,7 @@ from personal_llm.base.models import Model
 from personal_llm.tuning.evaluation import evaluate, score_texts
 from personal_llm.base.text import split_rouge_words
 from personal_llm.recipes.people import lower_case, opener
+from personal_llm.tuning.statistics import paired_bootstrap
 
 
 class Parrot:
@@ -63,8 +63,7 @@ def test_evaluate_by_hand():
 
 def test_the_chapter_alone_gives_a_model_its_replies():
     imports = "import personal_llm.tuning.evaluation, personal_llm.base.models as models"
-    program = f"{imports}; assert hasattr(models.Model, 'reply')"
-    subprocess.run([sys.executable, "-c", program], check=True)
+    run_python(f"{imports}; assert hasattr(models.Model, 'reply')")
 
 
 def test_evaluate_without_replies():
@@ -137,27 +136,67 @@ def test_compare_pairs_by_id_whatever_the_order():
         evaluate(model, TEST[:1]).compare(evaluate(model, TEST[:1]))
 
 
-@pytest.mark.parametrize("wrong", [["text"], [TEST[0], None], dict(prompt="a"), (d for d in TEST), "text"])
-def test_what_is_no_list_of_dialogues_is_refused(wrong):
-    model = Parrot()
-    with pytest.raises(InputError, match="dialogue [01] of the list|no list"):  # it says what
-        evaluate(model, wrong)
-    assert model.cost.forward == 0
+NO_LIST = "dialogue [01] of the list|no list"  # it says what
 
 
-@pytest.mark.parametrize("wrong", [-1, 0, 1.5, 8.0, True, "8", 10**9])
-def test_a_length_that_no_reply_has_is_refused(wrong):
+@pytest.mark.parametrize(
+    "dialogues, max_tokens, problem",
+    [
+        *((wrong, 8, NO_LIST) for wrong in (["text"], [TEST[0], None], dict(prompt="a"), iter(TEST), "text")),
+        *((TEST, wrong, "max_tokens") for wrong in (-1, 0, 1.5, 8.0, True, "8", 10**9)),
+        ([], 8, "no dialogues to evaluate on"),
+        ([Dialogue("Hi", " ")], 8, "its reference answer is empty"),
+    ],
+)
+def test_what_cannot_be_evaluated_is_refused_before_the_model_runs(dialogues, max_tokens, problem):
     model = Parrot()
-    with pytest.raises(InputError, match="max_tokens"):
-        evaluate(model, TEST, max_tokens=wrong)
+    with pytest.raises(InputError, match=problem):
+        evaluate(model, dialogues, max_tokens=max_tokens)
     assert model.cost.forward == 0
     assert len(evaluate(model, TEST, max_tokens=np.int64(5))) == len(TEST)
 
 
+# intervals
+
+
+floats = st.floats(-100, 100).map(lambda x: round(x, 3))
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(floats, min_size=2, max_size=12), floats, st.integers(0, 5))
+def test_bootstrap_laws(values, shift, seed):
+    x = np.array(values)
+    one = paired_bootstrap(x, seed, 200)
+    assert one == paired_bootstrap(x, seed, 200)
+    assert one.low <= one.difference + 1e-9 and one.difference <= one.high + 1e-9
+    moved = paired_bootstrap(x + shift, seed, 200)
+    assert np.allclose(
+        [moved.difference, moved.low, moved.high], np.array([one.difference, one.low, one.high]) + shift, atol=1e-6
+    )
+    turned = paired_bootstrap(-x, seed, 200)
+    assert np.allclose([turned.low, turned.high], [-one.high, -one.low], atol=1e-6)
+
+
+def test_bootstrap_agrees_with_students_t_on_normal_values():
+    x = np.random.default_rng(0).normal(1, 1, 8)
+    found = paired_bootstrap(x, resamples=20000)
+    half = 2.3646 * x.std(ddof=1) / 8**0.5
+    assert found.high - found.low == pytest.approx(2 * half, rel=0.06)
+
+
 @pytest.mark.parametrize(
-    "dialogues, problem",
-    [([], "no dialogues to evaluate on"), ([Dialogue("Hi", " ")], "its reference answer is empty")],
+    "arguments, problem",
+    [
+        (dict(values=[]), r"two values or more in a row, this has shape \(0,\)"),
+        (dict(values=[1.0]), r"shape \(1,\)"),
+        (dict(values=[[1, 2], [3, 4]]), r"shape \(2, 2\)"),
+        (dict(values=[1, float("nan")]), "value 1 is not a finite number"),
+        (dict(values=["a", "b"]), "not numbers"),
+        (dict(values=[1, [2, 3]]), "not numbers"),
+        (dict(values=[1, 2], seed=-1), "the seed is -1"),
+        (dict(values=[1, 2], resamples=0), "resamples is 0"),
+    ],
 )
-def test_without_reference_answers_there_is_nothing_to_measure(dialogues, problem):
+def test_what_has_no_interval_is_refused(arguments, problem):
     with pytest.raises(InputError, match=problem):
-        evaluate(Parrot(), dialogues)
+        paired_bootstrap(**arguments)

@@ -35,7 +35,7 @@ def test_explanation_of_a_person_by_hand():
 def test_too_little_or_another_model_is_refused():
     model = shared("llama")
     space = space_of(model)
-    with pytest.raises(InputError, match="give 8 more"):
+    with pytest.raises(InputError, match="add or correct 8 more"):
         explain(model, [], space)
     with pytest.raises(InputError, match="made for base other"):
         replace(space, base="other").prepare_probes(model)

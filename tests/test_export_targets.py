@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from real import NAMES, folder_of, shared_real
+from real import NAMES, require, shared_real
 from test_tuning import BRIEF, TALK
 from transformers import AutoModelForCausalLM
 from tiny import ARCHITECTURES, random_adapter, same, shared, weights
@@ -170,9 +170,7 @@ def test_a_template_that_drops_words_has_no_modelfile(monkeypatch):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_modelfile_writes_turns_as_the_template_does(name):
-    if folder_of(name) is None:
-        pytest.skip("no tokenizer of Llama-3.2 here; its licence forbids shipping (PERSONAL_LLM_TOKENIZERS=folder)")
-    model = shared_real(name)
+    model = shared_real(require(name))
     lines = format_modelfile(model)
     template = lines.split('"""')[1]
     talk = [("user", "Tea?"), ("assistant", "Yes."), ("user", "Milk?"), ("assistant", "No."), ("user", "Why?")]

@@ -4,8 +4,10 @@ Those of Qwen2 and SmolLM2 are the published ones with a shorter vocabulary. Lla
 all. The templates of Qwen3, SmolLM3, Gemma 3 and Phi are ours, in the form of the published ones.
 """
 
+from pathlib import Path
+
 import pytest
-from real import folder_of
+from real import folder_of, require
 from tiny import tiny
 
 from personal_llm.base.core import Dialogue
@@ -13,48 +15,18 @@ from personal_llm.base.loading import load_gguf_tokenizer
 from personal_llm.base.models import Model, find_end_tokens
 from personal_llm.base.tokens import encode_dialogue, encode_prompt, find_end_of_turn, get_special_strings
 
-THINKS = "{{ '<|im_start|>assistant\n' }}{% if enable_thinking is defined and enable_thinking is false %}"
-QWEN3 = (
-    "{% for m in messages %}{% if m.role == 'assistant' %}{{ '<|im_start|>assistant\n' }}"
-    "{% if loop.last %}{{ '<think>\n\n</think>\n\n' }}{% endif %}{{ m.content.lstrip('\n') + '<|im_end|>\n' }}"
-    "{% else %}{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}{% endif %}{% endfor %}"
-    "{% if add_generation_prompt %}" + THINKS + "{{ '<think>\n\n</think>\n\n' }}{% endif %}{% endif %}"
-)
-SMOLLM3 = (
-    "{% if enable_thinking is defined and enable_thinking is false %}"
-    "{% set empty = '<think>\n\n</think>\n' %}{% endif %}"
-    "{% for m in messages %}{% if m.role == 'assistant' %}"
-    "{{ '<|im_start|>assistant\n' + (empty or '') + m.content.lstrip('\n') + '<|im_end|>\n' }}"
-    "{% else %}{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}{% endif %}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' + (empty or '') }}{% endif %}"
-)
-GEMMA3 = (
-    "{{ bos_token }}{% if messages[0].role == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
-    "{% for m in messages %}{% if (m.role == 'user') != (loop.index0 % 2 == 0) %}"
-    "{{ raise_exception('Conversation roles must alternate user/assistant/user/assistant/...') }}{% endif %}"
-    "{{ '<start_of_turn>' + ('model' if m.role == 'assistant' else m.role) + '\n' + m.content | trim }}"
-    "{{ '<end_of_turn>\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<start_of_turn>model\n' }}{% endif %}"
-)
-PHI = (
-    "{% for m in messages %}{{ '<|' + m.role + '|>\n' + m.content + '<|end|>\n' }}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|assistant|>\n' }}{% else %}{{ eos_token }}{% endif %}"
-)
 CHATML = "<|im_start|>system\nBe kind.<|im_end|>\n<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"
 LLAMA3 = "<|start_header_id|>user<|end_header_id|>\n\nHi<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n"
+GEMMA = "<bos><start_of_turn>user\nBe kind.\n\nHi<end_of_turn>\n<start_of_turn>model\n"
+PHI = "<|system|>\nBe kind.<|end|>\n<|user|>\nHi<|end|>\n<|assistant|>\n"
 FAMILIES = {  # family: (tokenizer, template or its own, end of the prompt, end of a turn, a mark that is only added)
     "qwen2.5": ("qwen2", None, CHATML, "<|im_end|>", "<tool_call>"),
-    "qwen3": ("qwen2", QWEN3, CHATML + "<think>\n\n</think>\n\n", "<|im_end|>", "<think>"),
+    "qwen3": ("qwen2", "qwen3", CHATML + "<think>\n\n</think>\n\n", "<|im_end|>", "<think>"),
     "smollm2": ("smollm2", None, CHATML, "<|im_end|>", "<repo_name>"),
-    "smollm3": ("smollm2", SMOLLM3, CHATML + "<think>\n\n</think>\n", "<|im_end|>", "<think>"),
+    "smollm3": ("smollm2", "smollm3", CHATML + "<think>\n\n</think>\n", "<|im_end|>", "<think>"),
     "llama3": ("llama3.2", None, LLAMA3, "<|eot_id|>", "<|python_tag|>"),
-    "gemma3": (
-        "gemma3",
-        GEMMA3,
-        "<bos><start_of_turn>user\nBe kind.\n\nHi<end_of_turn>\n<start_of_turn>model\n",
-        "<end_of_turn>",
-        "<start_of_turn>",
-    ),
-    "phi": ("smollm2", PHI, "<|system|>\nBe kind.<|end|>\n<|user|>\nHi<|end|>\n<|assistant|>\n", "<|end|>", "<|user|>"),
+    "gemma3": ("gemma3", "gemma3", GEMMA, "<end_of_turn>", "<start_of_turn>"),
+    "phi": ("smollm2", "phi", PHI, "<|end|>", "<|user|>"),
 }
 ADDED = {"qwen2.5": ["<tool_call>"], "phi": ["<|user|>", "<|end|>"]}
 ADDED |= dict.fromkeys(("qwen3", "smollm3"), ["<think>", "</think>"])
@@ -66,16 +38,15 @@ def family(request, tmp_path):  # (tokenizer, end of the prompt, end of a turn, 
     from transformers import AddedToken, AutoTokenizer
 
     name, template, *facts = FAMILIES[request.param]
+    file = Path(__file__).parent / "templates" / "families" / f"{template}.jinja"
     if name == "gemma3":
         from test_gguf import make_gguf
 
         tokenizer = load_gguf_tokenizer(make_gguf(tmp_path / "gemma.gguf", "gemma3"))
-    elif folder_of(name) is None:
-        pytest.skip(f"the tokenizer of {name} is not here")
     else:
-        tokenizer = AutoTokenizer.from_pretrained(folder_of(name))
+        tokenizer = AutoTokenizer.from_pretrained(folder_of(require(name)))
     tokenizer.add_tokens([AddedToken(mark, special=False) for mark in ADDED.get(request.param, ())])
-    tokenizer.chat_template = template or tokenizer.chat_template
+    tokenizer.chat_template = file.read_text(encoding="utf-8") if template else tokenizer.chat_template
     return tokenizer, *facts
 
 

@@ -431,7 +431,7 @@ def change_memory(folder, kind):
         trim(state, 0)
     else:
         me = Personalizer.__new__(Personalizer)
-        me.archive, me.state, me.folder, me.spent = state.archive, state, folder, Cost()
+        me.archive, me.state, me.folder = state.archive, state, folder
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(personalizer, "load_last_adapter", lambda state, folder: None)
             me.undo_finetune()

@@ -53,7 +53,6 @@ def test_every_grid_has_a_name_of_its_own_and_plain_jobs():
         check_grid(grid.name, grid.jobs, grid.shared)
 
 
-NOTEBOOKS = sorted(RESULTS.parent.parent.rglob("*.ipynb"))
 FILES = sorted(path.stem for path in RESULTS.glob("*.json*"))
 
 
@@ -65,28 +64,11 @@ def list_closed_rows() -> set:
     return {name for line in lines if line.startswith("| `") for name in re.findall(r"`([^`/]+)`", line.split("|")[1])}
 
 
-def list_read_names() -> list:
-    "Return patterns of the texts in code cells that can name a file of rows; a value inside an f-string is free."
-    found = set()
-    for path in NOTEBOOKS:
-        for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
-            source = "".join(cell["source"])
-            if cell["cell_type"] == "code" and re.search("read_result|read_score|RESULTS|results|grid", source):
-                texts = [text.split("/")[-1] for text in re.findall(r'"([a-z.][^"\n]*)"', source)]
-                found |= {re.sub(r"\\{.*?\\}", ".+", re.escape(re.sub(r"\.jsonl?$", "", text))) for text in texts}
-    return found
-
-
 def test_every_file_of_rows_has_a_grid_or_a_line_among_the_closed_ones():
     closed, grids = list_closed_rows(), set(list_grids())
     assert not closed & grids, "a grid makes rows that the table calls closed"
     assert closed <= set(FILES), "a line for rows that are gone"
     assert set(FILES) <= grids | closed, "rows that nobody can make again, and no table says so"
-
-
-def test_every_file_of_rows_is_read_by_a_notebook():
-    names = list_read_names()
-    assert [name for name in FILES if not any(re.fullmatch(pattern, name) for pattern in names)] == []
 
 
 @pytest.mark.parametrize("path", sorted(RESULTS.glob("*.jsonl")), ids=lambda path: path.stem)

@@ -1,8 +1,5 @@
 "Style and libraries at the command line."
 
-import time
-
-import psutil
 import pytest
 
 from personal_llm.base.adapters import WEIGHTS_FILE
@@ -56,7 +53,7 @@ def test_build_refuses_two_sources_of_one_name_and_none(tmp_path, capsys):
 
 @pytest.mark.later
 def test_two_workers_make_the_pllms_of_one_process():
-    "One is killed in its first task; the files are equal, and a card has the held-out loss."
+    "The files are equal, and a card has the held-out loss."
     ray = pytest.importorskip("ray", reason="the extra is not installed: pip install ray")
     model = load_model("pocket")
     library = Library(ASSETS / "library")
@@ -65,21 +62,10 @@ def test_two_workers_make_the_pllms_of_one_process():
     chats = [Dialogue(f"What is {number}?", f"It is {number}. Bye!") for number in range(60)]
     sources = {"friend": chats, "quiz": library["quiz-night"].adapter}
     alone = dict(make_pllms(model, library, probes, sources))
-    start, wait, killed = ray.init, ray.wait, []
-
-    def kill_a_worker_first(*given, **options):
-        while not killed:
-            children = psutil.Process().children(recursive=True)
-            killed.extend([child for child in children if "ray::make_pllm" in " ".join(child.cmdline())][:1])
-            time.sleep(0.05)
-            [child.kill() for child in killed]
-        return wait(*given, **options)
-
+    start = ray.init
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(ray, "init", lambda address, **options: start(address, num_cpus=2, **options))
-        patched.setattr(ray, "wait", kill_a_worker_first)
         divided = dict(make_pllms(model, library, probes, sources, ray="local"))
-    assert len(killed) == 1
     assert alone["friend"]["files"][WEIGHTS_FILE] == divided["friend"]["files"][WEIGHTS_FILE]
     assert alone["quiz"]["explanation"].to_dict() == divided["quiz"]["explanation"].to_dict()
     assert alone["friend"]["test_loss"] == divided["friend"]["test_loss"] and alone["friend"]["test_loss"][0] > 0

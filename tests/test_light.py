@@ -1,11 +1,9 @@
 "What never imports PyTorch, transformers or sentence-transformers: commands, and a chat until something is scored."
 
 import json
-import os
-import subprocess
-import sys
 
 import pytest
+from cases import run_python
 
 from personal_llm.base.core import Dialogue
 from personal_llm.base.loading import load_chat_tokenizer, load_gguf_tokenizer
@@ -44,11 +42,8 @@ for words in (["status"], ["forget", "--containing", "seven", "--dry-run"]):
 
 
 def run(program: str, folder) -> None:
-    "Run a program in a process of its own with the default encoder; it fails where it imports what is heavy."
-    environment = {name: text for name, text in os.environ.items() if name != "PERSONAL_LLM_ENCODER"}
-    words = [sys.executable, "-c", program + REPORT, str(folder)]
-    done = subprocess.run(words, capture_output=True, text=True, env=environment)
-    assert done.returncode == 0, done.stderr
+    "Run a program with the default encoder; it fails where it imports what is heavy."
+    run_python(program + REPORT, folder, PERSONAL_LLM_ENCODER=None)
 
 
 @NEEDS_MODEL

@@ -1,7 +1,6 @@
 "A merge is the weighted sum of its members' changes, and plain peft reads it."
 
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -58,45 +57,38 @@ def test_planted_shares_are_found(seed, n):
     assert sum(fit_merge_weights(Z, range(n), 9 * shares @ Z).values()) <= 1 + 1e-9
 
 
+@pytest.fixture(scope="module")
+def pool(tmp_path_factory):
+    "A plain adapter, and others that cannot be merged with it."
+    folder = tmp_path_factory.mktemp("pool")
+
+    def change(name, file, **fields):
+        place = random_adapter(shared("llama"), folder / name) / file
+        place.write_text(json.dumps(json.loads(place.read_text()) | fields))
+        return place.parent
+
+    pool = dict(a=random_adapter(shared("llama"), folder / "a"), none=folder)
+    pool["stabilised"] = change("stabilised", "adapter_config.json", use_rslora=True)
+    pool["patterned"] = change("patterned", "adapter_config.json", rank_pattern=dict(q_proj=2))
+    return pool | dict(foreign=change("foreign", "adapter.json", base="0123456789abcdef"))
+
+
 @pytest.mark.parametrize(
     "weights, problem",
     [
         ({}, "the weights sum to 0"),
-        (dict(ana=0.8, ben=0.4), "the weights sum to 1.2"),
-        (dict(ana=-0.1), "weight -0.1 of 'ana'"),
-        (dict(ana=float("nan")), "weight nan of 'ana'"),
-        (dict(ana="1"), "weight '1' of 'ana'"),
+        (dict(a=0.8, foreign=0.4), "the weights sum to 1.2"),
+        (dict(a=-0.1), "weight -0.1 of 'a'"),
+        (dict(a=float("nan")), "weight nan of 'a'"),
+        (dict(a="1"), "weight '1' of 'a'"),
+        (dict(stabilised=1), "use_rslora is set"),
+        (dict(patterned=1), "rank_pattern is set"),
+        (dict(eve=1), "no pLLM 'eve' here; use one of a"),
+        (dict(a=0.5, foreign=0.5), "made for base 0123456789abcdef"),
+        (dict(none=1), "no adapter here"),
     ],
+    ids=str,
 )
-def test_weights_that_are_no_shares_are_refused(weights, problem):
+def test_what_cannot_be_merged_is_refused(weights, problem, pool):
     with pytest.raises(InputError, match=problem):
-        merge(None, {}, weights)
-
-
-@pytest.mark.parametrize(
-    "change, problem",
-    [
-        (dict(use_rslora=True), "use_rslora is set"),
-        (dict(rank_pattern=dict(q_proj=2)), "rank_pattern is set"),
-    ],
-)
-def test_only_plain_lora_is_merged(change, problem, tmp_path):
-    folder = random_adapter(shared("llama"), tmp_path / "a")
-    file = Path(folder) / "adapter_config.json"
-    file.write_text(json.dumps(json.loads(file.read_text()) | change))
-    with pytest.raises(InputError, match=problem):
-        merge(shared("llama"), dict(a=folder), dict(a=1))
-
-
-def test_adapters_that_are_missing_or_foreign_are_refused(tmp_path):
-    model = shared("llama")
-    pool = dict(a=random_adapter(model, tmp_path / "a"))
-    foreign = random_adapter(model, tmp_path / "b")
-    (Path(foreign) / "adapter.json").write_text(json.dumps(dict(base="0123456789abcdef")))
-    for members, weights, problem in (
-        (pool, dict(eve=1), "no pLLM 'eve' here; use one of a"),
-        (pool | dict(eve=foreign), dict(a=0.5, eve=0.5), "made for base 0123456789abcdef"),
-        (dict(a=tmp_path), dict(a=1), "no adapter here"),
-    ):
-        with pytest.raises(InputError, match=problem):
-            merge(model, members, weights)
+        merge(shared("llama"), pool, weights)

@@ -5,13 +5,11 @@ import re
 import subprocess
 import sys
 from configparser import ConfigParser
-from pathlib import Path
 
-from cases import case
+from cases import ROOT, case, run_python
 
 import personal_llm
 
-ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "personal_llm"
 NOTEBOOKS = sorted(path for path in (ROOT / "nbs").rglob("*.ipynb") if ".ipynb_checkpoints" not in path.parts)
 HEAVY = "torch transformers peft accelerate datasets sentence_transformers matplotlib scipy sklearn".split()
@@ -38,9 +36,7 @@ def test_version_is_that_of_settings_ini():
 
 def test_the_wheel_leaves_out_what_needs_a_clone():
     read = "setuptools.setup = lambda **words: print(*words['packages']); exec(open('setup.py').read())"
-    program = "import setuptools; " + read
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT, check=True)
-    folders = {name.split(".")[1] for name in done.stdout.split() if "." in name}
+    folders = {name.split(".")[1] for name in run_python("import setuptools; " + read).split() if "." in name}
     assert "app" in folders and not folders & {"course", "recipes", "experiments"}
 
 
@@ -62,11 +58,6 @@ def test_no_pickles():
     assert [path for path in PACKAGE.rglob("*") if path.suffix in unsafe] == []
 
 
-def test_licences_are_there():
-    assert "Apache License" in (ROOT / "LICENSE").read_text(encoding="utf-8")
-    assert "MedQuAD" in (ROOT / "NOTICE").read_text(encoding="utf-8")
-
-
 def test_imports_are_light():
     "One process imports the package and each module in turn and reports what heavy library came along."
     program = f"""
@@ -76,8 +67,7 @@ for name in {["personal_llm"] + ["personal_llm." + module for module in LIGHT]!r
     found = [heavy for heavy in {HEAVY!r} if heavy in sys.modules]
     if found: sys.exit(f"import {{name}} imports {{', '.join(found)}}")
 """
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT)
-    assert done.returncode == 0, done.stderr
+    run_python(program)
 
 
 def test_notebook_is_clean():

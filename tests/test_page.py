@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 
 import pytest
-from servers import chat_server, write_slowly
+from servers import chat_server, write_without_end
 
 pytestmark = pytest.mark.later
 pytest.importorskip("selenium", reason="the extra `browser` is not installed")
@@ -27,23 +27,7 @@ from personal_llm.base.replies import ReplyStream
 
 OPTIONS = "--headless --no-sandbox --disable-gpu --disable-dev-shm-usage --disable-background-networking --no-first-run"
 CODE = "code-of-the-link"
-HOSTILE = """# A title
-Some **bold** and `code <b>`, <img src=x onerror="window.hit=1"> and [a link](javascript:window.hit=1),
-*slanted*, [a page](http://127.0.0.1/x?a=1) and [data](data:text/html,<script>window.hit=1</script>).
-
-| tea | price |
-|---|---|
-| *green* <i>x</i> | 3 |
-
-- one
-- two
-
-1. first
-2. <script>window.hit = 1</script>
-
-```
-if a < b: **stay**
-```"""
+HOSTILE = Path(__file__).with_name("hostile_reply.md").read_text(encoding="utf-8")
 
 
 @pytest.fixture(scope="module")
@@ -120,7 +104,6 @@ def test_a_reply_is_shown_while_it_is_written_and_nothing_in_it_acts(page, monke
     def write(self):
         for piece in HOSTILE.split(" "):
             self.text += piece + " "
-            time.sleep(0.01)
             yield piece + " "
 
     monkeypatch.setattr(ReplyStream, "__iter__", write)
@@ -161,18 +144,6 @@ def set_width(page, width):
     page.browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
 
 
-@pytest.mark.parametrize("width", [1280, 390])
-def test_no_width_overflows_and_every_control_has_a_name(page, width):
-    set_width(page, width)
-    page.say("A very long word: " + "x" * 300)
-    page.press("Correct")
-    for button in ("What I know about you", "Back to the chat"):
-        assert page.script("document.documentElement.scrollWidth") <= width
-        for control in page.browser.find_elements(By.CSS_SELECTOR, "button, input, textarea, summary"):
-            assert not control.is_displayed() or control.accessible_name, control.get_attribute("outerHTML")
-        page.press(button)
-
-
 def test_a_reply_says_that_it_uses_corrections_and_why_and_what_is_not_trained_in(page):
     page.say("My knee hurts.")
     page.press("Correct")
@@ -204,22 +175,6 @@ def count_covered(page) -> float:
 
 
 @pytest.mark.parametrize("width", [1280, 390])
-def test_the_newest_reply_is_never_covered_and_a_talk_opens_at_its_end(page, width):
-    set_width(page, width)
-    for number in range(6):
-        page.say(f"This is message {number}, and it is long enough to take some room on the page.")
-        page.until(lambda: count_covered(page) <= 0, 5)
-    assert page.script("document.querySelector('main').scrollTop") > 0, "the talk is longer than the window"
-    page.browser.refresh()
-    page.until(lambda: page.find("#line").is_displayed() and len(page.texts("#turns > li")) == 6)
-    page.until(lambda: count_covered(page) <= 0, 5)
-    page.press("What I know about you")
-    page.until(lambda: page.find("#known-title").is_displayed())
-    page.press("Back to the chat")
-    page.until(lambda: count_covered(page) <= 0, 5)
-
-
-@pytest.mark.parametrize("width", [1280, 390])
 def test_nothing_redraws_what_somebody_types(page, width, monkeypatch):
     set_width(page, width)
     page.script("document.querySelector('#talks').open = true")
@@ -230,10 +185,11 @@ def test_nothing_redraws_what_somebody_types(page, width, monkeypatch):
     page.find("#line").send_keys("What is tea?", Keys.ENTER)
     page.until(lambda: len(page.texts("#turns > li .reply")) == 2 and page.find("#send").text == "Send")
     assert field.get_property("value") == "Rest", "another reply's end"
-    write_slowly(monkeypatch, 60)
+    pieces = write_without_end(monkeypatch)
     page.find("#line").send_keys("Count.", Keys.ENTER)
-    page.until(lambda: len(page.texts("#turns > li .reply")) == 3)
+    page.until(lambda: page.script("document.querySelectorAll('#turns > li .reply').length") == 3)
     field.send_keys(" today")
+    pieces.stop.set()
     page.until(lambda: page.find("#send").text == "Send")
     assert field.get_property("value") == "Rest today", "typed while a reply was written"
     monkeypatch.undo()
@@ -263,38 +219,8 @@ def test_nothing_redraws_what_somebody_types(page, width, monkeypatch):
     assert page.find("#answers textarea").get_property("value") == "Sleep"
 
 
-DAY = """
-an example: back What can I cook | ENTER | turns 1
-a message: to Your message | type I have a dog, Biscuit. | ENTER | turns 2
-a message of two lines: to Your message | type What is | line | type tea? | ENTER | turns 3
-try again: back More about this turn | ENTER | to Try again | ENTER | stored 4 | turns 3
-copy: to More about this turn | ENTER | to Copy the reply | ENTER | see #note Copied.
-edit a message: ENTER | to Edit your | ENTER | END | type  Please. | to Send | ENTER | stored 5 | turns 3
-like a reply: to More about this turn | ENTER | to Bad reply | back Good reply | SPACE | see .mark You liked
-dislike it: ENTER | to Bad reply | SPACE | see .mark You did not like
-leave a menu: ENTER | to Bad reply | ESCAPE | see [name=better] Correct
-correct a reply: back Correct | ENTER | type A drink. | to Save | ENTER | see .reply A drink.
-say where it applies: to Your correction applies | DOWN | see #note Applies to all replies: your | scope everywhere
-take it back: to Undo | ENTER | see #note Taken back: where | unscoped
-stop a reply: slow | to Your message | type Count. | ENTER | see .reply 1 2 | ESCAPE | fast | turns 4
-go on after a stop: to Your message | type Thanks. | ENTER | turns 5
-a new talk: unfold | to New talk | ENTER | turns 0 | type Hello. | ENTER | turns 1
-search: unfold | to Search the talks | type biscuit | talks 1 | BACK_SPACE 7 | talks 2
-name a talk: to More about the talk: Hello. | ENTER | to Rename | ENTER | answer Greetings | see #talk-list Greetings
-save a talk: ENTER | to Save as a file | ENTER | saved
-go back to a talk: to What can I cook | ENTER | turns 5
-keep one: to More about this turn 2 | ENTER | to Forget this | ENTER | see #confirm-lines came later \
-| keep | yes | gone .own Biscuit
-answer again: to Answer again | ENTER | gone .reply was forgotten
-how to answer: to What I know | ENTER | to One more | type In short. | ENTER | see #instructions In short.
-change it: to Change: In short. | ENTER | answer In two lines. | see #instructions In two lines.
-delete it: to Forget: In two lines. | ENTER | see #instructions Nothing yet.
-where a correction belongs: to Applies to | DOWN | see #note Applies to all | scope everywhere
-correct an answer: to Change: What is | ENTER | type A leaf. | to Save | ENTER | see #answers A leaf. | scope everywhere
-think again: to Everything that holds | type leaf | ENTER | see #confirm-lines What is | no | see #note Kept.
-back to the chat: back Back to the chat | ENTER | to Your message | type Bye. | ENTER | see .own Bye.
-"""
-SCENES = [line.split(": ", 1) for line in DAY.strip().splitlines()]
+DAY = Path(__file__).with_name("page_day.txt").read_text(encoding="utf-8")
+SCENES = [line.split(": ", 1) for line in DAY.splitlines()]
 NAME = "((a) => a.ariaLabel || a.labels?.[0]?.textContent.trim() || a.textContent.trim())(document.activeElement)"
 
 
@@ -337,12 +263,19 @@ class Person:
     def type(self, text):
         self.send(text)
 
+    def wide(self, _):
+        self.send("A very long word: " + "x" * 300)
+
+    def refresh(self, _):
+        self.page.browser.refresh()
+
     def line(self, _):
         self.shift(Keys.ENTER)
 
     def see(self, words):
-        selector, _, text = words.partition(" ")
-        self.page.until(lambda: any(text in one for one in self.page.texts(selector)))
+        selector, _, text = map(json.dumps, words.partition(" "))
+        shows = f"(one) => one.checkVisibility() && one.innerText.includes({text})"  # at once: a reply grows
+        self.page.until(lambda: self.page.script(f"[...document.querySelectorAll({selector})].some({shows})"))
 
     def gone(self, words):
         selector, _, text = words.partition(" ")
@@ -361,7 +294,7 @@ class Person:
         self.page.until(lambda: len(self.page.running.session.me.archive.dialogues) == int(number))
 
     def slow(self, _):
-        write_slowly(self.monkeypatch)
+        write_without_end(self.monkeypatch)
 
     def fast(self, _):
         self.monkeypatch.undo()

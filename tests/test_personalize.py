@@ -4,8 +4,8 @@ import contextlib
 import json
 
 import pytest
-from tiny import shared
 
+from personal_llm.app import personalize as app
 from personal_llm.app.personalize import find_adapter, find_start, personalize
 from personal_llm.data.reading import Dialogues
 from personal_llm.base.core import Dialogue, InputError
@@ -40,9 +40,18 @@ def test_the_test_set_never_meets_the_memory(model, tmp_path):
 def test_a_run_says_how_long_it_takes_and_measures_the_newest_few(model, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("personal_llm.app.personalize.MAX_TESTED", 2)
     result, lines = personalize(CHATS, tmp_path, model, policy="fifo", capacity=8, config=BRIEF)
-    first = capsys.readouterr().err.splitlines()[0]
-    assert first.startswith("54 dialogues to read, 2 steps of a fine-tune, 2 replies before and after: about ")
+    first, second, *rest = capsys.readouterr().err.splitlines()
+    assert first == "54 dialogues to read, 2 steps of a fine-tune, 4 replies; timing this machine …"
+    assert second.startswith("about ") and second.endswith(" minutes")
+    assert "reading:" in str(rest) and "/54 " in str(rest) and "/2 " in str(rest), "bars that count dialogues"
     assert result["held_out"] == 6 and result["tested"] == 2 and "6 held out, 2 measured" in lines[0]
+
+
+def test_what_comes_is_said_before_anything_is_timed(model, monkeypatch, capsys):
+    told = []
+    monkeypatch.setattr(app, "estimate_minutes", lambda *given: told.append(capsys.readouterr().err) or 1)
+    app.announce(model, CHATS[0], 4, 8, 54, BRIEF)
+    assert told[0].startswith("54 dialogues to read, 2 steps") and capsys.readouterr().err == "about 1.0 minutes\n"
 
 
 def test_no_file_but_the_memory_holds_a_text(model, tmp_path):
@@ -104,14 +113,6 @@ def test_a_test_row_that_comes_again_counts_once(model, tmp_path):
     _, lines = run(model, tmp_path, [d for d in CHATS for _ in range(3)])
     prompts = [line for line in lines if line.startswith("prompt")]
     assert len({*prompts}) == len(prompts) > 0
-
-
-def test_a_folder_gives_the_adapter_of_its_present_model(model, tmp_path):
-    run(model, tmp_path, CHATS[:12])
-    run(shared("llama"), tmp_path, CHATS[12:24])
-    assert find_adapter(tmp_path).name == "001"
-    Personalizer(model, folder=tmp_path).close()
-    assert find_adapter(tmp_path).name == "000"
 
 
 def test_few_chats_have_no_test_set(model, tmp_path):

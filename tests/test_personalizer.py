@@ -12,7 +12,7 @@ from personal_llm.base.core import Dialogue, InputError
 from personal_llm.base.models import load_model
 from personal_llm.buffer.buffer import Buffer
 from personal_llm.device import personalizer
-from personal_llm.device.personalizer import Personalizer
+from personal_llm.device.personalizer import Personalizer, collect_training
 from personal_llm.device.evidence import get_evidence, list_answered, list_unlearned
 from personal_llm.tuning.config import TuningConfig
 
@@ -76,7 +76,7 @@ def test_a_fine_tune_asks_about_no_reply_that_was_corrected_unasked(model):
     me.observe_all(STREAM[:3], progress=False)
     me.react(STREAM[0], "better", "Yes, it is.")
     me.react(STREAM[1], "down")
-    me.collect_training()
+    collect_training(me.state, me.annotator)
     assert asked == [STREAM[1].prompt, STREAM[2].prompt], "of a disliked reply we know no better one"
 
 
@@ -94,50 +94,6 @@ def test_the_strict_case_keeps_the_buffer_only(model, tmp_path):
 
 
 # react
-
-
-def test_an_impossible_reaction_changes_nothing(model):
-    me = make(model)
-    me.observe(STREAM[0])
-    events = len(me.archive.events)
-    for id, kind, text in ((STREAM[0].id, "better", ""), (STREAM[0].id, "up", "yes"), ("unknown", "up", "")):
-        with pytest.raises(InputError, match="stored" if id == "unknown" else kind):
-            me.react(id, kind, text)
-    assert len(me.archive.events) == events and list_answered(me.state) == []
-
-
-@pytest.mark.parametrize("odd", ["unknown", "", None, 7, ["a"], {}, STREAM[1]], ids=repr)
-def test_an_odd_id_is_one_line_without_your_text_and_changes_nothing(model, odd):
-    me = make(model)
-    me.observe_all(STREAM[:2], progress=False)
-    events = len(me.archive.events)
-    calls = [
-        lambda: me.forget([odd]),
-        lambda: me.react([odd], "scope", scope="here"),
-        lambda: me.react(odd, "always", "x"),
-    ]
-    calls += [lambda: me.react(odd, "up")] * (odd is not STREAM[1])
-    for call in calls[: 2 if odd is None else None]:
-        with pytest.raises(InputError) as raised:
-            call()
-        assert "damaged" not in str(raised.value) and "prime" not in str(raised.value)
-    with pytest.raises(InputError, match="this reply was not corrected"):
-        me.react([STREAM[0].id], "scope", scope="here")
-    assert len(me.archive.events) == events and len(me.archive.dialogues) == 2 and me.state.scopes == {}
-
-
-def test_numbers_that_no_reply_can_use_are_refused(model):
-    me = make(model)
-    me.observe(STREAM[0])
-    me.react(STREAM[0], "better", "In short: no.")
-    for time in (None, "today", float("nan"), True):
-        with pytest.raises(InputError, match="always: the time"):
-            me.react(None, "always", "Be brief.", time)
-    with pytest.raises(InputError, match="takes no scope"):
-        me.react(None, "always", "Be brief.", scope="here")
-    with pytest.raises(InputError, match="max_tokens is -1"):
-        me.reply("Is 9 a prime number?", max_tokens=-1)
-    assert not me.state.instructions and me.reply("Is 9 a prime number?", max_tokens=4)
 
 
 def test_one_id_names_one_dialogue(model):
@@ -164,6 +120,39 @@ def test_a_corrected_dialogue_that_was_discarded_gets_another_chance(model):
     me.react(outside, "better", "In short: no.")
     me.settle()
     assert [d.response for d in me.buffer.dialogues] == ["In short: no."]
+
+
+ODD = ["unknown", "", None, 7, ["a"], {}]
+
+
+@pytest.mark.parametrize(
+    "call, line",
+    [
+        (lambda me: me.react(STREAM[0].id, "better", ""), "better: no text"),
+        (lambda me: me.react(STREAM[0].id, "up", "yes"), "up: it takes no text"),
+        (lambda me: me.react([STREAM[0].id], "scope", scope="here"), "this reply was not corrected"),
+        (lambda me: me.react(None, "always", "word " * 2000), "240 are the most"),
+        (lambda me: me.react(None, "always", "Be brief.", scope="here"), "takes no scope"),
+        (lambda me: me.reply("Is 9 a prime number?", max_tokens=-1), "max_tokens is -1"),
+        (lambda me: me.undo(), "nothing to take back"),
+        *((lambda me, odd=odd: me.forget([odd]), None) for odd in ODD),
+        *((lambda me, odd=odd: me.react(odd, "up"), None) for odd in ODD),
+        *((lambda me, odd=odd: me.react([odd], "scope", scope="here"), None) for odd in ODD),
+        *((lambda me, odd=odd: me.react(odd, "always", "x"), None) for odd in [*ODD[:2], *ODD[3:], STREAM[1]]),
+        *(
+            (lambda me, odd=odd: me.react(None, "always", "x", odd), "time")
+            for odd in (None, "today", float("nan"), True)
+        ),
+    ],
+)
+def test_what_is_impossible_is_one_line_without_your_text_and_changes_nothing(model, call, line):
+    me = make(model)
+    me.observe_all(STREAM[:2], progress=False)
+    events = list(me.archive.events)
+    with pytest.raises(InputError, match=line) as raised:
+        call(me)
+    assert "damaged" not in str(raised.value) and "prime" not in str(raised.value)
+    assert me.archive.events == events and len(me.archive.dialogues) == 2 and me.state.acts == []
 
 
 # reply
@@ -245,7 +234,7 @@ def test_a_reply_that_was_disliked_is_not_learned(model):
     me = make(model)
     me.observe_all(STREAM[:3], progress=False)
     me.react(STREAM[0], "down")
-    assert STREAM[0].prompt not in [d.prompt for d in me.collect_training()]
+    assert STREAM[0].prompt not in [d.prompt for d in collect_training(me.state, me.annotator)]
     empty = make(model)
     with pytest.raises(InputError, match="the buffer is empty"):
         empty.finetune(progress=False)
@@ -294,7 +283,7 @@ def test_the_cost_of_a_reply_is_stored_with_its_turn_and_a_failed_change_loses_n
     me = make(model, tmp_path)
     me.reply("Is 5 a prime number?", max_tokens=2)
     spent = me.cost
-    with pytest.raises(ZeroDivisionError), me.change():
+    with pytest.raises(ZeroDivisionError), me.state.change():
         me.arrive(STREAM[0])
         1 / 0
     assert me.cost == spent and spent.seconds > 0
@@ -302,6 +291,10 @@ def test_the_cost_of_a_reply_is_stored_with_its_turn_and_a_failed_change_loses_n
     me.close()
     again = Personalizer(model, folder=tmp_path)
     assert again.cost == spent
+    again.reply("Is 5 a prime number?", max_tokens=2)
+    spent = again.cost
+    again.forget(STREAM[0].id)
+    assert again.cost == spent, "also of a reply that is not stored"
     again.close()
 
 
@@ -416,13 +409,6 @@ def test_a_word_that_is_taken_back_counts_no_more(model):
     assert me.state.newest(ids[2]).response == STREAM[2].response
     me.react(None, "always", "Be brief.")
     assert "Be brief." in me.undo() and not me.state.instructions
-
-
-def test_standing_instructions_have_a_budget_that_is_told(model):
-    me = make(model)
-    with pytest.raises(InputError, match="240 are the most"):
-        me.react(None, "always", "word " * 2000)
-    assert not me.state.instructions
 
 
 def test_a_fine_tune_learns_all_answers_also_those_that_left_the_buffer(model):

@@ -1,53 +1,17 @@
-"Commands and targets come through entry points: ours, somebody else's, and broken ones, which harm nobody."
+"Plug-ins come through entry points: ours, somebody else's, and broken ones, which harm nobody."
 
 import json
 import os
-import subprocess
-import sys
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import typer
-from test_architecture import ACTS, act, arrows_of_the_package
+from cases import ROOT, run_python
 
 from personal_llm.app.cli import app
 from personal_llm.app.plugins import find_targets
 from personal_llm.selection.selection import SELECTORS, load_selectors
 
-ROOT = Path(__file__).resolve().parent.parent
-MODULE = """
-import typer
-
-def write_name(model, adapter, folder, dialogues):
-    (folder / "name.txt").write_text(model.name)
-    return "read name.txt"
-
-def shout(text: str = typer.Option(), times: int = 1):
-    "Say a text in capitals."
-    print("\\n".join([text.upper()] * times))
-
-app = typer.Typer()
-
-@app.command()
-def wave():
-    "Say hello."
-    print("hello")
-
-greetings = typer.Typer(help="Greetings.")
-greetings.command("bow")(wave)
-greetings.command("nod")(wave)
-app.add_typer(greetings, name="greet")
-
-copycat = typer.Typer()
-copycat.command("status")(wave)
-copycat.command("wink")(wave)
-
-def guess(what: "Unknown"):
-    "Guess."
-
-text = "shout"
-"""
 RUN = """
 import contextlib, io, json, sys
 
@@ -60,35 +24,27 @@ def run(words):
 
 print(json.dumps([run(words) for words in json.loads(sys.argv[1])]))
 """
+POLICIES = """
+import json
+from personal_llm.buffer.policies import POLICIES, load_policies
+load_policies()
+print(json.dumps({name: [one.__module__, one.name] for name, one in POLICIES.items()}))
+"""
 
 
-@pytest.fixture
-def command(tmp_path):
-    "Run commands in one process, where a package of somebody else is installed, and one that cannot be imported."
-    (tmp_path / "shout.py").write_text(MODULE)
-    metadata = tmp_path / "shout-1.0.dist-info"
-    metadata.mkdir()
-    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: shout\nVersion: 1.0\n")
-    commands = dict(shout="shout:shout", waves="shout:app", broken="nowhere:app", status="shout:copycat")
-    commands |= dict(guess="shout:guess", text="shout:text")
-    targets = dict(name="shout:write_name", gguf="shout:write_name", lost="nowhere:write")
-    lines = []
-    for group, points in dict(commands=commands, targets=targets).items():
-        lines += [f"[personal_llm.{group}]", *(f"{name} = {value}" for name, value in points.items())]
-    (metadata / "entry_points.txt").write_text("\n".join(lines))
-    path = os.pathsep.join([str(tmp_path), str(ROOT)])
+def run_beside_a_plugin(program: str, *words):
+    "What a program prints, as JSON, where somebody else's package, which lies in `plugin`, is installed."
+    return json.loads(run_python(program, *words, PYTHONPATH=os.pathsep.join([str(ROOT / "tests/plugin"), str(ROOT)])))
 
-    def run(*commands):
-        program = [sys.executable, "-c", RUN, json.dumps([[*map(str, words)] for words in commands])]
-        done = subprocess.run(program, capture_output=True, text=True, env=os.environ | dict(PYTHONPATH=path))
-        assert done.returncode == 0, done.stderr
-        return [SimpleNamespace(**row) for row in json.loads(done.stdout)]
 
-    return run
+def command(*commands) -> list:
+    "The results of commands, all in one such process."
+    rows = run_beside_a_plugin(RUN, json.dumps([[*map(str, words)] for words in commands]))
+    return [SimpleNamespace(**row) for row in rows]
 
 
 @pytest.mark.later
-def test_somebody_else_can_write_one(command, tmp_path):
+def test_somebody_else_can_write_one(tmp_path):
     "A function, an application with a command and a group, and a target; none of them waits for a broken one."
     adapter = next((ROOT / "personal_llm/assets/library").glob("*/adapter_model.safetensors")).parent
     said, waved, bowed, missing, done = command(
@@ -104,7 +60,7 @@ def test_somebody_else_can_write_one(command, tmp_path):
     assert done.code == 0 and (tmp_path / "out" / "name.txt").read_text() == "pocket", done.err
 
 
-def test_a_plugin_that_cannot_be_used_is_named_and_costs_nothing_else(command, tmp_path):
+def test_a_plugin_that_cannot_be_used_is_named_and_costs_nothing_else(tmp_path):
     "Ours keep their names, and a plug-in with a command of ours brings none of its others either."
     done, learn, wink = command(("status", "--out", tmp_path), ("learn", "--help"), ("wink",))
     assert done.code == 2 and "no memory here" in done.err
@@ -121,12 +77,22 @@ def test_a_plugin_that_cannot_be_used_is_named_and_costs_nothing_else(command, t
     assert learn.code == 0 and "No such command 'wink'" in wink.err
 
 
+def test_somebody_else_can_add_a_format_and_a_policy_and_what_fails_is_named(tmp_path):
+    (tmp_path / "quiz.cards").write_text("Tea? = Yes.\nCake? = No.\n")
+    data = ("--data", tmp_path / "quiz.cards", "--out", tmp_path / "me")
+    (done,) = command(("personalize", "--model", "pocket", *data, "--policy", "newest"))
+    assert done.code == 2 and "2 distinct dialogues, too few to learn from" in done.err, "they are read"
+    assert "plug-in unfound skipped: nowhere:CARDS: ModuleNotFoundError" in done.err
+    for name in ("whatsapp", "nothing", "sdss", "cards", "needy", "alias", "leaver", "silent"):
+        assert f"plug-in {name} skipped" in done.err
+    assert "plug-in registered" not in done.err
+    classes = run_beside_a_plugin(POLICIES)
+    assert classes["random"] == ["personal_llm.buffer.policies", "random"], "a module that is imported takes no name"
+    assert all(name == own for name, (_, own) in classes.items()) and "registered" in classes
+
+
 def test_ours_are_found():
     targets, skipped = find_targets()
     assert {"merged", "gguf", "ollama", "vllm"} <= targets.keys() and not skipped, "install the package again"
     assert {"serve", "library", "phone"} <= set(typer.main.get_group(app).commands), "install the package again"
     assert not load_selectors() and {"xpert", "style"} <= SELECTORS.keys(), "install the package again"
-
-
-def test_only_entry_points_lead_to_the_extras():
-    assert [pair for pair in arrows_of_the_package() if act(pair[1]) == "extras" and act(pair[0]) in ACTS[:-1]] == []

@@ -79,20 +79,3 @@ def test_an_interrupted_training_ends_where_an_undisturbed_one_does(small, monke
     assert kept["steps"] == [3, 0], "two steps of the five are lost"
     go(small)
     assert all(torch.equal(w, weights(small)[name]) for name, w in undisturbed.items()), "to the bit"
-
-
-def test_an_interruption_while_the_checkpoint_is_written_leaves_the_old_one(small, monkeypatch):
-    go(small, 4)
-    before = weights(small)
-    whole = torch.save
-
-    def half(content, file):
-        whole(content, file)
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(torch, "save", half)
-        go(small, 6)
-    assert all(torch.equal(w, weights(small)[name]) for name, w in before.items())
-    go(small, 6)
-    assert torch.load(small / "checkpoint.pt", weights_only=True)["state"]["tokens"] == 6 * SIZES["BATCH_TOKENS"]

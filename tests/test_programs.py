@@ -1,9 +1,10 @@
-"Programs that people leave: one talk each, in the layout of its export, with what is nobody's words beside it."
+"Programs that people leave: one talk each in `exports`, in the program's own layout, with what is nobody's words."
 
-import json
 from functools import cache
+from pathlib import Path
 
 import pytest
+from cases import pairs, save
 
 from personal_llm.base.core import InputError
 from personal_llm.data import formats, reading
@@ -21,91 +22,17 @@ def turns(*names, role="role", text="content", **more):
 
 
 TIMES = [f"2026-01-05T10:00:0{i}Z" for i in range(4)]
-THOUGHT = dict(type="reasoning", text="Hm.")
-PARTS = [row | dict(contentParts=[THOUGHT, dict(type="text", text=row.pop("content"))]) for row in turns()]
-CHUNKS = [
-    row | dict(content="", contentChunks=[dict(type="text", text=row["content"])]) for row in turns(createdAt=TIMES)
-]
-CHUNKS = [row | dict(chatId="c", reaction="neutral") for row in CHUNKS]
-BLOCKS = [dict(id=str(i), type="main_text", content=row["content"]) for i, row in enumerate(turns())]
-BLOCKS += [dict(id="9", type="thinking", content="Hm.")]
-TOPIC = [dict(role=row["role"], blocks=["9", str(i)][row["role"] == "user" :]) for i, row in enumerate(turns())]
 SETTING = "<environment_context>\n<cwd>/home</cwd>\n</environment_context>"
-SAID = [
-    dict(type="message", role=row["role"], content=[dict(type="input_text", text=row["content"])]) for row in turns()
-]
-CODEX = [dict(type="message", role="user", content=[dict(type="input_text", text=SETTING)]), SAID[0]]
-CODEX += [dict(type="user_message", message="Tea?"), dict(type="reasoning", summary=[]), *SAID[1:]]
-CURSOR = [
-    f"<system_reminder>\nBe brief.\n</system_reminder>\n<user_query>\n{row['content']}\n</user_query>"
-    for row in turns()
-]
-CURSOR = [CURSOR[i] if i % 2 == 0 else row["content"] for i, row in enumerate(turns())]
-CURSOR = [dict(role=row["role"], message=dict(content=[dict(text=CURSOR[i])])) for i, row in enumerate(turns())]
-ENTRIES = [
-    dict(query_str=ask, blocks=[dict(markdown_block=dict(answer=f"{answer[:-1]} [1][12]."))]) for ask, answer in TEA
-]
-ROOM = {str(i): dict(characterId=("USER", "c1")[i % 2], content=row["content"]) for i, row in enumerate(turns())}
-ROOM["1b"] = dict(characterId="c2", content="Never.")
-ROOM = {name: ROOM[name] for name in sorted(ROOM)}
-GROUP = [dict(name=("Me", "Mira")[i % 2], is_user=i % 2 == 0, mes=row["content"]) for i, row in enumerate(turns())]
-GROUP[2:2] = [dict(name="Otto", is_user=False, mes="Never.")]
 CONTEXT = "This is the {}. We are setting up the context for our chat.\nToday's date is Monday."
-SESSION = [dict(type=("user", "gemini")[i % 2], content=row["content"]) for i, row in enumerate(turns())]
-SESSION[2:2] = [dict(type="info", content="Request cancelled."), dict(type="warning", content="Slow.")]
-REQUESTS = [
-    dict(message=dict(text=ask), response=[dict(value=answer), dict(kind="thinking", value="Hm.")])
-    for ask, answer in TEA
-]
-POLLS = [TEA[0], ("Where?", "POLL:\nDinner?\nOPTION: Pizza (2 votes)\nOPTION: Soup (0 votes)"), TEA[1]]
-POLLS[1:1] = [
-    ("Wo?", "UMFRAGE:\nEssen?\nOPTION: Suppe (1 Stimme)\nOPTION: Brot (0 Stimmen)"),
-    ("Who?", "live location shared"),
-]
-POLLS[1:1] = [
-    ("Where is it?", "location: https://maps.google.com/?q=47.07,15.43"),
-    ("Und?", "Live-Standort wird geteilt"),
-]
-LOG = "".join(
-    f"05/01/2026, 10:0{i} - Kim: {ask}\n05/01/2026, 10:0{i} - Bo: {answer}\n" for i, (ask, answer) in enumerate(POLLS)
-)
-READ = {  # program -> what its file holds
-    "textgen": dict(internal=[["<|BEGIN-VISIBLE-CHAT|>", "Hello!"], *TEA], visible=[["", "Hello!"], *TEA]),
-    "codex": [dict(timestamp=TIMES[0], type="response_item", payload=row) for row in CODEX],
-    "message rows": "\n".join(map(json.dumps, CURSOR)),
-    "perplexity": dict(status="success", entries=ENTRIES),
-    "cherry studio": dict(indexedDB=dict(topics=[dict(messages=TOPIC)], message_blocks=BLOCKS)),
-    "typingmind": dict(data=dict(chats=[dict(chatID="c", messages=turns())], folders=[])),
-    "openrouter": dict(version="orpg.2.0", characters={}, messages=ROOM),
-    "sillytavern": GROUP,
-    "le chat": [CHUNKS[i] for i in (3, 0, 2, 1)],
-    "chatbox": {"chat-sessions-list": [], "session:1": dict(messages=PARTS[:2], threads=[dict(messages=PARTS[2:])])},
-    "nextchat": {"chat-next-web-store": dict(sessions=[dict(topic="Tea", messages=turns(date=TIMES))])},
-    "lobechat": dict(exportType="all", state=dict(messages=turns(topicId="1122", createdAt=TIMES))),
-    "continue": dict(title="Tea", history=[dict(message=row, contextItems=[]) for row in turns()]),
-    "copilot chat": dict(requesterUsername="me", requests=REQUESTS),
-    "gemini cli": dict(sessionId="s", messages=SESSION),
-    "messages": [
-        *(
-            {"role": role, "parts": [dict(text=text)]}
-            for role, text in (("user", CONTEXT.format("Gemini CLI")), ("model", "Got it."))
-        ),
-        *turns(),
-    ],
-    "whatsapp": LOG,
-}
+
+EXPORTS = sorted((Path(__file__).parent / "exports").glob("*/*"))
 
 
-def save(path, value):
-    path.write_text(value if isinstance(value, str) else json.dumps(value), encoding="utf-8")
-    return path
-
-
-@pytest.mark.parametrize("program", READ)
-def test_a_program_is_read_without_what_nobody_said(tmp_path, program):
-    value = READ[program]
-    found = reading.read_dialogues(save(tmp_path / ("a.txt" if value is LOG else "a.json"), value))
-    assert (found.format, [(d.prompt, d.response) for d in found]) == (program, TEA)
+@pytest.mark.parametrize("file", EXPORTS, ids=lambda file: file.stem)
+def test_an_export_is_read_without_what_nobody_said(file):
+    found = reading.read_dialogues(file)
+    count = dict(one_exchange=1, two_exchanges=2)[file.parent.name]
+    assert (found.format, pairs(found)) == (file.stem.partition("-")[0].replace("_", " "), TEA[:count])
     assert not found.unread and {*found.left_out} <= {GAP, SETUP}
 
 
@@ -121,7 +48,7 @@ def test_a_second_speaker_and_times_that_fall_in_blocks_cost_no_pair():
     rows[2:2] = [dict(role="assistant", content="Never.", name="Otto")]
     same = turns(sent=[TIMES[0], TIMES[0], TIMES[1], TIMES[1]])
     for talk in (rows, same, same[2:] + same[:2], same[::-1]):
-        assert [(d.prompt, d.response) for d in reading.read_dialogues([dict(messages=talk)])] == TEA
+        assert pairs(reading.read_dialogues([dict(messages=talk)])) == TEA
 
 
 SETUPS = [CONTEXT.format("Qwen Code"), "# AGENTS.md instructions for /home\n\n<INSTRUCTIONS>x</INSTRUCTIONS>", SETTING]
@@ -164,13 +91,30 @@ REFUSED = [  # what a file holds, its name, words of the message
 ]
 
 
-@pytest.mark.parametrize("content, name, words", REFUSED, ids=[name for _, name, _ in REFUSED])
+CABLE = "Where is the big cable of the projector stored these days?"
+TALKS = {
+    "Slack": dict(type="message", user="U01", text=CABLE, ts="1.1"),
+    "Discord": dict(guild={}, channel={}, messages=[dict(id="1", content="a kite", author=dict(name="ky"))]),
+    "iMessage": dict(text=CABLE, is_from_me=1, date="2024-01-15"),
+    "Google Chat": dict(messages=[dict(creator=dict(name="Ky"), text="Hi")]),
+    "Teams or Skype": dict(userId="ky", conversations=[dict(MessageList=[])]),
+    "Matrix": dict(messages=[dict(event_id="$1", sender="@ky", content=dict(body="Hi"))]),
+    "Character.AI": dict(chats=[dict(turns=[])]),
+    "Grok": dict(conversations=[dict(conversation={}, responses=[])]),
+    "an API": dict(id="x", choices=[dict(message={})]),
+}
+REFUSED += [([row] * 2, "a.json", f"an export of {name}, which we do not read") for name, row in TALKS.items()]
+
+
+@pytest.mark.parametrize("content, name, words", REFUSED, ids=[words for _, _, words in REFUSED])
 def test_what_we_do_not_read_is_named_with_a_way_out(tmp_path, content, name, words):
-    path = tmp_path / name
-    path.write_bytes(content) if isinstance(content, bytes) else save(path, content)
-    with pytest.raises(InputError, match=words) as caught:
-        reading.read_dialogues(path)
-    assert caught.value.remedy and "UTF-8" not in str(caught.value)
+    file = save(tmp_path / name, content)
+    for skip in (False, True):
+        with pytest.raises(InputError, match=words) as caught:
+            reading.read_dialogues(file, skip_invalid=skip)
+        assert caught.value.remedy and "UTF-8" not in str(caught.value)
+        if "an export of" in words:
+            assert "rows of prompt and response" in str(caught.value) and "skip_invalid" not in str(caught.value)
 
 
 def test_an_install_without_our_exports_reads_plain_rows_and_says_what_to_do(monkeypatch):
@@ -182,7 +126,7 @@ def test_an_install_without_our_exports_reads_plain_rows_and_says_what_to_do(mon
     monkeypatch.setattr(reading, "FORMATS", plain)
     for row in (dict(prompt="Tea?", response="Yes.", stars=1), dict(messages=turns()[:2], stars=1)):
         found = reading.read_dialogues([row])
-        assert [(d.prompt, d.response) for d in found] == TEA[:1] and found.unread == dict(stars=1)
+        assert pairs(found) == TEA[:1] and found.unread == dict(stars=1)
         assert "pip install -e ." in found.notes()[-1]
     for row in (dict(mapping={}), dict(messages=[dict(role="bing", content="Hi")]), dict(prompt="Tea?", response=3)):
         with pytest.raises(InputError, match="pip install -e ."):

@@ -9,6 +9,7 @@ from decimal import Decimal
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from cases import pairs, save
 from test_formats import CHAT, PAIRS, RECORDS
 
 from personal_llm.base.core import Dialogue, InputError
@@ -20,17 +21,6 @@ from personal_llm.recipes.data import is_reserved
 
 GOOD_ROW = dict(prompt="Hi", response="Hello")
 GOOD = json.dumps(GOOD_ROW).encode() + b"\n"
-
-
-def pairs(dialogues):
-    return [(d.prompt, d.response) for d in dialogues]
-
-
-def save(path, rows):
-    whole = path.suffix == ".json"
-    text = json.dumps(rows) if whole else "".join(json.dumps(row) + "\n" for row in rows)
-    path.write_bytes(text.encode())
-    return path
 
 
 @pytest.mark.parametrize("kind", ["jsonl", "json"])
@@ -223,7 +213,7 @@ LONG = "x" * 10_000_000  # characters
 @pytest.mark.parametrize("name", ["a.jsonl", "a.json", "a.csv", "a.tsv", "a.txt"])
 def test_a_message_of_ten_megabytes_is_cut_with_a_note(tmp_path, name):
     if name == "a.txt":
-        text = f"1/1/24, 9:00 - Ana: {LONG}\n1/1/24, 9:01 - Bo: Too long.\n"
+        text = "1/1/24, 9:00 - Ana: " + "a line of a long letter\n" * 400_000 + "1/1/24, 9:01 - Bo: Too long.\n"
     elif name.endswith("sv"):
         separator = "," if name == "a.csv" else "\t"
         text = f"prompt{separator}response\n{LONG}{separator}Too long.\n"
@@ -235,25 +225,28 @@ def test_a_message_of_ten_megabytes_is_cut_with_a_note(tmp_path, name):
     assert f"texts cut to {MAX_TURN_CHARACTERS:,} characters: 1" in found.notes()
 
 
-values = st.recursive(
-    st.none() | st.booleans() | st.integers(-2, 3) | st.text(max_size=5),
-    lambda v: (
-        st.lists(v, max_size=3)
-        | st.dictionaries(st.sampled_from(["role", "content", "speaker", "utterance", "type", "text"]), v, max_size=3)
-    ),
-    max_leaves=6,
+NAMES = "role content message author parts parent children type text from from_id date sender uuid list messages "
+NAMES += "history currentId parentId annotation rating id speaker utterance labels parents current_node "
+NAMES = (NAMES + "personal_information message_feedback").split()
+WORDS = st.text(max_size=5) | st.sampled_from(["user", "human", "message", "text"])
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers(-2, 3) | WORDS,
+    lambda v: st.lists(v, max_size=3) | st.dictionaries(st.sampled_from(NAMES), v, max_size=4),
+    max_leaves=8,
 )
 load_formats()
-NEEDS = [names for format in FORMATS.values() for names in format.required_fields]
+NEEDS = [(format.is_file, fields) for format in FORMATS.values() for fields in format.required_fields]
 
 
-@settings(deadline=None, max_examples=200)
-@given(st.sampled_from(NEEDS), st.booleans(), st.data())
-def test_no_values_make_anything_but_an_input_error(tmp_path_factory, names, skip, data):
-    path = tmp_path_factory.mktemp("fuzz") / "a.jsonl"
-    path.write_text(json.dumps({name: data.draw(values) for name in (*names, "labels", "parents")}))
+@settings(deadline=None, max_examples=300)
+@given(st.sampled_from(NEEDS), st.booleans(), st.none() | st.just("a"), st.data())
+def test_no_values_make_anything_but_an_input_error(tmp_path_factory, needs, skip, user, data):
+    path = tmp_path_factory.mktemp("fuzz") / "a.json"
+    fields = [field.partition(".")[0] for field in needs[1]] + data.draw(st.lists(st.sampled_from(NAMES), max_size=3))
+    record = {field: data.draw(VALUES) for field in fields}
+    path.write_text(json.dumps([record] if needs[0] else record))
     try:
-        assert all(isinstance(d, Dialogue) for d in read_dialogues(path, skip_invalid=skip))
+        assert all(isinstance(d, Dialogue) for d in read_dialogues(path, skip_invalid=skip, user=user))
     except InputError as error:
         assert "\n" not in str(error)
 
@@ -273,11 +266,6 @@ def test_replay_rows_are_not_reserved():
     "A test may hold reserved rows only, so no model has seen a test row in replay."
     rows = [json.loads(line) for line in gzip.open(ASSETS / "rehearsal.jsonl.gz", "rt", encoding="utf-8")]
     assert len(rows) == 320 and not any(is_reserved(get_row_group(row)) for row in rows)
-
-
-def test_samples_are_short():
-    for row in load_samples():
-        assert len(row["prompt"]) <= 500 and 0 < len(row["response"]) <= 400
 
 
 @pytest.mark.parametrize(

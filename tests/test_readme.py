@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import typer
 
-from personal_llm import personalize
+from personal_llm import load_model, personalize
 from personal_llm.data.reading import read_dialogues
 from personal_llm.device import learning
 from personal_llm.experiments.gate import write_readme_answer, write_readme_table
@@ -23,20 +23,28 @@ BLOCKS = re.findall(r"^```python\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
 
 @pytest.mark.later
 def test_the_lines_run(monkeypatch, capsys):
-    "As they stand, but for a shorter stream and a fine-tune of one step."
+    "As they stand, but for a shorter stream, the smallest model and a fine-tune of one step."
     tune = learning.tune
 
     def tune_briefly(model, rows, config, *rest, **more):
         return tune(model, rows, learning.TuningConfig(steps=1, checks=1), *rest, **more)
 
     monkeypatch.setattr(learning, "tune", tune_briefly)
-    monkeypatch.setitem(vars(__import__("personal_llm")), "read_dialogues", lambda file: read_dialogues(file)[:80])
+    package = vars(__import__("personal_llm"))
+    monkeypatch.setitem(package, "read_dialogues", lambda file: read_dialogues(file)[:80])
+    monkeypatch.setitem(package, "load_model", lambda name: load_model("pocket"))
     names = {}
     assert BLOCKS
     for block in BLOCKS:
         exec(compile(block, "README.md", "exec"), names)
     assert capsys.readouterr().out.count("response loss") == 1 and len(names["me"].rounds) == 1
     assert len(names["test_dialogues"]) >= 2 and (names["adapter"].path / "adapter_config.json").is_file()
+
+
+def test_the_examples_name_a_model_that_takes_two_minutes():
+    "Whatever else is on the disk."
+    assert re.search(r"personalize --data \S+ --out mine --model smollm2\n", README)
+    assert 'load_model("smollm2")' in BLOCKS[0] and "personal-llm get smollm2" in README
 
 
 def test_the_one_call_is_there():

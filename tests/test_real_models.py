@@ -9,52 +9,29 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from real import NAMES, SHIPPED, build, folder_of, shared_real, whole_folder
-from test_tuning import TALK, TEST
+from real import NAMES, SHIPPED, build, require, shared_real, whole_folder
+from test_tuning import TALK
 from tiny import same, weights
-from ways import BRIEF, LOUD, Letters, spoken
 
 from personal_llm.base.core import Dialogue
 from personal_llm.base.models import load_model
-from personal_llm.base.tokens import collate_samples
 from personal_llm.tuning.config import TuningConfig
 from personal_llm.tuning.finetune import finetune
-from personal_llm.explanation.explanation import explain
 from personal_llm.recipes.check_model import MODEL_CHECKS, check_model
-from personal_llm.recipes.space_fitting import SpaceTexts, fit_space
 
 SHORT = TuningConfig(rank=2, steps=4, batch_size=4, max_length=96, checks=2, learning_rate=1e-2)
 TURNS = [("system", "You are a nurse."), ("user", "Hi"), ("assistant", "Good morning.")]
 LONG = Dialogue("And where does it hurt most of the time, in the morning or at night?", "At night.", history=TURNS)
-BEGINS = {"smollm2": 0, "qwen2": 0, "llama3.2": 1}  # begin tokens before a dialogue; <|im_start|> opens each turn
 
 
 @pytest.fixture(params=NAMES)
 def name(request):
-    if folder_of(request.param) is None:
-        pytest.skip("no tokenizer of Llama-3.2 here; its licence forbids shipping (PERSONAL_LLM_TOKENIZERS=folder)")
-    return request.param
+    return require(request.param)
 
 
 @pytest.fixture
 def model(name):
     return shared_real(name)
-
-
-made = {}  # name -> three adapters
-
-
-@pytest.fixture
-def three(name, model, tmp_path_factory):
-    "Three adapters, tuned on other dialogues each."
-    if name not in made:
-        place = tmp_path_factory.mktemp(name)
-        config = replace(SHORT, validation=0.0, learning_rate=2e-2)
-        parts = [TALK[:4], TALK[4:8], spoken(LOUD, 4, first=300)]
-        made[name] = [
-            finetune(model, part, config, out=place / "abc"[i], seed=i, progress=False) for i, part in enumerate(parts)
-        ]
-    return made[name]
 
 
 # ---- text
@@ -78,36 +55,11 @@ def test_the_whole_files(name):
     assert adapter.best_loss < adapter.start_loss
 
 
-def test_a_talk_with_a_system_prompt(name, model):
-    "The user's own system prompt, every turn, one begin token at most; the last answer and its end carry loss."
-    sample, tokenizer = model.encode(LONG), model.tokenizer
-    text = tokenizer.decode(sample["input_ids"])
-    assert all(said in text for _, said in TURNS) and LONG.prompt in text and "You are a helpful" not in text
-    assert [text.index(said) for _, said in TURNS] == sorted(text.index(said) for _, said in TURNS)
-    begin = tokenizer.bos_token_id
-    count = sample["input_ids"].count(begin) if begin is not None and BEGINS[name] else 0
-    assert count == BEGINS[name] and (not count or sample["input_ids"][0] == begin)
-    learned = [label for label in sample["labels"] if label != -100]
-    assert learned[-1] == tokenizer.eos_token_id and tokenizer.decode(learned[:-1]) == "At night."
-    default = tokenizer.decode(model.encode(Dialogue("Hi", "Hello."))["input_ids"])
-    assert ("helpful" in default) == (name != "llama3.2"), "two of the templates bring a system prompt along"
-
-
 def test_every_probe_passes(model):
     before = weights(model)
     found = check_model(model)
     assert found.ok and len(found.rows) == len(MODEL_CHECKS), f"\n{found}"
     assert same(model, before) and model.tokenizer.pad_token_id is not None
-
-
-def test_padding_that_is_also_the_end_token(name, model):
-    "Padding is never learned, the end token always is, though they are one token in two of the three."
-    one = model.tokenizer.pad_token_id == model.tokenizer.eos_token_id
-    assert one == (name != "qwen2")
-    rows = [model.encode(d) for d in (*TEST, LONG)]
-    batch = collate_samples(rows, model.tokenizer.pad_token_id)
-    assert (batch["labels"][batch["attention_mask"] == 0] == -100).all()
-    assert ((batch["labels"] == model.tokenizer.eos_token_id).sum(1) == 1).all()
 
 
 # ---- reading, scoring, generating
@@ -143,20 +95,3 @@ def test_a_saved_model_is_loaded_whole(name, model, tmp_path):
     assert output.data_ptr() == again.model.get_input_embeddings().weight.data_ptr()
     rope = model.model.config.rope_parameters
     assert rope == again.model.config.rope_parameters and (rope["rope_type"] == "llama3") == (name == "llama3.2")
-
-
-# ---- merging, selecting, explaining
-
-
-def test_people_and_adapters_are_explained(model, three, monkeypatch):
-    "In a space that is fitted on this model; who writes loudly is called loud."
-    Letters.instead_of_the_encoder(monkeypatch)
-    ways = {"loud": (spoken(LOUD, 6, first=20), None), "brief": (spoken(BRIEF, 6, first=40), None)}
-    texts = SpaceTexts(ways, {"long": {"@log words": 1}}, spoken(str, 8))
-    space = fit_space(model, texts, components=2, progress=False)
-    space = replace(space, nats_per_unit=1.0)
-    person = explain(model, spoken(LOUD, 8, first=400), space)
-    assert person.sparse_words and person.sparse_words[0] == "loud" and person.strength > 0
-    panels = space.prepare_probes(model, [*spoken(LOUD, 6), *spoken(str, 6)], ["Why?"])
-    pllm = panels.explain(model, three[2])
-    assert np.isfinite(pllm.row).all() and len(pllm.row) == space.width and pllm.space == person.space

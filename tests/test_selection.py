@@ -106,50 +106,40 @@ def test_without_a_plain_pllm_the_gain_must_be_larger(monkeypatch):
 # ---- select
 
 
-def test_a_library_of_another_base_is_refused():
-    with pytest.raises(InputError, match="the library is for base"):
-        select(Library("pocket"), model=SimpleNamespace(base="another"), dialogues=[])
-
-
 def planted(row, strength=5.0, space="planted"):
     "The explanation of a user, with just what a selector by rows reads."
     return SimpleNamespace(row=np.asarray(row, np.float32), strength=strength, space=space)
 
 
 @pytest.mark.parametrize(
-    "explanation, problem",
+    "explanation, library_space, problem",
     [
-        (None, "no explanation of the user"),
-        (planted([0.5, 0.5], space="other"), "the explanation is of space other"),
-        (planted([0.5]), "has 1 coordinates, not 2"),
-        (planted([0.5, np.nan]), "not finite"),
-        (planted([0.5, 0.5], strength=np.nan), "not finite"),
+        (None, "planted", "no explanation of the user"),
+        (planted([0.5, 0.5], space="other"), "planted", "the explanation is of space other"),
+        (planted([0.5]), "planted", "has 1 coordinates, not 2"),
+        (planted([0.5, np.nan]), "planted", "not finite"),
+        (planted([0.5, 0.5], strength=np.nan), "planted", "not finite"),
+        (planted([0.5, 0.5]), "another", "a was explained in space another, not in planted"),
+        (planted([0.5, 0.5], space=None), None, "this library has no space; use a method that compares no rows"),
     ],
 )
-def test_an_explanation_that_does_not_fit_is_refused(explanation, problem):
+def test_an_explanation_that_does_not_fit_is_refused(explanation, library_space, problem):
     with pytest.raises(InputError, match=problem):
-        select_by_style(SelectionRequest(planted_library(), explanation))
+        select_by_style(SelectionRequest(planted_library(library_space), explanation))
 
 
 def planted_library(space="planted"):
     "A library of one row, as a selector by rows needs it."
     card = dict(explanation=Explanation(1, "panels", space=space, row=np.ones(2)).to_dict())
     known = SimpleNamespace(id="planted", threshold=1.0, width=2, columns=dict(coordinates=(0, 2)))
-    return SimpleNamespace(path="here", space=known, names=["a"], card=lambda name: card)
-
-
-def test_a_library_without_the_rows_of_its_space_is_refused():
-    with pytest.raises(InputError, match="a was explained in space another, not in planted"):
-        select_by_style(SelectionRequest(planted_library("another"), planted([0.5, 0.5])))
-    spaceless = SimpleNamespace(path="here", space=None, names=["a"])
-    with pytest.raises(InputError, match="this library has no space; use a method that compares no rows"):
-        select_by_style(SelectionRequest(spaceless, planted([0.5, 0.5], space=None)))
+    return SimpleNamespace(path="here", space=space and known, names=["a"], card=lambda name: card)
 
 
 @pytest.mark.parametrize(
     "request_, problem",
     [
         (dict(method="no such"), "unknown method 'no such'; use one of match, style, xpert"),
+        (dict(model=SimpleNamespace(base="another"), dialogues=[]), "the library is for base"),
         (dict(method="match"), "match needs the personal dialogues and the model"),
         (dict(), "no explanation of the user"),
         (dict(model=SimpleNamespace(base=Library("pocket").base), dialogues=[None] * 2), "a loss needs at least 4"),

@@ -9,16 +9,16 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
 import types
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from servers import chat_server, write_slowly
+from servers import ask, chat_server, write_without_end
 
 pytest.importorskip("uvicorn", reason="the extra `serve` is not installed")
 pytest.importorskip("fastapi", reason="the extra `serve` is not installed")
@@ -103,52 +103,17 @@ def test_the_openai_client_talks_streams_stops_and_counts(served):
         openai.OpenAI(base_url=f"{served.address}/v1", api_key="no", max_retries=0).models.list()
 
 
-def test_a_history_with_tools_pictures_and_empty_messages_goes_on(served):
-    call = dict(id="1", type="function", function=dict(name="clock", arguments="{}"))
-    picture = [dict(type="text", text="What is this?"), dict(type="image_url", image_url=dict(url="data:,"))]
-    histories = [
-        [dict(role="assistant", content=None, tool_calls=[call]), dict(role="tool", tool_call_id="1", content="noon")],
-        [dict(role="user", content="Time?"), dict(role="assistant", content=None)],
-        [dict(role="user", content="Time?"), dict(role="assistant", tool_calls=[])],
-        [dict(role="user", content=picture), dict(role="assistant", content="A cat.")],
-        [
-            dict(role="developer", content="Be brief."),
-            dict(role="system", content=[dict(type="text", text="Be kind.")]),
-        ],
-        [dict(role="user", content="Hi", name="ann"), dict(role="assistant", content="Hi", refusal=None)],
-    ]
-    for history in histories:
-        answer = complete(served, messages=[*history, *messages("Name a colour.")])
-        assert answer["choices"][0]["message"]["content"] is not None, history
-
-
-SUPPORTED = [dict(n=1), dict(temperature=1), dict(temperature=1e-300), dict(top_p=0), dict(seed=-(2**53))]
-SUPPORTED += [dict(stop="\n"), dict(stop=["\n", "END"]), dict(logprobs=False), dict(tools=[])]
-SUPPORTED += [dict(tool_choice="none", tools=[dict(type="function")]), dict(store=False), dict(logit_bias={})]
-SUPPORTED += [dict(response_format=dict(type="text"))]
-SUPPORTED += [dict(frequency_penalty=0, presence_penalty=0.0), dict(modalities=["text"]), dict(metadata=dict(a="b"))]
-SUPPORTED += [dict(reasoning_effort="high", prediction=None), dict(prompt_cache_key="a", safety_identifier="ann")]
-SUPPORTED += [dict(parallel_tool_calls=True), dict(service_tier="auto"), dict(stream_options=None), dict(anything=[1])]
-SUPPORTED += [dict(max_tokens=-1), dict(max_tokens=16.0), dict(seed=7.0), dict(max_tokens=10**30)]
-SUPPORTED += [dict(max_tokens=None, max_completion_tokens=2), dict(top_logprobs=None)]
-REFUSED = [dict(n=2), dict(tools=[dict(type="function")]), dict(functions=[dict(name="look")]), dict(max_tokens=0)]
-REFUSED += [dict(response_format=dict(type="json_object")), dict(logprobs=True), dict(top_logprobs=5), dict(stop=7)]
-REFUSED += [dict(modalities=["text", "audio"]), dict(audio=dict(voice="alloy")), dict(logit_bias={"50256": -100})]
-REFUSED += [dict(temperature=2.1), dict(stop=["x"] * 17), dict(stop="x" * 201), dict(function_call=dict(name="look"))]
-REFUSED += [dict(web_search_options={}), dict(verbosity="low"), dict(max_tokens=-2), dict(max_tokens=1.5)]
-REFUSED += [dict(presence_penalty=1), dict(stream="yes"), dict(store=0), dict(temperature="1"), dict(messages=[])]
-REFUSED += [dict(messages=[dict(role="robot", content="x")]), dict(messages=messages("Hi", "Hello!"))]
-REFUSED += [dict(messages=messages(" \x07")), dict(messages=messages("\ud83d")), dict(model=["personal"])]
-REFUSED += [dict(messages=[dict(role="user", content=[dict(type="text", text="See"), dict(type="image_url")])])]
+FIELDS_OF_REQUESTS = json.loads(Path(__file__).with_name("requests.json").read_text(encoding="utf-8"))
 
 
 @pytest.mark.parametrize("is_stream", [False, True], ids=["whole", "stream"])
 def test_each_field_is_followed_ignored_or_refused_by_name(served, is_stream):
     base = dict(model="personal", messages=messages("Hello"), max_tokens=2, stream=is_stream)
-    for change in SUPPORTED:
-        assert served.ask("POST", COMPLETIONS, base | change)[0] == 200, change
+    for change in FIELDS_OF_REQUESTS["supported"]:
+        status, answer = served.ask("POST", COMPLETIONS, base | change)
+        assert status == 200 and (is_stream or answer["choices"][0]["message"]["content"] is not None), change
     before = describe_state(served.session.me.state)["stored"]
-    for change in REFUSED:
+    for change in FIELDS_OF_REQUESTS["refused"]:
         status, answer = served.ask("POST", COMPLETIONS, base | change)
         assert status == 400 and answer["error"]["message"].startswith(next(iter(change))), (change, answer)
         assert set(answer["error"]) == {"message", "type", "param", "code"} and "\n" not in answer["error"]["message"]
@@ -177,25 +142,22 @@ def fuzzed(tmp_path_factory):
         yield running
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
-@given(talk=talks | json_values, fields=others)
-def test_no_value_is_an_error_of_the_server(fuzzed, talk, fields):
-    body = dict(model="personal", messages=talk, max_tokens=1, user="ann") | fields
-    status, answer = fuzzed.ask("POST", COMPLETIONS, json.dumps(body).encode())
-    assert status in (200, 400, 403, 404), (status, answer)
-    assert "an error of the server" not in str(answer)
-
-
+completions = st.tuples(talks | json_values, others).map(
+    lambda drawn: dict(model="personal", messages=drawn[0], max_tokens=1, user="ann") | drawn[1]
+)
 changes = st.dictionaries(st.sampled_from([*server.Change.model_fields, "unknown"]), json_values, max_size=4)
+PATHS_OF_CHANGES = st.sampled_from([f"/me/{name}" for name in server.CHANGES if name != "learn"])
 
 
-@settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck))
-@given(name=st.sampled_from([name for name in server.CHANGES if name != "learn"]), fields=changes | json_values)
-def test_no_value_of_a_change_is_an_error_of_the_server(fuzzed, name, fields):
+@settings(max_examples=250, deadline=None, suppress_health_check=list(HealthCheck))
+@given(st.tuples(st.just(COMPLETIONS), completions) | st.tuples(PATHS_OF_CHANGES, changes | json_values))
+def test_no_value_is_an_error_of_the_server_and_a_refusal_changes_nothing(fuzzed, request_):
+    path, fields = request_
     events = len(fuzzed.session.me.archive.events)
-    status, answer = fuzzed.ask("POST", f"/me/{name}", json.dumps(fields).encode())
-    assert status in (200, 400), (status, answer)
-    assert status == 200 or len(fuzzed.session.me.archive.events) == events, "a refusal changes nothing"
+    status, answer = fuzzed.ask("POST", path, json.dumps(fields).encode())
+    assert status in ((200, 400, 403, 404) if path == COMPLETIONS else (200, 400)), (status, answer)
+    assert "an error of the server" not in str(answer)
+    assert status == 200 or len(fuzzed.session.me.archive.events) == events
 
 
 # one person
@@ -352,15 +314,13 @@ def test_a_name_of_a_talk_is_found_kept_and_forgotten(served):
 
 
 def test_a_halted_reply_is_stored_as_far_as_it_came(served, monkeypatch):
-    counts = write_slowly(monkeypatch, 500)
-    answers = []
-    thread = threading.Thread(target=lambda: answers.append(complete(served, talk="")))
-    thread.start()
-    until(lambda: len(counts) > 2)
-    assert served.ask("POST", "/me/halt", {}) == (200, {})
-    thread.join(60)
-    text = answers[0]["choices"][0]["message"]["content"]
-    assert 2 < len(counts) < 500 and [d.response.strip() for d in served.session.turns] == [text.strip()]
+    pieces = write_without_end(monkeypatch)
+    with ThreadPoolExecutor(1) as pool:
+        asked = pool.submit(complete, served, talk="")
+        until(lambda: pieces.count > 2)
+        assert served.ask("POST", "/me/halt", {}) == (200, {})
+        text = asked.result(60)["choices"][0]["message"]["content"]
+    assert text.split()[:3] == ["0", "1", "2"] and [d.response.strip() for d in served.session.turns] == [text.strip()]
 
 
 def test_a_talk_that_was_forgotten_and_an_unknown_reply_are_one_line(served):
@@ -403,29 +363,31 @@ def test_learning_goes_on_in_the_background_and_the_reply_uses_it(tmp_path):
 
 @pytest.mark.parametrize("is_stream", [False, True], ids=["whole", "stream"])
 def test_a_client_that_leaves_stops_its_reply(served, monkeypatch, is_stream):
-    counts = write_slowly(monkeypatch, 1000)
+    pieces = write_without_end(monkeypatch)
     body = json.dumps(dict(model="personal", messages=messages("Hello"), stream=is_stream)).encode()
     connection = http.client.HTTPConnection("127.0.0.1", served.port, timeout=60)
     connection.request("POST", COMPLETIONS, body, {"Authorization": f"Bearer {served.token}"})
-    until(lambda: len(counts) > 5)
+    until(lambda: pieces.count > 5)
     connection.sock.shutdown(socket.SHUT_RDWR)
     connection.close()
-    before = until(lambda: (n := len(counts)) and (time.sleep(0.3), len(counts) == n)[1] and n)
-    assert before < 500 and describe_state(served.session.me.state)["stored"] == 0
+    assert pieces.left.wait(60)
     monkeypatch.undo()
     assert complete(served)["me"]["id"], "the next one is served"
+    assert describe_state(served.session.me.state)["stored"] == 1
 
 
 def test_reads_go_between_the_pieces_of_a_reply_and_changes_wait(served, monkeypatch):
     id = complete(served)["me"]["id"]
-    counts = write_slowly(monkeypatch, 40)
-    body = dict(model="personal", messages=messages("Hello"))
-    thread = threading.Thread(target=served.ask, args=("POST", COMPLETIONS, body))
-    thread.start()
-    until(lambda: counts)
-    assert served.ask("GET", "/me/known")[0] == 200 and len(counts) < 40
-    assert served.ask("POST", "/me/react", dict(id=id, kind="up"))[0] == 200 and len(counts) == 40
-    thread.join()
+    pieces = write_without_end(monkeypatch)
+    with ThreadPoolExecutor(2) as pool:
+        reply = pool.submit(complete, served, "Hello")
+        until(lambda: pieces.count)
+        change = pool.submit(served.ask, "POST", "/me/react", dict(id=id, kind="up"))
+        statuses = [served.ask("GET", "/me/known")[0] for _ in range(20)]  # by then the change has arrived
+        is_done = reply.done() or change.done()
+        pieces.stop.set()
+        assert statuses == [200] * 20 and not is_done
+        assert change.result(60)[0] == 200 and reply.result(60)
 
 
 def test_many_clients_and_a_deletion_leave_a_whole_state(tmp_path):
@@ -435,15 +397,11 @@ def test_many_clients_and_a_deletion_leave_a_whole_state(tmp_path):
 
         def talk(number: int):
             for turn in range(2):
-                answer = complete(running, f"This is message {number} {turn}.", stream=False)
-                ids.append(answer["me"]["id"])
-                running.ask("POST", "/me/react", dict(id=answer["me"]["id"], kind="up"))
+                ids.append(complete(running, f"This is message {number} {turn}.", stream=False)["me"]["id"])
+                running.ask("POST", "/me/react", dict(id=ids[-1], kind="up"))
 
-        threads = [threading.Thread(target=talk, args=(number,)) for number in range(16)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join(120)
+        with ThreadPoolExecutor(16) as pool:
+            list(pool.map(talk, range(16)))
         gone = running.ask("POST", "/me/forget", dict(text="message 3 "))[1]["dialogues"]
     archive = Archive(tmp_path / "me")
     assert len(set(ids)) == 32 and len(gone) == 2
@@ -534,7 +492,7 @@ def test_other_sites_and_other_names_are_refused_also_with_the_token(served):
 
 
 def test_there_is_no_websocket_and_no_answer_allows_another_site(served):
-    connection = http.client.HTTPConnection("127.0.0.1", served.port, timeout=20)
+    connection = http.client.HTTPConnection("127.0.0.1", served.port, timeout=60)
     upgrade = {"Connection": "Upgrade", "Upgrade": "websocket", "Sec-WebSocket-Version": "13", "Sec-WebSocket-Key": "x"}
     connection.request("GET", "/", headers=upgrade)
     response = connection.getresponse()
@@ -542,30 +500,19 @@ def test_there_is_no_websocket_and_no_answer_allows_another_site(served):
     assert not [name for name, _ in response.getheaders() if name.lower().startswith("access-control")]
 
 
-def test_a_large_request_is_refused_before_it_is_read(served):
-    for headers in ({"Content-Length": str(2**30)}, {"Transfer-Encoding": "chunked"}):
-        with socket.create_connection(("127.0.0.1", served.port), 20) as connection:
-            lines = [f"POST {COMPLETIONS} HTTP/1.1", f"Host: 127.0.0.1:{served.port}"]
-            lines += [f"Authorization: Bearer {served.token}"]
-            lines += [f"{name}: {value}" for name, value in headers.items()]
-            connection.sendall("\r\n".join([*lines, "", ""]).encode())
-            assert b" 413 " in connection.recv(1000)
+LIMITS = [("/connect", 2**12), ("/me/react", 2**22), ("/v1/models", 2**12), (COMPLETIONS, 2**25)]
+SIZES = [(path, f"Content-Length: {size}", size > most) for path, most in LIMITS for size in (most, most + 1)]
 
 
-@pytest.mark.parametrize(
-    "path, most", [("/connect", 2**12), ("/me/react", 2**22), ("/v1/models", 2**12), (COMPLETIONS, 2**25)]
-)
-def test_each_path_has_a_limit_of_its_own_before_a_byte_is_read(served, path, most):
-    for size, is_refused in ((most + 1, True), (most, False)):
-        with socket.create_connection(("127.0.0.1", served.port), 20) as connection:
-            lines = [f"POST {path} HTTP/1.1", f"Host: 127.0.0.1:{served.port}", f"Content-Length: {size}"]
-            lines += [f"Authorization: Bearer {served.token}"] * (path != "/connect")
-            connection.sendall("\r\n".join([*lines, "", ""]).encode())
-            if is_refused:
-                assert b" 413 " in connection.recv(1000)
-            else:
-                connection.sendall(b" " * size)
-                assert b" 413 " not in connection.recv(1000)
+@pytest.mark.parametrize("path, header, is_refused", [*SIZES, (COMPLETIONS, "Transfer-Encoding: chunked", True)])
+def test_each_path_has_a_limit_of_its_own_before_a_byte_is_read(served, path, header, is_refused):
+    with socket.create_connection(("127.0.0.1", served.port), 60) as connection:
+        lines = [f"POST {path} HTTP/1.1", f"Host: 127.0.0.1:{served.port}", header]
+        lines += [f"Authorization: Bearer {served.token}"] * (path != "/connect")
+        connection.sendall("\r\n".join([*lines, "", ""]).encode())
+        if not is_refused:
+            connection.sendall(b" " * int(header.split()[1]))
+        assert (b" 413 " in connection.recv(1000)) == is_refused
 
 
 def test_the_page_is_public_empty_and_sealed(served):
@@ -583,18 +530,12 @@ def test_the_page_is_public_empty_and_sealed(served):
     assert served.ask("GET", "/../server.py")[0] == 404 and served.ask("GET", "/%2e%2e/%2e%2e/app/server.py")[0] == 404
 
 
-def test_the_page_is_small_writes_text_as_text_and_loads_nothing_from_elsewhere():
-    files = sorted((ASSETS / "page").iterdir())
-    texts = {file.name: file.read_text(encoding="utf-8") for file in files}
-    scripts = {name: text for name, text in texts.items() if name.endswith(".js")}
-    assert set(texts) - {*scripts} == {"index.html", "page.css"} and "page.js" in scripts
-    assert max(text.count("\n") for text in scripts.values()) <= 150
-    script = "".join(scripts.values())
+def test_the_page_writes_text_as_text_and_loads_nothing_from_elsewhere():
+    texts = {file.name: file.read_text(encoding="utf-8") for file in (ASSETS / "page").iterdir()}
+    script = "".join(text for name, text in texts.items() if name.endswith(".js"))
     assert not re.findall(r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|eval\(|new Function", script)
     assert not re.findall(r"https?://", "".join(texts.values())) and "<script>" not in texts["index.html"]
     assert not re.findall(r'\s(on\w+|style)="', texts["index.html"]), "no code and no style in the attributes"
-    used = {*re.findall(r'\$\("([\w-]+)"\)', script)}
-    assert used <= {*re.findall(r'id="([\w-]+)"', texts["index.html"])}
 
 
 def test_an_error_of_ours_shows_no_text(served, monkeypatch, capfd):
@@ -673,13 +614,7 @@ def start(folder, **variables):
     link = process.stdout.readline()
     assert link, process.communicate()[1]
     port = int(re.fullmatch(r"http://127\.0\.0\.1:(\d+)/#code=\S+\n", link)[1])
-    return process, port, post(port, "", "/connect", dict(text=link.strip().partition("=")[2]))["token"]
-
-
-def post(port: int, token: str, path: str, body: dict) -> dict:
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
-    connection.request("POST", path, json.dumps(body).encode(), {"Authorization": f"Bearer {token}"})
-    return json.loads(connection.getresponse().read())
+    return process, port, ask(port, "", "POST", "/connect", dict(text=link.strip().partition("=")[2]))[1]["token"]
 
 
 @pytest.mark.later
@@ -690,8 +625,9 @@ def test_what_was_acknowledged_survives_a_kill_and_no_word_is_printed(tmp_path):
         try:
             assert token == "chosen-token-of-mine"
             body = dict(model="personal", messages=messages(f"I live in {SECRET} {len(said)}."), max_tokens=2)
-            id = post(port, token, COMPLETIONS, body)["me"]["id"]
-            assert post(port, token, "/me/react", dict(id=id, kind="better", text=BETTER))["place"] == "similar prompts"
+            id = ask(port, token, "POST", COMPLETIONS, body)[1]["me"]["id"]
+            better = dict(id=id, kind="better", text=BETTER)
+            assert ask(port, token, "POST", "/me/react", better)[1]["place"] == "similar prompts"
             said.append(id)
         finally:
             process.send_signal(end)

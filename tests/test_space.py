@@ -7,10 +7,15 @@ import numpy as np
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from personal_llm.base.core import InputError
+from personal_llm.base.core import Dialogue, InputError
 from personal_llm.explanation.decomposition import normalise_rows
 from personal_llm.recipes.space_fitting import build_word_vectors, measure_nats_per_unit
 from personal_llm.extras.space import StyleSpace, find_encoder, gain_direction, sparse_code, sparse_explanation
+from personal_llm.explanation.explanation import sample_responses
+from personal_llm.extras.style import FEATURE_BLOCKS, STYLOMETRIC_FEATURES, sample_base_features, style_features
+from personal_llm.extras.style import style_shifts, stylometry, truncate_words
+from tiny import shared
+from ways import letters  # noqa: F401
 
 K, SIZES = 4, (3, 2, 2)
 
@@ -55,11 +60,6 @@ def test_a_damaged_space_is_refused_in_one_line(tmp_path, damage):
     assert "\n" not in str(caught.value) and caught.value.remedy and str(tmp_path) in str(caught.value)
 
 
-def test_an_encoder_that_is_not_here_is_refused():
-    with pytest.raises(InputError, match="made with encoder another"):
-        find_encoder("another")
-
-
 # ---- sparse code
 
 
@@ -90,12 +90,57 @@ def test_equal_gains_have_no_direction():
     assert not gain_direction(np.random.default_rng(0).normal(size=(20, 3)), np.ones(20)).any()
 
 
-@pytest.mark.parametrize("part", ["@smell", "south"])
-def test_a_blend_of_an_unknown_part_is_refused(part):
-    with pytest.raises(InputError, match=f"the vocabulary names '{part}'; give it a panel"):
-        build_word_vectors({}, {"new": {part: 1}}, np.eye(39)[:, :2], np.ones(2))
+@pytest.mark.parametrize(
+    "act, line",
+    [
+        (lambda: build_word_vectors({}, {"new": {"@smell": 1}}, np.eye(39)[:, :2], np.ones(2)), "names '@smell'; give"),
+        (lambda: build_word_vectors({}, {"new": {"south": 1}}, np.eye(39)[:, :2], np.ones(2)), "names 'south'; give"),
+        (lambda: measure_nats_per_unit(None, None, None, []), "nothing to measure the unit on"),
+        (lambda: find_encoder("another"), "made with encoder another"),
+    ],
+)
+def test_what_a_space_lacks_is_named(act, line):
+    with pytest.raises(InputError, match=line):
+        act()
 
 
-def test_a_unit_without_pllms_is_refused():
-    with pytest.raises(InputError, match="nothing to measure the unit on"):
-        measure_nats_per_unit(None, None, None, [])
+# style
+
+
+def marks(text):
+    return dict(zip(STYLOMETRIC_FEATURES, stylometry(text)))
+
+
+# ---- countable marks
+
+
+@settings(max_examples=80, deadline=None)
+@given(st.text(max_size=200))
+def test_any_text_has_finite_features(text):
+    x = stylometry(text)
+    assert x.shape == (len(STYLOMETRIC_FEATURES),) and x.dtype == np.float32 and np.isfinite(x).all() and (x >= 0).all()
+
+
+@pytest.mark.parametrize(
+    "text, feature, count, words",
+    [
+        ("a well-known thing - so", "dashes", 1, 5),
+        ('He said “no” and "yes"', "quotation marks", 4, 5),
+        ("Café au lait", "capitalised words", 1, 3),
+    ],
+)
+def test_counts_by_hand(text, feature, count, words):
+    assert np.isclose(marks(text)[feature] * words, count)
+
+
+# ---- cutting and pairing
+
+
+def test_a_shift_is_the_answer_less_the_base_s_answer_to_the_same_prompt():
+    model = shared("llama")
+    rows = [Dialogue(f"What is {i}?", f"An apple, {i}! " * (i + 1)) for i in range(3)]
+    base = [d.derive(response=truncate_words(d.response)) for d in sample_responses(model, None, rows, 5)]
+    mine, other = style_features(model, rows), style_features(model, base)
+    got = style_shifts(model, rows, sample_base_features(model, rows, 5))
+    for block in FEATURE_BLOCKS:
+        assert np.allclose(got[block], mine[block] - other[block], atol=1e-5)

@@ -31,11 +31,16 @@ def open_new(policy, capacity=3):
     return state
 
 
-def tell(state, number, history=(), talk="monday", **fields):
-    d = Dialogue(f"Question {number}?", f"Answer {number}.", history, time=float(number), origin="model", **fields)
-    state.archive.add(d, talk)
-    state.record("said", d.id, reads=[], statements=[])
+def tell(state, number, talk="monday", turns=(), id="", **used):  # turns: ids; used: content of the event
+    d = Dialogue(f"Question {number}?", f"Answer {number}.", id=id, time=float(number), origin="model")
+    state.archive.add(d, talk, turns)
+    state.record("said", d.id, **dict(reads=[], statements=[]) | used)
     return d
+
+
+def react(state, id, kind="better", text="Short.", time=5.0, **content):
+    text = text if kind == "better" else ""
+    state.record("reacted", id, kind=kind, text=text, asked=False, time=time, **content)
 
 
 def give_scores(state, d, rng, is_considered=False, **spent):
@@ -115,7 +120,7 @@ def test_an_error_in_a_block_takes_back_all_of_it():
 def test_a_correction_changes_nothing_in_the_archive():
     state = open_new("fifo")
     d = tell(state, 0, id="0")
-    state.record("reacted", "0", kind="better", text="Short.", asked=False, time=5.0)
+    react(state, "0")
     history = [("user", d.prompt), ("assistant", "Short.")]
     later = Dialogue("And?", "So.", history, id="1", origin="model")
     state.archive.add(later, "monday", ["0"])
@@ -129,11 +134,11 @@ def test_nothing_waits_for_the_score_of_a_deleted_reply():
     state = open_new("fifo")
     state.archive.add(Dialogue("Question?", "", id="0", origin="model"), "monday")
     state.record("said", "0", reads=[], statements=[])
-    state.record("reacted", "0", kind="up", text="", asked=False, time=1.0, is_new=True)
+    react(state, "0", "up", is_new=True)
     assert state.pending == []
-    state.record("reacted", "0", kind="better", text="Mine.", asked=False, time=2.0, is_new=True)
+    react(state, "0", text="Mine.", is_new=True)
     assert state.pending == ["0"]
-    state.record("taken_back", events=[state.acts[-1].number])
+    state.record("taken_back", events=[state.acts[-1].event.number])
     assert state.pending == [] and len(state.buffer) == 0
     assert open_state(state.archive).pending == []
 
@@ -141,7 +146,7 @@ def test_nothing_waits_for_the_score_of_a_deleted_reply():
 def test_a_reply_written_anew_in_its_place_begins_without_a_past():
     state = open_new("fifo")
     tell(state, 0, id="0")
-    state.record("reacted", "0", kind="up", text="", asked=False, time=1.0)
+    react(state, "0", "up")
     state.archive.add(Dialogue("Question 0?", "Another answer.", id="0", origin="model"), "monday")
     state.record("said", "0", reads=[], statements=[])
     for one in (state, open_state(state.archive)):
@@ -156,7 +161,7 @@ def test_a_turn_written_anew_is_the_newest_live_and_after_opening():
     state.archive.add(Dialogue("Question 1?", "Anew.", id="1", origin="model"), "monday", ["0"])
     state.record("said", "1", reads=[], statements=[])
     for one in (state, open_state(state.archive)):
-        assert one.pending == ["0", "2", "1"] and one.followers["0"] == ["1"]
+        assert one.pending == ["0", "2", "1"]
 
 
 def test_another_fine_tune_in_the_folder_of_an_undone_one_has_not_learned_its_answers():
@@ -186,7 +191,7 @@ def test_an_answer_that_another_base_learned_is_not_learned_by_this_one():
 def test_an_answer_that_changed_while_it_was_learned_is_not_learned():
     state = open_new("fifo")
     tell(state, 0, id="0")
-    state.record("reacted", "0", kind="better", text="So.", asked=False, time=0.0)
+    react(state, "0", text="So.")
     state.record("tuned", **ROUND)
     state.record("learned", "0", is_old=True)
     assert list_unlearned(state) == ["0"] == list_unlearned(open_state(state.archive))
@@ -196,8 +201,7 @@ def test_a_reply_that_used_what_was_trimmed_stays_without_a_say():
     state = open_new("fifo")
     for number in range(2):
         tell(state, number, id=f"{number}", talk=f"talk {number}")
-    state.archive.add(Dialogue("Question 2?", "Answer.", id="2", origin="model"), "talk 2")
-    state.record("said", "2", reads=["0"], statements=[])
+    tell(state, 2, "talk 2", id="2", reads=["0"])
     delete_dialogues(state.archive, ["0"])
     assert [d.id for d in get_evidence(open_state(state.archive)).left_alone] == ["1"]
 
@@ -205,7 +209,7 @@ def test_a_reply_that_used_what_was_trimmed_stays_without_a_say():
 def test_a_pending_dialogue_is_kept_with_its_reaction():
     state = open_new("answers-first")
     d = tell(state, 0)
-    state.record("reacted", d.id, kind="better", text="Better.", asked=False, time=1.0)
+    react(state, d.id, text="Better.")
     assert state.pending == [d.id]
     give_scores(state, d, np.random.default_rng(2))
     place(state, d.id)
@@ -218,7 +222,7 @@ def test_an_undone_answer_waits_for_a_new_one_and_the_status_counts_it():
     say(state, 0, np.random.default_rng(3))
     (id,) = state.archive.dialogues
     for _ in range(2):
-        state.record("reacted", id, kind="better", text="So.", asked=False, time=0.0)
+        react(state, id, text="So.")
         assert list_unlearned(state) == [id] and describe_state(state)["unlearned"] == 1
         state.record("tuned", **ROUND)
         state.record("learned", id)
@@ -227,7 +231,7 @@ def test_an_undone_answer_waits_for_a_new_one_and_the_status_counts_it():
     state.record("undone")
     assert list_unlearned(state) == [], "a night does not learn it again"
     assert describe_state(state)["unlearned"] == 1, "but you can"
-    state.record("reacted", id, kind="better", text="So be it.", asked=False, time=1.0)
+    react(state, id, text="So be it.")
     assert list_unlearned(state) == [id]
 
 
@@ -293,63 +297,6 @@ def test_what_was_spent_is_added_up_and_a_deletion_keeps_the_sum():
     assert trim(state, 0).cost.seconds == 3.0 and not state.archive.dialogues
 
 
-def test_a_correction_moves_the_replies_that_its_talk_shows_later():
-    state = open_new("fifo")
-    history = ()
-    for number in range(2):
-        d = tell(state, number, history, id=f"{number}")
-        history = (("user", d.prompt), ("assistant", d.response))
-    assert [d.id for d in get_evidence(state).left_alone] == ["0", "1"]
-    state.record("reacted", "0", kind="up", text="", asked=False, time=5.0)
-    evidence = get_evidence(state)
-    assert [d.parents for d in evidence.answers] == [("0",)] and evidence.left_alone == (), (
-        "1 has read an approved reply"
-    )
-    state.record("reacted", "0", kind="down", text="", asked=False, time=6.0)
-    assert [d.id for d in get_evidence(state).left_alone] == ["1"]
-    assert get_evidence(open_state(state.archive)) == get_evidence(state)
-
-
-def test_a_reply_that_used_corrections_says_nothing_and_neither_does_a_plain_one_that_was_approved():
-    state = open_new("fifo")
-    tell(state, 0, id="0")
-    state.record("reacted", "0", kind="better", text="Short.", asked=False, time=5.0)
-    for id, reads in (("1", ["0"]), ("2", []), ("3", ["0"]), ("4", [])):
-        state.archive.add(Dialogue(f"Question {id}?", "Answer.", id=id, origin="model"), f"talk {id}")
-        state.record("said", id, reads=reads, statements=[])
-    state.record("reacted", "3", kind="up", text="", asked=False, time=6.0)
-    state.record("reacted", "4", kind="up", text="", asked=False, time=6.0)
-    evidence = get_evidence(state)
-    assert [d.id for d in evidence.left_alone] == ["2"], "1 used the correction and was left alone"
-    assert [d.parents[0] for d in evidence.answers] == ["0", "3"], "4 was plain"
-    assert len(list_answered(state)) == 3
-    state.record("reacted", "0", kind="down", text="", asked=False, time=7.0)
-    state.record("reacted", "3", kind="down", text="", asked=False, time=7.0)
-    assert [d.parents[0] for d in get_evidence(state).answers] == ["4"], "nothing was corrected"
-
-
-def test_liking_your_own_text_changes_nothing():
-    state = open_new("fifo")
-    for id, is_plain in (("0", False), ("1", True)):
-        tell(state, int(id), talk=f"talk {id}", id=id)
-        state.record("reacted", id, kind="better", text="Short.", asked=False, time=5.0, is_plain=is_plain)
-    before = get_evidence(state)
-    for id in "01":
-        state.record("reacted", id, kind="up", text="", asked=False, time=5.0)
-    after = get_evidence(state)
-    assert (after.answers, after.plain) == (before.answers, before.plain) and len(after.answers) == len(
-        after.plain
-    ) == 1
-
-
-def test_a_file_says_nothing_and_a_fine_tune_is_no_evidence():
-    state = open_new("fifo")
-    tell(state, 0, talk="", id="0")
-    state.archive.add(Dialogue("Question 1?", "Answer.", id="1", origin="model"), "monday")
-    state.record("said", "1", reads=[], statements=[], is_tuned=True)
-    assert get_evidence(state) == Evidence()
-
-
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.tuples(st.sampled_from(["better", "up", "down", "scope", "always"]), st.integers(0, 3)), max_size=9))
 def test_an_act_that_is_taken_back_leaves_no_trace_in_what_counts(acts):
@@ -371,7 +318,7 @@ def test_an_act_that_is_taken_back_leaves_no_trace_in_what_counts(acts):
             text = f"Better {time}." if kind == "better" else ""
             state.record("reacted", f"{number}", kind=kind, text=text, asked=False, time=10.0 + time)
     while state.acts:
-        state.record("taken_back", events=[state.acts[-1].number])
+        state.record("taken_back", events=[state.acts[-1].event.number])
         assert look() == before.pop()
         assert str(get_evidence(open_state(state.archive))) == str(get_evidence(state))
 
@@ -390,12 +337,12 @@ def test_a_reply_is_stored_with_the_corrections_that_it_had_read_and_not_with_la
     state = open_new("fifo")
     say(state, 1, np.random.default_rng(1))
     id = next(iter(state.archive.dialogues))
-    state.record("reacted", id, kind="better", text="Short.", asked=False, time=5.0)
+    react(state, id)
     shown = state.newest(id)
     d = Dialogue("And?", "So.", [("user", shown.prompt), ("assistant", "Short.")], id="later", origin="model")
     state.archive.add(d, "monday", [id])
     state.record("said", d.id, reads=[], statements=[])
-    state.record("reacted", id, kind="better", text="Longer.", asked=False, time=6.0)
+    react(state, id, text="Longer.")
     state.archive.load()
     assert open_state(state.archive).newest("later") == d
 
@@ -428,15 +375,6 @@ def test_the_sums_of_an_earlier_version_are_read_and_added_to():
         assert (one.cost.seconds, one.cost.tokens, one.cost.requests) == (3.5, 5, 2)
 
 
-def test_replies_of_a_file_are_no_evidence():
-    "A model wrote them, and nobody was there to leave them alone."
-    state = open_new("fifo")
-    tell(state, 1, talk=FILE)
-    assert get_evidence(state) == Evidence()
-    spoken = tell(state, 2)
-    assert get_evidence(state).left_alone == (spoken,)
-
-
 def test_the_fine_tune_in_use_is_that_of_the_present_base():
     state = open_new("fifo")
     state.record("tuned", **ROUND | dict(adapter="adapters/000"))
@@ -448,3 +386,40 @@ def test_the_fine_tune_in_use_is_that_of_the_present_base():
     state.record("tuned", **ROUND | dict(adapter="adapters/001"))
     state.record("configured", base="base", model="m", settings={}, buffer=header)
     assert state.find_last_round().adapter == "adapters/000"
+
+
+FIVE = [("0",), ("1", ["0"]), ("2",), ("3", ["0"]), ("4",)]  # ids, and what their replies used
+
+
+@pytest.mark.parametrize(
+    "said, reactions, expected",
+    [
+        ([("0",)], [], dict(left_alone="0")),
+        (FIVE, ["0 better", "3 up", "4 up"], dict(answers="03", left_alone="2")),  # 1 used one, and 4 was plain
+        (FIVE, ["0 better", "3 up", "4 up", "0 down", "3 down"], dict(answers="4", left_alone="2")),
+        (FIVE[::2], ["0 better", "2 plain", "0 up", "2 up"], dict(answers="0", plain="2", left_alone="4")),
+        ([("0",), ("1", [], ["0"])], [], dict(left_alone="01")),
+        ([("0",), ("1", [], ["0"])], ["0 up"], dict(answers="0")),  # 1 has read an approved reply
+        ([("0",), ("1", [], ["0"])], ["0 up", "0 down"], dict(left_alone="1")),
+        ([("0", [], [], dict(talk=FILE))], [], {}),  # a model wrote it, and nobody was there to leave it alone
+        ([("0", [], [], dict(is_tuned=True)), ("1", [], [], dict(is_silent=True))], [], {}),
+    ],
+)
+def test_only_acts_and_plain_replies_left_alone_are_evidence(said, reactions, expected):
+    state = open_new("fifo")
+    for id, reads, turns, used in (row + ([], [], {})[len(row) - 1 :] for row in said):
+        tell(state, int(id), **dict(talk=f"talk {id}") | used, turns=turns, id=id, reads=reads)
+    for time, (id, kind) in enumerate(map(str.split, reactions)):
+        react(state, id, kind.replace("plain", "better"), time=9.0 + time, is_plain=kind == "plain")
+    for one in (state, open_state(state.archive)):
+        groups = vars(get_evidence(one)).items()
+        assert {name: "".join(map(one.root, group)) for name, group in groups if group} == expected
+
+
+def test_an_act_from_before_a_failed_change_can_be_taken_back():
+    state = open_new("fifo")
+    state.record("instructed", number=1, text="Be brief.", time=0.0)
+    with pytest.raises(ZeroDivisionError), state.change():
+        1 / 0
+    state.record("taken_back", events=[state.acts[-1].event.number])
+    assert state.instructions == open_state(state.archive).instructions == {}

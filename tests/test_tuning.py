@@ -15,9 +15,10 @@ from personal_llm.base.core import Dialogue, InputError
 from personal_llm.base.tokens import collate_samples
 from personal_llm.tuning import finetune as tuning
 from personal_llm.tuning.config import TuningConfig
-from personal_llm.tuning.finetune import finetune, trainable_adapter, validation_split
+from personal_llm.tuning.finetune import find_lineages, finetune, trainable_adapter, validation_split
 from personal_llm.tuning.training_loop import TrainingState, choose_step_samples, train
 from tiny import ARCHITECTURES, break_seal, same, shared, tiny, weights
+from hypothesis import given, settings, strategies as st
 
 BRIEF = TuningConfig(rank=2, steps=3, batch_size=4, max_length=64, checks=3, learning_rate=1e-2)
 HOLD_BACK = replace(BRIEF, validation=0.4)  # six of sixteen dialogues validate
@@ -302,23 +303,38 @@ def theirs(folder):
     return {p: p.read_bytes() if p.is_file() else None for p in folder.rglob("*")}
 
 
-@pytest.mark.parametrize("names", [["checkpoints"], ["adapter_model.safetensors", "adapter_config.json"]], ids=len)
-def test_what_others_made_is_refused_untouched(names, tmp_path):
-    out = tmp_path / "mine"
-    for name in names:
-        (out / name).parent.mkdir(parents=True, exist_ok=True)
-        (out / name).write_text("a thesis")
+def write_there(*names):
+    def write(folder, stopped):
+        for name in names:
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).write_text("a thesis")
+
+    return write
+
+
+def link_checkpoints(folder, stopped):
+    shutil.copytree(stopped / "checkpoints", folder / "theirs")
+    (folder / "mine").mkdir()
+    (folder / "mine" / "checkpoints").symlink_to(folder / "theirs")
+
+
+NOT_OURS = "not made by this package"
+OF_OTHERS = {
+    "a file in place of the checkpoints": (write_there("mine/checkpoints"), NOT_OURS),
+    "an adapter": (write_there("mine/adapter_model.safetensors", "mine/adapter_config.json"), NOT_OURS),
+    "a linked folder of checkpoints": (link_checkpoints, NOT_OURS),
+    "a file above": (write_there("mine"), "not a folder that we may write to"),
+}
+
+
+@pytest.mark.parametrize("what", OF_OTHERS)
+def test_what_others_made_is_refused_untouched(what, stopped, tmp_path):
+    make, problem = OF_OTHERS[what]
+    make(tmp_path, stopped)
     before = theirs(tmp_path)
-    with pytest.raises(InputError, match="not made by this package"):
-        finetune(shared("llama"), TALK, BRIEF, out=out, progress=False)
+    with pytest.raises(InputError, match=problem):
+        run(tmp_path / "mine" / "adapter" if what == "a file above" else tmp_path / "mine", seed=3)
     assert theirs(tmp_path) == before
-
-
-def test_a_place_below_a_file_is_refused_untouched(tmp_path):
-    (tmp_path / "file").touch()
-    with pytest.raises(InputError, match="not a folder that we may write to"):
-        finetune(shared("llama"), TALK, BRIEF, out=tmp_path / "file" / "adapter", progress=False)
-    assert list(theirs(tmp_path)) == [tmp_path / "file"]
 
 
 @pytest.mark.parametrize("name", ["checkpoint-900/model.bin", "run", "notes.txt"])
@@ -332,16 +348,6 @@ def test_files_of_others_beside_checkpoints_stay(name, stopped, straight, tmp_pa
     assert result(again) == result(straight) and steps == [5, 6]
     assert [p for p in (out / "checkpoints").rglob("*") if p.is_file()] == [file]
     assert file.read_text() == "a thesis"
-
-
-def test_a_linked_folder_of_checkpoints_is_refused(stopped, tmp_path):
-    shutil.copytree(stopped / "checkpoints", tmp_path / "theirs")
-    (tmp_path / "mine").mkdir()
-    (tmp_path / "mine" / "checkpoints").symlink_to(tmp_path / "theirs")
-    before = theirs(tmp_path)
-    with pytest.raises(InputError, match="not made by this package"):
-        run(tmp_path / "mine", seed=3)
-    assert theirs(tmp_path) == before
 
 
 def test_going_on_asks_no_hub(old, tmp_path, monkeypatch):
@@ -445,3 +451,93 @@ def test_the_loop_has_the_losses_of_trainer(architecture, max_length):
     ours, trainers = map(np.array, found)
     assert len(ours) == len(trainers) == 8 and ours[0] - ours[-1] > 0.1
     assert np.abs(ours - trainers).max() < 1e-3
+
+
+# the settings
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [dict(rank=0), dict(batch_size=-1), dict(checks=0), dict(validation=-0.1), dict(dropout=1.0)]
+    + [dict(weight_decay=-1), dict(steps=10**12), dict(batch_size=np.float64(4))]
+    + [dict(rank=np.bool_(True)), dict(alpha=np.float32("inf"))]
+    + [dict(learning_rate=0), dict(target_modules=["q_proj"]), dict(target_modules=" "), dict(rank="8")]
+    + [dict(learning_rate=float("nan")), dict(validation=1), dict(steps=2.0)],
+)
+def test_wrong_settings(wrong):
+    with pytest.raises(InputError, match=next(iter(wrong))):
+        TuningConfig(**wrong)
+
+
+START = dict(r=4, lora_alpha=8, lora_dropout=0.1, target_modules=["q_proj", "a.v_proj"])
+
+
+def test_a_start_without_dropout_has_none():
+    bare = {name: value for name, value in START.items() if name != "lora_dropout"}
+    assert TuningConfig(dropout=0.5).match_adapter(bare, "mine").dropout == 0, "peft's default"
+
+
+@pytest.mark.parametrize("targets", [None, [], [3], 7])
+def test_a_start_without_targets_is_refused(targets):
+    with pytest.raises(InputError, match="target modules"):
+        TuningConfig().match_adapter(START | dict(target_modules=targets), "mine")
+
+
+def test_the_defaults_are_the_papers():
+    config = TuningConfig()
+    assert (config.learning_rate, config.rank, config.alpha, config.target_modules) == (3e-4, 8, 16, "all-linear")
+
+
+# what validates
+
+
+@st.composite
+def families(draw):
+    "Originals; corrected answers, synthetic children and grandchildren of one or two of them, in any order."
+    out = [Dialogue(f"original {i}", "a") for i in range(draw(st.integers(1, 25)))]
+    for i in range(draw(st.integers(0, 30))):
+        parent, origin = (
+            out[draw(st.integers(0, len(out) - 1))],
+            draw(st.sampled_from(["synthetic", "synthetic", "annotated"])),
+        )
+        if origin == "annotated" and parent.origin == "synthetic":
+            continue
+        parents = {parent.id} | {out[k].id for k in draw(st.lists(st.integers(0, len(out) - 1), max_size=1))}
+        out.append(Dialogue(f"child {i}", "a", origin=origin, parents=tuple(sorted(parents))))
+    return draw(st.permutations(out))
+
+
+def components(dialogues):  # id -> all ids that are tied to it
+    "The naive twin of `find_lineages`: sets that are joined until nothing changes."
+    found = {d.id: {d.id, *d.parents} for d in dialogues}
+    for _ in dialogues:
+        for one in found.values():
+            for other in found.values():
+                if one & other:
+                    one |= other
+    return found
+
+
+@given(families(), st.floats(0, 0.99), st.integers(0, 5))
+@settings(max_examples=80, deadline=None)
+def test_lineages_are_not_split(dialogues, share, seed):
+    "No dialogue trains that descends from a validation dialogue or is an ancestor of one."
+    learn, choose = validation_split(dialogues, share, seed)
+    families = components(dialogues)
+    held = {name for d in choose for name in families[d.id]}
+    assert not held & {d.id for d in learn}, "a lineage on both sides"
+    assert learn, "something must be left to learn from"
+    assert all(d.origin != "synthetic" for d in choose) and [d for d in dialogues if d in learn] == learn
+    assert all(d in learn or d.id in held for d in dialogues), "nothing is lost but validation lineages"
+    if share == 0:
+        assert not choose
+    again = validation_split(dialogues[::-1], share, seed)
+    assert {d.id for d in again[1]} == {d.id for d in choose}, "the order does not count"
+
+
+def test_long_chains_are_no_recursion():
+    make = lambda name, *parents: Dialogue(name, "a", id=name, parents=parents)
+    rows = [make("e", "d"), make("d", "gone"), make("b"), make("c", "b"), make("z", "c", "y"), make("y")]
+    assert find_lineages(rows) == ["d", "d", "b", "b", "b", "b"], "the lowest id, in the list or not"
+    chain = [make(f"{i:05d}", f"{i + 1:05d}") for i in range(2000)]
+    assert set(find_lineages(chain)) == set(find_lineages(chain[::-1])) == {"00000"}

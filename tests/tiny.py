@@ -10,28 +10,8 @@ from personal_llm.base.files import ASSETS, write_json
 from personal_llm.base.models import load_model
 from personal_llm.base.tokens import PLAIN_TEMPLATE
 
-CHATML = (
-    "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
-)
-TEMPLATES = {
-    "plain": PLAIN_TEMPLATE,
-    "chatml": CHATML,
-    "chatml-marked": (
-        "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' }}{% if m['role'] == 'assistant' %}"
-        "{% generation %}{{ m['content'] + '<|im_end|>' }}{% endgeneration %}"
-        "{% else %}{{ m['content'] + '<|im_end|>' }}{% endif %}{{ '\n' }}{% endfor %}"
-        "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
-    ),
-    "trimming": (
-        "{{ bos_token }}{% for m in messages %}{{ '<|' + m['role'] + '|>' + m['content'] | trim + '<|end|>' }}"
-        "{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
-    ),
-    "system": (
-        "{% if messages[0]['role'] != 'system' %}"
-        "{{ '<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n' }}{% endif %}" + CHATML
-    ),
-}
+FILES = Path(__file__).with_name("templates").glob("*.jinja")
+TEMPLATES = dict(plain=PLAIN_TEMPLATE) | {file.stem: file.read_text(encoding="utf-8") for file in FILES}
 # what models of that kind come with
 FITTING = dict(llama="trimming", qwen2="system", gpt2="plain", smollm="chatml-marked")
 ARCHITECTURES = tuple(FITTING)

@@ -9,24 +9,22 @@ from http.server import BaseHTTPRequestHandler
 
 from servers import serve_http
 
-ERRORS = {
-    "wrong key": (401, dict(error=dict(message="Incorrect API key provided"))),
-    "no such model": (404, dict(error="model 'theirs' not found")),
-    "too long": (400, dict(error=dict(message="the request exceeds\nthe available context size"))),
-    "page": (502, "<html>Bad Gateway</html>"),
-    "moved": (302, ""),
-}
 
-WRONG_ROWS = {
-    "broken": dict(error=dict(message="out of memory")),
-    "no text": dict(choices=[dict(delta=dict(content=[dict(text="a")]))]),
-    "other protocol": dict(choices=["text"]),
-}
+def echo(handler, end: str = "stop") -> None:
+    "The words of the prompt."
+    words = handler.wanted["messages"][-1]["content"].split()
+    handler.say(role="assistant", content="In short:")
+    for word in words:
+        handler.say(content=f" {word}")
+    handler.end(end, usage=dict(prompt_tokens=7, completion_tokens=len(words)))
 
 
 class Handler(BaseHTTPRequestHandler):
+    "Answers a request with the next of the server's scripts; where there is none, with `echo`."
+
     protocol_version = "HTTP/1.1"
     packing = "identity"  # that it tells
+    has_begun = False
 
     def log_message(self, *words):
         pass
@@ -44,66 +42,47 @@ class Handler(BaseHTTPRequestHandler):
         self.answer(200, listed if self.server.listed is None else self.server.listed)
 
     def do_POST(self):
-        server = self.server
-        wanted = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        with server.lock:
-            server.seen.append((wanted, self.headers.get("Authorization")))
-            fault = server.faults.pop(0) if server.faults else None
-        if fault in ERRORS:
-            return self.answer(*ERRORS[fault])
-        if fault == "silent":
-            server.goes_on.wait(60)
-            self.close_connection = True
-            return
-        self.send_response(200)
-        self.send_header("Content-Type", "text/event-stream")
-        self.send_header("Content-Encoding", self.packing)
-        self.send_header("Connection", "close")
-        self.end_headers()
         self.close_connection = True
-        if callable(fault):
-            with contextlib.suppress(OSError):
-                fault(self)
-            server.left.set()
-            return
-        pieces = [f" {word}" for word in wanted["messages"][-1]["content"].split()]
+        self.wanted = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        with self.server.lock:
+            self.server.seen.append((self.wanted, self.headers.get("Authorization")))
+            script = self.server.scripts.pop(0) if self.server.scripts else echo
         with contextlib.suppress(OSError):  # the reader goes away
-            self.put(dict(choices=[dict(delta=dict(role="assistant", content="In short:"))]))
-            for number, piece in enumerate(pieces):
-                if fault == "cut" and number == 1:
-                    return
-                if fault == "stalled" and number == 1:
-                    server.goes_on.wait(60)
-                    return
-                if fault == "garbage":
-                    self.wfile.write(b"data: [1, 2\n\n")
-                    return
-                if fault in WRONG_ROWS:
-                    return self.put(WRONG_ROWS[fault])
-                self.put(dict(choices=[dict(delta=dict(content=piece))]))
-            self.put(dict(choices=[dict(delta={}, finish_reason="length" if fault == "length" else "stop")]))
-            self.put(dict(choices=[], usage=dict(prompt_tokens=7, completion_tokens=len(pieces))))
-            self.wfile.write(b"data: [DONE]\n\n")
-            if fault == "open":
-                server.goes_on.wait(60)
+            script(self)
+        self.server.left.set()
+
+    def send(self, content: bytes = b"") -> None:
+        if not self.has_begun:
+            self.send_response(200)
+            self.send_header("Content-Type", "text/event-stream")
+            self.send_header("Content-Encoding", self.packing)
+            self.send_header("Connection", "close")
+            self.end_headers()
+        self.has_begun = True
+        self.wfile.write(content)
+        self.wfile.flush()
+
+    def put(self, row) -> None:
+        self.send(b": a comment\n\ndata: " + json.dumps(row).encode() + b"\n\n")
 
     def say(self, **delta) -> None:
         self.put(dict(choices=[dict(delta=delta)]))
 
     def end(self, reason: str = "stop", **fields) -> None:
-        self.put(dict(choices=[dict(delta={}, finish_reason=reason)]) | fields)
-        self.wfile.write(b"data: [DONE]\n\n")
+        self.put(dict(choices=[dict(delta={}, finish_reason=reason)]))
+        self.put(dict(choices=[]) | fields)
+        self.send(b"data: [DONE]\n\n")
 
-    def put(self, row: dict) -> None:
-        self.wfile.write(b": a comment\n\ndata: " + json.dumps(row).encode() + b"\n\n")
-        self.wfile.flush()
+    def wait(self) -> None:
+        "Until the test is over."
+        self.server.goes_on.wait(60)
 
 
 @contextlib.contextmanager
 def writing_server(*models):
-    "A server that answers with the words of the prompt; `faults`, names or functions, are those of the next requests."
-    fields = dict(models=models or ("theirs",), listed=None, faults=[], seen=[], lock=threading.Lock())
-    fields |= dict(goes_on=threading.Event(), left=threading.Event())  # left: a function has come to its end
+    "A server that answers by `scripts`, functions of the handler; `left` is set when one has come to its end."
+    fields = dict(models=models or ("theirs",), listed=None, scripts=[], seen=[], lock=threading.Lock())
+    fields |= dict(goes_on=threading.Event(), left=threading.Event())
     with serve_http(Handler, **fields) as server:
         server.address = f"http://127.0.0.1:{server.server_port}/v1"
         try:

@@ -44,12 +44,9 @@ def is_compared(page: str) -> bool:
 
 def saved_text(outputs: list) -> str:
     "The text of a cell's saved outputs; a picture has none."
-    texts = []
-    for output in outputs:
-        data = output.get("data", {"text/plain": output.get("text", "")})
-        if output.get("name") != "stderr" and not any(kind.startswith("image/") for kind in data):
-            texts.append("".join(data.get("text/plain", "")))
-    return "\n".join(texts)
+    kept = [output for output in outputs if output.get("name") != "stderr"]
+    rows = [output.get("data", {"text/plain": output.get("text", "")}) for output in kept]
+    return "\n".join("".join(row.get("text/plain", "")) for row in rows if "image/" not in " ".join(row))
 
 
 def pieces(text: str) -> list:  # [(words, number or "")]
@@ -62,7 +59,7 @@ def pieces(text: str) -> list:  # [(words, number or "")]
 
 def is_close(saved: str, printed: str) -> bool:
     "Whether two printed numbers are the same, up to 2 % or to one in the last digit of a fraction."
-    if saved == printed or not (saved and printed):
+    if not (saved and printed):
         return saved == printed
     one, other = (float(number.replace(",", "").replace("−", "-")) for number in (saved, printed))
     digits = len(saved.partition("e")[0].partition(".")[2])

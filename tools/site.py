@@ -1,7 +1,4 @@
-"""The site: mkdocs makes it of the notebooks as nbconvert writes them, in the order of the book.
-
-make site        # mkdocs reads mkdocs.yml, which names this file as its hooks
-"""
+"The site: mkdocs makes it of the notebooks as nbconvert writes them, in the order of the book (`make site`)."
 
 import html, json, re, shutil, subprocess, tarfile, tempfile
 from pathlib import Path
@@ -9,7 +6,7 @@ from pathlib import Path
 from latex2mathml.converter import convert
 from mkdocs.structure.files import File
 from nbconvert import MarkdownExporter
-from nbconvert.preprocessors import Preprocessor
+from nbconvert.preprocessors import ExtractOutputPreprocessor, Preprocessor, TagRemovePreprocessor
 from traitlets.config import Config
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -32,42 +29,32 @@ class NbdevFlags(Preprocessor):
         flags = re.findall(r"(?m)^#\| *(.+?) *$", cell.source) if cell.cell_type == "code" else []
         if flags:
             names = [flag.split()[0] for flag in flags]
-            cell.metadata["tags"] = ["remove_cell"] * ("hide" in names or "default_exp" in names)
-            cell.metadata["tags"] += ["remove_input"] * ("echo: false" in flags)
+            cell.metadata["tags"] = ["hide"] * ("hide" in names or "default_exp" in names)
+            cell.metadata["tags"] += ["hide_input"] * ("echo: false" in flags)
             cell.source = re.sub(r"(?m)^#\|.*\n?", "", cell.source)
         return cell, resources
 
 
+STEPS = [NbdevFlags, TagRemovePreprocessor, ExtractOutputPreprocessor]
 SETTINGS = Config()
-SETTINGS.TagRemovePreprocessor.remove_cell_tags = {"remove_cell"}
-SETTINGS.TagRemovePreprocessor.remove_input_tags = {"remove_input"}
-SETTINGS.TagRemovePreprocessor.enabled = True
-SETTINGS.MarkdownExporter.default_preprocessors = []
-SETTINGS.MarkdownExporter.preprocessors = [
-    NbdevFlags,
-    "nbconvert.preprocessors.TagRemovePreprocessor",
-    "nbconvert.preprocessors.ExtractOutputPreprocessor",
-]
+SETTINGS.TagRemovePreprocessor.update(enabled=True, remove_cell_tags={"hide"}, remove_input_tags={"hide_input"})
+SETTINGS.MarkdownExporter.update(default_preprocessors=[], preprocessors=STEPS)
 EXPORTER = MarkdownExporter(config=SETTINGS)
 
 
 def as_pages(text: str) -> str:
     "Links to notebooks and to files of the top lead to their pages, and links to a folder to its first page."
+    first_page = lambda found: f"]({next(map(page_of, notebooks_of(found[1])), found[1])})"
     outside = "|".join(map(re.escape, PAGES + PLAIN_FILES))
     text = re.sub(rf"\]\(\.\./((?:\.\./)*(?:{outside}))\)", r"](\1)", text)
-    text = re.sub(r"\]\(([a-z]+)/?\)", lambda found: f"]({first_page(found[1]) or found[1]})", text)
+    text = re.sub(r"\]\(([a-z]+)/?\)", first_page, text)
     return re.sub(r"(\]\((?![a-z]+:)[^)\s#]+)\.ipynb", r"\1.md", text)
-
-
-def first_page(folder: str) -> str:
-    return next(map(page_of, notebooks_of(folder)), "")
 
 
 def as_markdown(notebook: Path) -> tuple:  # (text, {name of a figure: bytes})
     "A notebook as Markdown with its figures."
     text, resources = EXPORTER.from_filename(str(notebook))
-    texts = re.findall(r'"alt": "((?:[^"\\]|\\.)*)"', notebook.read_text(encoding="utf-8"))
-    alternatives = iter([json.loads(f'"{text}"') for text in texts])
+    alternatives = map(json.loads, re.findall(r'"alt": ("(?:[^"\\]|\\.)*")', notebook.read_text("utf-8")))
     figures = {f"{notebook.stem}-{name}": content for name, content in resources["outputs"].items()}
 
     def name_figure(found) -> str:
@@ -81,10 +68,9 @@ def as_markdown(notebook: Path) -> tuple:  # (text, {name of a figure: bytes})
 def order(notebook: Path) -> tuple:
     "Lessons stand between the page of the course and the rest; its machinery comes last. Numbers count."
     name = notebook.stem
-    is_lesson = name.startswith(("00_course", "lesson_"))
-    is_course = notebook.parent.name == "course"
+    is_late = notebook.parent.name == "course" and not name.startswith(("00_course", "lesson_"))
     numbers = [int(part) if part.isdigit() else 0 for part in re.split(r"(\d+)", name)]
-    return (is_course and not is_lesson, is_course and name.startswith("00_") and not is_lesson, numbers, name)
+    return (is_late, is_late and name.startswith("00_"), numbers, name)
 
 
 def acts() -> list:
@@ -102,15 +88,11 @@ def page_of(notebook: Path) -> str:
     return notebook.relative_to(NOTEBOOKS).with_suffix(".md").as_posix()
 
 
-def modules_of(act: str) -> list:  # names, in the order of the chapters
-    names = [path.stem[3:] for path in notebooks_of(act)]
-    return [name for name in names if (ROOT / "personal_llm" / act[2:] / f"{name}.py").exists()]
-
-
 def reference_page(act: str) -> str:
-    "What mkdocstrings reads: each module of an act."
-    lines = [f"# Reference: {act[2:]}", ""]
-    return "\n".join(lines + [f"::: personal_llm.{act[2:]}.{name}\n" for name in modules_of(act)])
+    "What mkdocstrings reads: each module of an act, in the order of the chapters."
+    names = [path.stem[3:] for path in notebooks_of(act)]
+    modules = [name for name in names if (ROOT / "personal_llm" / act[2:] / f"{name}.py").exists()]
+    return "\n".join([f"# Reference: {act[2:]}\n", *(f"::: personal_llm.{act[2:]}.{name}\n" for name in modules)])
 
 
 def fetch_shim() -> bytes:  # empty where npm brought nothing
@@ -119,22 +101,17 @@ def fetch_shim() -> bytes:  # empty where npm brought nothing
         if shutil.which("npm"):
             subprocess.run(["npm", "pack", "--silent", SHIM_PACKAGE], cwd=folder, capture_output=True)
         for archive in Path(folder).glob("*.tgz"):
-            with tarfile.open(archive) as opened:
-                return opened.extractfile(SHIM_FILE).read()
+            return tarfile.open(archive).extractfile(SHIM_FILE).read()
     return b""
-
-
-# ---- hooks of mkdocs
 
 
 def on_config(config):
     "The menu has the order of the book; headings have the anchors that Jupyter gives them."
-    folders = ["tutorials", *acts(), "experiments", "experiments/methods", "course", "recipes"]
-    parts = {folder: folder.split("/")[-1].partition("_")[2] or folder.split("/")[-1] for folder in folders}
-    menu = [
-        {heading.capitalize(): [page_of(path) for path in notebooks_of(folder)]} for folder, heading in parts.items()
-    ]
-    reference = {"Reference": [{parts[act]: f"reference/{act}.md"} for act in acts()]}
+    menu = []
+    for folder in ["tutorials", *acts(), "experiments", "experiments/methods", "course", "recipes"]:
+        heading = folder.split("/")[-1].lstrip("0123456789_").capitalize()
+        menu.append({heading: list(map(page_of, notebooks_of(folder)))})
+    reference = {"Reference": [{act[2:]: f"reference/{act}.md"} for act in acts()]}
     config["nav"] = ["index.md", "contents.md", *menu, reference, *PAGES]
     config["mdx_configs"]["toc"]["slugify"] = lambda text, separator: text.strip().replace(" ", separator)
     return config
@@ -154,8 +131,7 @@ def on_files(files, config):
         files.append(File.generated(config, name, content=as_pages(text.replace("](nbs/", "]("))))
     for act in acts():
         files.append(File.generated(config, f"reference/{act}.md", content=reference_page(act)))
-    style = (ROOT / "tools" / "site.css").read_text(encoding="utf-8")
-    files.append(File.generated(config, "site.css", content=style))
+    files.append(File.generated(config, "site.css", content=(ROOT / "tools" / "site.css").read_text(encoding="utf-8")))
     if shim := fetch_shim():
         files.append(File.generated(config, "iframe-worker.js", content=shim))
     else:
@@ -166,10 +142,7 @@ def on_files(files, config):
 def on_page_content(text, page, config, files):
     "Formulas become MathML, which needs no script."
 
-    def formula(found) -> str:
-        display = "block" if found[1] == "div" else "inline"
-        return convert(html.unescape(found[2]).strip(), display=display)
-
+    formula = lambda found: convert(html.unescape(found[2]).strip(), display="block" if found[1] == "div" else "inline")
     return re.sub(r'(?s)<(span|div) class="arithmatex">\\[(\[](.*?)\\[)\]]</\1>', formula, text)
 
 

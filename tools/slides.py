@@ -1,7 +1,5 @@
-"""Slides of the course by nbconvert, which reads this file: a page for each heading, and one below it for each cell.
-
-make slides      # writes site/slides/; arrow keys turn; reveal.js and MathJax come from their public addresses
-"""
+"""Slides of the course by nbconvert, which reads this file (`make slides`): a page a heading, and one below it a cell.
+Arrow keys turn; reveal.js and MathJax come from their public addresses."""
 
 import runpy
 from pathlib import Path
@@ -23,14 +21,6 @@ class SlideBreaks(Preprocessor):
 
 c = get_config()  # noqa: F821, nbconvert's
 c.merge(SITE["SETTINGS"])
-names = ("TagRemovePreprocessor", "CSSHTMLHeaderPreprocessor")
-c.SlidesExporter.preprocessors = [
-    SITE["NbdevFlags"],
-    *(f"nbconvert.preprocessors.{name}" for name in names),
-    SlideBreaks,
-]
-c.SlidesExporter.default_preprocessors = []
-c.SlidesExporter.exclude_input_prompt = True
-c.SlidesExporter.exclude_output_prompt = True
-c.SlidesExporter.reveal_scroll = True
-c.SlidesExporter.reveal_number = "c/t"
+STEPS = [SITE["TagRemovePreprocessor"], "nbconvert.preprocessors.CSSHTMLHeaderPreprocessor", SlideBreaks]
+c.SlidesExporter.update(default_preprocessors=[], preprocessors=[SITE["NbdevFlags"], *STEPS])
+c.SlidesExporter.update(exclude_input_prompt=True, exclude_output_prompt=True, reveal_scroll=True, reveal_number="c/t")

@@ -11,6 +11,7 @@ import os
 import shlex
 import sys
 import time
+from contextlib import closing, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
@@ -19,8 +20,9 @@ import typer
 from typer import Argument, Option
 
 from .chat import ask_at_terminal, confirm, is_terminal, print_note, run_chat
-from .personalize import check_output_folder, compare, describe_status, find_adapter, find_start
+from .personalize import check_memory_folder, compare, describe_status, find_adapter, find_start
 from .personalize import format_comparison, measure, personalize
+from .plugins import export_adapter, find_targets
 from ..base.adapters import read_adapter_card
 from ..base.core import MAX_SEED, InputError
 from ..base.files import check_is_folder, check_new_folder, delete_path
@@ -32,84 +34,64 @@ from ..base.weights import find_weights, fits_larger_model, get_weights, get_wei
 from ..buffer.policies import DEFAULT_POLICY, POLICIES, load_policies
 from ..data.reading import read_dialogues
 from ..device.archive import ARCHIVE_FILE, Archive, hold_folder, open_archive
-from ..device.forgetting import forget_dialogues, forget_everything, list_everything, plan_forgetting
-from ..device.state import open_state
 from ..device.evidence import describe_state, list_answered, list_examples
+from ..device.forgetting import forget_dialogues, forget_everything, list_everything, plan_forgetting
+from ..device.settings import PersonalizerSettings
+from ..device.state import open_state
 from ..explanation.explanation import check_answer_count, explain, explain_pllm
 from ..selection.library import Library, find_shipped_library
 from ..selection.ranking import PLAIN_PLLM
 from ..selection.selection import SELECTORS, load_selectors, select
-from .plugins import export_adapter, find_targets
 
 # %% ../../nbs/8_app/05_commands.ipynb #15c314e9
-Model = Annotated[
-    str,
-    Option(
-        help="name from personal-llm models, folder, GGUF file (on the hub: owner/repository:file.gguf) or "
-        f"Hugging Face id (default: the folder's last model, otherwise {DEFAULT_MODEL}; in a new folder, chat, serve "
-        "and personalize take the largest model that is downloaded and fits)",
-        metavar="NAME",
-    ),
-]
-Writer = Annotated[
-    str,
-    Option(
-        help="server that generates the replies, such as http://127.0.0.1:11434/v1 (Ollama, LM Studio, "
-        "llama-server, vLLM); if it needs a key, set PERSONAL_LLM_WRITER_KEY",
-        metavar="URL",
-    ),
-]
+MODEL_HELP = (
+    "name from personal-llm models, folder, GGUF file (on the hub: owner/repository:file.gguf) or Hugging Face id "
+    f"(default: the folder's last model, otherwise {DEFAULT_MODEL}; in a new folder, chat, serve and personalize take "
+    "the largest model that is downloaded and fits)"
+)
+WRITER_HELP = (
+    "server that generates the replies, such as http://127.0.0.1:11434/v1 (Ollama, LM Studio, llama-server, vLLM); "
+    "if it needs a key, set PERSONAL_LLM_WRITER_KEY"
+)
+LEAVE_HELP = "allow a server on another computer, to which your chats are sent"
+DATA_HELP = (
+    "chats: a .jsonl, .json, .csv, .tsv, .txt or .parquet file, or a folder; an export of another program, or rows "
+    "with prompt and response; repeat the option for more files"
+)
+Model = Annotated[str, Option(help=MODEL_HELP, metavar="NAME")]
+Writer = Annotated[str, Option(help=WRITER_HELP, metavar="URL")]
 WriterModel = Annotated[str, Option(help="the server's model (default: its only one)", metavar="NAME")]
-MayLeave = Annotated[
-    bool, Option("--chats-may-leave", help="allow a server on another computer, to which your chats are sent")
-]
+MayLeave = Annotated[bool, Option("--chats-may-leave", help=LEAVE_HELP)]
 Out = Annotated[str, Option(help="folder of your memory; chat, serve and personalize create it", metavar="DIR")]
-Data = Annotated[
-    list[str],
-    Option(
-        help="chats: a .jsonl, .json, .csv, .tsv, .txt or .parquet file, or a folder; an export of another program, "
-        "or rows with prompt and response; repeat the option for more files",
-        metavar="FILE",
-    ),
-]
+Data = Annotated[list[str], Option(help=DATA_HELP, metavar="FILE")]
 Adapter = Annotated[str, Option(help="output folder of personalize or chat, or a peft adapter", metavar="DIR")]
 
 # %% ../../nbs/8_app/05_commands.ipynb #cmdoptn2
+load_policies()  # those of installed packages
+POLICY_HELP = f"buffer policy: {', '.join(POLICIES)}; sdss is the paper's"
+WRITE_AS_HELP = "in a chat between people: learn to write like NAME"
+START_HELP = "what a fine-tune starts from: none, a library or an adapter's folder"
 AsJson = Annotated[bool, Option("--json", help="print one JSON object")]
 Quiet = Annotated[bool, Option("--quiet", help="no progress bars or notes")]
 User = Annotated[str, Option(help="in a chat between people: learn to answer NAME", metavar="NAME")]
-WriteAs = Annotated[
-    str, Option("--write-as", help="in a chat between people: learn to write like NAME", metavar="NAME")
-]
+WriteAs = Annotated[str, Option("--write-as", help=WRITE_AS_HELP, metavar="NAME")]
 SkipInvalid = Annotated[bool, Option("--skip-invalid", help="skip invalid rows instead of stopping")]
-load_policies()  # those of installed packages
-Policy = Annotated[
-    Literal[tuple(POLICIES)],
-    Option(help=f"buffer policy: {', '.join(POLICIES)}; sdss is the paper's", metavar="NAME"),
-]
+Policy = Annotated[Literal[tuple(POLICIES)], Option(help=POLICY_HELP, metavar="NAME")]
 Capacity = Annotated[int, Option(help="number of bins in the buffer", metavar="N", min=1)]
 Steps = Annotated[int, Option(help="optimiser steps per fine-tune", metavar="N", min=1)]
-Start = Annotated[
-    str, Option(help="what a fine-tune starts from: none, a library or an adapter's folder", metavar="DIR")
-]
+Start = Annotated[str, Option(help=START_HELP, metavar="DIR")]
 
 # %% ../../nbs/8_app/05_commands.ipynb #cmdsets01
+ASK_HELP = "ask before a fine-tune, when a dialogue enters the buffer, or as the policy wants (default: its own way)"
+QUESTIONS_HELP = "most questions to ask you (default: one per bin and fine-tune; no limit on arrival)"
+MEGABYTES_HELP = "megabytes of dialogues to keep; 0: only the buffer's (default: 200)"
 Synthetic = Annotated[int, Option(help="synthetic dialogues per dialogue in the buffer (default: 0)", min=0)]
 SynthesisPrompt = Annotated[Literal["paper", "plain"], Option(help="the paper's prompt, or a plain one (default)")]
 FinetuneEvery = Annotated[int, Option(help="dialogues between two fine-tunes (default: only on request)", min=1)]
-AskWhen = Annotated[
-    Literal["freeze", "arrival", "policy"],
-    Option(
-        help="ask before a fine-tune, when a dialogue enters the buffer, or as the policy wants (default: its own way)"
-    ),
-]
-MaxQuestions = Annotated[
-    int, Option(help="most questions to ask you (default: one per bin and fine-tune; no limit on arrival)", min=0)
-]
+AskWhen = Annotated[Literal["freeze", "arrival", "policy"], Option(help=ASK_HELP)]
+MaxQuestions = Annotated[int, Option(help=QUESTIONS_HELP, min=0)]
 Memories = Annotated[int, Option(help="most corrections used by a reply; 0: none (default: 3)", min=0, max=32)]
-Megabytes = Annotated[
-    int, Option("--archive", help="megabytes of dialogues to keep; 0: only the buffer's (default: 200)", min=0)
-]
+Megabytes = Annotated[int, Option("--archive", help=MEGABYTES_HELP, min=0)]
 Seed = Annotated[int, Option(help="seed for all random numbers (default: 0)", min=0, max=MAX_SEED)]
 
 # %% ../../nbs/8_app/05_commands.ipynb #cmdshow01
@@ -118,9 +100,15 @@ def select_given(**options) -> dict:
     return {name: value for name, value in options.items() if value is not None}
 
 
+def select_settings(context: typer.Context) -> dict:
+    "Return a command's options that are settings of the personalizer, if they were given."
+    settings = PersonalizerSettings.__dataclass_fields__
+    return select_given(**{name: value for name, value in context.params.items() if name in settings})
+
+
 def show(result: dict, lines: list, as_json: bool) -> None:
     "Print a result on stdout."
-    print(json.dumps(result) if as_json else escape_controls("\n".join(map(str, lines))))
+    print(json.dumps(result) if as_json else escape_controls("\n".join(map(str, lines))), flush=True)
 
 
 def format_table(rows: list, *names: str) -> list:  # lines; rows: dictionaries
@@ -136,40 +124,32 @@ load_options = {}  # for `load_model`, from options given before the command
 def read_chats(files: list, user=None, writer=None, skip_invalid: bool = False, quiet: bool = False) -> list:
     "Read files of chats, with the reader's notes on stderr."
     dialogues = read_dialogues(files, skip_invalid=skip_invalid, user=user, writer=writer)
-    for line in dialogues.notes():
-        if not quiet:
-            print_note(f"{', '.join(files)}: {line}")
+    for line in [] if quiet else dialogues.notes():
+        print_note(f"{', '.join(files)}: {line}")
     return dialogues
-
-
-def find_model_name(name: str, folder: str = None, is_largest: bool = False) -> str:
-    "Return the given name, otherwise the model of a folder's archive, otherwise the default."
-    if folder:
-        check_is_folder(folder)
-    if name is None and folder and (Path(folder) / ARCHIVE_FILE).is_file():
-        archive = Archive(folder)
-        name = open_state(archive).model if archive.events else None
-        archive.close()
-    return choose_model_name(name, is_largest)
 
 # %% ../../nbs/8_app/05_commands.ipynb #cmdload01
 def load(name: str = None, folder: str = None, quiet: bool = False, is_largest: bool = False, **options):  # a `Model`
-    "Load a command's model, with a note on its size and loading time; is_largest: prefer the larger one if it fits."
-    facts = ["another one: --model NAME"] * (name is None)
-    name = find_model_name(name, folder, is_largest)
+    "Load a command's model, by default the folder's last one; is_largest: prefer the larger model if it fits."
+    note = (lambda text: None) if quiet else print_note
+    facts = [] if name else ["another one: --model NAME"]
+    if folder:
+        check_is_folder(folder)
+    if name is None and folder and (Path(folder) / ARCHIVE_FILE).is_file():
+        with closing(Archive(folder)) as archive:
+            name = open_state(archive).model if archive.events else None
+    name = choose_model_name(name, is_largest)
     file = None if name == "pocket" else find_gguf(name)
     if file is not None or Path(resolve_model(name)).exists():
         os.environ["HF_HUB_OFFLINE"] = "1"
     if file is not None:
         facts.insert(0, f"{file.stat().st_size / 1e9:.1f} GB")
-    if not quiet:
-        print_note(f"loading the model {name}" + f" ({'; '.join(facts)})" * bool(facts))
+    note(f"loading the model {name}" + f" ({'; '.join(facts)})" * bool(facts))
     begin = time.perf_counter()
     from personal_llm.base.replies import load_model
 
     model = load_model(name, **load_options | options)
-    if not quiet:
-        print_note(f"loaded in {time.perf_counter() - begin:.1f} s")
+    note(f"loaded in {time.perf_counter() - begin:.1f} s")
     return model
 
 # %% ../../nbs/8_app/05_commands.ipynb #cmdoffer1
@@ -185,9 +165,9 @@ def suggest_larger_model() -> str:  # empty if it is downloaded, doesn't fit, or
 
 def load_chat_model(model: str, folder: str, address: str, name: str, may_leave: bool):  # a `Model`
     "Load a chat's model; if a server generates its replies, check first that the server answers."
+    if address is None and (name is not None or may_leave):
+        raise InputError("no server was given", "add --writer URL")
     if address is None:
-        if name is not None or may_leave:
-            raise InputError("no server was given", "add --writer URL")
         return load(model, folder, is_largest=True)
     from personal_llm.base.replies import Remote
 
@@ -200,6 +180,7 @@ def load_chat_model(model: str, folder: str, address: str, name: str, may_leave:
     return loaded
 
 # %% ../../nbs/8_app/05_commands.ipynb #6fdbc099
+TEMPLATE_HELP = "chat template: plain, or a Jinja file"
 app = typer.Typer(
     help="Personalise a language model on your own device. Nothing connects to the network unless you ask for it.",
     epilog="Start with: personal-llm demo, or: personal-llm chat --out me",
@@ -210,26 +191,23 @@ app = typer.Typer(
 
 
 @app.callback()
-def set_load_options(
-    chat_template: Annotated[str, Option(help="chat template: plain, or a Jinja file", metavar="FILE")] = None,
-):
-    if chat_template and chat_template != "plain":
-        file = Path(chat_template)
-        if not file.is_file():
-            raise InputError(f"--chat-template {chat_template}: no such file", "give plain, or a file with a template")
-        chat_template = file.read_text(encoding="utf-8", errors="replace")
+def set_load_options(chat_template: Annotated[str, Option(help=TEMPLATE_HELP, metavar="FILE")] = None):
     load_options.clear()
-    load_options.update(select_given(chat_template=chat_template))
+    if chat_template is None:
+        return
+    file = Path(chat_template)
+    if chat_template != "plain" and not file.is_file():
+        raise InputError(f"--chat-template {file}: no such file", "give plain, or a file with a template")
+    text = "plain" if chat_template == "plain" else file.read_text(encoding="utf-8", errors="replace")
+    load_options["chat_template"] = text
 
 # %% ../../nbs/8_app/05_commands.ipynb #613ce17b
+WeightsName = Annotated[str, Argument(help=f"one of {', '.join(WEIGHTS)}", metavar="[NAME]")]
+
+
 @app.command(epilog="Example: personal-llm get qwen2.5-coder-1.5b")
-def get(
-    name: Annotated[str, Argument(help=f"one of {', '.join(WEIGHTS)}", metavar="[NAME]")] = None,
-    quiet: Quiet = False,
-    as_json: AsJson = False,
-):
+def get(name: WeightsName = DEFAULT_MODEL, quiet: Quiet = False, as_json: AsJson = False):
     "Download a model, by default the default one."
-    name = name or DEFAULT_MODEL
     place = get_weights(name, not quiet)
     if place.is_file():
         load_chat_tokenizer(place)  # built now, so that a chat doesn't have to import transformers
@@ -263,11 +241,11 @@ def remove_weights(name: str) -> None:
     delete_path(get_weights_folder() / name)
 
 
+Remove = Annotated[str, Option(help="delete this model from the disk", metavar="NAME")]
+
+
 @app.command(epilog="Example: personal-llm models --remove smollm2")
-def models(
-    remove: Annotated[str, Option(help="delete this model from the disk", metavar="NAME")] = None,
-    as_json: AsJson = False,
-):
+def models(remove: Remove = None, as_json: AsJson = False):
     "List the models that you can use by name, with their size on disk."
     if remove is not None:
         remove_weights(remove)
@@ -277,7 +255,7 @@ def models(
 # %% ../../nbs/8_app/05_commands.ipynb #c98ce851
 @app.command(epilog="Example: personal-llm demo --out nora")
 def demo(
-    out: Annotated[str, Option(help="folder for report and picture", metavar="DIR")] = "demo-output",
+    out: Annotated[str, Option(help="folder for the report", metavar="DIR")] = "demo-output",
     model: Model = None,
     policy: Policy = DEFAULT_POLICY,
     steps: Steps = None,
@@ -287,19 +265,22 @@ def demo(
     "Show the whole method on one simulated person: which replies change, and which don't."
     from personal_llm.app.demo import run_demo
 
-    def report(line: str) -> None:
-        print(escape_controls(line), flush=True)
-
-    tuning = select_given(steps=steps)
-    silent = (lambda line: None) if as_json else report
-    result = run_demo(out, lambda: load(model, quiet=quiet), policy, not quiet, silent, **tuning)
-    lines = ["", f"picture: {Path(out) / 'figure.png'}; {result['seconds']:.0f} seconds. Now you:"]
-    lines += ["personal-llm chat --out me", "personal-llm personalize --data YOUR-CHATS.json --out me"]
-    show(result, lines, as_json)
+    report = (lambda line: None) if as_json else lambda line: show({}, [line], False)
+    place = Path(out) / "demo.json"
+    try:
+        result = run_demo(
+            out, partial(load, model, quiet=quiet), policy, not quiet, report, **select_given(steps=steps)
+        )
+    except KeyboardInterrupt:
+        print_note(f"stopped; what was shown is in {place}" if place.is_file() else "stopped before the first result")
+        raise typer.Exit(130) from None
+    lines = ["", f"{result['seconds']:.0f} seconds; the numbers are in {place}. Now you:", "personal-llm chat --out me"]
+    show(result, [*lines, "personal-llm personalize --data YOUR-CHATS.json --out me"], as_json)
 
 # %% ../../nbs/8_app/05_commands.ipynb #cmdpers01
 @app.command("personalize", epilog="Example: personal-llm personalize --data chats.jsonl --out me --ask-when freeze")
 def personalize_command(
+    context: typer.Context,
     data: Data,
     out: Out,
     model: Model = None,
@@ -328,42 +309,26 @@ def personalize_command(
     """
     from personal_llm.tuning.config import TuningConfig
 
-    config = TuningConfig(**select_given(steps=steps))
-    settings = select_given(
-        synthetic=synthetic,
-        synthesis_prompt=synthesis_prompt,
-        finetune_every=finetune_every,
-        ask_when=ask_when,
-        max_questions=max_questions,
-        memories=memories,
-        archive=archive,
-        seed=seed,
-    )
     result, lines = personalize(
         read_chats(data, user, writer, skip_invalid, quiet),
         out,
-        lambda: load(model, out, quiet, is_largest=True),
+        partial(load, model, out, quiet, is_largest=True),
         ask_at_terminal if ask_when else None,
         policy,
         capacity,
         find_start(start),
-        config,
+        TuningConfig(**select_given(steps=steps)),
         not quiet,
-        **settings,
+        **select_settings(context),
     )
     show(result, [*lines, "", f"personal-llm chat --out {shlex.quote(out)}"], as_json)
 
 # %% ../../nbs/8_app/05_commands.ipynb #cmdlear1
+WhenIdle = Annotated[bool, Option("--when-idle", help="wait until the machine is idle, and pause while you need it")]
+
+
 @app.command(epilog="Example: personal-llm learn --out me --when-idle")
-def learn(
-    out: Out,
-    when_idle: Annotated[
-        bool, Option("--when-idle", help="wait until the machine is idle, and pause while you need it")
-    ] = False,
-    model: Model = None,
-    quiet: Quiet = False,
-    as_json: AsJson = False,
-):
+def learn(out: Out, when_idle: WhenIdle = False, model: Model = None, quiet: Quiet = False, as_json: AsJson = False):
     "Fine-tune on a folder's chats, now or when the machine is idle."
     from personal_llm.device.idle import finetune_folder, finetune_when_idle, lower_priority
 
@@ -402,10 +367,8 @@ def evaluate(
     show(result, lines + format_comparison(table), as_json)
 
 # %% ../../nbs/8_app/05_commands.ipynb #cmdexpl1
-LibraryName = Annotated[
-    str,
-    Option(help="a library's folder or hf:// address (default: the package's own for the model)", metavar="LIB"),
-]
+LIBRARY_HELP = "a library's folder or hf:// address (default: the package's own for the model)"
+LibraryName = Annotated[str, Option(help=LIBRARY_HELP, metavar="LIB")]
 
 
 def load_with_library(model: str, folder: str, library: str, quiet: bool) -> tuple:  # `Model`, `Library` or None
@@ -432,19 +395,20 @@ def explain_command(
     if sum(source is not None for source in (data, out, adapter)) != 1:
         raise InputError("give one of --data, --out and --adapter", "personal-llm explain --help shows an example")
     folder = find_adapter(adapter) if adapter else None
-    dialogues = read_chats(data, user, writer, quiet=quiet) if data else []
-    if out:
-        dialogues = list_examples(open_state(open_archive(out)))
+    dialogues = list_examples(open_state(open_archive(out))) if out else []
+    if data:
+        dialogues = read_chats(data, user, writer, quiet=quiet)
     if not folder:
         check_answer_count(len(dialogues), "dialogues")
     loaded, opened = load_with_library(model, out or adapter, library, quiet)
     space = opened.space if opened else None
-    if folder:
-        plain = opened[PLAIN_PLLM].adapter if opened and PLAIN_PLLM in opened else None
-        probes = space.prepare_probes(loaded, plain=plain) if space else None
-        explanation = probes.explain(loaded, folder) if probes else explain_pllm(loaded, folder, plain=plain)
-    else:
+    plain = opened[PLAIN_PLLM].adapter if folder and opened and PLAIN_PLLM in opened else None
+    if not folder:
         explanation = explain(loaded, dialogues[-48:], space)
+    elif space:
+        explanation = space.prepare_probes(loaded, plain=plain).explain(loaded, folder)
+    else:
+        explanation = explain_pllm(loaded, folder, plain=plain)
     show(explanation.to_dict(), explanation.lines(), as_json)
 
 # %% ../../nbs/8_app/05_commands.ipynb #cmdexpl3
@@ -474,9 +438,13 @@ def select_command(
     show(ranking.to_dict(), [*mine.lines(), str(ranking), start], as_json)
 
 # %% ../../nbs/8_app/05_commands.ipynb #016fb67a
+ChatOut = Annotated[str, Option(help="folder to keep the chat in (default: nothing is stored)", metavar="DIR")]
+
+
 @app.command("chat", epilog="Example: personal-llm chat --out me")
 def chat_command(
-    out: Annotated[str, Option(help="folder to keep the chat in (default: nothing is stored)", metavar="DIR")] = None,
+    context: typer.Context,
+    out: ChatOut = None,
     model: Model = None,
     writer: Writer = None,
     writer_model: WriterModel = None,
@@ -489,14 +457,13 @@ def chat_command(
     from personal_llm.device.chat import ChatSession
 
     if out:
-        check_output_folder(out)
+        check_memory_folder(out)
     else:
         print_note("nothing is stored; use --out DIR to keep the chat and what it learns")
     is_new = not (out and (Path(out) / ARCHIVE_FILE).is_file())
     hint = suggest_larger_model() if is_new and model is None and writer is None else ""
-    settings = select_given(max_questions=max_questions, memories=memories, archive=archive)
     loaded = load_chat_model(model, out, writer, writer_model, chats_may_leave)
-    run_chat(ChatSession(loaded, out, **settings), hint)
+    run_chat(ChatSession(loaded, out, **select_settings(context)), hint)
 
 # %% ../../nbs/8_app/05_commands.ipynb #00700b6d
 @app.command(epilog="Example: personal-llm status --out me")
@@ -517,14 +484,21 @@ def confirm_deletion(lines: list) -> None:
         raise InputError("cancelled", "nothing was deleted")
 
 # %% ../../nbs/8_app/05_commands.ipynb #cmdforg01
+Containing = Annotated[str, Option(help="dialogues containing these words", metavar="WORDS")]
+Ids = Annotated[list[str], Option(help="a dialogue's id; repeat the option for more", metavar="ID")]
+Everything = Annotated[bool, Option("--everything", help="the whole memory, even if it is damaged")]
+DryRun = Annotated[bool, Option("--dry-run", help="list what would be deleted, and delete nothing")]
+Yes = Annotated[bool, Option("--yes", help="don't ask for confirmation")]
+
+
 @app.command(epilog="Example: personal-llm forget --out me --containing 'my sister'")
 def forget(
     out: Out,
-    containing: Annotated[str, Option(help="dialogues containing these words", metavar="WORDS")] = None,
-    id: Annotated[list[str], Option(help="a dialogue's id; repeat the option for more", metavar="ID")] = (),
-    everything: Annotated[bool, Option("--everything", help="the whole memory, even if it is damaged")] = False,
-    dry_run: Annotated[bool, Option("--dry-run", help="list what would be deleted, and delete nothing")] = False,
-    yes: Annotated[bool, Option("--yes", help="don't ask for confirmation")] = False,
+    containing: Containing = None,
+    id: Ids = (),
+    everything: Everything = False,
+    dry_run: DryRun = False,
+    yes: Yes = False,
     as_json: AsJson = False,
 ):
     "Delete dialogues, the replies that used them and the adapters trained on them; shows a list first."
@@ -533,23 +507,21 @@ def forget(
         raise InputError(f"{out}: {problem}", "give the output folder of personalize, chat or serve")
     if everything == (bool(id) or containing is not None):
         raise InputError("unclear what to delete", "give --containing or --id, or --everything alone")
-    lock = None if dry_run else hold_folder(out)  # nothing changes between list and deletion
-    try:
+    with nullcontext() if dry_run else hold_folder(out):  # nothing changes between list and deletion
         if everything:
             lines = list_everything(out)
+            delete = partial(forget_everything, out)
         else:
             state = open_state(open_archive(out))
             plan = plan_forgetting(state, id, containing)
             lines = list(plan.lines)
+            delete = partial(forget_dialogues, state, plan)
         if not lines:
             raise InputError("no stored dialogue matches", "nothing was deleted; try other words")
         if not (dry_run or yes):
             confirm_deletion(lines)
         if not dry_run:
-            forget_everything(out) if everything else forget_dialogues(state, plan)
-    finally:
-        if lock:
-            lock.release()
+            delete()
     head = "dry run, nothing was deleted; this would be:" if dry_run else "deleted:"
     show(dict(dry_run=dry_run, deleted=lines), [head, *lines], as_json)
 

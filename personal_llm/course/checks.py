@@ -209,7 +209,7 @@ def _stems(text: str) -> set:
 
 def _choice(text: str, choices: tuple = ()) -> str:
     "Return a text without capitals, hyphens and the last period; for a paraphrase of one choice, that choice."
-    form = re.sub(r"[-_\s]+", " ", text.strip().removesuffix(".").lower()).strip()
+    form = re.sub(r"[-_\s]+", " ", text.strip().removesuffix(".").lower().replace("can't", "cannot")).strip()
     forms = [_choice(one) for one in choices]
     near = [one for one in forms if len(_stems(form) & _stems(one)) == max(2, len(_stems(form)))]
     is_unclear = re.search(r"\b(no|not|never|none)\b|n't\b", form) or len(near) != 1 or near[0].startswith(form)
@@ -333,6 +333,8 @@ def _unwrap(value, like):
     are_names = isinstance(value, (list, frozenset)) and isinstance(like, list) and _is_texts(value)
     if are_names and sorted(value) == sorted(like):
         return like  # names in any order, each once
+    if isinstance(like, bool) and type(value) in (int, float) and value in (0, 1):
+        return bool(value)
     x = as_array(value)
     y = as_array(like)
     if x is None or y is None or x.squeeze().shape != y.squeeze().shape:
@@ -407,7 +409,8 @@ def misfit(task: Task, answer) -> str:  # "" when it can be compared
     "What is wrong with the kind or the shape of a plain answer."
     expected, fits = KINDS[task.kind]
     if not fits(answer):
-        return f"{expected} was expected, this is {describe(answer)}"
+        point = "; is it a decimal comma?" if task.kind == "number" and np.size(as_array(answer)) == 2 else ""
+        return f"{expected} was expected, this is {describe(answer)}{point}"
     array = as_array(answer) if task.kind in ("number", "numbers") else None
     if array is not None and np.isnan(array).any():
         return f"{expected} was expected, this is or holds NaN; is something divided by zero?"
@@ -422,36 +425,52 @@ def misfit(task: Task, answer) -> str:  # "" when it can be compared
 _DIGITS = r"[-+]?(?:[1-9]\d{0,2}(?:,\d{3})+(?!\d)|\d+\.?\d*|\.\d+)(?:e[-+]?\d+)?"
 _NUMBER = re.compile(rf"(?<![\w.])({_DIGITS})(?:\s*/\s*({_DIGITS}))?\s*(%?)")
 _LOG = re.compile(rf"(?:({_DIGITS})\s*[*·×]?\s*)?\b(ln|log2|log)\s*\(?\s*({_DIGITS})(?:\s*/\s*({_DIGITS}))?\s*\)?")
-_NUMERALS = {
-    word: str(number) for number, word in enumerate("zero one two three four five six seven eight nine ten".split())
-}
+_SUM = re.compile(r"[-(\s]*N[)\s]*(?:(?:\*\*|[-+*/^])[-(\s]*N[)\s]*)*".replace("N", r"(?:\d+(?:\.\d*)?|\.\d+)"))
+_WORDS = "zero one two three four five six seven eight nine ten eleven twelve".split()
+_NUMERALS = {word: str(number) for number, word in enumerate(_WORDS)} | {"half": "0.5"}
 
 
 def _log(found: re.Match) -> str:
     "Return the number that a logarithm spells, as in `6 ln 2`; `log` is natural."
     times, name, top, bottom = found.groups()
     value = float(top) / float(bottom or 1)
-    return (
-        f" {float(times or 1) * np.log(value) / (np.log(2) if name == 'log2' else 1):.12f}" if value > 0 else found[0]
-    )
+    if value <= 0:
+        return found[0]
+    return f" {float(times or 1) * np.log(value) / (np.log(2) if name == 'log2' else 1):.12f}"
+
+
+def _compute(text: str) -> float | None:
+    "Return what numbers, brackets and the signs + - * / ^ give, or None."
+    if not _SUM.fullmatch(text):
+        return None
+    try:
+        return float(eval(re.sub(r"[\d.]+", lambda digits: str(float(digits[0])), text.replace("^", "**"))))
+    except (ArithmeticError, SyntaxError, TypeError):
+        return None
 
 
 def _read_numbers(answer, task: Task):
-    "Return the numbers that a text or a list of texts spells, or the answer as it is: no sum, no other unit."
+    "Return the numbers that a text or a list of texts spells, or the answer as it is: no other unit."
     answer = [*answer.values()] if isinstance(answer, dict) else answer
     if isinstance(answer, list) and len(answer) < 999 and any(isinstance(part, str) for part in answer):
         answer = " ".join(map(str, answer))
     if not isinstance(answer, str) or len(answer) > 999:  # no text of a megabyte meets the pattern
         return answer
     text = re.split("[=≈:]", answer.replace("−", "-"))[-1].strip()  # the result stands behind its computation
-    text = _LOG.sub(_log, text).replace("- -", "")
-    if task.kind == "numbers" and text.isdecimal():
+    text = _LOG.sub(_log, text)
+    if task.kind == "number":
+        text = re.sub(r"(?<=\d) of (?=\d)", "/", text)
+        text = re.sub(r"\b(0|\d+(?=,\d\d?\b)),(?=\d)", r"\1.", text)  # 2,5 is 2.5, and 2,500 is not
+        if (value := _compute(text)) is not None:
+            return value
+    elif text.isdecimal():
         text = " ".join(text)  # digits in a row
+    text = text.replace("- -", "")
     if not _NUMBER.search(text):
         text = re.sub(r"[a-z]+", lambda word: _NUMERALS.get(word[0], word[0]), text.lower())
     rest = _NUMBER.sub(" ", text)
     units, asked = (set(re.findall(r"\bnats\b|\bbits\b", part)) for part in (rest, task.question))
-    if units - asked or re.search(r"[^\w\s,;.()\[\]]|\bnot\b|\d", rest):
+    if units - asked or re.search(r"[^\w\s,;.()\[\]×]|\bnot\b|\d", rest):
         return answer
     read = lambda digits: float(digits.replace(",", "") or 1)
     try:

@@ -13,6 +13,8 @@ from functools import cache
 import numpy as np
 
 from ..base.core import Dialogue, make_generator
+from ..base.models import load_model
+from ..base.tokens import collate_samples
 from ..data.reading import load_samples
 
 # %% ../../nbs/course/00_material.ipynb #mat00004
@@ -49,15 +51,11 @@ def train(network, loss_of: Callable, num_samples: int, learning_rate: float, st
 
 @cache
 def _pocket():
-    from personal_llm.base.models import load_model
-
     return load_model("pocket")
 
 
 def _with_lora(rank: int = 8, alpha: float = 16.0) -> tuple:  # (model with new factors, its layers)
     import torch
-
-    from personal_llm.base.models import load_model
     from personal_llm.tuning.lora import add_lora
 
     torch.manual_seed(0)
@@ -66,8 +64,6 @@ def _with_lora(rank: int = 8, alpha: float = 16.0) -> tuple:  # (model with new 
 
 
 def _batch(samples: list) -> dict:
-    from personal_llm.base.tokens import collate_samples
-
     return collate_samples(samples, _pocket().tokenizer.pad_token_id)
 
 
@@ -107,8 +103,6 @@ def _train_on_medical(network, learning_rate: float, steps: int = 40, count: int
 def train_fully(learning_rate: float = 3e-4) -> tuple:  # (losses, (matrices, 256) singular values of each change)
     "Train all parameters, and decompose the change of each matrix of the six blocks."
     import torch
-
-    from personal_llm.base.models import load_model
 
     network = load_model("pocket").model
     for weight in network.parameters():

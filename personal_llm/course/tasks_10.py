@@ -55,7 +55,7 @@ def _draw_events(random) -> tuple:  # (dialogues, events)
     ids = [f"d{i}" for i in range(int(random.integers(2, 5)))]
     events = [("offered", id, "") for id in ids]
     for number in range(int(random.integers(4, 14))):
-        kind = str(random.choice(["asked", "corrected", "approved", "evicted"]))
+        kind = str(random.choice(["offered", "asked", "corrected", "approved", "evicted"]))
         events.append((kind, str(random.choice(ids)), f"correction {number}" if kind == "corrected" else ""))
     return {id: (f"prompt {id}", f"response {id}") for id in ids}, events
 
@@ -127,8 +127,6 @@ TASKS.add(
     ("all tokens", math.ceil(_TRAINING / (_SHORT + _EXTRA)), "prompt and reply cost the same with both"),
     tolerance=0,
 )
-
-
 ANSWERS_OF_MEMORY, HABITS_BY_MEMORY = (0, 1, 3, 8), (0.15, 0.61, 0.68, 0.70)  # answers; share of habits in replies
 ANSWERS_OF_WEIGHTS, HABITS_BY_WEIGHTS = (0, 1, 3, 8, 24), (0.0, 0.16, 0.60, 0.61, 0.76)
 _M, _F = HABITS_BY_MEMORY, HABITS_BY_WEIGHTS
@@ -251,11 +249,7 @@ TASKS.add(
     "belongs",
     "Write `belongs(prompt, corrected, alone)`: do the corrections apply to this prompt?",
     belongs,
-    (
-        "the nearest alone",
-        _write_belongs(np.max),
-        "the largest cosine is one part of the closeness; which is the other?",
-    ),
+    ("the nearest alone", _write_belongs(np.max), "the largest cosine is one part of the closeness"),
     ("the mean alone", _write_belongs(np.mean), "the mean is one part of the closeness; what is the other?"),
     ("midway", _write_belongs(_weigh(0.5)), "largest cosine and mean have different weights"),
     ("weights exchanged", _write_belongs(_weigh(0.75)), "which of the two has the larger weight?"),

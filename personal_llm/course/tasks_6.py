@@ -14,8 +14,6 @@ from .material import share_of_first, train_fully
 
 # %% ../../nbs/course/tasks_6.ipynb #c4b13935
 TASKS = Lesson(6)
-
-
 TASKS.add(
     "parameters",
     "How many trainable numbers has LoRA of rank 8 beside a 256 x 256 matrix?",

@@ -12,7 +12,7 @@ from functools import cache
 import numpy as np
 
 from ..base.core import make_generator
-from .checks import Lesson, as_array, describe, later, misfit_of_row, plain
+from .checks import Lesson, as_array, call_each, describe, later, misfit_of_row, plain
 from .material import library_rows
 from ..selection.ranking import cosine_distance, l1_distance
 
@@ -75,8 +75,6 @@ TASKS.add(
     ("length that is left", 5 / 13, "that is the length of what is left, not its share of the squared length"),
     ("the coefficient", 12 / 13, "that is the word's coefficient"),
 )
-
-
 TESTS = TASKS["true"].choices
 FACTORS = (  # (A, B) of two adapters of one layer, rank 1
     (np.array([[2.0, 0.0]]), np.array([[1.0], [0.0]])),
@@ -103,26 +101,24 @@ def _parts(seed: int, count: int) -> list:
     return [(random.normal(size=(3, 4)), random.normal(size=(5, 3)), float(w)) for w in weights]
 
 
-def _product(answer, parts: list) -> np.ndarray:
-    A, B = plain(answer(list(parts)))
-    return np.asarray(B, float) @ np.asarray(A, float)
-
-
 def _judge_merge(answer, seed: int) -> str:
     "Judge by the product of the factors."
     cases = [_parts(seed, 2), _parts(seed + 1, 3)]
-    first = plain(answer(list(cases[0])))
-    if not isinstance(first, list) or len(first) != 2:
-        return f"two matrices (A, B) were expected, this is {describe(first)}"
-    A, B = map(np.asarray, first)
-    if A.ndim == B.ndim == 2 and (A.shape[0], B.shape[1]) == (5, 4) and A.shape[1] == B.shape[0]:
-        return "exchanged"
-    if A.ndim != 2 or B.ndim != 2 or (B.shape[0], A.shape[1]) != (5, 4) or A.shape[0] != B.shape[1]:
-        return f"A is (rank, in) and B (out, rank); yours have the shapes {A.shape} and {B.shape}"
-    found = [_product(answer, parts) for parts in cases]
+    found = []
+    for error, value in call_each(answer, [(parts,) for parts in cases]):
+        if error:
+            return f"your function {error}: {value}"
+        if not isinstance(value, list) or len(value) != 2:
+            return f"two matrices (A, B) were expected, this is {describe(value)}"
+        A, B = map(np.asarray, value)
+        if A.ndim == B.ndim == 2 and (A.shape[0], B.shape[1]) == (5, 4) and A.shape[1] == B.shape[0]:
+            return "exchanged"
+        if A.ndim != 2 or B.ndim != 2 or (B.shape[0], A.shape[1]) != (5, 4) or A.shape[0] != B.shape[1]:
+            return f"A is (rank, in) and B (out, rank); yours have the shapes {A.shape} and {B.shape}"
+        found.append(B @ A)
     mistakes = [("", stacked), *((one.name, one.answer) for one in TASKS["merge"].wrongs if one.name != "exchanged")]
     for name, other in mistakes:
-        if all(np.allclose(x, _product(other, parts), atol=1e-4) for x, parts in zip(found, cases)):
+        if all(np.allclose(x, np.matmul(*other(parts)[::-1]), atol=1e-4) for x, parts in zip(found, cases)):
             return name
     return "B A is not the weighted sum"
 
@@ -189,11 +185,7 @@ TASKS.add(
     ("strength counted", lambda z, rows: l1_distance(rows, z).argmin(), "users of one style get unequal pLLMs"),
     ("the loudest wins", lambda z, rows: (rows @ z).argmax(), "pLLMs with long rows are chosen by too many"),
     ("the farthest", lambda z, rows: cosine_distance(rows, z).argmax(), "that is the pLLM that points away the most"),
-    (
-        "signs",
-        lambda z, rows: (np.sign(rows) == np.sign(z)).sum(1).argmax(),
-        "only signs were compared; compare directions",
-    ),
+    ("signs", lambda z, rows: (np.sign(rows) == np.sign(z)).sum(1).argmax(), "only signs were compared"),
     ("always the same", lambda z, rows: 0 * len(z), "every user gets the same pLLM"),
     judge=_judge_picker,
 )

@@ -22,9 +22,9 @@ from .archive import clean
 from .forgetting import ForgetPlan, drop_forgotten
 from .learning import FEWEST_ANSWERS
 from .memory import Recall
-from .personalizer import Personalizer
+from .personalizer import Personalizer, skip_question
 from .state import CLIENT, State
-from .evidence import find_habit_question, list_answered, list_habits
+from .evidence import find_habit_question, list_answered, list_corrected, list_habits
 
 # %% ../../nbs/7_device/09_chat.ipynb #0849e30d
 def describe_error(error: BaseException) -> str:
@@ -152,8 +152,7 @@ class Background:
         return message + "; the writer's model cannot read this adapter" * (not self.me.model.reads_adapters)
 
     def _train(self, model):  # a `PreparedRound`
-        self.me.settle(self.me.score_due(model))
-        return self.me.train(self.me.collect_training(), progress=False, model=model)
+        return self.me.train(progress=False, model=model)
 
     def finish_learning(self) -> None:
         "Wait for a running fine-tune, and use its adapter; an error becomes a message."
@@ -259,7 +258,7 @@ class Talk:
         if rest and not self.me.state.newest(rest[0]).response:
             said = replace(said, id=rest.pop(0))
             rest.clear()
-        with self.me.change():
+        with self.me.state.change():
             self.me.arrive(said, CLIENT if turns is None else self.key, recall, turns)
             for id in rest:
                 self.me.state.record("replaced", id, by=said.id)
@@ -280,18 +279,11 @@ class Scoping:
         self.subject = []  # ids of the dialogues whose corrections the next scope is about; none: the newest one
         self.shown = []  # ids of the corrections that a question about a habit is about, which was shown
 
-    def list_corrected(self) -> list:  # ids, the newest correction last
-        "Return the dialogues whose correction was not taken back."
-        state = self.me.state
-        acts = [one for one in reversed(state.acts) if one.kind == "better"]
-        ids = dict.fromkeys(one.dialogue for one in acts if state.newest(one.dialogue).origin == "annotated")
-        return [*ids][::-1]
-
     def scope_correction(self, scope: str, id: str = None) -> str:  # id: of a turn -> a line that names what changed
         "Say where corrections belong: one, or without an id those last asked about or named, or the newest one."
         if id is not None:
             return self._scope([id], scope)
-        corrected = self.list_corrected()
+        corrected = list_corrected(self.me.state)
         if not corrected:
             raise InputError("no reply was corrected yet", "write /better TEXT first")
         return self._scope([one for one in self.subject if one in corrected] or corrected[-1:], scope)
@@ -332,7 +324,7 @@ class Scoping:
         self.shown = []
         if ids:
             self.subject = []
-            with self.me.change():
+            with self.me.state.change():
                 self.me.state.record("asked_habit", ids=ids)
 
 # %% ../../nbs/7_device/09_chat.ipynb #cht4srce
@@ -481,7 +473,7 @@ class ChatSession:
         self.work.cancel_timer()
         self.work.collect()
         if is_observed:
-            self.me.skip_question()
+            skip_question(self.me.state)
         if is_observed and history is None:
             self.scoping.pass_habit_question()
         before = self.recalled, self.reply
@@ -541,7 +533,7 @@ class ChatSession:
         self.work.collect()
         if self.work.learning is not None:
             raise InputError("a fine-tune is learning what you said", "wait until it is complete, or /unlearn stops it")
-        named = [one.dialogue for one in self.me.state.list_last_act()]
+        named = [one.event.dialogue for one in self.me.state.list_last_act()]
         line = self.me.undo()
         self.scoping.subject = named
         self.work.start_timer()

@@ -21,7 +21,7 @@ from ..base.core import Dialogue, InputError, check
 from ..base.display import Displayed
 from .archive import ARCHIVE_FILE, UNFINISHED, Archive
 from .archive import count_bytes, cut_history, delete_dialogues, is_archive_file, purge
-from .state import FILE, State, open_state
+from .state import FILE, State
 
 # %% ../../nbs/7_device/04_forgetting.ipynb #4d889d84
 PARTS = re.compile(r"\s+|\S{1,100}[^\w\s]{0,30}")  # an accent stays with its letter
@@ -296,7 +296,8 @@ def delete_rows(state: State, plan: ForgetPlan) -> State:
         delete_dialogues(archive, plan.dialogues)
         archive.append("forgotten", "", counts)
         archive.set_fact(UNFINISHED, "yes")
-    return open_state(archive, state.policy)
+    state.replay()
+    return state
 
 
 def finish_forgetting(state: State, adapters=()) -> None:  # adapters: others, outside the archive's folder
@@ -326,7 +327,7 @@ def trim(state: State, budget: int) -> State:  # budget: bytes; 0: only the buff
             delete_dialogues(archive, others[:count])
             archive.append("forgotten", "", dict(seen=state.buffer.seen, adapters=[], cost=state.cost.to_dict()))
             archive.set_fact(UNFINISHED, "yes")
-        state = open_state(archive, state.policy)
+        state.replay()
         del others[:count]
         try:
             purge(archive)

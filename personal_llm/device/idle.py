@@ -26,7 +26,7 @@ MIN_MEMORY = 2.0  # GB of RAM that must be free before training begins
 IDLE_SECONDS = 30.0  # within all limits before training begins
 BUSY_SECONDS = 3.0  # with a limit broken until it ends
 
-# %% ../../nbs/7_device/11_idle.ipynb #17ff524d
+
 def measure_machine(process) -> dict:  # process: ours, a `psutil.Process` that remembers the last call
     "Return what `find_obstacle` takes; the load is the mean since the last measurement, without this process."
     other_load = max(0.0, psutil.cpu_percent() - process.cpu_percent() / psutil.cpu_count()) / 100
@@ -34,7 +34,7 @@ def measure_machine(process) -> dict:  # process: ours, a `psutil.Process` that 
     on_battery = battery is not None and not battery.power_plugged
     return dict(other_load=other_load, on_battery=on_battery, free=psutil.virtual_memory().available / 1e9)
 
-# %% ../../nbs/7_device/11_idle.ipynb #c3db97b3
+
 def find_obstacle(other_load: float, on_battery: bool, free: float, training: bool = False) -> str:
     "Return why training must wait, or an empty text; other_load: share of all cores; free: GB of RAM."
     if on_battery:

@@ -24,7 +24,8 @@ def check_answer_count(count: int, kind: str) -> None:
     'Raise `InputError` for too few answers; `kind` is their plural noun, such as "dialogues".'
     if count < MIN_EXPLAINED_DIALOGUES:
         missing = MIN_EXPLAINED_DIALOGUES - count
-        raise InputError(f"{kind}: {count}, at least {MIN_EXPLAINED_DIALOGUES} are needed", f"give {missing} more")
+        problem = f"describing a style takes at least {MIN_EXPLAINED_DIALOGUES} {kind}, and you have {count}"
+        raise InputError(problem, f"add or correct {missing} more")
 
 # %% ../../nbs/5_explanation/03_explanation.ipynb #eaac0c66
 @dataclass(frozen=True, eq=False, repr=False)

@@ -25,7 +25,7 @@ from personal_llm.base.files import ASSETS, compute_sha256
 from personal_llm.base.replies import ReplyOptions, ReplyStream, Thought
 from personal_llm.base.weights import WEIGHTS
 from personal_llm.memory.feedback import SCOPES
-from personal_llm.app.personalize import check_output_folder
+from personal_llm.app.personalize import check_memory_folder
 from personal_llm.device.chat import QUESTION_TEXT, ChatSession, clean_text
 from personal_llm.device.forgetting import fold, holds
 from personal_llm.device.state import CLIENT, FILE
@@ -371,7 +371,7 @@ def export_talk(session: ChatSession, talk: str, _) -> dict:
 def name_talk(session: ChatSession, wanted) -> None:
     "Give a talk a title; raise `InputError` for a talk that is not stored."
     session.open_talk(wanted.talk)
-    with session.me.change():
+    with session.me.state.change():
         session.me.state.record("named", session.me.state.list_talks()[wanted.talk][0], text=clean_text(wanted.text))
 
 # %% ../../nbs/9_extras/05_server.ipynb #srvstate1
@@ -585,7 +585,7 @@ def serve(
         raise InputError("PERSONAL_LLM_TOKEN: others could guess it", "choose 16 or more letters and digits")
     with open_socket(host, port) as bound:
         if folder:
-            check_output_folder(folder)
+            check_memory_folder(folder)
         session = ChatSession(model() if callable(model) else model, folder, **settings)
         address = f"http://{f'[{host}]' if ':' in host else host}:{bound.getsockname()[1]}"
         code = secrets.token_urlsafe(24)
