@@ -366,7 +366,8 @@ def judge_default(rival: str, claim: float, margin: float = 0.0) -> Measured:
 def judge_other_text(pool: str) -> Measured:
     "Judge whether another constant or rule opens better on text that nobody wrote for the experiment."
     verdict, best, gap, balance = judge_real(pool)
-    text = f"own minus unseen prompts opened {balance}; less that of the best other rule ({best}) {gap} ({gap.n} units)"
+    rest = f"less that of the best other rule ({best}) {gap} ({gap.n} units)"
+    text = f"own minus unseen prompts opened {balance}; {rest}"
     return Measured(verdict, text, "79_gate", None, "0 (always); 1")
 
 
@@ -401,7 +402,8 @@ def judge_saved(rival: str) -> Measured:
     differences = saved["match"] - saved[rival]
     if len(differences) < 2:
         return UNMEASURED._replace(text="planned, no rows", where="80_race")
-    text = f"{saved['match'].mean():.2f} of the steps, {rival} {saved[rival].mean():.2f}, gain {{}} ({len(differences)} users)"
+    means = f"{saved['match'].mean():.2f} of the steps, {rival} {saved[rival].mean():.2f}"
+    text = f"{means}, gain {{}} ({len(differences)} users)"
     return judge_values(differences, 0.10, text, "80_race", 0.10, limits="0; 1")
 
 
