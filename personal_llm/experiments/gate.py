@@ -6,29 +6,36 @@
 __all__ = ['BANK', 'PEOPLE', 'SUBJECTS', 'NUM_CORRECTIONS', 'NUM_ALONE', 'REQUEST', 'ONE', 'SLEEPERS', 'CHOOSERS', 'GROUPS',
            'ORDER', 'ENGLISH', 'FOREIGN', 'TOLD', 'HALF', 'ENGLISH_SUBJECTS', 'IN_TIME', 'BARE', 'FAMILY', 'BARE_LARGE',
            'BARE_FAMILY', 'NIGHTS', 'GRIDS', 'MINILM', 'ORDERS', 'OTHERS', 'PROBES', 'TAKEN_OUT', 'RULES', 'DECISIONS',
-           'WEIGHTS', 'REACHES', 'DEVELOPMENT', 'REPLIES', 'README_ROWS', 'find_people', 'write_wish',
-           'list_corrections', 'list_alone', 'list_tests', 'choose_turns', 'write_instruction', 'measure_bare',
-           'measure', 'list_choices', 'measure_choices', 'list_answers', 'measure_night', 'list_jobs', 'Rule', 'Side',
-           'measure_spread', 'Judge', 'run_stream', 'list_others', 'load_rows', 'list_places', 'judge_person',
-           'measure_decisions', 'list_development', 'judge_development', 'measure_development', 'read_replies',
-           'read_decisions', 'list_states', 'score_texts', 'score', 'list_able', 'measure_d_prime', 'read_choices',
-           'splice_choices', 'write_readme_table', 'write_readme_answer']
+           'WEIGHTS', 'REACHES', 'DEVELOPMENT', 'REPLIES', 'README_ROWS', 'REAL_DATA', 'REAL_FILES', 'NO_SUBJECTS',
+           'REAL_DRAWS', 'REAL_QUESTIONS', 'REAL_RULES', 'SPEAKERS', 'TOPICS', 'REAL_UNITS', 'REAL', 'SHIPPED',
+           'find_people', 'write_wish', 'list_corrections', 'list_alone', 'list_tests', 'choose_turns',
+           'write_instruction', 'measure_bare', 'measure', 'list_choices', 'measure_choices', 'list_answers',
+           'measure_night', 'list_jobs', 'Rule', 'Side', 'measure_spread', 'Judge', 'run_stream', 'list_others',
+           'load_rows', 'list_places', 'judge_person', 'measure_decisions', 'list_development', 'judge_development',
+           'measure_development', 'read_replies', 'read_decisions', 'list_states', 'score_texts', 'score', 'list_able',
+           'measure_d_prime', 'read_choices', 'splice_choices', 'write_readme_table', 'write_readme_answer',
+           'open_real', 'read_trivia', 'read_locomo', 'make_real_case', 'list_real_cases', 'load_real_rows',
+           'measure_real', 'read_balance', 'judge_real']
 
 # %% ../../nbs/experiments/79_gate.ipynb #gate0003
 import functools
+import gzip
 import itertools
 import json
+import os
 import time
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from ..base.core import Dialogue, make_generator
+from ..base.core import Dialogue, InputError, make_generator
 from ..base.encoder import DEFAULT_ENCODER, encode
 from ..data.reading import load_samples
 from .breaks import choose_word, draw_items
 from .containment import format_estimate
-from .harness import RESULTS, Grid, compute_d_prime, mean_over_users, read_results
+from .harness import RESULTS, Grid, compute_d_prime, decide_all, decide_mean
+from .harness import mean_over_users, read_results
 from .person import LARGE, SMALL, has_form, is_right, load_once, write_form, write_reply
 from ..memory.retrieval import add_memories
 from ..tuning.config import TuningConfig
@@ -601,3 +608,126 @@ def write_readme_answer() -> str:
         "habits. An instruction that the model writes itself from the corrections "
         f"kept {mean('written', 'own')}."
     )
+
+# %% ../../nbs/experiments/79_gate.ipynb #gatereal2
+REAL_DATA = "PERSONAL_LLM_REAL_TEXT"  # names a folder with both files
+REAL_FILES = dict(trivia="instruct/open_trivia_qa.jsonl.gz", locomo="restricted/locomo_dev.json.gz")
+NO_SUBJECTS = tuple(f"trivia_{name}" for name in ("general", "newest", "rated", "for-kids", "brain-teasers"))
+REAL_DRAWS = 10  # of a topic
+REAL_QUESTIONS = 60  # of a topic
+REAL_RULES = [name for name in RULES if name not in ("today", "floor")]  # those need accepted replies
+
+
+def open_real(pool: str):  # a text file
+    "Open the file of a text."
+    folder = os.environ.get(REAL_DATA)
+    if not folder:
+        raise InputError("no folder of other people's text", f"name one in {REAL_DATA}")
+    return gzip.open(Path(folder, REAL_FILES[pool]), "rt", encoding="utf-8")
+
+
+def read_trivia() -> list:  # of (unit, subjects, own subject); subjects: name -> prompts
+    "Return the cases of the topics, ten of each."
+    topics = {}
+    with open_real("trivia") as lines:
+        for row in map(json.loads, lines):
+            if row["domain"] not in NO_SUBJECTS and len(row["prompt"]) <= 400:
+                topics.setdefault(row["domain"], []).append(row["prompt"])
+    for topic, prompts in topics.items():
+        places = make_generator(0, "real", topic).permutation(len(prompts))[:REAL_QUESTIONS]
+        topics[topic] = [prompts[place] for place in places]
+    return [(topic, topics, topic) for topic in topics for _ in range(REAL_DRAWS)]
+
+
+def read_locomo() -> list:  # of (unit, subjects, own subject)
+    "Return the cases of the speakers, one per session."
+    with open_real("locomo") as file:
+        conversations = json.load(file)
+    cases = []
+    for place, conversation in enumerate(conversations):
+        for side, speaker in enumerate(conversation["speakers"]):
+            sessions = {}
+            for number, session in enumerate(conversation["sessions"]):
+                sessions[str(number)] = [turn["text"] for turn in session["turns"] if turn["speaker"] == speaker]
+            long = [number for number, messages in sessions.items() if len(messages) >= 7]
+            cases += [(f"speaker {place}-{side}", sessions, number) for number in long]
+    return cases
+
+
+def make_real_case(number: int, subjects: dict, own: str) -> dict:  # part -> prompts
+    "Draw what a case corrects, what it leaves alone, and what a rule judges."
+    rng = make_generator(number, "real case", own)
+    shuffled = {name: [prompts[i] for i in rng.permutation(len(prompts))] for name, prompts in subjects.items()}
+    others = [name for name in shuffled if name != own and len(shuffled[name]) >= NUM_ALONE + 1]
+    others = [others[i] for i in rng.permutation(len(others))[:4]]
+    mine, end = shuffled[own], NUM_ALONE + 2
+    return dict(
+        corrected=mine[:NUM_CORRECTIONS],
+        alone=[prompt for name in others[:2] for prompt in shuffled[name][:NUM_ALONE]],
+        own=mine[NUM_CORRECTIONS : NUM_CORRECTIONS + 6],
+        seen=[prompt for name in others[:2] for prompt in shuffled[name][NUM_ALONE:end]],
+        unseen=[prompt for name in others[2:] for prompt in shuffled[name][:2]],
+    )
+
+
+@functools.cache
+def list_real_cases(pool: str) -> list:  # of (unit, case)
+    "Return all cases of a text, with the prompts that are the same for everybody."
+    trivia = {row["prompt"] for row in load_samples("open_trivia_qa")}
+    shared = dict(general=BANK["plain_prompts"], other=[text for text in list_others()[0][1] if text not in trivia])
+    cases = read_trivia() if pool == "trivia" else read_locomo()
+    return [(unit, make_real_case(i, subjects, own) | shared) for i, (unit, subjects, own) in enumerate(cases)]
+
+
+@functools.cache
+def load_real_rows(pool: str, encoder: str) -> dict:  # text -> vector
+    "Return the vectors of all prompts of a text."
+    texts = list(dict.fromkeys(p for _, case in list_real_cases(pool) for prompts in case.values() for p in prompts))
+    return dict(zip(texts, encode(texts, encoder)))
+
+
+def measure_real(jobs: list):  # yields a dict of results a job
+    "Return for which share of a unit's prompts a rule opens."
+    for job in jobs:
+        rule = RULES[job["rule"]]
+        known = load_real_rows(job["pool"], rule.encoder)
+        shares = {}
+        for unit, case in list_real_cases(job["pool"]):
+            if unit != job["user"]:
+                continue
+            rows = {part: np.array([known[text] for text in prompts]) for part, prompts in case.items()}
+            for part in ("own", "seen", "unseen", "general", "other"):
+                judge = Judge(rule, rows["corrected"], rows["alone"], rows[part])
+                shares.setdefault(part, []).append(float(judge.is_open().mean()))
+        yield {part: round(float(np.mean(own)), 4) for part, own in shares.items()} | dict(cases=len(shares["own"]))
+
+
+SPEAKERS = [f"speaker {place}-{side}" for place in range(5) for side in range(2)]
+TOPICS = ["animals", "celebrities", "entertainment", "geography", "history", "hobbies", "humanities", "literature"]
+TOPICS += ["movies", "music", "people", "religion-faith", "science-technology", "sports", "television", "video-games"]
+REAL_UNITS = dict(trivia=[f"trivia_{name}" for name in (*TOPICS, "world")], locomo=SPEAKERS)
+REAL = [
+    dict(pool=pool, rule=rule, user=user) for pool in REAL_UNITS for rule in REAL_RULES for user in REAL_UNITS[pool]
+]
+GRIDS += (Grid("gate-real", REAL, measure_real, ("pool", "rule"), None),)
+
+# %% ../../nbs/experiments/79_gate.ipynb #gatereal4
+SHIPPED = "gate, w .25"
+
+
+def read_balance() -> dict:  # text -> rule -> (units,) own minus unseen prompts opened
+    "Return the balance of each rule on each text, a number per unit."
+    rows = {}
+    for row in read_results("gate-real"):
+        rows.setdefault(row["pool"], {}).setdefault(row["rule"], {})[row["user"]] = row["own"] - row["unseen"]
+    units = {pool: sorted(next(iter(rules.values()))) for pool, rules in rows.items()}
+    return {p: {rule: np.array([own[u] for u in units[p]]) for rule, own in rules.items()} for p, rules in rows.items()}
+
+
+def judge_real(pool: str) -> tuple:  # (verdict, best other rule, shipped minus best, balance of the shipped gate)
+    "Judge whether the shipped gate holds on a text."
+    balance = read_balance()[pool]
+    best = max((rule for rule in balance if rule not in (SHIPPED, "always")), key=lambda rule: balance[rule].mean())
+    verdict, found = decide_mean(balance[SHIPPED] - balance[best], claim=-0.10, none=None)
+    is_open, alone = decide_mean(balance[SHIPPED], claim=0.0)
+    return decide_all([verdict, is_open]), best, found, alone
