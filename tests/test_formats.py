@@ -258,6 +258,15 @@ def test_facts_of_a_turn(field):
     assert left_out == ({} if field in HIDDEN else {GAP: 1} if field in STOPPED else {UNLEARNED: 1})
 
 
+def test_a_history_is_turns_with_roles_or_requests_with_answers():
+    "The name of a role in each pair tells it."
+    expected = [("system", "Be brief."), ("user", "Tea?"), ("assistant", "Yes.")]
+    row = dict(prompt="Cake?", response="No.", history=expected)
+    assert [(d.prompt, d.response) for d in reading.read_dialogues([row])] == [("Tea?", "Yes."), ("Cake?", "No.")]
+    assert list(reading.read_dialogues([row])[1].history) == expected
+    assert list(reading.read_dialogues([row | dict(history=[["Tea?", "Yes."]])])[1].history) == expected[1:]
+
+
 def test_plain_turns_are_joined_cut_and_kept_once():
     talk = [("system", "s"), ("assistant", "Welcome!"), ("user", "a"), ("user", "b"), ("assistant", "c" * 99_999)]
     (d,), cut, _ = split_turns(ParsedConversation(talk))

@@ -27,6 +27,7 @@ from personal_llm.extras import server
 from personal_llm.base.core import Dialogue, InputError
 from personal_llm.base.files import ASSETS
 from personal_llm.base.replies import ReplyStream
+from personal_llm.data.reading import read_dialogues
 from personal_llm.device.archive import Archive
 from personal_llm.device.chat import ChatSession
 from personal_llm.device.evidence import describe_state
@@ -241,8 +242,14 @@ def test_a_whole_day(tmp_path):
         shown = ask("GET", f"/me/talks?talk={first['talk']}")[1]
         assert [turn["reply"] for turn in shown["turns"]][0] == BETTER
         assert [turn["reaction"] for turn in shown["turns"]] == ["better", "up"]
-        saved = [Dialogue.from_dict(row) for row in ask("GET", f"/me/export?talk={first['talk']}")[1]["rows"]]
+        rows = ask("GET", f"/me/export?talk={first['talk']}")[1]["rows"]
+        saved = [Dialogue.from_dict(row) for row in rows]
         assert (saved[0].prompt, saved[0].response, len(saved)) == ("My knee hurts.", BETTER, 2)
+        file = tmp_path / "talk.jsonl"
+        file.write_text("\n".join(map(json.dumps, rows)))
+        found = read_dialogues(file)
+        assert list(found) == saved and not found.notes() and found[0].origin == "annotated"
+        assert [len(d.history) for d in found] == [0, 2]
         other = complete(running, "I have a dog, Biscuit.", talk="")["me"]
         assert other["talk"] != first["talk"]
         titles = [row["title"] for row in ask("GET", "/me/talks")[1]["talks"]]

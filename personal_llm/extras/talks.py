@@ -17,11 +17,11 @@ from typing import NamedTuple
 
 from dateutil import parser
 
-from ..base.core import InputError
+from ..base.core import Dialogue, InputError
 from ..data.formats import PROMPT, RESPONSE, SYSTEM, ParsedConversation, RecordFormat, dig
 from ..data.formats import find_field, list_fields
 from ..data.records import TALK_FIELD, format_value, is_message_list, parse_json
-from .marks import TABLE, Turn, split_into_dialogues
+from .marks import GAP, TABLE, Turn, is_visible, split_into_dialogues
 
 # %% ../../nbs/9_extras/08_talks.ipynb #7a1c0006
 FIELDS = {kind: names.split() for kind, names in TABLE["fields"].items()}  # the first one with a value counts
@@ -249,8 +249,12 @@ def parse_side(record: dict, name: str, role: str) -> list:  # of `Turn`
 def parse_request(record: dict) -> list:  # of `Turn`
     "Parse what stands before the answer of a row: system turn, earlier turns, request and material."
     turns = [turn for name in SYSTEM if record.get(name) for turn in parse_side(record, name, "system")]
-    for item in record.get("history") or []:
-        turns += parse_turn(dict(zip(("user", "assistant"), item)) if isinstance(item, list) else item)
+    history = record.get("history") or []
+    is_pair = lambda item: isinstance(item, list) and len(item) == 2
+    has_roles = all(is_pair(item) and item[0] in ("system", "user", "assistant") for item in history)
+    sides = ("role", "content") if has_roles else ("user", "assistant")  # else a request and its answer
+    for item in history:
+        turns += parse_turn(dict(zip(sides, item)) if isinstance(item, list) else item)
     name = find_field(record, PROMPT)
     material = [as_text(record[other], other) for other in ("input", "context") if other != name and record.get(other)]
     *earlier, last = parse_side(record, name, "user") or [Turn("user", "")]
@@ -399,6 +403,17 @@ def make_row_format(fields: list, answer: list, prepare=None) -> RecordFormat:
     return RecordFormat(fields, parse, prepare=prepare, split=split_into_dialogues)
 
 
+def parse_saved(record: dict) -> list:  # of `ParsedConversation`
+    "Parse a row of `Dialogue.to_dict`; its turns are the one dialogue, because each earlier one has a row of its own."
+    return [ParsedConversation([Dialogue.from_dict(record | dict(time=parse_time(record["time"])))])]
+
+
+def split_saved(conversation: ParsedConversation) -> tuple:  # (dialogues, 0, reason -> gaps)
+    "Return the dialogue of a saved row, unless it has no response."
+    spoken = [d for d in conversation.turns if is_visible(d.response)]
+    return spoken, 0, {GAP: len(conversation.turns) - len(spoken)}
+
+
 SENDERS = list(product(FIELDS["who"], ("content", "text", "message", "utterance")))
 TALKS = [[name] for name in FIELDS["turns"]]
 ROWS = {  # name -> `RecordFormat`, from general to special
@@ -406,4 +421,5 @@ ROWS = {  # name -> `RecordFormat`, from general to special
     "pairs": make_row_format(tuple(product(PROMPT, RESPONSE)), RESPONSE, share_instruction),
     "messages": make_format("messages", Program(TALKS, " ".join(FIELDS["turns"]), is_general=True)),
     "preference": make_row_format(tuple(zip(FIELDS["better"], FIELDS["worse"])), FIELDS["better"]),
+    "saved": RecordFormat((("prompt", "response", "id", "time", "origin"),), parse_saved, split=split_saved),
 }
