@@ -427,3 +427,20 @@ def test_the_number_of_an_instruction_is_never_used_again(model):
     me.react(None, "always", "Be brief.")
     assert [*me.state.instructions] == [2]
     assert me.forget(text="zebras").words and [*me.state.instructions] == [2]
+
+
+@pytest.mark.parametrize("is_learned", [False, True], ids=["answered", "learned"])
+def test_what_is_observed_once_more_keeps_what_became_of_it(model, tmp_path, is_learned):
+    me = make(model, tmp_path)
+    me.observe_all(STREAM[:2], progress=False)
+    me.react(STREAM[0], "better", "In short: no.")
+    me.react(STREAM[0], "scope", scope="everywhere")
+    if is_learned:
+        me.finetune(progress=False)
+    me.close()
+    again = Personalizer(model, folder=tmp_path, config=SHORT)
+    decisions = again.observe_all(STREAM[:3], progress=False)
+    assert [d.kept for d in decisions] == [False, False, True] and decisions[0].reason == "it is in the buffer already"
+    (answer,) = get_evidence(again.state).everywhere
+    assert answer.response == "In short: no." and again.undo()
+    again.close()

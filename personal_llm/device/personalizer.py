@@ -18,11 +18,11 @@ from ..base.adapters import Adapter
 from ..base.core import Cost, Dialogue, InputError, check, check_dialogues
 from ..base.display import Displayed
 from ..base.replies import ReplyOptions, ReplyStream
-from ..buffer.buffer import Buffer
+from ..buffer.buffer import Buffer, Decision
 from ..memory.feedback import Reaction
 from ..memory.retrieval import MAX_TOKENS, MemoryConfig
 from ..buffer.scoring import ScoredDialogue, load_lexicons, score
-from .archive import Archive
+from .archive import Archive, clean
 from .forgetting import ForgetPlan, delete_rows, finish_forgetting, plan_forgetting, trim
 from .evidence import list_known
 from .learning import PreparedRound, check_start, choose_training, list_options, load_last_adapter
@@ -126,6 +126,18 @@ def _record_said(state: State, dialogue: Dialogue, talk: str, recall: Recall, tu
         statements = [state.find_root(statement.id) for statement in recall.statements]
         content = dict(is_tuned=recall.adapter is not None, is_silent=recall.is_silent)
         state.record("said", dialogue.id, reads=reads, statements=statements, **content)
+
+
+def _recognise(state: State, dialogue: Dialogue) -> list:  # of one `Decision`; empty: it is to be observed
+    "Decide about a dialogue that is observed once more with the same text: what became of it stays."
+    stored = state.archive.dialogues.get(dialogue.id)
+    if stored is None or (stored.prompt, stored.response) != (clean(dialogue.prompt), clean(dialogue.response)):
+        return []
+    is_in_buffer = state.find_slot(dialogue.id) is not None
+    if not is_in_buffer and dialogue.id not in state.reactions:
+        return []
+    reason = "it is in the buffer already" if is_in_buffer else "you reacted to it already"
+    return [Decision(state.buffer.seen, dialogue.id, False, reason=reason)]
 
 
 def _list_due(state: State, active_adapter: str) -> list:  # `Dialogue`s
@@ -295,7 +307,10 @@ class Personalizer(Displayed):
             block = dialogues[first : first + size]
             with self.state.change():
                 for dialogue in block:
-                    self.arrive(dialogue)
+                    known = _recognise(self.state, dialogue)
+                    decisions += known
+                    if not known:
+                        self.arrive(dialogue)
                 decisions += self.settle()
             bar.update(len(block))
             if self.settings.finetune_every and len(block) == size:
