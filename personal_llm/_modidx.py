@@ -1663,6 +1663,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                   'personal_llm/device/personalizer.py'),
                                                   'personal_llm.device.personalizer._react': ( '7_device/personalizer.html#_react',
                                                                                                'personal_llm/device/personalizer.py'),
+                                                  'personal_llm.device.personalizer._recognise': ( '7_device/personalizer.html#_recognise',
+                                                                                                   'personal_llm/device/personalizer.py'),
                                                   'personal_llm.device.personalizer._record_reaction': ( '7_device/personalizer.html#_record_reaction',
                                                                                                          'personal_llm/device/personalizer.py'),
                                                   'personal_llm.device.personalizer._record_said': ( '7_device/personalizer.html#_record_said',
