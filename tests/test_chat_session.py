@@ -142,6 +142,21 @@ def test_a_turn_that_another_try_replaced_is_neither_scored_nor_learned(model):
     assert [d.id for d in collect_training(session.me.state)] == [newest]
 
 
+@pytest.mark.parametrize("edited", ["I live in Linz.", "I live in Graz."])  # and the same message once more
+def test_an_edited_message_does_not_read_what_it_replaces(edited, model):
+    session = open_chat(model)
+    say(session, "I have a dog.")
+    session.open_talk()
+    for text in ("I live in Graz.", "My flat is in Graz."):
+        say(session, text)
+    say(session, edited, replaces=session.turns[0].id)
+    assert [one.text for one in session.recalled.statements] == ["I have a dog."], "of another talk"
+    assert "Graz" not in str(session.recalled.dialogue.history)
+    session.open_talk()
+    say(session, "Where do I live?")
+    assert edited in [one.text for one in session.recalled.statements]
+
+
 def test_a_scope_without_a_turn_is_that_of_the_newest_correction(model):
     session = open_chat(model)
     for number in (7, 11):

@@ -251,7 +251,8 @@ class Talk:
             given = drop_forgotten(self.me.archive, [(role, clean_text(text)) for role, text in history or ()])
             given += [pair for d in turns for pair in (("user", d.prompt), ("assistant", d.response))]
             new = Dialogue(prompt, "", given, time=time, origin="model")
-            return new, self.me.recall(new), [self.me.state.root(d) for d in turns] if history is None else None
+            ids = [self.me.state.root(d) for d in turns] if history is None else None
+            return new, self.me.recall(new, rest), ids
 
     def store(self, said: Dialogue, rest: list, recall, turns) -> None:  # turns: of `prepare`
         "Store a turn in the place of others, the first of which it is if only its reply was forgotten."

@@ -115,8 +115,15 @@ class Memory:
                 if new:
                     store_vectors(self.archive, encoder, dict(zip(new, self.vectors.embed([*new.values()]))))
 
-    def find(self, state: State, dialogue: Dialogue, count_tokens, adapter=None) -> Recall:
-        "Return what the reply to a prompt uses; count_tokens: text -> tokens; adapter: of a fine-tune."
+    def find(
+        self,
+        state: State,
+        dialogue: Dialogue,  # a new prompt with the talk before it
+        count_tokens,  # text -> number of its tokens
+        adapter=None,  # of a fine-tune
+        replaced=(),  # ids of turns whose place the new one takes: their statements aren't used
+    ) -> Recall:
+        "Return what the reply to a prompt uses."
         instructions = tuple(state.instructions.values())
         if not self.config.memories and adapter is None:
             read = add_memories(dialogue, [], [], self.config, instructions)
@@ -128,6 +135,7 @@ class Memory:
             evidence = get_evidence(state)
             said = self.list_statements(state) if self.config.memories else []
             said = [one for one in said if self.archive.dialogues[one.id].prompt not in shown]
+            said = [one for one in said if one.id not in replaced]
             if evidence.answers or evidence.here or evidence.everywhere or said:
                 self.load()
             general = list_general() if evidence.here else ()

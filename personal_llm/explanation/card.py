@@ -6,7 +6,17 @@
 __all__ = ['make_card', 'is_taken_out']
 
 # %% ../../nbs/5_explanation/02_card.ipynb #card0003
-from .habits import EMOJI, LISTS, LOWER_CASE, ONE_SENTENCE, Habit, find_frame
+from personal_llm.explanation.habits import (
+    EMOJI,
+    LISTS,
+    LOWER_CASE,
+    ONE_SENTENCE,
+    Form,
+    Habit,
+    find_frame,
+    has_run,
+    split_pieces,
+)
 
 # %% ../../nbs/5_explanation/02_card.ipynb #card000b
 def find_frames(texts: list, least: int, is_last: bool) -> list:  # `Form`s
@@ -50,9 +60,21 @@ def make_card(
     return sorted(habits, key=lambda habit: -habit.count)
 
 # %% ../../nbs/5_explanation/02_card.ipynb #card0011
+def _keeps(text: str, form: Form) -> bool:
+    "Return whether a text has a form, or enough of the words of an opening or a sign-off."
+    if not form.words:
+        return form.holds(text)
+    pieces = split_pieces(form.words)
+    if form.is_last:
+        return has_run(text, pieces[-1], is_last=True)
+    marked = [place for place, piece in enumerate(pieces) if not piece[-1].isalnum()]
+    num_words = marked[0] + 1 if marked else 1
+    return pieces[:num_words] == split_pieces(text)[:num_words]
+
+
 def is_taken_out(read: list, reply: str, text: str) -> bool:  # read: the answers' texts; text: the correction
     "Return whether a correction removed what a reply had taken from the answers that it read."
     texts = [*read, reply]
     shared = find_forms(texts, len(texts)) if read else []
     shared = [form for form in shared if form.words] or shared  # short replies share *one sentence* anyway
-    return bool(shared) and not any(form.holds(text) for form in shared)
+    return bool(shared) and not any(_keeps(text, form) for form in shared)

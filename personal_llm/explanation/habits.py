@@ -31,6 +31,7 @@ class Form:
     verb: str  # in a question, such as "wrote {} in lower case"
     holds: Callable  # text -> whether it has the form
     words: str = ""  # of an opening or a sign-off
+    is_last: bool = False  # True: a sign-off
 
     @property
     def label(self) -> str:  # on a card, such as "in lower case"
@@ -184,7 +185,7 @@ def find_frame(answers: list, is_last: bool, min_share: float = MIN_SHARE) -> Fo
         return None
     holds = partial(has_run, words=words, is_last=is_last)
     if is_last:
-        return Form(f"signs off “{words}”", f"signed off {{}} with “{words}”", holds, words)
+        return Form(f"signs off “{words}”", f"signed off {{}} with “{words}”", holds, words, is_last)
     return Form(f"opens with “{words}”", f"opened {{}} with “{words}”", holds, words)
 
 # %% ../../nbs/5_explanation/01_habits.ipynb #c65b2392
