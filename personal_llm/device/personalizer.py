@@ -374,10 +374,10 @@ class Personalizer(Displayed):
         self.adapter = load_last_adapter(self.state, self.folder)
         finish_forgetting(self.state, [undone])
 
-    def recall(self, dialogue: Dialogue) -> Recall:  # dialogue: a new prompt with the talk before it
-        "Find what the reply to a prompt uses; answers and adapter only where the gate is open."
+    def recall(self, dialogue: Dialogue, replaced=()) -> Recall:  # dialogue: a new prompt with the talk before it
+        "Find what a reply uses, the gate permitting; replaced: ids of turns whose statements it doesn't."
         adapter = self.adapter if self.model.reads_adapters else None
-        return self.memory.find(self.state, dialogue, self.model.count_tokens, adapter)
+        return self.memory.find(self.state, dialogue, self.model.count_tokens, adapter, replaced)
 
     def reply(self, prompt: str, history=(), max_tokens: int = None) -> str:
         "Reply to a prompt with the user's answers before it; do not observe it."
