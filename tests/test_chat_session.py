@@ -229,7 +229,7 @@ def test_a_scope_is_about_the_correction_that_was_named_last_and_still_exists(mo
     assert PROMPTS[1] in session.scoping.scope_correction("here"), "a correction that you like is still one"
     assert session.me.state.newest(second).origin == "annotated"
     session.react("better", "In short: leaves.", first)
-    assert "reaction" in session.undo()
+    assert "your correction" in session.undo()
     assert PROMPTS[0] in session.scoping.scope_correction("everywhere"), "its earlier correction is back"
     assert "belongs" in session.undo()
     assert PROMPTS[0] in session.scoping.scope_correction("everywhere"), "the line named it"
