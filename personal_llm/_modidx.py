@@ -2772,6 +2772,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                            'personal_llm/extras/server.py'),
                                             'personal_llm.extras.server.describe_status': ( '9_extras/server.html#describe_status',
                                                                                             'personal_llm/extras/server.py'),
+                                            'personal_llm.extras.server.describe_undo': ( '9_extras/server.html#describe_undo',
+                                                                                          'personal_llm/extras/server.py'),
                                             'personal_llm.extras.server.export_talk': ( '9_extras/server.html#export_talk',
                                                                                         'personal_llm/extras/server.py'),
                                             'personal_llm.extras.server.find_limit': ( '9_extras/server.html#find_limit',
