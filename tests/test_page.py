@@ -365,13 +365,13 @@ def test_a_day_by_the_keyboard_alone(page, width, monkeypatch, tmp_path):
 
 
 def test_axe_finds_nothing(page):
-    "Six states, light and dark, at two widths."
+    "Seven states, light and dark, at two widths."
     package = pytest.importorskip("axe_core_python", reason="pip install axe-core-python")
     script = Path(os.environ.get("AXE_SCRIPT") or Path(package.__file__).parent / "axe.min.js")
     page.browser.execute_script(script.read_text(encoding="utf-8"))
     states = dict(empty=[], talk=["What can I cook from rice, eggs and tomatoes?"], correction=["Correct"])
     states |= dict(
-        menu=["Cancel", "More about this reply"], forget=["Forget message and reply"], known=["Cancel", "What I know about you"]
+        saved=["Save the correction"], menu=["More about this reply"], forget=["Forget message and reply"], known=["Cancel", "What I know about you"]
     )
     rows = "found.violations.map((one) => [one.id, one.nodes.map((node) => node.html)])"
     run = f"const done = arguments[0]; axe.run().then((found) => done({rows}))"
@@ -409,11 +409,13 @@ def test_a_reply_costs_two_stops_of_the_keyboard(page, monkeypatch):
     page.say("What is tea?")
     person = Person(page, monkeypatch, None)
     person.to("Correct")
-    names = []
-    for _ in range(2):
-        person.send(Keys.TAB)
-        names.append(page.script(NAME))
-    assert names == ["More about this reply", "Correct"]
+    person.send(Keys.TAB)
+    assert page.script(NAME) == "More about this reply"
+    person.send(Keys.ENTER)
+    person.on("Good reply")
+    person.send(Keys.TAB)
+    assert page.script(NAME) == "Correct", "of the next reply"
+    assert not page.texts("[popover]:popover-open")
 
 
 def test_a_server_that_has_gone_is_a_line(page):

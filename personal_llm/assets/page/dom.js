@@ -16,8 +16,7 @@ export const makeLines = (texts) => texts.map((textContent) => make("li", { text
 
 function addKeys(menu) { // up and down move, Tab goes on behind the button; Escape is the browser's
   const items = [...menu.children];
-  for (const item of items) Object.assign(item, { role: "menuitem", tabIndex: -1 });
-  items[0].autofocus = true;
+  for (const item of items) Object.assign(item, { role: "menuitem", tabIndex: -1, autofocus: item === items[0] });
   menu.onkeydown = (event) => {
     if (event.key === "Tab") menu.hidePopover();
     const step = { ArrowDown: 1, ArrowUp: -1 }[event.key];

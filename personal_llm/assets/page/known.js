@@ -21,11 +21,9 @@ function makeAnswer(row) {
   return makeKnown(row, (item) => openEditor(item, row), forget(row), scoped);
 }
 
-const ENDED = "Instruction ended. Its text is deleted if you forget its words below.";
-
 function makeInstruction(row) {
   const body = { kind: "always", number: row.number };
-  const instruct = (text) => change("react", { ...body, text }, text ? "Instruction changed." : ENDED);
+  const instruct = (text) => change("react", { ...body, text }, `Instruction ${text ? "changed" : "ended"}.`);
   const edit = async () => {
     const text = prompt("Instruction for all replies", row.text);
     if (text?.trim()) await instruct(text);
