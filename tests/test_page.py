@@ -371,7 +371,10 @@ def test_axe_finds_nothing(page):
     page.browser.execute_script(script.read_text(encoding="utf-8"))
     states = dict(empty=[], talk=["What can I cook from rice, eggs and tomatoes?"], correction=["Correct"])
     states |= dict(
-        saved=["Save the correction"], menu=["More about this reply"], forget=["Forget message and reply"], known=["Cancel", "What I know about you"]
+        saved=["Save the correction"],
+        menu=["More about this reply"],
+        forget=["Forget message and reply"],
+        known=["Cancel", "What I know about you"],
     )
     rows = "found.violations.map((one) => [one.id, one.nodes.map((node) => node.html)])"
     run = f"const done = arguments[0]; axe.run().then((found) => done({rows}))"
@@ -394,8 +397,9 @@ def test_axe_finds_nothing(page):
 
 def test_placeholders_can_be_read(page):
     "WCAG asks for 4.5 to 1; axe leaves placeholders out."
-    light = "(c) => c.match(/[0-9.]+/g).slice(0, 3).map((x) => x / 255).map((x) => x > .04 ? ((x + .055) / 1.055) ** 2.4 : x / 12.9)"
-    weigh = f"((c) => ((v) => .2126 * v[0] + .7152 * v[1] + .0722 * v[2] + .05)(({light})(c)))"
+    light = "(x) => x > 10 ? ((x / 255 + .055) / 1.055) ** 2.4 : x / 3295"
+    parts = f"((c) => c.match(/[0-9.]+/g).map({light}))"
+    weigh = f"((c) => ((v) => .2126 * v[0] + .7152 * v[1] + .0722 * v[2] + .05)({parts}(c)))"
     for scheme in ("light", "dark"):
         features = [dict(name="prefers-color-scheme", value=scheme)]
         page.browser.execute_cdp_cmd("Emulation.setEmulatedMedia", dict(features=features))

@@ -265,6 +265,8 @@ def test_a_whole_day(tmp_path):
         assert ask("GET", "/me/known")[1]["instructions"][0]["text"] == f"In short, as in {SECRET}."
         assert ask("GET", "/me/status")[1]["undo"] == "your last instruction"
         assert ask("GET", "/me/status")[1]["unlearned"] == 2
+        ask("POST", "/me/react", dict(id=first["id"], kind="up"))
+        assert ask("GET", f"/me/talks?talk={first['talk']}")[1]["turns"][0]["is_own"], "a liked correction is still one"
     with chat_server(tmp_path / "me") as running:  # tomorrow
         ask = running.ask
         turns = ask("GET", f"/me/talks?talk={first['talk']}")[1]["turns"]
