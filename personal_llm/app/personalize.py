@@ -226,7 +226,7 @@ def personalize(
         tested = test[-MAX_TESTED:]
         me.buffer.policy.pace(len(new), me.buffer.seen)
         if progress and new:
-            example = sorted(new, key=lambda d: len(d.text))[len(new) // 2]
+            example = sorted(new, key=lambda d: len(d.text))[len(new) * 3 // 4]  # the buffer keeps rather long ones
             announce(model, example, 2 * len(tested), MEASURED_TOKENS, len(new), me.config)
         before = measure(model, tested, None, progress)
         learn_stream(me, new, progress)

@@ -212,7 +212,7 @@ class State:
         return root
 
     def list_own(self) -> list:  # `Dialogue`s, the oldest first
-        "Return the turns of the user's own talks; none of a file, and no other program's."
+        "Return the turns of the user's own talks, without those from files and from other programs."
         return sorted(map(self.newest, self.own), key=lambda d: d.time)
 
     def list_turns(self, talk: str) -> list:  # `Dialogue`s, the oldest first
@@ -290,7 +290,7 @@ def _forgotten(state: State, id: str, content: dict) -> None:
 
 # %% ../../nbs/7_device/02_state.ipynb #st2scof
 def count_questions(state: State) -> int:
-    "Return how many questions the budget still allows; by default one a bin until the next fine-tune."
+    "Return how many questions the budget still allows; by default one per bin until the next fine-tune."
     most = state.settings.get("max_questions")
     if most is None and state.settings.get("ask_when") == "arrival":
         most = state.buffer.seen  # each entry that changes is asked about

@@ -26,7 +26,7 @@ class Evidence:
     plain: tuple = ()  # corrected back to a plain reply
 
 # %% ../../nbs/3_memory/03_gate.ipynb #1a9bf53b
-MEAN_WEIGHT = 0.25  # of the mean in the closeness; .2 on earlier people, .25 before 79_gate judged anybody
+MEAN_WEIGHT = 0.25  # of the mean in the closeness; .2 was found on earlier people, .25 set before 79_gate
 
 
 def measure_closeness(similarities: np.ndarray, weight: float = MEAN_WEIGHT) -> float:  # in [-1, 1]
@@ -98,7 +98,7 @@ def judge(
     "Decide whether what a person taught applies to a prompt."
     if not (evidence.answers or evidence.here or evidence.everywhere):
         return Verdict()
-    corrected = {d.prompt: d.time for group in (evidence.answers, evidence.here) for d in group}
+    corrected = {d.prompt: d.time for group in (evidence.answers, evidence.here, evidence.everywhere) for d in group}
     alone = [d for d in evidence.left_alone if d.time > corrected.get(d.prompt, -np.inf)]
     opposing = {d.prompt: "which you left as it was" for d in alone}
     opposing |= {d.prompt: "where you took the form out again" for d in evidence.plain}
