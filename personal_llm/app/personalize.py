@@ -169,7 +169,7 @@ def announce(model, example, replies: int, tokens: int, num_read: int = 0, confi
     work = [count_nouns(num_read, "dialogue") + " to read", f"{config.steps} steps of a fine-tune"] if config else []
     work.append(count_nouns(replies, "reply"))
     print(f"{', '.join(work)}; timing this machine …", file=sys.stderr, flush=True)
-    passes = num_read + 3 * config.steps * config.batch_size if config else 0
+    passes = num_read + 5 * config.steps * config.batch_size if config else 0
     minutes = estimate_minutes(model, example, replies, tokens, passes)
     print(f"about {minutes:.1f} minutes", file=sys.stderr, flush=True)
 
@@ -226,7 +226,7 @@ def personalize(
         tested = test[-MAX_TESTED:]
         me.buffer.policy.pace(len(new), me.buffer.seen)
         if progress and new:
-            example = sorted(new, key=lambda d: len(d.text))[len(new) // 2]
+            example = sorted(new, key=lambda d: len(d.text))[len(new) * 3 // 4]  # the buffer keeps rather long ones
             announce(model, example, 2 * len(tested), MEASURED_TOKENS, len(new), me.config)
         before = measure(model, tested, None, progress)
         learn_stream(me, new, progress)
