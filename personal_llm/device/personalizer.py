@@ -93,9 +93,9 @@ def _take_back(state: State) -> str:  # a line that names it
         text = first.content["text"]
         return f"taken back: your instruction “{text}”" if text else "taken back: the instruction applies again"
     prompts = ", ".join(f"“{state.archive.dialogues[event.dialogue].prompt[:60]}”" for event in events)
-    whats = {"scoped": "where your correction belongs, of", "better": "your correction of"}
+    whats = {"scoped": "where your correction of {} applies", "better": "your correction of {}"}
     kind = first.content.get("kind", first.kind)
-    line = f"taken back: {whats.get(kind, 'your reaction to the reply to')} {prompts}"
+    line = "taken back: " + whats.get(kind, "your reaction to the reply to {}").format(prompts)
     learned = {id for round in state.list_rounds() for id in round.learned}
     has_learned = first.kind == "reacted" and first.dialogue in learned
     return line + "; a fine-tune has learned it, /unlearn takes that back" * has_learned

@@ -30,7 +30,7 @@ MEAN_WEIGHT = 0.25  # of the mean in the closeness; .2 was found on earlier peop
 
 
 def measure_closeness(similarities: np.ndarray, weight: float = MEAN_WEIGHT) -> float:  # in [-1, 1]
-    "Return how close a prompt is to a set of dialogues: mostly its nearest one, a little the mean of all."
+    "Return how close a prompt is to a set of dialogues: mostly to the nearest one, a little to the mean of all."
     return float((1 - weight) * similarities.max() + weight * similarities.mean())
 
 # %% ../../nbs/3_memory/03_gate.ipynb #1d65e203
