@@ -111,6 +111,7 @@ def test_a_mistake_is_one_line_and_changes_nothing(session, line):
     [
         ("/better", "/better needs a text; write /better TEXT"),
         ("/drop", "/drop needs a number; write /drop N"),
+        ("/drop 1", "no standing instruction; /always TEXT adds one"),
         ("/new talk", "/new takes no text; write /new"),
         ("/forget x", "nothing stored contains it; try other words"),
     ],

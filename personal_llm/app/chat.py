@@ -163,7 +163,8 @@ def change_habit(session, text: str) -> str:
     number, name = (text.split(maxsplit=1) + [""])[:2]
     rows = list_habits(session.me.state)
     if not 1 <= read_number(number) <= len(rows) or name not in SCOPE_NAMES:
-        raise InputError(f"/style {text[:40]}: no such habit or place", f"write /style N {'|'.join(SCOPE_NAMES)}")
+        remedy = f"/style lists the habits; write /style N {'|'.join(SCOPE_NAMES)}"
+        raise InputError(f"/style {text[:40]}: no such habit or place", remedy)
     return session.scoping.scope_habit(rows[int(number) - 1].form.label, SCOPE_NAMES[name])
 
 
@@ -233,7 +234,10 @@ def run_command(session, name: str, text: str) -> str:  # the output
                 session.me.state, "Applies to all replies; /always lists what you said, /drop N ends a line"
             )
         case "/drop":
-            session.react("always", "", read_number(text))
+            number = read_number(text)
+            if not session.me.state.instructions:
+                return "no standing instruction; /always TEXT adds one"
+            session.react("always", "", number)
             return "no reply reads it any more; its words stay stored until you /forget them"
         case "/undo":
             return session.undo()
