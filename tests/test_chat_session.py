@@ -157,6 +157,21 @@ def test_an_edited_message_does_not_read_what_it_replaces(edited, model):
     assert edited in [one.text for one in session.recalled.statements]
 
 
+def test_a_forgotten_reply_that_was_tried_again_is_shown_to_later_turns_as_after_reopening(model, tmp_path):
+    with open_chat(model, tmp_path) as session:
+        for text in ("My dog Bello is sick.", "What is iron?", "And zinc?"):
+            say(session, text)
+        session.react("better", "In short: a metal.")
+        session.forget("Bello")
+        assert [bool(d.response) for d in session.turns] == [False, True] and not session.turns[1].history
+        say(session, "What is iron?", replaces=session.turns[0].id)
+        turns, evidence = session.turns, get_evidence(session.me.state)
+        assert [text for _, text in turns[1].history] == ["What is iron?", turns[0].response]
+    with open_chat(model, tmp_path) as again:
+        assert [d.id for d in again.turns] == [d.id for d in turns] and again.turns == turns
+        assert get_evidence(again.me.state) == evidence
+
+
 def test_a_scope_without_a_turn_is_that_of_the_newest_correction(model):
     session = open_chat(model)
     for number in (7, 11):

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from personal_llm.base.core import Dialogue
 from personal_llm.base.encoder import DEFAULT_ENCODER, VectorStore
+from personal_llm.memory import gate
 from personal_llm.memory.gate import MEAN_WEIGHT, REACH, Evidence, Verdict, belongs, judge
 from personal_llm.memory.gate import measure_reach
 
@@ -119,6 +120,16 @@ def test_corrections_stay_in_the_language_of_their_prompts_unless_you_say_all_re
     assert all(judge(Evidence(everywhere=german), prompt, vectors).is_open for prompt in prompts)
     both = (*german, *ask("What is the capital of Spain?", time=9.0))
     assert [d.prompt for d in judge(Evidence(both), prompts[1], vectors).answers] == ["What is the capital of Spain?"]
+
+
+def test_the_language_of_a_prompt_is_found_once(vectors, monkeypatch):
+    asked = []
+    monkeypatch.setattr(gate, "find_language", lambda texts: asked.extend(texts) or "")
+    evidence = Evidence(said(0, 5), here=said(10))
+    languages = {}
+    for prompt in ("20 q", "30 q", "20 q"):
+        judge(evidence, prompt, vectors, (), languages)
+    assert sorted(asked) == sorted(languages) == ["0 words", "10 words", "20 q", "30 q", "5 words"]
 
 
 def test_the_first_day_of_somebody_who_corrects_recipes():

@@ -321,6 +321,13 @@ def test_a_new_memory_takes_no_buffer_with_entries(model):
         Personalizer(model, buffer)
 
 
+def test_a_buffer_of_another_size_than_the_folders_is_refused(model, tmp_path):
+    make(model, tmp_path, capacity=4).close()
+    with pytest.raises(InputError, match="its buffer has 4 bins, not 2; leave the buffer out"):
+        make(model, tmp_path, capacity=2)
+    make(model, tmp_path, capacity=4).close()
+
+
 def test_another_model_takes_the_memory_along_and_leaves_the_adapter(model, tmp_path):
     other = load_model("pocket")
     other.base = "another"

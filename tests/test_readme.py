@@ -41,7 +41,7 @@ def test_the_lines_run(monkeypatch, capsys):
     assert len(names["test_dialogues"]) >= 2 and (names["adapter"].path / "adapter_config.json").is_file()
 
 
-def test_the_examples_name_a_model_that_takes_two_minutes():
+def test_the_examples_name_a_model_that_takes_minutes():
     "Whatever else is on the disk."
     assert re.search(r"personalize --data \S+ --out mine --model smollm2\n", README)
     assert 'load_model("smollm2")' in BLOCKS[0] and "personal-llm get smollm2" in README

@@ -1,5 +1,8 @@
 "The state: computed anew from the events, it is the same."
 
+import sqlite3
+from pathlib import Path
+
 import numpy as np
 import pytest
 from candidates import ROUND
@@ -11,7 +14,7 @@ from personal_llm.buffer.buffer import Buffer
 from personal_llm.memory.feedback import SCOPES, Scope
 from personal_llm.memory.gate import Evidence
 from personal_llm.buffer.scoring import Scores
-from personal_llm.device.archive import Archive, count_bytes, delete_dialogues
+from personal_llm.device.archive import ARCHIVE_FILE, Archive, count_bytes, delete_dialogues
 from personal_llm.device.forgetting import trim
 from personal_llm.device.state import FILE, State, count_questions, decide, open_state, place, scores_to_dict
 from personal_llm.device.evidence import describe_state, get_evidence, list_answered, list_unlearned
@@ -423,3 +426,27 @@ def test_an_act_from_before_a_failed_change_can_be_taken_back():
         1 / 0
     state.record("taken_back", events=[state.acts[-1].event.number])
     assert state.instructions == open_state(state.archive).instructions == {}
+
+
+def test_a_folder_made_by_an_earlier_state_of_the_package_opens_with_all_that_it_knew(tmp_path):
+    "`old_folder.sql` was written on an earlier day by other code, of a chat with the model pocket."
+    connection = sqlite3.connect(tmp_path / ARCHIVE_FILE)
+    connection.executescript(Path(__file__).with_name("old_folder.sql").read_text(encoding="utf-8"))
+    connection.close()
+    state = open_state(Archive(tmp_path))
+    evidence = {name: [d.response for d in group] for name, group in vars(get_evidence(state)).items()}
+    assert evidence == dict(
+        answers=["In short: Rome.", "In short: Lima."],
+        here=["In short: Madrid."],
+        everywhere=["In short: Shakespeare."],
+        left_alone=["I'm glad you told"],  # later replies used corrections, which counted as left alone then
+        plain=[],
+    )
+    talks = [[state.newest(id).prompt for id in ids] for ids in state.list_talks().values()]
+    assert [len(talk) for talk in talks] == [1, 1, 1, 1, 2, 1, 1]
+    assert talks[4:6] == [["Write a poem about the sea.", "And one about the moon."], ["How long do I boil an egg?"]]
+    assert [one.text for one in state.instructions.values()] == ["Be brief."]
+    assert state.scopes["55bfc877b4fdd731"] == "here" and state.buffer.seen == 8
+    answers = [text for name in ("answers", "here", "everywhere") for text in evidence[name]]
+    others = ["I'm glad you told", "I see. I'm", "You can boil an"]
+    assert sorted(d.response for d in state.buffer.dialogues) == sorted(answers + others)

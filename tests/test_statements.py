@@ -329,8 +329,9 @@ def test_forgotten_statements_do_not_stay_in_memory_and_others_are_not_read_agai
     memory, state = make_memory(a="I live in Oslo.", b="I am vegan.")
     kept = memory.list_statements(state)[1]
     del memory.archive.dialogues["a"], state.own["a"]
+    memory.languages["I live in Oslo."] = "english"
     memory.clear()
-    assert memory.said == {"b": ("I am vegan.", [kept])} and not memory.vectors.vectors
+    assert memory.said == {"b": ("I am vegan.", [kept])} and not memory.vectors.vectors and not memory.languages
     assert memory.list_statements(state)[0] is kept
 
 

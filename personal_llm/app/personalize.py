@@ -169,7 +169,7 @@ def announce(model, example, replies: int, tokens: int, num_read: int = 0, confi
     work = [count_nouns(num_read, "dialogue") + " to read", f"{config.steps} steps of a fine-tune"] if config else []
     work.append(count_nouns(replies, "reply"))
     print(f"{', '.join(work)}; timing this machine …", file=sys.stderr, flush=True)
-    passes = num_read + 3 * config.steps * config.batch_size if config else 0
+    passes = num_read + 5 * config.steps * config.batch_size if config else 0
     minutes = estimate_minutes(model, example, replies, tokens, passes)
     print(f"about {minutes:.1f} minutes", file=sys.stderr, flush=True)
 
@@ -210,12 +210,14 @@ def personalize(
     check_memory_folder(out)
     model = model() if callable(model) else model
     stream, test = split_test_dialogues(dialogues)
-    if policy is None and (Path(out) / ARCHIVE_FILE).is_file():
-        buffer = None  # the folder's own
-    with closing(Personalizer(model, buffer, annotator, config=config, folder=out, start=start, **settings)) as me:
+    given = None if (Path(out) / ARCHIVE_FILE).is_file() else buffer  # a folder that exists has its own
+    with closing(Personalizer(model, given, annotator, config=config, folder=out, start=start, **settings)) as me:
         if capacity not in (None, me.buffer.capacity):
             problem = f"{out}: its buffer has {me.buffer.capacity} bins, not {capacity}"
             raise InputError(problem, "leave --capacity out, or give another folder")
+        if policy is not None and me.buffer.policy.name != buffer.policy.name:
+            problem = f"{out}: filled by policy {me.buffer.policy.name!r}, not by {buffer.policy.name!r}"
+            raise InputError(problem, "leave --policy out, or give another folder")
         known = set(me.archive.dialogues)
         new = [d for d in stream if d.id not in known]
         if me.state.find_last_round() and not new:
@@ -226,7 +228,7 @@ def personalize(
         tested = test[-MAX_TESTED:]
         me.buffer.policy.pace(len(new), me.buffer.seen)
         if progress and new:
-            example = sorted(new, key=lambda d: len(d.text))[len(new) // 2]
+            example = sorted(new, key=lambda d: len(d.text))[len(new) * 3 // 4]  # the buffer keeps rather long ones
             announce(model, example, 2 * len(tested), MEASURED_TOKENS, len(new), me.config)
         before = measure(model, tested, None, progress)
         learn_stream(me, new, progress)

@@ -14,7 +14,7 @@ from operator import attrgetter
 import numpy as np
 
 from ..base.core import ANSWERED_ORIGINS, InputError, load_plugins
-from ..base.text import are_copies, describe_copy
+from ..base.text import are_copies, count_nouns, describe_copy
 from .scoring import ScoredDialogue
 
 # %% ../../nbs/2_buffer/02_policies.ipynb #c0c0e7a1
@@ -43,7 +43,7 @@ class BufferView:
     dss = _column("scores.dss")  # [0, 1]
     loss = _column("scores.loss")  # nats per response token
     domain = _column("scores.domain", object)
-    units = _column("direction")  # (bins, width)
+    units = _column("direction")  # (entries, width)
     dialogues = property(lambda self: tuple(e.dialogue for e in self.entries))
 
     def __init__(self, buffer):  # a `Buffer`
@@ -109,7 +109,7 @@ class Policy:
         slots = [slot for slot, d in enumerate(view.dialogues) if d.origin in ANSWERED_ORIGINS]
         since = view.seen - max(view.arrival[slots], default=-1)  # dialogues
         dialogues_left = self.horizon - (view.seen - self.begin) % self.horizon
-        return bool(since * questions_left >= dialogues_left), f"{since} dialogues since the last answer"
+        return bool(since * questions_left >= dialogues_left), f"{count_nouns(since, 'dialogue')} since the last answer"
 
     def select_training_dialogues(self, dialogues: list) -> list:
         "Select the entries to train on."
@@ -133,7 +133,7 @@ def register_policy(name: str):  # a decorator of a subclass of `Policy`
 @cache
 def load_policies() -> dict:  # name of a plug-in -> the reason why it was skipped
     "Register the policies of installed packages, found by their entry points in `personal_llm.policies`."
-    own = [Policy, *POLICIES.values()]  # a plug-in that is one of these would rename it
+    own = [Policy, *POLICIES.values()]  # a plug-in must not register one of these under a second name
 
     def is_valid(one) -> bool:
         return issubclass(one, Policy) and one not in own and isinstance(one(), Policy)
@@ -164,7 +164,7 @@ def blame(policy: Policy):
         raise
     except Exception as error:
         problem = f"policy {policy.name} raised {type(error).__name__}: {str(error)[:120]}"
-        raise InputError(problem, "nothing was changed; mend the policy, or get its package anew") from error
+        raise InputError(problem, "nothing was changed; fix the policy, or reinstall its package") from error
 
 # %% ../../nbs/2_buffer/02_policies.ipynb #af22bec8
 @register_policy("sdss")
@@ -282,7 +282,7 @@ class AnswersFirstPolicy(KCenterPolicy):
         approved = [slot for slot in oldest if view.dialogues[slot].origin == "approved"]
         if candidate.dialogue.origin == "approved" and not unanswered:
             return None, "all entries are answered"
-        leaving = "entry without one" if unanswered else "approval" if approved else "entry"
+        leaving = "unanswered entry" if unanswered else "approval" if approved else "entry"
         return (unanswered or approved or oldest)[0], f"an answer takes the bin of the oldest {leaving}"
 
     def select_training_dialogues(self, dialogues: list) -> list:

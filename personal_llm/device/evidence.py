@@ -52,10 +52,7 @@ def get_evidence(state: State) -> Evidence:
     groups = {field.name: [] for field in fields(Evidence)} | {"approved": [], "": []}
     with state.archive.lock:  # a fine-tune asks in its own thread
         for id in _list_said(state):
-            d = state.newest(id)
-            if id in state.reactions:  # as new as the reaction
-                d = replace(d, time=max(d.time, state.reactions[id].time))
-            groups[_find_group(state, id)].append(d)
+            groups[_find_group(state, id)].append(state.dated.get(id) or state.newest(id))
     if not (groups["answers"] or groups["here"] or groups["everywhere"]):
         groups["answers"] = groups["approved"]
     by_time = {name: tuple(sorted(group, key=lambda d: d.time)) for name, group in groups.items()}

@@ -65,9 +65,10 @@ class Memory:
         self.clear()
 
     def clear(self) -> None:
-        "Forget all vectors, and the statements of messages that have left the archive."
+        "Forget all vectors and languages, and the statements of messages that have left the archive."
         with self.lock:
             self.vectors = VectorStore()
+            self.languages = {}  # prompt -> its language
             self.said = {id: said for id, said in self.said.items() if id in self.archive.dialogues}
             self.is_loaded = False  # whether the stored vectors are in `vectors`
 
@@ -139,11 +140,11 @@ class Memory:
             if evidence.answers or evidence.here or evidence.everywhere or said:
                 self.load()
             general = list_general() if evidence.here else ()
-            verdict = judge(evidence, prompt, self.vectors, general)
+            verdict = judge(evidence, prompt, self.vectors, general, self.languages)
             memories = retrieve(verdict.answers, prompt, self.vectors, self.config, count_tokens, shown)
             statements = choose_statements(said, prompt, self.vectors, self.config, count_tokens)
             learned = None if adapter is None else list_learned(state, evidence)
-            taught = None if learned is None else judge(learned, prompt, self.vectors, general)
+            taught = None if learned is None else judge(learned, prompt, self.vectors, general, self.languages)
         read = add_memories(dialogue, memories, statements, self.config, instructions)
         closed = "" if taught is None or taught.is_open else taught.reason.replace("\n", "; ")
         adapter = None if closed else adapter

@@ -120,12 +120,17 @@ def _react(state: State, count_tokens, dialogue, kind: str, text: str, time: flo
 # %% ../../nbs/7_device/08_personalizer.ipynb #per2askf
 def _record_said(state: State, dialogue: Dialogue, talk: str, recall: Recall, turns) -> None:
     "Store a dialogue with what its reply used."
+    histories = state.archive.histories
+    is_shown = dialogue.id in histories and any(dialogue.id in items for items in histories.values())
     with state.change():
         state.archive.add(dialogue, talk, turns)
         reads = [state.root(d) for d in recall.memories]
         statements = [state.find_root(statement.id) for statement in recall.statements]
         content = dict(is_tuned=recall.adapter is not None, is_silent=recall.is_silent)
         state.record("said", dialogue.id, reads=reads, statements=statements, **content)
+        if is_shown:  # later turns show the new text
+            state.archive.load()
+            state.replay()
 
 
 def _recognise(state: State, dialogue: Dialogue) -> list:  # of one `Decision`; empty: it is to be observed

@@ -105,6 +105,7 @@ class State:
         self.pending = []  # ids that are said and not scored yet
         self.shown = {}  # id -> `Dialogue` with earlier turns as they were corrected by then
         self.versions = {}  # id -> `Dialogue` after a reaction
+        self.dated = {}  # id -> the same, as new as the reaction
         self.roots = {}  # id of a version -> id of the dialogue
         self.reactions = {}  # id -> the newest `Reaction`
         self.asked = set()  # ids that the user was asked about
@@ -211,7 +212,7 @@ class State:
         return root
 
     def list_own(self) -> list:  # `Dialogue`s, the oldest first
-        "Return the turns of the user's own talks; none of a file, and no other program's."
+        "Return the turns of the user's own talks, without those from files and from other programs."
         return sorted(map(self.newest, self.own), key=lambda d: d.time)
 
     def list_turns(self, talk: str) -> list:  # `Dialogue`s, the oldest first
@@ -289,7 +290,7 @@ def _forgotten(state: State, id: str, content: dict) -> None:
 
 # %% ../../nbs/7_device/02_state.ipynb #st2scof
 def count_questions(state: State) -> int:
-    "Return how many questions the budget still allows; by default one a bin until the next fine-tune."
+    "Return how many questions the budget still allows; by default one per bin until the next fine-tune."
     most = state.settings.get("max_questions")
     if most is None and state.settings.get("ask_when") == "arrival":
         most = state.buffer.seen  # each entry that changes is asked about
@@ -317,7 +318,7 @@ def _said(state: State, id: str, content: dict) -> None:
 
 def _begin_anew(state: State, id: str) -> None:
     "Forget what became of an earlier reply in the same place."
-    for field in (state.versions, state.shown, state.reactions, state.scopes, state.learned_by):
+    for field in (state.versions, state.dated, state.shown, state.reactions, state.scopes, state.learned_by):
         field.pop(id, None)
     for field in (state.plain, state.tuned, state.used, state.silent):
         field.discard(id)
@@ -416,6 +417,7 @@ def _reacted(state: State, id: str, content: dict) -> dict:  # what was before
         state.versions[id] = d
         state.roots[d.id] = id
         _update_buffer(state, id)
+    state.dated[id] = replace(d, time=max(d.time, reaction.time))
     if content["asked"]:
         state.cost.requests += 1
         state.asked.add(id)
@@ -437,7 +439,7 @@ def _asked_habit(state: State, id: str, content: dict) -> None:
 
 def _remember(state: State, id: str) -> dict:  # name of a field -> its value for a dialogue
     "Return what reactions and scopes have made of a dialogue."
-    known = {name: getattr(state, name).get(id) for name in ("reactions", "versions", "scopes", "learned_by")}
+    known = {name: getattr(state, name).get(id) for name in ("reactions", "versions", "dated", "scopes", "learned_by")}
     return known | dict(plain=id in state.plain)
 
 
@@ -534,5 +536,9 @@ def begin_state(archive: Archive, buffer: Buffer = None) -> State:
     if buffer is not None:
         check(buffer, Buffer, "buffer")
     if archive.events:
-        return open_state(archive, None if buffer is None else buffer.policy)
+        state = open_state(archive, None if buffer is None else buffer.policy)
+        if buffer is not None and buffer.capacity != state.buffer.capacity:
+            bins = f"{state.buffer.capacity} bins, not {buffer.capacity}"
+            raise InputError(f"{archive.file}: its buffer has {bins}", "leave the buffer out, or choose another folder")
+        return state
     return State(archive, Buffer() if buffer is None else buffer)

@@ -153,7 +153,7 @@ def decompose(
     V: np.ndarray,  # (width,), a shift
     words: list,  # candidates, in the order of `candidate_words`
     vectors: np.ndarray,  # (n, width), of the candidates, of any length
-    gate: float = 0.1,  # the paper's value, for the absolute cosine of two kept vectors
+    gate: float = 0.1,  # the cosine limit of two kept vectors, the paper's value
     stop: float = 0.2,  # the paper's value, for the share of V's length that may be left
     start: tuple = ((), ()),  # (words, vectors) kept so far, as in a shared basis
 ) -> Decomposition:

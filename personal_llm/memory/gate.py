@@ -26,7 +26,7 @@ class Evidence:
     plain: tuple = ()  # corrected back to a plain reply
 
 # %% ../../nbs/3_memory/03_gate.ipynb #1a9bf53b
-MEAN_WEIGHT = 0.25  # of the mean in the closeness; .2 on earlier people, .25 before 79_gate judged anybody
+MEAN_WEIGHT = 0.25  # of the mean in the closeness; .2 was found on earlier people, .25 set before 79_gate
 
 
 def measure_closeness(similarities: np.ndarray, weight: float = MEAN_WEIGHT) -> float:  # in [-1, 1]
@@ -37,9 +37,8 @@ def measure_closeness(similarities: np.ndarray, weight: float = MEAN_WEIGHT) -> 
 REACH = 0.7  # share of the corrections' mean similarity to the nearest other one; found with a weight of .2
 
 
-def measure_reach(corrections: np.ndarray) -> float:  # vectors (corrections, width) -> a similarity
+def measure_reach(rows: np.ndarray) -> float:  # vectors (corrections, width) -> a similarity
     "Return how similar a prompt must be to its nearest correction; fewer than two reach everything."
-    rows = corrections[-256:]  # the newest, to bound the time of the comparison
     if len(rows) < 2:
         return -np.inf
     similarities = rows @ rows.T
@@ -60,7 +59,8 @@ def weigh(corrections: tuple, opposing: dict, general: tuple, prompt: str, vecto
     supporting = vectors.compare(prompt, prompts)
     nearest = " ".join(corrections[int(supporting.argmax())].prompt.split())  # a reason is a line
     against = vectors.compare(prompt, [*opposing, *general])
-    if belongs(supporting, against, measure_reach(vectors.embed(prompts))):
+    newest = prompts[-256:]  # to bound the time of the comparison
+    if belongs(supporting, against, measure_reach(vectors.embed(newest))):
         return True, f"similar to “{nearest}”, which you corrected"
     if len(against) and measure_closeness(supporting) <= measure_closeness(against):
         place = int(against.argmax())
@@ -88,19 +88,28 @@ class Verdict:
     reason: str = "nothing was corrected yet"  # in words, for the person
 
 
-def judge(evidence: Evidence, prompt: str, vectors: VectorStore, general: tuple = ()) -> Verdict:
-    "Decide whether what a person taught applies to a prompt; general prompts oppose corrections of one subject."
+def judge(
+    evidence: Evidence,
+    prompt: str,
+    vectors: VectorStore,
+    general: tuple = (),  # prompts that oppose corrections of one subject
+    languages: dict = None,  # prompt -> its language; gets those of new prompts, for your next call
+) -> Verdict:
+    "Decide whether what a person taught applies to a prompt."
     if not (evidence.answers or evidence.here or evidence.everywhere):
         return Verdict()
-    corrected = {d.prompt: d.time for group in (evidence.answers, evidence.here) for d in group}
+    corrected = {d.prompt: d.time for group in (evidence.answers, evidence.here, evidence.everywhere) for d in group}
     alone = [d for d in evidence.left_alone if d.time > corrected.get(d.prompt, -np.inf)]
     opposing = {d.prompt: "which you left as it was" for d in alone}
     opposing |= {d.prompt: "where you took the form out again" for d in evidence.plain}
     applying = list(evidence.everywhere)
     parts = [(len(applying), True, "you said: all replies")] if applying else []
-    language = find_language([prompt])
+    languages = {} if languages is None else languages
+    prompts = [prompt, *(d.prompt for group in (evidence.answers, evidence.here) for d in group)]
+    languages |= {text: find_language([text]) for text in prompts if text not in languages}
+    language = languages[prompt]
     for group, others in ((evidence.answers, ()), (evidence.here, general)):
-        same = [d for d in group if not language or find_language([d.prompt]) in ("", language)]
+        same = [d for d in group if not language or languages[d.prompt] in ("", language)]
         if same:
             does_apply, reason = weigh(same, opposing, others, prompt, vectors)
             parts.append((len(same), does_apply, reason))

@@ -38,7 +38,7 @@ class MemoryConfig:
 
 # %% ../../nbs/3_memory/04_retrieval.ipynb #ret00022
 def find_near(items, prompt: str, vectors: VectorStore, name: str = "prompt") -> list:  # name: of the items' texts
-    "Return the items nearest to a prompt, given oldest first, the nearest first; of near-copies only the newest."
+    "Return the items nearest to a prompt, nearest first, of near-copies only the newest; pass them oldest first."
     texts = [getattr(item, name) for item in items]
     order = np.argsort(-vectors.compare(prompt, texts), kind="stable")
     order = order[:32].tolist()  # so that a large archive costs no more than a small one
@@ -47,7 +47,7 @@ def find_near(items, prompt: str, vectors: VectorStore, name: str = "prompt") ->
 
 # %% ../../nbs/3_memory/04_retrieval.ipynb #ret0022b
 def take_fitting(items: list, count_tokens, max_tokens: int, max_items: int) -> list:  # count_tokens: item -> int
-    "Take items in order while they fit into a budget."
+    "Take items in order, leaving out those that no longer fit into the budget."
     taken = []
     for item in items:
         size = count_tokens(item)
@@ -124,7 +124,7 @@ def add_memories(
     config: MemoryConfig = MemoryConfig(),
     instructions: tuple = (),  # objects with `text` and `time`: how the person wants answers, the newest last
 ) -> Dialogue:
-    "Return the dialogue with what a reply uses; for a reply, not to store."
+    "Return the dialogue with everything that its reply uses; generate from it, but don't store it."
     if not memories and not statements and not instructions:
         return dialogue
     newest = max((d.time for d in memories), default=-np.inf)

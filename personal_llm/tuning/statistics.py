@@ -76,7 +76,7 @@ class Comparison(Displayed):
 
 # %% ../../nbs/4_tuning/03_statistics.ipynb #23f9042b
 def paired_bootstrap(
-    values: np.ndarray,  # (n,) paired differences, first minus second: one per user
+    values: np.ndarray,  # (n,) paired differences, first minus second: one per user, or per dialogue of one user
     seed: int = 0,  # of the resamples
     resamples: int = 2000,  # samples drawn with replacement
     metric: str = "loss",  # less is better for a loss, more for everything else

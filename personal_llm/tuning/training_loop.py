@@ -70,8 +70,10 @@ class TrainingState:
     start_loss: float = None  # validation loss before the first step; without validation: loss of the first step
     best_loss: float = None  # lowest validation loss; without validation: mean training loss since the last check
     best_weights: dict = None  # name -> tensor at the lowest validation loss
-    history: list = field(default_factory=list)  # (step, training loss, validation loss or None) of each check
-    num_tokens: int = 0  # tokens processed by the model
+    history: list = field(
+        default_factory=list
+    )  # (step, training loss, validation loss or None) of each check after a step
+    num_tokens: int = 0  # tokens processed by the model, without padding
     num_forward: int = 0  # samples in forward passes
     num_backward: int = 0  # samples in backward passes
 
@@ -173,7 +175,7 @@ def train(
         chosen = choose_step_samples(lengths, config.batch_size, seed, state.step)
         losses.append(add_gradients(adapted, [samples[i] for i in chosen], *fitting))
         if not np.isfinite(losses[-1]):
-            raise InputError(f"step {state.step}: the loss is no number", "give a smaller learning rate")
+            raise InputError(f"step {state.step}: the loss isn't finite", "give a smaller learning rate")
         torch.nn.utils.clip_grad_norm_(weights.values(), MAX_GRADIENT_NORM)
         optimiser.step()
         optimiser.zero_grad()
