@@ -81,8 +81,9 @@ def mark_pastes():
 
 def read_message(prompt: str) -> str:  # "" at the end of all lines; a `Pasted` if it can be no command
     "Read a line, or all lines of a paste."
+    was_waiting = has_waiting_line()  # typed before the prompt, so that each line is a message
     text = read_line(prompt)
-    while text and (text.count(PASTE_BEGINS) > text.count(PASTE_ENDS) or has_waiting_line()):
+    while text and (text.count(PASTE_BEGINS) > text.count(PASTE_ENDS) or not was_waiting and has_waiting_line()):
         line = read_line()
         if not line:
             break
@@ -162,7 +163,8 @@ def change_habit(session, text: str) -> str:
     number, name = (text.split(maxsplit=1) + [""])[:2]
     rows = list_habits(session.me.state)
     if not 1 <= read_number(number) <= len(rows) or name not in SCOPE_NAMES:
-        raise InputError(f"/style {text[:40]}: no such habit or place", f"write /style N {', '.join(SCOPE_NAMES)}")
+        remedy = f"/style lists the habits; write /style N {'|'.join(SCOPE_NAMES)}"
+        raise InputError(f"/style {text[:40]}: no such habit or place", remedy)
     return session.scoping.scope_habit(rows[int(number) - 1].form.label, SCOPE_NAMES[name])
 
 
@@ -170,9 +172,9 @@ def forget_text(session, text: str) -> str:
     "List what goes with a text, ask, and delete it."
     plan = session.forget(text, dry=True)
     if not plan.lines:
-        return "no stored turn holds it"
+        return "nothing stored contains it; try other words"
     print(escape_controls(str(plan)), flush=True)
-    if not confirm("delete all of this?"):
+    if not confirm("permanently delete everything on this list?"):
         return "nothing was deleted"
     session.forget(text)
     return "deleted"
@@ -198,7 +200,7 @@ COMMANDS = {
     "/why": "what the newest reply used, and why",
     "/learn": "fine-tune on your answers, in the background",
     "/unlearn": "undo the last fine-tune; your answers stay",
-    "/forget TEXT": "list the turns that hold TEXT and what read or learned them, ask, and delete all of it",
+    "/forget TEXT": "list what contains TEXT and the replies and adapters that used it, ask, and delete all of it",
     "/new": "begin a new talk; your corrections stay",
     "/status": "buffer and fine-tunes, in numbers",
     f"/style [N {'|'.join(SCOPE_NAMES)}]": "your habits and your style; with N: where a habit belongs",
@@ -232,7 +234,10 @@ def run_command(session, name: str, text: str) -> str:  # the output
                 session.me.state, "Applies to all replies; /always lists what you said, /drop N ends a line"
             )
         case "/drop":
-            session.react("always", "", read_number(text))
+            number = read_number(text)
+            if not session.me.state.instructions:
+                return "no standing instruction; /always TEXT adds one"
+            session.react("always", "", number)
             return "no reply reads it any more; its words stay stored until you /forget them"
         case "/undo":
             return session.undo()
@@ -276,8 +281,11 @@ def handle(session, line: str):  # a generator of pieces of text
             yield from session.say(line)
         elif usage is None:
             yield f"{name[:40]} is no command; /help lists them"
+        elif not accepts(usage, text):
+            needs = "a number" if usage.endswith(" N") else "a text"
+            yield f"{name} {'takes no text' if text else f'needs {needs}'}; write {usage}"
         else:
-            yield run_command(session, name, text) if accepts(usage, text) else f"write {usage}"
+            yield run_command(session, name, text)
     except InputError as error:
         yield "\n" * is_message + str(error)
 

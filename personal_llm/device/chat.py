@@ -357,8 +357,9 @@ def describe_source(model, recalled: Recall, reply: ReplyStream) -> str:  # "" i
         lost += ["the oldest turns"] * (num_left_out > 2 * num_lost)
         lost += ["your message"] * (model.count_tokens(dialogue.prompt) > reply.num_prompt_tokens)
         lines.append(f"{num_tokens} tokens of {' and '.join(lost) or 'it'} did not fit")
-    is_cut = reply is not None and reply.end_reason == "length"
-    lines += ["the reply is cut: it has as many tokens as it may have"] * is_cut
+    end_reason = "" if reply is None else reply.end_reason
+    lines += ["the reply is cut: it has as many tokens as it may have"] * (end_reason == "length")
+    lines += ["the reply is cut: by the server's content filter"] * (end_reason == "content_filter")
     return "; ".join(lines)
 
 # %% ../../nbs/7_device/09_chat.ipynb #cht4lrnc
