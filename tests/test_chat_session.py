@@ -118,6 +118,25 @@ def test_a_new_message_leaves_a_question_without_an_answer(model):
     assert session.question is None and len(session.me.buffer) == 1
 
 
+def test_a_question_that_a_fine_tune_overtook_is_decided_with_new_scores(model):
+    session = open_chat(model)
+    policy = session.me.buffer.policy
+    policy.decide_question = lambda view, candidate, left: (candidate.dialogue.prompt == "And you?", "always")
+    for text in ("Hello", "How are you?", "And you?"):
+        say(session, text)
+    session.me.settle()
+    asked = session.question
+    assert asked.prompt == "And you?" and len(session.me.buffer) == 2
+    session.react("better", "In short: fine.", id=session.turns[0].id)
+    session.me.finetune(progress=False)
+    session.me.settle()
+    assert {entry.scores.model for entry in session.me.buffer.entries} != {session.me.state.scores[asked.id].model}
+    assert say(session, "Let us go on") and session.question is None
+    session.me.settle()
+    assert asked.id in [d.id for d in session.me.buffer.dialogues]
+    assert len({entry.scores.model for entry in session.me.buffer.entries}) == 1
+
+
 def test_a_new_message_ends_an_incomplete_reply(model):
     session = open_chat(model)
     pieces = session.say("Hello", options=FEW)
@@ -246,7 +265,8 @@ def test_a_scope_is_about_the_correction_that_was_named_last_and_still_exists(mo
     session.react("better", "In short: leaves.", first)
     assert "your correction" in session.undo()
     assert PROMPTS[0] in session.scoping.scope_correction("everywhere"), "its earlier correction is back"
-    assert "belongs" in session.undo()
+    line = "taken back: “All replies”. Applies to this subject only: your correction of “What is tea?”"
+    assert session.undo() == line
     assert PROMPTS[0] in session.scoping.scope_correction("everywhere"), "the line named it"
     session.forget(ids=[first])
     assert PROMPTS[1] in session.scoping.scope_correction("everywhere")

@@ -535,11 +535,15 @@ class ChatSession:
         self.work.collect()
         if self.work.learning is not None:
             raise InputError("a fine-tune is learning what you said", "wait until it is complete, or /unlearn stops it")
-        named = [one.event.dialogue for one in self.me.state.list_last_act()]
-        line = self.me.undo()
+        acts = self.me.state.list_last_act()
+        named = [one.event.dialogue for one in acts]
+        line = translate(self.me.state, self.me.undo())
+        scopes = {id: self.me.state.scopes.get(id, "") for id in named} if acts[0].event.kind == "scoped" else {}
+        for scope in dict.fromkeys(scopes.values()):
+            line += ". " + self.scoping.describe_scope([id for id in named if scopes[id] == scope], scope)
         self.scoping.subject = named
         self.work.start_timer()
-        return translate(self.me.state, line)
+        return line
 
     def forget(self, text: str = None, ids=(), dry: bool = False, everything=False, keep=()) -> ForgetPlan:
         "Delete turns, the replies that read them and what learned from them; return the list. dry: only list it."

@@ -11,6 +11,7 @@ let talk = ""; // key of the talk on the page; empty: the newest one; "new": one
 let reply = null; // the `AbortController` of the reply that is being written
 let written = ""; // of that reply
 let isAtEnd = true; // whether the end of the talk is seen, and stays so while its parts grow
+const CUTS = { length: "The reply was cut off at its length limit.", content_filter: "The server's content filter cut off the reply." };
 const reasons = new Map(); // id of a turn -> why its reply used corrections, in lines
 
 $("main").onscroll = ({ target }) => { isAtEnd = target.scrollHeight - target.scrollTop - target.clientHeight < 80; };
@@ -68,7 +69,7 @@ async function write(item, text, turn) { // whether a reply came
       if (event.me?.id) reasons.set(event.me.id, event.me.reasons || []);
       if (written) item.lastChild.replaceWith(makeMarkdown(written));
       else if (event.me?.is_thinking) item.lastChild.textContent = "Thinking …";
-      if (event.choices[0]?.finish_reason === "length") show("The reply was cut off at its length limit.");
+      if (CUTS[event.choices[0]?.finish_reason]) show(CUTS[event.choices[0].finish_reason]);
     }
     return true;
   } catch (error) {

@@ -2,9 +2,9 @@
 import { $, attempt, make, makeLines, show } from "./dom.js";
 import { post } from "./server.js";
 
-const REPLIES = "Replies with a tick are deleted, too. Your messages to them stay, and can be answered again.";
+const REPLIES = "These later replies may repeat it, so they are deleted too, unless you untick them. Your messages to them stay.";
 const describe = (line) => line.replace(/^dialogue/, "Your message and its reply")
-  .replace(/^turn of a history/, "A message from another program")
+  .replace(/^earlier turn of a dialogue/, "A message from another program")
   .replace(/^adapter/, "A fine-tune that learned from it");
 
 function makeReply(row) {
@@ -25,7 +25,7 @@ export const forget = (request, onDone) => attempt(async () => {
   if ($("confirm").returnValue !== "yes") return show("Cancelled: nothing was deleted.");
   const keep = [...$("confirm-lines").querySelectorAll("input:not(:checked)")].map((one) => one.value);
   await post("forget", { ...request, keep });
-  show(`Forgotten: all that was listed${keep.length ? ", but the replies you kept" : ""}.`);
+  show(`Deleted for good${keep.length ? ", except for the replies you kept" : ""}.`);
   await onDone();
   if (document.activeElement === document.body) $("main").focus(); // the button that was pressed has gone, too
 });

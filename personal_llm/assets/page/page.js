@@ -1,6 +1,6 @@
 // the page: its parts, and what a key or a button does
 import { goToEnd, isWriting, stopReply } from "./chat.js";
-import { $, attempt, isWide, onSubmit } from "./dom.js";
+import { $, attempt, isWide, onSubmit, show } from "./dom.js";
 import { loadKnown, loadStatus } from "./known.js";
 import { ask, keepToken, session } from "./server.js";
 import { change, page } from "./turns.js";
@@ -25,6 +25,7 @@ const connect = (given, code) => attempt(async () => {
 
 $("open-known").onclick = () => attempt(async () => {
   if (!session.token) return;
+  show("");
   if (!$("known").hidden) return showSection("chat");
   await loadKnown();
   showSection("known");
