@@ -238,7 +238,7 @@ def test_a_whole_day(tmp_path):
         assert ask("POST", "/me/scope", dict(id=first["id"], scope="everywhere"))[1] == dict(message=ALL_REPLIES)
         assert ask("GET", "/me/status")[1]["undo"] == "“All replies” for “My knee hurts.”"
         taken = ask("POST", "/me/take_back", {})[1]
-        assert taken["message"].startswith("taken back: where your correction belongs")
+        assert taken["message"].startswith("taken back: “All replies”")
         assert ask("GET", "/me/status")[1]["undo"] == "your correction of “My knee hurts.”"
         assert ask("POST", "/me/react", dict(id=second["id"], kind="up"))[1]["kind"] == "up"
         shown = ask("GET", f"/me/talks?talk={first['talk']}")[1]
