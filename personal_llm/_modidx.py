@@ -3006,6 +3006,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                             'personal_llm/memory/statements.py'),
                                                 'personal_llm.memory.statements.is_question': ( '3_memory/statements.html#is_question',
                                                                                                 'personal_llm/memory/statements.py'),
+                                                'personal_llm.memory.statements.join_dates': ( '3_memory/statements.html#join_dates',
+                                                                                               'personal_llm/memory/statements.py'),
                                                 'personal_llm.memory.statements.list_own_sentences': ( '3_memory/statements.html#list_own_sentences',
                                                                                                        'personal_llm/memory/statements.py'),
                                                 'personal_llm.memory.statements.list_texts': ( '3_memory/statements.html#list_texts',

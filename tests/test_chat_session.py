@@ -1,6 +1,7 @@
 "A chat: pieces, turns, and work that nobody waits for."
 
 import threading
+from dataclasses import replace
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -547,6 +548,29 @@ def test_the_source_line_says_what_did_not_fit(model):
     assert explain_reply(session)[1] == "did not fit: your answer to “What is a lake?”"
     say(session, " ".join(f"word{i}" for i in range(400)))
     assert "your message did not fit" in session.describe_source()
+
+
+def test_the_source_line_names_a_statement_that_a_newer_one_seems_to_update(model):
+    session = open_chat(model)
+    for text in ("I take metformin every day.", "I take ramipril every day.", "Which medicine do I take?"):
+        session.open_talk()
+        say(session, text)
+    left_out = "older, left out: “I take metformin every day.”"
+    assert session.describe_source().startswith("from what you said") and left_out in session.describe_source()
+    assert "you said before, so it was left out: I take metformin every day." in explain_reply(session)
+
+
+def test_a_correction_without_the_form_is_told_as_such(model):
+    session = open_chat(model)
+    ids = teach(session, *PROMPTS[:3])
+    session.open_talk()
+    say(session, "What is cocoa?")
+    id = session.turns[0].id
+    session.me.state.reads[id] = list(ids)
+    session.me.archive.dialogues[id] = replace(session.turns[0], response="In short: cocoa.")
+    stored = session.react("better", "A powder.")
+    line = session.scoping.describe_scope([id], stored.scope)
+    assert line == "Prompts like “What is cocoa?” no longer use your corrections: you took their form out"
 
 
 def test_a_failed_reply_leaves_the_source_of_the_one_before(model, monkeypatch):

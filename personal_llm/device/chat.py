@@ -306,6 +306,8 @@ class Scoping:
     def describe_scope(self, ids: list, scope: str) -> str:  # ids: of dialogues
         "Return a line about where corrections apply."
         prompts = [f"“{self.me.archive.dialogues[id].prompt[:60]}”" for id in ids]
+        if not scope and {*ids} <= self.me.state.plain:
+            return f"Prompts like {', '.join(prompts)} no longer use your corrections: you took their form out"
         noun = "your corrections of" if len(ids) > 1 else "your correction of"
         return translate(self.me.state, f"Applies to {SCOPES[scope].place}: {noun} {', '.join(prompts)}")
 
@@ -351,6 +353,7 @@ def describe_source(model, recalled: Recall, reply: ReplyStream) -> str:  # "" i
         parts.append("what you said" + f" on {', '.join(days)}" * bool(days))
     parts += ["a fine-tune"] * (recalled.adapter is not None)
     lines = ["from " + ", ".join(parts)] * bool(parts)
+    lines += [f"older, left out: “{statement.text}”" for statement in recalled.updated]
     num_tokens = model.truncated.get(dialogue.id, 0)
     if num_tokens:
         lost = [count_nouns(num_lost, "answer") + " of yours"] * (num_lost > 0)

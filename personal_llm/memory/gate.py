@@ -58,6 +58,8 @@ def weigh(corrections: tuple, opposing: dict, general: tuple, prompt: str, vecto
     prompts = [d.prompt for d in corrections]
     supporting = vectors.compare(prompt, prompts)
     nearest = " ".join(corrections[int(supporting.argmax())].prompt.split())  # a reason is a line
+    if len(corrections) == 1 and not opposing and not general:
+        return True, f"“{nearest}” is all that you corrected, and you left no other reply as it was"
     against = vectors.compare(prompt, [*opposing, *general])
     newest = prompts[-256:]  # to bound the time of the comparison
     if belongs(supporting, against, measure_reach(vectors.embed(newest))):
