@@ -1,5 +1,7 @@
 "The gate: what counts as evidence, how far corrections reach, and that a closed loop doesn't feed itself."
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -121,6 +123,12 @@ def test_corrections_stay_in_the_language_of_their_prompts_unless_you_say_all_re
     assert all(judge(Evidence(everywhere=german), prompt, vectors).is_open for prompt in prompts)
     both = (*german, *ask("What is the capital of Spain?", time=9.0))
     assert [d.prompt for d in judge(Evidence(both), prompts[1], vectors).answers] == ["What is the capital of Spain?"]
+
+
+def test_the_reason_says_whether_the_nearest_reply_was_corrected_or_liked(vectors):
+    liked = [replace(d, origin="approved") for d in said(0, 5)]
+    assert judge(Evidence(tuple(liked)), "1 q", vectors).reason == "similar to “0 words”, whose reply you liked"
+    assert judge(Evidence(said(0, 5)), "1 q", vectors).reason == "similar to “0 words”, which you corrected"
 
 
 def test_the_language_of_a_prompt_is_found_once(vectors, monkeypatch):
