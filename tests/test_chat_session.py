@@ -570,7 +570,22 @@ def test_a_correction_without_the_form_is_told_as_such(model):
     session.me.archive.dialogues[id] = replace(session.turns[0], response="In short: cocoa.")
     stored = session.react("better", "A powder.")
     line = session.scoping.describe_scope([id], stored.scope)
-    assert line == "Prompts like “What is cocoa?” no longer use your corrections: you took their form out"
+    assert line == "Counts against your corrections, since you took their form out: “What is cocoa?”"
+
+
+def test_a_reply_that_is_liked_belongs_where_the_corrections_that_it_used_belong(model):
+    session = open_chat(model)
+    ids = teach(session, *PROMPTS)
+    for id in ids:
+        session.scoping.scope_correction("here", id)
+    session.open_talk()
+    say(session, "Who is Grace?")
+    session.me.state.reads[session.turns[0].id] = list(ids)
+    session.react("up")
+    evidence = get_evidence(session.me.state)
+    assert len(evidence.here) == 4 and not evidence.answers
+    session.me.state.scopes[ids[0]] = ""
+    assert [d.prompt for d in get_evidence(session.me.state).answers] == [PROMPTS[0], "Who is Grace?"]
 
 
 def test_a_failed_reply_leaves_the_source_of_the_one_before(model, monkeypatch):

@@ -237,6 +237,9 @@ def test_any_message_is_read(texts):
         ("Forget what I said about the dog, we got a cat instead.", "/forget dog"),
         ("Fıstık alerjimi unut.", "/forget alerjimi"),
         ("Unutma, fıstığa alerjim var.", "not kept"),
+        ("Merk dir bitte nicht, dass ich schwanger bin.", "/forget schwanger"),
+        ("Ne retiens pas que je suis enceinte.", "/forget enceinte"),
+        ("Bitte merke dir, dass mein Geburtstag am 14. März ist.", "not kept"),
         ("Please always write to me in British English.", "/always Please always write"),
         ("My API key is sk-test-FAKE0123456789abcdef.", "not kept"),
         ("Remember: my card is 4111 1111 1111 1111.", "not kept"),
@@ -247,6 +250,13 @@ def test_any_message_is_read(texts):
 )
 def test_a_wish_that_is_not_done_is_answered_with_what_to_do(message, words):
     assert any(words in line for line in describe_wishes(message))
+
+
+@pytest.mark.parametrize(
+    "message", ["No recuerdes que estoy embarazada.", "Behalte das bitte für dich: Ich bin schwanger."]
+)
+def test_a_wish_not_to_remember_keeps_nothing(message):
+    assert find_statements([Dialogue(message, "")]) == []
 
 
 @pytest.mark.parametrize(

@@ -307,7 +307,8 @@ class Scoping:
         "Return a line about where corrections apply."
         prompts = [f"“{self.me.archive.dialogues[id].prompt[:60]}”" for id in ids]
         if not scope and {*ids} <= self.me.state.plain:
-            return f"Prompts like {', '.join(prompts)} no longer use your corrections: you took their form out"
+            line = f"Counts against your corrections, since you took their form out: {', '.join(prompts)}"
+            return line + "; those for all replies still apply" * ("everywhere" in self.me.state.scopes.values())
         noun = "your corrections of" if len(ids) > 1 else "your correction of"
         return translate(self.me.state, f"Applies to {SCOPES[scope].place}: {noun} {', '.join(prompts)}")
 

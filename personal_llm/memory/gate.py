@@ -59,12 +59,12 @@ def weigh(corrections: tuple, opposing: dict, general: tuple, prompt: str, vecto
     supporting = vectors.compare(prompt, prompts)
     correction = corrections[int(supporting.argmax())]
     nearest = " ".join(correction.prompt.split())  # a reason is a line
+    what = "whose reply you liked" if correction.origin == "approved" else "which you corrected"
     if len(corrections) == 1 and not opposing and not general:
-        return True, f"“{nearest}” is all that you corrected, and you left no other reply as it was"
+        return True, f"“{nearest}”, {what}, is all there is so far, and you left no reply as it was"
     against = vectors.compare(prompt, [*opposing, *general])
     newest = prompts[-256:]  # to bound the time of the comparison
     if belongs(supporting, against, measure_reach(vectors.embed(newest))):
-        what = "whose reply you liked" if correction.origin == "approved" else "which you corrected"
         return True, f"similar to “{nearest}”, {what}"
     if len(against) and measure_closeness(supporting) <= measure_closeness(against):
         place = int(against.argmax())
