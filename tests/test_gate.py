@@ -56,7 +56,10 @@ def test_the_reach_is_a_share_of_the_mean_distance_to_the_nearest_other(degrees)
 
 def test_corrections_reach_as_far_as_they_are_from_each_other(vectors):
     assert judge(Evidence(said(0)), "170 q", vectors).is_open, "a single one has no distance"
-    assert judge(Evidence(said(0)), "170 q", vectors).reason.startswith("“0 words”, which you corrected, is all")
+    assert (
+        judge(Evidence(said(0)), "170 q", vectors).reason
+        == "the only evidence so far is “0 words”, which you corrected"
+    )
     near = Evidence(said(0, 5, 10))
     assert judge(near, "40 q", vectors).is_open and not judge(near, "70 q", vectors).is_open
     far = Evidence(said(0, 70, 140))

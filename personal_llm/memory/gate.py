@@ -61,7 +61,7 @@ def weigh(corrections: tuple, opposing: dict, general: tuple, prompt: str, vecto
     nearest = " ".join(correction.prompt.split())  # a reason is a line
     what = "whose reply you liked" if correction.origin == "approved" else "which you corrected"
     if len(corrections) == 1 and not opposing and not general:
-        return True, f"“{nearest}”, {what}, is all there is so far, and you left no reply as it was"
+        return True, f"the only evidence so far is “{nearest}”, {what}"
     against = vectors.compare(prompt, [*opposing, *general])
     newest = prompts[-256:]  # to bound the time of the comparison
     if belongs(supporting, against, measure_reach(vectors.embed(newest))):
