@@ -17,7 +17,7 @@ from personal_llm.buffer.scoring import Scores
 from personal_llm.device.archive import ARCHIVE_FILE, Archive, count_bytes, delete_dialogues
 from personal_llm.device.forgetting import trim
 from personal_llm.device.state import FILE, State, count_questions, decide, open_state, place, scores_to_dict
-from personal_llm.device.evidence import describe_state, get_evidence, list_answered, list_unlearned
+from personal_llm.device.evidence import describe_state, get_evidence, list_answered, list_habits, list_unlearned
 
 
 def make_scores(rng, model="base"):
@@ -417,6 +417,14 @@ def test_only_acts_and_plain_replies_left_alone_are_evidence(said, reactions, ex
     for one in (state, open_state(state.archive)):
         groups = vars(get_evidence(one)).items()
         assert {name: "".join(map(one.root, group)) for name, group in groups if group} == expected
+
+
+def test_a_correction_back_to_a_plain_reply_does_not_count_on_the_card():
+    state = open_new("fifo")
+    for number in range(4):
+        tell(state, number, id=f"{number}", talk=f"talk {number}")
+        react(state, f"{number}", text=f"In short: {number} is right.", is_plain=number == 3)
+    assert {(row.count, row.num_answers) for row in list_habits(state)} == {(3, 3)}
 
 
 def test_an_act_from_before_a_failed_change_can_be_taken_back():
