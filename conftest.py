@@ -21,6 +21,7 @@ from unittest.mock import patch
 
 # Before numpy or torch are imported, here and in the processes that tests start.
 os.environ["MPLBACKEND"] = "Agg"
+os.environ.setdefault("TZ", "UTC")  # of the dates that a chat writes
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ["PERSONAL_LLM_MODEL"] = "pocket"  # the default model of the tests; cells flagged smollm2 or qwen name theirs

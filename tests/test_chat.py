@@ -96,12 +96,28 @@ def test_a_hint_comes_once_and_after_the_first_reply(model, monkeypatch, capsys)
 
 @pytest.mark.parametrize(
     "line",
-    ["/dance", "/new talk", "/forget", "/up", "/better x", "/why", "/unlearn", "/learn", "/style", "/drop 1", "/here"]
+    ["/dance", "/new talk", "/forget", "/forget x", "/undo", "/better", "/up", "/better x", "/why", "/unlearn"]
+    + ["/learn", "/style", "/drop 1", "/here"]
     + ["/always caf\udce9", "/style 1 here", f"/drop {'9' * 5000}", f"/style {'9' * 5000} here"],
 )
 def test_a_mistake_is_one_line_and_changes_nothing(session, line):
-    assert len(write(session, line).splitlines()) == 1
-    assert session.turns == [] and session.me.rounds == []
+    (answer,) = write(session, line).splitlines()
+    problem, remedy = answer.split("; ", 1)
+    assert problem and remedy and session.turns == [] and session.me.rounds == []
+
+
+@pytest.mark.parametrize(
+    "line, answer",
+    [
+        ("/better", "/better needs a text; write /better TEXT"),
+        ("/drop", "/drop needs a number; write /drop N"),
+        ("/drop 1", "no standing instruction; /always TEXT adds one"),
+        ("/new talk", "/new takes no text; write /new"),
+        ("/forget x", "nothing stored contains it; try other words"),
+    ],
+)
+def test_a_wrong_or_missing_text_is_told_with_what_to_write(session, line, answer):
+    assert write(session, line) == answer
 
 
 def test_standing_instructions_are_read_until_they_are_dropped(session):
@@ -224,16 +240,6 @@ def test_a_word_that_is_taken_back_is_named(session):
     assert list_answered(session.me.state) == []
 
 
-def test_pasted_lines_belong_together(monkeypatch):
-    master, slave = pty.openpty()
-    with os.fdopen(slave) as terminal:
-        monkeypatch.setattr(sys, "stdin", terminal)
-        os.write(master, b"/better one\ntwo\nthree\n")
-        assert chat.read_message("> ") == "/better one\ntwo\nthree\n"
-        os.write(master, b"alone\n")
-        assert chat.read_message("> ") == "alone\n"
-
-
 BEGINS, ENDS = "\x1b[200~", "\x1b[201~"
 
 
@@ -245,6 +251,30 @@ def typed(monkeypatch):
         monkeypatch.setattr(sys, "stdin", terminal)
         yield lambda text: os.write(master, text.encode())
     os.close(master)
+
+
+@pytest.fixture
+def pasted(typed, monkeypatch):
+    "A function that pastes at the next prompt."
+    read = chat.read_line
+
+    def paste(text):
+        monkeypatch.setattr(chat, "read_line", lambda prompt="": (prompt and typed(text), read(prompt))[1])
+
+    return paste
+
+
+def test_pasted_lines_belong_together(typed, pasted):
+    pasted("/better one\ntwo\nthree\n")
+    assert chat.read_message("> ") == "/better one\ntwo\nthree\n"
+    pasted("alone\n")
+    assert chat.read_message("> ") == "alone\n"
+
+
+def test_lines_that_were_typed_during_a_reply_are_messages_of_their_own(typed):
+    typed("one\n/up\n")
+    assert chat.read_message("> ") == "one\n"
+    assert chat.read_message("> ") == "/up\n"
 
 
 def test_a_paste_that_comes_in_parts_is_one_message(typed):
@@ -263,11 +293,11 @@ def test_a_paste_that_comes_in_parts_is_one_message(typed):
     + [(f"/better {BEGINS}a\n/up{ENDS}\n", True), ("/better a\n/up\n", True), (f"/forget {BEGINS}a\nb{ENDS}\n", True)]
     + [("/u\x1b[Dp\n", True)],
 )
-def test_a_command_is_typed_as_a_single_line(typed, session, monkeypatch, text, is_command):
+def test_a_command_is_typed_as_a_single_line(pasted, session, monkeypatch, text, is_command):
     ran = []
     monkeypatch.setattr(chat, "run_command", lambda session, name, text: ran.append((name, text)) or "")
     monkeypatch.setattr(session, "say", lambda line: iter([line]))
-    typed(text)
+    pasted(text)
     said = write(session, chat.read_message("> "))
     assert bool(ran) == is_command and bool(said) != is_command and "\x1b" not in said
     assert not ran or ran[0][0] in ("/up", "/better", "/forget") and ran[0][1] in ("", "a\n/up", "a\nb")
@@ -292,10 +322,11 @@ def test_the_terminal_marks_pastes_during_the_chat_and_is_as_before_after_it(typ
 
 def test_on_windows_lines_that_wait_belong_together(monkeypatch):
     lines = ["/always a\n", "/up\n"]
+    has_prompt = []
     monkeypatch.setattr(chat, "os", types.SimpleNamespace(name="nt"))
     monkeypatch.setattr(chat, "is_terminal", lambda: True)
-    monkeypatch.setitem(sys.modules, "msvcrt", types.SimpleNamespace(kbhit=lambda: bool(lines)))
-    monkeypatch.setattr(chat, "read_line", lambda prompt="": lines.pop(0))
+    monkeypatch.setitem(sys.modules, "msvcrt", types.SimpleNamespace(kbhit=lambda: bool(has_prompt and lines)))
+    monkeypatch.setattr(chat, "read_line", lambda prompt="": has_prompt.append(prompt) or lines.pop(0))
     assert isinstance(message := chat.read_message("> "), chat.Pasted) and message == "/always a\n/up\n"
 
 

@@ -1,6 +1,7 @@
 "A chat: pieces, turns, and work that nobody waits for."
 
 import threading
+from dataclasses import replace
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -116,6 +117,25 @@ def test_a_new_message_leaves_a_question_without_an_answer(model):
     assert session.question is not None, "a turn that is not stored leaves it open"
     say(session, "Let us go on")
     assert session.question is None and len(session.me.buffer) == 1
+
+
+def test_a_question_that_a_fine_tune_overtook_is_decided_with_new_scores(model):
+    session = open_chat(model)
+    policy = session.me.buffer.policy
+    policy.decide_question = lambda view, candidate, left: (candidate.dialogue.prompt == "And you?", "always")
+    for text in ("Hello", "How are you?", "And you?"):
+        say(session, text)
+    session.me.settle()
+    asked = session.question
+    assert asked.prompt == "And you?" and len(session.me.buffer) == 2
+    session.react("better", "In short: fine.", id=session.turns[0].id)
+    session.me.finetune(progress=False)
+    session.me.settle()
+    assert {entry.scores.model for entry in session.me.buffer.entries} != {session.me.state.scores[asked.id].model}
+    assert say(session, "Let us go on") and session.question is None
+    session.me.settle()
+    assert asked.id in [d.id for d in session.me.buffer.dialogues]
+    assert len({entry.scores.model for entry in session.me.buffer.entries}) == 1
 
 
 def test_a_new_message_ends_an_incomplete_reply(model):
@@ -250,7 +270,8 @@ def test_a_scope_is_about_the_correction_that_was_named_last_and_still_exists(mo
     session.react("better", "In short: leaves.", first)
     assert "your correction" in session.undo()
     assert PROMPTS[0] in session.scoping.scope_correction("everywhere"), "its earlier correction is back"
-    assert "belongs" in session.undo()
+    line = "taken back: “All replies”. Applies to this subject only: your correction of “What is tea?”"
+    assert session.undo() == line
     assert PROMPTS[0] in session.scoping.scope_correction("everywhere"), "the line named it"
     session.forget(ids=[first])
     assert PROMPTS[1] in session.scoping.scope_correction("everywhere")
@@ -534,6 +555,29 @@ def test_the_source_line_says_what_did_not_fit(model):
     assert explain_reply(session)[1:] == lines, "it is no example"
     say(session, " ".join(f"word{i}" for i in range(400)))
     assert "your message did not fit" in session.describe_source()
+
+
+def test_the_source_line_names_a_statement_that_a_newer_one_seems_to_update(model):
+    session = open_chat(model)
+    for text in ("I take metformin every day.", "I take ramipril every day.", "Which medicine do I take?"):
+        session.open_talk()
+        say(session, text)
+    left_out = "older, left out: “I take metformin every day.”"
+    assert session.describe_source().startswith("from what you said") and left_out in session.describe_source()
+    assert "you said before, so it was left out: I take metformin every day." in explain_reply(session)
+
+
+def test_a_correction_without_the_form_is_told_as_such(model):
+    session = open_chat(model)
+    ids = teach(session, *PROMPTS[:3])
+    session.open_talk()
+    say(session, "What is cocoa?")
+    id = session.turns[0].id
+    session.me.state.reads[id] = list(ids)
+    session.me.archive.dialogues[id] = replace(session.turns[0], response="In short: cocoa.")
+    stored = session.react("better", "A powder.")
+    line = session.scoping.describe_scope([id], stored.scope)
+    assert line == "Prompts like “What is cocoa?” no longer use your corrections: you took their form out"
 
 
 def test_a_failed_reply_leaves_the_source_of_the_one_before(model, monkeypatch):

@@ -131,7 +131,8 @@ def test_failures_of_others_are_one_line(failing, capsys, error, line):
 
 def test_an_interrupt_is_130_and_a_bug_keeps_its_traceback(failing, capsys):
     failing.append(KeyboardInterrupt())
-    assert invoke(capsys, "fail")[0] == 130
+    line = "interrupted; everything stored is intact, and the same command continues"
+    assert invoke(capsys, "fail") == (130, "", f"personal-llm: {line}\n")
     failing[0] = ZeroDivisionError("ours")
     with pytest.raises(ZeroDivisionError):
         cli.main(["fail"])

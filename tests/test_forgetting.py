@@ -156,8 +156,8 @@ def test_a_turn_of_another_program_is_searched_too(origin, left):
     plan = talks.plan(text="ada")
     turns = (("x", "I met Ada."), ("x", "Nice."))
     assert (plan.dialogues, plan.turns) == ((), turns) and len(plan.adapters) == 1, "the answer had read it"
-    why = "its talk showed what goes"
-    assert plan.lines[:-3] == (f"reply only, {why}; your message stays: And how?",) * (origin == "model")
+    why = "because it followed a turn on this list"
+    assert plan.lines[:-3] == (f"reply to “And how?”, {why}; your message stays",) * (origin == "model")
     (d,) = forget_dialogues(talks.state, plan).archive.dialogues.values()
     assert (d.prompt, d.response, d.history) == ("And how?", left, ())
 
@@ -185,10 +185,10 @@ def test_the_list_says_why_a_reply_goes_and_which_corrections_go():
     talks.say("age", "How old is it?", "Two.", statements=["dog"], talk="sunday")
     assert talks.plan(text="biscuit").lines == (
         "dialogue, your correction too: I have a dog, Biscuit.",
-        "reply only, its talk showed what goes; your message and correction stay: Which walk?",
-        "reply only, it contains the text; your message stays: What does it eat?",
-        "reply only, it used a correction that goes; your message stays: Where does it sleep?",
-        "reply only, it used what you said there; your message stays: How old is it?",
+        "reply to “Which walk?”, because it followed a turn on this list; your message and correction stay",
+        "reply to “What does it eat?”, because it contains the text; your message stays",
+        "reply to “Where does it sleep?”, because it used a correction on this list; your message stays",
+        "reply to “How old is it?”, because it used what you said in a dialogue on this list; your message stays",
     )
 
 

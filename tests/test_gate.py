@@ -1,5 +1,7 @@
 "The gate: what counts as evidence, how far corrections reach, and that a closed loop doesn't feed itself."
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -54,6 +56,7 @@ def test_the_reach_is_a_share_of_the_mean_distance_to_the_nearest_other(degrees)
 
 def test_corrections_reach_as_far_as_they_are_from_each_other(vectors):
     assert judge(Evidence(said(0)), "170 q", vectors).is_open, "a single one has no distance"
+    assert judge(Evidence(said(0)), "170 q", vectors).reason.startswith("“0 words” is all that you corrected")
     near = Evidence(said(0, 5, 10))
     assert judge(near, "40 q", vectors).is_open and not judge(near, "70 q", vectors).is_open
     far = Evidence(said(0, 70, 140))
@@ -121,6 +124,12 @@ def test_corrections_stay_in_the_language_of_their_prompts_unless_you_say_all_re
     assert judge(Evidence(ask("Hamlet?")), prompts[1], vectors).is_open, "a prompt may show no language"
     both = (*german, *ask("What is the capital of Spain?", time=9.0))
     assert [d.prompt for d in judge(Evidence(both), prompts[1], vectors).answers] == ["What is the capital of Spain?"]
+
+
+def test_the_reason_says_whether_the_nearest_reply_was_corrected_or_liked(vectors):
+    liked = [replace(d, origin="approved") for d in said(0, 5)]
+    assert judge(Evidence(tuple(liked)), "1 q", vectors).reason == "similar to “0 words”, whose reply you liked"
+    assert judge(Evidence(said(0, 5)), "1 q", vectors).reason == "similar to “0 words”, which you corrected"
 
 
 def test_the_language_of_a_prompt_is_found_once(vectors, monkeypatch):

@@ -98,7 +98,7 @@ NOTES_OF_THE_CHAT += [
 ]
 NOTES_OF_THE_CHAT += ["taken back: your reaction to the reply to {}", "taken back: your instruction {}"]
 NOTES_OF_THE_CHAT += ["taken back: your correction of {}"]
-NOTES_OF_THE_CHAT += ["taken back: where your correction belongs, of {}", "noted, about the reply to {}"]
+NOTES_OF_THE_CHAT += ["taken back: “{}”", "noted, about the reply to {}"]
 NOTES_OF_THE_CHAT += ["Applies to all replies; /always lists what you said, /drop N ends a line"]
 
 

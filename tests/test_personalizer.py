@@ -411,7 +411,7 @@ def test_a_word_that_is_taken_back_counts_no_more(model):
     ids = [dialogue.id for dialogue in STREAM[:3]]
     me.react(ids, "scope", scope="everywhere")
     assert len(get_evidence(me.state).everywhere) == 3
-    assert STREAM[1].prompt in me.undo() and len(get_evidence(me.state).answers) == 3
+    assert me.undo() == "taken back: “All replies”" and len(get_evidence(me.state).answers) == 3
     assert STREAM[2].prompt in me.undo() and len(get_evidence(me.state).answers) == 2
     assert me.state.newest(ids[2]).response == STREAM[2].response
     me.react(None, "always", "Be brief.")

@@ -1,5 +1,7 @@
 "Statements: sentences about oneself, no pasted text, read where a prompt is about oneself, within a budget."
 
+import time
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -13,7 +15,7 @@ from personal_llm.device.archive import Archive
 from personal_llm.device.memory import Memory
 from personal_llm.device.state import State
 from personal_llm.memory.statements import NOT_COVERED, Statement, add_days, describe_wishes, find_statements
-from personal_llm.memory.statements import format_date, is_about_self, list_own_sentences, write_line
+from personal_llm.memory.statements import find_names, format_date, is_about_self, list_own_sentences, write_line
 from personal_llm.memory.statements import write_statements
 
 SLOW = settings(deadline=None, max_examples=25)  # the encoder runs in each
@@ -232,6 +234,9 @@ def test_any_message_is_read(texts):
         ("Vergiss, dass ich in Graz wohne.", "/forget Graz"),
         ("Forget it.", "/forget TEXT"),
         ("Please forget everything I told you about my job.", "/forget job"),
+        ("Forget what I said about the dog, we got a cat instead.", "/forget dog"),
+        ("Fıstık alerjimi unut.", "/forget alerjimi"),
+        ("Unutma, fıstığa alerjim var.", "not kept"),
         ("Please always write to me in British English.", "/always Please always write"),
         ("My API key is sk-test-FAKE0123456789abcdef.", "not kept"),
         ("Remember: my card is 4111 1111 1111 1111.", "not kept"),
@@ -301,6 +306,7 @@ def test_a_prompt_with_a_name_that_a_statement_introduced_is_about_oneself(state
         ("Mañana por la mañana vuelo a Roma.", "Mañana (5 October 2024) por la mañana vuelo a Roma."),
         ("Hier, j'ai vu Paul.", "Hier (3 October 2024), j'ai vu Paul."),
         ("Wir wohnen hier am Morgen.", "Wir wohnen hier am Morgen."),
+        ("Corro cada mañana antes del trabajo.", "Corro cada mañana antes del trabajo."),
         ("明日、試験があります。", "明日 (5 October 2024)、試験があります。"),
         ("We leave the day after tomorrow.", "We leave the day after tomorrow (6 October 2024)."),
     ],
@@ -309,12 +315,36 @@ def test_tomorrow_is_stored_with_the_day_that_it_meant(text, expected):
     assert add_days(text, 86_400.0 * 20_000 + 3600) == expected and add_days(text, 799.0) == text
 
 
+@pytest.mark.skipif(not hasattr(time, "tzset"), reason="the time zone can't be changed here")
+def test_the_day_is_that_of_the_computer(monkeypatch):
+    monkeypatch.setenv("TZ", "America/New_York")
+    time.tzset()
+    try:
+        evening = 1_709_515_800.0  # 3 March 2024, 20:30 in New York, and 4 March in UTC
+        assert format_date(evening) == "3 March 2024"
+        assert add_days("My flight is tomorrow.", evening) == "My flight is tomorrow (4 March 2024)."
+    finally:
+        monkeypatch.undo()
+        time.tzset()
+
+
+@pytest.mark.parametrize(
+    "message", ["Ich bin am 14. März 1988 geboren.", "Am 5. Mai ziehe ich nach Köln.", "Mein Zug fährt am 3. August."]
+)
+def test_a_german_date_is_one_sentence(message):
+    assert [one.text for one in find_statements([Dialogue(message, "")])] == [message]
+
+
+def test_a_name_of_somebodys_dog_is_one():
+    assert find_names(["Our dog's name is Pixel.", "My best friend's name is Yuki."]) == {"Pixel", "Yuki"}
+
+
 def make_memory(**messages):
     "Return a memory, and a state with messages of one talk."
     archive = Archive()
     state = State(archive, Buffer(4, "fifo"))
-    for time, (id, prompt) in enumerate(messages.items()):
-        archive.add(Dialogue(prompt, "Fine.", id=id, origin="model", time=float(time)), "monday")
+    for place, (id, prompt) in enumerate(messages.items()):
+        archive.add(Dialogue(prompt, "Fine.", id=id, origin="model", time=float(place)), "monday")
         state.record("said", id, reads=[], statements=[])
     return Memory(archive), state
 
@@ -350,7 +380,7 @@ def test_the_nearest_are_read_the_newest_last_and_of_near_copies_only_the_newest
         Statement("I have a dog since 20.", 3.0),
         Statement("My flat is near the lake in 10!", 4.0),
     ]
-    choose = lambda prompt, **options: choose_statements(said, prompt, vectors, MemoryConfig(**options), count_words)
+    choose = lambda prompt, **options: choose_statements(said, prompt, vectors, MemoryConfig(**options), count_words)[0]
     assert choose("Where do I live?") == [said[0], said[2], said[3]]
     assert choose("Where do I live?", statements=1) == [said[3]]
     assert choose("Where do I live?", statements=0) == choose("Is barley a grain?") == []
@@ -360,11 +390,11 @@ def test_an_older_statement_that_a_newer_one_updates_is_left_out():
     said = [Statement("I live in number 60.", 1.0), Statement("We have a dog since 170.", 2.0)]
     said += [Statement("We moved, the new house has 64.", 3.0)]
     choose = lambda said: choose_statements(said, "What do I have?", VectorStore(Angles()), MemoryConfig(), count_words)
-    assert choose(said) == said[1:]
-    assert choose(said[:2]) == said[:2], "each of two is nearest to the other, but nearer to the prompt"
-    assert choose(said[:1]) == said[:1]
+    assert choose(said) == (said[1:], said[:1])
+    assert choose(said[:2])[0] == said[:2], "each of two is nearest to the other, but nearer to the prompt"
+    assert choose(said[:1]) == (said[:1], [])
     car = Statement("I keep the car in 70.", 0.5)
-    assert choose([car, *said]) == [car, *said[1:]], "the newest is nearer to the number, which it updates"
+    assert choose([car, *said]) == ([car, *said[1:]], said[:1]), "the newest is nearer to the one that it updates"
 
 
 @SLOW
@@ -372,7 +402,7 @@ def test_an_older_statement_that_a_newer_one_updates_is_left_out():
 def test_the_budget_is_never_exceeded(sizes):
     make = lambda size, time: Statement(" ".join(["my"] * size), float(time), str(time))
     said = [make(size, i) for i, size in enumerate(sizes)]
-    chosen = choose_statements(said, "What do I have?", VectorStore(Angles()), MemoryConfig(), count_words)
+    chosen = choose_statements(said, "What do I have?", VectorStore(Angles()), MemoryConfig(), count_words)[0]
     assert sum(count_words(write_line(s)) for s in chosen) <= MAX_TOKENS
     assert chosen == sorted(chosen, key=lambda s: s.time)
 

@@ -138,6 +138,7 @@ FAULTS = {  # a name -> what the server does, and the line about it
     "garbage": (lambda handler: handler.send(b"data: [1, 2\n\n"), NOT_OURS),
     "other protocol": (lambda handler: handler.put(dict(choices=["text"])), NOT_OURS),
     "no text": (lambda handler: handler.say(content=[dict(text="a")]), NOT_OURS),
+    "filtered": (lambda handler: handler.end("content_filter"), "its content filter let no reply through"),
     "only a thought": (think_only, "it only thought"),
     "a thought without end": (think_without_end, "it only thought"),
     "bytes without end": (send_without_end, "its answer has more than 1,0"),
@@ -280,6 +281,28 @@ def test_a_reply_without_end_is_cut_at_the_tokens_asked_for_and_this_is_told(ser
     assert server.left.wait(60), "the connection was closed, so the server ends, too"
     assert len(say(session, "a", 9)) < 400 and session.reply.end_reason == "length"
     assert say(session, "a b") == "In short: a b" and "cut" not in session.describe_source()
+
+
+def test_a_reply_that_the_filter_of_the_server_cut_is_told(server, session, capsys):
+    server.scripts.append(lambda handler: echo(handler, "content_filter"))
+    run_line(session, "a b")
+    assert "the reply is cut: by the server's content filter" in capsys.readouterr().err
+    assert [turn.response for turn in session.turns] == ["In short: a b"]
+    run_line(session, "c")
+    assert "cut" not in capsys.readouterr().err
+
+
+def test_of_several_replies_only_the_first_is_taken(server):
+    def say_both(handler):
+        other = dict(index=1, delta=dict(content="Oslo."), finish_reason="length")
+        handler.put(dict(choices=[dict(index=0, delta=dict(content="Rome")), other]))
+        handler.put(dict(choices=[other]))
+        handler.put(dict(choices=[other, dict(index=0, delta=dict(content="."), finish_reason="stop")]))
+        handler.send(b"data: [DONE]\n\n")
+
+    server.scripts.append(say_both)
+    stream = ReplyStream(make_model(server), "a")
+    assert "".join(stream) == "Rome." and stream.end_reason == "stop"
 
 
 def test_a_letter_at_a_time_is_not_cut_and_a_connection_that_stays_open_ends_a_reply(server):

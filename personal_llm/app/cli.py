@@ -97,6 +97,8 @@ def main(argv: list = None) -> int:  # the exit code
                 raise InputError(f"argument {number} is empty", "give it a value; . is the current folder")
         with catch_panic():
             code = typer.main.get_command(app).main(words or ["--help"], "personal-llm", standalone_mode=False)
+        if code == 130:  # typer returns it for Ctrl-C
+            raise KeyboardInterrupt
         return code if isinstance(code, int) else 0
     except SystemExit as stop:
         return stop.code or 0

@@ -47,7 +47,7 @@ from ..selection.selection import SELECTORS, load_selectors, select
 MODEL_HELP = (
     "name from personal-llm models, folder, GGUF file (on the hub: owner/repository:file.gguf) or Hugging Face id "
     f"(default: the folder's last model, otherwise {DEFAULT_MODEL}; in a new folder, chat, serve and personalize take "
-    "the largest model that is downloaded and fits)"
+    f"{LARGER_MODEL} if it is downloaded and fits into RAM)"
 )
 WRITER_HELP = (
     "server that generates the replies, such as http://127.0.0.1:11434/v1 (Ollama, LM Studio, llama-server, vLLM); "
@@ -273,7 +273,7 @@ def demo(
         )
     except KeyboardInterrupt:
         print_note(f"stopped; what was shown is in {place}" if place.is_file() else "stopped before the first result")
-        raise typer.Exit(130) from None
+        raise SystemExit(130) from None
     lines = ["", f"{result['seconds']:.0f} seconds; the numbers are in {place}. Now you:", "personal-llm chat --out me"]
     show(result, [*lines, "personal-llm personalize --data YOUR-CHATS.json --out me"], as_json)
 
@@ -480,7 +480,7 @@ def confirm_deletion(lines: list) -> None:
     if not is_terminal():
         raise InputError("can't ask for confirmation without a terminal", "add --yes, or --dry-run to see the list")
     print(escape_controls("\n".join(lines)), file=sys.stderr)
-    if not confirm("delete all of this?"):
+    if not confirm("permanently delete everything on this list?"):
         raise InputError("cancelled", "nothing was deleted")
 
 # %% ../../nbs/8_app/05_commands.ipynb #cmdforg01

@@ -210,12 +210,14 @@ def personalize(
     check_memory_folder(out)
     model = model() if callable(model) else model
     stream, test = split_test_dialogues(dialogues)
-    if policy is None and (Path(out) / ARCHIVE_FILE).is_file():
-        buffer = None  # the folder's own
-    with closing(Personalizer(model, buffer, annotator, config=config, folder=out, start=start, **settings)) as me:
+    given = None if (Path(out) / ARCHIVE_FILE).is_file() else buffer  # a folder that exists has its own
+    with closing(Personalizer(model, given, annotator, config=config, folder=out, start=start, **settings)) as me:
         if capacity not in (None, me.buffer.capacity):
             problem = f"{out}: its buffer has {me.buffer.capacity} bins, not {capacity}"
             raise InputError(problem, "leave --capacity out, or give another folder")
+        if policy is not None and me.buffer.policy.name != buffer.policy.name:
+            problem = f"{out}: filled by policy {me.buffer.policy.name!r}, not by {buffer.policy.name!r}"
+            raise InputError(problem, "leave --policy out, or give another folder")
         known = set(me.archive.dialogues)
         new = [d for d in stream if d.id not in known]
         if me.state.find_last_round() and not new:

@@ -47,7 +47,7 @@ class ReplyOptions:
 class ReplyEnd:
     "How a reply ended."
 
-    reason: str = ""  # "stop": by the model or a stop text; "length": by `max_tokens`
+    reason: str = ""  # "stop": by the model or a stop text; "length": by `max_tokens`; "content_filter": by the server
     num_prompt_tokens: int = 0
     num_tokens: int = 0  # of the reply
 
@@ -315,6 +315,8 @@ def read_choices(event: dict, reason) -> tuple:  # reason: how the reply ended, 
     "Return the text and the thought of an event, and how the reply ended."
     text = thought = ""
     for choice in event.get("choices") or ():
+        if choice.get("index"):  # another reply to the same dialogue
+            continue
         delta = choice.get("delta") or {}
         text += delta.get("content") or ""
         thought += delta.get("reasoning_content") or delta.get("reasoning") or ""
@@ -504,13 +506,16 @@ class Remote:
                 raise self.fail("its answer is not of the protocol") from error
         if reason is None:
             raise self.fail("the reply ended before its end")
+        if reason == "content_filter" and not has_text:
+            remedy = "write it in other words, or take another model with --writer-model"
+            raise self.fail("its content filter let no reply through", remedy)
         if has_thought and not has_text:
             remedy = "let it think less, or take another model with --writer-model"
             raise self.fail(f"it only thought, and had no reply after {limit.max_tokens} tokens", remedy)
         counts = [read_count(usage, name) for name in ("prompt_tokens", "completion_tokens")]
         self.model.cost.tokens += sum(counts)
         self.model.cost.forward += 1
-        return ReplyEnd("length" if reason == "length" else "stop", *counts)
+        return ReplyEnd(reason if reason in ("length", "content_filter") else "stop", *counts)
 
 # %% ../../nbs/0_base/09_replies.ipynb #rpl00014
 def find_engine(model: Model):  # an object with `write(dialogue, options)`

@@ -306,6 +306,8 @@ class Scoping:
     def describe_scope(self, ids: list, scope: str) -> str:  # ids: of dialogues
         "Return a line about where corrections apply."
         prompts = [f"“{self.me.archive.dialogues[id].prompt[:60]}”" for id in ids]
+        if not scope and {*ids} <= self.me.state.plain:
+            return f"Prompts like {', '.join(prompts)} no longer use your corrections: you took their form out"
         noun = "your corrections of" if len(ids) > 1 else "your correction of"
         return translate(self.me.state, f"Applies to {SCOPES[scope].place}: {noun} {', '.join(prompts)}")
 
@@ -351,14 +353,16 @@ def describe_source(model, recalled: Recall, reply: ReplyStream) -> str:  # "" i
         parts.append("what you said" + f" on {', '.join(days)}" * bool(days))
     parts += ["a fine-tune"] * (recalled.adapter is not None)
     lines = ["from " + ", ".join(parts)] * bool(parts)
+    lines += [f"older, left out: “{statement.text}”" for statement in recalled.updated]
     num_tokens = model.truncated.get(dialogue.id, 0)
     if num_tokens:
         lost = [count_nouns(num_lost, "answer") + " of yours"] * (num_lost > 0)
         lost += ["the oldest turns"] * (num_left_out > 2 * num_lost)
         lost += ["your message"] * (model.count_tokens(dialogue.prompt) > reply.num_prompt_tokens)
         lines.append(f"{num_tokens} tokens of {' and '.join(lost) or 'it'} did not fit")
-    is_cut = reply is not None and reply.end_reason == "length"
-    lines += ["the reply is cut: it has as many tokens as it may have"] * is_cut
+    end_reason = "" if reply is None else reply.end_reason
+    lines += ["the reply is cut: it has as many tokens as it may have"] * (end_reason == "length")
+    lines += ["the reply is cut: by the server's content filter"] * (end_reason == "content_filter")
     return "; ".join(lines)
 
 # %% ../../nbs/7_device/09_chat.ipynb #cht4lrnc
@@ -534,11 +538,15 @@ class ChatSession:
         self.work.collect()
         if self.work.learning is not None:
             raise InputError("a fine-tune is learning what you said", "wait until it is complete, or /unlearn stops it")
-        named = [one.event.dialogue for one in self.me.state.list_last_act()]
-        line = self.me.undo()
+        acts = self.me.state.list_last_act()
+        named = [one.event.dialogue for one in acts]
+        line = translate(self.me.state, self.me.undo())
+        scopes = {id: self.me.state.scopes.get(id, "") for id in named} if acts[0].event.kind == "scoped" else {}
+        for scope in dict.fromkeys(scopes.values()):
+            line += ". " + self.scoping.describe_scope([id for id in named if scopes[id] == scope], scope)
         self.scoping.subject = named
         self.work.start_timer()
-        return translate(self.me.state, line)
+        return line
 
     def forget(self, text: str = None, ids=(), dry: bool = False, everything=False, keep=()) -> ForgetPlan:
         "Delete turns, the replies that read them and what learned from them; return the list. dry: only list it."

@@ -138,9 +138,9 @@ def find_readers(state: State, gone: set, forms: set, keep=()) -> tuple:
         turns_before = [item for item in archive.histories[id] if isinstance(item, str) and id not in keep]
         reasons = {
             "it contains the text": holds(d.response, forms),
-            "its talk showed what goes": cut or any(map(is_lost, turns_before)),
-            "it used a correction that goes": any(map(is_lost, state.reads.get(id, ()))),
-            "it used what you said there": gone & {*state.statements.get(id, ())},
+            "it followed a turn on this list": cut or any(map(is_lost, turns_before)),
+            "it used a correction on this list": any(map(is_lost, state.reads.get(id, ()))),
+            "it used what you said in a dialogue on this list": gone & {*state.statements.get(id, ())},
         }
         reason = next((reason for reason, does_hold in reasons.items() if does_hold), "")
         if d.origin == "model" and d.response and reason:
@@ -216,8 +216,9 @@ def plan_forgetting(state: State, ids=(), text: str = None, everything=False, ke
         lines.append(f"{what}: {begin(state.archive.dialogues[id].prompt)}")
     for id, reason in replies.items():
         rest = "message and correction stay" if id in corrected else "message stays"
-        lines.append(f"reply only, {reason}; your {rest}: {begin(state.archive.dialogues[id].prompt)}")
-    lines += [f"turn of a history: {begin(turn)}" for _, turn in turns]
+        prompt = begin(state.archive.dialogues[id].prompt)
+        lines.append(f"reply to “{prompt}”, because {reason}; your {rest}")
+    lines += [f"earlier turn of a dialogue: {begin(turn)}" for _, turn in turns]
     for adapter in adapters:
         note = ", a link: the folder that it names stays" if locate_adapter(state, adapter).is_symlink() else ""
         lines.append(f"adapter: {adapter}{note}")

@@ -30,6 +30,7 @@ class Recall:
     dialogue: Dialogue  # as the model receives it: system prompt, answers, history, prompt
     memories: tuple = ()  # answered dialogues, the nearest last
     statements: tuple = ()  # `Statement`s, the newest last
+    updated: tuple = ()  # `Statement`s left out, because newer ones seem to update them
     instructions: tuple = ()  # `Instruction`s, the newest last
     adapter: object = None  # an `Adapter`; None: the base model generates the reply
     verdict: Verdict = Verdict()  # of the gate
@@ -129,7 +130,7 @@ class Memory:
         if not self.config.memories and adapter is None:
             read = add_memories(dialogue, [], [], self.config, instructions)
             verdict = Verdict(reason="this memory uses no examples (--memories 0)")
-            return Recall(read, (), (), instructions, verdict=verdict, is_silent=True)
+            return Recall(read, instructions=instructions, verdict=verdict, is_silent=True)
         prompt = dialogue.prompt
         shown = {text for role, text in dialogue.history if role == "user"}  # the talk shows these already
         with self.lock:
@@ -142,14 +143,15 @@ class Memory:
             general = list_general() if evidence.here else ()
             verdict = judge(evidence, prompt, self.vectors, general, self.languages)
             memories = retrieve(verdict.answers, prompt, self.vectors, self.config, count_tokens, shown)
-            statements = choose_statements(said, prompt, self.vectors, self.config, count_tokens)
+            statements, updated = choose_statements(said, prompt, self.vectors, self.config, count_tokens)
             learned = None if adapter is None else list_learned(state, evidence)
             taught = None if learned is None else judge(learned, prompt, self.vectors, general, self.languages)
         read = add_memories(dialogue, memories, statements, self.config, instructions)
         closed = "" if taught is None or taught.is_open else taught.reason.replace("\n", "; ")
         adapter = None if closed else adapter
         is_silent = bool(verdict.answers) and not memories
-        return Recall(read, tuple(memories), tuple(statements), instructions, adapter, verdict, is_silent, closed)
+        lists = map(tuple, (memories, statements, updated))
+        return Recall(read, *lists, instructions, adapter, verdict, is_silent, closed)
 
     def list_statements(self, state: State) -> list:  # `Statement`s, the oldest first
         "Return what the person said of themselves; each message is read once."

@@ -19,7 +19,7 @@ from ..base.core import Cost, Dialogue, InputError, check, check_dialogues
 from ..base.display import Displayed
 from ..base.replies import ReplyOptions, ReplyStream
 from ..buffer.buffer import Buffer, Decision
-from ..memory.feedback import Reaction
+from ..memory.feedback import SCOPES, Reaction
 from ..memory.retrieval import MAX_TOKENS, MemoryConfig
 from ..buffer.scoring import ScoredDialogue, load_lexicons, score
 from .archive import Archive, clean
@@ -93,9 +93,11 @@ def _take_back(state: State) -> str:  # a line that names it
         text = first.content["text"]
         return f"taken back: your instruction “{text}”" if text else "taken back: the instruction applies again"
     prompts = ", ".join(f"“{state.archive.dialogues[event.dialogue].prompt[:60]}”" for event in events)
-    whats = {"scoped": "where your correction belongs, of", "better": "your correction of"}
+    if first.kind == "scoped":
+        return f"taken back: “{SCOPES[first.content['scope']].label}”"
+    whats = {"better": "your correction of {}"}
     kind = first.content.get("kind", first.kind)
-    line = f"taken back: {whats.get(kind, 'your reaction to the reply to')} {prompts}"
+    line = "taken back: " + whats.get(kind, "your reaction to the reply to {}").format(prompts)
     learned = {id for round in state.list_rounds() for id in round.learned}
     has_learned = first.kind == "reacted" and first.dialogue in learned
     return line + "; a fine-tune has learned it, /unlearn takes that back" * has_learned
@@ -202,7 +204,8 @@ def skip_question(state: State) -> None:
     if id:
         with state.change():
             state.record("asked", id, is_open=False)
-            place(state, id)
+            if id not in state.pending:  # or the next scores decide
+                place(state, id)
 
 
 def collect_training(state: State, annotator=None) -> list:  # `Dialogue`s

@@ -393,6 +393,10 @@ def _asked(state: State, id: str, content: dict) -> None:
     else:  # the user gave no answer
         state.cost.requests += 1
         state.asked.add(id)
+        if state.question == id and state.buffer.entries:
+            if state.buffer.entries[0].scores.model != state.scores[id].model:  # a fine-tune came between
+                _close_question(state, id)
+                _await_score(state, id)
 
 
 def _close_question(state: State, id: str) -> None:

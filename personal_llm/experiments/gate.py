@@ -603,9 +603,9 @@ def write_readme_answer() -> str:
     return (
         "You'd have to know what to write, it would act in every reply, and a small model often ignores it. We wrote "
         f"it by hand for each of them: it kept {mean('instruction', 'own')} of the habits and put the form into "
-        f"{mean('instruction', 'seen')} of the replies in subjects left alone. Three corrections behind the gate kept "
-        f"{mean('always', 'own')} and {mean('always', 'seen')}; the difference in habits is {format_estimate(mean_over_users(gain))}, before "
-        "rounding. An instruction that the model writes itself from the corrections "
+        f"{mean('instruction', 'seen')} of the replies in subjects left alone. With three corrections behind the gate "
+        f"it is {mean('always', 'own')} and {mean('always', 'seen')}. The difference in habits, before rounding, is "
+        f"{format_estimate(mean_over_users(gain))}. An instruction that the model writes itself from the corrections "
         f"kept {mean('written', 'own')}."
     )
 

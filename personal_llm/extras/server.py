@@ -331,6 +331,7 @@ def list_talks(session: ChatSession, talk: str, words: str) -> dict:
         read = [state.newest(other).prompt for other in sources]
         reaction = state.reactions.get(id)
         turn = dict(id=id, prompt=d.prompt, reply=d.response, read=read, scope=state.scopes.get(id, ""))
+        turn["is_own"] = d.origin == "annotated"  # the reply is the person's text
         is_corrected = bool(state.reads[id]) or id in state.tuned  # the reply used corrections
         turns.append(turn | dict(reaction=reaction and reaction.kind, is_corrected=is_corrected))
     rows.sort(key=lambda row: -row["time"])
@@ -380,9 +381,19 @@ def describe_model(model) -> str:
     if not model.reads_adapters:
         return f"{model.engine.name.split('/')[-1]} writes the replies, and {model.name} learns."
     if model.name == "pocket":
-        return "This model is a toy for tries: it learns your form, and what it says is nonsense."
+        return "A toy model for trying things out: it learns your form, but what it says is nonsense."
     source = WEIGHTS.get(model.name)
     return "A small model: many of its answers are wrong." if source and source.num_bytes < 1e9 else ""
+
+
+def describe_undo(state) -> str:
+    "Name the act that `take_back` takes back; empty if nothing is left."
+    events = [one.event for one in state.list_last_act()]
+    content = events[0].content if events else {}
+    prompts = [f"“{state.archive.dialogues[one.dialogue].prompt[:60]}”" for one in events if one.dialogue]
+    names = dict(better="your correction of", up="“Good reply” to", down="“Bad reply” to")
+    name = names.get(content.get("kind"), f"“{SCOPES[content.get('scope', '')].label}” for")
+    return f"{name} {', '.join(prompts)}" if prompts else "your last instruction" * bool(events)
 
 
 def describe_status(session: ChatSession, *_) -> dict:
@@ -391,7 +402,8 @@ def describe_status(session: ChatSession, *_) -> dict:
     last = session.me.state.find_last_round()
     seconds = last.seconds if last else None
     shown = dict(is_learning=session.work.learning is not None, seconds=seconds, messages=session.pop_messages())
-    return describe_state(session.me.state) | shown | dict(note=describe_model(session.model))
+    shown |= dict(undo=describe_undo(session.me.state), note=describe_model(session.model))
+    return describe_state(session.me.state) | shown
 
 # %% ../../nbs/9_extras/05_server.ipynb #srvchange1
 class Change(BaseModel, strict=True):
@@ -440,7 +452,7 @@ CHANGES = dict(
     react=react,
     scope=lambda session, wanted: dict(message=session.scoping.scope_correction(wanted.scope or "", wanted.id)),
     habit=lambda session, wanted: dict(message=session.scoping.scope_habit(wanted.text, wanted.scope or "")),
-    take_back=lambda session, wanted: dict(message=session.undo(), more=bool(session.me.state.acts)),
+    take_back=lambda session, wanted: dict(message=session.undo()),
     learn=lambda session, wanted: dict(message=session.work.learn()),
     stop=lambda session, wanted: session.work.stop_learning(),
     undo=lambda session, wanted: dict(message=session.work.undo_learning()),

@@ -30,7 +30,7 @@ MEAN_WEIGHT = 0.25  # of the mean in the closeness; .2 was found on earlier peop
 
 
 def measure_closeness(similarities: np.ndarray, weight: float = MEAN_WEIGHT) -> float:  # in [-1, 1]
-    "Return how close a prompt is to a set of dialogues: mostly its nearest one, a little the mean of all."
+    "Return how close a prompt is to a set of dialogues: mostly to the nearest one, a little to the mean of all."
     return float((1 - weight) * similarities.max() + weight * similarities.mean())
 
 # %% ../../nbs/3_memory/03_gate.ipynb #1d65e203
@@ -57,11 +57,15 @@ def weigh(corrections: tuple, opposing: dict, general: tuple, prompt: str, vecto
     "Return whether corrections apply to a prompt, and why; opposing: prompt -> what the person did there."
     prompts = [d.prompt for d in corrections]
     supporting = vectors.compare(prompt, prompts)
-    nearest = " ".join(corrections[int(supporting.argmax())].prompt.split())  # a reason is a line
+    correction = corrections[int(supporting.argmax())]
+    nearest = " ".join(correction.prompt.split())  # a reason is a line
+    if len(corrections) == 1 and not opposing and not general:
+        return True, f"“{nearest}” is all that you corrected, and you left no other reply as it was"
     against = vectors.compare(prompt, [*opposing, *general])
     newest = prompts[-256:]  # to bound the time of the comparison
     if belongs(supporting, against, measure_reach(vectors.embed(newest))):
-        return True, f"similar to “{nearest}”, which you corrected"
+        what = "whose reply you liked" if correction.origin == "approved" else "which you corrected"
+        return True, f"similar to “{nearest}”, {what}"
     if len(against) and measure_closeness(supporting) <= measure_closeness(against):
         place = int(against.argmax())
         if place < len(opposing):

@@ -100,21 +100,22 @@ def choose_statements(
     vectors: VectorStore,
     config: MemoryConfig,
     count_tokens,  # a function: text -> number of its tokens
-) -> list:  # oldest first
-    "Choose the statements that a reply to a prompt uses, within `MAX_TOKENS`."
+) -> tuple:  # two lists, oldest first and nearest first
+    "Choose the statements that a reply uses, within `MAX_TOKENS`, and list those that newer ones update."
     if not config.statements or not statements or not is_about_self(prompt, statements):
-        return []
+        return [], []
     rows = vectors.embed([s.text for s in statements])
     row = vectors.embed([prompt])[0]
     nearest = find_near(statements, prompt, vectors, "text")[: config.statements]
     places = [statements.index(statement) for statement in nearest]
-    current = [s for s, place in zip(nearest, places) if not is_updated(place, places, rows, row)]
+    updated = [s for s, place in zip(nearest, places) if is_updated(place, places, rows, row)]
+    current = [s for s in nearest if s not in updated]
 
     def count(statement) -> int:
         return count_tokens(write_line(statement))
 
     chosen = take_fitting(current, count, MAX_TOKENS, config.statements)
-    return sorted(chosen, key=lambda statement: statement.time)
+    return sorted(chosen, key=lambda statement: statement.time), updated
 
 # %% ../../nbs/3_memory/04_retrieval.ipynb #ret00031
 def add_memories(

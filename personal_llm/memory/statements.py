@@ -11,7 +11,7 @@ __all__ = ['KINDS', 'OF_SELF', 'LETTERS', 'NOT_COVERED', 'NOT_KEPT', 'WISHES', '
 # %% ../../nbs/3_memory/02_statements.ipynb #sta00003
 import re
 from dataclasses import dataclass
-from datetime import datetime, timezone
+from datetime import datetime
 
 import numpy as np
 
@@ -68,11 +68,24 @@ def is_question(sentence: str) -> bool:
     return sentence.startswith("¿") or sentence.rstrip("\"'”’») ").endswith(("?", "？", "؟"))
 
 
+def join_dates(parts: list) -> list:  # sentences
+    "Join the parts of German dates, such as *am 3. August*."
+    joined = []
+    for part in parts:
+        if joined and re.search(
+            r"(?<!\bI )\b(?:am|ab|vom|zum|bis|seit|den|der|dem) \d{1,2}\.$", joined[-1], re.IGNORECASE
+        ):
+            joined[-1] += f" {part}"
+        else:
+            joined.append(part)
+    return joined
+
+
 def split_message(message: str) -> list:  # sentences
     "Return the sentences of a message's own words; none below a line with a question, which may be pasted."
     sentences = []
     for line in cut_foreign(message).splitlines():
-        parts = [s for part in split_sentences(line) for s in re.split(r"(?<=[？؟。！])\s*", part)]
+        parts = [s for part in join_dates(split_sentences(line)) for s in re.split(r"(?<=[？؟。！])\s*", part)]
         sentences += [s for s in parts if s and not re.fullmatch(r"\w+!", s)]  # Thanks! says nothing
         if any(map(is_question, parts)):
             break
@@ -82,7 +95,7 @@ def split_message(message: str) -> list:  # sentences
 def find_names(texts: list) -> set:
     "Return the names that statements introduce, such as Ruth in *my sister Ruth* or *my sister is called Ruth*."
     own, called = (f"(?i:{'|'.join(PERSON_WORDS[name])})" for name in ("own", "called"))
-    pattern = re.compile(rf"(?<!\w){own}\s+(?:\w+|(?:\w+\s+){{1,3}}{called})\s+(?=[^\W\d_a-zß-ÿ])(\w+)")
+    pattern = re.compile(rf"(?<!\w){own}\s+(?:\w+|(?:[\w'’]+\s+){{1,3}}{called})\s+(?=[^\W\d_a-zß-ÿ])(\w+)")
     return {name for text in texts for name in pattern.findall(text)}
 
 
@@ -181,14 +194,17 @@ def describe_wishes(message: str) -> list:  # lines for the person
     for sentence in sentences:
         kind = "secret" if SECRET.search(sentence) and kinds.get(sentence) == "fact" else kinds.get(sentence)
         if has_words("forget", sentence):
-            words = [word for word in re.findall(r"\w+", sentence)[1:] if not is_frequent(word)]
+            clauses = re.split("[,，、،]", re.sub(r"^\w+", "", sentence))
+            known = lambda word: is_frequent(word) or has_words("forget", word)
+            named = ([word for word in re.findall(r"\w+", clause) if not known(word)] for clause in clauses)
+            words = next(filter(None, named), [])
             names = [word for word in words if word[0].isupper() and len(word) > 1]
             lines.append(WISHES["forget"].format((names or words or ["TEXT"])[-1]))
-        elif "text" in kinds.values():
+        elif "text" in kinds.values() and len(sentences) > 1:
             continue
         elif kind == "secret" or kind == kinds.get(" ".join(sentences)) == "always":
             lines.append(WISHES[kind].format(sentence))
-        elif has_words("remember", sentence) and kind in ("fact", "passage", "unreal"):
+        elif has_words("remember", sentence) and kind in ("fact", "passage", "unreal", "text"):
             lines.append(f"kept: {sentence}" if cut_question(sentence) in own else NOT_KEPT)
     return lines
 
@@ -225,18 +241,18 @@ def translate_note(line: str, messages) -> str:  # messages: of the person, the 
     return line
 
 # %% ../../nbs/3_memory/02_statements.ipynb #sta00016
-def format_date(time: float) -> str:  # of the time zone UTC; "" for a place in a stream
+def format_date(time: float) -> str:  # where this computer is; "" for a place in a stream
     "Return the date of a dialogue, such as 3 May 2026."
     if not 1e8 < time < 1e11:  # seconds since the epoch, from 1973
         return ""
-    date = datetime.fromtimestamp(time, timezone.utc)
+    date = datetime.fromtimestamp(time)
     return f"{date.day} {date:%B %Y}"
 
 
 def add_days(text: str, time: float) -> str:  # time: when it was said, in seconds since the epoch
     "Return a text with a date behind words such as *tomorrow* and *next week*; as it is for a place in a stream."
     for name, patterns in PERSON_WORDS["days"].items() if format_date(time) else ():
-        days = 7 - datetime.fromtimestamp(time, timezone.utc).weekday() if name == "week" else int(name)
+        days = 7 - datetime.fromtimestamp(time).weekday() if name == "week" else int(name)
         day = format_date(time + 86400 * days)
         label = f"from {day}" if name == "week" else day
         text = re.sub("|".join(patterns), rf"\g<0> ({label})", text, flags=re.IGNORECASE)

@@ -11,6 +11,7 @@ let talk = ""; // key of the talk on the page; empty: the newest one; "new": one
 let reply = null; // the `AbortController` of the reply that is being written
 let written = ""; // of that reply
 let isAtEnd = true; // whether the end of the talk is seen, and stays so while its parts grow
+const CUTS = { length: "The reply was cut off at its length limit.", content_filter: "The server's content filter cut off the reply." };
 const reasons = new Map(); // id of a turn -> why its reply used corrections, in lines
 
 $("main").onscroll = ({ target }) => { isAtEnd = target.scrollHeight - target.scrollTop - target.clientHeight < 80; };
@@ -67,20 +68,20 @@ async function write(item, text, turn) { // whether a reply came
       talk = event.me?.talk || talk;
       if (event.me?.id) reasons.set(event.me.id, event.me.reasons || []);
       if (written) item.lastChild.replaceWith(makeMarkdown(written));
-      else if (event.me?.is_thinking) item.lastChild.textContent = "thinking …";
-      if (event.choices[0]?.finish_reason === "length") show("The reply is cut: it has as many tokens as it may have.");
+      else if (event.me?.is_thinking) item.lastChild.textContent = "Thinking …";
+      if (CUTS[event.choices[0]?.finish_reason]) show(CUTS[event.choices[0].finish_reason]);
     }
     return true;
   } catch (error) {
     if (!turn) $("line").value ||= text; // nothing was stored
-    show(error.name === "AbortError" ? "Stopped; the turn is not kept." : error.message);
+    show(error.name === "AbortError" ? "Stopped: this message and its reply are not stored." : error.message);
     return false;
   }
 }
 
 page.send = async (text, turn = null) => { // turn: whose place the new one takes; returns whether a reply came
   if (reply) return false;
-  const waiting = make("p", { className: "soft", textContent: "reading the talk and what I know about you …" });
+  const waiting = make("p", { className: "soft", textContent: "Reading the talk and what I know about you …" });
   const item = make("li", {}, make("p", { className: "own", dir: "auto", textContent: text }), waiting);
   const shown = [...$("turns").children];
   const from = turn ? shown.findIndex((one) => one.dataset.key === turn.id) : shown.length;

@@ -4,10 +4,7 @@ export const isWide = () => matchMedia("(min-width: 64rem)").matches;
 export const count = (number, noun) => `${number} ${noun}${number === 1 ? "" : "s"}`;
 export const attempt = (action) => action().catch((error) => show(error.message)); // shows an error, and goes on
 
-export function show(text, canUndo = false) { // canUndo: it tells of an act that the person can take back
-  $("said").textContent = text.slice(0, 1).toUpperCase() + text.slice(1);
-  $("take-back").hidden = !canUndo;
-}
+export const show = (text) => { $("said").textContent = text.slice(0, 1).toUpperCase() + text.slice(1); };
 
 export function make(tag, properties = {}, ...children) {
   const element = Object.assign(document.createElement(tag), properties);
@@ -16,6 +13,18 @@ export function make(tag, properties = {}, ...children) {
 }
 
 export const makeLines = (texts) => texts.map((textContent) => make("li", { textContent, dir: "auto" }));
+
+function addKeys(menu) { // up and down move, Tab goes on behind the button; Escape is the browser's
+  const items = [...menu.children];
+  for (const item of items) Object.assign(item, { role: "menuitem", tabIndex: -1, autofocus: item === items[0] });
+  menu.onkeydown = (event) => {
+    if (event.key === "Tab") menu.hidePopover();
+    const step = { ArrowDown: 1, ArrowUp: -1 }[event.key];
+    if (!step) return;
+    event.preventDefault();
+    items.at((items.indexOf(document.activeElement) + step) % items.length).focus();
+  };
+}
 
 // a copy of a template: its texts or elements by class, what its buttons do by name; a part without one goes
 export function stamp(id, texts, actions, about = "") {
@@ -33,6 +42,7 @@ export function stamp(id, texts, actions, about = "") {
     if (button.ariaLabel?.endsWith(":")) button.ariaLabel += ` ${about}`;
     button.title = button.ariaLabel || "";
   }
+  for (const menu of item.querySelectorAll("[popover]")) addKeys(menu);
   return item;
 }
 

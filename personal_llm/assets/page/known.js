@@ -5,7 +5,7 @@ import { change, makePlaces, openEditor, page } from "./turns.js";
 
 function makeKnown(row, edit, drop, scoped = null) { // scoped: [the change of a place, its fields]
   const date = row.time > 1e8 ? new Date(row.time * 1000).toLocaleDateString() : "";
-  const kind = row.reply && (row.origin === "annotated" ? "You would say:" : "You liked:");
+  const kind = row.reply && (row.origin === "annotated" ? "Your text" : "You liked");
   const source = [row.source, date].filter(Boolean).join(", ");
   const text = row.prompt || row.text;
   const places = scoped && makePlaces(row.scope, ...scoped);
@@ -22,9 +22,10 @@ function makeAnswer(row) {
 }
 
 function makeInstruction(row) {
-  const instruct = (text) => change("react", { kind: "always", number: row.number, text });
+  const body = { kind: "always", number: row.number };
+  const instruct = (text) => change("react", { ...body, text }, `Instruction ${text ? "changed" : "ended"}.`);
   const edit = async () => {
-    const text = prompt("How should I answer, always?", row.text);
+    const text = prompt("Instruction for all replies", row.text);
     if (text?.trim()) await instruct(text);
   };
   return makeKnown(row, edit, () => instruct(""));
@@ -54,6 +55,8 @@ export async function loadStatus() {
   $("progress").hidden = $("stop").hidden = !isLearning;
   $("learn").disabled = isLearning || !status.unlearned;
   $("undo").hidden = isLearning || !status.finetunes;
+  $("take-back").textContent = `Undo: ${status.undo}`;
+  $("take-back").hidden = !status.undo;
   if (status.messages.length) show(status.messages.join(" "));
 }
 

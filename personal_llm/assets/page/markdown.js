@@ -29,7 +29,7 @@ export function makeMarkdown(text) {
     const heading = line.match(/^#{1,6}\s+(.*)/);
     const kind = block?.localName;
     if (line.trim().startsWith("```")) {
-      block = kind === "pre" ? null : root.appendChild(make("pre", { tabIndex: 0 }));
+      block = kind === "pre" ? null : root.appendChild(make("pre"));
     } else if (kind === "pre") {
       block.append(`${line}\n`);
     } else if (kind === "table" && line.includes("|")) {

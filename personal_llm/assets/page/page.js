@@ -1,6 +1,6 @@
 // the page: its parts, and what a key or a button does
 import { goToEnd, isWriting, stopReply } from "./chat.js";
-import { $, attempt, isWide, onSubmit } from "./dom.js";
+import { $, attempt, isWide, onSubmit, show } from "./dom.js";
 import { loadKnown, loadStatus } from "./known.js";
 import { ask, keepToken, session } from "./server.js";
 import { change, page } from "./turns.js";
@@ -25,6 +25,7 @@ const connect = (given, code) => attempt(async () => {
 
 $("open-known").onclick = () => attempt(async () => {
   if (!session.token) return;
+  show("");
   if (!$("known").hidden) return showSection("chat");
   await loadKnown();
   showSection("known");
@@ -34,7 +35,7 @@ $("new").onclick = () => attempt(async () => { await page.openTalk("new"); $("li
 $("forget-all").onclick = () => page.forget({ everything: true });
 onSubmit($("forget-form"), () => page.forget({ text: $("words").value }));
 onSubmit($("always-form"), async () => {
-  await change("react", { kind: "always", text: $("always").value }, "Noted: this applies to all replies.");
+  await change("react", { kind: "always", text: $("always").value }, "Instruction added. It applies to all replies.");
   $("always").value = "";
 });
 onSubmit($("connect-form"), () => connect($("token").value.trim()));
@@ -52,7 +53,7 @@ $("line").onkeydown = (event) => {
 addEventListener("keydown", (event) => {
   if (event.key === "Escape" && !document.querySelector("[open]:modal, :popover-open")) stopReply();
 });
-$("take-back").onclick = () => attempt(async () => { await change("take_back"); $("main").focus(); });
+$("take-back").onclick = () => attempt(async () => { await change("take_back"); if ($("take-back").hidden) $("main").focus(); });
 for (const button of $("examples").children) button.onclick = () => page.send(button.textContent);
 setInterval(() => { if (session.token && !document.hidden) attempt(loadStatus); }, 5000);
 $("talks").open = isWide();

@@ -9,9 +9,9 @@ let scopes = {}; // name of a scope -> its label
 
 export const fillScopes = (labels) => { scopes = labels; };
 
-export async function change(name, body, line = "Noted.") {
-  const { message = line, more = true } = await post(name, body); // more: there is something left to take back
-  show(message, more);
+export async function change(name, body, line) { // line: about what was done, unless the server has one
+  const { message = line } = await post(name, body);
+  show(message);
   await page.refresh();
 }
 
@@ -38,22 +38,34 @@ function openForm(item, kind, texts, turn, start, action) { // action: of a text
 }
 
 export function openEditor(item, turn) {
-  const texts = { what: "The reply that you wanted", save: "Save the correction" };
+  const texts = { what: "The reply you wanted", save: "Save the correction" };
   openForm(item, "better", texts, turn, turn.reply, async (text) => {
     const { kind, place } = await post("react", { id: turn.id, kind: "better", text });
-    show(kind === "up" ? "You approved the reply." : `Noted: your correction applies to ${place}.`, true);
+    show(kind === "up" ? "Not changed: you liked this reply." : `Correction saved. It applies to ${place}.`);
   });
 }
 
 const openMessage = (item, turn) => {
-  const texts = { what: "Your message; the turns after it leave the talk", save: "Send this" };
+  const texts = { what: "Your message; all that follows it leaves the talk", save: "Send this" };
   openForm(item, "message", texts, turn, turn.prompt, (text) => text.trim() !== "" && page.send(text.trim(), turn));
 };
 
 export function makePlaces(scope, name, fields) { // the choice where corrections apply, for a change with a name
   const makeOption = ([value, textContent]) => make("option", { value, textContent, selected: value === scope });
   const places = make("select", { name: "scope" }, ...Object.entries(scopes).map(makeOption));
-  places.onchange = () => attempt(() => change(name, { ...fields, scope: places.value }));
+  let isPassing = false; // an arrow key passes over a choice, which is saved by Enter or when the focus leaves
+  const save = () => {
+    if (places.value === scope) return false;
+    scope = places.value;
+    return attempt(() => change(name, { ...fields, scope }));
+  };
+  places.onkeydown = (event) => {
+    isPassing = true;
+    setTimeout(() => { isPassing = false; });
+    if (event.key === "Enter" && save()) event.preventDefault(); // else it opens the list
+  };
+  places.onchange = () => isPassing || save();
+  places.onblur = save;
   return places;
 }
 
@@ -62,7 +74,7 @@ const MARKS = { up: "You liked this reply", down: "You did not like this reply" 
 export function makeTurn({ turn, question, isLast, reasons }) {
   const id = turn.id;
   const again = () => page.send(turn.prompt, turn);
-  const react = (kind) => () => change("react", { id, kind });
+  const react = (kind) => () => change("react", { id, kind }, `${MARKS[kind]}.`);
   const own = {
     message: () => openMessage(item, turn),
     drop: () => page.forget({ ids: [id] }),
@@ -70,14 +82,14 @@ export function makeTurn({ turn, question, isLast, reasons }) {
   const better = () => openEditor(item, turn);
   const ofReply = { up: react("up"), down: react("down"), better, again: isLast && again };
   const board = navigator.clipboard; // none in a page from another computer
-  ofReply.copy = board && (() => board.writeText(turn.reply).then(() => show("Copied.")));
+  ofReply.copy = board && (() => board.writeText(turn.reply).then(() => show("Reply copied.")));
   const isNamed = (prompt) => reasons.some((one) => one.includes(prompt));
   const lines = [...(turn.is_corrected ? reasons : []), ...turn.read.filter((one) => !isNamed(one))];
   const read = (turn.is_corrected || turn.read.length > 0) && make("ul", {}, ...makeLines(lines));
   const uses = turn.is_corrected ? "Uses your corrections" : "Uses what you said";
-  const reply = makeMarkdown(turn.reply || "The reply to this was forgotten.");
-  const places = turn.reaction === "better" && makePlaces(turn.scope, "scope", { id });
-  const texts = { own: turn.prompt, answered: reply, uses, read, question, places, mark: MARKS[turn.reaction] };
+  const reply = makeMarkdown(turn.reply || "This reply was forgotten.");
+  const [kind, places] = turn.is_own ? ["Your text", makePlaces(turn.scope, "scope", { id })] : [];
+  const texts = { own: turn.prompt, kind, answered: reply, uses, read, question, places, mark: MARKS[turn.reaction] };
   const item = stamp("turn-item", texts, { ...own, ...(turn.reply ? ofReply : { answer: again }) });
   if (drafts.has(`better-${id}`)) openEditor(item, turn);
   return item;
