@@ -428,6 +428,13 @@ def test_a_fine_tune_learns_all_answers_also_those_that_left_the_buffer(model):
     assert "/unlearn takes that back" in me.undo()
 
 
+def test_a_long_instruction_can_be_changed(model):
+    me = make(model)
+    for number in (None, 1):  # two of them would be too long
+        me.react(number, "always", "Be brief. " * 40)
+    assert [*me.state.instructions] == [1]
+
+
 def test_the_number_of_an_instruction_is_never_used_again(model):
     me = make(model)
     me.react(None, "always", "Mention zebras.")
