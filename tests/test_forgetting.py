@@ -23,6 +23,7 @@ from personal_llm.device.archive import ARCHIVE_FILE, Archive
 from personal_llm.device.chat import ChatSession
 from personal_llm.device.forgetting import ForgetPlan, drop_forgotten, finish_forgetting, fold, forget_dialogues, trim
 from personal_llm.device.forgetting import forget_everything, holds, list_written, plan_forgetting
+from personal_llm.device.evidence import list_unlearned
 from personal_llm.device.learning import PreparedRound, find_place
 from personal_llm.device.personalizer import Personalizer
 from personal_llm.device.state import State, open_state, place, scores_to_dict
@@ -110,6 +111,16 @@ def test_every_adapter_from_the_first_that_learned_it_goes(tmp_path):
     assert [one.adapter for one in state.rounds] == ["adapters/000"]
     assert sorted(path.name for path in (tmp_path / "adapters").iterdir()) == ["000"]
     assert open_state(state.archive).rounds == state.rounds
+
+
+def test_what_a_forgotten_adapter_learned_waits_to_be_learned_again():
+    talks = Talks()
+    for id in "ab":
+        talks.say(id, f"Question {id}?", "An answer.", talk=id)
+        talks.correct(id, f"Better {id}.")
+    talks.tune(0, "a", "b")
+    assert list_unlearned(talks.state) == []
+    assert list_unlearned(talks.forget(ids=["b"])) == ["a"]
 
 
 @pytest.mark.parametrize(
@@ -393,9 +404,10 @@ def test_copies_in_other_histories_go_by_id_with_the_replies_to_them():
     assert state.archive.dialogues["c"].history == tuple(other)
 
 
-def test_a_forgotten_turn_that_a_program_sends_again_is_dropped_and_no_text_stays(tmp_path):
+@pytest.mark.parametrize("talk", ["client", "monday"])
+def test_a_forgotten_turn_that_a_program_sends_again_is_dropped_and_no_text_stays(tmp_path, talk):
     talks = Talks(tmp_path)
-    talks.say("dog", "My dog is Biscuit.", "Lovely!", talk="client")
+    talks.say("dog", "My dog is Biscuit.", "Lovely!", talk=talk)
     archive = talks.forget(ids=["dog"]).archive
     turns = ("Be brief.", "My dog is “Biscuit”.", "Lovely, Biscuit!", "Tea?")
     sent = [*zip(("system", "user", "assistant", "user"), turns)]
@@ -630,3 +642,13 @@ def test_a_deleted_reply_leaves_no_embedding_though_its_correction_stays():
     state = talks.forget(text="biscuits")
     assert [event.kind for event in state.archive.events if event.dialogue == "a"] == ["said", "reacted"]
     assert state.newest("a").response == "Flour." and len(state.buffer) == 0
+
+
+def test_a_correction_that_was_kept_after_it_was_made_stays_in_the_buffer_without_the_reply():
+    talks = Talks()
+    talks.say("a", "What is in it?", "Secret biscuits.")
+    talks.correct("a", "Flour.")
+    scores = scores_to_dict(Scores(**FACTS, embedding=np.arange(4.0)))
+    talks.state.record("scored", "a", scores=scores, is_considered=False)
+    place(talks.state, "a")
+    assert [d.response for d in talks.forget(text="biscuits").buffer.dialogues] == ["Flour."]

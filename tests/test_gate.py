@@ -124,6 +124,7 @@ def test_corrections_stay_in_the_language_of_their_prompts_unless_you_say_all_re
     assert [verdict.is_open for verdict in verdicts] == [True] + [False] * 4
     assert verdicts[1].reason == "you corrected prompts in another language"
     assert all(judge(Evidence(everywhere=german), prompt, vectors).is_open for prompt in prompts)
+    assert judge(Evidence(ask("Hamlet?")), prompts[1], vectors).is_open, "a prompt may show no language"
     both = (*german, *ask("What is the capital of Spain?", time=9.0))
     assert [d.prompt for d in judge(Evidence(both), prompts[1], vectors).answers] == ["What is the capital of Spain?"]
 

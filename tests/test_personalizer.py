@@ -196,7 +196,7 @@ def test_a_fine_tune_learns_saves_and_can_be_undone(model, tmp_path):
     me.settle()
     assert {entry.scores.model for entry in me.buffer.entries} != {model.base}, "scored with the adapter"
     me.undo_finetune()
-    assert me.adapter.path == first.path and len(me.rounds) == 1
+    assert me.adapter.path == first.path and len(me.rounds) == 1 and not second.path.exists()
     me.close()
     again = Personalizer(model, folder=tmp_path, config=SHORT)
     assert str(again.adapter.path) == str(first.path)
@@ -425,6 +425,14 @@ def test_a_fine_tune_learns_all_answers_also_those_that_left_the_buffer(model):
         me.react(dialogue, "better", f"In short: {dialogue.prompt}")
     me.finetune(progress=False)
     assert len(me.rounds[0].learned) == 4 and list_unlearned(me.state) == []
+    assert "/unlearn takes that back" in me.undo()
+
+
+def test_a_long_instruction_can_be_changed(model):
+    me = make(model)
+    for number in (None, 1):  # two of them would be too long
+        me.react(number, "always", "Be brief. " * 40)
+    assert [*me.state.instructions] == [1]
 
 
 def test_the_number_of_an_instruction_is_never_used_again(model):

@@ -17,7 +17,7 @@ from personal_llm.buffer.scoring import Scores
 from personal_llm.device.archive import ARCHIVE_FILE, Archive, count_bytes, delete_dialogues
 from personal_llm.device.forgetting import trim
 from personal_llm.device.state import FILE, State, count_questions, decide, open_state, place, scores_to_dict
-from personal_llm.device.evidence import describe_state, get_evidence, list_answered, list_unlearned
+from personal_llm.device.evidence import describe_state, get_evidence, list_answered, list_habits, list_unlearned
 
 
 def make_scores(rng, model="base"):
@@ -148,7 +148,7 @@ def test_nothing_waits_for_the_score_of_a_deleted_reply():
 
 def test_a_reply_written_anew_in_its_place_begins_without_a_past():
     state = open_new("fifo")
-    tell(state, 0, id="0")
+    tell(state, 0, id="0", is_silent=True, is_tuned=True)
     react(state, "0", "up")
     state.archive.add(Dialogue("Question 0?", "Another answer.", id="0", origin="model"), "monday")
     state.record("said", "0", reads=[], statements=[])
@@ -417,6 +417,25 @@ def test_only_acts_and_plain_replies_left_alone_are_evidence(said, reactions, ex
     for one in (state, open_state(state.archive)):
         groups = vars(get_evidence(one)).items()
         assert {name: "".join(map(one.root, group)) for name, group in groups if group} == expected
+
+
+def test_a_correction_back_to_a_plain_reply_does_not_count_on_the_card():
+    state = open_new("fifo")
+    for number in range(4):
+        tell(state, number, id=f"{number}", talk=f"talk {number}")
+        react(state, f"{number}", text=f"In short: {number} is right.", is_plain=number == 3)
+    assert {(row.count, row.num_answers) for row in list_habits(state)} == {(3, 3)}
+
+
+def test_each_fine_tune_allows_as_many_questions_as_there_are_bins():
+    state = open_new("fifo")
+    state.record("configured", base="base", model="m", settings={})
+    for number in range(2):
+        d = tell(state, number)
+        state.record("asked", d.id, is_open=False)
+        assert count_questions(state) == 2
+        state.record("tuned", **ROUND | dict(adapter=f"a{number}", requests=number + 1))
+        assert count_questions(state) == 3
 
 
 def test_an_act_from_before_a_failed_change_can_be_taken_back():

@@ -365,6 +365,13 @@ def test_statements_that_the_talk_shows_are_not_used_twice():
     assert [one.text for one in memory.find(state, asked, len).statements] == ["I am vegan."]
 
 
+def test_a_message_that_took_the_place_of_another_is_read_anew():
+    memory, state = make_memory(a="I live in Oslo.")
+    for text in ("I live in Oslo.", "I live in Linz."):
+        memory.archive.add(Dialogue(text, "Fine.", id="a", origin="model"), "monday")
+        assert [one.text for one in memory.list_statements(state)] == [text]
+
+
 def test_forgotten_statements_do_not_stay_in_memory_and_others_are_not_read_again():
     memory, state = make_memory(a="I live in Oslo.", b="I am vegan.")
     kept = memory.list_statements(state)[1]
@@ -396,6 +403,8 @@ def test_an_older_statement_that_a_newer_one_updates_is_left_out():
     assert choose(said) == (said[1:], said[:1])
     assert choose(said[:2])[0] == said[:2], "each of two is nearest to the other, but nearer to the prompt"
     assert choose(said[:1]) == (said[:1], [])
+    car = Statement("I keep the car in 70.", 0.5)
+    assert choose([car, *said]) == ([car, *said[1:]], said[:1]), "the newest is nearer to the one that it updates"
 
 
 @SLOW
