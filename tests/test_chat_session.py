@@ -268,7 +268,7 @@ def test_a_scope_is_about_the_correction_that_was_named_last_and_still_exists(mo
     assert PROMPTS[1] in session.scoping.scope_correction("here"), "a correction that you like is still one"
     assert session.me.state.newest(second).origin == "annotated"
     session.react("better", "In short: leaves.", first)
-    assert "your correction" in session.undo()
+    assert session.undo().endswith("“What is tea?”; your earlier one holds again")
     assert PROMPTS[0] in session.scoping.scope_correction("everywhere"), "its earlier correction is back"
     line = "taken back: “All replies”. Applies to this subject only: your correction of “What is tea?”"
     assert session.undo() == line

@@ -98,7 +98,11 @@ NOTES_OF_THE_CHAT += [
 ]
 NOTES_OF_THE_CHAT += ["taken back: your reaction to the reply to {}", "taken back: your instruction {}"]
 NOTES_OF_THE_CHAT += ["taken back: your correction of {}"]
-NOTES_OF_THE_CHAT += ["taken back: “{}”", "noted, about the reply to {}"]
+NOTES_OF_THE_CHAT += [
+    "taken back: “{}”",
+    "taken back: your correction of {}; your earlier one holds again",
+    "noted, about the reply to {}",
+]
 NOTES_OF_THE_CHAT += ["Applies to all replies; /always lists what you said, /drop N ends a line"]
 
 

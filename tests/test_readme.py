@@ -142,6 +142,15 @@ def unexplained(text: str, paragraphs: list, known) -> set:
     return numbers_of(text) - set(known)
 
 
+def test_the_verdicts_are_those_of_the_summary():
+    summary = (ROOT / "nbs" / "experiments" / "00_summary.ipynb").read_text(encoding="utf-8")
+    assert "SDSS: 11 claims: 2 holds, 0 partly, 0 level, 8 undecided, 0 refuted" in summary
+    assert "XPerT: 17 claims: 8 holds, 3 partly, 0 level, 0 undecided, 4 refuted" in summary
+    verdicts = "two of SDSS's eleven hold, eight are undecided; "
+    verdicts += "eight of XPerT's seventeen hold, three partly, four are refuted"
+    assert verdicts in as_one_line(README)
+
+
 def test_measured_numbers_are_those_of_the_results():
     "The paragraphs are written anew from results/ and must be what stands there; there are no other numbers."
     made = [words().replace("](", "](nbs/") for words in MEASURED]

@@ -98,6 +98,7 @@ def _take_back(state: State) -> str:  # a line that names it
     whats = {"better": "your correction of {}"}
     kind = first.content.get("kind", first.kind)
     line = "taken back: " + whats.get(kind, "your reaction to the reply to {}").format(prompts)
+    line += "; your earlier one holds again" * (kind == "better" and state.newest(first.dialogue).origin == "annotated")
     learned = {id for round in state.list_rounds() for id in round.learned}
     has_learned = first.kind == "reacted" and first.dialogue in learned
     return line + "; a fine-tune has learned it, /unlearn takes that back" * has_learned

@@ -593,7 +593,7 @@ def write_readme_answer() -> str:
     replies = read_replies()
     people = list_able("one subject")
     told = [name for name in people if (name, "instruction") in replies and (name, "written") in replies]
-    rules = dict(always="gate, w .25", instruction="always", written="always")  # condition -> rule
+    rules = dict(always="gate, w .25", instruction="always")  # condition -> rule
     scores = {c: [score(name, rule, "start", c) for name in told] for c, rule in rules.items()}
 
     def mean(condition: str, metric: str) -> str:
@@ -605,8 +605,7 @@ def write_readme_answer() -> str:
         f"it by hand for each of them: it kept {mean('instruction', 'own')} of the habits and put the form into "
         f"{mean('instruction', 'seen')} of the replies in subjects left alone. With three corrections behind the gate "
         f"it is {mean('always', 'own')} and {mean('always', 'seen')}. The difference in habits, before rounding, is "
-        f"{format_estimate(mean_over_users(gain))}. An instruction that the model writes itself from the corrections "
-        f"kept {mean('written', 'own')}."
+        f"{format_estimate(mean_over_users(gain))}."
     )
 
 # %% ../../nbs/experiments/79_gate.ipynb #gatereal2
