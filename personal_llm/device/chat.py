@@ -305,12 +305,18 @@ class Scoping:
 
     def describe_scope(self, ids: list, scope: str) -> str:  # ids: of dialogues
         "Return a line about where corrections apply."
-        prompts = [f"“{self.me.archive.dialogues[id].prompt[:60]}”" for id in ids]
+        prompts = self.me.state.quote_prompts(ids)
         if not scope and {*ids} <= self.me.state.plain:
-            line = f"Counts against your corrections, since you took their form out: {', '.join(prompts)}"
+            line = f"Counts against your corrections, since you took their form out: {prompts}"
             return line + "; those for all replies still apply" * ("everywhere" in self.me.state.scopes.values())
         noun = "your corrections of" if len(ids) > 1 else "your correction of"
-        return translate(self.me.state, f"Applies to {SCOPES[scope].place}: {noun} {', '.join(prompts)}")
+        return translate(self.me.state, f"Applies to {SCOPES[scope].place}: {noun} {prompts}")
+
+    def describe_scopes(self, ids: list) -> str:  # ids: of dialogues
+        "Return a sentence for each place where corrections apply now."
+        scopes = {id: self.me.state.scopes.get(id, "") for id in ids}
+        groups = [[id for id in ids if scopes[id] == scope] for scope in dict.fromkeys(scopes.values())]
+        return ". ".join(self.describe_scope(group, scopes[group[0]]) for group in groups)
 
     def show_habit_question(self) -> str:  # "" if there is none that was not shown
         "Return the question about a habit, once; it counts as asked with its answer, or with the next message."
@@ -542,9 +548,8 @@ class ChatSession:
         acts = self.me.state.list_last_act()
         named = [one.event.dialogue for one in acts]
         line = translate(self.me.state, self.me.undo())
-        scopes = {id: self.me.state.scopes.get(id, "") for id in named} if acts[0].event.kind == "scoped" else {}
-        for scope in dict.fromkeys(scopes.values()):
-            line += ". " + self.scoping.describe_scope([id for id in named if scopes[id] == scope], scope)
+        if acts[0].event.kind == "scoped":
+            line += ". " + self.scoping.describe_scopes(named)
         self.scoping.subject = named
         self.work.start_timer()
         return line

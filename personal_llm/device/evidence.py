@@ -32,9 +32,11 @@ def _find_group(state: State, id: str) -> str:  # a field of `Evidence`, "approv
     if not d.response.strip():
         return ""
     if d.origin in ANSWERED_ORIGINS:
-        scopes = {state.scopes.get(other, "") for other in state.reads.get(id, ()) if d.origin == "approved"}
-        inherited = scopes.pop() if len(scopes) == 1 else ""  # a liked reply belongs where what it used belongs
-        group = SCOPES[state.scopes.get(id) or inherited].group
+        scope = state.scopes.get(id, "")
+        if d.origin == "approved" and not scope:  # a liked reply belongs where what it used belongs
+            used = {state.scopes.get(other, "") for other in state.reads.get(id, ())}
+            scope = used.pop() if len(used) == 1 else ""
+        group = SCOPES[scope].group
         if group == "answers" and id in state.plain:
             return "plain"
         return "approved" if d.origin == "approved" and not _uses_form(state, id) else group

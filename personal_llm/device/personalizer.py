@@ -92,16 +92,14 @@ def _take_back(state: State) -> str:  # a line that names it
     if first.kind == "instructed":
         text = first.content["text"]
         return f"taken back: your instruction “{text}”" if text else "taken back: the instruction applies again"
-    prompts = ", ".join(f"“{state.archive.dialogues[event.dialogue].prompt[:60]}”" for event in events)
     if first.kind == "scoped":
         return f"taken back: “{SCOPES[first.content['scope']].label}”"
-    whats = {"better": "your correction of {}"}
-    kind = first.content.get("kind", first.kind)
-    line = "taken back: " + whats.get(kind, "your reaction to the reply to {}").format(prompts)
-    line += "; your earlier one holds again" * (kind == "better" and state.newest(first.dialogue).origin == "annotated")
+    is_better = first.content["kind"] == "better"
+    what = "your correction of" if is_better else "your reaction to the reply to"
+    line = f"taken back: {what} {state.quote_prompts([first.dialogue])}"
+    line += "; your earlier one holds again" * (is_better and state.newest(first.dialogue).origin == "annotated")
     learned = {id for round in state.list_rounds() for id in round.learned}
-    has_learned = first.kind == "reacted" and first.dialogue in learned
-    return line + "; a fine-tune has learned it, /unlearn takes that back" * has_learned
+    return line + "; a fine-tune has learned it, /unlearn takes that back" * (first.dialogue in learned)
 
 
 def _react(state: State, count_tokens, dialogue, kind: str, text: str, time: float, scope) -> Reaction:

@@ -6,17 +6,8 @@
 __all__ = ['make_card', 'is_taken_out']
 
 # %% ../../nbs/5_explanation/02_card.ipynb #card0003
-from personal_llm.explanation.habits import (
-    EMOJI,
-    LISTS,
-    LOWER_CASE,
-    ONE_SENTENCE,
-    Form,
-    Habit,
-    find_frame,
-    has_run,
-    split_pieces,
-)
+from .habits import EMOJI, LISTS, LOWER_CASE, ONE_SENTENCE, Form, Habit
+from .habits import find_frame, has_run, split_pieces
 
 # %% ../../nbs/5_explanation/02_card.ipynb #card000b
 def find_frames(texts: list, least: int, is_last: bool) -> list:  # `Form`s

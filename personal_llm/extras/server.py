@@ -390,10 +390,10 @@ def describe_undo(state) -> str:
     "Name the act that `take_back` takes back; empty if nothing is left."
     events = [one.event for one in state.list_last_act()]
     content = events[0].content if events else {}
-    prompts = [f"“{state.archive.dialogues[one.dialogue].prompt[:60]}”" for one in events if one.dialogue]
+    prompts = state.quote_prompts(one.dialogue for one in events if one.dialogue)
     names = dict(better="your correction of", up="“Good reply” to", down="“Bad reply” to")
     name = names.get(content.get("kind"), f"“{SCOPES[content.get('scope', '')].label}” for")
-    return f"{name} {', '.join(prompts)}" if prompts else "your last instruction" * bool(events)
+    return f"{name} {prompts}" if prompts else "your last instruction" * bool(events)
 
 
 def describe_status(session: ChatSession, *_) -> dict:

@@ -60,12 +60,11 @@ def weigh(corrections: tuple, opposing: dict, general: tuple, prompt: str, vecto
     correction = corrections[int(supporting.argmax())]
     nearest = " ".join(correction.prompt.split())  # a reason is a line
     what = "whose reply you liked" if correction.origin == "approved" else "which you corrected"
-    if len(corrections) == 1 and not opposing and not general:
-        return True, f"the only evidence so far is “{nearest}”, {what}"
     against = vectors.compare(prompt, [*opposing, *general])
     newest = prompts[-256:]  # to bound the time of the comparison
     if belongs(supporting, against, measure_reach(vectors.embed(newest))):
-        return True, f"similar to “{nearest}”, {what}"
+        is_alone = len(corrections) == 1 and not len(against)
+        return True, f"{'the only evidence so far is' if is_alone else 'similar to'} “{nearest}”, {what}"
     if len(against) and measure_closeness(supporting) <= measure_closeness(against):
         place = int(against.argmax())
         if place < len(opposing):
