@@ -254,8 +254,8 @@ def check_length(model, dialogue: Dialogue, options: ReplyOptions) -> None:
         raise error
 
 # %% ../../nbs/9_extras/05_server.ipynb #srvwrite
-def write_reply(session: ChatSession, wanted: CompletionRequest):  # a generator of texts, and last of a dictionary
-    "Reply to a request, and summarise the turn."
+def write_reply(session: ChatSession, wanted: CompletionRequest, is_person: bool):  # is_person: as in `say`
+    "Yield the texts of the reply to a request, and last a dictionary that summarises the turn."
     prompt = wanted.messages[-1].read()
     options = wanted.get_options(session.model.max_length)
     given = Dialogue(prompt, "", wanted.get_history())
@@ -274,7 +274,7 @@ def write_reply(session: ChatSession, wanted: CompletionRequest):  # a generator
         stored = len(session.me.archive.dialogues)
         history = None if is_of_page else list(given.history)
         replaces = wanted.replaces if is_of_page else None
-        yield from session.say(prompt, history, options, wanted.store is not False, replaces)
+        yield from session.say(prompt, history, options, wanted.store is not False, replaces, is_person)
         reply = session.reply
         if reply is None:
             raise InputError("the reply was ended, because something was forgotten meanwhile", "write it again")
@@ -486,7 +486,8 @@ def add_protocol(app: FastAPI, session: ChatSession, thread: SessionThread) -> N
         user = wanted.user or wanted.safety_identifier or request.headers.get("x-openwebui-user-id")
         if user:
             await thread.read(check_owner, session, user)
-        items = thread.stream(write_reply(session, wanted))
+        is_person = request.headers.get("x-personal-memory") == "yes"
+        items = thread.stream(write_reply(session, wanted, is_person))
         head = dict(id=f"chatcmpl-{secrets.token_hex(12)}", created=int(time.time()), model=wanted.model)
         if wanted.stream:
             first = await anext(items)  # a refusal still has its own status
