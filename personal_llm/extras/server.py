@@ -285,7 +285,7 @@ def write_reply(session: ChatSession, wanted: CompletionRequest, is_person: bool
         own["cut"] = session.model.truncated.get(reply.dialogue.id, 0)
     usage = dict(prompt_tokens=reply.num_prompt_tokens, completion_tokens=reply.num_tokens)
     usage |= dict(total_tokens=reply.num_prompt_tokens + reply.num_tokens)
-    yield dict(finish_reason=reply.end_reason or "stop", usage=usage, me=own)
+    yield dict(text=reply.text, finish_reason=reply.end_reason or "stop", usage=usage, me=own)
 
 # %% ../../nbs/9_extras/05_server.ipynb #srvevents1
 async def write_events(wanted: CompletionRequest, head: dict, items, item):  # an asynchronous generator of texts
@@ -492,14 +492,11 @@ def add_protocol(app: FastAPI, session: ChatSession, thread: SessionThread) -> N
         if wanted.stream:
             first = await anext(items)  # a refusal still has its own status
             return StreamingResponse(write_events(wanted, head, items, first), media_type="text/event-stream")
-        texts = []
         async with aclosing(items):
-            async for item in items:
+            async for last in items:
                 if await request.is_disconnected():
                     raise HTTPException(400, "the client went away")
-                texts.append(item)
-        last = texts.pop()
-        message = dict(role="assistant", content="".join(texts), refusal=None)
+        message = dict(role="assistant", content=last.pop("text"), refusal=None)
         choice = dict(index=0, message=message, logprobs=None, finish_reason=last.pop("finish_reason"))
         return head | dict(object="chat.completion", choices=[choice]) | last
 
