@@ -75,7 +75,9 @@ def attach_new_layers(model, config: TuningConfig):  # peft's model
     elif config.layers and config.layers < len(layers):
         upper = [*range(len(layers))][-config.layers :]
         if names == "all-linear":  # peft wants names beside numbers of layers
-            linear = [name for name, part in layers[-config.layers :].named_modules() if isinstance(part, (Linear, Conv1D))]
+            linear = [
+                name for name, part in layers[-config.layers :].named_modules() if isinstance(part, (Linear, Conv1D))
+            ]
             names = sorted({name.rpartition(".")[2] for name in linear})
     shape = dict(r=config.rank, lora_alpha=config.alpha, lora_dropout=config.dropout, target_modules=names)
     shape |= dict(layers_to_transform=upper)
