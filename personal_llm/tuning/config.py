@@ -47,10 +47,11 @@ class TuningConfig:
         names = settings.get("target_modules")
         if not names or not isinstance(names, (str, list)) or not all(isinstance(name, str) for name in names):
             raise InputError(f"{place}: adapter_config.json names no target modules", "make the adapter anew")
-        layers = settings.get("layers_to_transform")  # a list, a single number, or None: all
+        layers = settings.get("layers_to_transform")  # a list, a single number, or none
+        layers = layers if isinstance(layers, list) else [layers] * (layers is not None)
         return replace(
             self,
-            layers=len(layers) if isinstance(layers, list) else layers and 1,
+            layers=len(layers) or None,
             rank=settings["r"],
             alpha=settings["lora_alpha"],
             dropout=settings.get("lora_dropout", 0.0),  # peft's default
