@@ -13,7 +13,8 @@ from personal_llm.base.core import InputError
 from personal_llm.base.models import load_model
 from personal_llm.base.replies import ReplyOptions
 from personal_llm.device import personalizer
-from personal_llm.device.chat import BackgroundWork, ChatSession, clean_text, describe_error
+from personal_llm.base.text import clean_text
+from personal_llm.device.chat import BackgroundWork, ChatSession, describe_error
 from personal_llm.device.evidence import get_evidence
 from personal_llm.device.personalizer import collect_training
 from personal_llm.tuning.config import TuningConfig

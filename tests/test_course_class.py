@@ -5,9 +5,11 @@ import importlib.util
 import json
 import os
 import re
+import runpy
 import shutil
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import pytest
@@ -19,6 +21,7 @@ from personal_llm.course.checks import SEED, check, mark
 from personal_llm.course.tasks_4 import BestOf
 
 ASSIGNMENTS = COURSE / "assignments"
+PARTS = ("CourseDirectory", "ClearSolutions", "ExecutePreprocessor", "FileNameCollectorPlugin")
 MARKED = [(n, name) for n in LESSONS for name, task in TASKS[n].items() if task.is_marked]
 
 
@@ -82,6 +85,7 @@ CLASS = {  # learner -> (answers, points)
     "anna": (RIGHT, 3),
     "bo": (RIGHT | {"idd_function": "def idd(e, kept):\n    return 1 - np.mean(kept @ e)"}, 2),
     "cy": ({}, 0),
+    "di": (RIGHT | {"test_idd_function": None}, 2),  # deleted a test cell, which nbgrader doesn't restore
 }
 
 
@@ -100,8 +104,12 @@ def test_a_class_of_three_goes_through_nbgrader(tmp_path):
     nbgrader("generate_assignment", "assignment_3")
     released = (room / "release/assignment_3/assignment_3.ipynb").read_text(encoding="utf-8")
     assert "check(" in released and not re.search(r"SOLUTION|HIDDEN|mark\(|np\.log|linalg", released)
+    counts = {}
     for learner, (answers, _) in CLASS.items():
-        hand_in(room / "submitted" / learner / "assignment_3", released, answers)
+        file = room / "submitted" / learner / "assignment_3" / "assignment_3.ipynb"
+        hand_in(file, released, answers)
+        counts[learner] = file.read_text(encoding="utf-8").count("grade_id")
+    assert counts["di"] < counts["anna"] == released.count("grade_id"), "the notes let a teacher count them"
     nbgrader("autograde", "assignment_3")
     nbgrader("generate_feedback", "assignment_3")
     nbgrader("export", "--to", "marks.csv")
@@ -114,10 +122,34 @@ def test_a_class_of_three_goes_through_nbgrader(tmp_path):
     assert "AssertionError" not in pages["anna"]
 
 
-def hand_in(folder: Path, released: str, answers: dict) -> None:
-    "Write a released notebook with answers in place of the stubs."
+def hand_in(file: Path, released: str, answers: dict) -> None:
+    "Write a released notebook with answers in place of the stubs, without the cells whose answer is None."
     notebook = json.loads(released)
     for cell in notebook["cells"]:
         cell["source"] = answers.get(cell["metadata"].get("nbgrader", {}).get("grade_id"), cell["source"])
-    folder.mkdir(parents=True)
-    (folder / "assignment_3.ipynb").write_text(json.dumps(notebook), encoding="utf-8")
+    notebook["cells"] = [cell for cell in notebook["cells"] if cell["source"] is not None]
+    file.parent.mkdir(parents=True)
+    file.write_text(json.dumps(notebook), encoding="utf-8")
+
+
+COLLECTED = {  # a file of a platform -> the learner's folder
+    "anna_assignment_1.ipynb": "anna",
+    "week1_bo_assignment_10.ipynb": "bo",
+    "Ana María Pérez_41237_assignsubmission_file_assignment_1.ipynb": "41237",  # Moodle
+    "Ana María Pérez_41238_assignsubmission_file_/assignment_1.ipynb": "41238",  # another person of that name
+    "O'Neil, Sam_7_assignsubmission_file/assignment_2.ipynb": "7",
+    "examplesam_10211_556677_assignment_1.ipynb": "10211",  # Canvas
+    "examplesam_LATE_10212_556678_assignment_1-1.ipynb": "10212",  # late, handed in for the second time
+}
+
+
+def test_files_of_learning_platforms_are_sorted_by_learner(monkeypatch):
+    config = types.SimpleNamespace(**{name: types.SimpleNamespace() for name in PARTS})
+    monkeypatch.setattr("builtins.get_config", lambda: config, raising=False)
+    monkeypatch.setattr(os, "environ", {})
+    runpy.run_path(str(ASSIGNMENTS / "nbgrader_config.py"))
+    pattern = config.FileNameCollectorPlugin.named_regexp
+    found = {name: re.match(pattern, f"/class/downloaded/assignment_1/extracted/{name}") for name in COLLECTED}
+    assert {name: match and match["student_id"] for name, match in found.items()} == COLLECTED
+    assert all(match["file_id"] in name for name, match in found.items())
+    assert not re.match(pattern, "/class/downloaded/assignment_1/extracted/notes.ipynb")

@@ -17,7 +17,7 @@ from personal_llm.base.files import ASSETS
 from personal_llm.base.weights import find_weights
 from personal_llm.buffer.buffer import Buffer
 from personal_llm.device.archive import Archive, load_vectors, store_vectors
-from personal_llm.device.memory import BLOCK_SIZE, Memory
+from personal_llm.device.recall import BLOCK_SIZE, Memory
 from personal_llm.device.state import State
 
 
@@ -144,7 +144,7 @@ def test_what_is_forgotten_meanwhile_gets_no_vector(corrected, monkeypatch):
             memory.clear()
         return encode(texts)
 
-    monkeypatch.setattr("personal_llm.device.memory.encode", forget_meanwhile)
+    monkeypatch.setattr("personal_llm.device.recall.encode", forget_meanwhile)
     memory.warm(corrected)
     assert memory.vectors.vectors == {} and load_vectors(corrected.archive, get_encoder_id()) == {}
 
@@ -160,7 +160,7 @@ def test_a_reply_need_not_wait_while_vectors_are_made(corrected, monkeypatch):
             assert goes_on.wait(60)
         return encode(texts)
 
-    monkeypatch.setattr("personal_llm.device.memory.encode", wait)
+    monkeypatch.setattr("personal_llm.device.recall.encode", wait)
     thread = threading.Thread(target=memory.warm, args=[corrected], daemon=True)
     thread.start()
     assert waits.wait(60)

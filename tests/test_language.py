@@ -6,7 +6,8 @@ import pytest
 from personal_llm.base.core import InputError
 from personal_llm.base.text import ENGLISH, LANGUAGES, Language, describe_copy, get_language, get_words
 from personal_llm.base.text import set_language, split_sentences
-from personal_llm.memory.statements import NOT_COVERED, NOT_KEPT, NOTES, WISHES, find_language, translate_note
+from personal_llm.base.text import find_language
+from personal_llm.memory.statements import NOT_COVERED, NOT_KEPT, NOTES, WISHES, translate_note
 from personal_llm.memory.feedback import SCOPES
 from personal_llm.explanation.habits import find_habits, strip_frame
 from personal_llm.extras.style import STYLOMETRIC_FEATURES, stylometry, truncate_words

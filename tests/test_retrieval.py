@@ -13,7 +13,7 @@ from personal_llm.base.encoder import VectorStore
 from personal_llm.memory.retrieval import MemoryConfig, add_memories
 from personal_llm.memory.retrieval import find_near, retrieve
 from personal_llm.device.archive import Archive
-from personal_llm.device.memory import Memory
+from personal_llm.device.recall import Memory
 from personal_llm.device.state import State
 from personal_llm.memory.statements import Statement
 

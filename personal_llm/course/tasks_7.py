@@ -165,6 +165,9 @@ _LESS = dict(  # the method's score less the rival's, in hundredths
     equal=(0, 0, 0, 0, 0, 0, 0, 0),
 )
 _TABLE = {name: _METHOD - np.array(less) / 100 for name, less in _LESS.items()}
+_SKEWED = (
+    np.array((1, 1, 1, 1, 1, 8)) / 100
+)  # better for all six users: Student's interval reaches below 0, ours doesn't
 TASKS.add(
     "rivals",
     "Write `beaten(method, rivals)`: the names of the rivals that the method is surely better than (more is better).",
@@ -184,6 +187,7 @@ TASKS.add(
         (_METHOD[:4], {name: x[:4] for name, x in _TABLE.items()}),
         (np.tile(_METHOD, 6), {name: np.tile(x, 6) for name, x in _TABLE.items()}),  # small gains of many users
         (_METHOD, {name: _TABLE[name] for name in ("echo", "random")}),  # all are beaten
+        (_METHOD[:6], {"random": _METHOD[:6] - _SKEWED, "echo": _METHOD[:6] + _SKEWED}),
     ],
 )
 TRIES = 20  # methods that are all equal to the baseline

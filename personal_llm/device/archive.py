@@ -19,6 +19,7 @@ import numpy as np
 from filelock import FileLock, Timeout
 
 from ..base.core import Dialogue, InputError
+from ..base.text import make_valid
 from ..base.files import make_folder
 
 # %% ../../nbs/7_device/01_archive.ipynb #0f81dfed
@@ -118,11 +119,6 @@ def hold_folder(folder):  # a `FileLock`
     return lock
 
 # %% ../../nbs/7_device/01_archive.ipynb #f061fb57
-def clean(text: str) -> str:
-    "Make a text valid UTF-8, by replacing half a surrogate pair with a question mark."
-    return text.encode("utf-8", "replace").decode("utf-8")
-
-
 def shorten_history(history, known: dict) -> list:  # ids and [role, text] pairs
     "Shorten a history by replacing stored exchanges with their ids; known: (prompt, response) -> id."
     items = []
@@ -132,7 +128,7 @@ def shorten_history(history, known: dict) -> list:  # ids and [role, text] pairs
         if (before[0], role) == ("user", "assistant") and exchange in known:
             items[-1] = known[exchange]
         else:
-            items.append([role, clean(text)])
+            items.append([role, make_valid(text)])
         before = (role, text)
     return items
 
@@ -223,7 +219,7 @@ class Archive:
         "Store a dialogue under its talk's key, replacing one with its id; turns: its history's ids, if known."
         items = shorten_history(dialogue.history, self.exchanges) if turns is None else list(turns)
         details = dict(origin=dialogue.origin, parents=list(dialogue.parents), history=items)
-        values = (talk, dialogue.time, clean(dialogue.prompt), clean(dialogue.response), json.dumps(details))
+        values = (talk, dialogue.time, make_valid(dialogue.prompt), make_valid(dialogue.response), json.dumps(details))
         with self.transaction():
             query = "INSERT INTO dialogues (talk, time, prompt, response, details, id) VALUES (?, ?, ?, ?, ?, ?)"
             if dialogue.id in self.dialogues:
@@ -253,7 +249,7 @@ class Archive:
 
     def set_fact(self, name: str, value: str) -> str:  # the value
         "Store a value by its name."
-        self.execute("INSERT OR REPLACE INTO facts VALUES (?, ?)", (name, clean(value)))
+        self.execute("INSERT OR REPLACE INTO facts VALUES (?, ?)", (name, make_valid(value)))
         return value
 
 # %% ../../nbs/7_device/01_archive.ipynb #6f40c749

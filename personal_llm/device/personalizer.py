@@ -16,18 +16,19 @@ from tqdm.auto import tqdm
 
 from ..base.adapters import Adapter
 from ..base.core import Cost, Dialogue, InputError, check, check_dialogues
+from ..base.text import make_valid
 from ..base.display import Displayed
 from ..base.replies import ReplyOptions, ReplyStream
 from ..buffer.buffer import Buffer, Decision
 from ..memory.feedback import SCOPES, Reaction
 from ..memory.retrieval import MAX_TOKENS, MemoryConfig
 from ..buffer.scoring import ScoredDialogue, load_lexicons, score
-from .archive import Archive, clean
+from .archive import Archive
 from .forgetting import ForgetPlan, delete_rows, finish_forgetting, plan_forgetting, trim
 from .evidence import list_known
 from .learning import PreparedRound, check_start, choose_training, list_options, load_last_adapter
 from .learning import prepare_round, record_round, undo_round
-from .memory import Memory, Recall
+from .recall import Memory, Recall
 from .settings import PersonalizerSettings
 from .state import FILE, State, begin_state, count_questions, place, scores_to_dict
 from ..explanation.card import is_taken_out
@@ -137,7 +138,10 @@ def _record_said(state: State, dialogue: Dialogue, talk: str, recall: Recall, tu
 def _recognise(state: State, dialogue: Dialogue) -> list:  # of one `Decision`; empty: it is to be observed
     "Decide about a dialogue that is observed once more with the same text: what became of it stays."
     stored = state.archive.dialogues.get(dialogue.id)
-    if stored is None or (stored.prompt, stored.response) != (clean(dialogue.prompt), clean(dialogue.response)):
+    if stored is None or (stored.prompt, stored.response) != (
+        make_valid(dialogue.prompt),
+        make_valid(dialogue.response),
+    ):
         return []
     is_in_buffer = state.find_slot(dialogue.id) is not None
     if not is_in_buffer and dialogue.id not in state.reactions:

@@ -16,11 +16,10 @@ import numpy as np
 
 from ..base.core import Cost, Dialogue, InputError, check
 from ..base.display import Displayed
-from ..base.text import count_nouns
+from ..base.text import count_nouns, format_date
 from ..buffer.buffer import Buffer, Decision, open_buffer
 from ..memory.feedback import Reaction
 from ..buffer.scoring import ScoredDialogue, Scores
-from ..memory.statements import format_date
 from .archive import Archive, Event, restore_history
 
 # %% ../../nbs/7_device/02_state.ipynb #180b5fec

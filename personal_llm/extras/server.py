@@ -26,7 +26,8 @@ from personal_llm.base.replies import ReplyOptions, ReplyStream, Thought
 from personal_llm.base.weights import WEIGHTS
 from personal_llm.memory.feedback import SCOPES
 from personal_llm.app.personalize import check_memory_folder
-from personal_llm.device.chat import QUESTION_TEXT, ChatSession, clean_text
+from personal_llm.base.text import clean_text
+from personal_llm.device.chat import QUESTION_TEXT, ChatSession
 from personal_llm.device.forgetting import fold, holds
 from personal_llm.device.state import CLIENT, FILE
 from personal_llm.device.evidence import describe_state, find_habit_question, list_answered, list_habits

@@ -11,8 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..base.encoder import VectorStore
-from ..base.text import count_nouns
-from .statements import find_language
+from ..base.text import count_nouns, find_language
 
 # %% ../../nbs/3_memory/03_gate.ipynb #083adcd6
 @dataclass(frozen=True)
