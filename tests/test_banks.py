@@ -20,10 +20,10 @@ def fold(text: str) -> str:
 
 
 def list_texts(value) -> list:
-    "Return all texts in a JSON value."
+    "Return all texts in a JSON value, keys too."
     if isinstance(value, str):
         return [fold(value)]
-    rows = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    rows = [*value, *value.values()] if isinstance(value, dict) else value if isinstance(value, list) else ()
     return [text for row in rows for text in list_texts(row)]
 
 
