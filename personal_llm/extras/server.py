@@ -272,6 +272,7 @@ def write_reply(session: ChatSession, wanted: CompletionRequest, is_person: bool
     else:
         if is_of_page:
             session.open_talk(wanted.talk or None)
+            session.scoping.show_habit_question()  # the page showed it above the message
         stored = len(session.me.archive.dialogues)
         history = None if is_of_page else list(given.history)
         replaces = wanted.replaces if is_of_page else None
@@ -337,8 +338,6 @@ def list_talks(session: ChatSession, talk: str, words: str) -> dict:
         turns.append(turn | dict(reaction=reaction and reaction.kind, is_corrected=is_corrected))
     rows.sort(key=lambda row: -row["time"])
     row = find_habit_question(session.me.state)
-    if turns:  # the page shows it there
-        session.scoping.show_habit_question()
     habit = row and dict(label=row.form.label, question=row.question)
     scopes = {name: scope.label for name, scope in SCOPES.items()}
     shown = dict(turns=turns, question=state.question, text=QUESTION_TEXT, habit=habit, scopes=scopes)
