@@ -119,7 +119,9 @@ def test_a_reply_is_shown_while_it_is_written_and_nothing_in_it_acts(page, monke
     page.script("navigator.clipboard.writeText = async (text) => { window.copied = text; }")
     page.press("Copy code")
     page.until(lambda: page.script("window.copied") == "if a < b: **stay**  # “<b>”\n")
-    formulas = page.script("[...document.querySelectorAll('#turns math')].map((one) => one.querySelector('msup').textContent)")
+    formulas = page.script(
+        "[...document.querySelectorAll('#turns math')].map((one) => one.querySelector('msup').textContent)"
+    )
     assert formulas == ["a2", "b2"] and "$5 and $10" in page.find("#turns .reply").text
     assert page.texts("#turns th") == ["tea", "price"] and page.texts("#turns td") == ["green <i>x</i>", "3"]
     assert page.texts("#turns em") == ["slanted", "green"] and page.texts("#turns .reply a") == ["a page"]

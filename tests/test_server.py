@@ -357,7 +357,9 @@ def test_a_message_is_stored_when_it_is_sent_and_its_reply_goes_on_without_the_p
     connection.sock.shutdown(socket.SHUT_RDWR)
     connection.close()
     shown = served.ask("GET", "/me/talks")[1]
-    assert [(turn["prompt"], turn["reply"], turn["is_cut"]) for turn in shown["turns"]] == [("My knee hurts.", "", True)]
+    assert [(turn["prompt"], turn["reply"], turn["is_cut"]) for turn in shown["turns"]] == [
+        ("My knee hurts.", "", True)
+    ]
     assert served.ask("GET", "/me/reply?talk=another")[0] == 204
     with ThreadPoolExecutor(1) as pool:
         watched = pool.submit(served.ask, "GET", f"/me/reply?talk={shown['talk']}")
@@ -671,7 +673,13 @@ def test_a_browser_stays_signed_in_by_two_halves(tmp_path):
         other_key, other, _ = sign_in(running)
         assert cookie.startswith(f"personal_llm_{running.port}=")
         assert {"HttpOnly", "SameSite=strict", "Path=/"} <= {*attributes} and running.token not in cookie + key
-        pairs = {(key, cookie): 200, (other_key, other): 200, (other_key, cookie): 401, ("", cookie): 401, (key, ""): 401}
+        pairs = {
+            (key, cookie): 200,
+            (other_key, other): 200,
+            (other_key, cookie): 401,
+            ("", cookie): 401,
+            (key, ""): 401,
+        }
         pairs |= {(running.token, ""): 200, (running.token, other): 200}
         for (given, sent), status in pairs.items():
             headers = dict(Authorization=f"Bearer {given}", Cookie=sent)
