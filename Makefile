@@ -20,7 +20,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 SOURCES := nbs tests tools benchmarks conftest.py setup.py
 METADATA := settings.ini setup.py pyproject.toml
 
-.PHONY: help install install-dev demo test test-rest test-oldest test-slow test-wheel lint site diagrams slides export clean-notebooks readme check notebooks experiments benchmarks
+.PHONY: help install install-dev demo test test-portable test-rest test-oldest test-slow test-wheel lint site diagrams slides export clean-notebooks readme check notebooks experiments benchmarks
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -36,6 +36,9 @@ demo: .venv/.installed ## a model learns one user from a stream of chats (report
 
 test: .venv/.installed-dev ## the chapters and the quick tests, a process a core (some of them: ARGS="-k buffer")
 	@$(BIN)/python -m pytest -n auto --quick --durations=20 $(ARGS)
+
+test-portable: .venv/.installed-dev ## the chapters as two other processors would run them, one without AVX, one without AVX-512
+	@$(BIN)/python tools/portable.py $(ARGS)
 
 test-rest: .venv/.installed-dev ## what `make test` leaves out: tutorials, lessons, faults, random input, experiments
 	@$(BIN)/python -m pytest -n auto --rest --durations=20 $(ARGS)

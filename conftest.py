@@ -8,7 +8,8 @@
     pytest -n auto                                            # a process a core; a file's tests stay in one process
 
 The sections of a notebook share their variables, as in Jupyter. When one fails, the later ones are not run and say so.
-A section also fails if a cell prints something else than what is saved in the notebook (tools/outputs.py).
+A section also fails if a cell prints something else than what is saved in the notebook (tools/outputs.py); what depends on
+the processor says so on its cell, `#| varies: numbers, why`.
 `#| eval: false`, `skip_exec: true` and the flags in `tst_flags` (pyproject.toml) mean what they mean to nbdev-test.
 """
 
@@ -38,7 +39,7 @@ if threading.current_thread() is threading.main_thread():  # what is started in 
 import pytest
 from _pytest.assertion.rewrite import rewrite_asserts
 from nbdev.config import get_config
-from tools.outputs import contradiction, is_compared
+from tools.outputs import contradiction
 
 pytest_plugins = ["pytester"]
 ROOT = Path(__file__).resolve().parent
@@ -72,7 +73,7 @@ def pytest_addoption(parser):
 
 def pytest_configure(config):
     config.addinivalue_line("markers", "slow: hours; runs with --slow only")
-    config.addinivalue_line("markers", "later: seconds of processor time; --quick leaves it out")
+    config.addinivalue_line("markers", "later: seconds of processor time; --quick leaves it out (a cell: `#| later`)")
 
 
 def is_later_file(file: Path) -> bool:
@@ -190,6 +191,12 @@ class PackageState:
             if parts[1] not in ("recipes", "experiments", "_modidx") and parts[-1] not in ("__init__", "lora"):
                 with suppress(ImportError, InputError):  # such a module fails in its own tests, or needs an extra
                     importlib.import_module(".".join(parts))
+        from personal_llm.buffer.policies import load_policies
+        from personal_llm.data.reading import load_formats
+        from personal_llm.selection.selection import load_selectors
+
+        for load in (load_policies, load_formats, load_selectors):  # once a process: a registry without them stays so
+            load()
         modules = [module for name, module in sys.modules.items() if name.startswith("personal_llm.")]
         values = {id(value): value for module in modules for value in vars(module).values()}.values()
         ours = [v for v in values if isinstance(v, type) and v.__module__.startswith("personal_llm.")]
@@ -222,9 +229,8 @@ class Notebook(pytest.File):
             notebook = json.loads(self.path.read_text(encoding="utf-8"))
         except ValueError as error:
             raise self.CollectError(f"{self.path}: not a notebook ({error})") from None
-        front = "".join("".join(row["source"]) for row in notebook["cells"][:2] if row["cell_type"] != "code")
         self.cells, self.sections = [], []
-        if re.search(r"^(- )?skip_exec: *true", front, re.MULTILINE | re.IGNORECASE):
+        if is_skipped(notebook["cells"]):
             return []
         titles = Counter()
         file = os.path.relpath(self.path, self.config.rootpath)
@@ -241,6 +247,8 @@ class Notebook(pytest.File):
                 fresh = False
             self.cells.append(cell)
             self.sections[-1].stop = len(self.cells)
+            if "later" in cell.directives:
+                self.sections[-1].add_marker("later")
         return self.sections
 
     def setup(self):
@@ -280,6 +288,12 @@ class Notebook(pytest.File):
                 self.done += 1
 
 
+def is_skipped(rows: list) -> bool:
+    "Return whether a notebook's first cells say that none is executed."
+    front = "".join("".join(row["source"]) for row in rows[:2] if row["cell_type"] != "code")
+    return bool(re.search(r"^(- )?skip_exec: *true", front, re.MULTILINE | re.IGNORECASE))
+
+
 class Section(pytest.Item):
     "A heading and its code cells: cells[start:stop] of the notebook."
 
@@ -299,11 +313,11 @@ class Section(pytest.Item):
 
     def compare_outputs(self):
         "Fail if a cell printed something else than what is saved in the notebook."
-        page, wrong = self.path.relative_to(ROOT).as_posix(), []
+        wrong = []
         for cell in self.parent.cells[self.start : self.stop]:
-            is_whole = is_compared(page) and None not in (cell.outputs, cell.printed)
-            if is_whole and (found := contradiction(cell.outputs, cell.printed, page)):
-                wrong.append(f"{cell.filename}\n  {found}")
+            if None not in (cell.outputs, cell.printed):
+                if found := contradiction(cell.outputs, cell.printed, cell.directives.get("varies", "")):
+                    wrong.append(f"{cell.filename}\n  {found}")
         if wrong:
             wrong.append("A run contradicts the saved output: re-run the notebook and commit it, or mend the code.")
             pytest.fail("\n".join(wrong), pytrace=False)

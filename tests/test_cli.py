@@ -91,6 +91,8 @@ def test_the_example_of_a_command_names_its_options():
         ("get nothing", "nothing"),
         ("--chat-template nowhere status --out empty", "nowhere"),
         ("learn --out nowhere", "no memory here"),
+        ("learn --out empty --learning-rate 0", "learning_rate is 0.0"),
+        ("learn --out empty --dropout 2", "--dropout"),
     ],
 )
 def test_a_mistake_is_one_line_and_changes_nothing(tmp_path, capsys, monkeypatch, words, line):

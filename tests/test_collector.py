@@ -128,11 +128,11 @@ def test_quick_and_rest_are_all(notebook, pytester):
     notebook("# Title", "x = 1", name="nbs/chapter.ipynb")
     (pytester.path / "nbs" / "tutorials").mkdir()
     (pytester.path / "nbs" / "chapter.ipynb").rename(pytester.path / "nbs" / "tutorials" / "first.ipynb")
-    notebook("# Title", "x = 1", name="nbs/chapter.ipynb")
+    notebook("# Title", "x = 1", "## Heavy", "#| later\nassert x", name="nbs/chapter.ipynb")
     pytester.makepyfile("import pytest\n\ndef test_a(): pass\n\n@pytest.mark.later\ndef test_b(): pass")
-    run(pytester, "--quick").assert_outcomes(passed=2, deselected=1)
-    run(pytester, "--rest").assert_outcomes(passed=2, deselected=2)
-    run(pytester).assert_outcomes(passed=4)
+    run(pytester, "--quick").assert_outcomes(passed=2, deselected=2)
+    run(pytester, "--rest").assert_outcomes(passed=3, deselected=2)
+    run(pytester).assert_outcomes(passed=5)
 
 
 def test_a_saved_output_that_a_run_contradicts(notebook, pytester):

@@ -20,7 +20,7 @@ from personal_llm.device.personalizer import Personalizer
 from servers import pocket
 from typed import fails, found, invoke, rows, snapshot, write
 
-BRIEF = ("--steps", 2, "--capacity", 8, "--quiet")
+BRIEF = ("--steps", 2, "--rank", 3, "--dropout", 0.1, "--capacity", 8, "--quiet")
 
 
 @pytest.fixture(scope="module")
@@ -127,11 +127,14 @@ def test_chat_reads_a_pipe_and_goes_on(mine, capsys, monkeypatch):
 
 
 def test_learn_trains_on_what_was_corrected(mine, capsys, monkeypatch):
-    monkeypatch.setattr("personal_llm.device.personalizer.TuningConfig.steps", 2)
-    assert found(capsys, "learn", "--out", mine)["learned"] is False
+    given = ("--steps", 2, "--learning-rate", 2e-3, "--batch-size", 1, "--max-length", 99)
+    assert found(capsys, "learn", "--out", mine, *given)["learned"] is False
     monkeypatch.setattr(sys, "stdin", io.StringIO("What is tea?\n/better In short: a drink.\n"))
     invoke(capsys, "chat", "--out", mine)
-    assert found(capsys, "learn", "--out", mine)["learned"] is True
+    assert found(capsys, "learn", "--out", mine, *given)["learned"] is True
+    config = json.loads((find_adapter(mine) / "adapter.json").read_text())["config"]
+    assert [config[name.lstrip("-").replace("-", "_")] for name in given[::2]] == [*given[1::2]]
+    assert (config["rank"], config["dropout"]) == (3, 0.1), "those of the first fine-tune"
 
 
 def test_a_memory_whose_policy_is_not_installed_is_read_and_forgotten(tmp_path, capsys, monkeypatch):

@@ -6,13 +6,14 @@
 __all__ = []
 
 # %% ../../nbs/8_app/05_commands.ipynb #37370e7d
+import inspect
 import json
 import os
 import shlex
 import sys
 import time
 from contextlib import closing, nullcontext
-from functools import partial
+from functools import partial, wraps
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -24,14 +25,14 @@ from .personalize import check_memory_folder, compare, describe_status, find_ada
 from .personalize import format_comparison, measure, personalize
 from .plugins import export_adapter, find_targets
 from ..base.adapters import read_adapter_card
-from ..base.core import MAX_SEED, InputError
+from ..base.core import InputError
 from ..base.files import check_is_folder, check_new_folder, delete_path
 from ..base.loading import DEFAULT_MODEL_VARIABLE, choose_model_name, find_gguf
 from ..base.loading import get_converted_folder, get_tokenizer_folder, load_chat_tokenizer, resolve_model
 from ..base.text import count_nouns, escape_controls
 from ..base.weights import DEFAULT_MODEL, LARGER_MODEL, WEIGHTS
 from ..base.weights import find_weights, fits_larger_model, get_weights, get_weights_folder
-from ..buffer.policies import DEFAULT_POLICY, POLICIES, load_policies
+from ..buffer.policies import DEFAULT_POLICY, POLICIES, get_policy, load_policies
 from ..data.reading import read_dialogues
 from ..device.archive import ARCHIVE_FILE, Archive, hold_folder, open_archive
 from ..device.evidence import describe_state, list_answered, list_examples
@@ -42,6 +43,7 @@ from ..explanation.explanation import check_answer_count, explain, explain_pllm
 from ..selection.library import Library, find_shipped_library
 from ..selection.ranking import PLAIN_PLLM
 from ..selection.selection import SELECTORS, load_selectors, select
+from ..tuning.config import TuningConfig
 
 # %% ../../nbs/8_app/05_commands.ipynb #15c314e9
 MODEL_HELP = (
@@ -68,7 +70,7 @@ Adapter = Annotated[str, Option(help="output folder of personalize or chat, or a
 
 # %% ../../nbs/8_app/05_commands.ipynb #cmdoptn2
 load_policies()  # those of installed packages
-POLICY_HELP = f"buffer policy: {', '.join(POLICIES)}; sdss is the paper's"
+POLICY_HELP = f"buffer policy: {', '.join(POLICIES)}; sdss is the paper's; with arguments: NAME:k=3,by=loss"
 WRITE_AS_HELP = "in a chat between people: learn to write like NAME"
 START_HELP = "what a fine-tune starts from: none, a library or an adapter's folder"
 AsJson = Annotated[bool, Option("--json", help="print one JSON object")]
@@ -76,34 +78,59 @@ Quiet = Annotated[bool, Option("--quiet", help="no progress bars or notes")]
 User = Annotated[str, Option(help="in a chat between people: learn to answer NAME", metavar="NAME")]
 WriteAs = Annotated[str, Option("--write-as", help=WRITE_AS_HELP, metavar="NAME")]
 SkipInvalid = Annotated[bool, Option("--skip-invalid", help="skip invalid rows instead of stopping")]
-Policy = Annotated[Literal[tuple(POLICIES)], Option(help=POLICY_HELP, metavar="NAME")]
+
+
+def check_policy_name(name: str) -> str:
+    "Refuse an option that names no policy."
+    try:
+        return name and get_policy(name).name
+    except InputError as error:
+        raise typer.BadParameter(str(error)) from None
+
+
+Policy = Annotated[str, Option(help=POLICY_HELP, metavar="NAME", callback=check_policy_name)]
 Capacity = Annotated[int, Option(help="number of bins in the buffer", metavar="N", min=1)]
-Steps = Annotated[int, Option(help="optimiser steps per fine-tune", metavar="N", min=1)]
 Start = Annotated[str, Option(help=START_HELP, metavar="DIR")]
 
 # %% ../../nbs/8_app/05_commands.ipynb #cmdsets01
-ASK_HELP = "ask before a fine-tune, when a dialogue enters the buffer, or as the policy wants (default: its own way)"
-QUESTIONS_HELP = "most questions to ask you (default: one per bin and fine-tune; no limit on arrival)"
-MEGABYTES_HELP = "megabytes of dialogues to keep; 0: only the buffer's (default: 200)"
-Synthetic = Annotated[int, Option(help="synthetic dialogues per dialogue in the buffer (default: 0)", min=0)]
-SynthesisPrompt = Annotated[Literal["paper", "plain"], Option(help="the paper's prompt, or a plain one (default)")]
-FinetuneEvery = Annotated[int, Option(help="dialogues between two fine-tunes (default: only on request)", min=1)]
-AskWhen = Annotated[Literal["freeze", "arrival", "policy"], Option(help=ASK_HELP)]
-MaxQuestions = Annotated[int, Option(help=QUESTIONS_HELP, min=0)]
-Memories = Annotated[int, Option(help="most corrections used by a reply; 0: none (default: 3)", min=0, max=32)]
-Megabytes = Annotated[int, Option("--archive", help=MEGABYTES_HELP, min=0)]
-Seed = Annotated[int, Option(help="seed for all random numbers (default: 0)", min=0, max=MAX_SEED)]
+KINDS = {"whole number": int, "text": str, "name": str}  # kind of a setting -> type of its option; the others: float
+
+
+def make_option(name: str, field, default) -> inspect.Parameter:
+    "Make the option of a field that `setting` made; default: what the command takes if the option is missing."
+    facts = field.metadata
+    kind = Literal[facts["choices"]] if facts["choices"] else KINDS.get(facts["kind"].removesuffix(" or none"), float)
+    help = facts["help"] if default is None else f"{facts['help']} (default: {default})"
+    option = Option(help=help, metavar="NAME" if kind is str else "N", min=facts["low"], max=facts["high"])
+    annotation = Annotated[kind, Option(help=help) if facts["choices"] else option]
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
+
+
+def add_options(argument: str, settings: type, *names: str, **defaults):  # a decorator of a command
+    "Make options from fields of a dataclass of settings; the command gets those given as a dictionary, `argument`."
+
+    def decorate(command):
+        @wraps(command)
+        def run(**given):
+            chosen = {name: given.pop(name) for name in names}
+            return command(**given, **{argument: defaults | select_given(**chosen)})
+
+        fields = settings.__dataclass_fields__
+        options = [make_option(name, fields[name], defaults.get(name, fields[name].default)) for name in names]
+        signature = inspect.signature(command)
+        own = [p.replace(kind=p.KEYWORD_ONLY) for p in signature.parameters.values() if p.name != argument]
+        run.__signature__ = signature.replace(parameters=[*own[:-2], *options, *own[-2:]])  # before --quiet, --json
+        return run
+
+    return decorate
+
+
+TUNING = ("steps", "learning_rate", "batch_size", "rank", "dropout", "max_length")  # wherever a fine-tune starts
 
 # %% ../../nbs/8_app/05_commands.ipynb #cmdshow01
 def select_given(**options) -> dict:
     "Return the options that were given; the others keep their defaults or the folder's values."
     return {name: value for name, value in options.items() if value is not None}
-
-
-def select_settings(context: typer.Context) -> dict:
-    "Return a command's options that are settings of the personalizer, if they were given."
-    settings = PersonalizerSettings.__dataclass_fields__
-    return select_given(**{name: value for name, value in context.params.items() if name in settings})
 
 
 def show(result: dict, lines: list, as_json: bool) -> None:
@@ -254,11 +281,12 @@ def models(remove: Remove = None, as_json: AsJson = False):
 
 # %% ../../nbs/8_app/05_commands.ipynb #c98ce851
 @app.command(epilog="Example: personal-llm demo --out nora")
+@add_options("tuning", TuningConfig, "steps")
 def demo(
     out: Annotated[str, Option(help="folder for the report", metavar="DIR")] = "demo-output",
     model: Model = None,
     policy: Policy = DEFAULT_POLICY,
-    steps: Steps = None,
+    tuning: dict = None,
     quiet: Quiet = False,
     as_json: AsJson = False,
 ):
@@ -268,9 +296,7 @@ def demo(
     report = (lambda line: None) if as_json else lambda line: show({}, [line], False)
     place = Path(out) / "demo.json"
     try:
-        result = run_demo(
-            out, partial(load, model, quiet=quiet), policy, not quiet, report, **select_given(steps=steps)
-        )
+        result = run_demo(out, partial(load, model, quiet=quiet), policy, not quiet, report, **tuning)
     except KeyboardInterrupt:
         print_note(f"stopped; what was shown is in {place}" if place.is_file() else "stopped before the first result")
         raise SystemExit(130) from None
@@ -279,8 +305,9 @@ def demo(
 
 # %% ../../nbs/8_app/05_commands.ipynb #cmdpers01
 @app.command("personalize", epilog="Example: personal-llm personalize --data chats.jsonl --out me --ask-when freeze")
+@add_options("tuning", TuningConfig, *TUNING)
+@add_options("settings", PersonalizerSettings, *PersonalizerSettings.__dataclass_fields__)
 def personalize_command(
-    context: typer.Context,
     data: Data,
     out: Out,
     model: Model = None,
@@ -290,15 +317,8 @@ def personalize_command(
     policy: Policy = None,
     capacity: Capacity = None,
     start: Start = "none",
-    steps: Steps = None,
-    synthetic: Synthetic = None,
-    synthesis_prompt: SynthesisPrompt = None,
-    finetune_every: FinetuneEvery = None,
-    ask_when: AskWhen = None,
-    max_questions: MaxQuestions = None,
-    memories: Memories = None,
-    archive: Megabytes = None,
-    seed: Seed = None,
+    tuning: dict = None,
+    settings: dict = None,
     quiet: Quiet = False,
     as_json: AsJson = False,
 ):
@@ -307,19 +327,17 @@ def personalize_command(
     You are asked about replies only with --ask-when. Policy and capacity default to the folder's, or to
     answers-first and 32; chat continues with them.
     """
-    from personal_llm.tuning.config import TuningConfig
-
     result, lines = personalize(
         read_chats(data, user, writer, skip_invalid, quiet),
         out,
         partial(load, model, out, quiet, is_largest=True),
-        ask_at_terminal if ask_when else None,
+        ask_at_terminal if settings.get("ask_when") else None,
         policy,
         capacity,
         find_start(start),
-        TuningConfig(**select_given(steps=steps)),
+        TuningConfig(**tuning),
         not quiet,
-        **select_settings(context),
+        **settings,
     )
     show(result, [*lines, "", f"personal-llm chat --out {shlex.quote(out)}"], as_json)
 
@@ -328,14 +346,22 @@ WhenIdle = Annotated[bool, Option("--when-idle", help="wait until the machine is
 
 
 @app.command(epilog="Example: personal-llm learn --out me --when-idle")
-def learn(out: Out, when_idle: WhenIdle = False, model: Model = None, quiet: Quiet = False, as_json: AsJson = False):
-    "Fine-tune on a folder's chats, now or when the machine is idle."
+@add_options("tuning", TuningConfig, *TUNING)
+def learn(
+    out: Out,
+    when_idle: WhenIdle = False,
+    model: Model = None,
+    tuning: dict = None,
+    quiet: Quiet = False,
+    as_json: AsJson = False,
+):
+    "Fine-tune on a folder's chats, now or when the machine is idle; later fine-tunes keep the first one's rank."
     from personal_llm.device.idle import finetune_folder, finetune_when_idle, lower_priority
 
     if when_idle:
         lower_priority()
     run = finetune_when_idle if when_idle else finetune_folder
-    done = run(out, partial(load, model, out, quiet), progress=not quiet)
+    done = run(out, partial(load, model, out, quiet), progress=not quiet, config=TuningConfig(**tuning))
     if done is None:
         show(dict(learned=False), ["nothing new to learn; correct replies or add chats first"], as_json)
         return
@@ -442,16 +468,14 @@ ChatOut = Annotated[str, Option(help="folder to keep the chat in (default: nothi
 
 
 @app.command("chat", epilog="Example: personal-llm chat --out me")
+@add_options("settings", PersonalizerSettings, "max_questions", "memories", "archive")
 def chat_command(
-    context: typer.Context,
     out: ChatOut = None,
     model: Model = None,
     writer: Writer = None,
     writer_model: WriterModel = None,
     chats_may_leave: MayLeave = False,
-    max_questions: MaxQuestions = None,
-    memories: Memories = None,
-    archive: Megabytes = None,
+    settings: dict = None,
 ):
     "Chat with a model that learns from you: correct a reply with /better, and similar replies follow it."
     from personal_llm.device.chat import ChatSession
@@ -463,7 +487,7 @@ def chat_command(
     is_new = not (out and (Path(out) / ARCHIVE_FILE).is_file())
     hint = suggest_larger_model() if is_new and model is None and writer is None else ""
     loaded = load_chat_model(model, out, writer, writer_model, chats_may_leave)
-    run_chat(ChatSession(loaded, out, **select_settings(context)), hint)
+    run_chat(ChatSession(loaded, out, **settings), hint)
 
 # %% ../../nbs/8_app/05_commands.ipynb #00700b6d
 @app.command(epilog="Example: personal-llm status --out me")

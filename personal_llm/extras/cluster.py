@@ -49,7 +49,7 @@ def write_adapter_files(folder, contents: dict) -> Path:
 # %% ../../nbs/9_extras/02_cluster.ipynb #c1usmake
 def make_pllm(model, shared: tuple, name: str, source):  # a dict, or the `InputError`
     "Make one pLLM out of dialogues, or of an adapter's files: files, explanation, samples, test_loss (base, pLLM)."
-    probes, plain, seed = shared
+    probes, plain, seed, config = shared
     model = load_in_worker(model) if isinstance(model, str) else model
     made = dict(samples=0, test_loss=None)
     with tempfile.TemporaryDirectory(prefix="pllm-") as folder:
@@ -60,7 +60,7 @@ def make_pllm(model, shared: tuple, name: str, source):  # a dict, or the `Input
                 write_adapter_files(own, source)
             else:
                 training, test = split_test_dialogues(source, seed)
-                finetune(model, training, out=own, seed=seed, progress=False)
+                finetune(model, training, config, out=own, seed=seed, progress=False)
                 made["samples"] = len(training)
                 if test:
                     pair = [evaluate(model, test, one, generate=False) for one in (None, own)]
@@ -111,12 +111,13 @@ def make_pllms(
     sources: dict,  # name -> a folder of an adapter, or dialogues to tune on
     seed: int = 0,
     ray: str = None,  # "local", or a cluster's address such as host:port; None: in this process
+    config: TuningConfig = None,  # of the fine-tunes
 ):  # yields (name, dict of `make_pllm` or `InputError`), as they come
     "Tune, explain and measure pLLMs, here or on a cluster; raise `InputError` if Ray is missing or does not answer."
     import torch
 
     tasks = {name: one if isinstance(one, list) else read_adapter_files(one) for name, one in sources.items()}
-    shared = (probes, read_adapter_files(library[PLAIN_PLLM].adapter), seed)
+    shared = (probes, read_adapter_files(library[PLAIN_PLLM].adapter), seed, config)
     if ray is not None:
         yield from run_with_ray(model, shared, tasks, ray)
         return

@@ -15,12 +15,12 @@ import typer
 from typer import Argument, Option
 
 from ..app.chat import print_note
-from ..app.commands import AsJson, Data, MaxQuestions, MayLeave, Megabytes, Memories, Model, Out
-from ..app.commands import Quiet, Seed, Writer, WriterModel, format_table, load, load_chat_model
-from ..app.commands import read_chats, select_given, show
+from ..app.commands import TUNING, AsJson, Data, MayLeave, Model, Out, Quiet, Writer, WriterModel
+from ..app.commands import add_options, format_table, load, load_chat_model, read_chats, show
 from ..app.personalize import find_adapter
 from ..base.core import InputError, import_extra
 from ..base.text import count_nouns
+from ..device.settings import PersonalizerSettings
 from ..selection.library import Library, find_shipped_library
 from ..selection.ranking import PLAIN_PLLM
 from ..tuning.config import TuningConfig
@@ -30,6 +30,7 @@ app = typer.Typer()  # its commands join those of the application
 
 
 @app.command(epilog="Example: personal-llm serve --out me --port 8484")
+@add_options("settings", PersonalizerSettings, "max_questions", "memories", "archive")
 def serve(
     out: Out,
     model: Model = None,
@@ -38,15 +39,12 @@ def serve(
     writer: Writer = None,
     writer_model: WriterModel = None,
     chats_may_leave: MayLeave = False,
-    max_questions: MaxQuestions = None,
-    memories: Memories = None,
-    archive: Megabytes = None,
+    settings: dict = None,
     as_json: AsJson = False,
 ):
     "Serve a page and the OpenAI protocol; the command prints a link. A folder is one person."
     from personal_llm.extras.server import serve as run_server  # needs the extra `serve`
 
-    settings = select_given(max_questions=max_questions, memories=memories, archive=archive)
     load_later = partial(load_chat_model, model, out, writer, writer_model, chats_may_leave)
     run_server(load_later, out, host, port, as_json, **settings)
 
@@ -74,7 +72,7 @@ def find_sources(adapters: list, files: list, quiet: bool) -> dict:  # name -> a
     return dict(zip(names, sources))
 
 
-def open_library(folder: str, model, quiet: bool) -> Library:
+def open_library(folder: str, model, quiet: bool, config: TuningConfig) -> Library:
     "Open a library or make a new one, in the package's space for the model, with its plain pLLM."
     from personal_llm.extras.cluster import add_plain_pllm
 
@@ -85,11 +83,13 @@ def open_library(folder: str, model, quiet: bool) -> Library:
         library = Library.create(folder, Library(place).space if place else None, model.base)
     if PLAIN_PLLM not in library:
         quiet or print_note("tuning the plain pLLM, the baseline of a library")
-        add_plain_pllm(library, model)
+        add_plain_pllm(library, model, config)
     return library
 
 # %% ../../nbs/9_extras/06_commands.ipynb #libadd01
-def add_pllms(library: Library, model, sources: dict, licence: str, ray: str, quiet: bool) -> dict:  # name -> reason
+def add_pllms(
+    library: Library, model, sources: dict, licence: str, ray: str, quiet: bool, config: TuningConfig
+) -> dict:  # name -> reason
     "Tune, explain and add the sources that a library lacks; return those that it did not get."
     from personal_llm.extras.cluster import make_pllms, write_adapter_files
 
@@ -98,7 +98,7 @@ def add_pllms(library: Library, model, sources: dict, licence: str, ray: str, qu
     probes = None
     if library.space and missing:
         probes = library.space.prepare_probes(model, plain=library[PLAIN_PLLM].adapter)
-    for name, made in make_pllms(model, library, probes, missing, ray=ray):
+    for name, made in make_pllms(model, library, probes, missing, ray=ray, config=config):
         quiet or print_note(f"{name}: {'skipped' if isinstance(made, InputError) else 'explained'}")
         if isinstance(made, InputError):
             skipped[name] = str(made)
@@ -115,6 +115,7 @@ def add_pllms(library: Library, model, sources: dict, licence: str, ray: str, qu
 @library_app.command(
     "build", epilog="Example: personal-llm library build others --adapter ana --data bo.jsonl --licence CC-BY-4.0"
 )
+@add_options("tuning", TuningConfig, *TUNING)
 def build(
     folder: Annotated[str, Argument(help="a new folder, or a library to complete", metavar="DIR")],
     licence: Annotated[str, Option(help="licence of the models", metavar="NAME")],
@@ -122,14 +123,16 @@ def build(
     data: ChatFiles = (),
     ray: Ray = None,
     model: Model = None,
+    tuning: dict = None,
     quiet: Quiet = False,
     as_json: AsJson = False,
 ):
     "Tune chats, explain adapters, and put them into a library with a card each; the same call completes it."
     sources = find_sources(adapter, data, quiet)
     loaded = load(model, adapter[0] if adapter else None, quiet)
-    library = open_library(folder, loaded, quiet)
-    skipped = add_pllms(library, loaded, sources, licence, ray, quiet)
+    config = TuningConfig(**tuning)
+    library = open_library(folder, loaded, quiet, config)
+    skipped = add_pllms(library, loaded, sources, licence, ray, quiet, config)
     added = [name for name in sources if name not in skipped]
     lines = [f"{folder}: {count_nouns(len(library), 'pLLM')}; added: {', '.join(added) or 'none'}"]
     lines += [f"{name} skipped: {reason}" for name, reason in skipped.items()]
@@ -147,18 +150,14 @@ def list_command(library: LibraryFolder = "pocket", as_json: AsJson = False):
 
 # %% ../../nbs/9_extras/06_commands.ipynb #cmdphone1
 @app.command(epilog="Example: personal-llm phone --data chats.jsonl --out bundle")
+@add_options("tuning", TuningConfig, "steps", "learning_rate", "batch_size", "rank", "max_length", max_length=128)
+@add_options("settings", PersonalizerSettings, "seed")
 def phone(
     data: Data,
     out: Annotated[str, Option(help="a new folder for the bundle", metavar="DIR")],
     start_from: Annotated[str, Option(help="adapter to start from", metavar="DIR")] = None,
-    steps: Annotated[int, Option(help="optimiser steps", metavar="N")] = TuningConfig.steps,
-    batch: Annotated[
-        int, Option(help="dialogues in a step; fewer need less RAM", metavar="N")
-    ] = TuningConfig.batch_size,
-    max_length: Annotated[
-        int, Option(help="tokens of a dialogue; longer ones lose their beginning", metavar="N")
-    ] = 128,
-    seed: Seed = 0,
+    tuning: dict = None,
+    settings: dict = None,
     model: Model = None,
     as_json: AsJson = False,
 ):
@@ -168,9 +167,9 @@ def phone(
     import_extra("executorch.exir", "phone", "training on a phone")
     dialogues = read_chats(data)
     loaded = load(model, device="cpu", dtype="float32")  # the program computes in these
-    config = TuningConfig(steps=steps, batch_size=batch, max_length=max_length)
-    manifest = export_bundle(loaded, dialogues, out, config, start_from, seed)
-    result = {name: manifest[name] for name in ("files", "batch", "length")} | dict(bundle=out, steps=steps)
+    config = TuningConfig(**tuning)
+    manifest = export_bundle(loaded, dialogues, out, config, start_from, **settings)
+    result = {name: manifest[name] for name in ("files", "batch", "length")} | dict(bundle=out, steps=config.steps)
     lines = [f"{name:<34}{row['bytes'] / 1e6:>8.2f} MB" for name, row in manifest["files"].items()]
-    plan = f"{count_nouns(steps, 'step')} of {batch} dialogues of {manifest['length']} tokens"
+    plan = f"{count_nouns(config.steps, 'step')} of {config.batch_size} dialogues of {manifest['length']} tokens"
     show(result, [*lines, f"{plan}; bundle in {out}"], as_json)
