@@ -228,7 +228,7 @@ def test_the_base_reads_no_answer_and_the_personal_model_does(served, monkeypatc
     served.ask("POST", "/me/react", dict(id=id, kind="better", text=BETTER))
     answer = complete(served, "My knee hurts again.")
     assert BETTER in read[-1] and "1 answer" in answer["me"]["source"]
-    assert answer["me"]["reasons"] == ["the only evidence so far is “My knee hurts.”, which you corrected"]
+    assert answer["me"]["reasons"] == ["similar to “My knee hurts.”, which you corrected"]
     for change in (dict(model="personal-base"), dict(messages=messages("### Task:\nMy knee hurts again."))):
         me = complete(served, **dict(messages=messages("My knee hurts again.")) | change)["me"]
         assert not me or "not stored" in me["note"]
