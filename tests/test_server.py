@@ -13,6 +13,7 @@ import time
 import types
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from random import Random
 from urllib.parse import urlsplit
 
 import pytest
@@ -326,6 +327,54 @@ def test_a_reply_that_came_later_in_the_talk_may_stay_and_one_that_was_forgotten
     assert complete(served, "What is tea?", talk=talk, replaces=ids[0])["me"]["id"] == ids[0]
     assert [d.prompt for d in served.session.turns if d.response] == ["What is tea?", "Tell me a joke."]
     assert served.session.me.state.pending.count(ids[0]) == 1
+
+
+def read_all(running) -> dict:
+    "Everything of a folder that the person or the model wrote: (id, what) -> text."
+    state = running.session.me.state
+    texts = {}
+    for id, d in state.archive.dialogues.items():
+        texts |= {(id, "prompt"): d.prompt, (id, "reply"): d.response}
+        texts[id, "own"] = state.newest(id).response if state.newest(id).origin == "annotated" else ""
+    return {key: text for key, text in texts.items() if text}
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_what_the_dialog_lists_is_what_goes(served, seed):
+    "Chats in which some replies were corrected or liked; one message, a chat or a word goes, and some replies stay."
+    random = Random(seed)
+    ask = served.ask
+    talks = [""]
+    ids = []
+    for number in range(9):
+        text = random.choice(
+            ["My knee hurts.", "My knee hurts again.", "What is tea?", "I have a dog.", "A joke, please."]
+        )
+        me = complete(served, text, talk=random.choice(talks))["me"]
+        talks = [*{*talks, me["talk"]}]
+        ids.append(me["id"])
+        kind = random.choice(["", "", "up", "better"])
+        if kind:
+            better = f"Dear friend, number {number}." * (kind == "better")
+            assert ask("POST", "/me/react", dict(id=random.choice(ids), kind=kind, text=better))[0] == 200
+    named = [
+        dict(ids=[random.choice(ids)]),
+        dict(talk=random.choice(talks[1:])),
+        dict(text="knee"),
+        dict(text="friend"),
+    ]
+    wanted = random.choice(named)
+    plan = ask("POST", "/me/forget", wanted | dict(dry=True))[1]
+    free = [row["id"] for row in plan["rows"] if row["can_stay"]]
+    keep = [id for id in free if random.random() < 0.5]
+    kept = ask("POST", "/me/forget", wanted | dict(dry=True, keep=keep))[1]  # as the page asks again after each tick
+    before = read_all(served)
+    listed = {key for key in before if key[0] in kept["dialogues"]} | {(id, "reply") for id in kept["replies"]}
+    assert not {*keep} & {*kept["replies"]} and {*kept["replies"]} <= {row["id"] for row in plan["rows"]}
+    shown = {row["id"]: row["reply"] for row in plan["rows"]}
+    assert all(before[id, "reply"].startswith(shown[id]) for id in kept["replies"])
+    assert ask("POST", "/me/forget", wanted | dict(keep=keep))[1]["lines"] == kept["lines"]
+    assert {key for key in before if key not in read_all(served)} == listed
 
 
 def test_a_name_of_a_talk_is_found_kept_and_forgotten(served):

@@ -500,7 +500,7 @@ def forget(session: ChatSession, wanted: Change) -> dict:
     if wanted.dry and plan.replies:
         fixed = session.forget(*subject, True, wanted.everything, plan.replies).replies
         for id in plan.replies:
-            d = state.newest(id)
+            d = state.archive.dialogues[id]  # as it was said: a correction of it stays
             reaction = state.reactions.get(id)
             row = dict(id=id, prompt=d.prompt[:70], reply=d.response[:70], can_stay=id not in fixed)
             content["rows"].append(row | dict(is_liked=bool(reaction) and reaction.kind == "up"))

@@ -1,5 +1,5 @@
 // the turns of a talk
-import { attempt, make, makeLines, onSubmit, show, stamp } from "./dom.js";
+import { attempt, make, makeLine, onSubmit, show, stamp } from "./dom.js";
 import { makeMarkdown } from "./markdown.js";
 import { post } from "./server.js";
 
@@ -86,7 +86,7 @@ export function makeTurn({ turn, question, isLast, reasons }) {
   ofReply.copy = board && (() => board.writeText(turn.reply).then(() => show("Reply copied.")));
   const isNamed = (prompt) => reasons.some((one) => one.includes(prompt));
   const lines = [...(turn.is_corrected ? reasons : []), ...turn.read.filter((one) => !isNamed(one))];
-  const read = (turn.is_corrected || turn.read.length > 0) && make("ul", {}, ...makeLines(lines));
+  const read = (turn.is_corrected || turn.read.length > 0) && make("ul", {}, ...lines.map(makeLine));
   const uses = turn.is_corrected ? "Uses your corrections" : "Uses what you said";
   const reply = makeMarkdown(turn.reply || lost);
   const [kind, places] = turn.is_own ? ["Your text", makePlaces(turn.scope, "scope", { id })] : [];
