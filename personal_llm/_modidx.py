@@ -3571,6 +3571,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                              'personal_llm/tuning/training_loop.py'),
                                                    'personal_llm.tuning.training_loop.LowerLayers.run_upper': ( '4_tuning/training_loop.html#lowerlayers.run_upper',
                                                                                                                 'personal_llm/tuning/training_loop.py'),
+                                                   'personal_llm.tuning.training_loop.LowerLayers.skip': ( '4_tuning/training_loop.html#lowerlayers.skip',
+                                                                                                           'personal_llm/tuning/training_loop.py'),
                                                    'personal_llm.tuning.training_loop.TrainingState': ( '4_tuning/training_loop.html#trainingstate',
                                                                                                         'personal_llm/tuning/training_loop.py'),
                                                    'personal_llm.tuning.training_loop.add_gradients': ( '4_tuning/training_loop.html#add_gradients',
