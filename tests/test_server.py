@@ -71,6 +71,16 @@ def until(holds, seconds=60):
 # the protocol
 
 
+def test_a_header_lets_corrections_apply_beside_a_programs_system_prompt(served):
+    id = complete(served)["me"]["id"]
+    assert served.ask("POST", "/me/react", dict(id=id, kind="better", text=BETTER, scope="everywhere"))[0] == 200
+    talk = [dict(role="developer", content="Translate into French."), *messages("My knee hurts again.")]
+    body = dict(model="personal", messages=talk, max_tokens=4)
+    asked = [served.ask("POST", COMPLETIONS, body)[1]["me"]]
+    asked += [served.ask("POST", COMPLETIONS, body, **{"X-Personal-Memory": "yes"})[1]["me"]]
+    assert ["1 answer of yours" in row["source"] for row in asked] == [False, True]
+
+
 def test_the_openai_client_talks_streams_stops_and_counts(served):
     openai = pytest.importorskip("openai")
     client = openai.OpenAI(base_url=f"{served.address}/v1", api_key=served.token, max_retries=0)

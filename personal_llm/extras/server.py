@@ -255,8 +255,8 @@ def check_length(model, dialogue: Dialogue, options: ReplyOptions) -> None:
         raise error
 
 # %% ../../nbs/9_extras/05_server.ipynb #srvwrite
-def write_reply(session: ChatSession, wanted: CompletionRequest):  # a generator of texts, and last of a dictionary
-    "Reply to a request, and summarise the turn."
+def write_reply(session: ChatSession, wanted: CompletionRequest, is_person: bool):  # is_person: as in `say`
+    "Yield the texts of the reply to a request, and last a dictionary that summarises the turn."
     prompt = wanted.messages[-1].read()
     options = wanted.get_options(session.model.max_length)
     given = Dialogue(prompt, "", wanted.get_history())
@@ -272,10 +272,11 @@ def write_reply(session: ChatSession, wanted: CompletionRequest):  # a generator
     else:
         if is_of_page:
             session.open_talk(wanted.talk or None)
+            session.scoping.show_habit_question()  # the page showed it above the message
         stored = len(session.me.archive.dialogues)
         history = None if is_of_page else list(given.history)
         replaces = wanted.replaces if is_of_page else None
-        yield from session.say(prompt, history, options, wanted.store is not False, replaces)
+        yield from session.say(prompt, history, options, wanted.store is not False, replaces, is_person)
         reply = session.reply
         if reply is None:
             raise InputError("the reply was ended, because something was forgotten meanwhile", "write it again")
@@ -286,7 +287,7 @@ def write_reply(session: ChatSession, wanted: CompletionRequest):  # a generator
         own["cut"] = session.model.truncated.get(reply.dialogue.id, 0)
     usage = dict(prompt_tokens=reply.num_prompt_tokens, completion_tokens=reply.num_tokens)
     usage |= dict(total_tokens=reply.num_prompt_tokens + reply.num_tokens)
-    yield dict(finish_reason=reply.end_reason or "stop", usage=usage, me=own)
+    yield dict(text=reply.text, finish_reason=reply.end_reason or "stop", usage=usage, me=own)
 
 # %% ../../nbs/9_extras/05_server.ipynb #srvevents1
 async def write_events(wanted: CompletionRequest, head: dict, items, item):  # an asynchronous generator of texts
@@ -337,8 +338,6 @@ def list_talks(session: ChatSession, talk: str, words: str) -> dict:
         turns.append(turn | dict(reaction=reaction and reaction.kind, is_corrected=is_corrected))
     rows.sort(key=lambda row: -row["time"])
     row = find_habit_question(session.me.state)
-    if turns:  # the page shows it there
-        session.scoping.show_habit_question()
     habit = row and dict(label=row.form.label, question=row.question)
     scopes = {name: scope.label for name, scope in SCOPES.items()}
     shown = dict(turns=turns, question=state.question, text=QUESTION_TEXT, habit=habit, scopes=scopes)
@@ -487,19 +486,17 @@ def add_protocol(app: FastAPI, session: ChatSession, thread: SessionThread) -> N
         user = wanted.user or wanted.safety_identifier or request.headers.get("x-openwebui-user-id")
         if user:
             await thread.read(check_owner, session, user)
-        items = thread.stream(write_reply(session, wanted))
+        is_person = request.headers.get("x-personal-memory") == "yes"
+        items = thread.stream(write_reply(session, wanted, is_person))
         head = dict(id=f"chatcmpl-{secrets.token_hex(12)}", created=int(time.time()), model=wanted.model)
         if wanted.stream:
             first = await anext(items)  # a refusal still has its own status
             return StreamingResponse(write_events(wanted, head, items, first), media_type="text/event-stream")
-        texts = []
         async with aclosing(items):
-            async for item in items:
+            async for last in items:
                 if await request.is_disconnected():
                     raise HTTPException(400, "the client went away")
-                texts.append(item)
-        last = texts.pop()
-        message = dict(role="assistant", content="".join(texts), refusal=None)
+        message = dict(role="assistant", content=last.pop("text"), refusal=None)
         choice = dict(index=0, message=message, logprobs=None, finish_reason=last.pop("finish_reason"))
         return head | dict(object="chat.completion", choices=[choice]) | last
 
