@@ -236,7 +236,7 @@ class Talk:
             new = Dialogue(prompt, "", given, time=time, origin="model")
             ids = [self.me.state.root(d) for d in turns] if history is None else None
             if given and given[0][0] == "system" and not is_person:
-                return new, Recall(new, verdict=Verdict(reason=OF_PROGRAM), is_silent=True), ids
+                return new, Recall(new, verdict=Verdict(reasons=(OF_PROGRAM,)), is_silent=True), ids
             return new, self.me.recall(new, rest), ids
 
     def store(self, said: Dialogue, rest: list, recall, turns) -> None:  # turns: of `prepare`
