@@ -119,12 +119,13 @@ def pytest_collect_file(file_path, parent):
 
 
 def skipped_flags(config):
-    "The flags that keep a cell from running: `tst_flags`, without `slow` when it is asked for."
+    "The flags that keep a cell from running: `tst_flags`, without `slow` when it is asked for, and `later` with --quick."
     from personal_llm.base.weights import DEFAULT_MODEL, OTHER_ENCODER, find_weights
 
     needed = dict(smollm2="smollm2", qwen=DEFAULT_MODEL, encoder=OTHER_ENCODER)
     wanted = {flag for flag, name in needed.items() if find_weights(name)}
-    return set(get_config(config.rootpath).tst_flags) - wanted - ({"slow"} if config.getoption("--slow") else set())
+    wanted |= {"slow"} if config.getoption("--slow") else set()
+    return set(get_config(config.rootpath).tst_flags) - wanted | ({"later"} if config.getoption("--quick") else set())
 
 
 class Cell:
