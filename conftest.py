@@ -60,6 +60,7 @@ tests/test_course*.py tests/test_real_models.py tests/test_harness.py tests/test
 tests/test_demo.py tests/test_pocket_*.py
 nbs/tutorials/* nbs/course/* nbs/recipes/* nbs/experiments/*
 nbs/*/*_decomposition.ipynb nbs/*/*_audit.ipynb nbs/*/*_idle.ipynb nbs/*/*_cluster.ipynb
+nbs/*/*_merging.ipynb nbs/*/*_space.ipynb
 """.split()
 
 
