@@ -18,7 +18,7 @@ _ROOMS = {
     "buffer.scoring": "dominant_domain domain_specific_score entropy_of_embedding in_domain_dissimilarity score "
     "Lexicons load_lexicons",
     "buffer.policies": "POLICIES Policy",
-    "buffer.buffer": "Buffer",
+    "buffer.buffer": "Buffer check_policy",
     "buffer.synthesis": "synthesize",
     "tuning.config": "TuningConfig",
     "tuning.finetune": "finetune",

@@ -152,9 +152,8 @@ def test_three_answers_with_a_habit_make_one_question(session, monkeypatch):
     assert session.scoping.show_habit_question() and session.scoping.show_habit_question() == "", "it is shown once"
     prompts = "“What is tea?”, “Who is Ada?”, “Why do cats purr?”"
     assert write(session, "/everywhere") == f"Applies to all replies: your corrections of {prompts}"
-    assert write(session, "/style").startswith(
-        "1. opens with “In short: answer” (3 of 3): All replies; from “What is tea"
-    )
+    counted = "(3 of 3; the replies before 0 of 1)"
+    assert write(session, "/style").startswith(f"1. opens with “In short: answer” {counted}: All replies; from “What")
     assert write(session, "/auto") == f"Applies to similar prompts: your corrections of {prompts}"
     assert get_evidence(session.me.state).everywhere == ()
     assert find_habit_question(session.me.state) is None, "it is not asked again"
@@ -210,13 +209,14 @@ def test_a_chat_that_was_closed_answers_with_one_line(session):
 
 
 def test_a_form_that_a_reply_took_from_the_talk_is_still_a_habit(session, monkeypatch):
-    monkeypatch.setattr("personal_llm.device.chat.ReplyStream", lambda *given: Echo("In short: so it is."))
+    texts = iter(["So it is. And so.", *["In short: so it is."] * 3])
+    monkeypatch.setattr("personal_llm.device.chat.ReplyStream", lambda *given: Echo(next(texts)))
     for number, prompt in enumerate(("What is tea?", "Who is Ada?", "Why do cats purr?", "Where is Oslo?")):
         write(session, prompt)
         write(session, f"/better In short: {number}.")
     (row, *_) = list_habits(session.me.state)
-    question = "You opened 3 answers with “In short:”. Where does that apply?"
-    assert row.question == question, "the first reply had read no answer"
+    question = "You opened 4 answers with “In short:”. Where does that apply?"
+    assert row.question == question and row.base_count == 0, "the first reply alone had read no answer"
 
 
 class Echo:

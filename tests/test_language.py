@@ -9,7 +9,7 @@ from personal_llm.base.text import set_language, split_sentences
 from personal_llm.base.text import find_language
 from personal_llm.memory.statements import NOT_COVERED, NOT_KEPT, NOTES, WISHES, translate_note
 from personal_llm.memory.feedback import SCOPES
-from personal_llm.explanation.habits import find_habits, strip_frame
+from personal_llm.explanation.habits import find_frames, find_habits, strip_frame
 from personal_llm.extras.style import STYLOMETRIC_FEATURES, stylometry, truncate_words
 
 JAPANESE = LANGUAGES["japanese"]
@@ -30,7 +30,8 @@ def test_japanese_habits_are_found_and_taken_off():
     set_language("japanese")
     labels = [trait.label for trait in find_habits(JAPANESE_ANSWERS, JAPANESE_BASE)]
     assert "opens with “はい、”" in labels and any("signs off" in label and "田中" in label for label in labels)
-    bare = strip_frame(JAPANESE_ANSWERS[0], "はい、", "田中")
+    frames = find_frames(JAPANESE_ANSWERS, False) + find_frames(JAPANESE_ANSWERS, True)
+    bare = strip_frame(JAPANESE_ANSWERS[0], frames)
     assert bare.startswith("風邪") and "田中" not in bare
     set_language("english")
     assert not [trait for trait in find_habits(JAPANESE_ANSWERS, JAPANESE_BASE) if "opens" in trait.label]

@@ -7,7 +7,7 @@ import pytest
 from candidates import candidate, reopen, stream
 
 from personal_llm.base.core import Dialogue, InputError, make_generator
-from personal_llm.buffer.buffer import Buffer, open_buffer
+from personal_llm.buffer.buffer import Buffer, check_policy, open_buffer
 from personal_llm.buffer.policies import POLICIES, Policy, get_policy
 from personal_llm.buffer.scoring import ScoredDialogue, Scores, unit_vector
 
@@ -42,13 +42,75 @@ def filled(kind, candidates, capacity=5, seed=1, check=lambda buffer, decision: 
 
 
 @every_policy
-def test_a_reopened_buffer_goes_on_as_if_nothing_had_happened(kind):
-    whole = filled(kind, stream(120))
-    half = filled(kind, stream(120)[:60])
-    again = reopen(half, None if isinstance(kind, str) else kind())
-    for c in stream(120)[60:]:
-        again.add(c)
-    assert again.log == whole.log and again.dialogues == whole.dialogues
+def test_a_policy_passes_its_check(kind):
+    "Slots and reasons, the same decisions again and after an interruption, one bin and five."
+    check_policy(kind)
+
+
+class Remembering(Surprising):
+    turn = 0
+
+    def choose(self, view, candidate):
+        self.turn += 1
+        return self.turn % len(view), "each in turn"
+
+
+WRONG = {  # what is wrong -> (methods of a policy, the error)
+    "a slot that is none": (dict(choose=lambda *given: ("first", "why")), "chose slot first of"),
+    "no pair": (dict(choose=lambda *given: 0), "policy Wrong raised TypeError"),
+    "no reason": (dict(choose=lambda *given: (0, "")), "gives no reason in words"),
+    "a question of no form": (dict(decide_question=lambda *given: True), "policy Wrong raised TypeError"),
+    "other dialogues": (dict(select_training_dialogues=lambda self, own: [*own, Dialogue("a", "b")]), "wasn't given"),
+    "chance of its own": (
+        dict(choose=lambda self, view, c: (int(np.random.default_rng().integers(len(view))), "luck")),
+        "second",
+    ),
+    "a needed model": (dict(needs_model=True), "policy Wrong needs the model"),
+}
+
+
+@pytest.mark.parametrize("methods, error", WRONG.values(), ids=WRONG)
+def test_the_check_names_what_would_go_wrong(methods, error):
+    with pytest.raises(InputError, match=error):
+        check_policy(type("Wrong", (Surprising,), methods))
+
+
+def test_a_policy_that_remembers_fails_after_an_interruption():
+    with pytest.raises(InputError, match="Remembering decides something else after an interruption"):
+        check_policy(Remembering)
+
+
+class Steepest(Policy):
+    "A user's own: by what the model says."
+
+    needs_model = True
+
+    def __init__(self, share=0.5, by="loss"):
+        self.share = share
+        self.by = by
+
+    def choose(self, view, candidate):
+        return int(view.model.rank(candidate) * self.share) % len(view), self.by
+
+
+class Ranker:
+    def rank(self, candidate):
+        return candidate.scores.tokens // 3
+
+
+def test_a_policy_sees_the_model_if_it_asks_and_takes_arguments_by_name(monkeypatch):
+    check_policy(Steepest, model=Ranker())
+    monkeypatch.setitem(POLICIES, "steepest", Steepest)
+    buffer = Buffer(4, "steepest:share=0.25,by=gradient", model=Ranker())
+    policy = buffer.policy
+    assert (policy.share, policy.by, policy.name) == (0.25, "gradient", "steepest:share=0.25,by=gradient")
+    again = reopen(buffer)
+    assert (again.policy.share, again.policy.by, again.header()) == (0.25, "gradient", buffer.header())
+    assert Buffer(4, "fifo").view.model is None
+    with pytest.raises(InputError, match="policy steepest raised TypeError: .*unexpected keyword argument 'k'"):
+        get_policy("steepest:k=3")
+    gone = open_buffer(buffer.header() | dict(policy="steepest:k=3"), None, "an archive")
+    assert gone.header()["policy"] == "steepest:k=3", "a memory is read even so"
 
 
 # ---- names and classes

@@ -15,7 +15,7 @@ from personal_llm.selection.gradient_match import compute_slopes, get_linear_lay
 from personal_llm.selection.library import Library
 from personal_llm.selection.ranking import BASE_NAME, PLLMLosses, Ranking, SelectionRequest
 from personal_llm.selection import selection
-from personal_llm.selection.selection import select, select_by_match
+from personal_llm.selection.selection import SELECTORS, select, select_by_match
 from tiny import ARCHITECTURES, random_adapter, shared
 from ways import LOUD, spoken
 
@@ -148,6 +148,21 @@ def planted_library(space="planted"):
 def test_a_request_that_lacks_something_is_refused(request_, problem):
     with pytest.raises(InputError, match=problem):
         select(Library("pocket"), **request_)
+
+
+@pytest.mark.parametrize(
+    "selector, problem",
+    [
+        (lambda request: "ward-round", "selector mine returned no ranking of Library"),
+        (lambda request: Ranking("nobody", ("nobody",), (0.0,)), "selector mine returned no ranking"),
+        (lambda request: Ranking(None, ("plain",), ()), "selector mine returned no ranking"),
+        (lambda request: 1 / 0, "selector mine raised ZeroDivisionError"),
+    ],
+)
+def test_a_selector_that_fails_is_blamed_by_name(monkeypatch, selector, problem):
+    monkeypatch.setitem(SELECTORS, "mine", selector)
+    with pytest.raises(InputError, match=problem):
+        select(Library("pocket"), method="mine")
 
 
 # ---- ranking

@@ -32,7 +32,7 @@ from ..base.loading import get_converted_folder, get_tokenizer_folder, load_chat
 from ..base.text import count_nouns, escape_controls
 from ..base.weights import DEFAULT_MODEL, LARGER_MODEL, WEIGHTS
 from ..base.weights import find_weights, fits_larger_model, get_weights, get_weights_folder
-from ..buffer.policies import DEFAULT_POLICY, POLICIES, load_policies
+from ..buffer.policies import DEFAULT_POLICY, POLICIES, get_policy, load_policies
 from ..data.reading import read_dialogues
 from ..device.archive import ARCHIVE_FILE, Archive, hold_folder, open_archive
 from ..device.evidence import describe_state, list_answered, list_examples
@@ -70,7 +70,7 @@ Adapter = Annotated[str, Option(help="output folder of personalize or chat, or a
 
 # %% ../../nbs/8_app/05_commands.ipynb #cmdoptn2
 load_policies()  # those of installed packages
-POLICY_HELP = f"buffer policy: {', '.join(POLICIES)}; sdss is the paper's"
+POLICY_HELP = f"buffer policy: {', '.join(POLICIES)}; sdss is the paper's; with arguments: NAME:k=3,by=loss"
 WRITE_AS_HELP = "in a chat between people: learn to write like NAME"
 START_HELP = "what a fine-tune starts from: none, a library or an adapter's folder"
 AsJson = Annotated[bool, Option("--json", help="print one JSON object")]
@@ -78,7 +78,17 @@ Quiet = Annotated[bool, Option("--quiet", help="no progress bars or notes")]
 User = Annotated[str, Option(help="in a chat between people: learn to answer NAME", metavar="NAME")]
 WriteAs = Annotated[str, Option("--write-as", help=WRITE_AS_HELP, metavar="NAME")]
 SkipInvalid = Annotated[bool, Option("--skip-invalid", help="skip invalid rows instead of stopping")]
-Policy = Annotated[Literal[tuple(POLICIES)], Option(help=POLICY_HELP, metavar="NAME")]
+
+
+def check_policy_name(name: str) -> str:
+    "Refuse an option that names no policy."
+    try:
+        return name and get_policy(name).name
+    except InputError as error:
+        raise typer.BadParameter(str(error)) from None
+
+
+Policy = Annotated[str, Option(help=POLICY_HELP, metavar="NAME", callback=check_policy_name)]
 Capacity = Annotated[int, Option(help="number of bins in the buffer", metavar="N", min=1)]
 Start = Annotated[str, Option(help=START_HELP, metavar="DIR")]
 

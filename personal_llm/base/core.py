@@ -57,6 +57,18 @@ def load_plugins(group: str, table: dict, is_valid) -> dict:  # name of a plug-i
         table.update(known)  # a module may have taken a name of ours while it was imported
     return skipped
 
+# %% ../../nbs/0_base/01_core.ipynb #cr90f
+@contextmanager
+def blame(whom: str):  # what another author wrote, such as "policy mine"
+    "Report an error raised by somebody's plug-in in one line."
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:
+        problem = f"{whom} raised {type(error).__name__}: {str(error)[:120]}"
+        raise InputError(problem, "nothing was changed; fix it, or reinstall its package") from error
+
 # %% ../../nbs/0_base/01_core.ipynb #timed002
 @contextmanager
 def catch_panic():

@@ -167,6 +167,7 @@ MISSING = ("NaT", "<NA>", "None", "nan", "NaN", "null", "NULL")  # an empty cell
 def parse_table(text: str, quoting=csv.QUOTE_MINIMAL) -> tuple:  # ([(line, {column: field})], errors)
     "Parse the rows of a table, of which the first is the header; raise `InputError` for broken quotes."
     separator = max(",;\t", key=text.strip().partition("\n")[0].count)  # the first wins a tie
+    quoting = csv.QUOTE_NONE if "_comma_" in text else quoting  # as EmpatheticDialogues writes a comma
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True, quoting=quoting)
     remedy = "quote fields that hold the separator, quotes or line ends"
     rows = []

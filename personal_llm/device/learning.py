@@ -11,9 +11,8 @@ from itertools import count
 from pathlib import Path
 
 from ..base.adapters import WEIGHTS_FILE, Adapter
-from ..base.core import ANSWERED_ORIGINS, Cost, InputError
+from ..base.core import ANSWERED_ORIGINS, Cost, InputError, blame
 from ..base.files import compute_sha256
-from ..buffer.policies import blame
 from ..buffer.synthesis import synthesize
 from .evidence import list_taught
 from .forgetting import ADAPTERS_FOLDER
@@ -71,7 +70,7 @@ def choose_training(state: State) -> list:  # `Dialogue`s
     buffer = state.buffer
     kept = [d for d in buffer.dialogues if d.response.strip() and state.root(d) not in unwanted]
     taught = [d for d in list_taught(state) if state.root(d) not in unwanted]
-    with blame(buffer.policy):
+    with blame(f"policy {buffer.policy.name}"):
         chosen = buffer.policy.learns_answers and taught or buffer.policy.select_training_dialogues(kept)
     if not chosen:
         reason = "no kept dialogue has an answer" if len(buffer) else "the buffer is empty"

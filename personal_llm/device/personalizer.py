@@ -231,6 +231,7 @@ def _begin(archive: Archive, buffer: Buffer) -> State:
 def _configure(state: State, model, changes: dict) -> PersonalizerSettings:  # as they are now
     "Record model and settings if they are new; raise `InputError` for a new memory with a filled buffer."
     settings = PersonalizerSettings.choose(state.settings, changes, state.buffer.policy)
+    state.buffer.model = model if state.buffer.policy.needs_model else None
     content = dict(base=model.base, model=model.name, settings=asdict(settings))
     if not state.base:
         if len(state.buffer):

@@ -544,6 +544,7 @@ def begin_state(archive: Archive, buffer: Buffer = None) -> State:
         check(buffer, Buffer, "buffer")
     if archive.events:
         state = open_state(archive, None if buffer is None else buffer.policy)
+        state.buffer.model = None if buffer is None else buffer.model
         if buffer is not None and buffer.capacity != state.buffer.capacity:
             bins = f"{state.buffer.capacity} bins, not {buffer.capacity}"
             raise InputError(f"{archive.file}: its buffer has {bins}", "leave the buffer out, or choose another folder")

@@ -6,48 +6,39 @@
 __all__ = ['make_card', 'is_taken_out']
 
 # %% ../../nbs/5_explanation/02_card.ipynb #card0003
-from .habits import EMOJI, LISTS, LOWER_CASE, ONE_SENTENCE, Form, Habit
-from .habits import find_frame, has_run, split_pieces
+from dataclasses import replace
+
+from .habits import EMOJI, FEWEST_SHARING, LISTS, LOWER_CASE, ONE_SENTENCE, Form, Habit
+from .habits import compare_form, find_frames, has_run, split_pieces
 
 # %% ../../nbs/5_explanation/02_card.ipynb #card000b
-def find_frames(texts: list, least: int, is_last: bool) -> list:  # `Form`s
-    "Find the openings, or the sign-offs, that at least so many texts share."
-    forms = []
-    left = list(texts)
-    while len(left) >= least:
-        form = find_frame(left, is_last, least / len(left))
-        if form is None:
-            break
-        forms.append(form)
-        left = [text for text in left if not form.holds(text)]
-    return forms
-
-
-def find_forms(texts: list, least: int) -> list:  # `Form`s
+def find_forms(texts: list, least: int = FEWEST_SHARING) -> list[Form]:
     "Find the forms that at least so many texts share."
-    forms = find_frames(texts, least, is_last=False) + find_frames(texts, least, is_last=True)
+    forms = find_frames(texts, False, least) + find_frames(texts, True, least)
     forms += [LOWER_CASE, EMOJI, LISTS, ONE_SENTENCE]
     return [form for form in forms if sum(map(form.holds, texts)) >= least]
 
 # %% ../../nbs/5_explanation/02_card.ipynb #card0008
-FEWEST_SHARING = 3  # corrections that share a form, before it's shown and asked about
+NUM_NEWEST = 32  # corrections: enough for a form that a quarter of them share, and weeks of chatting
 
 # %% ../../nbs/5_explanation/02_card.ipynb #card000a
 def make_card(
-    corrections: list,  # `Dialogue`s
+    corrections: list,  # `Dialogue`s, the newest last
     replies: dict,  # id of the dialogue that was corrected -> the reply before
     scopes: dict,  # id of the dialogue that was corrected -> scope
-) -> list:  # `Habit`s, the most frequent first
-    "Find a person's habits in corrections."
-    first = {d.id: d.parents[0] if d.parents else d.id for d in corrections}
+) -> list[Habit]:  # the most frequent first
+    "Find a person's habits in their newest corrections."
+    first = {d.id: d.parents[0] if d.parents else d.id for d in corrections[-NUM_NEWEST:]}
+    newest = corrections[-NUM_NEWEST:]
+    texts = [d.response for d in newest]
+    before = [replies[id] for id in first.values() if id in replies]
     habits = []
-    for form in find_forms([d.response for d in corrections], FEWEST_SHARING):
-        answers = [d for d in corrections if form.holds(d.response)]
-        answers = [d for d in answers if not form.holds(replies.get(first[d.id], ""))]
-        if len(answers) >= FEWEST_SHARING:
+    for form in find_forms(texts):
+        if habit := compare_form(form, texts, before):
+            answers = tuple(d for d in newest if form.holds(d.response))
             held = tuple(scopes.get(first[d.id], "") for d in answers)
-            counts = (len(answers), len(corrections))
-            habits.append(Habit(form.label, *counts, form=form, answers=tuple(answers), scopes=held))
+            shown = dict(label=form.label, quotation="", compared_with="the replies before")
+            habits.append(replace(habit, **shown, form=form, answers=answers, scopes=held))
     return sorted(habits, key=lambda habit: -habit.count)
 
 # %% ../../nbs/5_explanation/02_card.ipynb #card0011

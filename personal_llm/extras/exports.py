@@ -13,9 +13,9 @@ import re
 from pathlib import Path
 
 from ..base.core import InputError
-from ..data.formats import RecordFormat, dig
+from ..data.formats import ParsedConversation, RecordFormat, dig
 from ..data.records import format_value, parse_json
-from .marks import TABLE, replace_outside_code, split_into_dialogues
+from .marks import TABLE, Turn, replace_outside_code, split_into_dialogues
 from .people import PEOPLE
 from .talks import ROWS, WORDS, Program, as_text, join_parts, make_format
 
@@ -162,3 +162,49 @@ for name, row in TABLE["programs"].items():
     if name in PEOPLE:
         EXPORTS[name] = RecordFormat(fields, PEOPLE[name], needs_user=True, split=split_into_dialogues)
 EXPORTS["chatgpt"] = EXPORTS["chatgpt"]._replace(prepare=add_ratings)
+
+# %% ../../nbs/9_extras/10_exports.ipynb #e8b00011
+def parse_prosocial(records: list) -> list:  # of `ParsedConversation`
+    "Parse ProsocialDialog (Kim et al. 2022), in which each row is one exchange of a talk."
+    talks = {}
+    for row in records:
+        exchange = (("user", "context"), ("assistant", "response"))
+        talks.setdefault(row["dialogue_id"], []).extend(Turn(role, as_text(row[side], side)) for role, side in exchange)
+    return [ParsedConversation(turns, is_row=False) for turns in talks.values()]
+
+
+def parse_empathetic(records: list) -> list:  # of `ParsedConversation`
+    "Parse EmpatheticDialogues (Rashkin et al. 2019), in which each row is one turn; the speaker has the odd ones."
+    talks = {}
+    for row in records:
+        role = "user" if int(row["utterance_idx"]) % 2 else "assistant"
+        text = as_text(row["utterance"], "utterance").replace("_comma_", ",")
+        talks.setdefault(row["conv_id"], []).append(Turn(role, text))
+    return [ParsedConversation(turns, is_row=False) for turns in talks.values()]
+
+
+def parse_meddialog(record: dict) -> list:  # of one `ParsedConversation`
+    "Parse a talk of MedDialog (Zeng et al. 2020): turns with a speaker, two lists, or texts behind the speaker's name."
+    turns = record.get("dialogue_turns") or [text.split(":", 1) for text in record["utterances"]]
+    if isinstance(turns, dict):
+        turns = list(zip(turns["speaker"], turns["utterance"]))
+    pairs = [(turn["speaker"], turn["utterance"]) if isinstance(turn, dict) else turn for turn in turns]
+    roles = {
+        "0": "user",
+        "patient": "user",
+        "病人": "user",
+        "1": "assistant",
+        "doctor": "assistant",
+        "医生": "assistant",
+    }
+    turns = [Turn(roles[str(speaker).strip().lower()], as_text(text, "utterance").strip()) for speaker, text in pairs]
+    return [ParsedConversation(turns, is_row=False)]
+
+
+SETS = dict(  # name -> (fields, parse, whether a record is a part of a talk)
+    prosocial=([("context", "response", "dialogue_id")], parse_prosocial, True),
+    empathetic=([("conv_id", "utterance_idx", "utterance")], parse_empathetic, True),
+    meddialog=([("dialogue_turns",), ("description", "utterances")], parse_meddialog, False),
+)
+for name, (fields, parse, is_file) in SETS.items():
+    EXPORTS[name] = RecordFormat(fields, parse, is_file=is_file, split=split_into_dialogues)

@@ -49,7 +49,11 @@ def compute_slopes(
     dialogues: list,  # of the user
     adapters: dict,  # name -> an adapter's folder
 ) -> dict:  # name -> nats per token for a step of length 1 towards that pLLM; negative if the loss falls
-    "Compute the slope of a user's mean loss towards each pLLM, with one backward pass per dialogue."
+    """Compute the slope of a user's mean loss towards each pLLM, with one backward pass per dialogue.
+
+    The first-order estimate of influence by inner products of gradients (TracIn, Pruthi et al. 2020; LESS, Xia et al.
+    2024), with an adapter's change of the weights in place of a second gradient.
+    """
     factors = {name: read_factors(folder) for name, folder in adapters.items()}
     slopes = dict.fromkeys(factors, 0.0)
 

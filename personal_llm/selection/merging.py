@@ -57,6 +57,9 @@ def merge(
             adapted = PeftModel.from_pretrained(model.model, first, adapter_name=members[0])
             for member, folder in zip(members[1:], others):
                 adapted.load_adapter(folder, adapter_name=member)
+            layers = [adapted.peft_config[member].layers_to_transform for member in members]
+            layers = None if None in layers else sorted({*np.hstack(layers).tolist()})  # None: all
+            adapted.peft_config[members[0]].layers_to_transform = layers  # peft copies the first one's
             shares = [float(weights[name]) for name in folders]
             adapted.add_weighted_adapter(members, shares, "default", combination_type="cat")
             adapted.set_adapter("default")

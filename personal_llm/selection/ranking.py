@@ -76,7 +76,11 @@ def is_gain_certain(gains: np.ndarray, reference_loss: float, min_share: float) 
 
 # %% ../../nbs/6_selection/02_ranking.ipynb #8a93620b
 def race_by_loss(losses: PLLMLosses, names: list) -> dict:  # name -> nats per token on all dialogues
-    "Race a shortlist of pLLMs on 4, 8, 16, … dialogues, dropping those that are clearly behind."
+    """Race a shortlist of pLLMs on 4, 8, 16, … dialogues, dropping those two standard errors behind the leader.
+
+    Racing is that of Maron and Moore (1994, *Hoeffding races*); doubling the sample each round is taken from successive
+    halving (Jamieson and Talwalkar 2016). Here a paired standard error decides, in place of a bound or a fixed share.
+    """
     racing = list(names)
     count = 2
     while racing and count < losses.num_dialogues:

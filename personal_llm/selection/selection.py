@@ -11,7 +11,7 @@ from functools import cache
 
 import numpy as np
 
-from ..base.core import InputError, load_plugins
+from ..base.core import InputError, blame, load_plugins
 from ..explanation.explanation import explain
 from .gradient_match import compute_slopes
 from .library import check_library_base
@@ -58,6 +58,18 @@ def load_selectors() -> dict:  # name of a plug-in -> the reason why it was skip
     "Register the selectors of installed packages, found by their entry points in `personal_llm.selectors`."
     return load_plugins("personal_llm.selectors", SELECTORS, callable)
 
+# %% ../../nbs/6_selection/04_selection.ipynb #80d6f0s2
+def call_selector(selector, request: SelectionRequest, name: str) -> Ranking:
+    "Call a selector, and raise `InputError` with its name if it fails or returns no ranking of the library."
+    with blame(f"selector {name}"):
+        ranking = selector(request)
+        is_ranking = isinstance(ranking, Ranking) and len(ranking.names) == len(ranking.distances)
+        is_ranking = is_ranking and {ranking.best, ranking.start, *ranking.names} <= {None, *request.library}
+    if not is_ranking:
+        remedy = "return a Ranking of pLLMs of the library, with a distance for each name; best may be None"
+        raise InputError(f"selector {name} returned no ranking of {request.library}", remedy)
+    return ranking
+
 # %% ../../nbs/6_selection/04_selection.ipynb #49bee888
 def select(
     library,  # `Library`
@@ -77,11 +89,12 @@ def select(
     if not len(library):
         raise InputError("the library is empty", "add pLLMs to it first")
     if not has_dialogues:
-        return replace(selector(SelectionRequest(library, explanation)), method=name, library=library)
+        ranking = call_selector(selector, SelectionRequest(library, explanation), name)
+        return replace(ranking, method=name, library=library)
     check_library_base(library, model)
     losses = PLLMLosses(model, library, dialogues)
     with model.track_cost() as cost:
-        ranking = selector(SelectionRequest(library, explanation, losses))
+        ranking = call_selector(selector, SelectionRequest(library, explanation, losses), name)
     cost.bytes_moved += losses.bytes_moved
     return replace(ranking, method=name, cost=cost, library=library)
 

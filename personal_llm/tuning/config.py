@@ -24,6 +24,7 @@ class TuningConfig:
     alpha: float = setting(16, "the change is scaled by alpha / rank", "positive number")
     dropout: float = setting(0.0, "share of the LoRA layers' inputs that is dropped", "share", high=0.99)
     target_modules: str = setting("all-linear", "modules with LoRA: all-linear, or names joined by commas", "name")
+    layers: int = setting(None, "how many of the upper layers learn; by default all", "whole number", low=1)
     learning_rate: float = setting(3e-4, "the largest step size, at the end of the warm-up", "positive number")
     steps: int = _count(48, "optimiser steps of a fine-tune; equal for all methods in a comparison")
     batch_size: int = _count(4, "samples in a step, at most")
@@ -42,12 +43,15 @@ class TuningConfig:
         return max(1, self.steps // self.checks)
 
     def match_adapter(self, settings: dict, place) -> "TuningConfig":  # adapter_config.json, and its folder
-        "Copy these settings with the rank, alpha, dropout and modules of an adapter that is tuned further."
+        "Copy these settings with the rank, alpha, dropout, modules and layers of an adapter that is tuned further."
         names = settings.get("target_modules")
         if not names or not isinstance(names, (str, list)) or not all(isinstance(name, str) for name in names):
             raise InputError(f"{place}: adapter_config.json names no target modules", "make the adapter anew")
+        layers = settings.get("layers_to_transform")  # a list, a single number, or none
+        layers = layers if isinstance(layers, list) else [layers] * (layers is not None)
         return replace(
             self,
+            layers=len(layers) or None,
             rank=settings["r"],
             alpha=settings["lora_alpha"],
             dropout=settings.get("lora_dropout", 0.0),  # peft's default

@@ -16,10 +16,11 @@ from pathlib import Path
 from ..base.adapters import ADAPTER_CARD_FILE, CHECKPOINTS_FOLDER, CONFIG_FILE, WEIGHTS_FILE, Adapter
 from ..base.adapters import attach_adapter, check_adapter, commit_adapter, read_lora_config, stage_adapter
 from ..base.core import USER_ORIGINS, Cost, Dialogue, InputError, check_dialogues, check_seed, make_generator
+from ..base.loading import note_once
 from ..base.files import delete_path, make_folder, make_temporary_folder
 from .config import TuningConfig
 from .statistics import FEWEST_FOR_MEAN
-from .training_loop import TrainingState, train
+from .training_loop import TrainingState, find_layers, keep_lower_states, train
 
 # %% ../../nbs/4_tuning/05_finetune.ipynb #b221009a
 def find_lineages(dialogues: list) -> list:  # of each dialogue: the lowest id of its lineage
@@ -62,10 +63,24 @@ def remove_earlier_turns(dialogue: Dialogue) -> Dialogue:
 def attach_new_layers(model, config: TuningConfig):  # peft's model
     "Attach new LoRA layers to a model, with the shape given by the configuration."
     from peft import LoraConfig, get_peft_model
+    from torch.nn import Linear
+    from transformers.pytorch_utils import Conv1D
 
     names = config.target_modules
     names = names if names == "all-linear" else [name.strip() for name in names.split(",")]
+    layers = find_layers(model.model)
+    upper = None
+    if config.layers and layers is None:
+        note_once("this model has no list of layers, so all of them learn")
+    elif config.layers and config.layers < len(layers):
+        upper = [*range(len(layers))][-config.layers :]
+        if names == "all-linear":  # peft wants names beside numbers of layers
+            linear = [
+                name for name, part in layers[-config.layers :].named_modules() if isinstance(part, (Linear, Conv1D))
+            ]
+            names = sorted({name.rpartition(".")[2] for name in linear})
     shape = dict(r=config.rank, lora_alpha=config.alpha, lora_dropout=config.dropout, target_modules=names)
+    shape |= dict(layers_to_transform=upper)
     try:
         return get_peft_model(model.model, LoraConfig(task_type="CAUSAL_LM", **shape))
     except ValueError as error:
@@ -135,7 +150,7 @@ def finetune(
     model,  # `Model`
     dialogues: list,  # of `Dialogue`s to learn from
     config: TuningConfig = None,  # the defaults of `TuningConfig` if left out
-    start=None,  # an adapter to continue from; its rank, alpha, dropout and modules are kept
+    start=None,  # an adapter to continue from; its rank, alpha, dropout, modules and layers are kept
     out=None,  # the adapter's folder; by default a temporary one, which can't be resumed
     seed: int = 0,
     progress: bool = True,  # show a progress bar on stderr
@@ -162,7 +177,7 @@ def finetune(
         check_output_folder(Path(out))
     with model.track_cost() as cost, torch.random.fork_rng():  # torch's random numbers go on as before
         torch.manual_seed(seed)
-        with trainable_adapter(model, config, start) as adapted:
+        with trainable_adapter(model, config, start) as adapted, keep_lower_states(adapted, samples[0]):
             if out:
                 sources = [*dialogues, *replay]
                 out, checkpoints = open_output_folder(out, config, seed, model.base, sources, start)

@@ -8,13 +8,16 @@ __all__ = ['response_nll', 'TrainingState', 'train']
 # %% ../../nbs/4_tuning/04_training_loop.ipynb #tl03
 import io
 import math
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
+from itertools import takewhile
 from pathlib import Path
 
 import numpy as np
 
 from ..base.core import InputError, make_generator
 from ..base.files import compute_sha256, write_atomically
+from ..base.loading import note_once
 from ..base.tokens import collate_samples, make_batches
 from .config import TuningConfig
 
@@ -200,3 +203,88 @@ def train(
         yield state.step, step_loss
     if state.best_weights:
         adapted.load_state_dict(state.best_weights, strict=False)
+
+# %% ../../nbs/4_tuning/04_training_loop.ipynb #kls2
+def find_layers(network):  # a `ModuleList`, or None
+    "Find the list of a decoder's layers; None for a family that has no such list."
+    from torch.nn import ModuleList
+
+    count = network.config.get_text_config().num_hidden_layers
+    lists = (module for module in network.get_decoder().modules() if isinstance(module, ModuleList))
+    return next((layers for layers in lists if len(layers) == count), None)
+
+
+@contextmanager
+def replace_forward(modules, forward):
+    "Let modules compute something else inside a `with` block."
+    own = [vars(module).get("forward") for module in modules]  # accelerate sets one
+    try:
+        for module in modules:
+            module.forward = forward
+        yield
+    finally:
+        for module, earlier in zip(modules, own):
+            vars(module).pop("forward", None)
+            vars(module).update(dict(forward=earlier) if earlier else {})
+
+# %% ../../nbs/4_tuning/04_training_loop.ipynb #kls4
+class LowerLayers:
+    "The layers below the lowest one that learns: each sample goes through them once, and their output is kept."
+
+    def __init__(self, adapted):  # a model with trainable layers
+        self.adapted = adapted.eval()
+        self.forward = adapted.forward  # of the whole model
+        layers = find_layers(adapted) or []
+        learning = {id(p) for p in adapted.parameters() if p.requires_grad}
+        self.lower = [*takewhile(lambda layer: learning.isdisjoint(map(id, layer.parameters())), layers)]
+        self.upper = layers[len(self.lower) :]
+        if not learning <= {id(p) for layer in self.upper for p in layer.parameters()}:
+            self.lower = []  # something else learns too, such as the table of tokens
+        self.states = {}  # tokens of a sample -> (tokens, width), what enters the upper layers
+
+    def recall(self, ids):  # (tokens,) -> (tokens, width)
+        "Return what the lower layers make of a sample, without dropout."
+        import torch
+
+        def keep(states, *others, **options):
+            self.states[key] = states[0]
+            return states
+
+        key = tuple(ids.tolist())
+        if key not in self.states:
+            is_training = self.adapted.training
+            self.adapted.eval()
+            with torch.no_grad(), replace_forward(self.upper, keep):
+                self.forward(input_ids=ids[None], use_cache=False, logits_to_keep=1)
+            self.adapted.train(is_training)
+        return self.states[key]
+
+    def run_upper(self, input_ids, attention_mask, **options):  # as a forward pass of the whole model
+        "Run a batch through the upper layers."
+        from torch.nn.utils.rnn import pad_sequence
+
+        rows = [self.recall(ids[mask.bool()]) for ids, mask in zip(input_ids, attention_mask)]
+        states = pad_sequence(rows, batch_first=True)  # (rows, tokens, width)
+        with replace_forward(self.lower, lambda *inputs, **rest: states):
+            return self.forward(input_ids=input_ids, attention_mask=attention_mask, **options)
+
+    def is_exact(self, sample: dict) -> bool:
+        "Return whether a sample gets the same logits as from the whole model."
+        import torch
+
+        ids = torch.tensor([sample["input_ids"]], device=self.adapted.device)
+        batch = dict(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False, logits_to_keep=1)
+        with torch.no_grad(), suppress(Exception):  # a family may do anything between its layers
+            return torch.allclose(self.forward(**batch).logits, self.run_upper(**batch).logits, atol=1e-3)
+        return False
+
+
+@contextmanager
+def keep_lower_states(adapted, sample: dict):  # sample: any one of the run, for `is_exact`
+    "Let a model compute what enters its lowest layer that learns once per sample, inside a `with` block."
+    layers = LowerLayers(adapted)
+    if layers.lower and not layers.is_exact(sample):
+        note_once("the lower layers of this model can't be skipped, so each step computes them anew")
+        layers.lower = []
+    with replace_forward([adapted] if layers.lower else [], layers.run_upper):
+        yield
