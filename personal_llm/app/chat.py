@@ -182,7 +182,8 @@ def explain_reply(session) -> list:  # lines
     if len(lines) == 1:
         lines = [f"your corrections {'apply' if does_apply else 'do not apply'}: {lines[0]}"]
     if recalled.verdict.answers and not recalled.memories:
-        lines.append("none is an example, because this talk shows them already, or they are too long")
+        reasons = "this talk shows them already, they are too long, or they speak of you and another computer replies"
+        lines.append(f"none is an example: {reasons}")
     num_lost = count_lost(session.model, recalled)
     lines += [f"did not fit: your answer to “{d.prompt}”" for d in recalled.memories[:num_lost]]
     lines += [f"example: “{d.prompt}” → {d.response}" for d in recalled.memories[num_lost:]]

@@ -380,8 +380,6 @@ class ChatSession:
         self.model = model
         self.clock = clock
         self.me = Personalizer(model, folder=folder, **settings)
-        if not getattr(model.engine, "is_here", True):  # what you said in other talks stays on this computer
-            self.me.memory.config = replace(self.me.memory.config, statements=0)
         self.me.opens_questions = True
         self.talk = Talk(self.me, num_turns)
         self.scoping = Scoping(self.me, clock)

@@ -8,6 +8,7 @@ __all__ = ['FILE', 'CLIENT', 'Round', 'Instruction', 'Act', 'State', 'count_ques
 # %% ../../nbs/7_device/02_state.ipynb #956da979
 import base64
 import copy
+import re
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from typing import NamedTuple
@@ -20,7 +21,7 @@ from ..base.text import count_nouns, format_date
 from ..buffer.buffer import Buffer, Decision, open_buffer
 from ..memory.feedback import Reaction
 from ..buffer.scoring import ScoredDialogue, Scores
-from .archive import Archive, Event, restore_history
+from .archive import Archive, Event, report_damage, restore_history
 
 # %% ../../nbs/7_device/02_state.ipynb #180b5fec
 def scores_to_dict(scores: Scores) -> dict:  # plain JSON values
@@ -129,9 +130,10 @@ class State:
         self.taught = set()  # adapters that learned an answer of the person
         self.vacated = None  # slot of an eviction whose successor comes next
         self.rescored = {}  # id -> new `Scores` of entries, until all are known
-        for event in archive.events:
-            self._apply(event)
-        self._empty_bin()
+        with report_damage(archive.file):
+            for event in archive.events:
+                self._apply(event)
+            self._empty_bin()
 
     def record(self, kind: str, dialogue: str = "", /, **content) -> None:
         "Append a new event to the archive and apply it, or do neither; it stores what was spent."
@@ -463,6 +465,8 @@ def _update_buffer(state: State, id: str) -> None:
 
 
 def _tuned(state: State, id: str, content: dict) -> None:
+    if state.archive.file and not re.fullmatch(r"adapters/\d+", content["adapter"]):  # it may be deleted some day
+        raise ValueError(f"an adapter in {content['adapter']!r}, which is no folder of a fine-tune")
     known = {one.name for one in fields(Round)}
     state.rounds.append(Round(base=state.base, **{name: content[name] for name in content.keys() & known}))
 
