@@ -498,20 +498,21 @@ def write_sentences() -> str:
     sentences = (
         f"**A choice by gradients and losses works.** `match` finds the right one of 28 pLLMs of the default model for "
         f"{ninety} of 28 users at 90 % similarity, and for {fifty} at 50 %, where the paper's method finds "
-        f"{PAPER_QWEN[0.5]:.0%} with a Qwen2 of that size and {PAPER_ACCURACY[0.5]:.0%} with a Llama of 1 B, on its own "
-        f"data.",
+        f"{PAPER_QWEN[0.5]:.0%} with a Qwen2 of that size and {PAPER_ACCURACY[0.5]:.0%} with a Llama of 1 B, "
+        f"on its own data.",
         f"**The rule of SDSS finds a person's subject.** By the default model's scores the subject's share of the "
         f"buffer is above that of a uniform sample by {uniform.text.split('gain ')[1]}; its p-value of {uniform.p:.2f} "
         f"{'stays' if is_left else 'does not stay'} below .05 when all verdicts are one family.",
         f"**No row shows that this teaches more.** On streams whose subjects come in blocks its buffer has "
         f"{random.text} in ROUGE-1 after LoRA and {best.text}, where the paper has {PAPER_RATIO} on its own data "
-        f"({name_verdict(best)}: even 32 answers in place of 8 reach only {ceilings['answers'].ratio:.2f} times random).",
+        f"({name_verdict(best)}: even 32 answers in place of 8 reach only {ceilings['answers'].ratio:.2f} times "
+        f"random).",
         f"**XPerT's words do not choose with a summariser of 1.5 B.** With the vectors that it wrote for six "
         f"questions they find {published} of 28 styles at 90 % by L1, where the paper's Llama finds 96%, and 39 "
         f"counted features of the same texts {counted}.",
         f"**The right pLLM saves the fine-tune, up to a ceiling.** Each start at its own best rate, it saves "
-        f"{steps.text} at 90 % similarity, where the paper saves 82%, and {less.text} at 30 %, where the paper saves 6%: "
-        f"the goal is met before the first step, so the paper's slope can't show, and p at 90 % is "
+        f"{steps.text} at 90 % similarity, where the paper saves 82%, and {less.text} at 30 %, where the paper saves "
+        f"6%: the goal is met before the first step, so the paper's slope can't show, and p at 90 % is "
         f"{corrected['a start saves steps at 90%']:.2f} when all tests are one family. A wrong pLLM at the right one's "
         f"rate saves {judge_wrong_start()}. On SmolLM2 the mean of all 28 pLLMs saves "
         f"{mean_over_users(list_saved(('match', 'mean'))['mean'], DECIDING).cut(-np.inf)}.",
