@@ -236,8 +236,15 @@ class Talk:
             new = Dialogue(prompt, "", given, time=time, origin="model")
             ids = [self.me.state.root(d) for d in turns] if history is None else None
             if given and given[0][0] == "system" and not is_person:
-                return new, Recall(new, verdict=Verdict(reason=OF_PROGRAM), is_silent=True), ids
+                return new, Recall(new, verdict=Verdict(reasons=(OF_PROGRAM,)), is_silent=True), ids
             return new, self.me.recall(new, rest), ids
+
+    def store_message(self, prompt: str, time: float) -> str:  # its id
+        "Store a message before its reply, which `store` puts in its place."
+        said = Dialogue(prompt, "", time=time, origin="model")
+        with self.me.state.change():
+            self.me.arrive(said, self.key, turns=[])
+        return said.id
 
     def store(self, said: Dialogue, rest: list, recall, turns) -> None:  # turns: of `prepare`
         "Store a turn in the place of others, the first of which it is if only its reply was forgotten."
