@@ -108,7 +108,9 @@ class Evidence:
             self.taken_out |= {place} if is_act else set()
 
 
-def look_up(evidence: Evidence, places: list) -> tuple[np.ndarray, np.ndarray]:  # (supporting, prompts), (opposing, prompts)
+def look_up(
+    evidence: Evidence, places: list
+) -> tuple[np.ndarray, np.ndarray]:  # (supporting, prompts), (opposing, prompts)
     "Return the similarities of prompts to both sides."
     return evidence.near[np.ix_(evidence.supporting, places)], evidence.near[np.ix_(evidence.opposing, places)]
 
@@ -194,7 +196,10 @@ GATES = {
     "GRACE": open_grace,
     "shipped": open_shipped,
 }
-FACTORS = {"reach of the corrections": open_reach_of_corrections, "shipped, reach of all": open_shipped_with_reach_of_all}
+FACTORS = {
+    "reach of the corrections": open_reach_of_corrections,
+    "shipped, reach of all": open_shipped_with_reach_of_all,
+}
 
 # %% ../../nbs/experiments/83_law.ipynb #law00011
 def begin(life: tuple, encoder: str, others: list) -> tuple[Evidence, dict]:  # with part -> places
@@ -251,7 +256,8 @@ def measure(jobs: list):  # yields a dict of results a job
         cells = [(0.0, False), (0.0, True), *((share, False) for share in TAKEN_OUT[1:])]
         life = job["user"], job["subject"]
         loops = [
-            dict(order=order, taken_out=share, has_own=has_own) | run_stream(job["gate"], job["encoder"], job["silence"], life, order, share, has_own)
+            dict(order=order, taken_out=share, has_own=has_own)
+            | run_stream(job["gate"], job["encoder"], job["silence"], life, order, share, has_own)
             for order in range(ORDERS)
             for share, has_own in (cells if job["encoder"] == DEFAULT_ENCODER else cells[:1])
         ]
