@@ -20,7 +20,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 SOURCES := nbs tests tools benchmarks conftest.py setup.py
 METADATA := settings.ini setup.py pyproject.toml
 
-.PHONY: help install install-dev demo test test-portable test-rest test-oldest test-slow test-wheel lint site diagrams slides export clean-notebooks readme check notebooks experiments benchmarks
+.PHONY: help install install-dev demo test test-portable test-rest test-oldest test-slow test-wheel lint site diagrams page slides export clean-notebooks readme check notebooks experiments benchmarks
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -69,6 +69,9 @@ site: .venv/.installed-docs ## write the site to site/, from the notebooks as th
 diagrams: build/diagrams/node_modules ## draw the diagrams of the notebooks from nbs/images/diagrams/*.dot (needs Node.js)
 	@node tools/diagrams.mjs
 
+page: build/page/node_modules ## bundle what the page takes from packages of npm as assets/page/library.js (needs Node.js)
+	@NODE_PATH=$</ $</.bin/esbuild tools/page.mjs --bundle --minify --format=esm --legal-comments=eof --log-level=error --outfile=personal_llm/assets/page/library.js
+
 benchmarks: .venv/.installed-dev ## a fine-tune beside the same work in Trainer and TRL (another model: ARGS="--model NAME")
 	@$(BIN)/python -m benchmarks $(ARGS)
 
@@ -89,6 +92,9 @@ check: ## what the continuous integration runs
 
 build/diagrams/node_modules:
 	npm install --silent --prefix build/diagrams @viz-js/viz@3.31.0
+
+build/page/node_modules:
+	npm install --silent --prefix build/page markdown-it@14.3.3 @mdit/plugin-tex@0.24.2 katex@0.16.47 highlight.js@11.12.0 dompurify@3.5.0 esbuild@0.28.2
 
 .venv/bin/pip:
 	@[ -n "$(PYTHON)" ] || { echo "No Python 3.10 or newer found: install one, or name it with PYTHON=/path/to/python3"; exit 1; }

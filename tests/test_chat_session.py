@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from personal_llm.app.chat import WRITERS, explain_reply
 from personal_llm.base import replies
-from personal_llm.base.core import InputError
+from personal_llm.base.core import Dialogue, InputError
 from personal_llm.base.models import load_model
 from personal_llm.base.replies import ReplyOptions
 from personal_llm.device import personalizer
@@ -78,6 +78,50 @@ def test_a_program_brings_its_own_history(model):
     assert list(session.me.archive.talks.values())[-1] == "client"
     say(session, "Secret", is_observed=False)
     assert len(session.me.archive.dialogues) == 2
+
+
+PROGRAMS = (  # system prompt of a program, what it sends in the user's name
+    ("You are a translator. Translate the user's text into French and write nothing else.", "I need a doctor."),
+    ("Answer in French.", "Is seven a prime number?"),
+    ("Classify the sentiment of the text: positive, negative or neutral.", "My wife Ruth loved the film."),
+    ("Write a commit message for the user's change.", "I changed the parser, and my tests pass."),
+    ("Write a reply to the customer's message.", "My package has not arrived. I want my money back."),
+    ("Return JSON with the keys name and city.", "I'm Tom, and I live in Graz."),
+    ("Correct the spelling. Change nothing else.", "Is sevn a prime number?"),
+    ("Summarise the text in three bullet points.", "I take antidepressants. My doctor is away."),
+    ("You are a SQL expert. Return one query.", "Which customers bought seven things?"),
+    ("Complete the code at the cursor. No prose.", "def is_prime(n):"),
+    ("Erzeuge einen Titel mit höchstens fünf Wörtern.", "Ist sieben eine Primzahl?"),
+    ("Extract all dates in ISO format.", "My appointment is on 3 May."),
+    ("You are the narrator of a game. Stay in character.", "I open the door."),
+    ("Répondez uniquement par oui ou non.", "Sept est-il premier ?"),
+    ("Decide whether the message is spam: yes or no.", "You won a prize, is seven lucky?"),
+    ("Rewrite the e-mail formally.", "hi, i'm ill today"),
+    ("Give a shell command and nothing else.", "list my files by size"),
+    ("You are a helpful assistant.", "Is eleven a prime number?"),
+    ("Judge the answer on a scale from 1 to 5.", "Question: is seven prime? Answer: yes."),
+    ("Explain it to a child of six.", "What is a prime number?"),
+)
+
+
+def test_a_programs_system_prompt_wins_and_its_turns_are_no_evidence(model):
+    session = open_chat(model)
+    session.react("always", "Answer in rhyme.")
+    for prompt in ("Is seven a prime number?", "Is nine a prime number?", "My wife is called Ruth. What shall I cook?"):
+        say(session, prompt)
+        session.react("better", "In short: ask Ruth.", scope="everywhere")
+        session.open_talk()
+    before = get_evidence(session.me.state)
+    for system, prompt in PROGRAMS:
+        say(session, prompt, history=[("system", system)])
+        assert session.recalled.dialogue.messages()[:-1] == Dialogue(prompt, "", [("system", system)]).messages()[:-1]
+        assert "X-Personal-Memory" in session.recalled.reasons[0]
+        assert "of yours" not in session.describe_source()
+    assert len(session.me.archive.dialogues) == 3 + len(PROGRAMS) and get_evidence(session.me.state) == before
+    say(session, "Is eleven a prime number?", history=[("system", "Be brief.")], is_person=True)
+    assert session.recalled.memories and session.recalled.instructions
+    say(session, "Is eleven a prime number?", history=[("user", "Hi"), ("assistant", "Ho")])
+    assert session.recalled.memories, "a program without a task of its own asks for the person"
 
 
 def test_a_correction_is_read_at_once(model):

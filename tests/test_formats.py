@@ -117,6 +117,7 @@ def test_an_answer_that_is_not_to_be_learned_stays_in_the_history(mark):
 
 MARKS = json.loads(Path(__file__).with_name("marks.json").read_text(encoding="utf-8"))
 MARKED = MARKS["mended"]  # an answer -> what is left of it
+MARKED |= dict.fromkeys(MARKS["thoughts"], "Yes.")
 LEFT = MARKS["answers left out"]  # an answer that we cannot mend -> the mark that the note names
 ORDINARY = MARKS["ordinary"]
 

@@ -108,13 +108,21 @@ def test_a_reply_is_shown_while_it_is_written_and_nothing_in_it_acts(page, monke
 
     monkeypatch.setattr(ReplyStream, "__iter__", write)
     page.find("#line").send_keys("Show all.", Keys.ENTER)
-    page.until(lambda: page.texts("#turns strong")[:1] == ["A title"])
+    page.until(lambda: page.texts("#turns h1")[:1] == ["A title"])
     page.until(lambda: page.find("#send").text == "Send")
     page.until(lambda: page.texts("#turns .reply pre"))
-    assert page.texts("#turns .reply strong") == ["A title", "bold"] and page.texts("#turns code") == ["code <b>"]
-    assert page.texts("#turns .reply ul li") == ["one", "two"]
-    assert page.texts("#turns .reply ol li") == ["first", "<script>window.hit = 1</script>"]
-    assert page.texts("#turns .reply pre") == ["if a < b: **stay**"]
+    assert page.texts("#turns .reply h1") == ["A title"] and page.texts("#turns .reply strong") == ["bold"]
+    assert page.texts("#turns p code") == ["code <b>"] and page.texts("#turns blockquote p") == ["quoted\nlines"]
+    assert page.texts("#turns .reply ul > li")[::2] == ["one\ninner", "two"] and page.find("#turns .reply hr")
+    assert page.texts("#turns .reply ol > li") == ["first", "<script>window.hit = 1</script>"]
+    assert page.texts("#turns .reply pre") == ["if a < b: **stay**  # “<b>”"] and page.texts(".hljs-keyword") == ["if"]
+    page.script("navigator.clipboard.writeText = async (text) => { window.copied = text; }")
+    page.press("Copy code")
+    page.until(lambda: page.script("window.copied") == "if a < b: **stay**  # “<b>”\n")
+    formulas = page.script(
+        "[...document.querySelectorAll('#turns math')].map((one) => one.querySelector('msup').textContent)"
+    )
+    assert formulas == ["a2", "b2"] and "$5 and $10" in page.find("#turns .reply").text
     assert page.texts("#turns th") == ["tea", "price"] and page.texts("#turns td") == ["green <i>x</i>", "3"]
     assert page.texts("#turns em") == ["slanted", "green"] and page.texts("#turns .reply a") == ["a page"]
     link = page.find("#turns a")
@@ -122,18 +130,26 @@ def test_a_reply_is_shown_while_it_is_written_and_nothing_in_it_acts(page, monke
     assert not page.texts("#turns img, #turns i, #turns script") and page.script("window.hit") is None
 
 
-def test_the_token_is_in_the_tab_and_not_in_the_address(page):
-    assert "#" not in page.browser.current_url and page.browser.get_cookies() == []
-    assert page.script("localStorage.length") == 0
-    page.browser.refresh()
+def test_a_browser_stays_signed_in_and_scripts_see_no_cookie(page):
+    assert "#" not in page.browser.current_url and page.script("document.cookie") == ""
+    (cookie,) = [one for one in page.browser.get_cookies() if one["name"] == f"personal_llm_{page.running.port}"]
+    assert cookie["httpOnly"] and cookie["sameSite"] == "Strict" and cookie["expiry"] > time.time() + 29 * 24 * 3600
+    first = page.browser.current_window_handle
+    page.browser.switch_to.new_window("tab")
+    page.browser.get(page.running.address)
     page.until(lambda: page.find("#line").is_displayed())
-    page.script("sessionStorage.clear()")
+    page.browser.get("about:blank")
+    page.browser.get(f"{page.running.address}/#code={CODE}")  # the link once more, in a browser that is signed in
+    page.until(lambda: page.find("#line").is_displayed())
+    page.browser.close()
+    page.browser.switch_to.window(first)
+    page.browser.delete_all_cookies()
     page.browser.get("about:blank")
     page.browser.get(f"{page.running.address}/#code={CODE}")
     page.until(lambda: page.find("#connect").is_displayed())
-    page.until(lambda: "was used before" in page.find("#note").text)
-    page.find("#token").send_keys("wrong", Keys.ENTER)
     page.until(lambda: "token is missing or wrong" in page.find("#note").text)
+    page.find("#token").send_keys("wrong", Keys.ENTER)
+    page.until(lambda: "was used before" in page.find("#note").text)
     page.find("#token").clear()
     page.find("#token").send_keys(page.running.token, Keys.ENTER)
     page.until(lambda: page.find("#line").is_displayed())
@@ -144,7 +160,7 @@ def set_width(page, width):
     page.browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
 
 
-ALONE = "the only evidence so far is “My knee hurts.”, which you corrected"
+SIMILAR = "similar to “My knee hurts.”, which you corrected"
 
 
 def test_a_reply_says_that_it_uses_corrections_and_why_and_what_is_not_trained_in(page):
@@ -154,12 +170,12 @@ def test_a_reply_says_that_it_uses_corrections_and_why_and_what_is_not_trained_i
     page.press("Save the correction")
     page.until(lambda: page.find("#said").text == "Correction saved. It applies to similar prompts.")
     page.until(lambda: page.texts("#turns .kind") == ["Your text"])
-    page.press("New talk")
+    page.press("New chat")
     page.until(lambda: not page.texts("#turns > li"))
     page.say("My knee hurts again.")
     page.until(lambda: page.texts("#turns .read summary") == ["Uses your corrections"])
     page.find("#turns .read summary").click()
-    page.until(lambda: page.texts("#turns .read li") == [ALONE])
+    page.until(lambda: page.texts("#turns .read li") == [SIMILAR])
     page.press("What I know about you")
     page.until(lambda: page.find("#learning").text == "1 correction not trained in yet.")
     page.press("Back to the chat")
@@ -168,9 +184,11 @@ def test_a_reply_says_that_it_uses_corrections_and_why_and_what_is_not_trained_i
     page.press("Bad reply")
     page.until(lambda: page.texts("#turns .mark") == ["You did not like this reply"])
     page.say("Something else.")
+    page.press("Undo …")
     page.press("Undo: “Bad reply” to “My knee hurts today.”")
     page.until(lambda: "Taken back: your reaction" in page.find("#note").text and not page.texts("#turns .mark"))
     page.browser.refresh()
+    page.press("Undo …")
     page.press("Undo: your correction of “My knee hurts.”")
     page.until(lambda: "Taken back: your correction" in page.find("#note").text)
     page.until(lambda: not page.find("#take-back").is_displayed())
@@ -185,7 +203,6 @@ def count_covered(page) -> float:
 @pytest.mark.parametrize("width", [1280, 390])
 def test_nothing_redraws_what_somebody_types(page, width, monkeypatch):
     set_width(page, width)
-    page.script("document.querySelector('#talks').open = true")
     page.say("My knee hurts.")
     page.press("Correct")
     field = page.find("form textarea[id^=better]")
@@ -206,13 +223,16 @@ def test_nothing_redraws_what_somebody_types(page, width, monkeypatch):
     page.until(lambda: page.texts("#turns .mark") == ["You liked this reply"])
     assert field.get_property("value") == "Rest today", "a refresh of the lists"
     page.find("#line").send_keys("half a mess")
+    if width < 1000:
+        page.press("Chats")
     page.find("#search").send_keys("knee")
     page.until(lambda: len(page.texts("#talk-list .title")) == 1)
-    page.press("New talk")
+    page.press("New chat")
     page.until(lambda: not page.texts("#turns > li"))
     assert page.find("#line").get_property("value") == "half a mess", "a new talk"
     assert page.find("#search").is_displayed() == (width > 1000), "on a phone the list closes on a choice"
-    page.script("document.querySelector('#talks').open = true")
+    if width < 1000:
+        page.press("Chats")
     page.press("My knee hurts.")
     page.until(lambda: page.texts("#turns > li .reply"))
     assert page.find("form textarea[id^=better]").get_property("value") == "Rest today", "kept for its turn"
@@ -306,7 +326,7 @@ class Person:
         self.page.until(lambda: number == "0" or count_covered(self.page) <= 0)
 
     def talks(self, number):
-        self.page.until(lambda: len(self.page.texts("#talk-list li")) == int(number))
+        self.page.until(lambda: len(self.page.texts("#talk-list .title")) == int(number))
 
     def stored(self, number):
         self.page.until(lambda: len(self.page.running.session.me.archive.dialogues) == int(number))
@@ -318,8 +338,8 @@ class Person:
         self.monkeypatch.undo()
 
     def unfold(self, _):
-        self.back("Talks")
-        if not self.page.find("#new").is_displayed():
+        self.back("Chats")
+        if not self.page.find("#search").is_displayed():
             self.send(Keys.ENTER)
 
     def answer(self, text):

@@ -4,6 +4,7 @@ import json
 import socket
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import psutil
@@ -16,6 +17,7 @@ from personal_llm.base import replies
 from personal_llm.base.core import Dialogue, InputError
 from personal_llm.base.models import Model, load_model
 from personal_llm.base.replies import ReplyOptions, ReplyStream
+from personal_llm.device.chat import ChatSession
 from personal_llm.tuning.evaluation import evaluate
 
 PROMPTS = """Hello, how are you?|What is a tendon?|Define the medical term: fever.|What should I cook tonight?|Why?
@@ -49,6 +51,46 @@ def write(model, prompt: str, options=SHORT):
     stream = ReplyStream(model, prompt, options)
     assert "".join(stream) == stream.text
     return stream
+
+
+class Says:
+    "An engine that says a text in pieces."
+
+    def __init__(self, text: str, size: int):
+        self.pieces = [text[start : start + size] for start in range(0, len(text), size)]
+
+    def write(self, dialogue, options):
+        yield from self.pieces
+        return replies.ReplyEnd("stop", 1, len(self.pieces))
+
+
+THOUGHTS = json.loads(Path(__file__).with_name("marks.json").read_text(encoding="utf-8"))["thoughts"]
+
+
+@pytest.mark.parametrize("text", THOUGHTS)
+def test_a_thought_is_never_a_reply(text):
+    pocket = load_model("pocket")
+    for size in (1, 2, 3, 5, 8, 13, 1000):
+        pocket.engine = Says(text, size)
+        stream = ReplyStream(pocket, "Is 7 prime?")
+        shown = [*stream]
+        assert stream.text == "Yes.", size
+        thoughts = [place for place, piece in enumerate(shown) if isinstance(piece, replies.Thought)]
+        assert "".join(shown) == "Yes." or text.startswith("Hm") and "".join(shown[thoughts[-1] :]) == "Yes."
+    pocket.engine = Says(text, 3)
+    with ChatSession(pocket, None, idle_seconds=999.0) as session:
+        assert "".join(session.say("Is 7 prime?")).endswith("Yes.") and session.turns[0].response == "Yes."
+
+
+@pytest.mark.parametrize(
+    "text", [" Write `<think>` first.\n```\n<think>\n```\n", "Use <think> and </think>.", "Thinking...\nI fell."]
+)
+def test_marks_that_somebody_wrote_about_stay(text):
+    pocket = load_model("pocket")
+    for size in (1, 4, 1000):
+        pocket.engine = Says(text, size)
+        stream = ReplyStream(pocket, "How do models think?")
+        assert "".join(stream) == stream.text == text.strip()
 
 
 def likeliest(model, ids: list) -> dict:  # token -> nats

@@ -10,8 +10,7 @@ from personal_llm import load_encoder
 from personal_llm.base.core import Dialogue
 from personal_llm.buffer.buffer import Buffer
 from personal_llm.base.encoder import VectorStore
-from personal_llm.memory.retrieval import MemoryConfig, add_memories
-from personal_llm.memory.retrieval import find_near, retrieve
+from personal_llm.memory.retrieval import NEAR, MemoryConfig, add_memories, find_newest, retrieve
 from personal_llm.device.archive import Archive
 from personal_llm.device.recall import Memory
 from personal_llm.device.state import State
@@ -53,37 +52,67 @@ def test_a_text_is_encoded_once_until_the_store_is_cleared(vectors):
     assert vectors.encoder.num_encoded == 3
 
 
-def test_of_near_copies_the_newest_counts_even_if_an_older_one_is_nearer(vectors):
-    words = "please tell me how I should water my fern in winter"
-    old, other = memory(1, words, 1.0, "Old"), memory(2, "what about a cactus", 2.0)
-    rows = [old, other, memory(1, words + "?", 3.0, "New")]
-    assert [d.response for d in find_near(rows, "0 prompt", vectors)] == ["New", "In short: yes."]
-    assert list(find_near([], "0 prompt", vectors)) == []
+def choose(answers, prompt, vectors, config=MemoryConfig(), count=count_words, shown=frozenset()):
+    "Return what `retrieve` chooses."
+    return retrieve(answers, vectors.compare(prompt, [d.prompt for d in answers]), prompt, config, count, shown)
 
 
-def test_the_nearest_are_chosen_the_nearest_stands_last_and_the_budget_holds(vectors):
-    rows = (memory(30, "one two", 1.0), memory(10, "three four", 2.0), memory(20, "five six " * 9, 3.0))
+def test_the_nearest_are_chosen_and_the_budget_holds(vectors):
+    rows = (memory(70, "one two", 1.0), memory(10, "three four", 2.0), memory(50, "five six " * 9, 3.0))
+    assert choose(rows, "0 prompt", vectors) == [rows[0], rows[2], rows[1]], "the nearest last"
+    assert choose(rows, "0 prompt", vectors, MemoryConfig(memories=1)) == [rows[1]]
+    assert choose(rows, "0 prompt", vectors, MemoryConfig(memories=0)) == []
+    assert choose(rows, "0 prompt", vectors, MemoryConfig(max_tokens=12)) == [rows[0], rows[1]], (
+        "the long one is left out"
+    )
+    assert choose(rows, "0 prompt", vectors, MemoryConfig(max_tokens=5)) == []
+    assert choose((), "0 prompt", vectors) == []
+    assert choose(rows, "0 prompt", vectors, shown={rows[1].prompt}) == [rows[0], rows[2]]
 
-    def choose(shown=frozenset(), **options):
-        return retrieve(rows, "0 prompt", vectors, MemoryConfig(**options), count_words, shown)
 
-    assert choose() == [rows[0], rows[2], rows[1]]
-    assert choose(memories=1) == [rows[1]] and choose(memories=0) == []
-    assert choose(max_tokens=12) == [rows[0], rows[1]], "the long one is left out, the next one fits"
-    assert choose(max_tokens=5) == []
-    assert retrieve((), "0 prompt", vectors, MemoryConfig(), count_words) == []
-    assert choose({rows[1].prompt}) == [rows[0], rows[2]]
+def test_of_the_near_ones_the_newest_count_and_the_newest_is_last(vectors):
+    near = [memory(angle, f"near {angle}", time) for time, angle in enumerate((5, 10, 15, 20))]
+    limit = np.degrees(np.arccos(NEAR * np.cos(np.radians(5))))
+    far = [memory(round(limit) + 2, "just too far", 9.0), memory(round(limit) - 2, "just near enough", 8.0)]
+    assert choose([*near, far[0]], "0 prompt", vectors) == near[1:], "what is newer and far stays out"
+    assert choose([*near, far[1]], "0 prompt", vectors) == [*near[2:], far[1]]
+    assert choose([far[0], near[0]], "0 prompt", vectors) == [far[0], near[0]], "room that is left is used"
 
 
-def test_a_large_archive_costs_no_more_than_a_small_one(vectors):
-    rows = [memory(angle / 100, f"number {angle} " + "long " * 300, angle) for angle in range(6000)]
+def test_a_correction_of_the_same_wording_is_never_lost_and_others_that_look_alike_do_not_replace_it(vectors):
+    prompts = [
+        "0 What is the capital of Iran?",
+        *(f"{place} What is the capital of Ira{x}?" for place, x in enumerate("qklm")),
+    ]
+    rows = [Dialogue(prompt, "Yes.", time=float(i), origin="annotated") for i, prompt in enumerate(prompts)]
+    assert choose(rows, prompts[0], vectors)[-1] == rows[0] and len(choose(rows, prompts[0], vectors)) == 3
+    assert [*find_newest(["Tea?", "Coffee?", "tea", "?", "!"]).values()] == [2, 1, 3, 4]
+
+
+def test_of_many_corrections_of_one_prompt_the_newest_counts(vectors):
+    rows = [memory(1, "again", float(time), f"Version {time}") for time in range(40)]
+    assert [d.response for d in choose(rows, "0 prompt", vectors)] == ["Version 39"]
+
+
+def test_after_a_change_of_form_new_prompts_read_the_newest_form_last():
+    vectors = VectorStore("use-multilingual-v3")
+    old = ("pancakes", "tomato soup", "potato salad")
+    new = ("an omelette", "lentil soup", "garlic bread")
+    rows = [Dialogue(f"How do I make {dish}?", "-", time=float(i)) for i, dish in enumerate(old + new)]
+    dishes = ("apple pie", "guacamole", "rice pudding", "chicken curry", "fried rice", "onion soup")
+    last = [choose(rows, f"How do I make {dish}?", vectors)[-1] for dish in dishes]
+    assert sum(d in rows[3:] for d in last) >= 5
+
+
+def test_a_large_archive_costs_no_more_tokens_than_a_small_one(vectors):
+    rows = [memory(angle / 100, f"number {angle} " + "long " * 300, angle) for angle in range(600)]
     counted = []
 
     def count(text):
         counted.append(text)
         return len(text.split())
 
-    assert retrieve(rows, "0 prompt", vectors, MemoryConfig(max_tokens=400), count)
+    assert choose(rows, "0 prompt", vectors, MemoryConfig(max_tokens=400), count)
     assert len(counted) <= 64
 
 
@@ -129,13 +158,3 @@ def test_a_reply_and_the_loading_of_vectors_never_wait_for_each_other():
     thread.start()
     thread.join(30)
     assert not thread.is_alive()
-
-
-def test_a_near_copy_is_found_behind_neighbours_that_are_none(vectors):
-    "Seven newer texts are nearer to the old one than the text that took its place."
-    others = ["Tea?", "Who is Ada?", "A poem.", "Where is Oslo?", "Add it up.", "Bake bread.", "Fix my bike."]
-    texts = ["My knee hurts since the last long run.", *others, "My knee hurts since the last long run!"]
-    angles = np.radians([0, *[1] * len(others), 2])
-    vectors.add(texts, np.stack([np.cos(angles), np.sin(angles)], axis=1))
-    items = [Dialogue(text, "Yes.", time=float(place)) for place, text in enumerate(texts)]
-    assert {d.prompt for d in find_near(items, texts[-1], vectors)} == {*texts[1:]}

@@ -71,6 +71,16 @@ def until(holds, seconds=60):
 # the protocol
 
 
+def test_a_header_lets_corrections_apply_beside_a_programs_system_prompt(served):
+    id = complete(served)["me"]["id"]
+    assert served.ask("POST", "/me/react", dict(id=id, kind="better", text=BETTER, scope="everywhere"))[0] == 200
+    talk = [dict(role="developer", content="Translate into French."), *messages("My knee hurts again.")]
+    body = dict(model="personal", messages=talk, max_tokens=4)
+    asked = [served.ask("POST", COMPLETIONS, body)[1]["me"]]
+    asked += [served.ask("POST", COMPLETIONS, body, **{"X-Personal-Memory": "yes"})[1]["me"]]
+    assert ["1 answer of yours" in row["source"] for row in asked] == [False, True]
+
+
 def test_the_openai_client_talks_streams_stops_and_counts(served):
     openai = pytest.importorskip("openai")
     client = openai.OpenAI(base_url=f"{served.address}/v1", api_key=served.token, max_retries=0)
@@ -218,7 +228,7 @@ def test_the_base_reads_no_answer_and_the_personal_model_does(served, monkeypatc
     served.ask("POST", "/me/react", dict(id=id, kind="better", text=BETTER))
     answer = complete(served, "My knee hurts again.")
     assert BETTER in read[-1] and "1 answer" in answer["me"]["source"]
-    assert answer["me"]["reasons"] == ["the only evidence so far is “My knee hurts.”, which you corrected"]
+    assert answer["me"]["reasons"] == ["similar to “My knee hurts.”, which you corrected"]
     for change in (dict(model="personal-base"), dict(messages=messages("### Task:\nMy knee hurts again."))):
         me = complete(served, **dict(messages=messages("My knee hurts again.")) | change)["me"]
         assert not me or "not stored" in me["note"]
@@ -336,6 +346,50 @@ def test_a_halted_reply_is_stored_as_far_as_it_came(served, monkeypatch):
         assert served.ask("POST", "/me/halt", {}) == (200, {})
         text = asked.result(60)["choices"][0]["message"]["content"]
     assert text.split()[:3] == ["0", "1", "2"] and [d.response.strip() for d in served.session.turns] == [text.strip()]
+
+
+def test_a_message_is_stored_when_it_is_sent_and_its_reply_goes_on_without_the_page(served, monkeypatch):
+    pieces = write_without_end(monkeypatch)
+    body = json.dumps(dict(model="personal", messages=messages("My knee hurts."), stream=True, talk="")).encode()
+    connection = http.client.HTTPConnection("127.0.0.1", served.port, timeout=60)
+    connection.request("POST", COMPLETIONS, body, {"Authorization": f"Bearer {served.token}"})
+    until(lambda: pieces.count > 5)
+    connection.sock.shutdown(socket.SHUT_RDWR)
+    connection.close()
+    shown = served.ask("GET", "/me/talks")[1]
+    assert [(turn["prompt"], turn["reply"], turn["is_cut"]) for turn in shown["turns"]] == [
+        ("My knee hurts.", "", True)
+    ]
+    assert served.ask("GET", "/me/reply?talk=another")[0] == 204
+    with ThreadPoolExecutor(1) as pool:
+        watched = pool.submit(served.ask, "GET", f"/me/reply?talk={shown['talk']}")
+        seen = pieces.count
+        until(lambda: pieces.count > seen + 2)
+        pieces.stop.set()
+        events = read_events(watched.result(60)[1])
+    assert events[1]["me"] == dict(id=shown["turns"][0]["id"], talk=shown["talk"], prompt="My knee hurts.")
+    text = "".join(event["choices"][0]["delta"].get("content", "") for event in events)
+    assert text.startswith("0 1 2 3 "), "from the first piece on"
+    (turn,) = served.ask("GET", "/me/talks")[1]["turns"]
+    assert turn["reply"] == text and turn["id"] == shown["turns"][0]["id"] and not turn["is_cut"]
+    assert served.ask("GET", f"/me/reply?talk={shown['talk']}")[0] == 204
+
+
+def test_a_message_whose_reply_was_interrupted_is_answered_in_its_place_also_after_a_restart(tmp_path, monkeypatch):
+    with chat_server(tmp_path / "me") as running, pytest.MonkeyPatch.context() as patch:
+        pieces = write_without_end(patch)
+        with ThreadPoolExecutor(1) as pool:
+            pool.submit(running.ask, "POST", COMPLETIONS, dict(model="personal", messages=messages("Hi"), talk=""))
+            until(lambda: pieces.count > 2)
+            running.close()
+    with chat_server(tmp_path / "me") as running:
+        shown = running.ask("GET", "/me/talks")[1]
+        (turn,) = shown["turns"]
+        assert (turn["prompt"], turn["reply"], turn["is_cut"]) == ("Hi", "", True)
+        assert complete(running, "Hi", talk=shown["talk"], replaces=turn["id"])["me"]["id"] == turn["id"]
+        (turn,) = running.ask("GET", "/me/talks")[1]["turns"]
+        assert turn["reply"] and not turn["is_cut"]
+        assert not running.session.me.state.replaced
 
 
 def test_a_talk_that_was_forgotten_and_an_unknown_reply_are_one_line(served):
@@ -474,7 +528,7 @@ def test_without_the_token_no_host_opens_a_path(path, host, tail, method, listen
     with pytest.MonkeyPatch.context() as patch:
         old = property(lambda self: types.SimpleNamespace(path=read_url_from_host(self.scope)))
         patch.setattr("starlette.requests.HTTPConnection.url", old)
-        asyncio.run(server.guard(app, "token-of-this-test", listens)(scope, None, send))
+        asyncio.run(server.guard(app, "token-of-this-test", listens, "secret")(scope, None, send))
     if path in (*server.PUBLIC, "/connect"):
         assert passed or statuses[0] == 403
     else:
@@ -546,7 +600,8 @@ def test_the_page_is_public_empty_and_sealed(served):
 
 
 def test_the_page_writes_text_as_text_and_loads_nothing_from_elsewhere():
-    texts = {file.name: file.read_text(encoding="utf-8") for file in (ASSETS / "page").iterdir()}
+    files = [file for file in (ASSETS / "page").iterdir() if file.name != "library.js"]  # of others
+    texts = {file.name: file.read_text(encoding="utf-8") for file in files}
     script = "".join(text for name, text in texts.items() if name.endswith(".js"))
     assert not re.findall(r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|eval\(|new Function", script)
     assert not re.findall(r"https?://", "".join(texts.values())) and "<script>" not in texts["index.html"]
@@ -595,11 +650,50 @@ def test_the_link_works_once(tmp_path):
         wrong = ("", "x", "code-of-the-lin")
         assert [running.ask("POST", "/connect", dict(text=text), Authorization=None)[0] for text in wrong] == [401] * 3
         link = dict(text="code-of-the-link")
-        assert running.ask("POST", "/connect", link, Authorization=None) == (200, dict(token=running.token))
+        assert [*running.ask("POST", "/connect", link, Authorization=None)[1]] == ["key"]
         status, answer = running.ask("POST", "/connect", link, Authorization=None)
         assert status == 401 and "was used before" in answer["error"]["message"]
     with chat_server(tmp_path / "me") as running:
         assert running.ask("POST", "/connect", dict(text=""), Authorization=None)[0] == 401
+
+
+def sign_in(running, **headers):
+    "Give the token as the page does; return the page's key, the cookie's name and value, and its attributes."
+    connection = http.client.HTTPConnection("127.0.0.1", running.port, timeout=60)
+    connection.request("POST", "/connect", json.dumps(dict(text=running.token)), headers)
+    response = connection.getresponse()
+    cookie, *attributes = response.getheader("Set-Cookie").split("; ")
+    return json.load(response)["key"], cookie, attributes
+
+
+def test_a_browser_stays_signed_in_by_two_halves(tmp_path):
+    "The cookie goes to every port of this computer, and a script may read the key: neither opens anything alone."
+    with chat_server(tmp_path / "me") as running:
+        key, cookie, attributes = sign_in(running)
+        other_key, other, _ = sign_in(running)
+        assert cookie.startswith(f"personal_llm_{running.port}=")
+        assert {"HttpOnly", "SameSite=strict", "Path=/"} <= {*attributes} and running.token not in cookie + key
+        pairs = {
+            (key, cookie): 200,
+            (other_key, other): 200,
+            (other_key, cookie): 401,
+            ("", cookie): 401,
+            (key, ""): 401,
+        }
+        pairs |= {(running.token, ""): 200, (running.token, other): 200}
+        for (given, sent), status in pairs.items():
+            headers = dict(Authorization=f"Bearer {given}", Cookie=sent)
+            assert running.ask("GET", "/me/status", **headers)[0] == status, (given, sent)
+        own = dict(Authorization=f"Bearer {key}", Cookie=cookie)
+        for headers in (dict(Origin="http://evil.example"), dict(Origin="null"), dict(Host="evil.example")):
+            assert running.ask("POST", "/me/forget", dict(text="x"), **own | headers)[0] == 403
+            assert running.ask("GET", "/me/known", **own | headers)[0] == 403
+    with chat_server(tmp_path / "me") as running:  # the next day; a port of its own here, so another name
+        own["Cookie"] = cookie.replace(cookie.partition("=")[0], f"personal_llm_{running.port}")
+        assert running.ask("GET", "/me/status", **own)[0] == 200
+    with chat_server(tmp_path / "other") as running:
+        own["Cookie"] = cookie.replace(cookie.partition("=")[0], f"personal_llm_{running.port}")
+        assert running.ask("GET", "/me/status", **own)[0] == 401, "another folder"
 
 
 def test_half_requests_of_strangers_make_room_for_the_owner(served, monkeypatch):
@@ -629,7 +723,8 @@ def start(folder, **variables):
     link = process.stdout.readline()
     assert link, process.communicate()[1]
     port = int(re.fullmatch(r"http://127\.0\.0\.1:(\d+)/#code=\S+\n", link)[1])
-    return process, port, ask(port, "", "POST", "/connect", dict(text=link.strip().partition("=")[2]))[1]["token"]
+    assert ask(port, "", "POST", "/connect", dict(text=link.strip().partition("=")[2]))[0] == 200
+    return process, port, variables["PERSONAL_LLM_TOKEN"]
 
 
 @pytest.mark.later
@@ -638,7 +733,6 @@ def test_what_was_acknowledged_survives_a_kill_and_no_word_is_printed(tmp_path):
     for end in (signal.SIGKILL, signal.SIGINT):
         process, port, token = start(tmp_path / "me", PERSONAL_LLM_TOKEN="chosen-token-of-mine")
         try:
-            assert token == "chosen-token-of-mine"
             body = dict(model="personal", messages=messages(f"I live in {SECRET} {len(said)}."), max_tokens=2)
             id = ask(port, token, "POST", COMPLETIONS, body)[1]["me"]["id"]
             better = dict(id=id, kind="better", text=BETTER)

@@ -33,6 +33,12 @@ class Angles:
         return np.stack([np.cos(angles), np.sin(angles)], axis=1)
 
 
+def choose(said, prompt, vectors, **options):
+    "Return the statements that a reply uses, and those that newer ones update."
+    rows = vectors.embed([prompt, *(s.text for s in said)])
+    return choose_statements(said, rows[1:], prompt, rows[0], MemoryConfig(**options), count_words)
+
+
 KEPT = {  # a fact and a wish in each of the encoder's languages
     "ar": ("أعيش في القاهرة منذ ثلاث سنوات.", "من فضلك تذكر أنني نباتي."),
     "zh": ("我在北京住了三年。", "请记住我吃素。"),
@@ -391,21 +397,24 @@ def test_the_nearest_are_read_the_newest_last_and_of_near_copies_only_the_newest
         Statement("I have a dog since 20.", 3.0),
         Statement("My flat is near the lake in 10!", 4.0),
     ]
-    choose = lambda prompt, **options: choose_statements(said, prompt, vectors, MemoryConfig(**options), count_words)[0]
-    assert choose("Where do I live?") == [said[0], said[2], said[3]]
-    assert choose("Where do I live?", statements=1) == [said[3]]
-    assert choose("Where do I live?", statements=0) == choose("Is barley a grain?") == []
+    assert choose(said, "Where do I live?", vectors)[0] == [said[0], said[2], said[3]]
+    assert choose(said, "Where do I live?", vectors, statements=1)[0] == [said[3]]
+    assert (
+        choose(said, "Where do I live?", vectors, statements=0)
+        == choose(said, "Is barley a grain?", vectors)
+        == ([], [])
+    )
 
 
 def test_an_older_statement_that_a_newer_one_updates_is_left_out():
     said = [Statement("I live in number 60.", 1.0), Statement("We have a dog since 170.", 2.0)]
     said += [Statement("We moved, the new house has 64.", 3.0)]
-    choose = lambda said: choose_statements(said, "What do I have?", VectorStore(Angles()), MemoryConfig(), count_words)
-    assert choose(said) == (said[1:], said[:1])
-    assert choose(said[:2])[0] == said[:2], "each of two is nearest to the other, but nearer to the prompt"
-    assert choose(said[:1]) == (said[:1], [])
+    ask = lambda said: choose(said, "What do I have?", VectorStore(Angles()))
+    assert ask(said) == (said[1:], said[:1])
+    assert ask(said[:2])[0] == said[:2], "each of two is nearest to the other, but nearer to the prompt"
+    assert ask(said[:1]) == (said[:1], [])
     car = Statement("I keep the car in 70.", 0.5)
-    assert choose([car, *said]) == ([car, *said[1:]], said[:1]), "the newest is nearer to the one that it updates"
+    assert ask([car, *said]) == ([car, *said[1:]], said[:1]), "the newest is nearer to the one that it updates"
 
 
 @SLOW
@@ -413,7 +422,7 @@ def test_an_older_statement_that_a_newer_one_updates_is_left_out():
 def test_the_budget_is_never_exceeded(sizes):
     make = lambda size, time: Statement(" ".join(["my"] * size), float(time), str(time))
     said = [make(size, i) for i, size in enumerate(sizes)]
-    chosen = choose_statements(said, "What do I have?", VectorStore(Angles()), MemoryConfig(), count_words)[0]
+    chosen = choose(said, "What do I have?", VectorStore(Angles()))[0]
     assert sum(count_words(write_line(s)) for s in chosen) <= MAX_TOKENS
     assert chosen == sorted(chosen, key=lambda s: s.time)
 

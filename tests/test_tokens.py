@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 from tiny import TEMPLATES, shared, tiny_tokenizer
 
 from personal_llm.base.core import Dialogue, InputError
+from personal_llm.base.models import load_model
 from personal_llm.base.tokens import MAX_CHARACTERS_PER_TOKEN, encode_dialogue, encode_prompt, make_batches
 from personal_llm.base.tokens import split_template
 
@@ -210,11 +211,36 @@ class Forgetful:
 class Strict:
     "A tokenizer whose template takes users and assistants in turn, the user first."
 
+    chat_template = ""
+
     def apply_chat_template(self, messages, **settings):
         for i, message in enumerate(messages):
             if message["role"] != ("user", "assistant")[i % 2]:
                 raise ValueError("roles must alternate")
         return "".join(f"<{m['role']}>{m['content']}" for m in messages)
+
+
+THINKS = """{% for m in messages %}<|{{ m.role }}|>{{ m.content }}<|end|>{% endfor %}
+{%- if add_generation_prompt %}<|assistant|><think>
+{% endif %}"""
+
+
+@pytest.mark.parametrize("mark", ["<think>", "[THINK]", "◁think▷", "<seed:think>"])
+def test_a_template_that_begins_with_a_thought_asks_as_it_trains(mark):
+    model = load_model("pocket", chat_template=THINKS.replace("<think>", mark))
+    d = Dialogue("Is it?", "Yes.", [("user", "Hi"), ("assistant", "Hello")])
+    sample = model.encode(d)
+    first = next(place for place, label in enumerate(sample["labels"]) if label != -100)
+    before = model.tokenizer.decode(sample["input_ids"][:first])
+    assert before.endswith(f"{mark}\n\n{mark[0]}/{mark[1:]}\n\n")
+    assert before == model.tokenizer.decode(model.encode_prompts([d], 200)[0])
+    assert model.tokenizer.decode([label for label in sample["labels"] if label != -100]).startswith("Yes.")
+
+
+def test_a_thought_whose_end_is_unknown_is_refused():
+    model = load_model("pocket", chat_template=THINKS.replace("<think>", "<|begin_of_thought|>"))
+    with pytest.raises(InputError, match="begin with a thought .*; give load_model another chat_template"):
+        model.encode_prompts(["Hi"], 200)
 
 
 def test_a_strict_template_gets_turns_that_alternate_and_each_content_keeps_its_owner():

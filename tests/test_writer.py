@@ -126,6 +126,7 @@ def send_without_end(handler):
 
 
 SILENT = "nothing came for 1 seconds"
+ONLY_THOUGHT = "the model only thought"
 NOT_OURS = "its answer is not of the protocol"
 FAULTS = {  # a name -> what the server does, and the line about it
     "wrong key": (fail(401, dict(error=dict(message="Incorrect API key provided"))), "Incorrect API key provided"),
@@ -139,8 +140,8 @@ FAULTS = {  # a name -> what the server does, and the line about it
     "other protocol": (lambda handler: handler.put(dict(choices=["text"])), NOT_OURS),
     "no text": (lambda handler: handler.say(content=[dict(text="a")]), NOT_OURS),
     "filtered": (lambda handler: handler.end("content_filter"), "its content filter let no reply through"),
-    "only a thought": (think_only, "it only thought"),
-    "a thought without end": (think_without_end, "it only thought"),
+    "only a thought": (think_only, ONLY_THOUGHT),
+    "a thought without end": (think_without_end, ONLY_THOUGHT),
     "bytes without end": (send_without_end, "its answer has more than 1,0"),
     "stalled": (stall, SILENT),
     "silent": (Handler.wait, SILENT),
@@ -173,7 +174,7 @@ def test_each_fault_is_one_line_and_nothing_is_stored(fault, server, session):
     with pytest.raises(InputError) as raised:
         say(session, "a b c", 9)
     line = str(raised.value)
-    assert line.startswith(f"writer 127.0.0.1:{server.server_port}: ") and words in line
+    assert line.startswith((f"writer 127.0.0.1:{server.server_port}: ", ONLY_THOUGHT)) and words in line
     assert len(line.splitlines()) == 1 and not session.turns and not session.me.archive.dialogues
     session.model.engine.seconds = 1000
     assert say(session, "a b") == "In short: a b" and len(session.turns) == 1
@@ -240,7 +241,7 @@ def test_the_chat_of_the_terminal_says_who_writes(server, tmp_path, capsys, monk
 @pytest.mark.later
 def test_300_requests_of_8_clients_with_faults_lose_nothing_and_store_no_half(server, served):
     "Each whole reply is stored once with its own text, each fault is an error of its client, and the rest goes on."
-    faults = [script for script, words in FAULTS.values() if words not in (SILENT, "it only thought")]
+    faults = [script for script, words in FAULTS.values() if words not in (SILENT, ONLY_THOUGHT)]
     kinds = [*faults, *[echo] * 29]
     server.scripts.extend(kinds[number % len(kinds)] for number in range(300))
     num_faults = sum(script is not echo for script in server.scripts)

@@ -299,7 +299,8 @@ def run_line(session, line: str) -> None:
     try:
         for piece in pieces:
             if isinstance(piece, Thought) and not is_thinking:
-                print_note("thinking …")
+                is_dropped = has_text and not session.reply.text
+                print_note("that was a thought, and the reply follows" if is_dropped else "thinking …")
                 is_thinking = True
             print(escape_controls(piece), end="", flush=True)
             has_text = has_text or bool(piece)

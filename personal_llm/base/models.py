@@ -22,6 +22,7 @@ from .adapters import attach_adapter, check_adapter, get_adapter_id, remove_peft
 from .core import Cost, Dialogue, InputError, check, get_peak_memory
 from .loading import check_causal, choose_model_name, compute_fingerprint, find_gguf
 from .loading import load_causal_lm, load_chat_tokenizer, load_gguf_tokenizer, prepare_libraries
+from .text import cut_thoughts
 from .tokens import PLAIN_TEMPLATE, ChatTokenizer, collate_samples, encode_dialogue, encode_prompt
 from .tokens import find_end_of_turn, make_batches, pad_rows
 from .weights import hash_file
@@ -410,7 +411,7 @@ def generate_texts(model: Model, rows: list, max_new_tokens: int, temperature: f
         new_rows = continue_rows(model, batch_rows, max_new_tokens, temperature, 0.95, no_loops)
         for i, new_row in zip(batch, new_rows):
             written = [token for token in new_row if token not in ends]
-            responses[i] = model.tokenizer.decode(written, skip_special_tokens=True).strip()
+            responses[i] = cut_thoughts(model.tokenizer.decode(written, skip_special_tokens=True)).strip()
             model.cost.tokens += len(rows[i]) + sum(token != model.tokenizer.pad_token_id for token in new_row)
             model.cost.forward += 1
     return responses

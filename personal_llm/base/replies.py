@@ -28,7 +28,7 @@ from .core import Dialogue, InputError, catch_panic
 from .loading import note_once, read_shape
 from .models import Model, check_list, continue_rows, find_end_tokens
 from .models import load_model  # noqa: F401 (personal_llm takes it from here, with `reply`)
-from .text import CONTROL_CHARACTERS
+from .text import CONTROL_CHARACTERS, ThoughtCutter
 from .tokens import MAX_CHARACTERS_PER_TOKEN, find_end_of_turn
 
 # %% ../../nbs/0_base/09_replies.ipynb #rpl00006
@@ -284,7 +284,7 @@ PAUSE = 0.25  # seconds after which we look whether a reply was stopped; a perso
 
 
 class Thought(str):
-    "An empty piece: the server thinks, and what it thinks is no part of the reply."
+    "An empty piece: the model thinks, or what came before was a thought; neither is a part of the reply."
 
 
 class ReplyLimit:
@@ -477,7 +477,7 @@ class Remote:
         body |= dict(top_p=options.top_p, seed=options.seed, stream_options=dict(include_usage=True))
         body |= dict(stop=list(options.stop)) if options.stop else {}
         clean = codecs.getincrementaldecoder("utf-16-le")("replace").decode  # halves of a pair may come one by one
-        has_text = has_thought = False
+        has_text = False
         reason = None
         usage = None
         since = time.monotonic()  # of the last text or thought: a ping is neither
@@ -489,7 +489,6 @@ class Remote:
                     if text or thought:
                         since = time.monotonic()
                         has_text = has_text or bool(text)
-                        has_thought = has_thought or bool(thought)
                         limit.take(thought)
                         kept = clean(limit.take(text).encode("utf-16-le", "surrogatepass"))
                         yield CONTROL_CHARACTERS.sub("", kept) if text else Thought()
@@ -509,9 +508,6 @@ class Remote:
         if reason == "content_filter" and not has_text:
             remedy = "write it in other words, or take another model with --writer-model"
             raise self.fail("its content filter let no reply through", remedy)
-        if has_thought and not has_text:
-            remedy = "let it think less, or take another model with --writer-model"
-            raise self.fail(f"it only thought, and had no reply after {limit.max_tokens} tokens", remedy)
         counts = [read_count(usage, name) for name in ("prompt_tokens", "completion_tokens")]
         self.model.cost.tokens += sum(counts)
         self.model.cost.forward += 1
@@ -544,19 +540,24 @@ class ReplyStream:
         self.end = yield from find_engine(self.model).write(self.dialogue, self.options)
 
     def __iter__(self):  # a generator of texts
-        held = ""
+        cutter = ThoughtCutter()
         with closing(self._write()) as pieces:
-            for piece in pieces:
-                if not piece:  # nothing came yet
-                    yield piece
-                    continue
-                whole = held + piece
-                shown = whole.rstrip().rstrip("\ufffd")
-                held = whole[len(shown) :]
-                shown = shown if self.text else shown.lstrip()
-                if shown:
-                    self.text += shown
-                    yield shown
+            for piece in chain(pieces, [None]):
+                cutter.take(piece or "", is_last=piece is None)
+                is_thought = cutter.is_thinking or isinstance(piece, Thought)
+                cutter.has_thought = cutter.has_thought or is_thought
+                whole = cutter.text.strip().rstrip("\ufffd")
+                if not whole.startswith(self.text):  # the end of a thought that had no beginning
+                    self.text = ""
+                    yield Thought()
+                shown = whole[len(self.text) :]
+                self.text = whole
+                if shown or piece is not None:
+                    yield Thought() if is_thought and not shown else shown
+        if cutter.has_thought and not self.text:
+            remedy = "let it think less or give it more tokens, or take another model"
+            most = self.model.limit_reply(self.options.max_tokens)
+            raise InputError(f"the model only thought, and had no reply within {most} tokens", remedy)
 
 # %% ../../nbs/0_base/09_replies.ipynb #rpl0014c
 def reply(model: Model, prompts: list, max_tokens: int = None) -> list:  # by default 512, or half of `max_length`

@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from datetime import datetime
 from importlib.resources import files
 
+import regex
+
 from .core import InputError, check
 
 # %% ../../nbs/0_base/02_text.ipynb #600d3f5b
@@ -163,6 +165,96 @@ def compute_rouge1(candidate: str, reference: str) -> float:  # in [0, 1]
     counts = [Counter(split_rouge_words(text)) for text in (candidate, reference)]
     shared = (counts[0] & counts[1]).total()
     return 2 * shared / (counts[0].total() + counts[1].total()) if shared else 0.0
+
+# %% ../../nbs/0_base/02_text.ipynb #txtthght
+NAME = r"[\w:▁]{0,20}(?i:think(?:ing)?|thoughts?|reasoning|reflection)(?![a-z])[\w:▁]{0,20}"
+OPEN = rf"(?:<(?![|｜]\w*(?i:end))[|｜]?|◁){NAME}(?:[ =][^<>\n]{{0,80}})?[|｜]?[>▷]|\[(?=[A-Z_]+\]){NAME}\]"
+CLOSE = rf"(?:<(?:[|｜]?/|(?=[|｜]\w*(?i:end)))[|｜]?|◁/){NAME}[|｜]?[>▷]|\[/(?=[A-Z_]+\]){NAME}\]"
+MARKS_OF_THOUGHTS = [  # beginning and end
+    (OPEN, CLOSE),
+    (r"<\|channel>(?:thought|analysis)?", r"<channel\|>"),  # Gemma 4
+    (r"(?:<\|start\|>assistant)?(?=<\|channel\|>)", r"<\|channel\|>final<\|message\|>"),  # gpt-oss
+    (r"<unused94>", r"<unused95>"),  # MedGemma
+    (r"<details\b[^<>]*(?:type=\"?reasoning[^<>]*>|>\s*<summary>\W*(?:Though?t|Think|Reason))", r"</details>"),
+    (r"[ \t]*```thinking[ \t]*\n", r"\n[ \t]*```"),
+    # in words, which are a thought only if it ends
+    (r"Thinking\.\.\.[ \t]*\n", r"\.\.\.done thinking\."),  # Ollama
+    (r"Here(?: is|'s) my thought process:?", r"Here(?: is|'s) my response:"),  # Granite
+    (r"Here are my reasoning steps:?", r"\[BEGIN FINAL RESPONSE\]"),  # Apriel
+    (r"analysis(?=[A-Z\s])", r"assistantfinal"),  # gpt-oss without its marks
+]
+NUM_MARKED = 6  # of these rows
+ENDS = [regex.compile(end) for _, end in MARKS_OF_THOUGHTS]
+BEGINS = [rf"(?P<p{number}>{begin})" for number, (begin, _) in enumerate(MARKS_OF_THOUGHTS)]
+ALONE = rf"(?:[ \t]*\n|(?=[^\n]*(?:{CLOSE})[ \t]*\n))"  # the rest of a line that has nothing but a thought
+ORPHAN = rf"(?P<orphan>\n[ \t]*(?:{CLOSE}|\.\.\.done thinking\.)|(?:{CLOSE})(?=[ \t]*\n))"
+FIRST = regex.compile(rf"\A\s*(?:{'|'.join(BEGINS)})")
+LATER = regex.compile(rf"\n[ \t]*(?:{'|'.join(BEGINS[:2])}){ALONE}|{ORPHAN}|\n[ \t]*(?:```|~~~)")
+CODE_END = regex.compile(r"\n[ \t]*(?:```|~~~)")
+
+
+class ThoughtCutter:
+    "Cuts the thoughts out of a reply that comes in pieces."
+
+    def __init__(self):
+        self.text = ""  # the reply so far
+        self.held = ""  # a thought, or what may become a mark
+        self.pattern = FIRST  # what we look for
+        self.has_thought = False
+
+    @property
+    def is_thinking(self) -> bool:
+        return self.pattern in ENDS
+
+    def take(self, piece: str, is_last: bool = False) -> None:
+        "Take the next piece; is_last: nothing follows."
+        self.held += piece + "\n" * is_last
+        while self._advance(is_last):
+            pass
+        if is_last and self.pattern not in ENDS[:NUM_MARKED]:
+            self._keep(len(self.held))
+
+    def _keep(self, num_characters: int) -> None:
+        self.text += self.held[:num_characters]
+        self.held = self.held[num_characters:]
+
+    def _advance(self, is_last: bool) -> bool:
+        "Decide about the text up to the next mark, and return whether there is one."
+        found = self.pattern.search(self.held, partial=not is_last)
+        if found is None and self.pattern is FIRST:
+            self.pattern = LATER
+            self.held = "\n" + self.held  # marks of later lines count for the first one, too
+            return True
+        is_whole = found is not None and not found.partial
+        if self.is_thinking:
+            if is_whole:
+                self.held = self.held[found.end() :]
+                self.pattern = LATER if self.text.strip() else FIRST
+            return is_whole
+        if not is_whole:
+            self._keep(len(self.held) if found is None else found.start())
+            return False
+        self._keep(found.start())
+        kind = found.lastgroup
+        if kind == "orphan" and not regex.search(OPEN, self.text):
+            self.text = ""
+            self.held = self.held.removeprefix(found[0])
+            self.pattern = FIRST
+            self.has_thought = True
+        elif kind in (None, "orphan"):  # code begins or ends, or a mark that somebody wrote about
+            self._keep(len(found[0]))
+            self.pattern = CODE_END if kind is None and self.pattern is LATER else LATER
+        else:
+            self.pattern = ENDS[int(kind[1:])]
+            self.has_thought = True
+        return True
+
+
+def cut_thoughts(text: str) -> str:
+    "Return a whole reply without thoughts, or as it is if it has none."
+    cutter = ThoughtCutter()
+    cutter.take(text, is_last=True)
+    return cutter.text.strip() if cutter.has_thought else text
 
 # %% ../../nbs/0_base/02_text.ipynb #txtlang2
 MAX_CHARACTERS = 2000  # of a text whose meaning or language is asked for: the encoder needs two to twenty milliseconds

@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from .core import Dialogue, InputError, catch_panic, check
+from .text import OPEN
 
 # %% ../../nbs/0_base/04_tokens.ipynb #c2f3fa3c
 PLAIN_TEMPLATE = (
@@ -60,8 +61,36 @@ def make_strict(messages: list) -> list:
     return turns
 
 
+def end_thought(text: str) -> str:
+    "Return the text before a response with an empty thought, if it begins one; `InputError` if we can't end that."
+    found = re.search(rf"({OPEN})\s*\Z", text)
+    if found is None:
+        return text
+    if not re.fullmatch(r"\W[\w:]+\W", found[1]):
+        problem = f"the chat template lets each reply begin with a thought ({found[1]}), which has no end that we know"
+        raise InputError(problem, "give load_model another chat_template")
+    return f"{text.rstrip()}\n\n{found[1][0]}/{found[1][1:]}\n\n"
+
+
 def split_template(tokenizer, messages: list, add_generation_prompt: bool = False) -> list:
-    "Cut a rendered template into pairs (text, index of its message, or None)."
+    """Cut a rendered template into pairs (text, index of its message, or None).
+
+    If a template begins each reply with a thought, prompts and training samples get the same empty one.
+    """
+    pieces = render_template(tokenizer, messages, add_generation_prompt)
+    if add_generation_prompt:
+        return [*pieces[:-1], (end_thought(pieces[-1][0]), None)] if pieces[-1][1] is None else pieces
+    place = next((i for i, (_, owner) in enumerate(pieces) if owner == len(messages) - 1), 0)
+    if messages[-1]["role"] == "assistant" and place and re.search(OPEN, str(tokenizer.chat_template)):
+        before, owner = render_template(tokenizer, messages[:-1], True)[-1]
+        if owner is None and end_thought(before) != before:
+            first = place - (pieces[place - 1][1] is None)
+            pieces[first:place] = [(end_thought(before), None)]
+    return pieces
+
+
+def render_template(tokenizer, messages: list, add_generation_prompt: bool) -> list:  # as `split_template`
+    "Render a template, strictly if it refuses some roles, and cut it at the messages."
     marked = [dict(m, content=f"\ue000{i}\ue001") for i, m in enumerate(messages)]
     options = dict(add_generation_prompt=add_generation_prompt)
     options |= dict(enable_thinking=False)  # or a prompt would lack the empty thought of a training sample

@@ -17,6 +17,7 @@ from ..base.core import Dialogue, InputError, check
 from ..base.replies import ReplyOptions, ReplyStream
 from ..base.text import clean_text, clean_visible, count_nouns, format_date
 from ..memory.feedback import SCOPES, check_scope
+from ..memory.gate import Verdict
 from ..memory.statements import NOT_COVERED, describe_wishes, translate_note
 from .forgetting import ForgetPlan, drop_forgotten
 from .learning import FEWEST_ANSWERS
@@ -192,6 +193,7 @@ QUESTION_TEXT = "Was this reply acceptable, and if not, what would you have like
 
 # %% ../../nbs/7_device/09_chat.ipynb #cht4talk
 NUM_TURNS = 6  # turns before a message that a reply reads
+OF_PROGRAM = "a program asks with a system prompt of its own; its header X-Personal-Memory: yes would let them apply"
 
 
 class Talk:
@@ -220,8 +222,12 @@ class Talk:
             raise InputError("this turn is not in the talk any more", "write the message anew")
         return ids[ids.index(id) :] if id else []
 
-    def prepare(self, prompt: str, history, rest, time: float) -> tuple:  # a `Dialogue`, `Recall`, ids of its turns
-        "Prepare what the model reads; history: of a program that stores its own talk, which has no ids, or None."
+    def prepare(self, prompt: str, history, rest, time: float, is_person: bool) -> tuple:
+        """Return a new `Dialogue`, its `Recall` and the ids of the turns before it.
+
+        A program that stores its own talk gives a history, and has no ids. If that begins with a system prompt, the
+        program decides alone, unless `is_person`.
+        """
         with self.me.archive.lock:  # a fine-tune may change the state in its thread
             turns = [d for d in self.turns if d.response and self.me.state.root(d) not in rest] * (history is None)
             turns = turns[-self.num_turns :]
@@ -229,7 +235,16 @@ class Talk:
             given += [pair for d in turns for pair in (("user", d.prompt), ("assistant", d.response))]
             new = Dialogue(prompt, "", given, time=time, origin="model")
             ids = [self.me.state.root(d) for d in turns] if history is None else None
+            if given and given[0][0] == "system" and not is_person:
+                return new, Recall(new, verdict=Verdict(reasons=(OF_PROGRAM,)), is_silent=True), ids
             return new, self.me.recall(new, rest), ids
+
+    def store_message(self, prompt: str, time: float) -> str:  # its id
+        "Store a message before its reply, which `store` puts in its place."
+        said = Dialogue(prompt, "", time=time, origin="model")
+        with self.me.state.change():
+            self.me.arrive(said, self.key, turns=[])
+        return said.id
 
     def store(self, said: Dialogue, rest: list, recall, turns) -> None:  # turns: of `prepare`
         "Store a turn in the place of others, the first of which it is if only its reply was forgotten."
@@ -446,15 +461,16 @@ class ChatSession:
         options: ReplyOptions = ReplyOptions(),
         is_observed: bool = True,  # False: the turn is not stored
         replaces: str = None,  # id of a turn of the talk, whose place it takes; the turns after it leave the talk
+        is_person: bool = False,  # True: although the history has a system prompt, what you taught applies
     ):  # a generator of the reply's pieces
         "Reply to a message, and store the turn once you have taken all pieces; end an incomplete reply first."
         self.check_open()
         prompt = clean_visible(text)
         self.stop_reply()
-        self.active_reply = self._write(prompt, history, options, is_observed, replaces)
+        self.active_reply = self._write(prompt, history, options, is_observed, replaces, is_person)
         return self.active_reply
 
-    def _write(self, prompt: str, history, options, is_observed: bool, replaces):
+    def _write(self, prompt: str, history, options, is_observed: bool, replaces, is_person: bool):
         if not prompt:
             return
         self.is_halted = False
@@ -467,7 +483,7 @@ class ChatSession:
             self.scoping.pass_habit_question()
         before = self.recalled, self.reply
         try:
-            new, self.recalled, ids = self.talk.prepare(prompt, history, rest, self.clock())
+            new, self.recalled, ids = self.talk.prepare(prompt, history, rest, self.clock(), is_person)
             with self.me.use_adapter(self.recalled.adapter):
                 self.reply = ReplyStream(self.model, self.recalled.dialogue, options)
                 with closing(iter(self.reply)) as pieces:

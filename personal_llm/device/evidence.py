@@ -7,11 +7,11 @@ __all__ = ['get_evidence', 'list_answered', 'list_corrected', 'list_taught', 'ch
            'list_habits', 'find_habit_question', 'list_examples', 'describe_state', 'list_known']
 
 # %% ../../nbs/7_device/03_evidence.ipynb #evd0impo
-from dataclasses import fields, replace
+from dataclasses import fields
 
 from ..base.core import ANSWERED_ORIGINS, Dialogue, InputError, blame
 from ..memory.feedback import SCOPES
-from ..memory.gate import Evidence
+from ..memory.gate import TAUGHT, Evidence
 from ..memory.retrieval import collect_memories
 from ..explanation.card import make_card
 from .state import FILE, State, hash_text
@@ -57,10 +57,11 @@ def get_evidence(state: State) -> Evidence:
     with state.archive.lock:  # a fine-tune asks in its own thread
         for id in _list_said(state):
             groups[_find_group(state, id)].append(state.dated.get(id) or state.newest(id))
-    if not (groups["answers"] or groups["here"] or groups["everywhere"]):
-        groups["answers"] = groups["approved"]
-    by_time = {name: tuple(sorted(group, key=lambda d: d.time)) for name, group in groups.items()}
-    return Evidence(*map(by_time.get, Evidence.__dataclass_fields__))
+    approved = groups.pop("approved")
+    del groups[""]
+    if not any(groups[name] for name in TAUGHT):
+        groups["answers"] = approved
+    return Evidence(**{name: tuple(sorted(group, key=lambda d: d.time)) for name, group in groups.items()})
 
 
 def list_answered(state: State) -> list:  # `Dialogue`s, the oldest first
@@ -78,9 +79,7 @@ def list_corrected(state: State) -> list:  # ids, the newest correction last
 # %% ../../nbs/7_device/03_evidence.ipynb #evd3lrnc
 def list_taught(state: State) -> list:  # `Dialogue`s, the oldest first
     "Return the answers that a fine-tune learns: those that the gate counts for what was taught."
-    evidence = get_evidence(state)
-    taught = [*evidence.answers, *evidence.here, *evidence.everywhere]
-    return sorted(taught, key=lambda d: d.time)
+    return [*get_evidence(state).taught]
 
 
 def choose_training(state: State) -> list[Dialogue]:
@@ -114,11 +113,7 @@ def list_learned(state: State, evidence: Evidence):  # an `Evidence`, or None if
     last = state.find_last_round()
     if last is None or last.adapter not in state.taught:
         return None
-    groups = {
-        name: tuple(d for d in getattr(evidence, name) if state.root(d) in last.learned)
-        for name in ("answers", "here", "everywhere")
-    }
-    return replace(evidence, **groups)
+    return evidence.select(lambda d: state.root(d) in last.learned)
 
 # %% ../../nbs/7_device/03_evidence.ipynb #evd4habc
 def list_habits(state: State) -> list:  # `Habit`s

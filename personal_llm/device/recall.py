@@ -15,7 +15,8 @@ import numpy as np
 from ..base.core import Dialogue
 from ..base.encoder import VectorStore, encode, get_encoder_id
 from ..data.reading import load_replay
-from ..memory.gate import Verdict, judge
+from ..base.notes import Note
+from ..memory.gate import Evidence, General, Verdict, embed_prompts, find_foreign, judge
 from ..memory.retrieval import MemoryConfig, add_memories, choose_statements, retrieve
 from ..memory.statements import find_statements
 from .archive import Archive, load_vectors, store_vectors
@@ -45,11 +46,11 @@ class Recall:
 
 # %% ../../nbs/7_device/05_recall.ipynb #1f733aa4
 BLOCK_SIZE = 64  # texts that `warm` embeds at once: about a tenth of a second
-NUM_GENERAL = 200  # shipped general prompts that oppose corrections of one subject; enough to cover many subjects
+NUM_GENERAL = 200  # shipped general prompts; enough to cover many subjects, and to tell what is chance
 
 
 @cache
-def list_general() -> tuple:  # prompts
+def list_general() -> tuple[str, ...]:
     "Return general prompts, on many subjects."
     return tuple(d.prompt for d in load_replay(NUM_GENERAL))
 
@@ -69,6 +70,7 @@ class Memory:
         "Forget all vectors and languages, and the statements of messages that have left the archive."
         with self.lock:
             self.vectors = VectorStore()
+            self.general = None  # `General`, once it is needed
             self.languages = {}  # prompt -> its language
             self.said = {id: said for id, said in self.said.items() if id in self.archive.dialogues}
             self.is_loaded = False  # whether the stored vectors are in `vectors`
@@ -92,7 +94,7 @@ class Memory:
                 self.list_statements(state)
                 vectors = self.vectors
                 groups = vars(get_evidence(state)).values()
-                prompts = dict.fromkeys(d.prompt for group in groups for d in group)
+                prompts = dict.fromkeys([*list_general(), *(d.prompt for group in groups for d in group)])
                 missing = [prompt for prompt in prompts if prompt not in vectors.vectors]
             for first in range(0, len(missing), BLOCK_SIZE):
                 block = missing[first : first + BLOCK_SIZE]
@@ -117,6 +119,16 @@ class Memory:
                 if new:
                     store_vectors(self.archive, encoder, dict(zip(new, self.vectors.embed([*new.values()]))))
 
+    def judge(self, evidence: Evidence, prompt: str) -> Verdict:
+        "Return the gate's verdict on a prompt."
+        if not evidence.taught:
+            return Verdict()
+        self.load()
+        self.general = self.general or General(self.vectors.embed(list_general()))
+        row = self.vectors.embed([prompt])[0]
+        foreign = find_foreign(evidence, prompt, self.languages)
+        return judge(evidence, embed_prompts(evidence, self.vectors.embed), row, self.general, foreign)
+
     def find(
         self,
         state: State,
@@ -129,29 +141,33 @@ class Memory:
         instructions = tuple(state.instructions.values())
         if not self.config.memories and adapter is None:
             read = add_memories(dialogue, [], [], self.config, instructions)
-            verdict = Verdict(reason="this memory uses no examples (--memories 0)")
+            verdict = Verdict(reasons=(Note("uses_no_examples"),))
             return Recall(read, instructions=instructions, verdict=verdict, is_silent=True)
         prompt = dialogue.prompt
         shown = {text for role, text in dialogue.history if role == "user"}  # the talk shows these already
         with self.lock:
             evidence = get_evidence(state)
-            said = self.list_statements(state) if self.config.memories else []
-            said = [one for one in said if self.archive.dialogues[one.id].prompt not in shown]
-            said = [one for one in said if one.id not in replaced]
-            if evidence.answers or evidence.here or evidence.everywhere or said:
-                self.load()
-            general = list_general() if evidence.here else ()
-            verdict = judge(evidence, prompt, self.vectors, general, self.languages)
-            memories = retrieve(verdict.answers, prompt, self.vectors, self.config, count_tokens, shown)
-            statements, updated = choose_statements(said, prompt, self.vectors, self.config, count_tokens)
+            verdict = self.judge(evidence, prompt)
             learned = None if adapter is None else list_learned(state, evidence)
-            taught = None if learned is None else judge(learned, prompt, self.vectors, general, self.languages)
+            taught = None if learned is None else self.judge(learned, prompt)
+            memories = retrieve(verdict.answers, verdict.similarities, prompt, self.config, count_tokens, shown)
+            statements, updated = self.choose_statements(state, prompt, shown, replaced, count_tokens)
         read = add_memories(dialogue, memories, statements, self.config, instructions)
         closed = "" if taught is None or taught.is_open else taught.reason.replace("\n", "; ")
         adapter = None if closed else adapter
         is_silent = bool(verdict.answers) and not memories
         lists = map(tuple, (memories, statements, updated))
         return Recall(read, *lists, instructions, adapter, verdict, is_silent, closed)
+
+    def choose_statements(self, state: State, prompt: str, shown: set, replaced, count_tokens) -> tuple:
+        "Return what a reply uses of the person's statements in other talks, and what newer ones update."
+        said = self.list_statements(state) if self.config.memories else []
+        said = [s for s in said if self.archive.dialogues[s.id].prompt not in shown and s.id not in replaced]
+        if not said:
+            return [], []
+        self.load()
+        row, *rows = self.vectors.embed([prompt, *(statement.text for statement in said)])
+        return choose_statements(said, np.stack(rows), prompt, row, self.config, count_tokens)
 
     def list_statements(self, state: State) -> list:  # `Statement`s, the oldest first
         "Return what the person said of themselves; each message is read once."

@@ -194,7 +194,8 @@ def ask_as_program(session: ChatSession, system: str, prompt: str, max_tokens: i
 
     session.recalled = None
     messages = [dict(role="system", content=system), dict(role="user", content=prompt)]
-    pieces = write_reply(session, CompletionRequest(model="personal", messages=messages, max_tokens=max_tokens))
+    wanted = CompletionRequest(model="personal", messages=messages, max_tokens=max_tokens)
+    pieces = write_reply(session, wanted, is_person=False)
     return "".join(piece for piece in pieces if isinstance(piece, str))
 
 # %% ../../nbs/experiments/81_month.ipynb #monthcode7

@@ -12,7 +12,6 @@ __all__ = ['BANK', 'PEOPLE', 'DRAWN', 'KINDS', 'ORDER', 'MAX_TOKENS', 'load_once
 
 # %% ../../nbs/experiments/71_person.ipynb #person002
 import functools
-import itertools
 import json
 import re
 import time
@@ -23,7 +22,6 @@ from ..base.core import Dialogue, make_generator
 from ..base.models import load_model
 from ..base.replies import ReplyOptions, ReplyStream
 from ..base.text import compute_rouge1, split_sentences
-from ..memory.retrieval import find_near
 from ..memory.statements import find_statements
 from ..data.reading import load_samples
 from ..device.personalizer import Personalizer
@@ -279,8 +277,8 @@ def remember(model) -> Personalizer:
 def is_among(me: Personalizer, statement: str, question: str, count: int = 3) -> bool:
     "Say whether a statement is among the nearest ones that a reply reads."
     statements = find_statements(me.state.list_own())
-    near = itertools.islice(find_near(statements, question, me.memory.vectors, "text"), count)
-    return statement in [one.text for one in near]
+    order = np.argsort(-me.memory.vectors.compare(question, [one.text for one in statements]), kind="stable")
+    return statement in [statements[place].text for place in order[:count]]
 
 
 def measure_facts(jobs: list):

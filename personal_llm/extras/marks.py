@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 from ..base.core import Dialogue, InputError
 from ..base.files import ASSETS
+from ..base.text import cut_thoughts
 from ..data.formats import MAX_TURN_CHARACTERS, ParsedConversation
 from ..data.records import format_value
 
@@ -68,7 +69,7 @@ def remove_marks(text: str) -> str:
     "Return a reply without the marks that we surely know; of a name or a link of ChatGPT its words stay."
     if not has_signs(text):
         return text
-    bare = replace_outside_code(REMOVED[0][0].sub("", text), REMOVED[1:])  # the first have the marks of code
+    bare = replace_outside_code(REMOVED[0][0].sub("", cut_thoughts(text)), REMOVED[1:])  # the first are marks of code
     return text if bare == text else bare.strip()
 
 

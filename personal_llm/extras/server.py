@@ -9,6 +9,7 @@ __all__ = ['make_app', 'serve']
 import asyncio
 import atexit
 import gc
+import hmac
 import json
 import os
 import secrets
@@ -18,6 +19,7 @@ import time
 import traceback
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing, asynccontextmanager, suppress
+from itertools import count
 from typing import Annotated, Literal
 
 from personal_llm.base.core import Dialogue, InputError, catch_panic, import_extra
@@ -70,6 +72,46 @@ class SessionThread:
             finally:
                 self.executor.submit(pieces.close)
 
+# %% ../../nbs/9_extras/05_server.ipynb #srvfollow1
+class Writing:
+    "A reply that goes on without its reader."
+
+    def __init__(self, items):  # items: of `SessionThread.stream`
+        self.items = []
+        self.grown = asyncio.Condition()
+        self.task = asyncio.create_task(self._take(items))
+
+    @property
+    def talk(self) -> str:
+        "The key of the reply's talk; empty until it begins."
+        first = self.items[0] if self.items else None
+        return first["me"]["talk"] if isinstance(first, dict) else ""
+
+    async def _take(self, items) -> None:
+        try:
+            async for item in items:
+                await self._put(item)
+        except Exception as error:
+            await self._put(error)
+        await self._put(None)
+
+    async def _put(self, item) -> None:
+        async with self.grown:
+            self.items.append(item)
+            self.grown.notify_all()
+
+    async def read(self):  # an asynchronous generator
+        "Yield all items; an error comes in its place."
+        for place in count():
+            async with self.grown:
+                await self.grown.wait_for(lambda: len(self.items) > place)
+            item = self.items[place]
+            if isinstance(item, Exception):
+                raise item
+            if item is None:
+                return
+            yield item
+
 # %% ../../nbs/9_extras/05_server.ipynb #5eb5e0cb
 def answer_error(request: Request, error: Exception) -> Response:
     "Return the answer to a failed request, with the reason in a line for people."
@@ -100,6 +142,9 @@ HEADERS |= {"X-Content-Type-Options": "nosniff", "Referrer-Policy": "no-referrer
 HEADERS |= {"Cross-Origin-Resource-Policy": "same-origin"}
 
 
+MAX_AGE = 30 * 24 * 3600  # seconds that a browser stays signed in: a month, as mail and chat programs do
+
+
 def find_limit(path: str) -> int:  # bytes
     "Return how large the body of a request may be: a history may hold pictures, a change holds a text or many ids."
     if path == "/v1/chat/completions":
@@ -107,7 +152,16 @@ def find_limit(path: str) -> int:  # bytes
     return 2**22 if path.startswith("/me/") else 2**12
 
 
-def check_request(request: Request, token: str, host: str) -> None:
+def sign_cookie(secret: str, cookie: str) -> str:
+    "Return the page's key for a cookie."
+    return hmac.digest(secret.encode(), cookie.encode("latin-1", "replace"), "sha256").hex()
+
+
+def name_cookie(request: Request) -> str:  # ports share their cookies
+    return f"personal_llm_{request.headers.get('host', '').rpartition(':')[2]}"
+
+
+def check_request(request: Request, token: str, host: str, secret: str) -> None:
     "Raise `HTTPException` for a request to another name, of another site, without the token, or too large."
     own = request.headers.get("host", "")
     name, _, port = own.rpartition(":")
@@ -118,15 +172,18 @@ def check_request(request: Request, token: str, host: str) -> None:
     if request.headers.get("origin", "") not in ("", f"http://{own}"):
         raise HTTPException(403, "pages of other sites may not use this server; open its own page")
     given = request.headers.get("authorization", "").partition(" ")[2].strip()
+    cookie = request.cookies.get(name_cookie(request), "")
+    known = [token] + [sign_cookie(secret, cookie)] * bool(cookie)
     path = request.scope["path"]  # as the routes read it; `request.url` of an older Starlette also reads `Host`
-    if path not in (*PUBLIC, "/connect") and not secrets.compare_digest(given.encode(), token.encode()):
+    is_known = any(secrets.compare_digest(given.encode(), one.encode()) for one in known)
+    if path not in (*PUBLIC, "/connect") and not is_known:
         raise HTTPException(401, "the token is missing or wrong; use the key that personal-llm serve printed")
     limit = find_limit(path)
     if "transfer-encoding" in request.headers or int(request.headers.get("content-length", 0)) > limit:
         raise HTTPException(413, f"the request is larger than {limit:,} bytes, or does not tell its length")
 
 # %% ../../nbs/9_extras/05_server.ipynb #srvguard
-def guard(app, token: str, host: str):  # an ASGI application around another one
+def guard(app, token: str, host: str, secret: str):  # an ASGI application around another one
     "Return an application that passes on the requests which may be served, and seals each answer."
 
     async def answer(scope, receive, send):
@@ -137,7 +194,7 @@ def guard(app, token: str, host: str):  # an ASGI application around another one
 
         try:
             if scope["type"] == "http":
-                check_request(Request(scope), token, host)
+                check_request(Request(scope), token, host, secret)
             await app(scope, receive, send_sealed)
         except HTTPException as error:
             await answer_error(None, error)(scope, receive, send_sealed)
@@ -255,8 +312,8 @@ def check_length(model, dialogue: Dialogue, options: ReplyOptions) -> None:
         raise error
 
 # %% ../../nbs/9_extras/05_server.ipynb #srvwrite
-def write_reply(session: ChatSession, wanted: CompletionRequest):  # a generator of texts, and last of a dictionary
-    "Reply to a request, and summarise the turn."
+def write_reply(session: ChatSession, wanted: CompletionRequest, is_person: bool):  # is_person: as in `say`
+    "Yield the texts of the reply to a request, and last a dictionary that summarises the turn."
     prompt = wanted.messages[-1].read()
     options = wanted.get_options(session.model.max_length)
     given = Dialogue(prompt, "", wanted.get_history())
@@ -276,7 +333,10 @@ def write_reply(session: ChatSession, wanted: CompletionRequest):  # a generator
         stored = len(session.me.archive.dialogues)
         history = None if is_of_page else list(given.history)
         replaces = wanted.replaces if is_of_page else None
-        yield from session.say(prompt, history, options, wanted.store is not False, replaces)
+        if is_of_page and wanted.store is not False:
+            replaces = replaces or session.talk.store_message(prompt, session.clock())
+            yield dict(me=dict(id=replaces, talk=session.talk.key, prompt=prompt))
+        yield from session.say(prompt, history, options, wanted.store is not False, replaces, is_person)
         reply = session.reply
         if reply is None:
             raise InputError("the reply was ended, because something was forgotten meanwhile", "write it again")
@@ -287,12 +347,11 @@ def write_reply(session: ChatSession, wanted: CompletionRequest):  # a generator
         own["cut"] = session.model.truncated.get(reply.dialogue.id, 0)
     usage = dict(prompt_tokens=reply.num_prompt_tokens, completion_tokens=reply.num_tokens)
     usage |= dict(total_tokens=reply.num_prompt_tokens + reply.num_tokens)
-    yield dict(finish_reason=reply.end_reason or "stop", usage=usage, me=own)
+    yield dict(text=reply.text, finish_reason=reply.end_reason or "stop", usage=usage, me=own)
 
 # %% ../../nbs/9_extras/05_server.ipynb #srvevents1
-async def write_events(wanted: CompletionRequest, head: dict, items, item):  # an asynchronous generator of texts
+async def write_events(head: dict, items, item, has_usage: bool = False):  # an asynchronous generator of texts
     "Yield the events of a reply, from its first item on; an error becomes the last event."
-    has_usage = bool((wanted.stream_options or {}).get("include_usage"))
     common = head | dict(object="chat.completion.chunk") | (dict(usage=None) if has_usage else {})
 
     def make_event(delta: dict, finish: str = None, **fields) -> str:
@@ -302,9 +361,10 @@ async def write_events(wanted: CompletionRequest, head: dict, items, item):  # a
     try:
         async with aclosing(items):
             yield make_event(dict(role="assistant", content=""))
-            while isinstance(item, str):
+            while isinstance(item, str) or "finish_reason" not in item:
                 own = dict(me=dict(is_thinking=True)) if isinstance(item, Thought) else {}
-                yield make_event(dict(content=item), **own)
+                is_text = isinstance(item, str)
+                yield make_event(dict(content=item) if is_text else {}, **own if is_text else item)
                 item = await anext(items)
         yield make_event({}, item["finish_reason"], me=item["me"])
         if has_usage:
@@ -314,6 +374,12 @@ async def write_events(wanted: CompletionRequest, head: dict, items, item):  # a
         yield f"data: {answer_error(None, error).body.decode()}\n\n"
 
 # %% ../../nbs/9_extras/05_server.ipynb #1690c8bd
+def is_cut(state, id: str) -> bool:
+    "Return whether a message has no reply because it was interrupted; False: it was forgotten."
+    last = (e for e in reversed(state.archive.events) if e.kind == "forgotten" or (e.kind, e.dialogue) == ("said", id))
+    return next(last).kind == "said"
+
+
 def list_talks(session: ChatSession, talk: str, words: str) -> dict:
     "Return the talks that hold some words, the newest first, and the turns of one, as you corrected them."
     talk = talk or session.talk.key
@@ -322,8 +388,9 @@ def list_talks(session: ChatSession, talk: str, words: str) -> dict:
     talks = state.list_talks()
     forms = {fold(words)} - {""}
     rows = []
+    titles = {}
     for key, ids in talks.items():
-        title = state.titles.get(key) or dialogues[ids[0]].prompt[:60]
+        title = titles[key] = state.titles.get(key) or dialogues[ids[0]].prompt[:120]
         if not forms or any(holds(text, forms) for text in (title, *(state.newest(id).text for id in ids))):
             rows.append(dict(talk=key, title=title, time=dialogues[ids[-1]].time))
     turns = []
@@ -333,6 +400,7 @@ def list_talks(session: ChatSession, talk: str, words: str) -> dict:
         read = [state.newest(other).prompt for other in sources]
         reaction = state.reactions.get(id)
         turn = dict(id=id, prompt=d.prompt, reply=d.response, read=read, scope=state.scopes.get(id, ""))
+        turn["is_cut"] = not d.response and is_cut(state, id)
         turn["is_own"] = d.origin == "annotated"  # the reply is the person's text
         is_corrected = bool(state.reads[id]) or id in state.tuned  # the reply used corrections
         turns.append(turn | dict(reaction=reaction and reaction.kind, is_corrected=is_corrected))
@@ -341,7 +409,7 @@ def list_talks(session: ChatSession, talk: str, words: str) -> dict:
     habit = row and dict(label=row.form.label, question=row.question)
     scopes = {name: scope.label for name, scope in SCOPES.items()}
     shown = dict(turns=turns, question=state.question, text=QUESTION_TEXT, habit=habit, scopes=scopes)
-    return dict(talks=rows, talk=talk if talk in talks else "") | shown
+    return dict(talks=rows, talk=talk if talk in talks else "", title=titles.get(talk, "")) | shown
 
 # %% ../../nbs/9_extras/05_server.ipynb #srvknown1
 def list_known(session: ChatSession, *_) -> dict:
@@ -473,6 +541,7 @@ def check_owner(session: ChatSession, user: str) -> None:
 
 def add_protocol(app: FastAPI, session: ChatSession, thread: SessionThread) -> None:
     "Add the paths of the OpenAI protocol to an application."
+    writing = []  # `Writing`s for the page
     rows = [dict(id=name, object="model", created=0, owned_by="personal_llm") for name in MODELS]
     app.get("/v1/models")(lambda: dict(object="list", data=rows))
 
@@ -486,21 +555,32 @@ def add_protocol(app: FastAPI, session: ChatSession, thread: SessionThread) -> N
         user = wanted.user or wanted.safety_identifier or request.headers.get("x-openwebui-user-id")
         if user:
             await thread.read(check_owner, session, user)
-        items = thread.stream(write_reply(session, wanted))
+        is_person = request.headers.get("x-personal-memory") == "yes"
+        items = thread.stream(write_reply(session, wanted, is_person))
+        if wanted.talk is not None:
+            writing.append(Writing(items))
+            writing[-1].task.add_done_callback(lambda task, one=writing[-1]: writing.remove(one))
+            items = writing[-1].read()
         head = dict(id=f"chatcmpl-{secrets.token_hex(12)}", created=int(time.time()), model=wanted.model)
         if wanted.stream:
             first = await anext(items)  # a refusal still has its own status
-            return StreamingResponse(write_events(wanted, head, items, first), media_type="text/event-stream")
-        texts = []
+            has_usage = bool((wanted.stream_options or {}).get("include_usage"))
+            return StreamingResponse(write_events(head, items, first, has_usage), media_type="text/event-stream")
         async with aclosing(items):
-            async for item in items:
+            async for last in items:
                 if await request.is_disconnected():
                     raise HTTPException(400, "the client went away")
-                texts.append(item)
-        last = texts.pop()
-        message = dict(role="assistant", content="".join(texts), refusal=None)
-        choice = dict(index=0, message=message, logprobs=None, finish_reason=last.pop("finish_reason"))
-        return head | dict(object="chat.completion", choices=[choice]) | last
+        message = dict(role="assistant", content=last["text"], refusal=None)
+        choice = dict(index=0, message=message, logprobs=None, finish_reason=last["finish_reason"])
+        return head | dict(object="chat.completion", choices=[choice], usage=last["usage"], me=last["me"])
+
+    @app.get("/me/reply")
+    async def watch(talk: str):
+        for one in writing:
+            if one.talk == talk:
+                items = one.read()
+                return StreamingResponse(write_events({}, items, await anext(items)), media_type="text/event-stream")
+        return Response(status_code=204)
 
 # %% ../../nbs/9_extras/05_server.ipynb #srvmake01
 def make_app(
@@ -511,7 +591,9 @@ def make_app(
 ) -> FastAPI:
     "Make the application that serves a chat session."
     thread = SessionThread()
-    codes = {code}
+    codes = {code} - {""}
+    archive = session.me.archive
+    secret = archive.get_fact("page") or archive.set_fact("page", secrets.token_hex(16))
 
     @asynccontextmanager
     async def close_session(app):
@@ -521,15 +603,20 @@ def make_app(
     handlers = dict.fromkeys((InputError, RequestValidationError, HTTPException, Exception), answer_error)
     settings = dict(docs_url=None, redoc_url=None, openapi_url=None, strict_content_type=False)
     app = FastAPI(lifespan=close_session, exception_handlers=handlers, **settings)
-    app.add_middleware(guard, token=token, host=host)
+    app.add_middleware(guard, token=token, host=host, secret=secret)
     add_protocol(app, session, thread)
 
     @app.post("/connect")
-    async def connect(wanted: Change):
-        if not code or wanted.text not in codes:
-            raise HTTPException(401, "this link was used before; give the key that personal-llm serve printed")
-        codes.clear()
-        return dict(token=token)
+    async def connect(wanted: Change, request: Request, response: Response):
+        given = wanted.text.encode()
+        if not any(secrets.compare_digest(given, one.encode()) for one in (token, *codes)):
+            raise HTTPException(
+                401, "this link was used before, or the key is wrong; personal-llm serve printed the key"
+            )
+        codes.discard(wanted.text)
+        cookie = secrets.token_urlsafe(24)
+        response.set_cookie(name_cookie(request), cookie, MAX_AGE, httponly=True, samesite="strict")
+        return dict(key=sign_cookie(secret, cookie))
 
     @app.get("/me/{name}")
     async def read(name: Literal[tuple(READS)], talk: str = "", words: str = ""):

@@ -1,10 +1,20 @@
 // helpers for elements, and lists that are drawn by key: what did not change stays, and so does an open form
 export const $ = (id) => document.getElementById(id);
-export const isWide = () => matchMedia("(min-width: 64rem)").matches;
+export const wide = matchMedia("(min-width: 64rem)"); // whether the list of chats has a column of its own
 export const count = (number, noun) => `${number} ${noun}${number === 1 ? "" : "s"}`;
 export const attempt = (action) => action().catch((error) => show(error.message)); // shows an error, and goes on
 
-export const show = (text) => { $("said").textContent = text.slice(0, 1).toUpperCase() + text.slice(1); };
+const SECONDS = 12; // that a note stays; the header's button brings it back
+let leaving = 0; // the timer of its end
+
+export function show(text = "") { // a note; without a text: it goes
+  $("said").textContent = text.slice(0, 1).toUpperCase() + text.slice(1);
+  $("note").hidden = !text;
+  clearTimeout(leaving);
+  const leave = () => ($("note").matches(":hover, :focus-within") ? keep() : show());
+  const keep = () => { leaving = setTimeout(leave, SECONDS * 1000); };
+  if (text) keep();
+}
 
 export function make(tag, properties = {}, ...children) {
   const element = Object.assign(document.createElement(tag), properties);

@@ -44,6 +44,12 @@ export async function loadKnown() {
   fill("statements", "id", (row) => makeKnown(row, null, forget(row)));
 }
 
+function showSteps({ stored, corrected }) { // of a first visit
+  const step = corrected ? 3 : Number($("steps").dataset.step);
+  for (const [place, item] of [...$("steps").children].entries()) item.ariaCurrent = place + 1 === step ? "step" : null;
+  $("steps").hidden = stored > 4 || corrected > 1 || document.querySelector("#turns .uses") !== null;
+}
+
 export async function loadStatus() {
   const status = await get("status");
   const isLearning = status.is_learning;
@@ -56,7 +62,8 @@ export async function loadStatus() {
   $("learn").disabled = isLearning || !status.unlearned;
   $("undo").hidden = isLearning || !status.finetunes;
   $("take-back").textContent = `Undo: ${status.undo}`;
-  $("take-back").hidden = !status.undo;
+  $("take-back").hidden = $("recall").hidden = !status.undo;
+  showSteps(status);
   if (status.messages.length) show(status.messages.join(" "));
 }
 

@@ -1,55 +1,30 @@
-// Markdown of a reply, made of elements and text nodes only: nothing in it can act
-import { make } from "./dom.js";
+// Markdown of a reply as elements: HTML in it stays text, and nothing in it can act
+import { attempt, make, show } from "./dom.js";
+import { createDOMPurify, highlight, katex, languages, MarkdownIt, tex } from "./library.js";
 
-const INLINE = /`([^`]+)`|\*\*([^*]+)\*\*|\*([^*\s](?:[^*]*[^*\s])?)\*|\[([^\]]+)\]\((https?:\/\/[^()\s]+)\)/gi;
+for (const [name, language] of Object.entries(languages)) highlight.registerLanguage(name, language);
 
-function addInline(parent, text) {
-  let end = 0;
-  for (const { 0: whole, 1: code, 2: strong, 3: em, 4: label, 5: href, index } of text.matchAll(INLINE)) {
-    const link = { href, target: "_blank", rel: "noopener noreferrer" };
-    const tag = label ? "a" : ["code", "strong", "em"][[code, strong, em].findIndex(Boolean)];
-    parent.append(text.slice(end, index));
-    parent.append(make(tag, { textContent: label || code || strong || em, ...(label ? link : {}) }));
-    end = index + whole.length;
-  }
-  parent.append(text.slice(end));
-  return parent;
-}
+const paint = (code, name) => (highlight.getLanguage(name) ? highlight.highlight(code, { language: name }).value : "");
+const write = (formula, displayMode) => katex.renderToString(formula, { displayMode, output: "mathml", throwOnError: false });
+const markdown = new MarkdownIt({ breaks: true, highlight: paint }).disable("image");
+markdown.use(tex, { delimiters: "all", render: write });
+markdown.validateLink = (address) => /^https?:/i.test(address);
 
-function makeCells(line, tag) {
-  const cells = line.trim().replace(/^\||\|$/g, "").split("|");
-  return make("tr", {}, ...cells.map((cell) => addInline(make(tag), cell.trim())));
-}
+const purify = createDOMPurify(window);
+const ALLOWED = { USE_PROFILES: { html: true, mathMl: true }, FORBID_ATTR: ["style"], RETURN_DOM_FRAGMENT: true };
 
 export function makeMarkdown(text) {
-  const root = make("div", { className: "reply", dir: "auto" });
-  let block = null; // the element that the next line may go on with
-  for (const line of text.split("\n")) {
-    const [, mark, content] = line.match(/^\s*([-*+]|\d+[.)])\s+(.*)/) || [];
-    const heading = line.match(/^#{1,6}\s+(.*)/);
-    const kind = block?.localName;
-    if (line.trim().startsWith("```")) {
-      block = kind === "pre" ? null : root.appendChild(make("pre"));
-    } else if (kind === "pre") {
-      block.append(`${line}\n`);
-    } else if (kind === "table" && line.includes("|")) {
-      if (!/^[\s|:-]+$/.test(line)) block.append(makeCells(line, "td"));
-    } else if (line.trim().startsWith("|")) {
-      block = make("table", {}, makeCells(line, "th"));
-      root.append(make("div", { className: "wide", tabIndex: 0 }, block));
-    } else if (mark) {
-      const tag = /\d/.test(mark) ? "ol" : "ul";
-      if (kind !== tag) block = root.appendChild(make(tag, tag === "ol" ? { start: parseInt(mark, 10) } : {}));
-      addInline(block.appendChild(make("li")), content);
-    } else if (heading) {
-      addInline(root.appendChild(make("p")).appendChild(make("strong")), heading[1]);
-      block = null;
-    } else if (!line.trim()) {
-      if (kind === "p" || kind === "table") block = null; // a list goes on after an empty line
-    } else {
-      if (kind === "p") block.append(make("br"));
-      else block = root.appendChild(make("p"));
-      addInline(block, line);
+  const root = make("div", { className: "reply", dir: "auto" }, purify.sanitize(markdown.render(text), ALLOWED));
+  const own = "ul, ol, blockquote, h1, h2, h3, h4, h5, h6, th, td, :not(li, blockquote) > p"; // blocks with a direction of their own
+  for (const block of root.querySelectorAll(own)) block.dir = "auto";
+  for (const link of root.querySelectorAll("a")) Object.assign(link, { target: "_blank", rel: "noopener noreferrer" });
+  for (const block of root.querySelectorAll("pre, table, .katex-display")) {
+    const wide = make("div", { className: "wide", tabIndex: 0, dir: block.localName === "pre" ? "ltr" : "auto" });
+    block.replaceWith(wide);
+    wide.append(block);
+    if (block.localName === "pre" && navigator.clipboard) { // none in a page from another computer
+      const copy = () => attempt(() => navigator.clipboard.writeText(block.textContent).then(() => show("Code copied.")));
+      wide.before(make("button", { type: "button", className: "small copy", textContent: "Copy code", onclick: copy }));
     }
   }
   return root;

@@ -1,8 +1,8 @@
 // the page: its parts, and what a key or a button does
-import { goToEnd, isWriting, stopReply } from "./chat.js";
-import { $, attempt, isWide, onSubmit, show } from "./dom.js";
+import { goToEnd, isWriting, openTalks, stopReply } from "./chat.js";
+import { $, attempt, onSubmit, show, wide } from "./dom.js";
 import { loadKnown, loadStatus } from "./known.js";
-import { ask, keepToken, session } from "./server.js";
+import { ask, keepKey, session } from "./server.js";
 import { change, page } from "./turns.js";
 
 function showSection(name) {
@@ -12,33 +12,35 @@ function showSection(name) {
   if (name === "chat") goToEnd();
 }
 
-session.onRefused = () => { keepToken(""); showSection("connect"); };
+session.onRefused = () => { keepKey(""); showSection("connect"); };
 
-const connect = (given, code) => attempt(async () => {
-  session.token = code ? (await (await ask("/connect", { text: code })).json()).token : given; // a code works once
+const connect = async (text) => keepKey((await (await ask("/connect", { text })).json()).key); // text: the key, or a link's code
+
+async function begin() {
   await page.loadTalk();
-  keepToken(session.token);
   showSection("chat");
   await loadStatus();
   $("line").focus();
-});
+  await page.watch();
+}
 
 $("open-known").onclick = () => attempt(async () => {
-  if (!session.token) return;
-  show("");
+  if (!session.key) return;
+  show();
   if (!$("known").hidden) return showSection("chat");
   await loadKnown();
   showSection("known");
   $("known-title").focus();
 });
-$("new").onclick = () => attempt(async () => { await page.openTalk("new"); $("line").focus(); });
+$("new").onclick = () => { $("line").focus(); attempt(() => page.openTalk("new")); };
+$("open-talks").onclick = () => openTalks($("talks").hidden);
 $("forget-all").onclick = () => page.forget({ everything: true });
 onSubmit($("forget-form"), () => page.forget({ text: $("words").value }));
 onSubmit($("always-form"), async () => {
   await change("react", { kind: "always", text: $("always").value }, "Instruction added. It applies to all replies.");
   $("always").value = "";
 });
-onSubmit($("connect-form"), () => connect($("token").value.trim()));
+onSubmit($("connect-form"), async () => { await connect($("token").value.trim()); await begin(); });
 onSubmit($("composer"), async () => {
   if (isWriting()) return stopReply();
   const text = $("line").value.trim();
@@ -51,14 +53,21 @@ $("line").onkeydown = (event) => {
   $("composer").requestSubmit();
 };
 addEventListener("keydown", (event) => {
-  if (event.key === "Escape" && !document.querySelector("[open]:modal, :popover-open")) stopReply();
+  if (event.key !== "Escape" || document.querySelector("[open]:modal, :popover-open")) return;
+  stopReply();
+  show();
 });
+$("recall").onclick = () => { show("What you did last:"); $("take-back").focus(); };
 $("take-back").onclick = () => attempt(async () => { await change("take_back"); if ($("take-back").hidden) $("main").focus(); });
-for (const button of $("examples").children) button.onclick = () => page.send(button.textContent);
-setInterval(() => { if (session.token && !document.hidden) attempt(loadStatus); }, 5000);
-$("talks").open = isWide();
+for (const button of document.querySelectorAll("#steps button")) button.onclick = () => page.send(button.textContent);
+setInterval(() => { if (session.key && !document.hidden) attempt(loadStatus); }, 5000);
+wide.onchange = () => openTalks(wide.matches);
+wide.onchange();
 
 const code = new URLSearchParams(location.hash.slice(1)).get("code");
 if (code) history.replaceState(null, "", location.pathname);
-if (session.token || code) connect(session.token, session.token ? "" : code);
-else showSection("connect");
+attempt(async () => {
+  if (code) await connect(code).catch((error) => session.key || show(error.message)); // a link works once
+  if (session.key) await begin();
+  else showSection("connect");
+});

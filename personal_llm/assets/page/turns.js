@@ -74,6 +74,7 @@ const MARKS = { up: "You liked this reply", down: "You did not like this reply" 
 export function makeTurn({ turn, question, isLast, reasons }) {
   const id = turn.id;
   const again = () => page.send(turn.prompt, turn);
+  const lost = turn.is_cut ? "The reply was cut off before its end." : "This reply was forgotten.";
   const react = (kind) => () => change("react", { id, kind }, `${MARKS[kind]}.`);
   const own = {
     message: () => openMessage(item, turn),
@@ -87,10 +88,11 @@ export function makeTurn({ turn, question, isLast, reasons }) {
   const lines = [...(turn.is_corrected ? reasons : []), ...turn.read.filter((one) => !isNamed(one))];
   const read = (turn.is_corrected || turn.read.length > 0) && make("ul", {}, ...makeLines(lines));
   const uses = turn.is_corrected ? "Uses your corrections" : "Uses what you said";
-  const reply = makeMarkdown(turn.reply || "This reply was forgotten.");
+  const reply = makeMarkdown(turn.reply || lost);
   const [kind, places] = turn.is_own ? ["Your text", makePlaces(turn.scope, "scope", { id })] : [];
   const texts = { own: turn.prompt, kind, answered: reply, uses, read, question, places, mark: MARKS[turn.reaction] };
-  const item = stamp("turn-item", texts, { ...own, ...(turn.reply ? ofReply : { answer: again }) });
+  const item = stamp("turn-item", texts, { ...own, ...(turn.reply ? ofReply : { [turn.is_cut ? "resume" : "answer"]: again }) });
+  if (isLast) item.querySelector("[name=better], [name=resume]")?.classList.add("primary");
   if (drafts.has(`better-${id}`)) openEditor(item, turn);
   return item;
 }
