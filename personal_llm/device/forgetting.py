@@ -270,8 +270,8 @@ def empty_replies(state: State, ids) -> None:
         state.archive.execute("UPDATE dialogues SET response = '' WHERE id = ?", (id,))
         query = "DELETE FROM events WHERE dialogue = ? AND kind NOT IN ('said', 'named', 'replaced')"
         if id in own:  # the correction stays, and what followed it
-            query = "DELETE FROM events WHERE dialogue = ? AND kind IN ('scored', 'kept', 'discarded', 'evicted', 'learned')"
-            query += f" AND number < {own[id]}"
+            query = "DELETE FROM events WHERE dialogue = ? AND "
+            query += f"kind IN ('scored', 'kept', 'discarded', 'evicted', 'learned') AND number < {own[id]}"
         state.archive.execute(query, (id,))
 
 
