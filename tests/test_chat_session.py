@@ -305,9 +305,8 @@ def test_a_question_about_a_habit_that_nobody_saw_or_answered_leaves_the_newest_
 def test_a_scope_is_about_the_correction_that_was_named_last_and_still_exists(model):
     session = open_chat(model)
     first, second = teach(session, *PROMPTS[:2])
-    scopes = session.me.state.scopes
     session.undo()
-    assert PROMPTS[0] in session.scoping.scope_correction("here") and scopes == {first: "here"}
+    assert PROMPTS[0] in session.scoping.scope_correction("here") and session.me.state.scopes == {first: "here"}
     session.react("better", "In short: Ada.", second)
     session.react("up", "", second)
     assert PROMPTS[1] in session.scoping.scope_correction("here"), "a correction that you like is still one"

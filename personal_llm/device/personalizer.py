@@ -25,8 +25,8 @@ from ..memory.retrieval import MAX_TOKENS, MemoryConfig
 from ..buffer.scoring import ScoredDialogue, load_lexicons, score
 from .archive import Archive
 from .forgetting import ForgetPlan, delete_rows, finish_forgetting, plan_forgetting, trim
-from .evidence import list_known
-from .learning import PreparedRound, check_start, choose_training, list_options, load_last_adapter
+from .evidence import choose_training, list_known
+from .learning import PreparedRound, check_start, list_options, load_last_adapter
 from .learning import prepare_round, record_round, undo_round
 from .recall import Memory, Recall
 from .settings import PersonalizerSettings
@@ -85,7 +85,7 @@ def _scope(state: State, ids: list, reaction: Reaction) -> Reaction:
 
 def _take_back(state: State) -> str:  # a line that names it
     "Take back the last reaction, scope or instruction whole; raise `InputError` if there is none."
-    events = [one.event for one in state.list_last_act()]
+    events = state.list_last_act()
     if not events:
         raise InputError("there is nothing to take back", "correct a reply first")
     state.record("taken_back", events=[event.number for event in events])
