@@ -411,7 +411,9 @@ def test_a_message_is_stored_when_it_is_sent_and_its_reply_goes_on_without_the_p
     seen = pieces.count
     until(lambda: pieces.count > seen + 2)
     pieces.stop.set()
-    (whole,) = until(lambda: (turns := served.ask("GET", "/me/talks")[1]["turns"]) and not turns[0]["is_writing"] and turns)
+    (whole,) = until(
+        lambda: (turns := served.ask("GET", "/me/talks")[1]["turns"]) and not turns[0]["is_writing"] and turns
+    )
     assert whole["reply"].startswith(turn["reply"]) and len(whole["reply"]) > len(turn["reply"])
     assert whole["id"] == turn["id"] and not whole["is_cut"]
 

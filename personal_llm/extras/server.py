@@ -352,7 +352,6 @@ async def write_events(wanted: CompletionRequest, head: dict, items, item):  # a
     except Exception as error:
         yield f"data: {answer_error(None, error).body.decode()}\n\n"
 
-
 # %% ../../nbs/9_extras/05_server.ipynb #1690c8bd
 def is_cut(state, id: str) -> bool:
     "Return whether a message has no reply because it was interrupted; False: it was forgotten."
@@ -383,7 +382,15 @@ def list_talks(session: ChatSession, talk: str, words: str) -> dict:
         reaction = state.reactions.get(id)
         is_writing = id == session.answering
         reply = session.reply.text if is_writing else d.response
-        turn = dict(id=id, prompt=d.prompt, reply=reply, is_writing=is_writing, read=read, said=said, scope=state.scopes.get(id, ""))
+        turn = dict(
+            id=id,
+            prompt=d.prompt,
+            reply=reply,
+            is_writing=is_writing,
+            read=read,
+            said=said,
+            scope=state.scopes.get(id, ""),
+        )
         turn["is_cut"] = not (d.response or is_writing) and is_cut(state, id)
         turn["is_own"] = d.origin == "annotated"  # the reply is the person's text
         turn["length"] = session.describe_length(id) if turn["is_own"] else ""
@@ -394,7 +401,15 @@ def list_talks(session: ChatSession, talk: str, words: str) -> dict:
     habit = row and dict(label=row.form.label, question=row.question)
     scopes = {name: scope.label for name, scope in SCOPES.items()}
     shown = dict(turns=turns, question=state.question, text=QUESTION_TEXT, habit=habit, scopes=scopes)
-    return dict(talks=rows, talk=talk if talk in talks else "", title=titles.get(talk, ""), is_taught=bool(list_answered(state))) | shown
+    return (
+        dict(
+            talks=rows,
+            talk=talk if talk in talks else "",
+            title=titles.get(talk, ""),
+            is_taught=bool(list_answered(state)),
+        )
+        | shown
+    )
 
 # %% ../../nbs/9_extras/05_server.ipynb #srvknown1
 def list_known(session: ChatSession, *_) -> dict:
@@ -441,7 +456,7 @@ def describe_model(model) -> str:
 
 def describe_undo(state) -> str:
     "Name the act that `take_back` takes back; empty if nothing is left."
-    events = [one.event for one in state.list_last_act()]
+    events = state.list_last_act()
     content = events[0].content if events else {}
     prompts = state.quote_prompts(one.dialogue for one in events if one.dialogue)
     names = dict(better="your correction of", up="“Good reply” to", down="“Bad reply” to")
@@ -526,7 +541,6 @@ def check_owner(session: ChatSession, user: str) -> None:
 
 def add_protocol(app: FastAPI, session: ChatSession, thread: SessionThread) -> None:
     "Add the paths of the OpenAI protocol to an application."
-    writing = []  # `Writing`s for the page
     rows = [dict(id=name, object="model", created=0, owned_by="personal_llm") for name in MODELS]
     app.get("/v1/models")(lambda: dict(object="list", data=rows))
 
