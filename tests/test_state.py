@@ -330,7 +330,7 @@ def test_an_act_that_is_taken_back_leaves_no_trace_in_what_counts(acts):
 
 
 def test_a_new_scope_is_one_row(monkeypatch):
-    monkeypatch.setitem(SCOPES, "nowhere", Scope("in no reply", "noted: no reply reads it", group=""))
+    monkeypatch.setitem(SCOPES, "nowhere", Scope(group=""))
     state = open_new("fifo")
     tell(state, 0, id="0")
     state.record("reacted", "0", kind="better", text="Short.", scope="nowhere", asked=False, time=5.0)

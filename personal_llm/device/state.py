@@ -219,9 +219,9 @@ class State:
         "Return the turns of the user's own talks, without those from files and from other programs."
         return sorted(map(self.newest, self.own), key=lambda d: d.time)
 
-    def quote_prompts(self, ids) -> str:  # ids: of stored dialogues
-        "Return the beginnings of their prompts in quotation marks, joined by commas."
-        return ", ".join(f"“{self.archive.dialogues[id].prompt[:60]}”" for id in ids)
+    def list_prompts(self, ids) -> tuple[str, ...]:  # ids: of stored dialogues
+        "Return the beginnings of their prompts."
+        return tuple(self.archive.dialogues[id].prompt[:60] for id in ids)
 
     def list_turns(self, talk: str) -> list:  # `Dialogue`s, the oldest first
         "Return the turns of a talk as they were said, or as you corrected them."
