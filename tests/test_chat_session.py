@@ -145,7 +145,7 @@ def test_the_policy_asks_about_a_turn_and_the_answer_closes_the_question(model):
     session.work.collect(waits=True)
     asked = session.question
     assert asked is not None and asked.prompt == "Hello"
-    session.react("better", "Good day!", id=asked)
+    session.react("better", "Good day!", id=asked.id)
     assert session.question is None and session.me.cost.requests == 1
     session.work.score()
     session.work.collect(waits=True)
@@ -375,7 +375,7 @@ def test_notes_are_in_the_language_of_your_messages(model):
     session = open_chat(model)
     say(session, "Wie viele Tage hat eine Woche?")
     session.react("better", "Sieben.")
-    line = "deine Korrektur von “Wie viele Tage hat eine Woche?”"
+    line = "deine Korrektur von „Wie viele Tage hat eine Woche?“"
     assert session.scoping.scope_correction("everywhere") == f"Gilt für alle Antworten: {line}"
     assert session.undo().startswith("zurückgenommen: ") and session.undo().startswith("zurückgenommen: ")
     say(session, "Please remember that I am vegan.")
@@ -621,10 +621,11 @@ def test_a_correction_without_the_form_is_told_as_such(model):
     session.open_talk()
     say(session, "What is cocoa?")
     id = session.turns[0].id
-    session.me.state.reads[id] = list(ids)
+    replies = session.me.state.replies
+    replies[id] = replies[id]._replace(reads=tuple(ids))
     session.me.archive.dialogues[id] = replace(session.turns[0], response="In short: cocoa.")
     stored = session.react("better", "A powder.")
-    line = session.scoping.describe_scope([id], stored.scope)
+    line = session.describe_reaction(stored)
     assert line == "Counts against your corrections, since you took their form out: “What is cocoa?”"
 
 
@@ -635,7 +636,9 @@ def test_a_reply_that_is_liked_belongs_where_the_corrections_that_it_used_belong
         session.scoping.scope_correction("here", id)
     session.open_talk()
     say(session, "Who is Grace?")
-    session.me.state.reads[session.turns[0].id] = list(ids)
+    id = session.turns[0].id
+    replies = session.me.state.replies
+    replies[id] = replies[id]._replace(reads=tuple(ids))
     session.react("up")
     evidence = get_evidence(session.me.state)
     assert len(evidence.here) == 4 and not evidence.answers

@@ -173,7 +173,8 @@ def test_another_fine_tune_in_the_folder_of_an_undone_one_has_not_learned_its_an
     state.record("tuned", **ROUND | dict(adapter="a0"))
     state.record("learned", "0", is_answer=True)
     state.record("undone")
-    assert not state.taught and not open_state(state.archive).taught
+    state.record("tuned", **ROUND | dict(adapter="a0"))
+    assert not state.rounds[0].is_taught and not open_state(state.archive).rounds[0].is_taught
 
 
 def test_an_answer_that_another_base_learned_is_not_learned_by_this_one():

@@ -118,12 +118,13 @@ def explain_stored(session) -> list[Note]:
     id = next(reversed(state.own), None)
     if id is None:
         raise InputError("there is no reply yet", "write something first")
-    examples = [state.newest(other) for other in state.reads[id] if other in state.archive.dialogues]
-    said = {*state.statements[id]}
+    reply = state.replies[id]
+    examples = [state.newest(other) for other in reply.reads if other in state.archive.dialogues]
+    said = {*reply.statements}
     notes = [Note("example", prompt=d.prompt, reply=d.response) for d in examples]
     notes += [Note("you_said", text=one.text) for one in session.me.memory.list_statements(state) if one.id in said]
     first = Note("stored_reply", prompt=state.list_prompts([id]))
-    return [first, *(notes or [Note("read_nothing")]), Note("by_adapter" if id in state.tuned else "by_base")]
+    return [first, *(notes or [Note("read_nothing")]), Note("by_adapter" if reply.is_tuned else "by_base")]
 
 
 def explain_reply(session) -> list[Note]:

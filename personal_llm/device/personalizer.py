@@ -42,7 +42,7 @@ def _record_reaction(state: State, reaction: Reaction, is_asked: bool, is_new: b
     newest = state.newest(id)
     is_plain = False
     if is_new and reaction.kind == "better" and not reaction.scope:
-        used = [state.newest(other).response for other in state.reads.get(id, ())]
+        used = [state.newest(other).response for other in state.find_reply(id).reads]
         is_plain = is_taken_out(used, state.archive.dialogues[id].response, reaction.text)
     is_same = reaction.kind == "better" and reaction.text == newest.response
     if is_same and not state.is_own(id):  # the reply's own words are an approval, yours stay a correction

@@ -397,13 +397,14 @@ def list_talks(session: ChatSession, talk: str, words: str) -> dict:
     turns = []
     for id in talks.get(talk, ()):
         d = state.newest(id)
-        sources = [other for other in (*state.reads[id], *state.statements[id]) if other in dialogues]
+        used = state.replies[id]
+        sources = [other for other in (*used.reads, *used.statements) if other in dialogues]
         read = [state.newest(other).prompt for other in sources]
         reaction = state.reactions.get(id)
         turn = dict(id=id, prompt=d.prompt, reply=d.response, read=read, scope=state.scopes.get(id, ""))
         turn["is_cut"] = not d.response and is_cut(state, id)
         turn["is_own"] = d.origin == "annotated"  # the reply is the person's text
-        is_corrected = bool(state.reads[id]) or id in state.tuned  # the reply used corrections
+        is_corrected = bool(used.reads) or used.is_tuned  # the reply used corrections
         turns.append(turn | dict(reaction=reaction and reaction.kind, is_corrected=is_corrected))
     rows.sort(key=lambda row: -row["time"])
     row = find_habit_question(session.me.state)
