@@ -473,3 +473,38 @@ def test_a_folder_made_by_an_earlier_state_of_the_package_opens_with_all_that_it
     answers = [text for name in ("answers", "here", "everywhere") for text in evidence[name]]
     others = ["I'm glad you told", "I see. I'm", "You can boil an"]
     assert sorted(d.response for d in state.buffer.dialogues) == sorted(answers + others)
+
+
+@pytest.mark.parametrize(
+    "kind, change, words",
+    [("tuned", dict(adapter="../victim"), "damaged .an adapter in '../victim'"), ("tuned", dict(adapter=""), "damaged")]
+    + [("tuned", dict(adapter="/tmp/victim"), "damaged"), ("tuned", dict(adapter="adapters/../../x"), "damaged")]
+    + [
+        ("tuned", dict(adapter=7), "damaged"),
+        ("said", dict(reads=5), "damaged"),
+        ("scored", dict(scores={}), "damaged"),
+    ]
+    + [("scored", dict(scores=dict(embedding="?")), "damaged"), ("learned", {}, "damaged"), ("odd", {}, "damaged")],
+)
+def test_a_folder_of_somebody_else_or_a_damaged_event_is_one_line_and_deletes_nothing(tmp_path, kind, change, words):
+    victim = tmp_path / "victim"
+    victim.mkdir()
+    archive = Archive(tmp_path / "me")
+    state = State(archive, Buffer(3))
+    state.record("configured", base="base", model="m", settings={}, buffer=state.buffer.header())
+    tell(state, 1)
+    content = dict(reads=[], statements=[]) | dict(ROUND) | change
+    archive.append(kind, next(iter(archive.dialogues)), content)
+    archive.close()
+    with pytest.raises(InputError, match=words) as raised:
+        open_state(Archive(tmp_path / "me"))
+    assert "restore a copy" in str(raised.value) and "\n" not in str(raised.value) and victim.is_dir()
+
+
+def test_an_event_that_is_no_json_is_one_line(tmp_path):
+    archive = Archive(tmp_path)
+    archive.append("asked_habit", "", dict(ids=[]))
+    archive.execute("UPDATE events SET content = '{'")
+    archive.close()
+    with pytest.raises(InputError, match="memory.sqlite: damaged .*restore a copy"):
+        Archive(tmp_path)

@@ -338,6 +338,15 @@ def count_lost(model, recalled: Recall) -> int:
     return split_lost(model.left_out.get(recalled.dialogue.id, 0), len(recalled.memories))[0]
 
 
+def describe_length(model, most: int, d: Dialogue) -> Note | None:  # most: tokens of the answers in a prompt
+    "Say of a correction that it is too long for replies, or for being used beside others; None if it fits."
+    count = model.count_tokens(d.prompt) + model.count_tokens(d.response)
+    room = model.max_length - model.limit_reply()
+    if count > room:
+        return Note("too_long", count=count, most=room)
+    return Note("long", count=count) if count > most else None
+
+
 def describe_parts(model, recalled: Recall) -> list[Note]:
     "Name what a reply read of the person's."
     dialogue = recalled.dialogue
@@ -394,14 +403,13 @@ class ChatSession:
         self.model = model
         self.clock = clock
         self.me = Personalizer(model, folder=folder, **settings)
-        if not getattr(model.engine, "is_here", True):  # what you said in other talks stays on this computer
-            self.me.memory.config = replace(self.me.memory.config, statements=0)
         self.me.opens_questions = True
         self.talk = Talk(self.me, num_turns)
         self.scoping = Scoping(self.me, clock)
         self.reply = None  # the `ReplyStream` of the newest reply
         self.recalled = None  # the `Recall` of the newest reply
         self.active_reply = None  # the generator of `say`
+        self.answering = ""  # id of the turn whose reply is being written, if it has one already
         self.is_halted = False  # True: the reply ends here, and its turn is stored
         self.messages = []  # `Note`s for the user
         self.work = Background(self.me, idle_seconds, self.messages)
@@ -500,6 +508,7 @@ class ChatSession:
             new, self.recalled, ids = self.talk.prepare(prompt, history, rest, self.clock(), is_person)
             with self.me.use_adapter(self.recalled.adapter):
                 self.reply = ReplyStream(self.model, self.recalled.dialogue, options)
+                self.answering = replaces or ""
                 with closing(iter(self.reply)) as pieces:
                     for piece in pieces:
                         yield piece
@@ -510,7 +519,9 @@ class ChatSession:
             if isinstance(error, (InputError, GeneratorExit, KeyboardInterrupt)):
                 raise
             problem = f"no reply: {describe_error(error)}"
-            raise InputError(problem, "nothing of this turn is stored; write it again") from error
+            raise InputError(problem, "nothing of it is stored; write it again") from error
+        finally:
+            self.answering = ""
         if not self.reply.text:
             self.messages.append(Note("no_answer"))
         elif is_observed:
@@ -536,6 +547,10 @@ class ChatSession:
         note = describe_source(self.model, self.recalled, self.reply) if self.recalled else None
         return self.tell(note or "")
 
+    def describe_length(self, id: str) -> Note | None:
+        "Say of a correction that it is too long for replies, or for being used beside others; None if it fits."
+        return describe_length(self.model, self.me.memory.config.max_tokens, self.me.state.newest(id))
+
     def react(self, kind: str, text: str = "", id=None, scope: str = None):  # what is stored
         "React as `Personalizer.react` does, to the newest turn if no id is given; `InputError` if invalid."
         if id is None and not self.turns:
@@ -545,11 +560,8 @@ class ChatSession:
         stored = self.me.react(d, kind, text, self.clock(), scope)
         if kind == "better":
             self.scoping.subject = [self.me.state.find_root(stored.target)]
-            count = self.model.count_tokens(text)
-            room = self.model.max_length - self.model.limit_reply()
-            most = min(self.me.memory.config.max_tokens, room)
-            if count > most:
-                self.messages.append(Note("answer_too_long", count=count, most=most))
+            note = self.describe_length(*self.scoping.subject)
+            self.messages += [] if note is None else [Note("correction_is", what=note)]
         self.work.start_timer()
         return stored
 

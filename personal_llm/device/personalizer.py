@@ -410,7 +410,8 @@ class Personalizer(Displayed):
     def recall(self, dialogue: Dialogue, replaced=()) -> Recall:  # dialogue: a new prompt with the talk before it
         "Find what a reply uses, the gate permitting; replaced: ids of turns whose statements it doesn't."
         adapter = self.adapter if self.model.reads_adapters else None
-        return self.memory.find(self.state, dialogue, self.model.count_tokens, adapter, replaced)
+        is_elsewhere = not getattr(self.model.engine, "is_here", True)
+        return self.memory.find(self.state, dialogue, self.model.count_tokens, adapter, replaced, is_elsewhere)
 
     def reply(self, prompt: str, history=(), max_tokens: int = None) -> str:
         "Reply to a prompt with the user's answers before it; do not observe it."

@@ -10,6 +10,7 @@ __all__ = ['FILE', 'CLIENT', 'ACTS', 'Round', 'Instruction', 'Reply', 'hash_text
 import base64
 import copy
 import hashlib
+import re
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, replace
 from typing import NamedTuple
@@ -22,7 +23,7 @@ from ..base.text import count_nouns, format_date
 from ..buffer.buffer import Buffer, Decision, open_buffer
 from ..memory.feedback import Reaction
 from ..buffer.scoring import ScoredDialogue, Scores
-from .archive import Archive, Event, restore_history
+from .archive import Archive, Event, report_damage, restore_history
 
 # %% ../../nbs/7_device/02_state.ipynb #180b5fec
 def scores_to_dict(scores: Scores) -> dict:  # plain JSON values
@@ -136,10 +137,11 @@ class State:
         self.undone = []  # `Round`s that were undone
         self.vacated = None  # slot of an eviction whose successor comes next
         self.rescored = {}  # id -> new `Scores` of entries, until all are known
-        taken_back = find_taken_back(archive.events)
-        for event in archive.events:
-            self._apply(event, event.number in taken_back)
-        self._empty_bin()
+        with report_damage(archive.file):
+            taken_back = find_taken_back(archive.events)
+            for event in archive.events:
+                self._apply(event, event.number in taken_back)
+            self._empty_bin()
 
     def record(self, kind: str, dialogue: str = "", /, **content) -> None:
         "Append a new event to the archive and apply it, or do neither; it stores what was spent."
@@ -444,6 +446,8 @@ def _update_buffer(state: State, id: str) -> None:
 
 
 def _tuned(state: State, id: str, content: dict) -> None:
+    if state.archive.file and not re.fullmatch(r"adapters/\d+", content["adapter"]):  # it may be deleted some day
+        raise ValueError(f"an adapter in {content['adapter']!r}, which is no folder of a fine-tune")
     known = {one.name for one in fields(Round)}
     state.rounds.append(Round(base=state.base, **{name: content[name] for name in content.keys() & known}))
 
