@@ -62,7 +62,7 @@ KEPT = {  # a fact and a wish in each of the encoder's languages
 @pytest.mark.parametrize("language", KEPT)
 def test_facts_and_wishes_are_kept_in_sixteen_languages(language):
     assert [list_own_sentences(message) for message in KEPT[language]] == [[message] for message in KEPT[language]]
-    assert describe_wishes(KEPT[language][1]) == [f"kept: {KEPT[language][1]}"]
+    assert list(map(str, describe_wishes(KEPT[language][1]))) == [f"kept: {KEPT[language][1]}"]
 
 
 @pytest.mark.parametrize(
@@ -256,7 +256,7 @@ def test_any_message_is_read(texts):
     ],
 )
 def test_a_wish_that_is_not_done_is_answered_with_what_to_do(message, words):
-    assert any(words in line for line in describe_wishes(message))
+    assert any(str(words) in str(line) for line in describe_wishes(message))
 
 
 @pytest.mark.parametrize(
