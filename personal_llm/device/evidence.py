@@ -71,8 +71,11 @@ def get_evidence(state: State) -> Evidence:
     "Return what the person did with the replies; approved plain replies count only if nothing was corrected."
     groups = {field.name: [] for field in fields(Evidence)} | {"approved": [], "": []}
     with state.archive.lock:  # a fine-tune asks in its own thread
+        again = {new for old, new in state.replaced.items() if _uses_form(state, old)}  # plain only for "not here"
         for id in _list_said(state):
-            groups[_find_group(state, id)].append(state.dated.get(id) or state.newest(id))
+            group = _find_group(state, id)
+            group = "" if group == "left_alone" and id in again else group
+            groups[group].append(state.dated.get(id) or state.newest(id))
     approved = groups.pop("approved")
     del groups[""]
     if not any(groups[name] for name in TAUGHT):
