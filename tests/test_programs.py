@@ -67,6 +67,14 @@ def test_a_set_up_text_is_not_the_persons_word(text):
     assert clean_turn(Turn("user", "Explain <b>bold</b> and # AGENTS.md.")).left_out == ""
 
 
+def test_the_system_text_of_vertex_belongs_to_each_dialogue():
+    turns = [dict(role=("user", "model")[i % 2], parts=[dict(text=text)]) for i, text in enumerate(sum(TEA, ()))]
+    found = reading.read_dialogues(
+        [dict(systemInstruction=dict(role="system", parts=[dict(text="Be kind.")]), contents=turns)]
+    )
+    assert pairs(found) == TEA and all(d.history[0] == ("system", "Be kind.") for d in found) and not found.notes()
+
+
 REFUSED = [  # what a file holds, its name, words of the message
     (
         dict(gamestarted=True, prompt="", actions=["\n### Instruction:\nTea?"]),
@@ -88,6 +96,7 @@ REFUSED = [  # what a file holds, its name, words of the message
     (b"\x01\x02\x90\xff" * 9, "msgstore.db.crypt15", "an encrypted backup of WhatsApp"),
     (b"\x01\x02\x90\xff" * 9, "a.json", "a binary file, and no text"),
     (b"bplist00\xd4", "a.json", "a property list of Apple"),
+    ([dict(ts=1, type="say", say="text", text="Tea?")], "ui_messages.json", "api_conversation_history.json"),
 ]
 
 
