@@ -84,7 +84,7 @@ def retrieve(
     def count(d: Dialogue) -> int:
         return count_tokens(d.prompt) + count_tokens(d.response)
 
-    return take_fitting(wanted, count, config.max_tokens, config.memories)[::-1]
+    return take_fitting(wanted, count, config.max_tokens, config.memories)[::-1] or wanted[: min(config.memories, 1)]
 
 # %% ../../nbs/3_memory/04_retrieval.ipynb #sta00014
 def find_nearest(place: int, rows: np.ndarray) -> int:  # rows: (at least two statements, width)
