@@ -441,7 +441,8 @@ def test_dates_are_written_as_people_write_them():
 
 NAMES = "ThinkPad-X1-Carbon-Gen11 FRITZ-Box-7590-XY lena-hofer-1984-graz llama-3-1-8b-instruct iPhone-15-Pro-Max-256GB"
 KEYS = "sk-proj-Ab3dE6gH9jK2mN5pQ8rT ghp_16C7e42F292c6912E7710c838347Ae178B4a AKIAIOSFODNN7EXAMPLE A1B2-C3D4-E5F6-G7H8 "
-KEYS += "550e8400-e29b-41d4-a716-446655440000 ABCDE-12345-FGHIJ-67890 xoxb-123456789012-AbCdEfGhIjKlMnOp sk-ant-api03-abcDEF1234-xyz"
+KEYS += "550e8400-e29b-41d4-a716-446655440000 ABCDE-12345-FGHIJ-67890 "
+KEYS += "xoxb-123456789012-AbCdEfGhIjKlMnOp sk-ant-api03-abcDEF1234-xyz"
 
 
 def test_names_with_numbers_are_no_secrets_and_keys_are():
