@@ -178,11 +178,11 @@ class Memory:
         row, *rows = self.vectors.embed([prompt, *(statement.text for statement in said)])
         return choose_statements(said, np.stack(rows), prompt, row, self.config, count_tokens)
 
-    def list_statements(self, state: State) -> list:  # `Statement`s, the oldest first
-        "Return what the person said of themselves; each message is read once."
+    def list_statements(self, state: State) -> list:  # `Statement`s, in the order in which they were said
+        "Return what the person said of themselves; each message is read once. A clock that goes back changes no order."
         own = [self.archive.dialogues[id] for id in state.own]
         new = [d for d in own if d.id not in self.said or self.said[d.id][0] != d.prompt]
         self.said |= {d.id: (d.prompt, []) for d in new}
         for one in find_statements(new):
             self.said[one.id][1].append(one)
-        return sorted((one for d in own for one in self.said[d.id][1]), key=lambda one: one.time)
+        return [one for d in own for one in self.said[d.id][1]]
