@@ -83,6 +83,8 @@ def test_a_console_that_is_not_utf_8_shows_what_it_can(tmp_path):
 @pytest.mark.parametrize("name", PROCESSORS)
 def test_an_older_processor_can_be_had_on_this_one(name):
     "What NumPy still finds of its newer instructions under the settings of `make test-portable`."
-    program = "import numpy, json; print(json.dumps(numpy.show_config(mode='dicts')['SIMD Extensions'].get('found', [])))"
+    program = (
+        "import numpy, json; print(json.dumps(numpy.show_config(mode='dicts')['SIMD Extensions'].get('found', [])))"
+    )
     found = json.loads(run_python(program, **settings(name)))
     assert not [one for one in found if one.startswith(PROCESSORS[name]["without"])]
