@@ -152,7 +152,7 @@ def measure(jobs: list):  # yields a dict of results a job; jobs: of one stream
                 buffer.add(candidate)
             kept = [replace(d, response=d.labels["reference"], origin="annotated") for d in buffer.dialogues]
             written = synthesize(model, kept, job.get("rewrites", 0), vectors=vectors).dialogues
-            config = TuningConfig(steps=STEPS, batch_size=2, validation=0, checks=1)
+            config = TuningConfig(layers=None, steps=STEPS, learning_rate=3e-4, batch_size=2, validation=0, checks=1)
             adapter = finetune(model, kept + written, config, seed=0, progress=False)
             found = dict(kept=[int(d.time) for d in kept], changes=sum(d.kept for d in buffer.log), cost=adapter.cost)
             found["written"] = len(written)

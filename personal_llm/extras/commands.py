@@ -115,7 +115,7 @@ def add_pllms(
 @library_app.command(
     "build", epilog="Example: personal-llm library build others --adapter ana --data bo.jsonl --licence CC-BY-4.0"
 )
-@add_options("tuning", TuningConfig, *TUNING)
+@add_options("tuning", TuningConfig, *TUNING, layers=None)
 def build(
     folder: Annotated[str, Argument(help="a new folder, or a library to complete", metavar="DIR")],
     licence: Annotated[str, Option(help="licence of the models", metavar="NAME")],

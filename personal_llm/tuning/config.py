@@ -24,7 +24,9 @@ class TuningConfig:
     alpha: float = setting(16, "the change is scaled by alpha / rank", "positive number")
     dropout: float = setting(0.0, "share of the LoRA layers' inputs that is dropped", "share", high=0.99)
     target_modules: str = setting("all-linear", "modules with LoRA: all-linear, or names joined by commas", "name")
-    layers: int = setting(None, "how many of the upper layers learn; by default all", "whole number", low=1)
+    layers: int = setting(
+        None, "how many of the upper layers learn; all if the model has no more", "whole number", low=1
+    )
     learning_rate: float = setting(3e-4, "the largest step size, at the end of the warm-up", "positive number")
     steps: int = _count(48, "optimiser steps of a fine-tune; equal for all methods in a comparison")
     batch_size: int = _count(4, "samples in a step, at most")
