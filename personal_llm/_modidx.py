@@ -95,6 +95,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                        'personal_llm.app.demo.describe_person': ( '8_app/demo.html#describe_person',
                                                                                   'personal_llm/app/demo.py'),
                                        'personal_llm.app.demo.format_shares': ('8_app/demo.html#format_shares', 'personal_llm/app/demo.py'),
+                                       'personal_llm.app.demo.load_ahead': ('8_app/demo.html#load_ahead', 'personal_llm/app/demo.py'),
                                        'personal_llm.app.demo.make_stream': ('8_app/demo.html#make_stream', 'personal_llm/app/demo.py'),
                                        'personal_llm.app.demo.run_demo': ('8_app/demo.html#run_demo', 'personal_llm/app/demo.py'),
                                        'personal_llm.app.demo.write_reply': ('8_app/demo.html#write_reply', 'personal_llm/app/demo.py')},
