@@ -380,8 +380,6 @@ class ChatSession:
         self.model = model
         self.clock = clock
         self.me = Personalizer(model, folder=folder, **settings)
-        if not getattr(model.engine, "is_here", True):  # what you said in other talks stays on this computer
-            self.me.memory.config = replace(self.me.memory.config, statements=0)
         self.me.opens_questions = True
         self.talk = Talk(self.me, num_turns)
         self.scoping = Scoping(self.me, clock)
@@ -539,9 +537,9 @@ class ChatSession:
         if self.work.learning is not None:
             raise InputError("a fine-tune is learning what you said", "wait until it is complete, or /unlearn stops it")
         acts = self.me.state.list_last_act()
-        named = [one.event.dialogue for one in acts]
+        named = [event.dialogue for event in acts]
         line = translate(self.me.state, self.me.undo())
-        if acts[0].event.kind == "scoped":
+        if acts[0].kind == "scoped":
             line += ". " + self.scoping.describe_scopes(named)
         self.scoping.subject = named
         self.work.start_timer()

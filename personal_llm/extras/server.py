@@ -456,7 +456,7 @@ def describe_model(model) -> str:
 
 def describe_undo(state) -> str:
     "Name the act that `take_back` takes back; empty if nothing is left."
-    events = [one.event for one in state.list_last_act()]
+    events = state.list_last_act()
     content = events[0].content if events else {}
     prompts = state.quote_prompts(one.dialogue for one in events if one.dialogue)
     names = dict(better="your correction of", up="“Good reply” to", down="“Bad reply” to")
