@@ -483,9 +483,11 @@ def test_a_start_without_targets_is_refused(targets):
         TuningConfig().match_adapter(START | dict(target_modules=targets), "mine")
 
 
-def test_the_defaults_are_the_papers():
+def test_the_defaults_are_those_of_the_rows():
+    "LoRA's shape is that of the paper; an experiment chose layers, steps and rate together."
     config = TuningConfig()
-    assert (config.learning_rate, config.rank, config.alpha, config.target_modules) == (3e-4, 8, 16, "all-linear")
+    assert (config.rank, config.alpha, config.target_modules) == (8, 16, "all-linear")
+    assert (config.layers, config.steps, config.learning_rate) == (8, 24, 1e-3)
 
 
 # what validates
