@@ -60,6 +60,7 @@ tests/test_course*.py tests/test_real_models.py tests/test_harness.py tests/test
 tests/test_demo.py tests/test_pocket_*.py
 nbs/tutorials/* nbs/course/* nbs/recipes/* nbs/experiments/*
 nbs/*/*_decomposition.ipynb nbs/*/*_audit.ipynb nbs/*/*_idle.ipynb nbs/*/*_cluster.ipynb
+nbs/*/*_merging.ipynb nbs/*/*_space.ipynb
 """.split()
 
 
@@ -119,12 +120,13 @@ def pytest_collect_file(file_path, parent):
 
 
 def skipped_flags(config):
-    "The flags that keep a cell from running: `tst_flags`, without `slow` when it is asked for."
+    "The flags that keep a cell from running: `tst_flags`, without `slow` when it is asked for, and `later` with --quick."
     from personal_llm.base.weights import DEFAULT_MODEL, OTHER_ENCODER, find_weights
 
     needed = dict(smollm2="smollm2", qwen=DEFAULT_MODEL, encoder=OTHER_ENCODER)
     wanted = {flag for flag, name in needed.items() if find_weights(name)}
-    return set(get_config(config.rootpath).tst_flags) - wanted - ({"slow"} if config.getoption("--slow") else set())
+    wanted |= {"slow"} if config.getoption("--slow") else set()
+    return set(get_config(config.rootpath).tst_flags) - wanted | ({"later"} if config.getoption("--quick") else set())
 
 
 class Cell:

@@ -5,6 +5,7 @@ import os
 import pty
 import sys
 import threading
+import time
 import types
 
 import pytest
@@ -271,10 +272,36 @@ def test_pasted_lines_belong_together(typed, pasted):
     assert chat.read_message("> ") == "alone\n"
 
 
-def test_lines_that_were_typed_during_a_reply_are_messages_of_their_own(typed):
-    typed("one\n/up\n")
-    assert chat.read_message("> ") == "one\n"
-    assert chat.read_message("> ") == "/up\n"
+def test_lines_that_came_during_a_reply_are_one_message_and_no_command(typed):
+    typed("A page.\n/always Be rude.\n")
+    message = chat.read_message("> ")
+    assert message == "A page.\n/always Be rude.\n" and isinstance(message, chat.Pasted)
+    typed("/up\n")
+    assert not isinstance(chat.read_message("> "), chat.Pasted), "a single line may be a command"
+
+
+@pytest.mark.parametrize("begins, ends", [("", ""), (BEGINS, ENDS)])
+def test_no_line_has_a_limit_and_what_follows_is_read(typed, begins, ends, capsys):
+    page = "né " * 30_000
+    with chat.mark_pastes():
+        typing = threading.Thread(target=typed, args=[f"{begins}{page}end{ends}\n"])
+        typing.start()
+        time.sleep(0.2)  # the terminal is full before we read
+        message = chat.read_message("> ")
+        typing.join()
+        assert message == f"{page}end\n" and isinstance(message, chat.Pasted) == bool(begins)
+        typed("/forget né\n")
+        assert chat.read_message("> ") == "/forget né\n"
+    assert page in capsys.readouterr().err
+
+
+def test_keys_erase_letters_words_and_lines_and_ctrl_d_ends(typed, capsys):
+    with chat.mark_pastes():
+        typed("No words\x15Is 七八\x7f a priem\x17primee\x7f?\x1b[D\n")
+        assert chat.read_message("> ") == "Is 七 a prime?\n"
+        assert capsys.readouterr().err.endswith("primee\b \b?\n")
+        typed("\x04")
+        assert chat.read_message("> ") == ""
 
 
 def test_a_paste_that_comes_in_parts_is_one_message(typed):
@@ -310,7 +337,7 @@ def test_the_terminal_marks_pastes_during_the_chat_and_is_as_before_after_it(typ
     seen = []
 
     def read(prompt):
-        seen.append(termios.tcgetattr(sys.stdin)[3] & termios.ECHOCTL)
+        seen.append(termios.tcgetattr(sys.stdin)[3] & (termios.ICANON | termios.ECHO))
         raise KeyboardInterrupt
 
     monkeypatch.setattr(chat, "read_message", read)

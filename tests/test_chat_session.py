@@ -305,9 +305,8 @@ def test_a_question_about_a_habit_that_nobody_saw_or_answered_leaves_the_newest_
 def test_a_scope_is_about_the_correction_that_was_named_last_and_still_exists(model):
     session = open_chat(model)
     first, second = teach(session, *PROMPTS[:2])
-    scopes = session.me.state.scopes
     session.undo()
-    assert PROMPTS[0] in session.scoping.scope_correction("here") and scopes == {first: "here"}
+    assert PROMPTS[0] in session.scoping.scope_correction("here") and session.me.state.scopes == {first: "here"}
     session.react("better", "In short: Ada.", second)
     session.react("up", "", second)
     assert PROMPTS[1] in session.scoping.scope_correction("here"), "a correction that you like is still one"
@@ -357,17 +356,36 @@ def test_a_chat_that_was_closed_is_one_line(model, tmp_path):
         session.say("Hello")
 
 
-def test_what_you_said_in_other_talks_stays_on_this_computer(model):
-    class Elsewhere:
-        is_here = False
+SAID = (  # a message, the correction of its reply, and whether both may leave the computer
+    ("I have diabetes. What should I eat?", "In short: vegetables.", False),
+    ("What should one eat?", "In short: with your diabetes, vegetables.", False),
+    ("Is DE89 3704 0044 0532 0130 00 a valid IBAN?", "In short: yes.", False),
+    ("Ich habe Diabetes. Was ist gesund?", "Kurz gesagt: Gemüse.", False),
+    ("What is the capital of Italy?", "In short: Rome.", True),
+    ("How do plants eat?", "In short: by light.", True),
+)
 
+
+@pytest.mark.parametrize("kind", ["better", "up"])
+def test_what_you_said_in_other_talks_stays_on_this_computer(model, tmp_path, monkeypatch, kind):
+    with open_chat(model, tmp_path) as session:  # at first the replies were written here
+        for prompt, better, _ in SAID:
+            say(session, prompt)
+            session.react("better", better, scope="everywhere")
+            session.react(kind, better if kind == "better" else "")
+            session.open_talk()
     engine = model.engine
-    for one, most in ((Elsewhere(), 0), (engine, 4)):
-        model.engine = one
-        try:
-            assert open_chat(model).me.memory.config.statements == most
-        finally:
-            model.engine = engine
+    for is_here in (False, True):
+        monkeypatch.setattr(engine, "is_here", is_here, raising=False)
+        read = set()
+        with open_chat(model, tmp_path) as session:
+            for prompt in ("I am hungry. What should I eat?", "Was soll ich essen?", "Is an IBAN valid?", "And Spain?"):
+                session.open_talk()
+                say(session, prompt, is_observed=False)
+                read |= {text for _, text in session.recalled.dialogue.history}
+                assert not session.recalled.statements or is_here
+        sent = {prompt for prompt, better, _ in SAID if {prompt, better} & read}
+        assert sent == {prompt for prompt, _, may_leave in SAID if may_leave or is_here}
 
 
 def test_notes_are_in_the_language_of_your_messages(model):

@@ -4,7 +4,8 @@ import json
 
 from typed import fails, invoke
 
-from personal_llm.app.demo import DemoPerson, run_demo
+from personal_llm.app.demo import DemoPerson, describe_person, run_demo
+from personal_llm.base.core import Dialogue
 from personal_llm.base.models import load_model
 from personal_llm.device.personalizer import Personalizer
 
@@ -30,6 +31,19 @@ def test_its_folder_has_numbers_and_a_memory_stays_as_it_is(tmp_path, capsys):
     assert any("subjects nobody touched" in line for line in lines) and any("expect zeros" in line for line in lines)
     told = [line for line in capsys.readouterr().err.splitlines() if line.startswith("about ")]
     assert len(told) == 2, "before each of the two long stages"
+
+
+def test_the_words_compare_with_the_replies_that_were_corrected():
+    "Nothing is generated for them."
+    me = Personalizer(load_model("pocket"))
+    for number, prompt in enumerate(DemoPerson().wishes):
+        dialogue = Dialogue(prompt, "Take a pot.", time=float(number), origin="model")
+        me.arrive(dialogue, f"talk {number}")
+        me.react(dialogue, "better", DemoPerson().wishes[prompt], float(number))
+    words = describe_person(me)
+    count = len(DemoPerson().wishes)
+    assert f"({count} of {count}; the replies before 0 of {count})" in words[0] and me.model.cost.forward == 0
+    assert describe_person(Personalizer(load_model("pocket"))) == ["no description: 0 own answers, 8 are needed"]
 
 
 def test_what_was_shown_stays_when_it_is_stopped(tmp_path, monkeypatch, capsys):

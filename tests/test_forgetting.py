@@ -34,8 +34,8 @@ FACTS = dict(eoe=0.5, eoe_scripts=0.5, dss=0.1, domain="none", loss=1.0, tokens=
 class Talks:
     "An archive with talks in which each reply reads what a test says."
 
-    def __init__(self, folder=None):
-        self.state = State(Archive(folder), Buffer(4, "fifo"))
+    def __init__(self, folder=None, policy="fifo"):
+        self.state = State(Archive(folder), Buffer(4, policy))
         self.state.record("configured", base="b", model="m", settings={}, buffer=self.state.buffer.header())
 
     def say(self, id, prompt, response, turns=(), reads=(), statements=(), origin="model", talk="monday", foreign=()):
@@ -114,7 +114,7 @@ def test_every_adapter_from_the_first_that_learned_it_goes(tmp_path):
 
 
 def test_what_a_forgotten_adapter_learned_waits_to_be_learned_again():
-    talks = Talks()
+    talks = Talks(policy="answers-first")
     for id in "ab":
         talks.say(id, f"Question {id}?", "An answer.", talk=id)
         talks.correct(id, f"Better {id}.")

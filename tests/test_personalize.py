@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -52,6 +53,29 @@ def test_what_comes_is_said_before_anything_is_timed(model, monkeypatch, capsys)
     monkeypatch.setattr(app, "estimate_minutes", lambda *given: told.append(capsys.readouterr().err) or 1)
     app.announce(model, CHATS[0], 4, 8, 54, BRIEF)
     assert told[0].startswith("54 dialogues to read, 2 steps") and capsys.readouterr().err == "about 1.0 minutes\n"
+
+
+def test_an_estimate_is_the_sum_of_its_parts(model, monkeypatch):
+    "Ten replies of 2 s, forty dialogues read at .5 s, twelve steps of 3 s."
+    monkeypatch.setattr(app.timeit, "repeat", lambda *given, **named: [9.0, 2.0])
+    monkeypatch.setattr(app, "time_step", lambda *given: 3.0)
+    assert app.estimate_minutes(model, CHATS[0], 10, 8) == 20 / 60
+    assert app.estimate_minutes(model, CHATS[0], 10, 8, 40, TuningConfig(steps=12)) == (20 + 20 + 36) / 60
+
+
+def test_a_timed_step_is_one_of_the_fine_tune(model, monkeypatch):
+    "On as many dialogues as a batch has, with the settings that follow."
+    asked = []
+
+    def tune(model, dialogues, config, progress, on_step):
+        asked.append((len(dialogues), config))
+        on_step(1, 0.0)
+        on_step(2, 0.0)
+
+    monkeypatch.setattr(app, "finetune", tune)
+    config = TuningConfig(steps=90, layers=2, batch_size=2)
+    assert app.time_step(model, CHATS[0], config) >= 0
+    assert asked == [(2, replace(config, steps=2, checks=1, validation=0.0))]
 
 
 def test_no_file_but_the_memory_holds_a_text(model, tmp_path):

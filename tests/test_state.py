@@ -141,7 +141,7 @@ def test_nothing_waits_for_the_score_of_a_deleted_reply():
     assert state.pending == []
     react(state, "0", text="Mine.", is_new=True)
     assert state.pending == ["0"]
-    state.record("taken_back", events=[state.acts[-1].event.number])
+    state.record("taken_back", events=[state.acts[-1].number])
     assert state.pending == [] and len(state.buffer) == 0
     assert open_state(state.archive).pending == []
 
@@ -177,7 +177,7 @@ def test_another_fine_tune_in_the_folder_of_an_undone_one_has_not_learned_its_an
 
 
 def test_an_answer_that_another_base_learned_is_not_learned_by_this_one():
-    state = open_new("fifo")
+    state = open_new("answers-first")
     tell(state, 0, id="0")
     state.record("reacted", "0", kind="better", text="Mine.", asked=False, time=1.0)
     state.record("tuned", **ROUND | dict(adapter="a0"))
@@ -192,7 +192,7 @@ def test_an_answer_that_another_base_learned_is_not_learned_by_this_one():
 
 
 def test_an_answer_that_changed_while_it_was_learned_is_not_learned():
-    state = open_new("fifo")
+    state = open_new("answers-first")
     tell(state, 0, id="0")
     react(state, "0", text="So.")
     state.record("tuned", **ROUND)
@@ -221,11 +221,11 @@ def test_a_pending_dialogue_is_kept_with_its_reaction():
 
 
 def test_an_undone_answer_waits_for_a_new_one_and_the_status_counts_it():
-    state = open_new("fifo")
+    state = open_new("answers-first")
     say(state, 0, np.random.default_rng(3))
     (id,) = state.archive.dialogues
-    for _ in range(2):
-        react(state, id, text="So.")
+    for number in range(2):
+        react(state, id, text=f"So {number}.")
         assert list_unlearned(state) == [id] and describe_state(state)["unlearned"] == 1
         state.record("tuned", **ROUND)
         state.record("learned", id)
@@ -234,6 +234,9 @@ def test_an_undone_answer_waits_for_a_new_one_and_the_status_counts_it():
     state.record("undone")
     assert list_unlearned(state) == [], "a night does not learn it again"
     assert describe_state(state)["unlearned"] == 1, "but you can"
+    for kind, text in (("up", ""), ("better", "So 1.")):
+        react(state, id, kind, text)
+        assert list_unlearned(state) == [], "the text is the same"
     react(state, id, text="So be it.")
     assert list_unlearned(state) == [id]
 
@@ -321,7 +324,7 @@ def test_an_act_that_is_taken_back_leaves_no_trace_in_what_counts(acts):
             text = f"Better {time}." if kind == "better" else ""
             state.record("reacted", f"{number}", kind=kind, text=text, asked=False, time=10.0 + time)
     while state.acts:
-        state.record("taken_back", events=[state.acts[-1].event.number])
+        state.record("taken_back", events=[state.acts[-1].number])
         assert look() == before.pop()
         assert str(get_evidence(open_state(state.archive))) == str(get_evidence(state))
 
@@ -443,7 +446,7 @@ def test_an_act_from_before_a_failed_change_can_be_taken_back():
     state.record("instructed", number=1, text="Be brief.", time=0.0)
     with pytest.raises(ZeroDivisionError), state.change():
         1 / 0
-    state.record("taken_back", events=[state.acts[-1].event.number])
+    state.record("taken_back", events=[state.acts[-1].number])
     assert state.instructions == open_state(state.archive).instructions == {}
 
 
@@ -469,3 +472,38 @@ def test_a_folder_made_by_an_earlier_state_of_the_package_opens_with_all_that_it
     answers = [text for name in ("answers", "here", "everywhere") for text in evidence[name]]
     others = ["I'm glad you told", "I see. I'm", "You can boil an"]
     assert sorted(d.response for d in state.buffer.dialogues) == sorted(answers + others)
+
+
+@pytest.mark.parametrize(
+    "kind, change, words",
+    [("tuned", dict(adapter="../victim"), "damaged .an adapter in '../victim'"), ("tuned", dict(adapter=""), "damaged")]
+    + [("tuned", dict(adapter="/tmp/victim"), "damaged"), ("tuned", dict(adapter="adapters/../../x"), "damaged")]
+    + [
+        ("tuned", dict(adapter=7), "damaged"),
+        ("said", dict(reads=5), "damaged"),
+        ("scored", dict(scores={}), "damaged"),
+    ]
+    + [("scored", dict(scores=dict(embedding="?")), "damaged"), ("learned", {}, "damaged"), ("odd", {}, "damaged")],
+)
+def test_a_folder_of_somebody_else_or_a_damaged_event_is_one_line_and_deletes_nothing(tmp_path, kind, change, words):
+    victim = tmp_path / "victim"
+    victim.mkdir()
+    archive = Archive(tmp_path / "me")
+    state = State(archive, Buffer(3))
+    state.record("configured", base="base", model="m", settings={}, buffer=state.buffer.header())
+    tell(state, 1)
+    content = dict(reads=[], statements=[]) | dict(ROUND) | change
+    archive.append(kind, next(iter(archive.dialogues)), content)
+    archive.close()
+    with pytest.raises(InputError, match=words) as raised:
+        open_state(Archive(tmp_path / "me"))
+    assert "restore a copy" in str(raised.value) and "\n" not in str(raised.value) and victim.is_dir()
+
+
+def test_an_event_that_is_no_json_is_one_line(tmp_path):
+    archive = Archive(tmp_path)
+    archive.append("asked_habit", "", dict(ids=[]))
+    archive.execute("UPDATE events SET content = '{'")
+    archive.close()
+    with pytest.raises(InputError, match="memory.sqlite: damaged .*restore a copy"):
+        Archive(tmp_path)

@@ -6,12 +6,14 @@
 __all__ = ['print_note', 'handle', 'run_line', 'start_loading', 'run_chat', 'ask_at_terminal']
 
 # %% ../../nbs/8_app/04_chat.ipynb #09421487
+import codecs
 import os
 import re
 import select
 import sys
 import threading
 import time
+import unicodedata
 from contextlib import contextmanager
 
 from .personalize import describe_status
@@ -34,10 +36,60 @@ def is_terminal() -> bool:
     return bool(sys.stdin) and sys.stdin.isatty()
 
 
+@contextmanager
+def take_keys():
+    "Let this process take each key in the block, because the terminal would cut a line after 4,095 bytes."
+    if os.name == "nt" or not sys.stdin or not sys.stdin.isatty():
+        yield False
+        return
+    import termios
+
+    before = termios.tcgetattr(sys.stdin)
+    after = [*before[:6], [*before[6]]]
+    after[3] &= ~(termios.ICANON | termios.ECHO)
+    after[6][termios.VMIN], after[6][termios.VTIME] = 1, 0
+    termios.tcsetattr(sys.stdin, termios.TCSADRAIN, after)
+    try:
+        yield True
+    finally:
+        termios.tcsetattr(sys.stdin, termios.TCSADRAIN, before)
+
+
+ERASERS = {"\x08": ".", "\x7f": ".", "\x15": ".+", "\x17": r"\S+\s*"}  # a key -> what it erases at the end of the line
+
+
+def read_keys() -> str:
+    "Read the keys of one line, and show them; Ctrl-D in an empty line is the end of all lines."
+    decode = codecs.getincrementaldecoder("utf-8")("replace").decode
+    line = ""
+    is_hidden = False  # of an arrow, or of the mark around a paste
+    while not line.endswith("\n"):
+        byte = os.read(sys.stdin.fileno(), 1)
+        key = decode(byte)
+        shown = ""
+        if not byte or key == "\x04" and not line:
+            return line
+        if key in ERASERS:
+            gone = re.search(f"(?:{ERASERS[key]})?$", line)[0]
+            line = line.removesuffix(gone)
+            width = sum(1 + (unicodedata.east_asian_width(letter) in "WF") for letter in gone)
+            shown = "\b \b" * width
+        elif key != "\x04":
+            line += key
+            is_hidden = is_hidden or key == "\x1b"
+            shown = key * (not is_hidden)
+            is_hidden = is_hidden and not (key.isalpha() or key == "~")
+        print(shown, end="", file=sys.stderr, flush=True)
+    return line
+
+
 def read_line(prompt: str = "") -> str:  # with its line end; "" at the end of all lines
     "Read one line, after a prompt on stderr."
     print(prompt, end="", file=sys.stderr, flush=True)
-    return sys.stdin.readline() if sys.stdin else ""
+    with take_keys() as takes_keys:
+        if takes_keys:
+            return read_keys()
+        return sys.stdin.readline() if sys.stdin else ""
 
 
 def has_waiting_line() -> bool:
@@ -62,31 +114,22 @@ class Pasted(str):
 
 @contextmanager
 def mark_pastes():
-    "Let the terminal mark what is pasted, if it can, and don't show the marks."
-    if os.name == "nt" or not sys.stdin or not sys.stdin.isatty():
-        yield
-        return
-    import termios
-
-    before = termios.tcgetattr(sys.stdin)
-    after = [flags & ~termios.ECHOCTL if place == 3 else flags for place, flags in enumerate(before)]
-    termios.tcsetattr(sys.stdin, termios.TCSADRAIN, after)
-    print("\x1b[?2004h", end="", file=sys.stderr, flush=True)
-    try:
-        yield
-    finally:
-        print("\x1b[?2004l", end="", file=sys.stderr, flush=True)
-        termios.tcsetattr(sys.stdin, termios.TCSADRAIN, before)
+    "Let the terminal mark what is pasted, if it can; also keys that are pressed between two prompts are taken."
+    with take_keys() as takes_keys:
+        print("\x1b[?2004h" * takes_keys, end="", file=sys.stderr, flush=True)
+        try:
+            yield
+        finally:
+            print("\x1b[?2004l" * takes_keys, end="", file=sys.stderr, flush=True)
 
 
 def read_message(prompt: str) -> str:  # "" at the end of all lines; a `Pasted` if it can be no command
-    "Read a line, or all lines of a paste."
-    was_waiting = has_waiting_line()  # typed before the prompt, so that each line is a message
-    text = read_line(prompt)
-    while text and (text.count(PASTE_BEGINS) > text.count(PASTE_ENDS) or not was_waiting and has_waiting_line()):
-        line = read_line()
-        if not line:
-            break
+    "Read a line, or all lines that come at once: those of a paste, also of one while a reply was written."
+    text = line = read_line(prompt)
+    num_open = 0  # pastes
+    while line:
+        num_open += line.count(PASTE_BEGINS) - line.count(PASTE_ENDS)
+        line = read_line() if num_open > 0 or has_waiting_line() else ""
         text += line
     is_typed = "\n" not in text.strip() or PASTE_BEGINS in text or text.startswith("/better")
     is_typed = is_typed and not text.lstrip().startswith(PASTE_BEGINS)
@@ -139,7 +182,8 @@ def explain_reply(session) -> list:  # lines
     if len(lines) == 1:
         lines = [f"your corrections {'apply' if does_apply else 'do not apply'}: {lines[0]}"]
     if recalled.verdict.answers and not recalled.memories:
-        lines.append("none is an example, because this talk shows them already, or they are too long")
+        reasons = "this talk shows them already, they are too long, or they speak of you and another computer replies"
+        lines.append(f"none is an example: {reasons}")
     num_lost = count_lost(session.model, recalled)
     lines += [f"did not fit: your answer to “{d.prompt}”" for d in recalled.memories[:num_lost]]
     lines += [f"example: “{d.prompt}” → {d.response}" for d in recalled.memories[num_lost:]]

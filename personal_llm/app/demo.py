@@ -12,7 +12,7 @@ import time
 from contextlib import closing
 from pathlib import Path
 
-from ..base.core import Dialogue, InputError
+from ..base.core import Dialogue
 from ..base.files import ASSETS, check_is_folder, write_json
 from ..base.replies import ReplyOptions, ReplyStream
 from ..base.text import count_nouns
@@ -21,7 +21,7 @@ from ..buffer.buffer import Buffer
 from ..buffer.policies import DEFAULT_POLICY
 from ..device.personalizer import Personalizer
 from ..device.evidence import describe_state, list_taught
-from ..explanation.explanation import explain
+from ..explanation.explanation import Explanation, describe_answers
 from ..tuning.config import TuningConfig
 
 # %% ../../nbs/8_app/03_demo.ipynb #35e40afa
@@ -46,7 +46,7 @@ class DemoPerson:
         return reply.lstrip().lower().startswith(self.opening.lower())
 
 # %% ../../nbs/8_app/03_demo.ipynb #cb948374
-REPLY_TOKENS = 24  # of a reply; the form is in its first words, and the table shows no more than a line
+REPLY_TOKENS = 20  # of a reply; the form is in its first words, and the table shows no more than a line
 PARTS = dict(habits="her subject", spill="subjects left alone", unseen="subjects nobody touched")
 
 
@@ -183,8 +183,8 @@ def run_demo(
 
 # %% ../../nbs/8_app/03_demo.ipynb #d7f7cdac
 def describe_person(me: Personalizer) -> list:  # lines
-    "Return the habits of the person's answers in words, with counts."
-    try:
-        return explain(me.model, [d.derive(history=()) for d in list_taught(me.state)]).lines()
-    except InputError as error:  # too few answers to count
-        return [str(error)]
+    "Return the habits of the person's answers in words, with counts, beside the replies that they corrected."
+    answers = list_taught(me.state)
+    pairs = [(d.response, me.archive.dialogues[me.state.root(d)].response) for d in answers]
+    described = describe_answers(pairs, base_is_truncated=True, compared_with="the replies before")
+    return Explanation(len(answers), "answers", **described).lines()

@@ -12,6 +12,7 @@ import textwrap
 import time
 import timeit
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 from tqdm.auto import tqdm
@@ -34,6 +35,7 @@ from ..device.evidence import describe_state
 from ..explanation.habits import find_habits
 from ..selection.library import Library, find_library_folder, is_library_address
 from ..tuning.evaluation import Evaluation, evaluate, summarize_items
+from ..tuning.finetune import finetune
 
 # %% ../../nbs/8_app/02_personalize.ipynb #d549302d
 def find_adapter(folder) -> Path:
@@ -152,15 +154,26 @@ def describe_replies(before, after, writer: str) -> tuple:  # (habits without te
     return [habit.without_quotations().to_dict() for habit in habits], lines
 
 # %% ../../nbs/8_app/02_personalize.ipynb #prsrunn1
-def estimate_minutes(model, example, replies: int, tokens: int, passes: int = 0) -> float:
-    "Estimate the minutes of replies and forward passes on dialogues like this one."
+def time_step(model, example, config) -> float:  # seconds
+    "Time an optimiser step of a fine-tune on dialogues like this one."
+    ends = []
+    brief = replace(config, steps=2, checks=1, validation=0.0)
+    finetune(
+        model, [example] * config.batch_size, brief, progress=False, on_step=lambda *_: ends.append(time.perf_counter())
+    )
+    return ends[1] - ends[0]
 
-    def time_call(run, repeat: int) -> float:  # seconds of the fastest call; the first one loads what is missing
-        return min(timeit.repeat(run, number=1, repeat=repeat))
 
-    seconds = replies * time_call(lambda: model.reply([example], tokens), 2)
-    if passes:
-        seconds += passes * time_call(lambda: model.nll([example] * 4), 3) / 4
+def estimate_minutes(model, example, replies: int, tokens: int, num_read: int = 0, config=None) -> float:
+    "Estimate the minutes of replies, of reading and of a fine-tune on dialogues like this one."
+
+    def time_call(run) -> float:  # seconds of the faster call; the first one loads what is missing
+        return min(timeit.repeat(run, number=1, repeat=2))
+
+    seconds = replies * time_call(lambda: model.reply([example], tokens))
+    if config:
+        seconds += num_read * time_call(lambda: model.nll([example] * 4)) / 4
+        seconds += config.steps * time_step(model, example, config)
     return seconds / 60
 
 
@@ -169,8 +182,7 @@ def announce(model, example, replies: int, tokens: int, num_read: int = 0, confi
     work = [count_nouns(num_read, "dialogue") + " to read", f"{config.steps} steps of a fine-tune"] if config else []
     work.append(count_nouns(replies, "reply"))
     print(f"{', '.join(work)}; timing this machine …", file=sys.stderr, flush=True)
-    passes = num_read + 5 * config.steps * config.batch_size if config else 0
-    minutes = estimate_minutes(model, example, replies, tokens, passes)
+    minutes = estimate_minutes(model, example, replies, tokens, num_read, config)
     print(f"about {minutes:.1f} minutes", file=sys.stderr, flush=True)
 
 

@@ -304,11 +304,11 @@ def choose_model_name(name=None, is_largest: bool = False):  # the name itself, 
 
 # %% ../../nbs/0_base/07_loading.ipynb #lgg00020
 def time_product(dtype: str) -> float:  # seconds
-    "Return the seconds of the fastest of six products of 256 tokens with a layer of 1,024 rows."
+    "Return the seconds of the fastest of six products of 64 tokens with a square matrix."
     import torch
 
-    x = torch.ones(256, 1024, dtype=getattr(torch, dtype))
-    weight = torch.ones(1024, 4096, dtype=getattr(torch, dtype))
+    x = torch.ones(64, 1024, dtype=getattr(torch, dtype))
+    weight = torch.ones(1024, 1024, dtype=getattr(torch, dtype))
     return min(timeit.repeat(lambda: x @ weight, number=1, repeat=6))  # the first one prepares the kernel
 
 

@@ -58,7 +58,9 @@ def report_damage(file):
     except sqlite3.OperationalError as error:
         remedy = "free some space, or end the other program; what was stored is unchanged"
         raise InputError(f"{file}: cannot be used ({error})", remedy) from error
-    except (sqlite3.Error, KeyError, TypeError, AttributeError) as error:
+    except InputError:
+        raise
+    except (sqlite3.Error, LookupError, TypeError, ValueError, AttributeError) as error:
         remedy = "restore a copy, or choose another folder"
         raise InputError(f"{file}: damaged ({str(error)[:80]})", remedy) from error
 

@@ -21,7 +21,7 @@ from ..base.core import Dialogue, InputError, check
 from ..base.display import Displayed
 from .archive import ARCHIVE_FILE, UNFINISHED, Archive
 from .archive import count_bytes, cut_history, delete_dialogues, is_archive_file, purge
-from .state import FILE, State
+from .state import FILE, State, find_taken_back
 
 # %% ../../nbs/7_device/04_forgetting.ipynb #4d889d84
 PARTS = re.compile(r"\s+|\S{1,100}[^\w\s]{0,30}")  # an accent stays with its letter
@@ -89,7 +89,7 @@ def find_numbers(state: State) -> tuple:  # two dictionaries: id -> number of an
     "Find when each dialogue was said, and since when its reply has been the person's own, as event numbers."
     said = {}
     own = {}
-    gone = {n for event in state.archive.events if event.kind == "taken_back" for n in event.content["events"]}
+    gone = find_taken_back(state.archive.events)
     for event in state.archive.events:
         if event.number in gone:
             continue
@@ -270,8 +270,8 @@ def empty_replies(state: State, ids) -> None:
         state.archive.execute("UPDATE dialogues SET response = '' WHERE id = ?", (id,))
         query = "DELETE FROM events WHERE dialogue = ? AND kind NOT IN ('said', 'named', 'replaced')"
         if id in own:  # the correction stays, and what followed it
-            query = "DELETE FROM events WHERE dialogue = ? AND kind IN ('scored', 'kept', 'discarded', 'evicted')"
-            query += f" AND number < {own[id]}"
+            query = "DELETE FROM events WHERE dialogue = ? AND "
+            query += f"kind IN ('scored', 'kept', 'discarded', 'evicted', 'learned') AND number < {own[id]}"
         state.archive.execute(query, (id,))
 
 

@@ -25,8 +25,8 @@ from ..memory.retrieval import MAX_TOKENS, MemoryConfig
 from ..buffer.scoring import ScoredDialogue, load_lexicons, score
 from .archive import Archive
 from .forgetting import ForgetPlan, delete_rows, finish_forgetting, plan_forgetting, trim
-from .evidence import list_known
-from .learning import PreparedRound, check_start, choose_training, list_options, load_last_adapter
+from .evidence import choose_training, list_known
+from .learning import PreparedRound, check_start, list_options, load_last_adapter
 from .learning import prepare_round, record_round, undo_round
 from .recall import Memory, Recall
 from .settings import PersonalizerSettings
@@ -85,7 +85,7 @@ def _scope(state: State, ids: list, reaction: Reaction) -> Reaction:
 
 def _take_back(state: State) -> str:  # a line that names it
     "Take back the last reaction, scope or instruction whole; raise `InputError` if there is none."
-    events = [one.event for one in state.list_last_act()]
+    events = state.list_last_act()
     if not events:
         raise InputError("there is nothing to take back", "correct a reply first")
     state.record("taken_back", events=[event.number for event in events])
@@ -389,7 +389,8 @@ class Personalizer(Displayed):
     def recall(self, dialogue: Dialogue, replaced=()) -> Recall:  # dialogue: a new prompt with the talk before it
         "Find what a reply uses, the gate permitting; replaced: ids of turns whose statements it doesn't."
         adapter = self.adapter if self.model.reads_adapters else None
-        return self.memory.find(self.state, dialogue, self.model.count_tokens, adapter, replaced)
+        is_elsewhere = not getattr(self.model.engine, "is_here", True)
+        return self.memory.find(self.state, dialogue, self.model.count_tokens, adapter, replaced, is_elsewhere)
 
     def reply(self, prompt: str, history=(), max_tokens: int = None) -> str:
         "Reply to a prompt with the user's answers before it; do not observe it."

@@ -18,7 +18,7 @@ from ..data.reading import load_replay
 from ..base.notes import Note
 from ..memory.gate import Evidence, General, Verdict, embed_prompts, find_foreign, judge
 from ..memory.retrieval import MemoryConfig, add_memories, choose_statements, retrieve
-from ..memory.statements import find_statements
+from ..memory.statements import find_statements, is_private
 from .archive import Archive, load_vectors, store_vectors
 from .state import State
 from .evidence import get_evidence, list_learned
@@ -136,6 +136,7 @@ class Memory:
         count_tokens,  # text -> number of its tokens
         adapter=None,  # of a fine-tune
         replaced=(),  # ids of turns whose place the new one takes: their statements aren't used
+        is_elsewhere: bool = False,  # whether another computer writes the reply: what is private stays here
     ) -> Recall:
         "Return what the reply to a prompt uses."
         instructions = tuple(state.instructions.values())
@@ -150,8 +151,16 @@ class Memory:
             verdict = self.judge(evidence, prompt)
             learned = None if adapter is None else list_learned(state, evidence)
             taught = None if learned is None else self.judge(learned, prompt)
-            memories = retrieve(verdict.answers, verdict.similarities, prompt, self.config, count_tokens, shown)
             statements, updated = self.choose_statements(state, dialogue, shown, replaced, count_tokens)
+            if is_elsewhere:
+                statements, updated = [], []
+            left_out = set(shown)
+            while True:
+                memories = retrieve(verdict.answers, verdict.similarities, prompt, self.config, count_tokens, left_out)
+                private = {d.prompt for d in memories if is_elsewhere and is_private(d.text)}
+                left_out |= private
+                if not private:
+                    break
         read = add_memories(dialogue, memories, statements, self.config, instructions)
         closed = "" if taught is None or taught.is_open else taught.reason.replace("\n", "; ")
         adapter = None if closed else adapter

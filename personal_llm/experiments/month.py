@@ -194,7 +194,8 @@ def ask_as_program(session: ChatSession, system: str, prompt: str, max_tokens: i
 
     session.recalled = None
     messages = [dict(role="system", content=system), dict(role="user", content=prompt)]
-    pieces = write_reply(session, CompletionRequest(model="personal", messages=messages, max_tokens=max_tokens))
+    wanted = CompletionRequest(model="personal", messages=messages, max_tokens=max_tokens)
+    pieces = write_reply(session, wanted, is_person=False)
     return "".join(piece for piece in pieces if isinstance(piece, str))
 
 # %% ../../nbs/experiments/81_month.ipynb #monthcode7
@@ -337,7 +338,7 @@ class Life:
         if is_judged(self.name, message):
             counts = Counter(map(str, self.corrected.values()))
             row |= dict(form=mark_form(text, wish, before, self.forms, str(wish) in counts))
-            row |= dict(taught=counts[str(wish)] >= FEW) if wish else {}
+            row |= dict(corrections=counts[str(wish)]) if wish else {}  # towards the form that belongs here
         if message.place == "asked":
             row |= dict(kind=message.fact[0], fact=mark_fact(message.fact, self.told, statements))
         row |= dict(seconds=seconds) if seconds is not None else {}
@@ -426,7 +427,7 @@ def list_complaints(row: dict, is_strict: bool = False) -> dict:  # day -> set o
         reasons = [message.get("form")] * (message.get("form") in ("stale", "another", "spill"))
         reasons += ["wrong fact"] * (message.get("fact") == "wrong")
         if is_strict:
-            reasons += ["missing form"] * (message.get("form") == "none" and message.get("taught", False))
+            reasons += ["missing form"] * (message.get("form") == "none" and message.get("corrections", 0) >= FEW)
             reasons += ["missed fact"] * (message.get("fact") == "missed")
         days.setdefault(message["day"], set()).update(reasons)
     for day in row["days"]:
@@ -441,7 +442,7 @@ def mean(marks: list):  # None of no marks
 def score(row: dict) -> dict:  # measure -> number
     "Score a person's month."
     messages, days = row["messages"], row["days"]
-    taught = [message for message in messages if message.get("taught")]
+    taught = [message for message in messages if message.get("corrections")]
     asked = [message["fact"] for message in messages if "fact" in message and message["kind"] != "state"]
     found = dict(complaint_days=len(list_complaints(row)), strict_days=len(list_complaints(row, is_strict=True)))
     found |= dict(current=mean([message["form"] == "current" for message in taught]))
@@ -459,6 +460,6 @@ PLACES = dict(
 def measure_spill(row: dict, key: str = "form") -> dict:  # key: "form", or "opens"; place -> share, or None
     "Return the share of replies with a misplaced form, or of those that used corrections, from day 8 on."
     later = [message for message in row["messages"] if message["day"] >= FIRST_CORRECTIONS and message.get("form")]
-    elsewhere = [message for message in later if "taught" not in message]
+    elsewhere = [message for message in later if "corrections" not in message]
     value = lambda message: message["form"] == "spill" if key == "form" else message[key]
     return {place: mean([value(m) for m in elsewhere if m["place"] in names]) for place, names in PLACES.items()}

@@ -222,10 +222,12 @@ def read_curve() -> dict:  # dialogues seen -> (streams,)
 def read_ceilings() -> dict:  # name -> `RatioToBest`; what the rows could show at most
     "Compare an oracle that picks the best policy by each stream's test, and 32 answers instead of 8, with the rivals."
     rouge = read_rouge("premise", ("random", "kcenter"))
-    more = align(
-        answers=select_rouge("premise-settings", policy="sdss", bins=32),
-        random=select_rouge("premise", policy="random"),
-    )
+
+    def give_answers(grid: str, rivals: tuple) -> RatioToBest:  # an arm outside the comparison of eight bins
+        answers = select_rouge("premise-settings", policy="sdss", bins=32)
+        runs = align(answers=answers, **{policy: select_rouge(grid, policy=policy) for policy in rivals})
+        return ratio_to_best(runs.pop("answers"), runs)
+
     single = read_rouge("premise-scores", SCORES)
     best, best_score = (np.max(list(runs.values()), 0) for runs in (rouge, single))
     own = rouge.pop("sdss")
@@ -234,7 +236,9 @@ def read_ceilings() -> dict:  # name -> `RatioToBest`; what the rows could show 
     return dict(
         random=ratio_to_best(best, dict(random=rouge["random"])),
         rivals=ratio_to_best(best, rouge),
-        answers=ratio_to_best(more["answers"], dict(random=more["random"])),
+        answers=give_answers("premise", ("random",)),
+        answers_rivals=give_answers("premise", ("random", "kcenter")),
+        answers_scores=give_answers("premise-scores", SCORES),
         scores=ratio_to_best(best_score, single),
     )
 

@@ -86,7 +86,7 @@ def retrieve(
     def count(d: Dialogue) -> int:
         return count_tokens(d.prompt) + count_tokens(d.response)
 
-    return take_fitting(wanted, count, config.max_tokens, config.memories)[::-1]
+    return take_fitting(wanted, count, config.max_tokens, config.memories)[::-1] or wanted[: min(config.memories, 1)]
 
 # %% ../../nbs/3_memory/04_retrieval.ipynb #sta00014
 DAY = 86_400.0  # seconds for which a state is taken for true

@@ -1,0 +1,145 @@
+"Verbs at random: the live state is the state computed anew, and the state read from disk."
+
+import shutil
+
+import numpy as np
+import pytest
+from candidates import ROUND
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from personal_llm.base.core import Cost, Dialogue, InputError
+from personal_llm.base.models import load_model
+from personal_llm.buffer.scoring import ScoredDialogue, Scores
+from personal_llm.device import chat, personalizer
+from personal_llm.device.archive import Archive
+from personal_llm.device.chat import ChatSession
+from personal_llm.device.evidence import get_evidence, list_answered, list_unlearned
+from personal_llm.device.forgetting import trim
+from personal_llm.device.learning import PreparedRound, find_place
+from personal_llm.device.recall import Memory, Recall
+from personal_llm.device.state import begin_state, open_state
+
+POLICIES = ["answers-first", "sdss", "kcenter", "random"]
+SCOPES = ["", "here", "everywhere"]
+
+
+class Echo:
+    "A reply that is known beforehand."
+
+    end_reason = "stop"
+
+    def __init__(self, model, dialogue, options):
+        self.text = f"So it is {len(dialogue.prompt)}."
+
+    def __iter__(self):
+        yield self.text
+
+
+def score(model, dialogues, lexicons):
+    rng = np.random.default_rng(len(dialogues))
+    facts = dict(eoe=float(rng.random()), eoe_scripts=0.5, dss=0.1, domain="d", loss=1.0, tokens=5)
+    return [
+        ScoredDialogue(d, Scores(**facts, embedding=rng.normal(size=8).astype("f4"), model=model.active_adapter))
+        for d in dialogues
+    ]
+
+
+def prepare_round(dialogues, model, config, folder, **options):
+    place = find_place(folder)
+    place.mkdir(parents=True)
+    (place / "adapter_model.safetensors").write_bytes(b"weights")
+    return PreparedRound(ROUND | dict(adapter=f"adapters/{place.name}"), dialogues, None, Cost())
+
+
+def find(self, state, dialogue, *_):
+    return Recall(dialogue, memories=tuple(list_answered(state)[-2:]))
+
+
+def pick(items, number):
+    return [*items][number % len(items)]
+
+
+def do(session, verb, number):  # number: what it is done to, or with
+    me = session.me
+    ids = [*me.state.own]
+    match verb:
+        case "say":
+            "".join(session.say(f"Question {number}?"))
+        case "replace" if session.turns:
+            "".join(session.say(f"Question {number}, again?", replaces=pick(session.turns, number).id))
+        case "file":
+            me.observe_all([Dialogue(f"From a file {number}?", "Yes.", time=float(number))], progress=False)
+        case "talk":
+            session.open_talk()
+        case "better" | "up" | "down" if ids:
+            me.react(pick(ids, number), verb, f"In short: {number % 3}." if verb == "better" else "", 2e9 + number)
+        case "scope" if ids:
+            session.scoping.scope_correction(pick(SCOPES, number), pick(ids, number))
+        case "always":
+            known = [*me.state.instructions]
+            me.react(pick(known, number) if known and number % 2 else None, "always", f"Be {number}.", 2e9 + number)
+        case "undo":
+            session.undo()
+        case "settle":
+            me.settle()
+        case "learn":
+            me.finetune(progress=False)
+        case "unlearn":
+            me.undo_finetune()
+        case "base":
+            me.state.record("configured", base=f"base {number % 2}", model="m", settings=me.state.settings)
+        case "forget" if ids:
+            me.forget(ids=[pick(ids, number)])
+        case "trim":
+            trim(me.state, 4000)
+
+
+VERBS = ["say"] * 4 + ["better"] * 3 + ["settle", "undo"] * 2
+VERBS += ["replace", "file", "talk", "up", "down", "scope", "always", "learn", "unlearn", "base", "forget", "trim"]
+
+
+def describe(state):
+    "All fields of a state as text."
+    parts = {name: value for name, value in vars(state).items() if name not in ("archive", "buffer", "spent")}
+    parts = {name: sorted(value) if isinstance(value, set) else value for name, value in parts.items()}
+    buffer = state.buffer
+    entries = [(entry.dialogue, entry.scores.embedding.tolist()) for entry in buffer.entries]
+    parts |= dict(entries=entries, arrivals=buffer.arrivals, random=buffer.random.bit_generator.state)
+    return str({**parts, "evidence": get_evidence(state), "unlearned": list_unlearned(state), "seen": buffer.seen})
+
+
+def open_session(folder, policy):
+    clock = map(float, range(10**9, 2 * 10**9)).__next__
+    buffer = personalizer.Buffer(4, policy)
+    options = dict(buffer=buffer, memories=0, ask_when="policy" if policy == "answers-first" else None)
+    return ChatSession(load_model("pocket"), folder, clock=clock, idle_seconds=999.0, **options)
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+@settings(max_examples=26, deadline=None, suppress_health_check=list(HealthCheck))
+@given(st.lists(st.tuples(st.sampled_from(VERBS), st.integers(0, 9)), min_size=12, max_size=30))
+def test_live_computed_anew_and_read_from_disk_are_one_state(policy, tmp_path_factory, verbs):
+    folder = tmp_path_factory.mktemp("me")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(chat, "ReplyStream", Echo)
+        patch.setattr(personalizer, "score", score)
+        patch.setattr(personalizer, "prepare_round", prepare_round)
+        patch.setattr(personalizer, "load_last_adapter", lambda state, folder: None)
+        patch.setattr(Memory, "find", find)
+        with open_session(folder, policy) as session:
+            state = session.me.state
+            for verb, number in verbs:
+                before = describe(state)
+                try:
+                    do(session, verb, number)
+                except InputError:
+                    assert describe(state) == before, "a refusal changes nothing"
+                assert describe(begin_state(state.archive, state.buffer)) == describe(state), verb
+                if verb == "learn" and number % 2:
+                    assert list_unlearned(state) == [], "what was learned is not learned again"
+        shutil.copytree(folder, folder / "copy")
+        archive = Archive(folder / "copy")
+        assert describe(open_state(archive)) == describe(state)
+        archive.close()
+    shutil.rmtree(folder)
