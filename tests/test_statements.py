@@ -18,8 +18,8 @@ from personal_llm.device.recall import Memory
 from personal_llm.device.state import State
 from personal_llm.memory.statements import NOT_COVERED, Statement, add_days, describe_wishes, find_statements
 from personal_llm.base.text import format_date
-from personal_llm.memory.statements import FACT_KINDS, find_kinds, find_names, is_about_self, list_own_sentences
-from personal_llm.memory.statements import list_words, write_line, write_statements
+from personal_llm.memory.statements import FACT_KINDS, SECRET, find_kinds, find_names, is_about_self
+from personal_llm.memory.statements import list_own_sentences, list_words, write_line, write_statements
 
 SLOW = settings(deadline=None, max_examples=25)  # the encoder runs in each
 
@@ -531,3 +531,15 @@ def test_dates_are_written_as_people_write_them():
     assert write_statements([moved, Statement("I like tea.", 3.0)], 86_400.0 * 20_001).split("\n") == lines
     assert write_statements([moved]).startswith("The user told you before:") and write_statements([], 1.7e9) == ""
     assert [format_date(time) for time in (0.0, 799.0, -1e12, 1e300)] == [""] * 4
+
+
+NAMES = "ThinkPad-X1-Carbon-Gen11 FRITZ-Box-7590-XY lena-hofer-1984-graz llama-3-1-8b-instruct iPhone-15-Pro-Max-256GB"
+KEYS = "sk-proj-Ab3dE6gH9jK2mN5pQ8rT ghp_16C7e42F292c6912E7710c838347Ae178B4a AKIAIOSFODNN7EXAMPLE A1B2-C3D4-E5F6-G7H8 "
+KEYS += "550e8400-e29b-41d4-a716-446655440000 ABCDE-12345-FGHIJ-67890 "
+KEYS += "xoxb-123456789012-AbCdEfGhIjKlMnOp sk-ant-api03-abcDEF1234-xyz"
+
+
+def test_names_with_numbers_are_no_secrets_and_keys_are():
+    assert not [name for name in NAMES.split() if SECRET.search(f"It is called {name}.")]
+    assert not [key for key in KEYS.split() if not SECRET.search(f"It is {key}.")]
+    assert list_own_sentences("My laptop is a ThinkPad-X1-Carbon-Gen11.")

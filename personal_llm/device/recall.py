@@ -179,11 +179,11 @@ class Memory:
         asked = dialogue.prompt, rows[0], self.general
         return choose_statements(said, rows[1:], *asked, self.config, count_tokens, dialogue.time)
 
-    def list_statements(self, state: State) -> list:  # `Statement`s, the oldest first
-        "Return what the person said of themselves; each message is read once."
+    def list_statements(self, state: State) -> list:  # `Statement`s, in the order in which they were said
+        "Return what the person said of themselves; each message is read once. A clock that goes back changes no order."
         own = [self.archive.dialogues[id] for id in state.own]
         new = [d for d in own if d.id not in self.said or self.said[d.id][0] != d.prompt]
         self.said |= {d.id: (d.prompt, []) for d in new}
         for one in find_statements(new):
             self.said[one.id][1].append(one)
-        return sorted((one for d in own for one in self.said[d.id][1]), key=lambda one: one.time)
+        return [one for d in own for one in self.said[d.id][1]]

@@ -148,7 +148,7 @@ def choose_statements(
         return count_tokens(write_line(statement))
 
     chosen = take_fitting(dict.fromkeys(current), count, MAX_TOKENS, config.statements)
-    return sorted(chosen, key=lambda statement: statement.time), [statements[place] for place in updated]
+    return sorted(chosen, key=statements.index), [statements[place] for place in updated]
 
 # %% ../../nbs/3_memory/04_retrieval.ipynb #ret00031
 def add_memories(

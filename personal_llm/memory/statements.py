@@ -119,7 +119,10 @@ def is_about_self(prompt: str) -> bool:
 
 # %% ../../nbs/3_memory/02_statements.ipynb #sta00011
 MOST_SENTENCES = 4  # of a message, without questions: 94 % of the turns in LoCoMo's talks between friends have no more
-SECRET = re.compile(r"(?:\d[ -]?){12}|\b[A-Z]{2}\d{2}(?: ?\w{4}){3}|\b(?=[\w-]*\d)(?=[\w-]*[A-Za-z])[\w-]{16}")
+PART = r"(?:[A-Za-z]+|\w{1,9})"
+NAME = rf"(?=(?:\w+-)*[A-Z]?[a-z]{{2,}}(?![a-z\d_])){PART}(?:-{PART})+(?![\w-])"  # such as ThinkPad-X1-Carbon-Gen11
+KEY = rf"(?<![\w-])(?!{NAME})(?=[\w-]*\d)(?=[\w-]*[A-Za-z])[\w-]{{16}}"
+SECRET = re.compile(rf"(?:\d[ -]?){{12}}|\b[A-Z]{{2}}\d{{2}}(?: ?\w{{4}}){{3}}|{KEY}")
 
 
 def cut_question(sentence: str) -> str:  # "" if there is nothing to keep
