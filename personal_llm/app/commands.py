@@ -126,8 +126,8 @@ def add_options(argument: str, settings: type, *names: str, **defaults):  # a de
 
 
 TUNING = (
-    "layers",
     "steps",
+    "layers",
     "learning_rate",
     "batch_size",
     "rank",

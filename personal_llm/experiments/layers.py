@@ -75,7 +75,10 @@ def score_row(row: dict) -> dict:  # measure -> number
 
 def format_rows(*names: str) -> str:  # names of grids; a table in Markdown
     "List every measured night."
-    lines = ["| model | person | way | own | seen | unseen | behind the gate | nats before, after | seconds |", "|---" * 9 + "|"]
+    lines = [
+        "| model | person | way | own | seen | unseen | behind the gate | nats before, after | seconds |",
+        "|---" * 9 + "|",
+    ]
     rows = [row for name in names for row in read_results(name)]
     for row in sorted(rows, key=lambda row: (row["model"], [*WAYS].index(row["way"]), row["user"])):
         scores = score_row(row)

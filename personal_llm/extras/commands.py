@@ -221,7 +221,7 @@ def reproduce_sdss_command(
 @reproduce_app.command(
     "xpert", epilog="Example: personal-llm reproduce xpert --data me.jsonl --out table --library smollm2"
 )
-@add_options("tuning", TuningConfig, *TUNING)
+@add_options("tuning", TuningConfig, *TUNING, layers=None, steps=48, learning_rate=3e-4)
 @add_options("plan", XPerTPlan, *XPerTPlan.__dataclass_fields__)
 def reproduce_xpert_command(
     data: Data,
