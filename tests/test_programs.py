@@ -67,6 +67,14 @@ def test_a_set_up_text_is_not_the_persons_word(text):
     assert clean_turn(Turn("user", "Explain <b>bold</b> and # AGENTS.md.")).left_out == ""
 
 
+def test_the_system_text_of_vertex_belongs_to_each_dialogue():
+    turns = [dict(role=("user", "model")[i % 2], parts=[dict(text=text)]) for i, text in enumerate(sum(TEA, ()))]
+    found = reading.read_dialogues(
+        [dict(systemInstruction=dict(role="system", parts=[dict(text="Be kind.")]), contents=turns)]
+    )
+    assert pairs(found) == TEA and all(d.history[0] == ("system", "Be kind.") for d in found) and not found.notes()
+
+
 def test_an_install_without_our_exports_reads_plain_rows_and_says_what_to_do(monkeypatch):
     monkeypatch.setattr(reading, "load_plugins", lambda *_: {})
     monkeypatch.setattr(reading, "load_formats", cache(reading.load_formats.__wrapped__))

@@ -656,15 +656,25 @@ LIMITS = [("/connect", 2**12), ("/me/react", 2**22), ("/v1/models", 2**12), (COM
 SIZES = [(path, f"Content-Length: {size}", size > most) for path, most in LIMITS for size in (most, most + 1)]
 
 
-@pytest.mark.parametrize("path, header, is_refused", [*SIZES, (COMPLETIONS, "Transfer-Encoding: chunked", True)])
+@pytest.mark.parametrize("path, header, is_refused", [*SIZES, (COMPLETIONS, "Transfer-Encoding: chunked", None)])
 def test_each_path_has_a_limit_of_its_own_before_a_byte_is_read(served, path, header, is_refused):
     with socket.create_connection(("127.0.0.1", served.port), 60) as connection:
         lines = [f"POST {path} HTTP/1.1", f"Host: 127.0.0.1:{served.port}", header]
         lines += [f"Authorization: Bearer {served.token}"] * (path != "/connect")
         connection.sendall("\r\n".join([*lines, "", ""]).encode())
-        if not is_refused:
+        if is_refused is False:
             connection.sendall(b" " * int(header.split()[1]))
-        assert (b" 413 " in connection.recv(1000)) == is_refused
+        answer = connection.recv(1000)
+        assert (b" 413 " in answer, b" 411 " in answer) == (is_refused is True, is_refused is None)
+
+
+def test_what_newer_clients_send_is_read_or_told(served):
+    parts = [dict(role="user", content=[dict(type="input_text", text="My knee hurts.")])]
+    body = dict(model="personal", messages=parts, max_tokens=1)
+    assert served.ask("POST", COMPLETIONS, body)[0] == 200
+    assert [*served.session.me.archive.dialogues.values()][-1].prompt == "My knee hurts."
+    status, answer = served.ask("POST", COMPLETIONS, body | dict(stop=["x"] * 17))
+    assert (status, answer["error"]["message"]) == (400, "stop: 17 texts; send 16 at most")
 
 
 def test_the_page_is_public_empty_and_sealed(served):
