@@ -160,8 +160,10 @@ def check_request(request: Request, token: str, host: str, secret: str) -> None:
     if path not in (*PUBLIC, "/connect") and not is_known:
         raise HTTPException(401, "the token is missing or wrong; use the key that personal-llm serve printed")
     limit = find_limit(path)
-    if "transfer-encoding" in request.headers or int(request.headers.get("content-length", 0)) > limit:
-        raise HTTPException(413, f"the request is larger than {limit:,} bytes, or does not tell its length")
+    if "transfer-encoding" in request.headers:
+        raise HTTPException(411, "the request comes in chunks and does not tell its length; send a Content-Length")
+    if int(request.headers.get("content-length", 0)) > limit:
+        raise HTTPException(413, f"the request is larger than {limit:,} bytes; send less at once")
 
 # %% ../../nbs/9_extras/05_server.ipynb #srvguard
 def guard(app, token: str, host: str, secret: str):  # an ASGI application around another one
@@ -184,6 +186,8 @@ def guard(app, token: str, host: str, secret: str):  # an ASGI application aroun
 
 # %% ../../nbs/9_extras/05_server.ipynb #f52e07e7
 MODELS = ("personal", "personal-base")
+TEXT_TYPES = ("text", "input_text")  # of the parts of a message; the other one is that of OpenAI's newer protocol
+MOST_STOPS = 16  # texts; each is compared with the end of each piece
 # field -> the value that asks for nothing
 UNSUPPORTED = dict(n=1, functions=[], function_call="none", response_format={"type": "text"}, logprobs=False)
 UNSUPPORTED |= dict(top_logprobs=0, logit_bias={}, frequency_penalty=0, presence_penalty=0, modalities=["text"])
@@ -219,7 +223,7 @@ class Message(BaseModel, strict=True):
         "Return the text of all parts."
         if not isinstance(self.content, list):
             return clean_text(self.content or "")
-        return clean_text("\n".join(part.text or "" for part in self.content if part.type == "text"))
+        return clean_text("\n".join(part.text or "" for part in self.content if part.type in TEXT_TYPES))
 
 # %% ../../nbs/9_extras/05_server.ipynb #srvfield1
 def check_model_name(name: str) -> None:
@@ -237,7 +241,7 @@ class CompletionRequest(BaseModel, strict=True, extra="allow"):
     max_completion_tokens: Count = None
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
     top_p: Annotated[float, Field(ge=0, le=1)] | None = None
-    stop: Stop | Annotated[list[Stop], Field(max_length=16)] | None = None
+    stop: Stop | list[Stop] | None = None
     seed: Whole | None = None
     stream: bool | None = None
     stream_options: dict[str, bool | None] | None = None  # `include_usage`: the last event holds the tokens
@@ -256,9 +260,11 @@ class CompletionRequest(BaseModel, strict=True, extra="allow"):
         for name, value in extra.items():
             if value != UNSUPPORTED[name]:
                 raise HTTPException(400, f"{name}: this server does not support it; leave it out")
+        if isinstance(self.stop, list) and len(self.stop) > MOST_STOPS:
+            raise HTTPException(400, f"stop: {len(self.stop)} texts; send {MOST_STOPS} at most")
         check_model_name(self.model)
         content = self.messages[-1].content
-        if isinstance(content, list) and any(part.type != "text" for part in content):
+        if isinstance(content, list) and any(part.type not in TEXT_TYPES for part in content):
             raise HTTPException(400, "messages: this model reads text only; leave out pictures, sound and files")
         if self.messages[-1].role != "user" or not self.messages[-1].read():
             raise HTTPException(400, "messages: the last one must be a text of the user")
