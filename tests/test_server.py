@@ -256,7 +256,7 @@ def test_a_whole_day(tmp_path):
         assert [turn["reply"] for turn in shown["turns"]][0] == BETTER
         assert [turn["reaction"] for turn in shown["turns"]] == ["better", "up"]
         assert [turn["is_own"] for turn in shown["turns"]] == [True, False]
-        assert ask("GET", "/me/status")[1]["undo"] == "“Good reply” to “What shall I cook?”"
+        assert ask("GET", "/me/status")[1]["undo"] == "your thumbs-up for the reply to “What shall I cook?”"
         rows = ask("GET", f"/me/export?talk={first['talk']}")[1]["rows"]
         saved = [Dialogue.from_dict(row) for row in rows]
         assert (saved[0].prompt, saved[0].response, len(saved)) == ("My knee hurts.", BETTER, 2)
@@ -274,7 +274,7 @@ def test_a_whole_day(tmp_path):
         assert [row["prompt"] for row in known["statements"]] == ["I have a dog, Biscuit.", "My knee hurts."]
         assert ask("POST", "/me/react", dict(kind="always", text=f"In short, as in {SECRET}."))[0] == 200
         assert ask("GET", "/me/known")[1]["instructions"][0]["text"] == f"In short, as in {SECRET}."
-        assert ask("GET", "/me/status")[1]["undo"] == "your last instruction"
+        assert ask("GET", "/me/status")[1]["undo"].startswith("your instruction “In short, as in")
         assert ask("GET", "/me/status")[1]["unlearned"] == 2
         ask("POST", "/me/react", dict(id=first["id"], kind="up"))
         assert ask("GET", f"/me/talks?talk={first['talk']}")[1]["turns"][0]["is_own"], "a liked correction is still one"

@@ -19,7 +19,8 @@ from .state import FILE, State, hash_text
 # %% ../../nbs/7_device/03_evidence.ipynb #evd1grpc
 def _uses_form(state: State, id: str) -> bool:
     "Return whether a reply was generated with corrections: as examples, in its talk, or by a fine-tune."
-    if state.reads.get(id) or id in state.used or id in state.tuned:
+    reply = state.find_reply(id)
+    if reply.reads or reply.has_read or reply.is_tuned:
         return True
     turns = state.archive.histories[id]
     known = (item for item in turns if isinstance(item, str) and item in state.archive.dialogues)
@@ -34,13 +35,13 @@ def _find_group(state: State, id: str) -> str:  # a field of `Evidence`, "approv
     if d.origin in ANSWERED_ORIGINS:
         scope = state.scopes.get(id, "")
         if d.origin == "approved" and not scope:  # a liked reply belongs where what it used belongs
-            used = {state.scopes.get(other, "") for other in state.reads.get(id, ())}
+            used = {state.scopes.get(other, "") for other in state.find_reply(id).reads}
             scope = used.pop() if len(used) == 1 else ""
         group = SCOPES[scope].group
         if group == "answers" and id in state.plain:
             return "plain"
         return "approved" if d.origin == "approved" and not _uses_form(state, id) else group
-    is_silent = id in state.reactions or id in state.replaced or id in state.silent or d.origin != "model"
+    is_silent = id in state.reactions or id in state.replaced or state.find_reply(id).is_silent or d.origin != "model"
     if is_silent or state.archive.talks[id] == FILE or _uses_form(state, id):
         return ""
     return "left_alone"
@@ -48,7 +49,7 @@ def _find_group(state: State, id: str) -> str:  # a field of `Evidence`, "approv
 # %% ../../nbs/7_device/03_evidence.ipynb #evd2evic
 def _list_said(state: State) -> list:  # ids
     "Return all dialogues, those with a reaction last, in the order of the reactions."
-    return [id for id in state.reads if id not in state.reactions] + [*state.reactions]
+    return [id for id in state.replies if id not in state.reactions] + [*state.reactions]
 
 
 def get_evidence(state: State) -> Evidence:
@@ -111,7 +112,7 @@ def list_unlearned(state: State, but_undone: bool = True) -> list[str]:  # but_u
 def list_learned(state: State, evidence: Evidence):  # an `Evidence`, or None if nobody answered what was learned
     "Return the part of the evidence that the last fine-tune of this base learned, with all that opposes it."
     last = state.find_last_round()
-    if last is None or last.adapter not in state.taught:
+    if last is None or not last.is_taught:
         return None
     return evidence.select(lambda d: state.root(d) in last.learned)
 

@@ -36,13 +36,13 @@ class Recall:
     adapter: object = None  # an `Adapter`; None: the base model generates the reply
     verdict: Verdict = Verdict()  # of the gate
     is_silent: bool = False  # whether it could not use a correction that belonged to its prompt: no evidence
-    closed: str = ""  # why an adapter doesn't generate the reply, if there is one
+    closed: Note | None = None  # why an adapter doesn't generate the reply, if there is one
 
     @property
-    def reasons(self) -> list:  # lines
+    def reasons(self) -> list[Note]:
         "Why corrections apply or not, and why the adapter doesn't although some corrections apply."
-        is_mixed = self.closed and self.verdict.answers
-        return self.verdict.reason.splitlines() + [f"your fine-tune doesn't apply: {self.closed}"] * bool(is_mixed)
+        is_mixed = self.closed is not None and self.verdict.answers
+        return [*self.verdict.reasons] + [Note("finetune_does_not_apply", reason=self.closed)] * bool(is_mixed)
 
 # %% ../../nbs/7_device/05_recall.ipynb #1f733aa4
 BLOCK_SIZE = 64  # texts that `warm` embeds at once: about a tenth of a second
@@ -162,8 +162,8 @@ class Memory:
                 if not private:
                     break
         read = add_memories(dialogue, memories, statements, self.config, instructions)
-        closed = "" if taught is None or taught.is_open else taught.reason.replace("\n", "; ")
-        adapter = None if closed else adapter
+        closed = None if taught is None or taught.is_open else Note("line", parts=taught.reasons)
+        adapter = adapter if closed is None else None
         is_silent = bool(verdict.answers) and not memories
         lists = map(tuple, (memories, statements, updated))
         return Recall(read, *lists, instructions, adapter, verdict, is_silent, closed)

@@ -40,8 +40,8 @@ function openForm(item, kind, texts, turn, start, action) { // action: of a text
 export function openEditor(item, turn) {
   const texts = { what: "The reply you wanted", save: "Save the correction" };
   openForm(item, "better", texts, turn, turn.reply, async (text) => {
-    const { kind, place } = await post("react", { id: turn.id, kind: "better", text });
-    show(kind === "up" ? "Not changed: you liked this reply." : `Correction saved. It applies to ${place}.`);
+    const { kind, message } = await post("react", { id: turn.id, kind: "better", text });
+    show(kind === "up" ? "Not changed: you liked this reply." : message);
   });
 }
 
