@@ -584,7 +584,7 @@ def test_a_message_that_comes_while_the_thread_scores_is_neither_lost_nor_raced(
         replied = session.me.cost.tokens
         goes_on.set()
         session.work.finish_learning()
-        assert any(line.startswith("learned:") for line in session.pop_messages())
+        assert any(line.startswith("learned the repl") for line in session.pop_messages())
         assert session.me.state.pending == [session.turns[-1].id]
         assert session.me.cost.tokens > replied, "both threads' costs count"
     with open_chat(model, tmp_path) as again:
