@@ -284,7 +284,7 @@ def reproduce_sdss(
                 if progress:
                     print(f"{' '.join(map(str, job.values()))}: {row['rouge1']:.3f}", file=sys.stderr, flush=True)
     unit = "sets × seeds" if len(streams) > 1 else "test dialogues"
-    tables = {at: Table(own, unit, f"ROUGE-1 at {at}") for at, own in values.items()}
+    tables = {at: Table(own, unit, f"ROUGE-1, seen: {at}") for at, own in values.items()}
     write_atomically(run.folder / "curve.png", draw_curve(tables))
     write_json(run.folder / "table.json", {at: table.to_rows() for at, table in tables.items()})
     return tables
