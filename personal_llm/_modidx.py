@@ -1393,6 +1393,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                               'personal_llm/device/archive.py'),
                                              'personal_llm.device.archive.shorten_history': ( '7_device/archive.html#shorten_history',
                                                                                               'personal_llm/device/archive.py'),
+                                             'personal_llm.device.archive.store_said': ( '7_device/archive.html#store_said',
+                                                                                         'personal_llm/device/archive.py'),
                                              'personal_llm.device.archive.store_vectors': ( '7_device/archive.html#store_vectors',
                                                                                             'personal_llm/device/archive.py')},
             'personal_llm.device.chat': { 'personal_llm.device.chat.Background': ( '7_device/chat.html#background',
