@@ -271,7 +271,7 @@ FEW = 3  # corrections towards a form, from which on a missing form counts in th
 MORNING = 1_772_442_000  # 2 March 2026, 9 o'clock UTC, in seconds since the epoch
 DAY = 86_400  # seconds
 PAUSE = 600  # seconds between two messages
-MAX_TOKENS = 64  # of a reply
+MAX_TOKENS = 48  # of a reply, as in the other experiments
 
 
 class Life:
@@ -415,7 +415,7 @@ GRIDS = (
     Grid("month", [dict(user=name) for name in list_people("test")], measure, (), None),
     Grid("month-before", [dict(user=name) for name in list_people("test")], measure_before, (), None),
     Grid(
-        "month-models", [dict(user=user, model=model) for model in MODELS for user in WHOLE], measure_models, (), None
+        "month-models", [dict(user=user, model=model) for user in WHOLE for model in MODELS], measure_models, (), None
     ),
 )
 
